@@ -1,0 +1,126 @@
+"""Deformable operators in plain PyTorch: the oracle that the compiled kernels are tested against.
+
+Written to be read, not to be fast: explicit corners, no ``grid_sample``. Everything is
+differentiable (twice) by autograd and runs on any device and dtype.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def sample_multilinear(feature: Tensor, points: Tensor) -> Tensor:
+    """Reads ``feature`` at real-valued points, multilinearly, on the map padded with zeros.
+
+    Args:
+        feature: ``(B, C, *size)``.
+        points: ``(B, rank, P)``, coordinates in pixels, slowest axis (z or y) first.
+
+    Returns:
+        ``(B, C, P)``. A point with a coordinate <= -1 or >= size is zero (the border rule of
+        DCNv2), and so is one that is NaN: neither passes a gradient.
+    """
+    batch, channels = feature.shape[:2]
+    size = feature.shape[2:]
+    rank = len(size)
+    extent = points.new_tensor(size).view(1, rank, 1)
+    inside = ((points > -1) & (points < extent)).all(dim=1)  # (B, P); NaN compares false
+    points = torch.where(inside[:, None], points, torch.zeros_like(points))
+    low = points.detach().floor()
+    fraction = points - low  # (B, rank, P)
+    flat = feature.reshape(batch, channels, -1)
+    out = feature.new_zeros(batch, channels, points.shape[2])
+    for corner in itertools.product((0, 1), repeat=rank):
+        step = low.new_tensor(corner).view(1, rank, 1)
+        position = low + step
+        weight = torch.where(step > 0, fraction, 1 - fraction).prod(dim=1)  # (B, P)
+        valid = inside & ((position >= 0) & (position < extent)).all(dim=1)
+        index = torch.zeros_like(valid, dtype=torch.long)
+        for axis in range(rank):
+            index = index * size[axis] + position[:, axis].clamp(0, max(size[axis] - 1, 0)).long()
+        values = flat.gather(2, index[:, None].expand(-1, channels, -1))
+        values = torch.where(valid[:, None], values, torch.zeros_like(values))
+        out = out + values * weight[:, None].to(values.dtype)
+    return out
+
+
+def sampling_points(
+    offset: Tensor | None,  # (N, G·K·rank, *out)
+    kernel: Sequence[int],
+    out_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    like: Tensor,
+) -> Tensor:
+    """Where each tap of each output position reads: ``(N or 1, G or 1, K, rank, *out)``, in pixels."""
+    rank = len(kernel)
+    axes = []
+    for axis in range(rank):
+        tap = torch.arange(kernel[axis], device=like.device, dtype=like.dtype) * dilation[axis]
+        out = torch.arange(out_size[axis], device=like.device, dtype=like.dtype) * stride[axis]
+        tap_shape = [1] * (2 * rank)
+        tap_shape[axis] = -1
+        out_shape = [1] * (2 * rank)
+        out_shape[rank + axis] = -1
+        position = tap.view(tap_shape) + out.view(out_shape) - padding[axis]
+        axes.append(position.expand(*kernel, *out_size).reshape(-1, *out_size))
+    grid = torch.stack(axes, dim=1)[None, None]  # (1, 1, K, rank, *out)
+    if offset is None:
+        return grid
+    taps = math.prod(kernel)
+    groups = offset.shape[1] // (taps * rank)
+    return grid + offset.reshape(offset.shape[0], groups, taps, rank, *out_size).to(like.dtype)
+
+
+def deform_conv(
+    input: Tensor,  # (N, C, *in)
+    weight: Tensor,  # (O, C / groups, *kernel)
+    offset: Tensor | None,  # (N, G·K·rank, *out)
+    mask: Tensor | None,  # (N, M·K, *out)
+    bias: Tensor | None,  # (O,)
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """Deformable convolution of any rank, written out.
+
+    DCN (Dai et al. 2017, eq. 2) without ``mask``, DCNv2 (Zhu et al. 2019, eq. 1) with it::
+
+        out[n, o, p] = bias[o] + sum_{c, k} weight[o, c, k] · mask[n, m(c), k, p]
+                                 · input[n, c, p·stride - padding + k·dilation + offset[n, g(c), k, p]]
+    """
+    batch, channels = input.shape[:2]
+    kernel = weight.shape[2:]
+    rank, taps = len(kernel), math.prod(kernel)
+    out_size = [
+        (input.shape[2 + a] + 2 * padding[a] - dilation[a] * (kernel[a] - 1) - 1) // stride[a] + 1
+        for a in range(rank)
+    ]
+    pixels = math.prod(out_size)
+    accumulate = torch.promote_types(input.dtype, torch.float32)
+    feature, kernel_weight = input.to(accumulate), weight.to(accumulate)
+
+    points = sampling_points(offset, kernel, out_size, stride, padding, dilation, feature)
+    points = points.expand(batch, *points.shape[1:])  # (N, G, K, rank, *out)
+    offset_groups = points.shape[1]
+    points = points.transpose(2, 3).reshape(batch * offset_groups, rank, taps * pixels)
+    grouped = feature.reshape(batch * offset_groups, channels // offset_groups, *input.shape[2:])
+    columns = sample_multilinear(grouped, points).reshape(batch, channels, taps, pixels)
+    if mask is not None:
+        mask_groups = mask.shape[1] // taps
+        weights = mask.to(accumulate).reshape(batch, mask_groups, 1, taps, pixels)
+        columns = columns.reshape(batch, mask_groups, -1, taps, pixels) * weights
+    columns = columns.reshape(batch, groups, channels // groups * taps, pixels)
+    matrix = kernel_weight.reshape(groups, weight.shape[0] // groups, -1)
+    out = torch.einsum("gok,ngkp->ngop", matrix, columns)
+    out = out.reshape(batch, weight.shape[0], *out_size)
+    if bias is not None:
+        out = out + bias.to(accumulate).view(1, -1, *[1] * rank)
+    return out.to(input.dtype)
