@@ -1,0 +1,43 @@
+"""``mmcv.ops`` on dcnzoo's operators, with mmcv-lite or with a compiled mmcv.
+
+mmcv-lite is mmcv without its one compiled module, ``mmcv._ext``, and so without ``mmcv.ops``, which
+MMDetection cannot be imported without. :func:`install` puts a finder behind all others, which answers
+that one name with :mod:`dcnzoo.compat.mmcv._ext`. A compiled ``mmcv._ext`` is found before it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from importlib.machinery import ModuleSpec
+from importlib.util import spec_from_file_location
+from pathlib import Path
+
+EXTENSION = "mmcv._ext"
+STAND_IN = Path(__file__).with_name("_ext.py")
+
+
+class _Finder:
+    """A meta-path finder that knows one module."""
+
+    @staticmethod
+    def find_spec(name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        return spec_from_file_location(EXTENSION, STAND_IN) if name == EXTENSION else None
+
+
+def install() -> None:
+    """Lets ``import mmcv._ext`` fall back to dcnzoo's operators. Costs nothing until then."""
+    if _Finder not in sys.meta_path:
+        sys.meta_path.append(_Finder)
+
+
+def use_dcnzoo_deform_conv() -> None:
+    """Runs mmcv's own deformable convolutions on dcnzoo's operators, also where mmcv is compiled.
+
+    ``DeformConv2d``, ``ModulatedDeformConv2d`` and their functions, which several heads import past
+    the registry, look up ``ext_module`` in their module at every call.
+    """
+    extension = importlib.import_module(f"{__name__}._ext")
+    for name in ("mmcv.ops.deform_conv", "mmcv.ops.modulated_deform_conv"):
+        # not `import … as`: mmcv.ops has functions of the same names as its modules
+        importlib.import_module(name).ext_module = extension

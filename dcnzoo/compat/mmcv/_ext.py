@@ -1,0 +1,427 @@
+"""The functions of mmcv's compiled module ``mmcv._ext``, with its signatures, on dcnzoo's operators.
+
+As there, tensors named ``output`` and ``grad_…`` are the caller's and written in place; ``columns``,
+``ones`` and ``buff`` are scratch memory that is not needed here. Imported by file, as ``mmcv._ext``
+(see :mod:`dcnzoo.compat.mmcv`), hence the absolute imports.
+
+Every other function of ``mmcv._ext`` is there too, because ``mmcv.ops`` asks for all of them when it is
+imported, and raises ``NotImplementedError`` when called.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+import dcnzoo.ops
+
+
+def __getattr__(name: str) -> Callable:
+    if name.startswith("__"):
+        raise AttributeError(name)
+
+    def missing(*args: object, **kwargs: object) -> None:
+        raise NotImplementedError(
+            f"mmcv.ops: {name}: this operator of compiled mmcv is not provided by dcnzoo; "
+            "install mmcv with its compiled operators in place of mmcv-lite to use it"
+        )
+
+    return missing
+
+
+def get_compiler_version() -> str:
+    return "none (mmcv._ext is dcnzoo's)"
+
+
+def get_compiling_cuda_version() -> str:
+    return "none (mmcv._ext is dcnzoo's)"
+
+
+def _without_autocast(function: Callable) -> Callable:
+    """mmcv has settled the dtypes before it calls: autocast must not change them again."""
+
+    @functools.wraps(function)
+    def wrapper(input: Tensor, *args: object, **kwargs: object) -> object:
+        with torch.autocast(input.device.type, enabled=False):
+            return function(input, *args, **kwargs)
+
+    return wrapper
+
+
+# Deformable convolution
+
+
+def _backward(wanted: str, grad_output: Tensor, *arguments: object) -> tuple[Tensor, ...]:
+    """Gradients of the inputs named in ``wanted``, in the operator's order of arguments."""
+    names = ("input", "weight", "offset", "mask", "bias")
+    chosen = [name in wanted.split() for name in names]
+    gradients = torch.ops.dcnzoo._deform_conv_backward(grad_output, *arguments, chosen)
+    return tuple(g for g, c in zip(gradients, chosen, strict=True) if c)
+
+
+@_without_autocast
+def deform_conv_forward(
+    input: Tensor,
+    weight: Tensor,
+    offset: Tensor,
+    output: Tensor,
+    columns: Tensor,
+    ones: Tensor,
+    kW: int,
+    kH: int,
+    dW: int,
+    dH: int,
+    padW: int,
+    padH: int,
+    dilationW: int,
+    dilationH: int,
+    group: int,
+    deformable_group: int,
+    im2col_step: int,
+) -> None:
+    geometry = ((dH, dW), (padH, padW), (dilationH, dilationW), group, im2col_step)
+    output.copy_(dcnzoo.ops.deform_conv2d(input, weight, offset, None, None, *geometry))
+
+
+@_without_autocast
+def deform_conv_backward_input(
+    input: Tensor,
+    offset: Tensor,
+    grad_output: Tensor,
+    grad_input: Tensor,
+    grad_offset: Tensor,
+    weight: Tensor,
+    columns: Tensor,
+    kW: int,
+    kH: int,
+    dW: int,
+    dH: int,
+    padW: int,
+    padH: int,
+    dilationW: int,
+    dilationH: int,
+    group: int,
+    deformable_group: int,
+    im2col_step: int,
+) -> None:
+    geometry = ((dH, dW), (padH, padW), (dilationH, dilationW), group, im2col_step)
+    gradients = _backward("input offset", grad_output, input, weight, offset, None, *geometry)
+    grad_input.add_(gradients[0])
+    grad_offset.add_(gradients[1])
+
+
+@_without_autocast
+def deform_conv_backward_parameters(
+    input: Tensor,
+    offset: Tensor,
+    grad_output: Tensor,
+    grad_weight: Tensor,
+    columns: Tensor,
+    ones: Tensor,
+    kW: int,
+    kH: int,
+    dW: int,
+    dH: int,
+    padW: int,
+    padH: int,
+    dilationW: int,
+    dilationH: int,
+    group: int,
+    deformable_group: int,
+    scale: float,
+    im2col_step: int,
+) -> None:
+    geometry = ((dH, dW), (padH, padW), (dilationH, dilationW), group, im2col_step)
+    # the weight's gradient does not depend on the weight, which mmcv does not pass
+    (gradient,) = _backward("weight", grad_output, input, grad_weight, offset, None, *geometry)
+    grad_weight.add_(gradient, alpha=scale)
+
+
+def _as_read(values: Tensor, name: str, channels: int, size: tuple[int, int]) -> Tensor:
+    """``values`` as mmcv's kernels see it, which take its size for granted.
+
+    They read the memory of each image as ``(channels, *size)``, ``size`` being the output's, whatever
+    the tensor's shape is. MMDetection's DyHead counts on that: where its offsets come from a finer
+    level than its input, its published checkpoints have learnt with what lies there in memory, not with
+    a crop. So a larger tensor means here what it means there: its first ``channels · size`` values.
+    A smaller one, where mmcv reads past the end, is an error.
+    """
+    if values.shape[1:] == (channels, *size):
+        return values
+    needed = channels * size[0] * size[1]
+    if values[0].numel() < needed:
+        raise ValueError(
+            f"modulated_deform_conv2d: {name}: expected at least {channels} × {size[0]} × {size[1]} "
+            f"values per image, got {' × '.join(map(str, values.shape[1:]))}"
+        )
+    return values.flatten(1)[:, :needed].reshape(-1, channels, *size)
+
+
+def _add_as_read(target: Tensor, gradient: Tensor) -> None:
+    """Adds the gradient of :func:`_as_read` to that of its argument."""
+    if gradient.shape != target.shape:
+        values = gradient.flatten(1)
+        padding = target[0].numel() - values.shape[1]
+        gradient = torch.nn.functional.pad(values, (0, padding)).view(target.shape)
+    target.add_(gradient)
+
+
+@_without_autocast
+def modulated_deform_conv_forward(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    ones: Tensor,
+    offset: Tensor,
+    mask: Tensor,
+    output: Tensor,
+    columns: Tensor,
+    kernel_h: int,
+    kernel_w: int,
+    stride_h: int,
+    stride_w: int,
+    pad_h: int,
+    pad_w: int,
+    dilation_h: int,
+    dilation_w: int,
+    group: int,
+    deformable_group: int,
+    with_bias: bool,
+) -> None:
+    taps = deformable_group * kernel_h * kernel_w
+    offset = _as_read(offset, "offset", 2 * taps, output.shape[2:])
+    mask = _as_read(mask, "mask", taps, output.shape[2:])
+    geometry = ((stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w), group)
+    bias = bias if with_bias else None
+    output.copy_(dcnzoo.ops.deform_conv2d(input, weight, offset, mask, bias, *geometry))
+
+
+@_without_autocast
+def modulated_deform_conv_backward(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    ones: Tensor,
+    offset: Tensor,
+    mask: Tensor,
+    columns: Tensor,
+    grad_input: Tensor,
+    grad_weight: Tensor,
+    grad_bias: Tensor,
+    grad_offset: Tensor,
+    grad_mask: Tensor,
+    grad_output: Tensor,
+    kernel_h: int,
+    kernel_w: int,
+    stride_h: int,
+    stride_w: int,
+    pad_h: int,
+    pad_w: int,
+    dilation_h: int,
+    dilation_w: int,
+    group: int,
+    deformable_group: int,
+    with_bias: bool,
+) -> None:
+    taps = deformable_group * kernel_h * kernel_w
+    offset = _as_read(offset, "offset", 2 * taps, grad_output.shape[2:])
+    mask = _as_read(mask, "mask", taps, grad_output.shape[2:])
+    geometry = ((stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w), group, None)
+    wanted = "input weight offset mask" + " bias" * with_bias
+    gradients = _backward(wanted, grad_output, input, weight, offset, mask, *geometry)
+    grad_input.add_(gradients[0])
+    grad_weight.add_(gradients[1])
+    _add_as_read(grad_offset, gradients[2])
+    _add_as_read(grad_mask, gradients[3])
+    if with_bias:
+        grad_bias.add_(gradients[4])
+
+
+# Boxes
+
+
+def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
+    return dcnzoo.ops.nms(boxes, scores, iou_threshold, offset)
+
+
+def _iou(box: Tensor, boxes: Tensor, offset: int = 0) -> Tensor:  # (4,), (N, 4) -> (N,)
+    def area(boxes: Tensor) -> Tensor:
+        return (boxes[..., 2:] - boxes[..., :2] + offset).prod(-1)
+
+    low, high = torch.max(box[:2], boxes[:, :2]), torch.min(box[2:], boxes[:, 2:])
+    overlap = (high - low + offset).clamp(min=0).prod(-1)
+    return overlap / (area(box) + area(boxes) - overlap)
+
+
+def softnms(
+    boxes: Tensor,  # (N, 4)
+    scores: Tensor,  # (N,)
+    dets: Tensor,  # (N, 5), written: the boxes that remain and their new scores
+    iou_threshold: float,
+    sigma: float,
+    min_score: float,
+    method: int,  # 0 naive, 1 linear, 2 gaussian
+    offset: int,
+) -> Tensor:
+    """Soft-NMS (Bodla et al. 2017). Returns the indices of the boxes that remain, best first."""
+    left = torch.arange(len(boxes), device=boxes.device)
+    scores, kept = scores.clone(), []
+    while len(left):
+        best = scores.argmax()
+        index = left[best]
+        dets[len(kept), :4], dets[len(kept), 4] = boxes[index], scores[best]
+        kept.append(index)
+        iou = _iou(boxes[index], boxes[left], offset)
+        if method == 2:
+            scores = scores * torch.exp(-iou.square() / sigma)
+        else:
+            decay = torch.zeros_like(iou) if method == 0 else 1 - iou
+            scores = torch.where(iou >= iou_threshold, scores * decay, scores)
+        remains = scores >= min_score
+        remains[best] = False
+        left, scores = left[remains], scores[remains]
+    return torch.stack(kept) if kept else left
+
+
+def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
+    """Groups ``dets`` (N, 5): each kept box with the boxes that it suppresses, best first."""
+    left = dets[:, 4].argsort(descending=True, stable=True)
+    groups = []
+    while len(left):
+        match = _iou(dets[left[0], :4], dets[left, :4]) >= iou_threshold
+        match[0] = True
+        groups.append(left[match].tolist())
+        left = left[~match]
+    return groups
+
+
+# Regions of interest
+
+
+@_without_autocast
+def roi_align_forward(
+    input: Tensor,
+    rois: Tensor,
+    output: Tensor,
+    argmax_y: Tensor,
+    argmax_x: Tensor,
+    aligned_height: int,
+    aligned_width: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    pool_mode: int,  # 0 max, 1 avg
+    aligned: bool,
+) -> None:
+    size = (aligned_height, aligned_width)
+    mode = ("max", "avg")[pool_mode]
+    output.copy_(
+        dcnzoo.ops.roi_align(input, rois, size, spatial_scale, sampling_ratio, mode, aligned)
+    )
+
+
+@_without_autocast
+def roi_align_backward(
+    grad_output: Tensor,
+    rois: Tensor,
+    argmax_y: Tensor,
+    argmax_x: Tensor,
+    grad_input: Tensor,
+    aligned_height: int,
+    aligned_width: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    pool_mode: int,
+    aligned: bool,
+) -> None:
+    size = (aligned_height, aligned_width)
+    with torch.enable_grad():
+        # averages are linear in the input: any will do to differentiate at
+        input = torch.zeros_like(grad_input).requires_grad_()
+        output = dcnzoo.ops.roi_align(
+            input, rois, size, spatial_scale, sampling_ratio, "avg", aligned
+        )
+    grad_input.add_(torch.autograd.grad(output, input, grad_output)[0])
+
+
+# Focal loss (Lin et al. 2017), per element, as in mmcv's CUDA kernels
+
+
+def _log(probability: Tensor) -> Tensor:
+    return probability.clamp(min=torch.finfo(torch.float32).tiny).log()
+
+
+def _class_weight(weight: Tensor, target: Tensor) -> Tensor | float:
+    """Each sample's weight by its class; 1 for background (mmcv reads past the end there)."""
+    if not weight.numel():
+        return 1.0
+    return torch.cat([weight, weight.new_ones(1)])[target.clamp(max=len(weight))]
+
+
+def _is_target(input: Tensor, target: Tensor) -> Tensor:  # (N, C), (N,) -> (N, C)
+    return target[:, None] == torch.arange(input.shape[1], device=input.device)
+
+
+def _sigmoid_focal(
+    input: Tensor, target: Tensor, weight: Tensor, alpha: float, foreground: Tensor, rest: Tensor
+) -> Tensor:
+    loss = torch.where(_is_target(input, target), -alpha * foreground, (alpha - 1) * rest)
+    scale = _class_weight(weight, target)
+    return loss * (scale[:, None] if isinstance(scale, Tensor) else scale)
+
+
+def sigmoid_focal_loss_forward(
+    input: Tensor,  # (N, C) logits
+    target: Tensor,  # (N,) class, C for background
+    weight: Tensor,  # (C,) or empty
+    output: Tensor,  # (N, C)
+    gamma: float,
+    alpha: float,
+) -> None:
+    p = input.sigmoid()
+    foreground = (1 - p) ** gamma * _log(p)
+    rest = p**gamma * _log(1 - p)
+    output.copy_(_sigmoid_focal(input, target, weight, alpha, foreground, rest))
+
+
+def sigmoid_focal_loss_backward(
+    input: Tensor, target: Tensor, weight: Tensor, grad_input: Tensor, gamma: float, alpha: float
+) -> None:
+    p = input.sigmoid()
+    foreground = (1 - p) ** gamma * (1 - p - gamma * p * _log(p))
+    rest = p**gamma * (gamma * (1 - p) * _log(1 - p) - p)
+    grad_input.copy_(_sigmoid_focal(input, target, weight, alpha, foreground, rest))
+
+
+def softmax_focal_loss_forward(
+    softmax: Tensor,  # (N, C) probabilities
+    target: Tensor,  # (N,) class; a negative one has no loss
+    weight: Tensor,  # (C,) or empty
+    output: Tensor,  # (N,)
+    gamma: float,
+    alpha: float,
+) -> None:
+    labelled = target >= 0
+    label = target.clamp(min=0)
+    p = softmax.gather(1, label[:, None])[:, 0]
+    loss = -alpha * (1 - p) ** gamma * _log(p) * _class_weight(weight, label)
+    output.copy_(torch.where(labelled, loss, torch.zeros_like(loss)))
+
+
+def softmax_focal_loss_backward(
+    softmax: Tensor,
+    target: Tensor,
+    weight: Tensor,
+    buff: Tensor,
+    grad_input: Tensor,
+    gamma: float,
+    alpha: float,
+) -> None:
+    labelled = target >= 0
+    label = target.clamp(min=0)
+    p = softmax.gather(1, label[:, None])[:, 0]
+    slope = gamma * (1 - p) ** (gamma - 1) * p * _log(p) - (1 - p) ** gamma
+    slope = torch.where(labelled, alpha * slope * _class_weight(weight, label), torch.zeros_like(p))
+    grad_input.copy_(slope[:, None] * (_is_target(softmax, label).to(softmax.dtype) - softmax))

@@ -1,0 +1,127 @@
+"""Mends for mmengine 0.10.7 and mmdet 3.3.0 on today's PyTorch and on machines without a GPU.
+
+``import dcnzoo.models`` applies them. Each says what fails without it, asks whether it is needed, and
+changes nothing where it is not.
+"""
+
+from __future__ import annotations
+
+import functools
+from unittest import mock
+
+import numpy as np
+import torch
+from mmengine.dist import utils as dist_utils
+from mmengine.logging import HistoryBuffer
+from mmengine.model import MMDistributedDataParallel
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from mmengine.registry import OPTIM_WRAPPERS
+
+
+def apply() -> None:
+    load_own_checkpoints()
+    amp_on_cpu()
+    distributed_without_cuda()
+    ssd_predicts()
+
+
+# Checkpoints
+
+
+def _history_method(owner: object, name: str) -> object:
+    """``getattr`` for files that name ``HistoryBuffer.mean`` and the like, and for nothing else."""
+    if owner is not HistoryBuffer or name not in ("min", "max", "mean", "current"):
+        raise TypeError(f"checkpoint: expected an attribute of HistoryBuffer, got {owner!r}.{name}")
+    return getattr(owner, name)
+
+
+def load_own_checkpoints() -> None:
+    """mmengine's checkpoints hold its log, which ``torch.load`` refuses to read since PyTorch 2.6.
+
+    (``Weights only load failed … HistoryBuffer``, on testing, ``--resume`` and ``load_from``.) The
+    types in it are harmless: they join the list of what may be loaded, and loading stays as strict as
+    it is about anything else.
+    """
+    reconstruct, scalar = np._core.multiarray._reconstruct, np._core.multiarray.scalar
+    torch.serialization.add_safe_globals(
+        [
+            HistoryBuffer,
+            np.ndarray,
+            np.dtype,
+            *(type(np.dtype(code)) for code in np.typecodes["AllInteger"] + np.typecodes["Float"]),
+            *((reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
+            *((scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+            *((_history_method, f"{builtins}.getattr") for builtins in ("builtins", "__builtin__")),
+        ]
+    )
+
+
+# Mixed precision
+
+
+class CpuAmpOptimWrapper(AmpOptimWrapper):
+    """``AmpOptimWrapper`` where there is no GPU: bfloat16 autocast, which needs no loss scaling."""
+
+    def __init__(
+        self,
+        loss_scale: object = "dynamic",
+        dtype: str | torch.dtype | None = None,
+        use_fsdp: bool = False,
+        **kwargs: object,
+    ) -> None:
+        if dtype not in (None, "bfloat16", torch.bfloat16):
+            raise ValueError(f"AmpOptimWrapper: dtype: expected bfloat16 on the CPU, got {dtype}")
+        OptimWrapper.__init__(self, **kwargs)
+        self._scale_update_param = None
+        self.loss_scaler = torch.amp.GradScaler("cpu", enabled=False)
+        self.cast_dtype = torch.bfloat16
+
+
+def amp_on_cpu() -> None:
+    """``--amp`` stops at ``AmpOptimizerWrapper is only available … gpu``."""
+    try:
+        AmpOptimWrapper(optimizer=torch.optim.SGD([torch.zeros(1)], lr=0.0))
+    except AssertionError:
+        OPTIM_WRAPPERS.register_module("AmpOptimWrapper", module=CpuAmpOptimWrapper, force=True)
+
+
+# Several processes
+
+
+def distributed_without_cuda() -> None:
+    """Launchers call ``torch.cuda.set_device``, DDP is given a GPU's number: both fail without one."""
+    if torch.cuda.is_available() or hasattr(dist_utils, "_dcnzoo"):
+        return
+    dist_utils._dcnzoo = True  # applied
+
+    def wrap_launcher(launch):
+        @functools.wraps(launch)
+        def wrapper(backend: str = "nccl", **kwargs: object) -> None:
+            with mock.patch.object(torch.cuda, "set_device"):
+                launch(backend="gloo" if backend == "nccl" else backend, **kwargs)
+
+        return wrapper
+
+    for name in ("_init_dist_pytorch", "_init_dist_slurm", "_init_dist_mpi"):
+        setattr(dist_utils, name, wrap_launcher(getattr(dist_utils, name)))
+
+    construct = MMDistributedDataParallel.__init__
+
+    @functools.wraps(construct)
+    def on_cpu(self, module: torch.nn.Module, *args: object, **kwargs: object) -> None:
+        construct(self, module, *args, **{**kwargs, "device_ids": None})
+
+    MMDistributedDataParallel.__init__ = on_cpu
+
+
+# Models
+
+
+def ssd_predicts() -> None:
+    """Prediction asks every dense head for ``loss_cls``; SSD's has none."""
+    try:
+        from mmdet.models import SSDHead
+    except ModuleNotFoundError:
+        return
+    if not hasattr(SSDHead, "loss_cls"):
+        SSDHead.loss_cls = None

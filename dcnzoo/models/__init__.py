@@ -1,0 +1,30 @@
+"""dcnzoo in OpenMMLab's registries. Importing this package is the whole integration::
+
+    custom_imports = dict(imports=['dcnzoo.models'])
+
+- ``DCN`` and ``DCNv2`` are dcnzoo's wherever a config names them, and heads that import mmcv's
+  deformable convolutions directly run on dcnzoo's operators, with mmcv-lite and with compiled mmcv.
+- ResNet-family backbones and (PA)FPN take ``dcn=True`` (:mod:`dcnzoo.models.backbones`, ``necks``).
+- Faults of the stack on today's PyTorch are mended (:mod:`dcnzoo.compat.openmmlab`).
+
+Needs mmengine and mmcv or mmcv-lite. Without mmdet, what builds on it is left out.
+"""
+
+from importlib.util import find_spec
+
+import mmcv.ops  # noqa: F401  registers DCN and DCNv2, which must happen before ours replace them
+
+from dcnzoo.compat.mmcv import use_dcnzoo_deform_conv
+from dcnzoo.compat.openmmlab import apply as mend_openmmlab
+from dcnzoo.models.dcn import DCN, DCNv2
+
+__all__ = ["DCN", "DCNv2"]
+
+use_dcnzoo_deform_conv()
+mend_openmmlab()
+
+if find_spec("mmdet"):
+    from dcnzoo.models.backbones import RegNet, Res2Net, ResNeSt, ResNet, ResNetV1d, ResNeXt
+    from dcnzoo.models.necks import FPN, PAFPN
+
+    __all__ += ["FPN", "PAFPN", "RegNet", "Res2Net", "ResNeSt", "ResNeXt", "ResNet", "ResNetV1d"]

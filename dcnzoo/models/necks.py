@@ -1,0 +1,50 @@
+"""MMDetection's FPN and PAFPN with ``dcn=True``, in their place in the registry."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from mmcv.cnn import build_conv_layer
+from mmdet.models import necks
+from mmdet.registry import MODELS
+
+from dcnzoo.models.dcn import parse_dcn
+
+
+class _WithDCN:
+    """Makes the neck's 3×3 output convolutions deformable; the 1×1 laterals stay as they are.
+
+    ``dcn`` is True or ``'v2'`` (DCNv2), ``'v1'`` (DCN) or the dict of a layer; see
+    :func:`dcnzoo.models.dcn.parse_dcn`.
+    """
+
+    output_convs: ClassVar[tuple[str, ...]] = ("fpn_convs",)
+
+    def __init__(self, *args, dcn=None, **kwargs) -> None:
+        dcn = parse_dcn(dcn, owner=type(self).__name__)
+        super().__init__(*args, **kwargs)
+        if dcn is None:
+            return
+        dcn.pop("fallback_on_stride", None)
+        for name in self.output_convs:
+            for module in getattr(self, name):
+                plain = module.conv
+                module.conv = build_conv_layer(
+                    dcn,
+                    plain.in_channels,
+                    plain.out_channels,
+                    plain.kernel_size,
+                    stride=plain.stride,
+                    padding=plain.padding,
+                    bias=plain.bias is not None,
+                )
+
+
+@MODELS.register_module(force=True)
+class FPN(_WithDCN, necks.FPN):
+    pass
+
+
+@MODELS.register_module(force=True)
+class PAFPN(_WithDCN, necks.PAFPN):
+    output_convs = ("fpn_convs", "pafpn_convs")
