@@ -1,7 +1,8 @@
 """Deformable convolution for object detection.
 
-``import dcnzoo`` is light: it imports neither OpenMMLab nor the operators, and only sees to it that a
-later ``import mmcv.ops`` finds compiled operators where mmcv brings none (:mod:`dcnzoo.compat.mmcv`).
+``import dcnzoo`` is light: it imports neither OpenMMLab nor the operators, and only sees to it that
+a later ``import mmcv.ops`` finds compiled operators where mmcv brings none
+(:mod:`dcnzoo.compat.mmcv`).
 """
 
 from dcnzoo.compat import mmcv as _mmcv

@@ -1,7 +1,7 @@
 """Mends for mmengine 0.10.7 and mmdet 3.3.0 on today's PyTorch and on machines without a GPU.
 
-``import dcnzoo.models`` applies them. Each says what fails without it, asks whether it is needed, and
-changes nothing where it is not.
+``import dcnzoo.models`` applies them. Each says what fails without it, asks whether it is needed,
+and changes nothing where it is not.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def load_own_checkpoints() -> None:
     """mmengine's checkpoints hold its log, which ``torch.load`` refuses to read since PyTorch 2.6.
 
     (``Weights only load failed … HistoryBuffer``, on testing, ``--resume`` and ``load_from``.) The
-    types in it are harmless: they join the list of what may be loaded, and loading stays as strict as
-    it is about anything else.
+    types in it are harmless: they join the list of what may be loaded, and loading stays as strict
+    as it is about anything else.
     """
     reconstruct, scalar = np._core.multiarray._reconstruct, np._core.multiarray.scalar
     torch.serialization.add_safe_globals(
@@ -48,7 +48,10 @@ def load_own_checkpoints() -> None:
             HistoryBuffer,
             np.ndarray,
             np.dtype,
-            *(type(np.dtype(code)) for code in np.typecodes["AllInteger"] + np.typecodes["Float"]),
+            *(
+                type(np.dtype(code))
+                for code in "?" + np.typecodes["AllInteger"] + np.typecodes["Float"]
+            ),
             *((reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
             *((scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
             *((_history_method, f"{builtins}.getattr") for builtins in ("builtins", "__builtin__")),
@@ -89,7 +92,7 @@ def amp_on_cpu() -> None:
 
 
 def distributed_without_cuda() -> None:
-    """Launchers call ``torch.cuda.set_device``, DDP is given a GPU's number: both fail without one."""
+    """Launchers call ``torch.cuda.set_device`` and DDP is given a GPU's number, GPU or not."""
     if torch.cuda.is_available() or hasattr(dist_utils, "_dcnzoo"):
         return
     dist_utils._dcnzoo = True  # applied

@@ -77,15 +77,15 @@ class _DeformConvNd(_ConvNd):
 class DeformConv2d(_DeformConvNd):
     """``nn.Conv2d`` whose taps are moved by ``offset`` and weighted by ``mask``.
 
-    Takes the arguments of ``nn.Conv2d`` (zero padding only) and ``im2col_step``, how many images are
-    lowered at a time: it bounds memory and leaves the result alone. Parameters and initialisation are
-    those of ``nn.Conv2d``; without ``offset`` and ``mask`` so is the output.
+    Takes the arguments of ``nn.Conv2d`` (zero padding only) and ``im2col_step``, how many images
+    are lowered at a time: it bounds memory and leaves the result alone. Parameters and
+    initialisation are those of ``nn.Conv2d``; without ``offset`` and ``mask`` so is the output.
 
     ``forward(input, offset=None, mask=None)`` with
 
     - ``input`` ``(N, in_channels, H, W)``
-    - ``offset`` ``(N, offset_groups · K · 2, oH, oW)``: ``(y, x)`` pairs in input pixels for each of the
-      ``K`` taps of the kernel; the input channels are split among the offset groups
+    - ``offset`` ``(N, offset_groups · K · 2, oH, oW)``: ``(y, x)`` pairs in input pixels for each
+      of the ``K`` taps of the kernel; the input channels are split among the offset groups
     - ``mask`` ``(N, mask_groups · K, oH, oW)`` or None (DCN v1)
 
     returns ``(N, out_channels, oH, oW)``. See :func:`dcnzoo.ops.deform_conv2d` for what it raises.

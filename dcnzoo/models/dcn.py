@@ -1,4 +1,4 @@
-"""``DCN`` and ``DCNv2``: deformable convolutions that make their own offsets, as configs name them."""
+"""``DCN`` and ``DCNv2``: deformable convolutions that predict their own offsets."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from dcnzoo.ops import deform_conv2d
 def parse_dcn(dcn: bool | str | dict | None, owner: str) -> dict | None:
     """What ``dcn=…`` of a backbone or a neck means: the config of a convolution layer, or None.
 
-    ``True`` and ``'v2'`` are DCNv2, ``'v1'`` is DCN, ``None`` and ``False`` are none. A dict is taken as
-    it is (and copied: MMDetection's blocks take ``fallback_on_stride`` out of it).
+    ``True`` and ``'v2'`` are DCNv2, ``'v1'`` is DCN, ``None`` and ``False`` are none. A dict is
+    taken as it is (and copied: MMDetection's blocks take ``fallback_on_stride`` out of it).
 
     Raises:
         ValueError: anything else. ``owner`` is who was asked.
@@ -28,7 +28,7 @@ def parse_dcn(dcn: bool | str | dict | None, owner: str) -> dict | None:
         return dcn.copy()
     if dcn is True or (isinstance(dcn, str) and dcn in types):
         layer = types["v2" if dcn is True else dcn]
-        return dict(type=layer, deform_groups=1, fallback_on_stride=False)
+        return {"type": layer, "deform_groups": 1, "fallback_on_stride": False}
     raise ValueError(
         f"{owner}: dcn: expected True, 'v1', 'v2', a dict with a type such as "
         f"dict(type='DCNv2', deform_groups=1), False or None, got {dcn!r}"
@@ -40,12 +40,12 @@ class _NotByName(nn.Conv2d):
 
 
 class OffsetConv2d(_NotByName):
-    """The convolution that predicts offsets (and masks). Starts at zero and stays there until trained.
+    """Predicts offsets (and masks). Starts at zero and stays there until trained.
 
-    A model's ``init_weights()`` initialises its convolutions by name, ``layer='Conv2d'``, which mmengine
-    compares with a module's class and its direct bases. With one class in between, a Kaiming
-    initialisation of the parent passes by, while everything that asks ``isinstance(…, nn.Conv2d)``, like
-    mmengine's ``dcn_offset_lr_mult``, still knows it for a convolution.
+    A model's ``init_weights()`` initialises its convolutions by name, ``layer='Conv2d'``, which
+    mmengine compares with a module's class and its direct bases. With one class in between, a
+    Kaiming initialisation of the parent passes by, while everything that asks ``isinstance(…,
+    nn.Conv2d)``, like mmengine's ``dcn_offset_lr_mult``, still knows it for a convolution.
     """
 
     def reset_parameters(self) -> None:
@@ -54,7 +54,7 @@ class OffsetConv2d(_NotByName):
 
 
 def rename_legacy_offsets(state_dict: dict[str, Tensor], prefix: str, packs: list[str]) -> None:
-    """Brings ``conv2_offset.weight`` of checkpoints before mmcv 1.0 to ``conv2.conv_offset.weight``.
+    """Renames ``conv2_offset.weight``, as old checkpoints say, ``conv2.conv_offset.weight``.
 
     Args:
         state_dict: changed in place.
@@ -73,8 +73,8 @@ def rename_legacy_offsets(state_dict: dict[str, Tensor], prefix: str, packs: lis
 class _Pack(nn.Module):
     """What both packs share: the offset convolution, the call, the names in old checkpoints.
 
-    A mixin before mmcv's layer classes, which hold ``weight`` and the geometry. It subclasses them, not
-    dcnzoo's, because mmengine's optimizer constructor knows a deformable layer by them.
+    A mixin before mmcv's layer classes, which hold ``weight`` and the geometry. It subclasses them,
+    not dcnzoo's, because mmengine's optimizer constructor knows a deformable layer by them.
     """
 
     _version = 2  # as mmcv's, so that state dicts look alike
@@ -122,10 +122,10 @@ class _Pack(nn.Module):
 
 @MODELS.register_module(force=True)
 class DCN(_Pack, DeformConv2d):
-    """Deformable convolution v1 (Dai et al. 2017), in place of mmcv's ``DeformConv2dPack``.
+    """Deformable convolution v1 (Dai et al. 2017): mmcv's ``DeformConv2dPack``.
 
-    Takes that class's arguments, and ``bias=True``, which it refuses. ``im2col_step`` bounds memory and
-    fits any batch size. Parameters: ``weight``, ``bias`` if asked for, ``conv_offset``.
+    Takes that class's arguments, and ``bias=True``, which it refuses. ``im2col_step`` bounds memory
+    and fits any batch size. Parameters: ``weight``, ``bias`` if asked for, ``conv_offset``.
     """
 
     outputs_per_tap = 2  # y, x
@@ -157,7 +157,7 @@ class DCN(_Pack, DeformConv2d):
 
 @MODELS.register_module(force=True)
 class DCNv2(_Pack, ModulatedDeformConv2d):
-    """Modulated deformable convolution (Zhu et al. 2019), in place of ``ModulatedDeformConv2dPack``.
+    """Deformable convolution v2 (Zhu et al. 2019): mmcv's ``ModulatedDeformConv2dPack``.
 
     Takes that class's arguments and ``im2col_step``, which bounds memory. Parameters: ``weight``,
     ``bias`` unless ``bias=False``, ``conv_offset``.

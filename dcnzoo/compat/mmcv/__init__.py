@@ -1,8 +1,9 @@
 """``mmcv.ops`` on dcnzoo's operators, with mmcv-lite or with a compiled mmcv.
 
 mmcv-lite is mmcv without its one compiled module, ``mmcv._ext``, and so without ``mmcv.ops``, which
-MMDetection cannot be imported without. :func:`install` puts a finder behind all others, which answers
-that one name with :mod:`dcnzoo.compat.mmcv._ext`. A compiled ``mmcv._ext`` is found before it.
+MMDetection cannot be imported without. :func:`install` puts a finder behind all others, which
+answers that one name with :mod:`dcnzoo.compat.mmcv._ext`. A compiled ``mmcv._ext`` is found before
+it.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""The functions of mmcv's compiled module ``mmcv._ext``, with its signatures, on dcnzoo's operators.
+"""The functions of mmcv's compiled module ``mmcv._ext``, with its signatures.
 
-As there, tensors named ``output`` and ``grad_…`` are the caller's and written in place; ``columns``,
-``ones`` and ``buff`` are scratch memory that is not needed here. Imported by file, as ``mmcv._ext``
-(see :mod:`dcnzoo.compat.mmcv`), hence the absolute imports.
+As there, tensors named ``output`` and ``grad_…`` are the caller's and written in place;
+``columns``, ``ones`` and ``buff`` are scratch memory that is not needed here. Imported by file, as
+``mmcv._ext`` (see :mod:`dcnzoo.compat.mmcv`), hence the absolute imports.
 
-Every other function of ``mmcv._ext`` is there too, because ``mmcv.ops`` asks for all of them when it is
-imported, and raises ``NotImplementedError`` when called.
+Every other function of ``mmcv._ext`` is there too, because ``mmcv.ops`` asks for all of them when
+it is imported, and raises ``NotImplementedError`` when called.
 """
 
 from __future__ import annotations
@@ -143,19 +143,20 @@ def deform_conv_backward_parameters(
 def _as_read(values: Tensor, name: str, channels: int, size: tuple[int, int]) -> Tensor:
     """``values`` as mmcv's kernels see it, which take its size for granted.
 
-    They read the memory of each image as ``(channels, *size)``, ``size`` being the output's, whatever
-    the tensor's shape is. MMDetection's DyHead counts on that: where its offsets come from a finer
-    level than its input, its published checkpoints have learnt with what lies there in memory, not with
-    a crop. So a larger tensor means here what it means there: its first ``channels · size`` values.
-    A smaller one, where mmcv reads past the end, is an error.
+    They read the memory of each image as ``(channels, *size)``, ``size`` being the output's,
+    whatever the tensor's shape is. MMDetection's DyHead counts on that: where its offsets come from
+    a finer level than its input, its published checkpoints have learnt with what lies there in
+    memory, not with a crop. So a larger tensor means here what it means there: its first ``channels
+    · size`` values. A smaller one, where mmcv reads past the end, is an error.
     """
     if values.shape[1:] == (channels, *size):
         return values
     needed = channels * size[0] * size[1]
     if values[0].numel() < needed:
+        expected, given = (" × ".join(map(str, s)) for s in ((channels, *size), values.shape[1:]))
         raise ValueError(
-            f"modulated_deform_conv2d: {name}: expected at least {channels} × {size[0]} × {size[1]} "
-            f"values per image, got {' × '.join(map(str, values.shape[1:]))}"
+            f"modulated_deform_conv2d: {name}: expected at least {expected} values per image, "
+            f"got {given}"
         )
     return values.flatten(1)[:, :needed].reshape(-1, channels, *size)
 
