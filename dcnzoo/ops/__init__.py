@@ -1,0 +1,15 @@
+"""The operators, as functions. Needs torch only."""
+
+from ._library import cpu_capability, has_ops, problems, with_cuda
+
+if has_ops():
+    from .deform_conv import deform_conv2d
+else:
+    # has_ops() must be callable on a broken installation; any operator says what is wrong.
+    def __getattr__(name: str):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise ImportError(f"dcnzoo has no compiled operators: {problems['cpu']}")
+
+
+__all__ = ["cpu_capability", "deform_conv2d", "has_ops", "with_cuda"]

@@ -1,0 +1,52 @@
+"""Finds and loads the compiled libraries, ``_C_cpu.so`` and ``_C_cuda.so``, beside this file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+_FOLDER = Path(__file__).parent
+_BUILD = "Build them with `pip install -e . --no-build-isolation` (or `make setup`) in the repository."
+
+loaded: dict[str, Path] = {}  # device -> the library that was loaded
+problems: dict[str, str] = {}  # device -> why its library was not
+
+
+def _load(device: str) -> None:
+    path = _FOLDER / f"_C_{device}.so"
+    if not path.exists():
+        problems[device] = f"{path.name} is not in {_FOLDER}. {_BUILD}"
+        return
+    try:
+        torch.ops.load_library(path)
+    except OSError as error:
+        problems[device] = f"{path.name} does not load: {error}. {_BUILD}"
+    else:
+        loaded[device] = path
+
+
+_load("cpu")
+if "cpu" in loaded:
+    # The CUDA library holds kernels only (the schemas are in the other one), and it needs
+    # libtorch_cuda, which only a CUDA build of torch has loaded.
+    if torch.version.cuda is None:
+        problems["cuda"] = "this torch is a CPU build"
+    else:
+        _load("cuda")
+
+
+def has_ops() -> bool:
+    """Whether the compiled operators are there."""
+    return "cpu" in loaded
+
+
+def with_cuda() -> bool:
+    """Whether the compiled CUDA kernels are there and torch sees a GPU to run them on."""
+    return "cuda" in loaded and torch.cuda.is_available()
+
+
+def cpu_capability() -> str:
+    """The instruction set that the CPU kernels use: ``default``, ``avx2`` or ``avx512``."""
+    return torch.ops.dcnzoo._cpu_capability()
+

@@ -1,0 +1,155 @@
+"""Deformable convolution, v1 and v2, of any rank: functional interface, autograd, fake kernel, autocast."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import _library, reference  # noqa: F401  (_library registers the operators)
+
+_forward = torch.ops.dcnzoo.deform_conv.default
+_backward = torch.ops.dcnzoo._deform_conv_backward.default
+_CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+
+def deform_conv2d(
+    input: Tensor,  # [N, C, H, W]
+    weight: Tensor,  # [O, C / groups, kH, kW]
+    offset: Tensor | None = None,  # [N, G·2·kH·kW, oH, oW], (y, x) pairs, in input pixels
+    mask: Tensor | None = None,  # [N, M·kH·kW, oH, oW]
+    bias: Tensor | None = None,  # [O]
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+    im2col_step: int | None = None,
+) -> Tensor:  # [N, O, oH, oW]
+    """Deformable 2-D convolution: v1 with ``offset`` alone, v2 (modulated) with ``mask``.
+
+    Deformable Convolutional Networks (Dai et al. 2017, eq. 2) and Deformable ConvNets v2
+    (Zhu et al. 2019, eq. 1); argument order of tvdcn.
+
+    Args:
+        input: ``(N, C, H, W)``, float64, float32, bfloat16 or float16.
+        weight: ``(O, C / groups, kH, kW)``.
+        offset: where each tap reads, relative to its place on the regular grid:
+            ``(N, offset_groups · kH · kW · 2, oH, oW)``, (y, x) pairs in input pixels. Group g moves
+            channels ``[g·C/offset_groups, (g+1)·C/offset_groups)``. ``None``: no displacement.
+        mask: a factor on each tap's sample, ``(N, mask_groups · kH · kW, oH, oW)``, used as it is (apply
+            the sigmoid yourself). ``None``: all ones. Offset and mask groups are read from the shapes
+            and need not be equal.
+        bias: ``(O,)``.
+        stride, padding, dilation, groups: as in :func:`torch.nn.functional.conv2d`.
+        im2col_step: how many images are lowered at a time. Bounds memory, never changes the result
+            beyond rounding; any value >= 1 with any batch size. Default ``min(N, 64)``.
+
+    Returns:
+        ``(N, O, oH, oW)`` in the memory format of ``input``. Exactly ``F.conv2d`` when ``offset`` and
+        ``mask`` are both ``None``.
+
+    A sample whose coordinate is <= -1 or >= size (or NaN) is zero; otherwise it is bilinear on the map
+    padded with zeros.
+
+    Raises:
+        RuntimeError: a shape, dtype, device or value that does not fit; the message names the
+            argument, what was expected and what was given.
+    """
+    return _deform_conv(2, input, weight, offset, mask, bias, stride, padding, dilation, groups, im2col_step)
+
+
+def _deform_conv(
+    rank: int,
+    input: Tensor,
+    weight: Tensor,
+    offset: Tensor | None,
+    mask: Tensor | None,
+    bias: Tensor | None,
+    stride: int | tuple[int, ...],
+    padding: int | tuple[int, ...],
+    dilation: int | tuple[int, ...],
+    groups: int,
+    im2col_step: int | None,
+) -> Tensor:
+    if weight.dim() != rank + 2:
+        raise RuntimeError(
+            f"deform_conv{rank}d: weight: expected {rank + 2} dimensions (out, in / groups, *kernel), "
+            f"got shape {tuple(weight.shape)}"
+        )
+    stride, padding, dilation = (_per_axis(v, rank) for v in (stride, padding, dilation))
+    if offset is None and mask is None:
+        if im2col_step is not None and im2col_step < 1:
+            raise RuntimeError(
+                f"deform_conv{rank}d: im2col_step: expected at least 1, got {im2col_step}"
+            )
+        return _CONVOLUTIONS[rank](input, weight, bias, stride, padding, dilation, groups)
+    return _forward(
+        input, weight, offset, mask, bias, stride, padding, dilation, groups, im2col_step
+    )
+
+
+def _per_axis(value: int | tuple[int, ...], rank: int) -> list[int]:
+    return [value] * rank if isinstance(value, int) else list(value)
+
+
+@torch.library.register_fake("dcnzoo::deform_conv")
+def _(input, weight, offset, mask, bias, stride, padding, dilation, groups, im2col_step):
+    size = [
+        (input.shape[2 + a] + 2 * padding[a] - dilation[a] * (weight.shape[2 + a] - 1) - 1)
+        // stride[a]
+        + 1
+        for a in range(len(stride))
+    ]
+    shape = (input.shape[0], weight.shape[0], *size)
+    return input.new_empty(shape).to(memory_format=_memory_format(input))
+
+
+@torch.library.register_fake("dcnzoo::_deform_conv_backward")
+def _(
+    grad_output, input, weight, offset, mask, stride, padding, dilation, groups, im2col_step, output_mask
+):
+    def gradient(index: int, like: Tensor | None) -> Tensor:
+        if not output_mask[index]:
+            return input.new_empty(0)
+        return torch.empty_like(like, memory_format=torch.contiguous_format)
+
+    bias = weight.new_empty(weight.shape[0])
+    grad_input = gradient(0, input)
+    if output_mask[0]:
+        grad_input = grad_input.to(memory_format=_memory_format(input))
+    return (
+        grad_input,
+        gradient(1, weight),
+        gradient(2, offset),
+        gradient(3, mask),
+        gradient(4, bias),
+    )
+
+
+def _memory_format(tensor: Tensor) -> torch.memory_format:
+    """The format in which kernels return maps: channels_last where ``tensor`` is so, else contiguous."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    last = formats.get(tensor.dim())
+    if last is not None and tensor.is_contiguous(memory_format=last) and not tensor.is_contiguous():
+        return last
+    return torch.contiguous_format
+
+
+def _setup_context(ctx, inputs, output):
+    input, weight, offset, mask, bias, *arguments = inputs
+    ctx.save_for_backward(input, weight, offset, mask)
+    ctx.has_bias = bias is not None
+    ctx.arguments = arguments
+
+
+def _autograd_backward(ctx, grad_output):
+    input, weight, offset, mask = ctx.saved_tensors
+    wanted = list(ctx.needs_input_grad[:5])
+    gradients = _backward(grad_output, input, weight, offset, mask, *ctx.arguments, wanted)
+    gradients = [g if w else None for g, w in zip(gradients, wanted, strict=True)]
+    return (*gradients, None, None, None, None, None)
+
+
+torch.library.register_autograd(
+    "dcnzoo::deform_conv", _autograd_backward, setup_context=_setup_context
+)

@@ -1,0 +1,48 @@
+// Which instruction set the CPU kernels run on, chosen once at run time.
+//
+// A source named *_cpu_kernel.cpp is compiled once per capability, into a namespace of that name, and
+// offers its functions as a table. It must not include torch or use non-inlined templates of the
+// standard library: the linker keeps one copy of those, perhaps the one with AVX-512 in it.
+#pragma once
+
+#include <string>
+
+namespace dcnzoo {
+
+enum class CpuCapability { DEFAULT, AVX2, AVX512 };
+
+// The best one that was compiled in and that this machine has, or what DCNZOO_CPU_CAPABILITY names
+// (default, avx2, avx512); throws where that is unknown or not available here.
+CpuCapability cpu_capability();
+std::string cpu_capability_name();
+
+}  // namespace dcnzoo
+
+#if defined(__x86_64__) || defined(_M_X64)
+#define DCNZOO_HAS_X86_KERNELS 1
+#endif
+
+// Declares `table_type function()` in every capability's namespace and `function_dispatched()`, which
+// calls the one that this machine runs.
+#ifdef DCNZOO_HAS_X86_KERNELS
+#define DCNZOO_DECLARE_KERNELS(table_type, function)                             \
+  namespace cpu_DEFAULT { const table_type& function(); }                        \
+  namespace cpu_AVX2 { const table_type& function(); }                           \
+  namespace cpu_AVX512 { const table_type& function(); }                         \
+  inline const table_type& function##_dispatched() {                             \
+    switch (cpu_capability()) {                                                  \
+      case CpuCapability::AVX512: return cpu_AVX512::function();                 \
+      case CpuCapability::AVX2: return cpu_AVX2::function();                     \
+      default: return cpu_DEFAULT::function();                                   \
+    }                                                                            \
+  }
+#else
+#define DCNZOO_DECLARE_KERNELS(table_type, function)                             \
+  namespace cpu_DEFAULT { const table_type& function(); }                        \
+  inline const table_type& function##_dispatched() { return cpu_DEFAULT::function(); }
+#endif
+
+// The namespace of the capability that is being compiled: cpu_AVX2, …
+#define DCNZOO_CPU_NAMESPACE_(name) cpu_##name
+#define DCNZOO_CPU_NAMESPACE__(name) DCNZOO_CPU_NAMESPACE_(name)
+#define DCNZOO_CPU_NAMESPACE DCNZOO_CPU_NAMESPACE__(DCNZOO_CAPABILITY)

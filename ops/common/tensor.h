@@ -1,0 +1,59 @@
+// Small conveniences over the stable tensor: what every op's torch side needs.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "check.h"
+
+namespace dcnzoo {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline std::vector<int64_t> sizes_of(const Tensor& tensor) {
+  std::vector<int64_t> sizes(tensor.dim());
+  for (int64_t d = 0; d < tensor.dim(); ++d) sizes[d] = tensor.size(d);
+  return sizes;
+}
+
+inline bool is_half(ScalarType type) {
+  return type == ScalarType::Half || type == ScalarType::BFloat16;
+}
+
+inline bool is_floating(ScalarType type) {
+  return type == ScalarType::Float || type == ScalarType::Double || is_half(type);
+}
+
+// The type in which coordinates are computed and sums are accumulated.
+inline ScalarType accumulate_type(ScalarType type) {
+  return type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+inline std::string dtype_name(ScalarType type) {
+  switch (type) {
+    case ScalarType::Float: return "float32";
+    case ScalarType::Double: return "float64";
+    case ScalarType::Half: return "float16";
+    case ScalarType::BFloat16: return "bfloat16";
+    default: return torch::headeronly::toString(type);
+  }
+}
+
+inline std::string device_name(const Tensor& tensor) {
+  const bool cpu = tensor.is_cpu(), cuda = tensor.is_cuda();
+  std::string name = cpu ? "cpu" : cuda ? "cuda" : "another device";
+  return cuda ? name + ":" + std::to_string(tensor.get_device_index()) : name;
+}
+
+inline bool same_device(const Tensor& a, const Tensor& b) {
+  return device_name(a) == device_name(b);
+}
+
+}  // namespace dcnzoo

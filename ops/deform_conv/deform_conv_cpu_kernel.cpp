@@ -1,0 +1,654 @@
+// Deformable convolution on the CPU: see docs/performance.md for the picture.
+//
+// Output pixels are taken in tiles. For a tile and a slice of channels the kernel plans where to read
+// (vectorised over pixels), samples (vectorised over channels) into a panel of columns that stays in
+// the second-level cache, and multiplies it by the packed weight. The backward multiplies first and then
+// samples again, turning the columns' gradient into the columns in place.
+#include "deform_conv_cpu_kernel.h"
+
+#include <cstring>
+
+#include "../common/gemm.h"
+
+namespace dcnzoo::DCNZOO_CPU_NAMESPACE {
+namespace {
+
+// Hands out pieces of a thread's scratch memory, each on a cache line of its own.
+struct Arena {
+  char* next;
+  template <typename T>
+  T* take(int64_t count) {
+    T* piece = reinterpret_cast<T*>(next);
+    next += (count * int64_t(sizeof(T)) + 63) / 64 * 64;
+    return piece;
+  }
+};
+
+template <int Rank>
+constexpr int kCorners = 1 << Rank;
+
+// Where the taps of a tile read. Every array is [tap][…][row], row running over the tile.
+template <typename T, int Rank, bool Backward>
+struct Plan {
+  int32_t* index;  // [tap][corner][row] pixel
+  T* weight;       // [tap][corner][row]; forward: times mask, backward: without
+  T* slope;        // [tap][axis · corners + corner][row]; backward only
+  T* factor;       // [tap][row] the mask; backward only
+
+  static Plan allocate(Arena& arena, int64_t taps, int64_t rows) {
+    Plan plan{};
+    plan.index = arena.take<int32_t>(taps * kCorners<Rank> * rows);
+    plan.weight = arena.take<T>(taps * kCorners<Rank> * rows);
+    if (Backward) {
+      plan.slope = arena.take<T>(taps * Rank * kCorners<Rank> * rows);
+      plan.factor = arena.take<T>(taps * rows);
+    }
+    return plan;
+  }
+};
+
+// The rows of a tile: which image and pixel each is, and where its taps start.
+template <typename T, int Rank>
+struct Rows {
+  int64_t count, stride;  // stride: rows of a full tile
+  int64_t image, pixel;   // of the first row
+  T* base[Rank];          // out · stride - padding, per row
+  const T** input;        // the row's image
+
+  static Rows allocate(Arena& arena, int64_t rows) {
+    Rows result{};
+    result.stride = rows;
+    for (int axis = 0; axis < Rank; ++axis) result.base[axis] = arena.take<T>(rows);
+    result.input = arena.take<const T*>(rows);
+    return result;
+  }
+
+  void set(const DeformConvCpu<T>& p, int64_t first, int64_t rows) {
+    count = rows;
+    image = first / p.out_pixels;
+    pixel = first % p.out_pixels;
+    int64_t position[Rank];
+    int64_t rest = pixel;
+    for (int axis = Rank - 1; axis >= 0; --axis) {
+      position[axis] = rest % p.out[axis];
+      rest /= p.out[axis];
+    }
+    const T* map = p.input + image * p.in_pixels * p.channels;
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int axis = 0; axis < Rank; ++axis)
+        base[axis][r] = T(position[axis] * p.stride[axis] - p.padding[axis]);
+      input[r] = map;
+      int axis = Rank - 1;
+      while (axis >= 0 && ++position[axis] == p.out[axis]) position[axis--] = 0;
+      if (axis < 0) map += p.in_pixels * p.channels;
+    }
+  }
+
+  // Calls run(row_begin, row_end, image, pixel) for each stretch of rows within one image.
+  template <typename Run>
+  void each_image(int64_t out_pixels, Run run) const {
+    int64_t n = image, p = pixel;
+    for (int64_t r = 0; r < count; p = 0, ++n) {
+      const int64_t end = count - r < out_pixels - p ? count : r + out_pixels - p;
+      run(r, end, n, p);
+      r = end;
+    }
+  }
+};
+
+template <typename T, int Rank, bool Backward>
+void make_plan(const DeformConvCpu<T>& p, const ChannelSlice& slice, const Rows<T, Rank>& rows,
+               Plan<T, Rank, Backward>& plan) {
+  constexpr int corners = kCorners<Rank>;
+  int32_t size[Rank];
+  for (int axis = 0; axis < Rank; ++axis) size[axis] = int32_t(p.in[axis]);
+  rows.each_image(p.out_pixels, [&](int64_t begin, int64_t end, int64_t image, int64_t pixel) {
+    for (int64_t tap = 0; tap < p.taps; ++tap) {
+      T shift[Rank];
+      int64_t rest = tap;
+      for (int axis = Rank - 1; axis >= 0; --axis) {
+        shift[axis] = T((rest % p.kernel[axis]) * p.dilation[axis]);
+        rest /= p.kernel[axis];
+      }
+      const T* offset[Rank] = {};
+      if (p.offset) {
+        for (int axis = 0; axis < Rank; ++axis)
+          offset[axis] = p.offset +
+                         ((image * p.offset_groups + slice.offset_group) * p.taps * Rank +
+                          tap * Rank + axis) * p.out_pixels + pixel - begin;
+      }
+      const T* mask = p.mask ? p.mask + ((image * p.mask_groups + slice.mask_group) * p.taps + tap) *
+                                            p.out_pixels + pixel - begin
+                             : nullptr;
+      int32_t* __restrict index = plan.index + tap * corners * rows.stride;
+      T* __restrict weight = plan.weight + tap * corners * rows.stride;
+      T* __restrict slope = Backward ? plan.slope + tap * Rank * corners * rows.stride : nullptr;
+      T* __restrict factor = Backward ? plan.factor + tap * rows.stride : nullptr;
+      const int64_t stride = rows.stride;
+      const auto plan_row = [&](int64_t r, const T* point, T modulation) {
+        const auto at = corners_at<T, int32_t, Rank>(point, size);
+        for (int corner = 0; corner < corners; ++corner) {
+          const T share = corner_weight<T, Rank>(corner, at.fraction);
+          index[corner * stride + r] = at.index[corner];
+          // not a product with valid: a NaN in the mask of an outside sample stays out
+          weight[corner * stride + r] =
+              at.valid[corner] != 0 ? (Backward ? share : share * modulation) : T(0);
+          if (Backward) {
+            for (int axis = 0; axis < Rank; ++axis)
+              slope[(axis * corners + corner) * stride + r] =
+                  at.valid[corner] * corner_slope<T, Rank>(corner, axis, at.fraction);
+          }
+        }
+        if (Backward) factor[r] = modulation;
+      };
+      if (p.offset && mask) {
+#pragma omp simd
+        for (int64_t r = begin; r < end; ++r) {
+          T point[Rank];
+          for (int axis = 0; axis < Rank; ++axis)
+            point[axis] = rows.base[axis][r] + shift[axis] + offset[axis][r];
+          plan_row(r, point, mask[r]);
+        }
+      } else {
+#pragma omp simd
+        for (int64_t r = begin; r < end; ++r) {
+          T point[Rank];
+          for (int axis = 0; axis < Rank; ++axis)
+            point[axis] = rows.base[axis][r] + shift[axis] + (p.offset ? offset[axis][r] : T(0));
+          plan_row(r, point, mask ? mask[r] : T(1));
+        }
+      }
+    }
+  });
+}
+
+// Walks the columns of one (row, tap) of a slice: whole vectors where the channel count allows, else
+// single elements. `vector(channel, column)` and `element(channel, column)` get the offset of their
+// column within the tile's panels.
+template <typename T, typename OnVector, typename OnElement>
+DCNZOO_INLINE void each_column(int64_t tap, int64_t channels, int64_t row, int64_t tile_rows,
+                               OnVector vector, OnElement element) {
+  constexpr int lanes = kLanes<T>, panel = kPanel<T>;
+  int64_t column = tap * channels;
+  if (channels % panel == 0) {
+    int64_t at = (column / panel * tile_rows + row) * panel;
+    for (int64_t c = 0; c < channels; c += panel, at += tile_rows * panel) {
+      vector(c, at);
+      vector(c + lanes, at + lanes);
+    }
+  } else if (channels % lanes == 0) {
+    for (int64_t c = 0; c < channels; c += lanes, column += lanes)
+      vector(c, (column / panel * tile_rows + row) * panel + column % panel);
+  } else {
+    for (int64_t c = 0; c < channels; ++c, ++column)
+      element(c, (column / panel * tile_rows + row) * panel + column % panel);
+  }
+}
+
+template <typename T>
+void zero_padding_columns(const DeformConvCpu<T>& p, const ChannelSlice& slice, T* columns) {
+  for (int64_t column = p.taps * slice.count; column < slice.depth; ++column) {
+    T* at = columns + column / kPanel<T> * p.tile_rows * kPanel<T> + column % kPanel<T>;
+    for (int64_t r = 0; r < p.tile_rows; ++r) at[r * kPanel<T>] = 0;
+  }
+}
+
+template <typename T, int Rank>
+void sample(const DeformConvCpu<T>& p, const ChannelSlice& slice, const Rows<T, Rank>& rows,
+            const Plan<T, Rank, false>& plan, T* columns) {
+  constexpr int corners = kCorners<Rank>;
+  for (int64_t r = 0; r < rows.count; ++r) {
+    const T* map = rows.input[r] + slice.first;
+    for (int64_t tap = 0; tap < p.taps; ++tap) {
+      const T* from[corners];
+      T weight[corners];
+      bool reads = false;
+      for (int corner = 0; corner < corners; ++corner) {
+        const int64_t at = (tap * corners + corner) * rows.stride + r;
+        from[corner] = map + int64_t(plan.index[at]) * p.channels;
+        weight[corner] = plan.weight[at];
+        reads = reads | (weight[corner] != 0);
+      }
+      if (reads) {
+        each_column<T>(
+            tap, slice.count, r, p.tile_rows,
+            [&](int64_t c, int64_t at) {
+              Vector<T> value = weight[0] * load(from[0] + c);
+              for (int corner = 1; corner < corners; ++corner)
+                value += weight[corner] * load(from[corner] + c);
+              store(columns + at, value);
+            },
+            [&](int64_t c, int64_t at) {
+              T value = weight[0] * from[0][c];
+              for (int corner = 1; corner < corners; ++corner) value += weight[corner] * from[corner][c];
+              columns[at] = value;
+            });
+      } else {  // zero even where the map holds Inf or NaN
+        each_column<T>(
+            tap, slice.count, r, p.tile_rows,
+            [&](int64_t, int64_t at) { store(columns + at, Vector<T>{}); },
+            [&](int64_t, int64_t at) { columns[at] = 0; });
+      }
+    }
+  }
+}
+
+template <typename T>
+void transpose(const T* __restrict from, int64_t from_stride, T* __restrict to, int64_t to_stride,
+               int64_t rows, int64_t columns) {
+  constexpr int64_t block = 16;
+  for (int64_t r0 = 0; r0 < rows; r0 += block) {
+    const int64_t r1 = rows - r0 < block ? rows : r0 + block;
+    for (int64_t c0 = 0; c0 < columns; c0 += block) {
+      const int64_t c1 = columns - c0 < block ? columns : c0 + block;
+      for (int64_t c = c0; c < c1; ++c)
+        for (int64_t r = r0; r < r1; ++r) to[c * to_stride + r] = from[r * from_stride + c];
+    }
+  }
+}
+
+int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+
+template <typename T>
+int64_t most_depth(const DeformConvCpu<T>& p) {
+  int64_t depth = 0;
+  for (int64_t s = 0; s < p.slice_count; ++s)
+    depth = p.slices[s].depth > depth ? p.slices[s].depth : depth;
+  return depth;
+}
+
+// A tile's result, [group][row][outputs of a group rounded up to panels].
+template <typename T>
+int64_t padded_outputs(const DeformConvCpu<T>& p) {
+  return round_up(p.out_channels / p.groups, kPanel<T>);
+}
+
+template <typename T>
+void store_tile(const DeformConvCpu<T>& p, int64_t first_row, int64_t row_count, T* result) {
+  const int64_t group_outputs = p.out_channels / p.groups, padded = padded_outputs(p);
+  for (int64_t g = 0; g < p.groups; ++g) {
+    T* group_result = result + g * p.tile_rows * padded;
+    if (p.bias) {
+      const T* bias = p.bias + g * group_outputs;
+      for (int64_t r = 0; r < row_count; ++r) {
+        T* __restrict row = group_result + r * padded;
+        for (int64_t o = 0; o < group_outputs; ++o) row[o] += bias[o];
+      }
+    }
+    if (p.output_channels_last) {
+      for (int64_t r = 0; r < row_count; ++r)
+        std::memcpy(p.output + (first_row + r) * p.out_channels + g * group_outputs,
+                    group_result + r * padded, group_outputs * sizeof(T));
+      continue;
+    }
+    for (int64_t r = 0; r < row_count;) {
+      const int64_t image = (first_row + r) / p.out_pixels, pixel = (first_row + r) % p.out_pixels;
+      const int64_t left = p.out_pixels - pixel, count = row_count - r < left ? row_count - r : left;
+      T* to = p.output + (image * p.out_channels + g * group_outputs) * p.out_pixels + pixel;
+      transpose(group_result + r * padded, padded, to, p.out_pixels, count, group_outputs);
+      r += count;
+    }
+  }
+}
+
+template <typename T, int Rank>
+int64_t forward_scratch_of(const DeformConvCpu<T>& p) {
+  Arena arena{nullptr};
+  Rows<T, Rank>::allocate(arena, p.tile_rows);
+  Plan<T, Rank, false>::allocate(arena, p.taps, p.tile_rows);
+  arena.take<T>(most_depth(p) * p.tile_rows);
+  arena.take<T>(p.groups * padded_outputs(p) * p.tile_rows);
+  return (arena.next - static_cast<char*>(nullptr)) / int64_t(sizeof(T));
+}
+
+template <typename T, int Rank>
+void forward_of(const DeformConvCpu<T>& p, int64_t begin, int64_t end, T* scratch) {
+  Arena arena{reinterpret_cast<char*>(scratch)};
+  auto rows = Rows<T, Rank>::allocate(arena, p.tile_rows);
+  auto plan = Plan<T, Rank, false>::allocate(arena, p.taps, p.tile_rows);
+  T* columns = arena.take<T>(most_depth(p) * p.tile_rows);
+  T* result = arena.take<T>(p.groups * padded_outputs(p) * p.tile_rows);
+  const int64_t padded = padded_outputs(p), all_rows = p.images * p.out_pixels;
+  for (int64_t tile = begin; tile < end; ++tile) {
+    const int64_t first = tile * p.tile_rows;
+    const int64_t count = all_rows - first < p.tile_rows ? all_rows - first : p.tile_rows;
+    rows.set(p, first, count);
+    const ChannelSlice* planned = nullptr;
+    for (int64_t s = 0; s < p.slice_count; ++s) {
+      const ChannelSlice& slice = p.slices[s];
+      if (planned == nullptr || planned->offset_group != slice.offset_group ||
+          planned->mask_group != slice.mask_group) {
+        make_plan<T, Rank, false>(p, slice, rows, plan);
+        planned = &slice;
+      }
+      sample<T, Rank>(p, slice, rows, plan, columns);
+      zero_padding_columns(p, slice, columns);
+      const LeftOperand<T> left{columns, kPanel<T>, 1, kPanel<T>, p.tile_rows * kPanel<T>};
+      multiply<T>(left, count, p.weight + slice.weight, slice.depth, padded / kPanel<T>,
+                  result + slice.group * p.tile_rows * padded, padded, kPanel<T>,
+                  !slice.opens_group);
+    }
+    store_tile(p, first, count, result);
+  }
+}
+
+// Columns' gradient in, columns out (in place). Adds to the input's gradient and writes the fields':
+// [tap · rank + axis][row] of the offset, then [tap][row] of the mask.
+template <typename T, int Rank, bool Input, bool Fields>
+void sample_backward(const DeformConvCpu<T>& p, const ChannelSlice& slice, const Rows<T, Rank>& rows,
+                     const Plan<T, Rank, true>& plan, T* columns, T* fields) {
+  constexpr int corners = kCorners<Rank>;
+  for (int64_t r = 0; r < rows.count; ++r) {
+    const T* map = rows.input[r] + slice.first;
+    T* grad_map = Input ? p.grad_input + (map - p.input) : nullptr;
+    for (int64_t tap = 0; tap < p.taps; ++tap) {
+      const T* from[corners];
+      T* to[corners];
+      T weight[corners], modulated[corners];
+      const T factor = plan.factor[tap * rows.stride + r];
+      bool reads = false;
+      for (int corner = 0; corner < corners; ++corner) {
+        const int64_t at = (tap * corners + corner) * rows.stride + r;
+        const int64_t place = int64_t(plan.index[at]) * p.channels;
+        from[corner] = map + place;
+        if (Input) to[corner] = grad_map + place;
+        weight[corner] = plan.weight[at];
+        reads = reads | (weight[corner] != 0);
+        modulated[corner] = factor * weight[corner];
+      }
+      // Σ over channels of gradient · pixel, per corner
+      Vector<T> dot[corners] = {};
+      T dot_rest[corners] = {};
+      if (reads) {
+        each_column<T>(
+            tap, slice.count, r, p.tile_rows,
+            [&](int64_t c, int64_t at) {
+              const Vector<T> gradient = load(columns + at);
+              Vector<T> value{};
+              for (int corner = 0; corner < corners; ++corner) {
+                const Vector<T> pixel = load(from[corner] + c);
+                value += modulated[corner] * pixel;
+                if (Fields) dot[corner] += gradient * pixel;
+              }
+              store(columns + at, value);
+              if (Input) {
+                // one corner after the other: at a border two of them are the same pixel
+                for (int corner = 0; corner < corners; ++corner)
+                  store(to[corner] + c, load(to[corner] + c) + modulated[corner] * gradient);
+              }
+            },
+            [&](int64_t c, int64_t at) {
+              const T gradient = columns[at];
+              T value = 0;
+              for (int corner = 0; corner < corners; ++corner) {
+                value += modulated[corner] * from[corner][c];
+                if (Fields) dot_rest[corner] += gradient * from[corner][c];
+                if (Input) to[corner][c] += modulated[corner] * gradient;
+              }
+              columns[at] = value;
+            });
+      } else {
+        each_column<T>(
+            tap, slice.count, r, p.tile_rows,
+            [&](int64_t, int64_t at) { store(columns + at, Vector<T>{}); },
+            [&](int64_t, int64_t at) { columns[at] = 0; });
+      }
+      if (Fields) {
+        T at_point[Rank + 1] = {};
+        if (reads) {
+          Vector<T> sums[Rank + 1] = {};
+          for (int corner = 0; corner < corners; ++corner) {
+            for (int axis = 0; axis < Rank; ++axis) {
+              const T slope =
+                  factor * plan.slope[((tap * Rank + axis) * corners + corner) * rows.stride + r];
+              sums[axis] += slope * dot[corner];
+              at_point[axis] += slope * dot_rest[corner];
+            }
+            sums[Rank] += weight[corner] * dot[corner];
+            at_point[Rank] += weight[corner] * dot_rest[corner];
+          }
+          for (int field = 0; field <= Rank; ++field) at_point[field] += sum_lanes(sums[field]);
+        }
+        for (int axis = 0; axis < Rank; ++axis)
+          fields[(tap * Rank + axis) * p.tile_rows + r] = at_point[axis];
+        fields[(p.taps * Rank + tap) * p.tile_rows + r] = at_point[Rank];
+      }
+    }
+  }
+}
+
+template <typename T, int Rank>
+struct BackwardScratch {
+  Rows<T, Rank> rows;
+  Plan<T, Rank, true> plan;
+  T* columns;   // panels of [row][kPanel]
+  T* gradient;  // [output of the group][row]
+  T* fields;    // [tap · (rank + 1)][row]
+
+  BackwardScratch(Arena& arena, const DeformConvCpu<T>& p)
+      : rows(Rows<T, Rank>::allocate(arena, p.tile_rows)),
+        plan(Plan<T, Rank, true>::allocate(arena, p.taps, p.tile_rows)),
+        columns(arena.take<T>(most_depth(p) * p.tile_rows)),
+        gradient(arena.take<T>(p.out_channels / p.groups * p.tile_rows)),
+        fields(arena.take<T>(p.taps * (Rank + 1) * p.tile_rows)) {}
+};
+
+template <typename T, int Rank>
+int64_t backward_scratch_of(const DeformConvCpu<T>& p) {
+  Arena arena{nullptr};
+  BackwardScratch<T, Rank>(arena, p);
+  return (arena.next - static_cast<char*>(nullptr)) / int64_t(sizeof(T));
+}
+
+// The output's gradient of one group for the tile, as [output][row], whatever its layout in memory.
+template <typename T, int Rank>
+void gather_gradient(const DeformConvCpu<T>& p, int64_t group, const Rows<T, Rank>& rows, T* gradient) {
+  const int64_t outputs = p.out_channels / p.groups;
+  rows.each_image(p.out_pixels, [&](int64_t begin, int64_t end, int64_t image, int64_t pixel) {
+    if (p.grad_output_channels_last) {
+      const T* from = p.grad_output + (image * p.out_pixels + pixel) * p.out_channels + group * outputs;
+      transpose(from, p.out_channels, gradient + begin, p.tile_rows, end - begin, outputs);
+    } else {
+      const T* from = p.grad_output + (image * p.out_channels + group * outputs) * p.out_pixels + pixel;
+      for (int64_t o = 0; o < outputs; ++o)
+        std::memcpy(gradient + o * p.tile_rows + begin, from + o * p.out_pixels,
+                    (end - begin) * sizeof(T));
+    }
+  });
+}
+
+// A tile's gradients of offset and mask, to where they belong.
+template <typename T, int Rank>
+void store_fields(const DeformConvCpu<T>& p, int64_t s, const Rows<T, Rank>& rows, const T* fields) {
+  const ChannelSlice& slice = p.slices[s];
+  const int64_t points = p.taps * Rank;
+  rows.each_image(p.out_pixels, [&](int64_t begin, int64_t end, int64_t image, int64_t pixel) {
+    for (int64_t field = 0; field < points + p.taps; ++field) {
+      const bool of_mask = field >= points;
+      if (!(of_mask ? p.grad_mask : p.grad_offset)) continue;
+      T* to;
+      if (slice.shares_points)
+        to = p.grad_fields + (s * (points + p.taps) + field) * p.images * p.out_pixels +
+             image * p.out_pixels;
+      else if (of_mask)
+        to = p.grad_mask +
+             ((image * p.mask_groups + slice.mask_group) * p.taps + field - points) * p.out_pixels;
+      else
+        to = p.grad_offset +
+             ((image * p.offset_groups + slice.offset_group) * points + field) * p.out_pixels;
+      std::memcpy(to + pixel, fields + field * p.tile_rows + begin, (end - begin) * sizeof(T));
+    }
+  });
+}
+
+template <typename T, int Rank>
+void backward_of(const DeformConvCpu<T>& p, int64_t s, int64_t begin, int64_t end, T* scratch) {
+  Arena arena{reinterpret_cast<char*>(scratch)};
+  BackwardScratch<T, Rank> tile(arena, p);
+  const ChannelSlice& slice = p.slices[s];
+  const int64_t outputs = p.out_channels / p.groups, panels = slice.depth / kPanel<T>;
+  const int64_t panel_stride = p.tile_rows * kPanel<T>;
+  const bool fields = p.grad_offset || p.grad_mask, input = p.grad_input != nullptr;
+  for (int64_t first = begin * p.out_pixels; first < end * p.out_pixels; first += p.tile_rows) {
+    const int64_t left = end * p.out_pixels - first;
+    tile.rows.set(p, first, left < p.tile_rows ? left : p.tile_rows);
+    const int64_t count = tile.rows.count;
+    make_plan<T, Rank, true>(p, slice, tile.rows, tile.plan);
+    gather_gradient<T, Rank>(p, slice.group, tile.rows, tile.gradient);
+    if (fields || input) {
+      const LeftOperand<T> gradient{tile.gradient, 1, p.tile_rows, outputs, 0};
+      multiply<T>(gradient, count, p.weight_backward + slice.weight, outputs, panels, tile.columns,
+                  kPanel<T>, panel_stride, false);
+    }
+    const auto run = fields && input ? sample_backward<T, Rank, true, true>
+                     : fields        ? sample_backward<T, Rank, false, true>
+                     : input         ? sample_backward<T, Rank, true, false>
+                                     : sample_backward<T, Rank, false, false>;
+    run(p, slice, tile.rows, tile.plan, tile.columns, tile.fields);
+    if (fields) store_fields<T, Rank>(p, s, tile.rows, tile.fields);
+    if (p.grad_weight) {
+      zero_padding_columns(p, slice, tile.columns);
+      const LeftOperand<T> gradient{tile.gradient, p.tile_rows, 1, count, 0};
+      for (int64_t panel = 0; panel < panels; ++panel)
+        multiply<T>(gradient, outputs, tile.columns + panel * panel_stride, count, 1,
+                    p.grad_weight + slice.weight + panel * outputs * kPanel<T>, kPanel<T>, 0, true);
+    }
+  }
+}
+
+// weight [out][channel of the group][tap] -> panels of outputs, each [tap · channel of the slice][kPanel]
+template <typename T>
+void pack_forward(const DeformConvCpu<T>& p, const T* weight, T* packed, int64_t slice_begin,
+                  int64_t slice_end) {
+  const int64_t outputs = p.out_channels / p.groups, group_channels = p.channels / p.groups;
+  for (int64_t s = slice_begin; s < slice_end; ++s) {
+    const ChannelSlice& slice = p.slices[s];
+    const int64_t inner = slice.first - slice.group * group_channels;
+    T* panel = packed + slice.weight;
+    for (int64_t o0 = 0; o0 < outputs; o0 += kPanel<T>, panel += slice.depth * kPanel<T>) {
+      std::memset(panel, 0, slice.depth * kPanel<T> * sizeof(T));
+      const int64_t width = outputs - o0 < kPanel<T> ? outputs - o0 : kPanel<T>;
+      const T* from = weight + ((slice.group * outputs + o0) * group_channels + inner) * p.taps;
+      const int64_t from_stride = group_channels * p.taps;
+      for (int64_t c = 0; c < slice.count; ++c)
+        for (int64_t tap = 0; tap < p.taps; ++tap)
+          for (int64_t o = 0; o < width; ++o)
+            panel[(tap * slice.count + c) * kPanel<T> + o] = from[o * from_stride + c * p.taps + tap];
+    }
+  }
+}
+
+// weight -> panels of columns (tap · channel of the slice), each [output][kPanel]
+template <typename T>
+void pack_backward(const DeformConvCpu<T>& p, const T* weight, T* packed, int64_t slice_begin,
+                   int64_t slice_end) {
+  const int64_t outputs = p.out_channels / p.groups, group_channels = p.channels / p.groups;
+  for (int64_t s = slice_begin; s < slice_end; ++s) {
+    const ChannelSlice& slice = p.slices[s];
+    const int64_t inner = slice.first - slice.group * group_channels;
+    T* to = packed + slice.weight;
+    std::memset(to, 0, slice.depth * outputs * sizeof(T));
+    for (int64_t o = 0; o < outputs; ++o) {
+      const T* from = weight + ((slice.group * outputs + o) * group_channels + inner) * p.taps;
+      for (int64_t tap = 0; tap < p.taps; ++tap)
+        for (int64_t c = 0; c < slice.count; ++c) {
+          const int64_t column = tap * slice.count + c;
+          to[(column / kPanel<T> * outputs + o) * kPanel<T> + column % kPanel<T>] = from[c * p.taps + tap];
+        }
+    }
+  }
+}
+
+template <typename T>
+void unpack_weight_gradient(const DeformConvCpu<T>& p, const T* packed, T* grad_weight, int64_t s,
+                            bool accumulate) {
+  const ChannelSlice& slice = p.slices[s];
+  const int64_t outputs = p.out_channels / p.groups, group_channels = p.channels / p.groups;
+  const int64_t inner = slice.first - slice.group * group_channels;
+  const T* from = packed + slice.weight;
+  for (int64_t o = 0; o < outputs; ++o) {
+    T* to = grad_weight + ((slice.group * outputs + o) * group_channels + inner) * p.taps;
+    for (int64_t tap = 0; tap < p.taps; ++tap)
+      for (int64_t c = 0; c < slice.count; ++c) {
+        const int64_t column = tap * slice.count + c;
+        const T value = from[(column / kPanel<T> * outputs + o) * kPanel<T> + column % kPanel<T>];
+        to[c * p.taps + tap] = accumulate ? to[c * p.taps + tap] + value : value;
+      }
+  }
+}
+
+template <typename T>
+void reduce_fields(const DeformConvCpu<T>& p, int64_t begin, int64_t end) {
+  const int64_t points = p.taps * p.rank, fields = points + p.taps;
+  for (int64_t image = begin; image < end; ++image) {
+    for (int64_t s = 0; s < p.slice_count; ++s) {
+      const ChannelSlice& slice = p.slices[s];
+      if (!slice.shares_points) continue;
+      bool first_of_offset = true, first_of_mask = true;
+      for (int64_t before = 0; before < s; ++before) {
+        first_of_offset &= p.slices[before].offset_group != slice.offset_group;
+        first_of_mask &= p.slices[before].mask_group != slice.mask_group;
+      }
+      for (int64_t field = 0; field < fields; ++field) {
+        const bool of_mask = field >= points;
+        if (!(of_mask ? p.grad_mask : p.grad_offset)) continue;
+        const T* __restrict from =
+            p.grad_fields + ((s * fields + field) * p.images + image) * p.out_pixels;
+        T* __restrict to =
+            of_mask ? p.grad_mask + ((image * p.mask_groups + slice.mask_group) * p.taps + field -
+                                     points) * p.out_pixels
+                    : p.grad_offset +
+                          ((image * p.offset_groups + slice.offset_group) * points + field) *
+                              p.out_pixels;
+        const bool first = of_mask ? first_of_mask : first_of_offset;
+        for (int64_t i = 0; i < p.out_pixels; ++i) to[i] = first ? from[i] : to[i] + from[i];
+      }
+    }
+  }
+}
+
+#define DCNZOO_BY_RANK(function)                           \
+  switch (p.rank) {                                        \
+    case 1: return function<T, 1>(DCNZOO_ARGUMENTS);       \
+    case 2: return function<T, 2>(DCNZOO_ARGUMENTS);       \
+    default: return function<T, 3>(DCNZOO_ARGUMENTS);      \
+  }
+
+#define DCNZOO_ARGUMENTS p
+template <typename T>
+int64_t forward_scratch(const DeformConvCpu<T>& p) {
+  DCNZOO_BY_RANK(forward_scratch_of)
+}
+template <typename T>
+int64_t backward_scratch(const DeformConvCpu<T>& p) {
+  DCNZOO_BY_RANK(backward_scratch_of)
+}
+#undef DCNZOO_ARGUMENTS
+
+#define DCNZOO_ARGUMENTS p, begin, end, scratch
+template <typename T>
+void forward(const DeformConvCpu<T>& p, int64_t begin, int64_t end, T* scratch) {
+  DCNZOO_BY_RANK(forward_of)
+}
+#undef DCNZOO_ARGUMENTS
+
+#define DCNZOO_ARGUMENTS p, slice, begin, end, scratch
+template <typename T>
+void backward(const DeformConvCpu<T>& p, int64_t slice, int64_t begin, int64_t end, T* scratch) {
+  DCNZOO_BY_RANK(backward_of)
+}
+#undef DCNZOO_ARGUMENTS
+
+template <typename T>
+constexpr DeformConvKernels<T> kernels{
+    kPanel<T>,        kRowBlock,        forward_scratch<T>,        backward_scratch<T>,
+    pack_forward<T>,  pack_backward<T>, forward<T>,                backward<T>,
+    unpack_weight_gradient<T>,          reduce_fields<T>,          transpose<T>,
+};
+
+}  // namespace
+
+const DeformConvKernels<float>& deform_conv_kernels_float() { return kernels<float>; }
+const DeformConvKernels<double>& deform_conv_kernels_double() { return kernels<double>; }
+
+}  // namespace dcnzoo::DCNZOO_CPU_NAMESPACE

@@ -1,0 +1,12 @@
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY_FRAGMENT(dcnzoo, m) {
+  m.def(
+      "deform_conv(Tensor input, Tensor weight, Tensor? offset, Tensor? mask, Tensor? bias, "
+      "int[] stride, int[] padding, int[] dilation, int groups, int? im2col_step) -> Tensor");
+  // output_mask: which of (input, weight, offset, mask, bias) want a gradient; the others come back empty.
+  m.def(
+      "_deform_conv_backward(Tensor grad_output, Tensor input, Tensor weight, Tensor? offset, "
+      "Tensor? mask, int[] stride, int[] padding, int[] dilation, int groups, int? im2col_step, "
+      "bool[5] output_mask) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+}

@@ -1,0 +1,225 @@
+"""Compiles ops/ into stable-ABI libraries inside dcnzoo/ops/, with ninja.
+
+One library per device: ``_C_cpu.so`` always, ``_C_cuda.so`` where nvcc is found. Neither contains
+anything that depends on the version of Python or (from 2.10 on) of torch, so a wheel fits them all.
+
+Sources are found by their names, anywhere under ops/:
+    *_cuda.cu          CUDA kernels
+    *_cpu_kernel.cpp   CPU kernels without torch, compiled once per instruction set
+    *.cpp              everything else
+
+Environment: ``DCNZOO_CUDA=0`` leaves the CUDA library out, ``DCNZOO_CUDA_ARCHS="80;90"`` chooses its
+architectures, ``CXX`` the compiler, ``CUDA_HOME`` the toolkit, ``MAX_JOBS`` the number of jobs.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.command.bdist_wheel import bdist_wheel
+
+ROOT = Path(__file__).resolve().parent
+# Built for torch 2.10 and later: a newer stable call is then a compile error.
+TORCH_TARGET = "0x020a000000000000"
+MIN_TORCH = (2, 10)
+# sm_75 Turing … sm_120 Blackwell; PTX of the last one carries on to what comes after.
+CUDA_ARCHS = "75;80;86;89;90;100;120"
+
+# Instruction sets of which the running machine's best is chosen (ops/common/cpu_capability.h).
+CPU_CAPABILITIES = {"DEFAULT": []}
+if platform.machine() in ("x86_64", "AMD64"):
+    avx2 = ["-mavx2", "-mfma", "-mf16c"]
+    avx512 = [*avx2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"]
+    CPU_CAPABILITIES["AVX2"] = avx2
+    CPU_CAPABILITIES["AVX512"] = [*avx512, "-mprefer-vector-width=512"]
+
+
+def stop(problem: str, remedy: str) -> None:
+    """Ends the build with two lines instead of a traceback: never a package without ops."""
+    raise SystemExit(f"dcnzoo: cannot build the operators: {problem}\n        {remedy}")
+
+
+def import_torch():
+    try:
+        import torch
+    except ImportError:
+        stop(
+            "torch is not installed where the build runs.",
+            "Install torch >= 2.10 first, or build without --no-build-isolation.",
+        )
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < MIN_TORCH:
+        stop(
+            f"torch {torch.__version__} is too old; 2.10 or newer is needed.",
+            'pip install "torch>=2.10"',
+        )
+    return torch
+
+
+def find_compiler() -> str:
+    compiler = os.environ.get("CXX", "g++" if shutil.which("g++") else "c++")
+    if shutil.which(compiler.split()[0]) is None:
+        stop(
+            f"no C++ compiler found (looked for {compiler!r}).",
+            "Install one (Debian/Ubuntu: apt install g++), or point CXX at yours.",
+        )
+    return compiler
+
+
+def find_ninja() -> str:
+    try:
+        import ninja
+
+        return str(Path(ninja.BIN_DIR) / "ninja")
+    except ImportError:
+        found = shutil.which("ninja")
+    if found is None:
+        stop("ninja is not installed.", "pip install ninja")
+    return found
+
+
+def find_nvcc() -> str | None:
+    if os.environ.get("DCNZOO_CUDA") == "0":
+        return None
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    return shutil.which(str(Path(home) / "bin" / "nvcc")) if home else shutil.which("nvcc")
+
+
+def quote(arguments: list[str]) -> str:
+    return " ".join(f'"{a}"' if " " in a else a for a in arguments)
+
+
+class BuildOps(build_ext):
+    """Writes build.ninja and runs it, once per library."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return fullname.replace(".", os.sep) + ".so"  # no Python version in the name: none inside
+
+    def build_extension(self, ext: Extension) -> None:
+        torch = import_torch()
+        device = ext.name.rsplit("_", 1)[1]
+        target = Path(self.get_ext_fullpath(ext.name)).resolve()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder = ROOT / "build" / "ops" / device
+        folder.mkdir(parents=True, exist_ok=True)
+        library = Path(torch.__file__).parent
+        rules = self.cpu_rules if device == "cpu" else self.cuda_rules
+        lines = rules(library, folder, target)
+        (folder / "build.ninja").write_text("\n".join(lines) + "\n")
+        command = [find_ninja(), "-C", str(folder)]
+        if os.environ.get("MAX_JOBS"):
+            command += ["-j", os.environ["MAX_JOBS"]]
+        if subprocess.run(command).returncode != 0:
+            stop(f"compiling {target.name} failed.", "The compiler's own message stands above.")
+
+    def common_flags(self, library: Path) -> list[str]:
+        include = library / "include"
+        return [
+            "-O3",
+            "-std=c++17",
+            "-DNDEBUG",
+            f"-DTORCH_TARGET_VERSION={TORCH_TARGET}",
+            *("-isystem", str(include)),
+            f"-I{ROOT / 'ops'}",
+        ]
+
+    def cpu_rules(self, library: Path, folder: Path, target: Path) -> list[str]:
+        # -fno-math-errno, -fno-trapping-math: floor and selects vectorise; NaN and Inf stay defined.
+        flags = [
+            *self.common_flags(library),
+            *("-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-maybe-uninitialized", "-fopenmp-simd"),
+            *("-fno-math-errno", "-fno-trapping-math"),
+        ]
+        link = [f"-L{library / 'lib'}", "-ltorch_cpu", "-ltorch", "-lc10"]
+        lines = [
+            f"cxx = {find_compiler()}",
+            f"flags = {quote(flags)}",
+            "rule cxx",
+            "  description = compile $out",
+            "  command = $cxx $flags $capability -MMD -MF $out.d -c $in -o $out",
+            "  depfile = $out.d",
+            "  deps = gcc",
+            "rule link",
+            "  description = link $out",
+            f"  command = $cxx -shared $in -o $out {quote(link)}",
+        ]
+        objects = []
+        for source in sorted((ROOT / "ops").rglob("*.cpp")):
+            kernel = source.stem.endswith("_cpu_kernel")
+            for name, options in CPU_CAPABILITIES.items() if kernel else [("", [])]:
+                suffix = f".{name.lower()}" if name else ""
+                out = f"{source.relative_to(ROOT / 'ops').with_suffix('')}{suffix}.o"
+                lines.append(f"build {out}: cxx {source}")
+                if name:
+                    lines.append(f"  capability = -DDCNZOO_CAPABILITY={name} {quote(options)}")
+                objects.append(out)
+        return [*lines, f"build {target}: link {' '.join(objects)}", f"default {target}"]
+
+    def cuda_rules(self, library: Path, folder: Path, target: Path) -> list[str]:
+        archs = os.environ.get("DCNZOO_CUDA_ARCHS", CUDA_ARCHS).replace(" ", ";").split(";")
+        targets = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in archs]
+        targets.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")
+        flags = [
+            *self.common_flags(library),
+            *("-DUSE_CUDA", "--expt-relaxed-constexpr", "--extended-lambda", *targets),
+            *("--cudart", "static", "-Xcompiler", "-fPIC,-fvisibility=hidden"),
+        ]
+        link = [f"-L{library / 'lib'}", "-ltorch_cuda", "-ltorch_cpu", "-ltorch", "-lc10"]
+        if not (library / "lib" / "libtorch_cuda.so").exists():
+            link.insert(0, f"-L{self.stand_in_for_libtorch_cuda(folder)}")
+        lines = [
+            f"nvcc = {find_nvcc()}",
+            f"flags = {quote(flags)}",
+            "rule nvcc",
+            "  description = compile $out",
+            "  command = $nvcc $flags -MD -MF $out.d -c $in -o $out",
+            "  depfile = $out.d",
+            "  deps = gcc",
+            "rule link",
+            "  description = link $out",
+            f"  command = $nvcc --cudart static -shared $in -o $out {quote(link)}",
+        ]
+        objects = []
+        for source in sorted((ROOT / "ops").rglob("*.cu")):
+            out = f"{source.relative_to(ROOT / 'ops').with_suffix('')}.o"
+            lines.append(f"build {out}: nvcc {source}")
+            objects.append(out)
+        return [*lines, f"build {target}: link {' '.join(objects)}", f"default {target}"]
+
+    def stand_in_for_libtorch_cuda(self, folder: Path) -> Path:
+        """An empty library with libtorch_cuda's name, to link to where torch is a CPU build.
+
+        At run time the loader binds to the real one, which a CUDA build of torch has loaded.
+        """
+        stub = folder / "stub"
+        stub.mkdir(exist_ok=True)
+        source = stub / "stub.cpp"
+        source.write_text(
+            'extern "C" int aoti_torch_get_current_cuda_stream(int, void**) { return 1; }\n'
+        )
+        out = stub / "libtorch_cuda.so"
+        options = ["-shared", "-fPIC", "-Wl,-soname,libtorch_cuda.so"]
+        subprocess.run([find_compiler(), *options, source, "-o", out], check=True)
+        return stub
+
+
+class PlatformWheel(bdist_wheel):
+    """py3-none-<platform>: the libraries depend on the platform, not on Python's version."""
+
+    def get_tag(self):
+        return "py3", "none", super().get_tag()[2]
+
+
+if sys.platform not in ("linux", "darwin"):
+    stop(f"{sys.platform} is not supported yet.", "Linux works; on Windows use WSL.")
+
+extensions = [Extension("dcnzoo.ops._C_cpu", sources=[])]
+if find_nvcc():
+    extensions.append(Extension("dcnzoo.ops._C_cuda", sources=[]))
+setup(ext_modules=extensions, cmdclass={"build_ext": BuildOps, "bdist_wheel": PlatformWheel})
