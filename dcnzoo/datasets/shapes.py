@@ -1,0 +1,262 @@
+"""A generated instance-segmentation data set on which it matters *where* a network looks.
+
+Three classes differ only in their outline as a whole: no arm (``oval``), three arms (``trefoil``),
+four arms (``cross``). Every instance is bent by a smooth random field, stretched by up to
+``stretch`` along a random axis, turned, and drawn at a size that spans a factor of four, over
+clutter: coloured texture, pixel noise and thin bent strokes. Colour, grain and the curvature of a
+piece of edge say nothing about the class; the pixels that decide lie elsewhere in every instance.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+CLASSES = ("oval", "trefoil", "cross")
+PALETTE = [(230, 159, 0), (86, 180, 233), (0, 158, 115)]  # Okabe-Ito: distinct to colour-blind eyes
+SPLITS = ("train", "val")
+SPEC_FILE = "shapes.json"
+# Part of the recorded parameters: raise it when the same parameters give other images.
+VERSION = 1
+
+_ARMS = ((0.0, 2), (0.42, 3), (0.42, 4))  # outline r(t) = 1 + depth · cos(count · t), per class
+_VERTICES = 64
+_MIN_AREA = 60.0  # pixels²; a smaller instance shows no arms
+_MIN_CONTRAST = 25.0  # grey levels, in the channel that differs most
+_SUBPIXEL_BITS = 4  # cv2 draws at 1/16 pixel
+
+
+@dataclasses.dataclass(frozen=True)
+class ShapesSpec:
+    """Everything that determines the data set, to the byte.
+
+    ``size`` is the image side in pixels; ``min_radius`` and ``max_radius`` are half the longer side
+    of an instance's box, in pixels; ``bend`` is the amplitude of the bending field relative to the
+    instance; ``stretch`` the largest ratio of the two axes; ``texture`` the contrast of the
+    background in grey levels; ``strokes`` the largest number of clutter strokes.
+    """
+
+    train: int = 640
+    val: int = 128
+    size: int = 128
+    max_instances: int = 4
+    min_radius: float = 13.0
+    max_radius: float = 52.0
+    bend: float = 0.2
+    stretch: float = 4.0
+    texture: float = 12.0
+    strokes: int = 3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("train", "val"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"ShapesSpec: {name}: expected ≥ 1, got {getattr(self, name)}")
+        if self.max_instances < 1:
+            raise ValueError(f"ShapesSpec: max_instances: expected ≥ 1, got {self.max_instances}")
+        if not 0 < self.min_radius <= self.max_radius <= self.size / 2:
+            raise ValueError(
+                "ShapesSpec: expected 0 < min_radius ≤ max_radius ≤ size / 2, "
+                f"got {self.min_radius}, {self.max_radius}, {self.size} / 2"
+            )
+        if self.stretch < 1:
+            raise ValueError(f"ShapesSpec: stretch: expected ≥ 1, got {self.stretch}")
+        if self.seed < 0:
+            raise ValueError(f"ShapesSpec: seed: expected ≥ 0, got {self.seed}")
+
+
+def make_shapes(root: str | os.PathLike, spec: ShapesSpec | None = None) -> bool:
+    """Write the data set to ``root``, unless the very same one is already there.
+
+    ``root/{train,val}/*.png`` are the images, ``root/annotations/{train,val}.json`` the COCO files,
+    ``root/shapes.json`` the parameters. The folder appears under its name only when it is complete;
+    one made with other parameters is replaced.
+
+    Returns:
+        whether anything was written.
+
+    Raises:
+        FileExistsError: ``root`` holds something that this function did not write.
+    """
+    spec = spec or ShapesSpec()
+    root = Path(root)
+    record = {"version": VERSION, **dataclasses.asdict(spec)}
+    if _recorded(root) == record:
+        return False
+    if root.exists() and _recorded(root) is None and (not root.is_dir() or any(root.iterdir())):
+        raise FileExistsError(
+            f"{root}: expected a folder written by make_shapes (with {SPEC_FILE}) or none, "
+            "found other files; move them away or choose another folder"
+        )
+
+    root.parent.mkdir(parents=True, exist_ok=True)
+    partial = root.with_name(f".{root.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # left by an interrupted run
+    (partial / "annotations").mkdir(parents=True)
+    for split in SPLITS:
+        (partial / split).mkdir()
+        coco = _write_split(partial, split, spec)
+        (partial / "annotations" / f"{split}.json").write_text(json.dumps(coco))
+    (partial / SPEC_FILE).write_text(json.dumps(record, indent=1))
+    if root.exists():
+        shutil.rmtree(root)
+    partial.rename(root)
+    return True
+
+
+def draw_image(spec: ShapesSpec, split: str, index: int) -> tuple[np.ndarray, list[dict]]:
+    """Image ``index`` of a split: its pixels and its instances.
+
+    It depends on nothing but the arguments, so the first images of a larger set are those of a
+    smaller one.
+
+    Returns:
+        image  # [size, size, 3], uint8, BGR
+        instances: dicts with ``label`` (index into CLASSES) and ``polygon`` ([vertices, 2],
+        (x, y) in pixels, pixel centres at halves); they neither overlap nor leave the image.
+    """
+    rng = np.random.default_rng([spec.seed, SPLITS.index(split), index])
+    size = spec.size
+    image = _background(rng, spec)
+    taken = np.zeros((size, size), np.uint8)
+    instances: list[dict] = []
+    for _ in range(rng.integers(min(2, spec.max_instances), spec.max_instances, endpoint=True)):
+        for _ in range(30):  # attempts to find a free place
+            label = int(rng.integers(len(CLASSES)))
+            radius = math.exp(rng.uniform(math.log(spec.min_radius), math.log(spec.max_radius)))
+            polygon = _outline(label, rng, spec) * radius
+            margin = np.abs(polygon).max(0) + 1.0
+            centre = rng.uniform(np.minimum(margin, size / 2), np.maximum(size - margin, size / 2))
+            # two decimals are what the annotation file holds: draw exactly what is annotated
+            polygon = np.clip(polygon + centre, 0, size).round(2)
+            cover = _fill(polygon, size)
+            inside = cover > 0.5
+            if polygon_area(polygon) < _MIN_AREA or taken[inside].any():
+                continue
+            _paint(image, cover, _colour_on(image[inside].mean(0), rng), rng)
+            taken |= cv2.dilate(inside.astype(np.uint8), np.ones((3, 3), np.uint8))
+            instances.append({"label": label, "polygon": polygon})
+            break
+    return np.clip(image, 0, 255).astype(np.uint8), instances
+
+
+def polygon_area(polygon: np.ndarray) -> float:
+    """Area of a simple polygon by the shoelace formula.  # polygon: [vertices, 2]"""
+    x, y = polygon.T
+    return float(abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2)
+
+
+def _recorded(root: Path) -> dict | None:
+    try:
+        return json.loads((root / SPEC_FILE).read_text())
+    except (OSError, json.JSONDecodeError):
+        return None
+
+
+def _write_split(root: Path, split: str, spec: ShapesSpec) -> dict:
+    images, annotations = [], []
+    for index in range(getattr(spec, split)):
+        pixels, instances = draw_image(spec, split, index)
+        name = f"{index:05d}.png"
+        if not cv2.imwrite(str(root / split / name), pixels):
+            raise OSError(f"{root / split / name}: cannot write the image")
+        image_id = index + 1
+        images.append({"id": image_id, "file_name": name, "width": spec.size, "height": spec.size})
+        annotations += [{"image_id": image_id, **_annotation(instance)} for instance in instances]
+    for number, annotation in enumerate(annotations, start=1):
+        annotation["id"] = number
+    categories = [{"id": i + 1, "name": name} for i, name in enumerate(CLASSES)]
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def _annotation(instance: dict) -> dict:
+    polygon = instance["polygon"]
+    (x0, y0), (x1, y1) = polygon.min(0), polygon.max(0)
+    return {
+        "category_id": instance["label"] + 1,
+        "bbox": [round(float(v), 2) for v in (x0, y0, x1 - x0, y1 - y0)],
+        "area": round(polygon_area(polygon), 2),
+        "segmentation": [polygon.ravel().tolist()],
+        "iscrowd": 0,
+    }
+
+
+def _rotation(rng: np.random.Generator) -> np.ndarray:
+    angle = rng.uniform(0, 2 * math.pi)
+    return np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+
+
+def _bend(points: np.ndarray, rng: np.random.Generator, amplitude: float) -> np.ndarray:
+    """Move points by a smooth random field: each axis by a sine wave along the other one."""
+    points = points @ _rotation(rng).T
+    phase, frequency = rng.uniform(0, 2 * math.pi, 2), rng.uniform(1.2, 2.2, 2)
+    amplitudes = amplitude * rng.uniform(0.3, 1, 2)
+    return points + amplitudes * np.sin(frequency * points[:, ::-1] + phase)
+
+
+def _outline(label: int, rng: np.random.Generator, spec: ShapesSpec) -> np.ndarray:
+    """A deformed outline of a class, centred on its box, larger half-extent 1.  # [vertices, 2]"""
+    t = np.linspace(0, 2 * math.pi, _VERTICES, endpoint=False)
+    depth, count = _ARMS[label]
+    r = 1 + depth * np.cos(count * t)
+    points = _bend(np.stack([r * np.cos(t), r * np.sin(t)], 1), rng, spec.bend)
+    axis = spec.stretch ** (rng.uniform(0, 1) / 2)  # axis² is the ratio, in [1, stretch]
+    points = (points * [axis, 1 / axis]) @ _rotation(rng).T
+    points -= (points.max(0) + points.min(0)) / 2
+    return points / np.abs(points).max()
+
+
+def _fill(polygon: np.ndarray, size: int) -> np.ndarray:
+    """How much of each pixel the polygon covers, 0 to 1.  # [size, size]"""
+    cover = np.zeros((size, size), np.uint8)
+    # cv2 puts pixel centres at integers, COCO at halves
+    points = np.round((polygon - 0.5) * (1 << _SUBPIXEL_BITS)).astype(np.int32)
+    cv2.fillPoly(cover, [points], 255, cv2.LINE_AA, _SUBPIXEL_BITS)
+    return cover.astype(np.float32) / 255
+
+
+def _paint(
+    image: np.ndarray, cover: np.ndarray, colour: np.ndarray, rng: np.random.Generator
+) -> None:
+    grain = rng.normal(0, 9, image.shape)
+    image += cover[..., None] * (colour + grain - image)
+
+
+def _colour_on(under: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A bright colour that can be told from the background below it.  # [3]"""
+    while True:
+        colour = rng.uniform(120, 255, 3)
+        if np.abs(colour - under).max() >= _MIN_CONTRAST:
+            return colour
+
+
+def _background(rng: np.random.Generator, spec: ShapesSpec) -> np.ndarray:
+    """A dark colour with texture at four scales, pixel noise and strokes.  # [size, size, 3]"""
+    size = spec.size
+    image = np.tile(rng.uniform(10, 90, 3), (size, size, 1))
+    for cells in (4, 8, 16, 32):
+        noise = rng.normal(0, spec.texture / 2, (cells, cells, 3))
+        image += cv2.resize(noise, (size, size), interpolation=cv2.INTER_CUBIC)
+    image += rng.normal(0, 6, image.shape)
+    for stroke in _strokes(rng, spec):
+        _paint(image, stroke, rng.uniform(60, 220, 3), rng)
+    return image
+
+
+def _strokes(rng: np.random.Generator, spec: ShapesSpec) -> Iterator[np.ndarray]:
+    """Thin bent lines that cross the image and belong to nothing.  # each [size, size], 0 to 1"""
+    size = spec.size
+    for _ in range(rng.integers(0, spec.strokes, endpoint=True)):
+        line = np.stack([np.linspace(-1, 1, 24), np.zeros(24)], 1) * rng.uniform(0.2, 0.6)
+        line = _bend(line, rng, 0.3) @ _rotation(rng).T * size / 2 + rng.uniform(0, size, 2)
+        cover = np.zeros((size, size), np.uint8)
+        points = np.round(line * (1 << _SUBPIXEL_BITS)).astype(np.int32)
+        thickness = int(rng.integers(1, 2, endpoint=True))
+        cv2.polylines(cover, [points], False, 255, thickness, cv2.LINE_AA, _SUBPIXEL_BITS)
+        yield cover.astype(np.float32) / 255

@@ -1,0 +1,112 @@
+"""What the command-line tools share: arguments, the config, and errors that fit on a line."""
+
+import argparse
+import functools
+import os
+import sys
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+
+from mmengine.config import Config, DictAction
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+
+class UserError(Exception):
+    """A mistake of the user; its text is all that is shown."""
+
+
+def make_parser(description: str, checkpoint: bool = False) -> argparse.ArgumentParser:
+    """The arguments common to the tools that run a config, named as MMDetection names them."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("config", help="config file")
+    if checkpoint:
+        parser.add_argument("checkpoint", help="checkpoint file")
+    parser.add_argument(
+        "--work-dir", help="where logs and results go (default: work_dirs/<name of the config>)"
+    )
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=DictAction,
+        default={},
+        metavar="KEY=VALUE",
+        help="override settings of the config, e.g. model.backbone.dcn=True "
+        'train_dataloader.batch_size=4 "model.backbone.strides=(1,2,2)"',
+    )
+    parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")
+    # torchrun sets LOCAL_RANK; older launchers pass it as an argument
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
+    return parser
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """The config with the command line's settings merged in and dcnzoo's hooks in place."""
+    os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+    import dcnzoo.engine
+    import dcnzoo.models  # noqa: F401  any config can then say dcn=True
+
+    cfg = Config.fromfile(args.config)
+    cfg.merge_from_dict(args.cfg_options)
+    cfg.launcher = args.launcher
+    if args.work_dir is not None:
+        cfg.work_dir = args.work_dir
+    elif cfg.get("work_dir") is None:
+        cfg.work_dir = str(Path("work_dirs") / Path(args.config).stem)
+
+    hooks = cfg.setdefault("default_hooks", {})
+    hooks.setdefault("progress", {"type": "ProgressHook"})
+    if hooks.get("checkpoint", {}).get("type") == "CheckpointHook":
+        hooks.checkpoint.type = "AtomicCheckpointHook"
+    return cfg
+
+
+def build_runner(cfg: Config) -> Runner:
+    return RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
+
+
+def require_file(path: str, what: str) -> None:
+    """Raise UserError unless a local path exists; addresses with a scheme are not looked at."""
+    if "://" not in path and not Path(path).expanduser().is_file():
+        raise UserError(f"{what}: expected a file, found none at {path}")
+
+
+@contextmanager
+def user_errors():
+    """Inside, whatever goes wrong is taken to be a mistake in the config or on the command line."""
+    try:
+        yield
+    except (UserError, FileNotFoundError):
+        raise
+    except Exception as error:
+        raise UserError(_one_line(error)) from error
+
+
+def command(main: Callable[[], None]) -> Callable[[], None]:
+    """Make a tool's ``main`` end a user's mistake with one line and exit status 1.
+
+    Missing files count as such wherever they are noticed, everything else only inside
+    :func:`user_errors`. ``DCNZOO_TRACEBACK=1`` shows the traceback all the same.
+    """
+
+    @functools.wraps(main)
+    def run() -> None:
+        try:
+            main()
+        except (UserError, FileNotFoundError) as error:
+            if os.environ.get("DCNZOO_TRACEBACK") == "1":
+                raise
+            sys.exit(f"error: {_one_line(error)}")
+        except KeyboardInterrupt:
+            sys.exit(130)
+
+    return run
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError) and error.filename:
+        return f"file not found: {error.filename}"
+    # str() of a KeyError is the repr of its text
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    return " ".join(text.split()) or type(error).__name__

@@ -1,0 +1,182 @@
+"""Figures: learning curves, detections beside the ground truth, sampling points on the image.
+
+Every function returns a matplotlib figure that belongs to no window system.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from dcnzoo.visualization.sampling import SamplingField, trace_sampling
+
+# Okabe-Ito without the yellow, which is lost on white
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+_GREY = "#6b7280"
+
+
+@dataclasses.dataclass(frozen=True)
+class Instances:
+    """What is drawn on one image.
+
+    Attributes:
+        boxes: [N, 4], (x0, y0, x1, y1) in pixels.
+        labels: [N], indices into the class names.
+        masks: [N, H, W], bool; None draws boxes only.
+        scores: [N]; None for ground truth.
+    """
+
+    boxes: np.ndarray
+    labels: np.ndarray
+    masks: np.ndarray | None = None
+    scores: np.ndarray | None = None
+
+    def above(self, threshold: float) -> "Instances":
+        """Those that score at least ``threshold``; all of the ground truth."""
+        if self.scores is None:
+            return self
+        keep = self.scores >= threshold
+        masks = None if self.masks is None else self.masks[keep]
+        return Instances(self.boxes[keep], self.labels[keep], masks, self.scores[keep])
+
+
+def plot_learning_curves(
+    curves: Mapping[str, Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]]],
+) -> Figure:
+    """One panel per quantity, one colour per arm, one thin line per seed, a thick one for the mean.
+
+    Args:
+        curves: quantity → arm → one (iterations, values) pair per seed; the seeds of an arm share
+            their iterations.
+    """
+    figure = _figure(5.4 * len(curves), 3.4, columns=len(curves))
+    for axes, (quantity, arms) in zip(figure.axes, curves.items(), strict=True):
+        for colour, (arm, seeds) in zip(COLOURS, arms.items(), strict=False):
+            for iterations, values in seeds:
+                axes.plot(iterations, values, color=colour, lw=0.8, alpha=0.35)
+            shortest = min(len(values) for _, values in seeds)
+            mean = np.mean([values[:shortest] for _, values in seeds], axis=0)
+            marker = "o" if shortest < 20 else None
+            axes.plot(
+                seeds[0][0][:shortest], mean, color=colour, lw=2, marker=marker, ms=4, label=arm
+            )
+        axes.set_title(quantity, loc="left", fontsize=11, fontweight="bold")
+        axes.set_xlabel("iteration", color=_GREY)
+        axes.set_ylim(bottom=0)
+        axes.set_xlim(left=0)
+        axes.grid(axis="y", color="#e5e7eb")
+        axes.set_axisbelow(True)
+        axes.tick_params(colors=_GREY)
+        for side in ("top", "right", "left"):
+            axes.spines[side].set_visible(False)
+        axes.legend(frameon=False)
+    return figure
+
+
+def plot_detections(
+    images: Sequence[np.ndarray],
+    columns: Mapping[str, Sequence[Instances]],
+    classes: Sequence[str],
+    palette: Sequence[tuple[int, int, int]],
+    threshold: float = 0.5,
+) -> Figure:
+    """A row per image, a column per source of instances: ground truth, one arm, another arm.
+
+    Args:
+        images: [H, W, 3], uint8, RGB.
+        columns: heading → instances per image.
+        palette: RGB per class.
+        threshold: detections that score less are not drawn.
+    """
+    figure = _figure(2.6 * len(columns), 2.6 * len(images), len(columns), len(images))
+    grid = np.array(figure.axes).reshape(len(images), len(columns))
+    for column, (heading, per_image) in enumerate(columns.items()):
+        grid[0, column].set_title(heading, fontsize=11, fontweight="bold")
+        for row, (image, instances) in enumerate(zip(images, per_image, strict=True)):
+            _show(grid[row, column], image)
+            _draw_instances(grid[row, column], instances.above(threshold), classes, palette)
+    return figure
+
+
+def plot_sampling(
+    image: np.ndarray,
+    fields: Sequence[SamplingField],
+    locations: Mapping[str, tuple[float, float]],
+) -> Figure:
+    """What one output location of the last layer sees, for a few locations.
+
+    The upper row shows ordinary convolutions of the same shape, the lower row the learnt offsets;
+    the more a point weighs (product of the masks), the more solid it is drawn.
+
+    Args:
+        image: [H, W, 3], uint8, RGB, as the model saw it.
+        fields: of the layers to chain, in forward order: :func:`record_sampling`.
+        locations: title → (y, x) in pixels.
+    """
+    figure = _figure(3.1 * len(locations), 6.6, len(locations), 2)
+    grid = np.array(figure.axes).reshape(2, len(locations))
+    rigid = [field.without_offset() for field in fields]
+    rows = (("ordinary grid", rigid), ("learnt offsets", list(fields)))
+    for row, (heading, layers) in enumerate(rows):
+        for column, (title, location) in enumerate(locations.items()):
+            axes = grid[row, column]
+            points, weight = trace_sampling(layers, location, image.shape[:2])
+            strength = (weight / weight.max().clamp(min=1e-12)).numpy()
+            colours = np.tile([0.84, 0.12, 0.12, 1.0], (len(points), 1))
+            colours[:, 3] = 0.15 + 0.85 * strength
+            _show(axes, image)
+            y, x = points.numpy().T
+            axes.scatter(x, y, s=11, c=colours, edgecolors="white", linewidths=0.25)
+            axes.plot(*location[::-1], "+", color="#22d3ee", ms=13, mew=2.2)
+            if row == 0:
+                axes.set_title(title, fontsize=11, fontweight="bold")
+            if column == 0:
+                axes.set_ylabel(heading, fontsize=11, fontweight="bold")
+    return figure
+
+
+def _figure(width: float, height: float, columns: int = 1, rows: int = 1) -> Figure:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.subplots(rows, columns, squeeze=False)
+    return figure
+
+
+def _show(axes: Axes, image: np.ndarray) -> None:
+    height, width = image.shape[:2]
+    axes.imshow(image, interpolation="nearest")
+    axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), xticks=[], yticks=[])
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def _draw_instances(
+    axes: Axes,
+    instances: Instances,
+    classes: Sequence[str],
+    palette: Sequence[tuple[int, int, int]],
+) -> None:
+    for i, (box, label) in enumerate(zip(instances.boxes, instances.labels, strict=True)):
+        colour = np.array(palette[label]) / 255
+        if instances.masks is not None and instances.masks[i].any():
+            mask = instances.masks[i]
+            tint = np.zeros((*mask.shape, 4))
+            tint[mask] = [*colour, 0.45]
+            axes.imshow(tint, interpolation="nearest")
+            axes.contour(mask, levels=[0.5], colors=[colour], linewidths=1.1)
+        x0, y0, x1, y1 = box - 0.5  # the edge of pixel 0 is at -0.5 here
+        axes.plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], color="white", lw=0.7)
+        text = classes[label]
+        if instances.scores is not None:
+            text += f" {instances.scores[i]:.2f}"
+        axes.text(
+            max(x0, 0),
+            max(y0, 8),
+            text,
+            fontsize=6.5,
+            color="white",
+            va="bottom",
+            clip_on=True,
+            bbox={"facecolor": colour * 0.75, "edgecolor": "none", "pad": 1},
+        )

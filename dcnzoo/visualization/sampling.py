@@ -1,0 +1,145 @@
+"""Where deformable convolutions look: their sampling points, in pixels of the input image."""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingField:
+    """The sampling points of one layer, for one image and one offset group.
+
+    Attributes:
+        name: of the layer in its model.
+        offset: [K, 2, oH, oW], (y, x), in pixels of the layer's input; K taps.
+        weight: [K, oH, oW], the modulation mask; ones for v1.
+        kernel_size, stride, padding, dilation: of the layer, (y, x).
+        input_size: (H, W) of the layer's input.
+    """
+
+    name: str
+    offset: Tensor
+    weight: Tensor
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    input_size: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        taps = self.kernel_size[0] * self.kernel_size[1]
+        expected = (taps, 2, *self.weight.shape[1:])
+        if self.offset.shape != expected or self.weight.shape[0] != taps:
+            raise ValueError(
+                f"SamplingField: expected offset {expected} and weight {(taps, *expected[2:])}, "
+                f"got {tuple(self.offset.shape)} and {tuple(self.weight.shape)}"
+            )
+
+    @property
+    def grid(self) -> Tensor:  # [K, 2, oH, oW]
+        """Where an ordinary convolution samples."""
+        y, x = (
+            (torch.arange(self.kernel_size[axis]) * self.dilation[axis])[:, None]
+            + (torch.arange(self.weight.shape[1 + axis]) * self.stride[axis] - self.padding[axis])
+            for axis in (0, 1)
+        )  # [kH, oH], [kW, oW]
+        shape = (*self.kernel_size, *self.weight.shape[1:])
+        y = y[:, None, :, None].expand(shape).flatten(0, 1)
+        x = x[None, :, None, :].expand(shape).flatten(0, 1)
+        return torch.stack([y, x], 1).to(self.offset)
+
+    @property
+    def points(self) -> Tensor:  # [K, 2, oH, oW]
+        """Where this layer samples."""
+        return self.grid + self.offset
+
+    def without_offset(self) -> "SamplingField":
+        """The ordinary convolution of the same shape."""
+        return dataclasses.replace(
+            self, offset=torch.zeros_like(self.offset), weight=torch.ones_like(self.weight)
+        )
+
+
+@contextmanager
+def record_sampling(model: nn.Module) -> Iterator[list[SamplingField]]:
+    """Collect a field from every deformable layer that runs inside the block, in that order.
+
+    A deformable layer is a module with a convolution named ``conv_offset`` (mmcv's packs and ours):
+    its output is the offsets (v1), or three equal parts of which the first two, put together, are
+    the offsets and the third the mask before the sigmoid (v2).
+    """
+    fields: list[SamplingField] = []
+    handles = []
+    for name, layer in model.named_modules():
+        if isinstance(getattr(layer, "conv_offset", None), nn.Module):
+            handles.append(layer.conv_offset.register_forward_hook(_recorder(name, layer, fields)))
+    try:
+        yield fields
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def trace_sampling(
+    fields: Sequence[SamplingField], location: tuple[float, float], image_size: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """Follow one output location of the last layer back to the image.
+
+    Each of its K points is taken to the nearest output location of the layer before, whose K points
+    follow, and so on: Kⁿ points for n layers, as the DCN papers draw them. What lies between two
+    layers (1×1 convolutions, changes of stride) is taken to keep the place.
+
+    Args:
+        fields: in forward order.
+        location: (y, x) in pixels of the image.
+        image_size: (H, W) of what the model saw.
+
+    Returns:
+        points  # [Kⁿ, 2], (y, x) in pixels of the image
+        weight  # [Kⁿ], product of the masks on the way
+    """
+    if not fields:
+        raise ValueError("trace_sampling: fields: expected at least one layer, got none")
+    image = torch.tensor(image_size, dtype=torch.float32)
+    points = torch.tensor([location], dtype=torch.float32)
+    weight = torch.ones(1)
+    for field in reversed(fields):
+        out = torch.tensor(field.points.shape[-2:])
+        # convolutions with symmetric padding are centred on pixel i · stride
+        index = (points * out / image).round().long()
+        y, x = index.clamp(torch.zeros(2, dtype=torch.long), out - 1).unbind(1)
+        sampled = field.points[:, :, y, x].permute(2, 0, 1).reshape(-1, 2)  # [M·K, 2]
+        points = sampled * image / torch.tensor(field.input_size)
+        weight = (field.weight[:, y, x].T * weight[:, None]).reshape(-1)
+    return points, weight
+
+
+def _recorder(name: str, layer: nn.Module, fields: list[SamplingField]):
+    def record(conv_offset: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        raw = output[0].detach().float().cpu()
+        taps = math.prod(_pair(layer.kernel_size))
+        groups = getattr(layer, "deform_groups", 1)
+        offset = raw[: 2 * groups * taps].unflatten(0, (groups, taps, 2))[0]
+        if raw.shape[0] == 3 * groups * taps:
+            weight = raw[2 * groups * taps :].unflatten(0, (groups, taps))[0].sigmoid()
+        else:
+            weight = torch.ones(taps, *raw.shape[-2:])
+        fields.append(
+            SamplingField(
+                name,
+                offset,
+                weight,
+                *map(_pair, (layer.kernel_size, layer.stride, layer.padding, layer.dilation)),
+                input_size=tuple(inputs[0].shape[-2:]),
+            )
+        )
+
+    return record
+
+
+def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else tuple(value)

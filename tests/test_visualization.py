@@ -1,0 +1,193 @@
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from dcnzoo.visualization import (
+    Instances,
+    SamplingField,
+    Section,
+    data_uri,
+    plot_detections,
+    plot_learning_curves,
+    plot_sampling,
+    record_sampling,
+    render_page,
+    trace_sampling,
+)
+
+KERNEL, STRIDE, PADDING, DILATION = (3, 2), (2, 1), (1, 2), (1, 3)
+INPUT = (9, 11)
+OUT = tuple(
+    (INPUT[i] + 2 * PADDING[i] - DILATION[i] * (KERNEL[i] - 1) - 1) // STRIDE[i] + 1 for i in (0, 1)
+)
+
+
+def make_field(offset=None, kernel=KERNEL, out=OUT, **kwargs):
+    taps = math.prod(kernel)
+    settings = {"stride": STRIDE, "padding": PADDING, "dilation": DILATION, "input_size": INPUT}
+    return SamplingField(
+        "layer",
+        torch.zeros(taps, 2, *out) if offset is None else offset,
+        torch.ones(taps, *out),
+        kernel,
+        **{**settings, **kwargs},
+    )
+
+
+def test_grid_is_where_a_convolution_samples():
+    """A convolution of the coordinates themselves, one tap at a time, is the oracle."""
+    grid = make_field().grid
+    coordinates = torch.stack(
+        torch.meshgrid(*(torch.arange(n, dtype=torch.float32) for n in INPUT), indexing="ij")
+    )
+    # +1000 tells a padded zero from coordinate 0
+    padded = F.pad(coordinates + 1000, (PADDING[1],) * 2 + (PADDING[0],) * 2)
+    for tap in range(6):
+        weight = torch.zeros(1, 1, *KERNEL)
+        weight.view(-1)[tap] = 1
+        for axis in (0, 1):
+            seen = F.conv2d(padded[None, axis : axis + 1], weight, stride=STRIDE, dilation=DILATION)
+            inside = seen[0, 0] > 0
+            assert inside.any()
+            torch.testing.assert_close(
+                grid[tap, axis][inside], seen[0, 0][inside] - 1000, rtol=0, atol=0
+            )
+
+
+def test_points_add_the_offset_and_without_offset_takes_it_away():
+    offset = torch.randn(6, 2, *OUT, generator=torch.Generator().manual_seed(0))
+    field = make_field(offset)
+    torch.testing.assert_close(field.points - field.grid, offset, atol=1e-6, rtol=0)
+    assert torch.equal(field.without_offset().points, field.grid)
+
+
+def test_wrong_shapes_are_refused():
+    with pytest.raises(ValueError, match=r"expected offset \(6, 2, 5, 12\)"):
+        make_field(torch.zeros(5, 2, *OUT))
+
+
+class Pack(nn.Conv2d):
+    """The interface of a DCN layer: a convolution with a ``conv_offset``."""
+
+    def __init__(self, channels, groups, modulated):
+        super().__init__(3, 4, KERNEL, STRIDE, PADDING, DILATION)
+        self.deform_groups = groups
+        self.conv_offset = nn.Conv2d(3, channels, KERNEL, STRIDE, PADDING, DILATION)
+
+    def forward(self, x):
+        return super().forward(x) + self.conv_offset(x).mean(1, keepdim=True)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("modulated", [False, True])
+def test_recording_takes_the_first_image_and_group(groups, modulated):
+    model = nn.Sequential(Pack((3 if modulated else 2) * 6 * groups, groups, modulated))
+    x = torch.randn(2, 3, *INPUT)
+    with record_sampling(model) as fields:
+        model(x)
+    model(x)  # outside: not recorded
+    (field,) = fields
+    raw = model[0].conv_offset(x)[0].detach()
+    assert (field.name, field.input_size, field.stride) == ("0", INPUT, STRIDE)
+    assert field.offset.shape == (6, 2, *OUT)
+    torch.testing.assert_close(field.offset[4, 1], raw[9])  # tap 4, x
+    expected = raw[12 * groups + 4].sigmoid() if modulated else torch.ones(OUT)
+    torch.testing.assert_close(field.weight[4], expected)
+
+
+def test_hooks_go_when_the_model_fails():
+    model = nn.Sequential(Pack(12, 1, False))
+    with pytest.raises(RuntimeError), record_sampling(model):
+        model(torch.randn(1, 5, *INPUT))
+    assert not model[0].conv_offset._forward_hooks
+
+
+def test_tracing_one_layer():
+    kernel = (3, 3)
+    offset = torch.zeros(9, 2, 4, 8)
+    offset[5, :, 2, 3] = torch.tensor([0.5, -0.25])
+    field = make_field(
+        offset, kernel, (4, 8), stride=(1, 1), padding=(1, 1), dilation=(1, 1), input_size=(4, 8)
+    )
+    # an image of 16 × 16: a pixel of the map is 4 high and 2 wide
+    points, weight = trace_sampling([field], (2 * 4 + 1.5, 3 * 2 - 0.5), (16, 16))
+    assert points.shape == (9, 2) and torch.equal(weight, torch.ones(9))
+    torch.testing.assert_close(points[4], torch.tensor([8.0, 6.0]))  # the centre tap
+    torch.testing.assert_close(points[5], torch.tensor([8 + 0.5 * 4, 6 + 2 - 0.25 * 2]))
+
+
+def test_tracing_two_layers_follows_each_point():
+    plain = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "input_size": (8, 8)}
+    last = make_field(torch.zeros(9, 2, 8, 8), (3, 3), (8, 8), **plain)
+    last.weight[0] = 0.5
+    first = make_field(torch.zeros(9, 2, 8, 8), (3, 3), (8, 8), **plain)
+    points, weight = trace_sampling([first, last], (4.0, 4.0), (8, 8))
+    assert points.shape == (81, 2)
+    # 3×3 of 3×3 is the 5×5 receptive field, its middle hit 9 times, its corners once
+    counts = torch.zeros(8, 8)
+    for y, x in points.long():
+        counts[y, x] += 1
+    triangle = torch.tensor([0.0, 0.0, 1.0, 2.0, 3.0, 2.0, 1.0, 0.0])
+    assert torch.equal(counts, triangle[:, None] * triangle)
+    assert torch.equal(weight[:9], torch.full((9,), 0.5)) and weight[9:].eq(1).all()
+
+
+def test_tracing_needs_a_layer():
+    with pytest.raises(ValueError, match="expected at least one layer, got none"):
+        trace_sampling([], (0, 0), (8, 8))
+
+
+def instances(scores=None):
+    masks = np.zeros((2, 20, 30), bool)
+    masks[0, 2:8, 3:9] = True
+    boxes = np.array([[3.0, 2, 9, 8], [10, 5, 25, 18]])
+    return Instances(boxes, np.array([0, 1]), masks, scores)
+
+
+def test_instances_below_the_threshold_go():
+    kept = instances(np.array([0.4, 0.6])).above(0.5)
+    assert kept.labels.tolist() == [1] and kept.masks.shape == (1, 20, 30)
+    assert len(instances().above(0.5).labels) == 2
+
+
+def test_detection_grid():
+    image = np.zeros((20, 30, 3), np.uint8)
+    columns = {"truth": [instances()], "found": [instances(np.array([0.9, 0.2]))]}
+    figure = plot_detections([image], columns, ("a", "b"), [(255, 0, 0), (0, 0, 255)])
+    texts = [[text.get_text() for text in axes.texts] for axes in figure.axes]
+    assert texts == [["a", "b"], ["a 0.90"]]
+
+
+def test_learning_curves_draw_seeds_and_mean():
+    steps = np.arange(1, 6)
+    seeds = [(steps, np.full(5, 1.0)), (steps[:4], np.full(4, 3.0))]
+    figure = plot_learning_curves({"loss": {"off": seeds, "v2": seeds[:1]}, "AP": {"off": seeds}})
+    loss = figure.axes[0]
+    assert len(figure.axes) == 2 and len(loss.lines) == 3 + 2
+    assert loss.lines[2].get_ydata().tolist() == [2.0] * 4
+    assert [t.get_text() for t in loss.get_legend().get_texts()] == ["off", "v2"]
+
+
+def test_sampling_figure_and_page_hold_everything():
+    field = make_field(
+        None, (3, 3), (8, 8), stride=(1, 1), padding=(1, 1), dilation=(1, 1), input_size=(8, 8)
+    )
+    image = np.zeros((32, 32, 3), np.uint8)
+    figure = plot_sampling(image, [field, field], {"here": (5.0, 9.0), "there": (20.0, 9.0)})
+    assert len(figure.axes) == 4
+    assert len(figure.axes[0].collections[0].get_offsets()) == 81
+    page = render_page(
+        "A < B",
+        "lead",
+        [["arm", "AP"], ["off", "0.5"]],
+        [Section("Points", "text", data_uri(figure, dpi=40))],
+        "end",
+    )
+    assert "A &lt; B" in page and "<td>0.5</td>" in page
+    sources = re.findall(r'(?:src|href)="([^"]{0,30})', page)
+    assert sources and all(s.startswith("data:image/png;base64,") for s in sources)

@@ -1,0 +1,59 @@
+"""Train a detector: ``python tools/train.py CONFIG [options]``."""
+
+from dcnzoo.engine.cli import (
+    UserError,
+    build_runner,
+    command,
+    load_config,
+    make_parser,
+    require_file,
+    user_errors,
+)
+
+
+def parse_args():
+    parser = make_parser(__doc__)
+    parser.add_argument(
+        "--amp",
+        action="store_true",
+        help="mixed precision: fp16 with loss scaling on a GPU, bf16 on the CPU",
+    )
+    parser.add_argument(
+        "--auto-scale-lr",
+        action="store_true",
+        help="scale the learning rate by batch size / auto_scale_lr.base_batch_size",
+    )
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="auto",
+        metavar="CHECKPOINT",
+        help="continue from a checkpoint, or from the latest one in the work directory",
+    )
+    return parser.parse_args()
+
+
+@command
+def main() -> None:
+    args = parse_args()
+    require_file(args.config, "config")
+    with user_errors():
+        cfg = load_config(args)
+        if args.amp:
+            cfg.optim_wrapper.type = "AmpOptimWrapper"
+            cfg.optim_wrapper.loss_scale = "dynamic"
+        if args.auto_scale_lr:
+            if "base_batch_size" not in cfg.get("auto_scale_lr", {}):
+                raise UserError("--auto-scale-lr: expected auto_scale_lr.base_batch_size in config")
+            cfg.auto_scale_lr.enable = True
+        if args.resume is not None:
+            cfg.resume = True
+            cfg.load_from = None if args.resume == "auto" else args.resume
+        if cfg.get("load_from"):
+            require_file(cfg.load_from, "checkpoint")
+        runner = build_runner(cfg)
+    runner.train()
+
+
+if __name__ == "__main__":
+    main()
