@@ -26,7 +26,11 @@ def run(code: str) -> str:
 
 @pytest.mark.parametrize(
     "statement",
-    ["import dcnzoo", "from dcnzoo.ops import deform_conv2d", "from dcnzoo.layers import DeformConv2d"],
+    [
+        "import dcnzoo",
+        "from dcnzoo.ops import deform_conv2d",
+        "from dcnzoo.layers import DeformConv2d",
+    ],
 )
 def test_needs_torch_only(statement):
     run(f"{BLOCK}\n{statement}")
@@ -42,7 +46,7 @@ def test_models_without_mmdet():
     code = """
 import importlib.util, sys
 find = importlib.util.find_spec
-importlib.util.find_spec = lambda name, package=None: None if name == "mmdet" else find(name, package)
+importlib.util.find_spec = lambda name, *package: None if name == "mmdet" else find(name, *package)
 sys.modules["mmdet"] = None  # `import mmdet` raises ModuleNotFoundError
 import dcnzoo.models
 from mmengine.registry import MODELS

@@ -28,7 +28,7 @@ def parse_dcn(dcn: bool | str | dict | None, owner: str) -> dict | None:
         return dcn.copy()
     if dcn is True or (isinstance(dcn, str) and dcn in types):
         layer = types["v2" if dcn is True else dcn]
-        return {"type": layer, "deform_groups": 1, "fallback_on_stride": False}
+        return dict(type=layer, deform_groups=1, fallback_on_stride=False)
     raise ValueError(
         f"{owner}: dcn: expected True, 'v1', 'v2', a dict with a type such as "
         f"dict(type='DCNv2', deform_groups=1), False or None, got {dcn!r}"

@@ -1,0 +1,237 @@
+"""The mends: what fails on today's PyTorch without them, and that they change nothing else."""
+
+import os
+import pickle
+import socket
+import subprocess
+import sys
+import textwrap
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import ConfigDict
+from mmengine.logging import HistoryBuffer
+from mmengine.model import BaseModel
+from mmengine.optim import AmpOptimWrapper
+from mmengine.registry import OPTIM_WRAPPERS, DefaultScope
+from mmengine.runner import Runner
+from torch import nn
+
+import dcnzoo.models  # noqa: F401  applies them
+from dcnzoo.compat import openmmlab
+
+# Checkpoints
+
+
+class Toy(BaseModel):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(2, 1)
+
+    def forward(self, inputs, mode="tensor"):
+        output = self.linear(torch.stack(inputs))
+        return {"loss": output.square().mean()} if mode == "loss" else output
+
+
+class Data(torch.utils.data.Dataset):
+    metainfo = {"classes": ("bent", "straight"), "palette": [(0, 1, 2), (3, 4, 5)]}
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return {"inputs": torch.tensor([1.0, index])}
+
+
+def runner(folder, **arguments):
+    return Runner(
+        Toy(),
+        work_dir=str(folder),
+        train_dataloader=dict(
+            dataset=Data(),
+            batch_size=2,
+            sampler=dict(type="DefaultSampler", shuffle=False),
+            collate_fn=dict(type="pseudo_collate"),
+        ),
+        optim_wrapper=dict(optimizer=dict(type="SGD", lr=0.1, momentum=0.9)),
+        default_hooks=dict(checkpoint=dict(type="CheckpointHook", interval=1)),
+        experiment_name=f"{folder.name}-{len(arguments)}-{arguments.get('resume')}",
+        log_level="ERROR",
+        **arguments,
+    )
+
+
+def test_a_run_resumes(tmp_path):
+    first = runner(tmp_path, train_cfg=dict(by_epoch=True, max_epochs=1))
+    first.train()
+    weights = {k: v.clone() for k, v in first.model.state_dict().items()}
+    path = str(tmp_path / "epoch_1.pth")
+
+    loaded = torch.load(path)  # weights_only, torch's default
+    assert isinstance(loaded["message_hub"]["log_scalars"]["train/loss"], HistoryBuffer)
+
+    second = runner(tmp_path, train_cfg=dict(by_epoch=True, max_epochs=2), resume=True)
+    second.load_or_resume()
+    assert (second.epoch, second.iter) == (1, 2)
+    for key, value in second.model.state_dict().items():
+        assert torch.equal(value, weights[key])
+    second.train()
+    assert second.epoch == 2
+    history = second.message_hub.get_scalar("train/loss").data[0]
+    assert len(history) == 4  # of both runs
+
+    third = runner(tmp_path / "other", train_cfg=dict(by_epoch=True, max_epochs=1), load_from=path)
+    third.load_or_resume()
+    assert torch.equal(third.model.linear.weight, weights["linear.weight"])
+    assert third.epoch == 0
+
+
+def test_log_types_load(tmp_path):
+    history = HistoryBuffer([1.0, 3.0], [1, 1])
+    content = OrderedDict(
+        log=history,
+        score=np.float64(0.25),
+        steps=np.int64(7),
+        good=np.bool_(True),
+        array=np.arange(6, dtype=np.float32).reshape(2, 3),
+    )
+    torch.save(content, tmp_path / "log.pth")
+    loaded = torch.load(tmp_path / "log.pth")
+    assert loaded["log"].mean() == 2.0
+    loaded["log"].update(5.0)
+    assert loaded["log"].max() == 5.0
+    assert (loaded["score"], loaded["steps"], loaded["good"]) == (0.25, 7, True)
+    np.testing.assert_array_equal(loaded["array"], content["array"])
+
+
+class Call:
+    def __init__(self, function, *arguments):
+        self.call = (function, arguments)
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        Call(os.getenv, "HOME"),
+        Call(getattr, "text", "upper"),
+        Call(getattr, HistoryBuffer, "__init__"),
+        Call(getattr, HistoryBuffer, "register_statistics"),
+        np.array([Call(os.getenv, "HOME")], dtype=object),
+    ],
+)
+def test_loading_stays_strict(tmp_path, content):
+    torch.save({"x": content}, tmp_path / "evil.pth")
+    with pytest.raises((pickle.UnpicklingError, TypeError)):
+        torch.load(tmp_path / "evil.pth")
+
+
+# Mixed precision
+
+
+def amp_wrapper(parameters, **arguments):
+    optimizer = torch.optim.SGD(parameters, lr=0.5)
+    return OPTIM_WRAPPERS.build(dict(type="AmpOptimWrapper", optimizer=optimizer, **arguments))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU: mmengine's own wrapper works")
+def test_amp_on_the_cpu_is_bfloat16():
+    torch.manual_seed(0)
+    layer = nn.Linear(2, 3)
+    before = layer.bias.detach().clone()
+    wrapper = amp_wrapper(layer.parameters(), clip_grad=dict(max_norm=1e6))
+    assert isinstance(wrapper, AmpOptimWrapper)
+    with wrapper.optim_context(layer):
+        output = layer(torch.ones(1, 2))
+    assert output.dtype == torch.bfloat16
+    wrapper.update_params(output.float().sum())
+    torch.testing.assert_close(layer.bias, before - 0.5)  # no scale left in the gradient
+    wrapper.load_state_dict(wrapper.state_dict())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU: float16 works")
+def test_amp_on_the_cpu_refuses_float16():
+    with pytest.raises(ValueError, match=r"dtype: expected bfloat16 on the CPU, got float16"):
+        amp_wrapper([nn.Parameter(torch.zeros(1))], dtype="float16")
+
+
+# Several processes
+
+WORKER = """
+import os, torch
+import dcnzoo.models
+from mmengine.dist import all_reduce, get_backend, init_dist
+from mmengine.model import MMDistributedDataParallel
+init_dist("pytorch", backend="nccl")
+torch.manual_seed(0)
+model = MMDistributedDataParallel(torch.nn.Linear(1, 1), device_ids=[int(os.environ["LOCAL_RANK"])])
+rank = int(os.environ["RANK"])
+model(torch.full((1, 1), 1.0 + rank)).sum().backward()
+total = torch.tensor([1.0 + rank])
+all_reduce(total)
+print(get_backend(), total.item(), model.module.weight.grad.item())
+"""
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU: nothing to mend")
+def test_two_processes_on_the_cpu():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    processes = []
+    for rank in "01":
+        names = dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE="2", MASTER_PORT=port)
+        environment = {**os.environ, **names, "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, "-c", textwrap.dedent(WORKER)],
+                env=environment,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        )
+    outputs = [process.communicate(timeout=120)[0].split() for process in processes]
+    assert outputs == [["gloo", "3.0", "1.5"]] * 2  # the sum; the mean gradient of inputs 1 and 2
+
+
+# Models
+
+
+def test_ssd_predicts():
+    from mmdet.models import SSDHead
+
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        head = SSDHead(
+            num_classes=2,
+            in_channels=(4,),
+            anchor_generator=dict(
+                type="SSDAnchorGenerator",
+                scale_major=False,
+                input_size=32,
+                strides=[16],
+                ratios=[[2]],
+                min_sizes=[8],
+                max_sizes=[16],
+            ),
+        )
+    test_cfg = dict(nms=dict(type="nms", iou_threshold=0.5), score_thr=0.02, max_per_img=20)
+    metas = [dict(img_shape=(32, 32), scale_factor=(1.0, 1.0))]
+    (result,) = head.predict_by_feat(
+        *head([torch.randn(1, 4, 2, 2)]), batch_img_metas=metas, cfg=ConfigDict(test_cfg)
+    )
+    assert len(result.bboxes) > 0
+
+
+def test_applying_twice_changes_nothing():
+    from mmengine.dist import utils
+    from mmengine.model import MMDistributedDataParallel
+
+    before = (utils._init_dist_pytorch, MMDistributedDataParallel.__init__)
+    registered = OPTIM_WRAPPERS.get("AmpOptimWrapper")
+    openmmlab.apply()
+    assert before == (utils._init_dist_pytorch, MMDistributedDataParallel.__init__)
+    assert OPTIM_WRAPPERS.get("AmpOptimWrapper") is registered

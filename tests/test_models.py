@@ -1,0 +1,446 @@
+"""The plugin: DCN and DCNv2 in the registry, and ``dcn=…`` in backbones and necks."""
+
+import argparse
+import importlib
+import math
+
+import mmcv.ops
+import pytest
+import torch
+from mmdet.registry import MODELS
+from mmengine.config import Config, DictAction
+from mmengine.hub import get_config
+from mmengine.model import BaseModule
+from mmengine.optim import DefaultOptimWrapperConstructor
+from mmengine.registry import MODELS as ROOT
+from mmengine.registry import DefaultScope
+from torch import nn
+
+import dcnzoo.models
+import dcnzoo.ops.reference as reference
+from dcnzoo.models import DCN, DCNv2
+from dcnzoo.models.dcn import OffsetConv2d
+
+MMCV_PACKS = {DCN: mmcv.ops.DeformConv2dPack, DCNv2: mmcv.ops.ModulatedDeformConv2dPack}
+both_packs = pytest.mark.parametrize("pack", [DCN, DCNv2])
+
+
+def shapes(module):
+    return {key: tuple(value.shape) for key, value in module.state_dict().items()}
+
+
+def offset_parameters(module):
+    layers = [m for m in module.modules() if isinstance(m, OffsetConv2d)]
+    return [parameter for layer in layers for parameter in layer.parameters()]
+
+
+def randomise(module):
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.3)
+
+
+# The packs
+
+
+@pytest.mark.parametrize("registry", [ROOT, MODELS])
+@pytest.mark.parametrize(("name", "pack"), [("DCN", DCN), ("DCNv2", DCNv2)])
+def test_registered(registry, name, pack):
+    layer = registry.build(dict(type=name, in_channels=4, out_channels=6, kernel_size=3))
+    assert type(layer) is pack
+
+
+@both_packs
+def test_state_dict_is_mmcvs(pack):
+    arguments = (4, 6, (3, 2), 2, 1, 1, 2, 2)
+    ours, theirs = pack(*arguments), MMCV_PACKS[pack](*arguments)
+    assert shapes(ours) == shapes(theirs)
+    randomise(ours)
+    theirs.load_state_dict(ours.state_dict())
+    ours.load_state_dict(theirs.state_dict())
+    input = torch.randn(2, 4, 9, 7)
+    torch.testing.assert_close(ours(input), theirs(input))
+
+
+@both_packs
+def test_legacy_keys(pack):
+    """Before version 2 the offset convolution lay beside the layer: ``conv2_offset.weight``."""
+    source = pack(4, 6, 3)
+    randomise(source)
+    legacy = {key.replace("conv_offset", "_offset"): v for key, v in source.state_dict().items()}
+    assert "_offset.weight" in legacy
+    target = pack(4, 6, 3)
+    target.load_state_dict(legacy)
+    assert torch.equal(target.conv_offset.weight, source.conv_offset.weight)
+
+
+@both_packs
+def test_legacy_keys_of_a_backbone(pack):
+    name = pack.__name__
+    cfg = dict(type="ResNet", depth=14, base_channels=4, dcn=dict(type=name))
+    source, target = MODELS.build(cfg), MODELS.build(cfg)
+    randomise(source)
+    legacy = {key.replace(".conv_offset.", "_offset."): v for key, v in source.state_dict().items()}
+    assert "layer2.0.conv2_offset.weight" in legacy
+    # inside a detector, with torch's loading and with mmengine's
+    for load in (nn.Module.load_state_dict, _mmengine_load):
+        detector = nn.ModuleDict({"backbone": target})
+        load(detector, {f"backbone.{key}": value for key, value in legacy.items()})
+        for key, value in source.state_dict().items():
+            assert torch.equal(value, target.state_dict()[key]), key
+        randomise(target)
+
+
+def _mmengine_load(module, state_dict):
+    from mmengine.runner.checkpoint import load_state_dict
+
+    load_state_dict(module, state_dict=_Copyable(state_dict), strict=True)
+
+
+class _Copyable(dict):
+    def copy(self):  # mmengine hangs metadata on the copy, as on an OrderedDict
+        return _Copyable(self)
+
+
+@both_packs
+@pytest.mark.parametrize("bias", [True, False])
+def test_forward_is_the_reference(pack, bias):
+    torch.manual_seed(0)
+    layer = pack(4, 6, (3, 2), 2, (1, 0), 1, 2, 2, bias=bias, im2col_step=2).double()
+    randomise(layer)
+    input = torch.randn(3, 4, 9, 7, dtype=torch.float64)
+    out = layer.conv_offset(input)
+    taps = 2 * 3 * 2
+    offset, mask = out[:, : 2 * taps], out[:, 2 * taps :].sigmoid() if pack is DCNv2 else None
+    geometry = (layer.stride, layer.padding, layer.dilation, 2)
+    expected = reference.deform_conv(input, layer.weight, offset, mask, layer.bias, *geometry)
+    torch.testing.assert_close(layer(input), expected, atol=1e-10, rtol=1e-10)
+    assert (layer.bias is not None) == bias
+
+
+def test_starts_as_convolution():
+    input = torch.randn(2, 4, 9, 7)
+    v1, v2 = DCN(4, 6, 3, padding=1), DCNv2(4, 6, 3, padding=1)
+    conv = nn.functional.conv2d
+    torch.testing.assert_close(v1(input), conv(input, v1.weight, padding=1))
+    # the mask starts at sigmoid(0)
+    torch.testing.assert_close(v2(input), conv(input, v2.weight / 2, v2.bias, padding=1))
+
+
+def test_deprecated_argument_of_mmcv():
+    with pytest.warns(DeprecationWarning, match="deformable_groups"):
+        assert DCNv2(4, 6, 3, deformable_groups=2).deform_groups == 2
+
+
+@pytest.mark.parametrize("batch", [0, 1, 33])
+def test_batches_and_im2col_step(batch):
+    layer = DCN(2, 3, 3, im2col_step=32)  # mmcv's own refuses batch 33
+    assert layer(torch.randn(batch, 2, 5, 4)).shape == (batch, 3, 3, 2)
+
+
+@both_packs
+def test_repr_shows_everything(pack):
+    text = repr(pack(4, 6, 3, deform_groups=2, im2col_step=8))
+    assert "deform_groups=2" in text and "im2col_step=8" in text and "conv_offset" in text
+
+
+# Offsets start at zero and stay there
+
+
+class Parent(BaseModule):
+    def __init__(self, layer, init_cfg):
+        super().__init__(init_cfg)
+        self.plain = nn.Conv2d(4, 4, 3)
+        self.layers = nn.ModuleList([layer])  # no init_weights() of its own to pass the call on
+
+
+@both_packs
+@pytest.mark.parametrize("initialiser", ["Kaiming", "Xavier", "Normal", "Uniform", "TruncNormal"])
+def test_offsets_stay_zero_through_a_parent(pack, initialiser):
+    parent = Parent(pack(4, 4, 3), dict(type=initialiser, layer="Conv2d", bias=0.5))
+    parent.init_weights()
+    assert (parent.plain.bias == 0.5).all()  # the initialiser was there
+    assert not any(p.any() for p in offset_parameters(parent))
+    assert parent.layers[0].weight.any()
+
+
+def tiny_mask_rcnn(neck_dcn=None, **backbone):
+    cfg = get_config("mmdet::_base_/models/mask-rcnn_r50_fpn.py").model
+    cfg.backbone = dict(
+        type="ResNet",
+        depth=14,
+        base_channels=8,
+        norm_cfg=dict(type="BN", requires_grad=True),
+        norm_eval=False,
+        style="pytorch",
+        **backbone,
+    )
+    cfg.neck.update(in_channels=[32, 64, 128, 256], out_channels=16, dcn=neck_dcn)
+    cfg.rpn_head.update(in_channels=16, feat_channels=16)
+    cfg.roi_head.bbox_roi_extractor.out_channels = 16
+    cfg.roi_head.mask_roi_extractor.out_channels = 16
+    cfg.roi_head.bbox_head.update(in_channels=16, fc_out_channels=32, num_classes=4)
+    cfg.roi_head.mask_head.update(in_channels=16, conv_out_channels=16, num_classes=4, num_convs=1)
+    cfg.train_cfg.rpn_proposal.update(nms_pre=100, max_per_img=50)
+    cfg.train_cfg.rcnn.sampler.num = 32
+    cfg.test_cfg.rpn.update(nms_pre=100, max_per_img=50)
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        return MODELS.build(cfg)
+
+
+@pytest.mark.parametrize("dcn", ["v1", "v2"])
+def test_offsets_stay_zero_through_a_detector(dcn):
+    detector = tiny_mask_rcnn(dcn=dcn, neck_dcn=dcn)
+    for weights in detector.backbone.layer2[0].conv1.parameters():
+        nn.init.zeros_(weights)
+    detector.init_weights()
+    offsets = offset_parameters(detector)
+    assert len(offsets) == 2 * (3 + 4)  # weight and bias: three stages, four levels
+    assert not any(p.any() for p in offsets)
+    assert detector.backbone.layer2[0].conv1.weight.any()  # the backbone was initialised
+
+
+@both_packs
+def test_dcn_offset_lr_mult(pack):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), pack(4, 6, 3))
+    build = DefaultOptimWrapperConstructor(
+        dict(type="OptimWrapper", optimizer=dict(type="SGD", lr=0.5)),
+        paramwise_cfg=dict(dcn_offset_lr_mult=0.1),
+    )
+    rates = {id(group["params"][0]): group["lr"] for group in build(model).param_groups}
+    named = {name: rates[id(parameter)] for name, parameter in model.named_parameters()}
+    assert {n for n, rate in named.items() if rate == 0.05} == {
+        "1.conv_offset.weight",
+        "1.conv_offset.bias",
+    }
+    assert {rate for n, rate in named.items() if "offset" not in n} == {0.5}
+
+
+# Backbones
+
+FAMILIES = {
+    "ResNet": dict(depth=50, base_channels=8),
+    "ResNet-14": dict(type="ResNet", depth=14, base_channels=8),
+    "ResNet-26": dict(type="ResNet", depth=26, base_channels=8),
+    "ResNet-18": dict(type="ResNet", depth=18, base_channels=8),
+    "ResNet-34": dict(type="ResNet", depth=34, base_channels=8),
+    "ResNetV1d": dict(depth=50, base_channels=8),
+    "ResNeXt": dict(depth=50, base_channels=16, groups=4, base_width=4),
+    "Res2Net": dict(depth=50, base_channels=16, scales=4, base_width=26),
+    "ResNeSt": dict(depth=50, base_channels=16, radix=2),
+    "RegNet": dict(arch="regnetx_400mf"),
+}
+BLOCKS = {"ResNet-14": 3, "ResNet-26": 6, "ResNet-18": 6, "ResNet-34": 13, "RegNet": 21}
+all_families = pytest.mark.parametrize("family", FAMILIES)
+
+
+def backbone(family, **arguments):
+    return MODELS.build({"type": family, **FAMILIES[family], **arguments})
+
+
+def deformable(module):
+    packs = {n: m for n, m in module.named_modules() if isinstance(m, (DCN, DCNv2))}
+    return packs, {name.split(".")[0] for name in packs}
+
+
+@all_families
+def test_dcn_true_is_v2_in_c3_to_c5(family):
+    torch.manual_seed(0)
+    model = backbone(family, dcn=True)
+    model.eval()
+    packs, stages = deformable(model)
+    assert stages == {"layer2", "layer3", "layer4"}
+    assert {type(m) for m in packs.values()} == {DCNv2}
+    assert {m.deform_groups for m in packs.values()} == {1}
+    convolutions = 3 if family == "Res2Net" else 1  # of a block
+    assert len(packs) == BLOCKS.get(family, 13) * convolutions
+    outputs = model(torch.randn(1, 3, 64, 32))
+    assert [tuple(o.shape[2:]) for o in outputs] == [(16, 8), (8, 4), (4, 2), (2, 1)]
+    sum(o.sum() for o in outputs).backward()
+    assert all(m.conv_offset.weight.grad is not None for m in packs.values())
+
+
+@all_families
+def test_without_dcn_is_mmdets(family):
+    cfg = dict(FAMILIES[family])
+    theirs = getattr(importlib.import_module("mmdet.models.backbones"), cfg.pop("type", family))
+    if cfg.get("depth") in (14, 26):
+        pytest.skip("MMDetection has no such depth")
+    plain = theirs(**cfg)
+    plain.eval()
+    for dcn in (None, False):
+        ours = backbone(family, dcn=dcn)
+        ours.eval()
+        assert list(shapes(ours).items()) == list(shapes(plain).items())
+        assert type(ours.layer1[0]) is type(plain.layer1[0])
+    ours.load_state_dict(plain.state_dict())
+    input = torch.randn(1, 3, 32, 32)
+    for got, want in zip(ours(input), plain(input), strict=True):
+        assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize(
+    ("dcn", "pack"),
+    [
+        ("v1", DCN),
+        ("v2", DCNv2),
+        (dict(type="DCN", deform_groups=2, fallback_on_stride=False), DCN),
+        (dict(type="DCNv2", deform_groups=2, fallback_on_stride=False), DCNv2),
+    ],
+)
+@pytest.mark.parametrize("family", ["ResNet", "ResNet-18"])
+def test_values_of_dcn(dcn, pack, family):
+    given = dict(dcn) if isinstance(dcn, dict) else dcn
+    packs, _ = deformable(backbone(family, dcn=dcn))
+    assert {type(m) for m in packs.values()} == {pack}
+    assert {m.deform_groups for m in packs.values()} == {2 if isinstance(dcn, dict) else 1}
+    assert dcn == given  # the config is left as it was
+
+
+@pytest.mark.parametrize("dcn", ["v9", "DCNv2", 2, {}, {"deform_groups": 1}])
+def test_bad_dcn(dcn):
+    with pytest.raises(
+        ValueError, match=r"ResNet: dcn: expected True, 'v1', 'v2', .* got "
+    ) as error:
+        backbone("ResNet", dcn=dcn)
+    assert str(error.value).endswith(f"got {dcn!r}")
+    assert "\n" not in str(error.value)
+
+
+def test_stages():
+    _, stages = deformable(backbone("ResNet", dcn=True, stage_with_dcn=(True, False, False, True)))
+    assert stages == {"layer1", "layer4"}
+    three = dict(num_stages=3, strides=(1, 2, 2), dilations=(1, 1, 1), out_indices=(1, 2))
+    _, stages = deformable(backbone("ResNet-14", dcn=True, **three))
+    assert stages == {"layer2", "layer3"}
+
+
+def test_basic_block_initialises_like_mmdets():
+    """Zero-initialised last norms, DCN or not; the deformable convolution is the second."""
+    model = backbone("ResNet-18", dcn=True)
+    model.init_weights()
+    for stage in (model.layer1, model.layer2, model.layer4):
+        assert not any(block.norm2.weight.any() for block in stage)
+        assert all((block.norm1.weight == 1).all() for block in stage)
+    assert isinstance(model.layer2[0].conv2, DCNv2)
+    assert type(model.layer2[0].conv1) is nn.Conv2d
+
+
+def test_from_the_command_line():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--cfg-options", nargs="+", action=DictAction)
+    for text, pack in (("True", DCNv2), ("v1", DCN), ("None", None)):
+        cfg = Config(dict(model=dict(backbone=dict(type="ResNet", depth=14, base_channels=8))))
+        options = parser.parse_args(["--cfg-options", f"model.backbone.dcn={text}"]).cfg_options
+        cfg.merge_from_dict(options)
+        packs, _ = deformable(MODELS.build(cfg.model.backbone))
+        assert {type(m) for m in packs.values()} == ({pack} if pack else set())
+
+
+# Necks
+
+
+def neck(name, **arguments):
+    return MODELS.build(
+        dict(type=name, in_channels=[4, 6, 8], out_channels=5, num_outs=4, **arguments)
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "convs"), [("FPN", ["fpn_convs"]), ("PAFPN", ["fpn_convs", "pafpn_convs"])]
+)
+@pytest.mark.parametrize(("dcn", "pack"), [(True, DCNv2), ("v1", DCN)])
+def test_neck(name, convs, dcn, pack):
+    plain, model = neck(name), neck(name, dcn=dcn)
+    packs, stages = deformable(model)
+    assert stages == set(convs)
+    assert {type(m) for m in packs.values()} == {pack}
+    assert {key for key in shapes(model) if "conv_offset" not in key} == set(shapes(plain))
+    inputs = [torch.randn(1, c, 16 // 2**i, 24 // 2**i) for i, c in enumerate((4, 6, 8))]
+    assert [o.shape for o in model(inputs)] == [o.shape for o in plain(inputs)]
+    model.init_weights()
+    assert not any(p.any() for p in offset_parameters(model))
+
+
+def test_neck_with_norm_and_extra_levels():
+    model = neck("FPN", dcn=True, norm_cfg=dict(type="BN"), add_extra_convs="on_output")
+    assert model.fpn_convs[0].conv.bias is None
+    assert model.fpn_convs[3].conv.stride == (2, 2)
+    inputs = [torch.randn(2, c, 16 // 2**i, 24 // 2**i) for i, c in enumerate((4, 6, 8))]
+    assert [tuple(o.shape[2:]) for o in model(inputs)] == [(16, 24), (8, 12), (4, 6), (2, 3)]
+
+
+@pytest.mark.parametrize("name", ["FPN", "PAFPN"])
+def test_neck_without_dcn_is_mmdets(name):
+    theirs = getattr(importlib.import_module("mmdet.models.necks"), name)
+    assert shapes(neck(name)) == shapes(theirs([4, 6, 8], 5, 4))
+
+
+def test_bad_dcn_of_a_neck():
+    with pytest.raises(ValueError, match=r"FPN: dcn: expected True.*got 'v9'"):
+        neck("FPN", dcn="v9")
+
+
+# A detector, whole
+
+
+def detector_inputs(detector):
+    from mmdet.testing import demo_mm_inputs
+
+    data = demo_mm_inputs(2, [[3, 96, 64], [3, 64, 80]], num_classes=4, with_mask=True)
+    return detector.data_preprocessor(data, training=True)
+
+
+def test_mask_rcnn_loss_and_predict():
+    torch.manual_seed(0)
+    detector = tiny_mask_rcnn(dcn=True, neck_dcn="v1")
+    detector.init_weights()
+    data = detector_inputs(detector)
+    losses = detector(**data, mode="loss")
+    assert {"loss_rpn_cls", "loss_bbox", "loss_mask"} <= set(losses)
+    loss, _ = detector.parse_losses(losses)
+    assert loss.isfinite()
+    loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in offset_parameters(detector))
+    assert any(p.grad.any() for p in offset_parameters(detector))
+
+    detector.eval()
+    detector.test_cfg.rcnn.score_thr = 0.0
+    with torch.no_grad():
+        results = detector(**data, mode="predict")
+    for result, (height, width) in zip(results, ((96, 64), (64, 80)), strict=True):
+        instances = result.pred_instances
+        assert len(instances) > 0
+        assert instances.masks.shape[1:] == (height, width)
+        assert instances.scores.isfinite().all()
+
+
+def test_mask_rcnn_in_bfloat16_autocast():
+    torch.manual_seed(0)
+    detector = tiny_mask_rcnn(dcn=True)
+    data = detector_inputs(detector)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, _ = detector.parse_losses(detector(**data, mode="loss"))
+    assert loss.isfinite()
+    loss.backward()
+    assert all(p.grad.isfinite().all() for p in offset_parameters(detector))
+
+
+def test_head_that_imports_mmcvs_class():
+    """VFNet's head calls mmcv's DeformConv2d, whatever the registry says."""
+    from mmdet.models.dense_heads import VFNetHead
+
+    assert mmcv.ops.DeformConv2d.__module__.startswith("mmcv")
+    module = importlib.import_module("mmcv.ops.deform_conv")
+    assert module.ext_module is dcnzoo.compat.mmcv._ext
+    head = VFNetHead(num_classes=2, in_channels=32, feat_channels=32, stacked_convs=1)
+    outputs = head([torch.randn(1, 32, 2**i, 2**i) for i in (5, 4, 3, 2, 1)])
+    assert all(o.isfinite().all() for level in outputs for o in level)
+
+
+def test_dyhead():
+    """Its offsets are larger than the finer level's output: see dcnzoo/compat/mmcv/_ext.py."""
+    model = MODELS.build(dict(type="DyHead", in_channels=16, out_channels=16, num_blocks=1))
+    inputs = [torch.randn(1, 16, 13 // 2**i + 1, 9 // 2**i + 1) for i in range(3)]
+    outputs = model(inputs)
+    assert [o.shape for o in outputs] == [i.shape for i in inputs]
+    assert math.prod(outputs[0].shape) and all(o.isfinite().all() for o in outputs)
