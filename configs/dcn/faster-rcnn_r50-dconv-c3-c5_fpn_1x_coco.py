@@ -1,0 +1,3 @@
+_base_ = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
+custom_imports = dict(imports=['dcnzoo.models'], allow_failed_imports=False)
+model = dict(backbone=dict(dcn='v1'))
