@@ -22,8 +22,8 @@ import sys
 from pathlib import Path
 
 from setuptools import Extension, setup
-from setuptools.command.build_ext import build_ext
 from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 # Built for torch 2.10 and later: a newer stable call is then a compile error.
@@ -133,7 +133,14 @@ class BuildOps(build_ext):
         # -fno-math-errno, -fno-trapping-math: floor and selects vectorise; NaN and Inf stay defined.
         flags = [
             *self.common_flags(library),
-            *("-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-maybe-uninitialized", "-fopenmp-simd"),
+            *(
+                "-fPIC",
+                "-fvisibility=hidden",
+                "-Wall",
+                "-Wextra",
+                "-Wno-maybe-uninitialized",
+                "-fopenmp-simd",
+            ),
             *("-fno-math-errno", "-fno-trapping-math"),
         ]
         link = [f"-L{library / 'lib'}", "-ltorch_cpu", "-ltorch", "-lc10"]
@@ -200,9 +207,7 @@ class BuildOps(build_ext):
         stub = folder / "stub"
         stub.mkdir(exist_ok=True)
         source = stub / "stub.cpp"
-        source.write_text(
-            'extern "C" int aoti_torch_get_current_cuda_stream(int, void**) { return 1; }\n'
-        )
+        source.write_text('extern "C" int aoti_torch_get_current_cuda_stream(int, void**) { return 1; }\n')
         out = stub / "libtorch_cuda.so"
         options = ["-shared", "-fPIC", "-Wl,-soname,libtorch_cuda.so"]
         subprocess.run([find_compiler(), *options, source, "-o", out], check=True)

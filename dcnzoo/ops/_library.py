@@ -49,4 +49,3 @@ def with_cuda() -> bool:
 def cpu_capability() -> str:
     """The instruction set that the CPU kernels use: ``default``, ``avx2`` or ``avx512``."""
     return torch.ops.dcnzoo._cpu_capability()
-

@@ -1,4 +1,4 @@
-"""Deformable convolution, v1 and v2, of any rank: functional interface, autograd, fake kernel, autocast."""
+"""Deformable convolution, v1 and v2: function, fake kernel, autograd (twice), autocast rule."""
 
 from __future__ import annotations
 
@@ -79,13 +79,9 @@ def _deform_conv(
     stride, padding, dilation = (_per_axis(v, rank) for v in (stride, padding, dilation))
     if offset is None and mask is None:
         if im2col_step is not None and im2col_step < 1:
-            raise RuntimeError(
-                f"deform_conv{rank}d: im2col_step: expected at least 1, got {im2col_step}"
-            )
+            raise RuntimeError(f"deform_conv{rank}d: im2col_step: expected at least 1, got {im2col_step}")
         return _CONVOLUTIONS[rank](input, weight, bias, stride, padding, dilation, groups)
-    return _forward(
-        input, weight, offset, mask, bias, stride, padding, dilation, groups, im2col_step
-    )
+    return _forward(input, weight, offset, mask, bias, stride, padding, dilation, groups, im2col_step)
 
 
 def _per_axis(value: int | tuple[int, ...], rank: int) -> list[int]:
@@ -95,9 +91,7 @@ def _per_axis(value: int | tuple[int, ...], rank: int) -> list[int]:
 @torch.library.register_fake("dcnzoo::deform_conv")
 def _(input, weight, offset, mask, bias, stride, padding, dilation, groups, im2col_step):
     size = [
-        (input.shape[2 + a] + 2 * padding[a] - dilation[a] * (weight.shape[2 + a] - 1) - 1)
-        // stride[a]
-        + 1
+        (input.shape[2 + a] + 2 * padding[a] - dilation[a] * (weight.shape[2 + a] - 1) - 1) // stride[a] + 1
         for a in range(len(stride))
     ]
     shape = (input.shape[0], weight.shape[0], *size)
@@ -106,7 +100,17 @@ def _(input, weight, offset, mask, bias, stride, padding, dilation, groups, im2c
 
 @torch.library.register_fake("dcnzoo::_deform_conv_backward")
 def _(
-    grad_output, input, weight, offset, mask, stride, padding, dilation, groups, im2col_step, output_mask
+    grad_output,
+    input,
+    weight,
+    offset,
+    mask,
+    stride,
+    padding,
+    dilation,
+    groups,
+    im2col_step,
+    output_mask,
 ):
     def gradient(index: int, like: Tensor | None) -> Tensor:
         if not output_mask[index]:
@@ -136,20 +140,78 @@ def _memory_format(tensor: Tensor) -> torch.memory_format:
 
 
 def _setup_context(ctx, inputs, output):
-    input, weight, offset, mask, bias, *arguments = inputs
+    input, weight, offset, mask, _bias, *arguments = inputs
     ctx.save_for_backward(input, weight, offset, mask)
-    ctx.has_bias = bias is not None
     ctx.arguments = arguments
 
 
-def _autograd_backward(ctx, grad_output):
+def _first_backward(ctx, grad_output):
     input, weight, offset, mask = ctx.saved_tensors
     wanted = list(ctx.needs_input_grad[:5])
     gradients = _backward(grad_output, input, weight, offset, mask, *ctx.arguments, wanted)
     gradients = [g if w else None for g, w in zip(gradients, wanted, strict=True)]
-    return (*gradients, None, None, None, None, None)
+    return (*gradients, *[None] * len(ctx.arguments))
+
+
+torch.library.register_autograd("dcnzoo::deform_conv", _first_backward, setup_context=_setup_context)
+
+
+def _setup_backward_context(ctx, inputs, output):
+    grad_output, input, weight, offset, mask, *arguments, output_mask = inputs
+    ctx.save_for_backward(grad_output, input, weight, offset, mask)
+    ctx.arguments, ctx.output_mask = arguments, output_mask
+
+
+def _second_backward(ctx, *grads):
+    """Gradients of the gradients, by differentiating the reference twice: exact, not fast."""
+    *arguments, _ = ctx.arguments  # all but im2col_step
+    with torch.enable_grad():
+        tensors = [None if t is None else t.detach().requires_grad_() for t in ctx.saved_tensors]
+        grad_output, *inputs = tensors
+        bias = grad_output.new_zeros(grad_output.shape[1]).requires_grad_()
+        output = reference.deform_conv(*inputs, bias, *arguments)
+        wanted = [t for t, w in zip((*inputs, bias), ctx.output_mask, strict=True) if w]
+        first = torch.autograd.grad(output, wanted, grad_output, create_graph=True)
+        given = [g for g, w in zip(grads, ctx.output_mask, strict=True) if w]
+        sources = [t for t in tensors if t is not None]
+        # the bias's gradient does not depend on the inputs, nor does it need to
+        second = iter(torch.autograd.grad(first, sources, given, allow_unused=True))
+    second = [None if t is None else next(second) for t in tensors]
+    return (*second, *[None] * (len(ctx.arguments) + 1))
 
 
 torch.library.register_autograd(
-    "dcnzoo::deform_conv", _autograd_backward, setup_context=_setup_context
+    "dcnzoo::_deform_conv_backward", _second_backward, setup_context=_setup_backward_context
 )
+
+
+def _register_autocast(device_type: str, key: str) -> None:
+    def autocast(input, weight, offset, mask, bias, *arguments):
+        dtype = torch.get_autocast_dtype(device_type)
+
+        def cast(tensor: Tensor | None, keep_float32: bool = False) -> Tensor | None:
+            if tensor is None or tensor.dtype == torch.float64 or not tensor.is_floating_point():
+                return tensor
+            # Offsets are coordinates: bfloat16 would round 100.3 to 100.5.
+            if keep_float32 and tensor.dtype == torch.float32:
+                return tensor
+            return tensor.to(dtype)
+
+        with torch._C._ExcludeDispatchKeyGuard(keys):
+            return _forward(
+                cast(input),
+                cast(weight),
+                cast(offset, keep_float32=True),
+                cast(mask, keep_float32=True),
+                cast(bias),
+                *arguments,
+            )
+
+    keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+    _autocast_library.impl("deform_conv", autocast, key)
+
+
+# Under autocast the op computes in autocast's dtype, except that float32 offsets and masks stay so.
+_autocast_library = torch.library.Library("dcnzoo", "IMPL")
+_register_autocast("cpu", "AutocastCPU")
+_register_autocast("cuda", "AutocastCUDA")

@@ -33,7 +33,7 @@ def sample_multilinear(feature: Tensor, points: Tensor) -> Tensor:
     points = torch.where(inside[:, None], points, torch.zeros_like(points))
     low = points.detach().floor()
     fraction = points - low  # (B, rank, P)
-    flat = feature.reshape(batch, channels, -1)
+    flat = feature.flatten(2)
     out = feature.new_zeros(batch, channels, points.shape[2])
     for corner in itertools.product((0, 1), repeat=rank):
         step = low.new_tensor(corner).view(1, rank, 1)
@@ -116,9 +116,9 @@ def deform_conv(
     if mask is not None:
         mask_groups = mask.shape[1] // taps
         weights = mask.to(accumulate).reshape(batch, mask_groups, 1, taps, pixels)
-        columns = columns.reshape(batch, mask_groups, -1, taps, pixels) * weights
+        columns = columns.reshape(batch, mask_groups, channels // mask_groups, taps, pixels) * weights
     columns = columns.reshape(batch, groups, channels // groups * taps, pixels)
-    matrix = kernel_weight.reshape(groups, weight.shape[0] // groups, -1)
+    matrix = kernel_weight.reshape(groups, weight.shape[0] // groups, channels // groups * taps)
     out = torch.einsum("gok,ngkp->ngop", matrix, columns)
     out = out.reshape(batch, weight.shape[0], *out_size)
     if bias is not None:

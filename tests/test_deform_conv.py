@@ -1,0 +1,225 @@
+"""What deform_conv means, beyond agreeing with the reference: identities, borders, chunks."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dcnzoo.ops import deform_conv2d
+from dcnzoo.ops import reference as oracle
+
+from .op_cases.deform_conv import call, make, reference
+
+
+def test_hand_worked_example():
+    """One tap, one pixel: 0.25·0.5·1 + 0.25·0.5·2 + 0.75·0.5·3 + 0.75·0.5·4, times mask, plus bias."""
+    input = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]], dtype=torch.float64)
+    weight = torch.tensor([[[[2.0]]]], dtype=torch.float64)
+    offset = torch.zeros(1, 2, 2, 2, dtype=torch.float64)
+    offset[0, :, 0, 0] = torch.tensor([0.75, 0.5])  # y, then x
+    mask = torch.full((1, 1, 2, 2), 0.5, dtype=torch.float64)
+    bias = torch.tensor([10.0], dtype=torch.float64)
+    expected = torch.tensor([[[[13.0, 12.0], [13.0, 14.0]]]], dtype=torch.float64)
+    expected[0, 0, 0, 0] = 10 + 2 * 0.5 * (0.125 * 1 + 0.125 * 2 + 0.375 * 3 + 0.375 * 4)
+    arguments = (input, weight, offset, mask, bias)
+    torch.testing.assert_close(deform_conv2d(*arguments), expected)
+    torch.testing.assert_close(oracle.deform_conv(*arguments, (1, 1), (0, 0), (1, 1), 1), expected)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize(
+    ("stride", "padding", "dilation"),
+    [(1, 1, 1), ((2, 1), (1, 2), (1, 2)), ((1, 3), (2, 0), (2, 1))],
+)
+def test_zero_offset_is_plain_convolution(groups, stride, padding, dilation):
+    sample = make("plain", channels=8, groups=groups, stride=stride, padding=padding, dilation=dilation)
+    input, weight, offset, mask, bias = sample.tensors
+    expected = F.conv2d(input, weight, bias, stride, padding, dilation, groups)
+    for field, ones in ((offset * 0, torch.ones_like(mask)), (offset * 0, None), (None, None)):
+        actual = deform_conv2d(input, weight, field, ones, bias, **sample.kwargs)
+        torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("down", "right"), [(0, 1), (2, 0), (-1, 3), (-2, -2)])
+def test_integer_offset_reads_a_shifted_input(down, right):
+    sample = make("shift", padding=1, mask_groups=None)
+    input, weight, offset, _, bias = sample.tensors
+    offset = torch.zeros_like(offset)
+    offset[:, 0::2], offset[:, 1::2] = down, right
+    # shifted[y, x] = input[y + down, x + right] on the map padded with zeros, margin included
+    margin = 4
+    wide = F.pad(input, [margin + 1] * 4)
+    shifted = torch.roll(wide, (-down, -right), (2, 3))[..., margin:-margin, margin:-margin]
+    expected = F.conv2d(shifted, weight, bias)
+    actual = deform_conv2d(input, weight, offset, None, bias, padding=1)
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_samples_on_borders_and_grid_lines(axis):
+    """One tap at chosen coordinates along one axis, in the middle of the other; output and gradients."""
+    height, width = 4, 6
+    size = (height, width)[axis]
+    coordinates = [-1.5, -1.0, -0.999, -0.5, 0.0, 0.5, 1.0, size - 1.0, size - 0.5, size - 0.001]
+    coordinates += [float(size), size + 0.5, 1e30, -1e30]
+    count = len(coordinates)
+    generator = torch.Generator().manual_seed(5)
+    input = torch.randn(1, 3, height, width, generator=generator, dtype=torch.float64)
+    weight = torch.randn(2, 3, 1, 1, generator=generator, dtype=torch.float64)
+    # The output is as large as the input: put one coordinate at each output pixel, row by row.
+    position = torch.full((2, height * width), 1.25, dtype=torch.float64)
+    position[axis, :count] = torch.tensor(coordinates, dtype=torch.float64)
+    grid = torch.stack(torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")).reshape(
+        2, -1
+    )
+    offset = (position - grid).view(1, 2, height, width)
+    mask = torch.rand(1, 1, height, width, generator=generator, dtype=torch.float64)
+    tensors = [t.requires_grad_() for t in (input, weight, offset, mask)]
+    ours = deform_conv2d(*tensors)
+    true = oracle.deform_conv(*tensors, None, (1, 1), (0, 0), (1, 1), 1)
+    torch.testing.assert_close(ours, true, rtol=1e-12, atol=1e-12)
+    for i, coordinate in enumerate(coordinates):
+        if coordinate <= -1 or coordinate >= size:
+            assert (ours.flatten(2)[0, :, i] == 0).all()
+    grad = torch.randn(ours.shape, generator=generator, dtype=torch.float64)
+    mine, reference_gradients = (torch.autograd.grad(o, tensors, grad) for o in (ours, true))
+    for a, b in zip(mine, reference_gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    offset_gradient = mine[2].flatten(2)[0]
+    at_minus_one = coordinates.index(-1.0)
+    assert (offset_gradient[:, at_minus_one] == 0).all(), "mmcv's rule at exactly -1"
+    assert (offset_gradient[axis, coordinates.index(-0.5)] != 0).all(), "a gradient back into the map"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_offsets_that_are_not_finite_contribute_nothing(value, dtype):
+    sample = make("not finite", padding=1).to(dtype)
+    clean = sample.tensors[2].clone()
+    bad, clean = clean.clone(), clean.clone()
+    bad[0, 2, 1, 3] = value
+    clean[0, 2, 1, 3] = 1e6  # far outside: zero as well
+    results = []
+    for offset in (bad, clean):
+        leaves = [t.clone().requires_grad_() for t in sample.tensors]
+        leaves[2] = offset.requires_grad_()
+        output = deform_conv2d(*leaves, padding=1)
+        gradients = torch.autograd.grad(output.square().sum(), leaves)
+        results.append([output, *gradients])
+    for a, b in zip(*results, strict=True):
+        assert a.isfinite().all()
+        assert torch.equal(a, b)
+    assert (results[0][3][0, 2:4, 1, 3] == 0).all()
+
+
+def test_outside_samples_stay_zero_where_the_map_is_not_finite():
+    sample = make("infinite map", padding=1)
+    input = torch.full_like(sample.tensors[0], float("inf"))
+    offset = torch.full_like(sample.tensors[2], 1e4)
+    output = deform_conv2d(input, sample.tensors[1], offset, sample.tensors[3], padding=1)
+    assert (output == 0).all()
+
+
+@pytest.mark.parametrize(("batch", "step"), itertools.product([0, 1, 33, 65], [1, 7, 32, 64, 1000, None]))
+def test_any_batch_with_any_im2col_step(batch, step):
+    sample = make("step", batch=batch, channels=4, size=(5, 6), padding=1, im2col_step=step)
+    leaves = sample.leaves()
+    output = call(leaves)
+    expected = reference(sample)
+    torch.testing.assert_close(output, expected, rtol=1e-10, atol=1e-10)
+    grad = torch.ones_like(output)
+    mine = torch.autograd.grad(output, leaves.given, grad)
+    other = sample.leaves()
+    true = torch.autograd.grad(reference(other), other.given, grad)
+    torch.testing.assert_close(mine, true, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("groups", "offset_groups", "mask_groups"), itertools.product([1, 2, 4], [1, 2, 3], [1, 4, 6])
+)
+def test_groups_are_independent(groups, offset_groups, mask_groups):
+    sample = make(
+        "groups",
+        channels=12,
+        groups=groups,
+        offset_groups=offset_groups,
+        mask_groups=mask_groups,
+        padding=1,
+    )
+    leaves, other = sample.leaves(), sample.leaves()
+    output, expected = call(leaves), reference(other)
+    torch.testing.assert_close(output, expected, rtol=1e-10, atol=1e-10)
+    mine = torch.autograd.grad(output.square().sum(), leaves.given)
+    true = torch.autograd.grad(expected.square().sum(), other.given)
+    torch.testing.assert_close(mine, true, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_operator_is_rank_generic(rank):
+    """The public functions of ranks 1 and 3 come later; the operator beneath has them."""
+    size, kernel = (9, 5, 6)[:rank], (3, 2, 2)[:rank]
+    sample = make("rank", size=size, kernel=kernel, channels=4, padding=(1, 0, 2)[:rank])
+    leaves, other = sample.leaves(), sample.leaves()
+    arguments = ([1] * rank, list(sample.kwargs["padding"]), [1] * rank, 1, None)
+    output = torch.ops.dcnzoo.deform_conv(*leaves.tensors, *arguments)
+    expected = reference(other)
+    torch.testing.assert_close(output, expected, rtol=1e-10, atol=1e-10)
+    mine = torch.autograd.grad(output.square().sum(), leaves.given)
+    true = torch.autograd.grad(expected.square().sum(), other.given)
+    torch.testing.assert_close(mine, true, rtol=1e-10, atol=1e-10)
+
+
+def test_channels_last_in_channels_last_out():
+    sample = make("format", padding=1)
+    input, *rest = sample.tensors
+    last = input.contiguous(memory_format=torch.channels_last).requires_grad_()
+    output = deform_conv2d(last, *rest, padding=1)
+    assert output.is_contiguous(memory_format=torch.channels_last)
+    (gradient,) = torch.autograd.grad(output.sum(), last)
+    assert gradient.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(output, deform_conv2d(input, *rest, padding=1))
+
+
+def test_only_wanted_gradients_are_computed():
+    sample = make("frozen", padding=1)
+    names = ("input", "weight", "offset", "mask", "bias")
+    every = sample.leaves()
+    all_gradients = torch.autograd.grad(call(every).sum(), every.given)
+    for wanted in range(1, 32):
+        leaves = sample.map(torch.Tensor.clone)
+        for i, tensor in enumerate(leaves.tensors):
+            tensor.requires_grad_(bool(wanted >> i & 1))
+        call(leaves).sum().backward()
+        for i, (tensor, name) in enumerate(zip(leaves.tensors, names, strict=True)):
+            if wanted >> i & 1:
+                torch.testing.assert_close(tensor.grad, all_gradients[i], msg=name)
+            else:
+                assert tensor.grad is None
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_input_with_float32_offsets(dtype):
+    """Coordinates keep float32's precision next to half-precision maps."""
+    sample = make("mixed", padding=1, size=(6, 300)).to(torch.float32)
+    input, weight, offset, mask, bias = sample.tensors
+    tensors = [t.to(dtype) for t in (input, weight)] + [offset, mask, bias.to(dtype)]
+    leaves = [t.clone().requires_grad_() for t in tensors]
+    output = deform_conv2d(*leaves, padding=1)
+    assert output.dtype == dtype
+    exact = deform_conv2d(*[t.double() for t in tensors], padding=1)
+    error = (output.double() - exact).abs().max() / exact.abs().max()
+    assert error <= torch.finfo(dtype).eps
+    output.float().sum().backward()
+    assert [t.grad.dtype for t in leaves] == [dtype, dtype, torch.float32, torch.float32, dtype]
+
+
+def test_inference_mode_and_no_grad():
+    sample = make("inference", padding=1)
+    with torch.inference_mode():
+        inside = call(sample)
+    with torch.no_grad():
+        assert not call(sample.leaves()).requires_grad
+    torch.testing.assert_close(inside.clone(), call(sample))
