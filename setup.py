@@ -116,7 +116,7 @@ class BuildOps(build_ext):
         if os.environ.get("MAX_JOBS"):
             command += ["-j", os.environ["MAX_JOBS"]]
         if subprocess.run(command).returncode != 0:
-            stop(f"compiling {target.name} failed.", "The compiler's own message stands above.")
+            stop(f"compiling {target.name} failed.", "The compiler's message stands above. DCNZOO_CUDA=0 leaves the CUDA library out.")
 
     def common_flags(self, library: Path) -> list[str]:
         include = library / "include"
