@@ -1,0 +1,89 @@
+"""RoIAlign: pools the feature maps inside boxes to a fixed size, without rounding the boxes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import _library  # noqa: F401  (registers the operators)
+from ._deterministic import alert_not_deterministic
+
+_POOL_MODES = {"max": 0, "avg": 1}
+
+
+def roi_align(
+    input: Tensor,  # [N, C, H, W]
+    rois: Tensor,  # [K, 5], (image, x1, y1, x2, y2)
+    output_size: int | tuple[int, int],
+    spatial_scale: float = 1.0,
+    sampling_ratio: int = 0,
+    pool_mode: str = "avg",
+    aligned: bool = True,
+) -> Tensor:  # [K, C, oH, oW]
+    """Pools each region of interest to ``output_size`` bins, from bilinear samples.
+
+    Mask R-CNN (He et al. 2017, sec. 3); arguments and values of ``mmcv.ops.roi_align``.
+
+    Args:
+        input: ``(N, C, H, W)``, float64, float32, bfloat16 or float16 (summed in float32).
+        rois: ``(K, 5)``: the number of the image, then ``(x1, y1, x2, y2)`` in the units that
+            ``spatial_scale`` turns into pixels of ``input``. Any floating type; gets no gradient.
+        output_size: bins, ``(oH, oW)`` or one number for both.
+        spatial_scale: pixels of ``input`` per unit of ``rois``, ``1 / stride`` of the feature map.
+        sampling_ratio: samples per bin along each axis; 0 (or less): as many as the bin is pixels
+            long, rounded up.
+        pool_mode: ``"avg"`` or ``"max"`` over the samples of a bin.
+        aligned: shift by half a pixel, so that pixel centres are at whole coordinates plus a half
+            (right). ``False``: without the shift, and RoIs shorter than a pixel count as one (as before
+            the correction).
+
+    Returns:
+        ``(K, C, oH, oW)``. A sample more than one pixel outside the map is zero and counts in the
+        average; up to one pixel outside, the border pixel is read. A RoI with nothing to sample (of no
+        or negative size while ``sampling_ratio`` is 0, or not finite) gives zeros.
+
+    Raises:
+        RuntimeError: a shape, dtype, device or value that does not fit. On the CPU that includes an
+            image number outside ``[0, N)``; on CUDA, where looking would stall the device, such a RoI
+            gives zeros.
+    """
+    if pool_mode not in _POOL_MODES:
+        raise RuntimeError(f"roi_align: pool_mode: expected 'avg' or 'max', got {pool_mode!r}")
+    height, width = (output_size,) * 2 if isinstance(output_size, int) else output_size
+    return torch.ops.dcnzoo.roi_align(
+        input, rois, height, width, spatial_scale, sampling_ratio, _POOL_MODES[pool_mode], aligned
+    )[0]
+
+
+@torch.library.register_fake("dcnzoo::roi_align")
+def _(input, rois, output_h, output_w, spatial_scale, sampling_ratio, pool_mode, aligned):
+    size = (rois.shape[0], input.shape[1], output_h, output_w)
+    wide = torch.promote_types(input.dtype, torch.float32)
+    argmax_size = size if pool_mode == _POOL_MODES["max"] else (0,)
+    output = input.new_empty(size)
+    return output, *(input.new_empty(argmax_size, dtype=wide) for _ in range(2))
+
+
+@torch.library.register_fake("dcnzoo::_roi_align_backward")
+def _(grad_output, rois, argmax_y, argmax_x, input_size, spatial_scale, sampling_ratio, pool_mode, aligned):
+    return grad_output.new_empty(input_size)
+
+
+def _setup_context(ctx, inputs, output):
+    input, rois, _, _, *ctx.arguments = inputs
+    _, argmax_y, argmax_x = output
+    ctx.input_size = input.shape
+    ctx.mark_non_differentiable(argmax_y, argmax_x)
+    ctx.save_for_backward(rois, argmax_y, argmax_x)
+
+
+def _autograd_backward(ctx, grad_output, _grad_argmax_y, _grad_argmax_x):
+    if grad_output.is_cuda:  # its atomic additions come in any order
+        alert_not_deterministic("roi_align_backward_cuda")
+    grad_input = torch.ops.dcnzoo._roi_align_backward(
+        grad_output, *ctx.saved_tensors, ctx.input_size, *ctx.arguments
+    )
+    return grad_input, *[None] * 7
+
+
+torch.library.register_autograd("dcnzoo::roi_align", _autograd_backward, setup_context=_setup_context)

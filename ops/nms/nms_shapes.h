@@ -1,0 +1,43 @@
+// Checks that the CPU and the CUDA kernel of nms share.
+#pragma once
+
+#include <array>
+
+#include "../common/tensor.h"
+
+namespace dcnzoo {
+
+inline void check_nms(const Tensor& boxes, const Tensor& scores, int64_t offset) {
+  const auto check_argument = [&](const char* name, const Tensor& tensor) {
+    check(is_floating(tensor.scalar_type()), "nms: ", name,
+          ": expected float64, float32, bfloat16 or float16, got ", dtype_name(tensor.scalar_type()));
+  };
+  check_argument("boxes", boxes);
+  check_argument("scores", scores);
+  check(boxes.dim() == 2 && boxes.size(1) == 4, "nms: boxes: expected shape (N, 4), got ",
+        shape_text(sizes_of(boxes)));
+  check(scores.dim() == 1 && scores.size(0) == boxes.size(0), "nms: scores: expected shape (",
+        boxes.size(0), ",), one per box, got ", shape_text(sizes_of(scores)));
+  check(same_device(boxes, scores), "nms: scores: expected device ", device_name(boxes),
+        " like boxes, got ", device_name(scores));
+  check(offset == 0 || offset == 1, "nms: offset: expected 0 or 1, got ", offset);
+}
+
+// The boxes in the type in which their overlaps are computed, and their order by descending score.
+inline Tensor contiguous_boxes(const Tensor& boxes) {
+  return torch::stable::contiguous(
+      torch::stable::to(boxes, accumulate_type(boxes.scalar_type())));
+}
+
+inline Tensor descending_order(const Tensor& scores) {
+  using torch::stable::detail::from;
+  using torch::stable::detail::to;
+  std::array<StableIValue, 4> stack{from(scores), from(std::optional<bool>(true)), from(int64_t(0)),
+                                    from(true)};
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher("aten::sort", "stable", stack.data(), TORCH_ABI_VERSION));
+  const Tensor values = to<Tensor>(stack[0]);  // takes ownership, so that it is released
+  return to<Tensor>(stack[1]);
+}
+
+}  // namespace dcnzoo

@@ -1,0 +1,236 @@
+#include <algorithm>
+#include <tuple>
+
+#include "roi_align_cpu_kernel.h"
+#include "roi_align_shapes.h"
+
+namespace dcnzoo {
+namespace {
+
+template <typename T>
+const RoiAlignKernels<T>& kernels();
+template <>
+const RoiAlignKernels<float>& kernels() {
+  return roi_align_kernels_float_dispatched();
+}
+template <>
+const RoiAlignKernels<double>& kernels() {
+  return roi_align_kernels_double_dispatched();
+}
+
+// The shares of every bin along one axis. Neighbouring samples read the same pixels: their shares
+// are summed here, once for all channels.
+template <typename T>
+class AxisShares {
+ public:
+  void build(const RoiAxis<T>& axis, int64_t bins, int64_t size) {
+    shares_.clear();
+    begins_.clear();
+    for (int64_t bin = 0; bin < bins; ++bin) {
+      begins_.push_back(shares_.size());
+      const RoiSpan span = roi_span(axis, bin, size);
+      for (int64_t sample = span.begin; sample < span.end; ++sample) {
+        const Lerp<T> lerp = lerp_at(roi_coordinate(axis, bin, sample), size);
+        add(lerp.low, lerp.low_weight);
+        add(lerp.high, lerp.high_weight);
+      }
+    }
+    begins_.push_back(shares_.size());
+    pointers_.clear();
+    for (size_t begin : begins_) pointers_.push_back(shares_.data() + begin);
+  }
+
+  const RoiShare<T>* const* bins() const { return pointers_.data(); }
+  const std::vector<RoiShare<T>>& all() const { return shares_; }
+
+ private:
+  void add(int64_t pixel, T weight) {
+    const size_t begin = begins_.back(), end = shares_.size();
+    for (size_t i = end; i > begin && i + 2 > end; --i) {
+      if (shares_[i - 1].pixel != pixel) continue;
+      shares_[i - 1].weight += weight;
+      return;
+    }
+    shares_.push_back({pixel, weight});
+  }
+
+  std::vector<RoiShare<T>> shares_;
+  std::vector<size_t> begins_;
+  std::vector<const RoiShare<T>*> pointers_;
+};
+
+// One thread's tables: built per RoI, used for all of its channels.
+template <typename T>
+class AveragePlan {
+ public:
+  explicit AveragePlan(const RoiAlignShapes& shapes) : shapes_(shapes), row_(shapes.width) {}
+
+  RoiAverage<T> of(const T* roi) {
+    const RoiAxis<T> y = shapes_.y_axis(roi), x = shapes_.x_axis(roi);
+    y_.build(y, shapes_.output_h, shapes_.height);
+    x_.build(x, shapes_.output_w, shapes_.width);
+    int64_t first = shapes_.width, last = -1;
+    for (const RoiShare<T>& share : x_.all()) {
+      first = std::min(first, share.pixel);
+      last = std::max(last, share.pixel);
+    }
+    return {y_.bins(), x_.bins(), shapes_.output_h, shapes_.output_w, shapes_.width,
+            shapes_.height * shapes_.width, first, last, roi_count(y, x), row_.data()};
+  }
+
+ private:
+  RoiAlignShapes shapes_;
+  AxisShares<T> y_, x_;
+  std::vector<T> row_;
+};
+
+template <typename T>
+std::vector<int64_t> images_of(const T* rois, const RoiAlignShapes& s) {
+  std::vector<int64_t> images(s.rois);
+  for (int64_t k = 0; k < s.rois; ++k) {
+    const T image = rois[5 * k];
+    check(image >= T(0) && image < T(s.batch), "roi_align: rois: expected image numbers in [0, ",
+          s.batch, "), got ", image, " in row ", k);
+    images[k] = int64_t(image);
+  }
+  return images;
+}
+
+// Channels that are worked on together: few enough that their maps stay in the cache from one RoI to
+// the next, enough that a RoI's tables pay.
+constexpr int64_t kBlock = 16;
+
+int64_t channel_blocks(const RoiAlignShapes& s) { return (s.channels + kBlock - 1) / kBlock; }
+
+struct RoiAlignOutputs {
+  Tensor output, argmax_y, argmax_x;
+};
+
+template <typename T>
+RoiAlignOutputs forward(const Tensor& input_any, const Tensor& rois_any, const RoiAlignShapes& s,
+                        ScalarType type) {
+  const Tensor input = contiguous_as(input_any, type), rois = contiguous_as(rois_any, type);
+  const std::vector<int64_t> sizes{s.rois, s.channels, s.output_h, s.output_w};
+  const std::vector<int64_t> argmax_sizes = s.average ? std::vector<int64_t>{0} : sizes;
+  Tensor output = torch::stable::new_empty(input, sizes);
+  Tensor argmax_y = torch::stable::new_empty(input, argmax_sizes);
+  Tensor argmax_x = torch::stable::new_empty(input, argmax_sizes);
+  const T* roi = rois.const_data_ptr<T>();
+  const T* maps = input.const_data_ptr<T>();
+  T* out = output.mutable_data_ptr<T>();
+  T* out_y = argmax_y.mutable_data_ptr<T>();
+  T* out_x = argmax_x.mutable_data_ptr<T>();
+  const std::vector<int64_t> images = images_of(roi, s);
+  const int64_t pixels = s.height * s.width, bins = s.output_h * s.output_w;
+  const int64_t blocks = channel_blocks(s);
+  torch::stable::parallel_for(0, blocks * s.rois, 1, [&](int64_t begin, int64_t end) {
+    AveragePlan<T> plan(s);
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t k = task % s.rois, first = task / s.rois * kBlock;
+      const int64_t channels = std::min(kBlock, s.channels - first);
+      const T* block_maps = maps + (images[k] * s.channels + first) * pixels;
+      int64_t at = (k * s.channels + first) * bins;
+      if (s.average) {
+        kernels<T>().forward(plan.of(roi + 5 * k), block_maps, channels, out + at);
+        continue;
+      }
+      const RoiAxis<T> y = s.y_axis(roi + 5 * k), x = s.x_axis(roi + 5 * k);
+      for (int64_t channel = 0; channel < channels; ++channel)
+        for (int64_t i = 0; i < s.output_h; ++i)
+          for (int64_t j = 0; j < s.output_w; ++j, ++at) {
+            const RoiMaximum<T> best =
+                roi_maximum(block_maps + channel * pixels, s.height, s.width, y, x, i, j);
+            out[at] = best.value, out_y[at] = best.y, out_x[at] = best.x;
+          }
+    }
+  });
+  return {torch::stable::to(output, input_any.scalar_type()), argmax_y, argmax_x};
+}
+
+// Adds a gradient to the pixels around the place where the maximum was sampled.
+template <typename T>
+void scatter_maximum(const RoiAlignShapes& s, T gradient, T y, T x, T* map) {
+  if (!roi_inside(y, s.height) || !roi_inside(x, s.width)) return;
+  const Lerp<T> vertical = lerp_at(y, s.height), across = lerp_at(x, s.width);
+  T* top = map + vertical.low * s.width;
+  T* bottom = map + vertical.high * s.width;
+  top[across.low] += gradient * vertical.low_weight * across.low_weight;
+  top[across.high] += gradient * vertical.low_weight * across.high_weight;
+  bottom[across.low] += gradient * vertical.high_weight * across.low_weight;
+  bottom[across.high] += gradient * vertical.high_weight * across.high_weight;
+}
+
+template <typename T>
+Tensor backward(const Tensor& grad_any, const Tensor& rois_any, const Tensor& y_any,
+                const Tensor& x_any, const RoiAlignShapes& s, ScalarType type) {
+  const Tensor grad_output = contiguous_as(grad_any, type), rois = contiguous_as(rois_any, type);
+  const Tensor argmax_y = contiguous_as(y_any, type), argmax_x = contiguous_as(x_any, type);
+  const Tensor grad_input =
+      torch::stable::new_zeros(grad_output, {s.batch, s.channels, s.height, s.width});
+  const T* grad = grad_output.const_data_ptr<T>();
+  const T* roi = rois.const_data_ptr<T>();
+  const T* at_y = argmax_y.const_data_ptr<T>();
+  const T* at_x = argmax_x.const_data_ptr<T>();
+  T* maps = grad_input.mutable_data_ptr<T>();
+  const std::vector<int64_t> images = images_of(roi, s);
+  std::vector<std::vector<int64_t>> rois_of(s.batch);
+  for (int64_t k = 0; k < s.rois; ++k) rois_of[images[k]].push_back(k);
+
+  // RoIs overlap: a thread owns channels of an image, not RoIs, so that no two threads write to one
+  // map and a pixel's sum has one order.
+  const int64_t blocks = channel_blocks(s);
+  const int64_t pixels = s.height * s.width, bins = s.output_h * s.output_w;
+  torch::stable::parallel_for(0, s.batch * blocks, 1, [&](int64_t begin, int64_t end) {
+    AveragePlan<T> plan(s);
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t image = task / blocks, first = task % blocks * kBlock;
+      const int64_t channels = std::min(kBlock, s.channels - first);
+      T* block_maps = maps + (image * s.channels + first) * pixels;
+      for (int64_t k : rois_of[image]) {
+        const int64_t start = (k * s.channels + first) * bins;
+        if (s.average) {
+          kernels<T>().backward(plan.of(roi + 5 * k), grad + start, channels, block_maps);
+          continue;
+        }
+        for (int64_t i = 0; i < channels * bins; ++i)
+          scatter_maximum(s, grad[start + i], at_y[start + i], at_x[start + i],
+                          block_maps + i / bins * pixels);
+      }
+    }
+  });
+  return torch::stable::to(grad_input, grad_any.scalar_type());
+}
+
+std::tuple<Tensor, Tensor, Tensor> roi_align_cpu(const Tensor& input, const Tensor& rois,
+                                                 int64_t output_h, int64_t output_w,
+                                                 double spatial_scale, int64_t sampling_ratio,
+                                                 int64_t pool_mode, bool aligned) {
+  const RoiAlignShapes shapes = check_roi_align(input, rois, output_h, output_w, spatial_scale,
+                                                sampling_ratio, pool_mode, aligned);
+  const ScalarType type = accumulate_type(input.scalar_type());
+  const RoiAlignOutputs out = type == ScalarType::Double
+                                  ? forward<double>(input, rois, shapes, type)
+                                  : forward<float>(input, rois, shapes, type);
+  return {out.output, out.argmax_y, out.argmax_x};
+}
+
+Tensor roi_align_backward_cpu(const Tensor& grad_output, const Tensor& rois, const Tensor& argmax_y,
+                              const Tensor& argmax_x, std::vector<int64_t> input_size,
+                              double spatial_scale, int64_t sampling_ratio, int64_t pool_mode,
+                              bool aligned) {
+  const RoiAlignShapes shapes =
+      check_roi_align_backward(grad_output, rois, argmax_y, argmax_x, input_size, spatial_scale,
+                               sampling_ratio, pool_mode, aligned);
+  const ScalarType type = accumulate_type(grad_output.scalar_type());
+  return type == ScalarType::Double
+             ? backward<double>(grad_output, rois, argmax_y, argmax_x, shapes, type)
+             : backward<float>(grad_output, rois, argmax_y, argmax_x, shapes, type);
+}
+
+}  // namespace
+}  // namespace dcnzoo
+
+STABLE_TORCH_LIBRARY_IMPL(dcnzoo, CPU, m) {
+  m.impl("roi_align", TORCH_BOX(&dcnzoo::roi_align_cpu));
+  m.impl("_roi_align_backward", TORCH_BOX(&dcnzoo::roi_align_backward_cpu));
+}

@@ -1,0 +1,60 @@
+#include "roi_align_cpu_kernel.h"
+
+namespace dcnzoo::DCNZOO_CPU_NAMESPACE {
+namespace {
+
+// Rows first: their loop runs over neighbouring pixels, and only one row is left to gather from.
+template <typename T>
+void forward(const RoiAverage<T>& roi, const T* maps, int64_t channels, T* output) {
+  T* __restrict row = roi.row;
+  for (int64_t channel = 0; channel < channels; ++channel, maps += roi.pixels) {
+    for (int64_t i = 0; i < roi.output_h; ++i, output += roi.output_w) {
+      for (int64_t x = roi.first; x <= roi.last; ++x) row[x] = T(0);
+      for (const RoiShare<T>* share = roi.y[i]; share != roi.y[i + 1]; ++share) {
+        const T* source = maps + share->pixel * roi.width;
+        const T weight = share->weight;
+        for (int64_t x = roi.first; x <= roi.last; ++x) row[x] += weight * source[x];
+      }
+      for (int64_t j = 0; j < roi.output_w; ++j) {
+        T sum = T(0);
+        for (const RoiShare<T>* share = roi.x[j]; share != roi.x[j + 1]; ++share)
+          sum += share->weight * row[share->pixel];
+        output[j] = sum / roi.count;
+      }
+    }
+  }
+}
+
+template <typename T>
+void backward(const RoiAverage<T>& roi, const T* grad_output, int64_t channels, T* grad_maps) {
+  T* __restrict row = roi.row;
+  for (int64_t channel = 0; channel < channels; ++channel, grad_maps += roi.pixels) {
+    for (int64_t i = 0; i < roi.output_h; ++i, grad_output += roi.output_w) {
+      for (int64_t x = roi.first; x <= roi.last; ++x) row[x] = T(0);
+      for (int64_t j = 0; j < roi.output_w; ++j) {
+        const T gradient = grad_output[j] / roi.count;
+        for (const RoiShare<T>* share = roi.x[j]; share != roi.x[j + 1]; ++share)
+          row[share->pixel] += share->weight * gradient;
+      }
+      for (const RoiShare<T>* share = roi.y[i]; share != roi.y[i + 1]; ++share) {
+        T* target = grad_maps + share->pixel * roi.width;
+        const T weight = share->weight;
+        for (int64_t x = roi.first; x <= roi.last; ++x) target[x] += weight * row[x];
+      }
+    }
+  }
+}
+
+}  // namespace
+
+const RoiAlignKernels<float>& roi_align_kernels_float() {
+  static constexpr RoiAlignKernels<float> kernels{forward<float>, backward<float>};
+  return kernels;
+}
+
+const RoiAlignKernels<double>& roi_align_kernels_double() {
+  static constexpr RoiAlignKernels<double> kernels{forward<double>, backward<double>};
+  return kernels;
+}
+
+}  // namespace dcnzoo::DCNZOO_CPU_NAMESPACE

@@ -1,0 +1,14 @@
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY_FRAGMENT(dcnzoo, m) {
+  // pool_mode: 0 maximum, 1 average. argmax_y, argmax_x: where each maximum was sampled, in pixels of
+  // the map (outside it where no gradient flows); empty for the average.
+  m.def(
+      "roi_align(Tensor input, Tensor rois, int output_h, int output_w, float spatial_scale, "
+      "int sampling_ratio, int pool_mode, bool aligned) "
+      "-> (Tensor output, Tensor argmax_y, Tensor argmax_x)");
+  m.def(
+      "_roi_align_backward(Tensor grad_output, Tensor rois, Tensor argmax_y, Tensor argmax_x, "
+      "SymInt[] input_size, float spatial_scale, int sampling_ratio, int pool_mode, bool aligned) "
+      "-> Tensor");
+}
