@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 import dcnzoo.compat.mmcv
-import dcnzoo.models  # noqa: F401  puts mmcv's deformable convolutions on dcnzoo's operators
+import dcnzoo.models
 import dcnzoo.ops.reference as reference
 from dcnzoo.compat.mmcv import _ext
 

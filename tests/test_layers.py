@@ -40,9 +40,7 @@ def test_forward_and_backward(bias, with_mask, im2col_step):
     offset = torch.randn(3, 24, 5, 9, dtype=torch.float64).requires_grad_()
     mask = torch.rand(3, 24, 5, 9, dtype=torch.float64)[:, :12] if with_mask else None
     output = layer(input, offset, mask)
-    expected = reference.deform_conv(
-        input, layer.weight, offset, mask, layer.bias, *GEOMETRY.values(), 2
-    )
+    expected = reference.deform_conv(input, layer.weight, offset, mask, layer.bias, *GEOMETRY.values(), 2)
     torch.testing.assert_close(output, expected, atol=1e-10, rtol=1e-10)
     inputs = [offset, *layer.parameters()]
     got, want = (torch.autograd.grad(o.square().sum(), inputs) for o in (output, expected))

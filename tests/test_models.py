@@ -298,9 +298,7 @@ def test_values_of_dcn(dcn, pack, family):
 
 @pytest.mark.parametrize("dcn", ["v9", "DCNv2", 2, {}, {"deform_groups": 1}])
 def test_bad_dcn(dcn):
-    with pytest.raises(
-        ValueError, match=r"ResNet: dcn: expected True, 'v1', 'v2', .* got "
-    ) as error:
+    with pytest.raises(ValueError, match=r"ResNet: dcn: expected True, 'v1', 'v2', .* got ") as error:
         backbone("ResNet", dcn=dcn)
     assert str(error.value).endswith(f"got {dcn!r}")
     assert "\n" not in str(error.value)
@@ -340,14 +338,10 @@ def test_from_the_command_line():
 
 
 def neck(name, **arguments):
-    return MODELS.build(
-        dict(type=name, in_channels=[4, 6, 8], out_channels=5, num_outs=4, **arguments)
-    )
+    return MODELS.build(dict(type=name, in_channels=[4, 6, 8], out_channels=5, num_outs=4, **arguments))
 
 
-@pytest.mark.parametrize(
-    ("name", "convs"), [("FPN", ["fpn_convs"]), ("PAFPN", ["fpn_convs", "pafpn_convs"])]
-)
+@pytest.mark.parametrize(("name", "convs"), [("FPN", ["fpn_convs"]), ("PAFPN", ["fpn_convs", "pafpn_convs"])])
 @pytest.mark.parametrize(("dcn", "pack"), [(True, DCNv2), ("v1", DCN)])
 def test_neck(name, convs, dcn, pack):
     plain, model = neck(name), neck(name, dcn=dcn)

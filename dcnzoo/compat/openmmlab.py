@@ -48,10 +48,7 @@ def load_own_checkpoints() -> None:
             HistoryBuffer,
             np.ndarray,
             np.dtype,
-            *(
-                type(np.dtype(code))
-                for code in "?" + np.typecodes["AllInteger"] + np.typecodes["Float"]
-            ),
+            *(type(np.dtype(code)) for code in "?" + np.typecodes["AllInteger"] + np.typecodes["Float"]),
             *((reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
             *((scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
             *((_history_method, f"{builtins}.getattr") for builtins in ("builtins", "__builtin__")),

@@ -57,9 +57,7 @@ class _DeformConvNd(_ConvNd):
         )
         self.im2col_step = im2col_step
 
-    def forward(
-        self, input: Tensor, offset: Tensor | None = None, mask: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, input: Tensor, offset: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         return type(self).function(
             input,
             self.weight,

@@ -46,9 +46,7 @@ class _WithDCN:
         return super().make_res_layer(block=block, dcn=dcn, **kwargs)
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
-        offsets = (
-            name for name, module in self.named_modules() if isinstance(module, OffsetConv2d)
-        )
+        offsets = (name for name, module in self.named_modules() if isinstance(module, OffsetConv2d))
         packs = [name.removesuffix(".conv_offset") for name in offsets]
         rename_legacy_offsets(state_dict, prefix, packs)
         super()._load_from_state_dict(state_dict, prefix, *args)

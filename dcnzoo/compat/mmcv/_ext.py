@@ -155,8 +155,7 @@ def _as_read(values: Tensor, name: str, channels: int, size: tuple[int, int]) ->
     if values[0].numel() < needed:
         expected, given = (" × ".join(map(str, s)) for s in ((channels, *size), values.shape[1:]))
         raise ValueError(
-            f"modulated_deform_conv2d: {name}: expected at least {expected} values per image, "
-            f"got {given}"
+            f"modulated_deform_conv2d: {name}: expected at least {expected} values per image, got {given}"
         )
     return values.flatten(1)[:, :needed].reshape(-1, channels, *size)
 
@@ -316,11 +315,11 @@ def roi_align_forward(
     pool_mode: int,  # 0 max, 1 avg
     aligned: bool,
 ) -> None:
-    size = (aligned_height, aligned_width)
-    mode = ("max", "avg")[pool_mode]
-    output.copy_(
-        dcnzoo.ops.roi_align(input, rois, size, spatial_scale, sampling_ratio, mode, aligned)
-    )
+    size, sampling = (aligned_height, aligned_width), (spatial_scale, sampling_ratio)
+    results = torch.ops.dcnzoo.roi_align(input, rois, *size, *sampling, pool_mode, aligned)
+    targets = (output, argmax_y, argmax_x)
+    for target, result in zip(targets, results, strict=True):
+        target.copy_(result)
 
 
 @_without_autocast
@@ -337,14 +336,18 @@ def roi_align_backward(
     pool_mode: int,
     aligned: bool,
 ) -> None:
-    size = (aligned_height, aligned_width)
-    with torch.enable_grad():
-        # averages are linear in the input: any will do to differentiate at
-        input = torch.zeros_like(grad_input).requires_grad_()
-        output = dcnzoo.ops.roi_align(
-            input, rois, size, spatial_scale, sampling_ratio, "avg", aligned
-        )
-    grad_input.add_(torch.autograd.grad(output, input, grad_output)[0])
+    gradient = torch.ops.dcnzoo._roi_align_backward(
+        grad_output,
+        rois,
+        argmax_y,
+        argmax_x,
+        grad_input.shape,
+        spatial_scale,
+        sampling_ratio,
+        pool_mode,
+        aligned,
+    )
+    grad_input.add_(gradient)
 
 
 # Focal loss (Lin et al. 2017), per element, as in mmcv's CUDA kernels

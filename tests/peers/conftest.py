@@ -1,0 +1,16 @@
+"""Comparisons with mmcv's compiled operators. They run where those are installed: ``make peers``."""
+
+from importlib.util import find_spec
+
+import pytest
+
+from dcnzoo.compat.mmcv import EXTENSION, STAND_IN
+
+
+def pytest_collection_modifyitems(items):
+    compiled = find_spec("mmcv") and find_spec(EXTENSION).origin != str(STAND_IN)
+    for item in items:
+        if "peers" in item.path.parts:
+            item.add_marker(pytest.mark.peers)
+            if not compiled:
+                item.add_marker(pytest.mark.skip("mmcv is not compiled here"))
