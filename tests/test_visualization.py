@@ -22,9 +22,7 @@ from dcnzoo.visualization import (
 
 KERNEL, STRIDE, PADDING, DILATION = (3, 2), (2, 1), (1, 2), (1, 3)
 INPUT = (9, 11)
-OUT = tuple(
-    (INPUT[i] + 2 * PADDING[i] - DILATION[i] * (KERNEL[i] - 1) - 1) // STRIDE[i] + 1 for i in (0, 1)
-)
+OUT = tuple((INPUT[i] + 2 * PADDING[i] - DILATION[i] * (KERNEL[i] - 1) - 1) // STRIDE[i] + 1 for i in (0, 1))
 
 
 def make_field(offset=None, kernel=KERNEL, out=OUT, **kwargs):
@@ -54,9 +52,7 @@ def test_grid_is_where_a_convolution_samples():
             seen = F.conv2d(padded[None, axis : axis + 1], weight, stride=STRIDE, dilation=DILATION)
             inside = seen[0, 0] > 0
             assert inside.any()
-            torch.testing.assert_close(
-                grid[tap, axis][inside], seen[0, 0][inside] - 1000, rtol=0, atol=0
-            )
+            torch.testing.assert_close(grid[tap, axis][inside], seen[0, 0][inside] - 1000, rtol=0, atol=0)
 
 
 def test_points_add_the_offset_and_without_offset_takes_it_away():
@@ -165,11 +161,12 @@ def test_detection_grid():
 
 def test_learning_curves_draw_seeds_and_mean():
     steps = np.arange(1, 6)
-    seeds = [(steps, np.full(5, 1.0)), (steps[:4], np.full(4, 3.0))]
-    figure = plot_learning_curves({"loss": {"off": seeds, "v2": seeds[:1]}, "AP": {"off": seeds}})
+    two, one = np.array([[1.0] * 5, [3.0] * 5]), np.array([[4.0] * 5])
+    curves = {"off": (steps, two), "v2": (steps, one)}
+    figure = plot_learning_curves({"loss": curves, "AP": {"off": (steps, two)}})
     loss = figure.axes[0]
-    assert len(figure.axes) == 2 and len(loss.lines) == 3 + 2
-    assert loss.lines[2].get_ydata().tolist() == [2.0] * 4
+    assert len(figure.axes) == 2 and len(loss.lines) == (2 + 1) + (1 + 1)
+    assert loss.lines[2].get_ydata().tolist() == [2.0] * 5
     assert [t.get_text() for t in loss.get_legend().get_texts()] == ["off", "v2"]
 
 

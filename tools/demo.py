@@ -39,6 +39,7 @@ from dcnzoo.datasets import CLASSES, PALETTE, ShapesSpec, make_shapes
 from dcnzoo.engine.cli import UserError, command, user_errors
 from dcnzoo.engine.progress import make_progress
 from dcnzoo.visualization import (
+    Curves,
     Instances,
     Section,
     data_uri,
@@ -97,8 +98,25 @@ class Run:
         if self._state().get("fingerprint") != self.fingerprint:
             shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._repeat_unvalidated_epoch()
         self.cfg.dump(self.folder / "config.py")
         self.write_state(finished=False)
+
+    def _repeat_unvalidated_epoch(self) -> None:
+        """Step back by an epoch after a death between the last checkpoint and its validation.
+
+        Resumed from the last checkpoint, training would end at once, without an AP.
+        """
+        epochs = self.cfg.train_cfg.max_epochs
+        last = self.folder / f"epoch_{epochs}.pth"
+        if not last.exists() or self.iterations in self.history().mask_ap:
+            return
+        before = self.folder / f"epoch_{epochs - 1}.pth"
+        if before.exists():
+            (self.folder / "last_checkpoint").write_text(str(before))
+        else:
+            (self.folder / "last_checkpoint").unlink(missing_ok=True)
+        last.unlink()
 
     def history(self) -> "History":
         return History.read(self.folder, self.iterations // self.cfg.train_cfg.max_epochs)
@@ -164,9 +182,7 @@ def parse_args() -> argparse.Namespace:
         help="runs per arm; more than one gives mean ± standard deviation (default: $SEEDS or 1)",
     )
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=["off", "v2"])
-    parser.add_argument(
-        "--jobs", type=int, help="runs side by side (default: as many as there are cores)"
-    )
+    parser.add_argument("--jobs", type=int, help="runs side by side (default: as many as there are cores)")
     parser.add_argument("--force", action="store_true", help="train again what is finished")
     parser.add_argument("--work-dir", default="work_dirs/demo", type=Path)
     parser.add_argument("--cfg-options", nargs="+", action=DictAction, default={})
@@ -201,9 +217,9 @@ def main() -> None:
 
         detectors = {arm: Detector(of[0].cfg, of[0].checkpoint) for arm, of in by_arm(runs).items()}
         table, verdict = summarise(runs, detectors), compare(runs)
-        console.print(f"Mask R-CNN, {setting(runs)}")
+        console.print(f"Mask R-CNN, {setting(runs)}", soft_wrap=True)
         show_table(table, console)
-        console.print(verdict)
+        console.print(verdict, soft_wrap=True)
         page = args.work_dir / "index.html"
         footer = (
             f"dcnzoo {dcnzoo.__version__}, torch {torch.__version__}, Python "
@@ -255,9 +271,7 @@ def train(pending: Sequence[Run], jobs: int, threads: int, lock: IO, console: Co
     waiting = list(pending)
     running: list[Training] = []
     # estimated over minutes: the logs that it is read from come in steps
-    with make_progress(
-        console, disable=not console.is_terminal, speed_estimate_period=600
-    ) as progress:
+    with make_progress(console, disable=not console.is_terminal, speed_estimate_period=600) as progress:
         bars = [progress.add_task(run.name, total=run.iterations, note="") for run in pending]
         try:
             while waiting or running:
@@ -356,9 +370,7 @@ def summarise(runs: Sequence[Run], detectors: Mapping[str, Detector]) -> list[li
         box, mask = zip(*map(final_ap, seeds), strict=True)
         parameters = sum(p.numel() for p in detectors[arm].model.parameters())
         seconds = seconds_per_iteration(seeds)
-        table.append(
-            [arm, mean_and_spread(box), mean_and_spread(mask), f"{seconds:.3f}", f"{parameters:,}"]
-        )
+        table.append([arm, mean_and_spread(box), mean_and_spread(mask), f"{seconds:.3f}", f"{parameters:,}"])
     return table
 
 
@@ -397,9 +409,7 @@ def show_table(table: Sequence[Sequence[str]], console: Console) -> None:
 
 def make_sections(runs: Sequence[Run], detectors: Mapping[str, Detector]) -> list[Section]:
     images = pick_images(detectors[runs[0].arm])
-    predictions = {
-        arm: [detector.predict(index) for index in images] for arm, detector in detectors.items()
-    }
+    predictions = {arm: [detector.predict(index) for index in images] for arm, detector in detectors.items()}
     first = predictions[runs[0].arm]
     columns = {"ground truth": [p.truth for p in first]}
     columns |= {arm: [p.detections for p in ps] for arm, ps in predictions.items()}
@@ -433,26 +443,22 @@ def make_sections(runs: Sequence[Run], detectors: Mapping[str, Detector]) -> lis
     return sections
 
 
-def learning_curves(runs: Sequence[Run]) -> dict:
-    curves: dict = {}
+def learning_curves(runs: Sequence[Run]) -> dict[str, Curves]:
+    curves: dict[str, Curves] = {}
     names = {"loss": "training loss", "box_ap": "box AP", "mask_ap": "mask AP"}
     for field, title in names.items():
-        curves[title] = {
-            arm: [_series(getattr(run.history(), field)) for run in seeds]
-            for arm, seeds in by_arm(runs).items()
-        }
+        curves[title] = {}
+        for arm, seeds in by_arm(runs).items():
+            series = [getattr(run.history(), field) for run in seeds]
+            # a resumed run may lack a validation
+            steps = sorted(set.intersection(*map(set, series)))
+            values = np.array([[one[step] for step in steps] for one in series])
+            curves[title][arm] = (np.array(steps), values)
     return curves
 
 
-def _series(values: Mapping[int, float]) -> tuple[np.ndarray, np.ndarray]:
-    steps = sorted(values)
-    return np.array(steps), np.array([values[step] for step in steps])
-
-
 def pick_images(detector: Detector) -> list[int]:
-    counts = [
-        len(detector.dataset.get_data_info(i)["instances"]) for i in range(len(detector.dataset))
-    ]
+    counts = [len(detector.dataset.get_data_info(i)["instances"]) for i in range(len(detector.dataset))]
     # stable: by index among those with three or more, then the others
     return sorted(range(len(counts)), key=lambda i: counts[i] < 3)[:SHOWN_IMAGES]
 

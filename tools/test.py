@@ -18,7 +18,7 @@ from dcnzoo.engine.cli import (
 from mmengine.config import Config, ConfigDict
 
 TTA_MODEL = {
-    "type": "DetTTAModel",
+    "type": "InstanceTTAModel",
     "tta_cfg": {"nms": {"type": "nms", "iou_threshold": 0.5}, "max_per_img": 100},
 }
 TTA_META_KEYS = (
@@ -32,13 +32,15 @@ def parse_args():
     parser.add_argument("--out", metavar="FILE.pkl", help="write the predictions to a pickle file")
     parser.add_argument("--show-dir", help="write images with the detections drawn to this folder")
     parser.add_argument(
-        "--tta", action="store_true", help="average over the image and its mirror image; boxes only"
+        "--tta", action="store_true", help="merge the detections on the image and on its mirror image"
     )
     return parser.parse_args()
 
 
 def use_test_time_augmentation(cfg: Config) -> None:
     """Wrap the model and the test pipeline; the config's own ``tta_*`` settings go first."""
+    import dcnzoo.engine.tta  # noqa: F401  registers the model
+
     dataset = cfg.test_dataloader.dataset
     while "dataset" in dataset:
         dataset = dataset.dataset
@@ -48,12 +50,10 @@ def use_test_time_augmentation(cfg: Config) -> None:
         cfg.tta_pipeline = deepcopy(dataset.pipeline)
         cfg.tta_pipeline[-1] = {"type": "TestTimeAug", "transforms": [flips, [pack]]}
     dataset.pipeline = cfg.tta_pipeline
-    cfg.model = ConfigDict(**cfg.get("tta_model", TTA_MODEL), module=cfg.model)
-    # mmdet merges the boxes of the views, not their masks
-    evaluators = cfg.test_evaluator
-    for evaluator in evaluators if isinstance(evaluators, list) else [evaluators]:
-        if evaluator.type == "CocoMetric":
-            evaluator.metric = "bbox"
+    model = cfg.get("tta_model", TTA_MODEL)
+    if model["type"] == "DetTTAModel":
+        model["type"] = "InstanceTTAModel"  # the same, but it merges masks too
+    cfg.model = ConfigDict(**model, module=cfg.model)
 
 
 @command

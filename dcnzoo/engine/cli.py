@@ -26,6 +26,14 @@ def make_parser(description: str, checkpoint: bool = False) -> argparse.Argument
     parser.add_argument(
         "--work-dir", help="where logs and results go (default: work_dirs/<name of the config>)"
     )
+    add_cfg_options(parser)
+    parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")
+    # torchrun sets LOCAL_RANK; older launchers pass it as an argument
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
+    return parser
+
+
+def add_cfg_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cfg-options",
         nargs="+",
@@ -35,10 +43,6 @@ def make_parser(description: str, checkpoint: bool = False) -> argparse.Argument
         help="override settings of the config, e.g. model.backbone.dcn=True "
         'train_dataloader.batch_size=4 "model.backbone.strides=(1,2,2)"',
     )
-    parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")
-    # torchrun sets LOCAL_RANK; older launchers pass it as an argument
-    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
-    return parser
 
 
 def load_config(args: argparse.Namespace) -> Config:

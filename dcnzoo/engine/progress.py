@@ -57,7 +57,8 @@ class ProgressHook(Hook):
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None):
         if self._progress is not None:
-            note = f"loss {float(outputs['loss']):.3f}" if outputs and "loss" in outputs else ""
+            loss = runner.message_hub.log_scalars.get("train/loss")
+            note = "" if loss is None else f"loss {loss.current():.3f}"
             self._progress.update(self._train, completed=runner.iter + 1, note=note)
 
     def after_train(self, runner: Runner) -> None:

@@ -2,6 +2,7 @@
 
 from dcnzoo.visualization.page import Section, data_uri, render_page
 from dcnzoo.visualization.plots import (
+    Curves,
     Instances,
     plot_detections,
     plot_learning_curves,
@@ -10,6 +11,7 @@ from dcnzoo.visualization.plots import (
 from dcnzoo.visualization.sampling import SamplingField, record_sampling, trace_sampling
 
 __all__ = [
+    "Curves",
     "Instances",
     "SamplingField",
     "Section",

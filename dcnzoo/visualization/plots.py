@@ -42,26 +42,22 @@ class Instances:
         return Instances(self.boxes[keep], self.labels[keep], masks, self.scores[keep])
 
 
-def plot_learning_curves(
-    curves: Mapping[str, Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]]],
-) -> Figure:
+# arm → iterations [T], values [seeds, T]
+Curves = dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+def plot_learning_curves(quantities: Mapping[str, Curves]) -> Figure:
     """One panel per quantity, one colour per arm, one thin line per seed, a thick one for the mean.
 
     Args:
-        curves: quantity → arm → one (iterations, values) pair per seed; the seeds of an arm share
-            their iterations.
+        quantities: title → the curves of each arm.
     """
-    figure = _figure(5.4 * len(curves), 3.4, columns=len(curves))
-    for axes, (quantity, arms) in zip(figure.axes, curves.items(), strict=True):
-        for colour, (arm, seeds) in zip(COLOURS, arms.items(), strict=False):
-            for iterations, values in seeds:
-                axes.plot(iterations, values, color=colour, lw=0.8, alpha=0.35)
-            shortest = min(len(values) for _, values in seeds)
-            mean = np.mean([values[:shortest] for _, values in seeds], axis=0)
-            marker = "o" if shortest < 20 else None
-            axes.plot(
-                seeds[0][0][:shortest], mean, color=colour, lw=2, marker=marker, ms=4, label=arm
-            )
+    figure = _figure(3.8 * len(quantities), 3.1, columns=len(quantities))
+    for axes, (quantity, curves) in zip(figure.axes, quantities.items(), strict=True):
+        for colour, (arm, (iterations, values)) in zip(COLOURS, curves.items(), strict=False):
+            axes.plot(iterations, values.T, color=colour, lw=0.8, alpha=0.35)
+            marker = "o" if len(iterations) < 20 else None
+            axes.plot(iterations, values.mean(0), color=colour, lw=2, marker=marker, ms=4, label=arm)
         axes.set_title(quantity, loc="left", fontsize=11, fontweight="bold")
         axes.set_xlabel("iteration", color=_GREY)
         axes.set_ylim(bottom=0)
@@ -124,11 +120,12 @@ def plot_sampling(
             axes = grid[row, column]
             points, weight = trace_sampling(layers, location, image.shape[:2])
             strength = (weight / weight.max().clamp(min=1e-12)).numpy()
-            colours = np.tile([0.84, 0.12, 0.12, 1.0], (len(points), 1))
-            colours[:, 3] = 0.15 + 0.85 * strength
+            opacity = 0.15 + 0.85 * strength[:, None]
+            faces = np.hstack([np.tile([0.84, 0.12, 0.12], (len(points), 1)), opacity])
+            edges = np.hstack([np.ones((len(points), 3)), opacity])
             _show(axes, image)
             y, x = points.numpy().T
-            axes.scatter(x, y, s=11, c=colours, edgecolors="white", linewidths=0.25)
+            axes.scatter(x, y, s=12, c=faces, edgecolors=edges, linewidths=0.4)
             axes.plot(*location[::-1], "+", color="#22d3ee", ms=13, mew=2.2)
             if row == 0:
                 axes.set_title(title, fontsize=11, fontweight="bold")

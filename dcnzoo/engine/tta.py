@@ -1,0 +1,47 @@
+"""Test-time augmentation for instance segmentation. Needs mmdet."""
+
+from collections.abc import Sequence
+
+import torch
+from mmcv.ops import batched_nms
+from mmdet.models import DetTTAModel
+from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
+from mmengine.structures import InstanceData
+
+_AXES = {"horizontal": (-1,), "vertical": (-2,), "diagonal": (-2, -1)}
+
+
+@MODELS.register_module()
+class InstanceTTAModel(DetTTAModel):
+    """MMDetection's ``DetTTAModel``, which takes boxes only, with masks.
+
+    The boxes of all views, brought back to the image, go through one NMS; each that stays keeps the
+    mask it came with.
+    """
+
+    def _merge_single_sample(self, data_samples: Sequence[DetDataSample]) -> DetDataSample:
+        views = [sample.pred_instances for sample in data_samples]
+        if "masks" not in views[0]:
+            return super()._merge_single_sample(data_samples)
+        metas = [sample.metainfo for sample in data_samples]
+        boxes, scores = self.merge_aug_bboxes(
+            [view.bboxes for view in views], [view.scores for view in views], metas
+        )
+        merged = data_samples[0]
+        if len(boxes) == 0:
+            return merged
+        labels = torch.cat([view.labels for view in views])
+        masks = torch.cat(
+            [
+                view.masks.flip(_AXES[meta["flip_direction"]]) if meta["flip"] else view.masks
+                for view, meta in zip(views, metas, strict=True)
+            ]
+        )
+        detections, keep = batched_nms(boxes, scores, labels, self.tta_cfg.nms)
+        detections = detections[: self.tta_cfg.max_per_img]
+        keep = keep[: self.tta_cfg.max_per_img]
+        merged.pred_instances = InstanceData(
+            bboxes=detections[:, :4], scores=detections[:, 4], labels=labels[keep], masks=masks[keep]
+        )
+        return merged

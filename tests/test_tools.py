@@ -1,0 +1,251 @@
+"""The command-line tools, run as users run them, on a setting of seconds."""
+
+import json
+import os
+import pickle
+import re
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIG = "configs/demo/mask-rcnn_r14_fpn_5e_shapes.py"
+
+
+def command(tool, *arguments):
+    return [sys.executable, f"tools/{tool}.py", *map(str, arguments)]
+
+
+def environment(**extra):
+    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+    threads = {"OMP_NUM_THREADS": "1"}
+    return {**os.environ, **threads, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **extra}
+
+
+def run(tool, *arguments, status=0, **extra):
+    """The output of a tool; fails with all of it if the exit status is another."""
+    result = subprocess.run(
+        command(tool, *arguments), cwd=ROOT, env=environment(**extra), capture_output=True, text=True
+    )
+    assert result.returncode == status, f"{result.stdout[-2000:]}\n{result.stderr[-4000:]}"
+    return result.stdout + result.stderr
+
+
+def tiny(data, train=8, val=4, epochs=2):
+    """Settings that turn the demo config into seconds."""
+    data = f"{data}/"
+    settings = {
+        "train_cfg.max_epochs": epochs,
+        "default_hooks.logger.interval": 1,
+        # half-trained boxes score low: keep them, so that there is something to compare
+        "model.test_cfg.rcnn.score_thr": 0.0,
+        "val_evaluator.ann_file": f"{data}annotations/val.json",
+        "test_evaluator.ann_file": f"{data}annotations/val.json",
+    }
+    for loader in ("train", "val", "test"):
+        dataset = f"{loader}_dataloader.dataset"
+        settings[f"{dataset}.data_root"] = data
+        settings[f"{dataset}.shapes.train"] = train
+        settings[f"{dataset}.shapes.val"] = val
+    return ["--cfg-options", *(f"{key}={value}" for key, value in settings.items())]
+
+
+def average_precisions(output):
+    """The last box and mask AP in a log."""
+    return [re.findall(rf"coco/{kind}_mAP: (-?[\d.]+)", output)[-1] for kind in ("bbox", "segm")]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return tmp_path_factory.mktemp("data") / "shapes"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, data):
+    """A work directory after training with deformable convolutions from the command line."""
+    work = tmp_path_factory.mktemp("trained")
+    options = [*tiny(data), "model.backbone.dcn=True"]
+    return work, run("train", CONFIG, "--work-dir", work, *options)
+
+
+def test_train_makes_data_and_checkpoints(trained, data):
+    work, output = trained
+    assert len(list((data / "train").iterdir())) == 8
+    assert sorted(p.name for p in work.glob("*.pth")) == ["epoch_1.pth", "epoch_2.pth"]
+    assert Path((work / "last_checkpoint").read_text()) == work / "epoch_2.pth"
+    weights = torch.load(work / "epoch_2.pth", weights_only=False)["state_dict"]
+    assert any("conv_offset" in name for name in weights), "dcn=True took effect"
+    assert "Epoch(train) [2][2/2]" in output, "log lines are kept where there is no terminal"
+    assert "\x1b[?25l" not in output, "no bar where there is no terminal"
+
+
+def test_test_repeats_the_last_validation(trained, tmp_path):
+    work, training = trained
+    config = work / Path(CONFIG).name  # what training dumped, command line included
+    shown, predictions = tmp_path / "shown", tmp_path / "predictions.pkl"
+    output = run(
+        "test", config, work / "epoch_2.pth", "--work-dir", tmp_path, "--out", predictions,
+        "--show-dir", shown,
+    )  # fmt: skip
+    assert average_precisions(output) == average_precisions(training)
+    assert len(pickle.loads(predictions.read_bytes())) == 4
+    images = sorted(shown.iterdir())
+    assert len(images) == 4 and cv2.imread(str(images[0])).shape[2] == 3
+
+
+def test_test_time_augmentation(trained, tmp_path):
+    work, _ = trained
+    config = work / Path(CONFIG).name
+    output = run("test", config, work / "epoch_2.pth", "--work-dir", tmp_path, "--tta")
+    box, mask = map(float, average_precisions(output))
+    assert box >= 0 and mask >= 0
+
+
+def iterations(work):
+    """The iterations in the logs of each start of a run."""
+    logs = sorted(work.glob("*/vis_data/scalars.json"))
+    entries = [[json.loads(line) for line in log.read_text().splitlines()] for log in logs]
+    return [[e["step"] for e in log if "loss" in e] for log in entries]
+
+
+def test_killed_training_resumes(data, tmp_path):
+    settings = [CONFIG, "--work-dir", tmp_path, *tiny(data, epochs=4)]
+    process = subprocess.Popen(
+        command("train", *settings), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "last_checkpoint").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+    time.sleep(1)  # mmengine names folders by the second
+    output = run("train", *settings, "--resume")
+    before, after = iterations(tmp_path)
+    assert "resumed epoch: " in output
+    assert after[0] > 1 and after[0] % 2 == 1, "goes on at the start of a later epoch"
+    assert after == list(range(after[0], 9))
+    assert after[0] <= before[-1] + 2, "nothing is skipped"
+    assert not list(tmp_path.glob(".*partial"))
+
+
+def test_mixed_precision_on_the_cpu(data, tmp_path):
+    options = tiny(data, epochs=1)
+    output = run("train", CONFIG, "--work-dir", tmp_path, "--amp", "--auto-scale-lr", *options)
+    losses = re.findall(r"\bloss: ([\d.]+|nan)", output)
+    assert losses and all(0 < float(loss) < 20 for loss in losses)
+    weights = torch.load(tmp_path / "epoch_1.pth", weights_only=False)["state_dict"]
+    assert weights["backbone.conv1.weight"].dtype == torch.float32
+
+
+def error_of(tool, arguments, monkeypatch):
+    """What a tool that runs in this process exits with: starting Python is most of the time."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", [tool, *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(f"tools/{tool}.py", run_name="__main__")
+    return stopped.value.code
+
+
+@pytest.mark.parametrize(
+    ("tool", "arguments", "expected"),
+    [
+        ("train", [CONFIG, "--resume", "no.pth"], "checkpoint: expected a file, found none at no"),
+        ("train", [CONFIG, "--cfg-options", "model.backbone.dcn=v9"], "expected True, 'v1', 'v2'"),
+        ("train", [CONFIG, "--cfg-options", "model.backbone.type=Nope"], "Nope is not in the mmdet"),
+        ("test", [CONFIG, "no.pth"], "checkpoint: expected a file, found none at no.pth"),
+        ("test", [CONFIG, __file__, "--out", "x.json"], "--out: expected a name that ends in .pkl"),
+        ("browse_dataset", ["nowhere.py"], "config: expected a file, found none at nowhere.py"),
+        ("browse_dataset", [CONFIG, "--number", "0"], "--number: expected ≥ 1, got 0"),
+        ("make_demo_data", ["x", "--train", "0"], "train: expected ≥ 1, got 0"),
+        ("make_demo_data", [ROOT], "expected a folder written by make_shapes"),
+    ],
+)
+def test_mistakes_get_one_line(tool, arguments, expected, tmp_path, monkeypatch):
+    if tool in ("train", "test"):
+        arguments = [*arguments[:1], "--work-dir", tmp_path, *arguments[1:]]
+    message = error_of(tool, arguments, monkeypatch)
+    assert message.startswith("error: ") and expected in message and "\n" not in message
+
+
+def test_missing_annotations_get_one_line(tmp_path, monkeypatch):
+    settings = [
+        "train_dataloader.dataset.shapes=None",
+        f"train_dataloader.dataset.data_root={tmp_path}/",
+    ]
+    arguments = [CONFIG, "--work-dir", tmp_path / "w", "--cfg-options", *settings]
+    missing = tmp_path / "annotations" / "train.json"
+    assert error_of("train", arguments, monkeypatch) == f"error: file not found: {missing}"
+
+
+def test_an_error_is_the_last_line_and_the_exit_status():
+    output = run("train", "nowhere.py", status=1)
+    assert output == "error: config: expected a file, found none at nowhere.py\n"
+
+
+def test_traceback_on_request():
+    output = run("train", "nowhere.py", status=1, DCNZOO_TRACEBACK="1")
+    assert "Traceback" in output and "nowhere.py" in output
+
+
+def test_browse_dataset(data, trained, tmp_path):
+    options = [*tiny(data), "--number", 3, "--output-dir", tmp_path]
+    run("browse_dataset", CONFIG, *options)
+    images = [cv2.imread(str(path)) for path in sorted(tmp_path.iterdir())]
+    assert len(images) == 3
+    plain = cv2.imread(str(data / "train" / "00000.png"))
+    assert images[0].shape[:2] >= plain.shape[:2]
+
+
+def test_demo_trains_shows_and_does_not_train_twice(tmp_path):
+    settings = ["--work-dir", tmp_path / "demo", *tiny(tmp_path / "data", epochs=1)]
+    first = run("demo", *settings, SEEDS="1", COLUMNS="120")
+    assert "equal iterations: 2 × 4 images" in first and "s / iteration" in first
+    rows = re.findall(r"│ (off|v2) +│ +([\d.]+) │ +([\d.]+) │ +[\d.]+ │ +([\d,]+) │", first)
+    assert [row[0] for row in rows] == ["off", "v2"]
+    assert int(rows[1][3].replace(",", "")) > int(rows[0][3].replace(",", ""))
+    page = (tmp_path / "demo" / "index.html").read_text()
+    assert "equal iterations" in page and page.count("data:image/png") == 3
+    assert not re.findall(r'(?:src|href)="(?!data:)', page), "self-contained"
+
+    checkpoint = tmp_path / "demo" / "v2-seed0" / "epoch_1.pth"
+    written = checkpoint.stat().st_mtime_ns
+    second = run("demo", *settings, COLUMNS="120")
+    assert checkpoint.stat().st_mtime_ns == written
+    assert second.splitlines()[1:-1] == [line for line in first.splitlines()[1:-1] if " seed 0: " not in line]
+
+    output = run("test", checkpoint.parent / "config.py", checkpoint, "--work-dir", tmp_path / "test")
+    assert [float(v) for v in average_precisions(output)] == [float(v) for v in rows[1][1:3]]
+
+
+@pytest.mark.slow
+def test_two_processes_train_and_test(data, tmp_path):
+    def launch(script, *arguments):
+        return subprocess.run(
+            [f"tools/{script}.sh", *map(str, arguments)],
+            cwd=ROOT,
+            env=environment(PYTHON=sys.executable, PORT="29611"),
+            capture_output=True,
+            text=True,
+        )
+
+    training = launch("dist_train", CONFIG, 2, "--work-dir", tmp_path, *tiny(data, epochs=1))
+    assert training.returncode == 0, training.stderr[-4000:]
+    assert "Epoch(train) [1][1/1]" in training.stdout, "two processes share the images"
+    testing = launch("dist_test", CONFIG, tmp_path / "epoch_1.pth", 2, "--work-dir", tmp_path, *tiny(data))
+    assert testing.returncode == 0, testing.stderr[-4000:]
+    assert average_precisions(testing.stdout) == average_precisions(training.stdout)
+
+
+@pytest.mark.parametrize("script", ["dist_train", "dist_test"])
+def test_launchers_say_how_they_are_called(script):
+    result = subprocess.run(["bash", f"tools/{script}.sh"], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 2 and result.stderr.startswith("usage: ")

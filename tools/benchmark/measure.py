@@ -1,0 +1,240 @@
+"""Time and memory: many contestants in one process, taking turns."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from families import Call
+from torch import Tensor
+
+# A sample is the mean of as many calls as this takes, in seconds: the clock and the caller cost nothing.
+SAMPLE_SECONDS = 0.005
+# Between samples. The pools of OpenMP and onnxruntime spin for a while after their last job, on cores
+# that the next contestant wants.
+PAUSE_SECONDS = 0.01
+PASSES = ("forward", "forward+backward")
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds per call: median and quartiles of ``count`` samples."""
+
+    median: float
+    low: float
+    high: float
+    count: int
+
+    @classmethod
+    def of(cls, samples: Sequence[float]) -> Timing:
+        if not samples:
+            raise ValueError("samples: expected at least 1, got 0")
+        low, median, high = (quantile(samples, q) for q in (0.25, 0.5, 0.75))
+        return cls(median, low, high, len(samples))
+
+    @property
+    def spread(self) -> float:
+        """Interquartile range relative to the median."""
+        return (self.high - self.low) / self.median
+
+
+def quantile(values: Sequence[float], q: float) -> float:
+    """With linear interpolation between the two nearest values."""
+    ordered = sorted(values)
+    position = q * (len(ordered) - 1)
+    below = math.floor(position)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (ordered[above] - ordered[below]) * (position - below)
+
+
+def median(values: Sequence[float]) -> float | None:
+    return statistics.median(values) if values else None
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long to measure one contestant on one case: until ``seconds``, within the bounds."""
+
+    seconds: float = 0.5
+    least: int = 3
+    most: int = 20
+
+
+@dataclass
+class Runner:
+    """A contestant on one case, one pass and one number of threads."""
+
+    run: Callable[[], object]
+    threads: int
+    device: str
+    samples: list[float] = field(default_factory=list)
+    calls: int = 1
+    spent: float = 0.0
+
+    def warm_up(self) -> None:
+        """Once for what is set up on first use, once to see how long a call takes."""
+        first = self._time(1)
+        once = first if first > 1 else self._time(1)
+        self.calls = max(1, min(1000, math.ceil(SAMPLE_SECONDS / once)))
+
+    def sample(self) -> None:
+        seconds = self._time(self.calls)
+        self.spent += seconds
+        self.samples.append(seconds / self.calls)
+
+    def wants_more(self, effort: Effort) -> bool:
+        count = len(self.samples)
+        return count < effort.least or (count < effort.most and self.spent < effort.seconds)
+
+    def _time(self, calls: int) -> float:
+        if torch.get_num_threads() != self.threads:
+            torch.set_num_threads(self.threads)
+        if self.device == "cuda":
+            return self._time_cuda(calls)
+        start = time.perf_counter()
+        for _ in range(calls):
+            self.run()
+        return time.perf_counter() - start
+
+    def _time_cuda(self, calls: int) -> float:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        start.record()
+        for _ in range(calls):
+            self.run()
+        end.record()
+        torch.cuda.synchronize()
+        return start.elapsed_time(end) / 1e3
+
+
+def take_turns(runners: Mapping[Hashable, Runner], effort: Effort, seed: int = 0) -> Iterator[None]:
+    """Sample all runners, round after round, in an order drawn anew for each; yields after each sample.
+
+    Whatever disturbs the machine disturbs all of them alike, and nobody is always second to the same.
+    """
+    shuffle = random.Random(seed).shuffle
+    waiting = list(runners.values())
+    while waiting := [runner for runner in waiting if runner.wants_more(effort)]:
+        shuffle(waiting)
+        for runner in waiting:
+            time.sleep(PAUSE_SECONDS)
+            runner.sample()
+            yield
+
+
+def make_pass(call: Call, name: str, out_shape: Sequence[int]) -> Callable[[], object] | None:
+    """What is timed; None where a contestant has no backward."""
+    if name == "forward":
+
+        def forward() -> Tensor:
+            with torch.no_grad():
+                return call.forward()
+
+        return forward
+    if not call.leaves:
+        return None
+    grad = torch.randn(tuple(out_shape), generator=torch.Generator().manual_seed(1)).to(call.leaves[0])
+
+    def forward_backward() -> tuple[Tensor, ...]:
+        output = call.forward()
+        return output.detach(), *torch.autograd.grad(output, call.leaves, grad)
+
+    return forward_backward
+
+
+def disagreement(got: Tensor, want: Tensor) -> float:
+    """The largest difference relative to the largest value; infinite where the shapes differ."""
+    if got.shape != want.shape:
+        return math.inf
+    if not want.numel():
+        return 0.0
+    got, want = got.detach().double(), want.detach().double()
+    return ((got - want).abs().max() / want.abs().max().clamp(min=1e-12)).item()
+
+
+# Memory
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes.
+
+    Attributes:
+        extra: at the highest, beyond what was there before and what is returned.
+        needed: inputs, weights and results.
+    """
+
+    extra: int
+    needed: int
+
+
+class MemoryProbe:
+    """Peak memory of a call on the CPU, each in a fresh process (memory_server.py).
+
+    Allocators, thread pools and caches of kernels keep what they once had, so in a process that has
+    run anything before, the high-water mark says nothing. The server has imported everything and
+    computed nothing; it forks for each question.
+    """
+
+    def __init__(self) -> None:
+        self._server: subprocess.Popen | None = None
+
+    def __enter__(self) -> MemoryProbe:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._server is not None:
+            self._server.stdin.close()
+            self._server.wait()
+
+    def ask(self, **question: object) -> Memory:
+        """Raises RuntimeError with the reason where it cannot be measured."""
+        if self._server is None:
+            script = Path(__file__).with_name("memory_server.py")
+            self._server = subprocess.Popen(
+                [sys.executable, str(script)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+            )
+        try:
+            self._server.stdin.write(json.dumps(question) + "\n")
+            self._server.stdin.flush()
+            line = self._server.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            raise RuntimeError("memory: the measuring process has died")
+        answer = json.loads(line)
+        if "error" in answer:
+            raise RuntimeError(f"memory: {answer['error']}")
+        return Memory(**answer)
+
+
+def cuda_memory(run: Callable[[], object], tensors: Mapping[str, Tensor | None]) -> Memory:
+    """The same from torch's allocator."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    results = run()
+    torch.cuda.synchronize()
+    returned = size_of(results)
+    extra = torch.cuda.max_memory_allocated() - before - returned
+    return Memory(max(0, extra), size_of(list(tensors.values())) + returned)
+
+
+def size_of(tensors: object) -> int:
+    """Bytes of a tensor or of several."""
+    if isinstance(tensors, Tensor):
+        return tensors.numel() * tensors.element_size()
+    return sum(size_of(t) for t in tensors if t is not None)

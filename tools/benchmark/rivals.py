@@ -1,0 +1,106 @@
+"""The packages that dcnzoo is measured against: which are here, in what version, and how to get the rest."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
+
+import torch
+
+PEERS = "`make peers` sets up an environment that has it"
+
+
+@dataclass(frozen=True)
+class Rival:
+    """A package.
+
+    Attributes:
+        probe: its version; raises ImportError with the reason where it cannot be used.
+        how_to_get: what to do then.
+    """
+
+    probe: Callable[[], str]
+    how_to_get: str
+
+
+def _import(name: str) -> None:
+    """Import a package; whatever goes wrong (a library for another torch, say) is an ImportError."""
+    if find_spec(name) is None:
+        raise ImportError("not installed")
+    try:
+        importlib.import_module(name)
+    except Exception as error:
+        first = str(error).strip().splitlines() or [type(error).__name__]
+        raise ImportError(f"does not import: {first[0]}") from error
+
+
+def _mmcv() -> str:
+    from dcnzoo.compat.mmcv import EXTENSION, STAND_IN
+
+    if find_spec("mmcv") is None:
+        raise ImportError("not installed")
+    if find_spec(EXTENSION).origin == str(STAND_IN):
+        raise ImportError("this is mmcv-lite, which runs on dcnzoo's own operators")
+    _import("mmcv.ops")
+    return version("mmcv")
+
+
+def _onnxruntime() -> str:
+    for package in ("onnxruntime", "onnx"):
+        try:
+            _import(package)
+        except ImportError as error:
+            raise ImportError(f"{package} {error}") from error
+    found = version("onnxruntime")
+    if tuple(int(part) for part in found.split(".")[:2]) < (1, 25):
+        raise ImportError(f"{found} has no DeformConv; 1.25 is the first that has")
+    return found
+
+
+def _torchvision() -> str:
+    _import("torchvision")
+    try:
+        torch.ops.torchvision.deform_conv2d.default  # noqa: B018
+    except AttributeError:
+        raise ImportError("its compiled operators do not load beside this torch") from None
+    return version("torchvision")
+
+
+def _tvdcn() -> str:
+    _import("tvdcn")
+    try:
+        torch.ops.tvdcn.deform_conv2d.default  # noqa: B018
+    except AttributeError:
+        raise ImportError("its compiled operators do not load beside this torch") from None
+    return version("tvdcn")
+
+
+RIVALS = {
+    "mmcv": Rival(_mmcv, PEERS),
+    "onnxruntime": Rival(_onnxruntime, PEERS),
+    "torchvision": Rival(
+        _torchvision,
+        "its wheels need PyPI's torch of the same release: "
+        "pip install torch==2.14.1 torchvision==0.29.2 rich matplotlib in an environment of its own",
+    ),
+    "tvdcn": Rival(
+        _tvdcn,
+        "its wheels (1.1.0) are for torch 2.7, on which dcnzoo does not run; "
+        "build it from https://github.com/inspiros/tvdcn against the torch in use",
+    ),
+    "reference": Rival(lambda: "plain PyTorch", ""),
+}
+
+
+def probe(names: list[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Versions of the rivals that can be measured here, and the reasons why the others cannot."""
+    present, absent = {}, {}
+    for name in names:
+        try:
+            present[name] = RIVALS[name].probe()
+        except ImportError as error:
+            absent[name] = str(error)
+    return present, absent

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Evaluate with several processes, one per GPU (or CPU processes where there is none):
+#   tools/dist_test.sh CONFIG CHECKPOINT PROCESSES [options of tools/test.py]
+# Several machines: set NNODES, NODE_RANK and MASTER_ADDR on each.
+set -euo pipefail
+if [ $# -lt 3 ]; then
+    echo "usage: $0 CONFIG CHECKPOINT PROCESSES [options of tools/test.py]" >&2
+    exit 2
+fi
+config=$1 checkpoint=$2 processes=$3
+shift 3
+exec "${PYTHON:-python}" -m torch.distributed.run \
+    --nnodes="${NNODES:-1}" --node_rank="${NODE_RANK:-0}" --nproc_per_node="$processes" \
+    --master_addr="${MASTER_ADDR:-127.0.0.1}" --master_port="${PORT:-29500}" \
+    "$(dirname "$0")/test.py" "$config" "$checkpoint" --launcher pytorch "$@"
