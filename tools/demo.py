@@ -299,9 +299,8 @@ def show(training: Training, progress: Progress, console: Console) -> None:
     note = history.note()
     progress.update(training.bar, completed=history.iteration, note=note)
     if len(history.mask_ap) > training.validated and not console.is_terminal:
-        console.print(
-            f"{training.run.name}: {history.iteration}/{training.run.iterations} iterations, {note}"
-        )
+        done = f"{max(history.mask_ap)}/{training.run.iterations} iterations"
+        console.print(f"{training.run.name}: {done}, {note}")
     training.validated = len(history.mask_ap)
 
 
