@@ -70,6 +70,9 @@ def make_runner(work_dir, name, epochs=4, **kwargs):
         train_cfg={"by_epoch": True, "max_epochs": epochs, "val_interval": 2},
         val_cfg={},
         val_evaluator={"type": "mmengine.Evaluator", "metrics": []},
+        test_dataloader=dict(loader),
+        test_cfg={},
+        test_evaluator={"type": "mmengine.Evaluator", "metrics": []},
         optim_wrapper={"optimizer": {"type": "SGD", "lr": 0.1}},
         experiment_name=name,
         **kwargs,
@@ -127,6 +130,13 @@ def test_bar_on_a_terminal(tmp_path):
     assert "left" in shown and "validate" in shown
     assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h") == 1, "the cursor comes back"
     assert [h.stream for h in stream_handlers] == streams
+
+
+def test_bar_of_a_test_ends_full(tmp_path):
+    screen = io.StringIO()
+    hook = ProgressHook(Console(file=screen, force_terminal=True, width=120))
+    make_runner(tmp_path, "testing", custom_hooks=[hook]).test()
+    assert "3/3" in screen.getvalue().splitlines()[-1]
 
 
 def test_no_bar_elsewhere(tmp_path):

@@ -83,7 +83,6 @@ class ProgressHook(Hook):
         self._advance_eval(batch_idx)
 
     def after_test_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
-        self._stop_eval()
         self._stop()
 
     def _start(self, runner: Runner) -> bool:
