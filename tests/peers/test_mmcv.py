@@ -247,7 +247,11 @@ class InDouble:
 
 @pytest.fixture
 def float64():
-    """In float32 the order of nearly equal proposals, and with it the loss, hangs on rounding."""
+    """In float32 the order of nearly equal proposals, and with it the loss, hangs on rounding.
+
+    What is left in float64: mmcv rounds coordinates to float32 for ``floorf``, so that a sample
+    within 1e-6 before a pixel counts as beyond it, with another slope. None is in a small input.
+    """
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
@@ -265,15 +269,15 @@ def test_mask_rcnn_r50(float64):
         if isinstance(module, nn.BatchNorm2d):  # the last of a block starts at zero
             nn.init.uniform_(module.weight, 0.2, 0.6)
     theirs.load_state_dict(ours.state_dict())
-    data = demo_mm_inputs(2, [[3, 128, 160], [3, 160, 96]], num_classes=80, with_mask=True)
+    data = demo_mm_inputs(2, [[3, 64, 96], [3, 96, 64]], num_classes=80, with_mask=True)
     data = ours.data_preprocessor(data, training=True)
     with running_on(InDouble()):
         want = losses_and_gradients(theirs, data)
     with running_on(stand_in):
         got = losses_and_gradients(ours, data)
-    assert got[0] == pytest.approx(want[0], rel=1e-8)
+    assert got[0] == pytest.approx(want[0], rel=1e-9)
     assert set(got[1]) == set(want[1])
     assert any("conv_offset" in name for name in want[1])
     for name, gradient in want[1].items():
         error = (got[1][name] - gradient).abs().max() / gradient.abs().max()
-        assert error <= 1e-8, name
+        assert error <= 1e-9, name
