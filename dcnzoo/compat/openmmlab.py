@@ -11,6 +11,7 @@ from unittest import mock
 
 import numpy as np
 import torch
+from mmengine.device import get_device
 from mmengine.dist import utils as dist_utils
 from mmengine.logging import HistoryBuffer
 from mmengine.model import MMDistributedDataParallel
@@ -79,6 +80,8 @@ class CpuAmpOptimWrapper(AmpOptimWrapper):
 
 def amp_on_cpu() -> None:
     """``--amp`` stops at ``AmpOptimizerWrapper is only available … gpu``."""
+    if get_device() != "cpu":
+        return
     try:
         AmpOptimWrapper(optimizer=torch.optim.SGD([torch.zeros(1)], lr=0.0))
     except AssertionError:
@@ -90,7 +93,7 @@ def amp_on_cpu() -> None:
 
 def distributed_without_cuda() -> None:
     """Launchers call ``torch.cuda.set_device`` and DDP is given a GPU's number, GPU or not."""
-    if torch.cuda.is_available() or hasattr(dist_utils, "_dcnzoo"):
+    if get_device() != "cpu" or hasattr(dist_utils, "_dcnzoo"):
         return
     dist_utils._dcnzoo = True  # applied
 
