@@ -38,9 +38,7 @@ def test_is_mmdetections(path):
 def test_index_is_complete(paper):
     index = yaml.safe_load((CONFIGS / paper / "metafile.yml").read_text())
     listed = {Path(model["Config"]) for model in index["Models"]}
-    assert listed == {
-        path.relative_to(CONFIGS.parent) for path in FILES if path.parent.name == paper
-    }
+    assert listed == {path.relative_to(CONFIGS.parent) for path in FILES if path.parent.name == paper}
     readme = (CONFIGS / paper / "README.md").read_text()
     for model in index["Models"]:
         assert model["Published"] is True
