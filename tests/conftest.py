@@ -1,0 +1,1 @@
+import dcnzoo  # noqa: F401  before any test imports mmcv.ops, which needs the compiled module
