@@ -1,4 +1,4 @@
-// Every CUDA launch goes through here: 64-bit index, torch's current stream, launch check.
+// Every CUDA launch goes through here: device guard, torch's current stream, 64-bit index, launch check.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -10,15 +10,6 @@
 #include "tensor.h"
 
 namespace dcnzoo {
-
-inline cudaStream_t current_stream(const Tensor& tensor) {
-  void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
-  return static_cast<cudaStream_t>(stream);
-}
-
-using DeviceGuard = torch::stable::accelerator::DeviceGuard;
 
 // A grid-stride loop over [0, count): any count, one launch.
 #define DCNZOO_FOR_EACH(index, count)                                                       \
@@ -32,12 +23,24 @@ inline unsigned blocks_for(int64_t count) {
   return unsigned(std::clamp<int64_t>((count + kThreads - 1) / kThreads, 1, kMostBlocks));
 }
 
-inline void check_launch(const char* kernel) {
+// kernel<<<blocks, threads>>>(arguments...) on the device of `on` and torch's current stream.
+template <typename... Parameters, typename... Arguments>
+void launch(const char* name, void (*kernel)(Parameters...), unsigned blocks, dim3 threads,
+            const Tensor& on, Arguments... arguments) {
+#ifdef __CUDACC__
+  const torch::stable::accelerator::DeviceGuard guard(on.get_device_index());
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(on.get_device_index(), &stream));
+  kernel<<<blocks, threads, 0, static_cast<cudaStream_t>(stream)>>>(arguments...);
   const cudaError_t error = cudaGetLastError();
-  check(error == cudaSuccess, kernel, ": ", cudaGetErrorString(error),
+  check(error == cudaSuccess, name, ": ", cudaGetErrorString(error),
         error == cudaErrorNoKernelImageForDevice
             ? "; rebuild with DCNZOO_CUDA_ARCHS set to this GPU's architecture"
             : "");
+#else  // where there is no GPU, tests run the kernels on threads of the host (tests/cuda/emulation)
+  (void)name, (void)on;
+  emulate(blocks, threads, [&] { kernel(arguments...); });
+#endif
 }
 
 }  // namespace dcnzoo

@@ -1,0 +1,35 @@
+// Channels-last maps, which the stable tensor has no words for.
+#pragma once
+
+#include "tensor.h"
+
+namespace dcnzoo {
+
+// [N, C, *size] whose memory is [N, *size, C]
+inline bool is_channels_last(const Tensor& tensor) {
+  int64_t stride = tensor.size(1);
+  if (tensor.stride(1) != 1) return false;
+  for (int64_t axis = tensor.dim() - 1; axis >= 2; --axis) {
+    if (tensor.size(axis) != 1 && tensor.stride(axis) != stride) return false;
+    stride *= tensor.size(axis);
+  }
+  return tensor.size(0) == 1 || tensor.stride(0) == stride;
+}
+
+// The format in which an operator returns maps: channels last where its input is so, else contiguous.
+inline bool wants_channels_last(const Tensor& input) {
+  return !input.is_contiguous() && is_channels_last(input);
+}
+
+// An uninitialised tensor of these sizes whose memory is channels last.
+inline Tensor new_channels_last(const Tensor& like, const std::vector<int64_t>& sizes) {
+  std::vector<int64_t> order{sizes[0]};
+  order.insert(order.end(), sizes.begin() + 2, sizes.end());
+  order.push_back(sizes[1]);
+  Tensor tensor = torch::stable::new_empty(like, order);
+  for (int64_t axis = int64_t(sizes.size()) - 1; axis > 1; --axis)
+    tensor = torch::stable::transpose(tensor, axis - 1, axis);
+  return tensor;
+}
+
+}  // namespace dcnzoo

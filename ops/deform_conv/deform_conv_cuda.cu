@@ -1,0 +1,479 @@
+// deform_conv on CUDA: im2col at the sampling points, then a matrix product through torch.
+//
+// A chunk of im2col_step images is lowered at a time, to columns [channels · taps][images · pixels].
+// Half types are stored as they are; points, weights of interpolation and sums are float.
+#include <array>
+#include <numeric>
+#include <tuple>
+
+#include "../common/dispatch.cuh"
+#include "../common/launch.cuh"
+#include "../common/memory_format.h"
+#include "deform_conv_shapes.h"
+
+namespace dcnzoo {
+namespace {
+
+// One column's place: a tap of an output pixel of an image of the chunk, for one piece of channels.
+struct Place {
+  int64_t pixel, image, tap, piece;
+};
+
+// Channels that read at the same points, in pieces: a thread finds the points once per piece.
+struct ChannelPieces {
+  static constexpr int64_t kMost = 16;
+  int64_t slice;      // channels of one offset group and one mask group
+  int64_t per_slice;  // pieces
+  int64_t count;      // pieces of all channels
+
+  __device__ int64_t begin(int64_t piece) const {
+    return piece / per_slice * slice + piece % per_slice * kMost;
+  }
+  __device__ int64_t end(int64_t piece) const {
+    const int64_t slice_end = (piece / per_slice + 1) * slice;
+    return min(begin(piece) + kMost, slice_end);
+  }
+};
+
+// Where the images of a chunk are sampled.
+template <typename A, int Rank>
+struct Sampling {
+  ConvGeometry<Rank> geometry;
+  int64_t images, channels, taps, in_pixels, out_pixels;
+  int64_t offset_groups, mask_groups;
+  const A* offset;  // [images][offset_groups · taps · Rank][out_pixels], or null
+  const A* mask;    // [images][mask_groups · taps][out_pixels], or null
+  ChannelPieces pieces;
+
+  __device__ Place place(int64_t index) const {
+    const int64_t pixel = index % out_pixels, above = index / out_pixels;
+    return {pixel, above % images, above / images % taps, above / images / taps};
+  }
+
+  // Columns of one channel after the other; a tap's images and their pixels are neighbours.
+  __device__ int64_t column(int64_t channel, const Place& at) const {
+    return ((channel * taps + at.tap) * images + at.image) * out_pixels + at.pixel;
+  }
+
+  __device__ int64_t offset_group(int64_t channel) const {
+    return offset ? channel / (channels / offset_groups) : 0;
+  }
+  __device__ int64_t mask_group(int64_t channel) const {
+    return mask ? channel / (channels / mask_groups) : 0;
+  }
+
+  __device__ Corners<A, int64_t, Rank> corners(const Place& at, int64_t group) const {
+    A point[Rank], extent[Rank];
+    int64_t tap = at.tap, pixel = at.pixel;
+#pragma unroll
+    for (int axis = Rank - 1; axis >= 0; --axis) {
+      point[axis] = A(pixel % geometry.out[axis] * geometry.stride[axis] - geometry.padding[axis] +
+                      tap % geometry.kernel[axis] * geometry.dilation[axis]);
+      extent[axis] = A(geometry.in[axis]);
+      tap /= geometry.kernel[axis];
+      pixel /= geometry.out[axis];
+    }
+    if (offset) {
+      const int64_t first = ((at.image * offset_groups + group) * taps + at.tap) * Rank;
+#pragma unroll
+      for (int axis = 0; axis < Rank; ++axis)
+        point[axis] += offset[(first + axis) * out_pixels + at.pixel];
+    }
+    return corners_at<A, int64_t, Rank>(point, extent, geometry.in);
+  }
+
+  __device__ A factor(const Place& at, int64_t group) const {
+    if (!mask) return A(1);
+    return mask[((at.image * mask_groups + group) * taps + at.tap) * out_pixels + at.pixel];
+  }
+
+  __device__ int64_t map(int64_t image, int64_t channel) const {
+    return (image * channels + channel) * in_pixels;
+  }
+};
+
+template <typename A, int Rank>
+__device__ bool reads_nothing(const Corners<A, int64_t, Rank>& corners) {
+  bool any = false;
+#pragma unroll
+  for (int corner = 0; corner < corners.count; ++corner) any |= corners.valid[corner] != A(0);
+  return !any;
+}
+
+template <typename T, typename A, int Rank>
+__global__ void im2col_kernel(Sampling<A, Rank> s, const T* input, T* columns) {
+  constexpr int corner_count = 1 << Rank;
+  DCNZOO_FOR_EACH(index, s.pieces.count * s.taps * s.images * s.out_pixels) {
+    const Place at = s.place(index);
+    const int64_t begin = s.pieces.begin(at.piece), end = s.pieces.end(at.piece);
+    const Corners<A, int64_t, Rank> corners = s.corners(at, s.offset_group(begin));
+    const A factor = s.factor(at, s.mask_group(begin));
+    A weight[corner_count];
+#pragma unroll
+    for (int corner = 0; corner < corner_count; ++corner)
+      weight[corner] = corner_weight<A, Rank>(corner, corners.fraction);
+    for (int64_t channel = begin; channel < end; ++channel) {
+      const T* map = input + s.map(at.image, channel);
+      A sum = A(0);
+#pragma unroll
+      for (int corner = 0; corner < corner_count; ++corner)
+        if (corners.valid[corner] != A(0)) sum += weight[corner] * A(map[corners.index[corner]]);
+      columns[s.column(channel, at)] = T(sum * factor);
+    }
+  }
+}
+
+// The adjoint of im2col_kernel with respect to the input.
+template <typename T, typename A, int Rank>
+__global__ void col2im_kernel(Sampling<A, Rank> s, const T* grad_columns, A* grad_input) {
+  constexpr int corner_count = 1 << Rank;
+  DCNZOO_FOR_EACH(index, s.pieces.count * s.taps * s.images * s.out_pixels) {
+    const Place at = s.place(index);
+    const int64_t begin = s.pieces.begin(at.piece), end = s.pieces.end(at.piece);
+    const Corners<A, int64_t, Rank> corners = s.corners(at, s.offset_group(begin));
+    if (reads_nothing(corners)) continue;
+    const A factor = s.factor(at, s.mask_group(begin));
+    A weight[corner_count];
+#pragma unroll
+    for (int corner = 0; corner < corner_count; ++corner)
+      weight[corner] = corner_weight<A, Rank>(corner, corners.fraction) * factor;
+    for (int64_t channel = begin; channel < end; ++channel) {
+      const A gradient = A(grad_columns[s.column(channel, at)]);
+      A* map = grad_input + s.map(at.image, channel);
+      // Atomics: neighbouring taps and pixels read the same input.
+#pragma unroll
+      for (int corner = 0; corner < corner_count; ++corner)
+        if (corners.valid[corner] != A(0))
+          atomicAdd(map + corners.index[corner], weight[corner] * gradient);
+    }
+  }
+}
+
+constexpr int kFieldColumns = 32;  // neighbouring pixels: a warp
+constexpr int kFieldLanes = 8;     // threads that share a pixel's channels
+static_assert(kFieldColumns * kFieldLanes == kThreads);
+
+// Gradients of offset and mask. `owners` groups of channels own one value of a field each (per tap and
+// pixel); a column of threads sums over the channels of one, in an order that is always the same.
+template <typename T, typename A, int Rank>
+__global__ void grad_fields_kernel(Sampling<A, Rank> s, int64_t owners, const T* input,
+                                   const T* grad_columns, A* grad_offset, A* grad_mask) {
+  constexpr int corner_count = 1 << Rank;
+  __shared__ A sums[Rank + 1][kFieldLanes][kFieldColumns];
+  const int64_t count = owners * s.taps * s.images * s.out_pixels;
+  const int64_t owned = s.channels / owners;
+  const int lane = threadIdx.y, column = threadIdx.x;
+  const int64_t step = int64_t(gridDim.x) * kFieldColumns;
+  for (int64_t first = int64_t(blockIdx.x) * kFieldColumns; first < count; first += step) {
+    const int64_t index = first + column;
+    const Place at = s.place(index < count ? index : 0);
+    const int64_t owner = at.piece;
+    A sum[Rank + 1] = {};  // one per axis of the offset, then the mask's
+    for (int64_t begin = owner * owned; index < count && begin < (owner + 1) * owned;
+         begin += s.pieces.slice) {
+      const Corners<A, int64_t, Rank> corners = s.corners(at, s.offset_group(begin));
+      if (reads_nothing(corners)) continue;
+      const A factor = s.factor(at, s.mask_group(begin));
+      for (int64_t channel = begin + lane; channel < begin + s.pieces.slice; channel += kFieldLanes) {
+        const T* map = input + s.map(at.image, channel);
+        A value[Rank + 1] = {};
+#pragma unroll
+        for (int corner = 0; corner < corner_count; ++corner) {
+          if (corners.valid[corner] == A(0)) continue;
+          const A pixel = A(map[corners.index[corner]]);
+#pragma unroll
+          for (int axis = 0; axis < Rank; ++axis)
+            value[axis] += corner_slope<A, Rank>(corner, axis, corners.fraction) * pixel;
+          value[Rank] += corner_weight<A, Rank>(corner, corners.fraction) * pixel;
+        }
+        const A gradient = A(grad_columns[s.column(channel, at)]);
+#pragma unroll
+        for (int axis = 0; axis < Rank; ++axis) sum[axis] += gradient * factor * value[axis];
+        sum[Rank] += gradient * value[Rank];
+      }
+    }
+#pragma unroll
+    for (int i = 0; i <= Rank; ++i) sums[i][lane][column] = sum[i];
+    __syncthreads();
+    // Thread (lane i, column) adds up value i: there are at least as many lanes as values.
+    if (lane <= Rank && index < count) {
+      A total = A(0);
+      for (int other = 0; other < kFieldLanes; ++other) total += sums[lane][other][column];
+      const int64_t field = (at.image * owners + owner) * s.taps + at.tap;
+      if (lane < Rank && grad_offset)
+        grad_offset[(field * Rank + lane) * s.out_pixels + at.pixel] = total;
+      if (lane == Rank && grad_mask) grad_mask[field * s.out_pixels + at.pixel] = total;
+    }
+    __syncthreads();
+  }
+}
+
+// product: [channels][images][pixels] -> output: [images][channels][pixels], or channels last
+template <typename T, typename A>
+__global__ void store_output_kernel(const T* product, const T* bias, int64_t images, int64_t channels,
+                                    int64_t pixels, bool channels_last, T* output) {
+  DCNZOO_FOR_EACH(index, images * channels * pixels) {
+    const int64_t image = index / (channels * pixels), inside = index % (channels * pixels);
+    const int64_t channel = channels_last ? inside % channels : inside / pixels;
+    const int64_t pixel = channels_last ? inside / channels : inside % pixels;
+    const A value = A(product[(channel * images + image) * pixels + pixel]);
+    output[index] = T(bias ? value + A(bias[channel]) : value);
+  }
+}
+
+template <typename T, typename A>
+__global__ void accumulate_kernel(int64_t count, const T* values, A* sums) {
+  DCNZOO_FOR_EACH(index, count) sums[index] += A(values[index]);
+}
+
+template <typename T, int Rank>
+void launch_im2col(const Sampling<Accumulate<T>, Rank>& s, const Tensor& input, const Tensor& columns) {
+  const int64_t count = s.pieces.count * s.taps * s.images * s.out_pixels;
+  launch("im2col_kernel", im2col_kernel<T, Accumulate<T>, Rank>, blocks_for(count), kThreads, input, s,
+         data_of<T>(input), mutable_data_of<T>(columns));
+}
+
+template <typename T, int Rank>
+void launch_col2im(const Sampling<Accumulate<T>, Rank>& s, const Tensor& grad_columns,
+                   Accumulate<T>* grad_input) {
+  const int64_t count = s.pieces.count * s.taps * s.images * s.out_pixels;
+  launch("col2im_kernel", col2im_kernel<T, Accumulate<T>, Rank>, blocks_for(count), kThreads,
+         grad_columns, s, data_of<T>(grad_columns), grad_input);
+}
+
+template <typename T, int Rank>
+void launch_grad_fields(const Sampling<Accumulate<T>, Rank>& s, int64_t owners, const Tensor& input,
+                        const Tensor& grad_columns, Accumulate<T>* grad_offset,
+                        Accumulate<T>* grad_mask) {
+  static_assert(Rank < kFieldLanes, "a lane per value");
+  const int64_t threads = owners * s.taps * s.images * s.out_pixels * kFieldLanes;
+  launch("grad_fields_kernel", grad_fields_kernel<T, Accumulate<T>, Rank>, blocks_for(threads),
+         dim3(kFieldColumns, kFieldLanes), input, s, owners, data_of<T>(input),
+         data_of<T>(grad_columns), grad_offset, grad_mask);
+}
+
+template <typename T>
+void launch_store_output(const Tensor& product, const std::optional<Tensor>& bias, int64_t images,
+                         const DeformConvShapes& s, bool channels_last, T* output) {
+  launch("store_output_kernel", store_output_kernel<T, Accumulate<T>>,
+         blocks_for(images * s.out_channels * s.out_pixels), kThreads, product, data_of<T>(product),
+         bias ? data_of<T>(*bias) : nullptr, images, s.out_channels, s.out_pixels, channels_last, output);
+}
+
+template <typename T>
+void launch_accumulate(const Tensor& values, const Tensor& sums) {
+  launch("accumulate_kernel", accumulate_kernel<T, Accumulate<T>>, blocks_for(values.numel()), kThreads,
+         values, values.numel(), data_of<T>(values), mutable_data_of<Accumulate<T>>(sums));
+}
+
+// out = a · b, batched. The out variant: autocast leaves it alone.
+void multiply(const Tensor& a, const Tensor& b, const Tensor& out) {
+  using torch::stable::detail::from;
+  std::array<StableIValue, 3> stack{from(a), from(b), from(out)};
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher("aten::bmm", "out", stack.data(), TORCH_ABI_VERSION));
+  const Tensor result = torch::stable::detail::to<Tensor>(stack[0]);  // releases the handle
+}
+
+Tensor transposed(const Tensor& matrices) { return torch::stable::transpose(matrices, 1, 2); }
+
+// Images [first, first + count) of a tensor, contiguous, as `type`; the tensor's own memory where possible.
+Tensor images_of(Tensor tensor, int64_t first, int64_t count, ScalarType type) {
+  const Tensor part = torch::stable::narrow(tensor, 0, first, count);
+  return torch::stable::contiguous(torch::stable::to(part, type));
+}
+
+// A chunk of images, contiguous.
+template <typename T>
+struct Chunk {
+  int64_t first, images;
+  Tensor input;
+  std::optional<Tensor> offset, mask;
+
+  Chunk(const DeformConvShapes& s, int64_t first, const Tensor& input,
+        const std::optional<Tensor>& offset, const std::optional<Tensor>& mask)
+      : first(first), images(std::min(s.im2col_step, s.batch - first)),
+        input(images_of(input, first, images, input.scalar_type())) {
+    const ScalarType wide = accumulate_type(input.scalar_type());
+    if (offset) this->offset = images_of(*offset, first, images, wide);
+    if (mask) this->mask = images_of(*mask, first, images, wide);
+  }
+
+  template <int Rank>
+  Sampling<Accumulate<T>, Rank> sampling(const DeformConvShapes& s) const {
+    using A = Accumulate<T>;
+    const auto channels_of = [&](int64_t groups) { return groups ? s.channels / groups : s.channels; };
+    ChannelPieces pieces;
+    pieces.slice = std::gcd(channels_of(s.offset_groups), channels_of(s.mask_groups));
+    pieces.per_slice = (pieces.slice + ChannelPieces::kMost - 1) / ChannelPieces::kMost;
+    pieces.count = s.channels / pieces.slice * pieces.per_slice;
+    return {s.geometry<Rank>(),
+            images,
+            s.channels,
+            s.taps,
+            s.in_pixels,
+            s.out_pixels,
+            s.offset_groups,
+            s.mask_groups,
+            offset ? data_of<A>(*offset) : nullptr,
+            mask ? data_of<A>(*mask) : nullptr,
+            pieces};
+  }
+
+  Tensor new_columns(const DeformConvShapes& s) const {
+    return torch::stable::new_empty(
+        input, {s.groups, s.channels / s.groups * s.taps, images * s.out_pixels});
+  }
+};
+
+Tensor weight_matrices(const DeformConvShapes& s, const Tensor& weight) {
+  return torch::stable::view(torch::stable::contiguous(weight),
+                             {s.groups, s.out_channels / s.groups, s.channels / s.groups * s.taps});
+}
+
+template <typename T, int Rank>
+Tensor forward(const DeformConvShapes& s, const Tensor& input, const Tensor& weight,
+               const std::optional<Tensor>& offset, const std::optional<Tensor>& mask,
+               const std::optional<Tensor>& bias_any) {
+  const bool channels_last = wants_channels_last(input);
+  const Tensor output = channels_last ? new_channels_last(input, s.output_sizes())
+                                      : torch::stable::new_empty(input, s.output_sizes());
+  if (output.numel() == 0) return output;
+  const Tensor matrices = weight_matrices(s, weight);
+  std::optional<Tensor> bias;
+  if (bias_any) bias = torch::stable::contiguous(*bias_any);
+  for (int64_t first = 0; first < s.batch; first += s.im2col_step) {
+    const Chunk<T> chunk(s, first, input, offset, mask);
+    const Tensor columns = chunk.new_columns(s);
+    launch_im2col<T, Rank>(chunk.template sampling<Rank>(s), chunk.input, columns);
+    const Tensor product = torch::stable::new_empty(
+        input, {s.groups, s.out_channels / s.groups, chunk.images * s.out_pixels});
+    multiply(matrices, columns, product);
+    launch_store_output<T>(product, bias, chunk.images, s, channels_last,
+                           mutable_data_of<T>(output) + first * s.out_channels * s.out_pixels);
+  }
+  return output;
+}
+
+struct DeformConvGradients {
+  Tensor input, weight, offset, mask;
+};
+
+template <typename T, int Rank>
+DeformConvGradients backward(const DeformConvShapes& s, const Tensor& grad_output, const Tensor& input,
+                             const Tensor& weight, const std::optional<Tensor>& offset,
+                             const std::optional<Tensor>& mask, const std::vector<bool>& wanted) {
+  using A = Accumulate<T>;
+  const ScalarType wide = accumulate_type(input.scalar_type());
+  // In the type of sums: half gradients are rounded once, at the end.
+  const auto zeros = [&](bool is_wanted, const std::vector<int64_t>& sizes) {
+    return torch::stable::new_zeros(input, is_wanted ? sizes : std::vector<int64_t>{0}, wide);
+  };
+  const auto sizes_or_none = [](const std::optional<Tensor>& tensor) {
+    return tensor ? sizes_of(*tensor) : std::vector<int64_t>{0};
+  };
+  DeformConvGradients sums{zeros(wanted[0], sizes_of(input)), zeros(wanted[1], sizes_of(weight)),
+                           zeros(wanted[2], sizes_or_none(offset)),
+                           zeros(wanted[3], sizes_or_none(mask))};
+  if (grad_output.numel() == 0) return sums;
+
+  const Tensor matrices = weight_matrices(s, weight);
+  const int64_t outputs = s.out_channels / s.groups;
+  for (int64_t first = 0; first < s.batch; first += s.im2col_step) {
+    const Chunk<T> chunk(s, first, input, offset, mask);
+    const Sampling<A, Rank> sampling = chunk.template sampling<Rank>(s);
+    Tensor grad_chunk = grad_output;
+    grad_chunk = torch::stable::narrow(grad_chunk, 0, first, chunk.images);
+    grad_chunk = torch::stable::contiguous(torch::stable::transpose(grad_chunk, 0, 1));
+    grad_chunk = torch::stable::view(grad_chunk, {s.groups, outputs, chunk.images * s.out_pixels});
+    const Tensor columns = chunk.new_columns(s);
+
+    if (wanted[1]) {
+      launch_im2col<T, Rank>(sampling, chunk.input, columns);
+      const Tensor product = torch::stable::new_empty(matrices, sizes_of(matrices));
+      multiply(grad_chunk, transposed(columns), product);
+      launch_accumulate<T>(product, sums.weight);
+    }
+    if (!wanted[0] && !wanted[2] && !wanted[3]) continue;
+    multiply(transposed(matrices), grad_chunk, columns);  // the columns' gradient takes their place
+    if (wanted[0])
+      launch_col2im<T, Rank>(sampling, columns,
+                             mutable_data_of<A>(sums.input) + first * s.channels * s.in_pixels);
+    const int64_t fields = first * s.taps * s.out_pixels;
+    A* grad_offset =
+        wanted[2] ? mutable_data_of<A>(sums.offset) + fields * s.offset_groups * Rank : nullptr;
+    A* grad_mask = wanted[3] ? mutable_data_of<A>(sums.mask) + fields * s.mask_groups : nullptr;
+    if (grad_offset && grad_mask && s.offset_groups == s.mask_groups) {
+      launch_grad_fields<T, Rank>(sampling, s.offset_groups, chunk.input, columns, grad_offset,
+                                  grad_mask);
+      continue;
+    }
+    if (grad_offset)
+      launch_grad_fields<T, Rank>(sampling, s.offset_groups, chunk.input, columns, grad_offset, nullptr);
+    if (grad_mask)
+      launch_grad_fields<T, Rank>(sampling, s.mask_groups, chunk.input, columns, nullptr, grad_mask);
+  }
+  return sums;
+}
+
+template <typename Function>
+auto dispatch_rank(int64_t rank, const Function& function) {
+  switch (rank) {
+    case 1: return function(std::integral_constant<int, 1>());
+    case 2: return function(std::integral_constant<int, 2>());
+    default: return function(std::integral_constant<int, 3>());
+  }
+}
+
+Tensor deform_conv_cuda(const Tensor& input, const Tensor& weight, std::optional<Tensor> offset,
+                        std::optional<Tensor> mask, std::optional<Tensor> bias,
+                        const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+                        const std::vector<int64_t>& dilation, int64_t groups,
+                        std::optional<int64_t> im2col_step) {
+  const DeformConvShapes s = check_deform_conv(input, weight, offset, mask, bias, stride, padding,
+                                               dilation, groups, im2col_step);
+  return dispatch_floating(input.scalar_type(), [&](auto zero) {
+    return dispatch_rank(s.rank, [&](auto rank) {
+      return forward<decltype(zero), decltype(rank)::value>(s, input, weight, offset, mask, bias);
+    });
+  });
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> deform_conv_backward_cuda(
+    const Tensor& grad_output, const Tensor& input, const Tensor& weight,
+    std::optional<Tensor> offset, std::optional<Tensor> mask, const std::vector<int64_t>& stride,
+    const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation, int64_t groups,
+    std::optional<int64_t> im2col_step, const std::vector<bool>& output_mask) {
+  const DeformConvShapes s = check_deform_conv(input, weight, offset, mask, std::nullopt, stride,
+                                               padding, dilation, groups, im2col_step);
+  check_grad_output(s, grad_output, input, offset, mask, output_mask);
+  const DeformConvGradients sums = dispatch_floating(input.scalar_type(), [&](auto zero) {
+    return dispatch_rank(s.rank, [&](auto rank) {
+      return backward<decltype(zero), decltype(rank)::value>(s, grad_output, input, weight, offset,
+                                                             mask, output_mask);
+    });
+  });
+  const auto as = [](const Tensor& sum, const std::optional<Tensor>& like) {
+    return like ? torch::stable::to(sum, like->scalar_type()) : sum;
+  };
+  Tensor grad_input = as(sums.input, input);
+  if (output_mask[0] && wants_channels_last(input)) {
+    Tensor reordered = new_channels_last(input, sizes_of(input));
+    grad_input = torch::stable::copy_(reordered, grad_input);
+  }
+  Tensor grad_bias = torch::stable::new_empty(input, {0});
+  if (output_mask[4]) {
+    std::vector<int64_t> axes{0};
+    for (int64_t axis = 2; axis < input.dim(); ++axis) axes.push_back(axis);
+    grad_bias = torch::stable::sum(grad_output, axes, false);
+  }
+  return {grad_input, as(sums.weight, weight), as(sums.offset, offset), as(sums.mask, mask), grad_bias};
+}
+
+}  // namespace
+}  // namespace dcnzoo
+
+STABLE_TORCH_LIBRARY_IMPL(dcnzoo, CUDA, m) {
+  m.impl("deform_conv", TORCH_BOX(&dcnzoo::deform_conv_cuda));
+  m.impl("_deform_conv_backward", TORCH_BOX(&dcnzoo::deform_conv_backward_cuda));
+}

@@ -1,0 +1,194 @@
+#include <tuple>
+
+#include "../common/dispatch.cuh"
+#include "../common/launch.cuh"
+#include "roi_align_shapes.h"
+
+namespace dcnzoo {
+namespace {
+
+// One bin of one channel of one RoI.
+template <typename A>
+struct Bin {
+  int64_t y, x, image, channel;
+  RoiAxis<A> y_axis, x_axis;
+  bool valid;  // whether the RoI's image is one of the batch
+};
+
+template <typename A>
+__device__ Bin<A> bin_at(const RoiAlignShapes& s, const A* rois, int64_t index) {
+  Bin<A> bin;
+  bin.x = index % s.output_w;
+  bin.y = index / s.output_w % s.output_h;
+  bin.channel = index / s.output_w / s.output_h % s.channels;
+  const A* roi = rois + 5 * (index / s.output_w / s.output_h / s.channels);
+  bin.valid = roi[0] >= A(0) && roi[0] < A(s.batch);
+  bin.image = bin.valid ? int64_t(roi[0]) : 0;
+  bin.y_axis = s.y_axis(roi);
+  bin.x_axis = s.x_axis(roi);
+  return bin;
+}
+
+template <typename T, typename A>
+__global__ void roi_average_kernel(RoiAlignShapes s, int64_t count, const T* input, const A* rois,
+                                   T* output) {
+  DCNZOO_FOR_EACH(index, count) {
+    const Bin<A> bin = bin_at(s, rois, index);
+    const T* map = input + (bin.image * s.channels + bin.channel) * s.height * s.width;
+    A sum = A(0);
+    if (bin.valid) {
+      const RoiSpan ys = roi_span(bin.y_axis, bin.y, s.height);
+      const RoiSpan xs = roi_span(bin.x_axis, bin.x, s.width);
+      for (int64_t iy = ys.begin; iy < ys.end; ++iy) {
+        const Lerp<A> y = lerp_at(roi_coordinate(bin.y_axis, bin.y, iy), s.height);
+        const T* low = map + y.low * s.width;
+        const T* high = map + y.high * s.width;
+        for (int64_t ix = xs.begin; ix < xs.end; ++ix) {
+          const Lerp<A> x = lerp_at(roi_coordinate(bin.x_axis, bin.x, ix), s.width);
+          sum += y.low_weight * (x.low_weight * A(low[x.low]) + x.high_weight * A(low[x.high])) +
+                 y.high_weight * (x.low_weight * A(high[x.low]) + x.high_weight * A(high[x.high]));
+        }
+      }
+    }
+    output[index] = T(sum / roi_count(bin.y_axis, bin.x_axis));
+  }
+}
+
+template <typename T, typename A>
+__global__ void roi_maximum_kernel(RoiAlignShapes s, int64_t count, const T* input, const A* rois,
+                                   T* output, A* argmax_y, A* argmax_x) {
+  DCNZOO_FOR_EACH(index, count) {
+    const Bin<A> bin = bin_at(s, rois, index);
+    const T* map = input + (bin.image * s.channels + bin.channel) * s.height * s.width;
+    RoiMaximum<A> best{A(0), A(kOutsideMap), A(kOutsideMap)};
+    if (bin.valid)
+      best = roi_maximum(map, s.height, s.width, bin.y_axis, bin.x_axis, bin.y, bin.x);
+    output[index] = T(best.value);
+    argmax_y[index] = best.y;
+    argmax_x[index] = best.x;
+  }
+}
+
+// Atomics: RoIs overlap, and so do the samples of neighbouring bins.
+template <typename A>
+__device__ void scatter(A gradient, const Lerp<A>& y, const Lerp<A>& x, int64_t width, A* map) {
+  A* low = map + y.low * width;
+  A* high = map + y.high * width;
+  atomicAdd(low + x.low, gradient * y.low_weight * x.low_weight);
+  atomicAdd(low + x.high, gradient * y.low_weight * x.high_weight);
+  atomicAdd(high + x.low, gradient * y.high_weight * x.low_weight);
+  atomicAdd(high + x.high, gradient * y.high_weight * x.high_weight);
+}
+
+template <typename T, typename A>
+__global__ void roi_average_backward_kernel(RoiAlignShapes s, int64_t count, const T* grad_output,
+                                            const A* rois, A* grad_input) {
+  DCNZOO_FOR_EACH(index, count) {
+    const Bin<A> bin = bin_at(s, rois, index);
+    if (!bin.valid) continue;
+    A* map = grad_input + (bin.image * s.channels + bin.channel) * s.height * s.width;
+    const A gradient = A(grad_output[index]) / roi_count(bin.y_axis, bin.x_axis);
+    const RoiSpan ys = roi_span(bin.y_axis, bin.y, s.height);
+    const RoiSpan xs = roi_span(bin.x_axis, bin.x, s.width);
+    for (int64_t iy = ys.begin; iy < ys.end; ++iy) {
+      const Lerp<A> y = lerp_at(roi_coordinate(bin.y_axis, bin.y, iy), s.height);
+      for (int64_t ix = xs.begin; ix < xs.end; ++ix)
+        scatter(gradient, y, lerp_at(roi_coordinate(bin.x_axis, bin.x, ix), s.width), s.width, map);
+    }
+  }
+}
+
+template <typename T, typename A>
+__global__ void roi_maximum_backward_kernel(RoiAlignShapes s, int64_t count, const T* grad_output,
+                                            const A* rois, const A* argmax_y, const A* argmax_x,
+                                            A* grad_input) {
+  DCNZOO_FOR_EACH(index, count) {
+    const Bin<A> bin = bin_at(s, rois, index);
+    const A y = argmax_y[index], x = argmax_x[index];
+    if (!bin.valid || !roi_inside(y, s.height) || !roi_inside(x, s.width)) continue;
+    A* map = grad_input + (bin.image * s.channels + bin.channel) * s.height * s.width;
+    scatter(A(grad_output[index]), lerp_at(y, s.height), lerp_at(x, s.width), s.width, map);
+  }
+}
+
+struct RoiAlignOutputs {
+  Tensor output, argmax_y, argmax_x;
+};
+
+template <typename T>
+void launch_forward(const RoiAlignShapes& s, const Tensor& input, const Tensor& rois,
+                    const RoiAlignOutputs& out) {
+  using A = Accumulate<T>;
+  const int64_t count = out.output.numel();
+  if (s.average)
+    launch("roi_average_kernel", roi_average_kernel<T, A>, blocks_for(count), kThreads, input, s, count,
+           data_of<T>(input), data_of<A>(rois), mutable_data_of<T>(out.output));
+  else
+    launch("roi_maximum_kernel", roi_maximum_kernel<T, A>, blocks_for(count), kThreads, input, s, count,
+           data_of<T>(input), data_of<A>(rois), mutable_data_of<T>(out.output),
+           mutable_data_of<A>(out.argmax_y), mutable_data_of<A>(out.argmax_x));
+}
+
+template <typename T>
+void launch_backward(const RoiAlignShapes& s, const Tensor& grad_output, const Tensor& rois,
+                     const Tensor& argmax_y, const Tensor& argmax_x, const Tensor& grad_input) {
+  using A = Accumulate<T>;
+  const int64_t count = grad_output.numel();
+  if (s.average)
+    launch("roi_average_backward_kernel", roi_average_backward_kernel<T, A>, blocks_for(count), kThreads,
+           grad_output, s, count, data_of<T>(grad_output), data_of<A>(rois),
+           mutable_data_of<A>(grad_input));
+  else
+    launch("roi_maximum_backward_kernel", roi_maximum_backward_kernel<T, A>, blocks_for(count), kThreads,
+           grad_output, s, count, data_of<T>(grad_output), data_of<A>(rois), data_of<A>(argmax_y),
+           data_of<A>(argmax_x), mutable_data_of<A>(grad_input));
+}
+
+std::tuple<Tensor, Tensor, Tensor> roi_align_cuda(const Tensor& input, const Tensor& rois,
+                                                  int64_t output_h, int64_t output_w,
+                                                  double spatial_scale, int64_t sampling_ratio,
+                                                  int64_t pool_mode, bool aligned) {
+  const RoiAlignShapes s = check_roi_align(input, rois, output_h, output_w, spatial_scale,
+                                           sampling_ratio, pool_mode, aligned);
+  const ScalarType wide = accumulate_type(input.scalar_type());
+  const std::vector<int64_t> sizes{s.rois, s.channels, output_h, output_w};
+  const std::vector<int64_t> argmax_sizes = s.average ? std::vector<int64_t>{0} : sizes;
+  const RoiAlignOutputs out{torch::stable::new_empty(input, sizes),
+                            torch::stable::new_empty(input, argmax_sizes, wide),
+                            torch::stable::new_empty(input, argmax_sizes, wide)};
+  if (out.output.numel() > 0) {
+    const Tensor maps = torch::stable::contiguous(input), wide_rois = contiguous_as(rois, wide);
+    dispatch_floating(input.scalar_type(), [&](auto zero) {
+      launch_forward<decltype(zero)>(s, maps, wide_rois, out);
+    });
+  }
+  return {out.output, out.argmax_y, out.argmax_x};
+}
+
+Tensor roi_align_backward_cuda(const Tensor& grad_output, const Tensor& rois, const Tensor& argmax_y,
+                               const Tensor& argmax_x, std::vector<int64_t> input_size,
+                               double spatial_scale, int64_t sampling_ratio, int64_t pool_mode,
+                               bool aligned) {
+  const RoiAlignShapes s =
+      check_roi_align_backward(grad_output, rois, argmax_y, argmax_x, input_size, spatial_scale,
+                               sampling_ratio, pool_mode, aligned);
+  const ScalarType type = grad_output.scalar_type(), wide = accumulate_type(type);
+  const Tensor grad_input = torch::stable::new_zeros(grad_output, input_size, wide);
+  if (grad_output.numel() > 0 && grad_input.numel() > 0) {
+    const Tensor gradients = torch::stable::contiguous(grad_output);
+    const Tensor wide_rois = contiguous_as(rois, wide);
+    const Tensor y = contiguous_as(argmax_y, wide), x = contiguous_as(argmax_x, wide);
+    dispatch_floating(type, [&](auto zero) {
+      launch_backward<decltype(zero)>(s, gradients, wide_rois, y, x, grad_input);
+    });
+  }
+  return torch::stable::to(grad_input, type);
+}
+
+}  // namespace
+}  // namespace dcnzoo
+
+STABLE_TORCH_LIBRARY_IMPL(dcnzoo, CUDA, m) {
+  m.impl("roi_align", TORCH_BOX(&dcnzoo::roi_align_cuda));
+  m.impl("_roi_align_backward", TORCH_BOX(&dcnzoo::roi_align_backward_cuda));
+}

@@ -1,0 +1,77 @@
+"""Box operators in plain loops: what the compiled kernels are tested against."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def nms(boxes: Tensor, scores: Tensor, threshold: float, offset: int = 0) -> list[int]:
+    """Greedy suppression, one pair at a time, in the dtype of ``boxes``."""
+    zero = boxes.new_zeros(())
+    kept: list[int] = []
+    for candidate in scores.sort(stable=True, descending=True).indices.tolist():
+        box = boxes[candidate]
+        for other in boxes[kept]:
+            width = torch.minimum(box[2], other[2]) - torch.maximum(box[0], other[0]) + offset
+            height = torch.minimum(box[3], other[3]) - torch.maximum(box[1], other[1]) + offset
+            inter = torch.maximum(width, zero) * torch.maximum(height, zero)
+            areas = [(b[2] - b[0] + offset) * (b[3] - b[1] + offset) for b in (other, box)]
+            if inter / (areas[0] + areas[1] - inter) > threshold:
+                break
+        else:
+            kept.append(candidate)
+    return kept
+
+
+def roi_align(
+    input: Tensor,  # [N, C, H, W]
+    rois: Tensor,  # [K, 5]
+    output_size: tuple[int, int],
+    spatial_scale: float = 1.0,
+    sampling_ratio: int = 0,
+    pool_mode: str = "avg",
+    aligned: bool = True,
+) -> Tensor:  # [K, C, oH, oW]
+    """RoIAlign one sample at a time; differentiable in ``input``."""
+    bins_y, bins_x = output_size
+    outputs = []
+    for image, *corners in rois.tolist():
+        x1, y1, x2, y2 = (c * spatial_scale - 0.5 * aligned for c in corners)
+        height, width = y2 - y1, x2 - x1
+        if not aligned:
+            height, width = max(height, 1), max(width, 1)
+        count_y = sampling_ratio or math.ceil(height / bins_y)
+        count_x = sampling_ratio or math.ceil(width / bins_x)
+        for i in range(bins_y):
+            for j in range(bins_x):
+                samples = [
+                    _bilinear(
+                        input[int(image)],
+                        y1 + (i + (sample_y + 0.5) / count_y) * height / bins_y,
+                        x1 + (j + (sample_x + 0.5) / count_x) * width / bins_x,
+                    )
+                    for sample_y in range(count_y)
+                    for sample_x in range(count_x)
+                ] or [input.new_zeros(input.shape[1])]
+                stacked = torch.stack(samples)
+                outputs.append(stacked.mean(0) if pool_mode == "avg" else stacked.max(0).values)
+    shape = (len(rois), bins_y, bins_x, input.shape[1])
+    if not outputs:
+        return input.new_zeros(shape).permute(0, 3, 1, 2)
+    return torch.stack(outputs).view(shape).permute(0, 3, 1, 2)
+
+
+def _bilinear(maps: Tensor, y: float, x: float) -> Tensor:  # [C, H, W] -> [C]
+    height, width = maps.shape[1:]
+    if not (-1 <= y <= height and -1 <= x <= width):
+        return maps.new_zeros(maps.shape[0])
+    y, x = min(max(y, 0), height - 1), min(max(x, 0), width - 1)
+    top, left = math.floor(y), math.floor(x)
+    bottom, right = min(top + 1, height - 1), min(left + 1, width - 1)
+    fy, fx = y - top, x - left
+    upper = maps[:, top, left] * (1 - fx) + maps[:, top, right] * fx
+    lower = maps[:, bottom, left] * (1 - fx) + maps[:, bottom, right] * fx
+    return upper * (1 - fy) + lower * fy

@@ -1,0 +1,133 @@
+"""nms: decisions against a loop over pairs, and its edges."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from dcnzoo.ops import nms
+
+from . import oracles
+
+
+def random_boxes(count: int, spread: float = 60, size: float = 40, seed: int = 0, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    corner = torch.rand(count, 2, generator=generator, dtype=torch.float64) * spread
+    extent = torch.rand(count, 2, generator=generator, dtype=torch.float64) * size
+    scores = torch.rand(count, generator=generator, dtype=torch.float64)
+    return torch.cat([corner, corner + extent], 1).to(dtype), scores.to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("offset", [0, 1])
+@pytest.mark.parametrize("count", [1, 2, 63, 64, 65, 130])
+def test_matches_loop(count, offset, dtype):
+    for seed, threshold in enumerate((0.0, 0.3, 0.5, 0.7, 1.0)):
+        boxes, scores = random_boxes(count, seed=seed, dtype=dtype)
+        kept = nms(boxes, scores, threshold, offset)
+        assert kept.dtype == torch.int64
+        assert kept.tolist() == oracles.nms(boxes, scores, threshold, offset)
+
+
+def test_whole_pixels_meet_the_threshold_exactly():
+    """Overlaps of exactly a third and a half are kept, on boxes where rounding could decide."""
+    boxes = torch.tensor([[0, 0, 10, 10], [0, 5, 10, 15], [20, 0, 30, 10], [20, 0, 30, 5]]).float()
+    scores = torch.tensor([4.0, 3.0, 2.0, 1.0])
+    third = torch.tensor(1.0) / 3  # as float32 computes it
+    assert nms(boxes, scores, third.item()).tolist() == [0, 1, 2]
+    assert nms(boxes, scores, 0.5).tolist() == [0, 1, 2, 3]
+    assert nms(boxes, scores, 0.49).tolist() == [0, 1, 2]
+    assert nms(boxes, scores, 0.33).tolist() == [0, 2]
+    for seed in range(20):
+        boxes, scores = random_boxes(60, 20, 12, seed)
+        boxes = boxes.round()
+        assert nms(boxes, scores, 0.5).tolist() == oracles.nms(boxes, scores, 0.5)
+
+
+def test_offset_counts_the_last_pixel():
+    boxes = torch.tensor([[0, 0, 9, 9], [0, 5, 9, 14.0]])  # with offset: 50 of 150 pixels, else 36 of 126
+    scores = torch.tensor([2.0, 1.0])
+    assert nms(boxes, scores, 0.3, offset=0).tolist() == [0, 1]
+    assert nms(boxes, scores, 0.3, offset=1).tolist() == [0]
+
+
+def test_order_is_by_score_and_stable():
+    boxes = torch.tensor([[0, 0, 1, 1], [2, 2, 3, 3], [4, 4, 5, 5], [6, 6, 7, 7]]).float()
+    assert nms(boxes, torch.tensor([0.5, 0.9, 0.5, 0.9]), 0.5).tolist() == [1, 3, 0, 2]
+    many = torch.arange(200).float()[:, None] * 3 + torch.tensor([0.0, 0, 1, 1])
+    assert nms(many, torch.ones(200), 0.5).tolist() == list(range(200))
+
+
+def test_degenerate_boxes_are_kept():
+    inf, nan = float("inf"), float("nan")
+    boxes = torch.tensor(
+        [[0, 0, 4, 4], [3, 3, 3, 3], [3, 3, 3, 3], [4, 4, 0, 0], [nan, 0, 4, 4], [-inf, 0, inf, 4]]
+    )
+    scores = torch.tensor([0.9, 0.8, 0.7, 0.6, nan, 0.5])
+    assert nms(boxes, scores, 0.5).tolist()[0] == 4  # NaN scores first
+    assert set(nms(boxes, scores, 0.5).tolist()) >= {0, 1, 2, 4}
+
+
+def test_empty():
+    kept = nms(torch.zeros(0, 4), torch.zeros(0), 0.5)
+    assert kept.shape == (0,) and kept.dtype == torch.int64
+
+
+def test_memory_layouts_and_half():
+    boxes, scores = random_boxes(90)
+    expected = nms(boxes, scores, 0.5).tolist()
+    assert nms(boxes.t().contiguous().t(), scores.repeat_interleave(2)[::2], 0.5).tolist() == expected
+    half = boxes.bfloat16()
+    assert nms(half, scores, 0.5).tolist() == oracles.nms(half.float(), scores, 0.5)
+
+
+@pytest.mark.parametrize("capability", ["default", "avx2", "avx512"])
+def test_every_instruction_set_decides_alike(capability, tmp_path):
+    boxes, scores = random_boxes(100, 30, 20, seed=3)
+    torch.save((boxes, scores), tmp_path / "boxes.pt")
+    program = (
+        "import sys, torch; from dcnzoo.ops import nms\n"
+        "boxes, scores = torch.load(sys.argv[1])\n"
+        "print(nms(boxes, scores, 0.4).tolist())"
+    )
+    child = subprocess.run(
+        [sys.executable, "-c", program, tmp_path / "boxes.pt"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "DCNZOO_CPU_CAPABILITY": capability},
+    )
+    if "DCNZOO_CPU_CAPABILITY: expected at most" in child.stderr:
+        pytest.skip(f"this machine has no {capability}")
+    assert child.returncode == 0, child.stderr
+    assert child.stdout.strip() == str(oracles.nms(boxes, scores, 0.4))
+
+
+INVALID = {
+    "boxes: expected shape (N, 4), got (5, 5)": (torch.zeros(5, 5), torch.zeros(5), 0.5),
+    "boxes: expected shape (N, 4), got (4,)": (torch.zeros(4), torch.zeros(1), 0.5),
+    "scores: expected shape (5,), one per box, got (4,)": (torch.zeros(5, 4), torch.zeros(4), 0.5),
+    "boxes: expected float64, float32, bfloat16 or float16, got Long": (
+        torch.zeros(5, 4, dtype=torch.long),
+        torch.zeros(5),
+        0.5,
+    ),
+    "offset: expected 0 or 1, got 2": (torch.zeros(5, 4), torch.zeros(5), 0.5, 2),
+}
+
+
+@pytest.mark.parametrize("message", INVALID)
+def test_invalid_input_says_what_is_wrong(message):
+    with pytest.raises(RuntimeError) as error:
+        nms(*INVALID[message])
+    assert str(error.value) == f"nms: {message}"
+
+
+def test_opcheck_and_compile():
+    boxes, scores = random_boxes(20)
+    torch.library.opcheck(torch.ops.dcnzoo.nms.default, (boxes, scores, 0.5, 0))
+    compiled = torch.compile(lambda b, s: b[nms(b, s, 0.5)] * 2, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(boxes, scores), boxes[nms(boxes, scores, 0.5)] * 2)
