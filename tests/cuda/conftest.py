@@ -1,0 +1,83 @@
+"""Where the CUDA kernels run: on a GPU, or without one on threads of the host.
+
+The second needs a C++20 compiler and runs kernels, launches and host code of ``ops/**/*_cuda.cu`` as they
+are, against a stand-in for ``cuda_runtime.h`` (tests/cuda/emulation). Operators are registered for the CUDA
+dispatch key all the same; the test asks for that key by name and hands CPU tensors over.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from dcnzoo.ops import with_cuda
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Kernels:
+    device: str
+    emulated: bool
+
+    def __call__(self, overload: torch._ops.OpOverload, *arguments):
+        """Runs the CUDA kernel of an operator on tensors of ``device``, below autograd."""
+        if not self.emulated:
+            return overload(*arguments)
+        return overload.redispatch(torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA), *arguments)
+
+
+@pytest.fixture(scope="session", params=["gpu", "emulated"])
+def kernels(request, tmp_path_factory) -> Kernels:
+    if request.param == "gpu":
+        if not with_cuda():
+            pytest.skip("no GPU, or no CUDA kernels: not run on a GPU")
+        return Kernels("cuda", emulated=False)
+    if torch.version.cuda is not None:
+        pytest.skip("this torch has CUDA: the real kernels take the emulated ones' place")
+    compiler = os.environ.get("CXX") or shutil.which("g++")
+    if compiler is None or not (ROOT / "ops").exists():
+        pytest.skip("emulation needs the sources and a C++ compiler")
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # one build for all workers
+    library = folder / "emulated.so"
+    with open(folder / "emulated.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not library.exists():
+            build(compiler, library)
+    torch.ops.load_library(library)
+    return Kernels("cpu", emulated=True)
+
+
+def build(compiler: str, library: Path) -> None:
+    torch_folder = Path(torch.__file__).parent
+    flags = [
+        *("-x", "c++", "-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", "-pthread", "-w"),
+        "-DTORCH_TARGET_VERSION=0x020a000000000000",
+        *("-I", ROOT / "tests/cuda/emulation", "-I", torch_folder / "include"),
+    ]
+    sources = sorted((ROOT / "ops").rglob("*_cuda.cu"))
+    objects = [library.with_name(f"{source.stem}.o") for source in sources]
+
+    def compile(source: Path, target: Path) -> None:
+        subprocess.run([compiler, *flags, "-c", source, "-o", target], check=True)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(compile, sources, objects))
+    link = [f"-L{torch_folder / 'lib'}", "-ltorch_cpu", "-ltorch", "-lc10"]
+    subprocess.run([compiler, "-shared", "-pthread", *objects, "-o", library, *link], check=True)
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.cuda)
