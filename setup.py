@@ -138,7 +138,7 @@ class BuildOps(build_ext):
                 "-fvisibility=hidden",
                 "-Wall",
                 "-Wextra",
-                "-Wno-maybe-uninitialized",
+                "-Wno-maybe-uninitialized", "-Wno-ignored-attributes",
                 "-fopenmp-simd",
             ),
             *("-fno-math-errno", "-fno-trapping-math"),

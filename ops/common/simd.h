@@ -41,6 +41,14 @@ template <>
 struct VectorOf<double> {
   typedef double type __attribute__((vector_size(kVectorBytes), aligned(8), may_alias));
 };
+template <>
+struct VectorOf<int32_t> {
+  typedef int32_t type __attribute__((vector_size(kVectorBytes), aligned(4), may_alias));
+};
+template <>
+struct VectorOf<int64_t> {
+  typedef int64_t type __attribute__((vector_size(kVectorBytes), aligned(8), may_alias));
+};
 template <typename T>
 using Vector = typename VectorOf<T>::type;  // unaligned loads and stores are as fast where aligned
 
@@ -52,6 +60,53 @@ DCNZOO_INLINE Vector<T> load(const T* from) {
 template <typename T>
 DCNZOO_INLINE void store(T* to, Vector<T> value) {
   *reinterpret_cast<Vector<T>*>(to) = value;
+}
+
+// The same for code that is written for scalars and vectors alike.
+template <typename Value, typename T>
+DCNZOO_INLINE Value load_lanes(const T* from) {
+  if constexpr (sizeof(Value) == sizeof(T)) return *from;
+  else return load(from);
+}
+
+template <typename T, typename Value>
+DCNZOO_INLINE void store_lanes(T* to, Value value) {
+  if constexpr (sizeof(Value) == sizeof(T)) *to = value;
+  else store<T>(to, value);
+}
+
+// The integer as wide as T, so that a vector of one goes with a vector of the other.
+template <typename T>
+struct IndexOf;
+template <>
+struct IndexOf<float> {
+  using type = int32_t;
+};
+template <>
+struct IndexOf<double> {
+  using type = int64_t;
+};
+
+DCNZOO_INLINE Vector<float> floor_lanes(Vector<float> value) {
+#if defined(__AVX512F__)
+  return (Vector<float>)_mm512_floor_ps((__m512)value);
+#elif defined(__AVX2__)
+  return (Vector<float>)_mm256_floor_ps((__m256)value);
+#else
+  for (int lane = 0; lane < kLanes<float>; ++lane) value[lane] = __builtin_floorf(value[lane]);
+  return value;
+#endif
+}
+
+DCNZOO_INLINE Vector<double> floor_lanes(Vector<double> value) {
+#if defined(__AVX512F__)
+  return (Vector<double>)_mm512_floor_pd((__m512d)value);
+#elif defined(__AVX2__)
+  return (Vector<double>)_mm256_floor_pd((__m256d)value);
+#else
+  for (int lane = 0; lane < kLanes<double>; ++lane) value[lane] = __builtin_floor(value[lane]);
+  return value;
+#endif
 }
 
 DCNZOO_INLINE float sum_lanes(Vector<float> v) {
@@ -77,5 +132,20 @@ DCNZOO_INLINE double sum_lanes(Vector<double> v) {
   return v[0] + v[1];
 #endif
 }
+
+// The operations that shared arithmetic (…_math.h) asks for, lane by lane. A mask's lanes are 0 or -1, as
+// comparisons of vectors give them.
+template <typename Value>
+struct VectorLanes {
+  template <typename Mask, typename V>
+  static DCNZOO_INLINE V choose(Mask mask, V yes, V no) {
+    return mask ? yes : no;
+  }
+  static DCNZOO_INLINE Value floor(Value value) { return floor_lanes(value); }
+  template <typename Index>
+  static DCNZOO_INLINE Index to_index(Value value) {
+    return __builtin_convertvector(value, Index);
+  }
+};
 
 }  // namespace dcnzoo::DCNZOO_CPU_NAMESPACE

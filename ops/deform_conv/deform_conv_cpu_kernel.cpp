@@ -10,7 +10,16 @@
 
 #include "../common/gemm.h"
 
-namespace dcnzoo::DCNZOO_CPU_NAMESPACE {
+namespace dcnzoo {
+
+template <>
+struct Lanes<DCNZOO_CPU_NAMESPACE::Vector<float>>
+    : DCNZOO_CPU_NAMESPACE::VectorLanes<DCNZOO_CPU_NAMESPACE::Vector<float>> {};
+template <>
+struct Lanes<DCNZOO_CPU_NAMESPACE::Vector<double>>
+    : DCNZOO_CPU_NAMESPACE::VectorLanes<DCNZOO_CPU_NAMESPACE::Vector<double>> {};
+
+namespace DCNZOO_CPU_NAMESPACE {
 namespace {
 
 // Hands out pieces of a thread's scratch memory, each on a cache line of its own.
@@ -30,14 +39,15 @@ constexpr int kCorners = 1 << Rank;
 // Where the taps of a tile read. Every array is [tap][…][row], row running over the tile.
 template <typename T, int Rank, bool Backward>
 struct Plan {
-  int32_t* index;  // [tap][corner][row] pixel
+  using Index = typename IndexOf<T>::type;
+  Index* index;    // [tap][corner][row] pixel
   T* weight;       // [tap][corner][row]; forward: times mask, backward: without
   T* slope;        // [tap][axis · corners + corner][row]; backward only
   T* factor;       // [tap][row] the mask; backward only
 
   static Plan allocate(Arena& arena, int64_t taps, int64_t rows) {
     Plan plan{};
-    plan.index = arena.take<int32_t>(taps * kCorners<Rank> * rows);
+    plan.index = arena.take<Index>(taps * kCorners<Rank> * rows);
     plan.weight = arena.take<T>(taps * kCorners<Rank> * rows);
     if (Backward) {
       plan.slope = arena.take<T>(taps * Rank * kCorners<Rank> * rows);
@@ -54,16 +64,20 @@ struct Rows {
   int64_t image, pixel;   // of the first row
   T* base[Rank];          // out · stride - padding, per row
   const T** input;        // the row's image
+  T *zeros, *ones;        // stand in for an absent offset and mask
 
   static Rows allocate(Arena& arena, int64_t rows) {
     Rows result{};
     result.stride = rows;
     for (int axis = 0; axis < Rank; ++axis) result.base[axis] = arena.take<T>(rows);
     result.input = arena.take<const T*>(rows);
+    result.zeros = arena.take<T>(rows);
+    result.ones = arena.take<T>(rows);
     return result;
   }
 
   void set(const DeformConvCpu<T>& p, int64_t first, int64_t rows) {
+    for (int64_t r = 0; r < rows; ++r) zeros[r] = T(0), ones[r] = T(1);
     count = rows;
     image = first / p.out_pixels;
     pixel = first % p.out_pixels;
@@ -96,68 +110,81 @@ struct Rows {
   }
 };
 
+// One tap of a stretch of rows: where it reads and where its part of the plan goes.
+template <typename T, int Rank, bool Backward>
+struct TapPlan {
+  using Index = typename IndexOf<T>::type;
+  Index size[Rank];
+  T extent[Rank], shift[Rank];
+  const T *base[Rank], *offset[Rank], *mask;
+  int64_t stride;
+  Index* index;
+  T *weight, *slope, *factor;
+
+  // Rows r, r+1, … of as many as Value has lanes (a scalar has one).
+  template <typename Value, typename IndexValue>
+  DCNZOO_INLINE void at(int64_t r) const {
+    constexpr int corners = kCorners<Rank>;
+    const auto read = [r](const T* from) { return load_lanes<Value>(from + r); };
+    const auto write = [r](auto* to, auto value) { store_lanes(to + r, value); };
+    Value point[Rank];
+    for (int axis = 0; axis < Rank; ++axis)
+      point[axis] = read(base[axis]) + shift[axis] + read(offset[axis]);
+    const auto found = corners_at<Value, IndexValue, Rank>(point, extent, size);
+    const Value modulation = read(mask), zero{};
+    for (int corner = 0; corner < corners; ++corner) {
+      const Value share = corner_weight<Value, Rank>(corner, found.fraction);
+      write(index + corner * stride, found.index[corner]);
+      // not a product with valid: a NaN in the mask of an outside sample stays out
+      const Value weighted = Backward ? share : share * modulation;
+      const Value kept = Lanes<Value>::choose(found.valid[corner] != zero, weighted, zero);
+      write(weight + corner * stride, kept);
+      if (Backward) {
+        for (int axis = 0; axis < Rank; ++axis) {
+          const Value steepness = found.valid[corner] * corner_slope<Value, Rank>(corner, axis, found.fraction);
+          write(slope + (axis * corners + corner) * stride, steepness);
+        }
+      }
+    }
+    if (Backward) write(factor, modulation);
+  }
+
+  void run(int64_t count) const {
+    int64_t r = 0;
+    for (; r + kLanes<T> <= count; r += kLanes<T>) at<Vector<T>, Vector<Index>>(r);
+    for (; r < count; ++r) at<T, Index>(r);
+  }
+};
+
 template <typename T, int Rank, bool Backward>
 void make_plan(const DeformConvCpu<T>& p, const ChannelSlice& slice, const Rows<T, Rank>& rows,
                Plan<T, Rank, Backward>& plan) {
   constexpr int corners = kCorners<Rank>;
-  int32_t size[Rank];
-  for (int axis = 0; axis < Rank; ++axis) size[axis] = int32_t(p.in[axis]);
+  using Tap = TapPlan<T, Rank, Backward>;
   rows.each_image(p.out_pixels, [&](int64_t begin, int64_t end, int64_t image, int64_t pixel) {
     for (int64_t tap = 0; tap < p.taps; ++tap) {
-      T shift[Rank];
+      Tap part;
       int64_t rest = tap;
       for (int axis = Rank - 1; axis >= 0; --axis) {
-        shift[axis] = T((rest % p.kernel[axis]) * p.dilation[axis]);
+        part.size[axis] = static_cast<typename Tap::Index>(p.in[axis]);
+        part.extent[axis] = T(p.in[axis]);
+        part.shift[axis] = T((rest % p.kernel[axis]) * p.dilation[axis]);
         rest /= p.kernel[axis];
+        part.base[axis] = rows.base[axis] + begin;
+        const int64_t channel =
+            (image * p.offset_groups + slice.offset_group) * p.taps * Rank + tap * Rank + axis;
+        part.offset[axis] = p.offset ? p.offset + channel * p.out_pixels + pixel : rows.zeros;
       }
-      const T* offset[Rank] = {};
-      if (p.offset) {
-        for (int axis = 0; axis < Rank; ++axis)
-          offset[axis] = p.offset +
-                         ((image * p.offset_groups + slice.offset_group) * p.taps * Rank +
-                          tap * Rank + axis) * p.out_pixels + pixel - begin;
+      const int64_t channel = (image * p.mask_groups + slice.mask_group) * p.taps + tap;
+      part.mask = p.mask ? p.mask + channel * p.out_pixels + pixel : rows.ones;
+      part.stride = rows.stride;
+      part.index = plan.index + tap * corners * rows.stride + begin;
+      part.weight = plan.weight + tap * corners * rows.stride + begin;
+      if (Backward) {
+        part.slope = plan.slope + tap * Rank * corners * rows.stride + begin;
+        part.factor = plan.factor + tap * rows.stride + begin;
       }
-      const T* mask = p.mask ? p.mask + ((image * p.mask_groups + slice.mask_group) * p.taps + tap) *
-                                            p.out_pixels + pixel - begin
-                             : nullptr;
-      int32_t* __restrict index = plan.index + tap * corners * rows.stride;
-      T* __restrict weight = plan.weight + tap * corners * rows.stride;
-      T* __restrict slope = Backward ? plan.slope + tap * Rank * corners * rows.stride : nullptr;
-      T* __restrict factor = Backward ? plan.factor + tap * rows.stride : nullptr;
-      const int64_t stride = rows.stride;
-      const auto plan_row = [&](int64_t r, const T* point, T modulation) {
-        const auto at = corners_at<T, int32_t, Rank>(point, size);
-        for (int corner = 0; corner < corners; ++corner) {
-          const T share = corner_weight<T, Rank>(corner, at.fraction);
-          index[corner * stride + r] = at.index[corner];
-          // not a product with valid: a NaN in the mask of an outside sample stays out
-          weight[corner * stride + r] =
-              at.valid[corner] != 0 ? (Backward ? share : share * modulation) : T(0);
-          if (Backward) {
-            for (int axis = 0; axis < Rank; ++axis)
-              slope[(axis * corners + corner) * stride + r] =
-                  at.valid[corner] * corner_slope<T, Rank>(corner, axis, at.fraction);
-          }
-        }
-        if (Backward) factor[r] = modulation;
-      };
-      if (p.offset && mask) {
-#pragma omp simd
-        for (int64_t r = begin; r < end; ++r) {
-          T point[Rank];
-          for (int axis = 0; axis < Rank; ++axis)
-            point[axis] = rows.base[axis][r] + shift[axis] + offset[axis][r];
-          plan_row(r, point, mask[r]);
-        }
-      } else {
-#pragma omp simd
-        for (int64_t r = begin; r < end; ++r) {
-          T point[Rank];
-          for (int axis = 0; axis < Rank; ++axis)
-            point[axis] = rows.base[axis][r] + shift[axis] + (p.offset ? offset[axis][r] : T(0));
-          plan_row(r, point, mask ? mask[r] : T(1));
-        }
-      }
+      part.run(end - begin);
     }
   });
 }
@@ -651,4 +678,5 @@ constexpr DeformConvKernels<T> kernels{
 const DeformConvKernels<float>& deform_conv_kernels_float() { return kernels<float>; }
 const DeformConvKernels<double>& deform_conv_kernels_double() { return kernels<double>; }
 
-}  // namespace dcnzoo::DCNZOO_CPU_NAMESPACE
+}  // namespace DCNZOO_CPU_NAMESPACE
+}  // namespace dcnzoo

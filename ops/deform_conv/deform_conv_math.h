@@ -14,65 +14,94 @@ struct ConvGeometry {
   int64_t stride[Rank], padding[Rank], dilation[Rank];
 };
 
-// The 2^Rank pixels around a point: bit a of a corner's number says low (0) or high (1) on axis a,
-// axis Rank-1 (x) being bit 0.
-template <typename T, typename Index, int Rank>
-struct Corners {
-  static constexpr int count = 1 << Rank;
-  Index index[count];  // flat pixel, always inside the map, also where valid is 0
-  T valid[count];      // 1 where the pixel is inside the map, else 0
-  T fraction[Rank];    // the point's distance from the low corner
-  bool inside;         // DCNv2's border rule: every coordinate in (-1, size)
+// What the arithmetic below asks of its numbers. The CPU kernels give it vectors as well, for which
+// common/simd.h specialises this: one formula for GPU threads and SIMD lanes.
+template <typename Value>
+struct Lanes {
+  template <typename V>
+  static DCNZOO_HD V choose(bool condition, V yes, V no) {
+    return condition ? yes : no;
+  }
+  static DCNZOO_HD Value floor(Value value) { return std::floor(value); }
+  template <typename Index>
+  static DCNZOO_HD Index to_index(Value value) {
+    return static_cast<Index>(value);
+  }
 };
 
-// Branch-free, so that a loop over it vectorises.
-template <typename T, typename Index, int Rank>
-DCNZOO_HD Corners<T, Index, Rank> corners_at(const T* point, const Index* size) {
-  Corners<T, Index, Rank> corners;
-  bool inside = true;
-  for (int axis = 0; axis < Rank; ++axis)
-    inside = inside & (point[axis] > T(-1)) & (point[axis] < T(size[axis]));  // false for NaN
+// The 2^Rank pixels around a point. Corner `c` lies low (0) or high (1) on each axis as the bits of c
+// say, axis Rank-1 (x) being bit 0.
+template <typename Value, typename Index, int Rank>
+struct Corners {
+  static constexpr int count = 1 << Rank;
+  Index index[count];    // flat pixel, always inside the map, also where valid is 0
+  Value valid[count];    // 1 where the pixel is inside the map and the point counts, else 0
+  Value fraction[Rank];  // the point's distance from the low corner
+  decltype(Value{} > Value{}) inside;
+};
+
+// Border rule of DCNv2: a point counts where every coordinate is in (-1, size).
+template <typename Value, typename Index, int Rank, typename T, typename Size>
+DCNZOO_HD Corners<Value, Index, Rank> corners_at(const Value* point, const T* extent, const Size* size) {
+  using On = Lanes<Value>;
+  Corners<Value, Index, Rank> corners;
+  const Value zero{}, one = zero + T(1);
+  const Index nowhere{};
+  auto inside = (point[0] > T(-1)) & (point[0] < extent[0]);  // false for NaN
+  for (int axis = 1; axis < Rank; ++axis)
+    inside = inside & (point[axis] > T(-1)) & (point[axis] < extent[axis]);
   corners.inside = inside;
   for (int corner = 0; corner < corners.count; ++corner) {
-    corners.index[corner] = 0;
-    corners.valid[corner] = inside ? T(1) : T(0);
+    corners.index[corner] = nowhere;
+    corners.valid[corner] = On::choose(inside, one, zero);
   }
   for (int axis = 0; axis < Rank; ++axis) {
-    const T coordinate = inside ? point[axis] : T(0);  // before the cast: NaN has no integer
-    const T floor = std::floor(coordinate);
+    const Value coordinate = On::choose(inside, point[axis], zero);  // before the cast: NaN has no integer
+    const Value floor = On::floor(coordinate);
     corners.fraction[axis] = coordinate - floor;
-    const Index low = Index(floor), high = low + 1;
-    const bool low_ok = low >= 0, high_ok = high < size[axis];
-    const Index low_index = low_ok ? low : Index(0);
-    const Index high_index = high_ok ? high : low_index;
+    const Index low = On::template to_index<Index>(floor), high = low + Size(1);
+    const auto low_ok = low >= Size(0);
+    const auto high_ok = high < size[axis];
+    const Index low_index = On::choose(low_ok, low, nowhere);
+    const Index high_index = On::choose(high_ok, high, low_index);
     for (int corner = 0; corner < corners.count; ++corner) {
       const bool is_high = (corner >> (Rank - 1 - axis)) & 1;
       corners.index[corner] = corners.index[corner] * size[axis] + (is_high ? high_index : low_index);
-      corners.valid[corner] = (is_high ? high_ok : low_ok) ? corners.valid[corner] : T(0);
+      corners.valid[corner] =
+          is_high ? On::choose(high_ok, corners.valid[corner], zero) : On::choose(low_ok, corners.valid[corner], zero);
     }
   }
   return corners;
 }
 
+template <typename T, typename Index, int Rank>
+DCNZOO_HD Corners<T, Index, Rank> corners_at(const T* point, const Index* size) {
+  T extent[Rank];
+  for (int axis = 0; axis < Rank; ++axis) extent[axis] = T(size[axis]);
+  return corners_at<T, Index, Rank>(point, extent, size);
+}
+
 // A corner's share of the interpolated value, before `valid`.
-template <typename T, int Rank>
-DCNZOO_HD T corner_weight(int corner, const T* fraction) {
-  T weight = T(1);
+template <typename Value, int Rank>
+DCNZOO_HD Value corner_weight(int corner, const Value* fraction) {
+  const Value zero{};
+  Value weight = zero + 1;
   for (int axis = 0; axis < Rank; ++axis) {
     const bool is_high = (corner >> (Rank - 1 - axis)) & 1;
-    weight *= is_high ? fraction[axis] : T(1) - fraction[axis];
+    weight *= is_high ? fraction[axis] : 1 - fraction[axis];
   }
   return weight;
 }
 
 // d corner_weight / d point[axis]
-template <typename T, int Rank>
-DCNZOO_HD T corner_slope(int corner, int axis, const T* fraction) {
-  T slope = ((corner >> (Rank - 1 - axis)) & 1) ? T(1) : T(-1);
+template <typename Value, int Rank>
+DCNZOO_HD Value corner_slope(int corner, int axis, const Value* fraction) {
+  const Value zero{}, one = zero + 1;
+  Value slope = ((corner >> (Rank - 1 - axis)) & 1) ? one : -one;
   for (int other = 0; other < Rank; ++other) {
     if (other == axis) continue;
     const bool is_high = (corner >> (Rank - 1 - other)) & 1;
-    slope *= is_high ? fraction[other] : T(1) - fraction[other];
+    slope *= is_high ? fraction[other] : 1 - fraction[other];
   }
   return slope;
 }
