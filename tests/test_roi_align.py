@@ -82,7 +82,9 @@ def test_sizes_around_the_kernels_blocks(mode):
 def test_gradcheck_and_opcheck(mode, ratio):
     maps, rois = example(rois=4)
     maps.requires_grad_()
-    assert torch.autograd.gradcheck(lambda m: roi_align(m, rois, (2, 3), 0.5, ratio, mode), (maps,))
+    function = lambda m: roi_align(m, rois, (2, 3), 0.5, ratio, mode)  # noqa: E731
+    assert torch.autograd.gradcheck(function, (maps,))
+    assert torch.autograd.gradgradcheck(function, (maps,))
     arguments = (0.5, ratio, int(mode == "avg"), True)
     overload = torch.ops.dcnzoo.roi_align.default
     torch.library.opcheck(overload, (maps, rois, 2, 3, *arguments))

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import _library, reference  # noqa: F401  (_library registers the operators)
+from ._deterministic import alert_not_deterministic
 
 _forward = torch.ops.dcnzoo.deform_conv.default
 _backward = torch.ops.dcnzoo._deform_conv_backward.default
@@ -148,6 +149,8 @@ def _setup_context(ctx, inputs, output):
 def _first_backward(ctx, grad_output):
     input, weight, offset, mask = ctx.saved_tensors
     wanted = list(ctx.needs_input_grad[:5])
+    if grad_output.is_cuda and wanted[0]:  # its atomic additions come in any order
+        alert_not_deterministic("deform_conv_backward_cuda")
     gradients = _backward(grad_output, input, weight, offset, mask, *ctx.arguments, wanted)
     gradients = [g if w else None for g, w in zip(gradients, wanted, strict=True)]
     return (*gradients, *[None] * len(ctx.arguments))

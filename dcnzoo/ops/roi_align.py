@@ -87,3 +87,49 @@ def _autograd_backward(ctx, grad_output, _grad_argmax_y, _grad_argmax_x):
 
 
 torch.library.register_autograd("dcnzoo::roi_align", _autograd_backward, setup_context=_setup_context)
+
+
+def _setup_backward_context(ctx, inputs, output):
+    grad_output, *tensors, _input_size = inputs[:5]
+    ctx.arguments = inputs[5:]
+    ctx.output_size = grad_output.shape[2:]
+    ctx.save_for_backward(*tensors)
+
+
+def _second_backward(ctx, grad):
+    """The backward is linear in ``grad_output``: its adjoint samples where the forward did."""
+    rois, argmax_y, argmax_x = ctx.saved_tensors
+    pool_mode = ctx.arguments[2]
+    if pool_mode == _POOL_MODES["max"]:
+        grad_grad_output = _at_maxima(grad, rois, argmax_y, argmax_x)
+    else:
+        grad_grad_output = torch.ops.dcnzoo.roi_align(grad, rois, *ctx.output_size, *ctx.arguments)[0]
+    return grad_grad_output, *[None] * 8
+
+
+def _at_maxima(
+    maps: Tensor,  # [N, C, H, W]
+    rois: Tensor,  # [K, 5]
+    y: Tensor,  # [K, C, oH, oW], and so is x
+    x: Tensor,
+) -> Tensor:  # [K, C, oH, oW]
+    """Reads each RoI's image, bilinearly, where its maxima were sampled; zero outside the map."""
+    batch, channels, height, width = maps.shape
+    inside = (y >= -1) & (y <= height) & (x >= -1) & (x <= width)
+    image = rois[:, 0].long().clamp(0, batch - 1).view(-1, 1, 1, 1)
+    channel = torch.arange(channels, device=maps.device).view(-1, 1, 1)
+    y, x = y.clamp(0, height - 1), x.clamp(0, width - 1)
+    top, left = y.floor(), x.floor()
+    rows = ((top, 1 - (y - top)), ((top + 1).clamp(max=height - 1), y - top))
+    columns = ((left, 1 - (x - left)), ((left + 1).clamp(max=width - 1), x - left))
+    values = sum(
+        maps[image, channel, row.long(), column.long()] * (row_weight * column_weight)
+        for row, row_weight in rows
+        for column, column_weight in columns
+    )
+    return torch.where(inside, values, torch.zeros_like(values)).to(maps.dtype)
+
+
+torch.library.register_autograd(
+    "dcnzoo::_roi_align_backward", _second_backward, setup_context=_setup_backward_context
+)

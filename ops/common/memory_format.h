@@ -17,8 +17,9 @@ inline bool is_channels_last(const Tensor& tensor) {
 }
 
 // The format in which an operator returns maps: channels last where its input is so, else contiguous.
+// As in torch, 1-D maps have but one format.
 inline bool wants_channels_last(const Tensor& input) {
-  return !input.is_contiguous() && is_channels_last(input);
+  return input.dim() > 3 && !input.is_contiguous() && is_channels_last(input);
 }
 
 // An uninitialised tensor of these sizes whose memory is channels last.

@@ -201,3 +201,15 @@ def test_more_than_two_to_the_31_columns():
     assert channels * 9 * size * size > 2**31
     output = deform_conv2d(input, weight, offset, padding=1)
     torch.testing.assert_close(output, F.conv2d(input, weight, padding=1), rtol=1e-2, atol=1e-2)
+
+
+@on_gpu
+def test_backward_alerts_where_determinism_is_asked_for():
+    leaves = cases.make("determinism", padding=1).map(lambda t: t.cuda()).leaves()
+    output = deform_conv2d(*leaves.tensors, padding=1)
+    torch.use_deterministic_algorithms(True)
+    try:
+        with pytest.raises(RuntimeError, match="deform_conv_backward_cuda does not have a deterministic"):
+            output.sum().backward()
+    finally:
+        torch.use_deterministic_algorithms(False)
