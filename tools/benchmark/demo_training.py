@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,7 +25,9 @@ def measure(
     The arms take turns in one process, each on the same images in the same order.
     """
     with tempfile.TemporaryDirectory() as folder:
-        steps = {arm: _training(config, Path(folder)) for arm, config in ARMS.items()}
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            steps = {arm: _training(config, Path(folder)) for arm, config in ARMS.items()}
         runners = {
             (count, arm): Runner(step, count, "cpu") for count in threads for arm, step in steps.items()
         }
@@ -31,14 +36,12 @@ def measure(
             runner.calls = 1
         for _ in take_turns(runners, Effort(least=iterations, most=iterations)):
             advance()
-    return {
-        count: {arm: Timing.of(runners[count, arm].samples) for arm in ARMS} for count in threads
-    }
+    return {count: {arm: Timing.of(runners[count, arm].samples) for arm in ARMS} for count in threads}
 
 
 def _training(config: str, folder: Path) -> Callable[[], None]:
     """A function that does the next iteration of a training."""
-    import dcnzoo.engine
+    import dcnzoo.engine  # noqa: F401  silences a warning of mmengine's import
 
     # isort: split
     from mmengine.config import Config

@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from families import Work
-from measure import quantile
 
 
 def describe(device: str) -> dict[str, object]:
@@ -74,6 +73,9 @@ class Roofline:
     flops: float
     gather: float
 
+    def better_of(self, other: Roofline) -> Roofline:
+        return Roofline(max(self.flops, other.flops), max(self.gather, other.gather))
+
     def seconds(self, work: Work, mode: str) -> float:
         """What cannot be beaten by sampling first and multiplying then, at full speed both.
 
@@ -101,15 +103,18 @@ def _peak_flops(dtype: torch.dtype, device: str, seconds: float) -> float:
         rows, weight = normal(pixels, depth), normal(channels, depth)
         candidates.append((flops, lambda x=rows, w=weight: F.linear(x, w)))
         if device == "cpu" and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-            # oneDNN itself: for float32 F.linear calls MKL, at half the speed on AMD
-            onednn = torch.ops.mkldnn._linear_pointwise
-            candidates.append((flops, lambda x=rows, w=weight: onednn(x, w, None, "none", [], "")))
+            candidates.append((flops, lambda x=rows, w=weight: _onednn_linear(x, w)))
         side = round(pixels**0.5)
         image, kernel = normal(1, channels, side, side), normal(channels, channels, 3, 3)
         image = image.to(memory_format=torch.channels_last)
         flops = 2 * side * side * depth * channels
         candidates.append((flops, lambda x=image, w=kernel: F.conv2d(x, w, None, 1, 1)))
     return max(flops / _seconds(run, device, seconds / len(candidates)) for flops, run in candidates)
+
+
+def _onednn_linear(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """By oneDNN; for float32 F.linear calls MKL, at half the speed on AMD."""
+    return torch.ops.mkldnn._linear_pointwise(rows, weight, None, "none", [], "")
 
 
 def _peak_gather(dtype: torch.dtype, device: str, seconds: float) -> float:
@@ -139,7 +144,7 @@ def _peak_gather(dtype: torch.dtype, device: str, seconds: float) -> float:
 
 
 def _seconds(run: Callable[[], object], device: str, budget: float) -> float:
-    """The fast end of what is measured (10th percentile): a limit is not a typical value."""
+    """The shortest: a limit is not a typical value."""
 
     def once() -> float:
         start = time.perf_counter()
@@ -153,4 +158,4 @@ def _seconds(run: Callable[[], object], device: str, budget: float) -> float:
         samples, end = [], time.perf_counter() + budget
         while len(samples) < 3 or time.perf_counter() < end:
             samples.append(once())
-    return quantile(samples, 0.1)
+    return min(samples)

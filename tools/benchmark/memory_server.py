@@ -6,6 +6,7 @@ it is as good as a fresh process, without its three seconds of start.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
 import json
@@ -23,10 +24,8 @@ def main() -> None:
     answers = os.dup(1)  # a contestant that prints shall not spoil them
     os.dup2(2, 1)
     for package in ("dcnzoo.ops", "dcnzoo.ops.reference", "mmcv.ops", "onnxruntime", "onnx", "torchvision"):
-        try:
+        with contextlib.suppress(Exception):  # absent ones are not asked for
             importlib.import_module(package)
-        except Exception:  # noqa: S112  absent ones are not asked for
-            continue
     for line in sys.stdin:
         child = os.fork()
         if child == 0:
@@ -42,7 +41,9 @@ def main() -> None:
             os.write(answers, (json.dumps(reason) + "\n").encode())
 
 
-def measure(known: dict, family: str, case: str, contestant: str, threads: int, dtype: str, mode: str) -> dict:
+def measure(
+    known: dict, family: str, case: str, contestant: str, threads: int, dtype: str, mode: str
+) -> dict:
     module = known[family]
     case = next(c for c in module.CASES if c.name == case)
     prepare = module.CONTESTANTS[contestant]
@@ -67,10 +68,8 @@ def measure(known: dict, family: str, case: str, contestant: str, threads: int, 
 
 def trim() -> None:
     """Give free memory back, so that what is taken next is seen."""
-    try:
+    with contextlib.suppress(AttributeError):  # not glibc
         ctypes.CDLL(None).malloc_trim(0)
-    except AttributeError:  # not glibc
-        pass
 
 
 def status(name: str) -> int:

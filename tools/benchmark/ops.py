@@ -1,0 +1,362 @@
+"""Time and memory of dcnzoo's operators beside every rival that is installed, in one process.
+
+The contestants take turns, so that whatever else the machine does hits all of them alike; read the
+ratios, not the milliseconds. Results go to docs/benchmarks/, named by machine and versions
+(work_dirs/benchmarks/ when only part is run).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import fnmatch
+import shlex
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from types import ModuleType
+
+import families
+import machine
+import measure
+import report
+import torch
+from families import OURS, Call, Unsupported
+from measure import PASSES, Effort, MemoryProbe, Timing
+from results import Results, Row, Setting, goals
+from rich.console import Console
+from rich.progress import Progress, TextColumn, TimeElapsedColumn
+from rivals import RIVALS, probe
+
+ROOT = Path(__file__).resolve().parents[2]
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+# dtypes when none are asked for; all but the first on the cases of the summary only
+DEFAULT_DTYPES = {"cpu": ("float32", "bfloat16"), "cuda": ("float32", "float16")}
+# How far a rival may be from dcnzoo, relative to the largest value, and still do the same work.
+AGREEMENT = {"float64": 1e-9, "float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
+# Interquartile range, relative to the median, above which the figures are not to be quoted.
+RESTLESS = 0.10
+QUICK_SHAPES = ("demo-c4-s2",)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    known = families.load()
+    add("--family", nargs="+", metavar="NAME", help=f"operators: {', '.join(known)} (default: all)")
+    add("--ops", nargs="+", metavar="NAME", help="forms of them: v1, v2, … (default: all)")
+    add("--shapes", nargs="+", metavar="NAME", help="cases, or patterns such as 'c3*' (default: all)")
+    add("--all", action="store_true", help="also the cases that take long (p2)")
+    add("--rivals", nargs="+", metavar="NAME", help=f"of {', '.join(RIVALS)} (default: all)")
+    add("--threads", nargs="+", type=int, metavar="N", help="default: 1 and, where there are two cores, 2")
+    add(
+        "--dtype",
+        nargs="+",
+        metavar="NAME",
+        help=f"of {', '.join(DTYPES)} (default: float32, and on the cases of the summary bfloat16; "
+        "on a GPU float16)",
+    )
+    add("--passes", nargs="+", metavar="NAME", help=f"of {', '.join(PASSES)} (default: both)")
+    add("--device", choices=["cpu", "cuda"], default="cpu")
+    add("--seconds", type=float, default=0.5, help="for each contestant on each case (default: 0.5)")
+    add("--no-memory", action="store_true", help="leave out the peak memory")
+    add(
+        "--demo-training",
+        nargs="?",
+        const="also",
+        choices=["also", "only"],
+        help="the demo's training iteration, dcn on and off: after the operators, or only",
+    )
+    add("--quick", action="store_true", help="a smoke run: one small case, few samples")
+    add("--out", type=Path, metavar="FOLDER", help="where the results go")
+    args = parser.parse_args()
+
+    def choose(option: str, values: Sequence[str] | None, valid: Iterable[str]) -> list[str]:
+        valid = list(dict.fromkeys(valid))
+        for value in values or ():
+            if not fnmatch.filter(valid, value):
+                parser.error(f"--{option}: expected {', '.join(valid)}; got {value!r}")
+        return [v for v in valid if any(fnmatch.fnmatchcase(v, p) for p in values or ["*"])]
+
+    chosen = (args.family, args.ops, args.shapes, args.rivals, args.threads, args.dtype, args.passes)
+    partial = any(chosen) or args.quick or args.no_memory or args.demo_training == "only"
+    if args.quick and not args.shapes:
+        args.family, args.shapes = args.family or ["deform_conv2d"], list(QUICK_SHAPES)
+    args.family = choose("family", args.family, known)
+    cases = [(family, case) for family in args.family for case in known[family].CASES]
+    args.ops = choose("ops", args.ops, (case.op for _, case in cases))
+    named = set(args.shapes or ())
+    args.shapes = choose("shapes", args.shapes, (case.name for _, case in cases))
+    args.rivals = choose("rivals", args.rivals, RIVALS)
+    args.passes = choose("passes", args.passes, PASSES)
+    args.every_dtype = args.dtype is not None
+    default_dtypes = ("float32",) if args.quick else DEFAULT_DTYPES[args.device]
+    args.dtype = choose("dtype", args.dtype or default_dtypes, DTYPES)
+    args.cases = [
+        (family, case)
+        for family, case in cases
+        if case.name in args.shapes
+        and case.op in args.ops
+        and (args.all or case.name in named or not case.optional)
+    ]
+    if not args.cases:
+        parser.error("--shapes, --ops: expected a case that fits both, got none")
+
+    cores = machine.cores()
+    args.threads = sorted(set(args.threads or ([1] if args.quick or cores == 1 else [1, 2])))
+    if not all(1 <= count <= cores for count in args.threads):
+        parser.error(f"--threads: expected 1 to {cores}, the cores of this machine; got {args.threads}")
+    if args.seconds <= 0:
+        parser.error(f"--seconds: expected more than 0, got {args.seconds:g}")
+    if args.device == "cuda":
+        if not torch.cuda.is_available():
+            parser.error("--device: expected cpu, since torch finds no GPU; got cuda")
+        args.threads = [torch.get_num_threads()]
+    args.out = args.out or ROOT / ("work_dirs" if partial else "docs") / "benchmarks"
+    args.effort = Effort(0.02, 3, 3) if args.quick else Effort(args.seconds)
+    return args
+
+
+def main() -> None:
+    args = parse_args()
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=180)
+    known = families.load()
+    present, absent = probe(args.rivals)
+    contestants = {
+        family: [name for name in known[family].CONTESTANTS if _is_in(name, known[family], present)]
+        for family in args.family
+    }
+    facts = machine.describe(args.device)
+    document = {
+        "name": machine.slug(facts),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "command": shlex.join(["python", "tools/benchmark/ops.py", *sys.argv[1:]]),
+        "machine": facts,
+        "rivals": present,
+        "absent": {n: {"reason": why, "how_to_get": RIVALS[n].how_to_get} for n, why in absent.items()},
+    }
+    console.print(", ".join(f"{key} {value}" for key, value in facts.items()), highlight=False)
+    console.print("rivals:", ", ".join(f"{n} {v}" for n, v in present.items()) or "none", highlight=False)
+    for line in report.absences(document["absent"]):
+        console.print(f"absent: {line}", style="yellow", highlight=False, soft_wrap=True)
+
+    results = Results(facts, {family: known[family].FLOORS for family in args.family})
+    with _progress(console) as progress, MemoryProbe() as memory:
+        roofline = {}
+        if args.demo_training != "only":
+            # before and after, of which the better counts: a limit that a busy moment has lowered
+            # would flatter what is held against it
+            has_limit = any(case.work(1) for _, case in args.cases)
+            if has_limit:
+                measure_roofline(args, roofline, progress)
+            measure_cases(args, known, contestants, memory, results, progress)
+            if has_limit:
+                measure_roofline(args, roofline, progress)
+                set_limits(args, roofline, results)
+        if args.demo_training:
+            measure_demo(args, results, progress)
+
+    tables = report.setting_tables(results, contestants)
+    reached = list(goals(results)) if args.device == "cpu" else []
+    for title, rows in tables:
+        report.show(title, rows, console, text_columns=2)
+    for line in report.problems(results):
+        console.print(f"not measured: {line}", style="yellow", highlight=False, soft_wrap=True)
+    document["noise"] = results.noise()
+    if (document["noise"] or 0) > RESTLESS:
+        console.print(
+            f"restless machine: half of all timings vary by more than {document['noise']:.0%} "
+            "(interquartile range); run again when nothing else does",
+            style="yellow",
+            soft_wrap=True,
+        )
+    if roofline:
+        report.show("measured limits of the machine", report.roofline_table(roofline), console)
+    if reached:
+        report.show("goals (medians over the ResNet-50 and FPN shapes)", report.goal_table(reached), console)
+    document["roofline"] = [
+        {"dtype": dtype, "threads": threads, **dataclasses.asdict(peak)}
+        for (dtype, threads), peak in roofline.items()
+    ]
+    files = {
+        ".json": report.as_json(document, results, reached),
+        ".csv": report.as_csv(results),
+        ".md": report.as_markdown(document, results, reached, tables, roofline),
+        ".png": report.as_plot(results, contestants),
+    }
+    for path in report.write(args.out, document["name"], files):
+        shown = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+        console.print(f"written: {shown}", highlight=False, soft_wrap=True)
+
+
+def _is_in(name: str, module: ModuleType, present: dict[str, str]) -> bool:
+    package = name.split()[0]
+    return package == OURS or name in module.FLOORS or package in present
+
+
+def _progress(console: Console) -> Progress:
+    note = TextColumn("{task.fields[note]}")
+    columns = (*Progress.get_default_columns(), TimeElapsedColumn(), note)
+    return Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
+
+
+def measure_roofline(args: argparse.Namespace, roofline: dict, progress: Progress) -> None:
+    """Enter the limits by dtype and threads, or raise those that are there."""
+    keys = [(dtype, threads) for dtype in args.dtype for threads in args.threads]
+    bar = progress.add_task("limits", total=len(keys), note="")
+    for dtype, threads in keys:
+        seconds = 0.1 if args.quick else 2.0
+        found = machine.measure_roofline(getattr(torch, dtype), threads, args.device, seconds)
+        roofline[dtype, threads] = found.better_of(roofline.get((dtype, threads), found))
+        progress.advance(bar)
+
+
+def set_limits(args: argparse.Namespace, roofline: dict, results: Results) -> None:
+    cases = {(family, case.name): case for family, case in args.cases}
+    for setting in results.settings():
+        work = cases[setting.family, setting.case].work(getattr(torch, setting.dtype).itemsize)
+        if work is not None:
+            peak = roofline[setting.dtype, setting.threads]
+            results.limits[setting] = peak.seconds(work, setting.mode)
+
+
+def measure_cases(
+    args: argparse.Namespace,
+    known: dict[str, ModuleType],
+    contestants: dict[str, list[str]],
+    memory: MemoryProbe,
+    results: Results,
+    progress: Progress,
+) -> None:
+    """Fill ``results`` with every case in every dtype."""
+    jobs = [
+        (family, case, dtype)
+        for family, case in args.cases
+        for dtype in args.dtype
+        if args.every_dtype or dtype == args.dtype[0] or case.main
+    ]
+    bar = progress.add_task("cases", total=len(jobs), note="")
+    for family, case, dtype in jobs:
+        label = f"{family} {case.name} {dtype}"
+        progress.update(bar, note=label)
+        if progress.disable:
+            progress.console.print(label, highlight=False)
+
+        def note(text: str, label: str = label) -> None:
+            progress.update(bar, note=f"{label}: {text}")
+
+        measure_case(args, known[family], family, case, dtype, contestants[family], memory, results, note)
+        progress.advance(bar)
+
+
+def measure_case(
+    args: argparse.Namespace,
+    module: ModuleType,
+    family: str,
+    case,
+    dtype: str,
+    names: Sequence[str],
+    memory: MemoryProbe,
+    results: Results,
+    note: Callable[[str], None],
+) -> None:
+    tensors = case.tensors(getattr(torch, dtype), args.device)
+    # One Call per contestant and number of threads: onnxruntime's sessions have threads of their own.
+    calls, problems = prepare(module, case, dtype, tensors, names, args.threads)
+    for mode in args.passes:
+        runners = {}
+        for threads in args.threads:
+            setting = Setting(family, case.group, case.name, case.shape, case.main, dtype, mode, threads)
+            for name in names:
+                row = Row(setting, name, problem=problems.get(name))
+                if row.problem is None:
+                    run = measure.make_pass(calls[name, threads], mode, case.out_shape)
+                    if run is None:
+                        continue  # no gradients: nothing to say
+                    runner = measure.Runner(run, threads, args.device)
+                    note(f"{mode}, {name}")
+                    try:
+                        runner.warm_up()
+                        runners[setting, name] = runner
+                    except Exception as error:
+                        row.problem = _why(error)
+                results.rows.append(row)
+        for _ in measure.take_turns(runners, args.effort):
+            note(mode)
+        for (setting, name), runner in runners.items():
+            row = results.row(setting, name)
+            row.timing = Timing.of(runner.samples)
+            if setting.threads == args.threads[-1] and not args.no_memory:
+                note(f"{mode}, memory of {name}")
+                try:
+                    if args.device == "cuda":
+                        found = measure.cuda_memory(runner.run, tensors)
+                    else:
+                        found = memory.ask(
+                            family=family, case=case.name, contestant=name,
+                            threads=setting.threads, dtype=dtype, mode=mode,
+                        )  # fmt: skip
+                    row.extra, row.needed = found.extra, found.needed
+                except RuntimeError as error:
+                    row.memory_problem = str(error)
+
+
+def prepare(
+    module: ModuleType,
+    case,
+    dtype: str,
+    tensors: dict,
+    names: Sequence[str],
+    all_threads: Sequence[int],
+) -> tuple[dict[tuple[str, int], Call], dict[str, str]]:
+    """Contestants ready to run, and why the others are not. Whoever computes something else is out."""
+    calls, problems = {}, {}
+    expected = None
+    for name in names:
+        try:
+            for threads in all_threads:
+                calls[name, threads] = module.CONTESTANTS[name](case, tensors, threads)
+            if name in module.FLOORS:
+                continue
+            with torch.no_grad():
+                output = calls[name, all_threads[-1]].forward()
+        except Unsupported as error:
+            problems[name] = str(error)
+        except Exception as error:
+            problems[name] = _why(error)
+        else:
+            expected = output if name == OURS else expected
+            difference = 0.0 if expected is None else measure.disagreement(output, expected)
+            if not difference <= AGREEMENT[dtype]:
+                problems[name] = f"computes something else: differs by {difference:.1e} of the largest value"
+    return calls, problems
+
+
+def _why(error: Exception) -> str:
+    return f"fails: {' '.join(str(error).split())[:160] or type(error).__name__}"
+
+
+def measure_demo(args: argparse.Namespace, results: Results, progress: Progress) -> None:
+    try:
+        import demo_training
+        import mmdet  # noqa: F401
+    except ImportError as error:
+        raise SystemExit(
+            f"error: --demo-training: expected mmdet to be installed (make setup): {error}"
+        ) from None
+    iterations = 2 if args.quick else 25
+    total = iterations * len(args.threads) * len(demo_training.ARMS)
+    bar = progress.add_task("demo training", total=total, note="")
+    results.demo = demo_training.measure(args.threads, iterations, lambda: progress.advance(bar))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)

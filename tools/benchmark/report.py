@@ -1,0 +1,267 @@
+"""Tables on the terminal; JSON, CSV, Markdown and a plot in files."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from families import OURS
+from machine import Roofline
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from measure import PASSES
+from results import MIB, Goal, Results, Setting
+from rich.console import Console
+from rich.table import Table
+
+# Okabe-Ito, as in dcnzoo.visualization
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+DASH = "–"
+
+
+def number(value: float | None, unit: str = "") -> str:
+    """Three digits or a few more, without an exponent."""
+    if value is None:
+        return DASH
+    decimals = next((d for d, bound in ((3, 1), (2, 10), (1, 100)) if abs(value) < bound), 0)
+    return f"{value:.{decimals}f}{unit}"
+
+
+def setting_tables(
+    results: Results, contestants: Mapping[str, Sequence[str]]
+) -> list[tuple[str, list[list[str]]]]:
+    """A title and rows (the first is the head) for every family, dtype and pass."""
+    tables = []
+    keys = dict.fromkeys((s.family, s.dtype, s.mode) for s in results.settings())
+    for family, dtype, mode in keys:
+        settings = results.settings(family=family, dtype=dtype, mode=mode)
+        floors = results.floors[family]
+        unit = floors[0] if floors else None
+        rivals = [
+            name
+            for name in contestants[family]
+            if name != OURS and name not in floors and not name.startswith(f"{OURS} ")
+        ]
+        variants = [name for name in contestants[family] if name.startswith(f"{OURS} ")]
+        head = ["case", "shape", "threads"]
+        head += [f"{unit} ms"] if unit else []
+        head += [f"{OURS} ms", "IQR"]
+        head += (
+            [f"{OURS} / {unit}", *(f"{v.removeprefix(OURS).strip()} / {unit}" for v in variants)]
+            if unit
+            else []
+        )
+        head += ["of limit"] if unit else []
+        head += [f"{rival} / {OURS}" for rival in rivals]
+        head += ["extra MiB"]
+        rows = [head]
+        for s in settings:
+            rows.append(_line(results, s, unit, variants, rivals))
+        tables.append((f"{family}, {mode}, {dtype}", rows))
+    return tables
+
+
+def _line(
+    results: Results, s: Setting, unit: str | None, variants: Sequence[str], rivals: Sequence[str]
+) -> list[str]:
+    own = results.row(s, OURS)
+    timing = own.timing if own else None
+    line = [s.case, s.shape, str(s.threads)]
+    if unit:
+        floor = results.floor(s)
+        line.append(number(floor and floor * 1e3))
+    line += [
+        number(timing and timing.median * 1e3),
+        f"{timing.spread:.0%}" if timing else DASH,
+    ]
+    if unit:
+        line += [number(results.over_floor(s, name), "×") for name in (OURS, *variants)]
+        share = results.of_limit(s)
+        line.append(DASH if share is None else f"{share:.0%}")
+    line += [number(results.over_ours(s, rival), "×") for rival in rivals]
+    line.append(DASH if own is None or own.extra is None else f"{own.extra / MIB:.1f}")
+    return line
+
+
+def goal_table(goals: Sequence[Goal]) -> list[list[str]]:
+    rows = [["figure", "goal", "measured", "", "of limit", "over", "note"]]
+    for goal in goals:
+        share = DASH if goal.of_limit is None else f"{goal.of_limit:.0%}"
+        measured = number(goal.measured, "×")
+        rows.append([goal.figure, goal.goal_text, measured, goal.verdict, share, str(goal.count), goal.note])
+    return rows
+
+
+def roofline_table(roofline: Mapping[tuple[str, int], Roofline]) -> list[list[str]]:
+    rows = [["dtype", "threads", "matrix product", "gather"]]
+    for (dtype, threads), peak in roofline.items():
+        rows.append([dtype, str(threads), f"{peak.flops / 1e9:.0f} GFLOP/s", f"{peak.gather / 1e9:.0f} GB/s"])
+    return rows
+
+
+def problems(results: Results) -> list[str]:
+    """One line per contestant and reason, with the cases."""
+    found: dict[tuple[str, str], dict[str, None]] = {}
+    for row in results.rows:
+        for problem in (row.problem, row.memory_problem):
+            if problem:
+                found.setdefault((row.contestant, problem), {})[row.setting.case] = None
+    return [f"{name}: {problem} ({', '.join(cases)})" for (name, problem), cases in found.items()]
+
+
+def absences(absent: Mapping[str, Mapping[str, str]]) -> list[str]:
+    return [f"{name}: {a['reason']}; {a['how_to_get']}" for name, a in absent.items()]
+
+
+def show(title: str, rows: Sequence[Sequence[str]], console: Console, text_columns: int = 1) -> None:
+    table = Table(title=title, title_justify="left")
+    for i, head in enumerate(rows[0]):
+        table.add_column(head, justify="left" if i < text_columns else "right", no_wrap=i == 0)
+    for row in rows[1:]:
+        table.add_row(*row)
+    console.print(table)
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+# Files
+
+
+def as_json(document: dict, results: Results, goals: Sequence[Goal]) -> bytes:
+    rows = []
+    for row in results.rows:
+        entry = {**asdict(row.setting), **asdict(row)}
+        del entry["setting"]
+        rows.append(entry)
+    document = {
+        **document,
+        "goals": [{**asdict(goal), "verdict": goal.verdict} for goal in goals],
+        "demo_training": {
+            str(t): {a: asdict(v) for a, v in arms.items()} for t, arms in results.demo.items()
+        },
+        "rows": rows,
+    }
+    return (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def as_csv(results: Results) -> bytes:
+    text = io.StringIO()
+    columns = [
+        *("family", "group", "case", "shape", "dtype", "pass", "threads", "contestant"),
+        *("median_ms", "q1_ms", "q3_ms", "samples", "over_floor", "over_dcnzoo", "roofline_ms"),
+        *("extra_mib", "needed_mib", "problem"),
+    ]
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    for row in results.rows:
+        s, t = row.setting, row.timing
+        times = [f"{v * 1e3:.5g}" for v in (t.median, t.low, t.high)] + [t.count] if t else [""] * 4
+        ratios = [results.over_floor(s, row.contestant), results.over_ours(s, row.contestant)]
+        limit = results.limits.get(s)
+        writer.writerow(
+            [
+                *(s.family, s.group, s.case, s.shape, s.dtype, s.mode, s.threads, row.contestant),
+                *times,
+                *("" if r is None else f"{r:.4g}" for r in ratios),
+                "" if limit is None else f"{limit * 1e3:.5g}",
+                *("" if m is None else f"{m / MIB:.2f}" for m in (row.extra, row.needed)),
+                row.problem or row.memory_problem or "",
+            ]
+        )
+    return text.getvalue().encode()
+
+
+def as_markdown(
+    document: dict, results: Results, goals: Sequence[Goal], tables: Sequence[tuple], roofline: Mapping
+) -> bytes:
+    facts = ", ".join(f"{key} {value}" for key, value in document["machine"].items())
+    rivals = ", ".join(f"{name} {version}" for name, version in document["rivals"].items())
+    parts = [
+        f"# Benchmark: {document['name']}",
+        f"{document['date']}. {facts}. Rivals: {rivals or 'none'}.",
+        f"`{document['command']}`",
+        f"Interquartile range, median over all timings: {number((document['noise'] or 0) * 100, ' %')}.",
+    ]
+    if goals:
+        parts += ["## Goals", markdown(goal_table(goals))]
+    if roofline:
+        parts += ["## Roofline", markdown(roofline_table(roofline))]
+    for title, rows in tables:
+        parts += [f"## {title}", markdown(rows)]
+    for heading, lines in (
+        ("Absent", absences(document["absent"])),
+        ("Not measured", problems(results)),
+    ):
+        if lines:
+            parts += [f"## {heading}", "\n".join(f"- {line}" for line in lines)]
+    return ("\n\n".join(parts) + "\n").encode()
+
+
+def as_plot(results: Results, contestants: Mapping[str, Sequence[str]]) -> bytes | None:
+    """Time in units of the floor, one panel per pass, at the largest number of threads, first dtype."""
+    families = [f for f in contestants if results.floors[f] and results.settings(family=f)]
+    if not families:
+        return None
+    family = families[0]
+    threads = max(s.threads for s in results.settings(family=family))
+    dtype = results.settings(family=family)[0].dtype
+    modes = [m for m in PASSES if results.settings(family=family, mode=m)]
+    most = max(len(results.settings(family=family, mode=m, threads=threads, dtype=dtype)) for m in modes)
+    figure = Figure(figsize=(max(5.0, 1.5 + 0.34 * most), 3.6 * len(modes)), layout="constrained")
+    for axes, mode in zip(figure.subplots(len(modes), squeeze=False)[:, 0], modes, strict=True):
+        settings = results.settings(family=family, mode=mode, threads=threads, dtype=dtype)
+        names = [n for n in contestants[family] if n not in results.floors[family]]
+        for colour, name in zip(COLOURS, names, strict=False):
+            ratios = [results.over_floor(s, name) for s in settings]
+            points = [(i, r) for i, r in enumerate(ratios) if r is not None]
+            if points:
+                size = 34 if name == OURS else 18
+                axes.scatter(*zip(*points, strict=True), s=size, color=colour, label=name, zorder=3)
+        for i, s in enumerate(settings):
+            limit, floor = results.limits.get(s), results.floor(s)
+            if limit and floor:
+                label = "limit (roofline)" if i == 0 else None
+                axes.hlines(limit / floor, i - 0.4, i + 0.4, color="#6b7280", lw=1.2, label=label)
+        axes.axhline(1, color="#6b7280", lw=0.8, ls=":")
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}×")
+        axes.set_xticks(range(len(settings)), [s.case for s in settings], rotation=60, ha="right", fontsize=7)
+        axes.set_ylabel(f"time / {results.floors[family][0]}")
+        axes.set_title(f"{mode}, {dtype}, threads: {threads}", fontsize=10)
+        axes.grid(axis="y", lw=0.4, alpha=0.6)
+    labels = {label: handle for axes in figure.axes for handle, label in _legend(axes)}
+    figure.legend(labels.values(), labels.keys(), fontsize=7, ncols=4, loc="outside upper center")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
+
+
+def _legend(axes: Axes) -> Iterator[tuple[Artist, str]]:
+    return zip(*axes.get_legend_handles_labels(), strict=True)
+
+
+def write(folder: Path, name: str, files: Mapping[str, bytes | None]) -> list[Path]:
+    """Write ``name`` with each suffix; a file is whole or absent, and so is a change of it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for suffix, content in files.items():
+        if content is None:
+            continue
+        target = folder / f"{name}{suffix}"
+        partial = folder / f".{target.name}.{os.getpid()}.partial"
+        try:
+            partial.write_bytes(content)
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
+        written.append(target)
+    return written
