@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
 
 #include "cpu_capability.h"
 
@@ -131,6 +132,65 @@ DCNZOO_INLINE double sum_lanes(Vector<double> v) {
 #else
   return v[0] + v[1];
 #endif
+}
+
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#define DCNZOO_HAS_SHUFFLE 1
+#endif
+#endif
+
+#ifdef DCNZOO_HAS_SHUFFLE
+template <typename T>
+struct Zip {  // (a0 b0 a1 b1 …) of the lower halves, and of the upper
+  template <int... I>
+  static DCNZOO_INLINE Vector<T> low(Vector<T> a, Vector<T> b, std::integer_sequence<int, I...>) {
+    return __builtin_shufflevector(a, b, (I / 2 + (I % 2) * kLanes<T>)...);
+  }
+  template <int... I>
+  static DCNZOO_INLINE Vector<T> high(Vector<T> a, Vector<T> b, std::integer_sequence<int, I...>) {
+    return __builtin_shufflevector(a, b, (kLanes<T> / 2 + I / 2 + (I % 2) * kLanes<T>)...);
+  }
+};
+
+// A square of kLanes × kLanes: zipping row i with row i + half, log2(kLanes) times, transposes it.
+template <typename T>
+DCNZOO_INLINE void transpose_square(const T* from, int64_t from_stride, T* to, int64_t to_stride) {
+  constexpr int lanes = kLanes<T>;
+  using Sequence = std::make_integer_sequence<int, lanes>;
+  Vector<T> rows[2][lanes];
+#pragma GCC unroll 16
+  for (int i = 0; i < lanes; ++i) rows[0][i] = load(from + i * from_stride);
+  int now = 0;
+#pragma GCC unroll 4
+  for (int width = 1; width < lanes; width *= 2) {
+#pragma GCC unroll 8
+    for (int i = 0; i < lanes / 2; ++i) {
+      rows[1 - now][2 * i] = Zip<T>::low(rows[now][i], rows[now][i + lanes / 2], Sequence{});
+      rows[1 - now][2 * i + 1] = Zip<T>::high(rows[now][i], rows[now][i + lanes / 2], Sequence{});
+    }
+    now = 1 - now;
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < lanes; ++i) store(to + i * to_stride, rows[now][i]);
+}
+#endif
+
+// [rows][columns] -> [columns][rows]
+template <typename T>
+void transpose(const T* __restrict from, int64_t from_stride, T* __restrict to, int64_t to_stride,
+               int64_t rows, int64_t columns) {
+  int64_t done_rows = 0, done_columns = 0;
+#ifdef DCNZOO_HAS_SHUFFLE
+  constexpr int64_t lanes = kLanes<T>;
+  for (; done_rows + lanes <= rows; done_rows += lanes)
+    for (done_columns = 0; done_columns + lanes <= columns; done_columns += lanes)
+      transpose_square(from + done_rows * from_stride + done_columns, from_stride,
+                       to + done_columns * to_stride + done_rows, to_stride);
+#endif
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t c = r < done_rows ? done_columns : 0; c < columns; ++c)
+      to[c * to_stride + r] = from[r * from_stride + c];
 }
 
 // The operations that shared arithmetic (…_math.h) asks for, lane by lane. A mask's lanes are 0 or -1, as

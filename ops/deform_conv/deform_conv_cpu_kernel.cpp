@@ -40,7 +40,7 @@ constexpr int kCorners = 1 << Rank;
 template <typename T, int Rank, bool Backward>
 struct Plan {
   using Index = typename IndexOf<T>::type;
-  Index* index;    // [tap][corner][row] pixel
+  Index* index;    // [tap][corner][row] pixel; the first corner's is negative where nothing is read
   T* weight;       // [tap][corner][row]; forward: times mask, backward: without
   T* slope;        // [tap][axis · corners + corner][row]; backward only
   T* factor;       // [tap][row] the mask; backward only
@@ -134,7 +134,9 @@ struct TapPlan {
     const Value modulation = read(mask), zero{};
     for (int corner = 0; corner < corners; ++corner) {
       const Value share = corner_weight<Value, Rank>(corner, found.fraction);
-      write(index + corner * stride, found.index[corner]);
+      const IndexValue none = IndexValue{} - 1;
+      write(index + corner * stride,
+            corner ? found.index[corner] : Lanes<Value>::choose(found.inside, found.index[0], none));
       // not a product with valid: a NaN in the mask of an outside sample stays out
       const Value weighted = Backward ? share : share * modulation;
       const Value kept = Lanes<Value>::choose(found.valid[corner] != zero, weighted, zero);
@@ -189,33 +191,45 @@ void make_plan(const DeformConvCpu<T>& p, const ChannelSlice& slice, const Rows<
   });
 }
 
+// From one panel of a tile's columns to the next. The odd row keeps the panels' rows from falling into
+// the same set of the first-level cache.
+template <typename T>
+DCNZOO_INLINE int64_t panel_stride(const DeformConvCpu<T>& p) {
+  return (p.tile_rows + 1) * kPanel<T>;
+}
+
+template <typename T>
+DCNZOO_INLINE int64_t columns_size(const DeformConvCpu<T>& p, int64_t depth) {
+  return depth / kPanel<T> * panel_stride(p);
+}
+
 // Walks the columns of one (row, tap) of a slice: whole vectors where the channel count allows, else
 // single elements. `vector(channel, column)` and `element(channel, column)` get the offset of their
 // column within the tile's panels.
 template <typename T, typename OnVector, typename OnElement>
-DCNZOO_INLINE void each_column(int64_t tap, int64_t channels, int64_t row, int64_t tile_rows,
+DCNZOO_INLINE void each_column(int64_t tap, int64_t channels, int64_t row, int64_t stride,
                                OnVector vector, OnElement element) {
   constexpr int lanes = kLanes<T>, panel = kPanel<T>;
   int64_t column = tap * channels;
   if (channels % panel == 0) {
-    int64_t at = (column / panel * tile_rows + row) * panel;
-    for (int64_t c = 0; c < channels; c += panel, at += tile_rows * panel) {
+    int64_t at = column / panel * stride + row * panel;
+    for (int64_t c = 0; c < channels; c += panel, at += stride) {
       vector(c, at);
       vector(c + lanes, at + lanes);
     }
   } else if (channels % lanes == 0) {
     for (int64_t c = 0; c < channels; c += lanes, column += lanes)
-      vector(c, (column / panel * tile_rows + row) * panel + column % panel);
+      vector(c, column / panel * stride + row * panel + column % panel);
   } else {
     for (int64_t c = 0; c < channels; ++c, ++column)
-      element(c, (column / panel * tile_rows + row) * panel + column % panel);
+      element(c, column / panel * stride + row * panel + column % panel);
   }
 }
 
 template <typename T>
 void zero_padding_columns(const DeformConvCpu<T>& p, const ChannelSlice& slice, T* columns) {
   for (int64_t column = p.taps * slice.count; column < slice.depth; ++column) {
-    T* at = columns + column / kPanel<T> * p.tile_rows * kPanel<T> + column % kPanel<T>;
+    T* at = columns + column / kPanel<T> * panel_stride(p) + column % kPanel<T>;
     for (int64_t r = 0; r < p.tile_rows; ++r) at[r * kPanel<T>] = 0;
   }
 }
@@ -224,21 +238,21 @@ template <typename T, int Rank>
 void sample(const DeformConvCpu<T>& p, const ChannelSlice& slice, const Rows<T, Rank>& rows,
             const Plan<T, Rank, false>& plan, T* columns) {
   constexpr int corners = kCorners<Rank>;
+  const int64_t stride = panel_stride(p);
   for (int64_t r = 0; r < rows.count; ++r) {
     const T* map = rows.input[r] + slice.first;
     for (int64_t tap = 0; tap < p.taps; ++tap) {
       const T* from[corners];
       T weight[corners];
-      bool reads = false;
+      const bool reads = plan.index[tap * corners * rows.stride + r] >= 0;
       for (int corner = 0; corner < corners; ++corner) {
         const int64_t at = (tap * corners + corner) * rows.stride + r;
         from[corner] = map + int64_t(plan.index[at]) * p.channels;
         weight[corner] = plan.weight[at];
-        reads = reads | (weight[corner] != 0);
       }
       if (reads) {
         each_column<T>(
-            tap, slice.count, r, p.tile_rows,
+            tap, slice.count, r, stride,
             [&](int64_t c, int64_t at) {
               Vector<T> value = weight[0] * load(from[0] + c);
               for (int corner = 1; corner < corners; ++corner)
@@ -252,24 +266,10 @@ void sample(const DeformConvCpu<T>& p, const ChannelSlice& slice, const Rows<T, 
             });
       } else {  // zero even where the map holds Inf or NaN
         each_column<T>(
-            tap, slice.count, r, p.tile_rows,
+            tap, slice.count, r, stride,
             [&](int64_t, int64_t at) { store(columns + at, Vector<T>{}); },
             [&](int64_t, int64_t at) { columns[at] = 0; });
       }
-    }
-  }
-}
-
-template <typename T>
-void transpose(const T* __restrict from, int64_t from_stride, T* __restrict to, int64_t to_stride,
-               int64_t rows, int64_t columns) {
-  constexpr int64_t block = 16;
-  for (int64_t r0 = 0; r0 < rows; r0 += block) {
-    const int64_t r1 = rows - r0 < block ? rows : r0 + block;
-    for (int64_t c0 = 0; c0 < columns; c0 += block) {
-      const int64_t c1 = columns - c0 < block ? columns : c0 + block;
-      for (int64_t c = c0; c < c1; ++c)
-        for (int64_t r = r0; r < r1; ++r) to[c * to_stride + r] = from[r * from_stride + c];
     }
   }
 }
@@ -323,7 +323,7 @@ int64_t forward_scratch_of(const DeformConvCpu<T>& p) {
   Arena arena{nullptr};
   Rows<T, Rank>::allocate(arena, p.tile_rows);
   Plan<T, Rank, false>::allocate(arena, p.taps, p.tile_rows);
-  arena.take<T>(most_depth(p) * p.tile_rows);
+  arena.take<T>(columns_size(p, most_depth(p)));
   arena.take<T>(p.groups * padded_outputs(p) * p.tile_rows);
   return (arena.next - static_cast<char*>(nullptr)) / int64_t(sizeof(T));
 }
@@ -333,7 +333,7 @@ void forward_of(const DeformConvCpu<T>& p, int64_t begin, int64_t end, T* scratc
   Arena arena{reinterpret_cast<char*>(scratch)};
   auto rows = Rows<T, Rank>::allocate(arena, p.tile_rows);
   auto plan = Plan<T, Rank, false>::allocate(arena, p.taps, p.tile_rows);
-  T* columns = arena.take<T>(most_depth(p) * p.tile_rows);
+  T* columns = arena.take<T>(columns_size(p, most_depth(p)));
   T* result = arena.take<T>(p.groups * padded_outputs(p) * p.tile_rows);
   const int64_t padded = padded_outputs(p), all_rows = p.images * p.out_pixels;
   for (int64_t tile = begin; tile < end; ++tile) {
@@ -350,7 +350,7 @@ void forward_of(const DeformConvCpu<T>& p, int64_t begin, int64_t end, T* scratc
       }
       sample<T, Rank>(p, slice, rows, plan, columns);
       zero_padding_columns(p, slice, columns);
-      const LeftOperand<T> left{columns, kPanel<T>, 1, kPanel<T>, p.tile_rows * kPanel<T>};
+      const LeftOperand<T> left{columns, kPanel<T>, 1, kPanel<T>, panel_stride(p)};
       multiply<T>(left, count, p.weight + slice.weight, slice.depth, padded / kPanel<T>,
                   result + slice.group * p.tile_rows * padded, padded, kPanel<T>,
                   !slice.opens_group);
@@ -365,6 +365,7 @@ template <typename T, int Rank, bool Input, bool Fields>
 void sample_backward(const DeformConvCpu<T>& p, const ChannelSlice& slice, const Rows<T, Rank>& rows,
                      const Plan<T, Rank, true>& plan, T* columns, T* fields) {
   constexpr int corners = kCorners<Rank>;
+  const int64_t stride = panel_stride(p);
   for (int64_t r = 0; r < rows.count; ++r) {
     const T* map = rows.input[r] + slice.first;
     T* grad_map = Input ? p.grad_input + (map - p.input) : nullptr;
@@ -373,14 +374,13 @@ void sample_backward(const DeformConvCpu<T>& p, const ChannelSlice& slice, const
       T* to[corners];
       T weight[corners], modulated[corners];
       const T factor = plan.factor[tap * rows.stride + r];
-      bool reads = false;
+      const bool reads = plan.index[tap * corners * rows.stride + r] >= 0;
       for (int corner = 0; corner < corners; ++corner) {
         const int64_t at = (tap * corners + corner) * rows.stride + r;
         const int64_t place = int64_t(plan.index[at]) * p.channels;
         from[corner] = map + place;
         if (Input) to[corner] = grad_map + place;
         weight[corner] = plan.weight[at];
-        reads = reads | (weight[corner] != 0);
         modulated[corner] = factor * weight[corner];
       }
       // Σ over channels of gradient · pixel, per corner
@@ -388,7 +388,7 @@ void sample_backward(const DeformConvCpu<T>& p, const ChannelSlice& slice, const
       T dot_rest[corners] = {};
       if (reads) {
         each_column<T>(
-            tap, slice.count, r, p.tile_rows,
+            tap, slice.count, r, stride,
             [&](int64_t c, int64_t at) {
               const Vector<T> gradient = load(columns + at);
               Vector<T> value{};
@@ -416,7 +416,7 @@ void sample_backward(const DeformConvCpu<T>& p, const ChannelSlice& slice, const
             });
       } else {
         each_column<T>(
-            tap, slice.count, r, p.tile_rows,
+            tap, slice.count, r, stride,
             [&](int64_t, int64_t at) { store(columns + at, Vector<T>{}); },
             [&](int64_t, int64_t at) { columns[at] = 0; });
       }
@@ -455,7 +455,7 @@ struct BackwardScratch {
   BackwardScratch(Arena& arena, const DeformConvCpu<T>& p)
       : rows(Rows<T, Rank>::allocate(arena, p.tile_rows)),
         plan(Plan<T, Rank, true>::allocate(arena, p.taps, p.tile_rows)),
-        columns(arena.take<T>(most_depth(p) * p.tile_rows)),
+        columns(arena.take<T>(columns_size(p, most_depth(p)))),
         gradient(arena.take<T>(p.out_channels / p.groups * p.tile_rows)),
         fields(arena.take<T>(p.taps * (Rank + 1) * p.tile_rows)) {}
 };
@@ -514,7 +514,7 @@ void backward_of(const DeformConvCpu<T>& p, int64_t s, int64_t begin, int64_t en
   BackwardScratch<T, Rank> tile(arena, p);
   const ChannelSlice& slice = p.slices[s];
   const int64_t outputs = p.out_channels / p.groups, panels = slice.depth / kPanel<T>;
-  const int64_t panel_stride = p.tile_rows * kPanel<T>;
+  const int64_t stride = panel_stride(p);
   const bool fields = p.grad_offset || p.grad_mask, input = p.grad_input != nullptr;
   for (int64_t first = begin * p.out_pixels; first < end * p.out_pixels; first += p.tile_rows) {
     const int64_t left = end * p.out_pixels - first;
@@ -525,7 +525,7 @@ void backward_of(const DeformConvCpu<T>& p, int64_t s, int64_t begin, int64_t en
     if (fields || input) {
       const LeftOperand<T> gradient{tile.gradient, 1, p.tile_rows, outputs, 0};
       multiply<T>(gradient, count, p.weight_backward + slice.weight, outputs, panels, tile.columns,
-                  kPanel<T>, panel_stride, false);
+                  kPanel<T>, stride, false);
     }
     const auto run = fields && input ? sample_backward<T, Rank, true, true>
                      : fields        ? sample_backward<T, Rank, false, true>
@@ -537,7 +537,7 @@ void backward_of(const DeformConvCpu<T>& p, int64_t s, int64_t begin, int64_t en
       zero_padding_columns(p, slice, tile.columns);
       const LeftOperand<T> gradient{tile.gradient, p.tile_rows, 1, count, 0};
       for (int64_t panel = 0; panel < panels; ++panel)
-        multiply<T>(gradient, outputs, tile.columns + panel * panel_stride, count, 1,
+        multiply<T>(gradient, outputs, tile.columns + panel * stride, count, 1,
                     p.grad_weight + slice.weight + panel * outputs * kPanel<T>, kPanel<T>, 0, true);
     }
   }
