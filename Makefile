@@ -1,12 +1,14 @@
 # Two commands: `make demo` and `make test`. Each sets up all it needs and skips what is done.
+# PYTHON=python3.12 chooses another Python, ARGS="…" goes to the command that a target runs.
 PYTHON ?= python3
 VENV   := .venv
 RUN    := $(VENV)/bin/python
+PIP    := $(RUN) -m pip --quiet --disable-pip-version-check
 
 OPS := $(shell find ops -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all bench gpu wheel docs lint format peers clean
+.PHONY: help setup demo test test-all peers bench gpu wheel docs lint format clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -19,12 +21,12 @@ $(VENV)/.installed: requirements.txt requirements-openmmlab.txt
 	test ! -e $(VENV)/.installing || rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
 	touch $(VENV)/.installing
-	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-openmmlab.txt
+	$(PIP) install -r requirements.txt
+	$(PIP) install --no-deps -r requirements-openmmlab.txt
 	mv $(VENV)/.installing $@
 
 $(VENV)/.built: $(VENV)/.installed setup.py pyproject.toml $(OPS)
-	$(RUN) -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
+	$(PIP) install --no-build-isolation --no-deps -e .
 	$(RUN) -m dcnzoo env
 	touch $@
 
@@ -37,6 +39,38 @@ test: setup  ## the tests, in under 15 minutes on two cores
 test-all: setup  ## the tests with the long tail
 	$(RUN) -m pytest -n 2 -m "not peers" $(ARGS)
 
+# The rivals have an environment of their own, since mmcv overwrites mmcv-lite; everything else is seen
+# in .venv through a .pth file. mmcv is compiled (6–15 minutes on 2 cores), or comes from a wheel that
+# you have: make peers MMCV_WHEEL=mmcv-2.1.0-….whl
+PEERS      := .venv-peers
+MMCV_WHEEL ?= $(firstword $(wildcard ../shared/peers/mmcv-2.1.0-*.whl))
+SITE        = -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
+$(PEERS)/.installed: $(VENV)/.installed requirements-peers.txt
+	rm -rf $(PEERS)
+	$(RUN) -m venv --without-pip $(PEERS)
+	echo "import site; site.addsitedir('$$($(RUN) $(SITE))')" > $$($(PEERS)/bin/python $(SITE))/venv.pth
+	MMCV_WITH_OPS=1 $(PIP) --python $(PEERS)/bin/python install --no-deps --no-build-isolation $(or $(MMCV_WHEEL),mmcv==2.1.0)
+	$(PIP) --python $(PEERS)/bin/python install -r requirements-peers.txt
+	touch $@
+
+peers: setup $(PEERS)/.installed  ## compare with mmcv's compiled operators
+	$(PEERS)/bin/python -m pytest -m peers tests/peers $(ARGS)
+
+bench: setup $(PEERS)/.installed  ## time and memory beside every rival (docs/benchmarks)
+	$(PEERS)/bin/python tools/benchmark/ops.py $(or $(ARGS),--demo-training)
+
+# Neither .venv nor network: where the GPU is, python3 has torch, numpy and pytest, and dcnzoo/ops/_C_*.so
+# come with the working tree, built before where nvcc is.
+gpu:  ## where a GPU is: test and time the CUDA kernels (docs/benchmarks)
+	$(PYTHON) tools/gpu.py $(ARGS)
+
+$(VENV)/.docs: $(VENV)/.installed requirements-docs.txt
+	$(PIP) install -r requirements-docs.txt
+	touch $@
+
+docs: setup $(VENV)/.docs  ## docs/_build/html/index.html
+	$(RUN) -m sphinx --quiet --fail-on-warning --keep-going docs docs/_build/html $(ARGS)
+
 lint: setup  ## style, as CI checks it
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
@@ -45,8 +79,8 @@ format: setup  ## apply the style
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 
-wheel: setup  ## dist/*.whl, one for every Python >= 3.10 and torch >= 2.10
-	$(RUN) -m pip wheel --quiet --disable-pip-version-check --no-build-isolation --no-deps -w dist .
+wheel: setup  ## dist/*.whl, one for every Python from 3.10 and torch from 2.10 on
+	$(PIP) wheel --no-build-isolation --no-deps -w dist .
 
 clean:  ## remove what was built (not .venv, data or work_dirs)
-	rm -rf build dist *.egg-info dcnzoo/ops/*.so $(VENV)/.built
+	rm -rf build dist docs/_build *.egg-info dcnzoo/ops/*.so $(VENV)/.built
