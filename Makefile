@@ -8,7 +8,7 @@ PIP    := $(RUN) -m pip --quiet --disable-pip-version-check
 OPS := $(shell find ops -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all peers bench gpu wheel docs lint format clean
+.PHONY: help setup demo test test-all peers bench gpu docs lint format wheel clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'

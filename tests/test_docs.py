@@ -1,0 +1,189 @@
+"""What the documentation says: links lead somewhere, code runs, messages and figures are as quoted."""
+
+from __future__ import annotations
+
+import functools
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from dcnzoo.ops import deform_conv2d
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = sorted(
+    path
+    for pattern in ("*.md", "docs/**/*.md", "configs/*/README.md")
+    for path in ROOT.glob(pattern)
+    if "_build" not in path.parts
+)
+# Pages whose Python blocks run one after the other, with what they take for granted
+RUN = {
+    "README.md": {},
+    "docs/use_the_op.md": {},
+    "docs/ops/nms.md": {"boxes": torch.rand(5, 4), "scores": torch.rand(5)},
+    "docs/ops/roi_align.md": {"maps": torch.rand(1, 3, 8, 9), "rois": torch.tensor([[0.0, 1, 2, 90, 80]])},
+    "docs/ops/deform_conv.md": {
+        "input": torch.rand(1, 4, 5, 6),
+        "weight": torch.rand(2, 4, 3, 3),
+        "offset": torch.rand(1, 18, 5, 6),
+        "mask": torch.rand(1, 9, 5, 6),
+        "bias": torch.rand(2),
+    },
+}
+
+if not PAGES:
+    pytest.skip("needs the repository", allow_module_level=True)
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", path.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def is_config(block: str) -> bool:
+    return re.match(r"(_base_|model|optim_wrapper) = ", block) is not None
+
+
+def anchors(path: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_links_lead_somewhere(path):
+    text = re.sub(r"^```.*?^```$", "", path.read_text(), flags=re.DOTALL | re.MULTILINE)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if "://" in target:
+            continue
+        file, _, anchor = target.partition("#")
+        place = path.parent / file if file else path
+        assert place.exists(), f"{target}: no such file"
+        assert not anchor or anchor in anchors(place), f"{target}: no such heading"
+
+
+@pytest.mark.parametrize("page", RUN)
+def test_code_runs(page, monkeypatch):
+    # what test_ops.py compiles with inductor takes a minute
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    namespace = dict(RUN[page])
+    for block in blocks(ROOT / page, "python"):
+        if not is_config(block):
+            exec(compile(block, page, "exec"), namespace)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_code_compiles(path):
+    for block in blocks(path, "python"):
+        compile(block, name_of(path), "exec")
+
+
+def test_configs_turn_dcn_on(tmp_path):
+    pytest.importorskip("mmdet")
+    import dcnzoo.models  # noqa: F401
+
+    # isort: split
+    from mmdet.registry import MODELS
+    from mmengine.config import Config
+    from mmengine.registry import DefaultScope
+
+    configs = [
+        block for path in PAGES for block in blocks(path, "python") if block.startswith("_base_ = 'mmdet::")
+    ]
+    assert configs
+    for text in configs:
+        file = tmp_path / "config.py"
+        file.write_text(text)
+        cfg = Config.fromfile(file)
+        cfg.model.backbone.init_cfg = None
+        with DefaultScope.overwrite_default_scope("mmdet"), torch.device("meta"):
+            parameters = MODELS.build(cfg.model).state_dict()
+        assert any("conv_offset" in name for name in parameters), text
+
+
+def test_quoted_errors_of_deform_conv():
+    input, weight = torch.rand(2, 64, 50, 84), torch.rand(4, 64, 3, 3)
+    offset, mask = torch.zeros(2, 18, 50, 84), torch.ones(2, 9, 50, 84)
+    calls = (
+        {"offset": offset[:, :16]},
+        {"mask": mask[:, :, ::2, ::2]},
+        {"offset": offset[:1]},
+        {"input": input.double()},
+        {"groups": 3},
+        {"im2col_step": 0},
+    )
+    messages = []
+    for changed in calls:
+        given = {"input": input, "weight": weight, "offset": offset, "mask": mask, "padding": 1, **changed}
+        with pytest.raises(RuntimeError) as error:
+            deform_conv2d(**given)
+        messages.append(str(error.value))
+    (quoted,) = blocks(ROOT / "docs/ops/deform_conv.md", "text")
+    assert quoted.splitlines() == messages
+
+
+def test_quoted_messages_exist():
+    """Every message in the troubleshooting page is one that the code has, or one of the stack's."""
+    foreign = {
+        "ModuleNotFoundError: No module named 'mmcv._ext'",
+        "ModuleNotFoundError: No module named 'pkg_resources'",
+        "__init__() got an unexpected keyword argument 'dcn'",
+        "does not have a deterministic implementation",
+    }
+    files = [ROOT / "setup.py", ROOT / "Makefile"]
+    for folder, patterns in {"dcnzoo": ["*.py"], "tools": ["*.py"], "ops": ["*.h", "*.cpp", "*.cuh"]}.items():
+        files += [path for pattern in patterns for path in (ROOT / folder).rglob(pattern)]
+    # a message that the code puts together from pieces is found piece by piece
+    source = re.sub(r"\s+", " ", " ".join(path.read_text() for path in files))
+    text = (ROOT / "docs/troubleshooting.md").read_text()
+    terms = re.findall(r"^(`.*`)\n: ", text, re.MULTILINE)
+    assert len(terms) > 15
+    for message in (m for term in terms for m in re.findall(r"`([^`]+)`", term)):
+        pieces = re.split(r"\d+[^a-z]*taps[^a-z]*group\)|\d+|: |float\d*|_C_\w+\.so", message)
+        for piece in (p.strip(" (,;:") for p in pieces):
+            assert message in foreign or piece in source, f"{message!r}: {piece!r} is nowhere"
+
+
+def test_targets_exist():
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for path in PAGES:
+        code = " ".join(re.findall(r"`([^`\n]+)`", path.read_text()) + blocks(path, "bash"))
+        for target in re.findall(r"\bmake ([a-z][a-z-]*)\b", code):
+            assert target in targets, f"{name_of(path)}: make {target}"
+
+
+def test_every_page_is_in_the_index():
+    docs = ROOT / "docs"
+    listed = set()
+    for index in (docs / "index.md", docs / "ops/index.md"):
+        (tree,) = blocks(index, r"\{toctree\}")
+        listed |= {
+            index.parent / f"{line}.md" for line in tree.splitlines() if line and not line.startswith(":")
+        }
+    assert listed | {docs / "index.md"} == {path for path in PAGES if docs in path.parents}
+
+
+def test_picture_is_what_the_script_draws():
+    script = ROOT / "docs/figures/draw_offset_layout.py"
+    assert runpy.run_path(str(script))["draw"]() == script.with_name("offset_layout.svg").read_text("utf-8")
+
+
+def test_model_zoo_lists_every_config():
+    lines = (ROOT / "model_zoo.md").read_text().splitlines()
+    for metafile in ROOT.glob("configs/*/metafile.yml"):
+        for model in yaml.safe_load(metafile.read_text())["Models"]:
+            (line,) = [line for line in lines if f"]({model['Config']})" in line]
+            figures = {
+                name: value for result in model["Results"] for name, value in result["Metrics"].items()
+            }
+            cells = [cell.strip() for cell in line.split("|")]
+            assert cells[3:5] == [str(figures.get(name, "–")) for name in ("box AP", "mask AP")]
+            assert cells[5] == "published" and model["Published"] and model["Weights"] in line
+    for config in ROOT.glob("configs/demo/*.py"):
+        assert any(f"]({config.relative_to(ROOT)})" in line for line in lines)

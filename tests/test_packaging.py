@@ -1,0 +1,247 @@
+"""Building, and what is built: never a package without operators, one clear message for what is missing."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "dcnzoo", "ops")
+
+if not (ROOT / "setup.py").exists():
+    pytest.skip("needs the sources", allow_module_level=True)
+
+
+@pytest.fixture
+def tree(tmp_path) -> Path:
+    """The sources alone, as in a fresh clone."""
+    tree = tmp_path / "clone"
+    tree.mkdir()
+    built = shutil.ignore_patterns("*.so", "__pycache__")
+    for name in SOURCES:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, tree / name, ignore=built)
+        else:
+            shutil.copy(source, tree / name)
+    return tree
+
+
+def programs(folder: Path, *names: str) -> str:
+    """A PATH with these programs and no others."""
+    folder.mkdir()
+    for name in names:
+        found = shutil.which(name)
+        if found is None:
+            pytest.skip(f"{name} is not installed")
+        (folder / name).symlink_to(found)
+    return str(folder)
+
+
+def setup(tree: Path, *command: str, path: str | None = None, modules: str | None = None, **variables: str):
+    """Runs setup.py; ``modules`` is a folder of modules that hide those installed."""
+    kept = {k: v for k, v in os.environ.items() if k not in ("CXX", "CUDA_HOME", "CUDA_PATH", "PYTHONPATH")}
+    environment = {**kept, "DCNZOO_CUDA": "0", **variables}
+    if path is not None:
+        environment["PATH"] = path
+    if modules is not None:
+        environment["PYTHONPATH"] = modules
+    return subprocess.run(
+        [sys.executable, "setup.py", "-q", *command],
+        cwd=tree,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+def assert_stops(result, tree: Path, problem: str, remedy: str) -> None:
+    assert result.returncode != 0
+    lines = [line for line in result.stderr.splitlines() if "warn" not in line.lower()]
+    assert "Traceback" not in result.stderr, result.stderr
+    assert lines[-2:] == [f"dcnzoo: cannot build the operators: {problem}", f"        {remedy}"]
+    assert not list(tree.rglob("*.so"))
+
+
+def fake_module(folder: Path, name: str, content: str) -> str:
+    (folder / name).mkdir(parents=True)
+    (folder / name / "__init__.py").write_text(content)
+    return str(folder)
+
+
+def test_without_compiler(tree, tmp_path):
+    result = setup(tree, "build_ext", "--inplace", path=programs(tmp_path / "bin"))
+    remedy = "Install one (Debian/Ubuntu: apt install g++), or point CXX at yours."
+    assert_stops(result, tree, "no C++ compiler found (looked for 'c++').", remedy)
+
+
+def test_compiler_that_is_not_there(tree):
+    result = setup(tree, "build_ext", "--inplace", CXX="no-such-compiler -O2")
+    remedy = "Install one (Debian/Ubuntu: apt install g++), or point CXX at yours."
+    assert_stops(result, tree, "no C++ compiler found (looked for 'no-such-compiler -O2').", remedy)
+
+
+def test_without_ninja(tree, tmp_path):
+    modules = fake_module(tmp_path / "modules", "ninja", "raise ImportError\n")
+    result = setup(tree, "build_ext", "--inplace", path=programs(tmp_path / "bin", "g++"), modules=modules)
+    assert_stops(result, tree, "ninja is not installed.", "pip install ninja")
+
+
+def test_without_torch(tree, tmp_path):
+    modules = fake_module(tmp_path / "modules", "torch", "raise ImportError\n")
+    result = setup(tree, "build_ext", "--inplace", modules=modules)
+    remedy = "Install torch >= 2.10 first, or build without --no-build-isolation."
+    assert_stops(result, tree, "torch is not installed where the build runs.", remedy)
+
+
+def test_with_an_old_torch(tree, tmp_path):
+    modules = fake_module(tmp_path / "modules", "torch", "__version__ = '2.9.1+cu128'\n")
+    result = setup(tree, "build_ext", "--inplace", modules=modules)
+    problem = "torch 2.9.1+cu128 is too old; 2.10 or newer is needed."
+    assert_stops(result, tree, problem, 'pip install "torch>=2.10"')
+
+
+def test_compiler_that_fails(tree):
+    result = setup(tree, "build_ext", "--inplace", CXX=shutil.which("false"))
+    remedy = "The compiler's message stands above. DCNZOO_CUDA=0 leaves the CUDA library out."
+    assert_stops(result, tree, "compiling _C_cpu.so failed.", remedy)
+
+
+def test_source_archive_can_be_built_from(tree, tmp_path):
+    result = setup(tree, "sdist", "--dist-dir", str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    (archive,) = tmp_path.glob("dcnzoo-*.tar.gz")
+    with tarfile.open(archive) as tar:
+        names = {name.partition("/")[2] for name in tar.getnames()}
+    sources = {str(path.relative_to(tree)) for path in tree.joinpath("ops").rglob("*") if path.is_file()}
+    assert sources <= names and {"setup.py", "pyproject.toml", "dcnzoo/ops/deform_conv.py"} <= names
+    assert not any(name.startswith("tests") or name.endswith(".so") for name in names)
+
+
+def test_versions_agree():
+    """What setup.py, pyproject.toml and requirements.txt say about torch, and the changelog about dcnzoo."""
+    from dcnzoo import __version__
+
+    setup_py, project = (ROOT / "setup.py").read_text(), (ROOT / "pyproject.toml").read_text()
+    major, minor = re.search(r"MIN_TORCH = \((\d+), (\d+)\)", setup_py).groups()
+    assert f'dependencies = ["torch>={major}.{minor}"]' in project
+    assert f'TORCH_TARGET = "0x{int(major):02x}{int(minor):02x}000000000000"' in setup_py
+    (pin,) = re.findall(r"^torch==.*$", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
+    assert f'"{pin}"' in project, "an isolated build is the build that is tested"
+    assert f"## [{__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+    for pin in re.findall(r"^mm.*==.*$", (ROOT / "requirements-openmmlab.txt").read_text(), re.MULTILINE):
+        assert f'"{pin}"' in project
+
+
+# The Makefile, with stand-ins for Python
+
+STAND_IN = """#!/bin/sh
+# python -m venv FOLDER makes another one of these; everything else succeeds
+echo "$@" >> {log}
+if [ "$2" = venv ]; then mkdir -p "$3/bin" && cp "$0" "$3/bin/python"; fi
+"""
+
+
+@pytest.fixture
+def makefile(tmp_path):
+    """Runs make in a folder with the Makefile, and lists what Python was asked to do."""
+    if shutil.which("make") is None:
+        pytest.skip("make is not installed")
+    folder, log = tmp_path / "clone", tmp_path / "log"
+    folder.mkdir()
+    (folder / "ops").mkdir()
+    shutil.copy(ROOT / "Makefile", folder)
+    for name in ("requirements.txt", "requirements-openmmlab.txt"):
+        (folder / name).touch()
+    python = tmp_path / "python"
+    python.write_text(STAND_IN.format(log=log))
+    python.chmod(0o755)
+
+    def make(*arguments: str, python: Path = python):
+        log.write_text("")
+        command = ["make", f"PYTHON={python}", *arguments]
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("MAKE") and k != "MFLAGS"}
+        result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+        return result, log.read_text().splitlines()
+
+    return folder, make
+
+
+def test_setup_is_done_once(makefile):
+    folder, make = makefile
+    result, calls = make(".venv/.installed")
+    assert result.returncode == 0, result.stderr
+    assert any("venv .venv" in call for call in calls)
+    assert sum("install" in call for call in calls) == 2
+    assert make(".venv/.installed")[1] == []
+    (folder / "requirements.txt").write_text("# changed\n")
+    os.utime(folder / ".venv/.installed", (0, 0))
+    assert sum("install" in call for call in make(".venv/.installed")[1]) == 2
+
+
+def test_interrupted_setup_begins_anew(makefile):
+    folder, make = makefile
+    (folder / ".venv").mkdir()
+    for name in (".installing", "half-installed"):
+        (folder / ".venv" / name).touch()
+    result, _ = make(".venv/.installed")
+    assert result.returncode == 0, result.stderr
+    assert sorted(p.name for p in (folder / ".venv").iterdir()) == [".installed", "bin"]
+
+
+def test_old_python_is_refused(makefile, tmp_path):
+    folder, make = makefile
+    old = tmp_path / "python3.9"
+    code = "import sys; sys.version_info = (3, 9, 2); exec(sys.argv[1])"
+    old.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{code}" "$2"\n')
+    old.chmod(0o755)
+    result, _ = make("setup", python=old)
+    assert result.returncode != 0
+    assert "dcnzoo needs Python 3.10 or newer; " in result.stderr
+    assert "Traceback" not in result.stderr and not (folder / ".venv").exists()
+
+
+def test_every_target_is_explained():
+    text = (ROOT / "Makefile").read_text()
+    phony = re.search(r"^\.PHONY: (.*)$", text, re.MULTILINE)[1].split()
+    assert re.findall(r"^([a-z-]+):.*##", text, re.MULTILINE) == phony
+
+
+# A whole build
+
+
+@pytest.mark.slow
+def test_wheel(tree, tmp_path):
+    """One wheel for every Python; it holds the operators and no tests, and runs beside torch alone."""
+    result = setup(tree, "bdist_wheel", "--dist-dir", str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    assert re.fullmatch(r"dcnzoo-[\d.]+-py3-none-(linux|macosx)_\w+\.whl", wheel.name)
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        archive.extractall(tmp_path / "site")
+    assert "dcnzoo/ops/_C_cpu.so" in names
+    assert all(name.split("/")[0].startswith("dcnzoo") for name in names)
+    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "dcnzoo").rglob("*.py")}
+    assert modules == {name for name in names if name.endswith(".py")}
+    code = """
+import torch, dcnzoo.ops
+x, w = torch.randn(2, 4, 5, 6), torch.randn(3, 4, 3, 3)
+y = dcnzoo.ops.deform_conv2d(x, w, torch.zeros(2, 18, 5, 6), padding=1)
+torch.testing.assert_close(y, torch.nn.functional.conv2d(x, w, padding=1))
+print(dcnzoo.__file__)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == str(tmp_path / "site/dcnzoo/__init__.py")

@@ -1,0 +1,124 @@
+"""Where a GPU is: test dcnzoo's CUDA kernels and time them, in under ten minutes (``make gpu``).
+
+Needs python3 with torch, numpy and pytest, and the libraries dcnzoo/ops/_C_*.so, which ``make setup`` builds
+where nvcc is; neither pip nor network. The benchmark also needs rich and matplotlib and is left out, visibly,
+without them. Results go to docs/benchmarks/, named by GPU and versions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ElementTree
+from collections import Counter
+from importlib.util import find_spec
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tools" / "benchmark")]  # dcnzoo need not be installed
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path[:2]), "PYTHONUNBUFFERED": "1"}
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--out", type=Path, metavar="FOLDER", help="default: docs/benchmarks")
+    add("--seconds", type=float, default=0.1, help="for each contestant on each case (default: 0.1)")
+    add("--limit", type=float, default=570, help="seconds for everything (default: 570)")
+    add(
+        "--rehearse",
+        action="store_true",
+        help="without a GPU: the same steps with kernels emulated on the host and one small case on the CPU; "
+        "results go to work_dirs/benchmarks",
+    )
+    args = parser.parse_args()
+    args.out = args.out or ROOT / ("work_dirs" if args.rehearse else "docs") / "benchmarks"
+    return args
+
+
+def require(rehearse: bool) -> None:
+    """Ends with one line where something is missing."""
+    for package in ("torch", "numpy", "pytest"):
+        if find_spec(package) is None:
+            sys.exit(f"error: expected {package} in {sys.executable}, found none")
+    from dcnzoo.ops import _library, has_ops, with_cuda
+
+    if not has_ops():
+        sys.exit(f"error: {_library.problems['cpu']}")
+    if rehearse:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        sys.exit(f"error: expected a GPU, torch {torch.__version__} finds none; --rehearse goes without")
+    if not with_cuda():
+        sys.exit(f"error: {_library.problems['cuda']}")
+
+
+def run(command: list[str], seconds: float) -> bool:
+    """Whether it ended well and in time."""
+    print("+", *command, flush=True)
+    try:
+        done = subprocess.run([sys.executable, *command], cwd=ROOT, env=ENVIRONMENT, timeout=max(seconds, 1))
+    except subprocess.TimeoutExpired:
+        print(f"stopped: not done after {seconds:.0f} s", flush=True)
+        return False
+    return done.returncode == 0
+
+
+def run_tests(target: Path, facts: dict[str, object], seconds: float) -> bool:
+    """Runs tests/cuda; writes ``target``: counts, and what failed with its message."""
+    report = target.with_suffix(".xml")
+    command = ["-m", "pytest", "tests/cuda", "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
+    passed = run(command, seconds)
+    counts, failures = Counter(), {}
+    if report.exists():
+        for case in ElementTree.parse(report).iter("testcase"):
+            kinds = {child.tag for child in case} & {"failure", "error", "skipped"}
+            counts[kinds.pop() if kinds else "passed"] += 1
+            for problem in (*case.iterfind("failure"), *case.iterfind("error")):
+                failures[f"{case.get('classname')}::{case.get('name')}"] = problem.get("message")
+        report.unlink()
+    document = {"machine": facts, "finished": bool(counts), **counts, "failures": failures}
+    target.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+    print(f"written: {target}", flush=True)
+    return passed and counts["passed"] > 0
+
+
+def run_benchmark(args: argparse.Namespace, seconds: float) -> bool:
+    missing = [package for package in ("rich", "matplotlib") if find_spec(package) is None]
+    if missing:
+        print(f"benchmark left out: {', '.join(missing)} not installed", flush=True)
+        return True
+    extent = ["--quick"] if args.rehearse else ["--device", "cuda", f"--seconds={args.seconds:g}"]
+    return run(["tools/benchmark/ops.py", *extent, "--out", str(args.out)], seconds)
+
+
+def main() -> None:
+    start = time.monotonic()
+    args = parse_args()
+    require(args.rehearse)
+    import machine
+
+    facts = machine.describe("cpu" if args.rehearse else "cuda")
+    print(", ".join(f"{key} {value}" for key, value in facts.items()), flush=True)
+    args.out.mkdir(parents=True, exist_ok=True)
+
+    def remaining() -> float:
+        return args.limit - (time.monotonic() - start)
+
+    # the tests may take two thirds, since figures of wrong kernels are worth nothing
+    tested = run_tests(args.out / f"{machine.slug(facts)}-tests.json", facts, remaining() * 2 / 3)
+    measured = run_benchmark(args, remaining())
+    print(f"tests {'passed' if tested else 'FAILED'}, benchmark {'done' if measured else 'FAILED'}")
+    sys.exit(not (tested and measured))
+
+
+if __name__ == "__main__":
+    main()
