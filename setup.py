@@ -39,6 +39,7 @@ if platform.machine() in ("x86_64", "AMD64"):
     avx512 = [*avx2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"]
     CPU_CAPABILITIES["AVX2"] = avx2
     CPU_CAPABILITIES["AVX512"] = [*avx512, "-mprefer-vector-width=512"]
+    CPU_CAPABILITIES["AVX512_BF16"] = [*CPU_CAPABILITIES["AVX512"], "-mavx512bf16"]
 
 
 def stop(problem: str, remedy: str) -> None:
@@ -116,7 +117,10 @@ class BuildOps(build_ext):
         if os.environ.get("MAX_JOBS"):
             command += ["-j", os.environ["MAX_JOBS"]]
         if subprocess.run(command).returncode != 0:
-            stop(f"compiling {target.name} failed.", "The compiler's message stands above. DCNZOO_CUDA=0 leaves the CUDA library out.")
+            stop(
+                f"compiling {target.name} failed.",
+                "The compiler's message stands above. DCNZOO_CUDA=0 leaves the CUDA library out.",
+            )
 
     def common_flags(self, library: Path) -> list[str]:
         include = library / "include"
@@ -138,7 +142,8 @@ class BuildOps(build_ext):
                 "-fvisibility=hidden",
                 "-Wall",
                 "-Wextra",
-                "-Wno-maybe-uninitialized", "-Wno-ignored-attributes",
+                "-Wno-maybe-uninitialized",
+                "-Wno-ignored-attributes",
                 "-fopenmp-simd",
             ),
             *("-fno-math-errno", "-fno-trapping-math"),

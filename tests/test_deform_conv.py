@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from dcnzoo.ops import deform_conv2d
 from dcnzoo.ops import reference as oracle
 
 from .op_cases.deform_conv import call, make, reference
+from .test_ops import assert_same
 
 
 def test_hand_worked_example():
@@ -214,6 +216,24 @@ def test_half_input_with_float32_offsets(dtype):
     assert error <= torch.finfo(dtype).eps
     output.float().sum().backward()
     assert [t.grad.dtype for t in leaves] == [dtype, dtype, torch.float32, torch.float32, dtype]
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_map_that_is_staged_in_several_passes(groups):
+    """CPU kernels stage a bounded number of channels at a time and add up over the passes."""
+    sample = make(
+        "large",
+        batch=1,
+        channels=192,
+        out_channels=3,
+        size=(95, 128),
+        kernel=(1, 2),
+        groups=groups,
+        offset_groups=2,
+        mask_groups=1,
+    )
+    assert sample.tensors[0].nbytes > 16 << 20
+    assert_same(SimpleNamespace(call=call, reference=reference), sample, sample, 1e-10)
 
 
 def test_inference_mode_and_no_grad():

@@ -9,10 +9,10 @@
 
 namespace dcnzoo {
 
-enum class CpuCapability { DEFAULT, AVX2, AVX512 };
+enum class CpuCapability { DEFAULT, AVX2, AVX512, AVX512_BF16 };
 
 // The best one that was compiled in and that this machine has, or what DCNZOO_CPU_CAPABILITY names
-// (default, avx2, avx512); throws where that is unknown or not available here.
+// (default, avx2, avx512, avx512_bf16); throws where that is unknown or not available here.
 CpuCapability cpu_capability();
 std::string cpu_capability_name();
 
@@ -29,8 +29,10 @@ std::string cpu_capability_name();
   namespace cpu_DEFAULT { const table_type& function(); }                        \
   namespace cpu_AVX2 { const table_type& function(); }                           \
   namespace cpu_AVX512 { const table_type& function(); }                         \
+  namespace cpu_AVX512_BF16 { const table_type& function(); }                    \
   inline const table_type& function##_dispatched() {                             \
     switch (cpu_capability()) {                                                  \
+      case CpuCapability::AVX512_BF16: return cpu_AVX512_BF16::function();       \
       case CpuCapability::AVX512: return cpu_AVX512::function();                 \
       case CpuCapability::AVX2: return cpu_AVX2::function();                     \
       default: return cpu_DEFAULT::function();                                   \

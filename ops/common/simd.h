@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 #include <utility>
 
 #include "cpu_capability.h"
@@ -29,6 +30,8 @@ constexpr int kRowBlock = DCNZOO_ROW_BLOCK;
 
 template <typename T>
 constexpr int kLanes = kVectorBytes / int(sizeof(T));
+template <>
+constexpr int kLanes<uint16_t> = kLanes<float>;  // half a vector: it widens to a whole one
 template <typename T>
 constexpr int kPanel = 2 * kLanes<T>;  // columns of a GEMM panel: two vectors
 
@@ -50,6 +53,10 @@ template <>
 struct VectorOf<int64_t> {
   typedef int64_t type __attribute__((vector_size(kVectorBytes), aligned(8), may_alias));
 };
+template <>
+struct VectorOf<uint16_t> {
+  typedef uint16_t type __attribute__((vector_size(kVectorBytes / 2), aligned(2), may_alias));
+};
 template <typename T>
 using Vector = typename VectorOf<T>::type;  // unaligned loads and stores are as fast where aligned
 
@@ -61,6 +68,53 @@ DCNZOO_INLINE Vector<T> load(const T* from) {
 template <typename T>
 DCNZOO_INLINE void store(T* to, Vector<T> value) {
   *reinterpret_cast<Vector<T>*>(to) = value;
+}
+
+// bfloat16 as its bits: the upper half of a float's.
+DCNZOO_INLINE Vector<float> widen(Vector<uint16_t> bits) {
+  typedef uint32_t Wide __attribute__((vector_size(kVectorBytes)));
+  return (Vector<float>)(__builtin_convertvector(bits, Wide) << 16);
+}
+
+DCNZOO_INLINE float widen(uint16_t bits) {
+  const uint32_t wide = uint32_t(bits) << 16;
+  float value;
+  __builtin_memcpy(&value, &wide, sizeof value);
+  return value;
+}
+
+// To the nearest, ties to even, as torch rounds.
+DCNZOO_INLINE Vector<uint16_t> narrow(Vector<float> value) {
+#if defined(__AVX512BF16__)
+  return (Vector<uint16_t>)_mm512_cvtneps_pbh((__m512)value);
+#else
+  typedef uint32_t Wide __attribute__((vector_size(kVectorBytes)));
+  const Wide bits = (Wide)value;
+  const Wide rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  const Wide quiet = (bits >> 16) | 0x40;  // NaN: rounding could make it infinite
+  return __builtin_convertvector((Wide)(value != value ? quiet : rounded), Vector<uint16_t>);
+#endif
+}
+
+DCNZOO_INLINE uint16_t narrow(float value) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &value, sizeof bits);
+  if (value != value) return uint16_t((bits >> 16) | 0x40);
+  return uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+// A stored number, or a vector of them, as it is computed with; and back.
+DCNZOO_INLINE float widened(uint16_t value) { return widen(value); }
+DCNZOO_INLINE Vector<float> widened(Vector<uint16_t> value) { return widen(value); }
+template <typename V>
+DCNZOO_INLINE V widened(V value) {
+  return value;
+}
+
+template <typename S, typename V>
+DCNZOO_INLINE auto narrowed(V value) {
+  if constexpr (std::is_same_v<S, uint16_t>) return narrow(value);
+  else return value;
 }
 
 // The same for code that is written for scalars and vectors alike.

@@ -2,9 +2,10 @@
 // deform_conv_cpu_kernel.cpp.
 #include <torch/csrc/stable/ops.h>
 
-#include <cstring>
-#include <memory>
+#include <algorithm>
+#include <type_traits>
 
+#include "../common/memory_format.h"
 #include "../common/parallel.h"
 #include "deform_conv_cpu_kernel.h"
 #include "deform_conv_shapes.h"
@@ -12,25 +13,33 @@
 namespace dcnzoo {
 namespace {
 
-template <typename T>
-const DeformConvKernels<T>& kernels_of();
-template <>
-const DeformConvKernels<float>& kernels_of<float>() { return deform_conv_kernels_float_dispatched(); }
-template <>
-const DeformConvKernels<double>& kernels_of<double>() { return deform_conv_kernels_double_dispatched(); }
+template <typename T, typename S>
+const DeformConvForward<T, S>& forward_kernels() {
+  const DeformConvKernels& all = deform_conv_kernels_dispatched();
+  if constexpr (std::is_same_v<S, BFloat16Bits>) return all.forward_bfloat16;
+  else if constexpr (std::is_same_v<T, double>) return all.forward_double;
+  else return all.forward_float;
+}
 
-// Images are staged channels-last (and the backward's partial sums kept) for at most this much at a
-// time, however large im2col_step is.
-constexpr int64_t kStagingBytes = 16 << 20;
+template <typename T>
+const DeformConvBackward<T>& backward_kernels() {
+  if constexpr (std::is_same_v<T, double>) return deform_conv_kernels_dispatched().backward_double;
+  else return deform_conv_kernels_dispatched().backward_float;
+}
+
+// What is staged channels-last at a time, however large im2col_step is: fewer images first, then fewer
+// channels of one image. More threads need more slices at a time to share.
+int64_t staging_bytes() {
+  return (int64_t(4) << 20) * std::max<int64_t>(torch::stable::get_num_threads(), 3);
+}
+
 // Channels of a slice: 9 taps · 64 channels · 96 rows of float are 216 KiB, a quarter of a usual L2.
 constexpr int64_t kSliceBytes = 64 * sizeof(float);
 constexpr int64_t kTileRows = 96;
 
-template <typename T>
-std::vector<ChannelSlice> slice_channels(const DeformConvShapes& s, int64_t most_channels) {
+std::vector<ChannelSlice> slice_channels(const DeformConvShapes& s, int64_t most_channels, int64_t panel) {
   std::vector<ChannelSlice> slices;
-  const int64_t group_channels = s.channels / s.groups, panel = kernels_of<T>().panel;
-  const int64_t outputs = s.out_channels / s.groups;
+  const int64_t group_channels = s.channels / s.groups;
   const auto field_group = [&](int64_t channel, int64_t groups) {
     return groups ? channel / (s.channels / groups) : 0;
   };
@@ -56,7 +65,6 @@ std::vector<ChannelSlice> slice_channels(const DeformConvShapes& s, int64_t most
       slice.shares_points |= &other != &slice && (other.offset_group == slice.offset_group ||
                                                   other.mask_group == slice.mask_group);
   }
-  (void)outputs;
   return slices;
 }
 
@@ -70,9 +78,9 @@ int64_t place_weights(std::vector<ChannelSlice>& slices, int64_t padded_outputs)
   return total;
 }
 
-template <typename T>
-DeformConvCpu<T> problem_of(const DeformConvShapes& s, const std::vector<ChannelSlice>& slices) {
-  DeformConvCpu<T> p{};
+template <typename T, typename S = T>
+DeformConvCpu<T, S> problem_of(const DeformConvShapes& s, const std::vector<ChannelSlice>& slices) {
+  DeformConvCpu<T, S> p{};
   p.rank = int(s.rank);
   for (int64_t axis = 0; axis < s.rank; ++axis) {
     p.in[axis] = s.in[axis], p.out[axis] = s.out[axis], p.kernel[axis] = s.kernel[axis];
@@ -83,26 +91,26 @@ DeformConvCpu<T> problem_of(const DeformConvShapes& s, const std::vector<Channel
   p.offset_groups = s.offset_groups, p.mask_groups = s.mask_groups;
   p.taps = s.taps, p.in_pixels = s.in_pixels, p.out_pixels = s.out_pixels;
   p.tile_rows = kTileRows;
-  p.slices = slices.data(), p.slice_count = int64_t(slices.size());
+  p.slices = slices.data(), p.slice_end = int64_t(slices.size());
+  p.input_channels = s.channels;
   return p;
 }
 
 // How many images are lowered at a time.
-template <typename T>
-int64_t chunk_of(const DeformConvShapes& s) {
-  const int64_t image_bytes = s.channels * s.in_pixels * int64_t(sizeof(T));
-  return std::clamp<int64_t>(kStagingBytes / std::max<int64_t>(image_bytes, 1), 1, s.im2col_step);
+int64_t images_at_a_time(const DeformConvShapes& s, int64_t element_bytes) {
+  const int64_t image_bytes = s.channels * s.in_pixels * element_bytes;
+  return std::clamp<int64_t>(staging_bytes() / std::max<int64_t>(image_bytes, 1), 1, s.im2col_step);
 }
 
-bool is_channels_last(const Tensor& tensor) {
-  const int64_t rank = tensor.dim() - 2;
-  int64_t stride = tensor.size(1);
-  if (tensor.stride(1) != 1) return false;
-  for (int64_t axis = rank + 1; axis >= 2; --axis) {
-    if (tensor.size(axis) != 1 && tensor.stride(axis) != stride) return false;
-    stride *= tensor.size(axis);
+// The end of the pass that begins with slice `begin`: as many slices as may be staged at a time.
+int64_t end_of_pass(const std::vector<ChannelSlice>& slices, int64_t begin, int64_t channel_bytes) {
+  int64_t end = begin, bytes = 0;
+  while (end < int64_t(slices.size())) {
+    bytes += slices[end].count * channel_bytes;
+    if (end > begin && bytes > staging_bytes()) break;
+    ++end;
   }
-  return tensor.size(0) == 1 || tensor.stride(0) == stride;
+  return end;
 }
 
 // A map in memory: channels last or first, contiguous either way.
@@ -113,34 +121,29 @@ struct Map {
 
 Map as_map(const Tensor& tensor) {
   if (tensor.is_contiguous()) return {tensor, false};
-  if (is_channels_last(tensor)) return {tensor, true};
+  if (wants_channels_last(tensor)) return {tensor, true};
   return {torch::stable::contiguous(tensor), false};
 }
 
-// An empty tensor of these sizes whose memory is channels last.
-Tensor new_channels_last(const Tensor& like, const std::vector<int64_t>& sizes) {
-  std::vector<int64_t> order{sizes[0]};
-  order.insert(order.end(), sizes.begin() + 2, sizes.end());
-  order.push_back(sizes[1]);
-  Tensor tensor = torch::stable::new_empty(like, order);
-  for (int64_t axis = int64_t(sizes.size()) - 1; axis > 1; --axis)
-    tensor = torch::stable::transpose(tensor, axis - 1, axis);
-  return tensor;
-}
-
-// [images][channels][pixels] -> [images][pixels][channels], or back with the sizes exchanged.
-template <typename T>
-void transpose_images(const T* from, T* to, int64_t images, int64_t rows, int64_t columns) {
+// [images][rows][columns] -> [images][columns][rows]; images lie from_image and to_image apart.
+template <typename T, typename S = T>
+void transpose_images(const S* from, int64_t from_image, S* to, int64_t to_image, int64_t images,
+                      int64_t rows, int64_t columns) {
   constexpr int64_t stretch = 256;
   const int64_t stretches = (columns + stretch - 1) / stretch;
   parallel_for(images * stretches, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t image = i / stretches, first = i % stretches * stretch;
-      kernels_of<T>().transpose(from + image * rows * columns + first, columns,
-                                to + image * rows * columns + first * rows, rows, rows,
-                                std::min(stretch, columns - first));
+      forward_kernels<T, S>().transpose(from + image * from_image + first, columns,
+                                        to + image * to_image + first * rows, rows, rows,
+                                        std::min(stretch, columns - first));
     }
   });
+}
+
+template <typename T>
+void zero(T* data, int64_t size) {
+  parallel_for(size, 1 << 16, [&](int64_t begin, int64_t end) { std::fill(data + begin, data + end, T(0)); });
 }
 
 std::optional<Tensor> contiguous_as(const std::optional<Tensor>& tensor, ScalarType type) {
@@ -153,47 +156,66 @@ const T* data_or_null(const std::optional<Tensor>& tensor) {
   return tensor ? static_cast<const T*>(tensor->const_data_ptr()) : nullptr;
 }
 
-template <typename T>
+// S is the type of input, weight and output, T that of offset, mask and bias.
+template <typename T, typename S>
 Tensor forward(const DeformConvShapes& s, const Tensor& input, const Tensor& weight,
                const std::optional<Tensor>& offset, const std::optional<Tensor>& mask,
                const std::optional<Tensor>& bias) {
-  const DeformConvKernels<T>& kernels = kernels_of<T>();
+  const DeformConvForward<T, S>& kernels = forward_kernels<T, S>();
   const Map map = as_map(input);
   Tensor output = map.channels_last ? new_channels_last(input, s.output_sizes())
                                     : torch::stable::new_empty(input, s.output_sizes());
   if (output.numel() == 0) return output;
 
-  std::vector<ChannelSlice> slices = slice_channels<T>(s, kSliceBytes / int64_t(sizeof(T)));
+  std::vector<ChannelSlice> slices = slice_channels(s, kSliceBytes / int64_t(sizeof(T)), kernels.panel);
   const int64_t outputs = s.out_channels / s.groups;
   const int64_t padded = (outputs + kernels.panel - 1) / kernels.panel * kernels.panel;
-  Buffer<T> packed(place_weights(slices, padded));
-  DeformConvCpu<T> p = problem_of<T>(s, slices);
-  parallel_for(p.slice_count, 1, [&](int64_t begin, int64_t end) {
-    kernels.pack_forward(p, static_cast<const T*>(weight.const_data_ptr()), packed.data(), begin, end);
+  Buffer<S> packed(place_weights(slices, padded));
+  DeformConvCpu<T, S> p = problem_of<T, S>(s, slices);
+  const int64_t all_slices = p.slice_end;
+  parallel_for(all_slices, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t slice = begin; slice < end; ++slice)
+      kernels.pack(p, static_cast<const S*>(weight.const_data_ptr()), packed.data(), slice);
   });
   p.weight = packed.data();
   p.bias = data_or_null<T>(bias);
   p.output_channels_last = map.channels_last;
 
-  const int64_t chunk = chunk_of<T>(s), image_size = s.channels * s.in_pixels;
-  const T* images = static_cast<const T*>(map.tensor.const_data_ptr());
-  Buffer<T> staged(map.channels_last ? 0 : chunk * image_size);
+  const int64_t chunk = images_at_a_time(s, sizeof(S)), image_size = s.channels * s.in_pixels;
+  const S* images = static_cast<const S*>(map.tensor.const_data_ptr());
+  Buffer<S> staged;
   for (int64_t first = 0; first < s.batch; first += chunk) {
     p.images = std::min(chunk, s.batch - first);
-    p.input = images + first * image_size;
-    if (!map.channels_last) {
-      transpose_images(p.input, staged.data(), p.images, s.channels, s.in_pixels);
-      p.input = staged.data();
-    }
     const int64_t fields = first * s.taps * s.out_pixels;
     p.offset = offset ? data_or_null<T>(offset) + fields * s.offset_groups * s.rank : nullptr;
     p.mask = mask ? data_or_null<T>(mask) + fields * s.mask_groups : nullptr;
-    p.output = static_cast<T*>(output.mutable_data_ptr()) + first * s.out_channels * s.out_pixels;
-    const int64_t tiles = (p.images * s.out_pixels + p.tile_rows - 1) / p.tile_rows;
-    const int64_t scratch = kernels.forward_scratch(p);
-    parallel_for(tiles, 1, [&](int64_t begin, int64_t end) {
-      kernels.forward(p, begin, end, thread_scratch<T>(scratch));
-    });
+    p.output = static_cast<S*>(output.mutable_data_ptr()) + first * s.out_channels * s.out_pixels;
+    p.slice_end = 0;
+    while (p.slice_end < all_slices) {
+      p.slice_begin = p.slice_end;
+      p.input = images + first * image_size;
+      // Sums that pass through a narrower output would be rounded: then all channels go in one pass.
+      if (map.channels_last || !std::is_same_v<S, T>)
+        p.slice_end = all_slices;
+      else
+        p.slice_end = end_of_pass(slices, p.slice_begin, p.images * s.in_pixels * int64_t(sizeof(S)));
+      if (!map.channels_last) {
+        const ChannelSlice& last = slices[p.slice_end - 1];
+        p.first_channel = slices[p.slice_begin].first;
+        p.input_channels = last.first + last.count - p.first_channel;
+        const int64_t staged_image = p.input_channels * s.in_pixels;
+        if (staged.size() < p.images * staged_image) staged = Buffer<S>(p.images * staged_image);
+        transpose_images<T, S>(p.input + p.first_channel * s.in_pixels, image_size, staged.data(),
+                               staged_image, p.images, p.input_channels, s.in_pixels);
+        p.input = staged.data();
+      }
+      p.add_to_output = p.slice_begin > 0;
+      const int64_t tiles = (p.images * s.out_pixels + p.tile_rows - 1) / p.tile_rows;
+      const int64_t scratch = kernels.scratch_bytes(p);
+      parallel_for(tiles, 1, [&](int64_t begin, int64_t end) {
+        kernels.run(p, begin, end, thread_scratch<char>(scratch));
+      });
+    }
   }
   return output;
 }
@@ -207,7 +229,7 @@ template <typename T>
 Gradients<T> backward(const DeformConvShapes& s, const Tensor& grad_output, const Tensor& input,
                       const Tensor& weight, const std::optional<Tensor>& offset,
                       const std::optional<Tensor>& mask, const std::vector<bool>& wanted) {
-  const DeformConvKernels<T>& kernels = kernels_of<T>();
+  const DeformConvBackward<T>& kernels = backward_kernels<T>();
   const Map map = as_map(input), grad_map = as_map(grad_output);
   const Tensor none = torch::stable::new_empty(input, {0});
   const auto like = [&](const Tensor& tensor) {
@@ -227,43 +249,39 @@ Gradients<T> backward(const DeformConvShapes& s, const Tensor& grad_output, cons
 
   // Slices are the unit of parallel work, since no two of them write the same gradient of input or
   // weight; narrow maps get narrower ones. They depend on the shapes alone, so the sums do too.
-  const int64_t most = kSliceBytes / int64_t(sizeof(T));
-  const int64_t wish = (s.channels / 2 + kernels.panel - 1) / kernels.panel * kernels.panel;
-  std::vector<ChannelSlice> slices = slice_channels<T>(s, std::clamp(wish, kernels.panel, most));
+  const int64_t most = kSliceBytes / int64_t(sizeof(T)), panel = forward_kernels<T, T>().panel;
+  const int64_t wish = (s.channels / 2 + panel - 1) / panel * panel;
+  std::vector<ChannelSlice> slices = slice_channels(s, std::clamp(wish, panel, most), panel);
   const int64_t packed_size = place_weights(slices, s.out_channels / s.groups);
   DeformConvCpu<T> p = problem_of<T>(s, slices);
+  const int64_t all_slices = p.slice_end;
 
   Buffer<T> packed(wanted[0] || wanted[2] || wanted[3] ? packed_size : 0);
   if (packed.size()) {
-    parallel_for(p.slice_count, 1, [&](int64_t begin, int64_t end) {
-      kernels.pack_backward(p, static_cast<const T*>(weight.const_data_ptr()), packed.data(), begin, end);
+    parallel_for(all_slices, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t slice = begin; slice < end; ++slice)
+        kernels.pack(p, static_cast<const T*>(weight.const_data_ptr()), packed.data(), slice);
     });
   }
   p.weight_backward = packed.data();
   p.grad_output_channels_last = grad_map.channels_last;
 
   // Where slices are few, several blocks of images go in parallel, each with a weight gradient of its own.
-  const int64_t chunk = chunk_of<T>(s), image_size = s.channels * s.in_pixels;
-  const int64_t blocks = std::clamp<int64_t>(16 / p.slice_count, 1, chunk);
+  const int64_t chunk = images_at_a_time(s, sizeof(T)), image_size = s.channels * s.in_pixels;
+  const int64_t blocks = std::clamp<int64_t>(16 / all_slices, 1, chunk);
   Buffer<T> grad_weight(wanted[1] ? blocks * packed_size : 0);
-  std::memset(grad_weight.data(), 0, grad_weight.size() * sizeof(T));
+  std::fill_n(grad_weight.data(), grad_weight.size(), T(0));
   bool shares = false;
   for (const ChannelSlice& slice : slices) shares |= slice.shares_points;
-  const bool fields = wanted[2] || wanted[3];
-  Buffer<T> grad_fields(shares && fields
-                            ? p.slice_count * s.taps * (s.rank + 1) * chunk * s.out_pixels
-                            : 0);
-  p.grad_fields = grad_fields.data();
-  Buffer<T> staged(map.channels_last ? 0 : chunk * image_size);
-  Buffer<T> grad_staged(wanted[0] && !map.channels_last ? chunk * image_size : 0);
+  shares &= wanted[2] || wanted[3];
+  Buffer<T> staged, grad_staged, grad_fields;
+  const auto grow = [](Buffer<T>& buffer, int64_t size) {
+    if (buffer.size() < size) buffer = Buffer<T>(size);
+    return buffer.data();
+  };
 
   for (int64_t first = 0; first < s.batch; first += chunk) {
     p.images = std::min(chunk, s.batch - first);
-    p.input = static_cast<const T*>(map.tensor.const_data_ptr()) + first * image_size;
-    if (!map.channels_last) {
-      transpose_images(p.input, staged.data(), p.images, s.channels, s.in_pixels);
-      p.input = staged.data();
-    }
     const int64_t pixels = first * s.out_pixels;
     const int64_t offset_at = pixels * s.taps * s.offset_groups * s.rank;
     const int64_t mask_at = pixels * s.taps * s.mask_groups;
@@ -273,38 +291,58 @@ Gradients<T> backward(const DeformConvShapes& s, const Tensor& grad_output, cons
     p.grad_offset =
         wanted[2] ? static_cast<T*>(gradients.offset.mutable_data_ptr()) + offset_at : nullptr;
     p.grad_mask = wanted[3] ? static_cast<T*>(gradients.mask.mutable_data_ptr()) + mask_at : nullptr;
-    if (wanted[0]) {
-      p.grad_input = map.channels_last
-                         ? static_cast<T*>(gradients.input.mutable_data_ptr()) + first * image_size
-                         : grad_staged.data();
-      parallel_for(p.images * s.in_pixels, 4096, [&](int64_t begin, int64_t end) {
-        std::memset(p.grad_input + begin * s.channels, 0, (end - begin) * s.channels * sizeof(T));
-      });
-    }
+    const T* images = static_cast<const T*>(map.tensor.const_data_ptr()) + first * image_size;
+    T* grad_images =
+        wanted[0] ? static_cast<T*>(gradients.input.mutable_data_ptr()) + first * image_size : nullptr;
     const int64_t per_block = (p.images + blocks - 1) / blocks;
-    const int64_t used = (p.images + per_block - 1) / per_block;
-    const int64_t scratch = kernels.backward_scratch(p);
-    parallel_for(used * p.slice_count, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t task = begin; task < end; ++task) {
-        const int64_t block = task / p.slice_count;
-        DeformConvCpu<T> mine = p;
-        mine.grad_weight = wanted[1] ? grad_weight.data() + block * packed_size : nullptr;
-        kernels.backward(mine, task % p.slice_count, block * per_block,
-                         std::min((block + 1) * per_block, p.images), thread_scratch<T>(scratch));
+    const int64_t used_blocks = (p.images + per_block - 1) / per_block;
+    p.slice_end = 0;
+    while (p.slice_end < all_slices) {
+      p.slice_begin = p.slice_end;
+      // two maps are staged: the input and its gradient
+      p.slice_end = end_of_pass(slices, p.slice_begin, p.images * s.in_pixels * int64_t(2 * sizeof(T)));
+      const ChannelSlice& last = slices[p.slice_end - 1];
+      const int64_t first_channel = slices[p.slice_begin].first;
+      const int64_t channels = last.first + last.count - first_channel;
+      const int64_t staged_image = channels * s.in_pixels;
+      if (map.channels_last) {
+        p.input = images, p.grad_input = grad_images;
+        if (wanted[0] && p.slice_begin == 0) zero(p.grad_input, p.images * image_size);
+      } else {
+        p.first_channel = first_channel, p.input_channels = channels;
+        T* to = grow(staged, p.images * staged_image);
+        transpose_images<T>(images + first_channel * s.in_pixels, image_size, to, staged_image, p.images,
+                            channels, s.in_pixels);
+        p.input = to;
+        p.grad_input = wanted[0] ? grow(grad_staged, p.images * staged_image) : nullptr;
+        if (wanted[0]) zero(p.grad_input, p.images * staged_image);
       }
-    });
-    if (shares && fields) {
-      parallel_for(p.images, 1,
-                   [&](int64_t begin, int64_t end) { kernels.reduce_fields(p, begin, end); });
+      const int64_t slice_count = p.slice_end - p.slice_begin;
+      if (shares)
+        p.grad_fields =
+            grow(grad_fields, slice_count * s.taps * (s.rank + 1) * p.images * s.out_pixels);
+      const int64_t scratch = kernels.scratch_bytes(p);
+      parallel_for(used_blocks * slice_count, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t task = begin; task < end; ++task) {
+          const int64_t block = task / slice_count;
+          DeformConvCpu<T> mine = p;
+          mine.grad_weight = wanted[1] ? grad_weight.data() + block * packed_size : nullptr;
+          kernels.run(mine, p.slice_begin + task % slice_count, block * per_block,
+                      std::min((block + 1) * per_block, p.images), thread_scratch<char>(scratch));
+        }
+      });
+      if (shares) {
+        parallel_for(p.images, 1,
+                     [&](int64_t begin, int64_t end) { kernels.reduce_fields(p, begin, end); });
+      }
+      if (wanted[0] && !map.channels_last)
+        transpose_images<T>(p.grad_input, staged_image, grad_images + first_channel * s.in_pixels,
+                            image_size, p.images, s.in_pixels, channels);
     }
-    if (wanted[0] && !map.channels_last)
-      transpose_images<T>(grad_staged.data(),
-                       static_cast<T*>(gradients.input.mutable_data_ptr()) + first * image_size,
-                       p.images, s.in_pixels, s.channels);
   }
   if (wanted[1]) {
     T* to = static_cast<T*>(gradients.weight.mutable_data_ptr());
-    parallel_for(p.slice_count, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(all_slices, 1, [&](int64_t begin, int64_t end) {
       for (int64_t slice = begin; slice < end; ++slice)
         for (int64_t block = 0; block < blocks; ++block)
           kernels.unpack_weight_gradient(p, grad_weight.data() + block * packed_size, to, slice, block > 0);
@@ -323,14 +361,17 @@ Tensor deform_conv_cpu(const Tensor& input, const Tensor& weight, std::optional<
   const DeformConvShapes s = check_deform_conv(input, weight, offset, mask, bias, stride, padding,
                                                dilation, groups, im2col_step);
   const ScalarType type = accumulate_type(input.scalar_type());
-  const Tensor wide_input = torch::stable::to(input, type);
-  const Tensor wide_weight = *contiguous_as(weight, type);
   const auto wide_offset = contiguous_as(offset, type), wide_mask = contiguous_as(mask, type),
              wide_bias = contiguous_as(bias, type);
+  if (input.scalar_type() == ScalarType::BFloat16 && forward_kernels<float, BFloat16Bits>().run)
+    return forward<float, BFloat16Bits>(s, input, torch::stable::contiguous(weight), wide_offset, wide_mask,
+                                        wide_bias);
+  const Tensor wide_input = torch::stable::to(input, type);
+  const Tensor wide_weight = *contiguous_as(weight, type);
   const Tensor output =
       type == ScalarType::Double
-          ? forward<double>(s, wide_input, wide_weight, wide_offset, wide_mask, wide_bias)
-          : forward<float>(s, wide_input, wide_weight, wide_offset, wide_mask, wide_bias);
+          ? forward<double, double>(s, wide_input, wide_weight, wide_offset, wide_mask, wide_bias)
+          : forward<float, float>(s, wide_input, wide_weight, wide_offset, wide_mask, wide_bias);
   return torch::stable::to(output, input.scalar_type());
 }
 

@@ -7,6 +7,7 @@
 #include "deform_conv_cpu_kernel.h"
 
 #include <cstring>
+#include <type_traits>
 
 #include "../common/gemm.h"
 
@@ -58,25 +59,25 @@ struct Plan {
 };
 
 // The rows of a tile: which image and pixel each is, and where its taps start.
-template <typename T, int Rank>
+template <typename T, typename S, int Rank>
 struct Rows {
   int64_t count, stride;  // stride: rows of a full tile
   int64_t image, pixel;   // of the first row
   T* base[Rank];          // out · stride - padding, per row
-  const T** input;        // the row's image
+  const S** input;        // the row's image
   T *zeros, *ones;        // stand in for an absent offset and mask
 
   static Rows allocate(Arena& arena, int64_t rows) {
     Rows result{};
     result.stride = rows;
     for (int axis = 0; axis < Rank; ++axis) result.base[axis] = arena.take<T>(rows);
-    result.input = arena.take<const T*>(rows);
+    result.input = arena.take<const S*>(rows);
     result.zeros = arena.take<T>(rows);
     result.ones = arena.take<T>(rows);
     return result;
   }
 
-  void set(const DeformConvCpu<T>& p, int64_t first, int64_t rows) {
+  void set(const DeformConvCpu<T, S>& p, int64_t first, int64_t rows) {
     for (int64_t r = 0; r < rows; ++r) zeros[r] = T(0), ones[r] = T(1);
     count = rows;
     image = first / p.out_pixels;
@@ -87,14 +88,14 @@ struct Rows {
       position[axis] = rest % p.out[axis];
       rest /= p.out[axis];
     }
-    const T* map = p.input + image * p.in_pixels * p.channels;
+    const S* map = p.input + image * p.in_pixels * p.input_channels;
     for (int64_t r = 0; r < rows; ++r) {
       for (int axis = 0; axis < Rank; ++axis)
         base[axis][r] = T(position[axis] * p.stride[axis] - p.padding[axis]);
       input[r] = map;
       int axis = Rank - 1;
       while (axis >= 0 && ++position[axis] == p.out[axis]) position[axis--] = 0;
-      if (axis < 0) map += p.in_pixels * p.channels;
+      if (axis < 0) map += p.in_pixels * p.input_channels;
     }
   }
 
@@ -158,8 +159,8 @@ struct TapPlan {
   }
 };
 
-template <typename T, int Rank, bool Backward>
-void make_plan(const DeformConvCpu<T>& p, const ChannelSlice& slice, const Rows<T, Rank>& rows,
+template <typename T, typename S, int Rank, bool Backward>
+void make_plan(const DeformConvCpu<T, S>& p, const ChannelSlice& slice, const Rows<T, S, Rank>& rows,
                Plan<T, Rank, Backward>& plan) {
   constexpr int corners = kCorners<Rank>;
   using Tap = TapPlan<T, Rank, Backward>;
@@ -193,13 +194,13 @@ void make_plan(const DeformConvCpu<T>& p, const ChannelSlice& slice, const Rows<
 
 // From one panel of a tile's columns to the next. The odd row keeps the panels' rows from falling into
 // the same set of the first-level cache.
-template <typename T>
-DCNZOO_INLINE int64_t panel_stride(const DeformConvCpu<T>& p) {
+template <typename T, typename S>
+DCNZOO_INLINE int64_t panel_stride(const DeformConvCpu<T, S>& p) {
   return (p.tile_rows + 1) * kPanel<T>;
 }
 
-template <typename T>
-DCNZOO_INLINE int64_t columns_size(const DeformConvCpu<T>& p, int64_t depth) {
+template <typename T, typename S>
+DCNZOO_INLINE int64_t columns_size(const DeformConvCpu<T, S>& p, int64_t depth) {
   return depth / kPanel<T> * panel_stride(p);
 }
 
@@ -226,48 +227,49 @@ DCNZOO_INLINE void each_column(int64_t tap, int64_t channels, int64_t row, int64
   }
 }
 
-template <typename T>
-void zero_padding_columns(const DeformConvCpu<T>& p, const ChannelSlice& slice, T* columns) {
+template <typename T, typename S>
+void zero_padding_columns(const DeformConvCpu<T, S>& p, const ChannelSlice& slice, S* columns) {
   for (int64_t column = p.taps * slice.count; column < slice.depth; ++column) {
-    T* at = columns + column / kPanel<T> * panel_stride(p) + column % kPanel<T>;
+    S* at = columns + column / kPanel<T> * panel_stride(p) + column % kPanel<T>;
     for (int64_t r = 0; r < p.tile_rows; ++r) at[r * kPanel<T>] = 0;
   }
 }
 
-template <typename T, int Rank>
-void sample(const DeformConvCpu<T>& p, const ChannelSlice& slice, const Rows<T, Rank>& rows,
-            const Plan<T, Rank, false>& plan, T* columns) {
+template <typename T, typename S, int Rank>
+void sample(const DeformConvCpu<T, S>& p, const ChannelSlice& slice, const Rows<T, S, Rank>& rows,
+            const Plan<T, Rank, false>& plan, S* columns) {
   constexpr int corners = kCorners<Rank>;
   const int64_t stride = panel_stride(p);
   for (int64_t r = 0; r < rows.count; ++r) {
-    const T* map = rows.input[r] + slice.first;
+    const S* map = rows.input[r] + slice.first - p.first_channel;
     for (int64_t tap = 0; tap < p.taps; ++tap) {
-      const T* from[corners];
+      const S* from[corners];
       T weight[corners];
       const bool reads = plan.index[tap * corners * rows.stride + r] >= 0;
       for (int corner = 0; corner < corners; ++corner) {
         const int64_t at = (tap * corners + corner) * rows.stride + r;
-        from[corner] = map + int64_t(plan.index[at]) * p.channels;
+        from[corner] = map + int64_t(plan.index[at]) * p.input_channels;
         weight[corner] = plan.weight[at];
       }
       if (reads) {
-        each_column<T>(
+        each_column<S>(
             tap, slice.count, r, stride,
             [&](int64_t c, int64_t at) {
-              Vector<T> value = weight[0] * load(from[0] + c);
+              Vector<T> value = weight[0] * widened(load(from[0] + c));
               for (int corner = 1; corner < corners; ++corner)
-                value += weight[corner] * load(from[corner] + c);
-              store(columns + at, value);
+                value += weight[corner] * widened(load(from[corner] + c));
+              store<S>(columns + at, narrowed<S>(value));
             },
             [&](int64_t c, int64_t at) {
-              T value = weight[0] * from[0][c];
-              for (int corner = 1; corner < corners; ++corner) value += weight[corner] * from[corner][c];
-              columns[at] = value;
+              T value = weight[0] * widened(from[0][c]);
+              for (int corner = 1; corner < corners; ++corner)
+                value += weight[corner] * widened(from[corner][c]);
+              columns[at] = narrowed<S>(value);
             });
       } else {  // zero even where the map holds Inf or NaN
-        each_column<T>(
+        each_column<S>(
             tap, slice.count, r, stride,
-            [&](int64_t, int64_t at) { store(columns + at, Vector<T>{}); },
+            [&](int64_t, int64_t at) { store(columns + at, Vector<S>{}); },
             [&](int64_t, int64_t at) { columns[at] = 0; });
       }
     }
@@ -276,98 +278,134 @@ void sample(const DeformConvCpu<T>& p, const ChannelSlice& slice, const Rows<T, 
 
 int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
-template <typename T>
-int64_t most_depth(const DeformConvCpu<T>& p) {
+template <typename T, typename S>
+int64_t most_depth(const DeformConvCpu<T, S>& p) {
   int64_t depth = 0;
-  for (int64_t s = 0; s < p.slice_count; ++s)
+  for (int64_t s = p.slice_begin; s < p.slice_end; ++s)
     depth = p.slices[s].depth > depth ? p.slices[s].depth : depth;
   return depth;
 }
 
-// A tile's result, [group][row][outputs of a group rounded up to panels].
-template <typename T>
-int64_t padded_outputs(const DeformConvCpu<T>& p) {
+// A tile's result: [group][row][outputs of a group rounded up to panels].
+template <typename T, typename S>
+int64_t padded_outputs(const DeformConvCpu<T, S>& p) {
   return round_up(p.out_channels / p.groups, kPanel<T>);
 }
 
-template <typename T>
-void store_tile(const DeformConvCpu<T>& p, int64_t first_row, int64_t row_count, T* result) {
-  const int64_t group_outputs = p.out_channels / p.groups, padded = padded_outputs(p);
-  for (int64_t g = 0; g < p.groups; ++g) {
-    T* group_result = result + g * p.tile_rows * padded;
-    if (p.bias) {
-      const T* bias = p.bias + g * group_outputs;
-      for (int64_t r = 0; r < row_count; ++r) {
-        T* __restrict row = group_result + r * padded;
-        for (int64_t o = 0; o < group_outputs; ++o) row[o] += bias[o];
-      }
-    }
-    if (p.output_channels_last) {
-      for (int64_t r = 0; r < row_count; ++r)
-        std::memcpy(p.output + (first_row + r) * p.out_channels + g * group_outputs,
-                    group_result + r * padded, group_outputs * sizeof(T));
-      continue;
-    }
-    for (int64_t r = 0; r < row_count;) {
-      const int64_t image = (first_row + r) / p.out_pixels, pixel = (first_row + r) % p.out_pixels;
-      const int64_t left = p.out_pixels - pixel, count = row_count - r < left ? row_count - r : left;
-      T* to = p.output + (image * p.out_channels + g * group_outputs) * p.out_pixels + pixel;
-      transpose(group_result + r * padded, padded, to, p.out_pixels, count, group_outputs);
-      r += count;
-    }
+// Calls visit(result of the group, its first output, row_begin, row_end, image, pixel) for every group of
+// this pass and stretch of rows within one image.
+template <typename T, typename S, int Rank, typename Visit>
+void each_result(const DeformConvCpu<T, S>& p, const Rows<T, S, Rank>& rows, T* result, Visit visit) {
+  const int64_t first = p.slices[p.slice_begin].group, last = p.slices[p.slice_end - 1].group;
+  for (int64_t g = first; g <= last; ++g) {
+    T* group_result = result + g * p.tile_rows * padded_outputs(p);
+    rows.each_image(p.out_pixels, [&](int64_t begin, int64_t end, int64_t image, int64_t pixel) {
+      visit(group_result, g * (p.out_channels / p.groups), begin, end, image, pixel);
+    });
   }
 }
 
-template <typename T, int Rank>
-int64_t forward_scratch_of(const DeformConvCpu<T>& p) {
-  Arena arena{nullptr};
-  Rows<T, Rank>::allocate(arena, p.tile_rows);
-  Plan<T, Rank, false>::allocate(arena, p.taps, p.tile_rows);
-  arena.take<T>(columns_size(p, most_depth(p)));
-  arena.take<T>(p.groups * padded_outputs(p) * p.tile_rows);
-  return (arena.next - static_cast<char*>(nullptr)) / int64_t(sizeof(T));
+// The sums of earlier passes, back into the tile's result. (Passes are for S = T only.)
+template <typename T, typename S, int Rank>
+void load_tile(const DeformConvCpu<T, S>& p, const Rows<T, S, Rank>& rows, T* result) {
+  const int64_t outputs = p.out_channels / p.groups, padded = padded_outputs(p);
+  if constexpr (sizeof(S) == sizeof(T))
+    each_result(p, rows, result,
+                [&](T* group_result, int64_t first, int64_t begin, int64_t end, int64_t image, int64_t pixel) {
+                  const T* from = p.output + (image * p.out_channels + first) * p.out_pixels + pixel;
+                  transpose(from, p.out_pixels, group_result + begin * padded, padded, outputs, end - begin);
+                });
 }
 
-template <typename T, int Rank>
-void forward_of(const DeformConvCpu<T>& p, int64_t begin, int64_t end, T* scratch) {
-  Arena arena{reinterpret_cast<char*>(scratch)};
-  auto rows = Rows<T, Rank>::allocate(arena, p.tile_rows);
-  auto plan = Plan<T, Rank, false>::allocate(arena, p.taps, p.tile_rows);
-  T* columns = arena.take<T>(columns_size(p, most_depth(p)));
-  T* result = arena.take<T>(p.groups * padded_outputs(p) * p.tile_rows);
+template <typename T, typename S, int Rank>
+void store_tile(const DeformConvCpu<T, S>& p, const Rows<T, S, Rank>& rows, T* result, T* turned) {
+  const int64_t outputs = p.out_channels / p.groups, padded = padded_outputs(p);
+  // The last group of the pass may go on in the next one.
+  const ChannelSlice& last = p.slices[p.slice_end - 1];
+  const int64_t complete = (last.first + last.count) / (p.channels / p.groups) * outputs;
+  const auto copy = [](const T* __restrict from, S* __restrict to, int64_t count) {
+    int64_t i = 0;
+    for (; i + kLanes<T> <= count; i += kLanes<T>) store<S>(to + i, narrowed<S>(load(from + i)));
+    for (; i < count; ++i) to[i] = narrowed<S>(from[i]);
+  };
+  each_result(p, rows, result, [&](T* group_result, int64_t first, int64_t begin, int64_t end,
+                                   int64_t image, int64_t pixel) {
+    if (p.bias && (first + outputs <= complete)) {
+      const T* bias = p.bias + first;
+      for (int64_t r = begin; r < end; ++r) {
+        T* __restrict row = group_result + r * padded;
+        for (int64_t o = 0; o < outputs; ++o) row[o] += bias[o];
+      }
+    }
+    if (p.output_channels_last) {
+      for (int64_t r = begin; r < end; ++r)
+        copy(group_result + r * padded,
+             p.output + (image * p.out_pixels + pixel + r - begin) * p.out_channels + first, outputs);
+      return;
+    }
+    S* to = p.output + (image * p.out_channels + first) * p.out_pixels + pixel;
+    if constexpr (sizeof(S) == sizeof(T)) {
+      transpose(group_result + begin * padded, padded, to, p.out_pixels, end - begin, outputs);
+    } else {
+      transpose(group_result + begin * padded, padded, turned, p.tile_rows, end - begin, outputs);
+      for (int64_t o = 0; o < outputs; ++o) copy(turned + o * p.tile_rows, to + o * p.out_pixels, end - begin);
+    }
+  });
+}
+
+template <typename T, typename S, int Rank>
+struct ForwardScratch {
+  Rows<T, S, Rank> rows;
+  Plan<T, Rank, false> plan;
+  S* columns;  // panels of [row][kPanel]
+  T* result;   // [group][row][padded outputs]
+  T* turned;   // a group's result as [output][row], on its way to a narrower type
+
+  ForwardScratch(Arena& arena, const DeformConvCpu<T, S>& p)
+      : rows(Rows<T, S, Rank>::allocate(arena, p.tile_rows)),
+        plan(Plan<T, Rank, false>::allocate(arena, p.taps, p.tile_rows)),
+        columns(arena.take<S>(columns_size(p, most_depth(p)))),
+        result(arena.take<T>(p.groups * padded_outputs(p) * p.tile_rows)),
+        turned(arena.take<T>(sizeof(S) == sizeof(T) ? 0 : padded_outputs(p) * p.tile_rows)) {}
+};
+
+template <typename T, typename S, int Rank>
+void forward_of(const DeformConvCpu<T, S>& p, int64_t begin, int64_t end, char* scratch) {
+  Arena arena{scratch};
+  ForwardScratch<T, S, Rank> tile(arena, p);
   const int64_t padded = padded_outputs(p), all_rows = p.images * p.out_pixels;
-  for (int64_t tile = begin; tile < end; ++tile) {
-    const int64_t first = tile * p.tile_rows;
-    const int64_t count = all_rows - first < p.tile_rows ? all_rows - first : p.tile_rows;
-    rows.set(p, first, count);
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t first = i * p.tile_rows;
+    tile.rows.set(p, first, all_rows - first < p.tile_rows ? all_rows - first : p.tile_rows);
+    if (p.add_to_output) load_tile<T, S, Rank>(p, tile.rows, tile.result);
     const ChannelSlice* planned = nullptr;
-    for (int64_t s = 0; s < p.slice_count; ++s) {
+    for (int64_t s = p.slice_begin; s < p.slice_end; ++s) {
       const ChannelSlice& slice = p.slices[s];
       if (planned == nullptr || planned->offset_group != slice.offset_group ||
           planned->mask_group != slice.mask_group) {
-        make_plan<T, Rank, false>(p, slice, rows, plan);
+        make_plan<T, S, Rank, false>(p, slice, tile.rows, tile.plan);
         planned = &slice;
       }
-      sample<T, Rank>(p, slice, rows, plan, columns);
-      zero_padding_columns(p, slice, columns);
-      const LeftOperand<T> left{columns, kPanel<T>, 1, kPanel<T>, panel_stride(p)};
-      multiply<T>(left, count, p.weight + slice.weight, slice.depth, padded / kPanel<T>,
-                  result + slice.group * p.tile_rows * padded, padded, kPanel<T>,
-                  !slice.opens_group);
+      sample<T, S, Rank>(p, slice, tile.rows, tile.plan, tile.columns);
+      zero_padding_columns(p, slice, tile.columns);
+      const LeftOperand<S> left{tile.columns, kPanel<S>, 1, kPanel<S>, panel_stride(p)};
+      multiply<T, S>(left, tile.rows.count, p.weight + slice.weight, slice.depth, padded / kPanel<T>,
+                     tile.result + slice.group * p.tile_rows * padded, padded, kPanel<T>,
+                     !slice.opens_group);
     }
-    store_tile(p, first, count, result);
+    store_tile<T, S, Rank>(p, tile.rows, tile.result, tile.turned);
   }
 }
 
 // Columns' gradient in, columns out (in place). Adds to the input's gradient and writes the fields':
 // [tap · rank + axis][row] of the offset, then [tap][row] of the mask.
 template <typename T, int Rank, bool Input, bool Fields>
-void sample_backward(const DeformConvCpu<T>& p, const ChannelSlice& slice, const Rows<T, Rank>& rows,
+void sample_backward(const DeformConvCpu<T>& p, const ChannelSlice& slice, const Rows<T, T, Rank>& rows,
                      const Plan<T, Rank, true>& plan, T* columns, T* fields) {
   constexpr int corners = kCorners<Rank>;
   const int64_t stride = panel_stride(p);
   for (int64_t r = 0; r < rows.count; ++r) {
-    const T* map = rows.input[r] + slice.first;
+    const T* map = rows.input[r] + slice.first - p.first_channel;
     T* grad_map = Input ? p.grad_input + (map - p.input) : nullptr;
     for (int64_t tap = 0; tap < p.taps; ++tap) {
       const T* from[corners];
@@ -377,7 +415,7 @@ void sample_backward(const DeformConvCpu<T>& p, const ChannelSlice& slice, const
       const bool reads = plan.index[tap * corners * rows.stride + r] >= 0;
       for (int corner = 0; corner < corners; ++corner) {
         const int64_t at = (tap * corners + corner) * rows.stride + r;
-        const int64_t place = int64_t(plan.index[at]) * p.channels;
+        const int64_t place = int64_t(plan.index[at]) * p.input_channels;
         from[corner] = map + place;
         if (Input) to[corner] = grad_map + place;
         weight[corner] = plan.weight[at];
@@ -446,30 +484,23 @@ void sample_backward(const DeformConvCpu<T>& p, const ChannelSlice& slice, const
 
 template <typename T, int Rank>
 struct BackwardScratch {
-  Rows<T, Rank> rows;
+  Rows<T, T, Rank> rows;
   Plan<T, Rank, true> plan;
   T* columns;   // panels of [row][kPanel]
   T* gradient;  // [output of the group][row]
   T* fields;    // [tap · (rank + 1)][row]
 
   BackwardScratch(Arena& arena, const DeformConvCpu<T>& p)
-      : rows(Rows<T, Rank>::allocate(arena, p.tile_rows)),
+      : rows(Rows<T, T, Rank>::allocate(arena, p.tile_rows)),
         plan(Plan<T, Rank, true>::allocate(arena, p.taps, p.tile_rows)),
         columns(arena.take<T>(columns_size(p, most_depth(p)))),
         gradient(arena.take<T>(p.out_channels / p.groups * p.tile_rows)),
         fields(arena.take<T>(p.taps * (Rank + 1) * p.tile_rows)) {}
 };
 
-template <typename T, int Rank>
-int64_t backward_scratch_of(const DeformConvCpu<T>& p) {
-  Arena arena{nullptr};
-  BackwardScratch<T, Rank>(arena, p);
-  return (arena.next - static_cast<char*>(nullptr)) / int64_t(sizeof(T));
-}
-
 // The output's gradient of one group for the tile, as [output][row], whatever its layout in memory.
 template <typename T, int Rank>
-void gather_gradient(const DeformConvCpu<T>& p, int64_t group, const Rows<T, Rank>& rows, T* gradient) {
+void gather_gradient(const DeformConvCpu<T>& p, int64_t group, const Rows<T, T, Rank>& rows, T* gradient) {
   const int64_t outputs = p.out_channels / p.groups;
   rows.each_image(p.out_pixels, [&](int64_t begin, int64_t end, int64_t image, int64_t pixel) {
     if (p.grad_output_channels_last) {
@@ -486,7 +517,7 @@ void gather_gradient(const DeformConvCpu<T>& p, int64_t group, const Rows<T, Ran
 
 // A tile's gradients of offset and mask, to where they belong.
 template <typename T, int Rank>
-void store_fields(const DeformConvCpu<T>& p, int64_t s, const Rows<T, Rank>& rows, const T* fields) {
+void store_fields(const DeformConvCpu<T>& p, int64_t s, const Rows<T, T, Rank>& rows, const T* fields) {
   const ChannelSlice& slice = p.slices[s];
   const int64_t points = p.taps * Rank;
   rows.each_image(p.out_pixels, [&](int64_t begin, int64_t end, int64_t image, int64_t pixel) {
@@ -495,7 +526,7 @@ void store_fields(const DeformConvCpu<T>& p, int64_t s, const Rows<T, Rank>& row
       if (!(of_mask ? p.grad_mask : p.grad_offset)) continue;
       T* to;
       if (slice.shares_points)
-        to = p.grad_fields + (s * (points + p.taps) + field) * p.images * p.out_pixels +
+        to = p.grad_fields + ((s - p.slice_begin) * (points + p.taps) + field) * p.images * p.out_pixels +
              image * p.out_pixels;
       else if (of_mask)
         to = p.grad_mask +
@@ -509,8 +540,8 @@ void store_fields(const DeformConvCpu<T>& p, int64_t s, const Rows<T, Rank>& row
 }
 
 template <typename T, int Rank>
-void backward_of(const DeformConvCpu<T>& p, int64_t s, int64_t begin, int64_t end, T* scratch) {
-  Arena arena{reinterpret_cast<char*>(scratch)};
+void backward_of(const DeformConvCpu<T>& p, int64_t s, int64_t begin, int64_t end, char* scratch) {
+  Arena arena{scratch};
   BackwardScratch<T, Rank> tile(arena, p);
   const ChannelSlice& slice = p.slices[s];
   const int64_t outputs = p.out_channels / p.groups, panels = slice.depth / kPanel<T>;
@@ -520,11 +551,11 @@ void backward_of(const DeformConvCpu<T>& p, int64_t s, int64_t begin, int64_t en
     const int64_t left = end * p.out_pixels - first;
     tile.rows.set(p, first, left < p.tile_rows ? left : p.tile_rows);
     const int64_t count = tile.rows.count;
-    make_plan<T, Rank, true>(p, slice, tile.rows, tile.plan);
+    make_plan<T, T, Rank, true>(p, slice, tile.rows, tile.plan);
     gather_gradient<T, Rank>(p, slice.group, tile.rows, tile.gradient);
     if (fields || input) {
       const LeftOperand<T> gradient{tile.gradient, 1, p.tile_rows, outputs, 0};
-      multiply<T>(gradient, count, p.weight_backward + slice.weight, outputs, panels, tile.columns,
+      multiply<T, T>(gradient, count, p.weight_backward + slice.weight, outputs, panels, tile.columns,
                   kPanel<T>, stride, false);
     }
     const auto run = fields && input ? sample_backward<T, Rank, true, true>
@@ -537,52 +568,52 @@ void backward_of(const DeformConvCpu<T>& p, int64_t s, int64_t begin, int64_t en
       zero_padding_columns(p, slice, tile.columns);
       const LeftOperand<T> gradient{tile.gradient, p.tile_rows, 1, count, 0};
       for (int64_t panel = 0; panel < panels; ++panel)
-        multiply<T>(gradient, outputs, tile.columns + panel * stride, count, 1,
+        multiply<T, T>(gradient, outputs, tile.columns + panel * stride, count, 1,
                     p.grad_weight + slice.weight + panel * outputs * kPanel<T>, kPanel<T>, 0, true);
     }
   }
 }
 
-// weight [out][channel of the group][tap] -> panels of outputs, each [tap · channel of the slice][kPanel]
-template <typename T>
-void pack_forward(const DeformConvCpu<T>& p, const T* weight, T* packed, int64_t slice_begin,
-                  int64_t slice_end) {
+// weight [out][channel of the group][tap] -> panels of outputs, each [tap · channel of the slice][kPanel],
+// bfloat16 in pairs of rows
+template <typename T, typename S>
+void pack_forward(const DeformConvCpu<T, S>& p, const S* weight, S* packed, int64_t s) {
+  constexpr int64_t panel = kPanel<S>, pair = sizeof(S) == sizeof(T) ? 1 : 2;
   const int64_t outputs = p.out_channels / p.groups, group_channels = p.channels / p.groups;
-  for (int64_t s = slice_begin; s < slice_end; ++s) {
-    const ChannelSlice& slice = p.slices[s];
-    const int64_t inner = slice.first - slice.group * group_channels;
-    T* panel = packed + slice.weight;
-    for (int64_t o0 = 0; o0 < outputs; o0 += kPanel<T>, panel += slice.depth * kPanel<T>) {
-      std::memset(panel, 0, slice.depth * kPanel<T> * sizeof(T));
-      const int64_t width = outputs - o0 < kPanel<T> ? outputs - o0 : kPanel<T>;
-      const T* from = weight + ((slice.group * outputs + o0) * group_channels + inner) * p.taps;
-      const int64_t from_stride = group_channels * p.taps;
-      for (int64_t c = 0; c < slice.count; ++c)
-        for (int64_t tap = 0; tap < p.taps; ++tap)
-          for (int64_t o = 0; o < width; ++o)
-            panel[(tap * slice.count + c) * kPanel<T> + o] = from[o * from_stride + c * p.taps + tap];
-    }
+  const ChannelSlice& slice = p.slices[s];
+  const int64_t inner = slice.first - slice.group * group_channels;
+  S* to = packed + slice.weight;
+  for (int64_t o0 = 0; o0 < outputs; o0 += panel, to += slice.depth * panel) {
+    const int64_t width = outputs - o0 < panel ? outputs - o0 : panel;
+    if (width < panel || slice.depth > p.taps * slice.count)
+      std::memset(to, 0, slice.depth * panel * sizeof(S));
+    const S* from = weight + ((slice.group * outputs + o0) * group_channels + inner) * p.taps;
+    const int64_t from_stride = group_channels * p.taps;
+    for (int64_t c = 0; c < slice.count; ++c)
+      for (int64_t tap = 0; tap < p.taps; ++tap) {
+        const int64_t row = tap * slice.count + c;
+        S* row_to = to + row / pair * panel * pair + row % pair;
+        for (int64_t o = 0; o < width; ++o)
+          row_to[o * pair] = from[o * from_stride + c * p.taps + tap];
+      }
   }
 }
 
 // weight -> panels of columns (tap · channel of the slice), each [output][kPanel]
 template <typename T>
-void pack_backward(const DeformConvCpu<T>& p, const T* weight, T* packed, int64_t slice_begin,
-                   int64_t slice_end) {
+void pack_backward(const DeformConvCpu<T>& p, const T* weight, T* packed, int64_t s) {
   const int64_t outputs = p.out_channels / p.groups, group_channels = p.channels / p.groups;
-  for (int64_t s = slice_begin; s < slice_end; ++s) {
-    const ChannelSlice& slice = p.slices[s];
-    const int64_t inner = slice.first - slice.group * group_channels;
-    T* to = packed + slice.weight;
-    std::memset(to, 0, slice.depth * outputs * sizeof(T));
-    for (int64_t o = 0; o < outputs; ++o) {
-      const T* from = weight + ((slice.group * outputs + o) * group_channels + inner) * p.taps;
-      for (int64_t tap = 0; tap < p.taps; ++tap)
-        for (int64_t c = 0; c < slice.count; ++c) {
-          const int64_t column = tap * slice.count + c;
-          to[(column / kPanel<T> * outputs + o) * kPanel<T> + column % kPanel<T>] = from[c * p.taps + tap];
-        }
-    }
+  const ChannelSlice& slice = p.slices[s];
+  const int64_t inner = slice.first - slice.group * group_channels;
+  T* to = packed + slice.weight;
+  std::memset(to, 0, slice.depth * outputs * sizeof(T));
+  for (int64_t o = 0; o < outputs; ++o) {
+    const T* from = weight + ((slice.group * outputs + o) * group_channels + inner) * p.taps;
+    for (int64_t tap = 0; tap < p.taps; ++tap)
+      for (int64_t c = 0; c < slice.count; ++c) {
+        const int64_t column = tap * slice.count + c;
+        to[(column / kPanel<T> * outputs + o) * kPanel<T> + column % kPanel<T>] = from[c * p.taps + tap];
+      }
   }
 }
 
@@ -608,7 +639,7 @@ template <typename T>
 void reduce_fields(const DeformConvCpu<T>& p, int64_t begin, int64_t end) {
   const int64_t points = p.taps * p.rank, fields = points + p.taps;
   for (int64_t image = begin; image < end; ++image) {
-    for (int64_t s = 0; s < p.slice_count; ++s) {
+    for (int64_t s = p.slice_begin; s < p.slice_end; ++s) {
       const ChannelSlice& slice = p.slices[s];
       if (!slice.shares_points) continue;
       bool first_of_offset = true, first_of_mask = true;
@@ -620,7 +651,7 @@ void reduce_fields(const DeformConvCpu<T>& p, int64_t begin, int64_t end) {
         const bool of_mask = field >= points;
         if (!(of_mask ? p.grad_mask : p.grad_offset)) continue;
         const T* __restrict from =
-            p.grad_fields + ((s * fields + field) * p.images + image) * p.out_pixels;
+            p.grad_fields + (((s - p.slice_begin) * fields + field) * p.images + image) * p.out_pixels;
         T* __restrict to =
             of_mask ? p.grad_mask + ((image * p.mask_groups + slice.mask_group) * p.taps + field -
                                      points) * p.out_pixels
@@ -634,49 +665,66 @@ void reduce_fields(const DeformConvCpu<T>& p, int64_t begin, int64_t end) {
   }
 }
 
-#define DCNZOO_BY_RANK(function)                           \
-  switch (p.rank) {                                        \
-    case 1: return function<T, 1>(DCNZOO_ARGUMENTS);       \
-    case 2: return function<T, 2>(DCNZOO_ARGUMENTS);       \
-    default: return function<T, 3>(DCNZOO_ARGUMENTS);      \
+// rank, known at run time -> a template argument
+template <typename Call>
+DCNZOO_INLINE auto by_rank(int rank, Call call) {
+  switch (rank) {
+    case 1: return call(std::integral_constant<int, 1>{});
+    case 2: return call(std::integral_constant<int, 2>{});
+    default: return call(std::integral_constant<int, 3>{});
   }
-
-#define DCNZOO_ARGUMENTS p
-template <typename T>
-int64_t forward_scratch(const DeformConvCpu<T>& p) {
-  DCNZOO_BY_RANK(forward_scratch_of)
 }
+
+// Bytes that a scratch takes: laid out from address 0.
+template <typename Scratch, typename Problem>
+int64_t bytes_of(const Problem& p) {
+  Arena arena{nullptr};
+  Scratch(arena, p);
+  return arena.next - static_cast<char*>(nullptr);
+}
+
+template <typename T, typename S>
+int64_t forward_scratch(const DeformConvCpu<T, S>& p) {
+  return by_rank(p.rank, [&](auto rank) { return bytes_of<ForwardScratch<T, S, rank()>>(p); });
+}
+
 template <typename T>
 int64_t backward_scratch(const DeformConvCpu<T>& p) {
-  DCNZOO_BY_RANK(backward_scratch_of)
+  return by_rank(p.rank, [&](auto rank) { return bytes_of<BackwardScratch<T, rank()>>(p); });
 }
-#undef DCNZOO_ARGUMENTS
 
-#define DCNZOO_ARGUMENTS p, begin, end, scratch
-template <typename T>
-void forward(const DeformConvCpu<T>& p, int64_t begin, int64_t end, T* scratch) {
-  DCNZOO_BY_RANK(forward_of)
+template <typename T, typename S>
+void forward(const DeformConvCpu<T, S>& p, int64_t begin, int64_t end, char* scratch) {
+  by_rank(p.rank, [&](auto rank) { forward_of<T, S, rank()>(p, begin, end, scratch); });
 }
-#undef DCNZOO_ARGUMENTS
-
-#define DCNZOO_ARGUMENTS p, slice, begin, end, scratch
-template <typename T>
-void backward(const DeformConvCpu<T>& p, int64_t slice, int64_t begin, int64_t end, T* scratch) {
-  DCNZOO_BY_RANK(backward_of)
-}
-#undef DCNZOO_ARGUMENTS
 
 template <typename T>
-constexpr DeformConvKernels<T> kernels{
-    kPanel<T>,        kRowBlock,        forward_scratch<T>,        backward_scratch<T>,
-    pack_forward<T>,  pack_backward<T>, forward<T>,                backward<T>,
-    unpack_weight_gradient<T>,          reduce_fields<T>,          transpose<T>,
+void backward(const DeformConvCpu<T>& p, int64_t slice, int64_t begin, int64_t end, char* scratch) {
+  by_rank(p.rank, [&](auto rank) { backward_of<T, rank()>(p, slice, begin, end, scratch); });
+}
+
+template <typename T, typename S>
+constexpr DeformConvForward<T, S> forward_kernels{kPanel<S>, forward_scratch<T, S>, pack_forward<T, S>,
+                                                  forward<T, S>, transpose<S>};
+template <typename T>
+constexpr DeformConvBackward<T> backward_kernels{backward_scratch<T>, pack_backward<T>, backward<T>,
+                                                 unpack_weight_gradient<T>, reduce_fields<T>};
+
+constexpr DeformConvKernels kernels{
+    forward_kernels<float, float>,
+    forward_kernels<double, double>,
+#if defined(__AVX512BF16__)
+    forward_kernels<float, BFloat16Bits>,
+#else
+    {},
+#endif
+    backward_kernels<float>,
+    backward_kernels<double>,
 };
 
 }  // namespace
 
-const DeformConvKernels<float>& deform_conv_kernels_float() { return kernels<float>; }
-const DeformConvKernels<double>& deform_conv_kernels_double() { return kernels<double>; }
+const DeformConvKernels& deform_conv_kernels() { return kernels; }
 
 }  // namespace DCNZOO_CPU_NAMESPACE
 }  // namespace dcnzoo

@@ -18,60 +18,77 @@ struct ChannelSlice {
   bool shares_points;   // other slices read at the same offset group and mask group
 };
 
-template <typename T>
+// T: what is computed in. S: what maps, weights and columns are stored in: T, or bfloat16 (as its bits)
+// where the machine multiplies it.
+template <typename T, typename S = T>
 struct DeformConvCpu {
   int rank;
   int64_t in[3], out[3], kernel[3], stride[3], padding[3], dilation[3];
   int64_t images, channels, out_channels, groups, offset_groups, mask_groups;
   int64_t taps, in_pixels, out_pixels;
   int64_t tile_rows;  // output pixels of a tile; tiles run on across images
+
+  // All slices, and those of this pass: a large map is staged some channels at a time.
   const ChannelSlice* slices;
-  int64_t slice_count;
-  const T* input;   // [images][in_pixels][channels]
+  int64_t slice_begin, slice_end;
+
+  const S* input;  // [images][in_pixels][input_channels], from first_channel on
+  int64_t input_channels, first_channel;
   const T* offset;  // [images][offset_groups · taps · rank][out_pixels], or null
   const T* mask;    // [images][mask_groups · taps][out_pixels], or null
 
   // forward
-  const T* weight;  // packed by pack_forward
+  const S* weight;  // packed by pack
   const T* bias;    // [out_channels], or null
-  T* output;        // [images][out_channels][out_pixels], or channels last
+  S* output;        // [images][out_channels][out_pixels], or channels last
   bool output_channels_last;
+  bool add_to_output;  // a later pass: output holds the sums over earlier slices
 
   // backward
   const T* grad_output;  // like output
   bool grad_output_channels_last;
-  const T* weight_backward;  // packed by pack_backward
-  T* grad_input;             // [images][in_pixels][channels], accumulated, or null
+  const T* weight_backward;  // packed by pack
+  T* grad_input;             // like input, accumulated, or null
   T* grad_weight;            // packed like weight_backward's columns, accumulated, or null
   T* grad_offset;            // like offset, or null
   T* grad_mask;              // like mask, or null
-  T* grad_fields;            // [slice][taps · (rank + 1)][images · out_pixels], where points are shared
+  T* grad_fields;  // [slice of the pass][taps · (rank + 1)][images · out_pixels], where points are shared
 };
 
-template <typename T>
-struct DeformConvKernels {
-  int64_t panel;            // columns of a GEMM panel
-  int64_t row_block;        // rows of a GEMM block: tile_rows is a multiple of it
-  int64_t (*forward_scratch)(const DeformConvCpu<T>&);   // elements that a thread needs
-  int64_t (*backward_scratch)(const DeformConvCpu<T>&);
-  void (*pack_forward)(const DeformConvCpu<T>&, const T* weight, T* packed, int64_t slice_begin,
-                       int64_t slice_end);
-  void (*pack_backward)(const DeformConvCpu<T>&, const T* weight, T* packed, int64_t slice_begin,
-                        int64_t slice_end);
+template <typename T, typename S = T>
+struct DeformConvForward {
+  int64_t panel;                                        // columns of a GEMM panel
+  int64_t (*scratch_bytes)(const DeformConvCpu<T, S>&);  // that a thread needs
+  void (*pack)(const DeformConvCpu<T, S>&, const S* weight, S* packed, int64_t slice);
   // tiles [begin, end) of the output
-  void (*forward)(const DeformConvCpu<T>&, int64_t begin, int64_t end, T* scratch);
-  // images [begin, end), one slice: no two slices write the same memory
-  void (*backward)(const DeformConvCpu<T>&, int64_t slice, int64_t begin, int64_t end, T* scratch);
-  void (*unpack_weight_gradient)(const DeformConvCpu<T>&, const T* packed, T* grad_weight,
-                                 int64_t slice, bool accumulate);
-  // Sums grad_fields over the slices that share points, for rows [begin, end) of images · out_pixels.
-  void (*reduce_fields)(const DeformConvCpu<T>&, int64_t begin, int64_t end);
-  // [rows][columns] -> [columns][rows], for the rows [begin, end) of the source
-  void (*transpose)(const T* from, int64_t from_stride, T* to, int64_t to_stride, int64_t rows,
+  void (*run)(const DeformConvCpu<T, S>&, int64_t begin, int64_t end, char* scratch);
+  // [rows][columns] -> [columns][rows]
+  void (*transpose)(const S* from, int64_t from_stride, S* to, int64_t to_stride, int64_t rows,
                     int64_t columns);
 };
 
-DCNZOO_DECLARE_KERNELS(DeformConvKernels<float>, deform_conv_kernels_float)
-DCNZOO_DECLARE_KERNELS(DeformConvKernels<double>, deform_conv_kernels_double)
+template <typename T>
+struct DeformConvBackward {
+  int64_t (*scratch_bytes)(const DeformConvCpu<T>&);
+  void (*pack)(const DeformConvCpu<T>&, const T* weight, T* packed, int64_t slice);
+  // images [begin, end), one slice: no two slices write the same memory
+  void (*run)(const DeformConvCpu<T>&, int64_t slice, int64_t begin, int64_t end, char* scratch);
+  void (*unpack_weight_gradient)(const DeformConvCpu<T>&, const T* packed, T* grad_weight, int64_t slice,
+                                 bool accumulate);
+  // Adds grad_fields of the slices that share points to grad_offset and grad_mask, images [begin, end).
+  void (*reduce_fields)(const DeformConvCpu<T>&, int64_t begin, int64_t end);
+};
+
+using BFloat16Bits = uint16_t;
+
+struct DeformConvKernels {
+  DeformConvForward<float> forward_float;
+  DeformConvForward<double> forward_double;
+  DeformConvForward<float, BFloat16Bits> forward_bfloat16;  // run is null where the machine has no such product
+  DeformConvBackward<float> backward_float;
+  DeformConvBackward<double> backward_double;
+};
+
+DCNZOO_DECLARE_KERNELS(DeformConvKernels, deform_conv_kernels)
 
 }  // namespace dcnzoo

@@ -1,0 +1,48 @@
+"""The CPU kernels of every instruction set that this machine has, not only its best."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dcnzoo.ops import cpu_capability
+
+ROOT = Path(__file__).parent.parent
+ALL = ["default", "avx2", "avx512", "avx512_bf16"]
+
+
+def run(capability: str, *arguments: str) -> subprocess.CompletedProcess:
+    # chosen once per process, hence the subprocess
+    environment = {**os.environ, "DCNZOO_CPU_CAPABILITY": capability, "OMP_NUM_THREADS": "1"}
+    environment.pop("PYTEST_XDIST_WORKER", None)
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("capability", ALL)
+def test_suite_passes_under_every_capability(capability):
+    if ALL.index(capability) > ALL.index(cpu_capability()):
+        pytest.skip(f"this machine's best is {cpu_capability()}")
+    if capability == cpu_capability():
+        pytest.skip("the whole suite runs under it")
+    chosen = "matches_reference or half_precision or memory_formats or groups_are_independent or passes"
+    suite = ["tests/test_ops.py", "tests/test_deform_conv.py"]
+    done = run(capability, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", chosen, *suite)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert " passed" in done.stdout and "failed" not in done.stdout
+
+
+def test_capability_is_the_one_asked_for():
+    code = "import dcnzoo.ops; print(dcnzoo.ops.cpu_capability())"
+    assert run("default", "-c", code).stdout.strip() == "default"
+
+
+def test_unknown_capability_lists_the_valid_ones():
+    code = "import dcnzoo.ops; dcnzoo.ops.cpu_capability()"
+    done = run("sse9", "-c", code)
+    assert done.returncode != 0
+    assert "DCNZOO_CPU_CAPABILITY: expected default, avx2, avx512 or avx512_bf16, got sse9" in done.stderr
