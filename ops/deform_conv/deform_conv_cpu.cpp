@@ -209,7 +209,6 @@ Tensor forward(const DeformConvShapes& s, const Tensor& input, const Tensor& wei
                                staged_image, p.images, p.input_channels, s.in_pixels);
         p.input = staged.data();
       }
-      p.add_to_output = p.slice_begin > 0;
       const int64_t tiles = (p.images * s.out_pixels + p.tile_rows - 1) / p.tile_rows;
       const int64_t scratch = kernels.scratch_bytes(p);
       parallel_for(tiles, 1, [&](int64_t begin, int64_t end) {

@@ -286,68 +286,51 @@ int64_t most_depth(const DeformConvCpu<T, S>& p) {
   return depth;
 }
 
-// A tile's result: [group][row][outputs of a group rounded up to panels].
 template <typename T, typename S>
 int64_t padded_outputs(const DeformConvCpu<T, S>& p) {
   return round_up(p.out_channels / p.groups, kPanel<T>);
 }
 
-// Calls visit(result of the group, its first output, row_begin, row_end, image, pixel) for every group of
-// this pass and stretch of rows within one image.
-template <typename T, typename S, int Rank, typename Visit>
-void each_result(const DeformConvCpu<T, S>& p, const Rows<T, S, Rank>& rows, T* result, Visit visit) {
-  const int64_t first = p.slices[p.slice_begin].group, last = p.slices[p.slice_end - 1].group;
-  for (int64_t g = first; g <= last; ++g) {
-    T* group_result = result + g * p.tile_rows * padded_outputs(p);
+// A group's sums over the slices of an earlier pass, back into the tile. (Only S = T has several passes.)
+template <typename T, typename S, int Rank>
+void load_group(const DeformConvCpu<T, S>& p, int64_t group, const Rows<T, S, Rank>& rows, T* result) {
+  const int64_t outputs = p.out_channels / p.groups, padded = padded_outputs(p);
+  if constexpr (std::is_same_v<S, T>)
     rows.each_image(p.out_pixels, [&](int64_t begin, int64_t end, int64_t image, int64_t pixel) {
-      visit(group_result, g * (p.out_channels / p.groups), begin, end, image, pixel);
+      const T* from = p.output + (image * p.out_channels + group * outputs) * p.out_pixels + pixel;
+      transpose(from, p.out_pixels, result + begin * padded, padded, outputs, end - begin);
     });
+}
+
+template <typename T, typename S, int Rank>
+void store_group(const DeformConvCpu<T, S>& p, int64_t group, bool complete,
+                 const Rows<T, S, Rank>& rows, T* result, T* turned) {
+  const int64_t outputs = p.out_channels / p.groups, padded = padded_outputs(p);
+  const int64_t first = group * outputs;
+  if (p.bias && complete) {
+    const T* bias = p.bias + first;
+    for (int64_t r = 0; r < rows.count; ++r) {
+      T* __restrict row = result + r * padded;
+      for (int64_t o = 0; o < outputs; ++o) row[o] += bias[o];
+    }
   }
-}
-
-// The sums of earlier passes, back into the tile's result. (Passes are for S = T only.)
-template <typename T, typename S, int Rank>
-void load_tile(const DeformConvCpu<T, S>& p, const Rows<T, S, Rank>& rows, T* result) {
-  const int64_t outputs = p.out_channels / p.groups, padded = padded_outputs(p);
-  if constexpr (sizeof(S) == sizeof(T))
-    each_result(p, rows, result,
-                [&](T* group_result, int64_t first, int64_t begin, int64_t end, int64_t image, int64_t pixel) {
-                  const T* from = p.output + (image * p.out_channels + first) * p.out_pixels + pixel;
-                  transpose(from, p.out_pixels, group_result + begin * padded, padded, outputs, end - begin);
-                });
-}
-
-template <typename T, typename S, int Rank>
-void store_tile(const DeformConvCpu<T, S>& p, const Rows<T, S, Rank>& rows, T* result, T* turned) {
-  const int64_t outputs = p.out_channels / p.groups, padded = padded_outputs(p);
-  // The last group of the pass may go on in the next one.
-  const ChannelSlice& last = p.slices[p.slice_end - 1];
-  const int64_t complete = (last.first + last.count) / (p.channels / p.groups) * outputs;
   const auto copy = [](const T* __restrict from, S* __restrict to, int64_t count) {
     int64_t i = 0;
     for (; i + kLanes<T> <= count; i += kLanes<T>) store<S>(to + i, narrowed<S>(load(from + i)));
     for (; i < count; ++i) to[i] = narrowed<S>(from[i]);
   };
-  each_result(p, rows, result, [&](T* group_result, int64_t first, int64_t begin, int64_t end,
-                                   int64_t image, int64_t pixel) {
-    if (p.bias && (first + outputs <= complete)) {
-      const T* bias = p.bias + first;
-      for (int64_t r = begin; r < end; ++r) {
-        T* __restrict row = group_result + r * padded;
-        for (int64_t o = 0; o < outputs; ++o) row[o] += bias[o];
-      }
-    }
+  rows.each_image(p.out_pixels, [&](int64_t begin, int64_t end, int64_t image, int64_t pixel) {
     if (p.output_channels_last) {
       for (int64_t r = begin; r < end; ++r)
-        copy(group_result + r * padded,
+        copy(result + r * padded,
              p.output + (image * p.out_pixels + pixel + r - begin) * p.out_channels + first, outputs);
       return;
     }
     S* to = p.output + (image * p.out_channels + first) * p.out_pixels + pixel;
-    if constexpr (sizeof(S) == sizeof(T)) {
-      transpose(group_result + begin * padded, padded, to, p.out_pixels, end - begin, outputs);
+    if constexpr (std::is_same_v<S, T>) {
+      transpose(result + begin * padded, padded, to, p.out_pixels, end - begin, outputs);
     } else {
-      transpose(group_result + begin * padded, padded, turned, p.tile_rows, end - begin, outputs);
+      transpose(result + begin * padded, padded, turned, p.tile_rows, end - begin, outputs);
       for (int64_t o = 0; o < outputs; ++o) copy(turned + o * p.tile_rows, to + o * p.out_pixels, end - begin);
     }
   });
@@ -358,14 +341,14 @@ struct ForwardScratch {
   Rows<T, S, Rank> rows;
   Plan<T, Rank, false> plan;
   S* columns;  // panels of [row][kPanel]
-  T* result;   // [group][row][padded outputs]
-  T* turned;   // a group's result as [output][row], on its way to a narrower type
+  T* result;   // of a group: [row][outputs, padded to whole panels]
+  T* turned;   // the same as [output][row], on its way to a narrower type
 
   ForwardScratch(Arena& arena, const DeformConvCpu<T, S>& p)
       : rows(Rows<T, S, Rank>::allocate(arena, p.tile_rows)),
         plan(Plan<T, Rank, false>::allocate(arena, p.taps, p.tile_rows)),
         columns(arena.take<S>(columns_size(p, most_depth(p)))),
-        result(arena.take<T>(p.groups * padded_outputs(p) * p.tile_rows)),
+        result(arena.take<T>(padded_outputs(p) * p.tile_rows)),
         turned(arena.take<T>(sizeof(S) == sizeof(T) ? 0 : padded_outputs(p) * p.tile_rows)) {}
 };
 
@@ -377,7 +360,6 @@ void forward_of(const DeformConvCpu<T, S>& p, int64_t begin, int64_t end, char* 
   for (int64_t i = begin; i < end; ++i) {
     const int64_t first = i * p.tile_rows;
     tile.rows.set(p, first, all_rows - first < p.tile_rows ? all_rows - first : p.tile_rows);
-    if (p.add_to_output) load_tile<T, S, Rank>(p, tile.rows, tile.result);
     const ChannelSlice* planned = nullptr;
     for (int64_t s = p.slice_begin; s < p.slice_end; ++s) {
       const ChannelSlice& slice = p.slices[s];
@@ -388,12 +370,16 @@ void forward_of(const DeformConvCpu<T, S>& p, int64_t begin, int64_t end, char* 
       }
       sample<T, S, Rank>(p, slice, tile.rows, tile.plan, tile.columns);
       zero_padding_columns(p, slice, tile.columns);
+      if (s == p.slice_begin && !slice.opens_group)
+        load_group<T, S, Rank>(p, slice.group, tile.rows, tile.result);
       const LeftOperand<S> left{tile.columns, kPanel<S>, 1, kPanel<S>, panel_stride(p)};
       multiply<T, S>(left, tile.rows.count, p.weight + slice.weight, slice.depth, padded / kPanel<T>,
-                     tile.result + slice.group * p.tile_rows * padded, padded, kPanel<T>,
-                     !slice.opens_group);
+                     tile.result, padded, kPanel<T>, !slice.opens_group);
+      if (s + 1 == p.slice_end || p.slices[s + 1].group != slice.group) {
+        const bool complete = slice.first + slice.count == (slice.group + 1) * (p.channels / p.groups);
+        store_group<T, S, Rank>(p, slice.group, complete, tile.rows, tile.result, tile.turned);
+      }
     }
-    store_tile<T, S, Rank>(p, tile.rows, tile.result, tile.turned);
   }
 }
 

@@ -42,7 +42,6 @@ struct DeformConvCpu {
   const T* bias;    // [out_channels], or null
   S* output;        // [images][out_channels][out_pixels], or channels last
   bool output_channels_last;
-  bool add_to_output;  // a later pass: output holds the sums over earlier slices
 
   // backward
   const T* grad_output;  // like output
