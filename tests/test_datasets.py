@@ -41,9 +41,7 @@ def test_splits_share_no_image(root):
 
 def test_larger_set_begins_with_the_smaller(root, tmp_path):
     make_shapes(tmp_path / "more", dataclasses.replace(SPEC, train=7))
-    assert (tmp_path / "more/train/00005.png").read_bytes() == (
-        root / "train/00005.png"
-    ).read_bytes()
+    assert (tmp_path / "more/train/00005.png").read_bytes() == (root / "train/00005.png").read_bytes()
 
 
 def test_global_random_state_is_left_alone(tmp_path):
@@ -115,9 +113,7 @@ def test_instance_stands_out_where_its_polygon_is():
             one = np.zeros((128, 128), np.uint8)
             cv2.fillPoly(one, [np.round(instance["polygon"] - 0.5).astype(np.int32)], 1)
             inner = cv2.erode(one, np.ones((3, 3))) > 0
-            outer = (cv2.dilate(one, np.ones((5, 5))) > 0) & (
-                cv2.dilate(every, np.ones((3, 3))) == 0
-            )
+            outer = (cv2.dilate(one, np.ones((5, 5))) > 0) & (cv2.dilate(every, np.ones((3, 3))) == 0)
             if inner.sum() > 20 and outer.sum() > 20:
                 differences.append(np.abs(image[inner].mean(0) - image[outer].mean(0)).max())
     assert len(differences) > 20

@@ -221,9 +221,7 @@ def _fill(polygon: np.ndarray, size: int) -> np.ndarray:
     return cover.astype(np.float32) / 255
 
 
-def _paint(
-    image: np.ndarray, cover: np.ndarray, colour: np.ndarray, rng: np.random.Generator
-) -> None:
+def _paint(image: np.ndarray, cover: np.ndarray, colour: np.ndarray, rng: np.random.Generator) -> None:
     grain = rng.normal(0, 9, image.shape)
     image += cover[..., None] * (colour + grain - image)
 
