@@ -109,19 +109,21 @@ DCNZOO_INLINE MultiplyBlock<T, S> multiply_block_of(int64_t rows) {
 
 // C (+)= A · B for `rows` rows and `panels` panels of columns.
 // b: panels of [depth][kPanel]; c: panel j, row m at c + j * c_panel_stride + m * c_row_stride.
-// Rows are the outer loop: a block of A stays in the first-level cache while B streams from the second.
+// Panels are the outer loop: one of B stays in the second-level cache while the rows of A pass by.
 template <typename T, typename S>
 void multiply(LeftOperand<S> a, int64_t rows, const S* b, int64_t depth, int64_t panels, T* c,
               int64_t c_row_stride, int64_t c_panel_stride, bool accumulate) {
+  const S* const first = a.data;
   const int64_t blocks = (rows + kRowBlock - 1) / kRowBlock;
-  for (int64_t block = 0, done = 0; block < blocks; ++block) {
-    const int64_t count = (rows - done + blocks - block - 1) / (blocks - block);  // evenly: 64 = 11 · 4 + 10 · 2
-    const MultiplyBlock<T, S> multiply_rows = multiply_block_of<T, S>(count);
-    for (int64_t j = 0; j < panels; ++j)
-      multiply_rows(a, b + j * depth * kPanel<T>, depth, c + j * c_panel_stride + done * c_row_stride,
-                    c_row_stride, accumulate);
-    a.data += count * a.row_stride;
-    done += count;
+  for (int64_t j = 0; j < panels; ++j) {
+    a.data = first;
+    for (int64_t block = 0, done = 0; block < blocks; ++block) {
+      const int64_t count = (rows - done + blocks - block - 1) / (blocks - block);  // 64 = 11 · 4 + 10 · 2
+      multiply_block_of<T, S>(count)(a, b + j * depth * kPanel<S>, depth,
+                                     c + j * c_panel_stride + done * c_row_stride, c_row_stride, accumulate);
+      a.data += count * a.row_stride;
+      done += count;
+    }
   }
 }
 

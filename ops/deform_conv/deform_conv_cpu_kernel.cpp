@@ -564,7 +564,8 @@ void backward_of(const DeformConvCpu<T>& p, int64_t s, int64_t begin, int64_t en
 // bfloat16 in pairs of rows
 template <typename T, typename S>
 void pack_forward(const DeformConvCpu<T, S>& p, const S* weight, S* packed, int64_t s) {
-  constexpr int64_t panel = kPanel<S>, pair = sizeof(S) == sizeof(T) ? 1 : 2;
+  constexpr int64_t panel = kPanel<S>, pair = sizeof(S) == sizeof(T) ? 1 : 2, stretch = 64;
+  S turned[stretch * panel];
   const int64_t outputs = p.out_channels / p.groups, group_channels = p.channels / p.groups;
   const ChannelSlice& slice = p.slices[s];
   const int64_t inner = slice.first - slice.group * group_channels;
@@ -574,14 +575,16 @@ void pack_forward(const DeformConvCpu<T, S>& p, const S* weight, S* packed, int6
     if (width < panel || slice.depth > p.taps * slice.count)
       std::memset(to, 0, slice.depth * panel * sizeof(S));
     const S* from = weight + ((slice.group * outputs + o0) * group_channels + inner) * p.taps;
-    const int64_t from_stride = group_channels * p.taps;
-    for (int64_t c = 0; c < slice.count; ++c)
-      for (int64_t tap = 0; tap < p.taps; ++tap) {
-        const int64_t row = tap * slice.count + c;
+    const int64_t from_stride = group_channels * p.taps, all = slice.count * p.taps;
+    for (int64_t first = 0; first < all; first += stretch) {  // (channel, tap) pairs as they lie in weight
+      const int64_t count = all - first < stretch ? all - first : stretch;
+      transpose(from + first, from_stride, turned, panel, width, count);
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t row = (first + i) % p.taps * slice.count + (first + i) / p.taps;
         S* row_to = to + row / pair * panel * pair + row % pair;
-        for (int64_t o = 0; o < width; ++o)
-          row_to[o * pair] = from[o * from_stride + c * p.taps + tap];
+        for (int64_t o = 0; o < width; ++o) row_to[o * pair] = turned[i * panel + o];
       }
+    }
   }
 }
 
