@@ -16,7 +16,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-CONFIG = "configs/demo/mask-rcnn_r14_fpn_5e_shapes.py"
+CONFIG = "configs/demo/mask-rcnn_r14_fpn_8e_shapes.py"
 
 
 def command(tool, *arguments):
@@ -43,6 +43,7 @@ def tiny(data, train=8, val=4, epochs=2):
     data = f"{data}/"
     settings = {
         "train_cfg.max_epochs": epochs,
+        "train_dataloader.batch_size": 4,
         "default_hooks.logger.interval": 1,
         # half-trained boxes score low: keep them, so that there is something to compare
         "model.test_cfg.rcnn.score_thr": 0.0,

@@ -52,9 +52,9 @@ from dcnzoo.visualization.detector import Detector
 
 ROOT = Path(__file__).resolve().parent.parent
 ARMS = {
-    "off": "mask-rcnn_r14_fpn_5e_shapes.py",
-    "v1": "mask-rcnn_r14-dconv_fpn_5e_shapes.py",
-    "v2": "mask-rcnn_r14-mdconv_fpn_5e_shapes.py",
+    "off": "mask-rcnn_r14_fpn_8e_shapes.py",
+    "v1": "mask-rcnn_r14-dconv_fpn_8e_shapes.py",
+    "v2": "mask-rcnn_r14-mdconv_fpn_8e_shapes.py",
 }
 POLL_SECONDS = 0.5
 SHOWN_IMAGES = 5

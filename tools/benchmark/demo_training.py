@@ -13,7 +13,7 @@ import torch
 from measure import Effort, Runner, Timing, take_turns
 
 ROOT = Path(__file__).resolve().parents[2]
-ARMS = {"off": "mask-rcnn_r14_fpn_5e_shapes.py", "on": "mask-rcnn_r14-mdconv_fpn_5e_shapes.py"}
+ARMS = {"off": "mask-rcnn_r14_fpn_8e_shapes.py", "on": "mask-rcnn_r14-mdconv_fpn_8e_shapes.py"}
 IMAGES = 64
 
 

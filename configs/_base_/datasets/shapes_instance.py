@@ -1,7 +1,7 @@
-# The generated shapes, 128 px, 640 + 128 images: dcnzoo/datasets/shapes.py
+# The generated shapes, 128 px, 640 + 256 images: dcnzoo/datasets/shapes.py
 dataset_type = 'ShapesDataset'
 data_root = 'data/demo/'
-shapes = dict(train=640, val=128, seed=0)
+shapes = dict(train=640, val=256, seed=0)
 scale = (128, 128)
 
 train_pipeline = [
@@ -21,7 +21,7 @@ test_pipeline = [
 ]
 # no workers: a 128 px image loads in a millisecond, and both cores are computing
 train_dataloader = dict(
-    batch_size=4,
+    batch_size=8,
     num_workers=0,
     persistent_workers=False,
     sampler=dict(type='DefaultSampler', shuffle=True),

@@ -1,5 +1,5 @@
 # Mask R-CNN small enough to learn from scratch in minutes on a CPU: Bottleneck ResNet of three
-# stages (c2–c4) with 16 base channels, FPN on c3 and c4, light heads. About 1 M parameters.
+# stages (c2–c4) with 16 base channels, FPN on c3 and c4, light heads: 0.56 M parameters.
 _base_ = 'mmdet::_base_/models/mask-rcnn_r50_fpn.py'
 num_classes = 3
 base_channels = 16

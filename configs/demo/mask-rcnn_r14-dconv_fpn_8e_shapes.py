@@ -1,0 +1,2 @@
+_base_ = './mask-rcnn_r14_fpn_8e_shapes.py'
+model = dict(backbone=dict(dcn='v1'))
