@@ -102,12 +102,14 @@ int64_t images_at_a_time(const DeformConvShapes& s, int64_t element_bytes) {
   return std::clamp<int64_t>(staging_bytes() / std::max<int64_t>(image_bytes, 1), 1, s.im2col_step);
 }
 
-// The end of the pass that begins with slice `begin`: as many slices as may be staged at a time.
-int64_t end_of_pass(const std::vector<ChannelSlice>& slices, int64_t begin, int64_t channel_bytes) {
+// The end of the pass that begins with slice `begin`: as many slices as may be staged at a time, and no
+// fewer than `least`.
+int64_t end_of_pass(const std::vector<ChannelSlice>& slices, int64_t begin, int64_t channel_bytes,
+                    int64_t least) {
   int64_t end = begin, bytes = 0;
   while (end < int64_t(slices.size())) {
     bytes += slices[end].count * channel_bytes;
-    if (end > begin && bytes > staging_bytes()) break;
+    if (end >= begin + least && bytes > staging_bytes()) break;
     ++end;
   }
   return end;
@@ -198,7 +200,7 @@ Tensor forward(const DeformConvShapes& s, const Tensor& input, const Tensor& wei
       if (map.channels_last || !std::is_same_v<S, T>)
         p.slice_end = all_slices;
       else
-        p.slice_end = end_of_pass(slices, p.slice_begin, p.images * s.in_pixels * int64_t(sizeof(S)));
+        p.slice_end = end_of_pass(slices, p.slice_begin, p.images * s.in_pixels * int64_t(sizeof(S)), 1);
       if (!map.channels_last) {
         const ChannelSlice& last = slices[p.slice_end - 1];
         p.first_channel = slices[p.slice_begin].first;
@@ -298,8 +300,9 @@ Gradients<T> backward(const DeformConvShapes& s, const Tensor& grad_output, cons
     p.slice_end = 0;
     while (p.slice_end < all_slices) {
       p.slice_begin = p.slice_end;
-      // two maps are staged: the input and its gradient
-      p.slice_end = end_of_pass(slices, p.slice_begin, p.images * s.in_pixels * int64_t(2 * sizeof(T)));
+      // Two maps are staged, the input and its gradient; slices are what threads share.
+      p.slice_end = end_of_pass(slices, p.slice_begin, p.images * s.in_pixels * int64_t(2 * sizeof(T)),
+                                torch::stable::get_num_threads());
       const ChannelSlice& last = slices[p.slice_end - 1];
       const int64_t first_channel = slices[p.slice_begin].first;
       const int64_t channels = last.first + last.count - first_channel;
