@@ -144,7 +144,6 @@ class BuildOps(build_ext):
                 "-Wextra",
                 "-Wno-maybe-uninitialized",
                 "-Wno-ignored-attributes",
-                "-fopenmp-simd",
             ),
             *("-fno-math-errno", "-fno-trapping-math"),
         ]
