@@ -3,6 +3,8 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <new>
 
@@ -13,6 +15,25 @@ template <typename Function>
 void parallel_for(int64_t count, int64_t grain, const Function& function) {
   if (count > 0) torch::stable::parallel_for(0, count, grain, function);
 }
+
+// Work handed out piece by piece: where other programs hold a core up, the other threads take its share.
+// Who does a task must not change its result.
+class TaskQueue {
+ public:
+  explicit TaskQueue(int64_t tasks) : tasks_(tasks) {}
+  bool take(int64_t& task) { return (task = next_.fetch_add(1, std::memory_order_relaxed)) < tasks_; }
+
+  // Calls worker() once per thread; it takes tasks until there are none.
+  template <typename Worker>
+  void run(const Worker& worker) {
+    const int64_t threads = std::min<int64_t>(tasks_, torch::stable::get_num_threads());
+    parallel_for(threads, 1, [&](int64_t, int64_t) { worker(); });
+  }
+
+ private:
+  const int64_t tasks_;
+  std::atomic<int64_t> next_{0};
+};
 
 // Uninitialised memory, aligned to a cache line.
 template <typename T>

@@ -27,15 +27,21 @@ const DeformConvBackward<T>& backward_kernels() {
   else return deform_conv_kernels_dispatched().backward_float;
 }
 
-// What is staged channels-last at a time, however large im2col_step is: fewer images first, then fewer
-// channels of one image. More threads need more slices at a time to share.
-int64_t staging_bytes() {
-  return (int64_t(4) << 20) * std::max<int64_t>(torch::stable::get_num_threads(), 3);
-}
+// What the forward stages channels-last at a time, however large im2col_step is: fewer images first, then
+// fewer channels of one image.
+constexpr int64_t kStagingBytes = int64_t(12) << 20;
+constexpr int64_t kLeastStagingBytes = int64_t(4) << 20;
 
 // Channels of a slice: 9 taps · 64 channels · 96 rows of float are 216 KiB, a quarter of a usual L2.
 constexpr int64_t kSliceBytes = 64 * sizeof(float);
 constexpr int64_t kTileRows = 96;
+
+// Tiles as large as may be that share out evenly. No result depends on it: a pixel's sums are its own.
+int64_t tile_rows_for(int64_t pixels) {
+  const int64_t threads = torch::stable::get_num_threads(), round = kTileRows * threads;
+  const int64_t tiles = (pixels + round - 1) / round * threads;
+  return std::max<int64_t>((pixels + tiles - 1) / tiles, 1);
+}
 
 std::vector<ChannelSlice> slice_channels(const DeformConvShapes& s, int64_t most_channels, int64_t panel) {
   std::vector<ChannelSlice> slices;
@@ -96,22 +102,17 @@ DeformConvCpu<T, S> problem_of(const DeformConvShapes& s, const std::vector<Chan
   return p;
 }
 
-// How many images are lowered at a time.
-int64_t images_at_a_time(const DeformConvShapes& s, int64_t element_bytes) {
-  const int64_t image_bytes = s.channels * s.in_pixels * element_bytes;
-  return std::clamp<int64_t>(staging_bytes() / std::max<int64_t>(image_bytes, 1), 1, s.im2col_step);
+// How many images are lowered at a time, `image_bytes` each.
+int64_t images_at_a_time(const DeformConvShapes& s, int64_t image_bytes) {
+  return std::clamp<int64_t>(kStagingBytes / std::max<int64_t>(image_bytes, 1), 1, s.im2col_step);
 }
 
-// The end of the pass that begins with slice `begin`: as many slices as may be staged at a time, and no
-// fewer than `least`.
+// The end of the pass that begins with slice `begin`: as many slices as may be staged at a time, at least
+// one.
 int64_t end_of_pass(const std::vector<ChannelSlice>& slices, int64_t begin, int64_t channel_bytes,
-                    int64_t least) {
-  int64_t end = begin, bytes = 0;
-  while (end < int64_t(slices.size())) {
-    bytes += slices[end].count * channel_bytes;
-    if (end >= begin + least && bytes > staging_bytes()) break;
-    ++end;
-  }
+                    int64_t most_bytes) {
+  int64_t end = begin + 1, bytes = slices[begin].count * channel_bytes;
+  while (end < int64_t(slices.size()) && (bytes += slices[end].count * channel_bytes) <= most_bytes) ++end;
   return end;
 }
 
@@ -127,18 +128,31 @@ Map as_map(const Tensor& tensor) {
   return {torch::stable::contiguous(tensor), false};
 }
 
-// [images][rows][columns] -> [images][columns][rows]; images lie from_image and to_image apart.
+// [rows][columns] -> [columns][rows], some columns at a time: a stretch of them fits the first-level cache.
+constexpr int64_t kStretch = 256;
+
 template <typename T, typename S = T>
+void transpose_stretch(const S* from, S* to, int64_t rows, int64_t columns, int64_t stretch) {
+  const int64_t first = stretch * kStretch;
+  forward_kernels<T, S>().transpose(from + first, columns, to + first * rows, rows, rows,
+                                    std::min(kStretch, columns - first));
+}
+
+template <typename T>
+void transpose_map(const T* from, T* to, int64_t rows, int64_t columns) {
+  for (int64_t stretch = 0; stretch * kStretch < columns; ++stretch)
+    transpose_stretch<T>(from, to, rows, columns, stretch);
+}
+
+// The same for several images, which lie from_image and to_image apart, on all threads.
+template <typename T, typename S>
 void transpose_images(const S* from, int64_t from_image, S* to, int64_t to_image, int64_t images,
                       int64_t rows, int64_t columns) {
-  constexpr int64_t stretch = 256;
-  const int64_t stretches = (columns + stretch - 1) / stretch;
+  const int64_t stretches = (columns + kStretch - 1) / kStretch;
   parallel_for(images * stretches, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t image = i / stretches, first = i % stretches * stretch;
-      forward_kernels<T, S>().transpose(from + image * from_image + first, columns,
-                                        to + image * to_image + first * rows, rows, rows,
-                                        std::min(stretch, columns - first));
+      const int64_t image = i / stretches;
+      transpose_stretch<T, S>(from + image * from_image, to + image * to_image, rows, columns, i % stretches);
     }
   });
 }
@@ -183,11 +197,15 @@ Tensor forward(const DeformConvShapes& s, const Tensor& input, const Tensor& wei
   p.bias = data_or_null<T>(bias);
   p.output_channels_last = map.channels_last;
 
-  const int64_t chunk = images_at_a_time(s, sizeof(S)), image_size = s.channels * s.in_pixels;
+  const int64_t image_size = s.channels * s.in_pixels;
+  const int64_t chunk = images_at_a_time(s, image_size * int64_t(sizeof(S)));
+  // Packed weight and staged maps share one bound.
+  const int64_t staging = std::max(kStagingBytes - packed.size() * int64_t(sizeof(S)), kLeastStagingBytes);
   const S* images = static_cast<const S*>(map.tensor.const_data_ptr());
   Buffer<S> staged;
   for (int64_t first = 0; first < s.batch; first += chunk) {
     p.images = std::min(chunk, s.batch - first);
+    p.tile_rows = tile_rows_for(p.images * s.out_pixels);
     const int64_t fields = first * s.taps * s.out_pixels;
     p.offset = offset ? data_or_null<T>(offset) + fields * s.offset_groups * s.rank : nullptr;
     p.mask = mask ? data_or_null<T>(mask) + fields * s.mask_groups : nullptr;
@@ -200,7 +218,8 @@ Tensor forward(const DeformConvShapes& s, const Tensor& input, const Tensor& wei
       if (map.channels_last || !std::is_same_v<S, T>)
         p.slice_end = all_slices;
       else
-        p.slice_end = end_of_pass(slices, p.slice_begin, p.images * s.in_pixels * int64_t(sizeof(S)), 1);
+        p.slice_end =
+            end_of_pass(slices, p.slice_begin, p.images * s.in_pixels * int64_t(sizeof(S)), staging);
       if (!map.channels_last) {
         const ChannelSlice& last = slices[p.slice_end - 1];
         p.first_channel = slices[p.slice_begin].first;
@@ -213,13 +232,46 @@ Tensor forward(const DeformConvShapes& s, const Tensor& input, const Tensor& wei
       }
       const int64_t tiles = (p.images * s.out_pixels + p.tile_rows - 1) / p.tile_rows;
       const int64_t scratch = kernels.scratch_bytes(p);
-      parallel_for(tiles, 1, [&](int64_t begin, int64_t end) {
-        kernels.run(p, begin, end, thread_scratch<char>(scratch));
+      TaskQueue queue(tiles);
+      queue.run([&] {
+        char* const memory = thread_scratch<char>(scratch);
+        for (int64_t tile; queue.take(tile);) kernels.run(p, tile, memory);
       });
     }
   }
   return output;
 }
+
+// One slice of some images, channels last, and its gradient: what a task of the backward works on.
+template <typename T>
+class StagedSlice {
+ public:
+  // Copies the slice of images [begin, end) and points p at the copy.
+  void load(DeformConvCpu<T>& p, const ChannelSlice& slice, int64_t begin, int64_t end) {
+    const int64_t image_size = slice.count * p.in_pixels, size = (end - begin) * image_size;
+    if (input_.size() < size) input_ = Buffer<T>(size);
+    for (int64_t image = begin; image < end; ++image)
+      transpose_map(p.input + (image * p.channels + slice.first) * p.in_pixels,
+                    input_.data() + (image - begin) * image_size, slice.count, p.in_pixels);
+    p.input = input_.data();
+    p.first_image = begin, p.first_channel = slice.first, p.input_channels = slice.count;
+    if (p.grad_input == nullptr) return;
+    if (gradient_.size() < size) gradient_ = Buffer<T>(size);
+    std::fill_n(gradient_.data(), size, T(0));
+    p.grad_input = gradient_.data();
+  }
+
+  void store_gradient(const DeformConvCpu<T>& p, const ChannelSlice& slice, int64_t begin,
+                      int64_t end) const {
+    for (int64_t image = begin; image < end; ++image)
+      transpose_map(gradient_.data() + (image - begin) * slice.count * p.in_pixels,
+                    p.grad_input + (image * p.channels + slice.first) * p.in_pixels, p.in_pixels,
+                    slice.count);
+  }
+
+ private:
+  Buffer<T> input_, gradient_;
+};
 
 template <typename T>
 struct Gradients {
@@ -268,18 +320,18 @@ Gradients<T> backward(const DeformConvShapes& s, const Tensor& grad_output, cons
   p.grad_output_channels_last = grad_map.channels_last;
 
   // Where slices are few, several blocks of images go in parallel, each with a weight gradient of its own.
-  const int64_t chunk = images_at_a_time(s, sizeof(T)), image_size = s.channels * s.in_pixels;
-  const int64_t blocks = std::clamp<int64_t>(16 / all_slices, 1, chunk);
+  const int64_t image_size = s.channels * s.in_pixels;
+  const int64_t chunk = images_at_a_time(s, image_size / all_slices * int64_t(2 * sizeof(T)));
+  const int64_t blocks = std::clamp<int64_t>(16 / all_slices, 1, std::min(chunk, s.batch));
   Buffer<T> grad_weight(wanted[1] ? blocks * packed_size : 0);
   std::fill_n(grad_weight.data(), grad_weight.size(), T(0));
   bool shares = false;
   for (const ChannelSlice& slice : slices) shares |= slice.shares_points;
   shares &= wanted[2] || wanted[3];
-  Buffer<T> staged, grad_staged, grad_fields;
-  const auto grow = [](Buffer<T>& buffer, int64_t size) {
-    if (buffer.size() < size) buffer = Buffer<T>(size);
-    return buffer.data();
-  };
+  Buffer<T> grad_fields(shares ? all_slices * s.taps * (s.rank + 1) * std::min(chunk, s.batch) * s.out_pixels
+                               : 0);
+  p.grad_fields = grad_fields.data();
+  const int64_t scratch = kernels.scratch_bytes(p);
 
   for (int64_t first = 0; first < s.batch; first += chunk) {
     p.images = std::min(chunk, s.batch - first);
@@ -292,54 +344,31 @@ Gradients<T> backward(const DeformConvShapes& s, const Tensor& grad_output, cons
     p.grad_offset =
         wanted[2] ? static_cast<T*>(gradients.offset.mutable_data_ptr()) + offset_at : nullptr;
     p.grad_mask = wanted[3] ? static_cast<T*>(gradients.mask.mutable_data_ptr()) + mask_at : nullptr;
-    const T* images = static_cast<const T*>(map.tensor.const_data_ptr()) + first * image_size;
-    T* grad_images =
+    p.input = static_cast<const T*>(map.tensor.const_data_ptr()) + first * image_size;
+    p.grad_input =
         wanted[0] ? static_cast<T*>(gradients.input.mutable_data_ptr()) + first * image_size : nullptr;
+    if (wanted[0] && map.channels_last) zero(p.grad_input, p.images * image_size);
     const int64_t per_block = (p.images + blocks - 1) / blocks;
     const int64_t used_blocks = (p.images + per_block - 1) / per_block;
-    p.slice_end = 0;
-    while (p.slice_end < all_slices) {
-      p.slice_begin = p.slice_end;
-      // Two maps are staged, the input and its gradient; slices are what threads share.
-      p.slice_end = end_of_pass(slices, p.slice_begin, p.images * s.in_pixels * int64_t(2 * sizeof(T)),
-                                torch::stable::get_num_threads());
-      const ChannelSlice& last = slices[p.slice_end - 1];
-      const int64_t first_channel = slices[p.slice_begin].first;
-      const int64_t channels = last.first + last.count - first_channel;
-      const int64_t staged_image = channels * s.in_pixels;
-      if (map.channels_last) {
-        p.input = images, p.grad_input = grad_images;
-        if (wanted[0] && p.slice_begin == 0) zero(p.grad_input, p.images * image_size);
-      } else {
-        p.first_channel = first_channel, p.input_channels = channels;
-        T* to = grow(staged, p.images * staged_image);
-        transpose_images<T>(images + first_channel * s.in_pixels, image_size, to, staged_image, p.images,
-                            channels, s.in_pixels);
-        p.input = to;
-        p.grad_input = wanted[0] ? grow(grad_staged, p.images * staged_image) : nullptr;
-        if (wanted[0]) zero(p.grad_input, p.images * staged_image);
+    TaskQueue queue(used_blocks * all_slices);
+    queue.run([&] {
+      char* const memory = thread_scratch<char>(scratch);
+      StagedSlice<T> staged;
+      for (int64_t task; queue.take(task);) {
+        const int64_t block = task / all_slices, slice = task % all_slices;
+        const int64_t begin = block * per_block, end = std::min(begin + per_block, p.images);
+        DeformConvCpu<T> mine = p;
+        mine.grad_weight = wanted[1] ? grad_weight.data() + block * packed_size : nullptr;
+        if (!map.channels_last) staged.load(mine, slices[slice], begin, end);
+        kernels.run(mine, slice, begin, end, memory);
+        if (!map.channels_last && wanted[0]) staged.store_gradient(p, slices[slice], begin, end);
       }
-      const int64_t slice_count = p.slice_end - p.slice_begin;
-      if (shares)
-        p.grad_fields =
-            grow(grad_fields, slice_count * s.taps * (s.rank + 1) * p.images * s.out_pixels);
-      const int64_t scratch = kernels.scratch_bytes(p);
-      parallel_for(used_blocks * slice_count, 1, [&](int64_t begin, int64_t end) {
-        for (int64_t task = begin; task < end; ++task) {
-          const int64_t block = task / slice_count;
-          DeformConvCpu<T> mine = p;
-          mine.grad_weight = wanted[1] ? grad_weight.data() + block * packed_size : nullptr;
-          kernels.run(mine, p.slice_begin + task % slice_count, block * per_block,
-                      std::min((block + 1) * per_block, p.images), thread_scratch<char>(scratch));
-        }
+    });
+    if (shares) {
+      const int64_t fields = s.taps * (s.rank + 1);
+      parallel_for(p.images * fields, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) kernels.reduce_fields(p, i / fields, i % fields);
       });
-      if (shares) {
-        parallel_for(p.images, 1,
-                     [&](int64_t begin, int64_t end) { kernels.reduce_fields(p, begin, end); });
-      }
-      if (wanted[0] && !map.channels_last)
-        transpose_images<T>(p.grad_input, staged_image, grad_images + first_channel * s.in_pixels,
-                            image_size, p.images, s.in_pixels, channels);
     }
   }
   if (wanted[1]) {

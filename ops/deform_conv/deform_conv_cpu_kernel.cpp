@@ -88,7 +88,7 @@ struct Rows {
       position[axis] = rest % p.out[axis];
       rest /= p.out[axis];
     }
-    const S* map = p.input + image * p.in_pixels * p.input_channels;
+    const S* map = p.input + (image - p.first_image) * p.in_pixels * p.input_channels;
     for (int64_t r = 0; r < rows; ++r) {
       for (int axis = 0; axis < Rank; ++axis)
         base[axis][r] = T(position[axis] * p.stride[axis] - p.padding[axis]);
@@ -353,32 +353,30 @@ struct ForwardScratch {
 };
 
 template <typename T, typename S, int Rank>
-void forward_of(const DeformConvCpu<T, S>& p, int64_t begin, int64_t end, char* scratch) {
+void forward_of(const DeformConvCpu<T, S>& p, int64_t index, char* scratch) {
   Arena arena{scratch};
   ForwardScratch<T, S, Rank> tile(arena, p);
   const int64_t padded = padded_outputs(p), all_rows = p.images * p.out_pixels;
-  for (int64_t i = begin; i < end; ++i) {
-    const int64_t first = i * p.tile_rows;
-    tile.rows.set(p, first, all_rows - first < p.tile_rows ? all_rows - first : p.tile_rows);
-    const ChannelSlice* planned = nullptr;
-    for (int64_t s = p.slice_begin; s < p.slice_end; ++s) {
-      const ChannelSlice& slice = p.slices[s];
-      if (planned == nullptr || planned->offset_group != slice.offset_group ||
-          planned->mask_group != slice.mask_group) {
-        make_plan<T, S, Rank, false>(p, slice, tile.rows, tile.plan);
-        planned = &slice;
-      }
-      sample<T, S, Rank>(p, slice, tile.rows, tile.plan, tile.columns);
-      zero_padding_columns(p, slice, tile.columns);
-      if (s == p.slice_begin && !slice.opens_group)
-        load_group<T, S, Rank>(p, slice.group, tile.rows, tile.result);
-      const LeftOperand<S> left{tile.columns, kPanel<S>, 1, kPanel<S>, panel_stride(p)};
-      multiply<T, S>(left, tile.rows.count, p.weight + slice.weight, slice.depth, padded / kPanel<T>,
-                     tile.result, padded, kPanel<T>, !slice.opens_group);
-      if (s + 1 == p.slice_end || p.slices[s + 1].group != slice.group) {
-        const bool complete = slice.first + slice.count == (slice.group + 1) * (p.channels / p.groups);
-        store_group<T, S, Rank>(p, slice.group, complete, tile.rows, tile.result, tile.turned);
-      }
+  const int64_t first = index * p.tile_rows;
+  tile.rows.set(p, first, all_rows - first < p.tile_rows ? all_rows - first : p.tile_rows);
+  const ChannelSlice* planned = nullptr;
+  for (int64_t s = p.slice_begin; s < p.slice_end; ++s) {
+    const ChannelSlice& slice = p.slices[s];
+    if (planned == nullptr || planned->offset_group != slice.offset_group ||
+        planned->mask_group != slice.mask_group) {
+      make_plan<T, S, Rank, false>(p, slice, tile.rows, tile.plan);
+      planned = &slice;
+    }
+    sample<T, S, Rank>(p, slice, tile.rows, tile.plan, tile.columns);
+    zero_padding_columns(p, slice, tile.columns);
+    if (s == p.slice_begin && !slice.opens_group)
+      load_group<T, S, Rank>(p, slice.group, tile.rows, tile.result);
+    const LeftOperand<S> left{tile.columns, kPanel<S>, 1, kPanel<S>, panel_stride(p)};
+    multiply<T, S>(left, tile.rows.count, p.weight + slice.weight, slice.depth, padded / kPanel<T>,
+                   tile.result, padded, kPanel<T>, !slice.opens_group);
+    if (s + 1 == p.slice_end || p.slices[s + 1].group != slice.group) {
+      const bool complete = slice.first + slice.count == (slice.group + 1) * (p.channels / p.groups);
+      store_group<T, S, Rank>(p, slice.group, complete, tile.rows, tile.result, tile.turned);
     }
   }
 }
@@ -512,7 +510,7 @@ void store_fields(const DeformConvCpu<T>& p, int64_t s, const Rows<T, T, Rank>& 
       if (!(of_mask ? p.grad_mask : p.grad_offset)) continue;
       T* to;
       if (slice.shares_points)
-        to = p.grad_fields + ((s - p.slice_begin) * (points + p.taps) + field) * p.images * p.out_pixels +
+        to = p.grad_fields + (s * (points + p.taps) + field) * p.images * p.out_pixels +
              image * p.out_pixels;
       else if (of_mask)
         to = p.grad_mask +
@@ -625,32 +623,23 @@ void unpack_weight_gradient(const DeformConvCpu<T>& p, const T* packed, T* grad_
 }
 
 template <typename T>
-void reduce_fields(const DeformConvCpu<T>& p, int64_t begin, int64_t end) {
+void reduce_fields(const DeformConvCpu<T>& p, int64_t image, int64_t field) {
   const int64_t points = p.taps * p.rank, fields = points + p.taps;
-  for (int64_t image = begin; image < end; ++image) {
-    for (int64_t s = p.slice_begin; s < p.slice_end; ++s) {
-      const ChannelSlice& slice = p.slices[s];
-      if (!slice.shares_points) continue;
-      bool first_of_offset = true, first_of_mask = true;
-      for (int64_t before = 0; before < s; ++before) {
-        first_of_offset &= p.slices[before].offset_group != slice.offset_group;
-        first_of_mask &= p.slices[before].mask_group != slice.mask_group;
-      }
-      for (int64_t field = 0; field < fields; ++field) {
-        const bool of_mask = field >= points;
-        if (!(of_mask ? p.grad_mask : p.grad_offset)) continue;
-        const T* __restrict from =
-            p.grad_fields + (((s - p.slice_begin) * fields + field) * p.images + image) * p.out_pixels;
-        T* __restrict to =
-            of_mask ? p.grad_mask + ((image * p.mask_groups + slice.mask_group) * p.taps + field -
-                                     points) * p.out_pixels
-                    : p.grad_offset +
-                          ((image * p.offset_groups + slice.offset_group) * points + field) *
-                              p.out_pixels;
-        const bool first = of_mask ? first_of_mask : first_of_offset;
-        for (int64_t i = 0; i < p.out_pixels; ++i) to[i] = first ? from[i] : to[i] + from[i];
-      }
-    }
+  const bool of_mask = field >= points;
+  if (!(of_mask ? p.grad_mask : p.grad_offset)) return;
+  const auto group_of = [&](const ChannelSlice& slice) { return of_mask ? slice.mask_group : slice.offset_group; };
+  for (int64_t s = p.slice_begin; s < p.slice_end; ++s) {
+    const ChannelSlice& slice = p.slices[s];
+    if (!slice.shares_points) continue;
+    bool first = true;
+    for (int64_t before = 0; before < s; ++before) first &= group_of(p.slices[before]) != group_of(slice);
+    const T* __restrict from = p.grad_fields + ((s * fields + field) * p.images + image) * p.out_pixels;
+    T* __restrict to =
+        of_mask ? p.grad_mask +
+                      ((image * p.mask_groups + slice.mask_group) * p.taps + field - points) * p.out_pixels
+                : p.grad_offset +
+                      ((image * p.offset_groups + slice.offset_group) * points + field) * p.out_pixels;
+    for (int64_t i = 0; i < p.out_pixels; ++i) to[i] = first ? from[i] : to[i] + from[i];
   }
 }
 
@@ -683,8 +672,8 @@ int64_t backward_scratch(const DeformConvCpu<T>& p) {
 }
 
 template <typename T, typename S>
-void forward(const DeformConvCpu<T, S>& p, int64_t begin, int64_t end, char* scratch) {
-  by_rank(p.rank, [&](auto rank) { forward_of<T, S, rank()>(p, begin, end, scratch); });
+void forward(const DeformConvCpu<T, S>& p, int64_t tile, char* scratch) {
+  by_rank(p.rank, [&](auto rank) { forward_of<T, S, rank()>(p, tile, scratch); });
 }
 
 template <typename T>

@@ -28,12 +28,12 @@ struct DeformConvCpu {
   int64_t taps, in_pixels, out_pixels;
   int64_t tile_rows;  // output pixels of a tile; tiles run on across images
 
-  // All slices, and those of this pass: a large map is staged some channels at a time.
+  // All slices, and those of this pass: the forward stages a large map some channels at a time.
   const ChannelSlice* slices;
   int64_t slice_begin, slice_end;
 
-  const S* input;  // [images][in_pixels][input_channels], from first_channel on
-  int64_t input_channels, first_channel;
+  const S* input;  // [images][in_pixels][input_channels], from first_image and first_channel on
+  int64_t first_image, input_channels, first_channel;
   const T* offset;  // [images][offset_groups · taps · rank][out_pixels], or null
   const T* mask;    // [images][mask_groups · taps][out_pixels], or null
 
@@ -51,7 +51,7 @@ struct DeformConvCpu {
   T* grad_weight;            // packed like weight_backward's columns, accumulated, or null
   T* grad_offset;            // like offset, or null
   T* grad_mask;              // like mask, or null
-  T* grad_fields;  // [slice of the pass][taps · (rank + 1)][images · out_pixels], where points are shared
+  T* grad_fields;  // [slice][taps · (rank + 1)][images · out_pixels], where points are shared
 };
 
 template <typename T, typename S = T>
@@ -59,8 +59,8 @@ struct DeformConvForward {
   int64_t panel;                                        // columns of a GEMM panel
   int64_t (*scratch_bytes)(const DeformConvCpu<T, S>&);  // that a thread needs
   void (*pack)(const DeformConvCpu<T, S>&, const S* weight, S* packed, int64_t slice);
-  // tiles [begin, end) of the output
-  void (*run)(const DeformConvCpu<T, S>&, int64_t begin, int64_t end, char* scratch);
+  // a tile of the output
+  void (*run)(const DeformConvCpu<T, S>&, int64_t tile, char* scratch);
   // [rows][columns] -> [columns][rows]
   void (*transpose)(const S* from, int64_t from_stride, S* to, int64_t to_stride, int64_t rows,
                     int64_t columns);
@@ -74,8 +74,8 @@ struct DeformConvBackward {
   void (*run)(const DeformConvCpu<T>&, int64_t slice, int64_t begin, int64_t end, char* scratch);
   void (*unpack_weight_gradient)(const DeformConvCpu<T>&, const T* packed, T* grad_weight, int64_t slice,
                                  bool accumulate);
-  // Adds grad_fields of the slices that share points to grad_offset and grad_mask, images [begin, end).
-  void (*reduce_fields)(const DeformConvCpu<T>&, int64_t begin, int64_t end);
+  // Sums one of an image's grad_fields over the slices that share points.
+  void (*reduce_fields)(const DeformConvCpu<T>&, int64_t image, int64_t field);
 };
 
 using BFloat16Bits = uint16_t;
