@@ -328,8 +328,12 @@ Gradients<T> backward(const DeformConvShapes& s, const Tensor& grad_output, cons
   bool shares = false;
   for (const ChannelSlice& slice : slices) shares |= slice.shares_points;
   shares &= wanted[2] || wanted[3];
-  Buffer<T> grad_fields(shares ? all_slices * s.taps * (s.rank + 1) * std::min(chunk, s.batch) * s.out_pixels
-                               : 0);
+  const int64_t fields = s.taps * (s.rank + 1);
+  const int64_t slice_fields = shares ? fields * std::min(chunk, s.batch) * s.out_pixels : 0;
+  const int64_t most_slices =
+      std::max(kStagingBytes / std::max<int64_t>(slice_fields * int64_t(sizeof(T)), 1),
+               int64_t(4) * torch::stable::get_num_threads());
+  Buffer<T> grad_fields(std::min(most_slices, all_slices) * slice_fields);
   p.grad_fields = grad_fields.data();
   const int64_t scratch = kernels.scratch_bytes(p);
 
@@ -350,25 +354,28 @@ Gradients<T> backward(const DeformConvShapes& s, const Tensor& grad_output, cons
     if (wanted[0] && map.channels_last) zero(p.grad_input, p.images * image_size);
     const int64_t per_block = (p.images + blocks - 1) / blocks;
     const int64_t used_blocks = (p.images + per_block - 1) / per_block;
-    TaskQueue queue(used_blocks * all_slices);
-    queue.run([&] {
-      char* const memory = thread_scratch<char>(scratch);
-      StagedSlice<T> staged;
-      for (int64_t task; queue.take(task);) {
-        const int64_t block = task / all_slices, slice = task % all_slices;
-        const int64_t begin = block * per_block, end = std::min(begin + per_block, p.images);
-        DeformConvCpu<T> mine = p;
-        mine.grad_weight = wanted[1] ? grad_weight.data() + block * packed_size : nullptr;
-        if (!map.channels_last) staged.load(mine, slices[slice], begin, end);
-        kernels.run(mine, slice, begin, end, memory);
-        if (!map.channels_last && wanted[0]) staged.store_gradient(p, slices[slice], begin, end);
-      }
-    });
-    if (shares) {
-      const int64_t fields = s.taps * (s.rank + 1);
-      parallel_for(p.images * fields, 1, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) kernels.reduce_fields(p, i / fields, i % fields);
+    for (int64_t slice_begin = 0; slice_begin < all_slices; slice_begin += most_slices) {
+      p.slice_begin = slice_begin, p.slice_end = std::min(slice_begin + most_slices, all_slices);
+      const int64_t slice_count = p.slice_end - p.slice_begin;
+      TaskQueue queue(used_blocks * slice_count);
+      queue.run([&] {
+        char* const memory = thread_scratch<char>(scratch);
+        StagedSlice<T> staged;
+        for (int64_t task; queue.take(task);) {
+          const int64_t block = task / slice_count, slice = p.slice_begin + task % slice_count;
+          const int64_t begin = block * per_block, end = std::min(begin + per_block, p.images);
+          DeformConvCpu<T> mine = p;
+          mine.grad_weight = wanted[1] ? grad_weight.data() + block * packed_size : nullptr;
+          if (!map.channels_last) staged.load(mine, slices[slice], begin, end);
+          kernels.run(mine, slice, begin, end, memory);
+          if (!map.channels_last && wanted[0]) staged.store_gradient(p, slices[slice], begin, end);
+        }
       });
+      if (shares) {
+        parallel_for(p.images * fields, 1, [&](int64_t begin, int64_t end) {
+          for (int64_t i = begin; i < end; ++i) kernels.reduce_fields(p, i / fields, i % fields);
+        });
+      }
     }
   }
   if (wanted[1]) {

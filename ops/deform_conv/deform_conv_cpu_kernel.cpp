@@ -510,7 +510,7 @@ void store_fields(const DeformConvCpu<T>& p, int64_t s, const Rows<T, T, Rank>& 
       if (!(of_mask ? p.grad_mask : p.grad_offset)) continue;
       T* to;
       if (slice.shares_points)
-        to = p.grad_fields + (s * (points + p.taps) + field) * p.images * p.out_pixels +
+        to = p.grad_fields + ((s - p.slice_begin) * (points + p.taps) + field) * p.images * p.out_pixels +
              image * p.out_pixels;
       else if (of_mask)
         to = p.grad_mask +
@@ -633,7 +633,8 @@ void reduce_fields(const DeformConvCpu<T>& p, int64_t image, int64_t field) {
     if (!slice.shares_points) continue;
     bool first = true;
     for (int64_t before = 0; before < s; ++before) first &= group_of(p.slices[before]) != group_of(slice);
-    const T* __restrict from = p.grad_fields + ((s * fields + field) * p.images + image) * p.out_pixels;
+    const T* __restrict from =
+        p.grad_fields + (((s - p.slice_begin) * fields + field) * p.images + image) * p.out_pixels;
     T* __restrict to =
         of_mask ? p.grad_mask +
                       ((image * p.mask_groups + slice.mask_group) * p.taps + field - points) * p.out_pixels

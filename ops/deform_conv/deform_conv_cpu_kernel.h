@@ -28,7 +28,7 @@ struct DeformConvCpu {
   int64_t taps, in_pixels, out_pixels;
   int64_t tile_rows;  // output pixels of a tile; tiles run on across images
 
-  // All slices, and those of this pass: the forward stages a large map some channels at a time.
+  // All slices, and those of this pass: memory for all of them at a time might be too much.
   const ChannelSlice* slices;
   int64_t slice_begin, slice_end;
 
@@ -51,7 +51,7 @@ struct DeformConvCpu {
   T* grad_weight;            // packed like weight_backward's columns, accumulated, or null
   T* grad_offset;            // like offset, or null
   T* grad_mask;              // like mask, or null
-  T* grad_fields;  // [slice][taps · (rank + 1)][images · out_pixels], where points are shared
+  T* grad_fields;  // [slice of the pass][taps · (rank + 1)][images · out_pixels], where points are shared
 };
 
 template <typename T, typename S = T>
