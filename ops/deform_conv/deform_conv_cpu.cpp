@@ -249,12 +249,14 @@ class StagedSlice {
   // Copies the slice of images [begin, end) and points p at the copy.
   void load(DeformConvCpu<T>& p, const ChannelSlice& slice, int64_t begin, int64_t end) {
     const int64_t image_size = slice.count * p.in_pixels, size = (end - begin) * image_size;
-    if (input_.size() < size) input_ = Buffer<T>(size);
-    for (int64_t image = begin; image < end; ++image)
-      transpose_map(p.input + (image * p.channels + slice.first) * p.in_pixels,
-                    input_.data() + (image - begin) * image_size, slice.count, p.in_pixels);
-    p.input = input_.data();
     p.first_image = begin, p.first_channel = slice.first, p.input_channels = slice.count;
+    if (p.grad_weight || p.grad_offset || p.grad_mask) {
+      if (input_.size() < size) input_ = Buffer<T>(size);
+      for (int64_t image = begin; image < end; ++image)
+        transpose_map(p.input + (image * p.channels + slice.first) * p.in_pixels,
+                      input_.data() + (image - begin) * image_size, slice.count, p.in_pixels);
+      p.input = input_.data();
+    }
     if (p.grad_input == nullptr) return;
     if (gradient_.size() < size) gradient_ = Buffer<T>(size);
     std::fill_n(gradient_.data(), size, T(0));

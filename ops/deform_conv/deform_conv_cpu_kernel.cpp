@@ -64,14 +64,14 @@ struct Rows {
   int64_t count, stride;  // stride: rows of a full tile
   int64_t image, pixel;   // of the first row
   T* base[Rank];          // out · stride - padding, per row
-  const S** input;        // the row's image
+  int64_t* map;           // where the row's image begins in input, and so in its gradient
   T *zeros, *ones;        // stand in for an absent offset and mask
 
   static Rows allocate(Arena& arena, int64_t rows) {
     Rows result{};
     result.stride = rows;
     for (int axis = 0; axis < Rank; ++axis) result.base[axis] = arena.take<T>(rows);
-    result.input = arena.take<const S*>(rows);
+    result.map = arena.take<int64_t>(rows);
     result.zeros = arena.take<T>(rows);
     result.ones = arena.take<T>(rows);
     return result;
@@ -88,14 +88,15 @@ struct Rows {
       position[axis] = rest % p.out[axis];
       rest /= p.out[axis];
     }
-    const S* map = p.input + (image - p.first_image) * p.in_pixels * p.input_channels;
+    const int64_t map_size = p.in_pixels * p.input_channels;
+    int64_t place = (image - p.first_image) * map_size;
     for (int64_t r = 0; r < rows; ++r) {
       for (int axis = 0; axis < Rank; ++axis)
         base[axis][r] = T(position[axis] * p.stride[axis] - p.padding[axis]);
-      input[r] = map;
+      map[r] = place;
       int axis = Rank - 1;
       while (axis >= 0 && ++position[axis] == p.out[axis]) position[axis--] = 0;
-      if (axis < 0) map += p.in_pixels * p.input_channels;
+      if (axis < 0) place += map_size;
     }
   }
 
@@ -241,7 +242,7 @@ void sample(const DeformConvCpu<T, S>& p, const ChannelSlice& slice, const Rows<
   constexpr int corners = kCorners<Rank>;
   const int64_t stride = panel_stride(p);
   for (int64_t r = 0; r < rows.count; ++r) {
-    const S* map = rows.input[r] + slice.first - p.first_channel;
+    const S* map = p.input + rows.map[r] + slice.first - p.first_channel;
     for (int64_t tap = 0; tap < p.taps; ++tap) {
       const S* from[corners];
       T weight[corners];
@@ -381,45 +382,47 @@ void forward_of(const DeformConvCpu<T, S>& p, int64_t index, char* scratch) {
   }
 }
 
-// Columns' gradient in, columns out (in place). Adds to the input's gradient and writes the fields':
-// [tap · rank + axis][row] of the offset, then [tap][row] of the mask.
-template <typename T, int Rank, bool Input, bool Fields>
+// Columns' gradient in, columns out (in place, where they are wanted). Adds to the input's gradient and
+// writes the fields': [tap · rank + axis][row] of the offset, then [tap][row] of the mask.
+template <typename T, int Rank, bool Input, bool Fields, bool Columns>
 void sample_backward(const DeformConvCpu<T>& p, const ChannelSlice& slice, const Rows<T, T, Rank>& rows,
                      const Plan<T, Rank, true>& plan, T* columns, T* fields) {
   constexpr int corners = kCorners<Rank>;
+  constexpr bool reads_input = Fields || Columns;
   const int64_t stride = panel_stride(p);
   for (int64_t r = 0; r < rows.count; ++r) {
-    const T* map = rows.input[r] + slice.first - p.first_channel;
-    T* grad_map = Input ? p.grad_input + (map - p.input) : nullptr;
+    const int64_t map = rows.map[r] + slice.first - p.first_channel;
     for (int64_t tap = 0; tap < p.taps; ++tap) {
       const T* from[corners];
       T* to[corners];
       T weight[corners], modulated[corners];
       const T factor = plan.factor[tap * rows.stride + r];
-      const bool reads = plan.index[tap * corners * rows.stride + r] >= 0;
+      const bool inside = plan.index[tap * corners * rows.stride + r] >= 0;
       for (int corner = 0; corner < corners; ++corner) {
         const int64_t at = (tap * corners + corner) * rows.stride + r;
-        const int64_t place = int64_t(plan.index[at]) * p.input_channels;
-        from[corner] = map + place;
-        if (Input) to[corner] = grad_map + place;
+        const int64_t place = map + int64_t(plan.index[at]) * p.input_channels;
+        if (reads_input) from[corner] = p.input + place;
+        if (Input) to[corner] = p.grad_input + place;
         weight[corner] = plan.weight[at];
         modulated[corner] = factor * weight[corner];
       }
       // Σ over channels of gradient · pixel, per corner
       Vector<T> dot[corners] = {};
       T dot_rest[corners] = {};
-      if (reads) {
+      if (inside) {
         each_column<T>(
             tap, slice.count, r, stride,
             [&](int64_t c, int64_t at) {
               const Vector<T> gradient = load(columns + at);
-              Vector<T> value{};
-              for (int corner = 0; corner < corners; ++corner) {
-                const Vector<T> pixel = load(from[corner] + c);
-                value += modulated[corner] * pixel;
-                if (Fields) dot[corner] += gradient * pixel;
+              if (reads_input) {
+                Vector<T> value{};
+                for (int corner = 0; corner < corners; ++corner) {
+                  const Vector<T> pixel = load(from[corner] + c);
+                  if (Columns) value += modulated[corner] * pixel;
+                  if (Fields) dot[corner] += gradient * pixel;
+                }
+                if (Columns) store(columns + at, value);
               }
-              store(columns + at, value);
               if (Input) {
                 // one corner after the other: at a border two of them are the same pixel
                 for (int corner = 0; corner < corners; ++corner)
@@ -430,13 +433,13 @@ void sample_backward(const DeformConvCpu<T>& p, const ChannelSlice& slice, const
               const T gradient = columns[at];
               T value = 0;
               for (int corner = 0; corner < corners; ++corner) {
-                value += modulated[corner] * from[corner][c];
+                if (Columns) value += modulated[corner] * from[corner][c];
                 if (Fields) dot_rest[corner] += gradient * from[corner][c];
                 if (Input) to[corner][c] += modulated[corner] * gradient;
               }
-              columns[at] = value;
+              if (Columns) columns[at] = value;
             });
-      } else {
+      } else if (Columns) {
         each_column<T>(
             tap, slice.count, r, stride,
             [&](int64_t, int64_t at) { store(columns + at, Vector<T>{}); },
@@ -444,7 +447,7 @@ void sample_backward(const DeformConvCpu<T>& p, const ChannelSlice& slice, const
       }
       if (Fields) {
         T at_point[Rank + 1] = {};
-        if (reads) {
+        if (inside) {
           Vector<T> sums[Rank + 1] = {};
           for (int corner = 0; corner < corners; ++corner) {
             for (int axis = 0; axis < Rank; ++axis) {
@@ -531,6 +534,14 @@ void backward_of(const DeformConvCpu<T>& p, int64_t s, int64_t begin, int64_t en
   const int64_t outputs = p.out_channels / p.groups, panels = slice.depth / kPanel<T>;
   const int64_t stride = panel_stride(p);
   const bool fields = p.grad_offset || p.grad_mask, input = p.grad_input != nullptr;
+  // [input][fields][columns, for the weight's gradient]
+  static constexpr decltype(&sample_backward<T, Rank, true, true, true>) runs[2][2][2] = {
+      {{nullptr, sample_backward<T, Rank, false, false, true>},
+       {sample_backward<T, Rank, false, true, false>, sample_backward<T, Rank, false, true, true>}},
+      {{sample_backward<T, Rank, true, false, false>, sample_backward<T, Rank, true, false, true>},
+       {sample_backward<T, Rank, true, true, false>, sample_backward<T, Rank, true, true, true>}}};
+  const auto run = runs[input][fields][p.grad_weight != nullptr];
+  if (run == nullptr) return;
   for (int64_t first = begin * p.out_pixels; first < end * p.out_pixels; first += p.tile_rows) {
     const int64_t left = end * p.out_pixels - first;
     tile.rows.set(p, first, left < p.tile_rows ? left : p.tile_rows);
@@ -542,10 +553,6 @@ void backward_of(const DeformConvCpu<T>& p, int64_t s, int64_t begin, int64_t en
       multiply<T, T>(gradient, count, p.weight_backward + slice.weight, outputs, panels, tile.columns,
                   kPanel<T>, stride, false);
     }
-    const auto run = fields && input ? sample_backward<T, Rank, true, true>
-                     : fields        ? sample_backward<T, Rank, false, true>
-                     : input         ? sample_backward<T, Rank, true, false>
-                                     : sample_backward<T, Rank, false, false>;
     run(p, slice, tile.rows, tile.plan, tile.columns, tile.fields);
     if (fields) store_fields<T, Rank>(p, s, tile.rows, tile.fields);
     if (p.grad_weight) {

@@ -32,7 +32,9 @@ struct DeformConvCpu {
   const ChannelSlice* slices;
   int64_t slice_begin, slice_end;
 
-  const S* input;  // [images][in_pixels][input_channels], from first_image and first_channel on
+  // [images][in_pixels][input_channels], from first_image and first_channel on; the backward reads it for
+  // any gradient but its own
+  const S* input;
   int64_t first_image, input_channels, first_channel;
   const T* offset;  // [images][offset_groups · taps · rank][out_pixels], or null
   const T* mask;    // [images][mask_groups · taps][out_pixels], or null
