@@ -69,7 +69,8 @@ def limit_offset(offset: Tensor, limit: float) -> Tensor:
     """Keeps every offset within ±``limit`` pixels, smoothly: ``limit · tanh(offset / limit)``.
 
     Small offsets pass as they are (slope 1 at 0); large ones level off, and an infinite one becomes
-    ``limit``, so that no step of the optimizer can throw a sample off the map for good.
+    ``limit``: whatever the prediction, samples stay near their place, where they see something. A
+    prediction far beyond the limit gets hardly a gradient and stays at it.
     """
     return limit * torch.tanh(offset / limit)
 
