@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from dcnzoo.ops import deform_conv2d
+from tests.test_convert import resnet
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted(
@@ -22,7 +23,8 @@ PAGES = sorted(
 )
 # Pages whose Python blocks run one after the other, with what they take for granted
 RUN = {
-    "README.md": {},
+    "README.md": {"model": resnet()},
+    "docs/layers.md": {},
     "docs/use_the_op.md": {},
     "docs/ops/nms.md": {"boxes": torch.rand(5, 4), "scores": torch.rand(5)},
     "docs/ops/roi_align.md": {"maps": torch.rand(1, 3, 8, 9), "rois": torch.tensor([[0.0, 1, 2, 90, 80]])},
@@ -76,6 +78,13 @@ def test_code_runs(page, monkeypatch):
     for block in blocks(ROOT / page, "python"):
         if not is_config(block):
             exec(compile(block, page, "exec"), namespace)
+
+
+def test_quoted_output_of_conversion(capsys):
+    page = ROOT / "docs/layers.md"
+    exec(compile(blocks(page, "python")[0], page, "exec"), {})
+    (quoted,) = blocks(page, "text")
+    assert capsys.readouterr().out == quoted
 
 
 @pytest.mark.parametrize("path", PAGES, ids=name_of)
