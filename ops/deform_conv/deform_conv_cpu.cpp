@@ -43,9 +43,14 @@ int64_t tile_rows_for(int64_t pixels) {
   return std::max<int64_t>((pixels + tiles - 1) / tiles, 1);
 }
 
+bool is_depthwise(const DeformConvShapes& s) {
+  return s.groups > 1 && s.groups == s.channels && s.groups == s.out_channels;
+}
+
 std::vector<ChannelSlice> slice_channels(const DeformConvShapes& s, int64_t most_channels, int64_t panel) {
   std::vector<ChannelSlice> slices;
-  const int64_t group_channels = s.channels / s.groups;
+  const bool depthwise = is_depthwise(s);
+  const int64_t groups = depthwise ? 1 : s.groups, group_channels = s.channels / groups;
   const auto field_group = [&](int64_t channel, int64_t groups) {
     return groups ? channel / (s.channels / groups) : 0;
   };
@@ -58,10 +63,13 @@ std::vector<ChannelSlice> slice_channels(const DeformConvShapes& s, int64_t most
     slice.first = channel;
     slice.offset_group = field_group(channel, s.offset_groups);
     slice.mask_group = field_group(channel, s.mask_groups);
-    slice.opens_group = channel % group_channels == 0;
     const int64_t end = std::min({(slice.group + 1) * group_channels, end_of(channel, s.offset_groups),
                                   end_of(channel, s.mask_groups), channel + most_channels});
     slice.count = end - channel;
+    slice.opens_group = depthwise || channel % group_channels == 0;
+    slice.closes_group = depthwise || end % group_channels == 0;
+    slice.outputs = depthwise ? slice.count : s.out_channels / groups;
+    slice.first_output = depthwise ? slice.first : slice.group * slice.outputs;
     slice.depth = (s.taps * slice.count + panel - 1) / panel * panel;
     channel = end;
     slices.push_back(slice);
@@ -96,6 +104,7 @@ DeformConvCpu<T, S> problem_of(const DeformConvShapes& s, const std::vector<Chan
   p.channels = s.channels, p.out_channels = s.out_channels, p.groups = s.groups;
   p.offset_groups = s.offset_groups, p.mask_groups = s.mask_groups;
   p.taps = s.taps, p.in_pixels = s.in_pixels, p.out_pixels = s.out_pixels;
+  p.depthwise = is_depthwise(s);
   p.tile_rows = kTileRows;
   p.slices = slices.data(), p.slice_end = int64_t(slices.size());
   p.input_channels = s.channels;
@@ -185,7 +194,7 @@ Tensor forward(const DeformConvShapes& s, const Tensor& input, const Tensor& wei
 
   std::vector<ChannelSlice> slices = slice_channels(s, kSliceBytes / int64_t(sizeof(T)), kernels.panel);
   const int64_t outputs = s.out_channels / s.groups;
-  const int64_t padded = (outputs + kernels.panel - 1) / kernels.panel * kernels.panel;
+  const int64_t padded = is_depthwise(s) ? 1 : (outputs + kernels.panel - 1) / kernels.panel * kernels.panel;
   Buffer<S> packed(place_weights(slices, padded));
   DeformConvCpu<T, S> p = problem_of<T, S>(s, slices);
   const int64_t all_slices = p.slice_end;
@@ -307,7 +316,7 @@ Gradients<T> backward(const DeformConvShapes& s, const Tensor& grad_output, cons
   const int64_t most = kSliceBytes / int64_t(sizeof(T)), panel = forward_kernels<T, T>().panel;
   const int64_t wish = (s.channels / 2 + panel - 1) / panel * panel;
   std::vector<ChannelSlice> slices = slice_channels(s, std::clamp(wish, panel, most), panel);
-  const int64_t packed_size = place_weights(slices, s.out_channels / s.groups);
+  const int64_t packed_size = place_weights(slices, is_depthwise(s) ? 1 : s.out_channels / s.groups);
   DeformConvCpu<T> p = problem_of<T>(s, slices);
   const int64_t all_slices = p.slice_end;
 

@@ -288,27 +288,30 @@ int64_t most_depth(const DeformConvCpu<T, S>& p) {
 }
 
 template <typename T, typename S>
-int64_t padded_outputs(const DeformConvCpu<T, S>& p) {
-  return round_up(p.out_channels / p.groups, kPanel<T>);
+int64_t most_outputs(const DeformConvCpu<T, S>& p) {
+  int64_t outputs = 0;
+  for (int64_t s = p.slice_begin; s < p.slice_end; ++s)
+    outputs = p.slices[s].outputs > outputs ? p.slices[s].outputs : outputs;
+  return round_up(outputs, kPanel<T>);
 }
 
 // A group's sums over the slices of an earlier pass, back into the tile. (Only S = T has several passes.)
 template <typename T, typename S, int Rank>
-void load_group(const DeformConvCpu<T, S>& p, int64_t group, const Rows<T, S, Rank>& rows, T* result) {
-  const int64_t outputs = p.out_channels / p.groups, padded = padded_outputs(p);
+void load_group(const DeformConvCpu<T, S>& p, const ChannelSlice& slice, const Rows<T, S, Rank>& rows,
+                T* result) {
+  const int64_t padded = most_outputs(p);
   if constexpr (std::is_same_v<S, T>)
     rows.each_image(p.out_pixels, [&](int64_t begin, int64_t end, int64_t image, int64_t pixel) {
-      const T* from = p.output + (image * p.out_channels + group * outputs) * p.out_pixels + pixel;
-      transpose(from, p.out_pixels, result + begin * padded, padded, outputs, end - begin);
+      const T* from = p.output + (image * p.out_channels + slice.first_output) * p.out_pixels + pixel;
+      transpose(from, p.out_pixels, result + begin * padded, padded, slice.outputs, end - begin);
     });
 }
 
 template <typename T, typename S, int Rank>
-void store_group(const DeformConvCpu<T, S>& p, int64_t group, bool complete,
-                 const Rows<T, S, Rank>& rows, T* result, T* turned) {
-  const int64_t outputs = p.out_channels / p.groups, padded = padded_outputs(p);
-  const int64_t first = group * outputs;
-  if (p.bias && complete) {
+void store_group(const DeformConvCpu<T, S>& p, const ChannelSlice& slice, const Rows<T, S, Rank>& rows,
+                 T* result, T* turned) {
+  const int64_t first = slice.first_output, outputs = slice.outputs, padded = most_outputs(p);
+  if (p.bias && slice.closes_group) {
     const T* bias = p.bias + first;
     for (int64_t r = 0; r < rows.count; ++r) {
       T* __restrict row = result + r * padded;
@@ -349,15 +352,65 @@ struct ForwardScratch {
       : rows(Rows<T, S, Rank>::allocate(arena, p.tile_rows)),
         plan(Plan<T, Rank, false>::allocate(arena, p.taps, p.tile_rows)),
         columns(arena.take<S>(columns_size(p, most_depth(p)))),
-        result(arena.take<T>(padded_outputs(p) * p.tile_rows)),
-        turned(arena.take<T>(sizeof(S) == sizeof(T) ? 0 : padded_outputs(p) * p.tile_rows)) {}
+        result(arena.take<T>(most_outputs(p) * p.tile_rows)),
+        turned(arena.take<T>(sizeof(S) == sizeof(T) ? 0 : most_outputs(p) * p.tile_rows)) {}
 };
+
+// The products of a depthwise convolution: a channel by its own weights, which are [tap][channel of the
+// slice]. The result and the output's gradient are [row][channel], `stride` apart.
+template <typename T, typename S>
+void multiply_depthwise(const DeformConvCpu<T, S>& p, const ChannelSlice& slice, int64_t rows,
+                        const S* columns, const S* weight, T* result, int64_t stride) {
+  for (int64_t r = 0; r < rows; ++r) {
+    T* const row = result + r * stride;
+    for (int64_t c = 0; c < slice.count; ++c) row[c] = 0;
+    for (int64_t tap = 0; tap < p.taps; ++tap) {
+      const S* const by = weight + tap * slice.count;
+      each_column<S>(
+          tap, slice.count, r, panel_stride(p),
+          [&](int64_t c, int64_t at) {
+            store(row + c, load(row + c) + widened(load(columns + at)) * widened(load(by + c)));
+          },
+          [&](int64_t c, int64_t at) { row[c] += widened(columns[at]) * widened(by[c]); });
+    }
+  }
+}
+
+template <typename T>
+void spread_depthwise(const DeformConvCpu<T>& p, const ChannelSlice& slice, int64_t rows, const T* gradient,
+                      int64_t stride, const T* weight, T* columns) {
+  for (int64_t r = 0; r < rows; ++r) {
+    const T* const row = gradient + r * stride;
+    for (int64_t tap = 0; tap < p.taps; ++tap) {
+      const T* const by = weight + tap * slice.count;
+      each_column<T>(
+          tap, slice.count, r, panel_stride(p),
+          [&](int64_t c, int64_t at) { store(columns + at, load(row + c) * load(by + c)); },
+          [&](int64_t c, int64_t at) { columns[at] = row[c] * by[c]; });
+    }
+  }
+}
+
+template <typename T>
+void weight_gradient_depthwise(const DeformConvCpu<T>& p, const ChannelSlice& slice, int64_t rows,
+                               const T* gradient, int64_t stride, const T* columns, T* grad_weight) {
+  for (int64_t r = 0; r < rows; ++r) {
+    const T* const row = gradient + r * stride;
+    for (int64_t tap = 0; tap < p.taps; ++tap) {
+      T* const to = grad_weight + tap * slice.count;
+      each_column<T>(
+          tap, slice.count, r, panel_stride(p),
+          [&](int64_t c, int64_t at) { store(to + c, load(to + c) + load(row + c) * load(columns + at)); },
+          [&](int64_t c, int64_t at) { to[c] += row[c] * columns[at]; });
+    }
+  }
+}
 
 template <typename T, typename S, int Rank>
 void forward_of(const DeformConvCpu<T, S>& p, int64_t index, char* scratch) {
   Arena arena{scratch};
   ForwardScratch<T, S, Rank> tile(arena, p);
-  const int64_t padded = padded_outputs(p), all_rows = p.images * p.out_pixels;
+  const int64_t padded = most_outputs(p), all_rows = p.images * p.out_pixels;
   const int64_t first = index * p.tile_rows;
   tile.rows.set(p, first, all_rows - first < p.tile_rows ? all_rows - first : p.tile_rows);
   const ChannelSlice* planned = nullptr;
@@ -371,14 +424,17 @@ void forward_of(const DeformConvCpu<T, S>& p, int64_t index, char* scratch) {
     sample<T, S, Rank>(p, slice, tile.rows, tile.plan, tile.columns);
     zero_padding_columns(p, slice, tile.columns);
     if (s == p.slice_begin && !slice.opens_group)
-      load_group<T, S, Rank>(p, slice.group, tile.rows, tile.result);
-    const LeftOperand<S> left{tile.columns, kPanel<S>, 1, kPanel<S>, panel_stride(p)};
-    multiply<T, S>(left, tile.rows.count, p.weight + slice.weight, slice.depth, padded / kPanel<T>,
-                   tile.result, padded, kPanel<T>, !slice.opens_group);
-    if (s + 1 == p.slice_end || p.slices[s + 1].group != slice.group) {
-      const bool complete = slice.first + slice.count == (slice.group + 1) * (p.channels / p.groups);
-      store_group<T, S, Rank>(p, slice.group, complete, tile.rows, tile.result, tile.turned);
+      load_group<T, S, Rank>(p, slice, tile.rows, tile.result);
+    if (p.depthwise) {
+      multiply_depthwise<T, S>(p, slice, tile.rows.count, tile.columns, p.weight + slice.weight, tile.result,
+                               padded);
+    } else {
+      const LeftOperand<S> left{tile.columns, kPanel<S>, 1, kPanel<S>, panel_stride(p)};
+      multiply<T, S>(left, tile.rows.count, p.weight + slice.weight, slice.depth, padded / kPanel<T>,
+                     tile.result, padded, kPanel<T>, !slice.opens_group);
     }
+    if (s + 1 == p.slice_end || slice.closes_group)
+      store_group<T, S, Rank>(p, slice, tile.rows, tile.result, tile.turned);
   }
 }
 
@@ -481,23 +537,31 @@ struct BackwardScratch {
       : rows(Rows<T, T, Rank>::allocate(arena, p.tile_rows)),
         plan(Plan<T, Rank, true>::allocate(arena, p.taps, p.tile_rows)),
         columns(arena.take<T>(columns_size(p, most_depth(p)))),
-        gradient(arena.take<T>(p.out_channels / p.groups * p.tile_rows)),
+        gradient(arena.take<T>(most_outputs(p) * p.tile_rows)),
         fields(arena.take<T>(p.taps * (Rank + 1) * p.tile_rows)) {}
 };
 
-// The output's gradient of one group for the tile, as [output][row], whatever its layout in memory.
+// The output's gradient for the tile: of the slice's convolution group as [output][row], or, if depthwise,
+// of its channels as [row][channel], most_outputs apart.
 template <typename T, int Rank>
-void gather_gradient(const DeformConvCpu<T>& p, int64_t group, const Rows<T, T, Rank>& rows, T* gradient) {
-  const int64_t outputs = p.out_channels / p.groups;
+void gather_gradient(const DeformConvCpu<T>& p, const ChannelSlice& slice, const Rows<T, T, Rank>& rows,
+                     T* gradient) {
+  const int64_t outputs = slice.outputs, padded = most_outputs(p);
+  const bool last = p.grad_output_channels_last;
   rows.each_image(p.out_pixels, [&](int64_t begin, int64_t end, int64_t image, int64_t pixel) {
-    if (p.grad_output_channels_last) {
-      const T* from = p.grad_output + (image * p.out_pixels + pixel) * p.out_channels + group * outputs;
-      transpose(from, p.out_channels, gradient + begin, p.tile_rows, end - begin, outputs);
+    const int64_t count = end - begin;
+    const T* const from = p.grad_output + (last ? (image * p.out_pixels + pixel) * p.out_channels + slice.first_output
+                                                : (image * p.out_channels + slice.first_output) * p.out_pixels + pixel);
+    if (last && p.depthwise) {
+      for (int64_t r = 0; r < count; ++r)
+        std::memcpy(gradient + (begin + r) * padded, from + r * p.out_channels, outputs * sizeof(T));
+    } else if (last) {
+      transpose(from, p.out_channels, gradient + begin, p.tile_rows, count, outputs);
+    } else if (p.depthwise) {
+      transpose(from, p.out_pixels, gradient + begin * padded, padded, outputs, count);
     } else {
-      const T* from = p.grad_output + (image * p.out_channels + group * outputs) * p.out_pixels + pixel;
       for (int64_t o = 0; o < outputs; ++o)
-        std::memcpy(gradient + o * p.tile_rows + begin, from + o * p.out_pixels,
-                    (end - begin) * sizeof(T));
+        std::memcpy(gradient + o * p.tile_rows + begin, from + o * p.out_pixels, count * sizeof(T));
     }
   });
 }
@@ -531,7 +595,7 @@ void backward_of(const DeformConvCpu<T>& p, int64_t s, int64_t begin, int64_t en
   Arena arena{scratch};
   BackwardScratch<T, Rank> tile(arena, p);
   const ChannelSlice& slice = p.slices[s];
-  const int64_t outputs = p.out_channels / p.groups, panels = slice.depth / kPanel<T>;
+  const int64_t outputs = slice.outputs, panels = slice.depth / kPanel<T>, padded = most_outputs(p);
   const int64_t stride = panel_stride(p);
   const bool fields = p.grad_offset || p.grad_mask, input = p.grad_input != nullptr;
   // [input][fields][columns, for the weight's gradient]
@@ -547,28 +611,44 @@ void backward_of(const DeformConvCpu<T>& p, int64_t s, int64_t begin, int64_t en
     tile.rows.set(p, first, left < p.tile_rows ? left : p.tile_rows);
     const int64_t count = tile.rows.count;
     make_plan<T, T, Rank, true>(p, slice, tile.rows, tile.plan);
-    gather_gradient<T, Rank>(p, slice.group, tile.rows, tile.gradient);
+    gather_gradient<T, Rank>(p, slice, tile.rows, tile.gradient);
     if (fields || input) {
+      const T* const weight = p.weight_backward + slice.weight;
       const LeftOperand<T> gradient{tile.gradient, 1, p.tile_rows, outputs, 0};
-      multiply<T, T>(gradient, count, p.weight_backward + slice.weight, outputs, panels, tile.columns,
-                  kPanel<T>, stride, false);
+      if (p.depthwise)
+        spread_depthwise<T>(p, slice, count, tile.gradient, padded, weight, tile.columns);
+      else
+        multiply<T, T>(gradient, count, weight, outputs, panels, tile.columns, kPanel<T>, stride, false);
     }
     run(p, slice, tile.rows, tile.plan, tile.columns, tile.fields);
     if (fields) store_fields<T, Rank>(p, s, tile.rows, tile.fields);
-    if (p.grad_weight) {
+    if (p.grad_weight && p.depthwise) {
+      weight_gradient_depthwise<T>(p, slice, count, tile.gradient, padded, tile.columns,
+                                   p.grad_weight + slice.weight);
+    } else if (p.grad_weight) {
       zero_padding_columns(p, slice, tile.columns);
       const LeftOperand<T> gradient{tile.gradient, p.tile_rows, 1, count, 0};
       for (int64_t panel = 0; panel < panels; ++panel)
         multiply<T, T>(gradient, outputs, tile.columns + panel * stride, count, 1,
-                    p.grad_weight + slice.weight + panel * outputs * kPanel<T>, kPanel<T>, 0, true);
+                       p.grad_weight + slice.weight + panel * outputs * kPanel<T>, kPanel<T>, 0, true);
     }
   }
+}
+
+// Depthwise: weight [channel][tap] -> [tap][channel of the slice].
+template <typename T, typename S>
+void pack_depthwise(const DeformConvCpu<T, S>& p, const S* weight, S* packed, int64_t s) {
+  const ChannelSlice& slice = p.slices[s];
+  for (int64_t tap = 0; tap < p.taps; ++tap)
+    for (int64_t c = 0; c < slice.count; ++c)
+      packed[slice.weight + tap * slice.count + c] = weight[(slice.first + c) * p.taps + tap];
 }
 
 // weight [out][channel of the group][tap] -> panels of outputs, each [tap · channel of the slice][kPanel],
 // bfloat16 in pairs of rows
 template <typename T, typename S>
 void pack_forward(const DeformConvCpu<T, S>& p, const S* weight, S* packed, int64_t s) {
+  if (p.depthwise) return pack_depthwise(p, weight, packed, s);
   constexpr int64_t panel = kPanel<S>, pair = sizeof(S) == sizeof(T) ? 1 : 2, stretch = 64;
   S turned[stretch * panel];
   const int64_t outputs = p.out_channels / p.groups, group_channels = p.channels / p.groups;
@@ -596,6 +676,7 @@ void pack_forward(const DeformConvCpu<T, S>& p, const S* weight, S* packed, int6
 // weight -> panels of columns (tap · channel of the slice), each [output][kPanel]
 template <typename T>
 void pack_backward(const DeformConvCpu<T>& p, const T* weight, T* packed, int64_t s) {
+  if (p.depthwise) return pack_depthwise(p, weight, packed, s);
   const int64_t outputs = p.out_channels / p.groups, group_channels = p.channels / p.groups;
   const ChannelSlice& slice = p.slices[s];
   const int64_t inner = slice.first - slice.group * group_channels;
@@ -618,6 +699,15 @@ void unpack_weight_gradient(const DeformConvCpu<T>& p, const T* packed, T* grad_
   const int64_t outputs = p.out_channels / p.groups, group_channels = p.channels / p.groups;
   const int64_t inner = slice.first - slice.group * group_channels;
   const T* from = packed + slice.weight;
+  if (p.depthwise) {
+    for (int64_t tap = 0; tap < p.taps; ++tap)
+      for (int64_t c = 0; c < slice.count; ++c) {
+        T& to = grad_weight[(slice.first + c) * p.taps + tap];
+        const T value = from[tap * slice.count + c];
+        to = accumulate ? to + value : value;
+      }
+    return;
+  }
   for (int64_t o = 0; o < outputs; ++o) {
     T* to = grad_weight + ((slice.group * outputs + o) * group_channels + inner) * p.taps;
     for (int64_t tap = 0; tap < p.taps; ++tap)

@@ -8,13 +8,15 @@
 namespace dcnzoo {
 
 // Channels that read at the same points and belong to one convolution group, few enough that their
-// columns for a tile stay in the second-level cache.
+// columns for a tile stay in the second-level cache. A depthwise convolution's slices are of any channels
+// and give their own outputs.
 struct ChannelSlice {
   int64_t group, first, count;
+  int64_t first_output, outputs;  // of the convolution group
   int64_t offset_group, mask_group;
   int64_t depth;   // taps · count, rounded up to whole panels
   int64_t weight;  // where its packed weight begins, in elements
-  bool opens_group;     // first slice of its convolution group
+  bool opens_group, closes_group;  // first and last slice of its convolution group
   bool shares_points;   // other slices read at the same offset group and mask group
 };
 
@@ -26,6 +28,7 @@ struct DeformConvCpu {
   int64_t in[3], out[3], kernel[3], stride[3], padding[3], dilation[3];
   int64_t images, channels, out_channels, groups, offset_groups, mask_groups;
   int64_t taps, in_pixels, out_pixels;
+  bool depthwise;     // as many groups as channels and outputs
   int64_t tile_rows;  // output pixels of a tile; tiles run on across images
 
   // All slices, and those of this pass: memory for all of them at a time might be too much.
