@@ -550,8 +550,9 @@ void gather_gradient(const DeformConvCpu<T>& p, const ChannelSlice& slice, const
   const bool last = p.grad_output_channels_last;
   rows.each_image(p.out_pixels, [&](int64_t begin, int64_t end, int64_t image, int64_t pixel) {
     const int64_t count = end - begin;
-    const T* const from = p.grad_output + (last ? (image * p.out_pixels + pixel) * p.out_channels + slice.first_output
-                                                : (image * p.out_channels + slice.first_output) * p.out_pixels + pixel);
+    const int64_t channels_last_at = (image * p.out_pixels + pixel) * p.out_channels + slice.first_output;
+    const int64_t channels_first_at = (image * p.out_channels + slice.first_output) * p.out_pixels + pixel;
+    const T* const from = p.grad_output + (last ? channels_last_at : channels_first_at);
     if (last && p.depthwise) {
       for (int64_t r = 0; r < count; ++r)
         std::memcpy(gradient + (begin + r) * padded, from + r * p.out_channels, outputs * sizeof(T));
@@ -724,7 +725,9 @@ void reduce_fields(const DeformConvCpu<T>& p, int64_t image, int64_t field) {
   const int64_t points = p.taps * p.rank, fields = points + p.taps;
   const bool of_mask = field >= points;
   if (!(of_mask ? p.grad_mask : p.grad_offset)) return;
-  const auto group_of = [&](const ChannelSlice& slice) { return of_mask ? slice.mask_group : slice.offset_group; };
+  const auto group_of = [&](const ChannelSlice& slice) {
+    return of_mask ? slice.mask_group : slice.offset_group;
+  };
   for (int64_t s = p.slice_begin; s < p.slice_end; ++s) {
     const ChannelSlice& slice = p.slices[s];
     if (!slice.shares_points) continue;
