@@ -1,0 +1,290 @@
+"""mmcv's deformable convolutions: its functions and layers, argument for argument, without mmcv.
+
+Checked against mmcv 2.1.0. Any batch goes with any ``im2col_step``. Import the names from
+:mod:`dcnzoo.compat.mmcv`, as from ``mmcv.ops``.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from dcnzoo import layers, ops
+from dcnzoo.layers.offsets import OffsetConv2d, rename_legacy_offsets
+
+Pair = int | tuple[int, int]
+
+
+def deform_conv2d(
+    input: Tensor,  # [N, C, H, W]
+    offset: Tensor,  # [N, deform_groups·2·kH·kW, oH, oW], (y, x) pairs, in input pixels
+    weight: Tensor,  # [O, C / groups, kH, kW]
+    stride: Pair = 1,
+    padding: Pair = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
+    deform_groups: int = 1,
+    bias: bool = False,
+    im2col_step: int = 32,
+) -> Tensor:  # [N, O, oH, oW]
+    """``mmcv.ops.deform_conv2d``: deformable convolution v1.
+
+    As there, everything is computed in the type of ``offset``, under autocast too, and ``bias`` is
+    there to be ``False``.
+
+    Raises:
+        ValueError: the channels of ``offset`` are not those of ``deform_groups``; ``bias``.
+        RuntimeError: what :func:`dcnzoo.ops.deform_conv2d` finds wrong.
+    """
+    if bias:
+        raise ValueError("deform_conv2d: bias: expected False, there is none in v1, got True")
+    _check_channels("deform_conv2d", "offset", offset, deform_groups, weight, per_tap=2)
+    return _convolve(input, weight, offset, None, None, stride, padding, dilation, groups, im2col_step)
+
+
+def modulated_deform_conv2d(
+    input: Tensor,  # [N, C, H, W]
+    offset: Tensor,  # [N, deform_groups·2·kH·kW, oH, oW], (y, x) pairs, in input pixels
+    mask: Tensor,  # [N, deform_groups·kH·kW, oH, oW]
+    weight: Tensor,  # [O, C / groups, kH, kW]
+    bias: Tensor | None = None,  # [O]
+    stride: Pair = 1,
+    padding: Pair = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
+    deform_groups: int = 1,
+) -> Tensor:  # [N, O, oH, oW]
+    """``mmcv.ops.modulated_deform_conv2d``: deformable convolution v2.
+
+    As there, everything is computed in the type of ``offset``, under autocast too, and an ``offset``
+    and a ``mask`` larger than the output are read as :func:`as_read` says.
+
+    Raises:
+        ValueError: the channels of ``offset`` or ``mask`` are not those of ``deform_groups``, or they
+            are smaller than the output.
+        RuntimeError: what :func:`dcnzoo.ops.deform_conv2d` finds wrong.
+    """
+    name = "modulated_deform_conv2d"
+    offset_channels = _check_channels(name, "offset", offset, deform_groups, weight, per_tap=2)
+    mask_channels = _check_channels(name, "mask", mask, deform_groups, weight, per_tap=1)
+    geometry = (_pair(value) for value in (stride, padding, dilation))
+    size = tuple(
+        (i + 2 * p - d * (k - 1) - 1) // s + 1
+        for i, k, s, p, d in zip(input.shape[2:], weight.shape[2:], *geometry, strict=True)
+    )
+    offset, mask = (
+        as_read(offset, "offset", offset_channels, size),
+        as_read(mask, "mask", mask_channels, size),
+    )
+    return _convolve(input, weight, offset, mask, bias, stride, padding, dilation, groups, None)
+
+
+def as_read(values: Tensor, name: str, channels: int, size: tuple[int, int]) -> Tensor:
+    """``values`` as the kernels of mmcv's v2 see it, which take its size for granted.
+
+    They read the memory of each image as ``(channels, *size)``, ``size`` being the output's,
+    whatever the tensor's shape is. MMDetection's DyHead counts on that: where its offsets come from
+    a finer level than its input, its published checkpoints have learnt with what lies there in
+    memory, not with a crop. So a larger tensor means here what it means there: its first ``channels
+    · size`` values. A smaller one, where mmcv reads past the end, is an error.
+    """
+    if values.shape[1:] == (channels, *size):
+        return values
+    needed = channels * size[0] * size[1]
+    if values[0].numel() < needed:
+        expected, given = (" × ".join(map(str, s)) for s in ((channels, *size), values.shape[1:]))
+        raise ValueError(
+            f"modulated_deform_conv2d: {name}: expected at least {expected} values per image, got {given}"
+        )
+    return values.flatten(1)[:, :needed].reshape(-1, channels, *size)
+
+
+def _check_channels(
+    owner: str, name: str, values: Tensor, deform_groups: int, weight: Tensor, per_tap: int
+) -> int:
+    """How many channels ``values`` has. The operator reads the groups from it; here they are given."""
+    for argument, tensor in ((name, values), ("weight", weight)):
+        if tensor.dim() != 4:
+            raise ValueError(f"{owner}: {argument}: expected 4 dimensions, got shape {tuple(tensor.shape)}")
+    height, width = weight.shape[2:]
+    expected = deform_groups * per_tap * height * width
+    if values.shape[1] != expected:
+        meaning = f"{per_tap} · {height}·{width} taps · {deform_groups} deform_groups"
+        raise ValueError(f"{owner}: {name}: expected {expected} channels ({meaning}), got {values.shape[1]}")
+    return expected
+
+
+def _convolve(
+    input: Tensor, weight: Tensor, offset: Tensor, mask: Tensor | None, bias: Tensor | None, *arguments
+) -> Tensor:
+    """In the type of ``offset``, which mmcv takes for the sign of mixed precision."""
+
+    def cast(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor.to(offset.dtype)
+
+    with torch.autocast(input.device.type, enabled=False):
+        return ops.deform_conv2d(cast(input), cast(weight), offset, cast(mask), cast(bias), *arguments)
+
+
+def _pair(value: Pair) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else tuple(value)
+
+
+def _takes_deformable_groups(init: Callable) -> Callable:
+    """Takes ``deform_groups`` by its name before mmcv 1.0, too."""
+
+    @functools.wraps(init)
+    def wrapper(self, *args: object, **kwargs: object) -> None:
+        if "deformable_groups" in kwargs:
+            message = f"{type(self).__name__}: deformable_groups is deprecated, it is now deform_groups"
+            if "deform_groups" in kwargs:
+                raise TypeError(f"{message}; got both")
+            warnings.warn(message, DeprecationWarning, stacklevel=2)
+            kwargs["deform_groups"] = kwargs.pop("deformable_groups")
+        init(self, *args, **kwargs)
+
+    return wrapper
+
+
+class DeformConv2d(layers.DeformConv2d):
+    """``mmcv.ops.DeformConv2d``: deformable convolution v1, its offset given.
+
+    Takes mmcv's arguments; ``im2col_step`` goes with any batch. There is no bias. ``forward(x,
+    offset)``. An input smaller than the kernel, which mmcv pads first, gives what it gives there.
+    """
+
+    @_takes_deformable_groups
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Pair,
+        stride: Pair = 1,
+        padding: Pair = 0,
+        dilation: Pair = 1,
+        groups: int = 1,
+        deform_groups: int = 1,
+        bias: bool = False,
+        im2col_step: int = 32,
+    ) -> None:
+        if bias:
+            raise ValueError(
+                f"{type(self).__name__}: bias: expected False, mmcv's v1 layers have none, got {bias!r}"
+            )
+        geometry = (kernel_size, stride, padding, dilation, groups)
+        super().__init__(in_channels, out_channels, *geometry, bias=False, im2col_step=im2col_step)
+        self.deform_groups = deform_groups
+
+    def reset_parameters(self) -> None:
+        nn.init.kaiming_uniform_(self.weight, nonlinearity="relu")
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, deform_groups={self.deform_groups}"
+
+    def forward(self, x: Tensor, offset: Tensor) -> Tensor:
+        geometry = (self.stride, self.padding, self.dilation, self.groups, self.deform_groups)
+        return deform_conv2d(x, offset, self.weight, *geometry, False, self.im2col_step)
+
+
+class ModulatedDeformConv2d(layers.DeformConv2d):
+    """``mmcv.ops.ModulatedDeformConv2d``: deformable convolution v2, its offset and mask given.
+
+    Takes mmcv's arguments. ``forward(x, offset, mask)``.
+    """
+
+    @_takes_deformable_groups
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Pair,
+        stride: Pair = 1,
+        padding: Pair = 0,
+        dilation: Pair = 1,
+        groups: int = 1,
+        deform_groups: int = 1,
+        bias: bool | str = True,
+    ) -> None:
+        geometry = (kernel_size, stride, padding, dilation, groups)
+        super().__init__(in_channels, out_channels, *geometry, bias=bool(bias))
+        self.deform_groups = deform_groups
+
+    def init_weights(self) -> None:
+        """Uniform within ±1/√(in_channels · taps), the bias at zero."""
+        bound = 1 / math.sqrt(self.in_channels * math.prod(self.kernel_size))
+        nn.init.uniform_(self.weight, -bound, bound)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def reset_parameters(self) -> None:
+        self.init_weights()
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, deform_groups={self.deform_groups}"
+
+    def forward(self, x: Tensor, offset: Tensor, mask: Tensor) -> Tensor:
+        geometry = (self.stride, self.padding, self.dilation, self.groups, self.deform_groups)
+        return modulated_deform_conv2d(x, offset, mask, self.weight, self.bias, *geometry)
+
+
+class _Pack(nn.Module):
+    """What both packs share. A mixin before the layer that convolves."""
+
+    _version = 2  # as mmcv's, so that state dicts look alike
+    outputs_per_tap: int
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)
+        self.conv_offset = OffsetConv2d(
+            self.in_channels,
+            self.deform_groups * self.outputs_per_tap * math.prod(self.kernel_size),
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.dilation,
+        )
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
+        rename_legacy_offsets(state_dict, prefix, [""])
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class DeformConv2dPack(_Pack, DeformConv2d):
+    """``mmcv.ops.DeformConv2dPack``, a config's ``DCN``: v1 that predicts its own offsets.
+
+    Parameters: ``weight``, ``conv_offset``, which starts at zero. State dicts from before mmcv 1.0, which
+    say ``conv2_offset.weight`` for ``conv2.conv_offset.weight``, load.
+    """
+
+    outputs_per_tap = 2  # y, x
+
+    def init_offset(self) -> None:
+        self.conv_offset.reset_parameters()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x, self.conv_offset(x))
+
+
+class ModulatedDeformConv2dPack(_Pack, ModulatedDeformConv2d):
+    """``mmcv.ops.ModulatedDeformConv2dPack``, a config's ``DCNv2``: v2 that predicts its own offsets.
+
+    Parameters: ``weight``, ``bias`` unless ``bias=False``, ``conv_offset``, which starts at zero and makes
+    offsets and, through a sigmoid, the mask. Old state dicts load, as in :class:`DeformConv2dPack`.
+    """
+
+    outputs_per_tap = 3  # y, x, mask
+
+    def init_weights(self) -> None:
+        super().init_weights()
+        if hasattr(self, "conv_offset"):  # the constructor calls this before it is there
+            self.conv_offset.reset_parameters()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.conv_offset(x)
+        taps = out.shape[1] // 3
+        return super().forward(x, out[:, : 2 * taps], out[:, 2 * taps :].sigmoid())
