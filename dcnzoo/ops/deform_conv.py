@@ -1,4 +1,4 @@
-"""Deformable convolution, v1 and v2: function, fake kernel, autograd (twice), autocast rule."""
+"""Deformable convolution, v1 and v2, of 1 to 3 axes: functions, fake kernel, autograd (twice), autocast."""
 
 from __future__ import annotations
 
@@ -7,11 +7,45 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import _library, reference  # noqa: F401  (_library registers the operators)
+from ._arguments import Int1, Int2, Int3, check_arguments, pair, single, triple
+from ._autocast import register_autocast
 from ._deterministic import alert_not_deterministic
 
-_forward = torch.ops.dcnzoo.deform_conv.default
 _backward = torch.ops.dcnzoo._deform_conv_backward.default
-_CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+
+def deform_conv1d(
+    input: Tensor,  # [N, C, L]
+    weight: Tensor,  # [O, C / groups, k]
+    offset: Tensor | None = None,  # [N, G·k, oL], in input pixels
+    mask: Tensor | None = None,  # [N, M·k, oL]
+    bias: Tensor | None = None,  # [O]
+    stride: Int1 = 1,
+    padding: Int1 = 0,
+    dilation: Int1 = 1,
+    groups: int = 1,
+    im2col_step: int | None = None,
+) -> Tensor:  # [N, O, oL]
+    """Deformable 1-D convolution: :func:`deform_conv2d` with one axis.
+
+    ``offset`` is ``(N, offset_groups · k, oL)``, ``mask`` ``(N, mask_groups · k, oL)``. Exactly
+    ``F.conv1d`` when both are ``None``.
+    """
+    check_arguments("deform_conv1d", "out, in / groups", weight, 3, im2col_step)
+    if offset is None and mask is None:
+        return F.conv1d(input, weight, bias, single(stride), single(padding), single(dilation), groups)
+    return torch.ops.dcnzoo.deform_conv(
+        input,
+        weight,
+        offset,
+        mask,
+        bias,
+        single(stride),
+        single(padding),
+        single(dilation),
+        groups,
+        im2col_step,
+    )
 
 
 def deform_conv2d(
@@ -20,9 +54,9 @@ def deform_conv2d(
     offset: Tensor | None = None,  # [N, G·2·kH·kW, oH, oW], (y, x) pairs, in input pixels
     mask: Tensor | None = None,  # [N, M·kH·kW, oH, oW]
     bias: Tensor | None = None,  # [O]
-    stride: int | tuple[int, int] = 1,
-    padding: int | tuple[int, int] = 0,
-    dilation: int | tuple[int, int] = 1,
+    stride: Int2 = 1,
+    padding: Int2 = 0,
+    dilation: Int2 = 1,
     groups: int = 1,
     im2col_step: int | None = None,
 ) -> Tensor:  # [N, O, oH, oW]
@@ -56,37 +90,55 @@ def deform_conv2d(
         RuntimeError: a shape, dtype, device or value that does not fit; the message names the
             argument, what was expected and what was given.
     """
-    return _deform_conv(2, input, weight, offset, mask, bias, stride, padding, dilation, groups, im2col_step)
-
-
-def _deform_conv(
-    rank: int,
-    input: Tensor,
-    weight: Tensor,
-    offset: Tensor | None,
-    mask: Tensor | None,
-    bias: Tensor | None,
-    stride: int | tuple[int, ...],
-    padding: int | tuple[int, ...],
-    dilation: int | tuple[int, ...],
-    groups: int,
-    im2col_step: int | None,
-) -> Tensor:
-    if weight.dim() != rank + 2:
-        raise RuntimeError(
-            f"deform_conv{rank}d: weight: expected {rank + 2} dimensions (out, in / groups, *kernel), "
-            f"got shape {tuple(weight.shape)}"
-        )
-    stride, padding, dilation = (_per_axis(v, rank) for v in (stride, padding, dilation))
+    check_arguments("deform_conv2d", "out, in / groups", weight, 4, im2col_step)
     if offset is None and mask is None:
-        if im2col_step is not None and im2col_step < 1:
-            raise RuntimeError(f"deform_conv{rank}d: im2col_step: expected at least 1, got {im2col_step}")
-        return _CONVOLUTIONS[rank](input, weight, bias, stride, padding, dilation, groups)
-    return _forward(input, weight, offset, mask, bias, stride, padding, dilation, groups, im2col_step)
+        return F.conv2d(input, weight, bias, pair(stride), pair(padding), pair(dilation), groups)
+    return torch.ops.dcnzoo.deform_conv(
+        input,
+        weight,
+        offset,
+        mask,
+        bias,
+        pair(stride),
+        pair(padding),
+        pair(dilation),
+        groups,
+        im2col_step,
+    )
 
 
-def _per_axis(value: int | tuple[int, ...], rank: int) -> list[int]:
-    return [value] * rank if isinstance(value, int) else list(value)
+def deform_conv3d(
+    input: Tensor,  # [N, C, D, H, W]
+    weight: Tensor,  # [O, C / groups, kD, kH, kW]
+    offset: Tensor | None = None,  # [N, G·3·kD·kH·kW, oD, oH, oW], (z, y, x) triples, in input pixels
+    mask: Tensor | None = None,  # [N, M·kD·kH·kW, oD, oH, oW]
+    bias: Tensor | None = None,  # [O]
+    stride: Int3 = 1,
+    padding: Int3 = 0,
+    dilation: Int3 = 1,
+    groups: int = 1,
+    im2col_step: int | None = None,
+) -> Tensor:  # [N, O, oD, oH, oW]
+    """Deformable 3-D convolution: :func:`deform_conv2d` with three axes.
+
+    ``offset`` is ``(N, offset_groups · kD · kH · kW · 3, oD, oH, oW)``, (z, y, x) triples, ``mask``
+    ``(N, mask_groups · kD · kH · kW, oD, oH, oW)``. Exactly ``F.conv3d`` when both are ``None``.
+    """
+    check_arguments("deform_conv3d", "out, in / groups", weight, 5, im2col_step)
+    if offset is None and mask is None:
+        return F.conv3d(input, weight, bias, triple(stride), triple(padding), triple(dilation), groups)
+    return torch.ops.dcnzoo.deform_conv(
+        input,
+        weight,
+        offset,
+        mask,
+        bias,
+        triple(stride),
+        triple(padding),
+        triple(dilation),
+        groups,
+        im2col_step,
+    )
 
 
 @torch.library.register_fake("dcnzoo::deform_conv")
@@ -96,7 +148,7 @@ def _(input, weight, offset, mask, bias, stride, padding, dilation, groups, im2c
         for a in range(len(stride))
     ]
     shape = (input.shape[0], weight.shape[0], *size)
-    return input.new_empty(shape).to(memory_format=_memory_format(input))
+    return input.new_empty(shape).to(memory_format=memory_format(input))
 
 
 @torch.library.register_fake("dcnzoo::_deform_conv_backward")
@@ -121,7 +173,7 @@ def _(
     bias = weight.new_empty(weight.shape[0])
     grad_input = gradient(0, input)
     if output_mask[0]:
-        grad_input = grad_input.to(memory_format=_memory_format(input))
+        grad_input = grad_input.to(memory_format=memory_format(input))
     return (
         grad_input,
         gradient(1, weight),
@@ -131,7 +183,7 @@ def _(
     )
 
 
-def _memory_format(tensor: Tensor) -> torch.memory_format:
+def memory_format(tensor: Tensor) -> torch.memory_format:
     """The format in which kernels return maps: channels_last where ``tensor`` is so, else contiguous."""
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
     last = formats.get(tensor.dim())
@@ -188,33 +240,4 @@ torch.library.register_autograd(
 )
 
 
-def _register_autocast(device_type: str, key: str) -> None:
-    def autocast(input, weight, offset, mask, bias, *arguments):
-        dtype = torch.get_autocast_dtype(device_type)
-
-        def cast(tensor: Tensor | None, keep_float32: bool = False) -> Tensor | None:
-            if tensor is None or tensor.dtype == torch.float64 or not tensor.is_floating_point():
-                return tensor
-            # Offsets are coordinates: bfloat16 would round 100.3 to 100.5.
-            if keep_float32 and tensor.dtype == torch.float32:
-                return tensor
-            return tensor.to(dtype)
-
-        with torch._C._ExcludeDispatchKeyGuard(keys):
-            return _forward(
-                cast(input),
-                cast(weight),
-                cast(offset, keep_float32=True),
-                cast(mask, keep_float32=True),
-                cast(bias),
-                *arguments,
-            )
-
-    keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
-    _autocast_library.impl("deform_conv", autocast, key)
-
-
-# Under autocast the op computes in autocast's dtype, except that float32 offsets and masks stay so.
-_autocast_library = torch.library.Library("dcnzoo", "IMPL")
-_register_autocast("cpu", "AutocastCPU")
-_register_autocast("cuda", "AutocastCUDA")
+register_autocast("deform_conv")
