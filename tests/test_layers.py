@@ -49,7 +49,7 @@ def test_forward_and_backward(bias, with_mask, im2col_step):
 
 
 def test_arguments():
-    layer = DeformConv2d(4, 6, 3, 2, 1, 1, 2, False, 8)
+    layer = DeformConv2d(4, 6, 3, 2, 1, 1, 2, False, im2col_step=8)
     assert layer.bias is None
     assert (layer.stride, layer.padding, layer.im2col_step) == ((2, 2), (1, 1), 8)
     assert "4, 6, kernel_size=(3, 3), stride=(2, 2)" in repr(layer)

@@ -18,8 +18,8 @@ from torch import nn
 
 import dcnzoo.models
 import dcnzoo.ops.reference as reference
+from dcnzoo.layers import OffsetConv2d
 from dcnzoo.models import DCN, DCNv2
-from dcnzoo.models.dcn import OffsetConv2d
 
 MMCV_PACKS = {DCN: mmcv.ops.DeformConv2dPack, DCNv2: mmcv.ops.ModulatedDeformConv2dPack}
 both_packs = pytest.mark.parametrize("pack", [DCN, DCNv2])

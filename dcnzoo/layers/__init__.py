@@ -1,5 +1,55 @@
 """Layers: ``nn.Module``s over the functions of :mod:`dcnzoo.ops`. They need torch only."""
 
-from dcnzoo.layers.deform_conv import DeformConv2d
+from dcnzoo.layers.deform_conv import (
+    DeformConv1d,
+    DeformConv2d,
+    DeformConv3d,
+    DeformConvTranspose1d,
+    DeformConvTranspose2d,
+    DeformConvTranspose3d,
+)
+from dcnzoo.layers.offsets import (
+    OffsetConv1d,
+    OffsetConv2d,
+    OffsetConv3d,
+    OffsetStatistics,
+    limit_offset,
+    offset_parameter_groups,
+    offset_statistics,
+    track_offsets,
+)
+from dcnzoo.layers.packed import (
+    MaskSigmoid,
+    MaskSoftmax,
+    PackedDeformConv1d,
+    PackedDeformConv2d,
+    PackedDeformConv3d,
+    PackedDeformConvTranspose1d,
+    PackedDeformConvTranspose2d,
+    PackedDeformConvTranspose3d,
+)
 
-__all__ = ["DeformConv2d"]
+__all__ = [
+    "DeformConv1d",
+    "DeformConv2d",
+    "DeformConv3d",
+    "DeformConvTranspose1d",
+    "DeformConvTranspose2d",
+    "DeformConvTranspose3d",
+    "MaskSigmoid",
+    "MaskSoftmax",
+    "OffsetConv1d",
+    "OffsetConv2d",
+    "OffsetConv3d",
+    "OffsetStatistics",
+    "PackedDeformConv1d",
+    "PackedDeformConv2d",
+    "PackedDeformConv3d",
+    "PackedDeformConvTranspose1d",
+    "PackedDeformConvTranspose2d",
+    "PackedDeformConvTranspose3d",
+    "limit_offset",
+    "offset_parameter_groups",
+    "offset_statistics",
+    "track_offsets",
+]

@@ -1,22 +1,50 @@
-"""Deformable convolution as a layer whose offsets come from outside."""
+"""Deformable convolutions, plain and transposed, as layers whose offsets come from outside.
 
-from __future__ import annotations
+No ``from __future__ import annotations`` here: TorchScript reads the annotations themselves.
+"""
 
 from collections.abc import Callable
 from typing import ClassVar
 
 from torch import Tensor
-from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from dcnzoo.ops import deform_conv2d
+from dcnzoo.ops import (
+    deform_conv1d,
+    deform_conv2d,
+    deform_conv3d,
+    deform_conv_transpose1d,
+    deform_conv_transpose2d,
+    deform_conv_transpose3d,
+)
 
 
-class _DeformConvNd(_ConvNd):
-    """What the ranks share. A subclass names its ``rank`` and the ``function`` it calls."""
+class _Deformable:
+    """What plain and transposed layers share. A subclass names its ``rank`` and the ``function`` it calls."""
 
     rank: ClassVar[int]
     function: ClassVar[Callable[..., Tensor]]
 
+    def _per_axis(self, name: str, value: int | tuple[int, ...]) -> tuple[int, ...]:
+        values = (value,) * self.rank if isinstance(value, int) else tuple(value)
+        if len(values) != self.rank or not all(isinstance(v, int) for v in values):
+            expected = "an integer" if self.rank == 1 else f"an integer or {self.rank} of them"
+            raise ValueError(f"{type(self).__name__}: {name}: expected {expected}, got {value!r}")
+        return values
+
+    def _check_padding_mode(self, padding_mode: str) -> None:
+        if padding_mode != "zeros":
+            raise ValueError(
+                f"{type(self).__name__}: padding_mode: expected 'zeros', the only one there is, "
+                f"got {padding_mode!r}"
+            )
+
+    def extra_repr(self) -> str:
+        text = super().extra_repr()
+        return text if self.im2col_step is None else f"{text}, im2col_step={self.im2col_step}"
+
+
+class _DeformConvNd(_Deformable, _ConvNd):
     def __init__(
         self,
         in_channels: int,
@@ -27,38 +55,34 @@ class _DeformConvNd(_ConvNd):
         dilation: int | tuple[int, ...] = 1,
         groups: int = 1,
         bias: bool = True,
-        im2col_step: int | None = None,
+        padding_mode: str = "zeros",
         device=None,
         dtype=None,
+        im2col_step: int | None = None,
     ) -> None:
-        def per_axis(name: str, value: int | tuple[int, ...]) -> tuple[int, ...]:
-            values = (value,) * self.rank if isinstance(value, int) else tuple(value)
-            if len(values) != self.rank or not all(isinstance(v, int) for v in values):
-                raise ValueError(
-                    f"{type(self).__name__}: {name}: "
-                    f"expected an integer or {self.rank} of them, got {value!r}"
-                )
-            return values
-
+        self._check_padding_mode(padding_mode)
         super().__init__(
             in_channels,
             out_channels,
-            per_axis("kernel_size", kernel_size),
-            per_axis("stride", stride),
-            per_axis("padding", padding),
-            per_axis("dilation", dilation),
+            self._per_axis("kernel_size", kernel_size),
+            self._per_axis("stride", stride),
+            self._per_axis("padding", padding),
+            self._per_axis("dilation", dilation),
             transposed=False,
             output_padding=(0,) * self.rank,
             groups=groups,
             bias=bias,
-            padding_mode="zeros",
+            padding_mode=padding_mode,
             device=device,
             dtype=dtype,
         )
         self.im2col_step = im2col_step
 
     def forward(self, input: Tensor, offset: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        return type(self).function(
+        return self._convolve(input, offset, mask)
+
+    def _convolve(self, input: Tensor, offset: Tensor | None, mask: Tensor | None) -> Tensor:
+        return self.function(
             input,
             self.weight,
             offset,
@@ -70,6 +94,92 @@ class _DeformConvNd(_ConvNd):
             self.groups,
             self.im2col_step,
         )
+
+
+class _DeformConvTransposeNd(_Deformable, _ConvTransposeNd):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] = 1,
+        padding: int | tuple[int, ...] = 0,
+        dilation: int | tuple[int, ...] = 1,
+        output_padding: int | tuple[int, ...] = 0,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device=None,
+        dtype=None,
+        im2col_step: int | None = None,
+    ) -> None:
+        self._check_padding_mode(padding_mode)
+        super().__init__(
+            in_channels,
+            out_channels,
+            self._per_axis("kernel_size", kernel_size),
+            self._per_axis("stride", stride),
+            self._per_axis("padding", padding),
+            self._per_axis("dilation", dilation),
+            transposed=True,
+            output_padding=self._per_axis("output_padding", output_padding),
+            groups=groups,
+            bias=bias,
+            padding_mode=padding_mode,
+            device=device,
+            dtype=dtype,
+        )
+        self.im2col_step = im2col_step
+
+    def forward(
+        self,
+        input: Tensor,
+        offset: Tensor | None = None,
+        mask: Tensor | None = None,
+        output_size: list[int] | None = None,
+    ) -> Tensor:
+        return self._convolve(input, offset, mask, output_size)
+
+    def _convolve(
+        self,
+        input: Tensor,
+        offset: Tensor | None,
+        mask: Tensor | None,
+        output_size: list[int] | None,
+    ) -> Tensor:
+        output_padding = self._output_padding(
+            input,
+            output_size,
+            self.stride,
+            self.padding,
+            self.kernel_size,
+            len(self.kernel_size),
+            self.dilation,
+        )
+        return self.function(
+            input,
+            self.weight,
+            offset,
+            mask,
+            self.bias,
+            self.stride,
+            self.padding,
+            output_padding,
+            self.dilation,
+            self.groups,
+            self.im2col_step,
+        )
+
+
+class DeformConv1d(_DeformConvNd):
+    """``nn.Conv1d`` whose taps are moved by ``offset`` and weighted by ``mask``.
+
+    As :class:`DeformConv2d`, with ``input`` ``(N, in_channels, L)`` and one offset per tap:
+    ``(N, offset_groups · K, oL)``.
+    """
+
+    rank = 1
+    function = staticmethod(deform_conv1d)
 
 
 class DeformConv2d(_DeformConvNd):
@@ -91,3 +201,58 @@ class DeformConv2d(_DeformConvNd):
 
     rank = 2
     function = staticmethod(deform_conv2d)
+
+
+class DeformConv3d(_DeformConvNd):
+    """``nn.Conv3d`` whose taps are moved by ``offset`` and weighted by ``mask``.
+
+    As :class:`DeformConv2d`, with ``input`` ``(N, in_channels, D, H, W)`` and ``(z, y, x)`` for each tap:
+    ``(N, offset_groups · K · 3, oD, oH, oW)``.
+    """
+
+    rank = 3
+    function = staticmethod(deform_conv3d)
+
+
+class DeformConvTranspose1d(_DeformConvTransposeNd):
+    """``nn.ConvTranspose1d`` whose taps are moved by ``offset`` and weighted by ``mask``.
+
+    As :class:`DeformConvTranspose2d`, with ``input`` ``(N, in_channels, L)`` and one offset per tap:
+    ``(N, offset_groups · K, L)``.
+    """
+
+    rank = 1
+    function = staticmethod(deform_conv_transpose1d)
+
+
+class DeformConvTranspose2d(_DeformConvTransposeNd):
+    """``nn.ConvTranspose2d`` whose taps are moved by ``offset`` and weighted by ``mask``.
+
+    Takes the arguments of ``nn.ConvTranspose2d`` in tvdcn's order (``dilation`` before
+    ``output_padding``) and ``im2col_step``. Parameters and initialisation are those of
+    ``nn.ConvTranspose2d``; without ``offset`` and ``mask`` so is the output.
+
+    ``forward(input, offset=None, mask=None, output_size=None)`` with
+
+    - ``input`` ``(N, in_channels, H, W)``
+    - ``offset`` ``(N, offset_groups · K · 2, H, W)``: where each tap of each **input** pixel writes,
+      ``(y, x)`` pairs in output pixels; the output channels are split among the offset groups
+    - ``mask`` ``(N, mask_groups · K, H, W)`` or None
+    - ``output_size``: as in ``nn.ConvTranspose2d``, instead of ``output_padding``
+
+    returns ``(N, out_channels, oH, oW)``. See :func:`dcnzoo.ops.deform_conv_transpose2d`.
+    """
+
+    rank = 2
+    function = staticmethod(deform_conv_transpose2d)
+
+
+class DeformConvTranspose3d(_DeformConvTransposeNd):
+    """``nn.ConvTranspose3d`` whose taps are moved by ``offset`` and weighted by ``mask``.
+
+    As :class:`DeformConvTranspose2d`, with ``input`` ``(N, in_channels, D, H, W)`` and ``(z, y, x)`` for each
+    tap: ``(N, offset_groups · K · 3, D, H, W)``.
+    """
+
+    rank = 3
+    function = staticmethod(deform_conv_transpose3d)

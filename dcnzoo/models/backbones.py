@@ -10,7 +10,8 @@ from mmdet.models.backbones import regnet, res2net, resnest, resnet, resnext
 from mmdet.registry import MODELS
 from torch import nn
 
-from dcnzoo.models.dcn import OffsetConv2d, parse_dcn, rename_legacy_offsets
+from dcnzoo.layers.offsets import OffsetConv2d, rename_legacy_offsets
+from dcnzoo.models.dcn import parse_dcn
 
 
 class BasicBlock(resnet.BasicBlock):

@@ -9,6 +9,13 @@ from mmengine.registry import MODELS
 from mmengine.utils import deprecated_api_warning
 from torch import Tensor, nn
 
+from dcnzoo.layers.offsets import (
+    OffsetConv2d,
+    TracksOffsets,
+    check_offset_limit,
+    limit_offset,
+    rename_legacy_offsets,
+)
 from dcnzoo.ops import deform_conv2d
 
 
@@ -35,42 +42,7 @@ def parse_dcn(dcn: bool | str | dict | None, owner: str) -> dict | None:
     )
 
 
-class _NotByName(nn.Conv2d):
-    pass
-
-
-class OffsetConv2d(_NotByName):
-    """Predicts offsets (and masks). Starts at zero and stays there until trained.
-
-    A model's ``init_weights()`` initialises its convolutions by name, ``layer='Conv2d'``, which
-    mmengine compares with a module's class and its direct bases. With one class in between, a
-    Kaiming initialisation of the parent passes by, while everything that asks ``isinstance(…,
-    nn.Conv2d)``, like mmengine's ``dcn_offset_lr_mult``, still knows it for a convolution.
-    """
-
-    def reset_parameters(self) -> None:
-        nn.init.zeros_(self.weight)
-        nn.init.zeros_(self.bias)
-
-
-def rename_legacy_offsets(state_dict: dict[str, Tensor], prefix: str, packs: list[str]) -> None:
-    """Renames ``conv2_offset.weight``, as old checkpoints say, ``conv2.conv_offset.weight``.
-
-    Args:
-        state_dict: changed in place.
-        prefix: of the module being loaded.
-        packs: names of the DCN layers in that module ('' for itself).
-    """
-    for pack in packs:
-        for parameter in ("weight", "bias"):
-            old = f"{prefix}{pack}".removesuffix(".") + f"_offset.{parameter}"
-            new = f"{prefix}{pack}".removesuffix(".") + f".conv_offset.{parameter}"
-            new = new.removeprefix(".")
-            if old in state_dict and new not in state_dict:
-                state_dict[new] = state_dict.pop(old)
-
-
-class _Pack(nn.Module):
+class _Pack(TracksOffsets, nn.Module):
     """What both packs share: the offset convolution, the call, the names in old checkpoints.
 
     A mixin before mmcv's layer classes, which hold ``weight`` and the geometry. It subclasses them,
@@ -80,8 +52,9 @@ class _Pack(nn.Module):
     _version = 2  # as mmcv's, so that state dicts look alike
     outputs_per_tap: int
 
-    def _add_offset_conv(self, im2col_step: int | None) -> None:
+    def _add_offset_conv(self, im2col_step: int | None, offset_limit: float | None) -> None:
         self.im2col_step = im2col_step
+        self.offset_limit = check_offset_limit(type(self).__name__, offset_limit)
         self.conv_offset = OffsetConv2d(
             self.in_channels,
             self.deform_groups * self.outputs_per_tap * math.prod(self.kernel_size),
@@ -91,7 +64,16 @@ class _Pack(nn.Module):
             dilation=self.dilation,
         )
 
-    def _convolve(self, x: Tensor, offset: Tensor, mask: Tensor | None) -> Tensor:
+    def predict(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The offset and the mask with which ``x`` is convolved."""
+        out = self.conv_offset(x)
+        offset = out[:, : out.shape[1] * 2 // self.outputs_per_tap]
+        mask = out[:, offset.shape[1] :].sigmoid() if self.outputs_per_tap == 3 else None
+        return offset if self.offset_limit is None else limit_offset(offset, self.offset_limit), mask
+
+    def forward(self, x: Tensor) -> Tensor:
+        offset, mask = self.predict(x)
+        self._record_offsets(offset, x.shape[2:])
         return deform_conv2d(
             x,
             self.weight,
@@ -116,7 +98,8 @@ class _Pack(nn.Module):
             f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, "
             f"stride={self.stride}, padding={self.padding}, dilation={self.dilation}, "
             f"groups={self.groups}, deform_groups={self.deform_groups}, "
-            f"bias={self.bias is not None}, im2col_step={self.im2col_step}"
+            f"bias={self.bias is not None}, im2col_step={self.im2col_step}, "
+            f"offset_limit={self.offset_limit}"
         )
 
 
@@ -125,7 +108,8 @@ class DCN(_Pack, DeformConv2d):
     """Deformable convolution v1 (Dai et al. 2017): mmcv's ``DeformConv2dPack``.
 
     Takes that class's arguments, and ``bias=True``, which it refuses. ``im2col_step`` bounds memory
-    and fits any batch size. Parameters: ``weight``, ``bias`` if asked for, ``conv_offset``.
+    and fits any batch size. ``offset_limit`` keeps offsets within so many pixels
+    (:func:`dcnzoo.layers.limit_offset`). Parameters: ``weight``, ``bias`` if asked for, ``conv_offset``.
     """
 
     outputs_per_tap = 2  # y, x
@@ -143,24 +127,22 @@ class DCN(_Pack, DeformConv2d):
         deform_groups: int = 1,
         bias: bool = False,
         im2col_step: int | None = None,
+        offset_limit: float | None = None,
     ) -> None:
         super().__init__(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, deform_groups
         )
         bias = nn.Parameter(self.weight.new_zeros(out_channels)) if bias else None
         self.register_parameter("bias", bias)
-        self._add_offset_conv(im2col_step)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self._convolve(x, self.conv_offset(x), None)
+        self._add_offset_conv(im2col_step, offset_limit)
 
 
 @MODELS.register_module(force=True)
 class DCNv2(_Pack, ModulatedDeformConv2d):
     """Deformable convolution v2 (Zhu et al. 2019): mmcv's ``ModulatedDeformConv2dPack``.
 
-    Takes that class's arguments and ``im2col_step``, which bounds memory. Parameters: ``weight``,
-    ``bias`` unless ``bias=False``, ``conv_offset``.
+    Takes that class's arguments, ``im2col_step``, which bounds memory, and ``offset_limit``, as
+    :class:`DCN`. Parameters: ``weight``, ``bias`` unless ``bias=False``, ``conv_offset``.
     """
 
     outputs_per_tap = 3  # y, x, mask
@@ -178,6 +160,7 @@ class DCNv2(_Pack, ModulatedDeformConv2d):
         deform_groups: int = 1,
         bias: bool = True,
         im2col_step: int | None = None,
+        offset_limit: float | None = None,
     ) -> None:
         super().__init__(
             in_channels,
@@ -190,14 +173,9 @@ class DCNv2(_Pack, ModulatedDeformConv2d):
             deform_groups,
             bias,
         )
-        self._add_offset_conv(im2col_step)
+        self._add_offset_conv(im2col_step, offset_limit)
 
     def init_weights(self) -> None:
         super().init_weights()
         if hasattr(self, "conv_offset"):  # mmcv's constructor calls this before it is there
             self.conv_offset.reset_parameters()
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.conv_offset(x)
-        taps = out.shape[1] // 3
-        return self._convolve(x, out[:, : 2 * taps], out[:, 2 * taps :].sigmoid())

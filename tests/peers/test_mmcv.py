@@ -16,7 +16,7 @@ from torch import nn
 import dcnzoo.models  # noqa: F401
 from dcnzoo import ops
 from dcnzoo.compat.mmcv import _ext as stand_in
-from dcnzoo.models.dcn import OffsetConv2d
+from dcnzoo.layers import OffsetConv2d
 
 compiled = importlib.import_module("mmcv._ext")
 mmcv_ops = importlib.import_module("mmcv.ops")

@@ -1,0 +1,335 @@
+"""Deformable convolutions that predict their own offsets and masks.
+
+No ``from __future__ import annotations`` here: TorchScript reads the annotations themselves.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from dcnzoo.layers.deform_conv import (
+    DeformConv1d,
+    DeformConv2d,
+    DeformConv3d,
+    DeformConvTranspose1d,
+    DeformConvTranspose2d,
+    DeformConvTranspose3d,
+    _DeformConvNd,
+    _DeformConvTransposeNd,
+)
+from dcnzoo.layers.offsets import OFFSET_CONVS, TracksOffsets, check_offset_limit, limit_offset
+
+
+class MaskSigmoid(nn.Module):
+    """``scale · sigmoid(mask)``: with scale 2 a prediction of zero is a factor of exactly one."""
+
+    def __init__(self, scale: float = 1.0) -> None:
+        super().__init__()
+        self.scale = float(scale)
+
+    def forward(self, mask: Tensor) -> Tensor:
+        return self.scale * mask.sigmoid()
+
+    def extra_repr(self) -> str:
+        return f"scale={self.scale}"
+
+
+class MaskSoftmax(nn.Module):
+    """``scale ·`` softmax over the ``taps`` of each mask group, as in DCNv3 (Wang et al. 2023)."""
+
+    def __init__(self, taps: int, scale: float = 1.0) -> None:
+        super().__init__()
+        self.taps = taps
+        self.scale = float(scale)
+
+    def forward(self, mask: Tensor) -> Tensor:  # [N, mask_groups · taps, *out]
+        # group by group: views of several groups would not export with a dynamic image size
+        groups = [group.softmax(1) for group in mask.split(self.taps, dim=1)]
+        return self.scale * torch.cat(groups, dim=1)
+
+    def extra_repr(self) -> str:
+        return f"{self.taps}, scale={self.scale}"
+
+
+class _Pack(TracksOffsets, nn.Module):
+    """What all packs share. A mixin before the layer that convolves."""
+
+    def _add_prediction(
+        self,
+        geometry: dict,
+        grouped: str,
+        deformable: bool,
+        modulated: bool,
+        offset_groups: int,
+        mask_groups: int,
+        offset_activation: nn.Module | None,
+        mask_activation: str | nn.Module | None,
+        offset_limit: float | None,
+        device,
+        dtype,
+    ) -> None:
+        """``grouped``: which channels the groups split, ``in_channels`` or ``out_channels``."""
+        owner, channels, taps = type(self).__name__, getattr(self, grouped), math.prod(self.kernel_size)
+        for name, groups in (("offset_groups", offset_groups), ("mask_groups", mask_groups)):
+            if groups < 1 or channels % groups:
+                raise ValueError(
+                    f"{owner}: {name}: expected a divisor of {grouped} ({channels}), got {groups}"
+                )
+        if offset_activation is not None and not isinstance(offset_activation, nn.Module):
+            raise ValueError(
+                f"{owner}: offset_activation: expected an nn.Module or None, got {offset_activation!r}"
+            )
+        if isinstance(mask_activation, str) and mask_activation in ("sigmoid", "softmax"):
+            mask_activation = MaskSigmoid() if mask_activation == "sigmoid" else MaskSoftmax(taps)
+        elif mask_activation is not None and not isinstance(mask_activation, nn.Module):
+            raise ValueError(
+                f"{owner}: mask_activation: expected 'sigmoid', 'softmax', an nn.Module or None, "
+                f"got {mask_activation!r}"
+            )
+
+        def predict(outputs: int) -> nn.Module:
+            return OFFSET_CONVS[self.rank](self.in_channels, outputs, **geometry, device=device, dtype=dtype)
+
+        self.offset_groups, self.mask_groups = offset_groups, mask_groups
+        self.offset_limit = check_offset_limit(owner, offset_limit)
+        self.conv_offset = predict(offset_groups * taps * self.rank) if deformable else None
+        self.offset_activation = offset_activation if deformable else None
+        self.conv_mask = predict(mask_groups * taps) if modulated else None
+        self.mask_activation = mask_activation if modulated else None
+
+    def predict(self, input: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """The offset and the mask with which ``input`` is convolved."""
+        offset: Tensor | None = None
+        mask: Tensor | None = None
+        if self.conv_offset is not None:
+            raw = self.conv_offset(input)
+            if self.offset_activation is not None:
+                raw = self.offset_activation(raw)
+            if self.offset_limit is not None:
+                raw = limit_offset(raw, self.offset_limit)
+            offset = raw
+        if self.conv_mask is not None:
+            raw = self.conv_mask(input)
+            if self.mask_activation is not None:
+                raw = self.mask_activation(raw)
+            mask = raw
+        return offset, mask
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        for old, new in (("offset_generator", "conv_offset"), ("mask_generator", "conv_mask")):
+            self._adopt(state_dict, f"{prefix}{old}.", f"{prefix}{new}.", getattr(self, new))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    @staticmethod
+    def _adopt(state_dict: dict[str, Tensor], old: str, new: str, convolution: nn.Module | None) -> None:
+        """Takes tvdcn's prediction over: its names from 1.1 on, without a bias, or in groups."""
+        for parameter in ("weight", "bias"):
+            if old + parameter in state_dict and new + parameter not in state_dict:
+                state_dict[new + parameter] = state_dict.pop(old + parameter)
+        weight = state_dict.get(new + "weight")
+        if convolution is None or weight is None:
+            return
+        if convolution.bias is not None:
+            state_dict.setdefault(new + "bias", weight.new_zeros(weight.shape[0]))
+        width = weight.shape[1]
+        if width < convolution.in_channels and convolution.in_channels % width == 0:
+            # in groups: the same as a full one that is zero elsewhere
+            groups = convolution.in_channels // width
+            full = weight.new_zeros(weight.shape[0], convolution.in_channels, *weight.shape[2:])
+            for group, (rows, block) in enumerate(zip(full.chunk(groups), weight.chunk(groups), strict=True)):
+                rows[:, group * width : (group + 1) * width] = block
+            state_dict[new + "weight"] = full
+
+    def extra_repr(self) -> str:
+        text = f"{super().extra_repr()}, modulated={self.conv_mask is not None}"
+        if self.conv_offset is None:
+            text += ", deformable=False"
+        for name, default in (("offset_groups", 1), ("mask_groups", 1), ("offset_limit", None)):
+            if getattr(self, name) != default:
+                text += f", {name}={getattr(self, name)}"
+        return text
+
+
+class _PackedDeformConvNd(_Pack, _DeformConvNd):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] = 1,
+        padding: int | tuple[int, ...] = 0,
+        dilation: int | tuple[int, ...] = 1,
+        groups: int = 1,
+        *,
+        bias: bool = True,
+        deformable: bool = True,
+        modulated: bool = False,
+        offset_groups: int = 1,
+        mask_groups: int = 1,
+        offset_activation: nn.Module | None = None,
+        mask_activation: str | nn.Module | None = "sigmoid",
+        offset_limit: float | None = None,
+        padding_mode: str = "zeros",
+        device=None,
+        dtype=None,
+        im2col_step: int | None = None,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            padding_mode,
+            device,
+            dtype,
+            im2col_step,
+        )
+        self._add_prediction(
+            # the geometry of the layer itself, so that its output has the size of the layer's
+            dict(
+                kernel_size=self.kernel_size,
+                stride=self.stride,
+                padding=self.padding,
+                dilation=self.dilation,
+            ),
+            "in_channels",
+            deformable,
+            modulated,
+            offset_groups,
+            mask_groups,
+            offset_activation,
+            mask_activation,
+            offset_limit,
+            device,
+            dtype,
+        )
+
+    def forward(self, input: Tensor) -> Tensor:
+        offset, mask = self.predict(input)
+        if not torch.jit.is_scripting():
+            self._record_offsets(offset, input.shape[2:])
+        return self._convolve(input, offset, mask)
+
+
+class _PackedDeformConvTransposeNd(_Pack, _DeformConvTransposeNd):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] = 1,
+        padding: int | tuple[int, ...] = 0,
+        dilation: int | tuple[int, ...] = 1,
+        output_padding: int | tuple[int, ...] = 0,
+        groups: int = 1,
+        *,
+        bias: bool = True,
+        deformable: bool = True,
+        modulated: bool = False,
+        offset_groups: int = 1,
+        mask_groups: int = 1,
+        offset_activation: nn.Module | None = None,
+        mask_activation: str | nn.Module | None = "sigmoid",
+        offset_limit: float | None = None,
+        padding_mode: str = "zeros",
+        device=None,
+        dtype=None,
+        im2col_step: int | None = None,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            output_padding,
+            groups,
+            bias,
+            padding_mode,
+            device,
+            dtype,
+            im2col_step,
+        )
+        self._add_prediction(
+            dict(kernel_size=1),  # one prediction for each pixel of the input
+            "out_channels",
+            deformable,
+            modulated,
+            offset_groups,
+            mask_groups,
+            offset_activation,
+            mask_activation,
+            offset_limit,
+            device,
+            dtype,
+        )
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        offset, mask = self.predict(input)
+        output = self._convolve(input, offset, mask, output_size)
+        if not torch.jit.is_scripting():
+            self._record_offsets(offset, output.shape[2:])
+        return output
+
+
+class PackedDeformConv1d(_PackedDeformConvNd, DeformConv1d):
+    """:class:`DeformConv1d` that predicts its offsets. Arguments as :class:`PackedDeformConv2d`."""
+
+
+class PackedDeformConv2d(_PackedDeformConvNd, DeformConv2d):
+    """:class:`DeformConv2d` that predicts its offsets, and with ``modulated=True`` its mask.
+
+    Begins as an ordinary convolution: the prediction starts at zero.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: as in ``nn.Conv2d``.
+        deformable: False leaves the offsets away.
+        modulated: with a mask (DCNv2).
+        offset_groups, mask_groups: so many sets of offsets and of masks for equal parts of the input
+            channels; independent of each other and of ``groups``.
+        offset_activation: an ``nn.Module`` between the prediction and its use.
+        mask_activation: ``'sigmoid'`` (DCNv2: the mask starts at ½), ``'softmax'`` over the taps of each
+            group (DCNv3: at 1/K), None, or an ``nn.Module`` such as ``MaskSigmoid(scale=2)``, whose mask
+            starts at 1.
+        offset_limit: keeps offsets within so many input pixels
+            (:func:`dcnzoo.layers.limit_offset`). Cures offsets that run away in training.
+        im2col_step: how many images are lowered at a time; bounds memory.
+
+    Parameters: ``weight``, ``bias``, ``conv_offset`` and ``conv_mask``, convolutions with the geometry of
+    the layer. State dicts of tvdcn's packs load.
+
+    ``predict(input)`` returns the offset and the mask that ``forward(input)`` convolves with.
+    """
+
+
+class PackedDeformConv3d(_PackedDeformConvNd, DeformConv3d):
+    """:class:`DeformConv3d` that predicts its offsets. Arguments as :class:`PackedDeformConv2d`."""
+
+
+class PackedDeformConvTranspose1d(_PackedDeformConvTransposeNd, DeformConvTranspose1d):
+    """:class:`DeformConvTranspose1d` that predicts its offsets.
+
+    Arguments as :class:`PackedDeformConvTranspose2d`.
+    """
+
+
+class PackedDeformConvTranspose2d(_PackedDeformConvTransposeNd, DeformConvTranspose2d):
+    """:class:`DeformConvTranspose2d` that predicts its offsets, and with ``modulated=True`` its mask.
+
+    Arguments as :class:`PackedDeformConv2d` and, after ``dilation``, ``output_padding``. Offsets are in
+    output pixels, for equal parts of the **output** channels, and predicted at the input's resolution by
+    pointwise convolutions.
+    """
+
+
+class PackedDeformConvTranspose3d(_PackedDeformConvTransposeNd, DeformConvTranspose3d):
+    """:class:`DeformConvTranspose3d` that predicts its offsets.
+
+    Arguments as :class:`PackedDeformConvTranspose2d`.
+    """
