@@ -15,7 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from dcnzoo import layers, ops
-from dcnzoo.layers.offsets import OffsetConv2d, rename_legacy_offsets
+from dcnzoo.layers.offsets import (
+    OffsetConv2d,
+    TracksOffsets,
+    check_offset_limit,
+    limit_offset,
+    rename_legacy_offsets,
+)
 
 Pair = int | tuple[int, int]
 
@@ -43,7 +49,7 @@ def deform_conv2d(
     """
     if bias:
         raise ValueError("deform_conv2d: bias: expected False, there is none in v1, got True")
-    _check_channels("deform_conv2d", "offset", offset, deform_groups, weight, per_tap=2)
+    _check_groups("deform_conv2d", deform_groups, input, weight, offset=offset)
     return _convolve(input, weight, offset, None, None, stride, padding, dilation, groups, im2col_step)
 
 
@@ -69,18 +75,14 @@ def modulated_deform_conv2d(
             are smaller than the output.
         RuntimeError: what :func:`dcnzoo.ops.deform_conv2d` finds wrong.
     """
-    name = "modulated_deform_conv2d"
-    offset_channels = _check_channels(name, "offset", offset, deform_groups, weight, per_tap=2)
-    mask_channels = _check_channels(name, "mask", mask, deform_groups, weight, per_tap=1)
+    _check_groups("modulated_deform_conv2d", deform_groups, input, weight, offset=offset, mask=mask)
     geometry = (_pair(value) for value in (stride, padding, dilation))
     size = tuple(
         (i + 2 * p - d * (k - 1) - 1) // s + 1
         for i, k, s, p, d in zip(input.shape[2:], weight.shape[2:], *geometry, strict=True)
     )
-    offset, mask = (
-        as_read(offset, "offset", offset_channels, size),
-        as_read(mask, "mask", mask_channels, size),
-    )
+    offset = as_read(offset, "offset", offset.shape[1], size)
+    mask = as_read(mask, "mask", mask.shape[1], size)
     return _convolve(input, weight, offset, mask, bias, stride, padding, dilation, groups, None)
 
 
@@ -104,19 +106,20 @@ def as_read(values: Tensor, name: str, channels: int, size: tuple[int, int]) -> 
     return values.flatten(1)[:, :needed].reshape(-1, channels, *size)
 
 
-def _check_channels(
-    owner: str, name: str, values: Tensor, deform_groups: int, weight: Tensor, per_tap: int
-) -> int:
-    """How many channels ``values`` has. The operator reads the groups from it; here they are given."""
-    for argument, tensor in ((name, values), ("weight", weight)):
+def _check_groups(owner: str, deform_groups: int, input: Tensor, weight: Tensor, **fields: Tensor) -> None:
+    """The operator reads the groups from the channels of ``fields``; here they are given."""
+    for name, tensor in dict(input=input, weight=weight, **fields).items():
         if tensor.dim() != 4:
-            raise ValueError(f"{owner}: {argument}: expected 4 dimensions, got shape {tuple(tensor.shape)}")
+            raise ValueError(f"{owner}: {name}: expected 4 dimensions, got shape {tuple(tensor.shape)}")
     height, width = weight.shape[2:]
-    expected = deform_groups * per_tap * height * width
-    if values.shape[1] != expected:
-        meaning = f"{per_tap} · {height}·{width} taps · {deform_groups} deform_groups"
-        raise ValueError(f"{owner}: {name}: expected {expected} channels ({meaning}), got {values.shape[1]}")
-    return expected
+    for name, tensor in fields.items():
+        per_tap = {"offset": 2, "mask": 1}[name]
+        expected = deform_groups * per_tap * height * width
+        if tensor.shape[1] != expected:
+            meaning = f"{per_tap} · {height}·{width} taps · {deform_groups} deform_groups"
+            raise ValueError(
+                f"{owner}: {name}: expected {expected} channels ({meaning}), got {tensor.shape[1]}"
+            )
 
 
 def _convolve(
@@ -232,59 +235,115 @@ class ModulatedDeformConv2d(layers.DeformConv2d):
         return modulated_deform_conv2d(x, offset, mask, self.weight, self.bias, *geometry)
 
 
-class _Pack(nn.Module):
-    """What both packs share. A mixin before the layer that convolves."""
+class OffsetPack(TracksOffsets, nn.Module):
+    """What both packs share: the offset convolution, the call, the names in old checkpoints.
+
+    A mixin before the layer classes, which hold ``weight`` and the geometry: the ones above here, mmcv's
+    own in :mod:`dcnzoo.models`, because mmengine's optimizer constructor knows a deformable layer by them.
+    """
 
     _version = 2  # as mmcv's, so that state dicts look alike
     outputs_per_tap: int
 
-    def __init__(self, *args: object, **kwargs: object) -> None:
-        super().__init__(*args, **kwargs)
+    def _add_offset_conv(self, im2col_step: int | None, offset_limit: float | None) -> None:
+        self.im2col_step = im2col_step
+        self.offset_limit = check_offset_limit(type(self).__name__, offset_limit)
         self.conv_offset = OffsetConv2d(
             self.in_channels,
             self.deform_groups * self.outputs_per_tap * math.prod(self.kernel_size),
-            self.kernel_size,
+            kernel_size=self.kernel_size,
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+        )
+
+    def predict(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The offset and the mask with which ``x`` is convolved."""
+        out = self.conv_offset(x)
+        offset = out[:, : out.shape[1] * 2 // self.outputs_per_tap]
+        mask = out[:, offset.shape[1] :].sigmoid() if self.outputs_per_tap == 3 else None
+        return offset if self.offset_limit is None else limit_offset(offset, self.offset_limit), mask
+
+    def forward(self, x: Tensor) -> Tensor:
+        offset, mask = self.predict(x)
+        self._record_offsets(offset, x.shape[2:])
+        return ops.deform_conv2d(
+            x,
+            self.weight,
+            offset,
+            mask,
+            self.bias,
             self.stride,
             self.padding,
             self.dilation,
+            self.groups,
+            self.im2col_step,
         )
 
-    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         rename_legacy_offsets(state_dict, prefix, [""])
         super()._load_from_state_dict(state_dict, prefix, *args)
 
+    __repr__ = nn.Module.__repr__
 
-class DeformConv2dPack(_Pack, DeformConv2d):
+    def extra_repr(self) -> str:
+        return (
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, "
+            f"stride={self.stride}, padding={self.padding}, dilation={self.dilation}, "
+            f"groups={self.groups}, deform_groups={self.deform_groups}, "
+            f"bias={self.bias is not None}, im2col_step={self.im2col_step}, "
+            f"offset_limit={self.offset_limit}"
+        )
+
+
+def _rename_old_offsets(parent: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: object) -> None:
+    packs = [name for name, child in parent.named_children() if isinstance(child, OffsetPack)]
+    rename_legacy_offsets(state_dict, prefix, packs)
+
+
+def _load_old_names_in(parent: nn.Module, name: str, child: nn.Module | None) -> None:
+    # A loader shows a layer only the keys below its own name, so that the old one, beside it, has to be
+    # renamed by its parent, whoever that is. (In mmcv 2.1 the layer tries, and finds nothing.)
+    if isinstance(child, OffsetPack):
+        parent.register_load_state_dict_pre_hook(_rename_old_offsets)
+
+
+nn.modules.module.register_module_module_registration_hook(_load_old_names_in)
+
+
+class DeformConv2dPack(OffsetPack, DeformConv2d):
     """``mmcv.ops.DeformConv2dPack``, a config's ``DCN``: v1 that predicts its own offsets.
 
-    Parameters: ``weight``, ``conv_offset``, which starts at zero. State dicts from before mmcv 1.0, which
-    say ``conv2_offset.weight`` for ``conv2.conv_offset.weight``, load.
+    Parameters: ``weight`` and ``conv_offset``, which starts at zero. State dicts from before mmcv 1.0,
+    which say ``conv2_offset.weight`` for ``conv2.conv_offset.weight``, load.
     """
 
     outputs_per_tap = 2  # y, x
 
+    @functools.wraps(DeformConv2d.__init__)
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)
+        self._add_offset_conv(self.im2col_step, offset_limit=None)
+
     def init_offset(self) -> None:
         self.conv_offset.reset_parameters()
 
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x, self.conv_offset(x))
 
+class ModulatedDeformConv2dPack(OffsetPack, ModulatedDeformConv2d):
+    """``mmcv.ops.ModulatedDeformConv2dPack``, a config's ``DCNv2``: v2 that predicts offsets and mask.
 
-class ModulatedDeformConv2dPack(_Pack, ModulatedDeformConv2d):
-    """``mmcv.ops.ModulatedDeformConv2dPack``, a config's ``DCNv2``: v2 that predicts its own offsets.
-
-    Parameters: ``weight``, ``bias`` unless ``bias=False``, ``conv_offset``, which starts at zero and makes
-    offsets and, through a sigmoid, the mask. Old state dicts load, as in :class:`DeformConv2dPack`.
+    Parameters: ``weight``, ``bias`` unless ``bias=False``, ``conv_offset``, which starts at zero; its last
+    third becomes the mask, through a sigmoid. Old state dicts load, as in :class:`DeformConv2dPack`.
     """
 
     outputs_per_tap = 3  # y, x, mask
+
+    @functools.wraps(ModulatedDeformConv2d.__init__)
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)
+        self._add_offset_conv(self.im2col_step, offset_limit=None)
 
     def init_weights(self) -> None:
         super().init_weights()
         if hasattr(self, "conv_offset"):  # the constructor calls this before it is there
             self.conv_offset.reset_parameters()
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.conv_offset(x)
-        taps = out.shape[1] // 3
-        return super().forward(x, out[:, : 2 * taps], out[:, 2 * taps :].sigmoid())
