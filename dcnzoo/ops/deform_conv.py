@@ -9,7 +9,9 @@ from torch import Tensor
 from . import _library, reference  # noqa: F401  (_library registers the operators)
 from ._arguments import Int1, Int2, Int3, check_arguments, pair, single, triple
 from ._autocast import register_autocast
+from ._autograd import register_autograd
 from ._deterministic import alert_not_deterministic
+from ._vmap import register_vmap
 
 _backward = torch.ops.dcnzoo._deform_conv_backward.default
 
@@ -193,51 +195,53 @@ def memory_format(tensor: Tensor) -> torch.memory_format:
 
 
 def _setup_context(ctx, inputs, output):
-    input, weight, offset, mask, _bias, *arguments = inputs
-    ctx.save_for_backward(input, weight, offset, mask)
-    ctx.arguments = arguments
+    ctx.save_for_backward(*inputs[:4])
+    ctx.arguments = inputs[5:]
 
 
 def _first_backward(ctx, grad_output):
-    input, weight, offset, mask = ctx.saved_tensors
     wanted = list(ctx.needs_input_grad[:5])
     if grad_output.is_cuda and wanted[0]:  # its atomic additions come in any order
         alert_not_deterministic("deform_conv_backward_cuda")
-    gradients = _backward(grad_output, input, weight, offset, mask, *ctx.arguments, wanted)
-    gradients = [g if w else None for g, w in zip(gradients, wanted, strict=True)]
-    return (*gradients, *[None] * len(ctx.arguments))
+    gradients = _backward(grad_output, *ctx.saved_tensors, *ctx.arguments, wanted)
+    return *(g if w else None for g, w in zip(gradients, wanted, strict=True)), *[None] * len(ctx.arguments)
 
 
-torch.library.register_autograd("dcnzoo::deform_conv", _first_backward, setup_context=_setup_context)
+def _in_plain_torch(*arguments):
+    *arguments, _im2col_step = arguments
+    return reference.deform_conv(*arguments)
+
+
+register_autograd("deform_conv", _setup_context, _first_backward, _in_plain_torch)
 
 
 def _setup_backward_context(ctx, inputs, output):
-    grad_output, input, weight, offset, mask, *arguments, output_mask = inputs
-    ctx.save_for_backward(grad_output, input, weight, offset, mask)
-    ctx.arguments, ctx.output_mask = arguments, output_mask
+    ctx.save_for_backward(*inputs[:5])
+    *ctx.geometry, _im2col_step, ctx.output_mask = inputs[5:]
 
 
 def _second_backward(ctx, *grads):
     """Gradients of the gradients, by differentiating the reference twice: exact, not fast."""
-    *arguments, _ = ctx.arguments  # all but im2col_step
-    with torch.enable_grad():
-        tensors = [None if t is None else t.detach().requires_grad_() for t in ctx.saved_tensors]
-        grad_output, *inputs = tensors
-        bias = grad_output.new_zeros(grad_output.shape[1]).requires_grad_()
-        output = reference.deform_conv(*inputs, bias, *arguments)
-        wanted = [t for t, w in zip((*inputs, bias), ctx.output_mask, strict=True) if w]
-        first = torch.autograd.grad(output, wanted, grad_output, create_graph=True)
-        given = [g for g, w in zip(grads, ctx.output_mask, strict=True) if w]
-        sources = [t for t in tensors if t is not None]
-        # the bias's gradient does not depend on the inputs, nor does it need to
-        second = iter(torch.autograd.grad(first, sources, given, allow_unused=True))
-    second = [None if t is None else next(second) for t in tensors]
-    return (*second, *[None] * (len(ctx.arguments) + 1))
+    grad_output, *tensors = ctx.saved_tensors
+    bias = grad_output.new_zeros(grad_output.shape[1])
+    names = ("input", "weight", "offset", "mask", "bias")
+    inputs = {n: t for n, t in zip(names, (*tensors, bias), strict=True) if t is not None}
+    grads = {n: g for n, g, wanted in zip(names, grads, ctx.output_mask, strict=True) if wanted}
+
+    def forward(inputs: dict[str, Tensor]) -> Tensor:
+        return reference.deform_conv(*(inputs.get(name) for name in names), *ctx.geometry)
+
+    def backward(grad_output: Tensor, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        wanted = {name: inputs[name] for name in grads}
+        _, pull = torch.func.vjp(lambda wanted: forward({**inputs, **wanted}), wanted)
+        return pull(grad_output)[0]
+
+    _, pull = torch.func.vjp(backward, grad_output, inputs)
+    of_grad_output, of_inputs = pull(grads)
+    return of_grad_output, *(of_inputs.get(name) for name in names[:4]), *[None] * 6
 
 
-torch.library.register_autograd(
-    "dcnzoo::_deform_conv_backward", _second_backward, setup_context=_setup_backward_context
-)
-
-
+register_autograd("_deform_conv_backward", _setup_backward_context, _second_backward)
+register_vmap("deform_conv", "mwmmw", "m", groups=8)
+register_vmap("_deform_conv_backward", "mmwmm", "mwmmw", groups=8)
 register_autocast("deform_conv")

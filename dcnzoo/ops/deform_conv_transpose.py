@@ -10,9 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import reference
 from ._arguments import Int1, Int2, Int3, check_arguments, pair, single, triple
 from ._autocast import register_autocast
+from ._autograd import register_autograd
 from ._deterministic import alert_not_deterministic
+from ._vmap import register_vmap
 from .deform_conv import memory_format
 
 _deform_conv = torch.ops.dcnzoo.deform_conv.default
@@ -272,5 +275,11 @@ def _backward(ctx, grad_output):
     return grad_input, grad_weight, grad_offset, grad_mask, grad_bias, *[None] * 6
 
 
-torch.library.register_autograd("dcnzoo::deform_conv_transpose", _backward, setup_context=_setup_context)
+def _in_plain_torch(*arguments):
+    *arguments, _im2col_step = arguments
+    return reference.deform_conv_transpose(*arguments)
+
+
+register_autograd("deform_conv_transpose", _setup_context, _backward, _in_plain_torch)
+register_vmap("deform_conv_transpose", "mwmmw", "m", groups=9)
 register_autocast("deform_conv_transpose")

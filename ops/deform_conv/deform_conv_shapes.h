@@ -109,7 +109,7 @@ struct ArgumentChecks {
   // side that is sampled, and its pixels are those of the other side.
   int64_t field(const char* name, const Tensor& field, int64_t per_group, const std::string& meaning,
                 int64_t channels, const char* sampled, const std::vector<int64_t>& size,
-                const char* other) const {
+                const char* like_other) const {
     partner(name, field, true);
     check(field.dim() == rank + 2, op, name, ": expected ", rank + 2, " dimensions, got shape ",
           shape_text(sizes_of(field)));
@@ -123,8 +123,8 @@ struct ArgumentChecks {
           " like input, got ", field.size(0));
     const std::vector<int64_t> sizes = sizes_of(field);
     const std::vector<int64_t> spatial(sizes.begin() + 2, sizes.end());
-    check(spatial == size, op, name, ": expected spatial size ", shape_text(size), " like the ", other,
-          ", got ", shape_text(spatial));
+    check(spatial == size, op, name, ": expected spatial size ", shape_text(size), like_other,
+          shape_text(spatial));
     return groups;
   }
 };
@@ -171,9 +171,9 @@ inline DeformConvShapes check_deform_conv(
   s.offset_groups = s.mask_groups = 0;
   if (offset)
     s.offset_groups = checks.field("offset", *offset, s.rank * s.taps, std::to_string(s.rank) + " · " + taps,
-                                   s.channels, "input", s.out, "output");
+                                   s.channels, "input", s.out, " like the output, got ");
   if (mask)
-    s.mask_groups = checks.field("mask", *mask, s.taps, taps, s.channels, "input", s.out, "output");
+    s.mask_groups = checks.field("mask", *mask, s.taps, taps, s.channels, "input", s.out, " like the output, got ");
   if (bias) checks.bias(*bias, s.out_channels);
   return s;
 }

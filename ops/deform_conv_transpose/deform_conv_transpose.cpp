@@ -54,8 +54,8 @@ std::vector<int64_t> check_deform_conv_transpose(
   const std::string taps = times_text(kernel) + " taps";
   if (offset)
     checks.field("offset", *offset, rank * product(kernel), std::to_string(rank) + " · " + taps, output[1],
-                 "output", in, "input");
-  if (mask) checks.field("mask", *mask, product(kernel), taps, output[1], "output", in, "input");
+                 "output", in, " like the input, got ");
+  if (mask) checks.field("mask", *mask, product(kernel), taps, output[1], "output", in, " like the input, got ");
   if (bias) checks.bias(*bias, output[1]);
   return output;
 }
