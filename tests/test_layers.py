@@ -1,46 +1,125 @@
-"""``dcnzoo.layers``: an ``nn.Conv2d`` with offsets and a mask."""
+"""``dcnzoo.layers``: torch's convolutions with offsets and masks, given or predicted."""
+
+import copy
+import io
+import math
+import pickle
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.nn.utils import parameters_to_vector, skip_init, vector_to_parameters
+from torch.nn.utils.parametrizations import weight_norm
 
 import dcnzoo.ops.reference as reference
-from dcnzoo.layers import DeformConv2d
+from dcnzoo import layers
 
-GEOMETRY = {"stride": (2, 1), "padding": (1, 2), "dilation": (1, 2)}
+SIZE = (7, 9, 5)
+GEOMETRY = {
+    "kernel_size": (3, 2, 1),
+    "stride": (2, 1, 2),
+    "padding": (1, 2, 0),
+    "dilation": (1, 2, 1),
+}
+OUTPUT_PADDING = (1, 0, 1)
+PREDICTED = ("conv_offset.weight", "conv_offset.bias", "conv_mask.weight", "conv_mask.bias")
+
+ranks = pytest.mark.parametrize("rank", [1, 2, 3])
+directions = pytest.mark.parametrize("transposed", [False, True], ids=["conv", "transpose"])
 
 
-def test_is_conv2d_without_offset_and_mask():
+def name_of(rank, transposed):
+    return f"DeformConv{'Transpose' * transposed}{rank}d"
+
+
+def arguments(rank, transposed, **more):
+    geometry = {name: values[:rank] for name, values in GEOMETRY.items()}
+    if transposed:
+        geometry["output_padding"] = OUTPUT_PADDING[:rank]
+    return {"in_channels": 4, "out_channels": 8, **geometry, **more}
+
+
+def make(rank, transposed, **more):
+    return getattr(layers, name_of(rank, transposed))(**arguments(rank, transposed, **more))
+
+
+def make_pack(rank, transposed, **more):
+    return getattr(layers, f"Packed{name_of(rank, transposed)}")(**arguments(rank, transposed, **more))
+
+
+def make_plain(rank, transposed, **more):
+    plain = getattr(nn, name_of(rank, transposed).removeprefix("Deform"))
+    return plain(**arguments(rank, transposed, **more))
+
+
+def expected_output(layer, input, offset, mask):
+    geometry = [layer.stride, layer.padding]
+    function = reference.deform_conv
+    if layer.transposed:
+        geometry.append(layer.output_padding)
+        function = reference.deform_conv_transpose
+    return function(input, layer.weight, offset, mask, layer.bias, *geometry, layer.dilation, layer.groups)
+
+
+def randomise(module, std=0.3):
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=std)
+    return module
+
+
+def sample(rank, **options):
+    return torch.randn(3, 4, *SIZE[:rank], **options)
+
+
+# Layers whose offsets come from outside
+
+
+@ranks
+@directions
+def test_is_torchs_without_offset_and_mask(rank, transposed):
     torch.manual_seed(0)
-    layer = DeformConv2d(4, 6, (3, 2), groups=2, **GEOMETRY)
-    plain = nn.Conv2d(4, 6, (3, 2), groups=2, **GEOMETRY)
-    layer.load_state_dict(plain.state_dict())  # the same parameters
-    input = torch.randn(2, 4, 9, 7)
+    plain = make_plain(rank, transposed, groups=2)
+    torch.manual_seed(0)
+    layer = make(rank, transposed, groups=2)
+    assert isinstance(layer, nn.modules.conv._ConvNd)
+    assert list(layer.state_dict()) == ["weight", "bias"]
+    assert torch.equal(layer.weight, plain.weight) and torch.equal(layer.bias, plain.bias)
+    input = sample(rank)
     assert torch.equal(layer(input), plain(input))
 
 
-def test_starts_as_conv2d():
-    torch.manual_seed(0)
-    plain = nn.Conv2d(4, 6, 3)
-    torch.manual_seed(0)
-    layer = DeformConv2d(4, 6, 3)
-    assert torch.equal(layer.weight, plain.weight)
-    assert torch.equal(layer.bias, plain.bias)
+@ranks
+def test_output_size(rank):
+    plain, layer, pack = make_plain(rank, True), make(rank, True), make_pack(rank, True)
+    layer.load_state_dict(plain.state_dict())
+    pack.load_state_dict(plain.state_dict(), strict=False)
+    input = sample(rank)
+    least = make_plain(rank, True, output_padding=0)(input).shape[2:]
+    wanted = [size + stride - 1 for size, stride in zip(least, plain.stride, strict=True)]
+    expected = plain(input, wanted)
+    assert list(expected.shape[2:]) == wanted
+    assert torch.equal(layer(input, output_size=wanted), expected)
+    torch.testing.assert_close(pack(input, wanted), expected)
+    with pytest.raises(ValueError, match="requested an output size of"):
+        layer(input, output_size=[size + 5 for size in wanted])
 
 
-@pytest.mark.parametrize("bias", [True, False])
+@ranks
+@directions
 @pytest.mark.parametrize("with_mask", [True, False])
-@pytest.mark.parametrize("im2col_step", [None, 2])
-def test_forward_and_backward(bias, with_mask, im2col_step):
+@pytest.mark.parametrize("options", [{}, {"bias": False, "im2col_step": 2}], ids=["bias", "no bias, chunks"])
+def test_forward_and_backward(rank, transposed, with_mask, options):
     torch.manual_seed(0)
-    layer = DeformConv2d(
-        4, 6, (3, 2), groups=2, bias=bias, im2col_step=im2col_step, dtype=torch.float64, **GEOMETRY
-    )
-    input = torch.randn(3, 4, 9, 7, dtype=torch.float64)
-    offset = torch.randn(3, 24, 5, 9, dtype=torch.float64).requires_grad_()
-    mask = torch.rand(3, 24, 5, 9, dtype=torch.float64)[:, :12] if with_mask else None
+    layer = make(rank, transposed, groups=2, dtype=torch.float64, **options)
+    input = sample(rank, dtype=torch.float64)
+    where = SIZE[:rank] if transposed else make_plain(rank, False)(input.float()).shape[2:]
+    taps = math.prod(layer.kernel_size)
+    offset = torch.randn(3, 2 * taps * rank, *where, dtype=torch.float64).requires_grad_()
+    mask = torch.rand(3, 4 * taps, *where, dtype=torch.float64) if with_mask else None
     output = layer(input, offset, mask)
-    expected = reference.deform_conv(input, layer.weight, offset, mask, layer.bias, *GEOMETRY.values(), 2)
+    expected = expected_output(layer, input, offset, mask)
     torch.testing.assert_close(output, expected, atol=1e-10, rtol=1e-10)
     inputs = [offset, *layer.parameters()]
     got, want = (torch.autograd.grad(o.square().sum(), inputs) for o in (output, expected))
@@ -48,27 +127,329 @@ def test_forward_and_backward(bias, with_mask, im2col_step):
         torch.testing.assert_close(g, w, atol=1e-9, rtol=1e-9)
 
 
-def test_arguments():
-    layer = DeformConv2d(4, 6, 3, 2, 1, 1, 2, False, im2col_step=8)
-    assert layer.bias is None
-    assert (layer.stride, layer.padding, layer.im2col_step) == ((2, 2), (1, 1), 8)
-    assert "4, 6, kernel_size=(3, 3), stride=(2, 2)" in repr(layer)
+def test_arguments_have_torchs_and_tvdcns_order():
+    layer = layers.DeformConv2d(4, 6, 3, 2, 1, 1, 2, False, "zeros", "meta", torch.float64)
+    assert layer.bias is None and layer.weight.is_meta and layer.weight.dtype == torch.float64
+    assert (layer.stride, layer.padding, layer.groups) == ((2, 2), (1, 1), 2)
+    transposed = layers.DeformConvTranspose2d(4, 6, 3, 2, 1, 3, 2, 2, False)
+    assert (transposed.dilation, transposed.output_padding, transposed.groups) == ((3, 3), (2, 2), 2)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("layer", "arguments", "message"),
     [
+        ("DeformConv2d", {"stride": (1, 1, 1)}, r": stride: expected an integer or 2 of them, got \(1, 1"),
+        ("DeformConv1d", {"padding": "same"}, r": padding: expected an integer, got 'same'"),
+        ("DeformConvTranspose3d", {"output_padding": (1, 2)}, r": output_padding: expected an integer or 3"),
+        ("DeformConv2d", {"groups": 3}, "in_channels must be divisible by groups"),
+        ("DeformConv2d", {"padding_mode": "reflect"}, ": padding_mode: expected 'zeros', .*got 'reflect'"),
+        ("DeformConvTranspose1d", {"padding_mode": "circular"}, ": padding_mode: expected 'zeros'"),
+        ("PackedDeformConv3d", {"padding_mode": "reflect"}, ": padding_mode: expected 'zeros'"),
         (
-            {"stride": (1, 1, 1)},
-            r"DeformConv2d: stride: expected an integer or 2 of them, got \(1, 1",
+            "PackedDeformConv2d",
+            {"offset_groups": 3},
+            r"a divisor of in_channels \(4\), got 3",
         ),
         (
-            {"padding": "same"},
-            r"DeformConv2d: padding: expected an integer or 2 of them, got 'same'",
+            "PackedDeformConv2d",
+            {"mask_groups": 0},
+            r"mask_groups: .* in_channels \(4\), got 0",
         ),
-        ({"groups": 3}, "in_channels must be divisible by groups"),
+        ("PackedDeformConvTranspose1d", {"offset_groups": 4}, r"a divisor of out_channels \(6\), got 4"),
+        ("PackedDeformConv2d", {"offset_activation": "tanh"}, "expected an nn.Module or None, got 'tanh'"),
+        ("PackedDeformConv2d", {"mask_activation": "relu"}, "expected 'sigmoid', 'softmax', an nn.Module or"),
+        (
+            "PackedDeformConv2d",
+            {"offset_limit": 0},
+            "expected a positive number of pixels or None",
+        ),
     ],
 )
-def test_bad_arguments(arguments, message):
+def test_bad_arguments(layer, arguments, message):
     with pytest.raises(ValueError, match=message):
-        DeformConv2d(4, 6, 3, **arguments)
+        getattr(layers, layer)(4, 6, 3, **arguments)
+
+
+# Packs
+
+OPTIONS = {
+    "v1": {},
+    "v1 grouped": {"offset_groups": 4, "offset_activation": nn.Softsign()},
+    "v2": {"modulated": True, "offset_limit": 0.75},
+    "v2 softmax": {"modulated": True, "mask_activation": "softmax", "offset_groups": 2, "mask_groups": 4},
+    "v2 raw": {"modulated": True, "mask_activation": None, "im2col_step": 2, "bias": False},
+    "mask only": {"modulated": True, "deformable": False, "mask_activation": layers.MaskSigmoid(scale=2)},
+    "neither": {"deformable": False},
+}
+options = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+
+
+def by_hand(pack, input, options):
+    """Offset and mask, from the parameters alone."""
+    predict = getattr(F, f"conv{len(pack.kernel_size)}d")
+    geometry = () if pack.transposed else (pack.stride, pack.padding, pack.dilation)
+    taps = math.prod(pack.kernel_size)
+    offset = mask = None
+    if options.get("deformable", True):
+        offset = predict(input, pack.conv_offset.weight, pack.conv_offset.bias, *geometry)
+        if "offset_activation" in options:
+            offset = offset / (1 + offset.abs())
+        if "offset_limit" in options:
+            offset = (offset / 0.75).tanh() * 0.75
+    if options.get("modulated"):
+        mask = predict(input, pack.conv_mask.weight, pack.conv_mask.bias, *geometry)
+        activation = options.get("mask_activation", "sigmoid")
+        if activation == "sigmoid":
+            mask = 1 / (1 + (-mask).exp())
+        elif activation == "softmax":
+            mask = torch.cat([(part.exp() / part.exp().sum(1, True)) for part in mask.split(taps, 1)], 1)
+        elif activation is not None:
+            mask = 2 / (1 + (-mask).exp())
+    return offset, mask
+
+
+@ranks
+@directions
+@options
+def test_pack_predicts_and_convolves(rank, transposed, options):
+    torch.manual_seed(0)
+    pack = randomise(make_pack(rank, transposed, groups=2, dtype=torch.float64, **options))
+    input = sample(rank, dtype=torch.float64)
+    offset, mask = by_hand(pack, input, options)
+    for got, want in zip(pack.predict(input), (offset, mask), strict=True):
+        torch.testing.assert_close(got, want) if want is not None else None
+        assert (got is None) == (want is None)
+    torch.testing.assert_close(
+        pack(input), expected_output(pack, input, offset, mask), atol=1e-10, rtol=1e-10
+    )
+
+
+@ranks
+@directions
+def test_pack_starts_as_convolution_and_learns(rank, transposed):
+    torch.manual_seed(0)
+    plain = make_plain(rank, transposed)
+    pack = make_pack(rank, transposed, modulated=True, mask_activation=layers.MaskSigmoid(scale=2))
+    assert pack.load_state_dict(plain.state_dict(), strict=False).missing_keys == list(PREDICTED)
+    assert not any(parameter.any() for name, parameter in pack.named_parameters() if name in PREDICTED)
+    input = sample(rank)
+    output = pack(input)
+    torch.testing.assert_close(output, plain(input))
+    output.square().sum().backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in pack.parameters())
+
+
+@ranks
+@directions
+def test_state_dict(rank, transposed):
+    assert list(make_pack(rank, transposed).state_dict()) == ["weight", "bias", *PREDICTED[:2]]
+    modulated = make_pack(rank, transposed, modulated=True, offset_groups=2, mask_groups=4)
+    shapes = {name: tuple(value.shape) for name, value in modulated.state_dict().items()}
+    kernel = GEOMETRY["kernel_size"][:rank]
+    taps = math.prod(kernel)
+    predictor = (1,) * rank if transposed else kernel
+    assert shapes == {
+        "weight": (4 if transposed else 8, 8 if transposed else 4, *kernel),
+        "bias": (8,),
+        "conv_offset.weight": (2 * taps * rank, 4, *predictor),
+        "conv_offset.bias": (2 * taps * rank,),
+        "conv_mask.weight": (4 * taps, 4, *predictor),
+        "conv_mask.bias": (4 * taps,),
+    }
+    other = make_pack(rank, transposed, modulated=True, offset_groups=2, mask_groups=4)
+    other.load_state_dict(randomise(modulated).state_dict())
+    input = sample(rank)
+    assert torch.equal(other(input), modulated(input))
+
+
+@pytest.mark.parametrize("prefix", ["", "backbone.0."])
+def test_state_dict_of_tvdcn(prefix):
+    """From 1.1 on: its own names, no bias, as many groups as there are sets of offsets or masks."""
+    torch.manual_seed(0)
+    pack = make_pack(2, False, modulated=True, offset_groups=2, mask_groups=4, dtype=torch.float64)
+    theirs = {
+        "weight": torch.randn_like(pack.weight),
+        "bias": torch.randn_like(pack.bias),
+        "offset_generator.weight": torch.randn(24, 2, 3, 2, dtype=torch.float64),
+        "mask_generator.weight": torch.randn(24, 1, 3, 2, dtype=torch.float64),
+    }
+    model = nn.Sequential(pack) if prefix else pack
+    model = nn.ModuleDict({"backbone": model}) if prefix else model
+    state_dict = {prefix + name: value.clone() for name, value in theirs.items()}
+    model.load_state_dict(state_dict)
+    input = sample(2, dtype=torch.float64)
+    offset = F.conv2d(input, theirs["offset_generator.weight"], None, (2, 1), (1, 2), (1, 2), groups=2)
+    mask = F.conv2d(input, theirs["mask_generator.weight"], None, (2, 1), (1, 2), (1, 2), groups=4)
+    for got, want in zip(pack.predict(input), (offset, mask.sigmoid()), strict=True):
+        torch.testing.assert_close(got, want)
+    assert set(state_dict) == {prefix + name for name in theirs}  # the caller's is left alone
+
+
+def test_state_dict_that_does_not_fit():
+    pack = make_pack(2, False)
+    state = pack.state_dict()
+    del state["conv_offset.weight"], state["conv_offset.bias"]
+    with pytest.raises(RuntimeError, match=r"Missing key.*conv_offset\.weight"):
+        pack.load_state_dict(state)
+    state["conv_offset.weight"] = torch.zeros(12, 3, 3, 2)  # 3 does not divide 4 channels
+    with pytest.raises(RuntimeError, match=r"size mismatch for conv_offset\.weight"):
+        pack.load_state_dict(state)
+
+
+def test_repr():
+    pack = make_pack(
+        2, True, modulated=True, offset_groups=2, mask_groups=4, offset_limit=3, im2col_step=8, bias=False
+    )
+    text = repr(pack)
+    for shown in (
+        "4, 8, kernel_size=(3, 2), stride=(2, 1), padding=(1, 2), dilation=(1, 2), output_padding=(1, 0)",
+        "bias=False",
+        "im2col_step=8",
+        "modulated=True, offset_groups=2, mask_groups=4, offset_limit=3.0",
+        "(conv_offset): OffsetConv2d(4, 24",
+        "(conv_mask): OffsetConv2d(4, 24",
+        "(mask_activation): MaskSigmoid(scale=1.0)",
+    ):
+        assert shown in text, text
+    assert "deformable=False" in repr(make_pack(1, False, deformable=False))
+    assert "(mask_activation): MaskSoftmax(6, scale=1.0)" in repr(
+        make_pack(2, False, modulated=True, mask_activation="softmax")
+    )
+
+
+# What PyTorch does with modules
+
+
+def scripted(module):
+    file = io.BytesIO()
+    torch.jit.save(torch.jit.script(module), file)
+    file.seek(0)
+    return torch.jit.load(file)
+
+
+@ranks
+@directions
+@options
+def test_pack_scripts_saves_and_loads(rank, transposed, options):
+    torch.manual_seed(0)
+    pack = randomise(make_pack(rank, transposed, **options))
+    loaded = scripted(pack)
+    for batch in (3, 1):
+        input = sample(rank)[:batch]
+        output, expected = loaded(input), pack(input)
+        torch.testing.assert_close(output, expected)
+        got = torch.autograd.grad(output.square().sum(), loaded.parameters())
+        want = torch.autograd.grad(expected.square().sum(), pack.parameters())
+        for g, w in zip(got, want, strict=True):
+            torch.testing.assert_close(g, w, atol=1e-3, rtol=1e-4)
+
+
+@ranks
+@directions
+@pytest.mark.parametrize("im2col_step", [None, 2])
+def test_layer_scripts_saves_and_loads(rank, transposed, im2col_step):
+    torch.manual_seed(0)
+    layer = make(rank, transposed, im2col_step=im2col_step)
+    loaded = scripted(layer)
+    input = sample(rank)
+    where = SIZE[:rank] if transposed else layer(input).shape[2:]
+    offset = torch.randn(3, math.prod(layer.kernel_size) * rank, *where)
+    mask = torch.rand(3, math.prod(layer.kernel_size), *where)
+    for given in ((), (offset,), (offset, mask), (None, mask)):
+        torch.testing.assert_close(loaded(input, *given), layer(input, *given))
+
+
+@directions
+@options
+def test_copies_and_pickles(transposed, options):
+    pack = randomise(make_pack(2, transposed, **options))
+    layers.track_offsets(pack)
+    input = sample(2)
+    output = pack(input)
+    for other in (copy.deepcopy(pack), pickle.loads(pickle.dumps(pack))):
+        assert torch.equal(other(input), output)
+        assert repr(other) == repr(pack)
+
+
+@ranks
+@directions
+def test_compiles(rank, transposed):
+    torch.manual_seed(0)
+    pack = randomise(make_pack(rank, transposed, **OPTIONS["v2 softmax"]), 0.1)
+    torch._dynamo.reset()
+    frames = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(pack, fullgraph=True, dynamic=True, backend=frames)
+    for batch, size in ((3, 9), (2, 7), (4, 8)):
+        input = torch.randn(batch, 4, *[size + axis for axis in range(rank)])
+        torch.testing.assert_close(compiled(input), pack(input))
+    assert frames.frame_count == 1
+
+
+@directions
+@pytest.mark.parametrize("options", [OPTIONS["v1"], OPTIONS["v2"], OPTIONS["v2 softmax"]])
+def test_exports_with_dynamic_sizes(transposed, options):
+    pack = randomise(make_pack(2, transposed, **options), 0.1)
+    batch, height = torch.export.Dim("batch", min=2), torch.export.Dim("height", min=4)
+    program = torch.export.export(pack, (sample(2),), dynamic_shapes=({0: batch, 2: height},))
+    for shape in ((2, 4, 6, 9), (5, 4, 11, 9)):
+        input = torch.randn(shape)
+        torch.testing.assert_close(program.module()(input), pack(input))
+
+
+def test_torch_nn_utils():
+    torch.manual_seed(0)
+    pack = randomise(make_pack(2, False, modulated=True))
+    input = sample(2)
+    output = pack(input)
+
+    other = make_pack(2, False, modulated=True)
+    vector_to_parameters(parameters_to_vector(pack.parameters()), other.parameters())
+    assert torch.equal(other(input), output)
+
+    normed = weight_norm(copy.deepcopy(pack))
+    torch.testing.assert_close(normed(input), output)
+    normed.parametrizations.weight.original0.data *= 2  # the norm
+    twice = F.conv2d(input, torch.zeros_like(pack.weight), pack.bias, (2, 1), (1, 2), (1, 2))
+    torch.testing.assert_close(normed(input) - twice, 2 * (output - twice))
+
+    empty = skip_init(layers.PackedDeformConv2d, **arguments(2, False), modulated=True)
+    empty.load_state_dict(pack.state_dict())
+    assert torch.equal(empty(input), output)
+
+
+def test_meta_device_and_reset():
+    """As large models are made: without storage, then initialised module by module."""
+    pack = make_pack(2, False, modulated=True, device="meta").to_empty(device="cpu")
+    for module in pack.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    assert pack.weight.abs().sum() > 0
+    assert not any(parameter.any() for name, parameter in pack.named_parameters() if name in PREDICTED)
+
+
+def test_memory_format_dtype_and_autocast():
+    torch.manual_seed(0)
+    pack = randomise(make_pack(2, False, modulated=True), 0.1)
+    input = sample(2)
+    output = pack(input)
+    last = copy.deepcopy(pack).to(memory_format=torch.channels_last)(
+        input.contiguous(memory_format=torch.channels_last)
+    )
+    assert last.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(last, output)
+    half = copy.deepcopy(pack).bfloat16()(input.bfloat16())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        automatic = pack(input)
+    for other in (half, automatic):
+        assert other.dtype == torch.bfloat16
+        torch.testing.assert_close(other.float(), output, atol=0.1, rtol=0.1)
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+def test_mask_activations(scale):
+    mask = torch.randn(2, 12, 3)
+    torch.testing.assert_close(layers.MaskSigmoid(scale)(mask), scale * mask.sigmoid())
+    softmax = layers.MaskSoftmax(4, scale)(mask)
+    sums = softmax.view(2, 3, 4, 3).sum(2)
+    torch.testing.assert_close(sums, torch.full_like(sums, scale))
+    torch.testing.assert_close(softmax[1, 5, 2], scale * mask[1, 4:8, 2].softmax(0)[1])

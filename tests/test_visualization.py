@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from dcnzoo.layers import PackedDeformConv2d, PackedDeformConvTranspose2d
 from dcnzoo.visualization import (
     Instances,
     SamplingField,
@@ -94,6 +95,22 @@ def test_recording_takes_the_first_image_and_group(groups, modulated):
     torch.testing.assert_close(field.offset[4, 1], raw[9])  # tap 4, x
     expected = raw[12 * groups + 4].sigmoid() if modulated else torch.ones(OUT)
     torch.testing.assert_close(field.weight[4], expected)
+
+
+def test_packs_are_recorded_as_they_sample():
+    torch.manual_seed(0)
+    arguments = (4, 6, KERNEL, STRIDE, PADDING, DILATION)
+    pack = PackedDeformConv2d(*arguments, modulated=True, offset_groups=2, offset_limit=0.5, mask_groups=4)
+    nn.init.normal_(pack.conv_offset.weight), nn.init.normal_(pack.conv_mask.weight)
+    model = nn.Sequential(pack, PackedDeformConvTranspose2d(6, 2, 2))  # the latter samples nothing
+    x = torch.randn(2, 4, *INPUT)
+    with record_sampling(model) as fields:
+        model(x)
+    (field,) = fields
+    assert 0.4 < field.offset.abs().max() <= 0.5
+    raw = pack.conv_offset(x)[0].detach()
+    torch.testing.assert_close(field.offset[4, 1], 0.5 * (raw[9] / 0.5).tanh())
+    torch.testing.assert_close(field.weight[4], pack.conv_mask(x)[0, 4].detach().sigmoid())
 
 
 def test_hooks_go_when_the_model_fails():

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from dcnzoo.layers.offsets import TracksOffsets
+
 
 @dataclasses.dataclass(frozen=True)
 class SamplingField:
@@ -68,15 +70,20 @@ class SamplingField:
 def record_sampling(model: nn.Module) -> Iterator[list[SamplingField]]:
     """Collect a field from every deformable layer that runs inside the block, in that order.
 
-    A deformable layer is a module with a convolution named ``conv_offset`` (mmcv's packs and ours):
-    its output is the offsets (v1), or three equal parts of which the first two, put together, are
-    the offsets and the third the mask before the sigmoid (v2).
+    A deformable layer is a 2-D pack of dcnzoo's (not a transposed one, which does not sample but
+    write), or a module with a convolution named ``conv_offset`` (mmcv's packs): its output is the
+    offsets (v1), or three equal parts of which the first two, put together, are the offsets and the
+    third the mask before the sigmoid (v2).
     """
     fields: list[SamplingField] = []
     handles = []
     for name, layer in model.named_modules():
-        if isinstance(getattr(layer, "conv_offset", None), nn.Module):
+        if not isinstance(getattr(layer, "conv_offset", None), nn.Module):
+            continue
+        if not isinstance(layer, TracksOffsets):
             handles.append(layer.conv_offset.register_forward_hook(_recorder(name, layer, fields)))
+        elif len(layer.kernel_size) == 2 and not layer.transposed:
+            handles.append(layer.register_forward_hook(_recorder(name, layer, fields)))
     try:
         yield fields
     finally:
@@ -119,20 +126,21 @@ def trace_sampling(
 
 
 def _recorder(name: str, layer: nn.Module, fields: list[SamplingField]):
-    def record(conv_offset: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        raw = output[0].detach().float().cpu()
+    @torch.no_grad()
+    def record(hooked: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         taps = math.prod(_pair(layer.kernel_size))
-        groups = getattr(layer, "deform_groups", 1)
-        offset = raw[: 2 * groups * taps].unflatten(0, (groups, taps, 2))[0]
-        if raw.shape[0] == 3 * groups * taps:
-            weight = raw[2 * groups * taps :].unflatten(0, (groups, taps))[0].sigmoid()
+        if hooked is layer:
+            offset, mask = layer.predict(inputs[0])
         else:
-            weight = torch.ones(taps, *raw.shape[-2:])
+            channels = 2 * taps * getattr(layer, "deform_groups", 1)
+            offset, mask = output[:, :channels], output[:, channels:].sigmoid()
+        is_v2 = mask is not None and mask.shape[1] > 0
+        weight = mask[0, :taps] if is_v2 else torch.ones(taps, *output.shape[-2:])
         fields.append(
             SamplingField(
                 name,
-                offset,
-                weight,
+                offset[0, : 2 * taps].unflatten(0, (taps, 2)).float().cpu(),
+                weight.float().cpu(),
                 *map(_pair, (layer.kernel_size, layer.stride, layer.padding, layer.dilation)),
                 input_size=tuple(inputs[0].shape[-2:]),
             )

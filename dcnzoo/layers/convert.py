@@ -1,0 +1,325 @@
+"""Any network made deformable, and back."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import difflib
+import fnmatch
+import math
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.utils import parametrize
+
+from dcnzoo.layers import packed
+from dcnzoo.layers.offsets import OFFSET_CONVS
+
+_PACKS = {
+    nn.Conv1d: packed.PackedDeformConv1d,
+    nn.Conv2d: packed.PackedDeformConv2d,
+    nn.Conv3d: packed.PackedDeformConv3d,
+    nn.ConvTranspose1d: packed.PackedDeformConvTranspose1d,
+    nn.ConvTranspose2d: packed.PackedDeformConvTranspose2d,
+    nn.ConvTranspose3d: packed.PackedDeformConvTranspose3d,
+}
+_CONVOLUTIONS = {pack: convolution for convolution, pack in _PACKS.items()}
+_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+_WRAPPERS = {"DistributedDataParallel", "FullyShardedDataParallel", "OptimizedModule"}
+
+Where = str | Sequence[str] | Callable[[str, nn.Module], bool]
+
+
+class _Refused(Exception):
+    """Why a module cannot be replaced."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Conversion:
+    """What became of the modules that matched; ``print`` it for a table.
+
+    Attributes:
+        replaced: what each module became, by its name.
+        refused: why each other module was left as it is, by its name.
+    """
+
+    replaced: dict[str, str]
+    refused: dict[str, str]
+
+    def __str__(self) -> str:
+        rows = [*self.replaced.items(), *((name, f"left: {why}") for name, why in self.refused.items())]
+        width = max((len(name) for name, _ in rows), default=0)
+        lines = [f"{name:{width}}  {text}" for name, text in rows]
+        return "\n".join([*lines, f"{len(self.replaced)} replaced, {len(self.refused)} left as they are"])
+
+
+def to_deformable(
+    model: nn.Module,
+    where: Where,
+    kind: str = "v2",
+    *,
+    offset_groups: int = 1,
+    mask_groups: int = 1,
+    offset_limit: float | None = None,
+    offset_activation: nn.Module | None = None,
+    mask_activation: str | nn.Module = "sigmoid",
+    im2col_step: int | None = None,
+) -> Conversion:
+    """Makes convolutions of any model deformable, in place. Until it is trained its output stays the same.
+
+    ``dcnzoo.to_deformable(resnet, 'layer[3-4].*.conv2')`` is DCNv2 in the last two stages. Convert before
+    the optimizer is made and the model is wrapped (DDP) or compiled.
+
+    ``weight`` and ``bias`` are the same ``Parameter`` objects as before, under the same names; what predicts
+    the offsets comes after them as ``conv_offset``, and the masks as ``conv_mask``, trainable, on the same
+    device, in the same dtype and memory format. Offsets start at zero. The mask starts at one, since its
+    activation is scaled: ``2 · sigmoid``, as in the first implementation of DCNv2, or K · softmax for K taps.
+
+    Args:
+        model: any module with ``nn.Conv{1,2,3}d`` or ``nn.ConvTranspose{1,2,3}d`` inside.
+        where: which convolutions: a shell pattern for their whole names (``*`` matches dots too), several of
+            them, or a function of ``(name, module)``. A module with several names is replaced under all.
+        kind: ``'v1'``: offsets (DCN), ``'v2'``: offsets and a mask (DCNv2).
+        offset_groups, mask_groups, offset_limit, offset_activation, mask_activation, im2col_step: see
+            :class:`dcnzoo.layers.PackedDeformConv2d`. Modules are copied for each layer.
+
+    Returns:
+        What was replaced, and what was not, with the reason (and a warning): kernels of one tap, padding
+        other than by zeros or by different amounts on the two sides, subclasses of torch's layers,
+        modules with hooks or parametrizations, lazy ones.
+
+    Raises:
+        ValueError: nothing was replaced (the message names near names), or an argument is wrong.
+    """
+    if kind not in ("v1", "v2"):
+        raise ValueError(f"to_deformable: kind: expected 'v1' or 'v2', got {kind!r}")
+
+    def convert(convolution: nn.Module) -> nn.Module:
+        taps = math.prod(convolution.kernel_size)
+        from_one = {
+            "sigmoid": packed.MaskSigmoid(scale=2),
+            "softmax": packed.MaskSoftmax(taps, scale=taps),
+        }
+        activation = from_one.get(mask_activation) if isinstance(mask_activation, str) else mask_activation
+        options = dict(
+            modulated=kind == "v2",
+            offset_groups=offset_groups,
+            mask_groups=mask_groups,
+            offset_limit=offset_limit,
+            offset_activation=copy.deepcopy(offset_activation),
+            mask_activation=mask_activation if activation is None else copy.deepcopy(activation),
+            im2col_step=im2col_step,
+        )
+        try:
+            return _packed(convolution, options)
+        except ValueError as error:
+            raise _Refused(str(error)) from None
+
+    return _replace("to_deformable", model, where, convert, deformable=False)
+
+
+def from_deformable(model: nn.Module, where: Where = "*") -> Conversion:
+    """Folds packs whose offsets are all zero back into torch's convolutions, in place.
+
+    The inverse of :func:`to_deformable` as long as, or wherever, nothing was learnt: both the weights and
+    the bias of ``conv_offset`` are zero, and the mask, if there is one, is one everywhere.
+
+    Args:
+        model: with packs of :mod:`dcnzoo.layers`.
+        where: which packs; as in :func:`to_deformable`.
+
+    Returns:
+        What was folded, and what was not, with the reason (and a warning).
+
+    Raises:
+        ValueError: nothing was folded.
+    """
+    return _replace("from_deformable", model, where, _folded, deformable=True)
+
+
+def _replace(
+    caller: str,
+    model: nn.Module,
+    where: Where,
+    convert: Callable[[nn.Module], nn.Module],
+    deformable: bool,
+) -> Conversion:
+    for module in model.modules():
+        wrapper = {base.__name__ for base in type(module).__mro__} & _WRAPPERS
+        if wrapper:
+            raise ValueError(f"{caller}: model: expected one not yet wrapped, got a {wrapper.pop()}")
+    noun = "pack" if deformable else "convolution"
+    candidates = {
+        name: module
+        for name, module in model.named_modules(remove_duplicate=False)
+        if (isinstance(module, packed._Pack) if deformable else isinstance(module, _ConvNd))
+        and not isinstance(module, tuple(OFFSET_CONVS.values()))
+    }
+    chosen = _choose(caller, noun, candidates, where)
+
+    replacements: dict[int, tuple[str, nn.Module]] = {}  # id of the old module -> its first name, the new one
+    replaced, refused = {}, {}
+    for name in chosen:
+        module = candidates[name]
+        if id(module) in replacements:
+            continue
+        try:
+            if module is model:
+                raise _Refused("is the model itself: put it into another module")
+            _check_replaceable(module, _CONVOLUTIONS if deformable else _PACKS)
+            new = convert(module)
+        except _Refused as why:
+            refused[name] = str(why)
+            continue
+        replacements[id(module)] = (name, new)
+        more = sum(p.numel() for p in new.parameters()) - sum(p.numel() for p in module.parameters())
+        replaced[name] = f"{type(module).__name__} → {type(new).__name__}, {more:+,} parameters"
+    for name, module in candidates.items():
+        if name not in replaced and id(module) in replacements:
+            replaced[name] = f"the same as {replacements[id(module)][0]}"
+    if not replaced:
+        reasons = {why: [name for name in refused if refused[name] == why] for why in refused.values()}
+        text = "; ".join(f"{_few(names)}: {why}" for why, names in reasons.items())
+        raise ValueError(f"{caller}: nothing that matched can be replaced: {text}")
+    for parent in list(model.modules()):
+        for key, child in parent._modules.items():
+            if id(child) in replacements:
+                parent._modules[key] = replacements[id(child)][1]
+    if refused:
+        warnings.warn(
+            f"{caller}: {len(refused)} of {len(chosen)} that matched were left as they are; "
+            "print the result for the reasons",
+            stacklevel=3,
+        )
+    return Conversion(replaced, refused)
+
+
+def _choose(caller: str, noun: str, candidates: dict[str, nn.Module], where: Where) -> list[str]:
+    if not candidates:
+        raise ValueError(f"{caller}: model: expected a {noun} in it, got none")
+    if callable(where):
+        chosen = [name for name, module in candidates.items() if where(name, module)]
+        if not chosen:
+            raise ValueError(f"{caller}: where: chose none of {_few(candidates)}")
+        return chosen
+    patterns = [where] if isinstance(where, str) else where
+    if not isinstance(patterns, Iterable) or not all(isinstance(p, str) for p in patterns):
+        raise ValueError(f"{caller}: where: expected a pattern, a list of them or a function, got {where!r}")
+    for pattern in patterns:
+        if fnmatch.filter(candidates, pattern):
+            continue
+        deeper = fnmatch.filter(candidates, f"*{pattern}")
+        near = difflib.get_close_matches(pattern, candidates, cutoff=0)
+        hint = f"'*{pattern}' matches {_few(deeper)}" if deeper else f"the nearest are {_few(near)}"
+        raise ValueError(f"{caller}: where: no {noun} matches {pattern!r}; {hint}")
+    return [name for name in candidates if any(fnmatch.fnmatchcase(name, p) for p in patterns)]
+
+
+def _few(names: Iterable[str]) -> str:
+    names = [repr(name) for name in names]
+    return ", ".join(names[:3]) + (f", … ({len(names)} in all)" if len(names) > 3 else "")
+
+
+def _check_replaceable(module: nn.Module, known: Iterable[type[nn.Module]]) -> None:
+    """Raises what stands against putting another module in its place."""
+    if parametrize.is_parametrized(module):
+        raise _Refused("has parametrizations: remove them first (torch.nn.utils.parametrize)")
+    if isinstance(module, LazyModuleMixin):
+        raise _Refused("is lazy: run a batch through the model first")
+    if type(module) not in known:
+        is_subclass = isinstance(module, tuple(known))
+        why = (
+            "a subclass that may compute something else" if is_subclass else "not one of torch's convolutions"
+        )
+        raise _Refused(f"is a {type(module).__name__}, {why}")
+    hooks = [name for name, value in vars(module).items() if name.endswith("_hooks") and value]
+    if hooks:
+        raise _Refused(f"has {hooks[0].strip('_').replace('_', ' ')}, which would be lost: remove them first")
+    if "forward" in vars(module):
+        raise _Refused("has a forward of its own, set on the instance")
+
+
+def _padding(convolution: nn.Module) -> tuple[int, ...]:
+    """In pixels, also where it is ``'same'`` or ``'valid'``."""
+    if convolution.padding_mode != "zeros":
+        raise _Refused(f"pads by {convolution.padding_mode!r}, and there is only 'zeros'")
+    if convolution.padding == "valid":
+        return (0,) * len(convolution.kernel_size)
+    if convolution.padding == "same":
+        both = [d * (k - 1) for d, k in zip(convolution.dilation, convolution.kernel_size, strict=True)]
+        if any(sides % 2 for sides in both):
+            raise _Refused("pads by 'same' an even kernel: more on one side than on the other")
+        return tuple(sides // 2 for sides in both)
+    return convolution.padding
+
+
+def _packed(convolution: nn.Module, options: dict) -> nn.Module:
+    if math.prod(convolution.kernel_size) == 1:
+        raise _Refused("has a kernel of one tap, which offsets would only shift")
+    if set(convolution._parameters) != {"weight", "bias"} or convolution._buffers or convolution._modules:
+        raise _Refused("has parameters, buffers or modules that such a layer has not")
+    weight = convolution.weight
+    if weight.dtype not in _DTYPES:
+        raise _Refused(f"computes in {weight.dtype}")
+    if convolution.transposed:
+        options["output_padding"] = convolution.output_padding
+    pack = _PACKS[type(convolution)](
+        convolution.in_channels,
+        convolution.out_channels,
+        convolution.kernel_size,
+        convolution.stride,
+        _padding(convolution),
+        convolution.dilation,
+        groups=convolution.groups,
+        bias=convolution.bias is not None,
+        device="meta",
+        dtype=weight.dtype,
+        **options,
+    )
+    pack.weight, pack.bias = convolution.weight, convolution.bias
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    last = formats.get(weight.dim())
+    is_last = last and weight.is_contiguous(memory_format=last) and not weight.is_contiguous()
+    for predictor in filter(None, (pack.conv_offset, pack.conv_mask)):
+        predictor.to_empty(device=weight.device).reset_parameters()
+        if is_last:
+            predictor.to(memory_format=last)
+    for activation in filter(None, (pack.offset_activation, pack.mask_activation)):
+        activation.to(weight.device, weight.dtype)
+    if weight.device.type != "meta":
+        offset, mask = _predicted_from_zero(pack)
+        if offset.any():
+            raise _Refused("offset_activation: expected 0 for 0")
+        if mask is not None and not torch.allclose(mask, torch.ones_like(mask)):
+            raise _Refused(f"mask_activation: expected 1 for 0, got {mask.flatten()[0]:.3g}: scale it")
+    return pack.train(convolution.training)
+
+
+@torch.no_grad()
+def _predicted_from_zero(pack: nn.Module) -> tuple[Tensor | None, Tensor | None]:
+    size = [d * (k - 1) + 1 for d, k in zip(pack.dilation, pack.kernel_size, strict=True)]
+    return pack.predict(pack.weight.new_zeros(1, pack.in_channels, *size))
+
+
+def _folded(pack: nn.Module) -> nn.Module:
+    if any(p is not None and p.weight.any() for p in (pack.conv_offset, pack.conv_mask)):
+        raise _Refused("predicts something: the weights of conv_offset or conv_mask are not zero")
+    offset, mask = _predicted_from_zero(pack)
+    if offset is not None and offset.any():
+        raise _Refused(f"has offsets, up to {offset.abs().max():.3g} pixels")
+    if mask is not None and not torch.allclose(mask, torch.ones_like(mask)):
+        raise _Refused(f"has a mask of {mask.flatten()[0]:.3g}, not 1")
+    geometry = dict(
+        stride=pack.stride, padding=pack.padding, dilation=pack.dilation, groups=pack.groups, device="meta"
+    )
+    if pack.transposed:
+        geometry["output_padding"] = pack.output_padding
+    convolution = _CONVOLUTIONS[type(pack)](
+        pack.in_channels, pack.out_channels, pack.kernel_size, bias=pack.bias is not None, **geometry
+    )
+    convolution.weight, convolution.bias = pack.weight, pack.bias
+    return convolution.train(pack.training)
