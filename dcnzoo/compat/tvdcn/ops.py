@@ -1,5 +1,7 @@
 """``tvdcn.ops``: functions, layers, packed layers."""
 
+from torch import nn
+
 from dcnzoo import layers
 from dcnzoo.layers import (
     DeformConv1d,
@@ -49,11 +51,7 @@ Size = int | tuple[int, ...]
 
 
 class _Pack:
-    """tvdcn's arguments for a pack of :mod:`dcnzoo.layers`, before which it stands as a mixin.
-
-    What follows ``bias`` is given by name: there the versions of tvdcn have different orders. ``'sigmoid'``
-    is the one of 1.1, which is 1, not ½, at zero.
-    """
+    """tvdcn's arguments for a pack of :mod:`dcnzoo.layers`, before which it stands as a mixin."""
 
     def __init__(
         self,
@@ -67,21 +65,33 @@ class _Pack:
         offset_groups: int = 1,
         mask_groups: int = 1,
         bias: bool = True,
-        *,
         generator_bias: bool = False,
-        mask_activation="sigmoid",
-        **options,  # deformable, modulated, offset_activation, padding_mode, device, dtype
+        deformable: bool = True,
+        modulated: bool = False,
+        offset_activation: nn.Module | None = None,
+        mask_activation: str | nn.Module | None = "sigmoid",
+        padding_mode: str = "zeros",
+        device=None,
+        dtype=None,
     ) -> None:
         self._construct(
             (in_channels, out_channels, kernel_size, stride, padding, dilation, groups),
             generator_bias,
             mask_activation,
-            dict(offset_groups=offset_groups, mask_groups=mask_groups, bias=bias, **options),
+            bias=bias,
+            deformable=deformable,
+            modulated=modulated,
+            offset_groups=offset_groups,
+            mask_groups=mask_groups,
+            offset_activation=offset_activation,
+            padding_mode=padding_mode,
+            device=device,
+            dtype=dtype,
         )
 
-    def _construct(self, sizes: tuple, generator_bias: bool, mask_activation, options: dict) -> None:
+    def _construct(self, sizes: tuple, generator_bias: bool, mask_activation, **options) -> None:
         if isinstance(mask_activation, str) and mask_activation == "sigmoid":
-            mask_activation = layers.MaskSigmoid(scale=2.0)
+            mask_activation = layers.MaskSigmoid(scale=2.0)  # tvdcn's, which is one at zero
         super().__init__(*sizes, mask_activation=mask_activation, **options)
         for generator in (self.conv_offset, self.conv_mask):
             if generator is not None and not generator_bias:
@@ -102,16 +112,28 @@ class _TransposedPack(_Pack):
         offset_groups: int = 1,
         mask_groups: int = 1,
         bias: bool = True,
-        *,
         generator_bias: bool = False,
-        mask_activation="sigmoid",
-        **options,
+        deformable: bool = True,
+        modulated: bool = False,
+        offset_activation: nn.Module | None = None,
+        mask_activation: str | nn.Module | None = "sigmoid",
+        padding_mode: str = "zeros",
+        device=None,
+        dtype=None,
     ) -> None:
         self._construct(
             (in_channels, out_channels, kernel_size, stride, padding, dilation, output_padding, groups),
             generator_bias,
             mask_activation,
-            dict(offset_groups=offset_groups, mask_groups=mask_groups, bias=bias, **options),
+            bias=bias,
+            deformable=deformable,
+            modulated=modulated,
+            offset_groups=offset_groups,
+            mask_groups=mask_groups,
+            offset_activation=offset_activation,
+            padding_mode=padding_mode,
+            device=device,
+            dtype=dtype,
         )
 
 
@@ -122,10 +144,11 @@ class PackedDeformConv1d(_Pack, layers.PackedDeformConv1d):
 class PackedDeformConv2d(_Pack, layers.PackedDeformConv2d):
     """``tvdcn.PackedDeformConv2d``: :class:`dcnzoo.layers.PackedDeformConv2d` with tvdcn's arguments.
 
-    The parameters are ``conv_offset`` and ``conv_mask``, tvdcn 1.0's names; state dicts with 1.1's,
-    ``offset_generator`` and ``mask_generator``, load. Two things are different for several
-    ``offset_groups`` or ``mask_groups``: the prediction sees all input channels, not its group's only,
-    and grouped weights, which load, become full ones that are zero elsewhere.
+    ``mask_activation='sigmoid'`` is tvdcn's 2 · sigmoid, with which a new pack is an ordinary convolution.
+
+    The prediction's parameters are called ``conv_offset`` and ``conv_mask`` here; tvdcn's state dicts
+    load. With several ``offset_groups`` or ``mask_groups`` it sees all input channels, where tvdcn's sees
+    its group's only; weights in groups, which load too, become full ones that are zero elsewhere.
     """
 
 
