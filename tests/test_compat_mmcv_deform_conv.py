@@ -173,7 +173,9 @@ def test_larger_offsets_are_read_as_memory():
         ({"offset": (3, 24, 5, 8)}, r"deform_conv2d: offset: expected spatial size \(5, 9\)"),
         ({"weight": (6, 2, 3)}, r"deform_conv2d: weight: expected 4 dimensions, got shape \(6, 2, 3\)"),
         ({"input": (4, 9, 7)}, r"deform_conv2d: input: expected 4 dimensions"),
-        ({"bias": True}, r"deform_conv2d: bias: expected False"),
+        ({"bias": True}, r"deform_conv2d: bias: expected False, there is none in v1, got True"),
+        ({"bias": torch.zeros(6)}, r"deform_conv2d: bias: expected False, there is none in v1, got a Tensor"),
+        ({"stride": 0}, r"deform_conv2d: stride: expected at least 1"),
         ({"im2col_step": 0}, r"deform_conv2d: im2col_step: expected at least 1, got 0"),
     ],
 )
@@ -194,6 +196,8 @@ def test_bad_input(changed, message):
         ({"offset": (3, 24, 4, 9)}, r"offset: expected at least 24 × 5 × 9 values per image, got 24 × 4 × 9"),
         ({"mask": (3, 12, 5, 8)}, r"mask: expected at least 12 × 5 × 9 values per image, got 12 × 5 × 8"),
         ({"bias": (5,)}, r"bias: expected shape \(6,\), got \(5,\)"),
+        ({"stride": 0}, r"deform_conv2d: stride: expected at least 1"),
+        ({"padding": [1]}, r"modulated_deform_conv2d: padding: expected an integer or 2 of them, got \[1\]"),
         ({"input": (4, 9, 7)}, r"modulated_deform_conv2d: input: expected 4 dimensions, got shape \(4, 9, 7"),
     ],
 )
@@ -332,6 +336,29 @@ def test_compiled(name):
     input = tensors(dtype=torch.float32)[0]
     compiled = torch.compile(pack, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(input), pack(input))
+
+
+@pytest.mark.parametrize("name", PACKS)
+def test_packs_under_autocast(name):
+    """The prediction is half, and what it is given to becomes so, as in mmcv."""
+    arguments = (4, 6, (3, 2), *GEOMETRY.values(), 2, 2)
+    theirs = randomize(getattr(mmcv_ops, name)(*arguments))
+    ours = getattr(compat, name)(*arguments)
+    ours.load_state_dict(theirs.state_dict())
+    input = tensors(dtype=torch.float32)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        output, expected = ours(input), theirs(input)
+    assert output.dtype == torch.bfloat16
+    torch.testing.assert_close(output, expected)
+
+
+@pytest.mark.parametrize("name", PACKS)
+def test_empty_batch(name):
+    pack = getattr(compat, name)(4, 6, 3, padding=1)
+    output = pack(torch.zeros(0, 4, 7, 5))
+    assert output.shape == (0, 6, 7, 5)
+    output.sum().backward()
+    assert not pack.weight.grad.any()
 
 
 @pytest.mark.parametrize("name", LAYERS[:2])

@@ -124,6 +124,12 @@ def test_no_grad_and_checkpoint():
     assert torch.autograd.grad(output.sum(), arguments[2])[0].abs().sum() > 0
 
 
+def test_compiled():
+    arguments = call(2, 2, 2)
+    compiled = torch.compile(ndconv.deform_conv2d, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(*arguments), ndconv.deform_conv2d(*arguments))
+
+
 def test_integers():
     """A number stands for all axes, as the op's ``int[]`` arguments allow."""
     torch.manual_seed(0)

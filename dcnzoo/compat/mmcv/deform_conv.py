@@ -47,8 +47,9 @@ def deform_conv2d(
         ValueError: the channels of ``offset`` are not those of ``deform_groups``; ``bias``.
         RuntimeError: what :func:`dcnzoo.ops.deform_conv2d` finds wrong.
     """
-    if bias:
-        raise ValueError("deform_conv2d: bias: expected False, there is none in v1, got True")
+    if bias is not False:
+        given = bias if isinstance(bias, bool) else f"a {type(bias).__name__}"
+        raise ValueError(f"deform_conv2d: bias: expected False, there is none in v1, got {given}")
     _check_groups("deform_conv2d", deform_groups, input, weight, offset=offset)
     return _convolve(input, weight, offset, None, None, stride, padding, dilation, groups, im2col_step)
 
@@ -76,10 +77,11 @@ def modulated_deform_conv2d(
         RuntimeError: what :func:`dcnzoo.ops.deform_conv2d` finds wrong.
     """
     _check_groups("modulated_deform_conv2d", deform_groups, input, weight, offset=offset, mask=mask)
-    geometry = (_pair(value) for value in (stride, padding, dilation))
+    geometry = dict(stride=stride, padding=padding, dilation=dilation)
+    pairs = (_pair(f"modulated_deform_conv2d: {name}", value) for name, value in geometry.items())
     size = tuple(
-        (i + 2 * p - d * (k - 1) - 1) // s + 1
-        for i, k, s, p, d in zip(input.shape[2:], weight.shape[2:], *geometry, strict=True)
+        (i + 2 * p - d * (k - 1) - 1) // max(s, 1) + 1  # a stride of 0 is the operator's to report
+        for i, k, s, p, d in zip(input.shape[2:], weight.shape[2:], *pairs, strict=True)
     )
     offset = as_read(offset, "offset", offset.shape[1], size)
     mask = as_read(mask, "mask", mask.shape[1], size)
@@ -98,7 +100,7 @@ def as_read(values: Tensor, name: str, channels: int, size: tuple[int, int]) -> 
     if values.shape[1:] == (channels, *size):
         return values
     needed = channels * size[0] * size[1]
-    if values[0].numel() < needed:
+    if math.prod(values.shape[1:]) < needed:
         expected, given = (" × ".join(map(str, s)) for s in ((channels, *size), values.shape[1:]))
         raise ValueError(
             f"modulated_deform_conv2d: {name}: expected at least {expected} values per image, got {given}"
@@ -134,8 +136,11 @@ def _convolve(
         return ops.deform_conv2d(cast(input), cast(weight), offset, cast(mask), cast(bias), *arguments)
 
 
-def _pair(value: Pair) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else tuple(value)
+def _pair(argument: str, value: Pair) -> tuple[int, int]:
+    pair = (value, value) if isinstance(value, int) else tuple(value)
+    if len(pair) != 2:
+        raise ValueError(f"{argument}: expected an integer or 2 of them, got {value!r}")
+    return pair
 
 
 def _takes_deformable_groups(init: Callable) -> Callable:
