@@ -196,7 +196,7 @@ def test_bad_input(changed, message):
         ({"offset": (3, 24, 4, 9)}, r"offset: expected at least 24 × 5 × 9 values per image, got 24 × 4 × 9"),
         ({"mask": (3, 12, 5, 8)}, r"mask: expected at least 12 × 5 × 9 values per image, got 12 × 5 × 8"),
         ({"bias": (5,)}, r"bias: expected shape \(6,\), got \(5,\)"),
-        ({"stride": 0}, r"deform_conv2d: stride: expected at least 1"),
+        ({"stride": (1, 0)}, r"modulated_deform_conv2d: stride: expected at least 1, got \(1, 0\)"),
         ({"padding": [1]}, r"modulated_deform_conv2d: padding: expected an integer or 2 of them, got \[1\]"),
         ({"input": (4, 9, 7)}, r"modulated_deform_conv2d: input: expected 4 dimensions, got shape \(4, 9, 7"),
     ],
@@ -205,7 +205,8 @@ def test_bad_modulated_input(changed, message):
     given = dict(zip(("input", "offset", "mask", "weight", "bias"), tensors(), strict=True))
     given |= dict(groups=2, deform_groups=2, **GEOMETRY)
     for name, value in changed.items():
-        given[name] = torch.zeros(value, dtype=torch.float64) if isinstance(value, tuple) else value
+        is_shape = isinstance(value, tuple) and name != "stride"
+        given[name] = torch.zeros(value, dtype=torch.float64) if is_shape else value
     with pytest.raises((ValueError, RuntimeError), match=message):
         compat.modulated_deform_conv2d(**given)
 

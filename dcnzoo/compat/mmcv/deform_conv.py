@@ -78,9 +78,11 @@ def modulated_deform_conv2d(
     """
     _check_groups("modulated_deform_conv2d", deform_groups, input, weight, offset=offset, mask=mask)
     geometry = dict(stride=stride, padding=padding, dilation=dilation)
-    pairs = (_pair(f"modulated_deform_conv2d: {name}", value) for name, value in geometry.items())
+    pairs = [_pair(f"modulated_deform_conv2d: {name}", value) for name, value in geometry.items()]
+    if min(pairs[0]) < 1:
+        raise ValueError(f"modulated_deform_conv2d: stride: expected at least 1, got {pairs[0]}")
     size = tuple(
-        (i + 2 * p - d * (k - 1) - 1) // max(s, 1) + 1  # a stride of 0 is the operator's to report
+        (i + 2 * p - d * (k - 1) - 1) // s + 1
         for i, k, s, p, d in zip(input.shape[2:], weight.shape[2:], *pairs, strict=True)
     )
     offset = as_read(offset, "offset", offset.shape[1], size)
