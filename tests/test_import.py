@@ -32,6 +32,7 @@ def run(code: str) -> str:
         "from dcnzoo.layers import DeformConv2d",
         "from dcnzoo.compat import ndconv, torchvision, tvdcn",
         "from dcnzoo.compat.mmcv import DeformConv2dPack",
+        "from dcnzoo import from_deformable, to_deformable",
     ],
 )
 def test_needs_torch_only(statement):
@@ -42,6 +43,12 @@ def test_needs_torch_only(statement):
 
 def test_import_dcnzoo_is_light():
     assert run("import sys, dcnzoo; print('torch' in sys.modules)").strip() == "False"
+
+
+def test_what_dcnzoo_has():
+    code = "import dcnzoo; dcnzoo.to_deformable, dcnzoo.from_deformable; dcnzoo.nothing"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stderr.splitlines()[-1] == "AttributeError: module 'dcnzoo' has no attribute 'nothing'"
 
 
 def test_models_without_mmdet():

@@ -18,7 +18,7 @@ from torch import nn
 
 import dcnzoo.models
 import dcnzoo.ops.reference as reference
-from dcnzoo.layers import OffsetConv2d
+from dcnzoo.layers import OffsetConv2d, PackedDeformConv2d, offset_statistics, track_offsets
 from dcnzoo.models import DCN, DCNv2
 
 MMCV_PACKS = {DCN: mmcv.ops.DeformConv2dPack, DCNv2: mmcv.ops.ModulatedDeformConv2dPack}
@@ -213,6 +213,53 @@ def test_dcn_offset_lr_mult(pack):
         "1.conv_offset.bias",
     }
     assert {rate for n, rate in named.items() if "offset" not in n} == {0.5}
+
+
+def test_learning_rate_of_packs_of_layers():
+    """mmengine's ``dcn_offset_lr_mult`` knows mmcv's classes only."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), PackedDeformConv2d(4, 6, 3, modulated=True))
+    build = DefaultOptimWrapperConstructor(
+        dict(type="OptimWrapper", optimizer=dict(type="SGD", lr=0.5)),
+        paramwise_cfg=dict(custom_keys=dict(conv_offset=dict(lr_mult=0.1), conv_mask=dict(lr_mult=0.1))),
+    )
+    rates = {id(group["params"][0]): group["lr"] for group in build(model).param_groups}
+    slow = {name for name, parameter in model.named_parameters() if rates[id(parameter)] == 0.05}
+    assert slow == {f"1.conv_{name}.{p}" for name in ("offset", "mask") for p in ("weight", "bias")}
+
+
+# Offsets that stay in hand
+
+
+@both_packs
+def test_offset_limit(pack):
+    torch.manual_seed(0)
+    free, bounded = pack(4, 6, (3, 2), deform_groups=2), pack(4, 6, (3, 2), deform_groups=2, offset_limit=0.5)
+    randomise(free)
+    bounded.load_state_dict(free.state_dict())
+    input = torch.randn(2, 4, 9, 7)
+    (offset, mask), (limited, same_mask) = free.predict(input), bounded.predict(input)
+    assert offset.abs().max() > 1 and limited.abs().max() <= 0.5
+    torch.testing.assert_close(limited, (offset / 0.5).tanh() * 0.5)
+    assert mask is None if pack is DCN else torch.equal(mask, same_mask)
+    expected = reference.deform_conv(
+        input, free.weight, limited, mask, free.bias, free.stride, free.padding, free.dilation, 1
+    )
+    torch.testing.assert_close(bounded(input), expected, atol=1e-5, rtol=1e-5)
+    assert "offset_limit=0.5" in repr(bounded) and "offset_limit=None" in repr(free)
+    with pytest.raises(ValueError, match=rf"^{pack.__name__}: offset_limit: expected a positive number"):
+        pack(4, 6, 3, offset_limit=0)
+
+
+@pytest.mark.parametrize("name", ["DCN", "DCNv2"])
+def test_statistics_of_a_backbone(name):
+    model = backbone("ResNet-14", dcn=dict(type=name, offset_limit=0.25))
+    track_offsets(model)
+    for parameter in offset_parameters(model):
+        nn.init.normal_(parameter)
+    model(torch.randn(1, 3, 64, 64))
+    statistics = offset_statistics(model)
+    assert list(statistics) == [f"layer{stage}.0.conv2" for stage in (2, 3, 4)]
+    assert all(0 < s.mean <= s.max <= 0.25 and 0 <= s.outside < 1 for s in statistics.values())
 
 
 # Backbones

@@ -1,0 +1,474 @@
+"""``dcnzoo.to_deformable`` and ``from_deformable``: networks of any kind made deformable, and back."""
+
+import copy
+import types
+import warnings
+from collections import OrderedDict
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations
+
+import dcnzoo
+from dcnzoo.layers import (
+    DeformConv2d,
+    MaskSigmoid,
+    OffsetConv2d,
+    PackedDeformConv2d,
+    offset_parameter_groups,
+)
+
+
+class Bottleneck(nn.Module):
+    def __init__(self, inputs, width, stride=1):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, 4 * width, 1, bias=False)
+        self.downsample = nn.Conv2d(inputs, 4 * width, 1, stride)
+
+    def forward(self, x):
+        y = self.bn1(self.conv1(x)).relu()
+        y = self.bn2(self.conv2(y)).relu()
+        return (self.conv3(y) + self.downsample(x)).relu()
+
+
+def resnet():
+    stages = [("conv1", nn.Conv2d(3, 8, 7, 2, 3, bias=False)), ("bn1", nn.BatchNorm2d(8))]
+    for index, (inputs, stride) in enumerate(((8, 1), (32, 2), (32, 2), (32, 2)), 1):
+        stages.append((f"layer{index}", nn.Sequential(Bottleneck(inputs, 8, stride), Bottleneck(32, 8))))
+    return nn.Sequential(OrderedDict(stages))
+
+
+class ConvNeXtBlock(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.dwconv = nn.Conv2d(width, width, 7, padding=3, groups=width)
+        self.norm = nn.GroupNorm(1, width)
+        self.mlp = nn.Sequential(nn.Conv2d(width, 4 * width, 1), nn.GELU(), nn.Conv2d(4 * width, width, 1))
+
+    def forward(self, x):
+        return x + self.mlp(self.norm(self.dwconv(x)))
+
+
+def convnext():
+    return nn.Sequential(
+        OrderedDict(stem=nn.Conv2d(3, 12, 4, 4), stages=nn.Sequential(*[ConvNeXtBlock(12) for _ in range(3)]))
+    )
+
+
+class UNet3d(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.enc = nn.Conv3d(1, 4, 3, padding="same")
+        self.down = nn.Conv3d(4, 6, (3, 2, 3), stride=2, padding=(1, 0, 0))
+        self.up = nn.ConvTranspose3d(6, 4, 2, stride=2)
+        self.dec = nn.Conv3d(8, 2, 3, padding=1, dilation=1)
+
+    def forward(self, x):
+        skip = self.enc(x).relu()
+        deep = self.up(self.down(skip).relu(), list(skip.shape[2:]))
+        return self.dec(torch.cat([skip, deep], 1))
+
+
+def convolutions_1d():
+    return nn.Sequential(nn.Conv1d(3, 8, 5, 2, 2), nn.GELU(), nn.ConvTranspose1d(8, 2, 4, 2, 1))
+
+
+NETWORKS = {  # factory, where, shape of the input, how many match
+    "resnet": (resnet, "layer[3-4].*.conv2", (2, 3, 64, 80), 4),
+    "convnext": (convnext, "*.dwconv", (2, 3, 32, 40), 3),
+    "unet3d": (UNet3d, ["enc", "down", "up", "dec"], (2, 1, 8, 6, 9), 4),
+    "1d": (convolutions_1d, "*", (2, 3, 21), 2),
+}
+networks = pytest.mark.parametrize("network", NETWORKS)
+
+
+def is_new(name):
+    return "conv_offset" in name or "conv_mask" in name
+
+
+def build(network, eval=True):
+    torch.manual_seed(0)
+    factory, where, shape, count = NETWORKS[network]
+    model = factory()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):  # as after training
+            nn.init.uniform_(module.running_mean, -0.5, 0.5)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+    return model.train(not eval), where, torch.randn(shape), count
+
+
+@networks
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("v1", {}),
+        ("v2", {}),
+        ("v1", {"offset_limit": 3}),
+        ("v2", {"mask_activation": "softmax", "im2col_step": 1}),
+        ("v2", {"mask_activation": MaskSigmoid(2), "offset_activation": nn.Tanh()}),
+    ],
+)
+def test_output_is_unchanged_before_training(network, kind, options):
+    model, where, input, count = build(network)
+    expected = model(input)
+    order = list(model.state_dict())
+    parameters = dict(model.named_parameters())
+    report = dcnzoo.to_deformable(model, where, kind, **options)
+    assert len(report.replaced) == count and not report.refused
+    assert (model(input) - expected).abs().max() <= 1e-5
+    converted = dict(model.named_parameters())
+    assert all(converted[name] is parameter for name, parameter in parameters.items())
+    assert [name for name in model.state_dict() if not is_new(name)] == order
+
+
+@networks
+def test_gradients_reach_the_offsets_and_they_learn(network):
+    model, where, input, count = build(network, eval=False)
+    dcnzoo.to_deformable(model, where, "v2")
+    predictors = [parameter for name, parameter in model.named_parameters() if is_new(name)]
+    assert len(predictors) == 4 * count
+    optimizer = torch.optim.SGD(offset_parameter_groups(model, lr=0.1))
+    output = model(input)
+    (output * torch.randn_like(output)).mean().backward()
+    assert all(p.grad.abs().sum() > 0 for p in predictors)
+    optimizer.step()
+    assert all(p.abs().sum() > 0 for p in predictors)
+    assert (model(input) - output).abs().max() > 0
+
+
+@networks
+def test_compiles_copies_and_round_trips(network):
+    model, where, input, count = build(network)
+    before = copy.deepcopy(model.state_dict())
+    other = copy.deepcopy(model)
+    dcnzoo.to_deformable(model, where)
+    missing, unexpected = model.load_state_dict(before, strict=False)  # a checkpoint of the plain network
+    assert len(missing) == 4 * count and not unexpected
+    for name, parameter in model.named_parameters():
+        if is_new(name):
+            nn.init.normal_(parameter, std=0.1)
+    expected = model(input)
+
+    dcnzoo.to_deformable(other, where)
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(other(input), expected)
+    torch.testing.assert_close(torch.jit.script(other)(input), expected, atol=1e-5, rtol=1e-5)
+    torch._dynamo.reset()
+    compiled = torch.compile(copy.deepcopy(model), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(input), expected, atol=1e-5, rtol=1e-5)
+
+
+@networks
+@pytest.mark.parametrize("kind", ["v1", "v2"])
+def test_there_and_back(network, kind):
+    model, where, input, count = build(network)
+    plain = copy.deepcopy(model)
+    parameters = dict(model.named_parameters())
+    dcnzoo.to_deformable(model, where, kind)
+    report = dcnzoo.from_deformable(model)
+    assert len(report.replaced) == count
+    assert torch.equal(model(input), plain(input))
+    assert all(dict(model.named_parameters())[name] is parameter for name, parameter in parameters.items())
+    for (_, now), (_, then) in zip(model.named_modules(), plain.named_modules(), strict=True):
+        assert type(now) is type(then)
+        for attribute in ("stride", "dilation", "groups", "output_padding", "kernel_size", "transposed"):
+            assert getattr(now, attribute, None) == getattr(then, attribute, None)
+
+
+def test_everything_else_is_kept():
+    model = nn.Sequential(nn.Conv2d(4, 6, (3, 2)), nn.Conv2d(6, 4, 3)).to(torch.float64)
+    model.to(memory_format=torch.channels_last)
+    model[0].weight.requires_grad_(False)
+    model[0].eval()
+    dcnzoo.to_deformable(model, "*", offset_groups=2, mask_groups=1)
+    frozen, trained = model
+    assert not frozen.weight.requires_grad and frozen.bias.requires_grad
+    assert not frozen.training and not frozen.conv_offset.training and trained.training
+    for pack in model:
+        for name, parameter in pack.named_parameters():
+            assert parameter.dtype == torch.float64
+            if parameter.dim() == 4:
+                assert parameter.is_contiguous(memory_format=torch.channels_last), name
+        assert pack.conv_offset.weight.requires_grad
+    assert model(torch.randn(1, 4, 8, 9, dtype=torch.float64)).shape == (1, 4, 4, 6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(dtype):
+    model = nn.Sequential(nn.Conv2d(4, 6, 3)).to(dtype)
+    input = torch.randn(1, 4, 8, 8, dtype=dtype)
+    expected = model(input)
+    dcnzoo.to_deformable(model, "0")
+    assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+    torch.testing.assert_close(model(input), expected, atol=1e-2, rtol=1e-2)
+
+
+def test_meta_device():
+    with torch.device("meta"):
+        model = resnet()
+    dcnzoo.to_deformable(model, "layer4.*.conv2")
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+
+
+def test_random_numbers_are_left_alone():
+    model = resnet()
+    state = torch.get_rng_state()
+    dcnzoo.to_deformable(model, "layer4.*.conv2")
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_modules_of_an_activation_are_copied():
+    activation = nn.PReLU(init=0.5)
+    model = nn.Sequential(nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 3)).double()
+    dcnzoo.to_deformable(model, "*", offset_activation=activation)
+    first, second = (pack.offset_activation for pack in model)
+    assert first is not second and first is not activation
+    assert first.weight.item() == 0.5 and first.weight.dtype == torch.float64
+
+
+def test_a_shared_module_stays_shared():
+    shared = nn.Conv2d(4, 4, 3, padding=1)
+    model = nn.ModuleDict(
+        {"one": nn.Sequential(shared), "two": nn.ModuleList([nn.Conv2d(4, 4, 3, padding=1), shared])}
+    )
+    model["two"][0].weight = shared.weight  # tied
+    report = dcnzoo.to_deformable(model, "one.*")
+    assert model["one"][0] is model["two"][1] and isinstance(model["one"][0], PackedDeformConv2d)
+    assert list(report.replaced) == ["one.0", "two.1"]
+    assert report.replaced["two.1"] == "the same as one.0"
+    assert type(model["two"][0]) is nn.Conv2d and model["two"][0].weight is model["one"][0].weight
+    dcnzoo.from_deformable(model, "two.*")
+    assert model["one"][0] is model["two"][1] and type(model["one"][0]) is nn.Conv2d
+
+
+# Which modules
+
+
+@pytest.mark.parametrize(
+    ("where", "expected"),
+    [
+        ("layer[3-4].*.conv2", {"layer3.0.conv2", "layer3.1.conv2", "layer4.0.conv2", "layer4.1.conv2"}),
+        ("layer4.1.conv2", {"layer4.1.conv2"}),
+        (["conv1", "layer2.?.conv2"], {"conv1", "layer2.0.conv2", "layer2.1.conv2"}),
+        (lambda name, module: module.stride == (2, 2) and module.kernel_size == (3, 3), None),
+    ],
+)
+def test_where(where, expected):
+    model = resnet()
+    report = dcnzoo.to_deformable(model, where)
+    packs = {name for name, module in model.named_modules() if isinstance(module, PackedDeformConv2d)}
+    assert packs == (expected or {"layer2.0.conv2", "layer3.0.conv2", "layer4.0.conv2"})
+    assert packs == set(report.replaced)
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        (
+            "layer[5-6].*.conv2",
+            r"matches 'layer\[5-6\]\.\*\.conv2'; the nearest are 'layer\d\.\d",
+        ),
+        ("conv2", r"no convolution matches 'conv2'; '\*conv2' matches 'layer1\.0\.conv2'.* \(8 in all\)"),
+        (["layer4.*.conv2", "layer4.*.conv9"], r"no convolution matches 'layer4\.\*\.conv9'"),
+        ("bn1", "no convolution matches 'bn1'"),
+        (lambda name, module: False, r"where: chose none of 'conv1', .*\(\d+ in all\)"),
+        (3, "where: expected a pattern, a list of them or a function, got 3"),
+        ("*.conv1", "nothing that matched can be replaced: .*: has a kernel of one tap"),
+    ],
+)
+def test_where_nothing_is_replaced(where, message):
+    model = resnet()
+    before = repr(model)
+    with pytest.raises(ValueError, match=rf"^to_deformable: .*{message}"):
+        dcnzoo.to_deformable(model, where)
+    assert repr(model) == before
+
+
+class Standardised(nn.Conv2d):
+    pass
+
+
+def with_forward(module):
+    module.forward = types.MethodType(lambda self, x: x, module)
+    return module
+
+
+def with_hook(module, register):
+    getattr(module, register)(lambda *args: None)
+    return module
+
+
+def with_buffer(module):
+    module.register_buffer("mask", torch.ones(1))
+    return module
+
+
+REFUSED = {
+    "padding mode": (nn.Conv2d(4, 4, 3, padding_mode="reflect"), "pads by 'reflect'"),
+    "same": (nn.Conv2d(4, 4, (3, 2), padding="same"), "pads by 'same' an even kernel"),
+    "subclass": (Standardised(4, 4, 3), "is a Standardised, a subclass"),
+    "deformable": (PackedDeformConv2d(4, 4, 3), "is a PackedDeformConv2d, not one of torch's"),
+    "unpacked": (DeformConv2d(4, 4, 3), "is a DeformConv2d, not one of torch's"),
+    "lazy": (nn.LazyConv2d(4, 3), "is lazy: run a batch"),
+    "forward hook": (with_hook(nn.Conv2d(4, 4, 3), "register_forward_hook"), "has forward hooks"),
+    "pre-hook": (with_hook(nn.Conv2d(4, 4, 3), "register_forward_pre_hook"), "has forward pre hooks"),
+    "backward": (with_hook(nn.Conv2d(4, 4, 3), "register_full_backward_hook"), "has backward hooks"),
+    "state hook": (with_hook(nn.Conv2d(4, 4, 3), "register_state_dict_post_hook"), "has state dict hooks"),
+    "spectral_norm": (nn.utils.spectral_norm(nn.Conv2d(4, 4, 3)), "has forward pre hooks"),
+    "weight_norm": (parametrizations.weight_norm(nn.Conv2d(4, 4, 3)), "has parametrizations"),
+    "forward": (with_forward(nn.Conv2d(4, 4, 3)), "has a forward of its own"),
+    "buffer": (with_buffer(nn.Conv2d(4, 4, 3)), "has parameters, buffers or modules"),
+    "1×1": (nn.Conv2d(4, 4, 1), "has a kernel of one tap"),
+    "complex": (nn.Conv2d(4, 4, 3, dtype=torch.complex64), "computes in torch.complex64"),
+    "groups": (nn.Conv2d(3, 4, 3), r"offset_groups: expected a divisor of in_channels (3), got 2"),
+}
+
+
+@pytest.mark.parametrize("refused", REFUSED)
+def test_refused(refused):
+    module, reason = REFUSED[refused]
+    model = nn.ModuleList([nn.Conv2d(2, 2, 3), module])
+    with pytest.warns(UserWarning, match="to_deformable: 1 of 2 that matched were left") as caught:
+        report = dcnzoo.to_deformable(model, "*", offset_groups=2)
+    assert caught[0].filename == __file__
+    assert list(report.replaced) == ["0"] and list(report.refused) == ["1"]
+    assert reason in report.refused["1"]
+    assert model[1] is module
+
+
+def test_same_and_valid_padding():
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, (5, 3), padding="same", dilation=(1, 2)), nn.Conv2d(4, 2, 2, padding="valid")
+    )
+    input = torch.randn(1, 3, 9, 8)
+    expected = model(input)
+    dcnzoo.to_deformable(model, "*")
+    assert [pack.padding for pack in model] == [(2, 2), (0, 0)]
+    torch.testing.assert_close(model(input), expected)
+
+
+def test_twice():
+    """What predicts offsets is no convolution to convert, and what is deformable stays."""
+    model = resnet()
+    dcnzoo.to_deformable(model, "layer4.0.conv2")
+    with pytest.warns(UserWarning):
+        report = dcnzoo.to_deformable(model, "layer4.*")
+    assert list(report.replaced) == ["layer4.1.conv2"]
+    assert set(report.refused) == {
+        f"layer4.{block}.{name}" for block in (0, 1) for name in ("conv1", "conv3", "downsample")
+    } | {"layer4.0.conv2"}
+    assert sum(isinstance(module, OffsetConv2d) for module in model.modules()) == 4
+
+
+def test_models_that_cannot_be_converted_in_place():
+    with pytest.raises(ValueError, match="'': is the model itself: put it into another module"):
+        dcnzoo.to_deformable(nn.Conv2d(3, 3, 3), "*")
+    with pytest.raises(ValueError, match="model: expected a convolution in it, got none"):
+        dcnzoo.to_deformable(nn.Linear(3, 3), "*")
+    with pytest.raises(ValueError, match="model: expected a pack in it, got none"):
+        dcnzoo.from_deformable(resnet())
+    with pytest.raises(ValueError, match="expected one not yet wrapped, got a OptimizedModule"):
+        dcnzoo.to_deformable(torch.compile(resnet(), backend="eager"), "*")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"kind": "v9"}, r"kind: expected 'v1' or 'v2', got 'v9'"),
+        ({"mask_activation": "sigmoids"}, "mask_activation: expected 'sigmoid', 'softmax', an nn.Module"),
+        ({"mask_activation": None}, "mask_activation: expected 1 for 0, got 0"),
+        ({"mask_activation": nn.Sigmoid()}, "mask_activation: expected 1 for 0, got 0.5: scale it"),
+        ({"offset_activation": nn.Sigmoid()}, "offset_activation: expected 0 for 0"),
+        ({"offset_limit": -1}, "offset_limit: expected a positive number of pixels or None, got -1"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    model = resnet()
+    with pytest.raises(ValueError, match=rf"to_deformable: .*{message}"):
+        dcnzoo.to_deformable(model, "layer4.*.conv2", **arguments)
+
+
+def test_report():
+    model = nn.ModuleDict({"first": nn.Conv2d(4, 4, 3), "head": nn.Conv2d(4, 2, 1)})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        report = dcnzoo.to_deformable(model, "*", "v1")
+    assert str(report).splitlines() == [
+        "first  Conv2d → PackedDeformConv2d, +666 parameters",  # 18 · 4 · 9 + 18
+        "head   left: has a kernel of one tap, which offsets would only shift",
+        "1 replaced, 1 left as they are",
+    ]
+
+
+# Back
+
+
+def changed(pack=None, **parameters):
+    """Two v2 packs, the second with other parameters than at the start, or another one."""
+    model = nn.Sequential(nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 3))
+    dcnzoo.to_deformable(model, "*")
+    model[1] = pack or model[1]
+    for name, value in parameters.items():
+        nn.init.constant_(model[1].get_parameter(name.replace("__", ".")), value)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (changed(conv_offset__bias=0.25), "has offsets, up to 0.25 pixels"),
+        (changed(conv_offset__weight=0.25), "predicts something"),
+        (changed(conv_mask__weight=0.25), "predicts something"),
+        (changed(conv_mask__bias=1), "has a mask of 1.46, not 1"),
+        (changed(pack=PackedDeformConv2d(3, 3, 3, modulated=True)), "has a mask of 0.5, not 1"),
+        (changed(pack=with_hook(PackedDeformConv2d(3, 3, 3), "register_forward_hook")), "has forward hooks"),
+    ],
+)
+def test_what_is_not_folded(model, reason):
+    pack = model[1]
+    with pytest.warns(UserWarning, match="from_deformable: 1 of 2 that matched were left"):
+        report = dcnzoo.from_deformable(model)
+    assert list(report.replaced) == ["0"] and report.refused["1"].startswith(reason)
+    assert type(model[0]) is nn.Conv2d and model[1] is pack
+    with pytest.raises(ValueError, match="from_deformable: nothing that matched can be replaced: '1': "):
+        dcnzoo.from_deformable(model)
+
+
+def test_folds_what_can_only_be_zero():
+    """A pack without a mask, and one whose offsets its activation keeps at zero."""
+    model = nn.Sequential(PackedDeformConv2d(3, 3, 3), PackedDeformConv2d(3, 3, 3, deformable=False))
+    input = torch.randn(1, 3, 8, 8)
+    expected = model(input)
+    dcnzoo.from_deformable(model)
+    torch.testing.assert_close(model(input), expected)
+    assert [type(module) for module in model] == [nn.Conv2d] * 2
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "convnext_atto"])
+def test_timm(name):
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    model = timm.create_model(name, pretrained=False, num_classes=7).eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):  # timm's last one in a block is zero and stops gradients
+            nn.init.uniform_(module.weight, 0.2, 0.8)
+    where = "stages.[2-3].*.conv_dw" if name.startswith("convnext") else "layer[3-4].*.conv2"
+    input = torch.randn(1, 3, 96, 96)
+    expected = model(input)
+    report = dcnzoo.to_deformable(model, where, offset_limit=8)
+    assert len(report.replaced) >= 4 and not report.refused
+    torch.testing.assert_close(model(input), expected, atol=1e-5, rtol=0)
+    model(input).square().sum().backward()
+    packs = [module for module in model.modules() if isinstance(module, PackedDeformConv2d)]
+    assert all(pack.conv_offset.weight.grad.abs().sum() > 0 for pack in packs)
+    other = timm.create_model(name, pretrained=False, num_classes=7).eval()
+    dcnzoo.to_deformable(other, where, offset_limit=8)
+    other.load_state_dict(model.state_dict())
+    torch._dynamo.reset()
+    compiled = torch.compile(other, backend="aot_eager")
+    torch.testing.assert_close(compiled(input), expected, atol=1e-5, rtol=0)

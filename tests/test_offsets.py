@@ -1,0 +1,252 @@
+"""What keeps predicted offsets in hand: their bound, their statistics, their learning rate."""
+
+import copy
+import io
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from dcnzoo.layers import (
+    OffsetConv1d,
+    OffsetConv2d,
+    OffsetConv3d,
+    PackedDeformConv1d,
+    PackedDeformConv2d,
+    PackedDeformConv3d,
+    PackedDeformConvTranspose2d,
+    limit_offset,
+    offset_parameter_groups,
+    offset_statistics,
+    track_offsets,
+)
+
+# The bound
+
+
+def test_limit_offset():
+    limit = 2.5
+    offset = torch.tensor(
+        [0.0, 1e-3, -1e-3, 1.0, -1.0, 10.0, -1e30, math.inf, -math.inf], dtype=torch.float64
+    )
+    limited = limit_offset(offset, limit)
+    expected = [limit * math.tanh(value / limit) for value in offset.tolist()]
+    torch.testing.assert_close(limited, torch.tensor(expected, dtype=torch.float64))
+    assert limited.abs().max() == limit
+    torch.testing.assert_close(limited[:3], offset[:3], atol=1e-9, rtol=1e-6)  # small ones pass
+    zero = torch.zeros(1, requires_grad=True)
+    limit_offset(zero, limit).backward()
+    assert zero.grad == 1
+
+
+@pytest.mark.parametrize("limit", [0, -1.0, math.inf, math.nan, "3", True])
+def test_bad_limit(limit):
+    with pytest.raises(ValueError, match=r"PackedDeformConv2d: offset_limit: expected a positive number"):
+        PackedDeformConv2d(4, 6, 3, offset_limit=limit)
+
+
+def test_fp16_overflow_is_bounded():
+    """A prediction beyond float16 is infinite; bounded, it still says where to read."""
+    pack = PackedDeformConv2d(1, 1, 3, padding=1, offset_limit=2).half()
+    nn.init.constant_(pack.conv_offset.bias, 6e4)
+    nn.init.constant_(pack.conv_offset.weight, 6e4)
+    offset, _ = pack.predict(torch.ones(1, 1, 4, 4, dtype=torch.float16))
+    assert (offset == 2).all()
+
+
+def shifted(generator):
+    """Smooth images, and the same one or two pixels further."""
+    image = F.interpolate(torch.randn(4, 4, 6, 6, generator=generator), size=(24, 24), mode="bicubic")
+    return image[:, :, :16, :16].contiguous(), image[:, :, 2:18, 1:17]
+
+
+def train(offset_limit, offset_lr_mult, seed):
+    """Mean squared error at the end, of images with a variance of about 0.7, and the last offsets."""
+    torch.manual_seed(seed)
+    pack = PackedDeformConv2d(8, 8, 3, padding=1, offset_limit=offset_limit)
+    model = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), nn.ReLU(), pack, nn.ReLU(), nn.Conv2d(8, 4, 1))
+    optimizer = torch.optim.Adam(offset_parameter_groups(model, lr=0.01, offset_lr_mult=offset_lr_mult))
+    generator = torch.Generator().manual_seed(seed)
+    track_offsets(model)
+    losses = []
+    for _ in range(60):
+        image, target = shifted(generator)
+        loss = F.mse_loss(model(image), target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return sum(losses[-10:]) / 10, offset_statistics(model)["2"]
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_offsets_that_run_away_are_cured_by_the_bound_or_by_their_learning_rate(seed):
+    """Too high a rate for the offsets throws the samples off the 16-pixel map, from where none returns."""
+    error, offsets = train(None, 100, seed)
+    assert error > 0.5 and offsets.mean > 16 and offsets.outside > 0.5
+    error, offsets = train(2, 100, seed)
+    assert error < 0.3 and offsets.max <= 2 and offsets.outside < 0.25
+    error, offsets = train(None, 1, seed)
+    assert error < 0.2 and offsets.outside < 0.1
+
+
+# Statistics
+
+
+def test_statistics_by_hand():
+    pack = PackedDeformConv2d(3, 4, (3, 2), (2, 1), (1, 0), (1, 2), offset_groups=3)
+    model = nn.ModuleDict({"layer": pack, "plain": nn.Conv2d(3, 3, 1)})
+    nn.init.normal_(pack.conv_offset.weight)
+    nn.init.normal_(pack.conv_offset.bias, std=2)
+    input = torch.randn(2, 3, 7, 6)
+    pack(input)
+    assert offset_statistics(model) == {}  # off by default
+    track_offsets(model)
+    pack(input)
+    (statistics,) = offset_statistics(model).values()
+    assert list(offset_statistics(model)) == ["layer"]
+
+    offset = pack.conv_offset(input).detach()
+    assert offset.shape == (2, 36, 4, 4)
+    outside = count = 0
+    for channel in range(0, 36, 2):
+        tap = channel // 2 % 6
+        for image in range(2):
+            for row in range(4):
+                for column in range(4):
+                    grid_y, grid_x = 2 * row - 1 + tap // 2, column + 2 * (tap % 2)
+                    y = grid_y + offset[image, channel, row, column].item()
+                    x = grid_x + offset[image, channel + 1, row, column].item()
+                    in_map = [-1 < a < 7 and -1 < b < 6 for a, b in ((grid_y, grid_x), (y, x))]
+                    outside += in_map == [True, False]
+                    count += 1
+    assert 0 < outside < count
+    assert statistics.outside == pytest.approx(outside / count)
+    assert statistics.mean == pytest.approx(offset.abs().mean().item())
+    assert statistics.max == pytest.approx(offset.abs().max().item())
+    track_offsets(model, False)
+    pack(input)
+    assert offset_statistics(model) == {}
+
+
+def test_statistics_of_a_plain_convolution_are_zero():
+    """Its points in the padding are not driven out."""
+    model = nn.Sequential(PackedDeformConv3d(1, 1, 3, padding=2), PackedDeformConv3d(1, 1, 1))
+    track_offsets(model)
+    model(torch.randn(1, 1, 4, 3, 5))
+    assert [tuple(s) for s in offset_statistics(model).values()] == [(0, 0, 0)] * 2
+
+
+def test_statistics_of_a_transposed_pack_are_in_its_output():
+    pack = PackedDeformConvTranspose2d(1, 1, 2, stride=2)
+    track_offsets(pack)
+    for shift, outside in ((1.5, 0), (2.0, 1 / 16)):  # rows 0, 2, 4 and 6 of 8 of one of four taps
+        pack.conv_offset.bias.data[0] = shift
+        pack(torch.randn(1, 1, 4, 4))
+        assert offset_statistics(pack)[""].outside == outside
+
+
+def test_statistics_keep_no_graph_and_change_nothing():
+    torch.manual_seed(0)
+    pack = PackedDeformConv1d(3, 4, 3)
+    nn.init.normal_(pack.conv_offset.weight)
+    tracked = copy.deepcopy(pack)
+    track_offsets(tracked)
+    input = torch.randn(2, 3, 9)
+    gradients = []
+    for layer in (pack, tracked):
+        output = layer(input)
+        output.sum().backward()
+        gradients.append([parameter.grad for parameter in layer.parameters()])
+    assert tracked._last_offsets.grad_fn is None and tracked._last_offsets.shape == (3,)
+    assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
+    assert list(tracked.state_dict()) == list(pack.state_dict())
+    assert not list(tracked.buffers())
+
+
+def test_statistics_of_an_empty_batch_and_of_nan():
+    pack = PackedDeformConv2d(3, 4, 3)
+    track_offsets(pack)
+    pack(torch.randn(0, 3, 5, 5))
+    assert offset_statistics(pack) == {}
+    nn.init.constant_(pack.conv_offset.bias, math.nan)
+    pack(torch.randn(1, 3, 5, 5))
+    statistics = offset_statistics(pack)[""]
+    assert math.isnan(statistics.mean) and statistics.outside == 1
+
+
+def test_statistics_in_a_compiled_a_scripted_and_an_exported_pack():
+    torch.manual_seed(0)
+    pack = PackedDeformConv2d(3, 4, 3, modulated=True)
+    nn.init.normal_(pack.conv_offset.weight)
+    track_offsets(pack)
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(pack, fullgraph=True, dynamic=True, backend=counter)
+    for size in (8, 9, 11):
+        input = torch.randn(2, 3, size, size + 1)
+        pack(input)
+        expected = offset_statistics(pack)[""]
+        pack._last_offsets = None
+        compiled(input)
+        assert offset_statistics(pack)[""] == pytest.approx(expected)
+    assert counter.frame_count <= 2  # the second: there are statistics already
+    file = io.BytesIO()
+    torch.jit.save(torch.jit.script(pack), file)
+    file.seek(0)
+    torch.testing.assert_close(torch.jit.load(file)(input), pack(input))
+    program = torch.export.export(pack, (input,))
+    torch.testing.assert_close(program.module()(input), pack(input))
+
+
+def test_statistics_under_ddp():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), PackedDeformConv2d(3, 4, 3))
+    track_offsets(model)
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        wrapped = nn.parallel.DistributedDataParallel(model)
+        for _ in range(3):
+            wrapped(torch.randn(2, 3, 6, 6)).square().sum().backward()
+            nn.init.normal_(model[1].conv_offset.bias)
+    finally:
+        torch.distributed.destroy_process_group()
+    (statistics,) = offset_statistics(wrapped).values()
+    assert statistics.max > 0
+
+
+# Learning rate and start
+
+
+def test_offset_parameter_groups():
+    packs = [PackedDeformConv2d(3, 3, 3, modulated=True), PackedDeformConv2d(3, 3, 3, bias=False)]
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), *packs, packs[0], nn.BatchNorm2d(3))
+    others, offsets = offset_parameter_groups(model, lr=0.5)
+    assert (others["lr"], offsets["lr"]) == (0.5, 0.05)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert sorted(names[id(parameter)] for parameter in offsets["params"]) == [
+        "1.conv_mask.bias",
+        "1.conv_mask.weight",
+        "1.conv_offset.bias",
+        "1.conv_offset.weight",
+        "2.conv_offset.bias",
+        "2.conv_offset.weight",
+    ]
+    assert len(others["params"]) + len(offsets["params"]) == len(names)  # each once
+    optimizer = torch.optim.AdamW([others, offsets], weight_decay=0.1)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.1]
+    (group,) = offset_parameter_groups(nn.Linear(2, 2), lr=0.1)  # without offsets, an optimizer works too
+    assert len(group["params"]) == 2
+
+
+@pytest.mark.parametrize("convolution", [OffsetConv1d, OffsetConv2d, OffsetConv3d])
+def test_offset_convs_start_at_zero(convolution):
+    layer = convolution(2, 3, 3)
+    assert not layer.weight.any() and not layer.bias.any()
+    assert convolution(2, 3, 3, bias=False).bias is None
+    plain = convolution.__name__.removeprefix("Offset")
+    assert isinstance(layer, getattr(nn, plain))
+    assert plain not in {base.__name__ for base in (convolution, *convolution.__bases__)}  # as mmengine asks
