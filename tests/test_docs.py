@@ -26,6 +26,7 @@ RUN = {
     "README.md": {"model": resnet()},
     "docs/layers.md": {},
     "docs/use_the_op.md": {},
+    "docs/migration.md": {},
     "docs/ops/nms.md": {"boxes": torch.rand(5, 4), "scores": torch.rand(5)},
     "docs/ops/roi_align.md": {"maps": torch.rand(1, 3, 8, 9), "rois": torch.tensor([[0.0, 1, 2, 90, 80]])},
     "docs/ops/deform_conv.md": {
@@ -76,7 +77,7 @@ def test_code_runs(page, monkeypatch):
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     namespace = dict(RUN[page])
     for block in blocks(ROOT / page, "python"):
-        if not is_config(block):
+        if not is_config(block) and not block.startswith("# before\n"):
             exec(compile(block, page, "exec"), namespace)
 
 
@@ -85,6 +86,19 @@ def test_quoted_output_of_conversion(capsys):
     exec(compile(blocks(page, "python")[0], page, "exec"), {})
     (quoted,) = blocks(page, "text")
     assert capsys.readouterr().out == quoted
+
+
+def test_migration_changes_only_the_import():
+    found = blocks(ROOT / "docs/migration.md", "python")
+    before = [block.removeprefix("# before\n") for block in found if block.startswith("# before\n")]
+    after = [block.removeprefix("# after\n") for block in found if block.startswith("# after\n")]
+    assert len(before) == len(after) == len(found) / 2 == 4
+    for old, new in zip(before, after, strict=True):
+        old = old.replace("torch.ops.custom_op", "custom_op")  # the name that the import gives now
+        lines = zip(old.splitlines(), new.splitlines(), strict=True)
+        changed = [pair for pair in lines if pair[0] != pair[1]]
+        assert len(changed) == 1, changed
+        assert all(re.match(r"(from|import) ", line) for line in changed[0])
 
 
 @pytest.mark.parametrize("path", PAGES, ids=name_of)

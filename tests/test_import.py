@@ -30,6 +30,8 @@ def run(code: str) -> str:
         "import dcnzoo",
         "from dcnzoo.ops import deform_conv2d",
         "from dcnzoo.layers import DeformConv2d",
+        "from dcnzoo.compat import ndconv, torchvision, tvdcn",
+        "from dcnzoo.compat.mmcv import DeformConv2dPack",
         "from dcnzoo import from_deformable, to_deformable",
     ],
 )

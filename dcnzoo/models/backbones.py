@@ -10,7 +10,6 @@ from mmdet.models.backbones import regnet, res2net, resnest, resnet, resnext
 from mmdet.registry import MODELS
 from torch import nn
 
-from dcnzoo.layers.offsets import OffsetConv2d, rename_legacy_offsets
 from dcnzoo.models.dcn import parse_dcn
 
 
@@ -30,8 +29,6 @@ class _WithDCN:
       :func:`dcnzoo.models.dcn.parse_dcn`.
     - ``stage_with_dcn``: by default all stages but the first, c3–c5.
     - ``BasicBlock`` takes it too.
-    - Checkpoints from before mmcv 1.0 load: their ``conv2_offset`` lies beside the layer it belongs
-      to, where only a parent of the layer can find it.
     """
 
     def __init__(self, *args, dcn=None, stage_with_dcn=None, **kwargs) -> None:
@@ -45,12 +42,6 @@ class _WithDCN:
         if dcn is not None and block is resnet.BasicBlock:
             block = BasicBlock
         return super().make_res_layer(block=block, dcn=dcn, **kwargs)
-
-    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
-        offsets = (name for name, module in self.named_modules() if isinstance(module, OffsetConv2d))
-        packs = [name.removesuffix(".conv_offset") for name in offsets]
-        rename_legacy_offsets(state_dict, prefix, packs)
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 @MODELS.register_module(force=True)

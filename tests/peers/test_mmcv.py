@@ -1,6 +1,7 @@
 """dcnzoo against mmcv 2.1.0's compiled operators, on the CPU."""
 
 import contextlib
+import functools
 import importlib
 import random
 
@@ -15,6 +16,7 @@ from torch import nn
 
 import dcnzoo.models  # noqa: F401
 from dcnzoo import ops
+from dcnzoo.compat import mmcv as compat
 from dcnzoo.compat.mmcv import _ext as stand_in
 from dcnzoo.layers import OffsetConv2d
 
@@ -126,6 +128,55 @@ def test_modulated_deform_conv(seed):
             assert_equal(g, w)
 
 
+@pytest.mark.parametrize("seed", CASES[:20])
+def test_compat_functions(seed):
+    """``dcnzoo.compat.mmcv``, argument for argument."""
+    for offset in (0, 1000):
+        tensors, geometry, deform_groups, step = random_case(offset + seed, modulated=offset > 0)
+        if offset:
+            input, weight, offsets, mask, *bias = tensors
+            arguments = (input, offsets, mask, weight, bias[0] if bias else None, *geometry, deform_groups)
+            functions = (mmcv_ops.modulated_deform_conv2d, compat.modulated_deform_conv2d)
+        else:
+            input, weight, offsets = tensors
+            arguments = (input, offsets, weight, *geometry, deform_groups, False, step)
+            functions = (mmcv_ops.deform_conv2d, compat.deform_conv2d)
+        with running_on(compiled):
+            want = outputs_and_gradients(functools.partial(functions[0], *arguments), tensors)
+        got = outputs_and_gradients(functools.partial(functions[1], *arguments), tensors)
+        for g, w in zip(got, want, strict=True):
+            assert_equal(g, w)
+
+
+@pytest.mark.parametrize("name", ["DeformConv2dPack", "ModulatedDeformConv2dPack"])
+def test_compat_packs(name):
+    torch.manual_seed(0)
+    arguments = (4, 6, (3, 2), (2, 1), (1, 2), (1, 2), 2, 2)
+    theirs, ours = (getattr(module, name)(*arguments) for module in (mmcv_ops, compat))
+    for parameter in theirs.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    ours.load_state_dict(theirs.state_dict())
+    input = torch.randn(3, 4, 9, 7)
+    with running_on(compiled):
+        want = outputs_and_gradients(lambda: theirs(input), list(theirs.parameters()))
+    got = outputs_and_gradients(lambda: ours(input), list(ours.parameters()))
+    for g, w in zip(got, want, strict=True):
+        assert_equal(g, w)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 2), (1, 6), (6, 2)])
+def test_compat_inputs_smaller_than_the_kernel(size):
+    """mmcv pads them, offsets included; dcnzoo's operator has no need to."""
+    torch.manual_seed(0)
+    theirs, ours = (module.DeformConv2d(4, 6, 3, padding=1, deform_groups=2) for module in (mmcv_ops, compat))
+    ours.load_state_dict(theirs.state_dict())
+    tensors = [torch.randn(2, 4, *size).requires_grad_(), (torch.randn(2, 36, *size) * 2).requires_grad_()]
+    with running_on(compiled):
+        want = outputs_and_gradients(lambda: theirs(*tensors), tensors)
+    for g, w in zip(outputs_and_gradients(lambda: ours(*tensors), tensors), want, strict=True):
+        assert_equal(g, w)
+
+
 def test_offsets_larger_than_the_output():
     """The memory that mmcv's kernels read is what dcnzoo's stand-in reads, gradients included."""
     torch.manual_seed(0)
@@ -138,13 +189,17 @@ def test_offsets_larger_than_the_output():
     ]
     tensors = [t.requires_grad_() for t in tensors]
 
-    def function():
+    def theirs():
         return mmcv_ops.modulated_deform_conv2d(*tensors, 1, 1, 1, 1, 2)
 
+    def ours():
+        return compat.modulated_deform_conv2d(*tensors, 1, 1, 1, 1, 2)
+
     with running_on(compiled):
-        want = outputs_and_gradients(function, tensors)
-    for got, expected in zip(outputs_and_gradients(function, tensors), want, strict=True):
-        assert_equal(got, expected)
+        want = outputs_and_gradients(theirs, tensors)
+    for function in (theirs, ours):
+        for got, expected in zip(outputs_and_gradients(function, tensors), want, strict=True):
+            assert_equal(got, expected)
 
 
 def test_dyhead():

@@ -1,6 +1,10 @@
-"""``mmcv.ops`` on dcnzoo's operators, with mmcv-lite or with a compiled mmcv.
+"""``mmcv.ops`` on dcnzoo's operators, with mmcv-lite, with a compiled mmcv, or without either.
 
-mmcv-lite is mmcv without its one compiled module, ``mmcv._ext``, and so without ``mmcv.ops``, which
+Without: ``deform_conv2d``, ``modulated_deform_conv2d``, ``DeformConv2d``, ``DeformConv2dPack``,
+``ModulatedDeformConv2d`` and ``ModulatedDeformConv2dPack`` can be imported from here as from
+``mmcv.ops``, argument for argument (:mod:`dcnzoo.compat.mmcv.deform_conv`). They need torch only.
+
+With: mmcv-lite is mmcv without its one compiled module, ``mmcv._ext``, and so without ``mmcv.ops``, which
 MMDetection cannot be imported without. :func:`install` puts a finder behind all others, which
 answers that one name with :mod:`dcnzoo.compat.mmcv._ext`. A compiled ``mmcv._ext`` is found before
 it.
@@ -16,6 +20,23 @@ from pathlib import Path
 
 EXTENSION = "mmcv._ext"
 STAND_IN = Path(__file__).with_name("_ext.py")
+
+
+__all__ = [  # of deform_conv
+    "DeformConv2d",
+    "DeformConv2dPack",
+    "ModulatedDeformConv2d",
+    "ModulatedDeformConv2dPack",
+    "deform_conv2d",
+    "modulated_deform_conv2d",
+]
+
+
+def __getattr__(name: str) -> object:
+    # imported when asked for: `import dcnzoo` imports this module, but not torch
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.deform_conv"), name)
 
 
 class _Finder:

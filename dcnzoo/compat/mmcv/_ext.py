@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 import dcnzoo.ops
+from dcnzoo.compat.mmcv.deform_conv import as_read
 
 
 def __getattr__(name: str) -> Callable:
@@ -140,28 +141,8 @@ def deform_conv_backward_parameters(
     grad_weight.add_(gradient, alpha=scale)
 
 
-def _as_read(values: Tensor, name: str, channels: int, size: tuple[int, int]) -> Tensor:
-    """``values`` as mmcv's kernels see it, which take its size for granted.
-
-    They read the memory of each image as ``(channels, *size)``, ``size`` being the output's,
-    whatever the tensor's shape is. MMDetection's DyHead counts on that: where its offsets come from
-    a finer level than its input, its published checkpoints have learnt with what lies there in
-    memory, not with a crop. So a larger tensor means here what it means there: its first ``channels
-    · size`` values. A smaller one, where mmcv reads past the end, is an error.
-    """
-    if values.shape[1:] == (channels, *size):
-        return values
-    needed = channels * size[0] * size[1]
-    if values[0].numel() < needed:
-        expected, given = (" × ".join(map(str, s)) for s in ((channels, *size), values.shape[1:]))
-        raise ValueError(
-            f"modulated_deform_conv2d: {name}: expected at least {expected} values per image, got {given}"
-        )
-    return values.flatten(1)[:, :needed].reshape(-1, channels, *size)
-
-
 def _add_as_read(target: Tensor, gradient: Tensor) -> None:
-    """Adds the gradient of :func:`_as_read` to that of its argument."""
+    """Adds the gradient of :func:`as_read` to that of its argument."""
     if gradient.shape != target.shape:
         values = gradient.flatten(1)
         padding = target[0].numel() - values.shape[1]
@@ -192,8 +173,8 @@ def modulated_deform_conv_forward(
     with_bias: bool,
 ) -> None:
     taps = deformable_group * kernel_h * kernel_w
-    offset = _as_read(offset, "offset", 2 * taps, output.shape[2:])
-    mask = _as_read(mask, "mask", taps, output.shape[2:])
+    offset = as_read(offset, "offset", 2 * taps, output.shape[2:])
+    mask = as_read(mask, "mask", taps, output.shape[2:])
     geometry = ((stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w), group)
     bias = bias if with_bias else None
     output.copy_(dcnzoo.ops.deform_conv2d(input, weight, offset, mask, bias, *geometry))
@@ -227,8 +208,8 @@ def modulated_deform_conv_backward(
     with_bias: bool,
 ) -> None:
     taps = deformable_group * kernel_h * kernel_w
-    offset = _as_read(offset, "offset", 2 * taps, grad_output.shape[2:])
-    mask = _as_read(mask, "mask", taps, grad_output.shape[2:])
+    offset = as_read(offset, "offset", 2 * taps, grad_output.shape[2:])
+    mask = as_read(mask, "mask", taps, grad_output.shape[2:])
     geometry = ((stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w), group, None)
     wanted = "input weight offset mask" + " bias" * with_bias
     gradients = _backward(wanted, grad_output, input, weight, offset, mask, *geometry)

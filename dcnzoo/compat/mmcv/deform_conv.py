@@ -1,0 +1,356 @@
+"""mmcv's deformable convolutions: its functions and layers, argument for argument, without mmcv.
+
+Checked against mmcv 2.1.0. Any batch goes with any ``im2col_step``. Import the names from
+:mod:`dcnzoo.compat.mmcv`, as from ``mmcv.ops``.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from dcnzoo import layers, ops
+from dcnzoo.layers.offsets import (
+    OffsetConv2d,
+    TracksOffsets,
+    check_offset_limit,
+    limit_offset,
+    rename_legacy_offsets,
+)
+
+Pair = int | tuple[int, int]
+
+
+def deform_conv2d(
+    input: Tensor,  # [N, C, H, W]
+    offset: Tensor,  # [N, deform_groups·2·kH·kW, oH, oW], (y, x) pairs, in input pixels
+    weight: Tensor,  # [O, C / groups, kH, kW]
+    stride: Pair = 1,
+    padding: Pair = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
+    deform_groups: int = 1,
+    bias: bool = False,
+    im2col_step: int = 32,
+) -> Tensor:  # [N, O, oH, oW]
+    """``mmcv.ops.deform_conv2d``: deformable convolution v1.
+
+    As there, everything is computed in the type of ``offset``, under autocast too, and ``bias`` is
+    there to be ``False``.
+
+    Raises:
+        ValueError: the channels of ``offset`` are not those of ``deform_groups``; ``bias``.
+        RuntimeError: what :func:`dcnzoo.ops.deform_conv2d` finds wrong.
+    """
+    if bias is not False:
+        given = bias if isinstance(bias, bool) else f"a {type(bias).__name__}"
+        raise ValueError(f"deform_conv2d: bias: expected False, there is none in v1, got {given}")
+    _check_groups("deform_conv2d", deform_groups, input, weight, offset=offset)
+    return _convolve(input, weight, offset, None, None, stride, padding, dilation, groups, im2col_step)
+
+
+def modulated_deform_conv2d(
+    input: Tensor,  # [N, C, H, W]
+    offset: Tensor,  # [N, deform_groups·2·kH·kW, oH, oW], (y, x) pairs, in input pixels
+    mask: Tensor,  # [N, deform_groups·kH·kW, oH, oW]
+    weight: Tensor,  # [O, C / groups, kH, kW]
+    bias: Tensor | None = None,  # [O]
+    stride: Pair = 1,
+    padding: Pair = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
+    deform_groups: int = 1,
+) -> Tensor:  # [N, O, oH, oW]
+    """``mmcv.ops.modulated_deform_conv2d``: deformable convolution v2.
+
+    As there, everything is computed in the type of ``offset``, under autocast too, and an ``offset``
+    and a ``mask`` larger than the output are read as :func:`as_read` says.
+
+    Raises:
+        ValueError: the channels of ``offset`` or ``mask`` are not those of ``deform_groups``, or they
+            are smaller than the output.
+        RuntimeError: what :func:`dcnzoo.ops.deform_conv2d` finds wrong.
+    """
+    _check_groups("modulated_deform_conv2d", deform_groups, input, weight, offset=offset, mask=mask)
+    geometry = dict(stride=stride, padding=padding, dilation=dilation)
+    pairs = [_pair(f"modulated_deform_conv2d: {name}", value) for name, value in geometry.items()]
+    if min(pairs[0]) < 1:
+        raise ValueError(f"modulated_deform_conv2d: stride: expected at least 1, got {pairs[0]}")
+    size = tuple(
+        (i + 2 * p - d * (k - 1) - 1) // s + 1
+        for i, k, s, p, d in zip(input.shape[2:], weight.shape[2:], *pairs, strict=True)
+    )
+    offset = as_read(offset, "offset", offset.shape[1], size)
+    mask = as_read(mask, "mask", mask.shape[1], size)
+    return _convolve(input, weight, offset, mask, bias, stride, padding, dilation, groups, None)
+
+
+def as_read(values: Tensor, name: str, channels: int, size: tuple[int, int]) -> Tensor:
+    """``values`` as the kernels of mmcv's v2 see it, which take its size for granted.
+
+    They read the memory of each image as ``(channels, *size)``, ``size`` being the output's,
+    whatever the tensor's shape is. MMDetection's DyHead counts on that: where its offsets come from
+    a finer level than its input, its published checkpoints have learnt with what lies there in
+    memory, not with a crop. So a larger tensor means here what it means there: its first ``channels
+    · size`` values. A smaller one, where mmcv reads past the end, is an error.
+    """
+    if values.shape[1:] == (channels, *size):
+        return values
+    needed = channels * size[0] * size[1]
+    if math.prod(values.shape[1:]) < needed:
+        expected, given = (" × ".join(map(str, s)) for s in ((channels, *size), values.shape[1:]))
+        raise ValueError(
+            f"modulated_deform_conv2d: {name}: expected at least {expected} values per image, got {given}"
+        )
+    return values.flatten(1)[:, :needed].reshape(-1, channels, *size)
+
+
+def _check_groups(owner: str, deform_groups: int, input: Tensor, weight: Tensor, **fields: Tensor) -> None:
+    """The operator reads the groups from the channels of ``fields``; here they are given."""
+    for name, tensor in dict(input=input, weight=weight, **fields).items():
+        if tensor.dim() != 4:
+            raise ValueError(f"{owner}: {name}: expected 4 dimensions, got shape {tuple(tensor.shape)}")
+    height, width = weight.shape[2:]
+    for name, tensor in fields.items():
+        per_tap = {"offset": 2, "mask": 1}[name]
+        expected = deform_groups * per_tap * height * width
+        if tensor.shape[1] != expected:
+            meaning = f"{per_tap} · {height}·{width} taps · {deform_groups} deform_groups"
+            raise ValueError(
+                f"{owner}: {name}: expected {expected} channels ({meaning}), got {tensor.shape[1]}"
+            )
+
+
+def _convolve(
+    input: Tensor, weight: Tensor, offset: Tensor, mask: Tensor | None, bias: Tensor | None, *arguments
+) -> Tensor:
+    """In the type of ``offset``, which mmcv takes for the sign of mixed precision."""
+
+    def cast(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor.to(offset.dtype)
+
+    with torch.autocast(input.device.type, enabled=False):
+        return ops.deform_conv2d(cast(input), cast(weight), offset, cast(mask), cast(bias), *arguments)
+
+
+def _pair(argument: str, value: Pair) -> tuple[int, int]:
+    pair = (value, value) if isinstance(value, int) else tuple(value)
+    if len(pair) != 2:
+        raise ValueError(f"{argument}: expected an integer or 2 of them, got {value!r}")
+    return pair
+
+
+def _takes_deformable_groups(init: Callable) -> Callable:
+    """Takes ``deform_groups`` by its name before mmcv 1.0, too."""
+
+    @functools.wraps(init)
+    def wrapper(self, *args: object, **kwargs: object) -> None:
+        if "deformable_groups" in kwargs:
+            message = f"{type(self).__name__}: deformable_groups is deprecated, it is now deform_groups"
+            if "deform_groups" in kwargs:
+                raise TypeError(f"{message}; got both")
+            warnings.warn(message, DeprecationWarning, stacklevel=2)
+            kwargs["deform_groups"] = kwargs.pop("deformable_groups")
+        init(self, *args, **kwargs)
+
+    return wrapper
+
+
+class DeformConv2d(layers.DeformConv2d):
+    """``mmcv.ops.DeformConv2d``: deformable convolution v1, its offset given.
+
+    Takes mmcv's arguments; ``im2col_step`` goes with any batch. There is no bias. ``forward(x,
+    offset)``. An input smaller than the kernel, which mmcv pads first, gives what it gives there.
+    """
+
+    @_takes_deformable_groups
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Pair,
+        stride: Pair = 1,
+        padding: Pair = 0,
+        dilation: Pair = 1,
+        groups: int = 1,
+        deform_groups: int = 1,
+        bias: bool = False,
+        im2col_step: int = 32,
+    ) -> None:
+        if bias:
+            raise ValueError(
+                f"{type(self).__name__}: bias: expected False, mmcv's v1 layers have none, got {bias!r}"
+            )
+        geometry = (kernel_size, stride, padding, dilation, groups)
+        super().__init__(in_channels, out_channels, *geometry, bias=False, im2col_step=im2col_step)
+        self.deform_groups = deform_groups
+
+    def reset_parameters(self) -> None:
+        nn.init.kaiming_uniform_(self.weight, nonlinearity="relu")
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, deform_groups={self.deform_groups}"
+
+    def forward(self, x: Tensor, offset: Tensor) -> Tensor:
+        geometry = (self.stride, self.padding, self.dilation, self.groups, self.deform_groups)
+        return deform_conv2d(x, offset, self.weight, *geometry, False, self.im2col_step)
+
+
+class ModulatedDeformConv2d(layers.DeformConv2d):
+    """``mmcv.ops.ModulatedDeformConv2d``: deformable convolution v2, its offset and mask given.
+
+    Takes mmcv's arguments. ``forward(x, offset, mask)``.
+    """
+
+    @_takes_deformable_groups
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Pair,
+        stride: Pair = 1,
+        padding: Pair = 0,
+        dilation: Pair = 1,
+        groups: int = 1,
+        deform_groups: int = 1,
+        bias: bool | str = True,
+    ) -> None:
+        geometry = (kernel_size, stride, padding, dilation, groups)
+        super().__init__(in_channels, out_channels, *geometry, bias=bool(bias))
+        self.deform_groups = deform_groups
+
+    def init_weights(self) -> None:
+        """Uniform within ±1/√(in_channels · taps), the bias at zero."""
+        bound = 1 / math.sqrt(self.in_channels * math.prod(self.kernel_size))
+        nn.init.uniform_(self.weight, -bound, bound)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def reset_parameters(self) -> None:
+        self.init_weights()
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, deform_groups={self.deform_groups}"
+
+    def forward(self, x: Tensor, offset: Tensor, mask: Tensor) -> Tensor:
+        geometry = (self.stride, self.padding, self.dilation, self.groups, self.deform_groups)
+        return modulated_deform_conv2d(x, offset, mask, self.weight, self.bias, *geometry)
+
+
+class OffsetPack(TracksOffsets, nn.Module):
+    """What both packs share: the offset convolution, the call, the names in old checkpoints.
+
+    A mixin before the layer classes, which hold ``weight`` and the geometry: the ones above here, mmcv's
+    own in :mod:`dcnzoo.models`, because mmengine's optimizer constructor knows a deformable layer by them.
+    """
+
+    _version = 2  # as mmcv's, so that state dicts look alike
+    outputs_per_tap: int
+
+    def _add_offset_conv(self, im2col_step: int | None, offset_limit: float | None) -> None:
+        self.im2col_step = im2col_step
+        self.offset_limit = check_offset_limit(type(self).__name__, offset_limit)
+        self.conv_offset = OffsetConv2d(
+            self.in_channels,
+            self.deform_groups * self.outputs_per_tap * math.prod(self.kernel_size),
+            kernel_size=self.kernel_size,
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+        )
+
+    def predict(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The offset and the mask with which ``x`` is convolved."""
+        out = self.conv_offset(x)
+        offset = out[:, : out.shape[1] * 2 // self.outputs_per_tap]
+        mask = out[:, offset.shape[1] :].sigmoid() if self.outputs_per_tap == 3 else None
+        return offset if self.offset_limit is None else limit_offset(offset, self.offset_limit), mask
+
+    def forward(self, x: Tensor) -> Tensor:
+        offset, mask = self.predict(x)
+        self._record_offsets(offset, x.shape[2:])
+        return ops.deform_conv2d(
+            x,
+            self.weight,
+            offset,
+            mask,
+            self.bias,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
+            self.im2col_step,
+        )
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        rename_legacy_offsets(state_dict, prefix, [""])
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    __repr__ = nn.Module.__repr__
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, "
+            f"stride={self.stride}, padding={self.padding}, dilation={self.dilation}, "
+            f"groups={self.groups}, deform_groups={self.deform_groups}, "
+            f"bias={self.bias is not None}, im2col_step={self.im2col_step}, "
+            f"offset_limit={self.offset_limit}"
+        )
+
+
+def _rename_old_offsets(parent: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: object) -> None:
+    packs = [name for name, child in parent.named_children() if isinstance(child, OffsetPack)]
+    rename_legacy_offsets(state_dict, prefix, packs)
+
+
+def _load_old_names_in(parent: nn.Module, name: str, child: nn.Module | None) -> None:
+    # A loader shows a layer only the keys below its own name, so that the old one, beside it, has to be
+    # renamed by its parent, whoever that is. (In mmcv 2.1 the layer tries, and finds nothing.)
+    if isinstance(child, OffsetPack):
+        parent.register_load_state_dict_pre_hook(_rename_old_offsets)
+
+
+nn.modules.module.register_module_module_registration_hook(_load_old_names_in)
+
+
+class DeformConv2dPack(OffsetPack, DeformConv2d):
+    """``mmcv.ops.DeformConv2dPack``, a config's ``DCN``: v1 that predicts its own offsets.
+
+    Parameters: ``weight`` and ``conv_offset``, which starts at zero. State dicts from before mmcv 1.0,
+    which say ``conv2_offset.weight`` for ``conv2.conv_offset.weight``, load.
+    """
+
+    outputs_per_tap = 2  # y, x
+
+    @functools.wraps(DeformConv2d.__init__)
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)
+        self._add_offset_conv(self.im2col_step, offset_limit=None)
+
+    def init_offset(self) -> None:
+        self.conv_offset.reset_parameters()
+
+
+class ModulatedDeformConv2dPack(OffsetPack, ModulatedDeformConv2d):
+    """``mmcv.ops.ModulatedDeformConv2dPack``, a config's ``DCNv2``: v2 that predicts offsets and mask.
+
+    Parameters: ``weight``, ``bias`` unless ``bias=False``, ``conv_offset``, which starts at zero; its last
+    third becomes the mask, through a sigmoid. Old state dicts load, as in :class:`DeformConv2dPack`.
+    """
+
+    outputs_per_tap = 3  # y, x, mask
+
+    @functools.wraps(ModulatedDeformConv2d.__init__)
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)
+        self._add_offset_conv(self.im2col_step, offset_limit=None)
+
+    def init_weights(self) -> None:
+        super().init_weights()
+        if hasattr(self, "conv_offset"):  # the constructor calls this before it is there
+            self.conv_offset.reset_parameters()

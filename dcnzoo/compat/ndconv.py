@@ -1,0 +1,156 @@
+"""The calls of "Pytorch-Implmentation-of-Deformable-Convolution-Nd" (``torch.ops.custom_op.deform_conv2d``).
+
+Its arguments, in its order; only the way to the function differs::
+
+    from dcnzoo.compat import ndconv
+    output = ndconv.deform_conv2d(input, weight, offset_field, attn_mask, kernel_size, …)
+
+Its layout, as its CUDA kernels read it (the version whose README has these arguments), with ``G`` for
+``groups · offset_field_channels_per_groups``, ``K`` for the taps of the kernel:
+
+- ``offset_field`` ``(N, rank, G · K, *out)``: the axis comes first, slowest axis (depth or height) at
+  index 0; then group, deformable group and tap, in that order. :mod:`dcnzoo.ops` has the axis last.
+- ``attn_mask`` ``(N, 1, G · K, *out)``: the mask, used as it is.
+- ``weight`` ``(O, C / groups, *kernel)``, as ever.
+- Each group of ``c = C / groups`` channels has ``d = offset_field_channels_per_groups`` deformable groups of
+  its own; the group's channel ``i`` belongs to deformable group ``⌊i · d / c⌋``. ``d`` need not divide ``c``.
+- A corner outside the map counts as zero: the border rule of :mod:`dcnzoo.ops`.
+
+Differences: under autocast float32 offsets stay float32, where the original rounds them to autocast's type.
+At a coordinate of exactly -1 the offset's gradient is zero here and not there. Its CPU kernel in 3-D mixes
+up the offsets of several groups; this does what its other kernels do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from dcnzoo import ops
+
+__all__ = ["deform_conv1d", "deform_conv2d", "deform_conv3d"]
+
+
+def deform_conv1d(
+    input: Tensor,  # [N, C, L]
+    weight: Tensor,  # [O, C / groups, k]
+    offset_field: Tensor,  # [N, 1, G·k, oL]
+    attn_mask: Tensor,  # [N, 1, G·k, oL]
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int],
+    padding: int | Sequence[int],
+    dilation: int | Sequence[int],
+    groups: int,
+    offset_field_channels_per_groups: int,
+    bias: Tensor | None,  # [O]
+) -> Tensor:  # [N, O, oL]
+    """:func:`deform_conv2d` with one axis."""
+    geometry = (kernel_size, stride, padding, dilation, groups, offset_field_channels_per_groups)
+    return _deform_conv(ops.deform_conv1d, 1, input, weight, offset_field, attn_mask, *geometry, bias)
+
+
+def deform_conv2d(
+    input: Tensor,  # [N, C, H, W]
+    weight: Tensor,  # [O, C / groups, kH, kW]
+    offset_field: Tensor,  # [N, 2, G·kH·kW, oH, oW], y at [:, 0], x at [:, 1], in input pixels
+    attn_mask: Tensor,  # [N, 1, G·kH·kW, oH, oW]
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int],
+    padding: int | Sequence[int],
+    dilation: int | Sequence[int],
+    groups: int,
+    offset_field_channels_per_groups: int,
+    bias: Tensor | None,  # [O]
+) -> Tensor:  # [N, O, oH, oW]
+    """Deformable convolution with the arguments and the layout that the module's text describes.
+
+    Raises:
+        ValueError: ``kernel_size`` is not the weight's, or ``offset_field``, ``attn_mask`` or
+            ``offset_field_channels_per_groups`` do not fit.
+        RuntimeError: what :func:`dcnzoo.ops.deform_conv2d` finds wrong.
+    """
+    geometry = (kernel_size, stride, padding, dilation, groups, offset_field_channels_per_groups)
+    return _deform_conv(ops.deform_conv2d, 2, input, weight, offset_field, attn_mask, *geometry, bias)
+
+
+def deform_conv3d(
+    input: Tensor,  # [N, C, D, H, W]
+    weight: Tensor,  # [O, C / groups, kD, kH, kW]
+    offset_field: Tensor,  # [N, 3, G·kD·kH·kW, oD, oH, oW], z at [:, 0], y at [:, 1], x at [:, 2]
+    attn_mask: Tensor,  # [N, 1, G·kD·kH·kW, oD, oH, oW]
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int],
+    padding: int | Sequence[int],
+    dilation: int | Sequence[int],
+    groups: int,
+    offset_field_channels_per_groups: int,
+    bias: Tensor | None,  # [O]
+) -> Tensor:  # [N, O, oD, oH, oW]
+    """:func:`deform_conv2d` with three axes."""
+    geometry = (kernel_size, stride, padding, dilation, groups, offset_field_channels_per_groups)
+    return _deform_conv(ops.deform_conv3d, 3, input, weight, offset_field, attn_mask, *geometry, bias)
+
+
+def _deform_conv(
+    function: Callable[..., Tensor],
+    rank: int,
+    input: Tensor,
+    weight: Tensor,
+    offset_field: Tensor,
+    attn_mask: Tensor,
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int],
+    padding: int | Sequence[int],
+    dilation: int | Sequence[int],
+    groups: int,
+    per_group: int,  # offset_field_channels_per_groups
+    bias: Tensor | None,
+) -> Tensor:
+    def check(holds: bool, argument: str, expected: str, given: object) -> None:
+        if not holds:
+            raise ValueError(f"deform_conv{rank}d: {argument}: expected {expected}, got {given}")
+
+    def per_axis(name: str, values: int | Sequence[int]) -> tuple[int, ...]:
+        values = (values,) if isinstance(values, int) else tuple(values)
+        check(len(values) in (1, rank), name, f"an integer or {rank} of them", values)
+        return values * rank if len(values) == 1 else values
+
+    for name, tensor in (("input", input), ("weight", weight)):
+        check(tensor.dim() == rank + 2, name, f"{rank + 2} dimensions", f"shape {tuple(tensor.shape)}")
+    channels, kernel = input.shape[1], tuple(weight.shape[2:])
+    kernel_size = per_axis("kernel_size", kernel_size)
+    check(kernel_size == kernel, "kernel_size", f"{kernel}, that of weight", kernel_size)
+    check(
+        groups >= 1 and channels % groups == 0,
+        "groups",
+        f"a divisor of the {channels} input channels",
+        groups,
+    )
+    in_group, taps = channels // groups, math.prod(kernel)
+    check(
+        1 <= per_group <= in_group,
+        "offset_field_channels_per_groups",
+        f"1 to {in_group}, the channels of a group",
+        per_group,
+    )
+    total = groups * per_group * taps
+    meaning = f"{total} = {groups} groups · {per_group} per group · {taps} taps"
+    for name, tensor, axes in (("offset_field", offset_field, rank), ("attn_mask", attn_mask, 1)):
+        check(
+            tensor.dim() == rank + 3 and tensor.shape[1:3] == (axes, total),
+            name,
+            f"shape (batch, {axes}, {total}, *out) ({meaning})",
+            tuple(tensor.shape),
+        )
+    if in_group % per_group:  # unequal groups are not the operator's: give each channel its own
+        member = torch.arange(in_group, device=input.device) * per_group // in_group
+        offset_field, attn_mask = (
+            field.unflatten(2, (groups, per_group, taps)).index_select(3, member).flatten(2, 4)
+            for field in (offset_field, attn_mask)
+        )
+    offset = offset_field.transpose(1, 2).flatten(1, 2)  # [N, G·K·rank, *out]
+    geometry = (per_axis("stride", stride), per_axis("padding", padding), per_axis("dilation", dilation))
+    return function(input, weight, offset, attn_mask[:, 0], bias, *geometry, groups)

@@ -1,0 +1,168 @@
+"""``tvdcn.ops``: functions, layers, packed layers."""
+
+from torch import nn
+
+from dcnzoo import layers
+from dcnzoo.layers import (
+    DeformConv1d,
+    DeformConv2d,
+    DeformConv3d,
+    DeformConvTranspose1d,
+    DeformConvTranspose2d,
+    DeformConvTranspose3d,
+)
+from dcnzoo.ops import (
+    deform_conv1d,
+    deform_conv2d,
+    deform_conv3d,
+    deform_conv_transpose1d,
+    deform_conv_transpose2d,
+    deform_conv_transpose3d,
+    mask_softmax1d,
+    mask_softmax2d,
+    mask_softmax3d,
+)
+
+__all__ = [
+    "DeformConv1d",
+    "DeformConv2d",
+    "DeformConv3d",
+    "DeformConvTranspose1d",
+    "DeformConvTranspose2d",
+    "DeformConvTranspose3d",
+    "PackedDeformConv1d",
+    "PackedDeformConv2d",
+    "PackedDeformConv3d",
+    "PackedDeformConvTranspose1d",
+    "PackedDeformConvTranspose2d",
+    "PackedDeformConvTranspose3d",
+    "deform_conv1d",
+    "deform_conv2d",
+    "deform_conv3d",
+    "deform_conv_transpose1d",
+    "deform_conv_transpose2d",
+    "deform_conv_transpose3d",
+    "mask_softmax1d",
+    "mask_softmax2d",
+    "mask_softmax3d",
+]
+
+Size = int | tuple[int, ...]
+
+
+class _Pack:
+    """tvdcn's arguments for a pack of :mod:`dcnzoo.layers`, before which it stands as a mixin."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: Size = 0,
+        dilation: Size = 1,
+        groups: int = 1,
+        offset_groups: int = 1,
+        mask_groups: int = 1,
+        bias: bool = True,
+        generator_bias: bool = False,
+        deformable: bool = True,
+        modulated: bool = False,
+        offset_activation: nn.Module | None = None,
+        mask_activation: str | nn.Module | None = "sigmoid",
+        padding_mode: str = "zeros",
+        device=None,
+        dtype=None,
+    ) -> None:
+        self._construct(
+            (in_channels, out_channels, kernel_size, stride, padding, dilation, groups),
+            generator_bias,
+            mask_activation,
+            bias=bias,
+            deformable=deformable,
+            modulated=modulated,
+            offset_groups=offset_groups,
+            mask_groups=mask_groups,
+            offset_activation=offset_activation,
+            padding_mode=padding_mode,
+            device=device,
+            dtype=dtype,
+        )
+
+    def _construct(self, sizes: tuple, generator_bias: bool, mask_activation, **options) -> None:
+        if isinstance(mask_activation, str) and mask_activation == "sigmoid":
+            mask_activation = layers.MaskSigmoid(scale=2.0)  # tvdcn's, which is one at zero
+        super().__init__(*sizes, mask_activation=mask_activation, **options)
+        for generator in (self.conv_offset, self.conv_mask):
+            if generator is not None and not generator_bias:
+                generator.register_parameter("bias", None)
+
+
+class _TransposedPack(_Pack):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: Size = 0,
+        dilation: Size = 1,
+        output_padding: Size = 0,
+        groups: int = 1,
+        offset_groups: int = 1,
+        mask_groups: int = 1,
+        bias: bool = True,
+        generator_bias: bool = False,
+        deformable: bool = True,
+        modulated: bool = False,
+        offset_activation: nn.Module | None = None,
+        mask_activation: str | nn.Module | None = "sigmoid",
+        padding_mode: str = "zeros",
+        device=None,
+        dtype=None,
+    ) -> None:
+        self._construct(
+            (in_channels, out_channels, kernel_size, stride, padding, dilation, output_padding, groups),
+            generator_bias,
+            mask_activation,
+            bias=bias,
+            deformable=deformable,
+            modulated=modulated,
+            offset_groups=offset_groups,
+            mask_groups=mask_groups,
+            offset_activation=offset_activation,
+            padding_mode=padding_mode,
+            device=device,
+            dtype=dtype,
+        )
+
+
+class PackedDeformConv1d(_Pack, layers.PackedDeformConv1d):
+    """As :class:`PackedDeformConv2d`."""
+
+
+class PackedDeformConv2d(_Pack, layers.PackedDeformConv2d):
+    """``tvdcn.PackedDeformConv2d``: :class:`dcnzoo.layers.PackedDeformConv2d` with tvdcn's arguments.
+
+    ``mask_activation='sigmoid'`` is tvdcn's 2 · sigmoid, with which a new pack is an ordinary convolution.
+
+    The prediction's parameters are called ``conv_offset`` and ``conv_mask`` here; tvdcn's state dicts
+    load. With several ``offset_groups`` or ``mask_groups`` it sees all input channels, where tvdcn's sees
+    its group's only; weights in groups, which load too, become full ones that are zero elsewhere.
+    """
+
+
+class PackedDeformConv3d(_Pack, layers.PackedDeformConv3d):
+    """As :class:`PackedDeformConv2d`."""
+
+
+class PackedDeformConvTranspose1d(_TransposedPack, layers.PackedDeformConvTranspose1d):
+    """As :class:`PackedDeformConv2d`."""
+
+
+class PackedDeformConvTranspose2d(_TransposedPack, layers.PackedDeformConvTranspose2d):
+    """As :class:`PackedDeformConv2d`."""
+
+
+class PackedDeformConvTranspose3d(_TransposedPack, layers.PackedDeformConvTranspose3d):
+    """As :class:`PackedDeformConv2d`."""

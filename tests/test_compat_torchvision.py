@@ -1,0 +1,192 @@
+"""``dcnzoo.compat.torchvision``: torchvision's signature, its results, and errors where it would misread."""
+
+import inspect
+import io
+
+import pytest
+import torch
+
+import dcnzoo.ops.reference as reference
+from dcnzoo.compat import torchvision as compat
+from dcnzoo.compat.torchvision import DeformConv2d, deform_conv2d
+
+GEOMETRY = {"stride": (2, 1), "padding": (1, 2), "dilation": (1, 2)}
+OUT = (5, 9)
+
+
+def tensors(groups=2, offset_groups=2, dtype=torch.float64):
+    """input (3, 4, 9, 7), offset, weight (6, 4 / groups, 3, 2), bias, mask."""
+    torch.manual_seed(0)
+    return (
+        torch.randn(3, 4, 9, 7, dtype=dtype),
+        torch.randn(3, offset_groups * 12, *OUT, dtype=dtype) * 2,
+        torch.randn(6, 4 // groups, 3, 2, dtype=dtype),
+        torch.randn(6, dtype=dtype),
+        torch.rand(3, offset_groups * 6, *OUT, dtype=dtype),
+    )
+
+
+def test_signature():
+    """As in torchvision 0.28."""
+    assert [
+        (p.name, None if p.default is p.empty else p.default)
+        for p in inspect.signature(deform_conv2d).parameters.values()
+    ] == [
+        ("input", None),
+        ("offset", None),
+        ("weight", None),
+        ("bias", None),
+        ("stride", (1, 1)),
+        ("padding", (0, 0)),
+        ("dilation", (1, 1)),
+        ("mask", None),
+    ]
+    names = list(inspect.signature(DeformConv2d).parameters)
+    theirs = "in_channels out_channels kernel_size stride padding dilation groups bias"
+    assert names[:8] == theirs.split()
+    assert list(inspect.signature(DeformConv2d.forward).parameters) == ["self", "input", "offset", "mask"]
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("with_mask", [True, False])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_deform_conv2d(groups, with_mask, with_bias):
+    input, offset, weight, bias, mask = tensors(groups)
+    weight = torch.randn(8, 4 // groups, 3, 2, dtype=torch.float64)
+    bias = torch.randn(8, dtype=torch.float64) if with_bias else None
+    mask = mask if with_mask else None
+    leaves = [t.requires_grad_() for t in (input, offset, weight, bias, mask) if t is not None]
+    output = deform_conv2d(input, offset, weight, bias, **GEOMETRY, mask=mask)
+    expected = reference.deform_conv(input, weight, offset, mask, bias, *GEOMETRY.values(), groups)
+    torch.testing.assert_close(output, expected, atol=1e-10, rtol=1e-10)
+    got, want = (torch.autograd.grad(o.square().sum(), leaves) for o in (output, expected))
+    for g, w in zip(got, want, strict=True):
+        torch.testing.assert_close(g, w, atol=1e-9, rtol=1e-9)
+
+
+def test_integers_and_positions():
+    input, _, weight, bias, _ = tensors()
+    offset = torch.randn(3, 24, 5, 4, dtype=torch.float64)
+    mask = torch.rand(3, 12, 5, 4, dtype=torch.float64)
+    output = deform_conv2d(input, offset, weight, bias, 2, 1, 1, mask)
+    expected = reference.deform_conv(input, weight, offset, mask, bias, (2, 2), (1, 1), (1, 1), 2)
+    torch.testing.assert_close(output, expected)
+
+
+def test_example_of_torchvision():
+    """The example of torchvision's documentation."""
+    input = torch.rand(4, 3, 10, 10)
+    kh, kw = 3, 3
+    weight = torch.rand(5, 3, kh, kw)
+    offset = torch.rand(4, 2 * kh * kw, 8, 8)
+    mask = torch.rand(4, kh * kw, 8, 8)
+    out = deform_conv2d(input, offset, weight, mask=mask)
+    assert out.shape == (4, 5, 8, 8)
+
+
+def test_layer():
+    input, offset, _, _, mask = tensors(dtype=torch.float32)
+    torch.manual_seed(3)
+    layer = DeformConv2d(4, 6, (3, 2), groups=2, **GEOMETRY)
+    torch.manual_seed(3)  # its initialisation is nn.Conv2d's, as is torchvision's
+    plain = torch.nn.Conv2d(4, 6, (3, 2), groups=2)
+    assert list(layer.state_dict()) == ["weight", "bias"]
+    assert all(torch.equal(layer.state_dict()[name], plain.state_dict()[name]) for name in ("weight", "bias"))
+    expected = deform_conv2d(input, offset, layer.weight, layer.bias, **GEOMETRY, mask=mask)
+    torch.testing.assert_close(layer(input, offset, mask), expected)
+    torch.testing.assert_close(
+        layer(input, offset), deform_conv2d(input, offset, layer.weight, layer.bias, **GEOMETRY)
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ((3, 16, 3), "DeformConv2d(3, 16, kernel_size=(3, 3), stride=(1, 1))"),
+        (
+            (4, 6, (3, 2), (2, 1), (1, 2), (1, 2), 2, False),
+            "DeformConv2d(4, 6, kernel_size=(3, 2), stride=(2, 1), padding=(1, 2), dilation=(1, 2), "
+            "groups=2, bias=False)",
+        ),
+    ],
+)
+def test_repr(arguments, text):
+    assert repr(DeformConv2d(*arguments)) == text
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"weight": (6, 3, 3, 2)}, r"weight: expected .* divides the 4 of input, got 3 .*order is input"),
+        ({"weight": (6, 0, 3, 2)}, r"weight: expected .* divides the 4 of input, got 0"),
+        ({"weight": (6, 2, 3)}, r"deform_conv2d: weight: expected 4 dimensions"),
+        ({"input": (4, 9, 7)}, r"deform_conv2d: input: expected 4 dimensions"),
+        ({"weight": (5, 2, 3, 2)}, r"groups: expected a divisor of the 5 output channels, got 2"),
+        ({"offset": (3, 23, *OUT)}, r"offset: expected 12 channels .* got 23"),
+        ({"offset": (3, 24, 5, 8)}, r"offset: expected spatial size \(5, 9\) like the output, got \(5, 8\)"),
+        ({"mask": (3, 24, *OUT, 1)}, r"mask: expected 4 dimensions"),
+        ({"bias": (5,)}, r"bias: expected shape \(6,\), got \(5,\)"),
+    ],
+)
+def test_bad_input(changed, message):
+    given = dict(zip(("input", "offset", "weight", "bias", "mask"), tensors(), strict=True))
+    given.update((name, torch.zeros(shape, dtype=torch.float64)) for name, shape in changed.items())
+    with pytest.raises(RuntimeError, match=message):
+        deform_conv2d(**given, **GEOMETRY)
+
+
+def test_scripted():
+    input, offset, weight, bias, mask = tensors()
+    scripted = torch.jit.script(deform_conv2d)
+    geometry = tuple(GEOMETRY.values())
+    expected = deform_conv2d(input, offset, weight, bias, *geometry, mask)
+    assert torch.equal(scripted(input, offset, weight, bias, *geometry, mask), expected)
+
+    layer = DeformConv2d(4, 6, (3, 2), groups=2, **GEOMETRY).double()
+    file = io.BytesIO()
+    torch.jit.save(torch.jit.script(layer), file)
+    loaded = torch.jit.load(io.BytesIO(file.getvalue()))
+    for given in (None, mask):
+        assert torch.equal(loaded(input, offset, given), layer(input, offset, given))
+
+
+# Where torchvision's compiled operator can be loaded
+
+
+@pytest.fixture
+def torchvision():
+    ops = pytest.importorskip("torchvision", exc_type=ImportError).ops
+    if not torch._C._jit_get_schemas_for_operator("torchvision::deform_conv2d"):
+        pytest.skip("torchvision's compiled operators do not load beside this torch")
+    return ops
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("offset_groups", [1, 2, 4])
+@pytest.mark.parametrize("with_mask", [True, False])
+def test_equals_torchvision(torchvision, groups, offset_groups, with_mask):
+    input, offset, weight, bias, mask = tensors(groups, offset_groups)
+    leaves = [t.requires_grad_() for t in (input, offset, weight, bias, *([mask] if with_mask else []))]
+    results = []
+    for function in (deform_conv2d, torchvision.deform_conv2d):
+        output = function(input, offset, weight, bias, **GEOMETRY, mask=mask if with_mask else None)
+        results.append([output, *torch.autograd.grad(output.square().sum(), leaves)])
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want, atol=1e-10, rtol=1e-10)
+
+
+def test_layer_equals_torchvision(torchvision):
+    arguments = (4, 6, (3, 2), (2, 1), (1, 2), (1, 2), 2)
+    ours, theirs = compat.DeformConv2d(*arguments), torchvision.DeformConv2d(*arguments)
+    assert repr(ours) == repr(theirs)
+    ours.load_state_dict(theirs.state_dict())
+    theirs.load_state_dict(ours.state_dict())
+    input, offset, _, _, mask = tensors(dtype=torch.float32)
+    torch.testing.assert_close(ours(input, offset, mask), theirs(input, offset, mask))
+    results = []
+    names = list(inspect.signature(torchvision.DeformConv2d).parameters)
+    assert list(inspect.signature(DeformConv2d).parameters)[: len(names)] == names
+    for function in (deform_conv2d, torchvision.deform_conv2d):
+        parameters = inspect.signature(function).parameters.values()
+        results.append([(p.name, p.default) for p in parameters])
+    assert results[0] == results[1]
