@@ -34,12 +34,16 @@ def triple(value: Int3) -> list[int]:
     return value
 
 
+def shape_text(sizes: list[int]) -> str:
+    return "(" + ", ".join([str(size) for size in sizes]) + ("," if len(sizes) == 1 else "") + ")"
+
+
 def check_arguments(name: str, layout: str, weight: Tensor, dimensions: int, im2col_step: int | None) -> None:
     """What the operator beneath cannot know (the rank asked for), or is not asked (a plain convolution)."""
     if weight.dim() != dimensions:
-        shape = ", ".join([str(size) for size in weight.shape])
         raise RuntimeError(
-            f"{name}: weight: expected {dimensions} dimensions ({layout}, *kernel), got shape ({shape})"
+            f"{name}: weight: expected {dimensions} dimensions ({layout}, *kernel), "
+            f"got shape {shape_text(weight.shape)}"
         )
     if im2col_step is not None and im2col_step < 1:
         raise RuntimeError(f"{name}: im2col_step: expected at least 1, got {im2col_step}")
