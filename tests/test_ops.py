@@ -110,6 +110,17 @@ def test_invalid_input_says_what_is_wrong(op, sample, message):
     assert len(str(error.value).splitlines()) == 1, "one line, without C++ frames"
 
 
+@every_op
+@pytest.mark.parametrize("value", ["same", 1.5, None], ids=str)
+def test_geometry_of_another_type(op, value):
+    sample, rank = op.forms()[0], int(op.name[-2])
+    for name in ("stride", "dilation"):
+        with pytest.raises(TypeError) as error:
+            op.call(Sample("", sample.tensors, {name: value}))
+        expected = f"{name}: expected an integer, or {rank} in a list or tuple, got {value!r}"
+        assert str(error.value) == expected
+
+
 def as_function(op, sample: Sample):
     """The sample as the function of its tensors that gradcheck wants, and those tensors."""
     leaves = sample.leaves()

@@ -9,7 +9,7 @@ from ._arguments import Int1, Int2, Int3, pair, shape_text, single, triple
 
 def mask_softmax1d(mask: Tensor, kernel_size: Int1) -> Tensor:
     """:func:`mask_softmax2d` for ``(N, mask_groups · k, oL)``."""
-    return _mask_softmax("mask_softmax1d", mask, single(kernel_size), 1)
+    return _mask_softmax("mask_softmax1d", mask, single(kernel_size, "kernel_size"), 1)
 
 
 def mask_softmax2d(
@@ -27,12 +27,12 @@ def mask_softmax2d(
     Raises:
         RuntimeError: the dimensions or channels of ``mask`` do not fit.
     """
-    return _mask_softmax("mask_softmax2d", mask, pair(kernel_size), 2)
+    return _mask_softmax("mask_softmax2d", mask, pair(kernel_size, "kernel_size"), 2)
 
 
 def mask_softmax3d(mask: Tensor, kernel_size: Int3) -> Tensor:
     """:func:`mask_softmax2d` for ``(N, mask_groups · kD · kH · kW, oD, oH, oW)``."""
-    return _mask_softmax("mask_softmax3d", mask, triple(kernel_size), 3)
+    return _mask_softmax("mask_softmax3d", mask, triple(kernel_size, "kernel_size"), 3)
 
 
 def _mask_softmax(name: str, mask: Tensor, kernel_size: list[int], rank: int) -> Tensor:

@@ -120,7 +120,11 @@ STABLE_TORCH_LIBRARY_FRAGMENT(dcnzoo, m) {
       "int? im2col_step) -> Tensor");
 }
 
-// One for all devices: it calls an operator that every device has.
-STABLE_TORCH_LIBRARY_IMPL(dcnzoo, CompositeExplicitAutograd, m) {
+// One for both: it calls an operator that they have.
+STABLE_TORCH_LIBRARY_IMPL(dcnzoo, CPU, m) {
+  m.impl("deform_conv_transpose", TORCH_BOX(&dcnzoo::deform_conv_transpose));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(dcnzoo, CUDA, m) {
   m.impl("deform_conv_transpose", TORCH_BOX(&dcnzoo::deform_conv_transpose));
 }

@@ -78,8 +78,11 @@ def test_compile_with_inductor(op):
         assert_near(gradient, true, 1e-4)
 
 
+MOVABLE = [case for case in INVALID if not case[1].name.endswith(" device")]
+
+
 @pytest.mark.parametrize(
-    ("op", "sample", "message"), INVALID, ids=[f"{o.name}-{s.name}" for o, s, _ in INVALID]
+    ("op", "sample", "message"), MOVABLE, ids=[f"{o.name}-{s.name}" for o, s, _ in MOVABLE]
 )
 def test_invalid_input_says_what_is_wrong(op, sample, message):
     with pytest.raises(RuntimeError) as error:

@@ -249,6 +249,9 @@ class Table:
             self(name, f"bias: expected shape ({outputs},), got {shape}", bias=wrong)
         self("weight dtype", "weight: expected float64 like input, got float32", weight=weight.float())
         self("bias dtype", "bias: expected float64 like input, got float32", bias=bias.float())
+        for name in ("weight", "bias"):
+            elsewhere = {name: self.good.tensors[self.names.index(name)].to("meta")}
+            self(f"{name} device", f"{name}: expected device cpu like input, got meta", **elsewhere)
         integers = {n: t.int() for n, t in zip(self.names, self.good.tensors, strict=True)}
         floats = "input: expected float64, float32, bfloat16 or float16, got"
         self("integer input", f"{floats} Int", **integers)
