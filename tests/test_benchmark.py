@@ -102,8 +102,8 @@ def test_demo_training(tmp_path):
     [
         (["--rivals", "nobody"], "--rivals: expected mmcv, onnxruntime, torchvision, tvdcn, reference; "),
         (["--shapes", "c9"], "got 'c9'"),
-        (["--family", "conv9d"], "--family: expected deform_conv2d, nms, roi_align; got 'conv9d'"),
-        (["--ops", "v7"], "--ops: expected v1, v2, nms, avg"),
+        (["--family", "conv9d"], "--family: expected deform_conv1d, deform_conv2d, deform_conv3d, "),
+        (["--ops", "v7"], "--ops: expected v2, v1, nms, avg"),
         (["--dtype", "int8"], "--dtype: expected float32, float64, bfloat16, float16; got 'int8'"),
         (["--passes", "sideways"], "--passes: expected forward, forward+backward; got 'sideways'"),
         (["--threads", "0"], "--threads: expected 1 to "),
@@ -207,6 +207,29 @@ def test_cases_are_the_shapes_of_detectors():
     # 1×256×50×84: 4200 pixels · 9 taps · 256 · 256 multiply-adds; 4 corners of 256 floats per sample
     work = cases["c4"].work(4)
     assert work.flops == 2 * 4200 * 9 * 256 * 256 and work.gathered == 4200 * 9 * 4 * 256 * 4
+
+
+def test_cases_of_other_ranks_are_run_by_every_contestant():
+    """In a small size; output and floor of the shape that the case says."""
+    known = families.load()
+    names = [f"deform_conv{kind}d" for kind in ("1", "3", "_transpose1", "_transpose2", "_transpose3")]
+    assert set(names) <= set(known)
+    for name in names:
+        module = known[name]
+        assert {case.rank for case in module.CASES} == {int(name[-2])}
+        for case in module.CASES:
+            case = case.small()
+            tensors = case.tensors(torch.float32, "cpu")
+            outputs = {
+                contestant: prepare(case, tensors, 1).forward()
+                for contestant, prepare in module.CONTESTANTS.items()
+                if contestant != "tvdcn"
+            }
+            assert all(output.shape == case.out_shape for output in outputs.values())
+            floor = f"F.{name.removeprefix('deform_')}"
+            assert module.FLOORS[0] == floor
+            torch.testing.assert_close(outputs["dcnzoo"], outputs["reference"], rtol=1e-4, atol=1e-4)
+            assert measure.disagreement(outputs[floor], outputs["dcnzoo"]) > 0.1
 
 
 def test_limit_is_product_and_gather_one_after_the_other():

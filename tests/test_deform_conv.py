@@ -96,27 +96,6 @@ def test_samples_on_borders_and_grid_lines(axis):
     assert (offset_gradient[axis, coordinates.index(-0.5)] != 0).all(), "a gradient back into the map"
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-def test_offsets_that_are_not_finite_contribute_nothing(value, dtype):
-    sample = make("not finite", padding=1).to(dtype)
-    clean = sample.tensors[2].clone()
-    bad, clean = clean.clone(), clean.clone()
-    bad[0, 2, 1, 3] = value
-    clean[0, 2, 1, 3] = 1e6  # far outside: zero as well
-    results = []
-    for offset in (bad, clean):
-        leaves = [t.clone().requires_grad_() for t in sample.tensors]
-        leaves[2] = offset.requires_grad_()
-        output = deform_conv2d(*leaves, padding=1)
-        gradients = torch.autograd.grad(output.square().sum(), leaves)
-        results.append([output, *gradients])
-    for a, b in zip(*results, strict=True):
-        assert a.isfinite().all()
-        assert torch.equal(a, b)
-    assert (results[0][3][0, 2:4, 1, 3] == 0).all()
-
-
 def test_outside_samples_stay_zero_where_the_map_is_not_finite():
     sample = make("infinite map", padding=1)
     input = torch.full_like(sample.tensors[0], float("inf"))
@@ -159,21 +138,6 @@ def test_groups_are_independent(groups, offset_groups, mask_groups):
     torch.testing.assert_close(mine, true, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("rank", [1, 3])
-def test_operator_is_rank_generic(rank):
-    """The public functions of ranks 1 and 3 come later; the operator beneath has them."""
-    size, kernel = (9, 5, 6)[:rank], (3, 2, 2)[:rank]
-    sample = make("rank", size=size, kernel=kernel, channels=4, padding=(1, 0, 2)[:rank])
-    leaves, other = sample.leaves(), sample.leaves()
-    arguments = ([1] * rank, list(sample.kwargs["padding"]), [1] * rank, 1, None)
-    output = torch.ops.dcnzoo.deform_conv(*leaves.tensors, *arguments)
-    expected = reference(other)
-    torch.testing.assert_close(output, expected, rtol=1e-10, atol=1e-10)
-    mine = torch.autograd.grad(output.square().sum(), leaves.given)
-    true = torch.autograd.grad(expected.square().sum(), other.given)
-    torch.testing.assert_close(mine, true, rtol=1e-10, atol=1e-10)
-
-
 def test_channels_last_in_channels_last_out():
     sample = make("format", padding=1)
     input, *rest = sample.tensors
@@ -183,23 +147,6 @@ def test_channels_last_in_channels_last_out():
     (gradient,) = torch.autograd.grad(output.sum(), last)
     assert gradient.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(output, deform_conv2d(input, *rest, padding=1))
-
-
-def test_only_wanted_gradients_are_computed():
-    sample = make("frozen", padding=1)
-    names = ("input", "weight", "offset", "mask", "bias")
-    every = sample.leaves()
-    all_gradients = torch.autograd.grad(call(every).sum(), every.given)
-    for wanted in range(1, 32):
-        leaves = sample.map(torch.Tensor.clone)
-        for i, tensor in enumerate(leaves.tensors):
-            tensor.requires_grad_(bool(wanted >> i & 1))
-        call(leaves).sum().backward()
-        for i, (tensor, name) in enumerate(zip(leaves.tensors, names, strict=True)):
-            if wanted >> i & 1:
-                torch.testing.assert_close(tensor.grad, all_gradients[i], msg=name)
-            else:
-                assert tensor.grad is None
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -234,12 +181,3 @@ def test_map_that_is_staged_in_several_passes(groups):
     )
     assert sample.tensors[0].nbytes > 16 << 20
     assert_same(SimpleNamespace(call=call, reference=reference), sample, sample, 1e-10)
-
-
-def test_inference_mode_and_no_grad():
-    sample = make("inference", padding=1)
-    with torch.inference_mode():
-        inside = call(sample)
-    with torch.no_grad():
-        assert not call(sample.leaves()).requires_grad
-    torch.testing.assert_close(inside.clone(), call(sample))

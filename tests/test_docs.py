@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from dcnzoo.ops import deform_conv2d
+from dcnzoo.ops import deform_conv2d, deform_conv_transpose2d
 from tests.test_convert import resnet
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,6 +29,14 @@ RUN = {
     "docs/migration.md": {},
     "docs/ops/nms.md": {"boxes": torch.rand(5, 4), "scores": torch.rand(5)},
     "docs/ops/roi_align.md": {"maps": torch.rand(1, 3, 8, 9), "rois": torch.tensor([[0.0, 1, 2, 90, 80]])},
+    "docs/ops/deform_conv_transpose.md": {
+        "input": torch.rand(1, 4, 5, 6),
+        "weight": torch.rand(4, 2, 3, 3),
+        "offset": torch.rand(1, 18, 5, 6),
+        "mask": torch.rand(1, 9, 5, 6),
+        "bias": torch.rand(2),
+    },
+    "docs/ops/mask_softmax.md": {"mask": torch.rand(1, 18, 5, 6)},
     "docs/ops/deform_conv.md": {
         "input": torch.rand(1, 4, 5, 6),
         "weight": torch.rand(2, 4, 3, 3),
@@ -141,13 +149,31 @@ def test_quoted_errors_of_deform_conv():
         {"groups": 3},
         {"im2col_step": 0},
     )
+    given = {"input": input, "weight": weight, "offset": offset, "mask": mask, "padding": 1}
+    assert_quoted("docs/ops/deform_conv.md", deform_conv2d, given, calls)
+
+
+def test_quoted_errors_of_deform_conv_transpose():
+    input, weight = torch.rand(2, 8, 16, 16), torch.rand(8, 6, 4, 4)
+    offset = torch.zeros(2, 32, 16, 16)
+    calls = (
+        {"offset": offset.repeat(1, 1, 2, 2)},
+        {"offset": offset.repeat(1, 4, 1, 1)},
+        {"weight": weight[:6]},
+        {"output_padding": 2},
+    )
+    given = {"input": input, "weight": weight, "offset": offset, "stride": 2}
+    assert_quoted("docs/ops/deform_conv_transpose.md", deform_conv_transpose2d, given, calls)
+
+
+def assert_quoted(page: str, function, given: dict, calls: tuple[dict, ...]) -> None:
+    """The page's block of text is what each of ``calls``, a change of ``given``, is answered with."""
     messages = []
     for changed in calls:
-        given = {"input": input, "weight": weight, "offset": offset, "mask": mask, "padding": 1, **changed}
         with pytest.raises(RuntimeError) as error:
-            deform_conv2d(**given)
+            function(**{**given, **changed})
         messages.append(str(error.value))
-    (quoted,) = blocks(ROOT / "docs/ops/deform_conv.md", "text")
+    (quoted,) = blocks(ROOT / page, "text")
     assert quoted.splitlines() == messages
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 # torch.jit.script wants each tuple's length, so there is one of these per rank.
@@ -10,36 +11,60 @@ Int2 = int | tuple[int, int] | list[int]
 Int3 = int | tuple[int, int, int] | list[int]
 
 
-def single(value: Int1) -> list[int]:
+def single(value: Int1, name: str) -> list[int]:
     if isinstance(value, int):
         return [value]
     if isinstance(value, tuple):
         return list(value)
+    if not torch.jit.is_scripting():
+        _check_list(value, name, 1)
     return value
 
 
-def pair(value: Int2) -> list[int]:
+def pair(value: Int2, name: str) -> list[int]:
     if isinstance(value, int):
         return [value, value]
     if isinstance(value, tuple):
         return list(value)
+    if not torch.jit.is_scripting():
+        _check_list(value, name, 2)
     return value
 
 
-def triple(value: Int3) -> list[int]:
+def triple(value: Int3, name: str) -> list[int]:
     if isinstance(value, int):
         return [value, value, value]
     if isinstance(value, tuple):
         return list(value)
+    if not torch.jit.is_scripting():
+        _check_list(value, name, 3)
     return value
+
+
+def _check_list(value: object, name: str, count: int) -> None:
+    if not isinstance(value, list):
+        raise TypeError(f"{name}: expected an integer, or {count} in a list or tuple, got {value!r}")
+
+
+def shape_text(sizes: list[int]) -> str:
+    return "(" + ", ".join([str(size) for size in sizes]) + ("," if len(sizes) == 1 else "") + ")"
 
 
 def check_arguments(name: str, layout: str, weight: Tensor, dimensions: int, im2col_step: int | None) -> None:
     """What the operator beneath cannot know (the rank asked for), or is not asked (a plain convolution)."""
     if weight.dim() != dimensions:
-        shape = ", ".join([str(size) for size in weight.shape])
         raise RuntimeError(
-            f"{name}: weight: expected {dimensions} dimensions ({layout}, *kernel), got shape ({shape})"
+            f"{name}: weight: expected {dimensions} dimensions ({layout}, *kernel), "
+            f"got shape {shape_text(weight.shape)}"
         )
     if im2col_step is not None and im2col_step < 1:
         raise RuntimeError(f"{name}: im2col_step: expected at least 1, got {im2col_step}")
+
+
+def check_devices(name: str, input: Tensor, **others: Tensor | None) -> None:
+    """For fake kernels, which also answer where one tensor is on the meta device and another is not."""
+    for argument, tensor in others.items():
+        if tensor is not None and tensor.device != input.device:
+            raise RuntimeError(
+                f"{name}: {argument}: expected device {input.device} like input, got {tensor.device}"
+            )

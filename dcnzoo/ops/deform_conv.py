@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import _library, reference  # noqa: F401  (_library registers the operators)
-from ._arguments import Int1, Int2, Int3, check_arguments, pair, single, triple
+from ._arguments import Int1, Int2, Int3, check_arguments, check_devices, pair, single, triple
 from ._autocast import register_autocast
 from ._autograd import register_autograd
 from ._deterministic import alert_not_deterministic
@@ -35,16 +35,24 @@ def deform_conv1d(
     """
     check_arguments("deform_conv1d", "out, in / groups", weight, 3, im2col_step)
     if offset is None and mask is None:
-        return F.conv1d(input, weight, bias, single(stride), single(padding), single(dilation), groups)
+        return F.conv1d(
+            input,
+            weight,
+            bias,
+            single(stride, "stride"),
+            single(padding, "padding"),
+            single(dilation, "dilation"),
+            groups,
+        )
     return torch.ops.dcnzoo.deform_conv(
         input,
         weight,
         offset,
         mask,
         bias,
-        single(stride),
-        single(padding),
-        single(dilation),
+        single(stride, "stride"),
+        single(padding, "padding"),
+        single(dilation, "dilation"),
         groups,
         im2col_step,
     )
@@ -94,16 +102,24 @@ def deform_conv2d(
     """
     check_arguments("deform_conv2d", "out, in / groups", weight, 4, im2col_step)
     if offset is None and mask is None:
-        return F.conv2d(input, weight, bias, pair(stride), pair(padding), pair(dilation), groups)
+        return F.conv2d(
+            input,
+            weight,
+            bias,
+            pair(stride, "stride"),
+            pair(padding, "padding"),
+            pair(dilation, "dilation"),
+            groups,
+        )
     return torch.ops.dcnzoo.deform_conv(
         input,
         weight,
         offset,
         mask,
         bias,
-        pair(stride),
-        pair(padding),
-        pair(dilation),
+        pair(stride, "stride"),
+        pair(padding, "padding"),
+        pair(dilation, "dilation"),
         groups,
         im2col_step,
     )
@@ -128,16 +144,24 @@ def deform_conv3d(
     """
     check_arguments("deform_conv3d", "out, in / groups", weight, 5, im2col_step)
     if offset is None and mask is None:
-        return F.conv3d(input, weight, bias, triple(stride), triple(padding), triple(dilation), groups)
+        return F.conv3d(
+            input,
+            weight,
+            bias,
+            triple(stride, "stride"),
+            triple(padding, "padding"),
+            triple(dilation, "dilation"),
+            groups,
+        )
     return torch.ops.dcnzoo.deform_conv(
         input,
         weight,
         offset,
         mask,
         bias,
-        triple(stride),
-        triple(padding),
-        triple(dilation),
+        triple(stride, "stride"),
+        triple(padding, "padding"),
+        triple(dilation, "dilation"),
         groups,
         im2col_step,
     )
@@ -145,6 +169,8 @@ def deform_conv3d(
 
 @torch.library.register_fake("dcnzoo::deform_conv")
 def _(input, weight, offset, mask, bias, stride, padding, dilation, groups, im2col_step):
+    name = f"deform_conv{len(stride)}d"
+    check_devices(name, input, weight=weight, offset=offset, mask=mask, bias=bias)
     size = [
         (input.shape[2 + a] + 2 * padding[a] - dilation[a] * (weight.shape[2 + a] - 1) - 1) // stride[a] + 1
         for a in range(len(stride))

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import reference
-from ._arguments import Int1, Int2, Int3, check_arguments, pair, single, triple
+from ._arguments import Int1, Int2, Int3, check_arguments, check_devices, pair, single, triple
 from ._autocast import register_autocast
 from ._autograd import register_autograd
 from ._deterministic import alert_not_deterministic
@@ -46,11 +46,11 @@ def deform_conv_transpose1d(
             input,
             weight,
             bias,
-            single(stride),
-            single(padding),
-            single(output_padding),
+            single(stride, "stride"),
+            single(padding, "padding"),
+            single(output_padding, "output_padding"),
             groups,
-            single(dilation),
+            single(dilation, "dilation"),
         )
     return _deform_conv_transpose(
         input,
@@ -58,10 +58,10 @@ def deform_conv_transpose1d(
         offset,
         mask,
         bias,
-        single(stride),
-        single(padding),
-        single(output_padding),
-        single(dilation),
+        single(stride, "stride"),
+        single(padding, "padding"),
+        single(output_padding, "output_padding"),
+        single(dilation, "dilation"),
         groups,
         im2col_step,
     )
@@ -117,11 +117,11 @@ def deform_conv_transpose2d(
             input,
             weight,
             bias,
-            pair(stride),
-            pair(padding),
-            pair(output_padding),
+            pair(stride, "stride"),
+            pair(padding, "padding"),
+            pair(output_padding, "output_padding"),
             groups,
-            pair(dilation),
+            pair(dilation, "dilation"),
         )
     return _deform_conv_transpose(
         input,
@@ -129,10 +129,10 @@ def deform_conv_transpose2d(
         offset,
         mask,
         bias,
-        pair(stride),
-        pair(padding),
-        pair(output_padding),
-        pair(dilation),
+        pair(stride, "stride"),
+        pair(padding, "padding"),
+        pair(output_padding, "output_padding"),
+        pair(dilation, "dilation"),
         groups,
         im2col_step,
     )
@@ -162,11 +162,11 @@ def deform_conv_transpose3d(
             input,
             weight,
             bias,
-            triple(stride),
-            triple(padding),
-            triple(output_padding),
+            triple(stride, "stride"),
+            triple(padding, "padding"),
+            triple(output_padding, "output_padding"),
             groups,
-            triple(dilation),
+            triple(dilation, "dilation"),
         )
     return _deform_conv_transpose(
         input,
@@ -174,10 +174,10 @@ def deform_conv_transpose3d(
         offset,
         mask,
         bias,
-        triple(stride),
-        triple(padding),
-        triple(output_padding),
-        triple(dilation),
+        triple(stride, "stride"),
+        triple(padding, "padding"),
+        triple(output_padding, "output_padding"),
+        triple(dilation, "dilation"),
         groups,
         im2col_step,
     )
@@ -238,6 +238,8 @@ def _(
     groups,
     im2col_step,
 ):
+    name = f"deform_conv_transpose{len(stride)}d"
+    check_devices(name, input, weight=weight, offset=offset, mask=mask, bias=bias)
     size = [
         (input.shape[2 + a] - 1) * stride[a]
         - 2 * padding[a]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ._arguments import Int1, Int2, Int3, pair, single, triple
+from ._arguments import Int1, Int2, Int3, pair, shape_text, single, triple
 
 
 def mask_softmax1d(mask: Tensor, kernel_size: Int1) -> Tensor:
     """:func:`mask_softmax2d` for ``(N, mask_groups · k, oL)``."""
-    return _mask_softmax("mask_softmax1d", mask, single(kernel_size), 1)
+    return _mask_softmax("mask_softmax1d", mask, single(kernel_size, "kernel_size"), 1)
 
 
 def mask_softmax2d(
@@ -27,29 +27,29 @@ def mask_softmax2d(
     Raises:
         RuntimeError: the dimensions or channels of ``mask`` do not fit.
     """
-    return _mask_softmax("mask_softmax2d", mask, pair(kernel_size), 2)
+    return _mask_softmax("mask_softmax2d", mask, pair(kernel_size, "kernel_size"), 2)
 
 
 def mask_softmax3d(mask: Tensor, kernel_size: Int3) -> Tensor:
     """:func:`mask_softmax2d` for ``(N, mask_groups · kD · kH · kW, oD, oH, oW)``."""
-    return _mask_softmax("mask_softmax3d", mask, triple(kernel_size), 3)
+    return _mask_softmax("mask_softmax3d", mask, triple(kernel_size, "kernel_size"), 3)
 
 
 def _mask_softmax(name: str, mask: Tensor, kernel_size: list[int], rank: int) -> Tensor:
-    given = ", ".join([str(size) for size in kernel_size])
     if len(kernel_size) != rank:
-        raise RuntimeError(f"{name}: kernel_size: expected {rank} values, got ({given})")
+        raise RuntimeError(f"{name}: kernel_size: expected {rank} values, got {shape_text(kernel_size)}")
     taps = 1
     for size in kernel_size:
         taps *= size
         if size < 1:
-            raise RuntimeError(f"{name}: kernel_size: expected at least 1, got ({given})")
+            raise RuntimeError(f"{name}: kernel_size: expected at least 1, got {shape_text(kernel_size)}")
     if mask.dim() != rank + 2:
-        shape = ", ".join([str(size) for size in mask.shape])
-        raise RuntimeError(f"{name}: mask: expected {rank + 2} dimensions, got shape ({shape})")
+        raise RuntimeError(
+            f"{name}: mask: expected {rank + 2} dimensions, got shape {shape_text(mask.shape)}"
+        )
     if mask.shape[1] == 0 or mask.shape[1] % taps != 0:
         raise RuntimeError(
-            f"{name}: mask: expected a multiple of {taps} channels, the taps of kernel ({given}), "
-            f"got {mask.shape[1]}"
+            f"{name}: mask: expected a multiple of {taps} channels, the taps of kernel "
+            f"{shape_text(kernel_size)}, got {mask.shape[1]}"
         )
     return mask.unflatten(1, [mask.shape[1] // taps, taps]).softmax(2).flatten(1, 2)

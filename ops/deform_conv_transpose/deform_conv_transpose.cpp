@@ -90,13 +90,24 @@ Tensor deform_conv_transpose(const Tensor& input, const Tensor& weight, std::opt
   const std::vector<int64_t> sizes =
       check_deform_conv_transpose(input, weight, offset, mask, bias, stride, padding, output_padding,
                                   dilation, groups, im2col_step);
-  const Tensor output =
-      adjoint(input, sizes, weight, offset, mask, stride, padding, dilation, groups, im2col_step);
-  if (!bias) return output;
+  const auto run = [&](const Tensor& input, const Tensor& weight, const std::optional<Tensor>& offset,
+                       const std::optional<Tensor>& mask) {
+    return adjoint(input, sizes, weight, offset, mask, stride, padding, dilation, groups, im2col_step);
+  };
+  if (!bias) return run(input, weight, offset, mask);
   std::vector<int64_t> per_channel(sizes.size(), 1);
   per_channel[1] = sizes[1];
-  // The stable ABI has no in-place sum: aten::add_'s alpha cannot be passed.
-  return torch::stable::subtract(output, torch::stable::reshape(*bias, per_channel), -1.0);
+  const Tensor bias_map = torch::stable::reshape(*bias, per_channel);
+  // The stable ABI has no sum: aten::add's alpha cannot be passed.
+  if (!is_half(input.scalar_type()) || !input.is_cpu())
+    return torch::stable::subtract(run(input, weight, offset, mask), bias_map, -1.0);
+  // The CPU kernel computes half types in float: rounded once, after the bias.
+  const auto wide = [](const Tensor& tensor) { return torch::stable::to(tensor, ScalarType::Float); };
+  const auto wide_or_none = [&](const std::optional<Tensor>& tensor) {
+    return tensor ? std::optional<Tensor>(wide(*tensor)) : std::nullopt;
+  };
+  const Tensor output = run(wide(input), wide(weight), wide_or_none(offset), wide_or_none(mask));
+  return torch::stable::to(torch::stable::subtract(output, wide(bias_map), -1.0), input.scalar_type());
 }
 
 }  // namespace
@@ -109,7 +120,11 @@ STABLE_TORCH_LIBRARY_FRAGMENT(dcnzoo, m) {
       "int? im2col_step) -> Tensor");
 }
 
-// One for all devices: it calls an operator that every device has.
-STABLE_TORCH_LIBRARY_IMPL(dcnzoo, CompositeExplicitAutograd, m) {
+// One for both: it calls an operator that they have.
+STABLE_TORCH_LIBRARY_IMPL(dcnzoo, CPU, m) {
+  m.impl("deform_conv_transpose", TORCH_BOX(&dcnzoo::deform_conv_transpose));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(dcnzoo, CUDA, m) {
   m.impl("deform_conv_transpose", TORCH_BOX(&dcnzoo::deform_conv_transpose));
 }

@@ -1,23 +1,14 @@
-"""One module per operator: what tests/test_ops.py runs through every op.
+"""What tests/test_ops.py runs through every operator.
 
-A module offers
-    NAME                 the public function's name in dcnzoo.ops
-    call(sample)         the public function on a sample
-    reference(sample)    the oracle on a sample, in plain PyTorch
-    samples()            named samples in float64, small and asymmetric
-    invalid()            (sample, message) with what the error must say
-    overload_calls(s)    the registered operators with a sample's arguments, for opcheck
-    resized_samples()    one call in several batch and spatial sizes, for torch.compile
-and a ``Sample`` holds the tensors, in order, and the other arguments.
+A module offers ``OPERATORS``, a list of :class:`Operator`.
 """
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -26,6 +17,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Sample:
+    """A call: the tensors, in the order of the function's arguments, and the other arguments."""
+
     name: str
     tensors: tuple[Tensor | None, ...]
     kwargs: dict[str, Any] = field(default_factory=dict)
@@ -46,5 +39,32 @@ class Sample:
         return [t for t in self.tensors if t is not None]
 
 
-def modules() -> list[ModuleType]:
-    return [importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)]
+@dataclass(frozen=True)
+class Operator:
+    """A public function and what to ask of it.
+
+    Attributes:
+        name: in dcnzoo.ops.
+        call: the function on a sample.
+        reference: the oracle on a sample, in plain PyTorch.
+        samples: in float64, small and asymmetric; the first four show its forms, and are asked more.
+        invalid: samples with what the error must say.
+        overload_calls: the registered operators with a sample's arguments, for opcheck.
+        resized_samples: one call in several batch and spatial sizes, for torch.compile.
+    """
+
+    name: str
+    call: Callable[[Sample], Tensor]
+    reference: Callable[[Sample], Tensor]
+    samples: Callable[[], Iterable[Sample]]
+    invalid: Callable[[], Iterable[tuple[Sample, str]]]
+    overload_calls: Callable[[Sample], Iterator[tuple[torch._ops.OpOverload, tuple]]]
+    resized_samples: Callable[[], Iterable[Sample]]
+
+    def forms(self) -> list[Sample]:
+        return list(self.samples())[:4]
+
+
+def operators() -> list[Operator]:
+    modules = [importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)]
+    return [operator for module in modules for operator in module.OPERATORS]

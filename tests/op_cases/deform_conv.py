@@ -1,40 +1,55 @@
-"""Samples of deform_conv: the tensors are (input, weight, offset, mask, bias)."""
+"""Samples of deform_conv1d, 2d and 3d: the tensors are (input, weight, offset, mask, bias)."""
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 
 import dcnzoo.ops
 from dcnzoo.ops import reference as oracle
 
-from . import Sample
+from . import Operator, Sample
 
-NAME = "deform_conv2d"
+# By rank: axes that cannot be taken for one another.
+SIZE = {1: (11,), 2: (7, 10), 3: (4, 6, 5)}
+KERNEL = {1: (3,), 2: (3, 2), 3: (2, 3, 1)}
+ASYMMETRIC = {
+    1: {"stride": (2,), "padding": (3,), "dilation": (2,)},
+    2: {"stride": (2, 1), "padding": (1, 2), "dilation": (1, 2)},
+    3: {"stride": (1, 2, 3), "padding": (1, 2, 0), "dilation": (2, 1, 3)},
+}
+
+
+def rank_of(sample: Sample) -> int:
+    return sample.tensors[1].dim() - 2
+
+
+def call_by_name(name: str, sample: Sample) -> torch.Tensor:
+    return getattr(dcnzoo.ops, name)(*sample.tensors, **sample.kwargs)
 
 
 def call(sample: Sample) -> torch.Tensor:
-    return dcnzoo.ops.deform_conv2d(*sample.tensors, **sample.kwargs)
+    return call_by_name(f"deform_conv{rank_of(sample)}d", sample)
+
+
+def geometry(sample: Sample, **defaults: int) -> list[tuple[int, ...]]:
+    """Per axis, what a sample says of ``defaults``."""
+    values = [sample.kwargs.get(name, default) for name, default in defaults.items()]
+    return [(v,) * rank_of(sample) if isinstance(v, int) else tuple(v) for v in values]
 
 
 def reference(sample: Sample) -> torch.Tensor:
-    kwargs = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1, **sample.kwargs}
-    kwargs.pop("im2col_step", None)
-    rank = sample.tensors[1].dim() - 2
-    for name in ("stride", "padding", "dilation"):
-        if isinstance(kwargs[name], int):
-            kwargs[name] = (kwargs[name],) * rank
-    return oracle.deform_conv(*sample.tensors, **kwargs)
+    lists = geometry(sample, stride=1, padding=0, dilation=1)
+    return oracle.deform_conv(*sample.tensors, *lists, sample.kwargs.get("groups", 1))
 
 
 def overload_calls(sample: Sample) -> Iterator[tuple[torch._ops.OpOverload, tuple]]:
     """The registered operators and their arguments for a sample: forward, then backward."""
-    arguments = [
-        [value] * 2 if isinstance(value := sample.kwargs.get(name, default), int) else list(value)
-        for name, default in (("stride", 1), ("padding", 0), ("dilation", 1))
-    ]
+    arguments = [list(v) for v in geometry(sample, stride=1, padding=0, dilation=1)]
     arguments += [sample.kwargs.get("groups", 1), sample.kwargs.get("im2col_step")]
     yield torch.ops.dcnzoo.deform_conv.default, (*sample.leaves().tensors, *arguments)
     *tensors, _bias = sample.tensors
@@ -43,11 +58,37 @@ def overload_calls(sample: Sample) -> Iterator[tuple[torch._ops.OpOverload, tupl
     yield torch.ops.dcnzoo._deform_conv_backward.default, (grad, *tensors, *arguments, wanted)
 
 
-def resized_samples() -> Iterator[Sample]:
-    """The same call with other batches and spatial sizes."""
-    # no size of the first equals another of its sizes: torch.compile would take the two for one
-    for batch, size in ((5, (7, 10)), (8, (9, 13)), (9, (14, 8))):
-        yield make(f"{batch} {size}", batch=batch, size=size, padding=1)
+def tensors_of(
+    name: str,
+    input: tuple[int, ...],
+    weight: tuple[int, ...],
+    fields: tuple[int, ...],  # the spatial size of offset and mask
+    outputs: int,
+    offset_groups: int | None,
+    mask_groups: int | None,
+    bias: bool,
+    spread: float,
+) -> tuple[torch.Tensor | None, ...]:
+    """Random tensors of these shapes; ``spread`` is the offsets' standard deviation in pixels."""
+    generator = torch.Generator().manual_seed(sum(map(ord, name)))
+    batch, taps, rank = input[0], math.prod(weight[2:]), len(fields)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    def points(groups: int) -> torch.Tensor:
+        offset = normal(batch, groups * taps * rank, *fields) * spread
+        # Away from grid lines, where the interpolation has a kink and no derivative. A sample's
+        # regular position is an integer, so its fraction is its offset's.
+        return offset.floor() + 0.1 + 0.8 * (offset - offset.floor())
+
+    return (
+        normal(*input),
+        normal(*weight),
+        points(offset_groups) if offset_groups else None,
+        normal(batch, mask_groups * taps, *fields).sigmoid() if mask_groups else None,
+        normal(outputs) if bias else None,
+    )
 
 
 def make(
@@ -63,68 +104,46 @@ def make(
     spread: float = 2.0,
     **kwargs,
 ) -> Sample:
-    """Random tensors of the right shapes; ``spread`` is the offsets' standard deviation in pixels."""
-    generator = torch.Generator().manual_seed(sum(map(ord, name)))
-    rank = len(kernel)
-
     def per_axis(key: str, default: int) -> tuple[int, ...]:
         value = kwargs.get(key, default)
-        return (value,) * rank if isinstance(value, int) else value
+        return (value,) * len(kernel) if isinstance(value, int) else value
 
-    stride, padding, dilation = (
-        per_axis("stride", 1),
-        per_axis("padding", 0),
-        per_axis("dilation", 1),
+    stride, padding, dilation = per_axis("stride", 1), per_axis("padding", 0), per_axis("dilation", 1)
+    out = tuple(
+        (size[a] + 2 * padding[a] - dilation[a] * (kernel[a] - 1) - 1) // stride[a] + 1
+        for a in range(len(kernel))
     )
-    out = [
-        (size[a] + 2 * padding[a] - dilation[a] * (kernel[a] - 1) - 1) // stride[a] + 1 for a in range(rank)
-    ]
-    taps = math.prod(kernel)
-
-    def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float64)
-
-    def points(groups: int) -> torch.Tensor:
-        offset = normal(batch, groups * taps * rank, *out) * spread
-        # Away from grid lines, where the interpolation has a kink and no derivative. A sample's
-        # regular position is an integer, so its fraction is its offset's.
-        return offset.floor() + 0.1 + 0.8 * (offset - offset.floor())
-
-    return Sample(
-        name,
-        (
-            normal(batch, channels, *size),
-            normal(out_channels, channels // kwargs.get("groups", 1), *kernel),
-            points(offset_groups) if offset_groups else None,
-            normal(batch, mask_groups * taps, *out).sigmoid() if mask_groups else None,
-            normal(out_channels) if bias else None,
-        ),
-        kwargs,
-    )
+    input, weight = (batch, channels, *size), (out_channels, channels // kwargs.get("groups", 1), *kernel)
+    tensors = tensors_of(name, input, weight, out, out_channels, offset_groups, mask_groups, bias, spread)
+    return Sample(name, tensors, kwargs)
 
 
-def samples() -> Iterator[Sample]:
-    asymmetric = {"stride": (2, 1), "padding": (1, 2), "dilation": (1, 2)}
-    yield make("v2", padding=1)
-    yield make("v1", mask_groups=None, padding=1)
-    yield make("mask alone", offset_groups=None, padding=1)
-    yield make("asymmetric", **asymmetric)
-    yield make("asymmetric v1 without bias", mask_groups=None, bias=False, **asymmetric)
+def samples(rank: int = 2) -> Iterator[Sample]:
+    given = partial(make, size=SIZE[rank], kernel=KERNEL[rank])
+    asymmetric = ASYMMETRIC[rank]
+    yield given("v2", padding=1)
+    yield given("v1", mask_groups=None, padding=1)
+    yield given("mask alone", offset_groups=None, padding=1)
+    yield given("asymmetric", **asymmetric)
+    yield given("neither", offset_groups=None, mask_groups=None, **asymmetric)
+    yield given("asymmetric v1 without bias", mask_groups=None, bias=False, **asymmetric)
+    yield given("1x1 kernel", kernel=(1,) * rank, channels=5, out_channels=3)
+    yield given("depthwise", groups=6, out_channels=12, padding=1)
+    yield given("all groups differ", channels=12, groups=2, offset_groups=3, mask_groups=4, padding=1)
+    yield given("far outside", spread=12.0, padding=1)
+    yield given("one image", batch=1, padding=1)
+    yield given("empty batch", batch=0, padding=1)
+    yield given("batch 5, step 2", batch=5, im2col_step=2, padding=1)
+    yield given("one output pixel", size=KERNEL[rank])
+    if rank != 2:
+        return
     yield make("stride 1x3, dilation 2x1", stride=(1, 3), dilation=(2, 1), padding=(2, 0))
-    yield make("1x1 kernel", kernel=(1, 1), channels=5, out_channels=3)
     yield make("groups", groups=2, channels=8, **asymmetric)
-    yield make("depthwise", groups=6, out_channels=12, padding=1)
     yield make("offset groups", offset_groups=3, **asymmetric)
     yield make("mask groups", mask_groups=3, padding=1)
-    yield make("all groups differ", channels=12, groups=2, offset_groups=3, mask_groups=4, padding=1)
     yield make(
         "offset groups across conv groups", channels=12, out_channels=9, groups=3, offset_groups=2, padding=1
     )
-    yield make("far outside", spread=12.0, padding=1)
-    yield make("one image", batch=1, padding=1)
-    yield make("empty batch", batch=0, padding=1)
-    yield make("batch 5, step 2", batch=5, im2col_step=2, padding=1)
-    yield make("one output pixel", size=(3, 2), kernel=(3, 2))
     yield make("one column", size=(9, 1), kernel=(3, 1), padding=(1, 0))
     # channel counts around the vector and slice widths of the CPU kernels
     yield make("32 channels", channels=32, out_channels=33, padding=1)
@@ -133,116 +152,180 @@ def samples() -> Iterator[Sample]:
     yield make("more rows than a tile", size=(13, 17), channels=3, padding=1)
 
 
-def invalid() -> Iterator[tuple[Sample, str]]:
-    good = make("good", padding=1)
-    input, weight, offset, mask, bias = good.tensors
+def resized_samples(rank: int) -> Iterator[Sample]:
+    """The same call with other batches and spatial sizes."""
+    # no size of the first equals another, nor one of the output: torch.compile would take the two for one
+    for batch, size in ((5, (15, 7, 10)), (8, (6, 9, 13)), (9, (12, 14, 8))):
+        yield make(f"{batch}", batch=batch, size=size[-rank:], kernel=KERNEL[rank], padding=1)
 
-    def bad(name: str, message: str, tensors=good.tensors, **kwargs) -> tuple[Sample, str]:
-        return Sample(name, tuple(tensors), {"padding": 1, **kwargs}), message
 
-    yield bad(
-        "offset channels",
-        "deform_conv2d: offset: expected 12 channels (2 · 3·2 taps · 1 group), got 13",
-        (input, weight, torch.cat([offset, offset[:, :1]], 1), mask, bias),
-    )
-    yield bad(
-        "offset groups",
-        "deform_conv2d: offset: expected a number of groups that divides the 6 input channels, got 4",
-        (input, weight, offset.repeat(1, 4, 1, 1), mask, bias),
-    )
-    yield bad(
-        "offset size",
-        "deform_conv2d: offset: expected spatial size (7, 11) like the output, got (7, 10)",
-        (input, weight, offset[..., :-1], mask, bias),
-    )
-    yield bad(
-        "offset batch",
-        "deform_conv2d: offset: expected batch 2 like input, got 1",
-        (input, weight, offset[:1], mask, bias),
-    )
-    yield bad(
-        "offset dimensions",
-        "deform_conv2d: offset: expected 4 dimensions, got shape (12, 7, 11)",
-        (input, weight, offset[0], mask, bias),
-    )
-    yield bad(
-        "mask channels",
-        "deform_conv2d: mask: expected 6 channels (3·2 taps · 1 group), got 5",
-        (input, weight, offset, mask[:, :5], bias),
-    )
-    yield bad(
-        "mask with the offset's channels",
-        "deform_conv2d: mask: expected 12 channels (3·2 taps · 2 groups), got 13",
-        (input, weight, offset, torch.cat([offset, mask[:, :1]], 1), bias),
-    )
-    yield bad(
-        "mask size",
-        "deform_conv2d: mask: expected spatial size (7, 11) like the output, got (6, 11)",
-        (input, weight, offset, mask[:, :, 1:], bias),
-    )
-    yield bad(
-        "mask batch",
-        "deform_conv2d: mask: expected batch 2 like input, got 4",
-        (input, weight, offset, mask.repeat(2, 1, 1, 1), bias),
-    )
-    yield bad(
-        "input dimensions",
-        "deform_conv2d: input: expected 4 dimensions (batch, channels, *size), got shape (6, 7, 10)",
-        (input[0], weight, offset, mask, bias),
-    )
-    yield bad(
-        "weight dimensions",
-        "deform_conv2d: weight: expected 4 dimensions (out, in / groups, *kernel), got shape (4, 6, 3)",
-        (input, weight[..., 0], offset, mask, bias),
-    )
-    yield bad(
-        "weight channels",
-        "deform_conv2d: weight: expected 6 input channels (6 / 1 group), got 5",
-        (input, weight[:, :5], offset, mask, bias),
-    )
-    yield bad(
-        "bias length",
-        "deform_conv2d: bias: expected shape (4,), got (3,)",
-        (input, weight, offset, mask, bias[:3]),
-    )
-    yield bad(
-        "weight dtype",
-        "deform_conv2d: weight: expected float64 like input, got float32",
-        (input, weight.float(), offset, mask, bias),
-    )
-    yield bad(
-        "offset dtype",
-        "deform_conv2d: offset: expected float64 like input, got float32",
-        (input, weight, offset.float(), mask, bias),
-    )
-    yield bad(
-        "half input, double mask",
-        "deform_conv2d: mask: expected bfloat16 like input or float32, got float64",
-        (input.bfloat16(), weight.bfloat16(), offset.float(), mask, bias.bfloat16()),
-    )
-    yield bad(
-        "integer input",
-        "deform_conv2d: input: expected float64, float32, bfloat16 or float16, got Int",
-        (input.int(), weight.int(), offset.int(), mask.int(), bias.int()),
-    )
-    yield bad("groups 0", "deform_conv2d: groups: expected at least 1, got 0", groups=0)
-    yield bad(
-        "groups that divide nothing",
-        "deform_conv2d: groups: expected a divisor of the 6 input channels, got 4",
-        groups=4,
-    )
-    yield bad(
-        "groups and outputs",
-        "deform_conv2d: groups: expected a divisor of the 4 output channels, got 3",
-        groups=3,
-    )
-    yield bad("stride 0", "deform_conv2d: stride: expected at least 1, got (0, 1)", stride=(0, 1))
-    yield bad("three strides", "deform_conv2d: stride: expected 2 values, got 3", stride=(1, 1, 1))
-    yield bad("negative padding", "deform_conv2d: padding: expected at least 0, got (-1, -1)", padding=-1)
-    yield bad("dilation 0", "deform_conv2d: dilation: expected at least 1, got (0, 0)", dilation=0)
-    yield bad("im2col_step 0", "deform_conv2d: im2col_step: expected at least 1, got 0", im2col_step=0)
-    yield bad(
+class Table:
+    """What is wrong with one argument of a good sample, and what the error says. Rows of a table."""
+
+    def __init__(self, good: Sample, operator: str):
+        self.good, self.operator, self.rank = good, operator, rank_of(good)
+        self.rows: list[tuple[Sample, str]] = []
+        self.names = ("input", "weight", "offset", "mask", "bias")
+        # "3·2 taps"
+        self.taps = "·".join(map(str, good.tensors[1].shape[2:])) + " taps"
+        self.count = math.prod(good.tensors[1].shape[2:])
+
+    def __call__(self, name: str, message: str, **changed) -> None:
+        tensors = [changed.pop(n, t) for n, t in zip(self.names, self.good.tensors, strict=True)]
+        kwargs = {**self.good.kwargs, **changed}
+        self.rows.append((Sample(name, tuple(tensors), kwargs), f"{self.operator}: {message}"))
+
+    def per_axis(self, value: int) -> str:
+        """A shape of this value on every axis, as it is printed."""
+        return str((value,) * self.rank)
+
+    def fields(self, channels: int, sampled: str, other: str) -> None:
+        """Offset and mask; ``channels`` of the ``sampled`` side are parted among their groups."""
+        _, _, offset, mask, _ = self.good.tensors
+        size = tuple(offset.shape[2:])
+        for name, field, per_group, taps in (
+            ("offset", offset, self.rank * self.count, f"{self.rank} · {self.taps}"),
+            ("mask", mask, self.count, self.taps),
+        ):
+            wider = torch.cat([field, field[:, :1]], 1)
+            self(
+                f"{name} channels",
+                f"{name}: expected {per_group} channels ({taps} · 1 group), got {per_group + 1}",
+                **{name: wider},
+            )
+            few = f"{name}: expected {per_group} channels ({taps} · 1 group), got {per_group - 1}"
+            self(f"too few {name} channels", few, **{name: field[:, 1:]})
+            self(
+                f"{name} groups",
+                f"{name}: expected a number of groups that divides the {channels} {sampled} channels, got 5 "
+                f"({5 * per_group} channels / {per_group})",
+                **{name: field.repeat(1, 5, *[1] * self.rank)},
+            )
+            self(
+                f"{name} size",
+                f"{name}: expected spatial size {size} like the {other}, got {(*size[:-1], size[-1] - 1)}",
+                **{name: field[..., :-1]},
+            )
+            self(f"{name} batch", f"{name}: expected batch 2 like input, got 1", **{name: field[:1]})
+            self(
+                f"{name} dimensions",
+                f"{name}: expected {self.rank + 2} dimensions, got shape {tuple(field[0].shape)}",
+                **{name: field[0]},
+            )
+            self(
+                f"{name} dtype", f"{name}: expected float64 like input, got float32", **{name: field.float()}
+            )
+        half = {n: t.bfloat16() for n, t in zip(self.names, self.good.tensors, strict=True)}
+        self(
+            "half input, double mask",
+            "mask: expected bfloat16 like input or float32, got float64",
+            **{**half, "mask": mask},
+        )
+
+    def types(self, layout: str) -> None:
+        """Dtypes and dimensions of input, weight (``layout``: its first two) and bias."""
+        input, weight, _, _, bias = self.good.tensors
+        dimensions = f"expected {self.rank + 2} dimensions"
+        expected = f"input: {dimensions} (batch, channels, *size), got shape"
+        self("input dimensions", f"{expected} {tuple(input[0].shape)}", input=input[0])
+        self("input without dimensions", f"{expected} ()", input=input.sum())
+        no_channels = input[:, :0]
+        self(
+            "input channels",
+            f"input: expected at least 1 channel, got shape {tuple(no_channels.shape)}",
+            input=no_channels,
+        )
+        expected = f"weight: {dimensions} ({layout}, *kernel), got shape"
+        self("weight dimensions", f"{expected} {tuple(weight[0].shape)}", weight=weight[0])
+        self("weight without dimensions", f"{expected} ()", weight=weight.sum())
+        self(
+            "no taps",
+            f"weight: expected a kernel of at least 1, got shape {tuple(weight[..., :0].shape)}",
+            weight=weight[..., :0],
+        )
+        outputs = bias.shape[0]
+        for name, wrong in (("bias length", bias[:-1]), ("bias dimensions", bias[None])):
+            shape = str(tuple(wrong.shape))
+            self(name, f"bias: expected shape ({outputs},), got {shape}", bias=wrong)
+        self("weight dtype", "weight: expected float64 like input, got float32", weight=weight.float())
+        self("bias dtype", "bias: expected float64 like input, got float32", bias=bias.float())
+        for name in ("weight", "bias"):
+            elsewhere = {name: self.good.tensors[self.names.index(name)].to("meta")}
+            self(f"{name} device", f"{name}: expected device cpu like input, got meta", **elsewhere)
+        integers = {n: t.int() for n, t in zip(self.names, self.good.tensors, strict=True)}
+        floats = "input: expected float64, float32, bfloat16 or float16, got"
+        self("integer input", f"{floats} Int", **integers)
+        self("complex input", f"{floats} ComplexDouble", input=input.to(torch.complex128))
+
+    def numbers(self, channels: int, outputs: int) -> None:
+        """Stride, padding, dilation, groups, im2col_step."""
+        self("groups 0", "groups: expected at least 1, got 0", groups=0)
+        self("negative groups", "groups: expected at least 1, got -2", groups=-2)
+        self(
+            "groups that divide nothing",
+            f"groups: expected a divisor of the {channels} input channels, got {channels - 1}",
+            groups=channels - 1,
+        )
+        for name, least in (("stride", 1), ("padding", 0), ("dilation", 1)):
+            wrong = self.per_axis(least - 1)
+            self(
+                f"{name} {least - 1}", f"{name}: expected at least {least}, got {wrong}", **{name: least - 1}
+            )
+            one = [1] * (self.rank - 1) + [-2]
+            self(
+                f"one negative {name}",
+                f"{name}: expected at least {least}, got {tuple(one)}",
+                **{name: one},
+            )
+            self(
+                f"too many values of {name}",
+                f"{name}: expected {self.rank} values, got {self.rank + 1}",
+                **{name: (1,) * (self.rank + 1)},
+            )
+        self("im2col_step 0", "im2col_step: expected at least 1, got 0", im2col_step=0)
+        self("im2col_step -1", "im2col_step: expected at least 1, got -1", im2col_step=-1)
+
+
+def invalid(rank: int) -> list[tuple[Sample, str]]:
+    good = make("good", size=SIZE[rank], kernel=KERNEL[rank], padding=1)
+    table = Table(good, f"deform_conv{rank}d")
+    table.types("out, in / groups")
+    table.fields(6, "input", "output")
+    table.numbers(6, 4)
+    input, weight, offset, _, _ = good.tensors
+    table("groups and outputs", "groups: expected a divisor of the 4 output channels, got 3", groups=3)
+    table("weight channels", "weight: expected 6 input channels (6 / 1 group), got 5", weight=weight[:, :5])
+    table("weight and groups", "weight: expected 3 input channels (6 / 2 groups), got 6", groups=2)
+    table("no padding", "offset: expected spatial size", padding=0)
+    kernel, size = weight.shape[2], input.shape[2]
+    table(
         "kernel larger than the padded input",
-        "deform_conv2d: input: expected size at least 15 on axis 2 (kernel 3, dilation 8, padding 1), got 7",
-        dilation=8,
+        f"input: expected size at least {9 * (kernel - 1) - 1} on axis 2 (kernel {kernel}, dilation 9, "
+        f"padding 1), got {size}",
+        dilation=9,
     )
+    if rank > 1:  # of an even number of channels it would be a mask of several groups
+        table(
+            "the offset as mask",
+            f"mask: expected a number of groups that divides the 5 input channels, got {rank} (",
+            input=input[:, :5],
+            weight=weight[:, :5],
+            mask=offset,
+        )
+    return table.rows
+
+
+def operator(name: str, rank: int, module) -> Operator:
+    """The operator of this name and rank that a module like this one describes."""
+    return Operator(
+        name,
+        partial(call_by_name, name),
+        module.reference,
+        partial(module.samples, rank),
+        partial(module.invalid, rank),
+        module.overload_calls,
+        partial(module.resized_samples, rank),
+    )
+
+
+OPERATORS = [operator(f"deform_conv{rank}d", rank, sys.modules[__name__]) for rank in (1, 2, 3)]

@@ -207,11 +207,14 @@ def as_markdown(
 
 
 def as_plot(results: Results, contestants: Mapping[str, Sequence[str]]) -> bytes | None:
-    """Time in units of the floor, one panel per pass, at the largest number of threads, first dtype."""
+    """Time in units of the floor, one panel per pass, at the largest number of threads, first dtype.
+
+    Of one family: the first with a case that counts in the summary, or the first.
+    """
     families = [f for f in contestants if results.floors[f] and results.settings(family=f)]
     if not families:
         return None
-    family = families[0]
+    family = next((f for f in families if results.settings(family=f, main=True)), families[0])
     threads = max(s.threads for s in results.settings(family=family))
     dtype = results.settings(family=family)[0].dtype
     modes = [m for m in PASSES if results.settings(family=family, mode=m)]

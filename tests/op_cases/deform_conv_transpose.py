@@ -1,0 +1,140 @@
+"""Samples of deform_conv_transpose1d, 2d and 3d: the tensors are (input, weight, offset, mask, bias)."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+
+from dcnzoo.ops import reference as oracle
+
+from . import Operator, Sample
+from .deform_conv import (
+    ASYMMETRIC,
+    KERNEL,
+    SIZE,
+    Table,
+    call_by_name,
+    geometry,
+    operator,
+    rank_of,
+    tensors_of,
+)
+
+# Smaller than the stride, but on one axis of rank 3, where a larger dilation allows it.
+OUTPUT_PADDING = {1: (1,), 2: (1, 0), 3: (1, 0, 2)}
+
+
+def call(sample: Sample) -> torch.Tensor:
+    return call_by_name(f"deform_conv_transpose{rank_of(sample)}d", sample)
+
+
+def reference(sample: Sample) -> torch.Tensor:
+    lists = geometry(sample, stride=1, padding=0, output_padding=0, dilation=1)
+    return oracle.deform_conv_transpose(*sample.tensors, *lists, sample.kwargs.get("groups", 1))
+
+
+def overload_calls(sample: Sample) -> Iterator[tuple[torch._ops.OpOverload, tuple]]:
+    lists = [list(v) for v in geometry(sample, stride=1, padding=0, output_padding=0, dilation=1)]
+    lists[2] = [min(lists[2][a], lists[0][a] - 1) for a in range(len(lists[0]))]
+    arguments = (*lists, sample.kwargs.get("groups", 1), sample.kwargs.get("im2col_step"))
+    yield torch.ops.dcnzoo.deform_conv_transpose.default, (*sample.leaves().tensors, *arguments)
+
+
+def make(
+    name: str,
+    batch: int = 2,
+    channels: int = 4,
+    out_channels: int = 6,
+    size: tuple[int, ...] = (5, 7),
+    kernel: tuple[int, ...] = (3, 2),
+    offset_groups: int | None = 1,
+    mask_groups: int | None = 1,
+    bias: bool = True,
+    spread: float = 2.0,
+    **kwargs,
+) -> Sample:
+    input, weight = (batch, channels, *size), (channels, out_channels // kwargs.get("groups", 1), *kernel)
+    tensors = tensors_of(name, input, weight, size, out_channels, offset_groups, mask_groups, bias, spread)
+    return Sample(name, tensors, kwargs)
+
+
+def samples(rank: int = 2) -> Iterator[Sample]:
+    given = partial(make, size={1: (7,), 2: (5, 7), 3: (3, 5, 4)}[rank], kernel=KERNEL[rank])
+    asymmetric = {**ASYMMETRIC[rank], "output_padding": OUTPUT_PADDING[rank]}
+    yield given("v2", padding=1)
+    yield given("v1", mask_groups=None, stride=2)
+    yield given("mask alone", offset_groups=None, padding=1)
+    yield given("asymmetric", **asymmetric)
+    yield given("neither", offset_groups=None, mask_groups=None, **asymmetric)
+    yield given("asymmetric v1 without bias", mask_groups=None, bias=False, **asymmetric)
+    yield given("1x1 kernel", kernel=(1,) * rank, channels=3, out_channels=5)
+    yield given("depthwise", groups=6, channels=12, padding=1)
+    yield given(
+        "all groups differ", channels=4, out_channels=12, groups=2, offset_groups=3, mask_groups=4, padding=1
+    )
+    yield given("far outside", spread=12.0, padding=1)
+    yield given("one image", batch=1, stride=2, output_padding=1)
+    yield given("empty batch", batch=0, padding=1)
+    yield given("batch 5, step 2", batch=5, im2col_step=2, padding=1)
+    yield given("one input pixel", size=(1,) * rank)
+
+
+def resized_samples(rank: int) -> Iterator[Sample]:
+    for batch, size in ((5, (15, 7, 10)), (8, (6, 9, 13)), (9, (12, 14, 8))):
+        yield make(f"{batch}", batch=batch, size=size[-rank:], kernel=KERNEL[rank], stride=2, padding=1)
+
+
+def invalid(rank: int) -> list[tuple[Sample, str]]:
+    good = make("good", size=SIZE[rank], kernel=KERNEL[rank], padding=1)
+    table = Table(good, f"deform_conv_transpose{rank}d")
+    table.types("in, out / groups")
+    table.fields(6, "output", "input")
+    table.numbers(4, 6)
+    input, weight, offset, _, _ = good.tensors
+    too_much = f"output_padding: expected less than stride {table.per_axis(1)}, got {table.per_axis(1)}"
+    table("output_padding of stride", too_much, output_padding=1)
+    table("output_padding -1", "output_padding: expected at least 0, got", output_padding=-1)
+    table(
+        "too many values of output_padding",
+        f"output_padding: expected {rank} values, got {rank + 1}",
+        output_padding=(0,) * (rank + 1),
+    )
+    table("weight channels", "weight: expected 4 input channels like input, got 3", weight=weight[:3])
+    nothing = weight[:, :0]
+    table(
+        "no outputs",
+        f"weight: expected at least 1 output channel, got shape {tuple(nothing.shape)}",
+        weight=nothing,
+    )
+    table("bias of one group", "bias: expected shape (12,), got (6,)", groups=2)
+    size, kernel = input.shape[2], weight.shape[2]
+    too_small = "input: expected a size that gives an output of at least 1 on axis 2"
+    table(
+        "padding larger than the output",
+        f"{too_small} (kernel {kernel}, stride 1, padding 9, output_padding 0, dilation 1), got {size}, "
+        f"which gives {size - 1 - 18 + kernel}",
+        padding=9,
+    )
+    table(
+        "no pixels",
+        f"{too_small} (kernel {kernel}, stride 1, padding 1, output_padding 0, dilation 1), got 0, "
+        f"which gives {kernel - 3}",
+        input=input[:, :, :0],
+        offset=offset[:, :, :0],
+    )
+    if rank > 1:
+        table(
+            "the offset as mask",
+            f"mask: expected a number of groups that divides the 5 output channels, got {rank} (",
+            weight=weight[:, :5],
+            mask=offset,
+        )
+    return table.rows
+
+
+OPERATORS: list[Operator] = [
+    operator(f"deform_conv_transpose{rank}d", rank, sys.modules[__name__]) for rank in (1, 2, 3)
+]
