@@ -234,7 +234,8 @@ std::tuple<Tensor, Tensor> backward(const DeformRoiPoolShapes& s, const Tensor& 
   const auto zeros = [&](bool is_wanted, const std::vector<int64_t>& sizes) {
     return torch::stable::new_zeros(offset, is_wanted ? sizes : std::vector<int64_t>{0});
   };
-  const Tensor grad_input = zeros(wanted[0], sizes_of(input)), grad_offset = zeros(wanted[1], sizes_of(offset));
+  const Tensor grad_input = zeros(wanted[0], sizes_of(input));
+  const Tensor grad_offset = zeros(wanted[1], sizes_of(offset));
   const T* roi = rois.const_data_ptr<T>();
   const Arguments<T> given{grad_output.const_data_ptr<T>(),
                            wanted[1] ? input.const_data_ptr<T>() : nullptr, roi,
