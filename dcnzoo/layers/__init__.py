@@ -8,6 +8,7 @@ from dcnzoo.layers.deform_conv import (
     DeformConvTranspose2d,
     DeformConvTranspose3d,
 )
+from dcnzoo.layers.deform_roi_pool import DeformRoIPool, DeformRoIPoolPack, ModulatedDeformRoIPoolPack
 from dcnzoo.layers.offsets import (
     OffsetConv1d,
     OffsetConv2d,
@@ -36,8 +37,11 @@ __all__ = [
     "DeformConvTranspose1d",
     "DeformConvTranspose2d",
     "DeformConvTranspose3d",
+    "DeformRoIPool",
+    "DeformRoIPoolPack",
     "MaskSigmoid",
     "MaskSoftmax",
+    "ModulatedDeformRoIPoolPack",
     "OffsetConv1d",
     "OffsetConv2d",
     "OffsetConv3d",

@@ -9,6 +9,7 @@ if has_ops():
         deform_conv_transpose2d,
         deform_conv_transpose3d,
     )
+    from .deform_roi_pool import deform_roi_pool
     from .mask_softmax import mask_softmax1d, mask_softmax2d, mask_softmax3d
     from .nms import nms
     from .roi_align import roi_align
@@ -28,6 +29,7 @@ __all__ = [
     "deform_conv_transpose1d",
     "deform_conv_transpose2d",
     "deform_conv_transpose3d",
+    "deform_roi_pool",
     "has_ops",
     "mask_softmax1d",
     "mask_softmax2d",
