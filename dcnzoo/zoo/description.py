@@ -61,14 +61,13 @@ class Description:
         return ", ".join(f"{operator} ({part})" for part, operator in self.operators.items())
 
 
-@functools.cache
 def describe(model: Model) -> Description:
     """Reads the model's config with all its bases. Builds nothing and imports no model code.
 
-    Of a config that says nothing of deformable convolution neither backbone nor schedule is known:
-    evaluating all of MMDetection's takes many seconds, and some cannot be.
+    Of MMDetection's configs that say nothing of deformable convolution neither backbone nor schedule
+    is known: evaluating all of them takes many seconds, and some cannot be.
     """
-    if not may_be_deformable(model.config):
+    if model.package == "mmdet" and not may_be_deformable(model.config):
         return Description({}, "", "")
     cfg = _read(model.config)
     found = list(_operators(cfg.model, "head"))
@@ -110,6 +109,7 @@ def _named(config: Path, text: str) -> Iterator[Path]:
             yield path
 
 
+@functools.cache
 def _read(path: Path) -> Config:
     inherit_from_packages()
     return Config.fromfile(path, import_custom_modules=False)

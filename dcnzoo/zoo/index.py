@@ -36,7 +36,7 @@ class Result:
     """Figures of one task on one data set.
 
     Attributes:
-        metrics: such as ``{"box AP": 41.4}``, in percent.
+        metrics: such as ``{"box AP": 41.4}``, in percent, or ``"66.8 ± 2.2"`` of several runs.
         source: ``published (MMDetection)``, or ``measured (machine, date, command)``.
     """
 

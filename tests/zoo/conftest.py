@@ -8,7 +8,6 @@ import yaml
 from dcnzoo.compat.packages import mim_folder
 from dcnzoo.zoo import fetch as fetching
 from dcnzoo.zoo import index
-from dcnzoo.zoo.description import describe, may_be_deformable
 
 
 def entry(name="net_1x", **changes):
@@ -29,7 +28,7 @@ def package(tmp_path, monkeypatch):
     folder.mkdir(parents=True)
     mmdet = mim_folder("mmdet")
     monkeypatch.setattr(index, "mim_folder", lambda name: mmdet if name == "mmdet" else tmp_path / ".mim")
-    caches = (index.models, index._models_of, describe, may_be_deformable)
+    caches = (index.models, index._models_of)
 
     def write(*entries):
         for entry in entries:
