@@ -7,7 +7,7 @@ import os
 import pickle
 import re
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 
 import torch
@@ -77,7 +77,7 @@ class Conversion:
         parts = []
         if self.renamed:
             old, new = next(iter(self.renamed.items()))
-            parts.append(f"{len(self.renamed)} parameters renamed, such as {old} to {new}")
+            parts.append(f"{_parameters(self.renamed)} renamed, such as {old} to {new}")
         if self.reordered:
             parts.append(
                 f"{len(self.reordered)} put into the class order of MMDetection 2 and later; version 1 "
@@ -170,6 +170,9 @@ def load_weights(
     return checkpoint["meta"], "; ".join(filter(None, lines))
 
 
-def _few(names: list[str]) -> str:
-    noun = "parameter" if len(names) == 1 else "parameters"
-    return f"{len(names)} {noun} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
+def _few(names: Sequence[str]) -> str:
+    return f"{_parameters(names)} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
+
+
+def _parameters(names: Sized) -> str:
+    return f"{len(names)} parameter{'s' if len(names) != 1 else ''}"
