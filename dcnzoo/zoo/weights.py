@@ -20,8 +20,8 @@ class CheckpointError(UserError):
     """A file that is no checkpoint, not one that may be read, or not one of this model."""
 
 
-def read_checkpoint(path: str | os.PathLike, trust: bool = False) -> dict:
-    """A checkpoint on the CPU; its weights are in ``state_dict``, what is known about it in ``meta``.
+def load_file(path: str | os.PathLike, trust: bool = False) -> Mapping:
+    """What a checkpoint file holds, on the CPU.
 
     Pickle, the format of checkpoints, can call any function while it is read. Only tensors, plain
     Python objects and the types of mmengine's log are let through (``weights_only=True``).
@@ -52,6 +52,16 @@ def read_checkpoint(path: str | os.PathLike, trust: bool = False) -> dict:
         raise CheckpointError(f"{path}: expected a checkpoint: {one_line(error)}") from error
     if not isinstance(checkpoint, Mapping):
         raise CheckpointError(f"{path}: expected a dict with weights, found {type(checkpoint).__name__}")
+    return checkpoint
+
+
+def read_checkpoint(path: str | os.PathLike, trust: bool = False) -> dict:
+    """The weights of a file, as ``state_dict``, and what is known about them, as ``meta``.
+
+    Raises:
+        CheckpointError: as :func:`load_file`, or there are no weights in it.
+    """
+    checkpoint = load_file(path, trust)
     state_dict = next((checkpoint[k] for k in ("state_dict", "model") if k in checkpoint), checkpoint)
     if not state_dict or not all(isinstance(v, Tensor) for v in state_dict.values()):
         raise CheckpointError(f"{path}: expected weights in 'state_dict', found none")
