@@ -8,7 +8,7 @@ PIP    := $(RUN) -m pip --quiet --disable-pip-version-check
 OPS := $(shell find ops -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all peers bench gpu docs lint format wheel clean
+.PHONY: help setup demo test test-all peers bench gpu zoo docs lint format wheel clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -63,6 +63,9 @@ bench: setup $(PEERS)/.installed  ## time and memory beside every rival (docs/be
 # come with the working tree, built before where nvcc is.
 gpu:  ## where a GPU is: test and time the CUDA kernels (docs/benchmarks)
 	$(PYTHON) tools/gpu.py $(ARGS)
+
+zoo: setup  ## write model_zoo.md and model-index.yml from the metafiles
+	$(RUN) tools/model_zoo.py
 
 $(VENV)/.docs: $(VENV)/.installed requirements-docs.txt
 	$(PIP) install -r requirements-docs.txt

@@ -14,7 +14,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCES = ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "dcnzoo", "ops")
+SOURCES = (
+    *("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "model-index.yml"),
+    *("dcnzoo", "ops", "configs", "tools"),
+)
 
 if not (ROOT / "setup.py").exists():
     pytest.skip("needs the sources", allow_module_level=True)
@@ -29,7 +32,7 @@ def tree(tmp_path) -> Path:
     for name in SOURCES:
         source = ROOT / name
         if source.is_dir():
-            shutil.copytree(source, tree / name, ignore=built)
+            shutil.copytree(source, tree / name, ignore=built, symlinks=True)
         else:
             shutil.copy(source, tree / name)
     return tree
@@ -124,6 +127,38 @@ def test_source_archive_can_be_built_from(tree, tmp_path):
     sources = {str(path.relative_to(tree)) for path in tree.joinpath("ops").rglob("*") if path.is_file()}
     assert sources <= names and {"setup.py", "pyproject.toml", "dcnzoo/ops/deform_conv.py"} <= names
     assert not any(name.startswith("tests") or name.endswith(".so") for name in names)
+    unpacked = tmp_path / "unpacked"
+    with tarfile.open(archive) as tar:
+        tar.extractall(unpacked, filter="data")
+    (source,) = unpacked.iterdir()
+    assert files(build_py(source)) == files(build_py(tree)), "the archive has everything"
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def build_py(tree: Path) -> Path:
+    """What goes into a wheel but for the compiled libraries."""
+    result = setup(tree, "build_py", "--build-lib", "built")
+    assert result.returncode == 0, result.stderr
+    return tree / "built"
+
+
+def test_configs_and_tools_are_in_the_package(tree):
+    """Where OpenMMLab's programs look for them, as files: a link would lead out of the package."""
+    (tree / "tools" / "__pycache__").mkdir()
+    (tree / "tools" / "__pycache__" / "x.pyc").touch()
+    mim = build_py(tree) / "dcnzoo" / ".mim"
+    brought = {
+        f"{folder}/{name}": content
+        for folder in ("configs", "tools")
+        for name, content in files(tree / folder).items()
+        if not name.endswith(".pyc")
+    }
+    assert files(mim) == {**brought, "model-index.yml": (tree / "model-index.yml").read_bytes()}
+    assert not any(path.is_symlink() for path in mim.rglob("*"))
+    assert os.access(mim / "tools/dist_train.sh", os.X_OK)
 
 
 def test_versions_agree():
@@ -132,7 +167,7 @@ def test_versions_agree():
 
     setup_py, project = (ROOT / "setup.py").read_text(), (ROOT / "pyproject.toml").read_text()
     major, minor = re.search(r"MIN_TORCH = \((\d+), (\d+)\)", setup_py).groups()
-    assert f'dependencies = ["torch>={major}.{minor}"]' in project
+    assert f'dependencies = ["torch>={major}.{minor}", ' in project
     assert f'TORCH_TARGET = "0x{int(major):02x}{int(minor):02x}000000000000"' in setup_py
     (pin,) = re.findall(r"^torch==.*$", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
     assert f'"{pin}"' in project, "an isolated build is the build that is tested"
@@ -231,7 +266,7 @@ def test_wheel(tree, tmp_path):
     assert "dcnzoo/ops/_C_cpu.so" in names
     assert all(name.split("/")[0].startswith("dcnzoo") for name in names)
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "dcnzoo").rglob("*.py")}
-    assert modules == {name for name in names if name.endswith(".py")}
+    assert modules == {name for name in names if name.endswith(".py") and "/.mim/" not in name}
     code = """
 import torch, dcnzoo.ops
 x, w = torch.randn(2, 4, 5, 6), torch.randn(3, 4, 3, 3)
@@ -245,3 +280,37 @@ print(dcnzoo.__file__)
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == str(tmp_path / "site/dcnzoo/__init__.py")
+    installed_package_has_configs(tmp_path, environment)
+
+
+def installed_package_has_configs(tmp_path: Path, environment: dict[str, str]) -> None:
+    """OpenMMLab's ways to a config, and a tool, away from the repository."""
+    (tmp_path / "own.py").write_text(
+        "_base_ = 'dcnzoo::dcnv2/mask-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py'\n"
+        "model = dict(backbone=dict(dcn='v1'))\n"
+    )
+    code = """
+import dcnzoo.models
+from mmengine.config import Config
+from mmengine.hub import get_config, get_model
+name = "dcnzoo::demo/mask-rcnn_r14-mdconv_fpn_8e_shapes.py"
+print(get_config(name).filename)
+print(type(get_model(name).backbone.layer2[0].conv2).__name__)
+print(Config.fromfile("own.py").model.backbone.dcn)
+from dcnzoo import zoo
+print(zoo.find("mask-rcnn_r50-mdconv-c3-c5_fpn_1x_coco").config)
+"""
+    mim = tmp_path / "site/dcnzoo/.mim"
+    commands = ([sys.executable, "-c", code], [sys.executable, mim / "tools/train.py", "--help"])
+    results = [
+        subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        for command in commands
+    ]
+    assert [result.returncode for result in results] == [0, 0], [result.stderr for result in results]
+    assert results[0].stdout.split() == [
+        str(mim / "configs/demo/mask-rcnn_r14-mdconv_fpn_8e_shapes.py"),
+        "DCNv2",
+        "v1",
+        str(mim / "configs/dcnv2/mask-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py"),
+    ]
+    assert "--cfg-options" in results[1].stdout

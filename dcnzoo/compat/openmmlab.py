@@ -18,8 +18,12 @@ from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 
+from dcnzoo.compat.packages import hub_finds_packages, inherit_from_packages
+
 
 def apply() -> None:
+    inherit_from_packages()
+    hub_finds_packages()
     load_own_checkpoints()
     amp_on_cpu()
     distributed_without_cuda()

@@ -1,20 +1,25 @@
 """What the command-line tools share: arguments, the config, and errors that fit on a line."""
 
 import argparse
-import functools
 import os
-import sys
-from collections.abc import Callable
-from contextlib import contextmanager
 from pathlib import Path
 
 from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from dcnzoo.errors import UserError, command, user_errors
 
-class UserError(Exception):
-    """A mistake of the user; its text is all that is shown."""
+__all__ = [
+    "UserError",
+    "add_cfg_options",
+    "build_runner",
+    "command",
+    "load_config",
+    "make_parser",
+    "require_file",
+    "user_errors",
+]
 
 
 def make_parser(description: str, checkpoint: bool = False) -> argparse.ArgumentParser:
@@ -74,43 +79,3 @@ def require_file(path: str, what: str) -> None:
     """Raise UserError unless a local path exists; addresses with a scheme are not looked at."""
     if "://" not in path and not Path(path).expanduser().is_file():
         raise UserError(f"{what}: expected a file, found none at {path}")
-
-
-@contextmanager
-def user_errors():
-    """Inside, whatever goes wrong is taken to be a mistake in the config or on the command line."""
-    try:
-        yield
-    except (UserError, FileNotFoundError):
-        raise
-    except Exception as error:
-        raise UserError(_one_line(error)) from error
-
-
-def command(main: Callable[[], None]) -> Callable[[], None]:
-    """Make a tool's ``main`` end a user's mistake with one line and exit status 1.
-
-    Missing files count as such wherever they are noticed, everything else only inside
-    :func:`user_errors`. ``DCNZOO_TRACEBACK=1`` shows the traceback all the same.
-    """
-
-    @functools.wraps(main)
-    def run() -> None:
-        try:
-            main()
-        except (UserError, FileNotFoundError) as error:
-            if os.environ.get("DCNZOO_TRACEBACK") == "1":
-                raise
-            sys.exit(f"error: {_one_line(error)}")
-        except KeyboardInterrupt:
-            sys.exit(130)
-
-    return run
-
-
-def _one_line(error: Exception) -> str:
-    if isinstance(error, FileNotFoundError) and error.filename:
-        return f"file not found: {error.filename}"
-    # str() of a KeyError is the repr of its text
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    return " ".join(text.split()) or type(error).__name__

@@ -1,0 +1,61 @@
+"""``dcnzoo env``: what is installed, and which compiled operators are in use."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+
+import click
+
+from dcnzoo.compat.mmcv import EXTENSION, STAND_IN
+from dcnzoo.version import __version__
+
+PACKAGES = ("numpy", "mmengine", "mmcv", "mmcv-lite", "mmdet")
+
+
+def environment() -> Iterator[tuple[str, str]]:
+    """Name and value of everything that decides how dcnzoo runs here."""
+    import torch
+
+    from dcnzoo import ops
+    from dcnzoo.ops import _library
+
+    yield "dcnzoo", __version__
+    yield "python", f"{platform.python_version()} on {platform.machine()}"
+    yield "torch", torch.__version__
+    for package in PACKAGES:
+        try:
+            yield package, version(package)
+        except PackageNotFoundError:
+            yield package, "not installed"
+    for device in ("cpu", "cuda"):
+        reason = _library.problems.get(device, "they need the CPU operators")
+        found = _library.loaded.get(device) or f"not loaded: {reason}"
+        yield f"{device} operators", str(found)
+    if ops.has_ops():
+        yield "cpu capability", ops.cpu_capability()
+    if ops.with_cuda():
+        name, capability = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
+        yield "cuda", f"{torch.version.cuda}, {name} (sm_{capability[0]}{capability[1]})"
+    else:
+        yield "cuda", f"no ({'a GPU' if torch.cuda.is_available() else 'no GPU'} found by torch)"
+    yield EXTENSION, _active_extension()
+
+
+def _active_extension() -> str:
+    """Whose compiled module ``mmcv.ops`` uses. Does not import it."""
+    if find_spec("mmcv") is None:
+        return "none: mmcv is not installed"
+    origin = find_spec(EXTENSION).origin
+    return f"{'dcnzoo' if origin == str(STAND_IN) else 'mmcv'}'s, {origin}"
+
+
+@click.command
+def command() -> None:
+    """What is installed, and which compiled operators are in use."""
+    lines = list(environment())
+    width = max(len(name) for name, _ in lines)
+    for name, value in lines:
+        print(f"{name:{width}}  {value}")

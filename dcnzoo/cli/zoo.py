@@ -1,0 +1,150 @@
+"""``dcnzoo zoo``: the models there are, their figures, their weights."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from dcnzoo.errors import UserError
+
+if TYPE_CHECKING:
+    from dcnzoo.zoo import Model
+
+
+@click.group
+def command() -> None:
+    """Published models: list, search, download, verify.
+
+    NAME is a config's name without .py (faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco), one of the names
+    that MMDetection gives it, or package::folder/config.
+    """
+
+
+@command.command("list")
+@click.option("--dcn", is_flag=True, help="Only those with deformable convolution.")
+@click.option("--json", "as_json", is_flag=True, help="Everything that is known, as JSON.")
+def list_(dcn: bool, as_json: bool) -> None:
+    """All models."""
+    from dcnzoo.zoo import is_deformable, models
+
+    _show([model for model in models() if not dcn or is_deformable(model)], as_json)
+
+
+@command.command
+@click.argument("words", nargs=-1, required=True)
+@click.option("--json", "as_json", is_flag=True, help="Everything that is known, as JSON.")
+def search(words: tuple[str, ...], as_json: bool) -> None:
+    """Models in whose names or papers all WORDS occur."""
+    from dcnzoo import zoo
+
+    found = zoo.search(words)
+    if not found:
+        raise UserError(f"{' '.join(words)}: expected words that occur in a model's names, found none")
+    _show(found, as_json)
+
+
+@command.command
+@click.argument("name")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def info(name: str, as_json: bool) -> None:
+    """What is known about a model."""
+    from dcnzoo import zoo
+
+    known = _known(zoo.find(name))
+    if as_json:
+        print(json.dumps(known, indent=2))
+        return
+    rows = [(key, value) for key, value in known.items() if value not in (None, "", [], {})]
+    width = max(len(key) for key, _ in rows)
+    for key, value in rows:
+        lines = value if isinstance(value, list) else [value]
+        for number, line in enumerate(lines):
+            print(f"{key if number == 0 else '':{width}}  {_text(line)}")
+
+
+@command.command
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), help="Folder (default: torch's cache)."
+)
+def download(names: tuple[str, ...], out: Path | None) -> None:
+    """Download and check the weights of models; prints where they are."""
+    from dcnzoo import zoo
+
+    for model in [zoo.find(name) for name in names]:  # a wrong name stops it before the first download
+        print(zoo.download(model.id, out), flush=True)
+
+
+@command.command
+@click.argument("files", nargs=-1, required=True, metavar="FILE...", type=click.Path(path_type=Path))
+def verify(files: tuple[Path, ...]) -> None:
+    """Compare files with the checksum that OpenMMLab writes into their names."""
+    from dcnzoo import zoo
+
+    problems = 0
+    for file in files:
+        try:
+            if not file.is_file():
+                raise zoo.ChecksumError(f"{file}: expected a file, found none")
+            print(f"{file}: ok, {zoo.verify(file)}")
+        except zoo.ChecksumError as error:
+            print(error)
+            problems += 1
+    if problems:
+        raise UserError(f"{problems} of {len(files)} files are not what they should be, or not known to be")
+
+
+def _show(models: list[Model], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps([_known(model) for model in models], indent=2))
+        return
+    from dcnzoo.zoo import describe
+
+    rows = [("name", "deformable", "box AP", "mask AP", "figures")]
+    for model in models:
+        for source in model.sources() or [""]:
+            figures = model.metrics(source)
+            cells = (
+                describe(model).operators_text(),
+                figures.get("box AP", "–"),
+                figures.get("mask AP", "–"),
+                source,
+            )
+            rows.append((model.name, *map(str, cells)))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+    print(f"{len(models)} models", file=sys.stderr)
+
+
+def _known(model: Model) -> dict:
+    from dcnzoo.zoo import describe
+
+    description = describe(model)
+    return {
+        "name": model.name,
+        "id": model.id,
+        "aliases": list(model.aliases),
+        "collection": model.collection,
+        "paper": dict(model.paper),
+        "deformable": dict(description.operators),
+        "backbone": description.backbone,
+        "schedule": description.schedule,
+        "config": str(model.config),
+        "results": [
+            {"task": r.task, "dataset": r.dataset, "metrics": dict(r.metrics), "source": r.source}
+            for r in model.results
+        ],
+        "metadata": dict(model.metadata),
+        "weights": list(model.weights),
+    }
+
+
+def _text(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {_text(item)}" for key, item in value.items())
+    return "; ".join(map(_text, value)) if isinstance(value, list) else str(value)

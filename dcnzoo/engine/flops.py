@@ -1,0 +1,28 @@
+"""What torch's ``FlopCounterMode`` counts for dcnzoo's operators; importing the module registers it."""
+
+from math import prod
+
+import torch
+from torch.utils.flop_counter import register_flop_formula
+
+import dcnzoo.ops  # noqa: F401  the operators
+
+# Of a bilinear sample: four products and their sum, for every channel. What finds the four places and
+# weights is shared by the channels of a group, and not counted.
+_PER_SAMPLE = 2 * 4
+
+
+@register_flop_formula(torch.ops.dcnzoo.deform_conv)
+def deform_conv_flops(
+    input: list[int],  # [N, C, *size]
+    weight: list[int],  # [O, C / groups, *kernel]
+    offset: list[int] | None,
+    *args: object,
+    out_shape: list[int],  # [N, O, *out]
+    **kwargs: object,
+) -> int:
+    """The convolution's, as of an ordinary one, and the samples' where there are offsets."""
+    positions = out_shape[0] * prod(out_shape[2:])
+    convolution = 2 * positions * prod(weight)
+    samples = positions * input[1] * prod(weight[2:]) if offset is not None else 0
+    return convolution + _PER_SAMPLE * samples

@@ -1,0 +1,61 @@
+"""Configs and checkpoints: what there is, whose figures, downloads, and detectors ready to use.
+
+::
+
+    from dcnzoo import zoo
+    detector = zoo.load('faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco')
+
+    from mmdet.apis import inference_detector
+    inference_detector(detector, 'image.jpg')
+
+On the command line: ``dcnzoo zoo --help``.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dcnzoo.zoo.description import Description, describe, is_deformable
+from dcnzoo.zoo.fetch import ChecksumError, DownloadError, cache_folder, verify
+from dcnzoo.zoo.index import Model, Result, UnknownModelError, find, models, search
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = [
+    "ChecksumError",
+    "Description",
+    "DownloadError",
+    "Model",
+    "Result",
+    "UnknownModelError",
+    "cache_folder",
+    "describe",
+    "download",
+    "find",
+    "is_deformable",
+    "load",
+    "models",
+    "search",
+    "verify",
+]
+
+
+def download(name: str, folder: str | os.PathLike | None = None) -> Path:
+    """The published weights of a model, in torch's cache or a folder of your choice.
+
+    Raises:
+        UserError: no such model, no weights, a failed download.
+    """
+    from dcnzoo.zoo.fetch import fetch
+
+    return fetch(find(name).only_weights(), folder)
+
+
+def load(name: str, **options: object) -> nn.Module:
+    """A detector with its published weights: :func:`dcnzoo.zoo.detector.load`."""
+    from dcnzoo.zoo.detector import load  # imports MMDetection
+
+    return load(name, **options)

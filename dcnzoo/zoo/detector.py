@@ -1,0 +1,88 @@
+"""From a name to a detector with weights."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import dcnzoo.models  # noqa: F401  registers what configs name; before mmdet, which needs mmcv.ops
+
+# isort: split
+from mmdet.registry import DATASETS, MODELS
+from mmengine.config import Config
+from mmengine.logging import print_log
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import init_default_scope
+from torch import nn
+
+from dcnzoo.compat.packages import mim_folder
+from dcnzoo.errors import UserError
+from dcnzoo.zoo.fetch import fetch
+from dcnzoo.zoo.index import Model, find
+from dcnzoo.zoo.weights import load_weights
+
+
+def read_config(model: Model) -> Config:
+    """The model's config, which also says that dcnzoo is to be imported."""
+    cfg = Config.fromfile(model.config)
+    imports = cfg.get("custom_imports") or {"imports": []}
+    if "dcnzoo.models" not in imports["imports"]:
+        cfg.custom_imports = {**imports, "imports": [*imports["imports"], "dcnzoo.models"]}
+    teacher = cfg.model.get("teacher_config")
+    if isinstance(teacher, str):  # written as seen from MMDetection's repository
+        cfg.model.teacher_config = str(mim_folder(model.package) / teacher)
+    return cfg
+
+
+def load(
+    name: str,
+    *,
+    checkpoint: str | os.PathLike | None = None,
+    device: str = "cpu",
+    trust: bool = False,
+    cfg_options: dict | None = None,
+) -> nn.Module:
+    """A detector with its published weights, ready for ``mmdet.apis.inference_detector``.
+
+    Args:
+        name: as for :func:`dcnzoo.zoo.find`.
+        checkpoint: a file with weights to take instead of the published ones.
+        trust: read a checkpoint that holds more than weights, which **runs whatever code is in it**.
+        cfg_options: settings to override, ``{"model.test_cfg.rcnn.score_thr": 0.3}``.
+
+    Raises:
+        UserError: no such model, no weights, a failed download, a checkpoint that does not fit.
+    """
+    model = find(name)
+    if checkpoint is None:
+        checkpoint = fetch(model.only_weights())
+    elif not Path(checkpoint).is_file():
+        raise UserError(f"checkpoint: expected a file, found none at {checkpoint}")
+    cfg = read_config(model)
+    cfg.merge_from_dict(cfg_options or {})
+    detector, meta = build(cfg, checkpoint, trust)
+    detector.dataset_meta = dataset_meta(cfg, meta)
+    return detector.to(device)
+
+
+def build(cfg: Config, checkpoint: str | os.PathLike, trust: bool = False) -> tuple[nn.Module, dict]:
+    """The config's model in evaluation mode, with the file's weights; and the file's ``meta``."""
+    cfg.model.pop("teacher_ckpt", None)  # teaches in training only
+    init_default_scope(cfg.get("default_scope", "mmdet"))  # stays: inference_detector builds from it too
+    detector = revert_sync_batchnorm(MODELS.build(cfg.model))
+    meta, report = load_weights(detector, checkpoint, trust)
+    if report:
+        print_log(f"{checkpoint}: {report}", logger="current")
+    detector.cfg = cfg
+    return detector.eval(), meta
+
+
+def dataset_meta(cfg: Config, meta: dict) -> dict:
+    """Names and colours of the classes: the checkpoint's if it has them, else the data set's."""
+    found = {key.lower(): value for key, value in meta.get("dataset_meta", {}).items()}
+    if "CLASSES" in meta:  # MMDetection 2.x
+        found = {"classes": meta["CLASSES"], "palette": meta.get("PALETTE")}
+    dataset = dict(cfg.test_dataloader.dataset, lazy_init=True)
+    known = DATASETS.build(dataset).metainfo
+    found = {**known, **{key: value for key, value in found.items() if value is not None}}
+    return {**found, "palette": found.get("palette") or "random"}

@@ -1,0 +1,131 @@
+"""model_zoo.md and model-index.yml, written from the metafiles."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator
+from importlib.metadata import version
+from itertools import groupby
+from pathlib import Path
+
+from dcnzoo.zoo.description import describe, is_deformable
+from dcnzoo.zoo.index import Model, models
+
+_INTRODUCTION = """\
+# Model zoo
+
+Written by `make zoo` from the metafiles in `configs/` and in MMDetection {mmdet}; not by hand.
+
+**Whose figure is it?** The column *figures* says so of every row, memory and speed included:
+
+- `published (…)`: by whom. Not by dcnzoo, and not repeated here: `tools/reproduce.py` evaluates the weights
+  and prints what it measures beside what was published.
+- `measured (machine, date, command)`: by dcnzoo, and how to measure it again. `±` is the standard
+  deviation over seeds.
+
+AP in percent, of COCO on `val2017`. Memory is of training, in GB per GPU; speed is of inference, in images
+per second. *Deformable* says which operator, and in which part of the model.
+
+```bash
+python -m dcnzoo zoo list --dcn            # this list
+python -m dcnzoo zoo download NAME         # the weights, checked
+```
+
+How to use them in a program, mirrors and offline use: [the zoo](docs/zoo.md).
+"""
+_COLUMNS = (
+    *("config", "backbone", "deformable", "schedule", "memory", "speed"),
+    *("data", "box AP", "mask AP", "figures", "weights"),
+)
+_MMDETECTION = "https://github.com/open-mmlab/mmdetection/blob/v{version}/configs"
+
+
+def render() -> str:
+    """The page, from the metafiles of dcnzoo and of the MMDetection that is installed."""
+    ours = [model for model in models() if model.package == "dcnzoo"]
+    theirs = [model for model in models() if model.package == "mmdet" and is_deformable(model)]
+    sections = [_INTRODUCTION.format(mmdet=_mmdet_version())]
+    sections.append("## Configs of dcnzoo\n\nIn [`configs/`](configs).\n")
+    sections += _tables(ours)
+    sections.append(
+        "## Configs of MMDetection\n\nWhat else in MMDetection convolves or pools deformably. "
+        "Which of its operators dcnzoo provides:\n[DCN in a detector](docs/detectors.md#what-else-changes).\n"
+    )
+    sections += _tables(theirs)
+    return "\n".join(sections)
+
+
+def render_index(configs: Path) -> str:
+    """OpenMMLab's list of metafiles, for ``mim`` and ``mmengine.hub``."""
+    files = sorted(path.parent.name for path in configs.glob("*/metafile.yml"))
+    return "Import:\n" + "".join(f"  - configs/{folder}/metafile.yml\n" for folder in files)
+
+
+def _tables(models: Iterable[Model]) -> Iterator[str]:
+    """A heading and a table for each folder of configs."""
+    for folder, group in groupby(models, lambda model: model.config.parent.name):
+        group = list(group)
+        paper = next((model.paper for model in group if model.paper.get("URL")), {})
+        title = paper.get("Title", paper.get("URL"))
+        lines = [f"### {folder}", "", *([f"[{title}]({paper['URL']})", ""] if paper else [])]
+        lines += [_row(_COLUMNS), _row(["---"] * len(_COLUMNS))]
+        lines += [_row(cells) for model in group for cells in _rows(model)]
+        yield "\n".join(lines) + "\n"
+
+
+def _row(cells: Iterable[object]) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def _rows(model: Model) -> Iterator[list[str]]:
+    """One for each source of figures; memory and speed are the publisher's."""
+    described = describe(model)
+    weights = [f"[download]({url})" for url in model.weights]
+    for source in model.sources() or ["–"]:
+        results = [result for result in model.results if result.source == source]
+        data = ", ".join(dict.fromkeys(r.dataset for r in results)) or "–"
+        figures = model.metrics(source) if results else {}
+        published = source.startswith("published")
+        yield [
+            _link(model),
+            described.backbone,
+            described.operators_text() or "none",
+            described.schedule,
+            model.metadata.get("Training Memory (GB)", "–") if published else "–",
+            _speed(model) if published else "–",
+            data,
+            *(str(figures.get(metric, "–")) for metric in ("box AP", "mask AP")),
+            source,
+            ", ".join(weights) or "–",
+        ]
+
+
+def _link(model: Model) -> str:
+    folder = model.config.parent.name
+    place = "configs" if model.package == "dcnzoo" else _MMDETECTION.format(version=_mmdet_version())
+    return f"[{model.name}]({place}/{folder}/{model.config.name})"
+
+
+def _speed(model: Model) -> str:
+    times = model.metadata.get("inference time (ms/im)")
+    if not times:
+        return "–"
+    first = times[0]  # of several resolutions the one of the figures
+    return f"{1000 / first['value']:.1f} ({first['hardware']})"
+
+
+@functools.cache
+def _mmdet_version() -> str:
+    return version("mmdet")
+
+
+def write(root: Path) -> list[Path]:
+    """Writes both files into a clone; returns those that changed."""
+    contents = {
+        root / "model-index.yml": render_index(root / "configs"),
+        root / "model_zoo.md": render(),
+    }
+    changed = [p for p, text in contents.items() if not p.exists() or p.read_text("utf-8") != text]
+    for path in changed:
+        path.write_text(contents[path], encoding="utf-8")
+    return changed

@@ -1,0 +1,205 @@
+"""tools/analysis and tools/model_converters: counts against arithmetic, logs against what was put in."""
+
+import hashlib
+import json
+import re
+import runpy
+import statistics
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import dcnzoo.engine.flops  # noqa: F401
+from dcnzoo.layers import DeformConv2d
+from dcnzoo.zoo import verify
+from dcnzoo.zoo.weights import read_checkpoint
+
+ROOT = Path(__file__).resolve().parents[1]
+DEMO = "configs/demo/mask-rcnn_r14-mdconv_fpn_8e_shapes.py"
+PLAIN = "configs/demo/mask-rcnn_r14_fpn_8e_shapes.py"
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    def run(tool, *arguments, fails=False):
+        monkeypatch.chdir(ROOT)
+        monkeypatch.setattr(sys, "argv", [tool, *map(str, arguments)])
+        if fails:
+            with pytest.raises(SystemExit) as stopped:
+                runpy.run_path(f"tools/{tool}.py", run_name="__main__")
+            return stopped.value.code
+        runpy.run_path(f"tools/{tool}.py", run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
+
+
+# Operations
+
+
+@pytest.mark.parametrize("with_offset", [True, False])
+def test_flops_of_a_deformable_convolution(with_offset):
+    """Counted by hand: batch 2, 6 → 8 channels in 2 groups, taps 3×2, 9×7 → 5×8 positions."""
+    layer = DeformConv2d(6, 8, (3, 2), stride=(2, 1), padding=(1, 1), groups=2, bias=False)
+    x, offset = torch.rand(2, 6, 9, 7), torch.zeros(2, 12, 5, 8)
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        assert layer(x, offset).shape == (2, 8, 5, 8)
+    positions = 2 * 5 * 8
+    products = positions * 8 * 3 * 6  # each of 8 outputs reads 3 channels at 6 taps
+    samples = positions * 6 * 6 * 4  # each of 6 channels is read at 6 taps, each of 4 pixels
+    assert counter.get_total_flops() == 2 * (products + samples)
+
+
+def flops(text):
+    return {
+        name: float(value) for name, value in re.findall(r"^ *([\w.]+): ([\d.]+) [GM]$", text, re.MULTILINE)
+    }
+
+
+def test_get_flops(run):
+    """Without deformable layers: as many as F.conv2d has; with them: the difference is what they add."""
+    shape = ("--shape", "128", "--by-operator")
+    plain = flops(run("analysis/get_flops", PLAIN, *shape))
+    deformable = flops(run("analysis/get_flops", DEMO, *shape))
+    assert "dcnzoo.deform_conv" in deformable and "dcnzoo.deform_conv" not in plain
+    assert deformable["Params"] == pytest.approx(581_891 / 1e6, abs=0.005)
+    assert plain["Params"] == pytest.approx(558_509 / 1e6, abs=0.005)
+    parts = sum(value for name, value in plain.items() if name.startswith("aten"))
+    assert plain["Flops"] == pytest.approx(parts, abs=0.01)
+
+
+def test_get_flops_mistakes(run):
+    assert "--shape: expected one or two sizes ≥ 1, got 1 2 3" in run(
+        "analysis/get_flops", DEMO, "--shape", 1, 2, 3, fails=True
+    )
+    assert "config: expected a file" in run("analysis/get_flops", "nowhere.py", fails=True)
+    assert "--num-images: expected ≥ 1" in run("analysis/get_flops", DEMO, "--num-images", 0, fails=True)
+
+
+# Images per second
+
+
+def test_benchmark(run, tmp_path):
+    options = ["--max-iter", 4, "--num-warmup", 1, "--log-interval", 2, "--repeat-num", 2, "--device", "cpu"]
+    text = run("analysis/benchmark", DEMO, "--shape", 64, 96, "--fuse-conv-bn", *options)
+    lines = text.splitlines()[-6:]
+    said = [line.split(":")[0] for line in lines]
+    assert said == ["2 of 4", "4 of 4", "run 1 of 2", "2 of 4", "4 of 4", "run 2 of 2"]
+    rate, milliseconds = re.search(
+        r"([\d.]+) images/s, median ([\d.]+) ms/image, 64×96, ", lines[-1]
+    ).groups()
+    assert float(rate) > 0 and float(milliseconds) > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--max-iter", 0], "--max-iter: expected ≥ 1, got 0"),
+        (["--shape", -1], "--shape: expected one or two sizes"),
+        (["--checkpoint", "nowhere.pth"], "checkpoint: expected a file, found none at nowhere.pth"),
+    ],
+)
+def test_benchmark_mistakes(run, arguments, expected):
+    assert expected in run("analysis/benchmark", DEMO, *arguments, fails=True)
+
+
+# Logs
+
+
+@pytest.fixture
+def work_dir(tmp_path):
+    """Two epochs of three iterations, interrupted and resumed within the second."""
+    logs = [
+        [(1, 1, 4.0, 9.0), (2, 1, 3.0, 0.2), (3, 1, 2.0, 0.4), ("val", 1, 0.1), (4, 2, 50.0, 8.0)],
+        [(4, 2, 1.5, 7.0), (5, 2, 1.2, 0.5), (6, 2, 1.0, 0.7), ("val", 2, 0.25)],
+    ]
+    for number, log in enumerate(logs):
+        folder = tmp_path / "run" / f"2026_{number}" / "vis_data"
+        folder.mkdir(parents=True)
+        lines = []
+        for entry in log:
+            if entry[0] == "val":
+                lines.append({"coco/bbox_mAP": entry[2], "data_time": 0.1, "time": 5.0, "step": entry[1]})
+            else:
+                step, epoch, loss, time = entry
+                lines.append({"loss": loss, "time": time, "epoch": epoch, "iter": step, "step": step})
+        text = "\n".join(map(json.dumps, lines)) + '\n{"loss": 0.'
+        (folder / "scalars.json").write_text(text)
+    return tmp_path / "run"
+
+
+def tool_function(name):
+    return runpy.run_path(str(ROOT / "tools/analysis/analyze_logs.py"))[name]
+
+
+def test_curves(work_dir):
+    curve = tool_function("curve")
+    assert curve(work_dir, "loss") == ([1, 2, 3, 4, 5, 6], [4.0, 3.0, 2.0, 1.5, 1.2, 1.0])
+    assert curve(work_dir, "bbox_mAP") == curve(work_dir, "coco/bbox_mAP") == ([1, 2], [0.1, 0.25])
+    first = work_dir / "2026_0" / "vis_data" / "scalars.json"
+    assert curve(first, "loss")[1][-1] == 50.0
+
+
+def test_plot_curve(run, work_dir, tmp_path):
+    out = tmp_path / "new" / "curves.png"
+    printed = run("analysis/analyze_logs", "plot_curve", work_dir, "--keys", "loss", "bbox_mAP", "--out", out)
+    assert printed.strip() == str(out)
+    image = cv2.imread(str(out))
+    assert image.shape[0] > 300 and len(np.unique(image.reshape(-1, 3), axis=0)) > 10
+
+
+def test_cal_train_time(run, work_dir):
+    text = run("analysis/analyze_logs", "cal_train_time", work_dir)
+    # without the first entry of each epoch: 0.2, 0.4 and 0.5, 0.7
+    assert "slowest epoch 2: 0.6000" in text and "fastest epoch 1: 0.3000" in text
+    assert f"mean over epochs: {statistics.mean([0.3, 0.6]):.4f}" in text
+    assert "standard deviation over epochs: 0.1500" in text
+    text = run("analysis/analyze_logs", "cal_train_time", work_dir, "--include-outliers")
+    assert "slowest epoch 1: 3.2000" in text
+
+
+def test_logs_mistakes(run, work_dir, tmp_path):
+    tool = "analysis/analyze_logs"
+    message = run(tool, "plot_curve", work_dir, "--keys", "segm_mAP", fails=True)
+    assert "--keys: expected some of loss, time, epoch, iter, step, coco/bbox_mAP, data_time, got" in message
+    message = run(tool, "plot_curve", work_dir, "--keys", "loss", "--legend", "a", "b", fails=True)
+    assert "--legend: expected 1 names, one for each log and key, got 2" in message
+    assert "found none at nowhere.json" in run(tool, "cal_train_time", "nowhere.json", fails=True)
+    assert "found no entries" in run(tool, "cal_train_time", tmp_path, fails=True)
+
+
+# Publishing
+
+
+def test_publish_model(run, tmp_path):
+    weights = {"w": torch.arange(5.0)}
+    content = {"state_dict": weights, "meta": {"epoch": 3}, "optimizer": {"lr": 1.0}, "message_hub": {}}
+    torch.save(content, tmp_path / "epoch_3.pth")
+    printed = run("model_converters/publish_model", tmp_path / "epoch_3.pth", tmp_path / "out" / "net.pth")
+    said, path = printed.splitlines()
+    assert said == "left out: message_hub, optimizer"
+    digits = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    assert path == f"{tmp_path}/out/net-{digits[:8]}.pth" and verify(path) == f"sha256:{digits}"
+    assert [p.name for p in (tmp_path / "out").iterdir()] == [Path(path).name]
+    assert set(torch.load(path)) == {"meta", "state_dict"}
+    found = read_checkpoint(path)
+    assert torch.equal(found["state_dict"]["w"], weights["w"]) and found["meta"] == {"epoch": 3}
+    again = run("model_converters/publish_model", tmp_path / "epoch_3.pth", tmp_path / "other")
+    assert Path(again.splitlines()[1]).name == f"other-{digits[:8]}.pth", "the name is not in the content"
+
+
+def test_publish_model_keeps_what_is_asked_for(run, tmp_path):
+    torch.save({"state_dict": {"w": torch.ones(1)}, "meta": {}, "x": 1}, tmp_path / "in.pth")
+    keys = ["--save-keys", "state_dict", "x"]
+    path = run("model_converters/publish_model", tmp_path / "in.pth", tmp_path / "out.pth", *keys).split()[-1]
+    assert set(torch.load(path)) == {"state_dict", "x"}
+    message = run(
+        "model_converters/publish_model", tmp_path / "in.pth", "out", "--save-keys", "meta", fails=True
+    )
+    assert "expected a state_dict, in the file and in --save-keys" in message

@@ -1,0 +1,87 @@
+"""Configs by package: ``_base_ = 'dcnzoo::…'``, ``mmengine.hub``, and nothing of pkg_resources."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
+
+import dcnzoo.models
+from dcnzoo.compat.packages import mim_folder
+
+# isort: split
+from mmengine.hub import get_config, get_model
+
+ROOT = Path(__file__).resolve().parents[1]
+NAME = "dcnv2/mask-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py"
+
+
+@pytest.fixture
+def config(tmp_path):
+    def read(text):
+        (tmp_path / "config.py").write_text(text)
+        return Config.fromfile(tmp_path / "config.py")
+
+    return read
+
+
+def test_folders():
+    assert mim_folder("dcnzoo") == ROOT / "dcnzoo" / ".mim"
+    for name in ("configs", "tools", "model-index.yml"):
+        assert (mim_folder("dcnzoo") / name).resolve() == ROOT / name
+    assert (mim_folder("mmdet") / "configs" / NAME).is_file()
+    assert mim_folder("no_such_package") is None
+    assert mim_folder("torch") is None, "brings no configs"
+
+
+def test_inherits(config):
+    cfg = config(f"_base_ = 'dcnzoo::{NAME}'\nmodel = dict(backbone=dict(depth=101))")
+    assert cfg.model.backbone.depth == 101 and cfg.model.backbone.dcn is True
+    assert cfg.custom_imports.imports == ["dcnzoo.models"]
+
+
+def test_scope_is_mmdetections(config):
+    """There are no registries of dcnzoo's own: with its name as the scope nothing would be found."""
+    cfg = config("_base_ = 'dcnzoo::demo/mask-rcnn_r14_fpn_8e_shapes.py'\nx = {{_base_.model}}")
+    assert cfg.model._scope_ == "mmdet" and cfg.x._scope_ == "mmdet"
+
+
+@pytest.mark.parametrize(
+    ("base", "error", "text"),
+    [
+        ("nowhere::a/b.py", ModuleNotFoundError, "nowhere is not installed, or brings no configs"),
+        ("torch::a/b.py", ModuleNotFoundError, "torch is not installed, or brings no configs"),
+        ("dcnzoo::dcn/nothing.py", FileNotFoundError, "no such config"),
+    ],
+)
+def test_bases_that_are_not_there(config, base, error, text):
+    with pytest.raises(error) as raised:
+        config(f"_base_ = '{base}'")
+    assert text in str(raised.value)
+    if error is FileNotFoundError:
+        assert raised.value.filename.endswith("configs/dcn/nothing.py")
+
+
+def test_hub():
+    cfg = get_config(f"dcnzoo::{NAME}", pretrained=True)
+    assert cfg.model.backbone.dcn is True and cfg.model_path.endswith("-ad97591f.pth")
+    model = get_model("dcnzoo::demo/mask-rcnn_r14-mdconv_fpn_8e_shapes.py")
+    assert type(model.backbone.layer2[0].conv2) is dcnzoo.models.DCNv2
+    assert DefaultScope.get_current_instance() is None, "the scope is as it was"
+
+
+def test_without_pkg_resources(tmp_path):
+    """Which setuptools 81 dropped. mmengine and mmcv want it still, to be imported: given an empty one."""
+    (tmp_path / "pkg_resources.py").write_text("")
+    code = f"""
+import sys
+sys.path.insert(0, {str(tmp_path)!r})
+from dcnzoo.compat.packages import inherit_from_packages
+from mmengine.config import Config
+inherit_from_packages()
+print(Config.fromfile({str(ROOT / "configs" / NAME)!r}, import_custom_modules=False).model.backbone.depth)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (result.stdout.strip(), result.returncode) == ("50", 0), result.stderr

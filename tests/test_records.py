@@ -1,0 +1,53 @@
+"""Rows of results: whole or absent, and none lost."""
+
+import json
+import multiprocessing
+
+import pytest
+import torch
+
+from dcnzoo.engine.records import append_row, machine, versions
+
+
+def rows(path):
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+def test_rows_are_added(tmp_path):
+    path = tmp_path / "new" / "rows.jsonl"
+    append_row(path, {"a": 1, "text": "zwei\nZeilen – ±"})
+    append_row(path, {"a": 2})
+    assert rows(path) == [{"a": 1, "text": "zwei\nZeilen – ±"}, {"a": 2}]
+
+
+def test_interrupted(tmp_path, monkeypatch):
+    path = tmp_path / "rows.jsonl"
+    append_row(path, {"a": 1})
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", lambda fd: (_ for _ in ()).throw(OSError("disk full")))
+        with pytest.raises(OSError, match="disk full"):
+            append_row(path, {"a": 2})
+    append_row(path, {"a": 3})
+    assert rows(path) == [{"a": 1}, {"a": 3}]
+    assert not list(tmp_path.glob(".*partial"))
+
+
+def _append(path, first):
+    for number in range(first, first + 20):
+        append_row(path, {"number": number})
+
+
+def test_processes_lose_nothing(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=_append, args=(path, 20 * i)) for i in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert sorted(row["number"] for row in rows(path)) == list(range(80))
+
+
+def test_what_a_row_says():
+    assert versions()["torch"] == torch.__version__ and "mmdet" in versions()
+    assert machine("cpu").endswith(f", {torch.get_num_threads()} threads")

@@ -1,0 +1,223 @@
+"""tools/reproduce.py: what it measures, beside what was published, with a detector that knows the answer."""
+
+import hashlib
+import json
+import math
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import dcnzoo.models  # noqa: F401  first: mmdet needs mmcv._ext
+
+# isort: split
+from mmdet.models.detectors.base import BaseDetector
+from mmdet.registry import MODELS
+from mmengine.structures import InstanceData
+
+from dcnzoo.datasets import ShapesSpec, make_shapes
+
+from .zoo.conftest import entry, package  # noqa: F401  a fixture
+
+ROOT = Path(__file__).resolve().parents[1]
+IMAGES = 5
+
+
+@MODELS.register_module()
+class KnowsTheAnswer(BaseDetector):
+    """Detects what is annotated, in a share ``weight`` of the images: the AP says what was loaded."""
+
+    def __init__(self, annotations: str, data_preprocessor: dict | None = None) -> None:
+        super().__init__(data_preprocessor=data_preprocessor)
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        content = json.loads(Path(annotations).read_text())
+        self.truth = {image["id"]: [] for image in content["images"]}
+        for annotation in content["annotations"]:
+            self.truth[annotation["image_id"]].append(annotation)
+
+    def loss(self, batch_inputs, batch_data_samples):
+        return {"loss_weight": (self.weight - 1).square().sum()}
+
+    def predict(self, batch_inputs, batch_data_samples, **_):
+        for sample in batch_data_samples:
+            share = float(self.weight.clamp(0, 1))
+            known = self.truth[sample.img_id] if sample.img_id < round(share * len(self.truth)) else []
+            height, width = sample.ori_shape
+            boxes = torch.tensor([a["bbox"] for a in known]).reshape(-1, 4)
+            boxes[:, 2:] += boxes[:, :2]
+            masks = torch.zeros(len(known), height, width, dtype=torch.bool)
+            for mask, (x0, y0, x1, y1) in zip(masks, boxes.round().int().tolist(), strict=True):
+                mask[y0:y1, x0:x1] = True  # boxes, not outlines: mask AP is below box AP
+            sample.pred_instances = InstanceData(
+                bboxes=boxes,
+                scores=torch.ones(len(known)),
+                labels=torch.tensor([a["category_id"] for a in known], dtype=torch.long) - 1,
+                masks=masks,
+            )
+        return batch_data_samples
+
+    def extract_feat(self, batch_inputs):
+        return batch_inputs
+
+    def _forward(self, batch_inputs, batch_data_samples=None):
+        return batch_inputs
+
+
+CONFIG = """
+_base_ = 'dcnzoo::demo/mask-rcnn_r14_fpn_8e_shapes.py'
+annotations = '{root}/annotations/instances_val2017.json'
+model = dict(
+    _delete_=True, type='KnowsTheAnswer', annotations=annotations,
+    data_preprocessor=dict(type='DetDataPreprocessor', pad_mask=True))
+data = dict(
+    _delete_=True, type='CocoDataset', pipeline={{_base_.test_pipeline}},
+    ann_file='annotations/instances_val2017.json', data_root='data/coco/', data_prefix=dict(img='val2017/'),
+    metainfo=dict(classes=('oval', 'trefoil', 'cross')), test_mode=True)
+train_dataloader = dict(batch_size=2, dataset=data)
+val_dataloader = dict(dataset=data)
+test_dataloader = dict(batch_size=2, dataset=data)
+val_evaluator = dict(ann_file=annotations)
+test_evaluator = dict(ann_file='data/coco/annotations/instances_val2017.json')
+optim_wrapper = dict(optimizer=dict(_delete_=True, type='SGD', lr=0.5))
+param_scheduler = []
+custom_hooks = []
+train_cfg = dict(max_epochs=1)
+"""
+
+
+@pytest.fixture(scope="module")
+def coco(tmp_path_factory):
+    """A generated data set, laid out like COCO's val2017."""
+    root = tmp_path_factory.mktemp("coco")
+    make_shapes(root / "shapes", ShapesSpec(train=1, val=IMAGES))
+    (root / "annotations").mkdir()
+    content = json.loads((root / "shapes/annotations/val.json").read_text())
+    for number, image in enumerate(content["images"]):
+        for annotation in content["annotations"]:
+            if annotation["image_id"] == image["id"]:
+                annotation["image_id"] = number
+        image["id"] = number
+    (root / "annotations/instances_val2017.json").write_text(json.dumps(content))
+    (root / "shapes/val").rename(root / "val2017")
+    return root
+
+
+@pytest.fixture
+def reproduce(package, coco, tmp_path, monkeypatch, capsys):  # noqa: F811
+    """Runs the tool on a published model; returns what it printed and the rows it wrote."""
+    published = entry("knows", text=CONFIG.replace("{root}", str(coco)), Published="its author")
+    published["Results"][0]["Metrics"] = {"box AP": 75.0, "AR@1000": 90.0}
+    package(published)
+    out = tmp_path / "results" / "rows.jsonl"
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments, config="knows", fails=False):
+        work = ["--work-dir", tmp_path / "work", "--out", out]
+        monkeypatch.setattr(sys, "argv", ["reproduce", config, *map(str, (*work, *arguments))])
+        if fails:
+            with pytest.raises(SystemExit) as stopped:
+                runpy.run_path(str(ROOT / "tools/reproduce.py"), run_name="__main__")
+            return stopped.value.code
+        runpy.run_path(str(ROOT / "tools/reproduce.py"), run_name="__main__")
+        return capsys.readouterr().out, [json.loads(line) for line in out.read_text().splitlines()]
+
+    return run
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    def save(weight, name="weights.pth"):
+        torch.save({"state_dict": {"module.weight": torch.tensor([weight])}, "meta": {}}, tmp_path / name)
+        return tmp_path / name
+
+    return save
+
+
+def table(printed):
+    return {
+        name: rest.split() for name, rest in re.findall(r"^(box AP|mask AP) +(.*)$", printed, re.MULTILINE)
+    }
+
+
+def test_measured_beside_published(reproduce, checkpoint, coco):
+    path = checkpoint(1.0)
+    printed, (row,) = reproduce("--checkpoint", path, "--data-root", coco)
+    assert table(printed)["box AP"] == ["100.0", "75.0", "+25.0"]
+    assert table(printed)["mask AP"][1:] == ["–", "–"] and 0 < float(table(printed)["mask AP"][0]) < 100
+    assert row["measured"]["box AP"] == 100.0 and row["published"] == {"box AP": 75.0}
+    assert row["difference"] == {"box AP": 25.0} and row["source"] == "published (its author)"
+    assert row["model"] == "dcnzoo::paper/knows.py" and row["images"] == IMAGES and row["subset"] is None
+    assert row["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest() and row["checkpoint"] == path.name
+    assert row["versions"]["torch"] == torch.__version__ and row["machine"] and row["date"]
+    assert not row["trained"] and "--data-root" in row["command"]
+
+
+def test_rows_are_added(reproduce, checkpoint, coco):
+    for weight in (0.0, 1.0):
+        _, rows = reproduce("--checkpoint", checkpoint(weight), "--data-root", coco)
+    assert [row["measured"]["box AP"] for row in rows] == [0.0, 100.0]
+    assert [row["difference"]["box AP"] for row in rows] == [-75.0, 25.0]
+
+
+@pytest.mark.parametrize("subset", [2, 4])
+def test_subset(reproduce, checkpoint, coco, subset):
+    """Images that are not evaluated do not count as missed: the detector knows the first three."""
+    printed, (row,) = reproduce(
+        "--checkpoint", checkpoint(3 / IMAGES), "--data-root", coco, "--subset", subset
+    )
+    content = json.loads((coco / "annotations/instances_val2017.json").read_text())
+    of_class = [
+        [
+            a["image_id"]
+            for a in content["annotations"]
+            if a["category_id"] == c["id"] and a["image_id"] < subset
+        ]
+        for c in content["categories"]
+    ]
+    recalls = [sum(image < 3 for image in images) / len(images) for images in of_class if images]
+    # precision is 1 up to the recall, at 101 points
+    expected = sum(math.floor(recall * 100 + 1e-9) + 1 if recall else 0 for recall in recalls) / 101
+    assert row["measured"]["box AP"] == pytest.approx(100 * expected / len(recalls), abs=0.06)
+    assert row["images"] == subset == row["subset"]
+    assert "the published figure is of all of them" in printed
+
+
+def test_train(reproduce, coco):
+    """The first step of SGD on (w − 1)² at rate 0.5 takes the weight to 1."""
+    printed, (row,) = reproduce("--train", "--data-root", coco)
+    assert row["trained"] and row["measured"]["box AP"] == 100.0 and row["checkpoint"] == "epoch_1.pth"
+    assert table(printed)["box AP"] == ["100.0", "75.0", "+25.0"]
+
+
+def test_a_config_of_ones_own(reproduce, checkpoint, coco, tmp_path):
+    own = tmp_path / "own.py"
+    own.write_text(CONFIG.replace("{root}", str(coco)))
+    printed, (row,) = reproduce("--checkpoint", checkpoint(1.0), "--data-root", coco, config=str(own))
+    assert table(printed)["box AP"] == ["100.0", "–", "–"]
+    assert row["published"] == row["difference"] == {} and row["model"] == str(own)
+
+
+def test_mistakes(reproduce, checkpoint, coco, tmp_path):
+    path = checkpoint(1.0)
+    data = ["--data-root", coco]
+    assert "closest names: knows" in reproduce("--checkpoint", path, config="knowss", fails=True)
+    message = reproduce("--checkpoint", path, "--data-root", tmp_path, fails=True)
+    assert message.startswith("error: annotations: expected a file, found none at ")
+    assert "tools/download_dataset.py" in message
+    assert "--subset: expected ≥ 1, got 0" in reproduce(*data, "--subset", 0, fails=True)
+    assert "got both" in reproduce(*data, "--train", "--checkpoint", path, fails=True)
+    assert "expected a file, found none at nowhere" in reproduce(*data, "--checkpoint", "nowhere", fails=True)
+    assert "knows: expected one file of published weights, found none" in reproduce(*data, fails=True)
+    (tmp_path / "own.py").write_text(CONFIG.replace("{root}", str(coco)))
+    message = reproduce(*data, config=str(tmp_path / "own.py"), fails=True)
+    assert (
+        message
+        == "error: expected --checkpoint FILE or --train: the zoo has no weights for a config of yours"
+    )
+    torch.save({"state_dict": {"other": torch.ones(1)}}, tmp_path / "other.pth")
+    message = reproduce(*data, "--checkpoint", tmp_path / "other.pth", fails=True)
+    assert "expected the weights of this model, found 1 parameter (weight) missing" in message
+    assert not (tmp_path / "results").exists(), "no row of a failed run"

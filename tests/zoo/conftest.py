@@ -1,0 +1,53 @@
+"""A package with configs and a metafile of the test's own."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dcnzoo.compat.packages import mim_folder
+from dcnzoo.zoo import fetch as fetching
+from dcnzoo.zoo import index
+
+
+def entry(name="net_1x", **changes):
+    metrics = {"Task": "Object Detection", "Dataset": "COCO", "Metrics": {"box AP": 40.0}}
+    return {
+        "Name": name,
+        "In Collection": "Paper",
+        "Config": f"configs/paper/{name}.py",
+        "Results": [metrics],
+        **changes,
+    }
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """Puts entries, and their configs' text, into the metafile of a package in dcnzoo's place."""
+    folder = tmp_path / ".mim" / "configs" / "paper"
+    folder.mkdir(parents=True)
+    mmdet = mim_folder("mmdet")
+    monkeypatch.setattr(index, "mim_folder", lambda name: mmdet if name == "mmdet" else tmp_path / ".mim")
+    caches = (index.models, index._models_of)
+
+    def write(*entries):
+        for entry in entries:
+            config = folder / Path(entry["Config"]).name
+            config.write_text(entry.pop("text", ""))
+        content = {"Collections": [{"Name": "Paper", "Paper": {"Title": "T"}}], "Models": list(entries)}
+        (folder / "metafile.yml").write_text(yaml.safe_dump(content))
+        for cache in caches:
+            cache.cache_clear()
+        return [m for m in index.models() if m.package == "dcnzoo"]
+
+    yield write
+    for cache in caches:
+        cache.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def undisturbed(monkeypatch):
+    """No waiting between attempts, and nothing of the environment decides where files come from."""
+    monkeypatch.setattr(fetching, "_BACKOFF", 0.0)
+    for name in (fetching.MIRROR, fetching.OFFLINE, "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)

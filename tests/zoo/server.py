@@ -1,0 +1,96 @@
+"""A server on this machine that can do what servers on the Internet do to a download."""
+
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+@dataclass
+class Served:
+    """What there is, how the server behaves, and what it was asked.
+
+    Attributes:
+        files: path → content.
+        ranges: whether it knows how to send a part of a file.
+        etag: of every file; None: neither ETag nor Last-Modified is sent.
+        statuses: status codes of the next answers, before it behaves.
+        cuts: bytes after which the next answers break off; None: not at all.
+        stalls: bytes after which the next answers hang until the client has gone.
+        requests: (path, value of Range or None), in order.
+    """
+
+    files: dict[str, bytes]
+    ranges: bool = True
+    etag: str | None = '"1"'
+    statuses: list[int] = field(default_factory=list)
+    cuts: list[int | None] = field(default_factory=list)
+    stalls: list[int] = field(default_factory=list)
+    requests: list[tuple[str, str | None]] = field(default_factory=list)
+    url: str = ""
+    closing: threading.Event = field(default_factory=threading.Event)
+
+    def next(self, queue: list):
+        return queue.pop(0) if queue else None
+
+
+@contextmanager
+def serving(served: Served) -> Iterator[Served]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *_):
+            pass
+
+        def do_GET(self):
+            wanted = self.headers.get("Range")
+            served.requests.append((self.path, wanted))
+            status = served.next(served.statuses)
+            if status is None and self.path not in served.files:
+                status = 404
+            if status is not None:
+                self.send_error(status)
+                return
+            content, start = served.files[self.path], 0
+            unchanged = self.headers.get("If-Range") in (None, served.etag)
+            found = re.fullmatch(r"bytes=(\d+)-", wanted or "")
+            if found and served.ranges and unchanged:
+                start = int(found[1])
+                if start >= len(content):
+                    self.send_response(416)
+                    self.send_header("Content-Range", f"bytes */{len(content)}")
+                    self.send_header("Content-Length", "0")
+                    self.end_headers()
+                    return
+                self.send_response(206)
+                self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+            else:
+                self.send_response(200)
+            if served.etag is not None:
+                self.send_header("ETag", served.etag)
+            self.send_header("Content-Length", str(len(content) - start))
+            self.end_headers()
+            cut, stall = served.next(served.cuts), served.next(served.stalls)
+            stop = min(x for x in (cut, stall, len(content)) if x is not None)
+            self.wfile.write(content[start : start + stop])
+            self.wfile.flush()
+            if stall is not None:
+                served.closing.wait()
+            if cut is not None:
+                self.close_connection = True
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    server.handle_error = lambda *_: None  # connections that clients and tests break
+    served.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield served
+    finally:
+        served.closing.set()
+        server.shutdown()
+        server.server_close()
+        thread.join()

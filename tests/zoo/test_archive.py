@@ -1,0 +1,96 @@
+"""Unpacking: nothing outside the folder, no links, nothing half."""
+
+import io
+import re
+import stat
+import zipfile
+
+import pytest
+from rich.console import Console
+
+from dcnzoo.zoo import archive
+from dcnzoo.zoo.archive import ArchiveError, unpack
+
+
+@pytest.fixture
+def make(tmp_path):
+    def make(members, mode=None):
+        path = tmp_path / "data.zip"
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+            for name, content in members.items():
+                info = zipfile.ZipInfo(name)
+                if mode is not None:
+                    info.external_attr = mode << 16
+                file.writestr(info, content)
+        return path
+
+    return make
+
+
+def files(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+GOOD = {"val2017/": b"", "val2017/1.jpg": b"one" * 1000, "annotations/a.json": b"{}", "top": b""}
+
+
+def test_unpack(make, tmp_path):
+    out = tmp_path / "out"
+    assert unpack(make(GOOD), out) == 3
+    assert files(out) == {name: content for name, content in GOOD.items() if not name.endswith("/")}
+
+
+def test_what_is_there_is_kept_or_mended(make, tmp_path):
+    out = tmp_path / "out"
+    unpack(make(GOOD), out)
+    (out / "top").write_bytes(b"half")
+    before = (out / "val2017/1.jpg").stat().st_mtime_ns
+    assert unpack(make(GOOD), out) == 3
+    assert (out / "top").read_bytes() == b""
+    assert (out / "val2017/1.jpg").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    "name", ["../out.txt", "a/../../out.txt", "/tmp/out.txt", "..\\out.txt", "C:\\out.txt", "\\\\host\\x"]
+)
+def test_names_that_lead_out(make, tmp_path, name):
+    out = tmp_path / "out"
+    path = make({"good.txt": b"x", name: b"escaped"})
+    with pytest.raises(ArchiveError) as error:
+        unpack(path, out)
+    assert str(error.value).startswith(f"{path}: ")
+    assert str(error.value).endswith("expected a name inside the folder; nothing unpacked")
+    assert files(tmp_path) == {"data.zip": path.read_bytes()}
+
+
+@pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFIFO, stat.S_IFCHR])
+def test_links_and_devices(make, tmp_path, kind):
+    path = make({"link": b"/etc"}, mode=kind | 0o777)
+    with pytest.raises(ArchiveError, match="link: expected files, found a link; nothing unpacked"):
+        unpack(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_damaged(make, tmp_path):
+    path = make({"a": b"first" * 50, "b": bytes(range(256)) * 50})
+    content = bytearray(path.read_bytes())
+    content[content.rindex(b"b\x00", 0, len(content) // 2) + 40] ^= 0xFF
+    path.write_bytes(content)
+    with pytest.raises(ArchiveError, match="expected a zip file, found a damaged one"):
+        unpack(path, tmp_path / "out")
+    assert set(files(tmp_path / "out")) <= {"a"}, "no half file, nothing left lying about"
+    path.write_bytes(b"no zip")
+    with pytest.raises(ArchiveError, match="expected a zip file"):
+        unpack(path, tmp_path / "out")
+
+
+def test_no_room(make, tmp_path, monkeypatch):
+    monkeypatch.setattr(archive.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 2000}))
+    with pytest.raises(ArchiveError, match=re.escape("3.0 kB to unpack, 2.0 kB free at ")):
+        unpack(make(GOOD), tmp_path / "out")
+
+
+def test_bar(make, tmp_path):
+    screen = io.StringIO()
+    unpack(make(GOOD), tmp_path / "out", Console(file=screen, force_terminal=True, width=120))
+    assert "unpacking data.zip" in screen.getvalue() and "3.0/3.0 kB" in screen.getvalue()

@@ -1,0 +1,106 @@
+"""``dcnzoo zoo …``, as it is typed."""
+
+import hashlib
+import json
+import re
+import sys
+
+import pytest
+
+from dcnzoo import cli, zoo
+
+from .conftest import entry
+from .server import Served, serving
+
+NAME = "faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco"
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """What a command printed; or the line and the status with which it failed."""
+
+    def run(*arguments, status=0):
+        monkeypatch.setattr(sys, "argv", ["dcnzoo", "zoo", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        printed = capsys.readouterr()
+        if status == 0:
+            assert stopped.value.code == 0, f"{stopped.value.code}\n{printed.err}"
+            return printed.out
+        assert isinstance(stopped.value.code, str), "a line, and exit status 1"
+        return stopped.value.code, printed.out
+
+    return run
+
+
+def test_list(run):
+    lines = run("list").splitlines()
+    assert lines[0].split("  ")[0] == "name" and len(lines) - 1 >= len(zoo.models()) > 580
+    (row,) = [line for line in lines if line.startswith(NAME + " ")]
+    assert re.split(r"  +", row) == [NAME, "DCNv2 (backbone)", "41.4", "–", "published (MMDetection)"]
+
+
+def test_list_dcn(run):
+    models = json.loads(run("list", "--dcn", "--json"))
+    assert len(models) >= 60
+    assert all(model["deformable"] and model["backbone"] for model in models)
+    assert {"DCN", "DCNv2", "SAC"} <= {op for model in models for op in model["deformable"].values()}
+    folders = {model["id"].partition("::")[2].partition("/")[0] for model in models}
+    assert {"dcn", "dcnv2", "detectors", "vfnet", "tood", "reppoints", "centernet", "ld"} <= folders
+    assert not folders & {"deformable_detr", "mask2former"}, "attention is not convolution"
+
+
+def test_search(run):
+    assert [line.split()[0] for line in run("search", "group4").splitlines()[1:]] == [
+        "faster-rcnn_r50-mdconv-group4-c3-c5_fpn_1x_coco"
+    ]
+    line, _ = run("search", "no", "such words", status=1)
+    assert line == "error: no such words: expected words that occur in a model's names, found none"
+
+
+def test_info(run):
+    text = run("info", NAME)
+    rows = dict(re.split(r"  +", line, maxsplit=1) for line in text.splitlines())
+    assert rows["id"] == f"dcnzoo::dcnv2/{NAME}.py" and rows["weights"].endswith("-d099253b.pth")
+    assert "published (MMDetection)" in rows["results"]
+    known = json.loads(run("info", NAME, "--json"))
+    assert known["results"][0]["metrics"] == {"box AP": 41.4} and known["deformable"] == {"backbone": "DCNv2"}
+    line, _ = run("info", NAME.replace("mdconv", "mdcnv"), status=1)
+    assert line.startswith("error: ") and NAME in line and "\n" not in line
+
+
+@pytest.fixture
+def server(package):
+    contents = [b"first" * 1000, b"second" * 1000]
+    files = {f"/net{i}-{hashlib.sha256(c).hexdigest()[:8]}.pth": c for i, c in enumerate(contents)}
+    with serving(Served(files)) as served:
+        entries = [
+            entry(f"net{i}", Published="a test", Weights=served.url + path) for i, path in enumerate(files)
+        ]
+        package(*entries, entry("lost", Published="a test", Weights=f"{served.url}/lost-12345678.pth"))
+        yield served
+
+
+def test_download_and_verify(run, server, tmp_path):
+    printed = run("download", "net0", "net1", "--out", tmp_path).split()
+    assert printed == [f"{tmp_path}{path}" for path in server.files]
+    assert [(tmp_path / path[1:]).read_bytes() for path in server.files] == list(server.files.values())
+    sums = [hashlib.sha256(content).hexdigest() for content in server.files.values()]
+    assert run("verify", *printed).splitlines() == [
+        f"{path}: ok, sha256:{digest}" for path, digest in zip(printed, sums, strict=True)
+    ]
+    with open(printed[0], "ab") as file:
+        file.write(b"!")
+    line, out = run("verify", *printed, tmp_path / "nothing", status=1)
+    assert line == "error: 2 of 3 files are not what they should be, or not known to be"
+    assert out.splitlines()[0].startswith(f"{printed[0]}: expected sha256 {sums[0][:8]}, found ")
+    assert out.splitlines()[2] == f"{tmp_path}/nothing: expected a file, found none"
+
+
+def test_download_that_fails(run, server, tmp_path):
+    line, out = run("download", "net0", "lost", "--out", tmp_path, status=1)
+    assert line == f"error: {server.url}/lost-12345678.pth: the server answered 404 (Not Found)"
+    assert out.strip() == f"{tmp_path}{next(iter(server.files))}", "what came before it is there"
+    server.requests.clear()
+    line, _ = run("download", "net1", "nett1", "--out", tmp_path, status=1)
+    assert "closest names: net1" in line and server.requests == [], "nothing before all names are known"

@@ -1,0 +1,128 @@
+"""What is read out of configs, against the models that they build."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from dcnzoo.compat.packages import mim_folder
+from dcnzoo.zoo import description, index
+
+MMDET = mim_folder("mmdet") / "configs"
+
+
+@pytest.mark.parametrize(
+    ("name", "operators", "backbone", "schedule"),
+    [
+        ("mask-rcnn_r50-dconv-c3-c5_fpn_1x_coco", {"backbone": "DCN"}, "ResNet-50", "12 epochs"),
+        ("mask-rcnn_r50-mdconv-c3-c5_fpn_1x_coco", {"backbone": "DCNv2"}, "ResNet-50", "12 epochs"),
+        (
+            "gfl_x101-32x4d-dconv-c4-c5_fpn_ms-2x_coco",
+            {"backbone": "DCN"},
+            "ResNeXt-101-32x4d",
+            "24 epochs",
+        ),
+        (
+            "mask-rcnn_regnetx-3.2GF-mdconv-c3-c5_fpn_1x_coco",
+            {"backbone": "DCNv2"},
+            "regnetx-3.2gf",
+            "12 epochs",
+        ),
+        (
+            "detectors_htc-r50_1x_coco",
+            {"backbone": "SAC", "neck": "SAC"},
+            "ResNet-50",
+            "12 epochs",
+        ),
+        ("faster-rcnn_r50_fpn_mdpool_1x_coco", {"head": "ModulatedDeformRoIPool"}, "ResNet-50", "12 epochs"),
+        ("faster-rcnn_r50_fpn_dpool_1x_coco", {"head": "DeformRoIPool"}, "ResNet-50", "12 epochs"),
+        ("centernet_r18-dcnv2_8xb16-crop512-140e_coco", {"neck": "DCNv2"}, "ResNet-18", "140 epochs"),
+        (
+            "vfnet_r50-mdconv-c3-c5_fpn_ms-2x_coco",
+            {"backbone": "DCNv2", "head": "DCN + DCNv2"},
+            "ResNet-50",
+            "24 epochs",
+        ),
+        ("ld_r101-gflv1-r101-dcn_fpn_2x_coco", {"teacher": "DCN"}, "ResNet-101", "24 epochs"),
+        ("centernet_r18_8xb16-crop512-140e_coco", {}, "ResNet-18", "140 epochs"),
+        ("fovea_r50_fpn_4xb4-1x_coco", {}, "ResNet-50", "12 epochs"),
+        ("mask-rcnn_r50_fpn_1x_coco", {}, "", ""),
+        ("deformable-detr_r50_16xb2-50e_coco", {}, "", ""),
+    ],
+)
+def test_describe(name, operators, backbone, schedule):
+    found = description.describe(index.find(name))
+    assert dict(found.operators) == operators
+    assert (found.backbone, found.schedule) == (backbone, schedule)
+
+
+def test_text():
+    found = description.describe(index.find("vfnet_r50-mdconv-c3-c5_fpn_ms-2x_coco"))
+    assert found.operators_text() == "DCNv2 (backbone), DCN + DCNv2 (head)"
+
+
+def test_a_config_that_is_not_read_has_nothing_deformable():
+    """The guess from the text alone is never wrong in that direction: here every config is read."""
+    sample = [path for path in sorted(MMDET.glob("*/*_r50*1x*coco.py")) if "detr" not in path.name][::6]
+    assert len(sample) > 20
+    for path in sample:
+        cfg = Config.fromfile(path, import_custom_modules=False)
+        if dict(description._operators(cfg.model, "head")):
+            assert description.may_be_deformable(path), path
+
+
+@pytest.mark.parametrize(
+    ("dcn", "operator"), [(True, "DCNv2"), ("v1", "DCN"), ("v2", "DCNv2"), ("v4", "DCNv4"), (False, None)]
+)
+def test_short_notation(dcn, operator):
+    model = {"backbone": {"type": "ResNet", "dcn": dcn}, "bbox_head": {"type": "RetinaHead"}}
+    found = list(description._operators(model, "head"))
+    assert found == ([("backbone", operator)] if operator else [])
+
+
+def deformable_layers(model):
+    """Names of the modules that hold a deformable convolution, found by building the model."""
+    from mmcv.ops import DeformConv2d, ModulatedDeformConv2d
+
+    return [n for n, m in model.named_modules() if isinstance(m, DeformConv2d | ModulatedDeformConv2d)]
+
+
+# RoI pooling is no convolution, SAC and TOOD call the function, a teacher is no module of the model,
+# GLIP wants a language model, and BoxInst and Swin cannot be built without memory for them.
+OTHERS = ("boxinst", "detectors", "glip", "ld", "tood")
+BUILT = [
+    model
+    for model in index.models()
+    if model.package == "mmdet"
+    and description.may_be_deformable(model.config)
+    and model.config.parent.name not in OTHERS
+    and not any(word in model.name for word in ("pool", "swin"))
+]
+
+
+@pytest.mark.parametrize("model", BUILT, ids=lambda model: model.name)
+def test_the_model_holds_what_the_config_is_said_to(model):
+    import dcnzoo.models  # noqa: F401
+
+    # isort: split
+    from mmdet.registry import MODELS
+    from mmengine.registry import DefaultScope
+
+    cfg = Config.fromfile(model.config)
+    with DefaultScope.overwrite_default_scope("mmdet"), torch.device("meta"):
+        layers = deformable_layers(MODELS.build(cfg.model))
+    parts = {name.partition(".")[0] for name in layers}
+    parts = {part if part in ("backbone", "neck") else "head" for part in parts}
+    assert parts == set(description.describe(model).operators)
+
+
+def test_packages_that_are_not_there(tmp_path):
+    config = tmp_path / "net.py"
+    config.write_text("_base_ = ['other::x/y.py', './gone.py']\n")
+    assert not description.may_be_deformable(config)
+    config.write_text("model = dict(backbone=dict(dcn=True))\n")
+    assert not description.may_be_deformable(config), "asked once"
+    description.may_be_deformable.cache_clear()
+    assert description.may_be_deformable(config)
+    assert description.may_be_deformable(Path(index.find("ld_r101-gflv1-r101-dcn_fpn_2x_coco").config))

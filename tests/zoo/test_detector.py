@@ -1,0 +1,112 @@
+"""From a name to detections: download, old names of parameters, classes, the config that goes with it."""
+
+import hashlib
+import io
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dcnzoo import zoo
+from dcnzoo.errors import UserError
+
+from .conftest import entry
+from .server import Served, serving
+
+CONFIG = """
+_base_ = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
+model = dict(
+    backbone=dict(depth=18, base_channels=8, dcn='v1', init_cfg=None),
+    neck=dict(in_channels=[8, 16, 32, 64], out_channels=16),
+    rpn_head=dict(in_channels=16, feat_channels=16),
+    roi_head=dict(
+        bbox_roi_extractor=dict(out_channels=16),
+        bbox_head=dict(in_channels=16, fc_out_channels=32, num_classes=2)))
+"""
+META = {"CLASSES": ("bent", "straight"), "PALETTE": [(1, 2, 3), (4, 5, 6)], "mmdet_version": "2.0.0"}
+
+
+@pytest.fixture
+def published(package, tmp_path, monkeypatch):
+    """A model, in the index and on a server, as MMDetection 2.0 would have published it."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    (model,) = package(entry("tiny", text=CONFIG, Published="a test"))
+    from mmdet.registry import MODELS
+    from mmengine.registry import DefaultScope
+
+    from dcnzoo.zoo.detector import read_config
+
+    torch.manual_seed(0)
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        detector = MODELS.build(read_config(model).model)
+    old = {re.sub(r"\.conv_offset\.", "_offset.", k): v for k, v in detector.state_dict().items()}
+    buffer = io.BytesIO()
+    torch.save({"state_dict": old, "meta": META}, buffer)
+    name = f"tiny_20200130-{hashlib.sha256(buffer.getvalue()).hexdigest()[:8]}.pth"
+    with serving(Served({f"/{name}": buffer.getvalue()})) as served:
+        package(entry("tiny", text=CONFIG, Published="a test", Weights=f"{served.url}/{name}"))
+        yield detector, served, tmp_path / "cache" / "hub" / "checkpoints" / name
+
+
+def test_load_detects(published):
+    source, served, cached = published
+    detector = zoo.load("tiny", cfg_options={"model.test_cfg.rcnn.score_thr": 0.0})
+    assert cached.is_file() and len(served.requests) == 1
+    assert detector.dataset_meta["classes"] == META["CLASSES"]
+    assert detector.dataset_meta["palette"] == META["PALETTE"]
+    assert not detector.training and detector.cfg.custom_imports["imports"] == ["dcnzoo.models"]
+    for key, value in source.state_dict().items():
+        assert torch.equal(detector.state_dict()[key], value)
+
+    from mmdet.apis import inference_detector
+
+    image = np.random.default_rng(0).integers(0, 255, (60, 90, 3), dtype=np.uint8)
+    found = inference_detector(detector, image).pred_instances
+    assert len(found) > 0 and found.labels.max() <= 1
+    boxes = found.bboxes
+    assert boxes.min() >= 0 and boxes[:, 2].max() <= 90 and boxes[:, 3].max() <= 60
+
+    zoo.load("tiny", checkpoint=cached)
+    zoo.load("tiny")
+    assert len(served.requests) == 1, "from the cache"
+
+
+def test_what_was_renamed_is_said(published, monkeypatch):
+    from dcnzoo.zoo import detector
+
+    said = []
+    monkeypatch.setattr(detector, "print_log", lambda text, **_: said.append(text))
+    zoo.load("tiny")
+    old, new = "backbone.layer2.0.conv2_offset.weight", "backbone.layer2.0.conv2.conv_offset.weight"
+    assert said == [f"{published[2]}: 12 parameters renamed, such as {old} to {new}"]
+
+
+def test_download(published, tmp_path):
+    _, served, cached = published
+    assert zoo.download("tiny") == cached
+    assert zoo.download("tiny", tmp_path / "here") == tmp_path / "here" / cached.name
+    assert len(served.requests) == 2
+
+
+def test_mistakes(published, tmp_path, monkeypatch):
+    with pytest.raises(zoo.UnknownModelError, match="closest names: tiny"):
+        zoo.load("tinny")
+    with pytest.raises(UserError, match=r"checkpoint: expected a file, found none at nowhere\.pth"):
+        zoo.load("tiny", checkpoint="nowhere.pth")
+    torch.save({"state_dict": {"x": torch.ones(1)}}, tmp_path / "other.pth")
+    with pytest.raises(UserError, match="expected the weights of this model, found "):
+        zoo.load("tiny", checkpoint=tmp_path / "other.pth")
+    monkeypatch.setenv("DCNZOO_OFFLINE", "1")
+    with pytest.raises(zoo.DownloadError, match="and DCNZOO_OFFLINE is set"):
+        zoo.load("tiny")
+
+
+def test_teacher_of_a_config_of_mmdetections():
+    """It is written as seen from MMDetection's repository; nothing is downloaded to build the student."""
+    from dcnzoo.zoo.detector import read_config
+
+    cfg = read_config(zoo.find("ld_r101-gflv1-r101-dcn_fpn_2x_coco"))
+    assert Path(cfg.model.teacher_config).is_file()
+    assert cfg.custom_imports["imports"] == ["dcnzoo.models"]

@@ -1,0 +1,282 @@
+"""Downloads, against a server that breaks off, stalls, lies and errs."""
+
+import hashlib
+import io
+import multiprocessing
+import random
+import re
+import threading
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from dcnzoo.zoo import fetch as module
+from dcnzoo.zoo.fetch import ChecksumError, DownloadError, cache_folder, checksum_in_name, fetch, verify
+
+from .server import Served, serving
+
+CONTENT = random.Random(0).randbytes(3_000_001)  # more than two blocks, and an odd end
+SHA = hashlib.sha256(CONTENT).hexdigest()
+NAME = f"net_1x_20200130-{SHA[:8]}.pth"
+
+
+@pytest.fixture
+def server():
+    plain = {f"/zoo/{NAME}": CONTENT, "/zoo/net.pth": CONTENT, "/zoo/net-00000000.pth": CONTENT}
+    with serving(Served(plain)) as served:
+        yield served
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_whole_file(server, tmp_path):
+    path = fetch(f"{server.url}/zoo/{NAME}", tmp_path / "new" / "folder")
+    assert path == tmp_path / "new" / "folder" / NAME and path.read_bytes() == CONTENT
+    assert names(path.parent) == [NAME], "nothing else stays"
+    fetch(f"{server.url}/zoo/{NAME}", path.parent)
+    assert len(server.requests) == 1, "not asked for again"
+
+
+def test_bar(server, tmp_path):
+    screen = io.StringIO()
+    server.cuts = [2_000_000]
+    fetch(f"{server.url}/zoo/{NAME}", tmp_path, console=Console(file=screen, force_terminal=True, width=120))
+    assert NAME in screen.getvalue()
+    frames = re.findall(r"([\d.]+)/([\d.]+) (\w+)", re.sub(r"\x1b\[[^m]*m", "", screen.getvalue()))
+    assert frames[-1] == ("3.0", "3.0", "MB")
+    quiet = io.StringIO()
+    fetch(f"{server.url}/zoo/net.pth", tmp_path, console=Console(file=quiet))
+    assert quiet.getvalue() == "", "no bar in a log"
+
+
+def test_broken_connection_goes_on_by_itself(server, tmp_path):
+    server.cuts = [1_000_000, 500_000]
+    path = fetch(f"{server.url}/zoo/{NAME}", tmp_path, retries=1)
+    assert path.read_bytes() == CONTENT and names(tmp_path) == [NAME]
+    starts = [re.fullmatch(r"bytes=(\d+)-", wanted)[1] for _, wanted in server.requests[1:]]
+    assert len(starts) == 2 and 0 < int(starts[0]) <= 1_000_000 and int(starts[0]) < int(starts[1])
+
+
+def test_next_call_goes_on(server, tmp_path):
+    url = f"{server.url}/zoo/{NAME}"
+    server.cuts = [2_000_000]
+    with pytest.raises(DownloadError) as error:
+        fetch(url, tmp_path, retries=0)
+    kept = (tmp_path / f"{NAME}.part").stat().st_size
+    assert 0 < kept <= 2_000_000 and not (tmp_path / NAME).exists()
+    assert str(error.value).startswith(f"{url}: the connection broke; ")
+    assert "are kept, the next call goes on" in str(error.value)
+    assert fetch(url, tmp_path).read_bytes() == CONTENT
+    assert server.requests[-1] == (f"/zoo/{NAME}", f"bytes={kept}-")
+    assert names(tmp_path) == [NAME]
+
+
+def test_everything_was_there_but_the_name(server, tmp_path):
+    (tmp_path / f"{NAME}.part").write_bytes(CONTENT)
+    assert fetch(f"{server.url}/zoo/{NAME}", tmp_path).read_bytes() == CONTENT
+    assert server.requests == [(f"/zoo/{NAME}", f"bytes={len(CONTENT)}-")]
+
+
+def test_part_that_is_too_long(server, tmp_path):
+    (tmp_path / f"{NAME}.part").write_bytes(CONTENT + b"more")
+    assert fetch(f"{server.url}/zoo/{NAME}", tmp_path).read_bytes() == CONTENT
+    assert [wanted for _, wanted in server.requests] == [f"bytes={len(CONTENT) + 4}-", None]
+
+
+def test_server_without_ranges(server, tmp_path):
+    server.ranges, server.cuts = False, [2_000_000]
+    assert fetch(f"{server.url}/zoo/{NAME}", tmp_path).read_bytes() == CONTENT
+    assert server.requests[1][1] is not None, "asked for the rest, was given the whole"
+
+
+@pytest.mark.parametrize(("etag", "resumes"), [('"1"', True), ('"2"', False), (None, False)])
+def test_file_without_checksum_that_may_have_changed(server, tmp_path, etag, resumes):
+    """Two versions are never mixed: where nothing says it is the same file, it is taken anew."""
+    server.cuts = [2_000_000]
+    if etag is None:
+        server.etag = None
+    with pytest.raises(DownloadError):
+        fetch(f"{server.url}/zoo/net.pth", tmp_path, retries=0)
+    if not resumes:
+        server.files["/zoo/net.pth"] = bytes(reversed(CONTENT))
+    server.etag = etag
+    assert fetch(f"{server.url}/zoo/net.pth", tmp_path).read_bytes() == server.files["/zoo/net.pth"]
+    assert (server.requests[1][1] is not None) == (etag is not None)
+
+
+def test_wrong_checksum(server, tmp_path):
+    url = f"{server.url}/zoo/net-00000000.pth"
+    with pytest.raises(ChecksumError) as error:
+        fetch(url, tmp_path)
+    aside = tmp_path / "net-00000000.pth.refused"
+    assert str(error.value) == f"{url}: expected sha256 00000000, found {SHA[:8]}; kept as {aside}"
+    assert names(tmp_path) == [".net-00000000.pth.lock", aside.name]
+    assert aside.read_bytes() == CONTENT
+    with pytest.raises(ChecksumError):
+        fetch(url, tmp_path)
+    assert [wanted for _, wanted in server.requests] == [None, None], "begun anew"
+
+
+def test_given_checksum(server, tmp_path):
+    sha1 = hashlib.sha1(CONTENT).hexdigest()
+    fetch(f"{server.url}/zoo/net.pth", tmp_path, checksum=f"sha1:{sha1}")
+    with pytest.raises(ChecksumError, match="expected md5 12, found"):
+        fetch(f"{server.url}/zoo/net.pth", tmp_path / "other", checksum="md5:12")
+
+
+def test_damaged_file_in_the_cache(server, tmp_path):
+    (tmp_path / NAME).write_bytes(CONTENT[:-1])
+    said = io.StringIO()
+    path = fetch(f"{server.url}/zoo/{NAME}", tmp_path, console=Console(file=said, width=1000))
+    assert path.read_bytes() == CONTENT
+    assert said.getvalue() == f"{path} is not what it should be; kept as {path}.refused\n"
+    assert names(tmp_path) == [NAME, f"{NAME}.refused"]
+
+
+def test_missing_file(server, tmp_path):
+    with pytest.raises(DownloadError) as error:
+        fetch(f"{server.url}/nothing.pth", tmp_path)
+    assert str(error.value) == f"{server.url}/nothing.pth: the server answered 404 (Not Found)"
+    assert len(server.requests) == 1, "no use in asking again"
+
+
+def test_server_that_errs_for_a_while(server, tmp_path):
+    server.statuses = [503, 500, 429]
+    assert fetch(f"{server.url}/zoo/{NAME}", tmp_path).read_bytes() == CONTENT
+    server.statuses = [503] * 3
+    with pytest.raises(DownloadError) as error:
+        fetch(f"{server.url}/zoo/net.pth", tmp_path, retries=2)
+    assert str(error.value) == (
+        f"{server.url}/zoo/net.pth: the server answered 503 (Service Unavailable), 3 times in a row"
+    )
+
+
+def test_server_that_stalls(server, tmp_path):
+    server.stalls = [0, 1_500_000]
+    assert fetch(f"{server.url}/zoo/{NAME}", tmp_path, timeout=0.2).read_bytes() == CONTENT
+    server.stalls = [0, 0]
+    with pytest.raises(DownloadError, match=r"net\.pth: nothing came for 0\.2 s, 2 times in a row$"):
+        fetch(f"{server.url}/zoo/net.pth", tmp_path, timeout=0.2, retries=1)
+
+
+def test_nobody_there(server, tmp_path):
+    url = "http://127.0.0.1:9/net.pth"
+    with pytest.raises(DownloadError) as error:
+        fetch(url, tmp_path, retries=1)
+    assert str(error.value) == f"{url}: no connection: Connection refused, 2 times in a row"
+
+
+def test_full_disk(server, tmp_path, monkeypatch):
+    usage = type("Usage", (), {"free": 1_000_000})
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(DownloadError, match=r"3\.0 MB to come, 1\.0 MB free at "):
+        fetch(f"{server.url}/zoo/{NAME}", tmp_path)
+
+
+def test_offline(server, tmp_path, monkeypatch):
+    url = f"{server.url}/zoo/{NAME}"
+    monkeypatch.setenv(module.OFFLINE, "1")
+    with pytest.raises(DownloadError) as error:
+        fetch(url, tmp_path)
+    assert (
+        str(error.value) == f"expected {NAME} in {tmp_path}, found no intact one, and DCNZOO_OFFLINE is set"
+    )
+    (tmp_path / NAME).write_bytes(CONTENT)
+    assert fetch(url, tmp_path) == tmp_path / NAME
+    assert server.requests == []
+    monkeypatch.setenv(module.OFFLINE, "0")
+    fetch(url, tmp_path / "elsewhere")
+    assert len(server.requests) == 1
+
+
+def test_mirror(server, tmp_path, monkeypatch):
+    monkeypatch.setenv(
+        module.MIRROR, f"https://other.example/=http://nowhere/ https://zoo.example/v2={server.url}/zoo"
+    )
+    path = fetch(f"https://zoo.example/v2/{NAME}", tmp_path)
+    assert path.read_bytes() == CONTENT and server.requests == [(f"/zoo/{NAME}", None)]
+    monkeypatch.setenv(module.MIRROR, server.url)
+    with pytest.raises(DownloadError, match=r"^DCNZOO_MIRROR: expected PREFIX=REPLACEMENT, got http://127"):
+        fetch(f"https://zoo.example/v2/{NAME}", tmp_path / "other")
+
+
+def test_one_of_many_downloads(server, tmp_path):
+    server.cuts = [1_000_000]
+    found = []
+    threads = [
+        threading.Thread(target=lambda: found.append(fetch(f"{server.url}/zoo/{NAME}", tmp_path)))
+        for _ in range(6)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [tmp_path / NAME] * 6 and found[0].read_bytes() == CONTENT
+    assert [wanted is None for _, wanted in server.requests] == [True, False]
+    assert names(tmp_path) == [NAME]
+
+
+def _fetch_in_process(url, folder, outcomes):
+    outcomes.put(fetch(url, folder).name)
+
+
+def test_processes_wait_for_each_other(server, tmp_path):
+    context = multiprocessing.get_context("fork")
+    outcomes = context.Queue()
+    arguments = (f"{server.url}/zoo/{NAME}", tmp_path, outcomes)
+    processes = [context.Process(target=_fetch_in_process, args=arguments) for _ in range(3)]
+    for process in processes:
+        process.start()
+    assert [outcomes.get(timeout=30) for _ in processes] == [NAME] * 3
+    for process in processes:
+        process.join()
+    assert len(server.requests) == 1 and (tmp_path / NAME).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(
+    "url", ["net.pth", "file:///etc/passwd", "http://example.org/", "http://x/a/..%2f.."]
+)
+def test_addresses_that_are_none(url, tmp_path):
+    with pytest.raises(DownloadError, match="expected the http:// or https:// address of a file"):
+        fetch(url, tmp_path)
+
+
+def test_name_cannot_leave_the_folder(server, tmp_path):
+    server.files["/zoo/..%2F..%2Fescaped.pth"] = b"x"
+    path = fetch(f"{server.url}/zoo/..%2F..%2Fescaped.pth", tmp_path / "in")
+    assert path == tmp_path / "in" / "escaped.pth"
+
+
+def test_cache_is_torchs(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "hub" / "checkpoints"
+
+
+@pytest.mark.parametrize(
+    ("name", "checksum"),
+    [
+        ("faster_rcnn_r50_fpn_mdconv_c3-c5_1x_coco_20200130-d099253b.pth", "sha256:d099253b"),
+        (f"x-{SHA}.pth", f"sha256:{SHA}"),
+        ("mask_rcnn_r50_fpn_fp16_mdconv_c3-c5_1x_coco_20210520_180434-cf8fefa5.pth", "sha256:cf8fefa5"),
+        ("faster_rcnn_r50_fpn_c3-c5.pth", None),
+        ("mask_rcnn_internimage_t_fpn_1x_coco.pth", None),
+        ("d099253b.pth", None),
+    ],
+)
+def test_checksum_in_name(name, checksum):
+    assert checksum_in_name(name) == checksum
+
+
+def test_verify(tmp_path):
+    path = tmp_path / NAME
+    path.write_bytes(CONTENT)
+    assert verify(path) == f"sha256:{SHA}"
+    assert verify(path, "md5:") == f"md5:{hashlib.md5(CONTENT).hexdigest()}"
+    path.write_bytes(CONTENT[1:])
+    with pytest.raises(ChecksumError, match=f"expected sha256 {SHA[:8]}, found "):
+        verify(path)
+    with pytest.raises(ChecksumError, match="not checked: its name does not end in -<first digits"):
+        verify(Path(__file__))

@@ -1,0 +1,156 @@
+"""The index of MMDetection's metafiles and ours, against the files themselves."""
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from dcnzoo.compat.packages import mim_folder
+from dcnzoo.errors import UserError
+from dcnzoo.zoo import index
+
+from .conftest import entry
+
+OURS = Path(__file__).parents[2] / "configs"
+
+
+def model(name):
+    return index.find(name)
+
+
+def test_every_entry_of_every_metafile_is_found():
+    files = [*OURS.glob("*/metafile.yml"), *mim_folder("mmdet").glob("configs/*/metafile.yml")]
+    # counted in the text: a line that begins an entry is followed by its collection
+    entries = sum(len(re.findall(r"- Name: .*\n\s+(?:Alias|In Collection):", f.read_text())) for f in files)
+    assert len(files) > 90 and entries > 590
+    ours = {m.name for m in index.models() if m.package == "dcnzoo"}
+    theirs = list(index._models_of("mmdet"))
+    replaced = sum(m.name in ours for m in theirs)
+    twice = 1  # one of MMDetection's metafiles has an entry twice
+    assert len(index.models()) == entries - twice - replaced
+    assert replaced >= 11 and len(theirs) >= 588
+
+
+def test_names_are_configs_and_unique():
+    assert all(m.config.is_file() and m.config.stem == m.name for m in index.models())
+    assert Counter(m.name for m in index.models()).most_common(1)[0][1] == 1
+
+
+def test_configs_whose_folder_the_metafile_does_not_name():
+    assert model("mask-rcnn_r50_fpn_gn-ws-all_2x_coco").config.parent.name == "gn+ws"
+    assert model("rpn_r50_fpn_2x_coco").config.parent.name == "rpn"
+    assert model("retinanet_r50_fpn_1x_objects365v1").config.parent.name == "objects365"
+
+
+def test_a_model():
+    found = model("mask-rcnn_r50-mdconv-c3-c5_fpn_1x_coco")
+    assert found.id == "dcnzoo::dcnv2/mask-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py"
+    assert found.only_weights().endswith("_20200203-ad97591f.pth")
+    assert found.metrics() == {"box AP": 41.5, "mask AP": 37.1}
+    assert found.sources() == ["published (MMDetection)"]
+    assert found.paper["URL"] == "https://arxiv.org/abs/1811.11168"
+    assert found.metadata["Training Memory (GB)"] == 4.5, "what MMDetection says about the same weights"
+
+
+@pytest.mark.parametrize(
+    ("name", "id"),
+    [
+        (
+            "faster-rcnn_r50_fpn_mdconv_c3-c5_1x_coco",
+            "dcnzoo::dcnv2/faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py",
+        ),
+        (
+            "dcnzoo::dcnv2/faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco",
+            "dcnzoo::dcnv2/faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py",
+        ),
+        (
+            "mmdet::dcnv2/faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py",
+            "mmdet::dcnv2/faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py",
+        ),
+        ("vfnet_r50_fpn_1x_coco.py", "mmdet::vfnet/vfnet_r50_fpn_1x_coco.py"),
+    ],
+)
+def test_find(name, id):
+    assert model(name).id == id
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("faster-rcnn_r50-mdcnv-c3-c5_fpn_1x_coco", "faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco, "),
+        ("mmdet::vfnet/vfnet_r50_1x", "mmdet::vfnet/vfnet_r50_fpn_1x_coco.py"),
+        ("%", "; `dcnzoo zoo list` lists all"),
+        ("other::vfnet/vfnet_r50_fpn_1x_coco", "mmdet::vfnet/vfnet_r50_fpn_1x_coco.py"),
+    ],
+)
+def test_unknown_names(name, expected):
+    with pytest.raises(index.UnknownModelError) as error:
+        index.find(name)
+    assert str(error.value).startswith(f"{name}: expected the name of a model, found none; ")
+    assert expected in str(error.value) and "\n" not in str(error.value)
+
+
+def test_search():
+    names = [m.name for m in index.search(["MDCONV", "group4"])]
+    assert names == ["faster-rcnn_r50-mdconv-group4-c3-c5_fpn_1x_coco"]
+    assert {m.name for m in index.search(["VarifocalNet"])} == {
+        m.name for m in index.models() if m.config.parent.name == "vfnet"
+    }
+    assert index.search(["mdconv", "no such word"]) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        ("dino-4scale_r50_8xb2-24e_coco", "none"),
+        ("deepsort_faster-rcnn_r50_fpn_8xb2-4e_mot17halftrain_test-mot17halfval", 2),
+    ],
+)
+def test_weights_that_are_not_one_file(name, number):
+    with pytest.raises(UserError, match=f"{name}: expected one file of published weights, found {number}$"):
+        model(name).only_weights()
+
+
+# Metafiles of a package of our own
+
+
+MEASURED = {"Machine": "2 cores", "Date": "2026-11-20", "Command": "make demo"}
+
+
+def test_whose_figures(package):
+    published = entry("a", Published="its authors")
+    by_host = entry("b", Published=True, Weights="https://zoo.example/b-12345678.pth")
+    both = entry("c", Published="its authors")
+    both["Results"].append({"Dataset": "COCO", "Metrics": {"box AP": 39.5}, "Measured": MEASURED})
+    a, b, c = package(published, by_host, both)
+    assert a.sources() == ["published (its authors)"] and a.paper == {"Title": "T"}
+    assert b.sources() == ["published (zoo.example)"]
+    assert c.sources() == ["published (its authors)", "measured (2 cores, 2026-11-20, make demo)"]
+    assert [c.metrics(source)["box AP"] for source in c.sources()] == [40.0, 39.5]
+    assert [result.published for result in c.results] == [True, False]
+
+
+@pytest.mark.parametrize("changes", [{}, {"Published": False}, {"Published": True}])
+def test_figures_of_nobody_are_refused(package, changes):
+    with pytest.raises(UserError, match=r"metafile\.yml: net_1x: expected Published: <by whom>, or of each"):
+        package(entry(**changes))
+
+
+def test_ours_goes_before_mmdetections(package):
+    weights = "https://download.openmmlab.com/mmdetection/v2.0/vfnet/vfnet_r50_fpn_1x_coco/vfnet_r50_fpn_1x_coco_20201027-38db6f58.pth"
+    (same,) = package(entry("vfnet_r50_fpn_1x_coco", Published=True, Weights=weights, Metadata={"Epochs": 9}))
+    assert index.find("vfnet_r50_fpn_1x_coco") is same
+    theirs = index.find("mmdet::vfnet/vfnet_r50_fpn_1x_coco")
+    assert theirs.package == "mmdet" and theirs.weights == same.weights
+    assert same.metadata == {**theirs.metadata, "Epochs": 9}
+    (other,) = package(entry("vfnet_r50_fpn_1x_coco", Published=True, Weights="https://x.org/y.pth"))
+    assert other.metadata == {}, "figures of other weights are not taken over"
+
+
+def test_without_mmdetection(monkeypatch):
+    monkeypatch.setattr(index, "mim_folder", lambda name: None)
+    index.models.cache_clear()
+    with pytest.raises(UserError, match="expected MMDetection, whose metafiles are the index"):
+        index.models()
+    index.models.cache_clear()

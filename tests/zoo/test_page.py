@@ -1,0 +1,93 @@
+"""model_zoo.md: whose figure is whose, and that it is up to date."""
+
+from pathlib import Path
+
+import pytest
+
+from dcnzoo import zoo
+from dcnzoo.zoo import index, page
+
+from .conftest import entry
+from .test_index import MEASURED
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("model_zoo.md", page.render), ("model-index.yml", lambda: page.render_index(ROOT / "configs"))],
+)
+def test_is_up_to_date(name, text):
+    assert (ROOT / name).read_text("utf-8") == text(), "make zoo"
+
+
+def rows(text, name):
+    lines = [line for line in text.splitlines() if line.startswith(f"| [{name}](")]
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+
+
+def test_every_deformable_model_has_a_row():
+    text = (ROOT / "model_zoo.md").read_text("utf-8")
+    for model in zoo.models():
+        expected = max(1, len(model.sources())) if zoo.is_deformable(model) else 0
+        if model.package == "mmdet":
+            assert len(rows(text, model.name)) == expected, model.id
+    assert text.count("| published (MMDetection) |") >= 60
+
+
+def test_a_row():
+    (cells,) = rows(page.render(), "mask-rcnn_r101-dconv-c3-c5_fpn_1x_coco")
+    assert cells == [
+        "[mask-rcnn_r101-dconv-c3-c5_fpn_1x_coco](configs/dcn/mask-rcnn_r101-dconv-c3-c5_fpn_1x_coco.py)",
+        "ResNet-101",
+        "DCN (backbone)",
+        "12 epochs",
+        "6.5",  # GB
+        "11.7 (V100)",  # 85.47 ms per image
+        "COCO",
+        "43.5",
+        "38.9",
+        "published (MMDetection)",
+        f"[download]({zoo.find('mask-rcnn_r101-dconv-c3-c5_fpn_1x_coco').only_weights()})",
+    ]
+
+
+def test_published_and_measured_are_never_in_one_row(package):
+    weights = "https://download.openmmlab.com/mmdetection/x-12345678.pth"
+    metadata = {"Training Memory (GB)": 3.5, "inference time (ms/im)": [{"value": 50, "hardware": "V100"}]}
+    both = entry(
+        "both", text="model = dict(backbone=dict(type='ResNet', depth=50, dcn=True))", Published=True
+    )
+    both |= {"Weights": weights, "Metadata": metadata}
+    measured = {"Dataset": "BCCD", "Metrics": {"box AP": "39.5 ± 0.3", "mask AP": 35.0}, "Measured": MEASURED}
+    both["Results"].append(measured)
+    neither = entry("neither", text="model = dict()", Results=[])
+    package(both, neither)
+    text = page.render()
+    published, measured = rows(text, "both")
+    assert published[1:10] == [
+        *("ResNet-50", "DCNv2 (backbone)", "", "3.5", "20.0 (V100)", "COCO", "40.0", "–"),
+        "published (MMDetection)",
+    ]
+    assert measured[4:10] == [
+        *("–", "–", "BCCD", "39.5 ± 0.3", "35.0"),
+        "measured (2 cores, 2026-11-20, make demo)",
+    ]
+    assert rows(text, "neither")[0][1:] == ["", "none", "", *["–"] * 7]
+
+
+def test_write(tmp_path, monkeypatch):
+    (tmp_path / "configs" / "a").mkdir(parents=True)
+    (tmp_path / "configs" / "a" / "metafile.yml").touch()
+    assert [path.name for path in page.write(tmp_path)] == ["model-index.yml", "model_zoo.md"]
+    assert (tmp_path / "model-index.yml").read_text() == "Import:\n  - configs/a/metafile.yml\n"
+    assert page.write(tmp_path) == []
+    (tmp_path / "model_zoo.md").write_text("stale")
+    assert page.write(tmp_path) == [tmp_path / "model_zoo.md"]
+
+
+def test_figures_of_ours_say_whose_they_are():
+    for model in index.models():
+        for result in model.results:
+            assert result.source.startswith(("published (", "measured ("))
+            assert result.published or model.package == "dcnzoo"

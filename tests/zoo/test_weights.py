@@ -1,0 +1,272 @@
+"""Reading checkpoints, and bringing those of older versions up to date."""
+
+import os
+import re
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import dcnzoo.models  # noqa: F401  first: mmdet needs mmcv._ext
+
+# isort: split
+from mmdet.registry import MODELS
+from mmengine.config import Config
+from mmengine.logging import HistoryBuffer
+from mmengine.registry import DefaultScope
+
+from dcnzoo.zoo.weights import CheckpointError, convert, load_weights, read_checkpoint
+
+DEMO = Path(__file__).parents[2] / "configs/demo/mask-rcnn_r14-mdconv_fpn_8e_shapes.py"
+
+
+def build(**backbone):
+    cfg = Config.fromfile(DEMO)
+    cfg.model.backbone.update(backbone)
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        return MODELS.build(cfg.model)
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return build()
+
+
+@pytest.fixture(scope="module")
+def weights(model):
+    """Of the model, every number another one, so that none can be exchanged unseen."""
+    generator = torch.Generator().manual_seed(1)
+    return OrderedDict(
+        (key, torch.randn(value.shape, generator=generator) if value.is_floating_point() else value)
+        for key, value in model.state_dict().items()
+    )
+
+
+def assert_same(got, want):
+    assert set(got) == set(want)
+    for key, value in want.items():
+        assert torch.equal(got[key], value), key
+
+
+# Reading
+
+
+def save(path, **content):
+    torch.save(content, path)
+    return path
+
+
+def test_read(tmp_path, weights):
+    meta = {
+        "CLASSES": ("bent", "straight"),
+        "epoch": np.float64(12),
+        "log": HistoryBuffer([1.0, 2.0], [1, 1]),
+    }
+    path = save(tmp_path / "x.pth", state_dict=weights, meta=meta, optimizer={"lr": 0.1})
+    found = read_checkpoint(path)
+    assert set(found) == {"meta", "state_dict"} and found["meta"]["CLASSES"] == ("bent", "straight")
+    assert_same(found["state_dict"], weights)
+
+
+@pytest.mark.parametrize("key", ["model", None])
+def test_other_layouts(tmp_path, weights, key):
+    path = tmp_path / "x.pth"
+    torch.save(weights if key is None else {key: weights}, path, _use_new_zipfile_serialization=key is None)
+    found = read_checkpoint(path)
+    assert found["meta"] == {}
+    assert_same(found["state_dict"], weights)
+
+
+class Harmful:
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
+def test_nothing_in_a_file_is_run(tmp_path):
+    folder = tmp_path / "made by a checkpoint"
+    path = save(tmp_path / "x.pth", state_dict={"w": torch.ones(1)}, meta={"x": Harmful(folder)})
+    with pytest.raises(CheckpointError) as error:
+        read_checkpoint(path)
+    assert str(error.value).startswith(f"{path}: holds posix.mkdir, which is neither weights nor plain data")
+    assert "--trust" in str(error.value) and "runs whatever code the file holds" in str(error.value)
+    assert not folder.exists()
+    read_checkpoint(path, trust=True)
+    assert folder.exists(), "and that is what trust means"
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"<!DOCTYPE html><html>", "expected a checkpoint, found something else"),
+        (b"", "expected a checkpoint: "),
+        (b"PK\x03\x04 and then it breaks off", "expected a checkpoint: "),
+    ],
+)
+def test_files_that_are_no_checkpoints(tmp_path, content, expected):
+    path = tmp_path / "x.pth"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError) as error:
+        read_checkpoint(path)
+    assert str(error.value).startswith(f"{path}: {expected}") and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ([1, 2], "expected a dict with weights, found list"),
+        ({"state_dict": {}}, "expected weights in 'state_dict', found none"),
+        ({"meta": {}, "optimizer": {}}, "expected weights in 'state_dict', found none"),
+    ],
+)
+def test_checkpoints_without_weights(tmp_path, content, expected):
+    torch.save(content, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match=re.escape(expected)):
+        read_checkpoint(tmp_path / "x.pth")
+
+
+# Older names
+
+
+def renamed(weights, pattern, replacement):
+    return OrderedDict((re.sub(pattern, replacement, key), value) for key, value in weights.items())
+
+
+OLD_NAMES = {
+    "beside the layer": (r"\.conv_offset\.", "_offset."),
+    "of other implementations": (r"\.conv_offset\.", ".conv_offset_mask."),
+    "of a parallel wrapper": (r"^", "module."),
+}
+
+
+@pytest.mark.parametrize(("pattern", "replacement"), OLD_NAMES.values(), ids=list(OLD_NAMES))
+@pytest.mark.parametrize("dcn", ["v1", "v2", "group4", "every stage"])
+def test_old_names(pattern, replacement, dcn):
+    options = {
+        "v1": {"dcn": "v1"},
+        "v2": {"dcn": True},
+        "group4": {"dcn": {"type": "DCNv2", "deform_groups": 4}},
+        "every stage": {"dcn": "v1", "stage_with_dcn": (True, True, True)},
+    }
+    expected = build(**options[dcn]).state_dict()
+    old = renamed(expected, pattern, replacement)
+    assert set(old) != set(expected)
+    found = convert(old, expected)
+    assert_same(found.state_dict, expected)
+    assert found.renamed == {o: n for o, n in zip(old, expected, strict=True) if o != n}
+    assert found.reordered == ()
+
+
+def test_todays_names_stay(weights):
+    found = convert(weights, weights)
+    assert found.report() == "" and found.renamed == {} and list(found.state_dict) == list(weights)
+
+
+def test_versions_of_modules_are_kept(model):
+    state = model.state_dict()
+    assert state._metadata
+    assert convert(state, state).state_dict._metadata == state._metadata
+
+
+def test_both_names():
+    """Of an offset convolution that is there twice the one with today's name counts."""
+    state = OrderedDict({"conv2_offset.weight": torch.zeros(1), "conv2.conv_offset.weight": torch.ones(1)})
+    found = convert(state, {"conv2.conv_offset.weight": torch.empty(1)})
+    assert found.state_dict["conv2.conv_offset.weight"] == 1 and found.renamed == {}
+
+
+def test_names_that_only_look_old():
+    """``…_offset`` that is a parameter of the model is not touched."""
+    expected = {"head.reg_offset.weight": torch.ones(1), "head.reg.conv_offset.weight": torch.ones(2)}
+    assert convert(expected, expected).renamed == {}
+
+
+def version_1(weights, classes):
+    """What MMDetection 1.x would have saved: heads at the top, the background as class 0."""
+    old = OrderedDict()
+    for key, value in weights.items():
+        if ".fc_cls." in key:
+            value = value.roll(1, 0)
+        if ".fc_reg." in key and len(value) == 4 * classes:
+            value = torch.cat([torch.full_like(value[:4], 99.0), value])
+        if ".conv_logits." in key:
+            value = torch.cat([torch.full_like(value[:1], 99.0), value])
+        old[re.sub(r"\.conv_offset\.", "_offset.", key).removeprefix("roi_head.")] = value
+    return old
+
+
+def test_version_1(model, weights):
+    classes = model.roi_head.bbox_head.num_classes
+    old = version_1(weights, classes)
+    assert "bbox_head.fc_cls.weight" in old and len(old["mask_head.conv_logits.bias"]) == classes + 1
+    found = convert(old, model.state_dict())
+    assert_same(found.state_dict, weights)
+    assert set(found.reordered) == {
+        f"roi_head.{layer}.{kind}"
+        for layer in ("bbox_head.fc_cls", "bbox_head.fc_reg", "mask_head.conv_logits")
+        for kind in ("weight", "bias")
+    }
+    assert "parameters renamed, such as" in found.report() and "legacy_1.x" in found.report()
+
+
+# Loading
+
+
+def test_load(tmp_path, model, weights):
+    path = save(
+        tmp_path / "x.pth", state_dict=renamed(weights, *OLD_NAMES["beside the layer"]), meta={"a": 1}
+    )
+    target = build()
+    meta, report = load_weights(target, path)
+    assert meta == {"a": 1}
+    assert_same(target.state_dict(), weights)
+    layers = sum(key.endswith("conv_offset.weight") for key in weights)
+    assert layers == 2
+    assert report == (
+        "4 parameters renamed, such as backbone.layer2.0.conv2_offset.weight "
+        "to backbone.layer2.0.conv2.conv_offset.weight"
+    )
+
+
+def test_missing_and_superfluous(tmp_path, weights):
+    few = OrderedDict((k, v) for k, v in weights.items() if "conv_offset" not in k)
+    path = save(tmp_path / "x.pth", state_dict={**few, "teacher.weight": torch.ones(1)})
+    target = build()
+    with pytest.raises(CheckpointError) as error:
+        load_weights(target, path)
+    expected = f"{path}: expected the weights of this model, found 4 parameters (backbone.layer2.0.conv2."
+    assert str(error.value).startswith(expected) and str(error.value).endswith(", …) missing")
+    _, report = load_weights(target, path, strict=False)
+    assert "; 1 parameter (teacher.weight) not used" in report
+    assert torch.equal(
+        target.state_dict()["neck.fpn_convs.0.conv.weight"], few["neck.fpn_convs.0.conv.weight"]
+    )
+
+
+def test_counters_of_norms_may_be_missing(tmp_path, weights):
+    counted = [key for key in weights if key.endswith("num_batches_tracked")]
+    assert counted
+    path = save(tmp_path / "x.pth", state_dict={k: v for k, v in weights.items() if k not in counted})
+    assert load_weights(build(), path)[1] == ""
+
+
+def test_other_shapes(tmp_path, weights):
+    changed = {**weights, "roi_head.bbox_head.fc_cls.bias": torch.zeros(81)}
+    path = save(tmp_path / "x.pth", state_dict=changed)
+    with pytest.raises(CheckpointError) as error:
+        load_weights(build(), path)
+    assert "roi_head.bbox_head.fc_cls.bias" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_plain_modules(tmp_path):
+    linear = nn.Linear(3, 2)
+    path = save(tmp_path / "x.pth", state_dict=linear.state_dict())
+    other = nn.Linear(3, 2)
+    assert load_weights(other, path) == ({}, "")
+    assert torch.equal(other.weight, linear.weight)

@@ -1,0 +1,17 @@
+"""Write model_zoo.md and model-index.yml from the metafiles: what ``make zoo`` does."""
+
+from pathlib import Path
+
+from dcnzoo.errors import command
+from dcnzoo.zoo.page import write
+
+
+@command
+def main() -> None:
+    root = Path(__file__).resolve().parents[1]
+    for path in write(root):
+        print(f"written: {path.relative_to(root)}")
+
+
+if __name__ == "__main__":
+    main()
