@@ -18,12 +18,12 @@ def no_default_scope_left_behind():
 
 def pytest_terminal_summary(terminalreporter):
     """How many cases the generic suite ran each operator through."""
-    ran = Counter()
-    for outcome in ("passed", "failed"):
-        for report in terminalreporter.getreports(outcome):
-            operator = re.search(r"test_ops\.py::.*[\[-]([a-z_]+\dd)[\]-]", report.nodeid)
-            if operator and report.when == "call":
-                ran[operator[1]] += 1
-    if ran:
+    reports = [r for outcome in ("passed", "failed") for r in terminalreporter.getreports(outcome)]
+    cases = [r.nodeid for r in reports if r.when == "call" and "test_ops" in r.nodeid]
+    if cases:
+        from .op_cases import operators
+
+        names = [op.name for op in operators()]
+        ran = Counter(part for case in cases for part in re.split(r"[\[\]-]", case) if part in names)
         parts = ", ".join(f"{name} {count}" for name, count in sorted(ran.items()))
         terminalreporter.write_line(f"generic suite: {sum(ran.values())} cases ({parts})")

@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import io
-import itertools
-
 import pytest
 import torch
 import torch._dynamo.testing
 from torch import Tensor
-from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
-
-import dcnzoo.ops
 
 from . import op_cases
 from .op_cases import Sample
@@ -45,7 +38,7 @@ def assert_same(op, sample: Sample, oracle: Sample, tolerance: float) -> None:
     expected = op.reference(oracle)
     actual = op.call(sample)
     assert actual.shape == expected.shape and actual.dtype == sample.tensors[0].dtype
-    close = {"rtol": tolerance, "atol": tolerance * max(1.0, _largest(expected))}
+    close = {"rtol": tolerance, "atol": tolerance * max(1.0, largest(expected))}
     torch.testing.assert_close(actual.double(), expected.double(), **close)
     grad = torch.linspace(-1, 1, expected.numel(), dtype=torch.float64).view(expected.shape)
     for mine, true, tensor in zip(
@@ -55,11 +48,11 @@ def assert_same(op, sample: Sample, oracle: Sample, tolerance: float) -> None:
         strict=True,
     ):
         assert mine.shape == tensor.shape and mine.dtype == tensor.dtype
-        close = {"rtol": tolerance, "atol": tolerance * max(1.0, _largest(true))}
+        close = {"rtol": tolerance, "atol": tolerance * max(1.0, largest(true))}
         torch.testing.assert_close(mine.double(), true.double(), **close)
 
 
-def _largest(tensor: Tensor) -> float:
+def largest(tensor: Tensor) -> float:
     return tensor.abs().max().item() if tensor.numel() else 0.0
 
 
@@ -78,7 +71,7 @@ def test_half_precision_rounds_no_more_than_plain_pytorch(op, sample, dtype):
     exact = op.reference(half.to(torch.float64))
     ours = (op.call(half).double() - exact).abs()
     plain = (op.reference(half).double() - exact).abs()
-    assert _largest(ours) <= 2 * _largest(plain) + 1e-6
+    assert largest(ours) <= 2 * largest(plain) + 1e-6
 
 
 @every_case
@@ -108,17 +101,6 @@ def test_invalid_input_says_what_is_wrong(op, sample, message):
         op.call(sample)
     assert message in str(error.value)
     assert len(str(error.value).splitlines()) == 1, "one line, without C++ frames"
-
-
-@every_op
-@pytest.mark.parametrize("value", ["same", 1.5, None], ids=str)
-def test_geometry_of_another_type(op, value):
-    sample, rank = op.forms()[0], int(op.name[-2])
-    for name in ("stride", "dilation"):
-        with pytest.raises(TypeError) as error:
-            op.call(Sample("", sample.tensors, {name: value}))
-        expected = f"{name}: expected an integer, or {rank} in a list or tuple, got {value!r}"
-        assert str(error.value) == expected
 
 
 def as_function(op, sample: Sample):
@@ -199,7 +181,7 @@ def test_autocast(op, sample, dtype):
     exact = op.reference(sample.to(torch.float64))
     tolerance = 8 * torch.finfo(dtype).eps
     torch.testing.assert_close(
-        output.double(), exact, rtol=tolerance, atol=tolerance * max(1.0, _largest(exact))
+        output.double(), exact, rtol=tolerance, atol=tolerance * max(1.0, largest(exact))
     )
     output.float().sum().backward()
     assert all(t.grad is not None and t.grad.dtype == torch.float32 for t in leaves.given)
@@ -219,92 +201,6 @@ def test_same_bits_for_every_number_of_threads(op, sample):
         torch.set_num_threads(threads)
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
-
-
-@every_op
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_half_maps_with_float32_offsets_and_masks(op, dtype):
-    """Coordinates keep float32's precision, and gradients their arguments' types."""
-    sample = op.forms()[0].to(torch.float32)
-    input, weight, offset, mask, bias = sample.tensors
-    mixed = Sample("mixed", (input.to(dtype), weight.to(dtype), offset, mask, bias.to(dtype)), sample.kwargs)
-    leaves = mixed.leaves()
-    output = op.call(leaves)
-    exact = op.reference(mixed.to(torch.float64))
-    assert output.dtype == dtype
-    assert _largest(output.double() - exact) <= torch.finfo(dtype).eps * _largest(exact)
-    output.float().sum().backward()
-    assert [t.grad.dtype for t in leaves.tensors] == [dtype, dtype, torch.float32, torch.float32, dtype]
-
-
-@every_op
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-def test_offsets_that_are_not_finite_contribute_nothing(op, value, dtype):
-    """Output and gradients are those of a point far outside."""
-    sample = op.forms()[0].to(dtype)
-    where = (0, 2, *[1] * (sample.tensors[2].dim() - 2))
-    results = []
-    for replaced in (value, 1e6):
-        leaves = sample.leaves()
-        with torch.no_grad():
-            leaves.tensors[2][where] = replaced
-        output = op.call(leaves)
-        results.append([output, *torch.autograd.grad(output.square().sum(), leaves.given)])
-    for bad, far in zip(*results, strict=True):
-        assert bad.isfinite().all()
-        assert torch.equal(bad, far)
-    assert results[0][3][where] == 0
-
-
-@every_op
-def test_all_offsets_infinite(op):
-    sample = op.forms()[1]
-    nowhere = torch.full_like(sample.tensors[2], float("inf"))
-    tensors = (*sample.tensors[:2], nowhere, None, None)
-    assert (op.call(Sample("nowhere", tensors, sample.kwargs)) == 0).all()
-
-
-# Autograd
-
-
-class Calls(TorchDispatchMode):
-    """Records which operators of dcnzoo ran, with their arguments."""
-
-    def __init__(self):
-        super().__init__()
-        self.of: list[tuple[str, tuple]] = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if function.namespace == "dcnzoo":
-            self.of.append((function._opname, args))
-        return function(*args, **(kwargs or {}))
-
-
-@every_op
-def test_only_wanted_gradients_are_computed(op):
-    sample = op.forms()[0]
-    every = sample.leaves()
-    all_gradients = torch.autograd.grad(op.call(every).sum(), every.given)
-    for wanted in itertools.product((False, True), repeat=5):
-        tensors = [t.clone().requires_grad_(w) for t, w in zip(sample.tensors, wanted, strict=True)]
-        output = op.call(Sample("wanted", tuple(tensors), sample.kwargs))
-        assert output.requires_grad == any(wanted)
-        if not any(wanted):
-            continue
-        with Calls() as calls:
-            output.sum().backward()
-        for tensor, want, gradient in zip(tensors, wanted, all_gradients, strict=True):
-            if want:
-                torch.testing.assert_close(tensor.grad, gradient)
-            else:
-                assert tensor.grad is None
-        masks = [args[-1] for name, args in calls.of if name == "_deform_conv_backward"]
-        if "transpose" in op.name:  # the gradient of the input is a deform_conv, that of the bias a sum
-            assert masks == ([[False, *wanted[1:4], False]] if any(wanted[1:4]) else [])
-            assert [name for name, _ in calls.of].count("deform_conv") == wanted[0]
-        else:
-            assert masks == [list(wanted)]
 
 
 @every_op
@@ -342,211 +238,3 @@ def test_deterministic_mode_on_the_cpu(op):
     finally:
         torch.use_deterministic_algorithms(False)
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
-
-
-# torch.func
-
-
-def several(sample: Sample, count: int) -> Sample:
-    """Every tensor ``count`` times, each time another, along a new first axis."""
-    return sample.map(lambda t: torch.stack([t * (1 + 0.1 * i) for i in range(count)]))
-
-
-# Which of (input, weight, offset, mask, bias) are vmapped.
-VMAPPED = {
-    "all": "iwomb",
-    "maps": "iom",
-    "input": "i",
-    "offset": "o",
-    "weight": "w",
-    "bias": "b",
-    "parts": "wo",
-}
-
-
-@every_form
-@pytest.mark.parametrize("vmapped", VMAPPED)
-def test_vmap(op, sample, vmapped, recwarn):
-    """Output, and gradients kept apart or summed, as in a loop; no fallback, which would warn."""
-    count = 3
-    many, letters = several(sample, count), VMAPPED[vmapped]
-    dims = tuple(
-        0 if letter in letters and t is not None else None
-        for letter, t in zip("iwomb", sample.tensors, strict=True)
-    )
-    if not any(dim == 0 for dim in dims):
-        return
-    tensors = tuple(
-        m if dim == 0 else t for m, t, dim in zip(many.tensors, sample.tensors, dims, strict=True)
-    )
-    call = lambda *tensors: op.call(Sample("", tensors, sample.kwargs))  # noqa: E731
-    given = [i for i, t in enumerate(tensors) if t is not None]
-    per_sample = grad(lambda *tensors: call(*tensors).square().sum(), argnums=tuple(given))
-
-    def loop(function, tensors):
-        picked = [
-            [t[i] if dim == 0 else t for t, dim in zip(tensors, dims, strict=True)] for i in range(count)
-        ]
-        return [function(*tensors) for tensors in picked]
-
-    torch.testing.assert_close(vmap(call, dims)(*tensors), torch.stack(loop(call, tensors)))
-    apart = zip(*loop(per_sample, tensors), strict=True)
-    for mine, true in zip(vmap(per_sample, dims)(*tensors), apart, strict=True):
-        torch.testing.assert_close(mine, torch.stack(true))
-    leaves = Sample("", tensors).leaves()
-    summed = [
-        torch.autograd.grad(outputs.square().sum(), leaves.given)
-        for outputs in (vmap(call, dims)(*leaves.tensors), torch.stack(loop(call, leaves.tensors)))
-    ]
-    torch.testing.assert_close(*summed)
-    assert not recwarn.list
-
-
-@every_op
-def test_nested_vmap(op):
-    sample = op.forms()[0]
-    many = several(several(sample, 2), 3).tensors
-    call = lambda *tensors: op.call(Sample("", tensors, sample.kwargs))  # noqa: E731
-    output = vmap(vmap(call), in_dims=1, out_dims=1)(*many)
-    for i, j in itertools.product(range(3), range(2)):
-        torch.testing.assert_close(output[i, j], call(*(t[i, j] for t in many)))
-
-
-def small_functions(op):
-    """A sample's operator and oracle as functions with few outputs, and its tensors."""
-    sample = op.forms()[0]
-    parts = [
-        lambda *tensors, f=f: f(Sample("", tensors, sample.kwargs)).square().flatten(2).sum((0, 2))
-        for f in (op.call, op.reference)
-    ]
-    return *parts, sample.tensors
-
-
-@every_op
-def test_jacobians(op):
-    mine, true, tensors = small_functions(op)
-    expected = torch.autograd.functional.jacobian(true, tensors)
-    torch.testing.assert_close(jacrev(mine, argnums=(0, 1, 2, 3, 4))(*tensors), expected)
-    torch.testing.assert_close(jacfwd(mine, argnums=4)(*tensors), expected[4])
-
-
-@every_op
-def test_forward_mode(op):
-    mine, true, tensors = small_functions(op)
-    tangents = tuple(torch.cos(t) for t in tensors)
-    torch.testing.assert_close(jvp(mine, tensors, tangents), jvp(true, tensors, tangents))
-    with torch.autograd.forward_ad.dual_level():
-        output = mine(*map(torch.autograd.forward_ad.make_dual, tensors, tangents))
-        tangent = torch.autograd.forward_ad.unpack_dual(output).tangent
-    torch.testing.assert_close(tangent, jvp(true, tensors, tangents)[1])
-
-
-@every_op
-def test_second_derivatives(op):
-    mine, true, tensors = small_functions(op)
-    vectors = tuple(torch.cos(t) for t in tensors)
-
-    def hessian_times_vectors(function):
-        def along(*tensors):
-            gradients = grad(lambda *t: function(*t).sum(), argnums=(0, 1, 2, 3, 4))(*tensors)
-            return sum((g * v).sum() for g, v in zip(gradients, vectors, strict=True))
-
-        return grad(along, argnums=(0, 1, 2, 3, 4))(*tensors)
-
-    torch.testing.assert_close(hessian_times_vectors(mine), hessian_times_vectors(true))
-    of_bias = [hessian(lambda b, f=f: f(*tensors[:4], b).sum())(tensors[4]) for f in (mine, true)]
-    torch.testing.assert_close(*of_bias)
-
-
-# Deployment
-
-
-@every_op
-def test_script(op):
-    """Saved, loaded and run, with a number or one per axis, forwards and backwards."""
-    rank = op.forms()[0].tensors[1].dim() - 2
-    samples = list(op.samples())
-    buffer = io.BytesIO()
-    torch.jit.save(torch.jit.script(getattr(dcnzoo.ops, op.name)), buffer)
-    buffer.seek(0)
-    loaded = torch.jit.load(buffer)
-    lists = ["stride", "padding", "output_padding", "dilation"]
-    if "transpose" not in op.name:
-        lists.remove("output_padding")
-    for sample in samples:
-        given = dict.fromkeys(lists, 1) | {"padding": 0, "groups": 1, "im2col_step": None}
-        given |= {"output_padding": 0} if "output_padding" in lists else {}
-        leaves = sample.leaves()
-        output = loaded(*leaves.tensors, **{**given, **sample.kwargs})
-        torch.testing.assert_close(output, op.reference(sample))
-        output.sum().backward()
-        assert all(t.grad is not None for t in leaves.given)
-    with pytest.raises(torch.jit.Error, match=f"{op.name}: weight: expected {rank + 2} dimensions"):
-        broken = samples[0].tensors[1][0]
-        loaded(samples[0].tensors[0], broken, *samples[0].tensors[2:], **{**given, **samples[0].kwargs})
-
-
-@every_op
-def test_export(op):
-    """With dynamic batch and sizes; the graph keeps the operator."""
-
-    class Model(torch.nn.Module):
-        def forward(self, *tensors):
-            return op.call(Sample("", tensors, samples[0].kwargs)).relu()
-
-    samples = [sample.to(torch.float32) for sample in op.resized_samples()]
-    rank = samples[0].tensors[0].dim() - 2
-    auto = torch.export.Dim.AUTO
-    maps = dict.fromkeys((0, *range(2, rank + 2)), auto)
-    program = torch.export.export(
-        Model(), samples[0].tensors, dynamic_shapes=((maps, None, maps, maps, None),)
-    )
-    names = [node.target._opname for node in program.graph.nodes if hasattr(node.target, "_opname")]
-    assert op.name[:-2] in names
-    buffer = io.BytesIO()
-    torch.export.save(program, buffer)
-    buffer.seek(0)
-    module = torch.export.load(buffer).module()
-    for sample in samples:
-        expected = op.reference(sample).relu()
-        torch.testing.assert_close(module(*sample.tensors), expected, rtol=1e-4, atol=1e-4)
-
-
-def test_ahead_of_time_package(tmp_path):
-    """A small model of both operators, compiled to a library; loaded and run in another size."""
-
-    class Model(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.offset, self.weight = torch.nn.Conv2d(3, 12, (3, 2)), torch.randn(4, 3, 3, 2)
-            self.mask, self.back = torch.nn.Conv2d(4, 4, 1), torch.randn(4, 3, 2, 2)
-
-        def forward(self, x: Tensor) -> Tensor:
-            y = dcnzoo.ops.deform_conv2d(x, self.weight, self.offset(x)).relu()
-            return dcnzoo.ops.deform_conv_transpose2d(y, self.back, None, self.mask(y), stride=2)
-
-    model = Model().eval().requires_grad_(False)
-    dims = {0: torch.export.Dim("n", max=64)}
-    dims |= {axis: torch.export.Dim(f"size{axis}", min=4, max=64) for axis in (2, 3)}
-    program = torch.export.export(model, (torch.rand(2, 3, 9, 11),), dynamic_shapes=(dims,))
-    path = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "model.pt2"))
-    loaded = torch._inductor.aoti_load_package(path)
-    for size in ((1, 3, 9, 11), (3, 3, 12, 7)):
-        x = torch.rand(size)
-        torch.testing.assert_close(loaded(x), model(x), rtol=1e-4, atol=1e-4)
-
-
-@every_op
-def test_compile_torch_func(op):
-    """Per-sample gradients, compiled."""
-    torch._dynamo.reset()
-    sample = op.forms()[0]
-    many = several(sample, 3)
-
-    def loss(weight, input, offset, mask, bias):
-        return op.call(Sample("", (input, weight, offset, mask, bias), sample.kwargs)).square().sum()
-
-    per_sample = vmap(grad(loss), in_dims=(None, 0, 0, 0, None))
-    arguments = (sample.tensors[1], many.tensors[0], *many.tensors[2:4], sample.tensors[4])
-    compiled = torch.compile(per_sample, backend="aot_eager", fullgraph=True)
-    torch.testing.assert_close(compiled(*arguments), per_sample(*arguments))

@@ -1,6 +1,7 @@
 """What tests/test_ops.py runs through every operator.
 
-A module offers ``OPERATORS``, a list of :class:`Operator`.
+A module is an operator: it offers ``NAME`` and the rest of what :class:`Operator` asks for. A module of
+several offers them as ``OPERATORS``.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -66,5 +67,11 @@ class Operator:
 
 
 def operators() -> list[Operator]:
-    modules = [importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)]
-    return [operator for module in modules for operator in module.OPERATORS]
+    found = []
+    for info in pkgutil.iter_modules(__path__):
+        module = importlib.import_module(f"{__name__}.{info.name}")
+        asked = [attribute.name for attribute in fields(Operator)[1:]]
+        found += getattr(module, "OPERATORS", None) or [
+            Operator(module.NAME, *(getattr(module, name) for name in asked))
+        ]
+    return found
