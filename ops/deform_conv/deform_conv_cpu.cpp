@@ -295,11 +295,12 @@ Gradients<T> backward(const DeformConvShapes& s, const Tensor& grad_output, cons
                       const std::optional<Tensor>& mask, const std::vector<bool>& wanted) {
   const DeformConvBackward<T>& kernels = backward_kernels<T>();
   const Map map = as_map(input), grad_map = as_map(grad_output);
-  const Tensor none = torch::stable::new_empty(input, {0});
+  // an empty tensor each: an operator's results must not be one another
+  const auto none = [&] { return torch::stable::new_empty(input, {0}); };
   const auto like = [&](const Tensor& tensor) {
     return torch::stable::new_empty(tensor, sizes_of(tensor));
   };
-  Gradients<T> gradients{none, none, none, none};
+  Gradients<T> gradients{none(), none(), none(), none()};
   if (wanted[0])
     gradients.input = map.channels_last ? new_channels_last(input, sizes_of(input)) : like(input);
   if (wanted[1]) gradients.weight = like(weight);
