@@ -150,6 +150,12 @@ def samples(rank: int = 2) -> Iterator[Sample]:
     yield make("48 channels", channels=48, out_channels=16, padding=1, size=(4, 5))
     yield make("130 channels", channels=130, out_channels=5, padding=1, size=(4, 5))
     yield make("more rows than a tile", size=(13, 17), channels=3, padding=1)
+    # as many groups as channels and outputs: kernels of its own
+    yield make("one to one", groups=6, out_channels=6, padding=1)
+    wide = dict(channels=70, out_channels=70, groups=70, size=(4, 5))
+    yield make("one to one, 70 channels", offset_groups=2, **wide)
+    wide = dict(channels=128, out_channels=128, groups=128, size=(4, 5))
+    yield make("one to one, 128 channels", mask_groups=None, **wide)
 
 
 def resized_samples(rank: int) -> Iterator[Sample]:
