@@ -76,7 +76,10 @@ def download(names: tuple[str, ...], out: Path | None) -> None:
     from dcnzoo import zoo
 
     for model in [zoo.find(name) for name in names]:  # a wrong name stops it before the first download
-        print(zoo.download(model.id, out), flush=True)
+        path = zoo.download(model.id, out)
+        print(path, flush=True)
+        if zoo.checksum_in_name(path.name) is None:
+            print(f"{path.name}: not checked, no checksum is known", file=sys.stderr)
 
 
 @command.command

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dcnzoo.zoo.description import Description, describe, is_deformable
-from dcnzoo.zoo.fetch import ChecksumError, DownloadError, cache_folder, verify
+from dcnzoo.zoo.fetch import ChecksumError, DownloadError, cache_folder, checksum_in_name, verify
 from dcnzoo.zoo.index import Model, Result, UnknownModelError, find, models, search
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ __all__ = [
     "Result",
     "UnknownModelError",
     "cache_folder",
+    "checksum_in_name",
     "describe",
     "download",
     "find",

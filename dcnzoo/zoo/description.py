@@ -73,7 +73,7 @@ def describe(model: Model) -> Description:
     found = list(_operators(cfg.model, "head"))
     teacher = cfg.model.get("teacher_config")
     if isinstance(teacher, str):
-        taught = _read(mim_folder(model.package) / teacher).model
+        taught = _read(teacher_config(model, teacher)).model
         found += [("teacher", operator) for _, operator in _operators(taught, "teacher")]
     operators = {
         part: " + ".join(dict.fromkeys(operator for where, operator in found if where == part))
@@ -81,6 +81,12 @@ def describe(model: Model) -> Description:
         if any(where == part for where, _ in found)
     }
     return Description(operators, _backbone(cfg.model), _schedule(model, cfg))
+
+
+def teacher_config(model: Model, written: str) -> Path:
+    """The config of a distilled model's teacher, which is written as seen from a package's ``.mim``."""
+    paths = [mim_folder(package) / written for package in (model.package, "mmdet")]
+    return next((path for path in paths if path.is_file()), paths[0])
 
 
 def is_deformable(model: Model) -> bool:

@@ -15,8 +15,8 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import init_default_scope
 from torch import nn
 
-from dcnzoo.compat.packages import mim_folder
 from dcnzoo.errors import UserError
+from dcnzoo.zoo.description import teacher_config
 from dcnzoo.zoo.fetch import fetch
 from dcnzoo.zoo.index import Model, find
 from dcnzoo.zoo.weights import load_weights
@@ -30,7 +30,7 @@ def read_config(model: Model) -> Config:
         cfg.custom_imports = {**imports, "imports": [*imports["imports"], "dcnzoo.models"]}
     teacher = cfg.model.get("teacher_config")
     if isinstance(teacher, str):  # written as seen from MMDetection's repository
-        cfg.model.teacher_config = str(mim_folder(model.package) / teacher)
+        cfg.model.teacher_config = str(teacher_config(model, teacher))
     return cfg
 
 

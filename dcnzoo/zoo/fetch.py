@@ -291,7 +291,7 @@ def _attempt(session, url: str, part: Path, checked: bool, timeout: float, bar: 
                     file.write(chunk)
                     bar.advance(task, len(chunk))
             except requests.RequestException as error:
-                stalled = isinstance(error.args[0], urllib3.exceptions.ReadTimeoutError)
+                stalled = any(isinstance(cause, urllib3.exceptions.ReadTimeoutError) for cause in error.args)
                 raise _BrokenOff(
                     f"nothing came for {timeout:g} s" if stalled else "the connection broke"
                 ) from None

@@ -138,6 +138,8 @@ def _models_of(package: str) -> tuple[Model, ...]:
         collections = {entry["Name"]: entry for entry in content.get("Collections", [])}
         for entry in content.get("Models", []):
             model = _model(package, folder, metafile, entry, collections)
+            if package == "dcnzoo" and any(model.name == name for name, _ in found):
+                raise UserError(f"{metafile}: expected one entry for each config, found two for {model.name}")
             found.setdefault((model.name, model.weights), model)  # two of MMDetection's are there twice
     return tuple(found.values())
 

@@ -19,14 +19,14 @@ NAME = "faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco"
 def run(monkeypatch, capsys):
     """What a command printed; or the line and the status with which it failed."""
 
-    def run(*arguments, status=0):
+    def run(*arguments, status=0, stderr=False):
         monkeypatch.setattr(sys, "argv", ["dcnzoo", "zoo", *map(str, arguments)])
         with pytest.raises(SystemExit) as stopped:
             cli.main()
         printed = capsys.readouterr()
         if status == 0:
             assert stopped.value.code == 0, f"{stopped.value.code}\n{printed.err}"
-            return printed.out
+            return (printed.out, printed.err) if stderr else printed.out
         assert isinstance(stopped.value.code, str), "a line, and exit status 1"
         return stopped.value.code, printed.out
 
@@ -95,6 +95,14 @@ def test_download_and_verify(run, server, tmp_path):
     assert line == "error: 2 of 3 files are not what they should be, or not known to be"
     assert out.splitlines()[0].startswith(f"{printed[0]}: expected sha256 {sums[0][:8]}, found ")
     assert out.splitlines()[2] == f"{tmp_path}/nothing: expected a file, found none"
+
+
+def test_download_without_checksum(run, server, tmp_path, package):
+    server.files["/plain.pth"] = b"x"
+    package(entry("plain", Published="a test", Weights=f"{server.url}/plain.pth"))
+    printed, said = run("download", "plain", "--out", tmp_path, stderr=True)
+    assert printed.strip() == f"{tmp_path}/plain.pth"
+    assert said.strip() == "plain.pth: not checked, no checksum is known"
 
 
 def test_download_that_fails(run, server, tmp_path):

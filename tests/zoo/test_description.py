@@ -101,7 +101,14 @@ BUILT = [
 ]
 
 
-@pytest.mark.parametrize("model", BUILT, ids=lambda model: model.name)
+FIRST = {model.config.parent.name: model for model in reversed(BUILT)}.values()  # of each folder
+
+
+@pytest.mark.parametrize(
+    "model",
+    [m if m in FIRST else pytest.param(m, marks=pytest.mark.slow) for m in BUILT],
+    ids=lambda model: model.name,
+)
 def test_the_model_holds_what_the_config_is_said_to(model):
     import dcnzoo.models  # noqa: F401
 

@@ -1,0 +1,92 @@
+"""A checkpoint of mmcv's layers, under the names of its time, in dcnzoo's detectors: the same detections."""
+
+import re
+
+import pytest
+import torch
+from mmdet.models.backbones import resnet
+from mmdet.models.roi_heads.mask_heads import fcn_mask_head
+from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
+from mmengine.hub import get_config
+from mmengine.registry import init_default_scope
+from mmengine.structures import InstanceData
+from test_mmcv import InDouble, float64, mmcv_ops, running_on, stand_in  # noqa: F401  a fixture
+from torch import nn
+
+from dcnzoo import zoo
+
+# config, mmcv's layer, layers in stages c3 to c5 of a ResNet-50
+CASES = {
+    "dcnv2/faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco": (mmcv_ops.ModulatedDeformConv2dPack, 13),
+    "dcnv2/faster-rcnn_r50-mdconv-group4-c3-c5_fpn_1x_coco": (mmcv_ops.ModulatedDeformConv2dPack, 13),
+    "dcn/mask-rcnn_r50-dconv-c3-c5_fpn_1x_coco": (mmcv_ops.DeformConv2dPack, 13),
+}
+
+
+def compiled_detector(name, pack):
+    """MMDetection's own config with its own backbone and mmcv's layer, and weights that matter."""
+    cfg = get_config(f"mmdet::{name}.py").model
+    cfg.backbone.update(type=resnet.ResNet, init_cfg=None)
+    cfg.backbone.dcn.type = pack
+    init_default_scope("mmdet")
+    torch.manual_seed(0)
+    detector = MODELS.build(cfg)
+    for key, module in detector.named_modules():
+        if key.endswith("conv_offset"):
+            nn.init.normal_(module.weight, std=0.02)
+            nn.init.normal_(module.bias, std=0.5)
+        elif isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        elif isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_var, 0.8, 1.2)
+            nn.init.uniform_(module.weight, 0.2, 0.5)
+    nn.init.normal_(detector.roi_head.bbox_head.fc_cls.weight, std=0.2)
+    return detector.eval()
+
+
+def detections(detector, image) -> InstanceData:
+    detector.test_cfg.rcnn.score_thr = 0.0
+    sample = {"img_shape": (320, 320), "ori_shape": (320, 320), "scale_factor": (1.0, 1.0)}
+    data = {"inputs": [image], "data_samples": [DetDataSample(metainfo=sample)]}
+    with torch.no_grad():
+        return detector.test_step(data)[0].pred_instances
+
+
+@pytest.fixture
+def masks_in_float32(monkeypatch):
+    """MMDetection draws masks into the image in float32, whatever they are in."""
+    paste = fcn_mask_head._do_paste_mask
+
+    def paste_floats(masks, boxes, *args, **kwargs):
+        return paste(masks.float(), boxes.float(), *args, **kwargs)
+
+    monkeypatch.setattr(fcn_mask_head, "_do_paste_mask", paste_floats)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_detections(name, float64, masks_in_float32, tmp_path):  # noqa: F811
+    pack, layers = CASES[name]
+    theirs = compiled_detector(name, pack)
+    assert sum(type(module) is pack for module in theirs.modules()) == layers
+    legacy = {re.sub(r"\.conv_offset\.", "_offset.", k): v for k, v in theirs.state_dict().items()}
+    assert sum(key.endswith("conv2_offset.weight") for key in legacy) == layers
+    classes = tuple(map(str, range(80)))
+    torch.save({"state_dict": legacy, "meta": {"CLASSES": classes}}, tmp_path / "legacy.pth")
+    ours = zoo.load(name.partition("/")[2], checkpoint=tmp_path / "legacy.pth").double()
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    assert ours.dataset_meta["classes"] == classes
+
+    image = torch.randint(0, 256, (3, 320, 320), generator=torch.Generator().manual_seed(1)).byte()
+    with running_on(InDouble()):
+        want = detections(theirs, image)
+    with running_on(stand_in):
+        got = detections(ours, image)
+    assert len(want) == len(got) == 100
+    assert torch.equal(got.labels, want.labels)
+    for field in ("bboxes", "scores"):
+        error = (got[field] - want[field]).abs().max() / want[field].abs().max()
+        assert error <= 1e-5, field
+    if "masks" in want:
+        assert 0 < want.masks.float().mean() < 1
+        assert (got.masks != want.masks).float().mean() <= 1e-5
