@@ -155,6 +155,19 @@ def test_smaller_offsets_are_refused():
         )
 
 
+@pytest.mark.parametrize("chosen", [0, 1, 20])
+def test_masked_conv2d(chosen):
+    """Convolved where the mask is set, zero elsewhere."""
+    torch.manual_seed(0)
+    layer = mmcv_ops.MaskedConv2d(4, 6, (3, 1), padding=(1, 0)).double()
+    input = torch.randn(1, 4, 5, 7, dtype=torch.float64)
+    mask = torch.zeros(35)
+    mask[torch.randperm(35)[:chosen]] = 1
+    mask = mask.view(1, 5, 7)
+    expected = F.conv2d(input, layer.weight, layer.bias, padding=(1, 0)) * mask
+    torch.testing.assert_close(layer(input, mask), expected)
+
+
 # Boxes
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import ConfigDict
+from mmengine.hub import get_config
 from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseModel
 from mmengine.optim import AmpOptimWrapper
@@ -19,8 +20,11 @@ from mmengine.registry import OPTIM_WRAPPERS, DefaultScope
 from mmengine.runner import Runner
 from torch import nn
 
-import dcnzoo.models  # noqa: F401  applies them
+import dcnzoo.models  # noqa: F401  applies them; before mmdet, which needs mmcv.ops
 from dcnzoo.compat import openmmlab
+
+# isort: split
+from mmdet.registry import MODELS
 
 # Checkpoints
 
@@ -226,12 +230,49 @@ def test_ssd_predicts():
     assert len(result.bboxes) > 0
 
 
+def build(config, **options):
+    """A detector of MMDetection's configs, on no device and without its weights."""
+    cfg = get_config(f"mmdet::{config}")
+    cfg.merge_from_dict({f"model.{key}": value for key, value in options.items()})
+    with DefaultScope.overwrite_default_scope("mmdet"), torch.device("meta"):
+        return MODELS.build(cfg.model)
+
+
+def test_cascade_rpn_alone():
+    heads = build("cascade_rpn/cascade-rpn_r50-caffe_fpn_1x_coco.py").bbox_head.stages
+    assert [head.num_classes for head in heads] == [1, 1]
+    (inside, _) = build("cascade_rpn/cascade-rpn_faster-rcnn_r50-caffe_fpn_1x_coco.py").rpn_head.stages
+    assert inside.num_classes == 1
+
+
+def test_teacher_is_found_from_anywhere(tmp_path, monkeypatch):
+    config = "ld/ld_r18-gflv1-r101_fpn_1x_coco.py"
+    teacher = "configs/gfl/gfl_r101_fpn_ms-2x_coco.py"
+    monkeypatch.chdir(tmp_path)
+    assert get_config(f"mmdet::{config}").model.teacher_config == teacher
+    detector = build(config, teacher_ckpt=None)
+    assert (detector.backbone.depth, detector.teacher_model.backbone.depth) == (18, 101)
+
+    # a file where the config says it is goes first; one that is nowhere is reported as ever
+    (tmp_path / "configs/gfl").mkdir(parents=True)
+    shallow = get_config("mmdet::gfl/gfl_r50_fpn_1x_coco.py")
+    (tmp_path / teacher).write_text(shallow.pretty_text)
+    assert build(config, teacher_ckpt=None).teacher_model.backbone.depth == 50
+    with pytest.raises(FileNotFoundError):
+        build(config, teacher_ckpt=None, teacher_config="configs/gfl/none.py")
+
+
 def test_applying_twice_changes_nothing():
+    from mmdet.models import CascadeRPNHead, KnowledgeDistillationSingleStageDetector
     from mmengine.dist import utils
     from mmengine.model import MMDistributedDataParallel
 
-    before = (utils._init_dist_pytorch, MMDistributedDataParallel.__init__)
+    def patched():
+        classes = (MMDistributedDataParallel, CascadeRPNHead, KnowledgeDistillationSingleStageDetector)
+        return utils._init_dist_pytorch, *(each.__init__ for each in classes)
+
+    before = patched()
     registered = OPTIM_WRAPPERS.get("AmpOptimWrapper")
     openmmlab.apply()
-    assert before == (utils._init_dist_pytorch, MMDistributedDataParallel.__init__)
+    assert before == patched()
     assert OPTIM_WRAPPERS.get("AmpOptimWrapper") is registered

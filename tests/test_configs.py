@@ -1,47 +1,125 @@
-"""configs/dcn and configs/dcnv2: they build, and MMDetection's published weights fit them."""
+"""configs/dcn and configs/dcnv2: they are MMDetection's, and its published weights fit them."""
 
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
+import mmdet
 import pytest
 import torch
 import yaml
+
+from dcnzoo.datasets import CLASSES, ShapesSpec, make_shapes
+
+# isort: split
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.hub import get_config
 from mmengine.registry import DefaultScope
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = ROOT / "configs"
+MIM = Path(mmdet.__file__).parent / ".mim"
+MMDETS = MIM / "configs"
 PAPERS = ("dcn", "dcnv2")
 FILES = sorted(path for paper in PAPERS for path in (CONFIGS / paper).glob("*.py"))
 
 
-def parameters(cfg):
+def build(cfg):
     cfg.model.backbone.init_cfg = None  # no download
     with DefaultScope.overwrite_default_scope("mmdet"), torch.device("meta"):
-        return {k: tuple(v.shape) for k, v in MODELS.build(cfg.model).state_dict().items()}
+        return MODELS.build(cfg.model)
+
+
+def without_scope(node):
+    """A part of a config without the notes that ``mmdet::`` leaves in it."""
+    if isinstance(node, dict):
+        return {key: without_scope(value) for key, value in node.items() if key != "_scope_"}
+    return [without_scope(value) for value in node] if isinstance(node, list) else node
+
+
+def shapes(model):
+    return {key: tuple(value.shape) for key, value in model.state_dict().items()}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_is_mmdetections(path):
-    """The same model as MMDetection's config of that name, which spells ``dcn`` out."""
+    """The same in everything as MMDetection's config of that name, which spells ``dcn`` out."""
     ours, theirs = Config.fromfile(path), get_config(f"mmdet::{path.parent.name}/{path.name}")
     assert ours.custom_imports.imports == ["dcnzoo.models"]
-    ours.optim_wrapper.pop("_scope_")  # of `mmdet::`
-    assert ours.optim_wrapper == theirs.optim_wrapper
-    keys = parameters(ours)
-    assert keys == parameters(theirs)
-    assert "backbone.layer2.0.conv2.conv_offset.weight" in keys
-    assert "backbone.layer1.0.conv2.conv_offset.weight" not in keys
+    for key in (set(ours) | set(theirs)) - {"model", "custom_imports"}:
+        assert without_scope(ours[key]) == without_scope(theirs[key]), key
+    model, expected = build(ours), build(theirs)
+    assert shapes(model) == shapes(expected)
+    assert repr(model) == repr(expected)  # kernels, strides, groups, losses, …
+    deformable = {key.split(".")[1] for key in shapes(model) if "conv_offset" in key}
+    assert deformable == (set() if "pool" in path.stem else {"layer2", "layer3", "layer4"})
+    for key in ("data_preprocessor", "train_cfg", "test_cfg"):
+        assert without_scope(ours.model[key]) == without_scope(theirs.model[key]), key
 
 
 @pytest.mark.parametrize("paper", PAPERS)
-def test_index_is_complete(paper):
+def test_all_of_mmdetections_are_there(paper):
+    assert {path.name for path in FILES if path.parent.name == paper} == {
+        path.name for path in (MMDETS / paper).glob("*.py")
+    }
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_index_has_the_published_figures(paper):
+    """Every config, with the figures and weights of MMDetection's metafile, and whose they are."""
     index = yaml.safe_load((CONFIGS / paper / "metafile.yml").read_text())
-    listed = {Path(model["Config"]) for model in index["Models"]}
-    assert listed == {path.relative_to(CONFIGS.parent) for path in FILES if path.parent.name == paper}
+    published = yaml.safe_load((MMDETS / paper / "metafile.yml").read_text())
+    published = {Path(model["Config"]).name: model for model in published["Models"]}
+    listed = {Path(model["Config"]): model for model in index["Models"]}
+    assert set(listed) == {path.relative_to(CONFIGS.parent) for path in FILES if path.parent.name == paper}
     readme = (CONFIGS / paper / "README.md").read_text()
-    for model in index["Models"]:
-        assert model["Published"] is True
-        assert f"]({Path(model['Config']).name})" in readme
-        for result in model["Results"]:
-            assert all(f"| {ap} |" in readme for ap in result["Metrics"].values())
+    (collection,) = index["Collections"]
+    for path, model in listed.items():
+        theirs = published[path.name]
+        assert model["Name"] == path.stem
+        assert model["In Collection"] == collection["Name"]
+        assert model.get("Alias", path.stem) == theirs["Name"]
+        assert model["Published"] == "MMDetection"
+        for key in ("Metadata", "Results", "Weights"):
+            assert model[key] == theirs[key]
+        (row,) = [line for line in readme.splitlines() if f"]({path.name})" in line]
+        figures = [value for result in model["Results"] for value in result["Metrics"].values()]
+        memory = model["Metadata"]["Training Memory (GB)"]
+        assert all(f"| {figure} |" in row for figure in (memory, *figures))
+        assert "| published |" in row and f"]({model['Weights']})" in row
+
+
+def test_your_own_data_with_mmdetections_own_tool(tmp_path):
+    """The recipe of docs/detectors.md, whose ``custom_imports`` is all that says dcnzoo."""
+    page = (ROOT / "docs" / "detectors.md").read_text()
+    (recipe,) = (b for b in re.findall(r"^```python\n(.*?)^```$", page, re.S | re.M) if "metainfo" in b)
+    assert '("date", "fig", "hazelnut")' in recipe and recipe.count("dcnzoo") == 1
+    (tmp_path / "fruits.py").write_text(recipe.replace('("date", "fig", "hazelnut")', repr(CLASSES)))
+
+    make_shapes(tmp_path / "shapes", ShapesSpec(train=2, val=1))
+    data = tmp_path / "data" / "fruits"
+    data.mkdir(parents=True)
+    (data / "images").symlink_to(tmp_path / "shapes" / "train")
+    for part in ("train.json", "val.json"):
+        (data / part).symlink_to(tmp_path / "shapes" / "annotations" / "train.json")
+
+    settings = ["train_cfg.max_epochs=1", "model.backbone.init_cfg=None"]
+    for loader, resize in (("train_dataloader", 2), ("val_dataloader", 1)):
+        settings += [f"{loader}.num_workers=0", f"{loader}.persistent_workers=False"]
+        settings += [f"{loader}.dataset.pipeline.{resize}.scale=(128,128)"]
+    result = subprocess.run(
+        [sys.executable, MIM / "tools" / "train.py", "fruits.py", "--cfg-options", *settings],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr[-4000:]
+    assert "coco/segm_mAP" in result.stdout + result.stderr
+    checkpoint = torch.load(tmp_path / "work_dirs/fruits/epoch_1.pth", weights_only=False)
+    weights = checkpoint["state_dict"]
+    assert weights["backbone.layer2.0.conv2.conv_offset.weight"].shape == (27, 128, 3, 3)
+    assert weights["roi_head.mask_head.conv_logits.weight"].shape == (3, 256, 1, 1)

@@ -4,9 +4,16 @@ import json
 import cv2
 import numpy as np
 import pytest
+
+import dcnzoo.datasets
+
+# isort: split
+from mmdet.registry import DATASETS
+from mmengine.registry import DefaultScope
 from pycocotools.coco import COCO
 
 from dcnzoo.datasets.shapes import CLASSES, ShapesSpec, draw_image, make_shapes, polygon_area
+from dcnzoo.engine.cli import UserError
 
 SPEC = ShapesSpec(train=6, val=4, size=96, min_radius=11, max_radius=44, seed=3)
 
@@ -168,3 +175,104 @@ def test_foreign_folder_is_not_deleted(tmp_path):
 def test_bad_parameters(field, value, message):
     with pytest.raises(ValueError, match=message):
         ShapesSpec(**{field: value})
+
+
+# COCO files with mistakes
+
+
+def read_coco(root, change, name="CocoDataset", **arguments):
+    """The data set of ``root``'s training images, after ``change`` has been at the annotations."""
+    annotations = json.loads((root / "annotations" / "train.json").read_text())
+    changed = root / "annotations" / "changed.json"
+    changed.write_text(json.dumps(change(annotations) or annotations))
+    defaults = dict(metainfo=dict(classes=CLASSES), filter_cfg=dict(filter_empty_gt=True))
+    cfg = {"ann_file": "annotations/changed.json", "data_prefix": dict(img="train/"), **defaults, **arguments}
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        return DATASETS.build(dict(type=name, data_root=f"{root}/", **cfg))
+
+
+@pytest.mark.parametrize("name", ["CocoDataset", "ShapesDataset"])
+def test_a_good_file_is_read_as_mmdetection_reads_it(root, name):
+    from mmdet.datasets import CocoDataset
+
+    ours = read_coco(root, lambda file: None, name)
+    assert isinstance(ours, CocoDataset) and isinstance(ours, dcnzoo.datasets.CocoDataset)
+    theirs = CocoDataset(
+        ann_file="annotations/train.json",
+        data_root=f"{root}/",
+        data_prefix=dict(img="train/"),
+        metainfo=dict(classes=CLASSES),
+    )
+    assert len(ours) == 6
+    assert [ours.get_data_info(i) for i in range(6)] == [theirs.get_data_info(i) for i in range(6)]
+
+
+def box_of_the_second(values):
+    return lambda file: file["annotations"][1].update(bbox=values)
+
+
+def no_annotations(file):
+    file["annotations"] = []
+
+
+def other_categories(file):
+    for category, name in zip(file["categories"], ("date", "fig", "hazelnut"), strict=True):
+        category["name"] = name
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (box_of_the_second([5, 6, -7, 8]), r"annotation 2 of image 1: bbox: .* got \[5, 6, -7, 8\]$"),
+        (
+            box_of_the_second([5, 6, 7]),
+            r"annotation 2 .* expected \[x, y, width, height\].* got \[5, 6, 7\]$",
+        ),
+        (box_of_the_second([5, 6, 7, float("nan")]), r"width and height ≥ 0, got \[5, 6, 7, nan\]$"),
+        (box_of_the_second(["5", 6, 7, 8]), r"width and height ≥ 0, got \['5', 6, 7, 8\]$"),
+        (lambda file: file["images"].clear(), r"images: expected at least 1, got 0$"),
+        (lambda file: file.update(categories=[]), r"categories: expected at least 1, got 0$"),
+        (lambda file: [1, 2], r"expected a COCO file \(JSON\): annotation file format <class 'list'>"),
+        (no_annotations, r"expected at least 1 image to train on, got 0 of 6: .*filter_empty_gt.*True"),
+        (
+            other_categories,
+            r"expected all 3 classes of metainfo, missing oval, trefoil, cross, got date, fig, hazelnut$",
+        ),
+        (
+            lambda file: file["categories"].reverse(),
+            r"expected the order of metainfo's classes, oval, trefoil, cross, got cross, trefoil, oval$",
+        ),
+    ],
+)
+def test_mistakes_in_a_coco_file(root, change, message):
+    with pytest.raises(UserError, match=message) as error:
+        read_coco(root, change)
+    assert str(error.value).startswith(f"{root}/annotations/changed.json: ")
+    assert "\n" not in str(error.value)
+
+
+def test_coco_file_that_is_none(root):
+    with pytest.raises(UserError, match=rf"^ann_file: expected a file, found none at {root}/none.json$"):
+        read_coco(root, lambda file: None, ann_file="none.json")
+    (root / "text.json").write_text("no JSON")
+    with pytest.raises(UserError, match=r"text.json: expected a COCO file \(JSON\): Expecting value"):
+        read_coco(root, lambda file: None, ann_file="text.json")
+    with pytest.raises(UserError, match=rf"^data_prefix: .* the first at {root}/val2/00000.png, found none"):
+        read_coco(root, lambda file: None, data_prefix=dict(img="val2/"))
+
+
+def test_fewer_classes_than_categories(root):
+    """Those left out are not seen, which is a way to train on a part of a data set."""
+    data = read_coco(root, lambda file: None, metainfo=dict(classes=("cross",)))
+    labels = {instance["bbox_label"] for i in range(len(data)) for instance in data[i]["instances"]}
+    assert labels == {0}
+
+
+def test_a_file_without_annotations_is_tested_on(root):
+    assert len(read_coco(root, no_annotations, test_mode=True)) == 6
+
+
+def test_long_lists_are_cut(root):
+    classes = tuple(f"class {i}" for i in range(80))
+    with pytest.raises(UserError, match=r"all 80 .*missing class 0, .*, class 4 and 75 more, got oval, tref"):
+        read_coco(root, lambda file: None, metainfo=dict(classes=classes))

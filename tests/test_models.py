@@ -357,12 +357,83 @@ def test_bad_dcn(dcn):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("dcn", ["v3", "v4"])
+@pytest.mark.parametrize(("kind", "arguments"), [("ResNet", {}), ("FPN", dict(out_channels=5, num_outs=1))])
+def test_operators_that_are_planned(dcn, kind, arguments):
+    given = dict(depth=50) if kind == "ResNet" else dict(in_channels=[4], **arguments)
+    with pytest.raises(
+        ValueError, match=rf"{kind}: dcn: expected True, 'v1', 'v2'.* got '{dcn}', which is not"
+    ):
+        MODELS.build(dict(type=kind, dcn=dcn, **given))
+
+
 def test_stages():
     _, stages = deformable(backbone("ResNet", dcn=True, stage_with_dcn=(True, False, False, True)))
     assert stages == {"layer1", "layer4"}
     three = dict(num_stages=3, strides=(1, 2, 2), dilations=(1, 1, 1), out_indices=(1, 2))
     _, stages = deformable(backbone("ResNet-14", dcn=True, **three))
     assert stages == {"layer2", "layer3"}
+
+
+@pytest.mark.parametrize("family", ["ResNet", "RegNet", "HRNet"])
+def test_wrong_number_of_stages(family):
+    arguments = dict(extra=HRNET) if family == "HRNet" else FAMILIES[family]
+    message = rf"{family}: stage_with_dcn: expected 4 values, one for each stage, got \(False, True, True\)"
+    with pytest.raises(ValueError, match=message):
+        MODELS.build(dict(type=family, dcn=True, stage_with_dcn=(False, True, True), **arguments))
+
+
+# Numbers of blocks: a Bottleneck; 2 + 1; 2 + 1 + 1 in each of two modules; 1 in each of four branches
+HRNET = dict(
+    stage1=dict(num_modules=1, num_branches=1, block="BOTTLENECK", num_blocks=(1,), num_channels=(8,)),
+    stage2=dict(num_modules=1, num_branches=2, block="BASIC", num_blocks=(2, 1), num_channels=(4, 6)),
+    stage3=dict(num_modules=2, num_branches=3, block="BASIC", num_blocks=(2, 1, 1), num_channels=(4, 6, 8)),
+    stage4=dict(
+        num_modules=1, num_branches=4, block="BASIC", num_blocks=(1, 1, 1, 1), num_channels=(4, 6, 8, 10)
+    ),
+)
+
+
+def test_hrnet():
+    torch.manual_seed(0)
+    plain = importlib.import_module("mmdet.models.backbones").HRNet(HRNET)
+    ours = MODELS.build(dict(type="HRNet", extra=HRNET))
+    assert list(shapes(ours).items()) == list(shapes(plain).items())
+
+    model = MODELS.build(dict(type="HRNet", extra=HRNET, dcn=True))
+    packs, _ = deformable(model)
+    found = [
+        sum(name.startswith(stage) for name in packs) for stage in ("layer1", "stage2", "stage3", "stage4")
+    ]
+    assert found == [0, 3, 8, 4]
+    assert {type(m) for m in packs.values()} == {DCNv2}
+    assert all(name.endswith("conv2") and m.bias is None for name, m in packs.items())
+    assert {key for key in shapes(model) if "conv_offset" not in key} == set(shapes(plain))
+    model.init_weights()
+    assert not any(p.any() for p in offset_parameters(model))
+    outputs = model(torch.randn(1, 3, 64, 96))
+    assert [tuple(o.shape[1:]) for o in outputs] == [(4, 16, 24), (6, 8, 12), (8, 4, 6), (10, 2, 3)]
+    sum(o.sum() for o in outputs).backward()
+    assert all(p.grad is not None for p in offset_parameters(model))
+
+    stages = dict(dcn="v1", stage_with_dcn=(True, False, False, False))
+    packs, _ = deformable(MODELS.build(dict(type="HRNet", extra=HRNET, **stages)))
+    assert set(packs) == {"layer1.0.conv2"} and type(packs["layer1.0.conv2"]) is DCN
+
+
+def test_trident():
+    cfg = dict(type="TridentResNet", depth=50, base_channels=8, num_stages=3, out_indices=(2,))
+    cfg |= dict(strides=(1, 2, 2), dilations=(1, 1, 1), trident_dilations=(1, 2, 3), num_branch=3)
+    cfg |= dict(test_branch_idx=1)
+    packs, stages = deformable(MODELS.build(cfg))
+    assert not packs
+    model = MODELS.build(dict(cfg, dcn=True))
+    packs, stages = deformable(model)
+    assert stages == {"layer2"} and len(packs) == 4
+    (out,) = model(torch.randn(1, 3, 32, 48))
+    assert out.shape == (3, 128, 2, 3)  # three branches
+    with pytest.raises(ValueError, match="TridentResNet: stage_with_dcn: expected False for the last stage"):
+        MODELS.build(dict(cfg, dcn=True, stage_with_dcn=(False, True, True)))
 
 
 def test_basic_block_initialises_like_mmdets():
@@ -376,15 +447,22 @@ def test_basic_block_initialises_like_mmdets():
     assert type(model.layer2[0].conv1) is nn.Conv2d
 
 
+NECK = dict(type="PAFPN", in_channels=[4, 6, 8], out_channels=5, num_outs=4)
+
+
 def test_from_the_command_line():
     parser = argparse.ArgumentParser()
     parser.add_argument("--cfg-options", nargs="+", action=DictAction)
-    for text, pack in (("True", DCNv2), ("v1", DCN), ("None", None)):
-        cfg = Config(dict(model=dict(backbone=dict(type="ResNet", depth=14, base_channels=8))))
-        options = parser.parse_args(["--cfg-options", f"model.backbone.dcn={text}"]).cfg_options
-        cfg.merge_from_dict(options)
-        packs, _ = deformable(MODELS.build(cfg.model.backbone))
-        assert {type(m) for m in packs.values()} == ({pack} if pack else set())
+    for text, pack in (("True", DCNv2), ("v1", DCN), ("v2", DCNv2), ("None", None), ("False", None)):
+        for family, arguments in FAMILIES.items():
+            cfg = Config(dict(model=dict(backbone={"type": family, **arguments}, neck=NECK)))
+            values = [f"model.backbone.dcn={text}", f"model.neck.dcn={text}"]
+            cfg.merge_from_dict(parser.parse_args(["--cfg-options", *values]).cfg_options)
+            with torch.device("meta"):
+                built = MODELS.build(cfg.model.backbone), MODELS.build(cfg.model.neck)
+            for module in built:
+                packs, _ = deformable(module)
+                assert {type(m) for m in packs.values()} == ({pack} if pack else set())
 
 
 # RoI pools

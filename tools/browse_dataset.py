@@ -33,6 +33,7 @@ def main() -> None:
     with user_errors():
         from mmdet.registry import DATASETS, VISUALIZERS
 
+        import dcnzoo.datasets
         import dcnzoo.models  # noqa: F401  registers what configs name
 
         cfg = Config.fromfile(args.config)

@@ -1,7 +1,7 @@
-from mmdet.datasets import CocoDataset
 from mmdet.registry import DATASETS
 from mmengine.dist import barrier, is_main_process
 
+from dcnzoo.datasets.coco import CocoDataset
 from dcnzoo.datasets.shapes import CLASSES, PALETTE, ShapesSpec, make_shapes
 
 

@@ -53,6 +53,7 @@ def add_cfg_options(parser: argparse.ArgumentParser) -> None:
 def load_config(args: argparse.Namespace) -> Config:
     """The config with the command line's settings merged in and dcnzoo's hooks in place."""
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+    import dcnzoo.datasets
     import dcnzoo.engine
     import dcnzoo.models  # noqa: F401  any config can then say dcn=True
 

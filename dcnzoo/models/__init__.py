@@ -6,7 +6,7 @@
   deformable convolutions directly run on dcnzoo's operators, with mmcv-lite and with compiled mmcv.
 - ``DeformRoIPool`` and its packs are in the registry; RoI extractors, which look in ``mmcv.ops``, get mmcv's
   of the same names, on dcnzoo's operator.
-- ResNet-family backbones and (PA)FPN take ``dcn=True`` (:mod:`dcnzoo.models.backbones`, ``necks``).
+- ResNet-family backbones, HRNet and (PA)FPN take ``dcn=True`` (:mod:`dcnzoo.models.backbones`, ``necks``).
 - Faults of the stack on today's PyTorch are mended (:mod:`dcnzoo.compat.openmmlab`).
 
 Needs mmengine and mmcv or mmcv-lite. Without mmdet, what builds on it is left out.
@@ -27,7 +27,17 @@ use_dcnzoo_deform_conv()
 mend_openmmlab()
 
 if find_spec("mmdet"):
-    from dcnzoo.models.backbones import RegNet, Res2Net, ResNeSt, ResNet, ResNetV1d, ResNeXt
+    from dcnzoo.models.backbones import (
+        HRNet,
+        RegNet,
+        Res2Net,
+        ResNeSt,
+        ResNet,
+        ResNetV1d,
+        ResNeXt,
+        TridentResNet,
+    )
     from dcnzoo.models.necks import FPN, PAFPN
 
-    __all__ += ["FPN", "PAFPN", "RegNet", "Res2Net", "ResNeSt", "ResNeXt", "ResNet", "ResNetV1d"]
+    __all__ += ["FPN", "PAFPN"]
+    __all__ += ["HRNet", "RegNet", "Res2Net", "ResNeSt", "ResNeXt", "ResNet", "ResNetV1d", "TridentResNet"]

@@ -1,16 +1,25 @@
-"""MMDetection's ResNet family with ``dcn=True``, in its place in the registry.
+"""MMDetection's ResNet family and HRNet with ``dcn=True``, in their place in the registry.
 
 Without ``dcn`` they are MMDetection's, layer by layer and key by key.
 """
 
 from __future__ import annotations
 
-from mmcv.cnn import build_conv_layer
-from mmdet.models.backbones import regnet, res2net, resnest, resnet, resnext
+from collections.abc import Sequence
+
+from mmdet.models.backbones import hrnet, regnet, res2net, resnest, resnet, resnext, trident_resnet
 from mmdet.registry import MODELS
 from torch import nn
 
-from dcnzoo.models.dcn import parse_dcn
+from dcnzoo.models.dcn import deformable_like, parse_dcn
+
+
+def _check_stages(owner: str, stage_with_dcn: Sequence[bool], number: int) -> tuple[bool, ...]:
+    if len(stage_with_dcn) != number:
+        raise ValueError(
+            f"{owner}: stage_with_dcn: expected {number} values, one for each stage, got {stage_with_dcn}"
+        )
+    return tuple(stage_with_dcn)
 
 
 class BasicBlock(resnet.BasicBlock):
@@ -18,8 +27,7 @@ class BasicBlock(resnet.BasicBlock):
 
     def __init__(self, inplanes: int, planes: int, *args, dcn: dict, **kwargs) -> None:
         super().__init__(inplanes, planes, *args, **kwargs)
-        layer = {key: value for key, value in dcn.items() if key != "fallback_on_stride"}
-        self.conv2 = build_conv_layer(layer, planes, planes, 3, padding=1, bias=False)
+        self.conv2 = deformable_like(self.conv2, dcn)
 
 
 class _WithDCN:
@@ -32,10 +40,12 @@ class _WithDCN:
     """
 
     def __init__(self, *args, dcn=None, stage_with_dcn=None, **kwargs) -> None:
-        dcn = parse_dcn(dcn, owner=type(self).__name__)
+        owner = type(self).__name__
+        dcn = parse_dcn(dcn, owner)
+        stages = len(kwargs.get("strides", (1, 2, 2, 2)))
         if stage_with_dcn is None:
-            stages = len(kwargs.get("strides", (1, 2, 2, 2)))
             stage_with_dcn = (False, *[dcn is not None] * (stages - 1))
+        stage_with_dcn = _check_stages(owner, stage_with_dcn, stages)
         super().__init__(*args, dcn=dcn, stage_with_dcn=stage_with_dcn, **kwargs)
 
     def make_res_layer(self, block: type[nn.Module], dcn: dict | None = None, **kwargs):
@@ -78,3 +88,42 @@ class ResNeSt(_WithDCN, resnest.ResNeSt):
 @MODELS.register_module(force=True)
 class RegNet(_WithDCN, regnet.RegNet):
     pass
+
+
+@MODELS.register_module(force=True)
+class TridentResNet(_WithDCN, trident_resnet.TridentResNet):
+    """MMDetection's, with ``dcn`` in c3.
+
+    Its last stage has trident convolutions in place of the 3×3 ones: one weight, three dilations.
+    They are not deformable, and ``stage_with_dcn`` must not say so.
+    """
+
+    def __init__(self, *args, dcn=None, stage_with_dcn=None, **kwargs) -> None:
+        if stage_with_dcn is None:
+            stage_with_dcn = (False, dcn is not None, False)
+        if stage_with_dcn[-1]:
+            raise ValueError(
+                "TridentResNet: stage_with_dcn: expected False for the last stage, whose convolutions "
+                f"are trident ones, got {stage_with_dcn}"
+            )
+        super().__init__(*args, dcn=dcn, stage_with_dcn=stage_with_dcn, **kwargs)
+
+
+@MODELS.register_module(force=True)
+class HRNet(hrnet.HRNet):
+    """MMDetection's, with ``dcn`` in the blocks of stages 2 to 4, all branches; ``stage_with_dcn``
+    chooses others. (Stages 1 to 4, not c2 to c5: from stage to stage a branch is added.)
+    """
+
+    def __init__(self, *args, dcn=None, stage_with_dcn=(False, True, True, True), **kwargs) -> None:
+        owner = type(self).__name__
+        dcn = parse_dcn(dcn, owner)
+        stage_with_dcn = _check_stages(owner, stage_with_dcn, 4)
+        super().__init__(*args, **kwargs)
+        stages = (self.layer1, self.stage2, self.stage3, self.stage4)
+        for stage, deformable in zip(stages, stage_with_dcn, strict=True):
+            if dcn is None or not deformable:
+                continue
+            for block in stage.modules():
+                if isinstance(block, (resnet.BasicBlock, resnet.Bottleneck)):
+                    block.conv2 = deformable_like(block.conv2, dcn)

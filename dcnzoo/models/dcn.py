@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mmcv.cnn import build_conv_layer
 from mmcv.ops import DeformConv2d, ModulatedDeformConv2d
 from mmengine.registry import MODELS
 from mmengine.utils import deprecated_api_warning
@@ -27,9 +28,25 @@ def parse_dcn(dcn: bool | str | dict | None, owner: str) -> dict | None:
     if dcn is True or (isinstance(dcn, str) and dcn in types):
         layer = types["v2" if dcn is True else dcn]
         return dict(type=layer, deform_groups=1, fallback_on_stride=False)
+    planned = ", which is not there yet" if dcn in ("v3", "v4") else ""
     raise ValueError(
         f"{owner}: dcn: expected True, 'v1', 'v2', a dict with a type such as "
-        f"dict(type='DCNv2', deform_groups=1), False or None, got {dcn!r}"
+        f"dict(type='DCNv2', deform_groups=1), False or None, got {dcn!r}{planned}"
+    )
+
+
+def deformable_like(conv: nn.Conv2d, dcn: dict) -> nn.Module:
+    """The layer that ``dcn`` describes, with the channels, kernel and geometry of ``conv``."""
+    return build_conv_layer(
+        {key: value for key, value in dcn.items() if key != "fallback_on_stride"},
+        conv.in_channels,
+        conv.out_channels,
+        conv.kernel_size,
+        stride=conv.stride,
+        padding=conv.padding,
+        dilation=conv.dilation,
+        groups=conv.groups,
+        bias=conv.bias is not None,
     )
 
 

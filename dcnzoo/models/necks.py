@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from mmcv.cnn import build_conv_layer
 from mmdet.models import necks
 from mmdet.registry import MODELS
 
-from dcnzoo.models.dcn import parse_dcn
+from dcnzoo.models.dcn import deformable_like, parse_dcn
 
 
 class _WithDCN:
@@ -25,19 +24,9 @@ class _WithDCN:
         super().__init__(*args, **kwargs)
         if dcn is None:
             return
-        dcn.pop("fallback_on_stride", None)
         for name in self.output_convs:
             for module in getattr(self, name):
-                plain = module.conv
-                module.conv = build_conv_layer(
-                    dcn,
-                    plain.in_channels,
-                    plain.out_channels,
-                    plain.kernel_size,
-                    stride=plain.stride,
-                    padding=plain.padding,
-                    bias=plain.bias is not None,
-                )
+                module.conv = deformable_like(module.conv, dcn)
 
 
 @MODELS.register_module(force=True)

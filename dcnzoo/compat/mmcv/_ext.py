@@ -221,6 +221,37 @@ def modulated_deform_conv_backward(
         grad_bias.add_(gradients[4])
 
 
+# Convolution at chosen points (guided anchoring), as lowering, product and scatter
+
+
+def masked_im2col_forward(
+    im: Tensor,  # [1, C, H, W]
+    mask_h_idx: Tensor,  # [n], the output's pixels that are wanted
+    mask_w_idx: Tensor,  # [n]
+    col: Tensor,  # [C·kernel_h·kernel_w, n], written: what the kernel covers there
+    kernel_h: int,
+    kernel_w: int,
+    pad_h: int,
+    pad_w: int,
+) -> None:
+    padded = torch.nn.functional.pad(im[0], (pad_w, pad_w, pad_h, pad_h))
+    rows = mask_h_idx + torch.arange(kernel_h, device=im.device)[:, None]
+    columns = mask_w_idx + torch.arange(kernel_w, device=im.device)[:, None]
+    col.copy_(padded[:, rows[:, None], columns[None]].flatten(0, 2))
+
+
+def masked_col2im_forward(
+    col: Tensor,  # [C, n]
+    mask_h_idx: Tensor,
+    mask_w_idx: Tensor,
+    im: Tensor,  # [1, C, height, width], written at the pixels of the mask
+    height: int,
+    width: int,
+    channels: int,
+) -> None:
+    im[0, :, mask_h_idx, mask_w_idx] = col
+
+
 # Boxes
 
 

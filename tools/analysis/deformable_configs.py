@@ -1,0 +1,300 @@
+"""Which configs convolve deformably, and whether each builds, predicts and trains here.
+
+::
+
+    python tools/analysis/deformable_configs.py               # all: ten minutes on one core
+    python tools/analysis/deformable_configs.py 'tood|vfnet'  # those whose name matches
+    python tools/analysis/deformable_configs.py --out docs/deformable_configs.md
+
+A config is tried whole: nothing of its architecture is smaller. The images are, and there are no
+pretrained weights. One of MMDetection's is tried as a user's own config would use it, with
+``_base_ = 'mmdet::…'`` and ``custom_imports = dict(imports=['dcnzoo.models'])`` and nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import dcnzoo.models  # noqa: F401  before mmdet, which needs mmcv.ops
+from dcnzoo.engine.progress import make_progress
+
+# isort: split
+import mmcv.ops
+import mmdet
+from mmcv.ops.saconv import SAConv2d
+from mmdet.registry import MODELS
+from mmdet.testing import demo_mm_inputs
+from mmengine.config import Config
+from mmengine.logging import MessageHub, MMLogger
+from mmengine.model import revert_sync_batchnorm
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import DefaultScope
+
+ROOT = Path(__file__).resolve().parents[2]
+MMDETS = Path(mmdet.__file__).parent / ".mim" / "configs"
+OF_A_USER = "_base_ = '{}'\ncustom_imports = dict(imports=['dcnzoo.models'])\n"
+
+LAYERS = (mmcv.ops.DeformConv2d, mmcv.ops.ModulatedDeformConv2d, mmcv.ops.DeformRoIPool)
+OPERATORS = (*LAYERS, mmcv.ops.deform_conv2d, mmcv.ops.modulated_deform_conv2d)
+PRETRAINED = ("pretrained", "teacher_ckpt")  # and init_cfg=dict(type='Pretrained')
+
+PAGE = """\
+# Configs that convolve deformably
+
+Every config of dcnzoo's and of MMDetection {version}'s whose model has a deformable operator in it, and
+whether it works: that it builds, predicts on an image, and makes a training step in which the gradient
+reaches every deformable layer. Tried on the CPU, with dcnzoo's operators, mmcv-lite and no pretrained
+weights; with the whole architecture, on images of 128 pixels. `mmdet::…` are tried as they are, from a
+config that says
+
+```python
+_base_ = "mmdet::tood/tood_r50_fpn_1x_coco.py"
+custom_imports = dict(imports=["dcnzoo.models"])
+```
+
+`python tools/analysis/deformable_configs.py --out docs/deformable_configs.md` writes this page. Published
+figures and weights: [model zoo](../model_zoo.md).
+
+{number} configs, {working} of them ok. Another {unknown} of MMDetection's cannot be built without further
+packages or data; none of these names a deformable layer.
+
+| config | deformable | result |
+|---|---|---|
+"""
+
+
+# Which
+
+
+def config_names() -> list[str]:
+    """dcnzoo's configs, then MMDetection's, without those that dcnzoo has a config of its own for."""
+
+    def files(folder: Path) -> list[Path]:
+        found = (path.relative_to(folder) for path in folder.rglob("*.py"))
+        return sorted(path for path in found if "_base_" not in path.parts)
+
+    ours = files(ROOT / "configs")
+    theirs = [path for path in files(MMDETS) if path not in ours]
+    return [f"configs/{path.as_posix()}" for path in ours] + [f"mmdet::{path.as_posix()}" for path in theirs]
+
+
+def read(name: str) -> Config:
+    """A config without addresses of weights; one of MMDetection's as inherited by a user's."""
+    if name.startswith("mmdet::"):
+        cfg = Config.fromstring(OF_A_USER.format(name), ".py")
+    else:
+        cfg = Config.fromfile(ROOT / name)
+    _forget_weights(cfg.get("model"))
+    return cfg
+
+
+def _forget_weights(node: object) -> None:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            pretrained = isinstance(value, dict) and value.get("type") == "Pretrained"
+            if (key in PRETRAINED and isinstance(value, str)) or (key == "init_cfg" and pretrained):
+                node[key] = None
+            _forget_weights(value)
+    elif isinstance(node, list | tuple):
+        for value in node:
+            _forget_weights(value)
+
+
+def build(cfg: Config) -> nn.Module:
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        return MODELS.build(cfg.model)
+
+
+def is_deformable(module: nn.Module) -> bool:
+    """Whether it is a deformable layer, or itself calls the function."""
+    if isinstance(module, SAConv2d):
+        return module.use_deform
+    methods = (getattr(value, "__code__", None) for value in vars(type(module)).values())
+    return isinstance(module, LAYERS) or any(code and "deform_conv2d" in code.co_names for code in methods)
+
+
+def deformable_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """By their names. Those of a teacher, which no parent knows, are ``teacher_model.…``."""
+    parts = {"": model}
+    if isinstance(getattr(model, "teacher_model", None), nn.Module):
+        parts["teacher_model."] = model.teacher_model
+    modules = ((prefix + name, m) for prefix, part in parts.items() for name, m in part.named_modules())
+    return {name: module for name, module in modules if is_deformable(module)}
+
+
+def describe(cfg: Config) -> str:
+    """``backbone: DCNv2; bbox_head: DeformConv2d``, or nothing.
+
+    Raises:
+        Exception: whatever goes wrong in building the model.
+    """
+    try:
+        with torch.device("meta"):
+            model = build(cfg)
+    except RuntimeError as error:
+        if "meta tensors" not in str(error):
+            raise
+        model = build(cfg)  # it computes with numbers that the meta device does not have
+    found: dict[str, set[str]] = {}
+    for name, module in deformable_layers(model).items():
+        found.setdefault(name.split(".")[0], set()).add(type(module).__name__)
+    return "; ".join(f"{part}: {', '.join(sorted(kinds))}" for part, kinds in found.items())
+
+
+def names_in(text: str) -> str:
+    """The types that :func:`describe` would find, by the words of a config that cannot be built."""
+    known = {"DCN", "DCNv2", "SAC", "DeformRoIPoolPack", "ModulatedDeformRoIPoolPack"}
+    for name, kind in MODELS.module_dict.items():
+        imported = vars(sys.modules[kind.__module__]).values()
+        if any(value is operator for value in imported for operator in OPERATORS):
+            known.add(name)
+    return ", ".join(sorted(known.intersection(re.findall(r"\w+", text))))
+
+
+# Whether they work
+
+
+class _Calls(TorchDispatchMode):
+    """Counts the calls of dcnzoo's deformable operators."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func.namespace == "dcnzoo" and "deform" in func.__name__
+        return func(*args, **(kwargs or {}))
+
+
+def inputs(images: int) -> dict:
+    """Random images of 128 × 96 and 96 × 128 pixels with everything that may be annotated on them."""
+    sizes, objects = [[3, 128, 96], [3, 96, 128]][:images], [2, 1][:images]
+    return demo_mm_inputs(images, sizes, num_items=objects, num_classes=3, with_mask=True, with_semantic=True)
+
+
+def try_out(cfg: Config) -> None:
+    """Build, predict, and train for a step.
+
+    Raises:
+        Exception: whatever goes wrong.
+    """
+    torch.manual_seed(0)
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        model = revert_sync_batchnorm(build(cfg))  # as mmengine's Runner does
+        model.init_weights()
+        MessageHub.get_current_instance().update_info("epoch", 0)  # which TOOD asks for
+
+        model.eval()
+        layers = deformable_layers(model)
+        own = {name: layer for name, layer in layers.items() if not name.startswith("teacher_model.")}
+        with torch.no_grad(), _Calls() as calls:
+            (sample,) = model.test_step(inputs(1))
+        _expect(bool(calls.count) == bool(own), f"{calls.count} calls of dcnzoo's operators to predict")
+        found = sample.pred_instances.values()
+        _expect(all(_finite(v) for v in found if isinstance(v, Tensor)), "predictions are not finite")
+
+        model.train()
+        gradients: dict[Tensor, bool] = {}
+        learns = {name: [p for p in layer.parameters() if p.requires_grad] for name, layer in own.items()}
+        for parameter in {p for parameters in learns.values() for p in parameters}:
+            parameter.register_post_accumulate_grad_hook(lambda p: gradients.update({p: _finite(p.grad)}))
+        optimizer = build_optim_wrapper(model, cfg.optim_wrapper)
+        with _Calls() as calls:
+            losses = model.train_step(inputs(2), optimizer)
+        _expect(calls.count > 0, "no call of dcnzoo's operators to train")
+        _expect(_finite(losses["loss"]) and losses["loss"] > 0, f"the loss is {losses['loss']}")
+        for name, parameters in learns.items():
+            _expect(all(gradients.get(p) for p in parameters), f"{name}: no gradient, or not a finite one")
+
+
+def _finite(values: Tensor) -> bool:
+    return bool(values.isfinite().all())
+
+
+def _expect(condition: bool, otherwise: str) -> None:
+    if not condition:
+        raise AssertionError(otherwise)
+
+
+def result_of(cfg: Config) -> str:
+    """``ok``, or in a line why not."""
+    try:
+        try_out(cfg)
+    except Exception as error:
+        return reason(error)
+    return "ok"
+
+
+def reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}".partition(";")[0].replace("|", "/")
+
+
+# The table
+
+
+def deformable_configs(names: list[str]) -> Iterator[tuple[str, Config | None, str, str]]:
+    """Name, config, where it is deformable, and why it cannot be built, if it cannot.
+
+    Those that can be built and are not deformable are left out; those that cannot are not.
+    """
+    descriptions: dict[str, tuple[str, str]] = {}
+    for name in names:
+        try:
+            cfg = read(name)
+        except Exception as error:
+            yield name, None, names_in((MMDETS / name.removeprefix("mmdet::")).read_text()), reason(error)
+            continue
+        if "model" not in cfg:
+            continue
+        model = repr(cfg.model)
+        if model not in descriptions:
+            try:
+                descriptions[model] = describe(cfg), ""
+            except Exception as error:
+                descriptions[model] = names_in(model), reason(error)
+        deformable, why_not = descriptions[model]
+        if deformable or why_not:
+            yield name, cfg, deformable, why_not
+
+
+def page(rows: list[tuple[str, str, str]], unknown: int) -> str:
+    working = sum(result == "ok" for *_, result in rows)
+    head = PAGE.format(version=mmdet.__version__, number=len(rows), working=working, unknown=unknown)
+    return head + "".join(f"| `{name}` | {deformable} | {result} |\n" for name, deformable, result in rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("pattern", nargs="?", default="", help="regular expression (default: all)")
+    parser.add_argument("--out", type=Path, metavar="FILE.md", help="write the page with the table")
+    args = parser.parse_args()
+    MMLogger.get_current_instance().setLevel("ERROR")  # initialisation logs every parameter
+    console = Console(stderr=True)
+    names = [name for name in config_names() if re.search(args.pattern, name)]
+    with make_progress(console) as progress:
+        task = progress.add_task("building", total=None, note="")
+        found = list(deformable_configs(names))
+        rows, unknown = [], 0
+        progress.update(task, description="trying out", total=len(found))
+        for name, cfg, deformable, result in found:
+            progress.update(task, note=name)
+            if not deformable:
+                unknown += 1
+            else:
+                result = result or result_of(cfg)
+                rows.append((name, deformable, result))
+                print(f"{name}: {result}", flush=True)
+            progress.advance(task)
+    if args.out:
+        args.out.write_text(page(rows, unknown))
+
+
+if __name__ == "__main__":
+    main()
