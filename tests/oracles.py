@@ -64,12 +64,44 @@ def roi_align(
     return torch.stack(outputs).view(shape).permute(0, 3, 1, 2)
 
 
-def _bilinear(maps: Tensor, y: float, x: float) -> Tensor:  # [C, H, W] -> [C]
+def deform_roi_pool(
+    input: Tensor,  # [N, C, H, W]
+    rois: Tensor,  # [K, 5]
+    offset: Tensor,  # [K, 2, oH, oW]
+    output_size: tuple[int, int],
+    spatial_scale: float = 1.0,
+    sampling_ratio: int = 0,
+    gamma: float = 0.1,
+) -> Tensor:  # [K, C, oH, oW]
+    """Deformable RoI pooling one sample at a time; differentiable in ``input`` and ``offset``."""
+    bins_y, bins_x = output_size
+    outputs = []
+    for k, (image, *corners) in enumerate(rois.tolist()):
+        left, top, right, bottom = (c * spatial_scale - 0.5 for c in corners)
+        height, width = bottom - top, right - left
+        count_y = sampling_ratio or math.ceil(height / bins_y)
+        count_x = sampling_ratio or math.ceil(width / bins_x)
+        for i in range(bins_y):
+            for j in range(bins_x):
+                total = input.new_zeros(input.shape[1])
+                for sample_y in range(count_y):
+                    for sample_x in range(count_x):
+                        y = top + (i + (sample_y + 0.5) / count_y) * height / bins_y
+                        x = left + (j + (sample_x + 0.5) / count_x) * width / bins_x
+                        y = y + offset[k, 1, i, j] * gamma * height
+                        x = x + offset[k, 0, i, j] * gamma * width
+                        total = total + _bilinear(input[int(image)], y, x)
+                outputs.append(total / max(count_y * count_x, 1))
+    shape = (len(rois), bins_y, bins_x, input.shape[1])
+    return torch.stack(outputs).view(shape).permute(0, 3, 1, 2)
+
+
+def _bilinear(maps: Tensor, y: float | Tensor, x: float | Tensor) -> Tensor:  # [C, H, W] -> [C]
     height, width = maps.shape[1:]
     if not (-1 <= y <= height and -1 <= x <= width):
         return maps.new_zeros(maps.shape[0])
     y, x = min(max(y, 0), height - 1), min(max(x, 0), width - 1)
-    top, left = math.floor(y), math.floor(x)
+    top, left = (math.floor(v.detach() if isinstance(v, Tensor) else v) for v in (y, x))
     bottom, right = min(top + 1, height - 1), min(left + 1, width - 1)
     fy, fx = y - top, x - left
     upper = maps[:, top, left] * (1 - fx) + maps[:, top, right] * fx

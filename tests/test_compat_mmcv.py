@@ -277,6 +277,29 @@ def test_roi_align_gradient(pool_mode):
     assert torch.autograd.gradcheck(lambda x: mmcv_ops.roi_align(x, rois, *arguments), input)
 
 
+@pytest.mark.parametrize("with_offset", [True, False])
+def test_deform_roi_pool(with_offset):
+    torch.manual_seed(0)
+    input = torch.randn(2, 3, 8, 9, dtype=torch.float64).requires_grad_()
+    rois = torch.tensor([[1, 1.3, 0.7, 7.1, 5.9], [0, 0.0, 2.2, 3.9, 7.7]], dtype=torch.float64)
+    offset = torch.randn(2, 2, 2, 3, dtype=torch.float64).requires_grad_() if with_offset else None
+    arguments = ((2, 3), 0.9, 2, 0.3)
+    output = mmcv_ops.deform_roi_pool(input, rois, offset, *arguments)
+    expected = reference.deform_roi_pool(input, rois, offset, *arguments)
+    torch.testing.assert_close(output, expected)
+    inputs = (input, offset) if with_offset else (input,)
+    for got, want in zip(gradients(output, inputs), gradients(expected, inputs), strict=True):
+        assert got.any()
+        torch.testing.assert_close(got, want)
+
+
+def test_deform_roi_pool_without_rois():
+    input = torch.randn(2, 3, 8, 9).requires_grad_()
+    output = mmcv_ops.deform_roi_pool(input, torch.zeros(0, 5), torch.zeros(0, 2, 2, 3), (2, 3))
+    assert output.shape == (0, 3, 2, 3)
+    assert not torch.autograd.grad(output.sum(), input)[0].any()
+
+
 # Focal losses
 
 

@@ -25,6 +25,11 @@ RUN = {
     "README.md": {},
     "docs/use_the_op.md": {},
     "docs/ops/nms.md": {"boxes": torch.rand(5, 4), "scores": torch.rand(5)},
+    "docs/ops/deform_roi_pool.md": {
+        "maps": torch.rand(1, 3, 8, 9),
+        "rois": torch.tensor([[0.0, 1, 2, 90, 80]]),
+        "offset": torch.rand(1, 2, 7, 7),
+    },
     "docs/ops/roi_align.md": {"maps": torch.rand(1, 3, 8, 9), "rois": torch.tensor([[0.0, 1, 2, 90, 80]])},
     "docs/ops/deform_conv.md": {
         "input": torch.rand(1, 4, 5, 6),

@@ -52,7 +52,8 @@ import dcnzoo.models
 from mmengine.registry import MODELS
 print(MODELS.get("DCNv2").__module__, sorted(dcnzoo.models.__all__))
 """
-    assert run(code).split("\n")[0] == "dcnzoo.models.dcn ['DCN', 'DCNv2']"
+    names = ["DCN", "DCNv2", "DeformRoIPool", "DeformRoIPoolPack", "ModulatedDeformRoIPoolPack"]
+    assert run(code).split("\n")[0] == f"dcnzoo.models.dcn {names}"
 
 
 def test_env():

@@ -1,11 +1,12 @@
-"""``dcnzoo.layers``: an ``nn.Conv2d`` with offsets and a mask."""
+"""``dcnzoo.layers``: an ``nn.Conv2d`` with offsets and a mask; RoI pools that move their bins."""
 
 import pytest
 import torch
 from torch import nn
 
 import dcnzoo.ops.reference as reference
-from dcnzoo.layers import DeformConv2d
+from dcnzoo.layers import DeformConv2d, DeformRoIPool, DeformRoIPoolPack, ModulatedDeformRoIPoolPack
+from dcnzoo.ops import roi_align
 
 GEOMETRY = {"stride": (2, 1), "padding": (1, 2), "dilation": (1, 2)}
 
@@ -72,3 +73,76 @@ def test_arguments():
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         DeformConv2d(4, 6, 3, **arguments)
+
+
+# RoI pools
+
+SIZE, SAMPLING = (3, 2), (0.5, 2, 0.3)
+both_packs = pytest.mark.parametrize("pack", [DeformRoIPoolPack, ModulatedDeformRoIPoolPack])
+
+
+def maps_and_rois(channels=4):
+    maps = torch.randn(2, channels, 9, 12, dtype=torch.float64)
+    rois = torch.tensor([[1, 2.0, 3.0, 15.0, 11.0], [0, 4.0, 1.0, 21.0, 17.0], [1, 0.0, 0.0, 9.0, 16.0]])
+    return maps, rois.double()
+
+
+def test_deform_roi_pool():
+    torch.manual_seed(0)
+    maps, rois = maps_and_rois()
+    offset = torch.randn(3, 2, *SIZE, dtype=torch.float64)
+    layer = DeformRoIPool(SIZE, *SAMPLING)
+    expected = reference.deform_roi_pool(maps, rois, offset, SIZE, *SAMPLING)
+    torch.testing.assert_close(layer(maps, rois, offset), expected)
+    torch.testing.assert_close(layer(maps, rois), roi_align(maps, rois, SIZE, *SAMPLING[:2]))
+    assert DeformRoIPool(7).output_size == (7, 7) and DeformRoIPool([3, 2]).output_size == (3, 2)
+    assert repr(layer) == (
+        "DeformRoIPool(output_size=(3, 2), spatial_scale=0.5, sampling_ratio=2, gamma=0.3)"
+    )
+
+
+@both_packs
+def test_pack_starts_as_roi_align(pack):
+    maps, rois = maps_and_rois()
+    layer = pack(SIZE, 4, 8, *SAMPLING).double()
+    expected = roi_align(maps, rois, SIZE, *SAMPLING[:2])
+    if pack is ModulatedDeformRoIPoolPack:
+        expected = expected / 2  # the mask starts at sigmoid(0)
+    torch.testing.assert_close(layer(maps, rois), expected)
+
+
+@both_packs
+def test_pack_predicts_offsets_and_mask(pack):
+    torch.manual_seed(0)
+    maps, rois = maps_and_rois()
+    layer = pack(SIZE, 4, 8, *SAMPLING).double()
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    pooled = reference.deform_roi_pool(maps, rois, None, SIZE, *SAMPLING).flatten(1)
+    offset = layer.offset_fc(pooled).view(3, 2, *SIZE)
+    assert offset.abs().max() > 0.1
+    expected = reference.deform_roi_pool(maps, rois, offset, SIZE, *SAMPLING)
+    if pack is ModulatedDeformRoIPoolPack:
+        expected = expected * layer.mask_fc(pooled).view(3, 1, *SIZE)
+    output = layer(maps, rois)
+    torch.testing.assert_close(output, expected)
+    parameters = list(layer.parameters())
+    got, want = (torch.autograd.grad(o.square().sum(), parameters) for o in (output, expected))
+    for g, w in zip(got, want, strict=True):
+        assert g.any()
+        torch.testing.assert_close(g, w)
+
+
+@both_packs
+def test_pack_without_rois(pack):
+    maps, rois = maps_and_rois()
+    assert pack(SIZE, 4, 8).double()(maps, rois[:0]).shape == (0, 4, 3, 2)
+
+
+@both_packs
+def test_pack_of_other_channels(pack):
+    maps, rois = maps_and_rois(channels=5)
+    with pytest.raises(
+        RuntimeError, match=r"Pack: input: expected 4 channels \(output_channels\), got shape"
+    ):
+        pack(SIZE, 4, 8).double()(maps, rois)

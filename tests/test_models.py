@@ -16,6 +16,7 @@ from mmengine.registry import MODELS as ROOT
 from mmengine.registry import DefaultScope
 from torch import nn
 
+import dcnzoo.layers
 import dcnzoo.models
 import dcnzoo.ops.reference as reference
 from dcnzoo.models import DCN, DCNv2
@@ -164,7 +165,11 @@ def test_offsets_stay_zero_through_a_parent(pack, initialiser):
 
 
 def tiny_mask_rcnn(neck_dcn=None, **backbone):
-    cfg = get_config("mmdet::_base_/models/mask-rcnn_r50_fpn.py").model
+    return shrunken(get_config("mmdet::_base_/models/mask-rcnn_r50_fpn.py").model, neck_dcn, **backbone)
+
+
+def shrunken(cfg, neck_dcn=None, **backbone):
+    """A two-stage detector of MMDetection's, of 14 layers and 16 channels."""
     cfg.backbone = dict(
         type="ResNet",
         depth=14,
@@ -177,9 +182,10 @@ def tiny_mask_rcnn(neck_dcn=None, **backbone):
     cfg.neck.update(in_channels=[32, 64, 128, 256], out_channels=16, dcn=neck_dcn)
     cfg.rpn_head.update(in_channels=16, feat_channels=16)
     cfg.roi_head.bbox_roi_extractor.out_channels = 16
-    cfg.roi_head.mask_roi_extractor.out_channels = 16
     cfg.roi_head.bbox_head.update(in_channels=16, fc_out_channels=32, num_classes=4)
-    cfg.roi_head.mask_head.update(in_channels=16, conv_out_channels=16, num_classes=4, num_convs=1)
+    if "mask_head" in cfg.roi_head:
+        cfg.roi_head.mask_roi_extractor.out_channels = 16
+        cfg.roi_head.mask_head.update(in_channels=16, conv_out_channels=16, num_classes=4, num_convs=1)
     cfg.train_cfg.rpn_proposal.update(nms_pre=100, max_per_img=50)
     cfg.train_cfg.rcnn.sampler.num = 32
     cfg.test_cfg.rpn.update(nms_pre=100, max_per_img=50)
@@ -410,6 +416,80 @@ def test_from_the_command_line():
             for module in built:
                 packs, _ = deformable(module)
                 assert {type(m) for m in packs.values()} == ({pack} if pack else set())
+
+
+# RoI pools
+
+POOLS = ["DeformRoIPoolPack", "ModulatedDeformRoIPoolPack"]
+both_pools = pytest.mark.parametrize("name", POOLS)
+
+
+@pytest.mark.parametrize("registry", [ROOT, MODELS])
+def test_pools_are_registered(registry):
+    assert type(registry.build(dict(type="DeformRoIPool", output_size=7))) is dcnzoo.layers.DeformRoIPool
+    for name in POOLS:
+        pool = registry.build(dict(type=name, output_size=2, output_channels=3, deform_fc_channels=4))
+        assert type(pool) is getattr(dcnzoo.layers, name) is getattr(dcnzoo.models, name)
+
+
+@both_pools
+def test_pools_are_mmcvs(name):
+    """Parameters and their initial values, arguments, results; mmcv's run on dcnzoo's operator."""
+    arguments = ((3, 2), 4, 8, 0.25, 2, 0.3)
+    made = []
+    for module in (dcnzoo.layers, mmcv.ops):
+        torch.manual_seed(0)
+        made.append(getattr(module, name)(*arguments))
+    ours, theirs = made
+    assert list(shapes(ours).items()) == list(shapes(theirs).items())
+    for key, value in theirs.state_dict().items():
+        assert torch.equal(ours.state_dict()[key], value), key
+    randomise(theirs)
+    ours.load_state_dict(theirs.state_dict())
+    maps, rois = (
+        torch.randn(2, 4, 9, 12),
+        torch.tensor([[1, 3.0, 2.0, 40.0, 31.0], [0, 8.0, 4.0, 30.0, 20.0]]),
+    )
+    results = []
+    for pool in made:
+        leaf = maps.clone().requires_grad_()
+        output = pool(leaf, rois)
+        results.append([output, *torch.autograd.grad(output.square().sum(), [leaf, *pool.parameters()])])
+    for got, want in zip(*results, strict=True):
+        assert want.any()
+        torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        ("dcn/faster-rcnn_r50_fpn_dpool_1x_coco.py", POOLS[0]),
+        ("dcnv2/faster-rcnn_r50_fpn_mdpool_1x_coco.py", POOLS[1]),
+    ],
+)
+def test_detector_with_deformable_roi_pooling(config, name):
+    torch.manual_seed(0)
+    cfg = get_config(f"mmdet::{config}").model
+    assert cfg.roi_head.bbox_roi_extractor.roi_layer.type == name
+    cfg.roi_head.bbox_roi_extractor.roi_layer.update(output_channels=16, deform_fc_channels=32)
+    detector = shrunken(cfg)
+    detector.init_weights()
+    pools = detector.roi_head.bbox_roi_extractor.roi_layers
+    last = [layer for pool in pools for layer in (pool.offset_fc[-1], *getattr(pool, "mask_fc", [])[2:3])]
+    assert not any(p.any() for layer in last for p in layer.parameters())
+    for layer in last:
+        nn.init.normal_(layer.weight, std=0.1)
+    data = detector_inputs(detector)
+    loss, _ = detector.parse_losses(detector(**data, mode="loss"))
+    assert loss.isfinite()
+    loss.backward()
+    used = [pool for pool in pools if pool.offset_fc[0].weight.grad.any()]
+    assert used and all(p.grad.isfinite().all() and p.grad.any() for pool in used for p in pool.parameters())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert detector.parse_losses(detector(**data, mode="loss"))[0].isfinite()
+    detector.eval()
+    with torch.no_grad():
+        assert all(r.pred_instances.scores.isfinite().all() for r in detector(**data, mode="predict"))
 
 
 # Necks

@@ -4,6 +4,8 @@
 
 - ``DCN`` and ``DCNv2`` are dcnzoo's wherever a config names them, and heads that import mmcv's
   deformable convolutions directly run on dcnzoo's operators, with mmcv-lite and with compiled mmcv.
+- ``DeformRoIPool`` and its packs are in the registry; RoI extractors, which look in ``mmcv.ops``, get mmcv's
+  of the same names, on dcnzoo's operator.
 - ResNet-family backbones, HRNet and (PA)FPN take ``dcn=True`` (:mod:`dcnzoo.models.backbones`, ``necks``).
 - Faults of the stack on today's PyTorch are mended (:mod:`dcnzoo.compat.openmmlab`).
 
@@ -17,8 +19,9 @@ import mmcv.ops  # noqa: F401  registers DCN and DCNv2, which must happen before
 from dcnzoo.compat.mmcv import use_dcnzoo_deform_conv
 from dcnzoo.compat.openmmlab import apply as mend_openmmlab
 from dcnzoo.models.dcn import DCN, DCNv2
+from dcnzoo.models.deform_roi_pool import DeformRoIPool, DeformRoIPoolPack, ModulatedDeformRoIPoolPack
 
-__all__ = ["DCN", "DCNv2"]
+__all__ = ["DCN", "DCNv2", "DeformRoIPool", "DeformRoIPoolPack", "ModulatedDeformRoIPoolPack"]
 
 use_dcnzoo_deform_conv()
 mend_openmmlab()

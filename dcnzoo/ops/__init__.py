@@ -4,6 +4,7 @@ from ._library import cpu_capability, has_ops, problems, with_cuda
 
 if has_ops():
     from .deform_conv import deform_conv2d
+    from .deform_roi_pool import deform_roi_pool
     from .nms import nms
     from .roi_align import roi_align
 else:
@@ -14,4 +15,4 @@ else:
         raise ImportError(f"dcnzoo has no compiled operators: {problems['cpu']}")
 
 
-__all__ = ["cpu_capability", "deform_conv2d", "has_ops", "nms", "roi_align", "with_cuda"]
+__all__ = ["cpu_capability", "deform_conv2d", "deform_roi_pool", "has_ops", "nms", "roi_align", "with_cuda"]

@@ -124,3 +124,72 @@ def deform_conv(
     if bias is not None:
         out = out + bias.to(accumulate).view(1, -1, *[1] * rank)
     return out.to(input.dtype)
+
+
+def deform_roi_pool(
+    input: Tensor,  # (N, C, H, W)
+    rois: Tensor,  # (K, 5), (image, x1, y1, x2, y2)
+    offset: Tensor | None,  # (K, 2, oH, oW), x and y
+    output_size: Sequence[int],
+    spatial_scale: float = 1.0,
+    sampling_ratio: int = 0,
+    gamma: float = 0.1,
+) -> Tensor:
+    """Deformable RoI pooling (Dai et al. 2017, sec. 2.2), written out, a RoI at a time.
+
+    A bin of a RoI that is ``length`` pixels long along an axis is sampled at ``start + (bin + (sample + 0.5)
+    / samples) · length / bins + gamma · length · offset`` on that axis.
+    """
+    accumulate = torch.promote_types(input.dtype, torch.float32)
+    feature = input.to(accumulate)
+    bins = tuple(output_size)
+    if offset is None:
+        offset = feature.new_zeros(len(rois), 2, *bins)
+    pooled = [feature.new_zeros(0, input.shape[1], *bins)]
+    for roi, shift in zip(rois.to(accumulate), offset.to(accumulate), strict=True):
+        low, high = roi[1:].view(2, 2).flip(1) * spatial_scale - 0.5  # (y, x) each
+        length = high - low
+        samples = [sampling_ratio] * 2 if sampling_ratio > 0 else (length / length.new_tensor(bins)).ceil()
+        if not length.isfinite().all() or min(samples) <= 0:
+            pooled.append(feature.new_zeros(1, input.shape[1], *bins))
+            continue
+        points = []
+        for axis in range(2):
+            count = int(samples[axis])
+            sample = (torch.arange(count, device=input.device, dtype=accumulate) + 0.5) / count
+            bin = torch.arange(bins[axis], device=input.device, dtype=accumulate)
+            grid = low[axis] + (bin[:, None] + sample) * length[axis] / bins[axis]  # (bins, samples)
+            grid = grid[:, None, :, None] if axis == 0 else grid[None, :, None, :]
+            moved = gamma * length[axis] * shift[1 - axis]
+            points.append(grid + moved[..., None, None])
+        values = sample_clamped(feature[int(roi[0])], *points)  # (C, oH, oW, samples y, samples x)
+        pooled.append(values.mean((-2, -1))[None])
+    return torch.cat(pooled).to(input.dtype)
+
+
+def sample_clamped(feature: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    """Reads ``feature`` bilinearly, with RoIAlign's border rule.
+
+    Args:
+        feature: ``(C, H, W)``.
+        y, x: coordinates in pixels, of shapes that broadcast.
+
+    Returns:
+        ``(C, *shape)``. Up to one pixel outside the map the border pixel is read. A point further out is
+        zero, and so is one that is NaN: neither passes a gradient.
+    """
+    inside = torch.ones_like(y + x, dtype=torch.bool)
+    corners = []
+    for point, size in ((y, feature.shape[1]), (x, feature.shape[2])):
+        on_axis = (point >= -1) & (point <= size)  # NaN compares false
+        inside = inside & on_axis
+        point = torch.where(on_axis, point, torch.zeros_like(point)).clamp(0, size - 1)
+        low = point.detach().floor()
+        high = (low + 1).clamp(max=size - 1)
+        corners.append([(low.long(), 1 - (point - low)), (high.long(), point - low)])
+    values = sum(
+        feature[:, row, column] * (row_weight * column_weight)
+        for row, row_weight in corners[0]
+        for column, column_weight in corners[1]
+    )
+    return torch.where(inside, values, torch.zeros_like(values))

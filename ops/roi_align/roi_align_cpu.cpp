@@ -84,18 +84,6 @@ class AveragePlan {
   std::vector<T> row_;
 };
 
-template <typename T>
-std::vector<int64_t> images_of(const T* rois, const RoiAlignShapes& s) {
-  std::vector<int64_t> images(s.rois);
-  for (int64_t k = 0; k < s.rois; ++k) {
-    const T image = rois[5 * k];
-    check(image >= T(0) && image < T(s.batch), "roi_align: rois: expected image numbers in [0, ",
-          s.batch, "), got ", image, " in row ", k);
-    images[k] = int64_t(image);
-  }
-  return images;
-}
-
 // Channels that are worked on together: few enough that their maps stay in the cache from one RoI to
 // the next, enough that a RoI's tables pay.
 constexpr int64_t kBlock = 16;
@@ -120,7 +108,7 @@ RoiAlignOutputs forward(const Tensor& input_any, const Tensor& rois_any, const R
   T* out = output.mutable_data_ptr<T>();
   T* out_y = argmax_y.mutable_data_ptr<T>();
   T* out_x = argmax_x.mutable_data_ptr<T>();
-  const std::vector<int64_t> images = images_of(roi, s);
+  const std::vector<int64_t> images = images_of_rois("roi_align", roi, s.rois, s.batch);
   const int64_t pixels = s.height * s.width, bins = s.output_h * s.output_w;
   const int64_t blocks = channel_blocks(s);
   torch::stable::parallel_for(0, blocks * s.rois, 1, [&](int64_t begin, int64_t end) {
@@ -172,7 +160,7 @@ Tensor backward(const Tensor& grad_any, const Tensor& rois_any, const Tensor& y_
   const T* at_y = argmax_y.const_data_ptr<T>();
   const T* at_x = argmax_x.const_data_ptr<T>();
   T* maps = grad_input.mutable_data_ptr<T>();
-  const std::vector<int64_t> images = images_of(roi, s);
+  const std::vector<int64_t> images = images_of_rois("roi_align", roi, s.rois, s.batch);
   std::vector<std::vector<int64_t>> rois_of(s.batch);
   for (int64_t k = 0; k < s.rois; ++k) rois_of[images[k]].push_back(k);
 

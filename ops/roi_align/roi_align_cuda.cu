@@ -1,7 +1,7 @@
 #include <tuple>
 
 #include "../common/dispatch.cuh"
-#include "../common/launch.cuh"
+#include "../common/roi.cuh"
 #include "roi_align_shapes.h"
 
 namespace dcnzoo {
@@ -41,13 +41,8 @@ __global__ void roi_average_kernel(RoiAlignShapes s, int64_t count, const T* inp
       const RoiSpan xs = roi_span(bin.x_axis, bin.x, s.width);
       for (int64_t iy = ys.begin; iy < ys.end; ++iy) {
         const Lerp<A> y = lerp_at(roi_coordinate(bin.y_axis, bin.y, iy), s.height);
-        const T* low = map + y.low * s.width;
-        const T* high = map + y.high * s.width;
-        for (int64_t ix = xs.begin; ix < xs.end; ++ix) {
-          const Lerp<A> x = lerp_at(roi_coordinate(bin.x_axis, bin.x, ix), s.width);
-          sum += y.low_weight * (x.low_weight * A(low[x.low]) + x.high_weight * A(low[x.high])) +
-                 y.high_weight * (x.low_weight * A(high[x.low]) + x.high_weight * A(high[x.high]));
-        }
+        for (int64_t ix = xs.begin; ix < xs.end; ++ix)
+          sum += roi_sample(map, y, lerp_at(roi_coordinate(bin.x_axis, bin.x, ix), s.width), s.width);
       }
     }
     output[index] = T(sum / roi_count(bin.y_axis, bin.x_axis));
@@ -69,17 +64,6 @@ __global__ void roi_maximum_kernel(RoiAlignShapes s, int64_t count, const T* inp
   }
 }
 
-// Atomics: RoIs overlap, and so do the samples of neighbouring bins.
-template <typename A>
-__device__ void scatter(A gradient, const Lerp<A>& y, const Lerp<A>& x, int64_t width, A* map) {
-  A* low = map + y.low * width;
-  A* high = map + y.high * width;
-  atomicAdd(low + x.low, gradient * y.low_weight * x.low_weight);
-  atomicAdd(low + x.high, gradient * y.low_weight * x.high_weight);
-  atomicAdd(high + x.low, gradient * y.high_weight * x.low_weight);
-  atomicAdd(high + x.high, gradient * y.high_weight * x.high_weight);
-}
-
 template <typename T, typename A>
 __global__ void roi_average_backward_kernel(RoiAlignShapes s, int64_t count, const T* grad_output,
                                             const A* rois, A* grad_input) {
@@ -93,7 +77,7 @@ __global__ void roi_average_backward_kernel(RoiAlignShapes s, int64_t count, con
     for (int64_t iy = ys.begin; iy < ys.end; ++iy) {
       const Lerp<A> y = lerp_at(roi_coordinate(bin.y_axis, bin.y, iy), s.height);
       for (int64_t ix = xs.begin; ix < xs.end; ++ix)
-        scatter(gradient, y, lerp_at(roi_coordinate(bin.x_axis, bin.x, ix), s.width), s.width, map);
+        roi_scatter(gradient, y, lerp_at(roi_coordinate(bin.x_axis, bin.x, ix), s.width), s.width, map);
     }
   }
 }
@@ -107,7 +91,7 @@ __global__ void roi_maximum_backward_kernel(RoiAlignShapes s, int64_t count, con
     const A y = argmax_y[index], x = argmax_x[index];
     if (!bin.valid || !roi_inside(y, s.height) || !roi_inside(x, s.width)) continue;
     A* map = grad_input + (bin.image * s.channels + bin.channel) * s.height * s.width;
-    scatter(A(grad_output[index]), lerp_at(y, s.height), lerp_at(x, s.width), s.width, map);
+    roi_scatter(A(grad_output[index]), lerp_at(y, s.height), lerp_at(x, s.width), s.width, map);
   }
 }
 

@@ -1,94 +1,9 @@
-// RoIAlign's arithmetic along one axis, for host and device. Samples form a grid, so that everything
-// about them (where they are, whether they count, what they read) is separable.
+// RoIAlign's arithmetic beyond that of common/roi_math.h, for host and device.
 #pragma once
 
-#include <cmath>
-#include <cstdint>
-
-#include "../common/host_device.h"
+#include "../common/roi_math.h"
 
 namespace dcnzoo {
-
-constexpr int64_t kMaxSamplingRatio = 1 << 22;
-
-template <typename T>
-struct RoiAxis {
-  T start, bin;     // where the RoI begins and how long one of its bins is, in pixels of the map
-  int64_t samples;  // per bin; 0 where the RoI is empty, not finite or of an absurd size
-};
-
-template <typename T>
-DCNZOO_HD RoiAxis<T> roi_axis(T low, T high, T scale, bool aligned, int64_t bins,
-                              int64_t sampling_ratio) {
-  const T shift = aligned ? T(0.5) : T(0);
-  RoiAxis<T> axis;
-  axis.start = low * scale - shift;
-  T length = high * scale - shift - axis.start;
-  if (!aligned && length < T(1)) length = T(1);  // RoIAlign before the half-pixel correction
-  axis.bin = length / T(bins);
-  const T samples = sampling_ratio > 0 ? T(sampling_ratio) : std::ceil(axis.bin);
-  const bool finite = axis.start - axis.start == T(0) && axis.bin - axis.bin == T(0);
-  axis.samples = finite && samples > T(0) && samples <= T(kMaxSamplingRatio) ? int64_t(samples) : 0;
-  return axis;
-}
-
-template <typename T>
-DCNZOO_HD T roi_coordinate(const RoiAxis<T>& axis, int64_t bin, int64_t sample) {
-  return axis.start + T(bin) * axis.bin + (T(sample) + T(0.5)) * axis.bin / T(axis.samples);
-}
-
-template <typename T>
-DCNZOO_HD bool roi_inside(T coordinate, int64_t size) {
-  return coordinate >= T(-1) && coordinate <= T(size);  // false for NaN
-}
-
-// The samples of a bin that lie on the map: the others are zeros, and a RoI far larger than the map
-// has more of them than one could visit.
-struct RoiSpan {
-  int64_t begin, end;
-};
-
-template <typename T>
-DCNZOO_HD RoiSpan roi_span(const RoiAxis<T>& axis, int64_t bin, int64_t size) {
-  RoiSpan span{0, axis.samples};
-  const T step = axis.bin / T(axis.samples);
-  if (axis.samples > 0 && step > T(0)) {  // first to the nearest one or two by division
-    const T count = T(axis.samples), origin = axis.start + T(bin) * axis.bin;
-    const T begin = std::floor((T(-1) - origin) / step - T(0.5)) - T(1);
-    const T end = std::ceil((T(size) - origin) / step - T(0.5)) + T(2);
-    span.begin = begin > T(0) ? (begin < count ? int64_t(begin) : axis.samples) : 0;
-    span.end = end < count ? (end > T(0) ? int64_t(end) : 0) : axis.samples;
-  }
-  while (span.begin < span.end && !roi_inside(roi_coordinate(axis, bin, span.begin), size))
-    ++span.begin;
-  while (span.begin < span.end && !roi_inside(roi_coordinate(axis, bin, span.end - 1), size))
-    --span.end;
-  return span;
-}
-
-// The two pixels beside a coordinate and their shares. Up to a pixel outside the map the border
-// pixel is read: RoIAlign's rule, unlike that of deformable convolution.
-template <typename T>
-struct Lerp {
-  int64_t low, high;
-  T low_weight, high_weight;
-};
-
-template <typename T>
-DCNZOO_HD Lerp<T> lerp_at(T coordinate, int64_t size) {
-  const T clamped = coordinate > T(0) ? coordinate : T(0);
-  const int64_t low = int64_t(clamped);
-  if (low >= size - 1) return {size - 1, size - 1, T(1), T(0)};
-  const T fraction = clamped - T(low);
-  return {low, low + 1, T(1) - fraction, fraction};
-}
-
-// What an average is divided by: all samples count, also those outside the map.
-template <typename T>
-DCNZOO_HD T roi_count(const RoiAxis<T>& y, const RoiAxis<T>& x) {
-  const T count = T(y.samples) * T(x.samples);
-  return count > T(1) ? count : T(1);
-}
 
 // The maximum over a bin's samples and where it is. Samples outside the map are zeros.
 template <typename T>

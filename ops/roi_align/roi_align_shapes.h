@@ -1,7 +1,7 @@
 // Checks and sizes that the CPU and the CUDA kernels of roi_align share.
 #pragma once
 
-#include "../common/tensor.h"
+#include "../common/rois.h"
 #include "roi_align_math.h"
 
 namespace dcnzoo {
@@ -23,31 +23,10 @@ struct RoiAlignShapes {
   }
 };
 
-inline void check_rois(const Tensor& rois, const char* partner_name, const Tensor& partner) {
-  check(rois.dim() == 2 && rois.size(1) == 5,
-        "roi_align: rois: expected shape (K, 5), each (image, x1, y1, x2, y2), got ",
-        shape_text(sizes_of(rois)));
-  check(is_floating(rois.scalar_type()),
-        "roi_align: rois: expected float64, float32, bfloat16 or float16, got ",
-        dtype_name(rois.scalar_type()));
-  check(same_device(rois, partner), "roi_align: rois: expected device ", device_name(partner),
-        " like ", partner_name, ", got ", device_name(rois));
-}
-
 inline RoiAlignShapes roi_align_shapes(const std::vector<int64_t>& input_size, const Tensor& rois,
                                        int64_t output_h, int64_t output_w, double spatial_scale,
                                        int64_t sampling_ratio, int64_t pool_mode, bool aligned) {
-  check(input_size.size() == 4, "roi_align: input: expected 4 dimensions (N, C, H, W), got shape ",
-        shape_text(input_size));
-  check(input_size[2] > 0 && input_size[3] > 0,
-        "roi_align: input: expected at least 1 pixel in height and width, got shape ",
-        shape_text(input_size));
-  check(output_h >= 1 && output_w >= 1, "roi_align: output_size: expected at least (1, 1), got (",
-        output_h, ", ", output_w, ")");
-  check(sampling_ratio <= kMaxSamplingRatio, "roi_align: sampling_ratio: expected at most ",
-        kMaxSamplingRatio, ", got ", sampling_ratio);
-  check(spatial_scale > 0 && std::isfinite(spatial_scale),
-        "roi_align: spatial_scale: expected a positive number, got ", spatial_scale);
+  check_roi_pooling("roi_align", input_size, output_h, output_w, spatial_scale, sampling_ratio);
   check(pool_mode == 0 || pool_mode == 1,
         "roi_align: pool_mode: expected 0 (maximum) or 1 (average), got ", pool_mode);
   return {input_size[0], input_size[1], input_size[2], input_size[3], rois.size(0),
@@ -61,7 +40,7 @@ inline RoiAlignShapes check_roi_align(const Tensor& input, const Tensor& rois, i
   check(is_floating(input.scalar_type()),
         "roi_align: input: expected float64, float32, bfloat16 or float16, got ",
         dtype_name(input.scalar_type()));
-  check_rois(rois, "input", input);
+  check_rois("roi_align", rois, "input", input);
   return roi_align_shapes(sizes_of(input), rois, output_h, output_w, spatial_scale, sampling_ratio,
                           pool_mode, aligned);
 }
@@ -74,7 +53,7 @@ inline RoiAlignShapes check_roi_align_backward(const Tensor& grad_output, const 
   check(is_floating(grad_output.scalar_type()),
         "roi_align: grad_output: expected float64, float32, bfloat16 or float16, got ",
         dtype_name(grad_output.scalar_type()));
-  check_rois(rois, "grad_output", grad_output);
+  check_rois("roi_align", rois, "grad_output", grad_output);
   check(grad_output.dim() == 4 && input_size.size() == 4 && grad_output.size(0) == rois.size(0) &&
             grad_output.size(1) == input_size[1],
         "roi_align: grad_output: expected shape (rois, channels, output_h, output_w), got ",
@@ -89,10 +68,6 @@ inline RoiAlignShapes check_roi_align_backward(const Tensor& grad_output, const 
           "roi_align: argmax: expected shape ", shape_text(sizes_of(grad_output)),
           " and device like grad_output, got ", shape_text(sizes_of(*argmax)));
   return shapes;
-}
-
-inline Tensor contiguous_as(const Tensor& tensor, ScalarType type) {
-  return torch::stable::contiguous(torch::stable::to(tensor, type));
 }
 
 }  // namespace dcnzoo

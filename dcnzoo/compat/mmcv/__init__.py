@@ -33,12 +33,13 @@ def install() -> None:
 
 
 def use_dcnzoo_deform_conv() -> None:
-    """Runs mmcv's own deformable convolutions on dcnzoo's operators, also where mmcv is compiled.
+    """Runs mmcv's own deformable layers on dcnzoo's operators, also where mmcv is compiled.
 
     ``DeformConv2d``, ``ModulatedDeformConv2d`` and their functions, which several heads import past
-    the registry, look up ``ext_module`` in their module at every call.
+    the registry, and the deformable RoI pools, which RoI extractors look up in ``mmcv.ops`` by name, find
+    ``ext_module`` in their module at every call. Compiled mmcv has no RoI pool for the CPU.
     """
     extension = importlib.import_module(f"{__name__}._ext")
-    for name in ("mmcv.ops.deform_conv", "mmcv.ops.modulated_deform_conv"):
+    for name in ("deform_conv", "modulated_deform_conv", "deform_roi_pool"):
         # not `import … as`: mmcv.ops has functions of the same names as its modules
-        importlib.import_module(name).ext_module = extension
+        importlib.import_module(f"mmcv.ops.{name}").ext_module = extension

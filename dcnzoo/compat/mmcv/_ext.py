@@ -381,6 +381,49 @@ def roi_align_backward(
     grad_input.add_(gradient)
 
 
+@_without_autocast
+def deform_roi_pool_forward(
+    input: Tensor,
+    rois: Tensor,
+    offset: Tensor,  # of no values: none
+    output: Tensor,
+    pooled_height: int,
+    pooled_width: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    gamma: float,
+) -> None:
+    offset = offset if offset.numel() else None
+    size, sampling = (pooled_height, pooled_width), (spatial_scale, sampling_ratio)
+    output.copy_(dcnzoo.ops.deform_roi_pool(input, rois, offset, size, *sampling, gamma))
+
+
+@_without_autocast
+def deform_roi_pool_backward(
+    grad_output: Tensor,
+    input: Tensor,
+    rois: Tensor,
+    offset: Tensor,
+    grad_input: Tensor,
+    grad_offset: Tensor,
+    pooled_height: int,
+    pooled_width: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    gamma: float,
+) -> None:
+    sampling = (spatial_scale, sampling_ratio)
+    if offset.numel():
+        gradients = torch.ops.dcnzoo._deform_roi_pool_backward(
+            grad_output, input, rois, offset, *sampling, gamma, [True, True]
+        )
+        grad_input.add_(gradients[0])
+        grad_offset.add_(gradients[1])
+    else:
+        size, nowhere = (pooled_height, pooled_width), grad_output.new_empty(0)
+        roi_align_backward(grad_output, rois, nowhere, nowhere, grad_input, *size, *sampling, 1, True)
+
+
 # Focal loss (Lin et al. 2017), per element, as in mmcv's CUDA kernels
 
 

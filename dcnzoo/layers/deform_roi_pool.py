@@ -1,0 +1,131 @@
+"""Deformable RoI pooling as layers: mmcv's arguments, parameters and initial values."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from dcnzoo.ops import deform_roi_pool
+
+
+class DeformRoIPool(nn.Module):
+    """Deformable RoI pooling whose offsets come from outside.
+
+    ``forward(input, rois, offset=None)`` with ``input`` ``(N, C, H, W)``, ``rois`` ``(K, 5)`` and
+    ``offset`` ``(K, 2, oH, oW)``, x first, returns ``(K, C, oH, oW)``. The arguments are those of
+    :func:`dcnzoo.ops.deform_roi_pool`, which says what they mean and what is raised.
+    """
+
+    def __init__(
+        self,
+        output_size: int | tuple[int, int],
+        spatial_scale: float = 1.0,
+        sampling_ratio: int = 0,
+        gamma: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.output_size = (output_size,) * 2 if isinstance(output_size, int) else tuple(output_size)
+        self.spatial_scale = float(spatial_scale)
+        self.sampling_ratio = int(sampling_ratio)
+        self.gamma = float(gamma)
+
+    def forward(self, input: Tensor, rois: Tensor, offset: Tensor | None = None) -> Tensor:
+        return deform_roi_pool(
+            input, rois, offset, self.output_size, self.spatial_scale, self.sampling_ratio, self.gamma
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f"output_size={self.output_size}, spatial_scale={self.spatial_scale}, "
+            f"sampling_ratio={self.sampling_ratio}, gamma={self.gamma}"
+        )
+
+
+class DeformRoIPoolPack(DeformRoIPool):
+    """Deformable RoI pooling that predicts its own offsets (Dai et al. 2017, fig. 3).
+
+    The bins are pooled where they are, three fully connected layers (``offset_fc``) make offsets of them,
+    and the moved bins are pooled. The last layer starts at zero, so that no bin moves at first.
+
+    Args:
+        output_size, spatial_scale, sampling_ratio, gamma: of the pooling; see
+            :func:`dcnzoo.ops.deform_roi_pool`.
+        output_channels: channels of the input, and of the output.
+        deform_fc_channels: width of the fully connected layers.
+
+    ``forward(input, rois)`` with ``input`` ``(N, output_channels, H, W)`` and ``rois`` ``(K, 5)`` returns
+    ``(K, output_channels, oH, oW)``.
+    """
+
+    def __init__(
+        self,
+        output_size: int | tuple[int, int],
+        output_channels: int,
+        deform_fc_channels: int = 1024,
+        spatial_scale: float = 1.0,
+        sampling_ratio: int = 0,
+        gamma: float = 0.1,
+    ) -> None:
+        super().__init__(output_size, spatial_scale, sampling_ratio, gamma)
+        self.output_channels = output_channels
+        self.deform_fc_channels = deform_fc_channels
+        bins = self.output_size[0] * self.output_size[1]
+        self.offset_fc = nn.Sequential(
+            nn.Linear(bins * output_channels, deform_fc_channels),
+            nn.ReLU(inplace=True),
+            nn.Linear(deform_fc_channels, deform_fc_channels),
+            nn.ReLU(inplace=True),
+            _starting_at_zero(nn.Linear(deform_fc_channels, bins * 2)),
+        )
+
+    def forward(self, input: Tensor, rois: Tensor) -> Tensor:
+        return self._pool_moved(input, rois, self._pool_in_place(input, rois))
+
+    def _pool_in_place(self, input: Tensor, rois: Tensor) -> Tensor:  # [K, output_channels · oH · oW]
+        if input.dim() != 4 or input.shape[1] != self.output_channels:
+            raise RuntimeError(
+                f"{type(self).__name__}: input: expected {self.output_channels} channels (output_channels), "
+                f"got shape {tuple(input.shape)}"
+            )
+        return super().forward(input, rois).flatten(1)
+
+    def _pool_moved(self, input: Tensor, rois: Tensor, pooled: Tensor) -> Tensor:
+        offset = self.offset_fc(pooled).unflatten(1, (2, *self.output_size))
+        return super().forward(input, rois, offset)
+
+
+class ModulatedDeformRoIPoolPack(DeformRoIPoolPack):
+    """:class:`DeformRoIPoolPack` that weighs its bins as well (Zhu et al. 2019, eq. 2).
+
+    A second branch, ``mask_fc``, makes a factor between 0 and 1 for each bin; all start at 0.5.
+    """
+
+    def __init__(
+        self,
+        output_size: int | tuple[int, int],
+        output_channels: int,
+        deform_fc_channels: int = 1024,
+        spatial_scale: float = 1.0,
+        sampling_ratio: int = 0,
+        gamma: float = 0.1,
+    ) -> None:
+        super().__init__(
+            output_size, output_channels, deform_fc_channels, spatial_scale, sampling_ratio, gamma
+        )
+        bins = self.output_size[0] * self.output_size[1]
+        self.mask_fc = nn.Sequential(
+            nn.Linear(bins * output_channels, deform_fc_channels),
+            nn.ReLU(inplace=True),
+            _starting_at_zero(nn.Linear(deform_fc_channels, bins)),
+            nn.Sigmoid(),
+        )
+
+    def forward(self, input: Tensor, rois: Tensor) -> Tensor:
+        pooled = self._pool_in_place(input, rois)
+        mask = self.mask_fc(pooled).unflatten(1, (1, *self.output_size))
+        return self._pool_moved(input, rois, pooled) * mask
+
+
+def _starting_at_zero(layer: nn.Linear) -> nn.Linear:
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer

@@ -1,0 +1,10 @@
+"""dcnzoo's deformable RoI pools in OpenMMLab's registry, where mmcv has put none."""
+
+from __future__ import annotations
+
+from mmengine.registry import MODELS
+
+from dcnzoo.layers import DeformRoIPool, DeformRoIPoolPack, ModulatedDeformRoIPoolPack
+
+for layer in (DeformRoIPool, DeformRoIPoolPack, ModulatedDeformRoIPoolPack):
+    MODELS.register_module(module=layer, force=True)

@@ -1,0 +1,119 @@
+"""Deformable RoI pooling: RoIAlign whose bins are moved."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import _library, reference  # noqa: F401  (_library registers the operators)
+from ._deterministic import alert_not_deterministic
+from .roi_align import roi_align
+
+
+def deform_roi_pool(
+    input: Tensor,  # [N, C, H, W]
+    rois: Tensor,  # [K, 5], (image, x1, y1, x2, y2)
+    offset: Tensor | None,  # [K, 2, oH, oW], x and y, in sizes of the RoI / gamma
+    output_size: int | tuple[int, int],
+    spatial_scale: float = 1.0,
+    sampling_ratio: int = 0,
+    gamma: float = 0.1,
+) -> Tensor:  # [K, C, oH, oW]
+    """Pools each region of interest to ``output_size`` bins, each moved by its ``offset``.
+
+    Deformable Convolutional Networks (Dai et al. 2017, sec. 2.2); arguments and values of
+    ``mmcv.ops.deform_roi_pool``. The modulated form of DCNv2 (Zhu et al. 2019, eq. 2) multiplies the result
+    by a mask ``(K, 1, oH, oW)``.
+
+    Args:
+        input: ``(N, C, H, W)``, float64, float32, bfloat16 or float16 (summed in float32).
+        rois: ``(K, 5)``: the number of the image, then ``(x1, y1, x2, y2)`` in the units that
+            ``spatial_scale`` turns into pixels of ``input``. Any floating type; gets no gradient.
+        offset: ``(K, 2, oH, oW)``: how far each bin moves, x first. An offset of 1 is ``gamma`` times the
+            RoI's width or height. Any floating type. ``None``: no bin moves, which is
+            :func:`~dcnzoo.ops.roi_align`.
+        output_size: bins, ``(oH, oW)`` or one number for both.
+        spatial_scale: pixels of ``input`` per unit of ``rois``, ``1 / stride`` of the feature map.
+        sampling_ratio: samples per bin along each axis; 0 (or less): as many as the bin is pixels
+            long, rounded up.
+        gamma: scale of the offsets.
+
+    Returns:
+        ``(K, C, oH, oW)``: the average over each bin of bilinear samples, at the half-pixel coordinates of
+        an aligned RoIAlign. A sample more than one pixel outside the map is zero and counts in the average;
+        up to one pixel outside, the border pixel is read. A bin whose offset is not finite, and a RoI with
+        nothing to sample (of no or negative size while ``sampling_ratio`` is 0, or not finite), give zeros.
+
+    Raises:
+        RuntimeError: a shape, dtype, device or value that does not fit. On the CPU that includes an
+            image number outside ``[0, N)``; on CUDA, where looking would stall the device, such a RoI
+            gives zeros.
+    """
+    height, width = (output_size,) * 2 if isinstance(output_size, int) else output_size
+    if offset is None:
+        return roi_align(input, rois, (height, width), spatial_scale, sampling_ratio)
+    return torch.ops.dcnzoo.deform_roi_pool(
+        input, rois, offset, height, width, spatial_scale, sampling_ratio, gamma
+    )
+
+
+@torch.library.register_fake("dcnzoo::deform_roi_pool")
+def _(input, rois, offset, output_h, output_w, spatial_scale, sampling_ratio, gamma):
+    return input.new_empty((rois.shape[0], input.shape[1], output_h, output_w))
+
+
+@torch.library.register_fake("dcnzoo::_deform_roi_pool_backward")
+def _(grad_output, input, rois, offset, spatial_scale, sampling_ratio, gamma, output_mask):
+    sizes = (
+        tensor.shape if wanted else 0 for tensor, wanted in zip((input, offset), output_mask, strict=True)
+    )
+    return tuple(tensor.new_empty(size) for tensor, size in zip((input, offset), sizes, strict=True))
+
+
+def _setup_context(ctx, inputs, output):
+    ctx.save_for_backward(*inputs[:3])
+    ctx.sampling = inputs[5:]
+
+
+def _first_backward(ctx, grad_output):
+    wanted = [ctx.needs_input_grad[0], ctx.needs_input_grad[2]]
+    if grad_output.is_cuda and wanted[0]:  # its atomic additions come in any order
+        alert_not_deterministic("deform_roi_pool_backward_cuda")
+    gradients = torch.ops.dcnzoo._deform_roi_pool_backward(
+        grad_output, *ctx.saved_tensors, *ctx.sampling, wanted
+    )
+    grad_input, grad_offset = (g if w else None for g, w in zip(gradients, wanted, strict=True))
+    return grad_input, None, grad_offset, *[None] * 5
+
+
+torch.library.register_autograd("dcnzoo::deform_roi_pool", _first_backward, setup_context=_setup_context)
+
+
+def _setup_backward_context(ctx, inputs, output):
+    ctx.save_for_backward(*inputs[:4])
+    *ctx.sampling, ctx.output_mask = inputs[4:]
+
+
+def _second_backward(ctx, *grads):
+    """Gradients of the gradients, by differentiating the reference twice: exact, not fast."""
+    grad_output, input, rois, offset = ctx.saved_tensors
+    size = grad_output.shape[2:]
+
+    def wanted(gradients: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+        return tuple(g for g, w in zip(gradients, ctx.output_mask, strict=True) if w)
+
+    def forward(input: Tensor, offset: Tensor) -> Tensor:
+        return reference.deform_roi_pool(input, rois, offset, size, *ctx.sampling)
+
+    def backward(grad_output: Tensor, input: Tensor, offset: Tensor) -> tuple[Tensor, ...]:
+        _, pull = torch.func.vjp(forward, input, offset)
+        return wanted(pull(grad_output))
+
+    _, pull = torch.func.vjp(backward, grad_output, input, offset)
+    of_grad_output, of_input, of_offset = pull(wanted(grads))
+    return of_grad_output, of_input, None, of_offset, *[None] * 4
+
+
+torch.library.register_autograd(
+    "dcnzoo::_deform_roi_pool_backward", _second_backward, setup_context=_setup_backward_context
+)

@@ -1,0 +1,279 @@
+// deform_roi_pool on the CPU. Each bin has an offset, but its samples still form a grid: a bin is a sum of
+// y share · x share · pixel, and the shares serve all channels.
+#include <tuple>
+
+#include "../common/parallel.h"
+#include "deform_roi_pool_shapes.h"
+
+namespace dcnzoo {
+namespace {
+
+// A pixel's share, along one axis, in the average over a bin, and how fast that changes as the bin moves.
+template <typename T>
+struct MovingShare {
+  int64_t pixel;
+  T weight, slope;
+};
+
+template <typename T>
+struct Shares {
+  const MovingShare<T>*first, *last;
+  const MovingShare<T>* begin() const { return first; }
+  const MovingShare<T>* end() const { return last; }
+};
+
+template <typename T>
+struct Bin {
+  Shares<T> rows, columns;
+};
+
+// One thread's tables: the shares of a RoI's bins, built for the RoI and used for its channels.
+template <typename T>
+class BinPlan {
+ public:
+  // offset: the RoI's, [2][output_h][output_w], x then y
+  void build(const DeformRoiPoolShapes& s, const T* roi, const T* offset) {
+    const DeformRoiAxis<T> y = s.y_axis(roi), x = s.x_axis(roi);
+    const int64_t bins = s.output_h * s.output_w;
+    count = roi_count(y.grid, x.grid);
+    y_reach = y.reach;
+    x_reach = x.reach;
+    shares_.clear();
+    begins_.clear();
+    for (int64_t bin = 0; bin < bins; ++bin) {
+      add_axis(moved(y, offset[bins + bin]), bin / s.output_w, s.height);
+      add_axis(moved(x, offset[bin]), bin % s.output_w, s.width);
+    }
+    begins_.push_back(shares_.size());
+  }
+
+  Bin<T> bin(int64_t index) const {
+    const auto at = [&](int64_t i) { return shares_.data() + begins_[2 * index + i]; };
+    return {{at(0), at(1)}, {at(1), at(2)}};
+  }
+
+  T count;             // what a bin's sum is divided by
+  T y_reach, x_reach;  // pixels per unit of offset
+
+ private:
+  void add_axis(const RoiAxis<T>& axis, int64_t bin, int64_t size) {
+    begins_.push_back(shares_.size());
+    const RoiSpan span = roi_span(axis, bin, size);
+    for (int64_t sample = span.begin; sample < span.end; ++sample) {
+      const T coordinate = roi_coordinate(axis, bin, sample);
+      const Lerp<T> lerp = lerp_at(coordinate, size);
+      const T slope = lerp_slope(coordinate, lerp);
+      add({lerp.low, lerp.low_weight, -slope});
+      add({lerp.high, lerp.high_weight, slope});
+    }
+  }
+
+  // Neighbouring samples read the same pixels: their shares are summed.
+  void add(const MovingShare<T>& share) {
+    const size_t begin = begins_.back(), end = shares_.size();
+    for (size_t i = end; i > begin && i + 2 > end; --i) {
+      if (shares_[i - 1].pixel != share.pixel) continue;
+      shares_[i - 1].weight += share.weight;
+      shares_[i - 1].slope += share.slope;
+      return;
+    }
+    shares_.push_back(share);
+  }
+
+  std::vector<MovingShare<T>> shares_;
+  std::vector<size_t> begins_;  // of each bin's rows and columns
+};
+
+// Channels that are worked on together: few enough that their maps stay in the cache from one RoI to
+// the next, enough that a RoI's tables pay.
+constexpr int64_t kBlock = 16;
+// Channels of which sums are kept in registers: one sum alone would wait for its own additions.
+constexpr int kTogether = 4;
+
+int64_t channel_blocks(const DeformRoiPoolShapes& s) { return (s.channels + kBlock - 1) / kBlock; }
+
+// Calls work(number, first): kTogether channels at a time, then one by one.
+template <typename Work>
+void in_groups(int64_t channels, const Work& work) {
+  int64_t first = 0;
+  for (; first + kTogether <= channels; first += kTogether)
+    work(std::integral_constant<int, kTogether>(), first);
+  for (; first < channels; ++first) work(std::integral_constant<int, 1>(), first);
+}
+
+template <typename T>
+Tensor forward(const DeformRoiPoolShapes& s, const Tensor& input_any, const Tensor& rois_any,
+               const Tensor& offset_any, ScalarType type) {
+  const Tensor input = contiguous_as(input_any, type), rois = contiguous_as(rois_any, type);
+  const Tensor offset = contiguous_as(offset_any, type);
+  Tensor output = torch::stable::new_empty(input, s.output_sizes());
+  const T* maps = input.const_data_ptr<T>();
+  const T* roi = rois.const_data_ptr<T>();
+  const T* shifts = offset.const_data_ptr<T>();
+  T* out = output.mutable_data_ptr<T>();
+  const std::vector<int64_t> images = images_of_rois("deform_roi_pool", roi, s.rois, s.batch);
+  const int64_t pixels = s.height * s.width, bins = s.output_h * s.output_w;
+  parallel_for(channel_blocks(s) * s.rois, 1, [&](int64_t begin, int64_t end) {
+    BinPlan<T> plan;
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t k = task % s.rois, block = task / s.rois * kBlock;
+      plan.build(s, roi + 5 * k, shifts + 2 * k * bins);
+      in_groups(std::min(kBlock, s.channels - block), [&](auto number, int64_t first) {
+        constexpr int channels = decltype(number)::value;
+        const T* group = maps + (images[k] * s.channels + block + first) * pixels;
+        T* group_out = out + (k * s.channels + block + first) * bins;
+        for (int64_t i = 0; i < bins; ++i) {
+          const Bin<T> bin = plan.bin(i);
+          T sum[channels] = {};
+          for (const MovingShare<T>& y : bin.rows) {
+            const T* row = group + y.pixel * s.width;
+            T row_sum[channels] = {};
+            for (const MovingShare<T>& x : bin.columns)
+              for (int c = 0; c < channels; ++c) row_sum[c] += x.weight * row[c * pixels + x.pixel];
+            for (int c = 0; c < channels; ++c) sum[c] += y.weight * row_sum[c];
+          }
+          for (int c = 0; c < channels; ++c) group_out[c * bins + i] = sum[c] / plan.count;
+        }
+      });
+    }
+  });
+  return torch::stable::to(output, input_any.scalar_type());
+}
+
+template <typename T>
+struct Arguments {
+  const T *grad, *maps, *rois, *offset;
+  std::vector<int64_t> images;  // of the RoIs
+};
+
+// RoIs overlap: a thread owns channels of an image, not RoIs, so that no two threads write to one
+// map and a pixel's sum has one order.
+template <typename T>
+void backward_input(const DeformRoiPoolShapes& s, const Arguments<T>& given, T* grad_input) {
+  std::vector<std::vector<int64_t>> rois_of(s.batch);
+  for (int64_t k = 0; k < s.rois; ++k) rois_of[given.images[k]].push_back(k);
+  const int64_t blocks = channel_blocks(s);
+  const int64_t pixels = s.height * s.width, bins = s.output_h * s.output_w;
+  parallel_for(s.batch * blocks, 1, [&](int64_t begin, int64_t end) {
+    BinPlan<T> plan;
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t image = task / blocks, first = task % blocks * kBlock;
+      const int64_t last = std::min(first + kBlock, s.channels);
+      for (int64_t k : rois_of[image]) {
+        plan.build(s, given.rois + 5 * k, given.offset + 2 * k * bins);
+        for (int64_t channel = first; channel < last; ++channel) {
+          const T* gradients = given.grad + (k * s.channels + channel) * bins;
+          T* map = grad_input + (image * s.channels + channel) * pixels;
+          for (int64_t i = 0; i < bins; ++i) {
+            const Bin<T> bin = plan.bin(i);
+            const T gradient = gradients[i] / plan.count;
+            for (const MovingShare<T>& y : bin.rows) {
+              T* row = map + y.pixel * s.width;
+              const T share = gradient * y.weight;
+              for (const MovingShare<T>& x : bin.columns) row[x.pixel] += share * x.weight;
+            }
+          }
+        }
+      }
+    }
+  });
+}
+
+// A thread owns RoIs: a bin's offset moves the samples of all channels.
+template <typename T>
+void backward_offset(const DeformRoiPoolShapes& s, const Arguments<T>& given, T* grad_offset) {
+  const int64_t pixels = s.height * s.width, bins = s.output_h * s.output_w;
+  parallel_for(s.rois, 1, [&](int64_t begin, int64_t end) {
+    BinPlan<T> plan;
+    for (int64_t k = begin; k < end; ++k) {
+      T* x_sums = grad_offset + 2 * k * bins;
+      T* y_sums = x_sums + bins;
+      plan.build(s, given.rois + 5 * k, given.offset + 2 * k * bins);
+      in_groups(s.channels, [&](auto number, int64_t first) {
+        constexpr int channels = decltype(number)::value;
+        const T* group = given.maps + (given.images[k] * s.channels + first) * pixels;
+        const T* gradients = given.grad + (k * s.channels + first) * bins;
+        for (int64_t i = 0; i < bins; ++i) {
+          const Bin<T> bin = plan.bin(i);
+          T along_y[channels] = {}, along_x[channels] = {};
+          for (const MovingShare<T>& y : bin.rows) {
+            const T* row = group + y.pixel * s.width;
+            T value[channels] = {}, slope[channels] = {};
+            for (const MovingShare<T>& x : bin.columns)
+              for (int c = 0; c < channels; ++c) {
+                value[c] += x.weight * row[c * pixels + x.pixel];
+                slope[c] += x.slope * row[c * pixels + x.pixel];
+              }
+            for (int c = 0; c < channels; ++c) {
+              along_y[c] += y.slope * value[c];
+              along_x[c] += y.weight * slope[c];
+            }
+          }
+          for (int c = 0; c < channels; ++c) {
+            y_sums[i] += gradients[c * bins + i] * along_y[c];
+            x_sums[i] += gradients[c * bins + i] * along_x[c];
+          }
+        }
+      });
+      for (int64_t i = 0; i < bins; ++i) {
+        y_sums[i] *= plan.y_reach / plan.count;
+        x_sums[i] *= plan.x_reach / plan.count;
+      }
+    }
+  });
+}
+
+template <typename T>
+std::tuple<Tensor, Tensor> backward(const DeformRoiPoolShapes& s, const Tensor& grad_any,
+                                    const Tensor& input_any, const Tensor& rois_any,
+                                    const Tensor& offset_any, const std::vector<bool>& wanted,
+                                    ScalarType type) {
+  const Tensor grad_output = contiguous_as(grad_any, type), rois = contiguous_as(rois_any, type);
+  const Tensor offset = contiguous_as(offset_any, type);
+  const Tensor input = wanted[1] ? contiguous_as(input_any, type) : input_any;
+  const auto zeros = [&](bool is_wanted, const std::vector<int64_t>& sizes) {
+    return torch::stable::new_zeros(offset, is_wanted ? sizes : std::vector<int64_t>{0});
+  };
+  const Tensor grad_input = zeros(wanted[0], sizes_of(input));
+  const Tensor grad_offset = zeros(wanted[1], sizes_of(offset));
+  const T* roi = rois.const_data_ptr<T>();
+  const Arguments<T> given{grad_output.const_data_ptr<T>(),
+                           wanted[1] ? input.const_data_ptr<T>() : nullptr, roi,
+                           offset.const_data_ptr<T>(),
+                           images_of_rois("deform_roi_pool", roi, s.rois, s.batch)};
+  if (wanted[0]) backward_input(s, given, grad_input.mutable_data_ptr<T>());
+  if (wanted[1]) backward_offset(s, given, grad_offset.mutable_data_ptr<T>());
+  return {torch::stable::to(grad_input, input_any.scalar_type()),
+          torch::stable::to(grad_offset, offset_any.scalar_type())};
+}
+
+Tensor deform_roi_pool_cpu(const Tensor& input, const Tensor& rois, const Tensor& offset,
+                           int64_t output_h, int64_t output_w, double spatial_scale,
+                           int64_t sampling_ratio, double gamma) {
+  const DeformRoiPoolShapes shapes = check_deform_roi_pool(input, rois, offset, output_h, output_w,
+                                                           spatial_scale, sampling_ratio, gamma);
+  const ScalarType type = accumulate_type(input.scalar_type());
+  return type == ScalarType::Double ? forward<double>(shapes, input, rois, offset, type)
+                                    : forward<float>(shapes, input, rois, offset, type);
+}
+
+std::tuple<Tensor, Tensor> deform_roi_pool_backward_cpu(const Tensor& grad_output, const Tensor& input,
+                                                        const Tensor& rois, const Tensor& offset,
+                                                        double spatial_scale, int64_t sampling_ratio,
+                                                        double gamma,
+                                                        const std::vector<bool>& output_mask) {
+  const DeformRoiPoolShapes shapes = check_deform_roi_pool_backward(
+      grad_output, input, rois, offset, spatial_scale, sampling_ratio, gamma, output_mask);
+  const ScalarType type = accumulate_type(input.scalar_type());
+  return type == ScalarType::Double
+             ? backward<double>(shapes, grad_output, input, rois, offset, output_mask, type)
+             : backward<float>(shapes, grad_output, input, rois, offset, output_mask, type);
+}
+
+}  // namespace
+}  // namespace dcnzoo
+
+STABLE_TORCH_LIBRARY_IMPL(dcnzoo, CPU, m) {
+  m.impl("deform_roi_pool", TORCH_BOX(&dcnzoo::deform_roi_pool_cpu));
+  m.impl("_deform_roi_pool_backward", TORCH_BOX(&dcnzoo::deform_roi_pool_backward_cpu));
+}

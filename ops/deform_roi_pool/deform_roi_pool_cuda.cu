@@ -1,0 +1,216 @@
+// deform_roi_pool on CUDA. Half types are stored as they are; points, shares and sums are float.
+#include <tuple>
+
+#include "../common/dispatch.cuh"
+#include "../common/roi.cuh"
+#include "deform_roi_pool_shapes.h"
+
+namespace dcnzoo {
+namespace {
+
+// One bin of one RoI, for all of its channels.
+template <typename A>
+struct MovedBin {
+  int64_t image, y_bin, x_bin;
+  RoiAxis<A> y_axis, x_axis;
+  RoiSpan ys, xs;  // the samples on the map; none where the RoI's image is not one of the batch
+  A y_reach, x_reach, count;
+};
+
+// index: of a bin among all bins of all RoIs
+template <typename A>
+__device__ MovedBin<A> bin_at(const DeformRoiPoolShapes& s, const A* rois, const A* offset,
+                              int64_t index) {
+  const int64_t bins = s.output_h * s.output_w, k = index / bins, inside = index % bins;
+  const A* roi = rois + 5 * k;
+  const A* shift = offset + 2 * k * bins + inside;
+  const DeformRoiAxis<A> y = s.y_axis(roi), x = s.x_axis(roi);
+  const bool valid = roi[0] >= A(0) && roi[0] < A(s.batch);
+  MovedBin<A> bin;
+  bin.image = valid ? int64_t(roi[0]) : 0;
+  bin.y_bin = inside / s.output_w;
+  bin.x_bin = inside % s.output_w;
+  bin.y_axis = moved(y, shift[bins]);
+  bin.x_axis = moved(x, shift[0]);
+  bin.ys = valid ? roi_span(bin.y_axis, bin.y_bin, s.height) : RoiSpan{0, 0};
+  bin.xs = roi_span(bin.x_axis, bin.x_bin, s.width);
+  bin.y_reach = y.reach;
+  bin.x_reach = x.reach;
+  bin.count = roi_count(y.grid, x.grid);
+  return bin;
+}
+
+// Calls visit(y, vertical, x, across) at each sample: coordinates, and what they read.
+template <typename A, typename Visit>
+__device__ void for_each_sample(const DeformRoiPoolShapes& s, const MovedBin<A>& bin, const Visit& visit) {
+  for (int64_t iy = bin.ys.begin; iy < bin.ys.end; ++iy) {
+    const A y = roi_coordinate(bin.y_axis, bin.y_bin, iy);
+    const Lerp<A> vertical = lerp_at(y, s.height);
+    for (int64_t ix = bin.xs.begin; ix < bin.xs.end; ++ix) {
+      const A x = roi_coordinate(bin.x_axis, bin.x_bin, ix);
+      visit(y, vertical, x, lerp_at(x, s.width));
+    }
+  }
+}
+
+// The bin, among all bins of all RoIs, that an output [rois][channels][bins] belongs to.
+__device__ inline int64_t bin_of_output(const DeformRoiPoolShapes& s, int64_t index) {
+  const int64_t bins = s.output_h * s.output_w;
+  return index / bins / s.channels * bins + index % bins;
+}
+
+template <typename A>
+__device__ int64_t map_of(const DeformRoiPoolShapes& s, const MovedBin<A>& bin, int64_t channel) {
+  return (bin.image * s.channels + channel) * s.height * s.width;
+}
+
+template <typename T, typename A>
+__global__ void deform_roi_pool_kernel(DeformRoiPoolShapes s, int64_t count, const T* input,
+                                       const A* rois, const A* offset, T* output) {
+  const int64_t bins = s.output_h * s.output_w;
+  DCNZOO_FOR_EACH(index, count) {
+    const MovedBin<A> bin = bin_at(s, rois, offset, bin_of_output(s, index));
+    const T* map = input + map_of(s, bin, index / bins % s.channels);
+    A sum = A(0);
+    for_each_sample(s, bin, [&](A, const Lerp<A>& vertical, A, const Lerp<A>& across) {
+      sum += roi_sample(map, vertical, across, s.width);
+    });
+    output[index] = T(sum / bin.count);
+  }
+}
+
+template <typename T, typename A>
+__global__ void grad_input_kernel(DeformRoiPoolShapes s, int64_t count, const T* grad_output,
+                                  const A* rois, const A* offset, A* grad_input) {
+  const int64_t bins = s.output_h * s.output_w;
+  DCNZOO_FOR_EACH(index, count) {
+    const MovedBin<A> bin = bin_at(s, rois, offset, bin_of_output(s, index));
+    A* map = grad_input + map_of(s, bin, index / bins % s.channels);
+    const A gradient = A(grad_output[index]) / bin.count;
+    for_each_sample(s, bin, [&](A, const Lerp<A>& vertical, A, const Lerp<A>& across) {
+      roi_scatter(gradient, vertical, across, s.width, map);
+    });
+  }
+}
+
+constexpr int kBinColumns = 32;  // neighbouring bins: a warp
+constexpr int kBinLanes = 8;     // threads that share a bin's channels
+static_assert(kBinColumns * kBinLanes == kThreads);
+
+// A column of threads sums over the channels of a bin, in an order that is always the same.
+template <typename T, typename A>
+__global__ void grad_offset_kernel(DeformRoiPoolShapes s, int64_t count, const T* grad_output,
+                                   const T* input, const A* rois, const A* offset, A* grad_offset) {
+  __shared__ A sums[2][kBinLanes][kBinColumns];
+  const int64_t bins = s.output_h * s.output_w;
+  const int lane = threadIdx.y, column = threadIdx.x;
+  const int64_t step = int64_t(gridDim.x) * kBinColumns;
+  for (int64_t first = int64_t(blockIdx.x) * kBinColumns; first < count; first += step) {
+    const int64_t index = first + column;
+    const MovedBin<A> bin = bin_at(s, rois, offset, index < count ? index : 0);
+    const T* gradients = grad_output + (index / bins * s.channels) * bins + index % bins;
+    A along_x = A(0), along_y = A(0);
+    for (int64_t channel = lane; index < count && channel < s.channels; channel += kBinLanes) {
+      const T* map = input + map_of(s, bin, channel);
+      A value_x = A(0), value_y = A(0);
+      for_each_sample(s, bin, [&](A y, Lerp<A> vertical, A x, Lerp<A> across) {
+        const A y_slope = lerp_slope(y, vertical), x_slope = lerp_slope(x, across);
+        value_x += roi_sample(map, vertical, {across.low, across.high, -x_slope, x_slope}, s.width);
+        value_y += roi_sample(map, {vertical.low, vertical.high, -y_slope, y_slope}, across, s.width);
+      });
+      const A gradient = A(gradients[channel * bins]);
+      along_x += gradient * value_x;
+      along_y += gradient * value_y;
+    }
+    sums[0][lane][column] = along_x;
+    sums[1][lane][column] = along_y;
+    __syncthreads();
+    if (lane < 2 && index < count) {  // lane 0 adds up x, lane 1 y
+      A total = A(0);
+      for (int other = 0; other < kBinLanes; ++other) total += sums[lane][other][column];
+      const A reach = lane == 0 ? bin.x_reach : bin.y_reach;
+      grad_offset[(index / bins * 2 + lane) * bins + index % bins] = total * (reach / bin.count);
+    }
+    __syncthreads();
+  }
+}
+
+template <typename T>
+void launch_forward(const DeformRoiPoolShapes& s, const Tensor& input, const Tensor& rois,
+                    const Tensor& offset, const Tensor& output) {
+  using A = Accumulate<T>;
+  launch("deform_roi_pool_kernel", deform_roi_pool_kernel<T, A>, blocks_for(output.numel()), kThreads,
+         input, s, output.numel(), data_of<T>(input), data_of<A>(rois), data_of<A>(offset),
+         mutable_data_of<T>(output));
+}
+
+template <typename T>
+void launch_grad_input(const DeformRoiPoolShapes& s, const Tensor& grad_output, const Tensor& rois,
+                       const Tensor& offset, const Tensor& grad_input) {
+  using A = Accumulate<T>;
+  launch("grad_input_kernel", grad_input_kernel<T, A>, blocks_for(grad_output.numel()), kThreads,
+         grad_output, s, grad_output.numel(), data_of<T>(grad_output), data_of<A>(rois),
+         data_of<A>(offset), mutable_data_of<A>(grad_input));
+}
+
+template <typename T>
+void launch_grad_offset(const DeformRoiPoolShapes& s, const Tensor& grad_output, const Tensor& input,
+                        const Tensor& rois, const Tensor& offset, const Tensor& grad_offset) {
+  using A = Accumulate<T>;
+  const int64_t bins = s.rois * s.output_h * s.output_w;
+  launch("grad_offset_kernel", grad_offset_kernel<T, A>, blocks_for(bins * kBinLanes),
+         dim3(kBinColumns, kBinLanes), input, s, bins, data_of<T>(grad_output), data_of<T>(input),
+         data_of<A>(rois), data_of<A>(offset), mutable_data_of<A>(grad_offset));
+}
+
+Tensor deform_roi_pool_cuda(const Tensor& input, const Tensor& rois, const Tensor& offset,
+                            int64_t output_h, int64_t output_w, double spatial_scale,
+                            int64_t sampling_ratio, double gamma) {
+  const DeformRoiPoolShapes s = check_deform_roi_pool(input, rois, offset, output_h, output_w,
+                                                      spatial_scale, sampling_ratio, gamma);
+  const ScalarType wide = accumulate_type(input.scalar_type());
+  const Tensor output = torch::stable::new_empty(input, s.output_sizes());
+  if (output.numel() == 0) return output;
+  const Tensor maps = torch::stable::contiguous(input);
+  const Tensor wide_rois = contiguous_as(rois, wide), wide_offset = contiguous_as(offset, wide);
+  dispatch_floating(input.scalar_type(), [&](auto zero) {
+    launch_forward<decltype(zero)>(s, maps, wide_rois, wide_offset, output);
+  });
+  return output;
+}
+
+std::tuple<Tensor, Tensor> deform_roi_pool_backward_cuda(const Tensor& grad_output, const Tensor& input,
+                                                         const Tensor& rois, const Tensor& offset,
+                                                         double spatial_scale, int64_t sampling_ratio,
+                                                         double gamma,
+                                                         const std::vector<bool>& output_mask) {
+  const DeformRoiPoolShapes s = check_deform_roi_pool_backward(
+      grad_output, input, rois, offset, spatial_scale, sampling_ratio, gamma, output_mask);
+  const ScalarType type = input.scalar_type(), wide = accumulate_type(type);
+  // In the type of sums: half gradients are rounded once, at the end.
+  const auto zeros = [&](bool is_wanted, const std::vector<int64_t>& sizes) {
+    return torch::stable::new_zeros(input, is_wanted ? sizes : std::vector<int64_t>{0}, wide);
+  };
+  const Tensor grad_input = zeros(output_mask[0], sizes_of(input));
+  const Tensor grad_offset = zeros(output_mask[1], sizes_of(offset));
+  if (grad_output.numel() > 0 && input.numel() > 0) {
+    const Tensor gradients = torch::stable::contiguous(grad_output);
+    const Tensor wide_rois = contiguous_as(rois, wide), wide_offset = contiguous_as(offset, wide);
+    dispatch_floating(type, [&](auto zero) {
+      using T = decltype(zero);
+      if (output_mask[0]) launch_grad_input<T>(s, gradients, wide_rois, wide_offset, grad_input);
+      if (output_mask[1])
+        launch_grad_offset<T>(s, gradients, torch::stable::contiguous(input), wide_rois, wide_offset,
+                              grad_offset);
+    });
+  }
+  return {torch::stable::to(grad_input, type), torch::stable::to(grad_offset, offset.scalar_type())};
+}
+
+}  // namespace
+}  // namespace dcnzoo
+
+STABLE_TORCH_LIBRARY_IMPL(dcnzoo, CUDA, m) {
+  m.impl("deform_roi_pool", TORCH_BOX(&dcnzoo::deform_roi_pool_cuda));
+  m.impl("_deform_roi_pool_backward", TORCH_BOX(&dcnzoo::deform_roi_pool_backward_cuda));
+}

@@ -1,0 +1,40 @@
+// What moving a bin adds to the arithmetic of common/roi_math.h, for host and device.
+#pragma once
+
+#include "../common/roi_math.h"
+
+namespace dcnzoo {
+
+template <typename T>
+struct DeformRoiAxis {
+  RoiAxis<T> grid;
+  T reach;  // how far an offset of 1 moves a bin, in pixels of the map
+};
+
+template <typename T>
+DCNZOO_HD DeformRoiAxis<T> deform_roi_axis(T low, T high, T scale, T gamma, int64_t bins,
+                                           int64_t sampling_ratio) {
+  DeformRoiAxis<T> axis{roi_axis(low, high, scale, true, bins, sampling_ratio), T(0)};
+  const T reach = gamma * (high * scale - T(0.5) - (low * scale - T(0.5)));
+  if (reach - reach == T(0)) axis.reach = reach;
+  else axis.grid.samples = 0;
+  return axis;
+}
+
+// The samples of a bin whose offset is given; none where that is not finite.
+template <typename T>
+DCNZOO_HD RoiAxis<T> moved(const DeformRoiAxis<T>& axis, T offset) {
+  RoiAxis<T> result = axis.grid;
+  result.start += axis.reach * offset;
+  if (!(result.start - result.start == T(0))) result.samples = 0;
+  return result;
+}
+
+// How fast the shares of the two pixels beside a coordinate change with it: -slope and slope. At a pixel
+// it is the slope to the right; where the border pixel is read outside the map, nothing changes.
+template <typename T>
+DCNZOO_HD T lerp_slope(T coordinate, const Lerp<T>& lerp) {
+  return coordinate >= T(0) && lerp.high > lerp.low ? T(1) : T(0);
+}
+
+}  // namespace dcnzoo

@@ -1,0 +1,116 @@
+"""deform_roi_pool against mmcv's CUDA kernels, on threads of the host: mmcv has none for the CPU.
+
+mmcv's package brings the source of its kernels, which tests/cuda/emulation runs as it runs dcnzoo's.
+"""
+
+import ctypes
+import importlib
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from dcnzoo.ops import deform_roi_pool
+
+EMULATION = Path(__file__).parents[1] / "cuda" / "emulation"
+WRAPPER = r"""
+#include <cmath>
+#include <cuda_runtime.h>
+using std::max;
+#include "deform_roi_pool_cuda_kernel.cuh"
+
+extern "C" void forward(int count, const double* input, const double* rois, const double* offset,
+                        double* output, int bins_h, int bins_w, double scale, int ratio, double gamma,
+                        int channels, int height, int width) {
+  emulate(1, dim3(32), [=] {
+    deform_roi_pool_forward_cuda_kernel<double>(count, input, rois, offset, output, bins_h, bins_w, scale,
+                                                ratio, gamma, channels, height, width);
+  });
+}
+
+extern "C" void backward(int count, const double* grad_output, const double* input, const double* rois,
+                         const double* offset, double* grad_input, double* grad_offset, int bins_h,
+                         int bins_w, double scale, int ratio, double gamma, int channels, int height,
+                         int width) {
+  emulate(1, dim3(32), [=] {
+    deform_roi_pool_backward_cuda_kernel<double>(count, grad_output, input, rois, offset, grad_input,
+                                                 grad_offset, bins_h, bins_w, scale, ratio, gamma,
+                                                 channels, height, width);
+  });
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def mmcv_kernels(tmp_path_factory):
+    compiler = os.environ.get("CXX") or shutil.which("g++")
+    if compiler is None:
+        pytest.skip("needs a C++ compiler")
+    folder = tmp_path_factory.mktemp("mmcv_kernels")
+    (folder / "wrapper.cpp").write_text(WRAPPER)
+    (folder / "pytorch_cuda_helper.hpp").write_text('#include "common_cuda_helper.hpp"\n')  # without torch
+    (folder / "cuda.h").write_text("")
+    sources = Path(importlib.import_module("mmcv").__file__).parent / "ops/csrc/common/cuda"
+    include = [f"-I{path}" for path in (folder, EMULATION, sources)]
+    library = folder / "kernels.so"
+    flags = ["-std=c++20", "-O1", "-fPIC", "-shared", "-pthread", "-w"]
+    subprocess.run([compiler, *flags, *include, folder / "wrapper.cpp", "-o", library], check=True)
+    return ctypes.CDLL(library)
+
+
+def arguments_of(*values):
+    """Tensors as pointers, whole numbers as int, others as double."""
+    kinds = {torch.Tensor: lambda t: ctypes.c_void_p(t.data_ptr()), float: ctypes.c_double, int: ctypes.c_int}
+    return [kinds[type(value)](value) for value in values]
+
+
+def theirs(kernels, grad, input, rois, offset, scale, ratio, gamma):
+    """Output and gradients by mmcv's kernels."""
+    output, grad_input, grad_offset = (torch.zeros_like(t) for t in (grad, input, offset))
+    geometry = (*output.shape[2:], scale, ratio, gamma, *input.shape[1:])
+    kernels.forward(*arguments_of(output.numel(), input, rois, offset, output, *geometry))
+    tensors = (grad, input, rois, offset, grad_input, grad_offset)
+    kernels.backward(*arguments_of(output.numel(), *tensors, *geometry))
+    return output, grad_input, grad_offset
+
+
+def ours(grad, input, rois, offset, scale, ratio, gamma):
+    leaves = [input.clone().requires_grad_(), offset.clone().requires_grad_()]
+    output = deform_roi_pool(leaves[0], rois, leaves[1], grad.shape[2:], scale, ratio, gamma)
+    return output.detach(), *torch.autograd.grad(output, leaves, grad)
+
+
+def random_case(seed, low, high):
+    """Maps of 15×18 pixels, at half the scale of RoIs whose corners are between ``low`` and ``high``."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def uniform(*shape):
+        return torch.rand(shape, generator=generator, dtype=torch.float64)
+
+    corners = (uniform(6, 2, 2) * (high - low) + low).sort(dim=1).values
+    rois = torch.cat([torch.randint(2, (6, 1), generator=generator).double(), corners.flatten(1)], 1)
+    offset = (uniform(6, 2, 3, 2) - 0.5) * 2
+    return uniform(6, 3, 3, 2) - 0.5, uniform(2, 3, 15, 18) - 0.5, rois, offset, 0.5
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("ratio", [0, 2])
+def test_inside_the_map(mmcv_kernels, seed, ratio):
+    arguments = (*random_case(seed, 5.0, 25.0), ratio, 0.1)
+    for got, want in zip(ours(*arguments), theirs(mmcv_kernels, *arguments), strict=True):
+        assert want.any()
+        torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("ratio", [0, 2])
+def test_across_the_border(mmcv_kernels, seed, ratio):
+    """All but the offsets' gradient, which dcnzoo takes of the border pixel's constant continuation."""
+    arguments = (*random_case(seed, -10.0, 45.0), ratio, 0.4)
+    *got, _ = ours(*arguments)
+    *want, _ = theirs(mmcv_kernels, *arguments)
+    for g, w in zip(got, want, strict=True):
+        torch.testing.assert_close(g, w)

@@ -1,0 +1,335 @@
+"""deform_roi_pool: values and gradients against a loop over samples, and its edges."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch._dynamo.testing
+
+from dcnzoo.ops import deform_roi_pool, reference, roi_align
+
+from . import oracles
+
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 5e-6}
+RATIOS = [0, 1, 3]
+every_ratio = pytest.mark.parametrize("ratio", RATIOS)
+FORWARD = torch.ops.dcnzoo.deform_roi_pool.default
+BACKWARD = torch.ops.dcnzoo._deform_roi_pool_backward.default
+
+
+def example(rois: int = 7, size=(9, 13), channels: int = 3, bins=(3, 2), seed: int = 0):
+    """Maps, RoIs and offsets in float64; some RoIs reach over every border, some bins move beyond it."""
+    generator = torch.Generator().manual_seed(seed)
+    maps = torch.randn(2, channels, *size, generator=generator, dtype=torch.float64)
+    corner = torch.rand(rois, 2, generator=generator, dtype=torch.float64) * 24 - 6
+    extent = torch.rand(rois, 2, generator=generator, dtype=torch.float64) * 20
+    image = torch.arange(rois, dtype=torch.float64)[:, None] % 2
+    offset = torch.randn(rois, 2, *bins, generator=generator, dtype=torch.float64)
+    return maps, torch.cat([image, corner, corner + extent], 1), offset
+
+
+def outputs_and_gradients(function, maps, rois, offset, *arguments):
+    leaves = [maps.detach().clone().requires_grad_(), offset.detach().clone().requires_grad_()]
+    output = function(leaves[0], rois, leaves[1], *arguments)
+    grad = torch.linspace(-1, 1, output.numel(), dtype=torch.float64).view(output.shape)
+    return output.detach(), *torch.autograd.grad(output, leaves, grad.to(output.dtype))
+
+
+def assert_near(actual, expected, tolerance):
+    largest = max(1.0, expected.abs().max().item()) if expected.numel() else 1.0
+    torch.testing.assert_close(actual.double(), expected.double(), rtol=tolerance, atol=tolerance * largest)
+
+
+@every_ratio
+@pytest.mark.parametrize("gamma", [0.1, -0.4])
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_matches_loop(ratio, gamma, dtype):
+    maps, rois, offset = (t.to(dtype) for t in example())
+    arguments = ((3, 2), 0.5, ratio, gamma)
+    got = outputs_and_gradients(deform_roi_pool, maps, rois, offset, *arguments)
+    exact = [t.double() for t in (maps, rois, offset)]
+    want = outputs_and_gradients(oracles.deform_roi_pool, *exact, *arguments)
+    assert want[2].count_nonzero() > want[2].numel() / 4, "offsets matter"
+    for g, w in zip(got, want, strict=True):
+        assert g.dtype == dtype
+        assert_near(g, w, TOLERANCE[dtype])
+
+
+@every_ratio
+def test_reference_matches_loop(ratio):
+    arguments = ((3, 2), 0.5, ratio, 0.3)
+    got = outputs_and_gradients(reference.deform_roi_pool, *example(), *arguments)
+    want = outputs_and_gradients(oracles.deform_roi_pool, *example(), *arguments)
+    for g, w in zip(got, want, strict=True):
+        assert_near(g, w, 1e-12)
+
+
+@every_ratio
+def test_without_offset_is_roi_align(ratio):
+    maps, rois, offset = example()
+    expected = roi_align(maps, rois, (3, 2), 0.5, ratio)
+    arguments = ((3, 2), 0.5, ratio)
+    assert torch.equal(deform_roi_pool(maps, rois, None, *arguments), expected)
+    torch.testing.assert_close(deform_roi_pool(maps, rois, torch.zeros_like(offset), *arguments), expected)
+    torch.testing.assert_close(reference.deform_roi_pool(maps, rois, None, *arguments), expected)
+    torch.testing.assert_close(deform_roi_pool(maps, rois, offset, *arguments, gamma=0.0), expected)
+
+
+def test_hand_worked():
+    """On a map that is linear in x and y, moving a bin by gamma · size · offset changes its value by that."""
+    y, x = torch.meshgrid(torch.arange(20.0), torch.arange(24.0), indexing="ij")
+    maps = torch.stack([x, 10 * y])[None]
+    roi = torch.tensor(
+        [[0, 6.0, 4.0, 14.0, 10.0]]
+    )  # 8 wide, 6 high: bins of 4 × 3, centred at 8, 12 and 5.5, 8.5
+    offset = torch.zeros(1, 2, 2, 2)
+    offset[0, 0, 0, 1] = 2.0  # x of the upper right bin: 0.1 · 8 · 2 = 1.6
+    offset[0, 1, 1, 0] = -1.0  # y of the lower left bin: -0.1 · 6 = -0.6
+    pooled = deform_roi_pool(maps, roi, offset, 2)
+    across = torch.tensor([[7.5, 11.5 + 1.6], [7.5, 11.5]])
+    down = torch.tensor([[5.0, 5.0], [8.0 - 0.6, 8.0]]) * 10
+    torch.testing.assert_close(pooled, torch.stack([across, down])[None])
+    # a unit of offset is gamma times the size of the RoI, in the map's pixels
+    halved = deform_roi_pool(maps, 2 * roi, offset, 2, spatial_scale=0.5, gamma=0.2)
+    torch.testing.assert_close(halved[0, 0, 0, 1], torch.tensor(11.5 + 3.2))
+
+
+def test_border():
+    """Up to a pixel outside the border pixel is read, beyond it nothing; the gradient is the derivative."""
+    row = torch.tensor([3.0, 5.0, 4.0, 8.0]).view(1, 1, 1, 4)
+    pixel = torch.tensor([[0, 0.0, 0.5, 1.0, 0.5]])  # one wide, one sample at x = 0, y = 0
+    places = torch.tensor([-1.25, -1.0, -0.5, 0.0, 0.25, 2.5, 3.0, 3.5, 4.0, 4.25])
+    offset = torch.zeros(len(places), 2, 1, 1)
+    offset[:, 0, 0, 0] = places
+    offset.requires_grad_()
+    pooled = deform_roi_pool(row, pixel.repeat(len(places), 1), offset, 1, 1.0, 1, gamma=1.0)
+    assert pooled.flatten().tolist() == [0, 3, 3, 3, 3.5, 6, 8, 8, 8, 0]
+    (gradient,) = torch.autograd.grad(pooled.sum(), offset)
+    # at a pixel the slope to the right, as where torch.clamp ends
+    assert gradient[:, 0].flatten().tolist() == [0, 0, 0, 2, 2, 4, 0, 0, 0, 0]
+    assert not gradient[:, 1].any()
+
+
+@every_ratio
+def test_sizes_around_the_kernels_blocks(ratio):
+    for channels, size in ((1, (1, 1)), (5, (40, 1)), (17, (1, 40)), (34, (5, 70))):
+        arguments = ((2, 3), 1.0, ratio, 0.2)
+        tensors = example(4, size, channels, bins=(2, 3))
+        got = outputs_and_gradients(deform_roi_pool, *tensors, *arguments)
+        want = outputs_and_gradients(reference.deform_roi_pool, *tensors, *arguments)
+        for g, w in zip(got, want, strict=True):
+            assert_near(g, w, 1e-12)
+
+
+@pytest.mark.parametrize("ratio", [0, 2])
+def test_gradcheck_and_opcheck(ratio):
+    maps, rois, offset = example(rois=4)
+    arguments = (0.5, ratio, 0.3)
+    leaves = [t.clone().requires_grad_() for t in (maps, offset)]
+    function = lambda m, o: deform_roi_pool(m, rois, o, (3, 2), *arguments)  # noqa: E731
+    assert torch.autograd.gradcheck(function, leaves)
+    assert torch.autograd.gradgradcheck(function, leaves, fast_mode=True)
+    torch.library.opcheck(FORWARD, (leaves[0], rois, leaves[1], 3, 2, *arguments))
+    grad = torch.ones_like(function(maps, offset))
+    for wanted in ([True, True], [True, False], [False, True]):
+        torch.library.opcheck(BACKWARD, (grad, maps, rois, offset, *arguments, wanted))
+
+
+def test_double_backward_where_only_one_is_wanted():
+    maps, rois, offset = example(rois=4)
+    for number in range(2):
+        tensors = [maps, offset]
+        leaf = tensors[number] = tensors[number].clone().requires_grad_()
+        output = deform_roi_pool(tensors[0], rois, tensors[1], (3, 2), 0.5)
+        grad = torch.ones_like(output).requires_grad_()
+        (first,) = torch.autograd.grad(output, leaf, grad, create_graph=True)
+        assert torch.autograd.grad(first.square().sum(), grad)[0].any()
+
+
+def test_double_backward_without_rois():
+    maps, rois, offset = (t.requires_grad_() for t in example(rois=0))
+    output = deform_roi_pool(maps, rois, offset, (3, 2))
+    grads = torch.autograd.grad(output.sum(), (maps, offset), create_graph=True)
+    assert not torch.autograd.grad(grads[0].sum(), maps)[0].any()
+
+
+def test_compile_once_for_all_sizes():
+    torch._dynamo.reset()
+    compilations = torch._dynamo.testing.CompileCounter()
+    compiled = torch.compile(
+        lambda m, r, o: deform_roi_pool(m, r, o, (3, 2), 0.5).relu(),
+        backend=compilations,
+        fullgraph=True,
+        dynamic=True,
+    )
+    for count, size in ((6, (9, 13)), (7, (10, 8)), (11, (5, 14))):
+        maps, rois, offset = example(count, size)
+        got = outputs_and_gradients(compiled, maps, rois, offset)
+        want = outputs_and_gradients(
+            lambda *tensors: deform_roi_pool(*tensors, (3, 2), 0.5).relu(), maps, rois, offset
+        )
+        for g, w in zip(got, want, strict=True):
+            torch.testing.assert_close(g, w)
+    assert compilations.frame_count == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("offset_dtype", [torch.float32, None], ids=str)
+def test_half_precision_is_rounded_once(dtype, offset_dtype):
+    maps, rois, offset = example()
+    maps, rois, offset = maps.to(dtype), rois.float(), offset.to(offset_dtype or dtype)
+    got = outputs_and_gradients(deform_roi_pool, maps, rois, offset, (3, 2), 0.5)
+    exact = [t.double() for t in (maps, rois, offset)]
+    want = outputs_and_gradients(oracles.deform_roi_pool, *exact, (3, 2), 0.5)
+    assert [g.dtype for g in got] == [dtype, dtype, offset.dtype]
+    grad_rounding = 2 if offset_dtype else 1  # the gradient that comes in is in half precision too
+    for g, w in zip(got, want, strict=True):
+        assert_near(g, w, grad_rounding * torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_leaves_types_alone(dtype):
+    """Like roi_align: the output has the type of the maps; offsets from a half-precision layer fit."""
+    maps, rois, offset = (t.float() for t in example())
+    with torch.autocast("cpu", dtype=dtype):
+        output = deform_roi_pool(maps, rois, offset.to(dtype), (3, 2), 0.5)
+    assert output.dtype == torch.float32
+    expected = deform_roi_pool(maps, rois, offset.to(dtype).float(), (3, 2), 0.5)
+    torch.testing.assert_close(output, expected)
+
+
+def test_memory_formats():
+    maps, rois, offset = example()
+    want = outputs_and_gradients(deform_roi_pool, maps, rois, offset, (3, 2))
+    for change in (
+        lambda t: t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t,
+        lambda t: t.transpose(0, -1).contiguous().transpose(0, -1),
+        lambda t: t.repeat_interleave(2, dim=-1)[..., ::2],
+    ):
+        changed = [change(t) for t in (maps, rois, offset)]
+        output = deform_roi_pool(*changed, (3, 2))
+        gradients = BACKWARD(
+            change(torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view(output.shape)),
+            *changed, 1.0, 0, 0.1, [True, True],
+        )  # fmt: skip
+        assert output.is_contiguous()
+        for g, w in zip((output, *gradients), want, strict=True):
+            torch.testing.assert_close(g, w)
+
+
+def test_same_bits_for_every_number_of_threads():
+    maps, rois, offset = (t.float() for t in example(rois=40, channels=40))
+    threads, results = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            results.append(outputs_and_gradients(deform_roi_pool, maps, rois, offset, (3, 2)))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_only_wanted_gradients():
+    maps, rois, offset = example()
+    grad = torch.ones_like(deform_roi_pool(maps, rois, offset, (3, 2)))
+    arguments = (grad, maps, rois, offset, 1.0, 0, 0.1)
+    both = BACKWARD(*arguments, [True, True])
+    for wanted in ([True, False], [False, True], [False, False]):
+        for gradient, every, want in zip(BACKWARD(*arguments, wanted), both, wanted, strict=True):
+            assert torch.equal(gradient, every) if want else gradient.shape == (0,)
+
+
+def test_empty():
+    maps, rois, offset = example()
+    for tensors, shape in (
+        ((maps, rois[:0], offset[:0]), (0, 3, 3, 2)),
+        ((maps[:0], rois[:0], offset[:0]), (0, 3, 3, 2)),
+        ((maps[:, :0], rois, offset), (7, 0, 3, 2)),
+    ):
+        output, grad_maps, grad_offset = outputs_and_gradients(deform_roi_pool, *tensors, (3, 2))
+        assert output.shape == shape
+        assert grad_maps.shape == tensors[0].shape and not grad_maps.any()
+        assert grad_offset.shape == tensors[2].shape and not grad_offset.any()
+
+
+INF, NAN = float("inf"), float("nan")
+
+
+@pytest.mark.parametrize("function", [deform_roi_pool, reference.deform_roi_pool])
+@pytest.mark.parametrize("ratio", [0, 2])
+def test_rois_without_anything_to_sample(function, ratio):
+    nothing = torch.tensor(
+        [
+            [0, NAN, 0, 3, 3],
+            [0, 0, 0, INF, 3],
+            [0, -INF, 0, INF, 3],
+            [0, 40, 40, 50, 50],  # outside
+            *([[0, 4, 4, 1, 1], [0, 2, 2, 2, 2]] if ratio == 0 else []),  # of no or negative size
+        ]
+    )
+    maps, offset = torch.full((1, 2, 5, 6), 3.0), torch.full((len(nothing), 2, 3, 3), 0.1)
+    for result in outputs_and_gradients(function, maps, nothing, offset, (3, 3), 1.0, ratio):
+        assert (result == 0).all()
+
+
+def test_rois_of_absurd_size():
+    """What lies on the map is found in no more time than the map takes; what cannot be counted is nothing."""
+    maps = torch.full((1, 2, 5, 6), 3.0)
+    rois = torch.tensor([[0, -1e6, -1e6, 1e6, 1e6], [0, -1e30, -1e30, 1e30, 1e30]])
+    output = deform_roi_pool(maps, rois, torch.zeros(2, 2, 1, 1), 1)
+    torch.testing.assert_close(output[0], torch.full((2, 1, 1), 3 * 7 * 8 / 4e12))
+    assert not output[1].any()
+
+
+@pytest.mark.parametrize("function", [deform_roi_pool, reference.deform_roi_pool])
+@pytest.mark.parametrize("value", [NAN, INF, -INF, 1e30])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_bins_that_are_nowhere_contribute_nothing(function, value, axis):
+    maps, rois, offset = (t.float() for t in example())
+    maps[:, :, 0, 0] = INF
+    rois = rois[:1] * 0 + torch.tensor([[1, 4.0, 4.0, 20.0, 14.0]])
+    offset = torch.zeros_like(offset[:1])
+    offset[0, axis, 1, 1] = value
+    output, grad_maps, grad_offset = outputs_and_gradients(function, maps, rois, offset, (3, 2), 0.5)
+    assert output.isfinite().all() and not output[0, :, 1, 1].any()
+    assert output.any() and grad_maps.isfinite().all() and grad_offset.isfinite().all()
+    assert not grad_offset[0, :, 1, 1].any() and grad_offset.any()
+
+
+def test_each_roi_reads_its_own_image():
+    maps = torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1, 1).expand(3, 1, 4, 4)
+    rois = torch.tensor([[2, 0, 0, 4, 4], [0, 0, 0, 4, 4], [1, 0, 0, 4, 4.0]])
+    offset = torch.zeros(3, 2, 1, 1)
+    assert deform_roi_pool(maps, rois, offset, 1).flatten().tolist() == [3, 1, 2]
+
+
+MAPS, ROIS, OFFSET = example()
+INVALID = {
+    "input: expected 4 dimensions (N, C, H, W), got shape (3, 9, 13)": {"input": MAPS[0]},
+    "input: expected float64, float32, bfloat16 or float16, got Int": {"input": MAPS.int()},
+    "input: expected at least 1 pixel in height and width, got shape (2, 3, 0, 13)": {
+        "input": MAPS[:, :, :0]
+    },
+    "rois: expected shape (K, 5), each (image, x1, y1, x2, y2), got (7, 4)": {"rois": ROIS[:, 1:]},
+    "rois: expected float64, float32, bfloat16 or float16, got Long": {"rois": ROIS.long()},
+    "rois: expected image numbers in [0, 2), got 2 in row 1": {"rois": ROIS + torch.eye(1, 5)},
+    "rois: expected image numbers in [0, 2), got -1 in row 0": {"rois": ROIS - torch.eye(1, 5)},
+    "rois: expected image numbers in [0, 2), got nan in row 0": {"rois": ROIS * NAN},
+    "offset: expected shape (7, 2, 3, 2) (rois, x and y, bins), got (7, 2, 2, 3)": {"offset": OFFSET.mT},
+    "offset: expected shape (7, 2, 3, 2) (rois, x and y, bins), got (6, 2, 3, 2)": {"offset": OFFSET[1:]},
+    "offset: expected shape (7, 2, 3, 2) (rois, x and y, bins), got (84,)": {"offset": OFFSET.flatten()},
+    "offset: expected float64, float32, bfloat16 or float16, got Int": {"offset": OFFSET.int()},
+    "output_size: expected at least (1, 1), got (0, 2)": {"output_size": (0, 2)},
+    "spatial_scale: expected a positive number, got 0": {"spatial_scale": 0.0},
+    "sampling_ratio: expected at most 4194304, got 5000000": {"sampling_ratio": 5_000_000},
+    "gamma: expected a finite number, got nan": {"gamma": NAN},
+}
+
+
+@pytest.mark.parametrize("message", INVALID)
+def test_invalid_input_says_what_is_wrong(message):
+    arguments = {"input": MAPS, "rois": ROIS, "offset": OFFSET, "output_size": (3, 2), **INVALID[message]}
+    with pytest.raises(RuntimeError) as error:
+        deform_roi_pool(**arguments)
+    assert str(error.value) == f"deform_roi_pool: {message}"
