@@ -103,8 +103,8 @@ def test_another_operator_is_noticed(monkeypatch):
 
 
 def test_a_missing_gradient_is_noticed(monkeypatch):
-    def cut(x, weight, offset, *arguments):
-        return deform_conv2d(x, weight, offset.detach(), *arguments)
+    def cut(x, weight, offset, mask, *arguments):
+        return deform_conv2d(x, weight, offset.detach(), mask.detach(), *arguments)
 
     from dcnzoo.ops import deform_conv2d
 
