@@ -3,7 +3,13 @@
 from ._library import cpu_capability, has_ops, problems, with_cuda
 
 if has_ops():
-    from .deform_conv import deform_conv2d
+    from .deform_conv import deform_conv1d, deform_conv2d, deform_conv3d
+    from .deform_conv_transpose import (
+        deform_conv_transpose1d,
+        deform_conv_transpose2d,
+        deform_conv_transpose3d,
+    )
+    from .mask_softmax import mask_softmax1d, mask_softmax2d, mask_softmax3d
     from .nms import nms
     from .roi_align import roi_align
 else:
@@ -14,4 +20,19 @@ else:
         raise ImportError(f"dcnzoo has no compiled operators: {problems['cpu']}")
 
 
-__all__ = ["cpu_capability", "deform_conv2d", "has_ops", "nms", "roi_align", "with_cuda"]
+__all__ = [
+    "cpu_capability",
+    "deform_conv1d",
+    "deform_conv2d",
+    "deform_conv3d",
+    "deform_conv_transpose1d",
+    "deform_conv_transpose2d",
+    "deform_conv_transpose3d",
+    "has_ops",
+    "mask_softmax1d",
+    "mask_softmax2d",
+    "mask_softmax3d",
+    "nms",
+    "roi_align",
+    "with_cuda",
+]

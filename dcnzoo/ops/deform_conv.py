@@ -1,4 +1,4 @@
-"""Deformable convolution, v1 and v2: function, fake kernel, autograd (twice), autocast rule."""
+"""Deformable convolution, v1 and v2, of 1 to 3 axes: functions, fake kernel, autograd (twice), autocast."""
 
 from __future__ import annotations
 
@@ -7,11 +7,47 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import _library, reference  # noqa: F401  (_library registers the operators)
+from ._arguments import Int1, Int2, Int3, check_arguments, pair, single, triple
+from ._autocast import register_autocast
+from ._autograd import register_autograd
 from ._deterministic import alert_not_deterministic
+from ._vmap import register_vmap
 
-_forward = torch.ops.dcnzoo.deform_conv.default
 _backward = torch.ops.dcnzoo._deform_conv_backward.default
-_CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+
+def deform_conv1d(
+    input: Tensor,  # [N, C, L]
+    weight: Tensor,  # [O, C / groups, k]
+    offset: Tensor | None = None,  # [N, G·k, oL], in input pixels
+    mask: Tensor | None = None,  # [N, M·k, oL]
+    bias: Tensor | None = None,  # [O]
+    stride: Int1 = 1,
+    padding: Int1 = 0,
+    dilation: Int1 = 1,
+    groups: int = 1,
+    im2col_step: int | None = None,
+) -> Tensor:  # [N, O, oL]
+    """Deformable 1-D convolution: :func:`deform_conv2d` with one axis.
+
+    ``offset`` is ``(N, offset_groups · k, oL)``, ``mask`` ``(N, mask_groups · k, oL)``. Exactly
+    ``F.conv1d`` when both are ``None``.
+    """
+    check_arguments("deform_conv1d", "out, in / groups", weight, 3, im2col_step)
+    if offset is None and mask is None:
+        return F.conv1d(input, weight, bias, single(stride), single(padding), single(dilation), groups)
+    return torch.ops.dcnzoo.deform_conv(
+        input,
+        weight,
+        offset,
+        mask,
+        bias,
+        single(stride),
+        single(padding),
+        single(dilation),
+        groups,
+        im2col_step,
+    )
 
 
 def deform_conv2d(
@@ -20,9 +56,9 @@ def deform_conv2d(
     offset: Tensor | None = None,  # [N, G·2·kH·kW, oH, oW], (y, x) pairs, in input pixels
     mask: Tensor | None = None,  # [N, M·kH·kW, oH, oW]
     bias: Tensor | None = None,  # [O]
-    stride: int | tuple[int, int] = 1,
-    padding: int | tuple[int, int] = 0,
-    dilation: int | tuple[int, int] = 1,
+    stride: Int2 = 1,
+    padding: Int2 = 0,
+    dilation: Int2 = 1,
     groups: int = 1,
     im2col_step: int | None = None,
 ) -> Tensor:  # [N, O, oH, oW]
@@ -56,37 +92,55 @@ def deform_conv2d(
         RuntimeError: a shape, dtype, device or value that does not fit; the message names the
             argument, what was expected and what was given.
     """
-    return _deform_conv(2, input, weight, offset, mask, bias, stride, padding, dilation, groups, im2col_step)
-
-
-def _deform_conv(
-    rank: int,
-    input: Tensor,
-    weight: Tensor,
-    offset: Tensor | None,
-    mask: Tensor | None,
-    bias: Tensor | None,
-    stride: int | tuple[int, ...],
-    padding: int | tuple[int, ...],
-    dilation: int | tuple[int, ...],
-    groups: int,
-    im2col_step: int | None,
-) -> Tensor:
-    if weight.dim() != rank + 2:
-        raise RuntimeError(
-            f"deform_conv{rank}d: weight: expected {rank + 2} dimensions (out, in / groups, *kernel), "
-            f"got shape {tuple(weight.shape)}"
-        )
-    stride, padding, dilation = (_per_axis(v, rank) for v in (stride, padding, dilation))
+    check_arguments("deform_conv2d", "out, in / groups", weight, 4, im2col_step)
     if offset is None and mask is None:
-        if im2col_step is not None and im2col_step < 1:
-            raise RuntimeError(f"deform_conv{rank}d: im2col_step: expected at least 1, got {im2col_step}")
-        return _CONVOLUTIONS[rank](input, weight, bias, stride, padding, dilation, groups)
-    return _forward(input, weight, offset, mask, bias, stride, padding, dilation, groups, im2col_step)
+        return F.conv2d(input, weight, bias, pair(stride), pair(padding), pair(dilation), groups)
+    return torch.ops.dcnzoo.deform_conv(
+        input,
+        weight,
+        offset,
+        mask,
+        bias,
+        pair(stride),
+        pair(padding),
+        pair(dilation),
+        groups,
+        im2col_step,
+    )
 
 
-def _per_axis(value: int | tuple[int, ...], rank: int) -> list[int]:
-    return [value] * rank if isinstance(value, int) else list(value)
+def deform_conv3d(
+    input: Tensor,  # [N, C, D, H, W]
+    weight: Tensor,  # [O, C / groups, kD, kH, kW]
+    offset: Tensor | None = None,  # [N, G·3·kD·kH·kW, oD, oH, oW], (z, y, x) triples, in input pixels
+    mask: Tensor | None = None,  # [N, M·kD·kH·kW, oD, oH, oW]
+    bias: Tensor | None = None,  # [O]
+    stride: Int3 = 1,
+    padding: Int3 = 0,
+    dilation: Int3 = 1,
+    groups: int = 1,
+    im2col_step: int | None = None,
+) -> Tensor:  # [N, O, oD, oH, oW]
+    """Deformable 3-D convolution: :func:`deform_conv2d` with three axes.
+
+    ``offset`` is ``(N, offset_groups · kD · kH · kW · 3, oD, oH, oW)``, (z, y, x) triples, ``mask``
+    ``(N, mask_groups · kD · kH · kW, oD, oH, oW)``. Exactly ``F.conv3d`` when both are ``None``.
+    """
+    check_arguments("deform_conv3d", "out, in / groups", weight, 5, im2col_step)
+    if offset is None and mask is None:
+        return F.conv3d(input, weight, bias, triple(stride), triple(padding), triple(dilation), groups)
+    return torch.ops.dcnzoo.deform_conv(
+        input,
+        weight,
+        offset,
+        mask,
+        bias,
+        triple(stride),
+        triple(padding),
+        triple(dilation),
+        groups,
+        im2col_step,
+    )
 
 
 @torch.library.register_fake("dcnzoo::deform_conv")
@@ -96,7 +150,7 @@ def _(input, weight, offset, mask, bias, stride, padding, dilation, groups, im2c
         for a in range(len(stride))
     ]
     shape = (input.shape[0], weight.shape[0], *size)
-    return input.new_empty(shape).to(memory_format=_memory_format(input))
+    return input.new_empty(shape).to(memory_format=memory_format(input))
 
 
 @torch.library.register_fake("dcnzoo::_deform_conv_backward")
@@ -121,7 +175,7 @@ def _(
     bias = weight.new_empty(weight.shape[0])
     grad_input = gradient(0, input)
     if output_mask[0]:
-        grad_input = grad_input.to(memory_format=_memory_format(input))
+        grad_input = grad_input.to(memory_format=memory_format(input))
     return (
         grad_input,
         gradient(1, weight),
@@ -131,7 +185,7 @@ def _(
     )
 
 
-def _memory_format(tensor: Tensor) -> torch.memory_format:
+def memory_format(tensor: Tensor) -> torch.memory_format:
     """The format in which kernels return maps: channels_last where ``tensor`` is so, else contiguous."""
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
     last = formats.get(tensor.dim())
@@ -141,80 +195,53 @@ def _memory_format(tensor: Tensor) -> torch.memory_format:
 
 
 def _setup_context(ctx, inputs, output):
-    input, weight, offset, mask, _bias, *arguments = inputs
-    ctx.save_for_backward(input, weight, offset, mask)
-    ctx.arguments = arguments
+    ctx.save_for_backward(*inputs[:4])
+    ctx.arguments = inputs[5:]
 
 
 def _first_backward(ctx, grad_output):
-    input, weight, offset, mask = ctx.saved_tensors
     wanted = list(ctx.needs_input_grad[:5])
     if grad_output.is_cuda and wanted[0]:  # its atomic additions come in any order
         alert_not_deterministic("deform_conv_backward_cuda")
-    gradients = _backward(grad_output, input, weight, offset, mask, *ctx.arguments, wanted)
-    gradients = [g if w else None for g, w in zip(gradients, wanted, strict=True)]
-    return (*gradients, *[None] * len(ctx.arguments))
+    gradients = _backward(grad_output, *ctx.saved_tensors, *ctx.arguments, wanted)
+    return *(g if w else None for g, w in zip(gradients, wanted, strict=True)), *[None] * len(ctx.arguments)
 
 
-torch.library.register_autograd("dcnzoo::deform_conv", _first_backward, setup_context=_setup_context)
+def _in_plain_torch(*arguments):
+    *arguments, _im2col_step = arguments
+    return reference.deform_conv(*arguments)
+
+
+register_autograd("deform_conv", _setup_context, _first_backward, _in_plain_torch)
 
 
 def _setup_backward_context(ctx, inputs, output):
-    grad_output, input, weight, offset, mask, *arguments, output_mask = inputs
-    ctx.save_for_backward(grad_output, input, weight, offset, mask)
-    ctx.arguments, ctx.output_mask = arguments, output_mask
+    ctx.save_for_backward(*inputs[:5])
+    *ctx.geometry, _im2col_step, ctx.output_mask = inputs[5:]
 
 
 def _second_backward(ctx, *grads):
     """Gradients of the gradients, by differentiating the reference twice: exact, not fast."""
-    *arguments, _ = ctx.arguments  # all but im2col_step
-    with torch.enable_grad():
-        tensors = [None if t is None else t.detach().requires_grad_() for t in ctx.saved_tensors]
-        grad_output, *inputs = tensors
-        bias = grad_output.new_zeros(grad_output.shape[1]).requires_grad_()
-        output = reference.deform_conv(*inputs, bias, *arguments)
-        wanted = [t for t, w in zip((*inputs, bias), ctx.output_mask, strict=True) if w]
-        first = torch.autograd.grad(output, wanted, grad_output, create_graph=True)
-        given = [g for g, w in zip(grads, ctx.output_mask, strict=True) if w]
-        sources = [t for t in tensors if t is not None]
-        # the bias's gradient does not depend on the inputs, nor does it need to
-        second = iter(torch.autograd.grad(first, sources, given, allow_unused=True))
-    second = [None if t is None else next(second) for t in tensors]
-    return (*second, *[None] * (len(ctx.arguments) + 1))
+    grad_output, *tensors = ctx.saved_tensors
+    bias = grad_output.new_zeros(grad_output.shape[1])
+    names = ("input", "weight", "offset", "mask", "bias")
+    inputs = {n: t for n, t in zip(names, (*tensors, bias), strict=True) if t is not None}
+    grads = {n: g for n, g, wanted in zip(names, grads, ctx.output_mask, strict=True) if wanted}
+
+    def forward(inputs: dict[str, Tensor]) -> Tensor:
+        return reference.deform_conv(*(inputs.get(name) for name in names), *ctx.geometry)
+
+    def backward(grad_output: Tensor, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        wanted = {name: inputs[name] for name in grads}
+        _, pull = torch.func.vjp(lambda wanted: forward({**inputs, **wanted}), wanted)
+        return pull(grad_output)[0]
+
+    _, pull = torch.func.vjp(backward, grad_output, inputs)
+    of_grad_output, of_inputs = pull(grads)
+    return of_grad_output, *(of_inputs.get(name) for name in names[:4]), *[None] * 6
 
 
-torch.library.register_autograd(
-    "dcnzoo::_deform_conv_backward", _second_backward, setup_context=_setup_backward_context
-)
-
-
-def _register_autocast(device_type: str, key: str) -> None:
-    def autocast(input, weight, offset, mask, bias, *arguments):
-        dtype = torch.get_autocast_dtype(device_type)
-
-        def cast(tensor: Tensor | None, keep_float32: bool = False) -> Tensor | None:
-            if tensor is None or tensor.dtype == torch.float64 or not tensor.is_floating_point():
-                return tensor
-            # Offsets are coordinates: bfloat16 would round 100.3 to 100.5.
-            if keep_float32 and tensor.dtype == torch.float32:
-                return tensor
-            return tensor.to(dtype)
-
-        with torch._C._ExcludeDispatchKeyGuard(keys):
-            return _forward(
-                cast(input),
-                cast(weight),
-                cast(offset, keep_float32=True),
-                cast(mask, keep_float32=True),
-                cast(bias),
-                *arguments,
-            )
-
-    keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
-    _autocast_library.impl("deform_conv", autocast, key)
-
-
-# Under autocast the op computes in autocast's dtype, except that float32 offsets and masks stay so.
-_autocast_library = torch.library.Library("dcnzoo", "IMPL")
-_register_autocast("cpu", "AutocastCPU")
-_register_autocast("cuda", "AutocastCUDA")
+register_autograd("_deform_conv_backward", _setup_backward_context, _second_backward)
+register_vmap("deform_conv", "mwmmw", "m", groups=8)
+register_vmap("_deform_conv_backward", "mmwmm", "mwmmw", groups=8)
+register_autocast("deform_conv")

@@ -8,33 +8,28 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 
-def sample_multilinear(feature: Tensor, points: Tensor) -> Tensor:
-    """Reads ``feature`` at real-valued points, multilinearly, on the map padded with zeros.
+def corners(points: Tensor, size: Sequence[int]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """The 2^rank pixels around each point: ``(flat index, weight, valid)``, each ``(B, P)``.
 
     Args:
-        feature: ``(B, C, *size)``.
         points: ``(B, rank, P)``, coordinates in pixels, slowest axis (z or y) first.
+        size: that of the map.
 
-    Returns:
-        ``(B, C, P)``. A point with a coordinate <= -1 or >= size is zero (the border rule of
-        DCNv2), and so is one that is NaN: neither passes a gradient.
+    A corner outside the map is not valid, and its index is some pixel inside. So are all corners of a point
+    with a coordinate <= -1 or >= size (the border rule of DCNv2), and of one that is NaN.
     """
-    batch, channels = feature.shape[:2]
-    size = feature.shape[2:]
     rank = len(size)
     extent = points.new_tensor(size).view(1, rank, 1)
     inside = ((points > -1) & (points < extent)).all(dim=1)  # (B, P); NaN compares false
     points = torch.where(inside[:, None], points, torch.zeros_like(points))
     low = points.detach().floor()
     fraction = points - low  # (B, rank, P)
-    flat = feature.flatten(2)
-    out = feature.new_zeros(batch, channels, points.shape[2])
     for corner in itertools.product((0, 1), repeat=rank):
         step = low.new_tensor(corner).view(1, rank, 1)
         position = low + step
@@ -43,10 +38,35 @@ def sample_multilinear(feature: Tensor, points: Tensor) -> Tensor:
         index = torch.zeros_like(valid, dtype=torch.long)
         for axis in range(rank):
             index = index * size[axis] + position[:, axis].clamp(0, max(size[axis] - 1, 0)).long()
+        yield index, weight, valid
+
+
+def sample_multilinear(feature: Tensor, points: Tensor) -> Tensor:
+    """Reads ``feature`` ``(B, C, *size)`` at ``points`` ``(B, rank, P)``: ``(B, C, P)``.
+
+    Multilinear on the map padded with zeros; see :func:`corners`.
+    """
+    channels, flat = feature.shape[1], feature.flatten(2)
+    out = feature.new_zeros(*feature.shape[:2], points.shape[2])
+    for index, weight, valid in corners(points, feature.shape[2:]):
         values = flat.gather(2, index[:, None].expand(-1, channels, -1))
         values = torch.where(valid[:, None], values, torch.zeros_like(values))
         out = out + values * weight[:, None].to(values.dtype)
     return out
+
+
+def spread_multilinear(values: Tensor, points: Tensor, size: Sequence[int]) -> Tensor:
+    """Adds ``values`` ``(B, C, P)`` to a map ``(B, C, *size)`` of zeros at ``points`` ``(B, rank, P)``.
+
+    Each value is parted among the pixels around its point; see :func:`corners`.
+    """
+    batch, channels = values.shape[:2]
+    out = values.new_zeros(batch, channels, math.prod(size))
+    for index, weight, valid in corners(points, size):
+        part = values * weight[:, None].to(values.dtype)
+        part = torch.where(valid[:, None], part, torch.zeros_like(part))
+        out = out.scatter_add(2, index[:, None].expand(-1, channels, -1), part)
+    return out.unflatten(2, tuple(size))
 
 
 def sampling_points(
@@ -121,6 +141,52 @@ def deform_conv(
     matrix = kernel_weight.reshape(groups, weight.shape[0] // groups, channels // groups * taps)
     out = torch.einsum("gok,ngkp->ngop", matrix, columns)
     out = out.reshape(batch, weight.shape[0], *out_size)
+    if bias is not None:
+        out = out + bias.to(accumulate).view(1, -1, *[1] * rank)
+    return out.to(input.dtype)
+
+
+def deform_conv_transpose(
+    input: Tensor,  # (N, C, *in)
+    weight: Tensor,  # (C, O / groups, *kernel)
+    offset: Tensor | None,  # (N, G·K·rank, *in)
+    mask: Tensor | None,  # (N, M·K, *in)
+    bias: Tensor | None,  # (O,)
+    stride: Sequence[int],
+    padding: Sequence[int],
+    output_padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """Transposed deformable convolution of any rank, written out: every input pixel p adds ::
+
+        weight[c, o, k] · mask[n, m(o), k, p] · input[n, c, p]
+
+    to ``out[n, o]`` at ``p·stride - padding + k·dilation + offset[n, g(o), k, p]``, bilinearly.
+    """
+    batch, channels, *in_size = input.shape
+    kernel = weight.shape[2:]
+    rank, taps, pixels = len(kernel), math.prod(kernel), math.prod(in_size)
+    outputs = weight.shape[1] * groups
+    out_size = [
+        (in_size[a] - 1) * stride[a] - 2 * padding[a] + dilation[a] * (kernel[a] - 1) + output_padding[a] + 1
+        for a in range(rank)
+    ]
+    accumulate = torch.promote_types(input.dtype, torch.float32)
+    maps = input.to(accumulate).reshape(batch, groups, channels // groups, pixels)
+    matrix = weight.to(accumulate).reshape(groups, channels // groups, outputs // groups * taps)
+    columns = torch.einsum("gck,ngcp->ngkp", matrix, maps).reshape(batch, outputs, taps, pixels)
+    if mask is not None:
+        mask_groups = mask.shape[1] // taps
+        weights = mask.to(accumulate).reshape(batch, mask_groups, 1, taps, pixels)
+        columns = columns.reshape(batch, mask_groups, outputs // mask_groups, taps, pixels) * weights
+
+    points = sampling_points(offset, kernel, in_size, stride, padding, dilation, maps)
+    points = points.expand(batch, *points.shape[1:])  # (N, G, K, rank, *in)
+    offset_groups = points.shape[1]
+    points = points.transpose(2, 3).reshape(batch * offset_groups, rank, taps * pixels)
+    columns = columns.reshape(batch * offset_groups, outputs // offset_groups, taps * pixels)
+    out = spread_multilinear(columns, points, out_size).reshape(batch, outputs, *out_size)
     if bias is not None:
         out = out + bias.to(accumulate).view(1, -1, *[1] * rank)
     return out.to(input.dtype)

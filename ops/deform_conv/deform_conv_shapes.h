@@ -51,6 +51,84 @@ inline std::string groups_text(int64_t groups) {
   return std::to_string(groups) + (groups == 1 ? " group" : " groups");
 }
 
+// What deform_conv and deform_conv_transpose ask of an argument alike.
+struct ArgumentChecks {
+  std::string op;  // "deform_conv2d: "
+  const Tensor& input;
+  int64_t rank;
+
+  void input_dimensions() const {
+    check(input.dim() == rank + 2, op, "input: expected ", rank + 2,
+          " dimensions (batch, channels, *size), got shape ", shape_text(sizes_of(input)));
+    check(is_floating(input.scalar_type()), op,
+          "input: expected float64, float32, bfloat16 or float16, got ", dtype_name(input.scalar_type()));
+    check(input.size(1) > 0, op, "input: expected at least 1 channel, got shape ",
+          shape_text(sizes_of(input)));
+  }
+
+  void groups(int64_t in_channels, int64_t out_channels, int64_t groups) const {
+    check(groups >= 1, op, "groups: expected at least 1, got ", groups);
+    check(in_channels % groups == 0, op, "groups: expected a divisor of the ", in_channels,
+          " input channels, got ", groups);
+    check(out_channels % groups == 0, op, "groups: expected a divisor of the ", out_channels,
+          " output channels, got ", groups);
+  }
+
+  void per_axis(const char* name, const std::vector<int64_t>& values, int64_t least) const {
+    check(int64_t(values.size()) == rank, op, name, ": expected ", rank, " values, got ", values.size());
+    for (int64_t value : values)
+      check(value >= least, op, name, ": expected at least ", least, ", got ", shape_text(values));
+  }
+
+  void kernel(const Tensor& weight) const {
+    for (int64_t axis = 0; axis < rank; ++axis)
+      check(weight.size(axis + 2) >= 1, op, "weight: expected a kernel of at least 1, got shape ",
+            shape_text(sizes_of(weight)));
+  }
+
+  void im2col_step(std::optional<int64_t> step) const {
+    check(step.value_or(1) >= 1, op, "im2col_step: expected at least 1, got ", step.value_or(1));
+  }
+
+  void partner(const char* name, const Tensor& tensor, bool may_be_wider) const {
+    const ScalarType dtype = input.scalar_type(), type = tensor.scalar_type();
+    const bool wider = may_be_wider && is_half(dtype) && type == ScalarType::Float;
+    check(type == dtype || wider, op, name, ": expected ", dtype_name(dtype), " like input",
+          may_be_wider && is_half(dtype) ? " or float32" : "", ", got ", dtype_name(type));
+    check(same_device(tensor, input), op, name, ": expected device ", device_name(input),
+          " like input, got ", device_name(tensor));
+  }
+
+  void bias(const Tensor& bias, int64_t out_channels) const {
+    partner("bias", bias, false);
+    check(bias.dim() == 1 && bias.size(0) == out_channels, op, "bias: expected shape (", out_channels,
+          ",), got ", shape_text(sizes_of(bias)));
+  }
+
+  // Offset or mask, (batch, groups · per_group, *size); returns its groups. They part `channels` of the
+  // side that is sampled, and its pixels are those of the other side.
+  int64_t field(const char* name, const Tensor& field, int64_t per_group, const std::string& meaning,
+                int64_t channels, const char* sampled, const std::vector<int64_t>& size,
+                const char* like_other) const {
+    partner(name, field, true);
+    check(field.dim() == rank + 2, op, name, ": expected ", rank + 2, " dimensions, got shape ",
+          shape_text(sizes_of(field)));
+    const int64_t groups = field.size(1) / per_group;
+    check(groups >= 1 && field.size(1) % per_group == 0, op, name, ": expected ",
+          std::max<int64_t>(groups, 1) * per_group, " channels (", meaning, " · ",
+          groups_text(std::max<int64_t>(groups, 1)), "), got ", field.size(1));
+    check(channels % groups == 0, op, name, ": expected a number of groups that divides the ", channels,
+          " ", sampled, " channels, got ", groups, " (", field.size(1), " channels / ", per_group, ")");
+    check(field.size(0) == input.size(0), op, name, ": expected batch ", input.size(0),
+          " like input, got ", field.size(0));
+    const std::vector<int64_t> sizes = sizes_of(field);
+    const std::vector<int64_t> spatial(sizes.begin() + 2, sizes.end());
+    check(spatial == size, op, name, ": expected spatial size ", shape_text(size), like_other,
+          shape_text(spatial));
+    return groups;
+  }
+};
+
 inline DeformConvShapes check_deform_conv(
     const Tensor& input, const Tensor& weight, const std::optional<Tensor>& offset,
     const std::optional<Tensor>& mask, const std::optional<Tensor>& bias,
@@ -61,93 +139,42 @@ inline DeformConvShapes check_deform_conv(
   check(s.rank >= 1 && s.rank <= 3,
         "deform_conv: weight: expected 3, 4 or 5 dimensions (out, in / groups, *kernel), got shape ",
         shape_text(sizes_of(weight)));
-  const std::string op = "deform_conv" + std::to_string(s.rank) + "d: ";
-  check(input.dim() == s.rank + 2, op, "input: expected ", s.rank + 2,
-        " dimensions (batch, channels, *size), got shape ", shape_text(sizes_of(input)));
-
+  const ArgumentChecks checks{"deform_conv" + std::to_string(s.rank) + "d: ", input, s.rank};
+  checks.input_dimensions();
   s.batch = input.size(0), s.channels = input.size(1), s.out_channels = weight.size(0);
   s.groups = groups;
-  check(groups >= 1, op, "groups: expected at least 1, got ", groups);
-  check(s.channels % groups == 0, op, "groups: expected a divisor of the ", s.channels,
-        " input channels, got ", groups);
-  check(s.out_channels % groups == 0, op, "groups: expected a divisor of the ", s.out_channels,
-        " output channels, got ", groups);
-  check(s.channels > 0, op, "input: expected at least 1 channel, got shape ",
-        shape_text(sizes_of(input)));
-  check(weight.size(1) == s.channels / groups, op, "weight: expected ", s.channels / groups,
+  checks.groups(s.channels, s.out_channels, groups);
+  check(weight.size(1) == s.channels / groups, checks.op, "weight: expected ", s.channels / groups,
         " input channels (", s.channels, " / ", groups_text(groups), "), got ", weight.size(1));
 
-  const auto check_list = [&](const char* name, const std::vector<int64_t>& values, int64_t least) {
-    check(int64_t(values.size()) == s.rank, op, name, ": expected ", s.rank, " values, got ",
-          values.size());
-    for (int64_t value : values)
-      check(value >= least, op, name, ": expected at least ", least, ", got ", shape_text(values));
-  };
-  check_list("stride", stride, 1);
-  check_list("padding", padding, 0);
-  check_list("dilation", dilation, 1);
+  checks.per_axis("stride", stride, 1);
+  checks.per_axis("padding", padding, 0);
+  checks.per_axis("dilation", dilation, 1);
+  checks.kernel(weight);
   s.stride = stride, s.padding = padding, s.dilation = dilation;
   for (int64_t axis = 0; axis < s.rank; ++axis) {
     s.in.push_back(input.size(axis + 2));
     s.kernel.push_back(weight.size(axis + 2));
-    check(s.kernel[axis] >= 1, op, "weight: expected a kernel of at least 1, got shape ",
-          shape_text(sizes_of(weight)));
     const int64_t room = s.in[axis] + 2 * padding[axis] - dilation[axis] * (s.kernel[axis] - 1) - 1;
-    check(room >= 0, op, "input: expected size at least ",
+    check(room >= 0, checks.op, "input: expected size at least ",
           dilation[axis] * (s.kernel[axis] - 1) + 1 - 2 * padding[axis], " on axis ", axis + 2,
           " (kernel ", s.kernel[axis], ", dilation ", dilation[axis], ", padding ", padding[axis],
           "), got ", s.in[axis]);
     s.out.push_back(room / stride[axis] + 1);
   }
   s.taps = product(s.kernel), s.in_pixels = product(s.in), s.out_pixels = product(s.out);
-
-  check(im2col_step.value_or(1) >= 1, op, "im2col_step: expected at least 1, got ",
-        im2col_step.value_or(1));
+  checks.im2col_step(im2col_step);
   s.im2col_step = std::max<int64_t>(1, std::min(s.batch, im2col_step.value_or(64)));
 
-  const ScalarType dtype = input.scalar_type();
-  check(is_floating(dtype), op, "input: expected float64, float32, bfloat16 or float16, got ",
-        dtype_name(dtype));
-  const auto check_partner = [&](const char* name, const Tensor& tensor, bool may_be_wider) {
-    const ScalarType type = tensor.scalar_type();
-    const bool wider = may_be_wider && is_half(dtype) && type == ScalarType::Float;
-    check(type == dtype || wider, op, name, ": expected ", dtype_name(dtype), " like input",
-          may_be_wider && is_half(dtype) ? " or float32" : "", ", got ", dtype_name(type));
-    check(same_device(tensor, input), op, name, ": expected device ", device_name(input),
-          " like input, got ", device_name(tensor));
-  };
-  // offset and mask: (batch, groups · per_group, *out)
-  const auto check_field = [&](const char* name, const Tensor& field, int64_t per_group,
-                               const std::string& meaning) {
-    check_partner(name, field, true);
-    check(field.dim() == s.rank + 2, op, name, ": expected ", s.rank + 2, " dimensions, got shape ",
-          shape_text(sizes_of(field)));
-    const int64_t field_groups = field.size(1) / per_group;
-    check(field_groups >= 1 && field.size(1) % per_group == 0, op, name, ": expected ",
-          std::max<int64_t>(field_groups, 1) * per_group, " channels (", meaning, " · ",
-          groups_text(std::max<int64_t>(field_groups, 1)), "), got ", field.size(1));
-    check(s.channels % field_groups == 0, op, name, ": expected a number of groups that divides the ",
-          s.channels, " input channels, got ", field_groups, " (", field.size(1), " channels / ",
-          per_group, ")");
-    check(field.size(0) == s.batch, op, name, ": expected batch ", s.batch, " like input, got ",
-          field.size(0));
-    const std::vector<int64_t> sizes = sizes_of(field);
-    const std::vector<int64_t> spatial(sizes.begin() + 2, sizes.end());
-    check(spatial == s.out, op, name, ": expected spatial size ", shape_text(s.out),
-          " like the output, got ", shape_text(spatial));
-    return field_groups;
-  };
-  check_partner("weight", weight, false);
-  const std::string kernel_text = times_text(s.kernel) + " taps";
-  s.offset_groups = offset ? check_field("offset", *offset, s.rank * s.taps,
-                                         std::to_string(s.rank) + " · " + kernel_text)
-                           : 0;
-  s.mask_groups = mask ? check_field("mask", *mask, s.taps, kernel_text) : 0;
-  if (bias) {
-    check_partner("bias", *bias, false);
-    check(bias->dim() == 1 && bias->size(0) == s.out_channels, op, "bias: expected shape (",
-          s.out_channels, ",), got ", shape_text(sizes_of(*bias)));
-  }
+  checks.partner("weight", weight, false);
+  const std::string taps = times_text(s.kernel) + " taps";
+  s.offset_groups = s.mask_groups = 0;
+  if (offset)
+    s.offset_groups = checks.field("offset", *offset, s.rank * s.taps, std::to_string(s.rank) + " · " + taps,
+                                   s.channels, "input", s.out, " like the output, got ");
+  if (mask)
+    s.mask_groups = checks.field("mask", *mask, s.taps, taps, s.channels, "input", s.out, " like the output, got ");
+  if (bias) checks.bias(*bias, s.out_channels);
   return s;
 }
 

@@ -1,0 +1,55 @@
+"""The batching rule of deformable convolutions: how ``torch.vmap`` makes one call of many."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def register_vmap(name: str, inputs: str, outputs: str, groups: int) -> None:
+    """Give the operator ``dcnzoo::name`` its rule.
+
+    Args:
+        inputs, outputs: what its first arguments and its results are, a letter each: ``m``, a map, offset
+            or mask, ``(N, C, …)``; or ``w``, weight or bias, whose first axis is channels.
+        groups: the place of the number of groups among the arguments. The last argument of an operator with
+            several results says which are wanted.
+
+    Where only maps are vmapped, the axis becomes part of the batch. Where weights are, or the gradients of
+    one are to be kept apart, it becomes part of the channels, and there are as many times the groups.
+    """
+    operator = getattr(torch.ops.dcnzoo, name).default
+
+    @torch.library.register_vmap(f"dcnzoo::{name}")
+    def _(info, dims, *arguments):
+        arguments, size = list(arguments), info.batch_size
+        wanted = [True] if len(outputs) == 1 else arguments[-1]
+        apart = any(kind == "w" and dim is not None for kind, dim in zip(inputs, dims, strict=False))
+        apart |= len(outputs) > 1 and any(w for kind, w in zip(outputs, wanted, strict=True) if kind == "w")
+        axis = {"m": 1 if apart else 0, "w": 0}
+        for i, kind in enumerate(inputs):
+            if arguments[i] is not None and (apart or kind == "m"):
+                arguments[i] = _fold(arguments[i], dims[i], size, axis[kind])
+        if apart:
+            arguments[groups] *= size
+        results = operator(*arguments)
+        if len(outputs) == 1:
+            return _unfold(results, size, axis["m"]), 0
+        return (
+            tuple(
+                _unfold(result, size, axis[kind]) if w else result
+                for result, kind, w in zip(results, outputs, wanted, strict=True)
+            ),
+            tuple(0 if w else None for w in wanted),
+        )
+
+
+def _fold(tensor: Tensor, dim: int | None, size: int, axis: int) -> Tensor:
+    """Puts the vmapped axis (``None``: the same for all) into ``axis`` of the rest, as its outer part."""
+    tensor = tensor.unsqueeze(0).expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+    return tensor.movedim(0, axis).flatten(axis, axis + 1)
+
+
+def _unfold(tensor: Tensor, size: int, axis: int) -> Tensor:
+    """The inverse of :func:`_fold`, with the vmapped axis in front."""
+    return tensor.unflatten(axis, (size, tensor.shape[axis] // size)).movedim(axis, 0)

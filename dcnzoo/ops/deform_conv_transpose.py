@@ -1,0 +1,285 @@
+"""Transposed deformable convolution: functions, fake kernel, autograd, autocast rule.
+
+It is the adjoint of :mod:`deform_conv` with respect to its input. The operator beneath and the formulas
+here are therefore made of ``deform_conv`` and its backward, with input and output exchanged.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import reference
+from ._arguments import Int1, Int2, Int3, check_arguments, pair, single, triple
+from ._autocast import register_autocast
+from ._autograd import register_autograd
+from ._deterministic import alert_not_deterministic
+from ._vmap import register_vmap
+from .deform_conv import memory_format
+
+_deform_conv = torch.ops.dcnzoo.deform_conv.default
+_deform_conv_backward = torch.ops.dcnzoo._deform_conv_backward.default
+
+
+def deform_conv_transpose1d(
+    input: Tensor,  # [N, C, L]
+    weight: Tensor,  # [C, O / groups, k]
+    offset: Tensor | None = None,  # [N, G·k, L], in output pixels
+    mask: Tensor | None = None,  # [N, M·k, L]
+    bias: Tensor | None = None,  # [O]
+    stride: Int1 = 1,
+    padding: Int1 = 0,
+    output_padding: Int1 = 0,
+    dilation: Int1 = 1,
+    groups: int = 1,
+    im2col_step: int | None = None,
+) -> Tensor:  # [N, O, oL]
+    """Transposed deformable 1-D convolution: :func:`deform_conv_transpose2d` with one axis.
+
+    ``offset`` is ``(N, offset_groups · k, L)``, ``mask`` ``(N, mask_groups · k, L)``. Exactly
+    ``F.conv_transpose1d`` when both are ``None``.
+    """
+    check_arguments("deform_conv_transpose1d", "in, out / groups", weight, 3, im2col_step)
+    if offset is None and mask is None:
+        return F.conv_transpose1d(
+            input,
+            weight,
+            bias,
+            single(stride),
+            single(padding),
+            single(output_padding),
+            groups,
+            single(dilation),
+        )
+    return _deform_conv_transpose(
+        input,
+        weight,
+        offset,
+        mask,
+        bias,
+        single(stride),
+        single(padding),
+        single(output_padding),
+        single(dilation),
+        groups,
+        im2col_step,
+    )
+
+
+def deform_conv_transpose2d(
+    input: Tensor,  # [N, C, H, W]
+    weight: Tensor,  # [C, O / groups, kH, kW]
+    offset: Tensor | None = None,  # [N, G·2·kH·kW, H, W], (y, x) pairs, in output pixels
+    mask: Tensor | None = None,  # [N, M·kH·kW, H, W]
+    bias: Tensor | None = None,  # [O]
+    stride: Int2 = 1,
+    padding: Int2 = 0,
+    output_padding: Int2 = 0,
+    dilation: Int2 = 1,
+    groups: int = 1,
+    im2col_step: int | None = None,
+) -> Tensor:  # [N, O, oH, oW]
+    """Transposed deformable 2-D convolution: each input pixel is spread to displaced output pixels.
+
+    The adjoint of :func:`deform_conv2d` with respect to its input, as ``F.conv_transpose2d`` is of
+    ``F.conv2d``; argument order of tvdcn. Tap k of input pixel p adds to the output, bilinearly, at
+    ``p · stride - padding + k · dilation + offset``.
+
+    Args:
+        input: ``(N, C, H, W)``, float64, float32, bfloat16 or float16.
+        weight: ``(C, O / groups, kH, kW)``.
+        offset: where each tap writes, relative to its place on the regular grid:
+            ``(N, offset_groups · kH · kW · 2, H, W)``, (y, x) pairs in output pixels. Group g moves the
+            output channels ``[g·O/offset_groups, (g+1)·O/offset_groups)``. ``None``: no displacement.
+        mask: a factor on what each tap writes, ``(N, mask_groups · kH · kW, H, W)``, used as it is.
+            ``None``: all ones. Offset and mask groups are read from the shapes and need not be equal.
+        bias: ``(O,)``.
+        stride, padding, output_padding, dilation, groups: as in
+            :func:`torch.nn.functional.conv_transpose2d`.
+        im2col_step: how many images are lowered at a time, as in :func:`deform_conv2d`.
+
+    Returns:
+        ``(N, O, oH, oW)`` in the memory format of ``input``, of the size that ``F.conv_transpose2d``
+        gives. Exactly ``F.conv_transpose2d`` when ``offset`` and ``mask`` are both ``None``.
+
+    A tap whose coordinate is <= -1 or >= size (or NaN) writes nothing; the others write to the pixels of
+    the output among the four around them.
+
+    Raises:
+        RuntimeError: a shape, dtype, device or value that does not fit; the message names the
+            argument, what was expected and what was given. On CUDA also under
+            ``torch.use_deterministic_algorithms(True)``: its additions come in any order.
+    """
+    check_arguments("deform_conv_transpose2d", "in, out / groups", weight, 4, im2col_step)
+    if offset is None and mask is None:
+        return F.conv_transpose2d(
+            input,
+            weight,
+            bias,
+            pair(stride),
+            pair(padding),
+            pair(output_padding),
+            groups,
+            pair(dilation),
+        )
+    return _deform_conv_transpose(
+        input,
+        weight,
+        offset,
+        mask,
+        bias,
+        pair(stride),
+        pair(padding),
+        pair(output_padding),
+        pair(dilation),
+        groups,
+        im2col_step,
+    )
+
+
+def deform_conv_transpose3d(
+    input: Tensor,  # [N, C, D, H, W]
+    weight: Tensor,  # [C, O / groups, kD, kH, kW]
+    offset: Tensor | None = None,  # [N, G·3·kD·kH·kW, D, H, W], (z, y, x) triples, in output pixels
+    mask: Tensor | None = None,  # [N, M·kD·kH·kW, D, H, W]
+    bias: Tensor | None = None,  # [O]
+    stride: Int3 = 1,
+    padding: Int3 = 0,
+    output_padding: Int3 = 0,
+    dilation: Int3 = 1,
+    groups: int = 1,
+    im2col_step: int | None = None,
+) -> Tensor:  # [N, O, oD, oH, oW]
+    """Transposed deformable 3-D convolution: :func:`deform_conv_transpose2d` with three axes.
+
+    ``offset`` is ``(N, offset_groups · kD · kH · kW · 3, D, H, W)``, (z, y, x) triples, ``mask``
+    ``(N, mask_groups · kD · kH · kW, D, H, W)``. Exactly ``F.conv_transpose3d`` when both are ``None``.
+    """
+    check_arguments("deform_conv_transpose3d", "in, out / groups", weight, 5, im2col_step)
+    if offset is None and mask is None:
+        return F.conv_transpose3d(
+            input,
+            weight,
+            bias,
+            triple(stride),
+            triple(padding),
+            triple(output_padding),
+            groups,
+            triple(dilation),
+        )
+    return _deform_conv_transpose(
+        input,
+        weight,
+        offset,
+        mask,
+        bias,
+        triple(stride),
+        triple(padding),
+        triple(output_padding),
+        triple(dilation),
+        groups,
+        im2col_step,
+    )
+
+
+def _deform_conv_transpose(
+    input: Tensor,
+    weight: Tensor,
+    offset: Tensor | None,
+    mask: Tensor | None,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    output_padding: list[int],
+    dilation: list[int],
+    groups: int,
+    im2col_step: int | None,
+) -> Tensor:
+    if not torch.jit.is_scripting() and input.is_cuda:  # its atomic additions come in any order
+        alert_not_deterministic("deform_conv_transpose_cuda")
+    # Behind an input of n pixels, torch allows output_padding >= stride where dilation is larger: that is
+    # the output of an input with more pixels, whose last ones are zero.
+    behind = [0] * (2 * len(stride))
+    for axis in range(min(len(stride), len(output_padding), len(dilation))):
+        if 1 <= stride[axis] <= output_padding[axis] < dilation[axis]:
+            behind[-1 - 2 * axis] = output_padding[axis] // stride[axis]
+    if any(behind):
+        output_padding = [p % s for p, s in zip(output_padding, stride)]  # noqa: B905
+        input = F.pad(input, behind)
+        offset = F.pad(offset, behind) if offset is not None else None
+        mask = F.pad(mask, behind) if mask is not None else None
+    return torch.ops.dcnzoo.deform_conv_transpose(
+        input,
+        weight,
+        offset,
+        mask,
+        bias,
+        stride,
+        padding,
+        output_padding,
+        dilation,
+        groups,
+        im2col_step,
+    )
+
+
+@torch.library.register_fake("dcnzoo::deform_conv_transpose")
+def _(
+    input,
+    weight,
+    offset,
+    mask,
+    bias,
+    stride,
+    padding,
+    output_padding,
+    dilation,
+    groups,
+    im2col_step,
+):
+    size = [
+        (input.shape[2 + a] - 1) * stride[a]
+        - 2 * padding[a]
+        + dilation[a] * (weight.shape[2 + a] - 1)
+        + output_padding[a]
+        + 1
+        for a in range(len(stride))
+    ]
+    shape = (input.shape[0], weight.shape[1] * groups, *size)
+    return input.new_empty(shape).to(memory_format=memory_format(input))
+
+
+def _setup_context(ctx, inputs, output):
+    input, weight, offset, mask, _bias, stride, padding, _output_padding, *arguments = inputs
+    ctx.save_for_backward(input, weight, offset, mask)
+    ctx.arguments = (stride, padding, *arguments)
+
+
+def _backward(ctx, grad_output):
+    """Of differentiable operators, so that it can be differentiated again."""
+    input, weight, offset, mask = ctx.saved_tensors
+    wanted = ctx.needs_input_grad
+    grad_input = grad_weight = grad_offset = grad_mask = grad_bias = None
+    if wanted[0]:
+        grad_input = _deform_conv(grad_output, weight, offset, mask, None, *ctx.arguments)
+    if any(wanted[1:4]):
+        gradients = _deform_conv_backward(
+            input, grad_output, weight, offset, mask, *ctx.arguments, [False, *wanted[1:4], False]
+        )
+        grad_weight, grad_offset, grad_mask = (
+            g if w else None for g, w in zip(gradients[1:4], wanted[1:4], strict=True)
+        )
+    if wanted[4]:
+        grad_bias = grad_output.sum([0, *range(2, grad_output.dim())])
+    return grad_input, grad_weight, grad_offset, grad_mask, grad_bias, *[None] * 6
+
+
+def _in_plain_torch(*arguments):
+    *arguments, _im2col_step = arguments
+    return reference.deform_conv_transpose(*arguments)
+
+
+register_autograd("deform_conv_transpose", _setup_context, _backward, _in_plain_torch)
+register_vmap("deform_conv_transpose", "mwmmw", "m", groups=9)
+register_autocast("deform_conv_transpose")

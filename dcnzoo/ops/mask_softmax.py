@@ -1,0 +1,55 @@
+"""Softmax over the taps of a modulation mask. Plain PyTorch: there is nothing to gain from a kernel."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ._arguments import Int1, Int2, Int3, pair, single, triple
+
+
+def mask_softmax1d(mask: Tensor, kernel_size: Int1) -> Tensor:
+    """:func:`mask_softmax2d` for ``(N, mask_groups · k, oL)``."""
+    return _mask_softmax("mask_softmax1d", mask, single(kernel_size), 1)
+
+
+def mask_softmax2d(
+    mask: Tensor,  # [N, M·kH·kW, oH, oW]
+    kernel_size: Int2,
+) -> Tensor:  # [N, M·kH·kW, oH, oW]
+    """Makes the factors of each group's taps positive with sum one, at every output pixel.
+
+    The mask's activation of InternImage (Wang et al. 2023, DCNv3); meaning and arguments of tvdcn.
+
+    Args:
+        mask: ``(N, mask_groups · kH · kW, oH, oW)``, of any values.
+        kernel_size: ``(kH, kW)``.
+
+    Raises:
+        RuntimeError: the dimensions or channels of ``mask`` do not fit.
+    """
+    return _mask_softmax("mask_softmax2d", mask, pair(kernel_size), 2)
+
+
+def mask_softmax3d(mask: Tensor, kernel_size: Int3) -> Tensor:
+    """:func:`mask_softmax2d` for ``(N, mask_groups · kD · kH · kW, oD, oH, oW)``."""
+    return _mask_softmax("mask_softmax3d", mask, triple(kernel_size), 3)
+
+
+def _mask_softmax(name: str, mask: Tensor, kernel_size: list[int], rank: int) -> Tensor:
+    given = ", ".join([str(size) for size in kernel_size])
+    if len(kernel_size) != rank:
+        raise RuntimeError(f"{name}: kernel_size: expected {rank} values, got ({given})")
+    taps = 1
+    for size in kernel_size:
+        taps *= size
+        if size < 1:
+            raise RuntimeError(f"{name}: kernel_size: expected at least 1, got ({given})")
+    if mask.dim() != rank + 2:
+        shape = ", ".join([str(size) for size in mask.shape])
+        raise RuntimeError(f"{name}: mask: expected {rank + 2} dimensions, got shape ({shape})")
+    if mask.shape[1] == 0 or mask.shape[1] % taps != 0:
+        raise RuntimeError(
+            f"{name}: mask: expected a multiple of {taps} channels, the taps of kernel ({given}), "
+            f"got {mask.shape[1]}"
+        )
+    return mask.unflatten(1, [mask.shape[1] // taps, taps]).softmax(2).flatten(1, 2)

@@ -1,0 +1,115 @@
+// deform_conv_transpose: the adjoint of deform_conv with respect to its input, so it has no kernels of
+// its own. What is the input here is the output there, and the other way round.
+#include <array>
+
+#include "../common/memory_format.h"
+#include "../deform_conv/deform_conv_shapes.h"
+
+namespace dcnzoo {
+namespace {
+
+// Checks the arguments; returns the sizes of the output.
+std::vector<int64_t> check_deform_conv_transpose(
+    const Tensor& input, const Tensor& weight, const std::optional<Tensor>& offset,
+    const std::optional<Tensor>& mask, const std::optional<Tensor>& bias,
+    const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+    const std::vector<int64_t>& output_padding, const std::vector<int64_t>& dilation, int64_t groups,
+    std::optional<int64_t> im2col_step) {
+  const int64_t rank = weight.dim() - 2;
+  check(rank >= 1 && rank <= 3,
+        "deform_conv_transpose: weight: expected 3, 4 or 5 dimensions (in, out / groups, *kernel), got "
+        "shape ",
+        shape_text(sizes_of(weight)));
+  const ArgumentChecks checks{"deform_conv_transpose" + std::to_string(rank) + "d: ", input, rank};
+  checks.input_dimensions();
+  const int64_t channels = input.size(1);
+  checks.groups(channels, weight.size(1) * groups, groups);
+  check(weight.size(0) == channels, checks.op, "weight: expected ", channels,
+        " input channels like input, got ", weight.size(0));
+  check(weight.size(1) > 0, checks.op, "weight: expected at least 1 output channel, got shape ",
+        shape_text(sizes_of(weight)));
+  checks.per_axis("stride", stride, 1);
+  checks.per_axis("padding", padding, 0);
+  checks.per_axis("output_padding", output_padding, 0);
+  checks.per_axis("dilation", dilation, 1);
+  checks.kernel(weight);
+
+  std::vector<int64_t> output{input.size(0), weight.size(1) * groups}, in, kernel;
+  for (int64_t axis = 0; axis < rank; ++axis) {
+    in.push_back(input.size(axis + 2));
+    kernel.push_back(weight.size(axis + 2));
+    check(output_padding[axis] < stride[axis], checks.op, "output_padding: expected less than stride ",
+          shape_text(stride), ", got ", shape_text(output_padding));
+    const int64_t size = (in[axis] - 1) * stride[axis] - 2 * padding[axis] +
+                         dilation[axis] * (kernel[axis] - 1) + output_padding[axis] + 1;
+    check(in[axis] >= 1 && size >= 1, checks.op, "input: expected a size that gives an output of at least 1",
+          " on axis ", axis + 2, " (kernel ", kernel[axis], ", stride ", stride[axis], ", padding ",
+          padding[axis], ", output_padding ", output_padding[axis], ", dilation ", dilation[axis],
+          "), got ", in[axis], ", which gives ", size);
+    output.push_back(size);
+  }
+  checks.im2col_step(im2col_step);
+
+  checks.partner("weight", weight, false);
+  const std::string taps = times_text(kernel) + " taps";
+  if (offset)
+    checks.field("offset", *offset, rank * product(kernel), std::to_string(rank) + " · " + taps, output[1],
+                 "output", in, " like the input, got ");
+  if (mask) checks.field("mask", *mask, product(kernel), taps, output[1], "output", in, " like the input, got ");
+  if (bias) checks.bias(*bias, output[1]);
+  return output;
+}
+
+// What deform_conv's backward gives for an input of these sizes, if `grad_output` is that of its output.
+Tensor adjoint(const Tensor& grad_output, const std::vector<int64_t>& sizes, const Tensor& weight,
+               const std::optional<Tensor>& offset, const std::optional<Tensor>& mask,
+               const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+               const std::vector<int64_t>& dilation, int64_t groups, std::optional<int64_t> im2col_step) {
+  using torch::stable::detail::from;
+  using torch::stable::detail::to;
+  // Tells sizes and memory format; its values do not matter.
+  const Tensor input = wants_channels_last(grad_output) ? new_channels_last(grad_output, sizes)
+                                                        : torch::stable::new_empty(grad_output, sizes);
+  const std::array<bool, 5> wanted{true, false, false, false, false};
+  std::array<StableIValue, 11> stack{
+      from(grad_output), from(input), from(weight), from(offset), from(mask), from(stride), from(padding),
+      from(dilation), from(groups), from(im2col_step),
+      from(torch::headeronly::HeaderOnlyArrayRef<bool>(wanted.data(), wanted.size()))};
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher("dcnzoo::_deform_conv_backward", "", stack.data(), TORCH_ABI_VERSION));
+  for (int other = 1; other < 5; ++other) to<Tensor>(stack[other]);  // takes ownership: they are released
+  return to<Tensor>(stack[0]);
+}
+
+Tensor deform_conv_transpose(const Tensor& input, const Tensor& weight, std::optional<Tensor> offset,
+                             std::optional<Tensor> mask, std::optional<Tensor> bias,
+                             const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+                             const std::vector<int64_t>& output_padding,
+                             const std::vector<int64_t>& dilation, int64_t groups,
+                             std::optional<int64_t> im2col_step) {
+  const std::vector<int64_t> sizes =
+      check_deform_conv_transpose(input, weight, offset, mask, bias, stride, padding, output_padding,
+                                  dilation, groups, im2col_step);
+  const Tensor output =
+      adjoint(input, sizes, weight, offset, mask, stride, padding, dilation, groups, im2col_step);
+  if (!bias) return output;
+  std::vector<int64_t> per_channel(sizes.size(), 1);
+  per_channel[1] = sizes[1];
+  // The stable ABI has no in-place sum: aten::add_'s alpha cannot be passed.
+  return torch::stable::subtract(output, torch::stable::reshape(*bias, per_channel), -1.0);
+}
+
+}  // namespace
+}  // namespace dcnzoo
+
+STABLE_TORCH_LIBRARY_FRAGMENT(dcnzoo, m) {
+  m.def(
+      "deform_conv_transpose(Tensor input, Tensor weight, Tensor? offset, Tensor? mask, Tensor? bias, "
+      "int[] stride, int[] padding, int[] output_padding, int[] dilation, int groups, "
+      "int? im2col_step) -> Tensor");
+}
+
+// One for all devices: it calls an operator that every device has.
+STABLE_TORCH_LIBRARY_IMPL(dcnzoo, CompositeExplicitAutograd, m) {
+  m.impl("deform_conv_transpose", TORCH_BOX(&dcnzoo::deform_conv_transpose));
+}
