@@ -91,8 +91,4 @@ inline RoiAlignShapes check_roi_align_backward(const Tensor& grad_output, const 
   return shapes;
 }
 
-inline Tensor contiguous_as(const Tensor& tensor, ScalarType type) {
-  return torch::stable::contiguous(torch::stable::to(tensor, type));
-}
-
 }  // namespace dcnzoo
