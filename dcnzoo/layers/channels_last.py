@@ -15,6 +15,13 @@ class ToChannelsLast(nn.Module):
         return x.permute(0, 2, 3, 1)
 
 
+class LayerNorm2d(nn.LayerNorm):
+    """LayerNorm over the channels of maps ``(N, C, H, W)``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).contiguous()
+
+
 def build_norm(
     kind: str, channels: int, first_in: bool = False, first_out: bool = False, eps: float = 1e-6
 ) -> nn.Sequential:
