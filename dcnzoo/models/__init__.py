@@ -21,7 +21,7 @@ import mmcv.ops  # noqa: F401  registers DCN and DCNv2, which must happen before
 from dcnzoo.compat.mmcv import use_dcnzoo_deform_conv
 from dcnzoo.compat.openmmlab import apply as mend_openmmlab
 from dcnzoo.models.dcn import DCN, DCNv2
-from dcnzoo.models.deform_aggregation import DCNv3, DCNv4
+from dcnzoo.models.deform_aggregation import DCNv3, DCNv3Conv, DCNv4, DCNv4Conv
 from dcnzoo.models.deform_roi_pool import DeformRoIPool, DeformRoIPoolPack, ModulatedDeformRoIPoolPack
 from dcnzoo.models.intern_image import FlashInternImage, InternImage
 from dcnzoo.models.layer_decay import CustomLayerDecayOptimizerConstructor
@@ -31,7 +31,9 @@ __all__ = [
     "CustomLayerDecayOptimizerConstructor",
     "DCNv2",
     "DCNv3",
+    "DCNv3Conv",
     "DCNv4",
+    "DCNv4Conv",
     "DeformRoIPool",
     "DeformRoIPoolPack",
     "FlashInternImage",
