@@ -15,7 +15,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import dcnzoo.engine.flops  # noqa: F401
-from dcnzoo.layers import DeformConv2d
+from dcnzoo.layers import DCNv3, DCNv4, DeformConv2d
 from dcnzoo.zoo import verify
 from dcnzoo.zoo.weights import read_checkpoint
 
@@ -54,6 +54,18 @@ def test_flops_of_a_deformable_convolution(with_offset):
     products = positions * 8 * 3 * 6  # each of 8 outputs reads 3 channels at 6 taps
     samples = positions * 6 * 6 * 4  # each of 6 channels is read at 6 taps, each of 4 pixels
     assert counter.get_total_flops() == 2 * (products + samples)
+
+
+@pytest.mark.parametrize(("layer", "predicted"), [(DCNv3, 27 * 2), (DCNv4, 56)])
+def test_flops_of_an_aggregation(layer, predicted):
+    """By hand: 4 pixels and the mask for each channel and tap; the rest are linear and depth-wise layers."""
+    layer = layer(32, group=2)
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        layer(torch.rand(2, 7, 5, 32))
+    depthwise = 9 * 32 if isinstance(layer, DCNv3) else 0
+    products = 32 * 32 + 32 * predicted + 32 * 9 * (4 + 1) + 32 * 32 + depthwise
+    assert counter.get_total_flops() == 2 * (2 * 7 * 5) * products
 
 
 def flops(text):

@@ -27,6 +27,7 @@ RUN = {
     "docs/layers.md": {},
     "docs/use_the_op.md": {},
     "docs/migration.md": {},
+    "docs/internimage.md": {},
     "docs/ops/nms.md": {"boxes": torch.rand(5, 4), "scores": torch.rand(5)},
     "docs/ops/deform_roi_pool.md": {
         "maps": torch.rand(1, 3, 8, 9),

@@ -26,3 +26,33 @@ def deform_conv_flops(
     convolution = 2 * positions * prod(weight)
     samples = positions * input[1] * prod(weight[2:]) if offset is not None else 0
     return convolution + _PER_SAMPLE * samples
+
+
+def _aggregation_flops(out_shape: list[int], kernel_size: list[int], remove_center: bool) -> int:
+    """The samples, and their product with the mask: ten operations for each channel and tap."""
+    return (_PER_SAMPLE + 2) * prod(out_shape) * (prod(kernel_size) - remove_center)
+
+
+@register_flop_formula(torch.ops.dcnzoo.dcnv3)
+def dcnv3_flops(
+    input: list[int],  # [N, H, W, C]
+    offset: list[int],
+    mask: list[int],
+    kernel_size: list[int],
+    *args: object,
+    out_shape: list[int],  # [N, oH, oW, C]
+    **kwargs: object,
+) -> int:
+    return _aggregation_flops(out_shape, kernel_size, bool(args[-1]))
+
+
+@register_flop_formula(torch.ops.dcnzoo.dcnv4)
+def dcnv4_flops(
+    input: list[int],  # [N, H, W, C]
+    offset_mask: list[int],
+    kernel_size: list[int],
+    *args: object,
+    out_shape: list[int],  # [N, oH, oW, C]
+    **kwargs: object,
+) -> int:
+    return _aggregation_flops(out_shape, kernel_size, bool(args[-1]))

@@ -1,5 +1,6 @@
 """Layers: ``nn.Module``s over the functions of :mod:`dcnzoo.ops`. They need torch only."""
 
+from dcnzoo.layers.deform_aggregation import DCNv3, DCNv4
 from dcnzoo.layers.deform_conv import (
     DeformConv1d,
     DeformConv2d,
@@ -13,6 +14,7 @@ from dcnzoo.layers.offsets import (
     OffsetConv1d,
     OffsetConv2d,
     OffsetConv3d,
+    OffsetLinear,
     OffsetStatistics,
     limit_offset,
     offset_parameter_groups,
@@ -31,6 +33,8 @@ from dcnzoo.layers.packed import (
 )
 
 __all__ = [
+    "DCNv3",
+    "DCNv4",
     "DeformConv1d",
     "DeformConv2d",
     "DeformConv3d",
@@ -45,6 +49,7 @@ __all__ = [
     "OffsetConv1d",
     "OffsetConv2d",
     "OffsetConv3d",
+    "OffsetLinear",
     "OffsetStatistics",
     "PackedDeformConv1d",
     "PackedDeformConv2d",

@@ -14,14 +14,14 @@ from dcnzoo.ops.reference import sampling_points
 
 
 class _ZeroInit:
-    """A convolution that starts at zero."""
+    """A layer that starts at zero."""
 
     def reset_parameters(self) -> None:
         for parameter in self.parameters():
             nn.init.zeros_(parameter)
 
 
-# mmengine initialises convolutions by name, layer='Conv2d', which it compares with a module's class and
+# mmengine initialises layers by name, layer='Conv2d', which it compares with a module's class and
 # its direct bases. With one class in between, a Kaiming initialisation of the parent passes by, while
 # everything that asks isinstance(…, nn.Conv2d), like mmengine's dcn_offset_lr_mult, still knows it.
 class _ZeroConv1d(_ZeroInit, nn.Conv1d):
@@ -33,6 +33,10 @@ class _ZeroConv2d(_ZeroInit, nn.Conv2d):
 
 
 class _ZeroConv3d(_ZeroInit, nn.Conv3d):
+    pass
+
+
+class _ZeroLinear(_ZeroInit, nn.Linear):
     pass
 
 
@@ -49,6 +53,10 @@ class OffsetConv2d(_ZeroConv2d):
 
 class OffsetConv3d(_ZeroConv3d):
     """As :class:`OffsetConv2d`, for 3-D."""
+
+
+class OffsetLinear(_ZeroLinear):
+    """As :class:`OffsetConv2d`, an ``nn.Linear``: of maps whose channels come last."""
 
 
 OFFSET_CONVS = {1: OffsetConv1d, 2: OffsetConv2d, 3: OffsetConv3d}
@@ -174,11 +182,11 @@ def offset_parameter_groups(model: nn.Module, lr: float, offset_lr_mult: float =
     Returns:
         One group without and one with the parameters of the prediction; each parameter once.
     """
-    convolutions = tuple(OFFSET_CONVS.values())
+    predictors = (*OFFSET_CONVS.values(), OffsetLinear)
     offsets = {
         id(parameter): parameter
         for module in model.modules()
-        if isinstance(module, convolutions)
+        if isinstance(module, predictors)
         for parameter in module.parameters()
     }
     others = [parameter for parameter in model.parameters() if id(parameter) not in offsets]

@@ -6,6 +6,8 @@
   deformable convolutions directly run on dcnzoo's operators, with mmcv-lite and with compiled mmcv.
 - ``DeformRoIPool`` and its packs are in the registry; RoI extractors, which look in ``mmcv.ops``, get mmcv's
   of the same names, on dcnzoo's operator.
+- ``DCNv3`` and ``DCNv4``, and the backbones built on them, ``InternImage`` and ``FlashInternImage``, with
+  their layer-wise learning rate.
 - ResNet-family backbones, HRNet and (PA)FPN take ``dcn=True`` (:mod:`dcnzoo.models.backbones`, ``necks``).
 - Faults of the stack on today's PyTorch are mended (:mod:`dcnzoo.compat.openmmlab`).
 
@@ -19,9 +21,25 @@ import mmcv.ops  # noqa: F401  registers DCN and DCNv2, which must happen before
 from dcnzoo.compat.mmcv import use_dcnzoo_deform_conv
 from dcnzoo.compat.openmmlab import apply as mend_openmmlab
 from dcnzoo.models.dcn import DCN, DCNv2
+from dcnzoo.models.deform_aggregation import DCNv3, DCNv3Conv, DCNv4, DCNv4Conv
 from dcnzoo.models.deform_roi_pool import DeformRoIPool, DeformRoIPoolPack, ModulatedDeformRoIPoolPack
+from dcnzoo.models.intern_image import FlashInternImage, InternImage
+from dcnzoo.models.layer_decay import CustomLayerDecayOptimizerConstructor
 
-__all__ = ["DCN", "DCNv2", "DeformRoIPool", "DeformRoIPoolPack", "ModulatedDeformRoIPoolPack"]
+__all__ = [
+    "DCN",
+    "CustomLayerDecayOptimizerConstructor",
+    "DCNv2",
+    "DCNv3",
+    "DCNv3Conv",
+    "DCNv4",
+    "DCNv4Conv",
+    "DeformRoIPool",
+    "DeformRoIPoolPack",
+    "FlashInternImage",
+    "InternImage",
+    "ModulatedDeformRoIPoolPack",
+]
 
 use_dcnzoo_deform_conv()
 mend_openmmlab()

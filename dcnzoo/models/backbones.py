@@ -33,7 +33,7 @@ class BasicBlock(resnet.BasicBlock):
 class _WithDCN:
     """Adds to a ResNet what MMDetection's lacks.
 
-    - ``dcn``: True or ``'v2'`` (DCNv2), ``'v1'`` (DCN) or MMDetection's dict; see
+    - ``dcn``: True or ``'v2'`` (DCNv2), ``'v1'`` (DCN), ``'v3'``, ``'v4'`` or MMDetection's dict; see
       :func:`dcnzoo.models.dcn.parse_dcn`.
     - ``stage_with_dcn``: by default all stages but the first, c3–c5.
     - ``BasicBlock`` takes it too.

@@ -14,24 +14,28 @@ from dcnzoo.compat.mmcv.deform_conv import OffsetPack
 def parse_dcn(dcn: bool | str | dict | None, owner: str) -> dict | None:
     """What ``dcn=…`` of a backbone or a neck means: the config of a convolution layer, or None.
 
-    ``True`` and ``'v2'`` are DCNv2, ``'v1'`` is DCN, ``None`` and ``False`` are none. A dict is
-    taken as it is (and copied: MMDetection's blocks take ``fallback_on_stride`` out of it).
+    ``True`` and ``'v2'`` are DCNv2, ``'v1'`` is DCN, ``'v3'`` and ``'v4'`` are DCNv3 and DCNv4 in the
+    place of a convolution, ``None`` and ``False`` are none. A dict is taken as it is (and copied:
+    MMDetection's blocks take ``fallback_on_stride`` out of it).
 
     Raises:
         ValueError: anything else. ``owner`` is who was asked.
     """
-    types = {"v1": "DCN", "v2": "DCNv2"}
+    layers = {
+        "v1": dict(type="DCN", deform_groups=1),
+        "v2": dict(type="DCNv2", deform_groups=1),
+        "v3": dict(type="DCNv3Conv"),
+        "v4": dict(type="DCNv4Conv"),
+    }
     if dcn is None or dcn is False:
         return None
     if isinstance(dcn, dict) and "type" in dcn:
         return dcn.copy()
-    if dcn is True or (isinstance(dcn, str) and dcn in types):
-        layer = types["v2" if dcn is True else dcn]
-        return dict(type=layer, deform_groups=1, fallback_on_stride=False)
-    planned = ", which is not there yet" if dcn in ("v3", "v4") else ""
+    if dcn is True or (isinstance(dcn, str) and dcn in layers):
+        return {**layers["v2" if dcn is True else dcn], "fallback_on_stride": False}
     raise ValueError(
-        f"{owner}: dcn: expected True, 'v1', 'v2', a dict with a type such as "
-        f"dict(type='DCNv2', deform_groups=1), False or None, got {dcn!r}{planned}"
+        f"{owner}: dcn: expected True, 'v1', 'v2', 'v3', 'v4', a dict with a type such as "
+        f"dict(type='DCNv2', deform_groups=1), False or None, got {dcn!r}"
     )
 
 

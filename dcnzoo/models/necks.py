@@ -13,7 +13,8 @@ from dcnzoo.models.dcn import deformable_like, parse_dcn
 class _WithDCN:
     """Makes the neck's 3×3 output convolutions deformable; the 1×1 laterals stay as they are.
 
-    ``dcn`` is True or ``'v2'`` (DCNv2), ``'v1'`` (DCN) or the dict of a layer; see
+    ``dcn`` is True or ``'v2'`` (DCNv2), ``'v1'`` (DCN), ``'v3'``, ``'v4'`` or the dict of a
+    layer; see
     :func:`dcnzoo.models.dcn.parse_dcn`.
     """
 

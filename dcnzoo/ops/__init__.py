@@ -3,6 +3,8 @@
 from ._library import cpu_capability, has_ops, problems, with_cuda
 
 if has_ops():
+    from .dcnv3 import dcnv3
+    from .dcnv4 import dcnv4
     from .deform_conv import deform_conv1d, deform_conv2d, deform_conv3d
     from .deform_conv_transpose import (
         deform_conv_transpose1d,
@@ -11,6 +13,7 @@ if has_ops():
     )
     from .deform_roi_pool import deform_roi_pool
     from .mask_softmax import mask_softmax1d, mask_softmax2d, mask_softmax3d
+    from .ms_deform_attn import flash_deform_attn, ms_deform_attn
     from .nms import nms
     from .roi_align import roi_align
 else:
@@ -23,6 +26,8 @@ else:
 
 __all__ = [
     "cpu_capability",
+    "dcnv3",
+    "dcnv4",
     "deform_conv1d",
     "deform_conv2d",
     "deform_conv3d",
@@ -30,10 +35,12 @@ __all__ = [
     "deform_conv_transpose2d",
     "deform_conv_transpose3d",
     "deform_roi_pool",
+    "flash_deform_attn",
     "has_ops",
     "mask_softmax1d",
     "mask_softmax2d",
     "mask_softmax3d",
+    "ms_deform_attn",
     "nms",
     "roi_align",
     "with_cuda",

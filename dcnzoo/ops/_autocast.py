@@ -1,6 +1,9 @@
-"""The autocast rule of deformable convolutions."""
+"""The autocast rule of the deformable operators."""
 
 from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -8,30 +11,32 @@ from torch import Tensor
 _library = torch.library.Library("dcnzoo", "IMPL")
 
 
-def register_autocast(name: str) -> None:
-    """Under autocast the operator computes in autocast's dtype; float32 offsets and masks stay so."""
+def register_autocast(name: str, fields: Sequence[int] = (2, 3)) -> None:
+    """Under autocast the operator computes in autocast's dtype.
+
+    Args:
+        fields: the places among the arguments of offsets and the like, which stay float32 where they are.
+    """
     for device, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
-        _register(name, device, key)
+        _register(name, device, key, fields)
 
 
-def _register(name: str, device: str, key: str) -> None:
+def _register(name: str, device: str, key: str, fields: Sequence[int]) -> None:
     operator = getattr(torch.ops.dcnzoo, name).default
     keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
 
-    def autocast(input, weight, offset, mask, bias, *arguments):
+    def autocast(*arguments):
         dtype = torch.get_autocast_dtype(device)
 
-        def cast(tensor: Tensor | None, keep_float32: bool = False) -> Tensor | None:
-            if tensor is None or tensor.dtype == torch.float64 or not tensor.is_floating_point():
-                return tensor
+        def cast(place: int, argument: object) -> object:
+            if not isinstance(argument, Tensor) or not argument.is_floating_point():
+                return argument
             # Offsets are coordinates: bfloat16 would round 100.3 to 100.5.
-            if keep_float32 and tensor.dtype == torch.float32:
-                return tensor
-            return tensor.to(dtype)
+            if argument.dtype == torch.float64 or (place in fields and argument.dtype == torch.float32):
+                return argument
+            return argument.to(dtype)
 
         with torch._C._ExcludeDispatchKeyGuard(keys):
-            return operator(
-                cast(input), cast(weight), cast(offset, True), cast(mask, True), cast(bias), *arguments
-            )
+            return operator(*itertools.starmap(cast, enumerate(arguments)))
 
     _library.impl(name, autocast, key)

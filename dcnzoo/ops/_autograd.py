@@ -5,12 +5,14 @@ torch's own registration refuses ``torch.func.grad`` and its kin, and lets forwa
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch._functorch.autograd_function import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
+
+from ._deterministic import alert_not_deterministic
 
 _library = torch.library.Library("dcnzoo", "IMPL")
 
@@ -60,3 +62,58 @@ def register_autograd(
         return below_autograd(*arguments, keys)
 
     _library.impl(name, autograd, "Autograd", with_keyset=True)
+
+
+def register_derivatives(
+    name: str, tensors: int, differentiable: Sequence[int], in_plain_torch: Callable
+) -> None:
+    """Both derivatives of an operator whose first arguments are ``tensors`` tensors.
+
+    The first is ``dcnzoo::_{name}_backward(grad_output, *arguments, output_mask)``, which returns the gradients
+    of the arguments at the places ``differentiable``, of which the first is summed atomically on CUDA. The
+    second differentiates ``in_plain_torch`` twice: exact, not fast.
+    """
+    backward_operator = getattr(torch.ops.dcnzoo, f"_{name}_backward").default
+
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs[:tensors])
+        ctx.arguments = inputs[tensors:]
+
+    def first_backward(ctx, grad_output):
+        wanted = [ctx.needs_input_grad[place] for place in differentiable]
+        if grad_output.is_cuda and wanted[0]:  # its additions come in any order
+            alert_not_deterministic(f"{name}_backward_cuda")
+        gradients = backward_operator(grad_output, *ctx.saved_tensors, *ctx.arguments, wanted)
+        results = [None] * (tensors + len(ctx.arguments))
+        for place, gradient, is_wanted in zip(differentiable, gradients, wanted, strict=True):
+            results[place] = gradient if is_wanted else None
+        return tuple(results)
+
+    def setup_backward_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs[: tensors + 1])
+        *ctx.arguments, ctx.wanted = inputs[tensors + 1 :]
+
+    def second_backward(ctx, *grads):
+        grad_output, *saved = ctx.saved_tensors
+        chosen = [i for i, is_wanted in enumerate(ctx.wanted) if is_wanted]
+
+        def forward(*inputs):
+            given = list(saved)
+            for place, tensor in zip(differentiable, inputs, strict=True):
+                given[place] = tensor
+            return in_plain_torch(*given, *ctx.arguments)
+
+        def backward(grad_output, *inputs):
+            _, pull = torch.func.vjp(forward, *inputs)
+            gradients = pull(grad_output)
+            return tuple(gradients[i] for i in chosen)
+
+        _, pull = torch.func.vjp(backward, grad_output, *(saved[place] for place in differentiable))
+        of_grad_output, *of_inputs = pull(tuple(grads[i] for i in chosen))
+        results = [of_grad_output] + [None] * (tensors + len(ctx.arguments) + 1)
+        for place, gradient in zip(differentiable, of_inputs, strict=True):
+            results[place + 1] = gradient
+        return tuple(results)
+
+    register_autograd(name, setup_context, first_backward, in_plain_torch)
+    register_autograd(f"_{name}_backward", setup_backward_context, second_backward)

@@ -1,4 +1,4 @@
-"""The batching rule of deformable convolutions: how ``torch.vmap`` makes one call of many."""
+"""The batching rule of the deformable operators: how ``torch.vmap`` makes one call of many."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import torch
 from torch import Tensor
 
 
-def register_vmap(name: str, inputs: str, outputs: str, groups: int) -> None:
+def register_vmap(name: str, inputs: str, outputs: str, groups: int | None = None) -> None:
     """Give the operator ``dcnzoo::name`` its rule.
 
     Args:
         inputs, outputs: what its first arguments and its results are, a letter each: ``m``, a map, offset
-            or mask, ``(N, C, …)``; or ``w``, weight or bias, whose first axis is channels.
-        groups: the place of the number of groups among the arguments. The last argument of an operator with
-            several results says which are wanted.
+            or mask, ``(N, …)``; ``w``, weight or bias, whose first axis is channels; or ``s``, a tensor that
+            is the same for all.
+        groups: the place of the number of groups among the arguments, of an operator that has weights. The
+            last argument of an operator with several results says which are wanted.
 
     Where only maps are vmapped, the axis becomes part of the batch. Where weights are, or the gradients of
     one are to be kept apart, it becomes part of the channels, and there are as many times the groups.
@@ -23,6 +24,8 @@ def register_vmap(name: str, inputs: str, outputs: str, groups: int) -> None:
     @torch.library.register_vmap(f"dcnzoo::{name}")
     def _(info, dims, *arguments):
         arguments, size = list(arguments), info.batch_size
+        if any(kind == "s" and dim is not None for kind, dim in zip(inputs, dims, strict=False)):
+            raise RuntimeError(f"vmap over {name}: expected sizes of levels that are the same for all")
         wanted = [True] if len(outputs) == 1 else arguments[-1]
         apart = any(kind == "w" and dim is not None for kind, dim in zip(inputs, dims, strict=False))
         apart |= len(outputs) > 1 and any(w for kind, w in zip(outputs, wanted, strict=True) if kind == "w")

@@ -259,3 +259,101 @@ def sample_clamped(feature: Tensor, y: Tensor, x: Tensor) -> Tensor:
         for column, column_weight in corners[1]
     )
     return torch.where(inside, values, torch.zeros_like(values))
+
+
+def dcnv3(
+    input: Tensor,  # (N, H, W, C)
+    offset: Tensor,  # (N, oH, oW, group · P · 2), (x, y) pairs
+    mask: Tensor,  # (N, oH, oW, group · P)
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    group: int,
+    group_channels: int,
+    offset_scale: float,
+    remove_center: bool,
+) -> Tensor:
+    """DCNv3 (Wang et al. 2023, eq. 2), channels last, written out. Taps are x-major::
+
+        out[n, o, g] = sum_p mask[n, o, g, p] · input[n, at(n, o, g, p), g]
+        at(n, o, g, p) = o·stride - padding + middle + (tap(p) - middle + offset[n, o, g, p]) · offset_scale
+
+    on each axis, where ``tap(p)`` is ``dilation`` times the tap's place in the kernel and ``middle`` half of the
+    largest, rounded down. ``remove_center`` leaves the tap in the middle of the kernel out.
+    """
+    batch, out_size = input.shape[0], offset.shape[1:3]
+    accumulate = torch.promote_types(input.dtype, torch.float32)
+    feature = input.to(accumulate)
+
+    def steps(count: int, step: int) -> Tensor:
+        return torch.arange(count, device=input.device, dtype=accumulate) * step
+
+    middle = [dilation[a] * (kernel_size[a] - 1) // 2 for a in (0, 1)]
+    tap_x, tap_y = torch.meshgrid(
+        *(steps(kernel_size[a], dilation[a]) - middle[a] for a in (1, 0)), indexing="ij"
+    )
+    taps = torch.stack([tap_x, tap_y], dim=-1).flatten(0, 1)  # (P, 2)
+    if remove_center:
+        taps = torch.cat([taps[: len(taps) // 2], taps[len(taps) // 2 + 1 :]])
+    out_y, out_x = torch.meshgrid(
+        *(steps(out_size[a], stride[a]) - padding[a] + middle[a] for a in (0, 1)), indexing="ij"
+    )
+    base = torch.stack([out_x, out_y], dim=-1)[:, :, None, None]  # (oH, oW, 1, 1, 2)
+    offset = offset.to(accumulate).reshape(batch, *out_size, group, len(taps), 2)
+    points = base + (taps + offset) * offset_scale  # (N, oH, oW, group, P, 2)
+    points = points.flip(-1).permute(0, 3, 5, 1, 2, 4).flatten(3).flatten(0, 1)
+    maps = feature.reshape(batch, *input.shape[1:3], group, group_channels).permute(0, 3, 4, 1, 2)
+    samples = sample_multilinear(maps.flatten(0, 1), points)
+    samples = samples.reshape(batch, group, group_channels, *out_size, len(taps))
+    weights = mask.to(accumulate).reshape(batch, *out_size, group, 1, len(taps)).permute(0, 3, 4, 1, 2, 5)
+    out = (samples * weights).sum(-1)  # (N, group, group_channels, oH, oW)
+    return out.permute(0, 3, 4, 1, 2).flatten(3).contiguous().to(input.dtype)
+
+
+def dcnv4(
+    input: Tensor,  # (N, H, W, C)
+    offset_mask: Tensor,  # (N, oH, oW, group · 3P, padded to a multiple of 8)
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    group: int,
+    group_channels: int,
+    offset_scale: float,
+    remove_center: bool,
+) -> Tensor:
+    """DCNv4 (Xiong et al. 2024): :func:`dcnv3` with offsets and factors of each group side by side."""
+    points = kernel_size[0] * kernel_size[1] - remove_center
+    fields = offset_mask[..., : group * points * 3].unflatten(-1, (group, points * 3))
+    offset, mask = fields.split([points * 2, points], dim=-1)
+    geometry = (kernel_size, stride, padding, dilation, group, group_channels, offset_scale, remove_center)
+    return dcnv3(input, offset.flatten(3), mask.flatten(3), *geometry)
+
+
+def ms_deform_attn(
+    value: Tensor,  # (N, S, heads, D)
+    spatial_shapes: Tensor,  # (L, 2), (height, width)
+    level_start_index: Tensor,  # (L,)
+    sampling_locations: Tensor,  # (N, Q, heads, L, P, 2), (x, y) in units of the level's size
+    attention_weights: Tensor,  # (N, Q, heads, L, P)
+) -> Tensor:
+    """Multi-scale deformable attention (Zhu et al. 2021, eq. 3) between its projections, written out::
+
+    out[n, q, h] = sum_{l, p} weights[n, q, h, l, p] · value_l[n, locations[n, q, h, l, p] · size_l - 0.5, h]
+    """
+    batch, _, heads, channels = value.shape
+    queries, points = sampling_locations.shape[1], sampling_locations.shape[4]
+    accumulate = torch.promote_types(value.dtype, torch.float32)
+    out = value.new_zeros(batch, heads, channels, queries, dtype=accumulate)
+    levels = zip(spatial_shapes.tolist(), level_start_index.tolist(), strict=True)
+    for level, ((height, width), start) in enumerate(levels):
+        maps = value[:, start : start + height * width].to(accumulate)
+        maps = maps.permute(0, 2, 3, 1).reshape(batch * heads, channels, height, width)
+        locations = sampling_locations[:, :, :, level].to(accumulate)  # (N, Q, heads, P, 2)
+        at = (locations * locations.new_tensor([width, height]) - 0.5).flip(-1)
+        at = at.permute(0, 2, 4, 1, 3).reshape(batch * heads, 2, queries * points)
+        samples = sample_multilinear(maps, at).reshape(batch, heads, channels, queries, points)
+        weights = attention_weights[:, :, :, level].to(accumulate).permute(0, 2, 1, 3)
+        out = out + (samples * weights[:, :, None]).sum(-1)
+    return out.permute(0, 3, 1, 2).flatten(2).contiguous().to(value.dtype)

@@ -41,6 +41,7 @@ _OPERATORS: dict[str, tuple[str, str | None, bool]] = {
 # A config of which, with all its bases, no word matches need not be evaluated, which takes 10 to 20 ms.
 _HINT = re.compile(rf"\b(dcn|dcn_on_last_conv|{'|'.join(_OPERATORS)})\b")
 _CONFIG = re.compile(r"""['"]([^'"\n]+\.py)['"]""")
+_INTERN_IMAGES = {64: "T", 80: "S", 112: "B", 160: "L", 192: "XL"}  # channels of the first level
 _PARTS = {"backbone": "backbone", "neck": "neck", "teacher": "teacher"}
 
 
@@ -146,8 +147,10 @@ def _backbone(model: Mapping) -> str:
         name = f"{name}-{depth}"
     elif isinstance(cfg.get("arch"), str):  # RegNet's, which says everything: regnetx_3.2gf
         name = cfg["arch"].replace("_", "-")
+    elif name.endswith("InternImage") and cfg.get("channels") in _INTERN_IMAGES:
+        name = f"{name}-{_INTERN_IMAGES[cfg['channels']]}"
     groups, width = cfg.get("groups", 1), cfg.get("base_width")
-    return f"{name}-{groups}x{width}d" if groups > 1 and width else name
+    return f"{name}-{groups}x{width}d" if width and groups > 1 else name
 
 
 def _schedule(model: Model, cfg: Mapping) -> str:

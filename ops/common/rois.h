@@ -45,8 +45,4 @@ std::vector<int64_t> images_of_rois(const char* op, const T* rois, int64_t count
   return images;
 }
 
-inline Tensor contiguous_as(const Tensor& tensor, ScalarType type) {
-  return torch::stable::contiguous(torch::stable::to(tensor, type));
-}
-
 }  // namespace dcnzoo

@@ -70,6 +70,31 @@ DCNZOO_INLINE void store(T* to, Vector<T> value) {
   *reinterpret_cast<Vector<T>*>(to) = value;
 }
 
+// The first `count` lanes; the others are zero, and their memory is not read.
+template <typename T>
+DCNZOO_INLINE Vector<T> load_some(const T* from, int64_t count) {
+  if (count >= kLanes<T>) return load(from);
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) return (Vector<T>)_mm512_maskz_loadu_ps(__mmask16((1u << (count > 0 ? count : 0)) - 1), from);
+  else return (Vector<T>)_mm512_maskz_loadu_pd(__mmask8((1u << (count > 0 ? count : 0)) - 1), from);
+#else
+  Vector<T> value{};
+  for (int64_t lane = 0; lane < count; ++lane) value[lane] = from[lane];
+  return value;
+#endif
+}
+
+template <typename T>
+DCNZOO_INLINE void store_some(T* to, Vector<T> value, int64_t count) {
+  if (count >= kLanes<T>) return store(to, value);
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) _mm512_mask_storeu_ps(to, __mmask16((1u << (count > 0 ? count : 0)) - 1), (__m512)value);
+  else _mm512_mask_storeu_pd(to, __mmask8((1u << (count > 0 ? count : 0)) - 1), (__m512d)value);
+#else
+  for (int64_t lane = 0; lane < count; ++lane) to[lane] = value[lane];
+#endif
+}
+
 // bfloat16 as its bits: the upper half of a float's.
 DCNZOO_INLINE Vector<float> widen(Vector<uint16_t> bits) {
   typedef uint32_t Wide __attribute__((vector_size(kVectorBytes)));
@@ -207,6 +232,18 @@ struct Zip {  // (a0 b0 a1 b1 …) of the lower halves, and of the upper
   }
 };
 
+template <typename T>
+struct Unzip {  // (a0 a2 … b0 b2 …), the inverse of Zip, and the odd ones
+  template <int... I>
+  static DCNZOO_INLINE Vector<T> even(Vector<T> a, Vector<T> b, std::integer_sequence<int, I...>) {
+    return __builtin_shufflevector(a, b, (2 * I)...);
+  }
+  template <int... I>
+  static DCNZOO_INLINE Vector<T> odd(Vector<T> a, Vector<T> b, std::integer_sequence<int, I...>) {
+    return __builtin_shufflevector(a, b, (2 * I + 1)...);
+  }
+};
+
 // A square of kLanes × kLanes: zipping row i with row i + half, log2(kLanes) times, transposes it.
 template <typename T>
 DCNZOO_INLINE void transpose_square(const T* from, int64_t from_stride, T* to, int64_t to_stride) {
@@ -229,6 +266,61 @@ DCNZOO_INLINE void transpose_square(const T* from, int64_t from_stride, T* to, i
   for (int i = 0; i < lanes; ++i) store(to + i * to_stride, rows[now][i]);
 }
 #endif
+
+// Pairs (x0 y0 x1 y1 …) in two vectors -> x and y.
+template <typename T>
+DCNZOO_INLINE void split_pairs(Vector<T> low, Vector<T> high, Vector<T>& x, Vector<T>& y) {
+#ifdef DCNZOO_HAS_SHUFFLE
+  using Sequence = std::make_integer_sequence<int, kLanes<T>>;
+  x = Unzip<T>::even(low, high, Sequence{}), y = Unzip<T>::odd(low, high, Sequence{});
+#else
+  constexpr int half = kLanes<T> / 2;
+  for (int lane = 0; lane < half; ++lane) {
+    x[lane] = low[2 * lane], x[lane + half] = high[2 * lane];
+    y[lane] = low[2 * lane + 1], y[lane + half] = high[2 * lane + 1];
+  }
+#endif
+}
+
+template <typename T>
+DCNZOO_INLINE void join_pairs(Vector<T> x, Vector<T> y, Vector<T>& low, Vector<T>& high) {
+#ifdef DCNZOO_HAS_SHUFFLE
+  using Sequence = std::make_integer_sequence<int, kLanes<T>>;
+  low = Zip<T>::low(x, y, Sequence{}), high = Zip<T>::high(x, y, Sequence{});
+#else
+  constexpr int half = kLanes<T> / 2;
+  for (int lane = 0; lane < half; ++lane) {
+    low[2 * lane] = x[lane], low[2 * lane + 1] = y[lane];
+    high[2 * lane] = x[lane + half], high[2 * lane + 1] = y[lane + half];
+  }
+#endif
+}
+
+// The sum of each of kLanes rows, [row][kLanes]. Zipping and adding row i and row i + half, log2(kLanes)
+// times, leaves row i's sum in lane i.
+template <typename T>
+DCNZOO_INLINE Vector<T> sum_rows(const T* rows) {
+  constexpr int lanes = kLanes<T>;
+#ifdef DCNZOO_HAS_SHUFFLE
+  using Sequence = std::make_integer_sequence<int, lanes>;
+  Vector<T> sum[lanes / 2];
+#pragma GCC unroll 8
+  for (int i = 0; i < lanes / 2; ++i) {
+    const Vector<T> a = load(rows + i * lanes), b = load(rows + (i + lanes / 2) * lanes);
+    sum[i] = Zip<T>::low(a, b, Sequence{}) + Zip<T>::high(a, b, Sequence{});
+  }
+#pragma GCC unroll 4
+  for (int half = lanes / 4; half > 0; half /= 2)
+#pragma GCC unroll 8
+    for (int i = 0; i < half; ++i)
+      sum[i] = Zip<T>::low(sum[i], sum[i + half], Sequence{}) + Zip<T>::high(sum[i], sum[i + half], Sequence{});
+  return sum[0];
+#else
+  Vector<T> sum;
+  for (int lane = 0; lane < lanes; ++lane) sum[lane] = sum_lanes(load(rows + lane * lanes));
+  return sum;
+#endif
+}
 
 // [rows][columns] -> [columns][rows]
 template <typename T>

@@ -36,6 +36,10 @@ inline ScalarType accumulate_type(ScalarType type) {
   return type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
+inline Tensor contiguous_as(const Tensor& tensor, ScalarType type) {
+  return torch::stable::contiguous(torch::stable::to(tensor, type));
+}
+
 inline std::string dtype_name(ScalarType type) {
   switch (type) {
     case ScalarType::Float: return "float32";

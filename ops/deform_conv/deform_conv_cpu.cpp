@@ -417,7 +417,7 @@ Tensor deform_conv_cpu(const Tensor& input, const Tensor& weight, std::optional<
     return forward<float, BFloat16Bits>(s, input, torch::stable::contiguous(weight), wide_offset, wide_mask,
                                         wide_bias);
   const Tensor wide_input = torch::stable::to(input, type);
-  const Tensor wide_weight = *contiguous_as(weight, type);
+  const Tensor wide_weight = contiguous_as(weight, type);
   const Tensor output =
       type == ScalarType::Double
           ? forward<double, double>(s, wide_input, wide_weight, wide_offset, wide_mask, wide_bias)
@@ -436,7 +436,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> deform_conv_backward_cpu(
   const ScalarType type = accumulate_type(input.scalar_type());
   const Tensor wide_grad = torch::stable::to(grad_output, type);
   const Tensor wide_input = torch::stable::to(input, type);
-  const Tensor wide_weight = *contiguous_as(weight, type);
+  const Tensor wide_weight = contiguous_as(weight, type);
   const auto wide_offset = contiguous_as(offset, type), wide_mask = contiguous_as(mask, type);
   const auto run = [&](auto gradients) {
     const auto narrow = [](const Tensor& gradient, const std::optional<Tensor>& like) {

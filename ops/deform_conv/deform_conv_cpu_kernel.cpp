@@ -10,16 +10,9 @@
 #include <type_traits>
 
 #include "../common/gemm.h"
+#include "corners_simd.h"
 
 namespace dcnzoo {
-
-template <>
-struct Lanes<DCNZOO_CPU_NAMESPACE::Vector<float>>
-    : DCNZOO_CPU_NAMESPACE::VectorLanes<DCNZOO_CPU_NAMESPACE::Vector<float>> {};
-template <>
-struct Lanes<DCNZOO_CPU_NAMESPACE::Vector<double>>
-    : DCNZOO_CPU_NAMESPACE::VectorLanes<DCNZOO_CPU_NAMESPACE::Vector<double>> {};
-
 namespace DCNZOO_CPU_NAMESPACE {
 namespace {
 

@@ -40,16 +40,17 @@ struct Corners {
   decltype(Value{} > Value{}) inside;
 };
 
-// Border rule of DCNv2: a point counts where every coordinate is in (-1, size).
+// Border rule of DCNv2: a point counts where every coordinate is in (-1, size). extent: size, as numbers of
+// the point's kind. Vectors of points may come with vectors of sizes.
 template <typename Value, typename Index, int Rank, typename T, typename Size>
 DCNZOO_HD Corners<Value, Index, Rank> corners_at(const Value* point, const T* extent, const Size* size) {
   using On = Lanes<Value>;
   Corners<Value, Index, Rank> corners;
-  const Value zero{}, one = zero + T(1);
+  const Value zero{}, one = zero + 1;
   const Index nowhere{};
-  auto inside = (point[0] > T(-1)) & (point[0] < extent[0]);  // false for NaN
+  auto inside = (point[0] > -1) & (point[0] < extent[0]);  // false for NaN
   for (int axis = 1; axis < Rank; ++axis)
-    inside = inside & (point[axis] > T(-1)) & (point[axis] < extent[axis]);
+    inside = inside & (point[axis] > -1) & (point[axis] < extent[axis]);
   corners.inside = inside;
   for (int corner = 0; corner < corners.count; ++corner) {
     corners.index[corner] = nowhere;
@@ -59,8 +60,8 @@ DCNZOO_HD Corners<Value, Index, Rank> corners_at(const Value* point, const T* ex
     const Value coordinate = On::choose(inside, point[axis], zero);  // before the cast: NaN has no integer
     const Value floor = On::floor(coordinate);
     corners.fraction[axis] = coordinate - floor;
-    const Index low = On::template to_index<Index>(floor), high = low + Size(1);
-    const auto low_ok = low >= Size(0);
+    const Index low = On::template to_index<Index>(floor), high = low + 1;
+    const auto low_ok = low >= 0;
     const auto high_ok = high < size[axis];
     const Index low_index = On::choose(low_ok, low, nowhere);
     const Index high_index = On::choose(high_ok, high, low_index);

@@ -56,6 +56,7 @@ struct ArgumentChecks {
   std::string op;  // "deform_conv2d: "
   const Tensor& input;
   int64_t rank;
+  const char* like = " like input";
 
   void input_dimensions() const {
     check(input.dim() == rank + 2, op, "input: expected ", rank + 2,
@@ -93,10 +94,10 @@ struct ArgumentChecks {
   void partner(const char* name, const Tensor& tensor, bool may_be_wider) const {
     const ScalarType dtype = input.scalar_type(), type = tensor.scalar_type();
     const bool wider = may_be_wider && is_half(dtype) && type == ScalarType::Float;
-    check(type == dtype || wider, op, name, ": expected ", dtype_name(dtype), " like input",
+    check(type == dtype || wider, op, name, ": expected ", dtype_name(dtype), like,
           may_be_wider && is_half(dtype) ? " or float32" : "", ", got ", dtype_name(type));
     check(same_device(tensor, input), op, name, ": expected device ", device_name(input),
-          " like input, got ", device_name(tensor));
+          like, ", got ", device_name(tensor));
   }
 
   void bias(const Tensor& bias, int64_t out_channels) const {

@@ -1,0 +1,26 @@
+_base_ = '../_base_/dino-4scale_12e_coco.py'
+custom_imports = dict(imports=['dcnzoo.models'], allow_failed_imports=False)
+pretrained = 'https://huggingface.co/OpenGVLab/InternImage/resolve/main/internimage_t_1k_224.pth'
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='InternImage',
+        channels=64,
+        depths=[4, 4, 18, 4],
+        groups=[4, 8, 16, 32],
+        drop_path_rate=0.2,
+        layer_scale=1.0,
+        offset_scale=1.0,
+        post_norm=False,
+        out_indices=(1, 2, 3),
+        init_cfg=dict(type='Pretrained', checkpoint=pretrained)),
+    neck=dict(in_channels=[128, 256, 512]))
+optim_wrapper = dict(
+    _delete_=True,
+    type='OptimWrapper',
+    optimizer=dict(type='AdamW', lr=4e-4, weight_decay=1e-4),
+    constructor='CustomLayerDecayOptimizerConstructor',
+    paramwise_cfg=dict(depths=[4, 4, 18, 4], layer_decay_rate=0.9),
+    clip_grad=dict(max_norm=0.1, norm_type=2))
+train_dataloader = dict(batch_size=8)
+auto_scale_lr = dict(base_batch_size=64)

@@ -1,0 +1,56 @@
+"""Norms and activations of networks whose maps are ``(N, H, W, C)``, with the official parameter names."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class ToChannelsFirst(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:  # [N, H, W, C] -> [N, C, H, W]
+        return x.permute(0, 3, 1, 2)
+
+
+class ToChannelsLast(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:  # [N, C, H, W] -> [N, H, W, C]
+        return x.permute(0, 2, 3, 1)
+
+
+class LayerNorm2d(nn.LayerNorm):
+    """LayerNorm over the channels of maps ``(N, C, H, W)``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).contiguous()
+
+
+def build_norm(
+    kind: str, channels: int, first_in: bool = False, first_out: bool = False, eps: float = 1e-6
+) -> nn.Sequential:
+    """A norm over channels between maps of either layout.
+
+    Its place in the ``nn.Sequential``, behind what permutes, is part of the official checkpoints' names.
+
+    Args:
+        kind: ``'LN'`` or ``'BN'``.
+        first_in, first_out: whether channels come first in what goes in and out.
+        eps: of LayerNorm.
+    """
+    if kind == "LN":
+        before = [ToChannelsLast()] if first_in else []
+        after = [ToChannelsFirst()] if first_out else []
+        return nn.Sequential(*before, nn.LayerNorm(channels, eps=eps), *after)
+    if kind == "BN":
+        before = [] if first_in else [ToChannelsFirst()]
+        after = [] if first_out else [ToChannelsLast()]
+        return nn.Sequential(*before, nn.BatchNorm2d(channels), *after)
+    raise ValueError(f"norm_layer: expected 'LN' or 'BN', got {kind!r}")
+
+
+def build_activation(kind: str) -> nn.Module:
+    """``'GELU'``, ``'ReLU'`` or ``'SiLU'``."""
+    if kind == "GELU":
+        return nn.GELU()
+    if kind == "ReLU":
+        return nn.ReLU(inplace=True)
+    if kind == "SiLU":
+        return nn.SiLU(inplace=True)
+    raise ValueError(f"act_layer: expected 'GELU', 'ReLU' or 'SiLU', got {kind!r}")

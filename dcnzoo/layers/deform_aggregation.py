@@ -1,0 +1,278 @@
+"""DCNv3 and DCNv4 as layers: channels last, with the official parameter names and initial values."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dcnzoo.layers.channels_last import build_activation, build_norm
+from dcnzoo.layers.offsets import OffsetLinear
+from dcnzoo.ops import dcnv3, dcnv4
+
+
+class _ChannelsLast(nn.Module):
+    """Geometry, checks and the blend with the centre, which both generations share."""
+
+    def __init__(
+        self,
+        channels: int,
+        kernel_size: int,
+        stride: int,
+        pad: int,
+        dilation: int,
+        group: int,
+        offset_scale: float,
+        dw_kernel_size: int | None,
+        center_feature_scale: bool,
+        remove_center: bool,
+    ) -> None:
+        super().__init__()
+        if channels % group:
+            self._refuse("group", f"a divisor of the {channels} channels", group)
+        if kernel_size % 2 == 0:
+            self._refuse("kernel_size", "an odd number", kernel_size)
+        if dw_kernel_size is not None and dw_kernel_size % 2 == 0:
+            self._refuse("dw_kernel_size", "an odd number", dw_kernel_size)
+        if 2 * pad != dilation * (kernel_size - 1):
+            # What predicts the offsets sees every stride-th pixel, and so must the kernel's middle.
+            self._refuse("pad", f"{dilation * (kernel_size - 1) // 2}, dilation · (kernel_size - 1) / 2", pad)
+        self.channels = channels
+        self.kernel_size = kernel_size
+        self.stride = stride
+        self.pad = pad
+        self.dilation = dilation
+        self.group = group
+        self.group_channels = channels // group
+        self.offset_scale = offset_scale
+        self.dw_kernel_size = dw_kernel_size
+        self.center_feature_scale = center_feature_scale
+        self.remove_center = bool(remove_center)
+        self.taps = group * (kernel_size**2 - self.remove_center)  # of all groups
+        if center_feature_scale:
+            self.center_feature_scale_proj_weight = nn.Parameter(torch.zeros(group, channels))
+            self.center_feature_scale_proj_bias = nn.Parameter(torch.zeros(group))
+
+    def _refuse(self, argument: str, expected: str, given: object) -> None:
+        raise ValueError(f"{type(self).__name__}: {argument}: expected {expected}, got {given}")
+
+    def _check(self, input: Tensor) -> None:
+        if input.dim() != 4 or input.shape[3] != self.channels:
+            raise RuntimeError(
+                f"{type(self).__name__}: input: expected (N, H, W, {self.channels}), channels last, "
+                f"got {tuple(input.shape)}"
+            )
+
+    def _geometry(self) -> tuple:
+        return (
+            self.kernel_size,
+            self.stride,
+            self.pad,
+            self.dilation,
+            self.group,
+            self.group_channels,
+            self.offset_scale,
+            self.remove_center,
+        )
+
+    def _thin_out(self, x: Tensor) -> Tensor:  # [N, H, W, C] -> [N, oH, oW, C], under the kernel's middle
+        return x if self.stride == 1 else x[:, :: self.stride, :: self.stride]
+
+    def _blend_center(self, x: Tensor, value: Tensor, query: Tensor) -> Tensor:
+        """From ``x`` towards the ``value`` under the kernel's middle, as far as ``query`` says per group."""
+        if not self.center_feature_scale:
+            return x
+        scale = F.linear(query, self.center_feature_scale_proj_weight, self.center_feature_scale_proj_bias)
+        scale = scale.sigmoid().repeat_interleave(self.group_channels, dim=-1)
+        return torch.lerp(x, self._thin_out(value).to(x.dtype), scale.to(x.dtype))
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.channels}, kernel_size={self.kernel_size}, stride={self.stride}, pad={self.pad}, "
+            f"dilation={self.dilation}, group={self.group}, offset_scale={self.offset_scale}, "
+            f"remove_center={self.remove_center}"
+        )
+
+
+class DCNv3(_ChannelsLast):
+    """Deformable convolution v3 (InternImage, Wang et al. 2023), a layer of maps ``(N, H, W, channels)``.
+
+    A depth-wise convolution of the input (``dw_conv``) predicts offsets (``offset``) and factors, which a
+    softmax over the taps of each group makes a mean (``mask``); between two linear projections
+    (``input_proj``, ``output_proj``) :func:`dcnzoo.ops.dcnv3` reads there.
+
+    Args:
+        channels: in and out.
+        kernel_size: odd.
+        dw_kernel_size: of the depth-wise convolution, odd; by default ``kernel_size``.
+        stride, dilation: of the kernel. The output has ``ceil(size / stride)`` pixels.
+        pad: ``dilation · (kernel_size - 1) / 2``, the only one there is.
+        group: of channels that read at the same places.
+        offset_scale: stretches kernel and offsets.
+        act_layer: ``'GELU'``, ``'ReLU'`` or ``'SiLU'``, after the depth-wise convolution.
+        norm_layer: ``'LN'`` or ``'BN'``, before that.
+        center_feature_scale: blend with what is under the kernel's middle, as far as is predicted
+            (InternImage-H and -G).
+        remove_center: leave out the middle tap.
+
+    Offsets start at zero and the mask at ``1 / taps``, also through the ``init_weights()`` of an OpenMMLab
+    model: an average pooling between two projections.
+
+    Raises:
+        ValueError: arguments that do not fit.
+        RuntimeError: input that does not fit.
+    """
+
+    def __init__(
+        self,
+        channels: int = 64,
+        kernel_size: int = 3,
+        dw_kernel_size: int | None = None,
+        stride: int = 1,
+        pad: int = 1,
+        dilation: int = 1,
+        group: int = 4,
+        offset_scale: float = 1.0,
+        act_layer: str = "GELU",
+        norm_layer: str = "LN",
+        center_feature_scale: bool = False,
+        remove_center: bool = False,
+    ) -> None:
+        dw_kernel_size = kernel_size if dw_kernel_size is None else dw_kernel_size
+        super().__init__(
+            channels,
+            kernel_size,
+            stride,
+            pad,
+            dilation,
+            group,
+            offset_scale,
+            dw_kernel_size,
+            center_feature_scale,
+            remove_center,
+        )
+        self.dw_conv = nn.Sequential(
+            nn.Conv2d(channels, channels, dw_kernel_size, stride, dw_kernel_size // 2, groups=channels),
+            build_norm(norm_layer, channels, first_in=True),
+            build_activation(act_layer),
+        )
+        self.offset = OffsetLinear(channels, self.taps * 2)
+        self.mask = OffsetLinear(channels, self.taps)
+        self.input_proj = nn.Linear(channels, channels)
+        self.output_proj = nn.Linear(channels, channels)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The official initial values, of all but the depth-wise convolution and the centre's scale."""
+        for predictor in (self.offset, self.mask):
+            predictor.reset_parameters()
+        for projection in (self.input_proj, self.output_proj):
+            nn.init.xavier_uniform_(projection.weight)
+            nn.init.zeros_(projection.bias)
+
+    def forward(self, input: Tensor) -> Tensor:  # [N, H, W, C] -> [N, oH, oW, C]
+        self._check(input)
+        query = self.dw_conv(input.permute(0, 3, 1, 2))
+        mask = self.mask(query).unflatten(-1, (self.group, -1)).softmax(-1).flatten(-2)
+        value = self.input_proj(input)
+        x = dcnv3(value, self.offset(query), mask, *self._geometry())
+        return self.output_proj(self._blend_center(x, value, query))
+
+
+class DCNv4(_ChannelsLast):
+    """Deformable convolution v4 (Xiong et al. 2024), a layer of maps ``(N, H, W, channels)``.
+
+    One linear layer (``offset_mask``) predicts offsets and factors, which no softmax bounds; between two
+    projections (``value_proj``, ``output_proj``) :func:`dcnzoo.ops.dcnv4` reads there.
+
+    Args:
+        channels, kernel_size, stride, pad, dilation, group, offset_scale, remove_center: as of
+            :class:`DCNv3`.
+        dw_kernel_size: of a depth-wise convolution before ``offset_mask`` (``offset_mask_dw``); None is none.
+        center_feature_scale: as of :class:`DCNv3`, but predicted from what was read.
+        output_bias: whether ``output_proj`` has one.
+        without_pointwise: no projections, neither before nor after.
+
+    Offsets and factors start at zero, and with them the output at ``output_proj``'s bias, also through the
+    ``init_weights()`` of an OpenMMLab model.
+
+    ``forward(input, shape=None)`` takes maps, or as the official layer ``(N, L, channels)`` with their
+    ``shape`` ``(H, W)``, by default square, and returns the same form.
+
+    Raises:
+        ValueError: arguments that do not fit.
+        RuntimeError: input that does not fit.
+    """
+
+    def __init__(
+        self,
+        channels: int = 64,
+        kernel_size: int = 3,
+        stride: int = 1,
+        pad: int = 1,
+        dilation: int = 1,
+        group: int = 4,
+        offset_scale: float = 1.0,
+        dw_kernel_size: int | None = None,
+        center_feature_scale: bool = False,
+        remove_center: bool = False,
+        output_bias: bool = True,
+        without_pointwise: bool = False,
+    ) -> None:
+        super().__init__(
+            channels,
+            kernel_size,
+            stride,
+            pad,
+            dilation,
+            group,
+            offset_scale,
+            dw_kernel_size,
+            center_feature_scale,
+            remove_center,
+        )
+        self.without_pointwise = without_pointwise
+        if dw_kernel_size is not None:
+            self.offset_mask_dw = nn.Conv2d(
+                channels, channels, dw_kernel_size, stride, dw_kernel_size // 2, groups=channels
+            )
+        self.offset_mask = OffsetLinear(channels, math.ceil(self.taps * 3 / 8) * 8)
+        if not without_pointwise:
+            self.value_proj = nn.Linear(channels, channels)
+            self.output_proj = nn.Linear(channels, channels, bias=output_bias)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The official initial values, of all but the depth-wise convolution and the centre's scale."""
+        self.offset_mask.reset_parameters()
+        if self.without_pointwise:
+            return
+        for projection in (self.value_proj, self.output_proj):
+            nn.init.xavier_uniform_(projection.weight)
+            if projection.bias is not None:
+                nn.init.zeros_(projection.bias)
+
+    def forward(self, input: Tensor, shape: tuple[int, int] | None = None) -> Tensor:
+        if input.dim() != 3:
+            return self._forward(input)
+        length = input.shape[1]
+        if shape is None:
+            shape = (math.isqrt(length),) * 2
+        if shape[0] * shape[1] != length:
+            raise RuntimeError(
+                f"DCNv4: shape: expected (H, W) with H · W = {length}, the input's length, got {tuple(shape)}"
+            )
+        return self._forward(input.unflatten(1, tuple(shape))).flatten(1, 2)
+
+    def _forward(self, input: Tensor) -> Tensor:  # [N, H, W, C] -> [N, oH, oW, C]
+        self._check(input)
+        value = input if self.without_pointwise else self.value_proj(input)
+        if self.dw_kernel_size is None:
+            query = self._thin_out(input)
+        else:
+            query = self.offset_mask_dw(input.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        x = dcnv4(value, self.offset_mask(query), *self._geometry())
+        x = self._blend_center(x, value, x)
+        return x if self.without_pointwise else self.output_proj(x)

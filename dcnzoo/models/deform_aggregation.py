@@ -1,0 +1,96 @@
+"""DCNv3 and DCNv4 in OpenMMLab's registry: as they are, and in the place of a convolution.
+
+Also ``LN2d``, the norm of FlashInternImage's FPN.
+"""
+
+from __future__ import annotations
+
+import torch
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from dcnzoo.layers import DCNv3, DCNv4
+from dcnzoo.layers.channels_last import LayerNorm2d
+
+for layer in (DCNv3, DCNv4):
+    MODELS.register_module(module=layer, force=True)
+MODELS.register_module("LN2d", module=LayerNorm2d, force=True)
+
+
+class _Conv(nn.Module):
+    """A layer of maps ``(N, H, W, C)``, ``dcn``, that takes the arguments and maps of an ``nn.Conv2d``."""
+
+    operator: type[nn.Module]
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        group: int | None = None,
+        **options: object,
+    ) -> None:
+        super().__init__()
+        if out_channels != in_channels:
+            self._refuse("out_channels", f"{in_channels}, as many as go in", out_channels)
+        if groups != 1:
+            self._refuse("groups", "1 (the operator's own are called group)", groups)
+        self.dcn = self.operator(
+            in_channels,
+            kernel_size=self._number("kernel_size", kernel_size),
+            stride=self._number("stride", stride),
+            pad=self._number("padding", padding),
+            dilation=self._number("dilation", dilation),
+            group=max(1, in_channels // 16) if group is None else group,
+            **options,
+        )
+
+    def _refuse(self, argument: str, expected: str, given: object) -> None:
+        raise ValueError(f"{type(self).__name__}: {argument}: expected {expected}, got {given}")
+
+    def _number(self, argument: str, value: int | tuple[int, int]) -> int:
+        values = {value} if isinstance(value, int) else set(value)
+        if len(values) != 1:
+            self._refuse(argument, "the same on both axes", value)
+        return values.pop()
+
+    def forward(self, x: Tensor) -> Tensor:  # [N, C, H, W] -> [N, C, oH, oW]
+        return self.dcn(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+@MODELS.register_module(force=True)
+class DCNv3Conv(_Conv):
+    """:class:`dcnzoo.layers.DCNv3` in the place of a convolution: ``dcn='v3'`` of a backbone or neck.
+
+    Args:
+        in_channels, out_channels: the same.
+        kernel_size, stride, padding, dilation: of the convolution; ``padding`` keeps the size.
+        groups, bias: 1 is the only number there is; the last projection has its bias all the same.
+        group: of channels that read at the same places, by default of 16 channels each.
+        **options: of the layer.
+    """
+
+    operator = DCNv3
+
+
+@MODELS.register_module(force=True)
+class DCNv4Conv(_Conv):
+    """:class:`dcnzoo.layers.DCNv4` in the place of a convolution: ``dcn='v4'`` of a backbone or neck.
+
+    Arguments as of :class:`DCNv3Conv`; ``bias`` is that of the last projection. Unlike the layer's, the mask
+    starts at the mean of the taps, as DCNv3's: a BatchNorm follows, which could do nothing with zeros.
+    """
+
+    operator = DCNv4
+
+    def __init__(self, *args: object, bias: bool = True, **options: object) -> None:
+        super().__init__(*args, output_bias=bias, **options)
+        with torch.no_grad():
+            taps = self.dcn.taps // self.dcn.group
+            fields = self.dcn.offset_mask.bias[: self.dcn.taps * 3].view(self.dcn.group, 3 * taps)
+            fields[:, 2 * taps :] = 1 / taps

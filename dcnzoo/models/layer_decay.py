@@ -1,0 +1,96 @@
+"""A learning rate that falls from the last block of a backbone to the first."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+from mmengine.optim import DefaultOptimWrapperConstructor
+from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
+from torch import nn
+
+
+def layer_of(name: str, depths: Sequence[int]) -> int:
+    """The layer that a detector's parameter belongs to, by the official rule.
+
+    0 is the backbone's stem (and DETR's level embedding), ``k`` the k-th block, ``sum(depths) + 1`` all
+    behind the backbone. What leads from one level to the next has the number of the next level's first
+    block, and the norm behind the last level, as in the official code, that of this level's first block.
+    """
+    before = [0, *itertools.accumulate(depths)]
+    if name.startswith("backbone.patch_embed") or "level_embed" in name:
+        return 0
+    if not name.startswith("backbone.levels"):
+        return before[-1] + 1
+    _, _, level, kind, *rest = name.split(".")
+    if kind in ("downsample", "norm"):
+        return 1 + before[min(int(level) + 1, len(depths) - 1)]
+    return 1 + before[int(level)] + int(rest[0])
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module(force=True)
+class CustomLayerDecayOptimizerConstructor(DefaultOptimWrapperConstructor):
+    """The optimizer wrapper of (Flash)InternImage's detectors: a parameter group per layer.
+
+    A layer's learning rate is ``layer_decay_rate`` to the power of how many layers lie above it.
+    Vectors (biases, norms, factors) do not decay. Of ``paramwise_cfg``:
+
+    - ``depths``: of the backbone. ``num_layers``, their sum, may be given, as official configs do.
+    - ``layer_decay_rate``
+    - ``backbone_small_lr``: a tenth of that for all with a falling rate.
+    - ``offset_lr_scale``: a factor for DETR's ``sampling_offsets`` and ``reference_points``, 1 by default;
+      with ``dino_head`` it is 0.1 behind the backbone.
+
+    Raises:
+        ValueError: ``paramwise_cfg`` lacks something, or has what is not there.
+    """
+
+    def _validate_cfg(self) -> None:
+        cfg, name = self.paramwise_cfg, type(self).__name__
+        known = {
+            "depths",
+            "num_layers",
+            "layer_decay_rate",
+            "backbone_small_lr",
+            "dino_head",
+            "offset_lr_scale",
+        }
+        for key in ("depths", "layer_decay_rate"):
+            if key not in cfg:
+                raise ValueError(f"{name}: paramwise_cfg: expected {key}, got {', '.join(cfg) or 'nothing'}")
+        if unknown := set(cfg) - known:
+            raise ValueError(
+                f"{name}: paramwise_cfg: expected of {', '.join(sorted(known))}, got {', '.join(unknown)}"
+            )
+        blocks = sum(cfg["depths"])
+        if cfg.get("num_layers", blocks) != blocks:
+            raise ValueError(
+                f"{name}: num_layers: expected {blocks}, the sum of the depths, got {cfg['num_layers']}"
+            )
+
+    def add_params(
+        self, params: list[dict], module: nn.Module, prefix: str = "", is_dcn_module: object = None
+    ) -> None:
+        cfg = self.paramwise_cfg
+        last = sum(cfg["depths"]) + 1
+        groups: dict[tuple, dict] = {}
+        for name, parameter in module.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            vector = parameter.dim() == 1 or name.endswith(".bias")
+            decays = not (vector or any(s in name for s in ("relative_position", "norm", "sampling_offsets")))
+            layer = layer_of(name, cfg["depths"])
+            points = "sampling_offsets" in name or "reference_points" in name
+            key = (layer, decays, points)
+            if key not in groups:
+                scale = cfg["layer_decay_rate"] ** (last - layer)
+                if scale < 1 and cfg.get("backbone_small_lr", False):
+                    scale *= 0.1
+                if points:
+                    behind = layer == last and cfg.get("dino_head", False)
+                    scale *= 0.1 if behind else cfg.get("offset_lr_scale", 1.0)
+                groups[key] = dict(params=[], lr=scale * self.base_lr, lr_scale=scale)
+                if self.base_wd is not None:
+                    groups[key]["weight_decay"] = self.base_wd if decays else 0.0
+            groups[key]["params"].append(parameter)
+        params.extend(groups.values())

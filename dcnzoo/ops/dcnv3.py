@@ -1,0 +1,89 @@
+"""DCNv3, the operator of InternImage: function, fake kernel, autograd (twice), autocast, vmap."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import _library, reference  # noqa: F401  (_library registers the operators)
+from ._arguments import Int2, pair
+from ._autocast import register_autocast
+from ._autograd import register_derivatives
+from ._vmap import register_vmap
+
+
+def dcnv3(
+    input: Tensor,  # [N, H, W, C]
+    offset: Tensor,  # [N, oH, oW, group·P·2], (x, y) pairs, in input pixels
+    mask: Tensor,  # [N, oH, oW, group·P]
+    kernel_size: Int2,
+    stride: Int2,
+    padding: Int2,
+    dilation: Int2,
+    group: int,
+    group_channels: int,
+    offset_scale: float,
+    remove_center: bool = False,
+    im2col_step: int | None = None,
+) -> Tensor:  # [N, oH, oW, C]
+    """DCNv3: each group of channels is the sum of what P taps read, weighted by ``mask``; channels last.
+
+    InternImage (Wang et al. 2023, eq. 2), what its ``DCNv3`` layer does between its linear projections. There
+    are no weights: those are the projections' part. Numbers, or (height, width) pairs.
+
+    Args:
+        input: ``(N, H, W, C)`` with ``C = group · group_channels``; float64, float32, bfloat16 or float16.
+        offset: ``(N, oH, oW, group · P · 2)``: per group and tap, (x, y), in input pixels. Taps are x-major:
+            tap ``i·kH + j`` lies in column i and row j of the kernel.
+        mask: ``(N, oH, oW, group · P)``, used as it is (InternImage applies a softmax over each group's taps).
+        kernel_size, stride, padding, dilation: as in a convolution; P is the number of taps.
+        group, group_channels: of channels that read at the same places.
+        offset_scale: stretches both the kernel, about its middle tap, and the offsets.
+        remove_center: leave out the middle tap of an odd kernel: ``P = kH·kW - 1``.
+        im2col_step: accepted for its place in the official signature. There are no columns: any value >= 1
+            with any batch size gives the same.
+
+    Returns:
+        ``(N, oH, oW, C)``, contiguous.
+
+    A sample whose coordinate is <= -1 or >= size (or NaN) is zero; otherwise it is bilinear on the map padded
+    with zeros, as for :func:`deform_conv2d`.
+
+    Raises:
+        RuntimeError: a shape, dtype, device or value that does not fit; the message names the argument, what
+            was expected and what was given.
+    """
+    if im2col_step is not None and im2col_step < 1:
+        raise RuntimeError(f"dcnv3: im2col_step: expected at least 1, got {im2col_step}")
+    return torch.ops.dcnzoo.dcnv3(
+        input,
+        offset,
+        mask,
+        pair(kernel_size, "kernel_size"),
+        pair(stride, "stride"),
+        pair(padding, "padding"),
+        pair(dilation, "dilation"),
+        group,
+        group_channels,
+        float(offset_scale),
+        bool(remove_center),
+    )
+
+
+@torch.library.register_fake("dcnzoo::dcnv3")
+def _(input, offset, mask, *geometry):
+    return input.new_empty((*offset.shape[:3], input.shape[3]))
+
+
+@torch.library.register_fake("dcnzoo::_dcnv3_backward")
+def _(grad_output, input, offset, mask, *arguments):
+    *_, wanted = arguments
+    return tuple(
+        t.new_empty(t.shape if want else 0) for t, want in zip((input, offset, mask), wanted, strict=True)
+    )
+
+
+register_derivatives("dcnv3", 3, (0, 1, 2), reference.dcnv3)
+register_vmap("dcnv3", "mmm", "m")
+register_vmap("_dcnv3_backward", "mmmm", "mmm")
+register_autocast("dcnv3", fields=(1, 2))

@@ -1,0 +1,98 @@
+"""Multi-scale deformable attention: functions, fake kernel, autograd (twice), autocast, vmap."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import _library, reference  # noqa: F401  (_library registers the operators)
+from ._autocast import register_autocast
+from ._autograd import register_derivatives
+from ._vmap import register_vmap
+
+
+def ms_deform_attn(
+    value: Tensor,  # [N, S, heads, D]
+    spatial_shapes: Tensor,  # [L, 2], (height, width)
+    level_start_index: Tensor,  # [L]
+    sampling_locations: Tensor,  # [N, Q, heads, L, P, 2], (x, y) in units of the level's size
+    attention_weights: Tensor,  # [N, Q, heads, L, P]
+) -> Tensor:  # [N, Q, heads·D]
+    """Each query's head is the sum of what its points read on every level, times their attention weights.
+
+    Deformable DETR (Zhu et al. 2021, eq. 3), between its linear projections; meaning and layout of
+    ``MultiScaleDeformableAttnFunction`` of mmcv.
+
+    Args:
+        value: the pixels of all levels, one level after the other: ``(N, S, heads, D)``; float64, float32,
+            bfloat16 or float16.
+        spatial_shapes: the levels' (height, width), int64.
+        level_start_index: where in S each level begins, int64.
+        sampling_locations: ``(N, Q, heads, L, P, 2)``. (0, 0) is the upper left corner of a level, (1, 1) the
+            lower right one; pixel i has its centre at i + 0.5.
+        attention_weights: ``(N, Q, heads, L, P)``, used as they are (apply the softmax yourself).
+
+    Returns:
+        ``(N, Q, heads · D)``, contiguous.
+
+    A sample one pixel or more outside its level is zero, and between there and the border it fades out, as in
+    ``F.grid_sample(align_corners=False)``.
+
+    Raises:
+        RuntimeError: a shape, dtype or device that does not fit; on the CPU also a level that does not lie
+            within ``value``. On CUDA, where looking would stall the device, such a level reads as zeros.
+    """
+    return torch.ops.dcnzoo.ms_deform_attn(
+        value, spatial_shapes, level_start_index, sampling_locations, attention_weights
+    )
+
+
+def flash_deform_attn(
+    value: Tensor,  # [N, S, heads, D]
+    spatial_shapes: Tensor,  # [L, 2], (height, width)
+    level_start_index: Tensor,  # [L]
+    sampling_loc_attn: Tensor,  # [N, Q, heads, L·P·3]
+) -> Tensor:  # [N, Q, heads·D]
+    """:func:`ms_deform_attn` with locations and logits in one tensor, and the softmax done here.
+
+    The layout of DCNv4's ``FlashDeformAttn`` (Xiong et al. 2024): per head the locations of all L·P points in
+    (x, y) pairs, then their L·P logits; the softmax is over a head's points of all levels.
+
+    Raises:
+        RuntimeError: as :func:`ms_deform_attn`, or the last axis is no multiple of 3·L.
+    """
+    levels = spatial_shapes.shape[0]
+    if sampling_loc_attn.dim() != 4 or levels < 1 or sampling_loc_attn.shape[3] % (3 * levels) != 0:
+        shape = ", ".join([str(size) for size in sampling_loc_attn.shape])
+        raise RuntimeError(
+            "flash_deform_attn: sampling_loc_attn: expected shape (batch, queries, heads, a multiple of "
+            f"3 · {levels} levels), got ({shape})"
+        )
+    points = sampling_loc_attn.shape[3] // (3 * levels)
+    locations, logits = sampling_loc_attn.split([levels * points * 2, levels * points], dim=3)
+    return ms_deform_attn(
+        value,
+        spatial_shapes,
+        level_start_index,
+        locations.unflatten(3, (levels, points, 2)),
+        logits.softmax(3).unflatten(3, (levels, points)),
+    )
+
+
+@torch.library.register_fake("dcnzoo::ms_deform_attn")
+def _(value, spatial_shapes, level_start_index, sampling_locations, attention_weights):
+    return value.new_empty((value.shape[0], sampling_locations.shape[1], value.shape[2] * value.shape[3]))
+
+
+@torch.library.register_fake("dcnzoo::_ms_deform_attn_backward")
+def _(
+    grad_output, value, spatial_shapes, level_start_index, sampling_locations, attention_weights, output_mask
+):
+    tensors = (value, sampling_locations, attention_weights)
+    return tuple(t.new_empty(t.shape if want else 0) for t, want in zip(tensors, output_mask, strict=True))
+
+
+register_derivatives("ms_deform_attn", 5, (0, 3, 4), reference.ms_deform_attn)
+register_vmap("ms_deform_attn", "mssmm", "m")
+register_vmap("_ms_deform_attn_backward", "mmssmm", "mmm")
+register_autocast("ms_deform_attn", fields=(3, 4))

@@ -1,0 +1,303 @@
+// A query's points of a group are planned together, vectorised over points; then they are sampled one after
+// the other, vectorised over channels, which lie side by side in memory.
+#include "deform_aggregation_cpu_kernel.h"
+
+#include "../deform_conv/corners_simd.h"
+
+namespace dcnzoo::DCNZOO_CPU_NAMESPACE {
+namespace {
+
+constexpr int kCorners = 4;
+
+int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+
+// As many of a query's points as a vector has lanes.
+template <typename T>
+struct Chunk {
+  using Index = typename SampleTable<T>::Index;
+  Corners<Vector<T>, Vector<Index>, 2> at;  // index: with the map's start
+  Vector<T> factor;
+
+  // Of a corner's pixel in the result: its share times `factor`, zero where there is no pixel.
+  DCNZOO_INLINE Vector<T> weight(int corner) const {
+    const Vector<T> share = corner_weight<Vector<T>, 2>(corner, at.fraction) * factor;
+    // not a product with valid: a NaN in the factor of an outside point stays out
+    return Lanes<Vector<T>>::choose(at.valid[corner] != Vector<T>{}, share, Vector<T>{});
+  }
+
+  // A corner's pixel; negative in the first corner of a point that reads nothing.
+  DCNZOO_INLINE Vector<Index> index(int corner) const {
+    return corner ? at.index[corner]
+                  : Lanes<Vector<T>>::choose(at.inside, at.index[0], Vector<Index>{} - 1);
+  }
+};
+
+template <typename T>
+DCNZOO_INLINE Chunk<T> plan(const DeformAggregationCpu<T>& p, const T* base, const T* offset,
+                            const T* weight, int64_t first) {
+  using Index = typename SampleTable<T>::Index;
+  constexpr int64_t lanes = kLanes<T>;
+  const int64_t count = p.points - first;
+  Vector<T> field[2], point[2], extent[2];
+  Vector<Index> size[2];
+  split_pairs<T>(load_some(offset + 2 * first, 2 * count),
+                 load_some(offset + 2 * first + lanes, 2 * count - lanes), field[1], field[0]);
+  for (int axis = 0; axis < 2; ++axis) {
+    point[axis] = sample_coordinate<Vector<T>>(base[axis] + Vector<T>{}, load(p.table.tap[axis] + first),
+                                               field[axis], load(p.table.scale[axis] + first));
+    extent[axis] = load(p.table.extent[axis] + first);
+    size[axis] = load(p.table.size[axis] + first);
+  }
+  Chunk<T> chunk;
+  chunk.at = corners_at<Vector<T>, Vector<Index>, 2>(point, extent, size);
+  const Vector<Index> start = load(p.table.start + first);
+  for (int corner = 0; corner < kCorners; ++corner) chunk.at.index[corner] += start;
+  chunk.factor = load_some(weight + first, count);
+  return chunk;
+}
+
+// A query's fields of a group, and the base of its coordinates.
+template <typename T>
+struct Place {
+  int64_t offset, weight;
+  T base[2];
+
+  DCNZOO_INLINE Place(const DeformAggregationCpu<T>& p, int64_t image, int64_t query, int64_t group) {
+    const int64_t row = image * p.queries + query;
+    offset = p.offset_at.first + row * p.offset_at.query + group * p.offset_at.group;
+    weight = p.weight_at.first + row * p.weight_at.query + group * p.weight_at.group;
+    base[0] = p.origin[0] + p.step[0] * T(query / p.out_w);
+    base[1] = p.origin[1] + p.step[1] * T(query % p.out_w);
+  }
+};
+
+// Sums V vectors of channels over a query's points. Rest: the last of them has `rest` lanes.
+template <typename T, int V, bool Rest>
+DCNZOO_INLINE void sum_points(const typename SampleTable<T>::Index* index, const T* weight, int64_t padded,
+                              int64_t points, const T* map, int64_t pixel_stride, int64_t rest, T* output) {
+  constexpr int lanes = kLanes<T>;
+  const auto read = [rest](const T* from) { return Rest ? load_some(from, rest) : load(from); };
+  Vector<T> sum[2][V] = {};  // two of each, so that additions need not wait for one another
+  for (int64_t point = 0; point < points; ++point) {
+    if (index[point] < 0) continue;  // zero even where the map holds Inf or NaN
+    const T* from[kCorners];
+    T share[kCorners];
+    for (int corner = 0; corner < kCorners; ++corner) {
+      from[corner] = map + int64_t(index[corner * padded + point]) * pixel_stride;
+      share[corner] = weight[corner * padded + point];
+    }
+    for (int v = 0; v < V; ++v)
+      for (int corner = 0; corner < kCorners; ++corner)
+        sum[corner / 2][v] += share[corner] * read(from[corner] + v * lanes);
+  }
+  for (int v = 0; v < V; ++v) {
+    const Vector<T> total = sum[0][v] + sum[1][v];
+    if (Rest) store_some(output + v * lanes, total, rest);
+    else store(output + v * lanes, total);
+  }
+}
+
+template <typename T>
+void forward(const DeformAggregationCpu<T>& p, int64_t image, int64_t begin, int64_t end, T* scratch) {
+  using Index = typename SampleTable<T>::Index;
+  constexpr int64_t lanes = kLanes<T>;
+  const int64_t padded = round_up(p.points, kMostLanes), pixel_stride = p.groups * p.channels;
+  const int64_t full = p.channels / lanes, rest = p.channels % lanes;
+  T* const weight = scratch;
+  Index* const index = reinterpret_cast<Index*>(scratch + kCorners * padded);
+  for (int64_t query = begin; query < end; ++query)
+    for (int64_t group = 0; group < p.groups; ++group) {
+      const Place<T> place(p, image, query, group);
+      for (int64_t first = 0; first < p.points; first += lanes) {
+        const Chunk<T> chunk = plan(p, place.base, p.offset + place.offset, p.weight + place.weight, first);
+        for (int corner = 0; corner < kCorners; ++corner) {
+          store(weight + corner * padded + first, chunk.weight(corner));
+          store(index + corner * padded + first, chunk.index(corner));
+        }
+      }
+      const T* map = p.input + image * p.pixels * pixel_stride + group * p.channels;
+      T* output = p.output + (image * p.queries + query) * pixel_stride + group * p.channels;
+      const auto sum = [&](auto vectors, auto partial) {
+        sum_points<T, decltype(vectors)::value, decltype(partial)::value>(index, weight, padded, p.points, map,
+                                                                          pixel_stride, rest, output);
+        map += vectors * lanes, output += vectors * lanes;
+      };
+      using std::false_type, std::integral_constant;
+      int64_t left = full;
+      for (; left >= 4; left -= 4) sum(integral_constant<int, 4>{}, false_type{});
+      if (left & 2) sum(integral_constant<int, 2>{}, false_type{});
+      if (left & 1) sum(integral_constant<int, 1>{}, false_type{});
+      if (rest) sum(integral_constant<int, 1>{}, std::true_type{});
+    }
+}
+
+// Channels, and zeros up to a whole vector.
+template <typename T>
+DCNZOO_INLINE void copy_padded(const T* from, T* to, int64_t channels) {
+  for (int64_t c = 0; c < channels; c += kLanes<T>) store(to + c, load_some(from + c, channels - c));
+}
+
+template <typename T>
+DCNZOO_INLINE void copy_back(const T* from, T* to, int64_t channels) {
+  for (int64_t c = 0; c < channels; c += kLanes<T>) store_some(to + c, load(from + c), channels - c);
+}
+
+// A group's slice of an image while its gradient is summed: [pixel][value, gradient][channels, padded], or one of
+// the two. By itself, since beside its neighbours a slice would fall into few sets of the caches; together,
+// since two maps of this size could lie so that a load of one waits for a store to the other.
+template <typename T, bool Input, bool Fields>
+struct Slice {
+  T* memory;
+  int64_t channels, padded;
+
+  DCNZOO_INLINE int64_t stride() const { return (Input + Fields) * padded; }
+
+  void load(const T* input, int64_t pixel_stride, int64_t pixels) const {
+    T* to = memory;
+    for (int64_t pixel = 0; pixel < pixels; ++pixel, input += pixel_stride, to += stride()) {
+      if (Fields) copy_padded(input, to, channels);
+      if (Input)
+        for (int64_t c = 0; c < padded; c += kLanes<T>) store(to + Fields * padded + c, Vector<T>{});
+    }
+  }
+
+  void store_gradient(T* grad_input, int64_t pixel_stride, int64_t pixels) const {
+    const T* from = memory + Fields * padded;
+    for (int64_t pixel = 0; pixel < pixels; ++pixel, from += stride(), grad_input += pixel_stride)
+      copy_back(from, grad_input, channels);
+  }
+};
+
+// Rows of products that sum_rows sums: [corner][point of the chunk][kLanes].
+template <typename T>
+constexpr int64_t kRows = kLanes<T> * kLanes<T>;
+
+// The points of a chunk: the gradient of their pixels, and, in `dots`, what the gradients of the fields are
+// made of: per corner Σ over channels of gradient · pixel. V: vectors of channels, 0 if not known before.
+template <typename T, int V, bool Input, bool Fields>
+DCNZOO_INLINE void backward_points(const Chunk<T>& chunk, int64_t count, const T* gradient,
+                                   const Slice<T, Input, Fields>& slice, T* dots) {
+  using Index = typename SampleTable<T>::Index;
+  constexpr int64_t lanes = kLanes<T>;
+  const int64_t all = V ? V : slice.padded / lanes;
+  Index index[kCorners][lanes];
+  T weight[kCorners][lanes];
+  for (int corner = 0; corner < kCorners; ++corner) {
+    store(index[corner], chunk.index(corner));
+    if (Input) store(weight[corner], chunk.weight(corner));
+  }
+  for (int64_t point = 0; point < count; ++point) {
+    Vector<T> dot[kCorners] = {};
+    if (index[0][point] >= 0) {
+      T* pixel[kCorners];
+      for (int corner = 0; corner < kCorners; ++corner)
+        pixel[corner] = slice.memory + int64_t(index[corner][point]) * (Input + Fields) * all * lanes;
+      for (int64_t v = 0; v < all; ++v) {
+        const Vector<T> grad = load(gradient + v * lanes);
+        for (int corner = 0; corner < kCorners; ++corner) {
+          if (Fields) dot[corner] += grad * load(pixel[corner] + v * lanes);
+          T* const sum = pixel[corner] + (Fields * all + v) * lanes;
+          // one corner after the other: at a border two of them are the same pixel
+          if (Input) store(sum, load(sum) + weight[corner][point] * grad);
+        }
+      }
+    }
+    if (Fields)
+      for (int corner = 0; corner < kCorners; ++corner)
+        store(dots + corner * kRows<T> + point * lanes, dot[corner]);
+  }
+}
+
+template <typename T>
+DCNZOO_INLINE void store_field_gradients(const DeformAggregationCpu<T>& p, const Place<T>& place,
+                                         const Chunk<T>& chunk, const T* dots, int64_t first) {
+  constexpr int64_t lanes = kLanes<T>;
+  const int64_t count = p.points - first;
+  Vector<T> slope[2] = {}, value{};
+  for (int corner = 0; corner < kCorners; ++corner) {
+    const Vector<T> dot = Lanes<Vector<T>>::choose(chunk.at.valid[corner] != Vector<T>{},
+                                                   sum_rows<T>(dots + corner * kRows<T>), Vector<T>{});
+    for (int axis = 0; axis < 2; ++axis)
+      slope[axis] += corner_slope<Vector<T>, 2>(corner, axis, chunk.at.fraction) * dot;
+    value += corner_weight<Vector<T>, 2>(corner, chunk.at.fraction) * dot;
+  }
+  for (int axis = 0; axis < 2; ++axis) {
+    slope[axis] *= chunk.factor * load(p.table.scale[axis] + first);
+    slope[axis] = Lanes<Vector<T>>::choose(chunk.at.inside, slope[axis], Vector<T>{});
+  }
+  Vector<T> low, high;
+  join_pairs<T>(slope[1], slope[0], low, high);
+  T* offset = p.grad_offset + place.offset + 2 * first;
+  store_some(offset, low, 2 * count);
+  if (2 * count > lanes) store_some(offset + lanes, high, 2 * count - lanes);
+  store_some(p.grad_weight + place.weight + first, value, count);
+}
+
+// The next query's fields lie a whole row of groups away, too far for the processor to foresee.
+template <typename T, bool Fields>
+DCNZOO_INLINE void prefetch_next(const DeformAggregationCpu<T>& p, const Place<T>& place) {
+  constexpr int64_t line = 64 / sizeof(T);
+  const int64_t offset = place.offset + p.offset_at.query, weight = place.weight + p.weight_at.query;
+  for (int64_t i = 0; i < 2 * p.points + line; i += line) {
+    __builtin_prefetch(p.offset + offset + i);
+    if (Fields) __builtin_prefetch(p.grad_offset + offset + i, 1);
+  }
+  for (int64_t i = 0; i < p.points + line; i += line) {
+    __builtin_prefetch(p.weight + weight + i);
+    if (Fields) __builtin_prefetch(p.grad_weight + weight + i, 1);
+  }
+}
+
+template <typename T, int V, bool Input, bool Fields>
+void backward_of(const DeformAggregationCpu<T>& p, int64_t image, int64_t group, T* scratch) {
+  constexpr int64_t lanes = kLanes<T>;
+  const int64_t padded = round_up(p.channels, lanes), pixel_stride = p.groups * p.channels;
+  const int64_t begin = image * p.pixels * pixel_stride + group * p.channels;
+  const T* grad_output = p.grad_output + image * p.queries * pixel_stride + group * p.channels;
+  T* const gradient = scratch;
+  const Slice<T, Input, Fields> slice{scratch + padded, p.channels, padded};
+  T dots[Fields ? kCorners * kRows<T> : 1];
+  slice.load(p.input + begin, pixel_stride, p.pixels);
+  for (int64_t query = 0; query < p.queries; ++query, grad_output += pixel_stride) {
+    const Place<T> place(p, image, query, group);
+    prefetch_next<T, Fields>(p, place);
+    __builtin_prefetch(grad_output + pixel_stride);
+    copy_padded(grad_output, gradient, p.channels);
+    for (int64_t first = 0; first < p.points; first += lanes) {
+      const Chunk<T> chunk = plan(p, place.base, p.offset + place.offset, p.weight + place.weight, first);
+      const int64_t left = p.points - first;
+      backward_points<T, V, Input, Fields>(chunk, left < lanes ? left : lanes, gradient, slice, dots);
+      if (Fields) store_field_gradients(p, place, chunk, dots, first);
+    }
+  }
+  if (Input) slice.store_gradient(p.grad_input + begin, pixel_stride, p.pixels);
+}
+
+template <typename T>
+void backward(const DeformAggregationCpu<T>& p, int64_t image, int64_t group, T* scratch) {
+  const auto run = [&](auto vectors) {
+    constexpr int V = decltype(vectors)::value;
+    if (!p.grad_input) backward_of<T, V, false, true>(p, image, group, scratch);
+    else if (!p.grad_offset) backward_of<T, V, true, false>(p, image, group, scratch);
+    else backward_of<T, V, true, true>(p, image, group, scratch);
+  };
+  switch (round_up(p.channels, kLanes<T>) / kLanes<T>) {
+    case 1: return run(std::integral_constant<int, 1>{});
+    case 2: return run(std::integral_constant<int, 2>{});
+    default: return run(std::integral_constant<int, 0>{});
+  }
+}
+
+}  // namespace
+
+const DeformAggregationKernels<float>& deform_aggregation_kernels_float() {
+  static constexpr DeformAggregationKernels<float> kernels{forward<float>, backward<float>};
+  return kernels;
+}
+
+const DeformAggregationKernels<double>& deform_aggregation_kernels_double() {
+  static constexpr DeformAggregationKernels<double> kernels{forward<double>, backward<double>};
+  return kernels;
+}
+
+}  // namespace dcnzoo::DCNZOO_CPU_NAMESPACE

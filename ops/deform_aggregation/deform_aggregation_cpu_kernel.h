@@ -1,0 +1,52 @@
+// What deform_aggregation_cpu.cpp (torch: checks, allocation, threads) asks of
+// deform_aggregation_cpu_kernel.cpp (no torch: arithmetic, one copy per instruction set).
+#pragma once
+
+#include <type_traits>
+
+#include "../common/cpu_capability.h"
+#include "deform_aggregation_math.h"
+
+namespace dcnzoo {
+
+// Tables of points and rows of staged channels are padded to whole vectors of any instruction set.
+constexpr int64_t kMostLanes = 16;
+
+// Every SamplePoint of a query, as arrays [point], padded to a multiple of kMostLanes.
+template <typename T>
+struct SampleTable {
+  using Index = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
+  const T *tap[2], *scale[2], *extent[2];  // extent: size, as a number of type T
+  const Index *size[2], *start;
+};
+
+template <typename T>
+struct DeformAggregationCpu : Aggregation {
+  SampleTable<T> table;
+  T origin[2], step[2];  // a query's base: origin + step · its place on a grid that is out_w wide
+  int64_t out_w;
+
+  const T* input;  // [batch][pixels][groups · channels]
+  const T *offset, *weight;  // fields as their layouts say
+
+  T* output;  // [batch][queries][groups · channels]
+
+  // backward
+  const T* grad_output;       // like output
+  T* grad_input;              // like input, or null
+  T *grad_offset, *grad_weight;  // like offset and weight, both or null
+};
+
+template <typename T>
+struct DeformAggregationKernels {
+  // Queries [begin, end) of an image, all groups. plan: scratch, 8 · points (padded) of T.
+  void (*forward)(const DeformAggregationCpu<T>&, int64_t image, int64_t begin, int64_t end, T* plan);
+  // All queries of an image, one group: no two write the same memory. scratch: (2 · pixels + 1) · channels
+  // (padded to a multiple of kMostLanes) of T.
+  void (*backward)(const DeformAggregationCpu<T>&, int64_t image, int64_t group, T* scratch);
+};
+
+DCNZOO_DECLARE_KERNELS(DeformAggregationKernels<float>, deform_aggregation_kernels_float)
+DCNZOO_DECLARE_KERNELS(DeformAggregationKernels<double>, deform_aggregation_kernels_double)
+
+}  // namespace dcnzoo

@@ -1,0 +1,92 @@
+// What DCNv3, DCNv4 and multi-scale deformable attention have in common, for host and device:
+//
+//   output[n, q, g, :] = sum over points p of  weight[n, q, g, p] · input[n, level(p), g, :] at
+//                        base[q] + (tap[p] + field[n, q, g, p]) · scale[p]
+//
+// with bilinear sampling. A query q is an output pixel or an object's query, a field what the network says
+// about where to look: an offset, or a location. They differ in base, tap and scale, which a grid gives.
+#pragma once
+
+#include "../deform_conv/deform_conv_math.h"
+
+namespace dcnzoo {
+
+struct FieldLayout {
+  int64_t first, query, group;  // a query's fields for a group begin at first + q · query + g · group
+};
+
+struct Aggregation {
+  int64_t batch, pixels, queries, groups, channels, points;  // channels: of a group
+  FieldLayout offset_at;  // of a tensor [batch][queries][...]: (x, y) of the points, in pairs
+  FieldLayout weight_at;  // likewise, one per point
+};
+
+// What all queries know of one of their points. Axis 0 is y, axis 1 is x; fields are (x, y).
+template <typename T>
+struct SamplePoint {
+  T tap[2], scale[2];
+  int64_t size[2];  // of the map that it reads
+  int64_t start;    // of that map in the image, in pixels
+};
+
+template <typename Value>
+DCNZOO_HD Value sample_coordinate(Value base, Value tap, Value field, Value scale) {
+  return base + (tap + field) * scale;
+}
+
+// DCNv3 and DCNv4: the taps of a kernel, x slowest, perhaps without the one in the middle. offset_scale
+// stretches the kernel about its middle tap as well as the offsets.
+struct KernelGrid {
+  int64_t size[2], out_w;
+  int64_t kernel[2], stride[2], padding[2], dilation[2];
+  double offset_scale;
+  int64_t removed;  // the tap that is left out, or -1
+
+  template <typename T>
+  DCNZOO_HD SamplePoint<T> point(int64_t p) const {
+    const int64_t tap = removed >= 0 && p >= removed ? p + 1 : p;
+    return {{T(tap % kernel[0] * dilation[0]), T(tap / kernel[0] * dilation[1])},
+            {T(offset_scale), T(offset_scale)},
+            {size[0], size[1]},
+            0};
+  }
+
+  // where the first tap of the first query reads, without its offset
+  template <typename T>
+  DCNZOO_HD T origin(int axis) const {
+    const int64_t middle = dilation[axis] * (kernel[axis] - 1) / 2;
+    return T(middle - padding[axis]) - T(middle) * T(offset_scale);
+  }
+
+  template <typename T>
+  DCNZOO_HD void base(int64_t query, T* at) const {
+    at[0] = origin<T>(0) + T(query / out_w * stride[0]);
+    at[1] = origin<T>(1) + T(query % out_w * stride[1]);
+  }
+};
+
+// Multi-scale deformable attention: fields are locations in units of the level's size, (0, 0) being its upper
+// left corner and (1, 1) its lower right; pixel i has its centre at i + 0.5.
+struct LevelGrid {
+  const int64_t* sizes;   // [level][y, x]
+  const int64_t* starts;  // [level]
+  int64_t points_of_level, pixels;
+
+  // A level that does not lie within the image is one of no pixels: nothing is read.
+  template <typename T>
+  DCNZOO_HD SamplePoint<T> point(int64_t p) const {
+    const int64_t level = p / points_of_level;
+    int64_t height = sizes[2 * level], width = sizes[2 * level + 1], start = starts[level];
+    const bool fits = height > 0 && width > 0 && start >= 0 && start <= pixels && height <= pixels &&
+                      width <= (pixels - start) / height;
+    if (!fits) height = width = start = 0;
+    return {{T(0), T(0)}, {T(height), T(width)}, {height, width}, start};
+  }
+
+  template <typename T>
+  DCNZOO_HD void base(int64_t, T* at) const {
+    at[0] = at[1] = T(-0.5);
+  }
+};
+
+}  // namespace dcnzoo

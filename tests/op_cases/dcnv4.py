@@ -1,0 +1,90 @@
+"""Samples of dcnv4: the tensors are (input, offset_mask)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+import dcnzoo.ops
+from dcnzoo.ops import reference as oracle
+
+from . import Sample, dcnv3
+from .dcnv3 import geometry
+
+NAME = "dcnv4"
+
+
+def call(sample: Sample) -> torch.Tensor:
+    return dcnzoo.ops.dcnv4(*sample.tensors, **sample.kwargs)
+
+
+def reference(sample: Sample) -> torch.Tensor:
+    return oracle.dcnv4(*sample.tensors, *geometry(sample))
+
+
+def overload_calls(sample: Sample) -> Iterator[tuple[torch._ops.OpOverload, tuple]]:
+    arguments = geometry(sample)
+    yield torch.ops.dcnzoo.dcnv4.default, (*sample.leaves().tensors, *arguments)
+    grad = torch.ones_like(reference(sample))
+    for wanted in ([True] * 2, [False, True]):
+        yield torch.ops.dcnzoo._dcnv4_backward.default, (grad, *sample.tensors, *arguments, wanted)
+
+
+def resized_samples() -> Iterator[Sample]:
+    for sample in dcnv3.resized_samples():
+        yield packed(sample)
+
+
+def packed(sample: Sample) -> Sample:
+    """The same sample with dcnv4's one tensor for offset and mask, the padding not zero."""
+    input, offset, mask = sample.tensors
+    group = sample.kwargs["group"]
+    fields = torch.cat([offset.unflatten(3, (group, -1)), mask.unflatten(3, (group, -1))], dim=4).flatten(3)
+    padding = -fields.shape[3] % 8
+    fields = torch.cat([fields, torch.full((*fields.shape[:3], padding), 7.0, dtype=fields.dtype)], dim=3)
+    kwargs = {name: value for name, value in sample.kwargs.items() if name != "im2col_step"}
+    return Sample(sample.name, (input, fields), kwargs)
+
+
+def samples() -> Iterator[Sample]:
+    for sample in dcnv3.samples():
+        yield packed(sample)
+
+
+def invalid() -> Iterator[tuple[Sample, str]]:
+    good = packed(dcnv3.make("good", kernel_size=3, group=2, group_channels=3))
+    input, fields = good.tensors
+
+    def bad(name: str, message: str, tensors=good.tensors, **kwargs) -> tuple[Sample, str]:
+        return Sample(name, tuple(tensors), {**good.kwargs, **kwargs}), message
+
+    yield bad(
+        "without padding",
+        "dcnv4: offset_mask: expected 56 channels on the last axis "
+        "(3 · 3·3 taps · 2 groups = 54, padded to a multiple of 8), got 54",
+        (input, fields[..., :54]),
+    )
+    yield bad(
+        "fields of the whole kernel",
+        "dcnv4: offset_mask: expected 48 channels on the last axis "
+        "(3 · (3·3 - 1) taps · 2 groups = 48, padded to a multiple of 8), got 56",
+        remove_center=True,
+    )
+    yield bad(
+        "size",
+        "dcnv4: offset_mask: expected height and width (4, 5) like the output, got (7, 10)",
+        stride=2,
+    )
+    yield bad("batch", "dcnv4: offset_mask: expected batch 2 like input, got 1", (input, fields[:1]))
+    yield bad(
+        "channels first",
+        "dcnv4: input: expected 6 channels on the last axis (2 groups · 3), got 10 in shape (2, 6, 7, 10)",
+        (input.permute(0, 3, 1, 2), fields),
+    )
+    yield bad(
+        "dtype",
+        "dcnv4: offset_mask: expected float64 like input, got float32",
+        (input, fields.float()),
+    )
+    yield bad("group 0", "dcnv4: group: expected at least 1, got 0", group=0)

@@ -1,0 +1,155 @@
+"""Samples of ms_deform_attn: the tensors are (value, sampling_locations, attention_weights)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+import dcnzoo.ops
+from dcnzoo.ops import reference as oracle
+
+from . import Sample
+
+NAME = "ms_deform_attn"
+
+
+def arguments(sample: Sample) -> tuple[torch.Tensor, ...]:
+    value, locations, weights = sample.tensors
+    levels = (sample.kwargs["spatial_shapes"], sample.kwargs["level_start_index"])
+    return value, *levels, locations, weights
+
+
+def call(sample: Sample) -> torch.Tensor:
+    return dcnzoo.ops.ms_deform_attn(*arguments(sample))
+
+
+def reference(sample: Sample) -> torch.Tensor:
+    return oracle.ms_deform_attn(*arguments(sample))
+
+
+def overload_calls(sample: Sample) -> Iterator[tuple[torch._ops.OpOverload, tuple]]:
+    yield torch.ops.dcnzoo.ms_deform_attn.default, arguments(sample.leaves())
+    grad = torch.ones_like(reference(sample))
+    for wanted in ([True] * 3, [False, True, False]):
+        yield torch.ops.dcnzoo._ms_deform_attn_backward.default, (grad, *arguments(sample), wanted)
+
+
+def resized_samples() -> Iterator[Sample]:
+    # no size of the first equals another of its sizes: torch.compile would take the two for one
+    for batch, queries in ((9, 7), (8, 11), (5, 14)):
+        yield make(f"{batch} {queries}", batch=batch, queries=queries)
+
+
+def make(
+    name: str,
+    batch: int = 2,
+    queries: int = 7,
+    heads: int = 3,
+    channels: int = 5,
+    points: int = 4,
+    sizes: tuple[tuple[int, int], ...] = ((6, 9), (3, 5)),
+    spread: float = 0.3,
+    gap: int = 0,
+) -> Sample:
+    """Random tensors of the right shapes; ``gap``: pixels between levels that belong to none."""
+    generator = torch.Generator().manual_seed(sum(map(ord, name)))
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    starts, pixels = [], 0
+    for height, width in sizes:
+        starts.append(pixels)
+        pixels += height * width + gap
+    # Away from grid lines, where the interpolation has a kink and no derivative: coordinates in pixels, then
+    # in units of the level's size.
+    extent = torch.tensor(sizes, dtype=torch.float64).flip(-1).view(len(sizes), 1, 2)  # (x, y)
+    place = (0.5 + normal(batch, queries, heads, len(sizes), points, 2) * spread) * extent
+    place = place.floor() + 0.1 + 0.8 * (place - place.floor())
+    tensors = (
+        normal(batch, pixels, heads, channels),
+        (place + 0.5) / extent,
+        normal(batch, queries, heads, len(sizes) * points).softmax(-1).unflatten(3, (len(sizes), points)),
+    )
+    levels = {"spatial_shapes": torch.tensor(sizes), "level_start_index": torch.tensor(starts)}
+    return Sample(name, tensors, levels)
+
+
+def samples() -> Iterator[Sample]:
+    yield make("two levels")
+    yield make("one level, one point", sizes=((4, 7),), points=1)
+    yield make("four levels", sizes=((7, 5), (4, 3), (2, 2), (1, 1)))
+    yield make("far outside", spread=3.0)
+    yield make("gaps between levels", gap=3)
+    yield make("empty batch", batch=0)
+    yield make("no queries", queries=0)
+    yield make("no points", points=0)
+    yield make("17 points", points=17, channels=16)
+    for channels in (1, 32, 33):
+        yield make(f"{channels} channels", channels=channels, heads=2)
+
+
+def invalid() -> Iterator[tuple[Sample, str]]:
+    good = make("good")
+    value, locations, weights = good.tensors
+
+    def bad(name: str, message: str, tensors=good.tensors, **kwargs) -> tuple[Sample, str]:
+        return Sample(name, tuple(tensors), {**good.kwargs, **kwargs}), f"ms_deform_attn: {message}"
+
+    yield bad(
+        "value dimensions",
+        "value: expected 4 dimensions (batch, pixels, heads, channels), got shape (69, 3, 5)",
+        (value[0], locations, weights),
+    )
+    yield bad(
+        "value's heads",
+        "sampling_locations: expected shape (2, queries, 2, 2, points, 2) for 2 heads and 2 levels, "
+        "got (2, 7, 3, 2, 4, 2)",
+        (value[:, :, 1:], locations, weights),
+    )
+    yield bad(
+        "weights",
+        "attention_weights: expected shape (2, 7, 3, 2, 4) like sampling_locations, got (2, 7, 3, 8)",
+        (value, locations, weights.flatten(3)),
+    )
+    yield bad(
+        "levels",
+        "level_start_index: expected shape (2,) for 2 levels, got (3,)",
+        level_start_index=torch.tensor([0, 54, 60]),
+    )
+    yield bad(
+        "shapes of levels",
+        "spatial_shapes: expected shape (levels, 2), each (height, width), got (2, 3)",
+        spatial_shapes=torch.ones(2, 3, dtype=torch.int64),
+    )
+    yield bad(
+        "type of shapes",
+        "spatial_shapes: expected int64, got Int",
+        spatial_shapes=torch.tensor([[6, 9], [3, 5]], dtype=torch.int32),
+    )
+    yield bad(
+        "level beyond the value",
+        "value: expected at least 54 + 4·5 pixels for level 1 (level_start_index, spatial_shapes), got 69",
+        spatial_shapes=torch.tensor([[6, 9], [4, 5]]),
+    )
+    yield bad(
+        "level before the value",
+        "value: expected at least -1 + 6·9 pixels for level 0 (level_start_index, spatial_shapes), got 69",
+        level_start_index=torch.tensor([-1, 54]),
+    )
+    yield bad(
+        "level without pixels",
+        "spatial_shapes: expected at least (1, 1), got (0, 5) for level 1",
+        spatial_shapes=torch.tensor([[6, 9], [0, 5]]),
+    )
+    yield bad(
+        "locations dtype",
+        "sampling_locations: expected float64 like value, got float32",
+        (value, locations.float(), weights),
+    )
+    yield bad(
+        "integer value",
+        "value: expected float64, float32, bfloat16 or float16, got Int",
+        (value.int(), locations, weights),
+    )

@@ -1,0 +1,92 @@
+"""configs/internimage and configs/flash_internimage: they build, with as many parameters as published."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import dcnzoo.models  # noqa: F401
+
+# isort: split
+from mmdet.registry import MODELS
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+FOLDERS = ("internimage", "flash_internimage")
+FILES = sorted(path for folder in FOLDERS for path in (CONFIGS / folder).glob("*.py"))
+# millions, of InternImage's model zoo
+PARAMETERS = {"mask-t": 49, "mask-s": 69, "mask-b": 115, "cascade-l": 277, "cascade-xl": 387}
+
+
+def size_of(path):
+    return path.stem.split("internimage-")[1].split("_")[0]
+
+
+def build(cfg):
+    cfg.model.backbone.init_cfg = None  # no download
+    with DefaultScope.overwrite_default_scope("mmdet"), torch.device("meta"):
+        return MODELS.build(cfg.model)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_config(path):
+    cfg = Config.fromfile(path)
+    backbone, dino = cfg.model.backbone, path.stem.startswith("dino")
+    assert cfg.custom_imports.imports == ["dcnzoo.models"]
+    assert backbone.type == ("FlashInternImage" if path.parent.name.startswith("flash") else "InternImage")
+    widths = [backbone.channels * 2**i for i in range(4)]
+    assert list(cfg.model.neck.in_channels) == (widths[1:] if dino else widths)
+    assert backbone.init_cfg.checkpoint.rsplit("/", 1)[1].startswith(
+        (f"internimage_{size_of(path)}_", f"flash_intern_image_{size_of(path)}_")
+    )
+    epochs = 36 if "_3x_" in path.stem else 12
+    assert cfg.train_cfg.max_epochs == epochs
+    assert cfg.param_scheduler[1].milestones == {36: [27, 33], 12: [11] if dino else [8, 11]}[epochs]
+    resizes = [step for step in cfg.train_dataloader.dataset.pipeline if step.type == "RandomChoice"]
+    assert bool(resizes) == (dino or epochs == 36)
+    decay = cfg.optim_wrapper.paramwise_cfg
+    if "constructor" in cfg.optim_wrapper:
+        assert decay.depths == backbone.depths
+        assert cfg.optim_wrapper.constructor == "CustomLayerDecayOptimizerConstructor"
+    else:
+        assert decay.custom_keys.backbone.lr_mult == 0.1 and path.stem.startswith("dino")
+    assert "_scope_" not in cfg.optim_wrapper and cfg.optim_wrapper.optimizer.type == "AdamW"
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if "_1x_" in path.stem], ids=lambda path: path.stem)
+def test_builds(path):
+    model = build(Config.fromfile(path))
+    keys = model.state_dict()
+    key = f"{path.stem.split('-')[0]}-{size_of(path)}"
+    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    if path.parent.name == "internimage" and key in PARAMETERS:
+        assert round(millions) == PARAMETERS[key]
+    operator = "value_proj" if path.parent.name.startswith("flash") else "input_proj"
+    assert f"backbone.levels.3.blocks.3.dcn.{operator}.weight" in keys
+    assert ("neck.lateral_convs.0.ln.weight" in keys) == ("flash" in path.stem and "dino" not in path.stem)
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_index_is_complete(folder):
+    index = yaml.safe_load((CONFIGS / folder / "metafile.yml").read_text())
+    listed = {Path(model["Config"]): model for model in index["Models"]}
+    assert set(listed) == {path.relative_to(CONFIGS.parent) for path in FILES if path.parent.name == folder}
+    readme = (CONFIGS / folder / "README.md").read_text()
+    for path, model in listed.items():
+        (row,) = [line for line in readme.splitlines() if f"]({path.name})" in line]
+        figures = [ap for result in model["Results"] for ap in result["Metrics"].values()]
+        assert len(figures) == (1 if path.stem.startswith("dino") else 2)
+        assert all(f"| {ap} |" in row for ap in figures)
+        assert model["Published"] == "OpenGVLab" and "| published |" in row
+        assert f"]({model['Weights']})" in row
+        # of the same model and schedule
+        name = Path(model["Weights"]).name.replace("_", "-")
+        assert f"internimage-{size_of(path)}-" in name and path.stem.split("_")[-2] in name
+
+
+@pytest.mark.parametrize("name", ["internimage", "flash-internimage"])
+def test_demo(name):
+    model = build(Config.fromfile(CONFIGS / f"demo/mask-rcnn_{name}_fpn_8e_shapes.py"))
+    assert 0.5e6 < sum(parameter.numel() for parameter in model.parameters()) < 1e6

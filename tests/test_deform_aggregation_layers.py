@@ -1,0 +1,191 @@
+"""``DCNv3`` and ``DCNv4`` of ``dcnzoo.layers``: parameters, initial values, what they compute."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import dcnzoo.ops.reference as reference
+from dcnzoo.layers import DCNv3, DCNv4, offset_parameter_groups
+
+both = pytest.mark.parametrize("layer", [DCNv3, DCNv4])
+GEOMETRY = ((3, 3), (1, 1), (1, 1), (1, 1))
+TOLERANCE = {"rtol": 1e-10, "atol": 1e-10}
+
+
+def randomise(module, std=0.3):
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=std)
+    return module.double()
+
+
+def image(*, channels=12, **options):
+    return torch.randn(2, 7, 9, channels, dtype=torch.float64, **options)
+
+
+def shapes(module):
+    return {key: tuple(value.shape) for key, value in module.state_dict().items()}
+
+
+def projections(first, last):
+    return {
+        f"{name}.{p}": (12, 12)[: 2 - (p == "bias")] for name in (first, last) for p in ("weight", "bias")
+    }
+
+
+def test_state_dict_of_dcnv3():
+    assert shapes(DCNv3(12, group=3, dw_kernel_size=5, center_feature_scale=True, remove_center=True)) == {
+        "center_feature_scale_proj_weight": (3, 12),
+        "center_feature_scale_proj_bias": (3,),
+        "dw_conv.0.weight": (12, 1, 5, 5),
+        "dw_conv.0.bias": (12,),
+        "dw_conv.1.1.weight": (12,),
+        "dw_conv.1.1.bias": (12,),
+        "offset.weight": (48, 12),
+        "offset.bias": (48,),
+        "mask.weight": (24, 12),
+        "mask.bias": (24,),
+        **projections("input_proj", "output_proj"),
+    }
+    batch_norm = shapes(DCNv3(12, group=3, norm_layer="BN"))
+    assert batch_norm["dw_conv.1.0.running_var"] == (12,) and "dw_conv.1.1.weight" not in batch_norm
+
+
+def test_state_dict_of_dcnv4():
+    keys = shapes(DCNv4(12, group=3, dw_kernel_size=5, center_feature_scale=True))
+    assert keys == {
+        "center_feature_scale_proj_weight": (3, 12),
+        "center_feature_scale_proj_bias": (3,),
+        "offset_mask_dw.weight": (12, 1, 5, 5),
+        "offset_mask_dw.bias": (12,),
+        "offset_mask.weight": (88, 12),  # 3 groups · 9 taps · 3 = 81, and up to a multiple of 8
+        "offset_mask.bias": (88,),
+        **projections("value_proj", "output_proj"),
+    }
+    assert "output_proj.bias" not in shapes(DCNv4(12, group=3, output_bias=False))
+    assert set(shapes(DCNv4(12, group=3, without_pointwise=True))) == {
+        "offset_mask.weight",
+        "offset_mask.bias",
+    }
+
+
+def test_dcnv3_begins_as_average_pooling():
+    layer, x = DCNv3(12, group=3).double(), image()
+    pooled = F.avg_pool2d(layer.input_proj(x).permute(0, 3, 1, 2), 3, stride=1, padding=1)
+    torch.testing.assert_close(layer(x), layer.output_proj(pooled.permute(0, 2, 3, 1)), **TOLERANCE)
+
+
+def test_dcnv4_begins_at_its_bias():
+    layer = DCNv4(12, group=3).double()
+    nn.init.normal_(layer.output_proj.bias)
+    x = image()
+    torch.testing.assert_close(layer(x), layer.output_proj.bias.expand_as(x), **TOLERANCE)
+
+
+@pytest.mark.parametrize("remove_center", [False, True])
+def test_dcnv3_is_its_definition(remove_center):
+    layer = randomise(DCNv3(12, group=3, offset_scale=1.5, act_layer="SiLU", remove_center=remove_center))
+    x = image(requires_grad=True)
+    depthwise = layer.dw_conv[0]
+    query = F.conv2d(x.permute(0, 3, 1, 2), depthwise.weight, depthwise.bias, padding=1, groups=12)
+    norm = layer.dw_conv[1][1]
+    query = F.silu(F.layer_norm(query.permute(0, 2, 3, 1), (12,), norm.weight, norm.bias, 1e-6))
+    mask = (query @ layer.mask.weight.T + layer.mask.bias).reshape(2, 7, 9, 3, -1)
+    mask = mask.exp() / mask.exp().sum(-1, keepdim=True)
+    offset = query @ layer.offset.weight.T + layer.offset.bias
+    value = x @ layer.input_proj.weight.T + layer.input_proj.bias
+    aggregated = reference.dcnv3(value, offset, mask.flatten(3), *GEOMETRY, 3, 4, 1.5, remove_center)
+    expected = aggregated @ layer.output_proj.weight.T + layer.output_proj.bias
+    torch.testing.assert_close(layer(x), expected, **TOLERANCE)
+    gradients = [torch.autograd.grad(y.sin().sum(), [x, *layer.parameters()]) for y in (layer(x), expected)]
+    torch.testing.assert_close(*gradients, **TOLERANCE)
+
+
+@pytest.mark.parametrize("dw_kernel_size", [None, 5])
+def test_dcnv4_is_its_definition(dw_kernel_size):
+    layer, x = randomise(DCNv4(12, group=3, offset_scale=0.5, dw_kernel_size=dw_kernel_size)), image()
+    query = x
+    if dw_kernel_size:
+        depthwise = layer.offset_mask_dw
+        query = F.conv2d(x.permute(0, 3, 1, 2), depthwise.weight, depthwise.bias, padding=2, groups=12)
+        query = query.permute(0, 2, 3, 1)
+    fields = (query @ layer.offset_mask.weight.T + layer.offset_mask.bias)[..., :81].reshape(2, 7, 9, 3, 27)
+    value = x @ layer.value_proj.weight.T + layer.value_proj.bias
+    aggregated = reference.dcnv3(
+        value, fields[..., :18].flatten(3), fields[..., 18:].flatten(3), *GEOMETRY, 3, 4, 0.5, False
+    )
+    expected = aggregated @ layer.output_proj.weight.T + layer.output_proj.bias
+    torch.testing.assert_close(layer(x), expected, **TOLERANCE)
+    torch.testing.assert_close(layer(x.flatten(1, 2), (7, 9)), expected.flatten(1, 2), **TOLERANCE)
+
+
+@both
+@pytest.mark.parametrize("options", [{}, {"dw_kernel_size": 5, "center_feature_scale": True}])
+def test_a_stride_thins_the_output_out(layer, options):
+    dense = randomise(layer(12, dilation=2, pad=2, group=3, **options))
+    strided = layer(12, dilation=2, pad=2, group=3, stride=2, **options).double()
+    strided.load_state_dict(dense.state_dict())
+    x = image()
+    torch.testing.assert_close(strided(x), dense(x)[:, ::2, ::2], **TOLERANCE)
+
+
+@both
+def test_center_feature_scale_goes_to_what_lies_in_the_middle(layer):
+    layer, x = randomise(layer(12, group=3, center_feature_scale=True)), image()
+    nn.init.zeros_(layer.center_feature_scale_proj_weight)
+    with torch.no_grad():
+        layer.center_feature_scale_proj_bias.copy_(torch.tensor([0.0, 50.0, -50.0]))  # half, all, none
+    nn.init.eye_(layer.output_proj.weight)
+    nn.init.zeros_(layer.output_proj.bias)
+    value = (layer.input_proj if isinstance(layer, DCNv3) else layer.value_proj)(x)
+    blended = layer(x)
+    layer.center_feature_scale = False
+    plain = layer(x)
+    torch.testing.assert_close(blended[..., :4], (plain + value)[..., :4] / 2, **TOLERANCE)
+    torch.testing.assert_close(blended[..., 4:8], value[..., 4:8], **TOLERANCE)
+    torch.testing.assert_close(blended[..., 8:], plain[..., 8:], **TOLERANCE)
+
+
+@both
+def test_offsets_can_learn_more_slowly(layer):
+    layer = layer(12, group=3)
+    _, slow = offset_parameter_groups(layer, lr=1.0)
+    predictors = [layer.offset, layer.mask] if isinstance(layer, DCNv3) else [layer.offset_mask]
+    assert {id(p) for p in slow["params"]} == {id(p) for m in predictors for p in m.parameters()}
+
+
+@both
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"group": 5}, "group: expected a divisor of the 12 channels, got 5"),
+        ({"kernel_size": 2}, "kernel_size: expected an odd number, got 2"),
+        ({"dw_kernel_size": 4}, "dw_kernel_size: expected an odd number, got 4"),
+        ({"pad": 0}, "pad: expected 1, dilation · (kernel_size - 1) / 2, got 0"),
+    ],
+)
+def test_refuses_arguments(layer, arguments, message):
+    with pytest.raises(ValueError, match="^" + layer.__name__ + ": ") as error:
+        layer(12, **{"group": 3, **arguments})
+    assert str(error.value) == f"{layer.__name__}: {message}"
+
+
+@both
+def test_refuses_other_input(layer):
+    with pytest.raises(RuntimeError, match=r"channels last, got \(2, 12, 7, 9\)"):
+        layer(12, group=3)(torch.randn(2, 12, 7, 9))
+
+
+def test_dcnv4_refuses_a_shape_that_is_not_its_lengths():
+    layer, x = DCNv4(12, group=3), torch.randn(2, 63, 12)
+    with pytest.raises(RuntimeError, match=r"shape: expected \(H, W\) with H · W = 63, .* got \(7, 7\)"):
+        layer(x)
+    with pytest.raises(RuntimeError, match=r"got \(8, 8\)"):
+        layer(x, (8, 8))
+
+
+def test_refuses_unknown_names():
+    with pytest.raises(ValueError, match="act_layer: expected 'GELU', 'ReLU' or 'SiLU', got 'Mish'"):
+        DCNv3(12, group=3, act_layer="Mish")
+    with pytest.raises(ValueError, match="norm_layer: expected 'LN' or 'BN', got 'GN'"):
+        DCNv3(12, group=3, norm_layer="GN")

@@ -1,0 +1,306 @@
+"""InternImage and FlashInternImage: the official checkpoints' names, what they compute, how they learn."""
+
+import copy
+
+import pytest
+import torch
+from mmengine.config import ConfigDict
+from mmengine.model import BaseModule
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import MODELS
+from torch import nn
+
+import dcnzoo.models  # noqa: F401  registers them
+from dcnzoo.models.layer_decay import layer_of
+
+TINY = dict(channels=16, depths=(1, 2, 2, 1), groups=(1, 2, 4, 8), layer_scale=1.0)
+KINDS = ("InternImage", "FlashInternImage")
+both = pytest.mark.parametrize("kind", KINDS)
+# channels, depths, groups
+SIZES = {
+    "T": (64, (4, 4, 18, 4), (4, 8, 16, 32)),
+    "S": (80, (4, 4, 21, 4), (5, 10, 20, 40)),
+    "B": (112, (4, 4, 21, 4), (7, 14, 28, 56)),
+    "L": (160, (5, 5, 22, 5), (10, 20, 40, 80)),
+    "XL": (192, (5, 5, 24, 5), (12, 24, 48, 96)),
+}
+
+
+def build(kind, **options):
+    return MODELS.build(dict(type=kind, **{**TINY, **options}))
+
+
+def shapes(module):
+    return {key: tuple(value.shape) for key, value in module.state_dict().items()}
+
+
+def norm(name, channels):
+    return {f"{name}.weight": (channels,), f"{name}.bias": (channels,)}
+
+
+def linear(name, inputs, outputs, bias=True):
+    return {f"{name}.weight": (outputs, inputs), **({f"{name}.bias": (outputs,)} if bias else {})}
+
+
+def official(kind, size, *, post_norm, depthwise=None, biases=True):
+    """Names and shapes in the official checkpoints, from the definition of the networks."""
+    width, depths, groups = SIZES[size]
+    half = width // 2
+    keys = {
+        "patch_embed.conv1.weight": (half, 3, 3, 3),
+        "patch_embed.conv1.bias": (half,),
+        **norm("patch_embed.norm1.1", half),
+        "patch_embed.conv2.weight": (width, half, 3, 3),
+        "patch_embed.conv2.bias": (width,),
+        **norm("patch_embed.norm2.1", width),
+    }
+    for level, (depth, group) in enumerate(zip(depths, groups, strict=True)):
+        c = width * 2**level
+        for index in range(depth):
+            block = f"levels.{level}.blocks.{index}"
+            keys |= {f"{block}.gamma1": (c,), f"{block}.gamma2": (c,)}
+            keys |= norm(f"{block}.norm1.0", c) | norm(f"{block}.norm2.0", c)
+            keys |= linear(f"{block}.mlp.fc1", c, 4 * c) | linear(f"{block}.mlp.fc2", 4 * c, c, biases)
+            if kind == "InternImage":
+                keys |= {f"{block}.dcn.dw_conv.0.weight": (c, 1, 3, 3), f"{block}.dcn.dw_conv.0.bias": (c,)}
+                keys |= norm(f"{block}.dcn.dw_conv.1.1", c)
+                keys |= linear(f"{block}.dcn.offset", c, group * 18)
+                keys |= linear(f"{block}.dcn.mask", c, group * 9)
+                keys |= linear(f"{block}.dcn.input_proj", c, c)
+            else:
+                if depthwise:
+                    keys[f"{block}.dcn.offset_mask_dw.weight"] = (c, 1, depthwise, depthwise)
+                    keys[f"{block}.dcn.offset_mask_dw.bias"] = (c,)
+                keys |= linear(f"{block}.dcn.offset_mask", c, -(-group * 27 // 8) * 8)
+                keys |= linear(f"{block}.dcn.value_proj", c, c)
+            keys |= linear(f"{block}.dcn.output_proj", c, c, biases)
+        if not post_norm:
+            keys |= norm(f"levels.{level}.norm.0", c)
+        if level < 3:
+            keys[f"levels.{level}.downsample.conv.weight"] = (2 * c, c, 3, 3)
+            keys |= norm(f"levels.{level}.downsample.norm.1", 2 * c)
+    return keys
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "options"),
+    [
+        *(("InternImage", size, {"post_norm": size != "T"}) for size in SIZES),
+        ("FlashInternImage", "T", {}),
+        ("FlashInternImage", "S", {"post_norm": True, "dw_kernel_size": 3}),
+        (
+            "FlashInternImage",
+            "L",
+            {"post_norm": True, "dw_kernel_size": 3, "dcn_output_bias": True, "mlp_fc2_bias": True},
+        ),
+    ],
+)
+def test_state_dict_is_the_official_one(kind, size, options):
+    channels, depths, groups = SIZES[size]
+    with torch.device("meta"):
+        model = build(kind, channels=channels, depths=depths, groups=groups, **options)
+    assert shapes(model) == official(
+        kind,
+        size,
+        post_norm=options.get("post_norm", False),
+        depthwise=options.get("dw_kernel_size"),
+        biases=kind == "InternImage" or options.get("mlp_fc2_bias", False),
+    )
+
+
+def test_the_options_of_the_largest():
+    """InternImage-H: depth-wise 5×5, norms on both sides and after some blocks, blended centres."""
+    model = build(
+        "InternImage",
+        layer_scale=None,
+        dw_kernel_size=5,
+        res_post_norm=True,
+        level2_post_norm=True,
+        level2_post_norm_block_ids=[1],
+        center_feature_scale=True,
+    )
+    keys = shapes(model)
+    block = "levels.2.blocks.1"
+    assert keys[f"{block}.dcn.dw_conv.0.weight"] == (64, 1, 5, 5)
+    assert keys[f"{block}.dcn.center_feature_scale_proj_weight"] == (4, 64)
+    assert keys[f"{block}.res_post_norm1.0.weight"] == keys["levels.2.post_norms.0.0.weight"] == (64,)
+    assert f"{block}.gamma1" not in keys and "levels.1.post_norms.0.0.weight" not in keys
+    assert [y.shape[1] for y in model(torch.randn(1, 3, 64, 32))] == [16, 32, 64, 128]
+
+
+@both
+def test_forward_and_backward(kind):
+    model = build(kind, out_indices=(0, 2, 3))
+    outputs = model(torch.randn(2, 3, 64, 96))
+    assert [tuple(y.shape) for y in outputs] == [(2, 16, 16, 24), (2, 64, 4, 6), (2, 128, 2, 3)]
+    assert all(y.is_contiguous() for y in outputs)
+    sum(y.sin().sum() for y in outputs).backward()
+    # the norm behind a level is part of what goes on to the next
+    assert all(p.grad is not None for p in model.parameters())
+
+
+@both
+@pytest.mark.parametrize("post_norm", [False, True])
+def test_a_block_is_its_equation(kind, post_norm):
+    model = build(kind, post_norm=post_norm, layer_scale=0.5)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    block, x = model.eval().levels[1].blocks[1], torch.randn(2, 6, 5, 32)
+    y = x
+    for branch, norm, gamma in (
+        (block.dcn, block.norm1, block.gamma1),
+        (block.mlp, block.norm2, block.gamma2),
+    ):
+        y = y + gamma * (norm(branch(y)) if post_norm else branch(norm(y)))
+    torch.testing.assert_close(block(x), y)
+
+
+@both
+def test_checkpointing_changes_nothing(kind):
+    torch.manual_seed(0)
+    plain = build(kind, drop_path_rate=0.5)
+    recomputing = build(kind, drop_path_rate=0.5, with_cp=True)
+    recomputing.load_state_dict(plain.state_dict())
+    x, gradients = torch.randn(2, 3, 32, 64), []
+    for model in (plain, recomputing):
+        torch.manual_seed(1)  # of the paths that are dropped
+        sum(y.sin().sum() for y in model(x)).backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+    torch.testing.assert_close(*gradients)
+
+
+def test_drop_path_grows_with_depth():
+    model = build("InternImage", drop_path_rate=0.5)
+    rates = [getattr(block.drop_path, "drop_prob", 0.0) for level in model.levels for block in level.blocks]
+    assert rates == pytest.approx([0, 0.1, 0.2, 0.3, 0.4, 0.5])
+    model = build("InternImage", drop_path_rate=0.5, drop_path_type="uniform")
+    assert all(block.drop_path.drop_prob == 0.5 for level in model.levels for block in level.blocks)
+
+
+@both
+def test_frozen_stages(kind):
+    model = build(kind, frozen_stages=1).train()
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    assert frozen == {name for name, _ in model.named_parameters() if name.startswith(("patch", "levels.0"))}
+    assert not model.levels[0].training and model.levels[1].training
+
+
+@both
+def test_offsets_start_at_zero_in_a_detector(kind):
+    """Also behind the ``init_weights()`` of a parent that initialises every Linear by name."""
+
+    parent = BaseModule(init_cfg=dict(type="Normal", layer="Linear", std=1.0))
+    parent.backbone = build(kind)
+    parent.init_weights()
+    dcn = parent.backbone.levels[2].blocks[0].dcn
+    predictors = [dcn.offset, dcn.mask] if kind == "InternImage" else [dcn.offset_mask]
+    assert not any(p.any() for m in predictors for p in m.parameters())
+    assert dcn.output_proj.weight.std() > 0.5  # it did come by
+
+
+@both
+@pytest.mark.parametrize("key", ["model", "state_dict", "model_ema", None])
+def test_pretrained_weights_of_a_classifier(kind, key, tmp_path):
+    trained = build(kind)
+    for parameter in trained.parameters():
+        nn.init.normal_(parameter)
+    state = {**trained.state_dict(), "head.weight": torch.zeros(10, 128)}
+    if key == "state_dict":
+        state = {f"backbone.{name}": value for name, value in state.items()}
+    path = tmp_path / "classifier.pth"
+    torch.save({key: state} if key else state, path)
+    model = build(kind, init_cfg=dict(type="Pretrained", checkpoint=str(path)))
+    model.init_weights()
+    torch.testing.assert_close(model.state_dict(), trained.state_dict())
+
+
+def test_weights_of_another_network_are_refused(tmp_path):
+    path = tmp_path / "other.pth"
+    torch.save({"model": nn.Linear(2, 2).state_dict()}, path)
+    model = build("InternImage", init_cfg=dict(type="Pretrained", checkpoint=str(path)))
+    with pytest.raises(RuntimeError, match="holds none of its 1"):
+        model.init_weights()
+
+
+@both
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"groups": (1, 2)}, r"groups: expected 4, one for each of the depths, got \(1, 2\)"),
+        ({"out_indices": (0, 4)}, r"out_indices: expected numbers from 0 to 3, got \(0, 4\)"),
+        ({"frozen_stages": 5}, "frozen_stages: expected -1 to 4, got 5"),
+        ({"drop_path_type": "cosine"}, "drop_path_type: expected 'linear' or 'uniform', got 'cosine'"),
+        ({"core_op": "DCNv2"}, r"core_op: expected 'DCNv\d', got 'DCNv2'"),
+        ({"groups": (3, 2, 4, 8)}, r"DCNv\d: group: expected a divisor of the 16 channels, got 3"),
+        ({"res_post_norm": True}, "res_post_norm: expected neither post_norm nor layer_scale beside it"),
+    ],
+)
+def test_refuses(kind, options, message):
+    with pytest.raises(ValueError, match=message):
+        build(kind, **options)
+
+
+# The layer-wise learning rate
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [
+        ("backbone.patch_embed.conv1.weight", 0),
+        ("level_embed", 0),
+        ("backbone.levels.0.blocks.0.norm1.0.weight", 1),
+        ("backbone.levels.0.downsample.conv.weight", 5),
+        ("backbone.levels.1.blocks.0.mlp.fc1.weight", 5),
+        ("backbone.levels.2.blocks.17.gamma1", 26),
+        ("backbone.levels.2.norm.0.weight", 27),
+        ("backbone.levels.3.blocks.3.dcn.mask.weight", 30),
+        ("backbone.levels.3.norm.0.weight", 27),
+        ("neck.lateral_convs.0.conv.weight", 31),
+    ],
+)
+def test_layer_of(name, layer):
+    assert layer_of(name, (4, 4, 18, 4)) == layer
+
+
+class Detector(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.backbone = build("InternImage", frozen_stages=0)
+        self.sampling_offsets = nn.Linear(4, 4)
+        self.head = nn.Linear(4, 4)
+
+
+def wrapper(model, **paramwise):
+    cfg = dict(
+        optimizer=dict(type="AdamW", lr=1e-3, weight_decay=0.05),
+        constructor="CustomLayerDecayOptimizerConstructor",
+        paramwise_cfg=dict(depths=TINY["depths"], **paramwise),
+    )
+    return build_optim_wrapper(model, ConfigDict(cfg))
+
+
+def test_layer_decay():
+    model = Detector()
+    groups = wrapper(model, num_layers=6, layer_decay_rate=0.5, offset_lr_scale=0.01).optimizer.param_groups
+    found = {id(p): (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]}
+    assert len(found) == sum(len(g["params"]) for g in groups)
+    assert set(found) == {id(p) for p in model.parameters() if p.requires_grad}
+    expected = {
+        model.backbone.levels[0].blocks[0].mlp.fc1.weight: (1e-3 / 2**6, 0.05),
+        model.backbone.levels[2].blocks[1].mlp.fc1.bias: (1e-3 / 2**2, 0),
+        model.backbone.levels[3].blocks[0].gamma1: (1e-3 / 2, 0),
+        model.head.weight: (1e-3, 0.05),
+        model.sampling_offsets.weight: (1e-5, 0),
+    }
+    for parameter, values in expected.items():
+        assert found[id(parameter)] == pytest.approx(values)
+
+
+def test_layer_decay_refuses():
+    model = Detector()
+    with pytest.raises(ValueError, match="num_layers: expected 6, the sum of the depths, got 30"):
+        wrapper(copy.deepcopy(model), num_layers=30, layer_decay_rate=1.0)
+    with pytest.raises(ValueError, match="paramwise_cfg: expected layer_decay_rate, got depths"):
+        wrapper(model)
+    with pytest.raises(ValueError, match="got decay"):
+        wrapper(model, layer_decay_rate=1.0, decay=1)
