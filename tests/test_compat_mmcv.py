@@ -108,6 +108,23 @@ def test_layers_of_mmcv():
     torch.testing.assert_close(layer(input, input.new_zeros(2, 18, 7, 10)), expected)
 
 
+def test_ms_deform_attn():
+    """The function that mmcv calls on a GPU, against the formula that it uses on the CPU."""
+    module = importlib.import_module("mmcv.ops.multi_scale_deform_attn")
+    torch.manual_seed(0)
+    sizes, starts = torch.tensor([[6, 9], [3, 5]]), torch.tensor([0, 54])
+    value, locations, weights = with_grad(
+        torch.randn(3, 69, 2, 8), torch.rand(3, 7, 2, 2, 4, 2) * 1.4 - 0.2, torch.rand(3, 7, 2, 2, 4)
+    )
+    apply = module.MultiScaleDeformableAttnFunction.apply
+    output = apply(value, sizes, starts, locations, weights, 2)
+    expected = module.multi_scale_deformable_attn_pytorch(value, sizes.tolist(), locations, weights)
+    torch.testing.assert_close(output, expected, atol=1e-5, rtol=1e-5)
+    inputs = (value, locations, weights)
+    for got, want in zip(gradients(output, inputs), gradients(expected, inputs), strict=True):
+        torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
+
+
 def test_autocast_is_settled_by_mmcv():
     input, weight, offset, _, _ = deform_tensors()
     plain = mmcv_ops.deform_conv2d(input, offset, weight, STRIDE, PADDING, DILATION, 2, 2)

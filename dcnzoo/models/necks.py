@@ -14,8 +14,7 @@ class _WithDCN:
     """Makes the neck's 3×3 output convolutions deformable; the 1×1 laterals stay as they are.
 
     ``dcn`` is True or ``'v2'`` (DCNv2), ``'v1'`` (DCN), ``'v3'``, ``'v4'`` or the dict of a
-    layer; see
-    :func:`dcnzoo.models.dcn.parse_dcn`.
+    layer; see :func:`dcnzoo.models.dcn.parse_dcn`.
     """
 
     output_convs: ClassVar[tuple[str, ...]] = ("fpn_convs",)

@@ -69,9 +69,9 @@ def register_derivatives(
 ) -> None:
     """Both derivatives of an operator whose first arguments are ``tensors`` tensors.
 
-    The first is ``dcnzoo::_{name}_backward(grad_output, *arguments, output_mask)``, which returns the gradients
-    of the arguments at the places ``differentiable``, of which the first is summed atomically on CUDA. The
-    second differentiates ``in_plain_torch`` twice: exact, not fast.
+    The first is ``dcnzoo::_{name}_backward(grad_output, *arguments, output_mask)``, which returns the
+    gradients of the arguments at the places ``differentiable``, of which the first is summed atomically on
+    CUDA. The second differentiates ``in_plain_torch`` twice: exact, not fast.
     """
     backward_operator = getattr(torch.ops.dcnzoo, f"_{name}_backward").default
 

@@ -35,7 +35,7 @@ def dcnv3(
         input: ``(N, H, W, C)`` with ``C = group · group_channels``; float64, float32, bfloat16 or float16.
         offset: ``(N, oH, oW, group · P · 2)``: per group and tap, (x, y), in input pixels. Taps are x-major:
             tap ``i·kH + j`` lies in column i and row j of the kernel.
-        mask: ``(N, oH, oW, group · P)``, used as it is (InternImage applies a softmax over each group's taps).
+        mask: ``(N, oH, oW, group · P)``, used as it is. (InternImage's is a softmax over each group's taps.)
         kernel_size, stride, padding, dilation: as in a convolution; P is the number of taps.
         group, group_channels: of channels that read at the same places.
         offset_scale: stretches both the kernel, about its middle tap, and the offsets.

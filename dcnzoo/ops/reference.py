@@ -279,8 +279,8 @@ def dcnv3(
         out[n, o, g] = sum_p mask[n, o, g, p] · input[n, at(n, o, g, p), g]
         at(n, o, g, p) = o·stride - padding + middle + (tap(p) - middle + offset[n, o, g, p]) · offset_scale
 
-    on each axis, where ``tap(p)`` is ``dilation`` times the tap's place in the kernel and ``middle`` half of the
-    largest, rounded down. ``remove_center`` leaves the tap in the middle of the kernel out.
+    on each axis, where ``tap(p)`` is ``dilation`` times the tap's place in the kernel and ``middle`` half of
+    the largest, rounded down. ``remove_center`` leaves the tap in the middle of the kernel out.
     """
     batch, out_size = input.shape[0], offset.shape[1:3]
     accumulate = torch.promote_types(input.dtype, torch.float32)

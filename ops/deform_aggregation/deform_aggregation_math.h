@@ -72,15 +72,19 @@ struct LevelGrid {
   const int64_t* starts;  // [level]
   int64_t points_of_level, pixels;
 
+  DCNZOO_HD bool fits(int64_t level) const {
+    const int64_t height = sizes[2 * level], width = sizes[2 * level + 1], start = starts[level];
+    return height > 0 && width > 0 && start >= 0 && start <= pixels && height <= pixels &&
+           width <= (pixels - start) / height;
+  }
+
   // A level that does not lie within the image is one of no pixels: nothing is read.
   template <typename T>
   DCNZOO_HD SamplePoint<T> point(int64_t p) const {
     const int64_t level = p / points_of_level;
-    int64_t height = sizes[2 * level], width = sizes[2 * level + 1], start = starts[level];
-    const bool fits = height > 0 && width > 0 && start >= 0 && start <= pixels && height <= pixels &&
-                      width <= (pixels - start) / height;
-    if (!fits) height = width = start = 0;
-    return {{T(0), T(0)}, {T(height), T(width)}, {height, width}, start};
+    if (!fits(level)) return {};
+    const int64_t height = sizes[2 * level], width = sizes[2 * level + 1];
+    return {{T(0), T(0)}, {T(height), T(width)}, {height, width}, starts[level]};
   }
 
   template <typename T>

@@ -252,6 +252,50 @@ def masked_col2im_forward(
     im[0, :, mask_h_idx, mask_w_idx] = col
 
 
+# Multi-scale deformable attention, of any batch whatever im2col_step is
+
+
+@_without_autocast
+def ms_deform_attn_forward(
+    value: Tensor,
+    spatial_shapes: Tensor,
+    level_start_index: Tensor,
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+    im2col_step: int,
+) -> Tensor:
+    return dcnzoo.ops.ms_deform_attn(
+        value, spatial_shapes, level_start_index, sampling_locations, attention_weights
+    )
+
+
+@_without_autocast
+def ms_deform_attn_backward(
+    value: Tensor,
+    spatial_shapes: Tensor,
+    level_start_index: Tensor,
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+    grad_output: Tensor,
+    grad_value: Tensor,
+    grad_sampling_loc: Tensor,
+    grad_attn_weight: Tensor,
+    im2col_step: int,
+) -> None:
+    gradients = torch.ops.dcnzoo._ms_deform_attn_backward(
+        grad_output,
+        value,
+        spatial_shapes,
+        level_start_index,
+        sampling_locations,
+        attention_weights,
+        [True] * 3,
+    )
+    targets = (grad_value, grad_sampling_loc, grad_attn_weight)
+    for target, gradient in zip(targets, gradients, strict=True):
+        target.add_(gradient)
+
+
 # Boxes
 
 

@@ -1,0 +1,245 @@
+"""dcnv3: what a tap means, and agreement with formulas written by others' rules."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dcnzoo.ops import dcnv3, deform_conv2d
+
+from .op_cases import dcnv3 as cases
+from .op_cases.dcnv3 import pair
+
+F64 = {"dtype": torch.float64}
+ALL = [pytest.param(s, id=s.name) for s in cases.samples() if s.tensors[0].numel()]
+
+
+def grid_sample_formula(
+    input, offset, mask, kernel_size, stride, padding, dilation, group, group_channels, offset_scale, remove
+):
+    """As the paper's plain PyTorch does it: on the map padded with zeros, in coordinates from 0 to 1."""
+    (kernel_h, kernel_w), (dilation_h, dilation_w) = kernel_size, dilation
+    padded = F.pad(input, [0, 0, padding[1], padding[1], padding[0], padding[0]])
+    batch, height, width, channels = padded.shape
+    out_h, out_w = offset.shape[1:3]
+    middle_h, middle_w = dilation_h * (kernel_h - 1) // 2, dilation_w * (kernel_w - 1) // 2
+    y = (middle_h + 0.5 + torch.arange(out_h, **F64) * stride[0]) / height
+    x = (middle_w + 0.5 + torch.arange(out_w, **F64) * stride[1]) / width
+    centres = torch.stack([x.expand(out_h, -1), y[:, None].expand(-1, out_w)], -1)  # (oH, oW, 2)
+    taps = [
+        ((i * dilation_w - middle_w) / width, (j * dilation_h - middle_h) / height)
+        for i in range(kernel_w)
+        for j in range(kernel_h)
+        if not (remove and i == kernel_w // 2 and j == kernel_h // 2)
+    ]
+    taps = torch.tensor(taps, **F64)
+    moved = offset.view(batch, out_h, out_w, group, len(taps), 2) / torch.tensor([width, height], **F64)
+    at = centres[:, :, None, None] + (taps + moved) * offset_scale
+    at = (2 * at - 1).permute(0, 3, 1, 2, 4, 5).reshape(batch * group, out_h * out_w, len(taps), 2)
+    maps = padded.view(batch, height, width, group, group_channels).permute(0, 3, 4, 1, 2).flatten(0, 1)
+    samples = F.grid_sample(maps, at, "bilinear", "zeros", align_corners=False)
+    weights = mask.view(batch, out_h * out_w, group, len(taps)).transpose(1, 2).flatten(0, 1)
+    out = (samples * weights[:, None]).sum(-1)
+    return out.view(batch, channels, out_h, out_w).permute(0, 2, 3, 1)
+
+
+def depthwise_formula(
+    input, offset, mask, kernel_size, stride, padding, dilation, group, group_channels, offset_scale, remove
+):
+    """A depthwise deform_conv2d whose weights are ones, with offsets that say the same in its order."""
+    kernel_h, kernel_w = kernel_size
+    batch, out_h, out_w = offset.shape[:3]
+    taps = kernel_h * kernel_w
+    offset = offset.view(batch, out_h, out_w, group, -1, 2)
+    mask = mask.view(batch, out_h, out_w, group, -1)
+    if remove:  # the tap in the middle is there, with weight 0
+        half = taps // 2
+        offset = torch.cat([offset[..., :half, :], offset[..., :1, :] * 0, offset[..., half:, :]], -2)
+        mask = torch.cat([mask[..., :half], mask[..., :1] * 0, mask[..., half:]], -1)
+    middle = [dilation[a] * (kernel_size[a] - 1) // 2 for a in (0, 1)]
+    shape = (batch, out_h, out_w, group, kernel_w, kernel_h)
+    offset_x, offset_y = offset.unbind(-1)
+    tap_x = torch.arange(kernel_w, **F64)[:, None] * dilation[1] - middle[1]
+    tap_y = torch.arange(kernel_h, **F64) * dilation[0] - middle[0]
+    moved_x = (tap_x + offset_x.view(shape)) * offset_scale - tap_x
+    moved_y = (tap_y + offset_y.view(shape)) * offset_scale - tap_y
+    moved = torch.stack([moved_y, moved_x], -1).permute(0, 3, 5, 4, 6, 1, 2)  # (N, G, kH, kW, 2, oH, oW)
+    factor = mask.view(shape).permute(0, 3, 5, 4, 1, 2)
+    channels = group * group_channels
+    out = deform_conv2d(
+        input.permute(0, 3, 1, 2),
+        torch.ones(channels, 1, kernel_h, kernel_w, **F64),
+        moved.flatten(1, 4),
+        factor.flatten(1, 3),
+        None,
+        tuple(stride),
+        tuple(padding),
+        tuple(dilation),
+        channels,
+    )
+    return out.permute(0, 2, 3, 1)
+
+
+@pytest.mark.parametrize("formula", [grid_sample_formula, depthwise_formula])
+@pytest.mark.parametrize("sample", ALL)
+def test_agrees_with(formula, sample):
+    mine, other = sample.leaves(), sample.leaves()
+    output, expected = cases.call(mine), formula(*other.tensors, *cases.geometry(sample))
+    torch.testing.assert_close(output, expected, rtol=1e-10, atol=1e-10)
+    grad = torch.linspace(-1, 1, output.numel(), **F64).view(output.shape)
+    for got, want in zip(
+        torch.autograd.grad(output, mine.tensors, grad),
+        torch.autograd.grad(expected, other.tensors, grad),
+        strict=True,
+    ):
+        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
+
+
+def zeros(output_size, group, taps):
+    """Offsets of zero and masks of one."""
+    return torch.zeros(1, *output_size, group * taps * 2, **F64), torch.ones(
+        1, *output_size, group * taps, **F64
+    )
+
+
+def test_hand_worked_order_of_taps():
+    """A map with 10·row + column; each tap alone shows where it reads."""
+    input = (torch.arange(4.0, **F64)[:, None] * 10 + torch.arange(5.0, **F64)).view(1, 4, 5, 1)
+    offset, _ = zeros((2, 4), 1, 6)
+    for tap, (row, column) in enumerate([(0, 0), (1, 0), (2, 0), (0, 1), (1, 1), (2, 1)]):
+        mask = torch.zeros(1, 2, 4, 6, **F64)
+        mask[..., tap] = 1
+        output = dcnv3(input, offset, mask, (3, 2), 1, 0, 1, 1, 1, 1.0)
+        assert output[0, 1, 2, 0] == 10 * (1 + row) + 2 + column
+        moved = offset.clone()
+        moved[..., 2 * tap] = 0.5  # x comes first
+        moved[..., 2 * tap + 1] = -0.25
+        output = dcnv3(input, moved, mask, (3, 2), 1, 0, 1, 1, 1, 1.0)
+        assert output[0, 1, 1, 0] == 10 * (1 + row - 0.25) + 1 + column + 0.5
+
+
+def test_zero_offsets_sum_over_the_window():
+    input = torch.randn(1, 6, 9, 4, **F64)
+    offset, mask = zeros((6, 9), 2, 9)
+    output = dcnv3(input, offset, mask, 3, 1, 1, 1, 2, 2, 1.0)
+    expected = F.conv2d(input.permute(0, 3, 1, 2), torch.ones(4, 1, 3, 3, **F64), padding=1, groups=4)
+    torch.testing.assert_close(output, expected.permute(0, 2, 3, 1))
+
+
+@pytest.mark.parametrize("scale", [2, 3])
+def test_offset_scale_stretches_the_kernel_about_its_middle(scale):
+    input = torch.randn(1, 8, 9, 4, **F64)
+    offset, mask = zeros((8, 9), 1, 9)
+    output = dcnv3(input, offset, mask, 3, 1, 1, 1, 1, 4, scale)
+    ones = torch.ones(4, 1, 3, 3, **F64)
+    expected = F.conv2d(input.permute(0, 3, 1, 2), ones, padding=scale, dilation=scale, groups=4)
+    torch.testing.assert_close(output, expected.permute(0, 2, 3, 1))
+
+
+def test_remove_center_is_a_mask_of_zero_in_the_middle():
+    sample = cases.make("center", kernel_size=(3, 5), padding=(1, 2), remove_center=True)
+    input, offset, mask = sample.tensors
+    whole_offset = torch.zeros(*offset.shape[:3], 2, 15, 2, **F64)
+    whole_mask = torch.zeros(*offset.shape[:3], 2, 15, **F64)
+    kept = [tap for tap in range(15) if tap != 7]
+    whole_offset[..., kept, :] = offset.unflatten(3, (2, 14, 2))
+    whole_mask[..., kept] = mask.unflatten(3, (2, 14))
+    kwargs = {**sample.kwargs, "remove_center": False}
+    expected = dcnv3(input, whole_offset.flatten(3), whole_mask.flatten(3), **kwargs)
+    torch.testing.assert_close(cases.call(sample), expected)
+
+
+@pytest.mark.parametrize("step", [1, 2, 7, 256])
+def test_any_im2col_step_with_any_batch(step):
+    sample = cases.make("step", batch=5)
+    kwargs = {**sample.kwargs, "im2col_step": step}
+    assert torch.equal(dcnv3(*sample.tensors, **kwargs), cases.call(sample))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e30])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_offsets_that_are_no_places_contribute_nothing(value, dtype):
+    """Not even where the mask, or the map's first pixel, is NaN."""
+    sample = cases.make("no place", kernel_size=3, group_channels=5).to(dtype)
+    input, offset, mask = (t.clone() for t in sample.tensors)
+    offset[0, 3, 4, :2], mask[0, 3, 4, 0] = value, 0
+    expected = dcnv3(input, torch.nan_to_num(offset, 1e3, 1e3, -1e3), mask, **sample.kwargs)
+    mask[0, 3, 4, 0] = float("nan")
+    leaves = [t.requires_grad_() for t in (input, offset, mask)]
+    output = dcnv3(*leaves, **sample.kwargs)
+    assert torch.equal(output, expected)
+    output.sum().backward()
+    assert all(t.grad.isfinite().all() for t in leaves)
+    assert (offset.grad[0, 3, 4, :2] == 0).all() and mask.grad[0, 3, 4, 0] == 0
+
+
+def test_outside_samples_stay_zero_where_the_map_is_not_finite():
+    input = torch.full((1, 3, 4, 2), float("nan"), **F64)
+    offset, mask = zeros((3, 4), 1, 1)
+    output = dcnv3(input, offset + 50, mask, 1, 1, 0, 1, 1, 2, 1.0)
+    assert (output == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_float32_offsets_stay_exact_beside_half_input(dtype):
+    """At x = 300 the half types know whole numbers, at best."""
+    input = torch.arange(400.0).div(64).to(dtype).view(1, 1, 400, 1)
+    offset = torch.full((1, 1, 400, 2), 0.0)
+    offset[..., 0] = 0.25
+    mask = torch.ones(1, 1, 400, 1)
+    output = dcnv3(input, offset, mask, 1, 1, 0, 1, 1, 1, 1.0)
+    exact = dcnv3(input.double(), offset.double(), mask.double(), 1, 1, 0, 1, 1, 1, 1.0)
+    assert output.dtype == dtype
+    assert torch.equal(output, exact.to(dtype))
+    with torch.autocast("cpu", dtype):
+        assert torch.equal(dcnv3(input.float(), offset, mask, 1, 1, 0, 1, 1, 1, 1.0), output)
+
+
+@pytest.mark.parametrize("wanted", [(True, False, False), (False, True, False), (False, False, True)])
+def test_only_wanted_gradients_are_given(wanted):
+    sample = cases.make("wanted")
+    leaves = [t.clone().requires_grad_(want) for t, want in zip(sample.tensors, wanted, strict=True)]
+    dcnv3(*leaves, **sample.kwargs).sum().backward()
+    everything = sample.leaves()
+    cases.call(everything).sum().backward()
+    for leaf, other, want in zip(leaves, everything.tensors, wanted, strict=True):
+        assert torch.equal(leaf.grad, other.grad) if want else leaf.grad is None
+
+
+def test_vmap_is_one_call_of_a_larger_batch():
+    samples = [cases.make(f"vmap {i}") for i in range(3)]
+    stacked = [torch.stack(tensors, 1) for tensors in zip(*(s.tensors for s in samples), strict=True)]
+    function = lambda *tensors: dcnv3(*tensors, **samples[0].kwargs)  # noqa: E731
+    expected = torch.stack([cases.call(s) for s in samples])
+    torch.testing.assert_close(torch.vmap(function, in_dims=1)(*stacked), expected)
+    # per-sample gradients, the mask shared by all
+    mask = samples[0].tensors[2]
+    loss = lambda input, offset, mask: function(input, offset, mask).square().sum()  # noqa: E731
+    gradients = torch.vmap(torch.func.grad(loss, (0, 1, 2)), in_dims=(1, 1, None))(*stacked[:2], mask)
+    for i, sample in enumerate(samples):
+        input, offset, _ = sample.leaves().tensors
+        leaf = mask.clone().requires_grad_()
+        true = torch.autograd.grad(loss(input, offset, leaf), (input, offset, leaf))
+        for got, want in zip(gradients, true, strict=True):
+            torch.testing.assert_close(got[i], want)
+
+
+def test_forward_mode():
+    sample = cases.make("forward mode")
+    tangents = tuple(torch.randn_like(t) for t in sample.tensors)
+    function = lambda *tensors: dcnv3(*tensors, **sample.kwargs)  # noqa: E731
+    _, tangent = torch.func.jvp(function, sample.tensors, tangents)
+    step = 1e-6
+    there, back = (
+        function(*(t + s * step * d for t, d in zip(sample.tensors, tangents, strict=True))) for s in (1, -1)
+    )
+    torch.testing.assert_close(tangent, (there - back) / (2 * step), rtol=1e-6, atol=1e-6)
+
+
+def test_scripts():
+    sample = cases.make("script")
+    scripted = torch.jit.script(dcnv3)
+    kwargs = {k: tuple(pair(v)) if k in ("kernel_size", "stride", "padding", "dilation") else v
+              for k, v in sample.kwargs.items()}  # fmt: skip
+    torch.testing.assert_close(scripted(*sample.tensors, **kwargs), cases.call(sample))

@@ -1,0 +1,111 @@
+"""ms_deform_attn and flash_deform_attn: agreement with F.grid_sample, and their edges."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dcnzoo.ops import flash_deform_attn, ms_deform_attn
+
+from .op_cases import ms_deform_attn as cases
+
+F64 = {"dtype": torch.float64}
+ALL = [pytest.param(s, id=s.name) for s in cases.samples() if all(t.numel() for t in s.tensors)]
+
+
+def grid_sample_formula(value, spatial_shapes, level_start_index, locations, weights):
+    """As Deformable DETR's plain PyTorch does it."""
+    batch, _, heads, channels = value.shape
+    queries, points = locations.shape[1], locations.shape[4]
+    out = torch.zeros(batch * heads, channels, queries, **F64)
+    for level, ((height, width), start) in enumerate(
+        zip(spatial_shapes.tolist(), level_start_index.tolist(), strict=True)
+    ):
+        maps = value[:, start : start + height * width].view(batch, height, width, heads, channels)
+        maps = maps.permute(0, 3, 4, 1, 2).flatten(0, 1)
+        at = 2 * locations[:, :, :, level].transpose(1, 2).reshape(batch * heads, queries, points, 2) - 1
+        samples = F.grid_sample(maps, at, "bilinear", "zeros", align_corners=False)
+        factors = weights[:, :, :, level].transpose(1, 2).reshape(batch * heads, 1, queries, points)
+        out = out + (samples * factors).sum(-1)
+    return out.view(batch, heads * channels, queries).transpose(1, 2)
+
+
+@pytest.mark.parametrize("sample", ALL)
+def test_agrees_with_grid_sample(sample):
+    mine, other = sample.leaves(), sample.leaves()
+    output, expected = cases.call(mine), grid_sample_formula(*cases.arguments(other))
+    torch.testing.assert_close(output, expected, rtol=1e-10, atol=1e-10)
+    grad = torch.linspace(-1, 1, output.numel(), **F64).view(output.shape)
+    for got, want in zip(
+        torch.autograd.grad(output, mine.tensors, grad),
+        torch.autograd.grad(expected, other.tensors, grad),
+        strict=True,
+    ):
+        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-9)
+
+
+def test_hand_worked():
+    """Two levels of one row; locations are in units of the level, pixel i has its centre at i + 0.5."""
+    value = torch.tensor([1.0, 2, 3, 4, 50, 70], **F64).view(1, 6, 1, 1)
+    sizes, starts = torch.tensor([[1, 4], [1, 2]]), torch.tensor([0, 4])
+    locations = torch.tensor([[0.5, 0.5], [0.5, 0.5]], **F64).view(1, 1, 1, 2, 1, 2)
+    weights = torch.tensor([1.0, 0.1], **F64).view(1, 1, 1, 2, 1)
+    # halfway between 2 and 3, and between 50 and 70
+    assert ms_deform_attn(value, sizes, starts, locations, weights).item() == pytest.approx(2.5 + 6)
+    locations[0, 0, 0, 0, 0, 0] = 0.125 + 0.25  # pixel 1
+    locations[0, 0, 0, 1, 0, 0] = 0  # half a pixel outside
+    assert ms_deform_attn(value, sizes, starts, locations, weights).item() == pytest.approx(2 + 2.5)
+
+
+def test_levels_may_lie_anywhere_in_the_value():
+    sample = cases.make("places", sizes=((4, 5), (3, 2)))
+    value, locations, weights = sample.tensors
+    swapped = torch.cat([value[:, 20:], value[:, :3], value[:, :20]], dim=1)
+    output = ms_deform_attn(
+        swapped, sample.kwargs["spatial_shapes"], torch.tensor([9, 0]), locations, weights
+    )
+    torch.testing.assert_close(output, cases.call(sample))
+
+
+def test_flash_deform_attn():
+    sample = cases.make("flash", points=3)
+    value, locations, _ = sample.tensors
+    logits = torch.randn(*locations.shape[:3], 2 * 3, **F64)
+    levels = (sample.kwargs["spatial_shapes"], sample.kwargs["level_start_index"])
+    together = torch.cat([locations.flatten(3), logits], dim=3).requires_grad_()
+    output = flash_deform_attn(value, *levels, together)
+    weights = logits.softmax(-1).unflatten(3, (2, 3))
+    torch.testing.assert_close(output, grid_sample_formula(value, *levels, locations, weights))
+    output.sum().backward()
+    assert torch.autograd.gradcheck(lambda t: flash_deform_attn(value, *levels, t), together, fast_mode=True)
+    with pytest.raises(RuntimeError) as error:
+        flash_deform_attn(value, *levels, together[..., 1:])
+    assert str(error.value) == (
+        "flash_deform_attn: sampling_loc_attn: expected shape (batch, queries, heads, a multiple of 3 · 2 "
+        "levels), got (2, 7, 3, 17)"
+    )
+
+
+def test_vmap():
+    samples = [cases.make(f"vmap {i}") for i in range(3)]
+    levels = list(samples[0].kwargs.values())
+    stacked = [torch.stack(tensors, 1) for tensors in zip(*(s.tensors for s in samples), strict=True)]
+    function = lambda v, l, w: ms_deform_attn(v, *levels, l, w)  # noqa: E731, E741
+    expected = torch.stack([cases.call(s) for s in samples])
+    torch.testing.assert_close(torch.vmap(function, in_dims=1)(*stacked), expected)
+    with pytest.raises(RuntimeError, match="vmap over ms_deform_attn: expected sizes of levels"):
+        torch.vmap(ms_deform_attn)(
+            stacked[0], torch.stack(levels[:1] * 2), torch.stack(levels[1:] * 2), *stacked[1:]
+        )
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_locations_that_are_no_places_contribute_nothing(value):
+    sample = cases.make("no place")
+    maps, locations, weights = (t.clone() for t in sample.tensors)
+    locations[0, 2, 1, 1, 3], weights[0, 2, 1, 1, 3] = 100, float("nan")
+    expected = ms_deform_attn(maps, *sample.kwargs.values(), locations, weights)
+    locations[0, 2, 1, 1, 3, 0] = value
+    output = ms_deform_attn(maps, *sample.kwargs.values(), locations, weights)
+    assert torch.equal(output, expected) and output.isfinite().all()
