@@ -258,6 +258,65 @@ def test_carafe_of_mmcvs_layer_under_autocast():
     assert layer.channel_compressor.weight.grad.isfinite().all()
 
 
+def test_rotated_feature_align():
+    """A linear map, whose value at a point is known; its corners add up to four times the centre."""
+    y, x = torch.meshgrid(torch.arange(8.0), torch.arange(9.0), indexing="ij")
+    input = torch.stack([2 * y + x, -x])[None].double()
+    boxes = torch.tensor([3.5, 4.0, 3.0, 2.0, 0.6]).double().expand(1, 8, 9, 5)  # y, x, …
+    at_centre = torch.tensor([2 * 3.5 + 4, -4.0])[:, None, None]
+    for points in (1, 5):
+        got = mmcv_ops.rotated_feature_align(input, boxes, 1.0, points)
+        torch.testing.assert_close(got[0], input[0] + points * at_centre)
+    boxes = boxes[:, :4, :5] - 2
+    gradients_agree(lambda x: mmcv_ops.rotated_feature_align(x, boxes, 1.0, 5), random(1, 2, 4, 5))
+
+
+def test_active_rotated_filter():
+    """Turned by a quarter and by none."""
+    places = torch.arange(9).view(3, 3)
+    goes_to = places.rot90().flatten().argsort().view(3, 3)
+    indices = torch.stack([places, goes_to], 2)
+    filters = random(2, 3, 1, 3, 3)
+    got = mmcv_ops.active_rotated_filter(filters, (indices[None] + 1).int()).view(2, 2, 3, 3, 3)
+    torch.testing.assert_close(got[:, 0], filters[:, :, 0])
+    torch.testing.assert_close(got[:, 1], filters[:, :, 0].rot90(1, (2, 3)))
+    gradients_agree(lambda x: mmcv_ops.active_rotated_filter(x, (indices[None] + 1).int()), filters)
+
+
+# Points
+
+
+def test_points_by_index():
+    features, generator = random(2, 3, 6), torch.Generator().manual_seed(1)
+    indices = torch.randint(6, (2, 4, 5), generator=generator, dtype=torch.int32)
+    grouped = mmcv_ops.grouping_operation(features, indices)
+    gathered = mmcv_ops.gather_points(features, indices[:, :, 0].contiguous())
+    assert (grouped.shape, gathered.shape) == ((2, 3, 4, 5), (2, 3, 4))
+    for b, c, m, s in torch.ones(2, 3, 4, 5).nonzero().tolist():
+        assert grouped[b, c, m, s] == features[b, c, indices[b, m, s]]
+        assert gathered[b, c, m] == features[b, c, indices[b, m, 0]]
+    gradients_agree(lambda x: mmcv_ops.grouping_operation(x, indices), features)
+    gradients_agree(lambda x: mmcv_ops.gather_points(x, indices[:, :, 0].contiguous()), features)
+
+
+def test_three_nearest_points():
+    source, target = random(2, 5, 3), random(2, 4, 3, seed=1)
+    distance, indices = mmcv_ops.three_nn(target, source)
+    for b in range(2):
+        for n in range(4):
+            by_distance = sorted((math.dist(target[b, n], source[b, m]), m) for m in range(5))[:3]
+            assert indices[b, n].tolist() == [m for _, m in by_distance]
+            assert distance[b, n].tolist() == pytest.approx([d for d, _ in by_distance])
+    features, weight = random(2, 3, 5, seed=2), random(2, 4, 3, seed=3)
+    got = mmcv_ops.three_interpolate(features, indices, weight)
+    for b, c, n in torch.ones(2, 3, 4).nonzero().tolist():
+        expected = sum(weight[b, n, k] * features[b, c, indices[b, n, k]] for k in range(3))
+        torch.testing.assert_close(got[b, c, n], expected)
+    gradients_agree(lambda x: mmcv_ops.three_interpolate(x, indices, weight), features)
+    far, where = mmcv_ops.three_nn(target, source[:, :2])  # fewer than three
+    assert far[..., 2].isinf().all() and not where[..., 2].any()
+
+
 def test_softmax_focal_loss_of_certain_logits_is_finite():
     logits = torch.tensor([[200.0, -200.0]]).requires_grad_()
     for gamma in (0.0, 0.5, 2.0):

@@ -183,3 +183,36 @@ def test_roi_align(on, seed):
     want[0][want[0] == -1e4] = 0  # mmcv's maximum of no samples: of a RoI without height or width
     for g, w in zip(got, want, strict=True):
         torch.testing.assert_close(g, w, **TOLERANCE)
+
+
+@pytest.mark.parametrize("seed", CASES)
+@pytest.mark.parametrize("points", [1, 5])
+def test_rotated_feature_align(on, seed, points):
+    case = Case(seed)
+    input = case.maps()[: case.choose.choice([0, 1, 2])]
+    boxes = case.rotated(input[:, 0].numel()).view(len(input), *input.shape[2:], 5) - 5
+
+    def function():
+        return output_and_gradient(lambda x: mmcv_ops.rotated_feature_align(x, boxes, 0.5, points), input)
+
+    want, got = on("rotated_feature_align", function)
+    for g, w in zip(got, want, strict=True):
+        torch.testing.assert_close(g, w, **TOLERANCE)
+
+
+@pytest.mark.parametrize("seed", CASES)
+def test_active_rotated_filter(on, seed):
+    case = Case(seed)
+    planes, inputs, orientations, rotations = (case.choose.randint(1, 4) for _ in range(4))
+    size = case.choose.choice([(1, 1), (3, 3), (2, 3)])
+    entries = orientations * size[0] * size[1]
+    orders = [torch.randperm(entries, generator=case.generator) + 1 for _ in range(rotations)]
+    indices = torch.stack(orders, 1).view(orientations, *size, rotations).int()
+    input = torch.randn(planes, inputs, orientations, *size, generator=case.generator)
+
+    def function():
+        return output_and_gradient(lambda x: mmcv_ops.active_rotated_filter(x, indices), input)
+
+    want, got = on("active_rotated_filter", function)
+    for g, w in zip(got, want, strict=True):
+        torch.testing.assert_close(g, w)

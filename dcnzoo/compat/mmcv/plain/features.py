@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dcnzoo.compat.mmcv.plain.sampling import at_least_float32
+from dcnzoo.compat.mmcv.plain.sampling import add_gradient, at_least_float32, corners, rows_of, weighted_sums
 
 # CARAFE (Wang et al. 2019): each output pixel is a weighted sum of the k×k pixels around its source
 
@@ -98,3 +98,62 @@ def carafe_backward(
 ) -> None:
     gradients, sizes = (grad_input, grad_masks), (kernel_size, group_size, scale_factor)
     carafe_naive_backward(grad_output, rfeatures, masks, *gradients, *sizes)
+
+
+# Alignment to refined anchors (Yang et al. 2021, R3Det): features of an anchor's centre and corners, added
+
+
+def _aligned(input: Tensor, boxes: Tensor, spatial_scale: float, points: int) -> Tensor:
+    images, channels, height, width = input.shape
+    scaled = at_least_float32(boxes).reshape(-1, 5)
+    y, x, across, down = (scaled[:, :4] * spatial_scale).unbind(1)  # mmcv reads y first
+    cos, sin = scaled[:, 4].cos(), scaled[:, 4].sin()
+    half = x.new_tensor([[0, 0], [1, 1], [-1, 1], [-1, -1], [1, -1]])[:points] / 2
+    u, v = half[:, 0] * across[:, None], half[:, 1] * down[:, None]
+    y, x = y[:, None] + sin[:, None] * u + cos[:, None] * v, x[:, None] + cos[:, None] * u - sin[:, None] * v
+    index, weights = corners(y, x, height, width)  # [N·H·W, points, 4]
+    image = torch.arange(images, device=input.device).repeat_interleave(height * width)
+    index = index + (image * (height * width))[:, None, None]
+    rows = rows_of(input)
+    sums = rows + weighted_sums(rows, index.flatten(1), weights.flatten(1))
+    return sums.view(images, height, width, channels).permute(0, 3, 1, 2)
+
+
+def rotated_feature_align_forward(
+    features: Tensor,  # [N, C, H, W]
+    best_bboxes: Tensor,  # [N, H, W, 5]
+    output: Tensor,  # [N, C, H, W], written
+    spatial_scale: float,
+    points: int,  # 1 or 5
+) -> None:
+    output.copy_(_aligned(features, best_bboxes, spatial_scale, points))
+
+
+def rotated_feature_align_backward(
+    grad_output: Tensor, best_bboxes: Tensor, grad_input: Tensor, spatial_scale: float, points: int
+) -> None:
+    add_gradient(grad_input, lambda input: _aligned(input, best_bboxes, spatial_scale, points), grad_output)
+
+
+# Rotated filters (Zhou et al. 2017, ORN): a filter's taps and orientations in another order per rotation
+
+
+def _by_rotation(output: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+    """``output`` as [planes, rotations, inputs, entries], and the place of each entry in it."""
+    places = indices.flatten(0, 2).long().t() - 1  # [rotations, entries]
+    output = output.view(-1, len(places), output.shape[1] // indices.shape[0], places.shape[1])
+    return output, places[:, None].expand_as(output)
+
+
+def active_rotated_filter_forward(
+    input: Tensor,  # [planes, inputs, orientations, h, w]
+    indices: Tensor,  # [orientations, h, w, rotations], from 1
+    output: Tensor,  # [planes · rotations, inputs · orientations, h, w], written
+) -> None:
+    output, places = _by_rotation(output, indices)
+    output.scatter_(3, places, input.flatten(2)[:, None].expand_as(output))
+
+
+def active_rotated_filter_backward(grad_out: Tensor, indices: Tensor, grad_in: Tensor) -> None:
+    gradient, places = _by_rotation(grad_out.contiguous(), indices)
+    grad_in.copy_(gradient.gather(3, places).sum(1).view(grad_in.shape))

@@ -2,20 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
-from dcnzoo.compat.mmcv.plain.sampling import at_least_float32, corners, rows_of, vjp, weighted_sums
-
-
-def _add_gradient(grad_input: Tensor, function: Callable[[Tensor], Tensor], grad_output: Tensor) -> None:
-    """Adds the gradient through ``function``, which is linear: it is the same at every input."""
-    zeros = at_least_float32(torch.zeros_like(grad_input))
-    (gradient,) = vjp(function, [zeros], at_least_float32(grad_output))
-    grad_input.add_(gradient)
-
+from dcnzoo.compat.mmcv.plain.sampling import add_gradient, at_least_float32, corners, rows_of, weighted_sums
 
 # RoIPool
 
@@ -173,7 +163,7 @@ def roi_align_rotated_backward(
     clockwise: bool,
 ) -> None:
     size, how = (pooled_height, pooled_width), (spatial_scale, sampling_ratio, aligned, clockwise)
-    _add_gradient(grad_input, lambda input: _roi_align_rotated(input, rois, size, *how), grad_output)
+    add_gradient(grad_input, lambda input: _roi_align_rotated(input, rois, size, *how), grad_output)
 
 
 # BorderAlign (Qiu et al. 2020)
