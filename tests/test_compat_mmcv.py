@@ -36,8 +36,8 @@ def test_every_name_of_mmcv_ops_imports():
 
 
 def test_missing_operator_is_named():
-    with pytest.raises(NotImplementedError, match=r"carafe_forward.*not provided by dcnzoo"):
-        _ext.carafe_forward(torch.zeros(1), 1, kernel=3)
+    with pytest.raises(NotImplementedError, match=r"filtered_lrelu.*not provided by dcnzoo"):
+        _ext.filtered_lrelu(torch.zeros(1), 1, kernel=3)
     assert not hasattr(_ext, "__wrapped__")  # what inspection asks for is not an operator
 
 

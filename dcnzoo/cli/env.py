@@ -13,6 +13,7 @@ from dcnzoo.compat.mmcv import EXTENSION, STAND_IN
 from dcnzoo.version import __version__
 
 PACKAGES = ("numpy", "mmengine", "mmcv", "mmcv-lite", "mmdet")
+FORKS = ("onedl-mmengine", "onedl-mmcv", "onedl-mmdetection")  # told where they are
 
 
 def environment() -> Iterator[tuple[str, str]]:
@@ -25,11 +26,12 @@ def environment() -> Iterator[tuple[str, str]]:
     yield "dcnzoo", __version__
     yield "python", f"{platform.python_version()} on {platform.machine()}"
     yield "torch", torch.__version__
-    for package in PACKAGES:
+    for package in PACKAGES + FORKS:
         try:
             yield package, version(package)
         except PackageNotFoundError:
-            yield package, "not installed"
+            if package in PACKAGES:
+                yield package, "not installed"
     for device in ("cpu", "cuda"):
         reason = _library.problems.get(device, "they need the CPU operators")
         found = _library.loaded.get(device) or f"not loaded: {reason}"
@@ -48,8 +50,13 @@ def _active_extension() -> str:
     """Whose compiled module ``mmcv.ops`` uses. Does not import it."""
     if find_spec("mmcv") is None:
         return "none: mmcv is not installed"
-    origin = find_spec(EXTENSION).origin
-    return f"{'dcnzoo' if origin == str(STAND_IN) else 'mmcv'}'s, {origin}"
+    return f"mmcv's, {mmcv_extension()}" if mmcv_extension() else f"dcnzoo's, {STAND_IN}"
+
+
+def mmcv_extension() -> str | None:
+    """The file of mmcv's own compiled module, if it has one."""
+    found = find_spec(EXTENSION) if find_spec("mmcv") else None
+    return None if found is None or found.origin == str(STAND_IN) else found.origin
 
 
 @click.command

@@ -3,25 +3,12 @@
 mmcv's package brings the source of its kernels, which tests/cuda/emulation runs as it runs dcnzoo's.
 """
 
-import ctypes
-import importlib
-import os
-import shutil
-import subprocess
-from pathlib import Path
-
 import pytest
 import torch
 
 from dcnzoo.ops import deform_roi_pool
 
-EMULATION = Path(__file__).parents[1] / "cuda" / "emulation"
 WRAPPER = r"""
-#include <cmath>
-#include <cuda_runtime.h>
-using std::max;
-#include "deform_roi_pool_cuda_kernel.cuh"
-
 extern "C" void forward(int count, const double* input, const double* rois, const double* offset,
                         double* output, int bins_h, int bins_w, double scale, int ratio, double gamma,
                         int channels, int height, int width) {
@@ -45,35 +32,17 @@ extern "C" void backward(int count, const double* grad_output, const double* inp
 
 
 @pytest.fixture(scope="module")
-def mmcv_kernels(tmp_path_factory):
-    compiler = os.environ.get("CXX") or shutil.which("g++")
-    if compiler is None:
-        pytest.skip("needs a C++ compiler")
-    folder = tmp_path_factory.mktemp("mmcv_kernels")
-    (folder / "wrapper.cpp").write_text(WRAPPER)
-    (folder / "pytorch_cuda_helper.hpp").write_text('#include "common_cuda_helper.hpp"\n')  # without torch
-    (folder / "cuda.h").write_text("")
-    sources = Path(importlib.import_module("mmcv").__file__).parent / "ops/csrc/common/cuda"
-    include = [f"-I{path}" for path in (folder, EMULATION, sources)]
-    library = folder / "kernels.so"
-    flags = ["-std=c++20", "-O1", "-fPIC", "-shared", "-pthread", "-w"]
-    subprocess.run([compiler, *flags, *include, folder / "wrapper.cpp", "-o", library], check=True)
-    return ctypes.CDLL(library)
-
-
-def arguments_of(*values):
-    """Tensors as pointers, whole numbers as int, others as double."""
-    kinds = {torch.Tensor: lambda t: ctypes.c_void_p(t.data_ptr()), float: ctypes.c_double, int: ctypes.c_int}
-    return [kinds[type(value)](value) for value in values]
+def mmcv_kernels(compile_kernels):
+    return compile_kernels(WRAPPER, "deform_roi_pool")
 
 
 def theirs(kernels, grad, input, rois, offset, scale, ratio, gamma):
     """Output and gradients by mmcv's kernels."""
     output, grad_input, grad_offset = (torch.zeros_like(t) for t in (grad, input, offset))
     geometry = (*output.shape[2:], scale, ratio, gamma, *input.shape[1:])
-    kernels.forward(*arguments_of(output.numel(), input, rois, offset, output, *geometry))
+    kernels("forward", output.numel(), input, rois, offset, output, *geometry)
     tensors = (grad, input, rois, offset, grad_input, grad_offset)
-    kernels.backward(*arguments_of(output.numel(), *tensors, *geometry))
+    kernels("backward", output.numel(), *tensors, *geometry)
     return output, grad_input, grad_offset
 
 

@@ -4,8 +4,9 @@ As there, tensors named ``output`` and ``grad_…`` are the caller's and written
 ``columns``, ``ones`` and ``buff`` are scratch memory that is not needed here. Imported by file, as
 ``mmcv._ext`` (see :mod:`dcnzoo.compat.mmcv`), hence the absolute imports.
 
-Every other function of ``mmcv._ext`` is there too, because ``mmcv.ops`` asks for all of them when
-it is imported, and raises ``NotImplementedError`` when called.
+Here are those on dcnzoo's compiled operators; those in PyTorch are in :mod:`dcnzoo.compat.mmcv.plain`.
+Every other name is there too, because ``mmcv.ops`` asks for all of them when it is imported, as a function
+that raises ``NotImplementedError``.
 """
 
 from __future__ import annotations
@@ -18,18 +19,39 @@ from torch import Tensor
 
 import dcnzoo.ops
 from dcnzoo.compat.mmcv.deform_conv import as_read
+from dcnzoo.compat.mmcv.plain import boxes, features, losses, points, rois
+
+PLAIN = (boxes, features, losses, points, rois)
+
+# What to use in place of operators that are not here, by the beginning of their names
+INSTEAD = {
+    "bias_act": "mmcv.ops.bias_act with use_custom_op=False, which is PyTorch",
+    "filtered_lrelu": "mmcv.ops.filtered_lrelu with use_custom_op=False, which is PyTorch",
+    "upfirdn2d": "mmcv.ops.upfirdn2d with use_custom_op=False, which is PyTorch",
+    "sync_bn": "torch.nn.SyncBatchNorm, norm_cfg=dict(type='SyncBN')",
+    "correlation": "torch.nn.functional.unfold and a product",
+    "get_indice_pairs": "the package spconv",
+    "indice_": "the package spconv",
+    "fused_indice": "the package spconv",
+}
 
 
 def __getattr__(name: str) -> Callable:
-    if name.startswith("__"):
+    if name.startswith("_"):
         raise AttributeError(name)
+    for module in PLAIN:
+        if getattr(getattr(module, name, None), "__module__", None) == module.__name__:
+            return getattr(module, name)
 
     def missing(*args: object, **kwargs: object) -> None:
+        found = (text for start, text in INSTEAD.items() if name.startswith(start))
+        instead = next(found, "mmcv with its compiled operators in place of mmcv-lite")
         raise NotImplementedError(
-            f"mmcv.ops: {name}: this operator of compiled mmcv is not provided by dcnzoo; "
-            "install mmcv with its compiled operators in place of mmcv-lite to use it"
+            f"mmcv.ops: {name}: this operator of compiled mmcv is not provided by dcnzoo; use {instead}, "
+            f"or ask for it in dcnzoo's issue tracker"
         )
 
+    missing.missing = True
     return missing
 
 
@@ -300,58 +322,8 @@ def ms_deform_attn_backward(
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
-    return dcnzoo.ops.nms(boxes, scores, iou_threshold, offset)
-
-
-def _iou(box: Tensor, boxes: Tensor, offset: int = 0) -> Tensor:  # (4,), (N, 4) -> (N,)
-    def area(boxes: Tensor) -> Tensor:
-        return (boxes[..., 2:] - boxes[..., :2] + offset).prod(-1)
-
-    low, high = torch.max(box[:2], boxes[:, :2]), torch.min(box[2:], boxes[:, 2:])
-    overlap = (high - low + offset).clamp(min=0).prod(-1)
-    return overlap / (area(box) + area(boxes) - overlap)
-
-
-def softnms(
-    boxes: Tensor,  # (N, 4)
-    scores: Tensor,  # (N,)
-    dets: Tensor,  # (N, 5), written: the boxes that remain and their new scores
-    iou_threshold: float,
-    sigma: float,
-    min_score: float,
-    method: int,  # 0 naive, 1 linear, 2 gaussian
-    offset: int,
-) -> Tensor:
-    """Soft-NMS (Bodla et al. 2017). Returns the indices of the boxes that remain, best first."""
-    left = torch.arange(len(boxes), device=boxes.device)
-    scores, kept = scores.clone(), []
-    while len(left):
-        best = scores.argmax()
-        index = left[best]
-        dets[len(kept), :4], dets[len(kept), 4] = boxes[index], scores[best]
-        kept.append(index)
-        iou = _iou(boxes[index], boxes[left], offset)
-        if method == 2:
-            scores = scores * torch.exp(-iou.square() / sigma)
-        else:
-            decay = torch.zeros_like(iou) if method == 0 else 1 - iou
-            scores = torch.where(iou >= iou_threshold, scores * decay, scores)
-        remains = scores >= min_score
-        remains[best] = False
-        left, scores = left[remains], scores[remains]
-    return torch.stack(kept) if kept else left
-
-
-def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
-    """Groups ``dets`` (N, 5): each kept box with the boxes that it suppresses, best first."""
-    left = dets[:, 4].argsort(descending=True, stable=True)
-    groups = []
-    while len(left):
-        match = _iou(dets[left[0], :4], dets[left, :4]) >= iou_threshold
-        match[0] = True
-        groups.append(left[match].tolist())
-        left = left[~match]
-    return groups
+    order = scores.sort(descending=True).indices  # of equal scores, in mmcv's order
+    return order[dcnzoo.ops.nms(boxes[order], scores[order], iou_threshold, offset)]
 
 
 # Regions of interest
@@ -447,84 +419,3 @@ def deform_roi_pool_backward(
     else:
         size, nowhere = (pooled_height, pooled_width), grad_output.new_empty(0)
         roi_align_backward(grad_output, rois, nowhere, nowhere, grad_input, *size, *sampling, 1, True)
-
-
-# Focal loss (Lin et al. 2017), per element, as in mmcv's CUDA kernels
-
-
-def _log(probability: Tensor) -> Tensor:
-    return probability.clamp(min=torch.finfo(torch.float32).tiny).log()
-
-
-def _class_weight(weight: Tensor, target: Tensor) -> Tensor | float:
-    """Each sample's weight by its class; 1 for background (mmcv reads past the end there)."""
-    if not weight.numel():
-        return 1.0
-    return torch.cat([weight, weight.new_ones(1)])[target.clamp(max=len(weight))]
-
-
-def _is_target(input: Tensor, target: Tensor) -> Tensor:  # (N, C), (N,) -> (N, C)
-    return target[:, None] == torch.arange(input.shape[1], device=input.device)
-
-
-def _sigmoid_focal(
-    input: Tensor, target: Tensor, weight: Tensor, alpha: float, foreground: Tensor, rest: Tensor
-) -> Tensor:
-    loss = torch.where(_is_target(input, target), -alpha * foreground, (alpha - 1) * rest)
-    scale = _class_weight(weight, target)
-    return loss * (scale[:, None] if isinstance(scale, Tensor) else scale)
-
-
-def sigmoid_focal_loss_forward(
-    input: Tensor,  # (N, C) logits
-    target: Tensor,  # (N,) class, C for background
-    weight: Tensor,  # (C,) or empty
-    output: Tensor,  # (N, C)
-    gamma: float,
-    alpha: float,
-) -> None:
-    p = input.sigmoid()
-    foreground = (1 - p) ** gamma * _log(p)
-    rest = p**gamma * _log(1 - p)
-    output.copy_(_sigmoid_focal(input, target, weight, alpha, foreground, rest))
-
-
-def sigmoid_focal_loss_backward(
-    input: Tensor, target: Tensor, weight: Tensor, grad_input: Tensor, gamma: float, alpha: float
-) -> None:
-    p = input.sigmoid()
-    foreground = (1 - p) ** gamma * (1 - p - gamma * p * _log(p))
-    rest = p**gamma * (gamma * (1 - p) * _log(1 - p) - p)
-    grad_input.copy_(_sigmoid_focal(input, target, weight, alpha, foreground, rest))
-
-
-def softmax_focal_loss_forward(
-    softmax: Tensor,  # (N, C) probabilities
-    target: Tensor,  # (N,) class; a negative one has no loss
-    weight: Tensor,  # (C,) or empty
-    output: Tensor,  # (N,)
-    gamma: float,
-    alpha: float,
-) -> None:
-    labelled = target >= 0
-    label = target.clamp(min=0)
-    p = softmax.gather(1, label[:, None])[:, 0]
-    loss = -alpha * (1 - p) ** gamma * _log(p) * _class_weight(weight, label)
-    output.copy_(torch.where(labelled, loss, torch.zeros_like(loss)))
-
-
-def softmax_focal_loss_backward(
-    softmax: Tensor,
-    target: Tensor,
-    weight: Tensor,
-    buff: Tensor,
-    grad_input: Tensor,
-    gamma: float,
-    alpha: float,
-) -> None:
-    labelled = target >= 0
-    label = target.clamp(min=0)
-    p = softmax.gather(1, label[:, None])[:, 0]
-    slope = gamma * (1 - p) ** (gamma - 1) * p * _log(p) - (1 - p) ** gamma
-    slope = torch.where(labelled, alpha * slope * _class_weight(weight, label), torch.zeros_like(p))
-    grad_input.copy_(slope[:, None] * (_is_target(softmax, label).to(softmax.dtype) - softmax))

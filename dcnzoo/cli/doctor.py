@@ -1,0 +1,182 @@
+"""``dcnzoo doctor``: what is installed, what is wrong with it, and the command that mends it."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, distribution
+from importlib.util import find_spec
+from pathlib import Path
+
+import click
+
+from dcnzoo.cli.env import FORKS, environment, mmcv_extension
+
+ORIGINALS = ("mmengine", "mmcv", "mmcv-lite", "mmdet")
+MODULES = {
+    "mmcv-lite": "mmcv",
+    "onedl-mmengine": "mmengine",
+    "onedl-mmcv": "mmcv",
+    "onedl-mmdetection": "mmdet",
+}
+TESTED = "pip install mmengine==0.10.7 mmcv-lite==2.1.0 mmdet==3.3.0"
+BUILD = "pip install -e . --no-build-isolation --no-deps   (in dcnzoo's repository)"
+OLDEST_TORCH = (2, 10)
+
+
+@dataclass
+class Found:
+    """What decides how dcnzoo runs here."""
+
+    torch: str  # version, "2.13.0+cpu"
+    torch_cuda: str | None  # the CUDA that torch was built with
+    torch_sees_gpu: bool
+    nvidia_driver: bool  # whether the machine has one, whatever torch sees
+    libraries: dict[str, str] = field(default_factory=dict)  # "cpu", "cuda" -> why it is not loaded
+    packages: dict[str, str] = field(default_factory=dict)  # distribution -> version
+    extension_error: str | None = None  # why a compiled mmcv._ext does not load
+    pkg_resources: bool = True
+
+    @classmethod
+    def here(cls) -> Found:
+        import torch
+
+        from dcnzoo.ops import _library
+
+        reasons = {device: why for device, why in _library.problems.items() if device not in _library.loaded}
+        return cls(
+            torch=torch.__version__,
+            torch_cuda=torch.version.cuda,
+            torch_sees_gpu=torch.cuda.is_available(),
+            nvidia_driver=Path("/proc/driver/nvidia/version").exists(),
+            libraries=reasons,
+            packages=dict(_installed(ORIGINALS + FORKS)),
+            extension_error=_extension_error(),
+            pkg_resources=find_spec("pkg_resources") is not None,
+        )
+
+
+def _installed(packages: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    """Those whose files are imported: a folder further behind on ``sys.path`` may have others."""
+    found = {}
+    for package in packages:
+        with suppress(PackageNotFoundError):
+            found[package] = distribution(package)
+    folders = {package: Path(each.locate_file("")).resolve() for package, each in found.items()}
+    for package, each in found.items():
+        module = MODULES.get(package, package)
+        spec = find_spec(module)
+        rivals = {folders[other] for other in found if MODULES.get(other, other) == module}
+        imported = Path(spec.origin).resolve().parents[1] if spec and spec.origin else None
+        if len(rivals) == 1 or imported not in rivals or folders[package] == imported:
+            yield package, each.version
+
+
+def _extension_error() -> str | None:
+    """Imports a compiled ``mmcv._ext``, which fails beside another torch than it was built for."""
+    if mmcv_extension() is None:
+        return None
+    try:
+        importlib.import_module("mmcv._ext")
+    except (ImportError, OSError) as error:
+        return str(error).splitlines()[0]
+    return None
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    """The release of a version: ``2.10.0a0+cpu`` is (2, 10)."""
+    major, minor = text.split("+")[0].split(".")[:2]
+    return int(major), int("".join(c for c in minor if c.isdigit()) or 0)
+
+
+def problems(found: Found) -> Iterator[tuple[str, str]]:
+    """What is wrong, and the command that mends it; the cause before what follows from it."""
+    if _numbers(found.torch) < OLDEST_TORCH:
+        yield (
+            f"torch {found.torch} is too old: dcnzoo needs 2.10 or later",
+            'pip install --upgrade "torch>=2.10"',
+        )
+    elif "cpu" in found.libraries:
+        yield f"no compiled operators: {found.libraries['cpu']}", BUILD
+    elif found.torch_cuda and found.torch_sees_gpu and "cuda" in found.libraries:
+        yield (
+            f"torch sees a GPU, but the CUDA operators are not loaded: {found.libraries['cuda']}",
+            f"{BUILD}, with nvcc of CUDA {found.torch_cuda} on the PATH",
+        )
+    if found.nvidia_driver and not found.torch_cuda:
+        yield (
+            f"this machine has an NVIDIA GPU, and torch {found.torch} is a CPU build",
+            "pip uninstall -y torch, then the command for CUDA at https://pytorch.org/get-started/locally",
+        )
+    yield from _openmmlab_problems(found)
+
+
+def _openmmlab_problems(found: Found) -> Iterator[tuple[str, str]]:
+    originals = [name for name in ORIGINALS if name in found.packages]
+    forks = [name for name in FORKS if name in found.packages]
+    if originals and forks:
+        yield (
+            f"{', '.join(originals)} and {', '.join(forks)} are installed: they overwrite each other's files",
+            f"pip uninstall -y {' '.join(originals + forks)} && {TESTED}",
+        )
+        return
+    if not originals and not forks:
+        return  # the operators and layers need torch alone
+    if {"mmcv", "mmcv-lite"} <= found.packages.keys():
+        yield (
+            f"mmcv {found.packages['mmcv']} and mmcv-lite {found.packages['mmcv-lite']} are both installed: "
+            "they overwrite each other's files",
+            "pip uninstall -y mmcv mmcv-lite && pip install mmcv-lite==2.1.0",
+        )
+    elif not {"mmcv", "mmcv-lite", "onedl-mmcv"} & found.packages.keys():
+        others = originals + forks
+        fork = "pip install --no-deps onedl-mmcv"
+        yield (
+            f"{', '.join(others)} installed, but no mmcv, which they import",
+            fork if forks else "pip install mmcv-lite==2.1.0",
+        )
+    mmcv = found.packages.get("mmcv-lite") or found.packages.get("mmcv")
+    if mmcv and "mmdet" in found.packages and not (2, 0) <= _numbers(mmcv) < (2, 2):
+        name = "mmcv-lite" if "mmcv-lite" in found.packages else "mmcv"
+        yield (
+            f"{name} {mmcv}: mmdet {found.packages['mmdet']} takes 2.0 and 2.1",
+            f"pip uninstall -y {name} && pip install mmcv-lite==2.1.0",
+        )
+    if found.extension_error:
+        name = "onedl-mmcv" if forks else "mmcv"
+        yield (
+            f"{name}'s compiled operators do not load, they are for another torch: {found.extension_error}",
+            "pip uninstall -y onedl-mmcv && MMCV_WITH_OPS=0 pip install --no-deps onedl-mmcv"
+            if forks
+            else "pip uninstall -y mmcv && pip install mmcv-lite==2.1.0",
+        )
+    if originals and not found.pkg_resources:
+        yield "no pkg_resources, which mmengine and mmcv import", 'pip install "setuptools<81"'
+
+
+def mends() -> Iterator[tuple[str, str]]:
+    """What ``dcnzoo.models`` mends in OpenMMLab's packages, and why."""
+    module = importlib.import_module("dcnzoo.compat.openmmlab")
+    for name, function in inspect.getmembers(module, inspect.isfunction):
+        if function.__module__.startswith("dcnzoo.compat") and not name.startswith("_") and name != "apply":
+            yield name, (inspect.getdoc(function) or "").partition("\n")[0]
+
+
+@click.command
+def command() -> None:
+    """What is installed, what is wrong with it, and the command that mends it."""
+    lines = list(environment())
+    wrong = list(problems(Found.here()))
+    if find_spec("mmengine") and not wrong:
+        lines += [("mended", f"{name}: {why}") for name, why in mends()]
+    width = max(len(name) for name, _ in lines)
+    for name, value in lines:
+        print(f"{name:{width}}  {value}")
+    for what, mend in wrong:
+        print(f"\nwrong: {what}\n mend: {mend}")
+    print(f"\n{len(wrong)} problem{'s' * (len(wrong) != 1)} found" if wrong else "\nnothing is wrong")
+    sys.exit(1 if wrong else 0)

@@ -1,0 +1,227 @@
+"""Features of regions, one output per region and bin."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dcnzoo.compat.mmcv.plain.sampling import add_gradient, at_least_float32, corners, rows_of, weighted_sums
+
+# RoIPool
+
+
+def roi_pool_forward(
+    input: Tensor,  # [N, C, H, W]
+    rois: Tensor,  # [R, 5]: image, x1, y1, x2, y2; the last pixel included
+    output: Tensor,  # [R, C, pooled_height, pooled_width], of zeros
+    argmax: Tensor,  # as output, of zeros; y · W + x, -1 for an empty bin
+    pooled_height: int,
+    pooled_width: int,
+    spatial_scale: float,
+) -> None:
+    """The largest value in each bin; of equal ones the first. Region by region: bins differ in size."""
+    height, width = input.shape[2:]
+    corner, end = at_least_float32(rois)[:, 1:3] * spatial_scale, (at_least_float32(rois)[:, 3:] + 1)
+    extent = end * spatial_scale - corner  # [R, 2], x and y
+
+    def edges(axis: int, bins: int, limit: int) -> list[list[tuple[int, int]]]:
+        steps = torch.arange(bins + 1, device=rois.device) * (extent[:, axis, None] / bins)
+        steps = steps + corner[:, axis, None]
+        first, last = steps[:, :-1].floor().clamp(0, limit), steps[:, 1:].ceil().clamp(0, limit)
+        return torch.stack([first, last], -1).long().tolist()
+
+    regular = (extent > 0).all(1).tolist()
+    images = rois[:, 0].long().tolist()
+    columns, rows = edges(0, pooled_width, width), edges(1, pooled_height, height)
+    for roi in range(len(rois)):
+        if not regular[roi]:
+            continue  # as they are, of zeros: mmcv leaves them, argmax included
+        output[roi], argmax[roi] = 0, -1
+        filled = [(j, x1, x2) for j, (x1, x2) in enumerate(columns[roi]) if x1 < x2]
+        taken = [(i, y1, y2) for i, (y1, y2) in enumerate(rows[roi]) if y1 < y2]
+        if not filled or not taken:
+            continue
+        image = input[images[roi]]
+        first_row, last_row = taken[0][1], taken[-1][2]
+        # along x, for every row, and then along y
+        narrow = [image[:, first_row:last_row, x1:x2].max(2) for _, x1, x2 in filled]
+        values = torch.stack([each.values for each in narrow], 2)
+        places = torch.stack([x1 + n.indices for n, (_, x1, _) in zip(narrow, filled, strict=True)], 2)
+        places += torch.arange(first_row, last_row, device=input.device)[:, None] * width
+        where = torch.tensor([j for j, _, _ in filled], device=input.device)
+        for i, y1, y2 in taken:
+            value, y = values[:, y1 - first_row : y2 - first_row].max(1)
+            place = places[:, y1 - first_row : y2 - first_row].gather(1, y[:, None])[:, 0]
+            output[roi, :, i, where] = value
+            argmax[roi, :, i, where] = place.to(argmax.dtype)
+
+
+def roi_pool_backward(
+    grad_output: Tensor,
+    rois: Tensor,
+    argmax: Tensor,
+    grad_input: Tensor,
+    pooled_height: int,
+    pooled_width: int,
+    spatial_scale: float,
+) -> None:
+    channels, height, width = grad_input.shape[1:]
+    plane = rois[:, :1].long() * channels + torch.arange(channels, device=rois.device)  # [R, C]
+    index = plane[:, :, None] * (height * width) + argmax.flatten(2).clamp(min=0)
+    values = at_least_float32(torch.where(argmax < 0, torch.zeros_like(grad_output), grad_output))
+    total = values.new_zeros(grad_input.numel()).scatter_add_(0, index.flatten(), values.flatten())
+    grad_input.add_(total.view(grad_input.shape))
+
+
+# RoIAlign of rotated regions
+
+
+def _rotated_grid(
+    rois: Tensor,  # [R, 6]: image, x, y, width, height, angle
+    size: tuple[int, int],  # bins
+    shape: torch.Size,  # of the maps
+    spatial_scale: float,
+    sampling_ratio: int,
+    offset: float,
+    at_least_a_pixel: bool,
+    clockwise: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Sampled pixels and their weights, four by four; where each bin begins; each sample's region."""
+    rois = at_least_float32(rois)
+    image, centre = rois[:, 0].long(), rois[:, 1:3] * spatial_scale - offset
+    extent = rois[:, 3:5] * spatial_scale
+    if at_least_a_pixel:
+        extent = extent.clamp(min=1)
+    theta = -rois[:, 5] if clockwise else rois[:, 5]
+    bins = extent / rois.new_tensor([size[1], size[0]])  # x and y
+    grid = (
+        bins.ceil().clamp(min=0).long()
+        if sampling_ratio <= 0
+        else bins.new_full(bins.shape, sampling_ratio, dtype=torch.long)
+    )
+    per_bin, area = grid.prod(1), size[0] * size[1]
+    counts = per_bin.repeat_interleave(area)
+    starts = counts.cumsum(0) - counts
+    bin_of = torch.arange(len(counts), device=rois.device).repeat_interleave(counts)
+    roi = bin_of // area
+    within = torch.arange(len(bin_of), device=rois.device) - starts[bin_of]
+
+    def along(axis: int, bin: Tensor, step: Tensor) -> Tensor:
+        """From the region's centre."""
+        return (bin + (step + 0.5) / grid[roi, axis]) * bins[roi, axis] - extent[roi, axis] / 2
+
+    v = along(1, bin_of % area // size[1], within // grid[roi, 0])
+    u = along(0, bin_of % size[1], within % grid[roi, 0])
+    cos, sin = theta.cos()[roi], theta.sin()[roi]
+    y = v * cos - u * sin + centre[roi, 1]
+    x = v * sin + u * cos + centre[roi, 0]
+    index, weights = corners(y, x, *shape[2:])
+    index = index + (image[roi] * (shape[2] * shape[3]))[:, None]
+    weights = weights / per_bin[roi, None]
+    return index, weights, starts * 4, roi
+
+
+def _roi_align_rotated(
+    input: Tensor,
+    rois: Tensor,
+    size: tuple[int, int],
+    spatial_scale: float,
+    sampling_ratio: int,
+    aligned: bool,
+    clockwise: bool,
+) -> Tensor:
+    grid = (spatial_scale, sampling_ratio, 0.5 * aligned, not aligned, clockwise)
+    index, weights, starts, _ = _rotated_grid(rois, size, input.shape, *grid)
+    sums = weighted_sums(rows_of(input), index.flatten(), weights.flatten(), starts)
+    return sums.view(len(rois), *size, input.shape[1]).permute(0, 3, 1, 2)
+
+
+def roi_align_rotated_forward(
+    input: Tensor,
+    rois: Tensor,
+    output: Tensor,
+    pooled_height: int,
+    pooled_width: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    aligned: bool,
+    clockwise: bool,
+) -> None:
+    size, how = (pooled_height, pooled_width), (spatial_scale, sampling_ratio, aligned, clockwise)
+    output.copy_(_roi_align_rotated(input, rois, size, *how))
+
+
+def roi_align_rotated_backward(
+    grad_output: Tensor,
+    rois: Tensor,
+    grad_input: Tensor,
+    pooled_height: int,
+    pooled_width: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    aligned: bool,
+    clockwise: bool,
+) -> None:
+    size, how = (pooled_height, pooled_width), (spatial_scale, sampling_ratio, aligned, clockwise)
+    add_gradient(grad_input, lambda input: _roi_align_rotated(input, rois, size, *how), grad_output)
+
+
+# BorderAlign (Qiu et al. 2020)
+
+
+def _borders(boxes: Tensor, pool_size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Where the borders of ``boxes`` [N, K, 4] begin and a step along them, y and x: [N, 4, K].
+
+    Top, left, bottom, right: the first two begin at (x1, y1), the others at (x2, y2).
+    """
+    x1, y1, x2, y2 = at_least_float32(boxes).unbind(2)
+    width, height, none = (x2 - x1) / pool_size, (y2 - y1) / pool_size, torch.zeros_like(x1)
+    y, x = torch.stack([y1, y1, y2, y2], 1), torch.stack([x1, x1, x2, x2], 1)
+    down, across = torch.stack([none, height, none, -height], 1), torch.stack([width, none, -width, none], 1)
+    return y, x, down, across
+
+
+def border_align_forward(
+    input: Tensor,  # [N, 4·C, H, W]
+    boxes: Tensor,  # [N, K, 4]
+    output: Tensor,  # [N, C, K, 4], written
+    argmax_idx: Tensor,  # as output, written: the step of the maximum
+    pool_size: int,
+) -> None:
+    images, channels, count, _ = output.shape
+    planes = input.view(images * 4, channels, *input.shape[2:])
+    rows = rows_of(planes)
+    plane = torch.arange(images * 4, device=input.device)[:, None, None] * (
+        rows.shape[0] // (images * 4 or 1)
+    )
+    best, where = rows.new_full((images * 4 * count, channels), -torch.inf), None
+    y, x, down, across = (each.flatten(0, 1) for each in _borders(boxes, pool_size))
+    for step in range(pool_size + 1):
+        index, weights = corners(y, x, *input.shape[2:])
+        values = weighted_sums(rows, (index + plane).flatten(0, 1), weights.flatten(0, 1))
+        where = torch.zeros_like(values, dtype=torch.int) if where is None else where
+        where = torch.where(values > best, step, where)
+        best = torch.maximum(best, values)
+        y, x = y + down, x + across  # added up as in mmcv: rounding decides what is outside
+    for target, values in ((output, best), (argmax_idx, where)):
+        target.copy_(values.view(images, 4, count, channels).permute(0, 3, 2, 1))
+
+
+def border_align_backward(
+    grad_output: Tensor,  # [N, C, K, 4]
+    boxes: Tensor,
+    argmax_idx: Tensor,
+    grad_input: Tensor,  # [N, 4·C, H, W]
+    pool_size: int,
+) -> None:
+    images, channels, count, _ = grad_output.shape
+    steps = argmax_idx.permute(0, 3, 2, 1)  # [N, 4, K, C]
+    y, x, down, across = (each[..., None] for each in _borders(boxes, pool_size))
+    index, weights = corners(y + down * steps, x + across * steps, *grad_input.shape[2:])
+    values = at_least_float32(grad_output).permute(0, 3, 2, 1)[..., None] * weights
+    # [N, 4·C, K·4 corners]
+    index, values = (
+        t.permute(0, 1, 3, 2, 4).reshape(images, 4 * channels, count * 4) for t in (index, values)
+    )
+    total = values.new_zeros(images, 4 * channels, grad_input.shape[2:].numel())
+    grad_input.add_(total.scatter_add_(2, index, values).view(grad_input.shape))

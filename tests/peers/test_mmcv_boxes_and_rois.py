@@ -1,0 +1,218 @@
+"""dcnzoo's PyTorch operators for ``mmcv._ext`` against mmcv's compiled ones, where those run on the CPU."""
+
+import importlib
+import random
+
+import pytest
+import torch
+
+import dcnzoo.models  # noqa: F401
+from dcnzoo.compat.mmcv import _ext as stand_in
+
+compiled = importlib.import_module("mmcv._ext")
+mmcv_ops = importlib.import_module("mmcv.ops")
+CASES = range(200)
+TOLERANCE = dict(atol=1e-5, rtol=1e-5)
+
+
+@pytest.fixture
+def on(monkeypatch):
+    """Runs a function of mmcv.ops on the compiled operators, then on dcnzoo's."""
+
+    def both(module, function):
+        module, results = importlib.import_module(f"mmcv.ops.{module}"), []
+        for extension in (compiled, stand_in):
+            monkeypatch.setattr(module, "ext_module", extension)
+            results.append(function())
+        return results
+
+    return both
+
+
+class Case:
+    """Random boxes and maps: no boxes, equal ones, of no area, coordinates that are whole numbers."""
+
+    def __init__(self, seed):
+        self.choose = random.Random(seed)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.whole = seed % 4 == 0
+        self.degenerate = seed % 5 == 0
+
+    def uniform(self, *shape, low=0.0, high=1.0):
+        values = torch.rand(shape, generator=self.generator) * (high - low) + low
+        return values.round() if self.whole and high > 2 else values
+
+    def count(self, most=25):
+        return self.choose.choice([0, 1, self.choose.randint(2, most)])
+
+    def boxes(self, count):
+        corner = self.uniform(count, 2, high=30)
+        boxes = torch.cat([corner, corner + self.uniform(count, 2, high=20)], 1)
+        if self.degenerate:
+            boxes[::3, 2] = boxes[::3, 0]
+        return boxes
+
+    def rotated(self, count):
+        angle = self.uniform(count, 1, low=-7 / 2, high=7 / 2)
+        sizes = self.uniform(count, 2, high=20)
+        if self.degenerate:
+            sizes[::3, 0] = 0
+        return torch.cat([self.uniform(count, 2, high=30), sizes, angle], 1)
+
+    def scores(self, count):
+        scores = torch.rand(count, generator=self.generator)
+        return (scores * 4).round() / 4 if self.choose.random() < 0.4 else scores  # ties
+
+    def some_equal(self, boxes, others):
+        if len(boxes) and len(others):
+            others[0] = boxes[0]
+
+    def maps(self, channels=4):
+        return torch.randn(2, channels, self.choose.randint(1, 9), 11, generator=self.generator)
+
+    def rois(self, boxes):
+        image = torch.randint(2, (len(boxes), 1), generator=self.generator).float()
+        return torch.cat([image, boxes], 1)
+
+
+@pytest.mark.parametrize("seed", CASES)
+def test_bbox_overlaps(on, seed):
+    case = Case(seed)
+    boxes, others = case.boxes(case.count()), case.boxes(case.count())
+    case.some_equal(boxes, others)
+    for mode in ("iou", "iof"):
+        for offset in (0, 1):
+            arguments = dict(mode=mode, offset=offset)
+            want, got = on("bbox", lambda a=arguments: mmcv_ops.bbox_overlaps(boxes, others, **a))
+            torch.testing.assert_close(got, want, equal_nan=True)
+            arguments["aligned"] = True
+            want, got = on("bbox", lambda a=arguments: mmcv_ops.bbox_overlaps(boxes, boxes.roll(1, 0), **a))
+            torch.testing.assert_close(got, want, equal_nan=True)
+
+
+@pytest.mark.parametrize("seed", CASES)
+def test_nms(seed):
+    case = Case(seed)
+    boxes = case.boxes(case.count(60))
+    for offset in (0, 1):
+        arguments = (boxes, case.scores(len(boxes)), case.choose.choice([0.0, 0.3, 0.5, 1.0]), offset)
+        assert stand_in.nms(*arguments).tolist() == compiled.nms(*arguments).tolist()
+
+
+@pytest.mark.parametrize("seed", CASES)
+@pytest.mark.parametrize("method", ["naive", "linear", "gaussian"])
+def test_soft_nms(on, seed, method):
+    case = Case(seed)
+    boxes = case.boxes(case.count(40))
+    scores = case.scores(len(boxes))
+    arguments = (boxes, scores, case.choose.choice([0.0, 0.3, 0.5]), 0.4, 0.05, method, seed % 2)
+    want, got = on("nms", lambda: mmcv_ops.soft_nms(*arguments))
+    assert got[1].tolist() == want[1].tolist()
+    torch.testing.assert_close(got[0], want[0], equal_nan=True)
+
+
+@pytest.mark.parametrize("seed", CASES)
+def test_nms_match(on, seed):
+    case = Case(seed)
+    boxes = case.boxes(case.count(40))
+    dets = torch.cat([boxes, case.scores(len(boxes))[:, None]], 1)
+    threshold = case.choose.choice([0.0, 0.3, 0.5])
+    want, got = on("nms", lambda: [g.tolist() for g in mmcv_ops.nms_match(dets, threshold)])
+    assert got == want
+
+
+@pytest.mark.parametrize("seed", CASES)
+def test_box_iou_rotated(on, seed):
+    case = Case(seed)
+    boxes, others = case.rotated(case.count()), case.rotated(case.count())
+    case.some_equal(boxes, others)
+    for mode in ("iou", "iof"):
+        for arguments in ((boxes, others, mode, False, seed % 2 == 0), (boxes, boxes.roll(1, 0), mode, True)):
+            want, got = on("box_iou_rotated", lambda a=arguments: mmcv_ops.box_iou_rotated(*a))
+            torch.testing.assert_close(got, want, **TOLERANCE)
+
+
+@pytest.mark.parametrize("seed", CASES)
+def test_nms_rotated(on, seed):
+    case = Case(seed)
+    boxes = case.rotated(max(1, case.count(40)))
+    labels = torch.randint(2, (len(boxes),), generator=case.generator) if seed % 3 == 0 else None
+    arguments = (boxes, case.scores(len(boxes)), case.choose.choice([0.1, 0.3, 0.5]), labels, seed % 2 == 0)
+    want, got = on("nms", lambda: mmcv_ops.nms_rotated(*arguments))
+    assert got[1].tolist() == want[1].tolist()
+    torch.testing.assert_close(got[0], want[0])
+
+
+def output_and_gradient(function, input):
+    input = input.clone().requires_grad_()
+    output = function(input)
+    weight = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view(output.shape)
+    return output.detach(), *torch.autograd.grad((output * weight).sum(), input)
+
+
+@pytest.mark.parametrize("seed", CASES)
+def test_roi_align_rotated(on, seed):
+    case = Case(seed)
+    rois = case.rois(
+        case.rotated(case.count(6)) * torch.tensor([1.5, 1, 1, 1, 1]) - torch.tensor([9.0, 4, 0, 0, 0])
+    )
+    size = case.choose.choice([(1, 1), (3, 2), (2, 4)])
+    how = (case.choose.choice([0.5, 1.0]), case.choose.choice([0, 2]), seed % 2 == 0, seed % 3 == 0)
+    input = case.maps()
+
+    def function():
+        return output_and_gradient(lambda x: mmcv_ops.roi_align_rotated(x, rois, size, *how), input)
+
+    want, got = on("roi_align_rotated", function)
+    for g, w in zip(got, want, strict=True):
+        torch.testing.assert_close(g, w, **TOLERANCE)
+
+
+@pytest.mark.parametrize("seed", CASES)
+def test_roi_align(on, seed):
+    case = Case(seed)
+    rois = case.rois(case.boxes(case.count(6)) * 1.5 - 12)
+    size, aligned = case.choose.choice([(1, 1), (3, 2), (2, 4)]), seed % 2 == 0
+    how = (case.choose.choice([0.5, 1.0]), case.choose.choice([0, 2]), case.choose.choice(["avg", "max"]))
+    input = case.maps()
+
+    def function():
+        return output_and_gradient(lambda x: mmcv_ops.roi_align(x, rois, size, *how, aligned), input)
+
+    want, got = on("roi_align", function)
+    want[0][want[0] == -1e4] = 0  # mmcv's maximum of no samples: of a RoI without height or width
+    for g, w in zip(got, want, strict=True):
+        torch.testing.assert_close(g, w, **TOLERANCE)
+
+
+@pytest.mark.parametrize("seed", CASES)
+@pytest.mark.parametrize("points", [1, 5])
+def test_rotated_feature_align(on, seed, points):
+    case = Case(seed)
+    input = case.maps()[: case.choose.choice([0, 1, 2])]
+    boxes = case.rotated(input[:, 0].numel()).view(len(input), *input.shape[2:], 5) - 5
+
+    def function():
+        return output_and_gradient(lambda x: mmcv_ops.rotated_feature_align(x, boxes, 0.5, points), input)
+
+    want, got = on("rotated_feature_align", function)
+    for g, w in zip(got, want, strict=True):
+        torch.testing.assert_close(g, w, **TOLERANCE)
+
+
+@pytest.mark.parametrize("seed", CASES)
+def test_active_rotated_filter(on, seed):
+    case = Case(seed)
+    planes, inputs, orientations, rotations = (case.choose.randint(1, 4) for _ in range(4))
+    size = case.choose.choice([(1, 1), (3, 3), (2, 3)])
+    entries = orientations * size[0] * size[1]
+    orders = [torch.randperm(entries, generator=case.generator) + 1 for _ in range(rotations)]
+    indices = torch.stack(orders, 1).view(orientations, *size, rotations).int()
+    input = torch.randn(planes, inputs, orientations, *size, generator=case.generator)
+
+    def function():
+        return output_and_gradient(lambda x: mmcv_ops.active_rotated_filter(x, indices), input)
+
+    want, got = on("active_rotated_filter", function)
+    for g, w in zip(got, want, strict=True):
+        torch.testing.assert_close(g, w)

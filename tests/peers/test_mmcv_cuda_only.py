@@ -1,0 +1,192 @@
+"""Operators that mmcv has for GPUs alone, against its CUDA kernels on threads of the host."""
+
+import functools
+import importlib
+import random
+
+import pytest
+import torch
+
+import dcnzoo.models  # noqa: F401
+from dcnzoo.compat.mmcv import _ext as stand_in
+
+mmcv_ops = importlib.import_module("mmcv.ops")
+CASES = range(200)
+FILES = ("roi_pool", "border_align", "carafe_naive", "sigmoid_focal_loss", "softmax_focal_loss")
+WRAPPER = r"""
+using D = double;
+const dim3 D24(2, 4);
+#define RUN(THREADS, KERNEL, ...) emulate(1, THREADS, [=] { KERNEL<D>(__VA_ARGS__); })
+
+extern "C" void roi_pool(int n, const D* input, const D* rois, D* output, int* argmax, int h, int w, D scale,
+                         int c, int height, int width) {
+  RUN(4, roi_pool_forward_cuda_kernel, n, input, rois, output, argmax, h, w, scale, c, height, width);
+}
+extern "C" void roi_pool_backward(int n, const D* grad, const D* rois, const int* argmax, D* of_input, int h,
+                                  int w, int c, int height, int width) {
+  RUN(4, roi_pool_backward_cuda_kernel, n, grad, rois, argmax, of_input, h, w, c, height, width);
+}
+extern "C" void border_align(int n, const D* input, const D* boxes, D* output, int* argmax, int c, int k,
+                             int height, int width, int pool) {
+  RUN(D24, border_align_forward_cuda_kernel, n, input, boxes, output, argmax, c, k, height, width, pool);
+}
+extern "C" void border_align_backward(int n, const D* grad, const D* boxes, const int* argmax, D* of_input,
+                                      int c, int k, int height, int width, int pool) {
+  RUN(D24, border_align_backward_cuda_kernel, n, grad, boxes, argmax, of_input, c, k, height, width,
+      pool);
+}
+extern "C" void carafe(int n, const D* input, const D* masks, D* output, int k, int groups, int scale, int c,
+                       int height, int width) {
+  RUN(4, carafe_naive_forward_cuda_kernel, n, input, masks, output, k, groups, scale, c, height, width);
+}
+extern "C" void carafe_backward(int n, const D* grad, const D* input, const D* masks, D* of_input,
+                                D* of_masks, int k, int groups, int scale, int c, int height, int width) {
+  RUN(4, carafe_naive_backward_cuda_kernel, n, grad, input, masks, of_input, of_masks, k, groups, scale,
+      c, height, width);
+}
+extern "C" void sigmoid(int n, const D* input, const int64_t* target, const D* weight, D* output, D gamma,
+                        D alpha, int classes) {
+  RUN(4, sigmoid_focal_loss_forward_cuda_kernel, n, input, target, weight, output, gamma, alpha, classes);
+}
+extern "C" void sigmoid_backward(int n, const D* input, const int64_t* target, const D* weight, D* of_input,
+                                 D gamma, D alpha, int classes) {
+  RUN(4, sigmoid_focal_loss_backward_cuda_kernel, n, input, target, weight, of_input, gamma, alpha,
+      classes);
+}
+extern "C" void softmax(int n, const D* input, const int64_t* target, const D* weight, D* output, D gamma,
+                        D alpha, int classes) {
+  RUN(4, softmax_focal_loss_forward_cuda_kernel, n, input, target, weight, output, gamma, alpha, classes);
+}
+extern "C" void softmax_backward(int n, const D* input, const int64_t* target, const D* weight, D* buff,
+                                 D* of_input, D gamma, D alpha, int classes) {
+  RUN(4, softmax_focal_loss_backward_cuda1_kernel, n, input, target, weight, buff, gamma, alpha, classes);
+  RUN(4, softmax_focal_loss_backward_cuda2_kernel, n * classes, input, target, buff, of_input, classes);
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def kernels(compile_kernels):
+    return compile_kernels(WRAPPER, *FILES)
+
+
+class Case:
+    def __init__(self, seed):
+        self.choose = random.Random(seed)
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def normal(self, *shape):
+        return torch.randn(shape, generator=self.generator, dtype=torch.float64)
+
+    def rois(self, count, reach):
+        """Boxes inside, across and outside; some without area, some on whole pixels, some turned over."""
+        corner = (torch.rand(count, 2, generator=self.generator, dtype=torch.float64) - 0.3) * reach
+        size = (torch.rand(count, 2, generator=self.generator, dtype=torch.float64) - 0.1) * reach
+        boxes = torch.cat([corner, corner + size], 1)
+        return boxes.round() if self.choose.random() < 0.3 else boxes
+
+
+def with_grad(function, *inputs):
+    leaves = [t.clone().requires_grad_() for t in inputs]
+    output = function(*leaves)
+    grad = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view(output.shape)
+    return grad, [output.detach(), *torch.autograd.grad(output, leaves, grad)]
+
+
+def assert_close(got, want):
+    for g, w in zip(got, want, strict=True):
+        torch.testing.assert_close(g, w, atol=1e-9, rtol=1e-9)
+
+
+@pytest.fixture(autouse=True)
+def on_the_stand_in(monkeypatch):
+    for name in ("roi_pool", "border_align", "carafe", "focal_loss"):
+        monkeypatch.setattr(importlib.import_module(f"mmcv.ops.{name}"), "ext_module", stand_in)
+
+
+@pytest.mark.parametrize("seed", CASES)
+def test_roi_pool(kernels, seed):
+    case = Case(seed)
+    count, channels, size = case.choose.choice([0, 1, 5]), 3, case.choose.choice([(1, 1), (3, 2), (2, 5)])
+    input, scale = case.normal(2, channels, 7, 9), case.choose.choice([0.5, 1.0])
+    if seed % 3 == 0:
+        input = input.round()  # ties
+    image = torch.randint(2, (count, 1), generator=case.generator).double()
+    rois = torch.cat([image, case.rois(count, 12 / scale)], 1)
+    grad, got = with_grad(lambda x: mmcv_ops.roi_pool(x, rois, size, scale), input)
+
+    output, of_input = torch.zeros_like(got[0]), torch.zeros_like(input)
+    argmax = torch.zeros(output.shape, dtype=torch.int32)
+    kernels("roi_pool", output.numel(), input, rois, output, argmax, *size, scale, *input.shape[1:])
+    kernels("roi_pool_backward", output.numel(), grad, rois, argmax, of_input, *size, *input.shape[1:])
+    assert_close(got, (output, of_input))
+
+
+@pytest.mark.parametrize("seed", CASES)
+def test_border_align(kernels, seed):
+    case = Case(seed)
+    count, channels, pool = case.choose.choice([0, 1, 6]), 3, case.choose.choice([1, 2, 5, 10])
+    input = case.normal(2, 4 * channels, case.choose.randint(1, 7), 9)
+    boxes = case.rois(2 * count, 12).view(2, count, 4)
+    grad, got = with_grad(lambda x: mmcv_ops.border_align(x, boxes, pool), input)
+
+    output, of_input = torch.zeros_like(got[0]), torch.zeros_like(input)
+    argmax, where = torch.zeros(output.shape, dtype=torch.int32), (channels, count, *input.shape[2:], pool)
+    kernels("border_align", output.numel() // 4, input, boxes, output, argmax, *where)
+    kernels("border_align_backward", output.numel() // 4, grad, boxes, argmax, of_input, *where)
+    assert_close(got, (output, of_input))
+
+
+@pytest.mark.parametrize("seed", CASES)
+@pytest.mark.parametrize("name", ["carafe", "carafe_naive"])
+def test_carafe(kernels, seed, name):
+    case = Case(seed)
+    kernel, groups, scale = (case.choose.choice(values) for values in ([1, 3, 5], [1, 2], [1, 2, 3]))
+    size, batch = (case.choose.randint(1, 5), case.choose.randint(1, 5)), case.choose.choice([0, 1, 2])
+    input, upper = case.normal(batch, 4, *size), [scale * s for s in size]
+    masks = case.normal(batch, groups * kernel**2, *upper)
+
+    if name == "carafe":
+        grad, got = with_grad(lambda x, m: mmcv_ops.carafe(x, m, kernel, groups, scale), input, masks)
+    else:  # its autograd function refuses the CPU
+        forward = functools.partial(stand_in.carafe_naive_forward, kernel_size=kernel, group_size=groups)
+        got = [input.new_zeros(batch, 4, *upper), torch.zeros_like(input), torch.zeros_like(masks)]
+        forward(input, masks, got[0], scale_factor=scale)
+        grad = case.normal(*got[0].shape)
+        stand_in.carafe_naive_backward(grad, input, masks, *got[1:], kernel, groups, scale)
+
+    want = [torch.zeros_like(t) for t in got]
+    how = (kernel, groups, scale, 4, *upper)
+    kernels("carafe", grad.numel(), input, masks, want[0], *how)
+    kernels("carafe_backward", grad.numel(), grad, input, masks, *want[1:], *how)
+    assert_close(got, want)
+
+
+@pytest.mark.parametrize("seed", CASES)
+@pytest.mark.parametrize("kind", ["sigmoid", "softmax"])
+def test_focal_loss(kernels, seed, kind):
+    """Weights are mmcv's where it has one for the class: it reads past their end for the background."""
+    case = Case(seed)
+    count, classes = case.choose.choice([0, 1, 7]), case.choose.randint(1, 5)
+    gamma, alpha, weighted = case.choose.choice([0.0, 1.0, 1.7, 2.0]), case.choose.random(), seed % 2 == 0
+    logits = case.normal(count, classes) * case.choose.choice([1.0, 5.0])
+    target = torch.randint(classes + (kind == "sigmoid" and not weighted), (count,), generator=case.generator)
+    weight = torch.rand(classes, generator=case.generator, dtype=torch.float64) if weighted else None
+
+    output, of_input = torch.zeros_like(logits), torch.zeros_like(logits)
+    pointer, numbers = weight if weighted else torch.empty(0, dtype=torch.float64), (gamma, alpha, classes)
+    if kind == "sigmoid":
+        loss = mmcv_ops.sigmoid_focal_loss
+        kernels("sigmoid", logits.numel(), logits, target, pointer, output, *numbers)
+        kernels("sigmoid_backward", logits.numel(), logits, target, pointer, of_input, *numbers)
+    else:
+        loss, probability = mmcv_ops.softmax_focal_loss, logits.softmax(1)
+        output, buff = output.new_zeros(count), output.new_zeros(count)
+        kernels("softmax", count, probability, target, pointer, output, *numbers)
+        kernels("softmax_backward", count, probability, target, pointer, buff, of_input, *numbers)
+        of_input.nan_to_num_()  # mmcv's, of a probability of 1
+    logits.requires_grad_()
+    got = loss(logits, target, gamma, alpha, weight, "sum")
+    # the kernel takes the exponential in float32
+    for g, w in zip((got, *torch.autograd.grad(got, logits)), (output.sum(), of_input), strict=True):
+        torch.testing.assert_close(g, w, atol=1e-5, rtol=1e-5)

@@ -1,0 +1,180 @@
+"""``dcnzoo doctor``: each broken set-up is recognised, and told with the command that mends it."""
+
+from dataclasses import replace
+
+import pytest
+
+from dcnzoo.cli import doctor
+from dcnzoo.cli.doctor import Found, problems
+
+from .test_import import OPENMMLAB, run
+
+ORIGINALS = {"mmengine": "0.10.7", "mmcv-lite": "2.1.0", "mmdet": "3.3.0"}
+FORKS = {"onedl-mmengine": "0.10.12", "onedl-mmcv": "2.3.6", "onedl-mmdetection": "3.5.1"}
+CPU = Found(
+    torch="2.13.0+cpu",
+    torch_cuda=None,
+    torch_sees_gpu=False,
+    nvidia_driver=False,
+    libraries={"cuda": "this torch is a CPU build"},
+    packages=ORIGINALS,
+)
+GPU = replace(
+    CPU, torch="2.10.0+cu130", torch_cuda="13.0", torch_sees_gpu=True, nvidia_driver=True, libraries={}
+)
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        CPU,
+        GPU,
+        replace(GPU, torch_sees_gpu=False, nvidia_driver=False, libraries={"cuda": "not there"}),
+        replace(CPU, packages={}),  # torch alone
+        replace(CPU, packages=FORKS, pkg_resources=False),
+        replace(CPU, packages={"mmengine": "0.10.7", "mmcv": "2.1.0"}),  # without mmdet
+        replace(CPU, torch="2.14.0a0+git1234"),
+    ],
+    ids=["cpu", "gpu", "cuda build without a gpu", "torch alone", "forks", "compiled", "nightly"],
+)
+def test_nothing_is_wrong(found):
+    assert list(problems(found)) == []
+
+
+def without(packages, *names):
+    return {name: version for name, version in packages.items() if name not in names}
+
+
+BROKEN = {
+    "old torch": (
+        replace(CPU, torch="2.9.1", libraries={"cpu": "undefined symbol"}),
+        "torch 2.9.1 is too old: dcnzoo needs 2.10",
+        'pip install --upgrade "torch>=2.10"',
+    ),
+    "no library": (
+        replace(CPU, libraries={"cpu": "_C_cpu.so is not in /x"}),
+        "no compiled operators: _C_cpu.so is not in /x",
+        "pip install -e . --no-build-isolation",
+    ),
+    "no CUDA library": (
+        replace(GPU, libraries={"cuda": "_C_cuda.so is not in /x"}),
+        "torch sees a GPU, but the CUDA operators are not loaded: _C_cuda.so is not in /x",
+        "with nvcc of CUDA 13.0 on the PATH",
+    ),
+    "CPU torch on a GPU": (
+        replace(CPU, nvidia_driver=True),
+        "has an NVIDIA GPU, and torch 2.13.0+cpu is a CPU build",
+        "pip uninstall -y torch",
+    ),
+    "no mmcv": (
+        replace(CPU, packages=without(ORIGINALS, "mmcv-lite")),
+        "mmengine, mmdet installed, but no mmcv",
+        "pip install mmcv-lite==2.1.0",
+    ),
+    "no mmcv of the forks": (
+        replace(CPU, packages=without(FORKS, "onedl-mmcv")),
+        "onedl-mmengine, onedl-mmdetection installed, but no mmcv",
+        "pip install --no-deps onedl-mmcv",
+    ),
+    "mmcv twice": (
+        replace(CPU, packages={**ORIGINALS, "mmcv": "2.2.0"}),
+        "mmcv 2.2.0 and mmcv-lite 2.1.0 are both installed",
+        "pip uninstall -y mmcv mmcv-lite && pip install mmcv-lite==2.1.0",
+    ),
+    "forks and originals": (
+        replace(CPU, packages={**ORIGINALS, "onedl-mmcv": "2.3.6"}),
+        "mmengine, mmcv-lite, mmdet and onedl-mmcv are installed",
+        "pip uninstall -y mmengine mmcv-lite mmdet onedl-mmcv && pip install mmengine==0.10.7",
+    ),
+    "mmcv too new": (
+        replace(CPU, packages={**ORIGINALS, "mmcv-lite": "2.2.0"}),
+        "mmcv-lite 2.2.0: mmdet 3.3.0 takes 2.0 and 2.1",
+        "pip uninstall -y mmcv-lite && pip install mmcv-lite==2.1.0",
+    ),
+    "mmcv for another torch": (
+        replace(
+            CPU,
+            packages={**without(ORIGINALS, "mmcv-lite"), "mmcv": "2.1.0"},
+            extension_error="undefined symbol",
+        ),
+        "mmcv's compiled operators do not load, they are for another torch: undefined symbol",
+        "pip uninstall -y mmcv && pip install mmcv-lite==2.1.0",
+    ),
+    "no pkg_resources": (
+        replace(CPU, pkg_resources=False),
+        "no pkg_resources",
+        'pip install "setuptools<81"',
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken(name):
+    found, what, mend = BROKEN[name]
+    ((told, command),) = problems(found)  # one cause, told once
+    assert what in told and mend in command
+    assert "\n" not in told + command
+
+
+def test_distributions_of_one_folder_are_a_mixture(tmp_path, monkeypatch):
+    """Another folder's are not, if they are not imported."""
+    for folder, names in (("first", ("mmcv", "onedl_mmcv")), ("second", ("mmcv_lite",))):
+        (tmp_path / folder / "mmcv").mkdir(parents=True)
+        (tmp_path / folder / "mmcv" / "__init__.py").touch()
+        for name in names:
+            info = tmp_path / folder / f"{name}-9.9.dist-info"
+            info.mkdir()
+            (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 9.9\n")
+    paths = f"sys.path[:0] = [{str(tmp_path / 'first')!r}, {str(tmp_path / 'second')!r}]"
+    output = run(
+        f"import sys\n{paths}\nfrom dcnzoo.cli.doctor import _installed\n"
+        "print(dict(_installed(('mmcv', 'mmcv-lite', 'onedl-mmcv'))))"
+    )
+    assert output.strip() == str({"mmcv": "9.9", "onedl-mmcv": "9.9"})
+
+
+def doctor_in(preparation):
+    """Output and exit status."""
+    code = f"""
+import sys
+{preparation}
+sys.argv = ['dcnzoo', 'doctor']
+from dcnzoo.cli import main
+try:
+    main()
+except SystemExit as stopped:
+    print('status', stopped.code)
+"""
+    return run(code)
+
+
+def test_healthy():
+    """Where these tests run; what is mended, and whose operators mmcv uses."""
+    if list(problems(Found.here())):
+        pytest.skip("something is wrong here: python -m dcnzoo doctor")
+    output = doctor_in("")
+    assert "nothing is wrong" in output and output.endswith("status 0\n")
+    assert "load_own_checkpoints: mmengine's checkpoints" in output
+    assert any(line.startswith("mmcv._ext") and "dcnzoo's" in line for line in output.splitlines())
+
+
+def test_torch_alone():
+    absent = "\n".join(f"sys.modules[{name!r}] = None" for name in OPENMMLAB)
+    output = doctor_in(f"{absent}\nfrom dcnzoo.cli import doctor\ndoctor._installed = lambda packages: []")
+    assert "nothing is wrong" in output and "mended" not in output
+
+
+def test_missing_library():
+    output = doctor_in(
+        "from dcnzoo.ops import _library\n_library.loaded.clear()\n"
+        "_library.problems['cpu'] = '_C_cpu.so is not in /x'\n"
+        "import dcnzoo.ops\ndcnzoo.ops.has_ops = lambda: False"
+    )
+    assert "wrong: no compiled operators: _C_cpu.so is not in /x\n mend: pip install -e ." in output
+    assert output.endswith("1 problem found\nstatus 1\n")
+
+
+def test_mends_have_a_reason():
+    mends = dict(doctor.mends())
+    assert {"load_own_checkpoints", "amp_on_cpu"} <= mends.keys() and all(mends.values())
+    assert "apply" not in mends
