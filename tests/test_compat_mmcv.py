@@ -35,9 +35,18 @@ def test_every_name_of_mmcv_ops_imports():
     assert len(mmcv_ops.__all__) > 90
 
 
-def test_missing_operator_is_named():
-    with pytest.raises(NotImplementedError, match=r"filtered_lrelu.*not provided by dcnzoo"):
-        _ext.filtered_lrelu(torch.zeros(1), 1, kernel=3)
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [
+        ("filtered_lrelu", r"mmcv\.ops\.filtered_lrelu with use_custom_op=False"),
+        ("sync_bn_forward_mean", r"torch\.nn\.SyncBatchNorm"),
+        ("pixel_group", r"mmcv with its compiled operators in place of mmcv-lite"),
+    ],
+)
+def test_missing_operator_is_named(name, instead):
+    message = rf"mmcv.ops: {name}: .* not provided by dcnzoo; use {instead}.*, or ask for it"
+    with pytest.raises(NotImplementedError, match=message):
+        getattr(_ext, name)(torch.zeros(1), 1, kernel=3)
     assert not hasattr(_ext, "__wrapped__")  # what inspection asks for is not an operator
 
 
