@@ -29,7 +29,7 @@ const DeformConvBackward<T>& backward_kernels() {
 
 // What the forward stages channels-last at a time, however large im2col_step is: fewer images first, then
 // fewer channels of one image.
-constexpr int64_t kStagingBytes = int64_t(12) << 20;
+constexpr int64_t kStagingBytes = int64_t(13) << 20;
 constexpr int64_t kLeastStagingBytes = int64_t(4) << 20;
 
 // Channels of a slice: 9 taps · 64 channels · 96 rows of float are 216 KiB, a quarter of a usual L2.
@@ -192,7 +192,13 @@ Tensor forward(const DeformConvShapes& s, const Tensor& input, const Tensor& wei
                                     : torch::stable::new_empty(input, s.output_sizes());
   if (output.numel() == 0) return output;
 
-  std::vector<ChannelSlice> slices = slice_channels(s, kSliceBytes / int64_t(sizeof(T)), kernels.panel);
+  // Sums that pass through a narrower output would be rounded: then all channels go in one pass.
+  const bool one_pass = map.channels_last || !std::is_same_v<S, T>;
+  // Slices as wide as may be staged at all, in whole vectors: half panels.
+  const int64_t widest = kSliceBytes / int64_t(sizeof(T)), lanes = kernels.panel / 2;
+  const int64_t stageable = kStagingBytes / (s.in_pixels * int64_t(sizeof(S))) / lanes * lanes;
+  std::vector<ChannelSlice> slices =
+      slice_channels(s, one_pass ? widest : std::clamp(stageable, lanes, widest), kernels.panel);
   const int64_t outputs = s.out_channels / s.groups;
   const int64_t padded = is_depthwise(s) ? 1 : (outputs + kernels.panel - 1) / kernels.panel * kernels.panel;
   Buffer<S> packed(place_weights(slices, padded));
@@ -223,12 +229,9 @@ Tensor forward(const DeformConvShapes& s, const Tensor& input, const Tensor& wei
     while (p.slice_end < all_slices) {
       p.slice_begin = p.slice_end;
       p.input = images + first * image_size;
-      // Sums that pass through a narrower output would be rounded: then all channels go in one pass.
-      if (map.channels_last || !std::is_same_v<S, T>)
-        p.slice_end = all_slices;
-      else
-        p.slice_end =
-            end_of_pass(slices, p.slice_begin, p.images * s.in_pixels * int64_t(sizeof(S)), staging);
+      p.slice_end = one_pass ? all_slices
+                             : end_of_pass(slices, p.slice_begin,
+                                           p.images * s.in_pixels * int64_t(sizeof(S)), staging);
       if (!map.channels_last) {
         const ChannelSlice& last = slices[p.slice_end - 1];
         p.first_channel = slices[p.slice_begin].first;
