@@ -169,6 +169,19 @@ def test_checkpointing_changes_nothing(kind):
     torch.testing.assert_close(*gradients)
 
 
+@both
+def test_autocast(kind):
+    model, x = build(kind, drop_path_rate=0.0), torch.randn(2, 3, 64, 96)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = model(x)
+    sum(y.float().mean() for y in outputs).backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+    for expected, given in zip(model(x), outputs, strict=True):
+        assert (given - expected).abs().max() < 0.05 * expected.abs().max()
+
+
 def test_drop_path_grows_with_depth():
     model = build("InternImage", drop_path_rate=0.5)
     rates = [getattr(block.drop_path, "drop_prob", 0.0) for level in model.levels for block in level.blocks]
