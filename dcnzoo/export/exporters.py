@@ -13,6 +13,12 @@ import torch
 
 from dcnzoo.export.deform_conv import FIRST_OPSET, check_target, deform_conv
 from dcnzoo.export.graph import DynamoGraph, TorchScriptGraph, Value
+from dcnzoo.export.postprocess import (
+    keep_boxes,
+    keep_boxes_graph,
+    roi_align_pyramid,
+    roi_align_pyramid_graph,
+)
 
 DEFAULT_OPSET = 19  # the first with DeformConv; RoiAlign of 22 is not in onnxruntime yet
 _DYNAMO_OPSETS = (18, 21)
@@ -65,6 +71,8 @@ def translation_table(opset_version: int, deform_conv: str = "auto") -> dict[Cal
         overload = _overload(name)
         if overload is not None:
             table[overload] = _onnxscript_function(opset_version, translate)
+    table[keep_boxes._opoverload] = _onnxscript_function(opset_version, keep_boxes_graph)
+    table[roi_align_pyramid._opoverload] = _onnxscript_function(opset_version, roi_align_pyramid_graph)
     return table
 
 
@@ -95,6 +103,7 @@ def export_onnx(
         # torch.export first and by itself: while torch.onnx.export traces, MMDetection takes branches
         # that it has not kept up
         program = torch.export.export(model, args, dynamic_shapes=dynamic_shapes, strict=False)
+        _check_ranges(program)
         onnx_program = torch.onnx.export(
             program,
             opset_version=opset_version,
@@ -105,6 +114,16 @@ def export_onnx(
             verbose=False,
         )
     save(onnx_program.model_proto, path)
+
+
+def _check_ranges(program: torch.export.ExportedProgram) -> None:
+    """Tracing takes an axis that happens to be 1 long for one that always is."""
+    for symbol, sizes in program.range_constraints.items():
+        if sizes.upper.is_finite and sizes.upper < 2**31:
+            raise ValueError(
+                "dynamic_shapes: expected an example on which no map has a height or width of 1, got one "
+                f"that makes a graph for sizes up to {sizes.upper} ({symbol}) only; use a larger example"
+            )
 
 
 def save(model: Any, path: str | os.PathLike) -> None:
