@@ -33,7 +33,8 @@ class DeployedDetector(BaseModel):
     def forward(
         self, inputs: Tensor, data_samples: list[DetDataSample], mode: str = "predict"
     ) -> list[DetDataSample]:
-        outputs = self.session(np.ascontiguousarray(inputs.cpu().numpy()))
+        sizes = np.array([sample.img_shape[:2] for sample in data_samples])
+        outputs = self.session(np.ascontiguousarray(inputs.cpu().numpy()), sizes)
         for n, sample in enumerate(data_samples):
             sample.pred_instances = on_original_image(
                 {name: value[n] for name, value in outputs.items()}, sample.metainfo

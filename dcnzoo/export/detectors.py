@@ -6,14 +6,20 @@
 
 from __future__ import annotations
 
+import os
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from mmdet.models.dense_heads import RPNHead, YOLOV3Head
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
-from mmdet.models.detectors import SingleStageDetector, TwoStageDetector
-from mmdet.models.roi_heads import CascadeRoIHead, StandardRoIHead
+from mmdet.models.detectors import DETR, SingleStageDetector, TwoStageDetector
+from mmdet.models.roi_heads import CascadeRoIHead, PointRendRoIHead, StandardRoIHead
 from mmengine.config import ConfigDict
 from torch import Tensor, nn
+from torch.export import Dim
 
+from dcnzoo.export.exporters import export_onnx
 from dcnzoo.export.postprocess import (
     ABSENT,
     best,
@@ -26,7 +32,7 @@ from dcnzoo.export.postprocess import (
 
 FAMILIES = (
     *("FCOS", "FSAF", "RetinaNet", "SSD", "YOLOv3", "Faster R-CNN", "Cascade R-CNN", "Mask R-CNN"),
-    "Cascade Mask R-CNN",
+    *("Cascade Mask R-CNN", "DETR", "PointRend"),
 )
 
 
@@ -38,7 +44,8 @@ class Deployable(nn.Module):
     probability times 255, so that 128 and more is inside at the usual threshold of 0.5.
     """
 
-    output_names = ("dets", "labels")
+    input_names: tuple[str, ...] = ("input",)
+    output_names: tuple[str, ...] | None = ("dets", "labels")
 
     def __init__(self, detector: nn.Module) -> None:
         super().__init__()
@@ -58,7 +65,10 @@ def deployable(detector: nn.Module, skip_postprocess: bool = False) -> nn.Module
     if isinstance(detector, TwoStageDetector):
         if skip_postprocess:
             raise ValueError(f"skip_postprocess: expected a single-stage detector, got {name}")
-        return TwoStage(detector).eval()
+        pointrend = isinstance(detector.roi_head, PointRendRoIHead)
+        return (PointRend if pointrend else TwoStage)(detector).eval()
+    if type(detector) is DETR and not skip_postprocess:
+        return Detr(detector).eval()
     if isinstance(detector, SingleStageDetector):
         if skip_postprocess:
             return RawHead(detector).eval()
@@ -66,6 +76,44 @@ def deployable(detector: nn.Module, skip_postprocess: bool = False) -> nn.Module
             return Yolo(detector).eval()
         return Dense(detector).eval()
     raise ValueError(f"detector: expected one of {', '.join(FAMILIES)}, got {name}")
+
+
+def export_detector(
+    detector: nn.Module,
+    images: Tensor,
+    path: str | os.PathLike,
+    *,
+    dynamic: bool = False,
+    skip_postprocess: bool = False,
+    **options: Any,
+) -> None:
+    """Writes a detector to an ONNX file.
+
+    Args:
+        images: an example, [N, 3, H, W].
+        dynamic: the batch, height and width of the graph are open; else they are the example's.
+        skip_postprocess: of :func:`deployable`.
+        options: ``opset_version`` and ``deform_conv`` of :func:`dcnzoo.export.export_onnx`.
+
+    Raises:
+        ValueError: of either.
+    """
+    model = deployable(detector, skip_postprocess)
+    args, shapes = [images], [{0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}]
+    if dynamic and len(images) == 1:
+        args[0] = images.repeat(2, 1, 1, 1)  # one image would make a graph for one
+    if "img_shape" in model.input_names:
+        args.append(torch.tensor([images.shape[-2:]] * len(args[0])))
+        shapes.append({0: Dim.DYNAMIC})
+    export_onnx(
+        model,
+        tuple(args),
+        path,
+        dynamic_shapes=tuple(shapes) if dynamic else None,
+        input_names=list(model.input_names),
+        output_names=list(model.output_names) if model.output_names else None,
+        **options,
+    )
 
 
 def image_size(images: Tensor) -> Tensor:  # (height, width)
@@ -158,6 +206,14 @@ def dense_candidates(
     return candidates
 
 
+def of_class(values: Tensor, labels: Tensor) -> Tensor:  # [N·K, classes, …], [N, K] -> [N·K, 1, …]
+    """What belongs to each one's label; all of it where there is one class only."""
+    if values.shape[1] == 1:
+        return values
+    index = labels.flatten().clamp(min=0).view(-1, 1, *[1] * (values.dim() - 2))
+    return values.gather(1, index.expand(-1, 1, *values.shape[2:]))
+
+
 class Dense(Deployable):
     """RetinaNet, FSAF, FCOS, SSD, ATSS, … : every head that predicts as ``BaseDenseHead`` does."""
 
@@ -222,10 +278,12 @@ class Yolo(Deployable):
 class TwoStage(Deployable):
     """Faster, Cascade, Mask and Cascade Mask R-CNN."""
 
+    heads = (StandardRoIHead, CascadeRoIHead)
+
     def __init__(self, detector: nn.Module) -> None:
         super().__init__(detector)
         head, rpn = detector.roi_head, getattr(detector, "rpn_head", None)
-        if type(head) not in (StandardRoIHead, CascadeRoIHead) or type(rpn) is not RPNHead:
+        if type(head) not in self.heads or type(rpn) is not RPNHead:
             raise ValueError(
                 f"detector: expected one of {', '.join(FAMILIES)}, got {type(detector).__name__} with "
                 f"{type(rpn).__name__} and {type(head).__name__}"
@@ -307,10 +365,7 @@ class TwoStage(Deployable):
         for mask_head, extractor in stages:
             total = total + mask_head(self._pool(extractor, features, dets[..., :4])).sigmoid()
         masks = total / len(stages)
-        if mask_head.class_agnostic:
-            return masks[:, 0]
-        index = labels.flatten().clamp(min=0)[:, None, None, None]
-        return masks.gather(1, index.expand(-1, 1, *masks.shape[-2:]))[:, 0]
+        return of_class(masks, labels)[:, 0]
 
     @staticmethod
     def _pool(extractor: nn.Module, features: tuple[Tensor, ...], boxes: Tensor) -> Tensor:
@@ -329,3 +384,100 @@ class TwoStage(Deployable):
             layer.pool_mode,
             layer.aligned,
         )
+
+
+class PointRend(TwoStage):
+    """Mask R-CNN whose masks are refined where they are uncertain (Kirillov et al. 2020, sec. 3.1).
+
+    As ``PointRendRoIHead``, but only the class of each box is refined: the others are not read.
+    """
+
+    heads = (PointRendRoIHead,)
+
+    def _masks(self, features: tuple[Tensor, ...], dets: Tensor, labels: Tensor) -> Tensor:
+        head = self.detector.roi_head
+        cfg, extractor = head.test_cfg, head.mask_roi_extractor
+        boxes = dets[..., :4]
+        levels = list(zip(features, extractor.featmap_strides, strict=False))
+        if len(levels) != 1 or extractor.with_pre or extractor.with_post:
+            raise ValueError(f"PointRend: mask_roi_extractor: expected one level, got {len(levels)}")
+
+        rows, columns = extractor.roi_layers[0].output_size
+        y, x = torch.meshgrid(
+            (torch.arange(rows) + 0.5) / rows, (torch.arange(columns) + 0.5) / columns, indexing="ij"
+        )
+        grid = torch.stack([x, y], -1).reshape(1, -1, 2).to(boxes)
+        pooled = self._sample(levels, boxes, grid.expand(labels.numel(), -1, -1))
+        coarse = head.mask_head(pooled.reshape(*pooled.shape[:2], rows, columns))
+
+        masks = of_class(coarse, labels)  # [N·K, 1, h, w]
+        for step in range(cfg.subdivision_steps):
+            masks = F.interpolate(masks, scale_factor=cfg.scale_factor, mode="bilinear", align_corners=False)
+            height, width = masks.shape[-2:]
+            points = cfg.subdivision_num_points
+            if points >= cfg.scale_factor**2 * height * width and step < cfg.subdivision_steps - 1:
+                continue
+            flat = masks.flatten(2)
+            _, index = (-flat.abs()).topk(min(points, height * width), dim=2)
+            place = torch.stack([(index % width + 0.5) / width, (index // width + 0.5) / height], -1)[:, 0]
+            around = F.grid_sample(coarse, (place * 2 - 1)[:, :, None], align_corners=False)[..., 0]
+            refined = head.point_head(self._sample(levels, boxes, place), around)
+            masks = flat.scatter(2, index, of_class(refined, labels)).reshape(masks.shape)
+        return masks[:, 0].sigmoid()
+
+    @staticmethod
+    def _sample(
+        levels: list[tuple[Tensor, int]],
+        boxes: Tensor,  # [N, K, 4]
+        points: Tensor,  # [N·K, P, 2], (x, y) from 0 to 1 inside the box
+    ) -> Tensor:  # [N·K, C, P]
+        batch, count = boxes.shape[:2]
+        points = points.reshape(batch, count, -1, 2)
+        low, high = boxes[:, :, None, :2], boxes[:, :, None, 2:]
+        absolute = points * (high - low) + low
+        samples = []
+        for features, stride in levels:
+            grid = absolute / (stride * image_size(features).flip(0)) * 2 - 1
+            sampled = F.grid_sample(features, grid, align_corners=False)  # [N, C, K, P]
+            samples.append(sampled.transpose(1, 2).flatten(0, 1))
+        return torch.cat(samples, 1)
+
+
+class Detr(Deployable):
+    """DETR. Its second input is the size of each image without what padding has added: padding is masked."""
+
+    input_names = ("input", "img_shape")
+
+    def forward(self, images: Tensor, img_shape: Tensor) -> tuple[Tensor, Tensor]:  # [N, 2], (height, width)
+        detector = self.detector
+        features = detector.extract_feat(images)[-1]
+        outside = []
+        for axis in (0, 1):  # which rows, which columns of the map
+            length, size = features.shape[2 + axis], images.shape[2 + axis]
+            nearest = torch.arange(length, device=images.device) * size // length
+            outside.append(nearest >= img_shape[:, axis, None])
+        mask = outside[0][:, :, None] | outside[1][:, None, :]
+
+        position = detector.positional_encoding(mask).flatten(2).transpose(1, 2)
+        flat = mask.flatten(1)
+        memory = detector.encoder(
+            query=features.flatten(2).transpose(1, 2), query_pos=position, key_padding_mask=flat
+        )
+        decoder_inputs, _ = detector.pre_decoder(memory=memory)
+        hidden = detector.forward_decoder(memory_mask=flat, memory_pos=position, **decoder_inputs)
+        head = detector.bbox_head
+        scores, boxes = (levels[-1] for levels in head(**hidden))
+
+        count = head.test_cfg.get("max_per_img", scores.shape[1])
+        if head.loss_cls.use_sigmoid:
+            scores, pair = scores.sigmoid().flatten(1).topk(count)
+            index, labels = pair // head.num_classes, pair % head.num_classes
+        else:
+            scores, classes = scores.softmax(-1)[..., :-1].max(-1)
+            scores, index = scores.topk(count)
+            labels = classes.gather(1, index)
+        centre, extent = take(boxes, index).split(2, -1)
+        limit = img_shape.flip(1).repeat(1, 2)[:, None].to(boxes)
+        boxes = torch.cat([centre - extent / 2, centre + extent / 2], -1) * limit
+        boxes = torch.minimum(boxes.clamp(min=0), limit)
+        return torch.cat([boxes, scores[..., None]], -1), labels

@@ -36,38 +36,50 @@ class Session:
                 else ""
             )
             raise ValueError(f"backend: expected onnxruntime or openvino, got {backend!r}{more}")
-        self.shape, self.output_names, self._run = opened(self.path, device)
+        self.inputs, self.output_names, self._run = opened(self.path, device)
+        self.shape = next(iter(self.inputs.values()))
 
-    def __call__(self, images: np.ndarray) -> dict[str, np.ndarray]:  # [N, 3, H, W], float32
+    def __call__(
+        self,
+        images: np.ndarray,  # [N, 3, H, W], float32
+        sizes: np.ndarray | None = None,  # [N, 2], (height, width)
+    ) -> dict[str, np.ndarray]:
         """Runs the model, in pieces and with padding where the graph has a fixed size.
+
+        Args:
+            sizes: of each image without padding, for the graphs that ask (DETR); else not looked at.
 
         Raises:
             ValueError: the images do not fit into the graph's size.
         """
         batch, _, height, width = self.shape
         given = images.shape
-        if (
-            images.ndim != 4
-            or given[1] != 3
-            or given[2] > (height or given[2])
-            or given[3] > (width or given[3])
-        ):
+        room = [0, 0]
+        fits = images.ndim == 4 and given[1] == 3
+        if fits:
+            room = [(limit or size) - size for limit, size in zip((height, width), given[2:], strict=True)]
+        if not fits or min(room) < 0:
             expected = ", ".join("any" if size is None else str(size) for size in self.shape)
             raise ValueError(f"{self.path}: input: expected shape ({expected}) or smaller, got {given}")
+        if sizes is None:
+            sizes = np.tile(np.array(given[2:], np.int64), (len(images), 1))
         step = batch or len(images)
         parts = []
         for start in range(0, len(images), step):
-            part = images[start : start + step]
-            room = (step - len(part), 0, (height or given[2]) - given[2], (width or given[3]) - given[3])
-            outputs = self._run(np.pad(part, [(0, size) for size in room]))
+            part, part_sizes = images[start : start + step], sizes[start : start + step]
+            missing = step - len(part)
+            values = (
+                np.pad(part, [(0, missing), (0, 0), *((0, size) for size in room)]),
+                np.pad(part_sizes.astype(np.int64), [(0, missing), (0, 0)], mode="edge"),
+            )
+            outputs = self._run(dict(zip(self.inputs, values, strict=False)))
             parts.append([output[: len(part)] for output in outputs])
-        return {
-            name: np.concatenate(p)
-            for name, p in zip(self.output_names, zip(*parts, strict=True), strict=True)
-        }
+        whole = (np.concatenate(pieces) for pieces in zip(*parts, strict=True))
+        return dict(zip(self.output_names, whole, strict=True))
 
 
-_Opened = tuple[tuple[int | None, ...], list[str], Callable[[np.ndarray], list[np.ndarray]]]
+_Shape = tuple[int | None, ...]  # None: any size
+_Opened = tuple[dict[str, _Shape], list[str], Callable[[dict[str, np.ndarray]], list[np.ndarray]]]
 
 
 def _onnxruntime(path: str, device: str) -> _Opened:
@@ -83,10 +95,12 @@ def _onnxruntime(path: str, device: str) -> _Opened:
         session = onnxruntime.InferenceSession(path, options, providers=[wanted])
     except Exception as error:  # its exceptions have no common class of their own
         raise ValueError(f"{path}: expected an ONNX model that onnxruntime loads: {error}") from error
-    (node,) = session.get_inputs()
-    shape = tuple(size if isinstance(size, int) else None for size in node.shape)
+    inputs = {
+        node.name: tuple(size if isinstance(size, int) else None for size in node.shape)
+        for node in session.get_inputs()
+    }
     names = [output.name for output in session.get_outputs()]
-    return shape, names, lambda images: session.run(None, {node.name: images})
+    return inputs, names, lambda feed: session.run(None, feed)
 
 
 def _openvino(path: str, device: str) -> _Opened:
@@ -98,7 +112,9 @@ def _openvino(path: str, device: str) -> _Opened:
         model = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     except Exception as error:
         raise ValueError(f"{path}: expected an ONNX model that OpenVINO reads: {error}") from error
-    (node,) = model.inputs
-    shape = tuple(d.get_length() if d.is_static else None for d in node.get_partial_shape())
+    inputs = {
+        node.get_any_name(): tuple(d.get_length() if d.is_static else None for d in node.get_partial_shape())
+        for node in model.inputs
+    }
     names = [output.get_any_name() for output in model.outputs]
-    return shape, names, lambda images: [np.array(value) for value in model(images).values()]
+    return inputs, names, lambda feed: [np.array(value) for value in model(feed).values()]

@@ -12,11 +12,20 @@ from torch import Tensor, nn
 
 
 @torch.no_grad()
-def predict(detector: nn.Module, images: Tensor) -> list[InstanceData]:
-    """MMDetection's own predictions, in pixels of the input: what there is to agree with."""
-    size = tuple(images.shape[-2:])
-    meta = dict(img_shape=size, ori_shape=size, batch_input_shape=size, scale_factor=(1.0, 1.0))
-    samples = [DetDataSample(metainfo=dict(meta)) for _ in images]
+def predict(
+    detector: nn.Module, images: Tensor, sizes: list[tuple[int, int]] | None = None
+) -> list[InstanceData]:
+    """MMDetection's own predictions, in pixels of the input: what there is to agree with.
+
+    ``sizes`` are the heights and widths without padding, if there is any.
+    """
+    whole = tuple(images.shape[-2:])
+    samples = [
+        DetDataSample(
+            metainfo=dict(img_shape=size, ori_shape=size, batch_input_shape=whole, scale_factor=(1.0, 1.0))
+        )
+        for size in sizes or [whole] * len(images)
+    ]
     return [sample.pred_instances for sample in detector.predict(images, samples, rescale=False)]
 
 

@@ -24,6 +24,8 @@ CONFIGS = {
     "Cascade R-CNN": "cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco.py",
     "Mask R-CNN": "mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py",
     "Cascade Mask R-CNN": "cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py",
+    "DETR": "detr/detr_r50_8xb2-150e_coco.py",
+    "PointRend": "point_rend/point-rend_r50-caffe_fpn_ms-1x_coco.py",
 }
 
 
@@ -62,6 +64,17 @@ def config(family: str, dcn: bool = False) -> dict:
         cfg.neck.update(in_channels=widths[1:], out_channels=[*widths[1:], *[WIDTH] * 4])
         cfg.neck.update(level_strides=(2, 2, 1, 1), level_paddings=(1, 1, 0, 0), l2_norm_scale=None)
         cfg.bbox_head.in_channels = cfg.neck.out_channels
+    elif family == "DETR":
+        cfg.backbone.out_indices = (2,)
+        cfg.num_queries = 100
+        cfg.neck.update(in_channels=[widths[2]], out_channels=WIDTH)
+        for part, attentions in ((cfg.encoder, ["self_attn"]), (cfg.decoder, ["self_attn", "cross_attn"])):
+            part.num_layers = 1
+            for attention in attentions:
+                part.layer_cfg[f"{attention}_cfg"].update(embed_dims=WIDTH, num_heads=4)
+            part.layer_cfg.ffn_cfg.update(embed_dims=WIDTH, feedforward_channels=WIDTH)
+        cfg.positional_encoding.num_feats = WIDTH // 2
+        cfg.bbox_head.embed_dims = WIDTH
     elif family == "YOLOv3":
         cfg.neck.update(in_channels=widths[::-1], out_channels=[WIDTH] * 3)
         cfg.bbox_head.update(in_channels=[WIDTH] * 3, out_channels=[WIDTH] * 3, featmap_strides=[16, 8, 4])
@@ -72,7 +85,10 @@ def config(family: str, dcn: bool = False) -> dict:
             cfg.rpn_head.anchor_generator.strides = [4, 8, 16]
             cfg.roi_head.bbox_roi_extractor.featmap_strides = [4, 8]
             if "mask_roi_extractor" in cfg.roi_head:
-                cfg.roi_head.mask_roi_extractor.featmap_strides = [4, 8]
+                levels = 1 if family == "PointRend" else 2
+                cfg.roi_head.mask_roi_extractor.featmap_strides = [4, 8][:levels]
+            if family == "PointRend":
+                cfg.roi_head.point_head.fc_channels = WIDTH
         elif family == "FCOS":
             cfg.bbox_head.strides = [8, 16, 32]
         else:
@@ -112,14 +128,16 @@ def calibrate(model: nn.Module, images: torch.Tensor) -> None:
         if module in seen:
             return None
         seen.add(module)
-        bias = 0 if module.bias is None else module.bias.view(1, -1, *[1] * (output.dim() - 2))
+        bias = 0 if module.bias is None else module.bias
+        if module.bias is not None and not isinstance(module, nn.Linear):
+            bias = bias.view(1, -1, *[1] * (output.dim() - 2))
         pure = output - bias
         module.weight.div_(pure.std() + 1e-9)
         return pure / (pure.std() + 1e-9) + bias
 
     handles = []
     for name, module in model.named_modules():
-        if isinstance(module, (nn.Conv2d, nn.Linear, nn.ConvTranspose2d)):
+        if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Linear, nn.ConvTranspose2d)):
             if name.endswith("conv_offset"):
                 nn.init.normal_(module.weight, std=0.05)  # begins at zero, which would hide what it does
             else:

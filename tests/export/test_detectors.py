@@ -9,7 +9,7 @@ from mmdet.models.roi_heads.mask_heads.fcn_mask_head import _do_paste_mask
 from torch import nn
 
 from dcnzoo.export import export_onnx
-from dcnzoo.export.detectors import FAMILIES, deployable
+from dcnzoo.export.detectors import FAMILIES, deployable, export_detector
 from dcnzoo.export.postprocess import ABSENT, keep_boxes, paste_masks, roi_align_pyramid
 from dcnzoo.export.runtime import Session
 from dcnzoo.export.verify import compare, predict
@@ -41,7 +41,8 @@ def test_the_exported_module_predicts_as_mmdetection_does(family, dcn):
     assert any("conv_offset" in name for name, _ in detector.named_parameters()) == dcn
     model = deployable(detector)
     images = torch.randn(2, 3, *size(family))
-    agreement = compare(named(model, images), predict(detector, images))
+    shapes = [torch.tensor([size(family)] * 2)] if "img_shape" in model.input_names else []
+    agreement = compare(named(model, images, *shapes), predict(detector, images))
     assert agreement.found >= 100 and agreement.holds
 
 
@@ -55,14 +56,9 @@ def exports():
 @pytest.mark.parametrize(("family", "dcn", "dynamic"), exports())
 def test_onnxruntime(family, dcn, dynamic, tmp_path):
     detector = build(family, dcn)
-    model = deployable(detector)
     height, width = size(family)
     path = tmp_path / "model.onnx"
-    example = torch.randn(2 if dynamic else 1, 3, height, width)
-    shapes = ({0: DYNAMIC, 2: DYNAMIC, 3: DYNAMIC},) if dynamic else None
-    names = dict(input_names=["input"], output_names=list(model.output_names))
-    export_onnx(model, (example,), path, dynamic_shapes=shapes, **names)
-
+    export_detector(detector, torch.randn(1, 3, height, width), path, dynamic=dynamic)
     graph = onnx.load(path).graph
     assert {node.domain for node in graph.node} <= STANDARD
     assert ("DeformConv" in {node.op_type for node in graph.node}) == dcn
@@ -174,14 +170,21 @@ def test_what_cannot_be_exported_says_so():
 
 
 def test_an_example_too_small_for_a_dynamic_graph(tmp_path):
-    model = deployable(build("RetinaNet"))
     with pytest.raises(ValueError, match="expected an example on which no map has a height or width of 1"):
-        export_onnx(
-            model,
-            (torch.randn(2, 3, 32, 96),),
-            tmp_path / "m.onnx",
-            dynamic_shapes=({0: DYNAMIC, 2: DYNAMIC, 3: DYNAMIC},),
-        )
+        export_detector(build("RetinaNet"), torch.randn(2, 3, 32, 96), tmp_path / "m.onnx", dynamic=True)
+
+
+def test_detr_does_not_look_at_padding():
+    """Images of two sizes in one batch: the padding of the smaller one must not change its boxes."""
+    detector = build("DETR")
+    height, width = size("DETR")
+    images, sizes = torch.randn(2, 3, height, width), [(height, width), (height - 48, width - 64)]
+    images[1, :, sizes[1][0] :] = images[1, :, :, sizes[1][1] :] = 0
+    model = deployable(detector)
+    right = named(model, images, torch.tensor(sizes))
+    expected = predict(detector, images, sizes)
+    assert compare(right, expected).holds
+    assert not compare(named(model, images, torch.tensor([sizes[0]] * 2)), expected).holds
 
 
 def test_a_head_alone():

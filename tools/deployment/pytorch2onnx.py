@@ -101,24 +101,17 @@ def load_image(detector: nn.Module, path: str, shape: tuple[int, int]) -> tuple[
 def export(args: argparse.Namespace, detector: nn.Module, images: Tensor) -> None:
     import onnx
 
-    from dcnzoo.export import export_onnx
-    from dcnzoo.export.detectors import deployable
+    from dcnzoo.export.detectors import export_detector
     from dcnzoo.export.exporters import save
 
-    model = deployable(detector, args.skip_postprocess)
-    target = args.deform_conv or ("gathernd" if args.backend == "openvino" else "auto")
-    any_size = torch.export.Dim.DYNAMIC
-    if args.dynamic_export:
-        images = images.repeat(2, 1, 1, 1)  # one image would make a graph for one
-    export_onnx(
-        model,
-        (images,),
+    export_detector(
+        detector,
+        images,
         args.output_file,
+        dynamic=args.dynamic_export,
+        skip_postprocess=args.skip_postprocess,
         opset_version=args.opset_version,
-        deform_conv=target,
-        dynamic_shapes=({0: any_size, 2: any_size, 3: any_size},) if args.dynamic_export else None,
-        input_names=["input"],
-        output_names=list(model.output_names) if model.output_names else None,
+        deform_conv=args.deform_conv or ("gathernd" if args.backend == "openvino" else "auto"),
     )
     if args.simplify:
         import onnxslim
