@@ -123,8 +123,8 @@ def test_a_difference_fails(work, exported):
     tool = runpy.run_path(str(ROOT / "tools/deployment/pytorch2onnx.py"))
     args = Namespace(
         config=work / "config.py", checkpoint=str(work / "weights.pth"), cfg_options={},
-        output_file=str(path), test_img=None, input_img=str(ROOT / "tests/data/color.jpg"), shape=[128, 128], dynamic_export=False,
-        show=False, backend="onnxruntime", device="cpu",
+        output_file=str(path), test_img=None, input_img=str(ROOT / "tests/data/color.jpg"),
+        shape=[128, 128], dynamic_export=False, show=False, backend="onnxruntime", device="cpu",
     )  # fmt: skip
     cfg, detector = tool["load_detector"](args)
     assert "agree" in tool["verify"](args, cfg, detector)
