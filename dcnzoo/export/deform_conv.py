@@ -1,0 +1,294 @@
+"""Deformable convolution as ONNX nodes: the standard operator, or a graph of older ones.
+
+=================  =====  ====  ===============================================================
+target             opset  axes
+=================  =====  ====  ===============================================================
+``native``         >= 19  1, 2  the operator ``DeformConv``: fastest, where the runtime has it
+``gathernd``       >= 12  1–3   reads rows of channels; of the three graphs the most widely read
+``gatherelements`` >= 12  1–3   reads single values: where ``GatherND`` is missing or slow
+``gridsample``     >= 16  1, 2  the fewest nodes; coordinates are normalised, so slightly less exact
+``auto``           >= 12  1–3   ``native`` where it is possible, else ``gathernd``
+=================  =====  ====  ===============================================================
+
+All follow the operator's rule for borders: a sample outside the map is zero, and so is one at NaN.
+Coordinates are computed in float32 (float64 for float64 inputs), whatever the input's type.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+
+from dcnzoo.export.graph import DOUBLE, FLOAT, INT64, Graph, Value
+
+FIRST_OPSET = {"native": 19, "gathernd": 12, "gatherelements": 12, "gridsample": 16, "auto": 12}
+_MAX_RANK = {"native": 2, "gathernd": 3, "gatherelements": 3, "gridsample": 2, "auto": 3}
+
+
+def check_target(target: str, opset: int) -> None:
+    """Raises ValueError unless ``target`` is one that this opset can express."""
+    if target not in FIRST_OPSET:
+        raise ValueError(f"deform_conv: expected one of {', '.join(FIRST_OPSET)}, got {target!r}")
+    if opset < FIRST_OPSET[target]:
+        possible = [t for t, first in FIRST_OPSET.items() if first <= opset and t != "auto"]
+        otherwise = f"; at opset {opset} there is {' or '.join(possible)}" if possible else ""
+        raise ValueError(
+            f"opset_version: expected at least {FIRST_OPSET[target]} for deform_conv={target!r}, "
+            f"got {opset}{otherwise}"
+        )
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A call of the operator, with ``groups`` for offset and mask alike."""
+
+    input: Value  # [N, C, *size]
+    weight: Value  # [O, C / conv_groups, *kernel]
+    offset: Value  # [N, groups·K·rank, *out]
+    mask: Value | None  # [N, groups·K, *out]
+    bias: Value | None
+    stride: Sequence[int]
+    padding: Sequence[int]
+    dilation: Sequence[int]
+    kernel: Sequence[int]
+    channels: int
+    out_channels: int
+    conv_groups: int
+    groups: int
+
+    @property
+    def rank(self) -> int:
+        return len(self.kernel)
+
+    @property
+    def taps(self) -> int:
+        return math.prod(self.kernel)
+
+
+def deform_conv(
+    g: Graph,
+    target: str,
+    input: Value,
+    weight: Value,
+    offset: Value | None,
+    mask: Value | None,
+    bias: Value | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Value:
+    """Adds the nodes of one call of ``dcnzoo::deform_conv`` to the graph and returns the result."""
+    rank = len(stride)
+    check_target(target, g.opset)
+    if target == "auto":
+        target = "native" if rank <= _MAX_RANK["native"] and g.opset >= FIRST_OPSET["native"] else "gathernd"
+    if rank > _MAX_RANK[target]:
+        raise ValueError(
+            f"deform_conv: expected at most {_MAX_RANK[target]} axes for {target!r}, got {rank}; "
+            "'gathernd' and 'gatherelements' take 1 to 3"
+        )
+    kernel = [g.size(weight, 2 + axis) for axis in range(rank)]
+    taps = math.prod(kernel)
+    offset_groups = 1 if offset is None else g.size(offset, 1) // (taps * rank)
+    mask_groups = 1 if mask is None else g.size(mask, 1) // taps
+    common = math.lcm(offset_groups, mask_groups)
+    if offset is None:
+        zero = g.Cast(g.float(0), to=g.type_of(mask))
+        shape = g.Concat(g.sizes(mask, 0), g.ints(rank * taps), g.sizes(mask, *range(2, 2 + rank)), axis=0)
+        offset, offset_groups = g.Expand(zero, shape), 1
+    call = _Call(
+        input=input,
+        weight=weight,
+        offset=_repeat_groups(g, offset, offset_groups, common, rank),
+        mask=None if mask is None else _repeat_groups(g, mask, mask_groups, common, rank),
+        bias=bias,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        kernel=kernel,
+        channels=groups * g.size(weight, 1),
+        out_channels=g.size(weight, 0),
+        conv_groups=groups,
+        groups=common,
+    )
+    if target in ("gathernd", "gatherelements"):
+        return _product(g, call, _gather(g, call, target))
+    as_2d = _with_two_axes(g, call) if rank == 1 else call
+    result = _native(g, as_2d) if target == "native" else _product(g, as_2d, _grid_sample(g, as_2d))
+    if rank == 1:
+        result = g.shaped(result, g.sizes(input, 0), call.out_channels, -1)
+    return result
+
+
+def _repeat_groups(g: Graph, value: Value, groups: int, wanted: int, rank: int) -> Value:
+    """``[N, groups·X, *out]`` to ``[N, wanted·X, *out]``, each group repeated."""
+    if groups == wanted:
+        return value
+    out = g.sizes(value, *range(2, 2 + rank))
+    per_group = g.size(value, 1) // groups
+    split = g.shaped(value, 0, groups, 1, -1)
+    many = g.Expand(split, g.ints(1, 1, wanted // groups, 1))
+    return g.shaped(many, g.sizes(value, 0), wanted * per_group, out)
+
+
+def _with_two_axes(g: Graph, call: _Call) -> _Call:
+    """A 1-D call as a 2-D one on maps of height 1, where nothing moves along y."""
+    x = g.shaped(call.offset, 0, call.groups * call.taps, 1, -1)
+    pairs = g.Concat(g.Mul(x, g.Cast(g.float(0), to=g.type_of(call.offset))), x, axis=2)
+
+    def flat(value: Value) -> Value:  # [N, C, L] -> [N, C, 1, L]
+        return g.shaped(value, 0, 0, 1, -1)
+
+    return replace(
+        call,
+        input=flat(call.input),
+        weight=flat(call.weight),
+        offset=g.shaped(pairs, 0, 2 * call.groups * call.taps, 1, -1),
+        mask=None if call.mask is None else flat(call.mask),
+        stride=[1, *call.stride],
+        padding=[0, *call.padding],
+        dilation=[1, *call.dilation],
+        kernel=[1, *call.kernel],
+    )
+
+
+def _native(g: Graph, call: _Call) -> Value:
+    kind = g.type_of(call.input)
+    bias = call.bias
+    if bias is None:  # given always: TensorRT's parser asks for it
+        bias = g.Cast(g.floats(*[0] * call.out_channels), to=kind)
+
+    def same_type(value: Value) -> Value:  # offset and mask may be float32 beside a half input
+        return g.Cast(value, to=kind)
+
+    return g.DeformConv(
+        call.input,
+        call.weight,
+        same_type(call.offset),
+        bias,
+        None if call.mask is None else same_type(call.mask),
+        kernel_shape=list(call.kernel),
+        strides=list(call.stride),
+        pads=[*call.padding, *call.padding],
+        dilations=list(call.dilation),
+        group=call.conv_groups,
+        offset_group=call.groups,
+    )
+
+
+def _coordinates(g: Graph, call: _Call) -> list[Value]:  # per axis [N, groups, K, P]
+    """Where each tap of each output pixel reads, in input pixels."""
+    wide = _wide(g, call)
+    rank = call.rank
+    out = g.sizes(call.offset, *range(2, 2 + rank))
+    offset = g.shaped(call.offset, 0, call.groups, call.taps, rank, -1)
+    taps = list(product(*map(range, call.kernel)))
+    coordinates = []
+    for axis in range(rank):
+        length = g.shaped(g.sizes(call.offset, 2 + axis), 1)
+        steps = g.Range(g.int(0), g.Gather(length, g.int(0), axis=0), g.int(1))
+        grid = g.shaped(
+            g.Mul(steps, g.int(call.stride[axis])), *(-1 if a == axis else 1 for a in range(rank))
+        )
+        pixels = g.Cast(g.shaped(g.Expand(grid, out), 1, 1, 1, -1), to=wide)
+        start = [tap[axis] * call.dilation[axis] - call.padding[axis] for tap in taps]
+        regular = g.Add(pixels, g.shaped(g.Cast(g.floats(*start), to=wide), 1, 1, -1, 1))
+        moved = g.Cast(g.Gather(offset, g.int(axis), axis=3), to=wide)
+        coordinates.append(g.Add(regular, moved))
+    return coordinates
+
+
+def _wide(g: Graph, call: _Call) -> int:
+    return DOUBLE if g.type_of(call.input) == DOUBLE else FLOAT
+
+
+def _size(g: Graph, call: _Call, axis: int) -> Value:
+    """The size of an axis of the map as an int64 scalar."""
+    return g.Gather(g.Shape(call.input), g.int(2 + axis), axis=0)
+
+
+def _gather(g: Graph, call: _Call, target: str) -> Value:  # [N, groups, C / groups, K·P]
+    """Samples as the weighted sum of 2 neighbours per axis, each read by its index in the flat map."""
+    wide, kind = _wide(g, call), g.type_of(call.input)
+    zero, one = (g.Cast(g.float(value), to=wide) for value in (0, 1))
+    neighbours = []  # per axis: (index, weight) of the pixel before and of the one after
+    for axis, coordinate in enumerate(_coordinates(g, call)):
+        last = g.Cast(g.Sub(_size(g, call, axis), g.int(1)), to=wide)
+        before = g.Floor(coordinate)
+        fraction = g.Sub(coordinate, before)
+        pair = []
+        for index, weight in ((before, g.Sub(one, fraction)), (g.Add(before, one), fraction)):
+            # a choice, not a product or a limit: NaN is outside as well, and gives zero
+            inside = g.And(g.GreaterOrEqual(index, zero), g.LessOrEqual(index, last))
+            pair.append((g.Cast(g.Where(inside, index, zero), to=INT64), g.Where(inside, weight, zero)))
+        neighbours.append(pair)
+    if call.mask is not None:
+        mask = g.Cast(g.shaped(call.mask, 0, call.groups, call.taps, -1), to=wide)
+        neighbours[0] = [(index, g.Mul(weight, mask)) for index, weight in neighbours[0]]
+
+    rows = target == "gathernd"
+    per_group = call.channels // call.groups
+    maps = g.shaped(call.input, g.sizes(call.input, 0), call.groups, per_group, -1)
+    if rows:
+        maps = g.Transpose(maps, perm=[0, 1, 3, 2])  # [N, groups, H·W, C / groups]
+    total = None
+    for corner in product((0, 1), repeat=call.rank):
+        index = weight = None
+        for axis, side in enumerate(corner):
+            i, w = neighbours[axis][side]
+            index = i if index is None else g.Add(g.Mul(index, _size(g, call, axis)), i)
+            weight = w if weight is None else g.Mul(weight, w)
+        weight = g.Cast(weight, to=kind)
+        if rows:
+            values = g.GatherND(maps, g.shaped(index, 0, 0, -1, 1), batch_dims=2)
+            values = g.Mul(values, g.shaped(weight, 0, 0, -1, 1))
+        else:
+            index = g.Expand(g.shaped(index, 0, 0, 1, -1), g.ints(1, 1, per_group, 1))
+            values = g.Mul(g.GatherElements(maps, index, axis=3), g.shaped(weight, 0, 0, 1, -1))
+        total = values if total is None else g.Add(total, values)
+    return g.Transpose(total, perm=[0, 1, 3, 2]) if rows else total
+
+
+def _grid_sample(g: Graph, call: _Call) -> Value:  # [N·groups, C / groups, K, P]
+    """Samples by ``GridSample``, each group of channels as an image of its own."""
+    wide = _wide(g, call)
+    one, two, outside = (g.Cast(g.float(value), to=wide) for value in (1, 2, -2))
+    grid = []
+    for axis, coordinate in enumerate(_coordinates(g, call)):
+        size = g.Cast(_size(g, call, axis), to=wide)
+        # far away, and at NaN, runtimes disagree: one place outside stands for all of them
+        near = g.And(g.Greater(coordinate, outside), g.Less(coordinate, g.Add(size, one)))
+        place = g.Where(near, coordinate, outside)
+        normalised = g.Sub(g.Div(g.Add(g.Mul(place, two), one), size), one)
+        grid.insert(0, g.shaped(normalised, 0, call.groups, -1, 1))  # x first
+    taps = g.Cast(g.Concat(*grid, axis=3), to=g.type_of(call.input))
+    images = g.Mul(g.sizes(call.input, 0), g.ints(call.groups))
+    samples = g.GridSample(
+        g.shaped(
+            call.input, images, call.channels // call.groups, g.sizes(call.input, *range(2, 2 + call.rank))
+        ),
+        g.shaped(taps, images, call.taps, -1, 2),
+        mode="bilinear" if g.opset < 20 else "linear",
+        padding_mode="zeros",
+        align_corners=0,
+    )
+    if call.mask is None:
+        return samples
+    mask = g.Cast(call.mask, to=g.type_of(call.input))
+    return g.Mul(samples, g.shaped(mask, images, 1, call.taps, -1))
+
+
+def _product(g: Graph, call: _Call, samples: Value) -> Value:  # [N, O, *out]
+    """The convolution's product, from samples in the order (N, channel, tap, pixel)."""
+    batch = g.sizes(call.input, 0)
+    rows = call.channels // call.conv_groups * call.taps
+    columns = g.shaped(samples, batch, call.conv_groups, rows, -1)
+    weight = g.shaped(call.weight, 1, call.conv_groups, call.out_channels // call.conv_groups, rows)
+    out = g.sizes(call.offset, *range(2, 2 + call.rank))
+    result = g.shaped(g.MatMul(weight, columns), batch, call.out_channels, out)
+    if call.bias is None:
+        return result
+    return g.Add(result, g.shaped(call.bias, 1, -1, *[1] * call.rank))

@@ -1,0 +1,483 @@
+"""MMDetection's detectors as modules that can be exported: from images to boxes, labels and masks.
+
+``deployable(detector)`` wraps a detector. The result computes what ``detector.predict`` computes (with
+``rescale=False``), for a whole batch at once and with results of a fixed size, so that it is one graph.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from mmdet.models.dense_heads import RPNHead, YOLOV3Head
+from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
+from mmdet.models.detectors import DETR, SingleStageDetector, TwoStageDetector
+from mmdet.models.roi_heads import CascadeRoIHead, PointRendRoIHead, StandardRoIHead
+from mmengine.config import ConfigDict
+from torch import Tensor, nn
+from torch.export import Dim
+
+from dcnzoo.export.exporters import export_onnx
+from dcnzoo.export.postprocess import (
+    ABSENT,
+    best,
+    clip_boxes,
+    keep_boxes,
+    paste_masks,
+    roi_align_pyramid,
+    take,
+)
+
+FAMILIES = (
+    *("FCOS", "FSAF", "RetinaNet", "SSD", "YOLOv3", "Faster R-CNN", "Cascade R-CNN", "Mask R-CNN"),
+    *("Cascade Mask R-CNN", "DETR", "PointRend"),
+)
+
+
+class Deployable(nn.Module):
+    """What all have in common. ``forward``: images [N, 3, H, W] to the outputs in ``output_names``.
+
+    ``dets`` is [N, K, 5], (x1, y1, x2, y2, score) in pixels of the input, best first; ``labels`` is
+    [N, K], -1 where no more was found; ``masks``, if the detector has them, [N, K, H, W], uint8: the
+    probability times 255, so that 128 and more is inside at the usual threshold of 0.5.
+    """
+
+    input_names: tuple[str, ...] = ("input",)
+    output_names: tuple[str, ...] | None = ("dets", "labels")
+
+    def __init__(self, detector: nn.Module) -> None:
+        super().__init__()
+        self.detector = detector
+
+
+def deployable(detector: nn.Module, skip_postprocess: bool = False) -> nn.Module:
+    """The wrapper that fits a detector, in ``eval`` mode.
+
+    Args:
+        skip_postprocess: stop at what the head computes; of dense detectors only.
+
+    Raises:
+        ValueError: no wrapper fits, or the configuration asks for what cannot be expressed.
+    """
+    name = type(detector).__name__
+    if isinstance(detector, TwoStageDetector):
+        if skip_postprocess:
+            raise ValueError(f"skip_postprocess: expected a single-stage detector, got {name}")
+        pointrend = isinstance(detector.roi_head, PointRendRoIHead)
+        return (PointRend if pointrend else TwoStage)(detector).eval()
+    if type(detector) is DETR and not skip_postprocess:
+        return Detr(detector).eval()
+    if isinstance(detector, SingleStageDetector):
+        if skip_postprocess:
+            return RawHead(detector).eval()
+        if isinstance(detector.bbox_head, YOLOV3Head):
+            return Yolo(detector).eval()
+        return Dense(detector).eval()
+    raise ValueError(f"detector: expected one of {', '.join(FAMILIES)}, got {name}")
+
+
+def export_detector(
+    detector: nn.Module,
+    images: Tensor,
+    path: str | os.PathLike,
+    *,
+    dynamic: bool = False,
+    skip_postprocess: bool = False,
+    **options: Any,
+) -> None:
+    """Writes a detector to an ONNX file.
+
+    Args:
+        images: an example, [N, 3, H, W].
+        dynamic: the batch, height and width of the graph are open; else they are the example's.
+        skip_postprocess: of :func:`deployable`.
+        options: ``opset_version`` and ``deform_conv`` of :func:`dcnzoo.export.export_onnx`.
+
+    Raises:
+        ValueError: of either.
+    """
+    model = deployable(detector, skip_postprocess)
+    args, shapes = [images], [{0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}]
+    if dynamic and len(images) == 1:
+        args[0] = images.repeat(2, 1, 1, 1)  # one image would make a graph for one
+    if "img_shape" in model.input_names:
+        args.append(torch.tensor([images.shape[-2:]] * len(args[0])))
+        shapes.append({0: Dim.DYNAMIC})
+    export_onnx(
+        model,
+        tuple(args),
+        path,
+        dynamic_shapes=tuple(shapes) if dynamic else None,
+        input_names=list(model.input_names),
+        output_names=list(model.output_names) if model.output_names else None,
+        **options,
+    )
+
+
+def image_size(images: Tensor) -> Tensor:  # (height, width)
+    return torch.stack([torch.full((), size, dtype=images.dtype) for size in images.shape[-2:]])
+
+
+def check_nms(nms: ConfigDict, owner: str) -> float:
+    """The threshold of a configuration of NMS, if it is the plain kind."""
+    kind = nms.get("type", "nms")
+    if kind != "nms" or nms.get("class_agnostic", False):
+        kind = f"class_agnostic {kind}" if nms.get("class_agnostic", False) else kind
+        raise ValueError(f"{owner}: nms: expected type='nms', class by class, got {kind!r}")
+    return float(nms.get("iou_threshold", nms.get("iou_thr")))
+
+
+class Candidates:
+    """Boxes before suppression, gathered level by level; nothing is removed, only marked as absent."""
+
+    def __init__(self, test_cfg: ConfigDict, owner: str) -> None:
+        self.cfg, self.owner = test_cfg, owner
+        self.parts: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def add(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> None:  # [N, k, 4], [N, k], [N, k]
+        minimum = self.cfg.get("min_bbox_size", -1)
+        if minimum >= 0:
+            width, height = (boxes[..., 2:] - boxes[..., :2]).unbind(-1)
+            scores = torch.where((width > minimum) & (height > minimum), scores, ABSENT)
+        self.parts.append((boxes, scores, labels))
+
+    def keep(self, classes: int) -> tuple[Tensor, Tensor]:
+        boxes, scores, labels = (torch.cat(parts, 1) for parts in zip(*self.parts, strict=True))
+        before = self.cfg.get("deploy_nms_pre", 0)
+        if before > 0:
+            scores, index = best(scores, before)
+            boxes, labels = take(boxes, index), labels.gather(1, index)
+        return keep_boxes(
+            boxes,
+            scores,
+            labels,
+            check_nms(self.cfg.nms, self.owner),
+            self.cfg.max_per_img,
+            classes,
+            self.cfg.get("max_output_boxes_per_class", 0),
+        )
+
+
+def per_prior(maps: Tensor, channels: int) -> Tensor:  # [N, A·channels, H, W] -> [N, H·W·A, channels]
+    return maps.permute(0, 2, 3, 1).reshape(maps.shape[0], -1, channels)
+
+
+def decode(coder: nn.Module, priors: Tensor, deltas: Tensor) -> Tensor:  # [N, K, d], [N, K, 4]
+    """The coder's own decoding, without its clipping, which takes sizes only as constants."""
+    boxes = coder.decode(priors.flatten(0, 1), deltas.flatten(0, 1), max_shape=None)
+    return boxes.reshape(*deltas.shape[:2], 4)
+
+
+def dense_candidates(
+    head: BaseDenseHead,
+    outputs: tuple,
+    size: Tensor,
+    rpn: bool = False,
+) -> Candidates:
+    """As ``BaseDenseHead.predict_by_feat``, or RPNHead's: each level's best (prior, class) pairs."""
+    scores, deltas, *factors = outputs
+    candidates = Candidates(head.test_cfg, type(head).__name__)
+    priors = head.prior_generator.grid_priors(
+        [level.shape[-2:] for level in scores], dtype=scores[0].dtype, device=scores[0].device
+    )
+    threshold, before = head.test_cfg.get("score_thr", 0), head.test_cfg.get("nms_pre", -1)
+    for i, (score, delta, prior) in enumerate(zip(scores, deltas, priors, strict=True)):
+        score = per_prior(score, head.cls_out_channels)
+        score = score.sigmoid() if head.use_sigmoid_cls else score.softmax(-1)[..., :-1]
+        classes = score.shape[-1]
+        score = score.flatten(1)
+        if not rpn:
+            score = torch.where(score > threshold, score, ABSENT)
+        if before > 0:
+            score, pair = best(score, before)
+        else:
+            pair = torch.arange(score.shape[1], device=score.device).expand(score.shape[0], -1)
+        index, label = pair // classes, pair % classes
+        delta = take(per_prior(delta, head.bbox_coder.encode_size), index)
+        if factors:
+            factor = per_prior(factors[0][i], 1)[..., 0].sigmoid().gather(1, index)
+            score = torch.where(score >= 0, score * factor, ABSENT)
+        boxes = decode(head.bbox_coder, prior[index], delta)
+        if head.bbox_coder.clip_border:
+            boxes = clip_boxes(boxes, size)
+        candidates.add(boxes, score, torch.full_like(label, i) if rpn else label)
+    return candidates
+
+
+def of_class(values: Tensor, labels: Tensor) -> Tensor:  # [N·K, classes, …], [N, K] -> [N·K, 1, …]
+    """What belongs to each one's label; all of it where there is one class only."""
+    if values.shape[1] == 1:
+        return values
+    index = labels.flatten().clamp(min=0).view(-1, 1, *[1] * (values.dim() - 2))
+    return values.gather(1, index.expand(-1, 1, *values.shape[2:]))
+
+
+class Dense(Deployable):
+    """RetinaNet, FSAF, FCOS, SSD, ATSS, … : every head that predicts as ``BaseDenseHead`` does."""
+
+    def __init__(self, detector: nn.Module) -> None:
+        super().__init__(detector)
+        head = type(detector.bbox_head)
+        for method in ("predict", "predict_by_feat", "_predict_by_feat_single", "_bbox_post_process"):
+            if getattr(head, method, None) is not getattr(BaseDenseHead, method):
+                raise ValueError(
+                    f"detector: expected one of {', '.join(FAMILIES)}, got {type(detector).__name__} with a "
+                    f"{head.__name__}, which has a {method} of its own; --skip-postprocess exports it without"
+                )
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        head = self.detector.bbox_head
+        outputs = head(self.detector.extract_feat(images))
+        return dense_candidates(head, outputs, image_size(images)).keep(head.num_classes)
+
+
+class RawHead(Deployable):
+    """What the head computes, level by level, without post-processing."""
+
+    def __init__(self, detector: nn.Module) -> None:
+        super().__init__(detector)
+        self.output_names = None  # they depend on the head
+
+    def forward(self, images: Tensor):
+        return self.detector.bbox_head(self.detector.extract_feat(images))
+
+
+class Yolo(Deployable):
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        head = self.detector.bbox_head
+        cfg = head.test_cfg
+        (maps,) = head(self.detector.extract_feat(images))
+        priors = head.prior_generator.grid_priors([level.shape[-2:] for level in maps], device=images.device)
+        boxes, objectness, scores = [], [], []
+        for level, prior, stride in zip(maps, priors, head.featmap_strides, strict=True):
+            level = per_prior(level, head.num_attrib)
+            delta = torch.cat([level[..., :2].sigmoid(), level[..., 2:4]], -1)
+            boxes.append(head.bbox_coder.decode(prior.expand_as(delta), delta, stride))
+            objectness.append(level[..., 4].sigmoid())
+            scores.append(level[..., 5:].sigmoid())
+        boxes, objectness, scores = (torch.cat(levels, 1) for levels in (boxes, objectness, scores))
+        there = scores > cfg.get("score_thr", 0)
+        if cfg.get("conf_thr", -1) > 0:
+            there = there & (objectness >= cfg.conf_thr)[..., None]
+        classes = scores.shape[-1]
+        scores = torch.where(there, scores, ABSENT).flatten(1)
+        before = cfg.get("nms_pre", -1)
+        if before > 0:
+            scores, pair = best(scores, before)
+        else:
+            pair = torch.arange(scores.shape[1], device=scores.device).expand(scores.shape[0], -1)
+        index = pair // classes
+        scores = torch.where(scores >= 0, scores * objectness.gather(1, index), ABSENT)
+        candidates = Candidates(cfg, type(head).__name__)
+        candidates.add(take(boxes, index), scores, pair % classes)
+        return candidates.keep(classes)
+
+
+class TwoStage(Deployable):
+    """Faster, Cascade, Mask and Cascade Mask R-CNN."""
+
+    heads = (StandardRoIHead, CascadeRoIHead)
+
+    def __init__(self, detector: nn.Module) -> None:
+        super().__init__(detector)
+        head, rpn = detector.roi_head, getattr(detector, "rpn_head", None)
+        if type(head) not in self.heads or type(rpn) is not RPNHead:
+            raise ValueError(
+                f"detector: expected one of {', '.join(FAMILIES)}, got {type(detector).__name__} with "
+                f"{type(rpn).__name__} and {type(head).__name__}"
+            )
+        self.cascade = type(head) is CascadeRoIHead
+        check_nms(head.test_cfg.nms, type(head).__name__)
+        if head.with_mask:
+            self.output_names = ("dets", "labels", "masks")
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        detector, head = self.detector, self.detector.roi_head
+        features = detector.extract_feat(images)
+        size = image_size(images)
+        rpn = detector.rpn_head
+        proposals = dense_candidates(rpn, rpn(features), size, rpn=True).keep(len(features))
+        dets, labels = (self._cascade if self.cascade else self._boxes)(features, *proposals, size)
+        if not head.with_mask:
+            return dets, labels
+        probabilities = self._masks(features, dets, labels)
+        masks = paste_masks(probabilities, dets[..., :4].flatten(0, 1), *images.shape[-2:])
+        masks = (masks * 255).round().to(torch.uint8)
+        return dets, labels, masks.reshape(*labels.shape, *images.shape[-2:])
+
+    def _boxes(
+        self, features: tuple[Tensor, ...], proposals: Tensor, levels: Tensor, size: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        head = self.detector.roi_head
+        pooled = self._pool(head.bbox_roi_extractor, features, proposals[..., :4])
+        scores, deltas = head.bbox_head(pooled)
+        return self._classify(head.bbox_head, proposals[..., :4], levels >= 0, scores, deltas, size)
+
+    def _cascade(
+        self, features: tuple[Tensor, ...], proposals: Tensor, levels: Tensor, size: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        head = self.detector.roi_head
+        boxes, total = proposals[..., :4], 0.0
+        for stage, (bbox_head, extractor) in enumerate(
+            zip(head.bbox_head, head.bbox_roi_extractor, strict=True)
+        ):
+            scores, deltas = bbox_head(self._pool(extractor, features, boxes))
+            total = total + scores
+            if stage < head.num_stages - 1:
+                deltas = deltas.reshape(scores.shape[0], -1, 4)
+                if bbox_head.reg_class_agnostic:
+                    deltas = deltas[:, 0]
+                else:
+                    deltas = take(deltas, scores[:, :-1].argmax(1, keepdim=True))[:, 0]
+                boxes = decode(bbox_head.bbox_coder, boxes, deltas.reshape(boxes.shape))
+                boxes = clip_boxes(boxes, size)
+        return self._classify(bbox_head, boxes, levels >= 0, total / head.num_stages, deltas, size)
+
+    def _classify(
+        self, bbox_head: nn.Module, rois: Tensor, there: Tensor, scores: Tensor, deltas: Tensor, size: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        cfg = self.detector.roi_head.test_cfg
+        batch, count = rois.shape[:2]
+        classes = bbox_head.num_classes
+        scores = scores.softmax(-1)[:, :classes].reshape(batch, count, classes)
+        scores = torch.where(there[..., None] & (scores > cfg.score_thr), scores, ABSENT).flatten(1)
+        of_roi = 1 if bbox_head.reg_class_agnostic else classes
+        deltas = deltas.reshape(batch, count * of_roi, 4)
+        boxes = rois[:, :, None].expand(-1, -1, of_roi, -1).reshape(batch, -1, 4)
+        boxes = clip_boxes(decode(bbox_head.bbox_coder, boxes, deltas), size)
+        boxes = boxes.reshape(batch, count, of_roi, 4).expand(-1, -1, classes, -1).reshape(batch, -1, 4)
+        labels = torch.arange(classes, device=rois.device).repeat(count).expand(batch, -1)
+        candidates = Candidates(cfg, type(bbox_head).__name__)
+        candidates.parts.append((boxes, scores, labels))
+        return candidates.keep(classes)
+
+    def _masks(self, features: tuple[Tensor, ...], dets: Tensor, labels: Tensor) -> Tensor:
+        """Probabilities [N·K, h, w] inside the boxes."""
+        head = self.detector.roi_head
+        if self.cascade:
+            stages = list(zip(head.mask_head, head.mask_roi_extractor, strict=True))
+        else:
+            extractor = head.bbox_roi_extractor if head.share_roi_extractor else head.mask_roi_extractor
+            stages = [(head.mask_head, extractor)]
+        total = 0.0
+        for mask_head, extractor in stages:
+            total = total + mask_head(self._pool(extractor, features, dets[..., :4])).sigmoid()
+        masks = total / len(stages)
+        return of_class(masks, labels)[:, 0]
+
+    @staticmethod
+    def _pool(extractor: nn.Module, features: tuple[Tensor, ...], boxes: Tensor) -> Tensor:
+        layer = extractor.roi_layers[0]
+        if layer.pool_mode != "avg":  # ONNX has another maximum: of weighted neighbours, not of samples
+            raise ValueError(f"RoIAlign: pool_mode: expected 'avg', got {layer.pool_mode!r}")
+        images = torch.arange(boxes.shape[0], device=boxes.device, dtype=boxes.dtype)
+        rois = torch.cat([images[:, None, None].expand(-1, boxes.shape[1], 1), boxes], -1).flatten(0, 1)
+        return roi_align_pyramid(
+            list(features[: extractor.num_inputs]),
+            rois,
+            [layer.spatial_scale for layer in extractor.roi_layers],
+            list(layer.output_size),
+            float(extractor.finest_scale),
+            layer.sampling_ratio,
+            layer.pool_mode,
+            layer.aligned,
+        )
+
+
+class PointRend(TwoStage):
+    """Mask R-CNN whose masks are refined where they are uncertain (Kirillov et al. 2020, sec. 3.1).
+
+    As ``PointRendRoIHead``, but only the class of each box is refined: the others are not read.
+    """
+
+    heads = (PointRendRoIHead,)
+
+    def _masks(self, features: tuple[Tensor, ...], dets: Tensor, labels: Tensor) -> Tensor:
+        head = self.detector.roi_head
+        cfg, extractor = head.test_cfg, head.mask_roi_extractor
+        boxes = dets[..., :4]
+        levels = list(zip(features, extractor.featmap_strides, strict=False))
+        if len(levels) != 1 or extractor.with_pre or extractor.with_post:
+            raise ValueError(f"PointRend: mask_roi_extractor: expected one level, got {len(levels)}")
+
+        rows, columns = extractor.roi_layers[0].output_size
+        y, x = torch.meshgrid(
+            (torch.arange(rows) + 0.5) / rows, (torch.arange(columns) + 0.5) / columns, indexing="ij"
+        )
+        grid = torch.stack([x, y], -1).reshape(1, -1, 2).to(boxes)
+        pooled = self._sample(levels, boxes, grid.expand(labels.numel(), -1, -1))
+        coarse = head.mask_head(pooled.reshape(*pooled.shape[:2], rows, columns))
+
+        masks = of_class(coarse, labels)  # [N·K, 1, h, w]
+        for step in range(cfg.subdivision_steps):
+            masks = F.interpolate(masks, scale_factor=cfg.scale_factor, mode="bilinear", align_corners=False)
+            height, width = masks.shape[-2:]
+            points = cfg.subdivision_num_points
+            if points >= cfg.scale_factor**2 * height * width and step < cfg.subdivision_steps - 1:
+                continue
+            flat = masks.flatten(2)
+            _, index = (-flat.abs()).topk(min(points, height * width), dim=2)
+            place = torch.stack([(index % width + 0.5) / width, (index // width + 0.5) / height], -1)[:, 0]
+            around = F.grid_sample(coarse, (place * 2 - 1)[:, :, None], align_corners=False)[..., 0]
+            refined = head.point_head(self._sample(levels, boxes, place), around)
+            masks = flat.scatter(2, index, of_class(refined, labels)).reshape(masks.shape)
+        return masks[:, 0].sigmoid()
+
+    @staticmethod
+    def _sample(
+        levels: list[tuple[Tensor, int]],
+        boxes: Tensor,  # [N, K, 4]
+        points: Tensor,  # [N·K, P, 2], (x, y) from 0 to 1 inside the box
+    ) -> Tensor:  # [N·K, C, P]
+        batch, count = boxes.shape[:2]
+        points = points.reshape(batch, count, -1, 2)
+        low, high = boxes[:, :, None, :2], boxes[:, :, None, 2:]
+        absolute = points * (high - low) + low
+        samples = []
+        for features, stride in levels:
+            grid = absolute / (stride * image_size(features).flip(0)) * 2 - 1
+            sampled = F.grid_sample(features, grid, align_corners=False)  # [N, C, K, P]
+            samples.append(sampled.transpose(1, 2).flatten(0, 1))
+        return torch.cat(samples, 1)
+
+
+class Detr(Deployable):
+    """DETR. Its second input is the size of each image without what padding has added: padding is masked."""
+
+    input_names = ("input", "img_shape")
+
+    def forward(self, images: Tensor, img_shape: Tensor) -> tuple[Tensor, Tensor]:  # [N, 2], (height, width)
+        detector = self.detector
+        features = detector.extract_feat(images)[-1]
+        outside = []
+        for axis in (0, 1):  # which rows, which columns of the map
+            length, size = features.shape[2 + axis], images.shape[2 + axis]
+            nearest = torch.arange(length, device=images.device) * size // length
+            outside.append(nearest >= img_shape[:, axis, None])
+        mask = outside[0][:, :, None] | outside[1][:, None, :]
+
+        position = detector.positional_encoding(mask).flatten(2).transpose(1, 2)
+        flat = mask.flatten(1)
+        memory = detector.encoder(
+            query=features.flatten(2).transpose(1, 2), query_pos=position, key_padding_mask=flat
+        )
+        decoder_inputs, _ = detector.pre_decoder(memory=memory)
+        hidden = detector.forward_decoder(memory_mask=flat, memory_pos=position, **decoder_inputs)
+        head = detector.bbox_head
+        scores, boxes = (levels[-1] for levels in head(**hidden))
+
+        count = head.test_cfg.get("max_per_img", scores.shape[1])
+        if head.loss_cls.use_sigmoid:
+            scores, pair = scores.sigmoid().flatten(1).topk(count)
+            index, labels = pair // head.num_classes, pair % head.num_classes
+        else:
+            scores, classes = scores.softmax(-1)[..., :-1].max(-1)
+            scores, index = scores.topk(count)
+            labels = classes.gather(1, index)
+        centre, extent = take(boxes, index).split(2, -1)
+        limit = img_shape.flip(1).repeat(1, 2)[:, None].to(boxes)
+        boxes = torch.cat([centre - extent / 2, centre + extent / 2], -1) * limit
+        boxes = torch.minimum(boxes.clamp(min=0), limit)
+        return torch.cat([boxes, scores[..., None]], -1), labels

@@ -1,0 +1,207 @@
+"""dcnzoo's operators in ``torch.onnx.export``, by either of its exporters."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dcnzoo.export.deform_conv import FIRST_OPSET, check_target, deform_conv
+from dcnzoo.export.graph import DynamoGraph, TorchScriptGraph, Value
+from dcnzoo.export.postprocess import (
+    keep_boxes,
+    keep_boxes_graph,
+    roi_align_pyramid,
+    roi_align_pyramid_graph,
+)
+
+DEFAULT_OPSET = 19  # the first with DeformConv; RoiAlign of 22 is not in onnxruntime yet
+_DYNAMO_OPSETS = (18, 21)
+_TORCHSCRIPT_OPSETS = (12, 20)
+
+
+def register_deform_conv2d_onnx_op(use_gathernd: bool = True, enable_openvino_patch: bool = False) -> None:
+    """Teaches ``torch.onnx.export(dynamo=False)`` deformable convolution, as a graph of older operators.
+
+    The function of the package deform_conv2d_onnx_exporter, for ``torchvision.ops.deform_conv2d`` and
+    for dcnzoo's own; ``opset_version`` from 12 on. For the standard operator, see
+    :func:`register_onnx_ops`.
+
+    Args:
+        use_gathernd: read by ``GatherND``; else by ``GatherElements``.
+        enable_openvino_patch: accepted, changes nothing: OpenVINO reads these graphs as they are.
+    """
+    register_onnx_ops("gathernd" if use_gathernd else "gatherelements")
+
+
+def register_onnx_ops(deform_conv: str = "auto") -> None:
+    """Teaches ``torch.onnx.export(dynamo=False)`` deformable convolution.
+
+    ``deform_conv`` says into what (:mod:`dcnzoo.export.deform_conv`). The last call holds.
+
+    Raises:
+        ValueError: no such target. Its opset is checked when something is exported.
+    """
+    check_target(deform_conv, max(FIRST_OPSET.values()))
+    for opset in range(_TORCHSCRIPT_OPSETS[0], _TORCHSCRIPT_OPSETS[1] + 1):
+        for name, translate in _translations(deform_conv).items():
+            torch.onnx.register_custom_op_symbolic(name, _symbolic(opset, translate), opset)
+
+
+def translation_table(opset_version: int, deform_conv: str = "auto") -> dict[Callable, Callable]:
+    """For ``torch.onnx.export(dynamo=True, custom_translation_table=…)``, at the same opset.
+
+    Raises:
+        ValueError: an opset that ``deform_conv`` cannot be expressed in, or the exporter has not.
+    """
+    check_target(deform_conv, opset_version)
+    first, last = _DYNAMO_OPSETS
+    if not first <= opset_version <= last:
+        raise ValueError(
+            f"opset_version: expected {first} to {last} for dynamo=True, got {opset_version}"
+            + ("; dynamo=False goes down to 12" if opset_version < first else "")
+        )
+    table = {}
+    for name, translate in _translations(deform_conv).items():
+        overload = _overload(name)
+        if overload is not None:
+            table[overload] = _onnxscript_function(opset_version, translate)
+    table[keep_boxes._opoverload] = _onnxscript_function(opset_version, keep_boxes_graph)
+    table[roi_align_pyramid._opoverload] = _onnxscript_function(opset_version, roi_align_pyramid_graph)
+    return table
+
+
+def export_onnx(
+    model: torch.nn.Module,
+    args: tuple,
+    path: str | os.PathLike,
+    *,
+    opset_version: int = DEFAULT_OPSET,
+    deform_conv: str = "auto",
+    dynamic_shapes: Any = None,
+    input_names: list[str] | None = None,
+    output_names: list[str] | None = None,
+) -> None:
+    """Writes a model with dcnzoo's operators to an ONNX file, whole or not at all.
+
+    Args:
+        model: is exported as it is: call ``eval()`` first.
+        args: example inputs.
+        dynamic_shapes: as for :func:`torch.export.export`: which axes may have another size.
+        opset_version, deform_conv: as for :func:`translation_table`.
+
+    Raises:
+        ValueError: as :func:`translation_table`.
+    """
+    table = translation_table(opset_version, deform_conv)
+    with torch.no_grad():
+        # torch.export first and by itself: while torch.onnx.export traces, MMDetection takes branches
+        # that it has not kept up
+        program = torch.export.export(model, args, dynamic_shapes=dynamic_shapes, strict=False)
+        _check_ranges(program)
+        onnx_program = torch.onnx.export(
+            program,
+            opset_version=opset_version,
+            input_names=input_names,
+            output_names=output_names,
+            custom_translation_table=table,
+            dynamo=True,
+            verbose=False,
+        )
+    save(onnx_program.model_proto, path)
+
+
+def _check_ranges(program: torch.export.ExportedProgram) -> None:
+    """Tracing takes an axis that happens to be 1 long for one that always is."""
+    for symbol, sizes in program.range_constraints.items():
+        if sizes.upper.is_finite and sizes.upper < 2**31:
+            raise ValueError(
+                "dynamic_shapes: expected an example on which no map has a height or width of 1, got one "
+                f"that makes a graph for sizes up to {sizes.upper} ({symbol}) only; use a larger example"
+            )
+
+
+def save(model: Any, path: str | os.PathLike) -> None:
+    """Writes an ``onnx.ModelProto`` beside its place and then renames it: never half a file."""
+    import onnx
+
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        onnx.save(model, partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _translations(target: str) -> dict[str, Callable]:
+    """Per operator a function of (graph, *arguments of the operator)."""
+
+    def of_dcnzoo(
+        g, input, weight, offset, mask, bias, stride, padding, dilation, groups, im2col_step
+    ):  # fmt: skip
+        return deform_conv(g, target, input, weight, offset, mask, bias, stride, padding, dilation, groups)
+
+    def of_torchvision(
+        g, input, weight, offset, mask, bias, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w,
+        groups, offset_groups, use_mask,
+    ):  # fmt: skip
+        return deform_conv(
+            g, target, input, weight, offset, mask if use_mask else None, bias,
+            (stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w), groups,
+        )  # fmt: skip
+
+    def transposed(
+        g, input, weight, offset, mask, bias, stride, padding, output_padding, dilation, groups, im2col_step
+    ):
+        raise NotImplementedError(
+            "deform_conv_transpose to ONNX: not supported: ONNX has no such operator, and no fast form of it "
+            "in others"
+        )
+
+    return {
+        "dcnzoo::deform_conv": of_dcnzoo,
+        "torchvision::deform_conv2d": of_torchvision,
+        "dcnzoo::deform_conv_transpose": transposed,
+    }
+
+
+def _overload(name: str) -> Callable | None:
+    namespace, operator = name.split("::")
+    packet = getattr(getattr(torch.ops, namespace), operator, None)
+    return None if packet is None else packet.default
+
+
+def _onnxscript_function(opset: int, translate: Callable) -> Callable:
+    def function(*arguments: Any) -> Value:
+        return translate(DynamoGraph(opset), *arguments)
+
+    return function
+
+
+def _symbolic(opset: int, translate: Callable) -> Callable:
+    from torch.onnx.symbolic_helper import parse_args
+
+    @functools.wraps(translate)  # parse_args counts the parameters that it has
+    def symbolic(g: Any, *arguments: Any) -> Value:
+        arguments = [None if isinstance(a, torch.Value) and a.node().mustBeNone() else a for a in arguments]
+        result = translate(TorchScriptGraph(opset, g), *arguments)
+        kind = arguments[0].type()
+        if kind.dim() is not None:
+            result.setType(kind.with_sizes([None] * kind.dim()))
+        return result
+
+    return parse_args(*(_kind(name) for name in list(inspect.signature(translate).parameters)[1:]))(symbolic)
+
+
+def _kind(parameter: str) -> str:
+    """What torch calls the kinds of an operator's arguments."""
+    if parameter in ("input", "weight", "offset", "mask", "bias", "im2col_step"):
+        return "v"
+    return "is" if parameter in ("stride", "padding", "output_padding", "dilation") else "i"

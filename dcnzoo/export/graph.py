@@ -1,0 +1,119 @@
+"""One way to write ONNX nodes for both of torch's exporters.
+
+A translation takes a :class:`Graph` and calls nodes by their ONNX names: ``g.Add(a, b)``,
+``g.Transpose(a, perm=[0, 2, 1])``. What it produces is then the same whichever exporter asked.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+Value = Any  # a value of the graph under construction; its class is the exporter's
+FLOAT, INT64, DOUBLE = 1, 7, 11  # onnx.TensorProto.DataType, which Cast wants
+
+
+class Graph:
+    """The nodes of one opset, and what is known of a value while the graph is being built."""
+
+    def __init__(self, opset: int) -> None:
+        self.opset = opset
+
+    def size(self, value: Value, axis: int) -> int:
+        """The size of an axis, which must not be dynamic."""
+        size = self._shape(value)[axis]
+        if not isinstance(size, int):
+            raise ValueError(
+                f"deform_conv to ONNX: expected a fixed size on axis {axis} (only batch, height and "
+                f"width may be dynamic), got shape {self._shape(value)}"
+            )
+        return size
+
+    def ints(self, *values: int) -> Value:
+        return self.Constant(value_ints=list(values))
+
+    def int(self, value: int) -> Value:
+        return self.Constant(value_int=value)
+
+    def floats(self, *values: float) -> Value:
+        return self.Constant(value_floats=[float(value) for value in values])
+
+    def float(self, value: float) -> Value:
+        return self.Constant(value_float=float(value))
+
+    # Both by Reshape: Squeeze and Unsqueeze have changed their form between opsets.
+
+    def shaped(self, value: Value, *shape: int | Value) -> Value:
+        """``value`` in another shape: sizes, 0 (as it was) and -1 (what is left), or 1-D values."""
+        if all(isinstance(size, int) for size in shape):
+            return self.Reshape(value, self.ints(*shape))
+        parts = [self.ints(size) if isinstance(size, int) else size for size in shape]
+        return self.Reshape(value, self.Concat(*parts, axis=0))
+
+    def sizes(self, value: Value, *axes: int) -> Value:
+        """The sizes of some axes as a 1-D value."""
+        return self.Gather(self.Shape(value), self.ints(*axes), axis=0)
+
+    # What the exporters do differently:
+
+    def __getattr__(self, node: str):
+        raise NotImplementedError
+
+    def type_of(self, value: Value) -> int:
+        """The type of its elements, as onnx.TensorProto.DataType."""
+        raise NotImplementedError
+
+    def _shape(self, value: Value) -> list:
+        raise NotImplementedError
+
+
+class DynamoGraph(Graph):
+    """Nodes for ``torch.onnx.export(dynamo=True)``, which records calls of onnxscript's."""
+
+    def __init__(self, opset: int) -> None:
+        super().__init__(opset)
+        from onnxscript.values import Opset
+
+        self._nodes = Opset("", opset)
+
+    def __getattr__(self, node: str):
+        return getattr(self._nodes, node)
+
+    def type_of(self, value: Value) -> int:
+        return int(value.dtype)
+
+    def _shape(self, value: Value) -> list:
+        return list(value.shape)
+
+
+class TorchScriptGraph(Graph):
+    """Nodes for ``torch.onnx.export(dynamo=False)``."""
+
+    _SUFFIXES = {int: "i", float: "f", str: "s"}
+    _TYPES = {"Float": FLOAT, "Half": 10, "Double": DOUBLE, "BFloat16": 16, "Long": INT64}
+
+    def __init__(self, opset: int, graph: Any) -> None:
+        super().__init__(opset)
+        self._graph = graph
+
+    def __getattr__(self, node: str):
+        def add(*inputs: Value, **attributes: Any) -> Value:
+            if node == "Constant":
+                (value,) = attributes.values()
+                return self._graph.op("Constant", value_t=torch.tensor(value))
+            while inputs and inputs[-1] is None:  # optional ones at the end are left out
+                inputs = inputs[:-1]
+            attributes = {f"{name}_{self._suffix(value)}": value for name, value in attributes.items()}
+            return self._graph.op(node, *inputs, **attributes)
+
+        return add
+
+    def _suffix(self, value: Any) -> str:
+        return self._SUFFIXES[type(value[0] if isinstance(value, list) else value)]
+
+    def type_of(self, value: Value) -> int:
+        return self._TYPES[value.type().scalarType()]
+
+    def _shape(self, value: Value) -> list:
+        return value.type().varyingSizes() or [None] * 5

@@ -1,0 +1,234 @@
+"""What a detector does after its convolutions, with results of a fixed size, for a graph.
+
+Non-maximum suppression keeps a number of boxes that depends on the data, and each level of a pyramid
+gets a number of RoIs that does. Neither can be traced. Here both are operators whose results have a
+size known beforehand, with ONNX graphs of standard operators; absent boxes have a score below zero.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import dcnzoo.ops
+from dcnzoo.export.graph import INT64, Graph, Value
+
+ABSENT = -1.0  # the score of a box that is not there; any real one is at least zero
+
+
+@torch.library.custom_op("dcnzoo::_keep_boxes", mutates_args=())
+def keep_boxes(
+    boxes: Tensor,  # [N, M, 4]
+    scores: Tensor,  # [N, M]
+    labels: Tensor,  # [N, M]
+    iou_threshold: float,
+    max_boxes: int,
+    classes: int,
+    max_per_class: int,
+) -> tuple[Tensor, Tensor]:  # [N, max_boxes, 5], [N, max_boxes]
+    """Non-maximum suppression class by class: (x1, y1, x2, y2, score) by descending score, and labels.
+
+    Where fewer boxes are left, the rest is zeros with label -1. ``max_per_class`` limits each class (0:
+    does not); ``classes`` is their number.
+    """
+    batch = len(boxes)
+    kept = boxes.new_zeros(batch, max_boxes, 5)
+    kept_labels = labels.new_full((batch, max_boxes), -1)
+    for n in range(batch):
+        present = (scores[n] >= 0).nonzero()[:, 0]
+        if len(present) == 0:
+            continue
+        box, score, label = boxes[n, present], scores[n, present], labels[n, present]
+        apart = label.to(box.dtype)[:, None] * (box.max() + 1)
+        index = dcnzoo.ops.nms(box + apart, score, iou_threshold)
+        if max_per_class:
+            same = label[index][:, None] == label[index]
+            index = index[same.tril(-1).sum(1) < max_per_class]
+        index = index[:max_boxes]
+        kept[n, : len(index)] = torch.cat([box[index], score[index, None]], 1)
+        kept_labels[n, : len(index)] = label[index]
+    return kept, kept_labels
+
+
+@keep_boxes.register_fake
+def _(boxes, scores, labels, iou_threshold, max_boxes, classes, max_per_class):
+    batch = boxes.shape[0]
+    return boxes.new_empty(batch, max_boxes, 5), labels.new_empty(batch, max_boxes)
+
+
+def keep_boxes_graph(
+    g: Graph,
+    boxes: Value,
+    scores: Value,
+    labels: Value,
+    iou_threshold: float,
+    max_boxes: int,
+    classes: int,
+    max_per_class: int,
+) -> tuple[Value, Value]:
+    kind = g.type_of(boxes)
+    batch = g.sizes(boxes, 0)
+
+    def constant(value: float) -> Value:
+        return g.Cast(g.float(value), to=kind)
+
+    def padded(value: Value, filler: Value, *rest: int) -> Value:
+        """With ``max_boxes`` absent ones behind, so that TopK always finds as many as it is to return."""
+        shape = g.Concat(batch, g.ints(max_boxes, *rest), axis=0)
+        return g.Concat(value, g.Expand(filler, shape), axis=1)
+
+    boxes = padded(boxes, constant(0), 4)
+    scores = padded(scores, constant(ABSENT))
+    labels = padded(labels, g.int(-1))
+
+    if max_per_class and max_per_class < max_boxes:
+        # [N, classes, M]: the scores of each class, so that the limit holds for each
+        of_class = g.Equal(g.shaped(labels, 0, 1, -1), g.shaped(g.ints(*range(classes)), 1, -1, 1))
+        by_class = g.Where(of_class, g.shaped(scores, 0, 1, -1), constant(ABSENT))
+        apart, limit = boxes, max_per_class
+    else:
+        # classes far from each other do not suppress each other: the same for one call
+        present = g.Where(g.GreaterOrEqual(g.shaped(scores, 0, 0, 1), constant(0)), boxes, constant(0))
+        distance = g.Add(g.ReduceMax(present, g.ints(1, 2), keepdims=1), constant(1))
+        apart = g.Add(present, g.Mul(g.Cast(g.shaped(labels, 0, 0, 1), to=kind), distance))
+        by_class, limit = g.shaped(scores, 0, 1, -1), max_boxes
+    chosen = g.NonMaxSuppression(
+        g.Cast(apart, to=1),
+        g.Cast(by_class, to=1),
+        g.ints(limit),
+        g.floats(iou_threshold),
+        g.floats(ABSENT / 2),
+    )  # [kept, 3]: image, class, box
+    places = g.Gather(chosen, g.ints(0, 2), axis=1)
+    marks = g.Expand(g.int(1), g.sizes(chosen, 0))
+    marked = g.ScatterND(g.Mul(g.Cast(scores, to=INT64), g.int(0)), places, marks)
+    left = g.Where(g.Equal(marked, g.int(1)), scores, constant(ABSENT))
+
+    best, index = g.TopK(left, g.ints(max_boxes), axis=1)
+    there = g.GreaterOrEqual(best, constant(0))
+    columns = g.Expand(g.shaped(index, 0, 0, 1), g.ints(1, 1, 4))
+    kept = g.Concat(g.GatherElements(boxes, columns, axis=1), g.shaped(best, 0, 0, 1), axis=2)
+    kept = g.Where(g.shaped(there, 0, 0, 1), kept, constant(0))
+    return kept, g.Where(there, g.GatherElements(labels, index, axis=1), g.int(-1))
+
+
+@torch.library.custom_op("dcnzoo::_roi_align_pyramid", mutates_args=())
+def roi_align_pyramid(
+    levels: list[Tensor],  # each [N, C, H, W]
+    rois: Tensor,  # [K, 5], (image, x1, y1, x2, y2)
+    scales: list[float],
+    output_size: list[int],
+    finest_scale: float,
+    sampling_ratio: int,
+    pool_mode: str,
+    aligned: bool,
+) -> Tensor:  # [K, C, *output_size]
+    """RoIAlign where each RoI is read from the level that fits its size (Lin et al. 2017, eq. 1)."""
+    size = ((rois[:, 3] - rois[:, 1]) * (rois[:, 4] - rois[:, 2])).sqrt()
+    level = (size / finest_scale + 1e-6).log2().floor().clamp(0, len(levels) - 1)
+    pooled = levels[0].new_zeros(len(rois), levels[0].shape[1], *output_size)
+    for i, features in enumerate(levels):
+        here = (level == i).nonzero()[:, 0]
+        pooled[here] = dcnzoo.ops.roi_align(
+            features, rois[here], tuple(output_size), scales[i], sampling_ratio, pool_mode, aligned
+        )
+    return pooled
+
+
+@roi_align_pyramid.register_fake
+def _(levels, rois, scales, output_size, finest_scale, sampling_ratio, pool_mode, aligned):
+    return levels[0].new_empty(rois.shape[0], levels[0].shape[1], *output_size)
+
+
+def roi_align_pyramid_graph(
+    g: Graph,
+    levels: list[Value],
+    rois: Value,
+    scales: list[float],
+    output_size: list[int],
+    finest_scale: float,
+    sampling_ratio: int,
+    pool_mode: str,
+    aligned: bool,
+) -> Value:
+    kind = g.type_of(rois)
+
+    def constant(value: float) -> Value:
+        return g.Cast(g.float(value), to=kind)
+
+    def align(features: Value, rois: Value, scale: float) -> Value:
+        image = g.Cast(g.shaped(g.Gather(rois, g.ints(0), axis=1), -1), to=INT64)
+        return g.RoiAlign(
+            features,
+            g.Gather(rois, g.ints(1, 2, 3, 4), axis=1),
+            image,
+            coordinate_transformation_mode="half_pixel" if aligned else "output_half_pixel",
+            mode=pool_mode,
+            output_height=output_size[0],
+            output_width=output_size[1],
+            sampling_ratio=max(sampling_ratio, 0),
+            spatial_scale=float(scale),
+        )
+
+    if len(levels) == 1:
+        return align(levels[0], rois, scales[0])
+    x1, y1, x2, y2 = (g.Gather(rois, g.int(i), axis=1) for i in range(1, 5))
+    size = g.Sqrt(g.Mul(g.Sub(x2, x1), g.Sub(y2, y1)))
+    octave = g.Div(g.Log(g.Add(g.Div(size, constant(finest_scale)), constant(1e-6))), constant(math.log(2)))
+    level = g.Clip(g.Floor(octave), constant(0), constant(len(levels) - 1))
+    shape = g.Concat(g.sizes(rois, 0), g.sizes(levels[0], 1), g.ints(*output_size), axis=0)
+    pooled = g.Expand(constant(0), shape)
+    for i, (features, scale) in enumerate(zip(levels, scales, strict=True)):
+        here = g.shaped(g.NonZero(g.Equal(level, constant(i))), -1)
+        part = align(features, g.Gather(rois, here, axis=0), scale)
+        pooled = g.ScatterND(pooled, g.shaped(here, -1, 1), part)
+    return pooled
+
+
+def best(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The ``count`` best of ``[N, M]`` and their indices, whatever M; fewer where M is fixed and smaller."""
+    available = scores.shape[1]
+    if isinstance(available, int):
+        count = min(count, available)
+    else:  # M follows the size of the image and may be less than count: absent ones fill the gap
+        scores = torch.cat([scores, scores.new_full((scores.shape[0], count), ABSENT)], 1)
+    values, index = scores.topk(count)
+    return values, index.clamp(max=available - 1)
+
+
+def take(values: Tensor, index: Tensor) -> Tensor:
+    """``values[n, index[n]]``, of ``[N, M, D]`` by ``[N, K]``."""
+    return values.gather(1, index[..., None].expand(-1, -1, values.shape[-1]))
+
+
+def clip_boxes(boxes: Tensor, size: Tensor) -> Tensor:  # [..., 4], [2] (height, width)
+    limit = torch.stack([size[1], size[0], size[1], size[0]])
+    return torch.minimum(boxes.clamp(min=0), limit)
+
+
+def paste_masks(
+    masks: Tensor,  # [K, h, w], probabilities
+    boxes: Tensor,  # [K, 4]
+    height: Any,
+    width: Any,
+) -> Tensor:  # [K, height, width]
+    """Masks of boxes on the image: bilinear, zero outside.
+
+    Bilinear resampling along the axes of a box is a product with a matrix per axis, of hat functions:
+    no coordinates per pixel, which would take twice the memory of the result.
+    """
+
+    def along(low: Tensor, high: Tensor, pixels: Any, taps: int) -> Tensor:  # [K, pixels, taps]
+        centres = torch.arange(pixels, device=masks.device, dtype=masks.dtype) + 0.5
+        # as grid_sample computes it, so that equal pixels are equal
+        place = (centres - low[:, None]) / (high - low)[:, None] * taps - 0.5
+        distance = place[:, :, None] - torch.arange(taps, device=masks.device, dtype=masks.dtype)
+        weights = (1 - distance.abs()).clamp(min=0)
+        return torch.where(weights.isnan(), torch.zeros_like(weights), weights)
+
+    rows = along(boxes[:, 1], boxes[:, 3], height, masks.shape[1])
+    columns = along(boxes[:, 0], boxes[:, 2], width, masks.shape[2])
+    return rows @ masks @ columns.transpose(1, 2)

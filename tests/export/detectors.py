@@ -1,0 +1,148 @@
+"""Small detectors of each family, with weights that find something, and their own predictions."""
+
+from __future__ import annotations
+
+import torch
+from mmdet.registry import MODELS
+from mmdet.utils import register_all_modules
+from mmengine.config import Config
+from torch import nn
+
+import dcnzoo.models  # noqa: F401  registers
+from dcnzoo.export.verify import predict
+
+CLASSES = 5
+WIDTH = 16
+
+CONFIGS = {
+    "FCOS": "fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py",
+    "FSAF": "fsaf/fsaf_r50_fpn_1x_coco.py",
+    "RetinaNet": "retinanet/retinanet_r50_fpn_1x_coco.py",
+    "SSD": "ssd/ssd300_coco.py",
+    "YOLOv3": "yolo/yolov3_d53_8xb8-ms-608-273e_coco.py",
+    "Faster R-CNN": "faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py",
+    "Cascade R-CNN": "cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco.py",
+    "Mask R-CNN": "mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py",
+    "Cascade Mask R-CNN": "cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py",
+    "DETR": "detr/detr_r50_8xb2-150e_coco.py",
+    "PointRend": "point_rend/point-rend_r50-caffe_fpn_ms-1x_coco.py",
+}
+
+
+def narrow(cfg):
+    """Every width, count and class number of a config made small, in place."""
+    for key, value in list(cfg.items()):
+        if isinstance(value, dict):
+            narrow(value)
+        elif isinstance(value, (list, tuple)):
+            for item in value:
+                if isinstance(item, dict):
+                    narrow(item)
+        if key in ("feat_channels", "conv_out_channels", "fc_out_channels") or (
+            key in ("out_channels", "in_channels") and value in (256, 512)
+        ):
+            cfg[key] = WIDTH
+        elif key in ("stacked_convs", "num_convs") and value > 1:
+            cfg[key] = 1
+        elif key == "num_classes":
+            cfg[key] = CLASSES
+
+
+def config(family: str, dcn: bool = False) -> dict:
+    register_all_modules()
+    cfg = Config.fromfile(f"{mmdet_configs()}/{CONFIGS[family]}").model
+    narrow(cfg)
+    widths = [4 * 8 * 2**stage for stage in range(3)]
+    cfg.backbone = dict(
+        type="ResNet", depth=14, base_channels=8, stem_channels=8, norm_cfg=dict(type="BN"),
+        num_stages=3, strides=(1, 2, 2), dilations=(1, 1, 1), out_indices=(0, 1, 2),
+    )  # fmt: skip
+    if dcn:
+        cfg.backbone.update(dcn=True)
+    if family == "SSD":  # the extra levels of SSD300, above c3 and c4
+        cfg.backbone.out_indices = (1, 2)
+        cfg.neck.update(in_channels=widths[1:], out_channels=[*widths[1:], *[WIDTH] * 4])
+        cfg.neck.update(level_strides=(2, 2, 1, 1), level_paddings=(1, 1, 0, 0), l2_norm_scale=None)
+        cfg.bbox_head.in_channels = cfg.neck.out_channels
+    elif family == "DETR":
+        cfg.backbone.out_indices = (2,)
+        cfg.num_queries = 100
+        cfg.neck.update(in_channels=[widths[2]], out_channels=WIDTH)
+        for part, attentions in ((cfg.encoder, ["self_attn"]), (cfg.decoder, ["self_attn", "cross_attn"])):
+            part.num_layers = 1
+            for attention in attentions:
+                part.layer_cfg[f"{attention}_cfg"].update(embed_dims=WIDTH, num_heads=4)
+            part.layer_cfg.ffn_cfg.update(embed_dims=WIDTH, feedforward_channels=WIDTH)
+        cfg.positional_encoding.num_feats = WIDTH // 2
+        cfg.bbox_head.embed_dims = WIDTH
+    elif family == "YOLOv3":
+        cfg.neck.update(in_channels=widths[::-1], out_channels=[WIDTH] * 3)
+        cfg.bbox_head.update(in_channels=[WIDTH] * 3, out_channels=[WIDTH] * 3, featmap_strides=[16, 8, 4])
+        cfg.bbox_head.anchor_generator.strides = [16, 8, 4]
+    else:
+        cfg.neck.update(in_channels=widths, out_channels=WIDTH, num_outs=3)
+        if "rpn_head" in cfg:
+            cfg.rpn_head.anchor_generator.strides = [4, 8, 16]
+            cfg.roi_head.bbox_roi_extractor.featmap_strides = [4, 8]
+            if "mask_roi_extractor" in cfg.roi_head:
+                levels = 1 if family == "PointRend" else 2
+                cfg.roi_head.mask_roi_extractor.featmap_strides = [4, 8][:levels]
+            if family == "PointRend":
+                cfg.roi_head.point_head.fc_channels = WIDTH
+        elif family == "FCOS":
+            cfg.bbox_head.strides = [8, 16, 32]
+        else:
+            cfg.bbox_head.anchor_generator.strides = [8, 16, 32]
+    if family == "FCOS":
+        cfg.bbox_head.norm_cfg = dict(type="GN", num_groups=4)
+    return cfg
+
+
+def size(family: str) -> tuple[int, int]:
+    """An example's size that leaves more than one pixel on every level."""
+    return (340, 400) if family == "SSD" else (160, 192)
+
+
+def mmdet_configs() -> str:
+    import mmdet
+
+    return f"{mmdet.__path__[0]}/.mim/configs"
+
+
+def build(family: str, dcn: bool = False, **test_cfg) -> nn.Module:
+    torch.manual_seed(0)
+    cfg = config(family, dcn)
+    settings = cfg.test_cfg.get("rcnn", cfg.test_cfg)
+    settings.update(test_cfg)
+    detector = MODELS.build(cfg).eval()
+    calibrate(detector, torch.randn(2, 3, *size(family)))
+    return detector
+
+
+@torch.no_grad()
+def calibrate(model: nn.Module, images: torch.Tensor) -> None:
+    """Scales each layer to outputs of unit variance: untrained weights of the usual kind find nothing."""
+    seen = set()
+
+    def scale(module, args, output):
+        if module in seen:
+            return None
+        seen.add(module)
+        bias = 0 if module.bias is None else module.bias
+        if module.bias is not None and not isinstance(module, nn.Linear):
+            bias = bias.view(1, -1, *[1] * (output.dim() - 2))
+        pure = output - bias
+        module.weight.div_(pure.std() + 1e-9)
+        return pure / (pure.std() + 1e-9) + bias
+
+    handles = []
+    for name, module in model.named_modules():
+        if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Linear, nn.ConvTranspose2d)):
+            if name.endswith("conv_offset"):
+                nn.init.normal_(module.weight, std=0.05)  # begins at zero, which would hide what it does
+            else:
+                nn.init.kaiming_normal_(module.weight)
+            handles.append(module.register_forward_hook(scale))
+    predict(model, images)
+    for handle in handles:
+        handle.remove()

@@ -1,0 +1,302 @@
+"""Deformable convolution in ONNX, run by onnxruntime, against the oracle in float64."""
+
+import pytest
+import torch
+from torch import nn
+
+import dcnzoo.ops
+from dcnzoo.export import (
+    export_onnx,
+    register_deform_conv2d_onnx_op,
+    register_onnx_ops,
+    translation_table,
+)
+from dcnzoo.layers import PackedDeformConv2d
+from dcnzoo.ops import reference as oracle
+from tests.op_cases import deform_conv as cases
+
+onnx = pytest.importorskip("onnx")
+ort = pytest.importorskip("onnxruntime")
+
+TARGETS = ("native", "gathernd", "gatherelements", "gridsample")
+TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-2}  # of the largest value
+DYNAMIC = torch.export.Dim.DYNAMIC
+SAMPLES = [s for s in cases.samples() if s.tensors[0].shape[0] > 0]  # no runtime takes an empty batch
+
+
+class Call(nn.Module):
+    """A call of the operator as a model: weight and bias are its parameters."""
+
+    def __init__(self, sample):
+        super().__init__()
+        _, weight, offset, mask, bias = sample.tensors
+        self.weight = nn.Parameter(weight)
+        self.bias = None if bias is None else nn.Parameter(bias)
+        self.offset, self.mask = offset is not None, mask is not None
+        self.kwargs = sample.kwargs
+        self.function = (None, dcnzoo.ops.deform_conv1d, dcnzoo.ops.deform_conv2d, dcnzoo.ops.deform_conv3d)[
+            weight.dim() - 2
+        ]
+
+    def forward(self, input, *points):
+        points = list(points)
+        offset = points.pop(0) if self.offset else None
+        mask = points.pop(0) if self.mask else None
+        return self.function(input, self.weight, offset, mask, self.bias, **self.kwargs)
+
+
+def inputs(sample):
+    input, _, offset, mask, _ = sample.tensors
+    return tuple(t for t in (input, offset, mask) if t is not None)
+
+
+def by_torchscript(model, args, path, opset, dynamic=()):
+    names = [f"in{i}" for i in range(len(args))]
+    axes = {name: {axis: f"{name}_{axis}" for axis in dynamic} for name in names}
+    torch.onnx.export(
+        model, args, path, dynamo=False, opset_version=opset, input_names=names, dynamic_axes=axes or None
+    )
+
+
+def run(path, *args):
+    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    feed = {node.name: arg.numpy() for node, arg in zip(session.get_inputs(), args, strict=True)}
+    return [torch.from_numpy(result) for result in session.run(None, feed)]
+
+
+def assert_close(actual, expected, dtype=torch.float32):
+    assert actual.shape == expected.shape and actual.dtype == dtype
+    error = (actual.double() - expected.double()).abs().max().item()
+    assert error <= TOLERANCES[dtype] * max(1.0, expected.abs().max().item())
+
+
+def nodes(path):
+    return {node.op_type for node in onnx.load(path).graph.node}
+
+
+@pytest.fixture
+def path(tmp_path):
+    return str(tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("sample", SAMPLES, ids=lambda s: s.name)
+def test_torchscript_exporter(sample, target, path):
+    register_onnx_ops(target)
+    single = sample.to(torch.float32)
+    by_torchscript(Call(single), inputs(single), path, 19)
+    (actual,) = run(path, *inputs(single))
+    assert_close(actual, cases.reference(single.to(torch.float64)))
+    assert ("DeformConv" in nodes(path)) == (target == "native")
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_dynamo_exporter(target, path):
+    """Several cases in one model: the exporter takes seconds whatever it exports."""
+    names = ("asymmetric", "asymmetric v1 without bias", "mask alone", "all groups differ")
+    singles = [s.to(torch.float32) for s in SAMPLES if s.name in names]
+    assert len(singles) == len(names)
+
+    class All(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.calls = nn.ModuleList(map(Call, singles))
+
+        def forward(self, *args):
+            args = iter(args)
+            return [
+                call(*(next(args) for _ in inputs(s))) for call, s in zip(self.calls, singles, strict=True)
+            ]
+
+    args = tuple(t for s in singles for t in inputs(s))
+    export_onnx(All().eval(), args, path, deform_conv=target)
+    onnx.checker.check_model(onnx.load(path), full_check=True)
+    for sample, actual in zip(singles, run(path, *args), strict=True):
+        assert_close(actual, cases.reference(sample.to(torch.float64)))
+    assert ("DeformConv" in nodes(path)) == (target == "native")
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
+def test_other_batches_and_sizes(exporter, target, path):
+    torch.manual_seed(0)
+    model = PackedDeformConv2d(
+        6, 8, (3, 2), stride=(2, 1), padding=(1, 2), groups=2, modulated=True, offset_groups=3, mask_groups=2
+    ).eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    example = torch.randn(2, 6, 9, 11)
+    if exporter == "dynamo":
+        dynamic = ({0: DYNAMIC, 2: DYNAMIC, 3: DYNAMIC},)
+        export_onnx(model, (example,), path, deform_conv=target, dynamic_shapes=dynamic)
+    else:
+        register_onnx_ops(target)
+        by_torchscript(model, (example,), path, 19, dynamic=(0, 2, 3))
+    for shape in ((2, 6, 9, 11), (1, 6, 12, 7), (5, 6, 3, 20)):
+        x = torch.randn(shape)
+        with torch.no_grad():
+            assert_close(run(path, x)[0], model(x))
+
+
+@pytest.mark.parametrize("opset", [12, 13, 16, 18, 19, 20])
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_opset(target, opset, path):
+    register_onnx_ops(target)
+    sample = cases.make("opset", offset_groups=2, padding=1).to(torch.float32)
+    first = {"native": 19, "gridsample": 16}.get(target, 12)
+    if opset < first:
+        message = (
+            f"expected at least {first} for deform_conv='{target}', got {opset}; at opset {opset} there is"
+        )
+        with pytest.raises(Exception, match=message):
+            by_torchscript(Call(sample), inputs(sample), path, opset)
+        return
+    by_torchscript(Call(sample), inputs(sample), path, opset)
+    assert_close(run(path, *inputs(sample))[0], cases.reference(sample.to(torch.float64)))
+
+
+@pytest.mark.parametrize("target", TARGETS[:3])  # onnxruntime has no GridSample in float64
+def test_double(target, path):
+    register_onnx_ops(target)
+    sample = cases.make("double", offset_groups=2, mask_groups=3, padding=1)
+    by_torchscript(Call(sample), inputs(sample), path, 19)
+    assert_close(run(path, *inputs(sample))[0], cases.reference(sample), torch.float64)
+
+
+@pytest.mark.parametrize("float_points", [False, True])
+@pytest.mark.parametrize("target", ("native", "gathernd", "gatherelements"))
+def test_half(target, float_points, path):
+    """Offsets may be float32 beside a half input. GridSample has no half kernel in onnxruntime's CPU part."""
+    register_onnx_ops(target)
+    sample = cases.make("half", size=(40, 70), spread=1.0, padding=1).to(torch.float16)
+    if float_points:
+        tensors = list(sample.tensors)
+        tensors[2:4] = (t.float() for t in tensors[2:4])
+        sample = type(sample)(sample.name, tuple(tensors), sample.kwargs)
+    by_torchscript(Call(sample), inputs(sample), path, 19)
+    assert_close(run(path, *inputs(sample))[0], cases.reference(sample.to(torch.float64)), torch.float16)
+
+
+RANKS = {
+    1: dict(size=(13,), kernel=(3,), stride=2, padding=1, dilation=2),
+    3: dict(size=(5, 6, 7), kernel=(3, 1, 2), stride=(1, 2, 1), padding=(1, 0, 1), dilation=(1, 1, 2)),
+}
+
+
+@pytest.mark.parametrize("rank", RANKS)
+@pytest.mark.parametrize("target", [*TARGETS, "auto"])
+def test_one_and_three_axes(rank, target, path):
+    register_onnx_ops(target)
+    sample = cases.make("rank", offset_groups=3, mask_groups=2, groups=2, **RANKS[rank]).to(torch.float32)
+    if rank == 3 and target in ("native", "gridsample"):
+        with pytest.raises(Exception, match=f"expected at most 2 axes for '{target}', got 3"):
+            by_torchscript(Call(sample), inputs(sample), path, 19)
+        return
+    by_torchscript(Call(sample), inputs(sample), path, 19)
+    assert_close(run(path, *inputs(sample))[0], cases.reference(sample.to(torch.float64)))
+
+
+@pytest.mark.parametrize("target", TARGETS[1:])
+def test_offsets_that_are_no_numbers(target, path):
+    """NaN and infinity sample nothing, as in the operator: no read outside the map, no NaN."""
+    register_onnx_ops(target)
+    sample = cases.make("nan", padding=1).to(torch.float32)
+    offset = sample.tensors[2]
+    for index, value in enumerate((float("nan"), float("inf"), -float("inf"), 3e38, -1e20)):
+        offset[:, :, index, 3] = value
+    by_torchscript(Call(sample), inputs(sample), path, 19)
+    expected = dcnzoo.ops.deform_conv2d(*sample.tensors, **sample.kwargs)
+    assert expected.isfinite().all()
+    assert_close(run(path, *inputs(sample))[0], expected)
+
+
+@pytest.mark.parametrize("use_gathernd", [True, False])
+@pytest.mark.parametrize("use_mask", [True, False])
+def test_torchvisions_operator(use_gathernd, use_mask, path, torchvision_op):
+    """``register_deform_conv2d_onnx_op`` for a model of torchvision's, as the published package."""
+    register_deform_conv2d_onnx_op(use_gathernd=use_gathernd, enable_openvino_patch=True)
+    sample = cases.make("torchvision", channels=4, offset_groups=2, mask_groups=2, padding=1, stride=(2, 1))
+    input, weight, offset, mask, bias = sample.to(torch.float32).tensors
+    if not use_mask:
+        mask = torch.zeros(len(input), 0)
+
+    class Model(nn.Module):
+        def forward(self, input, offset):
+            return torchvision_op(input, weight, offset, mask, bias, 2, 1, 1, 1, 1, 1, 1, 2, use_mask)
+
+    by_torchscript(Model(), (input, offset), path, 12)
+    assert ("GatherND" in nodes(path)) == use_gathernd
+    assert ("GatherElements" in nodes(path)) == (not use_gathernd)
+    tensors = [input, weight, offset, mask if use_mask else None, bias]
+    tensors = [None if t is None else t.double() for t in tensors]
+    expected = oracle.deform_conv(*tensors, stride=(2, 1), padding=(1, 1), dilation=(1, 1), groups=1)
+    assert_close(run(path, input, offset)[0], expected)
+
+
+@pytest.fixture(scope="module")
+def torchvision_op():
+    """torchvision's operator, or where torchvision is not, one of its name and signature."""
+    try:
+        import torchvision  # noqa: F401
+    except ImportError:
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        library.define(
+            "deform_conv2d(Tensor input, Tensor weight, Tensor offset, Tensor mask, Tensor bias, "
+            "int stride_h, int stride_w, int pad_h, int pad_w, int dilation_h, int dilation_w, "
+            "int groups, int offset_groups, bool use_mask) -> Tensor"
+        )
+
+        def kernel(input, weight, offset, mask, bias, sh, sw, ph, pw, dh, dw, groups, _, use_mask):
+            mask = mask if use_mask else None
+            pairs = ((sh, sw), (ph, pw), (dh, dw))
+            return dcnzoo.ops.deform_conv2d(input, weight, offset, mask, bias, *pairs, groups)
+
+        library.impl("deform_conv2d", kernel, "CompositeExplicitAutograd")
+        yield torch.ops.torchvision.deform_conv2d
+        library._destroy()
+    else:
+        yield torch.ops.torchvision.deform_conv2d
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((19, "scatter"), "deform_conv: expected one of native, gathernd, .*, got 'scatter'"),
+        ((18, "native"), "opset_version: expected at least 19 for deform_conv='native', got 18"),
+        (
+            (17, "auto"),
+            "opset_version: expected 18 to 21 for dynamo=True, got 17; dynamo=False goes down to 12",
+        ),
+        ((22, "auto"), "opset_version: expected 18 to 21 for dynamo=True, got 22"),
+    ],
+)
+def test_impossible_requests(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        translation_table(*arguments)
+
+
+def test_transposed_convolution_says_that_it_is_not_exported(path):
+    class Model(nn.Module):
+        def forward(self, x, offset):
+            return dcnzoo.ops.deform_conv_transpose2d(x, torch.ones(2, 3, 2, 2), offset)
+
+    args = (torch.ones(1, 2, 4, 5), torch.zeros(1, 8, 4, 5))
+    register_onnx_ops()
+    with pytest.raises(Exception, match="deform_conv_transpose to ONNX: not supported"):
+        by_torchscript(Model(), args, path, 19)
+
+
+def test_the_file_is_whole_or_not_there(tmp_path, monkeypatch):
+    sample = cases.make("file", padding=1).to(torch.float32)
+    path = tmp_path / "model.onnx"
+    path.write_text("what was there")
+
+    def fails(model, file):
+        file.write_bytes(b"half a fi")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(onnx, "save", fails)
+    with pytest.raises(OSError, match="disk full"):
+        export_onnx(Call(sample), inputs(sample), path)
+    assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
+    assert path.read_text() == "what was there"

@@ -1,0 +1,238 @@
+"""Whole detectors in ONNX, against MMDetection's own predictions."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from mmdet.models.roi_heads.mask_heads.fcn_mask_head import _do_paste_mask
+from torch import nn
+
+from dcnzoo.export import export_onnx
+from dcnzoo.export.detectors import FAMILIES, deployable, export_detector
+from dcnzoo.export.postprocess import ABSENT, keep_boxes, paste_masks, roi_align_pyramid
+from dcnzoo.export.runtime import Session
+from dcnzoo.export.verify import compare, predict
+
+from .detectors import CONFIGS, build, size
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+DYNAMIC = torch.export.Dim.DYNAMIC
+# (family, dcn, dynamic): exporting takes half a minute each, so the others are in `make test-all`
+DAILY = (("RetinaNet", True, False), ("Mask R-CNN", True, True))
+STANDARD = {"", "ai.onnx"}
+
+
+def named(model, *args):
+    with torch.no_grad():
+        return dict(zip(model.output_names, (t.numpy() for t in model(*args)), strict=True))
+
+
+def test_every_family_has_its_test():
+    assert set(CONFIGS) == set(FAMILIES)
+
+
+@pytest.mark.parametrize("dcn", [pytest.param(False, marks=pytest.mark.slow, id="plain"), True])
+@pytest.mark.parametrize("family", CONFIGS)
+def test_the_exported_module_predicts_as_mmdetection_does(family, dcn):
+    detector = build(family, dcn)
+    assert any("conv_offset" in name for name, _ in detector.named_parameters()) == dcn
+    model = deployable(detector)
+    images = torch.randn(2, 3, *size(family))
+    shapes = [torch.tensor([size(family)] * 2)] if "img_shape" in model.input_names else []
+    agreement = compare(named(model, images, *shapes), predict(detector, images))
+    assert agreement.found >= 100 and agreement.holds
+
+
+def exports():
+    for family, dcn, dynamic in itertools.product(CONFIGS, (True, False), (True, False)):
+        daily = (family, dcn, dynamic) in DAILY
+        name = f"{family} {'dcn' if dcn else 'plain'} {'dynamic' if dynamic else 'static'}"
+        yield pytest.param(family, dcn, dynamic, id=name, marks=[] if daily else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("family", "dcn", "dynamic"), exports())
+def test_onnxruntime(family, dcn, dynamic, tmp_path):
+    detector = build(family, dcn)
+    height, width = size(family)
+    path = tmp_path / "model.onnx"
+    export_detector(detector, torch.randn(1, 3, height, width), path, dynamic=dynamic)
+    graph = onnx.load(path).graph
+    assert {node.domain for node in graph.node} <= STANDARD
+    assert ("DeformConv" in {node.op_type for node in graph.node}) == dcn
+    session = Session(path)
+    sizes = [(1, height, width)]
+    if dynamic:
+        more = 32 if family == "YOLOv3" else 37  # its neck takes multiples of the stride only
+        sizes += [(2, height, width), (1, height + more, width - 32), (3, width, height)]
+    total = None
+    for batch, *shape in sizes:
+        images = torch.randn(batch, 3, *shape)
+        outputs = session(images.numpy())
+        assert outputs["dets"].shape[0] == batch and outputs["dets"].shape[2] == 5
+        if "masks" in outputs:
+            assert outputs["masks"].shape == (*outputs["labels"].shape, *shape)
+            assert outputs["masks"].dtype == np.uint8
+        agreement = compare(outputs, predict(detector, images))
+        total = agreement if total is None else total + agreement
+    assert total.found >= 100 and total.holds, total
+
+
+def test_settings_of_the_suppression():
+    """``deploy_nms_pre`` and ``max_output_boxes_per_class``, which MMDetection itself does not know."""
+    images = torch.randn(1, 3, *size("RetinaNet"))
+    plain = named(deployable(build("RetinaNet")), images)
+    limited = named(deployable(build("RetinaNet", max_output_boxes_per_class=3)), images)
+    counts = np.bincount(limited["labels"][limited["labels"] >= 0])
+    assert counts.max() == 3 and np.bincount(plain["labels"][plain["labels"] >= 0]).max() > 3
+    first = named(deployable(build("RetinaNet", deploy_nms_pre=7)), images)
+    assert 0 < (first["labels"] >= 0).sum() <= 7
+    np.testing.assert_allclose(first["dets"][0, 0], plain["dets"][0, 0])
+    fewer = named(deployable(build("RetinaNet", max_per_img=11)), images)
+    np.testing.assert_allclose(fewer["dets"], plain["dets"][:, :11])
+
+
+@pytest.mark.parametrize("max_per_class", [0, 2])
+@pytest.mark.parametrize("boxes_given", [1, 40])
+def test_suppression_in_the_graph(max_per_class, boxes_given, tmp_path):
+    generator = torch.Generator().manual_seed(3)
+    corner = torch.rand(3, boxes_given, 2, generator=generator) * 40
+    extent = torch.rand(3, boxes_given, 2, generator=generator) * 30
+    boxes = torch.cat([corner, corner + extent], -1)
+    scores = torch.rand(3, boxes_given, generator=generator)
+    scores[0, ::3] = ABSENT
+    scores[2] = ABSENT
+    labels = torch.randint(0, 3, (3, boxes_given), generator=generator)
+
+    class Model(nn.Module):
+        def forward(self, boxes, scores, labels):
+            return keep_boxes(boxes, scores, labels, 0.4, 12, 3, max_per_class)
+
+    path = tmp_path / "nms.onnx"
+    export_onnx(Model(), (boxes, scores, labels), path)
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    feed = {n.name: t.numpy() for n, t in zip(session.get_inputs(), (boxes, scores, labels), strict=True)}
+    dets, kept = session.run(None, feed)
+    expected, expected_labels = keep_boxes(boxes, scores, labels, 0.4, 12, 3, max_per_class)
+    np.testing.assert_allclose(dets, expected, rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(kept, expected_labels)
+    assert (kept[2] == -1).all() and (kept[1] >= 0).any()
+    if max_per_class and boxes_given > 1:
+        assert max(np.bincount(row[row >= 0]).max(initial=0) for row in kept) == 2
+
+
+@pytest.mark.parametrize(("aligned", "ratio"), [(True, 0), (False, 2)])
+def test_roi_align_in_the_graph(aligned, ratio, tmp_path):
+    levels = [torch.randn(2, 3, 24 // s, 32 // s) for s in (1, 2)]
+    corner = torch.rand(9, 2) * 60
+    rois = torch.cat([torch.arange(9)[:, None] % 2, corner, corner + 1 + torch.rand(9, 2) * 60], 1)
+
+    class Model(nn.Module):
+        def forward(self, a, b, rois):
+            return roi_align_pyramid([a, b], rois, [0.25, 0.125], [3, 2], 16.0, ratio, "avg", aligned)
+
+    path = tmp_path / "roi.onnx"
+    export_onnx(Model(), (*levels, rois), path)
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    feed = {n.name: t.numpy() for n, t in zip(session.get_inputs(), (*levels, rois), strict=True)}
+    (pooled,) = session.run(None, feed)
+    np.testing.assert_allclose(pooled, Model()(*levels, rois), rtol=0, atol=1e-5)
+
+
+def test_masks_are_pasted_as_mmdetection_does():
+    masks = torch.rand(4, 28, 28)
+    boxes = torch.tensor([[3.2, 4.1, 30.7, 22.9], [-5, -3, 12, 60], [10, 10, 10.5, 40], [0, 0, 41, 33.0]])
+    expected, _ = _do_paste_mask(masks[:, None], boxes, 33, 41, skip_empty=False)
+    torch.testing.assert_close(paste_masks(masks, boxes, 33, 41), expected, rtol=0, atol=1e-5)
+
+
+def test_box_of_no_size_has_no_mask():
+    assert paste_masks(torch.ones(1, 28, 28), torch.zeros(1, 4), 5, 6).eq(0).all()
+
+
+def test_what_cannot_be_exported_says_so():
+    with pytest.raises(ValueError, match=r"detector: expected one of FCOS, .*, got Linear"):
+        deployable(nn.Linear(2, 2))
+    with pytest.raises(
+        ValueError, match="skip_postprocess: expected a single-stage detector, got FasterRCNN"
+    ):
+        deployable(build("Faster R-CNN"), skip_postprocess=True)
+    detector = build("RetinaNet", nms=dict(type="soft_nms", iou_threshold=0.5))
+    with pytest.raises(
+        ValueError, match="RetinaHead: nms: expected type='nms', class by class, got 'soft_nms'"
+    ):
+        deployable(detector)(torch.randn(1, 3, *size("RetinaNet")))
+
+
+def test_an_example_too_small_for_a_dynamic_graph(tmp_path):
+    with pytest.raises(ValueError, match="expected an example on which no map has a height or width of 1"):
+        export_detector(build("RetinaNet"), torch.randn(2, 3, 32, 96), tmp_path / "m.onnx", dynamic=True)
+
+
+def test_detr_does_not_look_at_padding():
+    """Images of two sizes in one batch: the padding of the smaller one must not change its boxes."""
+    detector = build("DETR")
+    height, width = size("DETR")
+    images, sizes = torch.randn(2, 3, height, width), [(height, width), (height - 48, width - 64)]
+    images[1, :, sizes[1][0] :] = images[1, :, :, sizes[1][1] :] = 0
+    model = deployable(detector)
+    right = named(model, images, torch.tensor(sizes))
+    expected = predict(detector, images, sizes)
+    assert compare(right, expected).holds
+    assert not compare(named(model, images, torch.tensor([sizes[0]] * 2)), expected).holds
+
+
+def test_a_head_alone():
+    detector = build("RetinaNet")
+    images = torch.randn(1, 3, *size("RetinaNet"))
+    with torch.no_grad():
+        scores, deltas = deployable(detector, skip_postprocess=True)(images)
+        expected = detector.bbox_head(detector.extract_feat(images))
+    assert len(scores) == len(deltas) == 3
+    torch.testing.assert_close(scores, expected[0])
+
+
+class TestSession:
+    """Sizes of a graph, with one that only adds its images up."""
+
+    @pytest.fixture(scope="class")
+    def path(self, tmp_path_factory):
+        class Model(nn.Module):
+            def forward(self, images):
+                return images.sum((1, 2, 3)), images.amax((1, 2, 3))
+
+        path = tmp_path_factory.mktemp("session") / "sum.onnx"
+        names = dict(input_names=["input"], output_names=["sum", "max"])
+        export_onnx(Model(), (torch.ones(2, 3, 8, 10),), path, **names)
+        return path
+
+    @pytest.mark.parametrize("shape", [(2, 3, 8, 10), (5, 3, 8, 10), (1, 3, 6, 7)])
+    def test_smaller_and_more_images(self, path, shape):
+        images = np.random.default_rng(0).random(shape, dtype=np.float32)
+        outputs = Session(path)(images)
+        np.testing.assert_allclose(outputs["sum"], images.sum((1, 2, 3)), rtol=1e-5)
+        np.testing.assert_allclose(outputs["max"], images.max((1, 2, 3)))
+
+    def test_bad_input(self, path, tmp_path):
+        with pytest.raises(
+            ValueError, match=r"input: expected shape \(2, 3, 8, 10\) or smaller, got \(1, 3, 9, 10\)"
+        ):
+            Session(path)(np.zeros((1, 3, 9, 10), np.float32))
+        broken = tmp_path / "broken.onnx"
+        broken.write_bytes(path.read_bytes()[:100])
+        with pytest.raises(ValueError, match=r"broken\.onnx: expected an ONNX model that onnxruntime loads"):
+            Session(broken)
+        with pytest.raises(FileNotFoundError):
+            Session(tmp_path / "none.onnx")
+        with pytest.raises(
+            ValueError, match="backend: expected onnxruntime or openvino, got 'tensorrt'; TensorRT"
+        ):
+            Session(path, "tensorrt")
+        with pytest.raises(ValueError, match=r"device: expected one of .*CPUExecutionProvider.*, got 'npu'"):
+            Session(path, device="npu")

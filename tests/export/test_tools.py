@@ -1,0 +1,136 @@
+"""pytorch2onnx.py and deployment/test.py, run as users run them."""
+
+import json
+import pickle
+import re
+import runpy
+import sys
+from argparse import Namespace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+
+from tests.test_tools import ROOT, run, tiny
+
+from .detectors import calibrate
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+CONFIG = "configs/demo/mask-rcnn_r14-mdconv_fpn_8e_shapes.py"
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """A folder with the demo's config on a data set of 5 images, and a checkpoint that finds something."""
+    from mmdet.registry import MODELS
+
+    work = tmp_path_factory.mktemp("deployment")
+    cfg = Config.fromfile(ROOT / CONFIG)
+    for setting in tiny(work / "data", train=1, val=5)[1:]:
+        key, value = setting.split("=")
+        cfg.merge_from_dict({key: int(value) if value.isdigit() else value})
+    cfg.merge_from_dict({"model.test_cfg.rcnn.score_thr": 0.05, "test_dataloader.batch_size": 2})
+    cfg.dump(work / "config.py")
+    init_default_scope("mmdet")
+    torch.manual_seed(1)
+    detector = MODELS.build(cfg.model).eval()
+    calibrate(detector, torch.randn(2, 3, 128, 128))
+    torch.save({"state_dict": detector.state_dict(), "meta": {}}, work / "weights.pth")
+    return work
+
+
+@pytest.fixture(scope="module")
+def exported(work):
+    path = work / "model.onnx"
+    output = run(
+        "deployment/pytorch2onnx", work / "config.py", work / "weights.pth", "--output-file", path,
+        "--shape", 128, "--dynamic-export", "--simplify", "--verify", "--show",
+    )  # fmt: skip
+    return path, output
+
+
+def test_export_verifies_and_draws(exported):
+    path, output = exported
+    assert "detections agree between PyTorch and onnxruntime" in output
+    assert "DeformConv" in output, "the graph is printed"
+    assert f"drawn: {path.with_suffix('.png')}" in output
+    assert cv2.imread(str(path.with_suffix(".png"))).std() > 10
+    model = onnx.load(path)
+    assert [o.name for o in model.graph.output] == ["dets", "labels", "masks"]
+    assert {node.domain for node in model.graph.node} <= {"", "ai.onnx"}
+
+
+def test_evaluation_finds_what_pytorch_finds(exported, work):
+    path, _ = exported
+    common = ["--work-dir", work / "logs"]
+    run(
+        "deployment/test", work / "config.py", path, *common, "--out", work / "onnx.pkl",
+        "--eval", "bbox", "segm", "--show-dir", work / "shown", "--show-score-thr", 0.1,
+    )  # fmt: skip
+    run("test", work / "config.py", work / "weights.pth", *common, "--out", work / "torch.pkl")
+    theirs, ours = (pickle.loads((work / f"{name}.pkl").read_bytes()) for name in ("torch", "onnx"))
+    assert len(theirs) == len(ours) == 5 and len(list((work / "shown").iterdir())) == 5
+    for a, b in zip(theirs, ours, strict=True):
+        a, b = a["pred_instances"], b["pred_instances"]
+        assert len(a["scores"]) == len(b["scores"]) > 10
+        np.testing.assert_allclose(a["bboxes"], b["bboxes"], rtol=1e-3, atol=1e-2)
+        assert (a["labels"] == b["labels"]).float().mean() >= 0.99
+
+
+def test_coco_format(exported, work):
+    path, _ = exported
+    run(
+        "deployment/test", work / "config.py", path, "--work-dir", work / "logs", "--format-only", "--out",
+        work / "results.json",
+    )  # fmt: skip
+    boxes, masks = (json.loads((work / f"results.{kind}.json").read_text()) for kind in ("bbox", "segm"))
+    assert len(boxes) == len(masks) > 50
+    assert masks[0]["segmentation"]["size"] == [128, 128]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--opset-version", 17], "error: opset_version: expected at least 19 for|expected 18 to 21"),
+        (["--opset-version", 18, "--deform-conv", "native"], "opset_version: expected at least 19 for"),
+        (["--input-img", "nowhere.jpg"], "error: image: expected a file, found none at nowhere.jpg"),
+        (["--skip-postprocess"], "error: skip_postprocess: expected a single-stage detector, got MaskRCNN"),
+        (["--shape", 1, 2, 3], "--shape: expected one or two positive numbers"),
+        (["--skip-postprocess", "--verify"], "--verify: expected an export that it can run"),
+    ],
+)
+def test_mistakes_end_in_one_line(work, arguments, message, monkeypatch, capsys):
+    arguments = [
+        str(work / "config.py"), str(work / "weights.pth"), "--output-file", str(work / "no.onnx"), "--shape",
+        "128", *map(str, arguments),
+    ]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", ["pytorch2onnx.py", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(ROOT / "tools/deployment/pytorch2onnx.py"), run_name="__main__")
+    said = str(stopped.value) if stopped.value.code != 2 else capsys.readouterr().err
+    assert re.search(message, said.splitlines()[-1])
+    assert not (work / "no.onnx").exists()
+
+
+def test_a_difference_fails(work, exported):
+    """``--verify`` with a graph that is not the model's."""
+    path, _ = exported
+    tool = runpy.run_path(str(ROOT / "tools/deployment/pytorch2onnx.py"))
+    args = Namespace(
+        config=work / "config.py", checkpoint=str(work / "weights.pth"), cfg_options={},
+        output_file=str(path), test_img=None, input_img=str(ROOT / "tests/data/color.jpg"),
+        shape=[128, 128], dynamic_export=False, show=False, backend="onnxruntime", device="cpu",
+    )  # fmt: skip
+    cfg, detector = tool["load_detector"](args)
+    assert "agree" in tool["verify"](args, cfg, detector)
+    with torch.no_grad():
+        detector.roi_head.bbox_head.fc_reg.bias += 0.3
+    with pytest.raises(
+        tool["UserError"], match=r"--verify: expected 99 % of the detections to agree: \d of 100"
+    ):
+        tool["verify"](args, cfg, detector)
