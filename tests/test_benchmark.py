@@ -102,7 +102,10 @@ def test_demo_training(tmp_path):
     [
         (["--rivals", "nobody"], "--rivals: expected mmcv, onnxruntime, torchvision, tvdcn, reference; "),
         (["--shapes", "c9"], "got 'c9'"),
-        (["--family", "conv9d"], "--family: expected deform_conv2d, nms, roi_align; got 'conv9d'"),
+        (
+            ["--family", "conv9d"],
+            "--family: expected dcnv3, dcnv4, deform_conv2d, ms_deform_attn, nms, roi_align; got 'conv9d'",
+        ),
         (["--ops", "v7"], "--ops: expected v1, v2, nms, avg"),
         (["--dtype", "int8"], "--dtype: expected float32, float64, bfloat16, float16; got 'int8'"),
         (["--passes", "sideways"], "--passes: expected forward, forward+backward; got 'sideways'"),

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from dcnzoo.ops import deform_conv2d
+from dcnzoo.ops import dcnv3, dcnv4, deform_conv2d
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted(
@@ -24,6 +24,20 @@ PAGES = sorted(
 RUN = {
     "README.md": {},
     "docs/use_the_op.md": {},
+    "docs/ops/dcnv3_dcnv4.md": {
+        "input": torch.rand(1, 5, 6, 64),
+        "offset": torch.rand(1, 5, 6, 72),
+        "mask": torch.rand(1, 5, 6, 36),
+        "offset_mask": torch.rand(1, 5, 6, 112),
+    },
+    "docs/ops/ms_deform_attn.md": {
+        "value": torch.rand(1, 26, 2, 3),
+        "spatial_shapes": torch.tensor([[4, 5], [2, 3]]),
+        "level_start_index": torch.tensor([0, 20]),
+        "sampling_locations": torch.rand(1, 7, 2, 2, 4, 2),
+        "attention_weights": torch.rand(1, 7, 2, 2, 4),
+        "sampling_loc_attn": torch.rand(1, 7, 2, 24),
+    },
     "docs/ops/nms.md": {"boxes": torch.rand(5, 4), "scores": torch.rand(5)},
     "docs/ops/roi_align.md": {"maps": torch.rand(1, 3, 8, 9), "rois": torch.tensor([[0.0, 1, 2, 90, 80]])},
     "docs/ops/deform_conv.md": {
@@ -125,6 +139,24 @@ def test_quoted_errors_of_deform_conv():
             deform_conv2d(**given)
         messages.append(str(error.value))
     (quoted,) = blocks(ROOT / "docs/ops/deform_conv.md", "text")
+    assert quoted.splitlines() == messages
+
+
+def test_quoted_errors_of_dcnv3_and_dcnv4():
+    input, offset, mask = (torch.zeros(2, 56, 56, channels) for channels in (64, 72, 36))
+    geometry = (1, 1, 4, 16, 1.0)  # padding, dilation, …
+    calls = (
+        lambda: dcnv3(input.permute(0, 3, 1, 2), offset, mask, 3, 1, *geometry),
+        lambda: dcnv3(input, offset[..., 8:], mask, 3, 1, *geometry),
+        lambda: dcnv3(input, offset[:, ::2, ::2], mask, 3, 2, *geometry),
+        lambda: dcnv4(input, torch.zeros(2, 56, 56, 108), 3, 1, *geometry),
+    )
+    messages = []
+    for call in calls:
+        with pytest.raises(RuntimeError) as error:
+            call()
+        messages.append(str(error.value))
+    *_, quoted = blocks(ROOT / "docs/ops/dcnv3_dcnv4.md", "text")
     assert quoted.splitlines() == messages
 
 
