@@ -102,8 +102,8 @@ def test_demo_training(tmp_path):
     [
         (["--rivals", "nobody"], "--rivals: expected mmcv, onnxruntime, torchvision, tvdcn, reference; "),
         (["--shapes", "c9"], "got 'c9'"),
-        (["--family", "conv9d"], "--family: expected deform_conv1d, deform_conv2d, deform_conv3d, "),
-        (["--ops", "v7"], "--ops: expected v2, v1, nms, avg"),
+        (["--family", "conv9d"], "--family: expected dcnv3, dcnv4, deform_conv1d, deform_conv2d, "),
+        (["--ops", "v7"], "--ops: expected v1, v2, "),
         (["--dtype", "int8"], "--dtype: expected float32, float64, bfloat16, float16; got 'int8'"),
         (["--passes", "sideways"], "--passes: expected forward, forward+backward; got 'sideways'"),
         (["--threads", "0"], "--threads: expected 1 to "),

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from dcnzoo.ops import deform_conv2d, deform_conv_transpose2d
+from dcnzoo.ops import dcnv3, dcnv4, deform_conv2d, deform_conv_transpose2d
 from tests.test_convert import resnet
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,6 +28,20 @@ RUN = {
     "docs/use_the_op.md": {},
     "docs/migration.md": {},
     "docs/internimage.md": {},
+    "docs/ops/dcnv3_dcnv4.md": {
+        "input": torch.rand(1, 5, 6, 64),
+        "offset": torch.rand(1, 5, 6, 72),
+        "mask": torch.rand(1, 5, 6, 36),
+        "offset_mask": torch.rand(1, 5, 6, 112),
+    },
+    "docs/ops/ms_deform_attn.md": {
+        "value": torch.rand(1, 26, 2, 3),
+        "spatial_shapes": torch.tensor([[4, 5], [2, 3]]),
+        "level_start_index": torch.tensor([0, 20]),
+        "sampling_locations": torch.rand(1, 7, 2, 2, 4, 2),
+        "attention_weights": torch.rand(1, 7, 2, 2, 4),
+        "sampling_loc_attn": torch.rand(1, 7, 2, 24),
+    },
     "docs/ops/nms.md": {"boxes": torch.rand(5, 4), "scores": torch.rand(5)},
     "docs/ops/deform_roi_pool.md": {
         "maps": torch.rand(1, 3, 8, 9),
@@ -180,6 +194,24 @@ def assert_quoted(page: str, function, given: dict, calls: tuple[dict, ...]) -> 
             function(**{**given, **changed})
         messages.append(str(error.value))
     (quoted,) = blocks(ROOT / page, "text")
+    assert quoted.splitlines() == messages
+
+
+def test_quoted_errors_of_dcnv3_and_dcnv4():
+    input, offset, mask = (torch.zeros(2, 56, 56, channels) for channels in (64, 72, 36))
+    geometry = (1, 1, 4, 16, 1.0)  # padding, dilation, …
+    calls = (
+        lambda: dcnv3(input.permute(0, 3, 1, 2), offset, mask, 3, 1, *geometry),
+        lambda: dcnv3(input, offset[..., 8:], mask, 3, 1, *geometry),
+        lambda: dcnv3(input, offset[:, ::2, ::2], mask, 3, 2, *geometry),
+        lambda: dcnv4(input, torch.zeros(2, 56, 56, 108), 3, 1, *geometry),
+    )
+    messages = []
+    for call in calls:
+        with pytest.raises(RuntimeError) as error:
+            call()
+        messages.append(str(error.value))
+    *_, quoted = blocks(ROOT / "docs/ops/dcnv3_dcnv4.md", "text")
     assert quoted.splitlines() == messages
 
 

@@ -357,16 +357,6 @@ def test_bad_dcn(dcn):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("dcn", ["v3", "v4"])
-@pytest.mark.parametrize(("kind", "arguments"), [("ResNet", {}), ("FPN", dict(out_channels=5, num_outs=1))])
-def test_operators_that_are_planned(dcn, kind, arguments):
-    given = dict(depth=50) if kind == "ResNet" else dict(in_channels=[4], **arguments)
-    with pytest.raises(
-        ValueError, match=rf"{kind}: dcn: expected True, 'v1', 'v2'.* got '{dcn}', which is not"
-    ):
-        MODELS.build(dict(type=kind, dcn=dcn, **given))
-
-
 def test_stages():
     _, stages = deformable(backbone("ResNet", dcn=True, stage_with_dcn=(True, False, False, True)))
     assert stages == {"layer1", "layer4"}

@@ -161,7 +161,7 @@ def error_of(tool, arguments, monkeypatch):
     [
         ("train", [CONFIG, "--resume", "no.pth"], "checkpoint: expected a file, found none at no"),
         ("train", [CONFIG, "--cfg-options", "model.backbone.dcn=v9"], "expected True, 'v1', 'v2'"),
-        ("train", [CONFIG, "--cfg-options", "model.neck.dcn=v4"], "got 'v4', which is not there yet"),
+        ("train", [CONFIG, "--cfg-options", "model.neck.dcn=v5"], "'v3', 'v4', a dict with a type such as"),
         ("train", [CONFIG, "--cfg-options", "model.backbone.type=Nope"], "Nope is not in the mmdet"),
         ("test", [CONFIG, "no.pth"], "checkpoint: expected a file, found none at no.pth"),
         ("test", [CONFIG, __file__, "--out", "x.json"], "--out: expected a name that ends in .pkl"),

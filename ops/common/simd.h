@@ -70,13 +70,20 @@ DCNZOO_INLINE void store(T* to, Vector<T> value) {
   *reinterpret_cast<Vector<T>*>(to) = value;
 }
 
+#if defined(__AVX512F__)
+template <typename T>
+DCNZOO_INLINE auto first_lanes(int64_t count) {
+  return std::conditional_t<sizeof(T) == 4, __mmask16, __mmask8>((1u << (count > 0 ? count : 0)) - 1);
+}
+#endif
+
 // The first `count` lanes; the others are zero, and their memory is not read.
 template <typename T>
 DCNZOO_INLINE Vector<T> load_some(const T* from, int64_t count) {
   if (count >= kLanes<T>) return load(from);
 #if defined(__AVX512F__)
-  if constexpr (sizeof(T) == 4) return (Vector<T>)_mm512_maskz_loadu_ps(__mmask16((1u << (count > 0 ? count : 0)) - 1), from);
-  else return (Vector<T>)_mm512_maskz_loadu_pd(__mmask8((1u << (count > 0 ? count : 0)) - 1), from);
+  if constexpr (sizeof(T) == 4) return (Vector<T>)_mm512_maskz_loadu_ps(first_lanes<T>(count), from);
+  else return (Vector<T>)_mm512_maskz_loadu_pd(first_lanes<T>(count), from);
 #else
   Vector<T> value{};
   for (int64_t lane = 0; lane < count; ++lane) value[lane] = from[lane];
@@ -88,8 +95,8 @@ template <typename T>
 DCNZOO_INLINE void store_some(T* to, Vector<T> value, int64_t count) {
   if (count >= kLanes<T>) return store(to, value);
 #if defined(__AVX512F__)
-  if constexpr (sizeof(T) == 4) _mm512_mask_storeu_ps(to, __mmask16((1u << (count > 0 ? count : 0)) - 1), (__m512)value);
-  else _mm512_mask_storeu_pd(to, __mmask8((1u << (count > 0 ? count : 0)) - 1), (__m512d)value);
+  if constexpr (sizeof(T) == 4) _mm512_mask_storeu_ps(to, first_lanes<T>(count), (__m512)value);
+  else _mm512_mask_storeu_pd(to, first_lanes<T>(count), (__m512d)value);
 #else
   for (int64_t lane = 0; lane < count; ++lane) to[lane] = value[lane];
 #endif
@@ -313,7 +320,8 @@ DCNZOO_INLINE Vector<T> sum_rows(const T* rows) {
   for (int half = lanes / 4; half > 0; half /= 2)
 #pragma GCC unroll 8
     for (int i = 0; i < half; ++i)
-      sum[i] = Zip<T>::low(sum[i], sum[i + half], Sequence{}) + Zip<T>::high(sum[i], sum[i + half], Sequence{});
+      sum[i] =
+          Zip<T>::low(sum[i], sum[i + half], Sequence{}) + Zip<T>::high(sum[i], sum[i + half], Sequence{});
   return sum[0];
 #else
   Vector<T> sum;

@@ -50,7 +50,9 @@ class Problem : public DeformAggregationCpu<T> {
   using Index = typename SampleTable<T>::Index;
 
   explicit Problem(const Aggregation& sizes)
-      : DeformAggregationCpu<T>{}, numbers_(6 * round_up(sizes.points)), indices_(3 * round_up(sizes.points)) {
+      : DeformAggregationCpu<T>{},
+        numbers_(6 * round_up(sizes.points)),
+        indices_(3 * round_up(sizes.points)) {
     Aggregation& mine = *this;
     mine = sizes;
     check(sizes.pixels <= std::numeric_limits<int32_t>::max(), "deform_aggregation: input: expected at most ",
@@ -145,8 +147,8 @@ struct CpuAggregation {
     for (int64_t level = 0; level < levels; ++level) {
       const int64_t height = grid.sizes[2 * level], width = grid.sizes[2 * level + 1];
       const int64_t start = grid.starts[level];
-      check(height >= 1 && width >= 1, "ms_deform_attn: spatial_shapes: expected at least (1, 1), got (", height,
-            ", ", width, ") for level ", level);
+      check(height >= 1 && width >= 1, "ms_deform_attn: spatial_shapes: expected at least (1, 1), got (",
+            height, ", ", width, ") for level ", level);
       check(grid.fits(level), "ms_deform_attn: value: expected at least ", start, " + ", height, "·", width,
             " pixels for level ", level, " (level_start_index, spatial_shapes), got ", s.pixels);
     }
@@ -158,8 +160,10 @@ struct CpuAggregation {
                         const Tensor& offset, const Tensor& weight) {
     const ScalarType wide = offset.scalar_type();
     const Tensor maps = contiguous_as(input, wide), output = torch::stable::new_empty(maps, s.output_sizes);
-    if (wide == ScalarType::Double) dcnzoo::forward<double>(s, grid, maps, offset, weight, output);
-    else dcnzoo::forward<float>(s, grid, maps, offset, weight, output);
+    if (wide == ScalarType::Double)
+      dcnzoo::forward<double>(s, grid, maps, offset, weight, output);
+    else
+      dcnzoo::forward<float>(s, grid, maps, offset, weight, output);
     return torch::stable::to(output, input.scalar_type());
   }
 
@@ -169,14 +173,14 @@ struct CpuAggregation {
                        const Gradients& gradients) {
     const ScalarType wide = offset.scalar_type();
     const Tensor grad = contiguous_as(grad_output, wide), maps = contiguous_as(input, wide);
-    if (wide == ScalarType::Double) dcnzoo::backward<double>(s, grid, grad, maps, offset, weight, gradients);
-    else dcnzoo::backward<float>(s, grid, grad, maps, offset, weight, gradients);
+    if (wide == ScalarType::Double)
+      dcnzoo::backward<double>(s, grid, grad, maps, offset, weight, gradients);
+    else
+      dcnzoo::backward<float>(s, grid, grad, maps, offset, weight, gradients);
   }
 };
 
 }  // namespace
 }  // namespace dcnzoo
 
-STABLE_TORCH_LIBRARY_IMPL(dcnzoo, CPU, m) {
-  DCNZOO_REGISTER_AGGREGATION(m, dcnzoo::CpuAggregation);
-}
+STABLE_TORCH_LIBRARY_IMPL(dcnzoo, CPU, m) { DCNZOO_REGISTER_AGGREGATION(m, dcnzoo::CpuAggregation); }

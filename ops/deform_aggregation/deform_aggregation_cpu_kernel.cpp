@@ -27,14 +27,13 @@ struct Chunk {
 
   // A corner's pixel; negative in the first corner of a point that reads nothing.
   DCNZOO_INLINE Vector<Index> index(int corner) const {
-    return corner ? at.index[corner]
-                  : Lanes<Vector<T>>::choose(at.inside, at.index[0], Vector<Index>{} - 1);
+    return corner ? at.index[corner] : Lanes<Vector<T>>::choose(at.inside, at.index[0], Vector<Index>{} - 1);
   }
 };
 
 template <typename T>
-DCNZOO_INLINE Chunk<T> plan(const DeformAggregationCpu<T>& p, const T* base, const T* offset,
-                            const T* weight, int64_t first) {
+DCNZOO_INLINE Chunk<T> plan(const DeformAggregationCpu<T>& p, const T* base, const T* offset, const T* weight,
+                            int64_t first) {
   using Index = typename SampleTable<T>::Index;
   constexpr int64_t lanes = kLanes<T>;
   const int64_t count = p.points - first;
@@ -92,8 +91,10 @@ DCNZOO_INLINE void sum_points(const typename SampleTable<T>::Index* index, const
   }
   for (int v = 0; v < V; ++v) {
     const Vector<T> total = sum[0][v] + sum[1][v];
-    if (Rest) store_some(output + v * lanes, total, rest);
-    else store(output + v * lanes, total);
+    if (Rest)
+      store_some(output + v * lanes, total, rest);
+    else
+      store(output + v * lanes, total);
   }
 }
 
@@ -118,8 +119,8 @@ void forward(const DeformAggregationCpu<T>& p, int64_t image, int64_t begin, int
       const T* map = p.input + image * p.pixels * pixel_stride + group * p.channels;
       T* output = p.output + (image * p.queries + query) * pixel_stride + group * p.channels;
       const auto sum = [&](auto vectors, auto partial) {
-        sum_points<T, decltype(vectors)::value, decltype(partial)::value>(index, weight, padded, p.points, map,
-                                                                          pixel_stride, rest, output);
+        sum_points<T, decltype(vectors)::value, decltype(partial)::value>(index, weight, padded, p.points,
+                                                                          map, pixel_stride, rest, output);
         map += vectors * lanes, output += vectors * lanes;
       };
       using std::false_type, std::integral_constant;
@@ -142,9 +143,9 @@ DCNZOO_INLINE void copy_back(const T* from, T* to, int64_t channels) {
   for (int64_t c = 0; c < channels; c += kLanes<T>) store_some(to + c, load(from + c), channels - c);
 }
 
-// A group's slice of an image while its gradient is summed: [pixel][value, gradient][channels, padded], or one of
-// the two. By itself, since beside its neighbours a slice would fall into few sets of the caches; together,
-// since two maps of this size could lie so that a load of one waits for a store to the other.
+// A group's slice of an image while its gradient is summed: [pixel][value, gradient][channels, padded], or
+// one of the two. By itself, since beside its neighbours a slice would fall into few sets of the caches;
+// together, since two maps of this size could lie so that a load of one waits for a store to the other.
 template <typename T, bool Input, bool Fields>
 struct Slice {
   T* memory;
@@ -277,9 +278,12 @@ template <typename T>
 void backward(const DeformAggregationCpu<T>& p, int64_t image, int64_t group, T* scratch) {
   const auto run = [&](auto vectors) {
     constexpr int V = decltype(vectors)::value;
-    if (!p.grad_input) backward_of<T, V, false, true>(p, image, group, scratch);
-    else if (!p.grad_offset) backward_of<T, V, true, false>(p, image, group, scratch);
-    else backward_of<T, V, true, true>(p, image, group, scratch);
+    if (!p.grad_input)
+      backward_of<T, V, false, true>(p, image, group, scratch);
+    else if (!p.grad_offset)
+      backward_of<T, V, true, false>(p, image, group, scratch);
+    else
+      backward_of<T, V, true, true>(p, image, group, scratch);
   };
   switch (round_up(p.channels, kLanes<T>) / kLanes<T>) {
     case 1: return run(std::integral_constant<int, 1>{});

@@ -26,14 +26,14 @@ struct DeformAggregationCpu : Aggregation {
   T origin[2], step[2];  // a query's base: origin + step · its place on a grid that is out_w wide
   int64_t out_w;
 
-  const T* input;  // [batch][pixels][groups · channels]
+  const T* input;            // [batch][pixels][groups · channels]
   const T *offset, *weight;  // fields as their layouts say
 
   T* output;  // [batch][queries][groups · channels]
 
   // backward
-  const T* grad_output;       // like output
-  T* grad_input;              // like input, or null
+  const T* grad_output;          // like output
+  T* grad_input;                 // like input, or null
   T *grad_offset, *grad_weight;  // like offset and weight, both or null
 };
 

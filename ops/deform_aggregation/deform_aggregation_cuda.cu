@@ -95,22 +95,22 @@ __global__ void aggregate_kernel(Aggregation s, Grid grid, const T* input, const
 }
 
 // The adjoint of aggregate_kernel with respect to the input.
-template <typename T, typename A, typename F, int V, typename Grid>
-__global__ void grad_input_kernel(Aggregation s, Grid grid, const T* grad_output, const F* offset,
-                                  const F* weight, A* grad_input) {
+template <typename T, typename A, int V, typename Grid>
+__global__ void grad_input_kernel(Aggregation s, Grid grid, const T* grad_output, const A* offset,
+                                  const A* weight, A* grad_input) {
   const int64_t packs = s.channels / V, pixel_stride = s.groups * s.channels;
   DCNZOO_FOR_EACH(index, s.batch * s.queries * s.groups * packs) {
     const Place place(s, index / packs);
     A* map = grad_input + place.map(s) + index % packs * V;
-    const F* offsets = offset + place.fields(s, s.offset_at);
-    const F* weights = weight + place.fields(s, s.weight_at);
+    const A* offsets = offset + place.fields(s, s.offset_at);
+    const A* weights = weight + place.fields(s, s.weight_at);
     const auto gradient = load_pack<T, V>(grad_output + index * V);
     A base[2];
     grid.base(place.query, base);
     each_point<A>(grid, s.points, [&](int64_t p, const SamplePoint<A>& point) {
       const Corners<A, int64_t, 2> corners = corners_of(point, base, offsets + 2 * p);
       if (!corners.inside) return;
-      const A factor = A(weights[p]);
+      const A factor = weights[p];
       // Atomics: other queries and points read the same pixels.
 #pragma unroll
       for (int corner = 0; corner < corners.count; ++corner) {
@@ -125,9 +125,9 @@ __global__ void grad_input_kernel(Aggregation s, Grid grid, const T* grad_output
 }
 
 // Gradients of a point's offset and weight: a thread sums over the channels of one, in one order.
-template <typename T, typename A, typename F, int V, typename Grid>
+template <typename T, typename A, int V, typename Grid>
 __global__ void grad_fields_kernel(Aggregation s, Grid grid, const T* grad_output, const T* input,
-                                   const F* offset, const F* weight, F* grad_offset, F* grad_weight) {
+                                   const A* offset, const A* weight, A* grad_offset, A* grad_weight) {
   const int64_t pixel_stride = s.groups * s.channels;
   DCNZOO_FOR_EACH(index, s.batch * s.queries * s.groups * s.points) {
     const int64_t p = index % s.points;
@@ -148,7 +148,8 @@ __global__ void grad_fields_kernel(Aggregation s, Grid grid, const T* grad_outpu
         const T* pixels = map + corners.index[corner] * pixel_stride;
         A dot = A(0);
         for (int64_t channel = 0; channel < s.channels; channel += V) {
-          const auto gradient = load_pack<T, V>(gradients + channel), pixel = load_pack<T, V>(pixels + channel);
+          const auto gradient = load_pack<T, V>(gradients + channel),
+                     pixel = load_pack<T, V>(pixels + channel);
 #pragma unroll
           for (int v = 0; v < V; ++v) dot += A(gradient.lane[v]) * A(pixel.lane[v]);
         }
@@ -157,24 +158,27 @@ __global__ void grad_fields_kernel(Aggregation s, Grid grid, const T* grad_outpu
           slope[axis] += corner_slope<A, 2>(corner, axis, corners.fraction) * dot;
         value += corner_weight<A, 2>(corner, corners.fraction) * dot;
       }
-      const A factor = A(weight[weight_place]);
+      const A factor = weight[weight_place];
       slope[0] *= factor * point.scale[0], slope[1] *= factor * point.scale[1];
     }
-    grad_offset[offset_place] = F(slope[1]), grad_offset[offset_place + 1] = F(slope[0]);
-    grad_weight[weight_place] = F(value);
+    grad_offset[offset_place] = slope[1], grad_offset[offset_place + 1] = slope[0];
+    grad_weight[weight_place] = value;
   }
 }
 
-// Calls function(V): channels of 16 bytes at a time where they and the memory allow, else one by one.
+// Calls function(V): channels of 16 bytes at a time where they and the memory allow, else one by one; double,
+// which nobody is in a hurry with, always so.
 template <typename T, typename Function>
 void dispatch_pack(const Aggregation& s, std::initializer_list<const Tensor*> tensors,
                    const Function& function) {
-  constexpr int kPackBytes = 16, kPack = kPackBytes / int(sizeof(T));
+  constexpr int kPackBytes = 16, kPack = sizeof(T) == sizeof(double) ? 1 : kPackBytes / int(sizeof(T));
   bool whole = s.channels % kPack == 0;
   for (const Tensor* tensor : tensors)
     whole &= reinterpret_cast<uintptr_t>(tensor->const_data_ptr()) % kPackBytes == 0;
-  if (whole) function(std::integral_constant<int, kPack>());
-  else function(std::integral_constant<int, 1>());
+  if (whole)
+    function(std::integral_constant<int, kPack>());
+  else
+    function(std::integral_constant<int, 1>());
 }
 
 template <typename T, typename F, typename Grid>
@@ -188,28 +192,29 @@ void launch_forward(const Aggregation& s, const Grid& grid, const Tensor& input,
   });
 }
 
-template <typename T, typename F, typename Grid>
+template <typename T, typename Grid>
 void launch_grad_input(const Aggregation& s, const Grid& grid, const Tensor& grad_output,
                        const Tensor& offset, const Tensor& weight, const Tensor& grad_input) {
   using A = Accumulate<T>;
   dispatch_pack<T>(s, {&grad_output}, [&](auto pack) {
     constexpr int V = decltype(pack)::value;
-    launch("grad_input_kernel", grad_input_kernel<T, A, F, V, Grid>, blocks_for(grad_output.numel() / V),
-           kThreads, grad_output, s, grid, data_of<T>(grad_output), data_of<F>(offset), data_of<F>(weight),
+    launch("grad_input_kernel", grad_input_kernel<T, A, V, Grid>, blocks_for(grad_output.numel() / V),
+           kThreads, grad_output, s, grid, data_of<T>(grad_output), data_of<A>(offset), data_of<A>(weight),
            mutable_data_of<A>(grad_input));
   });
 }
 
-template <typename T, typename F, typename Grid>
+template <typename T, typename Grid>
 void launch_grad_fields(const Aggregation& s, const Grid& grid, const Tensor& grad_output,
                         const Tensor& input, const Tensor& offset, const Tensor& weight,
                         const Gradients& gradients) {
+  using A = Accumulate<T>;
   dispatch_pack<T>(s, {&grad_output, &input}, [&](auto pack) {
     constexpr int V = decltype(pack)::value;
-    launch("grad_fields_kernel", grad_fields_kernel<T, Accumulate<T>, F, V, Grid>,
+    launch("grad_fields_kernel", grad_fields_kernel<T, A, V, Grid>,
            blocks_for(s.batch * s.queries * s.groups * s.points), kThreads, grad_output, s, grid,
-           data_of<T>(grad_output), data_of<T>(input), data_of<F>(offset), data_of<F>(weight),
-           mutable_data_of<F>(gradients.offset), mutable_data_of<F>(gradients.weight));
+           data_of<T>(grad_output), data_of<T>(input), data_of<A>(offset), data_of<A>(weight),
+           mutable_data_of<A>(gradients.offset), mutable_data_of<A>(gradients.weight));
   });
 }
 
@@ -218,8 +223,10 @@ template <typename Function>
 void dispatch_types(const Tensor& input, const Tensor& field, const Function& function) {
   dispatch_floating(input.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    if (field.scalar_type() == input.scalar_type()) function(zero, zero);
-    else function(zero, Accumulate<T>());
+    if (field.scalar_type() == input.scalar_type())
+      function(zero, zero);
+    else
+      function(zero, Accumulate<T>());
   });
 }
 
@@ -259,13 +266,10 @@ struct CudaAggregation {
                        const Gradients& gradients) {
     if (grad_output.numel() == 0) return;
     const Tensor grad = torch::stable::contiguous(grad_output), maps = torch::stable::contiguous(input);
-    dispatch_types(input, offset, [&](auto map_type, auto field_type) {
-      using T = decltype(map_type);
-      using F = decltype(field_type);
-      if (gradients.input.numel())
-        launch_grad_input<T, F>(s, grid, grad, offset, weight, gradients.input);
-      if (gradients.offset.numel())
-        launch_grad_fields<T, F>(s, grid, grad, maps, offset, weight, gradients);
+    dispatch_floating(input.scalar_type(), [&](auto zero) {
+      using T = decltype(zero);
+      if (gradients.input.numel()) launch_grad_input<T>(s, grid, grad, offset, weight, gradients.input);
+      if (gradients.offset.numel()) launch_grad_fields<T>(s, grid, grad, maps, offset, weight, gradients);
     });
   }
 };
@@ -273,6 +277,4 @@ struct CudaAggregation {
 }  // namespace
 }  // namespace dcnzoo
 
-STABLE_TORCH_LIBRARY_IMPL(dcnzoo, CUDA, m) {
-  DCNZOO_REGISTER_AGGREGATION(m, dcnzoo::CudaAggregation);
-}
+STABLE_TORCH_LIBRARY_IMPL(dcnzoo, CUDA, m) { DCNZOO_REGISTER_AGGREGATION(m, dcnzoo::CudaAggregation); }

@@ -1,14 +1,17 @@
-// dcnv3, dcnv4 and ms_deform_attn on any device: checks, layouts and gradients, over the two passes of a Backend:
+// dcnv3, dcnv4 and ms_deform_attn on any device: checks, layouts and gradients, over the two passes of a
+// Backend:
 //
 //   static ScalarType field_type(const Tensor& input, std::initializer_list<const Tensor*> fields)
-//     the type in which its kernels take offsets, locations and weights, and give their gradients
+//     the type in which its forward takes offsets, locations and weights
 //   static Tensor new_sum(const Tensor& input)                 memory for the gradient of the input
 //   static LevelGrid levels(const AggregationShapes&, const Tensor& sizes, const Tensor& starts)
 //   static Tensor forward(const AggregationShapes&, grid, input, offset, weight)
-//   static void backward(const AggregationShapes&, grid, grad_output, input, offset, weight, const Gradients&)
+//   static void backward(const AggregationShapes&, grid, grad_output, input, offset, weight, const
+//   Gradients&)
 //
-// Offset and weight are contiguous and of field_type. Gradients are wanted where there is a tensor of more than no
-// elements; that of the offset and that of the weight, which may be one tensor, together.
+// Offset and weight are contiguous; in the backward they and all gradients are of the type of sums. Gradients
+// are wanted where there is a tensor of more than no elements; that of the offset and that of the weight,
+// which may be one tensor, together.
 #pragma once
 
 #include <tuple>
@@ -37,7 +40,7 @@ struct DeformAggregationOps {
                                                         const Tensor& grad_output, const Tensor& input,
                                                         const Tensor& offset, const Tensor& weight,
                                                         const std::vector<bool>& wanted) {
-    const ScalarType type = Backend::field_type(input, {&offset, &weight});
+    const ScalarType type = accumulate_type(input.scalar_type());
     const Tensor offsets = contiguous_as(offset, type), weights = contiguous_as(weight, type);
     const bool fields = wanted[1] || wanted[2];
     const auto like = [&](const Tensor& tensor) {
@@ -54,11 +57,11 @@ struct DeformAggregationOps {
 
   static Tensor dcnv3(const Tensor& input, const Tensor& offset, const Tensor& mask,
                       const std::vector<int64_t>& kernel_size, const std::vector<int64_t>& stride,
-                      const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation, int64_t group,
-                      int64_t group_channels, double offset_scale, bool remove_center) {
-    const KernelShapes s = check_dcnv3(input, offset, mask,
-                                       {kernel_size, stride, padding, dilation, group, group_channels,
-                                        offset_scale, remove_center});
+                      const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation,
+                      int64_t group, int64_t group_channels, double offset_scale, bool remove_center) {
+    const KernelShapes s = check_dcnv3(
+        input, offset, mask,
+        {kernel_size, stride, padding, dilation, group, group_channels, offset_scale, remove_center});
     return forward_of(s.sizes, s.grid, input, offset, mask);
   }
 
@@ -67,9 +70,9 @@ struct DeformAggregationOps {
       const std::vector<int64_t>& kernel_size, const std::vector<int64_t>& stride,
       const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation, int64_t group,
       int64_t group_channels, double offset_scale, bool remove_center, const std::vector<bool>& output_mask) {
-    const KernelShapes s = check_dcnv3(input, offset, mask,
-                                       {kernel_size, stride, padding, dilation, group, group_channels,
-                                        offset_scale, remove_center});
+    const KernelShapes s = check_dcnv3(
+        input, offset, mask,
+        {kernel_size, stride, padding, dilation, group, group_channels, offset_scale, remove_center});
     check_grad_output("dcnv3", s.sizes, grad_output, input, output_mask, 3);
     return backward_of(s.sizes, s.grid, grad_output, input, offset, mask, output_mask);
   }
@@ -78,9 +81,9 @@ struct DeformAggregationOps {
                       const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
                       const std::vector<int64_t>& dilation, int64_t group, int64_t group_channels,
                       double offset_scale, bool remove_center) {
-    const KernelShapes s = check_dcnv4(input, offset_mask,
-                                       {kernel_size, stride, padding, dilation, group, group_channels,
-                                        offset_scale, remove_center});
+    const KernelShapes s = check_dcnv4(
+        input, offset_mask,
+        {kernel_size, stride, padding, dilation, group, group_channels, offset_scale, remove_center});
     const Tensor fields = contiguous_as(offset_mask, Backend::field_type(input, {&offset_mask}));
     return Backend::forward(s.sizes, s.grid, input, fields, fields);
   }
@@ -90,11 +93,11 @@ struct DeformAggregationOps {
       const std::vector<int64_t>& kernel_size, const std::vector<int64_t>& stride,
       const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation, int64_t group,
       int64_t group_channels, double offset_scale, bool remove_center, const std::vector<bool>& output_mask) {
-    const KernelShapes s = check_dcnv4(input, offset_mask,
-                                       {kernel_size, stride, padding, dilation, group, group_channels,
-                                        offset_scale, remove_center});
+    const KernelShapes s = check_dcnv4(
+        input, offset_mask,
+        {kernel_size, stride, padding, dilation, group, group_channels, offset_scale, remove_center});
     check_grad_output("dcnv4", s.sizes, grad_output, input, output_mask, 2);
-    const Tensor fields = contiguous_as(offset_mask, Backend::field_type(input, {&offset_mask}));
+    const Tensor fields = contiguous_as(offset_mask, accumulate_type(input.scalar_type()));
     // zeros: nobody writes the padding
     const Tensor of_fields =
         output_mask[1] ? torch::stable::new_zeros(fields, sizes_of(fields)) : none(fields);
@@ -130,11 +133,11 @@ struct DeformAggregationOps {
 
 }  // namespace dcnzoo
 
-#define DCNZOO_REGISTER_AGGREGATION(m, Backend)                                                               \
-  m.impl("dcnv3", TORCH_BOX(&dcnzoo::DeformAggregationOps<Backend>::dcnv3));                                   \
-  m.impl("_dcnv3_backward", TORCH_BOX(&dcnzoo::DeformAggregationOps<Backend>::dcnv3_backward));                \
-  m.impl("dcnv4", TORCH_BOX(&dcnzoo::DeformAggregationOps<Backend>::dcnv4));                                   \
-  m.impl("_dcnv4_backward", TORCH_BOX(&dcnzoo::DeformAggregationOps<Backend>::dcnv4_backward));                \
-  m.impl("ms_deform_attn", TORCH_BOX(&dcnzoo::DeformAggregationOps<Backend>::ms_deform_attn));                 \
-  m.impl("_ms_deform_attn_backward",                                                                          \
+#define DCNZOO_REGISTER_AGGREGATION(m, Backend)                                                 \
+  m.impl("dcnv3", TORCH_BOX(&dcnzoo::DeformAggregationOps<Backend>::dcnv3));                    \
+  m.impl("_dcnv3_backward", TORCH_BOX(&dcnzoo::DeformAggregationOps<Backend>::dcnv3_backward)); \
+  m.impl("dcnv4", TORCH_BOX(&dcnzoo::DeformAggregationOps<Backend>::dcnv4));                    \
+  m.impl("_dcnv4_backward", TORCH_BOX(&dcnzoo::DeformAggregationOps<Backend>::dcnv4_backward)); \
+  m.impl("ms_deform_attn", TORCH_BOX(&dcnzoo::DeformAggregationOps<Backend>::ms_deform_attn));  \
+  m.impl("_ms_deform_attn_backward",                                                            \
          TORCH_BOX(&dcnzoo::DeformAggregationOps<Backend>::ms_deform_attn_backward))

@@ -33,12 +33,12 @@ struct KernelShapes {
 inline KernelShapes check_kernel(const ArgumentChecks& checks, const KernelArguments& a) {
   const Tensor& input = checks.input;
   const std::vector<int64_t> size = sizes_of(input);
-  check(input.dim() == 4, checks.op, "input: expected 4 dimensions (batch, height, width, channels), got shape ",
-        shape_text(size));
+  check(input.dim() == 4, checks.op,
+        "input: expected 4 dimensions (batch, height, width, channels), got shape ", shape_text(size));
   check(is_floating(input.scalar_type()), checks.op,
         "input: expected float64, float32, bfloat16 or float16, got ", dtype_name(input.scalar_type()));
-  check(size[1] > 0 && size[2] > 0, checks.op, "input: expected at least 1 pixel in height and width, got shape ",
-        shape_text(size));
+  check(size[1] > 0 && size[2] > 0, checks.op,
+        "input: expected at least 1 pixel in height and width, got shape ", shape_text(size));
   checks.per_axis("kernel_size", a.kernel_size, 1);
   checks.per_axis("stride", a.stride, 1);
   checks.per_axis("padding", a.padding, 0);
@@ -48,7 +48,8 @@ inline KernelShapes check_kernel(const ArgumentChecks& checks, const KernelArgum
   check(size[3] == a.group * a.group_channels, checks.op, "input: expected ", a.group * a.group_channels,
         " channels on the last axis (", groups_text(a.group), " · ", a.group_channels, "), got ", size[3],
         " in shape ", shape_text(size), " (batch, height, width, channels)");
-  check(std::isfinite(a.offset_scale), checks.op, "offset_scale: expected a finite number, got ", a.offset_scale);
+  check(std::isfinite(a.offset_scale), checks.op, "offset_scale: expected a finite number, got ",
+        a.offset_scale);
   const bool odd = a.kernel_size[0] % 2 == 1 && a.kernel_size[1] % 2 == 1;
   check(!a.remove_center || (odd && a.points() > 0), checks.op,
         "remove_center: expected an odd kernel_size of more than one tap, got ", shape_text(a.kernel_size));
@@ -81,13 +82,14 @@ inline void check_kernel_field(const ArgumentChecks& checks, const char* name, c
                                const KernelShapes& s, int64_t channels, const std::string& meaning) {
   checks.partner(name, field, true);
   const std::vector<int64_t> sizes = sizes_of(field), &output = s.sizes.output_sizes;
-  check(field.dim() == 4, checks.op, name, ": expected 4 dimensions (batch, height, width, channels), got shape ",
-        shape_text(sizes));
-  check(sizes[0] == output[0], checks.op, name, ": expected batch ", output[0], " like input, got ", sizes[0]);
+  check(field.dim() == 4, checks.op, name,
+        ": expected 4 dimensions (batch, height, width, channels), got shape ", shape_text(sizes));
+  check(sizes[0] == output[0], checks.op, name, ": expected batch ", output[0], " like input, got ",
+        sizes[0]);
   check(sizes[1] == output[1] && sizes[2] == output[2], checks.op, name, ": expected height and width (",
         output[1], ", ", output[2], ") like the output, got (", sizes[1], ", ", sizes[2], ")");
-  check(sizes[3] == channels, checks.op, name, ": expected ", channels, " channels on the last axis (", meaning,
-        "), got ", sizes[3]);
+  check(sizes[3] == channels, checks.op, name, ": expected ", channels, " channels on the last axis (",
+        meaning, "), got ", sizes[3]);
 }
 
 inline KernelShapes check_dcnv3(const Tensor& input, const Tensor& offset, const Tensor& mask,
@@ -125,8 +127,8 @@ inline AggregationShapes check_ms_deform_attn(const Tensor& value, const Tensor&
         shape_text(sizes_of(value)));
   check(is_floating(value.scalar_type()), op, "value: expected float64, float32, bfloat16 or float16, got ",
         dtype_name(value.scalar_type()));
-  check(value.size(2) > 0 && value.size(3) > 0, op, "value: expected at least 1 head and 1 channel, got shape ",
-        shape_text(sizes_of(value)));
+  check(value.size(2) > 0 && value.size(3) > 0, op,
+        "value: expected at least 1 head and 1 channel, got shape ", shape_text(sizes_of(value)));
   check(spatial_shapes.dim() == 2 && spatial_shapes.size(1) == 2, op,
         "spatial_shapes: expected shape (levels, 2), each (height, width), got ",
         shape_text(sizes_of(spatial_shapes)));

@@ -42,7 +42,8 @@ def setting_tables(
     for family, dtype, mode in keys:
         settings = results.settings(family=family, dtype=dtype, mode=mode)
         floors = results.floors[family]
-        unit = floors[0] if floors else None
+        one_package = len({name.split()[0] for name in floors}) == 1
+        unit = (floors[0] if one_package else "floor") if floors else None
         rivals = [
             name
             for name in contestants[family]

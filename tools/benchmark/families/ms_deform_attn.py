@@ -1,0 +1,114 @@
+"""Multi-scale deformable attention of Deformable DETR at 800×1344: all pixels, or 300 objects, as queries."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import OURS, Call, Unsupported, leaves
+
+FLOORS = ()
+HEADS, CHANNELS, POINTS = 8, 32, 4
+LEVELS = ((100, 168), (50, 84), (25, 42), (13, 21))
+OFFSET_STD = 2.0  # pixels of the level
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    group: str
+    queries: int
+    levels: tuple[tuple[int, int], ...] = LEVELS
+    batch: int = 1
+    op: str = "attention"
+    main: bool = False
+    optional: bool = False
+
+    @property
+    def pixels(self) -> int:
+        return sum(height * width for height, width in self.levels)
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        return (self.batch, self.queries, HEADS * CHANNELS)
+
+    @property
+    def shape(self) -> str:
+        return f"{self.queries} queries of {self.batch}×{self.pixels}×{HEADS}×{CHANNELS}, {POINTS} points"
+
+    def small(self) -> Case:
+        return replace(self, queries=5, levels=((4, 6), (2, 3)))
+
+    def work(self, item: int) -> None:
+        return None
+
+    def tensors(self, dtype: torch.dtype, device: str) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(0)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(self.batch, *shape, generator=generator)
+
+        points = (self.queries, HEADS, len(self.levels), POINTS)
+        # neighbouring queries look at neighbouring places, row by row
+        steps = round(self.queries**0.5) + 1
+        place = torch.cartesian_prod(*[torch.linspace(0, 1, steps)] * 2)[: self.queries].flip(1)
+        extent = torch.tensor(self.levels).flip(1)
+        locations = place.view(-1, 1, 1, 1, 2) + normal(*points, 2) * OFFSET_STD / extent.view(-1, 1, 2)
+        tensors = {
+            "value": normal(self.pixels, HEADS, CHANNELS),
+            "locations": locations,
+            "weights": normal(*points).flatten(3).softmax(-1).view(self.batch, *points),
+        }
+        starts = [0, *itertools.accumulate(h * w for h, w in self.levels)][:-1]
+        levels = {"sizes": torch.tensor(self.levels), "starts": torch.tensor(starts)}
+        return {
+            **{name: tensor.to(device, dtype) for name, tensor in tensors.items()},
+            **{name: tensor.to(device) for name, tensor in levels.items()},
+        }
+
+
+CASES = [Case("encoder", "Deformable DETR", Case("", "", 0).pixels), Case("decoder", "Deformable DETR", 300)]
+
+
+def _dcnzoo(case: Case, t: dict, threads: int) -> Call:
+    from dcnzoo.ops import ms_deform_attn
+
+    value, locations, weights = given = leaves(t["value"], t["locations"], t["weights"])
+    return Call(lambda: ms_deform_attn(value, t["sizes"], t["starts"], locations, weights), given)
+
+
+def _mmcv(case: Case, t: dict, threads: int) -> Call:
+    if t["value"].device.type == "cpu":
+        raise Unsupported("its operator is for CUDA; on the CPU it takes the way of grid_sample")
+    from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction
+
+    value, locations, weights = given = leaves(t["value"], t["locations"], t["weights"])
+    apply = MultiScaleDeformableAttnFunction.apply
+    return Call(lambda: apply(value, t["sizes"], t["starts"], locations, weights, 64), given)
+
+
+def _grid_sample(case: Case, t: dict, threads: int) -> Call:
+    """What Deformable DETR and mmcv do on the CPU."""
+    value, locations, weights = given = leaves(t["value"], t["locations"], t["weights"])
+    if value.dtype in (torch.bfloat16, torch.float16):
+        raise Unsupported("coordinates in half precision are off by pixels")
+
+    def forward() -> Tensor:
+        samples = []
+        levels = zip(value.split([h * w for h, w in case.levels], dim=1), case.levels, strict=True)
+        for level, (pixels, (height, width)) in enumerate(levels):
+            maps = pixels.flatten(2).transpose(1, 2).reshape(case.batch * HEADS, CHANNELS, height, width)
+            at = (2 * locations[:, :, :, level] - 1).transpose(1, 2).flatten(0, 1)
+            samples.append(F.grid_sample(maps, at, align_corners=False))
+        factors = weights.transpose(1, 2).reshape(case.batch * HEADS, 1, case.queries, -1)
+        out = (torch.stack(samples, dim=-2).flatten(-2) * factors).sum(-1)
+        return out.view(case.batch, HEADS * CHANNELS, case.queries).transpose(1, 2).contiguous()
+
+    return Call(forward, given)
+
+
+CONTESTANTS = {OURS: _dcnzoo, "mmcv": _mmcv, "reference grid_sample": _grid_sample}
