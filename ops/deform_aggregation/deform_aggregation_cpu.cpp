@@ -1,7 +1,6 @@
 // dcnv3, dcnv4 and ms_deform_attn on the CPU, torch's side: checks, memory, threads. The arithmetic is in
 // deform_aggregation_cpu_kernel.cpp.
 #include <algorithm>
-#include <limits>
 
 #include "../common/parallel.h"
 #include "deform_aggregation_cpu_kernel.h"
@@ -55,8 +54,6 @@ class Problem : public DeformAggregationCpu<T> {
         indices_(3 * round_up(sizes.points)) {
     Aggregation& mine = *this;
     mine = sizes;
-    check(sizes.pixels <= std::numeric_limits<int32_t>::max(), "deform_aggregation: input: expected at most ",
-          std::numeric_limits<int32_t>::max(), " pixels on the CPU, got ", sizes.pixels);
   }
 
   template <typename Grid>

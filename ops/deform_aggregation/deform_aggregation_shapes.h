@@ -1,6 +1,8 @@
 // Checks and sizes that the CPU and the CUDA kernels of dcnv3, dcnv4 and ms_deform_attn share.
 #pragma once
 
+#include <limits>
+
 #include "../deform_conv/deform_conv_shapes.h"
 #include "deform_aggregation_math.h"
 
@@ -25,6 +27,13 @@ struct KernelArguments {
   }
 };
 
+// The CPU kernels count pixels with numbers as wide as their coordinates.
+inline void check_pixels(const std::string& op, const char* name, const Tensor& maps, int64_t pixels) {
+  constexpr int64_t most = std::numeric_limits<int32_t>::max();
+  check(!maps.is_cpu() || pixels <= most, op, name, ": expected at most ", most, " pixels on the CPU, got ",
+        pixels);
+}
+
 struct KernelShapes {
   AggregationShapes sizes;
   KernelGrid grid;
@@ -39,6 +48,7 @@ inline KernelShapes check_kernel(const ArgumentChecks& checks, const KernelArgum
         "input: expected float64, float32, bfloat16 or float16, got ", dtype_name(input.scalar_type()));
   check(size[1] > 0 && size[2] > 0, checks.op,
         "input: expected at least 1 pixel in height and width, got shape ", shape_text(size));
+  check_pixels(checks.op, "input", input, size[1] * size[2]);
   checks.per_axis("kernel_size", a.kernel_size, 1);
   checks.per_axis("stride", a.stride, 1);
   checks.per_axis("padding", a.padding, 0);
@@ -129,6 +139,7 @@ inline AggregationShapes check_ms_deform_attn(const Tensor& value, const Tensor&
         dtype_name(value.scalar_type()));
   check(value.size(2) > 0 && value.size(3) > 0, op,
         "value: expected at least 1 head and 1 channel, got shape ", shape_text(sizes_of(value)));
+  check_pixels(op, "value", value, value.size(1));
   check(spatial_shapes.dim() == 2 && spatial_shapes.size(1) == 2, op,
         "spatial_shapes: expected shape (levels, 2), each (height, width), got ",
         shape_text(sizes_of(spatial_shapes)));

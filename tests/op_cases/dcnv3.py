@@ -207,6 +207,11 @@ def invalid() -> Iterator[tuple[Sample, str]]:
         "dcnv3: input: expected at least 1 pixel in height and width, got shape (2, 0, 10, 6)",
         (input[:, :0], offset, mask),
     )
+    yield bad(
+        "too many pixels",
+        "dcnv3: input: expected at most 2147483647 pixels on the CPU, got 4294967296",
+        (input[:1, :1, :1].expand(1, 2**16, 2**16, 6), offset, mask),
+    )
     yield bad("group 0", "dcnv3: group: expected at least 1, got 0", group=0)
     yield bad("no group channels", "dcnv3: group_channels: expected at least 1, got 0", group_channels=0)
     yield bad("stride 0", "dcnv3: stride: expected at least 1, got (0, 1)", stride=(0, 1))

@@ -48,8 +48,10 @@ def packed(sample: Sample) -> Sample:
 
 
 def samples() -> Iterator[Sample]:
+    chosen = ("asymmetric", "without center", "far outside", "empty batch", "17 channels per group")
     for sample in dcnv3.samples():
-        yield packed(sample)
+        if sample.name in chosen:
+            yield packed(sample)
 
 
 def invalid() -> Iterator[tuple[Sample, str]]:
