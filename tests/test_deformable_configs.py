@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from dcnzoo.ops import deform_conv2d
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "tools" / "analysis"))
 
@@ -93,7 +95,7 @@ CENTERNET = "mmdet::centernet/centernet_r18-dcnv2_8xb16-crop512-140e_coco.py"
 
 
 def replace_operator(monkeypatch, function):
-    monkeypatch.setattr("dcnzoo.ops.deform_conv2d", function)  # which packs look up at each call
+    monkeypatch.setattr("dcnzoo.ops.deform_conv2d", function)
 
 
 def test_another_operator_is_noticed(monkeypatch):
@@ -108,8 +110,6 @@ def test_a_missing_gradient_is_noticed(monkeypatch):
     def cut(x, weight, offset, mask, *arguments):
         return deform_conv2d(x, weight, offset.detach(), mask.detach(), *arguments)
 
-    from dcnzoo.ops import deform_conv2d
-
     replace_operator(monkeypatch, cut)
     result = tool.result_of(tool.read(CENTERNET))
     assert re.fullmatch(r"AssertionError: neck.*: no gradient, or not a finite one", result)
@@ -118,8 +118,6 @@ def test_a_missing_gradient_is_noticed(monkeypatch):
 def test_numbers_that_are_none_are_noticed(monkeypatch):
     def broken(x, *arguments):
         return deform_conv2d(x, *arguments) * float("nan")
-
-    from dcnzoo.ops import deform_conv2d
 
     replace_operator(monkeypatch, broken)
     assert tool.result_of(tool.read(CENTERNET)) != "ok"

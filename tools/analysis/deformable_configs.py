@@ -56,8 +56,8 @@ PAGE = """\
 Every config of dcnzoo's and of MMDetection {version}'s whose model has a deformable operator in it, and
 whether it works: that it builds, predicts on an image, and makes a training step in which the gradient
 reaches every deformable layer. Tried on the CPU, with dcnzoo's operators, mmcv-lite and no pretrained
-weights; with the whole architecture, on images of 128 pixels. `mmdet::…` are tried as they are, from a
-config that says
+weights; with the whole architecture, on images of 128 pixels (DINO's of 256). `mmdet::…` are tried as they
+are, from a config that says
 
 ```python
 _base_ = "mmdet::tood/tood_r50_fpn_1x_coco.py"
@@ -178,9 +178,10 @@ class _Calls(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def inputs(images: int) -> dict:
-    """Random images of 128 × 96 and 96 × 128 pixels with everything that may be annotated on them."""
-    sizes, objects = [[3, 128, 96], [3, 96, 128]][:images], [2, 1][:images]
+def inputs(images: int, size: int = 128) -> dict:
+    """Random images with everything that may be annotated on them, one higher and one wider."""
+    short = size * 3 // 4
+    sizes, objects = [[3, size, short], [3, short, size]][:images], [2, 1][:images]
     return demo_mm_inputs(images, sizes, num_items=objects, num_classes=3, with_mask=True, with_semantic=True)
 
 
@@ -191,6 +192,7 @@ def try_out(cfg: Config) -> None:
         Exception: whatever goes wrong.
     """
     torch.manual_seed(0)
+    size = 256 if cfg.model.get("num_queries", 0) > 300 else 128  # to have as many places to choose from
     with DefaultScope.overwrite_default_scope("mmdet"):
         model = revert_sync_batchnorm(build(cfg))  # as mmengine's Runner does
         model.init_weights()
@@ -200,7 +202,7 @@ def try_out(cfg: Config) -> None:
         layers = deformable_layers(model)
         own = {name: layer for name, layer in layers.items() if not name.startswith("teacher_model.")}
         with torch.no_grad(), _Calls() as calls:
-            (sample,) = model.test_step(inputs(1))
+            (sample,) = model.test_step(inputs(1, size))
         _expect(bool(calls.count) == bool(own), f"{calls.count} calls of dcnzoo's operators to predict")
         found = sample.pred_instances.values()
         _expect(all(_finite(v) for v in found if isinstance(v, Tensor)), "predictions are not finite")
@@ -212,7 +214,7 @@ def try_out(cfg: Config) -> None:
             parameter.register_post_accumulate_grad_hook(lambda p: gradients.update({p: _finite(p.grad)}))
         optimizer = build_optim_wrapper(model, cfg.optim_wrapper)
         with _Calls() as calls:
-            losses = model.train_step(inputs(2), optimizer)
+            losses = model.train_step(inputs(2, size), optimizer)
         _expect(calls.count > 0, "no call of dcnzoo's operators to train")
         _expect(_finite(losses["loss"]) and losses["loss"] > 0, f"the loss is {losses['loss']}")
         for name, parameters in learns.items():
