@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 from torch._functorch.autograd_function import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
@@ -64,6 +65,30 @@ def register_autograd(
     _library.impl(name, autograd, "Autograd", with_keyset=True)
 
 
+def differentiate_twice(
+    forward: Callable,
+    grad_output: Tensor,
+    inputs: Sequence[Tensor],
+    wanted: Sequence[bool],
+    grads: Sequence[Tensor | None],
+) -> tuple[Tensor, ...]:
+    """What an operator's backward passes back to ``(grad_output, *inputs)``, for ``forward`` in plain torch.
+
+    Args:
+        wanted: which gradients the backward gave.
+        grads: their gradients; those of others are not read.
+    """
+    chosen = [i for i, is_wanted in enumerate(wanted) if is_wanted]
+
+    def backward(grad_output: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+        _, pull = torch.func.vjp(forward, *inputs)
+        gradients = pull(grad_output)
+        return tuple(gradients[i] for i in chosen)
+
+    _, pull = torch.func.vjp(backward, grad_output, *inputs)
+    return pull(tuple(grads[i] for i in chosen))
+
+
 def register_derivatives(
     name: str, tensors: int, differentiable: Sequence[int], in_plain_torch: Callable
 ) -> None:
@@ -95,7 +120,6 @@ def register_derivatives(
 
     def second_backward(ctx, *grads):
         grad_output, *saved = ctx.saved_tensors
-        chosen = [i for i, is_wanted in enumerate(ctx.wanted) if is_wanted]
 
         def forward(*inputs):
             given = list(saved)
@@ -103,13 +127,9 @@ def register_derivatives(
                 given[place] = tensor
             return in_plain_torch(*given, *ctx.arguments)
 
-        def backward(grad_output, *inputs):
-            _, pull = torch.func.vjp(forward, *inputs)
-            gradients = pull(grad_output)
-            return tuple(gradients[i] for i in chosen)
-
-        _, pull = torch.func.vjp(backward, grad_output, *(saved[place] for place in differentiable))
-        of_grad_output, *of_inputs = pull(tuple(grads[i] for i in chosen))
+        of_grad_output, *of_inputs = differentiate_twice(
+            forward, grad_output, [saved[place] for place in differentiable], ctx.wanted, grads
+        )
         results = [of_grad_output] + [None] * (tensors + len(ctx.arguments) + 1)
         for place, gradient in zip(differentiable, of_inputs, strict=True):
             results[place + 1] = gradient

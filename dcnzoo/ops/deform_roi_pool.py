@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from . import _library, reference  # noqa: F401  (_library registers the operators)
+from ._autograd import differentiate_twice
 from ._deterministic import alert_not_deterministic
 from .roi_align import roi_align
 
@@ -99,18 +100,12 @@ def _second_backward(ctx, *grads):
     grad_output, input, rois, offset = ctx.saved_tensors
     size = grad_output.shape[2:]
 
-    def wanted(gradients: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
-        return tuple(g for g, w in zip(gradients, ctx.output_mask, strict=True) if w)
-
     def forward(input: Tensor, offset: Tensor) -> Tensor:
         return reference.deform_roi_pool(input, rois, offset, size, *ctx.sampling)
 
-    def backward(grad_output: Tensor, input: Tensor, offset: Tensor) -> tuple[Tensor, ...]:
-        _, pull = torch.func.vjp(forward, input, offset)
-        return wanted(pull(grad_output))
-
-    _, pull = torch.func.vjp(backward, grad_output, input, offset)
-    of_grad_output, of_input, of_offset = pull(wanted(grads))
+    of_grad_output, of_input, of_offset = differentiate_twice(
+        forward, grad_output, (input, offset), ctx.output_mask, grads
+    )
     return of_grad_output, of_input, None, of_offset, *[None] * 4
 
 
