@@ -93,7 +93,8 @@ int64_t place_weights(std::vector<ChannelSlice>& slices, int64_t padded_outputs)
 }
 
 template <typename T, typename S = T>
-DeformConvCpu<T, S> problem_of(const DeformConvShapes& s, const std::vector<ChannelSlice>& slices) {
+DeformConvCpu<T, S> problem_of(const DeformConvShapes& s, const std::vector<ChannelSlice>& slices,
+                               int64_t panel) {
   DeformConvCpu<T, S> p{};
   p.rank = int(s.rank);
   for (int64_t axis = 0; axis < s.rank; ++axis) {
@@ -107,6 +108,10 @@ DeformConvCpu<T, S> problem_of(const DeformConvShapes& s, const std::vector<Chan
   p.depthwise = is_depthwise(s);
   p.tile_rows = kTileRows;
   p.slices = slices.data(), p.slice_end = int64_t(slices.size());
+  for (const ChannelSlice& slice : slices) {
+    p.most_depth = std::max(p.most_depth, slice.depth);
+    p.padded_outputs = std::max(p.padded_outputs, (slice.outputs + panel - 1) / panel * panel);
+  }
   p.input_channels = s.channels;
   return p;
 }
@@ -202,7 +207,7 @@ Tensor forward(const DeformConvShapes& s, const Tensor& input, const Tensor& wei
   const int64_t outputs = s.out_channels / s.groups;
   const int64_t padded = is_depthwise(s) ? 1 : (outputs + kernels.panel - 1) / kernels.panel * kernels.panel;
   Buffer<S> packed(place_weights(slices, padded));
-  DeformConvCpu<T, S> p = problem_of<T, S>(s, slices);
+  DeformConvCpu<T, S> p = problem_of<T, S>(s, slices, kernels.panel);
   const int64_t all_slices = p.slice_end;
   parallel_for(all_slices, 1, [&](int64_t begin, int64_t end) {
     for (int64_t slice = begin; slice < end; ++slice)
@@ -321,7 +326,7 @@ Gradients<T> backward(const DeformConvShapes& s, const Tensor& grad_output, cons
   const int64_t wish = (s.channels / 2 + panel - 1) / panel * panel;
   std::vector<ChannelSlice> slices = slice_channels(s, std::clamp(wish, panel, most), panel);
   const int64_t packed_size = place_weights(slices, is_depthwise(s) ? 1 : s.out_channels / s.groups);
-  DeformConvCpu<T> p = problem_of<T>(s, slices);
+  DeformConvCpu<T> p = problem_of<T>(s, slices, panel);
   const int64_t all_slices = p.slice_end;
 
   Buffer<T> packed(wanted[0] || wanted[2] || wanted[3] ? packed_size : 0);

@@ -270,29 +270,11 @@ void sample(const DeformConvCpu<T, S>& p, const ChannelSlice& slice, const Rows<
   }
 }
 
-int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
-
-template <typename T, typename S>
-int64_t most_depth(const DeformConvCpu<T, S>& p) {
-  int64_t depth = 0;
-  for (int64_t s = p.slice_begin; s < p.slice_end; ++s)
-    depth = p.slices[s].depth > depth ? p.slices[s].depth : depth;
-  return depth;
-}
-
-template <typename T, typename S>
-int64_t most_outputs(const DeformConvCpu<T, S>& p) {
-  int64_t outputs = 0;
-  for (int64_t s = p.slice_begin; s < p.slice_end; ++s)
-    outputs = p.slices[s].outputs > outputs ? p.slices[s].outputs : outputs;
-  return round_up(outputs, kPanel<T>);
-}
-
 // A group's sums over the slices of an earlier pass, back into the tile. (Only S = T has several passes.)
 template <typename T, typename S, int Rank>
 void load_group(const DeformConvCpu<T, S>& p, const ChannelSlice& slice, const Rows<T, S, Rank>& rows,
                 T* result) {
-  const int64_t padded = most_outputs(p);
+  const int64_t padded = p.padded_outputs;
   if constexpr (std::is_same_v<S, T>)
     rows.each_image(p.out_pixels, [&](int64_t begin, int64_t end, int64_t image, int64_t pixel) {
       const T* from = p.output + (image * p.out_channels + slice.first_output) * p.out_pixels + pixel;
@@ -303,7 +285,7 @@ void load_group(const DeformConvCpu<T, S>& p, const ChannelSlice& slice, const R
 template <typename T, typename S, int Rank>
 void store_group(const DeformConvCpu<T, S>& p, const ChannelSlice& slice, const Rows<T, S, Rank>& rows,
                  T* result, T* turned) {
-  const int64_t first = slice.first_output, outputs = slice.outputs, padded = most_outputs(p);
+  const int64_t first = slice.first_output, outputs = slice.outputs, padded = p.padded_outputs;
   if (p.bias && slice.closes_group) {
     const T* bias = p.bias + first;
     for (int64_t r = 0; r < rows.count; ++r) {
@@ -344,9 +326,9 @@ struct ForwardScratch {
   ForwardScratch(Arena& arena, const DeformConvCpu<T, S>& p)
       : rows(Rows<T, S, Rank>::allocate(arena, p.tile_rows)),
         plan(Plan<T, Rank, false>::allocate(arena, p.taps, p.tile_rows)),
-        columns(arena.take<S>(columns_size(p, most_depth(p)))),
-        result(arena.take<T>(most_outputs(p) * p.tile_rows)),
-        turned(arena.take<T>(sizeof(S) == sizeof(T) ? 0 : most_outputs(p) * p.tile_rows)) {}
+        columns(arena.take<S>(columns_size(p, p.most_depth))),
+        result(arena.take<T>(p.padded_outputs * p.tile_rows)),
+        turned(arena.take<T>(sizeof(S) == sizeof(T) ? 0 : p.padded_outputs * p.tile_rows)) {}
 };
 
 // The products of a depthwise convolution: a channel by its own weights, which are [tap][channel of the
@@ -403,7 +385,7 @@ template <typename T, typename S, int Rank>
 void forward_of(const DeformConvCpu<T, S>& p, int64_t index, char* scratch) {
   Arena arena{scratch};
   ForwardScratch<T, S, Rank> tile(arena, p);
-  const int64_t padded = most_outputs(p), all_rows = p.images * p.out_pixels;
+  const int64_t padded = p.padded_outputs, all_rows = p.images * p.out_pixels;
   const int64_t first = index * p.tile_rows;
   tile.rows.set(p, first, all_rows - first < p.tile_rows ? all_rows - first : p.tile_rows);
   const ChannelSlice* planned = nullptr;
@@ -529,17 +511,17 @@ struct BackwardScratch {
   BackwardScratch(Arena& arena, const DeformConvCpu<T>& p)
       : rows(Rows<T, T, Rank>::allocate(arena, p.tile_rows)),
         plan(Plan<T, Rank, true>::allocate(arena, p.taps, p.tile_rows)),
-        columns(arena.take<T>(columns_size(p, most_depth(p)))),
-        gradient(arena.take<T>(most_outputs(p) * p.tile_rows)),
+        columns(arena.take<T>(columns_size(p, p.most_depth))),
+        gradient(arena.take<T>(p.padded_outputs * p.tile_rows)),
         fields(arena.take<T>(p.taps * (Rank + 1) * p.tile_rows)) {}
 };
 
 // The output's gradient for the tile: of the slice's convolution group as [output][row], or, if depthwise,
-// of its channels as [row][channel], most_outputs apart.
+// of its channels as [row][channel], padded_outputs apart.
 template <typename T, int Rank>
 void gather_gradient(const DeformConvCpu<T>& p, const ChannelSlice& slice, const Rows<T, T, Rank>& rows,
                      T* gradient) {
-  const int64_t outputs = slice.outputs, padded = most_outputs(p);
+  const int64_t outputs = slice.outputs, padded = p.padded_outputs;
   const bool last = p.grad_output_channels_last;
   rows.each_image(p.out_pixels, [&](int64_t begin, int64_t end, int64_t image, int64_t pixel) {
     const int64_t count = end - begin;
@@ -589,7 +571,7 @@ void backward_of(const DeformConvCpu<T>& p, int64_t s, int64_t begin, int64_t en
   Arena arena{scratch};
   BackwardScratch<T, Rank> tile(arena, p);
   const ChannelSlice& slice = p.slices[s];
-  const int64_t outputs = slice.outputs, panels = slice.depth / kPanel<T>, padded = most_outputs(p);
+  const int64_t outputs = slice.outputs, panels = slice.depth / kPanel<T>, padded = p.padded_outputs;
   const int64_t stride = panel_stride(p);
   const bool fields = p.grad_offset || p.grad_mask, input = p.grad_input != nullptr;
   // [input][fields][columns, for the weight's gradient]

@@ -34,6 +34,7 @@ struct DeformConvCpu {
   // All slices, and those of this pass: memory for all of them at a time might be too much.
   const ChannelSlice* slices;
   int64_t slice_begin, slice_end;
+  int64_t most_depth, padded_outputs;  // of any slice; outputs in whole panels
 
   // [images][in_pixels][input_channels], from first_image and first_channel on; the backward reads it for
   // any gradient but its own
