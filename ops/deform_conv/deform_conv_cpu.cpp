@@ -51,6 +51,8 @@ std::vector<ChannelSlice> slice_channels(const DeformConvShapes& s, int64_t most
   std::vector<ChannelSlice> slices;
   const bool depthwise = is_depthwise(s);
   const int64_t groups = depthwise ? 1 : s.groups, group_channels = s.channels / groups;
+  // two or more, as bfloat16 is multiplied in pairs
+  const bool narrow = group_channels > 1 && group_channels < panel && panel % group_channels == 0;
   const auto field_group = [&](int64_t channel, int64_t groups) {
     return groups ? channel / (s.channels / groups) : 0;
   };
@@ -63,13 +65,19 @@ std::vector<ChannelSlice> slice_channels(const DeformConvShapes& s, int64_t most
     slice.first = channel;
     slice.offset_group = field_group(channel, s.offset_groups);
     slice.mask_group = field_group(channel, s.mask_groups);
-    const int64_t end = std::min({(slice.group + 1) * group_channels, end_of(channel, s.offset_groups),
-                                  end_of(channel, s.mask_groups), channel + most_channels});
+    int64_t end = std::min(
+        {end_of(channel, s.offset_groups), end_of(channel, s.mask_groups), channel + most_channels});
+    const int64_t whole_panels = (end - channel) / panel * panel;
+    const bool joins = narrow && channel % group_channels == 0 && whole_panels > 0;
+    end = joins ? channel + whole_panels : std::min(end, (slice.group + 1) * group_channels);
     slice.count = end - channel;
+    slice.groups = joins ? slice.count / group_channels : 1;
     slice.opens_group = depthwise || channel % group_channels == 0;
     slice.closes_group = depthwise || end % group_channels == 0;
-    slice.outputs = depthwise ? slice.count : s.out_channels / groups;
-    slice.first_output = depthwise ? slice.first : slice.group * slice.outputs;
+    const int64_t group_outputs = s.out_channels / groups;
+    slice.outputs = depthwise ? slice.count : slice.groups * group_outputs;
+    slice.first_output = depthwise ? slice.first : slice.group * group_outputs;
+    slice.panel_outputs = joins ? panel / group_channels * group_outputs : slice.outputs;
     slice.depth = (s.taps * slice.count + panel - 1) / panel * panel;
     channel = end;
     slices.push_back(slice);
@@ -82,15 +90,19 @@ std::vector<ChannelSlice> slice_channels(const DeformConvShapes& s, int64_t most
   return slices;
 }
 
-// Gives every slice's packed weight its place; returns the elements of all.
-int64_t place_weights(std::vector<ChannelSlice>& slices, int64_t padded_outputs) {
+// Gives every slice's packed weight its place: for each of its columns, weights_of(slice). Returns the
+// elements of all.
+template <typename WeightsOf>
+int64_t place_weights(std::vector<ChannelSlice>& slices, const WeightsOf& weights_of) {
   int64_t total = 0;
   for (ChannelSlice& slice : slices) {
     slice.weight = total;
-    total += slice.depth * padded_outputs;
+    total += slice.depth * weights_of(slice);
   }
   return total;
 }
+
+int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
 template <typename T, typename S = T>
 DeformConvCpu<T, S> problem_of(const DeformConvShapes& s, const std::vector<ChannelSlice>& slices,
@@ -109,8 +121,10 @@ DeformConvCpu<T, S> problem_of(const DeformConvShapes& s, const std::vector<Chan
   p.tile_rows = kTileRows;
   p.slices = slices.data(), p.slice_end = int64_t(slices.size());
   for (const ChannelSlice& slice : slices) {
+    const int64_t last_group = slice.outputs / slice.groups;  // is written in whole panels
     p.most_depth = std::max(p.most_depth, slice.depth);
-    p.padded_outputs = std::max(p.padded_outputs, (slice.outputs + panel - 1) / panel * panel);
+    p.padded_outputs = std::max(
+        p.padded_outputs, round_up(slice.outputs - last_group + round_up(last_group, panel), panel));
   }
   p.input_channels = s.channels;
   return p;
@@ -204,9 +218,8 @@ Tensor forward(const DeformConvShapes& s, const Tensor& input, const Tensor& wei
   const int64_t stageable = kStagingBytes / (s.in_pixels * int64_t(sizeof(S))) / lanes * lanes;
   std::vector<ChannelSlice> slices =
       slice_channels(s, one_pass ? widest : std::clamp(stageable, lanes, widest), kernels.panel);
-  const int64_t outputs = s.out_channels / s.groups;
-  const int64_t padded = is_depthwise(s) ? 1 : (outputs + kernels.panel - 1) / kernels.panel * kernels.panel;
-  Buffer<S> packed(place_weights(slices, padded));
+  const int64_t padded = is_depthwise(s) ? 1 : round_up(s.out_channels / s.groups, kernels.panel);
+  Buffer<S> packed(place_weights(slices, [&](const ChannelSlice&) { return padded; }));
   DeformConvCpu<T, S> p = problem_of<T, S>(s, slices, kernels.panel);
   const int64_t all_slices = p.slice_end;
   parallel_for(all_slices, 1, [&](int64_t begin, int64_t end) {
@@ -323,9 +336,10 @@ Gradients<T> backward(const DeformConvShapes& s, const Tensor& grad_output, cons
   // Slices are the unit of parallel work, since no two of them write the same gradient of input or
   // weight; narrow maps get narrower ones. They depend on the shapes alone, so the sums do too.
   const int64_t most = kSliceBytes / int64_t(sizeof(T)), panel = forward_kernels<T, T>().panel;
-  const int64_t wish = (s.channels / 2 + panel - 1) / panel * panel;
+  const int64_t wish = round_up(s.channels / 2, panel);
   std::vector<ChannelSlice> slices = slice_channels(s, std::clamp(wish, panel, most), panel);
-  const int64_t packed_size = place_weights(slices, is_depthwise(s) ? 1 : s.out_channels / s.groups);
+  const int64_t packed_size = place_weights(
+      slices, [&](const ChannelSlice& slice) { return is_depthwise(s) ? 1 : slice.panel_outputs; });
   DeformConvCpu<T> p = problem_of<T>(s, slices, panel);
   const int64_t all_slices = p.slice_end;
 

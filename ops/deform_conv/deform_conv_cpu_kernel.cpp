@@ -381,6 +381,27 @@ void weight_gradient_depthwise(const DeformConvCpu<T>& p, const ChannelSlice& sl
   }
 }
 
+// The slice's part of the result, group by group. A group is written in whole panels, zeros behind its
+// outputs; the next one's outputs take their place.
+template <typename T, typename S>
+void multiply_groups(const DeformConvCpu<T, S>& p, const ChannelSlice& slice, int64_t rows, const S* columns,
+                     T* result) {
+  constexpr int64_t panel = kPanel<S>;
+  const int64_t stride = panel_stride(p), channels = slice.count / slice.groups;
+  const int64_t outputs = slice.outputs / slice.groups, depth = slice.depth / slice.groups;
+  const int64_t panels = (outputs + panel - 1) / panel;
+  // a group alone has all columns; several have their channels of each tap
+  const int64_t block = slice.groups == 1 ? panel : channels;
+  const int64_t block_stride = slice.groups == 1 ? stride : slice.count / panel * stride;
+  for (int64_t group = 0; group < slice.groups; ++group) {
+    const int64_t column = group * channels;
+    const LeftOperand<S> left{columns + column / panel * stride + column % panel, panel, 1, block,
+                              block_stride};
+    multiply<T, S>(left, rows, p.weight + slice.weight + group * depth * panels * panel, depth, panels,
+                   result + group * outputs, p.padded_outputs, kPanel<T>, !slice.opens_group);
+  }
+}
+
 template <typename T, typename S, int Rank>
 void forward_of(const DeformConvCpu<T, S>& p, int64_t index, char* scratch) {
   Arena arena{scratch};
@@ -404,9 +425,7 @@ void forward_of(const DeformConvCpu<T, S>& p, int64_t index, char* scratch) {
       multiply_depthwise<T, S>(p, slice, tile.rows.count, tile.columns, p.weight + slice.weight, tile.result,
                                padded);
     } else {
-      const LeftOperand<S> left{tile.columns, kPanel<S>, 1, kPanel<S>, panel_stride(p)};
-      multiply<T, S>(left, tile.rows.count, p.weight + slice.weight, slice.depth, padded / kPanel<T>,
-                     tile.result, padded, kPanel<T>, !slice.opens_group);
+      multiply_groups<T, S>(p, slice, tile.rows.count, tile.columns, tile.result);
     }
     if (s + 1 == p.slice_end || slice.closes_group)
       store_group<T, S, Rank>(p, slice, tile.rows, tile.result, tile.turned);
@@ -566,13 +585,20 @@ void store_fields(const DeformConvCpu<T>& p, int64_t s, const Rows<T, T, Rank>& 
   });
 }
 
+// The first of the slice's outputs that a panel of its columns contributes to, panel_outputs in all: a panel
+// of several groups has the weights of all its outputs, zero between a group's channels and another's outputs.
+template <typename T>
+int64_t first_output_of(const ChannelSlice& slice, int64_t panel) {
+  return slice.groups == 1 ? 0 : panel % (slice.count / kPanel<T>) * slice.panel_outputs;
+}
+
 template <typename T, int Rank>
 void backward_of(const DeformConvCpu<T>& p, int64_t s, int64_t begin, int64_t end, char* scratch) {
   Arena arena{scratch};
   BackwardScratch<T, Rank> tile(arena, p);
   const ChannelSlice& slice = p.slices[s];
-  const int64_t outputs = slice.outputs, panels = slice.depth / kPanel<T>, padded = p.padded_outputs;
-  const int64_t stride = panel_stride(p);
+  const int64_t outputs = slice.panel_outputs, panels = slice.depth / kPanel<T>;
+  const int64_t padded = p.padded_outputs, stride = panel_stride(p);
   const bool fields = p.grad_offset || p.grad_mask, input = p.grad_input != nullptr;
   // [input][fields][columns, for the weight's gradient]
   static constexpr decltype(&sample_backward<T, Rank, true, true, true>) runs[2][2][2] = {
@@ -590,11 +616,13 @@ void backward_of(const DeformConvCpu<T>& p, int64_t s, int64_t begin, int64_t en
     gather_gradient<T, Rank>(p, slice, tile.rows, tile.gradient);
     if (fields || input) {
       const T* const weight = p.weight_backward + slice.weight;
-      const LeftOperand<T> gradient{tile.gradient, 1, p.tile_rows, outputs, 0};
-      if (p.depthwise)
-        spread_depthwise<T>(p, slice, count, tile.gradient, padded, weight, tile.columns);
-      else
-        multiply<T, T>(gradient, count, weight, outputs, panels, tile.columns, kPanel<T>, stride, false);
+      if (p.depthwise) spread_depthwise<T>(p, slice, count, tile.gradient, padded, weight, tile.columns);
+      for (int64_t panel = 0; panel < panels && !p.depthwise; ++panel) {
+        const T* const from = tile.gradient + first_output_of<T>(slice, panel) * p.tile_rows;
+        const LeftOperand<T> gradient{from, 1, p.tile_rows, outputs, 0};
+        multiply<T, T>(gradient, count, weight + panel * outputs * kPanel<T>, outputs, 1,
+                       tile.columns + panel * stride, kPanel<T>, 0, false);
+      }
     }
     run(p, slice, tile.rows, tile.plan, tile.columns, tile.fields);
     if (fields) store_fields<T, Rank>(p, s, tile.rows, tile.fields);
@@ -603,10 +631,12 @@ void backward_of(const DeformConvCpu<T>& p, int64_t s, int64_t begin, int64_t en
                                    p.grad_weight + slice.weight);
     } else if (p.grad_weight) {
       zero_padding_columns(p, slice, tile.columns);
-      const LeftOperand<T> gradient{tile.gradient, p.tile_rows, 1, count, 0};
-      for (int64_t panel = 0; panel < panels; ++panel)
+      for (int64_t panel = 0; panel < panels; ++panel) {
+        const T* const from = tile.gradient + first_output_of<T>(slice, panel) * p.tile_rows;
+        const LeftOperand<T> gradient{from, p.tile_rows, 1, count, 0};
         multiply<T, T>(gradient, outputs, tile.columns + panel * stride, count, 1,
                        p.grad_weight + slice.weight + panel * outputs * kPanel<T>, kPanel<T>, 0, true);
+      }
     }
   }
 }
@@ -630,69 +660,64 @@ void pack_forward(const DeformConvCpu<T, S>& p, const S* weight, S* packed, int6
   const int64_t outputs = p.out_channels / p.groups, group_channels = p.channels / p.groups;
   const ChannelSlice& slice = p.slices[s];
   const int64_t inner = slice.first - slice.group * group_channels;
+  const int64_t channels = slice.count / slice.groups, depth = slice.depth / slice.groups;
   S* to = packed + slice.weight;
-  for (int64_t o0 = 0; o0 < outputs; o0 += panel, to += slice.depth * panel) {
-    const int64_t width = outputs - o0 < panel ? outputs - o0 : panel;
-    if (width < panel || slice.depth > p.taps * slice.count)
-      std::memset(to, 0, slice.depth * panel * sizeof(S));
-    const S* from = weight + ((slice.group * outputs + o0) * group_channels + inner) * p.taps;
-    const int64_t from_stride = group_channels * p.taps, all = slice.count * p.taps;
-    for (int64_t first = 0; first < all; first += stretch) {  // (channel, tap) pairs as they lie in weight
-      const int64_t count = all - first < stretch ? all - first : stretch;
-      transpose(from + first, from_stride, turned, panel, width, count);
-      for (int64_t i = 0; i < count; ++i) {
-        const int64_t row = (first + i) % p.taps * slice.count + (first + i) / p.taps;
-        S* row_to = to + row / pair * panel * pair + row % pair;
-        for (int64_t o = 0; o < width; ++o) row_to[o * pair] = turned[i * panel + o];
+  for (int64_t group = slice.group; group < slice.group + slice.groups; ++group) {
+    for (int64_t o0 = 0; o0 < outputs; o0 += panel, to += depth * panel) {
+      const int64_t width = outputs - o0 < panel ? outputs - o0 : panel;
+      if (width < panel || depth > p.taps * channels) std::memset(to, 0, depth * panel * sizeof(S));
+      const S* from = weight + ((group * outputs + o0) * group_channels + inner) * p.taps;
+      const int64_t from_stride = group_channels * p.taps, all = channels * p.taps;
+      for (int64_t first = 0; first < all; first += stretch) {  // (channel, tap) pairs as they lie in weight
+        const int64_t count = all - first < stretch ? all - first : stretch;
+        transpose(from + first, from_stride, turned, panel, width, count);
+        for (int64_t i = 0; i < count; ++i) {
+          const int64_t row = (first + i) % p.taps * channels + (first + i) / p.taps;
+          S* row_to = to + row / pair * panel * pair + row % pair;
+          for (int64_t o = 0; o < width; ++o) row_to[o * pair] = turned[i * panel + o];
+        }
       }
     }
   }
 }
 
-// weight -> panels of columns (tap · channel of the slice), each [output][kPanel]
+// Calls run(place, packed) for every weight of a slice but a depthwise one's: where it lies in weight, and
+// in panels of columns (tap · channel of the slice), each [panel_outputs][kPanel].
+template <typename T, typename Run>
+void each_packed_weight(const DeformConvCpu<T>& p, const ChannelSlice& slice, Run run) {
+  const int64_t outputs = p.out_channels / p.groups, group_channels = p.channels / p.groups;
+  const int64_t inner = slice.first - slice.group * group_channels, channels = slice.count / slice.groups;
+  for (int64_t o = 0; o < slice.outputs; ++o) {
+    const int64_t group = o / outputs, row = o % slice.panel_outputs;
+    const int64_t from = ((slice.group * outputs + o) * group_channels + inner) * p.taps;
+    for (int64_t tap = 0; tap < p.taps; ++tap)
+      for (int64_t c = 0; c < channels; ++c) {
+        const int64_t column = tap * slice.count + group * channels + c;
+        run(from + c * p.taps + tap, slice.weight + (column / kPanel<T> * slice.panel_outputs + row) *
+                                                        kPanel<T> + column % kPanel<T>);
+      }
+  }
+}
+
 template <typename T>
 void pack_backward(const DeformConvCpu<T>& p, const T* weight, T* packed, int64_t s) {
   if (p.depthwise) return pack_depthwise(p, weight, packed, s);
-  const int64_t outputs = p.out_channels / p.groups, group_channels = p.channels / p.groups;
   const ChannelSlice& slice = p.slices[s];
-  const int64_t inner = slice.first - slice.group * group_channels;
-  T* to = packed + slice.weight;
-  std::memset(to, 0, slice.depth * outputs * sizeof(T));
-  for (int64_t o = 0; o < outputs; ++o) {
-    const T* from = weight + ((slice.group * outputs + o) * group_channels + inner) * p.taps;
-    for (int64_t tap = 0; tap < p.taps; ++tap)
-      for (int64_t c = 0; c < slice.count; ++c) {
-        const int64_t column = tap * slice.count + c;
-        to[(column / kPanel<T> * outputs + o) * kPanel<T> + column % kPanel<T>] = from[c * p.taps + tap];
-      }
-  }
+  std::memset(packed + slice.weight, 0, slice.depth * slice.panel_outputs * sizeof(T));
+  each_packed_weight(p, slice, [&](int64_t from, int64_t to) { packed[to] = weight[from]; });
 }
 
 template <typename T>
 void unpack_weight_gradient(const DeformConvCpu<T>& p, const T* packed, T* grad_weight, int64_t s,
                             bool accumulate) {
   const ChannelSlice& slice = p.slices[s];
-  const int64_t outputs = p.out_channels / p.groups, group_channels = p.channels / p.groups;
-  const int64_t inner = slice.first - slice.group * group_channels;
-  const T* from = packed + slice.weight;
-  if (p.depthwise) {
-    for (int64_t tap = 0; tap < p.taps; ++tap)
-      for (int64_t c = 0; c < slice.count; ++c) {
-        T& to = grad_weight[(slice.first + c) * p.taps + tap];
-        const T value = from[tap * slice.count + c];
-        to = accumulate ? to + value : value;
-      }
-    return;
-  }
-  for (int64_t o = 0; o < outputs; ++o) {
-    T* to = grad_weight + ((slice.group * outputs + o) * group_channels + inner) * p.taps;
-    for (int64_t tap = 0; tap < p.taps; ++tap)
-      for (int64_t c = 0; c < slice.count; ++c) {
-        const int64_t column = tap * slice.count + c;
-        const T value = from[(column / kPanel<T> * outputs + o) * kPanel<T> + column % kPanel<T>];
-        to[c * p.taps + tap] = accumulate ? to[c * p.taps + tap] + value : value;
-      }
-  }
+  const auto unpack = [&](int64_t to, int64_t from) {
+    grad_weight[to] = accumulate ? grad_weight[to] + packed[from] : packed[from];
+  };
+  if (!p.depthwise) return each_packed_weight(p, slice, unpack);
+  for (int64_t tap = 0; tap < p.taps; ++tap)
+    for (int64_t c = 0; c < slice.count; ++c)
+      unpack((slice.first + c) * p.taps + tap, slice.weight + tap * slice.count + c);
 }
 
 template <typename T>

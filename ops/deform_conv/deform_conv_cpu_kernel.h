@@ -7,15 +7,17 @@
 
 namespace dcnzoo {
 
-// Channels that read at the same points and belong to one convolution group, few enough that their
-// columns for a tile stay in the second-level cache. A depthwise convolution's slices are of any channels
-// and give their own outputs.
+// Channels that read at the same points, few enough that their columns for a tile stay in the second-level
+// cache: of one convolution group, or of several that are narrow, whole and fill panels of columns evenly.
+// A depthwise convolution's slices are of any channels and give their own outputs.
 struct ChannelSlice {
-  int64_t group, first, count;
-  int64_t first_output, outputs;  // of the convolution group
+  int64_t group, groups;  // the first convolution group, and how many
+  int64_t first, count;
+  int64_t first_output, outputs;  // of the convolution groups
   int64_t offset_group, mask_group;
-  int64_t depth;   // taps · count, rounded up to whole panels
-  int64_t weight;  // where its packed weight begins, in elements
+  int64_t depth;          // taps · count, rounded up to whole panels
+  int64_t panel_outputs;  // that a panel of columns contributes to
+  int64_t weight;         // where its packed weight begins, in elements
   bool opens_group, closes_group;  // first and last slice of its convolution group
   bool shares_points;   // other slices read at the same offset group and mask group
 };

@@ -150,6 +150,11 @@ def samples(rank: int = 2) -> Iterator[Sample]:
     yield make("48 channels", channels=48, out_channels=16, padding=1, size=(4, 5))
     yield make("130 channels", channels=130, out_channels=5, padding=1, size=(4, 5))
     yield make("more rows than a tile", size=(13, 17), channels=3, padding=1)
+    # groups narrower than a vector: several go together where they fill whole panels of columns
+    yield make("groups of 8", channels=64, groups=8, out_channels=24, padding=1, size=(4, 5))
+    wide = dict(channels=80, groups=10, out_channels=40, padding=1, size=(4, 5))
+    yield make("groups of 8, not all in whole panels", offset_groups=2, **wide)
+    yield make("groups of 2, cut by offset groups", **(wide | dict(groups=40)), offset_groups=5)
     # as many groups as channels and outputs: kernels of its own
     yield make("one to one", groups=6, out_channels=6, padding=1)
     wide = dict(channels=70, out_channels=70, groups=70, size=(4, 5))
