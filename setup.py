@@ -131,6 +131,7 @@ class BuildOps(build_ext):
             f"-DTORCH_TARGET_VERSION={TORCH_TARGET}",
             *("-isystem", str(include)),
             f"-I{ROOT / 'ops'}",
+            *os.environ.get("CXXFLAGS", "").split(),
         ]
 
     def cpu_rules(self, library: Path, folder: Path, target: Path) -> list[str]:
@@ -148,6 +149,7 @@ class BuildOps(build_ext):
             *("-fno-math-errno", "-fno-trapping-math"),
         ]
         link = [f"-L{library / 'lib'}", "-ltorch_cpu", "-ltorch", "-lc10"]
+        link += os.environ.get("LDFLAGS", "").split()
         lines = [
             f"cxx = {find_compiler()}",
             f"flags = {quote(flags)}",

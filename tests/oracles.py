@@ -43,8 +43,8 @@ def roi_align(
         height, width = y2 - y1, x2 - x1
         if not aligned:
             height, width = max(height, 1), max(width, 1)
-        count_y = sampling_ratio or math.ceil(height / bins_y)
-        count_x = sampling_ratio or math.ceil(width / bins_x)
+        count_y = sampling_ratio if sampling_ratio > 0 else math.ceil(height / bins_y)
+        count_x = sampling_ratio if sampling_ratio > 0 else math.ceil(width / bins_x)
         for i in range(bins_y):
             for j in range(bins_x):
                 samples = [

@@ -89,7 +89,7 @@ def sampling_points(
         out_shape = [1] * (2 * rank)
         out_shape[rank + axis] = -1
         position = tap.view(tap_shape) + out.view(out_shape) - padding[axis]
-        axes.append(position.expand(*kernel, *out_size).reshape(-1, *out_size))
+        axes.append(position.expand(*kernel, *out_size).reshape(math.prod(kernel), *out_size))
     grid = torch.stack(axes, dim=1)[None, None]  # (1, 1, K, rank, *out)
     if offset is None:
         return grid

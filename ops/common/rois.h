@@ -24,8 +24,11 @@ inline void check_roi_pooling(const char* op, const std::vector<int64_t>& input_
         shape_text(input_size));
   check(input_size[2] > 0 && input_size[3] > 0, op,
         ": input: expected at least 1 pixel in height and width, got shape ", shape_text(input_size));
+  constexpr int64_t most = 1 << 15;
   check(output_h >= 1 && output_w >= 1, op, ": output_size: expected at least (1, 1), got (", output_h,
         ", ", output_w, ")");
+  check(output_h <= most && output_w <= most, op, ": output_size: expected at most (", most, ", ", most,
+        "), got (", output_h, ", ", output_w, ")");
   check(sampling_ratio <= kMaxSamplingRatio, op, ": sampling_ratio: expected at most ",
         kMaxSamplingRatio, ", got ", sampling_ratio);
   check(spatial_scale > 0 && std::isfinite(spatial_scale), op,

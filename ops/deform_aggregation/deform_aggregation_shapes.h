@@ -53,8 +53,8 @@ inline KernelShapes check_kernel(const ArgumentChecks& checks, const KernelArgum
   checks.per_axis("stride", a.stride, 1);
   checks.per_axis("padding", a.padding, 0);
   checks.per_axis("dilation", a.dilation, 1);
-  check(a.group >= 1, checks.op, "group: expected at least 1, got ", a.group);
-  check(a.group_channels >= 1, checks.op, "group_channels: expected at least 1, got ", a.group_channels);
+  checks.at_least(1, "group", a.group, a.group);
+  checks.at_least(1, "group_channels", a.group_channels, a.group_channels);
   check(size[3] == a.group * a.group_channels, checks.op, "input: expected ", a.group * a.group_channels,
         " channels on the last axis (", groups_text(a.group), " · ", a.group_channels, "), got ", size[3],
         " in shape ", shape_text(size), " (batch, height, width, channels)");

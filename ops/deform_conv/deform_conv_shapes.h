@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <limits>
 
 #include "../common/tensor.h"
 #include "deform_conv_math.h"
@@ -68,7 +69,7 @@ struct ArgumentChecks {
   }
 
   void groups(int64_t in_channels, int64_t out_channels, int64_t groups) const {
-    check(groups >= 1, op, "groups: expected at least 1, got ", groups);
+    at_least(1, "groups", groups, groups);
     check(in_channels % groups == 0, op, "groups: expected a divisor of the ", in_channels,
           " input channels, got ", groups);
     check(out_channels % groups == 0, op, "groups: expected a divisor of the ", out_channels,
@@ -77,8 +78,15 @@ struct ArgumentChecks {
 
   void per_axis(const char* name, const std::vector<int64_t>& values, int64_t least) const {
     check(int64_t(values.size()) == rank, op, name, ": expected ", rank, " values, got ", values.size());
-    for (int64_t value : values)
-      check(value >= least, op, name, ": expected at least ", least, ", got ", shape_text(values));
+    for (int64_t value : values) at_least(least, name, value, shape_text(values));
+  }
+
+  // Nor more than leaves room for the arithmetic of sizes.
+  template <typename Text>
+  void at_least(int64_t least, const char* name, int64_t value, const Text& given) const {
+    constexpr int64_t most = std::numeric_limits<int32_t>::max();
+    check(value >= least, op, name, ": expected at least ", least, ", got ", given);
+    check(value <= most, op, name, ": expected at most ", most, ", got ", given);
   }
 
   void kernel(const Tensor& weight) const {

@@ -23,7 +23,7 @@ std::vector<int64_t> check_deform_conv_transpose(
   const ArgumentChecks checks{"deform_conv_transpose" + std::to_string(rank) + "d: ", input, rank};
   checks.input_dimensions();
   const int64_t channels = input.size(1);
-  checks.groups(channels, weight.size(1) * groups, groups);
+  checks.groups(channels, groups, groups);  // the output's are a multiple by definition
   check(weight.size(0) == channels, checks.op, "weight: expected ", channels,
         " input channels like input, got ", weight.size(0));
   check(weight.size(1) > 0, checks.op, "weight: expected at least 1 output channel, got shape ",

@@ -282,6 +282,8 @@ class Table:
             self(
                 f"{name} {least - 1}", f"{name}: expected at least {least}, got {wrong}", **{name: least - 1}
             )
+            huge = self.per_axis(2**31)
+            self(f"huge {name}", f"{name}: expected at most 2147483647, got {huge}", **{name: 2**31})
             one = [1] * (self.rank - 1) + [-2]
             self(
                 f"one negative {name}",
