@@ -43,6 +43,21 @@ def test_unknown_command():
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.parametrize("name", ["train", "test", "export", "bench"])
+def test_tool_has_a_door(name):
+    command = [sys.executable, "-m", "dcnzoo", name, "--help"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"usage: dcnzoo {name} [-h]"), "the tool's own help"
+
+
+def test_what_follows_a_door_is_the_tools():
+    command = [sys.executable, "-m", "dcnzoo", "train", "nowhere.py", "--work-dir", "x", "--amp"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.strip().splitlines()[-1].startswith("error: "), done.stderr
+    assert "nowhere.py" in done.stderr and "Traceback" not in done.stderr
+
+
 def fails(error):
     @click.command()
     def command():

@@ -7,6 +7,8 @@ time, torch and OpenMMLab included, is imported where it is used.
 
 import importlib
 import pkgutil
+import sys
+from pathlib import Path
 
 import click
 
@@ -24,6 +26,30 @@ class Commands(click.Group):
         if name not in self.list_commands(ctx):
             return None
         return importlib.import_module(f"{__name__}.{name.replace('-', '_')}").command
+
+
+# in the repository a link to tools/, in an installed package the folder itself
+TOOLS = Path(__file__).parents[1] / ".mim" / "tools"
+
+
+def door(name: str, tool: str, help: str) -> click.Command:
+    """The subcommand ``name`` that is ``tools/{tool}.py``: what follows it on the line is the tool's."""
+
+    @click.command(
+        name,
+        help=f"{help}\n\nThe options are those of tools/{tool}.py: dcnzoo {name} --help.",
+        short_help=help,
+        add_help_option=False,
+        context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+    )
+    @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+    def command(arguments: tuple[str, ...]) -> None:
+        script = (TOOLS / f"{tool}.py").resolve()
+        sys.argv = [f"dcnzoo {name}", *arguments]
+        sys.path.insert(0, str(script.parent))  # as Python does for a script
+        importlib.import_module(script.stem).main()
+
+    return command
 
 
 @click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
