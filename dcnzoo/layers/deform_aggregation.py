@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dcnzoo.layers.channels_last import build_activation, build_norm
-from dcnzoo.layers.offsets import OffsetLinear
+from dcnzoo.layers.offsets import OffsetLinear, TracksOffsets
 from dcnzoo.ops import dcnv3, dcnv4
+from dcnzoo.ops.reference import aggregation_points
 
 
-class _ChannelsLast(nn.Module):
+class _ChannelsLast(TracksOffsets, nn.Module):
     """Geometry, checks and the blend with the centre, which both generations share."""
 
     def __init__(
@@ -76,6 +77,15 @@ class _ChannelsLast(nn.Module):
             self.offset_scale,
             self.remove_center,
         )
+
+    @torch.no_grad()
+    def _record_offsets(self, offset: Tensor, size: tuple[int, int]) -> None:  # [N, oH, oW, group, P, 2]
+        if not self._records(offset):
+            return
+        pairs = [(number, number) for number in (self.kernel_size, self.stride, self.pad, self.dilation)]
+        offset = offset.detach().float()
+        grid = aggregation_points(offset.shape[1:3], *pairs, self.offset_scale, self.remove_center, offset)
+        self._record_shifts(grid, offset * self.offset_scale, size[::-1])
 
     def _thin_out(self, x: Tensor) -> Tensor:  # [N, H, W, C] -> [N, oH, oW, C], under the kernel's middle
         return x if self.stride == 1 else x[:, :: self.stride, :: self.stride]
@@ -177,7 +187,9 @@ class DCNv3(_ChannelsLast):
         query = self.dw_conv(input.permute(0, 3, 1, 2))
         mask = self.mask(query).unflatten(-1, (self.group, -1)).softmax(-1).flatten(-2)
         value = self.input_proj(input)
-        x = dcnv3(value, self.offset(query), mask, *self._geometry())
+        offset = self.offset(query)
+        self._record_offsets(offset.unflatten(-1, (self.group, -1, 2)), input.shape[1:3])
+        x = dcnv3(value, offset, mask, *self._geometry())
         return self.output_proj(self._blend_center(x, value, query))
 
 
@@ -273,6 +285,10 @@ class DCNv4(_ChannelsLast):
             query = self._thin_out(input)
         else:
             query = self.offset_mask_dw(input.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        x = dcnv4(value, self.offset_mask(query), *self._geometry())
+        fields = self.offset_mask(query)
+        per_group = fields[..., : self.taps * 3].unflatten(-1, (self.group, -1))  # 2P offsets, P factors
+        offset = per_group[..., : per_group.shape[-1] // 3 * 2].unflatten(-1, (-1, 2))
+        self._record_offsets(offset, input.shape[1:3])
+        x = dcnv4(value, fields, *self._geometry())
         x = self._blend_center(x, value, x)
         return x if self.without_pointwise else self.output_proj(x)
