@@ -309,6 +309,45 @@ def test_layer_decay():
         assert found[id(parameter)] == pytest.approx(values)
 
 
+@pytest.mark.parametrize("dino_head", [False, True])
+@pytest.mark.parametrize("backbone_small_lr", [False, True])
+def test_layer_decay_is_the_official_of_every_parameter(backbone_small_lr, dino_head):
+    """Of InternImage-H's backbone, whose norms after blocks count as the blocks of their own number."""
+    depths, rate = (2, 1, 3, 1), 0.7
+    options = dict(layer_scale=None, res_post_norm=True, level2_post_norm=True, center_feature_scale=True)
+    model = Detector()
+    model.backbone = build("InternImage", depths=depths, level2_post_norm_block_ids=[0, 2], **options)
+    model.reference_points = nn.Linear(4, 2)
+    switches = dict(backbone_small_lr=backbone_small_lr, dino_head=dino_head, offset_lr_scale=0.01)
+    paramwise = dict(depths=depths, layer_decay_rate=rate, **switches)
+    cfg = dict(
+        optimizer=dict(type="AdamW", lr=2e-3, weight_decay=0.05),
+        constructor="CustomLayerDecayOptimizerConstructor",
+        paramwise_cfg=paramwise,
+    )
+    groups = build_optim_wrapper(model, ConfigDict(cfg)).optimizer.param_groups
+    found = {id(p): (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]}
+
+    first_block = [1, 3, 4, 7]  # the numbers that the first blocks of the four levels have; 8: all the rest
+    for name, parameter in model.named_parameters():
+        parts = name.split(".")
+        if name.startswith("backbone.patch_embed"):
+            number = 0
+        elif not name.startswith("backbone.levels"):
+            number = 8
+        elif parts[3] == "downsample" or parts[3] == "norm":
+            number = first_block[min(int(parts[2]) + 1, 3)]
+        else:  # blocks.K and post_norms.K
+            number = first_block[int(parts[2])] + int(parts[4])
+        lr = 2e-3 * rate ** (8 - number)
+        if number < 8 and backbone_small_lr:
+            lr /= 10
+        if parts[0] in ("sampling_offsets", "reference_points"):
+            lr *= 0.1 if dino_head else 0.01
+        decays = parameter.dim() > 1 and "norm" not in name and "sampling_offsets" not in name
+        assert found[id(parameter)] == pytest.approx((lr, 0.05 if decays else 0.0)), name
+
+
 def test_layer_decay_refuses():
     model = Detector()
     with pytest.raises(ValueError, match="num_layers: expected 6, the sum of the depths, got 30"):
