@@ -209,6 +209,16 @@ def test_statistics_change_nothing(layer):
     ("arguments", "message"),
     [
         ({"group": 5}, "group: expected a divisor of the 12 channels, got 5"),
+        ({"group": 0}, "group: expected an integer of at least 1, got 0"),
+        ({"group": -3}, "group: expected an integer of at least 1, got -3"),
+        ({"stride": 0}, "stride: expected an integer of at least 1, got 0"),
+        ({"stride": 1.5}, "stride: expected an integer of at least 1, got 1.5"),
+        ({"dilation": 0, "pad": 0}, "dilation: expected an integer of at least 1, got 0"),
+        ({"kernel_size": (3, 3)}, "kernel_size: expected an integer of at least 1, got (3, 3)"),
+        (
+            {"kernel_size": 1, "pad": 0, "remove_center": True},
+            "kernel_size: expected at least 3 with remove_center, got 1",
+        ),
         ({"kernel_size": 2}, "kernel_size: expected an odd number, got 2"),
         ({"dw_kernel_size": 4}, "dw_kernel_size: expected an odd number, got 4"),
         ({"pad": 0}, "pad: expected 1, dilation · (kernel_size - 1) / 2, got 0"),
@@ -232,6 +242,12 @@ def test_dcnv4_refuses_a_shape_that_is_not_its_lengths():
         layer(x)
     with pytest.raises(RuntimeError, match=r"got \(8, 8\)"):
         layer(x, (8, 8))
+    with pytest.raises(RuntimeError, match=r"got 8$"):
+        layer(x, 8)
+    with pytest.raises(RuntimeError, match=r"DCNv4: shape: expected \(7, 9\) like the input, got \(9, 7\)"):
+        layer(torch.randn(2, 7, 9, 12), (9, 7))
+    with pytest.raises(RuntimeError, match=r"DCNv4: input: expected \(N, L, 12\), got \(2, 12, 63\)"):
+        layer(x.mT, (7, 9))
 
 
 def test_refuses_unknown_names():

@@ -318,6 +318,12 @@ def test_the_registered_layer_wants_points_and_levels():
         layer(torch.zeros(7, 2, 12))
 
 
+def test_refuses_levels_that_are_no_tensor():
+    given = inputs(dtype=torch.float32)
+    with pytest.raises(RuntimeError, match="spatial_shapes: expected a tensor, got tuple"):
+        alone()(*given[:3], SIZES)
+
+
 # In detectors
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -31,10 +32,18 @@ class _ChannelsLast(TracksOffsets, nn.Module):
         remove_center: bool,
     ) -> None:
         super().__init__()
+        numbers = dict(
+            channels=channels, kernel_size=kernel_size, stride=stride, dilation=dilation, group=group
+        )
+        for name, number in numbers.items():
+            if not isinstance(number, int) or number < 1:
+                self._refuse(name, "an integer of at least 1", number)
         if channels % group:
             self._refuse("group", f"a divisor of the {channels} channels", group)
         if kernel_size % 2 == 0:
             self._refuse("kernel_size", "an odd number", kernel_size)
+        if remove_center and kernel_size == 1:
+            self._refuse("kernel_size", "at least 3 with remove_center", kernel_size)
         if dw_kernel_size is not None and dw_kernel_size % 2 == 0:
             self._refuse("dw_kernel_size", "an odd number", dw_kernel_size)
         if 2 * pad != dilation * (kernel_size - 1):
@@ -56,15 +65,13 @@ class _ChannelsLast(TracksOffsets, nn.Module):
             self.center_feature_scale_proj_weight = nn.Parameter(torch.zeros(group, channels))
             self.center_feature_scale_proj_bias = nn.Parameter(torch.zeros(group))
 
-    def _refuse(self, argument: str, expected: str, given: object) -> None:
-        raise ValueError(f"{type(self).__name__}: {argument}: expected {expected}, got {given}")
+    def _refuse(self, argument: str, expected: str, given: object, error: type = ValueError) -> None:
+        raise error(f"{type(self).__name__}: {argument}: expected {expected}, got {given}")
 
     def _check(self, input: Tensor) -> None:
         if input.dim() != 4 or input.shape[3] != self.channels:
-            raise RuntimeError(
-                f"{type(self).__name__}: input: expected (N, H, W, {self.channels}), channels last, "
-                f"got {tuple(input.shape)}"
-            )
+            expected = f"(N, H, W, {self.channels}), channels last"
+            self._refuse("input", expected, tuple(input.shape), RuntimeError)
 
     def _geometry(self) -> tuple:
         return (
@@ -268,14 +275,17 @@ class DCNv4(_ChannelsLast):
 
     def forward(self, input: Tensor, shape: tuple[int, int] | None = None) -> Tensor:
         if input.dim() != 3:
+            if shape is not None and tuple(shape) != tuple(input.shape[1:3]):
+                self._refuse("shape", f"{tuple(input.shape[1:3])} like the input", shape, RuntimeError)
             return self._forward(input)
-        length = input.shape[1]
+        length, channels = input.shape[1:]
+        if channels != self.channels:
+            self._refuse("input", f"(N, L, {self.channels})", tuple(input.shape), RuntimeError)
         if shape is None:
             shape = (math.isqrt(length),) * 2
-        if shape[0] * shape[1] != length:
-            raise RuntimeError(
-                f"DCNv4: shape: expected (H, W) with H · W = {length}, the input's length, got {tuple(shape)}"
-            )
+        if not isinstance(shape, Sequence) or len(shape) != 2 or shape[0] * shape[1] != length:
+            expected = f"(H, W) with H · W = {length}, the input's length"
+            self._refuse("shape", expected, shape, RuntimeError)
         return self._forward(input.unflatten(1, tuple(shape))).flatten(1, 2)
 
     def _forward(self, input: Tensor) -> Tensor:  # [N, H, W, C] -> [N, oH, oW, C]

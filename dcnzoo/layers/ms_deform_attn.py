@@ -155,6 +155,8 @@ class MultiScaleDeformableAttention(TracksOffsets, nn.Module):
         ):
             expected = f"({batch}, {queries}, {self.num_levels}, 2 or 4), N, Q and L like query and levels"
             self._refuse("reference_points", expected, given, RuntimeError)
+        if not isinstance(shapes, Tensor):
+            self._refuse("spatial_shapes", "a tensor", type(shapes).__name__, RuntimeError)
         if tuple(shapes.shape) != (self.num_levels, 2):
             expected = f"({self.num_levels}, 2), (height, width) of {self.num_levels} levels"
             self._refuse("spatial_shapes", expected, tuple(shapes.shape), RuntimeError)
