@@ -204,9 +204,10 @@ def test_is_its_definition(reference):
     assert torch.equal(layer(query, shared, value, shapes), layer(query, everywhere, value, shapes))
 
 
+@pytest.mark.parametrize("kind", [dcnzoo.models.MultiScaleDeformableAttention, MmcvAttention])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_autocast(dtype):
-    layer = randomise(dcnzoo.models.MultiScaleDeformableAttention(**ARGUMENTS, dropout=0.0), std=0.3)
+def test_autocast(dtype, kind):
+    layer = randomise(kind(**ARGUMENTS, dropout=0.0), std=0.3)
     given = tensors(dtype=torch.float32, batch_first=False)
     expected = layer(**given)
     with torch.autocast("cpu", dtype):
@@ -423,6 +424,10 @@ def test_mmcvs_function_runs_on_the_operator():
         output = MODULE.multi_scale_deformable_attn_pytorch(value, torch.tensor(SIZES), points, weights)
     assert counter.get_total_flops() == 10 * weights.numel() * 4
     torch.testing.assert_close(output, PLAIN(value, SIZES, points, weights))
+    with pytest.raises(RuntimeError, match=r"_pytorch: value: expected 69 pixels, got 70$"):
+        MODULE.multi_scale_deformable_attn_pytorch(
+            torch.randn(2, 70, 3, 4), torch.tensor(SIZES), points, weights
+        )
     use_dcnzoo_deform_conv()  # again, to no effect
     assert MODULE.multi_scale_deformable_attn_pytorch.__wrapped__ is PLAIN
 

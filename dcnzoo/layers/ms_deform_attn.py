@@ -125,7 +125,8 @@ class MultiScaleDeformableAttention(TracksOffsets, nn.Module):
         else:
             shift = shift / self.num_points * reference[..., 2:] * 0.5
             reference = reference[..., :2]
-        self._record_shifts(reference * extent - 0.5, shift * extent, extent.unbind(-1))
+        if self.track_offsets:
+            self._record_shifts(reference * extent - 0.5, shift * extent, extent.unbind(-1))
         weights = self.attention_weights(query).to(exact).unflatten(-1, (self.num_heads, -1))
         x = ms_deform_attn(
             value.unflatten(-1, (self.num_heads, -1)),

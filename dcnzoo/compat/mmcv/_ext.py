@@ -336,6 +336,8 @@ def attention_in_place_of(plain: Callable) -> Callable:
         shapes = torch.as_tensor(value_spatial_shapes, device=value.device, dtype=torch.int64)
         areas = shapes.prod(1)
         starts = areas.cumsum(0) - areas
+        if not torch.compiler.is_compiling() and (total := int(areas.sum())) != value.shape[1]:
+            raise RuntimeError(f"{plain.__name__}: value: expected {total} pixels, got {value.shape[1]}")
         return dcnzoo.ops.ms_deform_attn(value, shapes, starts, sampling_locations, attention_weights)
 
     return attention
