@@ -6,18 +6,21 @@ import pytest
 import torch
 import yaml
 
+import dcnzoo.engine.flops
 import dcnzoo.models  # noqa: F401
 
 # isort: split
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
+from torch.utils.flop_counter import FlopCounterMode
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FOLDERS = ("internimage", "flash_internimage")
 FILES = sorted(path for folder in FOLDERS for path in (CONFIGS / folder).glob("*.py"))
-# millions, of InternImage's model zoo
+# Of InternImage's model zoo: millions of parameters, and billions of operations on 800×1280 pixels
 PARAMETERS = {"mask-t": 49, "mask-s": 69, "mask-b": 115, "cascade-l": 277, "cascade-xl": 387}
+OPERATIONS = {"t": 270, "s": 340, "b": 501}
 
 
 def size_of(path):
@@ -66,6 +69,22 @@ def test_builds(path):
     operator = "value_proj" if path.parent.name.startswith("flash") else "input_proj"
     assert f"backbone.levels.3.blocks.3.dcn.{operator}.weight" in keys
     assert ("neck.lateral_convs.0.ln.weight" in keys) == ("flash" in path.stem and "dino" not in path.stem)
+
+
+@pytest.mark.parametrize("size", OPERATIONS)
+def test_operations_are_the_published_within_3_percent(size):
+    """Of all layers, for 1000 proposals and 100 masks, counted without computing them.
+
+    ``tools/analysis/get_flops.py``, which runs the detector, finds as many to a tenth of a percent.
+    """
+    path = CONFIGS / f"internimage/mask-rcnn_internimage-{size}_fpn_1x_coco.py"
+    model = build(Config.fromfile(path)).eval()
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        maps = model.neck(model.backbone(torch.empty(1, 3, 800, 1280)))
+        model.rpn_head(maps)
+        model.roi_head.bbox_head(torch.empty(1000, 256, 7, 7))
+        model.roi_head.mask_head(torch.empty(100, 256, 14, 14))
+    assert counter.get_total_flops() / 2e9 == pytest.approx(OPERATIONS[size], rel=0.03)
 
 
 @pytest.mark.parametrize("folder", FOLDERS)

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dcnzoo.ops import dcnv3, deform_conv2d
+from dcnzoo.ops import dcnv3, dcnv4, deform_conv2d, ms_deform_attn
 
 from .op_cases import dcnv3 as cases
 from .op_cases.dcnv3 import pair
@@ -235,6 +235,21 @@ def test_forward_mode():
         function(*(t + s * step * d for t, d in zip(sample.tensors, tangents, strict=True))) for s in (1, -1)
     )
     torch.testing.assert_close(tangent, (there - back) / (2 * step), rtol=1e-6, atol=1e-6)
+
+
+def test_what_is_no_tensor_is_named():
+    input, offset, mask = cases.make("no tensor").tensors
+    for index, name in enumerate(("input", "offset", "mask")):
+        for wrong in (None, input.numpy()):
+            tensors = [input, offset, mask]
+            tensors[index] = wrong
+            with pytest.raises(TypeError) as error:
+                dcnv3(*tensors, (3, 2), 1, 1, 1, 2, 3, 1.0)
+            assert str(error.value) == f"dcnv3: {name}: expected a tensor, got {type(wrong).__name__}"
+    with pytest.raises(TypeError, match=r"^dcnv4: offset_mask: expected a tensor, got list$"):
+        dcnv4(input, offset.tolist(), 3, 1, 1, 1, 2, 3, 1.0)
+    with pytest.raises(TypeError, match=r"^ms_deform_attn: spatial_shapes: expected a tensor, got list$"):
+        ms_deform_attn(input, [(7, 10)], torch.zeros(1), input, input)
 
 
 def test_scripts():

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import dcnzoo.ops.reference as reference
-from dcnzoo.layers import DCNv3, DCNv4, offset_parameter_groups
+from dcnzoo.layers import DCNv3, DCNv4, offset_parameter_groups, offset_statistics, track_offsets
 
 both = pytest.mark.parametrize("layer", [DCNv3, DCNv4])
 GEOMETRY = ((3, 3), (1, 1), (1, 1), (1, 1))
@@ -155,10 +155,70 @@ def test_offsets_can_learn_more_slowly(layer):
 
 
 @both
+@pytest.mark.parametrize("remove_center", [False, True])
+def test_statistics_of_offsets_by_hand(layer, remove_center):
+    torch.manual_seed(0)
+    kind, scale = layer, 1.5
+    layer = layer(6, stride=2, dilation=2, pad=2, group=2, offset_scale=scale, remove_center=remove_center)
+    predictor = layer.offset if kind is DCNv3 else layer.offset_mask
+    nn.init.normal_(predictor.weight)
+    nn.init.normal_(predictor.bias, std=2)
+    predicted = []
+    predictor.register_forward_hook(lambda *args: predicted.append(args[2].detach()))
+    model, x = nn.ModuleDict({"dcn": layer}), torch.randn(2, 7, 10, 6)
+    layer(x)
+    assert offset_statistics(model) == {}  # off by default
+    track_offsets(model)
+    predicted.clear()
+    layer(x)
+    ((name, statistics),) = offset_statistics(model).items()
+    assert name == "dcn" and layer._last_offsets.grad_fn is None
+
+    taps = [(i, j) for i in range(3) for j in range(3) if not (remove_center and i == j == 1)]  # x-major
+    absolute, driven_out = [], []
+    for n, row, column, g, p in torch.ones(2, 4, 5, 2, len(taps)).nonzero().tolist():
+        at = (g * len(taps) + p) * 2 if kind is DCNv3 else g * len(taps) * 3 + p * 2
+        dx, dy = (predicted[0][n, row, column, at : at + 2] * scale).tolist()
+        x0 = 2 * column + 2 * (taps[p][0] - 1) * scale
+        y0 = 2 * row + 2 * (taps[p][1] - 1) * scale
+        inside = [-1 < a < 10 and -1 < b < 7 for a, b in ((x0, y0), (x0 + dx, y0 + dy))]
+        absolute += [abs(dx), abs(dy)]
+        driven_out.append(inside == [True, False])
+    assert 0 < sum(driven_out) < len(driven_out)
+    assert statistics.outside == pytest.approx(sum(driven_out) / len(driven_out))
+    assert statistics.mean == pytest.approx(sum(absolute) / len(absolute), rel=1e-5)
+    assert statistics.max == pytest.approx(max(absolute), rel=1e-5)
+
+
+@both
+def test_statistics_change_nothing(layer):
+    layer, x = randomise(layer(12, group=3)), image()
+    expected, names = layer(x), list(layer.state_dict())
+    track_offsets(layer)
+    assert torch.equal(layer(x), expected) and list(layer.state_dict()) == names
+    torch._dynamo.reset()
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    before = offset_statistics(layer)[""]
+    layer._last_offsets = None
+    torch.testing.assert_close(compiled(x), expected)
+    assert offset_statistics(layer)[""] == pytest.approx(before)
+
+
+@both
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"group": 5}, "group: expected a divisor of the 12 channels, got 5"),
+        ({"group": 0}, "group: expected an integer of at least 1, got 0"),
+        ({"group": -3}, "group: expected an integer of at least 1, got -3"),
+        ({"stride": 0}, "stride: expected an integer of at least 1, got 0"),
+        ({"stride": 1.5}, "stride: expected an integer of at least 1, got 1.5"),
+        ({"dilation": 0, "pad": 0}, "dilation: expected an integer of at least 1, got 0"),
+        ({"kernel_size": (3, 3)}, "kernel_size: expected an integer of at least 1, got (3, 3)"),
+        (
+            {"kernel_size": 1, "pad": 0, "remove_center": True},
+            "kernel_size: expected at least 3 with remove_center, got 1",
+        ),
         ({"kernel_size": 2}, "kernel_size: expected an odd number, got 2"),
         ({"dw_kernel_size": 4}, "dw_kernel_size: expected an odd number, got 4"),
         ({"pad": 0}, "pad: expected 1, dilation · (kernel_size - 1) / 2, got 0"),
@@ -182,6 +242,12 @@ def test_dcnv4_refuses_a_shape_that_is_not_its_lengths():
         layer(x)
     with pytest.raises(RuntimeError, match=r"got \(8, 8\)"):
         layer(x, (8, 8))
+    with pytest.raises(RuntimeError, match=r"got 8$"):
+        layer(x, 8)
+    with pytest.raises(RuntimeError, match=r"DCNv4: shape: expected \(7, 9\) like the input, got \(9, 7\)"):
+        layer(torch.randn(2, 7, 9, 12), (9, 7))
+    with pytest.raises(RuntimeError, match=r"DCNv4: input: expected \(N, L, 12\), got \(2, 12, 63\)"):
+        layer(x.mT, (7, 9))
 
 
 def test_refuses_unknown_names():

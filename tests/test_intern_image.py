@@ -1,6 +1,7 @@
 """InternImage and FlashInternImage: the official checkpoints' names, what they compute, how they learn."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -128,6 +129,24 @@ def test_the_options_of_the_largest():
     assert [y.shape[1] for y in model(torch.randn(1, 3, 64, 32))] == [16, 32, 64, 128]
 
 
+def test_size_of_the_largest():
+    """InternImage-H: 1.08 billion parameters in the paper, which counts the classifier's head."""
+    with torch.device("meta"):
+        model = build(
+            "InternImage",
+            channels=320,
+            depths=(6, 6, 32, 6),
+            groups=(10, 20, 40, 80),
+            layer_scale=None,
+            dw_kernel_size=5,
+            res_post_norm=True,
+            level2_post_norm=True,
+            level2_post_norm_block_ids=[5, 11, 17, 23, 29],
+            center_feature_scale=True,
+        )
+    assert sum(p.numel() for p in model.parameters()) == pytest.approx(1.08e9, rel=0.01)
+
+
 @both
 def test_forward_and_backward(kind):
     model = build(kind, out_indices=(0, 2, 3))
@@ -245,12 +264,30 @@ def test_weights_of_another_network_are_refused(tmp_path):
         ({"drop_path_type": "cosine"}, "drop_path_type: expected 'linear' or 'uniform', got 'cosine'"),
         ({"core_op": "DCNv2"}, r"core_op: expected 'DCNv\d', got 'DCNv2'"),
         ({"groups": (3, 2, 4, 8)}, r"DCNv\d: group: expected a divisor of the 16 channels, got 3"),
+        ({"depths": (1, 0, 2, 1)}, r"depths: expected at least 1 block on each level, got \(1, 0, 2, 1\)"),
+        ({"drop_path_rate": 1.0}, "drop_path_rate: expected at least 0 and below 1, got 1.0"),
+        (
+            {"level2_post_norm": True, "level2_post_norm_block_ids": [1, 2]},
+            r"level2_post_norm_block_ids: expected some of the 2 blocks of level 2, got \[1, 2\]",
+        ),
+        (
+            {"level2_post_norm_block_ids": [1]},
+            r"level2_post_norm_block_ids: expected none without level2_post_norm, got \[1\]",
+        ),
         ({"res_post_norm": True}, "res_post_norm: expected neither post_norm nor layer_scale beside it"),
     ],
 )
 def test_refuses(kind, options, message):
     with pytest.raises(ValueError, match=message):
         build(kind, **options)
+
+
+@both
+@pytest.mark.parametrize("shape", [(3, 64, 64), (1, 4, 64, 64), (1, 64, 64, 3)])
+def test_refuses_images(kind, shape):
+    message = rf"^{kind}: x: expected \(N, 3, H, W\), got {re.escape(str(shape))}$"
+    with pytest.raises(RuntimeError, match=message):
+        build(kind)(torch.randn(shape))
 
 
 # The layer-wise learning rate
@@ -307,6 +344,45 @@ def test_layer_decay():
     }
     for parameter, values in expected.items():
         assert found[id(parameter)] == pytest.approx(values)
+
+
+@pytest.mark.parametrize("dino_head", [False, True])
+@pytest.mark.parametrize("backbone_small_lr", [False, True])
+def test_layer_decay_is_the_official_of_every_parameter(backbone_small_lr, dino_head):
+    """Of InternImage-H's backbone, whose norms after blocks count as the blocks of their own number."""
+    depths, rate = (2, 1, 3, 1), 0.7
+    options = dict(layer_scale=None, res_post_norm=True, level2_post_norm=True, center_feature_scale=True)
+    model = Detector()
+    model.backbone = build("InternImage", depths=depths, level2_post_norm_block_ids=[0, 2], **options)
+    model.reference_points = nn.Linear(4, 2)
+    switches = dict(backbone_small_lr=backbone_small_lr, dino_head=dino_head, offset_lr_scale=0.01)
+    paramwise = dict(depths=depths, layer_decay_rate=rate, **switches)
+    cfg = dict(
+        optimizer=dict(type="AdamW", lr=2e-3, weight_decay=0.05),
+        constructor="CustomLayerDecayOptimizerConstructor",
+        paramwise_cfg=paramwise,
+    )
+    groups = build_optim_wrapper(model, ConfigDict(cfg)).optimizer.param_groups
+    found = {id(p): (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]}
+
+    first_block = [1, 3, 4, 7]  # the numbers that the first blocks of the four levels have; 8: all the rest
+    for name, parameter in model.named_parameters():
+        parts = name.split(".")
+        if name.startswith("backbone.patch_embed"):
+            number = 0
+        elif not name.startswith("backbone.levels"):
+            number = 8
+        elif parts[3] == "downsample" or parts[3] == "norm":
+            number = first_block[min(int(parts[2]) + 1, 3)]
+        else:  # blocks.K and post_norms.K
+            number = first_block[int(parts[2])] + int(parts[4])
+        lr = 2e-3 * rate ** (8 - number)
+        if number < 8 and backbone_small_lr:
+            lr /= 10
+        if parts[0] in ("sampling_offsets", "reference_points"):
+            lr *= 0.1 if dino_head else 0.01
+        decays = parameter.dim() > 1 and "norm" not in name and "sampling_offsets" not in name
+        assert found[id(parameter)] == pytest.approx((lr, 0.05 if decays else 0.0)), name
 
 
 def test_layer_decay_refuses():

@@ -221,16 +221,40 @@ def test_dcn_offset_lr_mult(pack):
     assert {rate for n, rate in named.items() if "offset" not in n} == {0.5}
 
 
-def test_learning_rate_of_packs_of_layers():
-    """mmengine's ``dcn_offset_lr_mult`` knows mmcv's classes only."""
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), PackedDeformConv2d(4, 6, 3, modulated=True))
-    build = DefaultOptimWrapperConstructor(
-        dict(type="OptimWrapper", optimizer=dict(type="SGD", lr=0.5)),
-        paramwise_cfg=dict(custom_keys=dict(conv_offset=dict(lr_mult=0.1), conv_mask=dict(lr_mult=0.1))),
-    )
-    rates = {id(group["params"][0]): group["lr"] for group in build(model).param_groups}
-    slow = {name for name, parameter in model.named_parameters() if rates[id(parameter)] == 0.05}
-    assert slow == {f"1.conv_{name}.{p}" for name in ("offset", "mask") for p in ("weight", "bias")}
+@pytest.mark.parametrize(
+    ("layer", "slow"),
+    [
+        (PackedDeformConv2d(4, 6, 3, modulated=True), ("conv_offset", "conv_mask")),
+        (dcnzoo.layers.DCNv3(12, group=3), ("offset", "mask")),
+        (dcnzoo.layers.DCNv4(12, group=3, dw_kernel_size=3), ("offset_mask",)),
+        (dcnzoo.models.DCNv3Conv(32, 32, 3, padding=1), ("dcn.offset", "dcn.mask")),
+        (dcnzoo.models.DCNv4Conv(32, 32, 3, padding=1), ("dcn.offset_mask",)),
+        (dcnzoo.layers.MultiScaleDeformableAttention(12, 3), ("sampling_offsets",)),
+        (dcnzoo.models.MultiScaleDeformableAttention(12, 3), ("sampling_offsets",)),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
+)
+def test_dcn_offset_lr_mult_of_other_layers(layer, slow):
+    """mmengine asks for a convolution ``conv_offset`` in one of mmcv's two classes."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), layer, nn.Linear(3, 3))
+
+    def build(**paramwise):
+        constructor = DefaultOptimWrapperConstructor(
+            dict(type="OptimWrapper", optimizer=dict(type="SGD", lr=0.5, weight_decay=0.25)),
+            paramwise_cfg=paramwise,
+        )
+        groups = {id(group["params"][0]): group for group in constructor(model).param_groups}
+        return {name: groups[id(parameter)] for name, parameter in model.named_parameters()}
+
+    groups = build(dcn_offset_lr_mult=0.1)
+    expected = {f"1.{name}.{p}" for name in slow for p in ("weight", "bias")}
+    assert {name for name, group in groups.items() if group["lr"] == 0.05} == expected
+    assert {group["lr"] for name, group in groups.items() if name not in expected} == {0.5}
+    # nothing of it where it is not asked for, and a key that names it goes before
+    assert {group["lr"] for group in build(bias_decay_mult=0.0).values()} == {0.5}
+    groups = build(dcn_offset_lr_mult=0.1, custom_keys={f"1.{slow[0]}.bias": dict(lr_mult=2.0)})
+    assert groups[f"1.{slow[0]}.bias"]["lr"] == 1.0 and groups[f"1.{slow[0]}.weight"]["lr"] == 0.05
+    assert all(group["weight_decay"] == 0.25 for group in groups.values())
 
 
 # Offsets that stay in hand

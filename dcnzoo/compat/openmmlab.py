@@ -18,10 +18,11 @@ from mmengine.device import get_device
 from mmengine.dist import utils as dist_utils
 from mmengine.logging import HistoryBuffer
 from mmengine.model import MMDistributedDataParallel
-from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from mmengine.optim import AmpOptimWrapper, DefaultOptimWrapperConstructor, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 
 from dcnzoo.compat.packages import hub_finds_packages, inherit_from_packages
+from dcnzoo.layers.offsets import OFFSET_PREDICTORS
 
 
 def apply() -> None:
@@ -30,6 +31,7 @@ def apply() -> None:
     load_own_checkpoints()
     amp_on_cpu()
     distributed_without_cuda()
+    offsets_have_their_learning_rate()
     if find_spec("mmdet"):
         ssd_predicts()
         cascade_rpn_alone()
@@ -125,6 +127,37 @@ def distributed_without_cuda() -> None:
         construct(self, module, *args, **{**kwargs, "device_ids": None})
 
     MMDistributedDataParallel.__init__ = on_cpu
+
+
+# Optimizers
+
+
+def offsets_have_their_learning_rate() -> None:
+    """``dcn_offset_lr_mult`` knows mmcv's two convolutions only, and passes over every other layer.
+
+    What predicts offsets or masks in a layer of :mod:`dcnzoo.layers` has that rate too. As there,
+    ``custom_keys`` that name a parameter go before.
+    """
+    add = DefaultOptimWrapperConstructor.add_params
+    if hasattr(add, "__wrapped__"):
+        return
+
+    @functools.wraps(add)
+    def add_params(
+        self, params: list[dict], module: torch.nn.Module, prefix: str = "", is_dcn_module: object = None
+    ) -> None:
+        before = len(params)
+        add(self, params, module, prefix, is_dcn_module)
+        factor = self.paramwise_cfg.get("dcn_offset_lr_mult")
+        if factor is None or not isinstance(module, OFFSET_PREDICTORS):
+            return
+        names = {id(parameter): f"{prefix}.{name}" for name, parameter in module.named_parameters()}
+        for group in params[before:]:
+            name = names[id(group["params"][0])]
+            if not any(key in name for key in self.paramwise_cfg.get("custom_keys", {})):
+                group["lr"] = self.base_lr * factor
+
+    DefaultOptimWrapperConstructor.add_params = add_params
 
 
 # Models

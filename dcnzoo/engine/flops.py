@@ -56,3 +56,16 @@ def dcnv4_flops(
     **kwargs: object,
 ) -> int:
     return _aggregation_flops(out_shape, kernel_size, bool(args[-1]))
+
+
+@register_flop_formula(torch.ops.dcnzoo.ms_deform_attn)
+def ms_deform_attn_flops(
+    value: list[int],  # [N, S, heads, D]
+    spatial_shapes: list[int],
+    level_start_index: list[int],
+    sampling_locations: list[int],
+    attention_weights: list[int],  # [N, Q, heads, L, P]
+    *args: object,
+    **kwargs: object,
+) -> int:
+    return (_PER_SAMPLE + 2) * prod(attention_weights) * value[3]

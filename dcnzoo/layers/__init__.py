@@ -10,6 +10,7 @@ from dcnzoo.layers.deform_conv import (
     DeformConvTranspose3d,
 )
 from dcnzoo.layers.deform_roi_pool import DeformRoIPool, DeformRoIPoolPack, ModulatedDeformRoIPoolPack
+from dcnzoo.layers.ms_deform_attn import MultiScaleDeformableAttention
 from dcnzoo.layers.offsets import (
     OffsetConv1d,
     OffsetConv2d,
@@ -46,6 +47,7 @@ __all__ = [
     "MaskSigmoid",
     "MaskSoftmax",
     "ModulatedDeformRoIPoolPack",
+    "MultiScaleDeformableAttention",
     "OffsetConv1d",
     "OffsetConv2d",
     "OffsetConv3d",

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dcnzoo.layers.channels_last import build_activation, build_norm
-from dcnzoo.layers.offsets import OffsetLinear
+from dcnzoo.layers.offsets import OffsetLinear, TracksOffsets
 from dcnzoo.ops import dcnv3, dcnv4
+from dcnzoo.ops.reference import aggregation_points
 
 
-class _ChannelsLast(nn.Module):
+class _ChannelsLast(TracksOffsets, nn.Module):
     """Geometry, checks and the blend with the centre, which both generations share."""
 
     def __init__(
@@ -30,10 +32,18 @@ class _ChannelsLast(nn.Module):
         remove_center: bool,
     ) -> None:
         super().__init__()
+        numbers = dict(
+            channels=channels, kernel_size=kernel_size, stride=stride, dilation=dilation, group=group
+        )
+        for name, number in numbers.items():
+            if not isinstance(number, int) or number < 1:
+                self._refuse(name, "an integer of at least 1", number)
         if channels % group:
             self._refuse("group", f"a divisor of the {channels} channels", group)
         if kernel_size % 2 == 0:
             self._refuse("kernel_size", "an odd number", kernel_size)
+        if remove_center and kernel_size == 1:
+            self._refuse("kernel_size", "at least 3 with remove_center", kernel_size)
         if dw_kernel_size is not None and dw_kernel_size % 2 == 0:
             self._refuse("dw_kernel_size", "an odd number", dw_kernel_size)
         if 2 * pad != dilation * (kernel_size - 1):
@@ -55,15 +65,13 @@ class _ChannelsLast(nn.Module):
             self.center_feature_scale_proj_weight = nn.Parameter(torch.zeros(group, channels))
             self.center_feature_scale_proj_bias = nn.Parameter(torch.zeros(group))
 
-    def _refuse(self, argument: str, expected: str, given: object) -> None:
-        raise ValueError(f"{type(self).__name__}: {argument}: expected {expected}, got {given}")
+    def _refuse(self, argument: str, expected: str, given: object, error: type = ValueError) -> None:
+        raise error(f"{type(self).__name__}: {argument}: expected {expected}, got {given}")
 
     def _check(self, input: Tensor) -> None:
         if input.dim() != 4 or input.shape[3] != self.channels:
-            raise RuntimeError(
-                f"{type(self).__name__}: input: expected (N, H, W, {self.channels}), channels last, "
-                f"got {tuple(input.shape)}"
-            )
+            expected = f"(N, H, W, {self.channels}), channels last"
+            self._refuse("input", expected, tuple(input.shape), RuntimeError)
 
     def _geometry(self) -> tuple:
         return (
@@ -76,6 +84,15 @@ class _ChannelsLast(nn.Module):
             self.offset_scale,
             self.remove_center,
         )
+
+    @torch.no_grad()
+    def _record_offsets(self, offset: Tensor, size: tuple[int, int]) -> None:  # [N, oH, oW, group, P, 2]
+        if not self._records(offset):
+            return
+        pairs = [(number, number) for number in (self.kernel_size, self.stride, self.pad, self.dilation)]
+        offset = offset.detach().float()
+        grid = aggregation_points(offset.shape[1:3], *pairs, self.offset_scale, self.remove_center, offset)
+        self._record_shifts(grid, offset * self.offset_scale, size[::-1])
 
     def _thin_out(self, x: Tensor) -> Tensor:  # [N, H, W, C] -> [N, oH, oW, C], under the kernel's middle
         return x if self.stride == 1 else x[:, :: self.stride, :: self.stride]
@@ -177,7 +194,9 @@ class DCNv3(_ChannelsLast):
         query = self.dw_conv(input.permute(0, 3, 1, 2))
         mask = self.mask(query).unflatten(-1, (self.group, -1)).softmax(-1).flatten(-2)
         value = self.input_proj(input)
-        x = dcnv3(value, self.offset(query), mask, *self._geometry())
+        offset = self.offset(query)
+        self._record_offsets(offset.unflatten(-1, (self.group, -1, 2)), input.shape[1:3])
+        x = dcnv3(value, offset, mask, *self._geometry())
         return self.output_proj(self._blend_center(x, value, query))
 
 
@@ -256,14 +275,17 @@ class DCNv4(_ChannelsLast):
 
     def forward(self, input: Tensor, shape: tuple[int, int] | None = None) -> Tensor:
         if input.dim() != 3:
+            if shape is not None and tuple(shape) != tuple(input.shape[1:3]):
+                self._refuse("shape", f"{tuple(input.shape[1:3])} like the input", shape, RuntimeError)
             return self._forward(input)
-        length = input.shape[1]
+        length, channels = input.shape[1:]
+        if channels != self.channels:
+            self._refuse("input", f"(N, L, {self.channels})", tuple(input.shape), RuntimeError)
         if shape is None:
             shape = (math.isqrt(length),) * 2
-        if shape[0] * shape[1] != length:
-            raise RuntimeError(
-                f"DCNv4: shape: expected (H, W) with H · W = {length}, the input's length, got {tuple(shape)}"
-            )
+        if not isinstance(shape, Sequence) or len(shape) != 2 or shape[0] * shape[1] != length:
+            expected = f"(H, W) with H · W = {length}, the input's length"
+            self._refuse("shape", expected, shape, RuntimeError)
         return self._forward(input.unflatten(1, tuple(shape))).flatten(1, 2)
 
     def _forward(self, input: Tensor) -> Tensor:  # [N, H, W, C] -> [N, oH, oW, C]
@@ -273,6 +295,10 @@ class DCNv4(_ChannelsLast):
             query = self._thin_out(input)
         else:
             query = self.offset_mask_dw(input.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        x = dcnv4(value, self.offset_mask(query), *self._geometry())
+        fields = self.offset_mask(query)
+        per_group = fields[..., : self.taps * 3].unflatten(-1, (self.group, -1))  # 2P offsets, P factors
+        offset = per_group[..., : per_group.shape[-1] // 3 * 2].unflatten(-1, (-1, 2))
+        self._record_offsets(offset, input.shape[1:3])
+        x = dcnv4(value, fields, *self._geometry())
         x = self._blend_center(x, value, x)
         return x if self.without_pointwise else self.output_proj(x)

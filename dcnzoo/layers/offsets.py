@@ -60,6 +60,7 @@ class OffsetLinear(_ZeroLinear):
 
 
 OFFSET_CONVS = {1: OffsetConv1d, 2: OffsetConv2d, 3: OffsetConv3d}
+OFFSET_PREDICTORS = (*OFFSET_CONVS.values(), OffsetLinear)
 
 
 def check_offset_limit(owner: str, limit: float | None) -> float | None:
@@ -124,23 +125,42 @@ class TracksOffsets:
     track_offsets = False
     _last_offsets: Tensor | None = None  # [3], on the layer's device, without a graph
 
+    def _records(self, offset: Tensor | None) -> bool:
+        return (
+            self.track_offsets
+            and offset is not None
+            and offset.numel() > 0
+            and not torch.compiler.is_exporting()
+        )
+
     @torch.no_grad()
     def _record_offsets(self, offset: Tensor | None, size: Sequence[int]) -> None:
-        """``size``: of the map that the points lie in."""
-        if not self.track_offsets or offset is None or offset.numel() == 0 or torch.compiler.is_exporting():
+        """``offset``: ``(N, G·K·rank, *out)``; ``size``: of the map that the points lie in."""
+        if not self._records(offset):
             return
         offset = offset.detach().float()
         grid = sampling_points(
             None, self.kernel_size, offset.shape[2:], self.stride, self.padding, self.dilation, offset
         )  # [1, 1, K, rank, *out]
-        points = grid + offset.unflatten(1, (-1, *grid.shape[2:4]))
-        driven_out = _inside(grid, size) & ~_inside(points, size)
-        absolute = offset.abs()
+        self._record_shifts(grid, offset.unflatten(1, (-1, *grid.shape[2:4])), size, axis=3)
+
+    @torch.no_grad()
+    def _record_shifts(
+        self, grid: Tensor, shift: Tensor, size: Sequence[int | Tensor], axis: int = -1
+    ) -> None:
+        """``grid``: where the points lie without their ``shift``, both in pixels; ``axis``: that of the
+        coordinates, which come in the order of ``size``.
+        """
+        if not self._records(shift):
+            return
+        grid, shift = grid.detach().float(), shift.detach().float()
+        driven_out = _inside(grid, size, axis) & ~_inside(grid + shift, size, axis)
+        absolute = shift.abs()
         self._last_offsets = torch.stack([absolute.mean(), absolute.max(), driven_out.float().mean()])
 
 
-def _inside(points: Tensor, size: Sequence[int]) -> Tensor:  # [N, G, K, rank, *out] -> [N, G, K, *out]
-    axes = zip(points.unbind(3), size, strict=True)
+def _inside(points: Tensor, size: Sequence[int | Tensor], axis: int) -> Tensor:
+    axes = zip(points.unbind(axis), size, strict=True)
     return torch.stack([(at > -1) & (at < extent) for at, extent in axes]).all(dim=0)
 
 
@@ -182,11 +202,10 @@ def offset_parameter_groups(model: nn.Module, lr: float, offset_lr_mult: float =
     Returns:
         One group without and one with the parameters of the prediction; each parameter once.
     """
-    predictors = (*OFFSET_CONVS.values(), OffsetLinear)
     offsets = {
         id(parameter): parameter
         for module in model.modules()
-        if isinstance(module, predictors)
+        if isinstance(module, OFFSET_PREDICTORS)
         for parameter in module.parameters()
     }
     others = [parameter for parameter in model.parameters() if id(parameter) not in offsets]

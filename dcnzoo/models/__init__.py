@@ -6,6 +6,8 @@
   deformable convolutions directly run on dcnzoo's operators, with mmcv-lite and with compiled mmcv.
 - ``DeformRoIPool`` and its packs are in the registry; RoI extractors, which look in ``mmcv.ops``, get mmcv's
   of the same names, on dcnzoo's operator.
+- ``MultiScaleDeformableAttention`` of a config is dcnzoo's; mmcv's, which DETRs import directly, runs on
+  dcnzoo's operator.
 - ``DCNv3`` and ``DCNv4``, and the backbones built on them, ``InternImage`` and ``FlashInternImage``, with
   their layer-wise learning rate.
 - ResNet-family backbones, HRNet and (PA)FPN take ``dcn=True`` (:mod:`dcnzoo.models.backbones`, ``necks``).
@@ -25,6 +27,7 @@ from dcnzoo.models.deform_aggregation import DCNv3, DCNv3Conv, DCNv4, DCNv4Conv
 from dcnzoo.models.deform_roi_pool import DeformRoIPool, DeformRoIPoolPack, ModulatedDeformRoIPoolPack
 from dcnzoo.models.intern_image import FlashInternImage, InternImage
 from dcnzoo.models.layer_decay import CustomLayerDecayOptimizerConstructor
+from dcnzoo.models.ms_deform_attn import MultiScaleDeformableAttention
 
 __all__ = [
     "DCN",
@@ -39,6 +42,7 @@ __all__ = [
     "FlashInternImage",
     "InternImage",
     "ModulatedDeformRoIPoolPack",
+    "MultiScaleDeformableAttention",
 ]
 
 use_dcnzoo_deform_conv()

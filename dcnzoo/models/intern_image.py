@@ -221,10 +221,20 @@ class InternImage(BaseModule):
             self._refuse("out_indices", f"numbers from 0 to {levels - 1}", tuple(out_indices))
         if not -1 <= frozen_stages <= levels:
             self._refuse("frozen_stages", f"-1 to {levels}", frozen_stages)
+        if min(depths, default=0) < 1:
+            self._refuse("depths", "at least 1 block on each level", tuple(depths))
+        if not 0 <= drop_path_rate < 1:
+            self._refuse("drop_path_rate", "at least 0 and below 1", drop_path_rate)
         if drop_path_type not in ("linear", "uniform"):
             self._refuse("drop_path_type", "'linear' or 'uniform'", repr(drop_path_type))
         if res_post_norm and (post_norm or layer_scale is not None):
             self._refuse("res_post_norm", "neither post_norm nor layer_scale beside it", res_post_norm)
+        extra_norms = list(level2_post_norm_block_ids or ())
+        if extra_norms and not level2_post_norm:
+            self._refuse("level2_post_norm_block_ids", "none without level2_post_norm", extra_norms)
+        if extra_norms and (levels < 3 or not all(0 <= i < depths[2] for i in extra_norms)):
+            blocks = depths[2] if levels > 2 else 0
+            self._refuse("level2_post_norm_block_ids", f"some of the {blocks} blocks of level 2", extra_norms)
         self.depths = tuple(depths)
         self.out_indices = tuple(out_indices)
         self.frozen_stages = frozen_stages
@@ -234,7 +244,6 @@ class InternImage(BaseModule):
         blocks = sum(depths)
         first = 0.0 if drop_path_type == "linear" else drop_path_rate
         drop_paths = iter(torch.linspace(first, drop_path_rate, blocks, device="cpu").tolist())
-        extra_norms = (level2_post_norm_block_ids or ()) if level2_post_norm else ()
         self.levels = nn.ModuleList()
         for i, (depth, group) in enumerate(zip(depths, groups, strict=True)):
             width = channels * 2**i
@@ -319,6 +328,8 @@ class InternImage(BaseModule):
             print_log(f"{path}: lacks {', '.join(missing)}", "current", logging.WARNING)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        if x.dim() != 4 or x.shape[1] != 3:
+            raise RuntimeError(f"{type(self).__name__}: x: expected (N, 3, H, W), got {tuple(x.shape)}")
         x = self.pos_drop(self.patch_embed(x))
         outputs = []
         for i, level in enumerate(self.levels):

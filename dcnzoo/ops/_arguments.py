@@ -46,6 +46,13 @@ def _check_list(value: object, name: str, count: int) -> None:
         raise TypeError(f"{name}: expected an integer, or {count} in a list or tuple, got {value!r}")
 
 
+def check_tensors(name: str, **arguments: object) -> None:
+    """Before the dispatcher, which prints whole arrays, or takes None for a tensor of an unknown type."""
+    for argument, value in arguments.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name}: {argument}: expected a tensor, got {type(value).__name__}")
+
+
 def shape_text(sizes: list[int]) -> str:
     return "(" + ", ".join([str(size) for size in sizes]) + ("," if len(sizes) == 1 else "") + ")"
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from . import _library, reference  # noqa: F401  (_library registers the operators)
-from ._arguments import Int2, pair
+from ._arguments import Int2, check_tensors, pair
 from ._autocast import register_autocast
 from ._autograd import register_derivatives
 from ._vmap import register_vmap
@@ -52,7 +52,10 @@ def dcnv3(
     Raises:
         RuntimeError: a shape, dtype, device or value that does not fit; the message names the argument, what
             was expected and what was given.
+        TypeError: something that is no tensor, or no number.
     """
+    if not torch.jit.is_scripting():
+        check_tensors("dcnv3", input=input, offset=offset, mask=mask)
     if im2col_step is not None and im2col_step < 1:
         raise RuntimeError(f"dcnv3: im2col_step: expected at least 1, got {im2col_step}")
     return torch.ops.dcnzoo.dcnv3(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from . import _library, reference  # noqa: F401  (_library registers the operators)
-from ._arguments import Int2, pair
+from ._arguments import Int2, check_tensors, pair
 from ._autocast import register_autocast
 from ._autograd import register_derivatives
 from ._vmap import register_vmap
@@ -40,7 +40,10 @@ def dcnv4(
 
     Raises:
         RuntimeError: a shape, dtype, device or value that does not fit.
+        TypeError: something that is no tensor, or no number.
     """
+    if not torch.jit.is_scripting():
+        check_tensors("dcnv4", input=input, offset_mask=offset_mask)
     return torch.ops.dcnzoo.dcnv4(
         input,
         offset_mask,

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from . import _library, reference  # noqa: F401  (_library registers the operators)
+from ._arguments import check_tensors
 from ._autocast import register_autocast
 from ._autograd import register_derivatives
 from ._vmap import register_vmap
@@ -41,7 +42,17 @@ def ms_deform_attn(
     Raises:
         RuntimeError: a shape, dtype or device that does not fit; on the CPU also a level that does not lie
             within ``value``. On CUDA, where looking would stall the device, such a level reads as zeros.
+        TypeError: something that is no tensor.
     """
+    if not torch.jit.is_scripting():
+        check_tensors(
+            "ms_deform_attn",
+            value=value,
+            spatial_shapes=spatial_shapes,
+            level_start_index=level_start_index,
+            sampling_locations=sampling_locations,
+            attention_weights=attention_weights,
+        )
     return torch.ops.dcnzoo.ms_deform_attn(
         value, spatial_shapes, level_start_index, sampling_locations, attention_weights
     )

@@ -285,9 +285,35 @@ def dcnv3(
     batch, out_size = input.shape[0], offset.shape[1:3]
     accumulate = torch.promote_types(input.dtype, torch.float32)
     feature = input.to(accumulate)
+    grid = aggregation_points(
+        out_size, kernel_size, stride, padding, dilation, offset_scale, remove_center, feature
+    )  # (oH, oW, 1, P, 2)
+    taps = grid.shape[3]
+    offset = offset.to(accumulate).reshape(batch, *out_size, group, taps, 2)
+    points = grid + offset * offset_scale  # (N, oH, oW, group, P, 2)
+    points = points.flip(-1).permute(0, 3, 5, 1, 2, 4).flatten(3).flatten(0, 1)
+    maps = feature.reshape(batch, *input.shape[1:3], group, group_channels).permute(0, 3, 4, 1, 2)
+    samples = sample_multilinear(maps.flatten(0, 1), points)
+    samples = samples.reshape(batch, group, group_channels, *out_size, taps)
+    weights = mask.to(accumulate).reshape(batch, *out_size, group, 1, taps).permute(0, 3, 4, 1, 2, 5)
+    out = (samples * weights).sum(-1)  # (N, group, group_channels, oH, oW)
+    return out.permute(0, 3, 4, 1, 2).flatten(3).contiguous().to(input.dtype)
+
+
+def aggregation_points(
+    out_size: Sequence[int],
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    offset_scale: float,
+    remove_center: bool,
+    like: Tensor,
+) -> Tensor:
+    """Where the taps of :func:`dcnv3` read without offsets: ``(oH, oW, 1, P, 2)``, (x, y), in pixels."""
 
     def steps(count: int, step: int) -> Tensor:
-        return torch.arange(count, device=input.device, dtype=accumulate) * step
+        return torch.arange(count, device=like.device, dtype=like.dtype) * step
 
     middle = [dilation[a] * (kernel_size[a] - 1) // 2 for a in (0, 1)]
     tap_x, tap_y = torch.meshgrid(
@@ -299,16 +325,7 @@ def dcnv3(
     out_y, out_x = torch.meshgrid(
         *(steps(out_size[a], stride[a]) - padding[a] + middle[a] for a in (0, 1)), indexing="ij"
     )
-    base = torch.stack([out_x, out_y], dim=-1)[:, :, None, None]  # (oH, oW, 1, 1, 2)
-    offset = offset.to(accumulate).reshape(batch, *out_size, group, len(taps), 2)
-    points = base + (taps + offset) * offset_scale  # (N, oH, oW, group, P, 2)
-    points = points.flip(-1).permute(0, 3, 5, 1, 2, 4).flatten(3).flatten(0, 1)
-    maps = feature.reshape(batch, *input.shape[1:3], group, group_channels).permute(0, 3, 4, 1, 2)
-    samples = sample_multilinear(maps.flatten(0, 1), points)
-    samples = samples.reshape(batch, group, group_channels, *out_size, len(taps))
-    weights = mask.to(accumulate).reshape(batch, *out_size, group, 1, len(taps)).permute(0, 3, 4, 1, 2, 5)
-    out = (samples * weights).sum(-1)  # (N, group, group_channels, oH, oW)
-    return out.permute(0, 3, 4, 1, 2).flatten(3).contiguous().to(input.dtype)
+    return torch.stack([out_x, out_y], dim=-1)[:, :, None, None] + taps * offset_scale
 
 
 def dcnv4(

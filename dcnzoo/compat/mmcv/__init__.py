@@ -57,10 +57,15 @@ def use_dcnzoo_deform_conv() -> None:
     """Runs mmcv's own deformable layers on dcnzoo's operators, also where mmcv is compiled.
 
     ``DeformConv2d``, ``ModulatedDeformConv2d`` and their functions, which several heads import past
-    the registry, and the deformable RoI pools, which RoI extractors look up in ``mmcv.ops`` by name, find
-    ``ext_module`` in their module at every call. Compiled mmcv has no RoI pool for the CPU.
+    the registry, the deformable RoI pools, which RoI extractors look up in ``mmcv.ops`` by name, and
+    ``MultiScaleDeformableAttention``, which DETRs import, find ``ext_module`` in their module at every call.
+    Compiled mmcv has no RoI pool for the CPU, and of attention a function in PyTorch, whose place is taken.
     """
     extension = importlib.import_module(f"{__name__}._ext")
-    for name in ("deform_conv", "modulated_deform_conv", "deform_roi_pool"):
+    for name in ("deform_conv", "modulated_deform_conv", "deform_roi_pool", "multi_scale_deform_attn"):
         # not `import … as`: mmcv.ops has functions of the same names as its modules
-        importlib.import_module(f"mmcv.ops.{name}").ext_module = extension
+        module = importlib.import_module(f"mmcv.ops.{name}")
+        module.ext_module = extension
+    name = "multi_scale_deformable_attn_pytorch"
+    if not hasattr(getattr(module, name), "__wrapped__"):
+        setattr(module, name, extension.attention_in_place_of(getattr(module, name)))

@@ -318,6 +318,31 @@ def ms_deform_attn_backward(
         target.add_(gradient)
 
 
+def attention_in_place_of(plain: Callable) -> Callable:
+    """mmcv's function for the CPU, ``multi_scale_deformable_attn_pytorch``, on dcnzoo's operator.
+
+    Exporters, which know no translation of that, see ``plain``.
+    """
+
+    @functools.wraps(plain)
+    def attention(
+        value: Tensor,  # [N, S, heads, D]
+        value_spatial_shapes: Tensor,  # [L, 2]
+        sampling_locations: Tensor,  # [N, Q, heads, L, P, 2]
+        attention_weights: Tensor,  # [N, Q, heads, L, P]
+    ) -> Tensor:  # [N, Q, heads·D]
+        if torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export():
+            return plain(value, value_spatial_shapes, sampling_locations, attention_weights)
+        shapes = torch.as_tensor(value_spatial_shapes, device=value.device, dtype=torch.int64)
+        areas = shapes.prod(1)
+        starts = areas.cumsum(0) - areas
+        if not torch.compiler.is_compiling() and (total := int(areas.sum())) != value.shape[1]:
+            raise RuntimeError(f"{plain.__name__}: value: expected {total} pixels, got {value.shape[1]}")
+        return dcnzoo.ops.ms_deform_attn(value, shapes, starts, sampling_locations, attention_weights)
+
+    return attention
+
+
 # Boxes
 
 

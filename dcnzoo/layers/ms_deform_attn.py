@@ -1,0 +1,178 @@
+"""Multi-scale deformable attention as a layer, with the official parameter names and initial values."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from dcnzoo.layers.offsets import OffsetLinear, TracksOffsets
+from dcnzoo.ops import ms_deform_attn
+
+
+class MultiScaleDeformableAttention(TracksOffsets, nn.Module):
+    """Multi-scale deformable attention (Deformable DETR, Zhu et al. 2021, eq. 3).
+
+    Each query predicts, per head and level, offsets from its reference point (``sampling_offsets``) and
+    factors, which a softmax over the points of all levels makes a mean (``attention_weights``); between two
+    linear projections (``value_proj``, ``output_proj``) :func:`dcnzoo.ops.ms_deform_attn` reads there.
+    Checkpoints of the official ``MSDeformAttn`` and of mmcv load as they are.
+
+    Args:
+        embed_dims: channels of queries and of the output, and of what ``value`` holds.
+        num_heads: a divisor of the projected channels.
+        num_levels: of the pyramid.
+        num_points: of a head on a level.
+        value_proj_ratio: of the projected channels to ``embed_dims``.
+
+    The offsets start as the official ones, each head looking into a direction of its own and its points one
+    pixel further each, with the same weight, whatever the query.
+
+    Raises:
+        ValueError: arguments that do not fit.
+        RuntimeError: input that does not fit.
+    """
+
+    def __init__(
+        self,
+        embed_dims: int = 256,
+        num_heads: int = 8,
+        num_levels: int = 4,
+        num_points: int = 4,
+        value_proj_ratio: float = 1.0,
+    ) -> None:
+        nn.Module.__init__(self)  # not super(): the registered layer has a second base, mmcv's
+        numbers = dict(
+            embed_dims=embed_dims, num_heads=num_heads, num_levels=num_levels, num_points=num_points
+        )
+        for name, number in numbers.items():
+            if number < 1:
+                self._refuse(name, "at least 1", number)
+        channels = int(embed_dims * value_proj_ratio)
+        if channels < 1 or channels % num_heads:
+            self._refuse("num_heads", f"a divisor of the {channels} channels of value_proj", num_heads)
+        self.embed_dims = embed_dims
+        self.num_heads = num_heads
+        self.num_levels = num_levels
+        self.num_points = num_points
+        points = num_heads * num_levels * num_points
+        self.sampling_offsets = OffsetLinear(embed_dims, points * 2)
+        self.attention_weights = nn.Linear(embed_dims, points)
+        self.value_proj = nn.Linear(embed_dims, channels)
+        self.output_proj = nn.Linear(channels, embed_dims)
+        self.reset_parameters()
+
+    def _refuse(self, argument: str, expected: str, given: object, error: type = ValueError) -> None:
+        raise error(f"{type(self).__name__}: {argument}: expected {expected}, got {given}")
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """The official initial values."""
+        self.sampling_offsets.reset_parameters()
+        angles = torch.arange(self.num_heads) * (2 * math.pi / self.num_heads)
+        directions = torch.stack([angles.cos(), angles.sin()], -1)  # [heads, 2], (x, y)
+        directions = directions / directions.abs().amax(-1, keepdim=True)  # onto a square
+        steps = torch.arange(1, self.num_points + 1)
+        rays = (directions[:, None, None] * steps[:, None]).expand(-1, self.num_levels, -1, -1)
+        self.sampling_offsets.bias.copy_(rays.flatten())
+        nn.init.zeros_(self.attention_weights.weight)
+        nn.init.zeros_(self.attention_weights.bias)
+        for projection in (self.value_proj, self.output_proj):
+            nn.init.xavier_uniform_(projection.weight)
+            nn.init.zeros_(projection.bias)
+
+    def init_weights(self) -> None:
+        """The official initial values again, behind an OpenMMLab parent that initialises every Linear."""
+        self.reset_parameters()
+
+    def forward(
+        self,
+        query: Tensor,  # [N, Q, C]
+        reference_points: Tensor,  # [N, Q, L, 2], (x, y), or [N, Q, L, 4], with (width, height)
+        value: Tensor,  # [N, S, C]
+        spatial_shapes: Tensor,  # [L, 2], (height, width)
+        level_start_index: Tensor | None = None,  # [L]
+        key_padding_mask: Tensor | None = None,  # [N, S], True: reads as zero
+    ) -> Tensor:  # [N, Q, C]
+        """What the official layer's ``forward`` computes, its arguments in the same order.
+
+        Args:
+            query: ``(N, Q, embed_dims)``, with positions added.
+            reference_points: in units of the level's size, (0, 0) its upper left corner. Offsets are in
+                pixels from a point; from a box they are in units of ``size / (2 · num_points)``. Any of the
+                first three sizes may be 1 and stands for all.
+            value: ``(N, S, embed_dims)``, the pixels of all levels, one level after the other.
+            spatial_shapes: the levels' (height, width), int64.
+            level_start_index: where in S each level begins; by default they follow one another.
+            key_padding_mask: bool.
+        """
+        self._check(query, reference_points, value, spatial_shapes, key_padding_mask)
+        if level_start_index is None:
+            areas = spatial_shapes.prod(1)
+            level_start_index = areas.cumsum(0) - areas
+        value = self.value_proj(value)
+        if key_padding_mask is not None:
+            value = value.masked_fill(key_padding_mask[..., None], 0.0)
+        # Coordinates are not rounded to half precision: bfloat16 knows nothing between 0.996 and 1.
+        exact = torch.promote_types(value.dtype, torch.float32)
+        points = (self.num_heads, self.num_levels, self.num_points)
+        shift = self.sampling_offsets(query).to(exact).unflatten(-1, (*points, 2))
+        reference = reference_points.to(exact)[:, :, None, :, None]  # [N, Q, 1, L, 1, 2 or 4]
+        extent = spatial_shapes.flip(-1)[:, None]  # [L, 1, 2], (width, height)
+        if reference.shape[-1] == 2:
+            shift = shift / extent
+        else:
+            shift = shift / self.num_points * reference[..., 2:] * 0.5
+            reference = reference[..., :2]
+        if self.track_offsets:
+            self._record_shifts(reference * extent - 0.5, shift * extent, extent.unbind(-1))
+        weights = self.attention_weights(query).to(exact).unflatten(-1, (self.num_heads, -1))
+        x = ms_deform_attn(
+            value.unflatten(-1, (self.num_heads, -1)),
+            spatial_shapes,
+            level_start_index,
+            reference + shift,
+            weights.softmax(-1).unflatten(-1, points[1:]),
+        )
+        return self.output_proj(x)
+
+    def _check(
+        self, query: Tensor, reference_points: Tensor, value: Tensor, shapes: Tensor, mask: Tensor | None
+    ) -> None:
+        for name, tensor, length in (("query", query, "Q"), ("value", value, "S")):
+            if tensor.dim() != 3 or tensor.shape[2] != self.embed_dims:
+                expected = f"(N, {length}, {self.embed_dims})"
+                self._refuse(name, expected, tuple(tensor.shape), RuntimeError)
+        batch, queries, pixels = query.shape[0], query.shape[1], value.shape[1]
+        if value.shape[0] != batch:
+            self._refuse("value", f"batch {batch} like query", value.shape[0], RuntimeError)
+        sizes = (batch, queries, self.num_levels)
+        given = tuple(reference_points.shape)
+        if (
+            len(given) != 4
+            or given[3] not in (2, 4)
+            or any(n not in (1, size) for n, size in zip(given, sizes, strict=False))
+        ):
+            expected = f"({batch}, {queries}, {self.num_levels}, 2 or 4), N, Q and L like query and levels"
+            self._refuse("reference_points", expected, given, RuntimeError)
+        if not isinstance(shapes, Tensor):
+            self._refuse("spatial_shapes", "a tensor", type(shapes).__name__, RuntimeError)
+        if tuple(shapes.shape) != (self.num_levels, 2):
+            expected = f"({self.num_levels}, 2), (height, width) of {self.num_levels} levels"
+            self._refuse("spatial_shapes", expected, tuple(shapes.shape), RuntimeError)
+        # On a GPU looking would stall the device.
+        if shapes.device.type == "cpu" and not torch.compiler.is_compiling():
+            total = int(shapes.prod(1).sum())
+            if total != pixels:
+                text = f"{total} pixels for levels of {', '.join(f'{h}×{w}' for h, w in shapes.tolist())}"
+                self._refuse("value", text, pixels, RuntimeError)
+        if mask is not None and (mask.dtype != torch.bool or tuple(mask.shape) != (batch, pixels)):
+            given = f"{mask.dtype} of {tuple(mask.shape)}"
+            self._refuse("key_padding_mask", f"torch.bool of ({batch}, {pixels})", given, RuntimeError)
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.embed_dims}, num_heads={self.num_heads}, num_levels={self.num_levels}, "
+            f"num_points={self.num_points}"
+        )

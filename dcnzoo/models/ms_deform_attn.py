@@ -1,0 +1,88 @@
+"""Multi-scale deformable attention in OpenMMLab's registry, in the place of mmcv's."""
+
+from __future__ import annotations
+
+from mmcv.ops import MultiScaleDeformableAttention as MmcvAttention
+from mmengine.model import BaseModule
+from mmengine.registry import MODELS
+from mmengine.utils import deprecated_api_warning
+from torch import Tensor, nn
+
+from dcnzoo import layers
+
+
+# mmcv's class is a base too, because MMDetection's detectors look for it when they initialise.
+@MODELS.register_module(force=True)
+class MultiScaleDeformableAttention(layers.MultiScaleDeformableAttention, MmcvAttention):
+    """mmcv's ``MultiScaleDeformableAttention``: :class:`dcnzoo.layers.MultiScaleDeformableAttention` with a
+    dropout and a shortcut.
+
+    Takes mmcv's arguments. Any batch goes with any ``im2col_step``; ``norm_cfg`` does nothing, as there.
+
+    Raises:
+        ValueError: arguments that do not fit.
+        RuntimeError: input that does not fit.
+    """
+
+    def __init__(
+        self,
+        embed_dims: int = 256,
+        num_heads: int = 8,
+        num_levels: int = 4,
+        num_points: int = 4,
+        im2col_step: int = 64,
+        dropout: float = 0.1,
+        batch_first: bool = False,
+        norm_cfg: dict | None = None,
+        init_cfg: dict | None = None,
+        value_proj_ratio: float = 1.0,
+    ) -> None:
+        BaseModule.__init__(self, init_cfg)
+        layers.MultiScaleDeformableAttention.__init__(
+            self, embed_dims, num_heads, num_levels, num_points, value_proj_ratio
+        )
+        self.im2col_step = im2col_step
+        self.norm_cfg = norm_cfg
+        self.batch_first = batch_first
+        self.dropout = nn.Dropout(dropout)
+
+    def init_weights(self) -> None:
+        self.reset_parameters()
+        self._is_init = True
+
+    @deprecated_api_warning({"residual": "identity"}, cls_name="MultiScaleDeformableAttention")
+    def forward(
+        self,
+        query: Tensor,  # [Q, N, C], or [N, Q, C] with batch_first
+        key: Tensor | None = None,
+        value: Tensor | None = None,  # [S, N, C], or [N, S, C]
+        identity: Tensor | None = None,  # like query
+        query_pos: Tensor | None = None,  # like query
+        key_padding_mask: Tensor | None = None,  # [N, S]
+        reference_points: Tensor | None = None,  # [N, Q, L, 2 or 4]
+        spatial_shapes: Tensor | None = None,  # [L, 2]
+        level_start_index: Tensor | None = None,  # [L]
+        **kwargs: object,
+    ) -> Tensor:  # like query
+        """mmcv's: the attention of ``query + query_pos``, plus ``identity``.
+
+        Args:
+            key: not used, as in mmcv.
+            value, identity: ``query`` (without ``query_pos``) where they are None.
+            key_padding_mask, reference_points, spatial_shapes, level_start_index: as of
+                :meth:`dcnzoo.layers.MultiScaleDeformableAttention.forward`.
+        """
+        for name, given in dict(reference_points=reference_points, spatial_shapes=spatial_shapes).items():
+            if given is None:
+                self._refuse(name, "a tensor", None)
+        value = query if value is None else value
+        identity = query if identity is None else identity
+        query = query if query_pos is None else query + query_pos
+        if not self.batch_first:
+            query, value = query.transpose(0, 1), value.transpose(0, 1)
+        if key_padding_mask is not None:
+            key_padding_mask = key_padding_mask.bool()  # mmcv's is a ByteTensor, says its documentation
+        output = super().forward(
+            query, reference_points, value, spatial_shapes, level_start_index, key_padding_mask
+        )
+        return self.dropout(output if self.batch_first else output.transpose(0, 1)) + identity

@@ -1,0 +1,443 @@
+"""``MultiScaleDeformableAttention``: mmcv's results, gradients and initial values, alone and in a DETR."""
+
+import copy
+import functools
+import importlib
+import math
+
+import mmcv.ops
+import pytest
+import torch
+from mmdet.structures import DetDataSample
+from mmengine.config import ConfigDict
+from mmengine.hub import get_config
+from mmengine.model import BaseModule
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import MODELS, DefaultScope
+from mmengine.structures import InstanceData
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import dcnzoo.engine.flops
+import dcnzoo.models
+from dcnzoo import layers
+from dcnzoo.compat.mmcv import use_dcnzoo_deform_conv
+from dcnzoo.layers import offset_parameter_groups, offset_statistics, track_offsets
+
+MODULE = importlib.import_module("mmcv.ops.multi_scale_deform_attn")
+PLAIN = MODULE.multi_scale_deformable_attn_pytorch.__wrapped__  # F.grid_sample
+MmcvAttention = MODULE.MultiScaleDeformableAttention
+SIZES = ((6, 9), (3, 5))
+PIXELS = 69
+ARGUMENTS = dict(embed_dims=12, num_heads=3, num_levels=2, num_points=4)
+TOLERANCE = dict(rtol=1e-10, atol=1e-10)
+PARAMETERS = ("sampling_offsets", "attention_weights", "value_proj", "output_proj")
+
+
+def randomise(module, std=0.5):
+    generator = torch.Generator().manual_seed(0)
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=std, generator=generator)
+    return module
+
+
+def tensors(reference=2, batch=2, queries=7, batch_first=True, dtype=torch.float64):
+    """What mmcv's forward takes."""
+    generator = torch.Generator().manual_seed(1)
+    normal = functools.partial(torch.randn, generator=generator, dtype=dtype)
+    points = torch.rand(batch, queries, 2, reference, generator=generator, dtype=dtype)
+    areas = [h * w for h, w in SIZES]
+    given = dict(
+        query=normal(batch, queries, 12),
+        value=normal(batch, PIXELS, 12),
+        identity=normal(batch, queries, 12),
+        query_pos=normal(batch, queries, 12),
+    )
+    if not batch_first:
+        given = {name: tensor.transpose(0, 1).contiguous() for name, tensor in given.items()}
+    return dict(
+        **given,
+        key_padding_mask=torch.rand(batch, PIXELS, generator=generator) < 0.2,
+        reference_points=points * 1.4 - 0.2,
+        spatial_shapes=torch.tensor(SIZES),
+        level_start_index=torch.tensor([0, areas[0]]),
+    )
+
+
+def alone(**options):
+    return randomise(layers.MultiScaleDeformableAttention(**{**ARGUMENTS, **options}))
+
+
+def inputs(**options):
+    """What the layer that stands alone takes."""
+    given = tensors(**options)
+    names = (
+        "query",
+        "reference_points",
+        "value",
+        "spatial_shapes",
+        "level_start_index",
+        "key_padding_mask",
+    )
+    return [given[name] for name in names]
+
+
+# As mmcv's
+
+
+def test_registered_over_mmcvs():
+    for registry in (MODELS, importlib.import_module("mmdet.registry").MODELS):
+        layer = registry.build(dict(type="MultiScaleDeformableAttention", **ARGUMENTS, dropout=0.0))
+        assert type(layer) is dcnzoo.models.MultiScaleDeformableAttention
+    assert isinstance(layer, mmcv.ops.MultiScaleDeformableAttention)  # what detectors look for
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("reference", [2, 4])
+@pytest.mark.parametrize("ratio", [1.0, 0.5])
+def test_equals_mmcvs(reference, batch_first, ratio, monkeypatch):
+    options = dict(**ARGUMENTS, dropout=0.0, batch_first=batch_first, value_proj_ratio=ratio)
+    theirs = randomise(MmcvAttention(**options)).double()
+    ours = dcnzoo.models.MultiScaleDeformableAttention(**options).double()
+    ours.load_state_dict(theirs.state_dict())
+    monkeypatch.setattr(MODULE, "multi_scale_deformable_attn_pytorch", PLAIN)
+    results = []
+    for layer in (ours, theirs):
+        given = tensors(reference, batch_first=batch_first)
+        leaves = [t.requires_grad_() for t in given.values() if t.is_floating_point()]
+        output = layer(**given)
+        gradients = torch.autograd.grad(output.sin().sum(), [*leaves, *layer.parameters()])
+        results.append((output, *gradients))
+    assert len(results[0]) == 1 + 5 + 8
+    torch.testing.assert_close(*results, **TOLERANCE)
+
+
+def test_what_may_be_left_out(monkeypatch):
+    """value and identity are the query, without its position; nothing is masked."""
+    theirs = randomise(MmcvAttention(**ARGUMENTS, dropout=0.0)).double()
+    ours = dcnzoo.models.MultiScaleDeformableAttention(**ARGUMENTS, dropout=0.0).double()
+    ours.load_state_dict(theirs.state_dict())
+    monkeypatch.setattr(MODULE, "multi_scale_deformable_attn_pytorch", PLAIN)
+    given = tensors(queries=PIXELS, batch_first=False)
+    for name in ("value", "identity", "key_padding_mask", "level_start_index"):
+        del given[name]
+    torch.testing.assert_close(ours(**given), theirs(**given), **TOLERANCE)
+    with pytest.warns(DeprecationWarning, match='"residual" is deprecated'):
+        output = ours(residual=given["query"] * 0, **given)
+    torch.testing.assert_close(output, theirs(identity=given["query"] * 0, **given), **TOLERANCE)
+
+
+@pytest.mark.parametrize(("heads", "levels", "points"), [(8, 4, 4), (3, 2, 5), (1, 1, 1)])
+def test_initial_values_are_the_published(heads, levels, points):
+    options = dict(embed_dims=24, num_heads=heads, num_levels=levels, num_points=points)
+    layer = layers.MultiScaleDeformableAttention(**options)
+    assert not any(p.any() for p in (layer.sampling_offsets.weight, *layer.attention_weights.parameters()))
+    bias = layer.sampling_offsets.bias.view(heads, levels, points, 2)
+    for head in range(heads):
+        angle = 2 * math.pi * head / heads
+        x, y = math.cos(angle), math.sin(angle)
+        scale = max(abs(x), abs(y))
+        for point in range(points):
+            expected = torch.tensor([x, y]) / scale * (point + 1)
+            torch.testing.assert_close(bias[head, :, point], expected.expand(levels, 2), rtol=0, atol=1e-5)
+    torch.testing.assert_close(layer.sampling_offsets.bias, MmcvAttention(**options).sampling_offsets.bias)
+    for projection in (layer.value_proj, layer.output_proj):
+        assert not projection.bias.any()
+        assert 0.8 * math.sqrt(6 / 48) < projection.weight.abs().max() <= math.sqrt(6 / 48)
+
+
+@pytest.mark.parametrize("kind", [layers, dcnzoo.models], ids=lambda module: module.__name__)
+def test_initial_values_outlast_a_parent(kind):
+    parent = BaseModule(init_cfg=dict(type="Normal", layer="Linear", std=1.0))
+    parent.attention = kind.MultiScaleDeformableAttention(**ARGUMENTS)
+    before = copy.deepcopy(parent.attention.sampling_offsets.state_dict())
+    parent.init_weights()
+    torch.testing.assert_close(parent.attention.sampling_offsets.state_dict(), before, rtol=0, atol=0)
+    assert not parent.attention.attention_weights.weight.any()
+    assert parent.attention.value_proj.weight.abs().max() < 1
+
+
+def test_checkpoints_of_both_load():
+    """The official layer and mmcv's name their parameters alike."""
+    names = {f"{name}.{p}" for name in PARAMETERS for p in ("weight", "bias")}
+    theirs = randomise(MmcvAttention(**ARGUMENTS)).state_dict()
+    assert set(theirs) == names
+    for kind in (layers, dcnzoo.models):
+        layer = kind.MultiScaleDeformableAttention(**ARGUMENTS)
+        layer.load_state_dict(theirs)
+        torch.testing.assert_close(layer.state_dict(), theirs)
+
+
+# Alone
+
+
+@pytest.mark.parametrize("reference", [2, 4])
+def test_is_its_definition(reference):
+    """Eq. 3 of the paper, written out: each sample by itself."""
+    layer = alone().double()
+    query, points, value, shapes, starts, mask = inputs(reference=reference, batch=1, queries=3)
+    memory = layer.value_proj(value)[0] * ~mask[0, :, None]
+    offsets = layer.sampling_offsets(query).view(3, 3, 2, 4, 2)
+    factors = layer.attention_weights(query).view(3, 3, 8).softmax(-1).view(3, 3, 2, 4)
+    expected = torch.zeros(3, 12, dtype=torch.float64)
+    for q, head, level, k in torch.ones(3, 3, 2, 4).nonzero().tolist():
+        height, width = SIZES[level]
+        x, y = points[0, q, level, :2].tolist()
+        dx, dy = offsets[q, head, level, k].tolist()
+        if reference == 4:
+            box_w, box_h = points[0, q, level, 2:].tolist()
+            x, y = x + dx / 4 * box_w / 2, y + dy / 4 * box_h / 2
+        else:
+            x, y = x + dx / width, y + dy / height
+        x, y = x * width - 0.5, y * height - 0.5
+        for row in (math.floor(y), math.floor(y) + 1):
+            for column in (math.floor(x), math.floor(x) + 1):
+                if 0 <= row < height and 0 <= column < width:
+                    part = (1 - abs(y - row)) * (1 - abs(x - column)) * factors[q, head, level, k]
+                    pixel = memory[starts[level] + row * width + column, head * 4 : head * 4 + 4]
+                    expected[q, head * 4 : head * 4 + 4] += part * pixel
+    output = layer(query, points, value, shapes, starts, mask)
+    torch.testing.assert_close(output[0], layer.output_proj(expected), **TOLERANCE)
+    torch.testing.assert_close(layer(query, points, value, shapes, None, mask), output, rtol=0, atol=0)
+    shared = points[:, :1, :1]  # one point for all queries and levels
+    everywhere = shared.expand(1, 3, 2, reference)
+    assert torch.equal(layer(query, shared, value, shapes), layer(query, everywhere, value, shapes))
+
+
+@pytest.mark.parametrize("kind", [dcnzoo.models.MultiScaleDeformableAttention, MmcvAttention])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast(dtype, kind):
+    layer = randomise(kind(**ARGUMENTS, dropout=0.0), std=0.3)
+    given = tensors(dtype=torch.float32, batch_first=False)
+    expected = layer(**given)
+    with torch.autocast("cpu", dtype):
+        output = layer(**given)
+    assert (output - expected).abs().max() < 0.03 * expected.abs().max()
+    output.float().sin().sum().backward()
+    assert all(p.grad.isfinite().all() and p.grad.any() for p in layer.parameters())
+
+
+def test_half_precision_keeps_coordinates():
+    """bfloat16 takes 598.5 of 600 pixels for 597.6: a layer in it would read another pixel."""
+    layer = layers.MultiScaleDeformableAttention(12, num_heads=3, num_levels=1, num_points=1)
+    nn.init.zeros_(layer.sampling_offsets.bias)
+    value = (torch.arange(600.0) % 2).view(1, 600, 1).expand(1, 600, 12)  # even pixels are zero
+    points, shapes = torch.tensor([[[[598.5 / 600, 0.5]]]]), torch.tensor([[1, 600]])
+    output = layer.bfloat16()(torch.zeros(1, 1, 12).bfloat16(), points, value.bfloat16(), shapes)
+    assert output.dtype == torch.bfloat16 and output.abs().max() < 1e-2  # pixel 598 alone
+
+
+def test_compiles():
+    layer = alone()
+    torch._dynamo.reset()
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend="aot_eager")
+    for queries in (7, 11):
+        given = inputs(queries=queries, dtype=torch.float32)
+        torch.testing.assert_close(compiled(*given), layer(*given))
+    # checks that look at values are left out of the graph; the operator's remain
+    with pytest.raises(RuntimeError, match="ms_deform_attn: value: expected at least 54"):
+        compiled(given[0], given[1], given[2][:, :68], given[3], given[4])
+
+
+def test_offsets_have_statistics_and_a_learning_rate():
+    layer = nn.ModuleDict({"attention": alone()})
+    _, slow = offset_parameter_groups(layer, lr=1.0)
+    assert {id(p) for p in slow["params"]} == {
+        id(p) for p in layer["attention"].sampling_offsets.parameters()
+    }
+    track_offsets(layer)
+    nn.init.zeros_(layer["attention"].sampling_offsets.weight)
+    bias = torch.zeros(3, 2, 4, 2)
+    bias[0, 1, 2] = torch.tensor([-3.0, 5.5])  # one of 24 points, on the level of 3×5 pixels
+    layer["attention"].sampling_offsets.bias.data = bias.flatten()
+    given = inputs(dtype=torch.float32)
+    given[1] = torch.full_like(given[1], 0.5)
+    layer["attention"](*given)
+    statistics = offset_statistics(layer)["attention"]
+    assert statistics.mean == pytest.approx(8.5 / 48) and statistics.max == 5.5
+    assert statistics.outside == pytest.approx(1 / 24)
+    # from a box: offsets in units of its size
+    boxes = torch.full((2, 7, 2, 4), 0.5)
+    layer["attention"](given[0], boxes, *given[2:])
+    statistics = offset_statistics(layer)["attention"]
+    # 5.5 / 4 · 0.5 · half of 3 pixels; 3 / 4 · 0.5 · half of 5 pixels
+    assert statistics.max == pytest.approx(5.5 / 4 * 0.25 * 3)
+    assert statistics.outside == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(num_heads=5), "num_heads: expected a divisor of the 12 channels of value_proj, got 5"),
+        (dict(value_proj_ratio=0.25), "num_heads: expected a divisor of the 3 channels of value_proj, got 4"),
+        (dict(num_levels=0), "num_levels: expected at least 1, got 0"),
+        (dict(num_points=-1), "num_points: expected at least 1, got -1"),
+    ],
+)
+@pytest.mark.parametrize("kind", [layers, dcnzoo.models], ids=lambda module: module.__name__)
+def test_refuses_arguments(kind, arguments, message):
+    with pytest.raises(ValueError) as error:
+        kind.MultiScaleDeformableAttention(**{**ARGUMENTS, "num_heads": 4, **arguments})
+    assert str(error.value) == f"MultiScaleDeformableAttention: {message}"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(query=(2, 7, 10)), r"query: expected \(N, Q, 12\), got \(2, 7, 10\)"),
+        (dict(value=(69, 12)), r"value: expected \(N, S, 12\), got \(69, 12\)"),
+        (dict(value=(3, 69, 12)), "value: expected batch 2 like query, got 3"),
+        (dict(value=(2, 68, 12)), "value: expected 69 pixels for levels of 6×9, 3×5, got 68"),
+        (dict(value=(2, 70, 12)), "value: expected 69 pixels for levels of 6×9, 3×5, got 70"),
+        (
+            dict(reference_points=(2, 7, 2, 3)),
+            r"reference_points: expected \(2, 7, 2, 2 or 4\), .*, got \(2, 7, 2, 3\)",
+        ),
+        (dict(reference_points=(2, 6, 2, 2)), r"reference_points: .*, got \(2, 6, 2, 2\)"),
+        (dict(reference_points=(2, 7, 2)), r"reference_points: .*, got \(2, 7, 2\)"),
+        (dict(spatial_shapes=(3, 2)), r"spatial_shapes: expected \(2, 2\), .* of 2 levels, got \(3, 2\)"),
+        (
+            dict(key_padding_mask=(2, 68)),
+            r"key_padding_mask: expected torch.bool of \(2, 69\), got torch.bool of \(2, 68\)",
+        ),
+    ],
+)
+def test_refuses_input(change, message):
+    given = tensors(dtype=torch.float32)
+    del given["identity"], given["query_pos"]
+    ((name, shape),) = change.items()
+    given[name] = torch.ones(shape, dtype=given[name].dtype)
+    with pytest.raises(RuntimeError, match=f"^MultiScaleDeformableAttention: {message}$"):
+        alone()(**given)
+    with pytest.raises(RuntimeError, match=f"^MultiScaleDeformableAttention: {message}$"):
+        dcnzoo.models.MultiScaleDeformableAttention(**ARGUMENTS, batch_first=True)(**given)
+
+
+def test_the_registered_layer_wants_points_and_levels():
+    layer = dcnzoo.models.MultiScaleDeformableAttention(**ARGUMENTS)
+    with pytest.raises(ValueError, match="reference_points: expected a tensor, got None"):
+        layer(torch.zeros(7, 2, 12))
+
+
+def test_refuses_levels_that_are_no_tensor():
+    given = inputs(dtype=torch.float32)
+    with pytest.raises(RuntimeError, match="spatial_shapes: expected a tensor, got tuple"):
+        alone()(*given[:3], SIZES)
+
+
+# In detectors
+
+
+def tiny_detr():
+    """MMDetection's Deformable DETR with one layer each and 16 channels, initialised as there."""
+    attention = dict(embed_dims=16, num_heads=2)
+    ffn = dict(embed_dims=16, feedforward_channels=32)
+    small = dict(
+        num_queries=9,
+        backbone=dict(depth=18, base_channels=8, frozen_stages=-1, init_cfg=None),
+        neck=dict(in_channels=[16, 32, 64], out_channels=16, norm_cfg=dict(num_groups=4)),
+        encoder=dict(num_layers=1, layer_cfg=dict(self_attn_cfg=attention, ffn_cfg=ffn)),
+        decoder=dict(
+            num_layers=1, layer_cfg=dict(self_attn_cfg=attention, cross_attn_cfg=attention, ffn_cfg=ffn)
+        ),
+        positional_encoding=dict(num_feats=8),
+        bbox_head=dict(num_classes=3, embed_dims=16),
+    )
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        cfg = get_config("mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py")
+        cfg.merge_from_dict(dict(model=small))
+        model = MODELS.build(cfg.model)
+        model.init_weights()
+    return model
+
+
+def loss(model):
+    """Of an image of noise with two objects, with the dropouts of a seed."""
+    metainfo = dict.fromkeys(("img_shape", "ori_shape", "pad_shape", "batch_input_shape"), (64, 96))
+    sample = DetDataSample(metainfo=metainfo)
+    sample.gt_instances = InstanceData(
+        bboxes=torch.tensor([[5.0, 8, 40, 50], [30, 10, 90, 60]]), labels=torch.tensor([0, 2])
+    )
+    torch.manual_seed(0)
+    losses = model.loss(torch.randn(1, 3, 64, 96), [sample])
+    return sum(value for name, value in losses.items() if "loss" in name)
+
+
+def with_registered_layers(model):
+    """A copy whose attention comes from the registry, with the same weights."""
+    model = copy.deepcopy(model)
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, MmcvAttention):
+                cfg = dict(type="MultiScaleDeformableAttention", embed_dims=16, num_heads=2, batch_first=True)
+                layer = MODELS.build(cfg)
+                layer.load_state_dict(child.state_dict())
+                setattr(parent, name, layer)
+    return model
+
+
+def test_a_deformable_detr(monkeypatch):
+    """Built as MMDetection does and from the registry: mmcv's names, losses and gradients, and it trains."""
+    torch.manual_seed(0)
+    model = tiny_detr()
+    attention = [m for m in model.modules() if isinstance(m, MmcvAttention)]
+    assert len(attention) == 2
+    for layer in attention:  # off the pixels' centres, where the interpolation has a kink and no derivative
+        nn.init.normal_(layer.sampling_offsets.bias)
+    registered = with_registered_layers(model)
+    assert list(registered.state_dict()) == list(model.state_dict())
+    names = [f"encoder.layers.0.self_attn.{name}.weight" for name in PARAMETERS]
+    assert set(names) < set(model.state_dict())
+
+    def step(model):
+        total = loss(model)
+        total.backward()
+        gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        assert set(names) < set(gradients)
+        return total, gradients
+
+    plain = copy.deepcopy(model)
+    track_offsets(registered)
+    ours, from_registry = step(model), step(registered)
+    with monkeypatch.context() as patch:
+        patch.setattr(MODULE, "multi_scale_deformable_attn_pytorch", PLAIN)
+        theirs = step(plain)
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(from_registry, theirs, rtol=1e-3, atol=1e-4)
+    assert list(offset_statistics(registered)) == [
+        "encoder.layers.0.self_attn",
+        "decoder.layers.0.cross_attn",
+    ]
+
+    before = copy.deepcopy(registered.state_dict())
+    cfg = dict(optimizer=dict(type="AdamW", lr=1e-2), paramwise_cfg=dict(dcn_offset_lr_mult=0.1))
+    build_optim_wrapper(registered, ConfigDict(cfg)).step()
+    moved = {name: (value - before[name]).abs().max() for name, value in registered.state_dict().items()}
+    assert moved["encoder.layers.0.self_attn.sampling_offsets.weight"] == pytest.approx(1e-3, rel=0.05)
+    assert moved["encoder.layers.0.self_attn.value_proj.weight"] == pytest.approx(1e-2, rel=0.05)
+
+
+def test_mmcvs_function_runs_on_the_operator():
+    value, points = torch.randn(2, PIXELS, 3, 4), torch.rand(2, 7, 3, 2, 4, 2)
+    weights = torch.rand(2, 7, 3, 2, 4)
+    with FlopCounterMode(display=False) as counter:
+        output = MODULE.multi_scale_deformable_attn_pytorch(value, torch.tensor(SIZES), points, weights)
+    assert counter.get_total_flops() == 10 * weights.numel() * 4
+    torch.testing.assert_close(output, PLAIN(value, SIZES, points, weights))
+    with pytest.raises(RuntimeError, match=r"_pytorch: value: expected 69 pixels, got 70$"):
+        MODULE.multi_scale_deformable_attn_pytorch(
+            torch.randn(2, 70, 3, 4), torch.tensor(SIZES), points, weights
+        )
+    use_dcnzoo_deform_conv()  # again, to no effect
+    assert MODULE.multi_scale_deformable_attn_pytorch.__wrapped__ is PLAIN
+
+
+def test_exporters_see_mmcvs_own():
+    class Attention(nn.Module):
+        def forward(self, value, points, weights):
+            return MODULE.multi_scale_deformable_attn_pytorch(value, SIZES, points, weights)
+
+    given = (torch.randn(2, PIXELS, 3, 4), torch.rand(2, 7, 3, 2, 4, 2), torch.rand(2, 7, 3, 2, 4))
+    program = torch.export.export(Attention(), given)
+    assert not any("dcnzoo" in str(node.target) for node in program.graph.nodes)
+    torch.testing.assert_close(program.module()(*given), Attention()(*given))
