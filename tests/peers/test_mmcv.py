@@ -22,7 +22,7 @@ from dcnzoo.layers import OffsetConv2d
 
 compiled = importlib.import_module("mmcv._ext")
 mmcv_ops = importlib.import_module("mmcv.ops")
-CASES = range(60)
+CASES = range(200)
 
 
 @contextlib.contextmanager

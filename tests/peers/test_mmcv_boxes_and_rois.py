@@ -143,11 +143,15 @@ def test_nms_rotated(on, seed):
     torch.testing.assert_close(got[0], want[0])
 
 
-def output_and_gradient(function, input):
-    input = input.clone().requires_grad_()
-    output = function(input)
+def outputs_and_gradients(function, tensors):
+    leaves = [t.clone().requires_grad_() for t in tensors]
+    output = function(*leaves)
     weight = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view(output.shape)
-    return output.detach(), *torch.autograd.grad((output * weight).sum(), input)
+    return output.detach(), *torch.autograd.grad((output * weight).sum(), leaves)
+
+
+def output_and_gradient(function, input):
+    return outputs_and_gradients(function, [input])
 
 
 @pytest.mark.parametrize("seed", CASES)
@@ -216,3 +220,32 @@ def test_active_rotated_filter(on, seed):
     want, got = on("active_rotated_filter", function)
     for g, w in zip(got, want, strict=True):
         torch.testing.assert_close(g, w)
+
+
+@pytest.mark.parametrize("seed", CASES)
+def test_ms_deform_attn(monkeypatch, seed):
+    """Against mmcv's own formula for the CPU, by grid_sample: it has no compiled one."""
+    attention = importlib.import_module("mmcv.ops.multi_scale_deform_attn")
+    monkeypatch.setattr(attention, "ext_module", stand_in)
+    case = Case(seed)
+    heads, channels, points, queries = (case.choose.randint(1, 4) for _ in range(4))
+    shapes = [(case.choose.randint(1, 6), case.choose.randint(1, 7)) for _ in range(case.choose.randint(1, 3))]
+    batch, levels, total = case.choose.choice([1, 2, 3]), len(shapes), sum(h * w for h, w in shapes)
+    reach = case.choose.choice([0.0, 0.5])  # beyond the maps
+    tensors = [
+        torch.randn(batch, total, heads, channels, generator=case.generator, dtype=torch.float64),
+        case.uniform(batch, queries, heads, levels, points, 2, low=-reach, high=1 + reach).double(),
+        torch.rand(batch, queries, heads, levels, points, generator=case.generator).double(),
+    ]
+    shapes = torch.tensor(shapes)
+    starts = shapes.prod(1).cumsum(0) - shapes.prod(1)
+
+    def ours(value, locations, weights):
+        function = attention.MultiScaleDeformableAttnFunction.apply
+        return function(value, shapes, starts, locations, weights, case.choose.choice([1, 64]))
+
+    def theirs(value, locations, weights):
+        return attention.multi_scale_deformable_attn_pytorch(value, shapes, locations, weights)
+
+    for g, w in zip(*(outputs_and_gradients(f, tensors) for f in (ours, theirs)), strict=True):
+        torch.testing.assert_close(g, w, atol=1e-9, rtol=1e-9)

@@ -256,7 +256,8 @@ def masked_im2col_forward(
     pad_h: int,
     pad_w: int,
 ) -> None:
-    padded = torch.nn.functional.pad(im[0], (pad_w, pad_w, pad_h, pad_h))
+    # zero wherever the kernel leaves the map, which without padding it does at the last pixels
+    padded = torch.nn.functional.pad(im[0], (pad_w, pad_w + kernel_w, pad_h, pad_h + kernel_h))
     rows = mask_h_idx + torch.arange(kernel_h, device=im.device)[:, None]
     columns = mask_w_idx + torch.arange(kernel_w, device=im.device)[:, None]
     col.copy_(padded[:, rows[:, None], columns[None]].flatten(0, 2))
