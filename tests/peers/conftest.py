@@ -33,7 +33,7 @@ def pytest_collection_modifyitems(items):
 
 
 def provided():
-    """The functions that mmcv.ops asks ``mmcv._ext`` for and dcnzoo has, but those that only tell versions."""
+    """The functions that mmcv.ops asks ``mmcv._ext`` for and dcnzoo has, but those that tell versions."""
     for path in (Path(find_spec("mmcv").origin).parent / "ops").glob("*.py"):
         for names in re.findall(r"load_ext\(\s*'_ext',\s*\[(.*?)\]", path.read_text(), re.DOTALL):
             for name in re.findall(r"'(\w+)'", names):

@@ -229,7 +229,9 @@ def test_ms_deform_attn(monkeypatch, seed):
     monkeypatch.setattr(attention, "ext_module", stand_in)
     case = Case(seed)
     heads, channels, points, queries = (case.choose.randint(1, 4) for _ in range(4))
-    shapes = [(case.choose.randint(1, 6), case.choose.randint(1, 7)) for _ in range(case.choose.randint(1, 3))]
+    shapes = [
+        (case.choose.randint(1, 6), case.choose.randint(1, 7)) for _ in range(case.choose.randint(1, 3))
+    ]
     batch, levels, total = case.choose.choice([1, 2, 3]), len(shapes), sum(h * w for h, w in shapes)
     reach = case.choose.choice([0.0, 0.5])  # beyond the maps
     tensors = [

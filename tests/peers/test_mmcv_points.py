@@ -101,7 +101,10 @@ def assert_close(got, want):
 def test_masked_im2col(kernels, seed):
     case = Case(seed)
     channels, size = case.choose.randint(1, 4), (case.choose.randint(3, 7), case.choose.randint(3, 8))
-    kernel, padding = case.choose.choice([(1, 1), (3, 3), (3, 1), (2, 3)]), case.choose.choice([(0, 0), (1, 2)])
+    kernel, padding = (
+        case.choose.choice([(1, 1), (3, 3), (3, 1), (2, 3)]),
+        case.choose.choice([(0, 0), (1, 2)]),
+    )
     im = case.normal(1, channels, *size)
     wanted = case.normal(*size) > case.choose.choice([-9, 0, 1, 9])  # all of them, some, none
     y, x = wanted.nonzero(as_tuple=True)
