@@ -19,9 +19,9 @@ from torch import Tensor
 
 import dcnzoo.ops
 from dcnzoo.compat.mmcv.deform_conv import as_read
-from dcnzoo.compat.mmcv.plain import boxes, features, losses, points, rois
+from dcnzoo.compat.mmcv.plain import boxes, features, losses, points, polygons, rois
 
-PLAIN = (boxes, features, losses, points, rois)
+PLAIN = (boxes, features, losses, points, polygons, rois)
 
 # What to use in place of operators that are not here, by the beginning of their names
 INSTEAD = {
