@@ -84,7 +84,13 @@ def compile_kernels(tmp_path_factory):
 
     def compiled(wrapper, *names):
         folder = tmp_path_factory.mktemp("mmcv_kernels")
-        first = ["#include <cfloat>", "#include <cmath>", "#include <cuda_runtime.h>", "using std::max;"]
+        first = [
+            "#include <cfloat>",
+            "#include <cmath>",
+            "#include <cuda_runtime.h>",
+            "using std::abs, std::max;",
+        ]
+        first += ["#define __forceinline__ inline"]
         include = [f'#include "{name}_cuda_kernel.cuh"' for name in names]
         (folder / "wrapper.cpp").write_text("\n".join([*first, *include, wrapper]))
         (folder / "pytorch_cuda_helper.hpp").write_text('#include "common_cuda_helper.hpp"\n')  # no torch

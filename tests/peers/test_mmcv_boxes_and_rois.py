@@ -223,6 +223,55 @@ def test_active_rotated_filter(on, seed):
 
 
 @pytest.mark.parametrize("seed", CASES)
+def test_bezier_align(on, seed):
+    case = Case(seed)
+    beziers = case.uniform(case.count(6), 16, low=-4, high=16)
+    if case.degenerate:
+        beziers[::3] = beziers[::3, :1]  # a point
+    rois, size = case.rois(beziers), case.choose.choice([(1, 1), (3, 2), (2, 4)])
+    how = (case.choose.choice([0.5, 1.0]), case.choose.choice([0, 2]), seed % 2 == 0)
+    input = case.maps()
+
+    def function():
+        return output_and_gradient(lambda x: mmcv_ops.bezier_align(x, rois, size, *how), input)
+
+    want, got = on("bezier_align", function)
+    for g, w in zip(got, want, strict=True):
+        torch.testing.assert_close(g, w, **TOLERANCE)
+
+
+@pytest.mark.parametrize("seed", CASES)
+def test_psa_mask(on, seed):
+    case = Case(seed)
+    mask = case.choose.choice([(1, 1), (3, 1), (3, 5), (7, 3)])
+    shape = (
+        case.choose.choice([1, 2]),
+        mask[0] * mask[1],
+        case.choose.randint(1, 3),
+        case.choose.randint(1, 4),
+    )
+    input = torch.randn(shape, generator=case.generator)
+    layer = mmcv_ops.PSAMask(case.choose.choice(["collect", "distribute"]), mask)
+    want, got = on("psa_mask", lambda: output_and_gradient(layer, input))
+    for g, w in zip(got, want, strict=True):
+        assert torch.equal(g, w)
+
+
+@pytest.mark.parametrize("seed", CASES)
+def test_points_in_boxes_cpu(on, seed):
+    case = Case(seed)
+    boxes, points = boxes_3d(case), case.uniform(1, case.count(), 3, high=9)
+    want, got = on("points_in_boxes", lambda: mmcv_ops.points_in_boxes_cpu(points, boxes))
+    assert torch.equal(got, want)
+
+
+def boxes_3d(case):
+    count = case.choose.choice([1, 4])
+    angle = case.uniform(1, count, 1, high=3) * case.choose.choice([0, 1])
+    return torch.cat([case.uniform(1, count, 3, high=7), case.uniform(1, count, 3, high=8), angle], 2)
+
+
+@pytest.mark.parametrize("seed", CASES)
 def test_ms_deform_attn(monkeypatch, seed):
     """Against mmcv's own formula for the CPU, by grid_sample: it has no compiled one."""
     attention = importlib.import_module("mmcv.ops.multi_scale_deform_attn")

@@ -106,7 +106,10 @@ SLACK = 1e-9  # of a side; in float64, for vertices that lie on the other's side
 
 def _inside(points: Tensor, box: Tensor) -> Tensor:  # (N, 4, 2), (N, 4, 2) -> (N, 4)
     sides = torch.stack([box[:, 1] - box[:, 0], box[:, 3] - box[:, 0]], 1)  # (N, 2, 2)
-    along, length = ((points - box[:, :1])[:, :, None] * sides[:, None]).sum(-1), sides.square().sum(-1)[:, None]
+    along, length = (
+        ((points - box[:, :1])[:, :, None] * sides[:, None]).sum(-1),
+        sides.square().sum(-1)[:, None],
+    )
     return ((along >= -SLACK * length) & (along <= (1 + SLACK) * length)).all(-1)
 
 
@@ -178,7 +181,9 @@ def nms_rotated(
     iou_threshold: float,
     multi_label: bool,
 ) -> Tensor:
-    return suppress(dets, order, iou_threshold, lambda *boxes: _rotated_overlap(*(b[:, :5] for b in boxes), 0))
+    return suppress(
+        dets, order, iou_threshold, lambda *boxes: _rotated_overlap(*(b[:, :5] for b in boxes), 0)
+    )
 
 
 def suppress(dets: Tensor, order: Tensor, threshold: float, overlap: Callable) -> Tensor:

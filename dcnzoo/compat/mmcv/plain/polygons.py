@@ -28,7 +28,9 @@ def _hulls(points: Tensor) -> Tensor:  # (N, P, 2) -> (N, ≤ P, 2)
         # of those that leave all others at their left the farthest, or where it stands if there are none
         following = torch.where(right.any(2) | (length == 0), -1.0, length).max(1)
         following = torch.where(following.values < 0, order[-1], following.indices)
-        home = (fixed[rows, following] == fixed[rows, start]).all(-1) | (order[-1] == start) * (len(order) > 1)
+        home = (fixed[rows, following] == fixed[rows, start]).all(-1) | (order[-1] == start) * (
+            len(order) > 1
+        )
         order.append(torch.where(home, start, following))
         if home.all():
             break
