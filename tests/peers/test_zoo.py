@@ -108,7 +108,7 @@ def test_detections(name, float64, masks_in_float32, pools_of_mmcv, tmp_path):  
 
     image = torch.randint(0, 256, (3, 320, 320), generator=torch.Generator().manual_seed(1)).byte()
     for detector in (theirs, ours):
-        detector.test_cfg.rpn.max_per_img = 200  # threads of the host are slow
+        detector.test_cfg.rpn.max_per_img = 60  # threads of the host are slow
     with running_on(pools_of_mmcv):
         want = detections(theirs, image)
     with running_on(stand_in):
