@@ -29,7 +29,7 @@ INSTEAD = {
     "filtered_lrelu": "mmcv.ops.filtered_lrelu with use_custom_op=False, which is PyTorch",
     "upfirdn2d": "mmcv.ops.upfirdn2d with use_custom_op=False, which is PyTorch",
     "sync_bn": "torch.nn.SyncBatchNorm, norm_cfg=dict(type='SyncBN')",
-    "tin_shift": "torch.roll, group by group",
+    "tin_shift": "slices along time, copied group by group",
     "iou3d": "box_iou_rotated of (x, y, x_size, y_size, angle), and the overlap of heights",
     "get_indice_pairs": "the package spconv",
     "indice_": "the package spconv",
