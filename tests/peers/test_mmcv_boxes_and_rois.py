@@ -12,6 +12,7 @@ from dcnzoo.compat.mmcv import _ext as stand_in
 compiled = importlib.import_module("mmcv._ext")
 mmcv_ops = importlib.import_module("mmcv.ops")
 CASES = range(200)
+MORE = range(320)  # where mmcv does not ask the operator in cases without boxes
 TOLERANCE = dict(atol=1e-5, rtol=1e-5)
 
 
@@ -75,7 +76,7 @@ class Case:
         return torch.cat([image, boxes], 1)
 
 
-@pytest.mark.parametrize("seed", CASES)
+@pytest.mark.parametrize("seed", MORE)
 def test_bbox_overlaps(on, seed):
     case = Case(seed)
     boxes, others = case.boxes(case.count()), case.boxes(case.count())
@@ -111,7 +112,7 @@ def test_soft_nms(on, seed, method):
     torch.testing.assert_close(got[0], want[0], equal_nan=True)
 
 
-@pytest.mark.parametrize("seed", CASES)
+@pytest.mark.parametrize("seed", MORE)
 def test_nms_match(on, seed):
     case = Case(seed)
     boxes = case.boxes(case.count(40))

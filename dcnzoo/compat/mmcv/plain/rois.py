@@ -82,8 +82,9 @@ def _samples(
     bins: Tensor,  # [R, 2], width and height
     area: int,  # bins of a region
     sampling_ratio: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Where each bin's samples begin; how many a region has in one; each sample's bin and place in it."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Where each bin's samples begin; how many a region has in one; of each sample the bin, its place in it
+    in steps, and the steps of the bin."""
     grid = (
         bins.ceil().clamp(min=0).long()
         if sampling_ratio <= 0
@@ -96,7 +97,7 @@ def _samples(
     within = torch.arange(len(bin_of), device=bins.device) - starts[bin_of]
     grid = grid[bin_of // area]
     step = torch.stack([within % grid[:, 0], within // grid[:, 0]], 1)
-    return starts, per_bin, bin_of, (step + 0.5) / grid
+    return starts, per_bin, bin_of, step + 0.5, grid
 
 
 def _rotated_grid(
@@ -117,7 +118,8 @@ def _rotated_grid(
         extent = extent.clamp(min=1)
     theta = -rois[:, 5] if clockwise else rois[:, 5]
     bins = extent / rois.new_tensor([size[1], size[0]])  # x and y
-    starts, per_bin, bin_of, step = _samples(bins, size[0] * size[1], sampling_ratio)
+    starts, per_bin, bin_of, step, steps = _samples(bins, size[0] * size[1], sampling_ratio)
+    step = step / steps
     roi, bin = bin_of // (size[0] * size[1]), bin_of % (size[0] * size[1])
     # from the region's centre
     u = (bin % size[1] + step[:, 0]) * bins[roi, 0] - extent[roi, 0] / 2
@@ -315,7 +317,7 @@ def _bezier_align(
     if not aligned:
         extent = extent.clamp(min=1)
     bins = extent / rois.new_tensor([size[1], size[0]])
-    starts, per_bin, bin_of, step = _samples(bins, size[0] * size[1], sampling_ratio)
+    starts, per_bin, bin_of, step, steps = _samples(bins, size[0] * size[1], sampling_ratio)
 
     v, u = (torch.arange(count, device=rois.device, dtype=rois.dtype) / count for count in size)
     powers = torch.stack([(1 - u) ** 3, 3 * u * (1 - u) ** 2, 3 * u**2 * (1 - u), u**3])  # [4, w]
@@ -323,7 +325,8 @@ def _bezier_align(
     v = v[:, None, None]
     centre = (curves[:, 1] * v + curves[:, 0] * (1 - v) - 0.5 * aligned).flatten(0, 2)
     roi = bin_of // (size[0] * size[1])
-    x, y = (centre[bin_of] + (step - 0.5) * bins[roi]).unbind(1)
+    # in mmcv's order: rounding decides what is outside
+    x, y = (centre[bin_of] - 0.5 * bins[roi] + step * bins[roi] / steps).unbind(1)
     index, weights = corners(y, x, *input.shape[2:])
     index = index + (rois[roi, 0].long() * input.shape[2:].numel())[:, None]
     weights = weights / per_bin[roi, None]
