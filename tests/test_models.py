@@ -381,6 +381,12 @@ def test_bad_dcn(dcn):
     assert "\n" not in str(error.value)
 
 
+def test_unknown_type_of_dcn():
+    message = r"^ResNet: dcn: type: expected the name of a registered .* 'DCNv2', .* got 'DCNv7'$"
+    with pytest.raises(ValueError, match=message):
+        backbone("ResNet", dcn=dict(type="DCNv7", deform_groups=1))
+
+
 def test_stages():
     _, stages = deformable(backbone("ResNet", dcn=True, stage_with_dcn=(True, False, False, True)))
     assert stages == {"layer1", "layer4"}

@@ -1,25 +1,11 @@
 _base_ = [
-    'mmdet::_base_/models/mask-rcnn_r50_fpn.py',
+    '../_base_/models/mask-rcnn_flash-internimage-s_fpn.py',
     '../_base_/datasets/coco_instance_ms-crop.py',
     '../_base_/schedules/schedule_3x.py',
     'mmdet::_base_/default_runtime.py',
 ]
 custom_imports = dict(imports=['dcnzoo.models'], allow_failed_imports=False)
-pretrained = 'https://huggingface.co/OpenGVLab/DCNv4/resolve/main/flash_intern_image_s_1k_224.pth'
-model = dict(
-    backbone=dict(
-        _delete_=True,
-        type='FlashInternImage',
-        channels=80,
-        depths=[4, 4, 21, 4],
-        groups=[5, 10, 20, 40],
-        drop_path_rate=0.4,
-        layer_scale=1.0,
-        offset_scale=1.0,
-        post_norm=True,
-        dw_kernel_size=3,
-        init_cfg=dict(type='Pretrained', checkpoint=pretrained)),
-    neck=dict(in_channels=[80, 160, 320, 640], norm_cfg=dict(type='LN2d', requires_grad=True)))
+model = dict(backbone=dict(drop_path_rate=0.4))
 optim_wrapper = dict(
     _delete_=True,
     type='OptimWrapper',

@@ -1,24 +1,10 @@
 _base_ = [
-    'mmdet::_base_/models/mask-rcnn_r50_fpn.py',
+    '../_base_/models/mask-rcnn_internimage-s_fpn.py',
     '../_base_/datasets/coco_instance_ms-crop.py',
     '../_base_/schedules/schedule_3x.py',
     'mmdet::_base_/default_runtime.py',
 ]
 custom_imports = dict(imports=['dcnzoo.models'], allow_failed_imports=False)
-pretrained = 'https://huggingface.co/OpenGVLab/InternImage/resolve/main/internimage_s_1k_224.pth'
-model = dict(
-    backbone=dict(
-        _delete_=True,
-        type='InternImage',
-        channels=80,
-        depths=[4, 4, 21, 4],
-        groups=[5, 10, 20, 40],
-        drop_path_rate=0.3,
-        layer_scale=1.0,
-        offset_scale=1.0,
-        post_norm=True,
-        init_cfg=dict(type='Pretrained', checkpoint=pretrained)),
-    neck=dict(in_channels=[80, 160, 320, 640]))
 optim_wrapper = dict(
     _delete_=True,
     type='OptimWrapper',

@@ -121,7 +121,7 @@ def _show(models: list[Model], as_json: bool) -> None:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
         print("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
-    print(f"{len(models)} models", file=sys.stderr)
+    print(f"{len(models)} model{'s' * (len(models) != 1)}", file=sys.stderr)
 
 
 def _known(model: Model) -> dict:

@@ -30,6 +30,12 @@ def parse_dcn(dcn: bool | str | dict | None, owner: str) -> dict | None:
     if dcn is None or dcn is False:
         return None
     if isinstance(dcn, dict) and "type" in dcn:
+        with MODELS.switch_scope_and_registry(None) as registry:
+            if isinstance(dcn["type"], str) and registry.get(dcn["type"]) is None:
+                raise ValueError(
+                    f"{owner}: dcn: type: expected the name of a registered convolution, 'DCN', 'DCNv2', "
+                    f"'DCNv3Conv', 'DCNv4Conv' or your own, got {dcn['type']!r}"
+                )
         return dcn.copy()
     if dcn is True or (isinstance(dcn, str) and dcn in layers):
         return {**layers["v2" if dcn is True else dcn], "fallback_on_stride": False}

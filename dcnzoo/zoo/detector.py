@@ -16,7 +16,6 @@ from mmengine.registry import init_default_scope
 from torch import nn
 
 from dcnzoo.errors import UserError
-from dcnzoo.zoo.description import teacher_config
 from dcnzoo.zoo.fetch import fetch
 from dcnzoo.zoo.index import Model, find
 from dcnzoo.zoo.weights import load_weights
@@ -28,9 +27,6 @@ def read_config(model: Model) -> Config:
     imports = cfg.get("custom_imports") or {"imports": []}
     if "dcnzoo.models" not in imports["imports"]:
         cfg.custom_imports = {**imports, "imports": [*imports["imports"], "dcnzoo.models"]}
-    teacher = cfg.model.get("teacher_config")
-    if isinstance(teacher, str):  # written as seen from MMDetection's repository
-        cfg.model.teacher_config = str(teacher_config(model, teacher))
     return cfg
 
 

@@ -1,17 +1,26 @@
-"""Comparisons with mmcv's compiled operators. They run where those are installed: ``make peers``."""
+"""Comparisons with mmcv's compiled operators. They run where those are installed: ``make peers``.
+
+At the end of a run stands in how many cases each function of ``mmcv._ext`` was compared.
+"""
 
 import ctypes
+import functools
 import importlib
 import os
+import re
 import shutil
 import subprocess
+from collections import defaultdict
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 
-from dcnzoo.compat.mmcv import EXTENSION, STAND_IN
+from dcnzoo.compat.mmcv import EXTENSION, STAND_IN, _ext
+
+ENOUGH = 200
+CASES = defaultdict(set)  # of each function of dcnzoo's stand-in the tests that called it
 
 
 def pytest_collection_modifyitems(items):
@@ -21,6 +30,40 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.peers)
             if not compiled:
                 item.add_marker(pytest.mark.skip("mmcv is not compiled here"))
+
+
+def provided():
+    """The functions that mmcv.ops asks ``mmcv._ext`` for and dcnzoo has, but those that tell versions."""
+    for path in (Path(find_spec("mmcv").origin).parent / "ops").glob("*.py"):
+        for names in re.findall(r"load_ext\(\s*'_ext',\s*\[(.*?)\]", path.read_text(), re.DOTALL):
+            for name in re.findall(r"'(\w+)'", names):
+                if not name.startswith("get_comp") and not hasattr(getattr(_ext, name), "missing"):
+                    yield name
+
+
+@pytest.fixture(scope="session", autouse=True)
+def counted():
+    """Functions of the stand-in note the test that calls them; the test's name is where pytest keeps it."""
+
+    def noting(name, function):
+        @functools.wraps(function)
+        def wrapper(*args, **kwargs):
+            CASES[name].add(os.environ["PYTEST_CURRENT_TEST"].rpartition(" ")[0])
+            return function(*args, **kwargs)
+
+        return wrapper
+
+    for name in provided():
+        setattr(_ext, name, noting(name, getattr(_ext, name)))
+
+
+def pytest_terminal_summary(terminalreporter):
+    if CASES:
+        counts = {name: len(CASES[name]) for name in sorted(provided())}
+        told = ", ".join(f"{name} {count}" for name, count in counts.items() if count)
+        few = ", ".join(name for name, count in counts.items() if count < ENOUGH) or "none"
+        terminalreporter.write_line(f"cases compared with mmcv's operators: {told}")
+        terminalreporter.write_line(f"in fewer than {ENOUGH}: {few}")
 
 
 EMULATION = Path(__file__).parents[1] / "cuda" / "emulation"
@@ -41,7 +84,13 @@ def compile_kernels(tmp_path_factory):
 
     def compiled(wrapper, *names):
         folder = tmp_path_factory.mktemp("mmcv_kernels")
-        first = ["#include <cfloat>", "#include <cmath>", "#include <cuda_runtime.h>", "using std::max;"]
+        first = [
+            "#include <cfloat>",
+            "#include <cmath>",
+            "#include <cuda_runtime.h>",
+            "using std::abs, std::max;",
+        ]
+        first += ["#define __forceinline__ inline"]
         include = [f'#include "{name}_cuda_kernel.cuh"' for name in names]
         (folder / "wrapper.cpp").write_text("\n".join([*first, *include, wrapper]))
         (folder / "pytorch_cuda_helper.hpp").write_text('#include "common_cuda_helper.hpp"\n')  # no torch

@@ -22,13 +22,13 @@ from dcnzoo.layers import OffsetConv2d
 
 compiled = importlib.import_module("mmcv._ext")
 mmcv_ops = importlib.import_module("mmcv.ops")
-CASES = range(60)
+CASES = range(200)
 
 
 @contextlib.contextmanager
 def running_on(extension):
     """mmcv's layers and functions on the operators of ``extension``."""
-    names = ("deform_conv", "modulated_deform_conv", "nms", "roi_align")
+    names = ("deform_conv", "modulated_deform_conv", "deform_roi_pool", "nms", "roi_align")
     modules = [importlib.import_module(f"mmcv.ops.{name}") for name in names]
     before = [module.ext_module for module in modules]
     for module in modules:

@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import math
 import random
 
 import pytest
@@ -13,6 +14,7 @@ from dcnzoo.compat.mmcv import _ext as stand_in
 mmcv_ops = importlib.import_module("mmcv.ops")
 CASES = range(200)
 FILES = ("roi_pool", "border_align", "carafe_naive", "sigmoid_focal_loss", "softmax_focal_loss")
+FILES += ("riroi_align_rotated", "prroi_pool")
 WRAPPER = r"""
 using D = double;
 const dim3 D24(2, 4);
@@ -62,6 +64,31 @@ extern "C" void softmax_backward(int n, const D* input, const int64_t* target, c
   RUN(4, softmax_focal_loss_backward_cuda1_kernel, n, input, target, weight, buff, gamma, alpha, classes);
   RUN(4, softmax_focal_loss_backward_cuda2_kernel, n * classes, input, target, buff, of_input, classes);
 }
+extern "C" void riroi(int n, const D* input, const D* rois, D scale, int samples, bool clockwise, int c,
+                      int height, int width, int h, int w, int orientations, D* output) {
+  RUN(4, riroi_align_rotated_forward_cuda_kernel, n, input, rois, scale, samples, clockwise, c, height,
+      width, h, w, orientations, output);
+}
+extern "C" void riroi_backward(int n, const D* grad, const D* rois, D scale, int samples, bool clockwise,
+                               int c, int height, int width, int h, int w, int orientations, D* of_input) {
+  RUN(4, riroi_align_rotated_backward_cuda_kernel, n, grad, rois, scale, samples, clockwise, c, height,
+      width, h, w, orientations, of_input);
+}
+#define RUN_FLOAT(KERNEL, ...) emulate(1, 4, [=] { KERNEL<float>(__VA_ARGS__); })
+extern "C" void prroi(int n, const float* input, const float* rois, float* output, int h, int w,
+                      D scale, int c, int height, int width) {
+  RUN_FLOAT(prroi_pool_forward_cuda_kernel, n, input, rois, output, h, w, scale, c, height, width);
+}
+extern "C" void prroi_backward(int n, const float* grad, const float* rois, float* of_input, int h, int w,
+                               D scale, int c, int height, int width) {
+  RUN_FLOAT(prroi_pool_backward_cuda_kernel, n, grad, rois, of_input, h, w, scale, c, height, width);
+}
+extern "C" void prroi_of_rois(int n, const float* output, const float* grad, const float* input,
+                              const float* rois, float* of_rois, int h, int w, D scale, int c,
+                              int height, int width) {
+  RUN_FLOAT(prroi_pool_coor_backward_cuda_kernel, n, output, grad, input, rois, of_rois, h, w, scale, c,
+      height, width);
+}
 """
 
 
@@ -100,7 +127,7 @@ def assert_close(got, want):
 
 @pytest.fixture(autouse=True)
 def on_the_stand_in(monkeypatch):
-    for name in ("roi_pool", "border_align", "carafe", "focal_loss"):
+    for name in ("roi_pool", "border_align", "carafe", "focal_loss", "riroi_align_rotated"):
         monkeypatch.setattr(importlib.import_module(f"mmcv.ops.{name}"), "ext_module", stand_in)
 
 
@@ -120,6 +147,54 @@ def test_roi_pool(kernels, seed):
     kernels("roi_pool", output.numel(), input, rois, output, argmax, *size, scale, *input.shape[1:])
     kernels("roi_pool_backward", output.numel(), grad, rois, argmax, of_input, *size, *input.shape[1:])
     assert_close(got, (output, of_input))
+
+
+@pytest.mark.parametrize("seed", CASES)
+def test_riroi_align_rotated(kernels, seed):
+    case = Case(seed)
+    count, orientations = case.choose.choice([0, 1, 4]), case.choose.choice([1, 4, 8])
+    input, size = case.normal(2, 2 * orientations, 7, 9), case.choose.choice([(1, 1), (3, 2), (2, 4)])
+    image = torch.randint(2, (count, 1), generator=case.generator).double()
+    angle = case.normal(count, 1) * 4
+    if seed % 5 == 0:  # whole steps of an orientation, by which mmcv knows them in float32
+        angle = angle.round() * (2 * math.pi / orientations) + 1e-6
+    rois = torch.cat([image, case.rois(count, 10), angle], 1)
+    how = (case.choose.choice([0.5, 1.0]), case.choose.choice([0, 2]))
+    clockwise = seed % 2 == 0
+    grad, got = with_grad(
+        lambda x: mmcv_ops.riroi_align_rotated(x, rois, size, *how, orientations, clockwise), input
+    )
+    want = [torch.zeros_like(t) for t in got]
+    where = (rois, *how, clockwise, 2, *input.shape[2:], *size, orientations)
+    kernels("riroi", grad.numel(), input, *where, want[0])
+    kernels("riroi_backward", grad.numel(), grad, *where, want[1])
+    for g, w in zip(got, want, strict=True):
+        torch.testing.assert_close(g, w, atol=1e-6, rtol=1e-6)  # it takes an integer of a float32
+
+
+@pytest.mark.parametrize("seed", CASES)
+def test_prroi_pool(kernels, seed):
+    """In float32, which alone it is for in mmcv."""
+    case = Case(seed)
+    count, channels, size = case.choose.choice([0, 1, 5]), 3, case.choose.choice([(1, 1), (3, 2), (2, 5)])
+    input, scale = case.normal(2, channels, 7, 9), case.choose.choice([0.5, 1.0])
+    image = torch.randint(2, (count, 1), generator=case.generator).double()
+    rois = torch.cat([image, case.rois(count, 12 / scale)], 1).float()
+    # both divide by the area of a bin, in float32: that of thin ones is made zero
+    thin = (rois[:, 3:] - rois[:, 1:3]).abs() < 0.5
+    rois[:, 3:] = torch.where(thin, rois[:, 1:3], rois[:, 3:])
+    input, grad = input.float(), case.normal(count, channels, *size).float()
+    got = [torch.zeros_like(grad), torch.zeros_like(input), torch.zeros_like(rois)]
+    want, how = [torch.zeros_like(t) for t in got], (*size, scale)
+    stand_in.prroi_pool_forward(input, rois, got[0], *how)
+    stand_in.prroi_pool_backward(grad, rois, got[1], *how)
+    stand_in.prroi_pool_coor_backward(got[0], grad, input, rois, got[2], *how)
+    kernels("prroi", grad.numel(), input, rois, want[0], *how, *input.shape[1:])
+    kernels("prroi_backward", grad.numel(), grad, rois, want[1], *how, *input.shape[1:])
+    kernels("prroi_of_rois", grad.numel(), want[0], grad, input, rois, want[2], *how, *input.shape[1:])
+    for g, w in zip(got, want, strict=True):
+        error = (g - w).abs().max() / w.abs().max().clamp(min=1) if w.numel() else 0
+        assert error <= 5e-5
 
 
 @pytest.mark.parametrize("seed", CASES)

@@ -12,23 +12,30 @@ from mmengine.hub import get_config
 from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 from test_mmcv import InDouble, float64, mmcv_ops, running_on, stand_in  # noqa: F401  a fixture
+from test_mmcv_deform_roi_pool import WRAPPER
 from torch import nn
 
 from dcnzoo import zoo
 
-# config, mmcv's layer, layers in stages c3 to c5 of a ResNet-50
+# config, mmcv's layer, how many: layers in stages c3 to c5 of a ResNet-50, levels that RoIs are pooled from
 CASES = {
     "dcnv2/faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco": (mmcv_ops.ModulatedDeformConv2dPack, 13),
     "dcnv2/faster-rcnn_r50-mdconv-group4-c3-c5_fpn_1x_coco": (mmcv_ops.ModulatedDeformConv2dPack, 13),
     "dcn/mask-rcnn_r50-dconv-c3-c5_fpn_1x_coco": (mmcv_ops.DeformConv2dPack, 13),
+    "dcn/faster-rcnn_r50_fpn_dpool_1x_coco": (mmcv_ops.DeformRoIPoolPack, 4),
+    "dcnv2/faster-rcnn_r50_fpn_mdpool_1x_coco": (mmcv_ops.ModulatedDeformRoIPoolPack, 4),
 }
+POOLS = tuple(pack for pack, count in CASES.values() if count == 4)
 
 
 def compiled_detector(name, pack):
     """MMDetection's own config with its own backbone and mmcv's layer, and weights that matter."""
     cfg = get_config(f"mmdet::{name}.py").model
     cfg.backbone.update(type=resnet.ResNet, init_cfg=None)
-    cfg.backbone.dcn.type = pack
+    if pack in POOLS:
+        cfg.roi_head.bbox_roi_extractor.roi_layer.type = pack
+    else:
+        cfg.backbone.dcn.type = pack
     init_default_scope("mmdet")
     torch.manual_seed(0)
     detector = MODELS.build(cfg)
@@ -41,6 +48,8 @@ def compiled_detector(name, pack):
         elif isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.running_var, 0.8, 1.2)
             nn.init.uniform_(module.weight, 0.2, 0.5)
+        elif isinstance(module, nn.Linear) and "roi_layers" in key:
+            nn.init.normal_(module.weight, std=0.02)
     nn.init.normal_(detector.roi_head.bbox_head.fc_cls.weight, std=0.2)
     return detector.eval()
 
@@ -64,13 +73,33 @@ def masks_in_float32(monkeypatch):
     monkeypatch.setattr(fcn_mask_head, "_do_paste_mask", paste_floats)
 
 
+@pytest.fixture
+def pools_of_mmcv(compile_kernels):
+    """mmcv's deformable RoI pool where it has none: on the CPU, its CUDA kernel on threads of the host."""
+    kernels = compile_kernels(WRAPPER, "deform_roi_pool")
+
+    class Pools(InDouble):
+        @staticmethod
+        def deform_roi_pool_forward(
+            input, rois, offset, output, pooled_height, pooled_width, spatial_scale, sampling_ratio, gamma
+        ):
+            # without offsets the kernel takes a null pointer
+            offset = offset if offset.numel() else output.new_zeros(len(rois), 2, *output.shape[2:])
+            size, how = (pooled_height, pooled_width), (spatial_scale, sampling_ratio, gamma)
+            where = (*size, *how, *input.shape[1:])
+            kernels("forward", output.numel(), input, rois, offset, output, *where)
+
+    return Pools()
+
+
 @pytest.mark.parametrize("name", CASES)
-def test_detections(name, float64, masks_in_float32, tmp_path):  # noqa: F811
+def test_detections(name, float64, masks_in_float32, pools_of_mmcv, tmp_path):  # noqa: F811
     pack, layers = CASES[name]
     theirs = compiled_detector(name, pack)
     assert sum(type(module) is pack for module in theirs.modules()) == layers
     legacy = {re.sub(r"\.conv_offset\.", "_offset.", k): v for k, v in theirs.state_dict().items()}
-    assert sum(key.endswith("conv2_offset.weight") for key in legacy) == layers
+    told = "roi_layers.0.offset_fc.4.weight" if pack in POOLS else "conv2_offset.weight"
+    assert sum(re.sub(r"roi_layers\.\d", "roi_layers.0", key).endswith(told) for key in legacy) == layers
     classes = tuple(map(str, range(80)))
     torch.save({"state_dict": legacy, "meta": {"CLASSES": classes}}, tmp_path / "legacy.pth")
     ours = zoo.load(name.partition("/")[2], checkpoint=tmp_path / "legacy.pth").double()
@@ -78,7 +107,9 @@ def test_detections(name, float64, masks_in_float32, tmp_path):  # noqa: F811
     assert ours.dataset_meta["classes"] == classes
 
     image = torch.randint(0, 256, (3, 320, 320), generator=torch.Generator().manual_seed(1)).byte()
-    with running_on(InDouble()):
+    for detector in (theirs, ours):
+        detector.test_cfg.rpn.max_per_img = 60  # threads of the host are slow
+    with running_on(pools_of_mmcv):
         want = detections(theirs, image)
     with running_on(stand_in):
         got = detections(ours, image)

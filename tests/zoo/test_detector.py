@@ -104,9 +104,17 @@ def test_mistakes(published, tmp_path, monkeypatch):
 
 
 def test_teacher_of_a_config_of_mmdetections():
-    """It is written as seen from MMDetection's repository; nothing is downloaded to build the student."""
+    """Found when the model is built, like anyone's (dcnzoo.compat.openmmlab); the student's weights load."""
+    from mmdet.registry import MODELS
+    from mmengine.registry import DefaultScope
+
     from dcnzoo.zoo.detector import read_config
 
     cfg = read_config(zoo.find("ld_r101-gflv1-r101-dcn_fpn_2x_coco"))
-    assert Path(cfg.model.teacher_config).is_file()
     assert cfg.custom_imports["imports"] == ["dcnzoo.models"]
+    assert not Path(cfg.model.teacher_config).is_file()
+    cfg.model.teacher_ckpt = None
+    cfg.model.backbone.init_cfg = None
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        detector = MODELS.build(cfg.model)
+    assert type(detector.teacher_model.backbone.layer2[0].conv2).__name__ == "DCN"

@@ -19,9 +19,9 @@ from torch import Tensor
 
 import dcnzoo.ops
 from dcnzoo.compat.mmcv.deform_conv import as_read
-from dcnzoo.compat.mmcv.plain import boxes, features, losses, points, rois
+from dcnzoo.compat.mmcv.plain import boxes, features, losses, points, polygons, rois
 
-PLAIN = (boxes, features, losses, points, rois)
+PLAIN = (boxes, features, losses, points, polygons, rois)
 
 # What to use in place of operators that are not here, by the beginning of their names
 INSTEAD = {
@@ -29,7 +29,8 @@ INSTEAD = {
     "filtered_lrelu": "mmcv.ops.filtered_lrelu with use_custom_op=False, which is PyTorch",
     "upfirdn2d": "mmcv.ops.upfirdn2d with use_custom_op=False, which is PyTorch",
     "sync_bn": "torch.nn.SyncBatchNorm, norm_cfg=dict(type='SyncBN')",
-    "correlation": "torch.nn.functional.unfold and a product",
+    "tin_shift": "slices along time, copied group by group",
+    "iou3d": "box_iou_rotated of (x, y, x_size, y_size, angle), and the overlap of heights",
     "get_indice_pairs": "the package spconv",
     "indice_": "the package spconv",
     "fused_indice": "the package spconv",
@@ -256,7 +257,8 @@ def masked_im2col_forward(
     pad_h: int,
     pad_w: int,
 ) -> None:
-    padded = torch.nn.functional.pad(im[0], (pad_w, pad_w, pad_h, pad_h))
+    # zero wherever the kernel leaves the map, which without padding it does at the last pixels
+    padded = torch.nn.functional.pad(im[0], (pad_w, pad_w + kernel_w, pad_h, pad_h + kernel_h))
     rows = mask_h_idx + torch.arange(kernel_h, device=im.device)[:, None]
     columns = mask_w_idx + torch.arange(kernel_w, device=im.device)[:, None]
     col.copy_(padded[:, rows[:, None], columns[None]].flatten(0, 2))

@@ -43,7 +43,7 @@ class Case:
         return {"boxes": boxes.to(device, dtype), "scores": scores.to(device, dtype)}
 
 
-CASES = [Case("1000", "proposals", 1000), Case("8000", "proposals", 8000)]
+CASES = [Case(str(boxes), "proposals", boxes) for boxes in (1000, 8000, 10000)]
 
 
 def _dcnzoo(case: Case, t: dict, threads: int) -> Call:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -95,7 +97,7 @@ def _vertices(boxes: Tensor) -> Tensor:  # (N, 5) -> (N, 4, 2), in turn
     return centre + torch.stack([x * cos - y * sin, x * sin + y * cos], -1)
 
 
-def _cross(a: Tensor, b: Tensor) -> Tensor:
+def cross(a: Tensor, b: Tensor) -> Tensor:
     return a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]
 
 
@@ -104,32 +106,42 @@ SLACK = 1e-9  # of a side; in float64, for vertices that lie on the other's side
 
 def _inside(points: Tensor, box: Tensor) -> Tensor:  # (N, 4, 2), (N, 4, 2) -> (N, 4)
     sides = torch.stack([box[:, 1] - box[:, 0], box[:, 3] - box[:, 0]], 1)  # (N, 2, 2)
-    along = ((points - box[:, :1])[:, :, None] * sides[:, None]).sum(-1) / sides.square().sum(-1)[:, None]
-    return ((along >= -SLACK) & (along <= 1 + SLACK)).all(-1)
+    along, length = (
+        ((points - box[:, :1])[:, :, None] * sides[:, None]).sum(-1),
+        sides.square().sum(-1)[:, None],
+    )
+    return ((along >= -SLACK * length) & (along <= (1 + SLACK) * length)).all(-1)
 
 
-def _shared_area(a: Tensor, b: Tensor) -> Tensor:  # (N, 4, 2), (N, 4, 2) -> (N,)
-    """The area that pairs of rectangles share: their crossings and inner vertices, in turn."""
+def claimed_points(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:  # (N, 4, 2), (N, 4, 2) -> (N, 24, 2), (N,)
+    """Where sides of pairs of rectangles cross and their inner vertices, and how many these are.
+
+    In place of points that there are not stand copies of one that is; all are relative to their mean.
+    """
     side_a, side_b = a.roll(-1, 1) - a, b.roll(-1, 1) - b
-    determinant = _cross(side_a[:, :, None], side_b[:, None])  # (N, 4, 4)
+    determinant = cross(side_a[:, :, None], side_b[:, None])  # (N, 4, 4)
     between = b[:, None] - a[:, :, None]
-    on_a = _cross(between, side_b[:, None]) / determinant
-    on_b = _cross(between, side_a[:, :, None]) / determinant
+    on_a = cross(between, side_b[:, None]) / determinant
+    on_b = cross(between, side_a[:, :, None]) / determinant
     meet = (on_a >= 0) & (on_a <= 1) & (on_b >= 0) & (on_b <= 1) & (determinant.abs() > 1e-14)
     crossings = a[:, :, None] + side_a[:, :, None] * on_a[..., None]
 
     points = torch.cat([crossings.flatten(1, 2), a, b], 1)  # (N, 24, 2)
     valid = torch.cat([meet.flatten(1), _inside(a, b), _inside(b, a)], 1)
     points = torch.where(valid[..., None], points, torch.zeros_like(points))
-    count = valid.sum(1, keepdim=True)
-    points = points - (points.sum(1) / count.clamp(min=1))[:, None]
-    # points that are none become copies of one that is: they add no area
+    count = valid.sum(1)
+    points = points - (points.sum(1) / count.clamp(min=1)[:, None])[:, None]
     first = points.gather(1, valid.to(torch.uint8).argmax(1)[:, None, None].expand(-1, 1, 2))
-    points = torch.where(valid[..., None], points, first)
+    return torch.where(valid[..., None], points, first), count
+
+
+def _shared_area(a: Tensor, b: Tensor) -> Tensor:  # (N, 4, 2), (N, 4, 2) -> (N,)
+    """The area that pairs of rectangles share: their points in turn."""
+    points, count = claimed_points(a, b)
     order = torch.atan2(points[..., 1], points[..., 0]).argsort(1)
     points = points.gather(1, order[..., None].expand_as(points))
-    area = _cross(points, points.roll(-1, 1)).sum(1).abs() / 2
-    return torch.where(count[:, 0] > 2, area, torch.zeros_like(area))
+    area = cross(points, points.roll(-1, 1)).sum(1).abs() / 2
+    return torch.where(count > 2, area, torch.zeros_like(area))
 
 
 def _rotated_overlap(boxes: Tensor, others: Tensor, mode: int) -> Tensor:  # (N, 5), (N, 5) -> (N,)
@@ -169,12 +181,18 @@ def nms_rotated(
     iou_threshold: float,
     multi_label: bool,
 ) -> Tensor:
+    return suppress(
+        dets, order, iou_threshold, lambda *boxes: _rotated_overlap(*(b[:, :5] for b in boxes), 0)
+    )
+
+
+def suppress(dets: Tensor, order: Tensor, threshold: float, overlap: Callable) -> Tensor:
     """A box falls out at the threshold on the CPU, above it on a GPU, whatever its label: as in mmcv."""
     exceeds = torch.gt if dets.is_cuda else torch.ge
     left, kept = order, []
     while len(left):
         best, left = left[0], left[1:]
         kept.append(best)
-        iou = _rotated_overlap(dets[best, :5].expand(len(left), 5), dets[left, :5], 0)
-        left = left[~exceeds(iou.to(dets.dtype), iou_threshold)]
+        iou = overlap(dets[best].expand(len(left), -1), dets[left])
+        left = left[~exceeds(iou.to(dets.dtype), threshold)]
     return torch.stack(kept) if kept else order

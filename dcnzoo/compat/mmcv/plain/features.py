@@ -157,3 +157,152 @@ def active_rotated_filter_forward(
 def active_rotated_filter_backward(grad_out: Tensor, indices: Tensor, grad_in: Tensor) -> None:
     gradient, places = _by_rotation(grad_out.contiguous(), indices)
     grad_in.copy_(gradient.gather(3, places).sum(1).view(grad_in.shape))
+
+
+# Point-wise spatial attention (Zhao et al. 2018): a mask around each pixel, laid over the whole map
+
+
+def _psa_mask(input: Tensor, psa_type: int, mask: tuple[int, int], half: tuple[int, int]) -> Tensor:
+    images, _, height, width = input.shape
+
+    def taps(size: int, mask: int, half: int) -> tuple[Tensor, Tensor]:
+        """Which of the mask's taps at one place is over another: [place, other], and whether there is one."""
+        places = torch.arange(size, device=input.device)
+        tap = places - places[:, None] + half
+        return tap.clamp(0, mask - 1), (tap >= 0) & (tap < mask)
+
+    (rows, in_rows), (columns, in_columns) = map(taps, (height, width), mask, half)
+    y, x = (torch.arange(size, device=input.device) for size in (height, width))
+    values = input.unflatten(1, mask)[
+        :,
+        rows[:, None, :, None],
+        columns[None, :, None, :],
+        y[:, None, None, None],
+        x[None, :, None, None],
+    ]  # [N, y, x, other y, other x]
+    values = values * (in_rows[:, None, :, None] & in_columns[None, :, None, :])
+    if psa_type == 0:  # collected from the others, not distributed to them
+        values = values.permute(0, 3, 4, 1, 2)
+    return values.reshape(images, height * width, height, width)
+
+
+def psamask_forward(
+    input: Tensor,  # [N, h_mask·w_mask, H, W]
+    output: Tensor,  # [N, H·W, H, W], written
+    psa_type: int,
+    num_: int,
+    h_feature: int,
+    w_feature: int,
+    h_mask: int,
+    w_mask: int,
+    half_h_mask: int,
+    half_w_mask: int,
+) -> None:
+    output.copy_(_psa_mask(input, psa_type, (h_mask, w_mask), (half_h_mask, half_w_mask)))
+
+
+def psamask_backward(
+    grad_output: Tensor,
+    grad_input: Tensor,
+    psa_type: int,
+    num_: int,
+    h_feature: int,
+    w_feature: int,
+    h_mask: int,
+    w_mask: int,
+    half_h_mask: int,
+    half_w_mask: int,
+) -> None:
+    how = (psa_type, (h_mask, w_mask), (half_h_mask, half_w_mask))
+    add_gradient(grad_input, lambda input: _psa_mask(input, *how), grad_output)
+
+
+# Correlation of two maps (Dosovitskiy et al. 2015, FlowNet)
+
+
+def _correlation(
+    input1: Tensor,  # [N, C, H, W]
+    input2: Tensor,
+    kernel: tuple[int, int],
+    patch: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    dilation_patch: tuple[int, int],
+    stride: tuple[int, int],
+) -> Tensor:  # [N, patch, patch, oH, oW]
+    height, width = input1.shape[2:]
+    reach = [d * (p - 1) // 2 for d, p in zip(dilation_patch, patch, strict=True)]
+    moved = F.pad(input2, (reach[1], reach[1] + dilation_patch[1], reach[0], reach[0] + dilation_patch[0]))
+    products = [
+        (input1 * moved[:, :, i * dilation_patch[0] :, j * dilation_patch[1] :][:, :, :height, :width]).sum(1)
+        for i in range(patch[0])
+        for j in range(patch[1])
+    ]
+    products = torch.stack(products, 1).flatten(0, 1)[:, None]
+    sums = F.conv2d(products, products.new_ones(1, 1, *kernel), None, stride, padding, dilation)
+    return sums.view(len(input1), *patch, *sums.shape[2:])
+
+
+def correlation_forward(
+    input1: Tensor,
+    input2: Tensor,
+    output: Tensor,
+    kH: int,
+    kW: int,
+    patchH: int,
+    patchW: int,
+    padH: int,
+    padW: int,
+    dilationH: int,
+    dilationW: int,
+    dilation_patchH: int,
+    dilation_patchW: int,
+    dH: int,
+    dW: int,
+) -> None:
+    how = ((kH, kW), (patchH, patchW), (padH, padW), (dilationH, dilationW))
+    how += ((dilation_patchH, dilation_patchW), (dH, dW))
+    output.copy_(_correlation(at_least_float32(input1), at_least_float32(input2), *how))
+
+
+def correlation_backward(
+    grad_output: Tensor,
+    input1: Tensor,
+    input2: Tensor,
+    grad_input1: Tensor,
+    grad_input2: Tensor,
+    kH: int,
+    kW: int,
+    patchH: int,
+    patchW: int,
+    padH: int,
+    padW: int,
+    dilationH: int,
+    dilationW: int,
+    dilation_patchH: int,
+    dilation_patchW: int,
+    dH: int,
+    dW: int,
+) -> None:
+    how = ((kH, kW), (patchH, patchW), (padH, padW), (dilationH, dilationW))
+    how += ((dilation_patchH, dilation_patchW), (dH, dW))
+    first, second = at_least_float32(input1), at_least_float32(input2)
+    add_gradient(grad_input1, lambda input: _correlation(input, second, *how), grad_output)
+    add_gradient(grad_input2, lambda input: _correlation(first, input, *how), grad_output)
+
+
+def fused_bias_leakyrelu(
+    input: Tensor,  # [N, C, …]
+    bias: Tensor,  # [C], or of no values: none
+    refer: Tensor,  # as input: the output whose sign counts in a gradient
+    act: int,  # 1 linear, 3 leaky ReLU
+    grad: int,  # which derivative
+    alpha: float,
+    scale: float,
+) -> Tensor:
+    value = input + bias.view(-1, *(1,) * (input.dim() - 2)) if bias.numel() else input
+    if grad == 2:
+        return torch.zeros_like(value)
+    if act == 3:
+        value = torch.where((refer if grad else value) > 0, value, value * alpha)
+    return value * scale

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -76,6 +78,28 @@ def roi_pool_backward(
 # RoIAlign of rotated regions
 
 
+def _samples(
+    bins: Tensor,  # [R, 2], width and height
+    area: int,  # bins of a region
+    sampling_ratio: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Where each bin's samples begin; how many a region has in one; of each sample the bin, its place in it
+    in steps, and the steps of the bin."""
+    grid = (
+        bins.ceil().clamp(min=0).long()
+        if sampling_ratio <= 0
+        else bins.new_full(bins.shape, sampling_ratio, dtype=torch.long)
+    )
+    per_bin = grid.prod(1)
+    counts = per_bin.repeat_interleave(area)
+    starts = counts.cumsum(0) - counts
+    bin_of = torch.arange(len(counts), device=bins.device).repeat_interleave(counts)
+    within = torch.arange(len(bin_of), device=bins.device) - starts[bin_of]
+    grid = grid[bin_of // area]
+    step = torch.stack([within % grid[:, 0], within // grid[:, 0]], 1)
+    return starts, per_bin, bin_of, step + 0.5, grid
+
+
 def _rotated_grid(
     rois: Tensor,  # [R, 6]: image, x, y, width, height, angle
     size: tuple[int, int],  # bins
@@ -94,24 +118,12 @@ def _rotated_grid(
         extent = extent.clamp(min=1)
     theta = -rois[:, 5] if clockwise else rois[:, 5]
     bins = extent / rois.new_tensor([size[1], size[0]])  # x and y
-    grid = (
-        bins.ceil().clamp(min=0).long()
-        if sampling_ratio <= 0
-        else bins.new_full(bins.shape, sampling_ratio, dtype=torch.long)
-    )
-    per_bin, area = grid.prod(1), size[0] * size[1]
-    counts = per_bin.repeat_interleave(area)
-    starts = counts.cumsum(0) - counts
-    bin_of = torch.arange(len(counts), device=rois.device).repeat_interleave(counts)
-    roi = bin_of // area
-    within = torch.arange(len(bin_of), device=rois.device) - starts[bin_of]
-
-    def along(axis: int, bin: Tensor, step: Tensor) -> Tensor:
-        """From the region's centre."""
-        return (bin + (step + 0.5) / grid[roi, axis]) * bins[roi, axis] - extent[roi, axis] / 2
-
-    v = along(1, bin_of % area // size[1], within // grid[roi, 0])
-    u = along(0, bin_of % size[1], within % grid[roi, 0])
+    starts, per_bin, bin_of, step, steps = _samples(bins, size[0] * size[1], sampling_ratio)
+    step = step / steps
+    roi, bin = bin_of // (size[0] * size[1]), bin_of % (size[0] * size[1])
+    # from the region's centre
+    u = (bin % size[1] + step[:, 0]) * bins[roi, 0] - extent[roi, 0] / 2
+    v = (bin // size[1] + step[:, 1]) * bins[roi, 1] - extent[roi, 1] / 2
     cos, sin = theta.cos()[roi], theta.sin()[roi]
     y = v * cos - u * sin + centre[roi, 1]
     x = v * sin + u * cos + centre[roi, 0]
@@ -225,3 +237,193 @@ def border_align_backward(
     )
     total = values.new_zeros(images, 4 * channels, grad_input.shape[2:].numel())
     grad_input.add_(total.scatter_add_(2, index, values).view(grad_input.shape))
+
+
+# RoIAlign of rotated regions whose channels are orientations, which turn with them (Han et al. 2021, ReDet)
+
+
+def _riroi_align(
+    input: Tensor,  # [N, C·orientations, H, W]
+    rois: Tensor,  # [R, 6]
+    size: tuple[int, int],
+    spatial_scale: float,
+    sampling_ratio: int,
+    orientations: int,
+    clockwise: bool,
+) -> Tensor:
+    index, weights, starts, _ = _rotated_grid(
+        rois, size, input.shape, spatial_scale, sampling_ratio, 0.0, True, clockwise
+    )
+    sums = weighted_sums(rows_of(input), index.flatten(), weights.flatten(), starts)
+    channels = input.shape[1] // orientations
+    sums = sums.view(len(rois), *size, channels, orientations)  # [R, h, w, C, O]
+    turn = at_least_float32(rois)[:, 5] * orientations / (2 * math.pi)
+    whole = turn.floor()
+    source = torch.arange(orientations, device=rois.device) - whole[:, None].long()  # [R, O]
+
+    def turned(by: int) -> Tensor:
+        index = (source + by).remainder(orientations)[:, None, None, None]
+        return sums.gather(4, index.expand(sums.shape))
+
+    part = (turn - whole).to(sums.dtype)[:, None, None, None, None]
+    return ((1 - part) * turned(0) + part * turned(1)).flatten(3).permute(0, 3, 1, 2)
+
+
+def riroi_align_rotated_forward(
+    features: Tensor,
+    rois: Tensor,
+    output: Tensor,
+    pooled_height: int,
+    pooled_width: int,
+    spatial_scale: float,
+    num_samples: int,
+    num_orientations: int,
+    clockwise: bool,
+) -> None:
+    size, how = (pooled_height, pooled_width), (spatial_scale, num_samples, num_orientations, clockwise)
+    output.copy_(_riroi_align(features, rois, size, *how))
+
+
+def riroi_align_rotated_backward(
+    top_grad: Tensor,
+    rois: Tensor,
+    bottom_grad: Tensor,
+    pooled_height: int,
+    pooled_width: int,
+    spatial_scale: float,
+    num_samples: int,
+    num_orientations: int,
+    clockwise: bool,
+) -> None:
+    size, how = (pooled_height, pooled_width), (spatial_scale, num_samples, num_orientations, clockwise)
+    add_gradient(bottom_grad, lambda input: _riroi_align(input, rois, size, *how), top_grad)
+
+
+# BezierAlign (Liu et al. 2020, ABCNet): regions between two cubic curves
+
+
+def _bezier_align(
+    input: Tensor,
+    rois: Tensor,  # [R, 17]: image, four points (x, y) of the upper curve, four of the lower from its end
+    size: tuple[int, int],
+    spatial_scale: float,
+    sampling_ratio: int,
+    aligned: bool,
+) -> Tensor:
+    rois = at_least_float32(rois)
+    points = (rois[:, 1:] * spatial_scale).view(-1, 2, 4, 2)
+    points = torch.stack([points[:, 0], points[:, 1].flip(1)], 1)  # both from the left: [R, 2 curves, 4, 2]
+    extent = (points[:, :, 0] - points[:, :, 3]).abs().amax(1)  # width and height
+    if not aligned:
+        extent = extent.clamp(min=1)
+    bins = extent / rois.new_tensor([size[1], size[0]])
+    starts, per_bin, bin_of, step, steps = _samples(bins, size[0] * size[1], sampling_ratio)
+
+    v, u = (torch.arange(count, device=rois.device, dtype=rois.dtype) / count for count in size)
+    powers = torch.stack([(1 - u) ** 3, 3 * u * (1 - u) ** 2, 3 * u**2 * (1 - u), u**3])  # [4, w]
+    curves = torch.einsum("rcpx,pw->rcwx", points, powers)[:, :, None]  # [R, 2, 1, w, 2]
+    v = v[:, None, None]
+    centre = (curves[:, 1] * v + curves[:, 0] * (1 - v) - 0.5 * aligned).flatten(0, 2)
+    roi = bin_of // (size[0] * size[1])
+    # in mmcv's order: rounding decides what is outside
+    x, y = (centre[bin_of] - 0.5 * bins[roi] + step * bins[roi] / steps).unbind(1)
+    index, weights = corners(y, x, *input.shape[2:])
+    index = index + (rois[roi, 0].long() * input.shape[2:].numel())[:, None]
+    weights = weights / per_bin[roi, None]
+    sums = weighted_sums(rows_of(input), index.flatten(), weights.flatten(), starts * 4)
+    return sums.view(len(rois), *size, input.shape[1]).permute(0, 3, 1, 2)
+
+
+def bezier_align_forward(
+    input: Tensor,
+    rois: Tensor,
+    output: Tensor,
+    aligned_height: int,
+    aligned_width: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    aligned: bool,
+) -> None:
+    size, how = (aligned_height, aligned_width), (spatial_scale, sampling_ratio, aligned)
+    output.copy_(_bezier_align(input, rois, size, *how))
+
+
+def bezier_align_backward(
+    grad_output: Tensor,
+    rois: Tensor,
+    grad_input: Tensor,
+    aligned_height: int,
+    aligned_width: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    aligned: bool,
+) -> None:
+    size, how = (aligned_height, aligned_width), (spatial_scale, sampling_ratio, aligned)
+    add_gradient(grad_input, lambda input: _bezier_align(input, rois, size, *how), grad_output)
+
+
+# Precise RoI pooling (Jiang et al. 2018): the mean of the bilinear surface over a bin, by its integral
+
+
+def _prroi_pool(input: Tensor, rois: Tensor, size: tuple[int, int], spatial_scale: float) -> Tensor:
+    """Differentiable in ``rois`` [R, 5] too. Pixels beyond the map are zero."""
+    input, rois = at_least_float32(input), at_least_float32(rois)
+    corner, end = rois[:, 1:3] * spatial_scale, rois[:, 3:] * spatial_scale
+    extent = (end - corner).clamp(min=0)
+
+    def integrals(axis: int, bins: int, limit: int) -> Tensor:  # [R, bins, limit], over a pixel's hat
+        edges = torch.arange(bins + 1, device=rois.device) * (extent[:, axis, None] / bins)
+        edges = edges + corner[:, axis, None]
+        from_peak = (edges[..., None] - torch.arange(limit, device=rois.device)).clamp(-1, 1)
+        return (from_peak - from_peak * from_peak.abs() / 2).diff(dim=1)
+
+    across, down = integrals(0, size[1], input.shape[3]), integrals(1, size[0], input.shape[2])
+    area = extent.prod(1) / (size[0] * size[1])
+    outputs = [(input[:0].sum() + rois[:0].sum()).expand(0, input.shape[1], *size)]
+    for roi, image in enumerate(rois[:, 0].long().tolist()):
+        # the pixels that the region touches
+        rows, columns = (weights[roi].detach().any(0).nonzero()[:, 0] for weights in (down, across))
+        part = input[image][:, rows][:, :, columns]
+        total = down[roi][:, rows] @ part @ across[roi][:, columns].t()
+        outputs.append(torch.where(area[roi] > 0, total / area[roi].clamp(min=1e-30), 0.0)[None])
+    return torch.cat(outputs)
+
+
+def prroi_pool_forward(
+    input: Tensor,  # [N, C, H, W]
+    rois: Tensor,  # [R, 5]: image, x1, y1, x2, y2
+    output: Tensor,  # [R, C, pooled_height, pooled_width], written
+    pooled_height: int,
+    pooled_width: int,
+    spatial_scale: float,
+) -> None:
+    output.copy_(_prroi_pool(input, rois, (pooled_height, pooled_width), spatial_scale))
+
+
+def prroi_pool_backward(
+    grad_output: Tensor,
+    rois: Tensor,
+    grad_input: Tensor,
+    pooled_height: int,
+    pooled_width: int,
+    spatial_scale: float,
+) -> None:
+    size = (pooled_height, pooled_width)
+    add_gradient(grad_input, lambda input: _prroi_pool(input, rois, size, spatial_scale), grad_output)
+
+
+def prroi_pool_coor_backward(
+    output: Tensor,
+    grad_output: Tensor,
+    input: Tensor,
+    rois: Tensor,
+    grad_rois: Tensor,
+    pooled_height: int,
+    pooled_width: int,
+    spatial_scale: float,
+) -> None:
+    with torch.enable_grad():
+        leaf = rois.detach().requires_grad_()
+        pooled = _prroi_pool(input.detach(), leaf, (pooled_height, pooled_width), spatial_scale)
+        (gradient,) = torch.autograd.grad(pooled, leaf, grad_output.to(pooled.dtype), materialize_grads=True)
+    grad_rois.add_(gradient)
