@@ -47,7 +47,13 @@ def on_original_image(outputs: dict[str, np.ndarray], meta: dict) -> InstanceDat
     there = outputs["labels"] >= 0
     height, width = meta["img_shape"][:2]  # without what padding adds
     dets = outputs["dets"][there]
-    boxes = dets[:, :4].clip(0, (width, height, width, height)) / np.tile(meta["scale_factor"], 2)
+    if "border" in meta:  # CornerNet's test pipeline pads on all sides and does not resize
+        top, _, left, _ = meta["border"]
+        boxes = (dets[:, :4] - (left, top, left, top)).clip(0)
+        inside = (boxes[:, 2:] > boxes[:, :2]).all(1)
+        dets, boxes, there[there] = dets[inside], boxes[inside], inside
+    else:
+        boxes = dets[:, :4].clip(0, (width, height, width, height)) / np.tile(meta["scale_factor"], 2)
     found = InstanceData(
         bboxes=torch.from_numpy(boxes.astype(np.float32)),
         scores=torch.from_numpy(dets[:, 4]),

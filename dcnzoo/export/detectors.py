@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from mmdet.models.dense_heads import RPNHead, YOLOV3Head
+from mmdet.models.dense_heads import CornerHead, RPNHead, YOLOV3Head
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from mmdet.models.detectors import DETR, SingleStageDetector, TwoStageDetector
 from mmdet.models.roi_heads import CascadeRoIHead, PointRendRoIHead, StandardRoIHead
@@ -27,12 +27,13 @@ from dcnzoo.export.postprocess import (
     keep_boxes,
     paste_masks,
     roi_align_pyramid,
+    soft_keep_boxes,
     take,
 )
 
 FAMILIES = (
     *("FCOS", "FSAF", "RetinaNet", "SSD", "YOLOv3", "Faster R-CNN", "Cascade R-CNN", "Mask R-CNN"),
-    *("Cascade Mask R-CNN", "DETR", "PointRend"),
+    *("Cascade Mask R-CNN", "CornerNet", "DETR", "PointRend"),
 )
 
 
@@ -74,6 +75,8 @@ def deployable(detector: nn.Module, skip_postprocess: bool = False) -> nn.Module
             return RawHead(detector).eval()
         if isinstance(detector.bbox_head, YOLOV3Head):
             return Yolo(detector).eval()
+        if type(detector.bbox_head) is CornerHead:
+            return Corners(detector).eval()
         return Dense(detector).eval()
     raise ValueError(f"detector: expected one of {', '.join(FAMILIES)}, got {name}")
 
@@ -120,13 +123,16 @@ def image_size(images: Tensor) -> Tensor:  # (height, width)
     return torch.stack([torch.full((), size, dtype=images.dtype) for size in images.shape[-2:]])
 
 
-def check_nms(nms: ConfigDict, owner: str) -> float:
-    """The threshold of a configuration of NMS, if it is the plain kind."""
+SOFT_NMS = dict(iou_threshold=0.3, sigma=0.5, min_score=1e-3, method="linear")  # mmcv's defaults
+
+
+def check_nms(nms: dict, owner: str) -> str:
+    """The kind of suppression, if it is one that can be exported."""
     kind = nms.get("type", "nms")
-    if kind != "nms" or nms.get("class_agnostic", False):
+    if kind not in ("nms", "soft_nms") or nms.get("class_agnostic", False):
         kind = f"class_agnostic {kind}" if nms.get("class_agnostic", False) else kind
-        raise ValueError(f"{owner}: nms: expected type='nms', class by class, got {kind!r}")
-    return float(nms.get("iou_threshold", nms.get("iou_thr")))
+        raise ValueError(f"{owner}: nms: expected type='nms' or 'soft_nms', class by class, got {kind!r}")
+    return kind
 
 
 class Candidates:
@@ -149,15 +155,18 @@ class Candidates:
         if before > 0:
             scores, index = best(scores, before)
             boxes, labels = take(boxes, index), labels.gather(1, index)
-        return keep_boxes(
-            boxes,
-            scores,
-            labels,
-            check_nms(self.cfg.nms, self.owner),
-            self.cfg.max_per_img,
-            classes,
-            self.cfg.get("max_output_boxes_per_class", 0),
-        )
+        nms, count = dict(self.cfg.nms), self.cfg.max_per_img
+        per_class = self.cfg.get("max_output_boxes_per_class", 0)
+        if "iou_thr" in nms:
+            nms["iou_threshold"] = nms["iou_thr"]
+        if check_nms(nms, self.owner) == "nms":
+            return keep_boxes(boxes, scores, labels, nms["iou_threshold"], count, classes, per_class)
+        if per_class:
+            raise ValueError(
+                f"{self.owner}: max_output_boxes_per_class: expected 0 with soft_nms, got {per_class}"
+            )
+        settings = {name: nms.get(name, default) for name, default in SOFT_NMS.items()}
+        return soft_keep_boxes(boxes, scores, labels, max_boxes=count, **settings)
 
 
 def per_prior(maps: Tensor, channels: int) -> Tensor:  # [N, A·channels, H, W] -> [N, H·W·A, channels]
@@ -273,6 +282,49 @@ class Yolo(Deployable):
         candidates = Candidates(cfg, type(head).__name__)
         candidates.add(take(boxes, index), scores, pair % classes)
         return candidates.keep(classes)
+
+
+class Corners(Deployable):
+    """CornerNet (Law and Deng 2018): boxes are pairs of corners. As ``CornerHead._decode_heatmap``."""
+
+    candidates = 1000  # pairs that are left to the suppression, MMDetection's own limit
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        head = self.detector.bbox_head
+        cfg, count = head.test_cfg, head.test_cfg.corner_topk
+        features = self.detector.extract_feat(images)
+        outputs = head.forward_single(features[-1], len(features) - 1)  # the others are for training
+        heats, embeddings, offsets = outputs[:2], outputs[2:4], outputs[4:]
+        size = image_size(heats[0])  # a tensor: the exporter cannot divide whole numbers by a symbol
+        scale, (height, width) = image_size(images) / size, size.long()
+
+        points, scores, labels, tags = [], [], [], []  # top left, bottom right
+        for heat, embedding, offset in zip(heats, embeddings, offsets, strict=True):
+            heat = heat.sigmoid()
+            around = F.max_pool2d(heat, cfg.local_maximum_kernel, 1, (cfg.local_maximum_kernel - 1) // 2)
+            score, index = best(torch.where(around == heat, heat, 0).flatten(1), count)
+            label, index = index // (height * width), index % (height * width)
+            place = torch.stack([index % width, index // width], -1) + take(per_prior(offset, 2), index)
+            points.append((place * scale.flip(0)).clamp(min=0))
+            scores.append(score)
+            labels.append(label)
+            tags.append(take(per_prior(embedding, 1), index)[..., 0])
+
+        def pairs(corners: list[Tensor]) -> tuple[Tensor, Tensor]:  # [N, k, 1, …], [N, 1, k, …]
+            return corners[0][:, :, None], corners[1][:, None]
+
+        top_left, bottom_right = pairs(points)
+        first, second = pairs(labels)
+        there = (first == second) & (bottom_right > top_left).all(-1)
+        first, second = pairs(tags)
+        there = there & ((first - second).abs() <= cfg.distance_threshold)
+        first, second = pairs(scores)
+        score = torch.where(there & (first >= 0) & (second >= 0), (first + second) / 2, ABSENT)
+        score, pair = best(score.flatten(1), self.candidates)
+        corners = take(points[0], pair // count), take(points[1], pair % count)
+        candidates = Candidates(cfg, type(head).__name__)
+        candidates.add(torch.cat(corners, -1), score, labels[0].gather(1, pair // count))
+        return candidates.keep(head.num_classes)
 
 
 class TwoStage(Deployable):

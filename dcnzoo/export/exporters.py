@@ -18,6 +18,9 @@ from dcnzoo.export.postprocess import (
     keep_boxes_graph,
     roi_align_pyramid,
     roi_align_pyramid_graph,
+    running_max_graph,
+    soft_keep_boxes,
+    soft_keep_boxes_graph,
 )
 
 DEFAULT_OPSET = 19  # the first with DeformConv; RoiAlign of 22 is not in onnxruntime yet
@@ -71,8 +74,13 @@ def translation_table(opset_version: int, deform_conv: str = "auto") -> dict[Cal
         overload = _overload(name)
         if overload is not None:
             table[overload] = _onnxscript_function(opset_version, translate)
-    table[keep_boxes._opoverload] = _onnxscript_function(opset_version, keep_boxes_graph)
-    table[roi_align_pyramid._opoverload] = _onnxscript_function(opset_version, roi_align_pyramid_graph)
+    for overload, translate in (
+        (keep_boxes._opoverload, keep_boxes_graph),
+        (soft_keep_boxes._opoverload, soft_keep_boxes_graph),
+        (roi_align_pyramid._opoverload, roi_align_pyramid_graph),
+        (torch.ops.aten.cummax.default, running_max_graph),
+    ):
+        table[overload] = _onnxscript_function(opset_version, translate)
     return table
 
 
