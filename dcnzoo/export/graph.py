@@ -26,8 +26,8 @@ class Graph:
         size = self.shape(value)[axis]
         if not isinstance(size, int):
             raise ValueError(
-                f"deform_conv to ONNX: expected a fixed size on axis {axis} (only batch, height and "
-                f"width may be dynamic), got shape {self.shape(value)}"
+                f"to ONNX: expected a fixed size on axis {axis} (only batch, height, width and numbers of "
+                f"boxes or queries may be dynamic), got shape {self.shape(value)}"
             )
         return size
 
@@ -60,6 +60,12 @@ class Graph:
         """0, 1, 2, … along an axis: a 1-D value."""
         length = self.Gather(self.Shape(value), self.int(axis), axis=0)
         return self.Range(self.int(0), length, self.int(1))
+
+    def sum(self, value: Value, axis: int) -> Value:
+        """Over an axis, which is then gone."""
+        if self.opset < 13:  # the axis was an attribute
+            return self.ReduceSum(value, axes=[axis], keepdims=0)
+        return self.ReduceSum(value, self.ints(axis), keepdims=0)
 
     # What the exporters do differently:
 

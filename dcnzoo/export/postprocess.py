@@ -15,6 +15,7 @@ from torch import Tensor
 
 import dcnzoo.ops
 from dcnzoo.export.graph import INT64, Graph, Value
+from dcnzoo.export.regions import align
 
 TINY = 1e-12  # an area that is added to by any box
 ABSENT = -1.0  # the score of a box that is not there; any real one is at least zero
@@ -295,22 +296,11 @@ def roi_align_pyramid_graph(
     def constant(value: float) -> Value:
         return g.Cast(g.float(value), to=kind)
 
-    def align(features: Value, rois: Value, scale: float) -> Value:
-        image = g.Cast(g.shaped(g.Gather(rois, g.ints(0), axis=1), -1), to=INT64)
-        return g.RoiAlign(
-            features,
-            g.Gather(rois, g.ints(1, 2, 3, 4), axis=1),
-            image,
-            coordinate_transformation_mode="half_pixel" if aligned else "output_half_pixel",
-            mode=pool_mode,
-            output_height=output_size[0],
-            output_width=output_size[1],
-            sampling_ratio=max(sampling_ratio, 0),
-            spatial_scale=float(scale),
-        )
+    def at(features: Value, rois: Value, scale: float) -> Value:
+        return align(g, features, rois, *output_size, scale, sampling_ratio, aligned)
 
     if len(levels) == 1:
-        return align(levels[0], rois, scales[0])
+        return at(levels[0], rois, scales[0])
     x1, y1, x2, y2 = (g.Gather(rois, g.int(i), axis=1) for i in range(1, 5))
     size = g.Sqrt(g.Mul(g.Sub(x2, x1), g.Sub(y2, y1)))
     octave = g.Div(g.Log(g.Add(g.Div(size, constant(finest_scale)), constant(1e-6))), constant(math.log(2)))
@@ -319,7 +309,7 @@ def roi_align_pyramid_graph(
     pooled = g.Expand(constant(0), shape)
     for i, (features, scale) in enumerate(zip(levels, scales, strict=True)):
         here = g.shaped(g.NonZero(g.Equal(level, constant(i))), -1)
-        part = align(features, g.Gather(rois, here, axis=0), scale)
+        part = at(features, g.Gather(rois, here, axis=0), scale)
         pooled = g.ScatterND(pooled, g.shaped(here, -1, 1), part)
     return pooled
 
