@@ -11,6 +11,7 @@ from mmengine.model import BaseModel
 from mmengine.structures import InstanceData
 from torch import Tensor
 
+from dcnzoo.errors import UserError, one_line
 from dcnzoo.export.runtime import Session
 
 
@@ -34,7 +35,10 @@ class DeployedDetector(BaseModel):
         self, inputs: Tensor, data_samples: list[DetDataSample], mode: str = "predict"
     ) -> list[DetDataSample]:
         sizes = np.array([sample.img_shape[:2] for sample in data_samples])
-        outputs = self.session(np.ascontiguousarray(inputs.cpu().numpy()), sizes)
+        try:
+            outputs = self.session(np.ascontiguousarray(inputs.cpu().numpy()), sizes)
+        except ValueError as error:  # images of the data set that do not fit into the graph
+            raise UserError(one_line(error)) from error
         for n, sample in enumerate(data_samples):
             sample.pred_instances = on_original_image(
                 {name: value[n] for name, value in outputs.items()}, sample.metainfo

@@ -70,7 +70,7 @@ def deployable(detector: nn.Module, skip_postprocess: bool = False) -> nn.Module
         return (PointRend if pointrend else TwoStage)(detector).eval()
     if type(detector) is DETR and not skip_postprocess:
         return Detr(detector).eval()
-    if isinstance(detector, SingleStageDetector):
+    if isinstance(detector, SingleStageDetector) and hasattr(detector, "bbox_head"):
         if skip_postprocess:
             return RawHead(detector).eval()
         if isinstance(detector.bbox_head, YOLOV3Head):
@@ -78,7 +78,10 @@ def deployable(detector: nn.Module, skip_postprocess: bool = False) -> nn.Module
         if type(detector.bbox_head) is CornerHead:
             return Corners(detector).eval()
         return Dense(detector).eval()
-    raise ValueError(f"detector: expected one of {', '.join(FAMILIES)}, got {name}")
+    raise ValueError(
+        f"detector: expected one of {', '.join(FAMILIES)}, got {name}; dcnzoo.export.export_onnx exports any "
+        "module that you write around it"
+    )
 
 
 def export_detector(
@@ -338,7 +341,8 @@ class TwoStage(Deployable):
         if type(head) not in self.heads or type(rpn) is not RPNHead:
             raise ValueError(
                 f"detector: expected one of {', '.join(FAMILIES)}, got {type(detector).__name__} with "
-                f"{type(rpn).__name__} and {type(head).__name__}"
+                f"{type(rpn).__name__} and {type(head).__name__}; dcnzoo.export.export_onnx exports any "
+                "module that you write around it"
             )
         self.cascade = type(head) is CascadeRoIHead
         check_nms(head.test_cfg.nms, type(head).__name__)

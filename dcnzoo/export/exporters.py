@@ -106,7 +106,7 @@ def export_onnx(
         opset_version, deform_conv: as for :func:`translation_table`.
 
     Raises:
-        ValueError: as :func:`translation_table`.
+        ValueError: as :func:`translation_table`; or an operator of the model has no translation.
     """
     table = translation_table(opset_version, deform_conv)
     with torch.no_grad():
@@ -114,15 +114,21 @@ def export_onnx(
         # that it has not kept up
         program = torch.export.export(model, args, dynamic_shapes=dynamic_shapes, strict=False)
         _check_ranges(program)
-        onnx_program = torch.onnx.export(
-            program,
-            opset_version=opset_version,
-            input_names=input_names,
-            output_names=output_names,
-            custom_translation_table=table,
-            dynamo=True,
-            verbose=False,
-        )
+        try:
+            onnx_program = torch.onnx.export(
+                program,
+                opset_version=opset_version,
+                input_names=input_names,
+                output_names=output_names,
+                custom_translation_table=table,
+                dynamo=True,
+                verbose=False,
+            )
+        except RuntimeError as error:  # torch wraps it in pages
+            cause: BaseException = error
+            while cause.__cause__ is not None:
+                cause = cause.__cause__
+            raise ValueError(str(cause)) from error
     save(onnx_program.model_proto, path)
 
 

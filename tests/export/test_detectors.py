@@ -255,6 +255,34 @@ def test_what_cannot_be_exported_says_so():
         deployable(detector)(torch.randn(1, 3, *size("RetinaNet")))
 
 
+def test_a_head_that_predicts_in_its_own_way_is_exported_without():
+    detector = build("RetinaNet")
+
+    class OwnHead(type(detector.bbox_head)):
+        def predict_by_feat(self):
+            raise NotImplementedError
+
+    detector.bbox_head.__class__ = OwnHead
+    with pytest.raises(
+        ValueError,
+        match="got RetinaNet with a OwnHead, which has a predict_by_feat of its own; --skip-",
+    ):
+        deployable(detector)
+    with torch.no_grad():
+        scores, deltas = deployable(detector, skip_postprocess=True)(torch.randn(1, 3, *size("RetinaNet")))
+    assert len(scores) == len(deltas) == 3
+
+
+def test_what_the_exporter_does_not_know_is_named(tmp_path):
+    class Model(nn.Module):
+        def forward(self, x):
+            return torch.cummin(x, 1).values
+
+    with pytest.raises(ValueError, match=r"^No ONNX function found for .*aten\.cummin"):
+        export_onnx(Model(), (torch.randn(2, 3),), tmp_path / "m.onnx")
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_example_too_small_for_a_dynamic_graph(tmp_path):
     with pytest.raises(ValueError, match="expected an example on which no map has a height or width of 1"):
         export_detector(build("RetinaNet"), torch.randn(2, 3, 32, 96), tmp_path / "m.onnx", dynamic=True)
