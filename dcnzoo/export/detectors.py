@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import os
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
-from mmdet.models.dense_heads import CornerHead, RPNHead, YOLOV3Head
+from mmcv.ops import MultiScaleDeformableAttention
+from mmdet.models.dense_heads import CornerHead, RPNHead, YOLOV3Head, deformable_detr_head
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
-from mmdet.models.detectors import DETR, SingleStageDetector, TwoStageDetector
+from mmdet.models.detectors import DETR, DeformableDETR, SingleStageDetector, TwoStageDetector
+from mmdet.models.layers.transformer import deformable_detr_layers
 from mmdet.models.roi_heads import CascadeRoIHead, PointRendRoIHead, StandardRoIHead
 from mmengine.config import ConfigDict
 from torch import Tensor, nn
@@ -30,10 +33,11 @@ from dcnzoo.export.postprocess import (
     soft_keep_boxes,
     take,
 )
+from dcnzoo.ops import ms_deform_attn
 
 FAMILIES = (
     *("FCOS", "FSAF", "RetinaNet", "SSD", "YOLOv3", "Faster R-CNN", "Cascade R-CNN", "Mask R-CNN"),
-    *("Cascade Mask R-CNN", "CornerNet", "DETR", "PointRend"),
+    *("Cascade Mask R-CNN", "CornerNet", "DETR", "PointRend", "Deformable DETR"),
 )
 
 
@@ -70,6 +74,8 @@ def deployable(detector: nn.Module, skip_postprocess: bool = False) -> nn.Module
         return (PointRend if pointrend else TwoStage)(detector).eval()
     if type(detector) is DETR and not skip_postprocess:
         return Detr(detector).eval()
+    if type(detector) is DeformableDETR and not skip_postprocess:
+        return DeformableDetr(detector).eval()
     if isinstance(detector, SingleStageDetector) and hasattr(detector, "bbox_head"):
         if skip_postprocess:
             return RawHead(detector).eval()
@@ -505,25 +511,9 @@ class Detr(Deployable):
     input_names = ("input", "img_shape")
 
     def forward(self, images: Tensor, img_shape: Tensor) -> tuple[Tensor, Tensor]:  # [N, 2], (height, width)
-        detector = self.detector
-        features = detector.extract_feat(images)[-1]
-        outside = []
-        for axis in (0, 1):  # which rows, which columns of the map
-            length, size = features.shape[2 + axis], images.shape[2 + axis]
-            nearest = torch.arange(length, device=images.device) * size // length
-            outside.append(nearest >= img_shape[:, axis, None])
-        mask = outside[0][:, :, None] | outside[1][:, None, :]
-
-        position = detector.positional_encoding(mask).flatten(2).transpose(1, 2)
-        flat = mask.flatten(1)
-        memory = detector.encoder(
-            query=features.flatten(2).transpose(1, 2), query_pos=position, key_padding_mask=flat
-        )
-        decoder_inputs, _ = detector.pre_decoder(memory=memory)
-        hidden = detector.forward_decoder(memory_mask=flat, memory_pos=position, **decoder_inputs)
-        head = detector.bbox_head
+        head = self.detector.bbox_head
+        hidden = self.transformed(self.detector.extract_feat(images), images, img_shape)
         scores, boxes = (levels[-1] for levels in head(**hidden))
-
         count = head.test_cfg.get("max_per_img", scores.shape[1])
         if head.loss_cls.use_sigmoid:
             scores, pair = scores.sigmoid().flatten(1).topk(count)
@@ -537,3 +527,110 @@ class Detr(Deployable):
         boxes = torch.cat([centre - extent / 2, centre + extent / 2], -1) * limit
         boxes = torch.minimum(boxes.clamp(min=0), limit)
         return torch.cat([boxes, scores[..., None]], -1), labels
+
+    def transformed(self, features: tuple[Tensor, ...], images: Tensor, img_shape: Tensor) -> dict:
+        """What the transformer gives to the head."""
+        detector, features = self.detector, features[-1]
+        mask = self.padding(features, images, img_shape)
+        position = detector.positional_encoding(mask).flatten(2).transpose(1, 2)
+        flat = mask.flatten(1)
+        memory = detector.encoder(
+            query=features.flatten(2).transpose(1, 2), query_pos=position, key_padding_mask=flat
+        )
+        decoder_inputs, _ = detector.pre_decoder(memory=memory)
+        return detector.forward_decoder(memory_mask=flat, memory_pos=position, **decoder_inputs)
+
+    @staticmethod
+    def padding(features: Tensor, images: Tensor, img_shape: Tensor) -> Tensor:  # [N, H, W] of the map
+        outside = []
+        for axis in (0, 1):  # which rows, which columns of the map
+            length, size = features.shape[2 + axis], images.shape[2 + axis]
+            nearest = torch.arange(length, device=images.device) * size // length
+            outside.append(nearest >= img_shape[:, axis, None])
+        return outside[0][:, :, None] | outside[1][:, None, :]
+
+
+class DeformableDetr(Detr):
+    """Deformable DETR, with and without refinement of the boxes, of one stage."""
+
+    def __init__(self, detector: nn.Module) -> None:
+        super().__init__(detector)
+        if detector.as_two_stage:
+            raise ValueError("DeformableDETR: as_two_stage: expected False, got True")
+
+    def forward(self, images: Tensor, img_shape: Tensor) -> tuple[Tensor, Tensor]:
+        with (
+            # mmcv's own compares sizes and cuts the levels out, which makes constants of them
+            patch.object(MultiScaleDeformableAttention, "forward", attend),
+            # of MMDetection's three limits in a row the exporter's optimiser loses one
+            patch.object(deformable_detr_layers, "inverse_sigmoid", logit),
+            patch.object(deformable_detr_head, "inverse_sigmoid", logit),
+        ):
+            return super().forward(images, img_shape)
+
+    def transformed(self, features: tuple[Tensor, ...], images: Tensor, img_shape: Tensor) -> dict:
+        detector = self.detector
+        levels = []
+        for level, embedding in zip(features, detector.level_embed, strict=True):
+            mask, size = self.padding(level, images, img_shape), image_size(level)
+            position = detector.positional_encoding(mask).flatten(2).transpose(1, 2) + embedding
+            valid = torch.stack([(~mask[:, 0]).sum(1), (~mask[:, :, 0]).sum(1)], -1) / size.flip(0)  # (x, y)
+            y, x = (torch.arange(length, device=images.device) + 0.5 for length in level.shape[-2:])
+            place = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).flatten(0, 1) / size.flip(0)
+            flat = level.flatten(2).transpose(1, 2)
+            levels.append((flat, position, mask.flatten(1), place / valid[:, None], valid, size.long()))
+        *per_pixel, valid, sizes = zip(*levels, strict=True)
+        memory, position, mask, place = (torch.cat(parts, 1) for parts in per_pixel)
+        valid, sizes = torch.stack(valid, 1), torch.stack(sizes)  # [N, L, 2], [L, 2]
+        ends = sizes.prod(1).cumsum(0)
+        geometry = dict(
+            spatial_shapes=sizes,
+            level_start_index=torch.cat([torch.zeros_like(ends[:1]), ends[:-1]]),
+            valid_ratios=valid,
+        )
+        place = place[:, :, None] * valid[:, None]
+        # mmcv's own compares sizes and cuts the levels out, which makes constants of them
+        with patch.object(MultiScaleDeformableAttention, "forward", attend):
+            for layer in detector.encoder.layers:
+                memory = layer(
+                    query=memory,
+                    query_pos=position,
+                    key_padding_mask=mask,
+                    reference_points=place,
+                    **geometry,
+                )
+            decoder_inputs, _ = detector.pre_decoder(memory, mask, sizes)
+            return detector.forward_decoder(memory_mask=mask, **geometry, **decoder_inputs)
+
+
+def logit(values: Tensor) -> Tensor:
+    values = values.clamp(1e-5, 1 - 1e-5)
+    return torch.log(values / (1 - values))
+
+
+def attend(
+    self: MultiScaleDeformableAttention,
+    query: Tensor,  # [N, Q, C]
+    value: Tensor,  # [N, S, C]
+    query_pos: Tensor,
+    key_padding_mask: Tensor,  # [N, S]
+    reference_points: Tensor,  # [N, Q, L, 2 or 4], (x, y) or boxes
+    spatial_shapes: Tensor,
+    level_start_index: Tensor,
+    **_: Any,
+) -> Tensor:
+    """The forward of mmcv's layer, by ``dcnzoo.ops.ms_deform_attn``."""
+    batch, count = query.shape[:2]
+    places = query + query_pos
+    shape = (batch, count, self.num_heads, self.num_levels, self.num_points)
+    values = self.value_proj(value).masked_fill(key_padding_mask[..., None], 0)
+    offset = self.sampling_offsets(places).view(*shape, 2)
+    weights = self.attention_weights(places).view(*shape[:3], -1).softmax(-1).view(shape)
+    if reference_points.shape[-1] == 2:
+        offset = offset / spatial_shapes.flip(1)[:, None]
+    else:
+        offset = offset / self.num_points * reference_points[:, :, None, :, None, 2:] * 0.5
+    locations = reference_points[:, :, None, :, None, :2] + offset
+    values = values.view(batch, -1, self.num_heads, values.shape[-1] // self.num_heads)
+    read = ms_deform_attn(values, spatial_shapes, level_start_index, locations, weights)
+    return self.output_proj(read) + query

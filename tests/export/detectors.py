@@ -27,6 +27,7 @@ CONFIGS = {
     "CornerNet": "cornernet/cornernet_hourglass104_8xb6-210e-mstest_coco.py",
     "DETR": "detr/detr_r50_8xb2-150e_coco.py",
     "PointRend": "point_rend/point-rend_r50-caffe_fpn_ms-1x_coco.py",
+    "Deformable DETR": "deformable_detr/deformable-detr-refine_r50_16xb2-50e_coco.py",
 }
 
 
@@ -74,12 +75,15 @@ def config(family: str, dcn: bool = False) -> dict:
         cfg.neck.update(in_channels=widths[1:], out_channels=[*widths[1:], *[WIDTH] * 4])
         cfg.neck.update(level_strides=(2, 2, 1, 1), level_paddings=(1, 1, 0, 0), l2_norm_scale=None)
         cfg.bbox_head.in_channels = cfg.neck.out_channels
-    elif family == "DETR":
-        cfg.backbone.out_indices = (2,)
+    elif family.endswith("DETR"):
+        deformable = family != "DETR"
+        cfg.backbone.out_indices = (0, 1, 2) if deformable else (2,)
         cfg.num_queries = 100
-        cfg.neck.update(in_channels=[widths[2]], out_channels=WIDTH)
+        cfg.neck.update(in_channels=widths if deformable else widths[2:], out_channels=WIDTH)
+        if deformable:
+            cfg.neck.norm_cfg.num_groups = 4
         for part, attentions in ((cfg.encoder, ["self_attn"]), (cfg.decoder, ["self_attn", "cross_attn"])):
-            part.num_layers = 1
+            part.num_layers = 2 if deformable else 1
             for attention in attentions:
                 part.layer_cfg[f"{attention}_cfg"].update(embed_dims=WIDTH, num_heads=4)
             part.layer_cfg.ffn_cfg.update(embed_dims=WIDTH, feedforward_channels=WIDTH)

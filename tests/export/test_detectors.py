@@ -7,7 +7,9 @@ import pytest
 import torch
 from mmcv.ops import batched_nms
 from mmdet.models.roi_heads.mask_heads.fcn_mask_head import _do_paste_mask
-from mmengine.config import ConfigDict
+from mmdet.registry import MODELS
+from mmengine.config import Config, ConfigDict
+from mmengine.registry import init_default_scope
 from torch import nn
 
 from dcnzoo.export import export_onnx
@@ -17,7 +19,7 @@ from dcnzoo.export.postprocess import ABSENT, keep_boxes, paste_masks, roi_align
 from dcnzoo.export.runtime import Session
 from dcnzoo.export.verify import compare, predict
 
-from .detectors import CONFIGS, WITHOUT_RESNET, build, size
+from .detectors import CONFIGS, WITHOUT_RESNET, build, calibrate, size
 from .test_deform_conv import run
 
 onnx = pytest.importorskip("onnx")
@@ -98,6 +100,28 @@ def test_onnxruntime(family, dcn, dynamic, tmp_path):
         agreement = compare(outputs, predict(detector, images))
         total = agreement if total is None else total + agreement
     assert total.found >= 100 and total.holds, total
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["internimage", "flash-internimage"])
+def test_mask_rcnn_with_dcnv3_and_dcnv4(kind, tmp_path):
+    """The demo's InternImage and FlashInternImage."""
+    torch.manual_seed(0)
+    cfg = Config.fromfile(f"configs/demo/mask-rcnn_{kind}_fpn_8e_shapes.py").model
+    cfg.test_cfg.rcnn.score_thr = 0.05
+    init_default_scope("mmdet")
+    detector = MODELS.build(cfg).eval()
+    calibrate(detector, torch.randn(2, 3, 128, 128))
+    path = tmp_path / "model.onnx"
+    export_detector(detector, torch.randn(1, 3, 128, 160), path, dynamic=True)
+    assert {node.domain for node in onnx.load(path).graph.node} <= STANDARD
+    session = Session(path)
+    for shape in ((1, 3, 128, 160), (2, 3, 160, 96)):
+        images = torch.randn(shape)
+        outputs, expected = session(images.numpy()), predict(detector, images)
+        with_masks = compare(outputs, expected)  # a pixel counts: many boxes of random weights are slivers
+        boxes = compare({name: outputs[name] for name in ("dets", "labels")}, expected)
+        assert boxes.found >= 100 and boxes.holds and with_masks.matched >= 0.9 * with_masks.found
 
 
 def test_settings_of_the_suppression():
@@ -288,10 +312,11 @@ def test_an_example_too_small_for_a_dynamic_graph(tmp_path):
         export_detector(build("RetinaNet"), torch.randn(2, 3, 32, 96), tmp_path / "m.onnx", dynamic=True)
 
 
-def test_detr_does_not_look_at_padding():
+@pytest.mark.parametrize("family", ["DETR", "Deformable DETR"])
+def test_detr_does_not_look_at_padding(family):
     """Images of two sizes in one batch: the padding of the smaller one must not change its boxes."""
-    detector = build("DETR")
-    height, width = size("DETR")
+    detector = build(family)
+    height, width = size(family)
     images, sizes = torch.randn(2, 3, height, width), [(height, width), (height - 48, width - 64)]
     images[1, :, sizes[1][0] :] = images[1, :, :, sizes[1][1] :] = 0
     model = deployable(detector)
