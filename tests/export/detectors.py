@@ -129,6 +129,8 @@ def build(family: str, dcn: bool = False, **test_cfg) -> nn.Module:
     settings = cfg.test_cfg.get("rcnn", cfg.test_cfg)
     settings.update(test_cfg)
     detector = MODELS.build(cfg).eval()
+    if family == "Deformable DETR":
+        nn.init.normal_(detector.level_embed)  # whatever was in memory, otherwise
     images = torch.randn(2, 3, *size(family))
     calibrate(detector, images)
     if family == "CornerNet":
