@@ -21,7 +21,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
-from dcnzoo.export.graph import DOUBLE, FLOAT, INT64, Graph, Value
+from dcnzoo.export.graph import Graph, Value
+from dcnzoo.export.sampling import corners, neighbours, read_rows, wide
 
 FIRST_OPSET = {"native": 19, "gathernd": 12, "gatherelements": 12, "gridsample": 16, "auto": 12}
 _MAX_RANK = {"native": 2, "gathernd": 3, "gatherelements": 3, "gridsample": 2, "auto": 3}
@@ -181,7 +182,7 @@ def _native(g: Graph, call: _Call) -> Value:
 
 def _coordinates(g: Graph, call: _Call) -> list[Value]:  # per axis [N, groups, K, P]
     """Where each tap of each output pixel reads, in input pixels."""
-    wide = _wide(g, call)
+    real = wide(g, call.input)
     rank = call.rank
     out = g.sizes(call.offset, *range(2, 2 + rank))
     offset = g.shaped(call.offset, 0, call.groups, call.taps, rank, -1)
@@ -193,16 +194,12 @@ def _coordinates(g: Graph, call: _Call) -> list[Value]:  # per axis [N, groups, 
         grid = g.shaped(
             g.Mul(steps, g.int(call.stride[axis])), *(-1 if a == axis else 1 for a in range(rank))
         )
-        pixels = g.Cast(g.shaped(g.Expand(grid, out), 1, 1, 1, -1), to=wide)
+        pixels = g.Cast(g.shaped(g.Expand(grid, out), 1, 1, 1, -1), to=real)
         start = [tap[axis] * call.dilation[axis] - call.padding[axis] for tap in taps]
-        regular = g.Add(pixels, g.shaped(g.Cast(g.floats(*start), to=wide), 1, 1, -1, 1))
-        moved = g.Cast(g.Gather(offset, g.int(axis), axis=3), to=wide)
+        regular = g.Add(pixels, g.shaped(g.Cast(g.floats(*start), to=real), 1, 1, -1, 1))
+        moved = g.Cast(g.Gather(offset, g.int(axis), axis=3), to=real)
         coordinates.append(g.Add(regular, moved))
     return coordinates
-
-
-def _wide(g: Graph, call: _Call) -> int:
-    return DOUBLE if g.type_of(call.input) == DOUBLE else FLOAT
 
 
 def _size(g: Graph, call: _Call, axis: int) -> Value:
@@ -212,53 +209,37 @@ def _size(g: Graph, call: _Call, axis: int) -> Value:
 
 def _gather(g: Graph, call: _Call, target: str) -> Value:  # [N, groups, C / groups, K·P]
     """Samples as the weighted sum of 2 neighbours per axis, each read by its index in the flat map."""
-    wide, kind = _wide(g, call), g.type_of(call.input)
-    zero, one = (g.Cast(g.float(value), to=wide) for value in (0, 1))
-    neighbours = []  # per axis: (index, weight) of the pixel before and of the one after
-    for axis, coordinate in enumerate(_coordinates(g, call)):
-        last = g.Cast(g.Sub(_size(g, call, axis), g.int(1)), to=wide)
-        before = g.Floor(coordinate)
-        fraction = g.Sub(coordinate, before)
-        pair = []
-        for index, weight in ((before, g.Sub(one, fraction)), (g.Add(before, one), fraction)):
-            # a choice, not a product or a limit: NaN is outside as well, and gives zero
-            inside = g.And(g.GreaterOrEqual(index, zero), g.LessOrEqual(index, last))
-            pair.append((g.Cast(g.Where(inside, index, zero), to=INT64), g.Where(inside, weight, zero)))
-        neighbours.append(pair)
+    real, kind = wide(g, call.input), g.type_of(call.input)
+    sizes = [_size(g, call, axis) for axis in range(call.rank)]
+    axes = [
+        neighbours(g, real, coordinate, size)
+        for coordinate, size in zip(_coordinates(g, call), sizes, strict=True)
+    ]
     if call.mask is not None:
-        mask = g.Cast(g.shaped(call.mask, 0, call.groups, call.taps, -1), to=wide)
-        neighbours[0] = [(index, g.Mul(weight, mask)) for index, weight in neighbours[0]]
+        mask = g.Cast(g.shaped(call.mask, 0, call.groups, call.taps, -1), to=real)
+        axes[0] = [(index, g.Mul(weight, mask)) for index, weight in axes[0]]
 
-    rows = target == "gathernd"
     per_group = call.channels // call.groups
     maps = g.shaped(call.input, g.sizes(call.input, 0), call.groups, per_group, -1)
-    if rows:
-        maps = g.Transpose(maps, perm=[0, 1, 3, 2])  # [N, groups, H·W, C / groups]
+    if target == "gathernd":
+        rows = g.Transpose(maps, perm=[0, 1, 3, 2])  # [N, groups, H·W, C / groups]
+        return g.Transpose(read_rows(g, kind, rows, axes, sizes), perm=[0, 1, 3, 2])
     total = None
-    for corner in product((0, 1), repeat=call.rank):
-        index = weight = None
-        for axis, side in enumerate(corner):
-            i, w = neighbours[axis][side]
-            index = i if index is None else g.Add(g.Mul(index, _size(g, call, axis)), i)
-            weight = w if weight is None else g.Mul(weight, w)
-        weight = g.Cast(weight, to=kind)
-        if rows:
-            values = g.GatherND(maps, g.shaped(index, 0, 0, -1, 1), batch_dims=2)
-            values = g.Mul(values, g.shaped(weight, 0, 0, -1, 1))
-        else:
-            index = g.Expand(g.shaped(index, 0, 0, 1, -1), g.ints(1, 1, per_group, 1))
-            values = g.Mul(g.GatherElements(maps, index, axis=3), g.shaped(weight, 0, 0, 1, -1))
+    for index, weight in corners(g, axes, sizes):
+        index = g.Expand(g.shaped(index, 0, 0, 1, -1), g.ints(1, 1, per_group, 1))
+        values = g.GatherElements(maps, index, axis=3)
+        values = g.Mul(values, g.shaped(g.Cast(weight, to=kind), 0, 0, 1, -1))
         total = values if total is None else g.Add(total, values)
-    return g.Transpose(total, perm=[0, 1, 3, 2]) if rows else total
+    return total
 
 
 def _grid_sample(g: Graph, call: _Call) -> Value:  # [N·groups, C / groups, K, P]
     """Samples by ``GridSample``, each group of channels as an image of its own."""
-    wide = _wide(g, call)
-    one, two, outside = (g.Cast(g.float(value), to=wide) for value in (1, 2, -2))
+    real = wide(g, call.input)
+    one, two, outside = (g.Cast(g.float(value), to=real) for value in (1, 2, -2))
     grid = []
     for axis, coordinate in enumerate(_coordinates(g, call)):
-        size = g.Cast(_size(g, call, axis), to=wide)
+        size = g.Cast(_size(g, call, axis), to=real)
         # far away, and at NaN, runtimes disagree: one place outside stands for all of them
         near = g.And(g.Greater(coordinate, outside), g.Less(coordinate, g.Add(size, one)))
         place = g.Where(near, coordinate, outside)

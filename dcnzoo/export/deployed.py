@@ -11,6 +11,7 @@ from mmengine.model import BaseModel
 from mmengine.structures import InstanceData
 from torch import Tensor
 
+from dcnzoo.errors import UserError, one_line
 from dcnzoo.export.runtime import Session
 
 
@@ -34,7 +35,10 @@ class DeployedDetector(BaseModel):
         self, inputs: Tensor, data_samples: list[DetDataSample], mode: str = "predict"
     ) -> list[DetDataSample]:
         sizes = np.array([sample.img_shape[:2] for sample in data_samples])
-        outputs = self.session(np.ascontiguousarray(inputs.cpu().numpy()), sizes)
+        try:
+            outputs = self.session(np.ascontiguousarray(inputs.cpu().numpy()), sizes)
+        except ValueError as error:  # images of the data set that do not fit into the graph
+            raise UserError(one_line(error)) from error
         for n, sample in enumerate(data_samples):
             sample.pred_instances = on_original_image(
                 {name: value[n] for name, value in outputs.items()}, sample.metainfo
@@ -47,7 +51,13 @@ def on_original_image(outputs: dict[str, np.ndarray], meta: dict) -> InstanceDat
     there = outputs["labels"] >= 0
     height, width = meta["img_shape"][:2]  # without what padding adds
     dets = outputs["dets"][there]
-    boxes = dets[:, :4].clip(0, (width, height, width, height)) / np.tile(meta["scale_factor"], 2)
+    if "border" in meta:  # CornerNet's test pipeline pads on all sides and does not resize
+        top, _, left, _ = meta["border"]
+        boxes = (dets[:, :4] - (left, top, left, top)).clip(0)
+        inside = (boxes[:, 2:] > boxes[:, :2]).all(1)
+        dets, boxes, there[there] = dets[inside], boxes[inside], inside
+    else:
+        boxes = dets[:, :4].clip(0, (width, height, width, height)) / np.tile(meta["scale_factor"], 2)
     found = InstanceData(
         bboxes=torch.from_numpy(boxes.astype(np.float32)),
         scores=torch.from_numpy(dets[:, 4]),

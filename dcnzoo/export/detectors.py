@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import os
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
-from mmdet.models.dense_heads import RPNHead, YOLOV3Head
+from mmcv.ops import MultiScaleDeformableAttention
+from mmdet.models.dense_heads import CornerHead, RPNHead, YOLOV3Head, deformable_detr_head
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
-from mmdet.models.detectors import DETR, SingleStageDetector, TwoStageDetector
+from mmdet.models.detectors import DETR, DeformableDETR, SingleStageDetector, TwoStageDetector
+from mmdet.models.layers.transformer import deformable_detr_layers
 from mmdet.models.roi_heads import CascadeRoIHead, PointRendRoIHead, StandardRoIHead
 from mmengine.config import ConfigDict
 from torch import Tensor, nn
@@ -27,12 +30,14 @@ from dcnzoo.export.postprocess import (
     keep_boxes,
     paste_masks,
     roi_align_pyramid,
+    soft_keep_boxes,
     take,
 )
+from dcnzoo.ops import ms_deform_attn
 
 FAMILIES = (
     *("FCOS", "FSAF", "RetinaNet", "SSD", "YOLOv3", "Faster R-CNN", "Cascade R-CNN", "Mask R-CNN"),
-    *("Cascade Mask R-CNN", "DETR", "PointRend"),
+    *("Cascade Mask R-CNN", "CornerNet", "DETR", "PointRend", "Deformable DETR"),
 )
 
 
@@ -69,13 +74,20 @@ def deployable(detector: nn.Module, skip_postprocess: bool = False) -> nn.Module
         return (PointRend if pointrend else TwoStage)(detector).eval()
     if type(detector) is DETR and not skip_postprocess:
         return Detr(detector).eval()
-    if isinstance(detector, SingleStageDetector):
+    if type(detector) is DeformableDETR and not skip_postprocess:
+        return DeformableDetr(detector).eval()
+    if isinstance(detector, SingleStageDetector) and hasattr(detector, "bbox_head"):
         if skip_postprocess:
             return RawHead(detector).eval()
         if isinstance(detector.bbox_head, YOLOV3Head):
             return Yolo(detector).eval()
+        if type(detector.bbox_head) is CornerHead:
+            return Corners(detector).eval()
         return Dense(detector).eval()
-    raise ValueError(f"detector: expected one of {', '.join(FAMILIES)}, got {name}")
+    raise ValueError(
+        f"detector: expected one of {', '.join(FAMILIES)}, got {name}; dcnzoo.export.export_onnx exports any "
+        "module that you write around it"
+    )
 
 
 def export_detector(
@@ -120,13 +132,16 @@ def image_size(images: Tensor) -> Tensor:  # (height, width)
     return torch.stack([torch.full((), size, dtype=images.dtype) for size in images.shape[-2:]])
 
 
-def check_nms(nms: ConfigDict, owner: str) -> float:
-    """The threshold of a configuration of NMS, if it is the plain kind."""
+SOFT_NMS = dict(iou_threshold=0.3, sigma=0.5, min_score=1e-3, method="linear")  # mmcv's defaults
+
+
+def check_nms(nms: dict, owner: str) -> str:
+    """The kind of suppression, if it is one that can be exported."""
     kind = nms.get("type", "nms")
-    if kind != "nms" or nms.get("class_agnostic", False):
+    if kind not in ("nms", "soft_nms") or nms.get("class_agnostic", False):
         kind = f"class_agnostic {kind}" if nms.get("class_agnostic", False) else kind
-        raise ValueError(f"{owner}: nms: expected type='nms', class by class, got {kind!r}")
-    return float(nms.get("iou_threshold", nms.get("iou_thr")))
+        raise ValueError(f"{owner}: nms: expected type='nms' or 'soft_nms', class by class, got {kind!r}")
+    return kind
 
 
 class Candidates:
@@ -149,15 +164,18 @@ class Candidates:
         if before > 0:
             scores, index = best(scores, before)
             boxes, labels = take(boxes, index), labels.gather(1, index)
-        return keep_boxes(
-            boxes,
-            scores,
-            labels,
-            check_nms(self.cfg.nms, self.owner),
-            self.cfg.max_per_img,
-            classes,
-            self.cfg.get("max_output_boxes_per_class", 0),
-        )
+        nms, count = dict(self.cfg.nms), self.cfg.max_per_img
+        per_class = self.cfg.get("max_output_boxes_per_class", 0)
+        if "iou_thr" in nms:
+            nms["iou_threshold"] = nms["iou_thr"]
+        if check_nms(nms, self.owner) == "nms":
+            return keep_boxes(boxes, scores, labels, nms["iou_threshold"], count, classes, per_class)
+        if per_class:
+            raise ValueError(
+                f"{self.owner}: max_output_boxes_per_class: expected 0 with soft_nms, got {per_class}"
+            )
+        settings = {name: nms.get(name, default) for name, default in SOFT_NMS.items()}
+        return soft_keep_boxes(boxes, scores, labels, max_boxes=count, **settings)
 
 
 def per_prior(maps: Tensor, channels: int) -> Tensor:  # [N, A·channels, H, W] -> [N, H·W·A, channels]
@@ -275,6 +293,49 @@ class Yolo(Deployable):
         return candidates.keep(classes)
 
 
+class Corners(Deployable):
+    """CornerNet (Law and Deng 2018): boxes are pairs of corners. As ``CornerHead._decode_heatmap``."""
+
+    candidates = 1000  # pairs that are left to the suppression, MMDetection's own limit
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        head = self.detector.bbox_head
+        cfg, count = head.test_cfg, head.test_cfg.corner_topk
+        features = self.detector.extract_feat(images)
+        outputs = head.forward_single(features[-1], len(features) - 1)  # the others are for training
+        heats, embeddings, offsets = outputs[:2], outputs[2:4], outputs[4:]
+        size = image_size(heats[0])  # a tensor: the exporter cannot divide whole numbers by a symbol
+        scale, (height, width) = image_size(images) / size, size.long()
+
+        points, scores, labels, tags = [], [], [], []  # top left, bottom right
+        for heat, embedding, offset in zip(heats, embeddings, offsets, strict=True):
+            heat = heat.sigmoid()
+            around = F.max_pool2d(heat, cfg.local_maximum_kernel, 1, (cfg.local_maximum_kernel - 1) // 2)
+            score, index = best(torch.where(around == heat, heat, 0).flatten(1), count)
+            label, index = index // (height * width), index % (height * width)
+            place = torch.stack([index % width, index // width], -1) + take(per_prior(offset, 2), index)
+            points.append((place * scale.flip(0)).clamp(min=0))
+            scores.append(score)
+            labels.append(label)
+            tags.append(take(per_prior(embedding, 1), index)[..., 0])
+
+        def pairs(corners: list[Tensor]) -> tuple[Tensor, Tensor]:  # [N, k, 1, …], [N, 1, k, …]
+            return corners[0][:, :, None], corners[1][:, None]
+
+        top_left, bottom_right = pairs(points)
+        first, second = pairs(labels)
+        there = (first == second) & (bottom_right > top_left).all(-1)
+        first, second = pairs(tags)
+        there = there & ((first - second).abs() <= cfg.distance_threshold)
+        first, second = pairs(scores)
+        score = torch.where(there & (first >= 0) & (second >= 0), (first + second) / 2, ABSENT)
+        score, pair = best(score.flatten(1), self.candidates)
+        corners = take(points[0], pair // count), take(points[1], pair % count)
+        candidates = Candidates(cfg, type(head).__name__)
+        candidates.add(torch.cat(corners, -1), score, labels[0].gather(1, pair // count))
+        return candidates.keep(head.num_classes)
+
+
 class TwoStage(Deployable):
     """Faster, Cascade, Mask and Cascade Mask R-CNN."""
 
@@ -286,7 +347,8 @@ class TwoStage(Deployable):
         if type(head) not in self.heads or type(rpn) is not RPNHead:
             raise ValueError(
                 f"detector: expected one of {', '.join(FAMILIES)}, got {type(detector).__name__} with "
-                f"{type(rpn).__name__} and {type(head).__name__}"
+                f"{type(rpn).__name__} and {type(head).__name__}; dcnzoo.export.export_onnx exports any "
+                "module that you write around it"
             )
         self.cascade = type(head) is CascadeRoIHead
         check_nms(head.test_cfg.nms, type(head).__name__)
@@ -449,25 +511,9 @@ class Detr(Deployable):
     input_names = ("input", "img_shape")
 
     def forward(self, images: Tensor, img_shape: Tensor) -> tuple[Tensor, Tensor]:  # [N, 2], (height, width)
-        detector = self.detector
-        features = detector.extract_feat(images)[-1]
-        outside = []
-        for axis in (0, 1):  # which rows, which columns of the map
-            length, size = features.shape[2 + axis], images.shape[2 + axis]
-            nearest = torch.arange(length, device=images.device) * size // length
-            outside.append(nearest >= img_shape[:, axis, None])
-        mask = outside[0][:, :, None] | outside[1][:, None, :]
-
-        position = detector.positional_encoding(mask).flatten(2).transpose(1, 2)
-        flat = mask.flatten(1)
-        memory = detector.encoder(
-            query=features.flatten(2).transpose(1, 2), query_pos=position, key_padding_mask=flat
-        )
-        decoder_inputs, _ = detector.pre_decoder(memory=memory)
-        hidden = detector.forward_decoder(memory_mask=flat, memory_pos=position, **decoder_inputs)
-        head = detector.bbox_head
+        head = self.detector.bbox_head
+        hidden = self.transformed(self.detector.extract_feat(images), images, img_shape)
         scores, boxes = (levels[-1] for levels in head(**hidden))
-
         count = head.test_cfg.get("max_per_img", scores.shape[1])
         if head.loss_cls.use_sigmoid:
             scores, pair = scores.sigmoid().flatten(1).topk(count)
@@ -481,3 +527,110 @@ class Detr(Deployable):
         boxes = torch.cat([centre - extent / 2, centre + extent / 2], -1) * limit
         boxes = torch.minimum(boxes.clamp(min=0), limit)
         return torch.cat([boxes, scores[..., None]], -1), labels
+
+    def transformed(self, features: tuple[Tensor, ...], images: Tensor, img_shape: Tensor) -> dict:
+        """What the transformer gives to the head."""
+        detector, features = self.detector, features[-1]
+        mask = self.padding(features, images, img_shape)
+        position = detector.positional_encoding(mask).flatten(2).transpose(1, 2)
+        flat = mask.flatten(1)
+        memory = detector.encoder(
+            query=features.flatten(2).transpose(1, 2), query_pos=position, key_padding_mask=flat
+        )
+        decoder_inputs, _ = detector.pre_decoder(memory=memory)
+        return detector.forward_decoder(memory_mask=flat, memory_pos=position, **decoder_inputs)
+
+    @staticmethod
+    def padding(features: Tensor, images: Tensor, img_shape: Tensor) -> Tensor:  # [N, H, W] of the map
+        outside = []
+        for axis in (0, 1):  # which rows, which columns of the map
+            length, size = features.shape[2 + axis], images.shape[2 + axis]
+            nearest = torch.arange(length, device=images.device) * size // length
+            outside.append(nearest >= img_shape[:, axis, None])
+        return outside[0][:, :, None] | outside[1][:, None, :]
+
+
+class DeformableDetr(Detr):
+    """Deformable DETR, with and without refinement of the boxes, of one stage."""
+
+    def __init__(self, detector: nn.Module) -> None:
+        super().__init__(detector)
+        if detector.as_two_stage:
+            raise ValueError("DeformableDETR: as_two_stage: expected False, got True")
+
+    def forward(self, images: Tensor, img_shape: Tensor) -> tuple[Tensor, Tensor]:
+        with (
+            # mmcv's own compares sizes and cuts the levels out, which makes constants of them
+            patch.object(MultiScaleDeformableAttention, "forward", attend),
+            # of MMDetection's three limits in a row the exporter's optimiser loses one
+            patch.object(deformable_detr_layers, "inverse_sigmoid", logit),
+            patch.object(deformable_detr_head, "inverse_sigmoid", logit),
+        ):
+            return super().forward(images, img_shape)
+
+    def transformed(self, features: tuple[Tensor, ...], images: Tensor, img_shape: Tensor) -> dict:
+        detector = self.detector
+        levels = []
+        for level, embedding in zip(features, detector.level_embed, strict=True):
+            mask, size = self.padding(level, images, img_shape), image_size(level)
+            position = detector.positional_encoding(mask).flatten(2).transpose(1, 2) + embedding
+            valid = torch.stack([(~mask[:, 0]).sum(1), (~mask[:, :, 0]).sum(1)], -1) / size.flip(0)  # (x, y)
+            y, x = (torch.arange(length, device=images.device) + 0.5 for length in level.shape[-2:])
+            place = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).flatten(0, 1) / size.flip(0)
+            flat = level.flatten(2).transpose(1, 2)
+            levels.append((flat, position, mask.flatten(1), place / valid[:, None], valid, size.long()))
+        *per_pixel, valid, sizes = zip(*levels, strict=True)
+        memory, position, mask, place = (torch.cat(parts, 1) for parts in per_pixel)
+        valid, sizes = torch.stack(valid, 1), torch.stack(sizes)  # [N, L, 2], [L, 2]
+        ends = sizes.prod(1).cumsum(0)
+        geometry = dict(
+            spatial_shapes=sizes,
+            level_start_index=torch.cat([torch.zeros_like(ends[:1]), ends[:-1]]),
+            valid_ratios=valid,
+        )
+        place = place[:, :, None] * valid[:, None]
+        # mmcv's own compares sizes and cuts the levels out, which makes constants of them
+        with patch.object(MultiScaleDeformableAttention, "forward", attend):
+            for layer in detector.encoder.layers:
+                memory = layer(
+                    query=memory,
+                    query_pos=position,
+                    key_padding_mask=mask,
+                    reference_points=place,
+                    **geometry,
+                )
+            decoder_inputs, _ = detector.pre_decoder(memory, mask, sizes)
+            return detector.forward_decoder(memory_mask=mask, **geometry, **decoder_inputs)
+
+
+def logit(values: Tensor) -> Tensor:
+    values = values.clamp(1e-5, 1 - 1e-5)
+    return torch.log(values / (1 - values))
+
+
+def attend(
+    self: MultiScaleDeformableAttention,
+    query: Tensor,  # [N, Q, C]
+    value: Tensor,  # [N, S, C]
+    query_pos: Tensor,
+    key_padding_mask: Tensor,  # [N, S]
+    reference_points: Tensor,  # [N, Q, L, 2 or 4], (x, y) or boxes
+    spatial_shapes: Tensor,
+    level_start_index: Tensor,
+    **_: Any,
+) -> Tensor:
+    """The forward of mmcv's layer, by ``dcnzoo.ops.ms_deform_attn``."""
+    batch, count = query.shape[:2]
+    places = query + query_pos
+    shape = (batch, count, self.num_heads, self.num_levels, self.num_points)
+    values = self.value_proj(value).masked_fill(key_padding_mask[..., None], 0)
+    offset = self.sampling_offsets(places).view(*shape, 2)
+    weights = self.attention_weights(places).view(*shape[:3], -1).softmax(-1).view(shape)
+    if reference_points.shape[-1] == 2:
+        offset = offset / spatial_shapes.flip(1)[:, None]
+    else:
+        offset = offset / self.num_points * reference_points[:, :, None, :, None, 2:] * 0.5
+    locations = reference_points[:, :, None, :, None, :2] + offset
+    values = values.view(batch, -1, self.num_heads, values.shape[-1] // self.num_heads)
+    read = ms_deform_attn(values, spatial_shapes, level_start_index, locations, weights)
+    return self.output_proj(read) + query

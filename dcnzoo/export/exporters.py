@@ -5,19 +5,23 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from dcnzoo.export import regions, sampling
 from dcnzoo.export.deform_conv import FIRST_OPSET, check_target, deform_conv
-from dcnzoo.export.graph import DynamoGraph, TorchScriptGraph, Value
+from dcnzoo.export.graph import DynamoGraph, Graph, TorchScriptGraph, Value
 from dcnzoo.export.postprocess import (
     keep_boxes,
     keep_boxes_graph,
     roi_align_pyramid,
     roi_align_pyramid_graph,
+    running_max_graph,
+    soft_keep_boxes,
+    soft_keep_boxes_graph,
 )
 
 DEFAULT_OPSET = 19  # the first with DeformConv; RoiAlign of 22 is not in onnxruntime yet
@@ -40,9 +44,10 @@ def register_deform_conv2d_onnx_op(use_gathernd: bool = True, enable_openvino_pa
 
 
 def register_onnx_ops(deform_conv: str = "auto") -> None:
-    """Teaches ``torch.onnx.export(dynamo=False)`` deformable convolution.
+    """Teaches ``torch.onnx.export(dynamo=False)`` dcnzoo's operators.
 
-    ``deform_conv`` says into what (:mod:`dcnzoo.export.deform_conv`). The last call holds.
+    ``deform_conv`` says what deformable convolution becomes (:mod:`dcnzoo.export.deform_conv`). The last
+    call holds.
 
     Raises:
         ValueError: no such target. Its opset is checked when something is exported.
@@ -50,7 +55,7 @@ def register_onnx_ops(deform_conv: str = "auto") -> None:
     check_target(deform_conv, max(FIRST_OPSET.values()))
     for opset in range(_TORCHSCRIPT_OPSETS[0], _TORCHSCRIPT_OPSETS[1] + 1):
         for name, translate in _translations(deform_conv).items():
-            torch.onnx.register_custom_op_symbolic(name, _symbolic(opset, translate), opset)
+            torch.onnx.register_custom_op_symbolic(name, _symbolic(name, opset, translate), opset)
 
 
 def translation_table(opset_version: int, deform_conv: str = "auto") -> dict[Callable, Callable]:
@@ -71,8 +76,13 @@ def translation_table(opset_version: int, deform_conv: str = "auto") -> dict[Cal
         overload = _overload(name)
         if overload is not None:
             table[overload] = _onnxscript_function(opset_version, translate)
-    table[keep_boxes._opoverload] = _onnxscript_function(opset_version, keep_boxes_graph)
-    table[roi_align_pyramid._opoverload] = _onnxscript_function(opset_version, roi_align_pyramid_graph)
+    for overload, translate in (
+        (keep_boxes._opoverload, keep_boxes_graph),
+        (soft_keep_boxes._opoverload, soft_keep_boxes_graph),
+        (roi_align_pyramid._opoverload, roi_align_pyramid_graph),
+        (torch.ops.aten.cummax.default, running_max_graph),
+    ):
+        table[overload] = _onnxscript_function(opset_version, translate)
     return table
 
 
@@ -96,7 +106,7 @@ def export_onnx(
         opset_version, deform_conv: as for :func:`translation_table`.
 
     Raises:
-        ValueError: as :func:`translation_table`.
+        ValueError: as :func:`translation_table`; or an operator of the model has no translation.
     """
     table = translation_table(opset_version, deform_conv)
     with torch.no_grad():
@@ -104,15 +114,21 @@ def export_onnx(
         # that it has not kept up
         program = torch.export.export(model, args, dynamic_shapes=dynamic_shapes, strict=False)
         _check_ranges(program)
-        onnx_program = torch.onnx.export(
-            program,
-            opset_version=opset_version,
-            input_names=input_names,
-            output_names=output_names,
-            custom_translation_table=table,
-            dynamo=True,
-            verbose=False,
-        )
+        try:
+            onnx_program = torch.onnx.export(
+                program,
+                opset_version=opset_version,
+                input_names=input_names,
+                output_names=output_names,
+                custom_translation_table=table,
+                dynamo=True,
+                verbose=False,
+            )
+        except RuntimeError as error:  # torch wraps it in pages
+            cause: BaseException = error
+            while cause.__cause__ is not None:
+                cause = cause.__cause__
+            raise ValueError(str(cause)) from error
     save(onnx_program.model_proto, path)
 
 
@@ -144,13 +160,15 @@ def _translations(target: str) -> dict[str, Callable]:
     """Per operator a function of (graph, *arguments of the operator)."""
 
     def of_dcnzoo(
-        g, input, weight, offset, mask, bias, stride, padding, dilation, groups, im2col_step
+        g: Graph, input: Value, weight: Value, offset: Value, mask: Value, bias: Value, stride: Sequence[int],
+        padding: Sequence[int], dilation: Sequence[int], groups: int, im2col_step: Value,
     ):  # fmt: skip
         return deform_conv(g, target, input, weight, offset, mask, bias, stride, padding, dilation, groups)
 
     def of_torchvision(
-        g, input, weight, offset, mask, bias, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w,
-        groups, offset_groups, use_mask,
+        g: Graph, input: Value, weight: Value, offset: Value, mask: Value, bias: Value, stride_h: int,
+        stride_w: int, pad_h: int, pad_w: int, dilation_h: int, dilation_w: int, groups: int,
+        offset_groups: int, use_mask: bool,
     ):  # fmt: skip
         return deform_conv(
             g, target, input, weight, offset, mask if use_mask else None, bias,
@@ -158,8 +176,10 @@ def _translations(target: str) -> dict[str, Callable]:
         )  # fmt: skip
 
     def transposed(
-        g, input, weight, offset, mask, bias, stride, padding, output_padding, dilation, groups, im2col_step
-    ):
+        g: Graph, input: Value, weight: Value, offset: Value, mask: Value, bias: Value, stride: Sequence[int],
+        padding: Sequence[int], output_padding: Sequence[int], dilation: Sequence[int], groups: int,
+        im2col_step: Value,
+    ):  # fmt: skip
         raise NotImplementedError(
             "deform_conv_transpose to ONNX: not supported: ONNX has no such operator, and no fast form of it "
             "in others"
@@ -169,6 +189,12 @@ def _translations(target: str) -> dict[str, Callable]:
         "dcnzoo::deform_conv": of_dcnzoo,
         "torchvision::deform_conv2d": of_torchvision,
         "dcnzoo::deform_conv_transpose": transposed,
+        "dcnzoo::dcnv3": sampling.dcnv3,
+        "dcnzoo::dcnv4": sampling.dcnv4,
+        "dcnzoo::ms_deform_attn": sampling.ms_deform_attn,
+        "dcnzoo::nms": regions.nms,
+        "dcnzoo::roi_align": regions.roi_align,
+        "dcnzoo::deform_roi_pool": regions.deform_roi_pool,
     }
 
 
@@ -185,23 +211,23 @@ def _onnxscript_function(opset: int, translate: Callable) -> Callable:
     return function
 
 
-def _symbolic(opset: int, translate: Callable) -> Callable:
+def _symbolic(name: str, opset: int, translate: Callable) -> Callable:
     from torch.onnx.symbolic_helper import parse_args
 
     @functools.wraps(translate)  # parse_args counts the parameters that it has
     def symbolic(g: Any, *arguments: Any) -> Value:
         arguments = [None if isinstance(a, torch.Value) and a.node().mustBeNone() else a for a in arguments]
         result = translate(TorchScriptGraph(opset, g), *arguments)
-        kind = arguments[0].type()
-        if kind.dim() is not None:
-            result.setType(kind.with_sizes([None] * kind.dim()))
+        kind, rank = arguments[0].type(), _RANKS.get(name, arguments[0].type().dim())
+        if rank is not None:  # of the first result, the only one that is asked for
+            (result[0] if isinstance(result, tuple) else result).setType(kind.with_sizes([None] * rank))
         return result
 
-    return parse_args(*(_kind(name) for name in list(inspect.signature(translate).parameters)[1:]))(symbolic)
+    parameters = list(inspect.signature(translate).parameters.values())[1:]
+    return parse_args(*(_KINDS[parameter.annotation] for parameter in parameters))(symbolic)
 
 
-def _kind(parameter: str) -> str:
-    """What torch calls the kinds of an operator's arguments."""
-    if parameter in ("input", "weight", "offset", "mask", "bias", "im2col_step"):
-        return "v"
-    return "is" if parameter in ("stride", "padding", "output_padding", "dilation") else "i"
+# of results whose rank is not that of the first argument; None: nor is their type
+_RANKS = {"dcnzoo::ms_deform_attn": 3, "dcnzoo::nms": None}
+# what torch calls the kinds of an operator's arguments
+_KINDS = {"Value": "v", "int": "i", "bool": "i", "float": "f", "Sequence[int]": "is"}

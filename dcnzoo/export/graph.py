@@ -6,6 +6,7 @@ A translation takes a :class:`Graph` and calls nodes by their ONNX names: ``g.Ad
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,11 +23,11 @@ class Graph:
 
     def size(self, value: Value, axis: int) -> int:
         """The size of an axis, which must not be dynamic."""
-        size = self._shape(value)[axis]
+        size = self.shape(value)[axis]
         if not isinstance(size, int):
             raise ValueError(
-                f"deform_conv to ONNX: expected a fixed size on axis {axis} (only batch, height and "
-                f"width may be dynamic), got shape {self._shape(value)}"
+                f"to ONNX: expected a fixed size on axis {axis} (only batch, height, width and numbers of "
+                f"boxes or queries may be dynamic), got shape {self.shape(value)}"
             )
         return size
 
@@ -55,6 +56,17 @@ class Graph:
         """The sizes of some axes as a 1-D value."""
         return self.Gather(self.Shape(value), self.ints(*axes), axis=0)
 
+    def range(self, value: Value, axis: int) -> Value:
+        """0, 1, 2, … along an axis: a 1-D value."""
+        length = self.Gather(self.Shape(value), self.int(axis), axis=0)
+        return self.Range(self.int(0), length, self.int(1))
+
+    def sum(self, value: Value, axis: int) -> Value:
+        """Over an axis, which is then gone."""
+        if self.opset < 13:  # the axis was an attribute
+            return self.ReduceSum(value, axes=[axis], keepdims=0)
+        return self.ReduceSum(value, self.ints(axis), keepdims=0)
+
     # What the exporters do differently:
 
     def __getattr__(self, node: str):
@@ -64,7 +76,8 @@ class Graph:
         """The type of its elements, as onnx.TensorProto.DataType."""
         raise NotImplementedError
 
-    def _shape(self, value: Value) -> list:
+    def shape(self, value: Value) -> list:
+        """Its sizes; what is dynamic is no int."""
         raise NotImplementedError
 
 
@@ -80,11 +93,43 @@ class DynamoGraph(Graph):
     def __getattr__(self, node: str):
         return getattr(self._nodes, node)
 
+    def repeat(self, turns: list[int], value: Value, step: Callable[[Graph, Value, Value], Value]) -> Value:
+        """``value``, put through ``step(graph, value, turn)`` for each turn: by an ONNX ``Scan``."""
+        import onnx_ir as ir
+
+        body = _Body(self.opset)
+        before, turn = ir.Value(name="body_before"), ir.Value(name="body_turn")
+        after = step(body, before, turn)
+        for i, node in enumerate(body.nodes):
+            node.outputs[0].name = f"body_{i}"  # a name of the outer graph's would be taken for its value
+        graph = ir.Graph([before, turn], [after], nodes=body.nodes, name="body")
+        return self.Scan(value, self.ints(*turns), body=graph, num_scan_inputs=1)
+
     def type_of(self, value: Value) -> int:
         return int(value.dtype)
 
-    def _shape(self, value: Value) -> list:
+    def shape(self, value: Value) -> list:
         return list(value.shape)
+
+
+class _Body(Graph):
+    """The nodes that :meth:`DynamoGraph.repeat` repeats; they may use values from outside."""
+
+    def __init__(self, opset: int) -> None:
+        super().__init__(opset)
+        from onnx_ir.tape import Tape
+
+        self._tape = Tape()
+
+    @property
+    def nodes(self) -> list:
+        return list(self._tape.nodes)
+
+    def __getattr__(self, node: str):
+        def add(*inputs: Value, **attributes: Any) -> Value:
+            return self._tape.op(node, inputs, attributes, version=self.opset)
+
+        return add
 
 
 class TorchScriptGraph(Graph):
@@ -115,5 +160,5 @@ class TorchScriptGraph(Graph):
     def type_of(self, value: Value) -> int:
         return self._TYPES[value.type().scalarType()]
 
-    def _shape(self, value: Value) -> list:
+    def shape(self, value: Value) -> list:
         return value.type().varyingSizes() or [None] * 5

@@ -15,7 +15,9 @@ from torch import Tensor
 
 import dcnzoo.ops
 from dcnzoo.export.graph import INT64, Graph, Value
+from dcnzoo.export.regions import align
 
+TINY = 1e-12  # an area that is added to by any box
 ABSENT = -1.0  # the score of a box that is not there; any real one is at least zero
 
 
@@ -70,20 +72,11 @@ def keep_boxes_graph(
     max_per_class: int,
 ) -> tuple[Value, Value]:
     kind = g.type_of(boxes)
-    batch = g.sizes(boxes, 0)
 
     def constant(value: float) -> Value:
         return g.Cast(g.float(value), to=kind)
 
-    def padded(value: Value, filler: Value, *rest: int) -> Value:
-        """With ``max_boxes`` absent ones behind, so that TopK always finds as many as it is to return."""
-        shape = g.Concat(batch, g.ints(max_boxes, *rest), axis=0)
-        return g.Concat(value, g.Expand(filler, shape), axis=1)
-
-    boxes = padded(boxes, constant(0), 4)
-    scores = padded(scores, constant(ABSENT))
-    labels = padded(labels, g.int(-1))
-
+    boxes, scores, labels = _padded(g, boxes, scores, labels, max_boxes)
     if max_per_class and max_per_class < max_boxes:
         # [N, classes, M]: the scores of each class, so that the limit holds for each
         of_class = g.Equal(g.shaped(labels, 0, 1, -1), g.shaped(g.ints(*range(classes)), 1, -1, 1))
@@ -106,13 +99,157 @@ def keep_boxes_graph(
     marks = g.Expand(g.int(1), g.sizes(chosen, 0))
     marked = g.ScatterND(g.Mul(g.Cast(scores, to=INT64), g.int(0)), places, marks)
     left = g.Where(g.Equal(marked, g.int(1)), scores, constant(ABSENT))
+    return _first(g, kind, boxes, left, labels, max_boxes)
 
-    best, index = g.TopK(left, g.ints(max_boxes), axis=1)
-    there = g.GreaterOrEqual(best, constant(0))
+
+def _padded(g: Graph, boxes: Value, scores: Value, labels: Value, count: int) -> tuple[Value, ...]:
+    """With ``count`` absent ones behind, so that TopK always finds as many as it is to return."""
+    kind = g.type_of(boxes)
+
+    def padded(value: Value, filler: Value, *rest: int) -> Value:
+        shape = g.Concat(g.sizes(boxes, 0), g.ints(count, *rest), axis=0)
+        return g.Concat(value, g.Expand(filler, shape), axis=1)
+
+    absent = g.Cast(g.float(ABSENT), to=kind)
+    return padded(boxes, g.Cast(g.float(0), to=kind), 4), padded(scores, absent), padded(labels, g.int(-1))
+
+
+def _first(
+    g: Graph, kind: int, boxes: Value, scores: Value, labels: Value, count: int
+) -> tuple[Value, Value]:
+    """The ``count`` best, and zeros with label -1 where there are fewer."""
+    zero = g.Cast(g.float(0), to=kind)
+    best, index = g.TopK(scores, g.ints(count), axis=1)
+    there = g.GreaterOrEqual(best, zero)
     columns = g.Expand(g.shaped(index, 0, 0, 1), g.ints(1, 1, 4))
     kept = g.Concat(g.GatherElements(boxes, columns, axis=1), g.shaped(best, 0, 0, 1), axis=2)
-    kept = g.Where(g.shaped(there, 0, 0, 1), kept, constant(0))
+    kept = g.Where(g.shaped(there, 0, 0, 1), kept, zero)
     return kept, g.Where(there, g.GatherElements(labels, index, axis=1), g.int(-1))
+
+
+@torch.library.custom_op("dcnzoo::_soft_keep_boxes", mutates_args=())
+def soft_keep_boxes(
+    boxes: Tensor,  # [N, M, 4]
+    scores: Tensor,  # [N, M]
+    labels: Tensor,  # [N, M]
+    iou_threshold: float,
+    max_boxes: int,
+    method: str,
+    sigma: float,
+    min_score: float,
+) -> tuple[Tensor, Tensor]:  # [N, max_boxes, 5], [N, max_boxes]
+    """As :func:`keep_boxes`, but by soft-NMS (Bodla et al. 2017), class by class.
+
+    ``max_boxes`` times the best box is taken and the scores of those that it overlaps are lowered: with
+    ``"gaussian"`` all by ``exp(-iou² / sigma)``, with ``"linear"`` those from ``iou_threshold`` on by
+    ``1 - iou``, with ``"naive"`` to zero. What falls below ``min_score`` is out.
+    """
+    area = (boxes[..., 2:] - boxes[..., :2]).prod(-1)
+    left, taken = scores, torch.full_like(scores, ABSENT)
+    for _ in range(max_boxes):
+        best, index = left.max(1, keepdim=True)
+        this = torch.arange(scores.shape[1], device=index.device) == index
+        taken = torch.where(this, torch.maximum(best, taken), taken)  # what is taken stays when none is left
+        box = take(boxes, index)  # [N, 1, 4]
+        low, high = torch.maximum(box[..., :2], boxes[..., :2]), torch.minimum(box[..., 2:], boxes[..., 2:])
+        overlap = (high - low).clamp(min=0).prod(-1)
+        iou = overlap / (area.gather(1, index) + area - overlap).clamp(min=TINY)
+        if method == "gaussian":
+            factor = torch.exp(-iou.square() / sigma)
+        else:
+            factor = torch.where(iou >= iou_threshold, 0 if method == "naive" else 1 - iou, 1)
+        left = torch.where(labels.gather(1, index) == labels, left * factor, left)
+        left = torch.where(this | (left < min_score), ABSENT, left)
+    best, index = torch.cat([taken, taken.new_full((len(taken), max_boxes), ABSENT)], 1).topk(max_boxes)
+    index = index.clamp(max=scores.shape[1] - 1)
+    there = best >= 0
+    kept = torch.cat([take(boxes, index), best[..., None]], -1)
+    return torch.where(there[..., None], kept, 0), torch.where(there, labels.gather(1, index), -1)
+
+
+@soft_keep_boxes.register_fake
+def _(boxes, scores, labels, iou_threshold, max_boxes, method, sigma, min_score):
+    batch = boxes.shape[0]
+    return boxes.new_empty(batch, max_boxes, 5), labels.new_empty(batch, max_boxes)
+
+
+def soft_keep_boxes_graph(
+    g: Graph,
+    boxes: Value,
+    scores: Value,
+    labels: Value,
+    iou_threshold: float,
+    max_boxes: int,
+    method: str,
+    sigma: float,
+    min_score: float,
+) -> tuple[Value, Value]:
+    kind = g.type_of(boxes)
+    boxes, scores, labels = _padded(g, boxes, scores, labels, max_boxes)
+
+    def area_of(b: Graph, low: Value, high: Value) -> Value:  # [N, M, 2] each
+        side = b.Max(b.Sub(high, low), b.Cast(b.float(0), to=kind))
+        return b.ReduceProd(side, b.ints(2), keepdims=0)
+
+    low, high = g.Gather(boxes, g.ints(0, 1), axis=2), g.Gather(boxes, g.ints(2, 3), axis=2)
+    area = area_of(g, low, high)
+    places = g.shaped(g.range(scores, 1), 1, -1)
+    taken = g.Expand(g.Cast(g.float(ABSENT), to=kind), g.Shape(scores))
+    # one value goes round: what each score is now [0], and what it was when its box was taken [1]
+    before = g.Concat(g.Unsqueeze(scores, g.ints(0)), g.Unsqueeze(taken, g.ints(0)), axis=0)
+
+    def step(b: Graph, state: Value, _: Value) -> Value:
+        def constant(value: float) -> Value:
+            return b.Cast(b.float(value), to=kind)
+
+        left, taken = b.Gather(state, b.int(0), axis=0), b.Gather(state, b.int(1), axis=0)
+        best = b.ReduceMax(left, b.ints(1), keepdims=1)
+        index = b.ArgMax(left, axis=1, keepdims=1)
+        this = b.Equal(places, index)
+        taken = b.Where(this, b.Max(best, taken), taken)
+        pair = b.Expand(b.Unsqueeze(index, b.ints(2)), b.ints(1, 1, 2))
+        box = [b.GatherElements(corner, pair, axis=1) for corner in (low, high)]
+        overlap = area_of(b, b.Max(box[0], low), b.Min(box[1], high))
+        union = b.Sub(b.Add(b.GatherElements(area, index, axis=1), area), overlap)
+        iou = b.Div(overlap, b.Max(union, constant(TINY)))
+        if method == "gaussian":
+            factor = b.Exp(b.Div(b.Mul(iou, iou), constant(-sigma)))
+        else:
+            less = constant(0) if method == "naive" else b.Sub(constant(1), iou)
+            factor = b.Where(b.GreaterOrEqual(iou, constant(iou_threshold)), less, constant(1))
+        same = b.Equal(b.GatherElements(labels, index, axis=1), labels)
+        left = b.Where(same, b.Mul(left, factor), left)
+        out = b.Or(this, b.Less(left, constant(min_score)))
+        left = b.Where(out, constant(ABSENT), left)
+        return b.Concat(b.Unsqueeze(left, b.ints(0)), b.Unsqueeze(taken, b.ints(0)), axis=0)
+
+    taken = g.Gather(g.repeat([0] * max_boxes, before, step), g.int(1), axis=0)
+    return _first(g, kind, boxes, taken, labels, max_boxes)
+
+
+def running_max_graph(g: Graph, values: Value, axis: int) -> tuple[Value, Value]:
+    """``torch.cummax``: the largest so far and its place (of equal ones the last).
+
+    In steps that double: each value is compared with the one 1, 2, 4, … places before.
+    """
+    length = g.shape(values)[axis]
+    steps = (length - 1).bit_length() if isinstance(length, int) else 16  # 65536 pixels: any map
+
+    def step(b: Graph, value: Value, distance: Value) -> Value:
+        distance, along = b.shaped(distance, 1), b.ints(axis)
+        start = b.Slice(value, b.ints(0), distance, along)
+        later = b.Slice(value, distance, b.ints(2**62), along)
+        earlier = b.Slice(value, b.ints(0), b.Neg(distance), along)
+        return b.Concat(start, b.Max(later, earlier), axis=axis)
+
+    def running(value: Value) -> Value:
+        return g.repeat([2**i for i in range(steps)], value, step) if steps else g.Identity(value)
+
+    largest = running(values)
+    # where it was set anew; the exporter leaves all this out where nobody asks for the places
+    rank = len(g.shape(values))
+    places = g.shaped(g.range(values, axis), *(-1 if a == axis % rank else 1 for a in range(rank)))
+    return largest, running(g.Where(g.Equal(values, largest), places, g.int(0)))
 
 
 @torch.library.custom_op("dcnzoo::_roi_align_pyramid", mutates_args=())
@@ -159,22 +296,11 @@ def roi_align_pyramid_graph(
     def constant(value: float) -> Value:
         return g.Cast(g.float(value), to=kind)
 
-    def align(features: Value, rois: Value, scale: float) -> Value:
-        image = g.Cast(g.shaped(g.Gather(rois, g.ints(0), axis=1), -1), to=INT64)
-        return g.RoiAlign(
-            features,
-            g.Gather(rois, g.ints(1, 2, 3, 4), axis=1),
-            image,
-            coordinate_transformation_mode="half_pixel" if aligned else "output_half_pixel",
-            mode=pool_mode,
-            output_height=output_size[0],
-            output_width=output_size[1],
-            sampling_ratio=max(sampling_ratio, 0),
-            spatial_scale=float(scale),
-        )
+    def at(features: Value, rois: Value, scale: float) -> Value:
+        return align(g, features, rois, *output_size, scale, sampling_ratio, aligned)
 
     if len(levels) == 1:
-        return align(levels[0], rois, scales[0])
+        return at(levels[0], rois, scales[0])
     x1, y1, x2, y2 = (g.Gather(rois, g.int(i), axis=1) for i in range(1, 5))
     size = g.Sqrt(g.Mul(g.Sub(x2, x1), g.Sub(y2, y1)))
     octave = g.Div(g.Log(g.Add(g.Div(size, constant(finest_scale)), constant(1e-6))), constant(math.log(2)))
@@ -183,7 +309,7 @@ def roi_align_pyramid_graph(
     pooled = g.Expand(constant(0), shape)
     for i, (features, scale) in enumerate(zip(levels, scales, strict=True)):
         here = g.shaped(g.NonZero(g.Equal(level, constant(i))), -1)
-        part = align(features, g.Gather(rois, here, axis=0), scale)
+        part = at(features, g.Gather(rois, here, axis=0), scale)
         pooled = g.ScatterND(pooled, g.shaped(here, -1, 1), part)
     return pooled
 

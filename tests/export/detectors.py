@@ -24,9 +24,14 @@ CONFIGS = {
     "Cascade R-CNN": "cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco.py",
     "Mask R-CNN": "mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py",
     "Cascade Mask R-CNN": "cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py",
+    "CornerNet": "cornernet/cornernet_hourglass104_8xb6-210e-mstest_coco.py",
     "DETR": "detr/detr_r50_8xb2-150e_coco.py",
     "PointRend": "point_rend/point-rend_r50-caffe_fpn_ms-1x_coco.py",
+    "Deformable DETR": "deformable_detr/deformable-detr-refine_r50_16xb2-50e_coco.py",
 }
+
+
+WITHOUT_RESNET = ("CornerNet",)  # which therefore have no variant with dcn=True
 
 
 def narrow(cfg):
@@ -52,6 +57,12 @@ def config(family: str, dcn: bool = False) -> dict:
     register_all_modules()
     cfg = Config.fromfile(f"{mmdet_configs()}/{CONFIGS[family]}").model
     narrow(cfg)
+    if family == "CornerNet":
+        assert not dcn
+        cfg.backbone.update(downsample_times=1, stage_channels=[WIDTH, 24], stage_blocks=[1, 1])
+        cfg.backbone.feat_channel = WIDTH
+        cfg.bbox_head.in_channels = WIDTH
+        return cfg
     widths = [4 * 8 * 2**stage for stage in range(3)]
     cfg.backbone = dict(
         type="ResNet", depth=14, base_channels=8, stem_channels=8, norm_cfg=dict(type="BN"),
@@ -64,12 +75,15 @@ def config(family: str, dcn: bool = False) -> dict:
         cfg.neck.update(in_channels=widths[1:], out_channels=[*widths[1:], *[WIDTH] * 4])
         cfg.neck.update(level_strides=(2, 2, 1, 1), level_paddings=(1, 1, 0, 0), l2_norm_scale=None)
         cfg.bbox_head.in_channels = cfg.neck.out_channels
-    elif family == "DETR":
-        cfg.backbone.out_indices = (2,)
+    elif family.endswith("DETR"):
+        deformable = family != "DETR"
+        cfg.backbone.out_indices = (0, 1, 2) if deformable else (2,)
         cfg.num_queries = 100
-        cfg.neck.update(in_channels=[widths[2]], out_channels=WIDTH)
+        cfg.neck.update(in_channels=widths if deformable else widths[2:], out_channels=WIDTH)
+        if deformable:
+            cfg.neck.norm_cfg.num_groups = 4
         for part, attentions in ((cfg.encoder, ["self_attn"]), (cfg.decoder, ["self_attn", "cross_attn"])):
-            part.num_layers = 1
+            part.num_layers = 2 if deformable else 1
             for attention in attentions:
                 part.layer_cfg[f"{attention}_cfg"].update(embed_dims=WIDTH, num_heads=4)
             part.layer_cfg.ffn_cfg.update(embed_dims=WIDTH, feedforward_channels=WIDTH)
@@ -115,8 +129,22 @@ def build(family: str, dcn: bool = False, **test_cfg) -> nn.Module:
     settings = cfg.test_cfg.get("rcnn", cfg.test_cfg)
     settings.update(test_cfg)
     detector = MODELS.build(cfg).eval()
-    calibrate(detector, torch.randn(2, 3, *size(family)))
+    if family == "Deformable DETR":
+        nn.init.normal_(detector.level_embed)  # whatever was in memory, otherwise
+    images = torch.randn(2, 3, *size(family))
+    calibrate(detector, images)
+    if family == "CornerNet":
+        balance(detector, images)
     return detector
+
+
+@torch.no_grad()
+def balance(detector: nn.Module, images: torch.Tensor) -> None:
+    """Makes CornerNet's classes equally likely at both corners: else no two corners have the same."""
+    head = detector.bbox_head
+    outputs = head(detector.extract_feat(images))
+    for layers, levels in zip((head.tl_heat, head.br_heat, head.tl_emb, head.br_emb), outputs, strict=False):
+        layers[-1][-1].conv.bias -= levels[-1].mean((0, 2, 3))
 
 
 @torch.no_grad()

@@ -5,24 +5,37 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from mmcv.ops import batched_nms
 from mmdet.models.roi_heads.mask_heads.fcn_mask_head import _do_paste_mask
+from mmdet.registry import MODELS
+from mmengine.config import Config, ConfigDict
+from mmengine.registry import init_default_scope
 from torch import nn
 
 from dcnzoo.export import export_onnx
-from dcnzoo.export.detectors import FAMILIES, deployable, export_detector
+from dcnzoo.export.deployed import on_original_image
+from dcnzoo.export.detectors import FAMILIES, Candidates, deployable, export_detector
 from dcnzoo.export.postprocess import ABSENT, keep_boxes, paste_masks, roi_align_pyramid
 from dcnzoo.export.runtime import Session
 from dcnzoo.export.verify import compare, predict
 
-from .detectors import CONFIGS, build, size
+from .detectors import CONFIGS, WITHOUT_RESNET, build, calibrate, size
+from .test_deform_conv import run
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 DYNAMIC = torch.export.Dim.DYNAMIC
 # (family, dcn, dynamic): exporting takes half a minute each, so the others are in `make test-all`
-DAILY = (("RetinaNet", True, False), ("Mask R-CNN", True, True))
+DAILY = (("RetinaNet", True, False), ("Mask R-CNN", True, True), ("CornerNet", False, True))
+VARIANTS = [
+    (family, dcn) for family in CONFIGS for dcn in (True, False) if not (dcn and family in WITHOUT_RESNET)
+]
 STANDARD = {"", "ai.onnx"}
+
+
+def name(family, dcn):
+    return f"{family} {'dcn' if dcn else 'plain'}"
 
 
 def named(model, *args):
@@ -34,8 +47,17 @@ def test_every_family_has_its_test():
     assert set(CONFIGS) == set(FAMILIES)
 
 
-@pytest.mark.parametrize("dcn", [pytest.param(False, marks=pytest.mark.slow, id="plain"), True])
-@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize(
+    ("family", "dcn"),
+    [
+        pytest.param(
+            *variant,
+            marks=[] if variant[1] or variant[0] in WITHOUT_RESNET else pytest.mark.slow,
+            id=name(*variant),
+        )
+        for variant in VARIANTS
+    ],
+)
 def test_the_exported_module_predicts_as_mmdetection_does(family, dcn):
     detector = build(family, dcn)
     assert any("conv_offset" in name for name, _ in detector.named_parameters()) == dcn
@@ -47,10 +69,10 @@ def test_the_exported_module_predicts_as_mmdetection_does(family, dcn):
 
 
 def exports():
-    for family, dcn, dynamic in itertools.product(CONFIGS, (True, False), (True, False)):
+    for (family, dcn), dynamic in itertools.product(VARIANTS, (True, False)):
         daily = (family, dcn, dynamic) in DAILY
-        name = f"{family} {'dcn' if dcn else 'plain'} {'dynamic' if dynamic else 'static'}"
-        yield pytest.param(family, dcn, dynamic, id=name, marks=[] if daily else pytest.mark.slow)
+        kind = f"{name(family, dcn)} {'dynamic' if dynamic else 'static'}"
+        yield pytest.param(family, dcn, dynamic, id=kind, marks=[] if daily else pytest.mark.slow)
 
 
 @pytest.mark.parametrize(("family", "dcn", "dynamic"), exports())
@@ -77,7 +99,32 @@ def test_onnxruntime(family, dcn, dynamic, tmp_path):
             assert outputs["masks"].dtype == np.uint8
         agreement = compare(outputs, predict(detector, images))
         total = agreement if total is None else total + agreement
+    if dynamic and "img_shape" in session.inputs:
+        images, sizes = padded(family)
+        total += compare(session(images.numpy(), np.array(sizes)), predict(detector, images, sizes))
     assert total.found >= 100 and total.holds, total
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["internimage", "flash-internimage"])
+def test_mask_rcnn_with_dcnv3_and_dcnv4(kind, tmp_path):
+    """The demo's InternImage and FlashInternImage."""
+    torch.manual_seed(0)
+    cfg = Config.fromfile(f"configs/demo/mask-rcnn_{kind}_fpn_8e_shapes.py").model
+    cfg.test_cfg.rcnn.score_thr = 0.05
+    init_default_scope("mmdet")
+    detector = MODELS.build(cfg).eval()
+    calibrate(detector, torch.randn(2, 3, 128, 128))
+    path = tmp_path / "model.onnx"
+    export_detector(detector, torch.randn(1, 3, 128, 160), path, dynamic=True)
+    assert {node.domain for node in onnx.load(path).graph.node} <= STANDARD
+    session = Session(path)
+    for shape in ((1, 3, 128, 160), (2, 3, 160, 96)):
+        images = torch.randn(shape)
+        outputs, expected = session(images.numpy()), predict(detector, images)
+        with_masks = compare(outputs, expected)  # a pixel counts: many boxes of random weights are slivers
+        boxes = compare({name: outputs[name] for name in ("dets", "labels")}, expected)
+        assert boxes.found >= 100 and boxes.holds and with_masks.matched >= 0.9 * with_masks.found
 
 
 def test_settings_of_the_suppression():
@@ -112,17 +159,76 @@ def test_suppression_in_the_graph(max_per_class, boxes_given, tmp_path):
 
     path = tmp_path / "nms.onnx"
     export_onnx(Model(), (boxes, scores, labels), path)
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    feed = {n.name: t.numpy() for n, t in zip(session.get_inputs(), (boxes, scores, labels), strict=True)}
-    dets, kept = session.run(None, feed)
+    dets, kept = run(path, boxes, scores, labels)
     expected, expected_labels = keep_boxes(boxes, scores, labels, 0.4, 12, 3, max_per_class)
     np.testing.assert_allclose(dets, expected, rtol=0, atol=1e-5)
     np.testing.assert_array_equal(kept, expected_labels)
     assert (kept[2] == -1).all() and (kept[1] >= 0).any()
     if max_per_class and boxes_given > 1:
         assert max(np.bincount(row[row >= 0]).max(initial=0) for row in kept) == 2
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(method="gaussian", iou_threshold=0.5),
+        dict(method="gaussian", sigma=0.2, min_score=0.2),
+        dict(method="linear", iou_threshold=0.2, min_score=0.1),
+        dict(method="naive", iou_threshold=0.4),
+        {},
+    ],
+    ids=str,
+)
+def test_soft_suppression(settings, tmp_path):
+    """Against mmcv's ``batched_nms``, image by image; some boxes absent, all of them in the last image."""
+    generator = torch.Generator().manual_seed(4)
+    corner = torch.rand(3, 40, 2, generator=generator) * 40
+    boxes = torch.cat([corner, corner + 1 + torch.rand(3, 40, 2, generator=generator) * 30], -1)
+    scores = torch.rand(3, 40, generator=generator)
+    scores[0, ::3] = ABSENT
+    scores[2] = ABSENT
+    labels = torch.randint(0, 3, (3, 40), generator=generator)
+    owner = ConfigDict(nms=dict(type="soft_nms", **settings), max_per_img=30)
+
+    class Model(nn.Module):
+        def forward(self, boxes, scores, labels):
+            candidates = Candidates(owner, "Head")
+            candidates.add(boxes, scores, labels)
+            return candidates.keep(3)
+
+    path = tmp_path / "nms.onnx"
+    export_onnx(Model(), (boxes, scores, labels), path)
+    assert "Scan" in {node.op_type for node in onnx.load(path).graph.node}
+    for dets, kept in (Model()(boxes, scores, labels), run(path, boxes, scores, labels)):
+        assert (kept[2] == -1).all() and (dets[2] == 0).all()
+        for n in (0, 1):
+            there = scores[n] >= 0
+            expected, index = batched_nms(boxes[n, there], scores[n, there], labels[n, there], owner.nms)
+            expected, count = expected[:30], min(len(expected), 30)
+            assert (kept[n] >= 0).sum() == count > 10
+            torch.testing.assert_close(dets[n, :count], expected, rtol=0, atol=1e-5)
+            assert (kept[n, :count] == labels[n, there][index[:30]]).all()
+
+
+@pytest.mark.parametrize(("axis", "shape"), [(2, (2, 3, 9, 4)), (-1, (2, 3, 4, 8)), (1, (2, 1, 5))])
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_cummax(axis, shape, dynamic, tmp_path):
+    """The running maximum of corner pooling, whatever the length, and where it was found."""
+
+    class Model(nn.Module):
+        def forward(self, x):
+            return torch.cummax(x, axis)
+
+    path = tmp_path / "cummax.onnx"
+    x = torch.randint(-9, 9, shape).float()  # with equal ones
+    shapes = ({i: DYNAMIC for i, size in enumerate(shape) if size > 1},)
+    export_onnx(Model(), (x,), path, dynamic_shapes=shapes if dynamic else None)
+    inputs = [x]
+    if dynamic:
+        inputs += [torch.randn(1, shape[1], *(70 + size for size in shape[2:]))]
+    for x in inputs:
+        for actual, expected in zip(run(path, x), torch.cummax(x, axis), strict=True):
+            torch.testing.assert_close(actual, expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(("aligned", "ratio"), [(True, 0), (False, 2)])
@@ -137,12 +243,18 @@ def test_roi_align_in_the_graph(aligned, ratio, tmp_path):
 
     path = tmp_path / "roi.onnx"
     export_onnx(Model(), (*levels, rois), path)
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    feed = {n.name: t.numpy() for n, t in zip(session.get_inputs(), (*levels, rois), strict=True)}
-    (pooled,) = session.run(None, feed)
+    (pooled,) = run(path, *levels, rois)
     np.testing.assert_allclose(pooled, Model()(*levels, rois), rtol=0, atol=1e-5)
+
+
+def test_results_without_the_border_of_corner_nets_pipeline():
+    """It pads on all sides; what lies in the padding is no result, and boxes begin at zero."""
+    dets = [[20, 30, 40, 50, 0.9], [5, 12, 30, 40, 0.8], [0, 0, 9, 60, 0.7], [90, 80, 140, 120, 0.6]]
+    outputs = dict(dets=np.array([*dets, [0] * 5], np.float32), labels=np.array([3, 1, 0, 2, -1]))
+    meta = dict(img_shape=(127, 127), ori_shape=(97, 107), border=np.array([15, 112, 10, 117]))
+    found = on_original_image(outputs, meta)
+    assert found.labels.tolist() == [3, 1, 2]
+    assert found.bboxes.tolist() == [[10, 15, 30, 35], [0, 0, 20, 25], [80, 65, 130, 105]]
 
 
 def test_masks_are_pasted_as_mmdetection_does():
@@ -163,11 +275,39 @@ def test_what_cannot_be_exported_says_so():
         ValueError, match="skip_postprocess: expected a single-stage detector, got FasterRCNN"
     ):
         deployable(build("Faster R-CNN"), skip_postprocess=True)
-    detector = build("RetinaNet", nms=dict(type="soft_nms", iou_threshold=0.5))
+    detector = build("RetinaNet", nms=dict(type="nms", iou_threshold=0.5, class_agnostic=True))
     with pytest.raises(
-        ValueError, match="RetinaHead: nms: expected type='nms', class by class, got 'soft_nms'"
+        ValueError, match=r"RetinaHead: nms: expected .*'soft_nms', class by class, got 'class_agnostic nms'"
     ):
         deployable(detector)(torch.randn(1, 3, *size("RetinaNet")))
+
+
+def test_a_head_that_predicts_in_its_own_way_is_exported_without():
+    detector = build("RetinaNet")
+
+    class OwnHead(type(detector.bbox_head)):
+        def predict_by_feat(self):
+            raise NotImplementedError
+
+    detector.bbox_head.__class__ = OwnHead
+    with pytest.raises(
+        ValueError,
+        match="got RetinaNet with a OwnHead, which has a predict_by_feat of its own; --skip-",
+    ):
+        deployable(detector)
+    with torch.no_grad():
+        scores, deltas = deployable(detector, skip_postprocess=True)(torch.randn(1, 3, *size("RetinaNet")))
+    assert len(scores) == len(deltas) == 3
+
+
+def test_what_the_exporter_does_not_know_is_named(tmp_path):
+    class Model(nn.Module):
+        def forward(self, x):
+            return torch.cummin(x, 1).values
+
+    with pytest.raises(ValueError, match=r"^No ONNX function found for .*aten\.cummin"):
+        export_onnx(Model(), (torch.randn(2, 3),), tmp_path / "m.onnx")
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_example_too_small_for_a_dynamic_graph(tmp_path):
@@ -175,12 +315,19 @@ def test_an_example_too_small_for_a_dynamic_graph(tmp_path):
         export_detector(build("RetinaNet"), torch.randn(2, 3, 32, 96), tmp_path / "m.onnx", dynamic=True)
 
 
-def test_detr_does_not_look_at_padding():
-    """Images of two sizes in one batch: the padding of the smaller one must not change its boxes."""
-    detector = build("DETR")
-    height, width = size("DETR")
+def padded(family):
+    """A batch of images of two sizes, and these."""
+    height, width = size(family)
     images, sizes = torch.randn(2, 3, height, width), [(height, width), (height - 48, width - 64)]
     images[1, :, sizes[1][0] :] = images[1, :, :, sizes[1][1] :] = 0
+    return images, sizes
+
+
+@pytest.mark.parametrize("family", ["DETR", "Deformable DETR"])
+def test_detr_does_not_look_at_padding(family):
+    """Images of two sizes in one batch: the padding of the smaller one must not change its boxes."""
+    detector = build(family)
+    images, sizes = padded(family)
     model = deployable(detector)
     right = named(model, images, torch.tensor(sizes))
     expected = predict(detector, images, sizes)

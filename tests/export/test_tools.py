@@ -93,28 +93,123 @@ def test_coco_format(exported, work):
     assert masks[0]["segmentation"]["size"] == [128, 128]
 
 
+def message_of(tool, arguments, monkeypatch, capsys):
+    """The last line that a tool of the folder ``deployment`` says when it ends with an error."""
+    monkeypatch.setattr(sys, "argv", [f"{tool}.py", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(ROOT / f"tools/deployment/{tool}.py"), run_name="__main__")
+    assert stopped.value.code != 0
+    said = str(stopped.value) if stopped.value.code != 2 else capsys.readouterr().err
+    return said.splitlines()[-1]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--opset-version", 17], "error: opset_version: expected at least 19 for|expected 18 to 21"),
-        (["--opset-version", 18, "--deform-conv", "native"], "opset_version: expected at least 19 for"),
+        (["--opset-version", 17], r"--opset-version: expected 18 to 21 \(nearest: 18\), got 17"),
+        (["--opset-version", 25], r"--opset-version: expected 18 to 21 \(nearest: 21\), got 25"),
+        (
+            ["--opset-version", 18, "--deform-conv", "native"],
+            "expected at least 19 for deform_conv='native', got 18; at opset 18 there is gathernd or",
+        ),
+        (
+            ["--backend", "openvino", "--deform-conv", "native"],
+            "--deform-conv: expected gathernd, .* for openvino, which has no DeformConv, got native",
+        ),
         (["--input-img", "nowhere.jpg"], "error: image: expected a file, found none at nowhere.jpg"),
         (["--skip-postprocess"], "error: skip_postprocess: expected a single-stage detector, got MaskRCNN"),
         (["--shape", 1, 2, 3], "--shape: expected one or two positive numbers"),
         (["--skip-postprocess", "--verify"], "--verify: expected an export that it can run"),
+        (
+            ["--cfg-options", "model.backbone.base_channels=24"],
+            r"error: checkpoint: expected values for every parameter .* for \d+: backbone\.",
+        ),
     ],
 )
 def test_mistakes_end_in_one_line(work, arguments, message, monkeypatch, capsys):
-    arguments = [
-        str(work / "config.py"), str(work / "weights.pth"), "--output-file", str(work / "no.onnx"), "--shape",
-        "128", *map(str, arguments),
-    ]  # fmt: skip
-    monkeypatch.setattr(sys, "argv", ["pytorch2onnx.py", *arguments])
-    with pytest.raises(SystemExit) as stopped:
-        runpy.run_path(str(ROOT / "tools/deployment/pytorch2onnx.py"), run_name="__main__")
-    said = str(stopped.value) if stopped.value.code != 2 else capsys.readouterr().err
-    assert re.search(message, said.splitlines()[-1])
+    common = [work / "config.py", work / "weights.pth", "--output-file", work / "no.onnx", "--shape", 128]
+    assert re.search(message, message_of("pytorch2onnx", [*common, *arguments], monkeypatch, capsys))
     assert not (work / "no.onnx").exists()
+
+
+def test_a_checkpoint_that_is_none(work, tmp_path, monkeypatch, capsys):
+    (tmp_path / "broken.pth").write_bytes(b"no checkpoint")
+    arguments = [work / "config.py", tmp_path / "broken.pth", "--output-file", tmp_path / "no.onnx"]
+    said = message_of("pytorch2onnx", arguments, monkeypatch, capsys)
+    assert re.match(r"error: checkpoint: expected one of PyTorch's, got .*broken\.pth: Weights only", said)
+    assert len(said) < 300
+
+
+def graph_of(path, height, width):
+    """A file that takes images of one size and finds nothing in them."""
+    helper, kinds = onnx.helper, onnx.TensorProto
+    values = [("input", kinds.FLOAT, [1, 3, height, width]), ("dets", kinds.FLOAT, [1, 4, 5])]
+    values += [("labels", kinds.INT64, [1, 4])]
+    values = [helper.make_tensor_value_info(*value) for value in values]
+    nothing = [np.zeros((1, 4, 5), np.float32), np.full((1, 4), -1)]
+    constants = [
+        helper.make_node("Constant", [], [value.name], value=onnx.numpy_helper.from_array(array))
+        for value, array in zip(values[1:], nothing, strict=True)
+    ]
+    graph = helper.make_graph(constants, "nothing", values[:1], values[1:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9), path)
+
+
+@pytest.mark.parametrize(
+    ("content", "arguments", "message"),
+    [
+        (b"no model", [], r"error: .*model\.onnx: expected an ONNX model that onnxruntime loads"),
+        (
+            None,
+            [],
+            r"error: .*model\.onnx: input: expected shape \(1, 3, 64, 96\) or smaller, got \(2, 3, 128",
+        ),
+        (None, ["--backend", "tensorrt"], "error: backend: expected onnxruntime or openvino, got 'tensorrt'"),
+        (None, ["--device", "npu"], "error: device: expected one of .*CPUExecutionProvider.*, got 'npu'"),
+        (None, ["--out", "results.txt"], "--out: expected a name that ends in .pkl, .pickle or .json"),
+        (None, ["--eval", "bboxes"], "error: metric should be one of .*bboxes"),
+    ],
+)
+def test_mistakes_in_evaluation_end_in_one_line(
+    work, tmp_path, content, arguments, message, monkeypatch, capsys
+):
+    path = tmp_path / "model.onnx"
+    if content is None:
+        graph_of(path, 64, 96)
+    else:
+        path.write_bytes(content)
+    arguments = [work / "config.py", path, "--work-dir", tmp_path / "logs", *arguments]
+    assert re.search(message, message_of("test", arguments, monkeypatch, capsys))
+
+
+def test_no_file_before_it_is_simplified(work, tmp_path, monkeypatch, capsys):
+    """What is there stays until all that was asked for is done."""
+    import onnxslim
+
+    import dcnzoo.export.detectors
+
+    def export(detector, images, path, **options):
+        graph_of(path, 64, 96)
+
+    def fails(path):
+        raise RuntimeError("cannot be simplified")
+
+    monkeypatch.setattr(dcnzoo.export.detectors, "export_detector", export)
+    monkeypatch.setattr(onnxslim, "slim", fails)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"what was there")
+    arguments = [
+        work / "config.py",
+        work / "weights.pth",
+        "--output-file",
+        path,
+        "--shape",
+        128,
+        "--simplify",
+    ]
+    said = message_of("pytorch2onnx", arguments, monkeypatch, capsys)
+    assert said == "error: cannot be simplified"
+    assert path.read_bytes() == b"what was there" and list(tmp_path.iterdir()) == [path]
 
 
 def test_a_difference_fails(work, exported):

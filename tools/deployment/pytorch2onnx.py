@@ -3,8 +3,10 @@
 import argparse
 import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from dcnzoo.engine.cli import UserError, add_cfg_options, command, require_file, user_errors
+from dcnzoo.errors import one_line
 
 # after dcnzoo.engine, which silences a warning of mmengine's import
 # isort: split
@@ -19,6 +21,7 @@ from torch import Tensor, nn
 import dcnzoo.models  # noqa: F401  registers what a config names
 
 ROOT = Path(__file__).resolve().parents[2]
+OPSETS = range(18, 22)
 
 
 def parse_args() -> argparse.Namespace:
@@ -71,6 +74,15 @@ def parse_args() -> argparse.Namespace:
     if args.verify and (args.skip_postprocess or args.backend == "tensorrt"):
         what = "--skip-postprocess" if args.skip_postprocess else "--backend tensorrt"
         parser.error(f"--verify: expected an export that it can run to boxes, got {what}")
+    if not OPSETS[0] <= args.opset_version <= OPSETS[-1]:
+        nearest = min(OPSETS, key=lambda opset: abs(opset - args.opset_version))
+        expected = f"expected {OPSETS[0]} to {OPSETS[-1]} (nearest: {nearest})"
+        parser.error(f"--opset-version: {expected}, got {args.opset_version}")
+    if args.deform_conv == "native" and args.backend == "openvino":
+        parser.error(
+            "--deform-conv: expected gathernd, gatherelements or gridsample for openvino, which has no "
+            "DeformConv, got native"
+        )
     return args
 
 
@@ -83,7 +95,21 @@ def load_detector(args: argparse.Namespace) -> tuple[Config, nn.Module]:
     if "backbone" in cfg.model:
         cfg.model.backbone.init_cfg = None  # the checkpoint has all weights
     detector = MODELS.build(cfg.model)
-    load_checkpoint(detector, args.checkpoint, map_location="cpu", logger="silent")
+    with torch.no_grad():
+        for parameter in detector.parameters():
+            parameter.fill_(torch.nan)  # what the checkpoint does not fill stays so
+    try:
+        load_checkpoint(detector, args.checkpoint, map_location="cpu", logger="silent")
+    except Exception as error:
+        said = one_line(error).split(". ")[0]
+        raise UserError(f"checkpoint: expected one of PyTorch's, got {args.checkpoint}: {said}") from error
+    missing = [name for name, parameter in detector.named_parameters() if parameter.isnan().all()]
+    if missing:
+        some = ", ".join(missing[:3] + ["…"] * (len(missing) > 3))
+        raise UserError(
+            "checkpoint: expected values for every parameter of the config's model, got none, or of another "
+            f"shape, for {len(missing)}: {some}"
+        )
     return cfg, detector.eval()
 
 
@@ -99,24 +125,27 @@ def load_image(detector: nn.Module, path: str, shape: tuple[int, int]) -> tuple[
 
 
 def export(args: argparse.Namespace, detector: nn.Module, images: Tensor) -> None:
+    """Writes the output file, only when all that is asked for is done."""
     import onnx
 
     from dcnzoo.export.detectors import export_detector
     from dcnzoo.export.exporters import save
 
-    export_detector(
-        detector,
-        images,
-        args.output_file,
-        dynamic=args.dynamic_export,
-        skip_postprocess=args.skip_postprocess,
-        opset_version=args.opset_version,
-        deform_conv=args.deform_conv or ("gathernd" if args.backend == "openvino" else "auto"),
-    )
-    if args.simplify:
-        import onnxslim
+    with TemporaryDirectory() as folder:
+        path = f"{folder}/model.onnx" if args.simplify else args.output_file
+        export_detector(
+            detector,
+            images,
+            path,
+            dynamic=args.dynamic_export,
+            skip_postprocess=args.skip_postprocess,
+            opset_version=args.opset_version,
+            deform_conv=args.deform_conv or ("gathernd" if args.backend == "openvino" else "auto"),
+        )
+        if args.simplify:
+            import onnxslim
 
-        save(onnxslim.slim(args.output_file), args.output_file)
+            save(onnxslim.slim(path), args.output_file)
     if args.show:
         print(onnx.helper.printable_graph(onnx.load(args.output_file, load_external_data=False).graph))
 

@@ -82,10 +82,11 @@ def main() -> None:
             raise UserError(f"config: expected a test_evaluator in {args.config}")
         use_exported(cfg, args)
         runner = build_runner(cfg)
+        metrics = runner.test_evaluator.metrics  # built now, where a mistake in it is the user's
         if args.out is not None and not args.out.endswith(".json"):
             from mmdet.evaluation import DumpDetResults
 
-            runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
+            metrics.append(DumpDetResults(out_file_path=args.out))
     runner.test()
 
 

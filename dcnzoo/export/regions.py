@@ -1,0 +1,116 @@
+"""Boxes and regions as ONNX nodes: suppression, RoIAlign, deformable RoI pooling."""
+
+from __future__ import annotations
+
+from dcnzoo.export.graph import FLOAT, INT64, Graph, Value
+
+_FIRST_ROI_ALIGN = 16  # the first RoiAlign that reads at half pixels
+
+
+def nms(g: Graph, boxes: Value, scores: Value, iou_threshold: float, offset: int = 0) -> Value:  # [kept]
+    """``NonMaxSuppression``, which takes the corners of boxes in any order: x1 <= x2, y1 <= y2 is assumed."""
+    corners = g.Cast(boxes, to=FLOAT)
+    if offset:
+        corners = g.Add(corners, g.floats(0, 0, offset, offset))
+    chosen = g.NonMaxSuppression(
+        g.shaped(corners, 1, -1, 4),
+        g.shaped(g.Cast(scores, to=FLOAT), 1, 1, -1),
+        g.sizes(boxes, 0),
+        g.floats(iou_threshold),
+    )  # [kept, 3]: image, class, box
+    return g.shaped(g.Gather(chosen, g.ints(2), axis=1), -1)
+
+
+def align(
+    g: Graph,
+    features: Value,  # [N, C, H, W]
+    rois: Value,  # [K, 5]
+    output_h: int,
+    output_w: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    aligned: bool,
+) -> Value:  # [K, C, output_h, output_w]
+    """The operator ``RoiAlign``, averaging."""
+    if g.opset < _FIRST_ROI_ALIGN:
+        raise ValueError(f"opset_version: expected at least {_FIRST_ROI_ALIGN} for roi_align, got {g.opset}")
+    image = g.Cast(g.shaped(g.Gather(rois, g.ints(0), axis=1), -1), to=INT64)
+    return g.RoiAlign(
+        features,
+        g.Gather(rois, g.ints(1, 2, 3, 4), axis=1),
+        image,
+        coordinate_transformation_mode="half_pixel" if aligned else "output_half_pixel",
+        mode="avg",
+        output_height=output_h,
+        output_width=output_w,
+        sampling_ratio=max(sampling_ratio, 0),
+        spatial_scale=float(spatial_scale),
+    )
+
+
+def roi_align(
+    g: Graph,
+    input: Value,
+    rois: Value,
+    output_h: int,
+    output_w: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    pool_mode: int,
+    aligned: bool,
+) -> tuple[Value, Value, Value]:
+    if pool_mode != 1:  # ONNX has another maximum: of weighted neighbours, not of samples
+        raise NotImplementedError("roi_align to ONNX: pool_mode: expected 'avg', got 'max'")
+    rois = g.Cast(rois, to=g.type_of(input))
+    pooled = align(g, input, rois, output_h, output_w, spatial_scale, sampling_ratio, aligned)
+    nowhere = g.floats()  # where maxima were found
+    return pooled, nowhere, nowhere
+
+
+def deform_roi_pool(
+    g: Graph,
+    input: Value,  # [N, C, H, W]
+    rois: Value,  # [K, 5], (image, x1, y1, x2, y2)
+    offset: Value,  # [K, 2, oH, oW], (x, y)
+    output_h: int,
+    output_w: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    gamma: float,
+) -> Value:  # [K, C, oH, oW]
+    """Every bin as a RoI of its own, moved by its offset, from which RoIAlign makes one pixel."""
+    kind = g.type_of(input)
+    rois = g.Cast(rois, to=kind)
+
+    def constant(value: float) -> Value:
+        return g.Cast(g.float(value), to=kind)
+
+    bins, finite = [], None
+    for axis, count in ((0, output_w), (1, output_h)):  # x, y
+        low, high = (
+            g.Mul(g.shaped(g.Gather(rois, g.int(i), axis=1), -1, 1, 1), constant(spatial_scale))
+            for i in (1 + axis, 3 + axis)
+        )
+        length = g.Sub(high, low)  # [K, 1, 1]
+        each = g.Div(length, constant(count))
+        place = g.Cast(g.floats(*range(count)), to=kind)
+        place = g.shaped(place, 1, *((1, -1), (-1, 1))[axis])
+        moved = g.Mul(g.Mul(g.Cast(g.Gather(offset, g.int(axis), axis=1), to=kind), constant(gamma)), length)
+        start = g.Add(g.Add(low, g.Mul(place, each)), moved)  # [K, oH, oW]
+        near = g.And(g.Less(g.Abs(start), constant(1e30)), g.Less(g.Abs(length), constant(1e30)))
+        finite = near if finite is None else g.And(finite, near)
+        if sampling_ratio <= 0:
+            # as many samples as pixels, rounded up: adding the start must not make one more or less
+            samples = g.Ceil(each)
+            slack = g.Mul(g.Add(g.Abs(start), g.Add(g.Abs(each), constant(1))), constant(3e-7))
+            each = g.Min(g.Max(each, g.Add(g.Sub(samples, constant(1)), slack)), g.Sub(samples, slack))
+        bins.append((start, g.Add(start, each)))
+    image = g.Expand(g.shaped(g.Gather(rois, g.int(0), axis=1), -1, 1, 1), g.Shape(bins[0][0]))
+    columns = [image, *(bins[axis][side] for side in (0, 1) for axis in (0, 1))]
+    columns = [g.shaped(column, -1, 1) for column in columns]
+    flat = g.shaped(finite, -1, 1)
+    each_bin = g.Concat(columns[0], *(g.Where(flat, c, constant(0)) for c in columns[1:]), axis=1)
+    pooled = align(g, input, each_bin, 1, 1, 1.0, sampling_ratio, True)  # [K·oH·oW, C, 1, 1]
+    pooled = g.Where(g.shaped(finite, -1, 1, 1, 1), pooled, constant(0))
+    pooled = g.shaped(pooled, g.sizes(rois, 0), output_h, output_w, g.sizes(input, 1))
+    return g.Transpose(pooled, perm=[0, 3, 1, 2])

@@ -1,0 +1,144 @@
+"""Suppression and pooling of regions in ONNX, run by onnxruntime, against plain loops in float64."""
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+import dcnzoo.ops
+from dcnzoo.export import export_onnx, register_onnx_ops
+from tests import oracles
+from tests.test_deform_roi_pool import example as pooled_example
+from tests.test_nms import random_boxes
+from tests.test_roi_align import example
+
+from .test_deform_conv import DYNAMIC, assert_close, run
+
+pytest.importorskip("onnx")
+
+EXPORTERS = ("dynamo", "torchscript")
+
+
+class Call(nn.Module):
+    def __init__(self, name, *arguments):
+        super().__init__()
+        self.function, self.arguments = getattr(dcnzoo.ops, name), arguments
+
+    def forward(self, *tensors):
+        return self.function(*tensors, *self.arguments)
+
+
+class Several(nn.Module):
+    """Calls of one operator on the same tensors: the exporters take as long for one."""
+
+    def __init__(self, name, all_arguments):
+        super().__init__()
+        self.calls = [Call(name, *arguments) for arguments in all_arguments]
+
+    def forward(self, *tensors):
+        return [call(*tensors) for call in self.calls]
+
+
+def export(exporter, model, args, path, opset=19, dynamic=None):
+    """``dynamic``: which axes of each argument are open."""
+    if exporter == "dynamo":
+        shapes = dynamic and tuple(dict.fromkeys(axes, DYNAMIC) for axes in dynamic)
+        export_onnx(model, args, path, opset_version=opset, dynamic_shapes=shapes and (shapes,))
+        return
+    register_onnx_ops()
+    names = [f"in{i}" for i in range(len(args))]
+    axes = {n: {a: f"{n}_{a}" for a in open_} for n, open_ in zip(names, dynamic or (), strict=False)}
+    torch.onnx.export(
+        model, args, path, dynamo=False, opset_version=opset, input_names=names, dynamic_axes=axes or None
+    )
+
+
+@pytest.mark.parametrize("exporter", EXPORTERS)
+def test_nms(exporter, tmp_path):
+    path = str(tmp_path / "model.onnx")
+    arguments = [(threshold, offset) for threshold in (0.0, 0.3, 0.7) for offset in (0, 1)]
+    boxes, scores = random_boxes(20)
+    export(exporter, Several("nms", arguments), (boxes, scores), path, dynamic=[(0,), (0,)])
+    for count in (1, 20, 130):
+        boxes, scores = random_boxes(count, seed=count)
+        scores[-1] = scores[0]  # equal ones keep their order
+        for kept, (threshold, offset) in zip(run(path, boxes, scores), arguments, strict=True):
+            assert kept.tolist() == oracles.nms(boxes, scores, threshold, offset)
+
+
+@pytest.mark.parametrize("exporter", EXPORTERS)
+def test_roi_align(exporter, tmp_path):
+    path = str(tmp_path / "model.onnx")
+    arguments = [((3, 2), 0.5, ratio, "avg", aligned) for ratio, aligned in itertools.product((0, 2), (0, 1))]
+    maps, rois = (t.float() for t in example())
+    export(exporter, Several("roi_align", arguments), (maps, rois), path, dynamic=[(0, 2, 3), (0,)])
+    for case in ({}, dict(rois=11, size=(13, 8), seed=1), dict(rois=1, seed=2)):
+        exact = example(**case)
+        for actual, arguments_ in zip(run(path, *(t.float() for t in exact)), arguments, strict=True):
+            assert_close(actual, oracles.roi_align(*exact, *arguments_))
+
+
+@pytest.mark.parametrize("opset", [16, 20])
+def test_every_opset(opset, tmp_path):
+    path = str(tmp_path / "model.onnx")
+    exact = pooled_example()
+    tensors = tuple(t.float() for t in exact)
+    export("torchscript", Call("deform_roi_pool", (3, 2), 0.5), tensors, path, opset)
+    assert_close(run(path, *tensors)[0], oracles.deform_roi_pool(*exact, (3, 2), 0.5))
+
+
+@pytest.mark.parametrize("exporter", EXPORTERS)
+def test_deform_roi_pool(exporter, tmp_path):
+    path = str(tmp_path / "model.onnx")
+    arguments = [((3, 2), 0.5, ratio, gamma) for ratio in (0, 3) for gamma in (0.1, -0.4)]
+    tensors = tuple(t.float() for t in pooled_example())
+    dynamic = [(0, 2, 3), (0,), (0,)]
+    export(exporter, Several("deform_roi_pool", arguments), tensors, path, dynamic=dynamic)
+    for case in ({}, dict(rois=11, size=(13, 8), seed=1), dict(rois=1, seed=2)):
+        exact = pooled_example(**case)
+        for actual, arguments_ in zip(run(path, *(t.float() for t in exact)), arguments, strict=True):
+            assert_close(actual, oracles.deform_roi_pool(*exact, *arguments_))
+
+
+def test_bins_of_whole_pixels_have_as_many_samples_as_pixels(tmp_path):
+    """Where rounding would add a sample to a bin, or take one away."""
+    torch.manual_seed(0)
+    maps = torch.randn(1, 2, 40, 50)
+    start = torch.rand(60, 2) * 20
+    pixels = torch.arange(1, 61)[:, None] % 6 + 1  # of each bin
+    extent = torch.tensor([3.0, 2.0]) * pixels
+    rois = torch.cat([torch.zeros(60, 1), start, start + extent.flip(1)], 1)
+    offset, path = torch.randn(60, 2, 3, 2), str(tmp_path / "model.onnx")
+    export("torchscript", Call("deform_roi_pool", (3, 2)), (maps, rois, offset), path)
+    expected = dcnzoo.ops.deform_roi_pool(maps, rois, offset, (3, 2))
+    torch.testing.assert_close(run(path, maps, rois, offset)[0], expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("ratio", [0, 2])
+def test_regions_that_are_nowhere_give_zeros(ratio, tmp_path):
+    maps, rois, offset = (t.float() for t in pooled_example())
+    rois[0, 3] = float("nan")
+    rois[1, 2] = float("inf")
+    offset[2, 0, 1, 1] = float("nan")
+    offset[3, 1, 2, 0] = -float("inf")
+    rois[4, 3:] = rois[4, 1:3]  # no size: as many samples as pixels are none
+    path = str(tmp_path / "model.onnx")
+    export("torchscript", Call("deform_roi_pool", (3, 2), 0.5, ratio), (maps, rois, offset), path)
+    expected = dcnzoo.ops.deform_roi_pool(maps, rois, offset, (3, 2), 0.5, ratio)
+    assert (expected[:2] == 0).all() and (expected[5] != 0).any()
+    assert_close(run(path, maps, rois, offset)[0], expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "opset", "message"),
+    [
+        ("roi_align", ((3, 2), 0.5, 0, "max"), 19, "roi_align to ONNX: pool_mode: expected 'avg', got 'max'"),
+        ("roi_align", ((3, 2),), 15, "opset_version: expected at least 16 for roi_align, got 15"),
+        ("deform_roi_pool", ((3, 2),), 12, "opset_version: expected at least 16 for .*roi.*, got 12"),
+    ],
+)
+def test_impossible_requests(name, arguments, opset, message, tmp_path):
+    tensors = tuple(t.float() for t in pooled_example())[: 2 if name == "roi_align" else 3]
+    with pytest.raises(Exception, match=message):
+        export("torchscript", Call(name, *arguments), tensors, str(tmp_path / "model.onnx"), opset)

@@ -1,0 +1,127 @@
+"""DCNv3, DCNv4 and multi-scale attention in ONNX, run by onnxruntime, against the oracle in float64."""
+
+import pytest
+import torch
+from torch import nn
+
+import dcnzoo.ops
+from dcnzoo.export import export_onnx, register_onnx_ops
+from dcnzoo.layers import DCNv3
+from tests.op_cases import dcnv3, dcnv4, ms_deform_attn
+
+from .test_deform_conv import DYNAMIC, assert_close, by_torchscript, run
+
+onnx = pytest.importorskip("onnx")
+
+OPERATORS = {cases.NAME: cases for cases in (dcnv3, dcnv4, ms_deform_attn)}
+SAMPLES = [  # no runtime takes an empty tensor
+    (name, sample)
+    for name, cases in OPERATORS.items()
+    for sample in cases.samples()
+    if all(tensor.numel() for tensor in sample.tensors)
+]
+IDS = [f"{name} {sample.name}" for name, sample in SAMPLES]
+
+
+class Call(nn.Module):
+    """A call of an operator; sizes of levels are constants of the graph."""
+
+    def __init__(self, name, sample):
+        super().__init__()
+        self.cases, self.sample = OPERATORS[name], sample
+
+    def forward(self, *tensors):
+        return self.cases.call(type(self.sample)("", tensors, self.sample.kwargs))
+
+
+@pytest.mark.parametrize("opset", [12, 19])
+@pytest.mark.parametrize(("name", "sample"), SAMPLES, ids=IDS)
+def test_torchscript_exporter(name, sample, opset, tmp_path):
+    register_onnx_ops()
+    path, single = str(tmp_path / "model.onnx"), sample.to(torch.float32)
+    by_torchscript(Call(name, single), single.tensors, path, opset)
+    assert {node.domain for node in onnx.load(path).graph.node} <= {"", "ai.onnx"}
+    (actual,) = run(path, *single.tensors)
+    assert_close(actual, OPERATORS[name].reference(single.to(torch.float64)))
+
+
+@pytest.mark.parametrize("opset", [18, 21])
+def test_dynamo_exporter(opset, tmp_path):
+    """Several cases in one model: the exporter takes seconds whatever it exports."""
+    chosen = ("asymmetric", "without center", "far outside", "two levels", "gaps between levels")
+    singles = [(name, sample.to(torch.float32)) for name, sample in SAMPLES if sample.name in chosen]
+    assert len(singles) == 9
+
+    class All(nn.Module):
+        def forward(self, *args):
+            args = iter(args)
+            return [Call(name, s)(*(next(args) for _ in s.tensors)) for name, s in singles]
+
+    path = tmp_path / "model.onnx"
+    args = tuple(tensor for _, s in singles for tensor in s.tensors)
+    export_onnx(All().eval(), args, path, opset_version=opset)
+    model = onnx.load(path)
+    onnx.checker.check_model(model, full_check=True)
+    assert {node.domain for node in model.graph.node} <= {"", "ai.onnx"}
+    for (name, sample), actual in zip(singles, run(path, *args), strict=True):
+        assert_close(actual, OPERATORS[name].reference(sample.to(torch.float64)))
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_double_and_points_that_are_no_numbers(name, tmp_path):
+    register_onnx_ops()
+    sample = next(sample for n, sample in SAMPLES if n == name)
+    sample.tensors[1].view(-1)[:6] = torch.tensor([float("nan"), 0, float("inf"), -float("inf"), 3e38, 0])
+    path = str(tmp_path / "model.onnx")
+    by_torchscript(Call(name, sample), sample.tensors, path, 19)
+    expected = OPERATORS[name].call(sample)
+    if name != "dcnv4":  # whose offsets and factors are one tensor
+        assert expected.isfinite().all()
+        assert_close(run(path, *sample.tensors)[0], expected, torch.float64)
+
+
+@pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
+def test_layer_at_other_batches_and_sizes(exporter, tmp_path):
+    torch.manual_seed(0)
+    model = DCNv3(8, kernel_size=3, group=2).eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    example, path = torch.randn(2, 7, 10, 8), str(tmp_path / "model.onnx")
+    if exporter == "dynamo":
+        export_onnx(model, (example,), path, dynamic_shapes=({0: DYNAMIC, 1: DYNAMIC, 2: DYNAMIC},))
+    else:
+        register_onnx_ops()
+        by_torchscript(model, (example,), path, 17, dynamic=(0, 1, 2))
+    for shape in ((2, 7, 10, 8), (1, 12, 5, 8), (3, 4, 4, 8)):
+        x = torch.randn(shape)
+        with torch.no_grad():
+            assert_close(run(path, x)[0], model(x))
+
+
+@pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
+def test_attention_over_levels_of_other_sizes(exporter, tmp_path):
+    """Batch, queries, pixels and sizes of levels are open; FlashDeformAttn's softmax is in the graph."""
+
+    class Model(nn.Module):
+        def forward(self, value, shapes, starts, fields):
+            return dcnzoo.ops.flash_deform_attn(value, shapes, starts, fields)
+
+    def arguments(batch, queries, sizes):
+        areas = [height * width for height, width in sizes]
+        starts = torch.tensor([0, *areas[:-1]]).cumsum(0)
+        value, fields = torch.randn(batch, sum(areas), 3, 5), torch.randn(batch, queries, 3, 2 * 4 * 3)
+        return value, torch.tensor(sizes), starts, fields
+
+    path, example = str(tmp_path / "model.onnx"), arguments(2, 7, [(6, 9), (3, 5)])
+    if exporter == "dynamo":
+        shapes = ({0: DYNAMIC, 1: DYNAMIC}, None, None, {0: DYNAMIC, 1: DYNAMIC})
+        export_onnx(Model(), example, path, dynamic_shapes=shapes)
+    else:
+        register_onnx_ops()
+        axes = {name: {0: "batch", 1: size} for name, size in (("value", "pixels"), ("fields", "queries"))}
+        names = ["value", "shapes", "starts", "fields"]
+        torch.onnx.export(
+            Model(), example, path, dynamo=False, opset_version=17, input_names=names, dynamic_axes=axes
+        )
+    for args in (example, arguments(1, 4, [(5, 4), (8, 3)]), arguments(3, 11, [(2, 2), (1, 7)])):
+        assert_close(run(path, *args)[0], Model()(*args))
