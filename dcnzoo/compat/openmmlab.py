@@ -30,6 +30,7 @@ def apply() -> None:
     load_own_checkpoints()
     amp_on_cpu()
     distributed_without_cuda()
+    roi_align_without_torchvision()
     if find_spec("mmdet"):
         ssd_predicts()
         cascade_rpn_alone()
@@ -128,6 +129,27 @@ def distributed_without_cuda() -> None:
 
 
 # Models
+
+
+def roi_align_without_torchvision() -> None:
+    """``RoIAlign(use_torchvision=True)``, as in CrowdDet's config, where there is no torchvision.
+
+    (``No module named 'torchvision'``.) Its RoIAlign is mmcv's, with averages whatever ``pool_mode`` says.
+    """
+    from mmcv.ops import RoIAlign
+
+    construct = RoIAlign.__init__
+    if find_spec("torchvision") or hasattr(RoIAlign, "_dcnzoo"):
+        return
+    RoIAlign._dcnzoo = True  # applied
+
+    @functools.wraps(construct)
+    def on_own_operator(self, *args: object, **kwargs: object) -> None:
+        construct(self, *args, **kwargs)
+        if self.use_torchvision:
+            self.use_torchvision, self.pool_mode = False, "avg"
+
+    RoIAlign.__init__ = on_own_operator
 
 
 def ssd_predicts() -> None:
