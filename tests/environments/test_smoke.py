@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dcnzoo.ops import _library, deform_conv2d
-from dcnzoo.ops.reference import deform_conv2d as in_pytorch
+from dcnzoo.ops.reference import deform_conv as in_pytorch
 
 from ..test_tools import ROOT, average_precisions, run, tiny
 
@@ -20,7 +20,8 @@ def test_operator():
     torch.manual_seed(0)
     shapes = ((2, 4, 7, 9), (6, 4, 3, 2), (2, 12, 7, 10), (2, 6, 7, 10))
     tensors = [torch.rand(shape, dtype=torch.double, requires_grad=True) for shape in shapes]
-    results = [f(*tensors, padding=1) for f in (deform_conv2d, in_pytorch)]
+    geometry = ((1, 1), (1, 1), (1, 1), 1)  # stride, padding, dilation, groups
+    results = [f(*tensors, None, *geometry) for f in (deform_conv2d, in_pytorch)]
     torch.testing.assert_close(*results)
     gradients = [torch.autograd.grad(result.square().sum(), tensors) for result in results]
     torch.testing.assert_close(*gradients)
