@@ -19,7 +19,7 @@ except PackageNotFoundError:
 
 import mmdet_coverage
 
-FAMILIES = "^(atss|carafe|clrnet|crowddet|dcn|deformable_detr|dyhead|mask_rcnn|rtmdet|solo|ssd|yolo)$"
+FAMILIES = "^(atss|carafe|crowddet|dcn|deformable_detr|dyhead|mask_rcnn|rtmdet|solo|ssd|yolo)$"
 
 
 def test_these_are_the_forks():

@@ -73,8 +73,8 @@ PAGE = """\
 
 One config of every family (folder) of MMDetection {mmdet}'s configs, and whether it works with dcnzoo's
 operators in place of a compiled mmcv: that it builds, predicts on an image, and makes a training step with
-its own optimizer; predictions and losses finite. Tried on the CPU; the whole architecture, on images of
-128 pixels (DINO's and the like, of 256), without pretrained weights. SORT, DeepSORT and StrongSORT have no
+its own optimizer; losses finite, predictions numbers. Tried on the CPU; the whole architecture, on images of
+128 pixels (SSD's of 400, DINO's and the like of 256), without pretrained weights. SORT, DeepSORT and StrongSORT have no
 loss, their parts train by themselves: they track through two frames. Where a language model is asked for, it
 has random weights.
 
@@ -132,13 +132,17 @@ def try_out(cfg: Config) -> None:
     with tempfile.TemporaryDirectory() as folder, DefaultScope.overwrite_default_scope("mmdet"):
         if "language_model" in cfg.model:
             cfg.model.language_model.name = small_bert(Path(folder))
+        for augment in (cfg.model.get("data_preprocessor") or {}).get("batch_augments") or ():
+            if augment.type == "BatchFixedSizePad":  # to 1024 pixels, 64 times as many
+                augment.size = (size, size)
         model = prepare(cfg)
 
         model.eval()
         with torch.no_grad():
             found = model.test_step(to_predict(model, size))
         expect(len(found) > 0, "no predictions")
-        expect(all(finite(values) for values in tensors(found)), "predictions are not finite")
+        # infinite boxes are possible: YOLOv3's sizes are exponentials, and nothing here is trained
+        expect(not any(values.isnan().any() for values in tensors(found)), "predictions are no numbers")
 
         if isinstance(model, DeepSORT):  # and SORT and StrongSORT: detector and ReID train by themselves
             return
@@ -181,10 +185,11 @@ def to_train(model: nn.Module, size: int) -> dict:
 
 def detections(number: int, size: int) -> dict:
     """With proposals for Fast R-CNN, and with words for detectors that are asked in words."""
-    batch = images(number, size, texts=[TEXTS] * number, custom_entities=True)
+    batch = images(number, size, alike=True, texts=[TEXTS] * number, custom_entities=True)
     shapes = [image.shape for image in batch["inputs"]]
     for sample, proposals in zip(batch["data_samples"], demo_mm_proposals(shapes, 20), strict=True):
         sample.proposals = proposals
+        sample.gt_instances.labels.zero_()  # a class that every detector has
     return batch
 
 

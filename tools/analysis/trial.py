@@ -79,14 +79,18 @@ def prepare(cfg: Config) -> nn.Module:
 
 
 def image_size(cfg: Config) -> int:
-    """128 pixels, or 256 for those that choose their queries among the places in an image."""
+    """128 pixels; more for SSD, which has no padding, and for queries chosen among the places in an image."""
+    if cfg.model.get("backbone", {}).get("type") == "SSDVGG":
+        return 400
     return 256 if cfg.model.get("num_queries", 0) > 300 else 128
 
 
-def images(number: int, size: int = 128, **options: object) -> dict:
-    """Random images with everything that may be annotated on them, one higher and one wider."""
+def images(number: int, size: int = 128, alike: bool = False, **options: object) -> dict:
+    """Random images with everything that may be annotated on them, one higher and one wider if not ``alike``."""
     short = size * 3 // 4
     sizes, objects = [[3, size, short], [3, short, size]][:number], [2, 1][:number]
+    if alike:
+        sizes = sizes[:1] * number
     annotated = dict(num_items=objects, num_classes=3, with_mask=True, with_semantic=True)
     return demo_mm_inputs(number, sizes, **annotated, **options)
 
