@@ -66,7 +66,8 @@ TEXTS = ("a cat", "dog", "red car")
 SECONDS, MEMORY = 600, 12 << 30  # that a trial may take
 
 PACKAGES = ("mmengine", "mmcv-lite", "mmcv", "mmdet", "onedl-mmengine", "onedl-mmcv", "onedl-mmdetection")
-EXTRAS = ("mmpretrain", "timm", "torchvision", "transformers", "lap", "motmetrics", "scikit-image")
+EXTRAS = ("mmpretrain", "timm", "torchvision", "transformers", "fairscale", "lap", "motmetrics")
+EXTRAS += ("scikit-image", "scikit-learn")  # which some families ask for
 
 PAGE = """\
 # MMDetection, family by family
@@ -74,9 +75,9 @@ PAGE = """\
 One config of every family (folder) of MMDetection {mmdet}'s configs, and whether it works with dcnzoo's
 operators in place of a compiled mmcv: that it builds, predicts on an image, and makes a training step with
 its own optimizer; losses finite, predictions numbers. Tried on the CPU; the whole architecture, on images of
-128 pixels (SSD's of 400, DINO's and the like of 256), without pretrained weights. SORT, DeepSORT and StrongSORT have no
-loss, their parts train by themselves: they track through two frames. Where a language model is asked for, it
-has random weights.
+128 pixels (SSD's of 400, DINO's and the like of 256), without pretrained weights. SORT, DeepSORT and
+StrongSORT have no loss, their parts train by themselves: they track through two frames. A language model has
+random weights.
 
 **{working} of {number} families are ok**, {fresh} of them with what `make setup` installs:
 
@@ -132,6 +133,8 @@ def try_out(cfg: Config) -> None:
     with tempfile.TemporaryDirectory() as folder, DefaultScope.overwrite_default_scope("mmdet"):
         if "language_model" in cfg.model:
             cfg.model.language_model.name = small_bert(Path(folder))
+            if "lang_model_name" in cfg.model.bbox_head:
+                cfg.model.bbox_head.lang_model_name = folder
         for augment in (cfg.model.get("data_preprocessor") or {}).get("batch_augments") or ():
             if augment.type == "BatchFixedSizePad":  # to 1024 pixels, 64 times as many
                 augment.size = (size, size)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 ROOT = Path(__file__).resolve().parents[2]
 MMDETS = mim_folder("mmdet") / "configs"
 OF_A_USER = "_base_ = '{}'\ncustom_imports = dict(imports={})\n"
-PRETRAINED = ("pretrained", "teacher_ckpt")  # and init_cfg=dict(type='Pretrained')
+PRETRAINED = ("pretrained", "teacher_ckpt", "checkpoint")  # and init_cfg=dict(type='Pretrained')
 
 
 def configs_in(folder: Path) -> list[Path]:
@@ -86,7 +86,7 @@ def image_size(cfg: Config) -> int:
 
 
 def images(number: int, size: int = 128, alike: bool = False, **options: object) -> dict:
-    """Random images with everything that may be annotated on them, one higher and one wider if not ``alike``."""
+    """Random images with everything that may be annotated on them, one high, one wide or ``alike``."""
     short = size * 3 // 4
     sizes, objects = [[3, size, short], [3, short, size]][:number], [2, 1][:number]
     if alike:
