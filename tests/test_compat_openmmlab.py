@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 from collections import OrderedDict
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ import dcnzoo.models  # noqa: F401  applies them; before mmdet, which needs mmcv
 from dcnzoo.compat import openmmlab
 
 # isort: split
+from mmcv.ops import RoIAlign
 from mmdet.registry import MODELS
 
 # Checkpoints
@@ -205,6 +207,26 @@ def test_two_processes_on_the_cpu():
 # Models
 
 
+@pytest.mark.skipif(bool(find_spec("torchvision")), reason="torchvision is installed: nothing to mend")
+def test_roi_align_without_torchvision():
+    """Averages, as torchvision's; what does not ask for torchvision keeps its mode."""
+    torch.manual_seed(0)
+    x, boxes = torch.rand(1, 2, 9, 7), torch.tensor([[0, 1.0, 0.5, 5.5, 8.0]])
+    asked, mean, most = (
+        RoIAlign((3, 2), 0.5, sampling_ratio=2, pool_mode=mode, use_torchvision=use)(x, boxes)
+        for mode, use in (("max", True), ("avg", False), ("max", False))
+    )
+    assert torch.equal(asked, mean) and (most > mean).all()
+
+
+def test_roi_align_is_left_alone_with_torchvision(monkeypatch):
+    construct = RoIAlign.__init__
+    monkeypatch.delattr(RoIAlign, "_dcnzoo", raising=False)
+    monkeypatch.setattr(openmmlab, "find_spec", lambda name: name == "torchvision")
+    openmmlab.roi_align_without_torchvision()
+    assert RoIAlign.__init__ is construct
+
+
 def test_ssd_predicts():
     from mmdet.models import SSDHead
 
@@ -268,7 +290,8 @@ def test_applying_twice_changes_nothing():
     from mmengine.model import MMDistributedDataParallel
 
     def patched():
-        classes = (MMDistributedDataParallel, CascadeRPNHead, KnowledgeDistillationSingleStageDetector)
+        mmdets = (CascadeRPNHead, KnowledgeDistillationSingleStageDetector)
+        classes = (MMDistributedDataParallel, RoIAlign, *mmdets)
         return utils._init_dist_pytorch, *(each.__init__ for each in classes)
 
     before = patched()

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 ROOT = Path(__file__).resolve().parents[2]
 MMDETS = mim_folder("mmdet") / "configs"
 OF_A_USER = "_base_ = '{}'\ncustom_imports = dict(imports={})\n"
-PRETRAINED = ("pretrained", "teacher_ckpt", "checkpoint")  # and init_cfg=dict(type='Pretrained')
+PRETRAINED = ("pretrained", "teacher_ckpt", "checkpoint")  # and init_cfg=dict(checkpoint=…)
 
 
 def configs_in(folder: Path) -> list[Path]:
@@ -51,7 +51,7 @@ def read(name: str) -> Config:
 def _forget_weights(node: object) -> None:
     if isinstance(node, dict):
         for key, value in node.items():
-            pretrained = isinstance(value, dict) and value.get("type") == "Pretrained"
+            pretrained = isinstance(value, dict) and "checkpoint" in value
             if key in PRETRAINED and value is True:
                 node[key] = False  # timm's
             elif (key in PRETRAINED and isinstance(value, str)) or (key == "init_cfg" and pretrained):
