@@ -52,6 +52,7 @@ SPEAKERS = {  # where the rule of `speaker` would choose one that leaves out wha
     "centernet": "centernet_r18-dcnv2_8xb16-crop512-140e_coco.py",
     "dcn": "mask-rcnn_r50-dconv-c3-c5_fpn_1x_coco.py",
     "dcnv2": "mask-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py",
+    "glip": "glip_atss_swin-t_a_fpn_dyhead_16xb2_ms-2x_funtune_coco.py",
     "gcnet": "mask-rcnn_r50-gcb-r16-c3-c5_fpn_1x_coco.py",
     "guided_anchoring": "ga-faster-rcnn_r50_fpn_1x_coco.py",
     "libra_rcnn": "libra-faster-rcnn_r50_fpn_1x_coco.py",
@@ -168,14 +169,14 @@ def tensors(node: object) -> Iterator[Tensor]:
 def to_predict(model: nn.Module, size: int) -> dict:
     if isinstance(model, BaseMOTModel):
         return demo_track_inputs(1, num_frames=2, image_shapes=(3, size, size))
-    return detections(1, size) if not isinstance(model, BaseReID) else persons()
+    return detections(model, 1, size) if not isinstance(model, BaseReID) else persons()
 
 
 def to_train(model: nn.Module, size: int) -> dict:
     if isinstance(model, BaseReID):
         return persons()
     if isinstance(model, SemiBaseDetector):
-        branches = {name: detections(2, size) for name in ("sup", "unsup_teacher", "unsup_student")}
+        branches = {name: detections(model, 2, size) for name in ("sup", "unsup_teacher", "unsup_student")}
         for batch in branches.values():
             for sample in batch["data_samples"]:
                 sample.set_metainfo(dict(homography_matrix=np.eye(3, dtype=np.float32)))
@@ -183,15 +184,16 @@ def to_train(model: nn.Module, size: int) -> dict:
     if isinstance(model, BaseMOTModel) and not isinstance(model, ByteTrack | OCSORT):
         shape = (3, size, size)
         return demo_track_inputs(1, 2, [0], shape, num_items=[2], num_classes=1, with_mask=True)
-    return detections(2, size)
+    return detections(model, 2, size)
 
 
-def detections(number: int, size: int) -> dict:
-    """With proposals for Fast R-CNN, and with words for detectors that are asked in words."""
+def detections(model: nn.Module, number: int, size: int) -> dict:
+    """With words for detectors that are asked in words, and with proposals for those that make none."""
     batch = images(number, size, alike=True, texts=[TEXTS] * number, custom_entities=True)
     shapes = [image.shape for image in batch["inputs"]]
     for sample, proposals in zip(batch["data_samples"], demo_mm_proposals(shapes, 20), strict=True):
-        sample.proposals = proposals
+        if not getattr(model, "with_rpn", True):
+            sample.proposals = proposals
         sample.gt_instances.labels.zero_()  # a class that every detector has
     return batch
 
