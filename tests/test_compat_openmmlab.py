@@ -15,7 +15,7 @@ import torch
 from mmengine.config import ConfigDict
 from mmengine.hub import get_config
 from mmengine.logging import HistoryBuffer
-from mmengine.model import BaseModel
+from mmengine.model import BaseModel, revert_sync_batchnorm
 from mmengine.optim import AmpOptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS, DefaultScope
 from mmengine.runner import Runner
@@ -25,7 +25,7 @@ import dcnzoo.models  # noqa: F401  applies them; before mmdet, which needs mmcv
 from dcnzoo.compat import openmmlab
 
 # isort: split
-from mmcv.ops import RoIAlign
+from mmcv.ops import RoIAlign, SyncBatchNorm
 from mmdet.registry import MODELS
 
 # Checkpoints
@@ -227,6 +227,17 @@ def test_roi_align_is_left_alone_with_torchvision(monkeypatch):
     assert RoIAlign.__init__ is construct
 
 
+def test_sync_batch_norm_alone():
+    torch.manual_seed(0)
+    layer = SyncBatchNorm(3, eps=0.1, momentum=0.3)
+    nn.init.uniform_(layer.weight)
+    (reverted,) = revert_sync_batchnorm(nn.Sequential(layer)).train()
+    x, expected = torch.rand(2, 3, 5, 4), nn.BatchNorm2d(3, eps=0.1, momentum=0.3)
+    expected.weight = layer.weight
+    torch.testing.assert_close(reverted(x), expected(x))
+    torch.testing.assert_close(reverted.running_var, expected.running_var)
+
+
 def test_ssd_predicts():
     from mmdet.models import SSDHead
 
@@ -291,7 +302,7 @@ def test_applying_twice_changes_nothing():
 
     def patched():
         mmdets = (CascadeRPNHead, KnowledgeDistillationSingleStageDetector)
-        classes = (MMDistributedDataParallel, RoIAlign, *mmdets)
+        classes = (MMDistributedDataParallel, RoIAlign, SyncBatchNorm, *mmdets)
         return utils._init_dist_pytorch, *(each.__init__ for each in classes)
 
     before = patched()

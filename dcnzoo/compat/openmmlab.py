@@ -31,6 +31,7 @@ def apply() -> None:
     amp_on_cpu()
     distributed_without_cuda()
     roi_align_without_torchvision()
+    sync_batch_norm_alone()
     if find_spec("mmdet"):
         ssd_predicts()
         cascade_rpn_alone()
@@ -150,6 +151,28 @@ def roi_align_without_torchvision() -> None:
             self.use_torchvision, self.pool_mode = False, "avg"
 
     RoIAlign.__init__ = on_own_operator
+
+
+def sync_batch_norm_alone() -> None:
+    """``MMSyncBN``, as in strong_baselines' configs, in one process: it is BatchNorm there, as ``SyncBN`` is.
+
+    (``Default process group has not been initialized`` on building it, before mmengine can revert it.)
+    """
+    from mmcv.ops import SyncBatchNorm
+
+    construct = SyncBatchNorm.__init__
+    if hasattr(construct, "__wrapped__"):
+        return
+
+    @functools.wraps(construct)
+    def alone(self, *args: object, **kwargs: object) -> None:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            construct(self, *args, **kwargs)
+        else:
+            with mock.patch.object(torch.distributed, "get_world_size", return_value=1):
+                construct(self, *args, **kwargs)
+
+    SyncBatchNorm.__init__ = alone
 
 
 def ssd_predicts() -> None:
