@@ -8,10 +8,11 @@ PIP    := $(RUN) -m pip --quiet --disable-pip-version-check
 OPS := $(shell find ops -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all fuzz sanitize peers bench gpu zoo docs lint format wheel clean
+.PHONY: help setup demo test test-all test-onedl test-others test-matrix coverage fuzz sanitize peers bench gpu \
+        zoo docs lint format wheel clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 setup: $(VENV)/.built  ## .venv with pinned packages, and the compiled operators in dcnzoo/ops
 
@@ -34,21 +35,56 @@ demo: setup  ## make data, train without and with DCNv2, compare, draw (SEEDS=3 
 	$(RUN) tools/demo.py --seeds $(or $(SEEDS),1)
 
 test: setup  ## the tests, in under 15 minutes on two cores
-	$(RUN) -m pytest -n 2 -m "not slow and not peers" $(ARGS)
+	$(RUN) -m pytest -n 2 -m "not slow and not peers and not environments" $(ARGS)
 
 test-all: setup  ## the tests with the long tail
-	$(RUN) -m pytest -n 2 -m "not peers" $(ARGS)
+	$(RUN) -m pytest -n 2 -m "not peers and not environments" $(ARGS)
 
-# The rivals have an environment of their own, since mmcv overwrites mmcv-lite; everything else is seen
-# in .venv through a .pth file. mmcv is compiled (6–15 minutes on 2 cores), or comes from a wheel that
+# What overwrites packages of .venv, or brings a torch, has an environment of its own; everything else is seen in
+# .venv through a .pth file.
+SITE      = -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
+NEW_VENV  = rm -rf $(1) && $(RUN) -m venv --without-pip $(1)
+SEE_VENV  = echo "import site; site.addsitedir('$$($(RUN) $(SITE))')" > $$($(1)/bin/python $(SITE))/venv.pth
+ELSEWHERE = -m pytest -m environments
+
+# The forks: mmcv is built before it can see a torch, and so without its operators.
+ONEDL := .venv-onedl
+$(ONEDL)/.installed: $(VENV)/.installed requirements-onedl.txt
+	$(call NEW_VENV,$(ONEDL))
+	$(PIP) --python $(ONEDL)/bin/python install --no-deps -r requirements-onedl.txt
+	$(call SEE_VENV,$(ONEDL))
+	touch $@
+
+test-onedl: setup $(ONEDL)/.installed  ## the forks of OpenMMLab's packages: import, train, test, some families
+	$(ONEDL)/bin/python $(ELSEWHERE) tests/environments/test_smoke.py tests/environments/test_onedl.py $(ARGS)
+
+# With a torch and a torchvision of its own, which belong together: 6 GB.
+OTHERS := .venv-others
+$(OTHERS)/.installed: $(VENV)/.installed requirements-others.txt
+	$(call NEW_VENV,$(OTHERS))
+	$(call SEE_VENV,$(OTHERS))
+	$(PIP) --python $(OTHERS)/bin/python install -r requirements-others.txt
+	touch $@
+
+test-others: setup $(OTHERS)/.installed  ## mmpretrain, and MMDetection's families that ask for further packages
+	$(OTHERS)/bin/python $(ELSEWHERE) tests/environments/test_smoke.py tests/environments/test_others.py $(ARGS)
+
+test-matrix: setup  ## train and test under other Pythons and torches, those that are here (5 GB each)
+	$(RUN) tools/test_matrix.py $(ARGS)
+
+COVERAGE := tools/analysis/mmdet_coverage.py
+TRIED    := work_dirs/mmdet_coverage
+coverage: setup $(OTHERS)/.installed  ## a config of each of MMDetection's families: docs/mmdet_coverage.md
+	$(RUN) $(COVERAGE) --results $(TRIED).json $(ARGS)
+	$(OTHERS)/bin/python $(COVERAGE) --after $(TRIED).json --results $(TRIED)_others.json --out docs/mmdet_coverage.md $(ARGS)
+
+# The rivals: mmcv is compiled (6–15 minutes on 2 cores), or comes from a wheel that
 # you have: make peers MMCV_WHEEL=mmcv-2.1.0-….whl
 PEERS      := .venv-peers
 MMCV_WHEEL ?= $(firstword $(wildcard ../shared/peers/mmcv-2.1.0-*.whl))
-SITE        = -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 $(PEERS)/.installed: $(VENV)/.installed requirements-peers.txt
-	rm -rf $(PEERS)
-	$(RUN) -m venv --without-pip $(PEERS)
-	echo "import site; site.addsitedir('$$($(RUN) $(SITE))')" > $$($(PEERS)/bin/python $(SITE))/venv.pth
+	$(call NEW_VENV,$(PEERS))
+	$(call SEE_VENV,$(PEERS))
 	MMCV_WITH_OPS=1 $(PIP) --python $(PEERS)/bin/python install --no-deps --no-build-isolation $(or $(MMCV_WHEEL),mmcv==2.1.0)
 	$(PIP) --python $(PEERS)/bin/python install -r requirements-peers.txt
 	touch $@

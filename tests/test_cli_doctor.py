@@ -83,8 +83,18 @@ BROKEN = {
     ),
     "forks and originals": (
         replace(CPU, packages={**ORIGINALS, "onedl-mmcv": "2.3.6"}),
-        "mmengine, mmcv-lite, mmdet and onedl-mmcv are installed",
+        "mmengine, mmcv-lite, mmdet and onedl-mmcv are installed: they overwrite each other's files",
         "pip uninstall -y mmengine mmcv-lite mmdet onedl-mmcv && pip install mmengine==0.10.7",
+    ),
+    "a fork among originals": (
+        replace(CPU, packages={**without(ORIGINALS, "mmengine"), "onedl-mmengine": "0.10.12"}),
+        "mmcv-lite, mmdet and onedl-mmengine are installed: onedl-… go with each other only",
+        "pip uninstall -y mmcv-lite mmdet onedl-mmengine && pip install mmengine==0.10.7",
+    ),
+    "old fork": (
+        replace(CPU, packages={**FORKS, "onedl-mmengine": "0.10.8rc1"}),
+        "onedl-mmengine 0.10.8rc1 is too old: dcnzoo needs 0.10.12 or later",
+        'pip install --no-deps --upgrade "onedl-mmengine>=0.10.12"',
     ),
     "mmcv too new": (
         replace(CPU, packages={**ORIGINALS, "mmcv-lite": "2.2.0"}),
@@ -127,8 +137,8 @@ def test_distributions_of_one_folder_are_a_mixture(tmp_path, monkeypatch):
             (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 9.9\n")
     paths = f"sys.path[:0] = [{str(tmp_path / 'first')!r}, {str(tmp_path / 'second')!r}]"
     output = run(
-        f"import sys\n{paths}\nfrom dcnzoo.cli.doctor import _installed\n"
-        "print(dict(_installed(('mmcv', 'mmcv-lite', 'onedl-mmcv'))))"
+        f"import sys\n{paths}\nfrom dcnzoo.cli.env import installed\n"
+        "print(dict(installed(('mmcv', 'mmcv-lite', 'onedl-mmcv'))))"
     )
     assert output.strip() == str({"mmcv": "9.9", "onedl-mmcv": "9.9"})
 
@@ -160,7 +170,7 @@ def test_healthy():
 
 def test_torch_alone():
     absent = "\n".join(f"sys.modules[{name!r}] = None" for name in OPENMMLAB)
-    output = doctor_in(f"{absent}\nfrom dcnzoo.cli import doctor\ndoctor._installed = lambda packages: []")
+    output = doctor_in(f"{absent}\nfrom dcnzoo.cli import doctor\ndoctor.installed = lambda packages: []")
     assert "nothing is wrong" in output and "mended" not in output
 
 

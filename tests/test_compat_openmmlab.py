@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 from collections import OrderedDict
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ import torch
 from mmengine.config import ConfigDict
 from mmengine.hub import get_config
 from mmengine.logging import HistoryBuffer
-from mmengine.model import BaseModel
+from mmengine.model import BaseModel, revert_sync_batchnorm
 from mmengine.optim import AmpOptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS, DefaultScope
 from mmengine.runner import Runner
@@ -24,6 +25,7 @@ import dcnzoo.models  # noqa: F401  applies them; before mmdet, which needs mmcv
 from dcnzoo.compat import openmmlab
 
 # isort: split
+from mmcv.ops import RoIAlign, SyncBatchNorm
 from mmdet.registry import MODELS
 
 # Checkpoints
@@ -205,6 +207,37 @@ def test_two_processes_on_the_cpu():
 # Models
 
 
+@pytest.mark.skipif(bool(find_spec("torchvision")), reason="torchvision is installed: nothing to mend")
+def test_roi_align_without_torchvision():
+    """Averages, as torchvision's; what does not ask for torchvision keeps its mode."""
+    torch.manual_seed(0)
+    x, boxes = torch.rand(1, 2, 9, 7), torch.tensor([[0, 1.0, 0.5, 5.5, 8.0]])
+    asked, mean, most = (
+        RoIAlign((3, 2), 0.5, sampling_ratio=2, pool_mode=mode, use_torchvision=use)(x, boxes)
+        for mode, use in (("max", True), ("avg", False), ("max", False))
+    )
+    assert torch.equal(asked, mean) and (most > mean).all()
+
+
+def test_roi_align_is_left_alone_with_torchvision(monkeypatch):
+    construct = RoIAlign.__init__
+    monkeypatch.delattr(RoIAlign, "_dcnzoo", raising=False)
+    monkeypatch.setattr(openmmlab, "find_spec", lambda name: name == "torchvision")
+    openmmlab.roi_align_without_torchvision()
+    assert RoIAlign.__init__ is construct
+
+
+def test_sync_batch_norm_alone():
+    torch.manual_seed(0)
+    layer = SyncBatchNorm(3, eps=0.1, momentum=0.3)
+    nn.init.uniform_(layer.weight)
+    (reverted,) = revert_sync_batchnorm(nn.Sequential(layer)).train()
+    x, expected = torch.rand(2, 3, 5, 4), nn.BatchNorm2d(3, eps=0.1, momentum=0.3)
+    expected.weight = layer.weight
+    torch.testing.assert_close(reverted(x), expected(x))
+    torch.testing.assert_close(reverted.running_var, expected.running_var)
+
+
 def test_ssd_predicts():
     from mmdet.models import SSDHead
 
@@ -268,7 +301,8 @@ def test_applying_twice_changes_nothing():
     from mmengine.model import MMDistributedDataParallel
 
     def patched():
-        classes = (MMDistributedDataParallel, CascadeRPNHead, KnowledgeDistillationSingleStageDetector)
+        mmdets = (CascadeRPNHead, KnowledgeDistillationSingleStageDetector)
+        classes = (MMDistributedDataParallel, RoIAlign, SyncBatchNorm, *mmdets)
         return utils._init_dist_pytorch, *(each.__init__ for each in classes)
 
     before = patched()

@@ -4,28 +4,21 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 from pathlib import Path
 
 import click
 
-from dcnzoo.cli.env import FORKS, environment, mmcv_extension
+from dcnzoo.cli.env import FORKS, MODULES, ORIGINALS, environment, installed, mmcv_extension
 
-ORIGINALS = ("mmengine", "mmcv", "mmcv-lite", "mmdet")
-MODULES = {
-    "mmcv-lite": "mmcv",
-    "onedl-mmengine": "mmengine",
-    "onedl-mmcv": "mmcv",
-    "onedl-mmdetection": "mmdet",
-}
 TESTED = "pip install mmengine==0.10.7 mmcv-lite==2.1.0 mmdet==3.3.0"
 BUILD = "pip install -e . --no-build-isolation --no-deps   (in dcnzoo's repository)"
 OLDEST_TORCH = (2, 10)
+OLDEST_FORKS = {"onedl-mmengine": "0.10.12", "onedl-mmcv": "2.3.6", "onedl-mmdetection": "3.5.1"}
 
 
 @dataclass
@@ -54,26 +47,10 @@ class Found:
             torch_sees_gpu=torch.cuda.is_available(),
             nvidia_driver=Path("/proc/driver/nvidia/version").exists(),
             libraries=reasons,
-            packages=dict(_installed(ORIGINALS + FORKS)),
+            packages=dict(installed(ORIGINALS + FORKS)),
             extension_error=_extension_error(),
             pkg_resources=find_spec("pkg_resources") is not None,
         )
-
-
-def _installed(packages: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    """Those whose files are imported: a folder further behind on ``sys.path`` may have others."""
-    found = {}
-    for package in packages:
-        with suppress(PackageNotFoundError):
-            found[package] = distribution(package)
-    folders = {package: Path(each.locate_file("")).resolve() for package, each in found.items()}
-    for package, each in found.items():
-        module = MODULES.get(package, package)
-        spec = find_spec(module)
-        rivals = {folders[other] for other in found if MODULES.get(other, other) == module}
-        imported = Path(spec.origin).resolve().parents[1] if spec and spec.origin else None
-        if len(rivals) == 1 or imported not in rivals or folders[package] == imported:
-            yield package, each.version
 
 
 def _extension_error() -> str | None:
@@ -91,6 +68,11 @@ def _numbers(text: str) -> tuple[int, ...]:
     """The release of a version: ``2.10.0a0+cpu`` is (2, 10)."""
     major, minor = text.split("+")[0].split(".")[:2]
     return int(major), int("".join(c for c in minor if c.isdigit()) or 0)
+
+
+def _release(text: str) -> tuple[int, ...]:
+    """All of a version's release: ``0.10.12.post1`` is (0, 10, 12)."""
+    return tuple(int(part) for part in re.match(r"[\d.]*\d", text)[0].split("."))
 
 
 def problems(found: Found) -> Iterator[tuple[str, str]]:
@@ -119,11 +101,19 @@ def _openmmlab_problems(found: Found) -> Iterator[tuple[str, str]]:
     originals = [name for name in ORIGINALS if name in found.packages]
     forks = [name for name in FORKS if name in found.packages]
     if originals and forks:
+        twice = {MODULES[name] for name in originals} & {MODULES[name] for name in forks}
         yield (
-            f"{', '.join(originals)} and {', '.join(forks)} are installed: they overwrite each other's files",
+            f"{', '.join(originals)} and {', '.join(forks)} are installed: "
+            + ("they overwrite each other's files" if twice else "onedl-… go with each other only"),
             f"pip uninstall -y {' '.join(originals + forks)} && {TESTED}",
         )
         return
+    for name in forks:
+        if _release(found.packages[name]) < _release(OLDEST_FORKS[name]):
+            yield (
+                f"{name} {found.packages[name]} is too old: dcnzoo needs {OLDEST_FORKS[name]} or later",
+                f'pip install --no-deps --upgrade "{name}>={OLDEST_FORKS[name]}"',
+            )
     if not originals and not forks:
         return  # the operators and layers need torch alone
     if {"mmcv", "mmcv-lite"} <= found.packages.keys():
@@ -150,7 +140,7 @@ def _openmmlab_problems(found: Found) -> Iterator[tuple[str, str]]:
         name = "onedl-mmcv" if forks else "mmcv"
         yield (
             f"{name}'s compiled operators do not load, they are for another torch: {found.extension_error}",
-            "pip uninstall -y onedl-mmcv && MMCV_WITH_OPS=0 pip install --no-deps onedl-mmcv"
+            "pip uninstall -y onedl-mmcv && pip install --no-deps --no-binary onedl-mmcv onedl-mmcv"
             if forks
             else "pip uninstall -y mmcv && pip install mmcv-lite==2.1.0",
         )

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, distribution, version
 from importlib.util import find_spec
+from pathlib import Path
 
 import click
 
 from dcnzoo.compat.mmcv import EXTENSION, STAND_IN
 from dcnzoo.version import __version__
 
-PACKAGES = ("numpy", "mmengine", "mmcv", "mmcv-lite", "mmdet")
+ORIGINALS = ("mmengine", "mmcv", "mmcv-lite", "mmdet")
 FORKS = ("onedl-mmengine", "onedl-mmcv", "onedl-mmdetection")  # told where they are
+MODULES = {
+    **{name: name for name in ORIGINALS},
+    "mmcv-lite": "mmcv",
+    "onedl-mmengine": "mmengine",
+    "onedl-mmcv": "mmcv",
+    "onedl-mmdetection": "mmdet",
+}
 
 
 def environment() -> Iterator[tuple[str, str]]:
@@ -26,12 +35,12 @@ def environment() -> Iterator[tuple[str, str]]:
     yield "dcnzoo", __version__
     yield "python", f"{platform.python_version()} on {platform.machine()}"
     yield "torch", torch.__version__
-    for package in PACKAGES + FORKS:
-        try:
-            yield package, version(package)
-        except PackageNotFoundError:
-            if package in PACKAGES:
-                yield package, "not installed"
+    yield "numpy", version("numpy") if find_spec("numpy") else "not installed"
+    present = dict(installed(ORIGINALS + FORKS))
+    missed = ORIGINALS if present.keys().isdisjoint(FORKS) else ()
+    for package in ORIGINALS + FORKS:
+        if package in present or package in missed:
+            yield package, present.get(package, "not installed")
     for device in ("cpu", "cuda"):
         reason = _library.problems.get(device, "they need the CPU operators")
         found = _library.loaded.get(device) or f"not loaded: {reason}"
@@ -44,6 +53,22 @@ def environment() -> Iterator[tuple[str, str]]:
     else:
         yield "cuda", f"no ({'a GPU' if torch.cuda.is_available() else 'no GPU'} found by torch)"
     yield EXTENSION, _active_extension()
+
+
+def installed(packages: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    """Those whose files are imported: a folder further behind on ``sys.path`` may have others."""
+    found = {}
+    for package in packages:
+        with suppress(PackageNotFoundError):
+            found[package] = distribution(package)
+    folders = {package: Path(each.locate_file("")).resolve() for package, each in found.items()}
+    for package, each in found.items():
+        module = MODULES[package]
+        spec = find_spec(module)
+        rivals = {folders[other] for other in found if MODULES[other] == module}
+        imported = Path(spec.origin).resolve().parents[1] if spec and spec.origin else None
+        if len(rivals) == 1 or imported not in rivals or folders[package] == imported:
+            yield package, each.version
 
 
 def _active_extension() -> str:

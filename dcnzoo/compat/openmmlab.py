@@ -32,6 +32,8 @@ def apply() -> None:
     amp_on_cpu()
     distributed_without_cuda()
     offsets_have_their_learning_rate()
+    roi_align_without_torchvision()
+    sync_batch_norm_alone()
     if find_spec("mmdet"):
         ssd_predicts()
         cascade_rpn_alone()
@@ -161,6 +163,49 @@ def offsets_have_their_learning_rate() -> None:
 
 
 # Models
+
+
+def roi_align_without_torchvision() -> None:
+    """``RoIAlign(use_torchvision=True)``, as in CrowdDet's config, where there is no torchvision.
+
+    (``No module named 'torchvision'``.) Its RoIAlign is mmcv's, with averages whatever ``pool_mode`` says.
+    """
+    from mmcv.ops import RoIAlign
+
+    construct = RoIAlign.__init__
+    if find_spec("torchvision") or hasattr(RoIAlign, "_dcnzoo"):
+        return
+    RoIAlign._dcnzoo = True  # applied
+
+    @functools.wraps(construct)
+    def on_own_operator(self, *args: object, **kwargs: object) -> None:
+        construct(self, *args, **kwargs)
+        if self.use_torchvision:
+            self.use_torchvision, self.pool_mode = False, "avg"
+
+    RoIAlign.__init__ = on_own_operator
+
+
+def sync_batch_norm_alone() -> None:
+    """``MMSyncBN``, as in strong_baselines' configs, in one process: it is BatchNorm there, as ``SyncBN`` is.
+
+    (``Default process group has not been initialized`` on building it, before mmengine can revert it.)
+    """
+    from mmcv.ops import SyncBatchNorm
+
+    construct = SyncBatchNorm.__init__
+    if hasattr(construct, "__wrapped__"):
+        return
+
+    @functools.wraps(construct)
+    def alone(self, *args: object, **kwargs: object) -> None:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            construct(self, *args, **kwargs)
+        else:
+            with mock.patch.object(torch.distributed, "get_world_size", return_value=1):
+                construct(self, *args, **kwargs)
+
+    SyncBatchNorm.__init__ = alone
 
 
 def ssd_predicts() -> None:

@@ -13,9 +13,13 @@
 - ResNet-family backbones, HRNet and (PA)FPN take ``dcn=True`` (:mod:`dcnzoo.models.backbones`, ``necks``).
 - Faults of the stack on today's PyTorch are mended (:mod:`dcnzoo.compat.openmmlab`).
 
-Needs mmengine and mmcv or mmcv-lite. Without mmdet, what builds on it is left out.
+- mmpretrain's ResNets take ``dcn=True`` too (:mod:`dcnzoo.models.mmpretrain`).
+
+Needs mmengine and mmcv or mmcv-lite. Without mmdet or mmpretrain, what builds on them is left out.
 """
 
+from contextlib import suppress
+from importlib import import_module
 from importlib.util import find_spec
 
 import mmcv.ops  # noqa: F401  registers DCN and DCNv2, which must happen before ours replace them
@@ -63,3 +67,7 @@ if find_spec("mmdet"):
 
     __all__ += ["FPN", "PAFPN"]
     __all__ += ["HRNet", "RegNet", "Res2Net", "ResNeSt", "ResNeXt", "ResNet", "ResNetV1d", "TridentResNet"]
+
+if find_spec("mmpretrain"):
+    with suppress(ImportError):  # one that cannot be imported here, as mmdet does
+        import_module("dcnzoo.models.mmpretrain")

@@ -5,21 +5,11 @@ Without ``dcn`` they are MMDetection's, layer by layer and key by key.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from mmdet.models.backbones import hrnet, regnet, res2net, resnest, resnet, resnext, trident_resnet
 from mmdet.registry import MODELS
 from torch import nn
 
-from dcnzoo.models.dcn import deformable_like, parse_dcn
-
-
-def _check_stages(owner: str, stage_with_dcn: Sequence[bool], number: int) -> tuple[bool, ...]:
-    if len(stage_with_dcn) != number:
-        raise ValueError(
-            f"{owner}: stage_with_dcn: expected {number} values, one for each stage, got {stage_with_dcn}"
-        )
-    return tuple(stage_with_dcn)
+from dcnzoo.models.dcn import check_stages, deformable_like, parse_dcn
 
 
 class BasicBlock(resnet.BasicBlock):
@@ -45,7 +35,7 @@ class _WithDCN:
         stages = len(kwargs.get("strides", (1, 2, 2, 2)))
         if stage_with_dcn is None:
             stage_with_dcn = (False, *[dcn is not None] * (stages - 1))
-        stage_with_dcn = _check_stages(owner, stage_with_dcn, stages)
+        stage_with_dcn = check_stages(owner, stage_with_dcn, stages)
         super().__init__(*args, dcn=dcn, stage_with_dcn=stage_with_dcn, **kwargs)
 
     def make_res_layer(self, block: type[nn.Module], dcn: dict | None = None, **kwargs):
@@ -118,7 +108,7 @@ class HRNet(hrnet.HRNet):
     def __init__(self, *args, dcn=None, stage_with_dcn=(False, True, True, True), **kwargs) -> None:
         owner = type(self).__name__
         dcn = parse_dcn(dcn, owner)
-        stage_with_dcn = _check_stages(owner, stage_with_dcn, 4)
+        stage_with_dcn = check_stages(owner, stage_with_dcn, 4)
         super().__init__(*args, **kwargs)
         stages = (self.layer1, self.stage2, self.stage3, self.stage4)
         for stage, deformable in zip(stages, stage_with_dcn, strict=True):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from mmcv.cnn import build_conv_layer
 from mmcv.ops import DeformConv2d, ModulatedDeformConv2d
 from mmengine.registry import MODELS
@@ -43,6 +45,19 @@ def parse_dcn(dcn: bool | str | dict | None, owner: str) -> dict | None:
         f"{owner}: dcn: expected True, 'v1', 'v2', 'v3', 'v4', a dict with a type such as "
         f"dict(type='DCNv2', deform_groups=1), False or None, got {dcn!r}"
     )
+
+
+def check_stages(owner: str, stage_with_dcn: Sequence[bool], number: int) -> tuple[bool, ...]:
+    """``stage_with_dcn`` with a value for each of ``number`` stages.
+
+    Raises:
+        ValueError: it has more or fewer.
+    """
+    if len(stage_with_dcn) != number:
+        raise ValueError(
+            f"{owner}: stage_with_dcn: expected {number} values, one for each stage, got {stage_with_dcn}"
+        )
+    return tuple(stage_with_dcn)
 
 
 def deformable_like(conv: nn.Conv2d, dcn: dict) -> nn.Module:

@@ -14,7 +14,6 @@ pretrained weights. One of MMDetection's is tried as a user's own config would u
 from __future__ import annotations
 
 import argparse
-import copy
 import re
 import sys
 from collections.abc import Iterator
@@ -34,21 +33,15 @@ import mmcv.ops
 import mmdet
 from mmcv.ops.saconv import SAConv2d
 from mmdet.registry import MODELS
-from mmdet.testing import demo_mm_inputs
 from mmengine.config import Config
-from mmengine.logging import MessageHub, MMLogger
-from mmengine.model import revert_sync_batchnorm
+from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope
-
-ROOT = Path(__file__).resolve().parents[2]
-MMDETS = Path(mmdet.__file__).parent / ".mim" / "configs"
-OF_A_USER = "_base_ = '{}'\ncustom_imports = dict(imports=['dcnzoo.models'])\n"
+from trial import MMDETS, ROOT, build, configs_in, expect, finite, image_size, images, prepare, read, reason
 
 LAYERS = (mmcv.ops.DeformConv2d, mmcv.ops.ModulatedDeformConv2d, mmcv.ops.DeformRoIPool, DCNv3, DCNv4)
 CALLS = {f"dcnzoo::{name}" for name in ("deform_conv", "deform_roi_pool", "dcnv3", "dcnv4")}
 OPERATORS = (*LAYERS, mmcv.ops.deform_conv2d, mmcv.ops.modulated_deform_conv2d)
-PRETRAINED = ("pretrained", "teacher_ckpt")  # and init_cfg=dict(type='Pretrained')
 
 PAGE = """\
 # Configs that convolve deformably
@@ -83,40 +76,9 @@ work.
 def config_names() -> list[str]:
     """dcnzoo's configs, then MMDetection's, without those that dcnzoo has a config of its own for."""
 
-    def files(folder: Path) -> list[Path]:
-        found = (path.relative_to(folder) for path in folder.rglob("*.py"))
-        return sorted(path for path in found if "_base_" not in path.parts)
-
-    ours = files(ROOT / "configs")
-    theirs = [path for path in files(MMDETS) if path not in ours]
+    ours = configs_in(ROOT / "configs")
+    theirs = [path for path in configs_in(MMDETS) if path not in ours]
     return [f"configs/{path.as_posix()}" for path in ours] + [f"mmdet::{path.as_posix()}" for path in theirs]
-
-
-def read(name: str) -> Config:
-    """A config without addresses of weights; one of MMDetection's as inherited by a user's."""
-    if name.startswith("mmdet::"):
-        cfg = Config.fromstring(OF_A_USER.format(name), ".py")
-    else:
-        cfg = Config.fromfile(ROOT / name)
-    _forget_weights(cfg.get("model"))
-    return cfg
-
-
-def _forget_weights(node: object) -> None:
-    if isinstance(node, dict):
-        for key, value in node.items():
-            pretrained = isinstance(value, dict) and value.get("type") == "Pretrained"
-            if (key in PRETRAINED and isinstance(value, str)) or (key == "init_cfg" and pretrained):
-                node[key] = None
-            _forget_weights(value)
-    elif isinstance(node, list | tuple):
-        for value in node:
-            _forget_weights(value)
-
-
-def build(cfg: Config) -> nn.Module:
-    with DefaultScope.overwrite_default_scope("mmdet"):
-        return MODELS.build(copy.deepcopy(cfg.model))  # DINO writes into it
 
 
 def is_deformable(module: nn.Module) -> bool:
@@ -178,56 +140,36 @@ class _Calls(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def inputs(images: int, size: int = 128) -> dict:
-    """Random images with everything that may be annotated on them, one higher and one wider."""
-    short = size * 3 // 4
-    sizes, objects = [[3, size, short], [3, short, size]][:images], [2, 1][:images]
-    return demo_mm_inputs(images, sizes, num_items=objects, num_classes=3, with_mask=True, with_semantic=True)
-
-
 def try_out(cfg: Config) -> None:
     """Build, predict, and train for a step.
 
     Raises:
         Exception: whatever goes wrong.
     """
-    torch.manual_seed(0)
-    size = 256 if cfg.model.get("num_queries", 0) > 300 else 128  # to have as many places to choose from
+    size = image_size(cfg)
+    model = prepare(cfg)
     with DefaultScope.overwrite_default_scope("mmdet"):
-        model = revert_sync_batchnorm(build(cfg))  # as mmengine's Runner does
-        model.init_weights()
-        MessageHub.get_current_instance().update_info("epoch", 0)  # which TOOD asks for
-
         model.eval()
         layers = deformable_layers(model)
         own = {name: layer for name, layer in layers.items() if not name.startswith("teacher_model.")}
         with torch.no_grad(), _Calls() as calls:
-            (sample,) = model.test_step(inputs(1, size))
-        _expect(bool(calls.count) == bool(own), f"{calls.count} calls of dcnzoo's operators to predict")
+            (sample,) = model.test_step(images(1, size))
+        expect(bool(calls.count) == bool(own), f"{calls.count} calls of dcnzoo's operators to predict")
         found = sample.pred_instances.values()
-        _expect(all(_finite(v) for v in found if isinstance(v, Tensor)), "predictions are not finite")
+        expect(all(finite(v) for v in found if isinstance(v, Tensor)), "predictions are not finite")
 
         model.train()
         gradients: dict[Tensor, bool] = {}
         learns = {name: [p for p in layer.parameters() if p.requires_grad] for name, layer in own.items()}
         for parameter in {p for parameters in learns.values() for p in parameters}:
-            parameter.register_post_accumulate_grad_hook(lambda p: gradients.update({p: _finite(p.grad)}))
+            parameter.register_post_accumulate_grad_hook(lambda p: gradients.update({p: finite(p.grad)}))
         optimizer = build_optim_wrapper(model, cfg.optim_wrapper)
         with _Calls() as calls:
-            losses = model.train_step(inputs(2, size), optimizer)
-        _expect(calls.count > 0, "no call of dcnzoo's operators to train")
-        _expect(_finite(losses["loss"]) and losses["loss"] > 0, f"the loss is {losses['loss']}")
+            losses = model.train_step(images(2, size), optimizer)
+        expect(calls.count > 0, "no call of dcnzoo's operators to train")
+        expect(finite(losses["loss"]) and losses["loss"] > 0, f"the loss is {losses['loss']}")
         for name, parameters in learns.items():
-            _expect(all(gradients.get(p) for p in parameters), f"{name}: no gradient, or not a finite one")
-
-
-def _finite(values: Tensor) -> bool:
-    return bool(values.isfinite().all())
-
-
-def _expect(condition: bool, otherwise: str) -> None:
-    if not condition:
-        raise AssertionError(otherwise)
+            expect(all(gradients.get(p) for p in parameters), f"{name}: no gradient, or not a finite one")
 
 
 def result_of(cfg: Config) -> str:
@@ -237,10 +179,6 @@ def result_of(cfg: Config) -> str:
     except Exception as error:
         return reason(error)
     return "ok"
-
-
-def reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}".partition(";")[0].replace("|", "/")
 
 
 # The table

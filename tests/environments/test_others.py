@@ -1,0 +1,121 @@
+"""OpenMMLab's other packages share the registry that dcnzoo.models is in: ``make test-others``."""
+
+import sys
+from importlib.util import find_spec
+
+import pytest
+import torch
+
+if find_spec("mmpretrain") is None:
+    pytest.skip("mmpretrain is not installed here", allow_module_level=True)
+
+import mmpretrain.models
+from mmengine.config import Config
+from mmengine.logging import MMLogger
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import DefaultScope
+from mmpretrain.registry import MODELS
+from mmpretrain.structures import DataSample
+
+import dcnzoo.models
+
+from ..test_import import run
+from ..test_tools import ROOT
+
+sys.path.append(str(ROOT / "tools" / "analysis"))
+
+import mmdet_coverage
+
+SCOPE = "mmpretrain"
+
+
+def build(name, **backbone):
+    """One of mmpretrain's own configs, as a user would change it."""
+    cfg = Config.fromstring(
+        f"_base_ = 'mmpretrain::{name}'\ncustom_imports = dict(imports=['dcnzoo.models'])\n"
+        f"model = dict(backbone={backbone!r}, head=dict(num_classes=5, topk=(1,)))",
+        ".py",
+    )
+    torch.manual_seed(0)
+    MMLogger.get_current_instance().setLevel("ERROR")  # initialisation logs every parameter
+    with DefaultScope.overwrite_default_scope(SCOPE):
+        model = MODELS.build(cfg.model)
+        model.init_weights()
+    return cfg, model
+
+
+def deformable(model):
+    return {n.split(".")[0] for n, m in model.backbone.named_modules() if isinstance(m, dcnzoo.models.DCNv2)}
+
+
+def batch(number):
+    images = [torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8) for _ in range(number)]
+    return dict(inputs=images, data_samples=[DataSample().set_gt_label(i % 5) for i in range(number)])
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["resnet/resnet18_8xb32_in1k.py", "resnet/resnet50_8xb32_in1k.py", "seresnet/seresnet50_8xb32_in1k.py"],
+)
+def test_a_classifier_learns_deformably(name):
+    cfg, model = build(name, dcn=True, zero_init_residual=False)  # zero would let no gradient through
+    assert deformable(model) == {"layer2", "layer3", "layer4"}
+    model.eval()
+    with DefaultScope.overwrite_default_scope(SCOPE), torch.no_grad():
+        assert len(model.test_step(batch(2))) == 2
+        # offsets begin at zero, whatever init_weights does, and masks at a half
+        offsets = [m for k, m in model.named_parameters() if "conv_offset" in k]
+        assert offsets and not any(values.any() for values in offsets)
+    model.train()
+    losses = model.train_step(batch(3), build_optim_wrapper(model, cfg.optim_wrapper))
+    assert losses["loss"].isfinite() and losses["loss"] > 0
+    assert any(values.any() for values in offsets), "and have learnt"
+
+
+def test_stages_and_kinds():
+    _, model = build("resnet/resnet18_8xb32_in1k.py", dcn="v1", stage_with_dcn=(False, False, False, True))
+    kinds = {n.split(".")[0]: type(m) for n, m in model.backbone.named_modules() if n.endswith("conv2")}
+    assert kinds["layer4"] is dcnzoo.models.DCN and kinds["layer3"] is torch.nn.Conv2d
+    with pytest.raises(ValueError, match=r"ResNet: stage_with_dcn: expected 4 values"):
+        build("resnet/resnet18_8xb32_in1k.py", dcn=True, stage_with_dcn=(True,))
+
+
+def test_without_dcn_it_is_mmpretrains():
+    (_, ours), base = build("resnet/resnet50_8xb32_in1k.py"), mmpretrain.models.ResNet(depth=50)
+    assert {k: v.shape for k, v in ours.backbone.state_dict().items()} == {
+        k: v.shape for k, v in base.state_dict().items()
+    }
+    assert not deformable(ours)
+
+
+def test_frozen_stages_are_frozen_whole():
+    _, model = build("resnet/resnet18_8xb32_in1k.py", dcn=True, frozen_stages=2)
+    frozen = {k for k, v in model.backbone.named_parameters() if not v.requires_grad}
+    assert {k for k in frozen if "conv_offset" in k} and all(k[:6] != "layer3" for k in frozen)
+
+
+def test_mmdet_is_not_needed():
+    code = """
+import sys
+class Absent:
+    def find_spec(name, path=None, target=None):
+        if name.partition(".")[0] == "mmdet":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Absent)
+from importlib import util
+find = util.find_spec
+util.find_spec = lambda name, *package: None if name == "mmdet" else find(name, *package)
+import dcnzoo.models
+from mmpretrain.registry import MODELS
+backbone = MODELS.build(dict(type="mmpretrain.ResNet", depth=18, dcn=True))
+print(sum(type(m) is dcnzoo.models.DCNv2 for m in backbone.modules()), "mmdet" in sys.modules)
+"""
+    assert run(code).splitlines()[-1] == "6 False"
+
+
+@pytest.mark.parametrize(
+    ("family", "name"), mmdet_coverage.families("^(boxinst|convnext|deepsort|glip|reid|timm_example)$")
+)
+def test_family(family, name):
+    """Those of MMDetection's that ask for mmpretrain or another package."""
+    assert mmdet_coverage.apart(name) == "ok"

@@ -1,0 +1,57 @@
+"""Whether dcnzoo works here at all, whatever the Python, torch and OpenMMLab; with a real training."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from dcnzoo.ops import _library, deform_conv2d
+from dcnzoo.ops.reference import deform_conv as in_pytorch
+
+from ..test_tools import ROOT, average_precisions, run, tiny
+
+CONFIG = "configs/demo/mask-rcnn_r14-mdconv_fpn_8e_shapes.py"
+
+
+def test_operator():
+    """The compiled library of this working tree, forward and backward, against plain PyTorch."""
+    assert _library.loaded["cpu"].parent == ROOT / "dcnzoo" / "ops"
+    torch.manual_seed(0)
+    shapes = ((2, 4, 7, 9), (6, 4, 3, 2), (2, 12, 7, 10), (2, 6, 7, 10))
+    tensors = [torch.rand(shape, dtype=torch.double, requires_grad=True) for shape in shapes]
+    geometry = ((1, 1), (1, 1), (1, 1), 1)  # stride, padding, dilation, groups
+    results = [f(*tensors, None, *geometry) for f in (deform_conv2d, in_pytorch)]
+    torch.testing.assert_close(*results)
+    gradients = [torch.autograd.grad(result.square().sum(), tensors) for result in results]
+    torch.testing.assert_close(*gradients)
+
+
+def test_registry():
+    import dcnzoo.models
+
+    # isort: split
+    import mmcv.ops
+    from mmdet.registry import MODELS
+    from mmengine.registry import DefaultScope
+
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        layer = MODELS.build(dict(type="DCNv2", in_channels=4, out_channels=6, kernel_size=3, padding=1))
+        backbone = MODELS.build(dict(type="ResNet", depth=18, dcn=True))
+    assert type(layer) is dcnzoo.models.DCNv2 and isinstance(layer, mmcv.ops.ModulatedDeformConv2d)
+    assert any(type(module) is dcnzoo.models.DCNv2 for module in backbone.modules())
+
+
+def test_doctor():
+    command = [sys.executable, "-m", "dcnzoo", "doctor"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0 and "nothing is wrong" in result.stdout, result.stdout + result.stderr
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_demo_trains_and_its_checkpoint_is_tested(tmp_path):
+    work = tmp_path / "work"
+    training = run("train", CONFIG, "--work-dir", work, *tiny(tmp_path / "data", epochs=1))
+    assert "Epoch(train) [1][2/2]" in training
+    testing = run("test", work / CONFIG.rpartition("/")[2], work / "epoch_1.pth", "--work-dir", tmp_path)
+    assert average_precisions(testing) == average_precisions(training)

@@ -1,0 +1,107 @@
+"""The import-and-train smoke under other versions of Python and torch, with the one compiled library.
+
+::
+
+    make test-matrix                        # every pair whose Python this machine has
+    make test-matrix ARGS="3.13"            # one Python
+    make test-matrix ARGS="3.12:2.14.1"     # a Python and a torch of your choice
+
+Each pair has an environment in ``.venv-matrix``, made once (5 GB: pip's torch for Linux is a CUDA build).
+Pythons are looked for on the ``PATH`` and among pyenv's; one that is not there is listed as absent.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / ".venv-matrix"
+# the oldest torch that is supported, under the oldest Python; the pinned one under the others
+PAIRS = ("3.10:2.10.0", "3.11:2.10.0", "3.12:2.13.0", "3.13:2.13.0")
+PINNED = "2.13.0"
+SMOKE = "tests/environments/test_smoke.py"
+
+
+def interpreter(version: str) -> str | None:
+    """An executable of this version that runs. (pyenv's shims are there for versions that are not.)"""
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+    found = [shutil.which(f"python{version}"), *pyenv.glob(f"{version}.*/bin/python{version}")]
+    for candidate in filter(None, found):
+        if subprocess.run([candidate, "-c", ""], capture_output=True).returncode == 0:
+            return str(candidate)
+    return None
+
+
+def requirements(torch: str) -> str:
+    """The tested set, with another torch."""
+    text = (ROOT / "requirements.txt").read_text()
+    return text.replace(f"torch=={PINNED}\n", f"torch=={torch}\n")
+
+
+def environment(python: str, version: str, torch: str) -> Path:
+    """Its interpreter. Made where it is not there; begun anew where that was interrupted.
+
+    Raises:
+        subprocess.CalledProcessError: pip could not install something.
+    """
+    folder = FOLDER / f"{version}-torch{torch}"
+    if not (folder / ".installed").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        subprocess.run([python, "-m", "venv", folder], check=True)
+        pip = [folder / "bin/python", "-m", "pip", "--quiet", "--disable-pip-version-check", "install"]
+        (folder / "requirements.txt").write_text(requirements(torch))
+        subprocess.run([*pip, "-r", folder / "requirements.txt"], check=True)
+        subprocess.run([*pip, "--no-deps", "-r", ROOT / "requirements-openmmlab.txt"], check=True)
+        (folder / ".installed").touch()
+    return folder / "bin/python"
+
+
+def smoke(python: Path) -> str:
+    """``ok``, with the number of tests, or the last line of pytest's."""
+    command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "environments", SMOKE]
+    path = {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | path, capture_output=True, text=True)
+    last = (done.stdout.strip() or done.stderr.strip() or "no output").splitlines()[-1]
+    if done.returncode:
+        print(done.stdout, done.stderr, file=sys.stderr)
+    return f"ok: {last}" if done.returncode == 0 else f"FAILED: {last}"
+
+
+def trial(version: str, torch: str) -> str:
+    python = interpreter(version)
+    if python is None:
+        return "absent: no such Python here"
+    try:
+        return smoke(environment(python, version, torch))
+    except subprocess.CalledProcessError as error:
+        return f"FAILED: {' '.join(map(str, error.cmd[1:5]))} … ended with status {error.returncode}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("pairs", nargs="*", default=PAIRS, metavar="PYTHON[:TORCH]")
+    args = parser.parse_args()
+    pairs = [[*pair.split(":"), PINNED][:2] for pair in args.pairs]
+    console = Console()
+    table = Table("Python", "torch", "result")
+    failed = False
+    for number, (version, torch) in enumerate(pairs, 1):
+        with console.status(f"{number} of {len(pairs)}: Python {version}, torch {torch}"):
+            result = trial(version, torch)
+        console.print(f"Python {version}, torch {torch}: {result}", highlight=False)
+        table.add_row(version, torch, result)
+        failed |= result.startswith("FAILED")
+    console.print(table)
+    sys.exit(failed)
+
+
+if __name__ == "__main__":
+    main()
