@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
 import torch
 from mmdet.registry import MODELS
@@ -11,6 +10,7 @@ from mmengine.model import BaseModel
 from mmengine.structures import InstanceData
 from torch import Tensor
 
+from dcnzoo.export.picture import on_picture
 from dcnzoo.export.runtime import Session
 
 
@@ -36,28 +36,16 @@ class DeployedDetector(BaseModel):
         sizes = np.array([sample.img_shape[:2] for sample in data_samples])
         outputs = self.session(np.ascontiguousarray(inputs.cpu().numpy()), sizes)
         for n, sample in enumerate(data_samples):
-            sample.pred_instances = on_original_image(
-                {name: value[n] for name, value in outputs.items()}, sample.metainfo
+            found = on_picture(
+                {name: value[n] for name, value in outputs.items()},
+                sample.img_shape[:2],
+                sample.ori_shape[:2],
             )
+            sample.pred_instances = InstanceData(
+                bboxes=torch.from_numpy(found.boxes),
+                scores=torch.from_numpy(found.scores),
+                labels=torch.from_numpy(found.labels),
+            )
+            if found.masks is not None:
+                sample.pred_instances.masks = torch.from_numpy(found.masks)
         return data_samples
-
-
-def on_original_image(outputs: dict[str, np.ndarray], meta: dict) -> InstanceData:
-    """One image's outputs, which are in pixels of the network's input, in pixels of its file."""
-    there = outputs["labels"] >= 0
-    height, width = meta["img_shape"][:2]  # without what padding adds
-    dets = outputs["dets"][there]
-    boxes = dets[:, :4].clip(0, (width, height, width, height)) / np.tile(meta["scale_factor"], 2)
-    found = InstanceData(
-        bboxes=torch.from_numpy(boxes.astype(np.float32)),
-        scores=torch.from_numpy(dets[:, 4]),
-        labels=torch.from_numpy(outputs["labels"][there]),
-    )
-    if "masks" in outputs:
-        rows, columns = meta["ori_shape"][:2]
-        masks = np.zeros((len(dets), rows, columns), bool)
-        for mask, soft in zip(masks, outputs["masks"][there], strict=True):
-            # resized as a probability: a mask cut off at the network's size would lose its border's place
-            mask[:] = cv2.resize(soft[:height, :width], (columns, rows)) >= 128
-        found.masks = torch.from_numpy(masks)
-    return found

@@ -93,7 +93,7 @@ def export_detector(
         images: an example, [N, 3, H, W].
         dynamic: the batch, height and width of the graph are open; else they are the example's.
         skip_postprocess: of :func:`deployable`.
-        options: ``opset_version`` and ``deform_conv`` of :func:`dcnzoo.export.export_onnx`.
+        options: ``opset_version``, ``deform_conv`` and ``metadata`` of :func:`dcnzoo.export.export_onnx`.
 
     Raises:
         ValueError: of either.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,7 @@ def export_onnx(
     dynamic_shapes: Any = None,
     input_names: list[str] | None = None,
     output_names: list[str] | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Writes a model with dcnzoo's operators to an ONNX file, whole or not at all.
 
@@ -94,6 +95,7 @@ def export_onnx(
         args: example inputs.
         dynamic_shapes: as for :func:`torch.export.export`: which axes may have another size.
         opset_version, deform_conv: as for :func:`translation_table`.
+        metadata: texts that the file is to hold.
 
     Raises:
         ValueError: as :func:`translation_table`.
@@ -113,7 +115,10 @@ def export_onnx(
             dynamo=True,
             verbose=False,
         )
-    save(onnx_program.model_proto, path)
+    model = onnx_program.model_proto
+    for key, value in (metadata or {}).items():
+        model.metadata_props.add(key=key, value=value)
+    save(model, path)
 
 
 def _check_ranges(program: torch.export.ExportedProgram) -> None:

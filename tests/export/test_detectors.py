@@ -230,9 +230,5 @@ class TestSession:
             Session(broken)
         with pytest.raises(FileNotFoundError):
             Session(tmp_path / "none.onnx")
-        with pytest.raises(
-            ValueError, match="backend: expected onnxruntime or openvino, got 'tensorrt'; TensorRT"
-        ):
-            Session(path, "tensorrt")
         with pytest.raises(ValueError, match=r"device: expected one of .*CPUExecutionProvider.*, got 'npu'"):
             Session(path, device="npu")

@@ -126,11 +126,11 @@ def test_a_difference_fails(work, exported):
         output_file=str(path), test_img=None, input_img=str(ROOT / "tests/data/color.jpg"),
         shape=[128, 128], dynamic_export=False, show=False, backend="onnxruntime", device="cpu",
     )  # fmt: skip
-    cfg, detector = tool["load_detector"](args)
-    assert "agree" in tool["verify"](args, cfg, detector)
+    _, detector = tool["load_detector"](args)
+    assert "agree" in tool["verify"](args, detector)
     with torch.no_grad():
         detector.roi_head.bbox_head.fc_reg.bias += 0.3
     with pytest.raises(
         tool["UserError"], match=r"--verify: expected 99 % of the detections to agree: \d of 100"
     ):
-        tool["verify"](args, cfg, detector)
+        tool["verify"](args, detector)
