@@ -55,6 +55,7 @@ def parse_args() -> argparse.Namespace:
         help=f"of {', '.join(FAMILIES)} (default: all)")  # fmt: skip
     add("--backends", nargs="+", choices=list(BACKENDS), default=list(BACKENDS))
     add("--work-dir", type=Path, default=Path("work_dirs/deployment"))
+    add("--quick", action="store_true", help="a smoke run: few images, one epoch")
     add("--force", action="store_true", help="train and evaluate again what is finished")
     add("--coco", type=Path, metavar="FOLDER",
         help="a folder with COCO's annotations/ and val2017/; weights are downloaded")  # fmt: skip
@@ -79,18 +80,24 @@ class Row:
 
     def __init__(self, name: str, args: argparse.Namespace) -> None:
         self.name, self.family = name, FAMILIES[name]
-        self.folder = args.work_dir / ("coco" if args.coco else "shapes") / name.lower().replace(" ", "-")
+        data = "coco" if args.coco else "quick" if args.quick else "shapes"
+        self.folder = args.work_dir / data / name.lower().replace(" ", "-")
         self.coco = args.coco
-        self.cfg = self._published() if args.coco else self._small(args.work_dir / "data")
+        self.cfg = self._published() if args.coco else self._small(args)
         self.fingerprint = hashlib.sha256(self.cfg.pretty_text.encode()).hexdigest()
         if args.force or self._state().get("fingerprint") != self.fingerprint:
             shutil.rmtree(self.folder, ignore_errors=True)
         self.cfg.work_dir = str(self.folder / "logs")
 
-    def _small(self, data: Path) -> Config:
+    def _small(self, args: argparse.Namespace) -> Config:
         cfg = small(self.name)
+        shapes = dict(train=640, val=256, seed=0)
+        if args.quick:
+            shapes.update(train=16, val=8)
+            cfg.train_cfg.max_epochs = 1
+        data = args.work_dir / ("quick" if args.quick else "data")
         for loader in (cfg.train_dataloader, cfg.test_dataloader):
-            loader.dataset.update(data_root=f"{data}/", shapes=dict(train=640, val=256, seed=0))
+            loader.dataset.update(data_root=f"{data}/", shapes=shapes)
         cfg.test_evaluator.ann_file = str(data / "annotations/val.json")
         cfg.log_level = "ERROR"
         return cfg
@@ -129,7 +136,7 @@ class Row:
             from dcnzoo.zoo import download
 
             return Path(download(Path(self.family.config).stem))
-        return self.folder / "logs" / f"epoch_{self.family.epochs}.pth"
+        return self.folder / "logs" / f"epoch_{self.cfg.train_cfg.max_epochs}.pth"
 
     def run(self, backends: list[str], move: Callable[[str, float], None]) -> None:
         """Does what is not done yet; ``move`` is told what is being done, and how much of it is."""
@@ -195,7 +202,7 @@ def average_precision(annotations: str, results: str, kind: str) -> float:
     return 100 * float(evaluation.stats[0])
 
 
-def markdown(rows: list[Row], backends: list[str]) -> str:
+def markdown(results: dict[str, dict[str, dict[str, float]]], backends: list[str]) -> str:
     """The table as it stands: what has not been measured is a dash."""
     import onnxruntime
 
@@ -208,13 +215,14 @@ def markdown(rows: list[Row], backends: list[str]) -> str:
     head = ["", "AP", "PyTorch", *(names[b] for b in backends), "largest difference"]
     head += [f"published: {name}" for name in ("PyTorch", "ONNX Runtime", "TensorRT")]
     lines = [" | ".join(["", *head, ""]).strip(), "|" + "---|" * len(head)]
-    for row in rows:
-        for kind, published in row.family.published.items():
-            measured = [row.results.get(what, {}).get(kind) for what in ("pytorch", *backends)]
+    for name, family in FAMILIES.items():
+        for kind, published in family.published.items():
+            found = results.get(name, {})
+            measured = [found.get(what, {}).get(kind) for what in ("pytorch", *backends)]
             there = [value for value in measured[1:] if value is not None]
             lost = max((abs(value - measured[0]) for value in there), default=None)
             cells = [
-                row.name if kind == "bbox" else "", KINDS[kind], *(_cell(value, 2) for value in measured),
+                name if kind == "bbox" else "", KINDS[kind], *(_cell(value, 2) for value in measured),
                 _cell(lost, 2), *(_cell(value, 1) for value in published),
             ]  # fmt: skip
             lines.append("| " + " | ".join(cells) + " |")
@@ -273,10 +281,11 @@ def main() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     if args.coco and not (args.coco / "val2017").is_dir():
         raise UserError(f"--coco: expected a folder with val2017/, got {args.coco}")
+    names = [name for name in args.families if args.coco or FAMILIES[name].epochs]
     with user_errors():
-        rows = [Row(name, args) for name in args.families]
+        rows = [Row(name, args) for name in names]
     wrong = measure(rows, args.backends, Console(highlight=False))
-    text = markdown(rows, args.backends)
+    text = markdown({row.name: row.results for row in rows}, args.backends)
     print(text)
     if args.write:
         write(text)
