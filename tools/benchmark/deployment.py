@@ -27,9 +27,10 @@ from machine import describe, slug
 from measure import quantile
 from mmdet.registry import MODELS
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
 from dcnzoo.engine.progress import make_progress
 from dcnzoo.export import register_onnx_ops
@@ -45,6 +46,7 @@ GRAPHS = {
     "gatherelements": "GatherElements",
     "gridsample": "GridSample",
 }
+CANDIDATES = 2000  # boxes that a trained detector may well leave to the suppression
 OPERATORS = ((64, 50, 84), (256, 50, 84))  # channels, height, width; 3×3
 Run = Callable[[], object]
 
@@ -118,23 +120,28 @@ def operator(shape: tuple[int, int, int], folder: Path) -> dict[str, Run]:
     return {"PyTorch": lambda: layer(images), **runs}
 
 
-def retinanet() -> nn.Module:
-    """R-18 with DCNv2 in c3 to c5, untrained: every level's 1000 best candidates reach the suppression."""
+@torch.no_grad()
+def retinanet(images: Tensor) -> nn.Module:
+    """R-18 with DCNv2 in c3 to c5, untrained, with a threshold that leaves ``CANDIDATES`` of the images."""
     cfg = Config.fromfile(Path(mmdet.__file__).parent / ".mim/configs/retinanet/retinanet_r18_fpn_1x_coco.py")
     cfg.model.backbone.update(dcn=True, init_cfg=None)
-    cfg.model.test_cfg.score_thr = 0.0
     init_default_scope("mmdet")
     detector = MODELS.build(cfg.model).eval()
+    MMLogger.get_instance("mmengine").setLevel("ERROR")  # else it tells of every weight
     detector.init_weights()
     for name, module in detector.named_modules():
         if name.endswith("conv_offset"):
             nn.init.normal_(module.bias)
-    nn.init.normal_(detector.bbox_head.retina_cls.weight, std=0.1)
+    head = detector.bbox_head
+    nn.init.normal_(head.retina_cls.weight, std=0.1)
+    scores = torch.cat([level.sigmoid().flatten() for level in head(detector.extract_feat(images))[0]])
+    head.test_cfg.score_thr = float(scores.topk(CANDIDATES).values[-1])
     return detector
 
 
 def whole(shape: list[int], folder: Path) -> dict[str, Run]:
-    detector, images = retinanet(), torch.randn(1, 3, *shape)
+    images = torch.randn(1, 3, *shape)
+    detector = retinanet(images)
     for target in ("native", "gathernd"):
         export_detector(detector, images, folder / f"{target}.onnx", deform_conv=target)
     runs = {
@@ -182,7 +189,9 @@ def main() -> None:
     }
     console = Console(stderr=True)
     cases: dict[str, Callable[[Path], dict[str, Run]]] = {
-        f"3×3 DCNv2, 1 × {c} × {h} × {w}": lambda folder, s=(c, h, w): operator(s, folder)
+        f"A DCNv2 layer with what predicts its offsets, 3×3, 1 × {c} × {h} × {w}": lambda folder, s=(c, h, w): (
+            operator(s, folder)
+        )
         for c, h, w in OPERATORS
     }
     height, width = args.shape

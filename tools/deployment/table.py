@@ -85,7 +85,7 @@ class Row:
         self.coco = args.coco
         self.cfg = self._published() if args.coco else self._small(args)
         self.fingerprint = hashlib.sha256(self.cfg.pretty_text.encode()).hexdigest()
-        if args.force or self._state().get("fingerprint") != self.fingerprint:
+        if (args.force and name in args.families) or self._state().get("fingerprint") != self.fingerprint:
             shutil.rmtree(self.folder, ignore_errors=True)
         self.cfg.work_dir = str(self.folder / "logs")
 
@@ -281,10 +281,10 @@ def main() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     if args.coco and not (args.coco / "val2017").is_dir():
         raise UserError(f"--coco: expected a folder with val2017/, got {args.coco}")
-    names = [name for name in args.families if args.coco or FAMILIES[name].epochs]
     with user_errors():
-        rows = [Row(name, args) for name in names]
-    wrong = measure(rows, args.backends, Console(highlight=False))
+        rows = [Row(name, args) for name, family in FAMILIES.items() if args.coco or family.epochs]
+    chosen = [row for row in rows if row.name in args.families]
+    wrong = measure(chosen, args.backends, Console(highlight=False))
     text = markdown({row.name: row.results for row in rows}, args.backends)
     print(text)
     if args.write:
