@@ -188,12 +188,10 @@ def main() -> None:
         "load_average_before": round(os.getloadavg()[0], 1),
     }
     console = Console(stderr=True)
-    cases: dict[str, Callable[[Path], dict[str, Run]]] = {
-        f"A DCNv2 layer with what predicts its offsets, 3×3, 1 × {c} × {h} × {w}": lambda folder, s=(c, h, w): (
-            operator(s, folder)
-        )
-        for c, h, w in OPERATORS
-    }
+    cases: dict[str, Callable[[Path], dict[str, Run]]] = {}
+    for shape in OPERATORS:
+        name = f"A DCNv2 layer with what predicts its offsets, 3×3, 1 × {' × '.join(map(str, shape))}"
+        cases[name] = lambda folder, shape=shape: operator(shape, folder)
     height, width = args.shape
     cases[f"RetinaNet R-18, DCNv2 in c3 to c5, 1 × 3 × {height} × {width}, with post-processing"] = (
         lambda folder: whole(args.shape, folder)
