@@ -36,11 +36,9 @@ class DeployedDetector(BaseModel):
         sizes = np.array([sample.img_shape[:2] for sample in data_samples])
         outputs = self.session(np.ascontiguousarray(inputs.cpu().numpy()), sizes)
         for n, sample in enumerate(data_samples):
-            found = on_picture(
-                {name: value[n] for name, value in outputs.items()},
-                sample.img_shape[:2],
-                sample.ori_shape[:2],
-            )
+            of_image = {name: value[n] for name, value in outputs.items()}
+            size, picture_size = sample.img_shape[:2], sample.ori_shape[:2]
+            found = on_picture(of_image, size, picture_size, self.session.metadata)
             sample.pred_instances = InstanceData(
                 bboxes=torch.from_numpy(found.boxes),
                 scores=torch.from_numpy(found.scores),

@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
-KEY = "dcnzoo"  # of the ONNX file's metadata
+# of the ONNX file's metadata
+KEY = "dcnzoo"
+CLIPS = "dcnzoo.clips"  # "False": the detector's boxes may reach out of the image, as YOLOv3's do
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,24 +199,28 @@ def on_picture(
     outputs: Mapping[str, np.ndarray],
     size: tuple[int, int],
     picture_size: tuple[int, int],
+    metadata: Mapping[str, str],
 ) -> Detections:
     """One image's outputs, in pixels of the model's input, in pixels of the picture.
 
     Args:
         size: the input's height and width without padding.
         picture_size: the picture's.
+        metadata: the model's.
     """
     there = outputs["labels"] >= 0
     dets = outputs["dets"][there]
     factor = np.array([picture_size[1] / size[1], picture_size[0] / size[0]] * 2)
-    limit = (size[1], size[0]) * 2
-    boxes = (dets[:, :4].clip(0, limit) * factor).astype(np.float32)
+    boxes = dets[:, :4]
+    if metadata.get(CLIPS) != "False":  # the graph ends them at the border of its input, padding included
+        boxes = boxes.clip(0, (size[1], size[0]) * 2)
+    boxes = (boxes * factor).astype(np.float32)
     masks = None
     if "masks" in outputs:
         masks = np.zeros((len(dets), *picture_size), bool)
         margin = np.ceil(factor[:2]) + 1  # how far interpolation reaches
         first = np.floor(boxes[:, :2] - margin).clip(0).astype(int)
-        last = np.ceil(boxes[:, 2:] + margin).astype(int)
+        last = np.ceil(boxes[:, 2:] + margin).clip(0).astype(int)
         for mask, soft, (x1, y1), (x2, y2) in zip(masks, outputs["masks"][there], first, last, strict=True):
             # resized as a probability: a mask cut off at the model's size would lose its border's place
             region = (slice(y1, y2), slice(x1, x2))

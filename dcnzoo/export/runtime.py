@@ -62,7 +62,8 @@ class Detector:
         inputs, size = self._preprocessing(picture, self._session.shape[2:])
         outputs = {name: value[0] for name, value in self._session(inputs, np.array([size])).items()}
         kept = outputs["dets"][:, 4] >= score_threshold
-        return on_picture({name: value[kept] for name, value in outputs.items()}, size, picture.shape[:2])
+        outputs = {name: value[kept] for name, value in outputs.items()}
+        return on_picture(outputs, size, picture.shape[:2], self._session.metadata)
 
 
 class Session:
