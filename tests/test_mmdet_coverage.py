@@ -105,9 +105,8 @@ def test_a_parent_that_has_used_threads():
 def test_losses_that_are_no_number_are_noticed(monkeypatch):
     from mmdet.models import ATSSHead
 
-    monkeypatch.setattr(
-        ATSSHead, "loss_by_feat", lambda *args, **kwargs: dict(loss_cls=torch.tensor(float("nan")))
-    )
+    loss = torch.tensor(float("nan"), requires_grad=True)
+    monkeypatch.setattr(ATSSHead, "loss_by_feat", lambda *args, **kwargs: dict(loss_cls=loss))
     assert tool.apart("mmdet::atss/atss_r50_fpn_1x_coco.py") == "AssertionError: the loss is nan"
 
 

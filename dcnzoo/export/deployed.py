@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
 import torch
 from mmdet.registry import MODELS
@@ -12,6 +11,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from dcnzoo.errors import UserError, one_line
+from dcnzoo.export.picture import Detections, on_picture
 from dcnzoo.export.runtime import Session
 
 
@@ -40,34 +40,27 @@ class DeployedDetector(BaseModel):
         except ValueError as error:  # images of the data set that do not fit into the graph
             raise UserError(one_line(error)) from error
         for n, sample in enumerate(data_samples):
-            sample.pred_instances = on_original_image(
-                {name: value[n] for name, value in outputs.items()}, sample.metainfo
+            of_image = {name: value[n] for name, value in outputs.items()}
+            if "border" in sample.metainfo:
+                found = without_border(of_image, sample.border)
+            else:
+                size, picture_size = sample.img_shape[:2], sample.ori_shape[:2]
+                found = on_picture(of_image, size, picture_size, self.session.metadata)
+            sample.pred_instances = InstanceData(
+                bboxes=torch.from_numpy(found.boxes),
+                scores=torch.from_numpy(found.scores),
+                labels=torch.from_numpy(found.labels),
             )
+            if found.masks is not None:
+                sample.pred_instances.masks = torch.from_numpy(found.masks)
         return data_samples
 
 
-def on_original_image(outputs: dict[str, np.ndarray], meta: dict) -> InstanceData:
-    """One image's outputs, which are in pixels of the network's input, in pixels of its file."""
+def without_border(outputs: dict[str, np.ndarray], border: tuple[float, float, float, float]) -> Detections:
+    """One image's outputs where the test pipeline, CornerNet's, has padded on all sides and not resized."""
     there = outputs["labels"] >= 0
-    height, width = meta["img_shape"][:2]  # without what padding adds
-    dets = outputs["dets"][there]
-    if "border" in meta:  # CornerNet's test pipeline pads on all sides and does not resize
-        top, _, left, _ = meta["border"]
-        boxes = (dets[:, :4] - (left, top, left, top)).clip(0)
-        inside = (boxes[:, 2:] > boxes[:, :2]).all(1)
-        dets, boxes, there[there] = dets[inside], boxes[inside], inside
-    else:
-        boxes = dets[:, :4].clip(0, (width, height, width, height)) / np.tile(meta["scale_factor"], 2)
-    found = InstanceData(
-        bboxes=torch.from_numpy(boxes.astype(np.float32)),
-        scores=torch.from_numpy(dets[:, 4]),
-        labels=torch.from_numpy(outputs["labels"][there]),
-    )
-    if "masks" in outputs:
-        rows, columns = meta["ori_shape"][:2]
-        masks = np.zeros((len(dets), rows, columns), bool)
-        for mask, soft in zip(masks, outputs["masks"][there], strict=True):
-            # resized as a probability: a mask cut off at the network's size would lose its border's place
-            mask[:] = cv2.resize(soft[:height, :width], (columns, rows)) >= 128
-        found.masks = torch.from_numpy(masks)
-    return found
+    dets, labels = outputs["dets"][there], outputs["labels"][there]
+    top, _, left, _ = border
+    boxes = (dets[:, :4] - (left, top, left, top)).clip(0).astype(np.float32)
+    inside = (boxes[:, 2:] > boxes[:, :2]).all(1)
+    return Detections(boxes[inside], dets[inside, 4], labels[inside], None)

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 from unittest.mock import patch
 
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from dcnzoo.export.exporters import export_onnx
+from dcnzoo.export.picture import CLIPS
 from dcnzoo.export.postprocess import (
     ABSENT,
     best,
@@ -51,6 +53,7 @@ class Deployable(nn.Module):
 
     input_names: tuple[str, ...] = ("input",)
     output_names: tuple[str, ...] | None = ("dets", "labels")
+    clips = True  # boxes end at the border of the image, and so must not reach into what padding adds
 
     def __init__(self, detector: nn.Module) -> None:
         super().__init__()
@@ -97,6 +100,7 @@ def export_detector(
     *,
     dynamic: bool = False,
     skip_postprocess: bool = False,
+    metadata: Mapping[str, str] | None = None,
     **options: Any,
 ) -> None:
     """Writes a detector to an ONNX file.
@@ -105,6 +109,7 @@ def export_detector(
         images: an example, [N, 3, H, W].
         dynamic: the batch, height and width of the graph are open; else they are the example's.
         skip_postprocess: of :func:`deployable`.
+        metadata: more texts that the file is to hold.
         options: ``opset_version`` and ``deform_conv`` of :func:`dcnzoo.export.export_onnx`.
 
     Raises:
@@ -124,6 +129,7 @@ def export_detector(
         dynamic_shapes=tuple(shapes) if dynamic else None,
         input_names=list(model.input_names),
         output_names=list(model.output_names) if model.output_names else None,
+        metadata={CLIPS: str(model.clips), **(metadata or {})},
         **options,
     )
 
@@ -263,6 +269,8 @@ class RawHead(Deployable):
 
 
 class Yolo(Deployable):
+    clips = False
+
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         head = self.detector.bbox_head
         cfg = head.test_cfg

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +96,7 @@ def export_onnx(
     dynamic_shapes: Any = None,
     input_names: list[str] | None = None,
     output_names: list[str] | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Writes a model with dcnzoo's operators to an ONNX file, whole or not at all.
 
@@ -104,6 +105,7 @@ def export_onnx(
         args: example inputs.
         dynamic_shapes: as for :func:`torch.export.export`: which axes may have another size.
         opset_version, deform_conv: as for :func:`translation_table`.
+        metadata: texts that the file is to hold.
 
     Raises:
         ValueError: as :func:`translation_table`; or an operator of the model has no translation.
@@ -129,7 +131,10 @@ def export_onnx(
             while cause.__cause__ is not None:
                 cause = cause.__cause__
             raise ValueError(str(cause)) from error
-    save(onnx_program.model_proto, path)
+    model_proto = onnx_program.model_proto
+    for key, value in (metadata or {}).items():
+        model_proto.metadata_props.add(key=key, value=value)
+    save(model_proto, path)
 
 
 def _check_ranges(program: torch.export.ExportedProgram) -> None:

@@ -8,7 +8,62 @@ from pathlib import Path
 
 import numpy as np
 
-BACKENDS = ("onnxruntime", "openvino", "tensorrt")
+from dcnzoo.export.picture import Detections, Preprocessing, on_picture, read
+
+
+class Detector:
+    """An exported detector, from a picture to what is in it::
+
+        from dcnzoo.export import Detector
+        detector = Detector("model.onnx")
+        found = detector("picture.jpg")  # found.boxes, found.scores, found.labels, found.masks
+
+    Needs numpy, the runtime, and to read files OpenCV or Pillow. All that is to be known of the model
+    (sizes, normalisation, names) is in the file, where ``tools/deployment/pytorch2onnx.py`` has put it.
+
+    Args:
+        path: the ONNX file.
+        backend: ``"onnxruntime"``, ``"openvino"`` or ``"tensorrt"``.
+        device: ``"cpu"`` or ``"cuda"``, which needs onnxruntime-gpu or TensorRT.
+
+    Attributes:
+        classes: the names that labels stand for; empty if they were not known.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ImportError: the runtime is not installed.
+        ValueError: the file is no model that it can run or was not written by dcnzoo; no such backend.
+    """
+
+    def __init__(self, path: str | os.PathLike, backend: str = "onnxruntime", device: str = "cpu") -> None:
+        self._session = Session(path, backend, device)
+        try:
+            self._preprocessing = Preprocessing.from_metadata(self._session.metadata)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        if not {"dets", "labels"} <= set(self._session.output_names):
+            raise ValueError(
+                f"{path}: expected outputs dets and labels, got {', '.join(self._session.output_names)}: "
+                "exported with --skip-postprocess?"
+            )
+        self.classes = self._preprocessing.classes
+
+    def __call__(
+        self,
+        image: str | os.PathLike | np.ndarray,  # a file, or [H, W, 3], uint8, in OpenCV's order: BGR
+        score_threshold: float = 0.0,
+    ) -> Detections:
+        """
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: no picture; too large a one for a model of a fixed size that may not be resized.
+        """
+        picture = read(image)
+        inputs, size = self._preprocessing(picture, self._session.shape[2:])
+        outputs = {name: value[0] for name, value in self._session(inputs, np.array([size])).items()}
+        kept = outputs["dets"][:, 4] >= score_threshold
+        outputs = {name: value[kept] for name, value in outputs.items()}
+        return on_picture(outputs, size, picture.shape[:2], self._session.metadata)
 
 
 class Session:
@@ -16,27 +71,30 @@ class Session:
 
     Args:
         path: the ONNX file.
-        backend: ``"onnxruntime"`` or ``"openvino"``.
-        device: ``"cpu"`` or ``"cuda"``, which needs onnxruntime-gpu.
+        backend: ``"onnxruntime"``, ``"openvino"`` or ``"tensorrt"``.
+        device: ``"cpu"`` or ``"cuda"``, which needs onnxruntime-gpu or TensorRT.
+
+    Attributes:
+        metadata: the texts that the file holds.
 
     Raises:
+        FileNotFoundError: no such file.
         ImportError: the runtime is not installed.
         ValueError: the file is no model that it can run, or the device or backend is not there.
     """
 
     def __init__(self, path: str | os.PathLike, backend: str = "onnxruntime", device: str = "cpu") -> None:
+        if backend not in BACKENDS:
+            raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
         if not Path(path).is_file():
             raise FileNotFoundError(2, "No such file", str(path))
         self.path = str(path)
-        opened = {"onnxruntime": _onnxruntime, "openvino": _openvino}.get(backend)
-        if opened is None:
-            more = (
-                "; TensorRT builds its engine with trtexec, see docs/deploy.md"
-                if backend == "tensorrt"
-                else ""
-            )
-            raise ValueError(f"backend: expected onnxruntime or openvino, got {backend!r}{more}")
-        self.inputs, self.output_names, self._run = opened(self.path, device)
+        try:
+            self.inputs, self.output_names, self.metadata, self._run = BACKENDS[backend](self.path, device)
+        except ModuleNotFoundError as error:
+            raise ImportError(
+                f"backend: expected {backend} to be installed (pip install {backend}), but {error}"
+            ) from error
         self.shape = next(iter(self.inputs.values()))
 
     def __call__(
@@ -79,7 +137,10 @@ class Session:
 
 
 _Shape = tuple[int | None, ...]  # None: any size
-_Opened = tuple[dict[str, _Shape], list[str], Callable[[dict[str, np.ndarray]], list[np.ndarray]]]
+# inputs, names of the outputs, metadata, and what runs it
+_Opened = tuple[
+    dict[str, _Shape], list[str], dict[str, str], Callable[[dict[str, np.ndarray]], list[np.ndarray]]
+]
 
 
 def _onnxruntime(path: str, device: str) -> _Opened:
@@ -100,7 +161,8 @@ def _onnxruntime(path: str, device: str) -> _Opened:
         for node in session.get_inputs()
     }
     names = [output.name for output in session.get_outputs()]
-    return inputs, names, lambda feed: session.run(None, feed)
+    metadata = session.get_modelmeta().custom_metadata_map
+    return inputs, names, metadata, lambda feed: session.run(None, feed)
 
 
 def _openvino(path: str, device: str) -> _Opened:
@@ -108,13 +170,25 @@ def _openvino(path: str, device: str) -> _Opened:
 
     if device != "cpu":
         raise ValueError(f"device: expected cpu for openvino, got {device!r}")
+    core = openvino.Core()
     try:
-        model = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        model = core.read_model(path)
+        metadata = model.get_rt_info("framework").value if model.has_rt_info("framework") else {}
+        compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     except Exception as error:
         raise ValueError(f"{path}: expected an ONNX model that OpenVINO reads: {error}") from error
     inputs = {
         node.get_any_name(): tuple(d.get_length() if d.is_static else None for d in node.get_partial_shape())
-        for node in model.inputs
+        for node in compiled.inputs
     }
-    names = [output.get_any_name() for output in model.outputs]
-    return inputs, names, lambda feed: [np.array(value) for value in model(feed).values()]
+    names = [output.get_any_name() for output in compiled.outputs]
+    return inputs, names, metadata, lambda feed: [np.array(value) for value in compiled(feed).values()]
+
+
+def _tensorrt(path: str, device: str) -> _Opened:
+    from dcnzoo.export.tensorrt import open_engine
+
+    return open_engine(path, device)
+
+
+BACKENDS = {"onnxruntime": _onnxruntime, "openvino": _openvino, "tensorrt": _tensorrt}

@@ -14,6 +14,8 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
+from dcnzoo.datasets import CLASSES
+from dcnzoo.export import Detector, tensorrt
 from tests.test_tools import ROOT, run, tiny
 
 from .detectors import calibrate
@@ -80,6 +82,34 @@ def test_evaluation_finds_what_pytorch_finds(exported, work):
         assert len(a["scores"]) == len(b["scores"]) > 10
         np.testing.assert_allclose(a["bboxes"], b["bboxes"], rtol=1e-3, atol=1e-2)
         assert (a["labels"] == b["labels"]).float().mean() >= 0.99
+
+
+def test_the_file_alone_is_enough(exported, work):
+    """``Detector`` on the pictures, against MMDetection's loop with its pipeline."""
+    path, _ = exported
+    found = pickle.loads((work / "onnx.pkl").read_bytes())
+    detector = Detector(path)
+    assert detector.classes == CLASSES
+    for sample in found:
+        ours, theirs = detector(sample["img_path"]), sample["pred_instances"]
+        assert len(ours) == len(theirs["scores"]) > 10
+        np.testing.assert_allclose(ours.boxes, theirs["bboxes"], rtol=1e-4, atol=1e-3)
+        np.testing.assert_allclose(ours.scores, theirs["scores"], atol=1e-5)
+        np.testing.assert_array_equal(ours.labels, theirs["labels"])
+        assert ours.masks.shape == (len(ours), 128, 128)
+
+
+def test_tensorrt_is_skipped_visibly(exported, work, monkeypatch, capsys):
+    if tensorrt.why_not() is None:
+        pytest.skip("TensorRT and a GPU are here")
+    path, _ = exported
+    tool = runpy.run_path(str(ROOT / "tools/deployment/pytorch2onnx.py"))
+    args = Namespace(output_file=str(path))
+    assert tool["build_engine"](args, torch.zeros(1, 3, 128, 128)).startswith("TensorRT engine: skipped: ")
+    arguments = ["test.py", str(work / "config.py"), str(path), "--work-dir", str(work / "logs")]
+    monkeypatch.setattr(sys, "argv", [*arguments, "--backend", "tensorrt"])
+    with pytest.raises(SystemExit, match=r"error: .*expected TensorRT and a GPU: "):
+        runpy.run_path(str(ROOT / "tools/deployment/test.py"), run_name="__main__")
 
 
 def test_coco_format(exported, work):
@@ -221,11 +251,11 @@ def test_a_difference_fails(work, exported):
         output_file=str(path), test_img=None, input_img=str(ROOT / "tests/data/color.jpg"),
         shape=[128, 128], dynamic_export=False, show=False, backend="onnxruntime", device="cpu",
     )  # fmt: skip
-    cfg, detector = tool["load_detector"](args)
-    assert "agree" in tool["verify"](args, cfg, detector)
+    _, detector = tool["load_detector"](args)
+    assert "agree" in tool["verify"](args, detector)
     with torch.no_grad():
         detector.roi_head.bbox_head.fc_reg.bias += 0.3
     with pytest.raises(
         tool["UserError"], match=r"--verify: expected 99 % of the detections to agree: \d of 100"
     ):
-        tool["verify"](args, cfg, detector)
+        tool["verify"](args, detector)

@@ -58,7 +58,9 @@ def parse_args() -> argparse.Namespace:
         default="onnxruntime",
         help="the runtime to export for and to verify with (default: onnxruntime)",
     )
-    parser.add_argument("--device", default="cpu", help="where --verify runs the graph (default: cpu)")
+    parser.add_argument(
+        "--device", help="where --verify runs the graph: cpu or cuda (default: cpu; for tensorrt cuda)"
+    )
     parser.add_argument(
         "--deform-conv",
         choices=["auto", "native", "gathernd", "gatherelements", "gridsample"],
@@ -71,9 +73,8 @@ def parse_args() -> argparse.Namespace:
         args.shape *= 2
     if len(args.shape) != 2 or min(args.shape) < 1:
         parser.error(f"--shape: expected one or two positive numbers, got {args.shape}")
-    if args.verify and (args.skip_postprocess or args.backend == "tensorrt"):
-        what = "--skip-postprocess" if args.skip_postprocess else "--backend tensorrt"
-        parser.error(f"--verify: expected an export that it can run to boxes, got {what}")
+    if args.verify and args.skip_postprocess:
+        parser.error("--verify: expected an export that it can run to boxes, got --skip-postprocess")
     if not OPSETS[0] <= args.opset_version <= OPSETS[-1]:
         nearest = min(OPSETS, key=lambda opset: abs(opset - args.opset_version))
         expected = f"expected {OPSETS[0]} to {OPSETS[-1]} (nearest: {nearest})"
@@ -83,10 +84,12 @@ def parse_args() -> argparse.Namespace:
             "--deform-conv: expected gathernd, gatherelements or gridsample for openvino, which has no "
             "DeformConv, got native"
         )
+    args.device = args.device or ("cuda" if args.backend == "tensorrt" else "cpu")
     return args
 
 
 def load_detector(args: argparse.Namespace) -> tuple[Config, nn.Module]:
+    """The config and the detector, which knows its classes as ``detector.classes``."""
     from mmdet.registry import MODELS
 
     cfg = Config.fromfile(args.config)
@@ -99,7 +102,7 @@ def load_detector(args: argparse.Namespace) -> tuple[Config, nn.Module]:
         for parameter in detector.parameters():
             parameter.fill_(torch.nan)  # what the checkpoint does not fill stays so
     try:
-        load_checkpoint(detector, args.checkpoint, map_location="cpu", logger="silent")
+        checkpoint = load_checkpoint(detector, args.checkpoint, map_location="cpu", logger="silent")
     except Exception as error:
         said = one_line(error).split(". ")[0]
         raise UserError(f"checkpoint: expected one of PyTorch's, got {args.checkpoint}: {said}") from error
@@ -110,7 +113,40 @@ def load_detector(args: argparse.Namespace) -> tuple[Config, nn.Module]:
             "checkpoint: expected values for every parameter of the config's model, got none, or of another "
             f"shape, for {len(missing)}: {some}"
         )
+    detector.classes = class_names(cfg, checkpoint.get("meta", {}))
     return cfg, detector.eval()
+
+
+def test_dataset(cfg: Config) -> dict:
+    dataset = cfg.get("test_dataloader", {}).get("dataset", {})
+    while "dataset" in dataset:
+        dataset = dataset["dataset"]
+    return dataset
+
+
+def class_names(cfg: Config, meta: dict) -> tuple[str, ...]:
+    """The checkpoint's if it has them, else the data set's; none if nobody knows."""
+    from mmdet.registry import DATASETS
+
+    dataset = test_dataset(cfg)
+    known = [
+        {key.lower(): value for key, value in meta.get("dataset_meta", meta).items()},
+        dataset.get("metainfo") or {},
+        getattr(DATASETS.get(dataset.get("type", "")), "METAINFO", {}),
+    ]
+    return tuple(next((found["classes"] for found in known if found.get("classes")), ()))
+
+
+def preprocessing(cfg: Config, detector: nn.Module) -> dict[str, str]:
+    """What the file is to hold, so that it is enough for :class:`dcnzoo.export.Detector`."""
+    from dcnzoo.export.picture import Preprocessing
+
+    try:
+        pipeline = test_dataset(cfg).get("pipeline", [])
+        return Preprocessing.of(pipeline, detector.data_preprocessor, detector.classes).to_metadata()
+    except ValueError as error:
+        print(f"dcnzoo.export.Detector cannot use the file: {one_line(error)}")
+        return {}
 
 
 def load_image(detector: nn.Module, path: str, shape: tuple[int, int]) -> tuple[np.ndarray, Tensor]:
@@ -124,7 +160,7 @@ def load_image(detector: nn.Module, path: str, shape: tuple[int, int]) -> tuple[
     return picture, detector.data_preprocessor(data, False)["inputs"]
 
 
-def export(args: argparse.Namespace, detector: nn.Module, images: Tensor) -> None:
+def export(args: argparse.Namespace, cfg: Config, detector: nn.Module, images: Tensor) -> None:
     """Writes the output file, only when all that is asked for is done."""
     import onnx
 
@@ -141,6 +177,7 @@ def export(args: argparse.Namespace, detector: nn.Module, images: Tensor) -> Non
             skip_postprocess=args.skip_postprocess,
             opset_version=args.opset_version,
             deform_conv=args.deform_conv or ("gathernd" if args.backend == "openvino" else "auto"),
+            metadata=preprocessing(cfg, detector),
         )
         if args.simplify:
             import onnxslim
@@ -150,12 +187,34 @@ def export(args: argparse.Namespace, detector: nn.Module, images: Tensor) -> Non
         print(onnx.helper.printable_graph(onnx.load(args.output_file, load_external_data=False).graph))
 
 
-def verify(args: argparse.Namespace, cfg: Config, detector: nn.Module) -> str:
+def build_engine(args: argparse.Namespace, images: Tensor) -> str:
+    """Writes the engine beside the ONNX file where TensorRT and a GPU are; says what it did."""
+    import onnx
+
+    from dcnzoo.export import tensorrt
+
+    reason = tensorrt.why_not()
+    if reason is not None:
+        return f"TensorRT engine: skipped: {reason}"
+    shapes = {"input": tuple(images.shape), "img_shape": (len(images), 2)}
+    known = {value.name for value in onnx.load(args.output_file, load_external_data=False).graph.input}
+    shapes = {name: shape for name, shape in shapes.items() if name in known}
+    path = Path(args.output_file).with_suffix(".engine")
+    with user_errors():
+        engine = tensorrt.build_engine(args.output_file, shapes)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.write_bytes(engine)
+    partial.replace(path)
+    return f"TensorRT engine: {path}, for inputs {shapes}"
+
+
+def verify(args: argparse.Namespace, detector: nn.Module) -> str:
     """Raises UserError where PyTorch and the graph differ; else says how well they agree."""
     from dcnzoo.export.runtime import Session
     from dcnzoo.export.verify import Agreement, compare, predict
 
-    session = Session(args.output_file, args.backend, args.device)
+    with user_errors():
+        session = Session(args.output_file, args.backend, args.device)
     path = args.test_img or args.input_img
     shapes = [tuple(args.shape)]
     if args.dynamic_export:  # another size, and the other orientation
@@ -168,7 +227,7 @@ def verify(args: argparse.Namespace, cfg: Config, detector: nn.Module) -> str:
         expected, outputs = predict(detector, images), session(images.numpy())
         total += compare(outputs, expected)
         if i == 0 and args.show:
-            draw(args, cfg, picture, expected[0], outputs)
+            draw(args, detector.classes, picture, expected[0], outputs)
     if total.found == 0:
         raise UserError(
             f"--verify: nothing is found in {path}, by PyTorch or {args.backend}: use a --test-img"
@@ -179,7 +238,9 @@ def verify(args: argparse.Namespace, cfg: Config, detector: nn.Module) -> str:
     return result
 
 
-def draw(args: argparse.Namespace, cfg: Config, picture: np.ndarray, expected, outputs: dict) -> None:
+def draw(
+    args: argparse.Namespace, classes: tuple[str, ...], picture: np.ndarray, expected, outputs: dict
+) -> None:
     from dcnzoo.visualization import Instances, plot_detections
 
     there = outputs["labels"][0] >= 0
@@ -198,8 +259,7 @@ def draw(args: argparse.Namespace, cfg: Config, picture: np.ndarray, expected, o
         args.backend: Instances(dets[:, :4], outputs["labels"][0][there], cropped(masks), dets[:, 4]),
     }
     count = int(max(column.labels.max(initial=0) for column in columns.values())) + 1
-    dataset = cfg.get("test_dataloader", {}).get("dataset", {})
-    classes = (dataset.get("metainfo") or {}).get("classes") or [str(i) for i in range(count)]
+    classes = classes or [str(i) for i in range(count)]
     palette = [tuple(int(c) for c in np.random.default_rng(i).integers(64, 255, 3)) for i in range(count)]
     figure = plot_detections(
         [picture[..., ::-1]], {k: [v] for k, v in columns.items()}, classes, palette, 0.3
@@ -218,11 +278,13 @@ def main() -> None:
     with user_errors():
         cfg, detector = load_detector(args)
         _, images = load_image(detector, args.input_img, tuple(args.shape))
-        export(args, detector, images)
+        export(args, cfg, detector, images)
     size = Path(args.output_file).stat().st_size / 2**20
     print(f"written: {args.output_file} ({size:.1f} MiB), opset {args.opset_version}")
+    if args.backend == "tensorrt":
+        print(build_engine(args, images))
     if args.verify:
-        print(verify(args, cfg, detector))
+        print(verify(args, detector))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("model", help="ONNX file")
     parser.add_argument("--out", metavar="FILE", help="write the results: .pkl, or .json for COCO's format")
     parser.add_argument("--backend", choices=["onnxruntime", "openvino", "tensorrt"], default="onnxruntime")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    parser.add_argument("--device", help="cpu or cuda (default: cpu; for tensorrt cuda)")
     parser.add_argument(
         "--format-only", action="store_true", help="write --out in COCO's format, without evaluation"
     )
@@ -54,7 +54,7 @@ def use_exported(cfg: Config, args: argparse.Namespace) -> None:
         type="DeployedDetector",
         path=str(Path(args.model).resolve()),
         backend=args.backend,
-        device=args.device,
+        device=args.device or ("cuda" if args.backend == "tensorrt" else "cpu"),
         data_preprocessor=cfg.model.data_preprocessor,
     )
     evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]

@@ -1,0 +1,229 @@
+"""From a picture to what an exported detector takes, and from what it gives to the picture. numpy only."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+# of the ONNX file's metadata
+KEY = "dcnzoo"
+CLIPS = "dcnzoo.clips"  # "False": the detector's boxes may reach out of the image, as YOLOv3's do
+
+
+@dataclasses.dataclass(frozen=True)
+class Detections:
+    """What is in a picture, best first; boxes and masks are in its own pixels."""
+
+    boxes: np.ndarray  # [K, 4], float32, (x1, y1, x2, y2)
+    scores: np.ndarray  # [K], float32
+    labels: np.ndarray  # [K], int64, indices into Detector.classes
+    masks: np.ndarray | None  # [K, H, W], bool; None where the model has none
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+    """What a detector's test pipeline and data preprocessor do, as far as pictures are concerned.
+
+    Attributes:
+        classes: names of the labels; may be empty.
+        rgb: channels are reversed: pictures are read as BGR.
+        mean, std: of the channels in the model's order.
+        scale: (width, height) to resize to, with ``keep_ratio`` the box to fit into, either way up;
+            None: not resized.
+        pad_divisor: right and bottom are padded with zeros to a multiple.
+    """
+
+    classes: tuple[str, ...]
+    rgb: bool
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    scale: tuple[int, int] | None
+    keep_ratio: bool
+    pad_divisor: int
+
+    @classmethod
+    def of(cls, pipeline: Sequence[Mapping], preprocessor: Any, classes: Sequence[str]) -> Preprocessing:
+        """That of a config's test pipeline and a model's ``data_preprocessor``.
+
+        Raises:
+            ValueError: they do something that is not described here.
+        """
+        scale, keep_ratio = None, True
+        for step in pipeline:
+            kind = step["type"]
+            if kind == "Resize" and step.get("scale") and step.get("interpolation", "bilinear") == "bilinear":
+                scale, keep_ratio = tuple(step["scale"]), step.get("keep_ratio", False)
+            elif kind not in ("LoadImageFromFile", "LoadAnnotations", "PackDetInputs"):
+                raise ValueError(
+                    "test_pipeline: expected LoadImageFromFile, Resize (bilinear, to a scale), "
+                    f"LoadAnnotations and PackDetInputs, got {dict(step)}"
+                )
+        if preprocessor.pad_value != 0:
+            raise ValueError(f"data_preprocessor: pad_value: expected 0, got {preprocessor.pad_value}")
+        normalised = preprocessor._enable_normalize
+        return cls(
+            classes=tuple(classes),
+            rgb=bool(preprocessor._channel_conversion),
+            mean=tuple(preprocessor.mean.flatten().tolist()) if normalised else (0.0,) * 3,
+            std=tuple(preprocessor.std.flatten().tolist()) if normalised else (1.0,) * 3,
+            scale=scale,
+            keep_ratio=keep_ratio,
+            pad_divisor=preprocessor.pad_size_divisor,
+        )
+
+    def to_metadata(self) -> dict[str, str]:
+        return {KEY: json.dumps(dataclasses.asdict(self))}
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, str]) -> Preprocessing:
+        """
+        Raises:
+            ValueError: it does not hold what :meth:`to_metadata` has written.
+        """
+        try:
+            values = json.loads(metadata[KEY])
+            values = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+            return cls(**values)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                "expected a detector that tools/deployment/pytorch2onnx.py has written with its "
+                f"preprocessing ('{KEY}' in the metadata), got keys {sorted(metadata)}"
+            ) from error
+
+    def __call__(
+        self,
+        picture: np.ndarray,  # [H, W, 3], uint8, BGR
+        limit: tuple[int | None, int | None] = (None, None),
+    ) -> tuple[np.ndarray, tuple[int, int]]:
+        """What the model sees, [1, 3, h, w], and the height and width without padding.
+
+        Args:
+            limit: the largest height and width that the model takes, if it has any.
+        """
+        size = self._size(picture.shape[:2], limit)
+        image = picture.astype(np.float32)
+        if size != picture.shape[:2]:
+            image = np.rint(resized(image, size))  # to whole grey levels, as in training
+        if self.rgb:
+            image = image[..., ::-1]
+        image = (image - np.float32(self.mean)) / np.float32(self.std)
+        padding = [
+            0 if most is not None else -extent % self.pad_divisor
+            for extent, most in zip(size, limit, strict=True)
+        ]
+        image = np.pad(image, [(0, padding[0]), (0, padding[1]), (0, 0)])
+        return np.ascontiguousarray(image.transpose(2, 0, 1)[None]), size
+
+    def _size(self, given: tuple[int, int], limit: tuple[int | None, int | None]) -> tuple[int, int]:
+        most = [size or np.inf for size in limit]
+        if self.scale is not None and not self.keep_ratio:
+            return tuple(int(min(pair)) for pair in zip(self.scale[::-1], most, strict=True))
+        factor = 1.0
+        if self.scale is not None:
+            factor = min(max(self.scale) / max(given), min(self.scale) / min(given))
+        size = tuple(max(1, int(extent * factor + 0.5)) for extent in given)
+        if all(extent <= largest for extent, largest in zip(size, most, strict=True)):
+            return size
+        factor = min(largest / extent for extent, largest in zip(given, most, strict=True))
+        return tuple(max(1, int(extent * factor + 0.5)) for extent in given)
+
+
+def read(image: str | os.PathLike | np.ndarray) -> np.ndarray:
+    """The pixels of a file, [H, W, 3], uint8, BGR; an array is one already.
+
+    Raises:
+        FileNotFoundError, ImportError: neither OpenCV nor Pillow is installed.
+        ValueError: no picture.
+    """
+    if isinstance(image, np.ndarray):
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
+            raise ValueError(f"image: expected [H, W, 3], uint8, BGR, got {list(image.shape)}, {image.dtype}")
+        return image
+    if not isinstance(image, (str, os.PathLike)):
+        raise ValueError(f"image: expected a path or a numpy array, got {type(image).__name__}")
+    if not Path(image).is_file():
+        raise FileNotFoundError(2, "No such file", str(image))
+    try:
+        import cv2
+    except ModuleNotFoundError:
+        return _read_with_pillow(image)
+    picture = (
+        cv2.imdecode(np.fromfile(image, np.uint8), cv2.IMREAD_COLOR) if Path(image).stat().st_size else None
+    )
+    if picture is None:
+        raise ValueError(f"image: expected a picture that OpenCV reads, got {image}")
+    return picture
+
+
+def _read_with_pillow(path: str | os.PathLike) -> np.ndarray:
+    try:
+        from PIL import Image, ImageOps, UnidentifiedImageError
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            "image: expected an array, or OpenCV or Pillow to read a file with: pip install pillow"
+        ) from error
+    try:
+        with Image.open(path) as opened:
+            return np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))[..., ::-1]
+    except UnidentifiedImageError:
+        raise ValueError(f"image: expected a picture that Pillow reads, got {path}") from None
+
+
+def resized(
+    image: np.ndarray,  # [H, W, …], float32
+    size: tuple[int, int],
+    region: tuple[slice, slice] = (slice(None), slice(None)),
+) -> np.ndarray:
+    """Bilinear, between the centres of pixels, as ``cv2.resize``; of the result only a region, if given."""
+    for axis in (0, 1):
+        extent = image.shape[axis]
+        place = (np.arange(size[axis])[region[axis]] + 0.5) * (extent / size[axis]) - 0.5
+        place = place.clip(0, extent - 1)
+        low = place.astype(np.intp)
+        part = (place - low).astype(np.float32).reshape([-1 if i == axis else 1 for i in range(image.ndim)])
+        above, below = image.take(low, axis), image.take(np.minimum(low + 1, extent - 1), axis)
+        image = above + (below - above) * part
+    return image
+
+
+def on_picture(
+    outputs: Mapping[str, np.ndarray],
+    size: tuple[int, int],
+    picture_size: tuple[int, int],
+    metadata: Mapping[str, str],
+) -> Detections:
+    """One image's outputs, in pixels of the model's input, in pixels of the picture.
+
+    Args:
+        size: the input's height and width without padding.
+        picture_size: the picture's.
+        metadata: the model's.
+    """
+    there = outputs["labels"] >= 0
+    dets = outputs["dets"][there]
+    factor = np.array([picture_size[1] / size[1], picture_size[0] / size[0]] * 2)
+    boxes = dets[:, :4]
+    if metadata.get(CLIPS) != "False":  # the graph ends them at the border of its input, padding included
+        boxes = boxes.clip(0, (size[1], size[0]) * 2)
+    boxes = (boxes * factor).astype(np.float32)
+    masks = None
+    if "masks" in outputs:
+        masks = np.zeros((len(dets), *picture_size), bool)
+        margin = np.ceil(factor[:2]) + 1  # how far interpolation reaches
+        first = np.floor(boxes[:, :2] - margin).clip(0).astype(int)
+        last = np.ceil(boxes[:, 2:] + margin).clip(0).astype(int)
+        for mask, soft, (x1, y1), (x2, y2) in zip(masks, outputs["masks"][there], first, last, strict=True):
+            # resized as a probability: a mask cut off at the model's size would lose its border's place
+            region = (slice(y1, y2), slice(x1, x2))
+            probability = resized(soft[: size[0], : size[1]].astype(np.float32), picture_size, region)
+            mask[region] = probability >= 127.5
+    return Detections(boxes, dets[:, 4], outputs["labels"][there], masks)

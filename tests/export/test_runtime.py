@@ -1,0 +1,169 @@
+"""Detector: a file and a picture, and nothing of torch or OpenMMLab."""
+
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from dcnzoo.export import Detector, export_onnx
+from dcnzoo.export.picture import Preprocessing, resized
+from tests.test_tools import ROOT
+
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+DYNAMIC = torch.export.Dim.DYNAMIC
+CLASSES = ("cat", "dog", "eel")
+FRACTIONS = [[0.1, 0.2, 0.5, 0.9], [0.0, 0.0, 1.0, 0.5], [0.3, 0.3, 0.4, 0.4]]  # of the image
+ABSENT = (
+    *("torch", "mmengine", "mmcv", "mmdet", "cv2", "onnx", "onnxscript", "scipy", "pycocotools"),
+    *("click", "rich", "matplotlib", "requests", "yaml"),
+)
+PREPROCESSING = Preprocessing(CLASSES, True, (10.0, 20, 30), (100.0, 200, 300), (96, 64), True, 32)
+
+
+class Model(nn.Module):
+    """Boxes at fixed places of the image without padding, whose scores are the means of the channels."""
+
+    def forward(self, images, img_shape):
+        batch, _, height, width = images.shape
+        extent = img_shape.flip(1).repeat(1, 2)[:, None].float()  # [N, 1, 4]
+        boxes = torch.tensor(FRACTIONS) * extent
+        area = (img_shape[:, 0] * img_shape[:, 1]).float()
+        scores = images.sum((2, 3)) / area[:, None]
+        labels = torch.tensor([2, 0, -1]).expand(batch, -1)
+        ramp = torch.arange(width).float() / extent[:, :, 2]  # [N, 1]·[W]: 0 to 1 from left to right
+        masks = (ramp[:, None, None] * 255).clamp(max=255).expand(batch, 3, height, width)
+        return torch.cat([boxes, scores[..., None]], 2), labels, masks.to(torch.uint8)
+
+
+def write(path, dynamic, **options):
+    shapes = ({0: DYNAMIC, 2: DYNAMIC, 3: DYNAMIC}, {0: DYNAMIC})
+    export_onnx(
+        Model(), (torch.zeros(2, 3, 64, 80), torch.tensor([[64, 80]] * 2)), path,
+        dynamic_shapes=shapes if dynamic else None, input_names=["input", "img_shape"],
+        **{"output_names": ["dets", "labels", "masks"], "metadata": PREPROCESSING.to_metadata(), **options},
+    )  # fmt: skip
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("detector")
+    write(folder / "dynamic.onnx", True)
+    write(folder / "static.onnx", False)
+    rng = np.random.default_rng(0)
+    picture = cv2.resize(rng.integers(0, 256, (5, 6, 3)).astype(np.uint8), (150, 110))
+    cv2.imwrite(str(folder / "picture.png"), picture)
+    return folder
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("name", ["dynamic", "static"])
+def test_from_a_picture_to_boxes(name, backend, folder):
+    if backend == "openvino":
+        pytest.importorskip("openvino")
+    detector = Detector(folder / f"{name}.onnx", backend)
+    assert detector.classes == CLASSES
+    picture = cv2.imread(str(folder / "picture.png"))
+    for image in (picture, picture.transpose(1, 0, 2).copy()):
+        found = detector(image)
+        height, width = image.shape[:2]
+        # what the pipeline makes of it, by hand: as large as fits into 96 × 64 (into 80 × 64, if static)
+        most = (64, 80) if name == "static" else (np.inf, np.inf)
+        factor = min(96 / max(height, width), 64 / min(height, width), most[0] / height, most[1] / width)
+        small = np.rint(resized(image.astype(np.float32), [int(n * factor + 0.5) for n in (height, width)]))
+        red, _, blue = (small[..., ::-1].mean((0, 1)) - (10, 20, 30)) / (100, 200, 300)
+        means = [red, (small[..., 1].mean() - 20) / 200]
+        np.testing.assert_allclose(found.scores, means, rtol=1e-4)
+        assert abs(means[0] - blue) > 0.1, "else exchanged channels would not be seen"
+        np.testing.assert_array_equal(found.labels, [2, 0])
+        expected = np.array(FRACTIONS[:2]) * [width, height, width, height]
+        np.testing.assert_allclose(found.boxes, expected, rtol=1e-5, atol=1e-4)
+        assert found.masks.shape == (2, height, width)
+        # past half of the width, inside the second box, which spans all of it
+        columns = found.masks[1, : height // 2].mean(0)
+        assert (columns[: width // 2 - 2] == 0).all() and (columns[width // 2 + 3 :] == 1).all()
+    threshold = float(found.scores.mean())
+    assert len(detector(image, score_threshold=threshold)) == 1
+
+
+def test_a_file_is_its_pixels(folder):
+    detector = Detector(str(folder / "dynamic.onnx"))
+    path = folder / "picture.png"
+    for image in (path, str(path)):
+        np.testing.assert_array_equal(detector(image).boxes, detector(cv2.imread(str(path))).boxes)
+
+
+def test_with_numpy_pillow_and_the_runtime_only(folder):
+    """As in an environment where nothing else is installed."""
+    code = f"""
+import sys
+class Absent:
+    def find_spec(name, path=None, target=None):
+        if name.partition(".")[0] in {ABSENT}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Absent)
+from dcnzoo.export import Detector
+detector = Detector({str(folder / "dynamic.onnx")!r})
+found = detector({str(folder / "picture.png")!r})
+print(found.boxes.tolist(), found.scores.tolist(), [detector.classes[i] for i in found.labels])
+"""
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    found = Detector(folder / "dynamic.onnx")(folder / "picture.png")
+    expected = f"{found.boxes.tolist()} {found.scores.tolist()} ['eel', 'cat']"
+    assert result.stdout.strip() == expected
+
+
+class TestMistakes:
+    def test_no_such_file(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match=r"none\.onnx"):
+            Detector(tmp_path / "none.onnx")
+
+    @pytest.mark.parametrize(("backend", "reader"), [("onnxruntime", "loads"), ("openvino", "reads")])
+    def test_no_onnx(self, backend, reader, tmp_path):
+        if backend == "openvino":
+            pytest.importorskip("openvino")
+        (tmp_path / "text.onnx").write_text("no model")
+        with pytest.raises(ValueError, match=rf"text\.onnx: expected an ONNX model that \w+ {reader}"):
+            Detector(tmp_path / "text.onnx", backend)
+
+    @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+    def test_not_ours(self, backend, tmp_path):
+        if backend == "openvino":
+            pytest.importorskip("openvino")
+        path = write(tmp_path / "theirs.onnx", False, metadata={"author": "somebody"})
+        message = r"theirs\.onnx: expected a detector that tools/deployment/pytorch2onnx\.py .*'author'"
+        with pytest.raises(ValueError, match=message):
+            Detector(path, backend)
+
+    def test_without_post_processing(self, tmp_path):
+        path = write(tmp_path / "raw.onnx", False, output_names=["a", "b", "c"])
+        with pytest.raises(ValueError, match="expected outputs dets and labels, got a, b, c: exported with"):
+            Detector(path)
+
+    def test_backend(self, folder, monkeypatch):
+        path = folder / "dynamic.onnx"
+        with pytest.raises(ValueError, match="backend: expected one of onnxruntime, openvino, tensorrt, got"):
+            Detector(path, "ncnn")
+        monkeypatch.setitem(sys.modules, "openvino", None)
+        with pytest.raises(ImportError, match="backend: expected openvino to be installed"):
+            Detector(path, "openvino")
+
+    def test_tensorrt_where_it_is_not(self, folder):
+        from dcnzoo.export.tensorrt import why_not
+
+        if why_not() is None:
+            pytest.skip("TensorRT and a GPU are here")
+        with pytest.raises(ImportError, match="backend: expected TensorRT and a GPU: "):
+            Detector(folder / "dynamic.onnx", "tensorrt", "cuda")
+
+    def test_picture(self, folder):
+        detector = Detector(folder / "dynamic.onnx")
+        with pytest.raises(ValueError, match=r"image: expected \[H, W, 3\], uint8, BGR, got \[8, 8\]"):
+            detector(np.zeros((8, 8), np.uint8))

@@ -1,0 +1,301 @@
+"""What exporting costs each family of detectors in average precision: PyTorch against every backend.
+
+Trains a small detector of each family on the generated shapes, exports it, evaluates it in PyTorch and
+in each backend on the same images, and writes the table into docs/deployment.md, beside the published
+one. What is finished is kept: call it again to go on. ``--coco`` takes MMDetection's own configs and
+published weights, and COCO's validation images, instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import io
+import json
+import os
+import platform
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import dcnzoo.models
+
+# after dcnzoo.models, which mends what the others import
+# isort: split
+import torch
+from families import FAMILIES, MMDET, ROOT, small
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from rich.console import Console
+
+import dcnzoo.datasets
+import dcnzoo.export.deployed  # noqa: F401  registers DeployedDetector
+from dcnzoo.engine.cli import UserError, command, user_errors
+from dcnzoo.engine.progress import make_progress
+from dcnzoo.errors import one_line
+from dcnzoo.zoo.detector import build
+
+BACKENDS = {"onnxruntime": "auto", "openvino": "gathernd"}  # what deformable convolution becomes
+LIMITS = {"bbox": 0.1, "segm": 0.3}  # AP points that may be lost
+PAGE = ROOT / "docs/deployment.md"
+BEGIN, END = "<!-- table.py: begin -->", "<!-- table.py: end -->"
+KINDS = {"bbox": "box", "segm": "mask"}
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--families", nargs="+", choices=list(FAMILIES), default=list(FAMILIES), metavar="FAMILY",
+        help=f"of {', '.join(FAMILIES)} (default: all)")  # fmt: skip
+    add("--backends", nargs="+", choices=list(BACKENDS), default=list(BACKENDS))
+    add("--work-dir", type=Path, default=Path("work_dirs/deployment"))
+    add("--quick", action="store_true", help="a smoke run: few images, one epoch")
+    add("--force", action="store_true", help="train and evaluate again what is finished")
+    add("--coco", type=Path, metavar="FOLDER",
+        help="a folder with COCO's annotations/ and val2017/; weights are downloaded")  # fmt: skip
+    add("--report", action="store_true", help="measure nothing, show what there is")
+    add("--write", action="store_true", help=f"write the table into {PAGE.relative_to(ROOT)}")
+    return parser.parse_args()
+
+
+class Steps(Hook):
+    """Moves a bar by a runner's iterations."""
+
+    def __init__(self, move: Callable[[], None]) -> None:
+        self.move = move
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        self.move()
+
+    after_test_iter = after_train_iter
+
+
+class Row:
+    """One family: its config, its folder, and what has been measured."""
+
+    def __init__(self, name: str, args: argparse.Namespace) -> None:
+        self.name, self.family = name, FAMILIES[name]
+        data = "coco" if args.coco else "quick" if args.quick else "shapes"
+        self.folder = args.work_dir / data / name.lower().replace(" ", "-")
+        self.coco = args.coco
+        self.cfg = self._published() if args.coco else self._small(args)
+        self.fingerprint = hashlib.sha256(self.cfg.pretty_text.encode()).hexdigest()
+        self.force = args.force
+        self.cfg.work_dir = str(self.folder / "logs")
+
+    def _small(self, args: argparse.Namespace) -> Config:
+        cfg = small(self.name)
+        shapes = dict(train=640, val=256, seed=0)
+        if args.quick:
+            shapes.update(train=16, val=8)
+            cfg.train_cfg.max_epochs = 1
+        data = args.work_dir / ("quick" if args.quick else "data")
+        for loader in (cfg.train_dataloader, cfg.test_dataloader):
+            loader.dataset.update(data_root=f"{data}/", shapes=shapes)
+        cfg.test_evaluator.ann_file = str(data / "annotations/val.json")
+        cfg.log_level = "ERROR"
+        return cfg
+
+    def _published(self) -> Config:
+        cfg = Config.fromfile(MMDET / self.family.config)
+        dataset = cfg.test_dataloader.dataset
+        dataset.data_root = f"{self.coco}/"
+        cfg.test_dataloader.update(batch_size=1, num_workers=2)
+        cfg.test_evaluator.ann_file = str(self.coco / dataset.ann_file)
+        cfg.test_evaluator.metric = list(self.family.kinds)
+        cfg.log_level = "ERROR"
+        return cfg
+
+    def _state(self) -> dict:
+        try:
+            return json.loads((self.folder / "table.json").read_text())
+        except (OSError, json.JSONDecodeError):
+            return {}
+
+    @property
+    def results(self) -> dict[str, dict[str, float]]:
+        """AP in points by kind, by what computed it."""
+        state = self._state()
+        return state["results"] if state.get("fingerprint") == self.fingerprint else {}
+
+    def keep(self, what: str, ap: dict[str, float]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        partial = self.folder / ".table.json.partial"
+        results = {**self.results, **({what: ap} if what else {})}
+        partial.write_text(json.dumps({"fingerprint": self.fingerprint, "results": results}))
+        partial.replace(self.folder / "table.json")
+
+    @property
+    def weights(self) -> Path:
+        if self.coco:
+            from dcnzoo.zoo import download
+
+            return Path(download(Path(self.family.config).stem))
+        return self.folder / "logs" / f"epoch_{self.cfg.train_cfg.max_epochs}.pth"
+
+    def run(self, backends: list[str], move: Callable[[str, float], None]) -> None:
+        """Does what is not done yet; ``move`` is told what is being done, and how much of it is."""
+        if self.force or self._state().get("fingerprint") != self.fingerprint:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self.keep("", {})
+        if not self.coco and not self.weights.exists():
+            self._train(move)
+        if "pytorch" not in self.results:
+            self.keep("pytorch", self._evaluate(self.cfg.model, "pytorch", move, self.weights))
+        for backend in backends:
+            if backend in self.results:
+                continue
+            path = self.folder / f"{BACKENDS[backend]}.onnx"
+            if not path.exists():
+                move(f"export for {backend}", 0)
+                self._export(path, BACKENDS[backend])
+            model = dict(
+                type="DeployedDetector", path=str(path), backend=backend, device="cpu",
+                data_preprocessor=self.cfg.model.data_preprocessor,
+            )  # fmt: skip
+            self.keep(backend, self._evaluate(model, backend, move))
+
+    def _train(self, move: Callable[[str, float], None]) -> None:
+        cfg = Config(self.cfg.to_dict())
+        cfg.resume = True  # if it was interrupted
+        runner = Runner.from_cfg(cfg)
+        runner.register_hook(
+            Steps(lambda: move("train", (runner.iter + 1) / runner.max_iters)), priority="LOWEST"
+        )
+        runner.train()
+
+    def _export(self, path: Path, deform_conv: str) -> None:
+        from dcnzoo.export.detectors import export_detector
+
+        detector, _ = build(self.cfg, self.weights)
+        size = (800, 1216) if self.coco else (128, 128)
+        export_detector(detector, torch.randn(1, 3, *size), path, dynamic=True, deform_conv=deform_conv)
+
+    def _evaluate(
+        self, model: dict, what: str, move: Callable[[str, float], None], weights: Path | None = None
+    ) -> dict[str, float]:
+        cfg = Config(self.cfg.to_dict())
+        cfg.model, cfg.resume, cfg.load_from = model, False, weights and str(weights)
+        prefix = self.folder / what
+        cfg.test_evaluator.update(format_only=True, outfile_prefix=str(prefix))
+        runner = Runner.from_cfg(cfg)
+        steps = iter(range(1, 10**9))
+        runner.register_hook(Steps(lambda: move(what, next(steps) / len(runner.test_dataloader))))
+        runner.test()
+        return {
+            kind: average_precision(cfg.test_evaluator.ann_file, f"{prefix}.{kind}.json", kind)
+            for kind in self.family.kinds
+        }
+
+
+def average_precision(annotations: str, results: str, kind: str) -> float:
+    """COCO's, in points, without the rounding of MMDetection's metric, which is as large as the limit."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(annotations)
+        evaluation = COCOeval(truth, truth.loadRes(results), kind)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return 100 * float(evaluation.stats[0])
+
+
+def markdown(results: dict[str, dict[str, dict[str, float]]], backends: list[str]) -> str:
+    """The table as it stands: what has not been measured is a dash."""
+    import onnxruntime
+
+    versions = [f"PyTorch {torch.__version__}", f"onnxruntime {onnxruntime.__version__}"]
+    if "openvino" in backends:
+        import openvino
+
+        versions.append(f"OpenVINO {openvino.__version__.split('-')[0]}")
+    names = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+    head = ["", "AP", "PyTorch", *(names[b] for b in backends), "largest difference"]
+    head += [f"published: {name}" for name in ("PyTorch", "ONNX Runtime", "TensorRT")]
+    lines = [" | ".join(["", *head, ""]).strip(), "|" + "---|" * len(head)]
+    for name, family in FAMILIES.items():
+        for kind, published in family.published.items():
+            found = results.get(name, {})
+            measured = [found.get(what, {}).get(kind) for what in ("pytorch", *backends)]
+            there = [value for value in measured[1:] if value is not None]
+            lost = max((abs(value - measured[0]) for value in there), default=None)
+            cells = [
+                name if kind == "bbox" else "", KINDS[kind], *(_cell(value, 2) for value in measured),
+                _cell(lost, 2), *(_cell(value, 1) for value in published),
+            ]  # fmt: skip
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", f"{', '.join(versions)}; {platform.machine()}, CPU, float32."])
+
+
+def _cell(value: float | None, digits: int) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def write(text: str) -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    before, _, rest = page.partition(BEGIN)
+    if END not in rest:
+        raise UserError(f"{PAGE}: expected {BEGIN} and {END}, found not both")
+    after = rest.partition(END)[2]
+    PAGE.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
+
+
+def too_much(rows: list[Row]) -> list[str]:
+    """Where a backend loses more than is allowed."""
+    return [
+        f"{row.name}, {backend}: {KINDS[kind]} AP {value:.2f}, {row.results['pytorch'][kind]:.2f} in PyTorch"
+        for row in rows
+        for backend, found in row.results.items()
+        for kind, value in found.items()
+        if abs(value - row.results["pytorch"][kind]) > LIMITS[kind]
+    ]
+
+
+def measure(rows: list[Row], backends: list[str], console: Console) -> list[str]:
+    """Runs all that is missing; what went wrong is returned, and does not stop the others."""
+    wrong = []
+    with make_progress(console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=len(rows) * (2 + len(backends)), note="")
+        for number, row in enumerate(rows):
+            steps = ["train", "pytorch", *backends]
+
+            def move(what: str, part: float, number: int = number, steps: list[str] = steps) -> None:
+                step = steps.index(what.rpartition(" ")[2])
+                done = number * len(steps) + step + part
+                progress.update(task, completed=done, description=rows[number].name, note=what)
+
+            try:
+                row.run(backends, move)
+                console.print(f"{row.name}: {json.dumps(row.results)}", soft_wrap=True)
+            except Exception as error:
+                wrong.append(f"{row.name}: {one_line(error)}")
+                console.print(wrong[-1], soft_wrap=True)
+    return wrong
+
+
+@command
+def main() -> None:
+    args = parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if args.coco and not (args.coco / "val2017").is_dir():
+        raise UserError(f"--coco: expected a folder with val2017/, got {args.coco}")
+    with user_errors():
+        rows = [Row(name, args) for name, family in FAMILIES.items() if args.coco or family.epochs]
+    chosen = [row for row in rows if row.name in args.families]
+    wrong = [] if args.report else measure(chosen, args.backends, Console(highlight=False))
+    text = markdown({row.name: row.results for row in rows}, args.backends)
+    print(text)
+    if args.write:
+        write(text)
+    wrong += too_much(rows)
+    if wrong:
+        raise UserError("; ".join(wrong))
+
+
+if __name__ == "__main__":
+    main()
