@@ -30,7 +30,9 @@ _load("cpu")
 if "cpu" in loaded:
     # The CUDA library holds kernels only (the schemas are in the other one), and it needs
     # libtorch_cuda, which only a CUDA build of torch has loaded.
-    if torch.version.cuda is None:
+    if torch.version.hip is not None:
+        problems["cuda"] = "this torch is a ROCm build, and there are some for CUDA alone"
+    elif torch.version.cuda is None:
         problems["cuda"] = "this torch is a CPU build"
     else:
         _load("cuda")

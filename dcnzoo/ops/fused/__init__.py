@@ -15,8 +15,9 @@ import torch
 import triton
 from torch import Tensor
 
+from .._arguments import memory_format
 from . import kernels
-from .configs import Config, choose, target_of
+from .configs import Config, choose, entry_of, target_of
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 LEAST_CHANNELS = 16  # of a matrix product on tensor cores: fewer would be padding for the most part
@@ -52,9 +53,7 @@ class Problem:
     @cached_property
     def slice_channels(self) -> int:
         channels = self.input.shape[1]
-        return math.gcd(
-            channels // self.groups, channels // self.offset_groups, channels // self.mask_groups
-        )
+        return math.gcd(channels // self.groups, channels // self.offset_groups, channels // self.mask_groups)
 
     @cached_property
     def slices(self) -> int:
@@ -66,12 +65,11 @@ class Problem:
 
     @cached_property
     def out_size(self) -> tuple[int, int]:
-        return tuple(
-            (self.input.shape[a + 2] + 2 * self.padding[a] - self.dilation[a] * (self.weight.shape[a + 2] - 1) - 1)
-            // self.stride[a]
-            + 1
-            for a in range(2)
-        )
+        def size(axis: int) -> int:
+            reach = self.dilation[axis] * (self.weight.shape[axis + 2] - 1) + 1
+            return (self.input.shape[axis + 2] + 2 * self.padding[axis] - reach) // self.stride[axis] + 1
+
+        return size(0), size(1)
 
     @cached_property
     def pixels(self) -> int:
@@ -83,6 +81,11 @@ class Problem:
         narrow = min(self.slice_channels, self.group_outputs) < LEAST_CHANNELS
         one_group = self.slices == self.groups == 1  # padded, or else nobody would fuse a first layer
         return self.weight.dim() == 4 and self.input.dtype in DTYPES and (one_group or not narrow)
+
+    def is_faster(self) -> bool:
+        """Whether a run on this architecture has shown the fused kernels faster than the compiled ones."""
+        with _on_device_of(self.input):
+            return str(self.input.dtype).removeprefix("torch.") in entry_of(target_of(INTERPRETED))["auto"]
 
     def arguments(self) -> dict[str, object]:
         """What every kernel is given."""
@@ -123,16 +126,19 @@ def forward(problem: Problem, bias: Tensor | None, config: Config | None = None)
         (p.input.shape[0], outputs, *p.out_size),
         dtype=p.input.dtype,
         device=p.input.device,
-        memory_format=_memory_format(p.input),
+        memory_format=memory_format(p.input),
     )
     if output.numel() == 0:
         return output
     weight = p.weight.permute(2, 3, 0, 1).contiguous()  # [taps, O, C / groups]
-    config = config or _config(p, "forward", lambda c: _cdiv(p.pixels, c.BM) * p.groups * _cdiv(p.group_outputs, c.BN))
-    tiles = _cdiv(p.group_outputs, config.BN)
+
+    def programs_of(c: Config) -> int:
+        return _cdiv(p.pixels, c.BM) * p.groups * _cdiv(p.group_outputs, c.BN)
+
+    config = config or _config(p, "forward", (p.group_outputs, p.slice_channels), programs_of)
     _launch(
         kernels.forward_kernel,
-        _cdiv(p.pixels, config.BM) * p.groups * tiles,
+        programs_of(config),
         config,
         p,
         whole=p.slice_channels % config.BK == 0 and p.group_outputs % config.BN == 0,
@@ -140,7 +146,7 @@ def forward(problem: Problem, bias: Tensor | None, config: Config | None = None)
         bias=None if bias is None else bias.contiguous(),
         output=output,
         **_places("output", output),
-        tiles=tiles,
+        tiles=_cdiv(p.group_outputs, config.BN),
         HAS_BIAS=bias is not None,
     )
     return output
@@ -156,7 +162,8 @@ def grad_weight(problem: Problem, grad_output: Tensor, config: Config | None = N
     def tiles_of(c: Config) -> int:
         return p.taps * p.slices * _cdiv(p.slice_channels, c.BN) * _cdiv(p.group_outputs, c.BK)
 
-    config = config or _config(p, "grad_weight", tiles_of)
+    widths = (p.slice_channels, p.group_outputs)
+    config = config or _config(p, "grad_weight", widths, lambda c: tiles_of(c) * _cdiv(p.pixels, c.BM))
     blocks = _cdiv(p.pixels, config.BM)
     # enough programs for any GPU; a constant, since the number of splits is in the rounding
     splits = max(1, min(blocks, _cdiv(1024, tiles_of(config))))
@@ -176,7 +183,7 @@ def grad_weight(problem: Problem, grad_output: Tensor, config: Config | None = N
         splits=splits,
     )
     sum = partial.sum(0).view(*p.weight.shape[2:], group_channels, outputs)
-    return sum.permute(3, 2, 0, 1).to(p.weight.dtype, memory_format=torch.contiguous_format)
+    return sum.permute(3, 2, 0, 1).to(p.weight.dtype).contiguous()
 
 
 def grad_samples(
@@ -206,11 +213,15 @@ def grad_samples(
         grad_offset = new_field(p.offset, p.offset_groups, 2)
     if want_mask:
         grad_mask = new_field(p.mask, p.mask_groups, 1)
+
+    def programs_of(c: Config) -> int:
+        return _cdiv(p.pixels, c.BM) * p.taps * p.slices
+
     if p.pixels > 0:
-        config = config or _config(p, "grad_samples", lambda c: _cdiv(p.pixels, c.BM) * p.taps * p.slices)
+        config = config or _config(p, "grad_samples", (p.slice_channels, p.group_outputs), programs_of)
         _launch(
             kernels.grad_samples_kernel,
-            _cdiv(p.pixels, config.BM) * p.taps * p.slices,
+            programs_of(config),
             config,
             p,
             whole=p.slice_channels % config.BN == 0 and p.group_outputs % config.BK == 0,
@@ -224,7 +235,7 @@ def grad_samples(
             WANT_MASK=want_mask,
         )
     if want_input:
-        grad_input = grad_input.to(p.input.dtype, memory_format=_memory_format(p.input))
+        grad_input = grad_input.to(p.input.dtype).contiguous(memory_format=memory_format(p.input))
     return (
         grad_input,
         _per_group(grad_offset, p.offset, p.offset_groups),
@@ -243,11 +254,6 @@ def _per_group(planes: Tensor | None, like: Tensor | None, groups: int) -> Tenso
 
 def _cdiv(a: int, b: int) -> int:
     return -(-a // b)
-
-
-def _memory_format(tensor: Tensor) -> torch.memory_format:
-    last = tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
-    return torch.channels_last if last else torch.contiguous_format
 
 
 def _channels_last(tensor: Tensor) -> Tensor:
@@ -271,9 +277,9 @@ def _extent(tensor: Tensor) -> int:
     return 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
 
 
-def _config(problem: Problem, kernel: str, programs) -> Config:
+def _config(problem: Problem, kernel: str, widths: tuple[int, int], programs) -> Config:
     with _on_device_of(problem.input):
-        return choose(target_of(INTERPRETED), kernel, problem.input.dtype, programs)
+        return choose(target_of(INTERPRETED), kernel, problem.input.dtype, widths, programs)
 
 
 def _on_device_of(tensor: Tensor) -> contextlib.AbstractContextManager:

@@ -49,12 +49,19 @@ def entry_of(target: str) -> dict:
     return table().get(target) or table()["default"]
 
 
-def choose(target: str, kernel: str, dtype: torch.dtype, programs: Callable[[Config], int]) -> Config:
-    """The first, and largest, that makes enough programs; else the last.
+def choose(
+    target: str, kernel: str, dtype: torch.dtype, widths: tuple[int, int], programs: Callable[[Config], int]
+) -> Config:
+    """The first, and largest, that is no wider than the sizes and makes enough programs; else the last.
 
     Args:
+        widths: how many channels there are for ``BN`` and ``BK`` to part.
         programs: how many programs a configuration makes of the call.
     """
     kind = "float32" if dtype == torch.float32 else "half"
     configs = [Config(*sizes) for sizes in entry_of(target)[kernel][kind]]
-    return next((c for c in configs if programs(c) >= ENOUGH_PROGRAMS), configs[-1])
+    for config in configs:
+        too_wide = widths[0] < config.BN or widths[1] < config.BK
+        if not too_wide and programs(config) >= ENOUGH_PROGRAMS:
+            return config
+    return configs[-1]

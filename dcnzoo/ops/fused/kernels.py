@@ -38,7 +38,7 @@ def sampling_plan(
     offset_slices, mask_slices,
     HAS_OFFSET: tl.constexpr, HAS_MASK: tl.constexpr,
 ):  # fmt: skip
-    """Where a tap reads: ``(low corner's pixel, y and x beyond it, factor, which of the 4 corners count)``."""
+    """Where a tap reads: ``(low corner's pixel, y and x beyond it, factor, which corners count)``."""
     at_y = (y * stride_y - padding_y + tap // kernel_w * dilation_y).to(tl.float32)
     at_x = (x * stride_x - padding_x + tap % kernel_w * dilation_x).to(tl.float32)
     if HAS_OFFSET:
@@ -113,7 +113,7 @@ def forward_kernel(
     WHOLE: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """A program: BM output pixels of BN channels. Those of one group have ``tiles`` programs per pixel block."""
+    """A program: BM output pixels of BN channels; ``tiles`` of them make the channels of a group."""
     program = tl.program_id(0)
     groups = outputs // group_outputs
     group = program % (groups * tiles) // tiles
@@ -217,7 +217,7 @@ def read_and_spread(
     input, grad_input, low, step, share, factor, valid, channels, c, in_slice, gradient,
     WANT_INPUT: tl.constexpr, WANT_FIELDS: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
-    """One corner: its share of ``gradient`` goes to ``grad_input``; returns what it read, times ``gradient``."""
+    """A corner's share of ``gradient`` goes to ``grad_input``; returns its product with what was read."""
     dot = tl.zeros(share.shape, tl.float32)
     if WANT_FIELDS:
         dot = tl.sum(gradient * corner(input, low, step, channels, c, valid, in_slice, WHOLE), 1)
@@ -250,7 +250,7 @@ def grad_samples_kernel(
     WHOLE: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """A program: BM output pixels, one tap, one slice, BN of its channels at a time; BK output channels a step."""
+    """A program: BM output pixels, one tap, one slice, of which BN channels at a time, from BK outputs."""
     slices = channels // slice_channels
     program = tl.program_id(0)
     slice = program % slices

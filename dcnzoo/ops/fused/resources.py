@@ -25,8 +25,12 @@ CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuob
 # bytes of shared memory that one block may have (CUDA C++ Programming Guide, compute capabilities)
 MOST_SHARED = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448}
 _TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
-_ONE = ("output_channel", "offset_pixel", "mask_pixel")  # channels last, and offsets as convolutions give them
-_SIXTEENS = ("channels", "group_channels", "outputs", "group_outputs", "slice_channels", "output_pixel", "output_image")
+# channels last, and offsets as a convolution gives them
+_ONE = ("output_channel", "offset_pixel", "mask_pixel")
+_MULTIPLES_OF_16 = (
+    *("channels", "group_channels", "outputs", "group_outputs", "slice_channels"),
+    *("output_pixel", "output_image"),
+)
 
 
 class Resources(NamedTuple):
@@ -37,16 +41,17 @@ class Resources(NamedTuple):
 
 
 def compile_for(
-    architecture: int, kernel: str, dtype: torch.dtype, config: Config, tf32: bool = True, wide: bool = False
+    architecture: int, kernel: str, dtype: torch.dtype, config: Config, long_indices: bool = False
 ) -> Resources:
     """DCNv2 with channels that blocks divide, as networks have it, for ``sm_{architecture}``."""
     function = KERNELS[kernel]
     element = f"*{_TYPES[dtype]}"
     pointers = dict.fromkeys(("input", "weight", "bias", "output", "grad_output"), element)
-    pointers |= dict.fromkeys(("offset", "mask", "partial", "grad_input", "grad_offset", "grad_mask"), "*fp32")
+    wide = ("offset", "mask", "partial", "grad_input", "grad_offset", "grad_mask")
+    pointers |= dict.fromkeys(wide, "*fp32")
     flags = {name: True for name in function.arg_names if name.startswith(("HAS_", "WANT_"))}
     constants = {
-        **flags, "WIDE": wide, "WHOLE": True, "UPCAST": False, "PRECISION": "tf32" if tf32 else "ieee",
+        **flags, "WIDE": long_indices, "WHOLE": True, "UPCAST": False, "PRECISION": "tf32",
         "BM": config.BM, "BN": config.BN, "BK": config.BK, **dict.fromkeys(_ONE, 1),
     }  # fmt: skip
     constants = {name: value for name, value in constants.items() if name in function.arg_names}
@@ -56,7 +61,7 @@ def compile_for(
     divisible = {
         (place,): [["tt.divisibility", 16]]
         for place, name in enumerate(function.arg_names)
-        if name in pointers or name in _SIXTEENS
+        if name in pointers or name in _MULTIPLES_OF_16
     }
     compiled = triton.compile(
         ASTSource(fn=function, signature=signature, constexprs=constants, attrs=divisible),
