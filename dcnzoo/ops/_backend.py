@@ -116,7 +116,8 @@ _implementations = torch.library.Library("dcnzoo", "IMPL")
 def missing(name: str, problem: str) -> str:
     """What a call on a GPU without compiled kernels is told."""
     fused = "; DCNZOO_BACKEND=fused runs 2-D convolutions without them" if name in _CHOOSERS else ""
-    return f"{name.removeprefix('dcnzoo::').lstrip('_')}: no compiled kernels for this GPU: {problem}{fused}"
+    operator = name.removeprefix("dcnzoo::").lstrip("_")
+    return f"{operator}: no compiled kernels for this GPU: {problem.rstrip('.')}{fused}"
 
 
 def register(key: str, problem: str | None = None) -> None:

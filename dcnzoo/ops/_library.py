@@ -13,10 +13,14 @@ loaded: dict[str, Path] = {}  # device -> the library that was loaded
 problems: dict[str, str] = {}  # device -> why its library was not
 
 
+def _missing(path: Path) -> str:
+    return f"{path.name} is not in {path.parent}. {_BUILD}"
+
+
 def _load(device: str) -> None:
     path = _FOLDER / f"_C_{device}.so"
     if not path.exists():
-        problems[device] = f"{path.name} is not in {_FOLDER}. {_BUILD}"
+        problems[device] = _missing(path)
         return
     try:
         torch.ops.load_library(path)
