@@ -1,4 +1,4 @@
-"""Runs in a process of its own, in which Triton interprets kernels: that is decided when Triton is imported."""
+"""Runs in a process of its own, where Triton interprets kernels: that is decided when it is imported."""
 
 from __future__ import annotations
 
@@ -49,9 +49,7 @@ def run_kernels(sample: Sample, grad: Tensor, long_indices: bool = False) -> dic
     return {name: result for name, result in results.items() if result is not None}
 
 
-def call_operator(
-    sample: Sample, grad: Tensor, ordered: bool = False
-) -> tuple[list[str], dict[str, Tensor]]:
+def call_operator(sample: Sample, grad: Tensor, ordered: bool = False) -> tuple[list[str], dict[str, Tensor]]:
     """The public function: which kernels it ran, and its output and gradients."""
     from dcnzoo.ops import _backend, fused
 

@@ -84,6 +84,8 @@ class Problem:
 
     def is_faster(self) -> bool:
         """Whether a run on this architecture has shown the fused kernels faster than the compiled ones."""
+        if self.input.dtype == torch.float32 and not self.allow_tf32:
+            return False  # without TF32 there is no tensor core for it
         with _on_device_of(self.input):
             return str(self.input.dtype).removeprefix("torch.") in entry_of(target_of(INTERPRETED))["auto"]
 

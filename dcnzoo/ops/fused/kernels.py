@@ -23,7 +23,7 @@ SIZES = (
 def pixels_of(block, pixels, out_pixels, out_w, WIDE: tl.constexpr, BM: tl.constexpr):
     """Of a block of output pixels: ``(q, live, image, pixel, y, x)``."""
     if WIDE:
-        block = block.to(tl.int64)
+        block = tl.cast(block, tl.int64)
     q = block * BM + tl.arange(0, BM)
     image = q // out_pixels
     pixel = q % out_pixels
@@ -206,7 +206,7 @@ def grad_weight_kernel(
         g = tl.load(grad_output + (q * outputs)[:, None] + o[None, :], mask=read, other=0.0)
         sum = product(tl.trans(a.to(g.dtype)), g, sum, UPCAST, PRECISION)
     if WIDE:
-        split = split.to(tl.int64)
+        split = tl.cast(split, tl.int64)
     c = slice % group_slices * slice_channels + inside
     places = (((split * taps + tap) * group_channels + c) * outputs)[:, None] + o[None, :]
     tl.store(partial + places, sum, mask=in_slice[:, None] & in_group[None, :])
