@@ -1,6 +1,6 @@
-"""Where a GPU is: test dcnzoo's kernels, compiled and fused, tune the fused ones and time both (``make gpu``).
+"""Where a GPU is: test dcnzoo's kernels, tune the fused ones and time them all (``make gpu``).
 
-In under ten minutes; what the tuning finds is written to dcnzoo/ops/fused/configs.json as well.
+In under ten minutes; what the tuning finds is written to dcnzoo/ops/fused/configs.json too.
 
 Needs python3 with torch, numpy and pytest, and the libraries dcnzoo/ops/_C_*.so, which ``make setup`` builds
 where nvcc is; neither pip nor network. The benchmark also needs rich and matplotlib and is left out, visibly,

@@ -308,4 +308,5 @@ def _launch(kernel, programs: int, config: Config, problem: Problem, whole: bool
             **{name: arguments[name] for name in kernel.arg_names},
             num_warps=config.warps,
             num_stages=config.stages,
+            enable_fp_fusion=True,  # its default is to change, and Triton says so
         )
