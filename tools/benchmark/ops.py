@@ -128,7 +128,9 @@ def main() -> None:
     known = families.load()
     present, absent = probe(args.rivals)
     contestants = {
-        family: [name for name in known[family].CONTESTANTS if _is_in(name, known[family], present)]
+        family: [
+            name for name in known[family].CONTESTANTS if _is_in(name, known[family], present, args.device)
+        ]
         for family in args.family
     }
     facts = machine.describe(args.device)
@@ -194,7 +196,9 @@ def main() -> None:
         console.print(f"written: {shown}", highlight=False, soft_wrap=True)
 
 
-def _is_in(name: str, module: ModuleType, present: dict[str, str]) -> bool:
+def _is_in(name: str, module: ModuleType, present: dict[str, str], device: str) -> bool:
+    if device == "cpu" and name in getattr(module, "GPU_ONLY", ()):
+        return False
     package = name.split()[0]
     return package == OURS or name in module.FLOORS or package in present
 

@@ -124,8 +124,6 @@ def _dcnzoo(memory_format: torch.memory_format, backend: str = "auto"):
     def prepare(case: Case, t: dict, threads: int) -> Call:
         from dcnzoo.ops import _backend, deform_conv2d
 
-        if backend == "fused" and t["input"].device.type == "cpu":
-            raise Unsupported("the fused kernels are for GPUs")
         given = leaves(
             t["input"].contiguous(memory_format=memory_format), t["weight"], t["offset"], t["mask"]
         )
@@ -259,3 +257,4 @@ CONTESTANTS = {
     "tvdcn": _tvdcn,
     "reference": _reference,
 }
+GPU_ONLY = (f"{OURS} fused channels_last",)
