@@ -12,7 +12,7 @@ import click
 from dcnzoo.compat.mmcv import EXTENSION, STAND_IN
 from dcnzoo.version import __version__
 
-PACKAGES = ("numpy", "mmengine", "mmcv", "mmcv-lite", "mmdet")
+PACKAGES = ("numpy", "triton", "mmengine", "mmcv", "mmcv-lite", "mmdet")
 FORKS = ("onedl-mmengine", "onedl-mmcv", "onedl-mmdetection")  # told where they are
 
 
@@ -37,7 +37,10 @@ def environment() -> Iterator[tuple[str, str]]:
         found = _library.loaded.get(device) or f"not loaded: {reason}"
         yield f"{device} operators", str(found)
     if ops.has_ops():
+        from dcnzoo.ops import _backend
+
         yield "cpu capability", ops.cpu_capability()
+        yield "DCNZOO_BACKEND", _backend.choice
     if ops.with_cuda():
         name, capability = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
         yield "cuda", f"{torch.version.cuda}, {name} (sm_{capability[0]}{capability[1]})"

@@ -54,7 +54,7 @@ def _fused():
 
 def _tf32() -> bool:
     # The compiled kernels multiply with torch's matmul: what is allowed there is allowed here, no more.
-    return torch.backends.cuda.matmul.fp32_precision == "tf32"
+    return torch.version.hip is None and torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
 def _problem(arguments: tuple):

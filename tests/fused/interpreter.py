@@ -73,6 +73,16 @@ def call_operator(sample: Sample, grad: Tensor, ordered: bool = False) -> tuple[
     return ran, {"output": output.detach(), **dict(zip(names, gradients, strict=True))}
 
 
+def chosen_by_auto(sample: Sample, grad: Tensor, listed: list[str]) -> list[str]:
+    """What runs if the table lists these types as faster."""
+    from dcnzoo.ops import _backend
+    from dcnzoo.ops.fused import configs
+
+    entry = mock.patch.dict(configs.table()["interpreter"], auto=listed)
+    with entry, _backend.using("auto"):
+        return call_operator(sample, grad)[0]
+
+
 def opcheck(sample: Sample) -> None:
     for overload, arguments in deform_conv.overload_calls(sample):
         torch.library.opcheck(overload, arguments)

@@ -78,9 +78,11 @@ class Problem:
 
     def fits(self) -> bool:
         """Whether the kernels know the case; what they do not know is left to others."""
+        if self.weight.dim() != 4 or self.input.dtype not in DTYPES:
+            return False
         narrow = min(self.slice_channels, self.group_outputs) < LEAST_CHANNELS
         one_group = self.slices == self.groups == 1  # padded, or else nobody would fuse a first layer
-        return self.weight.dim() == 4 and self.input.dtype in DTYPES and (one_group or not narrow)
+        return one_group or not narrow
 
     def is_faster(self) -> bool:
         """Whether a run on this architecture has shown the fused kernels faster than the compiled ones."""
