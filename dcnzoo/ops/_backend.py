@@ -73,11 +73,11 @@ def _problem(arguments: tuple):
     input, weight, offset, mask, _bias, *geometry = arguments[:9]
     if input.device.type == "cpu" and not fused.INTERPRETED:
         return None
-    torch.ops.dcnzoo._check_deform_conv(*arguments)
     problem = fused.Problem(input, weight, offset, mask, *geometry, _tf32())
-    if not problem.fits() or (choice == "auto" and not problem.is_faster()):
+    if choice == "auto" and not problem.is_faster():
         return None
-    return problem
+    torch.ops.dcnzoo._check_deform_conv(*arguments)
+    return problem if problem.fits() else None
 
 
 def _forward(otherwise: Callable, *arguments) -> Tensor:

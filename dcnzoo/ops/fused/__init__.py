@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import torch
 import triton
@@ -78,7 +78,7 @@ class Problem:
 
     def fits(self) -> bool:
         """Whether the kernels know the case; what they do not know is left to others."""
-        if self.weight.dim() != 4 or self.input.dtype not in DTYPES:
+        if self.weight.dim() != 4 or self.weight.numel() == 0 or self.input.dtype not in DTYPES:
             return False
         narrow = min(self.slice_channels, self.group_outputs) < LEAST_CHANNELS
         one_group = self.slices == self.groups == 1  # padded, or else nobody would fuse a first layer
@@ -88,8 +88,7 @@ class Problem:
         """Whether a run on this architecture has shown the fused kernels faster than the compiled ones."""
         if self.input.dtype == torch.float32 and not self.allow_tf32:
             return False  # without TF32 there is no tensor core for it
-        with _on_device_of(self.input):
-            return str(self.input.dtype).removeprefix("torch.") in entry_of(target_of(INTERPRETED))["auto"]
+        return str(self.input.dtype).removeprefix("torch.") in entry_of(_target(self.input.device))["auto"]
 
     def arguments(self) -> dict[str, object]:
         """What every kernel is given."""
@@ -282,15 +281,18 @@ def _extent(tensor: Tensor) -> int:
 
 
 def _config(problem: Problem, kernel: str, widths: tuple[int, int], programs) -> Config:
-    with _on_device_of(problem.input):
-        return choose(target_of(INTERPRETED), kernel, problem.input.dtype, widths, programs)
+    return choose(_target(problem.input.device), kernel, problem.input.dtype, widths, programs)
 
 
-def _on_device_of(tensor: Tensor) -> contextlib.AbstractContextManager:
-    """Triton launches on the current device, whatever the tensors are on."""
-    if tensor.device.type == "cpu":
-        return contextlib.nullcontext()
-    return torch.accelerator.device_index(tensor.device.index)
+@cache
+def _target(device: torch.device) -> str:
+    with _current(device):
+        return target_of(INTERPRETED)
+
+
+def _current(device: torch.device) -> contextlib.AbstractContextManager:
+    """Triton asks and launches on the current device, whatever the tensors are on."""
+    return contextlib.nullcontext() if device.type == "cpu" else torch.accelerator.device_index(device.index)
 
 
 def _launch(kernel, programs: int, config: Config, problem: Problem, whole: bool, **arguments) -> None:
@@ -305,7 +307,7 @@ def _launch(kernel, programs: int, config: Config, problem: Problem, whole: bool
         "BN": config.BN,
         "BK": config.BK,
     }
-    with _on_device_of(problem.input):
+    with _current(problem.input.device):
         kernel[(programs,)](
             **{name: arguments[name] for name in kernel.arg_names},
             num_warps=config.warps,
