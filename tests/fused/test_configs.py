@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+pytest.importorskip("triton")
 from dcnzoo.ops.fused import configs
 from dcnzoo.ops.fused.configs import Config
 
