@@ -33,7 +33,7 @@ def check(architecture: int, kernel: str, dtype: torch.dtype, config: Config) ->
     # input is read 16 bytes at a time: channels are neighbours
     assert re.search(r"cp\.async\.cg|ld\.global[a-z0-9.:_]*\.v4", found.ptx)
     if kernel == "grad_samples":
-        assert re.search(r"red\.[a-z.]*relaxed\.[a-z.]*add", found.ptx), "nothing waits for an addition"
+        assert re.search(r"(red|atom)\.[a-z.]*relaxed\.[a-z.]*add", found.ptx), "nothing waits for an addition"
 
 
 @pytest.mark.parametrize("architecture", [80, 90, 100])
