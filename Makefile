@@ -116,7 +116,7 @@ bench: setup $(PEERS)/.installed  ## time and memory beside every rival (docs/be
 
 # Neither .venv nor network: where the GPU is, python3 has torch, numpy and pytest, and dcnzoo/ops/_C_*.so
 # come with the working tree, built before where nvcc is.
-gpu:  ## where a GPU is: test and time the CUDA kernels (docs/benchmarks)
+gpu:  ## where a GPU is: test, tune and time the kernels (docs/benchmarks)
 	$(PYTHON) tools/gpu.py $(ARGS)
 
 zoo: setup  ## write model_zoo.md and model-index.yml from the metafiles

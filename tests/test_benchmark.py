@@ -310,3 +310,23 @@ def test_files_are_whole_or_absent(tmp_path):
         report.write(tmp_path, "x", {".csv": "not bytes"})
     assert (tmp_path / "x.csv").read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["x.csv"]
+
+
+# Block sizes of the fused kernels
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+def test_search_for_block_sizes_rehearsed(tmp_path):
+    """It writes a whole table, in which only the entry of this target has changed."""
+    target = tmp_path / "table.json"
+    command = [sys.executable, FOLDER / "autotune.py", "--rehearse", "--table", target]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    committed = (ROOT / "dcnzoo/ops/fused/configs.json").read_text()
+    before, after = json.loads(committed), json.loads(target.read_text())
+    source = after["interpreter"].pop("source")
+    del before["interpreter"]["source"]
+    assert source.startswith("measured on Triton's interpreter") and after == before
+    same = target.read_text().splitlines()
+    assert sum(a != b for a, b in zip(same, committed.splitlines(), strict=True)) == 1

@@ -263,7 +263,7 @@ def test_wheel(tree, tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         archive.extractall(tmp_path / "site")
-    assert "dcnzoo/ops/_C_cpu.so" in names
+    assert {"dcnzoo/ops/_C_cpu.so", "dcnzoo/ops/fused/configs.json"} <= set(names)
     assert all(name.split("/")[0].startswith("dcnzoo") for name in names)
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "dcnzoo").rglob("*.py")}
     assert modules == {name for name in names if name.endswith(".py") and "/.mim/" not in name}

@@ -1,4 +1,6 @@
-"""Where a GPU is: test dcnzoo's CUDA kernels and time them, in under ten minutes (``make gpu``).
+"""Where a GPU is: test dcnzoo's kernels, tune the fused ones and time them all (``make gpu``).
+
+In under ten minutes; what the tuning finds is written to dcnzoo/ops/fused/configs.json too.
 
 Needs python3 with torch, numpy and pytest, and the libraries dcnzoo/ops/_C_*.so, which ``make setup`` builds
 where nvcc is; neither pip nor network. The benchmark also needs rich and matplotlib and is left out, visibly,
@@ -10,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -91,6 +94,18 @@ def run_tests(target: Path, facts: dict[str, object], seconds: float) -> bool:
     return passed and counts["passed"] > 0
 
 
+def tune(args: argparse.Namespace, target: Path, seconds: float) -> bool:
+    """Chooses block sizes; the table comes back beside the other results."""
+    if find_spec("triton") is None:
+        print("tuning left out: triton not installed", flush=True)
+        return True
+    extent = ["--rehearse", "--table", str(target)] if args.rehearse else [f"--limit={0.8 * seconds:.0f}"]
+    done = run(["tools/benchmark/autotune.py", *extent], seconds)
+    if not args.rehearse:
+        shutil.copy(ROOT / "dcnzoo/ops/fused/configs.json", target)
+    return done
+
+
 def run_benchmark(args: argparse.Namespace, seconds: float) -> bool:
     missing = [package for package in ("rich", "matplotlib") if find_spec(package) is None]
     if missing:
@@ -113,11 +128,17 @@ def main() -> None:
     def remaining() -> float:
         return args.limit - (time.monotonic() - start)
 
-    # the tests may take two thirds, since figures of wrong kernels are worth nothing
-    tested = run_tests(args.out / f"{machine.slug(facts)}-tests.json", facts, remaining() * 2 / 3)
+    # the tests may take more than half, since figures of wrong kernels are worth nothing
+    tested = run_tests(args.out / f"{machine.slug(facts)}-tests.json", facts, remaining() * 0.55)
+    tuned = tune(args, args.out / f"{machine.slug(facts)}-configs.json", remaining() / 2)
     measured = run_benchmark(args, remaining())
-    print(f"tests {'passed' if tested else 'FAILED'}, benchmark {'done' if measured else 'FAILED'}")
-    sys.exit(not (tested and measured))
+    words = {
+        "tests": "passed" if tested else "FAILED",
+        "tuning": "done" if tuned else "FAILED",
+        "benchmark": "done" if measured else "FAILED",
+    }
+    print(", ".join(f"{name} {word}" for name, word in words.items()))
+    sys.exit(not (tested and tuned and measured))
 
 
 if __name__ == "__main__":

@@ -35,7 +35,8 @@ def environment() -> Iterator[tuple[str, str]]:
     yield "dcnzoo", __version__
     yield "python", f"{platform.python_version()} on {platform.machine()}"
     yield "torch", torch.__version__
-    yield "numpy", version("numpy") if find_spec("numpy") else "not installed"
+    for package in ("numpy", "triton"):
+        yield package, version(package) if find_spec(package) else "not installed"
     present = dict(installed(ORIGINALS + FORKS))
     missed = ORIGINALS if present.keys().isdisjoint(FORKS) else ()
     for package in ORIGINALS + FORKS:
@@ -46,7 +47,10 @@ def environment() -> Iterator[tuple[str, str]]:
         found = _library.loaded.get(device) or f"not loaded: {reason}"
         yield f"{device} operators", str(found)
     if ops.has_ops():
+        from dcnzoo.ops import _backend
+
         yield "cpu capability", ops.cpu_capability()
+        yield "DCNZOO_BACKEND", _backend.choice
     if ops.with_cuda():
         name, capability = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
         yield "cuda", f"{torch.version.cuda}, {name} (sm_{capability[0]}{capability[1]})"

@@ -75,3 +75,12 @@ def check_devices(name: str, input: Tensor, **others: Tensor | None) -> None:
             raise RuntimeError(
                 f"{name}: {argument}: expected device {input.device} like input, got {tensor.device}"
             )
+
+
+def memory_format(tensor: Tensor) -> torch.memory_format:
+    """The format in which kernels return maps: channels_last where ``tensor`` is so, else contiguous."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    last = formats.get(tensor.dim())
+    if last is not None and tensor.is_contiguous(memory_format=last) and not tensor.is_contiguous():
+        return last
+    return torch.contiguous_format

@@ -13,7 +13,8 @@ from torch._functorch.autograd_function import enable_single_level_autograd_func
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
-from ._deterministic import alert_not_deterministic
+from . import _backend
+from ._deterministic import needs_order
 
 _library = torch.library.Library("dcnzoo", "IMPL")
 
@@ -26,6 +27,10 @@ def register_autograd(
     Forward mode goes through ``in_plain_torch``, which takes the same arguments; without it, it is an error.
     """
     operator = getattr(torch.ops.dcnzoo, name).default
+    if _backend.choice == "reference" and in_plain_torch is not None:
+        for key in ("Autograd", "CPU", "CUDA", "XPU"):  # the first is passed over in inference mode
+            _backend.override(name, in_plain_torch, key)
+        return
 
     def below_autograd(*arguments):
         *arguments, keys = arguments
@@ -96,9 +101,19 @@ def register_derivatives(
 
     The first is ``dcnzoo::_{name}_backward(grad_output, *arguments, output_mask)``, which returns the
     gradients of the arguments at the places ``differentiable``, of which the first is summed atomically on
-    CUDA. The second differentiates ``in_plain_torch`` twice: exact, not fast.
+    CUDA; where sums are to have one order, ``in_plain_torch`` is differentiated in its place. The second
+    differentiates that twice: exact, not fast.
     """
     backward_operator = getattr(torch.ops.dcnzoo, f"_{name}_backward").default
+
+    def of_differentiable(saved, arguments):
+        def forward(*inputs):
+            given = list(saved)
+            for place, tensor in zip(differentiable, inputs, strict=True):
+                given[place] = tensor
+            return in_plain_torch(*given, *arguments)
+
+        return forward
 
     def setup_context(ctx, inputs, output):
         ctx.save_for_backward(*inputs[:tensors])
@@ -106,9 +121,12 @@ def register_derivatives(
 
     def first_backward(ctx, grad_output):
         wanted = [ctx.needs_input_grad[place] for place in differentiable]
-        if grad_output.is_cuda and wanted[0]:  # its additions come in any order
-            alert_not_deterministic(f"{name}_backward_cuda")
-        gradients = backward_operator(grad_output, *ctx.saved_tensors, *ctx.arguments, wanted)
+        if wanted[0] and needs_order(grad_output):  # the kernel adds atomically, torch's gather in one order
+            forward = of_differentiable(ctx.saved_tensors, ctx.arguments)
+            _, pull = torch.func.vjp(forward, *(ctx.saved_tensors[place] for place in differentiable))
+            gradients = pull(grad_output)
+        else:
+            gradients = backward_operator(grad_output, *ctx.saved_tensors, *ctx.arguments, wanted)
         results = [None] * (tensors + len(ctx.arguments))
         for place, gradient, is_wanted in zip(differentiable, gradients, wanted, strict=True):
             results[place] = gradient if is_wanted else None
@@ -120,13 +138,7 @@ def register_derivatives(
 
     def second_backward(ctx, *grads):
         grad_output, *saved = ctx.saved_tensors
-
-        def forward(*inputs):
-            given = list(saved)
-            for place, tensor in zip(differentiable, inputs, strict=True):
-                given[place] = tensor
-            return in_plain_torch(*given, *ctx.arguments)
-
+        forward = of_differentiable(saved, ctx.arguments)
         of_grad_output, *of_inputs = differentiate_twice(
             forward, grad_output, [saved[place] for place in differentiable], ctx.wanted, grads
         )

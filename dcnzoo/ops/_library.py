@@ -13,10 +13,14 @@ loaded: dict[str, Path] = {}  # device -> the library that was loaded
 problems: dict[str, str] = {}  # device -> why its library was not
 
 
+def _missing(path: Path) -> str:
+    return f"{path.name} is not in {path.parent}. {_BUILD}"
+
+
 def _load(device: str) -> None:
     path = _FOLDER / f"_C_{device}.so"
     if not path.exists():
-        problems[device] = f"{path.name} is not in {_FOLDER}. {_BUILD}"
+        problems[device] = _missing(path)
         return
     try:
         torch.ops.load_library(path)
@@ -30,7 +34,9 @@ _load("cpu")
 if "cpu" in loaded:
     # The CUDA library holds kernels only (the schemas are in the other one), and it needs
     # libtorch_cuda, which only a CUDA build of torch has loaded.
-    if torch.version.cuda is None:
+    if torch.version.hip is not None:
+        problems["cuda"] = "this torch is a ROCm build, and there are some for CUDA alone"
+    elif torch.version.cuda is None:
         problems["cuda"] = "this torch is a CPU build"
     else:
         _load("cuda")

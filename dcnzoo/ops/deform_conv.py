@@ -6,11 +6,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import _library, reference  # noqa: F401  (_library registers the operators)
-from ._arguments import Int1, Int2, Int3, check_arguments, check_devices, pair, single, triple
+from . import _backend, _library, reference  # noqa: F401  (_library registers the operators)
+from ._arguments import (
+    Int1,
+    Int2,
+    Int3,
+    check_arguments,
+    check_devices,
+    memory_format,
+    pair,
+    single,
+    triple,
+)
 from ._autocast import register_autocast
 from ._autograd import register_autograd
-from ._deterministic import alert_not_deterministic
 from ._vmap import register_vmap
 
 _backward = torch.ops.dcnzoo._deform_conv_backward.default
@@ -211,15 +220,6 @@ def _(
     )
 
 
-def memory_format(tensor: Tensor) -> torch.memory_format:
-    """The format in which kernels return maps: channels_last where ``tensor`` is so, else contiguous."""
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    last = formats.get(tensor.dim())
-    if last is not None and tensor.is_contiguous(memory_format=last) and not tensor.is_contiguous():
-        return last
-    return torch.contiguous_format
-
-
 def _setup_context(ctx, inputs, output):
     ctx.save_for_backward(*inputs[:4])
     ctx.arguments = inputs[5:]
@@ -227,13 +227,13 @@ def _setup_context(ctx, inputs, output):
 
 def _first_backward(ctx, grad_output):
     wanted = list(ctx.needs_input_grad[:5])
-    if grad_output.is_cuda and wanted[0]:  # its atomic additions come in any order
-        alert_not_deterministic("deform_conv_backward_cuda")
     gradients = _backward(grad_output, *ctx.saved_tensors, *ctx.arguments, wanted)
     return *(g if w else None for g, w in zip(gradients, wanted, strict=True)), *[None] * len(ctx.arguments)
 
 
 def _in_plain_torch(*arguments):
+    if _backend.choice == "reference":  # else it runs where the operator has checked
+        torch.ops.dcnzoo._check_deform_conv(*arguments, None)
     *arguments, _im2col_step = arguments
     return reference.deform_conv(*arguments)
 

@@ -11,12 +11,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import reference
-from ._arguments import Int1, Int2, Int3, check_arguments, check_devices, pair, single, triple
+from ._arguments import (
+    Int1,
+    Int2,
+    Int3,
+    check_arguments,
+    check_devices,
+    memory_format,
+    pair,
+    single,
+    triple,
+)
 from ._autocast import register_autocast
 from ._autograd import register_autograd
-from ._deterministic import alert_not_deterministic
 from ._vmap import register_vmap
-from .deform_conv import memory_format
 
 _deform_conv = torch.ops.dcnzoo.deform_conv.default
 _deform_conv_backward = torch.ops.dcnzoo._deform_conv_backward.default
@@ -108,8 +116,7 @@ def deform_conv_transpose2d(
 
     Raises:
         RuntimeError: a shape, dtype, device or value that does not fit; the message names the
-            argument, what was expected and what was given. On CUDA also under
-            ``torch.use_deterministic_algorithms(True)``: its additions come in any order.
+            argument, what was expected and what was given.
     """
     check_arguments("deform_conv_transpose2d", "in, out / groups", weight, 4, im2col_step)
     if offset is None and mask is None:
@@ -196,8 +203,6 @@ def _deform_conv_transpose(
     groups: int,
     im2col_step: int | None,
 ) -> Tensor:
-    if not torch.jit.is_scripting() and input.is_cuda:  # its atomic additions come in any order
-        alert_not_deterministic("deform_conv_transpose_cuda")
     # Behind an input of n pixels, torch allows output_padding >= stride where dilation is larger: that is
     # the output of an input with more pixels, whose last ones are zero.
     behind = [0] * (2 * len(stride))

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 
+#include "architectures.h"
 #include "tensor.h"
 
 namespace dcnzoo {
@@ -33,10 +34,13 @@ void launch(const char* name, void (*kernel)(Parameters...), unsigned blocks, di
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(on.get_device_index(), &stream));
   kernel<<<blocks, threads, 0, static_cast<cudaStream_t>(stream)>>>(arguments...);
   const cudaError_t error = cudaGetLastError();
-  check(error == cudaSuccess, name, ": ", cudaGetErrorString(error),
-        error == cudaErrorNoKernelImageForDevice
-            ? "; rebuild with DCNZOO_CUDA_ARCHS set to this GPU's architecture"
-            : "");
+  if (error == cudaErrorNoKernelImageForDevice) {
+    int major = 0, minor = 0;
+    cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, on.get_device_index());
+    cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, on.get_device_index());
+    fail(missing_architecture(name, 10 * major + minor, {__CUDA_ARCH_LIST__}));
+  }
+  check(error == cudaSuccess, name, ": ", cudaGetErrorString(error));
 #else  // where there is no GPU, tests run the kernels on threads of the host (tests/cuda/emulation)
   (void)name, (void)on;
   emulate(blocks, threads, [&] { kernel(arguments...); });

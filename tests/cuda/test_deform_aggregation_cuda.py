@@ -171,14 +171,17 @@ def test_offsets_that_are_no_places(kernels, bad):
 
 
 @on_gpu
-def test_backward_alerts_where_determinism_is_asked_for():
-    sample = dcnv3_cases.make("alert").to(torch.float32).map(lambda t: t.cuda()).leaves()
-    output = dcnv3(*sample.tensors, **sample.kwargs)
+def test_same_bits_where_order_is_asked_for():
+    sample = dcnv3_cases.make("order").to(torch.float32).map(lambda t: t.cuda()).leaves()
+    true = torch.autograd.grad(dcnv3(*sample.tensors, **sample.kwargs).square().sum(), sample.tensors)
     torch.use_deterministic_algorithms(True)
     try:
-        with pytest.raises(RuntimeError, match="dcnv3_backward_cuda does not have a deterministic"):
-            output.sum().backward()
-        input, offset, mask = sample.tensors
-        dcnv3(input.detach(), offset, mask, **sample.kwargs).sum().backward()  # has one order
+        results = [
+            torch.autograd.grad(dcnv3(*sample.tensors, **sample.kwargs).square().sum(), sample.tensors)
+            for _ in range(5)
+        ]
     finally:
         torch.use_deterministic_algorithms(False)
+    for gradients in results:
+        assert all(torch.equal(a, b) for a, b in zip(gradients, results[0], strict=True))
+    torch.testing.assert_close(results[0], true, rtol=1e-4, atol=1e-4)

@@ -204,12 +204,20 @@ def test_more_than_two_to_the_31_columns():
 
 
 @on_gpu
-def test_backward_alerts_where_determinism_is_asked_for():
-    leaves = cases.make("determinism", padding=1).map(lambda t: t.cuda()).leaves()
-    output = deform_conv2d(*leaves.tensors, padding=1)
+def test_same_bits_where_order_is_asked_for():
+    sample = cases.make("order", channels=12, size=(20, 21), offset_groups=2, padding=1).to(torch.float32)
+    leaves = sample.map(lambda t: t.cuda()).leaves()
+    oracle = sample.to(torch.float64).leaves()
+    true = torch.autograd.grad(cases.reference(oracle).square().sum(), oracle.given)
     torch.use_deterministic_algorithms(True)
     try:
-        with pytest.raises(RuntimeError, match="deform_conv_backward_cuda does not have a deterministic"):
-            output.sum().backward()
+        results = [
+            torch.autograd.grad(deform_conv2d(*leaves.tensors, padding=1).square().sum(), leaves.given)
+            for _ in range(5)
+        ]
     finally:
         torch.use_deterministic_algorithms(False)
+    for gradients in results:
+        assert all(torch.equal(a, b) for a, b in zip(gradients, results[0], strict=True))
+    for mine, expected in zip(results[0], true, strict=True):
+        assert_near(mine, expected, 1e-4)

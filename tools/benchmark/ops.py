@@ -32,7 +32,7 @@ from rivals import RIVALS, probe
 ROOT = Path(__file__).resolve().parents[2]
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 # dtypes when none are asked for; all but the first on the cases of the summary only
-DEFAULT_DTYPES = {"cpu": ("float32", "bfloat16"), "cuda": ("float32", "float16")}
+DEFAULT_DTYPES = {"cpu": ("float32", "bfloat16"), "cuda": ("float32", "float16", "bfloat16")}
 # How far a rival may be from dcnzoo, relative to the largest value, and still do the same work.
 AGREEMENT = {"float64": 1e-9, "float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
 # Interquartile range, relative to the median, above which the figures are not to be quoted.
@@ -57,7 +57,7 @@ def parse_args() -> argparse.Namespace:
         nargs="+",
         metavar="NAME",
         help=f"of {', '.join(DTYPES)} (default: float32, and on the cases of the summary bfloat16; "
-        "on a GPU float16)",
+        "on a GPU float16 too)",
     )
     add("--passes", nargs="+", metavar="NAME", help=f"of {', '.join(PASSES)} (default: both)")
     add("--device", choices=["cpu", "cuda"], default="cpu")
@@ -128,7 +128,9 @@ def main() -> None:
     known = families.load()
     present, absent = probe(args.rivals)
     contestants = {
-        family: [name for name in known[family].CONTESTANTS if _is_in(name, known[family], present)]
+        family: [
+            name for name in known[family].CONTESTANTS if _is_in(name, known[family], present, args.device)
+        ]
         for family in args.family
     }
     facts = machine.describe(args.device)
@@ -194,7 +196,9 @@ def main() -> None:
         console.print(f"written: {shown}", highlight=False, soft_wrap=True)
 
 
-def _is_in(name: str, module: ModuleType, present: dict[str, str]) -> bool:
+def _is_in(name: str, module: ModuleType, present: dict[str, str], device: str) -> bool:
+    if device == "cpu" and name in getattr(module, "GPU_ONLY", ()):
+        return False
     package = name.split()[0]
     return package == OURS or name in module.FLOORS or package in present
 

@@ -4,6 +4,7 @@ A module offers
     CASES        the cases, in the order in which they are shown
     CONTESTANTS  name -> prepare(case, tensors, threads), which returns a :class:`Call` or raises
                  :class:`Unsupported`; the first word of a name is the package that it comes from
+    GPU_ONLY     contestants that are left out on the CPU (need not be there)
     FLOORS       contestants that do less (a plain convolution): the better one is the unit of time
 and a case has
     name, group  what it is called (unique in its family) and the heading that it stands under

@@ -120,15 +120,16 @@ def _cases() -> list[Case]:
 CASES = _cases()
 
 
-def _dcnzoo(memory_format: torch.memory_format):
+def _dcnzoo(memory_format: torch.memory_format, backend: str = "auto"):
     def prepare(case: Case, t: dict, threads: int) -> Call:
-        from dcnzoo.ops import deform_conv2d
+        from dcnzoo.ops import _backend, deform_conv2d
 
         given = leaves(
             t["input"].contiguous(memory_format=memory_format), t["weight"], t["offset"], t["mask"]
         )
 
         def forward() -> Tensor:
+            _backend.choice = backend  # for the backward too, which follows before another contestant's turn
             return deform_conv2d(*given, None, case.stride, PADDING, 1, case.groups, case.im2col_step)
 
         return Call(forward, tuple(g for g in given if g is not None))
@@ -247,6 +248,7 @@ def _reference(case: Case, t: dict, threads: int) -> Call:
 CONTESTANTS = {
     OURS: _dcnzoo(torch.contiguous_format),
     f"{OURS} channels_last": _dcnzoo(torch.channels_last),
+    f"{OURS} fused channels_last": _dcnzoo(torch.channels_last, "fused"),
     "F.conv2d": _conv2d(torch.contiguous_format),
     "F.conv2d channels_last": _conv2d(torch.channels_last),
     "mmcv": _mmcv,
@@ -255,3 +257,4 @@ CONTESTANTS = {
     "tvdcn": _tvdcn,
     "reference": _reference,
 }
+GPU_ONLY = (f"{OURS} fused channels_last",)

@@ -1,0 +1,169 @@
+"""Which kernels an operator runs: fused, compiled or the reference (``DCNZOO_BACKEND``).
+
+The choice is made below the dispatcher: whoever calls or compiles the operator sees one and the same node.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from functools import cache
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from . import _library
+from ._deterministic import grad_input_in_order, needs_order
+
+BACKENDS = ("auto", "fused", "compiled", "reference")
+
+
+def _valid(name: str) -> str:
+    if name not in BACKENDS:
+        expected = f"{', '.join(BACKENDS[:-1])} or {BACKENDS[-1]}"
+        raise RuntimeError(f"DCNZOO_BACKEND: expected {expected}, got {name!r}")
+    return name
+
+
+choice = _valid(os.environ.get("DCNZOO_BACKEND", "auto"))
+
+
+@contextlib.contextmanager
+def using(name: str) -> Iterator[None]:
+    """Within it the GPU's operators take this backend: for tests and benchmarks. Not ``reference``."""
+    global choice
+    before, choice = choice, _valid(name)
+    try:
+        yield
+    finally:
+        choice = before
+
+
+@cache
+def _fused():
+    """The module of fused kernels; None where Triton is not installed."""
+    if find_spec("triton") is None:
+        return None
+    from . import fused
+
+    return fused
+
+
+def _tf32() -> bool:
+    # The compiled kernels multiply with torch's matmul: what is allowed there is allowed here, no more.
+    return torch.version.hip is None and torch.backends.cuda.matmul.fp32_precision == "tf32"
+
+
+def _problem(arguments: tuple):
+    """The call as the fused kernels take it; None where another backend is to run it.
+
+    Args:
+        arguments: those of ``dcnzoo::deform_conv``, and the output's gradient if there is one.
+    """
+    if choice not in ("auto", "fused"):
+        return None
+    fused = _fused()
+    if fused is None:
+        if choice == "auto":
+            return None
+        raise RuntimeError("DCNZOO_BACKEND=fused: expected Triton, found none: pip install triton")
+    input, weight, offset, mask, _bias, *geometry = arguments[:9]
+    if input.device.type == "cpu" and not fused.INTERPRETED:
+        return None
+    problem = fused.Problem(input, weight, offset, mask, *geometry, _tf32())
+    if choice == "auto" and not problem.is_faster():
+        return None
+    torch.ops.dcnzoo._check_deform_conv(*arguments)
+    return problem if problem.fits() else None
+
+
+def _forward(otherwise: Callable, *arguments) -> Tensor:
+    problem = _problem((*arguments, None))
+    if problem is None:
+        return otherwise(*arguments)
+    return _fused().forward(problem, bias=arguments[4])
+
+
+def _backward(otherwise: Callable, grad_output: Tensor, *arguments) -> tuple[Tensor, ...]:
+    *inputs, wanted = arguments
+    if wanted[0] and needs_order(grad_output):  # every kernel adds this gradient up atomically
+        torch.ops.dcnzoo._check_deform_conv(*inputs[:4], None, *inputs[4:], grad_output)
+        _, *others = _backward(otherwise, grad_output, *inputs, [False, *wanted[1:]])
+        return grad_input_in_order(grad_output, *inputs[:-1]), *others
+    problem = _problem((*inputs[:4], None, *inputs[4:], grad_output))
+    if problem is None:
+        return otherwise(grad_output, *arguments)
+    fused, none = _fused(), grad_output.new_empty(0)
+    results = [none] * 5
+    if wanted[1]:
+        results[1] = fused.grad_weight(problem, grad_output)
+    if wanted[0] or wanted[2] or wanted[3]:
+        gradients = fused.grad_samples(problem, grad_output, wanted[0], wanted[2], wanted[3])
+        for place, gradient in zip((0, 2, 3), gradients, strict=True):
+            results[place] = none if gradient is None else gradient
+    if wanted[4]:
+        results[4] = grad_output.sum((0, 2, 3))
+    return tuple(results)
+
+
+_CHOOSERS = {"dcnzoo::deform_conv": _forward, "dcnzoo::_deform_conv_backward": _backward}
+_implementations = torch.library.Library("dcnzoo", "IMPL")
+
+
+def missing(name: str, problem: str) -> str:
+    """What a call on a GPU without compiled kernels is told."""
+    fused = "; DCNZOO_BACKEND=fused runs 2-D convolutions without them" if name in _CHOOSERS else ""
+    operator = name.removeprefix("dcnzoo::").lstrip("_")
+    return f"{operator}: no compiled kernels for this GPU: {problem.rstrip('.')}{fused}"
+
+
+def register(key: str, problem: str | None = None) -> None:
+    """Let a device's operators choose among backends, and say why those without a kernel have none.
+
+    Args:
+        problem: why kernels are missing.
+    """
+    for name in torch._C._dispatch_get_all_op_names():
+        if not name.startswith("dcnzoo::") or torch._C._dispatch_has_kernel_for_dispatch_key(
+            name, "CompositeExplicitAutograd"
+        ):
+            continue
+        compiled = None
+        if torch._C._dispatch_has_kernel_for_dispatch_key(name, key):
+            compiled = torch.library.get_kernel(name, key)
+        chooser = _CHOOSERS.get(name)
+        if chooser is None and compiled is not None:
+            continue
+        kernel = _kernel(name, chooser, compiled, problem)
+        override(name.removeprefix("dcnzoo::"), kernel, key, with_keyset=True)
+
+
+def override(name: str, kernel: Callable, key: str, with_keyset: bool = False) -> None:
+    """Registers a kernel in the place of another, as is meant here: without torch's warning."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "(?s).*Overriding a previously registered kernel")
+        _implementations.impl(name, kernel, key, with_keyset=with_keyset)
+
+
+def _kernel(name: str, chooser: Callable | None, compiled, problem: str | None) -> Callable:
+    def kernel(keys, *arguments):
+        def otherwise(*arguments):
+            if compiled is None:
+                raise RuntimeError(missing(name, problem))
+            return compiled.call_boxed(keys, *arguments)
+
+        return otherwise(*arguments) if chooser is None else chooser(otherwise, *arguments)
+
+    return kernel
+
+
+if _library.has_ops():
+    if torch.version.cuda is not None or torch.version.hip is not None:
+        register("CUDA", _library.problems.get("cuda"))
+    if torch.version.xpu is not None:
+        register("XPU", "there are some for CUDA alone")
+    if choice == "fused":  # in Triton's interpreter; else the compiled kernels run
+        register("CPU")

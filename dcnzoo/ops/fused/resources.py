@@ -1,0 +1,78 @@
+"""What a kernel needs of a GPU that is not there: compiled ahead of time, read from the binary."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from . import kernels
+from .configs import Config
+
+KERNELS = {
+    "forward": kernels.forward_kernel,
+    "grad_weight": kernels.grad_weight_kernel,
+    "grad_samples": kernels.grad_samples_kernel,
+}
+CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+# bytes of shared memory that one block may have (CUDA C++ Programming Guide, compute capabilities)
+MOST_SHARED = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448}
+_TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
+# channels last, and offsets as a convolution gives them
+_ONE = ("output_channel", "offset_pixel", "mask_pixel")
+_MULTIPLES_OF_16 = (
+    *("channels", "group_channels", "outputs", "group_outputs", "slice_channels"),
+    *("output_pixel", "output_image"),
+)
+
+
+class Resources(NamedTuple):
+    registers: int  # of a thread
+    stack: int  # bytes of a thread: what did not fit into registers
+    shared: int  # bytes of a block
+    ptx: str
+
+
+def compile_for(
+    architecture: int, kernel: str, dtype: torch.dtype, config: Config, long_indices: bool = False
+) -> Resources:
+    """DCNv2 with channels that blocks divide, as networks have it, for ``sm_{architecture}``."""
+    function = KERNELS[kernel]
+    element = f"*{_TYPES[dtype]}"
+    pointers = dict.fromkeys(("input", "weight", "bias", "output", "grad_output"), element)
+    wide = ("offset", "mask", "partial", "grad_input", "grad_offset", "grad_mask")
+    pointers |= dict.fromkeys(wide, "*fp32")
+    flags = {name: True for name in function.arg_names if name.startswith(("HAS_", "WANT_"))}
+    constants = {
+        **flags, "WIDE": long_indices, "WHOLE": True, "UPCAST": False, "PRECISION": "tf32",
+        "BM": config.BM, "BN": config.BN, "BK": config.BK, **dict.fromkeys(_ONE, 1),
+    }  # fmt: skip
+    constants = {name: value for name, value in constants.items() if name in function.arg_names}
+    signature = {
+        name: "constexpr" if name in constants else pointers.get(name, "i32") for name in function.arg_names
+    }
+    divisible = {
+        (place,): [["tt.divisibility", 16]]
+        for place, name in enumerate(function.arg_names)
+        if name in pointers or name in _MULTIPLES_OF_16
+    }
+    compiled = triton.compile(
+        ASTSource(fn=function, signature=signature, constexprs=constants, attrs=divisible),
+        target=GPUTarget("cuda", architecture, 32),
+        options={"num_warps": config.warps, "num_stages": config.stages, "enable_fp_fusion": True},
+    )
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        usage = subprocess.run(
+            [CUOBJDUMP, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
+    registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", usage).groups())
+    return Resources(registers, stack, compiled.metadata.shared, compiled.asm["ptx"])

@@ -1,0 +1,148 @@
+"""The fused kernels on a GPU. Without one: tests/fused runs them in Triton's interpreter."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dcnzoo.ops import _backend, deform_conv2d, with_cuda
+
+from ..fused import interpreter
+from ..fused.test_fused import SAMPLES, assert_near, exact, gradient_for
+from ..op_cases import deform_conv
+
+pytestmark = [
+    pytest.mark.skipif(not with_cuda(), reason="no GPU, or no CUDA kernels: not run on a GPU"),
+    pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed"),
+]
+
+
+@pytest.fixture
+def fused():
+    with _backend.using("fused"):
+        yield
+
+
+def on_gpu(sample, dtype=torch.float32):
+    return sample.to(dtype).map(lambda t: t.cuda())
+
+
+def on_cpu(results):
+    return {name: result.cpu() for name, result in results.items()}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", list(SAMPLES))
+def test_matches_reference(name, dtype):
+    sample = SAMPLES[name].to(dtype)
+    expected = exact(sample)
+    grad = gradient_for(expected["output"]).to("cuda", dtype)
+    results = interpreter.run_kernels(on_gpu(sample, dtype), grad, "long" in name)
+    assert_near(on_cpu(results), expected, dtype)
+
+
+@pytest.mark.parametrize("kernel", ["forward", "grad_weight", "grad_samples"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_every_configuration_of_the_table(kernel, dtype):
+    from dcnzoo.ops import fused
+    from dcnzoo.ops.fused import configs
+
+    make = deform_conv.make("table", channels=256, out_channels=256, size=(9, 11), padding=1)
+    sample = on_gpu(make, dtype)
+    input, weight, offset, mask, bias = sample.tensors
+    problem = fused.Problem(input, weight, offset, mask, [1, 1], [1, 1], [1, 1], 1, allow_tf32=False)
+    expected = exact(make.to(dtype))
+    grad = gradient_for(expected["output"]).to("cuda", dtype)
+    entry = configs.entry_of(configs.target_of(False))
+    for sizes in entry[kernel]["float32" if dtype == torch.float32 else "half"]:
+        config = configs.Config(*sizes)
+        if kernel == "forward":
+            results = {"output": fused.forward(problem, bias, config)}
+        elif kernel == "grad_weight":
+            results = {"weight": fused.grad_weight(problem, grad, config)}
+        else:
+            gradients = fused.grad_samples(problem, grad, True, True, True, config)
+            results = dict(zip(("input", "offset", "mask"), gradients, strict=True))
+        assert_near(on_cpu(results), expected, dtype)
+
+
+def test_operator_and_opcheck(fused):
+    sample = on_gpu(deform_conv.make("operator", channels=32, out_channels=32, padding=1))
+    for overload, arguments in deform_conv.overload_calls(sample):
+        torch.library.opcheck(overload, arguments)
+
+
+def test_tf32_where_it_is_allowed(fused):
+    sample = deform_conv.make("tf32", channels=64, out_channels=64, padding=1).to(torch.float32)
+    expected = exact(sample)["output"]
+    before = torch.backends.cuda.matmul.allow_tf32
+    try:
+        for allowed, tolerance in ((False, 1e-5), (True, 4e-3)):
+            torch.backends.cuda.matmul.allow_tf32 = allowed
+            output = deform_conv.call(on_gpu(sample)).cpu().double()
+            torch.testing.assert_close(output, expected, rtol=0, atol=tolerance * expected.abs().max().item())
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def test_same_bits_where_order_is_asked_for(fused):
+    leaves = on_gpu(
+        deform_conv.make("order", channels=64, out_channels=48, size=(30, 31), padding=1)
+    ).leaves()
+    torch.use_deterministic_algorithms(True)
+    try:
+        results = [
+            torch.autograd.grad(deform_conv.call(leaves).square().sum(), leaves.given) for _ in range(5)
+        ]
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_cuda_graph(fused):
+    sample = on_gpu(deform_conv.make("graph", channels=32, out_channels=32, padding=1), torch.float16)
+    with torch.no_grad():
+        expected = deform_conv.call(sample)  # compiles the kernel
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            output = deform_conv.call(sample)
+        output.zero_()
+        graph.replay()
+    torch.testing.assert_close(output, expected)
+
+
+def test_current_stream_and_device(fused):
+    device = torch.device("cuda", torch.cuda.device_count() - 1)
+    sample = deform_conv.make("stream", channels=32, out_channels=32, padding=1).to(torch.float32)
+    sample = sample.map(lambda t: t.to(device))
+    expected = deform_conv.call(sample)
+    torch.cuda.synchronize(device)
+    with torch.cuda.stream(torch.cuda.Stream(device)):
+        torch.cuda._sleep(10_000_000)  # anything on another stream would read the input before it is there
+        output = deform_conv.call(sample.map(lambda t: t * 1))
+    torch.cuda.synchronize(device)
+    assert output.device == device
+    torch.testing.assert_close(output, expected)
+
+
+def test_more_than_two_to_the_31_elements(fused):
+    channels, size = 256, 2912
+    assert channels * size * size > 2**31
+    input = torch.randn(1, channels, size, size, device="cuda", dtype=torch.float16)
+    input = input.contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(16, channels, 1, 1, device="cuda", dtype=torch.float16) / 16
+    offset = torch.zeros(1, 2, size, size, device="cuda", dtype=torch.float16)
+    output = deform_conv2d(input, weight, offset)
+    torch.testing.assert_close(output, F.conv2d(input, weight), rtol=1e-2, atol=1e-2)
+
+
+def test_compiled_with_inductor(fused):
+    torch._dynamo.reset()
+    sample = on_gpu(deform_conv.make("inductor", channels=32, out_channels=32, padding=1))
+    compiled = torch.compile(lambda *t: deform_conv2d(*t, padding=1).relu(), fullgraph=True)
+    expected = deform_conv.reference(sample).relu()
+    torch.testing.assert_close(compiled(*sample.tensors), expected, rtol=1e-4, atol=1e-4)

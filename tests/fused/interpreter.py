@@ -1,0 +1,107 @@
+"""Runs in a process of its own, where Triton interprets kernels: that is decided when it is imported."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from ..op_cases import Sample, deform_conv
+
+GRADIENTS = ("input", "weight", "offset", "mask", "bias")
+ENVIRONMENT = {"TRITON_INTERPRET": "1", "DCNZOO_BACKEND": "fused", "OMP_NUM_THREADS": "1"}
+
+
+class Interpreter:
+    """Calls functions of this module in the other process."""
+
+    def __init__(self):
+        self.pool = ProcessPoolExecutor(1, get_context("spawn"))
+
+    def __call__(self, function, *arguments):
+        with mock.patch.dict(os.environ, ENVIRONMENT):  # the process begins with the first call
+            return self.pool.submit(function, *arguments).result()
+
+
+def run_kernels(sample: Sample, grad: Tensor, long_indices: bool = False) -> dict[str, Tensor]:
+    """Output and gradients by the kernels themselves, also where they would not be chosen."""
+    from dcnzoo.ops import fused
+
+    input, weight, offset, mask, bias = sample.tensors
+    geometry = [list(v) for v in deform_conv.geometry(sample, stride=1, padding=0, dilation=1)]
+    problem = fused.Problem(
+        input, weight, offset, mask, *geometry, sample.kwargs.get("groups", 1), allow_tf32=False
+    )
+    extent = fused._extent
+    try:
+        if long_indices:
+            fused._extent = lambda tensor: 2**31
+        results = {"output": fused.forward(problem, bias), "weight": fused.grad_weight(problem, grad)}
+        wanted = (True, offset is not None, mask is not None)
+        gradients = fused.grad_samples(problem, grad, *wanted)
+    finally:
+        fused._extent = extent
+    results |= dict(zip(("input", "offset", "mask"), gradients, strict=True))
+    return {name: result for name, result in results.items() if result is not None}
+
+
+def call_operator(sample: Sample, grad: Tensor, ordered: bool = False) -> tuple[list[str], dict[str, Tensor]]:
+    """The public function: which kernels it ran, and its output and gradients."""
+    from dcnzoo.ops import _backend, fused
+
+    ran = []
+
+    def recorded(name: str):
+        function = getattr(fused, name)
+
+        def record(problem, *arguments, **options):
+            ran.append(f"{name}{arguments[1:]}" if name == "grad_samples" else name)
+            return function(problem, *arguments, **options)
+
+        return mock.patch.object(fused, name, record)
+
+    leaves = sample.leaves()
+    needs_order = mock.patch.object(_backend, "needs_order", lambda tensor: ordered)
+    with recorded("forward"), recorded("grad_weight"), recorded("grad_samples"), needs_order:
+        output = deform_conv.call(leaves)
+        gradients = torch.autograd.grad(output, leaves.given, grad)
+    names = [name for name, tensor in zip(GRADIENTS, leaves.tensors, strict=True) if tensor is not None]
+    return ran, {"output": output.detach(), **dict(zip(names, gradients, strict=True))}
+
+
+def chosen_by_auto(sample: Sample, grad: Tensor, listed: list[str]) -> list[str]:
+    """What runs if the table lists these types as faster."""
+    from dcnzoo.ops import _backend
+    from dcnzoo.ops.fused import configs
+
+    entry = mock.patch.dict(configs.table()["interpreter"], auto=listed)
+    with entry, _backend.using("auto"):
+        return call_operator(sample, grad)[0]
+
+
+def opcheck(sample: Sample) -> None:
+    for overload, arguments in deform_conv.overload_calls(sample):
+        torch.library.opcheck(overload, arguments)
+
+
+def nodes_when_compiled(sample: Sample) -> list[str]:
+    """What torch.compile sees of the operator, in one graph."""
+    from torch._dynamo.testing import EagerAndRecordGraphs
+
+    graphs = EagerAndRecordGraphs()
+    compiled = torch.compile(lambda sample: deform_conv.call(sample), backend=graphs, fullgraph=True)
+    compiled(sample)
+    (graph,) = graphs.graphs
+    return [str(node.target) for node in graph.graph.nodes if node.op.startswith("call")]
+
+
+def error_of(function: str, sample: Sample) -> str:
+    try:
+        deform_conv.call_by_name(function, sample)
+    except RuntimeError as error:
+        return str(error)
+    return "none"

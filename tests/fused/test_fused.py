@@ -1,0 +1,235 @@
+"""The fused kernels in Triton's interpreter, against the reference in float64."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import pytest
+import torch
+
+from dcnzoo.ops import reference
+
+from ..op_cases import Sample, deform_conv
+from . import interpreter
+
+pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+
+WIDE = {"channels": 64, "out_channels": 64, "size": (4, 5), "padding": 1}
+# one channel to a group is nothing to multiply: never fused
+NEVER_FUSED = {"neither", "depthwise", "one to one", "one to one, 70 channels", "one to one, 128 channels"}
+SAMPLES = [
+    *(sample for sample in deform_conv.samples() if sample.name not in NEVER_FUSED),
+    deform_conv.make("whole blocks", **WIDE),
+    deform_conv.make("whole blocks, long indices", **WIDE, mask_groups=None),
+    # two slices of channels to an offset group, or to a mask group
+    deform_conv.make("groups of groups", **WIDE, groups=4, offset_groups=2),
+    deform_conv.make("more mask than offset groups", **WIDE, groups=2, mask_groups=4, offset_groups=1),
+    deform_conv.make("first layer", channels=3, out_channels=20, stride=2, padding=(1, 0)),
+    deform_conv.make("more blocks than splits are needed for", size=(30, 31), channels=5, batch=1),
+]
+SAMPLES = {sample.name: sample for sample in SAMPLES}
+# run in `make test-all` only: what they add is size
+SLOW = {"more blocks than splits are needed for", "batch 5, step 2", "all groups differ", "mask groups"}
+SLOW |= {"offset groups across conv groups", "asymmetric v1 without bias", "more rows than a tile"}
+every_sample = pytest.mark.parametrize(
+    "sample",
+    [pytest.param(s, id=n, marks=pytest.mark.slow if n in SLOW else ()) for n, s in SAMPLES.items()],
+)
+
+
+@pytest.fixture(scope="session")
+def interpret():
+    interpret = interpreter.Interpreter()
+    yield interpret
+    interpret.pool.shutdown()
+
+
+def gradient_for(expected: torch.Tensor) -> torch.Tensor:
+    return torch.linspace(-1, 1, expected.numel(), dtype=torch.float64).view(expected.shape)
+
+
+def exact(sample: Sample) -> dict[str, torch.Tensor]:
+    """Output and gradients by the reference in float64, of the values that ``sample`` has."""
+    leaves = sample.to(torch.float64).leaves()
+    output = deform_conv.reference(leaves)
+    gradients = torch.autograd.grad(output, leaves.given, gradient_for(output))
+    names = [n for n, t in zip(interpreter.GRADIENTS, leaves.tensors, strict=True) if t is not None]
+    return {"output": output.detach(), **dict(zip(names, gradients, strict=True))}
+
+
+def assert_near(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], dtype) -> None:
+    assert actual
+    for name, result in actual.items():
+        largest = expected[name].abs().max().item() if result.numel() else 0.0
+        close = {"rtol": TOLERANCE[dtype], "atol": TOLERANCE[dtype] * max(1.0, largest)}
+        torch.testing.assert_close(result.double(), expected[name], **close, msg=lambda m: f"{name}: {m}")  # noqa: B023
+
+
+@every_sample
+def test_matches_reference(interpret, sample):
+    sample = sample.to(torch.float32)
+    expected = exact(sample)
+    grad = gradient_for(expected["output"]).float()
+    results = interpret(interpreter.run_kernels, sample, grad, "long" in sample.name)
+    given = [n for n, t in zip(interpreter.GRADIENTS, sample.tensors, strict=True) if t is not None]
+    assert {*results, "bias"} == {*given, "output", "bias"}
+    assert_near(results, expected, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["v2", "groups of groups"])
+def test_half_types(interpret, name, dtype):
+    sample = SAMPLES[name].to(dtype)
+    expected = exact(sample)
+    results = interpret(interpreter.run_kernels, sample, gradient_for(expected["output"]).to(dtype))
+    assert all(result.dtype == dtype for result in results.values())
+    assert_near(results, expected, dtype)
+
+
+def test_float32_fields_with_half_maps(interpret):
+    input, weight, offset, mask, bias = SAMPLES["v2"].to(torch.float32).tensors
+    half = [t.to(torch.bfloat16) for t in (input, weight, bias)]
+    sample = Sample("", (half[0], half[1], offset, mask, half[2]), {"padding": 1})
+    expected = exact(sample)
+    grad = gradient_for(expected["output"]).bfloat16()
+    results = interpret(interpreter.run_kernels, sample, grad)
+    assert results["offset"].dtype == results["mask"].dtype == torch.float32
+    assert_near(results, expected, torch.bfloat16)
+
+
+@pytest.mark.parametrize("value", [float("nan"), -float("inf"), 1e30])
+def test_points_that_are_nowhere_contribute_nothing(interpret, value):
+    input, weight, offset, mask, _ = deform_conv.make("nowhere", padding=1).to(torch.float32).tensors
+    infinite = torch.full_like(input, float("inf"))
+    sample = Sample("", (infinite, weight, torch.full_like(offset, value), mask, None), {"padding": 1})
+    grad = torch.ones_like(deform_conv.reference(sample))
+    for name, result in interpret(interpreter.run_kernels, sample, grad).items():
+        assert (result == 0).all(), name
+
+
+def test_border(interpret):
+    """At -1 and at the size a sample is zero and has no gradient; in between it fades out."""
+    ones = torch.ones(1, 1, 1, 4)
+    offset = torch.zeros(1, 2, 1, 4)
+    offset[0, 1, 0] = torch.tensor([-1.0, -1.5, 1.5, 1.0])  # x at -1, -0.5, 3.5, 4
+    sample = Sample("", (ones, ones[..., :1], offset, None, None))
+    results = interpret(interpreter.run_kernels, sample, ones)
+    assert results["output"].flatten().tolist() == [0, 0.5, 0.5, 0]
+    assert results["offset"][0, 1, 0].tolist() == [0, 1, -1, 0]
+
+
+@pytest.mark.parametrize("shift", [(0, 0), (1, -2), (-9, 3)])
+def test_whole_offsets_move_the_input(interpret, shift):
+    """On pixels' centres: what torch's own convolution gives of the moved map."""
+    input, weight, offset, _, bias = deform_conv.make("whole", padding=1).to(torch.float32).tensors
+    moved = torch.empty_like(offset)
+    moved[:, 0::2], moved[:, 1::2] = shift
+    sample = Sample("", (input, weight, moved, None, bias), {"padding": 1})
+    room = max(map(abs, shift)) + 1
+    padded = torch.nn.functional.pad(input, [room] * 4).roll((-shift[0], -shift[1]), (2, 3))
+    full = torch.nn.functional.conv2d(padded, weight, bias)
+    height, width = offset.shape[2:]
+    expected = full[:, :, room - 1 : room - 1 + height, room - 1 : room - 1 + width]
+    output = interpret(interpreter.run_kernels, sample, torch.ones_like(expected))["output"]
+    torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_memory_formats(interpret):
+    """Channels last in and out; offset and mask as parts of one map, in either format."""
+    sample = SAMPLES["whole blocks"].to(torch.float32)
+    expected = exact(sample)
+    grad = gradient_for(expected["output"]).float()
+    both = torch.cat(sample.tensors[2:4], 1)
+    for layout in (torch.channels_last, torch.contiguous_format):
+        offset, mask = both.contiguous(memory_format=layout).split([12, 6], 1)
+        input = sample.tensors[0].contiguous(memory_format=layout)
+        changed = Sample("", (input, sample.tensors[1], offset, mask, sample.tensors[4]), sample.kwargs)
+        results = interpret(interpreter.run_kernels, changed, grad.contiguous(memory_format=layout))
+        for name in ("input", "output"):
+            assert results[name].is_contiguous(memory_format=layout)
+        assert_near(results, expected, torch.float32)
+
+
+def test_no_copy_of_a_field_whose_rows_follow_one_another():
+    from dcnzoo.ops import fused
+
+    both = torch.zeros(2, 18, 4, 5)
+    for layout in (torch.channels_last, torch.contiguous_format):
+        offset, mask = both.contiguous(memory_format=layout).split([12, 6], 1)
+        assert fused._strided(offset) is offset and fused._strided(mask) is mask
+    gap = both[..., :4]
+    assert fused._strided(gap).is_contiguous() and not gap.is_contiguous()
+
+
+ALL = ["forward", "grad_weight", "grad_samples(True, True, True)"]
+
+
+@pytest.mark.parametrize(
+    ("name", "kernels"), [("v2", ALL), ("groups of groups", ALL), ("groups", []), ("empty batch", ALL)]
+)
+def test_operator_runs_fused_kernels_where_they_fit(interpret, name, kernels):
+    sample = SAMPLES[name].to(torch.float32)
+    expected = exact(sample)
+    ran, results = interpret(interpreter.call_operator, sample, gradient_for(expected["output"]).float())
+    assert ran == kernels
+    assert_near(results, expected, torch.float32)
+
+
+def test_sums_in_one_order_where_asked_for(interpret):
+    sample = SAMPLES["v2"].to(torch.float32)
+    expected = exact(sample)
+    grad = gradient_for(expected["output"]).float()
+    ran, results = interpret(interpreter.call_operator, sample, grad, True)
+    assert ran == ["forward", "grad_weight", "grad_samples(False, True, True)"]
+    assert_near(results, expected, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "listed", "kernels"),
+    [
+        (torch.bfloat16, ["bfloat16"], ALL),
+        (torch.bfloat16, ["float16"], []),
+        (torch.float32, ["float32"], []),  # TF32 is not allowed
+    ],
+    ids=["listed", "not listed", "float32 without TF32"],
+)
+def test_auto_takes_what_the_table_lists_as_faster(interpret, dtype, listed, kernels):
+    sample = SAMPLES["one output pixel"].to(dtype)
+    grad = gradient_for(exact(sample)["output"]).to(dtype)
+    assert interpret(interpreter.chosen_by_auto, sample, grad, listed) == kernels
+
+
+def test_one_dimension_is_left_to_the_compiled_kernels(interpret):
+    sample = next(deform_conv.samples(1)).to(torch.float32)
+    expected = exact(sample)
+    ran, results = interpret(interpreter.call_operator, sample, gradient_for(expected["output"]).float())
+    assert ran == []
+    assert_near(results, expected, torch.float32)
+
+
+def test_opcheck(interpret):
+    interpret(interpreter.opcheck, deform_conv.make("opcheck", size=(3, 4), padding=1).to(torch.float32))
+
+
+def test_torch_compile_sees_one_node(interpret):
+    nodes = interpret(interpreter.nodes_when_compiled, SAMPLES["one output pixel"].to(torch.float32))
+    assert nodes == ["dcnzoo.deform_conv"]
+
+
+def test_errors_are_those_of_the_compiled_kernels(interpret):
+    rows = deform_conv.invalid(2)
+    for row, message in rows[:: len(rows) // 8]:
+        error = interpret(interpreter.error_of, "deform_conv2d", row)
+        assert message in error and len(error.splitlines()) == 1
+
+
+def test_what_the_reference_calls_a_point_is_where_kernels_read():
+    """The samples reach beyond every side of the map, so that no branch of the border rule is left out."""
+    sample = SAMPLES["far outside"]
+    points = reference.sampling_points(
+        sample.tensors[2], (3, 2), sample.tensors[2].shape[2:], (1, 1), (1, 1), (1, 1), sample.tensors[0]
+    )
+    y, x = points.unbind(3)
+    assert y.min() < -1 and y.max() > 7 and x.min() < -1 and x.max() > 10

@@ -1,0 +1,62 @@
+"""Every fused kernel, compiled for GPUs that are not there: no spills, and it fits."""
+
+from __future__ import annotations
+
+import json
+import re
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+import dcnzoo
+
+if find_spec("triton") is None:
+    pytest.skip("Triton is not installed", allow_module_level=True)
+from dcnzoo.ops.fused import resources
+from dcnzoo.ops.fused.configs import Config
+
+pytestmark = pytest.mark.skipif(
+    not resources.CUOBJDUMP.exists(), reason=f"no {resources.CUOBJDUMP.name} beside Triton"
+)
+TABLE = json.loads((Path(dcnzoo.__file__).parent / "ops/fused/configs.json").read_text())
+# what multiplies on tensor cores
+PRODUCT = {80: "mma.sync", 86: "mma.sync", 89: "mma.sync", 90: "wgmma|mma.sync", 100: "tcgen05.mma|mma.sync"}
+
+
+def check(architecture: int, kernel: str, dtype: torch.dtype, config: Config) -> None:
+    found = resources.compile_for(architecture, kernel, dtype, config)
+    assert found.stack == 0, f"{found.stack} bytes of a thread are spilled, {found.registers} registers"
+    assert found.shared <= resources.MOST_SHARED[architecture]
+    assert re.search(PRODUCT[architecture], found.ptx)
+    # input is read 16 bytes at a time: channels are neighbours
+    assert re.search(r"cp\.async\.cg|ld\.global[a-z0-9.:_]*\.v4", found.ptx)
+    if kernel == "grad_samples":
+        # nothing waits for an addition
+        assert re.search(r"(red|atom)\.[a-z.]*relaxed\.[a-z.]*add", found.ptx)
+
+
+@pytest.mark.parametrize("architecture", [80, 90, 100])
+@pytest.mark.parametrize("kernel", list(resources.KERNELS))
+def test_first_choice_does_not_spill(architecture, kernel):
+    sizes = TABLE[f"sm_{architecture}"][kernel]["half"][0]
+    check(architecture, kernel, torch.bfloat16, Config(*sizes))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", PRODUCT)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("kernel", list(resources.KERNELS))
+def test_the_table_does_not_spill(architecture, dtype, kernel):
+    kind = "float32" if dtype == torch.float32 else "half"
+    for sizes in TABLE[f"sm_{architecture}"][kernel][kind]:
+        check(architecture, kernel, dtype, Config(*sizes))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", list(resources.KERNELS))
+def test_long_indices_compile(kernel):
+    sizes = TABLE["sm_90"][kernel]["half"][-1]
+    found = resources.compile_for(90, kernel, torch.bfloat16, Config(*sizes), long_indices=True)
+    assert found.shared <= resources.MOST_SHARED[90]

@@ -1,0 +1,113 @@
+"""DCNZOO_BACKEND, and what a GPU is told that has no kernels. Fused kernels: tests/fused."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from dcnzoo.ops import _backend
+
+
+def run(code: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True
+    )
+
+
+CALL = """
+import torch
+from dcnzoo.ops import deform_conv2d
+x, w, offset = torch.randn(1, 3, 5, 6, requires_grad=True), torch.randn(4, 3, 3, 2), torch.zeros(1, 12, 5, 7)
+out = deform_conv2d(x, w, offset, padding=1)
+out.sum().backward()
+assert torch.allclose(out, torch.nn.functional.conv2d(x, w, padding=1), atol=1e-5)
+print(type(out.grad_fn).__name__)
+"""
+
+
+def test_unknown_backend():
+    child = run("import dcnzoo.ops", DCNZOO_BACKEND="cuda")
+    expected = "DCNZOO_BACKEND: expected auto, fused, compiled or reference, got 'cuda'"
+    assert child.stderr.splitlines()[-1] == f"RuntimeError: {expected}"
+
+
+@pytest.mark.parametrize("backend", ["auto", "compiled", "reference"])
+def test_backends_agree(backend):
+    child = run(CALL, DCNZOO_BACKEND=backend)
+    assert child.returncode == 0, child.stderr
+    # the reference is differentiated by torch itself
+    assert ("dcnzoo_deform_conv" in child.stdout) == (backend != "reference")
+
+
+def test_reference_in_inference_mode_and_its_checks():
+    code = """
+import torch
+from dcnzoo.ops import deform_conv2d, reference
+reference.deform_conv = lambda input, *arguments: input.new_full((1, 4, 5, 7), 7)
+arguments = torch.randn(1, 3, 5, 6), torch.randn(4, 3, 3, 2), torch.zeros(1, 12, 5, 7)
+with torch.inference_mode():
+    assert (deform_conv2d(*arguments, padding=1) == 7).all()
+deform_conv2d(*arguments, padding=0)
+"""
+    child = run(code, DCNZOO_BACKEND="reference")
+    assert child.stderr.splitlines()[-1].startswith("RuntimeError: deform_conv2d: offset: expected spatial")
+
+
+def test_fused_without_triton():
+    code = f"import importlib.util as u; u.find_spec = lambda *_: None\n{CALL}"
+    child = run(code, DCNZOO_BACKEND="fused")
+    last = child.stderr.splitlines()[-1]
+    assert last == "RuntimeError: DCNZOO_BACKEND=fused: expected Triton, found none: pip install triton"
+
+
+def test_gpu_without_compiled_kernels():
+    """Every operator says what to do; asked on the CPU, with the GPU's key."""
+    code = """
+import torch
+from dcnzoo.ops import _backend, _library
+problem = _library._missing(_library._FOLDER / "_C_cuda.so")
+_backend.register("CUDA", problem)
+key = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+x, w, offset = torch.randn(1, 3, 5, 6), torch.randn(4, 3, 3, 2), torch.zeros(1, 12, 5, 7)
+for operator, arguments in (
+    (torch.ops.dcnzoo.nms.default, (torch.rand(3, 4), torch.rand(3), 0.5)),
+    (torch.ops.dcnzoo.deform_conv.default, (x, w, offset, None, None, [1, 1], [1, 1], [1, 1], 1, None)),
+):
+    try:
+        operator.redispatch(key, *arguments)
+    except RuntimeError as error:
+        print(error)
+"""
+    nms, conv = run(code).stdout.splitlines()
+    expected = "no compiled kernels for this GPU: _C_cuda.so is not in"
+    build = "pip install -e . --no-build-isolation"
+    assert nms.startswith(f"nms: {expected}") and build in nms and "DCNZOO_BACKEND" not in nms
+    assert conv.startswith(f"deform_conv: {expected}") and build in conv
+    assert conv.endswith("; DCNZOO_BACKEND=fused runs 2-D convolutions without them")
+
+
+@pytest.fixture
+def matmul_precision():
+    before = torch.backends.cuda.matmul.allow_tf32
+    yield
+    torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def test_tf32_only_where_torch_allows_it(matmul_precision):
+    torch.backends.cuda.matmul.allow_tf32 = False
+    assert not _backend._tf32()
+    torch.backends.cuda.matmul.allow_tf32 = True
+    assert _backend._tf32()
+
+
+def test_using():
+    assert _backend.choice == "auto"
+    with _backend.using("compiled"):
+        assert _backend.choice == "compiled"
+    assert _backend.choice == "auto"
+    with pytest.raises(RuntimeError, match="expected auto, fused, compiled or reference, got 'slow'"):
+        _backend.using("slow").__enter__()

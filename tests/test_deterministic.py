@@ -1,0 +1,79 @@
+"""Sums in one order, for devices whose kernels have none; here on the CPU, in the GPU's stead."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dcnzoo.ops import _autograd, _backend, _deterministic
+
+from . import op_cases
+from .op_cases import deform_conv
+
+SAMPLES = [(rank, sample) for rank in (1, 2, 3) for sample in deform_conv.samples(rank)]
+
+
+@pytest.mark.parametrize("rank, sample", SAMPLES, ids=[f"{r}-{s.name}" for r, s in SAMPLES])
+def test_grad_input_in_order(rank, sample):
+    leaves = sample.leaves()
+    output = deform_conv.reference(leaves)
+    grad = torch.linspace(-1, 1, output.numel(), dtype=torch.float64).view(output.shape)
+    (expected,) = torch.autograd.grad(output, leaves.tensors[:1], grad)
+    geometry = deform_conv.geometry(sample, stride=1, padding=0, dilation=1)
+    groups = sample.kwargs.get("groups", 1)
+    result = _deterministic.grad_input_in_order(grad, *sample.tensors[:4], *geometry, groups)
+    torch.testing.assert_close(result, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_in_half_precision_and_channels_last():
+    sample = deform_conv.make("half", padding=1).to(torch.bfloat16)
+    input, weight, offset, mask, _ = sample.tensors
+    input = input.contiguous(memory_format=torch.channels_last)
+    grad = torch.ones(2, 4, 7, 11, dtype=torch.bfloat16)
+    arguments = (weight, offset, mask, (1, 1), (1, 1), (1, 1), 1)
+    result = _deterministic.grad_input_in_order(grad, input, *arguments)
+    exact = [t.double() if isinstance(t, torch.Tensor) else t for t in (grad, input, *arguments)]
+    assert result.dtype == torch.bfloat16 and result.is_contiguous(memory_format=torch.channels_last)
+    expected = _deterministic.grad_input_in_order(*exact)
+    torch.testing.assert_close(result.double(), expected, rtol=2**-8, atol=2**-8)
+
+
+def test_only_this_gradient_is_left_to_it(monkeypatch):
+    sample = deform_conv.make("part", padding=1)
+    *_, (_, arguments) = deform_conv.overload_calls(sample)
+    asked = []
+
+    def compiled(*arguments):
+        asked.append(arguments[-1])
+        return torch.ops.dcnzoo._deform_conv_backward(*arguments)
+
+    expected = _backend._backward(compiled, *arguments)
+    monkeypatch.setattr(_backend, "needs_order", lambda tensor: True)
+    results = _backend._backward(compiled, *arguments)
+    assert asked == [[True] * 5, [False, True, True, True, True]]
+    torch.testing.assert_close(results, expected)
+
+
+OTHERS = [op for op in op_cases.operators() if op.name in ("dcnv3", "dcnv4", "ms_deform_attn")]
+
+
+@pytest.mark.parametrize("op", OTHERS, ids=lambda op: op.name)
+def test_operators_whose_reference_takes_the_kernels_place(op, monkeypatch):
+    results = []
+    for ordered in (False, True):
+        monkeypatch.setattr(_autograd, "needs_order", lambda tensor, ordered=ordered: ordered)
+        leaves = op.forms()[0].leaves()
+        first = torch.autograd.grad(op.call(leaves).square().sum(), leaves.given, create_graph=True)
+        results.append([*first, *torch.autograd.grad(sum(g.square().sum() for g in first), leaves.given)])
+    assert len(OTHERS) == 3
+    torch.testing.assert_close(*results)
+
+
+def test_order_is_asked_for_by_torchs_switch():
+    on_gpu = torch.empty(0, device="meta")
+    assert not _deterministic.needs_order(on_gpu)
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert not _deterministic.needs_order(torch.empty(0))
+    finally:
+        torch.use_deterministic_algorithms(False)
