@@ -8,8 +8,7 @@ PIP    := $(RUN) -m pip --quiet --disable-pip-version-check
 OPS := $(shell find ops -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-onedl test-others test-matrix coverage fuzz sanitize peers bench gpu \
-        zoo docs lint format wheel clean
+.PHONY: help setup demo test test-all test-onedl test-others test-matrix coverage peers fuzz sanitize bench gpu zoo docs lint format wheel clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'

@@ -24,7 +24,7 @@ import dcnzoo.models
 # after dcnzoo.models, which mends what the others import
 # isort: split
 import torch
-from families import FAMILIES, MMDET, ROOT, small
+from small_detectors import FAMILIES, MMDET, ROOT, small
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
