@@ -91,7 +91,7 @@ def plot_detections(
     for column, (heading, per_image) in enumerate(columns.items()):
         grid[0, column].set_title(heading, fontsize=11, fontweight="bold")
         for row, (image, instances) in enumerate(zip(images, per_image, strict=True)):
-            _show(grid[row, column], image)
+            show_image(grid[row, column], image)
             _draw_instances(grid[row, column], instances.above(threshold), classes, palette)
     return figure
 
@@ -123,7 +123,7 @@ def plot_sampling(
             opacity = 0.15 + 0.85 * strength[:, None]
             faces = np.hstack([np.tile([0.84, 0.12, 0.12], (len(points), 1)), opacity])
             edges = np.hstack([np.ones((len(points), 3)), opacity])
-            _show(axes, image)
+            show_image(axes, image)
             y, x = points.numpy().T
             axes.scatter(x, y, s=12, c=faces, edgecolors=edges, linewidths=0.4)
             axes.plot(*location[::-1], "+", color="#22d3ee", ms=13, mew=2.2)
@@ -140,7 +140,7 @@ def _figure(width: float, height: float, columns: int = 1, rows: int = 1) -> Fig
     return figure
 
 
-def _show(axes: Axes, image: np.ndarray) -> None:
+def show_image(axes: Axes, image: np.ndarray) -> None:
     height, width = image.shape[:2]
     axes.imshow(image, interpolation="nearest")
     axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), xticks=[], yticks=[])

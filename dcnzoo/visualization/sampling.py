@@ -115,14 +115,27 @@ def trace_sampling(
     points = torch.tensor([location], dtype=torch.float32)
     weight = torch.ones(1)
     for field in reversed(fields):
-        out = torch.tensor(field.points.shape[-2:])
-        # convolutions with symmetric padding are centred on pixel i · stride
-        index = (points * out / image).round().long()
-        y, x = index.clamp(torch.zeros(2, dtype=torch.long), out - 1).unbind(1)
+        y, x = nearest_output(field, points, image_size).unbind(1)
         sampled = field.points[:, :, y, x].permute(2, 0, 1).reshape(-1, 2)  # [M·K, 2]
         points = sampled * image / torch.tensor(field.input_size)
         weight = (field.weight[:, y, x].T * weight[:, None]).reshape(-1)
     return points, weight
+
+
+def nearest_output(field: SamplingField, points: Tensor, image_size: tuple[int, int]) -> Tensor:
+    """The output locations of a layer that are nearest to points of the image.
+
+    Args:
+        points: [M, 2], (y, x) in pixels of the image.
+        image_size: (H, W) of what the model saw.
+
+    Returns:
+        [M, 2], int64, (y, x)
+    """
+    out = torch.tensor(field.weight.shape[-2:])
+    # convolutions with symmetric padding are centred on pixel i · stride
+    index = (points * out / torch.tensor(image_size)).round().long()
+    return index.clamp(torch.zeros_like(out), out - 1)
 
 
 def _recorder(name: str, layer: nn.Module, fields: list[SamplingField]):
