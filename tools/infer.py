@@ -5,6 +5,7 @@ in COCO's form, all into one folder.
 """
 
 import argparse
+import io
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from dcnzoo.engine.cli import UserError, command, user_errors
 
 # after dcnzoo.engine, which silences a warning of mmengine's import
 # isort: split
+import numpy as np
 from mmengine.structures import InstanceData
 from rich.console import Console
 from rich.table import Table
@@ -20,6 +22,7 @@ from rich.table import Table
 from dcnzoo.engine import AtomicLocalBackend
 from dcnzoo.engine.inference import add_model_arguments, load_model, read_image, require_images
 from dcnzoo.engine.progress import make_progress
+from dcnzoo.visualization import Instances, plot_detections
 
 
 def parse_args() -> argparse.Namespace:
@@ -42,14 +45,11 @@ def main() -> None:
         raise UserError(f"--score-threshold: expected 0 to 1, got {args.score_threshold}")
     require_images(args.images)
     detector = load_model(args)
-    with user_errors():
-        from mmdet.apis import inference_detector
-        from mmdet.registry import VISUALIZERS
+    from mmdet.apis import inference_detector
+    from mmdet.visualization.palette import get_palette
 
-        settings = {"type": "DetLocalVisualizer", **detector.cfg.get("visualizer", {}), "vis_backends": None}
-        visualizer = VISUALIZERS.build(settings)
-    visualizer.dataset_meta = detector.dataset_meta
     classes = detector.dataset_meta["classes"]
+    palette = get_palette(detector.dataset_meta["palette"], len(classes))
     console, file = Console(highlight=False), CocoDetections(classes)
     pictures = picture_names(args.images)
     hidden = not (console.is_terminal and len(args.images) > 1)
@@ -63,16 +63,8 @@ def main() -> None:
             found = sample.pred_instances.cpu()
             found = found[found.scores >= args.score_threshold]
             found = found[found.scores.argsort(descending=True)]
-            sample.pred_instances = found
             file.add(path, sample.ori_shape, found)
-            visualizer.add_datasample(
-                picture,
-                image,
-                sample,
-                draw_gt=False,
-                pred_score_thr=args.score_threshold,
-                out_file=str(args.out / picture),
-            )
+            AtomicLocalBackend().put(draw(image, found, classes, palette), args.out / picture)
             show(path, found, classes, console)
             progress.advance(bar)
     AtomicLocalBackend().put_text(json.dumps(file.content), args.out / "detections.json")
@@ -89,6 +81,21 @@ def picture_names(images: Sequence[str]) -> list[str]:
             number += 1
         names.append(name)
     return names
+
+
+def draw(
+    image: np.ndarray, found: InstanceData, classes: Sequence[str], palette: Sequence[tuple[int, int, int]]
+) -> bytes:
+    """A PNG as wide as the image, or 600 pixels."""
+    found = found[found.scores.argsort()]  # the best on top
+    masks = found.masks.numpy() if "masks" in found else None
+    instances = Instances(found.bboxes.numpy(), found.labels.numpy(), masks, found.scores.numpy())
+    figure = plot_detections([image], {"": [instances]}, classes, palette, threshold=0.0)
+    height, width = image.shape[:2]
+    figure.set_size_inches(6, 6 * height / width)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=max(100, width / 6))
+    return buffer.getvalue()
 
 
 def show(path: str, found: InstanceData, classes: Sequence[str], console: Console) -> None:

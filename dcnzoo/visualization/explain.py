@@ -167,11 +167,14 @@ def receptive_field(
         handle.remove()
     if not reached:
         raise ValueError(f"receptive_field: name: expected a layer that runs, {name} does not")
-    (output,) = reached
-    if not output.requires_grad:
+    gradient = None
+    with torch.enable_grad():
+        rows, columns = window
+        total = reached[0][0, :, rows, columns].sum()
+    if total.requires_grad:
+        (gradient,) = torch.autograd.grad(total, inputs, allow_unused=True)
+    if gradient is None:
         raise ValueError(f"receptive_field: name: expected a layer with a gradient to the image, got {name}")
-    rows, columns = window
-    (gradient,) = torch.autograd.grad(output[0, :, rows, columns].sum(), inputs)
     return gradient[0].float().norm(dim=0).cpu()
 
 

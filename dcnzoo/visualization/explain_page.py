@@ -33,7 +33,7 @@ main { display: flex; flex-wrap: wrap; gap: 1.5rem; align-items: flex-start; }
 svg { width: 100%; height: auto; display: block; image-rendering: pixelated; }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid #e5e7eb; }
-th:first-child, td:first-child { text-align: left; overflow-wrap: anywhere; }
+th:first-child, td:first-child { text-align: left; overflow-wrap: break-word; }
 thead th { color: #6b7280; }
 tr.chosen { background: #ecfeff; }
 label { margin-right: 1.2rem; }
@@ -46,7 +46,7 @@ footer { margin-top: 2rem; color: #6b7280; font-size: .85rem; }
 <body>
 <h1>{{ title }}</h1>
 <p>Move over the image: the points are where the chosen layer reads for the output location nearest to
-the pointer; the larger and darker, the more a point counts.</p>
+the pointer; the larger and redder, the more a point counts.</p>
 <main>
 <div id="view"></div>
 <div id="side">

@@ -157,11 +157,7 @@ def _draw_instances(
     for i, (box, label) in enumerate(zip(instances.boxes, instances.labels, strict=True)):
         colour = np.array(palette[label]) / 255
         if instances.masks is not None and instances.masks[i].any():
-            mask = instances.masks[i]
-            tint = np.zeros((*mask.shape, 4))
-            tint[mask] = [*colour, 0.45]
-            axes.imshow(tint, interpolation="nearest")
-            axes.contour(mask, levels=[0.5], colors=[colour], linewidths=1.1)
+            _draw_mask(axes, instances.masks[i], colour)
         x0, y0, x1, y1 = box - 0.5  # the edge of pixel 0 is at -0.5 here
         axes.plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], color="white", lw=0.7)
         text = classes[label]
@@ -177,3 +173,20 @@ def _draw_instances(
             clip_on=True,
             bbox={"facecolor": colour * 0.75, "edgecolor": "none", "pad": 1},
         )
+
+
+def _draw_mask(axes: Axes, mask: np.ndarray, colour: np.ndarray) -> None:
+    # only the part that it covers, and a margin for the outline: of a large image the rest takes long
+    y, x = (
+        slice(max(at.min() - 1, 0), at.max() + 2)
+        for at in (mask.any(1).nonzero()[0], mask.any(0).nonzero()[0])
+    )
+    part = mask[y, x]
+    tint = np.zeros((*part.shape, 4))
+    tint[part] = [*colour, 0.45]
+    left, top = x.start - 0.5, y.start - 0.5
+    extent = (left, left + part.shape[1], top + part.shape[0], top)
+    axes.imshow(tint, interpolation="nearest", extent=extent)
+    if min(part.shape) > 1:
+        rows, columns = np.arange(part.shape[0]) + y.start, np.arange(part.shape[1]) + x.start
+        axes.contour(columns, rows, part, levels=[0.5], colors=[colour], linewidths=1.1)
