@@ -189,8 +189,8 @@ def test_explain_shows_what_was_recorded(run, folder, tmp_path):
         expected = (field.points * pixels[:, None, None]).permute(2, 3, 0, 1).flip(-1).numpy()
         assert np.abs(points - expected).max() <= layer["quantum"] / 2 + 1e-3
         assert np.abs(weights - field.weight.permute(1, 2, 0).numpy()).max() <= 1 / 510 + 1e-4
-        row = rf"{field.name} +{field.weight.shape[1]}×{field.weight.shape[2]} +{field.offset.abs().mean():.3f} "
-        assert re.search(row, output)
+        rows, columns = field.weight.shape[1:]
+        assert re.search(rf"{field.name} +{rows}×{columns} +{field.offset.abs().mean():.3f} ", output)
 
 
 def test_explain_draws_a_figure_of_one_layer(run, folder, tmp_path):
