@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dcnzoo.layers import PackedDeformConv2d
+from dcnzoo.layers import DCNv3, DCNv4, PackedDeformConv2d
 from dcnzoo.layers.offsets import OffsetStatistics
 from dcnzoo.visualization import record_sampling
 from dcnzoo.visualization.explain import (
@@ -95,6 +95,27 @@ def test_receptive_field_of_a_second_call():
     for cut in (lambda x: run(x.detach()), torch.no_grad()(run)):
         with pytest.raises(ValueError, match="expected a layer with a gradient to the image, got head"):
             receptive_field(model, cut, x, "head", window)
+
+
+@pytest.mark.parametrize("layer", [DCNv3, DCNv4])
+def test_receptive_field_of_maps_with_channels_last(layer):
+    torch.manual_seed(0)
+    layer = layer(8, group=2)
+    if isinstance(layer, DCNv4):
+        layer.offset_mask.bias.data[18:27] = 1.0  # the factors of the first group, which start at zero
+
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.point, self.layer = nn.Conv2d(3, 8, 1), layer
+
+        def forward(self, x):
+            return self.layer(self.point(x).permute(0, 2, 3, 1))
+
+    model = Network()
+    found = receptive_field(model, model, torch.randn(1, 3, 9, 14), "layer", (slice(3, 4), slice(5, 6)))
+    ys, xs = found.nonzero().unbind(1)
+    assert (ys.min(), ys.max(), xs.min(), xs.max()) == (2, 4, 4, 6), "3×3 around (3, 5)"
 
 
 def test_smoothing_keeps_the_sum_and_reaches_three_sigma():
@@ -211,7 +232,7 @@ def test_runaway_offsets_do_not_spoil_the_others():
 def test_browser_draws_the_points_of_the_place(tmp_path, hash, layer, rows, columns):
     explanation = explained(names=("a", "b"))
     explanation.fields[0].offset.mul_(0.5)  # one tensor: told apart by the name only
-    explanation.fields[1].weight.uniform_(0.1, 0.9)
+    explanation.fields[1].weight.uniform_(-0.9, 0.8)
     file = tmp_path / "explain.html"
     file.write_text(render_explanation(explanation, "title"), encoding="utf-8")
     done = subprocess.run(
@@ -225,7 +246,7 @@ def test_browser_draws_the_points_of_the_place(tmp_path, hash, layer, rows, colu
     expected = field.points[:, :, rows[0], columns[0]].flip(1).numpy() + 0.5
     assert drawn.shape == (math.prod(field.kernel_size), 3), done.stderr[-500:]
     np.testing.assert_allclose(drawn[:, :2], expected, atol=1 / 64 + 1e-4)
-    np.testing.assert_allclose(drawn[:, 2], field.weight[:, rows[0], columns[0]], atol=1 / 510 + 1e-3)
+    np.testing.assert_allclose(drawn[:, 2], field.weight[:, rows[0], columns[0]].abs(), atol=1 / 510 + 1e-3)
     name = field.name
     assert f">{name}: output (y {rows[0]}, x {columns[0]}) of 12×12, 15 points each<" in done.stdout
     assert ('visibility="visible"' in done.stdout) == ("heat" in hash)

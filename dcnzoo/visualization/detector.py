@@ -135,7 +135,7 @@ def explain(
 def _chosen(fields: list[SamplingField], layer: str | None, detector: nn.Module) -> list[SamplingField]:
     if not fields:
         others = {type(module).__name__ for module in detector.modules() if isinstance(module, TracksOffsets)}
-        expected = "expected a layer DCN, DCNv2 or PackedDeformConv2d"
+        expected = "expected a layer DCN, DCNv2, DCNv3, DCNv4 or PackedDeformConv2d"
         found = f"found only {', '.join(sorted(others))}, which are not drawn" if others else "found none"
         raise UserError(f"model: {expected}, {found}")
     chosen = [field for field in fields if layer in (None, field.name)]

@@ -11,6 +11,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from dcnzoo.layers import DCNv3, DCNv4
 from dcnzoo.layers.offsets import OffsetStatistics
 from dcnzoo.visualization.plots import show_image
 from dcnzoo.visualization.sampling import SamplingField, nearest_output
@@ -61,8 +62,8 @@ class Explanation:
 
     @property
     def largest_weight(self) -> float:
-        """What the full size and colour of a point mean: 1, or the largest modulation if that is more."""
-        return max(1.0, *(float(field.weight.max()) for field in self.fields))
+        """What the full size and colour of a point mean; the sign of DCNv4's factors does not count."""
+        return max(float(field.weight.abs().max()) for field in self.fields) or 1.0
 
     def table(self) -> list[list[str]]:
         """A row per deformable layer, after the head; offsets in pixels of the layer's input."""
@@ -136,7 +137,8 @@ def receptive_field(
     Args:
         run: runs the model on ``inputs``; is left as soon as the layer has run.
         inputs: [1, C, H, W], what the model sees.
-        name: of a layer of the model whose output is [1, C', oH, oW]; ``name #2`` when it runs again.
+        name: of a layer of the model whose output is [1, C', oH, oW], or [1, oH, oW, C'] of DCNv3 and
+            DCNv4; ``name #2`` when it runs again.
         window: rows and columns of its output.
 
     Returns:
@@ -157,7 +159,8 @@ def receptive_field(
             reached.append(output)
             raise _Reached
 
-    handle = model.get_submodule(name).register_forward_hook(stop)
+    layer = model.get_submodule(name)
+    handle = layer.register_forward_hook(stop)
     try:
         with torch.enable_grad():
             run(inputs)
@@ -170,7 +173,8 @@ def receptive_field(
     gradient = None
     with torch.enable_grad():
         rows, columns = window
-        total = reached[0][0, :, rows, columns].sum()
+        output = reached[0][0].movedim(-1, 0) if isinstance(layer, DCNv3 | DCNv4) else reached[0][0]
+        total = output[:, rows, columns].sum()
     if total.requires_grad:
         (gradient,) = torch.autograd.grad(total, inputs, allow_unused=True)
     if gradient is None:
@@ -208,16 +212,18 @@ def plot_explanation(explanation: Explanation) -> Figure:
         show_image(panel, explanation.image)
     axes[0].imshow(heat_map(explanation.receptive_field), interpolation="nearest")
     axes[0].set_title(f"receptive field of\n{explanation.layer}", fontsize=8)
+    mean = {row[0]: row[2] for row in explanation.table()[1:]}
     ramp = LinearSegmentedColormap.from_list("modulation", RAMP)
     for panel, field in zip(axes[1:], explanation.fields, strict=False):
         points, weight = points_of(field, explanation.box, explanation.image_size)
-        strength = (weight / explanation.largest_weight).numpy()
+        weight = weight.abs().numpy()
+        strength = weight / explanation.largest_weight
         y, x = points.numpy().T
         drawn = panel.scatter(
-            x, y, s=4 + 32 * strength, c=weight.numpy(), cmap=ramp, vmin=0, vmax=explanation.largest_weight,
+            x, y, s=4 + 32 * strength, c=weight, cmap=ramp, vmin=0, vmax=explanation.largest_weight,
             edgecolors="black", linewidths=0.4,
         )  # fmt: skip
-        panel.set_title(f"{field.name}\nmean |offset| {field.offset.abs().mean():.2f}", fontsize=8)
+        panel.set_title(f"{field.name}\nmean |offset| {mean[field.name]}", fontsize=8)
     box = explanation.box
     for panel in axes[:panels]:
         if box.x1 == box.x2 and box.y1 == box.y2:

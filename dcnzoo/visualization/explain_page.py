@@ -201,7 +201,7 @@ def _layer(field: SamplingField, explanation: Explanation) -> dict:
     points = points.permute(2, 3, 0, 1).flip(-1)  # [rows, columns, K, 2], (x, y)
     points = torch.minimum(torch.maximum(points, -far), 2 * far)
     quantum = max(1 / 32, 2 * int(far.max()) / 32767)
-    weights = field.weight[:, ::step, ::step].permute(1, 2, 0) / explanation.largest_weight
+    weights = field.weight[:, ::step, ::step].permute(1, 2, 0).abs() / explanation.largest_weight
     return {
         "name": field.name,
         "output": [height, width],
@@ -210,7 +210,7 @@ def _layer(field: SamplingField, explanation: Explanation) -> dict:
         "taps": points.shape[2],
         "quantum": quantum,
         "points": _base64((points / quantum).round().numpy().astype("<i2")),
-        "weights": _base64((weights.clamp(min=0) * 255).round().numpy().astype(np.uint8)),
+        "weights": _base64((weights * 255).round().numpy().astype(np.uint8)),
     }
 
 

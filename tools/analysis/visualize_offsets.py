@@ -4,8 +4,8 @@ Also ``dcnzoo explain``. For one place of an image: the sampling points of each 
 effective receptive field, and how large the offsets are, layer by layer. A name that ends in .html gives
 a page on which the place follows the pointer, one that ends in .png a figure.
 
-Drawn are DCN and DCNv2 (dcnzoo's, mmcv's) and PackedDeformConv2d, the first group of offsets. DCNv3,
-DCNv4 and deformable attention are in the table only.
+Drawn are DCN and DCNv2 (dcnzoo's, mmcv's), PackedDeformConv2d, DCNv3 and DCNv4, the first group of
+offsets. Deformable attention is in the table only.
 """
 
 import argparse
