@@ -113,6 +113,16 @@ def test_masks_can_be_read_back(run, folder, tmp_path):
         assert np.array_equal(decode(annotation["segmentation"]).astype(bool), mask)
 
 
+def test_what_finds_no_instances_is_refused(run, tmp_path, monkeypatch):
+    import mmdet.apis
+    from mmdet.structures import DetDataSample
+    from mmengine.structures import PixelData
+
+    monkeypatch.setattr(mmdet.apis, "inference_detector", lambda *_: DetDataSample(pred_sem_seg=PixelData()))
+    status, output = run("infer", "a.png", "--out", tmp_path)
+    assert (status, output) == (1, "error: model: expected a detector, got one that finds pred_sem_seg\n")
+
+
 def test_nothing_found_is_no_mistake(run, tmp_path):
     status, output = run("infer", "a.png", "--out", tmp_path, "--score-threshold", 1)
     assert status == 0 and "a.png: none found" in output

@@ -60,6 +60,8 @@ def main() -> None:
             image = read_image(path)
             with user_errors():
                 sample = inference_detector(detector, path)
+            if "pred_instances" not in sample:
+                raise UserError(f"model: expected a detector, got one that finds {', '.join(sample.keys())}")
             found = sample.pred_instances.cpu()
             found = found[found.scores >= args.score_threshold]
             found = found[found.scores.argsort(descending=True)]

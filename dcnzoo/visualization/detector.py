@@ -106,7 +106,8 @@ def explain(
     track_offsets(detector)
     try:
         with torch.no_grad(), record_sampling(detector) as recorded:
-            found = detector(data["inputs"], copy.deepcopy(samples), mode="predict")[0].pred_instances
+            sample = detector(data["inputs"], copy.deepcopy(samples), mode="predict")[0]
+        found = sample.get("pred_instances", ())
         statistics = offset_statistics(detector)
     finally:
         track_offsets(detector, enabled=False)
