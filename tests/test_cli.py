@@ -43,7 +43,7 @@ def test_unknown_command():
     assert "Traceback" not in result.stderr
 
 
-@pytest.mark.parametrize("name", ["train", "test", "export", "bench"])
+@pytest.mark.parametrize("name", ["train", "test", "export", "bench", "infer", "explain"])
 def test_tool_has_a_door(name):
     command = [sys.executable, "-m", "dcnzoo", name, "--help"]
     done = subprocess.run(command, capture_output=True, text=True)

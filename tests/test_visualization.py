@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dcnzoo.layers import PackedDeformConv2d, PackedDeformConvTranspose2d
+from dcnzoo.layers import DCNv3, DCNv4, PackedDeformConv2d, PackedDeformConvTranspose2d
 from dcnzoo.visualization import (
     Instances,
     SamplingField,
@@ -111,6 +111,39 @@ def test_packs_are_recorded_as_they_sample():
     raw = pack.conv_offset(x)[0].detach()
     torch.testing.assert_close(field.offset[4, 1], 0.5 * (raw[9] / 0.5).tanh())
     torch.testing.assert_close(field.weight[4], pack.conv_mask(x)[0, 4].detach().sigmoid())
+
+
+@pytest.mark.parametrize("layer", [DCNv3, DCNv4])
+@pytest.mark.parametrize("remove_center", [False, True])
+def test_aggregations_are_recorded_as_they_sample(layer, remove_center):
+    """Read bilinearly where the field says, weighed as it says: what the layer makes of the first group."""
+    torch.manual_seed(0)
+    options = {"stride": 2, "pad": 2, "dilation": 2, "group": 2, "offset_scale": 1.5}
+    layer = layer(16, 3, **options, remove_center=remove_center)
+    for predictor in ("offset", "mask", "offset_mask"):
+        if hasattr(layer, predictor):
+            nn.init.normal_(getattr(layer, predictor).weight, std=0.2)
+    layer.output_proj = nn.Identity()
+    x = torch.randn(2, *INPUT, 16)
+    with record_sampling(layer) as fields, torch.no_grad():
+        output = layer(x)[0, ..., :8]
+        layer.dw_kernel_size is None and layer(x.flatten(1, 2), INPUT)  # a sequence is not recorded
+        value = getattr(layer, "input_proj" if isinstance(layer, DCNv3) else "value_proj")(x)[0, ..., :8]
+    (field,) = fields
+    assert (field.input_size, field.kernel_size, field.stride) == (INPUT, (3, 3), (2, 2))
+    assert field.offset.shape == (9, 2, 5, 6) and field.offset.abs().mean() > 0.1
+    height, width = torch.tensor(INPUT)
+    y, x = field.points.unbind(1)  # [9, oH, oW]
+    at = torch.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], dim=-1)
+    maps = value.permute(2, 0, 1).expand(9, -1, -1, -1)
+    seen = F.grid_sample(maps, at, align_corners=False)  # [9, C, oH, oW]
+    expected = (seen * field.weight[:, None]).sum(0).permute(1, 2, 0)
+    torch.testing.assert_close(output, expected, atol=1e-5, rtol=1e-4)
+    # the taps lie as a convolution's do: the upper left one first, then the one on its right
+    ends = field.without_offset().points
+    assert ends[1, :, 0, 0].tolist() == [-2, 0] and (field.weight[4] == 0).all() == remove_center
+    moved = field.points - ends
+    assert (moved.mean((2, 3))[0] < 0).all() and moved.mean((2, 3))[5, 1] > 0, "offset_scale stretches"
 
 
 def test_hooks_go_when_the_model_fails():

@@ -1,19 +1,26 @@
-"""A trained detector on images of its test set, in the form the figures take. Needs mmdet."""
+"""A trained detector on images of its test set, or of yours, in the form the figures take. Needs mmdet."""
 
 import contextlib
+import copy
 import dataclasses
 import io
 from pathlib import Path
 
 import numpy as np
 import torch
+from mmcv.transforms import Compose
 from mmdet.registry import DATASETS, MODELS
+from mmdet.utils import get_test_pipeline_cfg
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import init_default_scope
 from mmengine.runner import load_checkpoint
+from torch import nn
 
 import dcnzoo.models  # noqa: F401  registers what the config names
+from dcnzoo.errors import UserError
+from dcnzoo.layers.offsets import TracksOffsets, offset_statistics, track_offsets
+from dcnzoo.visualization.explain import Box, Explanation, output_window, receptive_field, with_unique_names
 from dcnzoo.visualization.plots import Instances
 from dcnzoo.visualization.sampling import SamplingField, record_sampling
 
@@ -69,3 +76,71 @@ def _instances(data) -> Instances:
         masks = masks.astype(bool)
     scores = data.scores.numpy() if "scores" in data else None
     return Instances(boxes.numpy(), data.labels.numpy(), masks, scores)
+
+
+def explain(
+    detector: nn.Module, image: str | Path, box: Box | None = None, layer: str | None = None
+) -> Explanation:
+    """What a place of an image is computed from.
+
+    Args:
+        detector: of :func:`dcnzoo.zoo.load`.
+        image: a file.
+        box: in pixels of the file, also a point; by default the middle of the detection that scores
+            best, or of the image if there is none.
+        layer: whose receptive field to take, and the only one to draw; by default the last one, and all.
+
+    Raises:
+        UserError: a box outside of the image, a layer that is not there, no layer that can be drawn.
+    """
+    item = Compose(get_test_pipeline_cfg(detector.cfg.copy()))({"img_path": str(image), "img_id": 0})
+    shown = item["inputs"].numpy().transpose(1, 2, 0)[..., ::-1].copy()
+    data = detector.data_preprocessor(pseudo_collate([item]), False)
+    samples = data["data_samples"]
+    file_size = samples[0].ori_shape
+    if box is not None and not (
+        0 <= box.x1 <= box.x2 < file_size[1] and 0 <= box.y1 <= box.y2 < file_size[0]
+    ):
+        given = f"{box.x1:g},{box.y1:g},{box.x2:g},{box.y2:g}"
+        raise UserError(f"box: expected x1 ≤ x2 < {file_size[1]} and y1 ≤ y2 < {file_size[0]}, got {given}")
+    track_offsets(detector)
+    try:
+        with torch.no_grad(), record_sampling(detector) as recorded:
+            sample = detector(data["inputs"], copy.deepcopy(samples), mode="predict")[0]
+        found = sample.get("pred_instances", ())
+        statistics = offset_statistics(detector)
+    finally:
+        track_offsets(detector, enabled=False)
+    fields = _chosen(with_unique_names(recorded), layer, detector)
+    if layer is not None:
+        statistics = {name: value for name, value in statistics.items() if name == fields[0].name}
+    if box is None and len(found):
+        x1, y1, x2, y2 = found.bboxes[found.scores.argmax()].tolist()
+        box = Box((x1 + x2) / 2, (y1 + y2) / 2, (x1 + x2) / 2, (y1 + y2) / 2)
+    elif box is None:
+        box = Box(file_size[1] / 2, file_size[0] / 2, file_size[1] / 2, file_size[0] / 2)
+    across, down = samples[0].metainfo.get("scale_factor", (1.0, 1.0))
+    box = Box(box.x1 * across, box.y1 * down, box.x2 * across, box.y2 * down)
+    seen = tuple(data["inputs"].shape[-2:])
+    gradient = receptive_field(
+        detector,
+        lambda inputs: detector(inputs, copy.deepcopy(samples), mode="predict"),
+        data["inputs"],
+        fields[-1].name,
+        output_window(fields[-1], box, seen),
+    )
+    height, width = shown.shape[:2]
+    return Explanation(shown, seen, box, fields, fields[-1].name, gradient[:height, :width], statistics)
+
+
+def _chosen(fields: list[SamplingField], layer: str | None, detector: nn.Module) -> list[SamplingField]:
+    if not fields:
+        others = {type(module).__name__ for module in detector.modules() if isinstance(module, TracksOffsets)}
+        expected = "expected a layer DCN, DCNv2, DCNv3, DCNv4 or PackedDeformConv2d"
+        found = f"found only {', '.join(sorted(others))}, which are not drawn" if others else "found none"
+        raise UserError(f"model: {expected}, {found}")
+    chosen = [field for field in fields if layer in (None, field.name)]
+    if not chosen:
+        names = ", ".join(field.name for field in fields)
+        raise UserError(f"layer: expected one of {names}, got {layer}")
+    return chosen

@@ -91,7 +91,7 @@ def plot_detections(
     for column, (heading, per_image) in enumerate(columns.items()):
         grid[0, column].set_title(heading, fontsize=11, fontweight="bold")
         for row, (image, instances) in enumerate(zip(images, per_image, strict=True)):
-            _show(grid[row, column], image)
+            show_image(grid[row, column], image)
             _draw_instances(grid[row, column], instances.above(threshold), classes, palette)
     return figure
 
@@ -123,7 +123,7 @@ def plot_sampling(
             opacity = 0.15 + 0.85 * strength[:, None]
             faces = np.hstack([np.tile([0.84, 0.12, 0.12], (len(points), 1)), opacity])
             edges = np.hstack([np.ones((len(points), 3)), opacity])
-            _show(axes, image)
+            show_image(axes, image)
             y, x = points.numpy().T
             axes.scatter(x, y, s=12, c=faces, edgecolors=edges, linewidths=0.4)
             axes.plot(*location[::-1], "+", color="#22d3ee", ms=13, mew=2.2)
@@ -140,7 +140,7 @@ def _figure(width: float, height: float, columns: int = 1, rows: int = 1) -> Fig
     return figure
 
 
-def _show(axes: Axes, image: np.ndarray) -> None:
+def show_image(axes: Axes, image: np.ndarray) -> None:
     height, width = image.shape[:2]
     axes.imshow(image, interpolation="nearest")
     axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), xticks=[], yticks=[])
@@ -157,11 +157,7 @@ def _draw_instances(
     for i, (box, label) in enumerate(zip(instances.boxes, instances.labels, strict=True)):
         colour = np.array(palette[label]) / 255
         if instances.masks is not None and instances.masks[i].any():
-            mask = instances.masks[i]
-            tint = np.zeros((*mask.shape, 4))
-            tint[mask] = [*colour, 0.45]
-            axes.imshow(tint, interpolation="nearest")
-            axes.contour(mask, levels=[0.5], colors=[colour], linewidths=1.1)
+            _draw_mask(axes, instances.masks[i], colour)
         x0, y0, x1, y1 = box - 0.5  # the edge of pixel 0 is at -0.5 here
         axes.plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], color="white", lw=0.7)
         text = classes[label]
@@ -177,3 +173,20 @@ def _draw_instances(
             clip_on=True,
             bbox={"facecolor": colour * 0.75, "edgecolor": "none", "pad": 1},
         )
+
+
+def _draw_mask(axes: Axes, mask: np.ndarray, colour: np.ndarray) -> None:
+    # only the part that it covers, and a margin for the outline: of a large image the rest takes long
+    y, x = (
+        slice(max(at.min() - 1, 0), at.max() + 2)
+        for at in (mask.any(1).nonzero()[0], mask.any(0).nonzero()[0])
+    )
+    part = mask[y, x]
+    tint = np.zeros((*part.shape, 4))
+    tint[part] = [*colour, 0.45]
+    left, top = x.start - 0.5, y.start - 0.5
+    extent = (left, left + part.shape[1], top + part.shape[0], top)
+    axes.imshow(tint, interpolation="nearest", extent=extent)
+    if min(part.shape) > 1:
+        rows, columns = np.arange(part.shape[0]) + y.start, np.arange(part.shape[1]) + x.start
+        axes.contour(columns, rows, part, levels=[0.5], colors=[colour], linewidths=1.1)

@@ -8,7 +8,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from dcnzoo.layers import DCNv3, DCNv4
 from dcnzoo.layers.offsets import TracksOffsets
+from dcnzoo.ops.reference import aggregation_points
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +20,7 @@ class SamplingField:
     Attributes:
         name: of the layer in its model.
         offset: [K, 2, oH, oW], (y, x), in pixels of the layer's input; K taps.
-        weight: [K, oH, oW], the modulation mask; ones for v1.
+        weight: [K, oH, oW], the modulation mask; ones for v1, factors with a sign for v4.
         kernel_size, stride, padding, dilation: of the layer, (y, x).
         input_size: (H, W) of the layer's input.
     """
@@ -71,13 +73,16 @@ def record_sampling(model: nn.Module) -> Iterator[list[SamplingField]]:
     """Collect a field from every deformable layer that runs inside the block, in that order.
 
     A deformable layer is a 2-D pack of dcnzoo's (not a transposed one, which does not sample but
-    write), or a module with a convolution named ``conv_offset`` (mmcv's packs): its output is the
-    offsets (v1), or three equal parts of which the first two, put together, are the offsets and the
-    third the mask before the sigmoid (v2).
+    write), ``DCNv3`` or ``DCNv4`` on maps, or a module with a convolution named ``conv_offset`` (mmcv's
+    packs): its output is the offsets (v1), or three equal parts of which the first two, put together, are
+    the offsets and the third the mask before the sigmoid (v2).
     """
     fields: list[SamplingField] = []
     handles = []
     for name, layer in model.named_modules():
+        if isinstance(layer, DCNv3 | DCNv4):
+            handles += _record_aggregation(name, layer, fields)
+            continue
         if not isinstance(getattr(layer, "conv_offset", None), nn.Module):
             continue
         if not isinstance(layer, TracksOffsets):
@@ -115,14 +120,27 @@ def trace_sampling(
     points = torch.tensor([location], dtype=torch.float32)
     weight = torch.ones(1)
     for field in reversed(fields):
-        out = torch.tensor(field.points.shape[-2:])
-        # convolutions with symmetric padding are centred on pixel i · stride
-        index = (points * out / image).round().long()
-        y, x = index.clamp(torch.zeros(2, dtype=torch.long), out - 1).unbind(1)
+        y, x = nearest_output(field, points, image_size).unbind(1)
         sampled = field.points[:, :, y, x].permute(2, 0, 1).reshape(-1, 2)  # [M·K, 2]
         points = sampled * image / torch.tensor(field.input_size)
         weight = (field.weight[:, y, x].T * weight[:, None]).reshape(-1)
     return points, weight
+
+
+def nearest_output(field: SamplingField, points: Tensor, image_size: tuple[int, int]) -> Tensor:
+    """The output locations of a layer that are nearest to points of the image.
+
+    Args:
+        points: [M, 2], (y, x) in pixels of the image.
+        image_size: (H, W) of what the model saw.
+
+    Returns:
+        [M, 2], int64, (y, x)
+    """
+    out = torch.tensor(field.weight.shape[-2:])
+    # convolutions with symmetric padding are centred on pixel i · stride
+    index = (points * out / torch.tensor(image_size)).round().long()
+    return index.clamp(torch.zeros_like(out), out - 1)
 
 
 def _recorder(name: str, layer: nn.Module, fields: list[SamplingField]):
@@ -147,6 +165,50 @@ def _recorder(name: str, layer: nn.Module, fields: list[SamplingField]):
         )
 
     return record
+
+
+def _record_aggregation(name: str, layer: DCNv3 | DCNv4, fields: list[SamplingField]) -> list:
+    """Hooks that add a field whose taps are in the order of a convolution's.
+
+    What lies between the taps of a convolution and those of ``offset_scale`` counts as offset; a middle
+    that ``remove_center`` leaves out weighs nothing.
+    """
+    predictors = [layer.offset, layer.mask] if isinstance(layer, DCNv3) else [layer.offset_mask]
+    predicted: dict[nn.Module, Tensor] = {}  # of the image, [oH, oW, group, …]
+
+    def keep(predictor: nn.Module, _: object, output: Tensor) -> None:
+        numbers = 3 * layer.taps if len(predictors) == 1 else output.shape[-1]  # the rest is padding
+        predicted[predictor] = output[0, ..., :numbers].detach().float().unflatten(-1, (layer.group, -1))
+
+    @torch.no_grad()
+    def record(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if inputs[0].dim() != 4:
+            return  # a sequence
+        if isinstance(layer, DCNv3):
+            offset, weight = predicted[layer.offset], predicted[layer.mask].softmax(-1)
+        else:
+            (both,) = predicted.values()
+            offset, weight = both.split([both.shape[-1] // 3 * 2, both.shape[-1] // 3], dim=-1)
+        offset, weight = offset[:, :, 0].unflatten(-1, (-1, 2)), weight[:, :, 0]  # of the first group
+        pairs = [_pair(number) for number in (layer.kernel_size, layer.stride, layer.pad, layer.dilation)]
+        out = offset.shape[:2]
+        grid = aggregation_points(out, *pairs, layer.offset_scale, layer.remove_center, offset)[:, :, 0]
+        points = grid + offset * layer.offset_scale  # [oH, oW, P, 2], (x, y)
+        if layer.remove_center:
+            middle = aggregation_points(out, *pairs, layer.offset_scale, False, offset)[:, :, 0]
+            at = layer.kernel_size**2 // 2
+            points = torch.cat([points[:, :, :at], middle[:, :, at : at + 1], points[:, :, at:]], dim=2)
+            weight = torch.cat([weight[..., :at], torch.zeros_like(weight[..., :1]), weight[..., at:]], dim=2)
+
+        def by_row(taps: Tensor) -> Tensor:  # [oH, oW, K, …], column by column -> [K, …, oH, oW]
+            square = taps.unflatten(2, (layer.kernel_size, layer.kernel_size)).transpose(2, 3)
+            return square.flatten(2, 3).permute(*range(2, taps.dim()), 0, 1).cpu().contiguous()
+
+        points, size = by_row(points.flip(-1)), tuple(inputs[0].shape[1:3])
+        field = SamplingField(name, torch.zeros_like(points), by_row(weight), *pairs, input_size=size)
+        fields.append(dataclasses.replace(field, offset=points - field.grid))
+
+    return [*(each.register_forward_hook(keep) for each in predictors), layer.register_forward_hook(record)]
 
 
 def _pair(value: int | tuple[int, int]) -> tuple[int, int]:

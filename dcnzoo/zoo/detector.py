@@ -15,15 +15,15 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import init_default_scope
 from torch import nn
 
-from dcnzoo.errors import UserError
+from dcnzoo.errors import UserError, user_errors
 from dcnzoo.zoo.fetch import fetch
 from dcnzoo.zoo.index import Model, find
 from dcnzoo.zoo.weights import load_weights
 
 
-def read_config(model: Model) -> Config:
-    """The model's config, which also says that dcnzoo is to be imported."""
-    cfg = Config.fromfile(model.config)
+def read_config(model: Model | Path) -> Config:
+    """The config of a model, or in a file, which also says that dcnzoo is to be imported."""
+    cfg = Config.fromfile(model.config if isinstance(model, Model) else model)
     imports = cfg.get("custom_imports") or {"imports": []}
     if "dcnzoo.models" not in imports["imports"]:
         cfg.custom_imports = {**imports, "imports": [*imports["imports"], "dcnzoo.models"]}
@@ -41,24 +41,43 @@ def load(
     """A detector with its published weights, ready for ``mmdet.apis.inference_detector``.
 
     Args:
-        name: as for :func:`dcnzoo.zoo.find`.
-        checkpoint: a file with weights to take instead of the published ones.
+        name: as for :func:`dcnzoo.zoo.find`, or a config file, ``configs/mine.py``.
+        checkpoint: a file with weights to take instead of the published ones; a config file needs one.
         trust: read a checkpoint that holds more than weights, which **runs whatever code is in it**.
         cfg_options: settings to override, ``{"model.test_cfg.rcnn.score_thr": 0.3}``.
 
     Raises:
         UserError: no such model, no weights, a failed download, a checkpoint that does not fit.
     """
-    model = find(name)
+    model = Path(name) if is_config_file(name) else find(name)
     if checkpoint is None:
+        if isinstance(model, Path):
+            raise UserError(f"checkpoint: expected a file with weights for {name}, got none")
         checkpoint = fetch(model.only_weights())
     elif not Path(checkpoint).is_file():
         raise UserError(f"checkpoint: expected a file, found none at {checkpoint}")
-    cfg = read_config(model)
-    cfg.merge_from_dict(cfg_options or {})
-    detector, meta = build(cfg, checkpoint, trust)
-    detector.dataset_meta = dataset_meta(cfg, meta)
+    with user_errors():
+        cfg = read_config(model)
+        cfg.merge_from_dict(cfg_options or {})
+        if "model" not in cfg:
+            raise UserError(f"{name}: expected a config with a model, found none")
+        detector, meta = build(cfg, checkpoint, trust)
+        detector.dataset_meta = dataset_meta(cfg, meta)
     return detector.to(device)
+
+
+def is_config_file(name: str) -> bool:
+    """Whether a file is meant, and not a model's name, with or without ``.py``.
+
+    Raises:
+        UserError: a file is meant, and there is none.
+    """
+    path = Path(name)
+    if "::" in name or path.suffix != ".py":
+        return False
+    if not path.is_file() and len(path.parts) > 1:
+        raise UserError(f"model: expected a config file, found none at {name}")
+    return path.is_file()
 
 
 def build(cfg: Config, checkpoint: str | os.PathLike, trust: bool = False) -> tuple[nn.Module, dict]:

@@ -1,0 +1,252 @@
+"""What explains a detector: receptive fields against arithmetic, the page against the recorded points."""
+
+import base64
+import json
+import math
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from dcnzoo.layers import DCNv3, DCNv4, PackedDeformConv2d
+from dcnzoo.layers.offsets import OffsetStatistics
+from dcnzoo.visualization import record_sampling
+from dcnzoo.visualization.explain import (
+    Box,
+    Explanation,
+    heat_map,
+    output_window,
+    plot_explanation,
+    points_of,
+    receptive_field,
+    smooth,
+    with_unique_names,
+)
+from dcnzoo.visualization.explain_page import render_explanation
+
+SIZE = (24, 36)
+STRIDE = (2, 3)
+
+
+def make_model(shift=(0.0, 0.0)):
+    """A convolution, then a deformable one whose points all move by ``shift``."""
+    torch.manual_seed(0)
+    first = nn.Conv2d(3, 4, 3, padding=1, bias=False)
+    pack = PackedDeformConv2d(4, 5, (3, 5), STRIDE, (1, 2), bias=False, modulated=False)
+    with torch.no_grad():
+        pack.conv_offset.bias.copy_(torch.tensor(shift).repeat(15))
+    return nn.Sequential(first, pack, nn.Tanh())
+
+
+def by_hand(model, rows, columns, shift=(0, 0)):
+    """The gradient of ordinary convolutions: ones where the outputs are, transposed back."""
+    out = torch.zeros(1, 5, 12, 12)
+    out[:, :, rows, columns] = 1
+    padded = F.conv_transpose2d(out, model[1].weight, stride=STRIDE)  # of the map with a border of (1, 2)
+    grown = torch.zeros(1, 4, SIZE[0] + 80, SIZE[1] + 80)
+    top, left = 40 - 1 + shift[0], 40 - 2 + shift[1]
+    grown[:, :, top : top + padded.shape[2], left : left + padded.shape[3]] = padded
+    hidden = grown[:, :, 40:-40, 40:-40]  # what the offsets drive off the map is gone
+    return F.conv_transpose2d(hidden, model[0].weight, padding=1)[0].detach().norm(dim=0)
+
+
+@pytest.mark.parametrize("shift", [(0, 0), (3, -2), (-20, 0)])
+@pytest.mark.parametrize("window", [(slice(5, 6), slice(7, 8)), (slice(0, 3), slice(9, 12))])
+def test_receptive_field_is_that_of_convolutions_that_are_moved(shift, window):
+    model = make_model([float(s) for s in shift])
+    found = receptive_field(model, model, torch.randn(1, 3, *SIZE), "1", window)
+    expected = by_hand(model, *window, shift)
+    assert found.shape == SIZE
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+    assert torch.equal(found == 0, expected == 0), "nothing where the points do not reach"
+    if shift == (0, 0) and window[0] == slice(5, 6):
+        ys, xs = (found > 0).nonzero().unbind(1)
+        # 3×5 taps around (5·2, 7·3), and one pixel more for the first convolution
+        assert (ys.min(), ys.max(), xs.min(), xs.max()) == (8, 12, 18, 24)
+
+
+def test_receptive_field_leaves_the_model_as_it_was():
+    model = make_model()
+    assert model[0].weight.grad is None
+    with torch.no_grad():
+        receptive_field(model, model, torch.randn(1, 3, *SIZE), "1", (slice(0, 1), slice(0, 1)))
+    assert model[0].weight.grad is None and not model[1]._forward_hooks
+
+
+def test_receptive_field_of_a_second_call():
+    """A head runs on one level, then on another; the first does not see the second's pixels."""
+    head = nn.Conv2d(3, 2, 3, padding=1)
+    model = nn.ModuleDict({"head": head})
+
+    def run(x):
+        head(x[..., :10]), head(x[..., 20:])
+
+    x, window = torch.randn(1, 3, *SIZE), (slice(4, 5), slice(4, 5))
+    first = receptive_field(model, run, x, "head", window)
+    second = receptive_field(model, run, x, "head #2", window)
+    assert torch.equal(first.roll(20, 1), second) and first.count_nonzero() == 9
+    with pytest.raises(ValueError, match="expected a layer that runs, head does not"):
+        receptive_field(model, run, x, "head #3", window)
+    for cut in (lambda x: run(x.detach()), torch.no_grad()(run)):
+        with pytest.raises(ValueError, match="expected a layer with a gradient to the image, got head"):
+            receptive_field(model, cut, x, "head", window)
+
+
+@pytest.mark.parametrize("layer", [DCNv3, DCNv4])
+def test_receptive_field_of_maps_with_channels_last(layer):
+    torch.manual_seed(0)
+    layer = layer(8, group=2)
+    if isinstance(layer, DCNv4):
+        layer.offset_mask.bias.data[18:27] = 1.0  # the factors of the first group, which start at zero
+
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.point, self.layer = nn.Conv2d(3, 8, 1), layer
+
+        def forward(self, x):
+            return self.layer(self.point(x).permute(0, 2, 3, 1))
+
+    model = Network()
+    found = receptive_field(model, model, torch.randn(1, 3, 9, 14), "layer", (slice(3, 4), slice(5, 6)))
+    ys, xs = found.nonzero().unbind(1)
+    assert (ys.min(), ys.max(), xs.min(), xs.max()) == (2, 4, 4, 6), "3×3 around (3, 5)"
+
+
+def test_smoothing_keeps_the_sum_and_reaches_three_sigma():
+    field = torch.zeros(31, 41)
+    field[10, 20] = 3
+    smoothed = smooth(field, 1.5)
+    assert smoothed.sum() == pytest.approx(3, rel=1e-5)
+    assert smoothed[15, 20] > 0 and smoothed[16:].eq(0).all() and smoothed[:, 26:].eq(0).all()
+    assert smoothed[12, 20] == pytest.approx(smoothed[10, 18]), "round"
+    assert np.isfinite(heat_map(torch.zeros(5, 7))).all()
+
+
+def explained(outputs=(12, 12), box=None, names=("1",)):
+    """Of random offsets, with another layer that is known by its statistics only."""
+    model = make_model()
+    nn.init.normal_(model[1].conv_offset.weight, std=0.2)
+    size = (outputs[0] * STRIDE[0], outputs[1] * STRIDE[1])
+    with record_sampling(model) as fields, torch.no_grad():
+        model(torch.randn(1, 3, *size))
+    fields = [type(fields[0])(**{**vars(fields[0]), "name": name}) for name in names]
+    statistics = {names[0]: OffsetStatistics(0.25, 2.5, 0.125), "other": OffsetStatistics(1, 2, 0)}
+    image = np.random.default_rng(0).integers(0, 255, (size[0] - 3, size[1] - 5, 3), dtype=np.uint8)
+    heat = torch.rand(image.shape[:2])
+    return Explanation(image, size, box or Box(21, 10, 21, 10), fields, names[-1], heat, statistics)
+
+
+def test_points_are_the_layers():
+    explanation = explained()
+    (field,) = explanation.fields
+    points, weight = points_of(field, explanation.box, explanation.image_size)
+    torch.testing.assert_close(points, field.points[:, :, 5, 7])
+    assert torch.equal(weight, torch.ones(15))
+
+
+def test_a_box_has_its_outputs_or_some_of_many():
+    field = explained().fields[0]
+    assert output_window(field, Box(3, 4, 9.2, 4), SIZE) == (slice(2, 3), slice(1, 4))
+    points, _ = points_of(field, Box(3, 4, 9.2, 4), SIZE)
+    torch.testing.assert_close(points[15:30], field.points[:, :, 2, 2])
+    points, _ = points_of(field, Box(0, 0, 35, 23), SIZE, most=4)
+    corner, opposite = points[:15], points[-15:]
+    assert len(points) == 4 * 4 * 15
+    torch.testing.assert_close(corner, field.points[:, :, 0, 0])
+    torch.testing.assert_close(opposite, field.points[:, :, 11, 11])
+
+
+def test_names_are_made_unique():
+    names = [field.name for field in with_unique_names(explained(names=("a", "b", "a", "a")).fields)]
+    assert names == ["a", "b", "a #2", "a #3"]
+
+
+def test_table_says_what_is_known():
+    rows = explained(names=("1", "of mmcv")).table()
+    assert rows[1] == ["1", "12×12", "0.250", "2.50", "12.5%"]
+    assert rows[2][:2] == ["of mmcv", "12×12"] and rows[2][4] == "–"
+    assert rows[3] == ["other", "not drawn", "1.000", "2.00", "0.0%"]
+
+
+def test_figure_has_a_panel_per_layer():
+    figure = plot_explanation(explained(names=("a", "b"), box=Box(3, 4, 9.2, 8)))
+    titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
+    assert titles[0] == "receptive field of\nb" and titles[1].startswith("a\nmean |offset| 0.")
+    assert len(figure.axes[1].collections[0].get_offsets()) == 3 * 3 * 15
+
+
+def page_data(page):
+    return json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1])
+
+
+def decoded(layer):
+    """[rows, columns, taps, 2], (x, y) in pixels of the image, and weights in 0…1 [rows, columns, taps]."""
+    shape = (*layer["stored"], layer["taps"])
+    points = np.frombuffer(base64.b64decode(layer["points"]), "<i2").reshape(*shape, 2)
+    weights = np.frombuffer(base64.b64decode(layer["weights"]), np.uint8).reshape(shape)
+    return points * layer["quantum"], weights / 255
+
+
+@pytest.mark.parametrize(("outputs", "step"), [((12, 12), 1), ((20, 70), 2)])
+def test_page_holds_the_recorded_points(outputs, step):
+    explanation = explained(outputs)
+    page = render_explanation(explanation, "A < B", "end")
+    assert "A &lt; B" in page and len(page) < 300_000
+    assert not re.findall(r'(?:src|href)="|url\(|https?://(?!www\.w3\.org/2000/svg)', page), "self-contained"
+    (layer,) = page_data(page)["layers"]
+    assert layer["step"] == step and layer["output"] == list(outputs)
+    points, weights = decoded(layer)
+    expected = explanation.fields[0].points[:, :, ::step, ::step].permute(2, 3, 0, 1).flip(-1).numpy()
+    assert np.abs(points - expected).max() <= layer["quantum"] / 2 + 1e-4
+    assert (weights == 1).all()
+
+
+def test_names_do_not_end_the_script():
+    data = page_data(render_explanation(explained(names=("</script><b>",)), "title"))
+    assert data["layers"][0]["name"] == "</script><b>"
+
+
+def test_runaway_offsets_do_not_spoil_the_others():
+    explanation = explained()
+    explanation.fields[0].offset[3, 0, 2, 2] = 1e9
+    (layer,) = page_data(render_explanation(explanation, "title"))["layers"]
+    points, _ = decoded(layer)
+    assert layer["quantum"] == 1 / 32 and points.max() <= 2 * max(SIZE)
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium")
+@pytest.mark.parametrize(
+    ("hash", "layer", "rows", "columns"),
+    [
+        ("", 1, [5], [7]),
+        ("#layer=0&at=33.4,3.2&heat=1", 0, [2], [11]),
+        ("#at=-50,999", 1, [11], [0]),
+    ],
+)
+def test_browser_draws_the_points_of_the_place(tmp_path, hash, layer, rows, columns):
+    explanation = explained(names=("a", "b"))
+    explanation.fields[0].offset.mul_(0.5)  # one tensor: told apart by the name only
+    explanation.fields[1].weight.uniform_(-0.9, 0.8)
+    file = tmp_path / "explain.html"
+    file.write_text(render_explanation(explanation, "title"), encoding="utf-8")
+    done = subprocess.run(
+        ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
+         "--virtual-time-budget=1000", "--dump-dom", f"{file.as_uri()}{hash}"],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    field = explanation.fields[layer]
+    circles = re.findall(r'<circle cx="([-\d.]+)" cy="([-\d.]+)".*?data-weight="([\d.]+)"', done.stdout)
+    drawn = np.array(circles, float)
+    expected = field.points[:, :, rows[0], columns[0]].flip(1).numpy() + 0.5
+    assert drawn.shape == (math.prod(field.kernel_size), 3), done.stderr[-500:]
+    np.testing.assert_allclose(drawn[:, :2], expected, atol=1 / 64 + 1e-4)
+    np.testing.assert_allclose(drawn[:, 2], field.weight[:, rows[0], columns[0]].abs(), atol=1 / 510 + 1e-3)
+    name = field.name
+    assert f">{name}: output (y {rows[0]}, x {columns[0]}) of 12×12, 15 points each<" in done.stdout
+    assert ('visibility="visible"' in done.stdout) == ("heat" in hash)

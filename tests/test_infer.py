@@ -1,0 +1,256 @@
+"""``dcnzoo infer`` and ``dcnzoo explain``, called as from the command line, on the demo's detector."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from torch import nn
+
+from dcnzoo import cli, zoo
+from dcnzoo.visualization import record_sampling
+
+from .test_explain import decoded, page_data
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG = str(ROOT / "configs/demo/mask-rcnn_r14-mdconv_fpn_8e_shapes.py")
+HEIGHT, WIDTH = 96, 150  # of the files; the detector sees 82 × 128, and 96 × 128 with its padding
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two images and the weights of a detector that has learnt nothing but offsets."""
+    import dcnzoo.models  # noqa: F401
+
+    # isort: split
+    from mmdet.registry import MODELS
+    from mmengine.config import Config
+    from mmengine.registry import DefaultScope
+
+    folder = tmp_path_factory.mktemp("infer")
+    torch.manual_seed(0)
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        detector = MODELS.build(Config.fromfile(CONFIG).model)
+    for name, parameter in detector.named_parameters():
+        if "conv_offset" in name:
+            nn.init.normal_(parameter, std=0.1)
+        elif name.endswith("fc_cls.bias"):
+            parameter.data.copy_(
+                torch.tensor([2.0, 0.0, -9.0, 1.0])
+            )  # the first class, now and then the second
+    torch.save({"state_dict": detector.state_dict(), "meta": {}}, folder / "weights.pth")
+    pixels = np.random.default_rng(0)
+    for name in ("a", "b/a"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        image = cv2.resize(pixels.integers(0, 255, (6, 9, 3), dtype=np.uint8), (WIDTH, HEIGHT))
+        cv2.imwrite(str(folder / f"{name}.png"), image)
+    (folder / "text.png").write_text("not a picture")
+    return folder
+
+
+@pytest.fixture
+def run(folder, monkeypatch):
+    """Runs a subcommand in the folder; its exit status and what it printed."""
+
+    def run(*arguments, model=CONFIG, checkpoint="weights.pth"):
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(sys, "argv", [])
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        weights = ["--checkpoint", checkpoint] if checkpoint else []
+        result = CliRunner().invoke(cli.commands, [*map(str, arguments), "--model", model, *weights])
+        return result.exit_code, result.output
+
+    return run
+
+
+def detections(folder, image):
+    from mmdet.apis import inference_detector
+
+    detector = zoo.load(CONFIG, checkpoint=folder / "weights.pth")
+    with record_sampling(detector) as fields:
+        found = inference_detector(detector, str(folder / image)).pred_instances
+    return found, fields
+
+
+def test_infer_writes_what_the_detector_finds(run, folder, tmp_path):
+    status, output = run("infer", "a.png", "b/a.png", "--out", tmp_path, "--score-threshold", 0.2)
+    assert status == 0, output
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "a_2.png", "detections.json"]
+    assert cv2.imread(str(tmp_path / "a_2.png")).shape == (384, 600, 3)
+    content = json.loads((tmp_path / "detections.json").read_text())
+    assert [(i["file_name"], i["width"], i["height"]) for i in content["images"]] == [
+        ("a.png", WIDTH, HEIGHT),
+        ("b/a.png", WIDTH, HEIGHT),
+    ]
+    names = {category["id"]: category["name"] for category in content["categories"]}
+    for image in content["images"]:
+        expected, _ = detections(folder, image["file_name"])
+        expected = expected[expected.scores >= 0.2]
+        found = [a for a in content["annotations"] if a["image_id"] == image["id"]]
+        assert len(found) == len(expected) > 0
+        x, y, w, h = np.array([a["bbox"] for a in found]).T
+        np.testing.assert_allclose(np.stack([x, y, x + w, y + h], 1), expected.bboxes, atol=1e-4)
+        assert [a["category_id"] - 1 for a in found] == expected.labels.tolist()
+        scores = [a["score"] for a in found]
+        np.testing.assert_allclose(scores, expected.scores, atol=1e-6)
+        assert scores == sorted(scores, reverse=True)
+        line = rf"{names[found[0]['category_id']]} +{scores[0]:.3f} +{x[0]:.1f} +{y[0]:.1f} "
+        assert re.search(line, output) and f"{image['file_name']}: {len(found)} found" in output
+
+
+def test_masks_can_be_read_back(run, folder, tmp_path):
+    from pycocotools.mask import decode
+
+    assert run("infer", "a.png", "--out", tmp_path, "--score-threshold", 0)[0] == 0
+    annotations = json.loads((tmp_path / "detections.json").read_text())["annotations"]
+    expected, _ = detections(folder, "a.png")
+    for annotation, mask in zip(annotations, expected.masks.numpy(), strict=True):
+        assert np.array_equal(decode(annotation["segmentation"]).astype(bool), mask)
+
+
+def test_what_finds_no_instances_is_refused(run, tmp_path, monkeypatch):
+    import mmdet.apis
+    from mmdet.structures import DetDataSample
+    from mmengine.structures import PixelData
+
+    monkeypatch.setattr(mmdet.apis, "inference_detector", lambda *_: DetDataSample(pred_sem_seg=PixelData()))
+    status, output = run("infer", "a.png", "--out", tmp_path)
+    assert (status, output) == (1, "error: model: expected a detector, got one that finds pred_sem_seg\n")
+
+
+def test_nothing_found_is_no_mistake(run, tmp_path):
+    status, output = run("infer", "a.png", "--out", tmp_path, "--score-threshold", 1)
+    assert status == 0 and "a.png: none found" in output
+    assert json.loads((tmp_path / "detections.json").read_text())["annotations"] == []
+
+
+@pytest.mark.parametrize("command", ["infer", "explain"])
+@pytest.mark.parametrize(
+    ("arguments", "changes", "expected"),
+    [
+        (["no.png"], {}, "image: expected a file, found none at no.png"),
+        (
+            ["text.png"],
+            {},
+            "image: expected a picture that OpenCV can read, found something else in text.png",
+        ),
+        (["a.png"], {"checkpoint": "no.pth"}, "checkpoint: expected a file, found none at no.pth"),
+        (["a.png"], {"checkpoint": None}, f"checkpoint: expected a file with weights for {CONFIG}, got none"),
+        (["a.png"], {"checkpoint": "text.png"}, "text.png: expected a checkpoint"),
+        (["a.png"], {"model": "x/no.py"}, "model: expected a config file, found none at x/no.py"),
+        (
+            ["a.png"],
+            {"model": "faster-rcnn_r50_fpn_1x_coc"},
+            "the closest names: faster-rcnn_r50_fpn_1x_coco",
+        ),
+        (["a.png", "--device", "tin"], {}, "--device: expected cpu, cuda or cuda:N, got tin"),
+    ],
+)
+def test_mistakes_get_one_line(run, tmp_path, command, arguments, changes, expected):
+    status, output = run(command, *arguments, "--out", tmp_path / "out.html", **changes)
+    (line,) = output.strip().splitlines()
+    assert status == 1 and line.startswith("error: ") and expected in line
+    assert not any(tmp_path.iterdir()), "nothing is written"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["infer", "a.png", "--score-threshold", "2"], "--score-threshold: expected 0 to 1, got 2.0"),
+        (
+            ["explain", "a.png", "--out", "x.pdf"],
+            "--out: expected a name that ends in .html or .png, got x.pdf",
+        ),
+        (["explain", "a.png", "--at", "150,3"], "x1 ≤ x2 < 150 and y1 ≤ y2 < 96, got 150,3,150,3"),
+        (["explain", "a.png", "--box", "9,3,8,4"], "x1 ≤ x2 < 150 and y1 ≤ y2 < 96, got 9,3,8,4"),
+        (["explain", "a.png", "--layer", "neck"], "expected one of backbone.layer2.0.conv2, backbone.layer3"),
+    ],
+)
+def test_mistakes_of_one_command(run, arguments, expected):
+    status, output = run(*arguments)
+    assert status == 1 and output.startswith("error: ") and expected in output
+    assert len(output.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("place", [["--at", "3"], ["--at", "3,x"], ["--at", "3,4", "--box", "1,2,3,4"]])
+def test_wrong_places_are_the_parsers(run, capsys, place):
+    status, output = run("explain", "a.png", *place)
+    assert status == 2 and ("numbers with commas" in output or "not allowed with" in output)
+
+
+def test_explain_shows_what_was_recorded(run, folder, tmp_path):
+    file = tmp_path / "explain.html"
+    status, output = run("explain", "a.png", "--at", "75,30", "--out", file)
+    assert status == 0 and f"written: {file}" in output
+    data = page_data(file.read_text())
+    scale = 128 / WIDTH
+    assert file.stat().st_size < 300_000 and (data["width"], data["height"]) == (128, 82)
+    np.testing.assert_allclose(data["box"], [75 * scale, 30 * 82 / HEIGHT] * 2, rtol=1e-6)
+    _, fields = detections(folder, "a.png")
+    assert [layer["name"] for layer in data["layers"]] == [field.name for field in fields]
+    for layer, field in zip(data["layers"], fields, strict=True):
+        points, weights = decoded(layer)
+        pixels = torch.tensor(data["seen"]) / torch.tensor(field.input_size)  # per pixel of the map
+        expected = (field.points * pixels[:, None, None]).permute(2, 3, 0, 1).flip(-1).numpy()
+        assert np.abs(points - expected).max() <= layer["quantum"] / 2 + 1e-3
+        weights = weights * data["largestWeight"]
+        assert np.abs(weights - field.weight.permute(1, 2, 0).numpy()).max() <= 1 / 510 + 1e-4
+        rows, columns = field.weight.shape[1:]
+        assert re.search(rf"{field.name} +{rows}×{columns} +{field.offset.abs().mean():.3f} ", output)
+
+
+def test_explain_draws_a_figure_of_one_layer(run, folder, tmp_path):
+    file = tmp_path / "explain.png"
+    name = "backbone.layer2.0.conv2"
+    status, output = run("explain", "a.png", "--box", "20,10,90,60", "--layer", name, "--out", file)
+    assert status == 0 and "layer3" not in output
+    height, width = cv2.imread(str(file)).shape[:2]
+    assert width > height > 200, "two panels side by side"
+
+
+def test_receptive_field_of_a_detector(folder):
+    """What it leaves out does not move the output, what it takes in does."""
+    from dcnzoo.visualization.detector import explain
+    from dcnzoo.visualization.explain import Box, receptive_field
+
+    detector = zoo.load(CONFIG, checkpoint=folder / "weights.pth")
+    explanation = explain(detector, folder / "a.png", Box(30, 20, 30, 20), "backbone.layer2.0.conv2")
+    field = explanation.receptive_field
+    assert field.shape == (82, 128) and 0 < field.count_nonzero() < field.numel() / 2
+    assert field[:, 100:].eq(0).all(), "far away: the layer's field is 35 pixels, and its offsets are small"
+
+    torch.manual_seed(0)
+    image = torch.randn(1, 3, 96, 128)
+    window = (slice(3, 4), slice(5, 6))
+
+    def run(x):
+        return detector.extract_feat(x)
+
+    reach = receptive_field(detector, run, image, "backbone.layer2.0.conv2", window) > 0
+    outputs = []
+    layer = detector.get_submodule("backbone.layer2.0.conv2")
+    handle = layer.register_forward_hook(lambda _, __, out: outputs.append(out[0, :, 3, 5]))
+    noise = 1e-3 * torch.randn_like(image)
+    with torch.no_grad():
+        for change in (torch.zeros_like(image), noise * ~reach, noise * reach):
+            run(image + change)
+    handle.remove()
+    same, outside, inside = outputs
+    assert torch.allclose(same, outside, atol=1e-7) and not torch.allclose(same, inside, atol=1e-5)
+
+
+def test_layers_that_are_not_drawn_are_named(folder):
+    from dcnzoo.errors import UserError
+    from dcnzoo.visualization.detector import explain
+
+    detector = zoo.load(CONFIG, checkpoint=folder / "weights.pth")
+    for block in (detector.backbone.layer2[0], detector.backbone.layer3[0]):
+        conv = block.conv2
+        block.conv2 = nn.Conv2d(conv.in_channels, conv.out_channels, 3, conv.stride, 1)
+    with pytest.raises(UserError, match="DCNv4 or PackedDeformConv2d, found none"):
+        explain(detector, folder / "a.png")
