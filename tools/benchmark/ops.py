@@ -83,9 +83,12 @@ def parse_args() -> argparse.Namespace:
 
     chosen = (args.family, args.ops, args.shapes, args.rivals, args.threads, args.dtype, args.passes)
     partial = any(chosen) or args.quick or args.no_memory or args.demo_training == "only"
-    if args.quick and not args.shapes:
-        args.family, args.shapes = args.family or ["deform_conv2d"], list(QUICK_SHAPES)
+    smoke = args.quick and not args.shapes
+    if smoke and not args.family:
+        args.family, args.shapes = ["deform_conv2d"], list(QUICK_SHAPES)
     args.family = choose("family", args.family, known)
+    if smoke and not args.shapes:
+        args.shapes = [known[family].CASES[0].name for family in args.family]
     cases = [(family, case) for family in args.family for case in known[family].CASES]
     args.ops = choose("ops", args.ops, (case.op for _, case in cases))
     named = set(args.shapes or ())

@@ -24,13 +24,13 @@ import dcnzoo.models
 # after dcnzoo.models, which mends what the others import
 # isort: split
 import torch
-from small_detectors import FAMILIES, MMDET, ROOT, small
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from rich.console import Console
+from small_detectors import FAMILIES, MMDET, ROOT, small
 
 import dcnzoo.datasets
 import dcnzoo.export.deployed  # noqa: F401  registers DeployedDetector
