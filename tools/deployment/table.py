@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import hashlib
 import io
 import json
@@ -173,7 +174,7 @@ class Row:
     def _export(self, path: Path, deform_conv: str) -> None:
         from dcnzoo.export.detectors import export_detector
 
-        detector, _ = build(self.cfg, self.weights)
+        detector, _ = build(copy.deepcopy(self.cfg), self.weights)  # building changes DETR's config
         size = (800, 1216) if self.coco else (128, 128)
         export_detector(detector, torch.randn(1, 3, *size), path, dynamic=True, deform_conv=deform_conv)
 
@@ -181,7 +182,8 @@ class Row:
         self, model: dict, what: str, move: Callable[[str, float], None], weights: Path | None = None
     ) -> dict[str, float]:
         cfg = Config(self.cfg.to_dict())
-        cfg.model, cfg.resume, cfg.load_from = model, False, weights and str(weights)
+        cfg.model, cfg.resume = copy.deepcopy(model), False
+        cfg.load_from = weights and str(weights)
         prefix = self.folder / what
         cfg.test_evaluator.update(format_only=True, outfile_prefix=str(prefix))
         runner = Runner.from_cfg(cfg)
