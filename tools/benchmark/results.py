@@ -154,9 +154,11 @@ def goals(results: Results) -> Iterator[Goal]:
 
     def against_rival(rival: str, mode: str, limit: float, among: Sequence[int]) -> Iterator[Goal]:
         for threads in among:
-            ratios = _known(results.over_ours(s, rival) for s in _main(results, mode, "float32", threads))
+            chosen = [s for s in _main(results, mode, "float32", threads) if results.seconds(s, rival)]
+            ratios = _known(results.over_ours(s, rival) for s in chosen)
+            shares = _known(results.of_limit(s) for s in chosen)
             name = f"{mode}, {rival} / dcnzoo, {_threads(threads)}"
-            yield Goal(name, limit, False, median(ratios), len(ratios))
+            yield Goal(name, limit, False, median(ratios), len(ratios), median(shares))
 
     if any(row.setting.main for row in results.rows):
         yield from against_floor("forward", 1.25)
