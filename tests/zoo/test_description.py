@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-import torch
 from mmengine.config import Config
 
 from dcnzoo.compat.packages import mim_folder
@@ -79,49 +78,6 @@ def test_short_notation(dcn, operator):
     model = {"backbone": {"type": "ResNet", "dcn": dcn}, "bbox_head": {"type": "RetinaHead"}}
     found = list(description._operators(model, "head"))
     assert found == ([("backbone", operator)] if operator else [])
-
-
-def deformable_layers(model):
-    """Names of the modules that hold a deformable convolution, found by building the model."""
-    from mmcv.ops import DeformConv2d, ModulatedDeformConv2d
-
-    return [n for n, m in model.named_modules() if isinstance(m, DeformConv2d | ModulatedDeformConv2d)]
-
-
-# RoI pooling is no convolution, SAC and TOOD call the function, a teacher is no module of the model,
-# GLIP wants a language model, and BoxInst and Swin cannot be built without memory for them.
-OTHERS = ("boxinst", "detectors", "glip", "ld", "tood")
-BUILT = [
-    model
-    for model in index.models()
-    if model.package == "mmdet"
-    and description.may_be_deformable(model.config)
-    and model.config.parent.name not in OTHERS
-    and not any(word in model.name for word in ("pool", "swin"))
-]
-
-
-FIRST = {model.config.parent.name: model for model in reversed(BUILT)}.values()  # of each folder
-
-
-@pytest.mark.parametrize(
-    "model",
-    [m if m in FIRST else pytest.param(m, marks=pytest.mark.slow) for m in BUILT],
-    ids=lambda model: model.name,
-)
-def test_the_model_holds_what_the_config_is_said_to(model):
-    import dcnzoo.models  # noqa: F401
-
-    # isort: split
-    from mmdet.registry import MODELS
-    from mmengine.registry import DefaultScope
-
-    cfg = Config.fromfile(model.config)
-    with DefaultScope.overwrite_default_scope("mmdet"), torch.device("meta"):
-        layers = deformable_layers(MODELS.build(cfg.model))
-    parts = {name.partition(".")[0] for name in layers}
-    parts = {part if part in ("backbone", "neck") else "head" for part in parts}
-    assert parts == set(description.describe(model).operators)
 
 
 def test_packages_that_are_not_there(tmp_path):
