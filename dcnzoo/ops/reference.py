@@ -355,9 +355,12 @@ def ms_deform_attn(
     sampling_locations: Tensor,  # (N, Q, heads, L, P, 2), (x, y) in units of the level's size
     attention_weights: Tensor,  # (N, Q, heads, L, P)
 ) -> Tensor:
-    """Multi-scale deformable attention (Zhu et al. 2021, eq. 3) between its projections, written out::
+    """Multi-scale deformable attention (Zhu et al. 2021, eq. 3) between its projections, written out.
 
-    out[n, q, h] = sum_{l, p} weights[n, q, h, l, p] · value_l[n, locations[n, q, h, l, p] · size_l - 0.5, h]
+    ``value_l`` is the map of level l, whose first pixel's centre is half a pixel inside::
+
+        out[n, q, h] = sum_{l, p} weights[n, q, h, l, p]
+                                  · value_l[n, locations[n, q, h, l, p] · size_l - 0.5, h]
     """
     batch, _, heads, channels = value.shape
     queries, points = sampling_locations.shape[1], sampling_locations.shape[4]
