@@ -309,7 +309,7 @@ class Corners(Deployable):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         head = self.detector.bbox_head
         cfg, count = head.test_cfg, head.test_cfg.corner_topk
-        features = self.detector.extract_feat(images)
+        features = self.detector.extract_feat(images)[: head.num_feat_levels]
         outputs = head.forward_single(features[-1], len(features) - 1)  # the others are for training
         heats, embeddings, offsets = outputs[:2], outputs[2:4], outputs[4:]
         size = image_size(heats[0])  # a tensor: the exporter cannot divide whole numbers by a symbol

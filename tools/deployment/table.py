@@ -150,7 +150,7 @@ class Row:
         if "pytorch" not in self.results:
             self.keep("pytorch", self._evaluate(self.cfg.model, "pytorch", move, self.weights))
         for backend in backends:
-            if backend in self.results:
+            if backend in self.results or (backend == "openvino" and not self.family.openvino):
                 continue
             path = self.folder / f"{BACKENDS[backend]}.onnx"
             if not path.exists():
