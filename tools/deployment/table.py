@@ -96,7 +96,7 @@ class Row:
         if args.quick:
             shapes.update(train=16, val=8)
             cfg.train_cfg.max_epochs = 1
-        data = args.work_dir / ("quick" if args.quick else "data")
+        data = args.work_dir / ("quick/data" if args.quick else "data")
         for loader in (cfg.train_dataloader, cfg.test_dataloader):
             loader.dataset.update(data_root=f"{data}/", shapes=shapes)
         cfg.test_evaluator.ann_file = str(data / "annotations/val.json")
@@ -198,6 +198,8 @@ class Row:
 
 def average_precision(annotations: str, results: str, kind: str) -> float:
     """COCO's, in points, without the rounding of MMDetection's metric, which is as large as the limit."""
+    if not json.loads(Path(results).read_text()):
+        return 0.0  # nothing was found, which pycocotools does not bear
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(annotations)
         evaluation = COCOeval(truth, truth.loadRes(results), kind)
