@@ -58,7 +58,10 @@ FAMILIES = {
         {"bbox": (41.2, 41.2, 40.9), "segm": (35.9, 34.8, 34.5)},
     ),
     "CornerNet": Family(
-        "cornernet/cornernet_hourglass104_8xb6-210e-mstest_coco.py", {"bbox": (40.6, 40.4, None)}, epochs=8, openvino=False
+        "cornernet/cornernet_hourglass104_8xb6-210e-mstest_coco.py",
+        {"bbox": (40.6, 40.4, None)},
+        epochs=8,
+        openvino=False,
     ),
     "DETR": Family("detr/detr_r50_8xb2-150e_coco.py", {"bbox": (40.1, 40.1, None)}, epochs=30),
     "PointRend": Family(
