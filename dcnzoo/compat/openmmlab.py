@@ -7,6 +7,7 @@ and changes nothing where it is not.
 from __future__ import annotations
 
 import functools
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from unittest import mock
@@ -20,6 +21,7 @@ from mmengine.logging import HistoryBuffer
 from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import AmpOptimWrapper, DefaultOptimWrapperConstructor, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
+from torch import Tensor
 
 from dcnzoo.compat.packages import hub_finds_packages, inherit_from_packages
 from dcnzoo.layers.offsets import OFFSET_PREDICTORS
@@ -38,6 +40,7 @@ def apply() -> None:
         ssd_predicts()
         cascade_rpn_alone()
         teachers_are_found()
+        masks_outside_the_image()
 
 
 # Checkpoints
@@ -262,3 +265,32 @@ def teachers_are_found() -> None:
         construct(self, *args, **kwargs)
 
     Detector.__init__ = with_found_teacher
+
+
+def masks_outside_the_image() -> None:
+    """A mask whose box lies outside the image ends prediction on the CPU; QueryInst does not clip its boxes.
+
+    (``upper bound and lower bound inconsistent with step sign``: the region to paste into, which is cut out
+    without a GPU only, ends before it begins.) There is nothing of such a mask to paste.
+    """
+    from mmdet.models.roi_heads.mask_heads import fcn_mask_head
+
+    paste = fcn_mask_head._do_paste_mask
+    with suppress(RuntimeError):
+        paste(torch.ones(1, 1, 2, 2), torch.tensor([[-9.0, 1.0, -5.0, 3.0]]), 4, 4)
+        return
+
+    @functools.wraps(paste)
+    def where_the_image_is(
+        masks: Tensor,  # [N, 1, H, W]
+        boxes: Tensor,  # [N, 4], x1, y1, x2, y2
+        img_h: int,
+        img_w: int,
+        skip_empty: bool = True,
+    ) -> tuple[Tensor, tuple[slice, ...]]:
+        first, end = boxes[:, :2].amin(0).floor() - 1, boxes[:, 2:].amax(0).ceil() + 1
+        if skip_empty and ((end <= 0) | (first >= boxes.new_tensor((img_w, img_h)))).any():
+            return masks.new_zeros(len(masks), 0, 0), (slice(0, 0), slice(0, 0))
+        return paste(masks, boxes, img_h, img_w, skip_empty)
+
+    fcn_mask_head._do_paste_mask = where_the_image_is
