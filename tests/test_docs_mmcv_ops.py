@@ -4,6 +4,8 @@ import re
 from importlib.util import find_spec
 from pathlib import Path
 
+import pytest
+
 from dcnzoo.compat.mmcv import _ext
 
 PAGE = Path(__file__).resolve().parents[1] / "docs/mmcv_ops.md"
@@ -52,8 +54,12 @@ def test_page_says_what_there_is():
 def test_every_function_is_accounted_for():
     names = [name for _, names in asked_for() for name in names]
     assert len(names) > 90
-    for name in names:
-        assert callable(getattr(_ext, name))
+    missing = [name for name in names if status(name) == "–"]
+    assert 0 < len(missing) < len(names) / 2
+    for name in missing:
+        message = rf"^mmcv\.ops: {name}: .* not provided by dcnzoo; use \S.+, or ask for it in dcnzoo's issue"
+        with pytest.raises(NotImplementedError, match=message):
+            getattr(_ext, name)()
 
 
 if __name__ == "__main__":
