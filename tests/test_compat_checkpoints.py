@@ -78,9 +78,7 @@ class TestRefused:
             for models in ("get_torchvision_models", "get_external_models", "get_mmcls_models"):
                 monkeypatch.setattr(loading, models, lambda: {"net": address})
             with pytest.raises(CheckpointError, match=REFUSED):
-                CheckpointLoader.load_checkpoint(
-                    address if way == "http://" else f"{way}net", logger="silent"
-                )
+                CheckpointLoader.load_checkpoint(asked, logger="silent")
         assert len(server.requests) == 1
 
     def test_fork(self, harmful, monkeypatch):
@@ -90,10 +88,7 @@ class TestRefused:
         for name in ("load_checkpoint", "_schemes"):
             monkeypatch.setattr(CheckpointLoader, name, getattr(CheckpointLoader, name))
         checkpoints.checkpoints_run_nothing()
-        with (
-            open(harmful, "rb") as file,
-            pytest.raises(CheckpointError, match="checkpoint: holds posix.mkdir"),
-        ):
+        with open(harmful, "rb") as file, pytest.raises(CheckpointError, match=r"holds posix\.mkdir"):
             loading._safe_torch_load(file, "cpu")
 
 
