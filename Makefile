@@ -8,7 +8,7 @@ PIP    := $(RUN) -m pip --quiet --disable-pip-version-check
 OPS := $(shell find ops -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-onedl test-others test-matrix coverage peers fuzz sanitize bench gpu zoo docs lint format wheel clean
+.PHONY: help setup demo test test-all test-onedl test-others test-matrix coverage peers fuzz sanitize bench gpu zoo docs audit lint format wheel clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -127,6 +127,17 @@ $(VENV)/.docs: $(VENV)/.installed requirements-docs.txt
 
 docs: setup $(VENV)/.docs  ## docs/_build/html/index.html
 	$(RUN) -m sphinx --quiet --fail-on-warning --keep-going docs docs/_build/html $(ARGS)
+
+# In an environment of their own: they ask for other versions of what .venv has.
+AUDIT := .venv-audit
+$(AUDIT)/.installed: $(VENV)/.installed requirements-audit.txt
+	$(call NEW_VENV,$(AUDIT))
+	$(PIP) --python $(AUDIT)/bin/python install -r requirements-audit.txt
+	touch $@
+
+audit: setup $(AUDIT)/.installed  ## security: our code (bandit), and known holes in what .venv has (pip-audit: Internet)
+	$(AUDIT)/bin/bandit --quiet --configfile pyproject.toml --recursive dcnzoo tools docs setup.py
+	$(AUDIT)/bin/pip-audit --strict --skip-editable --path $$($(RUN) $(SITE)) $(ARGS)
 
 lint: setup  ## style, as CI checks it
 	$(RUN) -m ruff check .

@@ -44,7 +44,7 @@ def load_file(
     load_own_checkpoints()
     name = path if isinstance(path, str | os.PathLike) else "checkpoint"
     try:
-        checkpoint = torch.load(path, map_location=map_location, weights_only=not trust)
+        checkpoint = torch.load(path, map_location=map_location, weights_only=not trust)  # nosec B614  # said above
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         if found:
