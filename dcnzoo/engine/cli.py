@@ -57,9 +57,7 @@ def config_file(name: str) -> str:
     try:
         return base_path(name, "")[0]
     except (ModuleNotFoundError, FileNotFoundError) as error:
-        raise UserError(
-            f"config: expected one of an installed package, got {name}: {one_line(error)}"
-        ) from None
+        raise UserError(f"config: expected one of a package, got {name}: {one_line(error)}") from None
 
 
 def add_cfg_options(parser: argparse.ArgumentParser) -> None:
