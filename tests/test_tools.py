@@ -15,6 +15,8 @@ import cv2
 import pytest
 import torch
 
+from dcnzoo.engine.cli import UserError, config_file
+
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = "configs/demo/mask-rcnn_r14_fpn_8e_shapes.py"
 
@@ -269,3 +271,17 @@ def test_two_processes_train_and_test(data, tmp_path):
 def test_launchers_say_how_they_are_called(script):
     result = subprocess.run(["bash", f"tools/{script}.sh"], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 2 and result.stderr.startswith("usage: ")
+
+
+def test_a_config_of_an_installed_package():
+    name = "dcnzoo::dcnv2/mask-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py"
+    assert Path(config_file(name)).samefile(ROOT / "configs" / name.partition("::")[2])
+    assert Path(config_file("mmdet::retinanet/retinanet_r18_fpn_1x_coco.py")).is_file()
+    assert config_file("configs/mine.py") == "configs/mine.py"
+    for name, reason in (
+        ("dcnzoo::dcnv2/none.py", "file not found: "),
+        ("nothing::x.py", "nothing is not installed, or brings no configs"),
+    ):
+        expected = f"config: expected one of a package, got {name}: .*{reason}"
+        with pytest.raises(UserError, match=expected):
+            config_file(name)

@@ -12,17 +12,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from unittest import mock
 
-import numpy as np
 import torch
 from mmengine.config import ConfigDict
 from mmengine.device import get_device
 from mmengine.dist import utils as dist_utils
-from mmengine.logging import HistoryBuffer
 from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import AmpOptimWrapper, DefaultOptimWrapperConstructor, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 from torch import Tensor
 
+from dcnzoo.compat.checkpoints import checkpoints_run_nothing, load_own_checkpoints
 from dcnzoo.compat.packages import hub_finds_packages, inherit_from_packages
 from dcnzoo.layers.offsets import OFFSET_PREDICTORS
 
@@ -31,6 +30,7 @@ def apply() -> None:
     inherit_from_packages()
     hub_finds_packages()
     load_own_checkpoints()
+    checkpoints_run_nothing()
     amp_on_cpu()
     distributed_without_cuda()
     offsets_have_their_learning_rate()
@@ -41,37 +41,6 @@ def apply() -> None:
         cascade_rpn_alone()
         teachers_are_found()
         masks_outside_the_image()
-
-
-# Checkpoints
-
-
-def _history_method(owner: object, name: str) -> object:
-    """``getattr`` for files that name ``HistoryBuffer.mean`` and the like, and for nothing else."""
-    if owner is not HistoryBuffer or name not in ("min", "max", "mean", "current"):
-        raise TypeError(f"checkpoint: expected an attribute of HistoryBuffer, got {owner!r}.{name}")
-    return getattr(owner, name)
-
-
-def load_own_checkpoints() -> None:
-    """mmengine's checkpoints hold its log, which ``torch.load`` refuses to read since PyTorch 2.6.
-
-    (``Weights only load failed … HistoryBuffer``, on testing, ``--resume`` and ``load_from``.) The
-    types in it are harmless: they join the list of what may be loaded, and loading stays as strict
-    as it is about anything else.
-    """
-    reconstruct, scalar = np._core.multiarray._reconstruct, np._core.multiarray.scalar
-    torch.serialization.add_safe_globals(
-        [
-            HistoryBuffer,
-            np.ndarray,
-            np.dtype,
-            *(type(np.dtype(code)) for code in "?" + np.typecodes["AllInteger"] + np.typecodes["Float"]),
-            *((reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
-            *((scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
-            *((_history_method, f"{builtins}.getattr") for builtins in ("builtins", "__builtin__")),
-        ]
-    )
 
 
 # Mixed precision
