@@ -30,7 +30,7 @@ def test_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
     backend.put(b"old", target)
     with monkeypatch.context() as patch:
         patch.setattr("os.fsync", lambda fd: (_ for _ in ()).throw(OSError("disk full")))
-        with pytest.raises(OSError, match="disk full"):
+        with pytest.raises(UserError, match=r"file.pth cannot be written \(0.0 MB\): disk full"):
             backend.put(b"new and longer", target)
     assert target.read_bytes() == b"old"
     assert [p.name for p in target.parent.iterdir()] == ["file.pth"]
