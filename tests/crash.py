@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 
 import dcnzoo.datasets  # noqa: E402
-import dcnzoo.engine  # noqa: E402, F401
+import dcnzoo.engine  # noqa: E402
 import dcnzoo.models  # noqa: E402, F401
 
 # isort: split
@@ -196,7 +196,9 @@ def assert_resumed(work: Path, last: int | None) -> None:
     resumed = re.findall(r"resumed epoch: (\d+), iter: (\d+)", log)
     assert resumed == ([] if last is None else [(str(last), str(3 * last))]), (last, log[-3000:])
     trained = re.findall(r"Epoch\(train\) +\[(\d+)\]\[1/3\]", log)
-    assert [int(epoch) for epoch in trained] == list(range((last or 0) + 1, len(trained) + (last or 0) + 1)), log
+    assert [int(epoch) for epoch in trained] == list(
+        range((last or 0) + 1, len(trained) + (last or 0) + 1)
+    ), log
 
 
 def main() -> None:

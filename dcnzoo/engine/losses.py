@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 
+import torch
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
@@ -34,7 +35,8 @@ class FiniteLossHook(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: object = None, outputs: Mapping | None = None
     ) -> None:
-        losses = {name: float(value) for name, value in (outputs or {}).items() if "loss" in name}
+        # where mmengine looks for losses; the log has taken them off the device already
+        losses = {k: torch.as_tensor(v).item() for k, v in (outputs or {}).items() if "loss" in k}
         broken = [f"{name} {value}" for name, value in losses.items() if not math.isfinite(value)]
         if not broken:
             self._in_a_row = 0
@@ -69,4 +71,6 @@ def _image_paths(data_batch: object) -> list[str]:
 def _learning_rate(runner: Runner) -> float:
     """The highest of all parameter groups and optimizers."""
     rates = runner.optim_wrapper.get_lr()  # {"lr": […]}, or {"generator.lr": […], …}
-    return max((rate for name in rates if name.split(".")[-1] == "lr" for rate in rates[name]), default=math.nan)
+    return max(
+        (rate for name in rates if name.split(".")[-1] == "lr" for rate in rates[name]), default=math.nan
+    )

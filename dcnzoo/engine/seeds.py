@@ -1,5 +1,6 @@
 """Random numbers that a resumed training draws as one that was never interrupted."""
 
+import random
 from functools import partial
 
 import numpy as np
@@ -13,18 +14,18 @@ from mmengine.runner import EpochBasedTrainLoop, Runner, set_random_seed
 
 @HOOKS.register_module()
 class EpochSeedHook(Hook):
-    """Seed each epoch by (seed, epoch, rank), and torch's generator by (seed, iteration, rank).
+    """Seed each epoch by (seed, epoch, rank), each iteration of the model by (seed, iteration, rank).
 
     Checkpoints hold no state of a generator, and a data loader's workers cannot be asked for theirs. With
     this hook there is none to be held: what an epoch draws does not depend on what was drawn before it,
-    in this process or in another.
+    in this process or in another; what the loader draws does not depend on the model, nor on validation.
 
     The workers begin anew with every epoch, persistent ones too: what they carry from one to the next,
     generators and caches of images, is lost with the process. (mmengine seeds workers that are not
     persistent alike in each epoch.)
 
     In training by iterations mmengine loads the data once more that were trained on, and so brings the
-    loader's generators to where they were.
+    loader's generators to where they were; with ``randomness.seed`` set.
     """
 
     priority = "VERY_HIGH"  # before anyone draws
@@ -46,13 +47,37 @@ class EpochSeedHook(Hook):
             return
         loader._iterator = None
         initialise = loader.worker_init_fn
-        if isinstance(initialise, partial) and initialise.func is worker_init_fn:  # mmengine's, not a config's
+        if (
+            isinstance(initialise, partial) and initialise.func is worker_init_fn
+        ):  # mmengine's, not a config's
             loader.worker_init_fn = partial(initialise, seed=_mix(runner.seed, 1, runner.epoch))
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: object = None) -> None:
-        torch.manual_seed(_mix(runner.seed, 2, runner.iter, get_rank()))
+        self._loader = _states()
+        set_random_seed(_mix(runner.seed, 2, runner.iter, get_rank()))
+
+    def after_train_iter(self, *args: object, **kwargs: object) -> None:
+        _restore(*self._loader)
+
+    def before_val(self, runner: Runner) -> None:
+        self._loader = _states()
+        set_random_seed(_mix(runner.seed, 3, runner.iter, get_rank()))
+
+    def after_val(self, runner: Runner) -> None:
+        _restore(*self._loader)
 
 
 def _mix(*numbers: int) -> int:
     """A seed of 31 bits, to which mmengine can add a worker's number."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0] >> 1)
+
+
+def _states() -> tuple:
+    """Of the three generators that transforms draw from."""
+    return random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+
+
+def _restore(python: tuple, numpy: tuple, own: torch.Tensor) -> None:
+    random.setstate(python)
+    np.random.set_state(numpy)  # noqa: NPY002
+    torch.set_rng_state(own)
