@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or absent, whenever the process is killed, and are read only if they are whole."""
+"""Checkpoints that are whole or absent, whenever the process is killed, and are read only if whole."""
 
 import os
 import re
@@ -50,9 +50,8 @@ def damage(path: str | os.PathLike) -> str | None:
         tail = file.read()
         if tail.startswith(_MARK):
             file.seek(0)
-            return (
-                None if _digest(file, size - _DIGEST) == tail[len(_MARK) :] else "does not have its checksum"
-            )
+            same = _digest(file, size - _DIGEST) == tail[len(_MARK) :]
+            return None if same else "does not have its checksum"
     if first != b"PK":
         return None if first.startswith(b"\x80") else "is not a checkpoint"
     if tail[-22:-18] != _END or tail[-2:] != b"\0\0":

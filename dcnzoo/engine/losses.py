@@ -71,6 +71,4 @@ def _image_paths(data_batch: object) -> list[str]:
 def _learning_rate(runner: Runner) -> float:
     """The highest of all parameter groups and optimizers."""
     rates = runner.optim_wrapper.get_lr()  # {"lr": […]}, or {"generator.lr": […], …}
-    return max(
-        (rate for name in rates if name.split(".")[-1] == "lr" for rate in rates[name]), default=math.nan
-    )
+    return max(rate for name in rates if name.split(".")[-1] == "lr" for rate in rates[name])

@@ -61,7 +61,7 @@ class EpochSeedHook(Hook):
 
     def before_val(self, runner: Runner) -> None:
         self._loader = _states()
-        set_random_seed(_mix(runner.seed, 3, runner.iter, get_rank()))
+        set_random_seed(_mix(runner.seed, 3, get_rank()))
 
     def after_val(self, runner: Runner) -> None:
         _restore(*self._loader)
