@@ -1,3 +1,4 @@
+import contextlib
 import io
 import itertools
 import json
@@ -272,6 +273,37 @@ class Score(BaseMetric):
         if self.calls == self.interrupted_at:
             raise KeyboardInterrupt
         return {"score": results[0]}
+
+
+class Death(BaseException):
+    """What ends a process while a hook is at work."""
+
+
+@pytest.mark.parametrize("operation", ["put", "remove"])
+@pytest.mark.parametrize("number", range(1, 8))
+def test_one_best_and_two_last_checkpoints_wherever_it_dies(tmp_path, monkeypatch, operation, number):
+    """Before each write of the hook, and each removal, of the second validation."""
+    monkeypatch.setattr(Score, "calls", 0)
+    options = dict(save_best="score", rule="greater")
+    train(tmp_path, "begin", epochs=3, val_evaluator=Evaluator([Score()]), **options)
+    function, left = getattr(AtomicLocalBackend, operation), number
+
+    def die(self, *args):
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise Death
+        function(self, *args)
+
+    with monkeypatch.context() as patch, contextlib.suppress(Death):
+        patch.setattr(AtomicLocalBackend, operation, die)
+        train(tmp_path, "dies", resume=True, val_evaluator=Evaluator([Score()]), **options)
+    assert left <= 0 or (operation, number) > ("put", 5), (
+        "there are five writes: last, pointer, best, last, pointer"
+    )
+    runner = train(tmp_path, "rest", resume=True, val_evaluator=Evaluator([Score()]), **options)
+    assert checkpoints(tmp_path) == ["best_score_epoch_4.pth", "epoch_3.pth", "epoch_4.pth"]
+    assert runner.message_hub.get_info("best_ckpt") == str(tmp_path / "best_score_epoch_4.pth")
 
 
 @pytest.mark.parametrize("interrupted_at", [0, 1, 2])

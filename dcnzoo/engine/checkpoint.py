@@ -239,23 +239,34 @@ class AtomicCheckpointHook(CheckpointHook):
     def after_val_epoch(self, runner: Runner, metrics: dict) -> None:
         self._validated = True
         super().after_val_epoch(runner, metrics)
-        step = self._step(runner)
         # FlexibleRunner would count an epoch too many
-        if self._unvalidated_step == step and isinstance(runner, Runner):
-            self._save_checkpoint_with_step(runner, step, {"epoch": runner.epoch, "iter": runner.iter})
+        if self._unvalidated_step == self._step(runner) and isinstance(runner, Runner):
+            self._save_validated(runner)
+
+    def _save_validated(self, runner: Runner) -> None:
+        meta = {"epoch": runner.epoch, "iter": runner.iter}
+        self._save_checkpoint_with_step(runner, self._step(runner), meta)
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
-        """The parent's, which removes what was the best so far before the new best is written."""
+        """The parent's in another order: the new best, then what was the best goes, then the last anew.
+
+        Only when the last one is written is the validation over, for a process that resumes.
+        """
         if not self.save_best:
             return
-        outdated = []
+        before, last, outdated = self._best_paths(), self.last_ckpt, []
+        self.last_ckpt = None  # the parent does not write it then
         with mock.patch.object(self.file_backend, "remove", outdated.append):
             super()._save_best_checkpoint(runner, metrics)
+        self.last_ckpt = last
+        for path in set(outdated) - self._best_paths():
+            self.file_backend.remove(path)
+        if last is not None and self._best_paths() != before:
+            self._save_validated(runner)
+
+    def _best_paths(self) -> set[str | None]:
         several = getattr(self, "best_ckpt_path_dict", {})
-        best = {getattr(self, "best_ckpt_path", None), *several.values()}
-        for path in outdated:
-            if path not in best:
-                self.file_backend.remove(path)
+        return {getattr(self, "best_ckpt_path", None), *several.values()}
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
         outdated = []
