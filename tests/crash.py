@@ -8,6 +8,8 @@ piece. Prints what was done as JSON; whatever differs is an AssertionError.
 
 import argparse
 import builtins
+import errno
+import itertools
 import json
 import os
 import random
@@ -57,8 +59,9 @@ model = dict(
 """
 # a data loader without workers, with, and with those that stay from epoch to epoch
 LOADERS = [(0, False), (2, False), (2, True)]
-# what a checkpoint is written with, in this order; the process dies before the call, or after it
-STEPS = ["half written", "written", "renamed", "outdated removed"]
+# of writing a checkpoint, in this order; at the last the disk is full, and the process ends by itself
+FULL = "disk full"
+STEPS = ["half written", "written", "renamed", "outdated removed", FULL]
 
 
 def write_config(folder: Path, loader: int, keep: int = 2) -> Path:
@@ -86,6 +89,8 @@ def start(config: Path, work: Path, death: tuple[str, int] | None = None) -> int
         sys.argv = ["train", str(config), "--work-dir", str(work), "--resume"]
         runpy.run_path(str(ROOT / "tools/train.py"), run_name="__main__")
         status = 0
+    except SystemExit as end:
+        print(end.code, file=sys.stderr)
     except BaseException:
         traceback.print_exc()
     finally:
@@ -101,6 +106,8 @@ def die_at(step: str, times: int) -> None:
     def die() -> None:
         nonlocal left
         left -= 1
+        if left == 0 and step == FULL:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         if left == 0:
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -129,7 +136,7 @@ def die_at(step: str, times: int) -> None:
 
         return wrapper
 
-    if step == "half written":
+    if step in ("half written", FULL):
         checkpoint.open = half_written
     elif step == "written":
         os.replace = call(os.replace, before=True)
@@ -153,6 +160,10 @@ class Facade:
 
     def __getattr__(self, name: str):
         return getattr(self.file, name)
+
+
+def log(work: Path) -> str:
+    return (work / "log").read_text()
 
 
 def epochs(work: Path) -> list[int]:
@@ -192,11 +203,12 @@ def assert_same(a: object, b: object, where: str = "") -> None:
 
 def assert_resumed(work: Path, last: int | None) -> None:
     """The run went on after the last epoch that was there when the one before it died."""
-    log = (work / "log").read_text()
-    resumed = re.findall(r"resumed epoch: (\d+), iter: (\d+)", log)
-    assert resumed == ([] if last is None else [(str(last), str(3 * last))]), (last, log[-3000:])
-    trained = [int(epoch) for epoch in re.findall(r"Epoch\(train\) +\[(\d+)\]\[1/3\]", log)]
-    assert trained == [(last or 0) + 1 + i for i in range(len(trained))], log
+    text = log(work)
+    resumed = re.findall(r"resumed epoch: (\d+), iter: (\d+)", text)
+    # it may have died before it came to that
+    assert resumed in ([], [] if last is None else [(str(last), str(3 * last))]), (last, text)
+    trained = [int(epoch) for epoch in re.findall(r"Epoch\(train\) +\[(\d+)\]\[1/3\]", text)]
+    assert trained == [(last or 0) + 1 + i for i in range(len(trained))], (last, text)
 
 
 def main() -> None:
@@ -212,33 +224,37 @@ def main() -> None:
     for loader in args.loaders:
         began = time.monotonic()
         work = folder / f"whole{loader}"
+        shutil.rmtree(work, ignore_errors=True)
         _, status = os.waitpid(start(write_config(folder, loader), work), 0)
-        assert status == 0, (work / "log").read_text()
+        assert status == 0, log(work)
         seconds[loader] = time.monotonic() - began
         whole[loader] = result(work)
 
     deaths = dict.fromkeys(["at a random moment", *STEPS], 0)
-    finished, kills, writing = 0, 0, 0
+    order, finished, kills, writing = itertools.cycle(deaths), 0, 0, 0
     while True:
         loader = args.loaders[finished % len(args.loaders)]
         config, work, last = folder / f"loader{loader}.py", folder / f"killed{loader}", None
         shutil.rmtree(work, ignore_errors=True)
         while True:
             # once all are done, a run is left to finish
-            how = list(deaths)[kills % len(deaths)] if kills < args.kills else None
+            how = next(order) if kills < args.kills else None
             death = (how, chance.randint(1, 5)) if how in STEPS else None
             process = start(config, work, death)
             if how is not None and death is None:
                 time.sleep(chance.uniform(0, seconds[loader]))
                 os.kill(process, signal.SIGKILL)
             _, status = os.waitpid(process, 0)
-            assert status in (0, signal.SIGKILL), (work / "log").read_text()
+            full = re.search(
+                rf"^error: {work}/\S+ cannot be written .*No space left", log(work), re.MULTILINE
+            )
+            assert status in (0, signal.SIGKILL) or (how == FULL and full), log(work)
             assert_resumed(work, last)
             if status == 0:
                 break
-            kills += 1
+            kills += how != FULL
             deaths[how] += 1
-            writing += any(work.glob(".*.partial"))
+            writing += status != 0 and any(work.glob(".*.partial"))
             last = max(epochs(work), default=None)
         finished += 1
         assert len(epochs(work)) == 2 and not list(work.glob(".*.partial")), os.listdir(work)

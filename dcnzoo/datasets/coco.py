@@ -18,7 +18,6 @@ from mmengine.logging import print_log
 
 from dcnzoo.engine.cli import UserError
 
-
 # without which MMDetection stops at a KeyError
 _IMAGE_KEYS = {"id", "file_name", "height", "width"}
 _ANNOTATION_KEYS = {"id", "image_id", "category_id", "bbox", "area"}
