@@ -8,7 +8,7 @@ PIP    := $(RUN) -m pip --quiet --disable-pip-version-check
 OPS := $(shell find ops -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-onedl test-others test-packaging test-matrix coverage peers fuzz sanitize bench gpu zoo docs audit lint format wheel clean
+.PHONY: help setup demo test test-all test-onedl test-others test-packaging test-matrix coverage peers fuzz crash sanitize bench gpu zoo docs audit lint format wheel clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -101,6 +101,9 @@ peers: setup $(PEERS)/.installed  ## compare with mmcv's compiled operators
 
 fuzz: setup  ## 20,500 random calls of the operators beside the reference (in `make test`: 2,050)
 	DCNZOO_FUZZ_EXAMPLES=250 $(RUN) -m pytest -n 2 tests/test_fuzz.py $(ARGS)
+
+crash: setup  ## kill a training 50 times, resume it, compare it with one left alone, bit by bit
+	OMP_NUM_THREADS=1 $(RUN) tests/crash.py work_dirs/crash --kills 50 $(ARGS)
 
 # In a copy, whose library is built with the sanitizers. The stack's variables are left unchecked: GCC's
 # instrumentation misaligns vectors of 32 bytes and more there.

@@ -6,6 +6,8 @@ import warnings
 warnings.filterwarnings("ignore", "pkg_resources is deprecated", UserWarning)
 
 from dcnzoo.engine.checkpoint import AtomicCheckpointHook, AtomicLocalBackend  # noqa: E402
+from dcnzoo.engine.losses import FiniteLossHook  # noqa: E402
 from dcnzoo.engine.progress import ProgressHook  # noqa: E402
+from dcnzoo.engine.seeds import EpochSeedHook  # noqa: E402
 
-__all__ = ["AtomicCheckpointHook", "AtomicLocalBackend", "ProgressHook"]
+__all__ = ["AtomicCheckpointHook", "AtomicLocalBackend", "EpochSeedHook", "FiniteLossHook", "ProgressHook"]

@@ -88,6 +88,8 @@ def load_config(args: argparse.Namespace) -> Config:
         cfg.work_dir = str(Path("work_dirs") / Path(args.config).stem)
 
     hooks = cfg.setdefault("default_hooks", {})
+    hooks.setdefault("epoch_seed", {"type": "EpochSeedHook"})
+    hooks.setdefault("finite_loss", {"type": "FiniteLossHook"})
     hooks.setdefault("progress", {"type": "ProgressHook"})
     if hooks.get("checkpoint", {}).get("type") == "CheckpointHook":
         hooks.checkpoint.type = "AtomicCheckpointHook"
