@@ -1,4 +1,4 @@
-"""Hooks for mmengine's Runner; importing the package registers them."""
+"""Hooks and a strategy for mmengine's Runner; importing the package registers them."""
 
 import warnings
 
@@ -7,5 +7,6 @@ warnings.filterwarnings("ignore", "pkg_resources is deprecated", UserWarning)
 
 from dcnzoo.engine.checkpoint import AtomicCheckpointHook, AtomicLocalBackend  # noqa: E402
 from dcnzoo.engine.progress import ProgressHook  # noqa: E402
+from dcnzoo.engine.sharding import FullyShardStrategy  # noqa: E402
 
-__all__ = ["AtomicCheckpointHook", "AtomicLocalBackend", "ProgressHook"]
+__all__ = ["AtomicCheckpointHook", "AtomicLocalBackend", "FullyShardStrategy", "ProgressHook"]
