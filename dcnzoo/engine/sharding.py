@@ -92,7 +92,7 @@ class FullyShardStrategy(DDPStrategy):
 
 
 def _whole(value: object) -> object:
-    """A tensor brought together, in the first process's memory; that of one GPU might not hold all of them."""
+    """A tensor brought together, in the memory of the first process: a GPU might not hold all of them."""
     if not isinstance(value, Tensor):
         return value
     tensor = value.full_tensor() if isinstance(value, DTensor) else value
