@@ -81,8 +81,8 @@ def test_several_processes_evaluate_as_one(trained, tmp_path, port):
 # Training
 
 
-def auditing_config(folder, **more):
-    """The demo with every hook of dcnzoo's, and with notes of who writes."""
+def auditing_config(folder, bases=(CONFIG,), **more):
+    """The bases with every hook of dcnzoo's, and with notes of who writes."""
     from mmengine.hooks import Hook
 
     import dcnzoo.engine
@@ -93,7 +93,7 @@ def auditing_config(folder, **more):
     default = ("AtomicCheckpointHook", "ProgressHook")  # there already
     imports = ["dcnzoo.models", "dcnzoo.engine", "dcnzoo.datasets", "tests.distributed.audit"]
     lines = {
-        "_base_": str(ROOT / CONFIG),
+        "_base_": [str(ROOT / base) for base in bases],
         "custom_imports": dict(imports=imports, allow_failed_imports=False),
         "custom_hooks": [dict(type=name) for name in hooks if name not in default],
         **more,
@@ -107,7 +107,7 @@ def launch(script, *arguments, **extra):
     return run(f"tools/{script}.sh", *arguments, **extra)
 
 
-SHARDED = dict(runner_type="FlexibleRunner", strategy=dict(type="FullyShardStrategy", shard=["Bottleneck"]))
+SHARDED = ("configs/demo/mask-rcnn_internimage_fpn_8e_shapes.py", "configs/_base_/fully_sharded.py")
 
 
 @pytest.mark.slow
@@ -116,7 +116,7 @@ SHARDED = dict(runner_type="FlexibleRunner", strategy=dict(type="FullyShardStrat
     [
         dict(sync_bn="torch"),
         dict(runner_type="FlexibleRunner", strategy=dict(type="DDPStrategy", sync_bn="torch")),
-        SHARDED,
+        dict(bases=SHARDED),
     ],
     ids=["DDP", "DDPStrategy", "FullyShardStrategy"],
 )

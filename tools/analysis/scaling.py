@@ -100,7 +100,7 @@ def iteration(seconds: float, gradients: int, nodes: int, bandwidth: float, hidd
     return seconds + max(0.0, exchange(gradients, nodes, bandwidth) - hidden * seconds)
 
 
-def loader_rate(pipeline: list[dict], seconds: float = 5.0) -> float:
+def loader_rate(pipeline: list[dict], seconds: float = 3.0) -> float:
     """Images per second that one process reads and transforms; a JPEG of 640×480 pixels with ten objects."""
     generator = np.random.default_rng(0)
     coarse = generator.integers(0, 256, (30, 40, 3), dtype=np.uint8)
@@ -155,7 +155,7 @@ def main() -> None:
     with user_errors():
         cfg = Config.fromfile(args.config)
         cfg.merge_from_dict(args.cfg_options)
-        MMLogger.get_instance("mmengine", log_level="WARNING")  # not a line for every parameter
+        MMLogger.get_instance("mmengine").setLevel("WARNING")  # not a line for every parameter
         model = build_model(cfg)
         found = sizes(model, cfg.optim_wrapper)
     console = Console(width=100)
