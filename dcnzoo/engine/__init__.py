@@ -1,4 +1,4 @@
-"""Hooks for mmengine's Runner; importing the package registers them."""
+"""Hooks and a strategy for mmengine's Runner; importing the package registers them."""
 
 import warnings
 
@@ -9,5 +9,13 @@ from dcnzoo.engine.checkpoint import AtomicCheckpointHook, AtomicLocalBackend  #
 from dcnzoo.engine.losses import FiniteLossHook  # noqa: E402
 from dcnzoo.engine.progress import ProgressHook  # noqa: E402
 from dcnzoo.engine.seeds import EpochSeedHook  # noqa: E402
+from dcnzoo.engine.sharding import FullyShardStrategy  # noqa: E402
 
-__all__ = ["AtomicCheckpointHook", "AtomicLocalBackend", "EpochSeedHook", "FiniteLossHook", "ProgressHook"]
+__all__ = [
+    "AtomicCheckpointHook",
+    "AtomicLocalBackend",
+    "EpochSeedHook",
+    "FiniteLossHook",
+    "FullyShardStrategy",
+    "ProgressHook",
+]
