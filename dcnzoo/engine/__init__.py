@@ -6,6 +6,7 @@ import warnings
 warnings.filterwarnings("ignore", "pkg_resources is deprecated", UserWarning)
 
 from dcnzoo.engine.checkpoint import AtomicCheckpointHook, AtomicLocalBackend  # noqa: E402
+from dcnzoo.engine.offset_statistics import OffsetStatisticsHook  # noqa: E402
 from dcnzoo.engine.progress import ProgressHook  # noqa: E402
 
-__all__ = ["AtomicCheckpointHook", "AtomicLocalBackend", "ProgressHook"]
+__all__ = ["AtomicCheckpointHook", "AtomicLocalBackend", "OffsetStatisticsHook", "ProgressHook"]
