@@ -155,17 +155,24 @@ def _convert_object(
 
 
 def _picture(file: Path, tree: Element, images: Path) -> Path:
-    """The image of an XML file: the one that it names, or one with its own name."""
-    named = tree.find("filename")
-    candidates = [images / f"{file.stem}{suffix}" for suffix in SUFFIXES]
-    candidates += [images / f"{file.stem}{suffix.upper()}" for suffix in SUFFIXES]
-    if named is not None and named.text.strip():
+    """The image of an XML file: the one of its own name, or the one that it names."""
+    suffixes = [spelt for suffix in SUFFIXES for spelt in (suffix, suffix.upper())]
+    found = [path for suffix in suffixes if (path := images / f"{file.stem}{suffix}").is_file()]
+    names, line = f"{file.stem}.jpg (.png, …)", tree.line
+    stated = tree.find("filename")
+    if stated is not None and stated.text.strip():
         # without the folders of the machine that wrote it
-        candidates.insert(0, images / named.text.strip().replace("\\", "/").rpartition("/")[2])
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
-    raise Refused(f"expected an image, found none at {candidates[0]}", None if named is None else named.line)
+        named, line = images / stated.text.strip().replace("\\", "/").rpartition("/")[2], stated.line
+        if named in found:
+            return named
+        names += f" or {named.name}"
+        found += [named] if named.is_file() else []
+    if not found:
+        raise Refused(f"expected an image {names}, found none in {images}", line)
+    if len(found) > 1:
+        names = " and ".join(path.name for path in found)
+        raise Refused(f"expected one image, found {names} in {images}", line)
+    return found[0]
 
 
 # XML with line numbers
