@@ -366,9 +366,7 @@ class _Checker:
             if not isinstance(polygon, list) or not all(map(_is_number, polygon)):
                 text = f"expected a polygon [x, y, x, y, …] of finite numbers, got {_short(polygon)}"
             elif len(polygon) % 2 or len(polygon) < 6:
-                text = (
-                    f"expected a polygon of at least 3 points, an even number ≥ 6, got {len(polygon)} numbers"
-                )
+                text = f"expected a polygon of at least 3 points [x, y, …], got {len(polygon)} coordinates"
             elif not polygon_area(_points(polygon)) > 0:
                 text = f"expected a polygon with an area, got {_short(polygon)}"
             else:

@@ -158,6 +158,7 @@ def _picture(file: Path, tree: Element, images: Path) -> Path:
     """The image of an XML file: the one of its own name, or the one that it names."""
     suffixes = [spelt for suffix in SUFFIXES for spelt in (suffix, suffix.upper())]
     found = [path for suffix in suffixes if (path := images / f"{file.stem}{suffix}").is_file()]
+    found = list({path.stat().st_ino: path for path in reversed(found)}.values())  # of a.jpg and a.JPG
     names, line = f"{file.stem}.jpg (.png, …)", tree.line
     stated = tree.find("filename")
     if stated is not None and stated.text.strip():
