@@ -7,6 +7,7 @@ warnings.filterwarnings("ignore", "pkg_resources is deprecated", UserWarning)
 
 from dcnzoo.engine.checkpoint import AtomicCheckpointHook, AtomicLocalBackend  # noqa: E402
 from dcnzoo.engine.losses import FiniteLossHook  # noqa: E402
+from dcnzoo.engine.offset_statistics import OffsetStatisticsHook  # noqa: E402
 from dcnzoo.engine.progress import ProgressHook  # noqa: E402
 from dcnzoo.engine.seeds import EpochSeedHook  # noqa: E402
 from dcnzoo.engine.sharding import FullyShardStrategy  # noqa: E402
@@ -17,5 +18,6 @@ __all__ = [
     "EpochSeedHook",
     "FiniteLossHook",
     "FullyShardStrategy",
+    "OffsetStatisticsHook",
     "ProgressHook",
 ]
