@@ -4,6 +4,9 @@ import os
 import re
 from pathlib import Path
 
+from docutils import nodes
+from latex2mathml.converter import convert
+
 from dcnzoo import __version__
 
 DOCS = Path(__file__).resolve().parent
@@ -27,6 +30,7 @@ myst_heading_anchors = 3
 nb_execution_mode = "off"  # the outputs are those in the file; tests/test_docs.py executes it
 autodoc_typehints = "none"  # the signature shows them
 autodoc_preserve_defaults = True
+html_math_renderer = "mathml"
 html_theme = "furo"
 html_title = f"dcnzoo {version}"
 
@@ -60,6 +64,18 @@ def relink_included(app, path: Path, docname: str, source: list[str]) -> None:
     source[0] = relink(source[0], (DOCS / path).resolve().parent, docname)
 
 
+def write_inline_math(translator, node) -> None:
+    translator.body.append(convert(node.astext()))
+    raise nodes.SkipNode
+
+
+def write_block_math(translator, node) -> None:
+    translator.body.append(f'<div class="math">{convert(node.astext(), display="block")}</div>\n')
+    raise nodes.SkipNode
+
+
 def setup(app) -> None:
+    # browsers read MathML by themselves; Sphinx's default is a script from another server
+    app.add_html_math_renderer("mathml", (write_inline_math, None), (write_block_math, None))
     app.connect("source-read", relink_page)
     app.connect("include-read", relink_included)
