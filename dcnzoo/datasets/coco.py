@@ -78,8 +78,10 @@ class CheckedCOCO(COCO):
         name = f"annotation {annotation.get('id')} of image {annotation.get('image_id')}"
         box = annotation.get("bbox", ())
         if len(box) != 4 or not all(map(_is_number, box)) or min(box[2:]) < 0:
-            expected = "[x, y, width, height], width and height ≥ 0"
-            raise UserError(f"{self.file}: {name}: bbox: expected {expected}, got {list(box)}")
+            raise UserError(
+                f"{self.file}: {name}: "
+                f"bbox: expected [x, y, width, height], width and height ≥ 0, got {list(box)}"
+            )
         if missing := _ANNOTATION_KEYS.difference(annotation):
             expected = ", ".join(sorted(_ANNOTATION_KEYS))
             raise UserError(f"{self.file}: {name}: expected {expected}, missing {', '.join(sorted(missing))}")
