@@ -188,9 +188,13 @@ class BuildOps(build_ext):
             *("-DUSE_CUDA", "--expt-relaxed-constexpr", "--extended-lambda", *targets),
             *("--cudart", "static", "-Xcompiler", "-fPIC,-fvisibility=hidden"),
         ]
-        link = [f"-L{library / 'lib'}", "-ltorch_cuda", "-ltorch_cpu", "-ltorch", "-lc10"]
+        # through a link, since nvcc writes the linker's arguments into the library
+        torch_lib = folder / "torch_lib"
+        torch_lib.unlink(missing_ok=True)
+        torch_lib.symlink_to(library / "lib")
+        link = [f"-L{torch_lib.name}", "-ltorch_cuda", "-ltorch_cpu", "-ltorch", "-lc10"]
         if not (library / "lib" / "libtorch_cuda.so").exists():
-            link.insert(0, f"-L{self.stand_in_for_libtorch_cuda(folder)}")
+            link.insert(0, f"-L{self.stand_in_for_libtorch_cuda(folder).name}")
         lines = [
             f"nvcc = {find_nvcc()}",
             f"flags = {quote(flags)}",

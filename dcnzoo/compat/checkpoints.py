@@ -50,7 +50,7 @@ def load_file(
         if found:
             raise CheckpointError(
                 f"{name}: holds {found[1]}, which is neither weights nor plain data. Only if you trust who "
-                "made it: --trust (trust=True) reads it all the same, and runs whatever code it holds; "
+                "made it: --trust (trust=True) reads it all the same, and runs whatever code the file holds; "
                 "publish_model.py FILE OUT --trust --save-keys state_dict leaves the weights alone in OUT"
             ) from None
         raise CheckpointError(f"{name}: expected a checkpoint, found something else") from error
