@@ -5,6 +5,7 @@ import os
 import pickle
 import re
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -206,6 +207,50 @@ def test_a_box_turned_inside_out_gets_one_line(tmp_path, monkeypatch, trained, d
     assert (
         message.startswith(f"error: {broken}: annotation 5 of image ") and "width and height ≥ 0" in message
     )
+
+
+def test_training_on_bad_data(data, trained, tmp_path):
+    """One image that is cut off, one without objects and alone in its batch, an object without width."""
+    bad = tmp_path / "bad"
+    shutil.copytree(data, bad)
+    file = json.loads((bad / "annotations" / "train.json").read_text())
+    total, empty = len(file["annotations"]), file["images"][2]["id"]
+    file["annotations"] = [a for a in file["annotations"] if a["image_id"] != empty]
+    file["annotations"][0]["bbox"][2] = 0.2
+    (bad / "annotations" / "train.json").write_text(json.dumps(file))
+    for broken in (bad / "train" / "00003.png", bad / "val" / "00001.png"):
+        broken.write_bytes(broken.read_bytes()[:500])
+    settings = {
+        "train_dataloader.dataset.shapes": "None",
+        "val_dataloader.dataset.shapes": "None",
+        "train_dataloader.dataset.filter_cfg.filter_empty_gt": False,
+        "train_dataloader.batch_size": 1,
+        "train_dataloader.num_workers": 2,
+    }
+    options = [*tiny(bad, epochs=1), *(f"{key}={value}" for key, value in settings.items())]
+    output = run("train", CONFIG, "--work-dir", tmp_path, *options, status=1)
+    assert f"1 of {len(file['annotations'])} annotations are passed over, with a box narrower" in output
+    assert len(file["annotations"]) < total
+    assert f"WARNING - {bad}/train/00003.png: expected a picture, found one that cannot be read" in output
+    assert "passed over, as 1 of 8 images so far (at most 1 may be)" in output
+    losses = re.findall(r"\bloss: ([\d.]+|nan)", output)
+    assert len(losses) == 8 and all(0 < float(loss) < 20 for loss in losses)
+    assert (tmp_path / "epoch_1.pth").is_file(), "written before the validation"
+    assert output.splitlines()[-1] == (
+        f"error: {bad}/val/00001.png: expected a picture, found one that cannot be read; "
+        "a test needs all 4 images"
+    )
+
+
+def test_a_loss_that_is_no_number_ends_in_one_line(data, tmp_path):
+    settings = ["optim_wrapper.optimizer.lr=1e30", "optim_wrapper.clip_grad=None", "param_scheduler=None"]
+    output = run("train", CONFIG, "--work-dir", tmp_path, *tiny(data), *settings, status=1)
+    expected = (
+        r"error: loss: expected finite numbers, got loss nan, .* in iteration 2, epoch 1, "
+        rf"of {data}/train/\d+.png.* The learning rate is 1e\+30: a lower one, .*"
+    )
+    assert re.fullmatch(expected, output.splitlines()[-1])
+    assert not list(tmp_path.glob("*.pth"))
 
 
 def test_an_error_is_the_last_line_and_the_exit_status():

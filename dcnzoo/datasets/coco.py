@@ -75,19 +75,20 @@ class CheckedCOCO(COCO):
         super().createIndex()
 
     def _check(self, annotation: dict, categories: Collection[int]) -> None:
-        name = f"annotation {annotation.get('id')} of image {annotation.get('image_id')}"
+        name = f"{self.file}: annotation {annotation.get('id')} of image {annotation.get('image_id')}"
         box = annotation.get("bbox", ())
         if len(box) != 4 or not all(map(_is_number, box)) or min(box[2:]) < 0:
             raise UserError(
-                f"{self.file}: {name}: "
-                f"bbox: expected [x, y, width, height], width and height ≥ 0, got {list(box)}"
+                f"{name}: bbox: expected [x, y, width, height], width and height ≥ 0, got {list(box)}"
             )
         if missing := _ANNOTATION_KEYS.difference(annotation):
             expected = ", ".join(sorted(_ANNOTATION_KEYS))
-            raise UserError(f"{self.file}: {name}: expected {expected}, missing {', '.join(sorted(missing))}")
+            raise UserError(f"{name}: expected {expected}, missing {', '.join(sorted(missing))}")
         if (category := annotation["category_id"]) not in categories:
-            expected = f"the id of one of its {len(categories)} categories ({_few(sorted(categories))})"
-            raise UserError(f"{self.file}: {name}: category_id: expected {expected}, got {category}")
+            raise UserError(
+                f"{name}: category_id: expected the id of one of its {len(categories)} categories "
+                f"({_few(sorted(categories))}), got {category}"
+            )
 
     def get_cat_ids(self, cat_names: Sequence[str] = (), *args: object, **kwargs: object) -> list[int]:
         there = [category["name"] for category in self.dataset["categories"]]
