@@ -22,6 +22,9 @@ ROOT = Path(__file__).resolve().parent.parent
 CONFIG = "configs/demo/mask-rcnn_r14_fpn_8e_shapes.py"
 
 
+SCALED = [CONFIG, "--auto-scale-lr", "--cfg-options"]
+
+
 def command(tool, *arguments):
     return [sys.executable, f"tools/{tool}.py", *map(str, arguments)]
 
@@ -166,6 +169,9 @@ def error_of(tool, arguments, monkeypatch):
         ("train", [CONFIG, "--cfg-options", "model.backbone.dcn=v9"], "expected True, 'v1', 'v2'"),
         ("train", [CONFIG, "--cfg-options", "model.neck.dcn=v5"], "'v3', 'v4', a dict with a type such as"),
         ("train", [CONFIG, "--cfg-options", "model.backbone.type=Nope"], "Nope is not in the mmdet"),
+        ("train", [*SCALED, "auto_scale_lr.base_batch_size=0"], "base_batch_size: expected how many images"),
+        ("train", [*SCALED, "auto_scale_lr.base_batch_size=1.5"], "rate is meant for, ≥ 1, got 1.5"),
+        ("train", [*SCALED, "auto_scale_lr=None"], "rate is meant for, ≥ 1, got None"),
         ("test", [CONFIG, "no.pth"], "checkpoint: expected a file, found none at no.pth"),
         ("test", [CONFIG, __file__, "--out", "x.json"], "--out: expected a name that ends in .pkl"),
         ("browse_dataset", ["nowhere.py"], "config: expected a file, found none at nowhere.py"),
@@ -291,31 +297,6 @@ def test_demo_trains_shows_and_does_not_train_twice(tmp_path):
 
     output = run("test", checkpoint.parent / "config.py", checkpoint, "--work-dir", tmp_path / "test")
     assert [float(v) for v in average_precisions(output)] == [float(v) for v in rows[1][1:3]]
-
-
-@pytest.mark.slow
-def test_two_processes_train_and_test(data, tmp_path):
-    def launch(script, *arguments):
-        return subprocess.run(
-            [f"tools/{script}.sh", *map(str, arguments)],
-            cwd=ROOT,
-            env=environment(PYTHON=sys.executable, PORT="29611"),
-            capture_output=True,
-            text=True,
-        )
-
-    training = launch("dist_train", CONFIG, 2, "--work-dir", tmp_path, *tiny(data, epochs=1))
-    assert training.returncode == 0, training.stderr[-4000:]
-    assert "Epoch(train) [1][1/1]" in training.stdout, "two processes share the images"
-    testing = launch("dist_test", CONFIG, tmp_path / "epoch_1.pth", 2, "--work-dir", tmp_path, *tiny(data))
-    assert testing.returncode == 0, testing.stderr[-4000:]
-    assert average_precisions(testing.stdout) == average_precisions(training.stdout)
-
-
-@pytest.mark.parametrize("script", ["dist_train", "dist_test"])
-def test_launchers_say_how_they_are_called(script):
-    result = subprocess.run(["bash", f"tools/{script}.sh"], cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 2 and result.stderr.startswith("usage: ")
 
 
 def test_a_config_of_an_installed_package():

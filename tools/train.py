@@ -39,7 +39,7 @@ def parse_args():
 
 
 def check_base_batch_size(cfg: Config) -> None:
-    scaling = cfg.get("auto_scale_lr", {})
+    scaling = cfg.get("auto_scale_lr") or {}
     base = scaling.get("base_batch_size")
     if scaling.get("enable") and (type(base) is not int or base < 1):
         raise UserError(
@@ -51,7 +51,7 @@ def check_base_batch_size(cfg: Config) -> None:
 def count_accumulated_batches(runner: Runner) -> None:
     """mmengine scales by the images of one iteration; a step is of ``accumulative_counts`` iterations."""
     count = runner.cfg.optim_wrapper.get("accumulative_counts", 1)
-    scaling = runner.cfg.get("auto_scale_lr", {})
+    scaling = runner.cfg.get("auto_scale_lr") or {}
     if count == 1 or not scaling.get("enable"):
         return
     runner.logger.info(
@@ -74,7 +74,7 @@ def main() -> None:
             cfg.optim_wrapper.type = "AmpOptimWrapper"
             cfg.optim_wrapper.loss_scale = "dynamic"
         if args.auto_scale_lr:
-            cfg.setdefault("auto_scale_lr", {})["enable"] = True
+            cfg.auto_scale_lr = {**(cfg.get("auto_scale_lr") or {}), "enable": True}
         check_base_batch_size(cfg)
         if args.resume is not None:
             cfg.resume = True

@@ -178,15 +178,15 @@ def rank_1(launcher):
     raise AssertionError("there is no rank 1")
 
 
-def kill_rank_1(launcher, work):
-    """In the epoch after the first checkpoint."""
+def stop_rank_1(launcher, work, by=signal.SIGKILL):
+    """In an epoch after the first checkpoint."""
     deadline = time.monotonic() + 200
     while not (work / "last_checkpoint").exists():
         assert launcher.poll() is None, launcher.communicate()[0][-4000:]
         assert time.monotonic() < deadline
         time.sleep(0.05)
     pid = rank_1(launcher)
-    os.kill(pid, signal.SIGKILL)
+    os.kill(pid, by)
     return pid
 
 
@@ -194,7 +194,7 @@ def kill_rank_1(launcher, work):
 def test_a_killed_process_ends_the_job_with_a_message(data, tmp_path, port):
     arguments = [CONFIG, 2, "--work-dir", tmp_path, *settings(data, epochs=100)]
     launcher = start("tools/dist_train.sh", *arguments, PORT=port)
-    pid = kill_rank_1(launcher, tmp_path)
+    pid = stop_rank_1(launcher, tmp_path)
     output = finish(launcher, seconds=60)
     assert launcher.returncode == 1
     assert f"Signal 9 (SIGKILL) received by PID {pid}" in output
@@ -203,17 +203,29 @@ def test_a_killed_process_ends_the_job_with_a_message(data, tmp_path, port):
 
 
 @pytest.mark.slow
+def test_a_process_that_hangs_ends_the_job_too(data, tmp_path, port):
+    """After the timeout of a collective, and torchrun's 30 s for a process that does not end when told."""
+    arguments = [CONFIG, 2, "--work-dir", tmp_path, *settings(data, epochs=100)]
+    launcher = start("tools/dist_train.sh", *arguments, "env_cfg.dist_cfg.timeout=30", PORT=port)
+    stop_rank_1(launcher, tmp_path, by=signal.SIGSTOP)
+    output = finish(launcher, seconds=120)
+    assert launcher.returncode == 1
+    assert re.search(r"Timed out waiting 30000ms|timeout", output, re.IGNORECASE), output[-3000:]
+
+
+@pytest.mark.slow
 def test_a_killed_job_begins_anew_at_its_last_checkpoint(data, tmp_path, port):
     arguments = [CONFIG, 2, "--resume", "--work-dir", tmp_path, *settings(data, epochs=6)]
     launcher = start("tools/dist_train.sh", *arguments, PORT=port, MAX_RESTARTS=1)
-    kill_rank_1(launcher, tmp_path)
+    stop_rank_1(launcher, tmp_path)
     output = finish(launcher)
     assert launcher.returncode == 0, output[-4000:]
     resumed = int(re.findall(r"resumed epoch: (\d+)", output)[-1])
     assert resumed >= 1 and (tmp_path / "last_checkpoint").read_text().endswith("epoch_6.pth")
     steps = logged(tmp_path, "step")
-    first = steps[: steps.index(2 * resumed + 1, resumed)] if steps.count(2 * resumed + 1) > 1 else steps
-    assert steps[-(12 - 2 * resumed) :] == list(range(2 * resumed + 1, 13)), (first, steps)
+    assert steps[len(steps) - 12 + 2 * resumed :] == list(range(2 * resumed + 1, 13)), (
+        "each epoch once from there on"
+    )
 
 
 # Slurm, of which there is only the interface
