@@ -193,6 +193,42 @@ def split(file: Path, train: Path, val: Path, share: float, seed: int) -> None:
         print(f"written: {out}: {len(part['images'])} images, {len(part['annotations'])} objects")
 
 
+@command.command
+@click.argument("train", type=FILE)
+@click.argument("val", type=FILE)
+@click.argument("out", type=FILE)
+@click.option("--images", type=FOLDER, required=True, help="Folder of the images.")
+@click.option("--val-images", type=FOLDER, help="That of VAL's, if it is another one.")
+@click.option(
+    "--model",
+    metavar="NAME",
+    help="Name of the zoo, or a config file (default: Mask R-CNN with DCNv2, or Faster R-CNN for boxes).",
+)
+@click.option("--no-weights", is_flag=True, help="Do not begin with the model's published weights.")
+def config(
+    train: Path,
+    val: Path,
+    out: Path,
+    images: Path,
+    val_images: Path | None,
+    model: str | None,
+    no_weights: bool,
+) -> None:
+    """A config OUT that trains a published model on the COCO files TRAIN and VAL.
+
+    \b
+    dcnzoo data config train.json val.json fruits.py --images images
+    dcnzoo train fruits.py --auto-scale-lr
+    """
+    from dcnzoo.engine.cli import user_errors
+
+    with user_errors():
+        from dcnzoo.datasets.recipe import write_config
+
+        base = write_config(train, val, out, images, val_images, model, weights=not no_weights)
+    print(f"written: {out}, on the basis of {base}")
+
+
 @contextmanager
 def _steps() -> Iterator[Callable[[int, int], None]]:
     """A bar on a terminal."""
