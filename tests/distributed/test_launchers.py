@@ -210,7 +210,7 @@ def test_a_process_that_hangs_ends_the_job_too(data, tmp_path, port):
     stop_rank_1(launcher, tmp_path, by=signal.SIGSTOP)
     output = finish(launcher, seconds=120)
     assert launcher.returncode == 1
-    assert re.search(r"Timed out waiting 30000ms|timeout", output, re.IGNORECASE), output[-3000:]
+    assert "Timed out waiting 30000ms" in output, output[-3000:]
 
 
 @pytest.mark.slow
