@@ -6,9 +6,11 @@ from pathlib import Path
 
 from docutils import nodes
 from latex2mathml.converter import convert
+from sphinx.util import logging
 
 from dcnzoo import __version__
 
+logger = logging.getLogger(__name__)
 DOCS = Path(__file__).resolve().parent
 # Pages that show a file of the repository: what leads to the file leads to the page
 INCLUDED = {
@@ -64,13 +66,20 @@ def relink_included(app, path: Path, docname: str, source: list[str]) -> None:
     source[0] = relink(source[0], (DOCS / path).resolve().parent, docname)
 
 
+def mathml(node, display: str) -> str:
+    text = convert(node.astext(), display=display)
+    if "\\" in text:  # a command that is not known is left as it is
+        logger.warning("not understood: %s", node.astext(), location=node)
+    return text
+
+
 def write_inline_math(translator, node) -> None:
-    translator.body.append(convert(node.astext()))
+    translator.body.append(mathml(node, "inline"))
     raise nodes.SkipNode
 
 
 def write_block_math(translator, node) -> None:
-    translator.body.append(f'<div class="math">{convert(node.astext(), display="block")}</div>\n')
+    translator.body.append(f'<div style="margin: 1em 0; overflow-x: auto">{mathml(node, "block")}</div>\n')
     raise nodes.SkipNode
 
 

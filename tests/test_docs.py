@@ -266,7 +266,7 @@ def test_every_argument_of_an_operator_has_a_cure():
 def test_targets_exist():
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     for path in PAGES:
-        code = " ".join(re.findall(r"`([^`\n]+)`", path.read_text()) + blocks(path, "bash"))
+        code = "\n".join(re.findall(r"`([^`\n]+)`", path.read_text()) + blocks(path, "bash"))
         for target in re.findall(r"\bmake ([a-z][a-z-]*)\b", code):
             assert target in targets, f"{name_of(path)}: make {target}"
 
