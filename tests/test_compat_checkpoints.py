@@ -163,7 +163,7 @@ def test_published_files_load(tmp_path):
     content = {
         "meta": meta,
         "state_dict": {"weight": torch.ones(1, 2)},
-        "message_hub": {"log_scalars": {"a": log}},
+        "message_hub": {"log_scalars": {"loss": log}},
     }
     path = tmp_path / "x.pth"
     torch.save(content, path, _use_new_zipfile_serialization=False)
