@@ -259,6 +259,7 @@ def main() -> None:
         finished += 1
         assert len(epochs(work)) == 2 and not list(work.glob(".*.partial")), os.listdir(work)
         assert_same(result(work), whole[loader])
+        print(f"{finished} trainings, {kills} of {args.kills} kills: the same bits", file=sys.stderr)
         if kills >= args.kills:
             break
     figures = {"kills": kills, "while a file was written": writing, **deaths, "trainings": finished}

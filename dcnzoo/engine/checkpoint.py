@@ -164,7 +164,7 @@ class AtomicCheckpointHook(CheckpointHook):
         """What to load: the file asked for, or the last whole one of the work directory."""
         asked = runner._load_from
         if asked is not None:
-            if "://" not in asked and Path(asked).is_file() and (reason := damage(asked)):
+            if "://" not in str(asked) and Path(asked).is_file() and (reason := damage(asked)):
                 raise UserError(f"checkpoint: {asked} {reason}")
             return asked
         if not (runner._resume and self._is_local):
