@@ -386,6 +386,8 @@ def test_yolo_boxes_that_reach_out_can_be_cut(yolo):
         ("names: [a\n", r"data.yaml:2: expected YAML: "),
         ("- a\n", r"data.yaml: expected keys such as names and train, got list"),
         ("train: x\n", r"names: expected a list of names, got None"),
+        ("names: [yes, no]\ntrain: x", r"names: expected texts, got True: put it in quotes"),
+        ("names: [a, ~]\ntrain: x", r"names: expected texts, got None: put it in quotes"),
         ("names: {1: a, 2: b}\ntrain: x", r"names: expected the numbers 0 to 1, got \[1, 2\]"),
         ("names: [a]\nnc: 2\n", r"nc: expected 1, the number of names, got 2"),
         ("names: [a, a]\ntrain: images/train", r"classes: expected at least 1 name, each once, got a more"),

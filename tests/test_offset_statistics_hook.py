@@ -339,7 +339,7 @@ RANKS = """
 import os, pathlib, sys, torch
 torch.distributed.init_process_group("gloo")
 sys.path.insert(0, sys.argv[2])
-from tests.test_offset_statistics_hook import FILE_NAME, Model, Shifts, Tracked, track_offsets
+from tests.test_offset_statistics_hook import Model
 from dcnzoo.engine import OffsetStatisticsHook
 rank = torch.distributed.get_rank()
 folder = pathlib.Path(sys.argv[1]) / str(rank)  # a folder each shows who writes

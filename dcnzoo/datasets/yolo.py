@@ -90,6 +90,9 @@ def _names(file: Path, described: dict) -> list[str]:
         raise UserError(f"{file}: names: expected a list of names, got {names!r}")
     if "nc" in described and described["nc"] != len(names):
         raise UserError(f"{file}: nc: expected {len(names)}, the number of names, got {described['nc']}")
+    for name in names:
+        if isinstance(name, bool) or not isinstance(name, str | int):  # YAML's no is False, its ~ is None
+            raise UserError(f"{file}: names: expected texts, got {name!r}: put it in quotes")
     return [str(name) for name in names]
 
 
