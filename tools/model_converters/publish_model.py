@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from dcnzoo.engine.checkpoint import AtomicLocalBackend
+from dcnzoo.engine.checkpoint import AtomicLocalBackend, seal
 from dcnzoo.engine.cli import UserError, command, require_file
 from dcnzoo.zoo.weights import load_file
 
@@ -45,10 +45,11 @@ def main() -> None:
     removed = sorted(set(map(str, checkpoint)) - set(args.save_keys))
     buffer = io.BytesIO()  # saved to a file, its name would be in it
     torch.save({key: checkpoint[key] for key in args.save_keys if key in checkpoint}, buffer)
-    digits = hashlib.sha256(buffer.getvalue()).hexdigest()[:DIGITS]
+    content = seal(buffer.getvalue())  # as it will be in the file
+    digits = hashlib.sha256(content).hexdigest()[:DIGITS]
     out = Path(args.out_file)
     out = out.with_name(f"{out.name.removesuffix('.pth')}-{digits}.pth")
-    AtomicLocalBackend().put(buffer.getvalue(), out)
+    AtomicLocalBackend().put(content, out)
     print(f"left out: {', '.join(removed) or 'nothing'}")
     print(out)
 
