@@ -61,6 +61,7 @@ model = dict(
 LOADERS = [(0, False), (2, False), (2, True)]
 # of writing a checkpoint, in this order; at the last the disk is full, and the process ends by itself
 FULL = "disk full"
+RANDOM = "at a random moment"
 STEPS = ["half written", "written", "renamed", "outdated removed", FULL]
 
 
@@ -76,14 +77,15 @@ def write_config(folder: Path, loader: int, keep: int = 2) -> Path:
 def start(config: Path, work: Path, death: tuple[str, int] | None = None) -> int:
     """The process number of a training, which resumes if there is something to be resumed."""
     sys.stdout.flush()
+    work.mkdir(exist_ok=True)
+    output = os.open(work / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     if process := os.fork():
+        os.close(output)
         return process
     status = 1
     try:
-        work.mkdir(exist_ok=True)
-        log = os.open(work / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
         if death is not None:
             die_at(*death)
         sys.argv = ["train", str(config), "--work-dir", str(work), "--resume"]
@@ -230,8 +232,10 @@ def main() -> None:
         seconds[loader] = time.monotonic() - began
         whole[loader] = result(work)
 
-    deaths = dict.fromkeys(["at a random moment", *STEPS], 0)
-    order, finished, kills, writing = itertools.cycle(deaths), 0, 0, 0
+    deaths = dict.fromkeys([RANDOM, *STEPS], 0)
+    # every other one at a random moment
+    order = itertools.cycle([RANDOM, *(how for step in STEPS for how in (step, RANDOM))])
+    finished, kills, writing = 0, 0, 0
     while True:
         loader = args.loaders[finished % len(args.loaders)]
         config, work, last = folder / f"loader{loader}.py", folder / f"killed{loader}", None
@@ -242,7 +246,8 @@ def main() -> None:
             death = (how, chance.randint(1, 5)) if how in STEPS else None
             process = start(config, work, death)
             if how is not None and death is None:
-                time.sleep(chance.uniform(0, seconds[loader]))
+                left = 1 - (last or 0) / EPOCHS
+                time.sleep(chance.uniform(0, 0.6 * left * seconds[loader]))  # before it is over
                 os.kill(process, signal.SIGKILL)
             _, status = os.waitpid(process, 0)
             full = re.search(

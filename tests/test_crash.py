@@ -25,5 +25,5 @@ def test_killed_trainings_end_as_one_that_was_left_alone(tmp_path, kills, loader
     )
     assert result.returncode == 0, result.stderr[-8000:]
     figures = json.loads(result.stdout.splitlines()[-1])
-    assert figures["kills"] == kills and figures["trainings"] >= 1
-    assert figures["while a file was written"] >= kills // 5
+    assert figures["kills"] == kills
+    assert kills < 20 or figures["while a file was written"] > 0 < figures["at a random moment"]
