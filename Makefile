@@ -8,7 +8,7 @@ PIP    := $(RUN) -m pip --quiet --disable-pip-version-check
 OPS := $(shell find ops -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-onedl test-others test-packaging test-matrix coverage peers fuzz sanitize bench gpu zoo docs audit lint format wheel clean
+.PHONY: help setup demo test test-all test-onedl test-others test-packaging test-matrix coverage peers fuzz crash sanitize distributed bench gpu zoo docs audit lint format wheel clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -102,6 +102,9 @@ peers: setup $(PEERS)/.installed  ## compare with mmcv's compiled operators
 fuzz: setup  ## 20,500 random calls of the operators beside the reference (in `make test`: 2,050)
 	DCNZOO_FUZZ_EXAMPLES=250 $(RUN) -m pytest -n 2 tests/test_fuzz.py $(ARGS)
 
+crash: setup  ## kill a training 50 times, resume it, compare it with one left alone, bit by bit
+	OMP_NUM_THREADS=1 $(RUN) tests/crash.py work_dirs/crash --kills 50 $(ARGS)
+
 # In a copy, whose library is built with the sanitizers. The stack's variables are left unchecked: GCC's
 # instrumentation misaligns vectors of 32 bytes and more there.
 SANITIZED := build/sanitized
@@ -117,6 +120,9 @@ sanitize: setup  ## the operators' tests with every memory access and all arithm
 	  LDFLAGS="$(CHECKS)" $(abspath $(RUN)) setup.py -q build_ext --inplace
 	cd $(SANITIZED) && $(PRELOAD) ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 OMP_NUM_THREADS=2 \
 	  $(abspath $(RUN)) -m pytest -q -p no:cacheprovider -k "not compile and not opcheck and not export" $(SUITE) $(ARGS)
+
+distributed: setup  ## several processes: equal numbers, launchers, death and resumption (10 minutes)
+	$(RUN) -m pytest tests/distributed $(ARGS)
 
 bench: setup $(PEERS)/.installed  ## time and memory beside every rival (docs/benchmarks)
 	$(PEERS)/bin/python tools/benchmark/ops.py $(or $(ARGS),--demo-training)

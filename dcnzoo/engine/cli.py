@@ -87,7 +87,12 @@ def load_config(args: argparse.Namespace) -> Config:
     elif cfg.get("work_dir") is None:
         cfg.work_dir = str(Path("work_dirs") / Path(args.config).stem)
 
+    if args.launcher == "none" and cfg.get("strategy", {}).get("type") == "DDPStrategy":
+        cfg.pop("strategy")  # it wants several processes; for one, the runner has another
+
     hooks = cfg.setdefault("default_hooks", {})
+    hooks.setdefault("epoch_seed", {"type": "EpochSeedHook"})
+    hooks.setdefault("finite_loss", {"type": "FiniteLossHook"})
     hooks.setdefault("progress", {"type": "ProgressHook"})
     if hooks.get("checkpoint", {}).get("type") == "CheckpointHook":
         hooks.checkpoint.type = "AtomicCheckpointHook"
