@@ -47,8 +47,8 @@ def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Te
     return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
 
 
-# Sides that leave coordinates exact in float32. The last has more pixels than 32 bits count, for which the CPU
-# asks for float64.
+# Sides that leave coordinates exact in float32. The last has more pixels than 32 bits count, for which the
+# CPU asks for float64.
 MAPS = [(torch.float32, 2**14, 9), (torch.bfloat16, 2**14, 9), (torch.float64, 46_400, 2)]
 every_map = pytest.mark.parametrize("dtype, side, channels", MAPS, ids=str)
 
