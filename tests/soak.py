@@ -9,8 +9,8 @@ import argparse
 import ctypes
 import gc
 import json
-import os
 import random
+import re
 import statistics
 import sys
 import threading
@@ -197,10 +197,11 @@ def one_call(rng: random.Random) -> str:
 
 
 def resident_bytes() -> int:
-    """While no call is made, without what the allocator keeps for the next one."""
+    """While no call is made, without what the allocator keeps for the next one and what files back."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"RssAnon:\s*(\d+) kB", status)[1]) * 2**10
 
 
 def main() -> None:

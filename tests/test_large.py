@@ -109,10 +109,10 @@ def test_convolution_of_a_map(dtype, side, channels):
 
 
 @linux
-@pytest.mark.parametrize("dtype, side, channels", [MAPS[0], MAPS[2]], ids=str)
-def test_aggregation_of_a_map(dtype, side, channels):
+def test_aggregation_of_a_map():
     """dcnv3 and ms_deform_attn at the same points."""
-    map, corner = far_map(side, channels, dtype)
+    side, channels = 2**14, 9
+    map, corner = far_map(side, channels, torch.float32)
     stride, points, outputs = side // 4, 9, 4
     places = far_points(side, outputs, outputs, points, 2)  # (x, y)
     grid, tap = torch.arange(outputs) * stride, torch.arange(points)
@@ -125,31 +125,29 @@ def test_aggregation_of_a_map(dtype, side, channels):
     )
     weights = normal(1, outputs, outputs, points, seed=2).softmax(-1)
     offset = (places - regular).flatten(2)[None]
-    arguments = {"kernel_size": 3, "stride": stride, "padding": 0, "group": 1, "group_channels": channels}
-    pooled = ops.dcnv3(map, offset.to(dtype), weights.to(dtype), **arguments)
+    sampled = ops.dcnv3(map, offset.float(), weights.float(), 3, stride, 0, 1, 1, channels, 1.0)
     flat = (places - (side - REGION)).flip(-1).movedim(-1, 0).flatten(1)[None]
     values = reference.sample_multilinear(corner, flat).view(channels, outputs, outputs, points)
     expected = (values * weights[0]).sum(-1).permute(1, 2, 0)[None]
-    tolerance = {torch.float64: 1e-9, torch.float32: 1e-5}[dtype]
-    torch.testing.assert_close(pooled.double(), expected, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(sampled.double(), expected, rtol=1e-5, atol=1e-5)
 
     queries = outputs * outputs
-    locations = ((places + 0.5) / side).view(1, queries, 1, 1, points, 2).to(dtype)
+    locations = ((places + 0.5) / side).view(1, queries, 1, 1, points, 2).float()
     attended = ops.ms_deform_attn(
         map.view(1, side * side, 1, channels),
         torch.tensor([[side, side]]),
         torch.tensor([0]),
         locations,
-        weights.view(1, queries, 1, 1, points).to(dtype),
+        weights.view(1, queries, 1, 1, points).float(),
     )
     expected = expected.view(1, queries, channels)
-    tolerance = {torch.float64: 1e-6, torch.float32: 2e-2}[dtype]  # of a location: 2⁻²³ of the side
-    torch.testing.assert_close(attended.double(), expected, rtol=tolerance, atol=tolerance)
+    # a location is as exact as 2⁻²⁴ of the side
+    torch.testing.assert_close(attended.double(), expected, rtol=0.02, atol=0.02)
 
 
 def far_rois(side: int) -> tuple[Tensor, Tensor]:
     """RoIs in the far corner, some across the border, and the same in coordinates of the corner."""
-    rois = torch.tensor([[0, 1.0, 2, 9, 18], [0, 20, 8, 28, 24], [0, 36, 30, 44, 46]])
+    rois = torch.tensor([[0, 10.0, 12, 18, 28], [0, 20, 8, 28, 24], [0, 36, 30, 44, 46]])
     far = rois.clone()
     far[:, 1:] += side - REGION
     return far, rois.double()
@@ -166,7 +164,7 @@ def test_pooling_of_a_map():
     torch.testing.assert_close(
         pooled.double(), oracles.roi_align(corner, near, (2, 4), sampling_ratio=2), rtol=1e-5, atol=1e-5
     )
-    offset = normal(len(far), 2, 2, 4).round().requires_grad_()
+    offset = normal(len(far), 2, 2, 4).clamp(-1, 1).round().requires_grad_()
     near_offset = offset.detach().double().requires_grad_()
     settings = {"output_size": (2, 4), "sampling_ratio": 2, "gamma": 0.25}
     pooled = ops.deform_roi_pool(map, far, offset, **settings)
@@ -258,7 +256,7 @@ def test_what_cannot_be_counted_is_refused():
         )
 
     with pytest.raises(
-        RuntimeError, match=r"deform_conv2d: input: expected at most 2147483647 pixels in a map"
+        RuntimeError, match=r"deform_conv2d: input: expected at most 2147483647 pixels on the CPU"
     ):
         conv(torch.float32, 46_400, 46_400)
     for dtype in (torch.float32, torch.bfloat16):
@@ -266,12 +264,9 @@ def test_what_cannot_be_counted_is_refused():
             RuntimeError, match=r"input: expected at most 16777216 pixels on axis 2 .*got 16777217"
         ):
             conv(dtype, 2**24 + 1)
-    with pytest.raises(RuntimeError, match="input: expected at most 2147483647 pixels in a map"):
-        one = torch.zeros(1)
-        ops.dcnv3(
-            *(one.expand(1, n, n, c) for n, c in ((46_400, 1), (1, 2), (1, 1))),
-            kernel_size=1, stride=46_400, padding=0, group=1, group_channels=1,
-        )  # fmt: skip
+    with pytest.raises(RuntimeError, match="input: expected at most 2147483647 pixels on the CPU"):
+        input, offset, mask = (torch.zeros(1).expand(1, n, n, c) for n, c in ((46_400, 1), (1, 2), (1, 1)))
+        ops.dcnv3(input, offset, mask, 1, 46_400, 0, 1, 1, 1, 1.0)
 
 
 def test_more_pixels_than_float32_counts():

@@ -6,7 +6,6 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
-#include <limits>
 #include <optional>
 #include <string>
 #include <vector>
@@ -49,13 +48,6 @@ inline std::string dtype_name(ScalarType type) {
     case ScalarType::BFloat16: return "bfloat16";
     default: return torch::headeronly::toString(type);
   }
-}
-
-// CPU kernels count the pixels of a map in 32 bits beside float.
-inline void check_map_of_cpu(const std::string& op, const char* name, ScalarType type, int64_t pixels) {
-  constexpr int64_t most = std::numeric_limits<int32_t>::max();
-  check(pixels <= most || type == ScalarType::Double, op, name, ": expected at most ", most,
-        " pixels in a map (float64: any number), got ", pixels);
 }
 
 inline std::string device_name(const Tensor& tensor) {

@@ -156,7 +156,6 @@ struct CpuAggregation {
   template <typename Grid>
   static Tensor forward(const AggregationShapes& s, const Grid& grid, const Tensor& input,
                         const Tensor& offset, const Tensor& weight) {
-    check_map_of_cpu("deformable aggregation: ", "input", input.scalar_type(), s.pixels);
     const ScalarType wide = offset.scalar_type();
     const Tensor maps = contiguous_as(input, wide), output = torch::stable::new_empty(maps, s.output_sizes);
     if (wide == ScalarType::Double)
@@ -170,7 +169,6 @@ struct CpuAggregation {
   static void backward(const AggregationShapes& s, const Grid& grid, const Tensor& grad_output,
                        const Tensor& input, const Tensor& offset, const Tensor& weight,
                        const Gradients& gradients) {
-    check_map_of_cpu("deformable aggregation: ", "input", input.scalar_type(), s.pixels);
     const ScalarType wide = offset.scalar_type();
     const Tensor grad = contiguous_as(grad_output, wide), maps = contiguous_as(input, wide);
     if (wide == ScalarType::Double)

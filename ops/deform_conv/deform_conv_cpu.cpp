@@ -422,6 +422,13 @@ Gradients<T> backward(const DeformConvShapes& s, const Tensor& grad_output, cons
   return gradients;
 }
 
+// Beside float, the kernels count a map's pixels in 32 bits.
+void check_map(const DeformConvShapes& s, ScalarType type) {
+  constexpr int64_t most = std::numeric_limits<int32_t>::max();
+  check(s.in_pixels <= most || type == ScalarType::Double, "deform_conv", s.rank, "d: input: expected at most ",
+        most, " pixels on the CPU (float64: any number), got ", s.in_pixels);
+}
+
 }  // namespace
 
 Tensor deform_conv_cpu(const Tensor& input, const Tensor& weight, std::optional<Tensor> offset,
@@ -431,7 +438,7 @@ Tensor deform_conv_cpu(const Tensor& input, const Tensor& weight, std::optional<
                        std::optional<int64_t> im2col_step) {
   const DeformConvShapes s = check_deform_conv(input, weight, offset, mask, bias, stride, padding,
                                                dilation, groups, im2col_step);
-  check_map_of_cpu("deform_conv" + std::to_string(s.rank) + "d: ", "input", input.scalar_type(), s.in_pixels);
+  check_map(s, input.scalar_type());
   const ScalarType type = accumulate_type(input.scalar_type());
   const auto wide_offset = contiguous_as(offset, type), wide_mask = contiguous_as(mask, type),
              wide_bias = contiguous_as(bias, type);
@@ -455,7 +462,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> deform_conv_backward_cpu(
   const DeformConvShapes s = check_deform_conv(input, weight, offset, mask, std::nullopt, stride,
                                                padding, dilation, groups, im2col_step);
   check_grad_output(s, grad_output, input, offset, mask, output_mask);
-  check_map_of_cpu("deform_conv" + std::to_string(s.rank) + "d: ", "input", input.scalar_type(), s.in_pixels);
+  check_map(s, input.scalar_type());
   const ScalarType type = accumulate_type(input.scalar_type());
   const Tensor wide_grad = torch::stable::to(grad_output, type);
   const Tensor wide_input = torch::stable::to(input, type);
