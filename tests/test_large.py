@@ -5,6 +5,7 @@ The largest tensors are zeros that take no memory until they are written; what i
 
 from __future__ import annotations
 
+import fcntl
 import math
 import mmap
 import sys
@@ -35,11 +36,19 @@ def untouched(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.frombuffer(memory, dtype=dtype).view(shape)
 
 
-def require_memory(gib: float) -> None:
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    available = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) / 2**20
-    if available < gib:
-        pytest.skip(f"needs {gib:g} GiB of memory, {available:.1f} are available")
+@pytest.fixture
+def require_memory(tmp_path_factory):
+    """Skips where less is free. One test at a time has it, also of several pytest workers."""
+
+    def require(gib: float) -> None:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        available = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) / 2**20
+        if available < gib:
+            pytest.skip(f"needs {gib:g} GiB of memory, {available:.1f} are available")
+
+    with open(tmp_path_factory.getbasetemp().parent / "large.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield require
 
 
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -179,7 +188,7 @@ def test_pooling_of_a_map():
 @linux
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_batch_of_more_elements(dtype):
+def test_batch_of_more_elements(dtype, require_memory):
     """Forward, and in float32 all gradients, that of the input being as large."""
     require_memory(11 if dtype == torch.float32 else 3)
     images, last = 2**20 + 3, 5
@@ -211,7 +220,7 @@ def test_batch_of_more_elements(dtype):
 
 @linux
 @pytest.mark.slow
-def test_gradient_of_a_pooled_map():
+def test_gradient_of_a_pooled_map(require_memory):
     require_memory(11)
     side, channels = 2**14, 9
     far, near = far_rois(side)
@@ -227,7 +236,7 @@ def test_gradient_of_a_pooled_map():
 
 @linux
 @pytest.mark.slow
-def test_offset_of_more_elements():
+def test_offset_of_more_elements(require_memory):
     require_memory(3)
     images, size = 1830, 256
     offset = untouched(images, 18, size, size)
