@@ -8,7 +8,7 @@ PIP    := $(RUN) -m pip --quiet --disable-pip-version-check
 OPS := $(shell find ops -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-onedl test-others test-packaging test-matrix coverage peers fuzz crash sanitize distributed bench gpu zoo docs audit lint format wheel clean
+.PHONY: help setup demo test test-all test-onedl test-others test-packaging test-matrix coverage peers fuzz crash sanitize sanitize-threads soak distributed bench gpu zoo docs audit lint format wheel clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -120,6 +120,27 @@ sanitize: setup  ## the operators' tests with every memory access and all arithm
 	  LDFLAGS="$(CHECKS)" $(abspath $(RUN)) setup.py -q build_ext --inplace
 	cd $(SANITIZED) && $(PRELOAD) ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 OMP_NUM_THREADS=2 \
 	  $(abspath $(RUN)) -m pytest -q -p no:cacheprovider -k "not compile and not opcheck and not export" $(SUITE) $(ARGS)
+
+# The same with the thread sanitizer. It does not see the barriers of torch's threads, so that here parallel_for has
+# threads of its own, and reports are those of our library alone. First a race that it must find.
+THREADED     := build/sanitized-threads
+THREAD_CHECK := -g1 -O1 -fsanitize=thread -Wno-tsan -DDCNZOO_STD_THREADS=4
+WATCHED       = LD_PRELOAD="$$(for lib in tsan stdc++; do g++ -print-file-name=lib$$lib.so; done | xargs)" OMP_NUM_THREADS=1 \
+  TSAN_OPTIONS="halt_on_error=1 exitcode=66 ignore_noninstrumented_modules=1 report_mutex_bugs=0" $(abspath $(RUN))
+sanitize-threads: setup  ## random calls of the operators from four threads, of four each, watched for races
+	rm -rf $(THREADED)
+	mkdir -p $(THREADED)
+	cp -r README.md LICENSE pyproject.toml setup.py dcnzoo ops tests $(THREADED)
+	rm -f $(THREADED)/dcnzoo/ops/*.so
+	cd $(THREADED) && DCNZOO_CUDA=0 CXXFLAGS="$(THREAD_CHECK)" LDFLAGS=-fsanitize=thread $(abspath $(RUN)) setup.py -q build_ext --inplace
+	cd $(THREADED) && g++ -std=c++17 -fPIC -shared $(THREAD_CHECK) -Iops tests/race.cpp -o race.so \
+	  -isystem $$($(abspath $(RUN)) -c 'import torch; print(torch.__path__[0])')/include
+	cd $(THREADED) && $(WATCHED) -c 'import ctypes, torch; ctypes.CDLL("./race.so").race(0)'
+	cd $(THREADED) && $(WATCHED) -c 'import ctypes, torch; ctypes.CDLL("./race.so").race(1)' 2> race.log; test $$? = 66 && grep -m1 "data race" race.log
+	cd $(THREADED) && $(WATCHED) -m tests.soak --seconds=$(or $(SECONDS),120) --most=9 $(ARGS)
+
+soak: setup  ## half an hour of random calls from four threads: memory stays flat
+	DCNZOO_SOAK_SECONDS=1800 $(RUN) -m pytest -s -m "" tests/test_soak.py $(ARGS)
 
 distributed: setup  ## several processes: equal numbers, launchers, death and resumption (10 minutes)
 	$(RUN) -m pytest tests/distributed $(ARGS)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 
-from dcnzoo.ops import _autograd, _backend, _deterministic
+from dcnzoo.ops import _autograd, _backend, _deterministic, deform_roi_pool, roi_align
 
-from . import op_cases
+from . import op_cases, test_deform_roi_pool, test_roi_align
 from .op_cases import deform_conv
 
 SAMPLES = [(rank, sample) for rank in (1, 2, 3) for sample in deform_conv.samples(rank)]
@@ -67,6 +69,49 @@ def test_operators_whose_reference_takes_the_kernels_place(op, monkeypatch):
         results.append([*first, *torch.autograd.grad(sum(g.square().sum() for g in first), leaves.given)])
     assert len(OTHERS) == 3
     torch.testing.assert_close(*results)
+
+
+def leaves_of(sample):
+    return [t.clone().requires_grad_(i != 1) for i, t in enumerate(sample)]  # but RoIs
+
+
+POOLING = [(roi_align, {"spatial_scale": 0.5, **mode}) for mode in test_roi_align.MODES]
+POOLING += [(deform_roi_pool, {"spatial_scale": 0.5, "sampling_ratio": n, "gamma": -0.4}) for n in (0, 1, 3)]
+
+
+@pytest.mark.parametrize("function, settings", POOLING, ids=lambda x: getattr(x, "__name__", None))
+def test_pooling(function, settings, monkeypatch):
+    """Both derivatives are the kernels', for RoIs across every border, odd ones among them."""
+    module = sys.modules[function.__module__]
+    maps, rois, offset = test_deform_roi_pool.example(rois=9, channels=2)
+    nan, inf = float("nan"), float("inf")
+    odd = [[0, nan, 0, 8, 8], [1, 0, 0, inf, 8], [1, 6, 6, 2, 2], [0, 90, 90, 99, 99], [1, -99, -9, 99, 30]]
+    rois[4:] = torch.tensor(odd)
+    results = []
+    for ordered in (False, True):
+        monkeypatch.setattr(module, "needs_order", lambda tensor, ordered=ordered: ordered)
+        leaves = leaves_of((maps, rois, offset)[: 3 if function is deform_roi_pool else 2])
+        wanted = [t for t in leaves if t.requires_grad]
+        output = function(*leaves, output_size=(3, 2), **settings)
+        first = torch.autograd.grad(output.square().sum(), wanted, create_graph=True)
+        results.append([*first, *torch.autograd.grad(sum(g.square().sum() for g in first), wanted)])
+    assert results[0][0].count_nonzero() > 30
+    torch.testing.assert_close(*results, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("pool_mode", ["avg", "max"])
+def test_pooling_in_half_precision_and_of_nothing(pool_mode, monkeypatch):
+    module = sys.modules[roi_align.__module__]
+    maps, rois = test_roi_align.example(rois=5)
+    for images, count in ((2, 5), (2, 0), (0, 0)):
+        results = []
+        for ordered in (False, True):
+            monkeypatch.setattr(module, "needs_order", lambda tensor, ordered=ordered: ordered)
+            leaf = maps[:images].bfloat16().requires_grad_()
+            roi_align(leaf, rois[:count], (3, 2), 0.5, pool_mode=pool_mode).sum().backward()
+            results.append(leaf.grad)
+        assert results[1].dtype == torch.bfloat16
+        torch.testing.assert_close(*results, rtol=2**-7, atol=2**-7)
 
 
 def test_order_is_asked_for_by_torchs_switch():

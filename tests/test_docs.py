@@ -234,7 +234,7 @@ def test_quoted_messages_exist():
         "ModuleNotFoundError: No module named 'mmcv._ext'",
         "ModuleNotFoundError: No module named 'pkg_resources'",
         "__init__() got an unexpected keyword argument 'dcn'",
-        "does not have a deterministic implementation",
+        "Deterministic behavior was enabled with either",
         "pip check",
         "mmengine 0.10.7 requires opencv-python",
         "is not a supported wheel on this platform",

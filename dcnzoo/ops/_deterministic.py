@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 
 import torch
@@ -63,16 +62,84 @@ def grad_input_in_order(
     return gradients
 
 
-def alert_not_deterministic(name: str) -> None:
-    """Raises (or warns) as torch's own operators do under ``torch.use_deterministic_algorithms``."""
-    if not torch.are_deterministic_algorithms_enabled():
-        return
-    message = (
-        f"{name} does not have a deterministic implementation, but you set "
-        "'torch.use_deterministic_algorithms(True)'. You can turn off determinism just for this "
-        "operation, or you can use the 'warn_only=True' option, if that's acceptable for your "
-        "application."
-    )
-    if not torch.is_deterministic_algorithms_warn_only_enabled():
-        raise RuntimeError(message)
-    warnings.warn(message, stacklevel=2)
+def pooling_grad_input_in_order(
+    grad_output: Tensor,  # [K, C, oH, oW]
+    input_size: Sequence[int],  # (N, C, H, W)
+    rois: Tensor,  # [K, 5]
+    offset: Tensor | None,  # [K, 2, oH, oW], x and y
+    spatial_scale: float,
+    sampling_ratio: int,
+    aligned: bool,
+    gamma: float = 0.0,
+) -> Tensor:  # [N, C, H, W]
+    """The gradient of the input of an average over RoIs, with the same bits at every call.
+
+    An average over a grid of samples is a product of what the rows and what the columns contribute: some bins
+    at a time become matrices over pixels, which a matrix product adds up. A gradient that is not finite
+    spreads to the whole map.
+    """
+    batch, channels, *size = input_size
+    wide = torch.promote_types(grad_output.dtype, torch.float32)
+    number, rois = rois[:, 0], rois.to(wide)
+    bins = grad_output.shape[2:]
+    shift = 0.5 if aligned else 0.0
+    axes = []  # of y and x: a bin's origin, length and samples, each [K, oH, oW]
+    for axis in range(2):
+        start = rois[:, 2 - axis] * spatial_scale - shift
+        length = rois[:, 4 - axis] * spatial_scale - shift - start
+        if not aligned:
+            length = torch.where(length < 1, torch.ones_like(length), length)
+        one = (length / bins[axis]).view(-1, 1, 1)
+        samples = one.ceil() if sampling_ratio <= 0 else torch.full_like(one, sampling_ratio)
+        origin = start.view(-1, 1, 1).expand(-1, *bins)
+        if offset is not None:
+            reach = gamma * torch.where(length.isfinite(), length, torch.zeros_like(length))
+            origin = origin + reach.view(-1, 1, 1) * offset[:, 1 - axis].to(wide)
+        valid = origin.isfinite() & one.isfinite() & (samples > 0) & (samples <= _MOST_SAMPLES)
+        place = torch.arange(bins[axis], device=rois.device, dtype=wide)
+        origin = origin + place.view((-1, 1) if axis == 0 else (1, -1)) * one
+        values = (origin, one.expand_as(origin), samples.expand_as(origin))
+        axes.append([torch.where(valid, value, torch.zeros_like(value)) for value in values])
+    count = (axes[0][2] * axes[1][2]).clamp(min=1)
+    scaled = (grad_output.to(wide) / count[:, None]).permute(0, 2, 3, 1)  # [K, oH, oW, C]
+
+    images = []
+    together = max(_MOST_PLACES // max(math.prod(size), 1), 1)
+    for image in range(batch):
+        chosen = ((number >= image) & (number < image + 1)).nonzero().flatten()
+        gradients = scaled[chosen].flatten(0, 2)  # [bins, C]
+        fields = [[value[chosen].flatten() for value in axis] for axis in axes]
+        total = scaled.new_zeros(channels, math.prod(size))
+        for first in range(0, len(gradients), together):
+            part = slice(first, first + together)
+            rows, columns = (
+                _shares(*(value[part] for value in axis), size[i]) for i, axis in enumerate(fields)
+            )
+            places = (rows[:, :, None] * columns[:, None]).flatten(1)  # [bins, H · W]
+            total = total + gradients[part].T @ places
+        images.append(total.view(channels, *size))
+    grad_input = torch.stack(images) if images else scaled.new_zeros(input_size)
+    return grad_input.to(grad_output.dtype)
+
+
+_MOST_SAMPLES = 1 << 22  # of a bin along an axis, as in ops/common/roi_math.h
+_MOST_PLACES = 1 << 24  # bins · pixels at a time: 64 MiB of float32
+
+
+def _shares(origin: Tensor, length: Tensor, samples: Tensor, size: int) -> Tensor:
+    """The sum over the samples of each bin, ``(B,)``, of each pixel's share along an axis: ``(B, size)``."""
+    pixels = torch.arange(size, device=origin.device, dtype=origin.dtype)
+    shares = origin.new_zeros(len(origin), size)
+    with torch.no_grad():  # the samples that may lie on the map: there may be far more of them
+        step = length / samples
+        begin = torch.where(step > 0, ((-1 - origin) / step - 0.5).floor() - 1, torch.zeros_like(step))
+        end = torch.where(step > 0, ((size - origin) / step - 0.5).ceil() + 2, samples)
+        begin = torch.minimum(begin.clamp(min=0), samples)
+        most = int((torch.minimum(end, samples) - begin).max()) if len(origin) else 0
+    for number in range(most):
+        sample = begin + number
+        point = origin + (sample + 0.5) * length / samples
+        inside = (sample < samples) & (point >= -1) & (point <= size)
+        nearby = (1 - (point.clamp(0, size - 1)[:, None] - pixels).abs()).clamp(min=0)
+        shares = shares + torch.where(inside[:, None], nearby, torch.zeros_like(nearby))
+    return shares

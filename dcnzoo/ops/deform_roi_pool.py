@@ -7,7 +7,7 @@ from torch import Tensor
 
 from . import _library, reference  # noqa: F401  (_library registers the operators)
 from ._autograd import differentiate_twice
-from ._deterministic import alert_not_deterministic
+from ._deterministic import needs_order, pooling_grad_input_in_order
 from .roi_align import roi_align
 
 
@@ -78,12 +78,17 @@ def _setup_context(ctx, inputs, output):
 
 def _first_backward(ctx, grad_output):
     wanted = [ctx.needs_input_grad[0], ctx.needs_input_grad[2]]
-    if grad_output.is_cuda and wanted[0]:  # its atomic additions come in any order
-        alert_not_deterministic("deform_roi_pool_backward_cuda")
+    in_order = wanted[0] and needs_order(grad_output)  # the kernel adds atomically
     gradients = torch.ops.dcnzoo._deform_roi_pool_backward(
-        grad_output, *ctx.saved_tensors, *ctx.sampling, wanted
+        grad_output, *ctx.saved_tensors, *ctx.sampling, [wanted[0] and not in_order, wanted[1]]
     )
     grad_input, grad_offset = (g if w else None for g, w in zip(gradients, wanted, strict=True))
+    if in_order:
+        input, rois, offset = ctx.saved_tensors
+        spatial_scale, sampling_ratio, gamma = ctx.sampling
+        grad_input = pooling_grad_input_in_order(
+            grad_output, input.shape, rois, offset, spatial_scale, sampling_ratio, True, gamma
+        )
     return grad_input, None, grad_offset, *[None] * 5
 
 

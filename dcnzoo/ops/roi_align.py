@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from . import _library  # noqa: F401  (registers the operators)
-from ._deterministic import alert_not_deterministic
+from ._deterministic import needs_order, pooling_grad_input_in_order
 
 _POOL_MODES = {"max": 0, "avg": 1}
 
@@ -78,12 +78,21 @@ def _setup_context(ctx, inputs, output):
 
 
 def _autograd_backward(ctx, grad_output, _grad_argmax_y, _grad_argmax_x):
-    if grad_output.is_cuda:  # its atomic additions come in any order
-        alert_not_deterministic("roi_align_backward_cuda")
-    grad_input = torch.ops.dcnzoo._roi_align_backward(
-        grad_output, *ctx.saved_tensors, ctx.input_size, *ctx.arguments
-    )
-    return grad_input, *[None] * 7
+    # the kernel adds atomically
+    backward = _grad_input_in_order if needs_order(grad_output) else torch.ops.dcnzoo._roi_align_backward
+    return backward(grad_output, *ctx.saved_tensors, ctx.input_size, *ctx.arguments), *[None] * 7
+
+
+def _grad_input_in_order(
+    grad_output, rois, argmax_y, argmax_x, input_size, spatial_scale, sampling_ratio, pool_mode, aligned
+):
+    if pool_mode != _POOL_MODES["max"]:
+        return pooling_grad_input_in_order(
+            grad_output, input_size, rois, None, spatial_scale, sampling_ratio, aligned
+        )
+    maps = argmax_y.new_zeros(input_size)  # reading them turns into torch's index_put_, which has an order
+    _, pull = torch.func.vjp(lambda maps: _at_maxima(maps, rois, argmax_y, argmax_x), maps)
+    return pull(grad_output.to(maps.dtype))[0].to(grad_output.dtype)
 
 
 torch.library.register_autograd("dcnzoo::roi_align", _autograd_backward, setup_context=_setup_context)

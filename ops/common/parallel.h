@@ -7,14 +7,38 @@
 #include <atomic>
 #include <cstdlib>
 #include <new>
+#ifdef DCNZOO_STD_THREADS
+#include <thread>
+#include <vector>
+#endif
 
 namespace dcnzoo {
 
+#ifdef DCNZOO_STD_THREADS
+
+// `make sanitize-threads`: threads that its sanitizer sees begin and end, unlike those of torch's pool.
+inline int64_t num_threads() { return DCNZOO_STD_THREADS; }
+
+template <typename Function>
+void parallel_for(int64_t count, int64_t grain, const Function& function) {
+  const int64_t pieces = std::min(num_threads(), (count + grain - 1) / grain);
+  std::vector<std::thread> threads;
+  for (int64_t i = 0; i < pieces; ++i)
+    threads.emplace_back([&, i] { function(count * i / pieces, count * (i + 1) / pieces); });
+  for (std::thread& thread : threads) thread.join();
+}
+
+#else
+
 // torch's own pool: torch.set_num_threads holds.
+inline int64_t num_threads() { return torch::stable::get_num_threads(); }
+
 template <typename Function>
 void parallel_for(int64_t count, int64_t grain, const Function& function) {
   if (count > 0) torch::stable::parallel_for(0, count, grain, function);
 }
+
+#endif
 
 // Work handed out piece by piece: where other programs hold a core up, the other threads take its share.
 // Who does a task must not change its result.
@@ -26,7 +50,7 @@ class TaskQueue {
   // Calls worker() once per thread; it takes tasks until there are none.
   template <typename Worker>
   void run(const Worker& worker) {
-    const int64_t threads = std::min<int64_t>(tasks_, torch::stable::get_num_threads());
+    const int64_t threads = std::min(tasks_, num_threads());
     parallel_for(threads, 1, [&](int64_t, int64_t) { worker(); });
   }
 

@@ -2,6 +2,7 @@
 // deform_aggregation_cpu_kernel.cpp.
 #include <algorithm>
 
+#include "../common/integers.h"
 #include "../common/parallel.h"
 #include "deform_aggregation_cpu_kernel.h"
 #include "deform_aggregation_ops.h"
@@ -23,7 +24,7 @@ const DeformAggregationKernels<double>& kernels() {
 // Points of a forward task: enough that handing it out costs nothing.
 constexpr int64_t kTaskPoints = 4096;
 
-int64_t round_up(int64_t value) { return (value + kMostLanes - 1) / kMostLanes * kMostLanes; }
+int64_t whole_vectors(int64_t count) { return round_up(count, kMostLanes); }
 
 // What the kernels need to know of a grid, and the memory that holds it.
 template <typename T>
@@ -50,15 +51,15 @@ class Problem : public DeformAggregationCpu<T> {
 
   explicit Problem(const Aggregation& sizes)
       : DeformAggregationCpu<T>{},
-        numbers_(6 * round_up(sizes.points)),
-        indices_(3 * round_up(sizes.points)) {
+        numbers_(6 * whole_vectors(sizes.points)),
+        indices_(3 * whole_vectors(sizes.points)) {
     Aggregation& mine = *this;
     mine = sizes;
   }
 
   template <typename Grid>
   void fill(const Grid& grid) {
-    const int64_t padded = round_up(this->points);
+    const int64_t padded = whole_vectors(this->points);
     T* number = numbers_.data();
     Index* index = indices_.data();
     for (int64_t i = 0; i < padded; ++i) {
@@ -94,7 +95,7 @@ void forward(const AggregationShapes& s, const Grid& grid, const Tensor& input, 
   const int64_t tasks = (s.queries + rows - 1) / rows;
   TaskQueue queue(s.batch * tasks);
   queue.run([&] {
-    T* const plan = thread_scratch<T>(8 * round_up(s.points));
+    T* const plan = thread_scratch<T>(8 * whole_vectors(s.points));
     for (int64_t task; queue.take(task);) {
       const int64_t begin = task % tasks * rows;
       kernels<T>().forward(p, task / tasks, begin, std::min(begin + rows, s.queries), plan);
@@ -118,7 +119,7 @@ void backward(const AggregationShapes& s, const Grid& grid, const Tensor& grad_o
   TaskQueue queue(s.batch * s.groups);
   const int64_t half = (s.groups + 1) / 2;
   queue.run([&] {
-    const Buffer<T> scratch((2 * s.pixels + 1) * round_up(s.channels));
+    const Buffer<T> scratch((2 * s.pixels + 1) * whole_vectors(s.channels));
     for (int64_t task; queue.take(task);) {
       // Tasks that follow one another are done at the same time: not those whose fields share cache lines.
       const int64_t place = task / s.batch, group = place % 2 * half + place / 2;

@@ -2,14 +2,13 @@
 // the other, vectorised over channels, which lie side by side in memory.
 #include "deform_aggregation_cpu_kernel.h"
 
+#include "../common/integers.h"
 #include "../deform_conv/corners_simd.h"
 
 namespace dcnzoo::DCNZOO_CPU_NAMESPACE {
 namespace {
 
 constexpr int kCorners = 4;
-
-int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
 // As many of a query's points as a vector has lanes.
 template <typename T>

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "../common/integers.h"
 #include "../common/memory_format.h"
 #include "../common/parallel.h"
 #include "deform_conv_cpu_kernel.h"
@@ -38,7 +39,7 @@ constexpr int64_t kTileRows = 96;
 
 // Tiles as large as may be that share out evenly. No result depends on it: a pixel's sums are its own.
 int64_t tile_rows_for(int64_t pixels) {
-  const int64_t threads = torch::stable::get_num_threads(), round = kTileRows * threads;
+  const int64_t threads = num_threads(), round = kTileRows * threads;
   const int64_t tiles = (pixels + round - 1) / round * threads;
   return std::max<int64_t>((pixels + tiles - 1) / tiles, 1);
 }
@@ -101,8 +102,6 @@ int64_t place_weights(std::vector<ChannelSlice>& slices, const WeightsOf& weight
   }
   return total;
 }
-
-int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
 template <typename T, typename S = T>
 DeformConvCpu<T, S> problem_of(const DeformConvShapes& s, const std::vector<ChannelSlice>& slices,
@@ -366,7 +365,7 @@ Gradients<T> backward(const DeformConvShapes& s, const Tensor& grad_output, cons
   const int64_t slice_fields = shares ? fields * std::min(chunk, s.batch) * s.out_pixels : 0;
   const int64_t most_slices =
       std::max(kStagingBytes / std::max<int64_t>(slice_fields * int64_t(sizeof(T)), 1),
-               int64_t(4) * torch::stable::get_num_threads());
+               int64_t(4) * num_threads());
   Buffer<T> grad_fields(std::min(most_slices, all_slices) * slice_fields);
   p.grad_fields = grad_fields.data();
   const int64_t scratch = kernels.scratch_bytes(p);
@@ -423,6 +422,13 @@ Gradients<T> backward(const DeformConvShapes& s, const Tensor& grad_output, cons
   return gradients;
 }
 
+// Beside float, the kernels count a map's pixels in 32 bits.
+void check_map(const DeformConvShapes& s, ScalarType type) {
+  constexpr int64_t most = std::numeric_limits<int32_t>::max();
+  check(s.in_pixels <= most || type == ScalarType::Double, "deform_conv", s.rank, "d: input: expected at most ",
+        most, " pixels on the CPU (float64: any number), got ", s.in_pixels);
+}
+
 }  // namespace
 
 Tensor deform_conv_cpu(const Tensor& input, const Tensor& weight, std::optional<Tensor> offset,
@@ -432,6 +438,7 @@ Tensor deform_conv_cpu(const Tensor& input, const Tensor& weight, std::optional<
                        std::optional<int64_t> im2col_step) {
   const DeformConvShapes s = check_deform_conv(input, weight, offset, mask, bias, stride, padding,
                                                dilation, groups, im2col_step);
+  check_map(s, input.scalar_type());
   const ScalarType type = accumulate_type(input.scalar_type());
   const auto wide_offset = contiguous_as(offset, type), wide_mask = contiguous_as(mask, type),
              wide_bias = contiguous_as(bias, type);
@@ -455,6 +462,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> deform_conv_backward_cpu(
   const DeformConvShapes s = check_deform_conv(input, weight, offset, mask, std::nullopt, stride,
                                                padding, dilation, groups, im2col_step);
   check_grad_output(s, grad_output, input, offset, mask, output_mask);
+  check_map(s, input.scalar_type());
   const ScalarType type = accumulate_type(input.scalar_type());
   const Tensor wide_grad = torch::stable::to(grad_output, type);
   const Tensor wide_input = torch::stable::to(input, type);

@@ -95,6 +95,13 @@ struct ArgumentChecks {
             shape_text(sizes_of(weight)));
   }
 
+  // Coordinates are float but for double: beyond, neighbouring pixels would be one.
+  void countable(int64_t size, int64_t axis) const {
+    constexpr int64_t most = 1 << 24;
+    check(size <= most || input.scalar_type() == ScalarType::Double, op, "input: expected at most ", most,
+          " pixels on axis ", axis, " (float64: any number), got ", size);
+  }
+
   void im2col_step(std::optional<int64_t> step) const {
     check(step.value_or(1) >= 1, op, "im2col_step: expected at least 1, got ", step.value_or(1));
   }
@@ -163,6 +170,7 @@ inline DeformConvShapes check_deform_conv(
   s.stride = stride, s.padding = padding, s.dilation = dilation;
   for (int64_t axis = 0; axis < s.rank; ++axis) {
     s.in.push_back(input.size(axis + 2));
+    checks.countable(s.in[axis], axis + 2);
     s.kernel.push_back(weight.size(axis + 2));
     const int64_t room = s.in[axis] + 2 * padding[axis] - dilation[axis] * (s.kernel[axis] - 1) - 1;
     check(room >= 0, checks.op, "input: expected size at least ",

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <tuple>
 
+#include "../common/parallel.h"
 #include "roi_align_cpu_kernel.h"
 #include "roi_align_shapes.h"
 
@@ -111,7 +112,7 @@ RoiAlignOutputs forward(const Tensor& input_any, const Tensor& rois_any, const R
   const std::vector<int64_t> images = images_of_rois("roi_align", roi, s.rois, s.batch);
   const int64_t pixels = s.height * s.width, bins = s.output_h * s.output_w;
   const int64_t blocks = channel_blocks(s);
-  torch::stable::parallel_for(0, blocks * s.rois, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(blocks * s.rois, 1, [&](int64_t begin, int64_t end) {
     AveragePlan<T> plan(s);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t k = task % s.rois, first = task / s.rois * kBlock;
@@ -168,7 +169,7 @@ Tensor backward(const Tensor& grad_any, const Tensor& rois_any, const Tensor& y_
   // map and a pixel's sum has one order.
   const int64_t blocks = channel_blocks(s);
   const int64_t pixels = s.height * s.width, bins = s.output_h * s.output_w;
-  torch::stable::parallel_for(0, s.batch * blocks, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(s.batch * blocks, 1, [&](int64_t begin, int64_t end) {
     AveragePlan<T> plan(s);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t image = task / blocks, first = task % blocks * kBlock;

@@ -90,15 +90,21 @@ def test_roi_align_edges(kernels, mode):
 
 
 @on_gpu
-def test_roi_align_backward_alerts_where_determinism_is_asked_for():
-    maps, rois = example()
-    output = roi_align(maps.cuda().requires_grad_(), rois.cuda(), 2)
+@pytest.mark.parametrize("mode", MODES, ids=lambda m: "-".join(map(str, m.values())))
+def test_roi_align_backward_in_order_where_determinism_is_asked_for(mode, monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it torch refuses matrix products
+    maps, rois = example(rois=40, channels=5)
+    maps = maps.float().cuda().requires_grad_()
+    output = roi_align(maps, rois.cuda(), (3, 2), 0.5, **mode)
+    grad = torch.linspace(-1, 1, output.numel(), device="cuda").view(output.shape)
+    (atomic,) = torch.autograd.grad(output, maps, grad, retain_graph=True)
     torch.use_deterministic_algorithms(True)
     try:
-        with pytest.raises(RuntimeError, match="roi_align_backward_cuda does not have a deterministic"):
-            output.sum().backward()
+        ordered = [torch.autograd.grad(output, maps, grad, retain_graph=True)[0] for _ in range(5)]
     finally:
         torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(other, ordered[0]) for other in ordered[1:])
+    torch.testing.assert_close(ordered[0], atomic, rtol=1e-4, atol=1e-4)
 
 
 @on_gpu

@@ -1,0 +1,85 @@
+"""Sizes beyond 2³¹ elements on a GPU: what tests/test_large.py asks of the CPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dcnzoo import ops
+from dcnzoo.ops import with_cuda
+
+from .. import op_cases, oracles
+from ..test_large import ELEMENTS, MANY, REGION, far_rois, normal
+from .test_ops_cuda import assert_near, moved
+
+pytestmark = pytest.mark.skipif(not with_cuda(), reason="no GPU, or no CUDA kernels: not run on a GPU")
+
+
+def require_memory(gib: float) -> None:
+    available = torch.cuda.mem_get_info()[0] / 2**30
+    if available < gib:
+        pytest.skip(f"needs {gib:g} GiB of the GPU's memory, {available:.1f} are available")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_convolution_with_all_gradients(dtype):
+    """A map, and offsets, of more elements; the last pixels beside the CPU's on them alone."""
+    require_memory(60)
+    side, channels = 2**14, 9
+    map = torch.zeros(1, channels, side, side, device="cuda", dtype=dtype)
+    assert map.numel() > ELEMENTS
+    map[:, :, -REGION:, -REGION:] = normal(1, channels, REGION, REGION).cuda()
+    weight = normal(4, channels, 2, 2, seed=1, dtype=dtype)
+    offset = torch.zeros(1, 8, side - 1, side - 1, device="cuda", dtype=dtype)
+    assert offset.numel() > ELEMENTS
+    near = normal(1, 8, 9, 9, seed=2, dtype=dtype)
+    offset[:, :, -9:, -9:] = near.cuda()
+    leaves = [map.requires_grad_(), weight.cuda().requires_grad_(), offset.requires_grad_()]
+    output = ops.deform_conv2d(*leaves)
+    small = [
+        map[:, :, -REGION:, -REGION:].detach().cpu().double().requires_grad_(),
+        weight.double().requires_grad_(),
+        torch.zeros(1, 8, REGION - 1, REGION - 1, dtype=torch.float64),
+    ]
+    small[2][:, :, -9:, -9:] = near
+    small[2].requires_grad_()
+    expected = ops.deform_conv2d(*small)
+    tolerance = {torch.float32: 1e-3, torch.bfloat16: 0.1}[dtype]
+    close = {"rtol": tolerance, "atol": tolerance}
+    torch.testing.assert_close(output[:, :, -9:, -9:].cpu().double(), expected[:, :, -9:, -9:], **close)
+    grad = torch.zeros_like(output)
+    grad[:, :, -9:, -9:] = normal(1, 4, 9, 9, seed=3).cuda()
+    true = torch.autograd.grad(expected, small, grad[:, :, 1 - REGION :, 1 - REGION :].cpu().double())
+    for mine, exact in zip(torch.autograd.grad(output, leaves, grad), true, strict=True):
+        part = mine[:, :, -exact.shape[2] :, -exact.shape[3] :]
+        torch.testing.assert_close(part.cpu().double(), exact, **close)
+
+
+def test_pooling_of_a_map():
+    require_memory(40)
+    side, channels = 2**14, 9
+    map = torch.zeros(1, channels, side, side, device="cuda")
+    corner = normal(1, channels, REGION, REGION)
+    map[:, :, -REGION:, -REGION:] = corner.cuda()
+    map.requires_grad_()
+    corner = corner.double().requires_grad_()
+    far, near = far_rois(side)
+    pooled = ops.roi_align(map, far.cuda(), (2, 4), sampling_ratio=2)
+    expected = oracles.roi_align(corner, near, (2, 4), sampling_ratio=2)
+    torch.testing.assert_close(pooled.cpu().double(), expected, rtol=1e-4, atol=1e-4)
+    grad = torch.autograd.grad(pooled.sum(), map)[0][:, :, -REGION:, -REGION:]
+    true = torch.autograd.grad(expected.sum(), corner)[0]
+    torch.testing.assert_close(grad.cpu().double(), true, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("case", MANY)
+def test_many_images_and_channels(case):
+    sample = MANY[case]().to(torch.float32)
+    op = next(op for op in op_cases.operators() if op.name == case.split()[0])
+    mine, exact = moved(sample).leaves(), sample.to(torch.float64).leaves()
+    output, expected = op.call(mine), op.reference(exact)
+    assert_near(output.detach(), expected.detach(), 1e-3)
+    grad = torch.linspace(-1, 1, expected.numel(), dtype=torch.float64).view(expected.shape)
+    true = torch.autograd.grad(expected, exact.given, grad)
+    for gradient, other in zip(torch.autograd.grad(output, mine.given, grad.to(output)), true, strict=True):
+        assert_near(gradient, other, 1e-3)
