@@ -238,6 +238,30 @@ def test_sync_batch_norm_alone():
     torch.testing.assert_close(reverted.running_var, expected.running_var)
 
 
+@pytest.fixture
+def group_of_one():
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_sync_batch_norm_on_the_cpu(group_of_one, dtype):
+    """In a group of one it is BatchNorm; of more: tests/distributed."""
+    torch.manual_seed(0)
+    layer, expected = nn.SyncBatchNorm(3, eps=0.1, momentum=0.3), nn.BatchNorm2d(3, eps=0.1, momentum=0.3)
+    expected.load_state_dict(layer.state_dict())
+    x = (5 * torch.rand(2, 3, 5, 4) + 2).to(dtype).requires_grad_()
+    y, known = layer(x), expected(x.double().float())
+    assert y.dtype == dtype
+    tolerance = dict(atol=1e-2, rtol=1e-2) if dtype == torch.bfloat16 else {}
+    torch.testing.assert_close(y.float(), known, **tolerance)
+    torch.testing.assert_close(layer.running_var, expected.running_var)
+    torch.testing.assert_close(layer.eval()(x.float()), expected.eval()(x.float()))
+    with pytest.raises(ValueError, match="at least 2D"):
+        layer.train()(x[0, 0, 0])
+
+
 def test_ssd_predicts():
     from mmdet.models import SSDHead
 
@@ -388,7 +412,8 @@ def test_applying_twice_changes_nothing():
     def patched():
         mmdets = (CascadeRPNHead, KnowledgeDistillationSingleStageDetector)
         classes = (MMDistributedDataParallel, RoIAlign, SyncBatchNorm, *mmdets)
-        return utils._init_dist_pytorch, fcn_mask_head._do_paste_mask, *(each.__init__ for each in classes)
+        functions = (utils._init_dist_pytorch, fcn_mask_head._do_paste_mask, nn.SyncBatchNorm.forward)
+        return *functions, *(each.__init__ for each in classes)
 
     before = patched()
     registered = OPTIM_WRAPPERS.get("AmpOptimWrapper")

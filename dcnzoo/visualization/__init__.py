@@ -6,6 +6,7 @@ from dcnzoo.visualization.plots import (
     Instances,
     plot_detections,
     plot_learning_curves,
+    plot_offset_statistics,
     plot_sampling,
 )
 from dcnzoo.visualization.sampling import SamplingField, record_sampling, trace_sampling
@@ -18,6 +19,7 @@ __all__ = [
     "data_uri",
     "plot_detections",
     "plot_learning_curves",
+    "plot_offset_statistics",
     "plot_sampling",
     "record_sampling",
     "render_page",
