@@ -58,9 +58,7 @@ def test_every_function_is_accounted_for():
     assert 0 < len(missing) < len(names) / 2
     for name in missing:
         instead = re.escape(status(name).removeprefix("– "))
-        message = (
-            rf"^mmcv\.ops: {name}: .* not provided by dcnzoo; use {instead}, or ask for it"
-        )
+        message = rf"^mmcv\.ops: {name}: .* not provided by dcnzoo; use {instead}, or ask for it"
         with pytest.raises(NotImplementedError, match=message):
             getattr(_ext, name)()
 
