@@ -73,7 +73,7 @@ def trained(tmp_path_factory, data):
     """A work directory after training with deformable convolutions from the command line."""
     work = tmp_path_factory.mktemp("trained")
     options = [*tiny(data), "model.backbone.dcn=True"]
-    return work, run("train", CONFIG, "--work-dir", work, *options)
+    return work, run("train", CONFIG, "--work-dir", work, "--report", *options)
 
 
 def test_train_makes_data_and_checkpoints(trained, data):
@@ -85,6 +85,16 @@ def test_train_makes_data_and_checkpoints(trained, data):
     assert any("conv_offset" in name for name in weights), "dcn=True took effect"
     assert "Epoch(train) [2][2/2]" in output, "log lines are kept where there is no terminal"
     assert "\x1b[?25l" not in output, "no bar where there is no terminal"
+
+
+def test_train_writes_a_report(trained):
+    work, output = trained
+    assert f"report: {work / 'report.html'}" in output
+    page = (work / "report.html").read_text(encoding="utf-8")
+    box, mask = average_precisions(output)
+    assert f"<dt>box AP</dt><dd>{float(box):.3f}</dd>" in page
+    assert f"<dt>mask AP</dt><dd>{float(mask):.3f}</dd>" in page
+    assert "backbone.layer3.0.conv2" in page and "Environment of" in page and "conv_offset" not in page
 
 
 def test_test_repeats_the_last_validation(trained, tmp_path):
@@ -233,8 +243,13 @@ def test_demo_trains_shows_and_does_not_train_twice(tmp_path):
     assert [row[0] for row in rows] == ["off", "v2"]
     assert int(rows[1][3].replace(",", "")) > int(rows[0][3].replace(",", ""))
     page = (tmp_path / "demo" / "index.html").read_text()
-    assert "equal iterations" in page and page.count("data:image/png") == 3
-    assert not re.findall(r'(?:src|href)="(?!data:)', page), "self-contained"
+    assert (
+        "equal iterations" in page and "Where it samples, v2" in page and "Where it samples, off" not in page
+    )
+    assert "+        dcn=True," in page, "what the arms differ in"
+    for _, box, mask, parameters in rows:
+        assert f"<td>{box}</td><td>{mask}</td>" in page and f"<td>{parameters}</td>" in page
+    assert not re.findall(r'(?:src|href)="(?!data:|#)', page), "self-contained"
 
     checkpoint = tmp_path / "demo" / "v2-seed0" / "epoch_1.pth"
     written = checkpoint.stat().st_mtime_ns

@@ -1,5 +1,7 @@
 """Train a detector: ``python tools/train.py CONFIG [options]``."""
 
+from pathlib import Path
+
 from dcnzoo.engine.cli import (
     UserError,
     build_runner,
@@ -9,6 +11,13 @@ from dcnzoo.engine.cli import (
     require_file,
     user_errors,
 )
+
+# after dcnzoo.engine, which silences a warning of mmengine's import
+# isort: split
+import torch
+from mmengine.dist import is_main_process
+
+from dcnzoo.engine.report import write_report
 
 
 def parse_args():
@@ -29,6 +38,9 @@ def parse_args():
         const="auto",
         metavar="CHECKPOINT",
         help="continue from a checkpoint, or from the latest one in the work directory",
+    )
+    parser.add_argument(
+        "--report", action="store_true", help="when training ends, write report.html to the work directory"
     )
     return parser.parse_args()
 
@@ -53,6 +65,9 @@ def main() -> None:
             require_file(cfg.load_from, "checkpoint")
         runner = build_runner(cfg)
     runner.train()
+    if args.report and is_main_process():
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        print(f"report: {write_report([Path(runner.work_dir)], device=device)}")
 
 
 if __name__ == "__main__":
