@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -319,12 +320,10 @@ def test_browser_hides_what_scores_less(tmp_path):
     ],
 )
 def test_mistakes_get_one_line(arguments, message, tmp_path, monkeypatch):
-    import dcnzoo.cli
-
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["dcnzoo", "report", *arguments])
+    monkeypatch.setattr(sys, "argv", ["report", *arguments])
     with pytest.raises(SystemExit) as stopped:
-        dcnzoo.cli.main()
+        runpy.run_path(str(ROOT / "tools" / "report.py"), run_name="__main__")
     assert stopped.value.code == f"error: {message}"
 
 

@@ -19,8 +19,19 @@ ROOT = Path(__file__).resolve().parent.parent
 CONFIG = "configs/demo/mask-rcnn_r14_fpn_8e_shapes.py"
 
 
+# a tool, in which whatever code of ours does that will be gone one day is an error
+STRICT = """
+import runpy, sys, warnings
+for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
+    warnings.filterwarnings("error", category=category, module=r"(dcnzoo|__main__)\\b")
+del sys.argv[0]
+sys.path.insert(0, sys.argv[0].rpartition("/")[0])
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 def command(tool, *arguments):
-    return [sys.executable, f"tools/{tool}.py", *map(str, arguments)]
+    return [sys.executable, "-c", STRICT, f"tools/{tool}.py", *map(str, arguments)]
 
 
 def environment(**extra):
@@ -35,6 +46,8 @@ def run(tool, *arguments, status=0, **extra):
         command(tool, *arguments), cwd=ROOT, env=environment(**extra), capture_output=True, text=True
     )
     assert result.returncode == status, f"{result.stdout[-2000:]}\n{result.stderr[-4000:]}"
+    assert "\x1b[" not in result.stdout + result.stderr, "no colours where there is no terminal"
+    assert "deprecated" not in result.stdout + result.stderr
     return result.stdout + result.stderr
 
 

@@ -1,4 +1,10 @@
-"""Train a detector: ``python tools/train.py CONFIG [options]``."""
+"""Train a detector: ``python tools/train.py CONFIG [options]``, also ``dcnzoo train``.
+
+examples:
+  dcnzoo train configs/demo/mask-rcnn_r14_fpn_8e_shapes.py
+  dcnzoo train CONFIG --cfg-options model.backbone.dcn=True --work-dir work_dirs/dcn --report
+  dcnzoo train CONFIG --work-dir work_dirs/dcn --resume
+"""
 
 from pathlib import Path
 
