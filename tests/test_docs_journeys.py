@@ -58,7 +58,7 @@ pytest.importorskip("mmdet")
 def steps() -> list[tuple[str, str, str]]:
     """(heading, language, content) of every box, in the order of the page."""
     found, heading = [], ""
-    pattern = r"^## (?P<heading>.*)$|^```(?P<language>\w+)\n(?P<content>.*?)^```$"
+    pattern = r"^## (?P<heading>[^\n]*)$|^```(?P<language>\w+)\n(?P<content>.*?)^```$"
     for match in re.finditer(pattern, PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
         if match["heading"]:
             heading = match["heading"]

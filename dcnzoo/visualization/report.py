@@ -355,8 +355,12 @@ def _sampling(title: str, prediction: Prediction, picture: Picture, classes: Seq
 
 def _chain(fields: Sequence[SamplingField]) -> list[SamplingField]:
     """The last layers of the backbone that follow one another, as many as give a thousand points at most."""
-    # the branches of HRNet lie beside each other; necks and heads run on levels
-    of_backbone = [f for f in fields if f.name.startswith("backbone.") and ".branches." not in f.name]
+    # the branches of HRNet lie beside each other, a layer that runs again does so on something else
+    of_backbone = [
+        field
+        for field in fields
+        if field.name.startswith("backbone.") and ".branches." not in field.name and " #" not in field.name
+    ]
     chain: list[SamplingField] = []
     points = 1
     for field in reversed(of_backbone):
