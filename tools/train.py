@@ -73,7 +73,7 @@ def main() -> None:
     runner.train()
     if args.report and is_main_process():
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        print(f"report: {write_report([Path(runner.work_dir)], device=device)}")
+        print(f"report: {write_report([Path(cfg.work_dir)], device=device)}")
 
 
 if __name__ == "__main__":

@@ -64,7 +64,8 @@ def plot_learning_curves(quantities: Mapping[str, Curves], step: str = "iteratio
             axes.plot(iterations, values.mean(0), color=colour, lw=2, marker=marker, ms=4, label=arm)
         axes.set_title(quantity, loc="left", fontsize=11, fontweight="bold")
         axes.set_xlabel(step, color=GREY)
-        axes.set_ylim(bottom=0)
+        top = axes.dataLim.y1
+        axes.set_ylim(0, 1.08 * top if 0 < top < np.inf else None)
         axes.set_xlim(left=0)
         axes.grid(axis="y", color=LINE)
         axes.set_axisbelow(True)

@@ -307,7 +307,10 @@ def _detections(
         for found in columns.values():
             drawn = _best(found[row])
             cells.append(("", page.instances(picture, drawn, detector.classes, detector.palette)))
-    text = "The first validation images with three instances or more; nothing was chosen by its result."
+    text = (
+        "The first validation images, those with three instances or more before others; nothing was chosen "
+        "by its result."
+    )
     parts = [page.slider(_THRESHOLD), *map(page.image, pictures), page.grid(len(columns), cells)]
     return Section("Detections", text, parts)
 
