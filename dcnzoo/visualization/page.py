@@ -19,7 +19,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from PIL import Image
 
-from dcnzoo.visualization.plots import COLOURS, GREY, LINE, Instances
+from dcnzoo.visualization.plots import THEME, Instances
 
 _SMALL = 256 * 256  # pixels of an image that is not worth a lossy compression
 _LARGEST = 640  # pixels of the longer side of an image in a report
@@ -28,11 +28,6 @@ _ENVIRONMENT = Environment(
 )
 _PARTS = _ENVIRONMENT.get_template("parts.html").module
 _numbers = itertools.count()
-
-# what a figure is drawn with becomes the page's, which is another in the dark
-_THEME = {GREY: "var(--muted)", LINE: "var(--line)"} | {
-    colour: f"var(--series-{number})" for number, colour in enumerate(COLOURS)
-}
 
 table, fold, grid = _PARTS.table, _PARTS.fold, _PARTS.grid
 
@@ -86,8 +81,8 @@ def _inline_svg(figure: Figure) -> Markup:
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg))
     prefix = f"chart{next(_numbers)}-"  # ids are the page's: figures would find each other's
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}", svg)
-    for colour, variable in _THEME.items():
-        svg = re.sub(re.escape(colour), variable, svg, flags=re.IGNORECASE)
+    for colour, name in THEME.items():
+        svg = re.sub(re.escape(colour), f"var(--{name})", svg, flags=re.IGNORECASE)
     return Markup(svg)
 
 

@@ -4,7 +4,6 @@ Every function returns a matplotlib figure that belongs to no window system.
 """
 
 import dataclasses
-import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -15,7 +14,9 @@ from dcnzoo.visualization.sampling import SamplingField, trace_sampling
 
 # Okabe-Ito without the yellow, which is lost on white
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-GREY, LINE = "#6b7280", "#e5e7eb"
+_GREY, _LINE = "#6b7280", "#e5e7eb"
+# what these are called in a page, where they are others in the dark
+THEME = {_GREY: "muted", _LINE: "line"} | {colour: f"series-{i}" for i, colour in enumerate(COLOURS)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,16 +64,16 @@ def plot_learning_curves(quantities: Mapping[str, Curves], step: str = "iteratio
             marker = "o" if len(iterations) < 20 else None
             axes.plot(iterations, values.mean(0), color=colour, lw=2, marker=marker, ms=4, label=arm)
         axes.set_title(quantity, loc="left", fontsize=11, fontweight="bold")
-        axes.set_xlabel(step, color=GREY)
+        axes.set_xlabel(step, color=_GREY)
         top = axes.dataLim.y1
         axes.set_ylim(0, 1.08 * top if 0 < top < np.inf else None)
         axes.set_xlim(left=0)
-        axes.grid(axis="y", color=LINE)
+        axes.grid(axis="y", color=_LINE)
         axes.set_axisbelow(True)
-        axes.tick_params(colors=GREY)
+        axes.tick_params(colors=_GREY)
         for side in ("top", "right", "left"):
             axes.spines[side].set_visible(False)
-        axes.spines["bottom"].set_color(GREY)
+        axes.spines["bottom"].set_color(_GREY)
         if len(curves) > 1:
             axes.legend(frameon=False)
     return figure
