@@ -57,9 +57,8 @@ def plot_learning_curves(quantities: Mapping[str, Curves], step: str = "iteratio
     """
     figure = _figure(3.8 * len(quantities), 3.1, columns=len(quantities))
     for axes, (quantity, curves) in zip(figure.axes, quantities.items(), strict=True):
-        for colour, (arm, (iterations, values)) in zip(
-            itertools.cycle(COLOURS), curves.items(), strict=False
-        ):
+        for index, (arm, (iterations, values)) in enumerate(curves.items()):
+            colour = COLOURS[index % len(COLOURS)]
             axes.plot(iterations, values.T, color=colour, lw=0.8, alpha=0.35)
             marker = "o" if len(iterations) < 20 else None
             axes.plot(iterations, values.mean(0), color=colour, lw=2, marker=marker, ms=4, label=arm)
