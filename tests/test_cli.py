@@ -67,18 +67,19 @@ def test_tool_has_a_door(name):
 @pytest.mark.parametrize("name", [name for name in MODULES if name not in DOORS])
 def test_help_has_examples(name):
     text = CliRunner().invoke(dcnzoo.cli.commands, [name, "--help"]).output
-    command = command_of(name)
-    members = command.commands.values() if isinstance(command, click.Group) else [command]
-    options = {option for each in members for param in each.params for option in param.opts}
-    assert_examples(name, text, options)
+    assert_examples(name, text, click_options(command_of(name)))
+
+
+def click_options(command):
+    options = {option for parameter in command.params for option in parameter.opts}
+    members = command.commands.values() if isinstance(command, click.Group) else ()
+    return options.union(*map(click_options, members))
 
 
 def assert_examples(name, text, options):
     """There are some, of this command, and they use options that it has."""
-    _, _, examples = text.partition("examples:\n")
-    lines = [shlex.split(line, comments=True) for line in examples.split("\n\n")[0].splitlines()]
-    calls = [line for line in lines if line and line[0] == "dcnzoo"]
-    assert calls or name == "completion", text
+    calls = [shlex.split(line, comments=True) for line in re.findall(r"^ +(dcnzoo .*)", text, re.MULTILINE)]
+    assert calls, text
     for call in calls:
         assert call[1] == name
         assert {word for word in call if word.startswith("--")} <= options
