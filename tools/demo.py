@@ -307,7 +307,10 @@ def setting(runs: Sequence[Run]) -> str:
 def compare(runs: Sequence[TrainedRun]) -> str:
     """What the table says, in a sentence: the best arm against the first."""
     arms = by_label(runs)
-    mask = {arm: statistics.mean(run.last("coco/segm_mAP") for run in seeds) for arm, seeds in arms.items()}
+    mask = {
+        arm: statistics.mean(run.last_validation["coco/segm_mAP"] for run in seeds)
+        for arm, seeds in arms.items()
+    }
     first, best = next(iter(arms)), max(mask, key=mask.get)
     if best == first:
         return f"At equal iterations '{first}' is not beaten."

@@ -31,10 +31,9 @@ def write_report(
     from dcnzoo.visualization.report import TrainedRun, load_detectors, render_runs
 
     names = labels or [None] * len(folders)
-    runs = [TrainedRun.read(*each) for each in zip(folders, names, strict=True)]
-    if checkpoint is not None:
-        runs[0] = TrainedRun.read(folders[0], names[0], checkpoint)
+    checkpoints = [checkpoint, *[None] * (len(folders) - 1)]
     with user_errors():
+        runs = [TrainedRun.read(*each) for each in zip(folders, names, checkpoints, strict=True)]
         detectors = load_detectors(runs, device)
     page = render_runs(runs, detectors, images=images, footer=footer())
     out = out or folders[0] / "report.html"

@@ -77,9 +77,10 @@ class TrainedRun:
     def seconds_per_iteration(self) -> float:
         return statistics.median(entry["time"] for entry in self.history.training.values())
 
-    def last(self, metric: str) -> float:
-        """Its value in the last validation."""
-        return self.history.validation[max(self.history.validation)][metric]
+    @property
+    def last_validation(self) -> dict[str, float]:
+        """Its metrics; none if there was none."""
+        return self.history.validation[max(self.history.validation)] if self.history.validation else {}
 
 
 def metric_name(key: str) -> str:
@@ -88,18 +89,12 @@ def metric_name(key: str) -> str:
     if not found:
         return key
     kind, detail = found.groups()
-    return f"{_KINDS[kind]} AP" + (
-        {"50": "50", "75": "75"}.get(detail) or f", {_SIZES[detail]}" if detail else ""
-    )
+    return f"{_KINDS[kind]} AP" + (f", {_SIZES[detail]}" if detail in _SIZES else detail or "")
 
 
 def main_metrics(runs: Sequence[TrainedRun]) -> list[str]:
     """The metrics that say most, of those that every run has."""
-    entries = [
-        run.history.validation[max(run.history.validation, default=0)]
-        for run in runs
-        if run.history.validation
-    ]
+    entries = [entry for run in runs if (entry := run.last_validation)]
     if len(entries) < len(runs):
         return []
     shared = [name for name in entries[0] if all(name in entry for entry in entries)]
@@ -126,7 +121,7 @@ def summary(
     metrics = main_metrics(runs)
     rows = [[head, *map(metric_name, metrics), "s / iteration", "parameters"]]
     for label, seeds in by_label(runs).items():
-        figures = [mean_and_spread([run.last(metric) for run in seeds]) for metric in metrics]
+        figures = [mean_and_spread([run.last_validation[metric] for run in seeds]) for metric in metrics]
         seconds = statistics.mean(run.seconds_per_iteration for run in seeds)
         rows.append([label, *figures, f"{seconds:.3f}", _parameters(detectors.get(label))])
     return rows
