@@ -162,6 +162,19 @@ def test_report_of_a_run(make_run):
     assert html.count("<image ") == 5 and html.count('class="point"') == 2 * 3 * 81 + 2 * 9
 
 
+def test_the_layers_that_end_largest_are_drawn(make_run):
+    folder = make_run()
+    rows = ["iter,layer,mean_abs,outside,modulation_mean"]
+    rows += [f"{i},layer{n},{abs(n - 4) + i},0," for i in (2, 4) for n in range(9)]
+    (folder / "offset_statistics.csv").write_text("\n".join(rows) + "\n6,layer4,99")
+    html = render_runs([TrainedRun.read(folder)], {})
+    assert "the 6 of 9 layers that end largest" in html and "epoch_2.pth" not in html.partition("<nav>")[0]
+    mean, _ = [svg for svg in svgs(html) if "layer0" in ET.tostring(svg, "unicode")]
+    words = [each.text for each in mean.iter() if each.tag.endswith("text")]
+    drawn = [word for word in words if word.startswith("layer")]
+    assert drawn == ["layer0", "layer1", "layer2", "layer6", "layer7", "layer8"]
+
+
 def test_runs_beside_each_other(make_run):
     start = [(2, 1, 5.0), (4, 1, 4.0)]
     folders = [make_run(f"v2-{i}", [[*start, (1, ap)]]) for i, ap in enumerate((0.2, 0.4))]

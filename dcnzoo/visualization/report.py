@@ -19,7 +19,7 @@ from dcnzoo.visualization import page
 from dcnzoo.visualization.detector import Detector, Prediction
 from dcnzoo.visualization.explain import Box, offset_table, points_of
 from dcnzoo.visualization.page import Picture, Section
-from dcnzoo.visualization.plots import Curves, Instances, plot_learning_curves
+from dcnzoo.visualization.plots import COLOURS, Curves, Instances, plot_learning_curves
 from dcnzoo.visualization.sampling import SamplingField, trace_sampling
 
 _THRESHOLD = 0.5  # where the slider stands at first
@@ -27,6 +27,11 @@ _LOWEST, _MOST = 0.05, 40  # detections of an image that are in the page
 _MOST_LAYERS = 16
 _MOST_POINTS = 1000
 _MAIN_METRICS = 3
+_OFFSETS = {
+    "mean_abs": "mean |offset|, pixels",
+    "outside": "driven off the map",
+    "modulation_mean": "mean modulation",
+}
 _KINDS = {"bbox": "box", "segm": "mask", "proposal": "proposal"}
 _SIZES = {"s": "small", "m": "medium", "l": "large"}
 
@@ -167,7 +172,7 @@ def render_runs(
     sections += [_validations(runs), _configuration(runs), _environment(runs)]
     return page.render_report(
         title or " and ".join(by_label(runs)),
-        lead if lead is not None else _lead(runs),
+        lead if lead is not None else _lead(runs, bool(detectors and images)),
         [section for section in sections if section.parts],
         _facts(runs, detectors) if single else None,
         footer,
@@ -181,7 +186,7 @@ def _facts(runs: Sequence[TrainedRun], detectors: Mapping[str, Detector]) -> dic
     return facts
 
 
-def _lead(runs: Sequence[TrainedRun]) -> str:
+def _lead(runs: Sequence[TrainedRun], pictures: bool) -> str:
     """What was trained for how long, and of what the pictures are."""
     labels = by_label(runs)
     sentences = []
@@ -194,7 +199,7 @@ def _lead(runs: Sequence[TrainedRun]) -> str:
             f"{name}{length} in {run.folder}" if len(seeds) == 1 else f"{name}{length}, {len(seeds)} runs"
         )
     shown = [seeds[0].checkpoint.name for seeds in labels.values() if seeds[0].checkpoint]
-    if shown:
+    if pictures:
         sentences.append(f"Pictures are of {' and '.join(dict.fromkeys(shown))}")
     return "".join(f"{sentence}. " for sentence in sentences).strip()
 
@@ -404,37 +409,40 @@ def _innermost(mask: np.ndarray) -> tuple[float, float]:
 
 
 def _offsets_over_time(runs: Sequence[TrainedRun]) -> Iterator[Section]:
-    names = {
-        "mean_abs": "mean |offset|, pixels",
-        "outside": "driven off the map",
-        "modulation_mean": "mean modulation",
-    }
     parts = []
     for run in runs:
-        file = run.folder / "offset_statistics.csv"
-        if not file.is_file():
-            continue
-        with file.open(encoding="utf-8", newline="") as lines:
-            rows = [row for row in csv.DictReader(lines) if None not in row.values()]
+        rows = _measured(run.folder / "offset_statistics.csv")
+        last = {row["layer"]: float(row["mean_abs"]) for row in rows}
+        largest = sorted(last, key=last.get, reverse=True)[: len(COLOURS)]
+        layers = [layer for layer in last if layer in largest]
         figures = []
-        for column, name in names.items():
-            curves: dict[str, list[tuple[int, float]]] = {}
-            for row in rows:
-                if row.get(column):
-                    curves.setdefault(row["layer"], []).append((int(row["iter"]), float(row[column])))
+        for column, name in _OFFSETS.items():
+            curves: Curves = {}
+            for layer in layers:
+                own = [row for row in rows if row["layer"] == layer and row[column]]
+                if own:
+                    values = np.array([[float(row[column]) for row in own]])
+                    curves[layer] = (np.array([int(row["iter"]) for row in own]), values)
             if curves:
-                series = {
-                    layer: (np.array([i for i, _ in c]), np.array([[v for _, v in c]]))
-                    for layer, c in curves.items()
-                }
-                figures.append(plot_learning_curves({name: series}))
+                figures.append(plot_learning_curves({name: curves}))
         if figures:
-            if len(runs) > 1:
-                parts.append(Markup("<h3>{}</h3>").format(_called(run, runs)))
-            parts.append(page.charts(figures))
+            of = (
+                ""
+                if len(layers) == len(last)
+                else f", the {len(layers)} of {len(last)} layers that end largest"
+            )
+            parts += [Markup("<h3>{}{}</h3>").format(_called(run, runs), of), page.charts(figures)]
     yield Section(
         "Offsets over the training", "As OffsetStatisticsHook measured them, layer by layer.", parts
     )
+
+
+def _measured(file: Path) -> list[dict[str, str]]:
+    """The rows of OffsetStatisticsHook's file, without one that was cut off."""
+    if not file.is_file():
+        return []
+    text = file.read_text(encoding="utf-8").rpartition("\n")[0]
+    return [row for row in csv.DictReader(text.splitlines()) if None not in row.values()]
 
 
 def _configuration(runs: Sequence[TrainedRun]) -> Section:
