@@ -8,7 +8,7 @@ PIP    := $(RUN) -m pip --quiet --disable-pip-version-check
 OPS := $(shell find ops -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-onedl test-others test-matrix coverage peers fuzz sanitize bench gpu zoo docs lint format wheel clean
+.PHONY: help setup demo test test-all test-onedl test-others test-packaging test-matrix coverage peers fuzz crash sanitize distributed bench gpu zoo docs audit lint format wheel clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -16,13 +16,14 @@ help:  ## list the targets
 setup: $(VENV)/.built  ## .venv with pinned packages, and the compiled operators in dcnzoo/ops
 
 # An interrupted installation leaves .installing behind and is begun anew.
-$(VENV)/.installed: requirements.txt requirements-openmmlab.txt
+$(VENV)/.installed: requirements.txt requirements-openmmlab.txt .ci/opencv-python/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and f"dcnzoo needs Python 3.10 or newer; {sys.executable} is {sys.version.split()[0]}. Choose one: make PYTHON=python3.12 …")'
 	test ! -e $(VENV)/.installing || rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
 	touch $(VENV)/.installing
 	$(PIP) install -r requirements.txt
 	$(PIP) install --no-deps -r requirements-openmmlab.txt
+	$(PIP) install --no-deps --no-build-isolation ./.ci/opencv-python
 	mv $(VENV)/.installing $@
 
 $(VENV)/.built: $(VENV)/.installed setup.py pyproject.toml $(OPS)
@@ -68,6 +69,13 @@ $(OTHERS)/.installed: $(VENV)/.installed requirements-others.txt
 test-others: setup $(OTHERS)/.installed  ## mmpretrain, and MMDetection's families that ask for further packages
 	$(OTHERS)/bin/python $(ELSEWHERE) tests/environments/test_smoke.py tests/environments/test_others.py $(ARGS)
 
+PACKAGING := build/packaging
+test-packaging: setup  ## an sdist, its wheel built in isolation, and that in bare environments (5 GB each)
+	rm -rf $(PACKAGING)
+	$(RUN) setup.py -q sdist --dist-dir $(PACKAGING)
+	$(RUN) -m pip --disable-pip-version-check wheel --no-deps -w $(PACKAGING) $(PACKAGING)/*.tar.gz
+	$(RUN) tools/test_wheel.py $(PACKAGING)/*.whl $(ARGS)
+
 test-matrix: setup  ## train and test under other Pythons and torches, those that are here (5 GB each)
 	$(RUN) tools/test_matrix.py $(ARGS)
 
@@ -94,6 +102,9 @@ peers: setup $(PEERS)/.installed  ## compare with mmcv's compiled operators
 fuzz: setup  ## 20,500 random calls of the operators beside the reference (in `make test`: 2,050)
 	DCNZOO_FUZZ_EXAMPLES=250 $(RUN) -m pytest -n 2 tests/test_fuzz.py $(ARGS)
 
+crash: setup  ## kill a training 50 times, resume it, compare it with one left alone, bit by bit
+	OMP_NUM_THREADS=1 $(RUN) tests/crash.py work_dirs/crash --kills 50 $(ARGS)
+
 # In a copy, whose library is built with the sanitizers. The stack's variables are left unchecked: GCC's
 # instrumentation misaligns vectors of 32 bytes and more there.
 SANITIZED := build/sanitized
@@ -109,6 +120,9 @@ sanitize: setup  ## the operators' tests with every memory access and all arithm
 	  LDFLAGS="$(CHECKS)" $(abspath $(RUN)) setup.py -q build_ext --inplace
 	cd $(SANITIZED) && $(PRELOAD) ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 OMP_NUM_THREADS=2 \
 	  $(abspath $(RUN)) -m pytest -q -p no:cacheprovider -k "not compile and not opcheck and not export" $(SUITE) $(ARGS)
+
+distributed: setup  ## several processes: equal numbers, launchers, death and resumption (10 minutes)
+	$(RUN) -m pytest tests/distributed $(ARGS)
 
 bench: setup $(PEERS)/.installed  ## time and memory beside every rival (docs/benchmarks)
 	$(PEERS)/bin/python tools/benchmark/ops.py $(or $(ARGS),--demo-training)
@@ -127,6 +141,17 @@ $(VENV)/.docs: $(VENV)/.installed requirements-docs.txt
 
 docs: setup $(VENV)/.docs  ## docs/_build/html/index.html
 	$(RUN) -m sphinx --quiet --fail-on-warning --keep-going docs docs/_build/html $(ARGS)
+
+# In an environment of their own: they ask for other versions of what .venv has.
+AUDIT := .venv-audit
+$(AUDIT)/.installed: $(VENV)/.installed requirements-audit.txt
+	$(call NEW_VENV,$(AUDIT))
+	$(PIP) --python $(AUDIT)/bin/python install -r requirements-audit.txt
+	touch $@
+
+audit: setup $(AUDIT)/.installed  ## security: our code (bandit), and known holes in what .venv has (pip-audit: Internet)
+	$(AUDIT)/bin/bandit --quiet --configfile pyproject.toml --recursive dcnzoo tools docs setup.py
+	$(AUDIT)/bin/pip-audit --strict --skip-editable --path $$($(RUN) $(SITE)) $(ARGS)
 
 lint: setup  ## style, as CI checks it
 	$(RUN) -m ruff check .

@@ -16,9 +16,11 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -122,8 +124,10 @@ class BuildOps(build_ext):
                 "The compiler's message stands above. DCNZOO_CUDA=0 leaves the CUDA library out.",
             )
 
-    def common_flags(self, library: Path) -> list[str]:
+    def common_flags(self, library: Path, device: str) -> list[str]:
         include = library / "include"
+        # in the place of the build machine's paths, which messages of torch's headers would show
+        renamed = [f"-ffile-prefix-map={include}/=", f"-ffile-prefix-map={ROOT}/="]
         return [
             "-O3",
             "-std=c++17",
@@ -131,13 +135,14 @@ class BuildOps(build_ext):
             f"-DTORCH_TARGET_VERSION={TORCH_TARGET}",
             *("-isystem", str(include)),
             f"-I{ROOT / 'ops'}",
+            *(("-Xcompiler", ",".join(renamed)) if device == "cuda" else renamed),
             *os.environ.get("CXXFLAGS", "").split(),
         ]
 
     def cpu_rules(self, library: Path, folder: Path, target: Path) -> list[str]:
         # -fno-math-errno, -fno-trapping-math: floor and selects vectorise; NaN and Inf stay defined.
         flags = [
-            *self.common_flags(library),
+            *self.common_flags(library, "cpu"),
             *(
                 "-fPIC",
                 "-fvisibility=hidden",
@@ -179,13 +184,17 @@ class BuildOps(build_ext):
         targets = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in archs]
         targets.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")
         flags = [
-            *self.common_flags(library),
+            *self.common_flags(library, "cuda"),
             *("-DUSE_CUDA", "--expt-relaxed-constexpr", "--extended-lambda", *targets),
             *("--cudart", "static", "-Xcompiler", "-fPIC,-fvisibility=hidden"),
         ]
-        link = [f"-L{library / 'lib'}", "-ltorch_cuda", "-ltorch_cpu", "-ltorch", "-lc10"]
+        # through a link, since nvcc writes the linker's arguments into the library
+        torch_lib = folder / "torch_lib"
+        torch_lib.unlink(missing_ok=True)
+        torch_lib.symlink_to(library / "lib")
+        link = [f"-L{torch_lib.name}", "-ltorch_cuda", "-ltorch_cpu", "-ltorch", "-lc10"]
         if not (library / "lib" / "libtorch_cuda.so").exists():
-            link.insert(0, f"-L{self.stand_in_for_libtorch_cuda(folder)}")
+            link.insert(0, f"-L{self.stand_in_for_libtorch_cuda(folder).name}")
         lines = [
             f"nvcc = {find_nvcc()}",
             f"flags = {quote(flags)}",
@@ -221,10 +230,24 @@ class BuildOps(build_ext):
 
 
 class PlatformWheel(bdist_wheel):
-    """py3-none-<platform>: the libraries depend on the platform, not on Python's version."""
+    """py3-none-<platform>: the libraries depend on the platform, not on Python's version.
+
+    On Linux the platform names the oldest glibc that has all they need (PEP 600), so that pip passes over
+    the wheel where they would not load. Who builds on an older system gets a wheel for older ones.
+    """
 
     def get_tag(self):
-        return "py3", "none", super().get_tag()[2]
+        platform = super().get_tag()[2]
+        needed = glibc_needed(Path(self.bdist_dir).rglob("_C_*.so"))
+        if needed and platform.startswith("linux_"):
+            platform = platform.replace("linux", "manylinux_{}_{}".format(*needed), 1)
+        return "py3", "none", platform
+
+
+def glibc_needed(libraries: Iterable[Path]) -> tuple[int, int] | None:
+    """The newest version of glibc among those that the libraries' symbols have."""
+    versions = (re.findall(rb"\0GLIBC_(\d+)\.(\d+)", library.read_bytes()) for library in libraries)
+    return max(((int(a), int(b)) for found in versions for a, b in found), default=None)
 
 
 if sys.platform not in ("linux", "darwin"):

@@ -1,7 +1,9 @@
 """Errors that are shown as one line."""
 
+import errno
 import functools
 import os
+import re
 import sys
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -9,6 +11,9 @@ from contextlib import contextmanager
 
 class UserError(Exception):
     """A mistake of the user, or of the world; its text is all that is shown."""
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
@@ -25,7 +30,7 @@ def user_errors():
 def command(main: Callable[[], None]) -> Callable[[], None]:
     """Make a tool's ``main`` end a user's mistake with one line and exit status 1.
 
-    Missing files count as such wherever they are noticed, everything else only inside
+    Missing files and full disks count as such wherever they are noticed, everything else only inside
     :func:`user_errors`. ``DCNZOO_TRACEBACK=1`` shows the traceback all the same.
     """
 
@@ -37,6 +42,10 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
             if os.environ.get("DCNZOO_TRACEBACK") == "1":
                 raise
             sys.exit(f"error: {one_line(error)}")
+        except OSError as error:
+            if error.errno not in _FULL or os.environ.get("DCNZOO_TRACEBACK") == "1":
+                raise
+            sys.exit(f"error: {error.filename or 'a file'} cannot be written: {error.strerror}")
         except KeyboardInterrupt:
             sys.exit(130)
 
@@ -47,6 +56,9 @@ def one_line(error: Exception) -> str:
     """What an exception says, on one line."""
     if isinstance(error, FileNotFoundError) and error.filename:
         return f"file not found: {error.filename}"
+    # from another process, torch brings the whole traceback as the text
+    if worker := re.match(r"Caught .* in DataLoader worker process.*\n\S*Error: (.*)", str(error), re.DOTALL):
+        return one_line(Exception(worker[1]))
     # str() of a KeyError is the repr of its text
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     return " ".join(text.split()) or type(error).__name__

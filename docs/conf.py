@@ -1,38 +1,90 @@
 """Sphinx's settings: Markdown pages, API pages from docstrings. ``make docs`` builds; warnings are errors."""
 
+import os
 import re
 from pathlib import Path
 
+from docutils import nodes
+from latex2mathml.converter import convert
+from sphinx.util import logging
+
 from dcnzoo import __version__
 
-DOCS = Path(__file__).parent
+logger = logging.getLogger(__name__)
+DOCS = Path(__file__).resolve().parent
+# Pages that show a file of the repository: what leads to the file leads to the page
+INCLUDED = {
+    DOCS.parent / file: DOCS / page
+    for file, page in {
+        "CHANGELOG.md": "changes.md",
+        "CONTRIBUTING.md": "contributing.md",
+        "model_zoo.md": "model_zoo.md",
+    }.items()
+}
 
 project = "dcnzoo"
 copyright = "the dcnzoo authors"
 version = release = __version__
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
 myst_enable_extensions = ["deflist", "dollarmath"]
 myst_heading_anchors = 3
+nb_execution_mode = "off"  # the outputs are those in the file; tests/test_docs.py executes it
 autodoc_typehints = "none"  # the signature shows them
 autodoc_preserve_defaults = True
+html_math_renderer = "mathml"
 html_theme = "furo"
 html_title = f"dcnzoo {version}"
 
 
-def unlink_sources(app, docname: str, source: list[str]) -> None:
-    """Turns links to files outside docs/, which work where the repository is read, into plain text."""
-    folder = (DOCS / docname).parent
+def relink(text: str, folder: Path, docname: str) -> str:
+    """Links of a text that lies in ``folder``, for the page ``docname``: to pages, or else plain text.
 
-    def is_page(target: str) -> bool:
-        path = (folder / target.partition("#")[0]).resolve()
-        return "://" in target or target.startswith("#") or DOCS in path.parents
+    Where the repository is read, links to other files of it work; here they would lead nowhere.
+    """
+    here = (DOCS / docname).parent
 
     def replace(match: re.Match) -> str:
-        return match[0] if is_page(match["target"]) else match["text"]
+        file, mark, anchor = match["target"].partition("#")
+        if "://" in file or not file:
+            return match[0]
+        target = (folder / file).resolve()
+        target = INCLUDED.get(target, target)
+        if DOCS not in target.parents:
+            return match["text"]
+        return f"[{match['text']}]({os.path.relpath(target, here)}{mark}{anchor})"
 
-    source[0] = re.sub(r"(?<!!)\[(?P<text>[^\]]+)\]\((?P<target>[^)\s]+)\)", replace, source[0])
+    return re.sub(r"(?<!!)\[(?P<text>[^\]]+)\]\((?P<target>[^)\s]+)\)", replace, text)
+
+
+def relink_page(app, docname: str, source: list[str]) -> None:
+    if (DOCS / f"{docname}.md").exists():
+        source[0] = relink(source[0], (DOCS / docname).parent, docname)
+
+
+def relink_included(app, path: Path, docname: str, source: list[str]) -> None:
+    source[0] = relink(source[0], (DOCS / path).resolve().parent, docname)
+
+
+def mathml(node, display: str) -> str:
+    text = convert(node.astext(), display=display)
+    if "\\" in text:  # a command that is not known is left as it is
+        logger.warning("not understood: %s", node.astext(), location=node)
+    return text
+
+
+def write_inline_math(translator, node) -> None:
+    translator.body.append(mathml(node, "inline"))
+    raise nodes.SkipNode
+
+
+def write_block_math(translator, node) -> None:
+    translator.body.append(f'<div style="margin: 1em 0; overflow-x: auto">{mathml(node, "block")}</div>\n')
+    raise nodes.SkipNode
 
 
 def setup(app) -> None:
-    app.connect("source-read", unlink_sources)
+    # browsers read MathML by themselves; Sphinx's default is a script from another server
+    app.add_html_math_renderer("mathml", (write_inline_math, None), (write_block_math, None))
+    app.connect("source-read", relink_page)
+    app.connect("include-read", relink_included)

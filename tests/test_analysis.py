@@ -15,7 +15,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import dcnzoo.engine.flops  # noqa: F401
+from dcnzoo.engine.offset_statistics import COLUMNS, read_statistics
 from dcnzoo.layers import DCNv3, DCNv4, DeformConv2d
+from dcnzoo.visualization.plots import OFFSET_FIGURES, plot_offset_statistics
 from dcnzoo.zoo import verify
 from dcnzoo.zoo.weights import read_checkpoint
 
@@ -124,6 +126,9 @@ def test_benchmark_mistakes(run, arguments, expected):
 # Logs
 
 
+MASKS = {"v1": ",,", "v2": "0.5,0,0.1"}
+
+
 @pytest.fixture
 def work_dir(tmp_path):
     """Two epochs of three iterations, interrupted and resumed within the second."""
@@ -156,6 +161,40 @@ def test_curves(work_dir):
     assert curve(work_dir, "bbox_mAP") == curve(work_dir, "coco/bbox_mAP") == ([1, 2], [0.1, 0.25])
     first = work_dir / "2026_0" / "vis_data" / "scalars.json"
     assert curve(first, "loss")[1][-1] == 50.0
+
+
+def test_figures_of_offsets_replace_no_results(work_dir):
+    """OffsetStatisticsHook counts iterations, validation perhaps epochs: their steps may be the same."""
+    log = work_dir / "2026_1" / "vis_data" / "scalars.json"
+    offsets = {f"offsets/mean_abs/layer{i}": i / 2 for i in (1, 2)}
+    log.write_text("\n".join([json.dumps({**offsets, "step": 2}), log.read_text()]))
+    curve = tool_function("curve")
+    assert curve(work_dir, "bbox_mAP") == ([1, 2], [0.1, 0.25])
+    assert curve(work_dir, "offsets/mean_abs/layer2") == ([2], [1.0])
+
+
+def test_plot_offsets(run, tmp_path):
+    tool, out = "analysis/analyze_logs", tmp_path / "new" / "offsets.png"
+    assert "offset_statistics.csv: expected a file, found none" in run(
+        tool, "plot_offsets", tmp_path, fails=True
+    )
+    file = tmp_path / "offset_statistics.csv"
+    file.write_text(",".join(COLUMNS) + "\n")
+    assert "expected rows of OffsetStatisticsHook" in run(tool, "plot_offsets", tmp_path, fails=True)
+    lines = [f"{i},{layer},{i / 10},{i},0.25,{mask}" for i in (50, 100) for layer, mask in MASKS.items()]
+    file.write_text("\n".join([",".join(COLUMNS), *lines, ""]))
+    assert run(tool, "plot_offsets", tmp_path, "--out", out).strip() == str(out)
+    assert cv2.imread(str(out)).shape[0] > 300
+    figure = plot_offset_statistics(read_statistics(file))
+    panels = {axes.get_title(loc="left"): axes for axes in figure.axes}
+    assert list(panels) == list(OFFSET_FIGURES.values())
+    assert [line.get_xydata().tolist() for line in panels["mean |offset| [pixels]"].lines] == [
+        [[50, 5], [100, 10]]
+    ] * 2
+    (line,) = [line for line in panels["mean modulation"].lines if len(line.get_xdata())]
+    assert line.get_label() == "v2" and line.get_ydata().tolist() == [0.5, 0.5]
+    file.write_text("\n".join([",".join(COLUMNS), *(line for line in lines if ",v1," in line), ""]))
+    assert len(plot_offset_statistics(read_statistics(file)).axes) == 3  # nothing has a mask
 
 
 def test_plot_curve(run, work_dir, tmp_path):

@@ -330,3 +330,21 @@ def test_search_for_block_sizes_rehearsed(tmp_path):
     assert source.startswith("measured on Triton's interpreter") and after == before
     same = target.read_text().splitlines()
     assert sum(a != b for a, b in zip(same, committed.splitlines(), strict=True)) == 1
+
+
+# Imports
+
+
+def test_imports_are_timed(monkeypatch, tmp_path, capsys):
+    import startup
+
+    monkeypatch.setattr(startup, "STATEMENTS", ("pass", "import json"))
+    monkeypatch.setattr(sys, "argv", ["startup.py", "--rounds", "3", "--out", str(tmp_path)])
+    startup.main()
+    (written,) = tmp_path.glob(f"startup-*-torch-{torch.__version__.partition('+')[0]}-dcnzoo-*.md")
+    page = written.read_text()
+    assert page == capsys.readouterr().out[:-1] and str(ROOT) not in page
+    rows = [line.split("|")[2:4] for line in page.splitlines() if line.startswith("| `")]
+    ratios = [float(ratio) for _, ratio in rows]
+    assert len(ratios) == 2 and ratios[0] == 1
+    assert "--rounds 3" in page

@@ -1,6 +1,11 @@
 """``dcnzoo doctor``: each broken set-up is recognised, and told with the command that mends it."""
 
+import os
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -54,7 +59,7 @@ BROKEN = {
     "no library": (
         replace(CPU, libraries={"cpu": "_C_cpu.so is not in /x"}),
         "no compiled operators: _C_cpu.so is not in /x",
-        "pip install -e . --no-build-isolation",
+        "pip install -e . --no-build-isolation --no-deps  # in dcnzoo's repository",
     ),
     "no CUDA library": (
         replace(GPU, libraries={"cuda": "_C_cuda.so is not in /x"}),
@@ -64,7 +69,7 @@ BROKEN = {
     "CPU torch on a GPU": (
         replace(CPU, nvidia_driver=True),
         "has an NVIDIA GPU, and torch 2.13.0+cpu is a CPU build",
-        "pip uninstall -y torch",
+        "pip uninstall -y torch && pip install torch  # a build for CUDA: ",
     ),
     "no mmcv": (
         replace(CPU, packages=without(ORIGINALS, "mmcv-lite")),
@@ -124,6 +129,7 @@ def test_broken(name):
     ((told, command),) = problems(found)  # one cause, told once
     assert what in told and mend in command
     assert "\n" not in told + command
+    subprocess.run(["bash", "-n", "-c", command], check=True)  # can be pasted as it is
 
 
 def test_distributions_of_one_folder_are_a_mixture(tmp_path, monkeypatch):
@@ -174,14 +180,83 @@ def test_torch_alone():
     assert "nothing is wrong" in output and "mended" not in output
 
 
-def test_missing_library():
-    output = doctor_in(
-        "from dcnzoo.ops import _library\n_library.loaded.clear()\n"
-        "_library.problems['cpu'] = '_C_cpu.so is not in /x'\n"
-        "import dcnzoo.ops\ndcnzoo.ops.has_ops = lambda: False"
+# Real set-ups that are broken, and the command as it is called
+
+BUILD = "pip install -e . --no-build-isolation --no-deps  # in dcnzoo's repository"
+
+
+def doctor_of(tree, preparation="", site=True):
+    """What ``python -m dcnzoo doctor`` says is wrong, with the command, where this folder is dcnzoo's."""
+    code = f"import runpy, sys\n{preparation}\nsys.argv = ['dcnzoo', 'doctor']\nrunpy.run_module('dcnzoo')"
+    command = [sys.executable, *([] if site else ["-S"]), "-c", code]
+    paths = {"PYTHONPATH": os.pathsep.join(map(str, [tree] if site else [tree, tree / "packages"]))}
+    result = subprocess.run(command, cwd=tree, env={**os.environ, **paths}, capture_output=True, text=True)
+    assert "Traceback" not in result.stderr, result.stderr
+    _, *problems = result.stdout.split("\nwrong: ")
+    assert result.returncode == bool(problems), result.stdout + result.stderr
+    return [tuple(problem.splitlines()[:2]) for problem in problems]
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """This package, whose compiled libraries a test may break."""
+    package = Path(doctor.__file__).parents[1]
+    shutil.copytree(
+        package, tmp_path / "dcnzoo", ignore=shutil.ignore_patterns(".mim", "__pycache__", "*.so")
     )
-    assert "wrong: no compiled operators: _C_cpu.so is not in /x\n mend: pip install -e ." in output
-    assert output.endswith("1 problem found\nstatus 1\n")
+    for library in package.glob("ops/*.so"):
+        (tmp_path / "dcnzoo" / "ops" / library.name).symlink_to(library)
+    return tmp_path
+
+
+def test_missing_library(tree):
+    ops = tree / "dcnzoo" / "ops"
+    (ops / "_C_cpu.so").unlink()
+    ((what, mend),) = doctor_of(tree)
+    assert what.startswith(f"no compiled operators: _C_cpu.so is not in {ops}. Build them with")
+    assert mend == f" mend: {BUILD}"
+
+
+def test_library_that_does_not_load(tree):
+    """Of another system, or broken: the loader's word on it."""
+    library = tree / "dcnzoo" / "ops" / "_C_cpu.so"
+    library.unlink()
+    library.write_bytes(b"MZ: a library for Windows" * 100)
+    ((what, mend),) = doctor_of(tree)
+    assert what.startswith("no compiled operators: _C_cpu.so does not load: ") and str(library) in what
+    assert mend == f" mend: {BUILD}"
+
+
+def test_wrong_torch(tree):
+    ((what, mend),) = doctor_of(tree, "import torch; torch.__version__ = '2.9.1+cu128'")
+    assert what == "torch 2.9.1+cu128 is too old: dcnzoo needs 2.10 or later"
+    assert mend == ' mend: pip install --upgrade "torch>=2.10"'
+
+
+def test_no_cuda_library_on_a_cuda_machine(tree):
+    (tree / "dcnzoo" / "ops" / "_C_cuda.so").unlink(missing_ok=True)
+    gpu = "import torch; torch.version.cuda = '13.0'; torch.cuda.is_available = lambda: True"
+    ((what, mend),) = doctor_of(tree, gpu)
+    missing = f"_C_cuda.so is not in {tree / 'dcnzoo' / 'ops'}"
+    assert what.startswith(f"torch sees a GPU, but the CUDA operators are not loaded: {missing}")
+    assert mend == f" mend: {BUILD}, with nvcc of CUDA 13.0 on the PATH"
+
+
+def test_mmcv_absent(tree):
+    """All other packages of this environment, and no site-packages that has mmcv."""
+    if dict(doctor.installed(("mmcv-lite", "mmdet", "mmengine"))).keys() != {
+        "mmcv-lite",
+        "mmdet",
+        "mmengine",
+    }:
+        pytest.skip("needs mmcv-lite and what imports it")
+    (tree / "packages").mkdir()
+    for entry in Path(pytest.__file__).parents[1].iterdir():
+        if not entry.name.startswith("mmcv") and entry.name != "__pycache__":
+            (tree / "packages" / entry.name).symlink_to(entry)
+    ((what, mend),) = doctor_of(tree, site=False)
+    assert what == "mmengine, mmdet installed, but no mmcv, which they import"
+    assert mend == " mend: pip install mmcv-lite==2.1.0"
 
 
 def test_mends_have_a_reason():

@@ -238,6 +238,30 @@ def test_sync_batch_norm_alone():
     torch.testing.assert_close(reverted.running_var, expected.running_var)
 
 
+@pytest.fixture
+def group_of_one():
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_sync_batch_norm_on_the_cpu(group_of_one, dtype):
+    """In a group of one it is BatchNorm; of more: tests/distributed."""
+    torch.manual_seed(0)
+    layer, expected = nn.SyncBatchNorm(3, eps=0.1, momentum=0.3), nn.BatchNorm2d(3, eps=0.1, momentum=0.3)
+    expected.load_state_dict(layer.state_dict())
+    x = (5 * torch.rand(2, 3, 5, 4) + 2).to(dtype).requires_grad_()
+    y, known = layer(x), expected(x.double().float())
+    assert y.dtype == dtype
+    tolerance = dict(atol=1e-2, rtol=1e-2) if dtype == torch.bfloat16 else {}
+    torch.testing.assert_close(y.float(), known, **tolerance)
+    torch.testing.assert_close(layer.running_var, expected.running_var)
+    torch.testing.assert_close(layer.eval()(x.float()), expected.eval()(x.float()))
+    with pytest.raises(ValueError, match="at least 2D"):
+        layer.train()(x[0, 0, 0])
+
+
 def test_ssd_predicts():
     from mmdet.models import SSDHead
 
@@ -295,15 +319,101 @@ def test_teacher_is_found_from_anywhere(tmp_path, monkeypatch):
         build(config, teacher_ckpt=None, teacher_config="configs/gfl/none.py")
 
 
+IMAGE = (5, 7)  # height, width
+
+
+def paste(boxes, sizes=(3, 2)):
+    """The pixels of masks that are true everywhere."""
+    from mmdet.models import FCNMaskHead
+
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        head = FCNMaskHead(num_convs=0, in_channels=1, num_classes=1, upsample_cfg=dict(type=None))
+    boxes, (height, width) = torch.tensor(boxes), sizes
+    (result,) = head.predict_by_feat(
+        (torch.full((len(boxes), 1, height, width), 9.0),),
+        [ConfigDict(bboxes=boxes, labels=torch.zeros(len(boxes), dtype=torch.long))],
+        [dict(scale_factor=(1.0, 1.0), ori_shape=IMAGE)],
+        ConfigDict(mask_thr_binary=0.5),
+    )
+    return result.masks
+
+
+@pytest.mark.parametrize(
+    "box",
+    [(-9.0, 1, -5, 3), (12.0, 1, 15, 3), (1.0, -8, 4, -3), (1.0, 9, 4, 12), (-1.0, 0, -1, 0), (8.0, 6, 8, 6)],
+    ids=["left", "right", "above", "below", "left, just", "right, just"],
+)
+def test_a_mask_outside_the_image(box):
+    """Nothing of it is pasted; the others are, as without it."""
+    inside = [[1.0, 1, 4, 3], [-3.0, -2, 2, 4]]
+    alone = paste(inside)
+    assert alone[0].nonzero().tolist() == [[y, x] for y in (1, 2) for x in (1, 2, 3)]
+    assert alone[1].nonzero().tolist() == [[y, x] for y in range(4) for x in range(2)]
+    masks = paste([inside[0], list(box), inside[1]])
+    assert masks.shape == (3, *IMAGE) and not masks[1].any()
+    assert torch.equal(masks[[0, 2]], alone)
+
+
+# Where there is nothing to mend
+
+
+def test_amp_that_works_is_left_alone(monkeypatch):
+    monkeypatch.setitem(OPTIM_WRAPPERS._module_dict, "AmpOptimWrapper", AmpOptimWrapper)
+    monkeypatch.setattr(AmpOptimWrapper, "__init__", lambda self, **arguments: None)
+    openmmlab.amp_on_cpu()
+    assert OPTIM_WRAPPERS.get("AmpOptimWrapper") is AmpOptimWrapper
+
+
+def test_launchers_are_left_alone_where_a_gpu_is(monkeypatch):
+    from mmengine.dist import utils
+    from mmengine.model import MMDistributedDataParallel
+
+    before = utils._init_dist_pytorch, MMDistributedDataParallel.__init__
+    monkeypatch.delattr(utils, "_dcnzoo", raising=False)
+    monkeypatch.setattr(openmmlab, "get_device", lambda: "cuda")
+    openmmlab.distributed_without_cuda()
+    assert (utils._init_dist_pytorch, MMDistributedDataParallel.__init__) == before
+
+
+def test_sync_batch_norm_in_company(monkeypatch):
+    """It asks its process group, as ever."""
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda *group: 5)
+    assert SyncBatchNorm(3, group="some").group_size == 5
+
+
+def test_models_that_work_are_left_alone(monkeypatch):
+    from mmdet.models import SSDHead
+    from mmdet.models.roi_heads.mask_heads import fcn_mask_head
+
+    def paste(*arguments):
+        return arguments
+
+    monkeypatch.setattr(SSDHead, "loss_cls", "its own", raising=False)
+    monkeypatch.setattr(fcn_mask_head, "_do_paste_mask", paste)
+    openmmlab.apply()
+    assert SSDHead.loss_cls == "its own" and fcn_mask_head._do_paste_mask is paste
+
+
+def test_cascade_rpn_that_says_all_is_left_alone():
+    config = "cascade_rpn/cascade-rpn_r50-caffe_fpn_1x_coco.py"
+    head = get_config(f"mmdet::{config}").model.rpn_head
+    head.update(num_classes=3, train_cfg=None, test_cfg=None)
+    with pytest.raises(AssertionError, match="Only support num_classes == 1"):
+        MODELS.build(head)
+
+
 def test_applying_twice_changes_nothing():
     from mmdet.models import CascadeRPNHead, KnowledgeDistillationSingleStageDetector
+    from mmdet.models.roi_heads.mask_heads import fcn_mask_head
     from mmengine.dist import utils
     from mmengine.model import MMDistributedDataParallel
 
     def patched():
         mmdets = (CascadeRPNHead, KnowledgeDistillationSingleStageDetector)
         classes = (MMDistributedDataParallel, RoIAlign, SyncBatchNorm, *mmdets)
-        return utils._init_dist_pytorch, *(each.__init__ for each in classes)
+        functions = (utils._init_dist_pytorch, fcn_mask_head._do_paste_mask, nn.SyncBatchNorm.forward)
+        return *functions, *(each.__init__ for each in classes)
 
     before = patched()
     registered = OPTIM_WRAPPERS.get("AmpOptimWrapper")

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import logging
 
 import cv2
 import numpy as np
@@ -8,12 +9,15 @@ import pytest
 import dcnzoo.datasets
 
 # isort: split
+from mmdet.datasets import CocoDataset as MMDetectionsCocoDataset
 from mmdet.registry import DATASETS
 from mmengine.registry import DefaultScope
 from pycocotools.coco import COCO
+from torch.utils.data import DataLoader
 
+from dcnzoo.datasets import CocoDataset
 from dcnzoo.datasets.shapes import CLASSES, ShapesSpec, draw_image, make_shapes, polygon_area
-from dcnzoo.engine.cli import UserError
+from dcnzoo.engine.cli import UserError, command
 
 SPEC = ShapesSpec(train=6, val=4, size=96, min_radius=11, max_radius=44, seed=3)
 
@@ -180,7 +184,7 @@ def test_bad_parameters(field, value, message):
 # COCO files with mistakes
 
 
-def read_coco(root, change, name="CocoDataset", **arguments):
+def read_coco(root, change, name=CocoDataset, **arguments):
     """The data set of ``root``'s training images, after ``change`` has been at the annotations."""
     annotations = json.loads((root / "annotations" / "train.json").read_text())
     changed = root / "annotations" / "changed.json"
@@ -249,6 +253,180 @@ def test_mistakes_in_a_coco_file(root, change, message):
         read_coco(root, change)
     assert str(error.value).startswith(f"{root}/annotations/changed.json: ")
     assert "\n" not in str(error.value)
+
+
+def without_key(where, index, key):
+    return lambda file: file[where][index].pop(key) and None
+
+
+def category_of_the_third(number):
+    return lambda file: file["annotations"][2].update(category_id=number)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (category_of_the_third(0), r"category_id: expected the id of one of its 3 .* \(1, 2, 3\), got 0$"),
+        (category_of_the_third(4), r"^\S*: annotation 3 of image \d+: category_id: .*got 4$"),
+        (without_key("annotations", 2, "area"), r"annotation 3 of .* expected area, bbox, .*, missing area$"),
+        (without_key("annotations", 2, "image_id"), r"annotation 3 of image None: .*, missing image_id$"),
+        (
+            without_key("images", 1, "height"),
+            r"image 2: .* height, id, width, missing height$",
+        ),
+    ],
+)
+def test_what_training_would_stumble_over(root, change, message):
+    with pytest.raises(UserError, match=message):
+        read_coco(root, change)
+
+
+@pytest.fixture
+def warnings(monkeypatch):
+    """What the data sets' modules write to the log."""
+    lines = []
+    for module in (dcnzoo.datasets.coco, dcnzoo.datasets.images):
+        monkeypatch.setattr(module, "print_log", lambda text, **options: lines.append((text, options)))
+    return lines
+
+
+def degenerate(file):
+    size = file["images"][0]["width"]
+    changes = [
+        dict(bbox=[5, 6, 0, 8]),
+        dict(bbox=[5, 6, 7, 0.5]),
+        dict(bbox=[size, 6, 7, 8]),
+        dict(bbox=[-9, 6, 7, 8]),
+        dict(area=0),
+        dict(image_id=10**6),
+        dict(bbox=[5, 6, 0, 8], ignore=1),
+    ]
+    for annotation, change in zip(file["annotations"], changes, strict=False):
+        annotation.update(change)
+
+
+def test_annotations_that_are_passed_over_are_counted(root, warnings):
+    data = read_coco(root, degenerate, filter_cfg=None)
+    total = len(json.loads((root / "annotations" / "train.json").read_text())["annotations"])
+    assert total > 7
+    assert sum(len(data[i]["instances"]) for i in range(len(data))) == total - 7
+    reasons = {text.split("passed over, ")[1]: options["level"] for text, options in warnings}
+    assert reasons == dict.fromkeys(
+        [
+            "with a box that has no area in its image: ids 1, 3, 4",
+            "with a box narrower or lower than a pixel: ids 2",
+            "without an area: ids 5",
+            "of images that are not in the file: ids 6",
+        ],
+        logging.WARNING,
+    )
+    assert f"changed.json: 3 of {total} annotations are passed over" in warnings[0][0]
+
+
+def test_images_that_the_filter_leaves_out_are_counted(root, warnings):
+    def empty(file):
+        file["annotations"] = [a for a in file["annotations"] if a["image_id"] != file["images"][2]["id"]]
+
+    assert len(read_coco(root, empty)) == 5
+    ((text, _),) = warnings
+    assert "changed.json: 1 of 6 images are left out: without an annotation or too small" in text
+
+
+def test_objects_without_a_segmentation_are_ignored(root, warnings):
+    def bare(file):
+        del file["annotations"][0]["segmentation"]
+        file["annotations"][1]["segmentation"] = []
+
+    pipeline = [dict(type="LoadImageFromFile"), dict(type="LoadAnnotations", with_bbox=True, with_mask=True)]
+    data = read_coco(root, bare, pipeline=pipeline)
+    sample = data[0]
+    ignored = sample["gt_ignore_flags"].tolist()
+    assert ignored[:2] == [True, True] and not any(ignored[2:])
+    assert sample["gt_masks"].masks[:2].sum() == 0
+    assert [text.split(": ")[-1] for text, _ in warnings] == [
+        f"2 of {sum(len(data.get_data_info(i)['instances']) for i in range(6))} objects are ignored, "
+        "without a segmentation"
+    ]
+    warnings.clear()
+    boxes = read_coco(root, bare, pipeline=[pipeline[0], dict(type="LoadAnnotations", with_bbox=True)])
+    assert not warnings and not boxes[0]["gt_ignore_flags"].any(), "they have boxes, which are learnt"
+
+
+# Images that cannot be read
+
+
+LOAD = [dict(type="LoadImageFromFile")]
+
+
+@pytest.fixture
+def forty(tmp_path):
+    """A data set of 40 images, of which two may be unreadable."""
+    make_shapes(tmp_path / "shapes", dataclasses.replace(SPEC, train=40, val=1))
+    return tmp_path / "shapes"
+
+
+def cut_off(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def to_broken_jpeg(path):
+    """A JPEG by its content, as are many that are called something else."""
+    picture = cv2.imencode(".jpg", cv2.imread(str(path)))[1].tobytes()
+    path.write_bytes(picture[: len(picture) // 2])
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def remove(path):
+    path.unlink()
+
+
+@pytest.mark.parametrize("harm", [cut_off, to_broken_jpeg, empty, remove])
+@pytest.mark.parametrize("cls", [CocoDataset, MMDetectionsCocoDataset])
+def test_an_image_that_cannot_be_read(forty, harm, cls, warnings):
+    """In dcnzoo's data set, and in one that knows nothing of it."""
+    harm(forty / "train" / "00007.png")
+    data = read_coco(forty, lambda file: None, cls, pipeline=LOAD)
+    taken = data[7]["img_path"]
+    assert taken != f"{forty}/train/00007.png" and data[8]["img_path"] == f"{forty}/train/00008.png"
+    data[7]
+    ((text, options),) = warnings  # once
+    found = "no file" if harm is remove else "one that cannot be read"
+    assert text == (
+        f"{forty}/train/00007.png: expected a picture, found {found}; "
+        "passed over, as 1 of 40 images so far (at most 2 may be)"
+    )
+    assert options["level"] == logging.WARNING
+
+    tested = read_coco(forty, lambda file: None, cls, pipeline=LOAD, test_mode=True)
+    with pytest.raises(UserError, match=rf"^{forty}/train/00007.png: .*found {found}; a test needs all 40"):
+        tested[7]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_too_many_images_that_cannot_be_read(forty, workers):
+    """Counted over all workers, and told in one line from within one."""
+    data = read_coco(forty, lambda file: None, pipeline=LOAD)
+    loader = DataLoader(data, batch_size=1, num_workers=workers, collate_fn=lambda batch: batch)
+    for index in (3, 8):
+        cut_off(forty / "train" / f"{index:05}.png")
+    assert len(list(loader)) == 40 and int(data.unreadable.sum()) == 2
+    cut_off(forty / "train" / "00030.png")
+    with pytest.raises(SystemExit) as stopped:
+        command(lambda: list(loader))()
+    assert stopped.value.code == (
+        f"error: {forty}/train/00030.png: expected a picture, found one that cannot be read; "
+        "expected at most 2 of 40 images that cannot be read, got 3"
+    )
+
+
+def test_other_errors_of_a_pipeline_are_not_taken_for_an_image(forty):
+    data = read_coco(forty, lambda file: None, pipeline=[*LOAD, dict(type="Resize", scale=(0, 0))])
+    with pytest.raises(Exception) as error:
+        data[0]
+    assert not isinstance(error.value, UserError) and not data.unreadable.any()
 
 
 def test_coco_file_that_is_none(root):

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import functools
+import importlib
+import inspect
 import re
 import runpy
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import torch
 import yaml
 
+from dcnzoo import ops
 from dcnzoo.ops import dcnv3, dcnv4, deform_conv2d, deform_conv_transpose2d
 from tests.test_convert import resnet
 
@@ -27,6 +31,7 @@ RUN = {
     "docs/layers.md": {},
     "docs/use_the_op.md": {},
     "docs/migration.md": {},
+    "docs/offset_layout.md": {},
     "docs/internimage.md": {},
     "docs/ops/dcnv3_dcnv4.md": {
         "input": torch.rand(1, 5, 6, 64),
@@ -65,6 +70,14 @@ RUN = {
         "bias": torch.rand(2),
     },
 }
+
+TUTORIAL = ROOT / "docs/tutorial.ipynb"
+# Whose __all__ is promised
+PUBLIC = (
+    *("dcnzoo", "dcnzoo.ops", "dcnzoo.layers", "dcnzoo.models", "dcnzoo.zoo", "dcnzoo.export"),
+    *("dcnzoo.datasets", "dcnzoo.engine", "dcnzoo.visualization", "dcnzoo.compat.mmcv"),
+    *("dcnzoo.compat.torchvision", "dcnzoo.compat.tvdcn", "dcnzoo.compat.ndconv"),
+)
 
 if not PAGES:
     pytest.skip("needs the repository", allow_module_level=True)
@@ -120,7 +133,7 @@ def test_migration_changes_only_the_import():
     found = blocks(ROOT / "docs/migration.md", "python")
     before = [block.removeprefix("# before\n") for block in found if block.startswith("# before\n")]
     after = [block.removeprefix("# after\n") for block in found if block.startswith("# after\n")]
-    assert len(before) == len(after) == len(found) / 2 == 4
+    assert len(before) == len(after) == len(found) / 2 == 6
     for old, new in zip(before, after, strict=True):
         old = old.replace("torch.ops.custom_op", "custom_op")  # the name that the import gives now
         lines = zip(old.splitlines(), new.splitlines(), strict=True)
@@ -222,6 +235,9 @@ def test_quoted_messages_exist():
         "ModuleNotFoundError: No module named 'pkg_resources'",
         "__init__() got an unexpected keyword argument 'dcn'",
         "does not have a deterministic implementation",
+        "pip check",
+        "mmengine 0.10.7 requires opencv-python",
+        "is not a supported wheel on this platform",
     }
     files = [ROOT / "setup.py", ROOT / "Makefile"]
     for folder, patterns in {"dcnzoo": ["*.py"], "tools": ["*.py"], "ops": ["*.h", "*.cpp", "*.cuh"]}.items():
@@ -237,10 +253,20 @@ def test_quoted_messages_exist():
             assert message in foreign or piece in source, f"{message!r}: {piece!r} is nowhere"
 
 
+def test_every_argument_of_an_operator_has_a_cure():
+    rows = re.findall(
+        r"^\| (`.*?) \| .* \| .+ \|$", (ROOT / "docs/troubleshooting.md").read_text(), re.MULTILINE
+    )
+    there = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    functions = [getattr(ops, name) for name in ops.__all__]
+    arguments = {name for function in functions for name in inspect.signature(function).parameters}
+    assert arguments == there
+
+
 def test_targets_exist():
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     for path in PAGES:
-        code = " ".join(re.findall(r"`([^`\n]+)`", path.read_text()) + blocks(path, "bash"))
+        code = "\n".join(re.findall(r"`([^`\n]+)`", path.read_text()) + blocks(path, "bash"))
         for target in re.findall(r"\bmake ([a-z][a-z-]*)\b", code):
             assert target in targets, f"{name_of(path)}: make {target}"
 
@@ -248,16 +274,75 @@ def test_targets_exist():
 def test_every_page_is_in_the_index():
     docs = ROOT / "docs"
     listed = set()
-    for index in (docs / "index.md", docs / "ops/index.md"):
-        (tree,) = blocks(index, r"\{toctree\}")
-        lines = (line for line in tree.splitlines() if line and not line.startswith(":"))
-        listed |= {path for line in lines for path in index.parent.glob(f"{line}.md")}
-    assert listed | {docs / "index.md"} == {path for path in PAGES if docs in path.parents}
+    for index in (docs / "index.md", docs / "ops/index.md", docs / "benchmarks/README.md"):
+        trees = "\n".join(blocks(index, r"\{toctree\}"))
+        lines = [line for line in trees.splitlines() if line and not line.startswith(":")]
+        assert len(lines) == len(set(lines))
+        listed |= {path for line in lines for path in index.parent.glob(f"{line}.*")}
+    pages = {path for path in PAGES if docs in path.parents} | {TUTORIAL}
+    assert {path for path in listed if path.suffix in (".md", ".ipynb")} | {docs / "index.md"} == pages
 
 
-def test_picture_is_what_the_script_draws():
-    script = ROOT / "docs/figures/draw_offset_layout.py"
-    assert runpy.run_path(str(script))["draw"]() == script.with_name("offset_layout.svg").read_text("utf-8")
+def test_pictures_are_what_the_script_draws():
+    pictures = runpy.run_path(str(ROOT / "docs/figures/draw.py"))["PICTURES"]
+    drawn = {name: draw().svg() for name, draw in pictures.items()}
+    files = {path.stem: path for path in (ROOT / "docs/figures").glob("*.svg")}
+    assert set(drawn) == set(files)
+    shown = " ".join(path.read_text() for path in PAGES)
+    for name, text in drawn.items():
+        assert text == files[name].read_text("utf-8"), f"{name}.svg: run docs/figures/draw.py"
+        assert len(text) < 30_000 and f"figures/{name}.svg)" in shown
+        ElementTree.fromstring(text)
+
+
+def test_every_operator_has_a_picture():
+    for page in (ROOT / "docs/ops").glob("[!i]*.md"):
+        assert "![" in page.read_text(), page.name
+
+
+def test_every_public_name_is_in_the_api_pages():
+    text = (ROOT / "docs/api.md").read_text()
+    whole = re.findall(r"automodule:: (\S+)\n   :members:$", text, re.MULTILINE)  # whose __all__ Sphinx reads
+    named = [(m, name) for m in PUBLIC if m not in whole for name in importlib.import_module(m).__all__]
+    assert len(named) > 80
+    missing = [f"{m}.{name}" for m, name in named if not re.search(rf"\b{name}\b", text)]
+    assert missing == ["dcnzoo.__version__"]
+
+
+def test_published_figures_of_papers():
+    """What docs/reproduce.md quotes is what the metafiles say."""
+    zoo = pytest.importorskip("dcnzoo.zoo")
+    pytest.importorskip("mmdet")
+    rows = re.findall(r"`([\w-]+_coco)` \| ([\d. /]+) \|", (ROOT / "docs/reproduce.md").read_text())
+    assert len(rows) == 5
+    for name, quoted in rows:
+        figures = {}
+        for result in zoo.find(name).results:
+            figures |= result.metrics
+        found = [figures[metric] for metric in ("box AP", "mask AP") if metric in figures]
+        assert [float(value) for value in quoted.split("/")] == found, name
+
+
+def test_tutorial():
+    """Every cell runs; what the text says of the figures is so; the file has these outputs."""
+    nbformat = pytest.importorskip("nbformat")
+    pytest.importorskip("nbclient")
+    pytest.importorskip("ipykernel")
+    executed = runpy.run_path(str(ROOT / "docs/run_tutorial.py"))["execute"]()
+    stored = nbformat.read(TUTORIAL, as_version=4)
+    outputs = [
+        [output for cell in notebook.cells for output in cell.get("outputs", ())]
+        for notebook in (executed, stored)
+    ]
+    assert [o.output_type for o in outputs[0]] == [o.output_type for o in outputs[1]], "docs/run_tutorial.py"
+    text, quoted = ("".join(o.text for o in each if o.output_type == "stream") for each in outputs)
+    assert re.sub(r"[\d.\s]+", "", text) == re.sub(r"[\d.\s]+", "", quoted)
+
+    rows = dict(re.findall(r"^(plain|deformable|plain, as long) +\d+ .* ([\d.]+)$", text, re.MULTILINE))
+    assert float(rows["deformable"]) > float(rows["plain"]) + 0.05
+    assert "3 × DeformConv; 2000 images" in text and "Warning" not in text
+    assert TUTORIAL.stat().st_size < 200_000
+    assert not re.search(r"/(home|root|tmp|work)/", str(stored))
 
 
 def test_pictures_are_small():

@@ -1,8 +1,18 @@
+import contextlib
 import io
+import itertools
+import json
 import logging
+import os
+import random
 import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +23,8 @@ from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import bbox_flip
 from mmengine.config import ConfigDict
 from mmengine.dataset import pseudo_collate
+from mmengine.evaluator import BaseMetric, Evaluator
+from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData
@@ -20,7 +32,8 @@ from rich.console import Console
 from torch.utils.data import Dataset
 
 from dcnzoo.engine import AtomicCheckpointHook, AtomicLocalBackend, ProgressHook
-from dcnzoo.engine.cli import UserError, require_file, user_errors
+from dcnzoo.engine.checkpoint import damage, seal
+from dcnzoo.engine.cli import UserError, command, require_file, user_errors
 from dcnzoo.engine.tta import InstanceTTAModel
 
 
@@ -30,12 +43,22 @@ def test_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
     backend.put(b"old", target)
     with monkeypatch.context() as patch:
         patch.setattr("os.fsync", lambda fd: (_ for _ in ()).throw(OSError("disk full")))
-        with pytest.raises(OSError, match="disk full"):
+        with pytest.raises(UserError, match=r"file.pth cannot be written \(0.0 MB\): disk full"):
             backend.put(b"new and longer", target)
     assert target.read_bytes() == b"old"
     assert [p.name for p in target.parent.iterdir()] == ["file.pth"]
     backend.put_text("größer", target)
     assert target.read_bytes() == "größer".encode()
+
+
+NUMBERS = itertools.count()  # runs of one name in one second would share a logger
+
+
+class Began(Hook):
+    """With which epoch training began."""
+
+    def before_train(self, runner):
+        self.epoch = runner.epoch
 
 
 class Model(BaseModel):
@@ -56,7 +79,7 @@ class Numbers(Dataset):
         return {"inputs": torch.tensor([float(index)])}
 
 
-def make_runner(work_dir, name, epochs=4, **kwargs):
+def make_runner(work_dir, name, epochs=4, val_evaluator=None, **kwargs):
     loader = {
         "dataset": Numbers(),
         "batch_size": 1,
@@ -70,19 +93,25 @@ def make_runner(work_dir, name, epochs=4, **kwargs):
         val_dataloader=dict(loader),
         train_cfg={"by_epoch": True, "max_epochs": epochs, "val_interval": 2},
         val_cfg={},
-        val_evaluator={"type": "mmengine.Evaluator", "metrics": []},
+        val_evaluator=val_evaluator or {"type": "mmengine.Evaluator", "metrics": []},
         test_dataloader=dict(loader),
         test_cfg={},
         test_evaluator={"type": "mmengine.Evaluator", "metrics": []},
         optim_wrapper={"optimizer": {"type": "SGD", "lr": 0.1}},
-        experiment_name=name,
+        experiment_name=f"{name} {next(NUMBERS)}",
         **kwargs,
     )
 
 
-def train(work_dir, name, **kwargs):
-    hook = {"type": "AtomicCheckpointHook", "interval": 1, "max_keep_ckpts": 1}
-    runner = make_runner(work_dir, name, default_hooks={"checkpoint": hook}, **kwargs)
+def train(work_dir, name, max_keep_ckpts=1, save_best=None, rule=None, **kwargs):
+    hook = {
+        "type": "AtomicCheckpointHook",
+        "max_keep_ckpts": max_keep_ckpts,
+        "save_best": save_best,
+        "rule": rule,
+    }
+    hooks = {"checkpoint": {**hook, "interval": 1}}
+    runner = make_runner(work_dir, name, default_hooks=hooks, custom_hooks=[Began()], **kwargs)
     runner.train()
     return runner
 
@@ -94,7 +123,7 @@ def checkpoints(folder):
 def test_only_the_last_checkpoints_stay(tmp_path):
     runner = train(tmp_path, "keep")
     assert any(isinstance(hook, AtomicCheckpointHook) for hook in runner.hooks)
-    assert checkpoints(tmp_path) == ["epoch_4.pth"]
+    assert checkpoints(tmp_path) == ["epoch_3.pth", "epoch_4.pth"], "one to fall back on, whatever is asked"
     assert (tmp_path / "last_checkpoint").read_text() == str(tmp_path / "epoch_4.pth")
 
 
@@ -110,12 +139,365 @@ def test_death_while_saving_leaves_a_checkpoint_to_resume_from(tmp_path, monkeyp
         patch.setattr(AtomicLocalBackend, "put", die_in_epoch_3)
         with pytest.raises(KeyboardInterrupt):
             train(tmp_path, "dies")
-    assert checkpoints(tmp_path) == ["epoch_2.pth"], "the old one stays until the new one is there"
+    assert checkpoints(tmp_path) == ["epoch_1.pth", "epoch_2.pth"], "old ones stay until the new one is there"
 
     resumed = train(tmp_path, "resumes", resume=True)
-    assert checkpoints(tmp_path) == ["epoch_4.pth"]
+    assert checkpoints(tmp_path) == ["epoch_3.pth", "epoch_4.pth"]
     uninterrupted = train(tmp_path / "other", "whole")
-    torch.testing.assert_close(resumed.model.weight, uninterrupted.model.weight, rtol=0, atol=0)
+    assert torch.equal(resumed.model.weight, uninterrupted.model.weight)
+
+
+# Damaged checkpoints
+
+
+@pytest.fixture(scope="module")
+def archive():
+    """What torch.save writes, in two forms: as of today, and as of torch 1.5."""
+    file, legacy = io.BytesIO(), io.BytesIO()
+    state = {"weight": torch.arange(300.0), "meta": {"epoch": 3}}
+    torch.save(state, file)
+    torch.save(state, legacy, _use_new_zipfile_serialization=False)
+    return file.getvalue(), legacy.getvalue()
+
+
+def test_a_sealed_archive_is_one_still(archive, tmp_path):
+    sealed = seal(archive[0])
+    assert seal(sealed) == sealed and seal(archive[1]) == archive[1] and seal(b"text") == b"text"
+    path = tmp_path / "x.pth"
+    path.write_bytes(sealed)
+    assert damage(path) is None
+    for options in ({}, {"mmap": True}):
+        assert torch.equal(torch.load(path, weights_only=True, **options)["weight"], torch.arange(300.0))
+
+
+def test_every_changed_bit_of_a_sealed_archive_is_noticed(archive, tmp_path):
+    sealed, path = seal(archive[0]), tmp_path / "x.pth"
+    assert len(sealed) < 4000
+    for position in [*range(0, len(sealed) - 200, 7), *range(len(sealed) - 200, len(sealed))]:
+        changed = bytearray(sealed)
+        changed[position] ^= 1 << position % 8
+        path.write_bytes(changed)
+        assert damage(path), position
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+def test_every_archive_that_is_cut_off_is_noticed(archive, tmp_path, sealed):
+    whole, path = seal(archive[0]) if sealed else archive[0], tmp_path / "x.pth"
+    for length in [*range(0, len(whole) - 200, 11), *range(len(whole) - 200, len(whole))]:
+        path.write_bytes(whole[:length])
+        assert damage(path), length
+    path.write_bytes(bytes(len(whole)))  # a file system's, after a loss of power
+    assert damage(path) == "is not a checkpoint"
+
+
+def test_other_tools_checkpoints_are_known_by_what_is_in_them(archive, tmp_path):
+    path = tmp_path / "x.pth"
+    for whole in archive:
+        path.write_bytes(whole)
+        assert damage(path) is None
+    changed = bytearray(archive[0])
+    changed[archive[0].index(torch.arange(300.0)[100].numpy().tobytes())] ^= 4
+    path.write_bytes(changed)
+    assert re.fullmatch(r"is damaged \(.*data/0\)", damage(path))
+
+
+def cut_off(path):
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 16
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("harm", "reason"), [(cut_off, "is cut off or damaged"), (flip_a_bit, "does not have its checksum")]
+)
+def test_the_one_before_a_damaged_checkpoint_is_taken(tmp_path, harm, reason):
+    whole = train(tmp_path, "whole")
+    harm(tmp_path / "epoch_4.pth")
+    resumed = train(tmp_path, "resumed", resume=True)
+    log = (Path(resumed.log_dir) / f"{resumed.timestamp}.log").read_text()
+    assert f"WARNING - checkpoint: {tmp_path}/epoch_4.pth {reason}; the one before it is taken" in log
+    assert "resumed epoch: 3, iter: 9" in log
+    assert damage(tmp_path / "epoch_4.pth") is None, "written anew"
+    assert torch.equal(resumed.model.weight, whole.model.weight)
+
+    for path in tmp_path.glob("*.pth"):
+        harm(path)
+    with pytest.raises(UserError, match=r"^--resume: expected a whole checkpoint, found 2 damaged ones$"):
+        train(tmp_path, "nothing left", resume=True)
+    for resume in (True, False):
+        with pytest.raises(UserError, match=rf"^checkpoint: {tmp_path}/epoch_3.pth {reason}$"):
+            train(tmp_path, f"asked {resume}", resume=resume, load_from=str(tmp_path / "epoch_3.pth"))
+
+
+def began(runner):
+    return next(hook.epoch for hook in runner.hooks if isinstance(hook, Began))
+
+
+def test_which_checkpoint_is_the_last(tmp_path):
+    """Killed between a checkpoint and the file that names it; moved; among those of a longer run."""
+    work, pointer = tmp_path / "work", tmp_path / "work" / "last_checkpoint"
+    train(work, "first", max_keep_ckpts=-1)
+    stale = work / "epoch_9.pth"
+    shutil.copy(work / "epoch_4.pth", stale)
+    os.utime(stale, ns=(0, 0))
+    for step in (1, 2, 3, 4):
+        os.utime(work / f"epoch_{step}.pth", ns=(step * 10**9, step * 10**9))
+    for name in ("epoch_3.pth", "elsewhere/epoch_3.pth"):
+        pointer.write_text(str(work / name))
+        os.utime(pointer, ns=(3 * 10**9 + 1,) * 2)
+        assert began(train(work, f"between {name}", resume=True)) == 4
+    os.utime(pointer, ns=(5 * 10**9,) * 2)
+    assert began(train(work, "an older file", resume=True)) == 3
+    stale.unlink()
+    pointer.write_text("")
+    assert began(train(work, "nothing is named", resume=True)) == 4
+    shutil.rmtree(work)
+    assert began(train(work, "nothing is there", resume=True)) == 0
+
+
+class Score(BaseMetric):
+    """1, 2, 3, … if not interrupted; the weights, in effect."""
+
+    interrupted_at = 0
+    calls = 0
+
+    def process(self, data_batch, data_samples):
+        self.results.append(float(data_samples[0]))
+
+    def compute_metrics(self, results):
+        type(self).calls += 1
+        if self.calls == self.interrupted_at:
+            raise KeyboardInterrupt
+        return {"score": results[0]}
+
+
+class Death(BaseException):
+    """What ends a process while a hook is at work."""
+
+
+@pytest.mark.parametrize("operation", ["put", "remove"])
+@pytest.mark.parametrize("number", range(1, 8))
+def test_one_best_and_two_last_checkpoints_wherever_it_dies(tmp_path, monkeypatch, operation, number):
+    """Before each write of the hook, and each removal, of the second validation."""
+    monkeypatch.setattr(Score, "calls", 0)
+    options = dict(save_best="score", rule="greater")
+    train(tmp_path, "begin", epochs=3, val_evaluator=Evaluator([Score()]), **options)
+    function, left = getattr(AtomicLocalBackend, operation), number
+
+    def die(self, *args):
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise Death
+        function(self, *args)
+
+    with monkeypatch.context() as patch, contextlib.suppress(Death):
+        patch.setattr(AtomicLocalBackend, operation, die)
+        train(tmp_path, "dies", resume=True, val_evaluator=Evaluator([Score()]), **options)
+    assert left <= 0 or (operation, number) > ("put", 5), (
+        "there are five writes: last, pointer, best, last, pointer"
+    )
+    runner = train(tmp_path, "rest", resume=True, val_evaluator=Evaluator([Score()]), **options)
+    assert checkpoints(tmp_path) == ["best_score_epoch_4.pth", "epoch_3.pth", "epoch_4.pth"]
+    assert runner.message_hub.get_info("best_ckpt") == str(tmp_path / "best_score_epoch_4.pth")
+
+
+@pytest.mark.parametrize("interrupted_at", [0, 1, 2])
+def test_a_validation_that_was_cut_off_comes_first(tmp_path, monkeypatch, interrupted_at):
+    monkeypatch.setattr(Score, "calls", 0)
+    monkeypatch.setattr(Score, "interrupted_at", interrupted_at)
+    options = dict(save_best="score", rule="greater", val_evaluator=Evaluator([Score()]))
+    if interrupted_at:
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path, "cut off", **options)
+        assert checkpoints(tmp_path)[-1] == f"epoch_{2 * interrupted_at}.pth"
+    runner = train(tmp_path, "rest", resume=True, **options)
+    assert began(runner) == 2 * interrupted_at
+    assert checkpoints(tmp_path) == ["best_score_epoch_4.pth", "epoch_3.pth", "epoch_4.pth"]
+    scores = [
+        json.loads(line)["score"]
+        for log in sorted(tmp_path.glob("*/vis_data/scalars.json"))
+        for line in log.read_text().splitlines()
+        if "score" in line
+    ]
+    assert len(scores) == 2 and scores == sorted(scores), "each once"
+    best = torch.load(tmp_path / "best_score_epoch_4.pth", weights_only=True)
+    assert torch.equal(best["state_dict"]["weight"], runner.model.weight.detach())
+
+    Score.calls = 5
+    train(tmp_path, "over", resume=True, **options)
+    assert Score.calls == 5, "what is done is not done again"
+
+
+def test_the_best_checkpoint_stays_until_a_better_one_is_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(Score, "calls", 0)
+    put = AtomicLocalBackend.put
+
+    def full(self, obj, filepath):
+        if "best_score_epoch_4" in str(filepath):
+            raise UserError("no space left")
+        put(self, obj, filepath)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AtomicLocalBackend, "put", full)
+        with pytest.raises(UserError, match="no space left"):
+            train(tmp_path, "full", save_best="score", rule="greater", val_evaluator=Evaluator([Score()]))
+    assert checkpoints(tmp_path) == ["best_score_epoch_2.pth", "epoch_3.pth", "epoch_4.pth"]
+
+
+def test_a_full_disk_is_one_line(tmp_path, capsys):
+    """A limit of the size of files, as a full disk is: writing fails in the middle."""
+    script = f"""
+import resource, dcnzoo.engine
+from dcnzoo.engine import AtomicLocalBackend
+from dcnzoo.errors import command
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+command(lambda: AtomicLocalBackend().put(bytes(5000), {str(tmp_path / "x.pth")!r}))()
+"""
+    (tmp_path / "x.pth").write_bytes(b"old")
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert result.returncode == 1
+    assert re.fullmatch(
+        rf"error: {tmp_path}/x.pth cannot be written \(0.0 MB\): File too large. .*--resume goes on there\n",
+        result.stderr,
+    )
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("x.pth", b"old")]
+    with open("/dev/full", "wb", buffering=0) as full, pytest.raises(SystemExit, match=r"No space left"):
+        command(lambda: full.write(b"log"))()
+
+
+# Random numbers
+
+
+class Noisy(Dataset):
+    """Each draw of a number is another, from each of the three generators that transforms use."""
+
+    def __len__(self):
+        return 5
+
+    def __getitem__(self, index):
+        noise = np.random.rand() + 2 * random.random() + 3 * torch.rand(()).item()  # noqa: NPY002
+        return {"inputs": torch.tensor([index + noise])}
+
+
+class NoisyModel(Model):
+    def forward(self, inputs, mode):
+        inputs = [x * torch.rand(()) for x in inputs] if mode == "loss" else inputs
+        return super().forward(inputs, mode)
+
+
+def train_noisily(work_dir, name, workers, persistent, by_epoch, stop_at=None, seed=None, resume=False):
+    length = {"max_epochs": 4} if by_epoch else {"max_iters": 12, "val_interval": 100}
+
+    class Stop(Hook):
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            if runner.iter == stop_at:
+                raise KeyboardInterrupt
+
+    runner = Runner(
+        NoisyModel(),
+        str(work_dir),
+        train_dataloader={
+            "dataset": Noisy(),
+            "batch_size": 2,
+            "num_workers": workers,
+            "persistent_workers": persistent,
+            "sampler": {"type": "DefaultSampler" if by_epoch else "InfiniteSampler", "shuffle": True},
+            "collate_fn": pseudo_collate,
+        },
+        train_cfg={"by_epoch": by_epoch, **length},
+        optim_wrapper={"optimizer": {"type": "SGD", "lr": 0.05, "momentum": 0.9}},
+        default_hooks={
+            "epoch_seed": {"type": "EpochSeedHook"},
+            "checkpoint": {
+                "type": "AtomicCheckpointHook",
+                "interval": 1 if by_epoch else 5,
+                "by_epoch": by_epoch,
+            },
+        },
+        custom_hooks=[Stop()],
+        randomness={"seed": seed},
+        experiment_name=f"{name} {next(NUMBERS)}",
+        resume=resume,
+    )
+    runner.train()
+    return runner
+
+
+@pytest.mark.parametrize("by_epoch", [True, False])
+@pytest.mark.parametrize(("workers", "persistent"), [(0, False), (2, False), (2, True)])
+def test_a_resumed_run_draws_what_an_unbroken_one_draws(tmp_path, workers, persistent, by_epoch):
+    settings = dict(workers=workers, persistent=persistent, by_epoch=by_epoch)
+    # by epochs the seed comes with the checkpoint; by iterations the loader has begun by then
+    seed = None if by_epoch else 11
+    with pytest.raises(KeyboardInterrupt):
+        train_noisily(tmp_path, "killed", stop_at=8, seed=seed, **settings)
+    np.random.seed(3)  # noqa: NPY002  of which mmengine makes a seed
+    resumed = train_noisily(tmp_path, "resumed", seed=seed, resume=True, **settings)
+    whole = train_noisily(tmp_path / "whole", "whole", seed=resumed.seed, **settings)
+    assert resumed.iter == whole.iter == 12
+    assert torch.equal(resumed.model.weight, whole.model.weight)
+
+
+def test_each_epoch_and_each_worker_draws_numbers_of_its_own(tmp_path):
+    class Keep(Hook):
+        seen = []
+
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            self.seen += [x.item() % 1 for x in data_batch["inputs"]] + [torch.rand(()).item()]
+
+    hook = {"type": "EpochSeedHook"}
+    loader = {"num_workers": 2, "persistent_workers": True, "dataset": Noisy(), "collate_fn": pseudo_collate}
+    runner = make_runner(tmp_path, "own", default_hooks={"epoch_seed": hook}, custom_hooks=[Keep()])
+    runner._train_dataloader.update(loader)
+    runner.train()
+    assert len(Keep.seen) == len(set(Keep.seen)) == 4 * 5 * 2
+
+
+# Losses
+
+
+@pytest.mark.parametrize(("scaled", "iterations"), [(None, 5), (0, 5), (3, 8)])
+def test_training_stops_at_a_loss_that_is_no_number(tmp_path, monkeypatch, scaled, iterations):
+    seen = []
+
+    def forward(self, inputs, mode):
+        if mode != "loss":
+            return [self.weight]
+        seen.append(len(seen) + 1)
+        loss = self.weight * (1 if len(seen) < 5 else float("nan"))
+        return {"loss_a": loss + 1, "loss_b": loss * 0, "acc": loss * float("nan")}
+
+    monkeypatch.setattr(Model, "forward", forward)
+    hooks = {
+        "finite_loss": {"type": "FiniteLossHook", **({} if scaled is None else {"scaled": scaled})},
+        "checkpoint": {"type": "AtomicCheckpointHook", "interval": 1},
+    }
+    runner = make_runner(tmp_path, f"nan {scaled}", default_hooks=hooks)
+    if scaled is not None:  # as AmpOptimWrapper on a GPU has it
+        build = runner.build_optim_wrapper
+
+        def with_scaler(cfg):
+            wrapper = build(cfg)
+            wrapper.loss_scaler = SimpleNamespace(is_enabled=lambda: True)
+            return wrapper
+
+        monkeypatch.setattr(runner, "build_optim_wrapper", with_scaler)
+    expected = (
+        rf"^loss: expected finite numbers, got loss nan, loss_a nan, loss_b nan in iteration {iterations}, "
+        rf"epoch {(iterations + 2) // 3}\. The learning rate is 0\.1: .*--resume goes on at the last one$"
+    )
+    with pytest.raises(UserError, match=expected):
+        runner.train()
+    assert len(seen) == iterations
+    log = (Path(runner.log_dir) / f"{runner.timestamp}.log").read_text()
+    assert log.count("the scaler passes over the step") == (scaled or 0)
+    saved = torch.load(tmp_path / "epoch_1.pth", weights_only=True)["state_dict"]["weight"]
+    assert saved.isfinite().all()
 
 
 def test_bar_on_a_terminal(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from elftools.elf.elffile import ELFFile
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = (
@@ -25,8 +27,11 @@ if not (ROOT / "setup.py").exists():
 
 @pytest.fixture
 def tree(tmp_path) -> Path:
+    return copy_of_the_sources(tmp_path / "clone")
+
+
+def copy_of_the_sources(tree: Path) -> Path:
     """The sources alone, as in a fresh clone."""
-    tree = tmp_path / "clone"
     tree.mkdir()
     built = shutil.ignore_patterns("*.so", "__pycache__")
     for name in SOURCES:
@@ -172,8 +177,158 @@ def test_versions_agree():
     (pin,) = re.findall(r"^torch==.*$", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
     assert f'"{pin}"' in project, "an isolated build is the build that is tested"
     assert f"## [{__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+    (opencv,) = re.findall(r"^opencv-python-headless==(.*)$", (ROOT / "requirements.txt").read_text(), re.M)
+    assert (ROOT / ".ci/opencv-python/pyproject.toml").read_text().count(opencv) == 2
     for pin in re.findall(r"^mm.*==.*$", (ROOT / "requirements-openmmlab.txt").read_text(), re.MULTILINE):
         assert f'"{pin}"' in project
+
+
+# The compiled libraries of this working tree, which a wheel takes along
+
+LIBRARIES = sorted((ROOT / "dcnzoo" / "ops").glob("_C_*.so"))
+# torch's own, which it has loaded before, and what every system for wheels has (PEP 600)
+MAY_NEED = {
+    *("libtorch.so", "libtorch_cpu.so", "libtorch_cuda.so", "libc10.so"),
+    *(
+        "libstdc++.so.6",
+        "libgcc_s.so.1",
+        "libc.so.6",
+        "libm.so.6",
+        "libdl.so.2",
+        "librt.so.1",
+        "libpthread.so.0",
+    ),
+    *("ld-linux-x86-64.so.2", "ld-linux-aarch64.so.1"),
+}
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="ELF and glibc")
+
+
+def symbol_versions(library: Path) -> dict[str, tuple[int, ...]]:
+    """Of what it asks of others: the newest of ``GLIBC``, ``GLIBCXX``, ``CXXABI``."""
+    newest = {}
+    with open(library, "rb") as file:
+        for _, versions in ELFFile(file).get_section_by_name(".gnu.version_r").iter_versions():
+            for version in versions:
+                name, _, number = version.name.rpartition("_")
+                numbers = tuple(int(part) for part in number.split("."))
+                newest[name] = max(newest.get(name, (0,)), numbers)
+    return newest
+
+
+@on_linux
+@pytest.mark.parametrize("library", LIBRARIES, ids=[library.stem for library in LIBRARIES])
+class TestLibrary:
+    def dynamic(self, library: Path, tag: str) -> set[str]:
+        with open(library, "rb") as file:
+            tags = ELFFile(file).get_section_by_name(".dynamic").iter_tags(tag)
+            return {getattr(entry, tag.removeprefix("DT_").lower()) for entry in tags}
+
+    def test_needs_torch_and_the_system_only(self, library):
+        needed = self.dynamic(library, "DT_NEEDED")
+        assert {"libtorch_cpu.so", "libc.so.6"} <= needed <= MAY_NEED
+
+    def test_is_looked_for_beside_nothing_of_the_build_machine(self, library):
+        """torch has loaded its own libraries by then; a path would find another torch's."""
+        assert self.dynamic(library, "DT_RPATH") == self.dynamic(library, "DT_RUNPATH") == set()
+
+    def test_has_no_path_of_the_build_machine(self, library):
+        """torch's headers put their file's name into messages."""
+        content = library.read_bytes()
+        found = re.findall(rb"(?<![\w.])/[\w.+/-]+\.(?:h|hpp|cpp|cu|cuh|py)\b", content)
+        assert found == []
+        for path in (ROOT, Path(sys.prefix), Path.home()):
+            assert bytes(path) not in content
+
+    def test_its_stack_is_not_executable(self, library):
+        with open(library, "rb") as file:
+            (stack,) = (s for s in ELFFile(file).iter_segments() if s["p_type"] == "PT_GNU_STACK")
+            assert not stack["p_flags"] & 1
+
+    def test_nothing_of_python_is_in_it(self, library):
+        with open(library, "rb") as file:
+            names = [symbol.name for symbol in ELFFile(file).get_section_by_name(".dynsym").iter_symbols()]
+        assert names and not [name for name in names if name.startswith(("Py", "_Py"))]
+
+
+# A wheel of these libraries
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """All of a wheel but the compiling."""
+    folder = tmp_path_factory.mktemp("wheel")
+    tree = copy_of_the_sources(folder / "clone")
+    assert setup(tree, "build_py").returncode == 0
+    (built,) = tree.glob("build/lib*")
+    for library in LIBRARIES:
+        shutil.copy(library, built / "dcnzoo" / "ops")
+    result = setup(tree, "bdist_wheel", "--skip-build", "--dist-dir", str(folder))
+    assert result.returncode == 0, result.stderr
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+@on_linux
+def test_a_wheel_says_which_systems_it_is_for(wheel):
+    major, minor = max(symbol_versions(library)["GLIBC"] for library in LIBRARIES)[:2]
+    from dcnzoo import __version__
+
+    assert wheel.name == f"dcnzoo-{__version__}-py3-none-manylinux_{major}_{minor}_{platform.machine()}.whl"
+
+
+def test_what_a_wheel_has(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        contents = {name: archive.read(name) for name in archive.namelist()}
+    (info,) = {name.partition("/")[0] for name in contents if ".dist-info/" in name}
+    assert contents[f"{info}/licenses/LICENSE"] == (ROOT / "LICENSE").read_bytes()
+    metadata = contents[f"{info}/METADATA"].decode()
+    for line in ("License-Expression: Apache-2.0", "Requires-Python: >=3.10", "Requires-Dist: torch>=2.10"):
+        assert line in metadata.splitlines()
+    assert "dcnzoo = dcnzoo.cli:main" in contents[f"{info}/entry_points.txt"].decode()
+    assert {name.partition("/")[0] for name in contents} == {"dcnzoo", info}
+    here = [os.fsencode(path) for path in (ROOT, wheel.parent, sys.prefix)]
+    assert [name for name, content in contents.items() if any(path in content for path in here)] == []
+
+
+def test_installed_and_taken_away(wheel, tmp_path):
+    """In a bare environment, with the torch of this one in sight; after it, every file is as before."""
+    environment = tmp_path / "environment"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
+    python = environment / "bin" / "python"
+    before = set(environment.rglob("*"))
+
+    hidden = ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE")
+    kept = {name: value for name, value in os.environ.items() if name not in hidden}
+
+    def run(*command: str | Path, **variables: str) -> str:
+        done = subprocess.run(
+            command, capture_output=True, text=True, cwd=tmp_path, env={**kept, **variables}
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def pip(*arguments: str | Path) -> None:
+        run(sys.executable, "-m", "pip", "-q", "--disable-pip-version-check", "--python", python, *arguments)
+
+    packages = {"PYTHONPATH": str(Path(pytest.__file__).parents[1])}
+    pip("install", "--no-deps", "--no-index", wheel)
+    ops = "import dcnzoo.ops as o, torch; print(o.__file__, o.nms(torch.rand(1, 4), torch.rand(1), 0.5))"
+    assert run(python, "-c", ops, **packages).startswith(str(environment))
+    assert "--cfg-options" in run(environment / "bin" / "dcnzoo", "train", "--help", **packages)
+    name = "dcnzoo::demo/mask-rcnn_r14-mdconv_fpn_8e_shapes.py"
+    find = f"from dcnzoo.engine.cli import config_file; print(config_file({name!r}))"
+    config = Path(run(python, "-c", find, **packages).strip())
+    assert config.is_relative_to(environment) and config.is_file()
+    assert list(environment.rglob("dcnzoo/**/*.pyc"))
+    pip("uninstall", "-y", "dcnzoo")
+    assert set(environment.rglob("*")) == before
+
+
+def test_the_packages_here_fit_together():
+    """All that is installed has what it asks for, in the version that it asks for."""
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "check"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT.parent)
+    assert done.returncode == 0, done.stdout
 
 
 # The Makefile, with stand-ins for Python
@@ -194,7 +349,8 @@ def makefile(tmp_path):
     folder.mkdir()
     (folder / "ops").mkdir()
     shutil.copy(ROOT / "Makefile", folder)
-    for name in ("requirements.txt", "requirements-openmmlab.txt"):
+    (folder / ".ci/opencv-python").mkdir(parents=True)
+    for name in ("requirements.txt", "requirements-openmmlab.txt", ".ci/opencv-python/pyproject.toml"):
         (folder / name).touch()
     python = tmp_path / "python"
     python.write_text(STAND_IN.format(log=log))
@@ -215,11 +371,11 @@ def test_setup_is_done_once(makefile):
     result, calls = make(".venv/.installed")
     assert result.returncode == 0, result.stderr
     assert any("venv .venv" in call for call in calls)
-    assert sum("install" in call for call in calls) == 2
+    assert sum("install" in call for call in calls) == 3
     assert make(".venv/.installed")[1] == []
     (folder / "requirements.txt").write_text("# changed\n")
     os.utime(folder / ".venv/.installed", (0, 0))
-    assert sum("install" in call for call in make(".venv/.installed")[1]) == 2
+    assert sum("install" in call for call in make(".venv/.installed")[1]) == 3
 
 
 def test_interrupted_setup_begins_anew(makefile):
@@ -259,7 +415,7 @@ def test_wheel(tree, tmp_path):
     result = setup(tree, "bdist_wheel", "--dist-dir", str(tmp_path))
     assert result.returncode == 0, result.stderr
     (wheel,) = tmp_path.glob("*.whl")
-    assert re.fullmatch(r"dcnzoo-[\d.]+-py3-none-(linux|macosx)_\w+\.whl", wheel.name)
+    assert re.fullmatch(r"dcnzoo-[\d.]+-py3-none-(manylinux|macosx)_\w+\.whl", wheel.name)
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         archive.extractall(tmp_path / "site")

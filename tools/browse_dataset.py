@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.progress import track
 
-from dcnzoo.engine.cli import UserError, add_cfg_options, command, require_file, user_errors
+from dcnzoo.engine.cli import UserError, add_cfg_options, add_config, command, require_file, user_errors
 
 # after dcnzoo.engine, which silences a warning of mmengine's import
 # isort: split
@@ -15,7 +15,7 @@ from mmengine.registry import init_default_scope
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("config", help="config file")
+    add_config(parser)
     parser.add_argument("--output-dir", help="default: work_dirs/browse/<name of the config>")
     parser.add_argument("--split", choices=["train", "val", "test"], default="train")
     parser.add_argument("--number", type=int, default=20, help="of images (default: 20)")

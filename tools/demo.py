@@ -84,25 +84,8 @@ class Run:
         if self._state().get("fingerprint") != self.fingerprint:
             shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._repeat_unvalidated_epoch()
         self.cfg.dump(self.folder / "config.py")
         self.write_state(finished=False)
-
-    def _repeat_unvalidated_epoch(self) -> None:
-        """Step back by an epoch after a death between the last checkpoint and its validation.
-
-        Resumed from the last checkpoint, training would end at once, without an AP.
-        """
-        epochs = self.cfg.train_cfg.max_epochs
-        last = self.folder / f"epoch_{epochs}.pth"
-        if not last.exists() or epochs in self.history().validation:
-            return
-        before = self.folder / f"epoch_{epochs - 1}.pth"
-        if before.exists():
-            (self.folder / "last_checkpoint").write_text(str(before))
-        else:
-            (self.folder / "last_checkpoint").unlink(missing_ok=True)
-        last.unlink()
 
     def history(self) -> History:
         return History.read(self.folder)

@@ -54,7 +54,7 @@ def main() -> None:
 
     classes = detector.dataset_meta["classes"]
     palette = get_palette(detector.dataset_meta["palette"], len(classes))
-    console, file = Console(highlight=False), CocoDetections(classes)
+    console, file = Console(highlight=False, markup=False), CocoDetections(classes)
     pictures = picture_names(args.images)
     hidden = not (console.is_terminal and len(args.images) > 1)
     with make_progress(console, disable=hidden, transient=True) as progress:

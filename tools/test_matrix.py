@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -41,8 +42,10 @@ def interpreter(version: str) -> str | None:
 
 
 def requirements(torch: str) -> str:
-    """The tested set, with another torch."""
+    """The tested set, with another torch; which then chooses its triton."""
     text = (ROOT / "requirements.txt").read_text()
+    if torch != PINNED:
+        text = re.sub(r"^triton==.*\n", "", text, flags=re.MULTILINE)
     return text.replace(f"torch=={PINNED}\n", f"torch=={torch}\n")
 
 
@@ -50,16 +53,21 @@ def environment(python: str, version: str, torch: str) -> Path:
     """Its interpreter. Made where it is not there; begun anew where that was interrupted.
 
     Raises:
-        subprocess.CalledProcessError: pip could not install something.
+        subprocess.CalledProcessError: pip could not install something; with what it said.
     """
     folder = FOLDER / f"{version}-torch{torch}"
     if not (folder / ".installed").exists():
         shutil.rmtree(folder, ignore_errors=True)
-        subprocess.run([python, "-m", "venv", folder], check=True)
         pip = [folder / "bin/python", "-m", "pip", "--quiet", "--disable-pip-version-check", "install"]
-        (folder / "requirements.txt").write_text(requirements(torch))
-        subprocess.run([*pip, "-r", folder / "requirements.txt"], check=True)
-        subprocess.run([*pip, "--no-deps", "-r", ROOT / "requirements-openmmlab.txt"], check=True)
+        folder.mkdir(parents=True)
+        wanted = folder / "requirements.txt"
+        wanted.write_text(requirements(torch))
+        for command in (
+            [python, "-m", "venv", folder],
+            [*pip, "-r", wanted],
+            [*pip, "--no-deps", "-r", ROOT / "requirements-openmmlab.txt"],
+        ):
+            subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         (folder / ".installed").touch()
     return folder / "bin/python"
 
@@ -82,7 +90,8 @@ def trial(version: str, torch: str) -> str:
     try:
         return smoke(environment(python, version, torch))
     except subprocess.CalledProcessError as error:
-        return f"FAILED: {' '.join(map(str, error.cmd[1:5]))} … ended with status {error.returncode}"
+        print(error.stdout, file=sys.stderr)
+        return f"FAILED: {(error.stdout.strip() or 'no output').splitlines()[-1]}"
 
 
 def main() -> None:

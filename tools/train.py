@@ -21,7 +21,9 @@ from dcnzoo.engine.cli import (
 # after dcnzoo.engine, which silences a warning of mmengine's import
 # isort: split
 import torch
+from mmengine.config import Config
 from mmengine.dist import is_main_process
+from mmengine.runner import Runner
 
 from dcnzoo.engine.report import write_report
 
@@ -51,6 +53,32 @@ def parse_args():
     return parser.parse_args()
 
 
+def check_base_batch_size(cfg: Config) -> None:
+    scaling = cfg.get("auto_scale_lr") or {}
+    base = scaling.get("base_batch_size")
+    if scaling.get("enable") and (type(base) is not int or base < 1):
+        raise UserError(
+            "auto_scale_lr.base_batch_size: expected how many images per step the config's learning rate "
+            f"is meant for, ≥ 1, got {base}"
+        )
+
+
+def count_accumulated_batches(runner: Runner) -> None:
+    """mmengine scales by the images of one iteration; a step is of ``accumulative_counts`` iterations."""
+    count = runner.cfg.optim_wrapper.get("accumulative_counts", 1)
+    scaling = runner.cfg.get("auto_scale_lr") or {}
+    if count == 1 or not scaling.get("enable"):
+        return
+    runner.logger.info(
+        f"A step is of {count} iterations (accumulative_counts): the learning rate, meant for "
+        f"{scaling.base_batch_size} images, is scaled as for {scaling.base_batch_size / count:g} in each."
+    )
+    owner, name = (
+        (runner, "auto_scale_lr") if isinstance(runner, Runner) else (runner.strategy, "_auto_scale_lr")
+    )
+    setattr(owner, name, {"enable": True, "base_batch_size": scaling.base_batch_size / count})
+
+
 @command
 def main() -> None:
     args = parse_args()
@@ -61,15 +89,15 @@ def main() -> None:
             cfg.optim_wrapper.type = "AmpOptimWrapper"
             cfg.optim_wrapper.loss_scale = "dynamic"
         if args.auto_scale_lr:
-            if "base_batch_size" not in cfg.get("auto_scale_lr", {}):
-                raise UserError("--auto-scale-lr: expected auto_scale_lr.base_batch_size in config")
-            cfg.auto_scale_lr.enable = True
+            cfg.auto_scale_lr = {**(cfg.get("auto_scale_lr") or {}), "enable": True}
+        check_base_batch_size(cfg)
         if args.resume is not None:
             cfg.resume = True
             cfg.load_from = None if args.resume == "auto" else args.resume
         if cfg.get("load_from"):
             require_file(cfg.load_from, "checkpoint")
         runner = build_runner(cfg)
+        count_accumulated_batches(runner)
     runner.train()
     if args.report and is_main_process():
         device = "cuda" if torch.cuda.is_available() else "cpu"

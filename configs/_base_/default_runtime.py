@@ -4,4 +4,6 @@ custom_imports = dict(
     imports=['dcnzoo.models', 'dcnzoo.engine', 'dcnzoo.datasets'], allow_failed_imports=False)
 default_hooks = dict(
     checkpoint=dict(type='AtomicCheckpointHook', interval=1, max_keep_ckpts=2),
+    epoch_seed=dict(type='EpochSeedHook'),
+    finite_loss=dict(type='FiniteLossHook'),
     progress=dict(type='ProgressHook'))

@@ -12,3 +12,4 @@ model = dict(
         offset_scale=1.0,
         out_indices=(1, 2)),
     neck=dict(in_channels=[64, 128]))
+default_hooks = dict(offsets=dict(type='OffsetStatisticsHook', interval=40))

@@ -16,7 +16,7 @@ import click
 from dcnzoo.cli.env import FORKS, MODULES, ORIGINALS, environment, installed, mmcv_extension
 
 TESTED = "pip install mmengine==0.10.7 mmcv-lite==2.1.0 mmdet==3.3.0"
-BUILD = "pip install -e . --no-build-isolation --no-deps   (in dcnzoo's repository)"
+BUILD = "pip install -e . --no-build-isolation --no-deps  # in dcnzoo's repository"
 OLDEST_TORCH = (2, 10)
 OLDEST_FORKS = {"onedl-mmengine": "0.10.12", "onedl-mmcv": "2.3.6", "onedl-mmdetection": "3.5.1"}
 
@@ -92,7 +92,7 @@ def problems(found: Found) -> Iterator[tuple[str, str]]:
     if found.nvidia_driver and not found.torch_cuda:
         yield (
             f"this machine has an NVIDIA GPU, and torch {found.torch} is a CPU build",
-            "pip uninstall -y torch, then the command for CUDA at https://pytorch.org/get-started/locally",
+            "pip uninstall -y torch && pip install torch  # a build for CUDA: https://pytorch.org/get-started/locally",
         )
     yield from _openmmlab_problems(found)
 

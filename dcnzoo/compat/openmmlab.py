@@ -7,20 +7,21 @@ and changes nothing where it is not.
 from __future__ import annotations
 
 import functools
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from unittest import mock
 
-import numpy as np
 import torch
 from mmengine.config import ConfigDict
 from mmengine.device import get_device
 from mmengine.dist import utils as dist_utils
-from mmengine.logging import HistoryBuffer
 from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import AmpOptimWrapper, DefaultOptimWrapperConstructor, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
+from torch import Tensor
 
+from dcnzoo.compat.checkpoints import checkpoints_run_nothing, load_own_checkpoints
 from dcnzoo.compat.packages import hub_finds_packages, inherit_from_packages
 from dcnzoo.layers.offsets import OFFSET_PREDICTORS
 
@@ -29,8 +30,10 @@ def apply() -> None:
     inherit_from_packages()
     hub_finds_packages()
     load_own_checkpoints()
+    checkpoints_run_nothing()
     amp_on_cpu()
     distributed_without_cuda()
+    sync_batch_norm_on_cpu()
     offsets_have_their_learning_rate()
     roi_align_without_torchvision()
     sync_batch_norm_alone()
@@ -38,37 +41,7 @@ def apply() -> None:
         ssd_predicts()
         cascade_rpn_alone()
         teachers_are_found()
-
-
-# Checkpoints
-
-
-def _history_method(owner: object, name: str) -> object:
-    """``getattr`` for files that name ``HistoryBuffer.mean`` and the like, and for nothing else."""
-    if owner is not HistoryBuffer or name not in ("min", "max", "mean", "current"):
-        raise TypeError(f"checkpoint: expected an attribute of HistoryBuffer, got {owner!r}.{name}")
-    return getattr(owner, name)
-
-
-def load_own_checkpoints() -> None:
-    """mmengine's checkpoints hold its log, which ``torch.load`` refuses to read since PyTorch 2.6.
-
-    (``Weights only load failed … HistoryBuffer``, on testing, ``--resume`` and ``load_from``.) The
-    types in it are harmless: they join the list of what may be loaded, and loading stays as strict
-    as it is about anything else.
-    """
-    reconstruct, scalar = np._core.multiarray._reconstruct, np._core.multiarray.scalar
-    torch.serialization.add_safe_globals(
-        [
-            HistoryBuffer,
-            np.ndarray,
-            np.dtype,
-            *(type(np.dtype(code)) for code in "?" + np.typecodes["AllInteger"] + np.typecodes["Float"]),
-            *((reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
-            *((scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
-            *((_history_method, f"{builtins}.getattr") for builtins in ("builtins", "__builtin__")),
-        ]
-    )
+        masks_outside_the_image()
 
 
 # Mixed precision
@@ -129,6 +102,60 @@ def distributed_without_cuda() -> None:
         construct(self, module, *args, **{**kwargs, "device_ids": None})
 
     MMDistributedDataParallel.__init__ = on_cpu
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over the processes of a group; so is that of the gradients."""
+
+    @staticmethod
+    def forward(ctx, group: object, tensor: torch.Tensor) -> torch.Tensor:
+        ctx.group = group
+        total = tensor.clone(memory_format=torch.contiguous_format)
+        torch.distributed.all_reduce(total, group=group)
+        return total
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> tuple:
+        return None, _Sum.apply(ctx.group, gradient)
+
+
+def sync_batch_norm_on_cpu() -> None:
+    """``SyncBN``, as in InternImage's Cascade R-CNN, trains on GPUs only.
+
+    (``SyncBatchNorm expected input tensor to be on GPU``.) On the CPU it is written out here, over gloo.
+    """
+    forward = torch.nn.SyncBatchNorm.forward
+    if hasattr(forward, "__wrapped__"):
+        return
+
+    @functools.wraps(forward)
+    def on_cpu(self, input: torch.Tensor) -> torch.Tensor:
+        several = torch.distributed.is_available() and torch.distributed.is_initialized()
+        if not (self.training and several and input.device.type == "cpu"):
+            return forward(self, input)
+        self._check_input_dim(input)
+        x = input.to(torch.promote_types(input.dtype, torch.float32))
+        axes = [0, *range(2, x.dim())]
+        shape = [1, -1] + [1] * (x.dim() - 2)
+        count = x.new_tensor([x.numel() / x.shape[1]])  # processes may have batches of different sizes
+        sums = _Sum.apply(self.process_group, torch.cat([x.sum(axes), count]))
+        mean, count = sums[:-1] / sums[-1], sums[-1].detach()
+        centred = x - mean.view(shape)
+        variance = _Sum.apply(self.process_group, centred.square().sum(axes)) / count
+        if self.track_running_stats:
+            self.num_batches_tracked.add_(1)
+            momentum = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
+            unbiased = variance.detach() * (count / (count - 1))
+            self.running_mean.lerp_(mean.detach().to(self.running_mean), momentum)
+            self.running_var.lerp_(unbiased.to(self.running_var), momentum)
+        output = centred * (variance + self.eps).rsqrt().view(shape)
+        if self.affine:
+            output = output * self.weight.view(shape) + self.bias.view(shape)
+        return output.to(input.dtype)
+
+    torch.nn.SyncBatchNorm.forward = on_cpu
+    if get_device() == "cpu":  # DDP asks whether there is such a layer, and refuses it without a GPU
+        MMDistributedDataParallel._passing_sync_batchnorm_handle = lambda self, module: None
 
 
 # Optimizers
@@ -262,3 +289,32 @@ def teachers_are_found() -> None:
         construct(self, *args, **kwargs)
 
     Detector.__init__ = with_found_teacher
+
+
+def masks_outside_the_image() -> None:
+    """A mask whose box lies outside the image ends prediction on the CPU; QueryInst does not clip its boxes.
+
+    (``upper bound and lower bound inconsistent with step sign``: the region to paste into, which is cut out
+    without a GPU only, ends before it begins.) There is nothing of such a mask to paste.
+    """
+    from mmdet.models.roi_heads.mask_heads import fcn_mask_head
+
+    paste = fcn_mask_head._do_paste_mask
+    with suppress(RuntimeError):
+        paste(torch.ones(1, 1, 2, 2), torch.tensor([[-9.0, 1.0, -5.0, 3.0]]), 4, 4)
+        return
+
+    @functools.wraps(paste)
+    def where_the_image_is(
+        masks: Tensor,  # [N, 1, H, W]
+        boxes: Tensor,  # [N, 4], x1, y1, x2, y2
+        img_h: int,
+        img_w: int,
+        skip_empty: bool = True,
+    ) -> tuple[Tensor, tuple[slice, ...]]:
+        first, end = boxes[:, :2].amin(0).floor() - 1, boxes[:, 2:].amax(0).ceil() + 1
+        if skip_empty and ((end <= 0) | (first >= boxes.new_tensor((img_w, img_h)))).any():
+            return masks.new_zeros(len(masks), 0, 0), (slice(0, 0), slice(0, 0))
+        return paste(masks, boxes, img_h, img_w, skip_empty)
+
+    fcn_mask_head._do_paste_mask = where_the_image_is

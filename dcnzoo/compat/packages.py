@@ -25,7 +25,7 @@ def mim_folder(package: str) -> Path | None:
     return folder / ".mim" if folder and (folder / ".mim").is_dir() else None
 
 
-def _base_path(path: str, filename: str) -> tuple[str, str | None]:
+def base_path(path: str, filename: str) -> tuple[str, str | None]:
     """The config that ``filename`` inherits from, and the registries' scope in which it is meant."""
     package, colons, name = path.partition("::")
     if not colons:
@@ -43,7 +43,7 @@ def _base_path(path: str, filename: str) -> tuple[str, str | None]:
 def inherit_from_packages() -> None:
     """Teaches ``mmengine.config`` to find the configs of dcnzoo, and to be quick about MMDetection's."""
     MODULE2PACKAGE["dcnzoo"] = "dcnzoo"
-    Config._get_cfg_path = staticmethod(_base_path)
+    Config._get_cfg_path = staticmethod(base_path)
 
 
 def hub_finds_packages() -> None:

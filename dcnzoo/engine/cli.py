@@ -9,11 +9,13 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from dcnzoo.errors import UserError, command, user_errors
+from dcnzoo.compat.packages import base_path
+from dcnzoo.errors import UserError, command, one_line, user_errors
 
 __all__ = [
     "UserError",
     "add_cfg_options",
+    "add_config",
     "build_runner",
     "command",
     "load_config",
@@ -28,7 +30,7 @@ def make_parser(description: str, checkpoint: bool = False) -> argparse.Argument
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("config", help="config file")
+    add_config(parser)
     if checkpoint:
         parser.add_argument("checkpoint", help="checkpoint file")
     parser.add_argument(
@@ -39,6 +41,26 @@ def make_parser(description: str, checkpoint: bool = False) -> argparse.Argument
     # torchrun sets LOCAL_RANK; older launchers pass it as an argument
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
     return parser
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "config", type=config_file, help="config file, or one that a package brings: dcnzoo::FOLDER/FILE.py"
+    )
+
+
+def config_file(name: str) -> str:
+    """The path of a config, which an installed package has where nobody would look for it.
+
+    Raises:
+        UserError: there is no such package or config.
+    """
+    if "::" not in name:
+        return name
+    try:
+        return base_path(name, "")[0]
+    except (ModuleNotFoundError, FileNotFoundError) as error:
+        raise UserError(f"config: expected one of a package, got {name}: {one_line(error)}") from None
 
 
 def add_cfg_options(parser: argparse.ArgumentParser) -> None:
@@ -68,7 +90,12 @@ def load_config(args: argparse.Namespace) -> Config:
     elif cfg.get("work_dir") is None:
         cfg.work_dir = str(Path("work_dirs") / Path(args.config).stem)
 
+    if args.launcher == "none" and cfg.get("strategy", {}).get("type") == "DDPStrategy":
+        cfg.pop("strategy")  # it wants several processes; for one, the runner has another
+
     hooks = cfg.setdefault("default_hooks", {})
+    hooks.setdefault("epoch_seed", {"type": "EpochSeedHook"})
+    hooks.setdefault("finite_loss", {"type": "FiniteLossHook"})
     hooks.setdefault("progress", {"type": "ProgressHook"})
     if hooks.get("checkpoint", {}).get("type") == "CheckpointHook":
         hooks.checkpoint.type = "AtomicCheckpointHook"

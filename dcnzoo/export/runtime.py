@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dcnzoo.export.external import refuse_files_elsewhere
 from dcnzoo.export.picture import Detections, Preprocessing, on_picture, read
 
 
@@ -32,7 +33,8 @@ class Detector:
     Raises:
         FileNotFoundError: no such file.
         ImportError: the runtime is not installed.
-        ValueError: the file is no model that it can run or was not written by dcnzoo; no such backend.
+        ValueError: the file is no model that it can run, was not written by dcnzoo, or names files outside
+            its folder; no such backend.
     """
 
     def __init__(self, path: str | os.PathLike, backend: str = "onnxruntime", device: str = "cpu") -> None:
@@ -80,7 +82,8 @@ class Session:
     Raises:
         FileNotFoundError: no such file.
         ImportError: the runtime is not installed.
-        ValueError: the file is no model that it can run, or the device or backend is not there.
+        ValueError: the file is no model that it can run, it names files outside its folder, or the
+            device or backend is not there.
     """
 
     def __init__(self, path: str | os.PathLike, backend: str = "onnxruntime", device: str = "cpu") -> None:
@@ -89,6 +92,7 @@ class Session:
         if not Path(path).is_file():
             raise FileNotFoundError(2, "No such file", str(path))
         self.path = str(path)
+        refuse_files_elsewhere(path)
         try:
             self.inputs, self.output_names, self.metadata, self._run = BACKENDS[backend](self.path, device)
         except ModuleNotFoundError as error:

@@ -67,7 +67,7 @@ def open_engine(path: str, device: str) -> tuple[dict, list[str], dict[str, str]
         raise ValueError(f"device: expected cuda for tensorrt, got {device!r}")
     import onnx
 
-    model = onnx.load(path)
+    model = onnx.load(path, load_external_data=False)
     inputs = {
         value.name: tuple(d.dim_value or None for d in value.type.tensor_type.shape.dim)
         for value in model.graph.input

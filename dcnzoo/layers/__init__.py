@@ -12,12 +12,14 @@ from dcnzoo.layers.deform_conv import (
 from dcnzoo.layers.deform_roi_pool import DeformRoIPool, DeformRoIPoolPack, ModulatedDeformRoIPoolPack
 from dcnzoo.layers.ms_deform_attn import MultiScaleDeformableAttention
 from dcnzoo.layers.offsets import (
+    ModulationStatistics,
     OffsetConv1d,
     OffsetConv2d,
     OffsetConv3d,
     OffsetLinear,
     OffsetStatistics,
     limit_offset,
+    modulation_statistics,
     offset_parameter_groups,
     offset_statistics,
     track_offsets,
@@ -47,6 +49,7 @@ __all__ = [
     "MaskSigmoid",
     "MaskSoftmax",
     "ModulatedDeformRoIPoolPack",
+    "ModulationStatistics",
     "MultiScaleDeformableAttention",
     "OffsetConv1d",
     "OffsetConv2d",
@@ -60,6 +63,7 @@ __all__ = [
     "PackedDeformConvTranspose2d",
     "PackedDeformConvTranspose3d",
     "limit_offset",
+    "modulation_statistics",
     "offset_parameter_groups",
     "offset_statistics",
     "track_offsets",

@@ -196,6 +196,7 @@ class DCNv3(_ChannelsLast):
         value = self.input_proj(input)
         offset = self.offset(query)
         self._record_offsets(offset.unflatten(-1, (self.group, -1, 2)), input.shape[1:3])
+        self._record_modulation(mask)
         x = dcnv3(value, offset, mask, *self._geometry())
         return self.output_proj(self._blend_center(x, value, query))
 
@@ -297,8 +298,9 @@ class DCNv4(_ChannelsLast):
             query = self.offset_mask_dw(input.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         fields = self.offset_mask(query)
         per_group = fields[..., : self.taps * 3].unflatten(-1, (self.group, -1))  # 2P offsets, P factors
-        offset = per_group[..., : per_group.shape[-1] // 3 * 2].unflatten(-1, (-1, 2))
-        self._record_offsets(offset, input.shape[1:3])
+        offset, factors = per_group.tensor_split([per_group.shape[-1] // 3 * 2], dim=-1)
+        self._record_offsets(offset.unflatten(-1, (-1, 2)), input.shape[1:3])
+        self._record_modulation(factors)
         x = dcnv4(value, fields, *self._geometry())
         x = self._blend_center(x, value, x)
         return x if self.without_pointwise else self.output_proj(x)

@@ -127,13 +127,14 @@ class MultiScaleDeformableAttention(TracksOffsets, nn.Module):
             reference = reference[..., :2]
         if self.track_offsets:
             self._record_shifts(reference * extent - 0.5, shift * extent, extent.unbind(-1))
-        weights = self.attention_weights(query).to(exact).unflatten(-1, (self.num_heads, -1))
+        weights = self.attention_weights(query).to(exact).unflatten(-1, (self.num_heads, -1)).softmax(-1)
+        self._record_modulation(weights)
         x = ms_deform_attn(
             value.unflatten(-1, (self.num_heads, -1)),
             spatial_shapes,
             level_start_index,
             reference + shift,
-            weights.softmax(-1).unflatten(-1, points[1:]),
+            weights.unflatten(-1, points[1:]),
         )
         return self.output_proj(x)
 

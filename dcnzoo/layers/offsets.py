@@ -116,20 +116,36 @@ class OffsetStatistics(NamedTuple):
     outside: float
 
 
+class ModulationStatistics(NamedTuple):
+    """Of the factors that weigh the samples in one forward pass, over batch, groups, taps and positions.
+
+    Attributes:
+        mean: of the absolute factors; only DCNv4's have a sign.
+        near_zero: share of them below 0.05, whose samples hardly count.
+        near_one: share of them between 0.95 and 1.05.
+    """
+
+    mean: float
+    near_zero: float
+    near_one: float
+
+
 class TracksOffsets:
-    """Mixin of layers that predict offsets: keeps three figures of the last ones when asked to.
+    """Mixin of layers that predict offsets: keeps a few figures of the last ones when asked to.
 
     Plain attributes, neither parameters nor buffers: state dicts, DDP and TorchScript do not see them.
     """
 
     track_offsets = False
-    _last_offsets: Tensor | None = None  # [3], on the layer's device, without a graph
+    # on the layer's device, without a graph
+    _last_offsets: Tensor | None = None  # [3]
+    _last_modulation: Tensor | None = None  # [3]
 
-    def _records(self, offset: Tensor | None) -> bool:
+    def _records(self, prediction: Tensor | None) -> bool:
         return (
             self.track_offsets
-            and offset is not None
-            and offset.numel() > 0
+            and prediction is not None
+            and prediction.numel() > 0
             and not torch.compiler.is_exporting()
         )
 
@@ -158,6 +174,15 @@ class TracksOffsets:
         absolute = shift.abs()
         self._last_offsets = torch.stack([absolute.mean(), absolute.max(), driven_out.float().mean()])
 
+    @torch.no_grad()
+    def _record_modulation(self, mask: Tensor | None) -> None:
+        """``mask``: the factors as they weigh the samples, in any shape."""
+        if not self._records(mask):
+            return
+        factor = mask.detach().float().abs()
+        near = [((factor - value).abs() < 0.05).float().mean() for value in (0, 1)]
+        self._last_modulation = torch.stack([factor.mean(), *near])
+
 
 def _inside(points: Tensor, size: Sequence[int | Tensor], axis: int) -> Tensor:
     axes = zip(points.unbind(axis), size, strict=True)
@@ -167,13 +192,14 @@ def _inside(points: Tensor, size: Sequence[int | Tensor], axis: int) -> Tensor:
 def track_offsets(model: nn.Module, enabled: bool = True) -> None:
     """Lets every deformable layer in ``model`` that predicts its offsets keep their statistics, or stop it.
 
-    Off by default. On, a forward pass reads the offsets a few times more and keeps three numbers,
-    without synchronising a GPU; :func:`offset_statistics` fetches them.
+    Off by default. On, a forward pass reads the offsets and the mask a few times more and keeps six
+    numbers, without synchronising a GPU; :func:`offset_statistics` and :func:`modulation_statistics` fetch
+    them.
     """
     for module in model.modules():
         if isinstance(module, TracksOffsets):
             module.track_offsets = enabled
-            module._last_offsets = None
+            module._last_offsets = module._last_modulation = None
 
 
 def offset_statistics(model: nn.Module) -> dict[str, OffsetStatistics]:
@@ -185,6 +211,15 @@ def offset_statistics(model: nn.Module) -> dict[str, OffsetStatistics]:
         name: OffsetStatistics(*module._last_offsets.tolist())
         for name, module in model.named_modules()
         if isinstance(module, TracksOffsets) and module._last_offsets is not None
+    }
+
+
+def modulation_statistics(model: nn.Module) -> dict[str, ModulationStatistics]:
+    """As :func:`offset_statistics`, of the factors; a layer that has none (DCN v1) is not in it."""
+    return {
+        name: ModulationStatistics(*module._last_modulation.tolist())
+        for name, module in model.named_modules()
+        if isinstance(module, TracksOffsets) and module._last_modulation is not None
     }
 
 

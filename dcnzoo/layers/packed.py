@@ -213,6 +213,7 @@ class _PackedDeformConvNd(_Pack, _DeformConvNd):
         offset, mask = self.predict(input)
         if not torch.jit.is_scripting():
             self._record_offsets(offset, input.shape[2:])
+            self._record_modulation(mask)
         return self._convolve(input, offset, mask)
 
 
@@ -275,6 +276,7 @@ class _PackedDeformConvTransposeNd(_Pack, _DeformConvTransposeNd):
         output = self._convolve(input, offset, mask, output_size)
         if not torch.jit.is_scripting():
             self._record_offsets(offset, output.shape[2:])
+            self._record_modulation(mask)
         return output
 
 

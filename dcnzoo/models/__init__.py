@@ -11,6 +11,7 @@
 - ``DCNv3`` and ``DCNv4``, and the backbones built on them, ``InternImage`` and ``FlashInternImage``, with
   their layer-wise learning rate.
 - ResNet-family backbones, HRNet and (PA)FPN take ``dcn=True`` (:mod:`dcnzoo.models.backbones`, ``necks``).
+- ``OffsetStatisticsHook`` for ``custom_hooks``: where these layers look, over the course of training.
 - Faults of the stack on today's PyTorch are mended (:mod:`dcnzoo.compat.openmmlab`).
 
 - mmpretrain's ResNets take ``dcn=True`` too (:mod:`dcnzoo.models.mmpretrain`).
@@ -26,6 +27,7 @@ import mmcv.ops  # noqa: F401  registers DCN and DCNv2, which must happen before
 
 from dcnzoo.compat.mmcv import use_dcnzoo_deform_conv
 from dcnzoo.compat.openmmlab import apply as mend_openmmlab
+from dcnzoo.engine.offset_statistics import OffsetStatisticsHook
 from dcnzoo.models.dcn import DCN, DCNv2
 from dcnzoo.models.deform_aggregation import DCNv3, DCNv3Conv, DCNv4, DCNv4Conv
 from dcnzoo.models.deform_roi_pool import DeformRoIPool, DeformRoIPoolPack, ModulatedDeformRoIPoolPack
@@ -47,6 +49,7 @@ __all__ = [
     "InternImage",
     "ModulatedDeformRoIPoolPack",
     "MultiScaleDeformableAttention",
+    "OffsetStatisticsHook",
 ]
 
 use_dcnzoo_deform_conv()

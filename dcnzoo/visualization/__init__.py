@@ -5,6 +5,7 @@ from dcnzoo.visualization.plots import (
     Instances,
     plot_detections,
     plot_learning_curves,
+    plot_offset_statistics,
     plot_sampling,
 )
 from dcnzoo.visualization.sampling import SamplingField, record_sampling, trace_sampling
@@ -15,6 +16,7 @@ __all__ = [
     "SamplingField",
     "plot_detections",
     "plot_learning_curves",
+    "plot_offset_statistics",
     "plot_sampling",
     "record_sampling",
     "trace_sampling",

@@ -43,7 +43,7 @@ def render_explanation(explanation: Explanation, title: str, footer: str = "") -
         explanation=explanation,
         table=explanation.table(),
         ramp=RAMP,
-        data=Markup(script),
+        data=Markup(script),  # nosec B704  # JSON without "<"
         footer=footer,
     )
 

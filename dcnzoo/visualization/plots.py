@@ -4,9 +4,10 @@ Every function returns a matplotlib figure that belongs to no window system.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -75,6 +76,50 @@ def plot_learning_curves(quantities: Mapping[str, Curves], step: str = "iteratio
         axes.spines["bottom"].set_color(_GREY)
         if len(curves) > 1:
             axes.legend(frameon=False)
+    return figure
+
+
+OFFSET_FIGURES = {
+    "mean_abs": "mean |offset| [pixels]",
+    "max_abs": "largest |offset| [pixels]",
+    "outside": "share driven off the map",
+    "modulation_mean": "mean modulation",
+}
+
+
+def plot_offset_statistics(rows: Iterable[Mapping[str, str]]) -> Figure:
+    """The layers' offsets and modulation over training: a panel per figure, a line per layer.
+
+    Args:
+        rows: :func:`dcnzoo.engine.offset_statistics.read_statistics`.
+    """
+    rows = list(rows)
+    layers = list(dict.fromkeys(row["layer"] for row in rows))
+    shown = [name for name in OFFSET_FIGURES if any(row[name] for row in rows)]
+    figure = _figure(3.8 * len(shown), 3.3, columns=len(shown))
+    colours = colormaps["viridis"](np.linspace(0, 0.9, len(layers)))  # from the first layer to the last
+    for axes, name in zip(figure.axes, shown, strict=True):
+        for colour, layer in zip(colours, layers, strict=True):
+            own = [row for row in rows if row["layer"] == layer and row[name]]
+            axes.plot(
+                [int(row["iter"]) for row in own],
+                [float(row[name]) for row in own],
+                color=colour,
+                marker="o" if len(own) < 20 else None,
+                ms=4,
+                label=layer,
+            )
+        axes.set_title(OFFSET_FIGURES[name], loc="left", fontsize=11, fontweight="bold")
+        axes.set_xlabel("iteration", color=_GREY)
+        axes.set_ylim(bottom=0)
+        axes.grid(axis="y", color="#e5e7eb")
+    figure.legend(
+        *figure.axes[0].get_legend_handles_labels(),
+        loc="outside right upper",
+        frameon=False,
+        fontsize=8,
+        ncols=-(-len(layers) // 16),
+    )
     return figure
 
 

@@ -1,6 +1,5 @@
 """What came of one training or of several, as a page. Needs mmdet."""
 
-import csv
 import dataclasses
 import difflib
 import re
@@ -14,12 +13,13 @@ from markupsafe import Markup
 from mmengine.config import Config
 
 from dcnzoo.engine.history import History
+from dcnzoo.engine.offset_statistics import FILE_NAME, read_statistics
 from dcnzoo.errors import UserError, one_line
 from dcnzoo.visualization import page
 from dcnzoo.visualization.detector import Detector, Prediction
 from dcnzoo.visualization.explain import Box, offset_table, points_of
 from dcnzoo.visualization.page import Picture, Section
-from dcnzoo.visualization.plots import COLOURS, Curves, Instances, plot_learning_curves
+from dcnzoo.visualization.plots import COLOURS, OFFSET_FIGURES, Curves, Instances, plot_learning_curves
 from dcnzoo.visualization.sampling import SamplingField, trace_sampling
 
 _THRESHOLD = 0.5  # where the slider stands at first
@@ -27,11 +27,7 @@ _LOWEST, _MOST = 0.05, 40  # detections of an image that are in the page
 _MOST_LAYERS = 16
 _MOST_POINTS = 1000
 _MAIN_METRICS = 3
-_OFFSETS = {
-    "mean_abs": "mean |offset|, pixels",
-    "outside": "driven off the map",
-    "modulation_mean": "mean modulation",
-}
+_OFFSETS = ("mean_abs", "outside", "modulation_mean")
 _KINDS = {"bbox": "box", "segm": "mask", "proposal": "proposal"}
 _SIZES = {"s": "small", "m": "medium", "l": "large"}
 
@@ -411,12 +407,12 @@ def _innermost(mask: np.ndarray) -> tuple[float, float]:
 def _offsets_over_time(runs: Sequence[TrainedRun]) -> Iterator[Section]:
     parts = []
     for run in runs:
-        rows = _measured(run.folder / "offset_statistics.csv")
+        rows = list(read_statistics(run.folder / FILE_NAME))
         last = {row["layer"]: float(row["mean_abs"]) for row in rows}
         largest = sorted(last, key=last.get, reverse=True)[: len(COLOURS)]
         layers = [layer for layer in last if layer in largest]
         figures = []
-        for column, name in _OFFSETS.items():
+        for column in _OFFSETS:
             curves: Curves = {}
             for layer in layers:
                 own = [row for row in rows if row["layer"] == layer and row[column]]
@@ -424,7 +420,7 @@ def _offsets_over_time(runs: Sequence[TrainedRun]) -> Iterator[Section]:
                     values = np.array([[float(row[column]) for row in own]])
                     curves[layer] = (np.array([int(row["iter"]) for row in own]), values)
             if curves:
-                figures.append(plot_learning_curves({name: curves}))
+                figures.append(plot_learning_curves({OFFSET_FIGURES[column]: curves}))
         if figures:
             of = (
                 ""
@@ -435,14 +431,6 @@ def _offsets_over_time(runs: Sequence[TrainedRun]) -> Iterator[Section]:
     yield Section(
         "Offsets over the training", "As OffsetStatisticsHook measured them, layer by layer.", parts
     )
-
-
-def _measured(file: Path) -> list[dict[str, str]]:
-    """The rows of OffsetStatisticsHook's file, without one that was cut off."""
-    if not file.is_file():
-        return []
-    text = file.read_text(encoding="utf-8").rpartition("\n")[0]
-    return [row for row in csv.DictReader(text.splitlines()) if None not in row.values()]
 
 
 def _configuration(runs: Sequence[TrainedRun]) -> Section:

@@ -99,5 +99,12 @@ def dataset_meta(cfg: Config, meta: dict) -> dict:
         found = {"classes": meta["CLASSES"], "palette": meta.get("PALETTE")}
     dataset = dict(cfg.test_dataloader.dataset, lazy_init=True)
     known = DATASETS.build(dataset).metainfo
+    if found.get("classes"):
+        found["classes"] = tuple(map(_printable, found["classes"]))
     found = {**known, **{key: value for key, value in found.items() if value is not None}}
     return {**found, "palette": found.get("palette") or "random"}
+
+
+def _printable(name: object) -> str:
+    """A file's text on its way to terminals: without what moves a cursor or sets a title."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(name))

@@ -132,7 +132,7 @@ def _models_of(package: str) -> tuple[Model, ...]:
         return ()
     found = {}
     for metafile in sorted(folder.glob("configs/*/metafile.yml")):
-        content = yaml.load(metafile.read_text(encoding="utf-8"), _YAML)
+        content = yaml.load(metafile.read_text(encoding="utf-8"), _YAML)  # nosec B506  # a safe loader
         if isinstance(content, list):  # one of MMDetection's has no headings
             content = {"Models": content}
         collections = {entry["Name"]: entry for entry in content.get("Collections", [])}

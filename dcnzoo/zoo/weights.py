@@ -4,55 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import pickle
 import re
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence, Sized
-from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
-from dcnzoo.errors import UserError, one_line
-
-
-class CheckpointError(UserError):
-    """A file that is no checkpoint, not one that may be read, or not one of this model."""
-
-
-def load_file(path: str | os.PathLike, trust: bool = False) -> Mapping:
-    """What a checkpoint file holds, on the CPU.
-
-    Pickle, the format of checkpoints, can call any function while it is read. Only tensors, plain
-    Python objects and the types of mmengine's log are let through (``weights_only=True``).
-
-    Args:
-        trust: read anything, which **runs whatever code the file holds**, with your rights: only for
-            files from somebody whose programs you would run.
-
-    Raises:
-        CheckpointError: it holds other objects and is not trusted, or it is no checkpoint.
-    """
-    import dcnzoo.compat.openmmlab as mends
-
-    mends.load_own_checkpoints()
-    path = Path(path)
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=not trust)
-    except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if found:
-            raise CheckpointError(
-                f"{path}: holds {found[1]}, which is neither weights nor plain data. "
-                "--trust (trust=True) reads it all the same, and runs whatever code the file holds: "
-                "only if you trust who made it"
-            ) from None
-        raise CheckpointError(f"{path}: expected a checkpoint, found something else") from error
-    except (RuntimeError, EOFError, KeyError, ValueError) as error:
-        raise CheckpointError(f"{path}: expected a checkpoint: {one_line(error)}") from error
-    if not isinstance(checkpoint, Mapping):
-        raise CheckpointError(f"{path}: expected a dict with weights, found {type(checkpoint).__name__}")
-    return checkpoint
+from dcnzoo.compat.checkpoints import CheckpointError, load_file
+from dcnzoo.errors import one_line
 
 
 def read_checkpoint(path: str | os.PathLike, trust: bool = False) -> dict:

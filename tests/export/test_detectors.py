@@ -372,7 +372,7 @@ class TestSession:
             Session(path)(np.zeros((1, 3, 9, 10), np.float32))
         broken = tmp_path / "broken.onnx"
         broken.write_bytes(path.read_bytes()[:100])
-        with pytest.raises(ValueError, match=r"broken\.onnx: expected an ONNX model that onnxruntime loads"):
+        with pytest.raises(ValueError, match=r"broken\.onnx: expected an ONNX model, found something else"):
             Session(broken)
         with pytest.raises(FileNotFoundError):
             Session(tmp_path / "none.onnx")

@@ -125,12 +125,13 @@ class TestMistakes:
         with pytest.raises(FileNotFoundError, match=r"none\.onnx"):
             Detector(tmp_path / "none.onnx")
 
-    @pytest.mark.parametrize(("backend", "reader"), [("onnxruntime", "loads"), ("openvino", "reads")])
-    def test_no_onnx(self, backend, reader, tmp_path):
+    @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+    @pytest.mark.parametrize("content", [b"no model", b""])
+    def test_no_onnx(self, backend, content, tmp_path):
         if backend == "openvino":
             pytest.importorskip("openvino")
-        (tmp_path / "text.onnx").write_text("no model")
-        with pytest.raises(ValueError, match=rf"text\.onnx: expected an ONNX model that \w+ {reader}"):
+        (tmp_path / "text.onnx").write_bytes(content)
+        with pytest.raises(ValueError, match=r"text\.onnx: expected an ONNX model"):
             Detector(tmp_path / "text.onnx", backend)
 
     @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])

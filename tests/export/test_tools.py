@@ -193,7 +193,7 @@ def graph_of(path, height, width):
 @pytest.mark.parametrize(
     ("content", "arguments", "message"),
     [
-        (b"no model", [], r"error: .*model\.onnx: expected an ONNX model that onnxruntime loads"),
+        (b"no model", [], r"error: .*model\.onnx: expected an ONNX model, found something else"),
         (
             None,
             [],

@@ -37,7 +37,7 @@ def provided():
     for path in (Path(find_spec("mmcv").origin).parent / "ops").glob("*.py"):
         for names in re.findall(r"load_ext\(\s*'_ext',\s*\[(.*?)\]", path.read_text(), re.DOTALL):
             for name in re.findall(r"'(\w+)'", names):
-                if not name.startswith("get_comp") and not hasattr(getattr(_ext, name), "missing"):
+                if not name.startswith("get_comp") and not hasattr(getattr(_ext, name), "instead"):
                     yield name
 
 

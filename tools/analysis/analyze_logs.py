@@ -2,8 +2,10 @@
 
 python tools/analysis/analyze_logs.py plot_curve LOG... --keys loss bbox_mAP --out curves.png
 python tools/analysis/analyze_logs.py cal_train_time LOG...
+python tools/analysis/analyze_logs.py plot_offsets WORK_DIR --out offsets.png
 
-LOG is such a file, or a work directory, whose logs of all resumptions are put together.
+LOG is such a file, or a work directory, whose logs of all resumptions are put together. plot_offsets
+draws what OffsetStatisticsHook has written, WORK_DIR/offset_statistics.csv.
 """
 
 import argparse
@@ -15,7 +17,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from dcnzoo.errors import UserError, command
-from dcnzoo.visualization.plots import COLOURS
+from dcnzoo.visualization.plots import COLOURS, plot_offset_statistics
 
 
 def parse_args() -> argparse.Namespace:
@@ -34,13 +36,18 @@ def parse_args() -> argparse.Namespace:
     )
     for task in (plot, times):
         task.add_argument("json_logs", nargs="+", type=Path, metavar="LOG")
+    offsets = tasks.add_parser("plot_offsets", help="draw the statistics of deformable layers")
+    offsets.add_argument("work_dir", type=Path, metavar="WORK_DIR")
+    offsets.add_argument(
+        "--out", type=Path, default="offsets.png", help="picture file (default: offsets.png)"
+    )
     return parser.parse_args()
 
 
 def entries(log: Path) -> list[dict]:
     """The lines of a log, of all logs in a work directory; later ones replace those of the same step."""
     files = sorted(log.glob("*/vis_data/scalars.json")) if log.is_dir() else [log]
-    found: dict[tuple[bool, int], dict] = {}
+    found: dict[tuple[bool, bool, int], dict] = {}
     for file in files:
         if not file.is_file():
             raise UserError(f"log: expected a file or a work directory, found none at {file}")
@@ -50,7 +57,9 @@ def entries(log: Path) -> list[dict]:
             except json.JSONDecodeError:  # of a training that runs: the last line is being written
                 continue
             if "step" in entry:
-                found[("loss" in entry, entry["step"])] = entry
+                # losses, OffsetStatisticsHook's figures and results of a step are entries of their own
+                offsets = any(name.startswith("offsets/") for name in entry)
+                found[("loss" in entry, offsets, entry["step"])] = entry
     if not found:
         raise UserError(f"{log}: expected mmengine's scalars.json, found no entries")
     return sorted(found.values(), key=lambda entry: entry["step"])
@@ -90,6 +99,23 @@ def plot_curve(args: argparse.Namespace) -> None:
     print(args.out)
 
 
+def plot_offsets(args: argparse.Namespace) -> None:
+    file = args.work_dir / "offset_statistics.csv"
+    if not file.is_file():
+        raise UserError(
+            f"{file}: expected a file, found none; it is written with "
+            "--cfg-options default_hooks.offsets.type=OffsetStatisticsHook"
+        )
+    from dcnzoo.engine.offset_statistics import read_statistics
+
+    rows = list(read_statistics(file))
+    if not rows:
+        raise UserError(f"{file}: expected rows of OffsetStatisticsHook, found none")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    plot_offset_statistics(rows).savefig(args.out, dpi=110)
+    print(args.out)
+
+
 def times_by_epoch(log: Path, include_outliers: bool) -> Iterator[tuple[int, float]]:
     """Epochs and mean seconds per iteration. The first entry of an epoch has the start of workers in it."""
     by_epoch: dict[int, list[float]] = {}
@@ -117,7 +143,8 @@ def cal_train_time(args: argparse.Namespace) -> None:
 @command
 def main() -> None:
     args = parse_args()
-    {"plot_curve": plot_curve, "cal_train_time": cal_train_time}[args.task](args)
+    tasks = {"plot_curve": plot_curve, "cal_train_time": cal_train_time, "plot_offsets": plot_offsets}
+    tasks[args.task](args)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import torch
 
-from dcnzoo.engine.cli import UserError, add_cfg_options, command, require_file, user_errors
+from dcnzoo.engine.cli import UserError, add_cfg_options, add_config, command, require_file, user_errors
 from dcnzoo.engine.records import machine
 
 # after dcnzoo.engine, which silences a warning of mmengine's import
@@ -28,7 +28,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("config", help="config file")
+    add_config(parser)
     parser.add_argument("--checkpoint", help="checkpoint file")
     parser.add_argument("--task", choices=["inference"], default="inference", help="nothing else is timed")
     parser.add_argument(

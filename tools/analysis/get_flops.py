@@ -12,7 +12,7 @@ from statistics import mean
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dcnzoo.engine.cli import UserError, add_cfg_options, command, require_file, user_errors
+from dcnzoo.engine.cli import UserError, add_cfg_options, add_config, command, require_file, user_errors
 
 # after dcnzoo.engine, which silences a warning of mmengine's import
 # isort: split
@@ -26,7 +26,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("config", help="config file")
+    add_config(parser)
     parser.add_argument(
         "--shape",
         type=int,

@@ -78,7 +78,8 @@ operators in place of a compiled mmcv: that it builds, predicts on an image, and
 its own optimizer; losses finite, predictions numbers. Tried on the CPU; the whole architecture, on images of
 128 pixels (SSD's of 400, DINO's and the like of 256), without pretrained weights. SORT, DeepSORT and
 StrongSORT have no loss, their parts train by themselves: they track through two frames. A language model has
-random weights.
+random weights. `misc` wraps whole models of Detectron2, which is on no package index and is compiled from its
+repository; they use nothing of mmcv's.
 
 **{working} of {number} families are ok**, {fresh} of them with what `make setup` installs:
 

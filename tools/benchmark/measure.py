@@ -121,7 +121,7 @@ def take_turns(runners: Mapping[Hashable, Runner], effort: Effort, seed: int = 0
 
     Whatever disturbs the machine disturbs all of them alike, and nobody is always second to the same.
     """
-    shuffle = random.Random(seed).shuffle
+    shuffle = random.Random(seed).shuffle  # nosec B311  # no secret
     waiting = list(runners.values())
     while waiting := [runner for runner in waiting if runner.wants_more(effort)]:
         shuffle(waiting)

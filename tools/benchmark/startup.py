@@ -3,31 +3,62 @@
 from __future__ import annotations
 
 import argparse
+import os
+import resource
 import statistics
 import subprocess
 import sys
-import time
+from pathlib import Path
+
+from machine import describe, slug
 
 STATEMENTS = ("import torch", "import dcnzoo", "import dcnzoo.ops", "import dcnzoo.layers")
+PAGE = """\
+# What importing costs
+
+{facts}.
+
+CPU time of a fresh process, median over {rounds} turns, so that other work on the machine counts little; the
+ratio is the median of those within a turn.
+Written by `python tools/benchmark/startup.py --rounds {rounds} --out docs/benchmarks`.
+
+| | seconds | × of `import torch` |
+|---|---|---|
+"""
 
 
 def seconds(statement: str) -> float:
-    begin = time.perf_counter()
+    """Of CPU time, in user and kernel, that a process takes for it."""
+
+    def spent() -> float:
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return usage.ru_utime + usage.ru_stime
+
+    before = spent()
     subprocess.run([sys.executable, "-c", statement], check=True)
-    return time.perf_counter() - begin
+    return spent() - before
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7, help="default: %(default)s, after one to warm up")
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="write startup-<machine and versions>.md")
+    args = parser.parse_args()
+    rounds = args.rounds
     if rounds < 1:
         parser.error(f"argument --rounds: expected at least 1, got {rounds}")
+    facts = describe("cpu") | {"load_average_before": round(os.getloadavg()[0], 1)}
     timings = [[seconds(statement) for statement in STATEMENTS] for _ in range(rounds + 1)][1:]
+    told = ", ".join(f"{key} {value}" for key, value in facts.items())
+    page = PAGE.format(facts=told, rounds=rounds)
     for statement, column in zip(STATEMENTS, zip(*timings, strict=True), strict=True):
         # the ratio within a round, since a restless machine slows all of one
         ratio = statistics.median(t / row[0] for t, row in zip(column, timings, strict=True))
-        print(f"{statement:22} {statistics.median(column):6.2f} s   {ratio:.2f}× import torch")
+        page += f"| `{statement}` | {statistics.median(column):.2f} | {ratio:.2f} |\n"
+    print(page)
+    if args.out:
+        args.out.mkdir(parents=True, exist_ok=True)
+        (args.out / f"startup-{slug(facts)}.md").write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from dcnzoo.engine.cli import UserError, add_cfg_options, command, require_file, user_errors
+from dcnzoo.engine.cli import UserError, add_cfg_options, add_config, command, require_file, user_errors
 from dcnzoo.errors import one_line
 
 # after dcnzoo.engine, which silences a warning of mmengine's import
@@ -35,7 +35,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("config", help="config file")
+    add_config(parser)
     parser.add_argument("checkpoint", help="checkpoint file")
     parser.add_argument("--output-file", default="tmp.onnx", help="the ONNX file (default: tmp.onnx)")
     parser.add_argument(

@@ -44,15 +44,16 @@ def __getattr__(name: str) -> Callable:
         if getattr(getattr(module, name, None), "__module__", None) == module.__name__:
             return getattr(module, name)
 
+    found = (text for start, text in INSTEAD.items() if name.startswith(start))
+    instead = next(found, "mmcv with its compiled operators in place of mmcv-lite")
+
     def missing(*args: object, **kwargs: object) -> None:
-        found = (text for start, text in INSTEAD.items() if name.startswith(start))
-        instead = next(found, "mmcv with its compiled operators in place of mmcv-lite")
         raise NotImplementedError(
             f"mmcv.ops: {name}: this operator of compiled mmcv is not provided by dcnzoo; use {instead}, "
             f"or ask for it in dcnzoo's issue tracker"
         )
 
-    missing.missing = True
+    missing.instead = instead
     return missing
 
 

@@ -274,6 +274,7 @@ class OffsetPack(TracksOffsets, nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         offset, mask = self.predict(x)
         self._record_offsets(offset, x.shape[2:])
+        self._record_modulation(mask)
         return ops.deform_conv2d(
             x,
             self.weight,

@@ -1,0 +1,319 @@
+"""``dcnzoo data``: annotations of other tools to COCO's format, and what is wrong with such a file."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from dcnzoo.errors import UserError
+
+if TYPE_CHECKING:
+    from dcnzoo.datasets.check import Report
+    from dcnzoo.datasets.conversion import Conversion
+
+FILE = click.Path(dir_okay=False, path_type=Path)
+FOLDER = click.Path(file_okay=False, path_type=Path)
+_SHOWN = 20
+
+
+class Names(click.ParamType):
+    """``a,b,c``, or a file with a name in each line."""
+
+    name = "NAMES"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> object:
+        if not isinstance(value, str):
+            return value
+        file = Path(value)
+        names = file.read_text(encoding="utf-8").splitlines() if file.is_file() else value.split(",")
+        return [name.strip() for name in names if name.strip()]
+
+
+def conversion_options(command: Callable) -> Callable:
+    options = [
+        click.option(
+            "--classes",
+            type=Names(),
+            help="Names in the order of their labels, a,b,c or a file with one in each line.",
+        ),
+        click.option("--clip", is_flag=True, help="Cut off what is beyond an image, instead of refusing it."),
+        click.option("--skip-invalid", is_flag=True, help="Leave out what is wrong, and write the rest."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@click.group
+def command() -> None:
+    """Your own data: convert it to COCO's format, check it, split it.
+
+    \b
+    dcnzoo data convert voc fruits fruits/train.json --split train
+    dcnzoo data check fruits/train.json --images fruits/JPEGImages
+    """
+
+
+@command.group
+def convert() -> None:
+    """Annotations of other tools to COCO's format.
+
+    Everything that is wrong is listed, with its file and line, and nothing is written then.
+    """
+
+
+@convert.command
+@click.argument("folder", type=FOLDER)
+@click.argument("out", type=FILE)
+@click.option("--split", metavar="NAME", help="Only the images of ImageSets/Main/NAME.txt.")
+@click.option("--annotations", type=FOLDER, help="Folder of the XML files (default: FOLDER/Annotations).")
+@click.option("--images", type=FOLDER, help="Folder of the images (default: FOLDER/JPEGImages).")
+@click.option(
+    "--difficult",
+    type=click.Choice(["ignore", "keep", "drop"]),
+    default="ignore",
+    show_default=True,
+    help="Objects marked so: neither wanted nor wrong (iscrowd), like others, or left out.",
+)
+@click.option("--zero-based", is_flag=True, help="Coordinates are edges, from 0, not pixels, from 1.")
+@conversion_options
+def voc(folder: Path, out: Path, skip_invalid: bool, **options: object) -> None:
+    """Pascal VOC's XML files: FOLDER to the COCO file OUT.
+
+    \b
+    dcnzoo data convert voc VOCdevkit/VOC2007 train.json --split trainval
+    dcnzoo data convert voc fruits fruits.json --zero-based
+    """
+    from dcnzoo.datasets.voc import convert_voc
+
+    with _steps() as step:
+        conversion, prefix = convert_voc(folder, step=step, **options)
+    _finish(conversion, out, prefix, skip_invalid)
+
+
+@convert.command
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("out", type=FILE)
+@click.option("--split", metavar="NAME", default="train", show_default=True, help="Of data.yaml.")
+@conversion_options
+def yolo(source: Path, out: Path, skip_invalid: bool, **options: object) -> None:
+    """YOLO's text files, boxes and polygons: SOURCE, data.yaml or its folder, to the COCO file OUT.
+
+    \b
+    dcnzoo data convert yolo fruits/data.yaml train.json
+    dcnzoo data convert yolo fruits/data.yaml val.json --split val
+    """
+    from dcnzoo.datasets.yolo import convert_yolo
+
+    with _steps() as step:
+        conversion, prefix = convert_yolo(source, step=step, **options)
+    _finish(conversion, out, prefix, skip_invalid)
+
+
+@convert.command
+@click.argument("folder", type=FOLDER)
+@click.argument("out", type=FILE)
+@click.option("--extract", type=FOLDER, help="Where to write images that are only in their JSON files.")
+@conversion_options
+def labelme(folder: Path, out: Path, skip_invalid: bool, **options: object) -> None:
+    """LabelMe's JSON files: FOLDER to the COCO file OUT.
+
+    \b
+    dcnzoo data convert labelme fruits fruits.json --classes date,fig,hazelnut
+    """
+    from dcnzoo.datasets.labelme import convert_labelme
+
+    with _steps() as step:
+        conversion, prefix = convert_labelme(folder, step=step, **options)
+    _finish(conversion, out, prefix, skip_invalid)
+
+
+@command.command
+@click.argument("file", type=FILE)
+@click.option("--images", type=FOLDER, help="Folder of the images, whose sizes are compared.")
+@click.option("--classes", type=Names(), help="What a config's metainfo has: a,b,c or a file.")
+@click.option("--config", type=FILE, help="Config whose classes, those of its training data, are compared.")
+@click.option("--json", "as_json", is_flag=True, help="Everything that was found, as JSON.")
+@click.option("--fix", type=FILE, metavar="OUT", help="Write a file without what is wrong.")
+def check(
+    file: Path,
+    images: Path | None,
+    classes: list[str] | None,
+    config: Path | None,
+    as_json: bool,
+    fix: Path | None,
+) -> None:
+    """What is wrong with the COCO file FILE; the exit status is 1 if anything is.
+
+    \b
+    dcnzoo data check train.json --images images
+    dcnzoo data check train.json --images images --fix mended.json
+    """
+    from dcnzoo.datasets import check as checking
+
+    if config is not None:
+        if classes is not None:
+            raise UserError("--config: expected without --classes, got both")
+        classes = _classes_of(config)
+    with _steps() as step:
+        report = checking.check_coco(file, images, classes, step)
+    if as_json:
+        print(json.dumps(report.as_dict(), indent=2, ensure_ascii=False))
+    else:
+        _show(report)
+    if fix is not None:
+        done = checking.fix(report, fix)
+        text = [f"{n} {key} {what}" for key, counts in done.items() for what, n in counts.items()]
+        print(f"written: {fix}: {', '.join(text) or 'nothing to mend'}", file=sys.stderr)
+    elif report.problems:
+        sys.exit(1)
+
+
+@command.command
+@click.argument("file", type=FILE)
+@click.argument("train", type=FILE)
+@click.argument("val", type=FILE)
+@click.option("--share", type=float, default=0.2, show_default=True, help="Of the images, for VAL.")
+@click.option("--seed", type=int, default=0, show_default=True)
+def split(file: Path, train: Path, val: Path, share: float, seed: int) -> None:
+    """The COCO file FILE to TRAIN and VAL, by images, at random.
+
+    \b
+    dcnzoo data split fruits.json train.json val.json --share 0.2
+    """
+    from dcnzoo.datasets.split import split_coco
+
+    for out, part in zip((train, val), split_coco(file, (train, val), share, seed), strict=True):
+        print(f"written: {out}: {len(part['images'])} images, {len(part['annotations'])} objects")
+
+
+@command.command
+@click.argument("train", type=FILE)
+@click.argument("val", type=FILE)
+@click.argument("out", type=FILE)
+@click.option("--images", type=FOLDER, required=True, help="Folder of the images.")
+@click.option("--val-images", type=FOLDER, help="That of VAL's, if it is another one.")
+@click.option(
+    "--model",
+    metavar="NAME",
+    help="Name of the zoo, or a config file (default: Mask R-CNN with DCNv2, or Faster R-CNN for boxes).",
+)
+@click.option("--no-weights", is_flag=True, help="Do not begin with the model's published weights.")
+def config(
+    train: Path,
+    val: Path,
+    out: Path,
+    images: Path,
+    val_images: Path | None,
+    model: str | None,
+    no_weights: bool,
+) -> None:
+    """A config OUT that trains a published model on the COCO files TRAIN and VAL.
+
+    \b
+    dcnzoo data config train.json val.json fruits.py --images images
+    dcnzoo train fruits.py --auto-scale-lr
+    """
+    from dcnzoo.engine.cli import user_errors
+
+    with user_errors():
+        from dcnzoo.datasets.recipe import write_config
+
+        base = write_config(train, val, out, images, val_images, model, weights=not no_weights)
+    print(f"written: {out}, on the basis of {base}")
+
+
+@contextmanager
+def _steps() -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal."""
+    from rich.console import Console
+
+    from dcnzoo.engine.progress import make_progress
+
+    console = Console(stderr=True)
+    with make_progress(console, disable=not console.is_terminal, transient=True) as progress:
+        bar = progress.add_task("reading", total=None, note="")
+        yield lambda done, total: progress.update(bar, completed=done, total=total)
+
+
+def _finish(conversion: Conversion, out: Path, prefix: Path, skip_invalid: bool) -> None:
+    from dcnzoo.datasets.conversion import shown
+
+    for line in shown(conversion.problems):
+        print(line, file=sys.stderr)
+    content = conversion.write(out, skip_invalid)
+    names = [category["name"] for category in content["categories"]]
+    print(f"written: {out}: {len(content['images'])} images, {len(content['annotations'])} objects")
+    print(f"classes: {', '.join(names)}")
+    print(f"images:  {prefix}")
+    notes = []
+    if conversion.clipped:
+        notes.append(f"{conversion.clipped} cut off at the image's border")
+    if conversion.problems:
+        notes.append(f"{len(conversion.problems)} left out")
+    if notes:
+        print(f"objects: {', '.join(notes)}")
+
+
+def _classes_of(config: Path) -> list[str]:
+    from dcnzoo.engine.cli import require_file, user_errors
+
+    require_file(str(config), "--config")
+    with user_errors():
+        import dcnzoo.datasets
+        import dcnzoo.models  # noqa: F401  before mmdet, which needs mmcv.ops
+
+        # isort: split
+        from mmdet.registry import DATASETS
+        from mmengine.config import Config
+
+        dataset = Config.fromfile(config).train_dataloader.dataset
+        while "dataset" in dataset:  # one that wraps another
+            dataset = dataset.dataset
+        classes = dataset.get("metainfo", {}).get("classes")
+        if classes is None:
+            classes = DATASETS.get(dataset.type).METAINFO["classes"]
+    return list(classes)
+
+
+def _show(report: Report) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from dcnzoo.datasets.check import KINDS
+
+    console = Console(highlight=False, markup=False)
+    counts = ", ".join(f"{number} {key}" for key, number in report.counts.items())
+    console.print(f"{report.file}: {counts}", soft_wrap=True)
+    if report.per_class:
+        table = Table(box=None)
+        table.add_column("class")
+        table.add_column("annotations", justify="right")
+        for name, number in report.per_class.items():
+            table.add_row(name, str(number))
+        console.print(table)
+    if report.empty_images:
+        console.print(f"{report.empty_images} images without an annotation")
+    if not report.problems:
+        console.print("no problems")
+        return
+    table = Table(box=None)
+    table.add_column("problem", style="bold")
+    table.add_column("number", justify="right")
+    table.add_column("--fix")
+    for kind, found in report.by_kind().items():
+        text, remedy = KINDS[kind]
+        table.add_row(text, str(len(found)), remedy or "–")
+    console.print(table)
+    for problem in report.problems[:_SHOWN]:
+        console.print(f"{problem.where}: {problem.text}", soft_wrap=True)
+    if len(report.problems) > _SHOWN:
+        console.print(f"… and {len(report.problems) - _SHOWN} more; --json has all")
+    problems = "problem" if len(report.problems) == 1 else "problems"
+    console.print(f"{len(report.problems)} {problems}", style="bold red")

@@ -1,0 +1,201 @@
+"""A config that trains a published detector on data of one's own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from mmengine.config import Config
+
+import dcnzoo.models  # noqa: F401  before mmdet, which needs mmcv.ops
+
+# isort: split
+from mmdet.registry import DATASETS
+from yapf.yapflib.yapf_api import FormatCode
+
+from dcnzoo.datasets.check import Report, check_coco
+from dcnzoo.engine.checkpoint import AtomicLocalBackend
+from dcnzoo.errors import UserError
+
+HEAD = """\
+# Written by `dcnzoo data config`. Everything about the data is here, the rest is of _base_.
+# Paths begin at the folder in which training is started.
+"""
+BOXES = "faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco"
+MASKS = "mask-rcnn_r50-mdconv-c3-c5_fpn_1x_coco"
+IMPORTS = ["dcnzoo.models", "dcnzoo.engine", "dcnzoo.datasets"]
+LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
+# arguments of registered data sets that CocoDataset has not: what says that there is none
+EXTRA = {"CocoDataset": {}, "ShapesDataset": {"shapes": None}}
+
+
+def write_config(
+    train: str | Path,
+    val: str | Path,
+    out: str | Path,
+    images: str | Path,
+    val_images: str | Path | None = None,
+    model: str | None = None,
+    weights: bool = True,
+) -> str:
+    """Write a config that inherits from a published one and has everything about the data.
+
+    Args:
+        train, val: COCO files with the same categories, without problems.
+        out: the config.
+        images, val_images: folders to which the files' names are relative; by default the same.
+        model: a name of the zoo, or a config file; by default a Mask R-CNN with DCNv2 where every object has
+            a mask, else such a Faster R-CNN.
+        weights: whether to begin with the model's published weights.
+
+    Returns:
+        What it inherits from.
+
+    Raises:
+        UserError: the data has problems, or does not fit the model; the model is not one for COCO.
+    """
+    reports = [_checked(Path(train), Path(images))]
+    classes = tuple(reports[0].per_class)
+    reports.append(_checked(Path(val), Path(val_images or images), classes))
+    without = {report.file: _objects_without_mask(report) for report in reports}
+    if model is None:
+        model = BOXES if any(without.values()) else MASKS
+    base, config, address = _find(model, Path(out))
+    settings = {"model": _with_classes(config, classes)}
+    _, learns_from = _dataset(config, LOADERS[0])
+    wants_masks = any(step.get("with_mask") for step in learns_from.pipeline)
+    for file, number in without.items():
+        if wants_masks and number:
+            raise UserError(
+                f"{file}: expected a mask of every object, as {model} learns from, found {number} without; "
+                f"--model {BOXES} learns from boxes"
+            )
+    parts = [(train, images), (val, val_images or images)]
+    for loader, (file, folder) in zip(LOADERS, [*parts, parts[1]], strict=True):
+        settings[loader] = _with_data(config, loader, file, folder)
+    for evaluator in ("val_evaluator", "test_evaluator"):
+        if not isinstance(config.get(evaluator), Mapping) or config[evaluator].get("type") != "CocoMetric":
+            raise UserError(f"{model}: {evaluator}: expected a CocoMetric, got {config.get(evaluator)}")
+        settings[evaluator] = {"ann_file": _path(val)}
+    for test, val in (("test_dataloader", "val_dataloader"), ("test_evaluator", "val_evaluator")):
+        settings[test] = _Name(val) if settings[test] == settings[val] else settings[test]
+    lines = [
+        f"_base_ = {base!r}",
+        f"custom_imports = dict(imports={IMPORTS!r}, allow_failed_imports=False)",
+        f"classes = {classes!r}",
+        *(f"{key} = {_source(value)}" for key, value in settings.items()),
+    ]
+    if weights and address:
+        lines.append(f"load_from = {address!r}")
+    code, _ = FormatCode(
+        "\n".join(lines) + "\n", style_config={"based_on_style": "pep8", "column_limit": 100}
+    )
+    AtomicLocalBackend().put_text(f"{HEAD}{code}", out)
+    return base
+
+
+def _checked(file: Path, images: Path, classes: Sequence[str] | None = None) -> Report:
+    report = check_coco(file, images, classes)
+    if report.problems:
+        first = report.problems[0]
+        raise UserError(
+            f"{file}: {first.where}: {first.text}; `dcnzoo data check {file} --images {images}` lists all "
+            f"{len(report.problems)} problems"
+        )
+    return report
+
+
+def _objects_without_mask(report: Report) -> int:
+    annotations = report.content["annotations"]
+    return sum(not a.get("segmentation") for a in annotations if not a.get("iscrowd"))
+
+
+def _find(model: str, out: Path) -> tuple[str, Config, str | None]:
+    """What ``_base_`` says, the config, and the address of its weights."""
+    if Path(model).is_file():
+        return Path(os.path.relpath(model, out.parent)).as_posix(), Config.fromfile(model), None
+    from dcnzoo import zoo
+
+    found = zoo.find(model)
+    return found.id, Config.fromfile(found.config), found.weights[0] if found.weights else None
+
+
+def _dataset(config: Config, loader: str) -> tuple[list[str], Mapping]:
+    """The data set that reads the annotations, perhaps inside of others, and the keys that lead to it."""
+    keys, dataset = ["dataset"], config[loader].dataset
+    while "dataset" in dataset:
+        keys, dataset = [*keys, "dataset"], dataset.dataset
+    if dataset.type not in EXTRA:
+        raise UserError(
+            f"model: {loader}: expected a CocoDataset, as configs for COCO have, got {dataset.type}"
+        )
+    return keys, dataset
+
+
+def _with_data(config: Config, loader: str, file: str | Path, images: str | Path) -> dict:
+    keys, dataset = _dataset(config, loader)
+    inner = {
+        **EXTRA[dataset.type],
+        "data_root": "",
+        "ann_file": _path(file),
+        "data_prefix": {"img": f"{_path(images)}/"},
+        "metainfo": {"classes": _Name("classes")},
+    }
+    for key in reversed(keys):
+        inner = {key: inner}
+    return inner
+
+
+def _with_classes(config: Config, classes: Sequence[str]) -> dict:
+    """The parts of the model in which the number of the classes is."""
+    _, dataset = _dataset(config, LOADERS[0])
+    known = dataset.get("metainfo", {}).get("classes") or DATASETS.get(dataset.type).METAINFO["classes"]
+    before, after = len(known), len(classes)
+
+    def changed(node: object, key: str | None = None) -> object:
+        """The node with the new number; None if it has not got the old one."""
+        if isinstance(node, Mapping):
+            parts = {key: new for key, value in node.items() if (new := changed(value, key)) is not None}
+            return parts or None
+        if isinstance(node, list | tuple) and key == "class_weight" and len(node) == before + 1:
+            return [*node[:1] * after, node[-1]]  # the last one is the background's
+        if isinstance(node, list | tuple):
+            new = [changed(value) for value in node]
+            if all(value is None for value in new):
+                return None
+            # a list replaces its predecessor as a whole
+            return [
+                old if value is None else _merged(old, value) for old, value in zip(node, new, strict=True)
+            ]
+        return after if key in ("num_classes", "num_things_classes") and node == before else None
+
+    found = changed(config.model.to_dict())
+    if found is None:
+        raise UserError(f"model: expected num_classes={before}, as of the classes of its data, found none")
+    return found
+
+
+def _merged(old: object, new: object) -> object:
+    if not isinstance(new, Mapping):
+        return new
+    return {**old, **{key: _merged(old[key], value) for key, value in new.items()}}
+
+
+class _Name(str):
+    """A variable of the config."""
+
+
+def _source(value: object) -> str:
+    if isinstance(value, _Name):
+        return str(value)
+    if isinstance(value, Mapping):
+        items = [f"{key}={_source(item)}" for key, item in value.items()]
+        return f"dict({', '.join(items)})"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_source, value))}]"
+    return repr(value)
+
+
+def _path(path: str | Path) -> str:
+    return Path(path).as_posix()

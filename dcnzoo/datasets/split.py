@@ -1,0 +1,45 @@
+"""One COCO file to two."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+from dcnzoo.datasets.check import check_coco
+from dcnzoo.engine.checkpoint import AtomicLocalBackend
+from dcnzoo.errors import UserError
+
+
+def split_coco(file: str | Path, outs: tuple[Path, Path], share: float, seed: int = 0) -> tuple[dict, dict]:
+    """Distribute the images of a file, with their annotations, at random: the rest, and ``share`` of them.
+
+    Both files have all categories. The same seed gives the same parts.
+
+    Raises:
+        UserError: the file has problems (:func:`~dcnzoo.datasets.check.check_coco`), or too few images for
+            two parts; nothing is written.
+    """
+    if not 0 < share < 1:
+        raise UserError(f"share: expected a number between 0 and 1, got {share}")
+    report = check_coco(file)
+    if report.problems:
+        first = report.problems[0]
+        raise UserError(f"{file}: {first.where}: {first.text}; `dcnzoo data check` lists all problems")
+    content = report.content
+    images = content["images"]
+    number = min(max(round(share * len(images)), 1), len(images) - 1)
+    if number < 1:
+        raise UserError(f"{file}: images: expected at least 2, got {len(images)}")
+    chosen = {image["id"] for image in random.Random(seed).sample(images, number)}
+    parts = tuple(
+        {
+            **content,
+            "images": [image for image in images if (image["id"] in chosen) == second],
+            "annotations": [a for a in content["annotations"] if (a["image_id"] in chosen) == second],
+        }
+        for second in (False, True)
+    )
+    for part, out in zip(parts, outs, strict=True):
+        AtomicLocalBackend().put_text(json.dumps(part, ensure_ascii=False) + "\n", out)
+    return parts

@@ -1,0 +1,106 @@
+"""A detector shared out among the processes: mmengine's strategy for torch's ``fully_shard`` (FSDP2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mmengine._strategy import DDPStrategy, SingleDeviceStrategy
+from mmengine.device import get_device
+from mmengine.dist import is_distributed, is_main_process
+from mmengine.registry import STRATEGIES
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+@STRATEGIES.register_module()
+class FullyShardStrategy(DDPStrategy):
+    """Each process keeps a part of every parameter, of its gradient and of the optimizer's state.
+
+    mmengine's ``FSDPStrategy`` does so with torch's first FSDP, which wants a GPU; this one runs on the
+    CPU as well. A block's parameters are brought together when it runs, and dropped behind it.
+    Checkpoints are the ordinary ones, in one file: a run goes on from one with any number of processes,
+    in one alone, or without this strategy. In one process nothing is shared out.
+
+    Args:
+        shard: names of the classes whose modules are brought together one at a time, such as ``['Block']``
+            for (Flash)InternImage's; classes derived from them count. All else is one part.
+        reshard_after_forward: drop a block's parameters between its forward and its backward pass; False
+            keeps them: more memory, and one exchange less.
+        **kwargs: mmengine's, of ``DDPStrategy``.
+
+    Raises:
+        ValueError: the model has no module of a class of one of those names.
+    """
+
+    def __init__(self, *, shard: Sequence[str], reshard_after_forward: bool = True, **kwargs: object) -> None:
+        super().__init__(**kwargs)
+        self.shard = [shard] if isinstance(shard, str) else list(shard)
+        self.reshard_after_forward = reshard_after_forward
+
+    def convert_model(self, model: nn.Module) -> nn.Module:
+        return (DDPStrategy if is_distributed() else SingleDeviceStrategy).convert_model(self, model)
+
+    def _wrap_model(self, model: nn.Module) -> nn.Module:
+        model = self.convert_model(model).to(get_device())
+        if not is_distributed():
+            return model
+        modules = [(module, {cls.__name__ for cls in type(module).__mro__}) for module in model.modules()]
+        for name in self.shard:
+            if not any(name in names for _, names in modules):
+                there = sorted({type(module).__name__ for module, _ in modules})
+                raise ValueError(
+                    f"{type(self).__name__}: shard: expected classes of the model's modules, got {name!r}; "
+                    f"there are {', '.join(there)}"
+                )
+        blocks = [module for module, names in modules if names.intersection(self.shard)]
+        for part in [*reversed(blocks), model]:  # from the inside to the outside
+            fully_shard(part, reshard_after_forward=self.reshard_after_forward)
+        return model
+
+    def save_checkpoint(self, filename: str, *, save_optimizer: bool = True, **kwargs: object) -> None:
+        if is_main_process():
+            super().save_checkpoint(filename, save_optimizer=save_optimizer, **kwargs)
+            return
+        self.model_state_dict()  # every process takes part in bringing together what the first one writes
+        if save_optimizer and hasattr(self, "optim_wrapper"):
+            self.optim_state_dict()
+
+    def model_state_dict(self) -> dict:
+        state = self.model.state_dict()
+        for name, value in state.items():  # in place, for the versions that it carries as an attribute
+            state[name] = _whole(value)
+        return state
+
+    def load_model_state_dict(self, state_dict: dict, **kwargs: object) -> None:
+        own = self.model.state_dict()
+        parts = {name.removeprefix("module."): value for name, value in state_dict.items()}
+        super().load_model_state_dict({name: _part(v, own.get(name)) for name, v in parts.items()}, **kwargs)
+
+    def optim_state_dict(self) -> dict:
+        saved = super().optim_state_dict()
+        states = {i: {k: _whole(v) for k, v in state.items()} for i, state in saved["state"].items()}
+        return {**saved, "state": states}
+
+    def load_optim_state_dict(self, state_dict: dict) -> None:
+        parameters = [p for group in self.optim_wrapper.optimizer.param_groups for p in group["params"]]
+        states = {
+            i: {k: _part(v, parameters[i]) for k, v in state.items()}
+            for i, state in state_dict["state"].items()
+        }
+        super().load_optim_state_dict({**state_dict, "state": states})
+
+
+def _whole(value: object) -> object:
+    """A tensor brought together, in the memory of the first process: a GPU might not hold all of them."""
+    if not isinstance(value, Tensor):
+        return value
+    tensor = value.full_tensor() if isinstance(value, DTensor) else value
+    return tensor.detach().cpu() if is_main_process() else None
+
+
+def _part(value: object, like: Tensor | None) -> object:
+    """This process's part of a tensor, shared out as another of that shape is."""
+    if isinstance(like, DTensor) and isinstance(value, Tensor) and value.shape == like.shape:
+        return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
+    return value

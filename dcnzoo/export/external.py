@@ -1,0 +1,100 @@
+"""The files beside an ONNX file that its tensors are in: which they are, before a runtime opens them.
+
+Needs no package: a runtime is all that there has to be where a model runs.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+# The part of onnx.proto that leads to tensors: message → number of a field → the message in it.
+_MESSAGES = {
+    "model": {7: "graph", 20: "training", 25: "function"},
+    "training": {1: "graph", 2: "graph"},
+    "function": {7: "node", 11: "attribute"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
+    "sparse": {1: "tensor", 2: "tensor"},
+    "tensor": {13: "entry"},
+}
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # protobuf's wire types
+
+
+def refuse_files_elsewhere(path: str | os.PathLike) -> None:
+    """A model is data from somebody, and says by itself which files are read for its weights.
+
+    onnxruntime 1.31 refuses those outside the model's folder; 1.23, the last for Python 3.10, opens any.
+
+    Raises:
+        ValueError: one is outside the folder, by its name or as a link; or the file is no ONNX model.
+    """
+    path = Path(path)
+    folder = path.resolve().parent
+    for location in locations(path):
+        file = folder / location
+        if Path(location).is_absolute() or not file.resolve().is_relative_to(folder):
+            raise ValueError(f"{path}: expected weights inside its folder, got some in {location!r}")
+
+
+def locations(path: str | os.PathLike) -> set[str]:
+    """The files that an ONNX file names, as it names them.
+
+    Raises:
+        ValueError: it is no ONNX model.
+    """
+    try:
+        with (
+            open(path, "rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+            memoryview(content) as view,
+        ):
+            return {location.decode() for location in _locations(view, 0, len(view), "model")}
+    except (IndexError, RecursionError, ValueError) as error:
+        raise ValueError(f"{path}: expected an ONNX model, found something else or a damaged one") from error
+
+
+def _locations(view: memoryview, start: int, end: int, message: str) -> Iterator[bytes]:
+    inside = _MESSAGES[message]
+    for number, first, last in _fields(view, start, end):
+        if number not in inside:
+            continue
+        if inside[number] == "entry":
+            texts = {n: bytes(view[a:b]) for n, a, b in _fields(view, first, last)}
+            if texts.get(1) == b"location":
+                yield texts.get(2, b"")
+        else:
+            yield from _locations(view, first, last, inside[number])
+
+
+def _fields(view: memoryview, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Number, begin and end of each field of a message that has a length."""
+    while start < end:
+        tag, start = _varint(view, start)
+        kind = tag & 7
+        if kind == _VARINT:
+            _, start = _varint(view, start)
+        elif kind == _BYTES:
+            size, start = _varint(view, start)
+            yield tag >> 3, start, start + size
+            start += size
+        elif kind in (_FIXED64, _FIXED32):
+            start += 8 if kind == _FIXED64 else 4
+        else:
+            raise ValueError(f"wire type {kind}")
+    if start != end:
+        raise ValueError("a field that is longer than its message")
+
+
+def _varint(view: memoryview, start: int) -> tuple[int, int]:
+    """The number, and where it ends."""
+    value = shift = 0
+    while True:
+        byte = view[start]
+        value |= (byte & 0x7F) << shift
+        start, shift = start + 1, shift + 7
+        if byte < 0x80:
+            return value, start

@@ -1,0 +1,270 @@
+"""Kill a training over and over, resume it, and compare it with one that was left alone.
+
+``python tests/crash.py FOLDER --kills 20``. A training is a process of its own, forked from one that has
+imported everything, which makes a start cheap; it dies by SIGKILL, at a random moment or at a chosen step
+of writing a checkpoint. What is resumed, and what comes out in the end, is compared with a run in one
+piece. Prints what was done as JSON; whatever differs is an AssertionError.
+"""
+
+import argparse
+import builtins
+import errno
+import itertools
+import json
+import os
+import random
+import re
+import runpy
+import shutil
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+
+import dcnzoo.datasets  # noqa: E402
+import dcnzoo.engine  # noqa: E402
+import dcnzoo.models  # noqa: E402, F401
+
+# isort: split
+from mmdet.evaluation import CocoMetric  # noqa: E402, F401
+from mmengine.fileio import LocalBackend  # noqa: E402
+
+from dcnzoo.engine import checkpoint  # noqa: E402
+
+EPOCHS = 4
+CONFIG = """
+_base_ = {base!r}
+train_cfg = dict(max_epochs={epochs})
+randomness = dict(seed=5)
+data = dict(
+    data_root={data!r},
+    shapes=dict(train=6, val=2, size=64, min_radius=8, max_radius=28))
+train_dataloader = dict(
+    batch_size=2, num_workers={workers}, persistent_workers={persistent}, dataset=data)
+val_dataloader = dict(dataset=data)
+val_evaluator = dict(ann_file={data!r} + 'annotations/val.json')
+test_dataloader = val_dataloader
+test_evaluator = val_evaluator
+default_hooks = dict(
+    logger=dict(interval=1), checkpoint=dict(save_best='coco/bbox_mAP', max_keep_ckpts={keep}))
+model = dict(
+    train_cfg=dict(rpn_proposal=dict(max_per_img=16)),
+    test_cfg=dict(rpn=dict(max_per_img=16), rcnn=dict(score_thr=0.0, max_per_img=4)))
+"""
+# a data loader without workers, with, and with those that stay from epoch to epoch
+LOADERS = [(0, False), (2, False), (2, True)]
+# of writing a checkpoint, in this order; at the last the disk is full, and the process ends by itself
+FULL = "disk full"
+STEPS = ["half written", "written", "renamed", "outdated removed", FULL]
+
+
+def write_config(folder: Path, loader: int, keep: int = 2) -> Path:
+    workers, persistent = LOADERS[loader]
+    path = folder / f"loader{loader}.py"
+    base = str(ROOT / "configs/demo/mask-rcnn_r14-mdconv_fpn_8e_shapes.py")
+    settings = {"workers": workers, "persistent": persistent, "keep": keep, "epochs": EPOCHS, "base": base}
+    path.write_text(CONFIG.format(data=f"{folder / 'data'}/", **settings))
+    return path
+
+
+def start(config: Path, work: Path, death: tuple[str, int] | None = None) -> int:
+    """The process number of a training, which resumes if there is something to be resumed."""
+    sys.stdout.flush()
+    if process := os.fork():
+        return process
+    status = 1
+    try:
+        work.mkdir(exist_ok=True)
+        log = os.open(work / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        if death is not None:
+            die_at(*death)
+        sys.argv = ["train", str(config), "--work-dir", str(work), "--resume"]
+        runpy.run_path(str(ROOT / "tools/train.py"), run_name="__main__")
+        status = 0
+    except SystemExit as end:
+        print(end.code, file=sys.stderr)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def die_at(step: str, times: int) -> None:
+    """Arrange for this process to die when it is at that step of writing for that time."""
+    left = times
+
+    def die() -> None:
+        nonlocal left
+        left -= 1
+        if left == 0 and step == FULL:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def half_written(path, mode="r"):
+        file = builtins.open(path, mode)  # noqa: SIM115
+        if "w" in mode:
+            write = file.raw.write
+
+            def write_half(data):
+                write(data[: len(data) // 2])
+                die()
+                file.raw.seek(0)
+                return write(data)
+
+            return Facade(file, write_half)
+        return file
+
+    def call(function, before: bool):
+        def wrapper(*args, **kwargs):
+            if before:
+                die()
+            result = function(*args, **kwargs)
+            if not before:
+                die()
+            return result
+
+        return wrapper
+
+    if step in ("half written", FULL):
+        checkpoint.open = half_written
+    elif step == "written":
+        os.replace = call(os.replace, before=True)
+    elif step == "renamed":
+        os.replace = call(os.replace, before=False)
+    else:
+        LocalBackend.remove = call(LocalBackend.remove, before=True)
+
+
+class Facade:
+    """A file that is written in two halves."""
+
+    def __init__(self, file, write) -> None:
+        self.file, self.write = file, write
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.file.close()
+
+    def __getattr__(self, name: str):
+        return getattr(self.file, name)
+
+
+def log(work: Path) -> str:
+    return (work / "log").read_text()
+
+
+def epochs(work: Path) -> list[int]:
+    """Of the checkpoints that have their names, in ascending order."""
+    return sorted(int(re.findall(r"\d+", path.name)[0]) for path in work.glob("epoch_*.pth"))
+
+
+def result(work: Path) -> dict:
+    """What a finished training leaves that must not depend on how often it died."""
+    assert epochs(work)[-1] == EPOCHS and checkpoint.damage(work / f"epoch_{EPOCHS}.pth") is None
+    last = torch.load(work / f"epoch_{EPOCHS}.pth", weights_only=True)
+    (best,) = work.glob("best_*.pth")
+    return {
+        **{key: last[key] for key in ("state_dict", "ema_state_dict", "optimizer", "param_schedulers")},
+        "best": (best.name, torch.load(best, weights_only=True)["state_dict"]),
+        "score": last["message_hub"]["runtime_info"]["best_score"],
+        "iteration": last["meta"]["iter"],
+    }
+
+
+def assert_same(a: object, b: object, where: str = "") -> None:
+    """Bitwise."""
+    assert type(a) is type(b), where
+    if isinstance(a, torch.Tensor):
+        assert a.dtype == b.dtype and torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_same(a[key], b[key], f"{where}/{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, f"{where}/{i}")
+    else:
+        assert a == b, f"{where}: {a} and {b}"
+
+
+def assert_resumed(work: Path, last: int | None) -> None:
+    """The run went on after the last epoch that was there when the one before it died."""
+    text = log(work)
+    resumed = re.findall(r"resumed epoch: (\d+), iter: (\d+)", text)
+    # it may have died before it came to that
+    assert resumed in ([], [] if last is None else [(str(last), str(3 * last))]), (last, text)
+    trained = [int(epoch) for epoch in re.findall(r"Epoch\(train\) +\[(\d+)\]\[1/3\]", text)]
+    assert trained == [(last or 0) + 1 + i for i in range(len(trained))], (last, text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--loaders", type=int, nargs="+", choices=range(3), default=[0, 1, 2])
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    folder, chance = args.folder.resolve(), random.Random(args.seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    whole, seconds = {}, {}
+    for loader in args.loaders:
+        began = time.monotonic()
+        work = folder / f"whole{loader}"
+        shutil.rmtree(work, ignore_errors=True)
+        _, status = os.waitpid(start(write_config(folder, loader), work), 0)
+        assert status == 0, log(work)
+        seconds[loader] = time.monotonic() - began
+        whole[loader] = result(work)
+
+    deaths = dict.fromkeys(["at a random moment", *STEPS], 0)
+    order, finished, kills, writing = itertools.cycle(deaths), 0, 0, 0
+    while True:
+        loader = args.loaders[finished % len(args.loaders)]
+        config, work, last = folder / f"loader{loader}.py", folder / f"killed{loader}", None
+        shutil.rmtree(work, ignore_errors=True)
+        while True:
+            # once all are done, a run is left to finish
+            how = next(order) if kills < args.kills else None
+            death = (how, chance.randint(1, 5)) if how in STEPS else None
+            process = start(config, work, death)
+            if how is not None and death is None:
+                time.sleep(chance.uniform(0, seconds[loader]))
+                os.kill(process, signal.SIGKILL)
+            _, status = os.waitpid(process, 0)
+            full = re.search(
+                rf"^error: {work}/\S+ cannot be written .*No space left", log(work), re.MULTILINE
+            )
+            assert status in (0, signal.SIGKILL) or (how == FULL and full), log(work)
+            assert_resumed(work, last)
+            if status == 0:
+                break
+            kills += how != FULL
+            deaths[how] += 1
+            writing += status != 0 and any(work.glob(".*.partial"))
+            last = max(epochs(work), default=None)
+        finished += 1
+        assert len(epochs(work)) == 2 and not list(work.glob(".*.partial")), os.listdir(work)
+        assert_same(result(work), whole[loader])
+        print(f"{finished} trainings, {kills} of {args.kills} kills: the same bits", file=sys.stderr)
+        if kills >= args.kills:
+            break
+    figures = {"kills": kills, "while a file was written": writing, **deaths, "trainings": finished}
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""What the tests of this folder share: starting tools and groups of processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = "configs/demo/mask-rcnn_r14_fpn_8e_shapes.py"
+
+
+def environment(**extra: object) -> dict[str, str]:
+    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+    threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    extra = {name: str(value) for name, value in extra.items()}
+    return {**os.environ, **threads, "PYTHON": sys.executable,
+            "PYTHONPATH": os.pathsep.join(filter(None, paths)), **extra}  # fmt: skip
+
+
+def start(*command: object, **extra: object) -> subprocess.Popen:
+    """A command in a session of its own, its output in one stream."""
+    return subprocess.Popen(
+        [str(word) for word in command],
+        cwd=ROOT,
+        env=environment(**extra),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen, seconds: float = 300) -> str:
+    """Its output; all that it started is killed where it takes longer."""
+    try:
+        return process.communicate(timeout=seconds)[0]
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        output = process.communicate()[0]
+        raise AssertionError(f"still running after {seconds} s:\n{output[-4000:]}") from None
+
+
+def run(*command: object, status: int = 0, **extra: object) -> str:
+    process = start(*command, **extra)
+    output = finish(process)
+    assert process.returncode == status, output[-6000:]
+    return output
+
+
+def torchrun(processes: int, *command: object) -> str:
+    elastic = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes]
+    return run(sys.executable, *elastic, *command)
+
+
+def settings(data: Path, train: int = 8, val: int = 5, epochs: int = 1, **more: object) -> list[str]:
+    """Settings that turn the demo config into seconds."""
+    found = {
+        "train_cfg.max_epochs": epochs,
+        "train_dataloader.batch_size": 2,
+        "default_hooks.logger.interval": 1,
+        # half-trained boxes score low: keep them, so that there is something to compare
+        "model.test_cfg.rcnn.score_thr": 0.0,
+        "val_evaluator.ann_file": f"{data}/annotations/val.json",
+        "test_evaluator.ann_file": f"{data}/annotations/val.json",
+    }
+    for loader in ("train", "val", "test"):
+        dataset = f"{loader}_dataloader.dataset"
+        found.update({f"{dataset}.data_root": f"{data}/", f"{dataset}.shapes.train": train,
+                      f"{dataset}.shapes.val": val})  # fmt: skip
+    found.update({name.replace("__", "."): value for name, value in more.items()})
+    return ["--cfg-options", *(f"{name}={value}" for name, value in found.items())]

@@ -1,0 +1,336 @@
+"""The tools under torchrun and under Slurm's interface, in processes on the CPU."""
+
+import inspect
+import json
+import os
+import pickle
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from .launching import CONFIG, ROOT, environment, finish, run, settings, start
+
+SCALARS = "*/vis_data/scalars.json"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return tmp_path_factory.mktemp("data") / "shapes"
+
+
+@pytest.fixture
+def port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def precisions(output):
+    return [re.findall(rf"coco/{kind}_mAP: (-?[\d.]+)", output)[-1] for kind in ("bbox", "segm")]
+
+
+def logged(work, name):
+    """A scalar of every iteration, of all starts."""
+    lines = [line for log in sorted(work.glob(SCALARS)) for line in log.read_text().splitlines()]
+    return [entry[name] for entry in map(json.loads, lines) if "loss" in entry]
+
+
+# Evaluation
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, data):
+    """A checkpoint of one process, and what it predicts there."""
+    work = tmp_path_factory.mktemp("trained")
+    run(sys.executable, "tools/train.py", CONFIG, "--work-dir", work, *settings(data, epochs=2),
+        "model.backbone.dcn=True")  # fmt: skip
+    return work / Path(CONFIG).name, work / "epoch_2.pth"
+
+
+@pytest.mark.slow
+def test_several_processes_evaluate_as_one(trained, tmp_path, port):
+    """Five images: a process of two, and of three, has one more than another."""
+    config, checkpoint = trained
+    outputs, predictions = [], []
+    for processes in (1, 2, 3):
+        out = tmp_path / f"{processes}.pkl"
+        script = ["tools/dist_test.sh", config, checkpoint, processes]
+        if processes == 1:
+            script = [sys.executable, "tools/test.py", config, checkpoint]
+        outputs.append(run(*script, "--work-dir", tmp_path / str(processes), "--out", out, PORT=port))
+        predictions.append(pickle.loads(out.read_bytes()))
+    assert precisions(outputs[0]) == precisions(outputs[1]) == precisions(outputs[2])
+    assert float(precisions(outputs[0])[0]) > 0, "there is something to compare"
+    ids = [[image["img_id"] for image in images] for images in predictions]
+    assert ids[0] == ids[1] == ids[2] and len(set(ids[0])) == 5, "each image once, in its order"
+    for several in predictions[1:]:
+        for image, expected in zip(several, predictions[0], strict=True):
+            for key in ("bboxes", "scores"):
+                found, known = (x["pred_instances"][key] for x in (image, expected))
+                np.testing.assert_allclose(found, known, atol=1e-4)
+
+
+# Training
+
+
+def auditing_config(folder, bases=(CONFIG,), **more):
+    """The bases with every hook of dcnzoo's, and with notes of who writes."""
+    from mmengine.hooks import Hook
+
+    import dcnzoo.engine
+
+    known = [getattr(dcnzoo.engine, name) for name in dcnzoo.engine.__all__]
+    hooks = [cls.__name__ for cls in known if inspect.isclass(cls) and issubclass(cls, Hook)]
+    assert {"AtomicCheckpointHook", "ProgressHook"} <= set(hooks)
+    default = ("AtomicCheckpointHook", "ProgressHook")  # there already
+    imports = ["dcnzoo.models", "dcnzoo.engine", "dcnzoo.datasets", "tests.distributed.audit"]
+    lines = {
+        "_base_": [str(ROOT / base) for base in bases],
+        "custom_imports": dict(imports=imports, allow_failed_imports=False),
+        "custom_hooks": [dict(type=name) for name in hooks if name not in default],
+        **more,
+    }
+    path = folder / "audited.py"
+    path.write_text("".join(f"{name} = {value!r}\n" for name, value in lines.items()))
+    return path
+
+
+def launch(script, *arguments, **extra):
+    return run(f"tools/{script}.sh", *arguments, **extra)
+
+
+SHARDED = ("configs/demo/mask-rcnn_internimage_fpn_8e_shapes.py", "configs/_base_/fully_sharded.py")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "more",
+    [
+        dict(sync_bn="torch"),
+        dict(runner_type="FlexibleRunner", strategy=dict(type="DDPStrategy", sync_bn="torch")),
+        dict(bases=SHARDED),
+    ],
+    ids=["DDP", "DDPStrategy", "FullyShardStrategy"],
+)
+def test_two_processes_train(data, tmp_path, port, more):
+    """SyncBN, accumulated gradients and a scaled learning rate; the first process alone writes."""
+    config, work, notes = auditing_config(tmp_path, **more), tmp_path / "work", tmp_path / "notes"
+    options = settings(data, train=16, epochs=1, optim_wrapper__accumulative_counts=2,
+                       auto_scale_lr__base_batch_size=4)  # fmt: skip
+    arguments = [config, 2, "--work-dir", work, "--auto-scale-lr", *options]
+    output = launch("dist_train", *arguments, PORT=port, AUDIT=notes, AUDITED=work)
+    assert "Scaling the original LR by 2.0" in output and "A step is of 2 iterations" in output
+    # two processes with two images each, twice: 8 images in a step, twice as many as the rate is meant for
+    assert logged(work, "lr")[0] == pytest.approx(2 * 1.5e-3 * 0.05)
+    assert len(logged(work, "lr")) == 16 / (2 * 2), "two processes share the images"
+
+    written = {rank: set((tmp_path / f"notes.{rank}").read_text().splitlines()) for rank in (0, 1)}
+    assert any("epoch_1.pth" in path for path in written[0])
+    assert not written[1], "only the first process writes"
+    assert sorted(p.name for p in work.glob("*.pth")) == ["epoch_1.pth"]
+
+    testing = run(sys.executable, "tools/test.py", config, work / "epoch_1.pth", "--work-dir", work, *options,
+                  RANK=0, AUDIT=notes, AUDITED=work)  # fmt: skip
+    assert precisions(testing) == precisions(output)
+
+
+@pytest.mark.slow
+def test_sharded_and_whole_runs_go_on_from_one_another(data, tmp_path, port):
+    sharded = [
+        "runner_type=FlexibleRunner",
+        "strategy.type=FullyShardStrategy",
+        "strategy.shard=[Bottleneck]",
+    ]
+    arguments = ["--work-dir", tmp_path, "--resume"]
+    plain = ["custom_hooks=[]"]  # mmengine's EMAHook copies the model, which cannot be when it is shared out
+    launch("dist_train", CONFIG, 2, *arguments, *settings(data), *plain, *sharded, PORT=port)
+    alone = run(sys.executable, "tools/train.py", CONFIG, *arguments, *settings(data, epochs=2), *plain)
+    assert "resumed epoch: 1, iter: 2" in alone
+    again = launch(
+        "dist_train", CONFIG, 2, *arguments, *settings(data, epochs=3), *plain, *sharded, PORT=port
+    )
+    assert "resumed epoch: 2, iter: 6" in again
+    optimizer = torch.load(tmp_path / "epoch_3.pth", weights_only=False)["optimizer"]
+    assert {float(state["step"]) for state in optimizer["state"].values()} == {8.0}
+
+
+# What dies
+
+
+def rank_1(launcher):
+    """The process with rank 1 that torchrun has started."""
+    for folder in Path("/proc").iterdir():
+        try:
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            names = (folder / "environ").read_bytes().split(b"\0")
+        except (OSError, ValueError, IndexError):
+            continue
+        if parent == launcher.pid and b"RANK=1" in names:
+            return int(folder.name)
+    raise AssertionError("there is no rank 1")
+
+
+def stop_rank_1(launcher, work, by=signal.SIGKILL):
+    """In an epoch after the first checkpoint."""
+    deadline = time.monotonic() + 200
+    while not (work / "last_checkpoint").exists():
+        assert launcher.poll() is None, launcher.communicate()[0][-4000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    pid = rank_1(launcher)
+    os.kill(pid, by)
+    return pid
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_the_job_with_a_message(data, tmp_path, port):
+    arguments = [CONFIG, 2, "--work-dir", tmp_path, *settings(data, epochs=100)]
+    launcher = start("tools/dist_train.sh", *arguments, PORT=port)
+    pid = stop_rank_1(launcher, tmp_path)
+    output = finish(launcher, seconds=60)
+    assert launcher.returncode == 1
+    assert f"Signal 9 (SIGKILL) received by PID {pid}" in output
+    with pytest.raises(ProcessLookupError):  # none is left of the group
+        os.killpg(launcher.pid, 0)
+
+
+@pytest.mark.slow
+def test_a_process_that_hangs_ends_the_job_too(data, tmp_path, port):
+    """After the timeout of a collective, and torchrun's 30 s for a process that does not end when told."""
+    arguments = [CONFIG, 2, "--work-dir", tmp_path, *settings(data, epochs=100)]
+    launcher = start("tools/dist_train.sh", *arguments, "env_cfg.dist_cfg.timeout=30", PORT=port)
+    stop_rank_1(launcher, tmp_path, by=signal.SIGSTOP)
+    output = finish(launcher, seconds=120)
+    assert launcher.returncode == 1
+    assert "Timed out waiting 30000ms" in output, output[-3000:]
+
+
+@pytest.mark.slow
+def test_a_killed_job_begins_anew_at_its_last_checkpoint(data, tmp_path, port):
+    arguments = [CONFIG, 2, "--resume", "--work-dir", tmp_path, *settings(data, epochs=6)]
+    launcher = start("tools/dist_train.sh", *arguments, PORT=port, MAX_RESTARTS=1)
+    stop_rank_1(launcher, tmp_path)
+    output = finish(launcher)
+    assert launcher.returncode == 0, output[-4000:]
+    resumed = int(re.findall(r"resumed epoch: (\d+)", output)[-1])
+    assert resumed >= 1 and (tmp_path / "last_checkpoint").read_text().endswith("epoch_6.pth")
+    steps = logged(tmp_path, "step")
+    assert steps[len(steps) - 12 + 2 * resumed :] == list(range(2 * resumed + 1, 13)), (
+        "each epoch once from there on"
+    )
+
+
+# Slurm, of which there is only the interface
+
+SRUN = """#!/usr/bin/env python3
+import json, os, subprocess, sys
+words = sys.argv[1:]
+options = []
+while words[0].startswith('-'):
+    options.append(words.pop(0))
+with open(os.environ['CALLED'], 'w') as file:
+    json.dump(dict(options=options, command=words, port=os.environ['MASTER_PORT']), file)
+if os.environ.get('TASKS'):
+    names = dict(SLURM_NTASKS=os.environ['TASKS'], SLURM_NODELIST='here[1-2]')
+    tasks = [subprocess.Popen(words, env=dict(os.environ, **names, SLURM_PROCID=i, SLURM_LOCALID=i))
+             for i in map(str, range(int(os.environ['TASKS'])))]
+    sys.exit(max(abs(task.wait()) for task in tasks))
+"""
+SCONTROL = """#!/bin/sh
+[ "$*" = "show hostname here[1-2]" ] && echo 127.0.0.1
+"""
+
+
+@pytest.fixture
+def slurm(tmp_path):
+    """Runs a script with srun's place taken; what srun was called with."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+
+    def call(script, *arguments, status=0, **extra):
+        called = tmp_path / "called.json"
+        path = f"{folder}{os.pathsep}{os.environ['PATH']}"
+        output = run(f"tools/{script}.sh", *arguments, status=status, PATH=path, CALLED=called, **extra)
+        return output, json.loads(called.read_text())
+
+    return call
+
+
+def test_slurm_asks_for_a_task_per_gpu(slurm, tmp_path):
+    odd = tmp_path / "a b.py"
+    _, called = slurm("slurm_train", "part", "name", odd, "out dir", "--resume", "--cfg-options", "a=[1, 2]")
+    assert called["options"] == [
+        "--partition=part",
+        "--job-name=name",
+        "--ntasks=8",
+        "--ntasks-per-node=8",
+        "--cpus-per-task=5",
+        "--gres=gpu:8",
+        "--kill-on-bad-exit=1",
+    ]
+    assert called["port"] == "29500"
+    assert called["command"] == [
+        *(sys.executable, "-u", "tools/train.py", str(odd), "--work-dir", "out dir"),
+        *("--launcher", "slurm", "--resume", "--cfg-options", "a=[1, 2]"),
+    ]
+
+
+def test_slurm_over_several_nodes(slurm):
+    names = dict(GPUS=32, GPUS_PER_NODE=4, CPUS_PER_TASK=9, PORT=123, SRUN_ARGS="--account=me --time=1:00")
+    _, called = slurm("slurm_test", "part", "name", "config.py", "file.pth", "--out", "x.pkl", **names)
+    assert called["options"][2:] == [
+        "--ntasks=32",
+        "--ntasks-per-node=4",
+        "--cpus-per-task=9",
+        "--gres=gpu:4",
+        "--kill-on-bad-exit=1",
+        "--account=me",
+        "--time=1:00",
+    ]
+    assert called["port"] == "123"
+    assert called["command"][2:] == [
+        *("tools/test.py", "config.py", "file.pth", "--launcher", "slurm", "--out", "x.pkl"),
+    ]
+
+
+def test_slurm_without_gpus_and_with_fewer_than_a_node_has(slurm):
+    _, called = slurm("slurm_train", "p", "n", "c.py", "w", GPUS=2, GPUS_PER_NODE=0)
+    assert called["options"][2:4] == ["--ntasks=2", "--ntasks-per-node=2"]
+    assert not any("gres" in option for option in called["options"])
+    _, called = slurm("slurm_train", "p", "n", "c.py", "w", GPUS=2)
+    assert called["options"][2:6] == [
+        "--ntasks=2",
+        "--ntasks-per-node=2",
+        "--cpus-per-task=5",
+        "--gres=gpu:2",
+    ]
+
+
+@pytest.mark.slow
+def test_slurm_trains_and_tests(slurm, data, tmp_path, port):
+    names = dict(GPUS=2, GPUS_PER_NODE=0, TASKS=2, PORT=port)
+    output, _ = slurm("slurm_train", "p", "n", CONFIG, tmp_path, *settings(data), **names)
+    assert len(logged(tmp_path, "step")) == 8 / (2 * 2)
+    testing, _ = slurm("slurm_test", "p", "n", CONFIG, tmp_path / "epoch_1.pth", "--work-dir", tmp_path,
+                       *settings(data), **names)  # fmt: skip
+    assert precisions(testing) == precisions(output)
+
+
+@pytest.mark.parametrize("script", ["dist_train", "dist_test", "slurm_train", "slurm_test"])
+def test_launchers_say_how_they_are_called(script):
+    result = subprocess.run(
+        [f"tools/{script}.sh"], cwd=ROOT, env=environment(), capture_output=True, text=True
+    )
+    assert result.returncode == 2 and result.stderr.startswith(f"usage: tools/{script}.sh ")
+    subprocess.run(["bash", "-n", f"tools/{script}.sh"], cwd=ROOT, check=True)

@@ -1,0 +1,112 @@
+"""What `tools/analysis/scaling.py` calculates, and what `docs/scale.md` says to run."""
+
+import re
+import runpy
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from .launching import ROOT, environment
+
+DEMO = "configs/demo/mask-rcnn_r14-mdconv_fpn_8e_shapes.py"
+
+
+@pytest.fixture(scope="module")
+def scaling():
+    return runpy.run_path(str(ROOT / "tools/analysis/scaling.py"))
+
+
+def test_the_calculation(scaling):
+    """1 GB to 2 nodes at 0.5 GB/s: each sends half of it, and again half. An iteration hides 0.75 of 3 s."""
+    assert scaling["exchange"](10**9, nodes=2, bandwidth=0.5) == pytest.approx(2.0)
+    assert scaling["exchange"](10**9, nodes=64, bandwidth=0.5) == pytest.approx(2 * 63 / 64 / 0.5)
+    assert scaling["exchange"](10**9, nodes=1, bandwidth=0.5) == 0
+    assert scaling["iteration"](3.0, 10**9, 2, 0.5, hidden=0.25) == pytest.approx(3 + 2 - 0.75)
+    assert scaling["iteration"](3.0, 10**9, 2, 0.5, hidden=1.0) == 3
+
+
+def test_sizes(scaling, tmp_path):
+    model = nn.Sequential(nn.Linear(300, 200), nn.BatchNorm1d(200), nn.Linear(200, 5))
+    model[2].requires_grad_(False)
+    found = scaling["sizes"](model, dict(optimizer=dict(type="AdamW", lr=0.1)))
+    learning = 300 * 200 + 200 + 2 * 200
+    assert found["parameters"] == learning + 200 * 5 + 5
+    assert found["gradients"] == 4 * learning
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "weights.pth")
+    assert found["weights"] == pytest.approx((tmp_path / "weights.pth").stat().st_size, rel=0.01)
+    # AdamW remembers two numbers for each parameter that learns
+    assert found["checkpoint"] - found["weights"] == pytest.approx(2 * 4 * learning, rel=0.02)
+
+
+def test_the_command(monkeypatch, capsys):
+    def run(*arguments):
+        monkeypatch.chdir(ROOT)
+        monkeypatch.setattr(sys, "argv", ["scaling", DEMO, *arguments])
+        runpy.run_path("tools/analysis/scaling.py", run_name="__main__")
+        return capsys.readouterr().out
+
+    output = run("--seconds", "0.5", "--nodes", "3", "--bandwidth", "0.001", "--loader")
+    assert "parameters                 581,891" in output and "Workers that a device needs: " in output
+    rows = [
+        re.findall(r"[\d.,]+", line) for line in output.splitlines() if re.match(r"\D*\d+ +│ +\d+ +│", line)
+    ]
+    # 8 devices × 8 images in half a second; then 2.3 MB through 1 MB/s, of which 0.25 s are hidden
+    assert [row[:4] for row in rows] == [["1", "8", "64", "128.0"], ["2", "16", "128", rows[1][3]]]
+    assert float(rows[1][3]) == pytest.approx(128 / (0.5 + 2.3 - 0.25), rel=0.03)
+
+    for arguments, expected in (
+        (["--devices", "0"], "--devices: expected ≥ 1, got 0"),
+        (["--seconds", "0"], "--seconds: expected > 0, got 0.0"),
+        (["--hidden", "2"], "--hidden: expected from 0 to 1, got 2.0"),
+    ):
+        with pytest.raises(SystemExit, match=re.escape(f"error: {expected}")):
+            run(*arguments)
+
+
+# The page
+
+
+def blocks(language):
+    text = (ROOT / "docs/scale.md").read_text()
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+def test_kubernetes_starts_torchrun_on_every_node():
+    """The job's command, as its containers run it, with what the operator puts into the environment."""
+    (job,) = map(yaml.safe_load, blocks("yaml"))
+    replicas = job["spec"]["pytorchReplicaSpecs"]
+    nodes = sum(replica["replicas"] for replica in replicas.values())
+    assert job["kind"] == "PyTorchJob" and nodes == 8
+    master, worker = (replicas[name]["template"]["spec"]["containers"][0] for name in ("Master", "Worker"))
+    assert master == worker and master["name"] == "pytorch"
+    given = environment(PYTHON="echo", RANK=3, MASTER_ADDR="train-master-0", MASTER_PORT=23456, WORLD_SIZE=64)
+    result = subprocess.run(
+        master["command"], cwd=ROOT, env=given, capture_output=True, text=True, check=True
+    )
+    words = result.stdout.split()
+    gpus = master["resources"]["limits"]["nvidia.com/gpu"]
+    for word in (
+        "torch.distributed.run",
+        f"--nnodes={nodes}",
+        "--node_rank=3",
+        f"--nproc_per_node={gpus}",
+        "--master_addr=train-master-0",
+        "--master_port=23456",
+        "--resume",
+    ):
+        assert word in words
+    assert words[words.index("--launcher") + 1] == "pytorch"
+
+
+def test_commands_name_what_is_there():
+    """Scripts and configs of the page's shell blocks exist, and take the options they are given."""
+    text = "\n".join(blocks("bash")).replace("\\\n", " ")
+    for path in re.findall(r"(?:tools|configs)/[\w./-]+\.(?:sh|py)", text):
+        assert (ROOT / path).is_file(), path
+    parser = (ROOT / "tools/train.py").read_text()
+    for option in ("--resume", "--auto-scale-lr", "--amp"):
+        assert option in text and option in parser

@@ -1,0 +1,359 @@
+"""Runs in every process of a group; each case compares it with one process that has the joined batch.
+
+``python -m tests.distributed.worker RESULTS CASE…`` with torchrun's environment. ``RESULTS`` becomes a JSON
+file: of each case the numbers it returned, the largest among the processes.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import sys
+from pathlib import Path
+
+import dcnzoo.models  # noqa: F401  first: mmdet needs mmcv._ext
+
+# isort: split
+import torch
+from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
+from mmengine.dist import init_dist
+from mmengine.model import BaseDataPreprocessor, BaseModel, MMDistributedDataParallel
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import init_default_scope
+from mmengine.structures import InstanceData
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.nn.parallel import DistributedDataParallel
+
+from dcnzoo import layers
+from dcnzoo.engine import FullyShardStrategy
+from dcnzoo.models.intern_image import InternImage
+
+RANK, PROCESSES = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+IMAGES = 4  # of the joined batch
+
+
+def own(batch):
+    """This process's part of a joined batch."""
+    each = IMAGES // PROCESSES
+    return batch[RANK * each : (RANK + 1) * each]
+
+
+def shaken(module: nn.Module) -> nn.Module:
+    """All parameters and buffers random, offsets off their zeros too."""
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return module
+
+
+def difference(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    """The largest, in units of a tensor's largest number where that is above 1."""
+    assert found.keys() == expected.keys()
+    return max(
+        (found[name] - tensor).abs().max().item() / max(1.0, tensor.abs().max().item())
+        for name, tensor in expected.items()
+    )
+
+
+def gradients(module: nn.Module) -> dict[str, Tensor]:
+    found = {name: parameter.grad for name, parameter in module.named_parameters() if parameter.requires_grad}
+    missing = [name for name, gradient in found.items() if gradient is None or not gradient.any()]
+    assert not missing, f"nothing to compare: {missing}"
+    return {name: gradient.clone() for name, gradient in found.items()}
+
+
+# Layers
+
+
+def packed_layers() -> dict[str, tuple[nn.Module, Tensor]]:
+    """A layer of each kind that predicts its own offsets, and a batch for it."""
+    found = {}
+    for rank, size in ((1, [9]), (2, [7, 6]), (3, [4, 5, 3])):
+        for name in (f"PackedDeformConv{rank}d", f"PackedDeformConvTranspose{rank}d"):
+            for modulated in (False, True):
+                layer = getattr(layers, name)(4, 6, 3, stride=2, padding=1, modulated=modulated)
+                found[f"{name}, modulated={modulated}"] = layer, torch.rand(IMAGES, 4, *size)
+    for name in ("DCN", "DCNv2"):
+        layer = MODELS.build(dict(type=name, in_channels=4, out_channels=6, kernel_size=3, padding=1))
+        found[name] = layer, torch.rand(IMAGES, 4, 7, 6)
+    for name in ("DCNv3", "DCNv4"):
+        found[name] = getattr(layers, name)(32, group=2), torch.rand(IMAGES, 7, 6, 32)
+    return found
+
+
+class Attention(layers.MultiScaleDeformableAttention):
+    def forward(self, value: Tensor) -> Tensor:  # [N, 7·6 + 4·3, 16]
+        shapes = torch.tensor([[7, 6], [4, 3]])
+        points = torch.linspace(0.1, 0.9, 5)[None, :, None, None].expand(len(value), 5, 2, 2)
+        return super().forward(value[:, :5], value=value, reference_points=points, spatial_shapes=shapes,
+                               level_start_index=torch.tensor([0, 42]))  # fmt: skip
+
+
+class Pool(nn.Module):
+    """A pooling layer of two regions in each image."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.layer = getattr(layers, name)((3, 2), 4, deform_fc_channels=8, gamma=0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        boxes = torch.tensor([[0.5, 1.0, 6.0, 8.5], [2.0, 0.0, 7.0, 5.0]])
+        rois = [torch.cat([torch.full((2, 1), float(i)), boxes], 1) for i in range(len(x))]
+        return self.layer(x, torch.cat(rois))
+
+
+def layer_gradients(reference: bool) -> dict[str, object]:
+    torch.manual_seed(0)
+    every = packed_layers()
+    every["MultiScaleDeformableAttention"] = Attention(16, 2, 2, 3), torch.rand(IMAGES, 54, 16)
+    for name in ("DeformRoIPoolPack", "ModulatedDeformRoIPoolPack"):
+        every[name] = Pool(name), torch.rand(IMAGES, 4, 10, 9)
+    found = {}
+    for name, (layer, batch) in every.items():
+        shaken(layer)
+        module = layer if reference else DistributedDataParallel(layer)
+        module(batch if reference else own(batch)).square().mean().backward()
+        found[name] = gradients(layer)
+    return found
+
+
+# A detector
+
+
+def detector(norm: str) -> nn.Module:
+    """FCOS, whose loss divides by what all processes have found; DCNv2 in backbone and head."""
+    model = MODELS.build(
+        dict(
+            type="FCOS",
+            data_preprocessor=dict(type="DetDataPreprocessor", mean=[125.0] * 3, std=[60.0] * 3),
+            backbone=dict(
+                type="ResNet",
+                depth=14,
+                num_stages=3,
+                strides=(1, 2, 2),
+                dilations=(1, 1, 1),
+                out_indices=(1, 2),
+                stem_channels=8,
+                base_channels=8,
+                dcn=True,
+                norm_cfg=dict(type=norm),
+                norm_eval=False,
+            ),
+            neck=dict(type="FPN", in_channels=[64, 128], out_channels=16, num_outs=2),
+            bbox_head=dict(
+                type="FCOSHead",
+                num_classes=3,
+                in_channels=16,
+                feat_channels=16,
+                stacked_convs=1,
+                strides=[8, 16],
+                regress_ranges=((-1, 12), (12, 1e8)),
+                dcn_on_last_conv=True,
+                norm_cfg=dict(type="GN", num_groups=4),
+            ),
+        )
+    )
+    model.init_weights()
+    return shaken(model).train()
+
+
+def pictures() -> list[tuple[Tensor, DetDataSample]]:
+    """Images with different numbers of boxes."""
+    found = []
+    for index in range(IMAGES):
+        meta = dict(img_shape=(64, 48), ori_shape=(64, 48), pad_shape=(64, 48), scale_factor=(1.0, 1.0))
+        sample = DetDataSample(metainfo=meta)
+        corners = torch.rand(index + 1, 2) * 20
+        boxes = torch.cat([corners, corners + 5 + 20 * torch.rand(index + 1, 2)], 1)
+        sample.gt_instances = InstanceData(bboxes=boxes, labels=torch.arange(index + 1) % 3)
+        found.append((torch.randint(0, 256, (3, 64, 48), dtype=torch.uint8), sample))
+    return found
+
+
+def detector_gradients(reference: bool) -> dict[str, object]:
+    torch.manual_seed(0)
+    joined = pictures()
+    torch.manual_seed(0)
+    model = detector("SyncBN")  # alone it is BatchNorm
+    batch = joined if reference else own(joined)
+    data = model.data_preprocessor(
+        dict(inputs=[image for image, _ in batch], data_samples=[sample for _, sample in batch]), True
+    )
+    module = model if reference else MMDistributedDataParallel(model, broadcast_buffers=False)
+    loss, _ = model.parse_losses(module(**data, mode="loss"))
+    loss.backward()
+    statistics = {name: buffer for name, buffer in model.named_buffers() if "running" in name}
+    return {"gradients": gradients(model), "running statistics": statistics}
+
+
+# SyncBN
+
+
+def sync_batch_norm(reference: bool) -> dict[str, object]:
+    """Batches of 1, 2, … images; input in float64."""
+    torch.manual_seed(0)
+    found = {}
+    sizes = [rank + 1 for rank in range(PROCESSES)]
+    for name, options, tail in (
+        ("plain", {}, (5, 4)),
+        ("cumulative, no factors", dict(momentum=None, affine=False), (5,)),
+        ("of the batch only", dict(track_running_stats=False, eps=0.1), ()),
+    ):
+        layer = shaken(nn.SyncBatchNorm(3, dtype=torch.float64, **options))
+        whole = torch.randn(sum(sizes), 3, *tail, dtype=torch.float64) * 3 + 2
+        factor = torch.rand_like(whole)
+        mine = slice(sum(sizes[:RANK]), sum(sizes[: RANK + 1]))
+        part = slice(None) if reference else mine
+        x = whole[part].clone().requires_grad_()
+        for _ in range(2):  # two steps of the running statistics
+            y = layer(x)
+        (y * factor[part]).square().sum().backward()
+        results = {"output": y.detach(), "input's gradient": x.grad}
+        if reference:
+            results = {key: value[mine] for key, value in results.items()}
+        buffers = {key: value.double() for key, value in layer.named_buffers()}
+        weights = {key: value.grad.clone() for key, value in layer.named_parameters()}
+        if not reference:  # each process has its own images' share
+            for gradient in weights.values():
+                torch.distributed.all_reduce(gradient)
+        found[name] = {**results, **buffers, **weights}
+    return found
+
+
+# Accumulated gradients, and parameters shared out
+
+
+class Tiny(BaseModel):
+    """What a Runner trains: a backbone and the mean of its maps' squares."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__(BaseDataPreprocessor())
+        self.backbone = network
+
+    def forward(self, inputs: list[Tensor], mode: str) -> dict[str, Tensor]:
+        outputs = self.backbone(torch.stack(inputs))
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        return {"loss": torch.stack([x.square().mean() for x in outputs]).sum()}
+
+
+SGD = dict(type="SGD", lr=0.3, momentum=0.9, weight_decay=0.1)
+
+
+def accumulation(reference: bool) -> dict[str, object]:
+    """Three steps of the joined batch, or of its images one at a time."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(3, 4, 3, padding=1), layers.PackedDeformConv2d(4, 5, 3, padding=1), nn.ReLU()
+    model = Tiny(shaken(nn.Sequential(*conv, MODELS.build(dict(type="DCN", in_channels=5, out_channels=3,
+                                                               kernel_size=3)))))  # fmt: skip
+    count = 1 if reference else IMAGES // PROCESSES
+    cfg = dict(type="OptimWrapper", optimizer=dict(SGD), accumulative_counts=count,
+               clip_grad=dict(max_norm=1.0))  # fmt: skip
+    wrapper = build_optim_wrapper(model, cfg)
+    module = model if reference else MMDistributedDataParallel(model)
+    wrapper.initialize_count_status(module, 0, 3 * count)
+    for _ in range(3):
+        joined = torch.rand(IMAGES, 3, 9, 8)
+        for images in [joined] if reference else own(joined).split(1):
+            module.train_step(dict(inputs=list(images)), wrapper)
+    return {"parameters": {name: p.detach().clone() for name, p in model.named_parameters()}}
+
+
+def sharding(reference: bool) -> dict[str, object]:
+    """Two steps of InternImage by the optimizer of its configs, and a third after a checkpoint."""
+    torch.manual_seed(0)
+    depths = [1, 2]
+    network = InternImage(
+        channels=16, depths=depths, groups=[1, 2], out_indices=(1,), drop_path_rate=0.0, layer_scale=1.0
+    )
+    model = Tiny(shaken(network))
+    untrained = copy.deepcopy(model)
+    paramwise = dict(depths=depths, layer_decay_rate=0.5)
+    cfg = dict(
+        type="OptimWrapper",
+        optimizer=dict(SGD),
+        constructor="CustomLayerDecayOptimizerConstructor",
+        paramwise_cfg=paramwise,
+        clip_grad=dict(max_norm=1.0),
+    )
+    batches = [torch.rand(IMAGES, 3, 32, 24) for _ in range(3)]
+
+    def step(module: nn.Module, wrapper: object, batch: Tensor) -> None:
+        module.train_step(dict(inputs=list(batch if reference else own(batch))), wrapper)
+
+    if reference:
+        wrapper = build_optim_wrapper(model, cfg)
+        for batch in batches[:2]:
+            step(model, wrapper, batch)
+        saved = copy.deepcopy(dict(state_dict=model.state_dict(), optimizer=wrapper.state_dict()))
+        step(model, wrapper, batches[2])
+        return {"after two": flat(saved), "after three": flat(dict(state_dict=model.state_dict()))}
+
+    def prepared(network: nn.Module) -> FullyShardStrategy:
+        folder = Path(sys.argv[1]).parent / "work"
+        strategy = FullyShardStrategy(
+            shard=["Block"], work_dir=str(folder), env_kwargs=dict(launcher="pytorch")
+        )
+        strategy.prepare(network, optim_wrapper=dict(cfg))
+        return strategy
+
+    first = prepared(model)
+    blocks = [module for module in model.modules() if type(module).__name__.endswith("Block")]
+    assert len(blocks) == 3 and all(isinstance(block, FSDPModule) for block in [*blocks, model])
+    parts = sum(parameter.to_local().numel() for parameter in model.parameters())
+    whole = sum(parameter.numel() for parameter in model.parameters())
+    assert parts < whole / PROCESSES * 1.1, "each process holds its part"
+    for batch in batches[:2]:
+        step(first.model, first.optim_wrapper, batch)
+    path = Path(sys.argv[1]).with_name("sharded.pth")
+    meta = dict(meta=dict(epoch=1, iter=2))
+    first.save_checkpoint(str(path), extra_ckpt=copy.deepcopy(meta))
+    torch.distributed.barrier()
+
+    saved = torch.load(path, weights_only=True)
+    second = prepared(untrained)
+    second.resume(str(path))
+    step(second.model, second.optim_wrapper, batches[2])
+    second.save_checkpoint(str(path.with_name("third.pth")), extra_ckpt=copy.deepcopy(meta))
+    torch.distributed.barrier()
+    third = torch.load(path.with_name("third.pth"), weights_only=True)
+    return {"after two": flat(saved), "after three": flat(dict(state_dict=third["state_dict"]))}
+
+
+def flat(checkpoint: dict) -> dict[str, Tensor]:
+    found = {f"weights.{name}": value for name, value in checkpoint["state_dict"].items()}
+    if "optimizer" in checkpoint:
+        for number, state in checkpoint["optimizer"]["state"].items():
+            found[f"momentum.{number}"] = state["momentum_buffer"]
+        for number, group in enumerate(checkpoint["optimizer"]["param_groups"]):
+            found[f"group.{number}"] = torch.tensor([group["lr"], group["lr_scale"], *group["params"]])
+    return {name: value.detach().clone() for name, value in found.items()}
+
+
+CASES = {case.__name__: case for case in (layer_gradients, detector_gradients, sync_batch_norm, accumulation,
+                                          sharding)}  # fmt: skip
+
+
+def main(results: str, *names: str) -> None:
+    torch.set_num_threads(1)
+    init_default_scope("mmdet")
+    alone = {name: CASES[name](reference=True) for name in names}
+    init_dist("pytorch")
+    errors = {}
+    for name in names:
+        together = CASES[name](reference=False)
+        assert together.keys() == alone[name].keys()
+        for key, values in together.items():
+            error = torch.tensor(difference(values, alone[name][key]), dtype=torch.float64)
+            torch.distributed.all_reduce(error, torch.distributed.ReduceOp.MAX)
+            errors.setdefault(name, {})[key] = error.item()
+    if RANK == 0:
+        Path(results).write_text(json.dumps(errors))
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,178 @@
+"""Checkpoints are data: nothing in one is run, whichever of mmengine's ways it is read by."""
+
+import os
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.logging import HistoryBuffer
+from mmengine.runner import CheckpointLoader, load_checkpoint
+from mmengine.runner import checkpoint as loading
+from torch import nn
+
+import dcnzoo.models  # noqa: F401  applies the mends
+from dcnzoo.compat import checkpoints
+from dcnzoo.compat.checkpoints import CheckpointError, load_file
+
+from .zoo.conftest import undisturbed  # noqa: F401  a fixture
+from .zoo.server import Served, serving
+
+
+class Harmful:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """What must not come to be."""
+    folder = tmp_path / "made by a checkpoint"
+    yield folder
+    assert not folder.exists()
+
+
+@pytest.fixture
+def harmful(tmp_path, folder):
+    path = tmp_path / "harmful.pth"
+    torch.save({"state_dict": {"weight": torch.ones(1, 2)}, "meta": {"x": Harmful(folder)}}, path)
+    return path
+
+
+REFUSED = r"harmful\.pth: holds posix\.mkdir, which is neither weights nor plain data"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="posix.mkdir has another name elsewhere")
+class TestRefused:
+    def test_file(self, harmful):
+        for path in (str(harmful), f"~/{os.path.relpath(harmful, Path.home())}"):
+            with pytest.raises(CheckpointError, match=REFUSED):
+                load_checkpoint(nn.Linear(2, 1), path)
+
+    def test_by_every_format_that_torch_reads(self, tmp_path, folder):
+        path = tmp_path / "harmful.pth"
+        torch.save(Harmful(folder), path, _use_new_zipfile_serialization=False)
+        with pytest.raises(CheckpointError, match=REFUSED):
+            CheckpointLoader.load_checkpoint(str(path), logger="silent")
+
+    def test_whatever_the_environment_says(self, harmful, monkeypatch):
+        """Many set this for the sake of one file, and leave it set."""
+        monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+        with pytest.raises(CheckpointError, match=REFUSED):
+            CheckpointLoader.load_checkpoint(str(harmful), logger="silent")
+
+    @pytest.mark.parametrize("way", ["http://", "torchvision://", "openmmlab://", "mmcls://"])
+    def test_download(self, harmful, way, tmp_path, monkeypatch):
+        """torch.hub's reader of addresses, which mmengine takes, reads anything."""
+        monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+        with serving(Served({"/harmful.pth": harmful.read_bytes()})) as server:
+            address = f"{server.url}/harmful.pth"
+            asked = address if way == "http://" else f"{way}net"
+            for models in ("get_torchvision_models", "get_external_models", "get_mmcls_models"):
+                monkeypatch.setattr(loading, models, lambda: {"net": address})
+            with pytest.raises(CheckpointError, match=REFUSED):
+                CheckpointLoader.load_checkpoint(asked, logger="silent")
+        assert len(server.requests) == 1
+
+    def test_fork(self, harmful, monkeypatch):
+        """onedl-mmengine reads a file that was refused once more, and then anything."""
+        monkeypatch.delattr(loading, "_dcnzoo")
+        monkeypatch.setattr(loading, "_safe_torch_load", torch.load, raising=False)
+        for name in ("load_checkpoint", "_schemes"):
+            monkeypatch.setattr(CheckpointLoader, name, getattr(CheckpointLoader, name))
+        checkpoints.checkpoints_run_nothing()
+        with open(harmful, "rb") as file, pytest.raises(CheckpointError, match=r"holds posix\.mkdir"):
+            loading._safe_torch_load(file, "cpu")
+
+
+def test_the_message_says_what_to_do(harmful):
+    with pytest.raises(CheckpointError) as error:
+        load_file(harmful)
+    assert "publish_model.py FILE OUT --trust --save-keys state_dict" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_download_with_a_checksum(tmp_path, monkeypatch):
+    """Of the name, as OpenMMLab's and torch's files have it; what is another file is not read."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    torch.save({"weight": torch.ones(1, 2), "bias": torch.zeros(1)}, tmp_path / "x.pth")
+    content = (tmp_path / "x.pth").read_bytes()
+    digits = checkpoints_digits(tmp_path / "x.pth")
+    layer = nn.Linear(2, 1)
+    with serving(Served({f"/net-{digits}.pth": content, "/net-01234567.pth": content})) as server:
+        load_checkpoint(layer, f"{server.url}/net-{digits}.pth", logger="silent")
+        assert torch.equal(layer.weight, torch.ones(1, 2))
+        with pytest.raises(Exception, match=f"expected sha256 01234567, found {digits}"):
+            load_checkpoint(layer, f"{server.url}/net-01234567.pth", logger="silent")
+
+
+def checkpoints_digits(path):
+    from dcnzoo.zoo import verify
+
+    return verify(path, "sha256:").removeprefix("sha256:")[:8]
+
+
+def test_a_config_in_it_is_not_run(tmp_path, folder):
+    """mmengine executes the text to see how many GPUs there were; so is MMDetection 2.x's 'meta'."""
+    code = f"import os\nos.mkdir({str(folder)!r})\ngpu_ids = [0, 1]"
+    path = tmp_path / "x.pth"
+    torch.save({"state_dict": {}, "meta": {"config": code, "epoch": 3}}, path)
+    assert CheckpointLoader.load_checkpoint(str(path), logger="silent")["meta"] == {"epoch": 3}
+
+
+def test_no_such_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such checkpoint"):
+        load_checkpoint(nn.Linear(2, 1), str(tmp_path / "none.pth"))
+
+
+@pytest.mark.parametrize("content", [b"", b"<!DOCTYPE html>", b"PK\x03\x04 cut off"])
+def test_no_checkpoint(tmp_path, content):
+    path = tmp_path / "x.pth"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=re.escape(f"{path}: expected a checkpoint")):
+        load_checkpoint(nn.Linear(2, 1), str(path))
+
+
+def test_map_location(tmp_path):
+    torch.save({"weight": torch.ones(1, 2)}, tmp_path / "x.pth")
+    for location in ("cpu", "meta"):
+        found = CheckpointLoader.load_checkpoint(str(tmp_path / "x.pth"), location, logger="silent")
+        assert found["weight"].device.type == location
+
+
+def test_published_files_load(tmp_path):
+    """What those of MMDetection 2 and 3 hold: mmengine's log, numbers of numpy 1 and 2, settings as text."""
+    log = HistoryBuffer([1.0, 3.0], [1, 1])
+    meta = {
+        "CLASSES": ("bent", "straight"),
+        "PALETTE": [(0, 1, 2)],
+        "env_info": "sys.platform: linux",
+        "config": "model = dict(type='FasterRCNN')",
+        "hook_msgs": {"best_score": np.float64(0.41), "last_ckpt": "epoch_12.pth"},
+        "seed": None,
+        "iter": np.int64(7),
+        "palette": np.arange(6, dtype=np.uint8).reshape(2, 3),
+    }
+    content = {
+        "meta": meta,
+        "state_dict": {"weight": torch.ones(1, 2)},
+        "message_hub": {"log_scalars": {"loss": log}},
+    }
+    path = tmp_path / "x.pth"
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+    written = path.read_bytes()
+    assert b"numpy._core.multiarray" in written
+    # a module's name in a pickle of protocol 2 ends with its line
+    path.write_bytes(written.replace(b"numpy._core.multiarray\n", b"numpy.core.multiarray\n"))
+    for reader in (load_file, lambda path: CheckpointLoader.load_checkpoint(str(path), logger="silent")):
+        found = reader(path)
+        assert found["meta"]["hook_msgs"]["best_score"] == 0.41 and found["meta"]["iter"] == 7
+        np.testing.assert_array_equal(found["meta"]["palette"], meta["palette"])
+        assert found["message_hub"]["log_scalars"]["loss"].mean() == 2.0

@@ -1,0 +1,719 @@
+"""VOC, YOLO and LabelMe to COCO's format: boxes worked out by hand, and files with mistakes."""
+
+import base64
+import io
+import json
+import math
+import random
+import runpy
+import sys
+from pathlib import Path
+
+import cv2
+import mmcv
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+from pycocotools.coco import COCO
+
+import dcnzoo.datasets  # noqa: F401
+from dcnzoo.cli import commands
+from dcnzoo.datasets.check import check_coco, decode_counts
+from dcnzoo.datasets.conversion import (
+    SUFFIXES,
+    Conversion,
+    Refused,
+    clip_box,
+    clip_polygon,
+    image_size,
+    polygon_area,
+    shown,
+)
+from dcnzoo.datasets.labelme import convert_labelme
+from dcnzoo.datasets.voc import convert_voc
+from dcnzoo.datasets.yolo import convert_yolo
+from dcnzoo.errors import UserError
+
+WIDTH, HEIGHT = 40, 30
+
+
+def write_image(file, size=(WIDTH, HEIGHT), orientation=None):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    exif = Image.Exif()
+    if orientation:
+        exif[0x0112] = orientation
+    Image.new("RGB", size, (200, 30, 60)).save(file, exif=exif)
+
+
+def write(file, text):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text, encoding="utf-8")
+
+
+def problems(conversion, root):
+    """As they are shown, without the folder."""
+    return [str(problem).replace(f"{root}/", "") for problem in conversion.problems]
+
+
+def boxes(conversion):
+    """(file, class, box) of every object."""
+    content = conversion.content()
+    files = {image["id"]: image["file_name"] for image in content["images"]}
+    names = {category["id"]: category["name"] for category in content["categories"]}
+    return [(files[a["image_id"]], names[a["category_id"]], a["bbox"]) for a in content["annotations"]]
+
+
+# Images
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("orientation", [None, 3, 6])
+def test_image_size_is_that_of_the_image_as_it_is_loaded(tmp_path, suffix, orientation):
+    file = tmp_path / f"image{suffix}"
+    write_image(file, orientation=None if suffix == ".bmp" else orientation)
+    width, height = image_size(file)
+    assert mmcv.imread(str(file)).shape == (height, width, 3)
+
+
+def test_image_that_is_none(tmp_path):
+    with pytest.raises(Refused, match=r"expected an image, found none at .*/none.jpg"):
+        image_size(tmp_path / "none.jpg")
+    for name, content in (("text.jpg", b"text"), ("empty.png", b""), ("cut.png", b"\x89PNG\r\n\x1a\n\0\0")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(Refused, match=rf"expected an image at .*/{name}, got a file that is none"):
+            image_size(tmp_path / name)
+
+
+# Geometry
+
+
+def test_clipping_by_hand():
+    assert clip_box((-2, 3, 50, 20), (40, 30)) == (0, 3, 40, 20)
+    # a triangle of which the corner (44, 10) is 4 beyond: its sides meet the border at y 8 and 12
+    triangle = [(34, 5), (44, 10), (34, 15)]
+    clipped = clip_polygon(triangle, (40, 30))
+    assert sorted(clipped) == [(34, 5), (34, 15), (40, 8), (40, 12)]
+    assert polygon_area(triangle) == 50 and polygon_area(clipped) == 42
+    assert clip_polygon([(50, 5), (60, 5), (50, 9)], (40, 30)) == []
+    inside = [(0, 0), (40, 0), (40, 30)]
+    assert sorted(clip_polygon(inside, (40, 30))) == sorted(inside)
+
+
+def test_clipping_against_pixels():
+    """The part that is kept, and nothing else, covers the image's pixels as the whole does."""
+    generator = np.random.default_rng(0)
+    for _ in range(100):
+        polygon = generator.uniform((-40, -30), (80, 60), (generator.integers(3, 7), 2))
+        hull = cv2.convexHull(polygon.astype(np.float32))[:, 0].astype(float)
+        clipped = clip_polygon([tuple(p) for p in hull], (WIDTH, HEIGHT))
+        at = np.stack(np.meshgrid(np.arange(0.5, WIDTH), np.arange(0.5, HEIGHT)), -1).reshape(-1, 2)
+        if len(clipped) < 3:
+            expected = 0.0
+        else:
+            expected = polygon_area(clipped)
+        inside = [cv2.pointPolygonTest(hull.astype(np.float32), tuple(p), False) >= 0 for p in at.tolist()]
+        assert abs(sum(inside) - expected) < 80  # the outline
+
+
+# Pascal VOC
+
+
+def voc_object(name, box, extra=""):
+    x1, y1, x2, y2 = box
+    return (
+        f"<object><name>{name}</name>{extra}\n<bndbox><xmin>{x1}</xmin><ymin>{y1}</ymin>"
+        f"<xmax>{x2}</xmax><ymax>{y2}</ymax></bndbox></object>\n"
+    )
+
+
+def voc_file(*objects, size=(WIDTH, HEIGHT), name="a.jpg"):
+    head = f"<annotation>\n<filename>{name}</filename>\n<size><width>{size[0]}</width>"
+    return f"{head}<height>{size[1]}</height><depth>3</depth></size>\n{''.join(objects)}</annotation>\n"
+
+
+@pytest.fixture
+def voc(tmp_path):
+    """Three images; two of them in the split."""
+    for name in "abc":
+        write_image(tmp_path / f"JPEGImages/{name}.jpg")
+    part = "<part><name>head</name><bndbox><xmin>4</xmin></bndbox></part>"
+    texts = {
+        "a": (
+            voc_object("fig", (3, 5, 12, 25), f"<truncated>1</truncated><difficult>0</difficult>{part}"),
+            voc_object("date", (1, 1, 40, 30), "<difficult>1</difficult>"),
+        ),
+        "b": (voc_object("hazelnut", ("7.5", 2, 7.5, 4)),),
+        "c": (),
+    }
+    for name, objects in texts.items():
+        write(tmp_path / f"Annotations/{name}.xml", voc_file(*objects, name=f"{name}.jpg"))
+    write(tmp_path / "ImageSets/Main/train.txt", "a\nc  -1\n\n")
+    return tmp_path
+
+
+def test_voc_by_hand(voc):
+    conversion, prefix = convert_voc(voc)
+    assert problems(conversion, voc) == [] and prefix == voc / "JPEGImages"
+    # columns 3 to 12 are ten, and the first of them begins 2 pixels from the edge
+    assert boxes(conversion) == [
+        ("a.jpg", "fig", [2, 4, 10, 21]),
+        ("a.jpg", "date", [0, 0, 40, 30]),
+        ("b.jpg", "hazelnut", [6.5, 1, 1, 3]),
+    ]
+    content = conversion.content()
+    assert content["categories"] == [
+        {"id": 1, "name": "date"},
+        {"id": 2, "name": "fig"},
+        {"id": 3, "name": "hazelnut"},
+    ]
+    assert [image["file_name"] for image in content["images"]] == ["a.jpg", "b.jpg", "c.jpg"]
+    first, second, _ = content["annotations"]
+    assert first == {
+        "id": 1,
+        "image_id": 1,
+        "category_id": 2,
+        "bbox": [2, 4, 10, 21],
+        "area": 210,
+        "iscrowd": 0,
+        "difficult": 0,
+        "truncated": 1,
+    }
+    assert second["iscrowd"] == 1, "difficult objects are neither wanted nor wrong"
+
+
+def test_voc_split_classes_and_difficult(voc):
+    classes = ["hazelnut", "fig", "date"]
+    conversion, _ = convert_voc(voc, "train", classes, difficult="drop")
+    content = conversion.content()
+    assert [image["file_name"] for image in content["images"]] == ["a.jpg", "c.jpg"]
+    assert [category["name"] for category in content["categories"]] == classes
+    assert boxes(conversion) == [("a.jpg", "fig", [2, 4, 10, 21])]
+    kept = convert_voc(voc, "train", difficult="keep")[0].content()["annotations"]
+    assert [annotation["iscrowd"] for annotation in kept] == [0, 0]
+
+
+def test_voc_zero_based_beside_its_images(tmp_path):
+    write_image(tmp_path / "a.PNG")
+    write(tmp_path / "a.xml", voc_file(voc_object("fig", (0, 4, 12, 25)), name=r"C:\my photos\a.PNG"))
+    (image,) = convert_voc(tmp_path, zero_based=True)[0].content()["images"]
+    assert image["file_name"] == "a.PNG"
+    conversion, prefix = convert_voc(tmp_path, zero_based=True)
+    assert boxes(conversion) == [("a.PNG", "fig", [0, 4, 12, 21])] and prefix == tmp_path
+    conversion, _ = convert_voc(tmp_path)
+    (problem,) = problems(conversion, tmp_path)
+    assert problem.startswith("a.xml:5: fig: expected xmin and ymin from 1 on") and "--zero-based" in problem
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("<annotation>\n<object>\n", "3: expected XML: no element found"),
+        ("<annotation>\n<a></b>\n</annotation>", "2: expected XML: mismatched tag"),
+        ("", "1: expected XML: no element found"),
+        ("{}", "1: expected XML: "),
+        ("\n<html></html>", "2: expected <annotation>, got <html>"),
+        ('<!DOCTYPE x [\n<!ENTITY a "aa">]><annotation>&a;</annotation>', "2: expected XML without entities"),
+        (voc_file(name="c.jpg"), "2: expected one image, found a.jpg and c.jpg in JPEGImages"),
+        (voc_file(size=(30, 40)), "3: expected the size of a.jpg, 40 × 30, got 30 × 40; the image is turned"),
+        (voc_file(size=("x", 30)), "3: <width>: expected a number, got 'x'"),
+        (voc_file(voc_object("", (1, 1, 2, 2))), "4: expected <name> with a text in <object>, found none"),
+        (voc_file(voc_object("fig", (1, 1, "", 2))), "5: expected <xmax> with a text in <bndbox>"),
+        (voc_file(voc_object("fig", (1, 1, "wide", 2))), "5: <xmax>: expected a number, got 'wide'"),
+        (voc_file(voc_object("fig", ("nan", 1, 3, 2))), "4: expected finite coordinates"),
+        (voc_file(voc_object("fig", (1, 1, "1e999", 2))), "4: expected finite coordinates"),
+        (voc_file(voc_object("fig", (9, 1, 8, 2))), "4: fig: expected a box with an area, got 0 × 2 pixels"),
+        (voc_file(voc_object("fig", (9, 1, 5, 2))), "4: fig: expected a box with an area, got -3 × 2"),
+        (
+            voc_file(voc_object("fig", (9, 1, 42, 2))),
+            "4: expected coordinates inside of the image, 40 × 30 pixels, got (8, 0), (42, 2)",
+        ),
+        (voc_file("<object><name>fig</name></object>"), "4: fig: expected <bndbox>, found none"),
+        (
+            voc_file(voc_object("fig", (1, 1, 2, 2), "<difficult>Unspecified</difficult>")),
+            "4: <difficult>: expected 0 or 1, got 'Unspecified'",
+        ),
+        (
+            voc_file(voc_object("grape", (1, 1, 2, 2))),
+            "4: expected one of the classes fig, date, got",
+        ),
+    ],
+)
+def test_voc_mistakes(tmp_path, text, message):
+    write_image(tmp_path / "JPEGImages/a.jpg")
+    write_image(tmp_path / "JPEGImages/c.jpg")
+    write(tmp_path / "Annotations/a.xml", text)
+    if "turned" not in message:
+        write(tmp_path / "Annotations/b.xml", voc_file(voc_object("fig", (1, 1, 2, 2)), name="b.jpg"))
+    conversion, _ = convert_voc(tmp_path, classes=["fig", "date"])
+    first = problems(conversion, tmp_path)[0]
+    assert first.startswith(f"Annotations/a.xml:{message}")
+    with pytest.raises(UserError, match="nothing is written; --skip-invalid leaves them out"):
+        conversion.write(tmp_path / "out.json")
+    assert not (tmp_path / "out.json").exists()
+
+
+def test_voc_split_mistakes(voc):
+    write(voc / "ImageSets/Main/train.txt", "a\nnone\nb\na\n")
+    conversion, _ = convert_voc(voc, "train")
+    assert problems(conversion, voc) == [
+        "ImageSets/Main/train.txt:2: expected a file, found none at Annotations/none.xml",
+        "ImageSets/Main/train.txt:4: expected each image once, got a as in line 1",
+    ]
+    with pytest.raises(UserError, match=r"split: expected .*/Main/val.txt or .*/ImageSets/val.txt, found"):
+        convert_voc(voc, "val")
+    with pytest.raises(UserError, match=r"folder: expected a folder, found none at .*/nowhere"):
+        convert_voc(voc / "nowhere")
+    with pytest.raises(UserError, match="annotations: expected XML files, found none in"):
+        convert_voc(voc / "JPEGImages")
+    with pytest.raises(UserError, match="classes: expected at least 1 name, each once, got fig more than"):
+        convert_voc(voc, classes=["fig", "date", "fig"])
+
+
+def test_which_image_an_xml_file_is_of(voc):
+    write(voc / "Annotations/d.xml", voc_file(name="a.jpg"))
+    write(voc / "Annotations/e.xml", voc_file(name="none.jpg"))
+    write(voc / "Annotations/f.xml", "<annotation/>")
+    write_image(voc / "JPEGImages/renamed.JPG")
+    write(voc / "Annotations/renamed.xml", voc_file(name="DSC0001.jpg"))
+    conversion, _ = convert_voc(voc)
+    assert problems(conversion, voc) == [
+        "Annotations/d.xml: expected each image once, got a.jpg again",
+        "Annotations/e.xml:2: expected an image e.jpg (.png, …) or none.jpg, found none in JPEGImages",
+        "Annotations/f.xml:1: expected an image f.jpg (.png, …), found none in JPEGImages",
+    ]
+    assert conversion.content()["images"][-1]["file_name"] == "renamed.JPG"
+
+
+def test_just_beyond_the_border_is_cut_off(tmp_path):
+    write_image(tmp_path / "a.jpg")
+    write(tmp_path / "a.xml", voc_file(voc_object("fig", (5, 6, 41, 30)), voc_object("fig", (5, 6, 60, 99))))
+    conversion, _ = convert_voc(tmp_path)
+    assert boxes(conversion) == [("a.jpg", "fig", [4, 5, 36, 25])] and conversion.clipped == 1
+    assert len(conversion.problems) == 1
+    conversion, _ = convert_voc(tmp_path, clip=True)
+    assert [box for *_, box in boxes(conversion)] == [[4, 5, 36, 25]] * 2 and conversion.clipped == 2
+    assert conversion.problems == []
+
+
+# YOLO
+
+
+@pytest.fixture
+def yolo(tmp_path):
+    write_image(tmp_path / "images/train/a.jpg")
+    write_image(tmp_path / "images/train/deep/b.png", (20, 50))
+    write_image(tmp_path / "images/train/empty.jpg")
+    write_image(tmp_path / "images/val/c.jpg")
+    write(tmp_path / "labels/train/a.txt", "1 0.5 0.5 0.25 0.4\n\n0 0.1 0.2 0.2 0.4\n")
+    write(tmp_path / "labels/train/deep/b.txt", "0 0.1 0.1 0.6 0.1 0.6 0.5 0.1 0.3")
+    write(tmp_path / "data.yaml", "path: .\ntrain: images/train\nval: images/val\nnames: {1: fig, 0: date}\n")
+    return tmp_path
+
+
+def test_yolo_by_hand(yolo):
+    conversion, prefix = convert_yolo(yolo / "data.yaml")
+    assert problems(conversion, yolo) == [] and prefix == yolo
+    assert boxes(conversion) == [
+        # 10 × 12 pixels around (20, 15)
+        ("images/train/a.jpg", "fig", [15, 9, 10, 12]),
+        ("images/train/a.jpg", "date", [0, 0, 8, 12]),
+        # (2, 5), (12, 5), (12, 25), (2, 15): 10 × 20 without a triangle of 10 × 10
+        ("images/train/deep/b.png", "date", [2, 5, 10, 20]),
+    ]
+    content = conversion.content()
+    assert [category["name"] for category in content["categories"]] == ["date", "fig"]
+    assert [image["file_name"] for image in content["images"]][2] == "images/train/empty.jpg"
+    polygon = content["annotations"][2]
+    assert polygon["segmentation"] == [[2, 5, 12, 5, 12, 25, 2, 15]] and polygon["area"] == 150
+    assert "segmentation" not in content["annotations"][0]
+    val = convert_yolo(yolo, split="val")[0].content()
+    assert [image["file_name"] for image in val["images"]] == ["images/val/c.jpg"]
+    assert len(val["categories"]) == 2 and val["annotations"] == []
+
+
+def test_yolo_lists_and_other_places(yolo):
+    write(yolo / "list.txt", "./images/train/a.jpg\nimages/val/c.jpg\nimages/none.jpg\n")
+    write(yolo / "data.yaml", "train: [../images/val, list.txt]\nnames: [date, fig]\nnc: 2\n")
+    conversion, _ = convert_yolo(yolo)
+    names = [image["file_name"] for image in conversion.content()["images"]]
+    assert names == ["images/val/c.jpg", "images/train/a.jpg"], "each once"
+    assert problems(conversion, yolo) == ["list.txt:3: expected an image, found none at images/none.jpg"]
+    # labels beside their images where no folder is called images
+    write_image(yolo / "flat/d.jpg")
+    write(yolo / "flat/d.txt", "0 0.5 0.5 1 1")
+    write(yolo / "data.yml", "train: flat\nnames: [date]\npath: /moved/away\n")
+    (yolo / "data.yaml").unlink()
+    assert boxes(convert_yolo(yolo)[0]) == [("flat/d.jpg", "date", [0, 0, 40, 30])]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("1 0.5 0.5", "1: expected class x y width height, or class and at least 3 points, got 3 values"),
+        ("\n1 0.5 0.5 0.1 0.1 0.9", "2: expected class x y width height, or class and"),
+        ("1 0.1 0.1 0.2 0.2 0.3 0.3 0.4", "1: expected class x y width height, or class and"),
+        ("1", "1: expected class x y width height, or class and at least 3 points, got 1 value"),
+        ("2 0.5 0.5 0.1 0.1", "1: expected a class from 0 to 1, got 2"),
+        ("-1 0.5 0.5 0.1 0.1", "1: expected a class from 0 to 1, got -1"),
+        ("0.5 0.5 0.5 0.1 0.1", "1: expected a class from 0 to 1, got 0.5"),
+        ("nan 0.5 0.5 0.1 0.1", "1: expected a class from 0 to 1, got nan"),
+        ("fig 0.5 0.5 0.1 0.1", "1: expected numbers, got 'fig 0.5 0.5 0.1 0.1'"),
+        ("1 0,5 0.5 0.1 0.1", "1: expected numbers, got '1 0,5"),
+        ("1 0.5 0.5 0.1 1.2", "1: expected coordinates from 0 to 1, in parts of the image, got 1.2"),
+        ("1 20 15 10 12", "1: expected coordinates from 0 to 1, in parts of the image, got 20"),
+        ("1 0.5 nan 0.1 0.1", "1: expected coordinates from 0 to 1, in parts of the image, got nan"),
+        ("1 0.5 0.5 0.1 0", "1: fig: expected a box with an area, got 4 × 0 pixels"),
+        ("1 0.1 0.5 0.4 0.1", "1: expected coordinates inside of the image, 40 × 30 pixels, got (-4, 13.5)"),
+        ("1 0.1 0.1 0.2 0.2 0.3 0.3", "1: fig: expected a polygon with an area, got 0 pixels²"),
+    ],
+)
+def test_yolo_mistakes(yolo, text, message):
+    write(yolo / "labels/train/a.txt", text)
+    (problem,) = problems(convert_yolo(yolo)[0], yolo)
+    assert problem.startswith(f"labels/train/a.txt:{message}")
+
+
+def test_yolo_boxes_that_reach_out_can_be_cut(yolo):
+    write(yolo / "labels/train/a.txt", "1 0.1 0.5 0.4 0.2")  # -4 to 12
+    (first, *_) = boxes(convert_yolo(yolo, clip=True)[0])
+    assert first == ("images/train/a.jpg", "fig", [0, 12, 12, 6])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("names: [a\n", r"data.yaml:2: expected YAML: "),
+        ("- a\n", r"data.yaml: expected keys such as names and train, got list"),
+        ("train: x\n", r"names: expected a list of names, got None"),
+        ("names: [yes, no]\ntrain: x", r"names: expected texts, got True: put it in quotes"),
+        ("names: [a, ~]\ntrain: x", r"names: expected texts, got None: put it in quotes"),
+        ("names: {1: a, 2: b}\ntrain: x", r"names: expected the numbers 0 to 1, got \[1, 2\]"),
+        ("names: [a]\nnc: 2\n", r"nc: expected 1, the number of names, got 2"),
+        ("names: [a, a]\ntrain: images/train", r"classes: expected at least 1 name, each once, got a more"),
+        ("names: [a]\nval: x\ntest:\n", r"expected a split 'train', found val$"),
+        ("names: [a]\ntrain: x\n", r"train: expected a folder or a list of images, found none at .*/x$"),
+        ("names: [a]\ntrain: labels\n", r"train: expected images, found none"),
+        ("names: [a]\ntrain: images\nkpt_shape: [17, 3]", r"expected boxes or polygons, got keypoints"),
+        ("names: !!python/object/apply:os.system ['touch hacked']", r"data.yaml:1: expected YAML: could not"),
+    ],
+)
+def test_yolo_description_mistakes(yolo, text, message, monkeypatch):
+    monkeypatch.chdir(yolo)
+    write(yolo / "data.yaml", text)
+    with pytest.raises(UserError, match=message) as error:
+        convert_yolo(yolo)
+    assert "\n" not in str(error.value) and not (yolo / "hacked").exists()
+    with pytest.raises(UserError, match=r"data.yaml: expected a file, found none at .*none.yaml"):
+        convert_yolo(yolo / "none.yaml")
+
+
+def test_label_file_in_another_encoding(yolo):
+    (yolo / "labels/train/a.txt").write_bytes(b"\xff\xfe1\x00")
+    (problem,) = problems(convert_yolo(yolo)[0], yolo)
+    assert problem == "labels/train/a.txt: expected text in UTF-8, got byte 0xff"
+    (yolo / "labels/train/a.txt").write_bytes(b"\xef\xbb\xbf1 0.5 0.5 0.25 0.4")  # a byte order mark
+    assert boxes(convert_yolo(yolo)[0])[0] == ("images/train/a.jpg", "fig", [15, 9, 10, 12])
+
+
+# LabelMe
+
+
+def shape(label, kind, points, group=None, **extra):
+    return {"label": label, "shape_type": kind, "points": points, "group_id": group, "flags": {}, **extra}
+
+
+def encoded(array_or_size):
+    image = (
+        Image.fromarray(array_or_size)
+        if isinstance(array_or_size, np.ndarray)
+        else Image.new("RGB", array_or_size)
+    )
+    buffer = io.BytesIO()
+    image.save(buffer, "png")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def labelme_file(*shapes, path="a.jpg", size=(WIDTH, HEIGHT), data=None):
+    return json.dumps(
+        {
+            "version": "5.4.1",
+            "flags": {},
+            "shapes": shapes,
+            "imagePath": path,
+            "imageData": data,
+            "imageHeight": size[1],
+            "imageWidth": size[0],
+        },
+        indent=1,
+    )
+
+
+def test_labelme_by_hand(tmp_path):
+    write_image(tmp_path / "photos/a.jpg")
+    mask = np.array([[0, 255, 255], [255, 255, 0]], np.uint8)
+    shapes = [
+        shape("fig", "polygon", [[2, 3], [12, 3], [12, 23], [2, 13]]),
+        shape("date", "rectangle", [[30.5, 20], [20, 8]]),  # from any corner to the opposite one
+        shape("date", "circle", [[20, 15], [23, 19]]),  # of radius 5
+        # two parts of one object, which overlap in 2 × 2 pixels, and an object of another group
+        shape("fig", "rectangle", [[0, 0], [4, 4]], group=1),
+        shape("fig", "rectangle", [[2, 2], [6, 6]], group=1),
+        shape("fig", "rectangle", [[0, 0], [4, 4]], group=2),
+        shape("hazelnut", "mask", [[5, 10], [7, 11]], mask=encoded(mask)),
+    ]
+    write(tmp_path / "labels/a.json", labelme_file(*shapes, path="..\\photos\\a.jpg"))
+    conversion, prefix = convert_labelme(tmp_path)
+    assert problems(conversion, tmp_path) == [] and prefix == tmp_path
+    assert boxes(conversion) == [
+        ("photos/a.jpg", "fig", [2, 3, 10, 20]),
+        ("photos/a.jpg", "date", [20, 8, 10.5, 12]),
+        ("photos/a.jpg", "date", [15, 10, 10, 10]),
+        ("photos/a.jpg", "fig", [0, 0, 6, 6]),
+        ("photos/a.jpg", "fig", [0, 0, 4, 4]),
+        ("photos/a.jpg", "hazelnut", [5, 10, 3, 2]),
+    ]
+    content = conversion.write(tmp_path / "out.json")
+    areas = [annotation["area"] for annotation in content["annotations"]]
+    assert areas == [150, 126, pytest.approx(25 * math.pi, rel=0.002), 16 + 16 - 4, 16, 4]
+    assert content["annotations"][1]["segmentation"] == [[30.5, 20, 20, 20, 20, 8, 30.5, 8]]
+    assert len(content["annotations"][3]["segmentation"]) == 2
+    coco = COCO(tmp_path / "out.json")
+    pixels = coco.annToMask(coco.anns[6])
+    assert [tuple(at) for at in np.argwhere(pixels)] == [(10, 6), (10, 7), (11, 5), (11, 6)]
+    assert check_coco(tmp_path / "out.json", tmp_path).problems == []
+
+
+def test_labelme_embedded_images(tmp_path):
+    data = encoded((WIDTH, HEIGHT))
+    box = shape("fig", "rectangle", [[1, 2], [5, 9]])
+    write(tmp_path / "in/b.json", labelme_file(box, path="../../../escape.png", data=data))
+    write(tmp_path / "in/deep/b.json", labelme_file(box, path="none.jpg", data=data))
+    (first, second) = problems(convert_labelme(tmp_path / "in")[0], tmp_path)
+    assert first == (
+        "in/b.json: expected an image, found none at imagePath '../../../escape.png'; "
+        "--extract FOLDER writes the embedded one"
+    )
+    assert second.startswith("in/deep/b.json: ")
+    conversion, _ = convert_labelme(tmp_path / "in", extract=tmp_path / "out")
+    files = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.png"))
+    assert files == ["out/b.png", "out/deep/b.png"], "where the JSON files are, not where they say"
+    names = [image["file_name"] for image in conversion.content()["images"]]
+    assert names == ["../out/b.png", "../out/deep/b.png"]
+    conversion.write(tmp_path / "coco.json")
+    assert check_coco(tmp_path / "coco.json", tmp_path / "in").problems == []
+
+
+BOX = [[1, 2], [5, 9]]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"shapes": [}', ":1: expected JSON: Expecting value"),
+        ('{\n"shapes": [\n', ":3: expected JSON: "),
+        ("[" * 100_000, ": expected JSON: maximum recursion"),
+        ("[]", ": expected LabelMe's JSON, with a list of shapes"),
+        ('{"shapes": {}}', ": expected LabelMe's JSON, with a list of shapes"),
+        (
+            labelme_file(path="b.jpg"),
+            ": expected an image at imagePath or in imageData, got imagePath 'b.jpg', which is",
+        ),
+        (labelme_file(path=None, data="?"), ": expected an image, found none at imagePath None; --extract"),
+        (labelme_file(size=(30, 40)), ": expected the size of a.jpg, 40 × 30, as imageWidth and imageHeight"),
+        (labelme_file(7), ": shapes[0]: expected a shape with label and points, got 7"),
+        (labelme_file(shape(None, "polygon", BOX)), ": shapes[0]: label: expected a name, got None"),
+        (
+            labelme_file(shape("fig", "rectangle", BOX), shape("fig", "line", BOX)),
+            ": shapes[1]: fig: expected a shape with an area, got a line",
+        ),
+        (labelme_file(shape("fig", "star", BOX)), ": shapes[0]: fig: shape_type: expected one of polygon, r"),
+        (
+            labelme_file(shape("fig", "polygon", BOX)),
+            ": shapes[0]: fig: points: expected at least 3 points [x, y] for a polygon, got 2",
+        ),
+        (labelme_file(shape("fig", "circle", [*BOX, [1, 1]])), ": shapes[0]: fig: points: expected 2 points"),
+        (
+            labelme_file(shape("fig", "rectangle", [[1, 2], [5]])),
+            ": shapes[0]: fig: points: expected 2",
+        ),
+        (labelme_file(shape("fig", "rectangle", [[1, 2], ["5", 1]])), ": shapes[0]: fig: points: expected 2"),
+        (labelme_file(shape("fig", "rectangle", [[1, math.nan], [5, 1]])), ": shapes[0]: fig: points: "),
+        (labelme_file(shape("fig", "rectangle", [[1, 10**400], [5, 1]])), ": shapes[0]: fig: points: "),
+        (labelme_file(shape("fig", "rectangle", None)), ": shapes[0]: fig: points: expected 2 points"),
+        (
+            labelme_file(shape("fig", "rectangle", [[1, 2], [1, 9]])),
+            ": shapes[0]: fig: expected a polygon with an area, got 0 pixels²",
+        ),
+        (
+            labelme_file(shape("fig", "circle", [[35, 10], [45, 10]])),
+            ": shapes[0]: expected coordinates inside of the image, 40 × 30 pixels, got (45, 10), ",
+        ),
+        (
+            labelme_file(shape("fig", "mask", BOX, mask="?")),
+            ": shapes[0]: fig: mask: expected an image in base64",
+        ),
+        (
+            labelme_file(shape("fig", "mask", BOX)),
+            ": shapes[0]: fig: mask: expected an image in base64, got",
+        ),
+        (
+            labelme_file(shape("fig", "mask", BOX, mask=encoded(np.ones((7, 4), np.uint8)))),
+            ": shapes[0]: fig: mask: expected 5 × 8 pixels, as from its first point to its second",
+        ),
+        (
+            labelme_file(shape("fig", "mask", [[39, 5], [40, 5]], mask=encoded(np.ones((1, 2), np.uint8)))),
+            ": shapes[0]: fig: mask: expected pixels of the image, 40 × 30",
+        ),
+        (
+            labelme_file(shape("fig", "mask", [[3, 5], [4, 5]], mask=encoded(np.zeros((1, 2), np.uint8)))),
+            ": shapes[0]: fig: expected a mask that covers at least 1 pixel, got 0",
+        ),
+    ],
+)
+def test_labelme_mistakes(tmp_path, text, message):
+    write_image(tmp_path / "a.jpg")
+    write(tmp_path / "a.json", text)
+    conversion, _ = convert_labelme(tmp_path)
+    (problem,) = problems(conversion, tmp_path)
+    assert problem.startswith(f"a.json{message}")
+
+
+def test_labelme_folder_mistakes(tmp_path):
+    with pytest.raises(UserError, match="folder: expected a folder, found none at"):
+        convert_labelme(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="folder: expected LabelMe's JSON files, found none in"):
+        convert_labelme(tmp_path)
+
+
+# What all of them share
+
+
+def test_written_whole_or_not_at_all(voc, monkeypatch):
+    out = voc / "new/out.json"
+    conversion, _ = convert_voc(voc)
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", lambda fd: (_ for _ in ()).throw(OSError("disk full")))
+        with pytest.raises(OSError, match="disk full"):
+            conversion.write(out)
+    assert list(out.parent.iterdir()) == []
+    content = conversion.write(out)
+    assert json.loads(out.read_text()) == content
+    first = out.read_bytes()
+    convert_voc(voc)[0].write(out)
+    assert out.read_bytes() == first, "the same data, the same bytes"
+    assert check_coco(out, voc / "JPEGImages").problems == []
+
+
+def test_nothing_left_is_nothing_written(tmp_path):
+    write_image(tmp_path / "a.jpg")
+    write(tmp_path / "a.xml", voc_file())
+    with pytest.raises(UserError, match=r"^annotations: expected at least 1, found 0; nothing is written$"):
+        convert_voc(tmp_path)[0].write(tmp_path / "out.json")
+
+
+def test_long_lists_of_problems_are_cut():
+    conversion = Conversion()
+    for number in range(23):
+        conversion.refuse(Path("a.txt"), "wrong", number + 1)
+    lines = shown(conversion.problems)
+    assert lines[0] == "a.txt:1: wrong" and lines[19:] == ["a.txt:20: wrong", "… and 3 more"]
+    with pytest.raises(UserError, match=r"^23 problems in 1 file, nothing is written"):
+        conversion.write(Path("out.json"))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_damaged_files_are_problems_never_tracebacks(tmp_path, seed):
+    """Bytes exchanged, left out and doubled: what can still be read is converted, the rest is listed."""
+    generator = random.Random(seed)
+    write_image(tmp_path / "images/a.jpg")
+    polygon = shape("fig", "polygon", [[2, 3], [12, 3], [12, 23], [2, 13]])
+    texts = {
+        "voc/a.xml": voc_file(voc_object("fig", (3, 5, 12, 25), "<difficult>1</difficult>")),
+        "labels/a.txt": "1 0.5 0.5 0.25 0.4\n0 0.1 0.1 0.6 0.1 0.6 0.5 0.1 0.3\n",
+        "labelme/a.json": labelme_file(polygon, path="../images/a.jpg"),
+        "data.yaml": "train: images\nnames: [date, fig]\nnc: 2\n",
+    }
+    for _ in range(60):
+        for name, text in texts.items():
+            content = bytearray(text.encode())
+            for _ in range(generator.randint(0, 3)):
+                at = generator.randrange(len(content))
+                change = generator.randrange(3)
+                if change == 0:
+                    content[at] = generator.randrange(256)
+                elif change == 1:
+                    del content[at : at + generator.randint(1, 9)]
+                else:
+                    content[at:at] = content[at : at + generator.randint(1, 9)]
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_bytes(content)
+        for convert in (
+            lambda: convert_voc(tmp_path / "voc", images=tmp_path / "images"),
+            lambda: convert_yolo(tmp_path),
+            lambda: convert_labelme(tmp_path / "labelme"),
+        ):
+            try:
+                conversion, _ = convert()
+                content = conversion.write(tmp_path / "out.json", skip_invalid=True)
+            except UserError as error:
+                assert str(error)
+                continue
+            assert all(str(problem).startswith(str(tmp_path)) for problem in conversion.problems)
+            assert len(content["annotations"]) <= 4
+            assert check_coco(tmp_path / "out.json").problems == []
+
+
+# The commands
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(commands, ["data", *map(str, arguments)])
+
+
+def test_convert_commands(voc, tmp_path_factory):
+    out = voc / "train.json"
+    result = invoke("convert", "voc", voc, out, "--split", "train", "--classes", "fig, date")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines() == [
+        f"written: {out}: 2 images, 2 objects",
+        "classes: fig, date",
+        f"images:  {voc}/JPEGImages",
+    ]
+    write(voc / "Annotations/b.xml", "<annotation>")
+    result = invoke("convert", "voc", voc, voc / "all.json")
+    assert isinstance(result.exception, UserError)
+    assert result.stderr.startswith(f"{voc}/Annotations/b.xml:1: expected XML")
+    write(voc / "names.txt", "date\nfig\n")
+    result = invoke("convert", "voc", voc, out, "--classes", voc / "names.txt", "--skip-invalid")
+    assert result.exit_code == 0 and result.stdout.splitlines()[1] == "classes: date, fig"
+    assert result.stdout.splitlines()[-1] == "objects: 1 left out"
+
+
+@pytest.mark.parametrize("name", ["voc", "yolo", "labelme"])
+def test_tools_are_the_commands(name, monkeypatch, capsys):
+    tool = Path(__file__).resolve().parents[1] / f"tools/dataset_converters/{name}2coco.py"
+    monkeypatch.setattr(sys, "argv", [tool.name, "--help"])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(tool), run_name="__main__")
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    assert f"dcnzoo data convert {name} " in text and "--skip-invalid" in text
+    monkeypatch.setattr(sys, "argv", [tool.name, "nowhere", "out.json"])
+    with pytest.raises(SystemExit, match=r"^error: .*: expected a f.*, found none at nowhere"):
+        runpy.run_path(str(tool), run_name="__main__")
+
+
+def test_rle_against_pycocotools():
+    from pycocotools import mask as coco_mask
+
+    generator = np.random.default_rng(0)
+    for _ in range(50):
+        height, width = generator.integers(1, 90, 2)
+        mask = (generator.random((height, width)) < generator.random()).astype(np.uint8)
+        counts = decode_counts(coco_mask.encode(np.asfortranarray(mask))["counts"].decode())
+        runs = np.zeros(height * width, np.uint8)
+        ends = np.cumsum(counts)
+        for start, end in zip(ends[::2], ends[1::2], strict=False):
+            runs[start:end] = 1
+        assert (mask == runs.reshape(width, height).T).all()

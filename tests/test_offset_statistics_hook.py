@@ -1,0 +1,384 @@
+"""OffsetStatisticsHook: figures worked out by hand, warnings, what is in the file after an interruption."""
+
+import csv
+import json
+import logging
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import dcnzoo.models
+
+# isort: split
+from mmengine.dataset import pseudo_collate
+from mmengine.hooks import Hook
+from mmengine.model import BaseModel
+from mmengine.registry import HOOKS, MODELS
+from mmengine.runner import Runner
+from torch import nn
+from torch.utils.data import Dataset
+
+from dcnzoo.engine import OffsetStatisticsHook
+from dcnzoo.engine.offset_statistics import COLUMNS, FILE_NAME, read_statistics
+from dcnzoo.layers import DCNv3, DCNv4
+from dcnzoo.layers.offsets import TracksOffsets
+
+HEIGHT, WIDTH = 4, 6
+
+
+class Model(BaseModel):
+    """Layers of which the first tap's first offset is what the data say."""
+
+    def __init__(self, *kinds, masks=()):
+        super().__init__()
+        self.layers = nn.ModuleDict()
+        self.masks = masks
+        for kind in kinds:
+            if kind in (DCNv3, DCNv4):
+                self.layers[kind.__name__] = kind(4, group=1)
+            else:
+                self.layers[kind] = MODELS.build(
+                    dict(type=kind, in_channels=4, out_channels=4, kernel_size=3, padding=1)
+                )
+        self.other = nn.Parameter(torch.zeros(1))
+
+    def forward(self, inputs, mode):
+        (shift,) = inputs[0].tolist()
+        for layer in self.layers.values():
+            if isinstance(layer, DCNv3 | DCNv4):
+                predictor = layer.offset if isinstance(layer, DCNv3) else layer.offset_mask
+                predictor.bias.data[1] = shift  # x, y
+                layer(torch.ones(1, HEIGHT, WIDTH, 4))
+            else:
+                layer.conv_offset.bias.data[0] = shift  # y, x
+                for tap, value in enumerate(self.masks):
+                    layer.conv_offset.bias.data[18 + tap] = value
+                layer(torch.ones(1, 4, HEIGHT, WIDTH))
+        return {"loss": self.other.sum() * 0} if mode == "loss" else []
+
+
+class Shifts(Dataset):
+    def __init__(self, shifts):
+        self.shifts = shifts
+
+    def __len__(self):
+        return len(self.shifts)
+
+    def __getitem__(self, index):
+        return {"inputs": torch.tensor([float(self.shifts[index])])}
+
+
+def train(work_dir, model, shifts, epochs=1, hooks=(), resume=False, **arguments):
+    loader = {
+        "dataset": Shifts(shifts),
+        "batch_size": 1,
+        "sampler": {"type": "DefaultSampler", "shuffle": False},
+        "collate_fn": pseudo_collate,
+    }
+    runner = Runner(
+        model,
+        str(work_dir),
+        train_dataloader=loader,
+        train_cfg={"by_epoch": True, "max_epochs": epochs},
+        optim_wrapper={"optimizer": {"type": "SGD", "lr": 0.1}},
+        default_hooks={"checkpoint": {"type": "AtomicCheckpointHook", "interval": 1}},
+        custom_hooks=[dict(type="OffsetStatisticsHook", **arguments), *hooks],
+        experiment_name=f"{work_dir.name}-{len(list(work_dir.iterdir()))}",
+        resume=resume,
+    )
+    runner.train()
+    return runner
+
+
+def rows(work_dir):
+    with (work_dir / FILE_NAME).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def warned(monkeypatch):
+    """What was logged as a warning by the hook, without the packages' own."""
+    messages = []
+    warning = logging.Logger.warning
+
+    def keep(self, message, *args, **kwargs):
+        if message.startswith(("iteration", "OffsetStatisticsHook")):
+            messages.append(message)
+        warning(self, message, *args, **kwargs)
+
+    monkeypatch.setattr(logging.Logger, "warning", keep)
+    return messages
+
+
+def test_registered_by_the_plugin():
+    assert HOOKS.get("OffsetStatisticsHook") is OffsetStatisticsHook is dcnzoo.models.OffsetStatisticsHook
+
+
+def test_known_offsets_every_second_iteration(tmp_path, warned):
+    masks = (-10, 10, *[0] * 7)
+    train(tmp_path, Model("DCNv2", masks=masks), [0, 3, 100, -1, 100], interval=2)
+    text = (tmp_path / FILE_NAME).read_text()
+    assert text.splitlines()[0] == (
+        "iter,layer,mean_abs,max_abs,outside,modulation_mean,modulation_near_0,modulation_near_1"
+    )
+    second, fourth = rows(tmp_path)
+    assert [second["iter"], fourth["iter"]] == ["2", "4"]
+    assert second["layer"] == fourth["layer"] == "layers.DCNv2"
+    figures = [float(second[name]) for name in COLUMNS[2:]]
+    # tap 0 lies at (i - 1, j - 1); moved down by 3, rows 2 and 3 of its output leave a map of 4 rows, but
+    # for column 0, where it was in the padding before: 2 · 5 of 9 · 24 samples
+    expected = [3 / 18, 3, 10 / 216, 0.5, 1 / 9, 1 / 9]
+    assert figures == pytest.approx(expected, rel=1e-5)
+    # moved up by 1, row 1 leaves: 5 samples
+    assert [float(fourth[name]) for name in COLUMNS[2:5]] == pytest.approx([1 / 18, 1, 5 / 216], rel=1e-5)
+    assert warned == []
+
+
+def test_every_kind_of_layer(tmp_path):
+    train(tmp_path, Model("DCN", "DCNv2", DCNv3, DCNv4), [3], interval=1)
+    found = {row["layer"]: row for row in rows(tmp_path)}
+    assert list(found) == [f"layers.{name}" for name in ("DCN", "DCNv2", "DCNv3", "DCNv4")]
+    for row in found.values():
+        assert [float(row["mean_abs"]), float(row["max_abs"])] == pytest.approx([3 / 18, 3], rel=1e-5)
+        assert float(row["outside"]) == pytest.approx(10 / 216, rel=1e-5)
+    modulation = {
+        name.removeprefix("layers."): [row[column] for column in COLUMNS[5:]] for name, row in found.items()
+    }
+    assert modulation == {
+        "DCN": ["", "", ""],
+        "DCNv2": ["0.5", "0", "0"],
+        "DCNv3": ["0.111111", "0", "0"],  # a softmax over 9 taps
+        "DCNv4": ["0", "1", "0"],
+    }
+
+
+def test_attention(tmp_path):
+    class Attends(BaseModel):
+        def __init__(self):
+            super().__init__()
+            self.attention = MODELS.build(
+                dict(
+                    type="MultiScaleDeformableAttention",
+                    embed_dims=8,
+                    num_heads=2,
+                    num_levels=1,
+                    num_points=2,
+                    batch_first=True,
+                )
+            )
+
+        def forward(self, inputs, mode):
+            self.attention.sampling_offsets.bias.data[:] = torch.tensor([0, 0, 0, 0, 2.5, 0, 0, -0.5])
+            where = torch.full((1, 3, 1, 2), 0.5)  # (2.5, 1.5) in pixels: x leaves at 6
+            shapes = torch.tensor([[HEIGHT, WIDTH]])
+            args = dict(reference_points=where, spatial_shapes=shapes, level_start_index=torch.tensor([0]))
+            out = self.attention(torch.ones(1, 3, 8), value=torch.ones(1, HEIGHT * WIDTH, 8), **args)
+            return {"loss": out.sum() * 0}
+
+    train(tmp_path, Attends(), [0], interval=1)
+    (row,) = rows(tmp_path)
+    assert row == {
+        "iter": "1",
+        "layer": "attention",
+        "mean_abs": "0.375",  # (2.5 + 0.5) / 8
+        "max_abs": "2.5",
+        "outside": "0",  # 5 < 6
+        "modulation_mean": "0.5",
+        "modulation_near_0": "0",
+        "modulation_near_1": "0",
+    }
+
+
+def test_the_visualizer_gets_the_same(tmp_path):
+    train(tmp_path, Model("DCN"), [0, 3], interval=2)
+    (log,) = tmp_path.glob("*/vis_data/scalars.json")
+    entries = [json.loads(line) for line in log.read_text().splitlines()]
+    (entry,) = [entry for entry in entries if any("offsets/" in name for name in entry)]
+    assert entry == {
+        "offsets/mean_abs/layers.DCN": pytest.approx(1 / 6),
+        "offsets/max_abs/layers.DCN": 3,
+        "offsets/outside/layers.DCN": pytest.approx(10 / 216),
+        "step": 2,
+    }
+
+
+class Tracked(Hook):
+    """Whether layers keep statistics, in each iteration."""
+
+    priority = "LOWEST"
+
+    def __init__(self):
+        self.seen = []
+
+    def before_train_iter(self, runner, *args, **kwargs):
+        (layer,) = [module for module in runner.model.modules() if isinstance(module, TracksOffsets)]
+        self.seen.append(layer.track_offsets)
+
+
+def test_nothing_is_computed_between_the_measured_iterations(tmp_path):
+    tracked = Tracked()
+    runner = train(tmp_path, Model("DCN"), [0] * 7, interval=3, hooks=[tracked])
+    assert tracked.seen == [False, False, True, False, False, True, False]
+    assert not runner.model.layers["DCN"].track_offsets
+
+
+# Warnings
+
+
+def test_offsets_that_explode_are_warned_of_once_until_they_recover(tmp_path, warned):
+    train(tmp_path, Model("DCN"), [18, 72, 72, 0, 72], interval=1, max_mean=2)
+    assert warned == [
+        f"iteration {iteration}: layers.DCN: offsets explode: mean |offset| 4 pixels, expected ≤ 2 "
+        "(max_mean); lower the offsets' learning rate (paramwise_cfg=dict(dcn_offset_lr_mult=0.1)) or bound "
+        "them (offset_limit of the layer)"
+        for iteration in (2, 5)
+    ]
+
+
+def test_samples_off_the_map_are_warned_of(tmp_path, warned):
+    # 3 of 4 rows and 5 of 6 columns of one of 9 taps leave: 15 / 216
+    train(tmp_path, Model(DCNv3), [3, 4], interval=1, max_outside=0.05)
+    (message,) = warned
+    assert message.startswith(
+        "iteration 2: layers.DCNv3: offsets explode: 7% of the samples driven off the map, expected ≤ 5% "
+        "(max_outside); "
+    )
+
+
+def test_nan_is_warned_of_and_written(tmp_path, warned):
+    train(tmp_path, Model("DCN"), [math.nan], interval=1)
+    assert "mean |offset| nan pixels, expected ≤ 32" in warned[0]
+    assert rows(tmp_path)[0]["mean_abs"] == "nan"
+
+
+class Dim(Hook):
+    """Closes all masks after the third iteration."""
+
+    def after_train_iter(self, runner, *args, **kwargs):
+        if runner.iter + 1 == 3:
+            runner.model.masks = (-10,) * 9
+
+
+def test_modulation_that_collapses_is_warned_of(tmp_path, warned):
+    train(tmp_path, Model("DCNv2", masks=(0,) * 9), [0] * 6, interval=1, hooks=[Dim()])
+    assert warned == [
+        "iteration 4: layers.DCNv2: modulation collapses: mean factor 4.54e-05, expected ≥ 0.02 "
+        "(min_modulation), the layer sees next to nothing; lower the offsets' learning rate "
+        "(paramwise_cfg=dict(dcn_offset_lr_mult=0.1))"
+    ]
+    assert rows(tmp_path)[-1]["modulation_near_0"] == "1"
+
+
+def test_factors_that_begin_at_zero_are_no_collapse(tmp_path, warned):
+    train(tmp_path, Model(DCNv4), [0, 0], interval=1)
+    assert warned == []
+
+
+def test_a_model_without_deformable_layers(tmp_path, warned):
+    train(tmp_path, Model(), [0, 0], interval=1)
+    (message,) = warned
+    assert message.endswith("found none: nothing is measured")
+    assert not (tmp_path / FILE_NAME).exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(interval=0), "interval: expected an integer ≥ 1, got 0"),
+        (dict(interval=2.5), "interval: expected an integer ≥ 1, got 2.5"),
+        (dict(max_mean=-1), "max_mean: expected a number ≥ 0, got -1"),
+        (dict(max_outside="all"), "max_outside: expected a number ≥ 0, got 'all'"),
+        (dict(min_modulation=math.nan), "min_modulation: expected a number ≥ 0, got nan"),
+    ],
+)
+def test_refuses_arguments(arguments, message):
+    with pytest.raises(ValueError, match=rf"^OffsetStatisticsHook: {message}$"):
+        OffsetStatisticsHook(**arguments)
+
+
+# The file
+
+
+class Dies(Hook):
+    def after_train_iter(self, runner, *args, **kwargs):
+        if runner.iter + 1 == 5:
+            raise KeyboardInterrupt
+
+
+def test_a_resumed_training_goes_on_in_the_same_file(tmp_path):
+    shifts = [0, 9, 18]
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, Model("DCN"), shifts, epochs=3, interval=1, hooks=[Dies()])
+    assert [row["iter"] for row in rows(tmp_path)] == list("12345")
+    file = tmp_path / FILE_NAME
+    file.write_text(file.read_text() + "6,layers.D")  # killed while it wrote
+    train(tmp_path, Model("DCN"), shifts, epochs=3, interval=1, resume=True)
+    found = rows(tmp_path)
+    assert [row["iter"] for row in found] == list("123456789")
+    assert [float(row["mean_abs"]) for row in found] == [0, 0.5, 1] * 3
+    assert list(read_statistics(file)) == found
+
+
+def test_a_new_training_replaces_the_file(tmp_path):
+    train(tmp_path, Model("DCN"), [0, 0, 0], interval=1)
+    train(tmp_path, Model("DCN"), [9], interval=1)
+    assert [(row["iter"], row["mean_abs"]) for row in rows(tmp_path)] == [("1", "0.5")]
+
+
+def test_a_file_of_something_else_has_no_rows(tmp_path):
+    assert list(read_statistics(tmp_path / "none.csv")) == []
+    for text in ("", "\n", "a,b\n1,2\n", f"{','.join(COLUMNS)}\n1,x,1,2,3,4,5\n1,x,1,2,3,4,5,6,7\n"):
+        (tmp_path / "file.csv").write_text(text)
+        assert list(read_statistics(tmp_path / "file.csv")) == []
+
+
+RANKS = """
+import os, pathlib, sys, torch
+torch.distributed.init_process_group("gloo")
+sys.path.insert(0, sys.argv[2])
+from tests.test_offset_statistics_hook import Model
+from dcnzoo.engine import OffsetStatisticsHook
+rank = torch.distributed.get_rank()
+folder = pathlib.Path(sys.argv[1]) / str(rank)  # a folder each shows who writes
+folder.mkdir()
+class Runner:
+    class logger:
+        @staticmethod
+        def warning(message): (folder / "warning").write_text(message)
+    class visualizer:
+        @staticmethod
+        def add_scalars(scalars, step): (folder / "scalars").write_text(str(scalars))
+    model = torch.nn.parallel.DistributedDataParallel(Model("DCN"), find_unused_parameters=True)
+    work_dir, iter = folder, 0
+hook = OffsetStatisticsHook(interval=1, max_mean=0.1)
+hook.before_train(Runner)
+for Runner.iter in range(2):
+    hook.before_train_iter(Runner, Runner.iter)
+    Runner.model([torch.tensor([9.0 + rank])], mode="loss")["loss"].backward()
+    hook.after_train_iter(Runner, Runner.iter)
+torch.distributed.barrier()
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_of_several_ranks_only_the_first_writes(tmp_path, pytestconfig):
+    script = tmp_path / "ranks.py"
+    script.write_text(RANKS)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    result = subprocess.run(
+        [*command, str(script), str(tmp_path), str(pytestconfig.rootpath)],
+        capture_output=True,
+        text=True,
+        cwd=pytestconfig.rootpath,
+    )
+    assert result.returncode == 0, result.stderr
+    assert sorted(path.name for path in (tmp_path / "0").iterdir()) == [FILE_NAME, "scalars", "warning"]
+    assert list((tmp_path / "1").iterdir()) == []
+    # without the wrapper's "module."
+    assert [(row["iter"], row["layer"], row["max_abs"]) for row in rows(tmp_path / "0")] == [
+        ("1", "layers.DCN", "9"),
+        ("2", "layers.DCN", "9"),
+    ]

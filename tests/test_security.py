@@ -1,0 +1,171 @@
+"""Files from strangers at every door: what is in them is read, and never run."""
+
+import os
+import runpy
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
+
+import dcnzoo.models  # noqa: F401
+
+# isort: split
+from mmdet.registry import MODELS
+
+from dcnzoo import cli, zoo
+from dcnzoo.zoo import index
+
+from .test_compat_checkpoints import Harmful
+from .test_tools import tiny
+from .zoo.conftest import undisturbed  # noqa: F401  a fixture
+from .zoo.server import Served, serving
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG = str(ROOT / "configs/demo/mask-rcnn_r14-mdconv_fpn_8e_shapes.py")
+MARK = "made by a checkpoint"
+
+
+@pytest.fixture(scope="module")
+def weights():
+    torch.manual_seed(0)
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        return MODELS.build(Config.fromfile(CONFIG).model).state_dict()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return tmp_path_factory.mktemp("data") / "shapes"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Where commands run; nothing of what files want to do there may have happened."""
+    monkeypatch.chdir(tmp_path)
+    cv2.imwrite("image.png", np.full((96, 128, 3), 90, np.uint8))
+    yield tmp_path
+    assert not (tmp_path / MARK).exists()
+
+
+@pytest.fixture
+def run(folder, monkeypatch):
+    """A subcommand, or a tool by its path under tools/: exit status and output."""
+
+    def run(name, *arguments):
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        monkeypatch.setenv("DCNZOO_TRACEBACK", "0")
+        if "/" not in name:
+            monkeypatch.setattr(sys, "argv", [])
+            result = CliRunner().invoke(cli.commands, [name, *map(str, arguments)])
+            if not isinstance(result.exception, SystemExit | None):
+                raise result.exception
+            return result.exit_code, result.output
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            runpy.run_path(str(ROOT / "tools" / f"{name}.py"), run_name="__main__")
+        return 1, str(stopped.value)
+
+    return run
+
+
+def training(data, config=CONFIG):
+    workers = [f"{loader}_dataloader.{setting}" for loader in ("train", "val", "test")
+               for setting in ("num_workers=0", "persistent_workers=False")]  # fmt: skip
+    return [config, "--work-dir", "work", *tiny(data, train=2, val=1, epochs=1), *workers]
+
+
+def with_backbone(file):
+    """A config whose backbone begins with the weights in a file."""
+    pretrained = f"dict(init_cfg=dict(_delete_=True, type='Pretrained', checkpoint={str(file)!r}))"
+    Path("own.py").write_text(f"_base_ = {CONFIG!r}\nmodel = dict(backbone={pretrained})\n")
+    return "own.py"
+
+
+DOORS = {
+    "train, load_from": lambda file, data: ("train", *training(data), f"load_from={file}"),
+    "train, backbone": lambda file, data: ("train", *training(data, with_backbone(file))),
+    "train --resume": lambda file, data: ("train", *training(data), "--resume", file),
+    "test": lambda file, data: ("test", CONFIG, file, *training(data)[1:]),
+    "infer": lambda file, data: ("infer", "image.png", "--model", CONFIG, "--checkpoint", file),
+    "explain": lambda file, data: ("explain", "image.png", "--model", CONFIG, "--checkpoint", file),
+    "export": lambda file, data: ("export", CONFIG, file, "--input-img", "image.png", "--shape", 96, 128),
+    "publish_model": lambda file, data: ("model_converters/publish_model", file, "out.pth"),
+    "benchmark": lambda file, data: ("analysis/benchmark", CONFIG, "--checkpoint", file, "--shape", 96, 128),
+    "reproduce": lambda file, data: ("./reproduce", CONFIG, "--checkpoint", file, *training(data)[1:]),
+}  # fmt: skip
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="posix.mkdir has another name elsewhere")
+@pytest.mark.parametrize("door", DOORS)
+def test_code_in_a_checkpoint_is_refused(run, folder, data, weights, door):
+    """In a line that says what is in the file."""
+    torch.save({"state_dict": weights, "meta": {"x": Harmful(folder / MARK)}}, "harmful.pth")
+    status, output = run(*DOORS[door]("harmful.pth", data))
+    assert status == 1, output
+    assert "harmful.pth: holds posix.mkdir, which is neither weights nor plain data" in output
+    assert output.splitlines()[-1].startswith("error: ") and "Traceback" not in output
+
+
+def test_zoo_download(run, folder, tmp_path, monkeypatch):
+    """Downloading does not open a file, and a download that is loaded is read as every file is."""
+    torch.save({"state_dict": {"w": torch.ones(1)}, "meta": {"x": Harmful(folder / MARK)}}, "harmful.pth")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    model = zoo.find("faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco")
+    with serving(Served({"/harmful.pth": Path("harmful.pth").read_bytes()})) as server:
+        monkeypatch.setattr(index.Model, "only_weights", lambda self: f"{server.url}/harmful.pth")
+        status, output = run("zoo", "download", model.name, "--out", "there")
+        assert status == 0, output
+        status, output = run("infer", "image.png", "--model", model.name)
+    assert status == 1 and "holds posix.mkdir" in output
+
+
+def config_that_acts(folder):
+    return f"import os\nos.mkdir({str(folder / MARK)!r})\n{Path(CONFIG).read_text()}"
+
+
+@pytest.mark.parametrize("door", ["infer", "explain", "export"])
+def test_a_config_in_a_checkpoint_is_not_run(run, folder, data, weights, door):
+    """mmdet's DetInferencer takes the config from there if it is given none. Here one is always given."""
+    text = config_that_acts(folder)
+    hub = {"log_scalars": {}, "runtime_info": {"cfg": text}, "resumed_keys": {}}
+    meta = {"cfg": text, "config": text}
+    torch.save({"state_dict": weights, "meta": meta, "message_hub": hub}, "x.pth")
+    status, output = run(*DOORS[door]("x.pth", data))
+    assert status == 0, output
+
+
+@pytest.mark.parametrize("command", ["infer", "explain"])
+def test_a_checkpoint_alone_is_not_enough(run, folder, weights, command):
+    torch.save({"state_dict": weights, "meta": {"cfg": config_that_acts(folder)}}, "x.pth")
+    status, output = run(command, "image.png", "--checkpoint", "x.pth")
+    assert status != 0 and "--model" in output
+
+
+def test_resume_does_not_run_the_config(run, folder, data):
+    status, output = run("train", *training(data))
+    assert status == 0, output
+    checkpoint = torch.load("work/epoch_1.pth")
+    checkpoint["meta"].update(config=config_that_acts(folder), cfg=config_that_acts(folder))
+    torch.save(checkpoint, "changed.pth")
+    status, output = run("train", *training(data), "train_cfg.max_epochs=2", "--resume", "changed.pth")
+    assert status == 0, output
+    assert (folder / "work/epoch_2.pth").exists() and not os.path.exists(MARK)
+
+
+def test_class_names_are_text(run, folder, weights):
+    """Those of a checkpoint come to a terminal and to a page."""
+    names = ("<script>alert(1)</script>", "[/red][link=http://x]y[/link]", "\x1b]0;title\x07")
+    torch.save({"state_dict": weights, "meta": {"dataset_meta": {"classes": names}}}, "x.pth")
+    for door in ("infer", "explain"):
+        options = ("--score-threshold", 0) if door == "infer" else ()
+        status, output = run(*DOORS[door]("x.pth", None), *options)
+        assert status == 0, output
+        assert "\x1b" not in output
+        assert door == "explain" or all(name in output for name in names[:2])
+    pages = list(folder.rglob("*.html"))
+    assert pages and not any("<script>alert" in page.read_text() for page in pages)

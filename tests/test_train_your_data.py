@@ -1,0 +1,320 @@
+"""docs/train_your_data.md: its commands, one after the other, on folders of every format."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from mmengine.config import Config
+from PIL import Image, ImageDraw
+
+import dcnzoo.models  # noqa: F401
+
+# isort: split
+from mmdet.registry import DATASETS
+from mmengine.registry import DefaultScope
+
+from dcnzoo.cli import commands
+from dcnzoo.datasets.recipe import BOXES, MASKS, write_config
+from dcnzoo.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+DEMO = ROOT / "configs/demo/mask-rcnn_r14-mdconv_fpn_8e_shapes.py"
+PAGE = ROOT / "docs/train_your_data.md"
+CLASSES = ("date", "fig")
+WIDTH, HEIGHT = 128, 96
+NAMES = [f"{letter}.jpg" for letter in "abcdef"]  # the last two to validate with
+
+
+def fruits():
+    """name → image, [(class, x1, y1, x2, y2)]: a fruit of each kind per image, edges in pixels."""
+    generator = np.random.default_rng(0)
+    for name in NAMES:
+        picture = Image.fromarray(generator.integers(0, 60, (HEIGHT, WIDTH, 3), dtype=np.uint8))
+        boxes = []
+        for label, fruit in enumerate(CLASSES):
+            x, y = generator.integers((60 * label, 0), (60 * label + 40, 60)).tolist()
+            ImageDraw.Draw(picture).rectangle((x, y, x + 23, y + 31), [(200, 30, 30), (90, 40, 160)][label])
+            boxes.append((fruit, x, y, x + 24, y + 32))
+        yield name, picture, boxes
+
+
+def make_voc(folder):
+    for name in ("Annotations", "JPEGImages", "ImageSets/Main"):
+        (folder / name).mkdir(parents=True)
+    for name, picture, boxes in fruits():
+        picture.save(folder / "JPEGImages" / name)
+        objects = "".join(
+            f"<object><name>{fruit}</name><bndbox><xmin>{x1 + 1}</xmin><ymin>{y1 + 1}</ymin>"
+            f"<xmax>{x2}</xmax><ymax>{y2}</ymax></bndbox></object>"
+            for fruit, x1, y1, x2, y2 in boxes
+        )
+        text = f"<annotation><filename>{name}</filename>{objects}</annotation>"
+        (folder / "Annotations" / name).with_suffix(".xml").write_text(text)
+    for split, names in (("train", NAMES[:4]), ("val", NAMES[4:])):
+        (folder / f"ImageSets/Main/{split}.txt").write_text("\n".join(Path(name).stem for name in names))
+
+
+def make_yolo(folder):
+    for number, (name, picture, boxes) in enumerate(fruits()):
+        split = "train" if number < 4 else "val"
+        for kind in ("images", "labels"):
+            (folder / kind / split).mkdir(parents=True, exist_ok=True)
+        picture.save(folder / "images" / split / name)
+        lines = [
+            f"{CLASSES.index(fruit)} {x1 / WIDTH} {y1 / HEIGHT} {x2 / WIDTH} {y1 / HEIGHT} "
+            f"{x2 / WIDTH} {y2 / HEIGHT} {x1 / WIDTH} {y2 / HEIGHT}"
+            for fruit, x1, y1, x2, y2 in boxes
+        ]
+        (folder / "labels" / split / name).with_suffix(".txt").write_text("\n".join(lines))
+    (folder / "data.yaml").write_text("train: images/train\nval: images/val\nnames: [date, fig]\n")
+
+
+def make_labelme(folder):
+    folder.mkdir()
+    for name, picture, boxes in fruits():
+        picture.save(folder / name)
+        shapes = [
+            {"label": fruit, "shape_type": "rectangle", "points": [[x1, y1], [x2, y2]], "group_id": None}
+            for fruit, x1, y1, x2, y2 in boxes
+        ]
+        content = {"imagePath": name, "imageData": None, "imageWidth": WIDTH, "imageHeight": HEIGHT}
+        (folder / name).with_suffix(".json").write_text(json.dumps({**content, "shapes": shapes}))
+
+
+def page_commands(heading):
+    section = re.search(rf"^##+ {heading}\n(.*?)(?=^##+ |\Z)", PAGE.read_text(), re.MULTILINE | re.DOTALL)[1]
+    blocks = re.findall(r"^```bash\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+    return [line for block in blocks for line in block.splitlines()]
+
+
+def run(line, *more):
+    program, *arguments = shlex.split(line)
+    assert program == "dcnzoo"
+    result = CliRunner().invoke(commands, [*arguments, *map(str, more)])
+    assert result.exit_code == 0, result.output + str(result.exception)
+    return result.stdout
+
+
+def objects(*files):
+    found = set()
+    for file in files:
+        content = json.loads(file.read_text())
+        names = {image["id"]: Path(image["file_name"]).name for image in content["images"]}
+        classes = {category["id"]: category["name"] for category in content["categories"]}
+        for a in content["annotations"]:
+            found.add((names[a["image_id"]], classes[a["category_id"]], *a["bbox"]))
+    return found
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("heading", "make", "images"),
+    [
+        ("Pascal VOC", make_voc, "fruits/JPEGImages"),
+        ("YOLO", make_yolo, "fruits"),
+        ("LabelMe", make_labelme, "fruits"),
+    ],
+)
+def test_every_format_gives_the_same_objects(tmp_path, heading, make, images):
+    make(tmp_path / "fruits")
+    said = [run(line) for line in page_commands(heading)]
+    assert f"images:  {images}\n" in said[0] and "classes: date, fig\n" in said[0]
+    expected = {
+        (name, fruit, x1, y1, x2 - x1, y2 - y1)
+        for name, _, boxes in fruits()
+        for fruit, x1, y1, x2, y2 in boxes
+    }
+    train, val = tmp_path / "train.json", tmp_path / "val.json"
+    assert objects(train, val) == expected and len(expected) == 12
+    assert not objects(train) & objects(val)
+    if heading != "LabelMe":
+        assert {name for name, *_ in objects(train)} == set(NAMES[:4])
+    for file in (train, val):
+        assert "no problems" in run(f"dcnzoo data check {file} --images {images} --classes date,fig")
+
+    # what the config makes of it
+    run(f"dcnzoo data config train.json val.json fruits.py --images {images} --no-weights")
+    config = Config.fromfile("fruits.py")
+    masks = heading != "Pascal VOC"
+    assert config.model.type == ("MaskRCNN" if masks else "FasterRCNN")
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        data = DATASETS.build(config.train_dataloader.dataset)
+    assert tuple(data.metainfo["classes"]) == CLASSES
+    found = {
+        (Path(item["img_path"]).name, CLASSES[instance["bbox_label"]], *instance["bbox"])
+        for item in map(data.get_data_info, range(len(data)))
+        for instance in item["instances"]
+    }
+    assert found == {(name, c, x, y, x + w, y + h) for name, c, x, y, w, h in objects(train)}
+
+
+SMALL = f"""
+_base_ = {str(DEMO)!r}
+model = dict(type='FasterRCNN', roi_head=dict(mask_head=None, mask_roi_extractor=None))
+load = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=True)]
+meta = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')
+pipeline = [*load, dict(type='Resize', scale=(128, 96)), dict(type='PackDetInputs', meta_keys=meta)]
+train_dataloader = dict(batch_size=2, dataset=dict(pipeline=pipeline))
+val_dataloader = dict(dataset=dict(pipeline=pipeline))
+test_dataloader = val_dataloader
+val_evaluator = dict(metric='bbox')
+test_evaluator = val_evaluator
+"""
+
+
+def test_from_a_voc_folder_to_detections(tmp_path):
+    make_voc(tmp_path / "fruits")
+    (tmp_path / "small.py").write_text(SMALL)
+    for line in [*page_commands("Pascal VOC"), *page_commands("Check the data")]:
+        run(line)
+    (line,) = page_commands("The config")
+    assert run(line, "--model", "small.py") == "written: fruits.py, on the basis of small.py\n"
+
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    said = []
+    for line in page_commands("Train, test, infer"):
+        program, *arguments = shlex.split(line.replace("epoch_12", "epoch_1"))
+        assert program == "dcnzoo"
+        if arguments[0] == "train":
+            arguments += ["--cfg-options", "train_cfg.max_epochs=1"]
+            arguments += [
+                "default_hooks.offsets.type=OffsetStatisticsHook",
+                "default_hooks.offsets.interval=1",
+            ]
+        command = [sys.executable, "-m", "dcnzoo", *arguments]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-4000:]
+        said.append(done.stdout + done.stderr)
+    train, test, infer = said
+    assert "coco/bbox_mAP" in train and "coco/bbox_mAP" in test
+    assert "fruits/JPEGImages/a.jpg: " in infer
+    categories = json.loads((tmp_path / "work_dirs/infer/detections.json").read_text())["categories"]
+    assert [category["name"] for category in categories] == list(CLASSES)
+    statistics = (tmp_path / "work_dirs/fruits/offset_statistics.csv").read_text().splitlines()
+    assert [line.split(",")[:2] for line in statistics[1:]] == [
+        [iteration, f"backbone.layer{stage}.0.conv2"] for iteration in "12" for stage in (2, 3)
+    ]
+
+
+def test_the_pages_config_is_what_is_written(tmp_path):
+    make_voc(tmp_path / "fruits")
+    for line in [*page_commands("Pascal VOC"), *page_commands("The config")]:
+        run(line)
+    (block,) = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    (tmp_path / "page.py").write_text(block)
+    assert Config.fromfile("page.py").to_dict() == Config.fromfile("fruits.py").to_dict()
+
+
+@pytest.fixture
+def coco(tmp_path):
+    """Three classes, with masks."""
+    annotations = [
+        {"id": i, "image_id": i, "category_id": i, "bbox": [1, 2, 8, 9], "area": 72, "iscrowd": 0,
+         "segmentation": [[1, 2, 9, 2, 9, 11, 1, 11]]}
+        for i in (1, 2, 3)
+    ]  # fmt: skip
+    content = {
+        "images": [{"id": i, "file_name": f"{i}.png", "width": 20, "height": 30} for i in (1, 2, 3)],
+        "annotations": annotations,
+        "categories": [{"id": i, "name": f"class {i}"} for i in (1, 2, 3)],
+    }
+    for i in (1, 2, 3):
+        Image.new("RGB", (20, 30)).save(tmp_path / f"{i}.png")
+
+    def write(change=lambda content: None, name="coco.json"):
+        changed = json.loads(json.dumps(content))
+        change(changed)
+        (tmp_path / name).write_text(json.dumps(changed))
+        return tmp_path / name
+
+    return write
+
+
+def heads(node, key=None):
+    """Every number of classes in a model."""
+    if isinstance(node, dict):
+        return [n for k, v in node.items() for n in heads(v, k)]
+    if isinstance(node, list | tuple):
+        return [n for v in node for n in heads(v)]
+    return [node] if key in ("num_classes", "num_things_classes") else []
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        (MASKS, [3, 3]),
+        (BOXES, [3]),
+        ("cascade-mask-rcnn_r50-dconv-c3-c5_fpn_1x_coco", [3, 3, 3, 3]),  # three box heads in a list
+        ("yolox_s_8xb8-300e_coco", [3]),  # its data set is inside of another
+        ("mask2former_r50_8xb2-lsj-50e_coco", [3, 3]),
+        (str(DEMO), [3, 3]),
+    ],
+)
+def test_models(tmp_path, coco, model, expected):
+    file = coco()
+    base = write_config(file, file, tmp_path / "out.py", tmp_path, model=model)
+    assert base.endswith(f"{Path(model).stem}.py")
+    config = Config.fromfile(tmp_path / "out.py")
+    assert heads(config.model.to_dict()) == expected
+    assert config.get("load_from") is None if model == str(DEMO) else config.load_from.startswith("https://")
+    for loader in ("train_dataloader", "val_dataloader", "test_dataloader"):
+        dataset = config[loader].dataset
+        while "dataset" in dataset:
+            dataset = dataset.dataset
+        assert dataset.ann_file == str(file)
+        assert list(dataset.metainfo.classes) == ["class 1", "class 2", "class 3"]
+    if "mask2former" in model:
+        assert config.model.panoptic_head.loss_cls.class_weight == [1.0, 1.0, 1.0, 0.1]
+        assert config.model.panoptic_fusion_head.num_stuff_classes == 0
+    if "cascade" in model:
+        first, *_ = config.model.roi_head.bbox_head
+        assert first.type == "Shared2FCBBoxHead" and first.loss_bbox.type == "SmoothL1Loss"
+
+
+def boxes_only(content):
+    for annotation in content["annotations"]:
+        del annotation["segmentation"]
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "model", "message"),
+    [
+        (
+            boxes_only,
+            boxes_only,
+            MASKS,
+            r"expected a mask of every object, as .* found 3 without; --model faste",
+        ),
+        (
+            lambda c: c["annotations"][0].update(image_id=9),
+            None,
+            None,
+            r"annotation 1: expected the id of one",
+        ),
+        (
+            None,
+            lambda c: c["categories"].reverse(),
+            None,
+            r"expected the order of the classes, class 1, class",
+        ),
+        (None, None, "mask-rcnn", r"expected the name of a model, found none"),
+        (None, None, "panoptic_fpn_r50_fpn_1x_coco", r"expected a CocoDataset, .* got CocoPanopticDataset"),
+    ],
+)
+def test_config_mistakes(tmp_path, coco, train, val, model, message):
+    same = lambda content: None  # noqa: E731
+    files = coco(train or same, "train.json"), coco(val or same, "val.json")
+    with pytest.raises(UserError, match=message):
+        write_config(*files, tmp_path / "out.py", tmp_path, model=model)
+    assert not (tmp_path / "out.py").exists()

@@ -1,0 +1,182 @@
+"""What a training asks of a cluster: ``python tools/analysis/scaling.py CONFIG --seconds S``.
+
+Measured: the sizes of gradients and checkpoint, and with ``--loader`` the images that one worker of the
+config's data loader prepares in a second. Calculated from that and from S, the seconds that an iteration
+takes on one device: images per second on 1, 2, 4, … nodes. ``docs/scale.md`` says how.
+"""
+
+import argparse
+import io
+import math
+import tempfile
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import nn
+
+from dcnzoo.engine.cli import UserError, add_cfg_options, command, require_file, user_errors
+from dcnzoo.engine.probe import build_model
+
+# isort: split
+from mmengine.config import Config
+from mmengine.dataset import Compose
+from mmengine.logging import MMLogger
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import init_default_scope
+from rich.console import Console
+from rich.table import Table
+
+COCO = 118_287  # images of train2017
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("config", help="config file")
+    parser.add_argument("--seconds", type=float, help="of an iteration on one device, as you measured them")
+    parser.add_argument("--devices", type=int, default=8, help="in a node (default: 8)")
+    parser.add_argument("--nodes", type=int, default=64, help="calculate up to so many (default: 64)")
+    parser.add_argument(
+        "--bandwidth", type=float, default=12.5, help="of a node's network, in GB/s (default: 12.5, 100 Gb/s)"
+    )
+    parser.add_argument(
+        "--hidden",
+        type=float,
+        default=0.5,
+        help="the part of an iteration behind which gradients can be exchanged (default: 0.5)",
+    )
+    parser.add_argument("--images", type=int, default=COCO, help=f"of an epoch (default: {COCO})")
+    parser.add_argument("--loader", action="store_true", help="measure the data loader's pipeline, too")
+    add_cfg_options(parser)
+    return parser.parse_args()
+
+
+class _Counter(io.RawIOBase):
+    """A file that keeps nothing but its size."""
+
+    size = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: bytes) -> int:
+        self.size += len(data)
+        return len(data)
+
+
+def saved_size(checkpoint: dict) -> int:
+    counter = _Counter()
+    torch.save(checkpoint, counter)
+    return counter.size
+
+
+def sizes(model: nn.Module, optim_wrapper: dict) -> dict[str, int]:
+    """Parameters; bytes of the gradients, of the weights and of a checkpoint to go on from."""
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    found = {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "gradients": sum(parameter.numel() * parameter.element_size() for parameter in learning),
+        "weights": saved_size({"state_dict": model.state_dict()}),
+    }
+    wrapper = build_optim_wrapper(model, dict(optim_wrapper, type="OptimWrapper"))
+    for parameter in learning:
+        parameter.grad = torch.zeros_like(parameter)
+    wrapper.optimizer.step()  # what an optimizer remembers is there from its first step on
+    state = {"state_dict": model.state_dict(), "optimizer": wrapper.state_dict()}
+    return {**found, "checkpoint": saved_size(state)}
+
+
+def exchange(gradients: int, nodes: int, bandwidth: float) -> float:
+    """Seconds of a ring all-reduce: every node sends and receives 2 (n - 1) / n of the bytes."""
+    return 2 * (nodes - 1) / nodes * gradients / (bandwidth * 1e9)
+
+
+def iteration(seconds: float, gradients: int, nodes: int, bandwidth: float, hidden: float) -> float:
+    """With what of the exchange does not fit behind the rest of the iteration."""
+    return seconds + max(0.0, exchange(gradients, nodes, bandwidth) - hidden * seconds)
+
+
+def loader_rate(pipeline: list[dict], seconds: float = 3.0) -> float:
+    """Images per second that one process reads and transforms; a JPEG of 640×480 pixels with ten objects."""
+    generator = np.random.default_rng(0)
+    coarse = generator.integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    picture = cv2.resize(coarse, (640, 480), interpolation=cv2.INTER_CUBIC)
+    picture = np.clip(picture + generator.normal(0, 4, picture.shape), 0, 255).astype(np.uint8)
+    boxes = [[x, 20.0 + x, x + 150.0, 200.0 + x] for x in np.linspace(0, 250, 10)]
+    polygons = [[a, b, c, b, c, d, a, d] for a, b, c, d in boxes]
+    instances = [
+        {"bbox": box, "bbox_label": 0, "ignore_flag": 0, "mask": [polygon]}
+        for box, polygon in zip(boxes, polygons, strict=True)
+    ]
+    cv2.setNumThreads(0)  # as mmengine does in workers
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "image.jpg"
+        cv2.imwrite(str(path), picture, [cv2.IMWRITE_JPEG_QUALITY, 90])
+        image = {"img_path": str(path), "img_id": 0, "height": 480, "width": 640, "instances": instances}
+        transforms = Compose(pipeline)
+        transforms(dict(image))
+        done, start = 0, time.process_time()  # of a whole core, whatever else runs
+        while time.process_time() < start + seconds:
+            transforms({**image, "instances": [dict(instance) for instance in instances]})
+            done += 1
+        return done / (time.process_time() - start)
+
+
+def table(args: argparse.Namespace, batch: int, gradients: int) -> Table:
+    found = Table("nodes", "devices", "images in a step", "images / s", "of ideal", "minutes of an epoch")
+    nodes = 1
+    while nodes <= args.nodes:
+        devices = nodes * args.devices
+        seconds = iteration(args.seconds, gradients, nodes, args.bandwidth, args.hidden)
+        rate = devices * batch / seconds
+        steps = math.ceil(args.images / (devices * batch))
+        cells = (nodes, devices, devices * batch, f"{rate:,.1f}", f"{args.seconds / seconds:.0%}")
+        found.add_row(*map(str, cells), f"{steps * seconds / 60:,.1f}")
+        nodes *= 2
+    return found
+
+
+@command
+def main() -> None:
+    args = parse_args()
+    require_file(args.config, "config")
+    for name in ("devices", "nodes", "images"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name}: expected ≥ 1, got {getattr(args, name)}")
+    for name in ("seconds", "bandwidth"):
+        if getattr(args, name) is not None and getattr(args, name) <= 0:
+            raise UserError(f"--{name}: expected > 0, got {getattr(args, name)}")
+    if not 0 <= args.hidden <= 1:
+        raise UserError(f"--hidden: expected from 0 to 1, got {args.hidden}")
+    with user_errors():
+        cfg = Config.fromfile(args.config)
+        cfg.merge_from_dict(args.cfg_options)
+        MMLogger.get_instance("mmengine").setLevel("WARNING")  # not a line for every parameter
+        model = build_model(cfg)
+        found = sizes(model, cfg.optim_wrapper)
+    console = Console(width=100)
+    console.print(f"parameters                 {found['parameters']:,}")
+    for name in ("gradients", "weights", "checkpoint"):
+        console.print(f"{name:26} {found[name] / 1e6:,.1f} MB")
+    if args.loader:
+        with user_errors():
+            init_default_scope(cfg.get("default_scope", "mmdet"))
+            rate = loader_rate(cfg.train_dataloader.dataset.pipeline)
+        console.print(f"a worker of the loader     {rate:.1f} images / s")
+    if args.seconds is not None:
+        batch = cfg.train_dataloader.batch_size
+        console.print(
+            f"\nCalculated: {args.seconds:g} s for {batch} images on a device, {args.devices} devices in a "
+            f"node, {args.bandwidth:g} GB/s between nodes"
+        )
+        if args.loader:
+            console.print(f"Workers that a device needs: {math.ceil(batch / args.seconds / rate)}")
+        console.print(table(args, batch, found["gradients"]))
+
+
+if __name__ == "__main__":
+    main()

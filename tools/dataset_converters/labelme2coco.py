@@ -1,0 +1,9 @@
+"""LabelMe's JSON files to COCO's format: ``dcnzoo data convert labelme``."""
+
+from dcnzoo.cli.data import labelme
+from dcnzoo.errors import command
+
+main = command(labelme)
+
+if __name__ == "__main__":
+    main()

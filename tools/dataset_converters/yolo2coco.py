@@ -1,0 +1,9 @@
+"""YOLO's text files to COCO's format: ``dcnzoo data convert yolo``."""
+
+from dcnzoo.cli.data import yolo
+from dcnzoo.errors import command
+
+main = command(yolo)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""A wheel in bare environments: installed, tried, taken away again.
+
+::
+
+    make test-packaging                             # the wheel of an sdist that is built in isolation
+    python tools/test_wheel.py dist/dcnzoo-….whl    # under every Python from 3.10 to 3.13 that is here
+    python tools/test_wheel.py dist/dcnzoo-….whl 3.11 3.12:2.14.1    # under these two, one with another torch
+
+Each environment, in ``.venv-wheel``, has torch, numpy and what the wheel asks for, nothing else (up to 5 GB:
+pip's torch for Linux is a CUDA build). There every operator is compared with its reference, forward and
+backward, ``pip check`` has nothing to say, and ``pip uninstall`` leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from rich.console import Console
+from test_matrix import PINNED, ROOT, interpreter
+
+FOLDER = ROOT / ".venv-wheel"
+PYTHONS = ("3.10", "3.11", "3.12", "3.13")
+TRY = """
+import torch, dcnzoo
+from op_cases import operators
+calls = 0
+for operator in operators():
+    for sample in operator.forms():
+        sample = sample.leaves()
+        results = [f(sample) for f in (operator.call, operator.reference)]
+        torch.testing.assert_close(*results)
+        gradients = [torch.autograd.grad(r.square().sum(), sample.given) for r in results]
+        torch.testing.assert_close(*gradients)
+        calls += 1
+print(f"{calls} calls, {dcnzoo.ops.cpu_capability()}, torch {torch.__version__}")
+"""
+
+
+def files(folder: Path) -> set[str]:
+    """All but what Python writes when it first imports a module of another package."""
+    paths = (path.relative_to(folder) for path in folder.rglob("*"))
+    return {str(path) for path in paths if "dcnzoo" in path.parts or "__pycache__" not in path.parts}
+
+
+def trial(wheel: Path, version: str, torch: str) -> str:
+    """One line about the wheel under this Python; of a failure, the last line that was printed."""
+    python = interpreter(version)
+    if python is None:
+        return "absent: no such Python here"
+    folder = FOLDER / f"{version}-torch{torch}"
+    executable = folder / "bin" / "python"
+    pip = [executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE")}
+
+    def run(*command: str | Path, cwd: Path | None = None) -> str:
+        done = subprocess.run(command, cwd=cwd, env=environment, text=True, capture_output=True)
+        if done.returncode:
+            raise RuntimeError((done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1])
+        return done.stdout.strip()
+
+    try:
+        if not (folder / ".installed").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            run(python, "-m", "venv", folder)
+            run(*pip, "install", f"torch=={torch}", "numpy", "click>=8.1")
+            (folder / ".installed").touch()
+        before = files(folder)
+        run(*pip, "install", "--no-deps", wheel)
+        with TemporaryDirectory() as elsewhere:
+            shutil.copytree(ROOT / "tests" / "op_cases", Path(elsewhere) / "op_cases")
+            tried = run(executable, "-c", TRY, cwd=Path(elsewhere))
+            run(executable, "-m", "dcnzoo", "doctor", cwd=Path(elsewhere))
+            run(*pip, "check")
+        run(*pip, "uninstall", "-y", "dcnzoo")
+        if left := sorted(files(folder) - before):
+            return f"FAILED: left behind: {', '.join(left[:5])}"
+        return f"ok: {tried}"
+    except RuntimeError as error:
+        return f"FAILED: {error}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("wheel", type=Path)
+    parser.add_argument("pythons", nargs="*", default=PYTHONS, metavar="PYTHON[:TORCH]")
+    args = parser.parse_args()
+    console, failed = Console(highlight=False, soft_wrap=True), False
+    for pair in args.pythons:
+        version, torch = [*pair.split(":"), PINNED][:2]
+        with console.status(f"Python {version}, torch {torch}"):
+            result = trial(args.wheel.resolve(), version, torch)
+        console.print(f"Python {version}, torch {torch}: {result}", markup=False)
+        failed |= result.startswith("FAILED")
+    sys.exit(failed)
+
+
+if __name__ == "__main__":
+    main()
