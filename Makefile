@@ -32,7 +32,7 @@ $(VENV)/.built: $(VENV)/.installed setup.py pyproject.toml $(OPS)
 	touch $@
 
 demo: setup  ## make data, train without and with DCNv2, compare, draw (SEEDS=3 for mean ± spread)
-	$(RUN) tools/demo.py --seeds $(or $(SEEDS),1)
+	$(RUN) tools/demo.py --seeds $(or $(SEEDS),1) $(ARGS)
 
 test: setup  ## the tests, in under 15 minutes on two cores
 	$(RUN) -m pytest -n 2 -m "not slow and not peers and not environments" $(ARGS)

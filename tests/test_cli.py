@@ -1,10 +1,15 @@
 """The command ``dcnzoo``: its commands are the modules of a folder, a mistake ends in one line."""
 
 import importlib
+import os
 import pkgutil
+import re
+import shlex
+import shutil
 import subprocess
 import sys
 from importlib.metadata import entry_points
+from pathlib import Path
 
 import click
 import pytest
@@ -16,6 +21,11 @@ from dcnzoo.errors import UserError
 from .test_import import OPENMMLAB, run
 
 MODULES = sorted(module.name for module in pkgutil.iter_modules(dcnzoo.cli.__path__))
+DOORS = [
+    name
+    for name in MODULES
+    if isinstance(dcnzoo.cli.commands.get_command(None, name.replace("_", "-")), dcnzoo.cli.Door)
+]
 
 
 def test_every_module_is_a_command():
@@ -43,12 +53,40 @@ def test_unknown_command():
     assert "Traceback" not in result.stderr
 
 
-@pytest.mark.parametrize("name", ["train", "test", "export", "bench", "infer", "explain"])
+@pytest.mark.parametrize("name", DOORS)
 def test_tool_has_a_door(name):
     command = [sys.executable, "-m", "dcnzoo", name, "--help"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"usage: dcnzoo {name} [-h]"), "the tool's own help"
+    options = set(re.findall(r"^  (?:-\w, )?(--[\w-]+)", done.stdout, re.MULTILINE))
+    assert options == set(dcnzoo.cli.options_of(command_of(name).script)), "what completion offers"
+    assert_examples(name, done.stdout, options)
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name not in DOORS])
+def test_help_has_examples(name):
+    text = CliRunner().invoke(dcnzoo.cli.commands, [name, "--help"]).output
+    assert_examples(name, text, click_options(command_of(name)))
+
+
+def click_options(command):
+    options = {option for parameter in command.params for option in parameter.opts}
+    members = command.commands.values() if isinstance(command, click.Group) else ()
+    return options.union(*map(click_options, members))
+
+
+def assert_examples(name, text, options):
+    """There are some, of this command, and they use options that it has."""
+    calls = [shlex.split(line, comments=True) for line in re.findall(r"^ +(dcnzoo .*)", text, re.MULTILINE)]
+    assert calls, text
+    for call in calls:
+        assert call[1] == name
+        assert {word for word in call if word.startswith("--")} <= options
+
+
+def command_of(name):
+    return dcnzoo.cli.commands.get_command(None, name)
 
 
 def test_what_follows_a_door_is_the_tools():
@@ -82,6 +120,58 @@ def test_mistakes_get_one_line(error, text, monkeypatch):
     monkeypatch.setenv("DCNZOO_TRACEBACK", "1")
     with pytest.raises(type(error)):
         dcnzoo.cli.main()
+
+
+def test_interruption_is_130(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["dcnzoo", "fails"])
+    monkeypatch.setattr(dcnzoo.cli.Commands, "get_command", lambda *_: fails(KeyboardInterrupt()))
+    with pytest.raises(SystemExit) as stopped:
+        dcnzoo.cli.main()
+    assert stopped.value.code == 130
+
+
+@pytest.fixture
+def shell(tmp_path):
+    """Runs bash where the command ``dcnzoo`` is this one."""
+    if shutil.which("bash") is None:
+        pytest.skip("needs bash")
+    script = tmp_path / "dcnzoo"
+    script.write_text(f"#!{sys.executable}\nfrom dcnzoo.cli import main\nmain()\n")
+    script.chmod(0o755)
+    root = str(Path(dcnzoo.cli.__file__).parents[2])
+    paths = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": root}
+
+    def run(text):
+        done = subprocess.run(
+            ["bash", "-c", text], env={**os.environ, **paths}, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.split()
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["tr"], ["train"]),
+        (["zoo", "ver"], ["verify"]),
+        (["zoo", "list", "--d"], ["--dcn"]),
+        (["train", "mine.py", "--re"], ["--report", "--resume"]),
+        (["explain", "--l"], ["--layer"]),
+        (["export", "--cfg"], ["--cfg-options"]),
+    ],
+)
+def test_bash_completes(shell, words, expected):
+    typed = f"COMP_WORDS=(dcnzoo {' '.join(words)}); COMP_CWORD={len(words)}; _dcnzoo_completion dcnzoo"
+    assert shell(f'eval "$(dcnzoo completion bash)"; {typed}; echo "${{COMPREPLY[@]}}"') == expected
+
+
+@pytest.mark.parametrize("name", ["bash", "zsh", "fish"])
+def test_completion_scripts(name):
+    result = CliRunner().invoke(dcnzoo.cli.commands, ["completion", name])
+    assert result.exit_code == 0 and "_DCNZOO_COMPLETE" in result.output
+    assert CliRunner().invoke(dcnzoo.cli.commands, ["completion", "cmd"]).exit_code == 2
 
 
 def test_console_script():

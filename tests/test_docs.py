@@ -345,6 +345,12 @@ def test_tutorial():
     assert not re.search(r"/(home|root|tmp|work)/", str(stored))
 
 
+def test_pictures_are_small():
+    pictures = list((ROOT / "docs/images").iterdir())
+    assert {"explain.png", "report.png"} <= {path.name for path in pictures}
+    assert all(path.stat().st_size < 300_000 for path in pictures)
+
+
 def test_model_zoo_lists_every_config():
     """Each figure of each metafile, in a row that says whose it is."""
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in (ROOT / "model_zoo.md").open()]

@@ -24,9 +24,19 @@ CONFIG = "configs/demo/mask-rcnn_r14_fpn_8e_shapes.py"
 
 SCALED = [CONFIG, "--auto-scale-lr", "--cfg-options"]
 
+# a tool, in which whatever code of ours does that will be gone one day is an error
+STRICT = """
+import runpy, sys, warnings
+for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
+    warnings.filterwarnings("error", category=category, module=r"(dcnzoo|__main__)\\b")
+del sys.argv[0]
+sys.path.insert(0, sys.argv[0].rpartition("/")[0])
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
 
 def command(tool, *arguments):
-    return [sys.executable, f"tools/{tool}.py", *map(str, arguments)]
+    return [sys.executable, "-c", STRICT, f"tools/{tool}.py", *map(str, arguments)]
 
 
 def environment(**extra):
@@ -41,6 +51,8 @@ def run(tool, *arguments, status=0, **extra):
         command(tool, *arguments), cwd=ROOT, env=environment(**extra), capture_output=True, text=True
     )
     assert result.returncode == status, f"{result.stdout[-2000:]}\n{result.stderr[-4000:]}"
+    assert "\x1b[" not in result.stdout + result.stderr, "no colours where there is no terminal"
+    assert "be deprecated" not in result.stdout + result.stderr
     return result.stdout + result.stderr
 
 
@@ -79,7 +91,7 @@ def trained(tmp_path_factory, data):
     """A work directory after training with deformable convolutions from the command line."""
     work = tmp_path_factory.mktemp("trained")
     options = [*tiny(data), "model.backbone.dcn=True"]
-    return work, run("train", CONFIG, "--work-dir", work, *options)
+    return work, run("train", CONFIG, "--work-dir", work, "--report", *options)
 
 
 def test_train_makes_data_and_checkpoints(trained, data):
@@ -91,6 +103,17 @@ def test_train_makes_data_and_checkpoints(trained, data):
     assert any("conv_offset" in name for name in weights), "dcn=True took effect"
     assert "Epoch(train) [2][2/2]" in output, "log lines are kept where there is no terminal"
     assert "\x1b[?25l" not in output, "no bar where there is no terminal"
+
+
+def test_train_writes_a_report(trained):
+    work, output = trained
+    assert f"report: {work / 'report.html'}" in output
+    assert "WARN" not in output
+    page = (work / "report.html").read_text(encoding="utf-8")
+    box, mask = average_precisions(output)
+    assert f"<dt>box AP</dt><dd>{float(box):.3f}</dd>" in page
+    assert f"<dt>mask AP</dt><dd>{float(mask):.3f}</dd>" in page
+    assert "backbone.layer3.0.conv2" in page and "Environment of" in page and "conv_offset" not in page
 
 
 def test_test_repeats_the_last_validation(trained, tmp_path):
@@ -286,8 +309,13 @@ def test_demo_trains_shows_and_does_not_train_twice(tmp_path):
     assert [row[0] for row in rows] == ["off", "v2"]
     assert int(rows[1][3].replace(",", "")) > int(rows[0][3].replace(",", ""))
     page = (tmp_path / "demo" / "index.html").read_text()
-    assert "equal iterations" in page and page.count("data:image/png") == 3
-    assert not re.findall(r'(?:src|href)="(?!data:)', page), "self-contained"
+    assert (
+        "equal iterations" in page and "Where it samples, v2" in page and "Where it samples, off" not in page
+    )
+    assert "+        dcn=True," in page, "what the arms differ in"
+    for _, box, mask, parameters in rows:
+        assert f"<td>{box}</td><td>{mask}</td>" in page and f"<td>{parameters}</td>" in page
+    assert not re.findall(r'(?:src|href)="(?!data:|#)', page), "self-contained"
 
     checkpoint = tmp_path / "demo" / "v2-seed0" / "epoch_1.pth"
     written = checkpoint.stat().st_mtime_ns

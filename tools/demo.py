@@ -18,37 +18,26 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-import dcnzoo.engine
+from dcnzoo.engine.cli import UserError, command, user_errors
 
 # after dcnzoo.engine, which silences a warning of mmengine's import
 # isort: split
-import cv2
-import numpy as np
-import torch
 from mmengine.config import Config, ConfigDict, DictAction
 from rich.console import Console
 from rich.progress import Progress, TaskID
 from rich.table import Table
 
-from dcnzoo.datasets import CLASSES, PALETTE, ShapesSpec, make_shapes
-from dcnzoo.engine.cli import UserError, command, user_errors
+from dcnzoo.datasets import ShapesSpec, make_shapes
+from dcnzoo.engine import AtomicLocalBackend
+from dcnzoo.engine.history import History
 from dcnzoo.engine.progress import make_progress
-from dcnzoo.visualization import (
-    Curves,
-    Instances,
-    Section,
-    data_uri,
-    plot_detections,
-    plot_learning_curves,
-    plot_sampling,
-    render_page,
-)
-from dcnzoo.visualization.detector import Detector
+from dcnzoo.engine.report import footer
+from dcnzoo.visualization.report import TrainedRun, by_label, load_detectors, render_runs, summary
 
 ROOT = Path(__file__).resolve().parent.parent
 ARMS = {
@@ -56,6 +45,7 @@ ARMS = {
     "v1": "mask-rcnn_r14-dconv_fpn_8e_shapes.py",
     "v2": "mask-rcnn_r14-mdconv_fpn_8e_shapes.py",
 }
+HEAD = "deformable conv"  # of the column of arms
 POLL_SECONDS = 0.5
 SHOWN_IMAGES = 5
 
@@ -86,10 +76,6 @@ class Run:
         batches = math.ceil(self.shapes.train / self.cfg.train_dataloader.batch_size)
         return batches * self.cfg.train_cfg.max_epochs
 
-    @property
-    def checkpoint(self) -> Path:
-        return self.folder / Path((self.folder / "last_checkpoint").read_text()).name
-
     def is_finished(self) -> bool:
         return self._state() == {"fingerprint": self.fingerprint, "finished": True}
 
@@ -101,8 +87,8 @@ class Run:
         self.cfg.dump(self.folder / "config.py")
         self.write_state(finished=False)
 
-    def history(self) -> "History":
-        return History.read(self.folder, self.iterations // self.cfg.train_cfg.max_epochs)
+    def history(self) -> History:
+        return History.read(self.folder)
 
     def _state(self) -> dict:
         try:
@@ -114,46 +100,6 @@ class Run:
         partial = self.folder / ".demo.json.partial"
         partial.write_text(json.dumps({"fingerprint": self.fingerprint, "finished": finished}))
         partial.replace(self.folder / "demo.json")
-
-
-@dataclasses.dataclass
-class History:
-    """What mmengine logged of a run, over all its resumptions; keys are iterations."""
-
-    loss: dict[int, float] = dataclasses.field(default_factory=dict)
-    seconds: dict[int, float] = dataclasses.field(default_factory=dict)
-    box_ap: dict[int, float] = dataclasses.field(default_factory=dict)
-    mask_ap: dict[int, float] = dataclasses.field(default_factory=dict)
-
-    @classmethod
-    def read(cls, folder: Path, iterations_per_epoch: int) -> "History":
-        history = cls()
-        for log in sorted(folder.glob("*/vis_data/scalars.json")):
-            for line in log.read_text().splitlines():
-                try:
-                    entry = json.loads(line)
-                except json.JSONDecodeError:  # being written
-                    continue
-                if "loss" in entry:
-                    history.loss[entry["step"]] = entry["loss"]
-                    history.seconds[entry["step"]] = entry["time"]
-                elif "coco/segm_mAP" in entry:  # validation counts epochs
-                    step = entry["step"] * iterations_per_epoch
-                    history.box_ap[step] = entry["coco/bbox_mAP"]
-                    history.mask_ap[step] = entry["coco/segm_mAP"]
-        return history
-
-    @property
-    def iteration(self) -> int:
-        return max([0, *self.loss, *self.mask_ap])
-
-    def note(self) -> str:
-        parts = []
-        if self.loss:
-            parts.append(f"loss {self.loss[max(self.loss)]:.2f}")
-        if self.mask_ap:
-            parts.append(f"mask AP {self.mask_ap[max(self.mask_ap)]:.3f}")
-        return ", ".join(parts)
 
 
 def parse_args() -> argparse.Namespace:
@@ -198,25 +144,24 @@ def main() -> None:
         make_data(runs[0].cfg, console)
         train([run for run in runs if not run.is_finished()], jobs, threads, lock, console)
 
-        detectors = {arm: Detector(of[0].cfg, of[0].checkpoint) for arm, of in by_arm(runs).items()}
-        table, verdict = summarise(runs, detectors), compare(runs)
+        trained = [TrainedRun.read(run.folder, run.arm) for run in runs]
+        detectors = load_detectors(trained)
+        table, verdict = summary(trained, detectors, HEAD), compare(trained)
         console.print(f"Mask R-CNN, {setting(runs)}", soft_wrap=True)
         show_table(table, console)
         console.print(verdict, soft_wrap=True)
         page = args.work_dir / "index.html"
-        footer = (
-            f"dcnzoo {dcnzoo.__version__}, torch {torch.__version__}, Python "
-            f"{platform.python_version()}, {platform.machine()}, {cores} cores\n"
-            f"{jobs} runs side by side, threads in each: {threads}"
-        )
-        html = render_page(
+        html = render_runs(
+            trained,
+            detectors,
             "Deformable convolution, off and on",
             f"A small Mask R-CNN, trained from scratch: {setting(runs)}. {verdict}",
-            table,
-            make_sections(runs, detectors),
-            footer,
+            HEAD,
+            SHOWN_IMAGES,
+            f"{footer()}\nPython {platform.python_version()}, {platform.machine()}, {cores} cores; "
+            f"{jobs} runs side by side, threads in each: {threads}",
         )
-        page.write_text(html, encoding="utf-8")
+        AtomicLocalBackend().put_text(html, page)
         console.print(f"page: {page} ({time.monotonic() - started:.0f} s)", soft_wrap=True)
 
 
@@ -278,13 +223,22 @@ def train(pending: Sequence[Run], jobs: int, threads: int, lock: IO, console: Co
 
 def show(training: Training, progress: Progress, console: Console) -> None:
     """Move a bar; where there is no terminal, print a line per validation."""
-    history = training.run.history()
-    note = history.note()
+    history, run = training.run.history(), training.run
+    note = progress_note(history)
     progress.update(training.bar, completed=history.iteration, note=note)
-    if len(history.mask_ap) > training.validated and not console.is_terminal:
-        done = f"{max(history.mask_ap)}/{training.run.iterations} iterations"
-        console.print(f"{training.run.name}: {done}, {note}")
-    training.validated = len(history.mask_ap)
+    if len(history.validation) > training.validated and not console.is_terminal:
+        done = max(history.validation) * run.iterations // run.cfg.train_cfg.max_epochs
+        console.print(f"{run.name}: {done}/{run.iterations} iterations, {note}")
+    training.validated = len(history.validation)
+
+
+def progress_note(history: History) -> str:
+    parts = []
+    if history.training:
+        parts.append(f"loss {history.training[history.iteration]['loss']:.2f}")
+    if history.validation:
+        parts.append(f"mask AP {history.validation[max(history.validation)]['coco/segm_mAP']:.3f}")
+    return ", ".join(parts)
 
 
 def finish(training: Training) -> None:
@@ -323,39 +277,6 @@ def locked(folder: Path) -> Iterator[IO]:
         yield lock
 
 
-def by_arm(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    arms: dict[str, list[Run]] = {}
-    for run in runs:
-        arms.setdefault(run.arm, []).append(run)
-    return arms
-
-
-def mean_and_spread(values: Sequence[float]) -> str:
-    text = f"{statistics.mean(values):.3f}"
-    return text if len(values) == 1 else f"{text} ± {statistics.stdev(values):.3f}"
-
-
-def final_ap(run: Run) -> tuple[float, float]:
-    """Box and mask AP of the last checkpoint."""
-    history = run.history()
-    return history.box_ap[max(history.box_ap)], history.mask_ap[max(history.mask_ap)]
-
-
-def seconds_per_iteration(runs: Sequence[Run]) -> float:
-    return statistics.mean(statistics.median(run.history().seconds.values()) for run in runs)
-
-
-def summarise(runs: Sequence[Run], detectors: Mapping[str, Detector]) -> list[list[str]]:
-    """The table; its first row is the head."""
-    table = [["deformable conv", "box AP", "mask AP", "s / iteration", "parameters"]]
-    for arm, seeds in by_arm(runs).items():
-        box, mask = zip(*map(final_ap, seeds), strict=True)
-        parameters = sum(p.numel() for p in detectors[arm].model.parameters())
-        seconds = seconds_per_iteration(seeds)
-        table.append([arm, mean_and_spread(box), mean_and_spread(mask), f"{seconds:.3f}", f"{parameters:,}"])
-    return table
-
-
 def setting(runs: Sequence[Run]) -> str:
     run, seeds = runs[0], len({run.seed for run in runs})
     per_arm = "one seed" if seeds == 1 else f"{seeds} seeds (mean ± standard deviation)"
@@ -366,17 +287,20 @@ def setting(runs: Sequence[Run]) -> str:
     )
 
 
-def compare(runs: Sequence[Run]) -> str:
+def compare(runs: Sequence[TrainedRun]) -> str:
     """What the table says, in a sentence: the best arm against the first."""
-    arms = by_arm(runs)
-    mask = {arm: statistics.mean(final_ap(run)[1] for run in seeds) for arm, seeds in arms.items()}
+    arms = by_label(runs)
+    mask = {
+        arm: statistics.mean(run.last_validation["coco/segm_mAP"] for run in seeds)
+        for arm, seeds in arms.items()
+    }
     first, best = next(iter(arms)), max(mask, key=mask.get)
     if best == first:
         return f"At equal iterations '{first}' is not beaten."
-    ratio = seconds_per_iteration(arms[best]) / seconds_per_iteration(arms[first])
+    seconds = {arm: statistics.mean(run.seconds_per_iteration for run in arms[arm]) for arm in (first, best)}
     return (
         f"At equal iterations '{best}' is {mask[best] - mask[first]:.3f} mask AP ahead of "
-        f"'{first}'; one of its iterations takes {ratio:.2f} times as long."
+        f"'{first}'; one of its iterations takes {seconds[best] / seconds[first]:.2f} times as long."
     )
 
 
@@ -387,80 +311,6 @@ def show_table(table: Sequence[Sequence[str]], console: Console) -> None:
     for row in table[1:]:
         view.add_row(*row)
     console.print(view)
-
-
-def make_sections(runs: Sequence[Run], detectors: Mapping[str, Detector]) -> list[Section]:
-    images = pick_images(detectors[runs[0].arm])
-    predictions = {arm: [detector.predict(index) for index in images] for arm, detector in detectors.items()}
-    first = predictions[runs[0].arm]
-    columns = {"ground truth": [p.truth for p in first]}
-    columns |= {arm: [p.detections for p in ps] for arm, ps in predictions.items()}
-    detections = plot_detections([p.image for p in first], columns, CLASSES, PALETTE)
-    sections = [
-        Section(
-            "Learning curves",
-            "Training loss and validation AP. All arms see the same images equally often: equal "
-            "iterations, not equal time. Thin lines are seeds, the thick line is their mean.",
-            data_uri(plot_learning_curves(learning_curves(runs))),
-        ),
-        Section(
-            "Detections",
-            "The first validation images with three instances or more, seed 0, scores of 0.5 and "
-            "up. Nothing was chosen by its result.",
-            data_uri(detections),
-        ),
-    ]
-    for arm, ps in predictions.items():
-        if ps[0].fields:
-            sections.append(
-                Section(
-                    f"Sampling points, {arm}",
-                    f"What one place of the last deformable layer looks at (cross): its "
-                    f"{len(ps[0].fields)} layers, {', '.join(f.name for f in ps[0].fields)}, "
-                    "followed back to the image. Above, the grid of ordinary convolutions; below, "
-                    "the learnt offsets, the more solid the more a point weighs.",
-                    data_uri(plot_sampling(ps[0].image, ps[0].fields, locations(ps[0].truth))),
-                )
-            )
-    return sections
-
-
-def learning_curves(runs: Sequence[Run]) -> dict[str, Curves]:
-    curves: dict[str, Curves] = {}
-    names = {"loss": "training loss", "box_ap": "box AP", "mask_ap": "mask AP"}
-    for field, title in names.items():
-        curves[title] = {}
-        for arm, seeds in by_arm(runs).items():
-            series = [getattr(run.history(), field) for run in seeds]
-            # a resumed run may lack a validation
-            steps = sorted(set.intersection(*map(set, series)))
-            values = np.array([[one[step] for step in steps] for one in series])
-            curves[title][arm] = (np.array(steps), values)
-    return curves
-
-
-def pick_images(detector: Detector) -> list[int]:
-    counts = [len(detector.dataset.get_data_info(i)["instances"]) for i in range(len(detector.dataset))]
-    # stable: by index among those with three or more, then the others
-    return sorted(range(len(counts)), key=lambda i: counts[i] < 3)[:SHOWN_IMAGES]
-
-
-def locations(truth: Instances) -> dict[str, tuple[float, float]]:
-    """The innermost place of the largest and the smallest instance, and one far from all."""
-    order = np.argsort(truth.masks.sum((1, 2)))
-    background = ~truth.masks.any(0)
-    places = {
-        f"{CLASSES[truth.labels[order[-1]]]}, the largest": truth.masks[order[-1]],
-        f"{CLASSES[truth.labels[order[0]]]}, the smallest": truth.masks[order[0]],
-        "background": background,
-    }
-    return {title: _innermost(mask) for title, mask in places.items()}
-
-
-def _innermost(mask: np.ndarray) -> tuple[float, float]:
-    depth = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
-    y, x = np.unravel_index(depth.argmax(), depth.shape)
-    return float(y), float(x)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,10 @@
 
 Prints a table per image, and writes the images with their detections drawn and one ``detections.json``
 in COCO's form, all into one folder.
+
+examples:
+  dcnzoo infer street.jpg --model faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco
+  dcnzoo infer images/*.jpg --model CONFIG --checkpoint epoch_12.pth --score-threshold 0.5 --out found
 """
 
 import argparse

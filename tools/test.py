@@ -1,4 +1,9 @@
-"""Evaluate a checkpoint: ``python tools/test.py CONFIG CHECKPOINT [options]``."""
+"""Evaluate a checkpoint: ``python tools/test.py CONFIG CHECKPOINT [options]``, also ``dcnzoo test``.
+
+examples:
+  dcnzoo test work_dirs/dcn/config.py work_dirs/dcn/epoch_12.pth
+  dcnzoo test CONFIG CHECKPOINT --tta --show-dir work_dirs/shown --out predictions.pkl
+"""
 
 from copy import deepcopy
 from pathlib import Path

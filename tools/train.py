@@ -1,4 +1,12 @@
-"""Train a detector: ``python tools/train.py CONFIG [options]``."""
+"""Train a detector: ``python tools/train.py CONFIG [options]``, also ``dcnzoo train``.
+
+examples:
+  dcnzoo train configs/demo/mask-rcnn_r14_fpn_8e_shapes.py
+  dcnzoo train CONFIG --cfg-options model.backbone.dcn=True --work-dir work_dirs/dcn --report
+  dcnzoo train CONFIG --work-dir work_dirs/dcn --resume
+"""
+
+from pathlib import Path
 
 from dcnzoo.engine.cli import (
     UserError,
@@ -12,8 +20,12 @@ from dcnzoo.engine.cli import (
 
 # after dcnzoo.engine, which silences a warning of mmengine's import
 # isort: split
+import torch
 from mmengine.config import Config
+from mmengine.dist import is_main_process
 from mmengine.runner import Runner
+
+from dcnzoo.engine.report import write_report
 
 
 def parse_args():
@@ -34,6 +46,9 @@ def parse_args():
         const="auto",
         metavar="CHECKPOINT",
         help="continue from a checkpoint, or from the latest one in the work directory",
+    )
+    parser.add_argument(
+        "--report", action="store_true", help="when training ends, write report.html to the work directory"
     )
     return parser.parse_args()
 
@@ -84,6 +99,9 @@ def main() -> None:
         runner = build_runner(cfg)
         count_accumulated_batches(runner)
     runner.train()
+    if args.report and is_main_process():
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        print(f"report: {write_report([Path(cfg.work_dir)], device=device)}")
 
 
 if __name__ == "__main__":

@@ -158,7 +158,14 @@ def mends() -> Iterator[tuple[str, str]]:
 
 @click.command
 def command() -> None:
-    """What is installed, what is wrong with it, and the command that mends it."""
+    """What is installed, what is wrong with it, and the command that mends it.
+
+    Exit status 1 if something is wrong.
+
+    \b
+    examples:
+      dcnzoo doctor
+    """
     lines = list(environment())
     wrong = list(problems(Found.here()))
     if find_spec("mmengine") and not wrong:

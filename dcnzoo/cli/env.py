@@ -90,7 +90,12 @@ def mmcv_extension() -> str | None:
 
 @click.command
 def command() -> None:
-    """What is installed, and which compiled operators are in use."""
+    """What is installed, and which compiled operators are in use.
+
+    \b
+    examples:
+      dcnzoo env
+    """
     lines = list(environment())
     width = max(len(name) for name, _ in lines)
     for name, value in lines:

@@ -21,6 +21,13 @@ def command() -> None:
 
     NAME is a config's name without .py (faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco), one of the names
     that MMDetection gives it, or package::folder/config.
+
+    \b
+    examples:
+      dcnzoo zoo list --dcn
+      dcnzoo zoo search mask rcnn
+      dcnzoo zoo info faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco
+      dcnzoo zoo download faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco --out checkpoints
     """
 
 

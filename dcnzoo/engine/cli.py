@@ -1,6 +1,7 @@
 """What the command-line tools share: arguments, the config, and errors that fit on a line."""
 
 import argparse
+import logging
 import os
 from pathlib import Path
 
@@ -26,7 +27,9 @@ __all__ = [
 
 def make_parser(description: str, checkpoint: bool = False) -> argparse.ArgumentParser:
     """The arguments common to the tools that run a config, named as MMDetection names them."""
-    parser = argparse.ArgumentParser(description=description)
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add_config(parser)
     if checkpoint:
         parser.add_argument("checkpoint", help="checkpoint file")
@@ -100,7 +103,16 @@ def load_config(args: argparse.Namespace) -> Config:
 
 
 def build_runner(cfg: Config) -> Runner:
-    return RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
+    runner = RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
+    runner.logger.addFilter(_is_news)
+    return runner
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """mmengine's own hooks use names that it deprecates, and it warns of them in every training."""
+    return not str(record.msg).startswith(
+        ('"FileClient" will be deprecated', '"HardDiskBackend" is the alias')
+    )
 
 
 def require_file(path: str, what: str) -> None:

@@ -9,17 +9,19 @@ from pathlib import Path
 import numpy as np
 import torch
 from mmcv.transforms import Compose
-from mmdet.registry import DATASETS, MODELS
+from mmdet.registry import DATASETS, MODELS, TRANSFORMS
 from mmdet.utils import get_test_pipeline_cfg
+from mmdet.visualization.palette import get_palette
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
+from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import init_default_scope
 from mmengine.runner import load_checkpoint
 from torch import nn
 
 import dcnzoo.models  # noqa: F401  registers what the config names
 from dcnzoo.errors import UserError
-from dcnzoo.layers.offsets import TracksOffsets, offset_statistics, track_offsets
+from dcnzoo.layers.offsets import OffsetStatistics, TracksOffsets, offset_statistics, track_offsets
 from dcnzoo.visualization.explain import Box, Explanation, output_window, receptive_field, with_unique_names
 from dcnzoo.visualization.plots import Instances
 from dcnzoo.visualization.sampling import SamplingField, record_sampling
@@ -27,55 +29,85 @@ from dcnzoo.visualization.sampling import SamplingField, record_sampling
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """One image of the test set.
+    """One image of a data set; everything in the pixels of its file.
 
     Attributes:
-        image: [H, W, 3], uint8, RGB, as the model saw it.
-        truth: what is annotated; empty if the test pipeline loads no annotations.
+        image: [H, W, 3], uint8, RGB.
+        truth: what is annotated.
         detections: what the model found.
-        fields: where its deformable layers sampled, in forward order.
+        fields: where its deformable layers sampled, in forward order, each with a name of its own.
+        image_size: (H, W) of what the model saw, padding included, in pixels of the file: what
+            :func:`dcnzoo.visualization.trace_sampling` wants to know.
+        statistics: of the layers' offsets: :func:`dcnzoo.layers.offset_statistics`.
     """
 
     image: np.ndarray
     truth: Instances
     detections: Instances
     fields: list[SamplingField]
+    image_size: tuple[float, float]
+    statistics: dict[str, OffsetStatistics]
 
 
 class Detector:
-    """A model with its weights and its test set.
+    """A model with its weights, and the images on which its config validates it, or else tests it."""
 
-    Images must not be resized by more than padding adds: masks and boxes are drawn on what the
-    model saw.
-    """
-
-    def __init__(self, cfg: Config, checkpoint: str | Path) -> None:
+    def __init__(self, cfg: Config, checkpoint: str | Path, device: str = "cpu") -> None:
         init_default_scope(cfg.get("default_scope", "mmdet"))
-        self.model = MODELS.build(cfg.model).eval()
+        self.model = revert_sync_batchnorm(MODELS.build(cfg.model)).eval()
         load_checkpoint(self.model, str(checkpoint), map_location="cpu", logger="silent")
+        self.model.to(device)
+        loader = cfg.get("val_dataloader") or cfg.test_dataloader
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools narrates
-            self.dataset = DATASETS.build(cfg.test_dataloader.dataset)
+            self.dataset = DATASETS.build(loader.dataset)
+        self.classes: tuple[str, ...] = self.dataset.metainfo["classes"]
+        palette = self.dataset.metainfo.get("palette") or "random"
+        self.palette = get_palette(palette, len(self.classes))
 
     def predict(self, index: int) -> Prediction:
-        """Run the model on image ``index`` of the test set."""
+        """Run the model on image ``index``."""
+        image, truth = self._annotated(index)
         item = self.dataset[index]
-        image = item["inputs"].numpy().transpose(1, 2, 0)[..., ::-1].copy()
-        truth = item["data_samples"].get("gt_instances")
-        with torch.no_grad(), record_sampling(self.model) as fields:
-            found = self.model.test_step(pseudo_collate([item]))[0].pred_instances
-        return Prediction(image, _instances(truth), _instances(found), fields)
+        track_offsets(self.model)
+        try:
+            with torch.no_grad(), record_sampling(self.model) as fields:
+                (sample,) = self.model.test_step(pseudo_collate([item]))
+            statistics = offset_statistics(self.model)
+        finally:
+            track_offsets(self.model, enabled=False)
+        if "pred_instances" not in sample:
+            raise UserError(f"model: expected a detector, got one that finds {', '.join(sample.keys())}")
+        meta = sample.metainfo
+        across, down = meta.get("scale_factor", (1.0, 1.0))
+        height, width = meta.get("batch_input_shape", meta["img_shape"])
+        return Prediction(
+            image,
+            truth,
+            _instances(sample.pred_instances),
+            with_unique_names(fields),
+            (height / down, width / across),
+            statistics,
+        )
+
+    def _annotated(self, index: int) -> tuple[np.ndarray, Instances]:
+        """The image as it is in its file, and its annotations; test pipelines may have none."""
+        info = self.dataset.get_data_info(index)
+        with_mask = any(instance.get("mask") for instance in info["instances"])
+        annotations = {"type": "LoadAnnotations", "with_bbox": True, "with_mask": with_mask}
+        load = self.dataset.pipeline.transforms[0]  # knows where the images are, which need not be files
+        results = TRANSFORMS.build(annotations)(load(info))
+        masks = results["gt_masks"].to_ndarray().astype(bool) if with_mask else None
+        boxes = results["gt_bboxes"].tensor.numpy()
+        truth = Instances(boxes, results["gt_bboxes_labels"], masks)
+        return results["img"][..., ::-1].copy(), truth
 
 
-def _instances(data) -> Instances:
-    if data is None:
-        return Instances(np.zeros((0, 4)), np.zeros(0, int))
-    boxes = data.bboxes.tensor if hasattr(data.bboxes, "tensor") else data.bboxes
-    masks = data.get("masks")
+def _instances(found) -> Instances:
+    masks = found.get("masks")
     if masks is not None:
-        masks = masks.to_ndarray() if hasattr(masks, "to_ndarray") else masks.numpy()
-        masks = masks.astype(bool)
-    scores = data.scores.numpy() if "scores" in data else None
-    return Instances(boxes.numpy(), data.labels.numpy(), masks, scores)
+        masks = masks.cpu().numpy().astype(bool)
+    boxes = found.bboxes.tensor if hasattr(found.bboxes, "tensor") else found.bboxes
+    return Instances(boxes.cpu().numpy(), found.labels.cpu().numpy(), masks, found.scores.cpu().numpy())
 
 
 def explain(

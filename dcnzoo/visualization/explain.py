@@ -66,19 +66,26 @@ class Explanation:
         return max(float(field.weight.abs().max()) for field in self.fields) or 1.0
 
     def table(self) -> list[list[str]]:
-        """A row per deformable layer, after the head; offsets in pixels of the layer's input."""
-        rows = [["layer", "output", "mean |offset|", "largest", "driven outside"]]
-        fields = {field.name: field for field in self.fields}
-        for name in [*fields, *(name for name in self.statistics if name not in fields)]:
-            field, known = fields.get(name), self.statistics.get(name)
-            size = "×".join(map(str, field.weight.shape[-2:])) if field else "not drawn"
-            if known is None:  # not one of dcnzoo's layers
-                mean, largest, outside = field.offset.abs().mean(), field.offset.abs().max(), None
-            else:
-                mean, largest, outside = known
-            share = "–" if outside is None else f"{outside:.1%}"
-            rows.append([name, size, f"{mean:.3f}", f"{largest:.2f}", share])
-        return rows
+        """:func:`offset_table` of its layers."""
+        return offset_table(self.fields, self.statistics)
+
+
+def offset_table(
+    fields: Sequence[SamplingField], statistics: Mapping[str, OffsetStatistics]
+) -> list[list[str]]:
+    """A row per deformable layer, after the head; offsets in pixels of the layer's input."""
+    rows = [["layer", "output", "mean |offset|", "largest", "driven outside"]]
+    by_name = {field.name: field for field in fields}
+    for name in [*by_name, *(name for name in statistics if name not in by_name)]:
+        field, known = by_name.get(name), statistics.get(name)
+        size = "×".join(map(str, field.weight.shape[-2:])) if field else "not drawn"
+        if known is None:  # not one of dcnzoo's layers
+            mean, largest, outside = field.offset.abs().mean(), field.offset.abs().max(), None
+        else:
+            mean, largest, outside = known
+        share = "–" if outside is None else f"{outside:.1%}"
+        rows.append([name, size, f"{mean:.3f}", f"{largest:.2f}", share])
+    return rows
 
 
 def with_unique_names(fields: Sequence[SamplingField]) -> list[SamplingField]:

@@ -15,7 +15,9 @@ from dcnzoo.visualization.sampling import SamplingField, trace_sampling
 
 # Okabe-Ito without the yellow, which is lost on white
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-_GREY = "#6b7280"
+_GREY, _LINE = "#6b7280", "#e5e7eb"
+# what these are called in a page, where they are others in the dark
+THEME = {_GREY: "muted", _LINE: "line"} | {colour: f"series-{i}" for i, colour in enumerate(COLOURS)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,28 +49,33 @@ class Instances:
 Curves = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
-def plot_learning_curves(quantities: Mapping[str, Curves]) -> Figure:
+def plot_learning_curves(quantities: Mapping[str, Curves], step: str = "iteration") -> Figure:
     """One panel per quantity, one colour per arm, one thin line per seed, a thick one for the mean.
 
     Args:
         quantities: title → the curves of each arm.
+        step: what is counted, the name of the axis.
     """
     figure = _figure(3.8 * len(quantities), 3.1, columns=len(quantities))
     for axes, (quantity, curves) in zip(figure.axes, quantities.items(), strict=True):
-        for colour, (arm, (iterations, values)) in zip(COLOURS, curves.items(), strict=False):
+        for index, (arm, (iterations, values)) in enumerate(curves.items()):
+            colour = COLOURS[index % len(COLOURS)]
             axes.plot(iterations, values.T, color=colour, lw=0.8, alpha=0.35)
             marker = "o" if len(iterations) < 20 else None
             axes.plot(iterations, values.mean(0), color=colour, lw=2, marker=marker, ms=4, label=arm)
         axes.set_title(quantity, loc="left", fontsize=11, fontweight="bold")
-        axes.set_xlabel("iteration", color=_GREY)
-        axes.set_ylim(bottom=0)
+        axes.set_xlabel(step, color=_GREY)
+        top = axes.dataLim.y1
+        axes.set_ylim(0, 1.08 * top if 0 < top < np.inf else None)
         axes.set_xlim(left=0)
-        axes.grid(axis="y", color="#e5e7eb")
+        axes.grid(axis="y", color=_LINE)
         axes.set_axisbelow(True)
         axes.tick_params(colors=_GREY)
         for side in ("top", "right", "left"):
             axes.spines[side].set_visible(False)
-        axes.legend(frameon=False)
+        axes.spines["bottom"].set_color(_GREY)
+        if len(curves) > 1:
+            axes.legend(frameon=False)
     return figure
 
 
@@ -145,6 +152,7 @@ def plot_sampling(
     image: np.ndarray,
     fields: Sequence[SamplingField],
     locations: Mapping[str, tuple[float, float]],
+    image_size: tuple[float, float] | None = None,
 ) -> Figure:
     """What one output location of the last layer sees, for a few locations.
 
@@ -152,9 +160,11 @@ def plot_sampling(
     the more a point weighs (product of the masks), the more solid it is drawn.
 
     Args:
-        image: [H, W, 3], uint8, RGB, as the model saw it.
+        image: [H, W, 3], uint8, RGB.
         fields: of the layers to chain, in forward order: :func:`record_sampling`.
         locations: title → (y, x) in pixels.
+        image_size: (H, W) of what the model saw, padding included, in pixels of ``image`` (default: of
+            ``image`` itself).
     """
     figure = _figure(3.1 * len(locations), 6.6, len(locations), 2)
     grid = np.array(figure.axes).reshape(2, len(locations))
@@ -163,7 +173,7 @@ def plot_sampling(
     for row, (heading, layers) in enumerate(rows):
         for column, (title, location) in enumerate(locations.items()):
             axes = grid[row, column]
-            points, weight = trace_sampling(layers, location, image.shape[:2])
+            points, weight = trace_sampling(layers, location, image_size or image.shape[:2])
             strength = (weight / weight.max().clamp(min=1e-12)).numpy()
             opacity = 0.15 + 0.85 * strength[:, None]
             faces = np.hstack([np.tile([0.84, 0.12, 0.12], (len(points), 1)), opacity])

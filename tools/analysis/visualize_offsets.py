@@ -6,6 +6,10 @@ a page on which the place follows the pointer, one that ends in .png a figure.
 
 Drawn are DCN and DCNv2 (dcnzoo's, mmcv's), PackedDeformConv2d, DCNv3 and DCNv4, the first group of
 offsets. Deformable attention is in the table only.
+
+examples:
+  dcnzoo explain street.jpg --model faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco
+  dcnzoo explain street.jpg --model CONFIG --checkpoint epoch_12.pth --at 120,80 --out points.png
 """
 
 import argparse

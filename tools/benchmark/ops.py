@@ -3,6 +3,10 @@
 The contestants take turns, so that whatever else the machine does hits all of them alike; read the
 ratios, not the milliseconds. Results go to docs/benchmarks/, named by machine and versions
 (work_dirs/benchmarks/ when only part is run).
+
+examples:
+  dcnzoo bench --family deform_conv2d --shapes 'c3*' --dtype float32 --threads 1
+  dcnzoo bench --demo-training only
 """
 
 from __future__ import annotations

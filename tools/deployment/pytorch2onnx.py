@@ -1,4 +1,11 @@
-"""Export a detector to ONNX: ``python tools/deployment/pytorch2onnx.py CONFIG CHECKPOINT [options]``."""
+"""Export a detector to ONNX: ``python tools/deployment/pytorch2onnx.py CONFIG CHECKPOINT [options]``.
+
+Also ``dcnzoo export``.
+
+examples:
+  dcnzoo export CONFIG CHECKPOINT --output-file model.onnx --shape 800 1216 --dynamic-export --verify
+  dcnzoo export CONFIG CHECKPOINT --output-file model.onnx --backend openvino
+"""
 
 import argparse
 import os
@@ -25,7 +32,9 @@ OPSETS = range(18, 22)
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add_config(parser)
     parser.add_argument("checkpoint", help="checkpoint file")
     parser.add_argument("--output-file", default="tmp.onnx", help="the ONNX file (default: tmp.onnx)")

@@ -1,0 +1,19 @@
+"""``dcnzoo completion``: what makes a shell complete commands and options."""
+
+import click
+from click.shell_completion import get_completion_class
+
+
+@click.command
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def command(shell: str) -> None:
+    """Print what makes a shell complete commands and options.
+
+    \b
+    examples:
+      eval "$(dcnzoo completion bash)"       # in ~/.bashrc; for zsh likewise in ~/.zshrc
+      dcnzoo completion fish > ~/.config/fish/completions/dcnzoo.fish
+    """
+    from dcnzoo.cli import commands
+
+    print(get_completion_class(shell)(commands, {}, "dcnzoo", "_DCNZOO_COMPLETE").source())

@@ -1,0 +1,45 @@
+"""The report of trainings as a file: what ``tools/report.py`` and ``tools/train.py --report`` share."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from dcnzoo.engine.checkpoint import AtomicLocalBackend
+from dcnzoo.engine.records import versions
+from dcnzoo.errors import user_errors
+
+
+def write_report(
+    folders: Sequence[Path],
+    out: Path | None = None,
+    labels: Sequence[str] | None = None,
+    checkpoint: Path | None = None,
+    images: int = 5,
+    device: str = "cpu",
+) -> Path:
+    """Write the page of :func:`dcnzoo.visualization.report.render_runs`, whole or not at all; returns where.
+
+    Args:
+        folders: work directories.
+        out: the file (default: ``report.html`` in the first folder).
+        labels: of the folders (default: their names).
+        checkpoint: of the first folder (default: the last).
+        device: on which the detectors run.
+
+    Raises:
+        UserError: a folder in which nothing was trained, a checkpoint that does not fit.
+    """
+    from dcnzoo.visualization.report import TrainedRun, load_detectors, render_runs
+
+    names = labels or [None] * len(folders)
+    checkpoints = [checkpoint, *[None] * (len(folders) - 1)]
+    with user_errors():
+        runs = [TrainedRun.read(*each) for each in zip(folders, names, checkpoints, strict=True)]
+        detectors = load_detectors(runs, device)
+    page = render_runs(runs, detectors, images=images, footer=footer())
+    out = out or folders[0] / "report.html"
+    AtomicLocalBackend().put_text(page, out)
+    return out
+
+
+def footer() -> str:
+    return "made with " + ", ".join(f"{name} {version}" for name, version in versions().items())

@@ -1,0 +1,249 @@
+"""The way of a new user: ``docs/first_steps.md``, box by box in this order, in a copy of the sources.
+
+Here stands only what the page cannot say: a tiny data set, and settings that make seconds of hours. What
+``make setup`` would download and compile is taken from the environment that runs the tests.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import site
+import subprocess
+import sysconfig
+import venv
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "first_steps.md"
+CLASSES = ("apple", "fig")
+# of what runs the exported model
+WITHOUT_TORCH = ("numpy", "onnxruntime", "PIL", "pillow", "flatbuffers", "google", "protobuf", "packaging")
+TINY = {
+    # appended to the config of the page: RetinaNet, but on pictures of 128 pixels, from random weights
+    "fruits.py": """
+model["backbone"]["init_cfg"] = None
+_load = [dict(type="LoadImageFromFile"), dict(type="Resize", scale=(128, 96), keep_ratio=True),
+         dict(type="LoadAnnotations", with_bbox=True)]
+train_dataloader["dataset"]["pipeline"] = [*_load, dict(type="PackDetInputs")]
+val_dataloader["dataset"]["pipeline"] = [*_load, dict(type="PackDetInputs", meta_keys=(
+    "img_id", "img_path", "ori_shape", "img_shape", "scale_factor"))]
+train_dataloader["num_workers"] = val_dataloader["num_workers"] = 0
+train_dataloader["persistent_workers"] = val_dataloader["persistent_workers"] = False
+train_cfg = dict(max_epochs=12, val_interval=12)
+model["test_cfg"] = dict(score_thr=0.0)  # so little training finds nothing that scores more
+# scores that differ by more than two runtimes' rounding
+model["bbox_head"]["init_cfg"] = dict(type="Normal", layer="Conv2d", std=0.03, override=dict(
+    type="Normal", name="retina_cls", std=0.03, bias_prob=0.01))
+default_hooks = dict(checkpoint=dict(interval=12, save_optimizer=False))
+""",
+    # of make demo: `make ARGS=…`, from the environment
+    "ARGS": " ".join(
+        [
+            "--cfg-options train_cfg.max_epochs=8 train_cfg.val_interval=8 train_dataloader.batch_size=4",
+            *(f"{loader}_dataloader.dataset.shapes.{part}=4"
+              for loader in ("train", "val", "test") for part in ("train", "val")),
+            "default_hooks.logger.interval=1",
+        ]
+    ),
+}  # fmt: skip
+
+if not PAGE.exists():
+    pytest.skip("needs the repository", allow_module_level=True)
+pytest.importorskip("mmdet")
+
+
+def steps() -> list[tuple[str, str, str]]:
+    """(heading, language, content) of every box, in the order of the page."""
+    found, heading = [], ""
+    pattern = r"^## (?P<heading>[^\n]*)$|^```(?P<language>\w+)\n(?P<content>.*?)^```$"
+    for match in re.finditer(pattern, PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
+        if match["heading"]:
+            heading = match["heading"]
+        else:
+            found.append((heading, match["language"], match["content"]))
+    return found
+
+
+def as_script() -> str:
+    """The page as a program of bash. Of a Python box the first line may be the name of a file."""
+    lines = ["set -eo pipefail"]
+    for heading, language, content in steps():
+        lines.append(f'echo "## {heading}"')
+        name = re.match(r"# (\w+\.py)\n", content)
+        if language == "bash":
+            lines.append(content.replace("REPOSITORY", '"$REPOSITORY"'))
+            continue
+        assert language == "python", language
+        file = name[1] if name else "plain.py"
+        lines.append(f"cat > {file} <<'END'\n{content}{TINY.get(file, '')}END")
+        if "_base_" not in content:
+            python = '"$WITHOUT_TORCH"' if file == "run.py" else "python"
+            lines.append(f"{python} {file}")
+    return "\n".join(lines)
+
+
+def copy_sources(target: Path) -> None:
+    """What git knows or would add, and the compiled libraries."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    if listed.returncode:
+        pytest.skip("needs a clone of the repository")
+    for name in {*filter(None, listed.stdout.split("\0"))}:
+        if (ROOT / name).is_symlink() or (ROOT / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, target / name, follow_symlinks=False)
+    import dcnzoo.ops._library as library
+
+    for path in library.loaded.values():
+        shutil.copy2(path, target / "dcnzoo" / "ops")
+
+
+def make_environment(folder: Path, *paths: str) -> Path:
+    """A Python that sees ``paths`` and nothing else that is installed."""
+    venv.create(folder, with_pip=False, symlinks=True)
+    variables = {"base": str(folder), "platbase": str(folder)}
+    packages = Path(sysconfig.get_path("purelib", "venv", variables))
+    lines = [
+        f"import sys, site; sys.path.insert(0, {paths[0]!r})",
+        *(f"import site; site.addsitedir({p!r})" for p in paths[1:]),
+    ]
+    (packages / "paths.pth").write_text("\n".join(lines))
+    return folder / "bin" / "python"
+
+
+def set_up(clone: Path) -> None:
+    """As ``make setup`` leaves it, with the packages of the environment that runs the tests."""
+    folder = clone / ".venv"
+    python = make_environment(folder, str(clone), *site.getsitepackages())
+    script = folder / "bin" / "dcnzoo"
+    script.write_text(f"#!{python}\nfrom dcnzoo.cli import main\nmain()\n")
+    script.chmod(0o755)
+    for stamp in (".installed", ".built"):
+        (folder / stamp).touch()
+
+
+def make_fruits(folder: Path) -> None:
+    """Rectangles in two colours, in Pascal VOC's format."""
+    generator = np.random.default_rng(0)
+    for name in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (folder / name).mkdir(parents=True)
+    names = [f"{number:04}" for number in range(1, 7)]
+    for name in names:
+        picture = Image.fromarray(generator.integers(0, 60, (96, 128, 3), dtype=np.uint8))
+        objects = []
+        for label, fruit in enumerate(CLASSES):
+            x, y = (int(v) for v in generator.integers((2 + 60 * label, 2), (42 + 60 * label, 62)))
+            ImageDraw.Draw(picture).rectangle(
+                (x, y, x + 23, y + 31), fill=[(200, 30, 30), (90, 40, 160)][label]
+            )
+            box = f"<xmin>{x + 1}</xmin><ymin>{y + 1}</ymin><xmax>{x + 24}</xmax><ymax>{y + 32}</ymax>"
+            objects.append(f"<object><name>{fruit}</name><bndbox>{box}</bndbox></object>")
+        picture.save(folder / "JPEGImages" / f"{name}.jpg", quality=95)
+        size = "<size><width>128</width><height>96</height><depth>3</depth></size>"
+        text = f"<annotation><filename>{name}.jpg</filename>{size}{''.join(objects)}</annotation>"
+        (folder / "Annotations" / f"{name}.xml").write_text(text)
+    (folder / "ImageSets/Main/train.txt").write_text("\n".join(names[:4]) + "\n")
+    (folder / "ImageSets/Main/val.txt").write_text("\n".join(names[4:]) + "\n")
+
+
+@pytest.fixture(scope="module")
+def journey(tmp_path_factory) -> tuple[Path, dict[str, str]]:
+    """The folder at the end of the journey, and what each chapter of the page printed."""
+    if not all(map(shutil.which, ("bash", "make", "git"))):
+        pytest.skip("needs bash, make and git")
+    here = tmp_path_factory.mktemp("journey")
+    clone = here / "dcnzoo"
+    copy_sources(clone)
+    set_up(clone)
+    make_fruits(clone / "data" / "fruits")
+    bare = here / "bare"
+    bare.mkdir()
+    for entry in (entry for folder in site.getsitepackages() for entry in Path(folder).iterdir()):
+        if re.split(r"[.-]", entry.name)[0] in WITHOUT_TORCH:
+            (bare / entry.name).symlink_to(entry)
+    (bare / "dcnzoo").symlink_to(clone / "dcnzoo")
+    git = 'git() { test "$1" = clone && test -d "$3"; }\n'  # it is there already
+    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    environment = {
+        **kept,
+        "ARGS": TINY["ARGS"],
+        "REPOSITORY": str(ROOT),
+        "WITHOUT_TORCH": str(make_environment(here / "without_torch", str(bare))),
+        "OMP_NUM_THREADS": "1",
+        "HOME": str(here),
+        "COLUMNS": "120",
+    }
+    done = subprocess.run(
+        ["bash"], input=git + as_script(),
+        cwd=here, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-4000:]
+    chapters = re.split(r"^## (.*)\n", done.stdout, flags=re.MULTILINE)
+    said: dict[str, str] = {}
+    for heading, text in zip(chapters[1::2], chapters[2::2], strict=True):
+        said[heading] = said.get(heading, "") + text
+    return clone, said
+
+
+def test_install(journey):
+    _, said = journey
+    assert "nothing is wrong" in said["Install"]
+    assert "-m pip" not in said["Install"], "make setup found everything done"
+
+
+def test_demo(journey):
+    folder, said = journey
+    output = said["See what it does"]
+    assert re.search(r"│ v2 +│", output) and "page: work_dirs/demo/index.html" in output
+    assert "Where it samples, v2" in (folder / "work_dirs/demo/index.html").read_text()
+    assert len(output.splitlines()) < 60, "a screen or two, the detections of two commands included"
+    assert (folder / "found/00000.png").stat().st_size and (folder / "explain.html").stat().st_size
+    assert json.loads((folder / "found/detections.json").read_text())["categories"]
+
+
+def test_plain_pytorch(journey):
+    assert journey[1]["In a network of your own"] == "(2, 32, 32, 48)\n"
+
+
+def test_own_data(journey):
+    folder, said = journey
+    train = json.loads((folder / "data/fruits/train.json").read_text())
+    assert [c["name"] for c in train["categories"]] == list(CLASSES)
+    assert len(train["images"]) == 4 and len(train["annotations"]) == 8
+    assert train["annotations"][0]["bbox"][2:] == [24, 32]
+    output = said["Train on data of your own"]
+    assert len(re.findall(r"coco/bbox_mAP: ", output)) == 2, "train's validation, and test"
+    assert "report: work_dirs/fruits/report.html" in output
+    report = (folder / "work_dirs/fruits/report.html").read_text()
+    assert "backbone.layer4.1.conv2" in report and "apple" in report
+
+
+def test_exported_model_without_torch(journey):
+    folder, _ = journey
+    assert (folder / "fruits.onnx").stat().st_size > 1e6
+    python = folder.parent / "without_torch" / "bin" / "python"
+    program = """
+import importlib.util
+print([name for name in ("torch", "mmdet", "mmengine", "cv2") if importlib.util.find_spec(name)])
+from dcnzoo.export import Detector
+detector = Detector("fruits.onnx")
+found = detector("data/fruits/JPEGImages/0002.jpg")
+print(detector.classes, len(found.boxes) == len(found.scores) > 0, found.boxes.max() <= 128)
+"""
+    done = subprocess.run([python, "-c", program], capture_output=True, text=True, cwd=folder)
+    assert done.stdout.splitlines() == ["[]", f"{CLASSES} True True"], done.stdout + done.stderr
+    assert "Ship it" in journey[1]
+
+
+def test_every_box_of_the_page_is_run():
+    languages = [language for _, language, _ in steps()]
+    assert set(languages) == {"bash", "python"} and len(languages) == PAGE.read_text().count("\n```\n")
