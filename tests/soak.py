@@ -230,7 +230,8 @@ def main() -> None:
                     counts[number, one_call(rng)] += 1
                 except BaseException:
                     failures.append(traceback.format_exc())
-                leaked.append(b"\1" * args.leak)
+                if args.leak:
+                    leaked.append(b"\1" * args.leak)
             pause.wait()
             pause.wait()
 
