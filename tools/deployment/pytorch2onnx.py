@@ -112,6 +112,8 @@ def load_detector(args: argparse.Namespace) -> tuple[Config, nn.Module]:
             parameter.fill_(torch.nan)  # what the checkpoint does not fill stays so
     try:
         checkpoint = load_checkpoint(detector, args.checkpoint, map_location="cpu", logger="silent")
+    except UserError:  # says what is wrong with the file
+        raise
     except Exception as error:
         said = one_line(error).split(". ")[0]
         raise UserError(f"checkpoint: expected one of PyTorch's, got {args.checkpoint}: {said}") from error
