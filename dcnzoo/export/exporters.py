@@ -142,7 +142,7 @@ def export_onnx(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what torch's exporter says of itself: that it finds no torchvision, that it copies old types."""
+    """Without what torch's exporter says of itself: that it finds no torchvision, say."""
     logger = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = logger.level
     logger.setLevel(logging.ERROR)
