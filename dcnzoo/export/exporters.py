@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
+import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +114,7 @@ def export_onnx(
         ValueError: as :func:`translation_table`; or an operator of the model has no translation.
     """
     table = translation_table(opset_version, deform_conv)
-    with torch.no_grad():
+    with torch.no_grad(), _quiet():
         # torch.export first and by itself: while torch.onnx.export traces, MMDetection takes branches
         # that it has not kept up
         program = torch.export.export(model, args, dynamic_shapes=dynamic_shapes, strict=False)
@@ -135,6 +138,20 @@ def export_onnx(
     for key, value in (metadata or {}).items():
         model_proto.metadata_props.add(key=key, value=value)
     save(model_proto, path)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what torch's exporter says of itself: that it finds no torchvision, say."""
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _check_ranges(program: torch.export.ExportedProgram) -> None:
