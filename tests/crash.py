@@ -8,6 +8,7 @@ piece. Prints what was done as JSON; whatever differs is an AssertionError.
 
 import argparse
 import builtins
+import contextlib
 import errno
 import itertools
 import json
@@ -75,7 +76,7 @@ def write_config(folder: Path, loader: int, keep: int = 2) -> Path:
 
 
 def start(config: Path, work: Path, death: tuple[str, int] | None = None) -> int:
-    """The process number of a training, which resumes if there is something to be resumed."""
+    """The process number of a training, which resumes if there is something to be; it leads a group."""
     sys.stdout.flush()
     work.mkdir(exist_ok=True)
     output = os.open(work / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
@@ -84,6 +85,7 @@ def start(config: Path, work: Path, death: tuple[str, int] | None = None) -> int
         return process
     status = 1
     try:
+        os.setpgid(0, 0)
         os.dup2(output, 1)
         os.dup2(output, 2)
         if death is not None:
@@ -99,6 +101,14 @@ def start(config: Path, work: Path, death: tuple[str, int] | None = None) -> int
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
+
+
+def wait(process: int) -> int:
+    """How it ended. Its data loader's workers can outlive it: torch's wait for each other to read."""
+    _, status = os.waitpid(process, 0)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process, signal.SIGKILL)
+    return status
 
 
 def die_at(step: str, times: int) -> None:
@@ -227,7 +237,7 @@ def main() -> None:
         began = time.monotonic()
         work = folder / f"whole{loader}"
         shutil.rmtree(work, ignore_errors=True)
-        _, status = os.waitpid(start(write_config(folder, loader), work), 0)
+        status = wait(start(write_config(folder, loader), work))
         assert status == 0, log(work)
         seconds[loader] = time.monotonic() - began
         whole[loader] = result(work)
@@ -249,7 +259,7 @@ def main() -> None:
                 left = 1 - (last or 0) / EPOCHS
                 time.sleep(chance.uniform(0, 0.6 * left * seconds[loader]))  # before it is over
                 os.kill(process, signal.SIGKILL)
-            _, status = os.waitpid(process, 0)
+            status = wait(process)
             full = re.search(
                 rf"^error: {work}/\S+ cannot be written .*No space left", log(work), re.MULTILINE
             )
