@@ -155,12 +155,8 @@ def make_fruits(folder: Path) -> None:
     (folder / "ImageSets/Main/val.txt").write_text("\n".join(names[4:]) + "\n")
 
 
-@pytest.fixture(scope="module")
-def journey(tmp_path_factory) -> tuple[Path, dict[str, str]]:
+def journey(here: Path) -> tuple[Path, dict[str, str]]:
     """The folder at the end of the journey, and what each chapter of the page printed."""
-    if not all(map(shutil.which, ("bash", "make", "git"))):
-        pytest.skip("needs bash, make and git")
-    here = tmp_path_factory.mktemp("journey")
     clone = here / "dcnzoo"
     copy_sources(clone)
     set_up(clone)
@@ -172,7 +168,13 @@ def journey(tmp_path_factory) -> tuple[Path, dict[str, str]]:
             (bare / entry.name).symlink_to(entry)
     (bare / "dcnzoo").symlink_to(clone / "dcnzoo")
     git = 'git() { test "$1" = clone && test -d "$3"; }\n'  # it is there already
-    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    others = (
+        "PYTHONPATH",
+        "VIRTUAL_ENV",
+        "MAKEFLAGS",
+        "MAKEOVERRIDES",
+    )  # of this environment, and of `make test`
+    kept = {name: value for name, value in os.environ.items() if name not in others}
     environment = {
         **kept,
         "ARGS": TINY["ARGS"],
@@ -194,14 +196,24 @@ def journey(tmp_path_factory) -> tuple[Path, dict[str, str]]:
     return clone, said
 
 
-def test_install(journey):
-    _, said = journey
+def test_first_steps(tmp_path):
+    """One test, so that the journey is made once, whatever shares out the tests among processes."""
+    if not all(map(shutil.which, ("bash", "make", "git"))):
+        pytest.skip("needs bash, make and git")
+    folder, said = journey(tmp_path)
+    check_install(said)
+    check_demo(folder, said)
+    check_plain_pytorch(said)
+    check_own_data(folder, said)
+    check_exported_model_without_torch(folder, said)
+
+
+def check_install(said: dict[str, str]) -> None:
     assert "nothing is wrong" in said["Install"]
     assert "-m pip" not in said["Install"], "make setup found everything done"
 
 
-def test_demo(journey):
-    folder, said = journey
+def check_demo(folder: Path, said: dict[str, str]) -> None:
     output = said["See what it does"]
     assert re.search(r"│ v2 +│", output) and "page: work_dirs/demo/index.html" in output
     assert "Where it samples, v2" in (folder / "work_dirs/demo/index.html").read_text()
@@ -210,12 +222,11 @@ def test_demo(journey):
     assert json.loads((folder / "found/detections.json").read_text())["categories"]
 
 
-def test_plain_pytorch(journey):
-    assert journey[1]["In a network of your own"] == "(2, 32, 32, 48)\n"
+def check_plain_pytorch(said: dict[str, str]) -> None:
+    assert said["In a network of your own"] == "(2, 32, 32, 48)\n"
 
 
-def test_own_data(journey):
-    folder, said = journey
+def check_own_data(folder: Path, said: dict[str, str]) -> None:
     train = json.loads((folder / "data/fruits/train.json").read_text())
     assert [c["name"] for c in train["categories"]] == list(CLASSES)
     assert len(train["images"]) == 4 and len(train["annotations"]) == 8
@@ -227,8 +238,7 @@ def test_own_data(journey):
     assert "backbone.layer4.1.conv2" in report and "apple" in report
 
 
-def test_exported_model_without_torch(journey):
-    folder, _ = journey
+def check_exported_model_without_torch(folder: Path, said: dict[str, str]) -> None:
     assert (folder / "fruits.onnx").stat().st_size > 1e6
     python = folder.parent / "without_torch" / "bin" / "python"
     program = """
@@ -241,8 +251,8 @@ print(detector.classes, len(found.boxes) == len(found.scores) > 0, found.boxes.m
 """
     done = subprocess.run([python, "-c", program], capture_output=True, text=True, cwd=folder)
     assert done.stdout.splitlines() == ["[]", f"{CLASSES} True True"], done.stdout + done.stderr
-    said = journey[1]["Ship it"]
-    assert "detections agree" in said and "arning" not in said and "torchvision" not in said
+    output = said["Ship it"]
+    assert "detections agree" in output and "arning" not in output and "torchvision" not in output
 
 
 def test_every_box_of_the_page_is_run():

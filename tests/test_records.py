@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from dcnzoo.engine.records import append_row, machine, versions
+from dcnzoo.errors import UserError
 
 
 def rows(path):
@@ -25,7 +26,7 @@ def test_interrupted(tmp_path, monkeypatch):
     append_row(path, {"a": 1})
     with monkeypatch.context() as patch:
         patch.setattr("os.fsync", lambda fd: (_ for _ in ()).throw(OSError("disk full")))
-        with pytest.raises(OSError, match="disk full"):
+        with pytest.raises(UserError, match=r"rows\.jsonl cannot be written .*disk full"):
             append_row(path, {"a": 2})
     append_row(path, {"a": 3})
     assert rows(path) == [{"a": 1}, {"a": 3}]

@@ -25,6 +25,7 @@ from mmengine.registry import DefaultScope
 
 from dcnzoo.datasets import ShapesSpec, make_shapes
 from dcnzoo.engine.history import History
+from dcnzoo.engine.offset_statistics import COLUMNS
 from dcnzoo.engine.report import write_report
 from dcnzoo.errors import UserError
 from dcnzoo.visualization import Instances, page, trace_sampling
@@ -141,9 +142,9 @@ def test_report_of_a_run(make_run):
     folder = make_run()
     log = folder / "2026_0" / "2026_0.log"
     log.write_text("x\nSystem environment:\n    GCC: none <5>\n" + "-" * 60 + "\nConfig:\n")
-    header = "iter,layer,mean_abs,max_abs,outside,modulation_mean\n"
-    rows = "2,backbone.a,0.5,1,0,0.5\n2,backbone.b,0.25,1,0,\n4,backbone.a,0.75,1,0,0.5\n4,backbone.b,0."
-    (folder / "offset_statistics.csv").write_text(header + rows)
+    rows = ["2,backbone.a,0.5,1,0,0.5,0,0", "2,backbone.b,0.25,1,0,,,", "4,backbone.a,0.75,1,0,0.5,0,0"]
+    cut = "4,backbone.b,0."
+    (folder / "offset_statistics.csv").write_text("\n".join([",".join(COLUMNS), *rows, cut]))
     out = write_report([folder])
     assert out == folder / "report.html" and not list(folder.glob(".*partial"))
     html = out.read_text(encoding="utf-8")
@@ -164,8 +165,7 @@ def test_report_of_a_run(make_run):
 
 def test_the_layers_that_end_largest_are_drawn(make_run):
     folder = make_run()
-    rows = ["iter,layer,mean_abs,outside,modulation_mean"]
-    rows += [f"{i},layer{n},{abs(n - 4) + i},0," for i in (2, 4) for n in range(9)]
+    rows = [",".join(COLUMNS), *(f"{i},layer{n},{abs(n - 4) + i},9,0,,," for i in (2, 4) for n in range(9))]
     (folder / "offset_statistics.csv").write_text("\n".join(rows) + "\n6,layer4,99")
     html = render_runs([TrainedRun.read(folder)], {})
     assert "the 6 of 9 layers that end largest" in html and "epoch_2.pth" not in html.partition("<nav>")[0]

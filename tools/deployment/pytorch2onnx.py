@@ -195,7 +195,7 @@ def export(args: argparse.Namespace, cfg: Config, detector: nn.Module, images: T
 
             save(onnxslim.slim(path), args.output_file)
     if args.show:
-        print(onnx.helper.printable_graph(onnx.load(args.output_file, load_external_data=False).graph))
+        print(onnx.printer.to_text(onnx.load(args.output_file, load_external_data=False).graph))
 
 
 def build_engine(args: argparse.Namespace, images: Tensor) -> str:
