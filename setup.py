@@ -186,6 +186,7 @@ class BuildOps(build_ext):
         flags = [
             *self.common_flags(library, "cuda"),
             *("-DUSE_CUDA", "--expt-relaxed-constexpr", "--extended-lambda", *targets),
+            *("--Werror", "all-warnings"),
             *("--cudart", "static", "-Xcompiler", "-fPIC,-fvisibility=hidden"),
         ]
         # through a link, since nvcc writes the linker's arguments into the library

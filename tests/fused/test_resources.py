@@ -28,7 +28,9 @@ PRODUCT = {80: "mma.sync", 86: "mma.sync", 89: "mma.sync", 90: "wgmma|mma.sync",
 def check(architecture: int, kernel: str, dtype: torch.dtype, config: Config) -> None:
     found = resources.compile_for(architecture, kernel, dtype, config)
     assert found.stack == 0, f"{found.stack} bytes of a thread are spilled, {found.registers} registers"
-    assert found.shared <= resources.MOST_SHARED[architecture]
+    assert 0 < found.registers <= resources.MOST_REGISTERS
+    assert found.registers * 32 * config.warps <= resources.REGISTER_FILE
+    assert 0 < found.shared <= resources.MOST_SHARED[architecture]
     assert re.search(PRODUCT[architecture], found.ptx)
     # input is read 16 bytes at a time: channels are neighbours
     assert re.search(r"cp\.async\.cg|ld\.global[a-z0-9.:_]*\.v4", found.ptx)

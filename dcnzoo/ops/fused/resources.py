@@ -23,6 +23,7 @@ KERNELS = {
 }
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 # bytes of shared memory that one block may have (CUDA C++ Programming Guide, compute capabilities)
+MOST_REGISTERS, REGISTER_FILE = 255, 65536  # of a thread, and for all threads of a block; likewise
 MOST_SHARED = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448}
 _TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 # channels last, and offsets as a convolution gives them
@@ -74,5 +75,6 @@ def compile_for(
         usage = subprocess.run(
             [CUOBJDUMP, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
         ).stdout
-    registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", usage).groups())
-    return Resources(registers, stack, compiled.metadata.shared, compiled.asm["ptx"])
+    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage)
+    registers, stack, local = map(int, found.groups())
+    return Resources(registers, stack + local, compiled.metadata.shared, compiled.asm["ptx"])
