@@ -323,11 +323,12 @@ def test_published_figures_of_papers():
         assert [float(value) for value in quoted.split("/")] == found, name
 
 
-def test_tutorial():
+def test_tutorial(monkeypatch):
     """Every cell runs; what the text says of the figures is so; the file has these outputs."""
     nbformat = pytest.importorskip("nbformat")
     pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # other tests run beside it
     executed = runpy.run_path(str(ROOT / "docs/run_tutorial.py"))["execute"]()
     stored = nbformat.read(TUTORIAL, as_version=4)
     outputs = [
