@@ -1,8 +1,10 @@
 import re
 import sys
+import weakref
 from collections import Counter
 
 import pytest
+from torch.utils.data import dataloader
 
 import dcnzoo  # noqa: F401  before any test imports mmcv.ops, which needs the compiled module
 
@@ -14,6 +16,26 @@ def no_default_scope_left_behind():
     registry = sys.modules.get("mmengine.registry")
     if registry is not None:
         registry.DefaultScope._instance_dict.clear()
+
+
+@pytest.fixture(autouse=True)
+def no_workers_left_behind(monkeypatch):
+    """A Runner is garbage that only the collector finds, which takes torch 5 s for each worker then."""
+    iterators = weakref.WeakSet()
+    begin = dataloader._MultiProcessingDataLoaderIter.__init__
+
+    def begin_and_remember(self, loader):
+        begin(self, loader)
+        iterators.add(self)
+
+    monkeypatch.setattr(dataloader._MultiProcessingDataLoaderIter, "__init__", begin_and_remember)
+
+    def end_workers():
+        for iterator in iterators:
+            iterator._shutdown_workers()
+
+    yield end_workers
+    end_workers()
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -430,12 +430,15 @@ def train_noisily(work_dir, name, workers, persistent, by_epoch, stop_at=None, s
 
 @pytest.mark.parametrize("by_epoch", [True, False])
 @pytest.mark.parametrize(("workers", "persistent"), [(0, False), (2, False), (2, True)])
-def test_a_resumed_run_draws_what_an_unbroken_one_draws(tmp_path, workers, persistent, by_epoch):
+def test_a_resumed_run_draws_what_an_unbroken_one_draws(
+    tmp_path, no_workers_left_behind, workers, persistent, by_epoch
+):
     settings = dict(workers=workers, persistent=persistent, by_epoch=by_epoch)
     # by epochs the seed comes with the checkpoint; by iterations the loader has begun by then
     seed = None if by_epoch else 11
     with pytest.raises(KeyboardInterrupt):
         train_noisily(tmp_path, "killed", stop_at=8, seed=seed, **settings)
+    no_workers_left_behind()
     np.random.seed(3)  # noqa: NPY002  of which mmengine makes a seed
     resumed = train_noisily(tmp_path, "resumed", seed=seed, resume=True, **settings)
     whole = train_noisily(tmp_path / "whole", "whole", seed=resumed.seed, **settings)
