@@ -27,7 +27,7 @@ import mmcv.ops  # noqa: F401  registers DCN and DCNv2, which must happen before
 
 from dcnzoo.compat.mmcv import use_dcnzoo_deform_conv
 from dcnzoo.compat.openmmlab import apply as mend_openmmlab
-from dcnzoo.engine.offset_statistics import OffsetStatisticsHook
+from dcnzoo.engine.offset_statistics import OffsetStatisticsHook  # noqa: F401  registered, for configs
 from dcnzoo.models.dcn import DCN, DCNv2
 from dcnzoo.models.deform_aggregation import DCNv3, DCNv3Conv, DCNv4, DCNv4Conv
 from dcnzoo.models.deform_roi_pool import DeformRoIPool, DeformRoIPoolPack, ModulatedDeformRoIPoolPack
@@ -49,7 +49,6 @@ __all__ = [
     "InternImage",
     "ModulatedDeformRoIPoolPack",
     "MultiScaleDeformableAttention",
-    "OffsetStatisticsHook",
 ]
 
 use_dcnzoo_deform_conv()
