@@ -4,7 +4,8 @@ In under ten minutes; what the tuning finds is written to dcnzoo/ops/fused/confi
 
 Needs python3 with torch, numpy and pytest, and the libraries dcnzoo/ops/_C_*.so, which ``make setup`` builds
 where nvcc is; neither pip nor network. The benchmark also needs rich and matplotlib and is left out, visibly,
-without them. Results go to docs/benchmarks/, named by GPU and versions.
+without them; so is the memory check without compute-sanitizer. Results go to docs/benchmarks/, named by GPU
+and versions.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -64,11 +67,16 @@ def require(rehearse: bool) -> None:
         sys.exit(f"error: {_library.problems['cuda']}")
 
 
-def run(command: list[str], seconds: float) -> bool:
-    """Whether it ended well and in time."""
-    print("+", *command, flush=True)
+def run(command: list[str], seconds: float, under: Sequence[str] = (), **environment: str) -> bool:
+    """Whether Python, under another program, ended well and in time."""
+    print("+", *under, *command, flush=True)
     try:
-        done = subprocess.run([sys.executable, *command], cwd=ROOT, env=ENVIRONMENT, timeout=max(seconds, 1))
+        done = subprocess.run(
+            [*under, sys.executable, *command],
+            cwd=ROOT,
+            env={**ENVIRONMENT, **environment},
+            timeout=max(seconds, 1),
+        )
     except subprocess.TimeoutExpired:
         print(f"stopped: not done after {seconds:.0f} s", flush=True)
         return False
@@ -92,6 +100,26 @@ def run_tests(target: Path, facts: dict[str, object], seconds: float) -> bool:
     target.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
     print(f"written: {target}", flush=True)
     return passed and counts["passed"] > 0
+
+
+def check_memory(log: Path, seconds: float, rehearse: bool = False) -> bool:
+    """Whether small cases of every operator touch no memory but their own, as far as time goes."""
+    program = shutil.which("compute-sanitizer")
+    if rehearse or program is None:
+        print(f"memory check left out: no {'GPU' if rehearse else 'compute-sanitizer'} here", flush=True)
+        return True
+    tests = ["tests/cuda/test_ops_cuda.py", "-k", "matches_reference and float32"]
+    # without torch's own cache, in which whatever lies beside a tensor is allocated too
+    run(
+        ["-m", "pytest", *tests, "-q", "-p", "no:cacheprovider"],
+        seconds,
+        under=[program, "--tool=memcheck", f"--log-file={log}"],
+        PYTORCH_NO_CUDA_MEMORY_CACHING="1",
+    )
+    said = log.read_text() if log.exists() else ""
+    found = re.findall(r"^=+ (?!COMPUTE-SANITIZER|ERROR SUMMARY: 0 )(.+)", said, re.MULTILINE)
+    print("memory:", found[0] if found else "no report" if said else "no log", flush=True)
+    return bool(said) and not found
 
 
 def tune(args: argparse.Namespace, target: Path, seconds: float) -> bool:
@@ -130,15 +158,18 @@ def main() -> None:
 
     # the tests may take more than half, since figures of wrong kernels are worth nothing
     tested = run_tests(args.out / f"{machine.slug(facts)}-tests.json", facts, remaining() * 0.55)
+    log = args.out / f"{machine.slug(facts)}-memory.log"
+    checked = check_memory(log, remaining() * 0.25, args.rehearse)
     tuned = tune(args, args.out / f"{machine.slug(facts)}-configs.json", remaining() / 2)
     measured = run_benchmark(args, remaining())
     words = {
         "tests": "passed" if tested else "FAILED",
+        "memory": "checked" if checked else "FAILED",
         "tuning": "done" if tuned else "FAILED",
         "benchmark": "done" if measured else "FAILED",
     }
     print(", ".join(f"{name} {word}" for name, word in words.items()))
-    sys.exit(not (tested and tuned and measured))
+    sys.exit(not (tested and checked and tuned and measured))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from dcnzoo.ops import with_cuda
 
@@ -62,6 +63,32 @@ def test_autocast(op, sample, dtype):
     assert_near(output.detach(), op.reference(sample.to(torch.float64)), 8 * torch.finfo(dtype).eps)
     output.float().sum().backward()
     assert all(t.grad.dtype == torch.float32 for t in leaves.given)
+
+
+@every_op
+def test_cuda_graph(op):
+    """Captured once, replayed: with what the tensors hold by then."""
+    sample = moved(next(iter(op.samples())).to(torch.float32))
+    with torch.no_grad():
+        expected = op.call(sample)  # what is compiled or looked up at the first call is so before
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            output = op.call(sample)
+        output.zero_()
+        graph.replay()
+    torch.testing.assert_close(output, expected)
+
+
+@every_op
+def test_recomputed_in_the_backward_pass(op):
+    sample = moved(next(iter(op.samples())).to(torch.float64))
+    function, tensors = as_function(op, sample)
+    gradients = [
+        torch.autograd.grad(output.sum(), [t for t in tensors if t.requires_grad])
+        for output in (function(*tensors), checkpoint(function, *tensors, use_reentrant=False))
+    ]
+    for own, recomputed in zip(*gradients, strict=True):
+        torch.testing.assert_close(own, recomputed)
 
 
 @every_op
