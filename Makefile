@@ -11,7 +11,7 @@ OPS := $(shell find ops -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*
 .PHONY: help setup demo test test-all test-onedl test-others test-packaging test-matrix coverage peers fuzz crash sanitize sanitize-threads soak distributed bench gpu zoo docs audit lint format wheel clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
 
 setup: $(VENV)/.built  ## .venv with pinned packages, and the compiled operators in dcnzoo/ops
 
