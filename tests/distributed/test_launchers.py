@@ -116,7 +116,7 @@ SHARDED = ("configs/demo/mask-rcnn_internimage_fpn_8e_shapes.py", "configs/_base
     [
         dict(sync_bn="torch"),
         dict(runner_type="FlexibleRunner", strategy=dict(type="DDPStrategy", sync_bn="torch")),
-        dict(bases=SHARDED),
+        dict(bases=SHARDED, strategy=dict(sync_bn="torch")),
     ],
     ids=["DDP", "DDPStrategy", "FullyShardStrategy"],
 )
