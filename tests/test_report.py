@@ -24,12 +24,12 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
 from dcnzoo.datasets import ShapesSpec, make_shapes
-from dcnzoo.engine.history import History
 from dcnzoo.engine.offset_statistics import COLUMNS
 from dcnzoo.engine.report import write_report
 from dcnzoo.errors import UserError
 from dcnzoo.visualization import Instances, page, trace_sampling
 from dcnzoo.visualization.detector import Detector
+from dcnzoo.visualization.history import History
 from dcnzoo.visualization.plots import plot_learning_curves
 from dcnzoo.visualization.report import (
     TrainedRun,

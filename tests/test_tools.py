@@ -1,7 +1,6 @@
 """The command-line tools, run as users run them, on a setting of seconds."""
 
 import json
-import os
 import pickle
 import re
 import runpy
@@ -17,6 +16,8 @@ import pytest
 import torch
 
 from dcnzoo.engine.cli import UserError, config_file
+
+from .distributed.launching import environment, settings
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = "configs/demo/mask-rcnn_r14_fpn_8e_shapes.py"
@@ -39,12 +40,6 @@ def command(tool, *arguments):
     return [sys.executable, "-c", STRICT, f"tools/{tool}.py", *map(str, arguments)]
 
 
-def environment(**extra):
-    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
-    threads = {"OMP_NUM_THREADS": "1"}
-    return {**os.environ, **threads, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **extra}
-
-
 def run(tool, *arguments, status=0, **extra):
     """The output of a tool; fails with all of it if the exit status is another."""
     result = subprocess.run(
@@ -58,22 +53,7 @@ def run(tool, *arguments, status=0, **extra):
 
 def tiny(data, train=8, val=4, epochs=2):
     """Settings that turn the demo config into seconds."""
-    data = f"{data}/"
-    settings = {
-        "train_cfg.max_epochs": epochs,
-        "train_dataloader.batch_size": 4,
-        "default_hooks.logger.interval": 1,
-        # half-trained boxes score low: keep them, so that there is something to compare
-        "model.test_cfg.rcnn.score_thr": 0.0,
-        "val_evaluator.ann_file": f"{data}annotations/val.json",
-        "test_evaluator.ann_file": f"{data}annotations/val.json",
-    }
-    for loader in ("train", "val", "test"):
-        dataset = f"{loader}_dataloader.dataset"
-        settings[f"{dataset}.data_root"] = data
-        settings[f"{dataset}.shapes.train"] = train
-        settings[f"{dataset}.shapes.val"] = val
-    return ["--cfg-options", *(f"{key}={value}" for key, value in settings.items())]
+    return settings(data, train, val, epochs, train_dataloader__batch_size=4)
 
 
 def average_precisions(output):

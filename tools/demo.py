@@ -34,9 +34,9 @@ from rich.table import Table
 
 from dcnzoo.datasets import ShapesSpec, make_shapes
 from dcnzoo.engine import AtomicLocalBackend
-from dcnzoo.engine.history import History
 from dcnzoo.engine.progress import make_progress
 from dcnzoo.engine.report import footer
+from dcnzoo.visualization.history import History
 from dcnzoo.visualization.report import TrainedRun, by_label, load_detectors, render_runs, summary
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -10,13 +10,6 @@ if [ $# -lt 4 ]; then
 fi
 partition=$1 job_name=$2 config=$3 work_dir=$4
 shift 4
-gpus=${GPUS:-8} gpus_per_node=${GPUS_PER_NODE:-8}
-per_node=$((gpus_per_node > 0 && gpus_per_node < gpus ? gpus_per_node : gpus))
-resource=
-[ "$gpus_per_node" -eq 0 ] || resource=--gres=gpu:$per_node
-export MASTER_PORT=${PORT:-29500}
-# a task that dies ends the job: the others would wait for it
-# shellcheck disable=SC2086  # no word, or several
-exec srun --partition="$partition" --job-name="$job_name" --ntasks="$gpus" --ntasks-per-node="$per_node" \
-    --cpus-per-task="${CPUS_PER_TASK:-5}" $resource --kill-on-bad-exit=1 ${SRUN_ARGS:-} \
-    "${PYTHON:-python}" -u "$(dirname "$0")/train.py" "$config" --work-dir "$work_dir" --launcher slurm "$@"
+tools=$(dirname "$0")
+. "$tools/slurm.sh"
+launch "$partition" "$job_name" "$tools/train.py" "$config" --work-dir "$work_dir" --launcher slurm "$@"

@@ -151,6 +151,22 @@ def check_coco(
     return Report(file, content, checker.problems)
 
 
+def checked_coco(
+    file: str | Path, images: str | Path | None = None, classes: Sequence[str] | None = None
+) -> Report:
+    """:func:`check_coco` of a file that has to be without problems.
+
+    Raises:
+        UserError: it has some; the first, and the command that lists all.
+    """
+    report = check_coco(file, images, classes)
+    if report.problems:
+        first, number = report.problems[0], len(report.problems)
+        command = f"dcnzoo data check {file}" + (f" --images {images}" if images is not None else "")
+        raise UserError(f"{file}: {first.where}: {first.text}; `{command}` lists all {number} problems")
+    return report
+
+
 def fix(report: Report, out: str | Path) -> dict[str, Counter]:
     """Write the file without what is wrong: see :data:`KINDS`. With an image go its annotations.
 

@@ -14,7 +14,7 @@ import dcnzoo.models  # noqa: F401  before mmdet, which needs mmcv.ops
 from mmdet.registry import DATASETS
 from yapf.yapflib.yapf_api import FormatCode
 
-from dcnzoo.datasets.check import Report, check_coco
+from dcnzoo.datasets.check import Report, checked_coco
 from dcnzoo.engine.checkpoint import AtomicLocalBackend
 from dcnzoo.errors import UserError
 
@@ -55,9 +55,9 @@ def write_config(
     Raises:
         UserError: the data has problems, or does not fit the model; the model is not one for COCO.
     """
-    reports = [_checked(Path(train), Path(images))]
+    reports = [checked_coco(train, images)]
     classes = tuple(reports[0].per_class)
-    reports.append(_checked(Path(val), Path(val_images or images), classes))
+    reports.append(checked_coco(val, val_images or images, classes))
     without = {report.file: _objects_without_mask(report) for report in reports}
     if model is None:
         model = BOXES if any(without.values()) else MASKS
@@ -93,17 +93,6 @@ def write_config(
     )
     AtomicLocalBackend().put_text(f"{HEAD}{code}", out)
     return base
-
-
-def _checked(file: Path, images: Path, classes: Sequence[str] | None = None) -> Report:
-    report = check_coco(file, images, classes)
-    if report.problems:
-        first = report.problems[0]
-        raise UserError(
-            f"{file}: {first.where}: {first.text}; `dcnzoo data check {file} --images {images}` lists all "
-            f"{len(report.problems)} problems"
-        )
-    return report
 
 
 def _objects_without_mask(report: Report) -> int:

@@ -6,7 +6,7 @@ import json
 import random
 from pathlib import Path
 
-from dcnzoo.datasets.check import check_coco
+from dcnzoo.datasets.check import checked_coco
 from dcnzoo.engine.checkpoint import AtomicLocalBackend
 from dcnzoo.errors import UserError
 
@@ -22,11 +22,7 @@ def split_coco(file: str | Path, outs: tuple[Path, Path], share: float, seed: in
     """
     if not 0 < share < 1:
         raise UserError(f"share: expected a number between 0 and 1, got {share}")
-    report = check_coco(file)
-    if report.problems:
-        first = report.problems[0]
-        raise UserError(f"{file}: {first.where}: {first.text}; `dcnzoo data check` lists all problems")
-    content = report.content
+    content = checked_coco(file).content
     images = content["images"]
     number = min(max(round(share * len(images)), 1), len(images) - 1)
     if number < 1:

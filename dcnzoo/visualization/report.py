@@ -12,12 +12,12 @@ import numpy as np
 from markupsafe import Markup
 from mmengine.config import Config
 
-from dcnzoo.engine.history import History
 from dcnzoo.engine.offset_statistics import FILE_NAME, read_statistics
 from dcnzoo.errors import UserError, one_line
 from dcnzoo.visualization import page
 from dcnzoo.visualization.detector import Detector, Prediction
 from dcnzoo.visualization.explain import Box, offset_table, points_of
+from dcnzoo.visualization.history import History
 from dcnzoo.visualization.page import Picture, Section
 from dcnzoo.visualization.plots import COLOURS, OFFSET_FIGURES, Curves, Instances, plot_learning_curves
 from dcnzoo.visualization.sampling import SamplingField, trace_sampling

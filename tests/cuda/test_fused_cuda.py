@@ -13,6 +13,7 @@ from dcnzoo.ops import _backend, deform_conv2d, with_cuda
 from ..fused import interpreter
 from ..fused.test_fused import SAMPLES, assert_near, exact, gradient_for
 from ..op_cases import deform_conv
+from .test_ops_cuda import replayed
 
 pytestmark = [
     pytest.mark.skipif(not with_cuda(), reason="no GPU, or no CUDA kernels: not run on a GPU"),
@@ -107,11 +108,7 @@ def test_cuda_graph(fused):
     sample = on_gpu(deform_conv.make("graph", channels=32, out_channels=32, padding=1), torch.float16)
     with torch.no_grad():
         expected = deform_conv.call(sample)  # compiles the kernel
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            output = deform_conv.call(sample)
-        output.zero_()
-        graph.replay()
+        output = replayed(lambda: deform_conv.call(sample))
     torch.testing.assert_close(output, expected)
 
 

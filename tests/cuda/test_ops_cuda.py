@@ -65,17 +65,22 @@ def test_autocast(op, sample, dtype):
     assert all(t.grad.dtype == torch.float32 for t in leaves.given)
 
 
+def replayed(call) -> torch.Tensor:
+    """What the CUDA graph of a call writes when it is replayed."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        output = call()
+    output.zero_()
+    graph.replay()
+    return output
+
+
 @every_op
 def test_cuda_graph(op):
-    """Captured once, replayed: with what the tensors hold by then."""
     sample = moved(next(iter(op.samples())).to(torch.float32))
     with torch.no_grad():
         expected = op.call(sample)  # what is compiled or looked up at the first call is so before
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            output = op.call(sample)
-        output.zero_()
-        graph.replay()
+        output = replayed(lambda: op.call(sample))
     torch.testing.assert_close(output, expected)
 
 

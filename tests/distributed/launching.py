@@ -1,4 +1,4 @@
-"""What the tests of this folder share: starting tools and groups of processes."""
+"""What tests share that start tools, alone or in groups of processes."""
 
 from __future__ import annotations
 

@@ -9,7 +9,6 @@ draws what OffsetStatisticsHook has written, WORK_DIR/offset_statistics.csv.
 """
 
 import argparse
-import json
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from dcnzoo.errors import UserError, command
+from dcnzoo.visualization.history import read_entries
 from dcnzoo.visualization.plots import COLOURS, plot_offset_statistics
 
 
@@ -51,15 +51,10 @@ def entries(log: Path) -> list[dict]:
     for file in files:
         if not file.is_file():
             raise UserError(f"log: expected a file or a work directory, found none at {file}")
-        for line in file.read_text().splitlines():
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError:  # of a training that runs: the last line is being written
-                continue
-            if "step" in entry:
-                # losses, OffsetStatisticsHook's figures and results of a step are entries of their own
-                offsets = any(name.startswith("offsets/") for name in entry)
-                found[("loss" in entry, offsets, entry["step"])] = entry
+        for entry in read_entries(file):
+            # losses, OffsetStatisticsHook's figures and results of a step are entries of their own
+            offsets = any(name.startswith("offsets/") for name in entry)
+            found[("loss" in entry, offsets, entry["step"])] = entry
     if not found:
         raise UserError(f"{log}: expected mmengine's scalars.json, found no entries")
     return sorted(found.values(), key=lambda entry: entry["step"])

@@ -25,7 +25,7 @@ class History:
         validation: dict[int, dict[str, float]] = {}
         for log in sorted(work_dir.glob("*/vis_data/scalars.json")):
             begun = False
-            for entry in _entries(log):
+            for entry in read_entries(log):
                 if "loss" in entry:
                     if not begun:
                         begun = True
@@ -44,7 +44,8 @@ class History:
         return max(self.training, default=0)
 
 
-def _entries(log: Path) -> Iterator[dict[str, float]]:
+def read_entries(log: Path) -> Iterator[dict[str, float]]:
+    """The lines of a ``scalars.json``, whoever writes on."""
     for line in log.read_text(encoding="utf-8").splitlines():
         try:
             entry = json.loads(line)
