@@ -163,7 +163,8 @@ def fetch(
         return target
     if os.environ.get(OFFLINE, "0") not in ("", "0"):
         raise DownloadError(
-            f"{url}: expected {name} in {folder}, found no intact one, and {OFFLINE} is set: put it there by hand"
+            f"{url}: expected {name} in {folder}, found no intact one, and {OFFLINE} is set; "
+            "you can download it elsewhere and put it there"
         )
     folder.mkdir(parents=True, exist_ok=True)
     with _only_one(target, console):
