@@ -23,6 +23,7 @@ from torch import Tensor
 
 from dcnzoo.compat.checkpoints import checkpoints_run_nothing, load_own_checkpoints
 from dcnzoo.compat.packages import hub_finds_packages, inherit_from_packages
+from dcnzoo.compat.pretrained import weights_by_name
 from dcnzoo.layers.offsets import OFFSET_PREDICTORS
 
 
@@ -31,6 +32,7 @@ def apply() -> None:
     hub_finds_packages()
     load_own_checkpoints()
     checkpoints_run_nothing()
+    weights_by_name()
     amp_on_cpu()
     distributed_without_cuda()
     sync_batch_norm_on_cpu()
