@@ -6,6 +6,7 @@ import os
 import shutil
 import stat
 import zipfile
+import zlib
 from pathlib import Path, PurePosixPath
 
 from rich.console import Console
@@ -13,6 +14,8 @@ from rich.filesize import decimal
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dcnzoo.errors import UserError
+
+_LONGEST = 255  # bytes of a file's name, on Linux's file systems
 
 
 class ArchiveError(UserError):
@@ -22,8 +25,8 @@ class ArchiveError(UserError):
 def unpack(archive: str | os.PathLike, folder: str | os.PathLike, console: Console | None = None) -> int:
     """Unpacks a zip file; what is there with the right size already is kept.
 
-    Nothing is written if one member's name is absolute or leads out of ``folder``, or if one is a
-    link or a device.
+    Nothing is written if one member's name is absolute or leads out of ``folder``, cannot be a file's name
+    or is another member's folder, or if one is a link or a device.
 
     Returns:
         The number of files in it.
@@ -36,13 +39,26 @@ def unpack(archive: str | os.PathLike, folder: str | os.PathLike, console: Conso
     try:
         with zipfile.ZipFile(archive) as opened:
             members = [member for member in opened.infolist() if not member.is_dir()]
+            folders = {parent for m in members for parent in PurePosixPath(m.filename).parents}
             for member in opened.infolist():
                 _refuse_unless_harmless(archive, member)
+                if not member.is_dir() and PurePosixPath(member.filename) in folders:
+                    raise ArchiveError(
+                        f"{archive}: {member.filename}: expected a file or a folder, found both; "
+                        "nothing unpacked"
+                    )
             missing = [member for member in members if not _is_there(member, folder)]
             _refuse_unless_room(archive, missing, folder)
             _extract(opened, missing, folder, console)
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, zlib.error) as error:
         raise ArchiveError(f"{archive}: expected a zip file, found a damaged one: {error}") from error
+    except FileNotFoundError:
+        raise
+    except OSError as error:  # a folder is there in a file's place
+        what = error.filename2 or error.filename or folder
+        raise ArchiveError(f"{archive}: {what} cannot be written: {error.strerror}") from error
+    except (RuntimeError, NotImplementedError) as error:  # a password, a method of compression
+        raise ArchiveError(f"{archive}: expected a plain zip file: {error}") from error
     return len(members)
 
 
@@ -51,6 +67,11 @@ def _refuse_unless_harmless(archive: Path, member: zipfile.ZipInfo) -> None:
     if path.is_absolute() or ".." in path.parts or ":" in "".join(path.parts[:1]):
         raise ArchiveError(
             f"{archive}: {member.filename}: expected a name inside the folder; nothing unpacked"
+        )
+    if "\0" in member.orig_filename or any(len(os.fsencode(part)) > _LONGEST for part in path.parts):
+        raise ArchiveError(
+            f"{archive}: {member.filename[:50]!r}…: expected the name of a file, found one with a NUL or a "
+            f"part of over {_LONGEST} bytes; nothing unpacked"
         )
     kind = stat.S_IFMT(member.external_attr >> 16)
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):

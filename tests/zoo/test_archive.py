@@ -71,6 +71,37 @@ def test_links_and_devices(make, tmp_path, kind):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    "names", [("p", "p/q"), ("p/q/r", "p/q"), ("x" * 300,), ("a/" + "é" * 130 + "/b",), ("nul#byte",)]
+)
+def test_names_that_cannot_be(make, tmp_path, names):
+    path = make({"good": b"x", **dict.fromkeys(names, b"y")})
+    path.write_bytes(path.read_bytes().replace(b"nul#byte", b"nul\0byte"))
+    with pytest.raises(ArchiveError) as error:
+        unpack(path, tmp_path / "out")
+    assert str(error.value).startswith(f"{path}: ") and str(error.value).endswith("; nothing unpacked")
+    assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("name", "there"), [("p", "p/q"), ("p/q", "p")])
+def test_something_else_is_there(make, tmp_path, name, there):
+    (tmp_path / "out" / there).parent.mkdir(parents=True)
+    (tmp_path / "out" / there).touch()
+    with pytest.raises(ArchiveError, match="out/p cannot be written: "):
+        unpack(make({name: b"x"}), tmp_path / "out")
+    assert files(tmp_path / "out") == {there: b""}
+
+
+def test_encrypted(make, tmp_path):
+    path = make({"a": b"first" * 50})
+    content = bytearray(path.read_bytes())
+    for start, flags in ((content.index(b"PK\x03\x04"), 6), (content.index(b"PK\x01\x02"), 8)):
+        content[start + flags] |= 1
+    path.write_bytes(content)
+    with pytest.raises(ArchiveError, match="expected a plain zip file"):
+        unpack(path, tmp_path / "out")
+
+
 def test_damaged(make, tmp_path):
     path = make({"a": b"first" * 50, "b": bytes(range(256)) * 50})
     content = bytearray(path.read_bytes())
