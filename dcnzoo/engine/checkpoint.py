@@ -1,5 +1,6 @@
 """Checkpoints that are whole or absent, whenever the process is killed, and are read only if whole."""
 
+import contextlib
 import os
 import re
 import struct
@@ -99,7 +100,8 @@ class AtomicLocalBackend(LocalBackend):
                     problem += ", then continue with --resume"
             raise UserError(problem) from error
         finally:
-            partial.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # where the folder is none, there is nothing to remove
+                partial.unlink()
 
     def put_text(self, obj: str, filepath: str | os.PathLike, encoding: str = "utf-8") -> None:
         self.put(obj.encode(encoding), filepath)

@@ -103,7 +103,7 @@ def read_config_file(path: str | os.PathLike) -> Config:
             code, filename = frame.tb_frame.f_code, frame.tb_frame.f_locals.get("filename")
             if "mmengine" in code.co_filename and isinstance(filename, str | os.PathLike):
                 name = str(filename)
-            elif code.co_filename == "":
+            elif code.co_filename in ("", name):
                 line = frame.tb_lineno
             frame = frame.tb_next
         where = f"{name}, line {line}" if line else name

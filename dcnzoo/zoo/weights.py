@@ -215,7 +215,7 @@ def load_state(
     ]
     if problems and not allow_partial:
         hints = [
-            _class_hint(by_class, weights, expected, meta) if by_class and reshaped else "",
+            _class_hint(by_class, weights, expected, meta) if set(by_class) & set(reshaped) else "",
             _deformable_hint(model, weights, expected),
             _config_hint(source),
             hint,
