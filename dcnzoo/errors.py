@@ -95,8 +95,9 @@ def quiet_broken_pipe() -> Iterator[None]:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, BrokenPipeError):
             cause = cause.__cause__ or cause.__context__
-        by_rich = isinstance(error, SystemExit) and error.code == 1  # which has closed the pipe by then
-        if cause is None or not (by_rich or _reader_is_gone()):
+        # click and rich exit with 1 by then, rich with the pipe closed already
+        exits = isinstance(error, SystemExit) and error.code == 1
+        if not (_reader_is_gone() and (exits or cause) or (exits and cause)):
             raise
         nowhere = os.open(os.devnull, os.O_WRONLY)
         for stream in (sys.stdout, sys.stderr):
