@@ -97,7 +97,7 @@ def quiet_broken_pipe() -> Iterator[None]:
             cause = cause.__cause__ or cause.__context__
         # click and rich exit with 1 by then, rich with the pipe closed already
         exits = isinstance(error, SystemExit) and error.code == 1
-        if not (_reader_is_gone() and (exits or cause) or (exits and cause)):
+        if not ((exits and cause) or (_reader_is_gone() and (exits or cause))):
             raise
         nowhere = os.open(os.devnull, os.O_WRONLY)
         for stream in (sys.stdout, sys.stderr):
