@@ -353,7 +353,7 @@ def test_names_have_one_size_and_do_not_cover_each_other(tmp_path):
     rows = json.loads(re.search(r'<pre id="measured">(.*?)</pre>', done.stdout)[1])
     assert max(right for _, right, _ in rows) - min(left for left, _, _ in rows) > 0.9 * 1280
     heights = [bottom - top for _, _, names in rows for _, top, _, bottom in names]
-    assert len(heights) == 30 and 8 < min(heights) and max(heights) < 1.1 * min(heights)
+    assert len(heights) == 30 and min(heights) > 8 and max(heights) < 1.1 * min(heights)
     for _, _, names in rows:
         for a, b in itertools.combinations(names, 2):
             across, down = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
