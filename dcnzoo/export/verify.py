@@ -36,7 +36,7 @@ def _sort(values: Tensor, dim: int = -1, descending: bool = False, stable: bool 
 
 def _topk(values: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True):
     values, index = torch.sort(values, dim=dim, descending=largest, stable=True)
-    return values.narrow(dim, 0, k), index.narrow(dim, 0, k)
+    return torch.return_types.topk((values.narrow(dim, 0, k), index.narrow(dim, 0, k)))
 
 
 @torch.no_grad()
