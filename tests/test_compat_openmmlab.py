@@ -354,6 +354,29 @@ def test_a_mask_outside_the_image(box):
     assert torch.equal(masks[[0, 2]], alone)
 
 
+@pytest.mark.parametrize("box", [(2.0, 6, 5, 1), (6.0, 1, 2, 4), (6.0, 5, 1, 1)], ids=["y", "x", "both"])
+def test_a_mask_of_an_inverted_box(box):
+    """As on a GPU, where mmdet pastes into the whole image: into the box, the other way round."""
+    from mmdet.models.roi_heads.mask_heads import fcn_mask_head
+
+    mask = torch.rand(1, 1, 4, 6)
+    x1, y1, x2, y2 = box
+    turned = [axis for axis, inverted in ((2, y1 > y2), (3, x1 > x2)) if inverted]
+    ordered = torch.tensor([[min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)]])
+    got, _ = fcn_mask_head._do_paste_mask(mask, torch.tensor([box]), 8, 9)
+    expected, _ = fcn_mask_head._do_paste_mask(mask.flip(turned), ordered, 8, 9, skip_empty=False)
+    assert expected.any()
+    torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("box", [(float("nan"), 1, 3, 4), (float("inf"), 1, 3, 4), (-1e30, 5, 1e30, 2)])
+def test_a_mask_of_a_box_that_is_no_box(box):
+    from mmdet.models.roi_heads.mask_heads import fcn_mask_head
+
+    got, _ = fcn_mask_head._do_paste_mask(torch.rand(1, 1, 4, 6), torch.tensor([box]), 8, 9)
+    assert got.shape == (1, 8, 9)
+
+
 # Where there is nothing to mend
 
 

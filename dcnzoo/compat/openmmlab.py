@@ -292,16 +292,18 @@ def teachers_are_found() -> None:
 
 
 def masks_outside_the_image() -> None:
-    """A mask whose box lies outside the image ends prediction on the CPU; QueryInst does not clip its boxes.
+    """A mask whose box lies outside the image, or is inverted, ends prediction on the CPU (QueryInst).
 
-    (``upper bound and lower bound inconsistent with step sign``: the region to paste into, which is cut out
-    without a GPU only, ends before it begins.) There is nothing of such a mask to paste.
+    (``upper bound and lower bound inconsistent with step sign``: without a GPU only the boxes' region is pasted
+    into, and it ends before it begins.) Outside there is nothing to paste; into an inverted box the mask is
+    pasted the other way round, as on a GPU.
     """
     from mmdet.models.roi_heads.mask_heads import fcn_mask_head
 
     paste = fcn_mask_head._do_paste_mask
     with suppress(RuntimeError):
-        paste(torch.ones(1, 1, 2, 2), torch.tensor([[-9.0, 1.0, -5.0, 3.0]]), 4, 4)
+        for box in ([-9.0, 1.0, -5.0, 3.0], [1.0, 9.0, 3.0, 4.0]):
+            paste(torch.ones(1, 1, 2, 2), torch.tensor([box]), 12, 12)
         return
 
     @functools.wraps(paste)
@@ -312,9 +314,17 @@ def masks_outside_the_image() -> None:
         img_w: int,
         skip_empty: bool = True,
     ) -> tuple[Tensor, tuple[slice, ...]]:
-        first, end = boxes[:, :2].amin(0).floor() - 1, boxes[:, 2:].amax(0).ceil() + 1
-        if skip_empty and ((end <= 0) | (first >= boxes.new_tensor((img_w, img_h)))).any():
+        if not skip_empty:
+            return paste(masks, boxes, img_h, img_w, skip_empty)
+        corners = boxes.view(-1, 2, 2)
+        low, high = corners.amin(1), corners.amax(1)
+        first = (low.amin(0).floor() - 1).clamp(min=0)
+        end = (high.amax(0).ceil() + 1).minimum(boxes.new_tensor((img_w, img_h)))
+        if not (first < end).all():
             return masks.new_zeros(len(masks), 0, 0), (slice(0, 0), slice(0, 0))
-        return paste(masks, boxes, img_h, img_w, skip_empty)
+        inverted = (corners[:, 0] > corners[:, 1])[..., None, None, None]  # [N, 2, 1, 1, 1], in x, in y
+        masks = torch.where(inverted[:, 0], masks.flip(3), masks)
+        masks = torch.where(inverted[:, 1], masks.flip(2), masks)
+        return paste(masks, torch.cat([low, high], 1), img_h, img_w, skip_empty)
 
     fcn_mask_head._do_paste_mask = where_the_image_is

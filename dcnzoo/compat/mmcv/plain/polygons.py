@@ -89,7 +89,7 @@ def _shared_gradient(polygons: Tensor, others: Tensor) -> Tensor:  # (N, P, 2), 
     """The derivative of :func:`_shared` with respect to ``polygons``.
 
     The area grows where a side within the other polygon moves outwards, and nowhere else. (Autograd through
-    the points of intersection is wrong where a corner lies on a side: two lines cut there, and it mixes them.)
+    the points of intersection is wrong where a corner lies on a side: it mixes the two lines that cut there.)
     """
     first, last, inside = _clip(polygons, others, closed=True)
     x, y = (polygons.roll(-1, 1) - polygons).unbind(-1)
