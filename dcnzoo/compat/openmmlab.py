@@ -294,9 +294,9 @@ def teachers_are_found() -> None:
 def masks_outside_the_image() -> None:
     """A mask whose box lies outside the image, or is inverted, ends prediction on the CPU (QueryInst).
 
-    (``upper bound and lower bound inconsistent with step sign``: without a GPU only the boxes' region is pasted
-    into, and it ends before it begins.) Outside there is nothing to paste; into an inverted box the mask is
-    pasted the other way round, as on a GPU.
+    (``upper bound and lower bound inconsistent with step sign``: without a GPU only the region of the boxes is
+    computed, and it ends before it begins.) Outside there is nothing to paste; into an inverted box the mask
+    is pasted the other way round, as on a GPU.
     """
     from mmdet.models.roi_heads.mask_heads import fcn_mask_head
 

@@ -113,8 +113,8 @@ def test_convex_giou(hulls, seed):
     stand_in.convex_giou(points, boxes, got)
     hulls("giou", len(points), points, boxes, want)
     torch.testing.assert_close(got[:, 18], want[:, 18], **TOLERANCE)
-    # Where a corner lies on a side, as of whole numbers, mmcv mixes the two lines that cut there: ours has to be
-    # the derivative from one side or the other.
+    # Where a corner lies on a side, as of whole numbers, mmcv mixes the two lines that cut there: ours has to
+    # be the derivative from one side or the other.
     differs = (got - want).abs() > 1e-5
     assert case.whole or not differs.any()
     for row, k in differs.nonzero().tolist():
