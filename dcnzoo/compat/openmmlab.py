@@ -21,27 +21,23 @@ from mmengine.optim import AmpOptimWrapper, DefaultOptimWrapperConstructor, Opti
 from mmengine.registry import OPTIM_WRAPPERS
 from torch import Tensor
 
+from dcnzoo.compat import patches
 from dcnzoo.compat.checkpoints import checkpoints_run_nothing, load_own_checkpoints
 from dcnzoo.compat.packages import hub_finds_packages, inherit_from_packages
 from dcnzoo.layers.offsets import OFFSET_PREDICTORS
 
 
 def apply() -> None:
-    inherit_from_packages()
-    hub_finds_packages()
-    load_own_checkpoints()
-    checkpoints_run_nothing()
-    amp_on_cpu()
-    distributed_without_cuda()
-    sync_batch_norm_on_cpu()
-    offsets_have_their_learning_rate()
-    roi_align_without_torchvision()
-    sync_batch_norm_alone()
+    """All of them that :mod:`dcnzoo.compat.patches` does not switch off."""
+    fixes = [
+        *(inherit_from_packages, hub_finds_packages, load_own_checkpoints, checkpoints_run_nothing),
+        *(amp_on_cpu, distributed_without_cuda, sync_batch_norm_on_cpu, offsets_have_their_learning_rate),
+        *(roi_align_without_torchvision, sync_batch_norm_alone),
+    ]
     if find_spec("mmdet"):
-        ssd_predicts()
-        cascade_rpn_alone()
-        teachers_are_found()
-        masks_outside_the_image()
+        fixes += [ssd_predicts, cascade_rpn_alone, teachers_are_found, masks_outside_the_image]
+    for fix in fixes:
+        patches.apply_fix(fix)
 
 
 # Mixed precision
@@ -294,7 +290,7 @@ def teachers_are_found() -> None:
 def masks_outside_the_image() -> None:
     """A mask whose box lies outside the image, or is inverted, ends prediction on the CPU (QueryInst).
 
-    (``upper bound and lower bound inconsistent with step sign``: without a GPU only the region of the boxes is
+    (``upper bound and lower bound inconsistent with step sign``: without a GPU only the boxes' region is
     computed, and it ends before it begins.) Outside there is nothing to paste; into an inverted box the mask
     is pasted the other way round, as on a GPU.
     """

@@ -129,7 +129,7 @@ class MultiScaleDeformableAttention(TracksOffsets, nn.Module):
             self._record_shifts(reference * extent - 0.5, shift * extent, extent.unbind(-1))
         weights = self.attention_weights(query).to(exact).unflatten(-1, (self.num_heads, -1)).softmax(-1)
         self._record_modulation(weights)
-        x = ms_deform_attn(
+        x = self._attend(
             value.unflatten(-1, (self.num_heads, -1)),
             spatial_shapes,
             level_start_index,
@@ -137,6 +137,11 @@ class MultiScaleDeformableAttention(TracksOffsets, nn.Module):
             weights.unflatten(-1, points[1:]),
         )
         return self.output_proj(x)
+
+    def _attend(
+        self, value: Tensor, shapes: Tensor, starts: Tensor, locations: Tensor, weights: Tensor
+    ) -> Tensor:
+        return ms_deform_attn(value, shapes, starts, locations, weights)
 
     def _check(
         self, query: Tensor, reference_points: Tensor, value: Tensor, shapes: Tensor, mask: Tensor | None

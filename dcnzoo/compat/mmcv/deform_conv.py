@@ -275,22 +275,16 @@ class OffsetPack(TracksOffsets, nn.Module):
         offset, mask = self.predict(x)
         self._record_offsets(offset, x.shape[2:])
         self._record_modulation(mask)
-        return ops.deform_conv2d(
-            x,
-            self.weight,
-            offset,
-            mask,
-            self.bias,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.groups,
-            self.im2col_step,
-        )
+        return self._convolve(x, offset, mask)
+
+    def _convolve(self, x: Tensor, offset: Tensor, mask: Tensor | None) -> Tensor:
+        geometry = (self.stride, self.padding, self.dilation, self.groups)
+        return ops.deform_conv2d(x, self.weight, offset, mask, self.bias, *geometry, self.im2col_step)
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         rename_legacy_offsets(state_dict, prefix, [""])
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        # not super(): mmcv's packs, bases in dcnzoo.models, log a line for each layer
+        nn.Module._load_from_state_dict(self, state_dict, prefix, *args)
 
     __repr__ = nn.Module.__repr__
 
