@@ -93,7 +93,7 @@ def test_the_variables_values(value, on, off):
 def test_names_that_do_not_exist(value):
     with pytest.raises(RuntimeError, match=rf"DCNZOO_PATCHES: expected .*{value.split(',')[0].lstrip('-')}"):
         patches._chosen(value)
-    with pytest.raises(RuntimeError, match="disable: .*'deform_con'"):
+    with pytest.raises(RuntimeError, match=r"disable: .*'deform_con'"):
         patches.disable("deform_con")
 
 
@@ -158,7 +158,8 @@ def test_kernels_are_chosen_by_the_tensors_device(compiled):
 
 
 @pytest.mark.parametrize(
-    ("batch", "most", "expected"), [(6, 4, 3), (7, 4, 1), (64, 32, 32), (3, None, 3), (66, None, 22), (0, 4, 1)]
+    ("batch", "most", "expected"),
+    [(6, 4, 3), (7, 4, 1), (64, 32, 32), (3, None, 3), (66, None, 22), (0, 4, 1)],
 )
 def test_largest_step(batch, most, expected):
     assert compat.largest_step(batch, most) == expected
@@ -182,7 +183,9 @@ def called(monkeypatch, module, name):
 def test_packs_call_mmcv_where_its_kernels_stay(name, operator, function, bias, compiled, monkeypatch):
     torch.manual_seed(0)
     layer = MODELS.build(
-        dict(type=name, in_channels=4, out_channels=6, kernel_size=(3, 2), padding=1, bias=bias, im2col_step=2)
+        dict(
+            type=name, in_channels=4, out_channels=6, kernel_size=(3, 2), padding=1, bias=bias, im2col_step=2
+        )
     )
     for parameter in layer.parameters():
         nn.init.normal_(parameter, std=0.3)

@@ -7,6 +7,10 @@ and changes nothing where it is not.
 from __future__ import annotations
 
 import functools
+import inspect
+import re
+import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,14 +20,16 @@ import torch
 from mmengine.config import ConfigDict
 from mmengine.device import get_device
 from mmengine.dist import utils as dist_utils
+from mmengine.logging import print_log
 from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import AmpOptimWrapper, DefaultOptimWrapperConstructor, OptimWrapper
-from mmengine.registry import OPTIM_WRAPPERS
+from mmengine.registry import MODELS, OPTIM_WRAPPERS
 from torch import Tensor
 
 from dcnzoo.compat import patches
 from dcnzoo.compat.checkpoints import checkpoints_run_nothing, load_own_checkpoints
 from dcnzoo.compat.packages import hub_finds_packages, inherit_from_packages
+from dcnzoo.layers.convert import to_deformable
 from dcnzoo.layers.offsets import OFFSET_PREDICTORS
 
 
@@ -32,7 +38,7 @@ def apply() -> None:
     fixes = [
         *(inherit_from_packages, hub_finds_packages, load_own_checkpoints, checkpoints_run_nothing),
         *(amp_on_cpu, distributed_without_cuda, sync_batch_norm_on_cpu, offsets_have_their_learning_rate),
-        *(roi_align_without_torchvision, sync_batch_norm_alone),
+        *(roi_align_without_torchvision, sync_batch_norm_alone, configs_take_to_deformable),
     ]
     if find_spec("mmdet"):
         fixes += [ssd_predicts, cascade_rpn_alone, teachers_are_found, masks_outside_the_image]
@@ -229,6 +235,68 @@ def sync_batch_norm_alone() -> None:
                 construct(self, *args, **kwargs)
 
     SyncBatchNorm.__init__ = alone
+
+
+def configs_take_to_deformable() -> None:
+    """``to_deformable=dict(where=…, kind='v2')`` in the config of any module, as a backbone without ``dcn``.
+
+    What is built goes through :func:`dcnzoo.to_deformable`. A backbone that has no ``dcn`` says what to write
+    in its place.
+    """
+    for registry in {id(r): r for r in (MODELS, *MODELS.children.values())}.values():
+        if not hasattr(registry.build_func, "__wrapped__"):
+            registry.build_func = _with_to_deformable(registry.build_func)
+
+
+def _with_to_deformable(build: Callable) -> Callable:
+    @functools.wraps(build)
+    def build_deformable(cfg: object, *args: object, **kwargs: object) -> object:
+        if not isinstance(cfg, dict):
+            return build(cfg, *args, **kwargs)
+        options, plain = cfg.get("to_deformable"), cfg.copy()
+        plain.pop("to_deformable", None)
+        try:
+            module = build(plain, *args, **kwargs)
+        except TypeError as error:
+            unexpected = re.search(r"unexpected keyword argument '(stage_with_)?dcn'", str(error))
+            if "dcn" not in cfg or not unexpected:
+                raise
+            for name in ("dcn", "stage_with_dcn"):
+                plain.pop(name, None)
+            raise ValueError(_instead_of_dcn(cfg, build(plain, *args, **kwargs))) from None
+        if options is not None:
+            if not isinstance(options, dict):
+                options = {"where": options}
+            try:
+                inspect.signature(to_deformable).bind(module, **options)
+            except TypeError as error:
+                raise ValueError(
+                    f"{type(module).__name__}: to_deformable: expected a pattern or the arguments of "
+                    f"dcnzoo.to_deformable, such as dict(where='*.conv2', kind='v2'), got {options}: {error}"
+                ) from None
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "to_deformable: .* left as they are")
+                found = to_deformable(module, **options)
+            left = "".join(f"; {name} left: {why}" for name, why in found.refused.items())
+            replaced = f"{len(found.replaced)} convolutions replaced{left}"
+            print_log(f"{type(module).__name__}: to_deformable: {replaced}", "current")
+        return module
+
+    return build_deformable
+
+
+def _instead_of_dcn(cfg: dict, module: torch.nn.Module) -> str:
+    spatial = [
+        name
+        for name, child in module.named_modules()
+        if type(child) is torch.nn.Conv2d and max(child.kernel_size) > 1
+    ]
+    where = f"{spatial[-1].partition('.')[0]}.*" if spatial else "*"
+    return (
+        f"{type(module).__name__}: dcn: expected an argument of this module, which has none; write "
+        f"to_deformable=dict(where='{where}', kind='v2') in place of dcn={cfg['dcn']!r}: where is a pattern "
+        f"for the names of convolutions, here {spatial[-1] if spatial else 'none'} and others"
+    )
 
 
 def ssd_predicts() -> None:
