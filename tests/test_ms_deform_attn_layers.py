@@ -315,7 +315,7 @@ def test_refuses_input(change, message):
 
 def test_the_registered_layer_wants_points_and_levels():
     layer = dcnzoo.models.MultiScaleDeformableAttention(**ARGUMENTS)
-    with pytest.raises(ValueError, match="reference_points: expected a tensor, got None"):
+    with pytest.raises(RuntimeError, match="reference_points: expected a tensor, got None"):
         layer(torch.zeros(7, 2, 12))
 
 

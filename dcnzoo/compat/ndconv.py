@@ -68,9 +68,8 @@ def deform_conv2d(
     """Deformable convolution with the arguments and the layout that the module's text describes.
 
     Raises:
-        ValueError: ``kernel_size`` is not the weight's, or ``offset_field``, ``attn_mask`` or
-            ``offset_field_channels_per_groups`` do not fit.
-        RuntimeError: what :func:`dcnzoo.ops.deform_conv2d` finds wrong.
+        RuntimeError: ``kernel_size`` is not the weight's, ``offset_field``, ``attn_mask`` or
+            ``offset_field_channels_per_groups`` do not fit, or :func:`dcnzoo.ops.deform_conv2d` finds fault.
     """
     geometry = (kernel_size, stride, padding, dilation, groups, offset_field_channels_per_groups)
     return _deform_conv(ops.deform_conv2d, 2, input, weight, offset_field, attn_mask, *geometry, bias)
@@ -111,7 +110,7 @@ def _deform_conv(
 ) -> Tensor:
     def check(holds: bool, argument: str, expected: str, given: object) -> None:
         if not holds:
-            raise ValueError(f"deform_conv{rank}d: {argument}: expected {expected}, got {given}")
+            raise RuntimeError(f"deform_conv{rank}d: {argument}: expected {expected}, got {given}")
 
     def per_axis(name: str, values: int | Sequence[int]) -> tuple[int, ...]:
         values = (values,) if isinstance(values, int) else tuple(values)

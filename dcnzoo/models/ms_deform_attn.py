@@ -92,7 +92,7 @@ class MultiScaleDeformableAttention(layers.MultiScaleDeformableAttention, MmcvAt
         """
         for name, given in dict(reference_points=reference_points, spatial_shapes=spatial_shapes).items():
             if given is None:
-                self._refuse(name, "a tensor", None)
+                self._refuse(name, "a tensor", None, RuntimeError)
         value = query if value is None else value
         identity = query if identity is None else identity
         query = query if query_pos is None else query + query_pos
