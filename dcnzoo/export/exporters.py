@@ -50,8 +50,8 @@ def register_onnx_ops(deform_conv: str = "auto") -> None:
     """Teaches ``torch.onnx.export`` dcnzoo's operators, with ``dynamo=False`` and without.
 
     ``deform_conv`` says what deformable convolution becomes (:mod:`dcnzoo.export.deform_conv`). The last
-    call holds. torch's default exporter has no registry that lasts, so that ``torch.onnx.export`` is replaced by
-    a function that adds :func:`translation_table` to its arguments.
+    call holds. torch's default exporter has no registry that lasts, so that ``torch.onnx.export`` is
+    replaced by a function that adds :func:`translation_table` to its arguments.
 
     Raises:
         ValueError: no such target. Its opset is checked when something is exported.
@@ -70,22 +70,37 @@ def _with_translations(export: Callable, deform_conv: str) -> Callable:
 
     @functools.wraps(export)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        if kwargs.get("dynamo", default):
-            try:
-                table = translation_table(kwargs.get("opset_version") or _DYNAMO_OPSETS[0], deform_conv)
-            except ValueError as error:  # of no concern to models without these operators
-                overloads = filter(None, map(_overload, _translations(deform_conv)))
-                table = dict.fromkeys(overloads, _refusing(str(error)))
-            kwargs["custom_translation_table"] = {**table, **(kwargs.get("custom_translation_table") or {})}
-        return export(*args, **kwargs)
+        if not kwargs.get("dynamo", default):
+            with warnings.catch_warnings():  # it would blame this line, not the caller's
+                warnings.filterwarnings("ignore", "You are using the legacy", DeprecationWarning)
+                return export(*args, **kwargs)
+        try:
+            table = translation_table(kwargs.get("opset_version") or _DYNAMO_OPSETS[0], deform_conv)
+        except ValueError as error:  # of no concern to models without these operators
+            overloads = filter(None, map(_overload, _translations(deform_conv)))
+            table = dict.fromkeys(overloads, _refusing(str(error)))
+        kwargs["custom_translation_table"] = {**table, **(kwargs.get("custom_translation_table") or {})}
+        try:
+            return export(*args, **kwargs)
+        except RuntimeError as error:  # torch wraps it in pages
+            cause: BaseException | None = error
+            while cause is not None and not isinstance(cause, _NotTranslated):
+                cause = cause.__cause__
+            if cause is None:
+                raise
+            raise ValueError(str(cause)) from None
 
     wrapper._without_dcnzoo = export
     return wrapper
 
 
+class _NotTranslated(ValueError):
+    """The operator cannot be expressed in the opset that was asked for."""
+
+
 def _refusing(message: str) -> Callable:
     def refuse(*arguments: Any) -> None:
-        raise ValueError(message)
+        raise _NotTranslated(message)
 
     return refuse
 
