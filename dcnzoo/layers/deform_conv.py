@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import ClassVar
 
 from torch import Tensor
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from dcnzoo.ops import (
     deform_conv1d,
@@ -17,6 +16,7 @@ from dcnzoo.ops import (
     deform_conv_transpose2d,
     deform_conv_transpose3d,
 )
+from dcnzoo.ops._torch_private import ConvNd, ConvTransposeNd
 
 
 class _Deformable:
@@ -44,7 +44,7 @@ class _Deformable:
         return text if self.im2col_step is None else f"{text}, im2col_step={self.im2col_step}"
 
 
-class _DeformConvNd(_Deformable, _ConvNd):
+class _DeformConvNd(_Deformable, ConvNd):
     def __init__(
         self,
         in_channels: int,
@@ -96,7 +96,7 @@ class _DeformConvNd(_Deformable, _ConvNd):
         )
 
 
-class _DeformConvTransposeNd(_Deformable, _ConvTransposeNd):
+class _DeformConvTransposeNd(_Deformable, ConvTransposeNd):
     def __init__(
         self,
         in_channels: int,
