@@ -90,7 +90,7 @@ def test_without_tangents_a_dual_level_changes_nothing(op):
 
 @every_op
 def test_forward_over_reverse(op):
-    """The derivative of all gradients, also along the output's gradient, in a dual level and in torch.func."""
+    """The derivative of all gradients, also along the gradient of the output, with and without torch.func."""
     sample = op.forms()[0]
     tensors = sample.tensors
     given = [i for i, t in enumerate(tensors) if t is not None]

@@ -6,8 +6,10 @@ No ``from __future__ import annotations`` here: TorchScript reads the annotation
 from collections.abc import Callable
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
+from dcnzoo.layers.tracing import as_leaf
 from dcnzoo.ops import (
     deform_conv1d,
     deform_conv2d,
@@ -79,6 +81,10 @@ class _DeformConvNd(_Deformable, ConvNd):
         self.im2col_step = im2col_step
 
     def forward(self, input: Tensor, offset: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        if not torch.jit.is_scripting():
+            leaf = as_leaf(self, input, offset, mask)
+            if leaf is not None:
+                return leaf
         return self._convolve(input, offset, mask)
 
     def _convolve(self, input: Tensor, offset: Tensor | None, mask: Tensor | None) -> Tensor:
@@ -138,6 +144,10 @@ class _DeformConvTransposeNd(_Deformable, ConvTransposeNd):
         mask: Tensor | None = None,
         output_size: list[int] | None = None,
     ) -> Tensor:
+        if not torch.jit.is_scripting():
+            leaf = as_leaf(self, input, offset, mask, output_size)
+            if leaf is not None:
+                return leaf
         return self._convolve(input, offset, mask, output_size)
 
     def _convolve(

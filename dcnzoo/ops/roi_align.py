@@ -51,7 +51,7 @@ def roi_align(
             image number outside ``[0, N)``; on CUDA, where looking would stall the device, such a RoI
             gives zeros.
     """
-    if pool_mode != "avg" and pool_mode != "max":  # noqa: PLR1714  (for TorchScript)
+    if pool_mode != "avg" and pool_mode != "max":
         raise RuntimeError(f"roi_align: pool_mode: expected 'avg' or 'max', got '{pool_mode}'")
     height, width = bins(output_size)
     mode = 0 if pool_mode == "max" else 1
