@@ -191,7 +191,7 @@ def test_fx_traces_the_layer_itself(name):
 
 
 class FeatureExtractor(fx.Tracer):
-    """As torchvision's NodePathTracer: leaves are given by type, and every node has the name of its module."""
+    """As torchvision's NodePathTracer: leaves are given by type, a node has the name of its module."""
 
     def __init__(self, leaf_modules: tuple[type, ...] = ()) -> None:
         super().__init__()

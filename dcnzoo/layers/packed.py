@@ -46,7 +46,7 @@ class MaskSoftmax(nn.Module):
         self.scale = float(scale)
 
     def forward(self, mask: Tensor) -> Tensor:  # [N, mask_groups · taps, *out]
-        if not torch.jit.is_scripting():
+        if not torch.jit.is_scripting():  # noqa: SIM102  (TorchScript skips the block for this alone)
             if is_traced(mask):
                 return self.scale * mask.unflatten(1, (-1, self.taps)).softmax(2).flatten(1, 2)
         # group by group: views of several groups would not export with a dynamic image size

@@ -65,7 +65,7 @@ def shape_text(sizes: list[int]) -> str:
 
 def check_arguments(name: str, layout: str, weight: Tensor, dimensions: int, im2col_step: int | None) -> None:
     """What the operator beneath cannot know (the rank asked for), or is not asked (a plain convolution)."""
-    if not torch.jit.is_scripting():
+    if not torch.jit.is_scripting():  # noqa: SIM102  (TorchScript skips the block for this alone)
         if is_traced(weight):
             return
     if weight.dim() != dimensions:
