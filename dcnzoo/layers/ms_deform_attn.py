@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dcnzoo.layers.offsets import OffsetLinear, TracksOffsets
+from dcnzoo.layers.tracing import as_leaf
 from dcnzoo.ops import ms_deform_attn
 
 
@@ -130,6 +131,10 @@ class MultiScaleDeformableAttention(TracksOffsets, nn.Module):
         key_padding_mask = self._either(
             "key_padding_mask", key_padding_mask, "input_padding_mask", input_padding_mask
         )
+        arguments = (query, reference_points, value, spatial_shapes, level_start_index, key_padding_mask)
+        leaf = as_leaf(self, *arguments)
+        if leaf is not None:
+            return leaf
         for name, given in (("value", value), ("spatial_shapes", spatial_shapes)):
             if given is None:
                 self._refuse(name, "a tensor", None, RuntimeError)
