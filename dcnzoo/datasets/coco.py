@@ -52,7 +52,8 @@ class CheckedCOCO(COCO):
         try:
             content = read_json(Path(annotation_file))
         except Refused as error:
-            raise UserError(f"{self.file}: {error}") from None
+            line = "" if error.line is None else f"line {error.line}: "
+            raise UserError(f"{self.file}: {line}{error}") from None
         report = check_content(annotation_file, content)
         stops = [p for p in report.problems if p.stops and (masks or p.kind not in OF_MASKS)]
         if stops:
