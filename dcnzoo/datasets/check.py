@@ -154,18 +154,7 @@ def check_coco(
     except Refused as error:
         where = "file" if error.line is None else f"line {error.line}"
         return Report(file, {}, [Problem("file", where, str(error), stops=True)])
-    return check_content(file, content, images, classes, step)
-
-
-def check_content(
-    file: str | Path,
-    content: object,
-    images: str | Path | None = None,
-    classes: Sequence[str] | None = None,
-    step: Step = lambda done, total: None,
-) -> Report:
-    """:func:`check_coco` of what has been read from ``file``."""
-    file, keys = Path(file), ("images", "annotations", "categories")
+    keys = ("images", "annotations", "categories")
     if not isinstance(content, dict):
         text = f"expected an object with the lists {', '.join(keys)}, got {_type(content)}"
         return Report(file, {}, [Problem("file", "file", text, stops=True)])

@@ -12,7 +12,6 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
 from mmdet.datasets import coco
 from mmdet.datasets.api_wrappers import COCO
@@ -21,13 +20,13 @@ from mmdet.registry import DATASETS, METRICS
 from mmengine.fileio import get_local_path
 from mmengine.logging import print_log
 
-from dcnzoo.datasets.check import OF_MASKS, Problem, as_error, check_content, wrong_with_classes
-from dcnzoo.datasets.conversion import Refused, read_json, short
+from dcnzoo.datasets.check import OF_MASKS, Problem, as_error, check_coco, wrong_with_classes
+from dcnzoo.datasets.conversion import short
 from dcnzoo.errors import UserError, printable
 
 
 class CheckedCOCO(COCO):
-    """MMDetection's ``COCO``, of a file that :func:`~dcnzoo.datasets.check.check_content` has gone through.
+    """MMDetection's ``COCO``, of a file that :func:`~dcnzoo.datasets.check.check_coco` has gone through.
 
     Warns of annotations that MMDetection passes over, and of what else is wrong with the file.
 
@@ -49,17 +48,12 @@ class CheckedCOCO(COCO):
         if not os.path.isfile(annotation_file):
             raise UserError(f"ann_file: expected a file, found none at {annotation_file}")
         super().__init__()
-        try:
-            content = read_json(Path(annotation_file))
-        except Refused as error:
-            line = "" if error.line is None else f"line {error.line}: "
-            raise UserError(f"{self.file}: {line}{error}") from None
-        report = check_content(annotation_file, content)
+        report = check_coco(annotation_file)
         stops = [p for p in report.problems if p.stops and (masks or p.kind not in OF_MASKS)]
         if stops:
             raise as_error(report, stops)
-        self.dataset = content
-        annotations = content.setdefault("annotations", [])
+        self.dataset = report.content
+        annotations = self.dataset.setdefault("annotations", [])
         if compared:
             self._require_masks()
         if not quiet:

@@ -83,6 +83,12 @@ def _why_unreadable(dataset: BaseDetDataset, idx: int, error: Exception) -> str 
         there = exists(path, backend_args=loader.backend_args)
         found = "one that cannot be read" if there else "no file"
         return printable(f"{path}: expected a picture, found {found}")
+    stated = (sample.get("width"), sample.get("height"))
+    if None not in stated and stated != (width, height):  # to which masks do not fit
+        return printable(
+            f"{path}: expected a picture of {stated[0]} × {stated[1]}, as the annotations say, "
+            f"found {width} × {height}"
+        )
     resized = isinstance(error, cv2.error) and getattr(error, "func", None) == "resize"
     if resized and max(height, width) > _NARROW * min(height, width):
         return printable(

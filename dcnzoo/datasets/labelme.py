@@ -171,13 +171,12 @@ def _check(shape: object) -> None:
     if kind not in _KEPT:
         raise Refused(f"{label}: shape_type: expected one of {', '.join(_KEPT)}, got {short(kind)}")
     wanted = "at least 3" if kind == "polygon" else "2"
-    if (
-        not isinstance(points, list)
-        or not all(isinstance(p, list) and len(p) == 2 and all(map(is_number, p)) for p in points)
-        or (len(points) < 3 if kind == "polygon" else len(points) != 2)
-    ):
-        got = f"{len(points)}" if isinstance(points, list) else short(points)
+    if not isinstance(points, list) or (len(points) < 3 if kind == "polygon" else len(points) != 2):
+        got = len(points) if isinstance(points, list) else short(points)
         raise Refused(f"{label}: points: expected {wanted} points [x, y] for a {kind}, got {got}")
+    for point in points:
+        if not isinstance(point, list) or len(point) != 2 or not all(map(is_number, point)):
+            raise Refused(f"{label}: points: expected [x, y], two finite numbers, got {short(point)}")
 
 
 def _outline(shape: dict) -> Polygon:
