@@ -14,7 +14,6 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from dcnzoo.errors import UserError
 
-
 _NAME_MAX = 255  # bytes of a name on the file systems in use
 
 
@@ -47,6 +46,9 @@ def unpack(archive: str | os.PathLike, folder: str | os.PathLike, console: Conso
             _extract(opened, missing, folder, console)
     except zipfile.BadZipFile as error:
         raise ArchiveError(f"{archive}: expected a zip file, found a damaged one: {error}") from error
+    except (IsADirectoryError, NotADirectoryError, FileExistsError) as error:
+        place = error.filename2 or error.filename
+        raise ArchiveError(f"{archive}: {place}: expected no file or folder of that name there") from error
     return len(members)
 
 
