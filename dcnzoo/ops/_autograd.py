@@ -13,6 +13,7 @@ from torch.autograd.forward_ad import unpack_dual
 
 from . import _backend
 from ._deterministic import needs_order
+from ._errors import raise_out_of_memory
 from ._torch_private import (
     AutoDispatchBelowAutograd,
     SingleLevelFunction,
@@ -48,7 +49,11 @@ def register_autograd(
     def below_autograd(*arguments):
         *arguments, keys = arguments
         with AutoDispatchBelowAutograd():
-            return operator.redispatch(keys & after_autograd_keyset, *arguments)
+            try:
+                return operator.redispatch(keys & after_autograd_keyset, *arguments)
+            except RuntimeError as error:
+                raise_out_of_memory(error)
+                raise
 
     if _backend.choice == "reference" and in_plain_torch is not None:
         _backend.use_reference(name, in_plain_torch, below_autograd)
