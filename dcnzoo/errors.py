@@ -91,8 +91,11 @@ def one_line(error: Exception) -> str:
 
 
 def printable(text: str) -> str:
-    """``text`` with control characters escaped, as ``\\x1b``, so that a name from a file cannot move the cursor,
-    recolour the terminal or reorder the line. Letters of every script stay as they are."""
+    """``text`` with its control characters escaped, as ``\\x1b``.
+
+    A name from a file must not move the cursor, recolour the terminal or reorder the line. Letters of
+    every script stay as they are.
+    """
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
