@@ -8,9 +8,9 @@ Sources are found by their names, anywhere under ops/:
     *_cpu_kernel.cpp   CPU kernels without torch, compiled once per instruction set
     *.cpp              everything else
 
-Environment: ``DCNZOO_CUDA=0`` leaves the CUDA library out, ``DCNZOO_CUDA_ARCHS="80;90"`` chooses its
-architectures, ``CXX`` the compiler, ``CUDA_HOME`` the toolkit, ``MAX_JOBS`` the number of jobs;
-``DCNZOO_STRICT=1``, as in .ci/run, makes errors of nvcc's warnings.
+Environment: ``DCNZOO_CUDA=0`` leaves the CUDA library out, ``DCNZOO_CUDA_ARCHS="80;90"`` or
+``TORCH_CUDA_ARCH_LIST="8.0;9.0+PTX"`` chooses its architectures, ``CXX`` the compiler, ``CUDA_HOME`` the
+toolkit, ``MAX_JOBS`` the number of jobs; ``DCNZOO_STRICT=1``, as in .ci/run, makes errors of nvcc's warnings.
 """
 
 from __future__ import annotations
@@ -32,8 +32,17 @@ ROOT = Path(__file__).resolve().parent
 # Built for torch 2.10 and later: a newer stable call is then a compile error.
 TORCH_TARGET = "0x020a000000000000"
 MIN_TORCH = (2, 10)
-# sm_75 Turing … sm_120 Blackwell; PTX of the last one carries on to what comes after.
-CUDA_ARCHS = "75;80;86;89;90;100;120"
+# sm_75 Turing … sm_120 Blackwell, those that nvcc has; PTX of the last one carries on to what comes after.
+CUDA_ARCHS = ("75", "80", "86", "89", "90", "100", "120")
+# Names that TORCH_CUDA_ARCH_LIST may have, as in torch.utils.cpp_extension.
+CUDA_ARCH_NAMES = {
+    "Volta": "7.0+PTX",
+    "Turing": "7.5+PTX",
+    "Ampere": "8.0;8.6+PTX",
+    "Ada": "8.9+PTX",
+    "Hopper": "9.0+PTX",
+    "Blackwell": "10.0;12.0+PTX",
+}
 
 # Instruction sets of which the running machine's best is chosen (ops/common/cpu_capability.h).
 CPU_CAPABILITIES = {"DEFAULT": []}
@@ -95,8 +104,57 @@ def find_nvcc() -> str | None:
     return shutil.which(str(Path(home) / "bin" / "nvcc")) if home else shutil.which("nvcc")
 
 
+def archs_of_nvcc(nvcc: str) -> set[str]:
+    """``{"75", "80", …}``: what this nvcc compiles for."""
+    listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True)
+    known = set(re.findall(r"compute_(\d+)", listed.stdout))
+    if not known:
+        stop(f"{nvcc} --list-gpu-arch lists no architecture.", "CUDA 12.0 or newer is needed.")
+    return known
+
+
+def chosen_archs() -> tuple[str, list[str], list[str]]:
+    """Where the choice was made, the architectures, and those to have PTX of: ``("75", …)``."""
+    if name := next((n for n in ("DCNZOO_CUDA_ARCHS", "TORCH_CUDA_ARCH_LIST") if os.environ.get(n)), None):
+        given = os.environ[name]
+        for known, versions in CUDA_ARCH_NAMES.items() if name == "TORCH_CUDA_ARCH_LIST" else ():
+            given = re.sub(rf"\b{known}\b", versions, given)
+        form = r"(\d+)\.(\d)([af]?)(\+PTX)?" if name == "TORCH_CUDA_ARCH_LIST" else r"(\d+?)(\d)([af]?)()"
+        found = [re.fullmatch(form, arch) for arch in re.split("[;, ]+", given.strip("; ,"))]
+        if None in found:
+            example = "8.0;9.0+PTX" if name == "TORCH_CUDA_ARCH_LIST" else "80;90"
+            problem = f"{name}: expected architectures such as {example}, got {os.environ[name]!r}."
+            stop(problem, f"Change {name}.")
+        archs = ["".join(match.group(1, 2, 3)) for match in found]
+        ptx = [arch for arch, match in zip(archs, found, strict=True) if match[4]]
+        return name, archs, ptx if name == "TORCH_CUDA_ARCH_LIST" else archs[-1:]
+    return "", list(CUDA_ARCHS), []
+
+
+def cuda_targets(nvcc: str) -> list[str]:
+    """nvcc's options for the architectures that are wanted and that it has."""
+    name, archs, ptx = chosen_archs()
+    known = archs_of_nvcc(nvcc)
+    unknown = [arch for arch in archs if arch.rstrip("af") not in known]
+    if name and unknown:
+        stop(
+            f"{name}: expected architectures that {nvcc} has ({', '.join(sorted(known, key=int))}), "
+            f"got {', '.join(unknown)}.",
+            f"Change {name}, or point CUDA_HOME at a newer toolkit.",
+        )
+    archs = [arch for arch in archs if arch not in unknown]
+    if not archs:
+        stop(f"{nvcc} has none of the architectures {', '.join(CUDA_ARCHS)}.", "Set DCNZOO_CUDA_ARCHS.")
+    targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
+    return targets + [f"-gencode=arch=compute_{a},code=compute_{a}" for a in (ptx if name else archs[-1:])]
+
+
 def quote(arguments: list[str]) -> str:
     return " ".join(f'"{a}"' if " " in a else a for a in arguments)
+
+
+# Further options for the C++ sources of a folder of ops/.
+FOLDER_FLAGS = {"nms": ["-ffp-contract=off"]}  # its decisions are mmcv's bit for bit
 
 
 class BuildOps(build_ext):
@@ -161,7 +219,7 @@ class BuildOps(build_ext):
             f"flags = {quote(flags)}",
             "rule cxx",
             "  description = compile $out",
-            "  command = $cxx $flags $capability -MMD -MF $out.d -c $in -o $out",
+            "  command = $cxx $flags $options -MMD -MF $out.d -c $in -o $out",
             "  depfile = $out.d",
             "  deps = gcc",
             "rule link",
@@ -175,15 +233,15 @@ class BuildOps(build_ext):
                 suffix = f".{name.lower()}" if name else ""
                 out = f"{source.relative_to(ROOT / 'ops').with_suffix('')}{suffix}.o"
                 lines.append(f"build {out}: cxx {source}")
+                options = [*options, *FOLDER_FLAGS.get(source.relative_to(ROOT / "ops").parts[0], [])]
                 if name:
-                    lines.append(f"  capability = -DDCNZOO_CAPABILITY={name} {quote(options)}")
+                    options.append(f"-DDCNZOO_CAPABILITY={name}")
+                lines.append(f"  options = {quote(options)}")
                 objects.append(out)
         return [*lines, f"build {target}: link {' '.join(objects)}", f"default {target}"]
 
     def cuda_rules(self, library: Path, folder: Path, target: Path) -> list[str]:
-        archs = os.environ.get("DCNZOO_CUDA_ARCHS", CUDA_ARCHS).replace(" ", ";").split(";")
-        targets = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in archs]
-        targets.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")
+        targets = cuda_targets(find_nvcc())
         flags = [
             *self.common_flags(library, "cuda"),
             *("-DUSE_CUDA", "--expt-relaxed-constexpr", "--extended-lambda", *targets),

@@ -181,3 +181,23 @@ def test_map_that_is_staged_in_several_passes(groups):
     )
     assert sample.tensors[0].nbytes > 16 << 20
     assert_same(SimpleNamespace(call=call, reference=reference), sample, sample, 1e-10)
+
+
+def test_bias_gradient_does_not_depend_on_threads():
+    """One output channel: its sum alone is split among threads."""
+    generator = torch.Generator().manual_seed(0)
+    input = torch.zeros(2, 1, 250, 200)
+    weight, bias = torch.zeros(1, 1, 1, 1), torch.zeros(1, requires_grad=True)
+    grad = torch.randn(2, 1, 250, 200, generator=generator) + 0.1
+    results = []
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 3, 7):
+            torch.set_num_threads(count)
+            for laid_out in (grad, grad.contiguous(memory_format=torch.channels_last)):
+                output = deform_conv2d(input, weight, torch.zeros(2, 2, 250, 200), bias=bias)
+                results.append(torch.autograd.grad(output, bias, laid_out)[0])
+    finally:
+        torch.set_num_threads(threads)
+    exact = grad.double().sum().float()
+    assert all(torch.equal(result, exact.view(1)) for result in results)

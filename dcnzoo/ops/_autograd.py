@@ -15,6 +15,7 @@ from torch.autograd.function import _SingleLevelFunction
 
 from . import _backend
 from ._deterministic import needs_order
+from ._errors import raise_out_of_memory
 
 _library = torch.library.Library("dcnzoo", "IMPL")
 
@@ -35,7 +36,11 @@ def register_autograd(
     def below_autograd(*arguments):
         *arguments, keys = arguments
         with torch._C._AutoDispatchBelowAutograd():
-            return operator.redispatch(keys & torch._C._after_autograd_keyset, *arguments)
+            try:
+                return operator.redispatch(keys & torch._C._after_autograd_keyset, *arguments)
+            except RuntimeError as error:
+                raise_out_of_memory(error)
+                raise
 
     def forward(*arguments):
         if not torch._C._are_functorch_transforms_active():

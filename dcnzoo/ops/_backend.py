@@ -17,6 +17,7 @@ from torch import Tensor
 
 from . import _library
 from ._deterministic import grad_input_in_order, needs_order
+from ._errors import raise_out_of_memory
 
 BACKENDS = ("auto", "fused", "compiled", "reference")
 
@@ -153,7 +154,11 @@ def _kernel(name: str, chooser: Callable | None, compiled, problem: str | None) 
         def otherwise(*arguments):
             if compiled is None:
                 raise RuntimeError(missing(name, problem))
-            return compiled.call_boxed(keys, *arguments)
+            try:
+                return compiled.call_boxed(keys, *arguments)
+            except RuntimeError as error:
+                raise_out_of_memory(error)
+                raise
 
         return otherwise(*arguments) if chooser is None else chooser(otherwise, *arguments)
 

@@ -204,15 +204,18 @@ def _deform_conv_transpose(
     im2col_step: int | None,
 ) -> Tensor:
     # Behind an input of n pixels, torch allows output_padding >= stride where dilation is larger: that is
-    # the output of an input with more pixels, whose last ones are zero.
+    # the output of an input with more pixels, whose last ones write nothing (their offset is NaN).
     behind = [0] * (2 * len(stride))
     for axis in range(min(len(stride), len(output_padding), len(dilation))):
         if 1 <= stride[axis] <= output_padding[axis] < dilation[axis]:
             behind[-1 - 2 * axis] = output_padding[axis] // stride[axis]
     if any(behind):
         output_padding = [p % s for p, s in zip(output_padding, stride)]  # noqa: B905
+        if offset is None:
+            values = len(stride) * weight[:1, :1].numel()
+            offset = input.new_zeros([input.shape[0], values] + list(input.shape[2:]))  # noqa: RUF005
         input = F.pad(input, behind)
-        offset = F.pad(offset, behind) if offset is not None else None
+        offset = F.pad(offset, behind, value=float("nan"))
         mask = F.pad(mask, behind) if mask is not None else None
     return torch.ops.dcnzoo.deform_conv_transpose(
         input,

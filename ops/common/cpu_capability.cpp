@@ -1,10 +1,8 @@
 #include "cpu_capability.h"
 
-#include <torch/csrc/stable/library.h>
-
 #include <cstdlib>
 
-#include "check.h"
+#include "tensor.h"
 
 namespace dcnzoo {
 namespace {

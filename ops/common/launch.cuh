@@ -1,6 +1,8 @@
 // Every CUDA launch goes through here: device guard, torch's current stream, 64-bit index, launch check.
 #pragma once
 
+#include "torch_errors.h"  // before the headers that it changes
+
 #include <cuda_runtime.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>

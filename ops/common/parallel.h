@@ -1,6 +1,8 @@
 // Threads and scratch memory of CPU kernels.
 #pragma once
 
+#include "torch_errors.h"  // before the headers that it changes
+
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>

@@ -1,6 +1,8 @@
 // Small conveniences over the stable tensor: what every op's torch side needs.
 #pragma once
 
+#include "torch_errors.h"  // before the headers that it changes
+
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -9,8 +11,6 @@
 #include <optional>
 #include <string>
 #include <vector>
-
-#include "check.h"
 
 namespace dcnzoo {
 

@@ -15,18 +15,12 @@ template <typename T>
 struct Chunk {
   using Index = typename SampleTable<T>::Index;
   Corners<Vector<T>, Vector<Index>, 2> at;  // index: with the map's start
+  StoredCorners<Vector<T>, Vector<Index>, 2> stored;
   Vector<T> factor;
 
-  // Of a corner's pixel in the result: its share times `factor`, zero where there is no pixel.
+  // Of a corner's pixel in the result, but for `rest`: zero where there is no pixel.
   DCNZOO_INLINE Vector<T> weight(int corner) const {
-    const Vector<T> share = corner_weight<Vector<T>, 2>(corner, at.fraction) * factor;
-    // not a product with valid: a NaN in the factor of an outside point stays out
-    return Lanes<Vector<T>>::choose(at.valid[corner] != Vector<T>{}, share, Vector<T>{});
-  }
-
-  // A corner's pixel; negative in the first corner of a point that reads nothing.
-  DCNZOO_INLINE Vector<Index> index(int corner) const {
-    return corner ? at.index[corner] : Lanes<Vector<T>>::choose(at.inside, at.index[0], Vector<Index>{} - 1);
+    return at.valid[corner] * corner_weight<Vector<T>, 2>(corner, at.fraction) * stored.factor;
   }
 };
 
@@ -47,10 +41,11 @@ DCNZOO_INLINE Chunk<T> plan(const DeformAggregationCpu<T>& p, const T* base, con
     size[axis] = load(p.table.size[axis] + first);
   }
   Chunk<T> chunk;
-  chunk.at = corners_at<Vector<T>, Vector<Index>, 2>(point, extent, size);
+  chunk.at = corners_at<Vector<T>, Vector<Index>, 2, LanesOf<Vector<T>>>(point, extent, size);
   const Vector<Index> start = load(p.table.start + first);
   for (int corner = 0; corner < kCorners; ++corner) chunk.at.index[corner] += start;
   chunk.factor = load_some(weight + first, count);
+  chunk.stored = store_corners<Vector<T>, Vector<Index>, 2>(chunk.at, chunk.factor);
   return chunk;
 }
 
@@ -69,20 +64,42 @@ struct Place {
   }
 };
 
+// A query's points of a group, as arrays [point]; index and weight of every corner, `padded` apart.
+template <typename T>
+struct StoredPoints {
+  using Index = typename SampleTable<T>::Index;
+  Index* index;
+  T *weight, *rest;
+  int64_t padded;
+};
+
 // Sums V vectors of channels over a query's points. Rest: the last of them has `rest` lanes.
 template <typename T, int V, bool Rest>
-DCNZOO_INLINE void sum_points(const typename SampleTable<T>::Index* index, const T* weight, int64_t padded,
-                              int64_t points, const T* map, int64_t pixel_stride, int64_t rest, T* output) {
+DCNZOO_INLINE void sum_points(const StoredPoints<T>& stored, int64_t points, const T* map, int64_t pixel_stride,
+                              int64_t rest, T* output) {
   constexpr int lanes = kLanes<T>;
   const auto read = [rest](const T* from) { return Rest ? load_some(from, rest) : load(from); };
   Vector<T> sum[2][V] = {};  // two of each, so that additions need not wait for one another
+  const auto* const index = stored.index;
   for (int64_t point = 0; point < points; ++point) {
-    if (index[point] < 0) continue;  // zero even where the map holds Inf or NaN
     const T* from[kCorners];
     T share[kCorners];
+    if (index[point] < 0) {
+      const InsideCorners<kCorners> inside([&](int c) { return index[c * stored.padded + point]; });
+      for (int i = 0; i < inside.count; ++i) {
+        from[i] = map + inside.index[i] * pixel_stride;
+        share[i] = stored.weight[inside.corner[i] * stored.padded + point];
+      }
+      for (int v = 0; v < V; ++v) {
+        Vector<T> value{};
+        for (int i = 0; i < inside.count; ++i) value += share[i] * read(from[i] + v * lanes);
+        sum[0][v] += value * stored.rest[point];
+      }
+      continue;
+    }
     for (int corner = 0; corner < kCorners; ++corner) {
-      from[corner] = map + int64_t(index[corner * padded + point]) * pixel_stride;
-      share[corner] = weight[corner * padded + point];
+      from[corner] = map + int64_t(index[corner * stored.padded + point]) * pixel_stride;
+      share[corner] = stored.weight[corner * stored.padded + point];
     }
     for (int v = 0; v < V; ++v)
       for (int corner = 0; corner < kCorners; ++corner)
@@ -103,23 +120,24 @@ void forward(const DeformAggregationCpu<T>& p, int64_t image, int64_t begin, int
   constexpr int64_t lanes = kLanes<T>;
   const int64_t padded = round_up(p.points, kMostLanes), pixel_stride = p.groups * p.channels;
   const int64_t full = p.channels / lanes, rest = p.channels % lanes;
-  T* const weight = scratch;
-  Index* const index = reinterpret_cast<Index*>(scratch + kCorners * padded);
+  const StoredPoints<T> stored{reinterpret_cast<Index*>(scratch), scratch + kCorners * padded,
+                               scratch + 2 * kCorners * padded, padded};
   for (int64_t query = begin; query < end; ++query)
     for (int64_t group = 0; group < p.groups; ++group) {
       const Place<T> place(p, image, query, group);
       for (int64_t first = 0; first < p.points; first += lanes) {
         const Chunk<T> chunk = plan(p, place.base, p.offset + place.offset, p.weight + place.weight, first);
         for (int corner = 0; corner < kCorners; ++corner) {
-          store(weight + corner * padded + first, chunk.weight(corner));
-          store(index + corner * padded + first, chunk.index(corner));
+          store(stored.weight + corner * padded + first, chunk.weight(corner));
+          store(stored.index + corner * padded + first, chunk.stored.index[corner]);
         }
+        store(stored.rest + first, chunk.stored.rest);
       }
       const T* map = p.input + image * p.pixels * pixel_stride + group * p.channels;
       T* output = p.output + (image * p.queries + query) * pixel_stride + group * p.channels;
       const auto sum = [&](auto vectors, auto partial) {
-        sum_points<T, decltype(vectors)::value, decltype(partial)::value>(index, weight, padded, p.points,
-                                                                          map, pixel_stride, rest, output);
+        sum_points<T, decltype(vectors)::value, decltype(partial)::value>(stored, p.points, map,
+                                                                          pixel_stride, rest, output);
         map += vectors * lanes, output += vectors * lanes;
       };
       using std::false_type, std::integral_constant;
@@ -181,9 +199,10 @@ DCNZOO_INLINE void backward_points(const Chunk<T>& chunk, int64_t count, const T
   constexpr int64_t lanes = kLanes<T>;
   const int64_t all = V ? V : slice.padded / lanes;
   Index index[kCorners][lanes];
-  T weight[kCorners][lanes];
+  T weight[kCorners][lanes], rest[lanes];
+  store(rest, chunk.stored.rest);
   for (int corner = 0; corner < kCorners; ++corner) {
-    store(index[corner], chunk.index(corner));
+    store(index[corner], chunk.stored.index[corner]);
     if (Input) store(weight[corner], chunk.weight(corner));
   }
   for (int64_t point = 0; point < count; ++point) {
@@ -197,9 +216,22 @@ DCNZOO_INLINE void backward_points(const Chunk<T>& chunk, int64_t count, const T
         for (int corner = 0; corner < kCorners; ++corner) {
           if (Fields) dot[corner] += grad * load(pixel[corner] + v * lanes);
           T* const sum = pixel[corner] + (Fields * all + v) * lanes;
-          // one corner after the other: at a border two of them are the same pixel
           if (Input) store(sum, load(sum) + weight[corner][point] * grad);
         }
+      }
+    } else {
+      const InsideCorners<kCorners> inside([&](int c) { return index[c][point]; });
+      for (int64_t v = 0; v < all; ++v) {
+        const Vector<T> grad = load(gradient + v * lanes);
+        for (int i = 0; i < inside.count; ++i) {
+          const int corner = inside.corner[i];
+          T* const pixel = slice.memory + (inside.index[i] * (Input + Fields) * all + v) * lanes;
+          T* const sum = pixel + Fields * all * lanes;
+          if (Fields) dot[corner] += grad * load(pixel);
+          if (Input) store(sum, load(sum) + weight[corner][point] * (grad * rest[point]));
+        }
+        // the factor's gradient is one with what was read, which is zero
+        if (Fields && inside.count == 0) dot[0] += grad * T(0);
       }
     }
     if (Fields)
@@ -213,18 +245,21 @@ DCNZOO_INLINE void store_field_gradients(const DeformAggregationCpu<T>& p, const
                                          const Chunk<T>& chunk, const T* dots, int64_t first) {
   constexpr int64_t lanes = kLanes<T>;
   const int64_t count = p.points - first;
-  Vector<T> slope[2] = {}, value{};
+  using On = LanesOf<Vector<T>>;
+  Vector<T> slope[2] = {}, value{}, outside{};
   for (int corner = 0; corner < kCorners; ++corner) {
-    const Vector<T> dot = Lanes<Vector<T>>::choose(chunk.at.valid[corner] != Vector<T>{},
-                                                   sum_rows<T>(dots + corner * kRows<T>), Vector<T>{});
+    Vector<T> dot = sum_rows<T>(dots + corner * kRows<T>);
+    if (corner == 0) outside = dot;
+    dot = On::choose(chunk.at.valid[corner] != Vector<T>{}, dot, Vector<T>{});
     for (int axis = 0; axis < 2; ++axis)
       slope[axis] += corner_slope<Vector<T>, 2>(corner, axis, chunk.at.fraction) * dot;
     value += corner_weight<Vector<T>, 2>(corner, chunk.at.fraction) * dot;
   }
   for (int axis = 0; axis < 2; ++axis) {
     slope[axis] *= chunk.factor * load(p.table.scale[axis] + first);
-    slope[axis] = Lanes<Vector<T>>::choose(chunk.at.inside, slope[axis], Vector<T>{});
+    slope[axis] = On::choose(chunk.at.inside, slope[axis], Vector<T>{});
   }
+  value = On::choose(chunk.at.inside, value, outside);
   Vector<T> low, high;
   join_pairs<T>(slope[1], slope[0], low, high);
   T* offset = p.grad_offset + place.offset + 2 * first;

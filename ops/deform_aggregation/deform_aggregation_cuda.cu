@@ -76,16 +76,19 @@ __global__ void aggregate_kernel(Aggregation s, Grid grid, const T* input, const
     grid.base(place.query, base);
     each_point<A>(grid, s.points, [&](int64_t p, const SamplePoint<A>& point) {
       const Corners<A, int64_t, 2> corners = corners_of(point, base, offsets + 2 * p);
-      if (!corners.inside) return;
-      const A factor = A(weights[p]);
+      A value[V] = {};
 #pragma unroll
       for (int corner = 0; corner < corners.count; ++corner) {
         if (corners.valid[corner] == A(0)) continue;
-        const A share = corner_weight<A, 2>(corner, corners.fraction) * factor;
+        const A share = corner_weight<A, 2>(corner, corners.fraction);
         const auto pixel = load_pack<T, V>(map + (point.start + corners.index[corner]) * pixel_stride);
 #pragma unroll
-        for (int v = 0; v < V; ++v) sum[v] += share * A(pixel.lane[v]);
+        for (int v = 0; v < V; ++v) value[v] += share * A(pixel.lane[v]);
       }
+      // also outside the map, where the value is zero: a factor that is not finite shows
+      const A factor = A(weights[p]);
+#pragma unroll
+      for (int v = 0; v < V; ++v) sum[v] += value[v] * factor;
     });
     Pack<T, V> result;
 #pragma unroll
@@ -139,9 +142,11 @@ __global__ void grad_fields_kernel(Aggregation s, Grid grid, const T* grad_outpu
     grid.base(place.query, base);
     const Corners<A, int64_t, 2> corners = corners_of(point, base, offset + offset_place);
     A slope[2] = {}, value = A(0);
-    if (corners.inside) {
+    const T* gradients = grad_output + index / s.points * s.channels;
+    if (!corners.inside) {  // the factor's gradient is one with what was read, which is zero
+      for (int64_t channel = 0; channel < s.channels; ++channel) value += A(gradients[channel]) * A(0);
+    } else {
       const T* map = input + place.map(s) + point.start * pixel_stride;
-      const T* gradients = grad_output + index / s.points * s.channels;
 #pragma unroll
       for (int corner = 0; corner < corners.count; ++corner) {
         if (corners.valid[corner] == A(0)) continue;

@@ -1,4 +1,4 @@
-#include <torch/csrc/stable/library.h>
+#include "../common/tensor.h"
 
 // output_mask of a backward: which of the differentiable tensors want a gradient; the others come back empty.
 STABLE_TORCH_LIBRARY_FRAGMENT(dcnzoo, m) {

@@ -1,16 +1,69 @@
-// Lets the arithmetic of deform_conv_math.h take vectors. Included by *_cpu_kernel.cpp only.
+// Lets the arithmetic of deform_conv_math.h take vectors, and says how the points of a plan are stored. Included
+// by *_cpu_kernel.cpp only.
 #pragma once
 
 #include "../common/simd.h"
 #include "deform_conv_math.h"
 
-namespace dcnzoo {
+namespace dcnzoo::DCNZOO_CPU_NAMESPACE {
 
-template <>
-struct Lanes<DCNZOO_CPU_NAMESPACE::Vector<float>>
-    : DCNZOO_CPU_NAMESPACE::VectorLanes<DCNZOO_CPU_NAMESPACE::Vector<float>> {};
-template <>
-struct Lanes<DCNZOO_CPU_NAMESPACE::Vector<double>>
-    : DCNZOO_CPU_NAMESPACE::VectorLanes<DCNZOO_CPU_NAMESPACE::Vector<double>> {};
+// Of a capability's own type: a specialisation of dcnzoo::Lanes for a compiler's vector type would be one name with
+// several definitions, as two capabilities have vectors of the same size.
+template <typename Value>
+using LanesOf = std::conditional_t<std::is_arithmetic_v<Value>, dcnzoo::Lanes<Value>, VectorLanes<Value>>;
 
-}  // namespace dcnzoo
+// The corners of points as a sampling loop reads them. A loop takes points whose corners are all inside the map and
+// whose factor (the mask) is finite without a branch per corner: `index` of the first corner is not negative. Of other
+// points it reads the corners inside alone, and multiplies by `rest` in the end, so that the result is that of the
+// plain formula where the map, the factor or a gradient is Inf or NaN.
+template <typename Value, typename Index, int Rank>
+struct StoredCorners {
+  static constexpr int count = 1 << Rank;
+  Index index[count];  // -1 outside the map; the first corner's by stored_index() where a point is not whole
+  Value factor, rest;  // their product is the given factor; factor is always finite
+};
+
+// To and from the stored index of the first corner of a point that is not whole: always negative.
+template <typename Index>
+DCNZOO_INLINE Index stored_index(Index index) {
+  return -2 - index;
+}
+
+template <typename Value, typename Index, int Rank>
+DCNZOO_INLINE StoredCorners<Value, Index, Rank> store_corners(const Corners<Value, Index, Rank>& corners,
+                                                              Value factor) {
+  using On = LanesOf<Value>;
+  constexpr int count = 1 << Rank;
+  const Value zero{}, one = zero + 1;
+  const Index none = Index{} - 1;
+  StoredCorners<Value, Index, Rank> stored;
+  for (int corner = 0; corner < count; ++corner)
+    stored.index[corner] = On::choose(corners.valid[corner] != zero, corners.index[corner], none);
+  const auto finite = factor - factor == zero;
+  stored.factor = On::choose(finite, factor, one);
+  stored.rest = On::choose(finite, one, factor);
+  // where the lowest and the highest corner are inside, all are
+  const auto whole = (corners.valid[0] + corners.valid[count - 1] > one) & finite;
+  stored.index[0] = On::choose(whole, stored.index[0], stored_index(stored.index[0]));
+  return stored;
+}
+
+// The corners inside the map of a point that is not whole. index_of(corner) is what is stored.
+template <int Count>
+struct InsideCorners {
+  int count = 0;
+  int corner[Count];
+  int64_t index[Count];
+
+  template <typename IndexOf>
+  DCNZOO_INLINE explicit InsideCorners(const IndexOf& index_of) {
+    for (int c = 0; c < Count; ++c) {
+      const int64_t at = c ? int64_t(index_of(c)) : stored_index(int64_t(index_of(0)));
+      if (at < 0) continue;
+      corner[count] = c;
+      index[count++] = at;
+    }
+  }
+};
+
+}  // namespace dcnzoo::DCNZOO_CPU_NAMESPACE

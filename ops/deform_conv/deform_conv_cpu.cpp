@@ -1,7 +1,5 @@
 // deform_conv on the CPU, torch's side: checks, layouts, memory, threads. The arithmetic is in
 // deform_conv_cpu_kernel.cpp.
-#include <torch/csrc/stable/ops.h>
-
 #include <algorithm>
 #include <type_traits>
 
@@ -29,7 +27,8 @@ const DeformConvBackward<T>& backward_kernels() {
 }
 
 // What the forward stages channels-last at a time, however large im2col_step is: fewer images first, then
-// fewer channels of one image.
+// fewer channels of one image. But bfloat16 is staged by whole images, of any size: sums over some of the channels
+// would be rounded on their way through the output.
 constexpr int64_t kStagingBytes = int64_t(13) << 20;
 constexpr int64_t kLeastStagingBytes = int64_t(4) << 20;
 
@@ -304,6 +303,49 @@ class StagedSlice {
   Buffer<T> input_, gradient_;
 };
 
+// The sum of grad_output over images and pixels, [out_channels]. Each block of pixels is summed by itself and the
+// blocks' sums in their order, in double: the result does not depend on the number of threads.
+template <typename T>
+Tensor bias_gradient(const DeformConvShapes& s, const Tensor& grad_output) {
+  constexpr int64_t block_pixels = 2048;
+  const Map map = as_map(grad_output);
+  const int64_t image_blocks = (s.out_pixels + block_pixels - 1) / block_pixels;
+  const int64_t blocks = s.batch * image_blocks, channels = s.out_channels;
+  const T* const from = static_cast<const T*>(map.tensor.const_data_ptr());
+  std::vector<double> sums(blocks * channels);
+  parallel_for(blocks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t block = begin; block < end; ++block) {
+      const int64_t first = block % image_blocks * block_pixels;
+      const int64_t count = std::min(block_pixels, s.out_pixels - first);
+      const T* const image = from + block / image_blocks * channels * s.out_pixels;
+      double* const sum = sums.data() + block * channels;
+      if (map.channels_last) {
+        for (int64_t i = first * channels; i < (first + count) * channels; i += channels)
+          for (int64_t channel = 0; channel < channels; ++channel) sum[channel] += image[i + channel];
+        continue;
+      }
+      for (int64_t channel = 0; channel < channels; ++channel) {
+        constexpr int lanes = 8;  // sums that the compiler may keep in vectors
+        const T* const at = image + channel * s.out_pixels + first;
+        double part[lanes] = {};
+        int64_t i = 0;
+        for (; i + lanes <= count; i += lanes)
+          for (int lane = 0; lane < lanes; ++lane) part[lane] += at[i + lane];
+        for (; i < count; ++i) part[0] += at[i];
+        for (int lane = 0; lane < lanes; ++lane) sum[channel] += part[lane];
+      }
+    }
+  });
+  Tensor result = torch::stable::new_empty(grad_output, {channels});
+  T* const to = static_cast<T*>(result.mutable_data_ptr());
+  for (int64_t channel = 0; channel < channels; ++channel) {
+    double sum = 0;
+    for (int64_t block = 0; block < blocks; ++block) sum += sums[block * channels + channel];
+    to[channel] = T(sum);
+  }
+  return result;
+}
+
 template <typename T>
 struct Gradients {
   Tensor input, weight, offset, mask;
@@ -473,11 +515,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> deform_conv_backward_cpu(
       return like ? torch::stable::to(gradient, like->scalar_type()) : gradient;
     };
     Tensor grad_bias = torch::stable::new_empty(input, {0});
-    if (output_mask[4]) {
-      std::vector<int64_t> axes{0};
-      for (int64_t axis = 2; axis < input.dim(); ++axis) axes.push_back(axis);
-      grad_bias = narrow(torch::stable::sum(wide_grad, axes, false), input);
-    }
+    if (output_mask[4])
+      grad_bias = narrow(type == ScalarType::Double ? bias_gradient<double>(s, wide_grad)
+                                                    : bias_gradient<float>(s, wide_grad),
+                         input);
     return std::make_tuple(narrow(gradients.input, input), narrow(gradients.weight, weight),
                            narrow(gradients.offset, offset), narrow(gradients.mask, mask), grad_bias);
   };

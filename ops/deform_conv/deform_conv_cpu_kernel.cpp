@@ -34,15 +34,17 @@ constexpr int kCorners = 1 << Rank;
 template <typename T, int Rank, bool Backward>
 struct Plan {
   using Index = typename IndexOf<T>::type;
-  Index* index;    // [tap][corner][row] pixel; the first corner's is negative where nothing is read
-  T* weight;       // [tap][corner][row]; forward: times mask, backward: without
+  Index* index;    // [tap][corner][row] pixel, as StoredCorners
+  T* weight;       // [tap][corner][row]; forward: times the factor, backward: without
   T* slope;        // [tap][axis · corners + corner][row]; backward only
-  T* factor;       // [tap][row] the mask; backward only
+  T* factor;       // [tap][row] the mask where it is finite, else 1; backward only
+  T* rest;         // [tap][row] 1 where the mask is finite, else the mask
 
   static Plan allocate(Arena& arena, int64_t taps, int64_t rows) {
     Plan plan{};
     plan.index = arena.take<Index>(taps * kCorners<Rank> * rows);
     plan.weight = arena.take<T>(taps * kCorners<Rank> * rows);
+    plan.rest = arena.take<T>(taps * rows);
     if (Backward) {
       plan.slope = arena.take<T>(taps * Rank * kCorners<Rank> * rows);
       plan.factor = arena.take<T>(taps * rows);
@@ -114,28 +116,24 @@ struct TapPlan {
   const T *base[Rank], *offset[Rank], *mask;
   int64_t stride;
   Index* index;
-  T *weight, *slope, *factor;
+  T *weight, *slope, *factor, *rest;
 
   // Rows r, r+1, … of as many as Value has lanes (a scalar has one).
   template <typename Value, typename IndexValue>
   DCNZOO_INLINE void at(int64_t r) const {
     constexpr int corners = kCorners<Rank>;
+    using On = LanesOf<Value>;
     const auto read = [r](const T* from) { return load_lanes<Value>(from + r); };
     const auto write = [r](auto* to, auto value) { store_lanes(to + r, value); };
     Value point[Rank];
     for (int axis = 0; axis < Rank; ++axis)
       point[axis] = read(base[axis]) + shift[axis] + read(offset[axis]);
-    const auto found = corners_at<Value, IndexValue, Rank>(point, extent, size);
-    const Value modulation = read(mask), zero{};
+    const auto found = corners_at<Value, IndexValue, Rank, On>(point, extent, size);
+    const auto stored = store_corners<Value, IndexValue, Rank>(found, read(mask));
     for (int corner = 0; corner < corners; ++corner) {
-      const Value share = corner_weight<Value, Rank>(corner, found.fraction);
-      const IndexValue none = IndexValue{} - 1;
-      write(index + corner * stride,
-            corner ? found.index[corner] : Lanes<Value>::choose(found.inside, found.index[0], none));
-      // not a product with valid: a NaN in the mask of an outside sample stays out
-      const Value weighted = Backward ? share : share * modulation;
-      const Value kept = Lanes<Value>::choose(found.valid[corner] != zero, weighted, zero);
-      write(weight + corner * stride, kept);
+      const Value share = found.valid[corner] * corner_weight<Value, Rank>(corner, found.fraction);
+      write(index + corner * stride, stored.index[corner]);
+      write(weight + corner * stride, Backward ? share : share * stored.factor);
       if (Backward) {
         for (int axis = 0; axis < Rank; ++axis) {
           const Value steepness = found.valid[corner] * corner_slope<Value, Rank>(corner, axis, found.fraction);
@@ -143,7 +141,8 @@ struct TapPlan {
         }
       }
     }
-    if (Backward) write(factor, modulation);
+    if (Backward) write(factor, stored.factor);
+    write(rest, stored.rest);
   }
 
   void run(int64_t count) const {
@@ -177,6 +176,7 @@ void make_plan(const DeformConvCpu<T, S>& p, const ChannelSlice& slice, const Ro
       part.stride = rows.stride;
       part.index = plan.index + tap * corners * rows.stride + begin;
       part.weight = plan.weight + tap * corners * rows.stride + begin;
+      part.rest = plan.rest + tap * rows.stride + begin;
       if (Backward) {
         part.slope = plan.slope + tap * Rank * corners * rows.stride + begin;
         part.factor = plan.factor + tap * rows.stride + begin;
@@ -237,15 +237,15 @@ void sample(const DeformConvCpu<T, S>& p, const ChannelSlice& slice, const Rows<
   for (int64_t r = 0; r < rows.count; ++r) {
     const S* map = p.input + rows.map[r] + slice.first - p.first_channel;
     for (int64_t tap = 0; tap < p.taps; ++tap) {
-      const S* from[corners];
-      T weight[corners];
-      const bool reads = plan.index[tap * corners * rows.stride + r] >= 0;
-      for (int corner = 0; corner < corners; ++corner) {
-        const int64_t at = (tap * corners + corner) * rows.stride + r;
-        from[corner] = map + int64_t(plan.index[at]) * p.input_channels;
-        weight[corner] = plan.weight[at];
-      }
-      if (reads) {
+      const int64_t first = tap * corners * rows.stride + r;
+      if (plan.index[first] >= 0) {
+        const S* from[corners];
+        T weight[corners];
+        for (int corner = 0; corner < corners; ++corner) {
+          const int64_t at = first + corner * rows.stride;
+          from[corner] = map + int64_t(plan.index[at]) * p.input_channels;
+          weight[corner] = plan.weight[at];
+        }
         each_column<S>(
             tap, slice.count, r, stride,
             [&](int64_t c, int64_t at) {
@@ -260,11 +260,27 @@ void sample(const DeformConvCpu<T, S>& p, const ChannelSlice& slice, const Rows<
                 value += weight[corner] * widened(from[corner][c]);
               columns[at] = narrowed<S>(value);
             });
-      } else {  // zero even where the map holds Inf or NaN
+      } else {
+        const InsideCorners<corners> inside([&](int c) { return plan.index[first + c * rows.stride]; });
+        const T rest = plan.rest[tap * rows.stride + r];
+        const S* from[corners];
+        T weight[corners];
+        for (int i = 0; i < inside.count; ++i) {
+          from[i] = map + inside.index[i] * p.input_channels;
+          weight[i] = plan.weight[first + inside.corner[i] * rows.stride];
+        }
         each_column<S>(
             tap, slice.count, r, stride,
-            [&](int64_t, int64_t at) { store(columns + at, Vector<S>{}); },
-            [&](int64_t, int64_t at) { columns[at] = 0; });
+            [&](int64_t c, int64_t at) {
+              Vector<T> value{};
+              for (int i = 0; i < inside.count; ++i) value += weight[i] * widened(load(from[i] + c));
+              store<S>(columns + at, narrowed<S>(value * rest));
+            },
+            [&](int64_t c, int64_t at) {
+              T value = 0;
+              for (int i = 0; i < inside.count; ++i) value += weight[i] * widened(from[i][c]);
+              columns[at] = narrowed<S>(value * rest);
+            });
       }
     }
   }
@@ -446,20 +462,21 @@ void sample_backward(const DeformConvCpu<T>& p, const ChannelSlice& slice, const
       const T* from[corners];
       T* to[corners];
       T weight[corners], modulated[corners];
-      const T factor = plan.factor[tap * rows.stride + r];
-      const bool inside = plan.index[tap * corners * rows.stride + r] >= 0;
-      for (int corner = 0; corner < corners; ++corner) {
-        const int64_t at = (tap * corners + corner) * rows.stride + r;
-        const int64_t place = map + int64_t(plan.index[at]) * p.input_channels;
-        if (reads_input) from[corner] = p.input + place;
-        if (Input) to[corner] = p.grad_input + place;
-        weight[corner] = plan.weight[at];
-        modulated[corner] = factor * weight[corner];
-      }
+      const T factor = plan.factor[tap * rows.stride + r], rest = plan.rest[tap * rows.stride + r];
+      const int64_t first = tap * corners * rows.stride + r;
+      bool inside = true;
       // Σ over channels of gradient · pixel, per corner
       Vector<T> dot[corners] = {};
       T dot_rest[corners] = {};
-      if (inside) {
+      if (plan.index[first] >= 0) {
+        for (int corner = 0; corner < corners; ++corner) {
+          const int64_t at = first + corner * rows.stride;
+          const int64_t place = map + int64_t(plan.index[at]) * p.input_channels;
+          if (reads_input) from[corner] = p.input + place;
+          if (Input) to[corner] = p.grad_input + place;
+          weight[corner] = plan.weight[at];
+          modulated[corner] = factor * weight[corner];
+        }
         each_column<T>(
             tap, slice.count, r, stride,
             [&](int64_t c, int64_t at) {
@@ -474,7 +491,6 @@ void sample_backward(const DeformConvCpu<T>& p, const ChannelSlice& slice, const
                 if (Columns) store(columns + at, value);
               }
               if (Input) {
-                // one corner after the other: at a border two of them are the same pixel
                 for (int corner = 0; corner < corners; ++corner)
                   store(to[corner] + c, load(to[corner] + c) + modulated[corner] * gradient);
               }
@@ -489,11 +505,41 @@ void sample_backward(const DeformConvCpu<T>& p, const ChannelSlice& slice, const
               }
               if (Columns) columns[at] = value;
             });
-      } else if (Columns) {
+      } else {
+        const InsideCorners<corners> found([&](int c) { return plan.index[first + c * rows.stride]; });
+        inside = found.count > 0;
+        for (int corner = 0; corner < corners; ++corner)
+          weight[corner] = plan.weight[first + corner * rows.stride];
+        for (int i = 0; i < found.count; ++i) {
+          const int64_t place = map + found.index[i] * p.input_channels;
+          if (reads_input) from[i] = p.input + place;
+          if (Input) to[i] = p.grad_input + place;
+          modulated[i] = factor * weight[found.corner[i]];
+        }
         each_column<T>(
             tap, slice.count, r, stride,
-            [&](int64_t, int64_t at) { store(columns + at, Vector<T>{}); },
-            [&](int64_t, int64_t at) { columns[at] = 0; });
+            [&](int64_t c, int64_t at) {
+              const Vector<T> gradient = load(columns + at);
+              Vector<T> value{};
+              for (int i = 0; i < found.count; ++i) {
+                if (Columns) value += modulated[i] * load(from[i] + c);
+                if (Fields) dot[found.corner[i]] += gradient * load(from[i] + c);
+                if (Input) store(to[i] + c, load(to[i] + c) + modulated[i] * (gradient * rest));
+              }
+              if (Fields && !inside) dot[0] += gradient * T(0);
+              if (Columns) store(columns + at, value * rest);
+            },
+            [&](int64_t c, int64_t at) {
+              const T gradient = columns[at];
+              T value = 0;
+              for (int i = 0; i < found.count; ++i) {
+                if (Columns) value += modulated[i] * from[i][c];
+                if (Fields) dot_rest[found.corner[i]] += gradient * from[i][c];
+                if (Input) to[i][c] += modulated[i] * (gradient * rest);
+              }
+              if (Fields && !inside) dot_rest[0] += gradient * T(0);
+              if (Columns) columns[at] = value * rest;
+            });
       }
       if (Fields) {
         T at_point[Rank + 1] = {};
@@ -502,7 +548,7 @@ void sample_backward(const DeformConvCpu<T>& p, const ChannelSlice& slice, const
           for (int corner = 0; corner < corners; ++corner) {
             for (int axis = 0; axis < Rank; ++axis) {
               const T slope =
-                  factor * plan.slope[((tap * Rank + axis) * corners + corner) * rows.stride + r];
+                  factor * rest * plan.slope[((tap * Rank + axis) * corners + corner) * rows.stride + r];
               sums[axis] += slope * dot[corner];
               at_point[axis] += slope * dot_rest[corner];
             }
@@ -510,6 +556,8 @@ void sample_backward(const DeformConvCpu<T>& p, const ChannelSlice& slice, const
             at_point[Rank] += weight[corner] * dot_rest[corner];
           }
           for (int field = 0; field <= Rank; ++field) at_point[field] += sum_lanes(sums[field]);
+        } else {  // the mask's gradient is one with what was read, which is zero
+          at_point[Rank] = dot_rest[0] + sum_lanes(dot[0]);
         }
         for (int axis = 0; axis < Rank; ++axis)
           fields[(tap * Rank + axis) * p.tile_rows + r] = at_point[axis];
@@ -592,6 +640,35 @@ int64_t first_output_of(const ChannelSlice& slice, int64_t panel) {
   return slice.groups == 1 ? 0 : panel % (slice.count / kPanel<T>) * slice.panel_outputs;
 }
 
+// Whether a tile of gradients, [output][row], has neither Inf nor NaN.
+template <typename T>
+bool all_finite(const T* gradient, int64_t outputs, int64_t rows, int64_t stride) {
+  Vector<T> sums{};  // x - x is zero, or NaN
+  T rest = 0;
+  for (int64_t o = 0; o < outputs; ++o, gradient += stride) {
+    int64_t r = 0;
+    for (; r + kLanes<T> <= rows; r += kLanes<T>) sums += load(gradient + r) - load(gradient + r);
+    for (; r < rows; ++r) rest += gradient[r] - gradient[r];
+  }
+  return sum_lanes(sums) + rest == T(0);
+}
+
+// The gradient of a panel of columns of several groups, group by group. As one product, in which the weights
+// between a group's channels and another's outputs are zero, Inf and NaN would reach the other groups.
+template <typename T>
+void multiply_panel_by_groups(const DeformConvCpu<T>& p, const ChannelSlice& slice, int64_t rows,
+                              const T* gradient, const T* weight, T* columns) {
+  const int64_t channels = slice.count / slice.groups, outputs = slice.outputs / slice.groups;
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t column = 0; column < kPanel<T>; ++column) {
+      const int64_t first = column / channels * outputs;
+      T sum = 0;
+      for (int64_t o = first; o < first + outputs; ++o)
+        sum += gradient[o * p.tile_rows + r] * weight[o * kPanel<T> + column];
+      columns[r * kPanel<T> + column] = sum;
+    }
+}
+
 template <typename T, int Rank>
 void backward_of(const DeformConvCpu<T>& p, int64_t s, int64_t begin, int64_t end, char* scratch) {
   Arena arena{scratch};
@@ -617,8 +694,15 @@ void backward_of(const DeformConvCpu<T>& p, int64_t s, int64_t begin, int64_t en
     if (fields || input) {
       const T* const weight = p.weight_backward + slice.weight;
       if (p.depthwise) spread_depthwise<T>(p, slice, count, tile.gradient, padded, weight, tile.columns);
+      const bool together =
+          slice.groups == 1 || all_finite(tile.gradient, slice.outputs, count, p.tile_rows);
       for (int64_t panel = 0; panel < panels && !p.depthwise; ++panel) {
         const T* const from = tile.gradient + first_output_of<T>(slice, panel) * p.tile_rows;
+        if (!together) {
+          multiply_panel_by_groups<T>(p, slice, count, from, weight + panel * outputs * kPanel<T>,
+                                      tile.columns + panel * stride);
+          continue;
+        }
         const LeftOperand<T> gradient{from, 1, p.tile_rows, outputs, 0};
         multiply<T, T>(gradient, count, weight + panel * outputs * kPanel<T>, outputs, 1,
                        tile.columns + panel * stride, kPanel<T>, 0, false);

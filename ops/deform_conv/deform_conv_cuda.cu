@@ -172,7 +172,6 @@ __global__ void grad_fields_kernel(Sampling<A, Rank> s, int64_t owners, const T*
     for (int64_t begin = owner * owned; index < count && begin < (owner + 1) * owned;
          begin += s.pieces.slice) {
       const Corners<A, int64_t, Rank> corners = s.corners(at, s.offset_group(begin));
-      if (reads_nothing(corners)) continue;
       const A factor = s.factor(at, s.mask_group(begin));
       for (int64_t channel = begin + lane; channel < begin + s.pieces.slice; channel += kFieldLanes) {
         const T* map = input + s.map(at.image, channel);
@@ -187,8 +186,10 @@ __global__ void grad_fields_kernel(Sampling<A, Rank> s, int64_t owners, const T*
           value[Rank] += corner_weight<A, Rank>(corner, corners.fraction) * pixel;
         }
         const A gradient = A(grad_columns[s.column(channel, at)]);
+        if (corners.inside) {  // beyond, no offset changes anything
 #pragma unroll
-        for (int axis = 0; axis < Rank; ++axis) sum[axis] += gradient * factor * value[axis];
+          for (int axis = 0; axis < Rank; ++axis) sum[axis] += gradient * factor * value[axis];
+        }
         sum[Rank] += gradient * value[Rank];
       }
     }
@@ -221,9 +222,9 @@ __global__ void store_output_kernel(const T* product, const T* bias, int64_t ima
   }
 }
 
-template <typename T, typename A>
-__global__ void accumulate_kernel(int64_t count, const T* values, A* sums) {
-  DCNZOO_FOR_EACH(index, count) sums[index] += A(values[index]);
+template <typename A>
+__global__ void accumulate_kernel(int64_t count, const A* values, A* sums) {
+  DCNZOO_FOR_EACH(index, count) sums[index] += values[index];
 }
 
 template <typename T, int Rank>
@@ -260,10 +261,15 @@ void launch_store_output(const Tensor& product, const std::optional<Tensor>& bia
          bias ? data_of<T>(*bias) : nullptr, images, s.out_channels, s.out_pixels, channels_last, output);
 }
 
-template <typename T>
+template <typename A>
+void launch_accumulate_of(const Tensor& values, const Tensor& sums) {
+  launch("accumulate_kernel", accumulate_kernel<A>, blocks_for(values.numel()), kThreads, values,
+         values.numel(), data_of<A>(values), mutable_data_of<A>(sums));
+}
+
 void launch_accumulate(const Tensor& values, const Tensor& sums) {
-  launch("accumulate_kernel", accumulate_kernel<T, Accumulate<T>>, blocks_for(values.numel()), kThreads,
-         values, values.numel(), data_of<T>(values), mutable_data_of<Accumulate<T>>(sums));
+  if (sums.scalar_type() == ScalarType::Double) launch_accumulate_of<double>(values, sums);
+  else launch_accumulate_of<float>(values, sums);
 }
 
 // out = a · b, batched. The out variant: autocast leaves it alone.
@@ -273,6 +279,24 @@ void multiply(const Tensor& a, const Tensor& b, const Tensor& out) {
   STABLE_TORCH_ERROR_CODE_CHECK(
       torch_call_dispatcher("aten::bmm", "out", stack.data(), TORCH_ABI_VERSION));
   const Tensor result = torch::stable::detail::to<Tensor>(stack[0]);  // releases the handle
+}
+
+// sums += a · b, batched. Half types are not rounded in between: cuBLAS writes float.
+void multiply_and_add(const Tensor& a, const Tensor& b, const Tensor& sums) {
+  using torch::stable::detail::from;
+  const Tensor product = torch::stable::new_empty(sums, sizes_of(sums));
+  if (a.scalar_type() == sums.scalar_type()) {
+    multiply(a, b, product);
+  } else if (!a.is_cuda()) {  // tests without a GPU
+    const auto wide = [&](const Tensor& matrices) { return torch::stable::to(matrices, sums.scalar_type()); };
+    multiply(wide(a), wide(b), product);
+  } else {
+    std::array<StableIValue, 4> stack{from(a), from(b), from(sums.scalar_type()), from(product)};
+    STABLE_TORCH_ERROR_CODE_CHECK(
+        torch_call_dispatcher("aten::bmm", "dtype_out", stack.data(), TORCH_ABI_VERSION));
+    const Tensor result = torch::stable::detail::to<Tensor>(stack[0]);  // releases the handle
+  }
+  launch_accumulate(product, sums);
 }
 
 Tensor transposed(const Tensor& matrices) { return torch::stable::transpose(matrices, 1, 2); }
@@ -390,9 +414,7 @@ DeformConvGradients backward(const DeformConvShapes& s, const Tensor& grad_outpu
 
     if (wanted[1]) {
       launch_im2col<T, Rank>(sampling, chunk.input, columns);
-      const Tensor product = torch::stable::new_empty(matrices, sizes_of(matrices));
-      multiply(grad_chunk, transposed(columns), product);
-      launch_accumulate<T>(product, sums.weight);
+      multiply_and_add(grad_chunk, transposed(columns), torch::stable::view(sums.weight, sizes_of(matrices)));
     }
     if (!wanted[0] && !wanted[2] && !wanted[3]) continue;
     multiply(transposed(matrices), grad_chunk, columns);  // the columns' gradient takes their place

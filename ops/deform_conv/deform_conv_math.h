@@ -14,8 +14,8 @@ struct ConvGeometry {
   int64_t stride[Rank], padding[Rank], dilation[Rank];
 };
 
-// What the arithmetic below asks of its numbers. The CPU kernels give it vectors as well, for which
-// common/simd.h specialises this: one formula for GPU threads and SIMD lanes.
+// What the arithmetic below asks of its numbers. The CPU kernels give it vectors as well, with the operations of
+// common/simd.h in the place of this: one formula for GPU threads and SIMD lanes.
 template <typename Value>
 struct Lanes {
   template <typename V>
@@ -42,9 +42,8 @@ struct Corners {
 
 // Border rule of DCNv2: a point counts where every coordinate is in (-1, size). extent: size, as numbers of
 // the point's kind. Vectors of points may come with vectors of sizes.
-template <typename Value, typename Index, int Rank, typename T, typename Size>
+template <typename Value, typename Index, int Rank, typename On = Lanes<Value>, typename T, typename Size>
 DCNZOO_HD Corners<Value, Index, Rank> corners_at(const Value* point, const T* extent, const Size* size) {
-  using On = Lanes<Value>;
   Corners<Value, Index, Rank> corners;
   const Value zero{}, one = zero + 1;
   const Index nowhere{};

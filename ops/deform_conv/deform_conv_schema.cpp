@@ -1,4 +1,4 @@
-#include <torch/csrc/stable/library.h>
+#include "../common/tensor.h"
 
 #include "deform_conv_shapes.h"
 

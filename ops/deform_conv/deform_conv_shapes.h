@@ -171,6 +171,9 @@ inline DeformConvShapes check_deform_conv(
   for (int64_t axis = 0; axis < s.rank; ++axis) {
     s.in.push_back(input.size(axis + 2));
     checks.countable(s.in[axis], axis + 2);
+    check(s.in[axis] >= 1 || s.batch == 0, checks.op,
+          "input: expected at least 1 pixel on every axis, or a batch of 0 (as convolutions in torch), got shape ",
+          shape_text(sizes_of(input)));
     s.kernel.push_back(weight.size(axis + 2));
     const int64_t room = s.in[axis] + 2 * padding[axis] - dilation[axis] * (s.kernel[axis] - 1) - 1;
     check(room >= 0, checks.op, "input: expected size at least ",

@@ -1,4 +1,4 @@
-#include <torch/csrc/stable/library.h>
+#include "../common/tensor.h"
 
 STABLE_TORCH_LIBRARY_FRAGMENT(dcnzoo, m) {
   m.def(

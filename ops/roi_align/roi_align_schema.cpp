@@ -1,4 +1,4 @@
-#include <torch/csrc/stable/library.h>
+#include "../common/tensor.h"
 
 STABLE_TORCH_LIBRARY_FRAGMENT(dcnzoo, m) {
   // pool_mode: 0 maximum, 1 average. argmax_y, argmax_x: where each maximum was sampled, in pixels of

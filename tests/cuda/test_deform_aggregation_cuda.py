@@ -185,3 +185,21 @@ def test_same_bits_where_order_is_asked_for():
     for gradients in results:
         assert all(torch.equal(a, b) for a, b in zip(gradients, results[0], strict=True))
     torch.testing.assert_close(results[0], true, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+@cases(*FEW)
+def test_values_that_are_not_finite(kernels, op, sample, value):
+    """In the map, in offsets or locations, in weights, in the output's gradient: as in the reference."""
+    for place in range(len(sample.tensors) + 1):
+        bad = sample.map(torch.clone)
+        grad = torch.linspace(-1, 1, op.reference(bad).numel(), dtype=torch.float64)
+        changed = (*bad.tensors, grad)[place].view(-1)
+        changed[:: max(changed.numel() // 3, 1)] = value
+        grad = grad.view(op.reference(bad).shape)
+        expected, gradients = exact(op, bad, grad)
+        output, results = run(kernels, op, bad, bad.tensors, grad)
+        for result, true in zip((output, *results), (expected, *gradients), strict=True):
+            finite = true.isfinite()
+            assert torch.equal(result.cpu().isfinite(), finite)
+            torch.testing.assert_close(result.cpu()[finite], true[finite], rtol=1e-10, atol=1e-10)

@@ -74,6 +74,44 @@ def test_other_types(kernels, name, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_weight_gradient_is_rounded_once(kernels, dtype):
+    """Chunks that nearly cancel each other: the difference is not lost in the rounding of each."""
+    sample = cases.make("chunks", channels=2, size=(3, 4), kernel=(1, 1), mask_groups=None)
+    input, weight, offset, *_ = sample.to(dtype).tensors
+    input, offset = (t[:1].repeat(2, 1, 1, 1) for t in (input, offset * 0))
+    grad = torch.linspace(1, 2, 48, dtype=torch.float64).view(1, 4, 3, 4).to(dtype)
+    grad = torch.cat([grad, -grad * 1.02]).to(dtype)
+    leaf = weight.double().requires_grad_()
+    output = cases.reference(cases.Sample("chunks", (input.double(), leaf, offset.double(), None, None)))
+    (exact,) = torch.autograd.grad(output, leaf, grad.double())
+    on_device = [t.to(kernels.device) for t in (grad, input, weight, offset)]
+    wanted = [False, True, False, False, False]
+    _, actual, *_ = kernels(BACKWARD, *on_device, None, [1, 1], [0, 0], [1, 1], 1, 1, wanted)
+    error = (actual.cpu().double() - exact).abs()
+    assert (error <= 0.51 * torch.finfo(dtype).eps * exact.abs() + 1e-6).all()
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+@pytest.mark.parametrize("place", range(6), ids=["input", "weight", "offset", "mask", "bias", "grad"])
+def test_values_that_are_not_finite(kernels, place, value):
+    sample = cases.make("not finite", channels=8, groups=2, size=(4, 5), padding=1, spread=3.0)
+    grad = torch.linspace(-1, 1, cases.reference(sample).numel(), dtype=torch.float64)
+    changed = (*sample.tensors, grad)[place].view(-1)
+    changed[:: max(changed.numel() // 3, 1)] = value
+    leaves = sample.leaves()
+    expected = cases.reference(leaves)
+    grad = grad.view(expected.shape)
+    gradients = torch.autograd.grad(expected, leaves.given, grad)
+    mine = [t.to(kernels.device) for t in sample.tensors]
+    output = kernels(FORWARD, *mine, *arguments_of(sample))
+    results = kernels(BACKWARD, grad.to(kernels.device), *mine[:4], *arguments_of(sample), [True] * 5)
+    for result, true in zip((output, *results), (expected.detach(), *gradients), strict=True):
+        finite = true.isfinite()
+        assert torch.equal(result.cpu().isfinite(), finite)
+        torch.testing.assert_close(result.cpu()[finite], true[finite], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_float32_fields_with_half_maps(kernels, dtype):
     input, weight, offset, mask, bias = cases.make("half", padding=1).tensors
     half = [t.to(dtype) for t in (input, weight, bias)]

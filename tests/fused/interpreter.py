@@ -27,7 +27,9 @@ class Interpreter:
             return self.pool.submit(function, *arguments).result()
 
 
-def run_kernels(sample: Sample, grad: Tensor, long_indices: bool = False) -> dict[str, Tensor]:
+def run_kernels(
+    sample: Sample, grad: Tensor, long_indices: bool = False, forward_only: bool = False
+) -> dict[str, Tensor]:
     """Output and gradients by the kernels themselves, also where they would not be chosen."""
     from dcnzoo.ops import fused
 
@@ -40,13 +42,46 @@ def run_kernels(sample: Sample, grad: Tensor, long_indices: bool = False) -> dic
     try:
         if long_indices:
             fused._extent = lambda tensor: 2**31
-        results = {"output": fused.forward(problem, bias), "weight": fused.grad_weight(problem, grad)}
+        results = {"output": fused.forward(problem, bias)}
+        if forward_only:
+            return results
+        results["weight"] = fused.grad_weight(problem, grad)
         wanted = (True, offset is not None, mask is not None)
         gradients = fused.grad_samples(problem, grad, *wanted)
     finally:
         fused._extent = extent
     results |= dict(zip(("input", "offset", "mask"), gradients, strict=True))
     return {name: result for name, result in results.items() if result is not None}
+
+
+def planes_read(sample: Sample, field: str, stride: int) -> list[int]:
+    """Which planes of offset or mask the forward reads if they lie ``stride`` elements apart."""
+    import numpy
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    from dcnzoo.ops import fused
+
+    base = sample.tensors[2 if field == "offset" else 3].data_ptr()
+    bytes_apart = 4 * stride
+    pixels = sample.tensors[2][0, 0].numel()
+    read, places, load = set(), fused._places, InterpreterBuilder.create_masked_load
+
+    def masked_load(builder, pointers, mask, other, *options):
+        distance = pointers.data.astype(numpy.int64) - base
+        is_plane = (distance >= 0) & (distance < 64 * bytes_apart) & (distance % bytes_apart < 4 * pixels)
+        if not (is_plane | ~mask.data).all():
+            return load(builder, pointers, mask, other, *options)
+        read.update((distance[mask.data] // bytes_apart).tolist())
+        element = pointers.get_element_ty()
+        return TensorHandle(numpy.zeros(distance.shape, numpy.float32), element)
+
+    def with_stride(name, tensor):
+        return places(name, tensor) | ({f"{name}_channel": stride} if name == field else {})
+
+    patch_load = mock.patch.object(InterpreterBuilder, "create_masked_load", masked_load)
+    with patch_load, mock.patch.object(fused, "_places", with_stride):
+        run_kernels(sample, torch.zeros(()), long_indices=True, forward_only=True)
+    return sorted(read)
 
 
 def call_operator(sample: Sample, grad: Tensor, ordered: bool = False) -> tuple[list[str], dict[str, Tensor]]:

@@ -67,6 +67,38 @@ def assert_near(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
         torch.testing.assert_close(result.double(), expected[name], **close, msg=lambda m: f"{name}: {m}")  # noqa: B023
 
 
+@pytest.mark.parametrize("field", ["offset", "mask"])
+def test_long_indices_from_the_first_factor_on(interpret, field):
+    """A channel times the distance between planes does not fit 32 bits, though each of the two does."""
+    sample = deform_conv.make(
+        "long", channels=16, out_channels=16, size=(3, 4), padding=1, kernel=(3, 3), batch=1
+    )
+    sample = sample.to(torch.float32)
+    planes = 18 if field == "offset" else 9
+    assert interpret(interpreter.planes_read, sample, field, 2**28) == list(range(planes))
+
+
+@pytest.mark.parametrize("place", ["input", "weight", "offset", "mask", "grad"])
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_values_that_are_not_finite(interpret, place, value):
+    """They reach what they reach in the reference, also where channels fill no block."""
+    sample = deform_conv.make(
+        f"{place} {value}", channels=20, out_channels=24, size=(4, 5), padding=1, spread=3.0
+    ).to(torch.float32)
+    grad = gradient_for(deform_conv.reference(sample)).float()
+    changed = dict(zip((*interpreter.GRADIENTS, "grad"), (*sample.tensors, grad), strict=True))[place]
+    changed.view(-1)[:: max(changed.numel() // 3, 1)] = value
+    leaves = sample.to(torch.float64).leaves()
+    output = deform_conv.reference(leaves)
+    expected = dict(
+        zip(interpreter.GRADIENTS, torch.autograd.grad(output, leaves.given, grad.double()), strict=True)
+    ) | {"output": output.detach()}
+    for name, result in interpret(interpreter.run_kernels, sample, grad).items():
+        finite = expected[name].isfinite()
+        assert torch.equal(result.isfinite(), finite), name
+        torch.testing.assert_close(result[finite].double(), expected[name][finite], rtol=1e-4, atol=1e-3)
+
+
 @every_sample
 def test_matches_reference(interpret, sample):
     sample = sample.to(torch.float32)

@@ -5,7 +5,8 @@ that share offset group, mask group and convolution group, and so the points the
 lies is found once per tap, slice and pixel, and serves all of the slice's channels.
 
 Sizes are arguments, not constants: one binary serves every shape that is divisible alike. ``WIDE`` computes
-indices in 64 bits. ``UPCAST`` is for Triton's interpreter, whose ``tl.dot`` of bfloat16 is wrong.
+indices in 64 bits, from the first factor on. ``UPCAST`` is for Triton's interpreter, whose ``tl.dot`` of
+bfloat16 is wrong.
 """
 
 import triton
@@ -31,24 +32,30 @@ def pixels_of(block, pixels, out_pixels, out_w, WIDE: tl.constexpr, BM: tl.const
 
 
 @triton.jit
+def index_of(value, WIDE: tl.constexpr):
+    """``value`` as the first factor of an index."""
+    return tl.cast(value, tl.int64) if WIDE else value
+
+
+@triton.jit
 def sampling_plan(
     offset, mask, image, pixel, y, x, live, tap, slice, height, width,
     stride_y, stride_x, padding_y, padding_x, dilation_y, dilation_x, taps, kernel_w,
     offset_image, offset_channel, offset_pixel, mask_image, mask_channel, mask_pixel,
     offset_slices, mask_slices,
-    HAS_OFFSET: tl.constexpr, HAS_MASK: tl.constexpr,
+    HAS_OFFSET: tl.constexpr, HAS_MASK: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Where a tap reads: ``(low corner's pixel, y and x beyond it, factor, which corners count)``."""
     at_y = (y * stride_y - padding_y + tap // kernel_w * dilation_y).to(tl.float32)
     at_x = (x * stride_x - padding_x + tap % kernel_w * dilation_x).to(tl.float32)
     if HAS_OFFSET:
-        channel = (slice // offset_slices * taps + tap) * 2
+        channel = index_of((slice // offset_slices * taps + tap) * 2, WIDE)
         place = offset + image * offset_image + channel * offset_channel + pixel * offset_pixel
         at_y += tl.load(place, mask=live, other=0.0).to(tl.float32)
         at_x += tl.load(place + offset_channel, mask=live, other=0.0).to(tl.float32)
     factor = tl.full(at_y.shape, 1.0, tl.float32)
     if HAS_MASK:
-        channel = slice // mask_slices * taps + tap
+        channel = index_of(slice // mask_slices * taps + tap, WIDE)
         place = mask + image * mask_image + channel * mask_channel + pixel * mask_pixel
         factor = tl.load(place, mask=live, other=0.0).to(tl.float32)
     inside = live & (at_y > -1) & (at_y < height) & (at_x > -1) & (at_x < width)  # false for NaN
@@ -87,7 +94,9 @@ def samples(
     result += corner(input, low, 1, channels, c, v01, in_slice, WHOLE) * ((1 - ly) * lx)[:, None]
     result += corner(input, low, width, channels, c, v10, in_slice, WHOLE) * (ly * (1 - lx))[:, None]
     result += corner(input, low, width + 1, channels, c, v11, in_slice, WHOLE) * (ly * lx)[:, None]
-    return result * factor[:, None]
+    result *= factor[:, None]
+    # A factor of Inf makes NaN of the zeros beyond the slice's channels, which the product sums over as well.
+    return result if WHOLE else tl.where(in_slice[None, :], result, 0.0)
 
 
 @triton.jit
@@ -130,7 +139,7 @@ def forward_kernel(
             offset, mask, image, pixel, y, x, live, tap, slice, height, width,
             stride_y, stride_x, padding_y, padding_x, dilation_y, dilation_x, taps, kernel_w,
             offset_image, offset_channel, offset_pixel, mask_image, mask_channel, mask_pixel,
-            offset_slices, mask_slices, HAS_OFFSET, HAS_MASK,
+            offset_slices, mask_slices, HAS_OFFSET, HAS_MASK, WIDE,
         )  # fmt: skip
         for first in range(0, slice_channels, BK):
             inside = first + tl.arange(0, BK)
@@ -139,7 +148,7 @@ def forward_kernel(
                 input, low, ly, lx, factor, v00, v01, v10, v11, width, channels,
                 slice * slice_channels + inside, in_slice, WHOLE,
             )  # fmt: skip
-            rows = weight + (tap * outputs + o)[None, :] * group_channels
+            rows = weight + index_of(tap * outputs + o, WIDE)[None, :] * group_channels
             places = rows + (part * slice_channels + inside)[:, None]
             if WHOLE:
                 b = tl.load(places)
@@ -151,7 +160,8 @@ def forward_kernel(
         written = written & (inner < group_outputs)[None, :]
     if HAS_BIAS:
         sum += tl.load(bias + o, mask=inner < group_outputs, other=0.0).to(tl.float32)[None, :]
-    places = (image * output_image + pixel * output_pixel)[:, None] + (o * output_channel)[None, :]
+    places = (image * output_image + pixel * output_pixel)[:, None]
+    places += (index_of(o, WIDE) * output_channel)[None, :]
     tl.store(output + places, sum.to(output.dtype.element_ty), mask=written)
 
 
@@ -194,7 +204,7 @@ def grad_weight_kernel(
             offset, mask, image, pixel, y, x, live, tap, slice, height, width,
             stride_y, stride_x, padding_y, padding_x, dilation_y, dilation_x, taps, kernel_w,
             offset_image, offset_channel, offset_pixel, mask_image, mask_channel, mask_pixel,
-            offset_slices, mask_slices, HAS_OFFSET, HAS_MASK,
+            offset_slices, mask_slices, HAS_OFFSET, HAS_MASK, WIDE,
         )  # fmt: skip
         a = samples(
             input, low, ly, lx, factor, v00, v01, v10, v11, width, channels,
@@ -205,10 +215,8 @@ def grad_weight_kernel(
             read = read & in_group[None, :]
         g = tl.load(grad_output + (q * outputs)[:, None] + o[None, :], mask=read, other=0.0)
         sum = product(tl.trans(a.to(g.dtype)), g, sum, UPCAST, PRECISION)
-    if WIDE:
-        split = tl.cast(split, tl.int64)
     c = slice % group_slices * slice_channels + inside
-    places = (((split * taps + tap) * group_channels + c) * outputs)[:, None] + o[None, :]
+    places = (((index_of(split, WIDE) * taps + tap) * group_channels + c) * outputs)[:, None] + o[None, :]
     tl.store(partial + places, sum, mask=in_slice[:, None] & in_group[None, :])
 
 
@@ -221,6 +229,7 @@ def read_and_spread(
     dot = tl.zeros(share.shape, tl.float32)
     if WANT_FIELDS:
         dot = tl.sum(gradient * corner(input, low, step, channels, c, valid, in_slice, WHOLE), 1)
+        dot = tl.where(valid, dot, 0.0)
     if WANT_INPUT:
         places = grad_input + ((low + step) * channels)[:, None] + c[None, :]
         added = valid[:, None]
@@ -261,13 +270,14 @@ def grad_samples_kernel(
         offset, mask, image, pixel, y, x, live, tap, slice, height, width,
         stride_y, stride_x, padding_y, padding_x, dilation_y, dilation_x, taps, kernel_w,
         offset_image, offset_channel, offset_pixel, mask_image, mask_channel, mask_pixel,
-        offset_slices, mask_slices, HAS_OFFSET, HAS_MASK,
+        offset_slices, mask_slices, HAS_OFFSET, HAS_MASK, WIDE,
     )  # fmt: skip
     WANT_FIELDS: tl.constexpr = WANT_OFFSET or WANT_MASK
     dot00 = tl.zeros((BM,), tl.float32)  # of the columns' gradient with what each corner reads
     dot01 = tl.zeros((BM,), tl.float32)
     dot10 = tl.zeros((BM,), tl.float32)
     dot11 = tl.zeros((BM,), tl.float32)
+    beyond = tl.zeros((BM,), tl.float32)  # the same where nothing is read: zero, or NaN
     for first in range(0, slice_channels, BN):
         inside = first + tl.arange(0, BN)
         in_slice = inside < slice_channels
@@ -275,8 +285,8 @@ def grad_samples_kernel(
         for start in range(0, group_outputs, BK):
             inner = start + tl.arange(0, BK)
             o = slice // group_slices * group_outputs + inner
-            rows = weight + (tap * group_channels + slice % group_slices * slice_channels + inside) * outputs
-            places = rows[None, :] + o[:, None]
+            row = tap * group_channels + slice % group_slices * slice_channels + inside
+            places = weight + (index_of(row, WIDE) * outputs)[None, :] + o[:, None]
             read = live[:, None]
             if WHOLE:
                 w = tl.load(places)
@@ -287,6 +297,8 @@ def grad_samples_kernel(
             g = tl.load(grad_output + (q * outputs)[:, None] + o[None, :], mask=read, other=0.0)
             gradient = product(g, w, gradient, UPCAST, PRECISION)
         c = slice * slice_channels + inside
+        if WANT_MASK:
+            beyond += tl.sum(gradient * 0.0, 1)
         dot00 += read_and_spread(
             input, grad_input, low, 0, (1 - ly) * (1 - lx), factor, v00, channels, c, in_slice, gradient,
             WANT_INPUT, WANT_FIELDS, WHOLE,
@@ -304,12 +316,14 @@ def grad_samples_kernel(
             WANT_INPUT, WANT_FIELDS, WHOLE,
         )  # fmt: skip
     field = (image * slices + slice) * taps + tap
+    reads = v00 | v01 | v10 | v11
     if WANT_OFFSET:
-        of_y = factor * ((1 - lx) * (dot10 - dot00) + lx * (dot11 - dot01))
-        of_x = factor * ((1 - ly) * (dot01 - dot00) + ly * (dot11 - dot10))
+        of_y = tl.where(reads, factor * ((1 - lx) * (dot10 - dot00) + lx * (dot11 - dot01)), 0.0)
+        of_x = tl.where(reads, factor * ((1 - ly) * (dot01 - dot00) + ly * (dot11 - dot10)), 0.0)
         places = grad_offset + field * 2 * out_pixels + pixel
         tl.store(places, of_y.to(grad_offset.dtype.element_ty), mask=live)
         tl.store(places + out_pixels, of_x.to(grad_offset.dtype.element_ty), mask=live)
     if WANT_MASK:
         value = (1 - ly) * ((1 - lx) * dot00 + lx * dot01) + ly * ((1 - lx) * dot10 + lx * dot11)
+        value = tl.where(reads, value, beyond)
         tl.store(grad_mask + field * out_pixels + pixel, value.to(grad_mask.dtype.element_ty), mask=live)

@@ -1,0 +1,101 @@
+"""Which GPU architectures setup.py compiles for: those that are asked for, and that the nvcc at hand has."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SETUP = Path(__file__).resolve().parent.parent / "setup.py"
+CUDA_12_0 = ("50", "60", "70", "75", "80", "86", "87", "89", "90")
+CUDA_13_0 = ("75", "80", "86", "87", "88", "89", "90", "100", "110", "103", "120", "121")
+
+pytestmark = pytest.mark.skipif(not SETUP.exists(), reason="needs the sources")
+
+
+@pytest.fixture
+def targets(tmp_path):
+    """Calls setup.py's cuda_targets with an nvcc that has these architectures."""
+
+    def run(archs: tuple[str, ...], **environment: str) -> subprocess.CompletedProcess:
+        nvcc = tmp_path / "nvcc"
+        lines = "".join(f"compute_{arch}\\n" for arch in archs)
+        nvcc.write_text(f'#!/bin/sh\n[ "$1" = --list-gpu-arch ] && printf "{lines}"\n')
+        nvcc.chmod(0o755)
+        code = (
+            f"import json, runpy, sys; sys.argv = ['setup.py', '--name', '--quiet']\n"
+            f"module = runpy.run_path({str(SETUP)!r})\n"
+            f"print(json.dumps(module['cuda_targets']({str(nvcc)!r})))"
+        )
+        kept = {k: v for k, v in os.environ.items() if "CUDA_ARCH" not in k}
+        return subprocess.run(
+            [sys.executable, "-c", code],
+            env={**kept, "DCNZOO_CUDA": "0", **environment},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+
+    return run
+
+
+def code_for(run: subprocess.CompletedProcess) -> tuple[list[str], list[str]]:
+    """Architectures with machine code, and those with PTX."""
+    assert run.returncode == 0, run.stderr
+    options = json.loads(run.stdout.splitlines()[-1])
+    codes = [option.split(",code=")[1] for option in options]
+    return (
+        [c.removeprefix("sm_") for c in codes if c.startswith("sm_")],
+        [c.removeprefix("compute_") for c in codes if c.startswith("compute_")],
+    )
+
+
+@pytest.mark.parametrize(
+    ("nvcc", "expected"),
+    [
+        (CUDA_12_0, ["75", "80", "86", "89", "90"]),
+        (CUDA_13_0, ["75", "80", "86", "89", "90", "100", "120"]),
+    ],
+    ids=["CUDA 12.0", "CUDA 13.0"],
+)
+def test_default_is_what_nvcc_has(targets, nvcc, expected):
+    assert code_for(targets(nvcc)) == (expected, expected[-1:])
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected", "ptx"),
+    [
+        ({"DCNZOO_CUDA_ARCHS": "80;90"}, ["80", "90"], ["90"]),
+        ({"DCNZOO_CUDA_ARCHS": "120"}, ["120"], ["120"]),
+        ({"DCNZOO_CUDA_ARCHS": "80 100"}, ["80", "100"], ["100"]),
+        ({"TORCH_CUDA_ARCH_LIST": "8.0;9.0"}, ["80", "90"], []),
+        ({"TORCH_CUDA_ARCH_LIST": "8.0 9.0a 12.0+PTX"}, ["80", "90a", "120"], ["120"]),
+        ({"TORCH_CUDA_ARCH_LIST": "Ampere;10.0"}, ["80", "86", "100"], ["86"]),
+        ({"TORCH_CUDA_ARCH_LIST": ""}, ["75", "80", "86", "89", "90", "100", "120"], ["120"]),
+        ({"DCNZOO_CUDA_ARCHS": "75", "TORCH_CUDA_ARCH_LIST": "9.0"}, ["75"], ["75"]),
+    ],
+    ids=str,
+)
+def test_what_is_asked_for(targets, environment, expected, ptx):
+    assert code_for(targets(CUDA_13_0, **environment)) == (expected, ptx)
+
+
+@pytest.mark.parametrize(
+    ("environment", "named"),
+    [
+        ({"DCNZOO_CUDA_ARCHS": "100"}, ("DCNZOO_CUDA_ARCHS", "100", "90")),
+        ({"TORCH_CUDA_ARCH_LIST": "9.0;12.0"}, ("TORCH_CUDA_ARCH_LIST", "120", "90")),
+        ({"TORCH_CUDA_ARCH_LIST": "newest"}, ("TORCH_CUDA_ARCH_LIST", "newest")),
+        ({"DCNZOO_CUDA_ARCHS": "8.0"}, ("DCNZOO_CUDA_ARCHS", "8.0")),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_built_is_refused(targets, environment, named):
+    run = targets(CUDA_12_0, **environment)
+    assert run.returncode == 1 and "Traceback" not in run.stderr
+    for word in named:
+        assert word in run.stderr

@@ -1,0 +1,63 @@
+"""Errors of torch below the operators arrive as they are: their text, and their type."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dcnzoo.ops import _autograd, _backend, deform_conv1d
+
+OUT_OF_MEMORY = "CUDA out of memory. Tried to allocate 20.00 GiB."
+
+
+def test_failed_allocation_keeps_torchs_message():
+    """2³¹ output pixels of 2²⁰ channels are more than any machine has; each argument is small."""
+    input, weight = torch.zeros(1, 1, 1), torch.zeros(1, 1, 1).expand(2**20, 1, 1)
+    with pytest.raises(RuntimeError, match="memory"):
+        torch.empty(2**20, 2**31)
+    with pytest.raises(RuntimeError) as error:
+        torch.ops.dcnzoo.deform_conv(input, weight, None, None, None, [1], [2**30], [1], 1, None)
+    if tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13):  # an older torch keeps it to itself
+        assert "tried to allocate" in str(error.value)
+    assert "memory" in str(error.value)
+
+
+@pytest.fixture
+def operator():
+    """An operator whose kernel fails as a compiled one does."""
+    library = torch.library.Library("dcnzoo", "FRAGMENT")
+    library.define("_fails_for_the_test(Tensor x, str text) -> Tensor")
+
+    def fails(x, text):
+        raise RuntimeError(text)
+
+    library.impl("_fails_for_the_test", fails, "CPU")
+    yield torch.ops.dcnzoo._fails_for_the_test
+    library._destroy()
+
+
+def test_out_of_memory_has_torchs_type(operator):
+    """What MMDetection's AvoidOOM and torch's own tools look for."""
+    _autograd.register_autograd("_fails_for_the_test", lambda *a: None, lambda *a: None)
+    for requires_grad in (False, True):
+        x = torch.zeros(1, requires_grad=requires_grad)
+        with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
+            operator(x, OUT_OF_MEMORY)
+        with pytest.raises(RuntimeError, match="something else") as error:
+            operator(x, "something else")
+        assert type(error.value) is RuntimeError
+
+
+def test_out_of_memory_below_the_choice_of_a_backend():
+    class Compiled:
+        def call_boxed(self, keys, *arguments):
+            raise RuntimeError(OUT_OF_MEMORY)
+
+    kernel = _backend._kernel("dcnzoo::x", lambda otherwise, *a: otherwise(*a), Compiled(), None)
+    with pytest.raises(torch.OutOfMemoryError):
+        kernel(None, torch.zeros(1))
+
+
+def test_deform_conv_still_names_its_own_arguments():
+    with pytest.raises(RuntimeError, match=r"^deform_conv1d: weight: expected 2"):
+        deform_conv1d(torch.zeros(1, 2, 5), torch.zeros(1, 3, 1), torch.zeros(1, 1, 5))

@@ -1,0 +1,224 @@
+"""Inf and NaN in any tensor, forward and backward: which results they reach, and empty maps.
+
+The rule (docs/ops/deform_conv.md) is the plain formula. What it does not read, a pixel or a corner outside
+the map, does not count; whatever it does read is multiplied, also with a weight, a mask or a value of zero.
+"""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import dcnzoo.ops
+from dcnzoo.ops import deform_conv2d, deform_conv_transpose2d
+
+from . import op_cases
+from .op_cases import Sample
+
+OPERATORS = op_cases.operators()
+INF, NAN = math.inf, math.nan
+
+
+def chosen(names: set[str]) -> list[tuple[op_cases.Operator, Sample]]:
+    return [(op, s) for op in OPERATORS for s in op.samples() if s.name in names]
+
+
+# every kernel: all ranks, whole panels and single channels, groups joined in a panel, depthwise
+CASES = chosen(
+    {
+        *("v2", "mask alone", "all groups differ", "32 channels", "48 channels", "one to one, 70 channels"),
+        *("groups of 8", "groups of 8, not all in whole panels", "groups of 2, cut by offset groups"),
+        *("without center", "asymmetric", "one level, one head"),
+    }
+)
+every_case = pytest.mark.parametrize(("op", "sample"), CASES, ids=[f"{o.name}-{s.name}" for o, s in CASES])
+
+
+def results(op, function, sample: Sample, grad_place: int | None, value: float) -> list[torch.Tensor]:
+    """Output and gradients; the output's gradient has ``value`` at a place."""
+    leaves = sample.leaves()
+    output = function(leaves)
+    grad = torch.linspace(-1, 1, output.numel(), dtype=torch.float64).view(output.shape).to(output.dtype)
+    if grad_place is not None:
+        grad.view(-1)[grad_place % grad.numel()] = value
+    return [output.detach(), *torch.autograd.grad(output, leaves.given, grad)]
+
+
+def assert_same_values(actual: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:
+    """The same places are finite, and they agree. Inf less Inf depends on the order of a sum: Inf or NaN."""
+    finite = expected.isfinite()
+    assert torch.equal(actual.isfinite(), finite)
+    actual, expected = actual[finite].double(), expected[finite].double()
+    largest = expected.abs().max().item() if expected.numel() else 0.0
+    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance * max(1.0, largest))
+
+
+@every_case
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_reaches_what_the_formula_reads(op, sample, dtype):
+    generator = torch.Generator().manual_seed(1)
+    sample = sample.to(dtype)
+    for place, value in itertools.product([*range(len(sample.tensors)), None], (INF, -INF, NAN)):
+        at = int(torch.randint(2**31, (), generator=generator))
+        bad = sample.map(torch.clone)
+        if place is not None:
+            if bad.tensors[place] is None:
+                continue
+            flat = bad.tensors[place].view(-1)
+            flat[at % flat.numel()] = value
+        grad_place = at if place is None else None
+        mine = results(op, op.call, bad, grad_place, value)
+        true = results(op, op.reference, bad.to(torch.float64), grad_place, value)
+        for actual, expected in zip(mine, true, strict=True):
+            assert_same_values(actual, expected, 1e-9 if dtype == torch.float64 else 1e-4)
+
+
+@every_case
+@pytest.mark.parametrize("value", [INF, NAN])
+def test_factor_of_a_point_outside(op, sample, value):
+    """A mask or an attention weight times what is read there, zero, is NaN."""
+    *_, factors = [i for i, t in enumerate(sample.tensors) if t is not None]
+    points = 1
+    if op.name.startswith("deform_conv"):
+        points, factors = 2, 3
+        if sample.tensors[2] is None:
+            pytest.skip("no offsets")
+    if op.name == "dcnv4":
+        pytest.skip("one tensor of both")
+    far = sample.map(torch.clone)
+    far.tensors[points].fill_(1e6)
+    far.tensors[factors].view(-1)[0] = value
+    mine = results(op, op.call, far, None, 0)
+    true = results(op, op.reference, far, None, 0)
+    assert mine[0].isnan().any() or "transpose" in op.name  # which writes nothing outside
+    for actual, expected in zip(mine, true, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9, equal_nan=True)
+
+
+@pytest.mark.parametrize("value", [INF, -INF])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_infinity_at_the_border_stays_infinity(value, dtype, format):
+    """Corners outside the map are not multiplied with what lies inside."""
+    weight, offset = torch.ones(1, 1, 1, 1, dtype=dtype), torch.zeros(1, 2, 1, 1, dtype=dtype)
+    input = torch.full((1, 1, 1, 1), value, dtype=dtype).requires_grad_()
+    expected = F.conv2d(input, weight)
+    assert torch.equal(deform_conv2d(input, weight, offset), expected)
+    assert torch.equal(deform_conv_transpose2d(input, weight, offset), F.conv_transpose2d(input, weight))
+    finite = torch.ones_like(input, requires_grad=True)
+    output = deform_conv2d(finite, weight, offset)
+    (grad,) = torch.autograd.grad(output, finite, torch.full_like(output, value))
+    assert (grad == value).all()
+    # a map of several pixels, sampled at its far corner
+    generator = torch.Generator().manual_seed(0)
+    wide = torch.randn(2, 33, 3, 4, generator=generator).to(dtype)
+    wide[:, :, -1, -1] = value
+    weight = torch.rand(5, 33, 1, 1, generator=generator).to(dtype) + 0.5
+    output = deform_conv2d(
+        wide.contiguous(memory_format=format), weight, torch.zeros(2, 2, 3, 4, dtype=dtype)
+    )
+    assert (output[:, :, -1, -1] == value).all()
+    assert output[:, :, 0, 0].isfinite().all()
+
+
+@pytest.mark.parametrize("value", [INF, -INF])
+def test_infinite_mask(value):
+    """The mask multiplies what was read: a corner of weight zero does not make it NaN."""
+    input, weight = torch.full((1, 40, 3, 4), 2.0), torch.ones(3, 40, 1, 1)
+    mask = torch.full((1, 1, 3, 4), value)
+    assert (deform_conv2d(input, weight, torch.zeros(1, 2, 3, 4), mask) == value).all()
+
+
+def test_groups_do_not_reach_each_other():
+    """Also where several narrow groups are multiplied in one panel."""
+    for groups, dtype in itertools.product((4, 16, 32), (torch.float64, torch.float32)):
+        input = torch.randn(1, 64, 4, 5, dtype=dtype).requires_grad_()
+        weight, offset = (
+            torch.randn(64, 64 // groups, 3, 3, dtype=dtype),
+            torch.randn(1, 18, 4, 5, dtype=dtype),
+        )
+        output = deform_conv2d(input, weight, offset, padding=1, groups=groups)
+        grad = torch.ones_like(output)
+        grad[:, 0] = INF
+        (gradient,) = torch.autograd.grad(output, input, grad)
+        width = 64 // groups
+        assert not gradient[:, :width].isfinite().all()
+        assert gradient[:, width:].isfinite().all()
+
+
+# Empty maps
+
+EMPTY = """
+from dcnzoo.ops import cpu_capability
+from tests.test_not_finite import empty_calls
+cpu_capability()
+for call in empty_calls():
+    print(call())
+"""
+
+
+def outcome(call) -> str:
+    try:
+        result = call()
+    except RuntimeError as error:
+        assert str(error)
+        return "error"
+    return str(tuple(result.shape))
+
+
+def empty_calls():
+    """Calls whose maps have no pixels: what is printed is a shape or "error"."""
+    types = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+    for dtype, rank, batch, transposed in itertools.product(types, (1, 2, 3), (0, 2), (False, True)):
+        for size in itertools.product((0, 3), repeat=rank):
+            if 0 not in size:
+                continue
+            input = torch.zeros(batch, 4, *size, dtype=dtype)
+            weight = torch.ones(4, 4, *[1] * rank, dtype=dtype)
+            padding = 0 if transposed else 1
+            taps = tuple(s + 2 * padding for s in size)
+            offset = torch.zeros(batch, rank, *taps, dtype=dtype)
+            name = f"conv_transpose{rank}d" if transposed else f"conv{rank}d"
+            formats = [torch.contiguous_format] + [torch.channels_last] * (rank == 2)
+            for format in formats:
+                arguments = (input.contiguous(memory_format=format), weight)
+                yield lambda n=name, a=arguments, o=offset, p=padding, t=transposed: (
+                    "error" if t else outcome(lambda: getattr(F, n)(*a, padding=p)),
+                    outcome(lambda: getattr(dcnzoo.ops, "deform_" + n)(*a, o, padding=p)),
+                )
+    for dtype in types:
+        for size in ((0, 0), (0, 3), (3, 0)):
+            maps, fields = torch.zeros(1, *size, 16, dtype=dtype), torch.zeros(1, *size, 18, dtype=dtype)
+            rois = torch.tensor([[0.0, 0, 0, 2, 2]], dtype=dtype)
+            first = torch.zeros(1, 3, *size, dtype=dtype)
+            yield lambda m=maps, f=fields: (
+                "error",
+                outcome(lambda: dcnzoo.ops.dcnv3(m, f, f[..., :9], 3, 1, 1, 1, 1, 16, 1.0, False)),
+            )
+            yield lambda m=first, r=rois: ("error", outcome(lambda: dcnzoo.ops.roi_align(m, r, 2)))
+            yield lambda m=first, r=rois: (
+                "error",
+                outcome(lambda: dcnzoo.ops.deform_roi_pool(m, r, None, 2)),
+            )
+
+
+@pytest.mark.parametrize("capability", ["default", "avx2", "avx512", "avx512_bf16"])
+def test_empty_maps_are_as_in_torch(capability):
+    """In a process of their own: a crash would end this one."""
+    environment = {**os.environ, "DCNZOO_CPU_CAPABILITY": capability}
+    run = subprocess.run([sys.executable, "-c", EMPTY], env=environment, capture_output=True, text=True)
+    if "expected at most" in run.stderr and "DCNZOO_CPU_CAPABILITY" in run.stderr:
+        pytest.skip(f"this machine has no {capability}")
+    assert run.returncode == 0, run.stderr
+    outcomes = [ast.literal_eval(line) for line in run.stdout.splitlines()]
+    assert len(outcomes) > 200
+    for torchs, ours in outcomes:
+        assert ours == torchs
