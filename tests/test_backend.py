@@ -57,6 +57,49 @@ deform_conv2d(*arguments, padding=0)
     assert child.stderr.splitlines()[-1].startswith("RuntimeError: deform_conv2d: offset: expected spatial")
 
 
+def test_every_reference_is_used_and_checks_arguments():
+    """Forward and backward run no kernel, and a call that does not fit is refused as ever."""
+    code = """
+import torch
+from dcnzoo.ops import reference
+from tests import op_cases
+from tests.test_deform_roi_pool import example, deform_roi_pool, INVALID
+used = set()
+for name in ("deform_conv", "deform_conv_transpose", "deform_roi_pool", "dcnv3", "ms_deform_attn"):
+    def recorded(*arguments, name=name, function=getattr(reference, name)):
+        used.add(name)
+        return function(*arguments)
+    setattr(reference, name, recorded)
+maps, rois, offset = example()
+arguments = {"input": maps, "rois": rois, "offset": offset.requires_grad_(), "output_size": (3, 2)}
+output = deform_roi_pool(**arguments)
+assert "dcnzoo" not in type(output.grad_fn).__name__ and used == {"deform_roi_pool"}
+output.sum().backward()
+used.clear()
+with torch.inference_mode():
+    deform_roi_pool(**arguments)
+assert used == {"deform_roi_pool"}
+for operator in op_cases.operators():
+    for sample, message in operator.invalid():
+        if all(t is None or t.is_floating_point() for t in sample.tensors):
+            try:
+                operator.call(sample)
+            except RuntimeError as error:
+                assert message in str(error), (message, error)
+            else:
+                raise AssertionError(f"{operator.name}: {sample.name}")
+for message, wrong in INVALID.items():
+    try:
+        deform_roi_pool(**{**arguments, **wrong})
+    except RuntimeError as error:
+        assert message in str(error), (message, error)
+    else:
+        raise AssertionError(message)
+"""
+    child = run(code, DCNZOO_BACKEND="reference")
+    assert child.returncode == 0, child.stderr
+
+
 def test_fused_without_triton():
     code = f"import importlib.util as u; u.find_spec = lambda *_: None\n{CALL}"
     child = run(code, DCNZOO_BACKEND="fused")

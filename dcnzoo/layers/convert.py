@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
 from dcnzoo.layers import packed
 from dcnzoo.layers.offsets import OFFSET_CONVS
+from dcnzoo.ops._torch_private import ConvNd
 
 _PACKS = {
     nn.Conv1d: packed.PackedDeformConv1d,
@@ -156,7 +156,7 @@ def _replace(
     candidates = {
         name: module
         for name, module in model.named_modules(remove_duplicate=False)
-        if (isinstance(module, packed._Pack) if deformable else isinstance(module, _ConvNd))
+        if (isinstance(module, packed._Pack) if deformable else isinstance(module, ConvNd))
         and not isinstance(module, tuple(OFFSET_CONVS.values()))
     }
     chosen = _choose(caller, noun, candidates, where)

@@ -11,12 +11,17 @@ from torch.nn import functional as F
 
 from dcnzoo.layers.channels_last import build_activation, build_norm
 from dcnzoo.layers.offsets import OffsetLinear, TracksOffsets
+from dcnzoo.layers.tracing import as_leaf
 from dcnzoo.ops import dcnv3, dcnv4
+from dcnzoo.ops._arguments import is_traced
 from dcnzoo.ops.reference import aggregation_points
 
 
 class _ChannelsLast(TracksOffsets, nn.Module):
     """Geometry, checks and the blend with the centre, which both generations share."""
+
+    # TorchScript compiles only the branch that these choose
+    __constants__ = ("center_feature_scale",)
 
     def __init__(
         self,
@@ -69,23 +74,10 @@ class _ChannelsLast(TracksOffsets, nn.Module):
         raise error(f"{type(self).__name__}: {argument}: expected {expected}, got {given}")
 
     def _check(self, input: Tensor) -> None:
-        if input.dim() != 4 or input.shape[3] != self.channels:
+        if not is_traced(input) and (input.dim() != 4 or input.shape[3] != self.channels):
             expected = f"(N, H, W, {self.channels}), channels last"
             self._refuse("input", expected, tuple(input.shape), RuntimeError)
 
-    def _geometry(self) -> tuple:
-        return (
-            self.kernel_size,
-            self.stride,
-            self.pad,
-            self.dilation,
-            self.group,
-            self.group_channels,
-            self.offset_scale,
-            self.remove_center,
-        )
-
-    @torch.no_grad()
     def _record_offsets(self, offset: Tensor, size: tuple[int, int]) -> None:  # [N, oH, oW, group, P, 2]
         if not self._records(offset):
             return
@@ -190,14 +182,31 @@ class DCNv3(_ChannelsLast):
             nn.init.zeros_(projection.bias)
 
     def forward(self, input: Tensor) -> Tensor:  # [N, H, W, C] -> [N, oH, oW, C]
-        self._check(input)
+        if not torch.jit.is_scripting():
+            leaf = as_leaf(self, input)
+            if leaf is not None:
+                return leaf
+            self._check(input)
         query = self.dw_conv(input.permute(0, 3, 1, 2))
         mask = self.mask(query).unflatten(-1, (self.group, -1)).softmax(-1).flatten(-2)
         value = self.input_proj(input)
         offset = self.offset(query)
-        self._record_offsets(offset.unflatten(-1, (self.group, -1, 2)), input.shape[1:3])
-        self._record_modulation(mask)
-        x = dcnv3(value, offset, mask, *self._geometry())
+        if not torch.jit.is_scripting():
+            self._record_offsets(offset.unflatten(-1, (self.group, -1, 2)), input.shape[1:3])
+            self._record_modulation(mask)
+        x = dcnv3(
+            value,
+            offset,
+            mask,
+            self.kernel_size,
+            self.stride,
+            self.pad,
+            self.dilation,
+            self.group,
+            self.group_channels,
+            self.offset_scale,
+            self.remove_center,
+        )
         return self.output_proj(self._blend_center(x, value, query))
 
 
@@ -225,6 +234,8 @@ class DCNv4(_ChannelsLast):
         ValueError: arguments that do not fit.
         RuntimeError: input that does not fit.
     """
+
+    __constants__ = ("center_feature_scale", "dw_kernel_size", "without_pointwise")
 
     def __init__(
         self,
@@ -275,10 +286,25 @@ class DCNv4(_ChannelsLast):
                 nn.init.zeros_(projection.bias)
 
     def forward(self, input: Tensor, shape: tuple[int, int] | None = None) -> Tensor:
+        if not torch.jit.is_scripting():
+            leaf = as_leaf(self, input, shape)
+            if leaf is not None:
+                return leaf
+            if is_traced(input):  # and nothing else is: whether these are maps cannot be asked
+                return self._forward(input)
+            self._check_shape(input, shape)
+        if input.dim() != 3:
+            return self._forward(input)
+        if shape is None:
+            side = int(math.sqrt(input.shape[1]))  # of a square, or unflatten raises
+            shape = (side, side)
+        return self._forward(input.unflatten(1, shape)).flatten(1, 2)
+
+    def _check_shape(self, input: Tensor, shape: tuple[int, int] | None) -> None:
         if input.dim() != 3:
             if shape is not None and tuple(shape) != tuple(input.shape[1:3]):
                 self._refuse("shape", f"{tuple(input.shape[1:3])} like the input", shape, RuntimeError)
-            return self._forward(input)
+            return
         length, channels = input.shape[1:]
         if channels != self.channels:
             self._refuse("input", f"(N, L, {self.channels})", tuple(input.shape), RuntimeError)
@@ -287,20 +313,39 @@ class DCNv4(_ChannelsLast):
         if not isinstance(shape, Sequence) or len(shape) != 2 or shape[0] * shape[1] != length:
             expected = f"(H, W) with H · W = {length}, the input's length"
             self._refuse("shape", expected, shape, RuntimeError)
-        return self._forward(input.unflatten(1, tuple(shape))).flatten(1, 2)
 
     def _forward(self, input: Tensor) -> Tensor:  # [N, H, W, C] -> [N, oH, oW, C]
-        self._check(input)
-        value = input if self.without_pointwise else self.value_proj(input)
+        if not torch.jit.is_scripting():
+            self._check(input)
+        value = input
+        if not self.without_pointwise:
+            value = self.value_proj(input)
         if self.dw_kernel_size is None:
             query = self._thin_out(input)
         else:
             query = self.offset_mask_dw(input.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         fields = self.offset_mask(query)
-        per_group = fields[..., : self.taps * 3].unflatten(-1, (self.group, -1))  # 2P offsets, P factors
-        offset, factors = per_group.tensor_split([per_group.shape[-1] // 3 * 2], dim=-1)
-        self._record_offsets(offset.unflatten(-1, (-1, 2)), input.shape[1:3])
-        self._record_modulation(factors)
-        x = dcnv4(value, fields, *self._geometry())
+        if not torch.jit.is_scripting():
+            self._record(fields, input.shape[1:3])
+        x = dcnv4(
+            value,
+            fields,
+            self.kernel_size,
+            self.stride,
+            self.pad,
+            self.dilation,
+            self.group,
+            self.group_channels,
+            self.offset_scale,
+            self.remove_center,
+        )
         x = self._blend_center(x, value, x)
-        return x if self.without_pointwise else self.output_proj(x)
+        if not self.without_pointwise:
+            x = self.output_proj(x)
+        return x
+
+    def _record(self, fields: Tensor, size: Sequence[int]) -> None:
+        per_group = fields[..., : self.taps * 3].unflatten(-1, (self.group, -1))  # 2P offsets, P factors
+        offset, factors = per_group.tensor_split([self.taps // self.group * 2], dim=-1)
+        self._record_offsets(offset.unflatten(-1, (-1, 2)), size)
+        self._record_modulation(factors)

@@ -6,9 +6,10 @@ No ``from __future__ import annotations`` here: TorchScript reads the annotation
 from collections.abc import Callable
 from typing import ClassVar
 
+import torch
 from torch import Tensor
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from dcnzoo.layers.tracing import as_leaf
 from dcnzoo.ops import (
     deform_conv1d,
     deform_conv2d,
@@ -17,6 +18,7 @@ from dcnzoo.ops import (
     deform_conv_transpose2d,
     deform_conv_transpose3d,
 )
+from dcnzoo.ops._torch_private import ConvNd, ConvTransposeNd
 
 
 class _Deformable:
@@ -44,7 +46,7 @@ class _Deformable:
         return text if self.im2col_step is None else f"{text}, im2col_step={self.im2col_step}"
 
 
-class _DeformConvNd(_Deformable, _ConvNd):
+class _DeformConvNd(_Deformable, ConvNd):
     def __init__(
         self,
         in_channels: int,
@@ -79,6 +81,10 @@ class _DeformConvNd(_Deformable, _ConvNd):
         self.im2col_step = im2col_step
 
     def forward(self, input: Tensor, offset: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        if not torch.jit.is_scripting():
+            leaf = as_leaf(self, input, offset, mask)
+            if leaf is not None:
+                return leaf
         return self._convolve(input, offset, mask)
 
     def _convolve(self, input: Tensor, offset: Tensor | None, mask: Tensor | None) -> Tensor:
@@ -96,7 +102,7 @@ class _DeformConvNd(_Deformable, _ConvNd):
         )
 
 
-class _DeformConvTransposeNd(_Deformable, _ConvTransposeNd):
+class _DeformConvTransposeNd(_Deformable, ConvTransposeNd):
     def __init__(
         self,
         in_channels: int,
@@ -138,6 +144,10 @@ class _DeformConvTransposeNd(_Deformable, _ConvTransposeNd):
         mask: Tensor | None = None,
         output_size: list[int] | None = None,
     ) -> Tensor:
+        if not torch.jit.is_scripting():
+            leaf = as_leaf(self, input, offset, mask, output_size)
+            if leaf is not None:
+                return leaf
         return self._convolve(input, offset, mask, output_size)
 
     def _convolve(

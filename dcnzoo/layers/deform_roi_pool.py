@@ -1,10 +1,14 @@
-"""Deformable RoI pooling as layers: mmcv's arguments, parameters and initial values."""
+"""Deformable RoI pooling as layers: mmcv's arguments, parameters and initial values.
 
-from __future__ import annotations
+No ``from __future__ import annotations`` here: TorchScript reads the annotations themselves.
+"""
 
+import torch
 from torch import Tensor, nn
 
+from dcnzoo.layers.tracing import as_leaf
 from dcnzoo.ops import deform_roi_pool
+from dcnzoo.ops._arguments import is_traced
 
 
 class DeformRoIPool(nn.Module):
@@ -29,6 +33,13 @@ class DeformRoIPool(nn.Module):
         self.gamma = float(gamma)
 
     def forward(self, input: Tensor, rois: Tensor, offset: Tensor | None = None) -> Tensor:
+        if not torch.jit.is_scripting():
+            leaf = as_leaf(self, input, rois, offset)
+            if leaf is not None:
+                return leaf
+        return self._pool(input, rois, offset)
+
+    def _pool(self, input: Tensor, rois: Tensor, offset: Tensor | None) -> Tensor:
         return deform_roi_pool(
             input, rois, offset, self.output_size, self.spatial_scale, self.sampling_ratio, self.gamma
         )
@@ -78,19 +89,27 @@ class DeformRoIPoolPack(DeformRoIPool):
         )
 
     def forward(self, input: Tensor, rois: Tensor) -> Tensor:
+        if not torch.jit.is_scripting():
+            leaf = as_leaf(self, input, rois)
+            if leaf is not None:
+                return leaf
         return self._pool_moved(input, rois, self._pool_in_place(input, rois))
 
     def _pool_in_place(self, input: Tensor, rois: Tensor) -> Tensor:  # [K, output_channels · oH · oW]
-        if input.dim() != 4 or input.shape[1] != self.output_channels:
+        if not torch.jit.is_scripting():
+            self._check(input)
+        return self._pool(input, rois, None).flatten(1)
+
+    def _check(self, input: Tensor) -> None:
+        if not is_traced(input) and (input.dim() != 4 or input.shape[1] != self.output_channels):
             raise RuntimeError(
                 f"{type(self).__name__}: input: expected {self.output_channels} channels (output_channels), "
                 f"got shape {tuple(input.shape)}"
             )
-        return super().forward(input, rois).flatten(1)
 
     def _pool_moved(self, input: Tensor, rois: Tensor, pooled: Tensor) -> Tensor:
-        offset = self.offset_fc(pooled).unflatten(1, (2, *self.output_size))
-        return super().forward(input, rois, offset)
+        offset = self.offset_fc(pooled).unflatten(1, (2, self.output_size[0], self.output_size[1]))
+        return self._pool(input, rois, offset)
 
 
 class ModulatedDeformRoIPoolPack(DeformRoIPoolPack):
@@ -120,8 +139,12 @@ class ModulatedDeformRoIPoolPack(DeformRoIPoolPack):
         )
 
     def forward(self, input: Tensor, rois: Tensor) -> Tensor:
+        if not torch.jit.is_scripting():
+            leaf = as_leaf(self, input, rois)
+            if leaf is not None:
+                return leaf
         pooled = self._pool_in_place(input, rois)
-        mask = self.mask_fc(pooled).unflatten(1, (1, *self.output_size))
+        mask = self.mask_fc(pooled).unflatten(1, (1, self.output_size[0], self.output_size[1]))
         return self._pool_moved(input, rois, pooled) * mask
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dcnzoo.layers.offsets import OffsetLinear, TracksOffsets
+from dcnzoo.layers.tracing import as_leaf
 from dcnzoo.ops import ms_deform_attn
 
 
@@ -107,6 +108,10 @@ class MultiScaleDeformableAttention(TracksOffsets, nn.Module):
             level_start_index: where in S each level begins; by default they follow one another.
             key_padding_mask: bool.
         """
+        arguments = (query, reference_points, value, spatial_shapes, level_start_index, key_padding_mask)
+        leaf = as_leaf(self, *arguments)
+        if leaf is not None:
+            return leaf
         self._check(query, reference_points, value, spatial_shapes, key_padding_mask)
         if level_start_index is None:
             areas = spatial_shapes.prod(1)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from dcnzoo.ops.reference import sampling_points
 
@@ -145,11 +146,11 @@ class TracksOffsets:
         return (
             self.track_offsets
             and prediction is not None
+            and not isinstance(prediction, Proxy)
             and prediction.numel() > 0
             and not torch.compiler.is_exporting()
         )
 
-    @torch.no_grad()
     def _record_offsets(self, offset: Tensor | None, size: Sequence[int]) -> None:
         """``offset``: ``(N, G·K·rank, *out)``; ``size``: of the map that the points lie in."""
         if not self._records(offset):
@@ -160,7 +161,6 @@ class TracksOffsets:
         )  # [1, 1, K, rank, *out]
         self._record_shifts(grid, offset.unflatten(1, (-1, *grid.shape[2:4])), size, axis=3)
 
-    @torch.no_grad()
     def _record_shifts(
         self, grid: Tensor, shift: Tensor, size: Sequence[int | Tensor], axis: int = -1
     ) -> None:
@@ -174,7 +174,6 @@ class TracksOffsets:
         absolute = shift.abs()
         self._last_offsets = torch.stack([absolute.mean(), absolute.max(), driven_out.float().mean()])
 
-    @torch.no_grad()
     def _record_modulation(self, mask: Tensor | None) -> None:
         """``mask``: the factors as they weigh the samples, in any shape."""
         if not self._records(mask):

@@ -19,6 +19,8 @@ from dcnzoo.layers.deform_conv import (
     _DeformConvTransposeNd,
 )
 from dcnzoo.layers.offsets import OFFSET_CONVS, TracksOffsets, check_offset_limit, limit_offset
+from dcnzoo.layers.tracing import as_leaf
+from dcnzoo.ops._arguments import is_traced
 
 
 class MaskSigmoid(nn.Module):
@@ -44,6 +46,9 @@ class MaskSoftmax(nn.Module):
         self.scale = float(scale)
 
     def forward(self, mask: Tensor) -> Tensor:  # [N, mask_groups · taps, *out]
+        if not torch.jit.is_scripting():  # noqa: SIM102  (TorchScript skips the block for this alone)
+            if is_traced(mask):
+                return self.scale * mask.unflatten(1, (-1, self.taps)).softmax(2).flatten(1, 2)
         # group by group: views of several groups would not export with a dynamic image size
         groups = [group.softmax(1) for group in mask.split(self.taps, dim=1)]
         return self.scale * torch.cat(groups, dim=1)
@@ -210,6 +215,10 @@ class _PackedDeformConvNd(_Pack, _DeformConvNd):
         )
 
     def forward(self, input: Tensor) -> Tensor:
+        if not torch.jit.is_scripting():
+            leaf = as_leaf(self, input)
+            if leaf is not None:
+                return leaf
         offset, mask = self.predict(input)
         if not torch.jit.is_scripting():
             self._record_offsets(offset, input.shape[2:])
@@ -272,6 +281,10 @@ class _PackedDeformConvTransposeNd(_Pack, _DeformConvTransposeNd):
         )
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        if not torch.jit.is_scripting():
+            leaf = as_leaf(self, input, output_size)
+            if leaf is not None:
+                return leaf
         offset, mask = self.predict(input)
         output = self._convolve(input, offset, mask, output_size)
         if not torch.jit.is_scripting():

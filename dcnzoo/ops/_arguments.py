@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.fx import Proxy
 
 # torch.jit.script wants each tuple's length, so there is one of these per rank.
 Int1 = int | tuple[int] | list[int]
@@ -46,10 +47,15 @@ def _check_list(value: object, name: str, count: int) -> None:
         raise TypeError(f"{name}: expected an integer, or {count} in a list or tuple, got {value!r}")
 
 
+def is_traced(value: object) -> bool:
+    """Whether ``torch.fx.symbolic_trace`` is at work: there are no values to check."""
+    return isinstance(value, Proxy)
+
+
 def check_tensors(name: str, **arguments: object) -> None:
     """Before the dispatcher, which prints whole arrays, or takes None for a tensor of an unknown type."""
     for argument, value in arguments.items():
-        if not isinstance(value, Tensor):
+        if not isinstance(value, Tensor) and not is_traced(value):
             raise TypeError(f"{name}: {argument}: expected a tensor, got {type(value).__name__}")
 
 
@@ -59,6 +65,9 @@ def shape_text(sizes: list[int]) -> str:
 
 def check_arguments(name: str, layout: str, weight: Tensor, dimensions: int, im2col_step: int | None) -> None:
     """What the operator beneath cannot know (the rank asked for), or is not asked (a plain convolution)."""
+    if not torch.jit.is_scripting():  # noqa: SIM102  (TorchScript skips the block for this alone)
+        if is_traced(weight):
+            return
     if weight.dim() != dimensions:
         raise RuntimeError(
             f"{name}: weight: expected {dimensions} dimensions ({layout}, *kernel), "

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ._torch_private import DispatchKey, DispatchKeySet, ExcludeDispatchKeyGuard
+
 _library = torch.library.Library("dcnzoo", "IMPL")
 
 
@@ -23,7 +25,7 @@ def register_autocast(name: str, fields: Sequence[int] = (2, 3)) -> None:
 
 def _register(name: str, device: str, key: str, fields: Sequence[int]) -> None:
     operator = getattr(torch.ops.dcnzoo, name).default
-    keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+    keys = DispatchKeySet(getattr(DispatchKey, key))
 
     def autocast(*arguments):
         dtype = torch.get_autocast_dtype(device)
@@ -36,7 +38,7 @@ def _register(name: str, device: str, key: str, fields: Sequence[int]) -> None:
                 return argument
             return argument.to(dtype)
 
-        with torch._C._ExcludeDispatchKeyGuard(keys):
+        with ExcludeDispatchKeyGuard(keys):
             return operator(*itertools.starmap(cast, enumerate(arguments)))
 
     _library.impl(name, autocast, key)

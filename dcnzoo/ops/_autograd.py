@@ -9,51 +9,68 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch._functorch.autograd_function import enable_single_level_autograd_function
-from torch.autograd import forward_ad
-from torch.autograd.function import _SingleLevelFunction
+from torch.autograd.forward_ad import unpack_dual
 
 from . import _backend
 from ._deterministic import needs_order
 from ._errors import raise_out_of_memory
+from ._torch_private import (
+    AutoDispatchBelowAutograd,
+    SingleLevelFunction,
+    after_autograd_keyset,
+    any_requires_grad,
+    enable_single_level_autograd_function,
+    in_dual_level,
+    set_forward_grad_enabled,
+    transforms_active,
+)
 
 _library = torch.library.Library("dcnzoo", "IMPL")
 
 
 def register_autograd(
-    name: str, setup_context: Callable, backward: Callable, in_plain_torch: Callable | None = None
+    name: str,
+    setup_context: Callable,
+    backward: Callable,
+    in_plain_torch: Callable | None = None,
+    forward_mode: Callable | None = None,
 ) -> None:
     """Give the operator ``dcnzoo::name`` its derivatives, in the form of ``torch.autograd.Function``.
 
-    Forward mode goes through ``in_plain_torch``, which takes the same arguments; without it, it is an error.
+    Args:
+        in_plain_torch: the operator in plain PyTorch, with the same arguments: for
+            ``DCNZOO_BACKEND=reference``, and for forward mode.
+        forward_mode: takes the operator's arguments with their tangents and returns its results with theirs.
+            By default ``in_plain_torch``; without either, forward mode is an error.
     """
     operator = getattr(torch.ops.dcnzoo, name).default
-    if _backend.choice == "reference" and in_plain_torch is not None:
-        for key in ("Autograd", "CPU", "CUDA", "XPU"):  # the first is passed over in inference mode
-            _backend.override(name, in_plain_torch, key)
-        return
+    forward_mode = forward_mode or in_plain_torch
 
     def below_autograd(*arguments):
         *arguments, keys = arguments
-        with torch._C._AutoDispatchBelowAutograd():
+        with AutoDispatchBelowAutograd():
             try:
-                return operator.redispatch(keys & torch._C._after_autograd_keyset, *arguments)
+                return operator.redispatch(keys & after_autograd_keyset, *arguments)
             except RuntimeError as error:
                 raise_out_of_memory(error)
                 raise
 
+    if _backend.choice == "reference" and in_plain_torch is not None:
+        _backend.use_reference(name, in_plain_torch, below_autograd)
+        return
+
     def forward(*arguments):
-        if not torch._C._are_functorch_transforms_active():
+        if not transforms_active():
             return below_autograd(*arguments)
         # Only this transform's graph is complete: the ones beneath it have theirs still to record.
-        with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
+        with torch.enable_grad(), set_forward_grad_enabled(True):
             return below_autograd(*arguments)
 
     # Of a single level: that of the transform which is being applied, or plain autograd's. The dispatcher
     # takes the tensors through the others.
     function = type(
         f"dcnzoo_{name}",
-        (_SingleLevelFunction,),
+        (SingleLevelFunction,),
         {
             "forward": staticmethod(forward),
             "setup_context": staticmethod(
@@ -64,15 +81,42 @@ def register_autograd(
     )
 
     def autograd(keys, *arguments):
-        forward_mode = forward_ad._current_level >= 0
-        if forward_mode and in_plain_torch is not None:
-            return in_plain_torch(*arguments)
-        if forward_mode or (torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments)):
+        has_tangents = in_dual_level() and any(tangent(argument) is not None for argument in arguments)
+        if has_tangents and forward_mode is not None:
+            below_autograd(*arguments, keys)  # for its checks of the arguments
+            return forward_mode(*arguments)
+        if has_tangents or (torch.is_grad_enabled() and any_requires_grad(*arguments)):
             with enable_single_level_autograd_function():
                 return function.apply(*arguments, keys)
         return below_autograd(*arguments, keys)
 
     _library.impl(name, autograd, "Autograd", with_keyset=True)
+
+
+def tangent(argument: object) -> Tensor | None:
+    """The forward-mode tangent of an argument that is a tensor and has one."""
+    return unpack_dual(argument).tangent if isinstance(argument, Tensor) else None
+
+
+def primal(argument: object) -> object:
+    """An argument without its forward-mode tangent."""
+    return unpack_dual(argument).primal if isinstance(argument, Tensor) else argument
+
+
+def in_forward_mode(*tensors: Tensor | None) -> bool:
+    """Whether a backward must be differentiable in forward mode, which the ``_backward`` operators are not.
+
+    Within transforms of ``torch.func`` the tangents may belong to an outer one, where they cannot be seen.
+    """
+    return in_dual_level() and (transforms_active() or any(tangent(t) is not None for t in tensors))
+
+
+def gradients_in_plain_torch(
+    forward: Callable, grad_output: Tensor, inputs: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    """The gradients of ``inputs``, for ``forward`` in plain PyTorch: in one order, and forward mode works."""
+    _, pull = torch.func.vjp(forward, *inputs)
+    return pull(grad_output)
 
 
 def differentiate_twice(
@@ -91,8 +135,7 @@ def differentiate_twice(
     chosen = [i for i, is_wanted in enumerate(wanted) if is_wanted]
 
     def backward(grad_output: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
-        _, pull = torch.func.vjp(forward, *inputs)
-        gradients = pull(grad_output)
+        gradients = gradients_in_plain_torch(forward, grad_output, inputs)
         return tuple(gradients[i] for i in chosen)
 
     _, pull = torch.func.vjp(backward, grad_output, *inputs)
@@ -126,10 +169,12 @@ def register_derivatives(
 
     def first_backward(ctx, grad_output):
         wanted = [ctx.needs_input_grad[place] for place in differentiable]
-        if wanted[0] and needs_order(grad_output):  # the kernel adds atomically, torch's gather in one order
+        # the kernel adds atomically, torch's gather in one order
+        in_order = wanted[0] and needs_order(grad_output)
+        if in_order or in_forward_mode(grad_output, *ctx.saved_tensors):
             forward = of_differentiable(ctx.saved_tensors, ctx.arguments)
-            _, pull = torch.func.vjp(forward, *(ctx.saved_tensors[place] for place in differentiable))
-            gradients = pull(grad_output)
+            inputs = [ctx.saved_tensors[place] for place in differentiable]
+            gradients = gradients_in_plain_torch(forward, grad_output, inputs)
         else:
             gradients = backward_operator(grad_output, *ctx.saved_tensors, *ctx.arguments, wanted)
         results = [None] * (tensors + len(ctx.arguments))

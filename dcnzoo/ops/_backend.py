@@ -18,6 +18,7 @@ from torch import Tensor
 from . import _library
 from ._deterministic import grad_input_in_order, needs_order
 from ._errors import raise_out_of_memory
+from ._torch_private import all_operator_names, has_kernel
 
 BACKENDS = ("auto", "fused", "compiled", "reference")
 
@@ -127,19 +128,38 @@ def register(key: str, problem: str | None = None) -> None:
     Args:
         problem: why kernels are missing.
     """
-    for name in torch._C._dispatch_get_all_op_names():
-        if not name.startswith("dcnzoo::") or torch._C._dispatch_has_kernel_for_dispatch_key(
-            name, "CompositeExplicitAutograd"
-        ):
+    for name in all_operator_names():
+        if not name.startswith("dcnzoo::") or has_kernel(name, "CompositeExplicitAutograd"):
             continue
-        compiled = None
-        if torch._C._dispatch_has_kernel_for_dispatch_key(name, key):
-            compiled = torch.library.get_kernel(name, key)
+        compiled = torch.library.get_kernel(name, key) if has_kernel(name, key) else None
         chooser = _CHOOSERS.get(name)
         if chooser is None and compiled is not None:
             continue
         kernel = _kernel(name, chooser, compiled, problem)
         override(name.removeprefix("dcnzoo::"), kernel, key, with_keyset=True)
+
+
+def use_reference(name: str, in_plain_torch: Callable, below_autograd: Callable) -> None:
+    """Runs the reference in the place of the kernels. Where there are any, they check the arguments."""
+
+    def autograd(keys, *arguments):
+        below_autograd(*arguments, keys)
+        return in_plain_torch(*arguments)
+
+    def below(compiled):
+        def kernel(keys, *arguments):
+            if compiled is not None:
+                compiled.call_boxed(keys, *arguments)
+            return in_plain_torch(*arguments)
+
+        return kernel
+
+    override(name, autograd, "Autograd", with_keyset=True)
+    for key in ("CPU", "CUDA", "XPU"):  # in inference mode, which passes autograd over
+        qualified, compiled = f"dcnzoo::{name}", None
+        if key.lower() in _library.loaded and has_kernel(qualified, key):
+            compiled = torch.library.get_kernel(qualified, key)
+        override(name, below(compiled), key, with_keyset=True)
 
 
 def override(name: str, kernel: Callable, key: str, with_keyset: bool = False) -> None:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch
 
+from . import _torch_private
+
 _FOLDER = Path(__file__).parent
 _BUILD = "Build them with `pip install -e . --no-build-isolation` (or `make setup`) in the repository."
 
@@ -30,7 +32,10 @@ def _load(device: str) -> None:
         loaded[device] = path
 
 
-_load("cpu")
+if _torch_private.missing:
+    problems["cpu"] = _torch_private.missing
+else:
+    _load("cpu")
 if "cpu" in loaded:
     # The CUDA library holds kernels only (the schemas are in the other one), and it needs
     # libtorch_cuda, which only a CUDA build of torch has loaded.
@@ -53,5 +58,5 @@ def with_cuda() -> bool:
 
 
 def cpu_capability() -> str:
-    """The instruction set that the CPU kernels use: ``default``, ``avx2`` or ``avx512``."""
+    """The instruction set that the CPU kernels use: ``default``, ``avx2``, ``avx512`` or ``avx512_bf16``."""
     return torch.ops.dcnzoo._cpu_capability()

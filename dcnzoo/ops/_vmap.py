@@ -32,27 +32,44 @@ def register_vmap(name: str, inputs: str, outputs: str, groups: int | None = Non
         axis = {"m": 1 if apart else 0, "w": 0}
         for i, kind in enumerate(inputs):
             if arguments[i] is not None and (apart or kind == "m"):
-                arguments[i] = _fold(arguments[i], dims[i], size, axis[kind])
+                arguments[i] = fold(arguments[i], dims[i], size, axis[kind])
         if apart:
             arguments[groups] *= size
         results = operator(*arguments)
         if len(outputs) == 1:
-            return _unfold(results, size, axis["m"]), 0
+            return unfold(results, size, axis["m"]), 0
         return (
             tuple(
-                _unfold(result, size, axis[kind]) if w else result
+                unfold(result, size, axis[kind]) if w else result
                 for result, kind, w in zip(results, outputs, wanted, strict=True)
             ),
             tuple(0 if w else None for w in wanted),
         )
 
 
-def _fold(tensor: Tensor, dim: int | None, size: int, axis: int) -> Tensor:
+def fold(tensor: Tensor, dim: int | None, size: int, axis: int) -> Tensor:
     """Puts the vmapped axis (``None``: the same for all) into ``axis`` of the rest, as its outer part."""
     tensor = tensor.unsqueeze(0).expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
     return tensor.movedim(0, axis).flatten(axis, axis + 1)
 
 
-def _unfold(tensor: Tensor, size: int, axis: int) -> Tensor:
-    """The inverse of :func:`_fold`, with the vmapped axis in front."""
+def unfold(tensor: Tensor, size: int, axis: int) -> Tensor:
+    """The inverse of :func:`fold`, with the vmapped axis in front."""
     return tensor.unflatten(axis, (size, tensor.shape[axis] // size)).movedim(axis, 0)
+
+
+def fold_rois(rois: Tensor, dim: int | None, size: int, images: int | None) -> Tensor:
+    """Puts the vmapped axis of RoIs ``(K, 5)`` into the first of the rest, as its outer part.
+
+    Args:
+        images: so many images are in each part of the maps, whose axis became part of the batch: the RoIs'
+            image numbers are shifted. A number that is wrong becomes -1. None: all parts read the same maps.
+    """
+    rois = rois.unsqueeze(0).expand(size, *rois.shape) if dim is None else rois.movedim(dim, 0)
+    if images is not None:
+        rois = rois.to(torch.promote_types(rois.dtype, torch.float32))  # half precision does not count far
+        number = rois[..., :1]
+        first = torch.arange(size, device=rois.device, dtype=rois.dtype).view(-1, 1, 1) * images
+        number = torch.where((number >= 0) & (number < images), number + first, number.new_full((), -1))
+        rois = torch.cat([number, rois[..., 1:]], dim=-1)
+    return rois.flatten(0, 1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,7 +21,7 @@ from ._arguments import (
     triple,
 )
 from ._autocast import register_autocast
-from ._autograd import register_autograd
+from ._autograd import gradients_in_plain_torch, in_forward_mode, register_autograd
 from ._vmap import register_vmap
 
 _backward = torch.ops.dcnzoo._deform_conv_backward.default
@@ -227,8 +229,32 @@ def _setup_context(ctx, inputs, output):
 
 def _first_backward(ctx, grad_output):
     wanted = list(ctx.needs_input_grad[:5])
-    gradients = _backward(grad_output, *ctx.saved_tensors, *ctx.arguments, wanted)
+    if in_forward_mode(grad_output, *ctx.saved_tensors):
+        gradients = deform_conv_gradients(grad_output, ctx.saved_tensors, ctx.arguments)
+    else:
+        gradients = _backward(grad_output, *ctx.saved_tensors, *ctx.arguments, wanted)
     return *(g if w else None for g, w in zip(gradients, wanted, strict=True)), *[None] * len(ctx.arguments)
+
+
+def deform_conv_gradients(
+    grad_output: Tensor, tensors: Sequence[Tensor | None], arguments: Sequence
+) -> list[Tensor | None]:
+    """Of input, weight, offset, mask and bias, in plain PyTorch: differentiable in forward mode."""
+    *geometry, _im2col_step = arguments
+    tensors = (*tensors, grad_output.new_zeros(grad_output.shape[1]))  # a bias
+    given = [i for i, t in enumerate(tensors) if t is not None]
+
+    def forward(*inputs):
+        every = list(tensors)
+        for i, tensor in zip(given, inputs, strict=True):
+            every[i] = tensor
+        return reference.deform_conv(*every, *geometry)
+
+    gradients = [None] * 5
+    inputs = [tensors[i] for i in given]
+    for i, gradient in zip(given, gradients_in_plain_torch(forward, grad_output, inputs), strict=True):
+        gradients[i] = gradient
+    return gradients
 
 
 def _in_plain_torch(*arguments):

@@ -23,8 +23,9 @@ from ._arguments import (
     triple,
 )
 from ._autocast import register_autocast
-from ._autograd import register_autograd
+from ._autograd import in_forward_mode, register_autograd
 from ._vmap import register_vmap
+from .deform_conv import deform_conv_gradients
 
 _deform_conv = torch.ops.dcnzoo.deform_conv.default
 _deform_conv_backward = torch.ops.dcnzoo._deform_conv_backward.default
@@ -274,9 +275,12 @@ def _backward(ctx, grad_output):
     if wanted[0]:
         grad_input = _deform_conv(grad_output, weight, offset, mask, None, *ctx.arguments)
     if any(wanted[1:4]):
-        gradients = _deform_conv_backward(
-            input, grad_output, weight, offset, mask, *ctx.arguments, [False, *wanted[1:4], False]
-        )
+        if in_forward_mode(grad_output, *ctx.saved_tensors):
+            gradients = deform_conv_gradients(input, (grad_output, weight, offset, mask), ctx.arguments)
+        else:
+            gradients = _deform_conv_backward(
+                input, grad_output, weight, offset, mask, *ctx.arguments, [False, *wanted[1:4], False]
+            )
         grad_weight, grad_offset, grad_mask = (
             g if w else None for g, w in zip(gradients[1:4], wanted[1:4], strict=True)
         )

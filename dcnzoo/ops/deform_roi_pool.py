@@ -6,16 +6,18 @@ import torch
 from torch import Tensor
 
 from . import _library, reference  # noqa: F401  (_library registers the operators)
-from ._autograd import differentiate_twice
+from ._arguments import Int2
+from ._autograd import differentiate_twice, gradients_in_plain_torch, in_forward_mode, register_autograd
 from ._deterministic import needs_order, pooling_grad_input_in_order
-from .roi_align import roi_align
+from ._vmap import fold, fold_rois, unfold
+from .roi_align import bins, roi_align
 
 
 def deform_roi_pool(
     input: Tensor,  # [N, C, H, W]
     rois: Tensor,  # [K, 5], (image, x1, y1, x2, y2)
     offset: Tensor | None,  # [K, 2, oH, oW], x and y, in sizes of the RoI / gamma
-    output_size: int | tuple[int, int],
+    output_size: Int2,
     spatial_scale: float = 1.0,
     sampling_ratio: int = 0,
     gamma: float = 0.1,
@@ -50,11 +52,11 @@ def deform_roi_pool(
             image number outside ``[0, N)``; on CUDA, where looking would stall the device, such a RoI
             gives zeros.
     """
-    height, width = (output_size,) * 2 if isinstance(output_size, int) else output_size
+    height, width = bins(output_size)
     if offset is None:
         return roi_align(input, rois, (height, width), spatial_scale, sampling_ratio)
     return torch.ops.dcnzoo.deform_roi_pool(
-        input, rois, offset, height, width, spatial_scale, sampling_ratio, gamma
+        input, rois, offset, height, width, float(spatial_scale), sampling_ratio, float(gamma)
     )
 
 
@@ -78,6 +80,11 @@ def _setup_context(ctx, inputs, output):
 
 def _first_backward(ctx, grad_output):
     wanted = [ctx.needs_input_grad[0], ctx.needs_input_grad[2]]
+    if in_forward_mode(grad_output, *ctx.saved_tensors):
+        input, rois, offset = ctx.saved_tensors
+        forward = _of_input_and_offset(rois, grad_output.shape[2:], ctx.sampling)
+        grad_input, grad_offset = gradients_in_plain_torch(forward, grad_output, (input, offset))
+        return grad_input, None, grad_offset, *[None] * 5
     in_order = wanted[0] and needs_order(grad_output)  # the kernel adds atomically
     gradients = torch.ops.dcnzoo._deform_roi_pool_backward(
         grad_output, *ctx.saved_tensors, *ctx.sampling, [wanted[0] and not in_order, wanted[1]]
@@ -92,7 +99,15 @@ def _first_backward(ctx, grad_output):
     return grad_input, None, grad_offset, *[None] * 5
 
 
-torch.library.register_autograd("dcnzoo::deform_roi_pool", _first_backward, setup_context=_setup_context)
+def _of_input_and_offset(rois, size, sampling):
+    return lambda input, offset: reference.deform_roi_pool(input, rois, offset, size, *sampling)
+
+
+def _in_plain_torch(input, rois, offset, output_h, output_w, *sampling):
+    return reference.deform_roi_pool(input, rois, offset, (output_h, output_w), *sampling)
+
+
+register_autograd("deform_roi_pool", _setup_context, _first_backward, _in_plain_torch)
 
 
 def _setup_backward_context(ctx, inputs, output):
@@ -103,17 +118,42 @@ def _setup_backward_context(ctx, inputs, output):
 def _second_backward(ctx, *grads):
     """Gradients of the gradients, by differentiating the reference twice: exact, not fast."""
     grad_output, input, rois, offset = ctx.saved_tensors
-    size = grad_output.shape[2:]
-
-    def forward(input: Tensor, offset: Tensor) -> Tensor:
-        return reference.deform_roi_pool(input, rois, offset, size, *ctx.sampling)
-
+    forward = _of_input_and_offset(rois, grad_output.shape[2:], ctx.sampling)
     of_grad_output, of_input, of_offset = differentiate_twice(
         forward, grad_output, (input, offset), ctx.output_mask, grads
     )
     return of_grad_output, of_input, None, of_offset, *[None] * 4
 
 
-torch.library.register_autograd(
-    "dcnzoo::_deform_roi_pool_backward", _second_backward, setup_context=_setup_backward_context
-)
+register_autograd("_deform_roi_pool_backward", _setup_backward_context, _second_backward)
+
+
+@torch.library.register_vmap("dcnzoo::deform_roi_pool")
+def _(info, dims, input, rois, offset, *arguments):
+    size = info.batch_size
+    if dims[1] is None and dims[2] is None:  # the maps become channels
+        output = torch.ops.dcnzoo.deform_roi_pool(fold(input, dims[0], size, 1), rois, offset, *arguments)
+        return unfold(output, size, 1), 0
+    images = None
+    if dims[0] is not None:
+        input = fold(input, dims[0], size, 0)
+        images = input.shape[0] // size
+    rois, offset = fold_rois(rois, dims[1], size, images), fold(offset, dims[2], size, 0)
+    return unfold(torch.ops.dcnzoo.deform_roi_pool(input, rois, offset, *arguments), size, 0), 0
+
+
+@torch.library.register_vmap("dcnzoo::_deform_roi_pool_backward")
+def _(info, dims, grad_output, input, rois, offset, *arguments):
+    size, wanted = info.batch_size, arguments[-1]
+    input = fold(input, dims[1], size, 0)
+    gradients = torch.ops.dcnzoo._deform_roi_pool_backward(
+        fold(grad_output, dims[0], size, 0),
+        input,
+        fold_rois(rois, dims[2], size, input.shape[0] // size),
+        fold(offset, dims[3], size, 0),
+        *arguments,
+    )
+    return (
+        tuple(unfold(g, size, 0) if w else g for g, w in zip(gradients, wanted, strict=True)),
+        tuple(0 if w else None for w in wanted),
+    )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from ._arguments import Int1, Int2, Int3, pair, shape_text, single, triple
+from ._arguments import Int1, Int2, Int3, is_traced, pair, shape_text, single, triple
 
 
 def mask_softmax1d(mask: Tensor, kernel_size: Int1) -> Tensor:
@@ -43,6 +44,16 @@ def _mask_softmax(name: str, mask: Tensor, kernel_size: list[int], rank: int) ->
         taps *= size
         if size < 1:
             raise RuntimeError(f"{name}: kernel_size: expected at least 1, got {shape_text(kernel_size)}")
+    traced = False
+    if not torch.jit.is_scripting():
+        traced = is_traced(mask)
+    if not traced:
+        _check_mask(name, mask, kernel_size, taps)
+    return mask.unflatten(1, [mask.shape[1] // taps, taps]).softmax(2).flatten(1, 2)
+
+
+def _check_mask(name: str, mask: Tensor, kernel_size: list[int], taps: int) -> None:
+    rank = len(kernel_size)
     if mask.dim() != rank + 2:
         raise RuntimeError(
             f"{name}: mask: expected {rank + 2} dimensions, got shape {shape_text(mask.shape)}"
@@ -52,4 +63,3 @@ def _mask_softmax(name: str, mask: Tensor, kernel_size: list[int], rank: int) ->
             f"{name}: mask: expected a multiple of {taps} channels, the taps of kernel "
             f"{shape_text(kernel_size)}, got {mask.shape[1]}"
         )
-    return mask.unflatten(1, [mask.shape[1] // taps, taps]).softmax(2).flatten(1, 2)

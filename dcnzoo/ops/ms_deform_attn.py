@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from . import _library, reference  # noqa: F401  (_library registers the operators)
-from ._arguments import check_tensors
+from ._arguments import check_tensors, is_traced
 from ._autocast import register_autocast
 from ._autograd import register_derivatives
 from ._vmap import register_vmap
@@ -73,12 +73,11 @@ def flash_deform_attn(
         RuntimeError: as :func:`ms_deform_attn`, or the last axis is no multiple of 3·L.
     """
     levels = spatial_shapes.shape[0]
-    if sampling_loc_attn.dim() != 4 or levels < 1 or sampling_loc_attn.shape[3] % (3 * levels) != 0:
-        shape = ", ".join([str(size) for size in sampling_loc_attn.shape])
-        raise RuntimeError(
-            "flash_deform_attn: sampling_loc_attn: expected shape (batch, queries, heads, a multiple of "
-            f"3 · {levels} levels), got ({shape})"
-        )
+    traced = False
+    if not torch.jit.is_scripting():
+        traced = is_traced(sampling_loc_attn)
+    if not traced:
+        _check_flash(sampling_loc_attn, levels)
     points = sampling_loc_attn.shape[3] // (3 * levels)
     locations, logits = sampling_loc_attn.split([levels * points * 2, levels * points], dim=3)
     return ms_deform_attn(
@@ -88,6 +87,15 @@ def flash_deform_attn(
         locations.unflatten(3, (levels, points, 2)),
         logits.softmax(3).unflatten(3, (levels, points)),
     )
+
+
+def _check_flash(sampling_loc_attn: Tensor, levels: int) -> None:
+    if sampling_loc_attn.dim() != 4 or levels < 1 or sampling_loc_attn.shape[3] % (3 * levels) != 0:
+        shape = ", ".join([str(size) for size in sampling_loc_attn.shape])
+        raise RuntimeError(
+            "flash_deform_attn: sampling_loc_attn: expected shape (batch, queries, heads, a multiple of "
+            f"3 · {levels} levels), got ({shape})"
+        )
 
 
 @torch.library.register_fake("dcnzoo::ms_deform_attn")

@@ -217,9 +217,12 @@ def deform_roi_pool(
         low, high = roi[1:].view(2, 2).flip(1) * spatial_scale - 0.5  # (y, x) each
         length = high - low
         samples = [sampling_ratio] * 2 if sampling_ratio > 0 else (length / length.new_tensor(bins)).ceil()
-        if not length.isfinite().all() or min(samples) <= 0:
+        if sampling_ratio <= 0 and (not length.isfinite().all() or min(samples) <= 0):
             pooled.append(feature.new_zeros(1, input.shape[1], *bins))
             continue
+        # in vmap it is not known which sizes are finite; a RoI outside the map is zero too
+        finite = length.isfinite()
+        low, length = torch.where(finite, low, -2), torch.where(finite, length, 0)
         points = []
         for axis in range(2):
             count = int(samples[axis])
@@ -229,7 +232,7 @@ def deform_roi_pool(
             grid = grid[:, None, :, None] if axis == 0 else grid[None, :, None, :]
             moved = gamma * length[axis] * shift[1 - axis]
             points.append(grid + moved[..., None, None])
-        values = sample_clamped(feature[int(roi[0])], *points)  # (C, oH, oW, samples y, samples x)
+        values = sample_clamped(feature[roi[:1].long()][0], *points)  # (C, oH, oW, samples y, samples x)
         pooled.append(values.mean((-2, -1))[None])
     return torch.cat(pooled).to(input.dtype)
 

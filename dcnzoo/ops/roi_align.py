@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import make_dual
 
 from . import _library  # noqa: F401  (registers the operators)
+from ._arguments import Int2, pair, shape_text
+from ._autograd import primal, register_autograd, tangent
 from ._deterministic import needs_order, pooling_grad_input_in_order
+from ._vmap import fold, fold_rois, unfold
 
-_POOL_MODES = {"max": 0, "avg": 1}
+_MAX, _AVG = 0, 1
 
 
 def roi_align(
     input: Tensor,  # [N, C, H, W]
     rois: Tensor,  # [K, 5], (image, x1, y1, x2, y2)
-    output_size: int | tuple[int, int],
+    output_size: Int2,
     spatial_scale: float = 1.0,
     sampling_ratio: int = 0,
     pool_mode: str = "avg",
@@ -47,19 +51,28 @@ def roi_align(
             image number outside ``[0, N)``; on CUDA, where looking would stall the device, such a RoI
             gives zeros.
     """
-    if pool_mode not in _POOL_MODES:
-        raise RuntimeError(f"roi_align: pool_mode: expected 'avg' or 'max', got {pool_mode!r}")
-    height, width = (output_size,) * 2 if isinstance(output_size, int) else output_size
+    if pool_mode != "avg" and pool_mode != "max":
+        raise RuntimeError(f"roi_align: pool_mode: expected 'avg' or 'max', got '{pool_mode}'")
+    height, width = bins(output_size)
+    mode = 0 if pool_mode == "max" else 1
     return torch.ops.dcnzoo.roi_align(
-        input, rois, height, width, spatial_scale, sampling_ratio, _POOL_MODES[pool_mode], aligned
+        input, rois, height, width, float(spatial_scale), sampling_ratio, mode, aligned
     )[0]
+
+
+def bins(output_size: Int2) -> tuple[int, int]:
+    """The height and width of the output of a RoI pooling."""
+    size = pair(output_size, "output_size")
+    if len(size) != 2:
+        raise RuntimeError(f"output_size: expected an integer or 2 of them, got {shape_text(size)}")
+    return size[0], size[1]
 
 
 @torch.library.register_fake("dcnzoo::roi_align")
 def _(input, rois, output_h, output_w, spatial_scale, sampling_ratio, pool_mode, aligned):
     size = (rois.shape[0], input.shape[1], output_h, output_w)
     wide = torch.promote_types(input.dtype, torch.float32)
-    argmax_size = size if pool_mode == _POOL_MODES["max"] else (0,)
+    argmax_size = size if pool_mode == _MAX else (0,)
     output = input.new_empty(size)
     return output, *(input.new_empty(argmax_size, dtype=wide) for _ in range(2))
 
@@ -86,7 +99,7 @@ def _autograd_backward(ctx, grad_output, _grad_argmax_y, _grad_argmax_x):
 def _grad_input_in_order(
     grad_output, rois, argmax_y, argmax_x, input_size, spatial_scale, sampling_ratio, pool_mode, aligned
 ):
-    if pool_mode != _POOL_MODES["max"]:
+    if pool_mode != _MAX:
         return pooling_grad_input_in_order(
             grad_output, input_size, rois, None, spatial_scale, sampling_ratio, aligned
         )
@@ -95,7 +108,23 @@ def _grad_input_in_order(
     return pull(grad_output.to(maps.dtype))[0].to(grad_output.dtype)
 
 
-torch.library.register_autograd("dcnzoo::roi_align", _autograd_backward, setup_context=_setup_context)
+def _forward_mode(input, rois, *arguments):
+    """The result is linear in ``input``: its tangent is read where ``input`` was."""
+    output, argmax_y, argmax_x = torch.ops.dcnzoo.roi_align(primal(input), primal(rois), *arguments)
+    moving = tangent(input)
+    if moving is not None:
+        output = make_dual(output, _read(moving, primal(rois), argmax_y, argmax_x, *arguments))
+    return output, argmax_y, argmax_x
+
+
+def _read(maps, rois, argmax_y, argmax_x, output_h, output_w, *arguments):
+    """What the operator reads from ``maps``, where the maxima of other maps were found."""
+    if arguments[2] == _MAX:
+        return _at_maxima(maps, rois, argmax_y, argmax_x)
+    return torch.ops.dcnzoo.roi_align(maps, rois, output_h, output_w, *arguments)[0]
+
+
+register_autograd("roi_align", _setup_context, _autograd_backward, forward_mode=_forward_mode)
 
 
 def _setup_backward_context(ctx, inputs, output):
@@ -107,13 +136,7 @@ def _setup_backward_context(ctx, inputs, output):
 
 def _second_backward(ctx, grad):
     """The backward is linear in ``grad_output``: its adjoint samples where the forward did."""
-    rois, argmax_y, argmax_x = ctx.saved_tensors
-    pool_mode = ctx.arguments[2]
-    if pool_mode == _POOL_MODES["max"]:
-        grad_grad_output = _at_maxima(grad, rois, argmax_y, argmax_x)
-    else:
-        grad_grad_output = torch.ops.dcnzoo.roi_align(grad, rois, *ctx.output_size, *ctx.arguments)[0]
-    return grad_grad_output, *[None] * 8
+    return _read(grad, *ctx.saved_tensors, *ctx.output_size, *ctx.arguments), *[None] * 8
 
 
 def _at_maxima(
@@ -139,6 +162,56 @@ def _at_maxima(
     return torch.where(inside, values, torch.zeros_like(values)).to(maps.dtype)
 
 
-torch.library.register_autograd(
-    "dcnzoo::_roi_align_backward", _second_backward, setup_context=_setup_backward_context
+def _backward_forward_mode(grad_output, *arguments):
+    arguments = [primal(argument) for argument in arguments]
+    grad_input = torch.ops.dcnzoo._roi_align_backward(primal(grad_output), *arguments)
+    moving = tangent(grad_output)
+    if moving is not None:
+        grad_input = make_dual(grad_input, torch.ops.dcnzoo._roi_align_backward(moving, *arguments))
+    return grad_input
+
+
+register_autograd(
+    "_roi_align_backward",
+    _setup_backward_context,
+    _second_backward,
+    forward_mode=_backward_forward_mode,
 )
+
+
+@torch.library.register_vmap("dcnzoo::roi_align")
+def _(info, dims, input, rois, *arguments):
+    size, pool_mode = info.batch_size, arguments[4]
+    if dims[1] is None:  # the maps become channels
+        axis, input = 1, fold(input, dims[0], size, 1)
+    else:
+        axis, images = 0, None
+        if dims[0] is not None:
+            input = fold(input, dims[0], size, 0)
+            images = input.shape[0] // size
+        rois = fold_rois(rois, dims[1], size, images)
+    output, *argmax = torch.ops.dcnzoo.roi_align(input, rois, *arguments)
+    if pool_mode != _MAX:
+        return (unfold(output, size, axis), *argmax), (0, None, None)
+    return tuple(unfold(result, size, axis) for result in (output, *argmax)), (0, 0, 0)
+
+
+@torch.library.register_vmap("dcnzoo::_roi_align_backward")
+def _(info, dims, grad_output, rois, argmax_y, argmax_x, input_size, *arguments):
+    size = info.batch_size
+    batch, channels, *rest = input_size
+    axis = 1 if dims[1] is None else 0
+    grad_output = fold(grad_output, dims[0], size, axis)
+    if arguments[2] == _MAX:
+        argmax_y, argmax_x = (
+            fold(tensor, dim, size, axis) for tensor, dim in ((argmax_y, dims[2]), (argmax_x, dims[3]))
+        )
+    if axis == 1:
+        input_size = [batch, size * channels, *rest]
+    else:
+        input_size = [size * batch, channels, *rest]
+        rois = fold_rois(rois, dims[1], size, batch)
+    grad_input = torch.ops.dcnzoo._roi_align_backward(
+        grad_output, rois, argmax_y, argmax_x, input_size, *arguments
+    )
+    return unfold(grad_input, size, axis), 0

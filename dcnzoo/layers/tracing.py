@@ -1,0 +1,18 @@
+"""How ``torch.fx.symbolic_trace`` sees the layers: as leaves, as it does those of ``torch.nn``."""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.fx import Proxy
+
+
+def as_leaf(module: nn.Module, *arguments: object) -> Proxy | None:
+    """In ``torch.fx.symbolic_trace``, one node that calls ``module``; None otherwise.
+
+    None also where ``module`` is itself what is traced: its operators become nodes.
+    """
+    for argument in arguments:
+        if isinstance(argument, Proxy):
+            path = argument.tracer.path_of_module(module)
+            return argument.tracer.create_proxy("call_module", path, arguments, {}) if path else None
+    return None
