@@ -175,9 +175,22 @@ def test_larger_offsets_are_read_as_memory():
 
 def test_smaller_offsets_are_refused():
     input, weight, offset, mask, bias = deform_tensors()
-    with pytest.raises(ValueError, match=r"offset: expected at least 24 × 5 × 9 .* got 24 × 4 × 9"):
+    with pytest.raises(RuntimeError, match=r"offset: expected at least 24 × 5 × 9 .* got 24 × 4 × 9"):
         mmcv_ops.modulated_deform_conv2d(
             input, offset[:, :, 1:], mask, weight, bias, STRIDE, PADDING, DILATION, 2, 2
+        )
+
+
+@pytest.mark.parametrize(("name", "channels"), [("offset", 24), ("mask", 12)])
+@pytest.mark.parametrize("extra", [1, 12])
+def test_more_channels_are_refused(name, channels, extra):
+    """They were taken for a larger map, and the first values read: of other taps and groups."""
+    tensors = dict(zip(("input", "weight", "offset", "mask", "bias"), deform_tensors(), strict=True))
+    tensors[name] = torch.cat([tensors[name], tensors[name][:, :extra]], 1)
+    with pytest.raises(RuntimeError, match=rf"{name}: expected {channels} channels.* {channels + extra}[,)]"):
+        mmcv_ops.modulated_deform_conv2d(
+            *(tensors[name] for name in ("input", "offset", "mask", "weight", "bias")),
+            *(STRIDE, PADDING, DILATION, 2, 2),
         )
 
 

@@ -184,7 +184,7 @@ def test_bad_input(changed, message):
     given = dict(input=input, offset=offset, weight=weight, groups=2, deform_groups=2, **GEOMETRY)
     for name, value in changed.items():
         given[name] = torch.zeros(value, dtype=torch.float64) if isinstance(value, tuple) else value
-    with pytest.raises((ValueError, RuntimeError), match=message):
+    with pytest.raises(RuntimeError, match=message):
         compat.deform_conv2d(**given)
 
 
@@ -207,7 +207,7 @@ def test_bad_modulated_input(changed, message):
     for name, value in changed.items():
         is_shape = isinstance(value, tuple) and name != "stride"
         given[name] = torch.zeros(value, dtype=torch.float64) if is_shape else value
-    with pytest.raises((ValueError, RuntimeError), match=message):
+    with pytest.raises(RuntimeError, match=message):
         compat.modulated_deform_conv2d(**given)
 
 

@@ -68,6 +68,31 @@ def test_convex_giou_gradient():
         torch.testing.assert_close((giou(moved) - giou(points)) / step, gradient[:, k], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_convex_giou_gradient_where_corners_lie_on_sides(seed):
+    """Points on a grid, many of them on a side of the quadrilateral: the derivative where there is one."""
+    generator = torch.Generator().manual_seed(seed)
+    points = torch.randint(0, 7, (4, 18), generator=generator).double()
+    low = torch.randint(0, 3, (4, 2), generator=generator)
+    width, height = torch.randint(2, 5, (2, 4, 1), generator=generator)
+    quads = torch.cat([low, low + width * torch.tensor([1, 0]), low + torch.cat([width, height], 1)], 1)
+    quads = torch.cat([quads, low + height * torch.tensor([0, 1])], 1).double()
+
+    def giou(points):
+        output = points.new_zeros(4, 19)
+        _ext.convex_giou(points, quads, output)
+        return output[:, :18], output[:, 18]
+
+    (gradient, value), step, compared = giou(points), 1e-6, 0
+    for k in range(18):
+        move = step * torch.eye(18, dtype=torch.float64)[k]
+        right, left = (giou(points + move)[1] - value) / step, (value - giou(points - move)[1]) / step
+        smooth = (right - left).abs() < 1e-4
+        compared += int(smooth.sum())
+        torch.testing.assert_close(gradient[smooth, k], right[smooth], atol=1e-4, rtol=0)
+    assert compared > 20
+
+
 @pytest.mark.parametrize("angle", [0.0, 0.4, 1.9])
 def test_min_area_polygons(angle):
     """Of points of a rectangle 6 by 2, its corners."""

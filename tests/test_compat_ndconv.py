@@ -87,6 +87,27 @@ def test_definition(rank, groups, per_group, bias):
     torch.testing.assert_close(FUNCTIONS[rank](*arguments), definition(*arguments))
 
 
+@pytest.mark.parametrize("rank", [1, 2, 3])
+@pytest.mark.parametrize("groups, per_group", [(1, 1), (2, 3), (1, 4)])
+@pytest.mark.parametrize("name", ["deformable_groups_per_groups", "deformable_groups"])
+def test_layout_and_names_of_later_versions(rank, groups, per_group, name):
+    """Offsets (N, G·K·rank, *out), the axis last, and masks (N, G·K, *out)."""
+    arguments = call(rank, groups, per_group)
+    names = list(inspect.signature(FUNCTIONS[rank]).parameters)
+    given = dict(zip(names, arguments, strict=True))
+    expected = definition(*arguments)
+    batch, _, rows, *out = given["offset_field"].shape
+    flat = torch.empty(batch, rows * rank, *out, dtype=torch.float64)
+    for row, axis in itertools.product(range(rows), range(rank)):
+        flat[:, row * rank + axis] = given["offset_field"][:, axis, row]
+    given.update(offset_field=flat, attn_mask=given["attn_mask"][:, 0])
+    torch.testing.assert_close(FUNCTIONS[rank](*given.values()), expected)
+    given[name] = given.pop("offset_field_channels_per_groups")
+    torch.testing.assert_close(FUNCTIONS[rank](**given), expected)
+    with pytest.raises(TypeError, match=rf"{name}: .*offset_field_channels_per_groups"):
+        FUNCTIONS[rank](**given, offset_field_channels_per_groups=1)
+
+
 def test_example():
     """The example of its README, on the CPU."""
     device = "cpu"
@@ -161,8 +182,12 @@ def test_signature():
         (0, torch.zeros(6, 5, 4), r"deform_conv2d: input: expected 4 dimensions, got shape \(6, 5, 4\)"),
         (1, torch.zeros(4, 3, 3), r"deform_conv2d: weight: expected 4 dimensions"),
         (1, torch.zeros(4, 2, 3, 2), r"weight: expected 3 input channels \(6 / 2 groups\), got 2"),
-        # what the later versions of the op and dcnzoo.ops take
-        (2, torch.zeros(2, 72, 3, 6), r"offset_field: expected shape \(batch, 2, 36, \*out\) \(36 = 2 gr"),
+        (
+            2,
+            torch.zeros(2, 73, 3, 6),
+            r"offset_field: .* or \(batch, 72, \*out\) \(36 = 2 gr",
+        ),
+        (2, torch.zeros(2, 72, 3, 5), r"offset: expected spatial size \(3, 6\) .*got \(3, 5\)"),
         (2, torch.zeros(2, 2, 35, 3, 6), r"3 per group · 6 taps\), got \(2, 2, 35, 3, 6\)"),
         (2, torch.zeros(2, 3, 36, 3, 6), r"offset_field: expected shape \(batch, 2, 36"),
         (
@@ -170,7 +195,7 @@ def test_signature():
             torch.zeros(2, 2, 36, 3, 5),
             r"offset: expected spatial size \(3, 6\) .*got \(3, 5\)",
         ),
-        (3, torch.zeros(2, 36, 3, 6), r"attn_mask: expected shape \(batch, 1, 36"),
+        (3, torch.zeros(2, 72, 3, 6), r"attn_mask: expected shape \(batch, 1, 36"),
         (3, torch.zeros(2, 2, 36, 3, 6), r"attn_mask: expected shape \(batch, 1, 36"),
         (4, (2, 3), r"kernel_size: expected \(3, 2\), that of weight, got \(2, 3\)"),
         (4, 3, r"kernel_size: expected \(3, 2\), that of weight, got \(3, 3\)"),
@@ -187,5 +212,5 @@ def test_bad_input(position, value, message):
     arguments = list(call(2, 2, 3))
     value = value.double() if isinstance(value, torch.Tensor) else value
     arguments[position] = value
-    with pytest.raises((ValueError, RuntimeError), match=message):
+    with pytest.raises(RuntimeError, match=message):
         ndconv.deform_conv2d(*arguments)

@@ -2,11 +2,13 @@
 
 import os
 import pickle
+import re
 import socket
 import subprocess
 import sys
 import textwrap
 from collections import OrderedDict
+from fnmatch import fnmatch
 from importlib.util import find_spec
 
 import numpy as np
@@ -23,6 +25,7 @@ from torch import nn
 
 import dcnzoo.models  # noqa: F401  applies them; before mmdet, which needs mmcv.ops
 from dcnzoo.compat import openmmlab
+from dcnzoo.layers import PackedDeformConv2d
 
 # isort: split
 from mmcv.ops import RoIAlign, SyncBatchNorm
@@ -352,6 +355,113 @@ def test_a_mask_outside_the_image(box):
     masks = paste([inside[0], list(box), inside[1]])
     assert masks.shape == (3, *IMAGE) and not masks[1].any()
     assert torch.equal(masks[[0, 2]], alone)
+
+
+@pytest.mark.parametrize("box", [(2.0, 6, 5, 1), (6.0, 1, 2, 4), (6.0, 5, 1, 1)], ids=["y", "x", "both"])
+def test_a_mask_of_an_inverted_box(box):
+    """As on a GPU, where mmdet pastes into the whole image: into the box, the other way round."""
+    from mmdet.models.roi_heads.mask_heads import fcn_mask_head
+
+    mask = torch.rand(1, 1, 4, 6)
+    x1, y1, x2, y2 = box
+    turned = [axis for axis, inverted in ((2, y1 > y2), (3, x1 > x2)) if inverted]
+    ordered = torch.tensor([[min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)]])
+    region, where = fcn_mask_head._do_paste_mask(mask, torch.tensor([box]), 8, 9)
+    got = torch.zeros(1, 8, 9)
+    got[(slice(None), *where)] = region
+    expected, _ = fcn_mask_head._do_paste_mask(mask.flip(turned), ordered, 8, 9, skip_empty=False)
+    assert expected.any()
+    torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("box", [(float("nan"), 1, 3, 4), (float("inf"), 1, 3, 4), (-1e30, 5, 1e30, 2)])
+def test_a_mask_of_a_box_that_is_no_box(box):
+    from mmdet.models.roi_heads.mask_heads import fcn_mask_head
+
+    region, where = fcn_mask_head._do_paste_mask(torch.rand(1, 1, 4, 6), torch.tensor([box]), 8, 9)
+    assert region.shape == torch.zeros(1, 8, 9)[(slice(None), *where)].shape
+
+
+# to_deformable in a config
+
+
+CONV2 = "stage[34].*.blocks.*.conv2.conv"
+
+
+def csp_darknet(**options):
+    cfg = dict(type="CSPDarknet", deepen_factor=0.33, widen_factor=0.125, out_indices=(2, 3, 4), **options)
+    return MODELS.build(ConfigDict(cfg))
+
+
+@pytest.mark.parametrize(
+    ("options", "kind"),
+    [
+        (dict(where="stage[34].*.blocks.*.conv2.conv", kind="v1"), "v1"),
+        ("stage[34].*.blocks.*.conv2.conv", "v2"),
+    ],
+)
+def test_to_deformable_in_a_backbone_without_dcn(options, kind):
+    torch.manual_seed(0)
+    plain = csp_darknet()
+    torch.manual_seed(0)
+    model = csp_darknet(to_deformable=options)
+    packs = {n: m for n, m in model.named_modules() if isinstance(m, PackedDeformConv2d)}
+    expected = {n for n, m in plain.named_modules() if fnmatch(n, CONV2)}
+    assert set(packs) == expected and len(expected) >= 2
+    assert {m.conv_mask is None for m in packs.values()} == {kind == "v1"}
+    for net in (plain, model):
+        torch.manual_seed(1)
+        net.init_weights()
+    assert not any(p.any() for m in packs.values() for p in m.conv_offset.parameters())
+    model.load_state_dict(plain.state_dict(), strict=False)
+    x = torch.randn(1, 3, 64, 96)
+    model.eval()
+    plain.eval()
+    for got, want in zip(model(x), plain(x), strict=True):
+        torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
+
+
+def test_to_deformable_in_a_detector_and_its_neck():
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        cfg = get_config("mmdet::yolox/yolox_tiny_8xb8-300e_coco.py").model
+        cfg.backbone.to_deformable = dict(where="stage4.*.blocks.*.conv2.conv")
+        cfg.neck.to_deformable = "downsamples.*.conv"
+        cfg.to_deformable = dict(where="bbox_head.multi_level_cls_convs.0.0.conv")
+        before = cfg.copy()
+        detector = MODELS.build(cfg)
+    assert cfg == before
+    kinds = {n.split(".")[0] for n, m in detector.named_modules() if isinstance(m, PackedDeformConv2d)}
+    assert kinds == {"backbone", "neck", "bbox_head"}
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        (dict(dcn=True), ["CSPDarknet", "to_deformable", "where=", "dcn=True"]),
+        (dict(dcn="v1", stage_with_dcn=(True,) * 4), ["CSPDarknet", "to_deformable", "dcn='v1'"]),
+        (dict(to_deformable=dict(kind="v2")), ["CSPDarknet", "to_deformable", "where"]),
+        (dict(to_deformable=dict(where="stage4.*", kinds="v2")), ["CSPDarknet", "to_deformable", "kinds"]),
+        (dict(to_deformable=dict(where="layer4.*")), ["where", "layer4"]),
+    ],
+)
+def test_a_backbone_without_dcn_says_what_to_write(options, names):
+    with pytest.raises(ValueError) as error:
+        csp_darknet(**options)
+    text = str(error.value)
+    assert "\n" not in text and all(name in text for name in names)
+
+
+def test_what_it_says_to_write_works():
+    with pytest.raises(ValueError) as error:
+        csp_darknet(dcn=True)
+    where = re.search(r"where='(.+?)'", str(error.value))[1]
+    model = csp_darknet(to_deformable=dict(where=where))  # but for its 1×1 convolutions
+    assert any(isinstance(m, PackedDeformConv2d) for m in model.modules())
+
+
+def test_other_type_errors_are_left_alone():
+    with pytest.raises(TypeError, match="depth"):
+        csp_darknet(depth=50)
 
 
 # Where there is nothing to mend

@@ -2,13 +2,15 @@
 
 import inspect
 import io
+import itertools
+import math
 
 import pytest
 import torch
 
 import dcnzoo.ops.reference as reference
 from dcnzoo.compat import torchvision as compat
-from dcnzoo.compat.torchvision import DeformConv2d, deform_conv2d
+from dcnzoo.compat.torchvision import DeformConv2d, RoIAlign, deform_conv2d, roi_align
 
 GEOMETRY = {"stride": (2, 1), "padding": (1, 2), "dilation": (1, 2)}
 OUT = (5, 9)
@@ -150,6 +152,102 @@ def test_scripted():
         assert torch.equal(loaded(input, offset, given), layer(input, offset, given))
 
 
+# RoIAlign
+
+
+def maps_and_boxes(dtype=torch.float64):
+    generator = torch.Generator().manual_seed(4)
+    input = torch.randn(3, 2, 9, 12, dtype=dtype, generator=generator)
+    boxes = [torch.rand(count, 4, dtype=dtype, generator=generator) * 12 for count in (2, 0, 3)]
+    return input, [torch.cat([b[:, :2].minimum(b[:, 2:]), b[:, :2].maximum(b[:, 2:])], 1) for b in boxes]
+
+
+def bin_by_bin(image, box, size, scale, samples, aligned):
+    """torchvision's definition, one sample after the other."""
+    x1, y1, x2, y2 = (float(v) * scale - (0.5 if aligned else 0) for v in box)
+    width, height = x2 - x1, y2 - y1
+    if not aligned:
+        width, height = max(width, 1.0), max(height, 1.0)
+    high, wide = height / size[0], width / size[1]  # of a bin
+    rows, columns = (samples, samples) if samples > 0 else (math.ceil(high), math.ceil(wide))
+
+    def read(y, x):
+        if not (-1 <= y <= image.shape[1] and -1 <= x <= image.shape[2]):
+            return torch.zeros(image.shape[0], dtype=image.dtype)
+        y, x = min(max(y, 0), image.shape[1] - 1), min(max(x, 0), image.shape[2] - 1)
+        total = 0
+        for v in (math.floor(y), math.floor(y) + 1):
+            for u in (math.floor(x), math.floor(x) + 1):
+                weight = max(0, 1 - abs(y - v)) * max(0, 1 - abs(x - u))
+                total = total + (weight * image[:, v, u] if weight else 0)
+        return total
+
+    output = image.new_zeros(image.shape[0], *size)
+    for i, j in itertools.product(*map(range, size)):
+        points = [
+            read(y1 + (i + (a + 0.5) / rows) * high, x1 + (j + (b + 0.5) / columns) * wide)
+            for a, b in itertools.product(range(rows), range(columns))
+        ]
+        output[:, i, j] = sum(points) / max(len(points), 1)
+    return output
+
+
+@pytest.mark.parametrize("aligned", [None, False, True])
+@pytest.mark.parametrize("samples", [None, 0, 2])
+def test_roi_align(aligned, samples):
+    input, boxes = maps_and_boxes()
+    given = {"aligned": aligned, "sampling_ratio": samples}
+    given = {name: value for name, value in given.items() if value is not None}
+    output = roi_align(input, boxes, (2, 3), 0.8, **given)
+    expected = [
+        bin_by_bin(input[n], box, (2, 3), 0.8, samples or 0, bool(aligned))
+        for n, own in enumerate(boxes)
+        for box in own
+    ]
+    torch.testing.assert_close(output, torch.stack(expected))
+    numbers = torch.tensor([0, 0, 2, 2, 2], dtype=torch.float64)[:, None]
+    rois = torch.cat([numbers, torch.cat(boxes)], 1)
+    assert torch.equal(roi_align(input, rois, (2, 3), 0.8, **given), output)
+    assert torch.equal(RoIAlign((2, 3), 0.8, samples or -1, bool(aligned))(input, boxes), output)
+
+
+def test_roi_align_gradient_and_one_size():
+    input, boxes = maps_and_boxes()
+    assert roi_align(input, boxes, 4).shape == (5, 2, 4, 4)
+    input.requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: roi_align(x, boxes, 2, 0.5), input, fast_mode=True)
+
+
+def test_roi_align_without_boxes():
+    input, _ = maps_and_boxes()
+    assert roi_align(input, [torch.zeros(0, 4, dtype=torch.float64)] * 3, 2).shape == (0, 2, 2, 2)
+    assert roi_align(input[:0], [], 2).shape == (0, 2, 2, 2)
+
+
+def test_roi_align_refuses():
+    input, boxes = maps_and_boxes()
+    with pytest.raises(RuntimeError, match=r"roi_align: boxes: expected 3 tensors, .*got 2"):
+        roi_align(input, boxes[:2], 2)
+    with pytest.raises(
+        RuntimeError, match=r"roi_align: boxes: expected shape \(L, 4\) for image 1, got \(0, 5\)"
+    ):
+        roi_align(input, [boxes[0], torch.zeros(0, 5), boxes[2]], 2)
+
+
+def test_signature_of_roi_align():
+    """As in torchvision 0.28."""
+    parameters = inspect.signature(roi_align).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+    assert [p.name for p in parameters][:3] == ["input", "boxes", "output_size"]
+    assert defaults == {"spatial_scale": 1.0, "sampling_ratio": -1, "aligned": False}
+    assert list(inspect.signature(RoIAlign).parameters) == [
+        "output_size",
+        *("spatial_scale", "sampling_ratio", "aligned"),
+    ]
+    expected = "RoIAlign(output_size=(2, 3), spatial_scale=0.5, sampling_ratio=2, aligned=False)"
+    assert repr(RoIAlign((2, 3), 0.5, 2)) == expected
+
+
 # Where torchvision's compiled operator can be loaded
 
 
@@ -190,3 +288,15 @@ def test_layer_equals_torchvision(torchvision):
         parameters = inspect.signature(function).parameters.values()
         results.append([(p.name, p.default) for p in parameters])
     assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+@pytest.mark.parametrize("samples", [-1, 2])
+def test_roi_align_equals_torchvision(torchvision, aligned, samples):
+    input, boxes = maps_and_boxes()
+    arguments = (input.requires_grad_(), boxes, (2, 3), 0.8, samples, aligned)
+    results = []
+    for function in (roi_align, torchvision.roi_align):
+        output = function(*arguments)
+        results.append([output, *torch.autograd.grad(output.square().sum(), input)])
+    torch.testing.assert_close(*results)

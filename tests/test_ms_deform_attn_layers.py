@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import dcnzoo.engine.flops
 import dcnzoo.models
 from dcnzoo import layers
+from dcnzoo.compat.deformable_detr import MSDeformAttn
 from dcnzoo.compat.mmcv import use_dcnzoo_deform_conv
 from dcnzoo.layers import offset_parameter_groups, offset_statistics, track_offsets
 
@@ -315,7 +316,7 @@ def test_refuses_input(change, message):
 
 def test_the_registered_layer_wants_points_and_levels():
     layer = dcnzoo.models.MultiScaleDeformableAttention(**ARGUMENTS)
-    with pytest.raises(ValueError, match="reference_points: expected a tensor, got None"):
+    with pytest.raises(RuntimeError, match="reference_points: expected a tensor, got None"):
         layer(torch.zeros(7, 2, 12))
 
 
@@ -323,6 +324,45 @@ def test_refuses_levels_that_are_no_tensor():
     given = inputs(dtype=torch.float32)
     with pytest.raises(RuntimeError, match="spatial_shapes: expected a tensor, got tuple"):
         alone()(*given[:3], SIZES)
+
+
+# As the official layer
+
+
+@pytest.mark.parametrize("ratio", [1.0, 0.5])
+def test_the_official_arguments(ratio):
+    """Deformable DETR's names and order, and ViT-Adapter's ratio."""
+    ours = alone(value_proj_ratio=ratio).double()
+    official = MSDeformAttn(d_model=12, n_levels=2, n_heads=3, n_points=4, ratio=ratio).double()
+    assert MSDeformAttn(12, 2, 3, 4, ratio).value_proj.out_features == 12 * ratio
+    official.load_state_dict(ours.state_dict())
+    query, points, value, shapes, starts, mask = inputs()
+    expected = ours(query, points, value, shapes, starts, mask)
+    assert torch.equal(official(query, points, value, shapes, starts, mask), expected)
+    by_name = dict(input_spatial_shapes=shapes, input_level_start_index=starts, input_padding_mask=mask)
+    assert torch.equal(official(query, points, input_flatten=value, **by_name), expected)
+    assert (official.d_model, official.n_levels, official.n_heads, official.n_points) == (12, 2, 3, 4)
+    with pytest.raises(ValueError, match=r"MSDeformAttn: num_heads: .*divisor of the 3 channels"):
+        MSDeformAttn(12, n_heads=4, ratio=0.25)
+
+
+def test_the_ratio_of_vit_adapter():
+    assert alone(ratio=0.5).value_proj.out_features == 6
+    assert alone(ratio=0.5, value_proj_ratio=0.5).value_proj.out_features == 6
+    with pytest.raises(ValueError, match=r"ratio: expected 0\.25.*, got 0\.5"):
+        alone(value_proj_ratio=0.25, ratio=0.5)
+
+
+def test_official_names_in_the_call():
+    layer = alone()
+    query, points, value, shapes, starts, mask = inputs(dtype=torch.float32)
+    expected = layer(query, points, value, shapes, starts, mask)
+    official = dict(input_spatial_shapes=shapes, input_level_start_index=starts, input_padding_mask=mask)
+    assert torch.equal(layer(query, points, input_flatten=value, **official), expected)
+    with pytest.raises(TypeError, match="input_flatten"):
+        layer(query, points, value, shapes, input_flatten=value)
+    with pytest.raises(TypeError, match="input_flaten"):
+        layer(query, points, input_flaten=value, **official)
 
 
 # In detectors

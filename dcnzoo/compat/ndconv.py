@@ -9,8 +9,9 @@ Its layout, as its CUDA kernels read it (the version whose README has these argu
 ``groups · offset_field_channels_per_groups``, ``K`` for the taps of the kernel:
 
 - ``offset_field`` ``(N, rank, G · K, *out)``: the axis comes first, slowest axis (depth or height) at
-  index 0; then group, deformable group and tap, in that order. :mod:`dcnzoo.ops` has the axis last.
-- ``attn_mask`` ``(N, 1, G · K, *out)``: the mask, used as it is.
+  index 0; then group, deformable group and tap, in that order. Or, as in later versions of the module,
+  ``(N, G · K · rank, *out)``: group, deformable group, tap, axis, the layout of :mod:`dcnzoo.ops`.
+- ``attn_mask`` ``(N, 1, G · K, *out)``, or ``(N, G · K, *out)``: the mask, used as it is.
 - ``weight`` ``(O, C / groups, *kernel)``, as ever.
 - Each group of ``c = C / groups`` channels has ``d = offset_field_channels_per_groups`` deformable groups of
   its own; the group's channel ``i`` belongs to deformable group ``⌊i · d / c⌋``. ``d`` need not divide ``c``.
@@ -23,6 +24,7 @@ up the offsets of several groups; this does what its other kernels do.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -33,7 +35,26 @@ from dcnzoo import ops
 
 __all__ = ["deform_conv1d", "deform_conv2d", "deform_conv3d"]
 
+_LATER_NAMES = ("deformable_groups_per_groups", "deformable_groups")  # of offset_field_channels_per_groups
 
+
+def _takes_later_names(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    @functools.wraps(function)
+    def wrapper(*args: object, **kwargs: object) -> Tensor:
+        for name in _LATER_NAMES:
+            if name in kwargs:
+                if "offset_field_channels_per_groups" in kwargs:
+                    raise TypeError(
+                        f"{function.__name__}: {name}: expected offset_field_channels_per_groups or {name}, "
+                        "which are the same, got both"
+                    )
+                kwargs["offset_field_channels_per_groups"] = kwargs.pop(name)
+        return function(*args, **kwargs)
+
+    return wrapper
+
+
+@_takes_later_names
 def deform_conv1d(
     input: Tensor,  # [N, C, L]
     weight: Tensor,  # [O, C / groups, k]
@@ -52,6 +73,7 @@ def deform_conv1d(
     return _deform_conv(ops.deform_conv1d, 1, input, weight, offset_field, attn_mask, *geometry, bias)
 
 
+@_takes_later_names
 def deform_conv2d(
     input: Tensor,  # [N, C, H, W]
     weight: Tensor,  # [O, C / groups, kH, kW]
@@ -68,14 +90,14 @@ def deform_conv2d(
     """Deformable convolution with the arguments and the layout that the module's text describes.
 
     Raises:
-        ValueError: ``kernel_size`` is not the weight's, or ``offset_field``, ``attn_mask`` or
-            ``offset_field_channels_per_groups`` do not fit.
-        RuntimeError: what :func:`dcnzoo.ops.deform_conv2d` finds wrong.
+        RuntimeError: ``kernel_size`` is not the weight's, ``offset_field``, ``attn_mask`` or
+            ``offset_field_channels_per_groups`` do not fit, or :func:`dcnzoo.ops.deform_conv2d` finds fault.
     """
     geometry = (kernel_size, stride, padding, dilation, groups, offset_field_channels_per_groups)
     return _deform_conv(ops.deform_conv2d, 2, input, weight, offset_field, attn_mask, *geometry, bias)
 
 
+@_takes_later_names
 def deform_conv3d(
     input: Tensor,  # [N, C, D, H, W]
     weight: Tensor,  # [O, C / groups, kD, kH, kW]
@@ -111,7 +133,7 @@ def _deform_conv(
 ) -> Tensor:
     def check(holds: bool, argument: str, expected: str, given: object) -> None:
         if not holds:
-            raise ValueError(f"deform_conv{rank}d: {argument}: expected {expected}, got {given}")
+            raise RuntimeError(f"deform_conv{rank}d: {argument}: expected {expected}, got {given}")
 
     def per_axis(name: str, values: int | Sequence[int]) -> tuple[int, ...]:
         values = (values,) if isinstance(values, int) else tuple(values)
@@ -139,12 +161,18 @@ def _deform_conv(
     total = groups * per_group * taps
     meaning = f"{total} = {groups} groups · {per_group} per group · {taps} taps"
     for name, tensor, axes in (("offset_field", offset_field, rank), ("attn_mask", attn_mask, 1)):
+        apart = tensor.dim() == rank + 3 and tensor.shape[1:3] == (axes, total)
+        flat = tensor.dim() == rank + 2 and tensor.shape[1] == total * axes
         check(
-            tensor.dim() == rank + 3 and tensor.shape[1:3] == (axes, total),
+            apart or flat,
             name,
-            f"shape (batch, {axes}, {total}, *out) ({meaning})",
+            f"shape (batch, {axes}, {total}, *out) or (batch, {total * axes}, *out) ({meaning})",
             tuple(tensor.shape),
         )
+    if offset_field.dim() == rank + 2:
+        offset_field = offset_field.unflatten(1, (total, rank)).transpose(1, 2)
+    if attn_mask.dim() == rank + 2:
+        attn_mask = attn_mask.unsqueeze(1)
     if in_group % per_group:  # unequal groups are not the operator's: give each channel its own
         member = torch.arange(in_group, device=input.device) * per_group // in_group
         offset_field, attn_mask = (

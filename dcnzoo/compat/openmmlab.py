@@ -7,6 +7,10 @@ and changes nothing where it is not.
 from __future__ import annotations
 
 import functools
+import inspect
+import re
+import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,32 +20,30 @@ import torch
 from mmengine.config import ConfigDict
 from mmengine.device import get_device
 from mmengine.dist import utils as dist_utils
+from mmengine.logging import print_log
 from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import AmpOptimWrapper, DefaultOptimWrapperConstructor, OptimWrapper
-from mmengine.registry import OPTIM_WRAPPERS
+from mmengine.registry import MODELS, OPTIM_WRAPPERS
 from torch import Tensor
 
+from dcnzoo.compat import patches
 from dcnzoo.compat.checkpoints import checkpoints_run_nothing, load_own_checkpoints
 from dcnzoo.compat.packages import hub_finds_packages, inherit_from_packages
+from dcnzoo.layers.convert import to_deformable
 from dcnzoo.layers.offsets import OFFSET_PREDICTORS
 
 
 def apply() -> None:
-    inherit_from_packages()
-    hub_finds_packages()
-    load_own_checkpoints()
-    checkpoints_run_nothing()
-    amp_on_cpu()
-    distributed_without_cuda()
-    sync_batch_norm_on_cpu()
-    offsets_have_their_learning_rate()
-    roi_align_without_torchvision()
-    sync_batch_norm_alone()
+    """All of them that :mod:`dcnzoo.compat.patches` does not switch off."""
+    fixes = [
+        *(inherit_from_packages, hub_finds_packages, load_own_checkpoints, checkpoints_run_nothing),
+        *(amp_on_cpu, distributed_without_cuda, sync_batch_norm_on_cpu, offsets_have_their_learning_rate),
+        *(roi_align_without_torchvision, sync_batch_norm_alone, configs_take_to_deformable),
+    ]
     if find_spec("mmdet"):
-        ssd_predicts()
-        cascade_rpn_alone()
-        teachers_are_found()
-        masks_outside_the_image()
+        fixes += [ssd_predicts, cascade_rpn_alone, teachers_are_found, masks_outside_the_image]
+    for fix in fixes:
+        patches.apply_fix(fix)
 
 
 # Mixed precision
@@ -235,6 +237,68 @@ def sync_batch_norm_alone() -> None:
     SyncBatchNorm.__init__ = alone
 
 
+def configs_take_to_deformable() -> None:
+    """``to_deformable=dict(where=…, kind='v2')`` in the config of any module, as a backbone without ``dcn``.
+
+    What is built goes through :func:`dcnzoo.to_deformable`. A backbone that has no ``dcn`` says what to write
+    in its place.
+    """
+    for registry in {id(r): r for r in (MODELS, *MODELS.children.values())}.values():
+        if not hasattr(registry.build_func, "__wrapped__"):
+            registry.build_func = _with_to_deformable(registry.build_func)
+
+
+def _with_to_deformable(build: Callable) -> Callable:
+    @functools.wraps(build)
+    def build_deformable(cfg: object, *args: object, **kwargs: object) -> object:
+        if not isinstance(cfg, dict):
+            return build(cfg, *args, **kwargs)
+        options, plain = cfg.get("to_deformable"), cfg.copy()
+        plain.pop("to_deformable", None)
+        try:
+            module = build(plain, *args, **kwargs)
+        except TypeError as error:
+            unexpected = re.search(r"unexpected keyword argument '(stage_with_)?dcn'", str(error))
+            if "dcn" not in cfg or not unexpected:
+                raise
+            for name in ("dcn", "stage_with_dcn"):
+                plain.pop(name, None)
+            raise ValueError(_instead_of_dcn(cfg, build(plain, *args, **kwargs))) from None
+        if options is not None:
+            if not isinstance(options, dict):
+                options = {"where": options}
+            try:
+                inspect.signature(to_deformable).bind(module, **options)
+            except TypeError as error:
+                raise ValueError(
+                    f"{type(module).__name__}: to_deformable: expected a pattern or the arguments of "
+                    f"dcnzoo.to_deformable, such as dict(where='*.conv2', kind='v2'), got {options}: {error}"
+                ) from None
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "to_deformable: .* left as they are")
+                found = to_deformable(module, **options)
+            left = "".join(f"; {name} left: {why}" for name, why in found.refused.items())
+            replaced = f"{len(found.replaced)} convolutions replaced{left}"
+            print_log(f"{type(module).__name__}: to_deformable: {replaced}", "current")
+        return module
+
+    return build_deformable
+
+
+def _instead_of_dcn(cfg: dict, module: torch.nn.Module) -> str:
+    spatial = [
+        name
+        for name, child in module.named_modules()
+        if type(child) is torch.nn.Conv2d and max(child.kernel_size) > 1
+    ]
+    where = f"{spatial[-1].partition('.')[0]}.*" if spatial else "*"
+    return (
+        f"{type(module).__name__}: dcn: expected an argument of this module, which has none; write "
+        f"to_deformable=dict(where='{where}', kind='v2') in place of dcn={cfg['dcn']!r}: where is a pattern "
+        f"for the names of convolutions, here {spatial[-1] if spatial else 'none'} and others"
+    )
+
+
 def ssd_predicts() -> None:
     """Prediction asks every dense head for ``loss_cls``; SSD's has none."""
     from mmdet.models import SSDHead
@@ -292,16 +356,18 @@ def teachers_are_found() -> None:
 
 
 def masks_outside_the_image() -> None:
-    """A mask whose box lies outside the image ends prediction on the CPU; QueryInst does not clip its boxes.
+    """A mask whose box lies outside the image, or is inverted, ends prediction on the CPU (QueryInst).
 
-    (``upper bound and lower bound inconsistent with step sign``: the region to paste into, which is cut out
-    without a GPU only, ends before it begins.) There is nothing of such a mask to paste.
+    (``upper bound and lower bound inconsistent with step sign``: without a GPU only the boxes' region is
+    computed, and it ends before it begins.) Outside there is nothing to paste; into an inverted box the mask
+    is pasted the other way round, as on a GPU.
     """
     from mmdet.models.roi_heads.mask_heads import fcn_mask_head
 
     paste = fcn_mask_head._do_paste_mask
     with suppress(RuntimeError):
-        paste(torch.ones(1, 1, 2, 2), torch.tensor([[-9.0, 1.0, -5.0, 3.0]]), 4, 4)
+        for box in ([-9.0, 1.0, -5.0, 3.0], [1.0, 9.0, 3.0, 4.0]):
+            paste(torch.ones(1, 1, 2, 2), torch.tensor([box]), 12, 12)
         return
 
     @functools.wraps(paste)
@@ -312,9 +378,17 @@ def masks_outside_the_image() -> None:
         img_w: int,
         skip_empty: bool = True,
     ) -> tuple[Tensor, tuple[slice, ...]]:
-        first, end = boxes[:, :2].amin(0).floor() - 1, boxes[:, 2:].amax(0).ceil() + 1
-        if skip_empty and ((end <= 0) | (first >= boxes.new_tensor((img_w, img_h)))).any():
+        if not skip_empty:
+            return paste(masks, boxes, img_h, img_w, skip_empty)
+        corners = boxes.view(-1, 2, 2)
+        low, high = corners.amin(1), corners.amax(1)
+        first = (low.amin(0).floor() - 1).clamp(min=0)
+        end = (high.amax(0).ceil() + 1).minimum(boxes.new_tensor((img_w, img_h)))
+        if not (first < end).all():
             return masks.new_zeros(len(masks), 0, 0), (slice(0, 0), slice(0, 0))
-        return paste(masks, boxes, img_h, img_w, skip_empty)
+        inverted = (corners[:, 0] > corners[:, 1])[..., None, None, None]  # [N, 2, 1, 1, 1], in x, in y
+        masks = torch.where(inverted[:, 0], masks.flip(3), masks)
+        masks = torch.where(inverted[:, 1], masks.flip(2), masks)
+        return paste(masks, torch.cat([low, high], 1), img_h, img_w, skip_empty)
 
     fcn_mask_head._do_paste_mask = where_the_image_is

@@ -33,11 +33,11 @@ _TORCHSCRIPT_OPSETS = (12, 20)
 
 
 def register_deform_conv2d_onnx_op(use_gathernd: bool = True, enable_openvino_patch: bool = False) -> None:
-    """Teaches ``torch.onnx.export(dynamo=False)`` deformable convolution, as a graph of older operators.
+    """Teaches ``torch.onnx.export`` deformable convolution, as a graph of older operators.
 
     The function of the package deform_conv2d_onnx_exporter, for ``torchvision.ops.deform_conv2d`` and
-    for dcnzoo's own; ``opset_version`` from 12 on. For the standard operator, see
-    :func:`register_onnx_ops`.
+    for dcnzoo's own; ``opset_version`` 18 to 21, and 12 to 20 with ``dynamo=False``. For the standard
+    operator, see :func:`register_onnx_ops`.
 
     Args:
         use_gathernd: read by ``GatherND``; else by ``GatherElements``.
@@ -47,10 +47,11 @@ def register_deform_conv2d_onnx_op(use_gathernd: bool = True, enable_openvino_pa
 
 
 def register_onnx_ops(deform_conv: str = "auto") -> None:
-    """Teaches ``torch.onnx.export(dynamo=False)`` dcnzoo's operators.
+    """Teaches ``torch.onnx.export`` dcnzoo's operators, with ``dynamo=False`` and without.
 
     ``deform_conv`` says what deformable convolution becomes (:mod:`dcnzoo.export.deform_conv`). The last
-    call holds.
+    call holds. torch's default exporter has no registry that lasts, so that ``torch.onnx.export`` is
+    replaced by a function that adds :func:`translation_table` to its arguments.
 
     Raises:
         ValueError: no such target. Its opset is checked when something is exported.
@@ -59,6 +60,49 @@ def register_onnx_ops(deform_conv: str = "auto") -> None:
     for opset in range(_TORCHSCRIPT_OPSETS[0], _TORCHSCRIPT_OPSETS[1] + 1):
         for name, translate in _translations(deform_conv).items():
             torch.onnx.register_custom_op_symbolic(name, _symbolic(name, opset, translate), opset)
+    export = getattr(torch.onnx.export, "_without_dcnzoo", torch.onnx.export)
+    torch.onnx.export = _with_translations(export, deform_conv)
+
+
+def _with_translations(export: Callable, deform_conv: str) -> Callable:
+    """torch's function, which with ``dynamo=True`` translates dcnzoo's operators or says why it cannot."""
+    default = inspect.signature(export).parameters["dynamo"].default
+
+    @functools.wraps(export)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        if not kwargs.get("dynamo", default):
+            with warnings.catch_warnings():  # it would blame this line, not the caller's
+                warnings.filterwarnings("ignore", "You are using the legacy", DeprecationWarning)
+                return export(*args, **kwargs)
+        try:
+            table = translation_table(kwargs.get("opset_version") or _DYNAMO_OPSETS[0], deform_conv)
+        except ValueError as error:  # of no concern to models without these operators
+            overloads = filter(None, map(_overload, _translations(deform_conv)))
+            table = dict.fromkeys(overloads, _refusing(str(error)))
+        kwargs["custom_translation_table"] = {**table, **(kwargs.get("custom_translation_table") or {})}
+        try:
+            return export(*args, **kwargs)
+        except RuntimeError as error:  # torch wraps it in pages
+            cause: BaseException | None = error
+            while cause is not None and not isinstance(cause, _NotTranslated):
+                cause = cause.__cause__
+            if cause is None:
+                raise
+            raise ValueError(str(cause)) from None
+
+    wrapper._without_dcnzoo = export
+    return wrapper
+
+
+class _NotTranslated(ValueError):
+    """The operator cannot be expressed in the opset that was asked for."""
+
+
+def _refusing(message: str) -> Callable:
+    def refuse(*arguments: Any) -> None:
+        raise _NotTranslated(message)
+
+    return refuse
 
 
 def translation_table(opset_version: int, deform_conv: str = "auto") -> dict[Callable, Callable]:

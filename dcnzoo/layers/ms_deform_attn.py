@@ -25,7 +25,8 @@ class MultiScaleDeformableAttention(TracksOffsets, nn.Module):
         num_heads: a divisor of the projected channels.
         num_levels: of the pyramid.
         num_points: of a head on a level.
-        value_proj_ratio: of the projected channels to ``embed_dims``.
+        value_proj_ratio: of the projected channels to ``embed_dims``; ``ratio`` in ViT-Adapter's layer, a
+            name that is taken too.
 
     The offsets start as the official ones, each head looking into a direction of its own and its points one
     pixel further each, with the same weight, whatever the query.
@@ -42,6 +43,8 @@ class MultiScaleDeformableAttention(TracksOffsets, nn.Module):
         num_levels: int = 4,
         num_points: int = 4,
         value_proj_ratio: float = 1.0,
+        *,
+        ratio: float | None = None,
     ) -> None:
         nn.Module.__init__(self)  # not super(): the registered layer has a second base, mmcv's
         numbers = dict(
@@ -50,7 +53,9 @@ class MultiScaleDeformableAttention(TracksOffsets, nn.Module):
         for name, number in numbers.items():
             if number < 1:
                 self._refuse(name, "at least 1", number)
-        channels = int(embed_dims * value_proj_ratio)
+        if ratio is not None and value_proj_ratio not in (1.0, ratio):
+            self._refuse("ratio", f"{value_proj_ratio}, the value_proj_ratio given, or none", ratio)
+        channels = int(embed_dims * (value_proj_ratio if ratio is None else ratio))
         if channels < 1 or channels % num_heads:
             self._refuse("num_heads", f"a divisor of the {channels} channels of value_proj", num_heads)
         self.embed_dims = embed_dims
@@ -91,12 +96,20 @@ class MultiScaleDeformableAttention(TracksOffsets, nn.Module):
         self,
         query: Tensor,  # [N, Q, C]
         reference_points: Tensor,  # [N, Q, L, 2], (x, y), or [N, Q, L, 4], with (width, height)
-        value: Tensor,  # [N, S, C]
-        spatial_shapes: Tensor,  # [L, 2], (height, width)
+        value: Tensor | None = None,  # [N, S, C]
+        spatial_shapes: Tensor | None = None,  # [L, 2], (height, width)
         level_start_index: Tensor | None = None,  # [L]
         key_padding_mask: Tensor | None = None,  # [N, S], True: reads as zero
+        *,
+        input_flatten: Tensor | None = None,
+        input_spatial_shapes: Tensor | None = None,
+        input_level_start_index: Tensor | None = None,
+        input_padding_mask: Tensor | None = None,
     ) -> Tensor:  # [N, Q, C]
         """What the official layer's ``forward`` computes, its arguments in the same order.
+
+        By keyword, the official names ``input_flatten``, ``input_spatial_shapes``,
+        ``input_level_start_index`` and ``input_padding_mask`` stand for ``value`` to ``key_padding_mask``.
 
         Args:
             query: ``(N, Q, embed_dims)``, with positions added.
@@ -108,6 +121,19 @@ class MultiScaleDeformableAttention(TracksOffsets, nn.Module):
             level_start_index: where in S each level begins; by default they follow one another.
             key_padding_mask: bool.
         """
+        value = self._either("value", value, "input_flatten", input_flatten)
+        spatial_shapes = self._either(
+            "spatial_shapes", spatial_shapes, "input_spatial_shapes", input_spatial_shapes
+        )
+        level_start_index = self._either(
+            "level_start_index", level_start_index, "input_level_start_index", input_level_start_index
+        )
+        key_padding_mask = self._either(
+            "key_padding_mask", key_padding_mask, "input_padding_mask", input_padding_mask
+        )
+        for name, given in (("value", value), ("spatial_shapes", spatial_shapes)):
+            if given is None:
+                self._refuse(name, "a tensor", None, RuntimeError)
         arguments = (query, reference_points, value, spatial_shapes, level_start_index, key_padding_mask)
         leaf = as_leaf(self, *arguments)
         if leaf is not None:
@@ -134,7 +160,7 @@ class MultiScaleDeformableAttention(TracksOffsets, nn.Module):
             self._record_shifts(reference * extent - 0.5, shift * extent, extent.unbind(-1))
         weights = self.attention_weights(query).to(exact).unflatten(-1, (self.num_heads, -1)).softmax(-1)
         self._record_modulation(weights)
-        x = ms_deform_attn(
+        x = self._attend(
             value.unflatten(-1, (self.num_heads, -1)),
             spatial_shapes,
             level_start_index,
@@ -142,6 +168,17 @@ class MultiScaleDeformableAttention(TracksOffsets, nn.Module):
             weights.unflatten(-1, points[1:]),
         )
         return self.output_proj(x)
+
+    def _either(self, name: str, value: Tensor | None, official: str, other: Tensor | None) -> Tensor | None:
+        """An argument that has two names."""
+        if value is not None and other is not None:
+            raise TypeError(f"{type(self).__name__}: {name}: expected one of {name} and {official}, got both")
+        return other if value is None else value
+
+    def _attend(
+        self, value: Tensor, shapes: Tensor, starts: Tensor, locations: Tensor, weights: Tensor
+    ) -> Tensor:
+        return ms_deform_attn(value, shapes, starts, locations, weights)
 
     def _check(
         self, query: Tensor, reference_points: Tensor, value: Tensor, shapes: Tensor, mask: Tensor | None

@@ -9,6 +9,7 @@ from mmdet.models.backbones import hrnet, regnet, res2net, resnest, resnet, resn
 from mmdet.registry import MODELS
 from torch import nn
 
+from dcnzoo.compat import patches
 from dcnzoo.models.dcn import check_stages, deformable_like, parse_dcn
 
 
@@ -44,7 +45,7 @@ class _WithDCN:
         return super().make_res_layer(block=block, dcn=dcn, **kwargs)
 
 
-@MODELS.register_module(force=True)
+@patches.replace(MODELS)
 class ResNet(_WithDCN, resnet.ResNet):
     """MMDetection's ResNet; ``depth`` can also be 14 or 26: Bottlenecks, one or two to a stage."""
 
@@ -55,32 +56,32 @@ class ResNet(_WithDCN, resnet.ResNet):
     }
 
 
-@MODELS.register_module(force=True)
+@patches.replace(MODELS)
 class ResNetV1d(_WithDCN, resnet.ResNetV1d):
     arch_settings = ResNet.arch_settings
 
 
-@MODELS.register_module(force=True)
+@patches.replace(MODELS)
 class ResNeXt(_WithDCN, resnext.ResNeXt):
     pass
 
 
-@MODELS.register_module(force=True)
+@patches.replace(MODELS)
 class Res2Net(_WithDCN, res2net.Res2Net):
     pass
 
 
-@MODELS.register_module(force=True)
+@patches.replace(MODELS)
 class ResNeSt(_WithDCN, resnest.ResNeSt):
     pass
 
 
-@MODELS.register_module(force=True)
+@patches.replace(MODELS)
 class RegNet(_WithDCN, regnet.RegNet):
     pass
 
 
-@MODELS.register_module(force=True)
+@patches.replace(MODELS)
 class TridentResNet(_WithDCN, trident_resnet.TridentResNet):
     """MMDetection's, with ``dcn`` in c3.
 
@@ -99,7 +100,7 @@ class TridentResNet(_WithDCN, trident_resnet.TridentResNet):
         super().__init__(*args, dcn=dcn, stage_with_dcn=stage_with_dcn, **kwargs)
 
 
-@MODELS.register_module(force=True)
+@patches.replace(MODELS)
 class HRNet(hrnet.HRNet):
     """MMDetection's, with ``dcn`` in the blocks of stages 2 to 4, all branches; ``stage_with_dcn``
     chooses others. (Stages 1 to 4, not c2 to c5: from stage to stage a branch is added.)

@@ -5,11 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mmcv.cnn import build_conv_layer
-from mmcv.ops import DeformConv2d, ModulatedDeformConv2d
+from mmcv.ops import (
+    DeformConv2d,
+    DeformConv2dPack,
+    ModulatedDeformConv2d,
+    ModulatedDeformConv2dPack,
+    deform_conv2d,
+    modulated_deform_conv2d,
+)
 from mmengine.registry import MODELS
 from mmengine.utils import deprecated_api_warning
-from torch import nn
+from torch import Tensor, nn
 
+from dcnzoo.compat import patches
+from dcnzoo.compat.mmcv import largest_step, runs_on_dcnzoo
 from dcnzoo.compat.mmcv.deform_conv import OffsetPack
 
 
@@ -75,8 +84,8 @@ def deformable_like(conv: nn.Conv2d, dcn: dict) -> nn.Module:
     )
 
 
-@MODELS.register_module(force=True)
-class DCN(OffsetPack, DeformConv2d):
+@patches.replace(MODELS)
+class DCN(OffsetPack, DeformConv2dPack):
     """Deformable convolution v1 (Dai et al. 2017): mmcv's ``DeformConv2dPack``.
 
     Takes that class's arguments, and ``bias=True``, which it refuses. ``im2col_step`` bounds memory
@@ -101,16 +110,24 @@ class DCN(OffsetPack, DeformConv2d):
         im2col_step: int | None = None,
         offset_limit: float | None = None,
     ) -> None:
-        super().__init__(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, deform_groups
-        )
+        # not mmcv's pack's constructor: it adds an offset convolution of its own
+        geometry = (kernel_size, stride, padding, dilation, groups, deform_groups)
+        DeformConv2d.__init__(self, in_channels, out_channels, *geometry)
         bias = nn.Parameter(self.weight.new_zeros(out_channels)) if bias else None
         self.register_parameter("bias", bias)
         self._add_offset_conv(im2col_step, offset_limit)
 
+    def _convolve(self, x: Tensor, offset: Tensor, mask: Tensor | None) -> Tensor:
+        if runs_on_dcnzoo("deform_conv", x.device):
+            return super()._convolve(x, offset, mask)
+        geometry = (self.stride, self.padding, self.dilation, self.groups, self.deform_groups)
+        step = largest_step(x.shape[0], self.im2col_step)
+        output = deform_conv2d(x.contiguous(), offset.contiguous(), self.weight, *geometry, False, step)
+        return output if self.bias is None else output + self.bias[:, None, None].to(output.dtype)
 
-@MODELS.register_module(force=True)
-class DCNv2(OffsetPack, ModulatedDeformConv2d):
+
+@patches.replace(MODELS)
+class DCNv2(OffsetPack, ModulatedDeformConv2dPack):
     """Deformable convolution v2 (Zhu et al. 2019): mmcv's ``ModulatedDeformConv2dPack``.
 
     Takes that class's arguments, ``im2col_step``, which bounds memory, and ``offset_limit``, as
@@ -134,18 +151,16 @@ class DCNv2(OffsetPack, ModulatedDeformConv2d):
         im2col_step: int | None = None,
         offset_limit: float | None = None,
     ) -> None:
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            deform_groups,
-            bias,
-        )
+        geometry = (kernel_size, stride, padding, dilation, groups, deform_groups)
+        ModulatedDeformConv2d.__init__(self, in_channels, out_channels, *geometry, bias)
         self._add_offset_conv(im2col_step, offset_limit)
+
+    def _convolve(self, x: Tensor, offset: Tensor, mask: Tensor | None) -> Tensor:
+        if runs_on_dcnzoo("modulated_deform_conv", x.device):
+            return super()._convolve(x, offset, mask)
+        geometry = (self.stride, self.padding, self.dilation, self.groups, self.deform_groups)
+        fields = (offset.contiguous(), mask.contiguous())
+        return modulated_deform_conv2d(x.contiguous(), *fields, self.weight, self.bias, *geometry)
 
     def init_weights(self) -> None:
         super().init_weights()

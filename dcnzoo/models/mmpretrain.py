@@ -5,6 +5,7 @@ from __future__ import annotations
 from mmpretrain.models.backbones import resnet, resnext, seresnet, seresnext
 from mmpretrain.registry import MODELS
 
+from dcnzoo.compat import patches
 from dcnzoo.models.dcn import check_stages, deformable_like, parse_dcn
 
 
@@ -29,31 +30,31 @@ class _WithDCN:
         self._freeze_stages()  # again: what is new in them, too
 
 
-@MODELS.register_module(force=True)
+@patches.replace(MODELS)
 class ResNet(_WithDCN, resnet.ResNet):
     pass
 
 
-@MODELS.register_module(force=True)
+@patches.replace(MODELS)
 class ResNetV1c(_WithDCN, resnet.ResNetV1c):
     pass
 
 
-@MODELS.register_module(force=True)
+@patches.replace(MODELS)
 class ResNetV1d(_WithDCN, resnet.ResNetV1d):
     pass
 
 
-@MODELS.register_module(force=True)
+@patches.replace(MODELS)
 class ResNeXt(_WithDCN, resnext.ResNeXt):
     pass
 
 
-@MODELS.register_module(force=True)
+@patches.replace(MODELS)
 class SEResNet(_WithDCN, seresnet.SEResNet):
     pass
 
 
-@MODELS.register_module(force=True)
+@patches.replace(MODELS)
 class SEResNeXt(_WithDCN, seresnext.SEResNeXt):
     pass

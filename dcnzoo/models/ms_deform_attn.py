@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 from mmcv.ops import MultiScaleDeformableAttention as MmcvAttention
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
@@ -9,10 +11,12 @@ from mmengine.utils import deprecated_api_warning
 from torch import Tensor, nn
 
 from dcnzoo import layers
+from dcnzoo.compat import patches
+from dcnzoo.compat.mmcv import largest_step, runs_on_dcnzoo
 
 
 # mmcv's class is a base too, because MMDetection's detectors look for it when they initialise.
-@MODELS.register_module(force=True)
+@patches.replace(MODELS)
 class MultiScaleDeformableAttention(layers.MultiScaleDeformableAttention, MmcvAttention):
     """mmcv's ``MultiScaleDeformableAttention``: :class:`dcnzoo.layers.MultiScaleDeformableAttention` with a
     dropout and a shortcut.
@@ -50,6 +54,20 @@ class MultiScaleDeformableAttention(layers.MultiScaleDeformableAttention, MmcvAt
         self.reset_parameters()
         self._is_init = True
 
+    def _attend(
+        self, value: Tensor, shapes: Tensor, starts: Tensor, locations: Tensor, weights: Tensor
+    ) -> Tensor:
+        if runs_on_dcnzoo("multi_scale_deform_attn", value.device):
+            return super()._attend(value, shapes, starts, locations, weights)
+        mmcvs = import_module("mmcv.ops.multi_scale_deform_attn")
+        if not value.is_cuda:
+            return mmcvs.multi_scale_deformable_attn_pytorch(
+                value, shapes, locations.type_as(value), weights.type_as(value)
+            )
+        step = largest_step(value.shape[0], self.im2col_step)
+        function = mmcvs.MultiScaleDeformableAttnFunction
+        return function.apply(value.contiguous(), shapes, starts, locations, weights, step)
+
     @deprecated_api_warning({"residual": "identity"}, cls_name="MultiScaleDeformableAttention")
     def forward(
         self,
@@ -74,7 +92,7 @@ class MultiScaleDeformableAttention(layers.MultiScaleDeformableAttention, MmcvAt
         """
         for name, given in dict(reference_points=reference_points, spatial_shapes=spatial_shapes).items():
             if given is None:
-                self._refuse(name, "a tensor", None)
+                self._refuse(name, "a tensor", None, RuntimeError)
         value = query if value is None else value
         identity = query if identity is None else identity
         query = query if query_pos is None else query + query_pos

@@ -7,6 +7,7 @@ from typing import ClassVar
 from mmdet.models import necks
 from mmdet.registry import MODELS
 
+from dcnzoo.compat import patches
 from dcnzoo.models.dcn import deformable_like, parse_dcn
 
 
@@ -29,11 +30,11 @@ class _WithDCN:
                 module.conv = deformable_like(module.conv, dcn)
 
 
-@MODELS.register_module(force=True)
+@patches.replace(MODELS)
 class FPN(_WithDCN, necks.FPN):
     pass
 
 
-@MODELS.register_module(force=True)
+@patches.replace(MODELS)
 class PAFPN(_WithDCN, necks.PAFPN):
     output_convs = ("fpn_convs", "pafpn_convs")

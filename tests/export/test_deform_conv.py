@@ -234,6 +234,56 @@ def test_torchvisions_operator(use_gathernd, use_mask, path, torchvision_op):
     assert_close(run(path, input, offset)[0], expected)
 
 
+@pytest.fixture
+def torchs_export(monkeypatch):
+    """``torch.onnx.export`` as torch has it, again after the test."""
+    monkeypatch.setattr(
+        torch.onnx, "export", getattr(torch.onnx.export, "_without_dcnzoo", torch.onnx.export)
+    )
+
+
+@pytest.mark.parametrize("opset", [pytest.param(18, marks=pytest.mark.slow), 19])
+def test_registered_for_torchs_default_exporter(opset, path, torchs_export):
+    register_deform_conv2d_onnx_op()
+    register_deform_conv2d_onnx_op(use_gathernd=False)  # the last call holds
+    layer = PackedDeformConv2d(4, 6, (3, 2), padding=1, modulated=True).eval()
+    nn.init.normal_(layer.conv_offset.weight, std=0.3)
+    x = torch.randn(2, 4, 7, 9)
+    torch.onnx.export(layer, (x,), path, opset_version=opset)
+    assert "GatherElements" in nodes(path) and "GatherND" not in nodes(path)
+    assert_close(run(path, x)[0], layer.double()(x.double()))
+
+
+@pytest.mark.slow
+def test_torchs_default_exporter_names_what_it_cannot_do(path, torchs_export):
+    register_deform_conv2d_onnx_op()
+    layer = PackedDeformConv2d(4, 6, 3).eval()
+    with pytest.raises(ValueError, match=r"^opset_version: expected 18 to 21 .*got 12.*dynamo=False[^\n]*$"):
+        torch.onnx.export(layer, (torch.randn(1, 4, 7, 9),), path, opset_version=12)
+    register_onnx_ops("native")
+    with pytest.raises(ValueError, match=r"^opset_version: expected at least 19 .*native[^\n]*$"):
+        torch.onnx.export(layer, (torch.randn(1, 4, 7, 9),), path, opset_version=18)
+    # models without the operator are no concern of it
+    torch.onnx.export(nn.Conv2d(4, 6, 3), (torch.randn(1, 4, 7, 9),), path, opset_version=18)
+
+
+def test_torchvisions_operator_in_torchs_default_exporter(path, torchvision_op, torchs_export):
+    """torch's own translation is ``DeformConv``, whatever the opset is: before 19 no runtime knows it."""
+    register_deform_conv2d_onnx_op()
+    sample = cases.make("torchvision, dynamo", channels=4, padding=1, stride=(2, 1))
+    input, weight, offset, _, bias = sample.to(torch.float32).tensors
+
+    class Model(nn.Module):
+        def forward(self, input, offset):
+            mask = offset.new_zeros(1, 0)
+            return torchvision_op(input, weight, offset, mask, bias, 2, 1, 1, 1, 1, 1, 1, 1, False)
+
+    torch.onnx.export(Model(), (input, offset), path, opset_version=18)
+    tensors = [t.double() for t in (input, weight, offset)]
+    expected = oracle.deform_conv(*tensors, None, bias.double(), (2, 1), (1, 1), (1, 1), 1)
+    assert_close(run(path, input, offset)[0], expected)
+
+
 @pytest.fixture(scope="module")
 def torchvision_op():
     """torchvision's operator, or where torchvision is not, one of its name and signature."""
@@ -253,6 +303,7 @@ def torchvision_op():
             return dcnzoo.ops.deform_conv2d(input, weight, offset, mask, bias, *pairs, groups)
 
         library.impl("deform_conv2d", kernel, "CompositeExplicitAutograd")
+        torch.library.register_fake("torchvision::deform_conv2d", kernel, lib=library)
         yield torch.ops.torchvision.deform_conv2d
         library._destroy()
     else:

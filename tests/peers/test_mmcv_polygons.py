@@ -107,13 +107,24 @@ def test_convex_iou(hulls, seed):
 @pytest.mark.parametrize("seed", CASES)
 def test_convex_giou(hulls, seed):
     case = Case(seed)
-    case.whole = False  # a corner on a side has no gradient
     points = nine_points(case, case.choose.choice([0, 1, 6]))
     boxes = quads(case, len(points), regular=True).double()
     got, want = points.new_zeros(2, len(points), 19)
     stand_in.convex_giou(points, boxes, got)
     hulls("giou", len(points), points, boxes, want)
-    torch.testing.assert_close(got, want, **TOLERANCE)
+    torch.testing.assert_close(got[:, 18], want[:, 18], **TOLERANCE)
+    # Where a corner lies on a side, as of whole numbers, mmcv mixes the two lines that cut there: ours has to
+    # be the derivative from one side or the other.
+    differs = (got - want).abs() > 1e-5
+    assert case.whole or not differs.any()
+    for row, k in differs.nonzero().tolist():
+        slopes = []
+        for step in (1e-5, -1e-5):
+            moved, output = points.clone(), torch.zeros_like(got)
+            moved[row, k] += step
+            stand_in.convex_giou(moved, boxes, output)
+            slopes.append(float(output[row, 18] - got[row, 18]) / step)
+        assert min(slopes) - 1e-4 <= got[row, k] <= max(slopes) + 1e-4
 
 
 @pytest.mark.parametrize("seed", CASES)

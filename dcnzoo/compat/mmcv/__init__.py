@@ -17,10 +17,19 @@ import sys
 from importlib.machinery import ModuleSpec
 from importlib.util import spec_from_file_location
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from dcnzoo.compat import patches
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
 
 EXTENSION = "mmcv._ext"
 STAND_IN = Path(__file__).with_name("_ext.py")
-
+PROVEN = ("cpu",)  # the devices on which dcnzoo's kernels have run
 
 __all__ = [  # of deform_conv
     "DeformConv2d",
@@ -53,19 +62,68 @@ def install() -> None:
         sys.meta_path.append(_Finder)
 
 
+def compiled_extension() -> ModuleType | None:
+    """mmcv's own compiled module, or None where dcnzoo's stands in for it."""
+    extension = importlib.import_module(EXTENSION)
+    return None if extension.__file__ == str(STAND_IN) else extension
+
+
+# The devices that a compiled mmcv has kernels for; None: it is not compiled. Set by use_dcnzoo_deform_conv.
+_mmcv_devices: tuple[str, ...] | None = None
+
+
+def runs_on_dcnzoo(operator: str, device: torch.device) -> bool:
+    """Whether an operator of mmcv, by its name in :mod:`dcnzoo.compat.patches`, is dcnzoo's on this device.
+
+    With mmcv-lite it always is. A compiled mmcv keeps its own on a device where dcnzoo's are not proven,
+    unless it has none there.
+    """
+    if _mmcv_devices is None:
+        return True
+    if not patches.enabled(operator):
+        return False
+    if device.type in PROVEN:
+        return True
+    return device.type == "cuda" and ("cuda" not in _mmcv_devices or patches.enabled(patches.CUDA))
+
+
+def largest_step(batch: int, most: int | None) -> int:
+    """The largest ``im2col_step`` up to ``most`` that divides the batch, as mmcv's own kernels need it."""
+    most = min(batch, most or 32)
+    return next((step for step in range(most, 0, -1) if batch % step == 0), 1)
+
+
+class _ByDevice:
+    """In the place of ``ext_module`` in a module of mmcv: dcnzoo's functions or mmcv's, by device."""
+
+    def __init__(self, operator: str, ours: ModuleType, theirs: ModuleType) -> None:
+        self.operator, self.ours, self.theirs = operator, ours, theirs
+
+    def __getattr__(self, name: str) -> Callable:
+        def call(first: torch.Tensor, *args: object, **kwargs: object) -> object:
+            chosen = self.ours if runs_on_dcnzoo(self.operator, first.device) else self.theirs
+            return getattr(chosen, name)(first, *args, **kwargs)
+
+        return call
+
+
 def use_dcnzoo_deform_conv() -> None:
-    """Runs mmcv's own deformable layers on dcnzoo's operators, also where mmcv is compiled.
+    """Runs mmcv's own deformable layers on dcnzoo's operators where :func:`runs_on_dcnzoo` says so.
 
     ``DeformConv2d``, ``ModulatedDeformConv2d`` and their functions, which several heads import past
     the registry, the deformable RoI pools, which RoI extractors look up in ``mmcv.ops`` by name, and
     ``MultiScaleDeformableAttention``, which DETRs import, find ``ext_module`` in their module at every call.
     Compiled mmcv has no RoI pool for the CPU, and of attention a function in PyTorch, whose place is taken.
     """
-    extension = importlib.import_module(f"{__name__}._ext")
-    for name in ("deform_conv", "modulated_deform_conv", "deform_roi_pool", "multi_scale_deform_attn"):
+    global _mmcv_devices
+    extension, compiled = importlib.import_module(f"{__name__}._ext"), compiled_extension()
+    if compiled is not None:
+        with_cuda = compiled.get_compiling_cuda_version() != "not available"
+        _mmcv_devices = ("cpu", "cuda") if with_cuda else ("cpu",)
+    for name in patches.OPERATORS:
         # not `import … as`: mmcv.ops has functions of the same names as its modules
         module = importlib.import_module(f"mmcv.ops.{name}")
-        module.ext_module = extension
+        module.ext_module = extension if compiled is None else _ByDevice(name, extension, compiled)
     name = "multi_scale_deformable_attn_pytorch"
     if not hasattr(getattr(module, name), "__wrapped__"):
         setattr(module, name, extension.attention_in_place_of(getattr(module, name)))

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 
 import dcnzoo.ops
+from dcnzoo.compat import patches
+from dcnzoo.compat.mmcv import runs_on_dcnzoo
 from dcnzoo.compat.mmcv.deform_conv import as_read
 from dcnzoo.compat.mmcv.plain import boxes, features, losses, points, polygons, rois
 
@@ -321,6 +323,13 @@ def ms_deform_attn_backward(
         target.add_(gradient)
 
 
+def _attends_on(device: torch.device) -> bool:
+    """Elsewhere mmcv's function in PyTorch, which runs everywhere, stays."""
+    name = "multi_scale_deform_attn"
+    has_kernels = device.type == "cpu" or (device.type == "cuda" and dcnzoo.ops.with_cuda())
+    return has_kernels and patches.enabled(name) and runs_on_dcnzoo(name, device)
+
+
 def attention_in_place_of(plain: Callable) -> Callable:
     """mmcv's function for the CPU, ``multi_scale_deformable_attn_pytorch``, on dcnzoo's operator.
 
@@ -334,7 +343,8 @@ def attention_in_place_of(plain: Callable) -> Callable:
         sampling_locations: Tensor,  # [N, Q, heads, L, P, 2]
         attention_weights: Tensor,  # [N, Q, heads, L, P]
     ) -> Tensor:  # [N, Q, heads·D]
-        if torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export():
+        exporting = torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()
+        if exporting or not _attends_on(value.device):
             return plain(value, value_spatial_shapes, sampling_locations, attention_weights)
         shapes = torch.as_tensor(value_spatial_shapes, device=value.device, dtype=torch.int64)
         areas = shapes.prod(1)

@@ -1,7 +1,8 @@
 """mmcv's deformable convolutions: its functions and layers, argument for argument, without mmcv.
 
 Checked against mmcv 2.1.0. Any batch goes with any ``im2col_step``. Import the names from
-:mod:`dcnzoo.compat.mmcv`, as from ``mmcv.ops``.
+:mod:`dcnzoo.compat.mmcv`, as from ``mmcv.ops``. Calls that do not fit raise ``RuntimeError``, as those of
+torch's functions do; constructors raise ``ValueError``, as torch's layers do.
 """
 
 from __future__ import annotations
@@ -44,12 +45,12 @@ def deform_conv2d(
     there to be ``False``.
 
     Raises:
-        ValueError: the channels of ``offset`` are not those of ``deform_groups``; ``bias``.
-        RuntimeError: what :func:`dcnzoo.ops.deform_conv2d` finds wrong.
+        RuntimeError: the channels of ``offset`` are not those of ``deform_groups``; ``bias``; what
+            :func:`dcnzoo.ops.deform_conv2d` finds wrong.
     """
     if bias is not False:
         given = bias if isinstance(bias, bool) else f"a {type(bias).__name__}"
-        raise ValueError(f"deform_conv2d: bias: expected False, there is none in v1, got {given}")
+        raise RuntimeError(f"deform_conv2d: bias: expected False, there is none in v1, got {given}")
     _check_groups("deform_conv2d", deform_groups, input, weight, offset=offset)
     return _convolve(input, weight, offset, None, None, stride, padding, dilation, groups, im2col_step)
 
@@ -72,15 +73,14 @@ def modulated_deform_conv2d(
     and a ``mask`` larger than the output are read as :func:`as_read` says.
 
     Raises:
-        ValueError: the channels of ``offset`` or ``mask`` are not those of ``deform_groups``, or they
-            are smaller than the output.
-        RuntimeError: what :func:`dcnzoo.ops.deform_conv2d` finds wrong.
+        RuntimeError: the channels of ``offset`` or ``mask`` are not those of ``deform_groups``, or they
+            are smaller than the output; what :func:`dcnzoo.ops.deform_conv2d` finds wrong.
     """
     _check_groups("modulated_deform_conv2d", deform_groups, input, weight, offset=offset, mask=mask)
     geometry = dict(stride=stride, padding=padding, dilation=dilation)
     pairs = [_pair(f"modulated_deform_conv2d: {name}", value) for name, value in geometry.items()]
     if min(pairs[0]) < 1:
-        raise ValueError(f"modulated_deform_conv2d: stride: expected at least 1, got {pairs[0]}")
+        raise RuntimeError(f"modulated_deform_conv2d: stride: expected at least 1, got {pairs[0]}")
     size = tuple(
         (i + 2 * p - d * (k - 1) - 1) // s + 1
         for i, k, s, p, d in zip(input.shape[2:], weight.shape[2:], *pairs, strict=True)
@@ -97,14 +97,20 @@ def as_read(values: Tensor, name: str, channels: int, size: tuple[int, int]) -> 
     whatever the tensor's shape is. MMDetection's DyHead counts on that: where its offsets come from
     a finer level than its input, its published checkpoints have learnt with what lies there in
     memory, not with a crop. So a larger tensor means here what it means there: its first ``channels
-    · size`` values. A smaller one, where mmcv reads past the end, is an error.
+    · size`` values. A smaller one, where mmcv reads past the end, is an error, and so is another number of
+    channels.
     """
     if values.shape[1:] == (channels, *size):
         return values
+    if values.dim() != 4 or values.shape[1] != channels:
+        raise RuntimeError(
+            f"modulated_deform_conv2d: {name}: expected {channels} channels (deform_groups · taps"
+            f"{' · 2' * (name == 'offset')}), got shape {tuple(values.shape)}"
+        )
     needed = channels * size[0] * size[1]
     if math.prod(values.shape[1:]) < needed:
         expected, given = (" × ".join(map(str, s)) for s in ((channels, *size), values.shape[1:]))
-        raise ValueError(
+        raise RuntimeError(
             f"modulated_deform_conv2d: {name}: expected at least {expected} values per image, got {given}"
         )
     return values.flatten(1)[:, :needed].reshape(-1, channels, *size)
@@ -114,14 +120,14 @@ def _check_groups(owner: str, deform_groups: int, input: Tensor, weight: Tensor,
     """The operator reads the groups from the channels of ``fields``; here they are given."""
     for name, tensor in dict(input=input, weight=weight, **fields).items():
         if tensor.dim() != 4:
-            raise ValueError(f"{owner}: {name}: expected 4 dimensions, got shape {tuple(tensor.shape)}")
+            raise RuntimeError(f"{owner}: {name}: expected 4 dimensions, got shape {tuple(tensor.shape)}")
     height, width = weight.shape[2:]
     for name, tensor in fields.items():
         per_tap = {"offset": 2, "mask": 1}[name]
         expected = deform_groups * per_tap * height * width
         if tensor.shape[1] != expected:
             meaning = f"{per_tap} · {height}·{width} taps · {deform_groups} deform_groups"
-            raise ValueError(
+            raise RuntimeError(
                 f"{owner}: {name}: expected {expected} channels ({meaning}), got {tensor.shape[1]}"
             )
 
@@ -141,7 +147,7 @@ def _convolve(
 def _pair(argument: str, value: Pair) -> tuple[int, int]:
     pair = (value, value) if isinstance(value, int) else tuple(value)
     if len(pair) != 2:
-        raise ValueError(f"{argument}: expected an integer or 2 of them, got {value!r}")
+        raise RuntimeError(f"{argument}: expected an integer or 2 of them, got {value!r}")
     return pair
 
 
@@ -275,22 +281,16 @@ class OffsetPack(TracksOffsets, nn.Module):
         offset, mask = self.predict(x)
         self._record_offsets(offset, x.shape[2:])
         self._record_modulation(mask)
-        return ops.deform_conv2d(
-            x,
-            self.weight,
-            offset,
-            mask,
-            self.bias,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.groups,
-            self.im2col_step,
-        )
+        return self._convolve(x, offset, mask)
+
+    def _convolve(self, x: Tensor, offset: Tensor, mask: Tensor | None) -> Tensor:
+        geometry = (self.stride, self.padding, self.dilation, self.groups)
+        return ops.deform_conv2d(x, self.weight, offset, mask, self.bias, *geometry, self.im2col_step)
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         rename_legacy_offsets(state_dict, prefix, [""])
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        # not super(): mmcv's packs, bases in dcnzoo.models, log a line for each layer
+        nn.Module._load_from_state_dict(self, state_dict, prefix, *args)
 
     __repr__ = nn.Module.__repr__
 

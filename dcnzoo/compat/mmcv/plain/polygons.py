@@ -46,8 +46,8 @@ def _counter_clockwise(polygons: Tensor) -> Tensor:
     return torch.where(_area(polygons)[:, None, None] < 0, polygons.flip(1), polygons)
 
 
-def _inner_sides(polygons: Tensor, others: Tensor, closed: bool) -> Tensor:
-    """Twice the area between the origin and what of the sides of ``polygons`` is within ``others``.
+def _clip(polygons: Tensor, others: Tensor, closed: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Which part of each side of ``polygons`` is within ``others``: from t, to t, and whether there is any.
 
     Both convex and counter-clockwise. A side on a side of the other counts where both go the same way,
     if ``closed``: of two polygons it has to count once.
@@ -66,7 +66,13 @@ def _inner_sides(polygons: Tensor, others: Tensor, closed: bool) -> Tensor:
     along = height.abs() <= 1e-9 * line.norm(dim=-1)[:, None] * scale
     same_way = closed & ((line[:, None] * side[:, :, None]).sum(-1) > 0)
     outside = parallel & torch.where(along, ~same_way, height < 0) & (line.norm(dim=-1) > 0)[:, None]
-    inside = ~outside.any(2) & (last > first)
+    return first, last, ~outside.any(2) & (last > first)
+
+
+def _inner_sides(polygons: Tensor, others: Tensor, closed: bool) -> Tensor:
+    """Twice the area between the origin and the parts of the sides of ``polygons`` within ``others``."""
+    first, last, inside = _clip(polygons, others, closed)
+    side = polygons.roll(-1, 1) - polygons
     begin, end = (polygons + side * t[..., None] for t in (first, last))
     return (cross(begin, end) * inside).sum(1)
 
@@ -77,6 +83,21 @@ def _shared(polygons: Tensor, others: Tensor) -> Tensor:  # (N, P, 2), (N, Q, 2)
     polygons, others = polygons - origin, others - origin
     area = _inner_sides(polygons, others, closed=True) + _inner_sides(others, polygons, closed=False)
     return area.clamp(min=0) / 2
+
+
+def _shared_gradient(polygons: Tensor, others: Tensor) -> Tensor:  # (N, P, 2), (N, Q, 2) -> (N, P, 2)
+    """The derivative of :func:`_shared` with respect to ``polygons``.
+
+    The area grows where a side within the other polygon moves outwards, and nowhere else. (Autograd through
+    the points of intersection is wrong where a corner lies on a side: it mixes the two lines that cut there.)
+    """
+    first, last, inside = _clip(polygons, others, closed=True)
+    x, y = (polygons.roll(-1, 1) - polygons).unbind(-1)
+    outwards = torch.stack([y, -x], -1)  # as long as the side
+    to_end = (last.square() - first.square()) / 2  # the integral of t
+    to_begin = last - first - to_end
+    to_begin, to_end = ((part * inside)[..., None] * outwards for part in (to_begin, to_end))
+    return to_begin + to_end.roll(1, 1)
 
 
 # Convex hulls of nine points (Guo et al. 2021, CFA) and quadrilaterals, which are convex
@@ -107,7 +128,9 @@ def convex_giou(
     with torch.enable_grad():
         points = points.detach().requires_grad_()
         hulls = _hulls(points)
-        shared = _shared(hulls, quads)
+        fixed = hulls.detach()
+        moved = ((hulls - fixed) * _shared_gradient(fixed, quads)).sum((1, 2))  # zero, with a gradient
+        shared = _shared(fixed, quads) + moved
         union = _area(hulls) + _area(quads) - shared
         around = _area(_hulls(torch.cat([points, quads], 1)))
         giou = shared / union - (around - union) / around
