@@ -61,4 +61,15 @@ def one_line(error: Exception) -> str:
         return one_line(Exception(worker[1]))
     # str() of a KeyError is the repr of its text
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    return " ".join(text.split()) or type(error).__name__
+    return printable(" ".join(text.split())) or type(error).__name__
+
+
+def printable(text: str) -> str:
+    """``text`` with its control characters escaped, as ``\\x1b``.
+
+    A name from a file must not move the cursor, recolour the terminal or reorder the line. Letters of
+    every script stay as they are.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -92,28 +92,50 @@ def test_clipping_by_hand():
     assert clip_box((-2, 3, 50, 20), (40, 30)) == (0, 3, 40, 20)
     # a triangle of which the corner (44, 10) is 4 beyond: its sides meet the border at y 8 and 12
     triangle = [(34, 5), (44, 10), (34, 15)]
-    clipped = clip_polygon(triangle, (40, 30))
+    (clipped,) = clip_polygon(triangle, (40, 30))
     assert sorted(clipped) == [(34, 5), (34, 15), (40, 8), (40, 12)]
     assert polygon_area(triangle) == 50 and polygon_area(clipped) == 42
     assert clip_polygon([(50, 5), (60, 5), (50, 9)], (40, 30)) == []
     inside = [(0, 0), (40, 0), (40, 30)]
-    assert sorted(clip_polygon(inside, (40, 30))) == sorted(inside)
+    assert clip_polygon(inside, (40, 30)) == [inside]
 
 
-def test_clipping_against_pixels():
-    """The part that is kept, and nothing else, covers the image's pixels as the whole does."""
-    generator = np.random.default_rng(0)
-    for _ in range(100):
-        polygon = generator.uniform((-40, -30), (80, 60), (generator.integers(3, 7), 2))
-        hull = cv2.convexHull(polygon.astype(np.float32))[:, 0].astype(float)
-        clipped = clip_polygon([tuple(p) for p in hull], (WIDTH, HEIGHT))
-        at = np.stack(np.meshgrid(np.arange(0.5, WIDTH), np.arange(0.5, HEIGHT)), -1).reshape(-1, 2)
-        if len(clipped) < 3:
-            expected = 0.0
-        else:
-            expected = polygon_area(clipped)
-        inside = [cv2.pointPolygonTest(hull.astype(np.float32), tuple(p), False) >= 0 for p in at.tolist()]
-        assert abs(sum(inside) - expected) < 80  # the outline
+def test_clipping_keeps_the_parts_of_a_concave_polygon_apart():
+    """A U that lies on its side, its middle beyond the border: its arms are not joined along it."""
+    u = [(-10, 5), (20, 5), (20, 25), (-10, 25), (-10, 20), (-5, 20), (-5, 10), (-10, 10)]
+    arms = [(30, 5), (50, 5), (50, 25), (30, 25), (30, 20), (45, 20), (45, 10), (30, 10)]
+    assert [polygon_area(part) for part in clip_polygon(u, (40, 30))] == [20 * 20]
+    parts = sorted(clip_polygon(arms, (40, 30)))
+    assert sorted(map(sorted, parts)) == [
+        [(30, 5), (30, 10), (40, 5), (40, 10)],
+        [(30, 20), (30, 25), (40, 20), (40, 25)],
+    ]
+    # two triangles, of which the sides cross at (20, 15)
+    assert sum(map(polygon_area, clip_polygon([(10, 5), (30, 25), (30, 5), (10, 25)], (20, 30)))) == 100
+    # a frame: from its corner to that of its hole and back; the whole hole is in the image, and half of it
+    frame = [(-1, 1), (19, 1), (19, 19), (-1, 19), (-1, 1), (5, 5), (5, 15), (15, 15), (15, 5), (5, 5)]
+    for width, expected in ((40, 19 * 18 - 10 * 10), (10, 10 * 18 - 5 * 10)):
+        assert sum(map(polygon_area, clip_polygon(frame, (width, 30)))) == expected
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_clipping_against_a_raster(seed):
+    """Any polygon covers the same pixels of the image clipped and whole, also where its sides cross."""
+    generator = np.random.default_rng(seed)
+    border = 50
+    for _ in range(30):
+        polygon = generator.uniform((-40, -30), (80, 60), (generator.integers(3, 9), 2))
+        whole = np.zeros((HEIGHT + 2 * border, WIDTH + 2 * border), np.uint8)
+        # finer than pixels, as fillPoly rounds
+        cv2.fillPoly(whole, [np.round((polygon + border - 0.5) * 256).astype(np.int32)], 1, shift=8)
+        clipped = np.zeros_like(whole)
+        for part in clip_polygon([tuple(p) for p in polygon.tolist()], (WIDTH, HEIGHT)):
+            at = np.round((np.array(part) + border - 0.5) * 256).astype(np.int32)
+            cv2.fillPoly(clipped, [at], 1, shift=8)
+        inside = (slice(border + 1, border + HEIGHT - 1), slice(border + 1, border + WIDTH - 1))
+        differing = (whole[inside] != clipped[inside]).astype(np.uint8)
+        # on outlines alone, which no square of 3 × 3 pixels fits into
+        assert not cv2.erode(differing, np.ones((3, 3), np.uint8)).any()
 
 
 # Pascal VOC
@@ -215,13 +237,16 @@ def test_voc_zero_based_beside_its_images(tmp_path):
         ("\n<html></html>", "2: expected <annotation>, got <html>"),
         ('<!DOCTYPE x [\n<!ENTITY a "aa">]><annotation>&a;</annotation>', "2: expected XML without entities"),
         (voc_file(name="c.jpg"), "2: expected one image, found a.jpg and c.jpg in JPEGImages"),
-        (voc_file(size=(30, 40)), "3: expected the size of a.jpg, 40 × 30, got 30 × 40; the image is turned"),
-        (voc_file(size=("x", 30)), "3: <width>: expected a number, got 'x'"),
+        (
+            voc_file(size=(30, 40)),
+            "3: <size>: expected that of a.jpg, 40 × 30, got 30 × 40; the image is turned",
+        ),
+        (voc_file(size=("x", 30)), "3: <width>: expected a finite number, got 'x'"),
         (voc_file(voc_object("", (1, 1, 2, 2))), "4: expected <name> with a text in <object>, found none"),
         (voc_file(voc_object("fig", (1, 1, "", 2))), "5: expected <xmax> with a text in <bndbox>"),
-        (voc_file(voc_object("fig", (1, 1, "wide", 2))), "5: <xmax>: expected a number, got 'wide'"),
-        (voc_file(voc_object("fig", ("nan", 1, 3, 2))), "4: expected finite coordinates"),
-        (voc_file(voc_object("fig", (1, 1, "1e999", 2))), "4: expected finite coordinates"),
+        (voc_file(voc_object("fig", (1, 1, "wide", 2))), "5: <xmax>: expected a finite number, got 'wide'"),
+        (voc_file(voc_object("fig", ("nan", 1, 3, 2))), "5: <xmin>: expected a finite number, got 'nan'"),
+        (voc_file(voc_object("fig", (1, 1, "1e999", 2))), "5: <xmax>: expected a finite number, got '1e999'"),
         (voc_file(voc_object("fig", (9, 1, 8, 2))), "4: fig: expected a box with an area, got 0 × 2 pixels"),
         (voc_file(voc_object("fig", (9, 1, 5, 2))), "4: fig: expected a box with an area, got -3 × 2"),
         (
@@ -354,15 +379,15 @@ def test_yolo_lists_and_other_places(yolo):
         ("\n1 0.5 0.5 0.1 0.1 0.9", "2: expected class x y width height, or class and"),
         ("1 0.1 0.1 0.2 0.2 0.3 0.3 0.4", "1: expected class x y width height, or class and"),
         ("1", "1: expected class x y width height, or class and at least 3 points, got 1 value"),
-        ("2 0.5 0.5 0.1 0.1", "1: expected a class from 0 to 1, got 2"),
-        ("-1 0.5 0.5 0.1 0.1", "1: expected a class from 0 to 1, got -1"),
-        ("0.5 0.5 0.5 0.1 0.1", "1: expected a class from 0 to 1, got 0.5"),
-        ("nan 0.5 0.5 0.1 0.1", "1: expected a class from 0 to 1, got nan"),
-        ("fig 0.5 0.5 0.1 0.1", "1: expected numbers, got 'fig 0.5 0.5 0.1 0.1'"),
-        ("1 0,5 0.5 0.1 0.1", "1: expected numbers, got '1 0,5"),
-        ("1 0.5 0.5 0.1 1.2", "1: expected coordinates from 0 to 1, in parts of the image, got 1.2"),
-        ("1 20 15 10 12", "1: expected coordinates from 0 to 1, in parts of the image, got 20"),
-        ("1 0.5 nan 0.1 0.1", "1: expected coordinates from 0 to 1, in parts of the image, got nan"),
+        ("2 0.5 0.5 0.1 0.1", "1: class: expected a number from 0 to 1, got '2'"),
+        ("-1 0.5 0.5 0.1 0.1", "1: class: expected a number from 0 to 1, got '-1'"),
+        ("0.5 0.5 0.5 0.1 0.1", "1: class: expected a number from 0 to 1, got '0.5'"),
+        ("nan 0.5 0.5 0.1 0.1", "1: class: expected a finite number, got 'nan'"),
+        ("fig 0.5 0.5 0.1 0.1", "1: class: expected a finite number, got 'fig'"),
+        ("1 0,5 0.5 0.1 0.1", "1: x: expected a finite number, got '0,5'"),
+        ("1 0.5 0.5 0.1 1.2", "1: height: expected a number from 0 to 1, in parts of the image, got 1.2"),
+        ("1 20 15 10 12", "1: x: expected a number from 0 to 1, in parts of the image, got 20"),
+        ("1 0.5 nan 0.1 0.1", "1: y: expected a finite number, got 'nan'"),
         ("1 0.5 0.5 0.1 0", "1: fig: expected a box with an area, got 4 × 0 pixels"),
         ("1 0.1 0.5 0.4 0.1", "1: expected coordinates inside of the image, 40 × 30 pixels, got (-4, 13.5)"),
         ("1 0.1 0.1 0.2 0.2 0.3 0.3", "1: fig: expected a polygon with an area, got 0 pixels²"),
@@ -409,11 +434,14 @@ def test_yolo_description_mistakes(yolo, text, message, monkeypatch):
 
 
 def test_label_file_in_another_encoding(yolo):
-    (yolo / "labels/train/a.txt").write_bytes(b"\xff\xfe1\x00")
+    file, expected = yolo / "labels/train/a.txt", ("images/train/a.jpg", "fig", [15, 9, 10, 12])
+    text = "1 0.5 0.5 0.25 0.4\r\n"
+    for encoding in ("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"):
+        file.write_bytes(text.encode(encoding))
+        assert boxes(convert_yolo(yolo)[0])[0] == expected
+    file.write_bytes(b"# \xf6\n" + text.encode())
     (problem,) = problems(convert_yolo(yolo)[0], yolo)
-    assert problem == "labels/train/a.txt: expected text in UTF-8, got byte 0xff"
-    (yolo / "labels/train/a.txt").write_bytes(b"\xef\xbb\xbf1 0.5 0.5 0.25 0.4")  # a byte order mark
-    assert boxes(convert_yolo(yolo)[0])[0] == ("images/train/a.jpg", "fig", [15, 9, 10, 12])
+    assert problem == "labels/train/a.txt: expected text in UTF-8, got byte 0xf6"
 
 
 # LabelMe
@@ -496,12 +524,28 @@ def test_labelme_embedded_images(tmp_path):
     )
     assert second.startswith("in/deep/b.json: ")
     conversion, _ = convert_labelme(tmp_path / "in", extract=tmp_path / "out")
+    assert not (tmp_path / "out").exists(), "nothing is written before all is known to be right"
+    conversion.write(tmp_path / "coco.json")
     files = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.png"))
     assert files == ["out/b.png", "out/deep/b.png"], "where the JSON files are, not where they say"
     names = [image["file_name"] for image in conversion.content()["images"]]
     assert names == ["../out/b.png", "../out/deep/b.png"]
-    conversion.write(tmp_path / "coco.json")
     assert check_coco(tmp_path / "coco.json", tmp_path / "in").problems == []
+
+
+def test_labelme_extracts_nothing_if_anything_is_wrong(tmp_path):
+    data = encoded((WIDTH, HEIGHT))
+    write(
+        tmp_path / "in/a.json", labelme_file(shape("fig", "rectangle", [[1, 2], [5, 9]]), path="", data=data)
+    )
+    write(tmp_path / "in/b.json", labelme_file(shape("fig", "line", [[1, 2], [5, 9]]), path="", data=data))
+    conversion, _ = convert_labelme(tmp_path / "in", extract=tmp_path / "out")
+    with pytest.raises(UserError, match="nothing is written"):
+        conversion.write(tmp_path / "coco.json")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
+    conversion.write(tmp_path / "coco.json", skip_invalid=True)
+    for name in ("a", "b"):  # b's image is kept, without its object
+        assert (tmp_path / f"out/{name}.png").read_bytes() == base64.b64decode(data)
 
 
 BOX = [[1, 2], [5, 9]]
@@ -512,7 +556,7 @@ BOX = [[1, 2], [5, 9]]
     [
         ('{"shapes": [}', ":1: expected JSON: Expecting value"),
         ('{\n"shapes": [\n', ":3: expected JSON: "),
-        ("[" * 100_000, ": expected JSON: maximum recursion"),
+        ("[" * 100_000, ": expected JSON, got lists or objects that are nested too deeply"),
         ("[]", ": expected LabelMe's JSON, with a list of shapes"),
         ('{"shapes": {}}', ": expected LabelMe's JSON, with a list of shapes"),
         (

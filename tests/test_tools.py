@@ -213,9 +213,7 @@ def test_a_box_turned_inside_out_gets_one_line(tmp_path, monkeypatch, trained, d
         f"train_dataloader.dataset.ann_file={broken}",
     ]
     message = error_of("train", [CONFIG, "--work-dir", tmp_path / "w", *settings], monkeypatch)
-    assert (
-        message.startswith(f"error: {broken}: annotation 5 of image ") and "width and height ≥ 0" in message
-    )
+    assert message.startswith(f"error: {broken}: annotation 5: bbox: expected ")
 
 
 def test_training_on_bad_data(data, trained, tmp_path):

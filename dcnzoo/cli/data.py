@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dcnzoo.errors import UserError
+from dcnzoo.errors import UserError, printable
 
 if TYPE_CHECKING:
     from dcnzoo.datasets.check import Report
@@ -30,8 +31,12 @@ class Names(click.ParamType):
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> object:
         if not isinstance(value, str):
             return value
-        file = Path(value)
-        names = file.read_text(encoding="utf-8").splitlines() if file.is_file() else value.split(",")
+        from dcnzoo.datasets.conversion import Refused, read_text
+
+        try:  # a list of 80 names is too long for the name of a file, at which Path.is_file raises
+            names = read_text(Path(value)).splitlines() if os.path.isfile(value) else value.split(",")
+        except Refused as error:
+            raise UserError(f"--classes: {value}: {error}") from None
         return [name.strip() for name in names if name.strip()]
 
 
@@ -164,7 +169,7 @@ def check(
     with _steps() as step:
         report = checking.check_coco(file, images, classes, step)
     if as_json:
-        print(json.dumps(report.as_dict(), indent=2, ensure_ascii=False))
+        print(json.dumps(report.as_dict(), indent=2))  # in ASCII, for every terminal
     else:
         _show(report)
     if fix is not None:
@@ -250,8 +255,8 @@ def _finish(conversion: Conversion, out: Path, prefix: Path, skip_invalid: bool)
     content = conversion.write(out, skip_invalid)
     names = [category["name"] for category in content["categories"]]
     print(f"written: {out}: {len(content['images'])} images, {len(content['annotations'])} objects")
-    print(f"classes: {', '.join(names)}")
-    print(f"images:  {prefix}")
+    print(printable(f"classes: {', '.join(names)}"))
+    print(printable(f"images:  {prefix}"))
     notes = []
     if conversion.clipped:
         notes.append(f"{conversion.clipped} cut off at the image's border")
@@ -290,13 +295,13 @@ def _show(report: Report) -> None:
 
     console = Console(highlight=False, markup=False)
     counts = ", ".join(f"{number} {key}" for key, number in report.counts.items())
-    console.print(f"{report.file}: {counts}", soft_wrap=True)
+    console.print(printable(f"{report.file}: {counts}"), soft_wrap=True)
     if report.per_class:
         table = Table(box=None)
         table.add_column("class")
         table.add_column("annotations", justify="right")
         for name, number in report.per_class.items():
-            table.add_row(name, str(number))
+            table.add_row(printable(name), str(number))
         console.print(table)
     if report.empty_images:
         console.print(f"{report.empty_images} images without an annotation")
@@ -312,7 +317,7 @@ def _show(report: Report) -> None:
         table.add_row(text, str(len(found)), remedy or "–")
     console.print(table)
     for problem in report.problems[:_SHOWN]:
-        console.print(f"{problem.where}: {problem.text}", soft_wrap=True)
+        console.print(printable(f"{report.file}: {problem.where}: {problem.text}"), soft_wrap=True)
     if len(report.problems) > _SHOWN:
         console.print(f"… and {len(report.problems) - _SHOWN} more; --json has all")
     problems = "problem" if len(report.problems) == 1 else "problems"

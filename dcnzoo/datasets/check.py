@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
+import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from dcnzoo.datasets.conversion import (
+    FAR,
     TOLERANCE,
     Refused,
     Step,
     clip_box,
     clip_polygon,
+    flattened,
     image_size,
+    is_number,
     polygon_area,
-    read_text,
+    read_json,
+    short,
+    write_json,
 )
-from dcnzoo.engine.checkpoint import AtomicLocalBackend
 from dcnzoo.errors import UserError
 
 # what each kind of problem is called in the report, and what `fix` does about it
@@ -44,7 +50,8 @@ KINDS = {
     "unknown-category": ("annotation of an unknown category", "dropped"),
     "box": ("no box, or without an area", "dropped"),
     "box-outside": ("box reaches out of the image", "clipped"),
-    "polygon": ("no polygon", "dropped"),
+    "segmentation": ("no polygons of finite numbers", "dropped"),
+    "polygon": ("polygon without an area", "dropped"),
     "polygon-outside": ("polygon reaches out of the image", "clipped"),
     "rle": ("no run-length encoding", "dropped"),
     "box-of-mask": ("box does not enclose the mask", "dropped"),
@@ -53,6 +60,13 @@ KINDS = {
 }
 
 
+# with which no detector can be trained, and those of masks, which boxes do without
+STOPS = {
+    *("file", "empty", "classes", "image-entry", "category-entry", "annotation-entry", "iscrowd"),
+    *("duplicate-image-id", "duplicate-category-id", "duplicate-annotation-id", "duplicate-category"),
+    *("unknown-category", "segmentation", "rle"),
+}
+OF_MASKS = {"segmentation", "polygon", "polygon-outside", "rle", "box-of-mask"}
 PLURALS = {"image": "images", "category": "categories"}
 
 
@@ -60,14 +74,16 @@ class Problem(NamedTuple):
     """Attributes:
     kind: a key of :data:`KINDS`.
     where: which image, annotation or category, by its id.
-    text: what was expected, and what is there.
+    text: the field, what was expected, and what is there.
     place: ``("images", index)`` or ``("annotations", index)`` in the file; None for the rest.
+    stops: whether no detector can be trained with it; one for boxes can be with what is wrong with masks.
     """
 
     kind: str
     where: str
     text: str
     place: tuple[str, int] | None = None
+    stops: bool = False
 
 
 class Report:
@@ -134,17 +150,23 @@ def check_coco(
     if images is not None and not Path(images).is_dir():
         raise UserError(f"images: expected a folder, found none at {images}")
     try:
-        content = json.loads(read_text(file))
-    except (Refused, ValueError, RecursionError) as error:
-        return Report(file, {}, [Problem("file", "file", f"expected JSON: {error}")])
+        content = read_json(file)
+    except Refused as error:
+        where = "file" if error.line is None else f"line {error.line}"
+        return Report(file, {}, [Problem("file", where, str(error), stops=True)])
     keys = ("images", "annotations", "categories")
-    if not isinstance(content, dict) or not all(isinstance(content.get(key, []), list) for key in keys):
+    if not isinstance(content, dict):
         text = f"expected an object with the lists {', '.join(keys)}, got {_type(content)}"
-        return Report(file, {}, [Problem("file", "file", text)])
+        return Report(file, {}, [Problem("file", "file", text, stops=True)])
+    for key in keys:
+        if not isinstance(content.get(key, []), list):
+            text = f"expected a list, got {_type(content[key])}"
+            return Report(file, {}, [Problem("file", key, text, stops=True)])
     checker = _Checker(content)
     for key in keys:
         if not content.get(key):
-            checker.add("empty", key, "expected at least 1, got 0")
+            # without annotations a file can be tested on
+            checker.add("empty", key, "expected at least 1, got 0", stops=key != "annotations")
     checker.check_categories(classes)
     checker.check_images(None if images is None else Path(images), step)
     checker.check_annotations()
@@ -161,10 +183,27 @@ def checked_coco(
     """
     report = check_coco(file, images, classes)
     if report.problems:
-        first, number = report.problems[0], len(report.problems)
-        command = f"dcnzoo data check {file}" + (f" --images {images}" if images is not None else "")
-        raise UserError(f"{file}: {first.where}: {first.text}; `{command}` lists all {number} problems")
+        raise as_error(report, report.problems, images)
     return report
+
+
+def as_error(report: Report, problems: Sequence[Problem], images: str | Path | None = None) -> UserError:
+    """The first of these problems, and the command that lists all."""
+    number = len(report.problems)
+    command = f"dcnzoo data check {report.file}" + (f" --images {images}" if images is not None else "")
+    more = f"; `{command}` lists all {number} problems" if number > 1 else ""
+    return UserError(f"{report.file}: {problems[0].where}: {problems[0].text}{more}")
+
+
+def wrong_with_classes(names: Sequence[str], classes: Sequence[str]) -> str | None:
+    """Why categories, in the order of the file, are not a config's classes: a label is a place in it."""
+    missing = [name for name in classes if name not in names]
+    there = [name for name in names if name in classes]
+    if missing:
+        return f"expected the classes {_names(classes)}, missing {_names(missing)}, got {_names(names)}"
+    if there != list(classes):
+        return f"expected the order of the classes, {_names(classes)}, got {_names(there)}"
+    return None
 
 
 def fix(report: Report, out: str | Path) -> dict[str, Counter]:
@@ -216,7 +255,7 @@ def fix(report: Report, out: str | Path) -> dict[str, Counter]:
             raise UserError(
                 f"{report.file}: {key}: expected at least 1 without a problem, got 0; nothing is written"
             )
-    AtomicLocalBackend().put_text(json.dumps(content, ensure_ascii=False) + "\n", out)
+    write_json(content, out)
     return done
 
 
@@ -229,37 +268,37 @@ class _Checker:
         self.sizes: dict[object, tuple[int, int] | None] = {}  # of each image that has an id
         self.categories: set[object] = set()
 
-    def add(self, kind: str, where: str, text: str, place: tuple[str, int] | None = None) -> None:
-        self.problems.append(Problem(kind, where, text, place))
+    def add(
+        self,
+        kind: str,
+        where: str,
+        text: str,
+        place: tuple[str, int] | None = None,
+        stops: bool | None = None,
+    ) -> None:
+        self.problems.append(Problem(kind, where, text, place, kind in STOPS if stops is None else stops))
 
     def check_categories(self, classes: Sequence[str] | None) -> None:
         names: list[str] = []
         for index, entry in enumerate(self.content.get("categories", ())):
             where = f"categories[{index}]"
             if not isinstance(entry, dict) or not _is_id(entry.get("id")):
-                self.add("category-entry", where, f"expected an id, an integer, got {_short(entry)}")
+                self.add("category-entry", where, f"id: expected an integer, got {_id_of(entry)}")
                 continue
             name = entry.get("name")
             if not isinstance(name, str) or not name:
-                self.add("category-entry", where, f"expected a name, got {_short(name)}")
+                self.add("category-entry", where, f"name: expected a text, got {short(name)}")
             if entry["id"] in self.categories:
-                self.add(
-                    "duplicate-category-id", where, f"expected an id of its own, got {entry['id']} again"
-                )
+                text = f"id: expected one of its own, got {entry['id']} again"
+                self.add("duplicate-category-id", where, text)
             if name in names:
-                self.add("duplicate-category", where, f"expected a name of its own, got {name!r} again")
+                self.add(
+                    "duplicate-category", where, f"name: expected one of its own, got {short(name)} again"
+                )
             self.categories.add(entry["id"])
             names.append(name)
-        if classes is None:
-            return
-        missing = [name for name in classes if name not in names]
-        there = [name for name in names if name in classes]
-        if missing:
-            text = f"expected {_names(classes)}, missing {_names(missing)}, got {_names(names)}"
-            self.add("classes", "categories", text)
-        elif there != list(classes):
-            text = f"expected the order of the classes, {_names(classes)}, got {_names(there)}"
-            self.add("classes", "categories", text)
+        if classes is not None and (problem := wrong_with_classes(names, classes)):
+            self.add("classes", "categories", problem)
 
     def check_images(self, folder: Path | None, step: Step) -> None:
         file_names: set[str] = set()
@@ -267,22 +306,25 @@ class _Checker:
         for index, entry in enumerate(entries):
             place, where = ("images", index), f"images[{index}]"
             if not isinstance(entry, dict) or not _is_id(entry.get("id")):
-                self.add("image-entry", where, f"expected an id, an integer, got {_short(entry)}", place)
+                self.add("image-entry", where, f"id: expected an integer, got {_id_of(entry)}", place)
                 continue
             number, where = entry["id"], f"image {entry['id']}"
             if number in self.sizes:
-                self.add("duplicate-image-id", where, f"expected an id of its own, got {number} again", place)
+                text = f"id: expected one of its own, got {number} again"
+                self.add("duplicate-image-id", where, text, place)
             size, name = (entry.get("width"), entry.get("height")), entry.get("file_name")
-            whole = all(_is_id(side) and side > 0 for side in size)
+            whole = all(map(_is_side, size))
             self.sizes[number] = size if whole else None
-            if not whole:
-                text = f"expected width and height, integers ≥ 1, got {_short(size[0])} and {_short(size[1])}"
-                self.add("image-entry", where, text, place)
-            if not isinstance(name, str) or not name:
-                self.add("image-entry", where, f"expected a file_name, got {_short(name)}", place)
+            for key, side in zip(("width", "height"), size, strict=True):
+                if not _is_side(side):
+                    text = f"{key}: expected an integer from 1 to {FAR:,}, got {short(side)}"
+                    self.add("image-entry", where, text, place)
+            if not isinstance(name, str) or not name or "\0" in name:
+                self.add("image-entry", where, f"file_name: expected a text, got {short(name)}", place)
                 continue
             if name in file_names:
-                self.add("duplicate-file-name", where, f"expected a file of its own, got {name} again", place)
+                text = f"file_name: expected one of its own, got {name} again"
+                self.add("duplicate-file-name", where, text, place)
             file_names.add(name)
             if folder is not None:
                 self._check_file(folder / name, size if whole else None, where, place)
@@ -291,17 +333,20 @@ class _Checker:
     def _check_file(
         self, file: Path, size: tuple[int, int] | None, where: str, place: tuple[str, int]
     ) -> None:
-        if not file.is_file():
-            self.add("missing-image", where, f"expected a file, found none at {file}", place)
+        if not os.path.isfile(file):  # Path.is_file raises if the name is too long
+            self.add("missing-image", where, f"file_name: expected an image, found none at {file}", place)
             return
         try:
             real = image_size(file)
         except Refused as error:
-            self.add("unreadable-image", where, str(error), place)
+            self.add("unreadable-image", where, f"file_name: {error}", place)
             return
         if size is not None and size != real:
             turned = "; the image is turned by its EXIF orientation" if size == real[::-1] else ""
-            text = f"expected {real[0]} × {real[1]}, as {file} is, got {size[0]} × {size[1]}{turned}"
+            text = (
+                f"width, height: expected {real[0]} × {real[1]}, as {file} is, "
+                f"got {size[0]} × {size[1]}{turned}"
+            )
             self.add("image-size", where, text, place)
 
     def check_annotations(self) -> None:
@@ -309,19 +354,21 @@ class _Checker:
         for index, entry in enumerate(self.content.get("annotations", ())):
             place, where = ("annotations", index), f"annotations[{index}]"
             if not isinstance(entry, dict):
-                self.add("annotation-entry", where, f"expected an object, got {_short(entry)}", place)
+                self.add("annotation-entry", where, f"expected an object, got {short(entry)}", place)
                 continue
             number = entry.get("id")
             if not _is_id(number):
                 # dropping it would be more than is needed
-                self.add("duplicate-annotation-id", where, f"expected an id, got {_short(number)}", place)
+                self.add(
+                    "duplicate-annotation-id", where, f"id: expected an integer, got {short(number)}", place
+                )
             else:
                 where = f"annotation {number}"
                 if number in ids:
-                    text = f"expected an id of its own, got {number} again"
+                    text = f"id: expected one of its own, got {number} again"
                     self.add("duplicate-annotation-id", where, text, place)
                 if number == 0:
-                    text = "expected an id ≥ 1: COCO's evaluation takes 0 for no match"
+                    text = "id: expected an integer ≥ 1, got 0, which COCO's evaluation takes for no match"
                     self.add("annotation-id-0", where, text, place)
                 ids.add(number)
             self._check_annotation(entry, where, place)
@@ -331,97 +378,131 @@ class _Checker:
         for key, ids in (("image", self.sizes), ("category", self.categories)):
             number = entry.get(f"{key}_id")
             if not _is_id(number):
-                self.add("annotation-entry", where, f"expected {key}_id, got {_short(number)}", place)
+                text = f"{key}_id: expected an integer, got {short(number)}"
+                self.add("annotation-entry", where, text, place)
                 known = False
             elif number not in ids:
-                text = f"expected the id of one of the {len(ids)} {PLURALS[key]}, got {key}_id {number}"
+                text = f"{key}_id: expected the id of one of the {len(ids)} {PLURALS[key]}, got {number}"
                 self.add(f"unknown-{key}", where, text, place)
                 known = False
         if entry.get("iscrowd", 0) not in (0, 1):
-            self.add("iscrowd", where, f"expected 0 or 1, got {_short(entry['iscrowd'])}", place)
-        size = self.sizes.get(entry.get("image_id")) if known else None
+            self.add("iscrowd", where, f"iscrowd: expected 0 or 1, got {short(entry['iscrowd'])}", place)
+        size = self.sizes.get(entry["image_id"]) if known else None
         box_is_whole = self._check_box(entry, size, where, place)
-        mask_is_whole = self._check_segmentation(entry, size, where, place)
-        if box_is_whole and mask_is_whole:
-            self._check_agreement(entry, where, place)
+        areas = self._check_segmentation(entry, size, where, place)
+        area = entry.get("area")
+        if not is_number(area) or not area > 0:
+            text = f"area: expected a number > 0, got {short(area)}"
+            self.add("area", where, text, place, stops=not is_number(area))
+            area = None
+        if box_is_whole and areas is not None:
+            self._check_agreement(entry, areas, area, where, place)
 
     def _check_box(
         self, entry: dict, size: tuple[int, int] | None, where: str, place: tuple[str, int]
     ) -> bool:
         box = entry.get("bbox")
-        if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
-            text = f"expected bbox [x, y, width, height], four finite numbers, got {_short(box)}"
-            self.add("box", where, text, place)
+        if not isinstance(box, list) or len(box) != 4 or not _are_numbers(box):
+            text = f"bbox: expected [x, y, width, height], four finite numbers, got {short(box)}"
+            self.add("box", where, text, place, stops=True)
             return False
-        if not min(box[2:]) > 0:
-            self.add("box", where, f"expected bbox with width and height > 0, got {_short(box)}", place)
+        x, y, width, height = box
+        if not (width > 0 and height > 0):
+            text = f"bbox: expected [x, y, width, height] with width and height > 0, got {short(box)}"
+            self.add("box", where, text, place, stops=min(width, height) < 0)
             return False
-        if size is not None and not _within(_corners(box), size):
-            text = f"expected bbox inside of {size[0]} × {size[1]} pixels, got {_short(box)}"
-            if not _overlaps(_corners(box), size):
-                self.add("box", where, text, place)  # nothing would be left
+        if size is None:
+            inside = True
+        else:
+            inside = (
+                x >= -TOLERANCE
+                and y >= -TOLERANCE
+                and x + width <= size[0] + TOLERANCE
+                and y + height <= size[1] + TOLERANCE
+            )
+        far = max(abs(x), abs(y), width, height) > FAR
+        if far or not inside:
+            bounds = f"{size[0]} × {size[1]}" if size else f"{FAR:,} × {FAR:,}"
+            text = f"bbox: expected a box inside of {bounds} pixels, got {short(box)}"
+            if far or not _overlaps(_corners(box), size):
+                self.add("box", where, text, place, stops=far)  # nothing would be left, or it is no position
                 return False
             self.add("box-outside", where, text, place)
         return True
 
     def _check_segmentation(
         self, entry: dict, size: tuple[int, int] | None, where: str, place: tuple[str, int]
-    ) -> bool:
+    ) -> list[float] | None:
+        """The areas of its parts, of which a box has none; None if there is a problem."""
         mask = entry.get("segmentation")
         if mask is None or mask == []:
-            return True  # a box is enough for a detector
+            return []  # a box is enough for a detector
         if isinstance(mask, dict):
-            problem = _wrong_with_rle(mask, size)
+            problem, area = _read_rle(mask, size)
             if problem:
-                self.add("rle", where, problem, place)
-            return not problem
+                self.add("rle", where, f"segmentation: {problem}", place, stops=area is None)
+                return None
+            return [area]
         if not isinstance(mask, list):
-            self.add("polygon", where, f"expected polygons or RLE, got {_short(mask)}", place)
-            return False
+            text = f"segmentation: expected polygons or RLE, got {short(mask)}"
+            self.add("segmentation", where, text, place)
+            return None
         for polygon in mask:
-            if not isinstance(polygon, list) or not all(map(_is_number, polygon)):
-                text = f"expected a polygon [x, y, x, y, …] of finite numbers, got {_short(polygon)}"
-            elif len(polygon) % 2 or len(polygon) < 6:
-                text = f"expected a polygon of at least 3 points [x, y, …], got {len(polygon)} coordinates"
-            elif not polygon_area(_points(polygon)) > 0:
-                text = f"expected a polygon with an area, got {_short(polygon)}"
-            else:
+            if not isinstance(polygon, list) or not _are_numbers(polygon):
+                wrong = (
+                    next((v for v in polygon if not is_number(v)), 0)
+                    if isinstance(polygon, list)
+                    else polygon
+                )
+                text = f"segmentation: expected polygons [x, y, …] of finite numbers, got {short(wrong)}"
+                self.add("segmentation", where, text, place)
+                return None
+            if polygon and not -FAR <= min(polygon) <= max(polygon) <= FAR:
+                far = max(polygon, key=abs)
+                text = f"segmentation: expected coordinates of at most {FAR:,} pixels, got {short(far)}"
+                self.add("segmentation", where, text, place)
+                return None
+        areas = []
+        for polygon in mask:
+            if len(polygon) % 2 or len(polygon) < 6:
+                text = f"polygons of at least 3 points [x, y, …], got {len(polygon)} coordinates"
+            elif (area := polygon_area(_points(polygon))) > 0:
+                areas.append(area)
                 continue
-            self.add("polygon", where, text, place)
-            return False
+            else:
+                text = f"polygons with an area, got {short(polygon)}"
+            self.add("polygon", where, f"segmentation: expected {text}", place)
+            return None
         if size is not None and not all(_within(polygon, size) for polygon in mask):
-            text = f"expected polygons inside of {size[0]} × {size[1]} pixels, got points outside"
+            text = (
+                f"segmentation: expected polygons inside of {size[0]} × {size[1]} pixels, got points outside"
+            )
             self.add("polygon-outside", where, text, place)
-        return True
+        return areas
 
-    def _check_agreement(self, entry: dict, where: str, place: tuple[str, int]) -> None:
+    def _check_agreement(
+        self, entry: dict, areas: list[float], area: float | None, where: str, place: tuple[str, int]
+    ) -> None:
         """Box, mask and area: of one another."""
         box, mask = entry["bbox"], entry.get("segmentation")
-        area, extent = entry.get("area"), box[2] * box[3]
-        if not _is_number(area) or not area > 0:
-            self.add("area", where, f"expected an area > 0, got {_short(area)}", place)
-            area = None
         if isinstance(mask, list) and mask and entry.get("iscrowd", 0) == 0:
-            x, y = ([value for polygon in mask for value in polygon[axis::2]] for axis in (0, 1))
-            around = (min(x), min(y), max(x), max(y))
-            off = max(abs(a - b) for a, b in zip(around, _corners(box), strict=True))
+            x1, y1 = (min(min(polygon[axis::2]) for polygon in mask) for axis in (0, 1))
+            x2, y2 = (max(max(polygon[axis::2]) for polygon in mask) for axis in (0, 1))
+            off = max(abs(a - b) for a, b in zip((x1, y1, x2, y2), _corners(box), strict=True))
             if off > max(2 * TOLERANCE, 0.1 * max(box[2:])):
-                box_of_mask = [min(x), min(y), max(x) - min(x), max(y) - min(y)]
-                text = f"expected bbox around the mask, {box_of_mask}, got {_short(box)}"
+                text = f"bbox: expected that of the mask, {[x1, y1, x2 - x1, y2 - y1]}, got {short(box)}"
                 self.add("box-of-mask", where, text, place)
         if area is None:
             return
-        real = _area(entry)
-        if mask:
+        real = sum(areas) if areas else box[2] * box[3]
+        if areas:
             # what counts pixels and what measures outlines differ by pixels of the outline
             slack = 0.1 * real + box[2] + box[3]
-            low, high = (real - slack, real + slack)
-            if isinstance(mask, list) and len(mask) > 1:
-                low = max(polygon_area(_points(p)) for p in mask) - slack  # they may overlap
+            low, high = max(areas) - slack, real + slack  # parts may overlap
         else:
-            low, high = 0, 1.1 * extent + box[2] + box[3]  # perhaps that of a mask which is not here
+            low, high = 0, 1.1 * real + box[2] + box[3]  # perhaps that of a mask which is not here
         if not low <= area <= high:
-            self.add("area", where, f"expected an area of about {real:.6g} pixels², got {area:g}", place)
+            self.add("area", where, f"area: expected about {real:.6g} pixels², got {area:g}", place)
 
 
 def decode_counts(text: str) -> list[int]:
@@ -429,45 +510,48 @@ def decode_counts(text: str) -> list[int]:
     from the third on a number is the difference to the one before the last.
 
     Raises:
-        ValueError: it ends in the middle of a number, or has other characters.
+        ValueError: it ends in the middle of a number, or has other characters, or a number of too many.
     """
-    counts: list[int] = []
-    value = shift = 0
-    for character in text:
-        bits = ord(character) - 48
-        if not 0 <= bits < 64:
-            raise ValueError(f"character {character!r}")
-        value |= (bits & 31) << shift
-        shift += 5
-        if bits & 32:
-            continue
-        if bits & 16:
-            value -= 1 << shift
-        counts.append(value + (counts[-2] if len(counts) > 2 else 0))
-        value = shift = 0
-    if shift:
+    if not text:
+        return []
+    bits = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.int64) - 48
+    if not 0 <= bits.min() <= bits.max() < 64:
+        raise ValueError(f"character {text[int(((bits < 0) | (bits > 63)).argmax())]!r}")
+    ends = np.flatnonzero((bits & 32) == 0)
+    if not ends.size or ends[-1] != bits.size - 1:
         raise ValueError("it ends within a number")
-    return counts
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    lengths = ends - starts + 1
+    if lengths.max() > 7:
+        raise ValueError(f"a number of {lengths.max()} characters")
+    shifts = 5 * (np.arange(bits.size) - np.repeat(starts, lengths))
+    counts = np.add.reduceat((bits & 31) << shifts, starts) - ((bits[ends] >> 4 & 1) << 5 * lengths)
+    counts[1::2] = np.cumsum(counts[1::2])
+    counts[2::2] = np.cumsum(counts[2::2])
+    return counts.tolist()
 
 
-def _wrong_with_rle(mask: dict, size: tuple[int, int] | None) -> str | None:
+def _read_rle(mask: dict, size: tuple[int, int] | None) -> tuple[str | None, float | None]:
+    """What is wrong with it, and its area; None unless it can be decoded to a mask of the image."""
     extent, counts = mask.get("size"), mask.get("counts")
-    if not isinstance(extent, list) or len(extent) != 2 or not all(_is_id(n) and n > 0 for n in extent):
-        return f"expected RLE with size [height, width], got {_short(extent)}"
+    if not isinstance(extent, list) or len(extent) != 2 or not all(map(_is_side, extent)):
+        return f"expected RLE with size [height, width], got {short(extent)}", None
     if size is not None and extent != [size[1], size[0]]:
-        return f"expected RLE of the image's size [{size[1]}, {size[0]}], got {_short(extent)}"
+        return f"expected RLE of the image's size [{size[1]}, {size[0]}], got {short(extent)}", None
+    pixels = extent[0] * extent[1]
+    if pixels >= 2**31:
+        return f"expected RLE of fewer than 2³¹ pixels, got size {short(extent)}", None
     if isinstance(counts, str):
         try:
             counts = decode_counts(counts)
         except ValueError as error:
-            return f"expected RLE's compressed counts, got text that is none: {error}"
-    if not isinstance(counts, list) or not all(_is_id(n) and n >= 0 for n in counts):
-        return f"expected RLE with counts, integers ≥ 0, got {_short(counts)}"
-    if sum(counts) != extent[0] * extent[1]:
-        return f"expected RLE with counts of {extent[0] * extent[1]} pixels in all, got {sum(counts)}"
-    if not sum(counts[1::2]):
-        return "expected RLE that covers at least 1 pixel, got 0"
-    return None
+            return f"expected RLE's compressed counts, got text that is none: {error}", None
+    if not isinstance(counts, list) or not set(map(type, counts)) <= {int} or min(counts, default=0) < 0:
+        return f"expected RLE with counts, integers ≥ 0, got {short(counts)}", None
+    if sum(counts) != pixels:
+        return f"expected RLE with counts of {pixels} pixels in all, got {short(sum(counts))}", None
+    area = float(sum(counts[1::2]))
+    return (None if area else "expected RLE that covers at least 1 pixel, got 0"), area
 
 
 def _area(annotation: dict) -> float:
@@ -486,11 +570,11 @@ def _clip(annotation: dict, size: tuple[int, int]) -> bool:
     x1, y1, x2, y2 = clip_box(_corners(annotation["bbox"]), size)
     mask = annotation.get("segmentation")
     if isinstance(mask, list) and mask:
-        kept = [clip_polygon(_points(polygon), size) for polygon in mask]
-        kept = [polygon for polygon in kept if len(polygon) > 2 and polygon_area(polygon) > 0]
+        parts = [part for polygon in mask for part in clip_polygon(_points(polygon), size)]
+        kept = [flat for part in parts if (flat := flattened(part))]
         if not kept:
             return False
-        annotation["segmentation"] = [[round(v, 2) for point in polygon for v in point] for polygon in kept]
+        annotation["segmentation"] = kept
     annotation["bbox"] = [round(value, 2) for value in (x1, y1, x2 - x1, y2 - y1)]
     return min(annotation["bbox"][2:]) > 0
 
@@ -505,9 +589,8 @@ def _corners(box: Sequence[float]) -> tuple[float, float, float, float]:
 
 def _within(flat: Sequence[float], size: tuple[int, int]) -> bool:
     return all(
-        -TOLERANCE <= value <= extent + TOLERANCE
+        min(flat[axis::2]) >= -TOLERANCE and max(flat[axis::2]) <= extent + TOLERANCE
         for axis, extent in enumerate(size)
-        for value in flat[axis::2]
     )
 
 
@@ -520,9 +603,19 @@ def _is_id(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_number(value: object) -> bool:
-    # of an integer math.isfinite makes a float, for which JSON's may be too large
-    return (_is_id(value) and abs(value) < 2**63) or (isinstance(value, float) and math.isfinite(value))
+def _is_side(value: object) -> bool:
+    whole = _is_id(value) or (isinstance(value, float) and value.is_integer())
+    return whole and 1 <= value <= FAR
+
+
+def _are_numbers(values: list) -> bool:
+    """Whether all are finite; by what is fast for lists of a million."""
+    if not set(map(type, values)) <= {int, float}:
+        return False
+    try:
+        return math.isfinite(sum(values))
+    except OverflowError:  # an integer that is too large for a float
+        return False
 
 
 def _key(value: object) -> object:
@@ -530,9 +623,8 @@ def _key(value: object) -> object:
     return value if _is_id(value) else None
 
 
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}…"
+def _id_of(entry: object) -> str:
+    return short(entry.get("id") if isinstance(entry, dict) else entry)
 
 
 def _names(names: Sequence[str], shown: int = 5) -> str:
@@ -541,8 +633,7 @@ def _names(names: Sequence[str], shown: int = 5) -> str:
 
 
 def _type(value: object) -> str:
+    name = type(value).__name__
     return (
-        f"{type(value).__name__} with {', '.join(list(value)[:5])}"
-        if isinstance(value, dict)
-        else type(value).__name__
+        f"{name} with {', '.join(map(short, list(value)[:5]))}" if value and isinstance(value, dict) else name
     )

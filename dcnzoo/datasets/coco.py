@@ -1,111 +1,125 @@
 """MMDetection's COCO data set, which says what is wrong with an annotation file.
 
 MMDetection passes over what it cannot use: boxes that are turned inside out, categories that a config
-does not name, whole files of which nothing is left. Training then runs, on less or on nothing.
+does not name, whole files of which nothing is left. Training then runs, on less or on nothing. The checks are
+those of ``dcnzoo data check``.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
-import math
-from collections.abc import Collection, Sequence
-from pathlib import Path
+import os
+from collections import Counter
+from collections.abc import Sequence
 
 from mmdet.datasets import coco
 from mmdet.datasets.api_wrappers import COCO
-from mmdet.registry import DATASETS
+from mmdet.evaluation.metrics import coco_metric
+from mmdet.registry import DATASETS, METRICS
+from mmengine.fileio import get_local_path
 from mmengine.logging import print_log
 
-from dcnzoo.engine.cli import UserError
-
-# without which MMDetection stops at a KeyError
-_IMAGE_KEYS = {"id", "file_name", "height", "width"}
-_ANNOTATION_KEYS = {"id", "image_id", "category_id", "bbox", "area"}
+from dcnzoo.datasets.check import OF_MASKS, Problem, as_error, check_coco, wrong_with_classes
+from dcnzoo.datasets.conversion import short
+from dcnzoo.errors import UserError, printable
 
 
 class CheckedCOCO(COCO):
-    """MMDetection's ``COCO``.
+    """MMDetection's ``COCO``, of a file that :func:`~dcnzoo.datasets.check.check_coco` has gone through.
 
-    Warns of annotations that MMDetection passes over.
+    Warns of annotations that MMDetection passes over, and of what else is wrong with the file.
+
+    Args:
+        annotation_file: JSON in UTF-8 or UTF-16, with or without a byte order mark.
+        masks: whether masks are read. What is wrong with them is a warning otherwise.
+        compared: whether masks are compared by pycocotools, of which each object has to have one then.
+        quiet: without warnings.
 
     Raises:
-        UserError: the file is not there, not a COCO file, has no images, something in it without what
-            MMDetection reads, a box that is none, or a category that is none of its own; or it has not
-            got the categories asked for, in the order asked for.
+        UserError: the file is not there, or has a problem with which no detector can be trained; or it
+            has not got the categories asked for, in the order asked for.
     """
 
-    def __init__(self, annotation_file: str) -> None:
+    def __init__(
+        self, annotation_file: str, masks: bool = False, compared: bool = False, quiet: bool = False
+    ) -> None:
         self.file = annotation_file
-        if not Path(annotation_file).is_file():
+        if not os.path.isfile(annotation_file):
             raise UserError(f"ann_file: expected a file, found none at {annotation_file}")
-        try:
-            super().__init__(annotation_file)
-        except (ValueError, AssertionError) as error:  # no JSON; JSON, but no object
-            raise UserError(
-                f"{self.file}: expected a COCO file (JSON): {error or 'it has no keys'}"
-            ) from error
+        super().__init__()
+        report = check_coco(annotation_file)
+        stops = [p for p in report.problems if p.stops and (masks or p.kind not in OF_MASKS)]
+        if stops:
+            raise as_error(report, stops)
+        self.dataset = report.content
+        annotations = self.dataset.setdefault("annotations", [])
+        if compared:
+            self._require_masks()
+        if not quiet:
+            self._warn(report.problems)
+        for annotation in annotations:
+            annotation.setdefault("iscrowd", 0)  # pycocotools' evaluation reads it
+        if any(problem.kind == "annotation-id-0" for problem in report.problems):
+            # an object of that id is never found in the evaluation
+            free = 1 + max(annotation["id"] for annotation in annotations)
+            next(annotation for annotation in annotations if annotation["id"] == 0)["id"] = free
+        self.createIndex()
+        self.img_ann_map, self.cat_img_map = self.imgToAnns, self.catToImgs
 
-    def createIndex(self) -> None:
-        for key in ("images", "categories"):
-            number = len(self.dataset.get(key, ()))
-            if number == 0:
-                raise UserError(f"{self.file}: {key}: expected at least 1, got {number}")
-        for image in self.dataset["images"]:
-            if missing := _IMAGE_KEYS.difference(image):
-                expected = ", ".join(sorted(_IMAGE_KEYS))
+    def _require_masks(self) -> None:
+        for annotation in self.dataset["annotations"]:
+            mask = annotation.get("segmentation")
+            # pycocotools takes a polygon of two points for a box
+            if not mask or (isinstance(mask, list) and min(map(len, mask)) < 6):
                 raise UserError(
-                    f"{self.file}: image {image.get('id')}: expected {expected}, "
-                    f"missing {', '.join(sorted(missing))}"
+                    f"{self.file}: annotation {annotation['id']}: segmentation: expected a mask, which the "
+                    f"metric segm compares, got {short(mask)}"
                 )
+
+    def _warn(self, problems: Sequence[Problem]) -> None:
         images = {image["id"]: image for image in self.dataset["images"]}
-        categories = {category["id"] for category in self.dataset["categories"]}
-        annotations = self.dataset.get("annotations", ())
+        annotations = self.dataset["annotations"]
         passed_over: dict[str, list] = {}
         for annotation in annotations:
-            self._check(annotation, categories)
             if reason := _why_passed_over(annotation, images.get(annotation["image_id"])):
                 passed_over.setdefault(reason, []).append(annotation["id"])
-        for reason, ids in passed_over.items():
-            print_log(
-                f"{self.file}: {len(ids)} of {len(annotations)} annotations are passed over, {reason}: "
-                f"ids {_few(ids)}",
-                logger="current",
-                level=logging.WARNING,
+        lines = [
+            f"{self.file}: {len(ids)} of {len(annotations)} annotations are passed over, {reason}: "
+            f"ids {_few(ids)}"
+            for reason, ids in passed_over.items()
+        ]
+        gone = {f"annotation {number}" for ids in passed_over.values() for number in ids}
+        others = [p for p in problems if p.where not in gone and p.kind != "empty"]
+        if others:
+            counts = Counter(problem.kind for problem in others)
+            lines.append(
+                f"{self.file}: {others[0].where}: {others[0].text}; it is used all the same, as are "
+                f"{len(others) - 1} other entries with problems ({', '.join(counts)}), which "
+                f"`dcnzoo data check {self.file}` lists"
             )
-        super().createIndex()
-
-    def _check(self, annotation: dict, categories: Collection[int]) -> None:
-        name = f"{self.file}: annotation {annotation.get('id')} of image {annotation.get('image_id')}"
-        box = annotation.get("bbox", ())
-        if len(box) != 4 or not all(map(_is_number, box)) or min(box[2:]) < 0:
-            raise UserError(
-                f"{name}: bbox: expected [x, y, width, height], width and height ≥ 0, got {list(box)}"
-            )
-        if missing := _ANNOTATION_KEYS.difference(annotation):
-            expected = ", ".join(sorted(_ANNOTATION_KEYS))
-            raise UserError(f"{name}: expected {expected}, missing {', '.join(sorted(missing))}")
-        if (category := annotation["category_id"]) not in categories:
-            raise UserError(
-                f"{name}: category_id: expected the id of one of its {len(categories)} categories "
-                f"({_few(sorted(categories))}), got {category}"
-            )
+        for line in lines:
+            print_log(printable(line), logger="current", level=logging.WARNING)
 
     def get_cat_ids(self, cat_names: Sequence[str] = (), *args: object, **kwargs: object) -> list[int]:
-        there = [category["name"] for category in self.dataset["categories"]]
-        missing = [name for name in cat_names if name not in there]
-        if missing:
-            raise UserError(
-                f"{self.file}: categories: expected all {len(cat_names)} "
-                f"classes of metainfo, missing {_few(missing)}, got {_few(there)}"
-            )
-        # a label is a category's place in the file; its name is the class in that place
-        in_file = [name for name in there if name in cat_names]
-        if in_file != list(cat_names) and cat_names:
-            raise UserError(
-                f"{self.file}: categories: expected the order of metainfo's classes, {_few(cat_names)}, "
-                f"got {_few(in_file)}"
-            )
+        names = [category["name"] for category in self.dataset["categories"]]
+        if cat_names and (problem := wrong_with_classes(names, cat_names)):
+            raise UserError(f"{self.file}: categories: {problem}, as metainfo has them")
         return super().get_cat_ids(cat_names, *args, **kwargs)
+
+
+@METRICS.register_module(force=True)
+class CocoMetric(coco_metric.CocoMetric):
+    """MMDetection's, in its place in the registry: it reads its file as :class:`CheckedCOCO` does."""
+
+    def __init__(self, ann_file: str | None = None, *args: object, **kwargs: object) -> None:
+        ours = ann_file is not None and not kwargs.get("sort_categories")
+        super().__init__(None if ours else ann_file, *args, **kwargs)
+        if ours:
+            masks = "segm" in self.metrics
+            with get_local_path(ann_file, backend_args=self.backend_args) as path:
+                # the data set has warned of the same file
+                self._coco_api = CheckedCOCO(path, masks, compared=masks and not self.format_only, quiet=True)
 
 
 @DATASETS.register_module(force=True)
@@ -120,11 +134,14 @@ class CocoDataset(coco.CocoDataset):
     COCOAPI = CheckedCOCO
 
     def load_data_list(self) -> list[dict]:
+        masks = any(getattr(transform, "with_mask", False) for transform in self.pipeline.transforms)
+        if self.COCOAPI is CheckedCOCO:
+            self.COCOAPI = functools.partial(CheckedCOCO, masks=masks)
         images = super().load_data_list()
-        if any(getattr(transform, "with_mask", False) for transform in self.pipeline.transforms):
+        if masks:
             self._ignore_without_mask(images)
         first = images[0]["img_path"]
-        if "://" not in first and self.backend_args is None and not Path(first).is_file():
+        if "://" not in first and self.backend_args is None and not os.path.isfile(first):
             raise UserError(
                 f"data_prefix: expected the images of {self.ann_file}, the first at {first}, found none there"
             )
@@ -162,10 +179,6 @@ class CocoDataset(coco.CocoDataset):
                 f"the others are without an annotation or too small (filter_cfg={dict(self.filter_cfg)})"
             )
         return left
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _why_passed_over(annotation: dict, image: dict | None) -> str | None:

@@ -8,23 +8,27 @@ from __future__ import annotations
 import json
 import math
 import os
+import reprlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
+import shapely
 from PIL import Image, UnidentifiedImageError
 from pycocotools import mask as coco_mask
 
 from dcnzoo.engine.checkpoint import AtomicLocalBackend
-from dcnzoo.errors import UserError
+from dcnzoo.errors import UserError, printable
 from dcnzoo.version import __version__
 
 # what mmcv reads; a file of another kind beside images is no mistake
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 # An edge may lie this far beyond the image, as rounding brings about, and is moved to its border.
 TOLERANCE = 1.0  # pixels
+# No image is as large. pycocotools crashes at coordinates that are much larger.
+FAR = 1_000_000  # pixels
 _ORIENTATION = 0x0112
 _SHOWN = 20
 
@@ -51,30 +55,33 @@ class Refused(Exception):
         self.line = line
 
 
-def image_size(file: Path) -> tuple[int, int]:
+def image_size(file: Path | BinaryIO, name: str | None = None) -> tuple[int, int]:
     """(width, height) of an image as MMDetection loads it, turned as its EXIF orientation says.
+
+    Args:
+        file: its path, or the opened file.
+        name: of the image in messages; by default its path.
 
     Raises:
         Refused: it is not there, or no image.
     """
+    name = name or str(file)
     try:
         with Image.open(file) as image:
             width, height = image.size
             # of a TIFF Pillow's size is that of the turned image
             turned = image.format != "TIFF" and image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
     except FileNotFoundError:
-        raise Refused(f"expected an image, found none at {file}") from None
+        raise Refused(f"expected an image, found none at {name}") from None
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise Refused(f"expected an image at {file}, got a file that is none: {error}") from None
+        raise Refused(f"expected an image at {name}, got a file that is none: {error}") from None
     return (height, width) if turned else (width, height)
 
 
 def polygon_area(polygon: Polygon) -> float:
-    """By the shoelace formula."""
+    """As the sides enclose it: parts that run the other way round count negative."""
     # from the first corner: far from the origin products lose the digits that matter
-    points = np.asarray(polygon, float) - polygon[0]
-    x, y = points.T
-    return float(abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2)
+    return float(shapely.area(shapely.polygons(np.asarray(polygon, float) - polygon[0])))
 
 
 def clip_box(
@@ -90,22 +97,23 @@ def clip_box(
     )
 
 
-def clip_polygon(polygon: Polygon, size: tuple[int, int]) -> list[tuple[float, float]]:
-    """The part of a polygon that is inside of the image (Sutherland and Hodgman 1974); perhaps nothing."""
-    points = list(polygon)
-    for axis, border, sign in ((0, 0, 1), (0, size[0], -1), (1, 0, 1), (1, size[1], -1)):
-        kept = []
-        for start, end in zip(points[-1:] + points[:-1], points, strict=True):
-            a, b = (sign * (point[axis] - border) for point in (start, end))  # ≥ 0: on the inner side
-            if (a < 0) != (b < 0):
-                part = a / (a - b)
-                crossing = [p + part * (q - p) for p, q in zip(start, end, strict=True)]
-                crossing[axis] = border  # exactly
-                kept.append(tuple(crossing))
-            if b >= 0:
-                kept.append(end)
-        points = kept
-    return points
+def clip_polygon(polygon: Polygon, size: tuple[int, int]) -> list[Polygon]:
+    """The parts of a polygon that are inside of the image: none, one, or several of a concave one."""
+    if _is_inside(polygon, size):
+        return [polygon]
+    # sides that cross each other are refused by the intersection
+    whole = shapely.make_valid(shapely.polygons(np.asarray(polygon, float)))
+    inside = shapely.intersection(whole, shapely.box(0, 0, *size))
+    parts = shapely.get_parts(shapely.get_parts(inside))
+    return [_outline(part) for part in parts if part.geom_type == "Polygon" and not part.is_empty]
+
+
+def _outline(part: shapely.Polygon) -> Polygon:
+    """The corners, each once; to a hole, which COCO's polygons do not have, and back along the same line."""
+    points = list(part.exterior.coords)
+    for hole in part.interiors:
+        points += [*hole.coords, points[0]]
+    return points[:-1]
 
 
 def _is_inside(points: Polygon, size: tuple[int, int], tolerance: float = 0.0) -> bool:
@@ -135,6 +143,7 @@ class Conversion:
         self.problems: list[Problem] = []
         self.clipped = 0  # objects of which a part beyond the image was cut off
         self._images: dict[str, dict] = {}  # by file name
+        self._extracted: list[tuple[Path, Callable[[], bytes]]] = []  # images that are written with the file
         self._objects: list[tuple[str, dict]] = []  # with the class's name
 
     def add_image(self, file_name: str, size: tuple[int, int]) -> int:
@@ -153,6 +162,10 @@ class Conversion:
         entry = {"id": len(self._images) + 1, "file_name": file_name, "width": width, "height": height}
         self._images[file_name] = entry
         return entry["id"]
+
+    def add_extracted(self, target: Path, read: Callable[[], bytes]) -> None:
+        """``target`` gets what ``read`` returns, when everything is known to be right."""
+        self._extracted.append((target, read))
 
     def add_box(
         self,
@@ -174,7 +187,7 @@ class Conversion:
         if x1 < x2 and y1 < y2:
             self.clipped += kept != corners
             x1, y1, x2, y2 = kept
-        if not (x1 < x2 and y1 < y2):
+        if not min(round(x2 - x1, 2), round(y2 - y1, 2)) > 0:  # as it is written
             raise Refused(f"{name}: expected a box with an area, got {x2 - x1:g} × {y2 - y1:g} pixels")
         self._add(image, name, [x1, y1, x2 - x1, y2 - y1], (x2 - x1) * (y2 - y1), iscrowd, extra)
 
@@ -190,15 +203,18 @@ class Conversion:
             if len(polygon) < 3:
                 raise Refused(f"{name}: expected a polygon of at least 3 points, got {len(polygon)}")
             self._check_inside(polygon, size)
-        kept = [clip_polygon(polygon, size) for polygon in polygons]
-        areas = [polygon_area(polygon) if len(polygon) > 2 else 0.0 for polygon in kept]
+        areas = [polygon_area(polygon) for polygon in polygons]
         if not min(areas) > 0:
             raise Refused(f"{name}: expected a polygon with an area, got {min(areas):g} pixels²")
         self.clipped += any(not _is_inside(polygon, size) for polygon in polygons)
-        polygons = kept
-        flat = [[round(value, 2) for point in polygon for value in point] for polygon in polygons]
-        area = areas[0]
-        if len(polygons) > 1:  # which may overlap
+        parts = [clip_polygon(polygon, size) for polygon in polygons]
+        flat = [kept for polygon in parts for part in polygon if (kept := flattened(part))]
+        if not flat:
+            raise Refused(f"{name}: expected a polygon with an area in the image, got 0 pixels²")
+        polygons = [np.reshape(part, (-1, 2)) for part in flat]
+        areas = [polygon_area(polygon) for polygon in polygons]
+        area = sum(areas)
+        if len(parts) > 1:  # which may overlap
             area = float(coco_mask.area(coco_mask.merge(coco_mask.frPyObjects(flat, size[1], size[0]))))
         self._add(image, name, _box_of(np.concatenate(polygons)), area, 0, extra, flat)
 
@@ -218,6 +234,8 @@ class Conversion:
     def _check_inside(self, points: Polygon, size: tuple[int, int]) -> None:
         if not all(math.isfinite(value) for point in points for value in point):
             raise Refused(f"expected finite coordinates, got {_text(points)}")
+        if not all(abs(value) <= FAR for point in points for value in point):
+            raise Refused(f"expected coordinates of at most {FAR:,} pixels, got {_text(points)}")
         if not _is_inside(points, size, self.tolerance):
             raise Refused(
                 f"expected coordinates inside of the image, {size[0]} × {size[1]} pixels, got {_text(points)}"
@@ -285,13 +303,19 @@ class Conversion:
         for key in ("images", "annotations"):
             if not content[key]:
                 raise UserError(f"{key}: expected at least 1, found 0; nothing is written")
-        AtomicLocalBackend().put_text(json.dumps(content, ensure_ascii=False) + "\n", out)
+        for target, read in self._extracted:
+            try:
+                pixels = read()
+            except Refused as error:
+                raise UserError(f"{target}: {error}; it was an image when it was read first") from None
+            AtomicLocalBackend().put(pixels, target)
+        write_json(content, out)
         return content
 
 
 def shown(problems: Sequence[Problem]) -> list[str]:
     """A line for each of the first ones, and how many more there are."""
-    lines = [str(problem) for problem in problems[:_SHOWN]]
+    lines = [printable(str(problem)) for problem in problems[:_SHOWN]]
     more = len(problems) - _SHOWN
     return [*lines, f"… and {more} more"] if more > 0 else lines
 
@@ -302,17 +326,102 @@ def relative(file: Path, folder: Path) -> str:
 
 
 def read_text(file: Path) -> str:
-    """The text of a file in UTF-8, with or without a byte order mark.
+    """The text of a file in UTF-8, or in UTF-16 or UTF-32, with or without a byte order mark.
 
     Raises:
         Refused: it has another encoding, or cannot be read.
     """
     try:
-        return file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise Refused(f"expected text in UTF-8, got byte {error.object[error.start]:#04x}") from None
+        content = file.read_bytes()
     except OSError as error:
         raise Refused(f"expected a file that can be read: {error.strerror}") from None
+    encoding = json.detect_encoding(content)  # by the mark, or by where the first zeros are
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        name = encoding.removesuffix("-sig").upper()
+        got = f"byte {error.object[error.start]:#04x}" if error.start < len(error.object) else error.reason
+        raise Refused(f"expected text in {name}, got {got}") from None
+    if "\0" in text:
+        raise Refused("expected text in UTF-8, got the character NUL")
+    return text
+
+
+def read_json(file: Path) -> object:
+    """The content of a JSON file, as :func:`read_text` reads it.
+
+    Raises:
+        Refused: it is no JSON, or has a key twice in one object, of which ``json`` would take the last.
+    """
+    text = read_text(file)
+    try:
+        return json.loads(text, object_pairs_hook=_object)
+    except json.JSONDecodeError as error:
+        raise Refused(f"expected JSON: {error}", error.lineno) from None
+    except RecursionError:
+        raise Refused("expected JSON, got lists or objects that are nested too deeply") from None
+    except ValueError as error:  # an integer of thousands of digits
+        raise Refused(f"expected JSON: {error}") from None
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict:
+    whole = dict(pairs)
+    if len(whole) != len(pairs):
+        ((key, count),) = Counter(key for key, _ in pairs).most_common(1)
+        where = f", in the one with id {short(whole['id'])}" if key != "id" and "id" in whole else ""
+        raise Refused(f"expected each key once in an object, got {short(key)} {count} times{where}")
+    return whole
+
+
+def write_json(content: dict, out: str | Path) -> None:
+    """Whole or not at all."""
+    try:
+        text = json.dumps(content, ensure_ascii=False).encode()
+    except UnicodeEncodeError:  # a file name that is not UTF-8 has characters that are not either: escaped
+        text = json.dumps(content).encode()
+    AtomicLocalBackend().put(text + b"\n", out)
+
+
+def number(text: str) -> float:
+    """
+    Raises:
+        ValueError: it is none, or not finite; Python's own 1_000 is none in files.
+    """
+    value = float(text)
+    if "_" in text or not math.isfinite(value):
+        raise ValueError(text)
+    return value
+
+
+def is_number(value: object) -> bool:
+    """Whether a value of JSON is a finite number, and fits a float's digits."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) < 2**63 and math.isfinite(value)  # of an integer too large for a float: an error
+
+
+class _Short(reprlib.Repr):
+    """Of a part: lists and texts of a file may be long, and nested deeply."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = 60
+        self.maxlevel = 3
+
+
+_SHORT = _Short()
+
+
+def short(value: object) -> str:
+    """A value of a file for a message."""
+    text = _SHORT.repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+def flattened(polygon: Polygon) -> list[float] | None:
+    """``[x, y, x, y, …]``, as it is written; None if the rounding leaves no area."""
+    flat = [round(float(value), 2) for point in polygon for value in point]
+    return flat if polygon_area(list(zip(flat[::2], flat[1::2], strict=True))) > 0 else None
 
 
 def _box_of(points: np.ndarray) -> list[float]:  # [N, 2] -> x, y, width, height

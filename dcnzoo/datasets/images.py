@@ -1,4 +1,5 @@
-"""Images that cannot be read: passed over in training, with a warning and up to a number; an error in tests.
+"""Images that cannot be read or resized: in training passed over, with a warning, up to a number; in tests
+an error.
 
 MMDetection stops at the first, with a traceback from a worker, in whichever hour of the training that is.
 """
@@ -6,6 +7,7 @@ MMDetection stops at the first, with a traceback from a worker, in whichever hou
 import functools
 import logging
 
+import cv2
 import torch
 from mmcv.transforms import LoadImageFromFile
 from mmdet.datasets import BaseDetDataset
@@ -13,7 +15,10 @@ from mmengine.dataset import BaseDataset
 from mmengine.fileio import exists
 from mmengine.logging import print_log
 
-from dcnzoo.errors import UserError
+from dcnzoo.errors import UserError, printable
+
+# A side this many times the other may be less than half a pixel when an image is resized.
+_NARROW = 100
 
 
 def pass_over_unreadable_images() -> None:
@@ -38,12 +43,12 @@ def prepare_data(self: BaseDetDataset, idx: int) -> dict | None:
     """The sample, or None, in whose place ``BaseDataset`` takes another at random.
 
     Raises:
-        UserError: the image cannot be read, and it is needed for a test, or too many could not be.
+        UserError: the image cannot be read or resized, and it is needed for a test, or too many could not be.
     """
     try:
         return BaseDataset.prepare_data(self, idx)
     except Exception as error:
-        reason = _why_unreadable(self, idx)
+        reason = _why_unreadable(self, idx, error)
         if reason is None:
             raise
         if self.test_mode:
@@ -65,16 +70,29 @@ def prepare_data(self: BaseDetDataset, idx: int) -> dict | None:
     return None
 
 
-def _why_unreadable(dataset: BaseDetDataset, idx: int) -> str | None:
-    """None if the image can be read, and what went wrong is something else."""
+def _why_unreadable(dataset: BaseDetDataset, idx: int, error: Exception) -> str | None:
+    """None if the image can be read and resized, and what went wrong is something else."""
     loader = next((t for t in dataset.pipeline.transforms if isinstance(t, LoadImageFromFile)), None)
     sample = dataset.get_data_info(idx)
     if loader is None or not isinstance(sample.get("img_path"), str):
         return None
+    path = sample["img_path"]
     try:
-        loader(dict(sample))
+        height, width = loader(dict(sample))["img"].shape[:2]
     except Exception:
-        path = sample["img_path"]
         there = exists(path, backend_args=loader.backend_args)
-        return f"{path}: expected a picture, found {'one that cannot be read' if there else 'no file'}"
+        found = "one that cannot be read" if there else "no file"
+        return printable(f"{path}: expected a picture, found {found}")
+    stated = (sample.get("width"), sample.get("height"))
+    if None not in stated and stated != (width, height):  # to which masks do not fit
+        return printable(
+            f"{path}: expected a picture of {stated[0]} × {stated[1]}, as the annotations say, "
+            f"found {width} × {height}"
+        )
+    resized = isinstance(error, cv2.error) and getattr(error, "func", None) == "resize"
+    if resized and max(height, width) > _NARROW * min(height, width):
+        return printable(
+            f"{path}: expected a picture of which a pixel of each side is left when it is resized, "
+            f"found {width} × {height}"
+        )
     return None

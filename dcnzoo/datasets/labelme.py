@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 import binascii
 import io
-import json
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,15 +14,17 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from dcnzoo.datasets.conversion import (
+    SUFFIXES,
     Conversion,
     Polygon,
     Refused,
     Step,
     image_size,
-    read_text,
+    is_number,
+    read_json,
     relative,
+    short,
 )
-from dcnzoo.engine.checkpoint import AtomicLocalBackend
 from dcnzoo.errors import UserError
 
 _CIRCLE = 64  # corners of a circle's polygon: 0.2 % less area
@@ -45,7 +47,8 @@ def convert_labelme(
     Args:
         root: the folder.
         classes: names in the order of their labels; by default those that occur, sorted.
-        extract: folder to which images go that are only inside of their JSON files.
+        extract: folder to which images go that are only inside of their JSON files, when the result is
+            written.
         clip: as of :class:`~dcnzoo.datasets.conversion.Conversion`.
         step: called after each file.
 
@@ -72,22 +75,22 @@ def convert_labelme(
 
 
 def _convert_file(file: Path, root: Path, conversion: Conversion, extract: Path | None) -> None:
-    try:
-        content = json.loads(read_text(file))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise Refused(f"expected JSON: {error}", getattr(error, "lineno", None)) from None
+    content = read_json(file)
     if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):
         raise Refused("expected LabelMe's JSON, with a list of shapes")
-    image = _image(file, root, content, extract)
-    size = image_size(image)
+    image, pixels = _image(file, root, content, extract)
+    size = image_size(image if pixels is None else io.BytesIO(pixels), str(image))
     said = (content.get("imageWidth"), content.get("imageHeight"))
     if said != size and said != (None, None):
         turned = "; the image is turned by its EXIF orientation" if said == size[::-1] else ""
         raise Refused(
             f"expected the size of {image.name}, {size[0]} × {size[1]}, as imageWidth and imageHeight, "
-            f"got {said[0]} × {said[1]}{turned}"
+            f"got {short(said[0])} × {short(said[1])}{turned}"
         )
     number = conversion.add_image(relative(image, root), size)
+    if pixels is not None:
+        # read once more when it is written: not all images of a folder fit into memory
+        conversion.add_extracted(image, lambda: _decode(read_json(file)["imageData"], "imageData")[0])
     groups: dict[object, list[tuple[int, dict]]] = {}  # those that are one object
     for index, shape in enumerate(content["shapes"]):
         group = shape.get("group_id") if isinstance(shape, dict) else None
@@ -101,37 +104,44 @@ def _convert_file(file: Path, root: Path, conversion: Conversion, extract: Path 
             conversion.refuse(file, Refused(f"{places}: {error}"))
 
 
-def _image(file: Path, root: Path, content: dict, extract: Path | None) -> Path:
-    """The image's file, which is written if it is only in the JSON."""
+def _image(file: Path, root: Path, content: dict, extract: Path | None) -> tuple[Path, bytes | None]:
+    """The image's file, and its bytes if it is only in the JSON."""
     named = content.get("imagePath")
     if isinstance(named, str) and named:
         image = file.parent / named.replace("\\", "/")
-        if image.is_file():
-            return image
+        if os.path.isfile(image):  # Path.is_file raises if the name is too long
+            return image, None
     data = content.get("imageData")
     if not isinstance(data, str) or not data:
         raise Refused(
-            f"expected an image at imagePath or in imageData, got imagePath {named!r}, which is not there"
+            "expected an image at imagePath or in imageData, "
+            f"got imagePath {short(named)}, which is not there"
         )
     if extract is None:
         raise Refused(
-            f"expected an image, found none at imagePath {named!r}; --extract FOLDER writes the embedded one"
+            f"expected an image, found none at imagePath {short(named)}; "
+            "--extract FOLDER writes the embedded one"
         )
-    pixels, suffix = _decode(data, "imageData")
+    pixels, image = _decode(data, "imageData")
+    suffix = ".jpg" if image.format in ("JPEG", "MPO") else f".{image.format.lower()}"
+    if suffix not in SUFFIXES:
+        raise Refused(f"imageData: expected one of {', '.join(SUFFIXES)}, got {image.format}")
     # the JSON file's name, not one of its content's, which may lead anywhere
-    target = (extract / file.relative_to(root)).with_suffix(suffix)
-    AtomicLocalBackend().put(pixels, target)
-    return target
+    return (extract / file.relative_to(root)).with_suffix(suffix), pixels
 
 
-def _decode(data: str, what: str) -> tuple[bytes, str]:
-    """The bytes of an image in base64, and its suffix."""
+def _decode(data: str, what: str) -> tuple[bytes, Image.Image]:
+    """The bytes of an image in base64, and the image."""
     try:
         content = base64.b64decode(data, validate=True)
-        with Image.open(io.BytesIO(content)) as image:
-            image.verify()
-            return content, ".jpg" if image.format == "JPEG" else f".{image.format.lower()}"
-    except (binascii.Error, UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+        image = Image.open(io.BytesIO(content))
+        image.load()  # all of it, which may be cut off
+        return content, image
+    except UnidentifiedImageError:
+        raise Refused(
+            f"{what}: expected an image in base64, got {len(content)} bytes that are none"
+        ) from None
+    except (binascii.Error, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
         raise Refused(f"{what}: expected an image in base64: {error}") from None
 
 
@@ -152,28 +162,21 @@ def _convert_shapes(shapes: list, image: int, size: tuple[int, int], conversion:
 
 def _check(shape: object) -> None:
     if not isinstance(shape, dict):
-        raise Refused(f"expected a shape with label and points, got {shape!r}")
+        raise Refused(f"expected a shape with label and points, got {short(shape)}")
     label, kind, points = shape.get("label"), shape.get("shape_type", "polygon"), shape.get("points")
     if not isinstance(label, str) or not label:
-        raise Refused(f"label: expected a name, got {label!r}")
+        raise Refused(f"label: expected a name, got {short(label)}")
     if kind in _WITHOUT_AREA:
         raise Refused(f"{label}: expected a shape with an area, got a {kind}")
     if kind not in _KEPT:
-        raise Refused(f"{label}: shape_type: expected one of {', '.join(_KEPT)}, got {kind!r}")
+        raise Refused(f"{label}: shape_type: expected one of {', '.join(_KEPT)}, got {short(kind)}")
     wanted = "at least 3" if kind == "polygon" else "2"
-    if (
-        not isinstance(points, list)
-        or not all(isinstance(p, list) and len(p) == 2 and all(map(_is_number, p)) for p in points)
-        or (len(points) < 3 if kind == "polygon" else len(points) != 2)
-    ):
-        got = f"{len(points)}" if isinstance(points, list) else repr(points)
+    if not isinstance(points, list) or (len(points) < 3 if kind == "polygon" else len(points) != 2):
+        got = len(points) if isinstance(points, list) else short(points)
         raise Refused(f"{label}: points: expected {wanted} points [x, y] for a {kind}, got {got}")
-
-
-def _is_number(value: object) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return abs(value) < 2**63 and math.isfinite(value)  # JSON's integers may be too large for a float
+    for point in points:
+        if not isinstance(point, list) or len(point) != 2 or not all(map(is_number, point)):
+            raise Refused(f"{label}: points: expected [x, y], two finite numbers, got {short(point)}")
 
 
 def _outline(shape: dict) -> Polygon:
@@ -193,8 +196,8 @@ def _mask(shape: dict, size: tuple[int, int]) -> np.ndarray:  # [H, W], bool
     label, data = shape["label"], shape.get("mask")
     if not isinstance(data, str):
         raise Refused(f"{label}: mask: expected an image in base64, got {type(data).__name__}")
-    content, _ = _decode(data, f"{label}: mask")
-    part = np.asarray(Image.open(io.BytesIO(content)).convert("L")) > 0
+    _, image = _decode(data, f"{label}: mask")
+    part = np.asarray(image.convert("L")) > 0
     (x1, y1), (x2, y2) = ((round(x), round(y)) for x, y in shape["points"])
     height, width = part.shape
     if (x2 - x1 + 1, y2 - y1 + 1) != (width, height):
@@ -204,7 +207,8 @@ def _mask(shape: dict, size: tuple[int, int]) -> np.ndarray:  # [H, W], bool
         )
     if min(x1, y1) < 0 or x2 >= size[0] or y2 >= size[1]:
         raise Refused(
-            f"{label}: mask: expected pixels of the image, {size[0]} × {size[1]}, got {shape['points']}"
+            f"{label}: mask: expected pixels of the image, {size[0]} × {size[1]}, "
+            f"got {short(shape['points'])}"
         )
     whole = np.zeros((size[1], size[0]), bool)
     whole[y1 : y2 + 1, x1 : x2 + 1] = part

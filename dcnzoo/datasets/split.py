@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import random
 from pathlib import Path
 
 from dcnzoo.datasets.check import checked_coco
-from dcnzoo.engine.checkpoint import AtomicLocalBackend
+from dcnzoo.datasets.conversion import write_json
 from dcnzoo.errors import UserError
 
 
@@ -37,5 +36,5 @@ def split_coco(file: str | Path, outs: tuple[Path, Path], share: float, seed: in
         for second in (False, True)
     )
     for part, out in zip(parts, outs, strict=True):
-        AtomicLocalBackend().put_text(json.dumps(part, ensure_ascii=False) + "\n", out)
+        write_json(part, out)
     return parts

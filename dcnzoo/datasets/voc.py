@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from xml.parsers import expat
 
-from dcnzoo.datasets.conversion import SUFFIXES, Conversion, Refused, Step, image_size, read_text
+from dcnzoo.datasets.conversion import SUFFIXES, Conversion, Refused, Step, image_size, number, read_text
 from dcnzoo.errors import UserError
 
 DIFFICULT = ("ignore", "keep", "drop")
@@ -89,17 +90,17 @@ def _of_split(root: Path, split: str, folder: Path, conversion: Conversion) -> I
     except Refused as error:
         raise UserError(f"{place}: {error}") from None
     seen: dict[str, int] = {}
-    for number, line in enumerate(lines, 1):
+    for at, line in enumerate(lines, 1):
         if not line.strip():
             continue
         name = line.split()[0]  # a class's own list has 1, 0 or -1 after it
         if name in seen:
-            conversion.refuse(place, f"expected each image once, got {name} as in line {seen[name]}", number)
-        elif not (folder / f"{name}.xml").is_file():
-            conversion.refuse(place, f"expected a file, found none at {folder / f'{name}.xml'}", number)
+            conversion.refuse(place, f"expected each image once, got {name} as in line {seen[name]}", at)
+        elif not os.path.isfile(folder / f"{name}.xml"):  # Path.is_file raises if the name is too long
+            conversion.refuse(place, f"expected a file, found none at {folder / f'{name}.xml'}", at)
         else:
             yield folder / f"{name}.xml"
-        seen.setdefault(name, number)
+        seen.setdefault(name, at)
 
 
 def _convert_file(file: Path, images: Path, conversion: Conversion, difficult: str, zero_based: bool) -> None:
@@ -110,18 +111,18 @@ def _convert_file(file: Path, images: Path, conversion: Conversion, difficult: s
     size = image_size(picture)
     stated = tree.find("size")
     if stated is not None:
-        said = tuple(int(stated.number(side)) for side in ("width", "height"))
+        said = tuple(stated.number(side) for side in ("width", "height"))
         if said not in (size, (0, 0)):  # some tools write zeros
             turned = "; the image is turned by its EXIF orientation" if said == size[::-1] else ""
             raise Refused(
-                f"expected the size of {picture.name}, {size[0]} × {size[1]}, "
-                f"got {said[0]} × {said[1]}{turned}",
+                f"<size>: expected that of {picture.name}, {size[0]} × {size[1]}, "
+                f"got {said[0]:g} × {said[1]:g}{turned}",
                 stated.line,
             )
-    number = conversion.add_image(picture.relative_to(images).as_posix(), size)
+    image = conversion.add_image(picture.relative_to(images).as_posix(), size)
     for thing in tree.all("object"):
         try:
-            _convert_object(thing, number, size, conversion, difficult, zero_based)
+            _convert_object(thing, image, size, conversion, difficult, zero_based)
         except Refused as error:
             conversion.refuse(file, error, thing.line)
 
@@ -157,7 +158,7 @@ def _convert_object(
 def _picture(file: Path, tree: Element, images: Path) -> Path:
     """The image of an XML file: the one of its own name, or the one that it names."""
     suffixes = [spelt for suffix in SUFFIXES for spelt in (suffix, suffix.upper())]
-    found = [path for suffix in suffixes if (path := images / f"{file.stem}{suffix}").is_file()]
+    found = [path for suffix in suffixes if os.path.isfile(path := images / f"{file.stem}{suffix}")]
     found = list({path.stat().st_ino: path for path in reversed(found)}.values())  # of a.jpg and a.JPG
     names, line = f"{file.stem}.jpg (.png, …)", tree.line
     stated = tree.find("filename")
@@ -167,7 +168,7 @@ def _picture(file: Path, tree: Element, images: Path) -> Path:
         if named in found:
             return named
         names += f" or {named.name}"
-        found += [named] if named.is_file() else []
+        found += [named] if os.path.isfile(named) else []
     if not found:
         raise Refused(f"expected an image {names}, found none in {images}", line)
     if len(found) > 1:
@@ -192,7 +193,10 @@ class Element:
         return [child for child in self.children if child.tag == tag]
 
     def find(self, tag: str) -> Element | None:
-        return next(iter(self.all(tag)), None)
+        found = self.all(tag)
+        if len(found) > 1:
+            raise Refused(f"expected one <{tag}> in <{self.tag}>, found {len(found)}", found[1].line)
+        return found[0] if found else None
 
     def text_of(self, tag: str) -> str:
         found = self.find(tag)
@@ -203,9 +207,9 @@ class Element:
     def number(self, tag: str) -> float:
         text = self.text_of(tag)
         try:
-            return float(text)
+            return number(text)
         except ValueError:
-            raise Refused(f"<{tag}>: expected a number, got {text!r}", self.find(tag).line) from None
+            raise Refused(f"<{tag}>: expected a finite number, got {text!r}", self.find(tag).line) from None
 
     def flag(self, tag: str) -> int:
         text = self.text_of(tag)
@@ -245,5 +249,5 @@ def parse(file: Path) -> Element:
     except expat.ExpatError as error:
         raise Refused(f"expected XML: {expat.ErrorString(error.code)}", error.lineno) from None
     except (OSError, LookupError, ValueError) as error:  # cannot be read; an encoding that Python has not
-        raise Refused(f"expected XML: {error}") from None
+        raise Refused(f"expected XML: {getattr(error, 'strerror', None) or error}") from None
     return document.children[0]

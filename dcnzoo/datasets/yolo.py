@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import yaml
 
-from dcnzoo.datasets.conversion import SUFFIXES, Conversion, Refused, Step, image_size, read_text, relative
+from dcnzoo.datasets.conversion import (
+    SUFFIXES,
+    Conversion,
+    Refused,
+    Step,
+    image_size,
+    number,
+    read_text,
+    relative,
+    short,
+)
 from dcnzoo.errors import UserError
 
 
@@ -55,26 +66,47 @@ def convert_yolo(
     for done, image in enumerate(images, 1):
         try:
             size = image_size(image)
-            number = conversion.add_image(relative(image, root), size)
+            added = conversion.add_image(relative(image, root), size)
         except Refused as error:
             conversion.refuse(image, error)
         else:
-            _convert_labels(_labels(image), number, size, conversion)
+            _convert_labels(_labels(image), added, size, conversion)
         step(done, len(images))
     return conversion, root
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that an object has twice, of which YAML's loader takes the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if (key.tag, key.value) in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"expected each key once, got {short(key.value)} again",
+                    problem_mark=key.start_mark,
+                )
+            seen.add((key.tag, key.value))
+        return super().construct_mapping(node, deep)
 
 
 def _read_yaml(file: Path) -> dict:
     if not file.is_file():
         raise UserError(f"data.yaml: expected a file, found none at {file}")
     try:
-        described = yaml.safe_load(read_text(file))
+        described = yaml.load(read_text(file), _Loader)  # nosec B506  # a SafeLoader
     except Refused as error:
         raise UserError(f"{file}: {error}") from None
     except yaml.YAMLError as error:
         place = getattr(error, "problem_mark", None)
         where = file if place is None else f"{file}:{place.line + 1}"
         raise UserError(f"{where}: expected YAML: {getattr(error, 'problem', None) or error}") from None
+    except RecursionError:
+        raise UserError(f"{file}: expected YAML, got lists or objects that are nested too deeply") from None
+    except ValueError as error:  # a date without such a day, an integer of thousands of digits
+        raise UserError(f"{file}: expected YAML: {error}") from None
     if not isinstance(described, dict):
         raise UserError(f"{file}: expected keys such as names and train, got {type(described).__name__}")
     return described
@@ -84,15 +116,19 @@ def _names(file: Path, described: dict) -> list[str]:
     names = described.get("names")
     if isinstance(names, dict):
         if sorted(names, key=str) != sorted(range(len(names)), key=str):
-            raise UserError(f"{file}: names: expected the numbers 0 to {len(names) - 1}, got {list(names)}")
+            raise UserError(
+                f"{file}: names: expected the numbers 0 to {len(names) - 1}, got {short(list(names))}"
+            )
         names = [names[number] for number in range(len(names))]
     if not isinstance(names, list) or not names:
-        raise UserError(f"{file}: names: expected a list of names, got {names!r}")
+        raise UserError(f"{file}: names: expected a list of names, got {short(names)}")
     if "nc" in described and described["nc"] != len(names):
-        raise UserError(f"{file}: nc: expected {len(names)}, the number of names, got {described['nc']}")
+        raise UserError(
+            f"{file}: nc: expected {len(names)}, the number of names, got {short(described['nc'])}"
+        )
     for name in names:
         if isinstance(name, bool) or not isinstance(name, str | int):  # YAML's no is False, its ~ is None
-            raise UserError(f"{file}: names: expected texts, got {name!r}: put it in quotes")
+            raise UserError(f"{file}: names: expected texts, got {short(name)}: put it in quotes")
     return [str(name) for name in names]
 
 
@@ -102,10 +138,10 @@ def _root(file: Path, described: dict) -> Path:
     if given is None:
         return file.parent
     beside, as_is = file.parent / str(given), Path(str(given))
-    if beside.is_dir():
+    if os.path.isdir(beside):  # Path.is_dir raises if the name is too long
         return beside
     # a file that was moved together with its data
-    return as_is if as_is.is_dir() else file.parent
+    return as_is if os.path.isdir(as_is) else file.parent
 
 
 def _images(file: Path, described: dict, split: str, root: Path, conversion: Conversion) -> Iterator[Path]:
@@ -116,10 +152,10 @@ def _images(file: Path, described: dict, split: str, root: Path, conversion: Con
     for place in [places] if isinstance(places, str) else places:
         # Roboflow writes ../train for what is beside the file
         candidates = [root / str(place), root / str(place).removeprefix("../")]
-        found = next((path for path in candidates if path.exists()), None)
+        found = next((path for path in candidates if os.path.exists(path)), None)
         if found is None:
             raise UserError(
-                f"{file}: {split}: expected a folder or a list of images, found none at {root / place}"
+                f"{file}: {split}: expected a folder or a list of images, found none at {root / str(place)}"
             )
         if found.is_dir():
             yield from sorted(path for path in found.rglob("*") if path.suffix.lower() in SUFFIXES)
@@ -128,15 +164,15 @@ def _images(file: Path, described: dict, split: str, root: Path, conversion: Con
             lines = read_text(found).splitlines()
         except Refused as error:
             raise UserError(f"{found}: {error}") from None
-        for number, line in enumerate(lines, 1):
+        for at, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             # ./ is the list's own folder
             image = (found.parent if line.startswith("./") else root) / line.strip()
-            if image.is_file():
+            if os.path.isfile(image):
                 yield image
             else:
-                conversion.refuse(found, f"expected an image, found none at {image}", number)
+                conversion.refuse(found, f"expected an image, found none at {image}", at)
 
 
 def _labels(image: Path) -> Path:
@@ -157,31 +193,29 @@ def _convert_labels(file: Path, image: int, size: tuple[int, int], conversion: C
     except Refused as error:
         conversion.refuse(file, error)
         return
-    for number, line in enumerate(lines, 1):
+    for at, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             _convert_line(line.split(), image, size, conversion)
         except Refused as error:
-            conversion.refuse(file, error, number)
+            conversion.refuse(file, error, at)
 
 
 def _convert_line(words: list[str], image: int, size: tuple[int, int], conversion: Conversion) -> None:
-    try:
-        label, *values = (float(word) for word in words)
-    except ValueError:
-        raise Refused(f"expected numbers, got {' '.join(words[:6])!r}") from None
     names = conversion.classes
+    label, *values = (_number(word, _field(index, len(words) == 5)) for index, word in enumerate(words))
     if label not in range(len(names)):
-        raise Refused(f"expected a class from 0 to {len(names) - 1}, got {words[0]}")
+        raise Refused(f"class: expected a number from 0 to {len(names) - 1}, got {short(words[0])}")
     if len(values) != 4 and (len(values) < 6 or len(values) % 2):
         raise Refused(
             "expected class x y width height, or class and at least 3 points, "
             f"got {len(words)} {'value' if len(words) == 1 else 'values'}"
         )
-    if not all(0 <= value <= 1 for value in values):
-        wrong = next(value for value in values if not 0 <= value <= 1)
-        raise Refused(f"expected coordinates from 0 to 1, in parts of the image, got {wrong:g}")
+    for index, value in enumerate(values, 1):
+        if not 0 <= value <= 1:
+            field = _field(index, len(values) == 4)
+            raise Refused(f"{field}: expected a number from 0 to 1, in parts of the image, got {value:g}")
     name = names[int(label)]
     width, height = size
     if len(values) == 4:
@@ -191,3 +225,17 @@ def _convert_line(words: list[str], image: int, size: tuple[int, int], conversio
     else:
         points = zip(values[::2], values[1::2], strict=True)
         conversion.add_polygons(image, size, name, [[(x * width, y * height) for x, y in points]])
+
+
+def _number(word: str, field: str) -> float:
+    try:
+        return number(word)
+    except ValueError:
+        raise Refused(f"{field}: expected a finite number, got {short(word)}") from None
+
+
+def _field(index: int, is_box: bool) -> str:
+    """What a word of a line is called; its class is the first."""
+    if is_box or index == 0:
+        return ("class", "x", "y", "width", "height")[index]
+    return f"{'yx'[index % 2]}{(index + 1) // 2}"

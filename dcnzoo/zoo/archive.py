@@ -14,6 +14,8 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from dcnzoo.errors import UserError
 
+_NAME_MAX = 255  # bytes of a name on the file systems in use
+
 
 class ArchiveError(UserError):
     """An archive that is broken, or wants to put something where it does not belong."""
@@ -22,8 +24,8 @@ class ArchiveError(UserError):
 def unpack(archive: str | os.PathLike, folder: str | os.PathLike, console: Console | None = None) -> int:
     """Unpacks a zip file; what is there with the right size already is kept.
 
-    Nothing is written if one member's name is absolute or leads out of ``folder``, or if one is a
-    link or a device.
+    Nothing is written if one member's name is absolute, leads out of ``folder`` or is too long, if one is a
+    link or a device, or if two have one name, or that of a folder.
 
     Returns:
         The number of files in it.
@@ -38,11 +40,15 @@ def unpack(archive: str | os.PathLike, folder: str | os.PathLike, console: Conso
             members = [member for member in opened.infolist() if not member.is_dir()]
             for member in opened.infolist():
                 _refuse_unless_harmless(archive, member)
+            _refuse_unless_apart(archive, members)
             missing = [member for member in members if not _is_there(member, folder)]
             _refuse_unless_room(archive, missing, folder)
             _extract(opened, missing, folder, console)
     except zipfile.BadZipFile as error:
         raise ArchiveError(f"{archive}: expected a zip file, found a damaged one: {error}") from error
+    except (IsADirectoryError, NotADirectoryError, FileExistsError) as error:
+        place = error.filename2 or error.filename
+        raise ArchiveError(f"{archive}: {place}: expected no file or folder of that name there") from error
     return len(members)
 
 
@@ -52,9 +58,25 @@ def _refuse_unless_harmless(archive: Path, member: zipfile.ZipInfo) -> None:
         raise ArchiveError(
             f"{archive}: {member.filename}: expected a name inside the folder; nothing unpacked"
         )
+    if any(len(part.encode(errors="surrogateescape")) > _NAME_MAX for part in path.parts):
+        raise ArchiveError(
+            f"{archive}: {member.filename}: expected names of at most {_NAME_MAX} bytes; nothing unpacked"
+        )
     kind = stat.S_IFMT(member.external_attr >> 16)
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
         raise ArchiveError(f"{archive}: {member.filename}: expected files, found a link; nothing unpacked")
+
+
+def _refuse_unless_apart(archive: Path, members: list[zipfile.ZipInfo]) -> None:
+    """Files of different names, none of which is a folder of another."""
+    paths = [PurePosixPath(member.filename.replace("\\", "/")) for member in members]
+    folders = {parent for path in paths for parent in path.parents}
+    seen = set()
+    for path in paths:
+        if path in folders or path in seen:
+            found = "a folder of that name too" if path in folders else "it twice"
+            raise ArchiveError(f"{archive}: {path}: expected a file, found {found}; nothing unpacked")
+        seen.add(path)
 
 
 def _is_there(member: zipfile.ZipInfo, folder: Path) -> bool:

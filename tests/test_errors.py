@@ -1,0 +1,29 @@
+"""What is printed of names that come from files."""
+
+import pytest
+
+from dcnzoo.errors import UserError, one_line, printable
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("fig", "fig"),
+        ("Früchte 果物 🍇", "Früchte 果物 🍇"),
+        ("\x1b[31mred\x07", r"\x1b[31mred\x07"),
+        ("two\nlines\r\t", r"two\nlines\r\t"),
+        ("\x9b2J", r"\x9b2J"),  # the same sequence in one byte of C1
+        ("a\u202egnp.exe", r"a\u202egnp.exe"),  # reverses the order of what follows
+        ("\udcff.png", r"\udcff.png"),  # a file name that is not UTF-8, as Python reads it
+        ("a\0b", r"a\x00b"),
+    ],
+)
+def test_names_are_printable(text, expected):
+    assert printable(text) == expected
+    printable(text).encode("utf-8")
+
+
+def test_errors_are_printable():
+    assert one_line(UserError("class \x1b]0;title\x07:\n  expected a name")) == (
+        r"class \x1b]0;title\x07: expected a name"
+    )
