@@ -39,8 +39,20 @@ GPU = replace(
         replace(CPU, packages=FORKS, pkg_resources=False),
         replace(CPU, packages={"mmengine": "0.10.7", "mmcv": "2.1.0"}),  # without mmdet
         replace(CPU, torch="2.14.0a0+git1234"),
+        replace(CPU, torch="2.10.0a0+cpu"),
+        replace(CPU, packages={}, numpy="1.26.4", cache_problem="/x is not writable"),
     ],
-    ids=["cpu", "gpu", "cuda build without a gpu", "torch alone", "forks", "compiled", "nightly"],
+    ids=[
+        "cpu",
+        "gpu",
+        "cuda build without a gpu",
+        "torch alone",
+        "forks",
+        "compiled",
+        "nightly",
+        "alpha",
+        "numpy 1",
+    ],
 )
 def test_nothing_is_wrong(found):
     assert list(problems(found)) == []
@@ -119,6 +131,31 @@ BROKEN = {
         replace(CPU, pkg_resources=False),
         "no pkg_resources",
         'pip install "setuptools<81"',
+    ),
+    "old numpy": (
+        replace(CPU, numpy="1.26.4"),
+        "numpy 1.26.4 is too old",
+        'pip install --upgrade "numpy>=2"',
+    ),
+    "a package is missing": (
+        replace(CPU, import_error=ModuleNotFoundError("No module named 'pycocotools'", name="pycocotools")),
+        "No module named 'pycocotools'",
+        "pip install pycocotools",
+    ),
+    "a module of another name": (
+        replace(CPU, import_error=ModuleNotFoundError("No module named 'yaml'", name="yaml")),
+        "No module named 'yaml'",
+        "pip install pyyaml",
+    ),
+    "OpenCV without libGL": (
+        replace(CPU, import_error=ImportError("libGL.so.1: cannot open shared object file", name="cv2")),
+        "libGL.so.1",
+        "pip install --force-reinstall opencv-python-headless",
+    ),
+    "no cache": (
+        replace(CPU, cache_problem="/x is not writable"),
+        "downloaded weights cannot be kept: /x is not writable",
+        "export TORCH_HOME=",
     ),
 }
 
@@ -250,13 +287,36 @@ def test_mmcv_absent(tree):
         "mmengine",
     }:
         pytest.skip("needs mmcv-lite and what imports it")
-    (tree / "packages").mkdir()
-    for entry in Path(pytest.__file__).parents[1].iterdir():
-        if not entry.name.startswith("mmcv") and entry.name != "__pycache__":
-            (tree / "packages" / entry.name).symlink_to(entry)
+    without_module(tree, "mmcv")
     ((what, mend),) = doctor_of(tree, site=False)
     assert what == "mmengine, mmdet installed, but no mmcv, which they import"
     assert mend == " mend: pip install mmcv-lite==2.1.0"
+
+
+def without_module(tree, name):
+    """All packages of this environment but one, and no other site-packages."""
+    (tree / "packages").mkdir()
+    for entry in Path(pytest.__file__).parents[1].iterdir():
+        if not entry.name.startswith(name) and entry.name != "__pycache__":
+            (tree / "packages" / entry.name).symlink_to(entry)
+
+
+def test_what_a_training_imports_is_absent(tree):
+    if not dict(doctor.installed(("mmdet",))):
+        pytest.skip("needs mmdet")
+    without_module(tree, "pycocotools")
+    ((what, mend),) = doctor_of(tree, site=False)
+    assert "No module named 'pycocotools'" in what and mend == " mend: pip install pycocotools"
+
+
+@pytest.mark.slow
+def test_cache_that_is_a_file(tree, monkeypatch):
+    if not dict(doctor.installed(("mmdet",))):
+        pytest.skip("needs mmdet")
+    (tree / "torch").touch()
+    monkeypatch.setenv("TORCH_HOME", str(tree / "torch"))
+    ((what, mend),) = doctor_of(tree)
+    assert str(tree / "torch") in what and "TORCH_HOME" in mend
 
 
 def test_mends_have_a_reason():

@@ -28,6 +28,7 @@ QUICK = {
     "configs/demo/mask-rcnn_r14-mdconv_fpn_8e_shapes.py",
     "configs/flash_internimage/mask-rcnn_flash-internimage-t_fpn_1x_coco.py",
     "configs/internimage/dino-4scale_internimage-t_1x_coco.py",
+    "configs/small/faster-rcnn_r14-mdconv_fpn_24e_coco.py",
     "mmdet::cascade_rpn/cascade-rpn_r50-caffe_fpn_1x_coco.py",
     "mmdet::centernet/centernet_r18-dcnv2_8xb16-crop512-140e_coco.py",
     "mmdet::centripetalnet/centripetalnet_hourglass104_16xb6-crop511-210e-mstest_coco.py",

@@ -21,10 +21,12 @@ from mmdet.registry import DATASETS
 from mmengine.registry import DefaultScope
 
 from dcnzoo.cli import commands
-from dcnzoo.datasets.recipe import BOXES, MASKS, write_config
+from dcnzoo.compat.packages import mim_folder
+from dcnzoo.datasets.recipe import BOXES, MASKS, SMALL_BOXES, write_config
 from dcnzoo.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
+BOXES_CONFIG = "dcnzoo::dcnv2/faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py"
 DEMO = ROOT / "configs/demo/mask-rcnn_r14-mdconv_fpn_8e_shapes.py"
 PAGE = ROOT / "docs/train_your_data.md"
 CLASSES = ("date", "fig")
@@ -259,6 +261,7 @@ def heads(node, key=None):
         ("yolox_s_8xb8-300e_coco", [3]),  # its data set is inside of another
         ("mask2former_r50_8xb2-lsj-50e_coco", [3, 3]),
         (str(DEMO), [3, 3]),
+        (SMALL_BOXES, [3]),
     ],
 )
 def test_models(tmp_path, coco, model, expected):
@@ -267,7 +270,9 @@ def test_models(tmp_path, coco, model, expected):
     assert base.endswith(f"{Path(model).stem}.py")
     config = Config.fromfile(tmp_path / "out.py")
     assert heads(config.model.to_dict()) == expected
-    assert config.get("load_from") is None if model == str(DEMO) else config.load_from.startswith("https://")
+    published = model not in (str(DEMO), SMALL_BOXES)
+    assert config.load_from.startswith("https://") if published else config.get("load_from") is None
+    assert list(downloads(config.model.to_dict())) == [], "load_from has the weights of all of it"
     for loader in ("train_dataloader", "val_dataloader", "test_dataloader"):
         dataset = config[loader].dataset
         while "dataset" in dataset:
@@ -280,6 +285,134 @@ def test_models(tmp_path, coco, model, expected):
     if "cascade" in model:
         first, *_ = config.model.roi_head.bbox_head
         assert first.type == "Shared2FCBBoxHead" and first.loss_bbox.type == "SmoothL1Loss"
+
+
+def downloads(node, key=None):
+    """Whatever a model would load when it is initialised."""
+    if isinstance(node, dict):
+        for k, v in node.items():
+            yield from downloads(v, k)
+    elif isinstance(node, list | tuple):
+        for v in node:
+            yield from downloads(v, key)
+    elif (key == "checkpoint" and isinstance(node, str)) or (key == "pretrained" and node):
+        yield node
+
+
+@pytest.mark.parametrize(
+    ("model", "frozen"),
+    [
+        (MASKS, True),
+        (BOXES, True),
+        ("retinanet_r18_fpn_1x_coco", True),
+        ("retinanet_r50-caffe_fpn_1x_coco", True),  # whose BatchNorm learns nothing
+        ("faster-rcnn_x101-32x4d-dconv-c3-c5_fpn_1x_coco", True),
+        ("ssd300_coco", False),  # a VGG
+        ("detectors_cascade-rcnn_r50_1x_coco", True),  # another backbone is inside of its neck
+        ("mask-rcnn_internimage-t_fpn_1x_coco", False),
+        ("yolox_s_8xb8-300e_coco", False),  # starts from random weights anyway
+        (SMALL_BOXES, False),
+    ],
+)
+def test_without_weights(tmp_path, coco, model, frozen):
+    file = coco()
+    base = write_config(file, file, tmp_path / "out.py", tmp_path, model=model, weights=False)
+    config = Config.fromfile(tmp_path / "out.py")
+    assert config.get("load_from") is None
+    assert list(downloads(config.model.to_dict())) == []
+    package, name = base.split("::")
+    original = Config.fromfile(mim_folder(package) / "configs" / name).model.backbone
+    assert (original.get("frozen_stages", -1) >= 0) == frozen
+    backbone = config.model.backbone
+    assert backbone.get("frozen_stages", -1) == -1 and not backbone.get("norm_eval", False)
+    assert backbone.get("norm_cfg", {}).get("requires_grad", True)
+
+
+def test_a_config_file_that_starts_from_weights(tmp_path, coco):
+    """``--no-weights`` on the basis of a config that has ``load_from`` itself."""
+    file = coco()
+    write_config(file, file, tmp_path / "first.py", tmp_path)
+    for weights in (True, False):
+        out = tmp_path / f"{weights}.py"
+        write_config(file, file, out, tmp_path, model=str(tmp_path / "first.py"), weights=weights)
+        assert (Config.fromfile(out).load_from is not None) == weights
+
+
+def test_classes_that_the_data_does_not_say(tmp_path, coco):
+    """Five classes, though ``CocoDataset`` has 80 where nothing else is said; and heads of two numbers."""
+    file = coco()
+    base = f"_base_ = {BOXES_CONFIG!r}\nmodel = dict(roi_head=dict(bbox_head=dict(num_classes=5)"
+    (tmp_path / "one.py").write_text(base + "))")
+    write_config(file, file, tmp_path / "out.py", tmp_path, model=str(tmp_path / "one.py"))
+    assert heads(Config.fromfile(tmp_path / "out.py").model.to_dict()) == [3]
+    (tmp_path / "two.py").write_text(base + "), rpn_head=dict(num_classes=7))")
+    with pytest.raises(UserError) as error:
+        write_config(file, file, tmp_path / "not.py", tmp_path, model=str(tmp_path / "two.py"))
+    assert all(part in str(error.value) for part in ("two.py", "num_classes=80", "num_classes=5, 7"))
+    assert not (tmp_path / "not.py").exists()
+
+
+NOWHERE = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
+
+
+def dcnzoo_offline(folder, *arguments):
+    """A command without a network, torchvision, or any file in the cache."""
+    (folder / "torchvision").mkdir(exist_ok=True)
+    (folder / "torchvision" / "__init__.py").write_text("raise ModuleNotFoundError('no torchvision')")
+    environment = {**os.environ, **NOWHERE, "OMP_NUM_THREADS": "1", "TORCH_HOME": str(folder / "torch")}
+    environment["PYTHONPATH"] = os.pathsep.join((str(ROOT), str(folder)))
+    command = [sys.executable, "-W", "ignore", "-m", "dcnzoo", *map(str, arguments)]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+
+
+TINY = ["--cfg-options", "train_cfg.max_epochs=1", "train_dataloader.batch_size=3", "val_cfg=None"]
+TINY += ["train_dataloader.num_workers=0", "train_dataloader.persistent_workers=False", "val_evaluator=None"]
+TINY += ["val_dataloader=None"]
+
+
+@pytest.fixture
+def fruit_boxes(tmp_path):
+    """train.json, boxes only."""
+    make_voc(tmp_path / "fruits")
+    run(page_commands("Pascal VOC")[0])
+    return tmp_path / "train.json"
+
+
+@pytest.mark.parametrize(
+    ("backbone", "wanted"),
+    [
+        pytest.param(
+            False, "faster_rcnn_r50_fpn_mdconv_c3-c5_1x_coco_20200130-d099253b.pth", marks=pytest.mark.slow
+        ),
+        (True, "resnet50-0676ba61.pth"),
+    ],
+    ids=["detector", "backbone"],
+)
+def test_weights_that_cannot_be_downloaded(tmp_path, fruit_boxes, backbone, wanted):
+    write_config(fruit_boxes, fruit_boxes, tmp_path / "mine.py", tmp_path / "fruits/JPEGImages")
+    if backbone:
+        text = (tmp_path / "mine.py").read_text().partition("load_from")[0]
+        resnet = "dict(type='Pretrained', checkpoint='torchvision://resnet50')"
+        (tmp_path / "mine.py").write_text(text.replace("init_cfg=None", f"init_cfg={resnet}"))
+    done = dcnzoo_offline(tmp_path, "train", "mine.py", *TINY)
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr[-4000:]
+    said = done.stderr.splitlines()[-1]
+    assert said.startswith("error: https://download.") and f"/{wanted}: no connection" in said
+    assert str(tmp_path / "torch/hub/checkpoints" / wanted) in said and "--no-weights" in said
+
+
+@pytest.mark.slow
+def test_training_without_a_network(tmp_path, fruit_boxes):
+    """Of a detector whose published backbone has weights of its own."""
+    images = tmp_path / "fruits/JPEGImages"
+    model = "retinanet_r18_fpn_1x_coco"
+    write_config(fruit_boxes, fruit_boxes, tmp_path / "mine.py", images, model=model, weights=False)
+    done = dcnzoo_offline(
+        tmp_path, "train", "mine.py", *TINY, "train_dataloader.dataset.pipeline.2.scale=(128,96)"
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert (tmp_path / "work_dirs/mine/epoch_1.pth").is_file()
+    assert not (tmp_path / "torch").exists(), "nothing was downloaded"
 
 
 def boxes_only(content):

@@ -26,6 +26,7 @@ from mmengine.dist import is_main_process
 from mmengine.runner import Runner
 
 from dcnzoo.engine.report import write_report
+from dcnzoo.zoo.fetch import DownloadError
 
 
 def parse_args():
@@ -98,7 +99,12 @@ def main() -> None:
             require_file(cfg.load_from, "checkpoint")
         runner = build_runner(cfg)
         count_accumulated_batches(runner)
-    runner.train()
+    try:
+        runner.train()
+    except DownloadError as error:
+        raise UserError(
+            f"{error}; to train from random weights, write the config with dcnzoo data config --no-weights"
+        ) from error
     if args.report and is_main_process():
         device = "cuda" if torch.cuda.is_available() else "cpu"
         print(f"report: {write_report([Path(cfg.work_dir)], device=device)}")

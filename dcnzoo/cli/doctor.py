@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import re
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
 import click
+from packaging.version import Version
 
 from dcnzoo.cli.env import FORKS, MODULES, ORIGINALS, environment, installed, mmcv_extension
+from dcnzoo.errors import one_line
 
 TESTED = "pip install mmengine==0.10.7 mmcv-lite==2.1.0 mmdet==3.3.0"
 BUILD = "pip install -e . --no-build-isolation --no-deps  # in dcnzoo's repository"
 OLDEST_TORCH = (2, 10)
+OLDEST_NUMPY = (2,)  # with OpenMMLab's packages
 OLDEST_FORKS = {"onedl-mmengine": "0.10.12", "onedl-mmcv": "2.3.6", "onedl-mmdetection": "3.5.1"}
+# what imports, together, all that a training, its report and its downloads do
+TRAINING = ("dcnzoo.models", "dcnzoo.engine.report", "dcnzoo.datasets.recipe", "dcnzoo.zoo", "mmdet.apis")
+DISTRIBUTIONS = {"cv2": "opencv-python-headless", "yaml": "pyyaml", "PIL": "pillow"}  # of modules
 
 
 @dataclass
@@ -33,6 +40,9 @@ class Found:
     packages: dict[str, str] = field(default_factory=dict)  # distribution -> version
     extension_error: str | None = None  # why a compiled mmcv._ext does not load
     pkg_resources: bool = True
+    numpy: str = "2.0"
+    import_error: Exception | None = None  # why what a training imports does not load
+    cache_problem: str | None = None  # why downloaded weights cannot be kept
 
     @classmethod
     def here(cls) -> Found:
@@ -40,17 +50,23 @@ class Found:
 
         from dcnzoo.ops import _library
 
+        packages = dict(installed(ORIGINALS + FORKS))
         reasons = {device: why for device, why in _library.problems.items() if device not in _library.loaded}
-        return cls(
+        found = cls(
             torch=torch.__version__,
             torch_cuda=torch.version.cuda,
             torch_sees_gpu=torch.cuda.is_available(),
             nvidia_driver=Path("/proc/driver/nvidia/version").exists(),
             libraries=reasons,
-            packages=dict(installed(ORIGINALS + FORKS)),
+            packages=packages,
             extension_error=_extension_error(),
             pkg_resources=find_spec("pkg_resources") is not None,
+            numpy=version("numpy") if find_spec("numpy") else "0",
+            cache_problem=_cache_problem(),
         )
+        if {"mmdet", "onedl-mmdetection"} & packages.keys() and not list(_set_up_problems(found)):
+            found.import_error = _import_error()
+        return found
 
 
 def _extension_error() -> str | None:
@@ -64,20 +80,43 @@ def _extension_error() -> str | None:
     return None
 
 
-def _numbers(text: str) -> tuple[int, ...]:
-    """The release of a version: ``2.10.0a0+cpu`` is (2, 10)."""
-    major, minor = text.split("+")[0].split(".")[:2]
-    return int(major), int("".join(c for c in minor if c.isdigit()) or 0)
+def _import_error() -> Exception | None:
+    try:
+        for module in TRAINING:
+            importlib.import_module(module)
+    except Exception as error:  # an old numpy is an AttributeError
+        return error
+    return None
+
+
+def _cache_folder() -> Path:
+    import torch
+
+    return Path(torch.hub.get_dir()) / "checkpoints"
+
+
+def _cache_problem() -> str | None:
+    folder = _cache_folder()
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        return f"{there} is not a folder"
+    return None if os.access(there, os.W_OK | os.X_OK) else f"{there} is not writable"
 
 
 def _release(text: str) -> tuple[int, ...]:
-    """All of a version's release: ``0.10.12.post1`` is (0, 10, 12)."""
-    return tuple(int(part) for part in re.match(r"[\d.]*\d", text)[0].split("."))
+    """Of a version: ``0.10.12.post1`` is (0, 10, 12), ``2.10.0a0+cpu`` is (2, 10, 0)."""
+    return Version(text).release
 
 
 def problems(found: Found) -> Iterator[tuple[str, str]]:
     """What is wrong, and the command that mends it; the cause before what follows from it."""
-    if _numbers(found.torch) < OLDEST_TORCH:
+    yield from _set_up_problems(found)
+    if found.packages:
+        yield from _training_problems(found)
+
+
+def _set_up_problems(found: Found) -> Iterator[tuple[str, str]]:
+    if _release(found.torch) < OLDEST_TORCH:
         yield (
             f"torch {found.torch} is too old: dcnzoo needs 2.10 or later",
             'pip install --upgrade "torch>=2.10"',
@@ -130,7 +169,7 @@ def _openmmlab_problems(found: Found) -> Iterator[tuple[str, str]]:
             fork if forks else "pip install mmcv-lite==2.1.0",
         )
     mmcv = found.packages.get("mmcv-lite") or found.packages.get("mmcv")
-    if mmcv and "mmdet" in found.packages and not (2, 0) <= _numbers(mmcv) < (2, 2):
+    if mmcv and "mmdet" in found.packages and not (2, 0) <= _release(mmcv) < (2, 2):
         name = "mmcv-lite" if "mmcv-lite" in found.packages else "mmcv"
         yield (
             f"{name} {mmcv}: mmdet {found.packages['mmdet']} takes 2.0 and 2.1",
@@ -146,6 +185,29 @@ def _openmmlab_problems(found: Found) -> Iterator[tuple[str, str]]:
         )
     if originals and not found.pkg_resources:
         yield "no pkg_resources, which mmengine and mmcv import", 'pip install "setuptools<81"'
+
+
+def _training_problems(found: Found) -> Iterator[tuple[str, str]]:
+    if _release(found.numpy) < OLDEST_NUMPY:
+        yield (
+            f"numpy {found.numpy} is too old: with OpenMMLab's packages, dcnzoo needs 2 or later",
+            'pip install --upgrade "numpy>=2"',
+        )
+    elif found.import_error:
+        error = found.import_error
+        if "libGL" in str(error):
+            mend = "pip uninstall -y opencv-python && pip install --force-reinstall opencv-python-headless"
+        elif isinstance(error, ModuleNotFoundError) and error.name:
+            module = error.name.partition(".")[0]
+            mend = f"pip install {DISTRIBUTIONS.get(module, module)}"
+        else:
+            mend = TESTED
+        yield f"a training does not start: {one_line(error)}", mend
+    if found.cache_problem:
+        yield (
+            f"downloaded weights cannot be kept: {found.cache_problem}",
+            'export TORCH_HOME="$HOME/torch"  # or another folder that you may write to',
+        )
 
 
 def mends() -> Iterator[tuple[str, str]]:
@@ -166,7 +228,7 @@ def command() -> None:
     examples:
       dcnzoo doctor
     """
-    lines = list(environment())
+    lines = [*environment(), ("weights", f"downloaded to {_cache_folder()}")]
     wrong = list(problems(Found.here()))
     if find_spec("mmengine") and not wrong:
         lines += [("mended", f"{name}: {why}") for name, why in mends()]

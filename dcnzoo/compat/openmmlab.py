@@ -29,6 +29,7 @@ from torch import Tensor
 from dcnzoo.compat import patches
 from dcnzoo.compat.checkpoints import checkpoints_run_nothing, load_own_checkpoints
 from dcnzoo.compat.packages import hub_finds_packages, inherit_from_packages
+from dcnzoo.compat.pretrained import weights_by_name
 from dcnzoo.layers.convert import to_deformable
 from dcnzoo.layers.offsets import OFFSET_PREDICTORS
 
@@ -37,6 +38,7 @@ def apply() -> None:
     """All of them that :mod:`dcnzoo.compat.patches` does not switch off."""
     fixes = [
         *(inherit_from_packages, hub_finds_packages, load_own_checkpoints, checkpoints_run_nothing),
+        weights_by_name,
         *(amp_on_cpu, distributed_without_cuda, sync_batch_norm_on_cpu, offsets_have_their_learning_rate),
         *(roi_align_without_torchvision, sync_batch_norm_alone, configs_take_to_deformable),
     ]

@@ -48,6 +48,7 @@ LAYERS = (
 )
 FIXES = (
     *("inherit_from_packages", "hub_finds_packages", "load_own_checkpoints", "checkpoints_run_nothing"),
+    "weights_by_name",
     *("amp_on_cpu", "distributed_without_cuda", "sync_batch_norm_on_cpu", "offsets_have_their_learning_rate"),
     *("roi_align_without_torchvision", "sync_batch_norm_alone", "ssd_predicts", "cascade_rpn_alone"),
     *("teachers_are_found", "masks_outside_the_image", "configs_take_to_deformable"),

@@ -6,6 +6,7 @@ import os
 import shutil
 import stat
 import zipfile
+import zlib
 from pathlib import Path, PurePosixPath
 
 from rich.console import Console
@@ -14,7 +15,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from dcnzoo.errors import UserError
 
-_NAME_MAX = 255  # bytes of a name on the file systems in use
+_LONGEST = 255  # bytes of a file's name, on Linux's file systems
 
 
 class ArchiveError(UserError):
@@ -24,8 +25,8 @@ class ArchiveError(UserError):
 def unpack(archive: str | os.PathLike, folder: str | os.PathLike, console: Console | None = None) -> int:
     """Unpacks a zip file; what is there with the right size already is kept.
 
-    Nothing is written if one member's name is absolute, leads out of ``folder`` or is too long, if one is a
-    link or a device, or if two have one name, or that of a folder.
+    Nothing is written if one member's name is absolute or leads out of ``folder``, cannot be a file's name
+    or is another member's folder, or if one is a link or a device.
 
     Returns:
         The number of files in it.
@@ -44,11 +45,15 @@ def unpack(archive: str | os.PathLike, folder: str | os.PathLike, console: Conso
             missing = [member for member in members if not _is_there(member, folder)]
             _refuse_unless_room(archive, missing, folder)
             _extract(opened, missing, folder, console)
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, zlib.error) as error:
         raise ArchiveError(f"{archive}: expected a zip file, found a damaged one: {error}") from error
-    except (IsADirectoryError, NotADirectoryError, FileExistsError) as error:
-        place = error.filename2 or error.filename
-        raise ArchiveError(f"{archive}: {place}: expected no file or folder of that name there") from error
+    except FileNotFoundError:
+        raise
+    except OSError as error:  # a folder is there in a file's place
+        what = error.filename2 or error.filename or folder
+        raise ArchiveError(f"{archive}: {what} cannot be written: {error.strerror}") from error
+    except (RuntimeError, NotImplementedError) as error:  # a password, a method of compression
+        raise ArchiveError(f"{archive}: expected a plain zip file: {error}") from error
     return len(members)
 
 
@@ -58,9 +63,10 @@ def _refuse_unless_harmless(archive: Path, member: zipfile.ZipInfo) -> None:
         raise ArchiveError(
             f"{archive}: {member.filename}: expected a name inside the folder; nothing unpacked"
         )
-    if any(len(part.encode(errors="surrogateescape")) > _NAME_MAX for part in path.parts):
+    if "\0" in member.orig_filename or any(len(os.fsencode(part)) > _LONGEST for part in path.parts):
         raise ArchiveError(
-            f"{archive}: {member.filename}: expected names of at most {_NAME_MAX} bytes; nothing unpacked"
+            f"{archive}: {member.filename[:50]!r}…: expected the name of a file, found one with a NUL or a "
+            f"part of over {_LONGEST} bytes; nothing unpacked"
         )
     kind = stat.S_IFMT(member.external_attr >> 16)
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
@@ -68,7 +74,7 @@ def _refuse_unless_harmless(archive: Path, member: zipfile.ZipInfo) -> None:
 
 
 def _refuse_unless_apart(archive: Path, members: list[zipfile.ZipInfo]) -> None:
-    """Files of different names, none of which is a folder of another."""
+    """The files have different names, and none has the name of a folder."""
     paths = [PurePosixPath(member.filename.replace("\\", "/")) for member in members]
     folders = {parent for path in paths for parent in path.parents}
     seen = set()

@@ -45,7 +45,9 @@ MIRROR = "DCNZOO_MIRROR"
 OFFLINE = "DCNZOO_OFFLINE"
 
 _CHUNK = 1 << 16  # bytes; what is at most lost when a connection breaks
+_CONNECT = 5.0  # seconds in which a connection has to be made
 _BACKOFF = 1.0  # seconds before the second attempt; doubles with each further one
+_DATE = re.compile(r"20\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])(\d\d){0,3}")  # 20210520, 20210520180434
 _TRY_AGAIN = (408, 425, 429, 500, 502, 503, 504)
 
 
@@ -57,8 +59,16 @@ class ChecksumError(DownloadError):
     """A file is not what it should be."""
 
 
+class _NoRoom(DownloadError):
+    """The disk is too full for the file."""
+
+
 class _BrokenOff(Exception):
     """The connection, or the server for the moment; another attempt may go on."""
+
+
+class _NoConnection(_BrokenOff):
+    """The server is not reached at all."""
 
 
 def cache_folder() -> Path:
@@ -72,9 +82,12 @@ def cache_folder() -> Path:
 
 
 def checksum_in_name(name: str) -> str | None:
-    """``sha256:d099253b`` of ``…_20200130-d099253b.pth``, as OpenMMLab and torch name their files."""
+    """``sha256:d099253b`` of ``…_20200130-d099253b.pth``, as OpenMMLab and torch name their files.
+
+    A date, with or without a time, is no checksum: ``mine-20210101.pth``.
+    """
     found = re.search(r"-([0-9a-f]{8,64})\.[A-Za-z]+$", name)
-    return f"sha256:{found[1]}" if found else None
+    return f"sha256:{found[1]}" if found and not _DATE.fullmatch(found[1]) else None
 
 
 def verify(path: str | os.PathLike, checksum: str | None = None) -> str:
@@ -132,11 +145,12 @@ def fetch(
         folder: default: :func:`cache_folder`.
         checksum: as for :func:`verify`; a file is refused that has another.
         retries: attempts after one that brought nothing; what was there already is not asked for again.
+            One at most while the server has not been reached: there may be no network.
         timeout: seconds without a byte after which an attempt has failed.
         console: where a bar is drawn if it is a terminal (default: stderr).
 
     Raises:
-        DownloadError: in one line, what was asked for and what came of it.
+        DownloadError: in one line: the address, what went wrong, and where to put the file by hand.
     """
     name = PurePosixPath(unquote(urlsplit(url).path)).name
     if urlsplit(url).scheme not in ("http", "https") or name in ("", ".."):
@@ -148,7 +162,10 @@ def fetch(
     if _is_there(target, checksum):
         return target
     if os.environ.get(OFFLINE, "0") not in ("", "0"):
-        raise DownloadError(f"expected {name} in {folder}, found no intact one, and {OFFLINE} is set")
+        raise DownloadError(
+            f"{url}: expected {name} in {folder}, found no intact one, and {OFFLINE} is set; "
+            "you can download it elsewhere and put it there"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     with _only_one(target, console):
         if _is_there(target, checksum):  # another process was faster
@@ -157,7 +174,12 @@ def fetch(
             console.print(f"{target} is not what it should be; kept as {_set_aside(target, name)}")
         part = folder / f"{name}.part"
         source = _mirrored(url)
-        _download(source, part, checksum is not None, retries, timeout, console)
+        try:
+            _download(source, part, checksum is not None, retries, timeout, console)
+        except _NoRoom:
+            raise
+        except DownloadError as error:
+            raise DownloadError(f"{error}; you can download it elsewhere and put it at {target}") from error
         _tag_of(part).unlink(missing_ok=True)
         if checksum is not None:
             try:
@@ -226,7 +248,7 @@ def _download(url: str, part: Path, checked: bool, retries: int, timeout: float,
         console=console,
         disable=not console.is_terminal,
     )
-    failures = 0
+    failures, reached = 0, False
     with requests.Session() as session, bar:
         task = bar.add_task(part.stem, total=None)
         while True:
@@ -236,10 +258,11 @@ def _download(url: str, part: Path, checked: bool, retries: int, timeout: float,
                 return
             except _BrokenOff as error:
                 problem = str(error)
+                reached = reached or not isinstance(error, _NoConnection)
             except requests.RequestException as error:
                 raise DownloadError(f"{url}: {one_line(error)}") from error
             failures = 1 if _size(part) > before else failures + 1
-            if failures > retries:
+            if failures > (retries if reached else min(retries, 1)):
                 kept = f"; {decimal(_size(part))} are kept, the next call goes on" if _size(part) else ""
                 times = f", {failures} times in a row" if failures > 1 else ""
                 raise DownloadError(f"{url}: {problem}{times}{kept}")
@@ -257,11 +280,11 @@ def _attempt(session, url: str, part: Path, checked: bool, timeout: float, bar: 
         if version:
             headers["If-Range"] = version
     try:
-        response = session.get(url, headers=headers, stream=True, timeout=timeout)
-    except requests.Timeout:
+        response = session.get(url, headers=headers, stream=True, timeout=(min(timeout, _CONNECT), timeout))
+    except requests.ReadTimeout:
         raise _BrokenOff(f"no answer within {timeout:g} s") from None
     except requests.ConnectionError as error:
-        raise _BrokenOff(f"no connection: {_reason(error)}") from None
+        raise _NoConnection(f"no connection: {_reason(error)}") from None
     with response:
         status = response.status_code
         found = re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)", response.headers.get("Content-Range", ""))
@@ -283,7 +306,7 @@ def _attempt(session, url: str, part: Path, checked: bool, timeout: float, bar: 
             raise _BrokenOff(text) if status in _TRY_AGAIN else DownloadError(f"{url}: {text}")
         missing = (total or 0) - have
         if missing > (free := shutil.disk_usage(part.parent).free):
-            raise DownloadError(f"{url}: {decimal(missing)} to come, {decimal(free)} free at {part.parent}")
+            raise _NoRoom(f"{url}: {decimal(missing)} to come, {decimal(free)} free at {part.parent}")
         bar.update(task, total=total, completed=have)
         with open(part, "ab" if have else "wb") as file:
             try:

@@ -63,38 +63,44 @@ def test_names_that_lead_out(make, tmp_path, name):
     assert files(tmp_path) == {"data.zip": path.read_bytes()}
 
 
-@pytest.mark.parametrize(
-    ("first", "second", "named"),
-    [
-        ("p", "p/q", "p"),
-        ("p/q", "p", "p"),
-        ("a/p/q/r", "a/p", "a/p"),
-        ("p", "./p", "p"),
-        ("x" * 300, "p", "x" * 300),
-    ],
-)
-def test_names_that_cannot_be_side_by_side(make, tmp_path, first, second, named):
-    path = make({"good.txt": b"x", first: b"one", second: b"two"})
-    with pytest.raises(ArchiveError) as error:
-        unpack(path, tmp_path / "out")
-    assert str(error.value).startswith(f"{path}: {named}: expected ") and "nothing unpacked" in str(
-        error.value
-    )
-    assert files(tmp_path) == {"data.zip": path.read_bytes()}
-
-
-def test_a_folder_where_a_file_goes(make, tmp_path):
-    (tmp_path / "out/top").mkdir(parents=True)
-    with pytest.raises(ArchiveError, match="top"):
-        unpack(make(GOOD), tmp_path / "out")
-
-
 @pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFIFO, stat.S_IFCHR])
 def test_links_and_devices(make, tmp_path, kind):
     path = make({"link": b"/etc"}, mode=kind | 0o777)
     with pytest.raises(ArchiveError, match="link: expected files, found a link; nothing unpacked"):
         unpack(path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("p", "p/q"), ("p/q/r", "p/q"), ("p", "./p"), ("x" * 300,), ("a/" + "é" * 130 + "/b",), ("nul#byte",)],
+)
+def test_names_that_cannot_be(make, tmp_path, names):
+    path = make({"good": b"x", **dict.fromkeys(names, b"y")})
+    path.write_bytes(path.read_bytes().replace(b"nul#byte", b"nul\0byte"))
+    with pytest.raises(ArchiveError) as error:
+        unpack(path, tmp_path / "out")
+    assert str(error.value).startswith(f"{path}: ") and str(error.value).endswith("; nothing unpacked")
+    assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("name", "there"), [("p", "p/q"), ("p/q", "p")])
+def test_something_else_is_there(make, tmp_path, name, there):
+    (tmp_path / "out" / there).parent.mkdir(parents=True)
+    (tmp_path / "out" / there).touch()
+    with pytest.raises(ArchiveError, match="out/p cannot be written: "):
+        unpack(make({name: b"x"}), tmp_path / "out")
+    assert files(tmp_path / "out") == {there: b""}
+
+
+def test_encrypted(make, tmp_path):
+    path = make({"a": b"first" * 50})
+    content = bytearray(path.read_bytes())
+    for start, flags in ((content.index(b"PK\x03\x04"), 6), (content.index(b"PK\x01\x02"), 8)):
+        content[start + flags] |= 1
+    path.write_bytes(content)
+    with pytest.raises(ArchiveError, match="expected a plain zip file"):
+        unpack(path, tmp_path / "out")
 
 
 def test_damaged(make, tmp_path):

@@ -1,0 +1,110 @@
+"""Backbone weights by name, with neither torchvision nor a network."""
+
+import hashlib
+import io
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.runner import CheckpointLoader
+from mmengine.runner import checkpoint as loading
+
+import dcnzoo.models  # noqa: F401  applies the mends
+from dcnzoo.errors import UserError
+from dcnzoo.zoo.fetch import checksum_in_name
+
+from .zoo.conftest import undisturbed  # noqa: F401  a fixture
+from .zoo.server import Served, serving
+
+ROOT = Path(__file__).resolve().parents[1]
+# torchvision.models' own first weights; the names that OpenMMLab's configs use, and their neighbours
+TORCHVISION = {
+    "resnet18": "f37072fd",
+    "resnet34": "b627a593",
+    "resnet50": "0676ba61",
+    "resnet101": "63fe2227",
+    "resnet152": "394f9c45",
+    "resnext50_32x4d": "7cdf4587",
+    "resnext101_32x8d": "8ba56ff5",
+    "wide_resnet50_2": "95faca4d",
+    "vgg16": "397923af",
+    "vgg16_bn": "6c64b313",
+    "mobilenet_v2": "b0353104",
+    "densenet121": "a639ec97",
+}
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Addresses, instead of what is there."""
+    found = []
+    monkeypatch.setattr(loading, "load_url", lambda url, **kwargs: found.append(url) or {"url": url})
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    return found
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_torchvisions_names(asked, name):
+    for scheme in ("torchvision", "modelzoo"):
+        CheckpointLoader.load_checkpoint(f"{scheme}://{name}", logger="silent")
+    CheckpointLoader.load_checkpoint(f"torchvision://{name}.imagenet1k_v1", logger="silent")
+    assert asked == [f"https://download.pytorch.org/models/{name}-{TORCHVISION[name]}.pth"] * 3
+
+
+def test_openmmlabs_names(asked):
+    for name in ("open-mmlab://resnext101_32x4d", "openmmlab://resnext101_32x4d"):
+        CheckpointLoader.load_checkpoint(name, logger="silent")
+    address = "https://download.openmmlab.com/pretrain/third_party/resnext101_32x4d-a5af3160.pth"
+    assert asked == [address] * 2
+
+
+def test_every_name_of_mmdetections_configs(asked):
+    from dcnzoo.compat.packages import mim_folder
+
+    names = set()
+    for config in mim_folder("mmdet").glob("configs/**/*.py"):
+        names |= set(re.findall(r"(?:torchvision|open-mmlab)://[\w./-]+", config.read_text(encoding="utf-8")))
+    names = {name for name in names if not name.endswith("xxx")}
+    assert len(names) > 30
+    for name in sorted(names):
+        CheckpointLoader.load_checkpoint(name, logger="silent")
+    assert len(asked) == len(names) and all(map(checksum_in_name, asked))
+
+
+@pytest.mark.parametrize(
+    ("name", "close"),
+    [
+        ("torchvision://resnet5O", "resnet50"),
+        ("torchvision://resnet50.default", "resnet50"),
+        ("torchvision://shufflenetv2_x1.5", "shufflenetv2_x1.0"),
+        ("open-mmlab://resnext101_32x3d", "resnext101_32x4d"),
+        ("openmmlab://resnet50_caffe_bgr", "detectron2/resnet50_caffe"),
+    ],
+)
+def test_unknown_name(asked, name, close):
+    with pytest.raises(UserError) as error:
+        CheckpointLoader.load_checkpoint(name, logger="silent")
+    said = str(error.value)
+    assert said.startswith(f"{name}: ") and (close in said or "openmmlab" in name) and "\n" not in said
+    assert asked == []
+
+
+def test_downloaded_verified_and_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    buffer = io.BytesIO()
+    torch.save({"weight": torch.tensor([[3.0, 5.0]])}, buffer)
+    content = buffer.getvalue()
+    name = f"resnet18-{hashlib.sha256(content).hexdigest()[:8]}.pth"
+    with serving(Served({f"/models/{name}": content, "/models/resnet34-00000000.pth": content})) as served:
+        known = {"resnet18": f"{served.url}/models/{name}"}
+        known["resnet34"] = f"{served.url}/models/resnet34-00000000.pth"
+        monkeypatch.setattr(loading, "get_torchvision_models", lambda: known)
+        for _ in range(2):
+            found = CheckpointLoader.load_checkpoint("torchvision://resnet18", logger="silent")
+            assert found["weight"].tolist() == [[3.0, 5.0]]
+        assert len(served.requests) == 1 and (tmp_path / "hub/checkpoints" / name).is_file()
+        with pytest.raises(UserError, match="expected sha256 00000000"):
+            CheckpointLoader.load_checkpoint("torchvision://resnet34", logger="silent")
