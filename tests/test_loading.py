@@ -197,6 +197,15 @@ def test_a_deformable_checkpoint_needs_its_option(run, folder, command, tmp_path
     assert status == (1 if command == "explain" else 0), output
 
 
+@pytest.mark.parametrize("resume", [[], ["--resume"]])
+def test_training_does_not_start_from_a_part(run, tmp_path, resume):
+    """With ``--resume`` too: there is nothing to continue from, and ``load_from`` is not forgotten."""
+    options = [*settings(tmp_path / "data", train=1, val=1), "load_from=weights.pth"]
+    status, output = run("train", PLAIN, "--work-dir", tmp_path / "work", *resume, *options)
+    assert status == 1 and "conv_offset" in output and f"--cfg-options {OPTION}" in output, output
+    assert not list((tmp_path / "work").glob("*.pth"))
+
+
 def test_report_of_another_checkpoint(run, folder, tmp_path):
     work = tmp_path / "work"
     (work / "1" / "vis_data").mkdir(parents=True)

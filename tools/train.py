@@ -108,8 +108,8 @@ def main() -> None:
             cfg.auto_scale_lr = {**(cfg.get("auto_scale_lr") or {}), "enable": True}
         check_base_batch_size(cfg)
         if args.resume == "auto":
-            cfg.resume = has_checkpoint(cfg)
-            cfg.load_from = None if cfg.resume else cfg.get("load_from")
+            cfg.resume = not cfg.get("load_from") or has_checkpoint(cfg)
+            cfg.load_from = None if cfg.resume else cfg.load_from
         elif args.resume is not None:
             cfg.resume, cfg.load_from = True, args.resume
         if cfg.get("load_from"):
