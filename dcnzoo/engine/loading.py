@@ -40,11 +40,12 @@ class LoadCheckpointHook(Hook):
         if isinstance(runner, FlexibleRunner) and isinstance(runner.strategy, FullyShardStrategy):
             conversion = convert(weights, model.state_dict())
             weights, converted = runner.strategy.shard_like_model(conversion.state_dict), conversion.report()
+        meta = checkpoint.get("meta") or {}
         report = load_state(
             model,
             weights,
             source,
-            meta=checkpoint.get("meta") or {},
+            meta=meta,
             fine_tune=self.fine_tune and not resume,
             allow_partial=self.allow_partial and not resume,
             hint="--resume continues only with the model that was trained" if resume else PARTIAL_HINT,
@@ -53,5 +54,5 @@ class LoadCheckpointHook(Hook):
             runner.logger.info(f"{source}: {text}")
         if "state_dict" not in checkpoint:  # weights alone
             checkpoint.clear()
-            checkpoint["meta"] = {}
+            checkpoint["meta"] = meta
         checkpoint["state_dict"] = model.state_dict()
