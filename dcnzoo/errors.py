@@ -71,4 +71,6 @@ def one_line(error: Exception) -> str:
     # from another process, torch brings the whole traceback as the text
     if worker := re.match(r"Caught .* in DataLoader worker process.*\n\S*Error: (.*)", str(error), re.DOTALL):
         return one_line(Exception(worker[1]))
-    return " ".join(str(error).split()) or type(error).__name__
+    # str() of a KeyError is the repr of its text
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    return " ".join(text.split()) or type(error).__name__
