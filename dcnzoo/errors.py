@@ -16,15 +16,27 @@ class UserError(Exception):
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+def disk_is_full(error: OSError) -> bool:
+    """Whether a file cannot be written for lack of room."""
+    return error.errno in _FULL
+
+
 @contextmanager
 def user_errors():
-    """Inside, whatever goes wrong is taken to be a mistake in the config or on the command line."""
+    """Inside, every error counts as a mistake in the config or on the command line: one line.
+
+    The type is part of the line, for the error may be a defect of the program, except of ValueError,
+    RuntimeError and OSError, whose texts say what is wrong.
+    """
     try:
         yield
     except (UserError, FileNotFoundError):
         raise
     except Exception as error:
-        raise UserError(one_line(error)) from error
+        text = one_line(error)
+        if isinstance(error, ValueError | OSError) or type(error) is RuntimeError or not str(error):
+            raise UserError(text) from error
+        raise UserError(f"{type(error).__name__}: {text} (DCNZOO_TRACEBACK=1 shows where)") from error
 
 
 def command(main: Callable[[], None]) -> Callable[[], None]:
@@ -43,7 +55,7 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
                 raise
             sys.exit(f"error: {one_line(error)}")
         except OSError as error:
-            if error.errno not in _FULL or os.environ.get("DCNZOO_TRACEBACK") == "1":
+            if not disk_is_full(error) or os.environ.get("DCNZOO_TRACEBACK") == "1":
                 raise
             sys.exit(f"error: {error.filename or 'a file'} cannot be written: {error.strerror}")
         except KeyboardInterrupt:

@@ -1,4 +1,5 @@
 import contextlib
+import errno
 import io
 import itertools
 import json
@@ -103,7 +104,7 @@ def make_runner(work_dir, name, epochs=4, val_evaluator=None, **kwargs):
     )
 
 
-def train(work_dir, name, max_keep_ckpts=1, save_best=None, rule=None, **kwargs):
+def train(work_dir, name, max_keep_ckpts=2, save_best=None, rule=None, **kwargs):
     hook = {
         "type": "AtomicCheckpointHook",
         "max_keep_ckpts": max_keep_ckpts,
@@ -120,14 +121,16 @@ def checkpoints(folder):
     return sorted(p.name for p in folder.glob("*.pth"))
 
 
-def test_only_the_last_checkpoints_stay(tmp_path):
-    runner = train(tmp_path, "keep")
+@pytest.mark.parametrize("keep", [1, 2])
+def test_only_the_last_checkpoints_stay(tmp_path, keep):
+    runner = train(tmp_path, "keep", max_keep_ckpts=keep)
     assert any(isinstance(hook, AtomicCheckpointHook) for hook in runner.hooks)
-    assert checkpoints(tmp_path) == ["epoch_3.pth", "epoch_4.pth"], "one to fall back on, whatever is asked"
+    assert checkpoints(tmp_path) == ["epoch_3.pth", "epoch_4.pth"][-keep:]
     assert (tmp_path / "last_checkpoint").read_text() == str(tmp_path / "epoch_4.pth")
 
 
-def test_death_while_saving_leaves_a_checkpoint_to_resume_from(tmp_path, monkeypatch):
+@pytest.mark.parametrize("keep", [1, 2])
+def test_death_while_saving_leaves_a_checkpoint_to_resume_from(tmp_path, monkeypatch, keep):
     put = AtomicLocalBackend.put
 
     def die_in_epoch_3(self, obj, filepath):
@@ -138,11 +141,12 @@ def test_death_while_saving_leaves_a_checkpoint_to_resume_from(tmp_path, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr(AtomicLocalBackend, "put", die_in_epoch_3)
         with pytest.raises(KeyboardInterrupt):
-            train(tmp_path, "dies")
-    assert checkpoints(tmp_path) == ["epoch_1.pth", "epoch_2.pth"], "old ones stay until the new one is there"
+            train(tmp_path, "dies", max_keep_ckpts=keep)
+    left = ["epoch_1.pth", "epoch_2.pth"][-keep:]
+    assert checkpoints(tmp_path) == left, "old ones stay until the new one is there"
 
-    resumed = train(tmp_path, "resumes", resume=True)
-    assert checkpoints(tmp_path) == ["epoch_3.pth", "epoch_4.pth"]
+    resumed = train(tmp_path, "resumes", max_keep_ckpts=keep, resume=True)
+    assert checkpoints(tmp_path) == ["epoch_3.pth", "epoch_4.pth"][-keep:]
     uninterrupted = train(tmp_path / "other", "whole")
     assert torch.equal(resumed.model.weight, uninterrupted.model.weight)
 
@@ -362,7 +366,7 @@ command(lambda: AtomicLocalBackend().put(bytes(5000), {str(tmp_path / "x.pth")!r
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert result.returncode == 1
     assert re.fullmatch(
-        rf"error: {tmp_path}/x.pth cannot be written \(0.0 MB\): File too large. .*--resume goes on there\n",
+        rf"error: {tmp_path}/x.pth cannot be written \(0.0 MB\): File too large.*free some space.*--resume\n",
         result.stderr,
     )
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("x.pth", b"old")]
@@ -536,10 +540,30 @@ def test_no_bar_elsewhere(tmp_path):
 def test_user_errors_become_one_line():
     with pytest.raises(UserError, match=r"^first line second line$"), user_errors():
         raise ValueError("first line\n   second line")
-    with pytest.raises(UserError, match=r"^no such key$"), user_errors():
-        raise KeyError("no such key")
+    for defect in (KeyError("neck"), AttributeError("neck"), TypeError("neck"), AssertionError("neck")):
+        with pytest.raises(UserError, match=rf"^{type(defect).__name__}: '?neck'? "), user_errors():
+            raise defect
     with pytest.raises(UserError, match=r"^NotImplementedError$"), user_errors():
         raise NotImplementedError
+
+
+def test_what_is_no_full_disk_is_not_called_one(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError) as error:
+        AtomicLocalBackend().put_text("x", tmp_path / "file" / "x.pth")
+    assert "file/x.pth cannot be written" in str(error.value)
+    assert "space" not in str(error.value) and "--resume" not in str(error.value)
+
+
+def test_a_full_disk_names_resume_for_checkpoints_only(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    for name, resumes in (("epoch_1.pth", True), ("train.json", False)):
+        with pytest.raises(UserError, match="free some space") as error:
+            AtomicLocalBackend().put(b"x", tmp_path / name)
+        assert ("--resume" in str(error.value)) == resumes
 
 
 def test_require_file_leaves_addresses_alone(tmp_path):

@@ -12,7 +12,7 @@ examples:
 import argparse
 from pathlib import Path
 
-from dcnzoo.engine.cli import UserError, command
+from dcnzoo.engine.cli import UserError, add_allow_partial, command
 
 # after dcnzoo.engine, which silences a warning of mmengine's import
 # isort: split
@@ -36,6 +36,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=5, help="with detections (default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:1 (default: cpu)")
     parser.add_argument("--out", type=Path, help="file (default: report.html in the first WORK_DIR)")
+    add_allow_partial(parser)
     return parser.parse_args()
 
 
@@ -49,7 +50,13 @@ def main() -> None:
     if args.checkpoint is not None and len(args.work_dirs) > 1:
         raise UserError(f"--checkpoint: expected a single WORK_DIR with it, got {len(args.work_dirs)}")
     out = write_report(
-        args.work_dirs, args.out, args.labels, args.checkpoint, images=args.images, device=args.device
+        args.work_dirs,
+        args.out,
+        args.labels,
+        args.checkpoint,
+        images=args.images,
+        device=args.device,
+        allow_partial=args.allow_partial,
     )
     print(f"report: {out}")
 

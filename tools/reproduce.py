@@ -13,6 +13,7 @@ from pathlib import Path
 
 from dcnzoo.engine.cli import (
     UserError,
+    add_allow_partial,
     build_runner,
     command,
     load_config,
@@ -58,6 +59,7 @@ def parse_args():
         action="store_true",
         help="read a checkpoint that holds more than weights, which runs whatever code is in it",
     )
+    add_allow_partial(parser)
     return parser.parse_args()
 
 
@@ -126,10 +128,10 @@ def the_checkpoint(given: str | None, model: zoo.Model | None) -> Path:
     return Path(given)
 
 
-def evaluate(runner: Runner, checkpoint: Path, trust: bool) -> dict[str, float]:
+def evaluate(runner: Runner, checkpoint: Path, trust: bool, allow_partial: bool) -> dict[str, float]:
     """AP in percent, by the names that metafiles use."""
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-    _, report = load_weights(model, checkpoint, trust)
+    _, report = load_weights(model, checkpoint, trust, allow_partial)
     if report:
         runner.logger.info(f"{checkpoint}: {report}")
     metrics = runner.test()
@@ -183,7 +185,7 @@ def main() -> None:
         runner.train()
         # what was saved, which is the moving average where the config keeps one
         checkpoint = Path((work_dir / "last_checkpoint").read_text())
-    measured = evaluate(runner, checkpoint, args.trust)
+    measured = evaluate(runner, checkpoint, args.trust, args.allow_partial)
     if not is_main_process():
         return
     published, source = published_figures(model)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from dcnzoo.engine.cli import (
     UserError,
+    add_allow_partial,
     build_runner,
     command,
     load_config,
@@ -39,6 +40,7 @@ def parse_args():
     parser.add_argument(
         "--tta", action="store_true", help="merge the detections on the image and on its mirror image"
     )
+    add_allow_partial(parser)
     return parser.parse_args()
 
 
@@ -75,10 +77,11 @@ def main() -> None:
         if args.show_dir is not None:
             # absolute: mmdet prepends the work directory to a relative one, once per iteration
             show_dir = str(Path(args.show_dir).resolve())
-            cfg.default_hooks.visualization.update(draw=True, test_out_dir=show_dir)
+            drawing = cfg.default_hooks.get("visualization") or {"type": "DetVisualizationHook"}
+            cfg.default_hooks.visualization = {**drawing, "draw": True, "test_out_dir": show_dir}
         if args.tta:
             use_test_time_augmentation(cfg)
-        runner = build_runner(cfg)
+        runner = build_runner(cfg, allow_partial=args.allow_partial)
         if args.out is not None:
             from mmdet.evaluation import DumpDetResults
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from dcnzoo.engine.cli import (
     UserError,
+    add_allow_partial,
     build_runner,
     command,
     load_config,
@@ -25,6 +26,7 @@ from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.runner import Runner
 
+from dcnzoo.engine.lock import lock_work_dir
 from dcnzoo.engine.report import write_report
 from dcnzoo.zoo.fetch import DownloadError
 
@@ -51,6 +53,7 @@ def parse_args():
     parser.add_argument(
         "--report", action="store_true", help="when training ends, write report.html to the work directory"
     )
+    add_allow_partial(parser)
     return parser.parse_args()
 
 
@@ -80,6 +83,19 @@ def count_accumulated_batches(runner: Runner) -> None:
     setattr(owner, name, {"enable": True, "base_batch_size": scaling.base_batch_size / count})
 
 
+def has_checkpoint(cfg: Config) -> bool:
+    """Whether ``--resume`` has a checkpoint to continue from; else training starts from ``load_from``."""
+    work_dir, hook = Path(cfg.work_dir), cfg.default_hooks.get("checkpoint") or {}
+    folders = [work_dir]
+    if hook.get("out_dir"):
+        if "://" in str(hook.out_dir):
+            return (work_dir / "last_checkpoint").is_file()
+        folders.append(Path(hook.out_dir) / work_dir.name)
+    return (work_dir / "last_checkpoint").is_file() or any(
+        folder.is_dir() and any(folder.glob("*.pth")) for folder in folders
+    )
+
+
 @command
 def main() -> None:
     args = parse_args()
@@ -92,22 +108,26 @@ def main() -> None:
         if args.auto_scale_lr:
             cfg.auto_scale_lr = {**(cfg.get("auto_scale_lr") or {}), "enable": True}
         check_base_batch_size(cfg)
-        if args.resume is not None:
-            cfg.resume = True
-            cfg.load_from = None if args.resume == "auto" else args.resume
+        if args.resume == "auto":
+            cfg.resume = not cfg.get("load_from") or has_checkpoint(cfg)
+            cfg.load_from = None if cfg.resume else cfg.load_from
+        elif args.resume is not None:
+            cfg.resume, cfg.load_from = True, args.resume
         if cfg.get("load_from"):
             require_file(cfg.load_from, "checkpoint")
-        runner = build_runner(cfg)
-        count_accumulated_batches(runner)
-    try:
-        runner.train()
-    except DownloadError as error:
-        raise UserError(
-            f"{error}; to train from random weights, write the config with dcnzoo data config --no-weights"
-        ) from error
-    if args.report and is_main_process():
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        print(f"report: {write_report([Path(cfg.work_dir)], device=device)}")
+    with lock_work_dir(cfg.work_dir, cfg.launcher):
+        with user_errors():
+            runner = build_runner(cfg, fine_tune=True, allow_partial=args.allow_partial)
+            count_accumulated_batches(runner)
+        try:
+            runner.train()
+        except DownloadError as error:
+            raise UserError(
+                f"{error}; to train from random weights, write the config with dcnzoo data config --no-weights"
+            ) from error
+        if args.report and is_main_process():
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+            print(f"report: {write_report([Path(cfg.work_dir)], device=device)}")
 
 
 if __name__ == "__main__":

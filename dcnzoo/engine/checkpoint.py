@@ -1,5 +1,6 @@
 """Checkpoints that are whole or absent, whenever the process is killed, and are read only if whole."""
 
+import contextlib
 import os
 import re
 import struct
@@ -14,7 +15,7 @@ from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
-from dcnzoo.errors import UserError
+from dcnzoo.errors import UserError, disk_is_full
 
 _MARK = b"sha256:"
 _DIGEST = 64  # hexadecimal digits
@@ -92,12 +93,15 @@ class AtomicLocalBackend(LocalBackend):
             os.replace(partial, target)
             _sync_folder(target.parent)
         except OSError as error:
-            raise UserError(
-                f"{target} cannot be written ({len(obj) / 1e6:.1f} MB): {error.strerror or error}. What was "
-                "written before is whole: make room, and --resume goes on there"
-            ) from error
+            problem = f"{target} cannot be written ({len(obj) / 1e6:.1f} MB): {error.strerror or error}"
+            if disk_is_full(error):
+                problem += ". What was written before is whole: free some space"
+                if target.suffix == ".pth":
+                    problem += ", then continue with --resume"
+            raise UserError(problem) from error
         finally:
-            partial.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # where the folder is none, there is nothing to remove
+                partial.unlink()
 
     def put_text(self, obj: str, filepath: str | os.PathLike, encoding: str = "utf-8") -> None:
         self.put(obj.encode(encoding), filepath)
@@ -120,7 +124,8 @@ class AtomicCheckpointHook(CheckpointHook):
 
     The parent removes the oldest checkpoint before it writes the new one, and writes both the
     checkpoint and ``last_checkpoint`` in place. Here the new file is complete first, then
-    ``last_checkpoint`` names it, then the oldest goes; the best one likewise. Two are kept at least.
+    ``last_checkpoint`` names it, then the oldest goes; the best one likewise. ``max_keep_ckpts=1`` leaves
+    no older one to fall back on if the file is damaged later.
 
     Resuming takes the last one that is whole, and says which are not. A validation that the end of the
     process cut off is run first: what depends on it (best score, plateaus of the learning rate) goes on
@@ -134,8 +139,6 @@ class AtomicCheckpointHook(CheckpointHook):
         super().__init__(*args, **kwargs)
         if self.backend_args is None and self._is_local:
             self.backend_args = {"backend": "atomic_local"}
-        if self.max_keep_ckpts == 1:
-            self.max_keep_ckpts = 2  # the one to fall back on
         self._validated = False
         self._unvalidated_step: int | None = None  # of the last checkpoint
         self._resumed_unvalidated = False

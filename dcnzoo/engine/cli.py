@@ -10,16 +10,19 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from dcnzoo.compat.packages import base_path
+from dcnzoo.engine.loading import LoadCheckpointHook
 from dcnzoo.errors import UserError, command, one_line, user_errors
 
 __all__ = [
     "UserError",
+    "add_allow_partial",
     "add_cfg_options",
     "add_config",
     "build_runner",
     "command",
     "load_config",
     "make_parser",
+    "read_config_file",
     "require_file",
     "user_errors",
 ]
@@ -75,6 +78,46 @@ def add_cfg_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_allow_partial(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--allow-partial",
+        action="store_true",
+        help="load what fits of a checkpoint that does not fit the model",
+    )
+
+
+def read_config_file(path: str | os.PathLike) -> Config:
+    """``Config.fromfile``, whose errors do not say in which file they are.
+
+    Raises:
+        UserError: the config, or one that it inherits from, cannot be read.
+        FileNotFoundError: a config that it inherits from does not exist.
+    """
+    try:
+        return Config.fromfile(path)
+    except (UserError, FileNotFoundError):
+        raise
+    except Exception as error:
+        name, line, frame = str(path), getattr(error, "lineno", None), error.__traceback__
+        while frame is not None:  # mmengine runs the text without its name, which is in mmengine's frames
+            code, filename = frame.tb_frame.f_code, frame.tb_frame.f_locals.get("filename")
+            if "mmengine" in code.co_filename and isinstance(filename, str | os.PathLike):
+                name = str(filename)
+            elif code.co_filename in ("", name):
+                line = frame.tb_lineno
+            frame = frame.tb_next
+        where = f"{name}, line {line}" if line else name
+        text = error.msg if isinstance(error, SyntaxError) else one_line(error)
+        raise UserError(f"config: {where}: {type(error).__name__}: {text}") from error
+
+
+def require_folder(path: str | os.PathLike, what: str) -> None:
+    """Raise UserError if the path, or a part of it, is a file."""
+    there = next((part for part in (Path(path), *Path(path).parents) if part.exists()), None)
+    if there is not None and not there.is_dir():
+        raise UserError(f"{what}: expected a folder, got {path}: {there} is a file")
+
+
 def load_config(args: argparse.Namespace) -> Config:
     """The config with the command line's settings merged in and dcnzoo's hooks in place."""
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
@@ -82,29 +125,38 @@ def load_config(args: argparse.Namespace) -> Config:
     import dcnzoo.engine
     import dcnzoo.models  # noqa: F401  any config can then say dcn=True
 
-    cfg = Config.fromfile(args.config)
+    cfg = read_config_file(args.config)
     cfg.merge_from_dict(args.cfg_options)
     cfg.launcher = args.launcher
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
     elif cfg.get("work_dir") is None:
         cfg.work_dir = str(Path("work_dirs") / Path(args.config).stem)
+    require_folder(cfg.work_dir, "--work-dir")
 
     if args.launcher == "none" and cfg.get("strategy", {}).get("type") == "DDPStrategy":
         cfg.pop("strategy")  # it wants several processes; for one, the runner has another
 
-    hooks = cfg.setdefault("default_hooks", {})
+    cfg.default_hooks = cfg.get("default_hooks") or {}
+    hooks = cfg.default_hooks
     hooks.setdefault("epoch_seed", {"type": "EpochSeedHook"})
     hooks.setdefault("finite_loss", {"type": "FiniteLossHook"})
     hooks.setdefault("progress", {"type": "ProgressHook"})
-    if hooks.get("checkpoint", {}).get("type") == "CheckpointHook":
-        hooks.checkpoint.type = "AtomicCheckpointHook"
+    checkpoint = hooks.setdefault("checkpoint", {"type": "CheckpointHook", "interval": 1})
+    if checkpoint is not None and checkpoint.get("type") == "CheckpointHook":  # None switches it off
+        checkpoint.type = "AtomicCheckpointHook"
     return cfg
 
 
-def build_runner(cfg: Config) -> Runner:
+def build_runner(cfg: Config, fine_tune: bool = False, allow_partial: bool = False) -> Runner:
+    """mmengine's runner, which loads checkpoints by :func:`dcnzoo.zoo.weights.load_state`.
+
+    Args:
+        fine_tune, allow_partial: what may be missing in ``load_from``; see there.
+    """
     runner = RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
     runner.logger.addFilter(_is_news)
+    runner.register_hook(LoadCheckpointHook(fine_tune, allow_partial))
     return runner
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from dcnzoo.engine.cli import add_allow_partial, add_cfg_options
 from dcnzoo.errors import UserError, user_errors
 
 
@@ -25,6 +26,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="read a checkpoint that holds more than weights, which runs whatever code is in it",
     )
+    add_allow_partial(parser)
+    add_cfg_options(parser)
 
 
 def load_model(args: argparse.Namespace) -> nn.Module:
@@ -38,7 +41,14 @@ def load_model(args: argparse.Namespace) -> nn.Module:
     from dcnzoo import zoo
 
     with user_errors():
-        return zoo.load(args.model, checkpoint=args.checkpoint, device=args.device, trust=args.trust)
+        return zoo.load(
+            args.model,
+            checkpoint=args.checkpoint,
+            device=args.device,
+            trust=args.trust,
+            cfg_options=args.cfg_options,
+            allow_partial=args.allow_partial,
+        )
 
 
 def require_images(paths: Iterable[str]) -> None:

@@ -15,6 +15,7 @@ def write_report(
     checkpoint: Path | None = None,
     images: int = 5,
     device: str = "cpu",
+    allow_partial: bool = False,
 ) -> Path:
     """Write the page of :func:`dcnzoo.visualization.report.render_runs`, whole or not at all; returns where.
 
@@ -24,6 +25,7 @@ def write_report(
         labels: of the folders (default: their names).
         checkpoint: of the first folder (default: the last).
         device: on which the detectors run.
+        allow_partial: load what fits of a checkpoint that does not fit the config of its folder.
 
     Raises:
         UserError: a folder in which nothing was trained, a checkpoint that does not fit.
@@ -34,7 +36,7 @@ def write_report(
     checkpoints = [checkpoint, *[None] * (len(folders) - 1)]
     with user_errors():
         runs = [TrainedRun.read(*each) for each in zip(folders, names, checkpoints, strict=True)]
-        detectors = load_detectors(runs, device)
+        detectors = load_detectors(runs, device, allow_partial)
     page = render_runs(runs, detectors, images=images, footer=footer())
     out = out or folders[0] / "report.html"
     AtomicLocalBackend().put_text(page, out)

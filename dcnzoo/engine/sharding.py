@@ -73,9 +73,13 @@ class FullyShardStrategy(DDPStrategy):
         return state
 
     def load_model_state_dict(self, state_dict: dict, **kwargs: object) -> None:
+        super().load_model_state_dict(self.shard_like_model(state_dict), **kwargs)
+
+    def shard_like_model(self, state_dict: dict) -> dict:
+        """This process's part of each tensor."""
         own = self.model.state_dict()
         parts = {name.removeprefix("module."): value for name, value in state_dict.items()}
-        super().load_model_state_dict({name: _part(v, own.get(name)) for name, v in parts.items()}, **kwargs)
+        return {name: _part(value, own.get(name)) for name, value in parts.items()}
 
     def optim_state_dict(self) -> dict:
         saved = super().optim_state_dict()

@@ -9,14 +9,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from mmcv.transforms import Compose
-from mmdet.registry import DATASETS, MODELS, TRANSFORMS
+from mmdet.registry import DATASETS, TRANSFORMS
 from mmdet.utils import get_test_pipeline_cfg
 from mmdet.visualization.palette import get_palette
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
-from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import init_default_scope
-from mmengine.runner import load_checkpoint
 from torch import nn
 
 import dcnzoo.models  # noqa: F401  registers what the config names
@@ -25,6 +22,7 @@ from dcnzoo.layers.offsets import OffsetStatistics, TracksOffsets, offset_statis
 from dcnzoo.visualization.explain import Box, Explanation, output_window, receptive_field, with_unique_names
 from dcnzoo.visualization.plots import Instances
 from dcnzoo.visualization.sampling import SamplingField, record_sampling
+from dcnzoo.zoo.detector import build
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,11 +50,10 @@ class Prediction:
 class Detector:
     """A model with its weights, and the images on which its config validates it, or else tests it."""
 
-    def __init__(self, cfg: Config, checkpoint: str | Path, device: str = "cpu") -> None:
-        init_default_scope(cfg.get("default_scope", "mmdet"))
-        self.model = revert_sync_batchnorm(MODELS.build(cfg.model)).eval()
-        load_checkpoint(self.model, str(checkpoint), map_location="cpu", logger="silent")
-        self.model.to(device)
+    def __init__(
+        self, cfg: Config, checkpoint: str | Path, device: str = "cpu", allow_partial: bool = False
+    ) -> None:
+        self.model = build(cfg, checkpoint, allow_partial=allow_partial)[0].to(device)
         loader = cfg.get("val_dataloader") or cfg.test_dataloader
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools narrates
             self.dataset = DATASETS.build(loader.dataset)

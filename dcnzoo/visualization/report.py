@@ -132,12 +132,14 @@ def _parameters(detector: Detector | None) -> str:
     return "–" if detector is None else f"{sum(p.numel() for p in detector.model.parameters()):,}"
 
 
-def load_detectors(runs: Sequence[TrainedRun], device: str = "cpu") -> dict[str, Detector]:
+def load_detectors(
+    runs: Sequence[TrainedRun], device: str = "cpu", allow_partial: bool = False
+) -> dict[str, Detector]:
     """The detector of the first run of each label, if it has a checkpoint."""
     detectors = {}
     for label, seeds in by_label(runs).items():
         if seeds[0].checkpoint is not None:
-            detectors[label] = Detector(seeds[0].cfg, seeds[0].checkpoint, device)
+            detectors[label] = Detector(seeds[0].cfg, seeds[0].checkpoint, device, allow_partial)
     return detectors
 
 

@@ -157,7 +157,7 @@ def message_of(tool, arguments, monkeypatch, capsys):
         (["--skip-postprocess", "--verify"], "--verify: expected an export that it can run"),
         (
             ["--cfg-options", "model.backbone.base_channels=24"],
-            r"error: checkpoint: expected values for every parameter .* for \d+: backbone\.",
+            r"error: .*weights\.pth: expected the weights of this model, found \d+ parameters \(backbone\.",
         ),
     ],
 )

@@ -1,7 +1,9 @@
 """Reading checkpoints, and bringing those of older versions up to date."""
 
+import argparse
 import os
 import re
+import shlex
 from collections import OrderedDict
 from pathlib import Path
 
@@ -14,11 +16,11 @@ import dcnzoo.models  # noqa: F401  first: mmdet needs mmcv._ext
 
 # isort: split
 from mmdet.registry import MODELS
-from mmengine.config import Config
+from mmengine.config import Config, DictAction
 from mmengine.logging import HistoryBuffer
 from mmengine.registry import DefaultScope
 
-from dcnzoo.zoo.weights import CheckpointError, convert, load_weights, read_checkpoint
+from dcnzoo.zoo.weights import CheckpointError, convert, load_state, load_weights, read_checkpoint
 
 DEMO = Path(__file__).parents[2] / "configs/demo/mask-rcnn_r14-mdconv_fpn_8e_shapes.py"
 
@@ -241,12 +243,123 @@ def test_missing_and_superfluous(tmp_path, weights):
     with pytest.raises(CheckpointError) as error:
         load_weights(target, path)
     expected = f"{path}: expected the weights of this model, found 4 parameters (backbone.layer2.0.conv2."
-    assert str(error.value).startswith(expected) and str(error.value).endswith(", …) missing")
-    _, report = load_weights(target, path, strict=False)
+    assert str(error.value).startswith(expected) and ", …) missing" in str(error.value)
+    assert "teacher.weight" in str(error.value) and "--allow-partial" in str(error.value)
+    _, report = load_weights(target, path, allow_partial=True)
     assert "; 1 parameter (teacher.weight) not used" in report
     assert torch.equal(
         target.state_dict()["neck.fpn_convs.0.conv.weight"], few["neck.fpn_convs.0.conv.weight"]
     )
+
+
+def options_in(message):
+    """The settings that a message names, as the command line reads them."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--cfg-options", nargs="+", action=DictAction)
+    words = shlex.split(re.search(r"--cfg-options .*?(?=;|$)", str(message))[0])
+    return parser.parse_args(words).cfg_options
+
+
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        dict(dcn=True),
+        dict(dcn="v1"),
+        dict(dcn=dict(type="DCNv2", deform_groups=4)),
+        dict(dcn=True, stage_with_dcn=(False, False, True)),
+        dict(dcn=None),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("names", [str, lambda key: "module." + key.replace(".conv_offset.", "_offset.")])
+def test_the_options_that_make_a_checkpoint_fit_are_named(tmp_path, backbone, names):
+    plain = dict(dcn=None, stage_with_dcn=None)
+    trained = build(**{**plain, **backbone})
+    state = {names(key): value for key, value in trained.state_dict().items()}
+    path = save(tmp_path / "x.pth", state_dict=state)
+    other = plain if backbone["dcn"] else dict(dcn=True)
+    with pytest.raises(CheckpointError) as error:
+        load_weights(build(**{**plain, **other}), path)
+    (tmp_path / "config.py").write_text("")
+    with pytest.raises(CheckpointError, match=re.escape(str(tmp_path / "config.py"))):
+        load_weights(build(**{**plain, **other}), path)
+
+    cfg = Config.fromfile(DEMO)
+    cfg.model.backbone.update({**plain, **({} if backbone["dcn"] else other)})
+    del cfg.model.backbone["stage_with_dcn"]
+    if backbone["dcn"]:
+        del cfg.model.backbone["dcn"]  # a config without it
+    cfg.merge_from_dict(options_in(error.value))
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        fitting = MODELS.build(cfg.model)
+    load_weights(fitting, path)
+    assert_same(fitting.state_dict(), trained.state_dict())
+
+
+def test_another_version_of_the_layer_is_named(tmp_path):
+    path = save(tmp_path / "x.pth", state_dict=build(dcn="v1").state_dict())
+    with pytest.raises(CheckpointError, match=r"conv_offset.*another shape") as error:
+        load_weights(build(dcn="v2"), path)
+    assert options_in(error.value) == {"model.backbone.dcn": "v1"}
+
+
+def with_classes(number):
+    cfg = Config.fromfile(DEMO)
+    for head in (cfg.model.roi_head.bbox_head, cfg.model.roi_head.mask_head):
+        head.num_classes = number
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        return MODELS.build(cfg.model)
+
+
+@pytest.mark.parametrize("classes", [1, 7])
+@pytest.mark.parametrize("known", [True, False])
+def test_fine_tuning_for_other_classes(weights, classes, known):
+    meta = {"CLASSES": ("a", "b", "c")} if known else {}
+    target = with_classes(classes)
+    before = {key: value.clone() for key, value in target.state_dict().items()}
+    report = load_state(target, weights, "x.pth", meta=meta, fine_tune=True)
+    assert "6 parameters" in report and "fc_cls" in report and "\n" not in report
+    heads = ("roi_head.bbox_head.fc_", "roi_head.mask_head.conv_logits")
+    for key, value in target.state_dict().items():
+        kept = key.startswith(heads)
+        assert torch.equal(value, before[key] if kept else weights[key]), key
+
+    with pytest.raises(CheckpointError, match="num_classes") as error:
+        load_state(with_classes(classes), weights, "x.pth", meta=meta)
+    assert ("3 classes" in str(error.value)) == known
+    # other differences stay errors
+    for key in ("backbone.layer1.0.conv1.weight", "rpn_head.rpn_cls.weight"):
+        narrow = {**weights, key: weights[key][:1]}
+        with pytest.raises(CheckpointError, match=key):
+            load_state(with_classes(classes), narrow, "x.pth", meta=meta, fine_tune=True)
+    fewer = {key: value for key, value in weights.items() if "mask_head" not in key}
+    with pytest.raises(CheckpointError, match=r"mask_head.*missing"):
+        load_state(with_classes(classes), fewer, "x.pth", meta=meta, fine_tune=True)
+
+
+def test_classes_beside_other_channels():
+    """PointRend's point head takes the coarse scores of each class as input channels."""
+    layer, other = nn.Conv1d(256 + 80, 9, 1), nn.Conv1d(256 + 3, 9, 1)
+    other.num_classes = 3
+    meta = {"dataset_meta": {"classes": [str(i) for i in range(80)]}}
+    report = load_state(other, layer.state_dict(), "x.pth", meta=meta, fine_tune=True)
+    assert "weight" in report and torch.equal(other.bias, layer.bias)
+    meta = {"dataset_meta": {"classes": [str(i) for i in range(79)]}}
+    with pytest.raises(CheckpointError, match="another shape"):
+        load_state(nn.Conv1d(5, 9, 1), layer.state_dict(), "x.pth", meta=meta, fine_tune=True)
+
+
+def test_what_is_not_learnt_may_differ(tmp_path, weights):
+    extra = {"ema_backbone_conv1_weight": torch.ones(2), "head.position_ids": torch.arange(3)}
+    path = save(tmp_path / "x.pth", state_dict={**weights, **extra})
+    assert load_weights(build(), path)[1] == ""
+
+
+def test_nothing_fits(tmp_path):
+    path = save(tmp_path / "x.pth", state_dict={"fc.weight": torch.ones(2, 2)})
+    for partial in (False, True):
+        with pytest.raises(CheckpointError, match="missing"):
+            load_weights(build(), path, allow_partial=partial)
 
 
 def test_counters_of_norms_may_be_missing(tmp_path, weights):

@@ -12,7 +12,16 @@ import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from dcnzoo.engine.cli import UserError, add_cfg_options, add_config, command, require_file, user_errors
+from dcnzoo.engine.cli import (
+    UserError,
+    add_allow_partial,
+    add_cfg_options,
+    add_config,
+    command,
+    read_config_file,
+    require_file,
+    user_errors,
+)
 from dcnzoo.errors import one_line
 
 # after dcnzoo.engine, which silences a warning of mmengine's import
@@ -21,8 +30,6 @@ import cv2
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.registry import init_default_scope
-from mmengine.runner import load_checkpoint
 from torch import Tensor, nn
 
 import dcnzoo.models  # noqa: F401  registers what a config names
@@ -76,6 +83,7 @@ def parse_args() -> argparse.Namespace:
         help="what deformable convolution becomes (default: DeformConv where opset and backend have it, "
         "else GatherND)",
     )
+    add_allow_partial(parser)
     add_cfg_options(parser)
     args = parser.parse_args()
     if len(args.shape) == 1:
@@ -99,33 +107,15 @@ def parse_args() -> argparse.Namespace:
 
 def load_detector(args: argparse.Namespace) -> tuple[Config, nn.Module]:
     """The config and the detector, which knows its classes as ``detector.classes``."""
-    from mmdet.registry import MODELS
+    from dcnzoo.zoo.detector import build
 
-    cfg = Config.fromfile(args.config)
+    cfg = read_config_file(args.config)
     cfg.merge_from_dict(args.cfg_options)
-    init_default_scope(cfg.get("default_scope", "mmdet"))
     if "backbone" in cfg.model:
         cfg.model.backbone.init_cfg = None  # the checkpoint has all weights
-    detector = MODELS.build(cfg.model)
-    with torch.no_grad():
-        for parameter in detector.parameters():
-            parameter.fill_(torch.nan)  # what the checkpoint does not fill stays so
-    try:
-        checkpoint = load_checkpoint(detector, args.checkpoint, map_location="cpu", logger="silent")
-    except UserError:  # says what is wrong with the file
-        raise
-    except Exception as error:
-        said = one_line(error).split(". ")[0]
-        raise UserError(f"checkpoint: expected one of PyTorch's, got {args.checkpoint}: {said}") from error
-    missing = [name for name, parameter in detector.named_parameters() if parameter.isnan().all()]
-    if missing:
-        some = ", ".join(missing[:3] + ["…"] * (len(missing) > 3))
-        raise UserError(
-            "checkpoint: expected values for every parameter of the config's model, got none, or of another "
-            f"shape, for {len(missing)}: {some}"
-        )
-    detector.classes = class_names(cfg, checkpoint.get("meta", {}))
-    return cfg, detector.eval()
+    detector, meta = build(cfg, args.checkpoint, allow_partial=args.allow_partial)
+    detector.classes = class_names(cfg, meta)
+    return cfg, detector
 
 
 def test_dataset(cfg: Config) -> dict:

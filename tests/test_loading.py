@@ -1,0 +1,313 @@
+"""How commands load a checkpoint: wholly, or not at all with a reason; and the lock of work directories."""
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from torch import nn
+
+import dcnzoo.models  # noqa: F401  before mmdet, which needs mmcv.ops
+
+# isort: split
+from mmengine.hooks import EMAHook
+from mmengine.model import BaseTTAModel
+
+from dcnzoo import cli
+from dcnzoo.datasets import CLASSES
+from dcnzoo.engine.loading import LoadCheckpointHook
+from dcnzoo.engine.lock import lock_work_dir
+from dcnzoo.errors import UserError
+from dcnzoo.zoo.weights import CheckpointError
+
+from .distributed.launching import environment, settings
+from .test_engine import make_runner
+from .zoo.test_weights import assert_same, build, version_1
+
+ROOT = Path(__file__).resolve().parents[1]
+PLAIN = str(ROOT / "configs/demo/mask-rcnn_r14_fpn_8e_shapes.py")
+DEFORMABLE = str(ROOT / "configs/demo/mask-rcnn_r14-mdconv_fpn_8e_shapes.py")
+OPTION = "model.backbone.dcn=True"
+
+
+@pytest.fixture(scope="module")
+def weights():
+    """Of the demo's deformable detector, every number another one."""
+    generator = torch.Generator().manual_seed(1)
+    return {
+        key: torch.randn(value.shape, generator=generator) if value.is_floating_point() else value
+        for key, value in build().state_dict().items()
+    }
+
+
+# The hook
+
+
+def runner_of(model, resume=False):
+    return SimpleNamespace(model=model, _resume=resume, _load_from="x.pth", logger=logging.getLogger("test"))
+
+
+def test_old_checkpoints_are_converted(weights, caplog):
+    target = build()
+    classes = target.roi_head.bbox_head.num_classes
+    checkpoint = {"state_dict": version_1(weights, classes), "meta": {"mmdet_version": "1.0"}}
+    with caplog.at_level("INFO"):
+        LoadCheckpointHook().after_load_checkpoint(runner_of(target), checkpoint)
+    assert_same(target.state_dict(), weights)
+    assert_same(checkpoint["state_dict"], weights)  # what mmengine loads afterwards
+    assert sum("renamed" in record.message for record in caplog.records) == 1
+
+
+class Views(BaseTTAModel):
+    def merge_preds(self, data_samples_list):
+        return data_samples_list
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, Views])
+def test_wrapped_models(weights, wrap):
+    target = build()
+    if wrap is nn.DataParallel:
+        from mmengine.registry import MODEL_WRAPPERS
+
+        assert wrap in MODEL_WRAPPERS.module_dict.values()
+    runner = runner_of(wrap(module=target))
+    LoadCheckpointHook().after_load_checkpoint(runner, dict(weights))  # weights alone, without state_dict
+    assert_same(target.state_dict(), weights)
+
+
+def test_what_does_not_fit_is_refused(weights):
+    fewer = {key: value for key, value in weights.items() if "mask_head.upsample" not in key}
+    more = {**weights, "teacher.weight": torch.ones(2)}
+    for state, name in ((fewer, "mask_head.upsample"), (more, "teacher.weight")):
+        for fine_tune in (False, True):
+            hook = LoadCheckpointHook(fine_tune)
+            with pytest.raises(CheckpointError, match=rf"^x\.pth: .*{name}.*--allow-partial"):
+                hook.after_load_checkpoint(runner_of(build()), {"state_dict": state})
+        hook = LoadCheckpointHook(allow_partial=True)
+        hook.after_load_checkpoint(runner_of(build()), {"state_dict": state})
+        with pytest.raises(CheckpointError, match=rf"{name}.*--resume") as error:
+            hook.after_load_checkpoint(runner_of(build(), resume=True), {"state_dict": state})
+        assert "--allow-partial" not in str(error.value)
+
+
+class Layers(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.body, self.num_classes, self.head = nn.Linear(2, 3), classes, nn.Linear(3, classes)
+
+
+def runner_for(model, folder, name, hook, **kwargs):
+    runner = make_runner(folder, name, **kwargs)
+    runner.model = model
+    runner.register_hook(hook)
+    return runner
+
+
+def test_moving_averages_start_from_the_loaded_weights(tmp_path):
+    """EMAHook copies the model before it is initialised, and would keep a head of its own."""
+    source, target = Layers(5), Layers(2)
+    torch.save({"state_dict": source.state_dict(), "meta": {}}, tmp_path / "x.pth")
+    average = EMAHook()
+    runner = runner_for(target, tmp_path, "ema", average, load_from=str(tmp_path / "x.pth"))
+    runner.register_hook(LoadCheckpointHook(fine_tune=True))
+    average.before_run(runner)
+    nn.init.constant_(target.head.weight, 7.0)
+    runner.load_or_resume()
+    assert torch.equal(target.body.weight, source.body.weight)
+    assert (target.head.weight == 7).all()
+    assert_same(average.ema_model.module.state_dict(), target.state_dict())
+
+
+def test_moving_averages_of_a_resumed_run(tmp_path):
+    weights, averages = Layers(2).state_dict(), Layers(2).state_dict()
+    target = Layers(2)
+    average = EMAHook()
+    runner = runner_for(target, tmp_path, "ema again", average)
+    runner.register_hook(LoadCheckpointHook())
+    average.before_run(runner)
+    runner._resume = True
+    state = {f"module.{key}": value for key, value in weights.items()} | {"steps": torch.tensor(3)}
+    content = {"state_dict": averages, "ema_state_dict": state, "meta": {}}
+    torch.save(content, tmp_path / "x.pth")
+    runner.load_checkpoint(str(tmp_path / "x.pth"))
+    assert_same(target.state_dict(), weights)
+    assert_same(average.ema_model.module.state_dict(), averages)
+
+
+# The commands
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The weights of a deformable detector, and an image."""
+    folder = tmp_path_factory.mktemp("loading")
+    torch.manual_seed(0)
+    torch.save({"state_dict": build().state_dict(), "meta": {}}, folder / "weights.pth")
+    pixels = np.random.default_rng(0).integers(0, 255, (96, 150, 3), dtype=np.uint8)
+    cv2.imwrite(str(folder / "a.png"), pixels)
+    return folder
+
+
+@pytest.fixture
+def run(folder, monkeypatch):
+    """Runs a subcommand in the folder; its exit status and what it printed."""
+
+    def run(*arguments):
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(sys, "argv", [])
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        result = CliRunner().invoke(cli.commands, [*map(str, arguments)])
+        return result.exit_code, result.output
+
+    return run
+
+
+@pytest.mark.parametrize("command", ["infer", "explain", "export", "test"])
+def test_a_deformable_checkpoint_needs_its_option(run, folder, command, tmp_path):
+    data, page = settings(tmp_path / "data", train=1, val=2)[1:], tmp_path / "x.html"
+    arguments, options = {
+        "infer": (["infer", "a.png", "--model", PLAIN, "--checkpoint", "weights.pth", "--out", tmp_path], []),
+        "explain": (["explain", "a.png", "--model", PLAIN, "--checkpoint", "weights.pth", "--out", page], []),
+        "export": (
+            ["export", PLAIN, "weights.pth", "--shape", 64, 64, "--output-file", tmp_path / "x.onnx"],
+            [],
+        ),
+        "test": (["test", PLAIN, "weights.pth", "--work-dir", tmp_path / "work"], data),
+    }[command]
+    plain = ["--cfg-options", *options] if options else []
+    status, output = run(*arguments, *plain)
+    assert status == 1 and "conv_offset" in output and f"--cfg-options {OPTION}" in output, output
+    assert not (tmp_path / "x.onnx").exists() and not (tmp_path / "x.html").exists()
+    if command == "export":
+        return  # takes a minute, and reads the option as the others do
+    status, output = run(*arguments, "--cfg-options", *options, OPTION)
+    assert status == 0, output
+    status, output = run(*arguments, *plain, "--allow-partial")
+    # nothing deformable is left to explain
+    assert status == (1 if command == "explain" else 0), output
+
+
+@pytest.mark.parametrize("resume", [[], ["--resume"]])
+def test_training_does_not_start_from_a_part(run, tmp_path, resume):
+    """With ``--resume`` too: there is nothing to continue from, and ``load_from`` is not forgotten."""
+    options = [*settings(tmp_path / "data", train=1, val=1), "load_from=weights.pth"]
+    status, output = run("train", PLAIN, "--work-dir", tmp_path / "work", *resume, *options)
+    assert status == 1 and "conv_offset" in output and f"--cfg-options {OPTION}" in output, output
+    assert not list((tmp_path / "work").glob("*.pth"))
+
+
+def test_report_of_another_checkpoint(run, folder, tmp_path):
+    work = tmp_path / "work"
+    (work / "1" / "vis_data").mkdir(parents=True)
+    (work / "config.py").write_text(f"_base_ = {PLAIN!r}\n")
+    log = {"loss": 1.0, "time": 1.0, "epoch": 1, "iter": 1, "step": 1}
+    (work / "1" / "vis_data" / "scalars.json").write_text(json.dumps(log) + "\n")
+    status, output = run("report", work, "--checkpoint", "weights.pth", "--images", 0)
+    assert status == 1 and "conv_offset" in output, output
+    assert not (work / "report.html").exists()
+
+
+def test_classes_are_known_without_the_data(run, folder, tmp_path):
+    arguments = ["--model", DEFORMABLE, "--checkpoint", "weights.pth", "--out", tmp_path]
+    status, output = run("infer", "a.png", *arguments)
+    assert status == 0, output
+    assert not (folder / "data").exists(), "nothing is generated"
+    names = [c["name"] for c in json.loads((tmp_path / "detections.json").read_text())["categories"]]
+    assert names == list(CLASSES)
+
+
+# Configs and work directories
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("model = dict(\n  a=)", "SyntaxError"), ("x = 1\nmodel = dict(a=undefined)", "undefined")],
+)
+def test_errors_in_a_config_name_its_file(run, tmp_path, text, expected):
+    base, config = tmp_path / "base.py", tmp_path / "mine.py"
+    base.write_text(text)
+    config.write_text("_base_ = './base.py'\n")
+    for path in (base, config):
+        status, output = run("train", path, "--work-dir", tmp_path / "work")
+        assert status == 1 and f"{base}, line 2" in output and expected in output, output
+        assert len(output.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["file", "file/below"])
+def test_a_work_dir_that_is_a_file(run, tmp_path, name):
+    (tmp_path / "file").write_text("mine")
+    status, output = run("train", PLAIN, "--work-dir", tmp_path / name)
+    assert status == 1 and "--work-dir" in output and str(tmp_path / "file") in output, output
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_checkpoints_can_be_switched_off(tmp_path):
+    options = settings(tmp_path / "data", train=2, val=1, default_hooks__checkpoint="None")
+    result = subprocess.run(
+        [sys.executable, "tools/train.py", PLAIN, "--work-dir", tmp_path / "work", *options],
+        cwd=ROOT, env=environment(), capture_output=True, text=True,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert not list((tmp_path / "work").glob("*.pth"))
+
+
+# One training at a time
+
+
+def test_a_second_training_is_refused(run, tmp_path):
+    with lock_work_dir(tmp_path):
+        status, output = run("train", PLAIN, "--work-dir", tmp_path)
+    assert status == 1 and str(tmp_path) in output and str(os.getpid()) in output, output
+    assert not list(tmp_path.glob("*.py")), "nothing is written"
+
+
+HOLDER = """
+import os, sys, time
+from dcnzoo.engine.lock import lock_work_dir
+with lock_work_dir(sys.argv[1]):
+    if os.fork() == 0:  # as a process that loads data: it outlives its parent by some seconds
+        time.sleep(4)
+        os._exit(0)
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_the_lock_ends_with_the_process(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(HOLDER), str(tmp_path)],
+        cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout.readline() == "held\n"
+    with (
+        pytest.raises(UserError, match=rf"^--work-dir: .*{tmp_path}.*\b{process.pid}\b"),
+        lock_work_dir(tmp_path),
+    ):
+        pass
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    with lock_work_dir(tmp_path):
+        pass
+    with lock_work_dir(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize(("launcher", "name"), [("pytorch", "RANK"), ("slurm", "SLURM_PROCID")])
+def test_only_the_first_process_takes_the_lock(tmp_path, monkeypatch, launcher, name):
+    with lock_work_dir(tmp_path, launcher):
+        monkeypatch.setenv(name, "1")
+        with lock_work_dir(tmp_path, launcher):
+            pass
+        monkeypatch.setenv(name, "0")
+        with pytest.raises(UserError), lock_work_dir(tmp_path, launcher):
+            pass
