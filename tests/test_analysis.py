@@ -88,6 +88,14 @@ def test_get_flops(run):
     assert plain["Flops"] == pytest.approx(parts, abs=0.01)
 
 
+def test_get_flops_takes_the_size_of_the_test_pipeline(run):
+    """128 × 128 pixels here; 1333 × 800, padded to a multiple of 32, in COCO's."""
+    text = run(
+        "analysis/get_flops", PLAIN, "--cfg-options", "test_dataloader.dataset.pipeline.1.scale=(150,90)"
+    )
+    assert "Input shape: (96, 160)" in text
+
+
 def test_get_flops_mistakes(run):
     assert "--shape: expected one or two sizes ≥ 1, got 1 2 3" in run(
         "analysis/get_flops", DEMO, "--shape", 1, 2, 3, fails=True

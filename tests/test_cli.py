@@ -130,6 +130,77 @@ def test_interruption_is_130(monkeypatch):
     assert stopped.value.code == 130
 
 
+def output_of(*arguments, encoding="utf-8", **kwargs):
+    """The command in a terminal of another encoding."""
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    command = [sys.executable, "-m", "dcnzoo", *arguments]
+    return subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, timeout=120, **kwargs)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+@pytest.mark.parametrize("arguments", [["doctor"], ["zoo", "list"], ["infer", "--help"]])
+def test_terminals_without_unicode(arguments, encoding):
+    done = output_of(*arguments, encoding=encoding, capture_output=True)
+    assert done.returncode in (0, 1) if arguments == ["doctor"] else done.returncode == 0, done.stderr
+    assert len(done.stdout.decode(encoding)) > 200 and b"Traceback" not in done.stderr
+
+
+def test_errors_on_terminals_without_unicode():
+    done = output_of(
+        "train", "\udcff…Früchte-\N{GRAPES}.py", encoding="ascii", capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert done.stderr.strip().endswith(r"found none at \udcff...Fr\xfcchte-\U0001f347.py")
+
+
+def test_escape_sequences_in_names():
+    done = output_of("train", "no\x1b[31mred\x07.py", capture_output=True, text=True)
+    assert done.returncode == 1 and r"no\x1b[31mred\x07.py" in done.stderr
+    assert not {"\x1b", "\x07"} & set(done.stderr)
+
+
+PRINTS = {
+    "print": "print('a line\\n' * 99)",
+    "rich": "from rich.console import Console\nfor _ in range(9999): Console().print('a line')",
+    "user_errors": "with errors.user_errors():\n    print('a line\\n' * 9999, flush=True)",
+    "click": "from dcnzoo.cli import commands\ncommands(['--help'])",
+}
+
+
+@pytest.mark.parametrize("code", PRINTS.values(), ids=PRINTS)
+def test_a_reader_that_ends_early(code):
+    """Quiet, with the status that the shell gives to a program ended by SIGPIPE; not a crash, not success."""
+    body = code.replace("\n", "\n    ")
+    program = f"from dcnzoo import errors\n@errors.command\ndef main():\n    {body}\nmain()"
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run([sys.executable, "-c", program], stdout=writer, stderr=subprocess.PIPE)
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_other_broken_pipes_are_errors(monkeypatch):
+    """A server or a worker that is gone is not a reader of the output."""
+    monkeypatch.setattr(sys, "argv", ["dcnzoo", "fails"])
+    monkeypatch.setattr(dcnzoo.cli.Commands, "get_command", lambda *_: fails(UserError("server: gone")))
+    with pytest.raises(SystemExit) as stopped:
+        dcnzoo.cli.main()
+    assert stopped.value.code == "error: server: gone"
+
+    def broken():
+        raise BrokenPipeError(32, "Broken pipe")
+
+    with pytest.raises(BrokenPipeError):
+        dcnzoo.errors.command(broken)()
+
+
+def test_bench_without_arguments_prints_help():
+    done = output_of("bench", capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith("usage: dcnzoo bench")
+
+
 @pytest.fixture
 def shell(tmp_path):
     """Runs bash where the command ``dcnzoo`` is this one."""

@@ -1,5 +1,6 @@
 """The report: what logs say, what is drawn, and a page that needs nothing beside it."""
 
+import itertools
 import json
 import re
 import runpy
@@ -320,6 +321,43 @@ def test_browser_hides_what_scores_less(tmp_path):
     shown = [re.findall(r'visibility="(\w+)"', group) for group in groups]
     assert shown == [[], ["hidden"], ["visible"], ["visible"]], done.stderr[-500:]
     assert "<output>0.50</output>" in done.stdout
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium")
+def test_names_have_one_size_and_do_not_cover_each_other(tmp_path):
+    """On the screen, in images of unlike sizes and shapes; both columns together fill the window."""
+    parts, cells = [page.slider(0.5)], []
+    for height, width in ((480, 640), (700, 300), (64, 64)):
+        picture = page.Picture(np.zeros((height, width, 3), np.uint8))
+        boxes = np.tile([0.2, 0.2, 0.9, 0.6], (5, 1)) * [width, height, width, height]
+        found = Instances(boxes, np.zeros(5, int), None, np.linspace(0.6, 0.9, 5))
+        parts.append(page.image(picture))
+        cells += [("", page.instances(picture, found, ["name"], [(255, 0, 0)]))] * 2
+    parts.append(page.grid(2, cells))
+    html = page.render_report("title", "lead", [page.Section("one", "", parts)])
+    script = """<script>
+      const rows = [...document.querySelectorAll("svg.instances")].map(svg => {
+        const r = svg.getBoundingClientRect();
+        return [r.left, r.right, [...svg.querySelectorAll("text")].map(text => {
+          const t = text.getBoundingClientRect(); return [t.left, t.top, t.right, t.bottom]; })]; });
+      document.body.append(Object.assign(document.createElement("pre"),
+        {id: "measured", textContent: JSON.stringify(rows)}));
+    </script></body>"""
+    file = tmp_path / "report.html"
+    file.write_text(html.replace("</body>", script), encoding="utf-8")
+    done = subprocess.run(
+        ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
+         "--window-size=1280,2000", "--virtual-time-budget=1000", "--dump-dom", file.as_uri()],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    rows = json.loads(re.search(r'<pre id="measured">(.*?)</pre>', done.stdout)[1])
+    assert max(right for _, right, _ in rows) - min(left for left, _, _ in rows) > 0.9 * 1280
+    heights = [bottom - top for _, _, names in rows for _, top, _, bottom in names]
+    assert len(heights) == 30 and min(heights) > 8 and max(heights) < 1.1 * min(heights)
+    for _, _, names in rows:
+        for a, b in itertools.combinations(names, 2):
+            across, down = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+            assert across <= 1 or down <= 0.3 * heights[0], "glyphs are lower than their line"
 
 
 @pytest.mark.parametrize(

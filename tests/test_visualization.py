@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from torch import nn
 
 from dcnzoo.layers import DCNv3, DCNv4, PackedDeformConv2d, PackedDeformConvTranspose2d
@@ -203,6 +204,25 @@ def test_detection_grid():
     figure = plot_detections([image], columns, ("a", "b"), [(255, 0, 0), (0, 0, 255)])
     texts = [[text.get_text() for text in axes.texts] for axes in figure.axes]
     assert texts == [["a", "b"], ["a 0.90"]]
+
+
+@pytest.mark.parametrize("grey", [0, 255])
+def test_boxes_show_on_dark_and_on_light_images(grey):
+    image = np.full((20, 30, 3), grey, np.uint8)
+    box = Instances(np.array([[10.0, 5, 25, 18]]), np.array([0]))
+    figures = [
+        plot_detections([image], {"x": [instances]}, ("a",), [(grey,) * 3])
+        for instances in (box, Instances(np.zeros((0, 4)), np.zeros(0, int)))
+    ]
+    with_box, without = (pixels(figure) for figure in figures)
+    below = slice(with_box.shape[0] // 2, None)  # the name is at the top
+    assert np.abs(with_box[below] - without[below]).max() > 100
+
+
+def pixels(figure):
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].astype(int)
 
 
 def test_learning_curves_draw_seeds_and_mean():

@@ -123,7 +123,7 @@ def main() -> None:
             runner.train()
         except DownloadError as error:
             raise UserError(
-                f"{error}; to train from random weights, write the config with dcnzoo data config --no-weights"
+                f"{error}; to train without them, write the config with dcnzoo data config --no-weights"
             ) from error
         if args.report and is_main_process():
             device = "cuda" if torch.cuda.is_available() else "cpu"

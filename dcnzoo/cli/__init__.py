@@ -32,7 +32,8 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> object:
         try:
-            return super().invoke(ctx)
+            with errors.quiet_broken_pipe():  # click would exit with 1
+                return super().invoke(ctx)
         except KeyboardInterrupt:
             sys.exit(130)  # as the tools do; click would say 1
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dcnzoo.errors import UserError
+from dcnzoo.errors import UserError, one_line, printable
 
 if TYPE_CHECKING:
     from dcnzoo.zoo import Model
@@ -70,7 +70,7 @@ def info(name: str, as_json: bool) -> None:
     for key, value in rows:
         lines = value if isinstance(value, list) else [value]
         for number, line in enumerate(lines):
-            print(f"{key if number == 0 else '':{width}}  {_text(line)}")
+            print(f"{key if number == 0 else '':{width}}  {printable(_text(line))}")
 
 
 @command.command
@@ -100,9 +100,9 @@ def verify(files: tuple[Path, ...]) -> None:
         try:
             if not file.is_file():
                 raise zoo.ChecksumError(f"{file}: expected a file, found none")
-            print(f"{file}: ok, {zoo.verify(file)}")
+            print(f"{printable(str(file))}: ok, {zoo.verify(file)}")
         except zoo.ChecksumError as error:
-            print(error)
+            print(one_line(error))
             problems += 1
     if problems:
         raise UserError(f"{problems} of {len(files)} files are not what they should be, or not known to be")
@@ -124,7 +124,7 @@ def _show(models: list[Model], as_json: bool) -> None:
                 figures.get("mask AP", "–"),
                 source,
             )
-            rows.append((model.name, *map(str, cells)))
+            rows.append((model.name, *(printable(str(cell)) for cell in cells)))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
         print("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -44,8 +44,15 @@ class DeployedDetector(BaseModel):
             if "border" in sample.metainfo:
                 found = without_border(of_image, sample.border)
             else:
-                size, picture_size = sample.img_shape[:2], sample.ori_shape[:2]
-                found = on_picture(of_image, size, picture_size, self.session.metadata)
+                border, picture_size = sample.img_shape[:2], sample.ori_shape[:2]
+                across, down = sample.get(
+                    "scale_factor", (border[1] / picture_size[1], border[0] / picture_size[0])
+                )
+                size = (
+                    round(picture_size[0] * down),
+                    round(picture_size[1] * across),
+                )  # without the pipeline's Pad
+                found = on_picture(of_image, size, picture_size, self.session.metadata, border)
             sample.pred_instances = InstanceData(
                 bboxes=torch.from_numpy(found.boxes),
                 scores=torch.from_numpy(found.scores),

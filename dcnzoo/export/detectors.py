@@ -14,7 +14,7 @@ from unittest.mock import patch
 import torch
 import torch.nn.functional as F
 from mmcv.ops import MultiScaleDeformableAttention
-from mmdet.models.dense_heads import CornerHead, RPNHead, YOLOV3Head, deformable_detr_head
+from mmdet.models.dense_heads import CornerHead, RPNHead, YOLOV3Head, YOLOXHead, deformable_detr_head
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from mmdet.models.detectors import DETR, DeformableDETR, SingleStageDetector, TwoStageDetector
 from mmdet.models.layers.transformer import deformable_detr_layers
@@ -38,7 +38,7 @@ from dcnzoo.export.postprocess import (
 from dcnzoo.ops import ms_deform_attn
 
 FAMILIES = (
-    *("FCOS", "FSAF", "RetinaNet", "SSD", "YOLOv3", "Faster R-CNN", "Cascade R-CNN", "Mask R-CNN"),
+    *("FCOS", "FSAF", "RetinaNet", "SSD", "YOLOv3", "YOLOX", "Faster R-CNN", "Cascade R-CNN", "Mask R-CNN"),
     *("Cascade Mask R-CNN", "CornerNet", "DETR", "PointRend", "Deformable DETR"),
 )
 
@@ -84,6 +84,8 @@ def deployable(detector: nn.Module, skip_postprocess: bool = False) -> nn.Module
             return RawHead(detector).eval()
         if isinstance(detector.bbox_head, YOLOV3Head):
             return Yolo(detector).eval()
+        if type(detector.bbox_head) is YOLOXHead:
+            return Yolox(detector).eval()
         if type(detector.bbox_head) is CornerHead:
             return Corners(detector).eval()
         return Dense(detector).eval()
@@ -299,6 +301,34 @@ class Yolo(Deployable):
         candidates = Candidates(cfg, type(head).__name__)
         candidates.add(take(boxes, index), scores, pair % classes)
         return candidates.keep(classes)
+
+
+class Yolox(Deployable):
+    """YOLOX (Ge et al. 2021). As ``YOLOXHead.predict_by_feat``: of each place the best class only."""
+
+    clips = False
+    most = 1000  # boxes, where test_cfg has no max_per_img: MMDetection has no limit of its own
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        head = self.detector.bbox_head
+        outputs = head(self.detector.extract_feat(images))
+        sizes = [level.shape[-2:] for level in outputs[0]]
+        priors = head.prior_generator.grid_priors(
+            sizes, dtype=images.dtype, device=images.device, with_stride=True
+        )
+        widths = (head.cls_out_channels, 4, 1)
+        scores, deltas, objectness = (
+            torch.cat([per_prior(level, width) for level in levels], 1)
+            for levels, width in zip(outputs, widths, strict=True)
+        )
+        score, label = scores.sigmoid().max(-1)
+        score = score * objectness[..., 0].sigmoid()
+        cfg = ConfigDict(head.test_cfg)
+        cfg.setdefault("max_per_img", self.most)
+        score = torch.where(score >= cfg.score_thr, score, ABSENT)
+        candidates = Candidates(cfg, type(head).__name__)
+        candidates.add(head._bbox_decode(torch.cat(priors), deltas), score, label)
+        return candidates.keep(head.num_classes)
 
 
 class Corners(Deployable):

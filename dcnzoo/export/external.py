@@ -74,11 +74,15 @@ def _fields(view: memoryview, start: int, end: int) -> Iterator[tuple[int, int, 
     """Number, begin and end of each field of a message that has a length."""
     while start < end:
         tag, start = _varint(view, start)
+        if tag >= 2**32:  # protobuf drops the upper bits, and would find another field here
+            raise ValueError(f"tag {tag}")
         kind = tag & 7
         if kind == _VARINT:
             _, start = _varint(view, start)
         elif kind == _BYTES:
             size, start = _varint(view, start)
+            if size > end - start:
+                raise ValueError("a field that is longer than its message")
             yield tag >> 3, start, start + size
             start += size
         elif kind in (_FIXED64, _FIXED32):
@@ -98,3 +102,5 @@ def _varint(view: memoryview, start: int) -> tuple[int, int]:
         start, shift = start + 1, shift + 7
         if byte < 0x80:
             return value, start
+        if shift >= 70:
+            raise ValueError("a number of more than 10 bytes")

@@ -39,7 +39,10 @@ class Preprocessing:
         mean, std: of the channels in the model's order.
         scale: (width, height) to resize to, with ``keep_ratio`` the box to fit into, either way up;
             None: not resized.
-        pad_divisor: right and bottom are padded with zeros to a multiple.
+        pad_divisor: the model pads right and bottom of the normalised image with zeros to a multiple.
+        square, divisor, least: where the pipeline itself pads: to a square, to a multiple, or to
+            (height, width) at least.
+        value: what it pads with, before normalisation, in the order blue, green, red.
     """
 
     classes: tuple[str, ...]
@@ -49,6 +52,10 @@ class Preprocessing:
     scale: tuple[int, int] | None
     keep_ratio: bool
     pad_divisor: int
+    square: bool = False
+    divisor: int = 1
+    least: tuple[int, int] = (0, 0)
+    value: tuple[float, ...] = (0.0,) * 3
 
     @classmethod
     def of(cls, pipeline: Sequence[Mapping], preprocessor: Any, classes: Sequence[str]) -> Preprocessing:
@@ -57,15 +64,25 @@ class Preprocessing:
         Raises:
             ValueError: they do something that is not described here.
         """
-        scale, keep_ratio = None, True
+        scale, keep_ratio, pad = None, True, None
         for step in pipeline:
-            kind = step["type"]
-            if kind == "Resize" and step.get("scale") and step.get("interpolation", "bilinear") == "bilinear":
-                scale, keep_ratio = tuple(step["scale"]), step.get("keep_ratio", False)
+            kind = str(step["type"]).removeprefix("mmdet.")
+            first = scale is None and pad is None
+            if (
+                kind == "Resize"
+                and first
+                and step.get("scale")
+                and step.get("interpolation", "bilinear") == "bilinear"
+            ):
+                scale = step["scale"]
+                scale = (scale, scale) if isinstance(scale, int) else tuple(scale)
+                keep_ratio = step.get("keep_ratio", False)
+            elif kind == "Pad" and pad is None and step.get("padding_mode", "constant") == "constant":
+                pad = _padding(step)
             elif kind not in ("LoadImageFromFile", "LoadAnnotations", "PackDetInputs"):
                 raise ValueError(
-                    "test_pipeline: expected LoadImageFromFile, Resize (bilinear, to a scale), "
-                    f"LoadAnnotations and PackDetInputs, got {dict(step)}"
+                    "test_pipeline: expected LoadImageFromFile, Resize (bilinear, to a scale), Pad (with a "
+                    f"constant), LoadAnnotations and PackDetInputs, got {dict(step)}"
                 )
         if preprocessor.pad_value != 0:
             raise ValueError(f"data_preprocessor: pad_value: expected 0, got {preprocessor.pad_value}")
@@ -78,6 +95,7 @@ class Preprocessing:
             scale=scale,
             keep_ratio=keep_ratio,
             pad_divisor=preprocessor.pad_size_divisor,
+            **(pad or {}),
         )
 
     def to_metadata(self) -> dict[str, str]:
@@ -113,15 +131,30 @@ class Preprocessing:
         image = picture.astype(np.float32)
         if size != picture.shape[:2]:
             image = np.rint(resized(image, size))  # to whole grey levels, as in training
+        image = _padded(image, self.padded(size, limit), self.value)
         if self.rgb:
             image = image[..., ::-1]
         image = (image - np.float32(self.mean)) / np.float32(self.std)
-        padding = [
-            0 if most is not None else -extent % self.pad_divisor
-            for extent, most in zip(size, limit, strict=True)
+        whole = [
+            extent if most is not None else extent + -extent % self.pad_divisor
+            for extent, most in zip(image.shape, limit, strict=False)
         ]
-        image = np.pad(image, [(0, padding[0]), (0, padding[1]), (0, 0)])
+        image = _padded(image, whole, (0.0,) * 3)
         return np.ascontiguousarray(image.transpose(2, 0, 1)[None]), size
+
+    def padded(
+        self, size: tuple[int, int], limit: tuple[int | None, int | None] = (None, None)
+    ) -> tuple[int, int]:
+        """Height and width of an image of a size after the pipeline: MMDetection's ``img_shape``."""
+        height, width = (max(size),) * 2 if self.square else size
+        whole = [
+            max(extent + -extent % self.divisor, least)
+            for extent, least in zip((height, width), self.least, strict=True)
+        ]
+        return tuple(
+            min(extent, most if most is not None else extent)
+            for extent, most in zip(whole, limit, strict=True)
+        )
 
     def _size(self, given: tuple[int, int], limit: tuple[int | None, int | None]) -> tuple[int, int]:
         most = [size or np.inf for size in limit]
@@ -135,6 +168,33 @@ class Preprocessing:
             return size
         factor = min(largest / extent for extent, largest in zip(given, most, strict=True))
         return tuple(max(1, int(extent * factor + 0.5)) for extent in given)
+
+
+def _padding(step: Mapping) -> dict[str, Any]:
+    """The fields for a step ``Pad`` of a pipeline."""
+    value = step.get("pad_val", 0)
+    value = value.get("img", 0) if isinstance(value, Mapping) else value
+    value = (value,) * 3 if isinstance(value, (int, float)) else tuple(value)
+    size = step.get("size")  # (width, height), in MMDetection only where there is no divisor
+    size = (size, size) if isinstance(size, int) else size
+    divisor = step.get("size_divisor")
+    return {
+        "square": bool(step.get("pad_to_square", False)),
+        "divisor": divisor or 1,
+        "least": tuple(size)[::-1] if size and not divisor else (0, 0),
+        "value": tuple(map(float, value)),
+    }
+
+
+def _padded(image: np.ndarray, size: Sequence[int], value: tuple[float, ...]) -> np.ndarray:
+    """An image [H, W, 3] in the upper left corner of a larger one."""
+    height, width = image.shape[:2]
+    if (height, width) == tuple(size):
+        return image
+    whole = np.empty((*size, 3), image.dtype)
+    whole[:] = value
+    whole[:height, :width] = image
+    return whole
 
 
 def read(image: str | os.PathLike | np.ndarray) -> np.ndarray:
@@ -200,6 +260,7 @@ def on_picture(
     size: tuple[int, int],
     picture_size: tuple[int, int],
     metadata: Mapping[str, str],
+    border: tuple[int, int] | None = None,
 ) -> Detections:
     """One image's outputs, in pixels of the model's input, in pixels of the picture.
 
@@ -207,13 +268,15 @@ def on_picture(
         size: the input's height and width without padding.
         picture_size: the picture's.
         metadata: the model's.
+        border: where boxes end, in pixels of the input: its height and width after the pipeline, which are
+            larger than ``size`` if that pads.
     """
     there = outputs["labels"] >= 0
     dets = outputs["dets"][there]
     factor = np.array([picture_size[1] / size[1], picture_size[0] / size[0]] * 2)
     boxes = dets[:, :4]
     if metadata.get(CLIPS) != "False":  # the graph ends them at the border of its input, padding included
-        boxes = boxes.clip(0, (size[1], size[0]) * 2)
+        boxes = boxes.clip(0, (border or size)[::-1] * 2)
     boxes = (boxes * factor).astype(np.float32)
     masks = None
     if "masks" in outputs:

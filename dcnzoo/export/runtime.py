@@ -61,11 +61,13 @@ class Detector:
             ValueError: no picture; too large a one for a model of a fixed size that may not be resized.
         """
         picture = read(image)
-        inputs, size = self._preprocessing(picture, self._session.shape[2:])
-        outputs = {name: value[0] for name, value in self._session(inputs, np.array([size])).items()}
+        limit = self._session.shape[2:]
+        inputs, size = self._preprocessing(picture, limit)
+        border = self._preprocessing.padded(size, limit)
+        outputs = {name: value[0] for name, value in self._session(inputs, np.array([border])).items()}
         kept = outputs["dets"][:, 4] >= score_threshold
         outputs = {name: value[kept] for name, value in outputs.items()}
-        return on_picture(outputs, size, picture.shape[:2], self._session.metadata)
+        return on_picture(outputs, size, picture.shape[:2], self._session.metadata, border)
 
 
 class Session:

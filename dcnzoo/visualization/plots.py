@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 
 from dcnzoo.visualization.sampling import SamplingField, trace_sampling
 
@@ -214,7 +215,9 @@ def _draw_instances(
         if instances.masks is not None and instances.masks[i].any():
             _draw_mask(axes, instances.masks[i], colour)
         x0, y0, x1, y1 = box - 0.5  # the edge of pixel 0 is at -0.5 here
-        axes.plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], color="white", lw=0.7)
+        # dark around it: white alone is lost on light images
+        outline = [withStroke(linewidth=1.6, foreground="black")]
+        axes.plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], color="white", lw=0.7, path_effects=outline)
         text = classes[label]
         if instances.scores is not None:
             text += f" {instances.scores[i]:.2f}"

@@ -20,6 +20,7 @@ CONFIGS = {
     "RetinaNet": "retinanet/retinanet_r50_fpn_1x_coco.py",
     "SSD": "ssd/ssd300_coco.py",
     "YOLOv3": "yolo/yolov3_d53_8xb8-ms-608-273e_coco.py",
+    "YOLOX": "yolox/yolox_tiny_8xb8-300e_coco.py",
     "Faster R-CNN": "faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py",
     "Cascade R-CNN": "cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco.py",
     "Mask R-CNN": "mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py",
@@ -31,7 +32,7 @@ CONFIGS = {
 }
 
 
-WITHOUT_RESNET = ("CornerNet",)  # which therefore have no variant with dcn=True
+WITHOUT_RESNET = ("CornerNet", "YOLOX")  # which therefore have no variant with dcn=True
 
 
 def narrow(cfg):
@@ -61,6 +62,12 @@ def config(family: str, dcn: bool = False) -> dict:
         assert not dcn
         cfg.backbone.update(downsample_times=1, stage_channels=[WIDTH, 24], stage_blocks=[1, 1])
         cfg.backbone.feat_channel = WIDTH
+        cfg.bbox_head.in_channels = WIDTH
+        return cfg
+    if family == "YOLOX":
+        assert not dcn
+        cfg.backbone.widen_factor = 0.125
+        cfg.neck.update(in_channels=[32, 64, 128], out_channels=WIDTH)
         cfg.bbox_head.in_channels = WIDTH
         return cfg
     widths = [4 * 8 * 2**stage for stage in range(3)]

@@ -17,7 +17,7 @@ from dcnzoo.export.deployed import without_border
 from dcnzoo.export.detectors import FAMILIES, Candidates, deployable, export_detector
 from dcnzoo.export.postprocess import ABSENT, keep_boxes, paste_masks, roi_align_pyramid
 from dcnzoo.export.runtime import Session
-from dcnzoo.export.verify import compare, predict
+from dcnzoo.export.verify import compare, predict, raw_difference
 
 from .detectors import CONFIGS, WITHOUT_RESNET, build, calibrate, size
 from .test_deform_conv import run
@@ -87,7 +87,7 @@ def test_onnxruntime(family, dcn, dynamic, tmp_path):
     session = Session(path)
     sizes = [(1, height, width)]
     if dynamic:
-        more = 32 if family == "YOLOv3" else 37  # its neck takes multiples of the stride only
+        more = 32 if family.startswith("YOLO") else 37  # its neck takes multiples of the stride only
         sizes += [(2, height, width), (1, height + more, width - 32), (3, width, height)]
     total = None
     for batch, *shape in sizes:
@@ -103,6 +103,52 @@ def test_onnxruntime(family, dcn, dynamic, tmp_path):
         images, sizes = padded(family)
         total += compare(session(images.numpy(), np.array(sizes)), predict(detector, images, sizes))
     assert total.found >= 100 and total.holds, total
+
+
+def test_equal_scores_are_ranked_by_their_index():
+    """As ONNX's TopK does; torch's own sort leaves the order open, and has another one for many values."""
+    scores = torch.from_numpy(np.random.default_rng(0).integers(0, 3, (2, 20000)) / 2).float()
+
+    class Ranking:
+        def predict(self, images, samples, rescale):
+            self.found = [
+                scores[0].sort(descending=True)[1],
+                torch.sort(scores, dim=1)[1][1],
+                scores.topk(500, dim=1)[1][0],
+                torch.topk(scores[1], 500, largest=False).indices,
+            ]
+            return []
+
+    ranking = Ranking()
+    predict(ranking, torch.zeros(1, 3, 4, 4))
+    down, up = ((sign * scores).numpy().argsort(1, kind="stable") for sign in (-1, 1))
+    expected = [down[0], up[1], down[0, :500], up[1, :500]]
+    for ours, theirs in zip(ranking.found, expected, strict=True):
+        np.testing.assert_array_equal(ours.numpy(), theirs)
+
+
+@pytest.mark.slow
+def test_proposals_with_equal_scores(tmp_path):
+    """An RPN that is as sure of every anchor, and keeps 50 of each level."""
+    detector = build("Faster R-CNN")
+    torch.nn.init.zeros_(detector.rpn_head.rpn_cls.weight)
+    detector.rpn_head.test_cfg.nms_pre = 50
+    images = torch.randn(1, 3, *size("Faster R-CNN"))
+    export_detector(detector, images, tmp_path / "model.onnx")
+    agreement = compare(Session(tmp_path / "model.onnx")(images.numpy()), predict(detector, images))
+    assert agreement.found > 10 and agreement.holds
+
+
+def test_raw_outputs_are_compared(tmp_path):
+    detector = build("YOLOX")
+    images = torch.randn(1, 3, *size("YOLOX"))
+    export_detector(detector, images, tmp_path / "model.onnx", skip_postprocess=True)
+    session = Session(tmp_path / "model.onnx")
+    assert raw_difference(detector, images, session) < 1e-4
+    with torch.no_grad():
+        detector.bbox_head.multi_level_conv_obj[1].bias += 0.1
+    assert raw_difference(detector, images, session) > 1e-3
+    assert raw_difference(build("RetinaNet"), images, session) == np.inf
 
 
 @pytest.mark.slow

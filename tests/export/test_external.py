@@ -130,6 +130,27 @@ def test_unusual_encodings(folder, entry):
     assert locations(folder / "x.onnx") == {"../secret.bin"}
 
 
+@pytest.mark.parametrize("level", range(4))
+def test_tags_beyond_32_bits(folder, level):
+    """protobuf drops the upper bits of a tag: a field that is hidden from a reader that keeps them."""
+
+    def hidden(number, content, here):
+        tag = number << 3 | 2
+        if here:  # the same number plus 2^32, in five bytes
+            tag = bytes([tag & 0x7F | 0x80, tag >> 7 | 0x80, 0x80, 0x80, 0x10])
+            return tag + bytes([len(content)]) + content
+        return field(number, content)
+
+    content = KEY + VALUE
+    for place, number in enumerate((13, 5, 7)):
+        content = hidden(number, content, place == level)
+    if level == 3:
+        content = b"\x3a" + b"\xff" * 9 + b"\x01" + content[2:]  # a length beyond the file
+    (folder / "x.onnx").write_bytes(content)
+    with pytest.raises(ValueError, match="expected an ONNX model, found something else or a damaged one"):
+        locations(folder / "x.onnx")
+
+
 def test_what_a_model_without_files_has(folder):
     (folder / "x.onnx").write_bytes(model([onnx.numpy_helper.from_array(WEIGHTS, "w")]))
     assert locations(folder / "x.onnx") == set()

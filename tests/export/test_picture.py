@@ -19,6 +19,14 @@ CASES = {
     "coco": (dict(scale=(133, 80), keep_ratio=True), dict(bgr_to_rgb=True, pad_size_divisor=32)),
     "enlarged": (dict(scale=(400, 300), keep_ratio=True), dict(bgr_to_rgb=False, pad_size_divisor=1)),
     "squeezed": (dict(scale=(60, 50), keep_ratio=False), dict(rgb_to_bgr=True, pad_size_divisor=1)),
+    "one number": (dict(scale=70, keep_ratio=True), dict(bgr_to_rgb=True, pad_size_divisor=1)),
+}
+GREY = dict(img=(114.0, 100.0, 90.0))
+PADS = {
+    "YOLOX": dict(pad_to_square=True, pad_val=GREY),
+    "divisor": dict(size_divisor=32),
+    "size": dict(size=(190, 150), pad_val=dict(img=7)),
+    "square, divisor": dict(pad_to_square=True, size_divisor=32, pad_val=GREY),
 }
 
 
@@ -29,9 +37,11 @@ def picture():
     return cv2.resize(coarse, (171, 97), interpolation=cv2.INTER_CUBIC)
 
 
-def described(resize, settings):
+def described(resize, settings, pad=None):
     preprocessor = DetDataPreprocessor(mean=[10.0, 20, 30], std=[50.0, 60, 70], **settings)
     pipeline = [LOAD, dict(type="Resize", **resize), dict(type="LoadAnnotations"), PACK]
+    if pad is not None:
+        pipeline.insert(2, dict(type="Pad", **pad))
     return pipeline, preprocessor, Preprocessing.of(pipeline, preprocessor, CLASSES)
 
 
@@ -41,14 +51,32 @@ def test_input_is_that_of_the_test_pipeline(case, upright, picture, tmp_path):
     init_default_scope("mmdet")
     if upright:
         picture = picture.transpose(1, 0, 2).copy()
+    compare(picture, tmp_path, *CASES[case])
+
+
+@pytest.mark.parametrize("upright", [False, True])
+@pytest.mark.parametrize("pad", PADS)
+def test_pad_of_the_test_pipeline(pad, upright, picture, tmp_path):
+    init_default_scope("mmdet")
+    if upright:
+        picture = picture.transpose(1, 0, 2).copy()
+    compare(picture, tmp_path, *CASES["coco"], PADS[pad])
+
+
+def compare(picture, tmp_path, resize, settings, pad=None):
+    """With MMDetection's own transforms and data preprocessor."""
     cv2.imwrite(str(tmp_path / "p.png"), picture)
-    pipeline, preprocessor, ours = described(*CASES[case])
+    pipeline, preprocessor, ours = described(resize, settings, pad)
     results = dict(img_path=str(tmp_path / "p.png"))
-    for step in (pipeline[0], pipeline[1], pipeline[3]):
-        results = TRANSFORMS.build(step)(results)
+    for step in pipeline:
+        if step["type"] != "LoadAnnotations":
+            results = TRANSFORMS.build(step)(results)
     expected = preprocessor({"inputs": [results["inputs"]], "data_samples": [results["data_samples"]]})
     inputs, size = ours(read(tmp_path / "p.png"))
-    assert size == results["data_samples"].img_shape
+    seen, given = results["data_samples"].img_shape, results["data_samples"].ori_shape
+    factor = results["data_samples"].scale_factor
+    assert size == (round(given[0] * factor[1]), round(given[1] * factor[0]))
+    assert ours.padded(size) == seen
     assert inputs.dtype == np.float32 and inputs.shape == tuple(expected["inputs"].shape)
     difference = np.abs(inputs - expected["inputs"].numpy())
     assert difference.max() <= 1.01 / 50, "one grey level: OpenCV computes in whole numbers"
@@ -71,7 +99,8 @@ def test_metadata_of_others(metadata):
 @pytest.mark.parametrize(
     ("step", "message"),
     [
-        (dict(type="Pad", size_divisor=32), "test_pipeline: expected LoadImageFromFile, .*'Pad'"),
+        (dict(type="Pad", size_divisor=32, padding_mode="edge"), "test_pipeline: expected Load.*'Pad'"),
+        (dict(type="RandomFlip"), "test_pipeline: expected LoadImageFromFile, .*'RandomFlip'"),
         (dict(type="Resize", scale=(8, 8), interpolation="area"), "test_pipeline: expected .*'area'"),
         (dict(type="Resize", scale_factor=0.5), "test_pipeline: expected .*scale_factor"),
     ],
@@ -94,6 +123,25 @@ def test_a_fixed_size_is_fitted_into(limit, size, picture):
     assert found == size
     padded = tuple(n if most else -(-n // 32) * 32 for n, most in zip(size, limit, strict=True))
     assert inputs.shape == (1, 3, *padded)
+
+
+def test_padding_is_fitted_into_a_fixed_size(picture):
+    """A graph smaller than the square that the pipeline pads to."""
+    _, _, ours = described(*CASES["coco"], PADS["YOLOX"])
+    inputs, size = ours(picture, (64, 64))
+    assert size == (36, 64) and inputs.shape == (1, 3, 64, 64)
+    grey = (np.array(GREY["img"])[::-1] - [10, 20, 30]) / [50, 60, 70]
+    np.testing.assert_allclose(inputs[0, :, 36:].reshape(3, -1).T, np.tile(grey, (28 * 64, 1)), rtol=1e-5)
+
+
+def test_files_of_earlier_versions(picture):
+    """Without the fields for a pipeline's padding."""
+    _, _, ours = described(*CASES["coco"])
+    ((key, text),) = ours.to_metadata().items()
+    kept = {
+        name: v for name, v in json.loads(text).items() if name not in ("square", "divisor", "least", "value")
+    }
+    assert Preprocessing.from_metadata({key: json.dumps(kept)}) == ours
 
 
 def test_without_normalisation_or_resize(picture):
@@ -136,6 +184,14 @@ def test_masks_are_resized_as_a_whole_would_be():
     # YOLOv3's boxes may reach out, and MMDetection leaves them: cut off, they cost 0.1 AP
     reaching = on_picture(outputs, size, picture_size, {"dcnzoo.clips": "False"}).boxes[2]
     np.testing.assert_allclose(reaching, boxes[2] * np.array([171 / 56, 97 / 40] * 2), rtol=1e-6)
+
+
+def test_boxes_end_where_the_pipeline_pads_to():
+    """As MMDetection's, which limits them to the padded image."""
+    outputs = {"dets": np.array([[10, 10, 60, 70, 0.5]], np.float32), "labels": np.array([0])}
+    for border, corner in (((64, 56), (56, 64)), (None, (56, 40))):
+        found = on_picture(outputs, (40, 56), (80, 112), {}, border)
+        np.testing.assert_allclose(found.boxes[0], [20, 20, 2 * corner[0], 2 * corner[1]])
 
 
 class TestRead:

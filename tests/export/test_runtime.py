@@ -168,3 +168,29 @@ class TestMistakes:
         detector = Detector(folder / "dynamic.onnx")
         with pytest.raises(ValueError, match=r"image: expected \[H, W, 3\], uint8, BGR, got \[8, 8\]"):
             detector(np.zeros((8, 8), np.uint8))
+
+
+def test_the_test_loop_knows_what_the_pipeline_has_padded(monkeypatch):
+    """A picture of 100 × 50, resized to 80 × 40 and padded to 80 × 80: boxes are scaled by 80 / 100 alone."""
+    from mmdet.structures import DetDataSample
+
+    from dcnzoo.export import deployed
+
+    class Fixed:
+        output_names, metadata = ("dets", "labels"), {}
+
+        def __init__(self, *args):
+            pass
+
+        def __call__(self, images, sizes):
+            np.testing.assert_array_equal(sizes, [[80, 80]])
+            box = np.array([[[8, 16, 40, 60, 0.5]]], np.float32)
+            return {"dets": box, "labels": np.zeros((1, 1), np.int64)}
+
+    monkeypatch.setattr(deployed, "Session", Fixed)
+    detector = deployed.DeployedDetector(
+        "x.onnx", "onnxruntime", "cpu", dict(type="mmdet.DetDataPreprocessor")
+    )
+    meta = dict(img_shape=(80, 80), ori_shape=(50, 100), scale_factor=(0.8, 0.8))
+    (sample,) = detector(torch.zeros(1, 3, 96, 96), [DetDataSample(metainfo=meta)])
+    np.testing.assert_allclose(sample.pred_instances.bboxes.numpy(), [[10, 20, 50, 75]])

@@ -51,9 +51,49 @@ def exported(work):
     path = work / "model.onnx"
     output = run(
         "deployment/pytorch2onnx", work / "config.py", work / "weights.pth", "--output-file", path,
-        "--shape", 128, "--dynamic-export", "--simplify", "--verify", "--show",
+        "--dynamic-export", "--simplify", "--verify", "--show",
     )  # fmt: skip
     return path, output
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "pad", "expected"),
+    [
+        (None, (200, 100), None, (64, 128)),  # the test pipeline's scale
+        (None, (100, 200), None, (128, 64)),
+        (None, (200, 100), dict(type="Pad", pad_to_square=True, pad_val=dict(img=114)), (128, 128)),
+        (None, None, None, (128, 128)),  # of the drawn image
+        ((90, 200), (200, 100), None, (96, 224)),  # asked for, padded to a multiple of 32
+    ],
+)
+def test_input_size(work, tmp_path, shape, size, pad, expected):
+    tool = runpy.run_path(str(ROOT / "tools/deployment/pytorch2onnx.py"))
+    path = None
+    if size is not None:
+        path = str(tmp_path / "image.png")
+        cv2.imwrite(path, np.random.default_rng(0).integers(0, 255, (*size[::-1], 3)).astype(np.uint8))
+    args = Namespace(
+        config=work / "config.py", checkpoint=str(work / "weights.pth"), cfg_options={}, shape=shape
+    )
+    cfg, detector = tool["load_detector"](args)
+    if pad is not None:
+        cfg.test_dataloader.dataset.pipeline.insert(2, pad)
+    found = tool["preprocessing"](cfg, detector, args)
+    picture = tool["load_picture"](path, found, args)
+    assert tool["input_shape"](found, picture, args) == expected
+    seen, images, area = tool["load_image"](detector, found, picture, expected)
+    assert images.shape == (1, 3, *expected)
+    if size is not None:  # not stretched
+        assert seen.shape[1] / seen.shape[0] == pytest.approx(size[0] / size[1], rel=0.02)
+    assert area == (expected if pad else seen.shape[:2])
+
+
+def test_a_pipeline_that_cannot_be_reproduced(work, monkeypatch, capsys):
+    arguments = [work / "config.py", work / "weights.pth", "--output-file", work / "no.onnx"]
+    flip = "test_dataloader.dataset.pipeline.1.type=PhotoMetricDistortion"
+    said = message_of("pytorch2onnx", [*arguments, "--cfg-options", flip], monkeypatch, capsys)
+    assert said.startswith("error: --shape: ") and "PhotoMetricDistortion" in said
+    assert not (work / "no.onnx").exists()
 
 
 def test_export_verifies_and_draws(exported):
@@ -154,7 +194,7 @@ def message_of(tool, arguments, monkeypatch, capsys):
         (["--input-img", "nowhere.jpg"], "error: image: expected a file, found none at nowhere.jpg"),
         (["--skip-postprocess"], "error: skip_postprocess: expected a single-stage detector, got MaskRCNN"),
         (["--shape", 1, 2, 3], "--shape: expected one or two positive numbers"),
-        (["--skip-postprocess", "--verify"], "--verify: expected an export that it can run"),
+        (["--skip-postprocess", "--verify", "--show"], "--show: expected no --skip-postprocess"),
         (
             ["--cfg-options", "model.backbone.base_channels=24"],
             r"error: .*weights\.pth: expected the weights of this model, found \d+ parameters \(backbone\.",
@@ -253,13 +293,15 @@ def test_a_difference_fails(work, exported):
     args = Namespace(
         config=work / "config.py", checkpoint=str(work / "weights.pth"), cfg_options={},
         output_file=str(path), test_img=None, input_img=str(ROOT / "tests/data/color.jpg"),
-        shape=[128, 128], dynamic_export=False, show=False, backend="onnxruntime", device="cpu",
+        shape=(128, 128), dynamic_export=False, show=False, backend="onnxruntime", device="cpu",
+        skip_postprocess=False,
     )  # fmt: skip
-    _, detector = tool["load_detector"](args)
-    assert "agree" in tool["verify"](args, detector)
+    cfg, detector = tool["load_detector"](args)
+    found = tool["preprocessing"](cfg, detector, args)
+    assert "agree" in tool["verify"](args, found, detector)
     with torch.no_grad():
         detector.roi_head.bbox_head.fc_reg.bias += 0.3
     with pytest.raises(
         tool["UserError"], match=r"--verify: expected 99 % of the detections to agree: \d of 100"
     ):
-        tool["verify"](args, detector)
+        tool["verify"](args, found, detector)

@@ -20,6 +20,11 @@ from mmengine.config import Config
 
 import dcnzoo.engine.flops  # noqa: F401  deformable convolution is counted
 from dcnzoo.engine.probe import build_model, random_batch, test_batches
+from dcnzoo.errors import one_line
+from dcnzoo.export.picture import Preprocessing
+
+# isort: split
+from mmdet.utils import get_test_pipeline_cfg  # after dcnzoo.models
 
 
 def parse_args() -> argparse.Namespace:
@@ -31,9 +36,9 @@ def parse_args() -> argparse.Namespace:
         "--shape",
         type=int,
         nargs="+",
-        default=[800, 1280],
         metavar="SIZE",
-        help="height and width, or one for both, of an image of noise (default: 800 1280)",
+        help="height and width, or one for both, of an image of noise (default: those of the config's test "
+        "pipeline)",
     )
     parser.add_argument(
         "--num-images", type=int, metavar="N", help="the mean over N images of the test set instead"
@@ -43,7 +48,18 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def size(shape: list[int]) -> tuple[int, int]:
+def size(shape: list[int] | None, cfg: Config, model: torch.nn.Module) -> tuple[int, int]:
+    """Height and width: what is asked for, or what the test pipeline makes of an image of its own scale."""
+    if shape is None:
+        try:
+            found = Preprocessing.of(get_test_pipeline_cfg(cfg), model.data_preprocessor, ())
+        except (AttributeError, KeyError, ValueError) as error:
+            raise UserError(
+                f"--shape: expected height and width with this config: {one_line(error)}"
+            ) from error
+        if found.scale is None:
+            raise UserError("--shape: expected height and width: the test pipeline does not resize images")
+        return found.padded(found.scale[::-1])
     if len(shape) > 2 or min(shape) < 1:
         raise UserError(f"--shape: expected one or two sizes ≥ 1, got {' '.join(map(str, shape))}")
     return shape[0], shape[-1]
@@ -67,14 +83,16 @@ def billions(number: float) -> str:
 def main() -> None:
     args = parse_args()
     require_file(args.config, "config")
-    height, width = size(args.shape)
     if args.num_images is not None and args.num_images < 1:
         raise UserError(f"--num-images: expected ≥ 1, got {args.num_images}")
     with user_errors():
         cfg = Config.fromfile(args.config)
         cfg.merge_from_dict(args.cfg_options)
         model = build_model(cfg)
-        batches = test_batches(cfg, args.num_images) if args.num_images else [random_batch(height, width)]
+        if args.num_images:
+            batches = test_batches(cfg, args.num_images)
+        else:
+            batches = [random_batch(*size(args.shape, cfg, model))]
         counts = [count(model, batch) for batch in batches]
     line = "=" * 30
     print(line)

@@ -33,6 +33,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from dcnzoo.engine.progress import make_progress
+from dcnzoo.errors import command
 from dcnzoo.export import register_onnx_ops
 from dcnzoo.export.detectors import export_detector
 from dcnzoo.export.exporters import DEFAULT_OPSET
@@ -175,6 +176,7 @@ def page(facts: dict, results: list[Result], rounds: int) -> str:
     return "\n".join(lines) + "\n"
 
 
+@command
 def main() -> None:
     args = parse_args()
     torch.set_num_threads(1)

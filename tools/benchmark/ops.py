@@ -7,6 +7,7 @@ ratios, not the milliseconds. Results go to docs/benchmarks/, named by machine a
 examples:
   dcnzoo bench --family deform_conv2d --shapes 'c3*' --dtype float32 --threads 1
   dcnzoo bench --demo-training only
+  dcnzoo bench --family '*'       # all operators: about 25 minutes
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ from results import Results, Row, Setting, goals
 from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 from rivals import RIVALS, probe
+
+from dcnzoo.errors import command
 
 ROOT = Path(__file__).resolve().parents[2]
 DTYPES = ("float32", "float64", "bfloat16", "float16")
@@ -76,6 +79,9 @@ def parse_args() -> argparse.Namespace:
     )
     add("--quick", action="store_true", help="a smoke run: one small case, few samples")
     add("--out", type=Path, metavar="FOLDER", help="where the results go")
+    if len(sys.argv) == 1:
+        parser.print_help()
+        sys.exit()
     args = parser.parse_args()
 
     def choose(option: str, values: Sequence[str] | None, valid: Iterable[str]) -> list[str]:
@@ -127,6 +133,7 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
+@command
 def main() -> None:
     args = parse_args()
     console = Console()
@@ -367,7 +374,4 @@ def measure_demo(args: argparse.Namespace, results: Results, progress: Progress)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit(130)
+    main()

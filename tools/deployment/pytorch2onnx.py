@@ -3,14 +3,17 @@
 Also ``dcnzoo export``.
 
 examples:
-  dcnzoo export CONFIG CHECKPOINT --output-file model.onnx --shape 800 1216 --dynamic-export --verify
+  dcnzoo export CONFIG CHECKPOINT --output-file model.onnx --dynamic-export --verify --test-img IMAGE
   dcnzoo export CONFIG CHECKPOINT --output-file model.onnx --backend openvino
 """
+
+from __future__ import annotations
 
 import argparse
 import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 from dcnzoo.engine.cli import (
     UserError,
@@ -34,7 +37,9 @@ from torch import Tensor, nn
 
 import dcnzoo.models  # noqa: F401  registers what a config names
 
-ROOT = Path(__file__).resolve().parents[2]
+if TYPE_CHECKING:
+    from dcnzoo.export.picture import Preprocessing
+
 OPSETS = range(18, 22)
 
 
@@ -46,13 +51,14 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("checkpoint", help="checkpoint file")
     parser.add_argument("--output-file", default="tmp.onnx", help="the ONNX file (default: tmp.onnx)")
     parser.add_argument(
-        "--input-img",
-        default=str(ROOT / "tests/data/color.jpg"),
-        help="image that is traced with (default: tests/data/color.jpg)",
+        "--input-img", help="image to trace the model with (default: the test image, else a drawn one)"
     )
     parser.add_argument("--test-img", help="image for --verify (default: the input image)")
     parser.add_argument(
-        "--shape", type=int, nargs="+", default=[800, 1216], help="height and width of the input (800 1216)"
+        "--shape",
+        type=int,
+        nargs="+",
+        help="height and width of the input (default: those that the test pipeline gives the input image)",
     )
     parser.add_argument("--opset-version", type=int, default=19, help="18 to 21 (default: 19)")
     parser.add_argument(
@@ -86,12 +92,13 @@ def parse_args() -> argparse.Namespace:
     add_allow_partial(parser)
     add_cfg_options(parser)
     args = parser.parse_args()
-    if len(args.shape) == 1:
-        args.shape *= 2
-    if len(args.shape) != 2 or min(args.shape) < 1:
-        parser.error(f"--shape: expected one or two positive numbers, got {args.shape}")
-    if args.verify and args.skip_postprocess:
-        parser.error("--verify: expected an export that it can run to boxes, got --skip-postprocess")
+    if args.shape is not None:
+        if len(args.shape) > 2 or min(args.shape) < 1:
+            parser.error(f"--shape: expected one or two positive numbers, got {args.shape}")
+        args.shape = (args.shape[0], args.shape[-1])
+    args.input_img = args.input_img or args.test_img
+    if args.show and args.skip_postprocess and args.verify:
+        parser.error("--show: expected no --skip-postprocess with --verify: there are no boxes to draw")
     if not OPSETS[0] <= args.opset_version <= OPSETS[-1]:
         nearest = min(OPSETS, key=lambda opset: abs(opset - args.opset_version))
         expected = f"expected {OPSETS[0]} to {OPSETS[-1]} (nearest: {nearest})"
@@ -138,30 +145,73 @@ def class_names(cfg: Config, meta: dict) -> tuple[str, ...]:
     return tuple(next((found["classes"] for found in known if found.get("classes")), ()))
 
 
-def preprocessing(cfg: Config, detector: nn.Module) -> dict[str, str]:
-    """What the file is to hold, so that it is enough for :class:`dcnzoo.export.Detector`."""
+def preprocessing(cfg: Config, detector: nn.Module, args: argparse.Namespace) -> Preprocessing | None:
+    """What the test pipeline does with an image; None if that is more than can be described."""
     from dcnzoo.export.picture import Preprocessing
 
     try:
         pipeline = test_dataset(cfg).get("pipeline", [])
-        return Preprocessing.of(pipeline, detector.data_preprocessor, detector.classes).to_metadata()
+        return Preprocessing.of(pipeline, detector.data_preprocessor, detector.classes)
     except ValueError as error:
+        if args.shape is None:
+            raise UserError(
+                f"--shape: expected height and width with this config: {one_line(error)}"
+            ) from error
         print(f"dcnzoo.export.Detector cannot use the file: {one_line(error)}")
-        return {}
+        return None
 
 
-def load_image(detector: nn.Module, path: str, shape: tuple[int, int]) -> tuple[np.ndarray, Tensor]:
-    """The picture in the size that is asked for, [H, W, 3] BGR, and what the model sees, [1, 3, H, W]."""
+def load_picture(path: str | None, found: Preprocessing | None, args: argparse.Namespace) -> np.ndarray:
+    """[H, W, 3], uint8, BGR: a file, or without one the demo's shapes in the size of the test pipeline."""
+    if path is None:
+        from dcnzoo.datasets.shapes import ShapesSpec, draw_image
+
+        width, height = (found and found.scale) or (args.shape or (640, 640))[::-1]
+        side = max(128, min(height, width))
+        square, _ = draw_image(ShapesSpec(size=side), "val", 0)
+        square = np.tile(square, (-(-height // side), -(-width // side), 1))
+        return np.ascontiguousarray(square[:height, :width])
     require_file(path, "image")
     picture = cv2.imread(path)
     if picture is None:
         raise UserError(f"image: expected a picture that OpenCV reads, got {path}")
-    picture = cv2.resize(picture, (shape[1], shape[0]))
-    data = {"inputs": [torch.from_numpy(picture.transpose(2, 0, 1).copy())], "data_samples": None}
-    return picture, detector.data_preprocessor(data, False)["inputs"]
+    return picture
 
 
-def export(args: argparse.Namespace, cfg: Config, detector: nn.Module, images: Tensor) -> None:
+def input_shape(
+    found: Preprocessing | None, picture: np.ndarray, args: argparse.Namespace
+) -> tuple[int, int]:
+    """Height and width: what is asked for, else those of the picture after the test pipeline; padded."""
+    if found is None:
+        return args.shape
+    if args.shape is None:
+        return found(picture)[0].shape[2:]
+    return tuple(size + -size % found.pad_divisor for size in args.shape)
+
+
+def load_image(
+    detector: nn.Module, found: Preprocessing | None, picture: np.ndarray, shape: tuple[int, int]
+) -> tuple[np.ndarray, Tensor, tuple[int, int]]:
+    """What the model sees.
+
+    Returns:
+        the picture after resizing  # [h, w, 3], uint8, BGR
+        the input  # [1, 3, *shape]
+        height and width of the image in it, as the test pipeline leaves it
+    """
+    if found is None:  # the test pipeline cannot be reproduced
+        seen = cv2.resize(picture, shape[::-1])
+        data = {"inputs": [torch.from_numpy(seen.transpose(2, 0, 1).copy())], "data_samples": None}
+        return seen, detector.data_preprocessor(data, False)["inputs"], shape
+    inputs, size = found(picture, shape)
+    rest = [(0, whole - part) for whole, part in zip(shape, inputs.shape[2:], strict=True)]
+    inputs = torch.from_numpy(np.pad(inputs, [(0, 0), (0, 0), *rest]))
+    return cv2.resize(picture, size[::-1]), inputs, found.padded(size, shape)
+
+
+def export(
+    args: argparse.Namespace, found: Preprocessing | None, detector: nn.Module, images: Tensor
+) -> None:
     """Writes the output file, only when all that is asked for is done."""
     import onnx
 
@@ -178,7 +228,7 @@ def export(args: argparse.Namespace, cfg: Config, detector: nn.Module, images: T
             skip_postprocess=args.skip_postprocess,
             opset_version=args.opset_version,
             deform_conv=args.deform_conv or ("gathernd" if args.backend == "openvino" else "auto"),
-            metadata=preprocessing(cfg, detector),
+            metadata=found.to_metadata() if found else None,
         )
         if args.simplify:
             import onnxslim
@@ -209,29 +259,44 @@ def build_engine(args: argparse.Namespace, images: Tensor) -> str:
     return f"TensorRT engine: {path}, for inputs {shapes}"
 
 
-def verify(args: argparse.Namespace, detector: nn.Module) -> str:
+def verify(args: argparse.Namespace, found: Preprocessing | None, detector: nn.Module) -> str:
     """Raises UserError where PyTorch and the graph differ; else says how well they agree."""
     from dcnzoo.export.runtime import Session
-    from dcnzoo.export.verify import Agreement, compare, predict
+    from dcnzoo.export.verify import Agreement, compare, predict, raw_difference
 
+    path = args.test_img or args.input_img
     with user_errors():
         session = Session(args.output_file, args.backend, args.device)
-    path = args.test_img or args.input_img
-    shapes = [tuple(args.shape)]
+        picture = load_picture(path, found, args)
+    shapes = [args.shape]
     if args.dynamic_export:  # another size, and the other orientation
         shapes += [(args.shape[0] + 64, args.shape[1]), (args.shape[1], args.shape[0])]
-    total = Agreement(0, 0)
+    total, difference = Agreement(0, 0), 0.0
     for i, shape in enumerate(shapes):
-        picture, images = load_image(detector, path, shape)
+        seen, images, size = load_image(detector, found, picture, shape)
+        sizes = [size]
         if i and args.dynamic_export:
-            images = torch.cat([images, images.flip(-1)])
-        expected, outputs = predict(detector, images), session(images.numpy())
+            images, sizes = torch.cat([images, images.flip(-1)]), [size, tuple(images.shape[2:])]
+        if args.skip_postprocess:
+            difference = max(difference, raw_difference(detector, images, session))
+            continue
+        if "img_shape" not in session.inputs:  # padding is part of the image, for both
+            sizes = [tuple(images.shape[2:])] * len(images)
+        expected, outputs = predict(detector, images, sizes), session(images.numpy(), np.array(sizes))
         total += compare(outputs, expected)
         if i == 0 and args.show:
-            draw(args, detector.classes, picture, expected[0], outputs)
+            draw(args, detector.classes, seen, expected[0], outputs)
+    if args.skip_postprocess:
+        result = (
+            f"raw outputs of PyTorch and {args.backend} differ by {difference:.1e} of their largest value"
+        )
+        if not difference <= 1e-3:
+            raise UserError(f"--verify: expected at most 1e-3: {result}")
+        return result
     if total.found == 0:
         raise UserError(
-            f"--verify: nothing is found in {path}, by PyTorch or {args.backend}: use a --test-img"
+            f"--verify: nothing is found in {path or 'the drawn image'}, by PyTorch or {args.backend}: "
+            "expected an image with objects: --test-img FILE"
         )
     result = f"{total.matched} of {total.found} detections agree between PyTorch and {args.backend}"
     if not total.holds:
@@ -278,14 +343,18 @@ def main() -> None:
     os.environ.setdefault("ORT_LOGGING_LEVEL", "3")
     with user_errors():
         cfg, detector = load_detector(args)
-        _, images = load_image(detector, args.input_img, tuple(args.shape))
-        export(args, cfg, detector, images)
+        found = preprocessing(cfg, detector, args)
+        picture = load_picture(args.input_img, found, args)
+        args.shape = input_shape(found, picture, args)
+        _, images, _ = load_image(detector, found, picture, args.shape)
+        export(args, found, detector, images)
     size = Path(args.output_file).stat().st_size / 2**20
-    print(f"written: {args.output_file} ({size:.1f} MiB), opset {args.opset_version}")
+    shape = "height and width open" if args.dynamic_export else f"input {args.shape[0]} × {args.shape[1]}"
+    print(f"written: {args.output_file} ({size:.1f} MiB), {shape}, opset {args.opset_version}")
     if args.backend == "tensorrt":
         print(build_engine(args, images))
     if args.verify:
-        print(verify(args, detector))
+        print(verify(args, found, detector))
 
 
 if __name__ == "__main__":
