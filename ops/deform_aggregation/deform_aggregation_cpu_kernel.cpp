@@ -106,6 +106,9 @@ __attribute__((noinline)) void sum_exactly(const DeformAggregationCpu<T>& p, int
   const Place<T> place(p, image, query, group);
   const T* const map = p.input + image * p.pixels * pixel_stride + group * p.channels;
   T* const output = p.output + (image * p.queries + query) * pixel_stride + group * p.channels;
+  bool finite = true;
+  for (int64_t c = 0; c < p.channels; ++c) finite &= output[c] - output[c] == T(0);
+  if (finite) return;  // another group of the query has the Inf or NaN: this one keeps its bits
   for (int64_t c = 0; c < p.channels; ++c) output[c] = 0;
   for (int64_t first = 0; first < p.points; first += lanes) {
     const Chunk<T> chunk = plan(p, place.base, p.offset + place.offset, p.weight + place.weight, first);
