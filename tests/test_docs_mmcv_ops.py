@@ -25,8 +25,8 @@ Where mmcv has no compiled module (mmcv-lite), `mmcv.ops` runs on dcnzoo's opera
   does.
 
 `make peers` compares each function with mmcv's own, forward and backward, in at least 200 random cases: with
-mmcv's compiled operators where they run on the CPU, else with its CUDA kernels on threads of the host, or with
-worked examples. Nothing on this page has run on a GPU yet.
+mmcv's compiled operators where they run on the CPU, else with its CUDA kernels on threads of the host, or
+with worked examples. Nothing on this page has run on a GPU yet.
 
 Not provided are voxelization, dynamic scatter, 3-D IoU and 3-D NMS, the stacked forms of ball query and point
 grouping, `assign_score_withk`, RoI-aware and RoI-point pooling, `diff_iou_rotated`, `pixel_group`,

@@ -154,11 +154,7 @@ def mends() -> Iterator[tuple[str, str]]:
 
     module = importlib.import_module("dcnzoo.compat.openmmlab")
     for name, function in inspect.getmembers(module, inspect.isfunction):
-        if (
-            function.__module__.startswith("dcnzoo.compat")
-            and not name.startswith("_")
-            and patches.enabled(name)
-        ):
+        if function.__module__.startswith("dcnzoo.compat") and patches.enabled(name):
             yield name, (inspect.getdoc(function) or "").partition("\n")[0]
 
 
