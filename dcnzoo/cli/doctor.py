@@ -212,9 +212,11 @@ def _training_problems(found: Found) -> Iterator[tuple[str, str]]:
 
 def mends() -> Iterator[tuple[str, str]]:
     """What ``dcnzoo.models`` mends in OpenMMLab's packages, and why."""
+    from dcnzoo.compat import patches
+
     module = importlib.import_module("dcnzoo.compat.openmmlab")
     for name, function in inspect.getmembers(module, inspect.isfunction):
-        if function.__module__.startswith("dcnzoo.compat") and not name.startswith("_") and name != "apply":
+        if function.__module__.startswith("dcnzoo.compat") and patches.enabled(name):
             yield name, (inspect.getdoc(function) or "").partition("\n")[0]
 
 

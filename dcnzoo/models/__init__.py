@@ -3,7 +3,8 @@
     custom_imports = dict(imports=['dcnzoo.models'])
 
 - ``DCN`` and ``DCNv2`` are dcnzoo's wherever a config names them, and heads that import mmcv's
-  deformable convolutions directly run on dcnzoo's operators, with mmcv-lite and with compiled mmcv.
+  deformable convolutions directly run on dcnzoo's operators: with mmcv-lite everywhere, with a compiled mmcv
+  on the CPU.
 - ``DeformRoIPool`` and its packs are in the registry; RoI extractors, which look in ``mmcv.ops``, get mmcv's
   of the same names, on dcnzoo's operator.
 - ``MultiScaleDeformableAttention`` of a config is dcnzoo's; mmcv's, which DETRs import directly, runs on
@@ -12,9 +13,12 @@
   their layer-wise learning rate.
 - ResNet-family backbones, HRNet and (PA)FPN take ``dcn=True`` (:mod:`dcnzoo.models.backbones`, ``necks``).
 - ``OffsetStatisticsHook`` for ``custom_hooks``: where these layers look, over the course of training.
-- Faults of the stack on today's PyTorch are mended (:mod:`dcnzoo.compat.openmmlab`).
+- Any module takes ``to_deformable=dict(where=…)``.
+- Faults of the stack on today's PyTorch are fixed (:mod:`dcnzoo.compat.openmmlab`).
 
 - mmpretrain's ResNets take ``dcn=True`` too (:mod:`dcnzoo.models.mmpretrain`).
+
+Each replacement can be switched off: :mod:`dcnzoo.compat.patches`.
 
 Needs mmengine and mmcv or mmcv-lite. Without mmdet or mmpretrain, what builds on them is left out.
 """
