@@ -21,8 +21,8 @@ def corners(points: Tensor, size: Sequence[int]) -> Iterator[tuple[Tensor, Tenso
         points: ``(B, rank, P)``, coordinates in pixels, slowest axis (z or y) first.
         size: that of the map.
 
-    A corner outside the map is not valid, and its index is some pixel inside. So are all corners of a point
-    with a coordinate <= -1 or >= size (the border rule of DCNv2), and of one that is NaN.
+    A corner outside the map is not valid: its weight is zero, and its index is some pixel inside. So are all
+    corners of a point with a coordinate <= -1 or >= size (the border rule of DCNv2), and of one that is NaN.
     """
     rank = len(size)
     extent = points.new_tensor(size).view(1, rank, 1)
@@ -35,6 +35,7 @@ def corners(points: Tensor, size: Sequence[int]) -> Iterator[tuple[Tensor, Tenso
         position = low + step
         weight = torch.where(step > 0, fraction, 1 - fraction).prod(dim=1)  # (B, P)
         valid = inside & ((position >= 0) & (position < extent)).all(dim=1)
+        weight = torch.where(valid, weight, torch.zeros_like(weight))  # nor has it a gradient, be it Inf
         index = torch.zeros_like(valid, dtype=torch.long)
         for axis in range(rank):
             index = index * size[axis] + position[:, axis].clamp(0, max(size[axis] - 1, 0)).long()
@@ -63,8 +64,8 @@ def spread_multilinear(values: Tensor, points: Tensor, size: Sequence[int]) -> T
     batch, channels = values.shape[:2]
     out = values.new_zeros(batch, channels, math.prod(size))
     for index, weight, valid in corners(points, size):
-        part = values * weight[:, None].to(values.dtype)
-        part = torch.where(valid[:, None], part, torch.zeros_like(part))
+        part = torch.where(valid[:, None], values, torch.zeros_like(values))
+        part = part * weight[:, None].to(values.dtype)
         out = out.scatter_add(2, index[:, None].expand(-1, channels, -1), part)
     return out.unflatten(2, tuple(size))
 
@@ -256,12 +257,14 @@ def sample_clamped(feature: Tensor, y: Tensor, x: Tensor) -> Tensor:
         low = point.detach().floor()
         high = (low + 1).clamp(max=size - 1)
         corners.append([(low.long(), 1 - (point - low)), (high.long(), point - low)])
-    values = sum(
-        feature[:, row, column] * (row_weight * column_weight)
-        for row, row_weight in corners[0]
-        for column, column_weight in corners[1]
-    )
-    return torch.where(inside, values, torch.zeros_like(values))
+    values = feature.new_zeros(feature.shape[0], *inside.shape)
+    for row, row_weight in corners[0]:
+        for column, column_weight in corners[1]:
+            pixels = feature[:, row, column]
+            # nor has what is outside a gradient, be a pixel Inf
+            pixels = torch.where(inside, pixels, torch.zeros_like(pixels))
+            values = values + pixels * (row_weight * column_weight)
+    return values
 
 
 def dcnv3(
