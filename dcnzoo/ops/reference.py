@@ -257,12 +257,14 @@ def sample_clamped(feature: Tensor, y: Tensor, x: Tensor) -> Tensor:
         low = point.detach().floor()
         high = (low + 1).clamp(max=size - 1)
         corners.append([(low.long(), 1 - (point - low)), (high.long(), point - low)])
-    values = sum(
-        feature[:, row, column] * (row_weight * column_weight)
-        for row, row_weight in corners[0]
-        for column, column_weight in corners[1]
-    )
-    return torch.where(inside, values, torch.zeros_like(values))
+    values = feature.new_zeros(feature.shape[0], *inside.shape)
+    for row, row_weight in corners[0]:
+        for column, column_weight in corners[1]:
+            pixels = feature[:, row, column]
+            # nor has what is outside a gradient, be a pixel Inf
+            pixels = torch.where(inside, pixels, torch.zeros_like(pixels))
+            values = values + pixels * (row_weight * column_weight)
+    return values
 
 
 def dcnv3(
