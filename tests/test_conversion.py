@@ -579,9 +579,12 @@ BOX = [[1, 2], [5, 9]]
         (labelme_file(shape("fig", "circle", [*BOX, [1, 1]])), ": shapes[0]: fig: points: expected 2 points"),
         (
             labelme_file(shape("fig", "rectangle", [[1, 2], [5]])),
-            ": shapes[0]: fig: points: expected 2",
+            ": shapes[0]: fig: points: expected [x, y]",
         ),
-        (labelme_file(shape("fig", "rectangle", [[1, 2], ["5", 1]])), ": shapes[0]: fig: points: expected 2"),
+        (
+            labelme_file(shape("fig", "rectangle", [[1, 2], ["5", 1]])),
+            ": shapes[0]: fig: points: expected [x, y]",
+        ),
         (labelme_file(shape("fig", "rectangle", [[1, math.nan], [5, 1]])), ": shapes[0]: fig: points: "),
         (labelme_file(shape("fig", "rectangle", [[1, 10**400], [5, 1]])), ": shapes[0]: fig: points: "),
         (labelme_file(shape("fig", "rectangle", None)), ": shapes[0]: fig: points: expected 2 points"),

@@ -552,6 +552,25 @@ def test_long_names_in_lists(folder):
     assert names_all(result.stderr.splitlines()[0], f"{folder}/list.txt:2:")
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["check", "LONG"],
+        ["check", "coco.json", "--images", "LONG"],
+        ["split", "LONG", "a.json", "b.json"],
+        ["convert", "voc", "LONG", "out.json"],
+        ["convert", "voc", ".", "out.json", "--split", "LONG"],
+        ["convert", "yolo", "LONG", "out.json"],
+        ["convert", "labelme", "LONG", "out.json"],
+    ],
+)
+def test_arguments_that_are_too_long(folder, arguments, monkeypatch):
+    monkeypatch.chdir(folder)
+    write_coco(folder, json.dumps)
+    error = invoke(*(text.replace("LONG", "x" * 300) for text in arguments)).exception
+    assert isinstance(error, UserError) and "x" * 300 in str(error)
+
+
 # As a user types it
 
 

@@ -433,7 +433,7 @@ def boxes_only(content):
             lambda c: c["annotations"][0].update(image_id=9),
             None,
             None,
-            r"annotation 1: expected the id of one",
+            r"annotation 1: image_id: expected the id of one",
         ),
         (
             None,

@@ -145,9 +145,9 @@ def check_coco(
         UserError: a file or a folder is not there.
     """
     file = Path(file)
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise UserError(f"file: expected a COCO file, found none at {file}")
-    if images is not None and not Path(images).is_dir():
+    if images is not None and not os.path.isdir(images):
         raise UserError(f"images: expected a folder, found none at {images}")
     try:
         content = read_json(file)

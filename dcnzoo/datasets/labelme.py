@@ -59,7 +59,7 @@ def convert_labelme(
         UserError: there is no folder, or no JSON file in it.
     """
     root = Path(root)
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise UserError(f"folder: expected a folder, found none at {root}")
     conversion = Conversion(classes, clip)
     files = sorted(path for path in root.rglob("*") if path.suffix.lower() == ".json")

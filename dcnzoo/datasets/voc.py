@@ -53,7 +53,7 @@ def convert_voc(
     if difficult not in DIFFICULT:
         raise UserError(f"difficult: expected one of {', '.join(DIFFICULT)}, got {difficult}")
     for name, folder in (("folder", root), ("annotations", annotations), ("images", images)):
-        if folder is not None and not Path(folder).is_dir():
+        if folder is not None and not os.path.isdir(folder):
             raise UserError(f"{name}: expected a folder, found none at {folder}")
     xml_folder = Path(annotations) if annotations else _first_folder(root, ("Annotations", "annotations"))
     image_folder = (
@@ -82,7 +82,7 @@ def _all(folder: Path) -> Iterator[Path]:
 
 def _of_split(root: Path, split: str, folder: Path, conversion: Conversion) -> Iterator[Path]:
     places = [root / "ImageSets" / "Main" / f"{split}.txt", root / "ImageSets" / f"{split}.txt"]
-    place = next((place for place in places if place.is_file()), None)
+    place = next((place for place in places if os.path.isfile(place)), None)
     if place is None:
         raise UserError(f"split: expected {places[0]} or {places[1]}, found neither")
     try:

@@ -49,7 +49,7 @@ def convert_yolo(
         UserError: ``data.yaml`` is not there, has no names or not the split, or no image is there.
     """
     file = Path(source)
-    if file.is_dir():
+    if os.path.isdir(file):
         file = next(
             (path for name in ("data.yaml", "data.yml") if (path := file / name).is_file()),
             file / "data.yaml",
@@ -93,7 +93,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def _read_yaml(file: Path) -> dict:
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise UserError(f"data.yaml: expected a file, found none at {file}")
     try:
         described = yaml.load(read_text(file), _Loader)  # nosec B506  # a SafeLoader
@@ -186,7 +186,7 @@ def _labels(image: Path) -> Path:
 
 
 def _convert_labels(file: Path, image: int, size: tuple[int, int], conversion: Conversion) -> None:
-    if not file.is_file():
+    if not os.path.isfile(file):
         return
     try:
         lines = read_text(file).splitlines()
