@@ -52,6 +52,7 @@ FIXES = (
     *("amp_on_cpu", "distributed_without_cuda", "sync_batch_norm_on_cpu", "offsets_have_their_learning_rate"),
     *("roi_align_without_torchvision", "sync_batch_norm_alone", "ssd_predicts", "cascade_rpn_alone"),
     *("teachers_are_found", "masks_outside_the_image", "configs_take_to_deformable"),
+    "weights_by_name",
 )
 CUDA = "cuda"
 NAMES = (*OPERATORS, *LAYERS, *FIXES, CUDA)
@@ -158,6 +159,7 @@ def _register(name: str) -> None:
 
 def apply_fix(fix: Callable[[], None]) -> None:
     """Calls a function of :data:`FIXES` unless it is switched off."""
+    _check("apply_fix", fix.__name__)
     if enabled(fix.__name__):
         fix()
         _applied.add(fix.__name__)
