@@ -52,7 +52,6 @@ FIXES = (
     *("amp_on_cpu", "distributed_without_cuda", "sync_batch_norm_on_cpu", "offsets_have_their_learning_rate"),
     *("roi_align_without_torchvision", "sync_batch_norm_alone", "ssd_predicts", "cascade_rpn_alone"),
     *("teachers_are_found", "masks_outside_the_image", "configs_take_to_deformable"),
-    "weights_by_name",
 )
 CUDA = "cuda"
 NAMES = (*OPERATORS, *LAYERS, *FIXES, CUDA)
