@@ -75,7 +75,7 @@ TUTORIAL = ROOT / "docs/tutorial.ipynb"
 # Whose __all__ is promised
 PUBLIC = (
     *("dcnzoo", "dcnzoo.ops", "dcnzoo.layers", "dcnzoo.models", "dcnzoo.zoo", "dcnzoo.export"),
-    *("dcnzoo.datasets", "dcnzoo.engine", "dcnzoo.visualization", "dcnzoo.compat.mmcv"),
+    *("dcnzoo.openmmlab.datasets", "dcnzoo.openmmlab.hooks", "dcnzoo.report", "dcnzoo.compat.mmcv"),
     *("dcnzoo.compat.torchvision", "dcnzoo.compat.tvdcn", "dcnzoo.compat.ndconv"),
 )
 

@@ -24,11 +24,11 @@ from mmengine.hooks import EMAHook
 from mmengine.model import BaseTTAModel
 
 from dcnzoo import cli
-from dcnzoo.datasets import CLASSES
-from dcnzoo.engine.loading import LoadCheckpointHook
-from dcnzoo.engine.lock import lock_work_dir
-from dcnzoo.errors import UserError
-from dcnzoo.zoo.weights import CheckpointError
+from dcnzoo.data import CLASSES
+from dcnzoo.openmmlab.loading import LoadCheckpointHook
+from dcnzoo.openmmlab.weights import CheckpointError
+from dcnzoo.utils.errors import UserError
+from dcnzoo.utils.lock import lock_work_dir
 
 from .distributed.launching import environment, settings
 from .test_engine import make_runner
@@ -273,7 +273,7 @@ def test_a_second_training_is_refused(run, tmp_path):
 
 HOLDER = """
 import os, sys, time
-from dcnzoo.engine.lock import lock_work_dir
+from dcnzoo.utils.lock import lock_work_dir
 with lock_work_dir(sys.argv[1]):
     if os.fork() == 0:  # as a process that loads data: it outlives its parent by some seconds
         time.sleep(4)

@@ -15,7 +15,7 @@ import cv2
 import pytest
 import torch
 
-from dcnzoo.engine.cli import UserError, config_file
+from dcnzoo.cli._config import UserError, config_file
 
 from .distributed.launching import environment, settings
 

@@ -14,19 +14,19 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from dcnzoo.engine.cli import UserError, command, user_errors
+from dcnzoo.cli._config import UserError, command, user_errors
 
-# after dcnzoo.engine, which silences a warning of mmengine's import
+# after dcnzoo.openmmlab.hooks, which silences a warning of mmengine's import
 # isort: split
 import numpy as np
 from mmengine.structures import InstanceData
 from rich.console import Console
 from rich.table import Table
 
-from dcnzoo.engine import AtomicLocalBackend
-from dcnzoo.engine.inference import add_model_arguments, load_model, read_image, require_images
-from dcnzoo.engine.progress import make_progress
-from dcnzoo.visualization import Instances, plot_detections
+from dcnzoo.cli._inference import add_model_arguments, load_model, read_image, require_images
+from dcnzoo.openmmlab.hooks import AtomicLocalBackend
+from dcnzoo.openmmlab.hooks.progress import make_progress
+from dcnzoo.report import Instances, plot_detections
 
 
 def parse_args() -> argparse.Namespace:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from dcnzoo.engine.cli import (
+from dcnzoo.cli._config import (
     UserError,
     add_allow_partial,
     build_runner,
@@ -21,9 +21,9 @@ from dcnzoo.engine.cli import (
     require_file,
     user_errors,
 )
-from dcnzoo.engine.records import append_row, machine, versions
+from dcnzoo.utils.jsonl import append_row, machine, versions
 
-# after dcnzoo.engine, which silences a warning of mmengine's import
+# after dcnzoo.openmmlab.hooks, which silences a warning of mmengine's import
 # isort: split
 from mmengine.config import Config, ConfigDict
 from mmengine.dist import is_main_process
@@ -31,9 +31,9 @@ from mmengine.model import is_model_wrapper, revert_sync_batchnorm
 from mmengine.runner import Runner
 
 from dcnzoo import zoo
-from dcnzoo.engine.checkpoint import AtomicLocalBackend
-from dcnzoo.zoo.fetch import fetch, verify
-from dcnzoo.zoo.weights import load_weights
+from dcnzoo.openmmlab.hooks.checkpoint import AtomicLocalBackend
+from dcnzoo.openmmlab.weights import load_weights
+from dcnzoo.utils.fetch import fetch, verify
 
 # what CocoMetric calls a figure, and what metafiles call it
 FIGURES = {"bbox_mAP": "box AP", "segm_mAP": "mask AP"}

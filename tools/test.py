@@ -8,7 +8,7 @@ examples:
 from copy import deepcopy
 from pathlib import Path
 
-from dcnzoo.engine.cli import (
+from dcnzoo.cli._config import (
     UserError,
     add_allow_partial,
     build_runner,
@@ -19,7 +19,7 @@ from dcnzoo.engine.cli import (
     user_errors,
 )
 
-# after dcnzoo.engine, which silences a warning of mmengine's import
+# after dcnzoo.openmmlab.hooks, which silences a warning of mmengine's import
 # isort: split
 from mmengine.config import Config, ConfigDict
 
@@ -46,7 +46,7 @@ def parse_args():
 
 def use_test_time_augmentation(cfg: Config) -> None:
     """Wrap the model and the test pipeline; the config's own ``tta_*`` settings go first."""
-    import dcnzoo.engine.tta  # noqa: F401  registers the model
+    import dcnzoo.openmmlab.models.tta  # noqa: F401  registers the model
 
     dataset = cfg.test_dataloader.dataset
     while "dataset" in dataset:

@@ -8,7 +8,7 @@ examples:
 
 from pathlib import Path
 
-from dcnzoo.engine.cli import (
+from dcnzoo.cli._config import (
     UserError,
     add_allow_partial,
     build_runner,
@@ -19,16 +19,16 @@ from dcnzoo.engine.cli import (
     user_errors,
 )
 
-# after dcnzoo.engine, which silences a warning of mmengine's import
+# after dcnzoo.openmmlab.hooks, which silences a warning of mmengine's import
 # isort: split
 import torch
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.runner import Runner
 
-from dcnzoo.engine.lock import lock_work_dir
-from dcnzoo.engine.report import write_report
-from dcnzoo.zoo.fetch import DownloadError
+from dcnzoo.report.write import write_report
+from dcnzoo.utils.fetch import DownloadError
+from dcnzoo.utils.lock import lock_work_dir
 
 
 def parse_args():

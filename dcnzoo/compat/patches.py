@@ -5,7 +5,7 @@
 - :data:`OPERATORS`: the kernels behind ``mmcv.ops``. With a compiled mmcv, only on devices where dcnzoo's are
   proven, which is the CPU; on a GPU mmcv's stay in use unless ``cuda`` is switched on.
 - :data:`LAYERS`: entries of OpenMMLab's registries, by their registered names.
-- :data:`FIXES`: functions of :mod:`dcnzoo.compat.openmmlab`, which fix faults of mmengine and mmdet.
+- :data:`FIXES`: functions of :mod:`dcnzoo.openmmlab.patches`, which fix faults of mmengine and mmdet.
 
 The environment variable ``DCNZOO_PATCHES`` chooses among them, with commas between names:
 

@@ -14,7 +14,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
-from dcnzoo.datasets import CLASSES
+from dcnzoo.data import CLASSES
 from dcnzoo.export import Detector, tensorrt
 from tests.test_tools import ROOT, run, tiny
 
@@ -260,7 +260,7 @@ def test_no_file_before_it_is_simplified(work, tmp_path, monkeypatch, capsys):
     """What is there stays until all that was asked for is done."""
     import onnxslim
 
-    import dcnzoo.export.detectors
+    import dcnzoo.openmmlab.export.detectors
 
     def export(detector, images, path, **options):
         graph_of(path, 64, 96)
@@ -268,7 +268,7 @@ def test_no_file_before_it_is_simplified(work, tmp_path, monkeypatch, capsys):
     def fails(path):
         raise RuntimeError("cannot be simplified")
 
-    monkeypatch.setattr(dcnzoo.export.detectors, "export_detector", export)
+    monkeypatch.setattr(dcnzoo.openmmlab.export.detectors, "export_detector", export)
     monkeypatch.setattr(onnxslim, "slim", fails)
     path = tmp_path / "model.onnx"
     path.write_bytes(b"what was there")

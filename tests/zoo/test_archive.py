@@ -8,8 +8,8 @@ import zipfile
 import pytest
 from rich.console import Console
 
-from dcnzoo.zoo import archive
-from dcnzoo.zoo.archive import ArchiveError, unpack
+from dcnzoo.utils import archive
+from dcnzoo.utils.archive import ArchiveError, unpack
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from dcnzoo.engine.cli import UserError, add_cfg_options, command, require_file, user_errors
-from dcnzoo.engine.probe import build_model
+from dcnzoo.cli._config import UserError, add_cfg_options, command, require_file, user_errors
+from dcnzoo.openmmlab.model_builder import build_model
 
 # isort: split
 from mmengine.config import Config

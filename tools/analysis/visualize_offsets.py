@@ -17,17 +17,17 @@ import io
 from pathlib import Path
 
 import dcnzoo
-from dcnzoo.engine.cli import UserError, command, user_errors
+from dcnzoo.cli._config import UserError, command, user_errors
 
-# after dcnzoo.engine, which silences a warning of mmengine's import
+# after dcnzoo.openmmlab.hooks, which silences a warning of mmengine's import
 # isort: split
 from rich.console import Console
 from rich.table import Table
 
-from dcnzoo.engine import AtomicLocalBackend
-from dcnzoo.engine.inference import add_model_arguments, load_model, require_images
-from dcnzoo.visualization.explain import Box, Explanation, plot_explanation
-from dcnzoo.visualization.explain_page import render_explanation
+from dcnzoo.cli._inference import add_model_arguments, load_model, require_images
+from dcnzoo.openmmlab.hooks import AtomicLocalBackend
+from dcnzoo.report.explain import Box, Explanation, plot_explanation
+from dcnzoo.report.explain_page import render_explanation
 
 
 def parse_args() -> argparse.Namespace:
@@ -70,7 +70,7 @@ def main() -> None:
     require_images([args.image])
     box = args.box or (args.at and [*args.at, *args.at])
     detector = load_model(args)
-    from dcnzoo.visualization.detector import explain
+    from dcnzoo.report.detector import explain
 
     with user_errors():
         explanation = explain(detector, args.image, Box(*box) if box else None, args.layer)

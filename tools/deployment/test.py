@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from dcnzoo.engine.cli import (
+from dcnzoo.cli._config import (
     UserError,
     build_runner,
     command,
@@ -13,7 +13,7 @@ from dcnzoo.engine.cli import (
     user_errors,
 )
 
-# after dcnzoo.engine, which silences a warning of mmengine's import
+# after dcnzoo.openmmlab.hooks, which silences a warning of mmengine's import
 # isort: split
 from mmengine.config import Config, DictAction
 
@@ -47,7 +47,7 @@ def parse_args() -> argparse.Namespace:
 
 def use_exported(cfg: Config, args: argparse.Namespace) -> None:
     """Puts the ONNX file in the model's place, and sets the evaluator up."""
-    import dcnzoo.export.deployed  # noqa: F401  registers DeployedDetector
+    import dcnzoo.openmmlab.export.deployed  # noqa: F401  registers DeployedDetector
 
     cfg.load_from, cfg.resume = None, False
     cfg.model = dict(

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 
-from dcnzoo.engine.checkpoint import AtomicLocalBackend, seal
-from dcnzoo.engine.cli import UserError, command, require_file
-from dcnzoo.zoo.weights import load_file
+from dcnzoo.cli._config import UserError, command, require_file
+from dcnzoo.openmmlab.hooks.checkpoint import AtomicLocalBackend, seal
+from dcnzoo.openmmlab.weights import load_file
 
 DIGITS = 8
 
