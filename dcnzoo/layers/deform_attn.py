@@ -14,7 +14,7 @@ from dcnzoo.layers.offsets import OffsetLinear, TracksOffsets
 from dcnzoo.layers.tracing import as_leaf
 from dcnzoo.ops import dcnv3, dcnv4
 from dcnzoo.ops._arguments import is_traced
-from dcnzoo.ops.reference import aggregation_points
+from dcnzoo.ops.geometry import aggregation_points
 
 
 class _ChannelsLast(TracksOffsets, nn.Module):

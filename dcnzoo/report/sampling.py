@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dcnzoo.layers import DCNv3, DCNv4
 from dcnzoo.layers.offsets import TracksOffsets
-from dcnzoo.ops.reference import aggregation_points
+from dcnzoo.ops.geometry import aggregation_points
 
 
 @dataclasses.dataclass(frozen=True)
