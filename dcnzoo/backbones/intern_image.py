@@ -6,21 +6,30 @@ One network, two operators: DCNv3 in InternImage (Wang et al. 2023), DCNv4 in Fl
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
-from mmcv.cnn.bricks import DropPath
-from mmengine.logging import print_log
-from mmengine.model import BaseModule
-from mmengine.registry import MODELS
-from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dcnzoo.layers import DCNv3, DCNv4
 from dcnzoo.layers.channels_last import build_activation, build_norm
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: in training, zero a sample's whole branch with this probability."""
+
+    def __init__(self, drop_prob: float) -> None:
+        super().__init__()
+        self.drop_prob = drop_prob
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        keep = 1 - self.drop_prob
+        shape = (x.shape[0], *[1] * (x.dim() - 1))
+        return x / keep * torch.rand(shape, dtype=x.dtype, device=x.device).add_(keep).floor_()
 
 
 class Stem(nn.Module):
@@ -141,8 +150,7 @@ class Level(nn.Module):
         return self.norm(x) if self.with_norm else x
 
 
-@MODELS.register_module(force=True)
-class InternImage(BaseModule):
+class InternImage(nn.Module):
     """The backbone of InternImage, on DCNv3.
 
     ============  ========  ===============  ==================  ============  =========
@@ -175,7 +183,6 @@ class InternImage(BaseModule):
         level2_post_norm, level2_post_norm_block_ids: norms behind these blocks of the third level.
         out_indices: levels whose maps are put out.
         frozen_stages: -1: train everything; 0: freeze the stem; n: the first n levels as well.
-        init_cfg: ``dict(type='Pretrained', checkpoint=…)`` takes official checkpoints of classifiers too.
 
     Returns:
         a tuple of maps ``(N, channels · 2^i, H / 2^(i+2), W / 2^(i+2))``.
@@ -209,9 +216,8 @@ class InternImage(BaseModule):
         center_feature_scale: bool = False,
         out_indices: Sequence[int] = (0, 1, 2, 3),
         frozen_stages: int = -1,
-        init_cfg: dict | None = None,
     ) -> None:
-        super().__init__(init_cfg)
+        super().__init__()
         levels = len(depths)
         if core_op not in (None, self.operator.__name__):
             self._refuse("core_op", repr(self.operator.__name__), repr(core_op))
@@ -311,22 +317,6 @@ class InternImage(BaseModule):
         self._freeze()
         return self
 
-    def init_weights(self) -> None:
-        """Loads ``init_cfg``'s checkpoint. Without one the constructor's values stay, offsets at zero."""
-        if not self.init_cfg:
-            return
-        if self.init_cfg.get("type") != "Pretrained":
-            self._refuse("init_cfg", "dict(type='Pretrained', checkpoint=…) or None", self.init_cfg)
-        path = self.init_cfg["checkpoint"]
-        state = CheckpointLoader.load_checkpoint(path, map_location="cpu")
-        state = next((state[key] for key in ("state_dict", "model_ema", "model") if key in state), state)
-        state = {key.removeprefix("module.").removeprefix("backbone."): value for key, value in state.items()}
-        missing, _ = self.load_state_dict(state, strict=False)  # a classifier's head is left over
-        if len(missing) == len(self.state_dict()):
-            raise RuntimeError(f"{type(self).__name__}: {path}: holds none of its {len(missing)} parameters")
-        if missing:
-            print_log(f"{path}: lacks {', '.join(missing)}", "current", logging.WARNING)
-
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         if x.dim() != 4 or x.shape[1] != 3:
             raise RuntimeError(f"{type(self).__name__}: x: expected (N, 3, H, W), got {tuple(x.shape)}")
@@ -341,7 +331,6 @@ class InternImage(BaseModule):
         return tuple(outputs)
 
 
-@MODELS.register_module(force=True)
 class FlashInternImage(InternImage):
     """The backbone of FlashInternImage, on DCNv4.
 

@@ -11,7 +11,7 @@
   dcnzoo's operator.
 - ``DCNv3`` and ``DCNv4``, and the backbones built on them, ``InternImage`` and ``FlashInternImage``, with
   their layer-wise learning rate.
-- ResNet-family backbones, HRNet and (PA)FPN take ``dcn=True`` (:mod:`dcnzoo.openmmlab.models.backbones`, ``necks``).
+- ResNet-family backbones, HRNet and (PA)FPN take ``dcn=True`` (modules ``backbones`` and ``necks``).
 - ``OffsetStatisticsHook`` for ``custom_hooks``: where these layers look, over the course of training.
 - Any module takes ``to_deformable=dict(where=…)``.
 - Faults of the stack on today's PyTorch are fixed (:mod:`dcnzoo.openmmlab.patches`).
@@ -29,7 +29,6 @@ from importlib.util import find_spec
 
 import mmcv.ops  # noqa: F401  registers DCN and DCNv2, which must happen before ours replace them
 
-from dcnzoo.backbones.intern_image import FlashInternImage, InternImage
 from dcnzoo.compat.mmcv import use_dcnzoo_deform_conv
 from dcnzoo.openmmlab.hooks.offset_statistics import OffsetStatisticsHook  # noqa: F401  registered, for configs
 from dcnzoo.openmmlab.models.dcn import DCN, DCNv2
@@ -39,6 +38,7 @@ from dcnzoo.openmmlab.models.deform_roi_pool import (
     DeformRoIPoolPack,
     ModulatedDeformRoIPoolPack,
 )
+from dcnzoo.openmmlab.models.intern_image import FlashInternImage, InternImage
 from dcnzoo.openmmlab.models.layer_decay import CustomLayerDecayOptimizerConstructor
 from dcnzoo.openmmlab.models.ms_deform_attn import MultiScaleDeformableAttention
 from dcnzoo.openmmlab.patches import apply as mend_openmmlab
