@@ -1,1 +1,1 @@
-"""Everything that imports mmengine, mmcv or mmdet: patches, registered classes, loading, export of detectors."""
+"""All that imports mmengine, mmcv or mmdet: patches, registered classes, loading, export of detectors."""

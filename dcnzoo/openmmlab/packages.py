@@ -7,11 +7,15 @@ base it reads all of the package's metafiles, too, which takes longer than the c
 
 from __future__ import annotations
 
+import time
 from importlib.util import find_spec
 from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
+from mmengine.registry import DefaultScope
+
+import dcnzoo.utils
 
 
 def package_folder(package: str) -> Path | None:
@@ -50,8 +54,22 @@ def hub_finds_packages() -> None:
     """``mmengine.hub.get_config`` and ``get_model`` for ``'dcnzoo::…'``, an editable one included."""
     from mmengine.hub import hub
 
+    dcnzoo.utils.register_all_modules = register_all_modules  # get_model calls it in every package
     if hasattr(hub, "_dcnzoo"):
         return
     hub._dcnzoo = install = hub.install_package  # applied
     hub.install_package = lambda package: None if find_spec(package) else install(package)
     hub.get_installed_path = lambda package: str(package_folder(package))
+
+
+def register_all_modules(init_default_scope: bool = True) -> None:
+    """Register everything that configs name.
+
+    Args:
+        init_default_scope: look names without a scope up in MMDetection's registries, as dcnzoo's are there.
+    """
+    from mmdet.utils import register_all_modules as register_mmdet  # mmdet is optional
+
+    register_mmdet(init_default_scope=False)
+    if init_default_scope:
+        DefaultScope.get_instance(f"dcnzoo-{time.time()}", scope_name="mmdet")
