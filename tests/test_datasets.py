@@ -15,9 +15,9 @@ from mmengine.registry import DefaultScope
 from pycocotools.coco import COCO
 from torch.utils.data import DataLoader
 
-from dcnzoo.cli._config import UserError, command
 from dcnzoo.data.shapes import CLASSES, ShapesSpec, draw_image, make_shapes, polygon_area
 from dcnzoo.openmmlab.datasets import CocoDataset
+from dcnzoo.utils.errors import UserError, command
 
 SPEC = ShapesSpec(train=6, val=4, size=96, min_radius=11, max_radius=44, seed=3)
 

@@ -32,10 +32,11 @@ from mmengine.structures import InstanceData
 from rich.console import Console
 from torch.utils.data import Dataset
 
-from dcnzoo.cli._config import UserError, command, require_file, user_errors
 from dcnzoo.openmmlab.hooks import AtomicCheckpointHook, AtomicLocalBackend, ProgressHook
 from dcnzoo.openmmlab.hooks.checkpoint import damage, seal
 from dcnzoo.openmmlab.models.tta import InstanceTTAModel
+from dcnzoo.utils.errors import UserError, command, user_errors
+from dcnzoo.utils.files import require_file
 
 
 def test_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):

@@ -3,8 +3,8 @@
 import argparse
 import dataclasses
 
-from dcnzoo.cli._config import UserError, command
 from dcnzoo.data import ShapesSpec, make_shapes
+from dcnzoo.utils.errors import UserError, command
 
 
 def parse_args() -> argparse.Namespace:

@@ -12,7 +12,8 @@ examples:
 import argparse
 from pathlib import Path
 
-from dcnzoo.cli._config import UserError, add_allow_partial, command
+from dcnzoo.cli._arguments import add_allow_partial
+from dcnzoo.utils.errors import UserError, command
 
 # after dcnzoo.openmmlab.hooks, which silences a warning of mmengine's import
 # isort: split

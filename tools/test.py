@@ -8,16 +8,10 @@ examples:
 from copy import deepcopy
 from pathlib import Path
 
-from dcnzoo.cli._config import (
-    UserError,
-    add_allow_partial,
-    build_runner,
-    command,
-    load_config,
-    make_parser,
-    require_file,
-    user_errors,
-)
+from dcnzoo.cli._arguments import add_allow_partial, make_parser
+from dcnzoo.openmmlab.runner import build_runner, load_config
+from dcnzoo.utils.errors import UserError, command, user_errors
+from dcnzoo.utils.files import require_file
 
 # after dcnzoo.openmmlab.hooks, which silences a warning of mmengine's import
 # isort: split

@@ -225,7 +225,7 @@ def config(
     dcnzoo data config train.json val.json fruits.py --images images
     dcnzoo train fruits.py --auto-scale-lr
     """
-    from dcnzoo.cli._config import user_errors
+    from dcnzoo.utils.errors import user_errors
 
     with user_errors():
         from dcnzoo.zoo.config_writer import write_config
@@ -267,7 +267,8 @@ def _finish(conversion: Conversion, out: Path, prefix: Path, skip_invalid: bool)
 
 
 def _classes_of(config: Path) -> list[str]:
-    from dcnzoo.cli._config import require_file, user_errors
+    from dcnzoo.utils.errors import user_errors
+    from dcnzoo.utils.files import require_file
 
     require_file(str(config), "--config")
     with user_errors():

@@ -19,8 +19,8 @@ import shapely
 from PIL import Image, UnidentifiedImageError
 from pycocotools import mask as coco_mask
 
-from dcnzoo.openmmlab.hooks.checkpoint import AtomicLocalBackend
 from dcnzoo.utils.errors import UserError, printable
+from dcnzoo.utils.files import write_bytes
 from dcnzoo.version import __version__
 
 # what mmcv reads; a file of another kind beside images is no mistake
@@ -308,7 +308,7 @@ class Conversion:
                 pixels = read()
             except Refused as error:
                 raise UserError(f"{target}: {error}; it was an image when it was read first") from None
-            AtomicLocalBackend().put(pixels, target)
+            write_bytes(target, pixels)
         write_json(content, out)
         return content
 
@@ -379,7 +379,7 @@ def write_json(content: dict, out: str | Path) -> None:
         text = json.dumps(content, ensure_ascii=False).encode()
     except UnicodeEncodeError:  # a file name that is not UTF-8 has characters that are not either: escaped
         text = json.dumps(content).encode()
-    AtomicLocalBackend().put(text + b"\n", out)
+    write_bytes(out, text + b"\n")
 
 
 def number(text: str) -> float:

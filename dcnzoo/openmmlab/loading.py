@@ -12,7 +12,7 @@ from dcnzoo.openmmlab.weights import PARTIAL_HINT, convert, find_weights, load_s
 
 
 class LoadCheckpointHook(Hook):
-    """Load by :func:`dcnzoo.openmmlab.weights.load_state`: weights are converted, and all of them have to fit.
+    """Load by :func:`dcnzoo.openmmlab.weights.load_state`, which converts weights and requires that all fit.
 
     mmengine's runners load with ``strict=False`` and only log what does not fit. They call this hook
     between reading a file and loading it. What they load afterwards is what is loaded already.

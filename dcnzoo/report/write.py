@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from dcnzoo.openmmlab.hooks.checkpoint import AtomicLocalBackend
 from dcnzoo.utils.errors import user_errors
+from dcnzoo.utils.files import write_text
 from dcnzoo.utils.jsonl import versions
 
 
@@ -39,7 +39,7 @@ def write_report(
         detectors = load_detectors(runs, device, allow_partial)
     page = render_runs(runs, detectors, images=images, footer=footer())
     out = out or folders[0] / "report.html"
-    AtomicLocalBackend().put_text(page, out)
+    write_text(out, page)
     return out
 
 

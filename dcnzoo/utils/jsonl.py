@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 
-from dcnzoo.openmmlab.hooks.checkpoint import AtomicLocalBackend
+from dcnzoo.utils.files import write_text
 
 
 def append_row(path: str | os.PathLike, row: dict) -> None:
@@ -19,7 +19,7 @@ def append_row(path: str | os.PathLike, row: dict) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f".{path.name}.lock")):
         before = path.read_text(encoding="utf-8") if path.exists() else ""
-        AtomicLocalBackend().put_text(f"{before}{json.dumps(row, ensure_ascii=False)}\n", path)
+        write_text(path, f"{before}{json.dumps(row, ensure_ascii=False)}\n")
 
 
 def machine(device: torch.device | str) -> str:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from dcnzoo.openmmlab.hooks.checkpoint import AtomicLocalBackend
 from dcnzoo.utils.errors import UserError
+from dcnzoo.utils.files import write_text
 
 _RANKS = {"pytorch": "RANK", "slurm": "SLURM_PROCID", "mpi": "OMPI_COMM_WORLD_RANK"}
 _ORPHANS_END = 15  # seconds; data-loading processes notice within five that their parent has died
@@ -49,7 +49,7 @@ def lock_work_dir(folder: str | os.PathLike, launcher: str = "none") -> Iterator
             "host": socket.gethostname(),
             "since": time.strftime("%Y-%m-%d %H:%M:%S"),
         }
-        AtomicLocalBackend().put_text(json.dumps(content), owner)
+        write_text(owner, json.dumps(content))
         yield
         owner.unlink(missing_ok=True)
     finally:

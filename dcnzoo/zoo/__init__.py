@@ -56,7 +56,7 @@ def download(name: str, folder: str | os.PathLike | None = None) -> Path:
 
 
 def load(name: str, **options: object) -> nn.Module:
-    """A detector with its published weights: :func:`dcnzoo.openmmlab.detector.load`."""
-    from dcnzoo.openmmlab.detector import load  # imports MMDetection
+    """A detector with its published weights: :func:`dcnzoo.zoo.loading.load`."""
+    from dcnzoo.zoo.loading import load  # imports MMDetection
 
     return load(name, **options)

@@ -16,8 +16,8 @@ from mmdet.registry import DATASETS
 from yapf.yapflib.yapf_api import FormatCode
 
 from dcnzoo.data.check import Report, checked_coco
-from dcnzoo.openmmlab.hooks.checkpoint import AtomicLocalBackend
 from dcnzoo.utils.errors import UserError
+from dcnzoo.utils.files import write_text
 
 HEAD = """\
 # Written by `dcnzoo data config`. Everything about the data is here, the rest is of _base_.
@@ -103,7 +103,7 @@ def write_config(
     code, _ = FormatCode(
         "\n".join(lines) + "\n", style_config={"based_on_style": "pep8", "column_limit": 100}
     )
-    AtomicLocalBackend().put_text(f"{HEAD}{code}", out)
+    write_text(out, f"{HEAD}{code}")
     return base
 
 

@@ -12,7 +12,9 @@ from collections.abc import Callable
 
 import torch
 
-from dcnzoo.cli._config import UserError, add_cfg_options, add_config, command, require_file, user_errors
+from dcnzoo.cli._arguments import add_cfg_options, add_config
+from dcnzoo.utils.errors import UserError, command, user_errors
+from dcnzoo.utils.files import require_file
 from dcnzoo.utils.jsonl import machine
 
 # after dcnzoo.openmmlab.hooks, which silences a warning of mmengine's import

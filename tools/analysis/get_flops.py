@@ -12,7 +12,9 @@ from statistics import mean
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dcnzoo.cli._config import UserError, add_cfg_options, add_config, command, require_file, user_errors
+from dcnzoo.cli._arguments import add_cfg_options, add_config
+from dcnzoo.utils.errors import UserError, command, user_errors
+from dcnzoo.utils.files import require_file
 
 # after dcnzoo.openmmlab.hooks, which silences a warning of mmengine's import
 # isort: split

@@ -17,17 +17,18 @@ import io
 from pathlib import Path
 
 import dcnzoo
-from dcnzoo.cli._config import UserError, command, user_errors
+from dcnzoo.utils.errors import UserError, command, user_errors
 
 # after dcnzoo.openmmlab.hooks, which silences a warning of mmengine's import
 # isort: split
 from rich.console import Console
 from rich.table import Table
 
-from dcnzoo.cli._inference import add_model_arguments, load_model, require_images
-from dcnzoo.openmmlab.hooks import AtomicLocalBackend
+from dcnzoo.cli._arguments import add_model_arguments, load_model
+from dcnzoo.cli._images import require_images
 from dcnzoo.report.explain import Box, Explanation, plot_explanation
 from dcnzoo.report.explain_page import render_explanation
+from dcnzoo.utils.files import write_bytes, write_text
 
 
 def parse_args() -> argparse.Namespace:
@@ -77,11 +78,11 @@ def main() -> None:
     title = f"{Path(args.image).name}: where {Path(args.model).stem} samples"
     if args.out.suffix == ".html":
         page = render_explanation(explanation, title, f"dcnzoo {dcnzoo.__version__}")
-        AtomicLocalBackend().put_text(page, args.out)
+        write_text(args.out, page)
     else:
         buffer = io.BytesIO()
         plot_explanation(explanation).savefig(buffer, format="png", dpi=150)
-        AtomicLocalBackend().put(buffer.getvalue(), args.out)
+        write_bytes(args.out, buffer.getvalue())
     show(explanation)
     print(f"written: {args.out}")
 

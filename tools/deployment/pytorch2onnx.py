@@ -15,17 +15,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from dcnzoo.cli._config import (
-    UserError,
-    add_allow_partial,
-    add_cfg_options,
-    add_config,
-    command,
-    read_config_file,
-    require_file,
-    user_errors,
-)
-from dcnzoo.utils.errors import one_line
+from dcnzoo.cli._arguments import add_allow_partial, add_cfg_options, add_config
+from dcnzoo.openmmlab.runner import read_config_file
+from dcnzoo.utils.errors import UserError, command, one_line, user_errors
+from dcnzoo.utils.files import require_file
 
 # after dcnzoo.openmmlab.hooks, which silences a warning of mmengine's import
 # isort: split

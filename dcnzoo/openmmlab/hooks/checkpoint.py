@@ -1,6 +1,5 @@
 """Checkpoints that are whole or absent, whenever the process is killed, and are read only if whole."""
 
-import contextlib
 import os
 import re
 import struct
@@ -16,6 +15,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from dcnzoo.utils.errors import UserError, disk_is_full
+from dcnzoo.utils.files import write_bytes, write_text
 
 _MARK = b"sha256:"
 _DIGEST = 64  # hexadecimal digits
@@ -82,40 +82,15 @@ class AtomicLocalBackend(LocalBackend):
     """
 
     def put(self, obj: bytes, filepath: str | os.PathLike) -> None:
-        target = Path(filepath)
-        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with open(partial, "wb") as file:
-                file.write(seal(obj))
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, target)
-            _sync_folder(target.parent)
-        except OSError as error:
-            problem = f"{target} cannot be written ({len(obj) / 1e6:.1f} MB): {error.strerror or error}"
-            if disk_is_full(error):
-                problem += ". What was written before is whole: free some space"
-                if target.suffix == ".pth":
-                    problem += ", then continue with --resume"
-            raise UserError(problem) from error
-        finally:
-            with contextlib.suppress(OSError):  # where the folder is none, there is nothing to remove
-                partial.unlink()
+            write_bytes(filepath, seal(obj))
+        except UserError as error:
+            if str(filepath).endswith(".pth") and disk_is_full(error.__cause__):
+                raise UserError(f"{error}, then continue with --resume") from error.__cause__
+            raise
 
     def put_text(self, obj: str, filepath: str | os.PathLike, encoding: str = "utf-8") -> None:
         self.put(obj.encode(encoding), filepath)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the rename last through a loss of power, where folders can be opened (not on Windows)."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @HOOKS.register_module()
@@ -295,7 +270,7 @@ class AtomicCheckpointHook(CheckpointHook):
         self._unvalidated_step = None if self._validated else step
         if not is_main_process():
             return
-        AtomicLocalBackend().put_text(self.last_ckpt, Path(runner.work_dir) / "last_checkpoint")
+        write_text(Path(runner.work_dir) / "last_checkpoint", self.last_ckpt)
         for path in map(self._path, outdated):
             if self.file_backend.isdir(path):  # sharded optimizers save folders
                 self.file_backend.rmtree(path)

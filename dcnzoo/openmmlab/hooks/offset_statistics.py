@@ -14,7 +14,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from dcnzoo.layers.offsets import TracksOffsets, modulation_statistics, offset_statistics, track_offsets
-from dcnzoo.openmmlab.hooks.checkpoint import AtomicLocalBackend
+from dcnzoo.utils.files import write_text
 
 FILE_NAME = "offset_statistics.csv"
 OFFSETS = ("mean_abs", "max_abs", "outside")
@@ -86,7 +86,7 @@ class OffsetStatisticsHook(Hook):
             return
         self._file = Path(runner.work_dir) / FILE_NAME
         kept = [row for row in read_statistics(self._file) if int(row["iter"]) <= runner.iter]
-        AtomicLocalBackend().put_text(_lines([dict(zip(COLUMNS, COLUMNS, strict=True)), *kept]), self._file)
+        write_text(self._file, _lines([dict(zip(COLUMNS, COLUMNS, strict=True)), *kept]))
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: object = None) -> None:
         if self._file is not None and self.every_n_train_iters(runner, self.interval):

@@ -1,55 +1,21 @@
-"""What the command-line tools share: arguments, the config, and errors that fit on a line."""
+"""Configs and runners of the commands."""
 
 import argparse
 import logging
 import os
 from pathlib import Path
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+import dcnzoo.openmmlab.datasets
+import dcnzoo.openmmlab.hooks
+import dcnzoo.openmmlab.models  # noqa: F401  any config can then say dcn=True
 from dcnzoo.openmmlab.loading import LoadCheckpointHook
 from dcnzoo.openmmlab.packages import base_path
-from dcnzoo.utils.errors import UserError, command, one_line, user_errors
-
-__all__ = [
-    "UserError",
-    "add_allow_partial",
-    "add_cfg_options",
-    "add_config",
-    "build_runner",
-    "command",
-    "load_config",
-    "make_parser",
-    "read_config_file",
-    "require_file",
-    "user_errors",
-]
-
-
-def make_parser(description: str, checkpoint: bool = False) -> argparse.ArgumentParser:
-    """The arguments common to the tools that run a config, named as MMDetection names them."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_config(parser)
-    if checkpoint:
-        parser.add_argument("checkpoint", help="checkpoint file")
-    parser.add_argument(
-        "--work-dir", help="where logs and results go (default: work_dirs/<name of the config>)"
-    )
-    add_cfg_options(parser)
-    parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")
-    # torchrun sets LOCAL_RANK; older launchers pass it as an argument
-    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
-    return parser
-
-
-def add_config(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "config", type=config_file, help="config file, or one that a package brings: dcnzoo::FOLDER/FILE.py"
-    )
+from dcnzoo.utils.errors import UserError, one_line
+from dcnzoo.utils.files import require_folder
 
 
 def config_file(name: str) -> str:
@@ -64,26 +30,6 @@ def config_file(name: str) -> str:
         return base_path(name, "")[0]
     except (ModuleNotFoundError, FileNotFoundError) as error:
         raise UserError(f"config: expected one of a package, got {name}: {one_line(error)}") from None
-
-
-def add_cfg_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        action=DictAction,
-        default={},
-        metavar="KEY=VALUE",
-        help="override settings of the config, e.g. model.backbone.dcn=True "
-        'train_dataloader.batch_size=4 "model.backbone.strides=(1,2,2)"',
-    )
-
-
-def add_allow_partial(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--allow-partial",
-        action="store_true",
-        help="load what fits of a checkpoint that does not fit the model",
-    )
 
 
 def read_config_file(path: str | os.PathLike) -> Config:
@@ -109,13 +55,6 @@ def read_config_file(path: str | os.PathLike) -> Config:
         where = f"{name}, line {line}" if line else name
         text = error.msg if isinstance(error, SyntaxError) else one_line(error)
         raise UserError(f"config: {where}: {type(error).__name__}: {text}") from error
-
-
-def require_folder(path: str | os.PathLike, what: str) -> None:
-    """Raise UserError if the path, or a part of it, is a file."""
-    there = next((part for part in (Path(path), *Path(path).parents) if part.exists()), None)
-    if there is not None and not there.is_dir():
-        raise UserError(f"{what}: expected a folder, got {path}: {there} is a file")
 
 
 def load_config(args: argparse.Namespace) -> Config:
@@ -162,9 +101,3 @@ def _is_news(record: logging.LogRecord) -> bool:
     return not str(record.msg).startswith(
         ('"FileClient" will be deprecated', '"HardDiskBackend" is the alias')
     )
-
-
-def require_file(path: str, what: str) -> None:
-    """Raise UserError unless a local path exists; addresses with a scheme are not looked at."""
-    if "://" not in path and not Path(path).expanduser().is_file():
-        raise UserError(f"{what}: expected a file, found none at {path}")
