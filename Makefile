@@ -99,7 +99,7 @@ $(PEERS)/.installed: $(VENV)/.installed requirements-peers.txt
 peers: setup $(PEERS)/.installed  ## compare with mmcv's compiled operators
 	$(PEERS)/bin/python -m pytest -m peers tests/peers $(ARGS)
 
-fuzz: setup  ## 20,500 random calls of the operators beside the reference (in `make test`: 2,050)
+fuzz: setup  ## 23,500 random calls of the operators beside the reference (in `make test`: 2,350)
 	DCNZOO_FUZZ_EXAMPLES=250 $(RUN) -m pytest -n 2 tests/test_fuzz.py $(ARGS)
 
 crash: setup  ## kill a training 50 times, resume it, compare it with one left alone, bit by bit

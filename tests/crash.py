@@ -28,15 +28,11 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
-import dcnzoo.datasets  # noqa: E402
-import dcnzoo.engine  # noqa: E402
-import dcnzoo.models  # noqa: E402, F401
-
 # isort: split
 from mmdet.evaluation import CocoMetric  # noqa: E402, F401
 from mmengine.fileio import LocalBackend  # noqa: E402
 
-from dcnzoo.engine import checkpoint  # noqa: E402
+from dcnzoo.openmmlab.hooks import checkpoint  # noqa: E402
 
 EPOCHS = 4
 CONFIG = """

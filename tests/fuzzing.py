@@ -1,4 +1,8 @@
-"""Strategies for tests/test_fuzz.py: random calls of the operators, good ones and broken ones."""
+"""Strategies for tests/test_fuzz.py: random calls of the operators, good ones and broken ones.
+
+A sample named ``zero …`` has a size of zero that an operator may refuse. A batch, RoIs, boxes, queries or
+points of which there are none are drawn as well, and are no reason for an error.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +27,28 @@ EXTREME = (math.nan, math.inf, -math.inf, 1e30, -1e30, 2.0**31, -(2.0**31) - 1, 
 NUMBERS = st.sampled_from([-(2**62), -1, 0, 1, 3, 2**31, 2**62])
 
 
+ZERO = 0.15  # of the samples
+
+
+def zero(draw: st.DrawFn, *sizes: str) -> str:
+    """The size that is zero in this sample; mostly none is."""
+    return draw(st.sampled_from(sizes)) if draw(st.floats(0, 1)) > 1 - ZERO else ""
+
+
+def emptied(draw: st.DrawFn, sizes: tuple[int, ...]) -> tuple[int, ...]:
+    """One of the sizes is zero, or all of them are."""
+    axis = draw(st.integers(0, len(sizes)))
+    return tuple(0 if axis in (a, len(sizes)) else size for a, size in enumerate(sizes))
+
+
+def named(draw: st.DrawFn, nothing: str) -> str:
+    """A name, from which the numbers in the tensors come."""
+    return f"zero {nothing}" if nothing else str(draw(st.integers(0, 2**16)))
+
+
 def divisors(number: int) -> list[int]:
+    if number == 0:
+        return [1, 2]
     return [d for d in range(1, number + 1) if number % d == 0]
 
 
@@ -35,8 +60,12 @@ def per_axis(rank: int, low: int, high: int) -> st.SearchStrategy[tuple[int, ...
 def convolution(draw: st.DrawFn, rank: int, transposed: bool) -> Sample:
     groups = draw(st.sampled_from([1, 1, 1, 2, 3, 4, 8]))
     channels, outputs = groups * draw(CHANNELS), groups * draw(st.sampled_from([1, 2, 5, 16, 17]))
+    nothing = zero(draw, "channels", "outputs", "size", "size", "kernel")
+    channels, outputs = 0 if nothing == "channels" else channels, 0 if nothing == "outputs" else outputs
     limits = ((1, 3), (1, 3), (0, 3), (1, 2))
     kernel, stride, padding, dilation = (draw(per_axis(rank, *limit)) for limit in limits)
+    if nothing == "kernel":
+        kernel = emptied(draw, kernel)
     reach = [dilation[a] * (kernel[a] - 1) + 1 for a in range(rank)]
     most = {1: 110, 2: 13, 3: 5}[rank]  # more output pixels than a tile has, now and then
     if transposed:
@@ -46,11 +75,13 @@ def convolution(draw: st.DrawFn, rank: int, transposed: bool) -> Sample:
     else:
         least, extra = [max(reach[a] - 2 * padding[a], 1) for a in range(rank)], {}
     size = tuple(draw(st.integers(low, max(low, most))) for low in least)
+    if nothing == "size":
+        size = emptied(draw, size)
     sampled = outputs if transposed else channels
     fields = st.none() | st.sampled_from(divisors(sampled))
     make = deform_conv_transpose.make if transposed else deform_conv.make
     return make(
-        str(draw(st.integers(0, 2**16))),
+        named(draw, nothing),
         batch=draw(st.integers(0, 3)),
         channels=channels,
         out_channels=outputs,
@@ -75,18 +106,22 @@ def aggregation(draw: st.DrawFn) -> Sample:
         draw(per_axis(2, *limits)) for limits in ((1, 4), (1, 3), (0, 3), (1, 2))
     )
     least = [max(dilation[a] * (kernel[a] - 1) + 1 - 2 * padding[a], 1) for a in range(2)]
+    nothing = zero(draw, "size", "kernel", "group", "channels")
+    size = tuple(draw(st.integers(low, low + 9)) for low in least)
+    size = emptied(draw, size) if nothing == "size" else size
+    kernel = emptied(draw, kernel) if nothing == "kernel" else kernel
     odd = kernel[0] % 2 == kernel[1] % 2 == 1 and kernel != (1, 1)
     return dcnv3.make(
-        str(draw(st.integers(0, 2**16))),
+        named(draw, nothing),
         batch=draw(st.integers(0, 3)),
-        size=tuple(draw(st.integers(low, low + 9)) for low in least),
+        size=size,
         spread=draw(st.sampled_from([0.0, 0.5, 3.0, 30.0])),
         kernel_size=kernel,
         stride=stride,
         padding=padding,
         dilation=dilation,
-        group=draw(st.integers(1, 5)),
-        group_channels=draw(CHANNELS),
+        group=0 if nothing == "group" else draw(st.integers(1, 5)),
+        group_channels=0 if nothing == "channels" else draw(CHANNELS),
         offset_scale=draw(st.sampled_from([0.5, 1.0, 2.0])),
         remove_center=odd and draw(st.booleans()),
     )
@@ -95,14 +130,18 @@ def aggregation(draw: st.DrawFn) -> Sample:
 @st.composite
 def attention(draw: st.DrawFn) -> Sample:
     level = st.tuples(st.integers(1, 9), st.integers(1, 9))
+    levels = draw(st.lists(level, min_size=1, max_size=4))
+    nothing = zero(draw, "level", "heads", "channels")
+    if nothing == "level":
+        levels[-1] = emptied(draw, levels[-1])
     return ms_deform_attn.make(
-        str(draw(st.integers(0, 2**16))),
+        named(draw, nothing),
         batch=draw(st.integers(0, 3)),
         queries=draw(st.integers(0, 20)),
-        heads=draw(st.integers(1, 4)),
-        channels=draw(CHANNELS),
+        heads=0 if nothing == "heads" else draw(st.integers(1, 4)),
+        channels=0 if nothing == "channels" else draw(CHANNELS),
         points=draw(st.integers(0, 17)),
-        sizes=tuple(draw(st.lists(level, min_size=1, max_size=4))),
+        sizes=tuple(levels),
         spread=draw(st.sampled_from([0.1, 0.5, 3.0])),
         gap=draw(st.integers(0, 2)),
     )
@@ -126,7 +165,12 @@ def pooling(draw: st.DrawFn, deformable: bool) -> Sample:
     images, count = draw(st.integers(1, 3)), draw(st.integers(0, 4))
     bins = draw(per_axis(2, 1, 4))
     size = draw(per_axis(2, 1, 9))
-    input = tensor(draw, images, draw(CHANNELS), *size)
+    nothing = zero(draw, "images", "channels", "size", "bins")
+    bins = emptied(draw, bins) if nothing == "bins" else bins
+    size = emptied(draw, size) if nothing == "size" else size
+    count = 0 if nothing == "images" else count
+    channels = 0 if nothing == "channels" else draw(CHANNELS)
+    input = tensor(draw, 0 if nothing == "images" else images, channels, *size)
     image = torch.randint(images, (count, 1), generator=torch.Generator().manual_seed(count)).double()
     rois = torch.cat([image, boxes(draw, count, 8)], dim=1)
     settings = {
@@ -135,9 +179,11 @@ def pooling(draw: st.DrawFn, deformable: bool) -> Sample:
         "sampling_ratio": draw(st.integers(0, 3)),
     }
     if deformable:
-        return Sample("", (input, rois, tensor(draw, count, 2, *bins)), {**settings, "gamma": 0.1})
+        offset = tensor(draw, count, 2, *bins)
+        return Sample(named(draw, nothing), (input, rois, offset), {**settings, "gamma": 0.1})
     pool_mode, aligned = draw(st.sampled_from(["avg", "max"])), draw(st.booleans())
-    return Sample("", (input, rois), {**settings, "pool_mode": pool_mode, "aligned": aligned})
+    more = {"pool_mode": pool_mode, "aligned": aligned}
+    return Sample(named(draw, nothing), (input, rois), {**settings, **more})
 
 
 @st.composite
@@ -188,6 +234,30 @@ SAMPLES = {
     "deform_roi_pool": pooling(deformable=True),
     "nms": suppression(),
 }
+
+
+# What is multiplied, by its place among the tensors: not the coordinates.
+VALUES = {
+    "dcnv3": (0, 2),
+    "dcnv4": (0,),
+    "ms_deform_attn": (0, 2),
+    "roi_align": (0,),
+    "deform_roi_pool": (0,),
+}
+
+
+def absolute(name: str, sample: Sample) -> Sample:
+    """Every number that is multiplied without its sign: results are then what the terms of sums add up to."""
+    values = VALUES.get(name, (0, 1, 3, 4))
+    tensors = [t.abs() if t is not None and i in values else t for i, t in enumerate(sample.tensors)]
+    if name == "dcnv4":  # offsets and factors in one
+        group, points = sample.kwargs["group"], math.prod(dcnv3.pair(sample.kwargs["kernel_size"]))
+        points -= sample.kwargs["remove_center"]
+        fields = tensors[1].clone()
+        for first in range(0, group * points * 3, points * 3):
+            fields[..., first + points * 2 : first + points * 3].abs_()
+        tensors[1] = fields
+    return replace(sample, tensors=tuple(tensors))
 
 
 def on_grid(sample: Sample) -> Sample:

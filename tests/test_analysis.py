@@ -14,12 +14,12 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-import dcnzoo.engine.flops  # noqa: F401
-from dcnzoo.engine.offset_statistics import COLUMNS, read_statistics
+import dcnzoo.ops.flops  # noqa: F401
 from dcnzoo.layers import DCNv3, DCNv4, DeformConv2d
-from dcnzoo.visualization.plots import OFFSET_FIGURES, plot_offset_statistics
+from dcnzoo.openmmlab.hooks.offset_statistics import COLUMNS, read_statistics
+from dcnzoo.openmmlab.weights import read_checkpoint
+from dcnzoo.report.plots import OFFSET_FIGURES, plot_offset_statistics
 from dcnzoo.zoo import verify
-from dcnzoo.zoo.weights import read_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = "configs/demo/mask-rcnn_r14-mdconv_fpn_8e_shapes.py"

@@ -11,12 +11,12 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-import dcnzoo.datasets  # noqa: F401
+import dcnzoo.openmmlab.datasets  # noqa: F401
 from dcnzoo.cli import commands
-from dcnzoo.datasets.check import KINDS, check_coco, fix
-from dcnzoo.datasets.shapes import ShapesSpec, make_shapes
-from dcnzoo.datasets.split import split_coco
-from dcnzoo.errors import UserError
+from dcnzoo.data.check import KINDS, check_coco, fix
+from dcnzoo.data.shapes import ShapesSpec, make_shapes
+from dcnzoo.data.split import split_coco
+from dcnzoo.utils.errors import UserError
 
 
 def good():

@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 import dcnzoo.cli
-from dcnzoo.errors import UserError
+from dcnzoo.utils.errors import UserError
 
 from .test_import import OPENMMLAB, run
 
@@ -193,7 +193,7 @@ def test_other_broken_pipes_are_errors(monkeypatch):
         raise BrokenPipeError(32, "Broken pipe")
 
     with pytest.raises(BrokenPipeError):
-        dcnzoo.errors.command(broken)()
+        dcnzoo.utils.errors.command(broken)()
 
 
 def test_bench_without_arguments_prints_help():

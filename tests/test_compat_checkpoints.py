@@ -14,8 +14,8 @@ from mmengine.runner import checkpoint as loading
 from torch import nn
 
 import dcnzoo.models  # noqa: F401  applies the mends
-from dcnzoo.compat import checkpoints
-from dcnzoo.compat.checkpoints import CheckpointError, load_file
+from dcnzoo.openmmlab import checkpoints
+from dcnzoo.openmmlab.checkpoints import CheckpointError, load_file
 
 from .zoo.conftest import undisturbed  # noqa: F401  a fixture
 from .zoo.server import Served, serving

@@ -24,8 +24,8 @@ from mmengine.runner import Runner
 from torch import nn
 
 import dcnzoo.models  # noqa: F401  applies them; before mmdet, which needs mmcv.ops
-from dcnzoo.compat import openmmlab
 from dcnzoo.layers import PackedDeformConv2d
+from dcnzoo.openmmlab import patches as openmmlab
 
 # isort: split
 from mmcv.ops import RoIAlign, SyncBatchNorm

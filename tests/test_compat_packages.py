@@ -9,7 +9,7 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
 import dcnzoo.models
-from dcnzoo.compat.packages import mim_folder
+from dcnzoo.openmmlab.packages import mim_folder
 
 # isort: split
 from mmengine.hub import get_config, get_model
@@ -78,7 +78,7 @@ def test_without_pkg_resources(tmp_path):
     code = f"""
 import sys
 sys.path.insert(0, {str(tmp_path)!r})
-from dcnzoo.compat.packages import inherit_from_packages
+from dcnzoo.openmmlab.packages import inherit_from_packages
 from mmengine.config import Config
 inherit_from_packages()
 print(Config.fromfile({str(ROOT / "configs" / NAME)!r}, import_custom_modules=False).model.backbone.depth)

@@ -16,7 +16,8 @@ from torch import nn
 
 import dcnzoo.compat.mmcv as compat
 import dcnzoo.models
-from dcnzoo.compat import openmmlab, patches
+from dcnzoo.compat import patches
+from dcnzoo.openmmlab import patches as openmmlab
 
 MMCVS = {
     "DCN": mmcv.ops.DeformConv2dPack,
@@ -191,7 +192,7 @@ def test_packs_call_mmcv_where_its_kernels_stay(name, operator, function, bias, 
         nn.init.normal_(parameter, std=0.3)
     x = torch.randn(3, 4, 7, 9).to(memory_format=torch.channels_last)
     expected = layer(x)
-    calls = called(monkeypatch, sys.modules["dcnzoo.models.dcn"], function)
+    calls = called(monkeypatch, sys.modules["dcnzoo.openmmlab.models.dcn"], function)
     with patches.disabled(operator):
         got = layer(x)
     assert calls == [function]

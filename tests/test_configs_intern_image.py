@@ -6,9 +6,6 @@ import pytest
 import torch
 import yaml
 
-import dcnzoo.engine.flops
-import dcnzoo.models  # noqa: F401
-
 # isort: split
 from mmdet.registry import MODELS
 from mmengine.config import Config

@@ -17,10 +17,10 @@ from click.testing import CliRunner
 from PIL import Image
 from pycocotools.coco import COCO
 
-import dcnzoo.datasets  # noqa: F401
+import dcnzoo.openmmlab.datasets  # noqa: F401
 from dcnzoo.cli import commands
-from dcnzoo.datasets.check import check_coco, decode_counts
-from dcnzoo.datasets.conversion import (
+from dcnzoo.data.check import check_coco, decode_counts
+from dcnzoo.data.conversion import (
     SUFFIXES,
     Conversion,
     Refused,
@@ -30,10 +30,10 @@ from dcnzoo.datasets.conversion import (
     polygon_area,
     shown,
 )
-from dcnzoo.datasets.labelme import convert_labelme
-from dcnzoo.datasets.voc import convert_voc
-from dcnzoo.datasets.yolo import convert_yolo
-from dcnzoo.errors import UserError
+from dcnzoo.data.labelme import convert_labelme
+from dcnzoo.data.voc import convert_voc
+from dcnzoo.data.yolo import convert_yolo
+from dcnzoo.utils.errors import UserError
 
 WIDTH, HEIGHT = 40, 30
 

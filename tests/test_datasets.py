@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-import dcnzoo.datasets
+import dcnzoo.openmmlab.datasets
 
 # isort: split
 from mmdet.datasets import CocoDataset as MMDetectionsCocoDataset
@@ -15,9 +15,9 @@ from mmengine.registry import DefaultScope
 from pycocotools.coco import COCO
 from torch.utils.data import DataLoader
 
-from dcnzoo.datasets import CocoDataset
-from dcnzoo.datasets.shapes import CLASSES, ShapesSpec, draw_image, make_shapes, polygon_area
-from dcnzoo.engine.cli import UserError, command
+from dcnzoo.data.shapes import CLASSES, ShapesSpec, draw_image, make_shapes, polygon_area
+from dcnzoo.openmmlab.datasets import CocoDataset
+from dcnzoo.utils.errors import UserError, command
 
 SPEC = ShapesSpec(train=6, val=4, size=96, min_radius=11, max_radius=44, seed=3)
 
@@ -200,7 +200,7 @@ def test_a_good_file_is_read_as_mmdetection_reads_it(root, name):
     from mmdet.datasets import CocoDataset
 
     ours = read_coco(root, lambda file: None, name)
-    assert isinstance(ours, CocoDataset) and isinstance(ours, dcnzoo.datasets.CocoDataset)
+    assert isinstance(ours, CocoDataset) and isinstance(ours, dcnzoo.openmmlab.datasets.CocoDataset)
     theirs = CocoDataset(
         ann_file="annotations/train.json",
         data_root=f"{root}/",
@@ -285,7 +285,7 @@ def test_what_training_would_stumble_over(root, change, message):
 def warnings(monkeypatch):
     """What the data sets' modules write to the log."""
     lines = []
-    for module in (dcnzoo.datasets.coco, dcnzoo.datasets.images):
+    for module in (dcnzoo.openmmlab.datasets.coco, dcnzoo.openmmlab.datasets.images):
         monkeypatch.setattr(module, "print_log", lambda text, **options: lines.append((text, options)))
     return lines
 

@@ -160,7 +160,7 @@ def test_any_im2col_step_with_any_batch(step):
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e30])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_offsets_that_are_no_places_contribute_nothing(value, dtype):
-    """Not even where the mask, or the map's first pixel, is NaN."""
+    """What is read there is zero; times a mask of NaN that is NaN, in its pixel and group alone."""
     sample = cases.make("no place", kernel_size=3, group_channels=5).to(dtype)
     input, offset, mask = (t.clone() for t in sample.tensors)
     offset[0, 3, 4, :2], mask[0, 3, 4, 0] = value, 0
@@ -168,7 +168,9 @@ def test_offsets_that_are_no_places_contribute_nothing(value, dtype):
     mask[0, 3, 4, 0] = float("nan")
     leaves = [t.requires_grad_() for t in (input, offset, mask)]
     output = dcnv3(*leaves, **sample.kwargs)
-    assert torch.equal(output, expected)
+    assert output[0, 3, 4, :5].isnan().all()
+    expected[0, 3, 4, :5] = float("nan")
+    torch.testing.assert_close(output, expected, rtol=0, atol=0, equal_nan=True)
     output.sum().backward()
     assert all(t.grad.isfinite().all() for t in leaves)
     assert (offset.grad[0, 3, 4, :2] == 0).all() and mask.grad[0, 3, 4, 0] == 0

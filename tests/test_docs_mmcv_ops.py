@@ -1,10 +1,12 @@
 """docs/mmcv_ops.md says what there is. To write it anew: python -m tests.test_docs_mmcv_ops"""
 
+import importlib
 import re
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 
 from dcnzoo.compat.mmcv import _ext
 
@@ -12,16 +14,33 @@ PAGE = Path(__file__).resolve().parents[1] / "docs/mmcv_ops.md"
 TEXT = """\
 # mmcv.ops without a compiled mmcv
 
-Where mmcv has no compiled module (mmcv-lite), `mmcv.ops` runs on dcnzoo's, CPU and GPU. **Compiled**: on
-dcnzoo's own kernels. **PyTorch**: vectorised, with mmcv's results; also on the CPU where mmcv has them for
-GPUs alone. **–**: calling it raises `NotImplementedError`, which says what to use instead, as here, and where
-to ask for it: in dcnzoo's issue tracker. `make peers` compares each function that is there with mmcv's own,
-forward and backward, in 200 random cases or more, and prints in how many: with its compiled operators where
-they run on the CPU, else with its CUDA kernels on threads of the host, or by hand. Not yet run on a GPU.
+Where mmcv has no compiled module (mmcv-lite), `mmcv.ops` runs on dcnzoo's operators. (With a compiled mmcv:
+[which kernels run](migration.md#switch-replacements-off).)
+
+- **compiled**: dcnzoo's own kernels.
+- **PyTorch**: vectorised PyTorch with mmcv's results. Many of these work on the CPU too, where a compiled
+  mmcv has kernels for GPUs only.
+- **PyTorch, GPU only**: the same, but mmcv's Python function around it refuses CPU tensors.
+- **–**: not provided. Calling it raises `NotImplementedError`, which says what to use instead, as this table
+  does.
+
+`make peers` compares each function with mmcv's own, forward and backward, in at least 200 random cases: with
+mmcv's compiled operators where they run on the CPU, else with its CUDA kernels on threads of the host, or
+with worked examples. Nothing on this page has run on a GPU yet.
+
+Not provided are voxelization, dynamic scatter, 3-D IoU and 3-D NMS, the stacked forms of ball query and point
+grouping, `assign_score_withk`, RoI-aware and RoI-point pooling, `diff_iou_rotated`, `pixel_group`,
+`contour_expand`, `tin_shift` and sparse convolution. No config of MMDetection uses them.
 
 | functions of `mmcv._ext` | asked for by | |
 |---|---|---|
 """
+
+
+GPU_ONLY = (
+    *("knn_forward", "furthest_point_sampling_forward", "carafe_naive_backward"),
+    *("points_in_boxes_part_forward", "points_in_boxes_all_forward"),
+)
 
 
 def asked_for():
@@ -35,7 +54,9 @@ def status(name):
     function = getattr(_ext, name)
     if hasattr(function, "instead"):
         return f"– {function.instead}"
-    return "PyTorch" if ".plain." in function.__module__ else "compiled"
+    if ".plain." not in function.__module__:
+        return "compiled"
+    return "PyTorch, GPU only" if name in GPU_ONLY else "PyTorch"
 
 
 def page():
@@ -61,6 +82,27 @@ def test_every_function_is_accounted_for():
         message = rf"^mmcv\.ops: {name}: .* not provided by dcnzoo; use {instead}, or ask for it"
         with pytest.raises(NotImplementedError, match=message):
             getattr(_ext, name)()
+
+
+def test_what_is_for_gpus_only(monkeypatch):
+    """mmcv's functions around them ask for CUDA before they call anything."""
+    mmcv_ops, called = importlib.import_module("mmcv.ops"), []
+    for module, names in asked_for():
+        for name in set(names) & set(GPU_ONLY):
+            extension = importlib.import_module(f"mmcv.ops.{module}").ext_module
+            monkeypatch.setattr(extension, name, lambda *args, **kwargs: called.append(1))
+    points, boxes = torch.rand(2, 8, 3), torch.rand(2, 3, 7)
+    x, mask = torch.rand(1, 4, 5, 5).requires_grad_(), torch.rand(1, 9, 10, 10)
+    for call in (
+        lambda: mmcv_ops.knn(3, points, points),
+        lambda: mmcv_ops.furthest_point_sample(points, 3),
+        lambda: mmcv_ops.points_in_boxes_part(points, boxes),
+        lambda: mmcv_ops.points_in_boxes_all(points, boxes),
+        lambda: mmcv_ops.carafe_naive(x, mask, 3, 1, 2).sum().backward(),
+    ):
+        with pytest.raises((AssertionError, TypeError, RuntimeError)):
+            call()
+    assert not called
 
 
 if __name__ == "__main__":

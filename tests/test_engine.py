@@ -32,10 +32,11 @@ from mmengine.structures import InstanceData
 from rich.console import Console
 from torch.utils.data import Dataset
 
-from dcnzoo.engine import AtomicCheckpointHook, AtomicLocalBackend, ProgressHook
-from dcnzoo.engine.checkpoint import damage, seal
-from dcnzoo.engine.cli import UserError, command, require_file, user_errors
-from dcnzoo.engine.tta import InstanceTTAModel
+from dcnzoo.openmmlab.hooks import AtomicCheckpointHook, AtomicLocalBackend, ProgressHook
+from dcnzoo.openmmlab.hooks.checkpoint import damage, seal
+from dcnzoo.openmmlab.models.tta import InstanceTTAModel
+from dcnzoo.utils.errors import UserError, command, user_errors
+from dcnzoo.utils.files import require_file
 
 
 def test_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
@@ -356,9 +357,9 @@ def test_the_best_checkpoint_stays_until_a_better_one_is_there(tmp_path, monkeyp
 def test_a_full_disk_is_one_line(tmp_path, capsys):
     """A limit of the size of files, as a full disk is: writing fails in the middle."""
     script = f"""
-import resource, dcnzoo.engine
-from dcnzoo.engine import AtomicLocalBackend
-from dcnzoo.errors import command
+import resource, dcnzoo.openmmlab.hooks
+from dcnzoo.openmmlab.hooks import AtomicLocalBackend
+from dcnzoo.utils.errors import command
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 command(lambda: AtomicLocalBackend().put(bytes(5000), {str(tmp_path / "x.pth")!r}))()
 """

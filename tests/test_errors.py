@@ -2,7 +2,7 @@
 
 import pytest
 
-from dcnzoo.errors import UserError, one_line, printable
+from dcnzoo.utils.errors import UserError, one_line, printable
 
 
 @pytest.mark.parametrize(

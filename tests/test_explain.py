@@ -15,8 +15,8 @@ from torch import nn
 
 from dcnzoo.layers import DCNv3, DCNv4, PackedDeformConv2d
 from dcnzoo.layers.offsets import OffsetStatistics
-from dcnzoo.visualization import record_sampling
-from dcnzoo.visualization.explain import (
+from dcnzoo.report import record_sampling
+from dcnzoo.report.explain import (
     Box,
     Explanation,
     heat_map,
@@ -27,7 +27,7 @@ from dcnzoo.visualization.explain import (
     smooth,
     with_unique_names,
 )
-from dcnzoo.visualization.explain_page import render_explanation
+from dcnzoo.report.explain_page import render_explanation
 
 SIZE = (24, 36)
 STRIDE = (2, 3)

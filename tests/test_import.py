@@ -62,7 +62,7 @@ from mmengine.registry import MODELS
 print(MODELS.get("DCNv2").__module__, sorted(dcnzoo.models.__all__))
 """
     where, names = run(code).split("\n")[0].split(" ", 1)
-    assert where == "dcnzoo.models.dcn"
+    assert where == "dcnzoo.openmmlab.models.dcn"
     assert "'DCNv2'" in names and "'InternImage'" in names and "'ResNet'" not in names
 
 

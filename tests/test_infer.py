@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from torch import nn
 
 from dcnzoo import cli, zoo
-from dcnzoo.visualization import record_sampling
+from dcnzoo.report import record_sampling
 
 from .test_explain import decoded, page_data
 
@@ -215,8 +215,8 @@ def test_explain_draws_a_figure_of_one_layer(run, folder, tmp_path):
 
 def test_receptive_field_of_a_detector(folder):
     """What it leaves out does not move the output, what it takes in does."""
-    from dcnzoo.visualization.detector import explain
-    from dcnzoo.visualization.explain import Box, receptive_field
+    from dcnzoo.report.detector import explain
+    from dcnzoo.report.explain import Box, receptive_field
 
     detector = zoo.load(CONFIG, checkpoint=folder / "weights.pth")
     explanation = explain(detector, folder / "a.png", Box(30, 20, 30, 20), "backbone.layer2.0.conv2")
@@ -245,8 +245,8 @@ def test_receptive_field_of_a_detector(folder):
 
 
 def test_layers_that_are_not_drawn_are_named(folder):
-    from dcnzoo.errors import UserError
-    from dcnzoo.visualization.detector import explain
+    from dcnzoo.report.detector import explain
+    from dcnzoo.utils.errors import UserError
 
     detector = zoo.load(CONFIG, checkpoint=folder / "weights.pth")
     for block in (detector.backbone.layer2[0], detector.backbone.layer3[0]):

@@ -12,7 +12,7 @@ from mmengine.registry import MODELS
 from torch import nn
 
 import dcnzoo.models  # noqa: F401  registers them
-from dcnzoo.models.layer_decay import layer_of
+from dcnzoo.openmmlab.models.layer_decay import layer_of
 
 TINY = dict(channels=16, depths=(1, 2, 2, 1), groups=(1, 2, 4, 8), layer_scale=1.0)
 KINDS = ("InternImage", "FlashInternImage")

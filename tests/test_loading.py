@@ -24,11 +24,11 @@ from mmengine.hooks import EMAHook
 from mmengine.model import BaseTTAModel
 
 from dcnzoo import cli
-from dcnzoo.datasets import CLASSES
-from dcnzoo.engine.loading import LoadCheckpointHook
-from dcnzoo.engine.lock import lock_work_dir
-from dcnzoo.errors import UserError
-from dcnzoo.zoo.weights import CheckpointError
+from dcnzoo.data import CLASSES
+from dcnzoo.openmmlab.loading import LoadCheckpointHook
+from dcnzoo.openmmlab.weights import CheckpointError
+from dcnzoo.utils.errors import UserError
+from dcnzoo.utils.lock import lock_work_dir
 
 from .distributed.launching import environment, settings
 from .test_engine import make_runner
@@ -197,6 +197,15 @@ def test_a_deformable_checkpoint_needs_its_option(run, folder, command, tmp_path
     assert status == (1 if command == "explain" else 0), output
 
 
+@pytest.mark.parametrize("resume", [[], ["--resume"]])
+def test_training_does_not_start_from_a_part(run, tmp_path, resume):
+    """With ``--resume`` too: there is nothing to continue from, and ``load_from`` is not forgotten."""
+    options = [*settings(tmp_path / "data", train=1, val=1), "load_from=weights.pth"]
+    status, output = run("train", PLAIN, "--work-dir", tmp_path / "work", *resume, *options)
+    assert status == 1 and "conv_offset" in output and f"--cfg-options {OPTION}" in output, output
+    assert not list((tmp_path / "work").glob("*.pth"))
+
+
 def test_report_of_another_checkpoint(run, folder, tmp_path):
     work = tmp_path / "work"
     (work / "1" / "vis_data").mkdir(parents=True)
@@ -264,7 +273,7 @@ def test_a_second_training_is_refused(run, tmp_path):
 
 HOLDER = """
 import os, sys, time
-from dcnzoo.engine.lock import lock_work_dir
+from dcnzoo.utils.lock import lock_work_dir
 with lock_work_dir(sys.argv[1]):
     if os.fork() == 0:  # as a process that loads data: it outlives its parent by some seconds
         time.sleep(4)

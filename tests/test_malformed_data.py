@@ -17,15 +17,15 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-import dcnzoo.datasets
+import dcnzoo.openmmlab.datasets
 
 # isort: split
 from mmdet.registry import DATASETS, METRICS
 from mmengine.registry import DefaultScope
 
 from dcnzoo.cli import commands
-from dcnzoo.datasets.check import check_coco
-from dcnzoo.errors import UserError, one_line
+from dcnzoo.data.check import check_coco
+from dcnzoo.utils.errors import UserError, one_line
 
 CLASSES = ("fig", "date")
 GOOD = {
@@ -225,7 +225,7 @@ def training_set(folder, **arguments):
 def warnings(monkeypatch):
     lines = []
     monkeypatch.setattr(
-        dcnzoo.datasets.coco,
+        dcnzoo.openmmlab.datasets.coco,
         "print_log",
         lambda text, logger=None, level=logging.INFO: (
             lines.append(text) if level == logging.WARNING else None

@@ -18,8 +18,8 @@ from mmengine.structures import InstanceData
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-import dcnzoo.engine.flops
 import dcnzoo.models
+import dcnzoo.ops.flops
 from dcnzoo import layers
 from dcnzoo.compat.deformable_detr import MSDeformAttn
 from dcnzoo.compat.mmcv import use_dcnzoo_deform_conv

@@ -21,10 +21,10 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import Dataset
 
-from dcnzoo.engine import OffsetStatisticsHook
-from dcnzoo.engine.offset_statistics import COLUMNS, FILE_NAME, read_statistics
 from dcnzoo.layers import DCNv3, DCNv4
 from dcnzoo.layers.offsets import TracksOffsets
+from dcnzoo.openmmlab.hooks import OffsetStatisticsHook
+from dcnzoo.openmmlab.hooks.offset_statistics import COLUMNS, FILE_NAME, read_statistics
 
 HEIGHT, WIDTH = 4, 6
 
@@ -340,7 +340,7 @@ import os, pathlib, sys, torch
 torch.distributed.init_process_group("gloo")
 sys.path.insert(0, sys.argv[2])
 from tests.test_offset_statistics_hook import Model
-from dcnzoo.engine import OffsetStatisticsHook
+from dcnzoo.openmmlab.hooks import OffsetStatisticsHook
 rank = torch.distributed.get_rank()
 folder = pathlib.Path(sys.argv[1]) / str(rank)  # a folder each shows who writes
 folder.mkdir()

@@ -316,7 +316,7 @@ def test_installed_and_taken_away(wheel, tmp_path):
     assert run(python, "-c", ops, **packages).startswith(str(environment))
     assert "--cfg-options" in run(environment / "bin" / "dcnzoo", "train", "--help", **packages)
     name = "dcnzoo::demo/mask-rcnn_r14-mdconv_fpn_8e_shapes.py"
-    find = f"from dcnzoo.engine.cli import config_file; print(config_file({name!r}))"
+    find = f"from dcnzoo.openmmlab.runner import config_file; print(config_file({name!r}))"
     config = Path(run(python, "-c", find, **packages).strip())
     assert config.is_relative_to(environment) and config.is_file()
     assert list(environment.rglob("dcnzoo/**/*.pyc"))

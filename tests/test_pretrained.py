@@ -12,8 +12,8 @@ from mmengine.runner import CheckpointLoader
 from mmengine.runner import checkpoint as loading
 
 import dcnzoo.models  # noqa: F401  applies the mends
-from dcnzoo.errors import UserError
-from dcnzoo.zoo.fetch import checksum_in_name
+from dcnzoo.utils.errors import UserError
+from dcnzoo.utils.fetch import checksum_in_name
 
 from .zoo.conftest import undisturbed  # noqa: F401  a fixture
 from .zoo.server import Served, serving
@@ -61,7 +61,7 @@ def test_openmmlabs_names(asked):
 
 
 def test_every_name_of_mmdetections_configs(asked):
-    from dcnzoo.compat.packages import mim_folder
+    from dcnzoo.openmmlab.packages import mim_folder
 
     names = set()
     for config in mim_folder("mmdet").glob("configs/**/*.py"):

@@ -6,8 +6,8 @@ import multiprocessing
 import pytest
 import torch
 
-from dcnzoo.engine.records import append_row, machine, versions
-from dcnzoo.errors import UserError
+from dcnzoo.utils.errors import UserError
+from dcnzoo.utils.jsonl import append_row, machine, versions
 
 
 def rows(path):

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-import dcnzoo.engine
+import dcnzoo.openmmlab.hooks
 
 # isort: split
 import dcnzoo.models  # noqa: F401  before mmdet, which needs mmcv.ops
@@ -24,15 +24,13 @@ from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
-from dcnzoo.datasets import ShapesSpec, make_shapes
-from dcnzoo.engine.offset_statistics import COLUMNS
-from dcnzoo.engine.report import write_report
-from dcnzoo.errors import UserError
-from dcnzoo.visualization import Instances, page, trace_sampling
-from dcnzoo.visualization.detector import Detector
-from dcnzoo.visualization.history import History
-from dcnzoo.visualization.plots import plot_learning_curves
-from dcnzoo.visualization.report import (
+from dcnzoo.data import ShapesSpec, make_shapes
+from dcnzoo.openmmlab.hooks.offset_statistics import COLUMNS
+from dcnzoo.report import Instances, page, trace_sampling
+from dcnzoo.report.detector import Detector
+from dcnzoo.report.history import History
+from dcnzoo.report.plots import plot_learning_curves
+from dcnzoo.report.report import (
     TrainedRun,
     load_detectors,
     locations,
@@ -40,6 +38,8 @@ from dcnzoo.visualization.report import (
     render_runs,
     summary,
 )
+from dcnzoo.report.write import write_report
+from dcnzoo.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "configs/demo/mask-rcnn_r14-mdconv_fpn_8e_shapes.py"

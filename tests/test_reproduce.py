@@ -18,7 +18,7 @@ from mmdet.models.detectors.base import BaseDetector
 from mmdet.registry import MODELS
 from mmengine.structures import InstanceData
 
-from dcnzoo.datasets import ShapesSpec, make_shapes
+from dcnzoo.data import ShapesSpec, make_shapes
 
 from .zoo.conftest import entry, package  # noqa: F401  a fixture
 

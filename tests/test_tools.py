@@ -15,7 +15,8 @@ import cv2
 import pytest
 import torch
 
-from dcnzoo.engine.cli import UserError, config_file
+from dcnzoo.openmmlab.runner import config_file
+from dcnzoo.utils.errors import UserError
 
 from .distributed.launching import environment, settings
 

@@ -21,9 +21,9 @@ from mmdet.registry import DATASETS
 from mmengine.registry import DefaultScope
 
 from dcnzoo.cli import commands
-from dcnzoo.compat.packages import mim_folder
-from dcnzoo.datasets.recipe import BOXES, MASKS, SMALL_BOXES, write_config
-from dcnzoo.errors import UserError
+from dcnzoo.openmmlab.packages import mim_folder
+from dcnzoo.utils.errors import UserError
+from dcnzoo.zoo.config_writer import BOXES, MASKS, SMALL_BOXES, write_config
 
 ROOT = Path(__file__).resolve().parents[1]
 BOXES_CONFIG = "dcnzoo::dcnv2/faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py"

@@ -8,7 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from torch import nn
 
 from dcnzoo.layers import DCNv3, DCNv4, PackedDeformConv2d, PackedDeformConvTranspose2d
-from dcnzoo.visualization import (
+from dcnzoo.report import (
     Instances,
     SamplingField,
     plot_detections,

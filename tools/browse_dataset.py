@@ -5,9 +5,11 @@ from pathlib import Path
 
 from rich.progress import track
 
-from dcnzoo.engine.cli import UserError, add_cfg_options, add_config, command, require_file, user_errors
+from dcnzoo.cli._arguments import add_cfg_options, add_config
+from dcnzoo.utils.errors import UserError, command, user_errors
+from dcnzoo.utils.files import require_file
 
-# after dcnzoo.engine, which silences a warning of mmengine's import
+# after dcnzoo.openmmlab.hooks, which silences a warning of mmengine's import
 # isort: split
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
@@ -32,9 +34,6 @@ def main() -> None:
     folder = Path(args.output_dir or Path("work_dirs") / "browse" / Path(args.config).stem)
     with user_errors():
         from mmdet.registry import DATASETS, VISUALIZERS
-
-        import dcnzoo.datasets
-        import dcnzoo.models  # noqa: F401  registers what configs name
 
         cfg = Config.fromfile(args.config)
         cfg.merge_from_dict(args.cfg_options)

@@ -23,21 +23,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from dcnzoo.engine.cli import UserError, command, user_errors
+from dcnzoo.utils.errors import UserError, command, user_errors
 
-# after dcnzoo.engine, which silences a warning of mmengine's import
+# after dcnzoo.openmmlab.hooks, which silences a warning of mmengine's import
 # isort: split
 from mmengine.config import Config, ConfigDict, DictAction
 from rich.console import Console
 from rich.progress import Progress, TaskID
 from rich.table import Table
 
-from dcnzoo.datasets import ShapesSpec, make_shapes
-from dcnzoo.engine import AtomicLocalBackend
-from dcnzoo.engine.progress import make_progress
-from dcnzoo.engine.report import footer
-from dcnzoo.visualization.history import History
-from dcnzoo.visualization.report import TrainedRun, by_label, load_detectors, render_runs, summary
+from dcnzoo.data import ShapesSpec, make_shapes
+from dcnzoo.openmmlab.hooks.progress import make_progress
+from dcnzoo.report.history import History
+from dcnzoo.report.report import TrainedRun, by_label, load_detectors, render_runs, summary
+from dcnzoo.report.write import footer
+from dcnzoo.utils.files import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 ARMS = {
@@ -161,7 +161,7 @@ def main() -> None:
             f"{footer()}\nPython {platform.python_version()}, {platform.machine()}, {cores} cores; "
             f"{jobs} runs side by side, threads in each: {threads}",
         )
-        AtomicLocalBackend().put_text(html, page)
+        write_text(page, html)
         console.print(f"page: {page} ({time.monotonic() - started:.0f} s)", soft_wrap=True)
 
 

@@ -6,9 +6,9 @@ Broken downloads go on where they stopped. What is there already is not asked fo
 import argparse
 from pathlib import Path
 
-from dcnzoo.errors import UserError, command
-from dcnzoo.zoo.archive import unpack
-from dcnzoo.zoo.fetch import fetch
+from dcnzoo.utils.archive import unpack
+from dcnzoo.utils.errors import UserError, command
+from dcnzoo.utils.fetch import fetch
 
 HOST = "http://images.cocodataset.org"
 # data set → part → address and, where it is known, checksum

@@ -14,19 +14,20 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from dcnzoo.engine.cli import UserError, command, user_errors
+from dcnzoo.utils.errors import UserError, command, user_errors
 
-# after dcnzoo.engine, which silences a warning of mmengine's import
+# after dcnzoo.openmmlab.hooks, which silences a warning of mmengine's import
 # isort: split
 import numpy as np
 from mmengine.structures import InstanceData
 from rich.console import Console
 from rich.table import Table
 
-from dcnzoo.engine import AtomicLocalBackend
-from dcnzoo.engine.inference import add_model_arguments, load_model, read_image, require_images
-from dcnzoo.engine.progress import make_progress
-from dcnzoo.visualization import Instances, plot_detections
+from dcnzoo.cli._arguments import add_model_arguments, load_model
+from dcnzoo.cli._images import read_image, require_images
+from dcnzoo.openmmlab.hooks.progress import make_progress
+from dcnzoo.report import Instances, plot_detections
+from dcnzoo.utils.files import write_bytes, write_text
 
 
 def parse_args() -> argparse.Namespace:
@@ -70,10 +71,10 @@ def main() -> None:
             found = found[found.scores >= args.score_threshold]
             found = found[found.scores.argsort(descending=True)]
             file.add(path, sample.ori_shape, found)
-            AtomicLocalBackend().put(draw(image, found, classes, palette), args.out / picture)
+            write_bytes(args.out / picture, draw(image, found, classes, palette))
             show(path, found, classes, console)
             progress.advance(bar)
-    AtomicLocalBackend().put_text(json.dumps(file.content), args.out / "detections.json")
+    write_text(args.out / "detections.json", json.dumps(file.content))
     written = f"{args.out / pictures[0]}" if len(pictures) == 1 else f"{len(pictures)} pictures in {args.out}"
     console.print(f"written: {written} and {args.out / 'detections.json'}", soft_wrap=True)
 

@@ -3,8 +3,8 @@
 import argparse
 import dataclasses
 
-from dcnzoo.datasets import ShapesSpec, make_shapes
-from dcnzoo.engine.cli import UserError, command
+from dcnzoo.data import ShapesSpec, make_shapes
+from dcnzoo.utils.errors import UserError, command
 
 
 def parse_args() -> argparse.Namespace:

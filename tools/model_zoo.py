@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from dcnzoo.errors import command
+from dcnzoo.utils.errors import command
 from dcnzoo.zoo.page import write
 
 

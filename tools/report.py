@@ -12,11 +12,12 @@ examples:
 import argparse
 from pathlib import Path
 
-from dcnzoo.engine.cli import UserError, add_allow_partial, command
+from dcnzoo.cli._arguments import add_allow_partial
+from dcnzoo.utils.errors import UserError, command
 
-# after dcnzoo.engine, which silences a warning of mmengine's import
+# after dcnzoo.openmmlab.hooks, which silences a warning of mmengine's import
 # isort: split
-from dcnzoo.engine.report import write_report
+from dcnzoo.report.write import write_report
 
 
 def parse_args() -> argparse.Namespace:

@@ -11,19 +11,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from dcnzoo.engine.cli import (
-    UserError,
-    add_allow_partial,
-    build_runner,
-    command,
-    load_config,
-    make_parser,
-    require_file,
-    user_errors,
-)
-from dcnzoo.engine.records import append_row, machine, versions
+from dcnzoo.cli._arguments import add_allow_partial, make_parser
+from dcnzoo.openmmlab.runner import build_runner, load_config
+from dcnzoo.utils.errors import UserError, command, user_errors
+from dcnzoo.utils.files import require_file
+from dcnzoo.utils.jsonl import append_row, machine, versions
 
-# after dcnzoo.engine, which silences a warning of mmengine's import
+# after dcnzoo.openmmlab.hooks, which silences a warning of mmengine's import
 # isort: split
 from mmengine.config import Config, ConfigDict
 from mmengine.dist import is_main_process
@@ -31,9 +25,9 @@ from mmengine.model import is_model_wrapper, revert_sync_batchnorm
 from mmengine.runner import Runner
 
 from dcnzoo import zoo
-from dcnzoo.engine.checkpoint import AtomicLocalBackend
-from dcnzoo.zoo.fetch import fetch, verify
-from dcnzoo.zoo.weights import load_weights
+from dcnzoo.openmmlab.weights import load_weights
+from dcnzoo.utils.fetch import fetch, verify
+from dcnzoo.utils.files import write_text
 
 # what CocoMetric calls a figure, and what metafiles call it
 FIGURES = {"bbox_mAP": "box AP", "segm_mAP": "mask AP"}
@@ -99,7 +93,7 @@ def use_data(cfg: Config, root: str | None, subset: int | None, work_dir: Path) 
     if subset is not None:
         content = part_of(content, subset)
         annotations = work_dir / f"first-{subset}-images.json"
-        AtomicLocalBackend().put_text(json.dumps(content), annotations)
+        write_text(annotations, json.dumps(content))
     if not content["annotations"]:
         raise UserError(f"{annotations}: expected annotated objects, found none")
     evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]

@@ -8,18 +8,12 @@ examples:
 from copy import deepcopy
 from pathlib import Path
 
-from dcnzoo.engine.cli import (
-    UserError,
-    add_allow_partial,
-    build_runner,
-    command,
-    load_config,
-    make_parser,
-    require_file,
-    user_errors,
-)
+from dcnzoo.cli._arguments import add_allow_partial, make_parser
+from dcnzoo.openmmlab.runner import build_runner, load_config
+from dcnzoo.utils.errors import UserError, command, user_errors
+from dcnzoo.utils.files import require_file
 
-# after dcnzoo.engine, which silences a warning of mmengine's import
+# after dcnzoo.openmmlab.hooks, which silences a warning of mmengine's import
 # isort: split
 from mmengine.config import Config, ConfigDict
 
@@ -46,7 +40,7 @@ def parse_args():
 
 def use_test_time_augmentation(cfg: Config) -> None:
     """Wrap the model and the test pipeline; the config's own ``tta_*`` settings go first."""
-    import dcnzoo.engine.tta  # noqa: F401  registers the model
+    import dcnzoo.openmmlab.models.tta  # noqa: F401  registers the model
 
     dataset = cfg.test_dataloader.dataset
     while "dataset" in dataset:

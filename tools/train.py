@@ -8,27 +8,21 @@ examples:
 
 from pathlib import Path
 
-from dcnzoo.engine.cli import (
-    UserError,
-    add_allow_partial,
-    build_runner,
-    command,
-    load_config,
-    make_parser,
-    require_file,
-    user_errors,
-)
+from dcnzoo.cli._arguments import add_allow_partial, make_parser
+from dcnzoo.openmmlab.runner import build_runner, load_config
+from dcnzoo.utils.errors import UserError, command, user_errors
+from dcnzoo.utils.files import require_file
 
-# after dcnzoo.engine, which silences a warning of mmengine's import
+# after dcnzoo.openmmlab.hooks, which silences a warning of mmengine's import
 # isort: split
 import torch
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.runner import Runner
 
-from dcnzoo.engine.lock import lock_work_dir
-from dcnzoo.engine.report import write_report
-from dcnzoo.zoo.fetch import DownloadError
+from dcnzoo.report.write import write_report
+from dcnzoo.utils.fetch import DownloadError
+from dcnzoo.utils.lock import lock_work_dir
 
 
 def parse_args():
@@ -109,8 +103,8 @@ def main() -> None:
             cfg.auto_scale_lr = {**(cfg.get("auto_scale_lr") or {}), "enable": True}
         check_base_batch_size(cfg)
         if args.resume == "auto":
-            cfg.resume = has_checkpoint(cfg)
-            cfg.load_from = None if cfg.resume else cfg.get("load_from")
+            cfg.resume = not cfg.get("load_from") or has_checkpoint(cfg)
+            cfg.load_from = None if cfg.resume else cfg.load_from
         elif args.resume is not None:
             cfg.resume, cfg.load_from = True, args.resume
         if cfg.get("load_from"):
@@ -123,8 +117,7 @@ def main() -> None:
             runner.train()
         except DownloadError as error:
             raise UserError(
-                f"{error}; to train from random weights, write the config with "
-                "dcnzoo data config --no-weights"
+                f"{error}; to train without them, write the config with dcnzoo data config --no-weights"
             ) from error
         if args.report and is_main_process():
             device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 from click.shell_completion import CompletionItem
 
-from dcnzoo import errors
+from dcnzoo.utils import errors
 from dcnzoo.version import __version__
 
 

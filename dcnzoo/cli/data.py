@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dcnzoo.errors import UserError, printable
+from dcnzoo.utils.errors import UserError, printable
 
 if TYPE_CHECKING:
-    from dcnzoo.datasets.check import Report
-    from dcnzoo.datasets.conversion import Conversion
+    from dcnzoo.data.check import Report
+    from dcnzoo.data.conversion import Conversion
 
 FILE = click.Path(dir_okay=False, path_type=Path)
 FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -31,7 +31,7 @@ class Names(click.ParamType):
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> object:
         if not isinstance(value, str):
             return value
-        from dcnzoo.datasets.conversion import Refused, read_text
+        from dcnzoo.data.conversion import Refused, read_text
 
         try:  # a list of 80 names is too long for the name of a file, at which Path.is_file raises
             names = read_text(Path(value)).splitlines() if os.path.isfile(value) else value.split(",")
@@ -95,7 +95,7 @@ def voc(folder: Path, out: Path, skip_invalid: bool, **options: object) -> None:
     dcnzoo data convert voc VOCdevkit/VOC2007 train.json --split trainval
     dcnzoo data convert voc fruits fruits.json --zero-based
     """
-    from dcnzoo.datasets.voc import convert_voc
+    from dcnzoo.data.voc import convert_voc
 
     with _steps() as step:
         conversion, prefix = convert_voc(folder, step=step, **options)
@@ -114,7 +114,7 @@ def yolo(source: Path, out: Path, skip_invalid: bool, **options: object) -> None
     dcnzoo data convert yolo fruits/data.yaml train.json
     dcnzoo data convert yolo fruits/data.yaml val.json --split val
     """
-    from dcnzoo.datasets.yolo import convert_yolo
+    from dcnzoo.data.yolo import convert_yolo
 
     with _steps() as step:
         conversion, prefix = convert_yolo(source, step=step, **options)
@@ -132,7 +132,7 @@ def labelme(folder: Path, out: Path, skip_invalid: bool, **options: object) -> N
     \b
     dcnzoo data convert labelme fruits fruits.json --classes date,fig,hazelnut
     """
-    from dcnzoo.datasets.labelme import convert_labelme
+    from dcnzoo.data.labelme import convert_labelme
 
     with _steps() as step:
         conversion, prefix = convert_labelme(folder, step=step, **options)
@@ -160,7 +160,7 @@ def check(
     dcnzoo data check train.json --images images
     dcnzoo data check train.json --images images --fix mended.json
     """
-    from dcnzoo.datasets import check as checking
+    from dcnzoo.data import check as checking
 
     if config is not None:
         if classes is not None:
@@ -192,7 +192,7 @@ def split(file: Path, train: Path, val: Path, share: float, seed: int) -> None:
     \b
     dcnzoo data split fruits.json train.json val.json --share 0.2
     """
-    from dcnzoo.datasets.split import split_coco
+    from dcnzoo.data.split import split_coco
 
     for out, part in zip((train, val), split_coco(file, (train, val), share, seed), strict=True):
         print(f"written: {out}: {len(part['images'])} images, {len(part['annotations'])} objects")
@@ -225,10 +225,10 @@ def config(
     dcnzoo data config train.json val.json fruits.py --images images
     dcnzoo train fruits.py --auto-scale-lr
     """
-    from dcnzoo.engine.cli import user_errors
+    from dcnzoo.utils.errors import user_errors
 
     with user_errors():
-        from dcnzoo.datasets.recipe import write_config
+        from dcnzoo.zoo.config_writer import write_config
 
         base = write_config(train, val, out, images, val_images, model, weights=not no_weights)
     print(f"written: {out}, on the basis of {base}")
@@ -239,7 +239,7 @@ def _steps() -> Iterator[Callable[[int, int], None]]:
     """A bar on a terminal."""
     from rich.console import Console
 
-    from dcnzoo.engine.progress import make_progress
+    from dcnzoo.openmmlab.hooks.progress import make_progress
 
     console = Console(stderr=True)
     with make_progress(console, disable=not console.is_terminal, transient=True) as progress:
@@ -248,7 +248,7 @@ def _steps() -> Iterator[Callable[[int, int], None]]:
 
 
 def _finish(conversion: Conversion, out: Path, prefix: Path, skip_invalid: bool) -> None:
-    from dcnzoo.datasets.conversion import shown
+    from dcnzoo.data.conversion import shown
 
     for line in shown(conversion.problems):
         print(line, file=sys.stderr)
@@ -267,13 +267,11 @@ def _finish(conversion: Conversion, out: Path, prefix: Path, skip_invalid: bool)
 
 
 def _classes_of(config: Path) -> list[str]:
-    from dcnzoo.engine.cli import require_file, user_errors
+    from dcnzoo.utils.errors import user_errors
+    from dcnzoo.utils.files import require_file
 
     require_file(str(config), "--config")
     with user_errors():
-        import dcnzoo.datasets
-        import dcnzoo.models  # noqa: F401  before mmdet, which needs mmcv.ops
-
         # isort: split
         from mmdet.registry import DATASETS
         from mmengine.config import Config
@@ -291,7 +289,7 @@ def _show(report: Report) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from dcnzoo.datasets.check import KINDS
+    from dcnzoo.data.check import KINDS
 
     console = Console(highlight=False, markup=False)
     counts = ", ".join(f"{number} {key}" for key, number in report.counts.items())

@@ -16,7 +16,7 @@ import click
 from packaging.version import Version
 
 from dcnzoo.cli.env import FORKS, MODULES, ORIGINALS, environment, installed, mmcv_extension
-from dcnzoo.errors import one_line
+from dcnzoo.utils.errors import one_line
 
 TESTED = "pip install mmengine==0.10.7 mmcv-lite==2.1.0 mmdet==3.3.0"
 BUILD = "pip install -e . --no-build-isolation --no-deps  # in dcnzoo's repository"
@@ -24,7 +24,7 @@ OLDEST_TORCH = (2, 10)
 OLDEST_NUMPY = (2,)  # with OpenMMLab's packages
 OLDEST_FORKS = {"onedl-mmengine": "0.10.12", "onedl-mmcv": "2.3.6", "onedl-mmdetection": "3.5.1"}
 # what imports, together, all that a training, its report and its downloads do
-TRAINING = ("dcnzoo.models", "dcnzoo.engine.report", "dcnzoo.datasets.recipe", "dcnzoo.zoo", "mmdet.apis")
+TRAINING = ("dcnzoo.models", "dcnzoo.report.write", "dcnzoo.zoo.config_writer", "dcnzoo.zoo", "mmdet.apis")
 DISTRIBUTIONS = {"cv2": "opencv-python-headless", "yaml": "pyyaml", "PIL": "pillow"}  # of modules
 
 
@@ -212,9 +212,11 @@ def _training_problems(found: Found) -> Iterator[tuple[str, str]]:
 
 def mends() -> Iterator[tuple[str, str]]:
     """What ``dcnzoo.models`` mends in OpenMMLab's packages, and why."""
-    module = importlib.import_module("dcnzoo.compat.openmmlab")
+    from dcnzoo.compat import patches
+
+    module = importlib.import_module("dcnzoo.openmmlab.patches")
     for name, function in inspect.getmembers(module, inspect.isfunction):
-        if function.__module__.startswith("dcnzoo.compat") and not name.startswith("_") and name != "apply":
+        if function.__module__.startswith("dcnzoo.compat") and patches.enabled(name):
             yield name, (inspect.getdoc(function) or "").partition("\n")[0]
 
 

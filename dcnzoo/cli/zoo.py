@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dcnzoo.errors import UserError, one_line, printable
+from dcnzoo.utils.errors import UserError, one_line, printable
 
 if TYPE_CHECKING:
     from dcnzoo.zoo import Model

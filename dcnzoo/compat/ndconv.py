@@ -15,6 +15,7 @@ Its layout, as its CUDA kernels read it (the version whose README has these argu
 - ``weight`` ``(O, C / groups, *kernel)``, as ever.
 - Each group of ``c = C / groups`` channels has ``d = offset_field_channels_per_groups`` deformable groups of
   its own; the group's channel ``i`` belongs to deformable group ``⌊i · d / c⌋``. ``d`` need not divide ``c``.
+  Its names in later versions, ``deformable_groups_per_groups`` and ``deformable_groups``, are taken too.
 - A corner outside the map counts as zero: the border rule of :mod:`dcnzoo.ops`.
 
 Differences: under autocast float32 offsets stay float32, where the original rounds them to autocast's type.

@@ -5,7 +5,7 @@
 - :data:`OPERATORS`: the kernels behind ``mmcv.ops``. With a compiled mmcv, only on devices where dcnzoo's are
   proven, which is the CPU; on a GPU mmcv's stay in use unless ``cuda`` is switched on.
 - :data:`LAYERS`: entries of OpenMMLab's registries, by their registered names.
-- :data:`FIXES`: functions of :mod:`dcnzoo.compat.openmmlab`, which fix faults of mmengine and mmdet.
+- :data:`FIXES`: functions of :mod:`dcnzoo.openmmlab.patches`, which fix faults of mmengine and mmdet.
 
 The environment variable ``DCNZOO_PATCHES`` chooses among them, with commas between names:
 
@@ -48,10 +48,10 @@ LAYERS = (
 )
 FIXES = (
     *("inherit_from_packages", "hub_finds_packages", "load_own_checkpoints", "checkpoints_run_nothing"),
+    "weights_by_name",
     *("amp_on_cpu", "distributed_without_cuda", "sync_batch_norm_on_cpu", "offsets_have_their_learning_rate"),
     *("roi_align_without_torchvision", "sync_batch_norm_alone", "ssd_predicts", "cascade_rpn_alone"),
     *("teachers_are_found", "masks_outside_the_image", "configs_take_to_deformable"),
-    "weights_by_name",
 )
 CUDA = "cuda"
 NAMES = (*OPERATORS, *LAYERS, *FIXES, CUDA)

@@ -1,6 +1,6 @@
 """Layers: ``nn.Module``s over the functions of :mod:`dcnzoo.ops`. They need torch only."""
 
-from dcnzoo.layers.deform_aggregation import DCNv3, DCNv4
+from dcnzoo.layers.deform_attn import DCNv3, DCNv4
 from dcnzoo.layers.deform_conv import (
     DeformConv1d,
     DeformConv2d,

@@ -131,13 +131,13 @@ class MultiScaleDeformableAttention(TracksOffsets, nn.Module):
         key_padding_mask = self._either(
             "key_padding_mask", key_padding_mask, "input_padding_mask", input_padding_mask
         )
+        for name, given in (("value", value), ("spatial_shapes", spatial_shapes)):
+            if given is None:
+                self._refuse(name, "a tensor", None, RuntimeError)
         arguments = (query, reference_points, value, spatial_shapes, level_start_index, key_padding_mask)
         leaf = as_leaf(self, *arguments)
         if leaf is not None:
             return leaf
-        for name, given in (("value", value), ("spatial_shapes", spatial_shapes)):
-            if given is None:
-                self._refuse(name, "a tensor", None, RuntimeError)
         self._check(query, reference_points, value, spatial_shapes, key_padding_mask)
         if level_start_index is None:
             areas = spatial_shapes.prod(1)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
 
-from dcnzoo.ops.reference import sampling_points
+from dcnzoo.ops.geometry import sampling_points
 
 
 class _ZeroInit:

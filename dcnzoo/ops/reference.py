@@ -13,6 +13,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from dcnzoo.ops.geometry import aggregation_points, sampling_points
+
 
 def corners(points: Tensor, size: Sequence[int]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """The 2^rank pixels around each point: ``(flat index, weight, valid)``, each ``(B, P)``.
@@ -68,35 +70,6 @@ def spread_multilinear(values: Tensor, points: Tensor, size: Sequence[int]) -> T
         part = part * weight[:, None].to(values.dtype)
         out = out.scatter_add(2, index[:, None].expand(-1, channels, -1), part)
     return out.unflatten(2, tuple(size))
-
-
-def sampling_points(
-    offset: Tensor | None,  # (N, G·K·rank, *out)
-    kernel: Sequence[int],
-    out_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    like: Tensor,
-) -> Tensor:
-    """Where each tap of each output position reads: ``(N or 1, G or 1, K, rank, *out)``, in pixels."""
-    rank = len(kernel)
-    axes = []
-    for axis in range(rank):
-        tap = torch.arange(kernel[axis], device=like.device, dtype=like.dtype) * dilation[axis]
-        out = torch.arange(out_size[axis], device=like.device, dtype=like.dtype) * stride[axis]
-        tap_shape = [1] * (2 * rank)
-        tap_shape[axis] = -1
-        out_shape = [1] * (2 * rank)
-        out_shape[rank + axis] = -1
-        position = tap.view(tap_shape) + out.view(out_shape) - padding[axis]
-        axes.append(position.expand(*kernel, *out_size).reshape(math.prod(kernel), *out_size))
-    grid = torch.stack(axes, dim=1)[None, None]  # (1, 1, K, rank, *out)
-    if offset is None:
-        return grid
-    taps = math.prod(kernel)
-    groups = offset.shape[1] // (taps * rank)
-    return grid + offset.reshape(offset.shape[0], groups, taps, rank, *out_size).to(like.dtype)
 
 
 def deform_conv(
@@ -257,12 +230,14 @@ def sample_clamped(feature: Tensor, y: Tensor, x: Tensor) -> Tensor:
         low = point.detach().floor()
         high = (low + 1).clamp(max=size - 1)
         corners.append([(low.long(), 1 - (point - low)), (high.long(), point - low)])
-    values = sum(
-        feature[:, row, column] * (row_weight * column_weight)
-        for row, row_weight in corners[0]
-        for column, column_weight in corners[1]
-    )
-    return torch.where(inside, values, torch.zeros_like(values))
+    values = feature.new_zeros(feature.shape[0], *inside.shape)
+    for row, row_weight in corners[0]:
+        for column, column_weight in corners[1]:
+            pixels = feature[:, row, column]
+            # nor has what is outside a gradient, be a pixel Inf
+            pixels = torch.where(inside, pixels, torch.zeros_like(pixels))
+            values = values + pixels * (row_weight * column_weight)
+    return values
 
 
 def dcnv3(
@@ -302,34 +277,6 @@ def dcnv3(
     weights = mask.to(accumulate).reshape(batch, *out_size, group, 1, taps).permute(0, 3, 4, 1, 2, 5)
     out = (samples * weights).sum(-1)  # (N, group, group_channels, oH, oW)
     return out.permute(0, 3, 4, 1, 2).flatten(3).contiguous().to(input.dtype)
-
-
-def aggregation_points(
-    out_size: Sequence[int],
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    offset_scale: float,
-    remove_center: bool,
-    like: Tensor,
-) -> Tensor:
-    """Where the taps of :func:`dcnv3` read without offsets: ``(oH, oW, 1, P, 2)``, (x, y), in pixels."""
-
-    def steps(count: int, step: int) -> Tensor:
-        return torch.arange(count, device=like.device, dtype=like.dtype) * step
-
-    middle = [dilation[a] * (kernel_size[a] - 1) // 2 for a in (0, 1)]
-    tap_x, tap_y = torch.meshgrid(
-        *(steps(kernel_size[a], dilation[a]) - middle[a] for a in (1, 0)), indexing="ij"
-    )
-    taps = torch.stack([tap_x, tap_y], dim=-1).flatten(0, 1)  # (P, 2)
-    if remove_center:
-        taps = torch.cat([taps[: len(taps) // 2], taps[len(taps) // 2 + 1 :]])
-    out_y, out_x = torch.meshgrid(
-        *(steps(out_size[a], stride[a]) - padding[a] + middle[a] for a in (0, 1)), indexing="ij"
-    )
-    return torch.stack([out_x, out_y], dim=-1)[:, :, None, None] + taps * offset_scale
 
 
 def dcnv4(

@@ -17,8 +17,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dcnzoo.utils.fetch import ChecksumError, DownloadError, cache_folder, checksum_in_name, verify
 from dcnzoo.zoo.description import Description, describe, is_deformable
-from dcnzoo.zoo.fetch import ChecksumError, DownloadError, cache_folder, checksum_in_name, verify
 from dcnzoo.zoo.index import Model, Result, UnknownModelError, find, models, search
 
 if TYPE_CHECKING:
@@ -50,13 +50,13 @@ def download(name: str, folder: str | os.PathLike | None = None) -> Path:
     Raises:
         UserError: no such model, no weights, a failed download.
     """
-    from dcnzoo.zoo.fetch import fetch
+    from dcnzoo.utils.fetch import fetch
 
     return fetch(find(name).only_weights(), folder)
 
 
 def load(name: str, **options: object) -> nn.Module:
-    """A detector with its published weights: :func:`dcnzoo.zoo.detector.load`."""
-    from dcnzoo.zoo.detector import load  # imports MMDetection
+    """A detector with its published weights: :func:`dcnzoo.zoo.loading.load`."""
+    from dcnzoo.zoo.loading import load  # imports MMDetection
 
     return load(name, **options)

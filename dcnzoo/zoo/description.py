@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from dcnzoo.compat.packages import inherit_from_packages, mim_folder
+from dcnzoo.openmmlab.packages import inherit_from_packages, mim_folder
 from dcnzoo.zoo.index import Model
 
 # Classes that convolve (or pool) deformably, and the argument that says whether, with its default.

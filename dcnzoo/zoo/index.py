@@ -19,8 +19,8 @@ from urllib.parse import unquote, urlsplit
 
 import yaml
 
-from dcnzoo.compat.packages import mim_folder
-from dcnzoo.errors import UserError
+from dcnzoo.openmmlab.packages import mim_folder
+from dcnzoo.utils.errors import UserError
 
 PACKAGES = ("dcnzoo", "mmdet")
 _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C takes a tenth of the time

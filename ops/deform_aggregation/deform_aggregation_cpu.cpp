@@ -95,7 +95,7 @@ void forward(const AggregationShapes& s, const Grid& grid, const Tensor& input, 
   const int64_t tasks = (s.queries + rows - 1) / rows;
   TaskQueue queue(s.batch * tasks);
   queue.run([&] {
-    T* const plan = thread_scratch<T>(kPlanArrays * whole_vectors(s.points));
+    T* const plan = thread_scratch<T>(8 * whole_vectors(s.points));
     for (int64_t task; queue.take(task);) {
       const int64_t begin = task % tasks * rows;
       kernels<T>().forward(p, task / tasks, begin, std::min(begin + rows, s.queries), plan);

@@ -64,42 +64,22 @@ struct Place {
   }
 };
 
-// A query's points of a group, as arrays [point]; index and weight of every corner, `padded` apart.
-template <typename T>
-struct StoredPoints {
-  using Index = typename SampleTable<T>::Index;
-  Index* index;
-  T *weight, *rest;
-  int64_t padded;
-};
-
-// Sums V vectors of channels over a query's points. Rest: the last of them has `rest` lanes.
+// Sums V vectors of channels over a query's points. Rest: the last of them has `rest` lanes. check becomes NaN where
+// a sum is not finite.
 template <typename T, int V, bool Rest>
-DCNZOO_INLINE void sum_points(const StoredPoints<T>& stored, int64_t points, const T* map, int64_t pixel_stride,
-                              int64_t rest, T* output) {
+DCNZOO_INLINE void sum_points(const typename SampleTable<T>::Index* index, const T* weight, int64_t padded,
+                              int64_t points, const T* map, int64_t pixel_stride, int64_t rest, T* output,
+                              Vector<T>& check) {
   constexpr int lanes = kLanes<T>;
   const auto read = [rest](const T* from) { return Rest ? load_some(from, rest) : load(from); };
   Vector<T> sum[2][V] = {};  // two of each, so that additions need not wait for one another
-  const auto* const index = stored.index;
   for (int64_t point = 0; point < points; ++point) {
+    if (index[point] < 0) continue;
     const T* from[kCorners];
     T share[kCorners];
-    if (index[point] < 0) {
-      const InsideCorners<kCorners> inside([&](int c) { return index[c * stored.padded + point]; });
-      for (int i = 0; i < inside.count; ++i) {
-        from[i] = map + inside.index[i] * pixel_stride;
-        share[i] = stored.weight[inside.corner[i] * stored.padded + point];
-      }
-      for (int v = 0; v < V; ++v) {
-        Vector<T> value{};
-        for (int i = 0; i < inside.count; ++i) value += share[i] * read(from[i] + v * lanes);
-        sum[0][v] += value * stored.rest[point];
-      }
-      continue;
-    }
     for (int corner = 0; corner < kCorners; ++corner) {
-      from[corner] = map + int64_t(index[corner * stored.padded + point]) * pixel_stride;
-      share[corner] = stored.weight[corner * stored.padded + point];
+      from[corner] = map + int64_t(index[corner * padded + point]) * pixel_stride;
+      share[corner] = weight[corner * padded + point];
     }
     for (int v = 0; v < V; ++v)
       for (int corner = 0; corner < kCorners; ++corner)
@@ -107,10 +87,48 @@ DCNZOO_INLINE void sum_points(const StoredPoints<T>& stored, int64_t points, con
   }
   for (int v = 0; v < V; ++v) {
     const Vector<T> total = sum[0][v] + sum[1][v];
+    check += total - total;
     if (Rest)
       store_some(output + v * lanes, total, rest);
     else
       store(output + v * lanes, total);
+  }
+}
+
+// A query's output of a group by the plain formula, for where a sum is not finite: corners outside the map are
+// not read, and a factor multiplies what its point reads.
+template <typename T>
+__attribute__((noinline)) void sum_exactly(const DeformAggregationCpu<T>& p, int64_t image, int64_t query,
+                                           int64_t group) {
+  using Index = typename SampleTable<T>::Index;
+  constexpr int64_t lanes = kLanes<T>;
+  const int64_t pixel_stride = p.groups * p.channels;
+  const Place<T> place(p, image, query, group);
+  const T* const map = p.input + image * p.pixels * pixel_stride + group * p.channels;
+  T* const output = p.output + (image * p.queries + query) * pixel_stride + group * p.channels;
+  bool finite = true;
+  for (int64_t c = 0; c < p.channels; ++c) finite &= output[c] - output[c] == T(0);
+  if (finite) return;  // another group of the query has the Inf or NaN: this one keeps its bits
+  for (int64_t c = 0; c < p.channels; ++c) output[c] = 0;
+  for (int64_t first = 0; first < p.points; first += lanes) {
+    const Chunk<T> chunk = plan(p, place.base, p.offset + place.offset, p.weight + place.weight, first);
+    Index index[kCorners][lanes];
+    T weight[kCorners][lanes], rest[lanes];
+    store(rest, chunk.stored.rest);
+    for (int corner = 0; corner < kCorners; ++corner) {
+      store(index[corner], chunk.at.index[corner]);
+      store(weight[corner], chunk.weight(corner));
+    }
+    T valid[kCorners][lanes];
+    for (int corner = 0; corner < kCorners; ++corner) store(valid[corner], chunk.at.valid[corner]);
+    for (int64_t point = 0; point < lanes && first + point < p.points; ++point)
+      for (int64_t c = 0; c < p.channels; ++c) {
+        T value = 0;
+        for (int corner = 0; corner < kCorners; ++corner)
+          if (valid[corner][point] != T(0))
+            value += weight[corner][point] * map[int64_t(index[corner][point]) * pixel_stride + c];
+        output[c] += value * rest[point];
+      }
   }
 }
 
@@ -120,24 +138,32 @@ void forward(const DeformAggregationCpu<T>& p, int64_t image, int64_t begin, int
   constexpr int64_t lanes = kLanes<T>;
   const int64_t padded = round_up(p.points, kMostLanes), pixel_stride = p.groups * p.channels;
   const int64_t full = p.channels / lanes, rest = p.channels % lanes;
-  const StoredPoints<T> stored{reinterpret_cast<Index*>(scratch), scratch + kCorners * padded,
-                               scratch + 2 * kCorners * padded, padded};
-  for (int64_t query = begin; query < end; ++query)
+  T* const weight = scratch;
+  Index* const index = reinterpret_cast<Index*>(scratch + kCorners * padded);
+  for (int64_t query = begin; query < end; ++query) {
+    Vector<T> check{};
     for (int64_t group = 0; group < p.groups; ++group) {
       const Place<T> place(p, image, query, group);
       for (int64_t first = 0; first < p.points; first += lanes) {
         const Chunk<T> chunk = plan(p, place.base, p.offset + place.offset, p.weight + place.weight, first);
+        // A corner outside has the weight zero, and the index of some pixel inside; all four are passed over where
+        // the factor is finite. Inf and NaN there make the sum NaN, if wrongly: it is then computed anew.
+        const Vector<T> zero{};
+        const auto counts = chunk.at.inside | (chunk.factor - chunk.factor != zero);
         for (int corner = 0; corner < kCorners; ++corner) {
-          store(stored.weight + corner * padded + first, chunk.weight(corner));
-          store(stored.index + corner * padded + first, chunk.stored.index[corner]);
+          const Vector<T> share = corner_weight<Vector<T>, 2>(corner, chunk.at.fraction);
+          store(weight + corner * padded + first, chunk.at.valid[corner] * share * chunk.factor);
+          const auto place_of = chunk.at.index[corner];
+          const auto first_place =
+              LanesOf<Vector<T>>::choose(counts, chunk.at.index[0], Vector<Index>{} - 1);
+          store(index + corner * padded + first, corner ? place_of : first_place);
         }
-        store(stored.rest + first, chunk.stored.rest);
       }
       const T* map = p.input + image * p.pixels * pixel_stride + group * p.channels;
       T* output = p.output + (image * p.queries + query) * pixel_stride + group * p.channels;
       const auto sum = [&](auto vectors, auto partial) {
-        sum_points<T, decltype(vectors)::value, decltype(partial)::value>(stored, p.points, map,
-                                                                          pixel_stride, rest, output);
+        sum_points<T, decltype(vectors)::value, decltype(partial)::value>(
+            index, weight, padded, p.points, map, pixel_stride, rest, output, check);
         map += vectors * lanes, output += vectors * lanes;
       };
       using std::false_type, std::integral_constant;
@@ -147,6 +173,9 @@ void forward(const DeformAggregationCpu<T>& p, int64_t image, int64_t begin, int
       if (left & 1) sum(integral_constant<int, 1>{}, false_type{});
       if (rest) sum(integral_constant<int, 1>{}, std::true_type{});
     }
+    if (sum_lanes(check) == T(0)) continue;
+    for (int64_t group = 0; group < p.groups; ++group) sum_exactly(p, image, query, group);
+  }
 }
 
 // Channels, and zeros up to a whole vector.

@@ -12,9 +12,6 @@ namespace dcnzoo {
 // Tables of points and rows of staged channels are padded to whole vectors of any instruction set.
 constexpr int64_t kMostLanes = 16;
 
-// Index and weight of four corners of every point, and what is left of the point's factor.
-constexpr int64_t kPlanArrays = 9;
-
 // Every SamplePoint of a query, as arrays [point], padded to a multiple of kMostLanes.
 template <typename T>
 struct SampleTable {
@@ -42,7 +39,7 @@ struct DeformAggregationCpu : Aggregation {
 
 template <typename T>
 struct DeformAggregationKernels {
-  // Queries [begin, end) of an image, all groups. plan: scratch, kPlanArrays · points (padded) of T.
+  // Queries [begin, end) of an image, all groups. plan: scratch, 8 · points (padded) of T.
   void (*forward)(const DeformAggregationCpu<T>&, int64_t image, int64_t begin, int64_t end, T* plan);
   // All queries of an image, one group: no two write the same memory. scratch: (2 · pixels + 1) · channels
   // (padded to a multiple of kMostLanes) of T.

@@ -85,13 +85,18 @@ def auditing_config(folder, bases=(CONFIG,), **more):
     """The bases with every hook of dcnzoo's, and with notes of who writes."""
     from mmengine.hooks import Hook
 
-    import dcnzoo.engine
+    import dcnzoo.openmmlab.hooks
 
-    known = [getattr(dcnzoo.engine, name) for name in dcnzoo.engine.__all__]
+    known = [getattr(dcnzoo.openmmlab.hooks, name) for name in dcnzoo.openmmlab.hooks.__all__]
     hooks = [cls.__name__ for cls in known if inspect.isclass(cls) and issubclass(cls, Hook)]
     assert {"AtomicCheckpointHook", "ProgressHook"} <= set(hooks)
     default = ("AtomicCheckpointHook", "ProgressHook")  # there already
-    imports = ["dcnzoo.models", "dcnzoo.engine", "dcnzoo.datasets", "tests.distributed.audit"]
+    imports = [
+        "dcnzoo.models",
+        "dcnzoo.openmmlab.hooks",
+        "dcnzoo.openmmlab.datasets",
+        "tests.distributed.audit",
+    ]
     lines = {
         "_base_": [str(ROOT / base) for base in bases],
         "custom_imports": dict(imports=imports, allow_failed_imports=False),

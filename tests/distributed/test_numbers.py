@@ -46,7 +46,7 @@ def test_four_processes(tmp_path):
 
 
 def test_a_class_that_is_not_there(tmp_path):
-    from dcnzoo.engine import FullyShardStrategy
+    from dcnzoo.openmmlab.sharding import FullyShardStrategy
 
     strategy = FullyShardStrategy(shard=["Linear", "Nope"], work_dir=str(tmp_path))
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)

@@ -28,8 +28,8 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from dcnzoo import layers
-from dcnzoo.engine import FullyShardStrategy
-from dcnzoo.models.intern_image import InternImage
+from dcnzoo.openmmlab.models.intern_image import InternImage
+from dcnzoo.openmmlab.sharding import FullyShardStrategy
 
 RANK, PROCESSES = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 IMAGES = 4  # of the joined batch

@@ -9,7 +9,7 @@ from mmengine.config import Config
 from torch import nn
 
 import dcnzoo.models  # noqa: F401  registers
-from dcnzoo.export.verify import predict
+from dcnzoo.openmmlab.export.verify import predict
 
 CLASSES = 5
 WIDTH = 16

@@ -13,11 +13,11 @@ from mmengine.registry import init_default_scope
 from torch import nn
 
 from dcnzoo.export import export_onnx
-from dcnzoo.export.deployed import without_border
-from dcnzoo.export.detectors import FAMILIES, Candidates, deployable, export_detector
 from dcnzoo.export.postprocess import ABSENT, keep_boxes, paste_masks, roi_align_pyramid
 from dcnzoo.export.runtime import Session
-from dcnzoo.export.verify import compare, predict, raw_difference
+from dcnzoo.openmmlab.export.deployed import without_border
+from dcnzoo.openmmlab.export.detectors import FAMILIES, Candidates, deployable, export_detector
+from dcnzoo.openmmlab.export.verify import compare, predict, raw_difference
 
 from .detectors import CONFIGS, WITHOUT_RESNET, build, calibrate, size
 from .test_deform_conv import run

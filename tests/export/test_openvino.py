@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from dcnzoo.export import register_deform_conv2d_onnx_op, register_onnx_ops
-from dcnzoo.export.detectors import export_detector
 from dcnzoo.export.runtime import Session
-from dcnzoo.export.verify import compare, predict
+from dcnzoo.openmmlab.export.detectors import export_detector
+from dcnzoo.openmmlab.export.verify import compare, predict
 from tests.op_cases import deform_conv as cases
 
 from .detectors import build, size

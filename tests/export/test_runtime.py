@@ -174,7 +174,7 @@ def test_the_test_loop_knows_what_the_pipeline_has_padded(monkeypatch):
     """A picture of 100 × 50, resized to 80 × 40 and padded to 80 × 80: boxes are scaled by 80 / 100 alone."""
     from mmdet.structures import DetDataSample
 
-    from dcnzoo.export import deployed
+    from dcnzoo.openmmlab.export import deployed
 
     class Fixed:
         output_names, metadata = ("dets", "labels"), {}

@@ -9,9 +9,7 @@ import pytest
 from mmdet.registry import MODELS
 from mmengine.registry import DefaultScope
 
-import dcnzoo.datasets
-import dcnzoo.models  # noqa: F401  registers
-from dcnzoo.export.detectors import FAMILIES
+from dcnzoo.openmmlab.export.detectors import FAMILIES
 from tests.test_tools import ROOT, run
 
 # without those that the published table has not

@@ -68,7 +68,8 @@ def make(
     generator = torch.Generator().manual_seed(sum(map(ord, name)))
     kernel, steps, pads, dilations = map(pair, (kernel_size, stride, padding, dilation))
     out = [
-        (size[a] + 2 * pads[a] - dilations[a] * (kernel[a] - 1) - 1) // steps[a] + 1 for a in range(len(size))
+        max((size[a] + 2 * pads[a] - dilations[a] * (kernel[a] - 1) - 1) // steps[a] + 1, 0)
+        for a in range(len(size))
     ]
     points = kernel[0] * kernel[1] - remove_center
 

@@ -40,7 +40,9 @@ def packed(sample: Sample) -> Sample:
     """The same sample with dcnv4's one tensor for offset and mask, the padding not zero."""
     input, offset, mask = sample.tensors
     group = sample.kwargs["group"]
-    fields = torch.cat([offset.unflatten(3, (group, -1)), mask.unflatten(3, (group, -1))], dim=4).flatten(3)
+    points = mask.shape[3] // max(group, 1)
+    parts = [offset.unflatten(3, (group, points * 2)), mask.unflatten(3, (group, points))]
+    fields = torch.cat(parts, dim=4).flatten(3)
     padding = -fields.shape[3] % 8
     fields = torch.cat([fields, torch.full((*fields.shape[:3], padding), 7.0, dtype=fields.dtype)], dim=3)
     kwargs = {name: value for name, value in sample.kwargs.items() if name != "im2col_step"}

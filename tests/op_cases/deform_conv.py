@@ -110,7 +110,7 @@ def make(
 
     stride, padding, dilation = per_axis("stride", 1), per_axis("padding", 0), per_axis("dilation", 1)
     out = tuple(
-        (size[a] + 2 * padding[a] - dilation[a] * (kernel[a] - 1) - 1) // stride[a] + 1
+        max((size[a] + 2 * padding[a] - dilation[a] * (kernel[a] - 1) - 1) // stride[a] + 1, 0)
         for a in range(len(kernel))
     )
     input, weight = (batch, channels, *size), (out_channels, channels // kwargs.get("groups", 1), *kernel)

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dcnzoo.compat.packages import mim_folder
-from dcnzoo.zoo import fetch as fetching
+from dcnzoo.openmmlab.packages import mim_folder
+from dcnzoo.utils import fetch as fetching
 from dcnzoo.zoo import index
 
 

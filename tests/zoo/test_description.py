@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
-from dcnzoo.compat.packages import mim_folder
+from dcnzoo.openmmlab.packages import mim_folder
 from dcnzoo.zoo import description, index
 
 MMDET = mim_folder("mmdet") / "configs"

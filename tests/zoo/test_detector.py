@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dcnzoo import zoo
-from dcnzoo.errors import UserError
+from dcnzoo.utils.errors import UserError
 
 from .conftest import entry
 from .server import Served, serving
@@ -36,7 +36,7 @@ def published(package, tmp_path, monkeypatch):
     from mmdet.registry import MODELS
     from mmengine.registry import DefaultScope
 
-    from dcnzoo.zoo.detector import read_config
+    from dcnzoo.openmmlab.detector import read_config
 
     torch.manual_seed(0)
     with DefaultScope.overwrite_default_scope("mmdet"):
@@ -74,7 +74,7 @@ def test_load_detects(published):
 
 
 def test_what_was_renamed_is_said(published, monkeypatch):
-    from dcnzoo.zoo import detector
+    from dcnzoo.openmmlab import detector
 
     said = []
     monkeypatch.setattr(detector, "print_log", lambda text, **_: said.append(text))
@@ -104,11 +104,11 @@ def test_mistakes(published, tmp_path, monkeypatch):
 
 
 def test_teacher_of_a_config_of_mmdetections():
-    """Found when the model is built, like anyone's (dcnzoo.compat.openmmlab); the student's weights load."""
+    """Found when the model is built, like anyone's (dcnzoo.openmmlab.patches); the student's weights load."""
     from mmdet.registry import MODELS
     from mmengine.registry import DefaultScope
 
-    from dcnzoo.zoo.detector import read_config
+    from dcnzoo.openmmlab.detector import read_config
 
     cfg = read_config(zoo.find("ld_r101-gflv1-r101-dcn_fpn_2x_coco"))
     assert cfg.custom_imports["imports"] == ["dcnzoo.models"]

@@ -12,8 +12,8 @@ import pytest
 import requests
 from rich.console import Console
 
-from dcnzoo.zoo import fetch as module
-from dcnzoo.zoo.fetch import ChecksumError, DownloadError, cache_folder, checksum_in_name, fetch, verify
+from dcnzoo.utils import fetch as module
+from dcnzoo.utils.fetch import ChecksumError, DownloadError, cache_folder, checksum_in_name, fetch, verify
 
 from .server import Served, serving
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dcnzoo.compat.packages import mim_folder
-from dcnzoo.errors import UserError
+from dcnzoo.openmmlab.packages import mim_folder
+from dcnzoo.utils.errors import UserError
 from dcnzoo.zoo import index
 
 from .conftest import entry

@@ -20,7 +20,7 @@ from mmengine.config import Config, DictAction
 from mmengine.logging import HistoryBuffer
 from mmengine.registry import DefaultScope
 
-from dcnzoo.zoo.weights import CheckpointError, convert, load_state, load_weights, read_checkpoint
+from dcnzoo.openmmlab.weights import CheckpointError, convert, load_state, load_weights, read_checkpoint
 
 DEMO = Path(__file__).parents[2] / "configs/demo/mask-rcnn_r14-mdconv_fpn_8e_shapes.py"
 

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from dcnzoo.errors import UserError, command
-from dcnzoo.visualization.history import read_entries
-from dcnzoo.visualization.plots import COLOURS, plot_offset_statistics
+from dcnzoo.report.history import read_entries
+from dcnzoo.report.plots import COLOURS, plot_offset_statistics
+from dcnzoo.utils.errors import UserError, command
 
 
 def parse_args() -> argparse.Namespace:
@@ -101,7 +101,7 @@ def plot_offsets(args: argparse.Namespace) -> None:
             f"{file}: expected a file, found none; it is written with "
             "--cfg-options default_hooks.offsets.type=OffsetStatisticsHook"
         )
-    from dcnzoo.engine.offset_statistics import read_statistics
+    from dcnzoo.openmmlab.hooks.offset_statistics import read_statistics
 
     rows = list(read_statistics(file))
     if not rows:

@@ -12,16 +12,18 @@ from collections.abc import Callable
 
 import torch
 
-from dcnzoo.engine.cli import UserError, add_cfg_options, add_config, command, require_file, user_errors
-from dcnzoo.engine.records import machine
+from dcnzoo.cli._arguments import add_cfg_options, add_config
+from dcnzoo.utils.errors import UserError, command, user_errors
+from dcnzoo.utils.files import require_file
+from dcnzoo.utils.jsonl import machine
 
-# after dcnzoo.engine, which silences a warning of mmengine's import
+# after dcnzoo.openmmlab.hooks, which silences a warning of mmengine's import
 # isort: split
 from mmcv.cnn import fuse_conv_bn
 from mmengine.config import Config
 from mmengine.device import get_device
 
-from dcnzoo.engine.probe import build_model, random_batch, test_batches
+from dcnzoo.openmmlab.model_builder import build_model, random_batch, test_batches
 
 
 def parse_args() -> argparse.Namespace:

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import dcnzoo.models  # noqa: F401  before mmdet, which needs mmcv.ops
-from dcnzoo.engine.progress import make_progress
 from dcnzoo.layers import DCNv3, DCNv4
+from dcnzoo.openmmlab.hooks.progress import make_progress
 
 # isort: split
 import mmcv.ops

@@ -12,16 +12,18 @@ from statistics import mean
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dcnzoo.engine.cli import UserError, add_cfg_options, add_config, command, require_file, user_errors
+from dcnzoo.cli._arguments import add_cfg_options, add_config
+from dcnzoo.utils.errors import UserError, command, user_errors
+from dcnzoo.utils.files import require_file
 
-# after dcnzoo.engine, which silences a warning of mmengine's import
+# after dcnzoo.openmmlab.hooks, which silences a warning of mmengine's import
 # isort: split
 from mmengine.config import Config
 
-import dcnzoo.engine.flops  # noqa: F401  deformable convolution is counted
-from dcnzoo.engine.probe import build_model, random_batch, test_batches
-from dcnzoo.errors import one_line
+import dcnzoo.ops.flops  # noqa: F401  deformable convolution is counted
 from dcnzoo.export.picture import Preprocessing
+from dcnzoo.openmmlab.model_builder import build_model, random_batch, test_batches
+from dcnzoo.utils.errors import one_line
 
 # isort: split
 from mmdet.utils import get_test_pipeline_cfg  # after dcnzoo.models

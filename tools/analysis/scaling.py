@@ -17,8 +17,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from dcnzoo.engine.cli import UserError, add_cfg_options, command, require_file, user_errors
-from dcnzoo.engine.probe import build_model
+from dcnzoo.cli._arguments import add_cfg_options
+from dcnzoo.openmmlab.model_builder import build_model
+from dcnzoo.utils.errors import UserError, command, user_errors
+from dcnzoo.utils.files import require_file
 
 # isort: split
 from mmengine.config import Config

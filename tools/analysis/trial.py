@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 import dcnzoo.models  # noqa: F401  before mmdet, which needs mmcv.ops
-from dcnzoo.compat.packages import mim_folder
+from dcnzoo.openmmlab.packages import mim_folder
 
 # isort: split
 from mmdet.registry import MODELS

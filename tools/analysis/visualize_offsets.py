@@ -17,17 +17,18 @@ import io
 from pathlib import Path
 
 import dcnzoo
-from dcnzoo.engine.cli import UserError, command, user_errors
+from dcnzoo.utils.errors import UserError, command, user_errors
 
-# after dcnzoo.engine, which silences a warning of mmengine's import
+# after dcnzoo.openmmlab.hooks, which silences a warning of mmengine's import
 # isort: split
 from rich.console import Console
 from rich.table import Table
 
-from dcnzoo.engine import AtomicLocalBackend
-from dcnzoo.engine.inference import add_model_arguments, load_model, require_images
-from dcnzoo.visualization.explain import Box, Explanation, plot_explanation
-from dcnzoo.visualization.explain_page import render_explanation
+from dcnzoo.cli._arguments import add_model_arguments, load_model
+from dcnzoo.cli._images import require_images
+from dcnzoo.report.explain import Box, Explanation, plot_explanation
+from dcnzoo.report.explain_page import render_explanation
+from dcnzoo.utils.files import write_bytes, write_text
 
 
 def parse_args() -> argparse.Namespace:
@@ -70,18 +71,18 @@ def main() -> None:
     require_images([args.image])
     box = args.box or (args.at and [*args.at, *args.at])
     detector = load_model(args)
-    from dcnzoo.visualization.detector import explain
+    from dcnzoo.report.detector import explain
 
     with user_errors():
         explanation = explain(detector, args.image, Box(*box) if box else None, args.layer)
     title = f"{Path(args.image).name}: where {Path(args.model).stem} samples"
     if args.out.suffix == ".html":
         page = render_explanation(explanation, title, f"dcnzoo {dcnzoo.__version__}")
-        AtomicLocalBackend().put_text(page, args.out)
+        write_text(args.out, page)
     else:
         buffer = io.BytesIO()
         plot_explanation(explanation).savefig(buffer, format="png", dpi=150)
-        AtomicLocalBackend().put(buffer.getvalue(), args.out)
+        write_bytes(args.out, buffer.getvalue())
     show(explanation)
     print(f"written: {args.out}")
 

@@ -41,7 +41,7 @@ def measure(
 
 def _training(config: str, folder: Path) -> Callable[[], None]:
     """A function that does the next iteration of a training."""
-    import dcnzoo.engine  # noqa: F401  silences a warning of mmengine's import
+    import dcnzoo.openmmlab.hooks  # noqa: F401  silences a warning of mmengine's import
 
     # isort: split
     from mmengine.config import Config

@@ -32,13 +32,13 @@ from mmengine.registry import init_default_scope
 from rich.console import Console
 from torch import Tensor, nn
 
-from dcnzoo.engine.progress import make_progress
-from dcnzoo.errors import command
 from dcnzoo.export import register_onnx_ops
-from dcnzoo.export.detectors import export_detector
 from dcnzoo.export.exporters import DEFAULT_OPSET
-from dcnzoo.export.verify import compare, predict
 from dcnzoo.layers import PackedDeformConv2d
+from dcnzoo.openmmlab.export.detectors import export_detector
+from dcnzoo.openmmlab.export.verify import compare, predict
+from dcnzoo.openmmlab.hooks.progress import make_progress
+from dcnzoo.utils.errors import command
 
 ROOT = Path(__file__).resolve().parents[2]
 GRAPHS = {

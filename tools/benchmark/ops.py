@@ -34,7 +34,7 @@ from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 from rivals import RIVALS, probe
 
-from dcnzoo.errors import command
+from dcnzoo.utils.errors import command
 
 ROOT = Path(__file__).resolve().parents[2]
 DTYPES = ("float32", "float64", "bfloat16", "float16")

@@ -20,7 +20,7 @@ from results import MIB, Goal, Results, Setting
 from rich.console import Console
 from rich.table import Table
 
-# Okabe-Ito, as in dcnzoo.visualization
+# Okabe-Ito, as in dcnzoo.report
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 DASH = "–"
 

@@ -1,7 +1,7 @@
 """LabelMe's JSON files to COCO's format: ``dcnzoo data convert labelme``."""
 
 from dcnzoo.cli.data import labelme
-from dcnzoo.errors import command
+from dcnzoo.utils.errors import command
 
 main = command(labelme)
 

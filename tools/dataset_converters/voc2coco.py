@@ -1,7 +1,7 @@
 """Pascal VOC's XML files to COCO's format: ``dcnzoo data convert voc``."""
 
 from dcnzoo.cli.data import voc
-from dcnzoo.errors import command
+from dcnzoo.utils.errors import command
 
 main = command(voc)
 

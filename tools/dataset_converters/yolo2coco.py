@@ -1,7 +1,7 @@
 """YOLO's text files to COCO's format: ``dcnzoo data convert yolo``."""
 
 from dcnzoo.cli.data import yolo
-from dcnzoo.errors import command
+from dcnzoo.utils.errors import command
 
 main = command(yolo)
 

@@ -15,19 +15,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from dcnzoo.engine.cli import (
-    UserError,
-    add_allow_partial,
-    add_cfg_options,
-    add_config,
-    command,
-    read_config_file,
-    require_file,
-    user_errors,
-)
-from dcnzoo.errors import one_line
+from dcnzoo.cli._arguments import add_allow_partial, add_cfg_options, add_config
+from dcnzoo.openmmlab.runner import read_config_file
+from dcnzoo.utils.errors import UserError, command, one_line, user_errors
+from dcnzoo.utils.files import require_file
 
-# after dcnzoo.engine, which silences a warning of mmengine's import
+# after dcnzoo.openmmlab.hooks, which silences a warning of mmengine's import
 # isort: split
 import cv2
 import numpy as np
@@ -114,7 +107,7 @@ def parse_args() -> argparse.Namespace:
 
 def load_detector(args: argparse.Namespace) -> tuple[Config, nn.Module]:
     """The config and the detector, which knows its classes as ``detector.classes``."""
-    from dcnzoo.zoo.detector import build
+    from dcnzoo.openmmlab.detector import build
 
     cfg = read_config_file(args.config)
     cfg.merge_from_dict(args.cfg_options)
@@ -164,7 +157,7 @@ def preprocessing(cfg: Config, detector: nn.Module, args: argparse.Namespace) ->
 def load_picture(path: str | None, found: Preprocessing | None, args: argparse.Namespace) -> np.ndarray:
     """[H, W, 3], uint8, BGR: a file, or without one the demo's shapes in the size of the test pipeline."""
     if path is None:
-        from dcnzoo.datasets.shapes import ShapesSpec, draw_image
+        from dcnzoo.data.shapes import ShapesSpec, draw_image
 
         width, height = (found and found.scale) or (args.shape or (640, 640))[::-1]
         side = max(128, min(height, width))
@@ -215,8 +208,8 @@ def export(
     """Writes the output file, only when all that is asked for is done."""
     import onnx
 
-    from dcnzoo.export.detectors import export_detector
     from dcnzoo.export.exporters import save
+    from dcnzoo.openmmlab.export.detectors import export_detector
 
     with TemporaryDirectory() as folder:
         path = f"{folder}/model.onnx" if args.simplify else args.output_file
@@ -262,7 +255,7 @@ def build_engine(args: argparse.Namespace, images: Tensor) -> str:
 def verify(args: argparse.Namespace, found: Preprocessing | None, detector: nn.Module) -> str:
     """Raises UserError where PyTorch and the graph differ; else says how well they agree."""
     from dcnzoo.export.runtime import Session
-    from dcnzoo.export.verify import Agreement, compare, predict, raw_difference
+    from dcnzoo.openmmlab.export.verify import Agreement, compare, predict, raw_difference
 
     path = args.test_img or args.input_img
     with user_errors():
@@ -307,7 +300,7 @@ def verify(args: argparse.Namespace, found: Preprocessing | None, detector: nn.M
 def draw(
     args: argparse.Namespace, classes: tuple[str, ...], picture: np.ndarray, expected, outputs: dict
 ) -> None:
-    from dcnzoo.visualization import Instances, plot_detections
+    from dcnzoo.report import Instances, plot_detections
 
     there = outputs["labels"][0] >= 0
     height, width = picture.shape[:2]

@@ -33,12 +33,11 @@ from pycocotools.cocoeval import COCOeval
 from rich.console import Console
 from small_detectors import FAMILIES, MMDET, ROOT, small
 
-import dcnzoo.datasets
-import dcnzoo.export.deployed  # noqa: F401  registers DeployedDetector
-from dcnzoo.engine.cli import UserError, command, user_errors
-from dcnzoo.engine.progress import make_progress
-from dcnzoo.errors import one_line
-from dcnzoo.zoo.detector import build
+import dcnzoo.openmmlab.datasets
+import dcnzoo.openmmlab.export.deployed  # noqa: F401  registers DeployedDetector
+from dcnzoo.openmmlab.detector import build
+from dcnzoo.openmmlab.hooks.progress import make_progress
+from dcnzoo.utils.errors import UserError, command, one_line, user_errors
 
 BACKENDS = {"onnxruntime": "auto", "openvino": "gathernd"}  # what deformable convolution becomes
 LIMITS = {"bbox": 0.1, "segm": 0.3}  # AP points that may be lost
@@ -172,7 +171,7 @@ class Row:
         runner.train()
 
     def _export(self, path: Path, deform_conv: str) -> None:
-        from dcnzoo.export.detectors import export_detector
+        from dcnzoo.openmmlab.export.detectors import export_detector
 
         detector, _ = build(copy.deepcopy(self.cfg), self.weights)  # building changes DETR's config
         size = (800, 1216) if self.coco else (128, 128)

@@ -3,17 +3,12 @@
 import argparse
 from pathlib import Path
 
-from dcnzoo.engine.cli import (
-    UserError,
-    build_runner,
-    command,
-    load_config,
-    make_parser,
-    require_file,
-    user_errors,
-)
+from dcnzoo.cli._arguments import make_parser
+from dcnzoo.openmmlab.runner import build_runner, load_config
+from dcnzoo.utils.errors import UserError, command, user_errors
+from dcnzoo.utils.files import require_file
 
-# after dcnzoo.engine, which silences a warning of mmengine's import
+# after dcnzoo.openmmlab.hooks, which silences a warning of mmengine's import
 # isort: split
 from mmengine.config import Config, DictAction
 
@@ -47,7 +42,7 @@ def parse_args() -> argparse.Namespace:
 
 def use_exported(cfg: Config, args: argparse.Namespace) -> None:
     """Puts the ONNX file in the model's place, and sets the evaluator up."""
-    import dcnzoo.export.deployed  # noqa: F401  registers DeployedDetector
+    import dcnzoo.openmmlab.export.deployed  # noqa: F401  registers DeployedDetector
 
     cfg.load_from, cfg.resume = None, False
     cfg.model = dict(

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import torch
 
-from dcnzoo.engine.checkpoint import AtomicLocalBackend, seal
-from dcnzoo.engine.cli import UserError, command, require_file
-from dcnzoo.zoo.weights import load_file
+from dcnzoo.openmmlab.hooks.checkpoint import seal
+from dcnzoo.openmmlab.weights import load_file
+from dcnzoo.utils.errors import UserError, command
+from dcnzoo.utils.files import require_file, write_bytes
 
 DIGITS = 8
 
@@ -49,7 +50,7 @@ def main() -> None:
     digits = hashlib.sha256(content).hexdigest()[:DIGITS]
     out = Path(args.out_file)
     out = out.with_name(f"{out.name.removesuffix('.pth')}-{digits}.pth")
-    AtomicLocalBackend().put(content, out)
+    write_bytes(out, content)
     print(f"left out: {', '.join(removed) or 'nothing'}")
     print(out)
 

@@ -1,4 +1,4 @@
-# The generated shapes, 128 px, 640 + 256 images: dcnzoo/datasets/shapes.py
+# The generated shapes, 128 px, 640 + 256 images: dcnzoo/data/shapes.py
 dataset_type = 'ShapesDataset'
 data_root = 'data/demo/'
 shapes = dict(train=640, val=256, seed=0)

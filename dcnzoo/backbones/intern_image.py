@@ -1,0 +1,363 @@
+"""InternImage and FlashInternImage: backbones whose every block aggregates deformably.
+
+One network, two operators: DCNv3 in InternImage (Wang et al. 2023), DCNv4 in FlashInternImage (Xiong et al.
+2024). Parameter names are those of the official releases, whose checkpoints load as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from dcnzoo.layers import DCNv3, DCNv4
+from dcnzoo.layers.channels_last import build_activation, build_norm
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: in training, zero a sample's whole branch with this probability."""
+
+    def __init__(self, drop_prob: float) -> None:
+        super().__init__()
+        self.drop_prob = drop_prob
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        keep = 1 - self.drop_prob
+        shape = (x.shape[0], *[1] * (x.dim() - 1))
+        return x / keep * torch.rand(shape, dtype=x.dtype, device=x.device).add_(keep).floor_()
+
+
+class Stem(nn.Module):
+    """Two convolutions of stride 2: ``(N, 3, H, W)`` to ``(N, H/4, W/4, channels)``."""
+
+    def __init__(self, channels: int, act_layer: str, norm_layer: str) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, channels // 2, 3, stride=2, padding=1)
+        self.norm1 = build_norm(norm_layer, channels // 2, first_in=True, first_out=True)
+        self.act = build_activation(act_layer)
+        self.conv2 = nn.Conv2d(channels // 2, channels, 3, stride=2, padding=1)
+        self.norm2 = build_norm(norm_layer, channels, first_in=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm2(self.conv2(self.act(self.norm1(self.conv1(x)))))
+
+
+class Downsample(nn.Module):
+    """Half the size, twice the channels; channels last."""
+
+    def __init__(self, channels: int, norm_layer: str) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, 2 * channels, 3, stride=2, padding=1, bias=False)
+        self.norm = build_norm(norm_layer, 2 * channels, first_in=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x.permute(0, 3, 1, 2)))
+
+
+class MLP(nn.Module):
+    def __init__(self, channels: int, hidden: int, act_layer: str, drop: float, bias: bool) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(channels, hidden)
+        self.act = build_activation(act_layer)
+        self.fc2 = nn.Linear(hidden, channels, bias=bias)
+        self.drop = nn.Dropout(drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
+
+
+class Block(nn.Module):
+    """``x + dcn(x)``, then ``x + mlp(x)``, with norms before, after (``post_norm``) or both
+    (``res_post_norm``), and a learnt factor per channel (``layer_scale``).
+    """
+
+    def __init__(
+        self,
+        dcn: nn.Module,
+        channels: int,
+        mlp: nn.Module,
+        drop_path: float,
+        post_norm: bool,
+        res_post_norm: bool,
+        layer_scale: float | None,
+        with_cp: bool,
+    ) -> None:
+        super().__init__()
+        self.norm1 = build_norm("LN", channels)
+        self.dcn = dcn
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+        self.norm2 = build_norm("LN", channels)
+        self.mlp = mlp
+        if layer_scale is not None:
+            self.gamma1 = nn.Parameter(torch.full((channels,), float(layer_scale)))
+            self.gamma2 = nn.Parameter(torch.full((channels,), float(layer_scale)))
+        if res_post_norm:
+            self.res_post_norm1 = build_norm("LN", channels)
+            self.res_post_norm2 = build_norm("LN", channels)
+        self.post_norm = post_norm
+        self.res_post_norm = res_post_norm
+        self.layer_scale = layer_scale is not None
+        self.with_cp = with_cp
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.with_cp and torch.is_grad_enabled():
+            return checkpoint(self._forward, x, use_reentrant=False)
+        return self._forward(x)
+
+    def _forward(self, x: Tensor) -> Tensor:
+        for branch, number in ((self.dcn, 1), (self.mlp, 2)):
+            norm = getattr(self, f"norm{number}")
+            y = norm(branch(x)) if self.post_norm else branch(norm(x))
+            if self.res_post_norm:
+                y = getattr(self, f"res_post_norm{number}")(y)
+            if self.layer_scale:
+                y = getattr(self, f"gamma{number}") * y
+            x = x + self.drop_path(y)
+        return x
+
+
+class Level(nn.Module):
+    """The blocks of one size, the norm behind them, and what leads to the next size."""
+
+    def __init__(
+        self,
+        blocks: Sequence[nn.Module],
+        channels: int,
+        norm: bool,
+        post_norm_block_ids: Sequence[int],
+        downsample: nn.Module | None,
+    ) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        if norm:
+            self.norm = build_norm("LN", channels)
+        self.with_norm = norm
+        self.post_norm_block_ids = list(post_norm_block_ids)
+        if post_norm_block_ids:
+            self.post_norms = nn.ModuleList(build_norm("LN", channels) for _ in post_norm_block_ids)
+        self.downsample = downsample
+
+    def forward(self, x: Tensor) -> Tensor:
+        for i, block in enumerate(self.blocks):
+            x = block(x)
+            if i in self.post_norm_block_ids:
+                x = self.post_norms[self.post_norm_block_ids.index(i)](x)
+        return self.norm(x) if self.with_norm else x
+
+
+class InternImage(nn.Module):
+    """The backbone of InternImage, on DCNv3.
+
+    ============  ========  ===============  ==================  ============  =========
+    \\             channels  depths           groups              offset_scale  post_norm
+    ============  ========  ===============  ==================  ============  =========
+    T             64        4, 4, 18, 4      4, 8, 16, 32        1             no
+    S             80        4, 4, 21, 4      5, 10, 20, 40       1             yes
+    B             112       4, 4, 21, 4      7, 14, 28, 56       1             yes
+    L             160       5, 5, 22, 5      10, 20, 40, 80      2             yes
+    XL            192       5, 5, 24, 5      12, 24, 48, 96      2             yes
+    ============  ========  ===============  ==================  ============  =========
+
+    all with ``layer_scale=1``.
+
+    Args:
+        core_op: ``'DCNv3'``; there for the official configs, which name it.
+        channels: of the first level; each further one has twice as many.
+        depths, groups: blocks, and groups of their operator, of each level.
+        mlp_ratio: hidden channels of the MLP, in units of the level's.
+        drop_rate: of dropout, behind the stem and in the MLPs.
+        drop_path_rate: of stochastic depth, growing from zero to this from the first to the last block,
+            or the same everywhere with ``drop_path_type='uniform'``.
+        act_layer, norm_layer: as of :class:`dcnzoo.layers.DCNv3`, in the stem and between levels too.
+        layer_scale: the first value of a factor per channel and branch; None is none.
+        offset_scale: of the operator.
+        post_norm: norms behind the branches instead of before them.
+        with_cp: recompute each block's activations in the backward pass: less memory, more time.
+        dw_kernel_size, center_feature_scale: of the operator, for InternImage-H and -G, as
+        res_post_norm: norms before **and** behind the branches, and
+        level2_post_norm, level2_post_norm_block_ids: norms behind these blocks of the third level.
+        out_indices: levels whose maps are put out.
+        frozen_stages: -1: train everything; 0: freeze the stem; n: the first n levels as well.
+
+    Returns:
+        a tuple of maps ``(N, channels · 2^i, H / 2^(i+2), W / 2^(i+2))``.
+
+    Raises:
+        ValueError: arguments that do not fit together.
+    """
+
+    operator: ClassVar[type[nn.Module]] = DCNv3
+
+    def __init__(
+        self,
+        core_op: str | None = None,
+        channels: int = 64,
+        depths: Sequence[int] = (4, 4, 18, 4),
+        groups: Sequence[int] = (4, 8, 16, 32),
+        mlp_ratio: float = 4.0,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.2,
+        drop_path_type: str = "linear",
+        act_layer: str = "GELU",
+        norm_layer: str = "LN",
+        layer_scale: float | None = None,
+        offset_scale: float = 1.0,
+        post_norm: bool = False,
+        with_cp: bool = False,
+        dw_kernel_size: int | None = None,
+        level2_post_norm: bool = False,
+        level2_post_norm_block_ids: Sequence[int] | None = None,
+        res_post_norm: bool = False,
+        center_feature_scale: bool = False,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        frozen_stages: int = -1,
+    ) -> None:
+        super().__init__()
+        levels = len(depths)
+        if core_op not in (None, self.operator.__name__):
+            self._refuse("core_op", repr(self.operator.__name__), repr(core_op))
+        if len(groups) != levels:
+            self._refuse("groups", f"{levels}, one for each of the depths", tuple(groups))
+        if not out_indices or not all(0 <= i < levels for i in out_indices):
+            self._refuse("out_indices", f"numbers from 0 to {levels - 1}", tuple(out_indices))
+        if not -1 <= frozen_stages <= levels:
+            self._refuse("frozen_stages", f"-1 to {levels}", frozen_stages)
+        if min(depths, default=0) < 1:
+            self._refuse("depths", "at least 1 block on each level", tuple(depths))
+        if not 0 <= drop_path_rate < 1:
+            self._refuse("drop_path_rate", "at least 0 and below 1", drop_path_rate)
+        if drop_path_type not in ("linear", "uniform"):
+            self._refuse("drop_path_type", "'linear' or 'uniform'", repr(drop_path_type))
+        if res_post_norm and (post_norm or layer_scale is not None):
+            self._refuse("res_post_norm", "neither post_norm nor layer_scale beside it", res_post_norm)
+        extra_norms = list(level2_post_norm_block_ids or ())
+        if extra_norms and not level2_post_norm:
+            self._refuse("level2_post_norm_block_ids", "none without level2_post_norm", extra_norms)
+        if extra_norms and (levels < 3 or not all(0 <= i < depths[2] for i in extra_norms)):
+            blocks = depths[2] if levels > 2 else 0
+            self._refuse("level2_post_norm_block_ids", f"some of the {blocks} blocks of level 2", extra_norms)
+        self.depths = tuple(depths)
+        self.out_indices = tuple(out_indices)
+        self.frozen_stages = frozen_stages
+        self.patch_embed = Stem(channels, act_layer, norm_layer)
+        self.pos_drop = nn.Dropout(drop_rate)
+
+        blocks = sum(depths)
+        first = 0.0 if drop_path_type == "linear" else drop_path_rate
+        drop_paths = iter(torch.linspace(first, drop_path_rate, blocks, device="cpu").tolist())
+        self.levels = nn.ModuleList()
+        for i, (depth, group) in enumerate(zip(depths, groups, strict=True)):
+            width = channels * 2**i
+            stack = [
+                Block(
+                    self._operator(
+                        channels=width,
+                        group=group,
+                        offset_scale=offset_scale,
+                        dw_kernel_size=dw_kernel_size,
+                        center_feature_scale=center_feature_scale,
+                        act_layer=act_layer,
+                        norm_layer=norm_layer,
+                    ),
+                    width,
+                    self._mlp(width, int(width * mlp_ratio), act_layer, drop_rate),
+                    next(drop_paths),
+                    post_norm,
+                    res_post_norm,
+                    layer_scale,
+                    with_cp,
+                )
+                for _ in range(depth)
+            ]
+            self.levels.append(
+                Level(
+                    stack,
+                    width,
+                    norm=not post_norm or center_feature_scale,
+                    post_norm_block_ids=extra_norms if i == 2 else (),
+                    downsample=Downsample(width, norm_layer) if i < levels - 1 else None,
+                )
+            )
+        self._reset_parameters()
+        self._freeze()
+
+    def _refuse(self, argument: str, expected: str, given: object) -> None:
+        raise ValueError(f"{type(self).__name__}: {argument}: expected {expected}, got {given}")
+
+    def _operator(self, **arguments: object) -> nn.Module:
+        return DCNv3(**arguments)
+
+    def _mlp(self, channels: int, hidden: int, act_layer: str, drop: float) -> nn.Module:
+        return MLP(channels, hidden, act_layer, drop, bias=True)
+
+    def _reset_parameters(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for module in self.modules():
+            if isinstance(module, self.operator):
+                module.reset_parameters()
+
+    def _freeze(self) -> None:
+        if self.frozen_stages < 0:
+            return
+        for module in (self.patch_embed, *self.levels[: self.frozen_stages]):
+            module.eval()
+            module.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> InternImage:
+        super().train(mode)
+        self._freeze()
+        return self
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        if x.dim() != 4 or x.shape[1] != 3:
+            raise RuntimeError(f"{type(self).__name__}: x: expected (N, 3, H, W), got {tuple(x.shape)}")
+        x = self.pos_drop(self.patch_embed(x))
+        outputs = []
+        for i, level in enumerate(self.levels):
+            x = level(x)
+            if i in self.out_indices:
+                outputs.append(x.permute(0, 3, 1, 2).contiguous())
+            if level.downsample is not None:
+                x = level.downsample(x)
+        return tuple(outputs)
+
+
+class FlashInternImage(InternImage):
+    """The backbone of FlashInternImage, on DCNv4.
+
+    Sizes T, S, B and L are those of :class:`InternImage`. All but T have ``dw_kernel_size=3``;
+    ``offset_scale`` is 1, 1, 0.5, 2; L has ``dcn_output_bias=True`` and ``mlp_fc2_bias=True``.
+
+    Args:
+        mlp_fc2_bias, dcn_output_bias: whether the last layers of MLP and operator have a bias.
+        **options: those of :class:`InternImage`; ``core_op`` is ``'DCNv4'``, ``offset_scale`` 0.5 by default.
+    """
+
+    operator = DCNv4
+
+    def __init__(
+        self,
+        core_op: str | None = None,
+        offset_scale: float = 0.5,
+        mlp_fc2_bias: bool = False,
+        dcn_output_bias: bool = False,
+        **options: object,
+    ) -> None:
+        self.mlp_fc2_bias = mlp_fc2_bias
+        self.dcn_output_bias = dcn_output_bias
+        super().__init__(core_op, offset_scale=offset_scale, **options)
+
+    def _operator(self, act_layer: str, norm_layer: str, **arguments: object) -> nn.Module:
+        return DCNv4(**arguments, output_bias=self.dcn_output_bias)
+
+    def _mlp(self, channels: int, hidden: int, act_layer: str, drop: float) -> nn.Module:
+        return MLP(channels, hidden, act_layer, drop, bias=self.mlp_fc2_bias)

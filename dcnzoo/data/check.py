@@ -1,0 +1,639 @@
+"""What is wrong with a COCO file, all of it, and a file without it."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from dcnzoo.data.conversion import (
+    FAR,
+    TOLERANCE,
+    Refused,
+    Step,
+    clip_box,
+    clip_polygon,
+    flattened,
+    image_size,
+    is_number,
+    polygon_area,
+    read_json,
+    short,
+    write_json,
+)
+from dcnzoo.utils.errors import UserError
+
+# what each kind of problem is called in the report, and what `fix` does about it
+KINDS = {
+    "file": ("no COCO file", None),
+    "empty": ("nothing in it", None),
+    "image-entry": ("image without id, name or size", "dropped"),
+    "category-entry": ("category without id or name", None),
+    "annotation-entry": ("annotation without image or category", "dropped"),
+    "duplicate-image-id": ("id of several images", None),
+    "duplicate-category-id": ("id of several categories", None),
+    "duplicate-annotation-id": ("id of several annotations", "numbered anew"),
+    "annotation-id-0": ("annotation with id 0", "numbered anew"),
+    "duplicate-file-name": ("file of several images", None),
+    "duplicate-category": ("name of several categories", None),
+    "classes": ("categories are not the classes", None),
+    "missing-image": ("image file missing", "dropped"),
+    "unreadable-image": ("image file unreadable", "dropped"),
+    "image-size": ("size is not the file's", "dropped"),
+    "unknown-image": ("annotation of an unknown image", "dropped"),
+    "unknown-category": ("annotation of an unknown category", "dropped"),
+    "box": ("no box, or without an area", "dropped"),
+    "box-outside": ("box reaches out of the image", "clipped"),
+    "segmentation": ("no polygons of finite numbers", "dropped"),
+    "polygon": ("polygon without an area", "dropped"),
+    "polygon-outside": ("polygon reaches out of the image", "clipped"),
+    "rle": ("no run-length encoding", "dropped"),
+    "box-of-mask": ("box does not enclose the mask", "dropped"),
+    "area": ("area is not the object's", "computed"),
+    "iscrowd": ("iscrowd is neither 0 nor 1", "dropped"),
+}
+
+
+# with which no detector can be trained, and those of masks, which boxes do without
+STOPS = {
+    *("file", "empty", "classes", "image-entry", "category-entry", "annotation-entry", "iscrowd"),
+    *("duplicate-image-id", "duplicate-category-id", "duplicate-annotation-id", "duplicate-category"),
+    *("unknown-category", "segmentation", "rle"),
+}
+OF_MASKS = {"segmentation", "polygon", "polygon-outside", "rle", "box-of-mask"}
+PLURALS = {"image": "images", "category": "categories"}
+
+
+class Problem(NamedTuple):
+    """Attributes:
+    kind: a key of :data:`KINDS`.
+    where: which image, annotation or category, by its id.
+    text: the field, what was expected, and what is there.
+    place: ``("images", index)`` or ``("annotations", index)`` in the file; None for the rest.
+    stops: whether no detector can be trained with it; one for boxes can be with what is wrong with masks.
+    """
+
+    kind: str
+    where: str
+    text: str
+    place: tuple[str, int] | None = None
+    stops: bool = False
+
+
+class Report:
+    """What :func:`check_coco` has found.
+
+    Attributes:
+        file: that was read.
+        problems: in the order of the file.
+        counts: of ``images``, ``annotations``, ``categories``.
+        per_class: annotations of each category's name.
+        empty_images: that no annotation is of.
+    """
+
+    def __init__(self, file: Path, content: dict, problems: list[Problem]) -> None:
+        self.file, self.content, self.problems = file, content, problems
+        self.counts = {key: len(content.get(key, ())) for key in ("images", "annotations", "categories")}
+        entries = {key: [e for e in content.get(key, ()) if isinstance(e, dict)] for key in self.counts}
+        numbers = Counter(_key(entry.get("category_id")) for entry in entries["annotations"])
+        self.per_class = {
+            str(entry.get("name")): numbers[_key(entry.get("id"))] for entry in entries["categories"]
+        }
+        annotated = {_key(entry.get("image_id")) for entry in entries["annotations"]}
+        self.empty_images = sum(_key(entry.get("id")) not in annotated for entry in entries["images"])
+
+    def by_kind(self) -> dict[str, list[Problem]]:
+        found: dict[str, list[Problem]] = {}
+        for problem in self.problems:
+            found.setdefault(problem.kind, []).append(problem)
+        return found
+
+    def as_dict(self) -> dict:
+        """For ``--json``."""
+        return {
+            "file": str(self.file),
+            **self.counts,
+            "per_class": self.per_class,
+            "images_without_annotation": self.empty_images,
+            "problems": [{"kind": p.kind, "where": p.where, "text": p.text} for p in self.problems],
+        }
+
+
+def check_coco(
+    file: str | Path,
+    images: str | Path | None = None,
+    classes: Sequence[str] | None = None,
+    step: Step = lambda done, total: None,
+) -> Report:
+    """Look at everything in a COCO file for training a detector.
+
+    Coordinates may be a pixel beyond the image, areas a tenth or the pixels of the outline off.
+
+    Args:
+        file: with ``images``, ``annotations`` and ``categories``.
+        images: the folder of the images, whose sizes are compared; None: files are not looked at.
+        classes: what a config's ``metainfo`` has, in that order; a file may have more.
+        step: called after each image file.
+
+    Raises:
+        UserError: a file or a folder is not there.
+    """
+    file = Path(file)
+    if not os.path.isfile(file):
+        raise UserError(f"file: expected a COCO file, found none at {file}")
+    if images is not None and not os.path.isdir(images):
+        raise UserError(f"images: expected a folder, found none at {images}")
+    try:
+        content = read_json(file)
+    except Refused as error:
+        where = "file" if error.line is None else f"line {error.line}"
+        return Report(file, {}, [Problem("file", where, str(error), stops=True)])
+    keys = ("images", "annotations", "categories")
+    if not isinstance(content, dict):
+        text = f"expected an object with the lists {', '.join(keys)}, got {_type(content)}"
+        return Report(file, {}, [Problem("file", "file", text, stops=True)])
+    for key in keys:
+        if not isinstance(content.get(key, []), list):
+            text = f"expected a list, got {_type(content[key])}"
+            return Report(file, {}, [Problem("file", key, text, stops=True)])
+    checker = _Checker(content)
+    for key in keys:
+        if not content.get(key):
+            # without annotations a file can be tested on
+            checker.add("empty", key, "expected at least 1, got 0", stops=key != "annotations")
+    checker.check_categories(classes)
+    checker.check_images(None if images is None else Path(images), step)
+    checker.check_annotations()
+    return Report(file, content, checker.problems)
+
+
+def checked_coco(
+    file: str | Path, images: str | Path | None = None, classes: Sequence[str] | None = None
+) -> Report:
+    """:func:`check_coco` of a file that has to be without problems.
+
+    Raises:
+        UserError: it has some; the first, and the command that lists all.
+    """
+    report = check_coco(file, images, classes)
+    if report.problems:
+        raise as_error(report, report.problems, images)
+    return report
+
+
+def as_error(report: Report, problems: Sequence[Problem], images: str | Path | None = None) -> UserError:
+    """The first of these problems, and the command that lists all."""
+    number = len(report.problems)
+    command = f"dcnzoo data check {report.file}" + (f" --images {images}" if images is not None else "")
+    more = f"; `{command}` lists all {number} problems" if number > 1 else ""
+    return UserError(f"{report.file}: {problems[0].where}: {problems[0].text}{more}")
+
+
+def wrong_with_classes(names: Sequence[str], classes: Sequence[str]) -> str | None:
+    """Why categories, in the order of the file, are not a config's classes: a label is a place in it."""
+    missing = [name for name in classes if name not in names]
+    there = [name for name in names if name in classes]
+    if missing:
+        return f"expected the classes {_names(classes)}, missing {_names(missing)}, got {_names(names)}"
+    if there != list(classes):
+        return f"expected the order of the classes, {_names(classes)}, got {_names(there)}"
+    return None
+
+
+def fix(report: Report, out: str | Path) -> dict[str, Counter]:
+    """Write the file without what is wrong: see :data:`KINDS`. With an image go its annotations.
+
+    Returns:
+        What was done, to how many ``images`` and ``annotations``.
+
+    Raises:
+        UserError: something is wrong that cannot be mended, or nothing is left. Nothing is written.
+    """
+    for problem in report.problems:
+        if KINDS[problem.kind][1] is None:
+            raise UserError(
+                f"{report.file}: {problem.where}: {problem.text}; expected only what --fix can mend, "
+                f"got {KINDS[problem.kind][0]}"
+            )
+    content = copy.deepcopy(report.content)
+    done = {"images": Counter(), "annotations": Counter()}
+    remedies: dict[tuple[str, int], set[str]] = {}
+    for problem in report.problems:
+        remedies.setdefault(problem.place, set()).add(KINDS[problem.kind][1])
+    kept_images = []
+    for index, image in enumerate(content["images"]):
+        if "dropped" in remedies.get(("images", index), ()):
+            done["images"]["dropped"] += 1
+        else:
+            kept_images.append(image)
+    sizes = {image["id"]: (image["width"], image["height"]) for image in kept_images}
+    kept = []
+    for index, annotation in enumerate(content["annotations"]):
+        wanted = remedies.get(("annotations", index), set())
+        gone = "dropped" in wanted or annotation["image_id"] not in sizes
+        if not gone and "clipped" in wanted:
+            gone = not _clip(annotation, sizes[annotation["image_id"]])
+        if gone:
+            done["annotations"]["dropped"] += 1
+            continue
+        if wanted & {"clipped", "computed"}:
+            annotation["area"] = round(_area(annotation), 2)
+        done["annotations"].update(wanted)
+        kept.append(annotation)
+    if any("numbered anew" in wanted for wanted in remedies.values()):
+        for number, annotation in enumerate(kept, 1):
+            annotation["id"] = number
+    content.update(images=kept_images, annotations=kept)
+    for key in ("images", "annotations"):
+        if not content[key]:
+            raise UserError(
+                f"{report.file}: {key}: expected at least 1 without a problem, got 0; nothing is written"
+            )
+    write_json(content, out)
+    return done
+
+
+class _Checker:
+    """The problems of one file. Ids are compared by value and type: 1 and "1" are two, as in COCO's code."""
+
+    def __init__(self, content: dict) -> None:
+        self.content = content
+        self.problems: list[Problem] = []
+        self.sizes: dict[object, tuple[int, int] | None] = {}  # of each image that has an id
+        self.categories: set[object] = set()
+
+    def add(
+        self,
+        kind: str,
+        where: str,
+        text: str,
+        place: tuple[str, int] | None = None,
+        stops: bool | None = None,
+    ) -> None:
+        self.problems.append(Problem(kind, where, text, place, kind in STOPS if stops is None else stops))
+
+    def check_categories(self, classes: Sequence[str] | None) -> None:
+        names: list[str] = []
+        for index, entry in enumerate(self.content.get("categories", ())):
+            where = f"categories[{index}]"
+            if not isinstance(entry, dict) or not _is_id(entry.get("id")):
+                self.add("category-entry", where, f"id: expected an integer, got {_id_of(entry)}")
+                continue
+            name = entry.get("name")
+            if not isinstance(name, str) or not name:
+                self.add("category-entry", where, f"name: expected a text, got {short(name)}")
+            if entry["id"] in self.categories:
+                text = f"id: expected one of its own, got {entry['id']} again"
+                self.add("duplicate-category-id", where, text)
+            if name in names:
+                self.add(
+                    "duplicate-category", where, f"name: expected one of its own, got {short(name)} again"
+                )
+            self.categories.add(entry["id"])
+            names.append(name)
+        if classes is not None and (problem := wrong_with_classes(names, classes)):
+            self.add("classes", "categories", problem)
+
+    def check_images(self, folder: Path | None, step: Step) -> None:
+        file_names: set[str] = set()
+        entries = self.content.get("images", ())
+        for index, entry in enumerate(entries):
+            place, where = ("images", index), f"images[{index}]"
+            if not isinstance(entry, dict) or not _is_id(entry.get("id")):
+                self.add("image-entry", where, f"id: expected an integer, got {_id_of(entry)}", place)
+                continue
+            number, where = entry["id"], f"image {entry['id']}"
+            if number in self.sizes:
+                text = f"id: expected one of its own, got {number} again"
+                self.add("duplicate-image-id", where, text, place)
+            size, name = (entry.get("width"), entry.get("height")), entry.get("file_name")
+            whole = all(map(_is_side, size))
+            self.sizes[number] = size if whole else None
+            for key, side in zip(("width", "height"), size, strict=True):
+                if not _is_side(side):
+                    text = f"{key}: expected an integer from 1 to {FAR:,}, got {short(side)}"
+                    self.add("image-entry", where, text, place)
+            if not isinstance(name, str) or not name or "\0" in name:
+                self.add("image-entry", where, f"file_name: expected a text, got {short(name)}", place)
+                continue
+            if name in file_names:
+                text = f"file_name: expected one of its own, got {name} again"
+                self.add("duplicate-file-name", where, text, place)
+            file_names.add(name)
+            if folder is not None:
+                self._check_file(folder / name, size if whole else None, where, place)
+            step(index + 1, len(entries))
+
+    def _check_file(
+        self, file: Path, size: tuple[int, int] | None, where: str, place: tuple[str, int]
+    ) -> None:
+        if not os.path.isfile(file):  # Path.is_file raises if the name is too long
+            self.add("missing-image", where, f"file_name: expected an image, found none at {file}", place)
+            return
+        try:
+            real = image_size(file)
+        except Refused as error:
+            self.add("unreadable-image", where, f"file_name: {error}", place)
+            return
+        if size is not None and size != real:
+            turned = "; the image is turned by its EXIF orientation" if size == real[::-1] else ""
+            text = (
+                f"width, height: expected {real[0]} × {real[1]}, as {file} is, "
+                f"got {size[0]} × {size[1]}{turned}"
+            )
+            self.add("image-size", where, text, place)
+
+    def check_annotations(self) -> None:
+        ids: set[object] = set()
+        for index, entry in enumerate(self.content.get("annotations", ())):
+            place, where = ("annotations", index), f"annotations[{index}]"
+            if not isinstance(entry, dict):
+                self.add("annotation-entry", where, f"expected an object, got {short(entry)}", place)
+                continue
+            number = entry.get("id")
+            if not _is_id(number):
+                # dropping it would be more than is needed
+                self.add(
+                    "duplicate-annotation-id", where, f"id: expected an integer, got {short(number)}", place
+                )
+            else:
+                where = f"annotation {number}"
+                if number in ids:
+                    text = f"id: expected one of its own, got {number} again"
+                    self.add("duplicate-annotation-id", where, text, place)
+                if number == 0:
+                    text = "id: expected an integer ≥ 1, got 0, which COCO's evaluation takes for no match"
+                    self.add("annotation-id-0", where, text, place)
+                ids.add(number)
+            self._check_annotation(entry, where, place)
+
+    def _check_annotation(self, entry: dict, where: str, place: tuple[str, int]) -> None:
+        known = True
+        for key, ids in (("image", self.sizes), ("category", self.categories)):
+            number = entry.get(f"{key}_id")
+            if not _is_id(number):
+                text = f"{key}_id: expected an integer, got {short(number)}"
+                self.add("annotation-entry", where, text, place)
+                known = False
+            elif number not in ids:
+                text = f"{key}_id: expected the id of one of the {len(ids)} {PLURALS[key]}, got {number}"
+                self.add(f"unknown-{key}", where, text, place)
+                known = False
+        if entry.get("iscrowd", 0) not in (0, 1):
+            self.add("iscrowd", where, f"iscrowd: expected 0 or 1, got {short(entry['iscrowd'])}", place)
+        size = self.sizes.get(entry["image_id"]) if known else None
+        box_is_whole = self._check_box(entry, size, where, place)
+        areas = self._check_segmentation(entry, size, where, place)
+        area = entry.get("area")
+        if not is_number(area) or not area > 0:
+            text = f"area: expected a number > 0, got {short(area)}"
+            self.add("area", where, text, place, stops=not is_number(area))
+            area = None
+        if box_is_whole and areas is not None:
+            self._check_agreement(entry, areas, area, where, place)
+
+    def _check_box(
+        self, entry: dict, size: tuple[int, int] | None, where: str, place: tuple[str, int]
+    ) -> bool:
+        box = entry.get("bbox")
+        if not isinstance(box, list) or len(box) != 4 or not _are_numbers(box):
+            text = f"bbox: expected [x, y, width, height], four finite numbers, got {short(box)}"
+            self.add("box", where, text, place, stops=True)
+            return False
+        x, y, width, height = box
+        if not (width > 0 and height > 0):
+            text = f"bbox: expected [x, y, width, height] with width and height > 0, got {short(box)}"
+            self.add("box", where, text, place, stops=min(width, height) < 0)
+            return False
+        if size is None:
+            inside = True
+        else:
+            inside = (
+                x >= -TOLERANCE
+                and y >= -TOLERANCE
+                and x + width <= size[0] + TOLERANCE
+                and y + height <= size[1] + TOLERANCE
+            )
+        far = max(abs(x), abs(y), width, height) > FAR
+        if far or not inside:
+            bounds = f"{size[0]} × {size[1]}" if size else f"{FAR:,} × {FAR:,}"
+            text = f"bbox: expected a box inside of {bounds} pixels, got {short(box)}"
+            if far or not _overlaps(_corners(box), size):
+                self.add("box", where, text, place, stops=far)  # nothing would be left, or it is no position
+                return False
+            self.add("box-outside", where, text, place)
+        return True
+
+    def _check_segmentation(
+        self, entry: dict, size: tuple[int, int] | None, where: str, place: tuple[str, int]
+    ) -> list[float] | None:
+        """The areas of its parts, of which a box has none; None if there is a problem."""
+        mask = entry.get("segmentation")
+        if mask is None or mask == []:
+            return []  # a box is enough for a detector
+        if isinstance(mask, dict):
+            problem, area = _read_rle(mask, size)
+            if problem:
+                self.add("rle", where, f"segmentation: {problem}", place, stops=area is None)
+                return None
+            return [area]
+        if not isinstance(mask, list):
+            text = f"segmentation: expected polygons or RLE, got {short(mask)}"
+            self.add("segmentation", where, text, place)
+            return None
+        for polygon in mask:
+            if not isinstance(polygon, list) or not _are_numbers(polygon):
+                wrong = (
+                    next((v for v in polygon if not is_number(v)), 0)
+                    if isinstance(polygon, list)
+                    else polygon
+                )
+                text = f"segmentation: expected polygons [x, y, …] of finite numbers, got {short(wrong)}"
+                self.add("segmentation", where, text, place)
+                return None
+            if polygon and not -FAR <= min(polygon) <= max(polygon) <= FAR:
+                far = max(polygon, key=abs)
+                text = f"segmentation: expected coordinates of at most {FAR:,} pixels, got {short(far)}"
+                self.add("segmentation", where, text, place)
+                return None
+        areas = []
+        for polygon in mask:
+            if len(polygon) % 2 or len(polygon) < 6:
+                text = f"polygons of at least 3 points [x, y, …], got {len(polygon)} coordinates"
+            elif (area := polygon_area(_points(polygon))) > 0:
+                areas.append(area)
+                continue
+            else:
+                text = f"polygons with an area, got {short(polygon)}"
+            self.add("polygon", where, f"segmentation: expected {text}", place)
+            return None
+        if size is not None and not all(_within(polygon, size) for polygon in mask):
+            text = (
+                f"segmentation: expected polygons inside of {size[0]} × {size[1]} pixels, got points outside"
+            )
+            self.add("polygon-outside", where, text, place)
+        return areas
+
+    def _check_agreement(
+        self, entry: dict, areas: list[float], area: float | None, where: str, place: tuple[str, int]
+    ) -> None:
+        """Box, mask and area: of one another."""
+        box, mask = entry["bbox"], entry.get("segmentation")
+        if isinstance(mask, list) and mask and entry.get("iscrowd", 0) == 0:
+            x1, y1 = (min(min(polygon[axis::2]) for polygon in mask) for axis in (0, 1))
+            x2, y2 = (max(max(polygon[axis::2]) for polygon in mask) for axis in (0, 1))
+            off = max(abs(a - b) for a, b in zip((x1, y1, x2, y2), _corners(box), strict=True))
+            if off > max(2 * TOLERANCE, 0.1 * max(box[2:])):
+                text = f"bbox: expected that of the mask, {[x1, y1, x2 - x1, y2 - y1]}, got {short(box)}"
+                self.add("box-of-mask", where, text, place)
+        if area is None:
+            return
+        real = sum(areas) if areas else box[2] * box[3]
+        if areas:
+            # what counts pixels and what measures outlines differ by pixels of the outline
+            slack = 0.1 * real + box[2] + box[3]
+            low, high = max(areas) - slack, real + slack  # parts may overlap
+        else:
+            low, high = 0, 1.1 * real + box[2] + box[3]  # perhaps that of a mask which is not here
+        if not low <= area <= high:
+            self.add("area", where, f"area: expected about {real:.6g} pixels², got {area:g}", place)
+
+
+def decode_counts(text: str) -> list[int]:
+    """The run lengths of a compressed RLE: six bits of a character are five of a number and a sign to go on;
+    from the third on a number is the difference to the one before the last.
+
+    Raises:
+        ValueError: it ends in the middle of a number, or has other characters, or a number of too many.
+    """
+    if not text:
+        return []
+    bits = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.int64) - 48
+    if not 0 <= bits.min() <= bits.max() < 64:
+        raise ValueError(f"character {text[int(((bits < 0) | (bits > 63)).argmax())]!r}")
+    ends = np.flatnonzero((bits & 32) == 0)
+    if not ends.size or ends[-1] != bits.size - 1:
+        raise ValueError("it ends within a number")
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    lengths = ends - starts + 1
+    if lengths.max() > 7:
+        raise ValueError(f"a number of {lengths.max()} characters")
+    shifts = 5 * (np.arange(bits.size) - np.repeat(starts, lengths))
+    counts = np.add.reduceat((bits & 31) << shifts, starts) - ((bits[ends] >> 4 & 1) << 5 * lengths)
+    counts[1::2] = np.cumsum(counts[1::2])
+    counts[2::2] = np.cumsum(counts[2::2])
+    return counts.tolist()
+
+
+def _read_rle(mask: dict, size: tuple[int, int] | None) -> tuple[str | None, float | None]:
+    """What is wrong with it, and its area; None unless it can be decoded to a mask of the image."""
+    extent, counts = mask.get("size"), mask.get("counts")
+    if not isinstance(extent, list) or len(extent) != 2 or not all(map(_is_side, extent)):
+        return f"expected RLE with size [height, width], got {short(extent)}", None
+    if size is not None and extent != [size[1], size[0]]:
+        return f"expected RLE of the image's size [{size[1]}, {size[0]}], got {short(extent)}", None
+    pixels = extent[0] * extent[1]
+    if pixels >= 2**31:
+        return f"expected RLE of fewer than 2³¹ pixels, got size {short(extent)}", None
+    if isinstance(counts, str):
+        try:
+            counts = decode_counts(counts)
+        except ValueError as error:
+            return f"expected RLE's compressed counts, got text that is none: {error}", None
+    if not isinstance(counts, list) or not set(map(type, counts)) <= {int} or min(counts, default=0) < 0:
+        return f"expected RLE with counts, integers ≥ 0, got {short(counts)}", None
+    if sum(counts) != pixels:
+        return f"expected RLE with counts of {pixels} pixels in all, got {short(sum(counts))}", None
+    area = float(sum(counts[1::2]))
+    return (None if area else "expected RLE that covers at least 1 pixel, got 0"), area
+
+
+def _area(annotation: dict) -> float:
+    """Of an annotation without other problems; of overlapping polygons the sum."""
+    mask = annotation.get("segmentation")
+    if isinstance(mask, dict):
+        counts = mask["counts"]
+        return float(sum((decode_counts(counts) if isinstance(counts, str) else counts)[1::2]))
+    if mask:
+        return sum(polygon_area(_points(polygon)) for polygon in mask)
+    return float(annotation["bbox"][2] * annotation["bbox"][3])
+
+
+def _clip(annotation: dict, size: tuple[int, int]) -> bool:
+    """Cut off what is beyond the image; False if nothing is left."""
+    x1, y1, x2, y2 = clip_box(_corners(annotation["bbox"]), size)
+    mask = annotation.get("segmentation")
+    if isinstance(mask, list) and mask:
+        parts = [part for polygon in mask for part in clip_polygon(_points(polygon), size)]
+        kept = [flat for part in parts if (flat := flattened(part))]
+        if not kept:
+            return False
+        annotation["segmentation"] = kept
+    annotation["bbox"] = [round(value, 2) for value in (x1, y1, x2 - x1, y2 - y1)]
+    return min(annotation["bbox"][2:]) > 0
+
+
+def _points(polygon: Sequence[float]) -> list[tuple[float, float]]:
+    return list(zip(polygon[::2], polygon[1::2], strict=True))
+
+
+def _corners(box: Sequence[float]) -> tuple[float, float, float, float]:
+    return box[0], box[1], box[0] + box[2], box[1] + box[3]
+
+
+def _within(flat: Sequence[float], size: tuple[int, int]) -> bool:
+    return all(
+        min(flat[axis::2]) >= -TOLERANCE and max(flat[axis::2]) <= extent + TOLERANCE
+        for axis, extent in enumerate(size)
+    )
+
+
+def _overlaps(corners: tuple[float, float, float, float], size: tuple[int, int]) -> bool:
+    x1, y1, x2, y2 = clip_box(corners, size)
+    return x1 < x2 and y1 < y2
+
+
+def _is_id(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_side(value: object) -> bool:
+    whole = _is_id(value) or (isinstance(value, float) and value.is_integer())
+    return whole and 1 <= value <= FAR
+
+
+def _are_numbers(values: list) -> bool:
+    """Whether all are finite; by what is fast for lists of a million."""
+    if not set(map(type, values)) <= {int, float}:
+        return False
+    try:
+        return math.isfinite(sum(values))
+    except OverflowError:  # an integer that is too large for a float
+        return False
+
+
+def _key(value: object) -> object:
+    """What can be counted; lists and dicts are no ids."""
+    return value if _is_id(value) else None
+
+
+def _id_of(entry: object) -> str:
+    return short(entry.get("id") if isinstance(entry, dict) else entry)
+
+
+def _names(names: Sequence[str], shown: int = 5) -> str:
+    rest = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(map(str, names[:shown])) + rest or "none"
+
+
+def _type(value: object) -> str:
+    name = type(value).__name__
+    return (
+        f"{name} with {', '.join(map(short, list(value)[:5]))}" if value and isinstance(value, dict) else name
+    )

@@ -1,0 +1,438 @@
+"""What the converters to COCO's format share: sizes of images, geometry, categories, and what is refused.
+
+Coordinates are COCO's: (0, 0) is the upper left corner of the first pixel, (1, 1) its lower right one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import reprlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+import shapely
+from PIL import Image, UnidentifiedImageError
+from pycocotools import mask as coco_mask
+
+from dcnzoo.utils.errors import UserError, printable
+from dcnzoo.utils.files import write_bytes
+from dcnzoo.version import __version__
+
+# what mmcv reads; a file of another kind beside images is no mistake
+SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+# An edge may lie this far beyond the image, as rounding brings about, and is moved to its border.
+TOLERANCE = 1.0  # pixels
+# No image is as large. pycocotools crashes at coordinates that are much larger.
+FAR = 1_000_000  # pixels
+_ORIENTATION = 0x0112
+_SHOWN = 20
+
+Polygon = Sequence[tuple[float, float]]
+Step = Callable[[int, int], None]  # done, of how many
+
+
+class Problem(NamedTuple):
+    """Something in the source that cannot be converted."""
+
+    file: Path
+    line: int | None
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.file}{'' if self.line is None else f':{self.line}'}: {self.text}"
+
+
+class Refused(Exception):
+    """What is wrong with an object, or a file; becomes a :class:`Problem` where its place is known."""
+
+    def __init__(self, text: str, line: int | None = None) -> None:
+        super().__init__(text)
+        self.line = line
+
+
+def image_size(file: Path | BinaryIO, name: str | None = None) -> tuple[int, int]:
+    """(width, height) of an image as MMDetection loads it, turned as its EXIF orientation says.
+
+    Args:
+        file: its path, or the opened file.
+        name: of the image in messages; by default its path.
+
+    Raises:
+        Refused: it is not there, or no image.
+    """
+    name = name or str(file)
+    try:
+        with Image.open(file) as image:
+            width, height = image.size
+            # of a TIFF Pillow's size is that of the turned image
+            turned = image.format != "TIFF" and image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+    except FileNotFoundError:
+        raise Refused(f"expected an image, found none at {name}") from None
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise Refused(f"expected an image at {name}, got a file that is none: {error}") from None
+    return (height, width) if turned else (width, height)
+
+
+def polygon_area(polygon: Polygon) -> float:
+    """As the sides enclose it: parts that run the other way round count negative."""
+    # from the first corner: far from the origin products lose the digits that matter
+    return float(shapely.area(shapely.polygons(np.asarray(polygon, float) - polygon[0])))
+
+
+def clip_box(
+    corners: tuple[float, float, float, float], size: tuple[int, int]
+) -> tuple[float, float, float, float]:
+    """The part of a box that is inside of the image; x1, y1, x2, y2."""
+    x1, y1, x2, y2 = corners
+    return (
+        min(max(x1, 0), size[0]),
+        min(max(y1, 0), size[1]),
+        min(max(x2, 0), size[0]),
+        min(max(y2, 0), size[1]),
+    )
+
+
+def clip_polygon(polygon: Polygon, size: tuple[int, int]) -> list[Polygon]:
+    """The parts of a polygon that are inside of the image: none, one, or several of a concave one."""
+    if _is_inside(polygon, size):
+        return [polygon]
+    # sides that cross each other are refused by the intersection
+    whole = shapely.make_valid(shapely.polygons(np.asarray(polygon, float)))
+    inside = shapely.intersection(whole, shapely.box(0, 0, *size))
+    parts = shapely.get_parts(shapely.get_parts(inside))
+    return [_outline(part) for part in parts if part.geom_type == "Polygon" and not part.is_empty]
+
+
+def _outline(part: shapely.Polygon) -> Polygon:
+    """The corners, each once; to a hole, which COCO's polygons do not have, and back along the same line."""
+    points = list(part.exterior.coords)
+    for hole in part.interiors:
+        points += [*hole.coords, points[0]]
+    return points[:-1]
+
+
+def _is_inside(points: Polygon, size: tuple[int, int], tolerance: float = 0.0) -> bool:
+    return all(
+        -tolerance <= value <= extent + tolerance
+        for point in points
+        for value, extent in zip(point, size, strict=True)
+    )
+
+
+class Conversion:
+    """Collects images and objects, and what is wrong with them, and writes the COCO file.
+
+    Args:
+        classes: names in the order of their labels; None: those that occur, sorted.
+        clip: cut off whatever is beyond the image; otherwise more than a pixel of it is refused.
+    """
+
+    def __init__(self, classes: Sequence[str] | None = None, clip: bool = False) -> None:
+        if classes is not None:
+            repeated = [name for name, count in Counter(classes).items() if count > 1]
+            if not classes or repeated or not all(classes):
+                found = f"{', '.join(repeated)} more than once" if repeated else f"{list(classes)}"
+                raise UserError(f"classes: expected at least 1 name, each once, got {found}")
+        self.classes = None if classes is None else tuple(classes)
+        self.tolerance = math.inf if clip else TOLERANCE
+        self.problems: list[Problem] = []
+        self.clipped = 0  # objects of which a part beyond the image was cut off
+        self._images: dict[str, dict] = {}  # by file name
+        self._extracted: list[tuple[Path, Callable[[], bytes]]] = []  # images that are written with the file
+        self._objects: list[tuple[str, dict]] = []  # with the class's name
+
+    def add_image(self, file_name: str, size: tuple[int, int]) -> int:
+        """The new image's id.
+
+        Args:
+            file_name: relative to what will be the ``data_prefix``.
+            size: (width, height)
+
+        Raises:
+            Refused: it has been added.
+        """
+        if file_name in self._images:
+            raise Refused(f"expected each image once, got {file_name} again")
+        width, height = size
+        entry = {"id": len(self._images) + 1, "file_name": file_name, "width": width, "height": height}
+        self._images[file_name] = entry
+        return entry["id"]
+
+    def add_extracted(self, target: Path, read: Callable[[], bytes]) -> None:
+        """``target`` gets what ``read`` returns, when everything is known to be right."""
+        self._extracted.append((target, read))
+
+    def add_box(
+        self,
+        image: int,
+        size: tuple[int, int],
+        name: str,
+        corners: tuple[float, float, float, float],  # x1, y1, x2, y2
+        iscrowd: int = 0,
+        **extra: object,
+    ) -> None:
+        """Add an object without an outline.
+
+        Raises:
+            Refused: it reaches beyond the image, or has no area, or its class is not known.
+        """
+        self._check_inside([corners[:2], corners[2:]], size)
+        (x1, y1, x2, y2), kept = corners, clip_box(corners, size)
+        # before the part beyond the image is gone: what is turned inside out is no part of anything
+        if x1 < x2 and y1 < y2:
+            self.clipped += kept != corners
+            x1, y1, x2, y2 = kept
+        if not min(round(x2 - x1, 2), round(y2 - y1, 2)) > 0:  # as it is written
+            raise Refused(f"{name}: expected a box with an area, got {x2 - x1:g} × {y2 - y1:g} pixels")
+        self._add(image, name, [x1, y1, x2 - x1, y2 - y1], (x2 - x1) * (y2 - y1), iscrowd, extra)
+
+    def add_polygons(
+        self, image: int, size: tuple[int, int], name: str, polygons: Sequence[Polygon], **extra: object
+    ) -> None:
+        """Add an object whose parts have these outlines.
+
+        Raises:
+            Refused: as :meth:`add_box`; an outline has fewer than three points.
+        """
+        for polygon in polygons:
+            if len(polygon) < 3:
+                raise Refused(f"{name}: expected a polygon of at least 3 points, got {len(polygon)}")
+            self._check_inside(polygon, size)
+        areas = [polygon_area(polygon) for polygon in polygons]
+        if not min(areas) > 0:
+            raise Refused(f"{name}: expected a polygon with an area, got {min(areas):g} pixels²")
+        self.clipped += any(not _is_inside(polygon, size) for polygon in polygons)
+        parts = [clip_polygon(polygon, size) for polygon in polygons]
+        flat = [kept for polygon in parts for part in polygon if (kept := flattened(part))]
+        if not flat:
+            raise Refused(f"{name}: expected a polygon with an area in the image, got 0 pixels²")
+        polygons = [np.reshape(part, (-1, 2)) for part in flat]
+        areas = [polygon_area(polygon) for polygon in polygons]
+        area = sum(areas)
+        if len(parts) > 1:  # which may overlap
+            area = float(coco_mask.area(coco_mask.merge(coco_mask.frPyObjects(flat, size[1], size[0]))))
+        self._add(image, name, _box_of(np.concatenate(polygons)), area, 0, extra, flat)
+
+    def add_mask(self, image: int, name: str, mask: np.ndarray, **extra: object) -> None:
+        """Add an object that covers these pixels.  # mask: [H, W] of the image, bool
+
+        Raises:
+            Refused: it covers none, or its class is not known.
+        """
+        if not mask.any():
+            raise Refused(f"{name}: expected a mask that covers at least 1 pixel, got 0")
+        encoded = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+        rle = {"size": list(map(int, encoded["size"])), "counts": encoded["counts"].decode()}
+        box = [float(value) for value in coco_mask.toBbox(encoded)]
+        self._add(image, name, box, float(mask.sum()), 0, extra, rle)
+
+    def _check_inside(self, points: Polygon, size: tuple[int, int]) -> None:
+        if not all(math.isfinite(value) for point in points for value in point):
+            raise Refused(f"expected finite coordinates, got {_text(points)}")
+        if not all(abs(value) <= FAR for point in points for value in point):
+            raise Refused(f"expected coordinates of at most {FAR:,} pixels, got {_text(points)}")
+        if not _is_inside(points, size, self.tolerance):
+            raise Refused(
+                f"expected coordinates inside of the image, {size[0]} × {size[1]} pixels, got {_text(points)}"
+            )
+
+    def _add(
+        self,
+        image: int,
+        name: str,
+        box: Sequence[float],
+        area: float,
+        iscrowd: int,
+        extra: dict,
+        segmentation: list | dict | None = None,
+    ) -> None:
+        if self.classes is not None and name not in self.classes:
+            raise Refused(f"expected one of the classes {', '.join(self.classes)}, got {name!r}")
+        entry = {
+            "image_id": image,
+            "bbox": [round(value, 2) for value in box],
+            "area": round(area, 2),
+            "iscrowd": iscrowd,
+            **extra,
+        }
+        if segmentation is not None:
+            entry["segmentation"] = segmentation
+        self._objects.append((name, entry))
+
+    def refuse(self, file: Path, error: Refused | str, line: int | None = None) -> None:
+        """Note what is wrong; the line that the error knows is the better one."""
+        self.problems.append(Problem(file, getattr(error, "line", None) or line, str(error)))
+
+    def content(self) -> dict:
+        """The COCO file. Classes that do not occur are in it where they were named."""
+        names = self.classes or tuple(sorted({name for name, _ in self._objects}))
+        ids = {name: number for number, name in enumerate(names, 1)}
+        annotations = [
+            {"id": number, "category_id": ids[name], **entry}
+            for number, (name, entry) in enumerate(self._objects, 1)
+        ]
+        return {
+            "info": {"description": f"written by dcnzoo {__version__}"},
+            "images": list(self._images.values()),
+            "annotations": annotations,
+            "categories": [{"id": number, "name": name} for name, number in ids.items()],
+        }
+
+    def write(self, out: Path, skip_invalid: bool = False) -> dict:
+        """Write the file, whole or not at all.
+
+        Returns:
+            Its content.
+
+        Raises:
+            UserError: there are problems, which :attr:`problems` lists, and ``skip_invalid`` is False; or
+                nothing is left.
+        """
+        if self.problems and not skip_invalid:
+            files = len({problem.file for problem in self.problems})
+            raise UserError(
+                f"{len(self.problems)} {_plural('problem', self.problems)} in {files} "
+                f"{'file' if files == 1 else 'files'}, nothing is written; --skip-invalid leaves them out"
+            )
+        content = self.content()
+        for key in ("images", "annotations"):
+            if not content[key]:
+                raise UserError(f"{key}: expected at least 1, found 0; nothing is written")
+        for target, read in self._extracted:
+            try:
+                pixels = read()
+            except Refused as error:
+                raise UserError(f"{target}: {error}; it was an image when it was read first") from None
+            write_bytes(target, pixels)
+        write_json(content, out)
+        return content
+
+
+def shown(problems: Sequence[Problem]) -> list[str]:
+    """A line for each of the first ones, and how many more there are."""
+    lines = [printable(str(problem)) for problem in problems[:_SHOWN]]
+    more = len(problems) - _SHOWN
+    return [*lines, f"… and {more} more"] if more > 0 else lines
+
+
+def relative(file: Path, folder: Path) -> str:
+    """As it is written into a COCO file, with slashes on every system."""
+    return Path(os.path.relpath(file, folder)).as_posix()
+
+
+def read_text(file: Path) -> str:
+    """The text of a file in UTF-8, or in UTF-16 or UTF-32, with or without a byte order mark.
+
+    Raises:
+        Refused: it has another encoding, or cannot be read.
+    """
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise Refused(f"expected a file that can be read: {error.strerror}") from None
+    encoding = json.detect_encoding(content)  # by the mark, or by where the first zeros are
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        name = encoding.removesuffix("-sig").upper()
+        got = f"byte {error.object[error.start]:#04x}" if error.start < len(error.object) else error.reason
+        raise Refused(f"expected text in {name}, got {got}") from None
+    if "\0" in text:
+        raise Refused("expected text in UTF-8, got the character NUL")
+    return text
+
+
+def read_json(file: Path) -> object:
+    """The content of a JSON file, as :func:`read_text` reads it.
+
+    Raises:
+        Refused: it is no JSON, or has a key twice in one object, of which ``json`` would take the last.
+    """
+    text = read_text(file)
+    try:
+        return json.loads(text, object_pairs_hook=_object)
+    except json.JSONDecodeError as error:
+        raise Refused(f"expected JSON: {error}", error.lineno) from None
+    except RecursionError:
+        raise Refused("expected JSON, got lists or objects that are nested too deeply") from None
+    except ValueError as error:  # an integer of thousands of digits
+        raise Refused(f"expected JSON: {error}") from None
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict:
+    whole = dict(pairs)
+    if len(whole) != len(pairs):
+        ((key, count),) = Counter(key for key, _ in pairs).most_common(1)
+        where = f", in the one with id {short(whole['id'])}" if key != "id" and "id" in whole else ""
+        raise Refused(f"expected each key once in an object, got {short(key)} {count} times{where}")
+    return whole
+
+
+def write_json(content: dict, out: str | Path) -> None:
+    """Whole or not at all."""
+    try:
+        text = json.dumps(content, ensure_ascii=False).encode()
+    except UnicodeEncodeError:  # a file name that is not UTF-8 has characters that are not either: escaped
+        text = json.dumps(content).encode()
+    write_bytes(out, text + b"\n")
+
+
+def number(text: str) -> float:
+    """
+    Raises:
+        ValueError: it is none, or not finite; Python's own 1_000 is none in files.
+    """
+    value = float(text)
+    if "_" in text or not math.isfinite(value):
+        raise ValueError(text)
+    return value
+
+
+def is_number(value: object) -> bool:
+    """Whether a value of JSON is a finite number, and fits a float's digits."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) < 2**63 and math.isfinite(value)  # of an integer too large for a float: an error
+
+
+class _Short(reprlib.Repr):
+    """Of a part: lists and texts of a file may be long, and nested deeply."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = 60
+        self.maxlevel = 3
+
+
+_SHORT = _Short()
+
+
+def short(value: object) -> str:
+    """A value of a file for a message."""
+    text = _SHORT.repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+def flattened(polygon: Polygon) -> list[float] | None:
+    """``[x, y, x, y, …]``, as it is written; None if the rounding leaves no area."""
+    flat = [round(float(value), 2) for point in polygon for value in point]
+    return flat if polygon_area(list(zip(flat[::2], flat[1::2], strict=True))) > 0 else None
+
+
+def _box_of(points: np.ndarray) -> list[float]:  # [N, 2] -> x, y, width, height
+    (x1, y1), (x2, y2) = points.min(0).tolist(), points.max(0).tolist()
+    return [x1, y1, x2 - x1, y2 - y1]
+
+
+def _text(points: Sequence[tuple[float, float]]) -> str:
+    text = ", ".join(f"({x:g}, {y:g})" for x, y in points[:4])
+    return text + (", …" if len(points) > 4 else "")
+
+
+def _plural(word: str, things: Sequence) -> str:
+    return word if len(things) == 1 else f"{word}s"

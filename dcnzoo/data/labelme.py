@@ -1,0 +1,215 @@
+"""LabelMe's JSON files to COCO's format."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from dcnzoo.data.conversion import (
+    SUFFIXES,
+    Conversion,
+    Polygon,
+    Refused,
+    Step,
+    image_size,
+    is_number,
+    read_json,
+    relative,
+    short,
+)
+from dcnzoo.utils.errors import UserError
+
+_CIRCLE = 64  # corners of a circle's polygon: 0.2 % less area
+_KEPT = ("polygon", "rectangle", "circle", "mask")
+_WITHOUT_AREA = ("point", "points", "line", "linestrip")
+
+
+def convert_labelme(
+    root: str | Path,
+    classes: Sequence[str] | None = None,
+    extract: str | Path | None = None,
+    clip: bool = False,
+    step: Step = lambda done, total: None,
+) -> tuple[Conversion, Path]:
+    """Read a folder of LabelMe's files, those in its folders too.
+
+    Polygons, rectangles, circles and masks become objects; those of one label and one ``group_id`` in a file
+    become one. Shapes without an area (points, lines) are problems.
+
+    Args:
+        root: the folder.
+        classes: names in the order of their labels; by default those that occur, sorted.
+        extract: folder to which images go that are only inside of their JSON files, when the result is
+            written.
+        clip: as of :class:`~dcnzoo.data.conversion.Conversion`.
+        step: called after each file.
+
+    Returns:
+        What was read, with its problems, and the folder to which names of images are relative: ``root``.
+
+    Raises:
+        UserError: there is no folder, or no JSON file in it.
+    """
+    root = Path(root)
+    if not os.path.isdir(root):
+        raise UserError(f"folder: expected a folder, found none at {root}")
+    conversion = Conversion(classes, clip)
+    files = sorted(path for path in root.rglob("*") if path.suffix.lower() == ".json")
+    if not files:
+        raise UserError(f"folder: expected LabelMe's JSON files, found none in {root}")
+    for done, file in enumerate(files, 1):
+        try:
+            _convert_file(file, root, conversion, None if extract is None else Path(extract))
+        except Refused as error:
+            conversion.refuse(file, error)
+        step(done, len(files))
+    return conversion, root
+
+
+def _convert_file(file: Path, root: Path, conversion: Conversion, extract: Path | None) -> None:
+    content = read_json(file)
+    if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):
+        raise Refused("expected LabelMe's JSON, with a list of shapes")
+    image, pixels = _image(file, root, content, extract)
+    size = image_size(image if pixels is None else io.BytesIO(pixels), str(image))
+    said = (content.get("imageWidth"), content.get("imageHeight"))
+    if said != size and said != (None, None):
+        turned = "; the image is turned by its EXIF orientation" if said == size[::-1] else ""
+        raise Refused(
+            f"expected the size of {image.name}, {size[0]} × {size[1]}, as imageWidth and imageHeight, "
+            f"got {short(said[0])} × {short(said[1])}{turned}"
+        )
+    number = conversion.add_image(relative(image, root), size)
+    if pixels is not None:
+        # read once more when it is written: not all images of a folder fit into memory
+        conversion.add_extracted(image, lambda: _decode(read_json(file)["imageData"], "imageData")[0])
+    groups: dict[object, list[tuple[int, dict]]] = {}  # those that are one object
+    for index, shape in enumerate(content["shapes"]):
+        group = shape.get("group_id") if isinstance(shape, dict) else None
+        key = index if group is None else (str(group), str(shape.get("label")))
+        groups.setdefault(key, []).append((index, shape))
+    for shapes in groups.values():
+        try:
+            _convert_shapes([shape for _, shape in shapes], number, size, conversion)
+        except Refused as error:
+            places = ", ".join(f"shapes[{index}]" for index, _ in shapes)
+            conversion.refuse(file, Refused(f"{places}: {error}"))
+
+
+def _image(file: Path, root: Path, content: dict, extract: Path | None) -> tuple[Path, bytes | None]:
+    """The image's file, and its bytes if it is only in the JSON."""
+    named = content.get("imagePath")
+    if isinstance(named, str) and named:
+        image = file.parent / named.replace("\\", "/")
+        if os.path.isfile(image):  # Path.is_file raises if the name is too long
+            return image, None
+    data = content.get("imageData")
+    if not isinstance(data, str) or not data:
+        raise Refused(
+            "expected an image at imagePath or in imageData, "
+            f"got imagePath {short(named)}, which is not there"
+        )
+    if extract is None:
+        raise Refused(
+            f"expected an image, found none at imagePath {short(named)}; "
+            "--extract FOLDER writes the embedded one"
+        )
+    pixels, image = _decode(data, "imageData")
+    suffix = ".jpg" if image.format in ("JPEG", "MPO") else f".{image.format.lower()}"
+    if suffix not in SUFFIXES:
+        raise Refused(f"imageData: expected one of {', '.join(SUFFIXES)}, got {image.format}")
+    # the JSON file's name, not one of its content's, which may lead anywhere
+    return (extract / file.relative_to(root)).with_suffix(suffix), pixels
+
+
+def _decode(data: str, what: str) -> tuple[bytes, Image.Image]:
+    """The bytes of an image in base64, and the image."""
+    try:
+        content = base64.b64decode(data, validate=True)
+        image = Image.open(io.BytesIO(content))
+        image.load()  # all of it, which may be cut off
+        return content, image
+    except UnidentifiedImageError:
+        raise Refused(
+            f"{what}: expected an image in base64, got {len(content)} bytes that are none"
+        ) from None
+    except (binascii.Error, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
+        raise Refused(f"{what}: expected an image in base64: {error}") from None
+
+
+def _convert_shapes(shapes: list, image: int, size: tuple[int, int], conversion: Conversion) -> None:
+    """``shapes``: of one object."""
+    for shape in shapes:
+        _check(shape)
+    name = shapes[0]["label"]
+    outlines = [_outline(shape) for shape in shapes if shape.get("shape_type") != "mask"]
+    masks = [_mask(shape, size) for shape in shapes if shape.get("shape_type") == "mask"]
+    if masks and outlines:
+        raise Refused(f"{name}: expected masks or outlines in one group_id, got both")
+    if masks:
+        conversion.add_mask(image, name, np.any(masks, axis=0))
+    else:
+        conversion.add_polygons(image, size, name, outlines)
+
+
+def _check(shape: object) -> None:
+    if not isinstance(shape, dict):
+        raise Refused(f"expected a shape with label and points, got {short(shape)}")
+    label, kind, points = shape.get("label"), shape.get("shape_type", "polygon"), shape.get("points")
+    if not isinstance(label, str) or not label:
+        raise Refused(f"label: expected a name, got {short(label)}")
+    if kind in _WITHOUT_AREA:
+        raise Refused(f"{label}: expected a shape with an area, got a {kind}")
+    if kind not in _KEPT:
+        raise Refused(f"{label}: shape_type: expected one of {', '.join(_KEPT)}, got {short(kind)}")
+    wanted = "at least 3" if kind == "polygon" else "2"
+    if not isinstance(points, list) or (len(points) < 3 if kind == "polygon" else len(points) != 2):
+        got = len(points) if isinstance(points, list) else short(points)
+        raise Refused(f"{label}: points: expected {wanted} points [x, y] for a {kind}, got {got}")
+    for point in points:
+        if not isinstance(point, list) or len(point) != 2 or not all(map(is_number, point)):
+            raise Refused(f"{label}: points: expected [x, y], two finite numbers, got {short(point)}")
+
+
+def _outline(shape: dict) -> Polygon:
+    kind, points = shape.get("shape_type", "polygon"), shape["points"]
+    if kind == "polygon":
+        return [(x, y) for x, y in points]
+    (x1, y1), (x2, y2) = points
+    if kind == "rectangle":
+        return [(x1, y1), (x2, y1), (x2, y2), (x1, y2)]
+    radius = math.hypot(x2 - x1, y2 - y1)  # a circle: its middle and a point on it
+    angles = (2 * math.pi * step / _CIRCLE for step in range(_CIRCLE))
+    return [(x1 + radius * math.cos(angle), y1 + radius * math.sin(angle)) for angle in angles]
+
+
+def _mask(shape: dict, size: tuple[int, int]) -> np.ndarray:  # [H, W], bool
+    """Pixels of the image: ``mask`` is an image of those from the first point to the second."""
+    label, data = shape["label"], shape.get("mask")
+    if not isinstance(data, str):
+        raise Refused(f"{label}: mask: expected an image in base64, got {type(data).__name__}")
+    _, image = _decode(data, f"{label}: mask")
+    part = np.asarray(image.convert("L")) > 0
+    (x1, y1), (x2, y2) = ((round(x), round(y)) for x, y in shape["points"])
+    height, width = part.shape
+    if (x2 - x1 + 1, y2 - y1 + 1) != (width, height):
+        raise Refused(
+            f"{label}: mask: expected {x2 - x1 + 1} × {y2 - y1 + 1} pixels, as from its first point to its "
+            f"second, got {width} × {height}"
+        )
+    if min(x1, y1) < 0 or x2 >= size[0] or y2 >= size[1]:
+        raise Refused(
+            f"{label}: mask: expected pixels of the image, {size[0]} × {size[1]}, "
+            f"got {short(shape['points'])}"
+        )
+    whole = np.zeros((size[1], size[0]), bool)
+    whole[y1 : y2 + 1, x1 : x2 + 1] = part
+    return whole

@@ -1,0 +1,40 @@
+"""One COCO file to two."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+from dcnzoo.data.check import checked_coco
+from dcnzoo.data.conversion import write_json
+from dcnzoo.utils.errors import UserError
+
+
+def split_coco(file: str | Path, outs: tuple[Path, Path], share: float, seed: int = 0) -> tuple[dict, dict]:
+    """Distribute the images of a file, with their annotations, at random: the rest, and ``share`` of them.
+
+    Both files have all categories. The same seed gives the same parts.
+
+    Raises:
+        UserError: the file has problems (:func:`~dcnzoo.data.check.check_coco`), or too few images for
+            two parts; nothing is written.
+    """
+    if not 0 < share < 1:
+        raise UserError(f"share: expected a number between 0 and 1, got {share}")
+    content = checked_coco(file).content
+    images = content["images"]
+    number = min(max(round(share * len(images)), 1), len(images) - 1)
+    if number < 1:
+        raise UserError(f"{file}: images: expected at least 2, got {len(images)}")
+    chosen = {image["id"] for image in random.Random(seed).sample(images, number)}  # nosec B311  # no secret
+    parts = tuple(
+        {
+            **content,
+            "images": [image for image in images if (image["id"] in chosen) == second],
+            "annotations": [a for a in content["annotations"] if (a["image_id"] in chosen) == second],
+        }
+        for second in (False, True)
+    )
+    for part, out in zip(parts, outs, strict=True):
+        write_json(part, out)
+    return parts

@@ -1,0 +1,253 @@
+"""Pascal VOC's XML files to COCO's format."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from xml.parsers import expat
+
+from dcnzoo.data.conversion import SUFFIXES, Conversion, Refused, Step, image_size, number, read_text
+from dcnzoo.utils.errors import UserError
+
+DIFFICULT = ("ignore", "keep", "drop")
+
+
+def convert_voc(
+    root: str | Path,
+    split: str | None = None,
+    classes: Sequence[str] | None = None,
+    annotations: str | Path | None = None,
+    images: str | Path | None = None,
+    difficult: str = "ignore",
+    zero_based: bool = False,
+    clip: bool = False,
+    step: Step = lambda done, total: None,
+) -> tuple[Conversion, Path]:
+    """Read a folder in the form of Pascal VOC.
+
+    A box covers the pixels from ``xmin`` to ``xmax``, both of them, and the first is 1: ``xmin`` 1 and
+    ``xmax`` 3 become x 0 and width 3.
+
+    Args:
+        root: holds ``Annotations``, ``JPEGImages`` and ``ImageSets``; or the XML files, with images beside
+            them or in ``images``.
+        split: reads the XML files that ``ImageSets/Main/{split}.txt`` names, or ``ImageSets/{split}.txt``;
+            by default all there are.
+        classes: names in the order of their labels; by default those that occur, sorted.
+        annotations, images: folders that are elsewhere.
+        difficult: what becomes of objects that are marked so: ``'ignore'`` makes them COCO's ``iscrowd``,
+            which neither training nor evaluation counts; ``'keep'`` and ``'drop'``.
+        zero_based: coordinates are those of edges, from 0, as COCO's.
+        clip: as of :class:`~dcnzoo.data.conversion.Conversion`.
+        step: called after each file.
+
+    Returns:
+        What was read, with its problems, and the folder to which names of images are relative.
+
+    Raises:
+        UserError: a folder or the split is not there, no XML file is.
+    """
+    root = Path(root)
+    if difficult not in DIFFICULT:
+        raise UserError(f"difficult: expected one of {', '.join(DIFFICULT)}, got {difficult}")
+    for name, folder in (("folder", root), ("annotations", annotations), ("images", images)):
+        if folder is not None and not os.path.isdir(folder):
+            raise UserError(f"{name}: expected a folder, found none at {folder}")
+    xml_folder = Path(annotations) if annotations else _first_folder(root, ("Annotations", "annotations"))
+    image_folder = (
+        Path(images) if images else _first_folder(root, ("JPEGImages", "images", "Images"), xml_folder)
+    )
+    conversion = Conversion(classes, clip)
+    files = list(_of_split(root, split, xml_folder, conversion) if split else _all(xml_folder))
+    if not files and not conversion.problems:
+        raise UserError(f"annotations: expected XML files, found none in {xml_folder}")
+    for done, file in enumerate(files, 1):
+        try:
+            _convert_file(file, image_folder, conversion, difficult, zero_based)
+        except Refused as error:
+            conversion.refuse(file, error)
+        step(done, len(files))
+    return conversion, image_folder
+
+
+def _first_folder(root: Path, names: Sequence[str], otherwise: Path | None = None) -> Path:
+    return next((root / name for name in names if (root / name).is_dir()), otherwise or root)
+
+
+def _all(folder: Path) -> Iterator[Path]:
+    return (file for file in sorted(folder.iterdir()) if file.suffix.lower() == ".xml")
+
+
+def _of_split(root: Path, split: str, folder: Path, conversion: Conversion) -> Iterator[Path]:
+    places = [root / "ImageSets" / "Main" / f"{split}.txt", root / "ImageSets" / f"{split}.txt"]
+    place = next((place for place in places if os.path.isfile(place)), None)
+    if place is None:
+        raise UserError(f"split: expected {places[0]} or {places[1]}, found neither")
+    try:
+        lines = read_text(place).splitlines()
+    except Refused as error:
+        raise UserError(f"{place}: {error}") from None
+    seen: dict[str, int] = {}
+    for at, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        name = line.split()[0]  # a class's own list has 1, 0 or -1 after it
+        if name in seen:
+            conversion.refuse(place, f"expected each image once, got {name} as in line {seen[name]}", at)
+        elif not os.path.isfile(folder / f"{name}.xml"):  # Path.is_file raises if the name is too long
+            conversion.refuse(place, f"expected a file, found none at {folder / f'{name}.xml'}", at)
+        else:
+            yield folder / f"{name}.xml"
+        seen.setdefault(name, at)
+
+
+def _convert_file(file: Path, images: Path, conversion: Conversion, difficult: str, zero_based: bool) -> None:
+    tree = parse(file)
+    if tree.tag != "annotation":
+        raise Refused(f"expected <annotation>, got <{tree.tag}>", tree.line)
+    picture = _picture(file, tree, images)
+    size = image_size(picture)
+    stated = tree.find("size")
+    if stated is not None:
+        said = tuple(stated.number(side) for side in ("width", "height"))
+        if said not in (size, (0, 0)):  # some tools write zeros
+            turned = "; the image is turned by its EXIF orientation" if said == size[::-1] else ""
+            raise Refused(
+                f"<size>: expected that of {picture.name}, {size[0]} × {size[1]}, "
+                f"got {said[0]:g} × {said[1]:g}{turned}",
+                stated.line,
+            )
+    image = conversion.add_image(picture.relative_to(images).as_posix(), size)
+    for thing in tree.all("object"):
+        try:
+            _convert_object(thing, image, size, conversion, difficult, zero_based)
+        except Refused as error:
+            conversion.refuse(file, error, thing.line)
+
+
+def _convert_object(
+    thing: Element,
+    image: int,
+    size: tuple[int, int],
+    conversion: Conversion,
+    difficult: str,
+    zero_based: bool,
+) -> None:
+    name = thing.text_of("name")
+    flags = {flag: thing.flag(flag) for flag in ("difficult", "truncated") if thing.find(flag) is not None}
+    box = thing.find("bndbox")
+    if box is None:
+        raise Refused(f"{name}: expected <bndbox>, found none", thing.line)
+    x1, y1, x2, y2 = (box.number(side) for side in ("xmin", "ymin", "xmax", "ymax"))
+    if not zero_based:
+        if min(x1, y1) < 1:
+            raise Refused(
+                f"{name}: expected xmin and ymin from 1 on, as Pascal VOC counts, got {x1:g} and {y1:g}; "
+                "--zero-based if the tool that wrote this counts from 0",
+                box.line,
+            )
+        x1, y1 = x1 - 1, y1 - 1
+    hard = flags.get("difficult") == 1
+    if hard and difficult == "drop":
+        return
+    conversion.add_box(image, size, name, (x1, y1, x2, y2), int(hard and difficult == "ignore"), **flags)
+
+
+def _picture(file: Path, tree: Element, images: Path) -> Path:
+    """The image of an XML file: the one of its own name, or the one that it names."""
+    suffixes = [spelt for suffix in SUFFIXES for spelt in (suffix, suffix.upper())]
+    found = [path for suffix in suffixes if os.path.isfile(path := images / f"{file.stem}{suffix}")]
+    found = list({path.stat().st_ino: path for path in reversed(found)}.values())  # of a.jpg and a.JPG
+    names, line = f"{file.stem}.jpg (.png, …)", tree.line
+    stated = tree.find("filename")
+    if stated is not None and stated.text.strip():
+        # without the folders of the machine that wrote it
+        named, line = images / stated.text.strip().replace("\\", "/").rpartition("/")[2], stated.line
+        if named in found:
+            return named
+        names += f" or {named.name}"
+        found += [named] if os.path.isfile(named) else []
+    if not found:
+        raise Refused(f"expected an image {names}, found none in {images}", line)
+    if len(found) > 1:
+        names = " and ".join(path.name for path in found)
+        raise Refused(f"expected one image, found {names} in {images}", line)
+    return found[0]
+
+
+# XML with line numbers
+
+
+@dataclasses.dataclass
+class Element:
+    """A part of an XML file, and where it begins."""
+
+    tag: str
+    line: int
+    text: str = ""
+    children: list[Element] = dataclasses.field(default_factory=list)
+
+    def all(self, tag: str) -> list[Element]:
+        return [child for child in self.children if child.tag == tag]
+
+    def find(self, tag: str) -> Element | None:
+        found = self.all(tag)
+        if len(found) > 1:
+            raise Refused(f"expected one <{tag}> in <{self.tag}>, found {len(found)}", found[1].line)
+        return found[0] if found else None
+
+    def text_of(self, tag: str) -> str:
+        found = self.find(tag)
+        if found is None or not found.text.strip():
+            raise Refused(f"expected <{tag}> with a text in <{self.tag}>, found none", self.line)
+        return found.text.strip()
+
+    def number(self, tag: str) -> float:
+        text = self.text_of(tag)
+        try:
+            return number(text)
+        except ValueError:
+            raise Refused(f"<{tag}>: expected a finite number, got {text!r}", self.find(tag).line) from None
+
+    def flag(self, tag: str) -> int:
+        text = self.text_of(tag)
+        if text not in ("0", "1"):
+            raise Refused(f"<{tag}>: expected 0 or 1, got {text!r}", self.find(tag).line)
+        return int(text)
+
+
+def parse(file: Path) -> Element:
+    """The outermost element of an XML file.
+
+    Raises:
+        Refused: it is not well-formed, or declares entities, of which a few lines become gigabytes.
+    """
+    parser = expat.ParserCreate()
+    parser.buffer_text = True
+    document = Element("", 0)
+    stack = [document]
+
+    def start(tag: str, _: object) -> None:
+        element = Element(tag, parser.CurrentLineNumber)
+        stack[-1].children.append(element)
+        stack.append(element)
+
+    def text(data: str) -> None:
+        stack[-1].text += data
+
+    def entity(*_: object) -> None:
+        raise Refused("expected XML without entities of its own", parser.CurrentLineNumber)
+
+    parser.StartElementHandler = start
+    parser.EndElementHandler = lambda _: stack.pop()
+    parser.CharacterDataHandler = text
+    parser.EntityDeclHandler = entity
+    try:
+        parser.Parse(file.read_bytes(), True)
+    except expat.ExpatError as error:
+        raise Refused(f"expected XML: {expat.ErrorString(error.code)}", error.lineno) from None
+    except (OSError, LookupError, ValueError) as error:  # cannot be read; an encoding that Python has not
+        raise Refused(f"expected XML: {getattr(error, 'strerror', None) or error}") from None
+    return document.children[0]

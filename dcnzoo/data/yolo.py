@@ -1,0 +1,241 @@
+"""YOLO's text files, boxes and polygons, to COCO's format."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import yaml
+
+from dcnzoo.data.conversion import (
+    SUFFIXES,
+    Conversion,
+    Refused,
+    Step,
+    image_size,
+    number,
+    read_text,
+    relative,
+    short,
+)
+from dcnzoo.utils.errors import UserError
+
+
+def convert_yolo(
+    source: str | Path,
+    split: str = "train",
+    classes: Sequence[str] | None = None,
+    clip: bool = False,
+    step: Step = lambda done, total: None,
+) -> tuple[Conversion, Path]:
+    """Read a data set in the form of Ultralytics' YOLO.
+
+    The labels of ``images/a.jpg`` are in ``labels/a.txt``: a line per object, ``class x y width height`` with
+    the box's middle, or ``class x1 y1 x2 y2 x3 y3 …`` with an outline; in parts of the image's width and
+    height. An image without that file shows no object.
+
+    Args:
+        source: ``data.yaml``, or a folder that has it.
+        split: of ``data.yaml``: a folder of images, several, or a text file that lists images.
+        classes: names in the order of their numbers, in place of those of ``data.yaml``.
+        clip: as of :class:`~dcnzoo.data.conversion.Conversion`.
+        step: called after each image.
+
+    Returns:
+        What was read, with its problems, and the folder to which names of images are relative.
+
+    Raises:
+        UserError: ``data.yaml`` is not there, has no names or not the split, or no image is there.
+    """
+    file = Path(source)
+    if os.path.isdir(file):
+        file = next(
+            (path for name in ("data.yaml", "data.yml") if (path := file / name).is_file()),
+            file / "data.yaml",
+        )
+    described = _read_yaml(file)
+    names = _names(file, described) if classes is None else list(classes)
+    if "kpt_shape" in described:
+        raise UserError(f"{file}: expected boxes or polygons, got keypoints (kpt_shape)")
+    root = _root(file, described)
+    conversion = Conversion(names, clip)
+    images = list(dict.fromkeys(_images(file, described, split, root, conversion)))
+    if not images and not conversion.problems:
+        raise UserError(f"{file}: {split}: expected images, found none")
+    for done, image in enumerate(images, 1):
+        try:
+            size = image_size(image)
+            added = conversion.add_image(relative(image, root), size)
+        except Refused as error:
+            conversion.refuse(image, error)
+        else:
+            _convert_labels(_labels(image), added, size, conversion)
+        step(done, len(images))
+    return conversion, root
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that an object has twice, of which YAML's loader takes the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if (key.tag, key.value) in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"expected each key once, got {short(key.value)} again",
+                    problem_mark=key.start_mark,
+                )
+            seen.add((key.tag, key.value))
+        return super().construct_mapping(node, deep)
+
+
+def _read_yaml(file: Path) -> dict:
+    if not os.path.isfile(file):
+        raise UserError(f"data.yaml: expected a file, found none at {file}")
+    try:
+        described = yaml.load(read_text(file), _Loader)  # nosec B506  # a SafeLoader
+    except Refused as error:
+        raise UserError(f"{file}: {error}") from None
+    except yaml.YAMLError as error:
+        place = getattr(error, "problem_mark", None)
+        where = file if place is None else f"{file}:{place.line + 1}"
+        raise UserError(f"{where}: expected YAML: {getattr(error, 'problem', None) or error}") from None
+    except RecursionError:
+        raise UserError(f"{file}: expected YAML, got lists or objects that are nested too deeply") from None
+    except ValueError as error:  # a date without such a day, an integer of thousands of digits
+        raise UserError(f"{file}: expected YAML: {error}") from None
+    if not isinstance(described, dict):
+        raise UserError(f"{file}: expected keys such as names and train, got {type(described).__name__}")
+    return described
+
+
+def _names(file: Path, described: dict) -> list[str]:
+    names = described.get("names")
+    if isinstance(names, dict):
+        if sorted(names, key=str) != sorted(range(len(names)), key=str):
+            raise UserError(
+                f"{file}: names: expected the numbers 0 to {len(names) - 1}, got {short(list(names))}"
+            )
+        names = [names[number] for number in range(len(names))]
+    if not isinstance(names, list) or not names:
+        raise UserError(f"{file}: names: expected a list of names, got {short(names)}")
+    if "nc" in described and described["nc"] != len(names):
+        raise UserError(
+            f"{file}: nc: expected {len(names)}, the number of names, got {short(described['nc'])}"
+        )
+    for name in names:
+        if isinstance(name, bool) or not isinstance(name, str | int):  # YAML's no is False, its ~ is None
+            raise UserError(f"{file}: names: expected texts, got {short(name)}: put it in quotes")
+    return [str(name) for name in names]
+
+
+def _root(file: Path, described: dict) -> Path:
+    """The data set's folder: ``path``, beside the file if there is one, else as it is."""
+    given = described.get("path")
+    if given is None:
+        return file.parent
+    beside, as_is = file.parent / str(given), Path(str(given))
+    if os.path.isdir(beside):  # Path.is_dir raises if the name is too long
+        return beside
+    # a file that was moved together with its data
+    return as_is if os.path.isdir(as_is) else file.parent
+
+
+def _images(file: Path, described: dict, split: str, root: Path, conversion: Conversion) -> Iterator[Path]:
+    places = described.get(split)
+    if not places or not isinstance(places, str | list):
+        known = ", ".join(key for key in ("train", "val", "test") if described.get(key)) or "none"
+        raise UserError(f"{file}: expected a split {split!r}, found {known}")
+    for place in [places] if isinstance(places, str) else places:
+        # Roboflow writes ../train for what is beside the file
+        candidates = [root / str(place), root / str(place).removeprefix("../")]
+        found = next((path for path in candidates if os.path.exists(path)), None)
+        if found is None:
+            raise UserError(
+                f"{file}: {split}: expected a folder or a list of images, found none at {root / str(place)}"
+            )
+        if found.is_dir():
+            yield from sorted(path for path in found.rglob("*") if path.suffix.lower() in SUFFIXES)
+            continue
+        try:
+            lines = read_text(found).splitlines()
+        except Refused as error:
+            raise UserError(f"{found}: {error}") from None
+        for at, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            # ./ is the list's own folder
+            image = (found.parent if line.startswith("./") else root) / line.strip()
+            if os.path.isfile(image):
+                yield image
+            else:
+                conversion.refuse(found, f"expected an image, found none at {image}", at)
+
+
+def _labels(image: Path) -> Path:
+    """``…/labels/….txt`` for ``…/images/….jpg``; where no folder is called images, beside it."""
+    parts = list(image.parts)
+    for index in range(len(parts) - 2, -1, -1):
+        if parts[index] == "images":
+            parts[index] = "labels"
+            break
+    return Path(*parts).with_suffix(".txt")
+
+
+def _convert_labels(file: Path, image: int, size: tuple[int, int], conversion: Conversion) -> None:
+    if not os.path.isfile(file):
+        return
+    try:
+        lines = read_text(file).splitlines()
+    except Refused as error:
+        conversion.refuse(file, error)
+        return
+    for at, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            _convert_line(line.split(), image, size, conversion)
+        except Refused as error:
+            conversion.refuse(file, error, at)
+
+
+def _convert_line(words: list[str], image: int, size: tuple[int, int], conversion: Conversion) -> None:
+    names = conversion.classes
+    label, *values = (_number(word, _field(index, len(words) == 5)) for index, word in enumerate(words))
+    if label not in range(len(names)):
+        raise Refused(f"class: expected a number from 0 to {len(names) - 1}, got {short(words[0])}")
+    if len(values) != 4 and (len(values) < 6 or len(values) % 2):
+        raise Refused(
+            "expected class x y width height, or class and at least 3 points, "
+            f"got {len(words)} {'value' if len(words) == 1 else 'values'}"
+        )
+    for index, value in enumerate(values, 1):
+        if not 0 <= value <= 1:
+            field = _field(index, len(values) == 4)
+            raise Refused(f"{field}: expected a number from 0 to 1, in parts of the image, got {value:g}")
+    name = names[int(label)]
+    width, height = size
+    if len(values) == 4:
+        x, y, w, h = values
+        corners = ((x - w / 2) * width, (y - h / 2) * height, (x + w / 2) * width, (y + h / 2) * height)
+        conversion.add_box(image, size, name, corners)
+    else:
+        points = zip(values[::2], values[1::2], strict=True)
+        conversion.add_polygons(image, size, name, [[(x * width, y * height) for x, y in points]])
+
+
+def _number(word: str, field: str) -> float:
+    try:
+        return number(word)
+    except ValueError:
+        raise Refused(f"{field}: expected a finite number, got {short(word)}") from None
+
+
+def _field(index: int, is_box: bool) -> str:
+    """What a word of a line is called; its class is the first."""
+    if is_box or index == 0:
+        return ("class", "x", "y", "width", "height")[index]
+    return f"{'yx'[index % 2]}{(index + 1) // 2}"

@@ -1,0 +1,351 @@
+"""DCNv3 and DCNv4 as layers: channels last, with the official parameter names and initial values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dcnzoo.layers.channels_last import build_activation, build_norm
+from dcnzoo.layers.offsets import OffsetLinear, TracksOffsets
+from dcnzoo.layers.tracing import as_leaf
+from dcnzoo.ops import dcnv3, dcnv4
+from dcnzoo.ops._arguments import is_traced
+from dcnzoo.ops.geometry import aggregation_points
+
+
+class _ChannelsLast(TracksOffsets, nn.Module):
+    """Geometry, checks and the blend with the centre, which both generations share."""
+
+    # TorchScript compiles only the branch that these choose
+    __constants__ = ("center_feature_scale",)
+
+    def __init__(
+        self,
+        channels: int,
+        kernel_size: int,
+        stride: int,
+        pad: int,
+        dilation: int,
+        group: int,
+        offset_scale: float,
+        dw_kernel_size: int | None,
+        center_feature_scale: bool,
+        remove_center: bool,
+    ) -> None:
+        super().__init__()
+        numbers = dict(
+            channels=channels, kernel_size=kernel_size, stride=stride, dilation=dilation, group=group
+        )
+        for name, number in numbers.items():
+            if not isinstance(number, int) or number < 1:
+                self._refuse(name, "an integer of at least 1", number)
+        if channels % group:
+            self._refuse("group", f"a divisor of the {channels} channels", group)
+        if kernel_size % 2 == 0:
+            self._refuse("kernel_size", "an odd number", kernel_size)
+        if remove_center and kernel_size == 1:
+            self._refuse("kernel_size", "at least 3 with remove_center", kernel_size)
+        if dw_kernel_size is not None and dw_kernel_size % 2 == 0:
+            self._refuse("dw_kernel_size", "an odd number", dw_kernel_size)
+        if 2 * pad != dilation * (kernel_size - 1):
+            # What predicts the offsets sees every stride-th pixel, and so must the kernel's middle.
+            self._refuse("pad", f"{dilation * (kernel_size - 1) // 2}, dilation · (kernel_size - 1) / 2", pad)
+        self.channels = channels
+        self.kernel_size = kernel_size
+        self.stride = stride
+        self.pad = pad
+        self.dilation = dilation
+        self.group = group
+        self.group_channels = channels // group
+        self.offset_scale = offset_scale
+        self.dw_kernel_size = dw_kernel_size
+        self.center_feature_scale = center_feature_scale
+        self.remove_center = bool(remove_center)
+        self.taps = group * (kernel_size**2 - self.remove_center)  # of all groups
+        if center_feature_scale:
+            self.center_feature_scale_proj_weight = nn.Parameter(torch.zeros(group, channels))
+            self.center_feature_scale_proj_bias = nn.Parameter(torch.zeros(group))
+
+    def _refuse(self, argument: str, expected: str, given: object, error: type = ValueError) -> None:
+        raise error(f"{type(self).__name__}: {argument}: expected {expected}, got {given}")
+
+    def _check(self, input: Tensor) -> None:
+        if not is_traced(input) and (input.dim() != 4 or input.shape[3] != self.channels):
+            expected = f"(N, H, W, {self.channels}), channels last"
+            self._refuse("input", expected, tuple(input.shape), RuntimeError)
+
+    def _record_offsets(self, offset: Tensor, size: tuple[int, int]) -> None:  # [N, oH, oW, group, P, 2]
+        if not self._records(offset):
+            return
+        pairs = [(number, number) for number in (self.kernel_size, self.stride, self.pad, self.dilation)]
+        offset = offset.detach().float()
+        grid = aggregation_points(offset.shape[1:3], *pairs, self.offset_scale, self.remove_center, offset)
+        self._record_shifts(grid, offset * self.offset_scale, size[::-1])
+
+    def _thin_out(self, x: Tensor) -> Tensor:  # [N, H, W, C] -> [N, oH, oW, C], under the kernel's middle
+        return x if self.stride == 1 else x[:, :: self.stride, :: self.stride]
+
+    def _blend_center(self, x: Tensor, value: Tensor, query: Tensor) -> Tensor:
+        """From ``x`` towards the ``value`` under the kernel's middle, as far as ``query`` says per group."""
+        if not self.center_feature_scale:
+            return x
+        scale = F.linear(query, self.center_feature_scale_proj_weight, self.center_feature_scale_proj_bias)
+        scale = scale.sigmoid().repeat_interleave(self.group_channels, dim=-1)
+        return torch.lerp(x, self._thin_out(value).to(x.dtype), scale.to(x.dtype))
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.channels}, kernel_size={self.kernel_size}, stride={self.stride}, pad={self.pad}, "
+            f"dilation={self.dilation}, group={self.group}, offset_scale={self.offset_scale}, "
+            f"remove_center={self.remove_center}"
+        )
+
+
+class DCNv3(_ChannelsLast):
+    """Deformable convolution v3 (InternImage, Wang et al. 2023), a layer of maps ``(N, H, W, channels)``.
+
+    A depth-wise convolution of the input (``dw_conv``) predicts offsets (``offset``) and factors, which a
+    softmax over the taps of each group makes a mean (``mask``); between two linear projections
+    (``input_proj``, ``output_proj``) :func:`dcnzoo.ops.dcnv3` reads there.
+
+    Args:
+        channels: in and out.
+        kernel_size: odd.
+        dw_kernel_size: of the depth-wise convolution, odd; by default ``kernel_size``.
+        stride, dilation: of the kernel. The output has ``ceil(size / stride)`` pixels.
+        pad: ``dilation · (kernel_size - 1) / 2``, the only one there is.
+        group: of channels that read at the same places.
+        offset_scale: stretches kernel and offsets.
+        act_layer: ``'GELU'``, ``'ReLU'`` or ``'SiLU'``, after the depth-wise convolution.
+        norm_layer: ``'LN'`` or ``'BN'``, before that.
+        center_feature_scale: blend with what is under the kernel's middle, as far as is predicted
+            (InternImage-H and -G).
+        remove_center: leave out the middle tap.
+
+    Offsets start at zero and the mask at ``1 / taps``, also through the ``init_weights()`` of an OpenMMLab
+    model: an average pooling between two projections.
+
+    Raises:
+        ValueError: arguments that do not fit.
+        RuntimeError: input that does not fit.
+    """
+
+    def __init__(
+        self,
+        channels: int = 64,
+        kernel_size: int = 3,
+        dw_kernel_size: int | None = None,
+        stride: int = 1,
+        pad: int = 1,
+        dilation: int = 1,
+        group: int = 4,
+        offset_scale: float = 1.0,
+        act_layer: str = "GELU",
+        norm_layer: str = "LN",
+        center_feature_scale: bool = False,
+        remove_center: bool = False,
+    ) -> None:
+        dw_kernel_size = kernel_size if dw_kernel_size is None else dw_kernel_size
+        super().__init__(
+            channels,
+            kernel_size,
+            stride,
+            pad,
+            dilation,
+            group,
+            offset_scale,
+            dw_kernel_size,
+            center_feature_scale,
+            remove_center,
+        )
+        self.dw_conv = nn.Sequential(
+            nn.Conv2d(channels, channels, dw_kernel_size, stride, dw_kernel_size // 2, groups=channels),
+            build_norm(norm_layer, channels, first_in=True),
+            build_activation(act_layer),
+        )
+        self.offset = OffsetLinear(channels, self.taps * 2)
+        self.mask = OffsetLinear(channels, self.taps)
+        self.input_proj = nn.Linear(channels, channels)
+        self.output_proj = nn.Linear(channels, channels)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The official initial values, of all but the depth-wise convolution and the centre's scale."""
+        for predictor in (self.offset, self.mask):
+            predictor.reset_parameters()
+        for projection in (self.input_proj, self.output_proj):
+            nn.init.xavier_uniform_(projection.weight)
+            nn.init.zeros_(projection.bias)
+
+    def forward(self, input: Tensor) -> Tensor:  # [N, H, W, C] -> [N, oH, oW, C]
+        if not torch.jit.is_scripting():
+            leaf = as_leaf(self, input)
+            if leaf is not None:
+                return leaf
+            self._check(input)
+        query = self.dw_conv(input.permute(0, 3, 1, 2))
+        mask = self.mask(query).unflatten(-1, (self.group, -1)).softmax(-1).flatten(-2)
+        value = self.input_proj(input)
+        offset = self.offset(query)
+        if not torch.jit.is_scripting():
+            self._record_offsets(offset.unflatten(-1, (self.group, -1, 2)), input.shape[1:3])
+            self._record_modulation(mask)
+        x = dcnv3(
+            value,
+            offset,
+            mask,
+            self.kernel_size,
+            self.stride,
+            self.pad,
+            self.dilation,
+            self.group,
+            self.group_channels,
+            self.offset_scale,
+            self.remove_center,
+        )
+        return self.output_proj(self._blend_center(x, value, query))
+
+
+class DCNv4(_ChannelsLast):
+    """Deformable convolution v4 (Xiong et al. 2024), a layer of maps ``(N, H, W, channels)``.
+
+    One linear layer (``offset_mask``) predicts offsets and factors, which no softmax bounds; between two
+    projections (``value_proj``, ``output_proj``) :func:`dcnzoo.ops.dcnv4` reads there.
+
+    Args:
+        channels, kernel_size, stride, pad, dilation, group, offset_scale, remove_center: as of
+            :class:`DCNv3`.
+        dw_kernel_size: of a depth-wise convolution before ``offset_mask`` (``offset_mask_dw``); None is none.
+        center_feature_scale: as of :class:`DCNv3`, but predicted from what was read.
+        output_bias: whether ``output_proj`` has one.
+        without_pointwise: no projections, neither before nor after.
+
+    Offsets and factors start at zero, and with them the output at ``output_proj``'s bias, also through the
+    ``init_weights()`` of an OpenMMLab model.
+
+    ``forward(input, shape=None)`` takes maps, or as the official layer ``(N, L, channels)`` with their
+    ``shape`` ``(H, W)``, by default square, and returns the same form.
+
+    Raises:
+        ValueError: arguments that do not fit.
+        RuntimeError: input that does not fit.
+    """
+
+    __constants__ = ("center_feature_scale", "dw_kernel_size", "without_pointwise")
+
+    def __init__(
+        self,
+        channels: int = 64,
+        kernel_size: int = 3,
+        stride: int = 1,
+        pad: int = 1,
+        dilation: int = 1,
+        group: int = 4,
+        offset_scale: float = 1.0,
+        dw_kernel_size: int | None = None,
+        center_feature_scale: bool = False,
+        remove_center: bool = False,
+        output_bias: bool = True,
+        without_pointwise: bool = False,
+    ) -> None:
+        super().__init__(
+            channels,
+            kernel_size,
+            stride,
+            pad,
+            dilation,
+            group,
+            offset_scale,
+            dw_kernel_size,
+            center_feature_scale,
+            remove_center,
+        )
+        self.without_pointwise = without_pointwise
+        if dw_kernel_size is not None:
+            self.offset_mask_dw = nn.Conv2d(
+                channels, channels, dw_kernel_size, stride, dw_kernel_size // 2, groups=channels
+            )
+        self.offset_mask = OffsetLinear(channels, math.ceil(self.taps * 3 / 8) * 8)
+        if not without_pointwise:
+            self.value_proj = nn.Linear(channels, channels)
+            self.output_proj = nn.Linear(channels, channels, bias=output_bias)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The official initial values, of all but the depth-wise convolution and the centre's scale."""
+        self.offset_mask.reset_parameters()
+        if self.without_pointwise:
+            return
+        for projection in (self.value_proj, self.output_proj):
+            nn.init.xavier_uniform_(projection.weight)
+            if projection.bias is not None:
+                nn.init.zeros_(projection.bias)
+
+    def forward(self, input: Tensor, shape: tuple[int, int] | None = None) -> Tensor:
+        if not torch.jit.is_scripting():
+            leaf = as_leaf(self, input, shape)
+            if leaf is not None:
+                return leaf
+            if is_traced(input):  # and nothing else is: whether these are maps cannot be asked
+                return self._forward(input)
+            self._check_shape(input, shape)
+        if input.dim() != 3:
+            return self._forward(input)
+        if shape is None:
+            side = int(math.sqrt(input.shape[1]))  # of a square, or unflatten raises
+            shape = (side, side)
+        return self._forward(input.unflatten(1, shape)).flatten(1, 2)
+
+    def _check_shape(self, input: Tensor, shape: tuple[int, int] | None) -> None:
+        if input.dim() != 3:
+            if shape is not None and tuple(shape) != tuple(input.shape[1:3]):
+                self._refuse("shape", f"{tuple(input.shape[1:3])} like the input", shape, RuntimeError)
+            return
+        length, channels = input.shape[1:]
+        if channels != self.channels:
+            self._refuse("input", f"(N, L, {self.channels})", tuple(input.shape), RuntimeError)
+        if shape is None:
+            shape = (math.isqrt(length),) * 2
+        if not isinstance(shape, Sequence) or len(shape) != 2 or shape[0] * shape[1] != length:
+            expected = f"(H, W) with H · W = {length}, the input's length"
+            self._refuse("shape", expected, shape, RuntimeError)
+
+    def _forward(self, input: Tensor) -> Tensor:  # [N, H, W, C] -> [N, oH, oW, C]
+        if not torch.jit.is_scripting():
+            self._check(input)
+        value = input
+        if not self.without_pointwise:
+            value = self.value_proj(input)
+        if self.dw_kernel_size is None:
+            query = self._thin_out(input)
+        else:
+            query = self.offset_mask_dw(input.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        fields = self.offset_mask(query)
+        if not torch.jit.is_scripting():
+            self._record(fields, input.shape[1:3])
+        x = dcnv4(
+            value,
+            fields,
+            self.kernel_size,
+            self.stride,
+            self.pad,
+            self.dilation,
+            self.group,
+            self.group_channels,
+            self.offset_scale,
+            self.remove_center,
+        )
+        x = self._blend_center(x, value, x)
+        if not self.without_pointwise:
+            x = self.output_proj(x)
+        return x
+
+    def _record(self, fields: Tensor, size: Sequence[int]) -> None:
+        per_group = fields[..., : self.taps * 3].unflatten(-1, (self.group, -1))  # 2P offsets, P factors
+        offset, factors = per_group.tensor_split([self.taps // self.group * 2], dim=-1)
+        self._record_offsets(offset.unflatten(-1, (-1, 2)), size)
+        self._record_modulation(factors)

@@ -1,0 +1,136 @@
+"""Checkpoints are data: reading one runs nothing that is in it, whichever way mmengine is asked for it.
+
+Pickle, the format of checkpoints, can call any function while it is read. Only tensors, plain Python
+objects and the types of mmengine's log are let through.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import pickle
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import torch
+from mmengine.logging import HistoryBuffer
+from mmengine.runner import CheckpointLoader
+from mmengine.runner import checkpoint as loading
+
+from dcnzoo.utils.errors import UserError, one_line
+
+MapLocation = str | torch.device | Callable | dict | None  # as torch.load has it
+
+
+class CheckpointError(UserError):
+    """A file that is no checkpoint, not one that may be read, or not one of this model."""
+
+
+def load_file(
+    path: str | os.PathLike | IO[bytes], trust: bool = False, map_location: MapLocation = "cpu"
+) -> Mapping:
+    """What a checkpoint file holds.
+
+    Args:
+        trust: read anything, which **runs whatever code the file holds**, with your rights: only for
+            files from somebody whose programs you would run.
+
+    Raises:
+        CheckpointError: it holds other objects and is not trusted, or it is no checkpoint.
+    """
+    load_own_checkpoints()
+    name = path if isinstance(path, str | os.PathLike) else "checkpoint"
+    try:
+        checkpoint = torch.load(path, map_location=map_location, weights_only=not trust)  # nosec B614  # said above
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if found:
+            raise CheckpointError(
+                f"{name}: holds {found[1]}, which is neither weights nor plain data. Only if you trust who "
+                "made it: --trust (trust=True) reads it all the same, and runs whatever code the file holds; "
+                "publish_model.py FILE OUT --trust --save-keys state_dict leaves the weights alone in OUT"
+            ) from None
+        raise CheckpointError(f"{name}: expected a checkpoint, found something else") from error
+    except (RuntimeError, EOFError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{name}: expected a checkpoint: {one_line(error)}") from error
+    if not isinstance(checkpoint, Mapping):
+        raise CheckpointError(f"{name}: expected a dict with weights, found {type(checkpoint).__name__}")
+    return checkpoint
+
+
+def _history_method(owner: object, name: str) -> object:
+    """``getattr`` for files that name ``HistoryBuffer.mean`` and the like, and for nothing else."""
+    if owner is not HistoryBuffer or name not in ("min", "max", "mean", "current"):
+        raise TypeError(f"checkpoint: expected an attribute of HistoryBuffer, got {owner!r}.{name}")
+    return getattr(owner, name)
+
+
+def load_own_checkpoints() -> None:
+    """mmengine's checkpoints hold its log, which ``torch.load`` refuses to read since PyTorch 2.6.
+
+    (``Weights only load failed … HistoryBuffer``, on testing, ``--resume`` and ``load_from``.) The
+    types in it are harmless: they join the list of what may be loaded, and loading stays as strict
+    as it is about anything else.
+    """
+    reconstruct, scalar = np._core.multiarray._reconstruct, np._core.multiarray.scalar
+    torch.serialization.add_safe_globals(
+        [
+            HistoryBuffer,
+            np.ndarray,
+            np.dtype,
+            *(type(np.dtype(code)) for code in "?" + np.typecodes["AllInteger"] + np.typecodes["Float"]),
+            *((reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
+            *((scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+            *((_history_method, f"{builtins}.getattr") for builtins in ("builtins", "__builtin__")),
+        ]
+    )
+
+
+def checkpoints_run_nothing() -> None:
+    """mmengine runs what is in a checkpoint: in one from an address, and on ``--resume``.
+
+    - What ``load_from='https://…'``, ``'torchvision://…'`` and their like download is read with
+      ``weights_only=False`` and compared with no checksum. Here it is read as every other file is,
+      and a checksum in its name is verified.
+    - The fork's reader falls back to ``weights_only=False`` where a file is refused.
+    - ``TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1``, which many set for the sake of one file, opened all.
+    - ``--resume`` executes ``meta['config']``, a text of MMDetection 2.x, to compare numbers of GPUs.
+    """
+    if hasattr(loading, "_dcnzoo"):
+        return
+    loading._dcnzoo = load = CheckpointLoader.load_checkpoint.__func__  # applied
+
+    @functools.wraps(load)
+    def load_checkpoint(cls, *args: object, **kwargs: object) -> Mapping:
+        checkpoint = load(cls, *args, **kwargs)
+        if isinstance(checkpoint.get("meta"), dict):
+            checkpoint["meta"].pop("config", None)
+        return checkpoint
+
+    CheckpointLoader.load_checkpoint = classmethod(load_checkpoint)
+    CheckpointLoader.register_scheme("", load_from_local, force=True)
+    loading.load_url = load_url
+    if hasattr(loading, "_safe_torch_load"):  # onedl-mmengine
+        loading._safe_torch_load = lambda file, map_location=None, *_: load_file(
+            file, map_location=map_location
+        )
+
+
+def load_from_local(filename: str, map_location: MapLocation = None) -> Mapping:
+    """mmengine's reader of files, by :func:`load_file`."""
+    path = Path(filename).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(2, "no such checkpoint", str(path))
+    return load_file(path, map_location=map_location)
+
+
+def load_url(
+    url: str, model_dir: str | None = None, map_location: MapLocation = None, progress: bool = True
+) -> Mapping:
+    """``torch.hub.load_state_dict_from_url``, but a download that goes on, is verified, and runs nothing."""
+    from dcnzoo.utils.fetch import fetch  # imports requests
+
+    return load_file(fetch(url, model_dir), map_location=map_location)

@@ -1,0 +1,202 @@
+"""MMDetection's COCO data set, which says what is wrong with an annotation file.
+
+MMDetection passes over what it cannot use: boxes that are turned inside out, categories that a config
+does not name, whole files of which nothing is left. Training then runs, on less or on nothing. The checks are
+those of ``dcnzoo data check``.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from collections import Counter
+from collections.abc import Sequence
+
+from mmdet.datasets import coco
+from mmdet.datasets.api_wrappers import COCO
+from mmdet.evaluation.metrics import coco_metric
+from mmdet.registry import DATASETS, METRICS
+from mmengine.fileio import get_local_path
+from mmengine.logging import print_log
+
+from dcnzoo.data.check import OF_MASKS, Problem, as_error, check_coco, wrong_with_classes
+from dcnzoo.data.conversion import short
+from dcnzoo.utils.errors import UserError, printable
+
+
+class CheckedCOCO(COCO):
+    """MMDetection's ``COCO``, of a file that :func:`~dcnzoo.data.check.check_coco` has gone through.
+
+    Warns of annotations that MMDetection passes over, and of what else is wrong with the file.
+
+    Args:
+        annotation_file: JSON in UTF-8 or UTF-16, with or without a byte order mark.
+        masks: whether masks are read. What is wrong with them is a warning otherwise.
+        compared: whether masks are compared by pycocotools, of which each object has to have one then.
+        quiet: without warnings.
+
+    Raises:
+        UserError: the file is not there, or has a problem with which no detector can be trained; or it
+            has not got the categories asked for, in the order asked for.
+    """
+
+    def __init__(
+        self, annotation_file: str, masks: bool = False, compared: bool = False, quiet: bool = False
+    ) -> None:
+        self.file = annotation_file
+        if not os.path.isfile(annotation_file):
+            raise UserError(f"ann_file: expected a file, found none at {annotation_file}")
+        super().__init__()
+        report = check_coco(annotation_file)
+        stops = [p for p in report.problems if p.stops and (masks or p.kind not in OF_MASKS)]
+        if stops:
+            raise as_error(report, stops)
+        self.dataset = report.content
+        annotations = self.dataset.setdefault("annotations", [])
+        if compared:
+            self._require_masks()
+        if not quiet:
+            self._warn(report.problems)
+        for annotation in annotations:
+            annotation.setdefault("iscrowd", 0)  # pycocotools' evaluation reads it
+        if any(problem.kind == "annotation-id-0" for problem in report.problems):
+            # an object of that id is never found in the evaluation
+            free = 1 + max(annotation["id"] for annotation in annotations)
+            next(annotation for annotation in annotations if annotation["id"] == 0)["id"] = free
+        self.createIndex()
+        self.img_ann_map, self.cat_img_map = self.imgToAnns, self.catToImgs
+
+    def _require_masks(self) -> None:
+        for annotation in self.dataset["annotations"]:
+            mask = annotation.get("segmentation")
+            # pycocotools takes a polygon of two points for a box
+            if not mask or (isinstance(mask, list) and min(map(len, mask)) < 6):
+                raise UserError(
+                    f"{self.file}: annotation {annotation['id']}: segmentation: expected a mask, which the "
+                    f"metric segm compares, got {short(mask)}"
+                )
+
+    def _warn(self, problems: Sequence[Problem]) -> None:
+        images = {image["id"]: image for image in self.dataset["images"]}
+        annotations = self.dataset["annotations"]
+        passed_over: dict[str, list] = {}
+        for annotation in annotations:
+            if reason := _why_passed_over(annotation, images.get(annotation["image_id"])):
+                passed_over.setdefault(reason, []).append(annotation["id"])
+        lines = [
+            f"{self.file}: {len(ids)} of {len(annotations)} annotations are passed over, {reason}: "
+            f"ids {_few(ids)}"
+            for reason, ids in passed_over.items()
+        ]
+        gone = {f"annotation {number}" for ids in passed_over.values() for number in ids}
+        others = [p for p in problems if p.where not in gone and p.kind != "empty"]
+        if others:
+            counts = Counter(problem.kind for problem in others)
+            lines.append(
+                f"{self.file}: {others[0].where}: {others[0].text}; it is used all the same, as are "
+                f"{len(others) - 1} other entries with problems ({', '.join(counts)}), which "
+                f"`dcnzoo data check {self.file}` lists"
+            )
+        for line in lines:
+            print_log(printable(line), logger="current", level=logging.WARNING)
+
+    def get_cat_ids(self, cat_names: Sequence[str] = (), *args: object, **kwargs: object) -> list[int]:
+        names = [category["name"] for category in self.dataset["categories"]]
+        if cat_names and (problem := wrong_with_classes(names, cat_names)):
+            raise UserError(f"{self.file}: categories: {problem}, as metainfo has them")
+        return super().get_cat_ids(cat_names, *args, **kwargs)
+
+
+@METRICS.register_module(force=True)
+class CocoMetric(coco_metric.CocoMetric):
+    """MMDetection's, in its place in the registry: it reads its file as :class:`CheckedCOCO` does."""
+
+    def __init__(self, ann_file: str | None = None, *args: object, **kwargs: object) -> None:
+        ours = ann_file is not None and not kwargs.get("sort_categories")
+        super().__init__(None if ours else ann_file, *args, **kwargs)
+        if ours:
+            masks = "segm" in self.metrics
+            with get_local_path(ann_file, backend_args=self.backend_args) as path:
+                # the data set has warned of the same file
+                self._coco_api = CheckedCOCO(path, masks, compared=masks and not self.format_only, quiet=True)
+
+
+@DATASETS.register_module(force=True)
+class CocoDataset(coco.CocoDataset):
+    """MMDetection's, in its place in the registry.
+
+    Raises:
+        UserError: see :class:`CheckedCOCO`; the first image is not where it is looked for; the
+            filter leaves no image.
+    """
+
+    COCOAPI = CheckedCOCO
+
+    def load_data_list(self) -> list[dict]:
+        masks = any(getattr(transform, "with_mask", False) for transform in self.pipeline.transforms)
+        if self.COCOAPI is CheckedCOCO:
+            self.COCOAPI = functools.partial(CheckedCOCO, masks=masks)
+        images = super().load_data_list()
+        if masks:
+            self._ignore_without_mask(images)
+        first = images[0]["img_path"]
+        if "://" not in first and self.backend_args is None and not os.path.isfile(first):
+            raise UserError(
+                f"data_prefix: expected the images of {self.ann_file}, the first at {first}, found none there"
+            )
+        return images
+
+    def _ignore_without_mask(self, images: list[dict]) -> None:
+        """Neither learnt nor held against the detector, as MMDetection has it of polygons without an area.
+
+        (Without any ``segmentation`` it stops at ``KeyError: 'mask'``, when the image comes up.)
+        """
+        instances = [instance for image in images for instance in image["instances"]]
+        without = [instance for instance in instances if "mask" not in instance]
+        for instance in without:
+            instance.update(mask=[], ignore_flag=1)
+        if without:
+            print_log(
+                f"{self.ann_file}: {len(without)} of {len(instances)} objects are ignored, without "
+                "a segmentation",
+                logger="current",
+                level=logging.WARNING,
+            )
+
+    def filter_data(self) -> list[dict]:
+        left = super().filter_data()
+        total = len(self.data_list)
+        if 0 < len(left) < total:
+            print_log(
+                f"{self.ann_file}: {total - len(left)} of {total} images are left out: "
+                f"without an annotation or too small (filter_cfg={dict(self.filter_cfg)})",
+                logger="current",
+            )
+        if not left:
+            raise UserError(
+                f"{self.ann_file}: expected at least 1 image to train on, got 0 of {total}: "
+                f"the others are without an annotation or too small (filter_cfg={dict(self.filter_cfg)})"
+            )
+        return left
+
+
+def _why_passed_over(annotation: dict, image: dict | None) -> str | None:
+    """Why MMDetection does not use an annotation, other than because it is told so."""
+    if image is None:
+        return "of images that are not in the file"
+    if annotation.get("ignore", False):
+        return None
+    x, y, width, height = annotation["bbox"]
+    if min(x + width, image["width"]) <= max(x, 0) or min(y + height, image["height"]) <= max(y, 0):
+        return "with a box that has no area in its image"
+    if width < 1 or height < 1:
+        return "with a box narrower or lower than a pixel"
+    if annotation["area"] <= 0:
+        return "without an area"
+    return None
+
+
+def _few(names: Sequence[object], shown: int = 5) -> str:
+    rest = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(map(str, names[:shown])) + rest

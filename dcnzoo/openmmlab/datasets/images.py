@@ -1,0 +1,98 @@
+"""Images that cannot be read or resized: in training passed over, with a warning, up to a number; in tests
+an error.
+
+MMDetection stops at the first, with a traceback from a worker, in whichever hour of the training that is.
+"""
+
+import functools
+import logging
+
+import cv2
+import torch
+from mmcv.transforms import LoadImageFromFile
+from mmdet.datasets import BaseDetDataset
+from mmengine.dataset import BaseDataset
+from mmengine.fileio import exists
+from mmengine.logging import print_log
+
+from dcnzoo.utils.errors import UserError, printable
+
+# A side this many times the other may be less than half a pixel when an image is resized.
+_NARROW = 100
+
+
+def pass_over_unreadable_images() -> None:
+    """In every data set of MMDetection's."""
+    if BaseDetDataset.prepare_data is BaseDataset.prepare_data:
+        BaseDetDataset.prepare_data = prepare_data
+        BaseDetDataset.full_init = _with_marks(BaseDetDataset.full_init)
+
+
+def _with_marks(full_init):
+    @functools.wraps(full_init)
+    def wrapper(self) -> None:
+        full_init(self)
+        if not self.test_mode:
+            # which images cannot be read, one byte each; every worker sees what the others found
+            self.unreadable = torch.zeros(len(self), dtype=torch.uint8).share_memory_()
+
+    return wrapper
+
+
+def prepare_data(self: BaseDetDataset, idx: int) -> dict | None:
+    """The sample, or None, in whose place ``BaseDataset`` takes another at random.
+
+    Raises:
+        UserError: the image cannot be read or resized, and it is needed for a test, or too many could not be.
+    """
+    try:
+        return BaseDataset.prepare_data(self, idx)
+    except Exception as error:
+        reason = _why_unreadable(self, idx, error)
+        if reason is None:
+            raise
+        if self.test_mode:
+            raise UserError(f"{reason}; a test needs all {len(self)} images") from error
+    if self.unreadable[idx]:
+        return None
+    self.unreadable[idx] = 1
+    found, total = int(self.unreadable.sum()), len(self)
+    allowed = max(1, min(100, total // 20))
+    if found > allowed:
+        raise UserError(
+            f"{reason}; expected at most {allowed} of {total} images that cannot be read, got {found}"
+        )
+    print_log(
+        f"{reason}; passed over, as {found} of {total} images so far (at most {allowed} may be)",
+        logger="current",
+        level=logging.WARNING,
+    )
+    return None
+
+
+def _why_unreadable(dataset: BaseDetDataset, idx: int, error: Exception) -> str | None:
+    """None if the image can be read and resized, and what went wrong is something else."""
+    loader = next((t for t in dataset.pipeline.transforms if isinstance(t, LoadImageFromFile)), None)
+    sample = dataset.get_data_info(idx)
+    if loader is None or not isinstance(sample.get("img_path"), str):
+        return None
+    path = sample["img_path"]
+    try:
+        height, width = loader(dict(sample))["img"].shape[:2]
+    except Exception:
+        there = exists(path, backend_args=loader.backend_args)
+        found = "one that cannot be read" if there else "no file"
+        return printable(f"{path}: expected a picture, found {found}")
+    stated = (sample.get("width"), sample.get("height"))
+    if None not in stated and stated != (width, height):  # to which masks do not fit
+        return printable(
+            f"{path}: expected a picture of {stated[0]} × {stated[1]}, as the annotations say, "
+            f"found {width} × {height}"
+        )
+    resized = isinstance(error, cv2.error) and getattr(error, "func", None) == "resize"
+    if resized and max(height, width) > _NARROW * min(height, width):
+        return printable(
+            f"{path}: expected a picture of which a pixel of each side is left when it is resized, "
+            f"found {width} × {height}"
+        )
+    return None

@@ -1,0 +1,68 @@
+"""Detectors with weights."""
+
+from __future__ import annotations
+
+import os
+
+import dcnzoo.openmmlab.models  # noqa: F401  registers what configs name; before mmdet, which needs mmcv.ops
+
+# isort: split
+from mmdet.registry import DATASETS, MODELS
+from mmengine.config import Config
+from mmengine.logging import print_log
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import init_default_scope
+from torch import nn
+
+from dcnzoo.openmmlab.runner import read_config_file
+from dcnzoo.openmmlab.weights import load_weights
+
+
+def read_config(path: str | os.PathLike) -> Config:
+    """The config in a file, with the import of dcnzoo added to it."""
+    cfg = read_config_file(path)
+    imports = cfg.get("custom_imports") or {"imports": []}
+    if "dcnzoo.models" not in imports["imports"]:
+        cfg.custom_imports = {**imports, "imports": [*imports["imports"], "dcnzoo.models"]}
+    return cfg
+
+
+def build(
+    cfg: Config, checkpoint: str | os.PathLike, trust: bool = False, allow_partial: bool = False
+) -> tuple[nn.Module, dict]:
+    """The config's model in evaluation mode, with the file's weights; and the file's ``meta``."""
+    cfg.model.pop("teacher_ckpt", None)  # teaches in training only
+    init_default_scope(cfg.get("default_scope", "mmdet"))  # stays: inference_detector builds from it too
+    detector = revert_sync_batchnorm(MODELS.build(cfg.model))
+    meta, report = load_weights(detector, checkpoint, trust, allow_partial)
+    if report:
+        print_log(f"{checkpoint}: {report}", logger="current")
+    detector.cfg = cfg
+    return detector.eval(), meta
+
+
+def dataset_meta(cfg: Config, meta: dict) -> dict:
+    """Names and colours of the classes: the checkpoint's if it has them, else the data set's."""
+    found = {key.lower(): value for key, value in meta.get("dataset_meta", {}).items()}
+    if "CLASSES" in meta:  # MMDetection 2.x
+        found = {"classes": meta["CLASSES"], "palette": meta.get("PALETTE")}
+    known = _metainfo(cfg.test_dataloader.dataset)
+    if found.get("classes"):
+        found["classes"] = tuple(map(_printable, found["classes"]))
+    found = {**known, **{key: value for key, value in found.items() if value is not None}}
+    return {**found, "palette": found.get("palette") or "random"}
+
+
+def _metainfo(dataset: dict) -> dict:
+    """What a data set says of its classes, without building it: that may read files, or generate them."""
+    while "dataset" in dataset or "datasets" in dataset:  # RepeatDataset, ConcatDataset
+        dataset = dataset["dataset"] if "dataset" in dataset else dataset["datasets"][0]
+    found = DATASETS.get(dataset["type"])._load_metainfo(dataset.get("metainfo"))
+    if found.get("classes"):
+        return found
+    return DATASETS.build({**dataset, "lazy_init": True}).metainfo  # reads them from a file of its own
+
+
+def _printable(name: object) -> str:
+    """A file's text on its way to terminals: without what moves a cursor or sets a title."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(name))

@@ -1,0 +1,73 @@
+"""An exported detector in the place of a model in MMDetection's test loop."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
+from mmengine.model import BaseModel
+from mmengine.structures import InstanceData
+from torch import Tensor
+
+from dcnzoo.export.picture import Detections, on_picture
+from dcnzoo.export.runtime import Session
+from dcnzoo.utils.errors import UserError, one_line
+
+
+@MODELS.register_module()
+class DeployedDetector(BaseModel):
+    """Runs an ONNX file on what the test pipeline loads, and brings the results to the original images.
+
+    Args:
+        path, backend, device: of :class:`dcnzoo.export.runtime.Session`.
+        data_preprocessor: the model's own.
+    """
+
+    def __init__(self, path: str, backend: str, device: str, data_preprocessor: dict) -> None:
+        super().__init__(data_preprocessor)
+        self.session = Session(path, backend, device)
+        if not {"dets", "labels"} <= set(self.session.output_names):
+            given = ", ".join(self.session.output_names)
+            raise ValueError(f"{path}: expected outputs dets and labels, got {given}: exported without?")
+
+    def forward(
+        self, inputs: Tensor, data_samples: list[DetDataSample], mode: str = "predict"
+    ) -> list[DetDataSample]:
+        sizes = np.array([sample.img_shape[:2] for sample in data_samples])
+        try:
+            outputs = self.session(np.ascontiguousarray(inputs.cpu().numpy()), sizes)
+        except ValueError as error:  # images of the data set that do not fit into the graph
+            raise UserError(one_line(error)) from error
+        for n, sample in enumerate(data_samples):
+            of_image = {name: value[n] for name, value in outputs.items()}
+            if "border" in sample.metainfo:
+                found = without_border(of_image, sample.border)
+            else:
+                border, picture_size = sample.img_shape[:2], sample.ori_shape[:2]
+                across, down = sample.get(
+                    "scale_factor", (border[1] / picture_size[1], border[0] / picture_size[0])
+                )
+                size = (
+                    round(picture_size[0] * down),
+                    round(picture_size[1] * across),
+                )  # without the pipeline's Pad
+                found = on_picture(of_image, size, picture_size, self.session.metadata, border)
+            sample.pred_instances = InstanceData(
+                bboxes=torch.from_numpy(found.boxes),
+                scores=torch.from_numpy(found.scores),
+                labels=torch.from_numpy(found.labels),
+            )
+            if found.masks is not None:
+                sample.pred_instances.masks = torch.from_numpy(found.masks)
+        return data_samples
+
+
+def without_border(outputs: dict[str, np.ndarray], border: tuple[float, float, float, float]) -> Detections:
+    """One image's outputs where the test pipeline, CornerNet's, has padded on all sides and not resized."""
+    there = outputs["labels"] >= 0
+    dets, labels = outputs["dets"][there], outputs["labels"][there]
+    top, _, left, _ = border
+    boxes = (dets[:, :4] - (left, top, left, top)).clip(0).astype(np.float32)
+    inside = (boxes[:, 2:] > boxes[:, :2]).all(1)
+    return Detections(boxes[inside], dets[inside, 4], labels[inside], None)

@@ -1,0 +1,120 @@
+"""Whether an exported detector finds what the detector finds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from mmdet.structures import DetDataSample
+from mmengine.structures import InstanceData
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from dcnzoo.export.runtime import Session
+from dcnzoo.openmmlab.export.detectors import deployable
+
+
+class _LowerIndexFirst(TorchFunctionMode):
+    """Equal values are sorted by their index, as in ONNX; torch, without ``stable=True``, in any order.
+
+    Scores of an RPN that is sure are all 1.0, and which of them are kept decides what is found.
+    """
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function in (torch.sort, Tensor.sort):
+            return _sort(*args, **{**kwargs, "stable": True})
+        if function in (torch.topk, Tensor.topk):
+            return _topk(*args, **kwargs)
+        return function(*args, **kwargs)
+
+
+def _sort(values: Tensor, dim: int = -1, descending: bool = False, stable: bool = True):
+    return torch.sort(values, dim=dim, descending=descending, stable=True)
+
+
+def _topk(values: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True):
+    values, index = torch.sort(values, dim=dim, descending=largest, stable=True)
+    return torch.return_types.topk((values.narrow(dim, 0, k), index.narrow(dim, 0, k)))
+
+
+@torch.no_grad()
+def predict(
+    detector: nn.Module, images: Tensor, sizes: list[tuple[int, int]] | None = None
+) -> list[InstanceData]:
+    """MMDetection's own predictions, in pixels of the input: what there is to agree with.
+
+    Equal scores are ranked as in an ONNX graph. ``sizes`` are the heights and widths without padding, if
+    there is any.
+    """
+    whole = tuple(images.shape[-2:])
+    samples = [
+        DetDataSample(
+            metainfo=dict(img_shape=size, ori_shape=size, batch_input_shape=whole, scale_factor=(1.0, 1.0))
+        )
+        for size in sizes or [whole] * len(images)
+    ]
+    with _LowerIndexFirst():
+        return [sample.pred_instances for sample in detector.predict(images, samples, rescale=False)]
+
+
+@torch.no_grad()
+def raw_difference(detector: nn.Module, images: Tensor, session: Session) -> float:
+    """How far the head's outputs are from a graph's, relative to each one's largest value."""
+    found = torch.utils._pytree.tree_leaves(deployable(detector, skip_postprocess=True)(images))
+    expected = [value.numpy() for value in found if isinstance(value, Tensor)]
+    outputs = list(session(images.numpy()).values())
+    if [value.shape for value in outputs] != [value.shape for value in expected]:
+        return np.inf
+    return max(
+        float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-12))
+        for a, b in zip(outputs, expected, strict=True)
+    )
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Detections of both that have a twin in the other, and how many there are in the larger one."""
+
+    matched: int
+    found: int
+
+    @property
+    def holds(self) -> bool:
+        """All but one in a hundred: where two boxes overlap by NMS's threshold, rounding decides."""
+        return self.found > 0 and self.matched >= 0.99 * self.found
+
+    def __add__(self, other: Agreement) -> Agreement:
+        return Agreement(self.matched + other.matched, self.found + other.found)
+
+
+def compare(outputs: dict[str, np.ndarray], expected: list[InstanceData]) -> Agreement:
+    """Compares a graph's outputs for a batch with :func:`predict`, whatever the order.
+
+    Twins have the same label, boxes within 1e-3 of their extent, scores within 1e-3, and masks with an
+    overlap (IoU) of 0.99.
+    """
+    total = Agreement(0, 0)
+    for n, instances in enumerate(expected):
+        there = outputs["labels"][n] >= 0
+        dets, labels = outputs["dets"][n][there], outputs["labels"][n][there]
+        masks = outputs["masks"][n][there] >= 128 if "masks" in outputs else None
+        boxes, scores = instances.bboxes.numpy(), instances.scores.numpy()
+        # a head without a limit (YOLOX) may find more than the graph has room for, best first in both
+        boxes, scores = boxes[: outputs["dets"].shape[1]], scores[: outputs["dets"].shape[1]]
+        free, matched = np.ones(len(dets), bool), 0
+        for i, (box, score, label) in enumerate(zip(boxes, scores, instances.labels.numpy(), strict=False)):
+            near = np.abs(dets[:, :4] - box).max(1, initial=0) <= 1e-3 * max(1.0, np.abs(box).max())
+            near &= (np.abs(dets[:, 4] - score) <= 1e-3) & (labels == label) & free
+            for j in np.flatnonzero(near):
+                if masks is None or _overlap(masks[j], instances.masks[i].numpy()) >= 0.99:
+                    free[j], matched = False, matched + 1
+                    break
+        total += Agreement(matched, max(len(boxes), len(dets)))
+    return total
+
+
+def _overlap(a: np.ndarray, b: np.ndarray) -> float:
+    union = (a | b).sum()
+    return 1.0 if union == 0 else (a & b).sum() / union

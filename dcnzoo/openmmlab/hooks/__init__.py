@@ -1,0 +1,18 @@
+"""Hooks and a strategy for mmengine's Runner; importing the package registers them."""
+
+from dcnzoo.openmmlab.hooks.checkpoint import AtomicCheckpointHook, AtomicLocalBackend
+from dcnzoo.openmmlab.hooks.finite_loss import FiniteLossHook
+from dcnzoo.openmmlab.hooks.offset_statistics import OffsetStatisticsHook
+from dcnzoo.openmmlab.hooks.progress import ProgressHook
+from dcnzoo.openmmlab.hooks.seeds import EpochSeedHook
+from dcnzoo.openmmlab.sharding import FullyShardStrategy
+
+__all__ = [
+    "AtomicCheckpointHook",
+    "AtomicLocalBackend",
+    "EpochSeedHook",
+    "FiniteLossHook",
+    "FullyShardStrategy",
+    "OffsetStatisticsHook",
+    "ProgressHook",
+]

@@ -1,0 +1,284 @@
+"""Checkpoints that are whole or absent, whenever the process is killed, and are read only if whole."""
+
+import os
+import re
+import struct
+import zipfile
+from hashlib import sha256
+from pathlib import Path
+from unittest import mock
+
+from mmengine.dist import broadcast_object_list, is_main_process
+from mmengine.fileio import LocalBackend, register_backend
+from mmengine.hooks import CheckpointHook
+from mmengine.registry import HOOKS
+from mmengine.runner import EpochBasedTrainLoop, Runner
+
+from dcnzoo.utils.errors import UserError, disk_is_full
+from dcnzoo.utils.files import write_bytes, write_text
+
+_MARK = b"sha256:"
+_DIGEST = 64  # hexadecimal digits
+_END = b"PK\x05\x06"  # of a zip archive: 22 bytes, of which the last two are the length of a comment
+_BLOCK = 1 << 20
+
+
+def seal(archive: bytes) -> bytes:
+    """What ``torch.save`` wrote, with the SHA-256 of all that goes before it as the archive's comment.
+
+    Whatever reads zip archives, torch included, passes over a comment. Bytes that are no archive, or
+    have a comment already, come back as they are.
+    """
+    if archive[-22:-18] != _END or archive[-2:] != b"\0\0":
+        return archive
+    sealed = bytearray(archive)
+    sealed[-2:] = struct.pack("<H", len(_MARK) + _DIGEST)
+    sealed += _MARK
+    sealed += sha256(sealed).hexdigest().encode()
+    return bytes(sealed)
+
+
+def damage(path: str | os.PathLike) -> str | None:
+    """What is wrong with a checkpoint file; None if nothing is.
+
+    Every changed bit of a sealed file is noticed. One that another tool wrote has the CRC-32 of each
+    tensor in it, if torch 1.6 or later wrote it; of an older one only the first byte is looked at.
+    """
+    size = Path(path).stat().st_size
+    with open(path, "rb") as file:
+        first = file.read(2)
+        file.seek(max(0, size - len(_MARK) - _DIGEST))
+        tail = file.read()
+        if tail.startswith(_MARK):
+            file.seek(0)
+            same = _digest(file, size - _DIGEST) == tail[len(_MARK) :]
+            return None if same else "does not have its checksum"
+    if first != b"PK":
+        return None if first.startswith(b"\x80") else "is not a checkpoint"
+    if tail[-22:-18] != _END or tail[-2:] != b"\0\0":
+        return "is cut off or damaged"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        return f"is damaged ({error})"
+    return f"is damaged ({broken})" if broken else None
+
+
+def _digest(file, length: int) -> bytes:
+    digest = sha256()
+    while block := file.read(min(_BLOCK, length)):
+        digest.update(block)
+        length -= len(block)
+    return digest.hexdigest().encode()
+
+
+@register_backend("atomic_local", force=True)
+class AtomicLocalBackend(LocalBackend):
+    """mmengine's local files, written beside the target and then renamed over it; archives are sealed.
+
+    Raises:
+        UserError: the file cannot be written; what was there before still is.
+    """
+
+    def put(self, obj: bytes, filepath: str | os.PathLike) -> None:
+        try:
+            write_bytes(filepath, seal(obj))
+        except UserError as error:
+            if str(filepath).endswith(".pth") and disk_is_full(error.__cause__):
+                raise UserError(f"{error}, then continue with --resume") from error.__cause__
+            raise
+
+    def put_text(self, obj: str, filepath: str | os.PathLike, encoding: str = "utf-8") -> None:
+        self.put(obj.encode(encoding), filepath)
+
+
+@HOOKS.register_module()
+class AtomicCheckpointHook(CheckpointHook):
+    """mmengine's ``CheckpointHook``, with which ``--resume`` always finds a whole checkpoint.
+
+    The parent removes the oldest checkpoint before it writes the new one, and writes both the
+    checkpoint and ``last_checkpoint`` in place. Here the new file is complete first, then
+    ``last_checkpoint`` names it, then the oldest goes; the best one likewise. ``max_keep_ckpts=1`` leaves
+    no older one to fall back on if the file is damaged later.
+
+    Resuming takes the last one that is whole, and says which are not. A validation that the end of the
+    process cut off is run first: what depends on it (best score, plateaus of the learning rate) goes on
+    as if nothing had happened.
+
+    Raises:
+        UserError: the checkpoint asked for is damaged, or none is whole.
+    """
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        if self.backend_args is None and self._is_local:
+            self.backend_args = {"backend": "atomic_local"}
+        self._validated = False
+        self._unvalidated_step: int | None = None  # of the last checkpoint
+        self._resumed_unvalidated = False
+
+    @property
+    def _is_local(self) -> bool:
+        return "://" not in str(self.out_dir)
+
+    # Resuming
+
+    def before_run(self, runner: Runner) -> None:
+        if runner._has_loaded:
+            return
+        found: list[str | UserError | None] = [None]
+        if is_main_process():  # one process decides, so that all decide alike
+            try:
+                found = [self._find_whole(runner)]
+            except UserError as error:
+                found = [error]
+        broadcast_object_list(found)
+        if isinstance(found[0], UserError):
+            raise found[0]
+        runner._load_from = found[0]
+
+    def _find_whole(self, runner: Runner) -> str | None:
+        """What to load: the file asked for, or the last whole one of the work directory."""
+        asked = runner._load_from
+        if asked is not None:
+            if "://" not in str(asked) and Path(asked).is_file() and (reason := damage(asked)):
+                raise UserError(f"checkpoint: {asked} {reason}")
+            return asked
+        if not (runner._resume and self._is_local):
+            return None
+        candidates = self._candidates(Path(runner.work_dir))
+        for path in candidates:
+            reason = damage(path) if path.is_file() else None  # sharded optimizers save folders
+            if reason is None:
+                return str(path)
+            runner.logger.warning(f"checkpoint: {path} {reason}; the one before it is taken")
+        if candidates:
+            raise UserError(f"--resume: expected a whole checkpoint, found {len(candidates)} damaged ones")
+        return None
+
+    def _candidates(self, work_dir: Path) -> list[Path]:
+        """Checkpoints to resume from, the last one first.
+
+        That is the one that ``last_checkpoint`` names, unless the process ended between the two: then
+        it is a later one, which is also the younger file. (Older files of higher numbers are of
+        another run.)
+        """
+        pointer = work_dir / "last_checkpoint"
+        text = pointer.read_text().strip() if pointer.is_file() else ""
+        named = Path(text) if text else None
+        folder = named.parent if named is not None and named.exists() else self._folder(work_dir)
+        pattern = re.compile(re.escape(self.filename_tmpl).replace(r"\{\}", r"(\d+)"))
+        steps = {int(m[1]): p for p in folder.glob("*") if (m := pattern.fullmatch(p.name))}
+        if named is None:
+            return [steps[step] for step in sorted(steps, reverse=True)]
+        if not (match := pattern.fullmatch(named.name)):
+            return [named] if named.exists() else []
+        last, written = int(match[1]), pointer.stat().st_mtime_ns
+        return [
+            steps[step]
+            for step in sorted(steps, reverse=True)
+            if step <= last or steps[step].stat().st_mtime_ns >= written
+        ]
+
+    def _folder(self, work_dir: Path) -> Path:
+        """Where the parent will put checkpoints, once training begins."""
+        if self.out_dir in (None, str(work_dir)):
+            return work_dir
+        return Path(self.out_dir) / work_dir.name
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        # mmengine's own checkpoints do not say
+        self._resumed_unvalidated = runner._resume and checkpoint["meta"].get("validated") is False
+
+    def before_train(self, runner: Runner) -> None:
+        super().before_train(runner)
+        if is_main_process() and self._is_local:
+            for left_over in Path(self.out_dir).glob(".*.partial"):
+                left_over.unlink(missing_ok=True)
+        if not self._resumed_unvalidated or runner.val_loop is None:
+            return
+        self._resumed_unvalidated = False
+        loop = runner.train_loop
+        loop._decide_current_val_interval()
+        by_epoch = isinstance(loop, EpochBasedTrainLoop)
+        now, end = (loop.epoch, loop.max_epochs) if by_epoch else (loop.iter, loop.max_iters)
+        if now >= loop.val_begin and (now % loop.val_interval == 0 or now == end):
+            runner.logger.info(f"The validation that was due at {self._step(runner)} comes first")
+            self._unvalidated_step = self._step(runner)
+            runner.val_loop.run()
+
+    # Saving
+
+    def _save_checkpoint(self, runner: Runner) -> None:
+        self._validated = False
+        super()._save_checkpoint(runner)
+
+    def after_val_epoch(self, runner: Runner, metrics: dict) -> None:
+        self._validated = True
+        super().after_val_epoch(runner, metrics)
+        # FlexibleRunner would count an epoch too many
+        if self._unvalidated_step == self._step(runner) and isinstance(runner, Runner):
+            self._save_validated(runner)
+
+    def _save_validated(self, runner: Runner) -> None:
+        meta = {"epoch": runner.epoch, "iter": runner.iter}
+        self._save_checkpoint_with_step(runner, self._step(runner), meta)
+
+    def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
+        """The parent's in another order: the new best, then what was the best goes, then the last anew.
+
+        Only when the last one is written is the validation over, for a process that resumes.
+        """
+        if not self.save_best:
+            return
+        before, last, outdated = self._best_paths(), self.last_ckpt, []
+        self.last_ckpt = None  # the parent does not write it then
+        with mock.patch.object(self.file_backend, "remove", outdated.append):
+            super()._save_best_checkpoint(runner, metrics)
+        self.last_ckpt = last
+        for path in set(outdated) - self._best_paths():
+            self.file_backend.remove(path)
+        if last is not None and self._best_paths() != before:
+            self._save_validated(runner)
+
+    def _best_paths(self) -> set[str | None]:
+        several = getattr(self, "best_ckpt_path_dict", {})
+        return {getattr(self, "best_ckpt_path", None), *several.values()}
+
+    def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
+        outdated = []
+        if self.max_keep_ckpts > 0 and step not in self.keep_ckpt_ids:
+            if len(self.keep_ckpt_ids) == self.max_keep_ckpts:
+                outdated = [self.keep_ckpt_ids.popleft()]
+            self.keep_ckpt_ids.append(step)
+            # resuming from the new checkpoint removes the outdated one, should that not happen here
+            runner.message_hub.update_info("keep_ckpt_ids", outdated + list(self.keep_ckpt_ids))
+        self.last_ckpt = self._path(step)
+        runner.message_hub.update_info("last_ckpt", self.last_ckpt)
+
+        runner.save_checkpoint(
+            self.out_dir,
+            self.filename_tmpl.format(step),
+            save_optimizer=self.save_optimizer,
+            save_param_scheduler=self.save_param_scheduler,
+            meta={**meta, "validated": self._validated},
+            by_epoch=self.by_epoch,
+            backend_args=self.backend_args,
+            **self.args,
+        )
+        self._unvalidated_step = None if self._validated else step
+        if not is_main_process():
+            return
+        write_text(Path(runner.work_dir) / "last_checkpoint", self.last_ckpt)
+        for path in map(self._path, outdated):
+            if self.file_backend.isdir(path):  # sharded optimizers save folders
+                self.file_backend.rmtree(path)
+            elif self.file_backend.isfile(path):
+                self.file_backend.remove(path)
+
+    def _step(self, runner: Runner) -> int:
+        return runner.epoch if self.by_epoch else runner.iter
+
+    def _path(self, step: int) -> str:
+        return self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(step))

@@ -1,0 +1,74 @@
+"""Training that stops when its loss is no number."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+
+from dcnzoo.utils.errors import UserError
+
+
+@HOOKS.register_module()
+class FiniteLossHook(Hook):
+    """Stop at the first loss that is infinite or NaN, before a checkpoint is written with what it left.
+
+    Where a gradient scaler passes over such steps (``AmpOptimWrapper`` with float16), that many in a row
+    are let pass with a warning.
+
+    Args:
+        scaled: how many in a row, ≥ 0.
+
+    Raises:
+        UserError: names the losses, the iteration and the images.
+    """
+
+    priority = "HIGH"  # before moving averages and checkpoints
+
+    def __init__(self, scaled: int = 25) -> None:
+        self.scaled = scaled
+        self._in_a_row = 0
+        self._passed_over = 0
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: object = None, outputs: Mapping | None = None
+    ) -> None:
+        # where mmengine looks for losses; the log has taken them off the device already
+        losses = {k: torch.as_tensor(v).item() for k, v in (outputs or {}).items() if "loss" in k}
+        broken = [f"{name} {value}" for name, value in losses.items() if not math.isfinite(value)]
+        if not broken:
+            self._in_a_row = 0
+            return
+        self._in_a_row += 1
+        self._passed_over += 1
+        got = ", ".join(broken)
+        where = f"in iteration {runner.iter + 1}, epoch {runner.epoch + 1}"
+        scaler = getattr(runner.optim_wrapper, "loss_scaler", None)
+        if scaler is not None and scaler.is_enabled() and self._in_a_row <= self.scaled:
+            runner.logger.warning(
+                f"loss: {got} {where}; the scaler passes over the step ({self._passed_over} so far)"
+            )
+            return
+        images = _image_paths(data_batch)
+        raise UserError(
+            f"loss: expected finite numbers, got {got} {where}"
+            + (f", of {', '.join(images)}" if images else "")
+            + f". The learning rate is {_learning_rate(runner):.3g}: a lower one, a longer warm-up, or "
+            "optim_wrapper.clip_grad; checkpoints are from before, --resume goes on at the last one"
+        )
+
+
+def _image_paths(data_batch: object) -> list[str]:
+    samples = data_batch.get("data_samples") if isinstance(data_batch, Mapping) else None
+    if not isinstance(samples, Sequence):
+        return []
+    paths = [path for sample in samples if (path := getattr(sample, "img_path", None))]
+    return paths if len(paths) <= 4 else [*paths[:4], f"{len(paths) - 4} more"]
+
+
+def _learning_rate(runner: Runner) -> float:
+    """The highest of all parameter groups and optimizers."""
+    rates = runner.optim_wrapper.get_lr()  # {"lr": […]}, or {"generator.lr": […], …}
+    return max(rate for name in rates if name.split(".")[-1] == "lr" for rate in rates[name])

@@ -1,0 +1,58 @@
+"""How a runner loads a checkpoint: wholly, or with a reason why not."""
+
+from __future__ import annotations
+
+from mmengine.hooks import Hook
+from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.runner import FlexibleRunner, Runner
+from torch.distributed.fsdp import FullyShardedDataParallel
+
+from dcnzoo.openmmlab.sharding import FullyShardStrategy
+from dcnzoo.openmmlab.weights import PARTIAL_HINT, convert, find_weights, load_state
+
+
+class LoadCheckpointHook(Hook):
+    """Load by :func:`dcnzoo.openmmlab.weights.load_state`, which converts weights and requires that all fit.
+
+    mmengine's runners load with ``strict=False`` and only log what does not fit. They call this hook
+    between reading a file and loading it. What they load afterwards is what is loaded already.
+
+    Args:
+        fine_tune: where ``load_from`` has other classes, the parameters that depend on them are not loaded.
+        allow_partial: load what fits.
+    """
+
+    priority = "VERY_HIGH"  # before EMAHook, which copies the weights
+
+    def __init__(self, fine_tune: bool = False, allow_partial: bool = False) -> None:
+        self.fine_tune = fine_tune
+        self.allow_partial = allow_partial
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        model, resume = runner.model, runner._resume
+        if isinstance(model, FullyShardedDataParallel):
+            runner.logger.warning("load_from: not checked whether the weights fit, under torch's first FSDP")
+            return
+        while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+            model = model.module
+        source = runner._load_from or (resume if isinstance(resume, str) else "--resume")
+        weights, converted = find_weights(checkpoint, source), ""
+        if isinstance(runner, FlexibleRunner) and isinstance(runner.strategy, FullyShardStrategy):
+            conversion = convert(weights, model.state_dict())
+            weights, converted = runner.strategy.shard_like_model(conversion.state_dict), conversion.report()
+        meta = checkpoint.get("meta") or {}
+        report = load_state(
+            model,
+            weights,
+            source,
+            meta=meta,
+            fine_tune=self.fine_tune and not resume,
+            allow_partial=self.allow_partial and not resume,
+            hint="--resume continues only with the model that was trained" if resume else PARTIAL_HINT,
+        )
+        if text := "; ".join(filter(None, (converted, report))):
+            runner.logger.info(f"{source}: {text}")
+        if "state_dict" not in checkpoint:  # weights alone
+            checkpoint.clear()
+            checkpoint["meta"] = meta
+        checkpoint["state_dict"] = model.state_dict()

@@ -1,0 +1,120 @@
+"""MMDetection's ResNet family and HRNet with ``dcn=True``, in their place in the registry.
+
+Without ``dcn`` they are MMDetection's, layer by layer and key by key.
+"""
+
+from __future__ import annotations
+
+from mmdet.models.backbones import hrnet, regnet, res2net, resnest, resnet, resnext, trident_resnet
+from mmdet.registry import MODELS
+from torch import nn
+
+from dcnzoo.compat import patches
+from dcnzoo.openmmlab.models.dcn import check_stages, deformable_like, parse_dcn
+
+
+class BasicBlock(resnet.BasicBlock):
+    """The block of ResNet-18 and -34 with its second 3×3 convolution deformable."""
+
+    def __init__(self, inplanes: int, planes: int, *args, dcn: dict, **kwargs) -> None:
+        super().__init__(inplanes, planes, *args, **kwargs)
+        self.conv2 = deformable_like(self.conv2, dcn)
+
+
+class _WithDCN:
+    """Adds to a ResNet what MMDetection's lacks.
+
+    - ``dcn``: True or ``'v2'`` (DCNv2), ``'v1'`` (DCN), ``'v3'``, ``'v4'`` or MMDetection's dict; see
+      :func:`dcnzoo.openmmlab.models.dcn.parse_dcn`.
+    - ``stage_with_dcn``: by default all stages but the first, c3–c5.
+    - ``BasicBlock`` takes it too.
+    """
+
+    def __init__(self, *args, dcn=None, stage_with_dcn=None, **kwargs) -> None:
+        owner = type(self).__name__
+        dcn = parse_dcn(dcn, owner)
+        stages = len(kwargs.get("strides", (1, 2, 2, 2)))
+        if stage_with_dcn is None:
+            stage_with_dcn = (False, *[dcn is not None] * (stages - 1))
+        stage_with_dcn = check_stages(owner, stage_with_dcn, stages)
+        super().__init__(*args, dcn=dcn, stage_with_dcn=stage_with_dcn, **kwargs)
+
+    def make_res_layer(self, block: type[nn.Module], dcn: dict | None = None, **kwargs):
+        if dcn is not None and block is resnet.BasicBlock:
+            block = BasicBlock
+        return super().make_res_layer(block=block, dcn=dcn, **kwargs)
+
+
+@patches.replace(MODELS)
+class ResNet(_WithDCN, resnet.ResNet):
+    """MMDetection's ResNet; ``depth`` can also be 14 or 26: Bottlenecks, one or two to a stage."""
+
+    arch_settings = {
+        14: (resnet.Bottleneck, (1, 1, 1, 1)),
+        26: (resnet.Bottleneck, (2, 2, 2, 2)),
+        **resnet.ResNet.arch_settings,
+    }
+
+
+@patches.replace(MODELS)
+class ResNetV1d(_WithDCN, resnet.ResNetV1d):
+    arch_settings = ResNet.arch_settings
+
+
+@patches.replace(MODELS)
+class ResNeXt(_WithDCN, resnext.ResNeXt):
+    pass
+
+
+@patches.replace(MODELS)
+class Res2Net(_WithDCN, res2net.Res2Net):
+    pass
+
+
+@patches.replace(MODELS)
+class ResNeSt(_WithDCN, resnest.ResNeSt):
+    pass
+
+
+@patches.replace(MODELS)
+class RegNet(_WithDCN, regnet.RegNet):
+    pass
+
+
+@patches.replace(MODELS)
+class TridentResNet(_WithDCN, trident_resnet.TridentResNet):
+    """MMDetection's, with ``dcn`` in c3.
+
+    Its last stage has trident convolutions in place of the 3×3 ones: one weight, three dilations.
+    They are not deformable, and ``stage_with_dcn`` must not say so.
+    """
+
+    def __init__(self, *args, dcn=None, stage_with_dcn=None, **kwargs) -> None:
+        if stage_with_dcn is None:
+            stage_with_dcn = (False, dcn is not None, False)
+        if stage_with_dcn[-1]:
+            raise ValueError(
+                "TridentResNet: stage_with_dcn: expected False for the last stage, whose convolutions "
+                f"are trident ones, got {stage_with_dcn}"
+            )
+        super().__init__(*args, dcn=dcn, stage_with_dcn=stage_with_dcn, **kwargs)
+
+
+@patches.replace(MODELS)
+class HRNet(hrnet.HRNet):
+    """MMDetection's, with ``dcn`` in the blocks of stages 2 to 4, all branches; ``stage_with_dcn``
+    chooses others. (Stages 1 to 4, not c2 to c5: from stage to stage a branch is added.)
+    """
+
+    def __init__(self, *args, dcn=None, stage_with_dcn=(False, True, True, True), **kwargs) -> None:
+        owner = type(self).__name__
+        dcn = parse_dcn(dcn, owner)
+        stage_with_dcn = check_stages(owner, stage_with_dcn, 4)
+        super().__init__(*args, **kwargs)
+        stages = (self.layer1, self.stage2, self.stage3, self.stage4)
+        for stage, deformable in zip(stages, stage_with_dcn, strict=True):
+            if dcn is None or not deformable:
+                continue
+            for block in stage.modules():
+                if isinstance(block, (resnet.BasicBlock, resnet.Bottleneck)):
+                    block.conv2 = deformable_like(block.conv2, dcn)

@@ -1,0 +1,51 @@
+"""InternImage and FlashInternImage in mmengine's registry, with ``init_cfg``."""
+
+from __future__ import annotations
+
+import copy
+import logging
+
+from mmengine.logging import print_log
+from mmengine.model import BaseModule
+from mmengine.registry import MODELS
+from mmengine.runner.checkpoint import CheckpointLoader
+
+from dcnzoo import backbones
+
+
+class _Pretrained:
+    """Adds ``init_cfg`` to a backbone.
+
+    Args:
+        init_cfg: ``dict(type='Pretrained', checkpoint=…)`` or None; a classifier works too.
+    """
+
+    def __init__(self, *args: object, init_cfg: dict | None = None, **options: object) -> None:
+        super().__init__(*args, **options)
+        self.init_cfg = copy.deepcopy(init_cfg)
+
+    def init_weights(self) -> None:
+        """Loads ``init_cfg``'s checkpoint. Without one the constructor's values stay, offsets at zero."""
+        if not self.init_cfg:
+            return
+        if self.init_cfg.get("type") != "Pretrained":
+            self._refuse("init_cfg", "dict(type='Pretrained', checkpoint=…) or None", self.init_cfg)
+        path = self.init_cfg["checkpoint"]
+        state = CheckpointLoader.load_checkpoint(path, map_location="cpu")
+        state = next((state[key] for key in ("state_dict", "model_ema", "model") if key in state), state)
+        state = {key.removeprefix("module.").removeprefix("backbone."): value for key, value in state.items()}
+        missing, _ = self.load_state_dict(state, strict=False)  # a classifier's head is left over
+        if len(missing) == len(self.state_dict()):
+            raise RuntimeError(f"{type(self).__name__}: {path}: holds none of its {len(missing)} parameters")
+        if missing:
+            print_log(f"{path}: lacks {', '.join(missing)}", "current", logging.WARNING)
+
+
+@MODELS.register_module(force=True)
+class InternImage(_Pretrained, backbones.InternImage, BaseModule):
+    """:class:`dcnzoo.backbones.InternImage` with ``init_cfg``."""
+
+
+@MODELS.register_module(force=True)
+class FlashInternImage(_Pretrained, backbones.FlashInternImage, BaseModule):
+    """:class:`dcnzoo.backbones.FlashInternImage` with ``init_cfg``."""

@@ -1,0 +1,103 @@
+"""Configs and runners of the commands."""
+
+import argparse
+import logging
+import os
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+import dcnzoo.openmmlab.datasets
+import dcnzoo.openmmlab.hooks
+import dcnzoo.openmmlab.models  # noqa: F401  any config can then say dcn=True
+from dcnzoo.openmmlab.loading import LoadCheckpointHook
+from dcnzoo.openmmlab.packages import base_path
+from dcnzoo.utils.errors import UserError, one_line
+from dcnzoo.utils.files import require_folder
+
+
+def config_file(name: str) -> str:
+    """The path of a config, which an installed package has where nobody would look for it.
+
+    Raises:
+        UserError: there is no such package or config.
+    """
+    if "::" not in name:
+        return name
+    try:
+        return base_path(name, "")[0]
+    except (ModuleNotFoundError, FileNotFoundError) as error:
+        raise UserError(f"config: expected one of a package, got {name}: {one_line(error)}") from None
+
+
+def read_config_file(path: str | os.PathLike) -> Config:
+    """``Config.fromfile``, whose errors do not say in which file they are.
+
+    Raises:
+        UserError: the config, or one that it inherits from, cannot be read.
+        FileNotFoundError: a config that it inherits from does not exist.
+    """
+    try:
+        return Config.fromfile(path)
+    except (UserError, FileNotFoundError):
+        raise
+    except Exception as error:
+        name, line, frame = str(path), getattr(error, "lineno", None), error.__traceback__
+        while frame is not None:  # mmengine runs the text without its name, which is in mmengine's frames
+            code, filename = frame.tb_frame.f_code, frame.tb_frame.f_locals.get("filename")
+            if "mmengine" in code.co_filename and isinstance(filename, str | os.PathLike):
+                name = str(filename)
+            elif code.co_filename in ("", name):
+                line = frame.tb_lineno
+            frame = frame.tb_next
+        where = f"{name}, line {line}" if line else name
+        text = error.msg if isinstance(error, SyntaxError) else one_line(error)
+        raise UserError(f"config: {where}: {type(error).__name__}: {text}") from error
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """The config with the command line's settings merged in and dcnzoo's hooks in place."""
+    os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+
+    cfg = read_config_file(args.config)
+    cfg.merge_from_dict(args.cfg_options)
+    cfg.launcher = args.launcher
+    if args.work_dir is not None:
+        cfg.work_dir = args.work_dir
+    elif cfg.get("work_dir") is None:
+        cfg.work_dir = str(Path("work_dirs") / Path(args.config).stem)
+    require_folder(cfg.work_dir, "--work-dir")
+
+    if args.launcher == "none" and cfg.get("strategy", {}).get("type") == "DDPStrategy":
+        cfg.pop("strategy")  # it wants several processes; for one, the runner has another
+
+    cfg.default_hooks = cfg.get("default_hooks") or {}
+    hooks = cfg.default_hooks
+    hooks.setdefault("epoch_seed", {"type": "EpochSeedHook"})
+    hooks.setdefault("finite_loss", {"type": "FiniteLossHook"})
+    hooks.setdefault("progress", {"type": "ProgressHook"})
+    checkpoint = hooks.setdefault("checkpoint", {"type": "CheckpointHook", "interval": 1})
+    if checkpoint is not None and checkpoint.get("type") == "CheckpointHook":  # None switches it off
+        checkpoint.type = "AtomicCheckpointHook"
+    return cfg
+
+
+def build_runner(cfg: Config, fine_tune: bool = False, allow_partial: bool = False) -> Runner:
+    """mmengine's runner, which loads checkpoints by :func:`dcnzoo.openmmlab.weights.load_state`.
+
+    Args:
+        fine_tune, allow_partial: what may be missing in ``load_from``; see there.
+    """
+    runner = RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
+    runner.logger.addFilter(_is_news)
+    runner.register_hook(LoadCheckpointHook(fine_tune, allow_partial))
+    return runner
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """mmengine's own hooks use names that it deprecates, and it warns of them in every training."""
+    return not str(record.msg).startswith(
+        ('"FileClient" will be deprecated', '"HardDiskBackend" is the alias')
+    )

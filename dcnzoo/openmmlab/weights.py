@@ -1,0 +1,355 @@
+"""Checkpoints: read without running anything in them, brought up to today's names, and loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import os
+import re
+from collections import OrderedDict
+from collections.abc import Collection, Iterator, Mapping, Sequence, Sized
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from dcnzoo.openmmlab.checkpoints import CheckpointError, load_file
+from dcnzoo.utils.errors import one_line
+
+
+def read_checkpoint(path: str | os.PathLike, trust: bool = False) -> dict:
+    """The weights of a file, as ``state_dict``, and what is known about them, as ``meta``.
+
+    Raises:
+        CheckpointError: as :func:`load_file`, or there are no weights in it.
+    """
+    checkpoint = load_file(path, trust)
+    return {"meta": checkpoint.get("meta") or {}, "state_dict": find_weights(checkpoint, path)}
+
+
+def find_weights(checkpoint: Mapping, source: str | os.PathLike) -> Mapping[str, Tensor]:
+    """The state dict in a checkpoint that was read from ``source``.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    state_dict = next((checkpoint[k] for k in ("state_dict", "model") if k in checkpoint), checkpoint)
+    if not state_dict or not all(isinstance(v, Tensor) for v in state_dict.values()):
+        raise CheckpointError(f"{source}: expected weights in 'state_dict', found none")
+    return state_dict
+
+
+@dataclasses.dataclass(frozen=True)
+class Conversion:
+    """What became of a state dict.
+
+    Attributes:
+        state_dict: with today's names.
+        renamed: old name → new name.
+        reordered: names of those whose classes are in another order now.
+    """
+
+    state_dict: dict[str, Tensor]
+    renamed: Mapping[str, str]
+    reordered: tuple[str, ...]
+
+    def report(self) -> str:
+        """What was done, in a line, or nothing."""
+        parts = []
+        if self.renamed:
+            old, new = next(iter(self.renamed.items()))
+            parts.append(f"{_parameters(self.renamed)} renamed, such as {old} to {new}")
+        if self.reordered:
+            parts.append(
+                f"{len(self.reordered)} put into the class order of MMDetection 2 and later; version 1 "
+                "counted the sizes of boxes by one pixel more, which configs in mmdet::legacy_1.x undo"
+            )
+        return "; ".join(parts)
+
+
+def convert(state_dict: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Conversion:
+    """Gives the parameters of older checkpoints the names and the order of a model's.
+
+    Known are ``module.…`` (from a parallel wrapper), ``conv2_offset.…`` (MMDetection 1.x and early
+    2.x) and ``conv2.conv_offset_mask.…`` (other implementations of DCNv2) for
+    ``conv2.conv_offset.…``, and MMDetection 1.x's two-stage detectors: heads without ``roi_head.``,
+    the background as class 0 instead of the last.
+
+    Args:
+        expected: the model's own state dict.
+    """
+    converted, renamed = OrderedDict(), {}
+    if hasattr(state_dict, "_metadata"):  # versions of the modules, which some of them ask for
+        converted._metadata = state_dict._metadata
+    for key, value in state_dict.items():
+        names = (key, *_names(key), key.removeprefix("module."))
+        new = next((name for name in names if name in expected), names[-1])
+        if new != key and new in state_dict:
+            new = key  # an offset convolution of both names: the new one counts
+        converted[new] = value
+        if new != key:
+            renamed[key] = new
+    reordered = []
+    if any(new == f"roi_head.{old.removeprefix('module.')}" for old, new in renamed.items()):
+        for key, value in converted.items():
+            background_last = _without_background_first(key, value, expected.get(key))
+            if background_last is not value:
+                converted[key] = background_last
+                reordered.append(key)
+    return Conversion(converted, renamed, tuple(reordered))
+
+
+def _names(key: str) -> Iterator[str]:
+    """The names that a parameter may have today, the likeliest first."""
+    key = key.removeprefix("module.")
+    for name in (key, f"roi_head.{key}"):
+        yield name
+        yield re.sub(r"_offset\.(weight|bias)$", r".conv_offset.\1", name)
+        yield name.replace(".conv_offset_mask.", ".conv_offset.")
+
+
+def _without_background_first(key: str, value: Tensor, expected: Tensor | None) -> Tensor:
+    if not key.startswith("roi_head.") or expected is None:
+        return value
+    if ".fc_cls." in key:
+        return value.roll(-1, 0)
+    if ".fc_reg." in key and len(value) == len(expected) + 4:
+        return value[4:]
+    if ".conv_logits." in key and len(value) == len(expected) + 1:
+        return value[1:]
+    return value
+
+
+def load_weights(
+    model: nn.Module, path: str | os.PathLike, trust: bool = False, allow_partial: bool = False
+) -> tuple[dict, str]:
+    """Load a checkpoint file into a model; see :func:`load_state`.
+
+    Returns:
+        The checkpoint's ``meta``, and what was done, in one line, empty if there is nothing to say.
+
+    Raises:
+        CheckpointError: the file is no checkpoint, or does not fit the model.
+    """
+    checkpoint = read_checkpoint(path, trust)
+    report = load_state(
+        model, checkpoint["state_dict"], path, meta=checkpoint["meta"], allow_partial=allow_partial
+    )
+    return checkpoint["meta"], report
+
+
+PARTIAL_HINT = "--allow-partial (allow_partial=True) loads what fits"
+
+
+def load_state(
+    model: nn.Module,
+    state_dict: Mapping[str, Tensor],
+    source: str | os.PathLike,
+    *,
+    meta: Mapping = {},
+    fine_tune: bool = False,
+    allow_partial: bool = False,
+    hint: str = PARTIAL_HINT,
+) -> str:
+    """Load weights into a model. Every command loads by this function.
+
+    Names and class orders of older versions are converted (:func:`convert`). Every weight of the file has
+    to be used, and every parameter of the model has to be set. Not counted are integers (counters and
+    indices that the model computes itself) and the moving averages that MMDetection 2 keeps beside the
+    weights (``ema_…``).
+
+    Args:
+        source: the file's name, for messages.
+        meta: the checkpoint's, for the number of its classes.
+        fine_tune: parameters whose shape depends on the number of classes may keep their initial values
+            where the classes differ.
+        allow_partial: load what fits.
+        hint: how to go on after an error.
+
+    Returns:
+        What was done, in one line, empty if there is nothing to say.
+
+    Raises:
+        CheckpointError: the weights do not fit; the model's parameters may have changed.
+    """
+    expected = model.state_dict()
+    conversion = convert(state_dict, expected)
+    weights = conversion.state_dict
+    reshaped = [
+        key
+        for key, value in weights.items()
+        if key in expected and value.shape != expected[key].shape and expected[key].dim() > 0
+    ]
+    by_class = _sized_by_classes(model, reshaped, weights, expected, _number_of_classes(meta))
+    left_out = set(reshaped) if allow_partial else set(by_class) if fine_tune else set()
+    reshaped = [key for key in reshaped if key not in left_out]
+    fitting = OrderedDict((key, value) for key, value in weights.items() if key not in left_out)
+    fitting._metadata = getattr(weights, "_metadata", OrderedDict())
+    try:
+        result = model.load_state_dict(fitting, strict=False)
+    except RuntimeError as error:
+        if not reshaped:
+            raise CheckpointError(f"{source}: {one_line(error)}") from error
+        missing, unused = [], []
+    else:
+        reshaped = []  # the model's layers have adapted them
+        missing = [
+            key
+            for key in result.missing_keys
+            if key not in left_out and (key not in expected or expected[key].is_floating_point())
+        ]
+        unused = [
+            key
+            for key in result.unexpected_keys
+            if not key.startswith("ema_") and (key not in weights or weights[key].is_floating_point())
+        ]
+        if len(missing) + len(left_out) >= sum(value.is_floating_point() for value in expected.values()):
+            allow_partial, hint = False, "nothing in it fits"
+    problems = [
+        f"{_few(names)} {what}"
+        for names, what in (
+            (reshaped, "of another shape"),
+            (missing, "missing"),
+            (unused, "not used"),
+        )
+        if names
+    ]
+    if problems and not allow_partial:
+        hints = [
+            _class_hint(by_class, weights, expected, meta) if set(by_class) & set(reshaped) else "",
+            _deformable_hint(model, weights, expected),
+            _config_hint(source),
+            hint,
+        ]
+        raise CheckpointError(
+            f"{source}: expected the weights of this model, found {', '.join(problems)}: "
+            + "; ".join(filter(None, hints))
+        )
+    lines = [conversion.report()]
+    if left_out and len(by_class) == len(left_out):
+        before = _number_of_classes(meta)
+        differ = f"the classes differ (the file has {before})" if before else "the classes differ"
+        lines.append(f"{differ}: {_few(sorted(left_out))} not loaded")
+    elif left_out:
+        lines.append(f"{_few(sorted(left_out))} of another shape, not loaded")
+    return "; ".join(filter(None, [*lines, *problems]))
+
+
+def _number_of_classes(meta: Mapping) -> int | None:
+    found = {str(key).lower(): value for key, value in (meta.get("dataset_meta") or {}).items()}
+    classes = found.get("classes") or meta.get("CLASSES")
+    return len(classes) if isinstance(classes, list | tuple) else None
+
+
+def _sized_by_classes(
+    model: nn.Module,
+    reshaped: Sequence[str],
+    weights: Mapping[str, Tensor],
+    expected: Mapping[str, Tensor],
+    before: int | None,
+) -> list[str]:
+    """Which of these parameters have another shape because the number of classes is another one."""
+    after = {
+        number
+        for name, module in model.named_modules()
+        if not name.startswith(_WITHOUT_CLASSES)
+        and type(number := getattr(module, "num_classes", None)) is int
+    }
+    return [key for key in reshaped if _differs_by_classes(key, weights[key], expected[key], before, after)]
+
+
+_WITHOUT_CLASSES = ("backbone", "neck", "rpn_head")
+
+
+def _differs_by_classes(name: str, old: Tensor, new: Tensor, before: int | None, after: set[int]) -> bool:
+    differing = [(d, a, b) for d, (a, b) in enumerate(zip(old.shape, new.shape, strict=False)) if a != b]
+    if name.startswith(_WITHOUT_CLASSES) or old.dim() != new.dim() or len(differing) != 1:
+        return False
+    ((dim, a, b),) = differing
+    for now in after - {before} if before else ():
+        per_class, rest = divmod(b - a, now - before)
+        if rest == 0 and per_class > 0 and a >= per_class * before:
+            return True
+    # where the file does not say: outputs for each class, perhaps the background (YOLO: box and score) too
+    return dim == 0 and any(
+        b % (now + others) == 0 and a % (b // (now + others)) == 0 for now in after for others in (0, 1, 5)
+    )
+
+
+def _class_hint(
+    names: Sequence[str], weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], meta: Mapping
+) -> str:
+    before, name = _number_of_classes(meta), names[0]
+    shapes = f"{name} is {list(weights[name].shape)}, in the model {list(expected[name].shape)}"
+    return f"num_classes differs ({f'the file has {before} classes; ' if before else ''}{shapes})"
+
+
+def _deformable_hint(model: nn.Module, weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
+    """The options with which a checkpoint fits whose deformable layers are not the model's."""
+    in_file, in_model = _deformable_layers(weights), _deformable_layers(expected)
+    if not in_file and in_model:
+        parts = sorted({name.split(".")[0] for name in in_model})
+        options = " ".join(f"model.{part}.dcn=False" for part in parts if _takes_dcn(model, part))
+        return options and f"the checkpoint is without deformable convolution: --cfg-options {options}"
+    if not in_file or in_file == in_model:
+        return ""
+    options = []
+    for part in sorted({name.split(".")[0] for name in in_file}):
+        layers = {name: layer for name, layer in in_file.items() if name.split(".")[0] == part}
+        if layers == {name: layer for name, layer in in_model.items() if name.split(".")[0] == part}:
+            continue
+        if not _takes_dcn(model, part) or len(set(layers.values())) > 1:
+            return "the checkpoint is of a model with other deformable layers"
+        options += _dcn_options(part, layers, weights)
+    return f"the checkpoint is of a deformable model: --cfg-options {' '.join(options)}" if options else ""
+
+
+def _deformable_layers(weights: Mapping[str, Tensor]) -> dict[str, tuple[str, int]]:
+    """The deformable convolutions of a state dict: name → type and number of groups."""
+    found = {}
+    for key, value in weights.items():
+        match = re.fullmatch(r"(.+?)(?:\.conv_offset(?:_mask)?|_offset)\.weight", key)
+        convolution = weights.get(f"{match[1]}.weight") if match else None
+        if convolution is None or convolution.dim() != 4:
+            continue
+        per_tap = value.shape[0] // convolution.shape[-2:].numel()
+        modulated = per_tap % 3 == 0
+        found[match[1]] = ("v2" if modulated else "v1", per_tap // (3 if modulated else 2))
+    return found
+
+
+def _takes_dcn(model: nn.Module, part: str) -> bool:
+    module = getattr(model, part, None)
+    return module is not None and "dcn" in inspect.signature(type(module).__init__).parameters
+
+
+def _dcn_options(
+    part: str, layers: Mapping[str, tuple[str, int]], weights: Mapping[str, Tensor]
+) -> list[str]:
+    ((version, groups),) = set(layers.values())
+    options = [f"model.{part}.dcn={'True' if version == 'v2' else version}"]
+    if groups != 1:
+        kind = "DCNv2" if version == "v2" else "DCN"
+        options = [f"model.{part}.dcn.type={kind}", f"model.{part}.dcn.deform_groups={groups}"]
+    stage = re.compile(rf"{part}\.layer(\d+)\.")
+    stages = sorted({int(match[1]) for key in weights if (match := stage.match(key))})
+    deformable = [any(f"{part}.layer{number}." in name for name in layers) for number in stages]
+    if stages and deformable != [False, *[True] * (len(stages) - 1)]:
+        options.append(f'"model.{part}.stage_with_dcn=({",".join(map(str, deformable))})"')
+    return options
+
+
+def _config_hint(source: str | os.PathLike) -> str:
+    """The config that training wrote beside the checkpoint."""
+    if "://" in str(source):
+        return ""
+    configs = sorted(Path(source).parent.glob("*.py"), key=lambda path: path.stat().st_mtime)
+    return f"its folder has the config of its training, {configs[-1]}" if configs else ""
+
+
+def _few(names: Collection[str]) -> str:
+    names = list(names)
+    return f"{_parameters(names)} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
+
+
+def _parameters(names: Sized) -> str:
+    return f"{len(names)} parameter{'s' if len(names) != 1 else ''}"

@@ -1,0 +1,23 @@
+"""Pictures: learning curves, detections, sampling points."""
+
+from dcnzoo.report.plots import (
+    Curves,
+    Instances,
+    plot_detections,
+    plot_learning_curves,
+    plot_offset_statistics,
+    plot_sampling,
+)
+from dcnzoo.report.sampling import SamplingField, record_sampling, trace_sampling
+
+__all__ = [
+    "Curves",
+    "Instances",
+    "SamplingField",
+    "plot_detections",
+    "plot_learning_curves",
+    "plot_offset_statistics",
+    "plot_sampling",
+    "record_sampling",
+    "trace_sampling",
+]

@@ -1,0 +1,175 @@
+"""A trained detector on images of its test set, or of yours, in the form the figures take. Needs mmdet."""
+
+import contextlib
+import copy
+import dataclasses
+import io
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmcv.transforms import Compose
+from mmdet.registry import DATASETS, TRANSFORMS
+from mmdet.utils import get_test_pipeline_cfg
+from mmdet.visualization.palette import get_palette
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from torch import nn
+
+import dcnzoo.models  # noqa: F401  registers what the config names
+from dcnzoo.layers.offsets import OffsetStatistics, TracksOffsets, offset_statistics, track_offsets
+from dcnzoo.openmmlab.detector import build
+from dcnzoo.report.explain import Box, Explanation, output_window, receptive_field, with_unique_names
+from dcnzoo.report.plots import Instances
+from dcnzoo.report.sampling import SamplingField, record_sampling
+from dcnzoo.utils.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """One image of a data set; everything in the pixels of its file.
+
+    Attributes:
+        image: [H, W, 3], uint8, RGB.
+        truth: what is annotated.
+        detections: what the model found.
+        fields: where its deformable layers sampled, in forward order, each with a name of its own.
+        image_size: (H, W) of what the model saw, padding included, in pixels of the file: what
+            :func:`dcnzoo.report.trace_sampling` wants to know.
+        statistics: of the layers' offsets: :func:`dcnzoo.layers.offset_statistics`.
+    """
+
+    image: np.ndarray
+    truth: Instances
+    detections: Instances
+    fields: list[SamplingField]
+    image_size: tuple[float, float]
+    statistics: dict[str, OffsetStatistics]
+
+
+class Detector:
+    """A model with its weights, and the images on which its config validates it, or else tests it."""
+
+    def __init__(
+        self, cfg: Config, checkpoint: str | Path, device: str = "cpu", allow_partial: bool = False
+    ) -> None:
+        self.model = build(cfg, checkpoint, allow_partial=allow_partial)[0].to(device)
+        loader = cfg.get("val_dataloader") or cfg.test_dataloader
+        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools narrates
+            self.dataset = DATASETS.build(loader.dataset)
+        self.classes: tuple[str, ...] = self.dataset.metainfo["classes"]
+        palette = self.dataset.metainfo.get("palette") or "random"
+        self.palette = get_palette(palette, len(self.classes))
+
+    def predict(self, index: int) -> Prediction:
+        """Run the model on image ``index``."""
+        image, truth = self._annotated(index)
+        item = self.dataset[index]
+        track_offsets(self.model)
+        try:
+            with torch.no_grad(), record_sampling(self.model) as fields:
+                (sample,) = self.model.test_step(pseudo_collate([item]))
+            statistics = offset_statistics(self.model)
+        finally:
+            track_offsets(self.model, enabled=False)
+        if "pred_instances" not in sample:
+            raise UserError(f"model: expected a detector, got one that finds {', '.join(sample.keys())}")
+        meta = sample.metainfo
+        across, down = meta.get("scale_factor", (1.0, 1.0))
+        height, width = meta.get("batch_input_shape", meta["img_shape"])
+        return Prediction(
+            image,
+            truth,
+            _instances(sample.pred_instances),
+            with_unique_names(fields),
+            (height / down, width / across),
+            statistics,
+        )
+
+    def _annotated(self, index: int) -> tuple[np.ndarray, Instances]:
+        """The image as it is in its file, and its annotations; test pipelines may have none."""
+        info = self.dataset.get_data_info(index)
+        with_mask = any(instance.get("mask") for instance in info["instances"])
+        annotations = {"type": "LoadAnnotations", "with_bbox": True, "with_mask": with_mask}
+        load = self.dataset.pipeline.transforms[0]  # knows where the images are, which need not be files
+        results = TRANSFORMS.build(annotations)(load(info))
+        masks = results["gt_masks"].to_ndarray().astype(bool) if with_mask else None
+        boxes = results["gt_bboxes"].tensor.numpy()
+        truth = Instances(boxes, results["gt_bboxes_labels"], masks)
+        return results["img"][..., ::-1].copy(), truth
+
+
+def _instances(found) -> Instances:
+    masks = found.get("masks")
+    if masks is not None:
+        masks = masks.cpu().numpy().astype(bool)
+    boxes = found.bboxes.tensor if hasattr(found.bboxes, "tensor") else found.bboxes
+    return Instances(boxes.cpu().numpy(), found.labels.cpu().numpy(), masks, found.scores.cpu().numpy())
+
+
+def explain(
+    detector: nn.Module, image: str | Path, box: Box | None = None, layer: str | None = None
+) -> Explanation:
+    """What a place of an image is computed from.
+
+    Args:
+        detector: of :func:`dcnzoo.zoo.load`.
+        image: a file.
+        box: in pixels of the file, also a point; by default the middle of the detection that scores
+            best, or of the image if there is none.
+        layer: whose receptive field to take, and the only one to draw; by default the last one, and all.
+
+    Raises:
+        UserError: a box outside of the image, a layer that is not there, no layer that can be drawn.
+    """
+    item = Compose(get_test_pipeline_cfg(detector.cfg.copy()))({"img_path": str(image), "img_id": 0})
+    shown = item["inputs"].numpy().transpose(1, 2, 0)[..., ::-1].copy()
+    data = detector.data_preprocessor(pseudo_collate([item]), False)
+    samples = data["data_samples"]
+    file_size = samples[0].ori_shape
+    if box is not None and not (
+        0 <= box.x1 <= box.x2 < file_size[1] and 0 <= box.y1 <= box.y2 < file_size[0]
+    ):
+        given = f"{box.x1:g},{box.y1:g},{box.x2:g},{box.y2:g}"
+        raise UserError(f"box: expected x1 ≤ x2 < {file_size[1]} and y1 ≤ y2 < {file_size[0]}, got {given}")
+    track_offsets(detector)
+    try:
+        with torch.no_grad(), record_sampling(detector) as recorded:
+            sample = detector(data["inputs"], copy.deepcopy(samples), mode="predict")[0]
+        found = sample.get("pred_instances", ())
+        statistics = offset_statistics(detector)
+    finally:
+        track_offsets(detector, enabled=False)
+    fields = _chosen(with_unique_names(recorded), layer, detector)
+    if layer is not None:
+        statistics = {name: value for name, value in statistics.items() if name == fields[0].name}
+    if box is None and len(found):
+        x1, y1, x2, y2 = found.bboxes[found.scores.argmax()].tolist()
+        box = Box((x1 + x2) / 2, (y1 + y2) / 2, (x1 + x2) / 2, (y1 + y2) / 2)
+    elif box is None:
+        box = Box(file_size[1] / 2, file_size[0] / 2, file_size[1] / 2, file_size[0] / 2)
+    across, down = samples[0].metainfo.get("scale_factor", (1.0, 1.0))
+    box = Box(box.x1 * across, box.y1 * down, box.x2 * across, box.y2 * down)
+    seen = tuple(data["inputs"].shape[-2:])
+    gradient = receptive_field(
+        detector,
+        lambda inputs: detector(inputs, copy.deepcopy(samples), mode="predict"),
+        data["inputs"],
+        fields[-1].name,
+        output_window(fields[-1], box, seen),
+    )
+    height, width = shown.shape[:2]
+    return Explanation(shown, seen, box, fields, fields[-1].name, gradient[:height, :width], statistics)
+
+
+def _chosen(fields: list[SamplingField], layer: str | None, detector: nn.Module) -> list[SamplingField]:
+    if not fields:
+        others = {type(module).__name__ for module in detector.modules() if isinstance(module, TracksOffsets)}
+        expected = "expected a layer DCN, DCNv2, DCNv3, DCNv4 or PackedDeformConv2d"
+        found = f"found only {', '.join(sorted(others))}, which are not drawn" if others else "found none"
+        raise UserError(f"model: {expected}, {found}")
+    chosen = [field for field in fields if layer in (None, field.name)]
+    if not chosen:
+        names = ", ".join(field.name for field in fields)
+        raise UserError(f"layer: expected one of {names}, got {layer}")
+    return chosen

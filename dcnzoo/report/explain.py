@@ -1,0 +1,242 @@
+"""What a place of a deformable layer's output saw of the image, as figures and as a picture."""
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from dcnzoo.layers import DCNv3, DCNv4
+from dcnzoo.layers.offsets import OffsetStatistics
+from dcnzoo.report.plots import show_image
+from dcnzoo.report.sampling import SamplingField, nearest_output
+
+# little modulation, much modulation
+RAMP = ("#fde047", "#dc2626")
+HEAT = LinearSegmentedColormap.from_list("heat", ["#1d4ed800", "#06b6d4a0", "#fde047e0", "#ffffff"])
+_COLUMNS = 4
+_MOST_PER_AXIS = 8  # places of a box whose points are drawn
+
+
+@dataclasses.dataclass(frozen=True)
+class Box:
+    """A part of the image, in its pixels; a point is a box of no size."""
+
+    x1: float
+    y1: float
+    x2: float
+    y2: float
+
+    @property
+    def corners(self) -> Tensor:  # [2, 2], (y, x)
+        return torch.tensor([[self.y1, self.x1], [self.y2, self.x2]], dtype=torch.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Explanation:
+    """What :func:`plot_explanation` and the page show.
+
+    Attributes:
+        image: [H, W, 3], uint8, RGB, as the model saw it, without padding at its right and below.
+        image_size: (H, W) with that padding.
+        box: where to look, in pixels of ``image``.
+        fields: where each deformable layer sampled, in forward order, each with a name of its own.
+        layer: name of the layer whose receptive field this is.
+        receptive_field: [H, W] of ``image``: :func:`receptive_field`.
+        statistics: of each layer that keeps them: :func:`dcnzoo.layers.offset_statistics`. There may be
+            layers without a field.
+    """
+
+    image: np.ndarray
+    image_size: tuple[int, int]
+    box: Box
+    fields: Sequence[SamplingField]
+    layer: str
+    receptive_field: Tensor
+    statistics: Mapping[str, OffsetStatistics]
+
+    @property
+    def largest_weight(self) -> float:
+        """What the full size and colour of a point mean; the sign of DCNv4's factors does not count."""
+        return max(float(field.weight.abs().max()) for field in self.fields) or 1.0
+
+    def table(self) -> list[list[str]]:
+        """:func:`offset_table` of its layers."""
+        return offset_table(self.fields, self.statistics)
+
+
+def offset_table(
+    fields: Sequence[SamplingField], statistics: Mapping[str, OffsetStatistics]
+) -> list[list[str]]:
+    """A row per deformable layer, after the head; offsets in pixels of the layer's input."""
+    rows = [["layer", "output", "mean |offset|", "largest", "driven outside"]]
+    by_name = {field.name: field for field in fields}
+    for name in [*by_name, *(name for name in statistics if name not in by_name)]:
+        field, known = by_name.get(name), statistics.get(name)
+        size = "×".join(map(str, field.weight.shape[-2:])) if field else "not drawn"
+        if known is None:  # not one of dcnzoo's layers
+            mean, largest, outside = field.offset.abs().mean(), field.offset.abs().max(), None
+        else:
+            mean, largest, outside = known
+        share = "–" if outside is None else f"{outside:.1%}"
+        rows.append([name, size, f"{mean:.3f}", f"{largest:.2f}", share])
+    return rows
+
+
+def with_unique_names(fields: Sequence[SamplingField]) -> list[SamplingField]:
+    """A layer that ran several times, as heads do on several levels, is ``head``, ``head #2``, …"""
+    seen: Counter[str] = Counter()
+    named = []
+    for field in fields:
+        seen[field.name] += 1
+        number = seen[field.name]
+        named.append(dataclasses.replace(field, name=f"{field.name} #{number}") if number > 1 else field)
+    return named
+
+
+def output_window(field: SamplingField, box: Box, image_size: tuple[int, int]) -> tuple[slice, slice]:
+    """The rows and columns of a layer's output from the nearest to one corner to the nearest to the other."""
+    (top, left), (bottom, right) = nearest_output(field, box.corners, image_size).tolist()
+    return slice(top, bottom + 1), slice(left, right + 1)
+
+
+def points_of(
+    field: SamplingField, box: Box, image_size: tuple[int, int], most: int = _MOST_PER_AXIS
+) -> tuple[Tensor, Tensor]:
+    """Where the outputs in a box sample; of many, ``most`` rows and columns spread over it.
+
+    Returns:
+        points  # [M, 2], (y, x) in pixels of the image
+        weight  # [M], the modulation
+    """
+    y, x = (
+        torch.linspace(w.start, w.stop - 1, min(most, w.stop - w.start)).round().long()
+        for w in output_window(field, box, image_size)
+    )
+    scale = torch.tensor(image_size) / torch.tensor(field.input_size)
+    points = field.points[:, :, y[:, None], x] * scale[:, None, None]  # [K, 2, rows, columns]
+    return points.permute(2, 3, 0, 1).reshape(-1, 2), field.weight[:, y[:, None], x].permute(
+        1, 2, 0
+    ).flatten()
+
+
+class _Reached(Exception):
+    """The layer has run; what comes after it does not matter."""
+
+
+def receptive_field(
+    model: nn.Module,
+    run: Callable[[Tensor], object],
+    inputs: Tensor,
+    name: str,
+    window: tuple[slice, slice],
+) -> Tensor:
+    """How much each pixel of the image moves an output: the effective receptive field (Luo et al. 2016).
+
+    The magnitude, over the image's channels, of the gradient of the sum over the output's channels. It
+    also runs through the offsets and the mask.
+
+    Args:
+        run: runs the model on ``inputs``; is left as soon as the layer has run.
+        inputs: [1, C, H, W], what the model sees.
+        name: of a layer of the model whose output is [1, C', oH, oW], or [1, oH, oW, C'] of DCNv3 and
+            DCNv4; ``name #2`` when it runs again.
+        window: rows and columns of its output.
+
+    Returns:
+        [H, W], not smoothed, on the CPU
+
+    Raises:
+        ValueError: the layer is not reached, or no gradient gets from it to the image.
+    """
+    name, _, number = name.partition(" #")
+    left = int(number or 1)
+    inputs = inputs.detach().clone().requires_grad_()
+    reached = []
+
+    def stop(module: nn.Module, arguments: tuple, output: Tensor) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            reached.append(output)
+            raise _Reached
+
+    layer = model.get_submodule(name)
+    handle = layer.register_forward_hook(stop)
+    try:
+        with torch.enable_grad():
+            run(inputs)
+    except _Reached:
+        pass
+    finally:
+        handle.remove()
+    if not reached:
+        raise ValueError(f"receptive_field: name: expected a layer that runs, {name} does not")
+    gradient = None
+    with torch.enable_grad():
+        rows, columns = window
+        output = reached[0][0].movedim(-1, 0) if isinstance(layer, DCNv3 | DCNv4) else reached[0][0]
+        total = output[:, rows, columns].sum()
+    if total.requires_grad:
+        (gradient,) = torch.autograd.grad(total, inputs, allow_unused=True)
+    if gradient is None:
+        raise ValueError(f"receptive_field: name: expected a layer with a gradient to the image, got {name}")
+    return gradient[0].float().norm(dim=0).cpu()
+
+
+def smooth(field: Tensor, sigma: float) -> Tensor:  # [H, W] -> [H, W]
+    """A Gaussian of ``sigma`` pixels, cut off at three of them; outside of the map is zero."""
+    reach = math.ceil(3 * sigma)
+    bell = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / sigma) ** 2)
+    bell = bell / bell.sum()
+    rows = nn.functional.conv2d(field[None, None].float(), bell[None, None, :, None], padding=(reach, 0))
+    return nn.functional.conv2d(rows, bell[None, None, None], padding=(0, reach))[0, 0]
+
+
+def heat_map(field: Tensor) -> np.ndarray:  # [H, W] -> [H, W, 4], in 0…1
+    """A receptive field as colours: smoothed by a hundredth of the longer side, and the root of it."""
+    smoothed = smooth(field, max(1.0, max(field.shape) / 100))
+    return HEAT((smoothed / smoothed.max().clamp(min=1e-30)).sqrt().numpy())
+
+
+def plot_explanation(explanation: Explanation) -> Figure:
+    """The receptive field, then a panel per layer with its sampling points; size and colour: modulation."""
+    panels = 1 + len(explanation.fields)
+    columns = min(_COLUMNS, panels)
+    rows = math.ceil(panels / columns)
+    height, width = explanation.image.shape[:2]
+    side = 3.0
+    figure = Figure(figsize=(side * columns, (side * height / width + 0.3) * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    for unused in axes[panels:]:
+        unused.set_axis_off()
+    for panel in axes[:panels]:
+        show_image(panel, explanation.image)
+    axes[0].imshow(heat_map(explanation.receptive_field), interpolation="nearest")
+    axes[0].set_title(f"receptive field of\n{explanation.layer}", fontsize=8)
+    mean = {row[0]: row[2] for row in explanation.table()[1:]}
+    ramp = LinearSegmentedColormap.from_list("modulation", RAMP)
+    for panel, field in zip(axes[1:], explanation.fields, strict=False):
+        points, weight = points_of(field, explanation.box, explanation.image_size)
+        weight = weight.abs().numpy()
+        strength = weight / explanation.largest_weight
+        y, x = points.numpy().T
+        drawn = panel.scatter(
+            x, y, s=4 + 32 * strength, c=weight, cmap=ramp, vmin=0, vmax=explanation.largest_weight,
+            edgecolors="black", linewidths=0.4,
+        )  # fmt: skip
+        panel.set_title(f"{field.name}\nmean |offset| {mean[field.name]}", fontsize=8)
+    box = explanation.box
+    for panel in axes[:panels]:
+        if box.x1 == box.x2 and box.y1 == box.y2:
+            panel.plot(box.x1, box.y1, "+", color="#22d3ee", ms=11, mew=1.8)
+        else:
+            x, y = [box.x1, box.x2, box.x2, box.x1, box.x1], [box.y1, box.y1, box.y2, box.y2, box.y1]
+            panel.plot(x, y, color="#22d3ee", lw=1.4)
+    figure.colorbar(drawn, ax=axes.tolist(), label="modulation", shrink=0.6, aspect=30)
+    return figure

@@ -1,0 +1,250 @@
+"""Figures: learning curves, detections beside the ground truth, sampling points on the image.
+
+Every function returns a matplotlib figure that belongs to no window system.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+
+from dcnzoo.report.sampling import SamplingField, trace_sampling
+
+# Okabe-Ito without the yellow, which is lost on white
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+_GREY, _LINE = "#6b7280", "#e5e7eb"
+# what these are called in a page, where they are others in the dark
+THEME = {_GREY: "muted", _LINE: "line"} | {colour: f"series-{i}" for i, colour in enumerate(COLOURS)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Instances:
+    """What is drawn on one image.
+
+    Attributes:
+        boxes: [N, 4], (x0, y0, x1, y1) in pixels.
+        labels: [N], indices into the class names.
+        masks: [N, H, W], bool; None draws boxes only.
+        scores: [N]; None for ground truth.
+    """
+
+    boxes: np.ndarray
+    labels: np.ndarray
+    masks: np.ndarray | None = None
+    scores: np.ndarray | None = None
+
+    def above(self, threshold: float) -> "Instances":
+        """Those that score at least ``threshold``; all of the ground truth."""
+        if self.scores is None:
+            return self
+        keep = self.scores >= threshold
+        masks = None if self.masks is None else self.masks[keep]
+        return Instances(self.boxes[keep], self.labels[keep], masks, self.scores[keep])
+
+
+# arm → iterations [T], values [seeds, T]
+Curves = dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+def plot_learning_curves(quantities: Mapping[str, Curves], step: str = "iteration") -> Figure:
+    """One panel per quantity, one colour per arm, one thin line per seed, a thick one for the mean.
+
+    Args:
+        quantities: title → the curves of each arm.
+        step: what is counted, the name of the axis.
+    """
+    figure = _figure(3.8 * len(quantities), 3.1, columns=len(quantities))
+    for axes, (quantity, curves) in zip(figure.axes, quantities.items(), strict=True):
+        for index, (arm, (iterations, values)) in enumerate(curves.items()):
+            colour = COLOURS[index % len(COLOURS)]
+            axes.plot(iterations, values.T, color=colour, lw=0.8, alpha=0.35)
+            marker = "o" if len(iterations) < 20 else None
+            axes.plot(iterations, values.mean(0), color=colour, lw=2, marker=marker, ms=4, label=arm)
+        axes.set_title(quantity, loc="left", fontsize=11, fontweight="bold")
+        axes.set_xlabel(step, color=_GREY)
+        top = axes.dataLim.y1
+        axes.set_ylim(0, 1.08 * top if 0 < top < np.inf else None)
+        axes.set_xlim(left=0)
+        axes.grid(axis="y", color=_LINE)
+        axes.set_axisbelow(True)
+        axes.tick_params(colors=_GREY)
+        for side in ("top", "right", "left"):
+            axes.spines[side].set_visible(False)
+        axes.spines["bottom"].set_color(_GREY)
+        if len(curves) > 1:
+            axes.legend(frameon=False)
+    return figure
+
+
+OFFSET_FIGURES = {
+    "mean_abs": "mean |offset| [pixels]",
+    "max_abs": "largest |offset| [pixels]",
+    "outside": "share driven off the map",
+    "modulation_mean": "mean modulation",
+}
+
+
+def plot_offset_statistics(rows: Iterable[Mapping[str, str]]) -> Figure:
+    """The layers' offsets and modulation over training: a panel per figure, a line per layer.
+
+    Args:
+        rows: :func:`dcnzoo.openmmlab.hooks.offset_statistics.read_statistics`.
+    """
+    rows = list(rows)
+    layers = list(dict.fromkeys(row["layer"] for row in rows))
+    shown = [name for name in OFFSET_FIGURES if any(row[name] for row in rows)]
+    figure = _figure(3.8 * len(shown), 3.3, columns=len(shown))
+    colours = colormaps["viridis"](np.linspace(0, 0.9, len(layers)))  # from the first layer to the last
+    for axes, name in zip(figure.axes, shown, strict=True):
+        for colour, layer in zip(colours, layers, strict=True):
+            own = [row for row in rows if row["layer"] == layer and row[name]]
+            axes.plot(
+                [int(row["iter"]) for row in own],
+                [float(row[name]) for row in own],
+                color=colour,
+                marker="o" if len(own) < 20 else None,
+                ms=4,
+                label=layer,
+            )
+        axes.set_title(OFFSET_FIGURES[name], loc="left", fontsize=11, fontweight="bold")
+        axes.set_xlabel("iteration", color=_GREY)
+        axes.set_ylim(bottom=0)
+        axes.grid(axis="y", color="#e5e7eb")
+    figure.legend(
+        *figure.axes[0].get_legend_handles_labels(),
+        loc="outside right upper",
+        frameon=False,
+        fontsize=8,
+        ncols=-(-len(layers) // 16),
+    )
+    return figure
+
+
+def plot_detections(
+    images: Sequence[np.ndarray],
+    columns: Mapping[str, Sequence[Instances]],
+    classes: Sequence[str],
+    palette: Sequence[tuple[int, int, int]],
+    threshold: float = 0.5,
+) -> Figure:
+    """A row per image, a column per source of instances: ground truth, one arm, another arm.
+
+    Args:
+        images: [H, W, 3], uint8, RGB.
+        columns: heading → instances per image.
+        palette: RGB per class.
+        threshold: detections that score less are not drawn.
+    """
+    figure = _figure(2.6 * len(columns), 2.6 * len(images), len(columns), len(images))
+    grid = np.array(figure.axes).reshape(len(images), len(columns))
+    for column, (heading, per_image) in enumerate(columns.items()):
+        grid[0, column].set_title(heading, fontsize=11, fontweight="bold")
+        for row, (image, instances) in enumerate(zip(images, per_image, strict=True)):
+            show_image(grid[row, column], image)
+            _draw_instances(grid[row, column], instances.above(threshold), classes, palette)
+    return figure
+
+
+def plot_sampling(
+    image: np.ndarray,
+    fields: Sequence[SamplingField],
+    locations: Mapping[str, tuple[float, float]],
+    image_size: tuple[float, float] | None = None,
+) -> Figure:
+    """What one output location of the last layer sees, for a few locations.
+
+    The upper row shows ordinary convolutions of the same shape, the lower row the learnt offsets;
+    the more a point weighs (product of the masks), the more solid it is drawn.
+
+    Args:
+        image: [H, W, 3], uint8, RGB.
+        fields: of the layers to chain, in forward order: :func:`record_sampling`.
+        locations: title → (y, x) in pixels.
+        image_size: (H, W) of what the model saw, padding included, in pixels of ``image`` (default: of
+            ``image`` itself).
+    """
+    figure = _figure(3.1 * len(locations), 6.6, len(locations), 2)
+    grid = np.array(figure.axes).reshape(2, len(locations))
+    rigid = [field.without_offset() for field in fields]
+    rows = (("ordinary grid", rigid), ("learnt offsets", list(fields)))
+    for row, (heading, layers) in enumerate(rows):
+        for column, (title, location) in enumerate(locations.items()):
+            axes = grid[row, column]
+            points, weight = trace_sampling(layers, location, image_size or image.shape[:2])
+            strength = (weight / weight.max().clamp(min=1e-12)).numpy()
+            opacity = 0.15 + 0.85 * strength[:, None]
+            faces = np.hstack([np.tile([0.84, 0.12, 0.12], (len(points), 1)), opacity])
+            edges = np.hstack([np.ones((len(points), 3)), opacity])
+            show_image(axes, image)
+            y, x = points.numpy().T
+            axes.scatter(x, y, s=12, c=faces, edgecolors=edges, linewidths=0.4)
+            axes.plot(*location[::-1], "+", color="#22d3ee", ms=13, mew=2.2)
+            if row == 0:
+                axes.set_title(title, fontsize=11, fontweight="bold")
+            if column == 0:
+                axes.set_ylabel(heading, fontsize=11, fontweight="bold")
+    return figure
+
+
+def _figure(width: float, height: float, columns: int = 1, rows: int = 1) -> Figure:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.subplots(rows, columns, squeeze=False)
+    return figure
+
+
+def show_image(axes: Axes, image: np.ndarray) -> None:
+    height, width = image.shape[:2]
+    axes.imshow(image, interpolation="nearest")
+    axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), xticks=[], yticks=[])
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def _draw_instances(
+    axes: Axes,
+    instances: Instances,
+    classes: Sequence[str],
+    palette: Sequence[tuple[int, int, int]],
+) -> None:
+    for i, (box, label) in enumerate(zip(instances.boxes, instances.labels, strict=True)):
+        colour = np.array(palette[label]) / 255
+        if instances.masks is not None and instances.masks[i].any():
+            _draw_mask(axes, instances.masks[i], colour)
+        x0, y0, x1, y1 = box - 0.5  # the edge of pixel 0 is at -0.5 here
+        # dark around it: white alone is lost on light images
+        outline = [withStroke(linewidth=1.6, foreground="black")]
+        axes.plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], color="white", lw=0.7, path_effects=outline)
+        text = classes[label]
+        if instances.scores is not None:
+            text += f" {instances.scores[i]:.2f}"
+        axes.text(
+            max(x0, 0),
+            max(y0, 8),
+            text,
+            fontsize=6.5,
+            color="white",
+            va="bottom",
+            clip_on=True,
+            bbox={"facecolor": colour * 0.75, "edgecolor": "none", "pad": 1},
+        )
+
+
+def _draw_mask(axes: Axes, mask: np.ndarray, colour: np.ndarray) -> None:
+    # only the part that it covers, and a margin for the outline: of a large image the rest takes long
+    y, x = (
+        slice(max(at.min() - 1, 0), at.max() + 2)
+        for at in (mask.any(1).nonzero()[0], mask.any(0).nonzero()[0])
+    )
+    part = mask[y, x]
+    tint = np.zeros((*part.shape, 4))
+    tint[part] = [*colour, 0.45]
+    left, top = x.start - 0.5, y.start - 0.5
+    extent = (left, left + part.shape[1], top + part.shape[0], top)
+    axes.imshow(tint, interpolation="nearest", extent=extent)
+    if min(part.shape) > 1:
+        rows, columns = np.arange(part.shape[0]) + y.start, np.arange(part.shape[1]) + x.start
+        axes.contour(columns, rows, part, levels=[0.5], colors=[colour], linewidths=1.1)

@@ -1,0 +1,466 @@
+"""What came of one training or of several, as a page. Needs mmdet."""
+
+import dataclasses
+import difflib
+import re
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from markupsafe import Markup
+from mmengine.config import Config
+
+from dcnzoo.openmmlab.hooks.offset_statistics import FILE_NAME, read_statistics
+from dcnzoo.report import page
+from dcnzoo.report.detector import Detector, Prediction
+from dcnzoo.report.explain import Box, offset_table, points_of
+from dcnzoo.report.history import History
+from dcnzoo.report.page import Picture, Section
+from dcnzoo.report.plots import COLOURS, OFFSET_FIGURES, Curves, Instances, plot_learning_curves
+from dcnzoo.report.sampling import SamplingField, trace_sampling
+from dcnzoo.utils.errors import UserError, one_line
+
+_THRESHOLD = 0.5  # where the slider stands at first
+_LOWEST, _MOST = 0.05, 40  # detections of an image that are in the page
+_MOST_LAYERS = 16
+_MOST_POINTS = 1000
+_MAIN_METRICS = 3
+_OFFSETS = ("mean_abs", "outside", "modulation_mean")
+_KINDS = {"bbox": "box", "segm": "mask", "proposal": "proposal"}
+_SIZES = {"s": "small", "m": "medium", "l": "large"}
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedRun:
+    """A work directory of ``tools/train.py``.
+
+    Attributes:
+        label: what its curves are called; runs of the same label are seeds of one setting.
+        checkpoint: whose detections are shown; None if there is none.
+    """
+
+    label: str
+    folder: Path
+    cfg: Config
+    history: History
+    checkpoint: Path | None
+
+    @classmethod
+    def read(cls, folder: Path, label: str | None = None, checkpoint: Path | None = None) -> "TrainedRun":
+        """The newest config in the folder, all its logs, and the last checkpoint unless another is named.
+
+        Raises:
+            UserError: no such folder, or one in which nothing was trained.
+        """
+        if not folder.is_dir():
+            raise UserError(f"work directory: expected a folder, found none at {folder}")
+        configs = list(folder.glob("*.py")) or list(folder.glob("*/vis_data/config.py"))
+        history = History.read(folder)
+        if not configs or not history.training:
+            missing = "config" if not configs else "losses in */vis_data/scalars.json"
+            raise UserError(f"work directory: expected one of tools/train.py, found no {missing} in {folder}")
+        cfg = Config.fromfile(max(configs, key=lambda path: path.stat().st_mtime))
+        if checkpoint is None and (folder / "last_checkpoint").is_file():
+            # a folder may have been moved since its name was written
+            checkpoint = folder / Path((folder / "last_checkpoint").read_text().strip()).name
+        if checkpoint is not None and not checkpoint.is_file():
+            raise UserError(f"checkpoint: expected a file, found none at {checkpoint}")
+        return cls(label or folder.resolve().name, folder, cfg, history, checkpoint)
+
+    @property
+    def counts_epochs(self) -> bool:
+        loop = self.cfg.train_cfg
+        return bool(loop.get("by_epoch", loop.get("type") == "EpochBasedTrainLoop"))
+
+    @property
+    def seconds_per_iteration(self) -> float:
+        return statistics.median(entry["time"] for entry in self.history.training.values())
+
+    @property
+    def last_validation(self) -> dict[str, float]:
+        """Its metrics; none if there was none."""
+        return self.history.validation[max(self.history.validation)] if self.history.validation else {}
+
+
+def metric_name(key: str) -> str:
+    """``coco/bbox_mAP_50`` is box AP50; what is not known is called as it is."""
+    found = re.fullmatch(r"coco/(bbox|segm|proposal)_mAP(?:_(50|75|s|m|l))?", key)
+    if not found:
+        return key
+    kind, detail = found.groups()
+    return f"{_KINDS[kind]} AP" + (f", {_SIZES[detail]}" if detail in _SIZES else detail or "")
+
+
+def main_metrics(runs: Sequence[TrainedRun]) -> list[str]:
+    """The metrics that say most, of those that every run has."""
+    entries = [entry for run in runs if (entry := run.last_validation)]
+    if len(entries) < len(runs):
+        return []
+    shared = [name for name in entries[0] if all(name in entry for entry in entries)]
+    means = [name for name in shared if name.endswith("mAP")]
+    return (means or shared)[:_MAIN_METRICS]
+
+
+def by_label(runs: Sequence[TrainedRun]) -> dict[str, list[TrainedRun]]:
+    labels: dict[str, list[TrainedRun]] = {}
+    for run in runs:
+        labels.setdefault(run.label, []).append(run)
+    return labels
+
+
+def mean_and_spread(values: Sequence[float]) -> str:
+    text = f"{statistics.mean(values):.3f}"
+    return text if len(values) == 1 else f"{text} ± {statistics.stdev(values):.3f}"
+
+
+def summary(
+    runs: Sequence[TrainedRun], detectors: Mapping[str, Detector], head: str = "run"
+) -> list[list[str]]:
+    """A row per label after the head: the main metrics, seconds per iteration, number of parameters."""
+    metrics = main_metrics(runs)
+    rows = [[head, *map(metric_name, metrics), "s / iteration", "parameters"]]
+    for label, seeds in by_label(runs).items():
+        figures = [mean_and_spread([run.last_validation[metric] for run in seeds]) for metric in metrics]
+        seconds = statistics.mean(run.seconds_per_iteration for run in seeds)
+        rows.append([label, *figures, f"{seconds:.3f}", _parameters(detectors.get(label))])
+    return rows
+
+
+def _parameters(detector: Detector | None) -> str:
+    return "–" if detector is None else f"{sum(p.numel() for p in detector.model.parameters()):,}"
+
+
+def load_detectors(
+    runs: Sequence[TrainedRun], device: str = "cpu", allow_partial: bool = False
+) -> dict[str, Detector]:
+    """The detector of the first run of each label, if it has a checkpoint."""
+    detectors = {}
+    for label, seeds in by_label(runs).items():
+        if seeds[0].checkpoint is not None:
+            detectors[label] = Detector(seeds[0].cfg, seeds[0].checkpoint, device, allow_partial)
+    return detectors
+
+
+def render_runs(
+    runs: Sequence[TrainedRun],
+    detectors: Mapping[str, Detector],
+    title: str | None = None,
+    lead: str | None = None,
+    head: str = "run",
+    images: int = 5,
+    footer: str = "",
+) -> str:
+    """The report as HTML.
+
+    Args:
+        detectors: of :func:`load_detectors`; a label without one has no pictures.
+        head: of the column of labels.
+        images: how many to show detections on: the first with three instances or more.
+    """
+    single = len(by_label(runs)) == 1
+    sections = [_curves(runs)]
+    if not single:
+        sections.insert(
+            0, Section("Result", _result_text(runs), [page.table(summary(runs, detectors, head))])
+        )
+    sections += _pictures(detectors, images)
+    sections += _offsets_over_time(runs)
+    sections += [_validations(runs), _configuration(runs), _environment(runs)]
+    return page.render_report(
+        title or " and ".join(by_label(runs)),
+        lead if lead is not None else _lead(runs, bool(detectors and images)),
+        [section for section in sections if section.parts],
+        _facts(runs, detectors) if single else None,
+        footer,
+    )
+
+
+def _facts(runs: Sequence[TrainedRun], detectors: Mapping[str, Detector]) -> dict[str, str]:
+    head, row = summary(runs, detectors)
+    facts = dict(zip(head[1:], row[1:], strict=True))
+    facts["iterations"] = f"{max(run.history.iteration for run in runs):,}"
+    return facts
+
+
+def _lead(runs: Sequence[TrainedRun], pictures: bool) -> str:
+    """What was trained for how long, and of what the pictures are."""
+    labels = by_label(runs)
+    sentences = []
+    for label, seeds in labels.items():
+        run = seeds[0]
+        batch = run.cfg.train_dataloader.get("batch_size")
+        length = f"{run.history.iteration:,} iterations" + (f" of {batch} images" if batch else "")
+        name = f"{label}: " if len(labels) > 1 else ""
+        sentences.append(
+            f"{name}{length} in {run.folder}" if len(seeds) == 1 else f"{name}{length}, {len(seeds)} runs"
+        )
+    shown = [seeds[0].checkpoint.name for seeds in labels.values() if seeds[0].checkpoint]
+    if pictures:
+        sentences.append(f"Pictures are of {' and '.join(dict.fromkeys(shown))}")
+    return "".join(f"{sentence}. " for sentence in sentences).strip()
+
+
+def _result_text(runs: Sequence[TrainedRun]) -> str:
+    seeds = max(map(len, by_label(runs).values()))
+    return "Of the last validation." + (" Mean ± standard deviation over runs." if seeds > 1 else "")
+
+
+# Curves
+
+
+def _curves(runs: Sequence[TrainedRun]) -> Section:
+    counted = "epoch" if runs[0].counts_epochs else "iteration"
+    losses = {"training loss": _series(runs, "loss", training=True)}
+    figures = [plot_learning_curves(losses)]
+    for metric in main_metrics(runs):
+        curves = {metric_name(metric): _series(runs, metric)}
+        figures.append(plot_learning_curves(curves, counted))
+    several = len(runs) > len(by_label(runs))
+    text = "Training loss, and what validation measured." + (
+        " Thin lines are runs, the thick line is their mean." if several else ""
+    )
+    return Section("Learning curves", text, [page.charts(figures)])
+
+
+def _series(runs: Sequence[TrainedRun], name: str, training: bool = False) -> Curves:
+    curves: Curves = {}
+    for label, seeds in by_label(runs).items():
+        logs = [run.history.training if training else run.history.validation for run in seeds]
+        series = [{step: entry[name] for step, entry in log.items() if name in entry} for log in logs]
+        steps = sorted(set.intersection(*map(set, series)))  # a resumed run may lack a validation
+        values = np.array([[one[step] for step in steps] for one in series])
+        curves[label] = (np.array(steps), values)
+    return curves
+
+
+def _validations(runs: Sequence[TrainedRun]) -> Section:
+    folds = []
+    for run in runs:
+        validation = run.history.validation
+        if not validation:
+            continue
+        names = list(dict.fromkeys(name for entry in validation.values() for name in entry))
+        rows = [["epoch" if run.counts_epochs else "iteration", *map(metric_name, names)]]
+        for step, entry in sorted(validation.items()):
+            # COCO's evaluation says −1 where there is nothing to measure
+            values = [entry.get(name, -1.0) for name in names]
+            rows.append([str(step), *("–" if value == -1 else f"{value:.3f}" for value in values)])
+        folds.append(page.fold(_called(run, runs), page.table(rows)))
+    return Section("Every validation", "", folds)
+
+
+def _called(run: TrainedRun, runs: Sequence[TrainedRun]) -> str:
+    return run.label if len(by_label(runs)[run.label]) == 1 else f"{run.label}, {run.folder.name}"
+
+
+# Pictures
+
+
+def _pictures(detectors: Mapping[str, Detector], images: int) -> Iterator[Section]:
+    if not detectors or images == 0:
+        return
+    first = next(iter(detectors.values()))
+    for label, detector in detectors.items():
+        if detector.classes != first.classes:
+            raise UserError(
+                f"{label}: expected the classes of the other runs, {', '.join(first.classes)}, "
+                f"got {', '.join(detector.classes)}"
+            )
+    try:
+        chosen = pick_images(first, images)
+        predictions = {label: [each.predict(i) for i in chosen] for label, each in detectors.items()}
+    except (FileNotFoundError, AttributeError, KeyError) as error:
+        # the data are gone, or wrapped in a way that hides them; the figures are there all the same
+        yield Section("Detections", f"The images cannot be read: {one_line(error)}", [Markup("")])
+        return
+    pictures = [Picture(prediction.image) for prediction in next(iter(predictions.values()))]
+    yield _detections(predictions, pictures, first)
+    for label, predicted in predictions.items():
+        if predicted[0].fields:
+            title = "Where it samples" if len(detectors) == 1 else f"Where it samples, {label}"
+            yield _sampling(title, predicted[0], pictures[0], first.classes)
+
+
+def pick_images(detector: Detector, number: int) -> list[int]:
+    """The first images with three instances or more, then the others; nothing is chosen by its result."""
+    counts = (len(detector.dataset.get_data_info(i)["instances"]) for i in range(len(detector.dataset)))
+    enough, others = [], []
+    for index, count in enumerate(counts):
+        (enough if count >= 3 else others).append(index)
+        if len(enough) == number:
+            break
+    return (enough + others)[:number]
+
+
+def _detections(
+    predictions: Mapping[str, Sequence[Prediction]], pictures: Sequence[Picture], detector: Detector
+) -> Section:
+    columns = {"ground truth": [prediction.truth for prediction in next(iter(predictions.values()))]}
+    columns |= {label if len(predictions) > 1 else "detections": [p.detections for p in predicted]
+                for label, predicted in predictions.items()}  # fmt: skip
+    cells = [("", Markup('<figcaption class="head">{}</figcaption>').format(name)) for name in columns]
+    for row, picture in enumerate(pictures):
+        for found in columns.values():
+            drawn = _best(found[row])
+            cells.append(("", page.instances(picture, drawn, detector.classes, detector.palette)))
+    text = (
+        "The first validation images, those with three instances or more before others; nothing was chosen "
+        "by its result."
+    )
+    parts = [page.slider(_THRESHOLD), *map(page.image, pictures), page.grid(len(columns), cells)]
+    return Section("Detections", text, parts)
+
+
+def _best(instances: Instances) -> Instances:
+    if instances.scores is None:
+        return instances
+    floor = np.sort(instances.scores)[-_MOST:][0] if len(instances.scores) else 0.0
+    return instances.above(max(_LOWEST, float(floor)))
+
+
+def _sampling(title: str, prediction: Prediction, picture: Picture, classes: Sequence[str]) -> Section:
+    parts = []
+    chain = _chain(prediction.fields)
+    places = locations(prediction.truth, picture.image.shape[:2], classes)
+    if chain:
+        kinds = {"ordinary grid": [f.without_offset() for f in chain], "learnt offsets": chain}
+        cells = []
+        for kind, fields in kinds.items():
+            for name, place in places.items():
+                points, weight = trace_sampling(fields, place, prediction.image_size)
+                cells.append(
+                    (f"{name}: {kind}", page.sampling_points(picture, points.numpy(), weight.numpy(), place))
+                )
+        way = f" and, before it, {', '.join(field.name for field in chain[:-1])}" if len(chain) > 1 else ""
+        text = (
+            f"What one place (cross) reads of the image through {chain[-1].name}{way}. Above as ordinary "
+            "convolutions, below with the learnt offsets; the more solid, the more a point weighs."
+        )
+        parts += [Markup("<p>{}</p>").format(text), page.grid(len(places), cells)]
+    name, (y, x) = next(iter(places.items()))
+    cells = []
+    for field in prediction.fields[:_MOST_LAYERS]:
+        points, weight = points_of(field, Box(x, y, x, y), prediction.image_size)
+        cells.append((field.name, page.sampling_points(picture, points.numpy(), weight.numpy(), (y, x))))
+    left_out = len(prediction.fields) - len(cells)
+    text = f"Layer by layer, at one place ({name})" + (f"; {left_out} more are not drawn" if left_out else "")
+    parts += [Markup("<h3>{}</h3>").format(text), page.grid(min(max(len(cells), 2), 4), cells)]
+    parts += [
+        Markup("<h3>The offsets on the whole image, in pixels of the layer's input</h3>"),
+        page.table(offset_table(prediction.fields, prediction.statistics)),
+    ]
+    return Section(title, "", parts)
+
+
+def _chain(fields: Sequence[SamplingField]) -> list[SamplingField]:
+    """The last layers of the backbone that follow one another, as many as give a thousand points at most."""
+    # the branches of HRNet lie beside each other, a layer that runs again does so on something else
+    of_backbone = [
+        field
+        for field in fields
+        if field.name.startswith("backbone.") and ".branches." not in field.name and " #" not in field.name
+    ]
+    chain: list[SamplingField] = []
+    points = 1
+    for field in reversed(of_backbone):
+        points *= len(field.weight)
+        if points > _MOST_POINTS:
+            break
+        chain.insert(0, field)
+    return chain
+
+
+def locations(
+    truth: Instances, size: tuple[int, int], classes: Sequence[str]
+) -> dict[str, tuple[float, float]]:
+    """The innermost place, (y, x), of the largest and the smallest instance, and one far from all."""
+    masks = truth.masks if truth.masks is not None else _filled(truth.boxes, size)
+    areas = masks.sum((1, 2))
+    order = [i for i in np.argsort(areas, kind="stable") if areas[i]]
+    background = ~masks.any(0) if len(masks) else np.ones(size, bool)
+    places = {}
+    if order:
+        places[f"{classes[truth.labels[order[-1]]]}, the largest"] = masks[order[-1]]
+    if len(order) > 1:
+        places[f"{classes[truth.labels[order[0]]]}, the smallest"] = masks[order[0]]
+    if background.any():
+        places["background"] = background
+    return {title: _innermost(mask) for title, mask in places.items()}
+
+
+def _filled(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:  # [N, H, W], bool
+    masks = np.zeros((len(boxes), *size), bool)
+    for mask, (x0, y0, x1, y1) in zip(masks, boxes.round().astype(int), strict=True):
+        mask[max(y0, 0) : y1, max(x0, 0) : x1] = True
+    return masks
+
+
+def _innermost(mask: np.ndarray) -> tuple[float, float]:
+    depth = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
+    y, x = np.unravel_index(depth.argmax(), depth.shape)
+    return float(y), float(x)
+
+
+# Offsets, settings
+
+
+def _offsets_over_time(runs: Sequence[TrainedRun]) -> Iterator[Section]:
+    parts = []
+    for run in runs:
+        rows = list(read_statistics(run.folder / FILE_NAME))
+        last = {row["layer"]: float(row["mean_abs"]) for row in rows}
+        largest = sorted(last, key=last.get, reverse=True)[: len(COLOURS)]
+        layers = [layer for layer in last if layer in largest]
+        figures = []
+        for column in _OFFSETS:
+            curves: Curves = {}
+            for layer in layers:
+                own = [row for row in rows if row["layer"] == layer and row[column]]
+                if own:
+                    values = np.array([[float(row[column]) for row in own]])
+                    curves[layer] = (np.array([int(row["iter"]) for row in own]), values)
+            if curves:
+                figures.append(plot_learning_curves({OFFSET_FIGURES[column]: curves}))
+        if figures:
+            of = (
+                ""
+                if len(layers) == len(last)
+                else f", the {len(layers)} of {len(last)} layers that end largest"
+            )
+            parts += [Markup("<h3>{}{}</h3>").format(_called(run, runs), of), page.charts(figures)]
+    yield Section(
+        "Offsets over the training", "As OffsetStatisticsHook measured them, layer by layer.", parts
+    )
+
+
+def _configuration(runs: Sequence[TrainedRun]) -> Section:
+    parts = []
+    firsts = [seeds[0] for seeds in by_label(runs).values()]
+    for other in firsts[1:]:
+        lines = difflib.unified_diff(
+            _settings(firsts[0]), _settings(other), firsts[0].label, other.label, n=2, lineterm=""
+        )
+        difference = "\n".join(lines) or "nothing"
+        parts.append(
+            page.fold(f"What {other.label} has otherwise than {firsts[0].label}", page.text(difference))
+        )
+    parts += [page.fold(f"Config of {run.label}", page.text(run.cfg.pretty_text)) for run in firsts]
+    return Section("Configuration", "", parts)
+
+
+def _settings(run: TrainedRun) -> list[str]:
+    return [line for line in run.cfg.pretty_text.splitlines() if not line.startswith("work_dir")]
+
+
+def _environment(runs: Sequence[TrainedRun]) -> Section:
+    """As the last start logged it: the page may be made elsewhere."""
+    parts = []
+    for seeds in by_label(runs).values():
+        logs = sorted(seeds[0].folder.glob("*/*.log"))
+        text = logs[-1].read_text(encoding="utf-8", errors="replace") if logs else ""
+        found = re.search(r"^System environment:\n(.*?)^-{20,}$", text, re.DOTALL | re.MULTILINE)
+        if found:
+            parts.append(page.fold(f"Environment of {seeds[0].label}", page.text(found[1].rstrip())))
+    return Section("Environment", "", parts)

@@ -1,0 +1,215 @@
+"""Where deformable convolutions look: their sampling points, in pixels of the input image."""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from dcnzoo.layers import DCNv3, DCNv4
+from dcnzoo.layers.offsets import TracksOffsets
+from dcnzoo.ops.geometry import aggregation_points
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingField:
+    """The sampling points of one layer, for one image and one offset group.
+
+    Attributes:
+        name: of the layer in its model.
+        offset: [K, 2, oH, oW], (y, x), in pixels of the layer's input; K taps.
+        weight: [K, oH, oW], the modulation mask; ones for v1, factors with a sign for v4.
+        kernel_size, stride, padding, dilation: of the layer, (y, x).
+        input_size: (H, W) of the layer's input.
+    """
+
+    name: str
+    offset: Tensor
+    weight: Tensor
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    input_size: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        taps = self.kernel_size[0] * self.kernel_size[1]
+        expected = (taps, 2, *self.weight.shape[1:])
+        if self.offset.shape != expected or self.weight.shape[0] != taps:
+            raise ValueError(
+                f"SamplingField: expected offset {expected} and weight {(taps, *expected[2:])}, "
+                f"got {tuple(self.offset.shape)} and {tuple(self.weight.shape)}"
+            )
+
+    @property
+    def grid(self) -> Tensor:  # [K, 2, oH, oW]
+        """Where an ordinary convolution samples."""
+        y, x = (
+            (torch.arange(self.kernel_size[axis]) * self.dilation[axis])[:, None]
+            + (torch.arange(self.weight.shape[1 + axis]) * self.stride[axis] - self.padding[axis])
+            for axis in (0, 1)
+        )  # [kH, oH], [kW, oW]
+        shape = (*self.kernel_size, *self.weight.shape[1:])
+        y = y[:, None, :, None].expand(shape).flatten(0, 1)
+        x = x[None, :, None, :].expand(shape).flatten(0, 1)
+        return torch.stack([y, x], 1).to(self.offset)
+
+    @property
+    def points(self) -> Tensor:  # [K, 2, oH, oW]
+        """Where this layer samples."""
+        return self.grid + self.offset
+
+    def without_offset(self) -> "SamplingField":
+        """The ordinary convolution of the same shape."""
+        return dataclasses.replace(
+            self, offset=torch.zeros_like(self.offset), weight=torch.ones_like(self.weight)
+        )
+
+
+@contextmanager
+def record_sampling(model: nn.Module) -> Iterator[list[SamplingField]]:
+    """Collect a field from every deformable layer that runs inside the block, in that order.
+
+    A deformable layer is a 2-D pack of dcnzoo's (not a transposed one, which does not sample but
+    write), ``DCNv3`` or ``DCNv4`` on maps, or a module with a convolution named ``conv_offset`` (mmcv's
+    packs): its output is the offsets (v1), or three equal parts of which the first two, put together, are
+    the offsets and the third the mask before the sigmoid (v2).
+    """
+    fields: list[SamplingField] = []
+    handles = []
+    for name, layer in model.named_modules():
+        if isinstance(layer, DCNv3 | DCNv4):
+            handles += _record_aggregation(name, layer, fields)
+            continue
+        if not isinstance(getattr(layer, "conv_offset", None), nn.Module):
+            continue
+        if not isinstance(layer, TracksOffsets):
+            handles.append(layer.conv_offset.register_forward_hook(_recorder(name, layer, fields)))
+        elif len(layer.kernel_size) == 2 and not layer.transposed:
+            handles.append(layer.register_forward_hook(_recorder(name, layer, fields)))
+    try:
+        yield fields
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def trace_sampling(
+    fields: Sequence[SamplingField], location: tuple[float, float], image_size: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """Follow one output location of the last layer back to the image.
+
+    Each of its K points is taken to the nearest output location of the layer before, whose K points
+    follow, and so on: Kⁿ points for n layers, as the DCN papers draw them. What lies between two
+    layers (1×1 convolutions, changes of stride) is taken to keep the place.
+
+    Args:
+        fields: in forward order.
+        location: (y, x) in pixels of the image.
+        image_size: (H, W) of what the model saw.
+
+    Returns:
+        points  # [Kⁿ, 2], (y, x) in pixels of the image
+        weight  # [Kⁿ], product of the masks on the way
+    """
+    if not fields:
+        raise ValueError("trace_sampling: fields: expected at least one layer, got none")
+    image = torch.tensor(image_size, dtype=torch.float32)
+    points = torch.tensor([location], dtype=torch.float32)
+    weight = torch.ones(1)
+    for field in reversed(fields):
+        y, x = nearest_output(field, points, image_size).unbind(1)
+        sampled = field.points[:, :, y, x].permute(2, 0, 1).reshape(-1, 2)  # [M·K, 2]
+        points = sampled * image / torch.tensor(field.input_size)
+        weight = (field.weight[:, y, x].T * weight[:, None]).reshape(-1)
+    return points, weight
+
+
+def nearest_output(field: SamplingField, points: Tensor, image_size: tuple[int, int]) -> Tensor:
+    """The output locations of a layer that are nearest to points of the image.
+
+    Args:
+        points: [M, 2], (y, x) in pixels of the image.
+        image_size: (H, W) of what the model saw.
+
+    Returns:
+        [M, 2], int64, (y, x)
+    """
+    out = torch.tensor(field.weight.shape[-2:])
+    # convolutions with symmetric padding are centred on pixel i · stride
+    index = (points * out / torch.tensor(image_size)).round().long()
+    return index.clamp(torch.zeros_like(out), out - 1)
+
+
+def _recorder(name: str, layer: nn.Module, fields: list[SamplingField]):
+    @torch.no_grad()
+    def record(hooked: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        taps = math.prod(_pair(layer.kernel_size))
+        if hooked is layer:
+            offset, mask = layer.predict(inputs[0])
+        else:
+            channels = 2 * taps * getattr(layer, "deform_groups", 1)
+            offset, mask = output[:, :channels], output[:, channels:].sigmoid()
+        is_v2 = mask is not None and mask.shape[1] > 0
+        weight = mask[0, :taps] if is_v2 else torch.ones(taps, *output.shape[-2:])
+        fields.append(
+            SamplingField(
+                name,
+                offset[0, : 2 * taps].unflatten(0, (taps, 2)).float().cpu(),
+                weight.float().cpu(),
+                *map(_pair, (layer.kernel_size, layer.stride, layer.padding, layer.dilation)),
+                input_size=tuple(inputs[0].shape[-2:]),
+            )
+        )
+
+    return record
+
+
+def _record_aggregation(name: str, layer: DCNv3 | DCNv4, fields: list[SamplingField]) -> list:
+    """Hooks that add a field whose taps are in the order of a convolution's.
+
+    What lies between the taps of a convolution and those of ``offset_scale`` counts as offset; a middle
+    that ``remove_center`` leaves out weighs nothing.
+    """
+    predictors = [layer.offset, layer.mask] if isinstance(layer, DCNv3) else [layer.offset_mask]
+    predicted: dict[nn.Module, Tensor] = {}  # of the image, [oH, oW, group, …]
+
+    def keep(predictor: nn.Module, _: object, output: Tensor) -> None:
+        numbers = 3 * layer.taps if len(predictors) == 1 else output.shape[-1]  # the rest is padding
+        predicted[predictor] = output[0, ..., :numbers].detach().float().unflatten(-1, (layer.group, -1))
+
+    @torch.no_grad()
+    def record(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if inputs[0].dim() != 4:
+            return  # a sequence
+        if isinstance(layer, DCNv3):
+            offset, weight = predicted[layer.offset], predicted[layer.mask].softmax(-1)
+        else:
+            (both,) = predicted.values()
+            offset, weight = both.split([both.shape[-1] // 3 * 2, both.shape[-1] // 3], dim=-1)
+        offset, weight = offset[:, :, 0].unflatten(-1, (-1, 2)), weight[:, :, 0]  # of the first group
+        pairs = [_pair(number) for number in (layer.kernel_size, layer.stride, layer.pad, layer.dilation)]
+        out = offset.shape[:2]
+        grid = aggregation_points(out, *pairs, layer.offset_scale, layer.remove_center, offset)[:, :, 0]
+        points = grid + offset * layer.offset_scale  # [oH, oW, P, 2], (x, y)
+        if layer.remove_center:
+            middle = aggregation_points(out, *pairs, layer.offset_scale, False, offset)[:, :, 0]
+            at = layer.kernel_size**2 // 2
+            points = torch.cat([points[:, :, :at], middle[:, :, at : at + 1], points[:, :, at:]], dim=2)
+            weight = torch.cat([weight[..., :at], torch.zeros_like(weight[..., :1]), weight[..., at:]], dim=2)
+
+        def by_row(taps: Tensor) -> Tensor:  # [oH, oW, K, …], column by column -> [K, …, oH, oW]
+            square = taps.unflatten(2, (layer.kernel_size, layer.kernel_size)).transpose(2, 3)
+            return square.flatten(2, 3).permute(*range(2, taps.dim()), 0, 1).cpu().contiguous()
+
+        points, size = by_row(points.flip(-1)), tuple(inputs[0].shape[1:3])
+        field = SamplingField(name, torch.zeros_like(points), by_row(weight), *pairs, input_size=size)
+        fields.append(dataclasses.replace(field, offset=points - field.grid))
+
+    return [*(each.register_forward_hook(keep) for each in predictors), layer.register_forward_hook(record)]
+
+
+def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else tuple(value)

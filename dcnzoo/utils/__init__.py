@@ -1,0 +1,1 @@
+"""What every other package of dcnzoo may use: errors, files, downloads. No torch, no OpenMMLab."""

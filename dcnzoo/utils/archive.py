@@ -1,0 +1,123 @@
+"""Unpacking what was downloaded: nothing lands outside the folder, and a file is there whole or not."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import zipfile
+import zlib
+from pathlib import Path, PurePosixPath
+
+from rich.console import Console
+from rich.filesize import decimal
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+from dcnzoo.utils.errors import UserError
+
+_LONGEST = 255  # bytes of a file's name, on Linux's file systems
+
+
+class ArchiveError(UserError):
+    """An archive that is broken, or wants to put something where it does not belong."""
+
+
+def unpack(archive: str | os.PathLike, folder: str | os.PathLike, console: Console | None = None) -> int:
+    """Unpacks a zip file; what is there with the right size already is kept.
+
+    Nothing is written if one member's name is absolute or leads out of ``folder``, cannot be a file's name
+    or is another member's folder, or if one is a link or a device.
+
+    Returns:
+        The number of files in it.
+
+    Raises:
+        ArchiveError: as above, or it is no zip file, or damaged, or there is no room for it.
+    """
+    archive, folder = Path(archive), Path(folder)
+    console = console or Console(stderr=True)
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            members = [member for member in opened.infolist() if not member.is_dir()]
+            for member in opened.infolist():
+                _refuse_unless_harmless(archive, member)
+            _refuse_unless_apart(archive, members)
+            missing = [member for member in members if not _is_there(member, folder)]
+            _refuse_unless_room(archive, missing, folder)
+            _extract(opened, missing, folder, console)
+    except (zipfile.BadZipFile, zlib.error) as error:
+        raise ArchiveError(f"{archive}: expected a zip file, found a damaged one: {error}") from error
+    except FileNotFoundError:
+        raise
+    except OSError as error:  # a folder is there in a file's place
+        what = error.filename2 or error.filename or folder
+        raise ArchiveError(f"{archive}: {what} cannot be written: {error.strerror}") from error
+    except (RuntimeError, NotImplementedError) as error:  # a password, a method of compression
+        raise ArchiveError(f"{archive}: expected a plain zip file: {error}") from error
+    return len(members)
+
+
+def _refuse_unless_harmless(archive: Path, member: zipfile.ZipInfo) -> None:
+    path = PurePosixPath(member.filename.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or ":" in "".join(path.parts[:1]):
+        raise ArchiveError(
+            f"{archive}: {member.filename}: expected a name inside the folder; nothing unpacked"
+        )
+    if "\0" in member.orig_filename or any(len(os.fsencode(part)) > _LONGEST for part in path.parts):
+        raise ArchiveError(
+            f"{archive}: {member.filename[:50]!r}…: expected the name of a file, found one with a NUL or a "
+            f"part of over {_LONGEST} bytes; nothing unpacked"
+        )
+    kind = stat.S_IFMT(member.external_attr >> 16)
+    if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+        raise ArchiveError(f"{archive}: {member.filename}: expected files, found a link; nothing unpacked")
+
+
+def _refuse_unless_apart(archive: Path, members: list[zipfile.ZipInfo]) -> None:
+    """The files have different names, and none has the name of a folder."""
+    paths = [PurePosixPath(member.filename.replace("\\", "/")) for member in members]
+    folders = {parent for path in paths for parent in path.parents}
+    seen = set()
+    for path in paths:
+        if path in folders or path in seen:
+            found = "a folder of that name too" if path in folders else "it twice"
+            raise ArchiveError(f"{archive}: {path}: expected a file, found {found}; nothing unpacked")
+        seen.add(path)
+
+
+def _is_there(member: zipfile.ZipInfo, folder: Path) -> bool:
+    path = folder / member.filename
+    return path.is_file() and path.stat().st_size == member.file_size
+
+
+def _refuse_unless_room(archive: Path, members: list[zipfile.ZipInfo], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    needed, free = sum(member.file_size for member in members), shutil.disk_usage(folder).free
+    if needed > free:
+        raise ArchiveError(f"{archive}: {decimal(needed)} to unpack, {decimal(free)} free at {folder}")
+
+
+def _extract(opened: zipfile.ZipFile, members: list[zipfile.ZipInfo], folder: Path, console: Console) -> None:
+    """Into a folder beside the final place first; every file is moved when it is complete."""
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        DownloadColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+    name = Path(opened.filename).name
+    partial = folder / f".{name}.unpacking"
+    try:
+        with bar:
+            task = bar.add_task(f"unpacking {name}", total=sum(m.file_size for m in members))
+            for member in members:
+                extracted = Path(opened.extract(member, partial))
+                target = folder / extracted.relative_to(partial)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                extracted.replace(target)
+                bar.advance(task, member.file_size)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -1,0 +1,73 @@
+"""Files that are written whole or not at all."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from dcnzoo.utils.errors import UserError, disk_is_full
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[Path]:
+    """A temporary path in the same folder. When the block ends, that file or folder becomes ``path``.
+
+    If the block raises, the temporary file is removed and ``path`` stays as it was.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    target = Path(path)
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        os.replace(partial, target)
+        _sync_folder(target.parent)
+    except OSError as error:
+        hint = ". The previous content is whole: free some space" if disk_is_full(error) else ""
+        raise UserError(f"{target} cannot be written: {error.strerror or error}{hint}") from error
+    finally:
+        with contextlib.suppress(OSError):  # its folder may be missing
+            partial.unlink()
+
+
+def write_bytes(path: str | os.PathLike, content: bytes) -> None:
+    """Replace the file by ``content`` and wait until it is on the disk.
+
+    Raises:
+        UserError: the file cannot be written; the previous content stays.
+    """
+    with replacing(path) as partial, open(partial, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """:func:`write_bytes` of a text in UTF-8."""
+    write_bytes(path, text.encode())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the rename survive a power failure. Windows cannot open folders."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def require_file(path: str, what: str) -> None:
+    """Raise UserError unless a local path exists; addresses with a scheme are not looked at."""
+    if "://" not in path and not Path(path).expanduser().is_file():
+        raise UserError(f"{what}: expected a file, found none at {path}")
+
+
+def require_folder(path: str | os.PathLike, what: str) -> None:
+    """Raise UserError if the path, or a part of it, is a file."""
+    there = next((part for part in (Path(path), *Path(path).parents) if part.exists()), None)
+    if there is not None and not there.is_dir():
+        raise UserError(f"{what}: expected a folder, got {path}: {there} is a file")

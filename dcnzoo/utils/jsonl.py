@@ -1,0 +1,44 @@
+"""Rows of results in a file that other programs read."""
+
+import json
+import os
+import platform
+import re
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+
+from dcnzoo.utils.files import write_text
+
+
+def append_row(path: str | os.PathLike, row: dict) -> None:
+    """Adds a line of JSON to a file, whole or not at all, whoever else adds one at the time."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        before = path.read_text(encoding="utf-8") if path.exists() else ""
+        write_text(path, f"{before}{json.dumps(row, ensure_ascii=False)}\n")
+
+
+def machine(device: torch.device | str) -> str:
+    """What computed: the GPU, or the CPU with the number of threads used."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    text = cpuinfo.read_text() if cpuinfo.exists() else ""
+    found = re.search(r"^model name\s*: (.+)$", text, re.MULTILINE)
+    name = found[1].strip() if found else platform.processor() or platform.machine()
+    return f"{name}, {torch.get_num_threads()} threads"
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that decide about a result."""
+    found = {}
+    for package in ("dcnzoo", "torch", "mmengine", "mmcv", "mmcv-lite", "mmdet", "numpy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,239 @@
+"""A config that trains a published detector on data of one's own."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from mmengine.config import Config
+
+import dcnzoo.models  # noqa: F401  before mmdet, which needs mmcv.ops
+
+# isort: split
+from mmdet.registry import DATASETS
+from yapf.yapflib.yapf_api import FormatCode
+
+from dcnzoo.data.check import Report, checked_coco
+from dcnzoo.utils.errors import UserError
+from dcnzoo.utils.files import write_text
+
+HEAD = """\
+# Written by `dcnzoo data config`. Everything about the data is here, the rest is of _base_.
+# Paths begin at the folder in which training is started.
+"""
+BOXES = "faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco"
+SMALL_BOXES = "faster-rcnn_r14-mdconv_fpn_24e_coco"  # learns from nothing, on a CPU
+MASKS = "mask-rcnn_r50-mdconv-c3-c5_fpn_1x_coco"
+IMPORTS = ["dcnzoo.models", "dcnzoo.openmmlab.hooks", "dcnzoo.openmmlab.datasets"]
+CLASSES = ("num_classes", "num_things_classes")
+LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
+# what is frozen in a backbone because its weights are good
+FROZEN = {"frozen_stages": -1, "norm_eval": False}
+# arguments of registered data sets that CocoDataset has not: what says that there is none
+EXTRA = {"CocoDataset": {}, "ShapesDataset": {"shapes": None}}
+
+
+def write_config(
+    train: str | Path,
+    val: str | Path,
+    out: str | Path,
+    images: str | Path,
+    val_images: str | Path | None = None,
+    model: str | None = None,
+    weights: bool = True,
+) -> str:
+    """Write a config that inherits from a published one and has everything about the data.
+
+    Args:
+        train, val: COCO files with the same categories, without problems.
+        out: the config.
+        images, val_images: folders to which the files' names are relative; by default the same.
+        model: a name of the zoo, or a config file; by default a Mask R-CNN with DCNv2 where every object has
+            a mask, else such a Faster R-CNN.
+        weights: whether to begin with the model's published weights. If not, no weights are downloaded, of
+            a backbone neither, and nothing of the backbone is frozen.
+
+    Returns:
+        What it inherits from.
+
+    Raises:
+        UserError: the data has problems, or does not fit the model; the model is not one for COCO.
+    """
+    reports = [checked_coco(train, images)]
+    classes = tuple(reports[0].per_class)
+    reports.append(checked_coco(val, val_images or images, classes))
+    without = {report.file: _objects_without_mask(report) for report in reports}
+    if model is None:
+        model = BOXES if any(without.values()) else MASKS
+    base, config, address = _find(model, Path(out))
+    if not weights and config.model.get("teacher_ckpt"):
+        raise UserError(f"--no-weights: {model}: expected a model without a teacher, which needs its weights")
+    address = address if weights else None
+    changes = [_class_numbers(config, model, len(classes))]
+    if address or not weights:  # the first replaces all weights
+        changes.append(functools.partial(_without_weights, scratch=not address))
+    settings = {"model": _changed(config.model.to_dict(), changes)}
+    _, learns_from = _dataset(config, LOADERS[0])
+    wants_masks = any(step.get("with_mask") for step in learns_from.pipeline)
+    for file, number in without.items():
+        if wants_masks and number:
+            raise UserError(
+                f"{file}: expected a mask of every object, as {model} learns from, found {number} without; "
+                f"--model {BOXES} or, for a CPU, {SMALL_BOXES} learns from boxes"
+            )
+    parts = [(train, images), (val, val_images or images)]
+    for loader, (file, folder) in zip(LOADERS, [*parts, parts[1]], strict=True):
+        settings[loader] = _with_data(config, loader, file, folder)
+    for evaluator in ("val_evaluator", "test_evaluator"):
+        if not isinstance(config.get(evaluator), Mapping) or config[evaluator].get("type") != "CocoMetric":
+            raise UserError(f"{model}: {evaluator}: expected a CocoMetric, got {config.get(evaluator)}")
+        settings[evaluator] = {"ann_file": _path(val)}
+    for test, val in (("test_dataloader", "val_dataloader"), ("test_evaluator", "val_evaluator")):
+        settings[test] = _Name(val) if settings[test] == settings[val] else settings[test]
+    lines = [
+        f"_base_ = {base!r}",
+        f"custom_imports = dict(imports={IMPORTS!r}, allow_failed_imports=False)",
+        f"classes = {classes!r}",
+        *(f"{key} = {_source(value)}" for key, value in settings.items()),
+    ]
+    if address or (not weights and config.get("load_from")):
+        lines.append(f"load_from = {address!r}")
+    code, _ = FormatCode(
+        "\n".join(lines) + "\n", style_config={"based_on_style": "pep8", "column_limit": 100}
+    )
+    write_text(out, f"{HEAD}{code}")
+    return base
+
+
+def _objects_without_mask(report: Report) -> int:
+    annotations = report.content["annotations"]
+    return sum(not a.get("segmentation") for a in annotations if not a.get("iscrowd"))
+
+
+def _find(model: str, out: Path) -> tuple[str, Config, str | None]:
+    """What ``_base_`` says, the config, and the address of its weights."""
+    if Path(model).is_file():
+        return Path(os.path.relpath(model, out.parent)).as_posix(), Config.fromfile(model), None
+    from dcnzoo import zoo
+
+    found = zoo.find(model)
+    return found.id, Config.fromfile(found.config), found.weights[0] if found.weights else None
+
+
+def _dataset(config: Config, loader: str) -> tuple[list[str], Mapping]:
+    """The data set that reads the annotations, perhaps inside of others, and the keys that lead to it."""
+    keys, dataset = ["dataset"], config[loader].dataset
+    while "dataset" in dataset:
+        keys, dataset = [*keys, "dataset"], dataset.dataset
+    if dataset.type not in EXTRA:
+        raise UserError(
+            f"model: {loader}: expected a CocoDataset, as configs for COCO have, got {dataset.type}"
+        )
+    return keys, dataset
+
+
+def _with_data(config: Config, loader: str, file: str | Path, images: str | Path) -> dict:
+    keys, dataset = _dataset(config, loader)
+    inner = {
+        **EXTRA[dataset.type],
+        "data_root": "",
+        "ann_file": _path(file),
+        "data_prefix": {"img": f"{_path(images)}/"},
+        "metainfo": {"classes": _Name("classes")},
+    }
+    for key in reversed(keys):
+        inner = {key: inner}
+    return inner
+
+
+def _changed(node: object, changes: Sequence[Callable[[Mapping], dict]]) -> object:
+    """The part of a node in which something is new: what each of ``changes`` returns for a dict in it."""
+    if isinstance(node, Mapping):
+        parts = {key: new for key, value in node.items() if (new := _changed(value, changes)) is not None}
+        for change in changes:
+            parts = _merged(parts, change(node))
+        return parts or None
+    if isinstance(node, list | tuple):
+        new = [_changed(value, changes) for value in node]
+        if all(value is None for value in new):
+            return None
+        # a list replaces its predecessor as a whole
+        return [old if value is None else _merged(old, value) for old, value in zip(node, new, strict=True)]
+    return None
+
+
+def _class_numbers(config: Config, model: str, after: int) -> Callable[[Mapping], dict]:
+    """What puts the new number of classes in the place of the old one."""
+    _, dataset = _dataset(config, LOADERS[0])
+    known = dataset.get("metainfo", {}).get("classes") or DATASETS.get(dataset.type).METAINFO["classes"]
+    found = sorted(set(_numbers(config.model.to_dict())))
+    before = found[0] if len(found) == 1 else len(known)
+    if before not in found:
+        what = f"num_classes={', '.join(map(str, found))}" if found else "no num_classes"
+        raise UserError(
+            f"{model}: model: expected num_classes={before}, the number of the classes of its training data, "
+            f"found {what}; set it in the config's heads"
+        )
+
+    def change(node: Mapping) -> dict:
+        new = {key: after for key in CLASSES if node.get(key) == before}
+        weight = node.get("class_weight")
+        if isinstance(weight, list | tuple) and len(weight) == before + 1:
+            new["class_weight"] = [*weight[:1] * after, weight[-1]]  # the last one is the background's
+        return new
+
+    return change
+
+
+def _numbers(node: object) -> Iterator[int]:
+    """Every number of classes in a model."""
+    if isinstance(node, Mapping):
+        yield from (node[key] for key in CLASSES if isinstance(node.get(key), int))
+    if isinstance(node, Mapping | list | tuple):
+        for value in node.values() if isinstance(node, Mapping) else node:
+            yield from _numbers(value)
+
+
+def _without_weights(node: Mapping, scratch: bool) -> dict:
+    """What keeps a module from loading weights of its own; ``scratch``: it is to learn everything."""
+    new = {}
+    initial = node.get("init_cfg")
+    steps = initial if isinstance(initial, list | tuple) else [initial]
+    kept = [step for step in steps if not (isinstance(step, Mapping) and step.get("type") == "Pretrained")]
+    if len(kept) < len(steps):
+        new["init_cfg"] = kept or None
+    if node.get("pretrained"):
+        new["pretrained"] = None
+    if new and scratch:
+        new |= {key: value for key, value in FROZEN.items() if node.get(key, value) != value}
+        if (node.get("norm_cfg") or {}).get("requires_grad") is False:
+            new["norm_cfg"] = {"requires_grad": True}
+    return new
+
+
+def _merged(old: object, new: object) -> object:
+    if not isinstance(new, Mapping):
+        return new
+    old = old if isinstance(old, Mapping) else {}
+    return {**old, **{key: _merged(old.get(key), value) for key, value in new.items()}}
+
+
+class _Name(str):
+    """A variable of the config."""
+
+
+def _source(value: object) -> str:
+    if isinstance(value, _Name):
+        return str(value)
+    if isinstance(value, Mapping):
+        items = [f"{key}={_source(item)}" for key, item in value.items()]
+        return f"dict({', '.join(items)})"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_source, value))}]"
+    return repr(value)
+
+
+def _path(path: str | Path) -> str:
+    return Path(path).as_posix()

@@ -1,0 +1,65 @@
+"""From a name to a detector with weights."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from torch import nn
+
+from dcnzoo.openmmlab.detector import build, dataset_meta, read_config
+from dcnzoo.utils.errors import UserError, user_errors
+from dcnzoo.utils.fetch import fetch
+from dcnzoo.zoo.index import find
+
+
+def load(
+    name: str,
+    *,
+    checkpoint: str | os.PathLike | None = None,
+    device: str = "cpu",
+    trust: bool = False,
+    cfg_options: dict | None = None,
+    allow_partial: bool = False,
+) -> nn.Module:
+    """A detector with its published weights, ready for ``mmdet.apis.inference_detector``.
+
+    Args:
+        name: as for :func:`dcnzoo.zoo.find`, or a config file, ``configs/mine.py``.
+        checkpoint: a file with weights to take instead of the published ones; a config file needs one.
+        trust: read a checkpoint that holds more than weights, which **runs whatever code is in it**.
+        cfg_options: settings to override, ``{"model.test_cfg.rcnn.score_thr": 0.3}``.
+        allow_partial: load what fits of a checkpoint that does not fit the model.
+
+    Raises:
+        UserError: no such model, no weights, a failed download, a checkpoint that does not fit.
+    """
+    model = Path(name) if is_config_file(name) else find(name)
+    if checkpoint is None:
+        if isinstance(model, Path):
+            raise UserError(f"checkpoint: expected a file with weights for {name}, got none")
+        checkpoint = fetch(model.only_weights())
+    elif not Path(checkpoint).is_file():
+        raise UserError(f"checkpoint: expected a file, found none at {checkpoint}")
+    with user_errors():
+        cfg = read_config(model if isinstance(model, Path) else model.config)
+        cfg.merge_from_dict(cfg_options or {})
+        if "model" not in cfg:
+            raise UserError(f"{name}: expected a config with a model, found none")
+        detector, meta = build(cfg, checkpoint, trust, allow_partial)
+        detector.dataset_meta = dataset_meta(cfg, meta)
+    return detector.to(device)
+
+
+def is_config_file(name: str) -> bool:
+    """Whether a file is meant, and not a model's name, with or without ``.py``.
+
+    Raises:
+        UserError: a file is meant, and there is none.
+    """
+    path = Path(name)
+    if "::" in name or path.suffix != ".py":
+        return False
+    if not path.is_file() and len(path.parts) > 1:
+        raise UserError(f"model: expected a config file, found none at {name}")
+    return path.is_file()
