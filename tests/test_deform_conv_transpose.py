@@ -54,6 +54,24 @@ def test_zero_offset_is_plain_transposed_convolution(rank, groups, geometry):
         torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
 
 
+def test_bias_gradient_does_not_depend_on_threads():
+    """One output channel: torch splits a sum with a single result among threads."""
+    generator = torch.Generator().manual_seed(0)
+    grad = torch.randn(2, 1, 251, 201, generator=generator)
+    input, weight = torch.zeros(2, 1, 250, 200), torch.zeros(1, 1, 2, 2)
+    bias = torch.zeros(1, requires_grad=True)
+    results, threads = [], torch.get_num_threads()
+    try:
+        for count in (1, 2, 3, 7):
+            torch.set_num_threads(count)
+            output = deform_conv_transpose2d(input, weight, torch.zeros(2, 8, 250, 200), bias=bias)
+            results.append(torch.autograd.grad(output, bias, grad)[0])
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(result, results[0]) for result in results)
+    torch.testing.assert_close(results[0], grad.double().sum().float().view(1), rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("rank", [1, 2, 3])
 def test_is_the_adjoint_of_deform_conv(rank):
     """⟨deform_conv(y), x⟩ = ⟨y, deform_conv_transpose(x)⟩, with one weight, offset and mask."""

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import os
 import re
 import runpy
 import sys
@@ -19,6 +20,7 @@ from mmdet.registry import MODELS
 from mmengine.structures import InstanceData
 
 from dcnzoo.data import ShapesSpec, make_shapes
+from dcnzoo.utils.lock import lock_work_dir
 
 from .zoo.conftest import entry, package  # noqa: F401  a fixture
 
@@ -190,6 +192,12 @@ def test_train(reproduce, coco):
     printed, (row,) = reproduce("--train", "--data-root", coco)
     assert row["trained"] and row["measured"]["box AP"] == 100.0 and row["checkpoint"] == "epoch_1.pth"
     assert table(printed)["box AP"] == ["100.0", "75.0", "+25.0"]
+
+
+def test_training_where_another_process_trains(reproduce, coco, tmp_path):
+    with lock_work_dir(tmp_path / "work"):
+        message = reproduce("--train", "--data-root", coco, fails=True)
+    assert str(tmp_path / "work") in message and str(os.getpid()) in message
 
 
 def test_a_config_of_ones_own(reproduce, checkpoint, coco, tmp_path):

@@ -3,6 +3,7 @@
 CONFIG is a file, or a name of the zoo (`dcnzoo zoo list`). With --train the model is trained first.
 """
 
+import contextlib
 import datetime
 import json
 import shlex
@@ -16,6 +17,7 @@ from dcnzoo.openmmlab.runner import build_runner, load_config
 from dcnzoo.utils.errors import UserError, command, user_errors
 from dcnzoo.utils.files import require_file
 from dcnzoo.utils.jsonl import append_row, machine, versions
+from dcnzoo.utils.lock import lock_work_dir
 
 # after dcnzoo.openmmlab.hooks, which silences a warning of mmengine's import
 # isort: split
@@ -165,20 +167,23 @@ def main() -> None:
     model = find_model(args.config)
     if model is not None:
         args.config = str(model.config)
-    with user_errors():
-        cfg = load_config(args)
-        work_dir = Path(cfg.work_dir)
-        images = use_data(cfg, args.data_root, args.subset, work_dir)
-        checkpoint = None if args.train else the_checkpoint(args.checkpoint, model)
-        cfg.load_from, cfg.resume = None, args.train
-        runner = build_runner(cfg)
-        if not cfg.launcher or cfg.launcher == "none":
-            runner.model = revert_sync_batchnorm(runner.model)
-    started = time.time()
-    if args.train:
-        runner.train()
-        # what was saved, which is the moving average where the config keeps one
-        checkpoint = Path((work_dir / "last_checkpoint").read_text())
+    with contextlib.ExitStack() as training:
+        with user_errors():
+            cfg = load_config(args)
+            work_dir = Path(cfg.work_dir)
+            if args.train:
+                training.enter_context(lock_work_dir(work_dir, cfg.launcher))
+            images = use_data(cfg, args.data_root, args.subset, work_dir)
+            checkpoint = None if args.train else the_checkpoint(args.checkpoint, model)
+            cfg.load_from, cfg.resume = None, args.train
+            runner = build_runner(cfg)
+            if not cfg.launcher or cfg.launcher == "none":
+                runner.model = revert_sync_batchnorm(runner.model)
+        started = time.time()
+        if args.train:
+            runner.train()
+            # what was saved, which is the moving average where the config keeps one
+            checkpoint = Path((work_dir / "last_checkpoint").read_text())
     measured = evaluate(runner, checkpoint, args.trust, args.allow_partial)
     if not is_main_process():
         return

@@ -68,7 +68,7 @@ def trial(wheel: Path, version: str, torch: str) -> str:
         if not (folder / ".installed").exists():
             shutil.rmtree(folder, ignore_errors=True)
             run(python, "-m", "venv", folder)
-            run(*pip, "install", f"torch=={torch}", "numpy", "click>=8.1", "packaging")
+            run(*pip, "install", f"torch=={torch}", "numpy", "click>=8.1", "filelock>=3.12", "packaging")
             (folder / ".installed").touch()
         before = files(folder)
         run(*pip, "install", "--no-deps", wheel)

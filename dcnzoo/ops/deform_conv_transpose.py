@@ -285,7 +285,10 @@ def _backward(ctx, grad_output):
             g if w else None for g, w in zip(gradients[1:4], wanted[1:4], strict=True)
         )
     if wanted[4]:
-        grad_bias = grad_output.sum([0, *range(2, grad_output.dim())])
+        # a sum with a single result is split among threads: with one channel, two equal ones are summed
+        channels = grad_output.shape[1]
+        several = torch.cat([grad_output] * 2, 1) if channels == 1 else grad_output
+        grad_bias = several.sum([0, *range(2, grad_output.dim())])[:channels]
     return grad_input, grad_weight, grad_offset, grad_mask, grad_bias, *[None] * 6
 
 
