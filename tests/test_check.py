@@ -505,7 +505,10 @@ def test_split_mistakes(root):
     check(root, one)
     with pytest.raises(UserError, match="images: expected at least 2, got 1"):
         split_coco(root / "coco.json", outs, 0.5)
-    assert not outs[0].exists()
+    for same in ((outs[0], outs[0]), (root / "coco.json", outs[1]), (outs[0], root / "." / "coco.json")):
+        with pytest.raises(UserError, match=f"different files, got .*{same[0].name}.* and .*{same[1].name}"):
+            split_coco(root / "coco.json", same, 0.5)
+    assert not outs[0].exists() and not outs[1].exists()
 
 
 # The commands
@@ -549,6 +552,8 @@ def test_check_command_with_a_config(root):
     assert "expected the classes person, bicycle, car, motorcycle, airplane and 75 more" in result.stdout
     result = invoke("check", root / "coco.json", "--config", config, "--classes", "fig")
     assert isinstance(result.exception, UserError)
+    result = invoke("check", root / "coco.json", "--config", root / "coco.json")
+    assert isinstance(result.exception, UserError) and "coco.json" in str(result.exception)
 
 
 def test_split_command(root):

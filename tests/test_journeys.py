@@ -306,10 +306,12 @@ def test_masks_without_a_network(tmp_path):
     write_labelme(tmp_path / "fruits", {"all": read("fruits_nuts/annotations.json")})
     dcnzoo = checkout(tmp_path, network=False)
     journey(dcnzoo, "LabelMe", "mask-rcnn_r14_fpn_8e_shapes", 60, "model.backbone.dcn=True")
-    # the config does not have the option: no AP of a model whose offsets nobody has read
+    # The config lacks the option: an AP would be that of a model without the offsets.
+    trained = (tmp_path / "work_dirs/fruits/fruits.py").read_bytes()
     said = dcnzoo("dcnzoo test fruits.py work_dirs/fruits/epoch_60.pth", status=1)
     assert "model.backbone.dcn=True" in said.splitlines()[-1]
-    # published weights cannot be had
+    assert (tmp_path / "work_dirs/fruits/fruits.py").read_bytes() == trained
+    # Published weights cannot be downloaded.
     dcnzoo("dcnzoo data config train.json val.json published.py --images fruits")
     said = dcnzoo("dcnzoo train published.py", status=1).splitlines()[-1]
     assert all(part in said for part in ("https://", str(tmp_path / "home"), "--no-weights")), said

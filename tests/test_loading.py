@@ -20,12 +20,14 @@ from torch import nn
 import dcnzoo.models  # noqa: F401  before mmdet, which needs mmcv.ops
 
 # isort: split
+from mmengine.config import Config
 from mmengine.hooks import EMAHook
 from mmengine.model import BaseTTAModel
 
 from dcnzoo import cli
 from dcnzoo.data import CLASSES
 from dcnzoo.openmmlab.loading import LoadCheckpointHook
+from dcnzoo.openmmlab.runner import build_runner
 from dcnzoo.openmmlab.weights import CheckpointError
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.lock import lock_work_dir
@@ -66,6 +68,14 @@ def test_old_checkpoints_are_converted(weights, caplog):
     assert_same(target.state_dict(), weights)
     assert_same(checkpoint["state_dict"], weights)  # what mmengine loads afterwards
     assert sum("renamed" in record.message for record in caplog.records) == 1
+
+
+def test_an_evaluation_keeps_the_config_of_the_training(tmp_path):
+    for training in (True, False):
+        cfg = Config.fromfile(PLAIN)
+        cfg.work_dir, cfg.launcher, cfg.model.backbone.dcn = str(tmp_path), "none", training
+        build_runner(cfg, training=training)
+    assert Config.fromfile(tmp_path / Path(PLAIN).name).model.backbone.dcn is True
 
 
 class Views(BaseTTAModel):

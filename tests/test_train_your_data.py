@@ -451,3 +451,15 @@ def test_config_mistakes(tmp_path, coco, train, val, model, message):
     with pytest.raises(UserError, match=message):
         write_config(*files, tmp_path / "out.py", tmp_path, model=model)
     assert not (tmp_path / "out.py").exists()
+
+
+def test_config_files_are_named(tmp_path, coco):
+    with pytest.raises(UserError, match=r"out: .*\.py, got .*out\.txt"):
+        write_config(coco(), coco(), tmp_path / "out.txt", tmp_path)
+    (tmp_path / "notes.txt").write_text("a = 1")
+    with pytest.raises(UserError, match=r"config: .*notes\.txt"):
+        write_config(coco(), coco(), tmp_path / "out.py", tmp_path, model=str(tmp_path / "notes.txt"))
+    (tmp_path / "notes.py").write_text("a = 1")
+    with pytest.raises(UserError, match=r"notes\.py: expected .*model"):
+        write_config(coco(), coco(), tmp_path / "out.py", tmp_path, model=str(tmp_path / "notes.py"))
+    assert not [*tmp_path.glob("out.*")]

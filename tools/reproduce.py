@@ -176,7 +176,7 @@ def main() -> None:
             images = use_data(cfg, args.data_root, args.subset, work_dir)
             checkpoint = None if args.train else the_checkpoint(args.checkpoint, model)
             cfg.load_from, cfg.resume = None, args.train
-            runner = build_runner(cfg)
+            runner = build_runner(cfg, training=args.train)
             if not cfg.launcher or cfg.launcher == "none":
                 runner.model = revert_sync_batchnorm(runner.model)
         started = time.time()

@@ -111,7 +111,7 @@ def main() -> None:
             require_file(cfg.load_from, "checkpoint")
     with lock_work_dir(cfg.work_dir, cfg.launcher):
         with user_errors():
-            runner = build_runner(cfg, fine_tune=True, allow_partial=args.allow_partial)
+            runner = build_runner(cfg, training=True, allow_partial=args.allow_partial)
             count_accumulated_batches(runner)
         try:
             runner.train()

@@ -272,11 +272,15 @@ def _classes_of(config: Path) -> list[str]:
 
     require_file(str(config), "--config")
     with user_errors():
+        from dcnzoo.openmmlab.runner import read_config_file
+
         # isort: split
         from mmdet.registry import DATASETS
-        from mmengine.config import Config
 
-        dataset = Config.fromfile(config).train_dataloader.dataset
+        cfg = read_config_file(config)
+        if "train_dataloader" not in cfg:
+            raise UserError(f"--config: {config}: expected a train_dataloader, found none")
+        dataset = cfg.train_dataloader.dataset
         while "dataset" in dataset:  # one that wraps another
             dataset = dataset.dataset
         classes = dataset.get("metainfo", {}).get("classes")

@@ -17,8 +17,10 @@ def split_coco(file: str | Path, outs: tuple[Path, Path], share: float, seed: in
 
     Raises:
         UserError: the file has problems (:func:`~dcnzoo.data.check.check_coco`), or too few images for
-            two parts; nothing is written.
+            two parts, or the three files are not three; nothing is written.
     """
+    if len({Path(path).resolve() for path in (file, *outs)}) < 3:
+        raise UserError(f"split: expected three different files, got {file}, {outs[0]} and {outs[1]}")
     if not 0 < share < 1:
         raise UserError(f"share: expected a number between 0 and 1, got {share}")
     content = checked_coco(file).content

@@ -84,15 +84,23 @@ def load_config(args: argparse.Namespace) -> Config:
     return cfg
 
 
-def build_runner(cfg: Config, fine_tune: bool = False, allow_partial: bool = False) -> Runner:
+def build_runner(cfg: Config, training: bool = False, allow_partial: bool = False) -> Runner:
     """mmengine's runner, which loads checkpoints by :func:`dcnzoo.openmmlab.weights.load_state`.
 
     Args:
-        fine_tune, allow_partial: what may be missing in ``load_from``; see there.
+        training: the config is written to the work directory, and ``load_from`` is fine-tuned. Otherwise a
+            training's config stays there as it is: its checkpoints fit that one.
+        allow_partial: what may be missing in ``load_from``; see there.
     """
-    runner = RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
+    name = cfg.get("runner_type", "Runner")
+    kind = name if isinstance(name, type) else RUNNERS.get(name)
+    if kind is None:
+        raise UserError(f"runner_type: expected the name of a runner, got {name}")
+    if not training:
+        kind = type(kind.__name__, (kind,), {"dump_config": lambda self: None})
+    runner = kind.from_cfg(cfg)
     runner.logger.addFilter(_is_news)
-    runner.register_hook(LoadCheckpointHook(fine_tune, allow_partial))
+    runner.register_hook(LoadCheckpointHook(fine_tune=training, allow_partial=allow_partial))
     return runner
 
 

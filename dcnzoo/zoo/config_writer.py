@@ -16,6 +16,7 @@ from mmdet.registry import DATASETS
 from yapf.yapflib.yapf_api import FormatCode
 
 from dcnzoo.data.check import Report, checked_coco
+from dcnzoo.openmmlab.runner import read_config_file
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import write_text
 
@@ -59,8 +60,11 @@ def write_config(
         What it inherits from.
 
     Raises:
-        UserError: the data has problems, or does not fit the model; the model is not one for COCO.
+        UserError: the data has problems, or does not fit the model; the model is not one for COCO;
+            ``out`` does not end in .py.
     """
+    if Path(out).suffix != ".py":
+        raise UserError(f"out: expected a name that ends in .py, got {out}")
     reports = [checked_coco(train, images)]
     classes = tuple(reports[0].per_class)
     reports.append(checked_coco(val, val_images or images, classes))
@@ -68,6 +72,9 @@ def write_config(
     if model is None:
         model = BOXES if any(without.values()) else MASKS
     base, config, address = _find(model, Path(out))
+    for key in ("model", *LOADERS):
+        if key not in config:
+            raise UserError(f"--model: {model}: expected a config with {key}, found none")
     if not weights and config.model.get("teacher_ckpt"):
         raise UserError(f"--no-weights: {model}: expected a model without a teacher, which needs its weights")
     address = address if weights else None
@@ -115,7 +122,7 @@ def _objects_without_mask(report: Report) -> int:
 def _find(model: str, out: Path) -> tuple[str, Config, str | None]:
     """What ``_base_`` says, the config, and the address of its weights."""
     if Path(model).is_file():
-        return Path(os.path.relpath(model, out.parent)).as_posix(), Config.fromfile(model), None
+        return Path(os.path.relpath(model, out.parent)).as_posix(), read_config_file(model), None
     from dcnzoo import zoo
 
     found = zoo.find(model)
