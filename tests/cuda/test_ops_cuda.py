@@ -61,7 +61,7 @@ def test_autocast(op, sample, dtype):
     leaves = moved(sample).leaves()
     with torch.autocast(DEVICE, dtype=dtype):
         output = op.call(leaves)
-    assert output.dtype == dtype
+    assert output.dtype == (dtype if op.autocasts else torch.float32)
     assert_near(output.detach(), op.reference(sample.to(torch.float64)), 8 * torch.finfo(dtype).eps)
     output.float().sum().backward()
     assert all(t.grad.dtype == torch.float32 for t in leaves.given)
@@ -112,7 +112,8 @@ def test_compile_with_inductor(op):
         assert_near(gradient, true, 1e-4)
 
 
-MOVABLE = [case for case in INVALID if not case[1].name.endswith(" device")]
+# the kernels do not look at the numbers of images
+MOVABLE = [case for case in INVALID if not case[1].name.endswith((" device", " of an image"))]
 
 
 @pytest.mark.parametrize(
