@@ -66,8 +66,8 @@ $(OTHERS)/.installed: $(VENV)/.installed requirements-others.txt
 	$(PIP) --python $(OTHERS)/bin/python install -r requirements-others.txt
 	touch $@
 
-test-others: setup $(OTHERS)/.installed  ## mmpretrain, and MMDetection's families that ask for further packages
-	$(OTHERS)/bin/python $(ELSEWHERE) tests/environments/test_smoke.py tests/environments/test_others.py $(ARGS)
+test-others: setup $(OTHERS)/.installed  ## torchvision, timm, mmpretrain, and MMDetection's families that need more packages
+	$(OTHERS)/bin/python $(ELSEWHERE) $(addprefix tests/environments/test_, smoke.py others.py torchvision.py timm.py) $(ARGS)
 
 PACKAGING := build/packaging
 test-packaging: setup  ## an sdist, its wheel built in isolation, and that in bare environments (5 GB each)
