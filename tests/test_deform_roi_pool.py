@@ -1,16 +1,14 @@
-"""deform_roi_pool: values and gradients against a loop over samples, and its edges."""
+"""deform_roi_pool: the reference against a loop, worked by hand, and edges; more in tests/op_cases."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-import torch._dynamo.testing
 
 from dcnzoo.ops import deform_roi_pool, reference, roi_align
 
 from . import oracles
 
-TOLERANCE = {torch.float64: 1e-12, torch.float32: 5e-6}
 RATIOS = [0, 1, 3]
 every_ratio = pytest.mark.parametrize("ratio", RATIOS)
 FORWARD = torch.ops.dcnzoo.deform_roi_pool.default
@@ -41,25 +39,11 @@ def assert_near(actual, expected, tolerance):
 
 
 @every_ratio
-@pytest.mark.parametrize("gamma", [0.1, -0.4])
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-def test_matches_loop(ratio, gamma, dtype):
-    maps, rois, offset = (t.to(dtype) for t in example())
-    arguments = ((3, 2), 0.5, ratio, gamma)
-    got = outputs_and_gradients(deform_roi_pool, maps, rois, offset, *arguments)
-    exact = [t.double() for t in (maps, rois, offset)]
-    want = outputs_and_gradients(oracles.deform_roi_pool, *exact, *arguments)
-    assert want[2].count_nonzero() > want[2].numel() / 4, "offsets matter"
-    for g, w in zip(got, want, strict=True):
-        assert g.dtype == dtype
-        assert_near(g, w, TOLERANCE[dtype])
-
-
-@every_ratio
 def test_reference_matches_loop(ratio):
     arguments = ((3, 2), 0.5, ratio, 0.3)
     got = outputs_and_gradients(reference.deform_roi_pool, *example(), *arguments)
     want = outputs_and_gradients(oracles.deform_roi_pool, *example(), *arguments)
+    assert want[2].count_nonzero() > want[2].numel() / 4, "offsets matter"
     for g, w in zip(got, want, strict=True):
         assert_near(g, w, 1e-12)
 
@@ -110,31 +94,6 @@ def test_border():
     assert not gradient[:, 1].any()
 
 
-@every_ratio
-def test_sizes_around_the_kernels_blocks(ratio):
-    for channels, size in ((1, (1, 1)), (5, (40, 1)), (17, (1, 40)), (34, (5, 70))):
-        arguments = ((2, 3), 1.0, ratio, 0.2)
-        tensors = example(4, size, channels, bins=(2, 3))
-        got = outputs_and_gradients(deform_roi_pool, *tensors, *arguments)
-        want = outputs_and_gradients(reference.deform_roi_pool, *tensors, *arguments)
-        for g, w in zip(got, want, strict=True):
-            assert_near(g, w, 1e-12)
-
-
-@pytest.mark.parametrize("ratio", [0, 2])
-def test_gradcheck_and_opcheck(ratio):
-    maps, rois, offset = example(rois=4)
-    arguments = (0.5, ratio, 0.3)
-    leaves = [t.clone().requires_grad_() for t in (maps, offset)]
-    function = lambda m, o: deform_roi_pool(m, rois, o, (3, 2), *arguments)  # noqa: E731
-    assert torch.autograd.gradcheck(function, leaves)
-    assert torch.autograd.gradgradcheck(function, leaves, fast_mode=True)
-    torch.library.opcheck(FORWARD, (leaves[0], rois, leaves[1], 3, 2, *arguments))
-    grad = torch.ones_like(function(maps, offset))
-    for wanted in ([True, True], [True, False], [False, True]):
-        torch.library.opcheck(BACKWARD, (grad, maps, rois, offset, *arguments, wanted))
-
-
 def test_double_backward_where_only_one_is_wanted():
     maps, rois, offset = example(rois=4)
     for number in range(2):
@@ -153,38 +112,16 @@ def test_double_backward_without_rois():
     assert not torch.autograd.grad(grads[0].sum(), maps)[0].any()
 
 
-def test_compile_once_for_all_sizes():
-    torch._dynamo.reset()
-    compilations = torch._dynamo.testing.CompileCounter()
-    compiled = torch.compile(
-        lambda m, r, o: deform_roi_pool(m, r, o, (3, 2), 0.5).relu(),
-        backend=compilations,
-        fullgraph=True,
-        dynamic=True,
-    )
-    for count, size in ((6, (9, 13)), (7, (10, 8)), (11, (5, 14))):
-        maps, rois, offset = example(count, size)
-        got = outputs_and_gradients(compiled, maps, rois, offset)
-        want = outputs_and_gradients(
-            lambda *tensors: deform_roi_pool(*tensors, (3, 2), 0.5).relu(), maps, rois, offset
-        )
-        for g, w in zip(got, want, strict=True):
-            torch.testing.assert_close(g, w)
-    assert compilations.frame_count == 1
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("offset_dtype", [torch.float32, None], ids=str)
-def test_half_precision_is_rounded_once(dtype, offset_dtype):
+def test_half_maps_with_float32_offsets_are_rounded_once(dtype):
     maps, rois, offset = example()
-    maps, rois, offset = maps.to(dtype), rois.float(), offset.to(offset_dtype or dtype)
+    maps, rois, offset = maps.to(dtype), rois.float(), offset.float()
     got = outputs_and_gradients(deform_roi_pool, maps, rois, offset, (3, 2), 0.5)
     exact = [t.double() for t in (maps, rois, offset)]
     want = outputs_and_gradients(oracles.deform_roi_pool, *exact, (3, 2), 0.5)
     assert [g.dtype for g in got] == [dtype, dtype, offset.dtype]
-    grad_rounding = 2 if offset_dtype else 1  # the gradient that comes in is in half precision too
     for g, w in zip(got, want, strict=True):
-        assert_near(g, w, grad_rounding * torch.finfo(dtype).eps)
+        assert_near(g, w, 2 * torch.finfo(dtype).eps)  # the gradient that comes in is rounded too
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -215,19 +152,6 @@ def test_memory_formats():
         assert output.is_contiguous()
         for g, w in zip((output, *gradients), want, strict=True):
             torch.testing.assert_close(g, w)
-
-
-def test_same_bits_for_every_number_of_threads():
-    maps, rois, offset = (t.float() for t in example(rois=40, channels=40))
-    threads, results = torch.get_num_threads(), []
-    try:
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
-            results.append(outputs_and_gradients(deform_roi_pool, maps, rois, offset, (3, 2)))
-    finally:
-        torch.set_num_threads(threads)
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
 def test_only_wanted_gradients():
@@ -302,34 +226,3 @@ def test_each_roi_reads_its_own_image():
     rois = torch.tensor([[2, 0, 0, 4, 4], [0, 0, 0, 4, 4], [1, 0, 0, 4, 4.0]])
     offset = torch.zeros(3, 2, 1, 1)
     assert deform_roi_pool(maps, rois, offset, 1).flatten().tolist() == [3, 1, 2]
-
-
-MAPS, ROIS, OFFSET = example()
-INVALID = {
-    "input: expected 4 dimensions (N, C, H, W), got shape (3, 9, 13)": {"input": MAPS[0]},
-    "input: expected float64, float32, bfloat16 or float16, got Int": {"input": MAPS.int()},
-    "input: expected at least 1 pixel in height and width, got shape (2, 3, 0, 13)": {
-        "input": MAPS[:, :, :0]
-    },
-    "rois: expected shape (K, 5), each (image, x1, y1, x2, y2), got (7, 4)": {"rois": ROIS[:, 1:]},
-    "rois: expected float64, float32, bfloat16 or float16, got Long": {"rois": ROIS.long()},
-    "rois: expected image numbers in [0, 2), got 2 in row 1": {"rois": ROIS + torch.eye(1, 5)},
-    "rois: expected image numbers in [0, 2), got -1 in row 0": {"rois": ROIS - torch.eye(1, 5)},
-    "rois: expected image numbers in [0, 2), got nan in row 0": {"rois": ROIS * NAN},
-    "offset: expected shape (7, 2, 3, 2) (rois, x and y, bins), got (7, 2, 2, 3)": {"offset": OFFSET.mT},
-    "offset: expected shape (7, 2, 3, 2) (rois, x and y, bins), got (6, 2, 3, 2)": {"offset": OFFSET[1:]},
-    "offset: expected shape (7, 2, 3, 2) (rois, x and y, bins), got (84,)": {"offset": OFFSET.flatten()},
-    "offset: expected float64, float32, bfloat16 or float16, got Int": {"offset": OFFSET.int()},
-    "output_size: expected at least (1, 1), got (0, 2)": {"output_size": (0, 2)},
-    "spatial_scale: expected a positive number, got 0": {"spatial_scale": 0.0},
-    "sampling_ratio: expected at most 4194304, got 5000000": {"sampling_ratio": 5_000_000},
-    "gamma: expected a finite number, got nan": {"gamma": NAN},
-}
-
-
-@pytest.mark.parametrize("message", INVALID)
-def test_invalid_input_says_what_is_wrong(message):
-    arguments = {"input": MAPS, "rois": ROIS, "offset": OFFSET, "output_size": (3, 2), **INVALID[message]}
-    with pytest.raises(RuntimeError) as error:
-        deform_roi_pool(**arguments)
-    assert str(error.value) == f"deform_roi_pool: {message}"

@@ -92,15 +92,12 @@ def test_without_tangents_a_dual_level_changes_nothing(op):
 def test_forward_over_reverse(op):
     """The derivative of all gradients, also along the gradient of the output, with and without torch.func."""
     sample = op.forms()[0]
-    tensors = sample.tensors
-    given = [i for i, t in enumerate(tensors) if t is not None]
+    tensors = sample.given
 
     def gradients(function):
         def of(weights, *tensors):
-            leaves = tuple(tensors)
-            places = tuple(given)
-            value = lambda *t: (function(Sample("", t, sample.kwargs)) * weights).sum()  # noqa: E731
-            return grad(value, argnums=places)(*leaves)
+            value = lambda *t: (function(sample.with_given(t)) * weights).sum()  # noqa: E731
+            return grad(value, argnums=tuple(range(len(tensors))))(*tensors)
 
         return of
 
@@ -118,7 +115,7 @@ def test_forward_over_reverse(op):
             duals = [forward_ad.make_dual(t, d) for t, d in zip(leaves, tangents[1:], strict=True)]
             outside = forward_ad.make_dual(weights, tangents[0])
             inside = leaves if moving == "weights" else duals
-            output = op.call(Sample("", tuple(inside), sample.kwargs))
+            output = op.call(sample.with_given(inside))
             plain = torch.autograd.grad(output, leaves, outside)
             plain = tuple(forward_ad.unpack_dual(g).tangent for g in plain)
         torch.testing.assert_close(plain, true)

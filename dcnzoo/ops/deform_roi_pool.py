@@ -80,18 +80,17 @@ def _setup_context(ctx, inputs, output):
 
 def _first_backward(ctx, grad_output):
     wanted = [ctx.needs_input_grad[0], ctx.needs_input_grad[2]]
-    if in_forward_mode(grad_output, *ctx.saved_tensors):
-        input, rois, offset = ctx.saved_tensors
+    input, rois, offset = ctx.saved_tensors  # once: torch.utils.checkpoint refuses a second time
+    if in_forward_mode(grad_output, input, rois, offset):
         forward = _of_input_and_offset(rois, grad_output.shape[2:], ctx.sampling)
         grad_input, grad_offset = gradients_in_plain_torch(forward, grad_output, (input, offset))
         return grad_input, None, grad_offset, *[None] * 5
     in_order = wanted[0] and needs_order(grad_output)  # the kernel adds atomically
     gradients = torch.ops.dcnzoo._deform_roi_pool_backward(
-        grad_output, *ctx.saved_tensors, *ctx.sampling, [wanted[0] and not in_order, wanted[1]]
+        grad_output, input, rois, offset, *ctx.sampling, [wanted[0] and not in_order, wanted[1]]
     )
     grad_input, grad_offset = (g if w else None for g, w in zip(gradients, wanted, strict=True))
     if in_order:
-        input, rois, offset = ctx.saved_tensors
         spatial_scale, sampling_ratio, gamma = ctx.sampling
         grad_input = pooling_grad_input_in_order(
             grad_output, input.shape, rois, offset, spatial_scale, sampling_ratio, True, gamma

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F
-
-from dcnzoo.ops import deform_conv2d, with_cuda
 
 from ..op_cases import deform_conv as cases
 
@@ -22,8 +19,6 @@ SAMPLES = [
     cases.make("rank 3", size=(4, 5, 6), kernel=(2, 3, 1), padding=(1, 0, 2), offset_groups=2, mask_groups=3),
     cases.make("rank 3 v1", size=(4, 3, 5), kernel=(1, 2, 2), dilation=(1, 2, 1), mask_groups=None),
 ]
-
-on_gpu = pytest.mark.skipif(not with_cuda(), reason="no GPU, or no CUDA kernels: not run on a GPU")
 
 
 def arguments_of(sample) -> list:
@@ -197,65 +192,3 @@ def test_points_that_are_nowhere_contribute_nothing(kernels, value):
     wanted = [True, True, True, True, False]
     for gradient in kernels(BACKWARD, torch.ones_like(output), *tensors, *arguments_of(sample), wanted)[:4]:
         assert (gradient == 0).all()
-
-
-@on_gpu
-def test_autograd_and_autocast():
-    sample = cases.make("autograd", padding=1).to(torch.float32)
-    leaves = sample.map(lambda t: t.cuda()).leaves()
-    oracle = sample.to(torch.float64).leaves()
-    deform_conv2d(*leaves.tensors, padding=1).square().sum().backward()
-    cases.reference(oracle).square().sum().backward()
-    for mine, true in zip(leaves.given, oracle.given, strict=True):
-        assert_near(mine.grad, true.grad, 1e-4)
-    with torch.autocast("cuda", dtype=torch.float16):
-        output = deform_conv2d(*leaves.tensors, padding=1)
-    assert output.dtype == torch.float16
-    assert_near(output.detach(), cases.reference(oracle).detach(), TOLERANCE[torch.float16])
-
-
-@on_gpu
-def test_runs_on_the_current_stream_and_device():
-    sample = (
-        cases.make("stream", padding=1).to(torch.float32).map(lambda t: t.cuda(torch.cuda.device_count() - 1))
-    )
-    expected = deform_conv2d(*sample.tensors, padding=1)
-    torch.cuda.synchronize()
-    stream = torch.cuda.Stream(expected.device)
-    with torch.cuda.stream(stream):
-        torch.cuda._sleep(10_000_000)  # anything on another stream would read the input before it is there
-        moved = sample.map(lambda t: t * 1)
-        actual = deform_conv2d(*moved.tensors, padding=1)
-    stream.synchronize()
-    torch.testing.assert_close(actual, expected)
-
-
-@on_gpu
-def test_more_than_two_to_the_31_columns():
-    channels, size = 240, 1024
-    input = torch.randn(1, channels, size, size, device="cuda", dtype=torch.float16)
-    weight = torch.randn(8, channels, 3, 3, device="cuda", dtype=torch.float16) / 50
-    offset = torch.zeros(1, 18, size, size, device="cuda", dtype=torch.float16)
-    assert channels * 9 * size * size > 2**31
-    output = deform_conv2d(input, weight, offset, padding=1)
-    torch.testing.assert_close(output, F.conv2d(input, weight, padding=1), rtol=1e-2, atol=1e-2)
-
-
-@on_gpu
-def test_same_bits_where_order_is_asked_for():
-    sample = cases.make("order", channels=12, size=(20, 21), offset_groups=2, padding=1).to(torch.float32)
-    leaves = sample.map(lambda t: t.cuda()).leaves()
-    oracle = sample.to(torch.float64).leaves()
-    true = torch.autograd.grad(cases.reference(oracle).square().sum(), oracle.given)
-    torch.use_deterministic_algorithms(True)
-    try:
-        results = [
-            torch.autograd.grad(deform_conv2d(*leaves.tensors, padding=1).square().sum(), leaves.given)
-            for _ in range(5)
-        ]
-    finally:
-        torch.use_deterministic_algorithms(False)
-    for gradients in results:
-        assert all(torch.equal(a, b) for a, b in zip(gradients, results[0], strict=True))
-    for mine, expected in zip(results[0], true, strict=True):
-        assert_near(mine, expected, 1e-4)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,10 +13,9 @@ from ..fused.test_fused import SAMPLES, assert_near, exact, gradient_for
 from ..op_cases import deform_conv
 from .test_ops_cuda import replayed
 
-pytestmark = [
-    pytest.mark.skipif(not with_cuda(), reason="no GPU, or no CUDA kernels: not run on a GPU"),
-    pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed"),
-]
+if not with_cuda():
+    pytest.skip("no GPU, or no CUDA kernels: not run on a GPU", allow_module_level=True)
+pytest.importorskip("triton")
 
 
 @pytest.fixture

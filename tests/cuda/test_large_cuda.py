@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from dcnzoo import ops
 from dcnzoo.ops import with_cuda
 
 from .. import op_cases, oracles
 from ..test_large import ELEMENTS, MANY, REGION, far_rois, normal
+from ..test_nms import random_boxes
 from .test_ops_cuda import assert_near, moved
 
-pytestmark = pytest.mark.skipif(not with_cuda(), reason="no GPU, or no CUDA kernels: not run on a GPU")
+if not with_cuda():
+    pytest.skip("no GPU, or no CUDA kernels: not run on a GPU", allow_module_level=True)
 
 
 def require_memory(gib: float) -> None:
@@ -83,3 +86,19 @@ def test_many_images_and_channels(case):
     true = torch.autograd.grad(expected, exact.given, grad)
     for gradient, other in zip(torch.autograd.grad(output, mine.given, grad.to(output)), true, strict=True):
         assert_near(gradient, other, 1e-3)
+
+
+def test_more_than_two_to_the_31_columns():
+    channels, size = 240, 1024
+    input = torch.randn(1, channels, size, size, device="cuda", dtype=torch.float16)
+    weight = torch.randn(8, channels, 3, 3, device="cuda", dtype=torch.float16) / 50
+    offset = torch.zeros(1, 18, size, size, device="cuda", dtype=torch.float16)
+    assert channels * 9 * size * size > 2**31
+    output = ops.deform_conv2d(input, weight, offset, padding=1)
+    torch.testing.assert_close(output, F.conv2d(input, weight, padding=1), rtol=1e-2, atol=1e-2)
+
+
+def test_nms_of_many_boxes_decides_as_on_the_cpu():
+    boxes, scores = random_boxes(20_000, 800, 60)
+    kept = torch.ops.dcnzoo.nms(boxes.cuda(), scores.cuda(), 0.5, 0)
+    assert torch.equal(kept.cpu(), torch.ops.dcnzoo.nms(boxes, scores, 0.5, 0))

@@ -18,11 +18,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Sample:
-    """A call: the tensors, in the order of the function's arguments, and the other arguments."""
+    """A call: the tensors, in the order of the function's arguments, and the other arguments.
+
+    ``constant``: the places of tensors that have no gradient, such as RoIs.
+    """
 
     name: str
     tensors: tuple[Tensor | None, ...]
     kwargs: dict[str, Any] = field(default_factory=dict)
+    constant: tuple[int, ...] = ()
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Sample:
         tensors = tuple(None if t is None else function(t) for t in self.tensors)
@@ -32,12 +36,22 @@ class Sample:
         return self.map(lambda t: t.to(dtype))
 
     def leaves(self) -> Sample:
-        """Copies that want gradients, in the same memory format."""
-        return self.map(lambda t: t.detach().clone().requires_grad_())
+        """Copies that require gradients, but for the constant ones, in the same memory format."""
+        return self.with_given([t.detach().clone().requires_grad_() for t in self.given])
+
+    @property
+    def places(self) -> list[int]:
+        """Of the tensors that are given and have a gradient."""
+        return [i for i, t in enumerate(self.tensors) if t is not None and i not in self.constant]
 
     @property
     def given(self) -> list[Tensor]:
-        return [t for t in self.tensors if t is not None]
+        return [self.tensors[i] for i in self.places]
+
+    def with_given(self, tensors: Iterable[Tensor]) -> Sample:
+        """The same call with other tensors in these places."""
+        changed = dict(zip(self.places, tensors, strict=True))
+        return replace(self, tensors=tuple(changed.get(i, t) for i, t in enumerate(self.tensors)))
 
 
 @dataclass(frozen=True)
@@ -52,6 +66,7 @@ class Operator:
         invalid: samples with what the error must say.
         overload_calls: the registered operators with a sample's arguments, for opcheck.
         resized_samples: one call in several batch and spatial sizes, for torch.compile.
+        autocasts: whether it computes in autocast's dtype; otherwise autocast changes nothing.
     """
 
     name: str
@@ -61,6 +76,7 @@ class Operator:
     invalid: Callable[[], Iterable[tuple[Sample, str]]]
     overload_calls: Callable[[Sample], Iterator[tuple[torch._ops.OpOverload, tuple]]]
     resized_samples: Callable[[], Iterable[Sample]]
+    autocasts: bool = True
 
     def forms(self) -> list[Sample]:
         return list(self.samples())[:4]
@@ -72,6 +88,6 @@ def operators() -> list[Operator]:
         module = importlib.import_module(f"{__name__}.{info.name}")
         asked = [attribute.name for attribute in fields(Operator)[1:]]
         found += getattr(module, "OPERATORS", None) or [
-            Operator(module.NAME, *(getattr(module, name) for name in asked))
+            Operator(module.NAME, **{name: getattr(module, name) for name in asked if hasattr(module, name)})
         ]
     return found

@@ -1,0 +1,79 @@
+"""Samples of deform_roi_pool: the tensors are (input, rois, offset)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+
+import dcnzoo.ops
+from dcnzoo.ops import reference as oracle
+
+from . import Sample, roi_align
+from .roi_align import region_errors
+
+NAME = "deform_roi_pool"
+autocasts = False
+
+
+def call(sample: Sample) -> torch.Tensor:
+    return dcnzoo.ops.deform_roi_pool(*sample.tensors, **sample.kwargs)
+
+
+def reference(sample: Sample) -> torch.Tensor:
+    return oracle.deform_roi_pool(*sample.tensors, **sample.kwargs)
+
+
+def make(name: str, rois: int = 4, size: tuple[int, int] = (9, 13), channels: int = 3, **kwargs) -> Sample:
+    """Some RoIs reach over every border of the map, and some bins move beyond it."""
+    sample = roi_align.make(name, rois, size, channels, **kwargs)
+    generator = torch.Generator().manual_seed(1)
+    offset = torch.randn(rois, 2, 3, 2, generator=generator, dtype=torch.float64)
+    return replace(sample, tensors=(*sample.tensors, offset))
+
+
+def samples() -> Iterator[Sample]:
+    for gamma in (0.3, -0.4):
+        for ratio in (0, 1, 3):
+            yield make(f"{ratio or 'as many'} samples, gamma {gamma}", sampling_ratio=ratio, gamma=gamma)
+    # around the sizes of the kernels' blocks
+    yield make("one pixel", size=(1, 1), channels=1)
+    yield make("one column, 5 channels", size=(40, 1), channels=5)
+    yield make("one row, 17 channels", size=(1, 40), channels=17)
+    yield make("34 channels", size=(5, 70), channels=34)
+    yield make("40 RoIs", rois=40, channels=4)
+    yield make("no channels", channels=0)
+
+
+def overload_calls(sample: Sample) -> Iterator[tuple[torch._ops.OpOverload, tuple]]:
+    arguments = (0.5, sample.kwargs.get("sampling_ratio", 0), sample.kwargs.get("gamma", 0.1))
+    yield torch.ops.dcnzoo.deform_roi_pool.default, (*sample.leaves().tensors, 3, 2, *arguments)
+    grad = torch.ones_like(reference(sample))
+    for wanted in ([True, True], [True, False], [False, True]):
+        backward = torch.ops.dcnzoo._deform_roi_pool_backward.default
+        yield backward, (grad, *sample.tensors, *arguments, wanted)
+
+
+def resized_samples() -> Iterator[Sample]:
+    for rois, size in ((6, (9, 13)), (7, (10, 8)), (11, (5, 14))):
+        yield make(f"{rois}", rois, size)
+
+
+def invalid() -> Iterator[tuple[Sample, str]]:
+    good = make("good")
+    yield from region_errors(good, NAME)
+    input, rois, offset = good.tensors
+    expected = "deform_roi_pool: offset: expected shape (4, 2, 3, 2) (rois, x and y, bins), got"
+    for name, wrong in (("bins", offset.mT), ("count", offset[1:]), ("dimensions", offset.flatten())):
+        message = f"{expected} {tuple(wrong.shape)}"
+        yield replace(good, name=f"offset {name}", tensors=(input, rois, wrong)), message
+    yield (
+        replace(good, name="integer offset", tensors=(input, rois, offset.int())),
+        "deform_roi_pool: offset: expected float64, float32, bfloat16 or float16, got Int",
+    )
+    yield (
+        replace(good, name="gamma", kwargs={**good.kwargs, "gamma": math.nan}),
+        "deform_roi_pool: gamma: expected a finite number, got nan",
+    )

@@ -1,0 +1,148 @@
+"""Samples of roi_align: the tensors are (input, rois)."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+import dcnzoo.ops
+
+from . import Sample
+
+NAME = "roi_align"
+autocasts = False
+
+
+def call(sample: Sample) -> Tensor:
+    return dcnzoo.ops.roi_align(*sample.tensors, **sample.kwargs)
+
+
+def interpolation(positions: Tensor, size: int) -> Tensor:  # [P] -> [P, size]
+    """Linear weights of the pixels at each position; beyond one pixel outside the map, none."""
+    inside = (positions >= -1) & (positions <= size)
+    distances = positions.clamp(0, size - 1)[:, None] - torch.arange(size)
+    return (1 - distances.abs()).clamp(min=0) * inside[:, None]
+
+
+def reference(sample: Sample) -> Tensor:
+    return formula(*sample.tensors, **sample.kwargs)
+
+
+def formula(
+    input: Tensor,  # [N, C, H, W]
+    rois: Tensor,  # [K, 5]
+    output_size: tuple[int, int],
+    spatial_scale: float = 1.0,
+    sampling_ratio: int = 0,
+    pool_mode: str = "avg",
+    aligned: bool = True,
+) -> Tensor:  # [K, C, oH, oW]
+    """Bilinear interpolation as a product with one matrix for each axis."""
+    outputs = [input.new_zeros(0, input.shape[1], *output_size)]
+    for image, *corners in rois.tolist():
+        x1, y1, x2, y2 = (c * spatial_scale - 0.5 * aligned for c in corners)
+        weights, counts = [], []
+        for axis, (start, end) in enumerate(((y1, y2), (x1, x2))):
+            bins = output_size[axis]
+            length = end - start if aligned else max(end - start, 1)
+            counts.append(sampling_ratio or math.ceil(length / bins))
+            steps = torch.arange(bins * counts[axis], dtype=torch.float64) + 0.5
+            positions = start + steps * length / (bins * counts[axis])
+            weights.append(interpolation(positions, input.shape[2 + axis]).to(input.dtype))
+        samples = weights[0] @ input[int(image)] @ weights[1].T
+        samples = samples.unflatten(2, (-1, counts[1])).unflatten(1, (-1, counts[0]))
+        outputs.append((samples.mean((2, 4)) if pool_mode == "avg" else samples.amax((2, 4)))[None])
+    return torch.cat(outputs)
+
+
+def make(
+    name: str, rois: int = 4, size: tuple[int, int] = (9, 13), channels: int = 3, images: int = 2, **kwargs
+) -> Sample:
+    """Some RoIs reach over every border of the map."""
+    generator = torch.Generator().manual_seed(sum(map(ord, name)))
+    maps = torch.randn(images, channels, *size, generator=generator, dtype=torch.float64)
+    corner = torch.rand(rois, 2, generator=generator, dtype=torch.float64) * 24 - 6
+    extent = torch.rand(rois, 2, generator=generator, dtype=torch.float64) * 20 + 1
+    image = torch.arange(rois, dtype=torch.float64)[:, None] % images
+    tensors = (maps, torch.cat([image, corner, corner + extent], 1))
+    return Sample(name, tensors, {"output_size": (3, 2), "spatial_scale": 0.5, **kwargs}, constant=(1,))
+
+
+def samples() -> Iterator[Sample]:
+    for mode, aligned, ratio in itertools.product(("avg", "max"), (True, False), (0, 1, 3)):
+        name = f"{mode}, {ratio or 'as many'} samples{'' if aligned else ', not aligned'}"
+        yield make(name, pool_mode=mode, sampling_ratio=ratio, aligned=aligned)
+    # around the sizes of the kernels' blocks
+    for mode in ("avg", "max"):
+        yield make(f"{mode}, one pixel", size=(1, 1), channels=1, pool_mode=mode)
+        yield make(f"{mode}, one row, 17 channels", size=(1, 40), channels=17, pool_mode=mode)
+        yield make(f"{mode}, 33 channels", size=(5, 70), channels=33, pool_mode=mode)
+        yield make(f"{mode}, 40 RoIs", rois=40, channels=10, pool_mode=mode)
+    yield make("no channels", channels=0)
+
+
+def overload_calls(sample: Sample) -> Iterator[tuple[torch._ops.OpOverload, tuple]]:
+    input, rois = sample.leaves().tensors
+    kwargs = sample.kwargs
+    mode = int(kwargs.get("pool_mode", "avg") == "avg")
+    arguments = (0.5, kwargs.get("sampling_ratio", 0), mode, kwargs.get("aligned", True))
+    yield torch.ops.dcnzoo.roi_align.default, (input, rois, 3, 2, *arguments)
+    output, *argmax = torch.ops.dcnzoo.roi_align(input.detach(), rois, 3, 2, *arguments)
+    backward = torch.ops.dcnzoo._roi_align_backward.default
+    yield backward, (torch.ones_like(output), rois, *argmax, list(input.shape), *arguments)
+
+
+def resized_samples() -> Iterator[Sample]:
+    for rois, size in ((6, (9, 13)), (7, (10, 8)), (11, (5, 14))):
+        yield make(f"{rois}", rois, size)
+
+
+def region_errors(good: Sample, operator: str) -> Iterator[tuple[Sample, str]]:
+    """What is wrong with arguments that all RoI poolings have."""
+    input, rois, *others = good.tensors
+
+    def bad(name: str, message: str, input=input, rois=rois, **kwargs) -> tuple[Sample, str]:
+        tensors = (input, rois, *others)
+        return Sample(name, tensors, {**good.kwargs, **kwargs}, good.constant), f"{operator}: {message}"
+
+    floats = "expected float64, float32, bfloat16 or float16, got"
+    yield bad(
+        "input dimensions",
+        "input: expected 4 dimensions (N, C, H, W), got shape (3, 9, 13)",
+        input=input[0],
+    )
+    yield bad("integer input", f"input: {floats} Int", input=input.int())
+    yield bad(
+        "no pixels",
+        "input: expected at least 1 pixel in height and width, got shape (2, 3, 0, 13)",
+        input=input[:, :, :0],
+    )
+    yield bad(
+        "rois of 4",
+        "rois: expected shape (K, 5), each (image, x1, y1, x2, y2), got (4, 4)",
+        rois=rois[:, 1:],
+    )
+    yield bad("integer rois", f"rois: {floats} Long", rois=rois.long())
+    one = torch.eye(1, 5, dtype=rois.dtype)
+    # on CUDA they give zeros: to look would stall the device
+    for number, row, wrong in (("2", 1, rois + one), ("-1", 0, rois - one), ("nan", 0, rois * math.nan)):
+        message = f"rois: expected image numbers in [0, 2), got {number} in row {row}"
+        yield bad(f"{number} as the number of an image", message, rois=wrong)
+    yield bad("no bins", "output_size: expected at least (1, 1), got (0, 2)", output_size=(0, 2))
+    yield bad("scale 0", "spatial_scale: expected a positive number, got 0", spatial_scale=0.0)
+    yield bad(
+        "too many samples",
+        "sampling_ratio: expected at most 4194304, got 5000000",
+        sampling_ratio=5_000_000,
+    )
+
+
+def invalid() -> Iterator[tuple[Sample, str]]:
+    good = make("good")
+    yield from region_errors(good, NAME)
+    mode = Sample("pool mode", good.tensors, {**good.kwargs, "pool_mode": "sum"}, good.constant)
+    yield mode, "roi_align: pool_mode: expected 'avg' or 'max', got 'sum'"
