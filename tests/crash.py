@@ -28,6 +28,10 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
+import dcnzoo.models  # noqa: E402  before mmdet, which needs mmcv.ops
+import dcnzoo.openmmlab.datasets  # noqa: E402
+import dcnzoo.openmmlab.hooks  # noqa: E402, F401
+
 # isort: split
 from mmdet.evaluation import CocoMetric  # noqa: E402, F401
 from mmengine.fileio import LocalBackend  # noqa: E402

@@ -6,6 +6,9 @@ import pytest
 import torch
 import yaml
 
+import dcnzoo.models
+import dcnzoo.ops.flops  # noqa: F401  deformable convolution is counted
+
 # isort: split
 from mmdet.registry import MODELS
 from mmengine.config import Config

@@ -33,7 +33,7 @@ from .test_docs_journeys import copy_sources
 from .test_train_your_data import objects, page_commands, run
 
 ROOT = Path(__file__).resolve().parents[1]
-if "DCNZOO_DATA" not in os.environ:
+if not os.environ.get("DCNZOO_DATA"):
     pytest.skip("needs real images: DCNZOO_DATA=FOLDER", allow_module_level=True)
 DATA = Path(os.environ["DCNZOO_DATA"]).resolve()
 

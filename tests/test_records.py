@@ -26,7 +26,7 @@ def test_interrupted(tmp_path, monkeypatch):
     append_row(path, {"a": 1})
     with monkeypatch.context() as patch:
         patch.setattr("os.fsync", lambda fd: (_ for _ in ()).throw(OSError("disk full")))
-        with pytest.raises(UserError, match=r"rows\.jsonl cannot be written .*disk full"):
+        with pytest.raises(UserError, match=r"rows\.jsonl cannot be written: disk full"):
             append_row(path, {"a": 2})
     append_row(path, {"a": 3})
     assert rows(path) == [{"a": 1}, {"a": 3}]

@@ -9,7 +9,7 @@ from dcnzoo.cli._arguments import add_cfg_options, add_config
 from dcnzoo.utils.errors import UserError, command, user_errors
 from dcnzoo.utils.files import require_file
 
-# after dcnzoo.openmmlab.hooks, which silences a warning of mmengine's import
+# after dcnzoo.openmmlab, which silences a warning of mmengine's import
 # isort: split
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
@@ -33,6 +33,10 @@ def main() -> None:
         raise UserError(f"--number: expected ≥ 1, got {args.number}")
     folder = Path(args.output_dir or Path("work_dirs") / "browse" / Path(args.config).stem)
     with user_errors():
+        import dcnzoo.models
+        import dcnzoo.openmmlab.datasets  # noqa: F401
+
+        # isort: split
         from mmdet.registry import DATASETS, VISUALIZERS
 
         cfg = Config.fromfile(args.config)

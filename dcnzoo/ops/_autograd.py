@@ -171,12 +171,12 @@ def register_derivatives(
         wanted = [ctx.needs_input_grad[place] for place in differentiable]
         # the kernel adds atomically, torch's gather in one order
         in_order = wanted[0] and needs_order(grad_output)
-        if in_order or in_forward_mode(grad_output, *ctx.saved_tensors):
-            forward = of_differentiable(ctx.saved_tensors, ctx.arguments)
-            inputs = [ctx.saved_tensors[place] for place in differentiable]
-            gradients = gradients_in_plain_torch(forward, grad_output, inputs)
+        saved = ctx.saved_tensors  # once: torch.utils.checkpoint refuses a second time
+        if in_order or in_forward_mode(grad_output, *saved):
+            forward = of_differentiable(saved, ctx.arguments)
+            gradients = gradients_in_plain_torch(forward, grad_output, [saved[i] for i in differentiable])
         else:
-            gradients = backward_operator(grad_output, *ctx.saved_tensors, *ctx.arguments, wanted)
+            gradients = backward_operator(grad_output, *saved, *ctx.arguments, wanted)
         results = [None] * (tensors + len(ctx.arguments))
         for place, gradient, is_wanted in zip(differentiable, gradients, wanted, strict=True):
             results[place] = gradient if is_wanted else None

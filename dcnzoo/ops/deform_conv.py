@@ -229,10 +229,11 @@ def _setup_context(ctx, inputs, output):
 
 def _first_backward(ctx, grad_output):
     wanted = list(ctx.needs_input_grad[:5])
-    if in_forward_mode(grad_output, *ctx.saved_tensors):
-        gradients = deform_conv_gradients(grad_output, ctx.saved_tensors, ctx.arguments)
+    tensors = ctx.saved_tensors  # once: torch.utils.checkpoint refuses a second time
+    if in_forward_mode(grad_output, *tensors):
+        gradients = deform_conv_gradients(grad_output, tensors, ctx.arguments)
     else:
-        gradients = _backward(grad_output, *ctx.saved_tensors, *ctx.arguments, wanted)
+        gradients = _backward(grad_output, *tensors, *ctx.arguments, wanted)
     return *(g if w else None for g, w in zip(gradients, wanted, strict=True)), *[None] * len(ctx.arguments)
 
 

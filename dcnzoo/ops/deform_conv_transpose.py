@@ -269,13 +269,13 @@ def _setup_context(ctx, inputs, output):
 
 def _backward(ctx, grad_output):
     """Of differentiable operators, so that it can be differentiated again."""
-    input, weight, offset, mask = ctx.saved_tensors
+    input, weight, offset, mask = ctx.saved_tensors  # once: torch.utils.checkpoint refuses a second time
     wanted = ctx.needs_input_grad
     grad_input = grad_weight = grad_offset = grad_mask = grad_bias = None
     if wanted[0]:
         grad_input = _deform_conv(grad_output, weight, offset, mask, None, *ctx.arguments)
     if any(wanted[1:4]):
-        if in_forward_mode(grad_output, *ctx.saved_tensors):
+        if in_forward_mode(grad_output, input, weight, offset, mask):
             gradients = deform_conv_gradients(input, (grad_output, weight, offset, mask), ctx.arguments)
         else:
             gradients = _deform_conv_backward(

@@ -6,6 +6,11 @@ import sys
 
 import numpy as np
 import pytest
+
+import dcnzoo.models
+import dcnzoo.openmmlab.datasets  # noqa: F401
+
+# isort: split
 from mmdet.registry import MODELS
 from mmengine.registry import DefaultScope
 

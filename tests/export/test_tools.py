@@ -73,7 +73,11 @@ def test_input_size(work, tmp_path, shape, size, pad, expected):
         path = str(tmp_path / "image.png")
         cv2.imwrite(path, np.random.default_rng(0).integers(0, 255, (*size[::-1], 3)).astype(np.uint8))
     args = Namespace(
-        config=work / "config.py", checkpoint=str(work / "weights.pth"), cfg_options={}, shape=shape
+        config=work / "config.py",
+        checkpoint=str(work / "weights.pth"),
+        cfg_options={},
+        shape=shape,
+        allow_partial=False,
     )
     cfg, detector = tool["load_detector"](args)
     if pad is not None:
@@ -294,7 +298,7 @@ def test_a_difference_fails(work, exported):
         config=work / "config.py", checkpoint=str(work / "weights.pth"), cfg_options={},
         output_file=str(path), test_img=None, input_img=str(ROOT / "tests/data/color.jpg"),
         shape=(128, 128), dynamic_export=False, show=False, backend="onnxruntime", device="cpu",
-        skip_postprocess=False,
+        skip_postprocess=False, allow_partial=False,
     )  # fmt: skip
     cfg, detector = tool["load_detector"](args)
     found = tool["preprocessing"](cfg, detector, args)

@@ -40,7 +40,7 @@ def published(package, tmp_path, monkeypatch):
 
     torch.manual_seed(0)
     with DefaultScope.overwrite_default_scope("mmdet"):
-        detector = MODELS.build(read_config(model).model)
+        detector = MODELS.build(read_config(model.config).model)
     old = {re.sub(r"\.conv_offset\.", "_offset.", k): v for k, v in detector.state_dict().items()}
     buffer = io.BytesIO()
     torch.save({"state_dict": old, "meta": META}, buffer)
@@ -110,7 +110,7 @@ def test_teacher_of_a_config_of_mmdetections():
 
     from dcnzoo.openmmlab.detector import read_config
 
-    cfg = read_config(zoo.find("ld_r101-gflv1-r101-dcn_fpn_2x_coco"))
+    cfg = read_config(zoo.find("ld_r101-gflv1-r101-dcn_fpn_2x_coco").config)
     assert cfg.custom_imports["imports"] == ["dcnzoo.models"]
     assert not Path(cfg.model.teacher_config).is_file()
     cfg.model.teacher_ckpt = None

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 OPSETS = range(18, 22)
 
+# With --dynamic-export: a map of one pixel, at stride 128, would be taken for one of a fixed size.
+LEAST_TRACED = 256
+
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
@@ -338,8 +341,12 @@ def main() -> None:
         cfg, detector = load_detector(args)
         found = preprocessing(cfg, detector, args)
         picture = load_picture(args.input_img, found, args)
+        traced = args.shape
         args.shape = input_shape(found, picture, args)
-        _, images, _ = load_image(detector, found, picture, args.shape)
+        if traced is None and args.dynamic_export:
+            factor = -(-LEAST_TRACED // min(args.shape))
+            traced = tuple(size * factor for size in args.shape)
+        _, images, _ = load_image(detector, found, picture, traced or args.shape)
         export(args, found, detector, images)
     size = Path(args.output_file).stat().st_size / 2**20
     shape = "height and width open" if args.dynamic_export else f"input {args.shape[0]} × {args.shape[1]}"

@@ -15,7 +15,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from dcnzoo.utils.errors import UserError, disk_is_full
-from dcnzoo.utils.files import write_bytes, write_text
+from dcnzoo.utils.files import write_bytes
 
 _MARK = b"sha256:"
 _DIGEST = 64  # hexadecimal digits
@@ -270,7 +270,7 @@ class AtomicCheckpointHook(CheckpointHook):
         self._unvalidated_step = None if self._validated else step
         if not is_main_process():
             return
-        write_text(Path(runner.work_dir) / "last_checkpoint", self.last_ckpt)
+        AtomicLocalBackend().put_text(self.last_ckpt, Path(runner.work_dir) / "last_checkpoint")
         for path in map(self._path, outdated):
             if self.file_backend.isdir(path):  # sharded optimizers save folders
                 self.file_backend.rmtree(path)
