@@ -44,7 +44,8 @@ def load_file(
     """
     name = path if isinstance(path, str | os.PathLike) else "checkpoint"
     try:
-        with torch.serialization.safe_globals(LOG_TYPES):
+        with Changes() as changes:
+            load_own_checkpoints(changes)
             checkpoint = torch.load(path, map_location=map_location, weights_only=not trust)  # nosec B614  # said above
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
