@@ -263,12 +263,15 @@ def test_sync_batch_norm_on_the_cpu(group_of_one, dtype):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU: the patch is not needed")
-def test_ddp_takes_sync_batch_norm_on_the_cpu(group_of_one):
+@pytest.mark.parametrize("kind", ["torch", "registered"])
+def test_ddp_takes_sync_batch_norm_on_the_cpu(group_of_one, kind):
     def model():
-        return nn.Sequential(nn.Conv2d(3, 3, 1), nn.SyncBatchNorm(3))
+        layer = nn.SyncBatchNorm(3) if kind == "torch" else MODELS.build(dict(type="SyncBN", num_features=3))
+        return nn.Sequential(nn.Conv2d(3, 3, 1), layer)
 
-    layer = MMDistributedDataParallel(model()).module[1]
-    assert isinstance(layer, CpuSyncBatchNorm)
+    ddp = MMDistributedDataParallel(model())
+    assert isinstance(ddp.module[1], CpuSyncBatchNorm)
+    ddp(torch.rand(2, 3, 5, 4)).sum().backward()
     assert type(nn.SyncBatchNorm(3)) is nn.SyncBatchNorm, "only in a model of several processes"
     with patches.disabled("sync_batch_norm_on_cpu"), pytest.raises(ValueError, match="only work with GPU"):
         MMDistributedDataParallel(model())

@@ -112,7 +112,8 @@ def train_sync_batch_norm_on_cpu(model: nn.Module) -> None:
     A layer registered as ``SyncBN`` would not do: RTMDet and ``sync_bn='torch'`` build torch's directly.
     """
     for layer in model.modules():
-        if type(layer) is nn.SyncBatchNorm:
+        # mmengine registers a subclass as SyncBN
+        if isinstance(layer, nn.SyncBatchNorm) and type(layer).forward is nn.SyncBatchNorm.forward:
             layer.__class__ = CpuSyncBatchNorm
 
 
