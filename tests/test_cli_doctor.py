@@ -11,6 +11,7 @@ import pytest
 
 from dcnzoo.cli import doctor
 from dcnzoo.cli.doctor import Found, problems
+from dcnzoo.compat import patches
 
 from .test_import import OPENMMLAB, run
 
@@ -202,19 +203,20 @@ except SystemExit as stopped:
 
 
 def test_healthy():
-    """Where these tests run; what is mended, and whose operators mmcv uses."""
+    """Where these tests run; what is patched, and whose operators mmcv uses."""
     if list(problems(Found.here())):
         pytest.skip("something is wrong here: python -m dcnzoo doctor")
     output = doctor_in("")
     assert "nothing is wrong" in output and output.endswith("status 0\n")
-    assert "load_own_checkpoints: mmengine's checkpoints" in output
+    patched = {line.split()[1] for line in output.splitlines() if line.startswith("patch ")}
+    assert {"load_own_checkpoints:", "deform_conv:", "DCN:", "legacy_offset_names:"} <= patched
     assert any(line.startswith("mmcv._ext") and "dcnzoo's" in line for line in output.splitlines())
 
 
 def test_torch_alone():
     absent = "\n".join(f"sys.modules[{name!r}] = None" for name in OPENMMLAB)
     output = doctor_in(f"{absent}\nfrom dcnzoo.cli import doctor\ndoctor.installed = lambda packages: []")
-    assert "nothing is wrong" in output and "mended" not in output
+    assert "nothing is wrong" in output and "patch " not in output
 
 
 # Real set-ups that are broken, and the command as it is called
@@ -319,7 +321,10 @@ def test_cache_that_is_a_file(tree, monkeypatch):
     assert str(tree / "torch") in what and "TORCH_HOME" in mend
 
 
-def test_mends_have_a_reason():
-    mends = dict(doctor.mends())
-    assert {"load_own_checkpoints", "amp_on_cpu"} <= mends.keys() and all(mends.values())
-    assert "apply" not in mends
+def test_patches_that_are_switched_off_are_not_listed():
+    if list(problems(Found.here())):
+        pytest.skip("something is wrong here: python -m dcnzoo doctor")
+    with patches.disabled("load_own_checkpoints"):
+        listed = dict(doctor.patch_lines())
+    assert "load_own_checkpoints" not in listed and all(listed.values())
+    assert "load_own_checkpoints" in dict(doctor.patch_lines())

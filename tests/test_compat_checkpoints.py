@@ -13,8 +13,8 @@ from mmengine.runner import CheckpointLoader, load_checkpoint
 from mmengine.runner import checkpoint as loading
 from torch import nn
 
-import dcnzoo.models  # noqa: F401  applies the mends
-from dcnzoo.openmmlab import checkpoints
+import dcnzoo.models  # noqa: F401  applies the patches
+from dcnzoo.compat import patches
 from dcnzoo.openmmlab.checkpoints import CheckpointError, load_file
 
 from .zoo.conftest import undisturbed  # noqa: F401  a fixture
@@ -83,13 +83,13 @@ class TestRefused:
 
     def test_fork(self, harmful, monkeypatch):
         """onedl-mmengine reads a file that was refused once more, and then anything."""
-        monkeypatch.delattr(loading, "_dcnzoo")
-        monkeypatch.setattr(loading, "_safe_torch_load", torch.load, raising=False)
-        for name in ("load_checkpoint", "_schemes"):
-            monkeypatch.setattr(CheckpointLoader, name, getattr(CheckpointLoader, name))
-        checkpoints.checkpoints_run_nothing()
-        with open(harmful, "rb") as file, pytest.raises(CheckpointError, match=r"holds posix\.mkdir"):
-            loading._safe_torch_load(file, "cpu")
+        with patches.disabled("enforce_weights_only"), monkeypatch.context() as fork:
+            fork.setattr(loading, "_safe_torch_load", torch.load, raising=False)
+            patches.enable("enforce_weights_only")
+            with open(harmful, "rb") as file, pytest.raises(CheckpointError, match=r"holds posix\.mkdir"):
+                loading._safe_torch_load(file, "cpu")
+            patches.disable("enforce_weights_only")
+            assert loading._safe_torch_load is torch.load
 
 
 def test_the_message_says_what_to_do(harmful):

@@ -1,4 +1,4 @@
-"""The mends: what fails on today's PyTorch without them, and that they change nothing else."""
+"""The patches: what fails on recent PyTorch without them, and that they change nothing else."""
 
 import os
 import pickle
@@ -17,15 +17,18 @@ import torch
 from mmengine.config import ConfigDict
 from mmengine.hub import get_config
 from mmengine.logging import HistoryBuffer
-from mmengine.model import BaseModel, revert_sync_batchnorm
+from mmengine.model import BaseModel, MMDistributedDataParallel, revert_sync_batchnorm
 from mmengine.optim import AmpOptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS, DefaultScope
 from mmengine.runner import Runner
 from torch import nn
 
 import dcnzoo.models  # noqa: F401  applies them; before mmdet, which needs mmcv.ops
+from dcnzoo.compat import patches
 from dcnzoo.layers import PackedDeformConv2d
-from dcnzoo.openmmlab import patches as openmmlab
+from dcnzoo.openmmlab import patches as fixes
+from dcnzoo.openmmlab.checkpoints import load_file
+from dcnzoo.openmmlab.patches.distributed import CpuSyncBatchNorm
 
 # isort: split
 from mmcv.ops import RoIAlign, SyncBatchNorm
@@ -186,7 +189,7 @@ print(get_backend(), total.item(), model.module.weight.grad.item())
 """
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU: nothing to mend")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU: the patch is not needed")
 def test_two_processes_on_the_cpu():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -210,7 +213,9 @@ def test_two_processes_on_the_cpu():
 # Models
 
 
-@pytest.mark.skipif(bool(find_spec("torchvision")), reason="torchvision is installed: nothing to mend")
+@pytest.mark.skipif(
+    bool(find_spec("torchvision")), reason="torchvision is installed: the patch is not needed"
+)
 def test_roi_align_without_torchvision():
     """Averages, as torchvision's; what does not ask for torchvision keeps its mode."""
     torch.manual_seed(0)
@@ -222,15 +227,7 @@ def test_roi_align_without_torchvision():
     assert torch.equal(asked, mean) and (most > mean).all()
 
 
-def test_roi_align_is_left_alone_with_torchvision(monkeypatch):
-    construct = RoIAlign.__init__
-    monkeypatch.delattr(RoIAlign, "_dcnzoo", raising=False)
-    monkeypatch.setattr(openmmlab, "find_spec", lambda name: name == "torchvision")
-    openmmlab.roi_align_without_torchvision()
-    assert RoIAlign.__init__ is construct
-
-
-def test_sync_batch_norm_alone():
+def test_mm_sync_batch_norm_in_one_process():
     torch.manual_seed(0)
     layer = SyncBatchNorm(3, eps=0.1, momentum=0.3)
     nn.init.uniform_(layer.weight)
@@ -252,7 +249,7 @@ def group_of_one():
 def test_sync_batch_norm_on_the_cpu(group_of_one, dtype):
     """In a group of one it is BatchNorm; of more: tests/distributed."""
     torch.manual_seed(0)
-    layer, expected = nn.SyncBatchNorm(3, eps=0.1, momentum=0.3), nn.BatchNorm2d(3, eps=0.1, momentum=0.3)
+    layer, expected = CpuSyncBatchNorm(3, eps=0.1, momentum=0.3), nn.BatchNorm2d(3, eps=0.1, momentum=0.3)
     expected.load_state_dict(layer.state_dict())
     x = (5 * torch.rand(2, 3, 5, 4) + 2).to(dtype).requires_grad_()
     y, known = layer(x), expected(x.double().float())
@@ -265,7 +262,22 @@ def test_sync_batch_norm_on_the_cpu(group_of_one, dtype):
         layer.train()(x[0, 0, 0])
 
 
-def test_ssd_predicts():
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU: the patch is not needed")
+@pytest.mark.parametrize("kind", ["torch", "registered"])
+def test_ddp_takes_sync_batch_norm_on_the_cpu(group_of_one, kind):
+    def model():
+        layer = nn.SyncBatchNorm(3) if kind == "torch" else MODELS.build(dict(type="SyncBN", num_features=3))
+        return nn.Sequential(nn.Conv2d(3, 3, 1), layer)
+
+    ddp = MMDistributedDataParallel(model())
+    assert isinstance(ddp.module[1], CpuSyncBatchNorm)
+    ddp(torch.rand(2, 3, 5, 4)).sum().backward()
+    assert type(nn.SyncBatchNorm(3)) is nn.SyncBatchNorm, "only in a model of several processes"
+    with patches.disabled("sync_batch_norm_on_cpu"), pytest.raises(ValueError, match="only work with GPU"):
+        MMDistributedDataParallel(model())
+
+
+def test_ssd_head():
     from mmdet.models import SSDHead
 
     with DefaultScope.overwrite_default_scope("mmdet"):
@@ -298,7 +310,7 @@ def build(config, **options):
         return MODELS.build(cfg.model)
 
 
-def test_cascade_rpn_alone():
+def test_cascade_rpn_head():
     heads = build("cascade_rpn/cascade-rpn_r50-caffe_fpn_1x_coco.py").bbox_head.stages
     assert [head.num_classes for head in heads] == [1, 1]
     (inside, _) = build("cascade_rpn/cascade-rpn_faster-rcnn_r50-caffe_fpn_1x_coco.py").rpn_head.stages
@@ -464,48 +476,86 @@ def test_other_type_errors_are_left_alone():
         csp_darknet(depth=50)
 
 
-# Where there is nothing to mend
+# Where a patch is not needed
 
 
-def test_amp_that_works_is_left_alone(monkeypatch):
-    monkeypatch.setitem(OPTIM_WRAPPERS._module_dict, "AmpOptimWrapper", AmpOptimWrapper)
+def patch_of(name):
+    return next(patch for patch in fixes.TABLE if patch.name == name)
+
+
+def working_amp(monkeypatch):
     monkeypatch.setattr(AmpOptimWrapper, "__init__", lambda self, **arguments: None)
-    openmmlab.amp_on_cpu()
-    assert OPTIM_WRAPPERS.get("AmpOptimWrapper") is AmpOptimWrapper
 
 
-def test_launchers_are_left_alone_where_a_gpu_is(monkeypatch):
-    from mmengine.dist import utils
-    from mmengine.model import MMDistributedDataParallel
-
-    before = utils._init_dist_pytorch, MMDistributedDataParallel.__init__
-    monkeypatch.delattr(utils, "_dcnzoo", raising=False)
-    monkeypatch.setattr(openmmlab, "get_device", lambda: "cuda")
-    openmmlab.distributed_without_cuda()
-    assert (utils._init_dist_pytorch, MMDistributedDataParallel.__init__) == before
+def a_gpu(monkeypatch):
+    monkeypatch.setattr(fixes, "get_device", lambda: "cuda")
 
 
-def test_sync_batch_norm_in_company(monkeypatch):
+def torchvision(monkeypatch):
+    monkeypatch.setattr(fixes, "find_spec", lambda name: name == "torchvision")
+
+
+def no_mmdet(monkeypatch):
+    monkeypatch.setattr(fixes, "find_spec", lambda name: None)
+
+
+def loss_cls(monkeypatch):
+    from mmdet.models import SSDHead
+
+    monkeypatch.setattr(SSDHead, "loss_cls", "its own", raising=False)
+
+
+def working_paste(monkeypatch):
+    from mmdet.models.roi_heads.mask_heads import fcn_mask_head
+
+    monkeypatch.setattr(fcn_mask_head, "_do_paste_mask", lambda *arguments: arguments)
+
+
+def no_data_sets(monkeypatch):
+    monkeypatch.delitem(sys.modules, "dcnzoo.openmmlab.datasets", raising=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "situation"),
+    [
+        ("amp_on_cpu", working_amp),
+        ("amp_on_cpu", a_gpu),
+        ("distributed_without_cuda", a_gpu),
+        ("sync_batch_norm_on_cpu", a_gpu),
+        ("roi_align_without_torchvision", torchvision),
+        ("ssd_head", no_mmdet),
+        ("ssd_head", loss_cls),
+        ("cascade_rpn_head", no_mmdet),
+        ("teacher_config", no_mmdet),
+        ("masks_outside_the_image", no_mmdet),
+        ("masks_outside_the_image", working_paste),
+        ("skip_unreadable_images", no_data_sets),
+    ],
+)
+def test_a_patch_is_not_needed(name, situation, monkeypatch):
+    patch = patch_of(name)
+    with patches.disabled(name), monkeypatch.context() as patched:
+        situation(patched)
+        assert not patch.needed()
+        patch.apply()
+        assert not patch.applied
+
+
+def test_patches_of_mmdet_are_not_needed_without_mmdet(monkeypatch):
+    no_mmdet(monkeypatch)
+    no_data_sets(monkeypatch)
+    with patches.disabled():
+        assert not [p.name for p in fixes.TABLE if p.target.startswith("mmdet") and p.needed()]
+
+
+def test_mm_sync_batch_norm_in_several_processes(monkeypatch):
     """It asks its process group, as ever."""
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda *group: 5)
     assert SyncBatchNorm(3, group="some").group_size == 5
 
 
-def test_models_that_work_are_left_alone(monkeypatch):
-    from mmdet.models import SSDHead
-    from mmdet.models.roi_heads.mask_heads import fcn_mask_head
-
-    def paste(*arguments):
-        return arguments
-
-    monkeypatch.setattr(SSDHead, "loss_cls", "its own", raising=False)
-    monkeypatch.setattr(fcn_mask_head, "_do_paste_mask", paste)
-    openmmlab.apply()
-    assert SSDHead.loss_cls == "its own" and fcn_mask_head._do_paste_mask is paste
-
-
-def test_cascade_rpn_that_says_all_is_left_alone():
+def test_cascade_rpn_with_all_arguments():
     config = "cascade_rpn/cascade-rpn_r50-caffe_fpn_1x_coco.py"
     head = get_config(f"mmdet::{config}").model.rpn_head
     head.update(num_classes=3, train_cfg=None, test_cfg=None)
@@ -513,20 +563,20 @@ def test_cascade_rpn_that_says_all_is_left_alone():
         MODELS.build(head)
 
 
-def test_applying_twice_changes_nothing():
-    from mmdet.models import CascadeRPNHead, KnowledgeDistillationSingleStageDetector
-    from mmdet.models.roi_heads.mask_heads import fcn_mask_head
-    from mmengine.dist import utils
-    from mmengine.model import MMDistributedDataParallel
+# Without a patch
 
-    def patched():
-        mmdets = (CascadeRPNHead, KnowledgeDistillationSingleStageDetector)
-        classes = (MMDistributedDataParallel, RoIAlign, SyncBatchNorm, *mmdets)
-        functions = (utils._init_dist_pytorch, fcn_mask_head._do_paste_mask, nn.SyncBatchNorm.forward)
-        return *functions, *(each.__init__ for each in classes)
 
-    before = patched()
-    registered = OPTIM_WRAPPERS.get("AmpOptimWrapper")
-    openmmlab.apply()
-    assert before == patched()
-    assert OPTIM_WRAPPERS.get("AmpOptimWrapper") is registered
+def test_an_error_comes_back_without_its_patch(tmp_path):
+    """At run time: each patch is undone, and applied again."""
+    torch.save({"log": HistoryBuffer([1.0], [1])}, tmp_path / "log.pth")
+    with patches.disabled("load_own_checkpoints"), pytest.raises(pickle.UnpicklingError):
+        torch.load(tmp_path / "log.pth")
+    assert load_file(tmp_path / "log.pth")["log"].mean() == 1.0
+    with patches.disabled("cascade_rpn_head"), pytest.raises(TypeError, match="num_classes"):
+        build("cascade_rpn/cascade-rpn_r50-caffe_fpn_1x_coco.py")
+    with patches.disabled("to_deformable_in_configs"), pytest.raises(TypeError, match="to_deformable"):
+        csp_darknet(to_deformable=CONV2)
+    with patches.disabled("hub_packages"), pytest.raises(Exception, match="dcnzoo"):
+        get_config("dcnzoo::demo/mask-rcnn_r14_fpn_8e_shapes.py")
+    assert torch.load(tmp_path / "log.pth")["log"].mean() == 1.0
+    assert csp_darknet(to_deformable=CONV2)

@@ -78,9 +78,10 @@ def test_without_pkg_resources(tmp_path):
     code = f"""
 import sys
 sys.path.insert(0, {str(tmp_path)!r})
+from dcnzoo.compat.patches import Changes
 from dcnzoo.openmmlab.packages import inherit_from_packages
 from mmengine.config import Config
-inherit_from_packages()
+inherit_from_packages(Changes())
 print(Config.fromfile({str(ROOT / "configs" / NAME)!r}, import_custom_modules=False).model.backbone.depth)
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

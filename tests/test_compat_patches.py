@@ -1,6 +1,5 @@
 """What dcnzoo replaces in other packages can be switched off, and a compiled mmcv keeps its GPU kernels."""
 
-import inspect
 import os
 import subprocess
 import sys
@@ -16,8 +15,8 @@ from torch import nn
 
 import dcnzoo.compat.mmcv as compat
 import dcnzoo.models
+import dcnzoo.openmmlab.datasets
 from dcnzoo.compat import patches
-from dcnzoo.openmmlab import patches as openmmlab
 
 MMCVS = {
     "DCN": mmcv.ops.DeformConv2dPack,
@@ -59,57 +58,205 @@ def test_a_layer_is_switched_off_and_on(name):
     assert registry.get(name) is ours
 
 
-def test_every_replacement_has_a_name():
-    assert set(patches._registered) <= set(patches.LAYERS)
-    functions = inspect.getmembers(openmmlab, inspect.isfunction)
-    fixes = {n for n, f in functions if f.__module__.startswith("dcnzoo.compat") and not n.startswith("_")}
-    assert fixes - {"apply"} == set(patches.FIXES)
-    assert patches._applied <= set(patches.FIXES)
+# Each patch: applied, undone, not needed
+
+TABLE = patches.table()
+each_patch = pytest.mark.parametrize("patch", TABLE, ids=lambda patch: f"{patch.name}-{patch.target}")
+# What a patch changes otherwise than by Changes.set and set_item
+OTHERWISE = {
+    "load_own_checkpoints": lambda: set(torch.serialization.get_safe_globals()),
+    "legacy_offset_names": lambda: list(nn.modules.module._global_module_registration_hooks.values()),
+}
 
 
-def test_an_applied_fix_cannot_be_taken_back():
-    with pytest.raises(RuntimeError, match=r"ssd_predicts.*DCNZOO_PATCHES=-ssd_predicts"):
-        patches.disable("ssd_predicts")
-    assert patches.enabled("ssd_predicts")
+class Recorded(patches.Changes):
+    """Changes that note the owner and the name of each."""
+
+    def __init__(self):
+        super().__init__()
+        self.places = []
+
+    def set(self, owner, name, value):
+        self.places.append((owner, name))
+        super().set(owner, name, value)
+
+    def set_item(self, mapping, key, value):
+        self.places.append((mapping, key))
+        super().set_item(mapping, key, value)
+
+
+def places(patch):
+    with Recorded() as changes:
+        patch.change(changes)
+    return changes.places
+
+
+def state(patch, where):
+    other = OTHERWISE.get(patch.name, lambda: None)()
+    mappings = ((owner if isinstance(owner, dict) else vars(owner), name) for owner, name in where)
+    return [mapping.get(name, "absent") for mapping, name in mappings], other
+
+
+@pytest.fixture
+def undone(patch):
+    """The patch, which is not applied, and is as before afterwards."""
+    applied, needed = patch.applied, patch.needed
+    patch.undo()
+    yield patch
+    patch.undo()
+    patch.needed = needed
+    if applied:
+        patch.apply()
+
+
+@each_patch
+def test_a_patch_is_applied_and_undone(undone):
+    undone.needed = lambda: True
+    where = places(undone)
+    original, _ = before = state(undone, where)
+    assert where or undone.name in OTHERWISE
+    for _ in range(2):
+        undone.apply()
+        assert undone.applied and undone.name in patches.active()
+        changed, other = state(undone, where)
+        assert all(new is not old for new, old in zip(changed, original, strict=True))
+        assert other != before[1] or undone.name not in OTHERWISE
+        undone.apply()  # again, to no effect
+        assert state(undone, where) == (changed, other)
+        undone.undo()
+        assert not undone.applied
+        assert state(undone, where) == before
+
+
+@each_patch
+def test_a_patch_that_is_not_needed_changes_nothing(undone):
+    undone.needed = lambda: False
+    where = places(undone)
+    before = state(undone, where)
+    undone.apply()
+    assert not undone.applied and state(undone, where) == before
+
+
+@each_patch
+def test_a_patch_is_switched_off_and_on(patch):
+    applied = patch.applied
+    with patches.disabled(patch.name):
+        assert not patch.applied
+        patches.add(*TABLE, complete=True)
+        assert not patch.applied
+    assert patch.applied == applied
+
+
+@each_patch
+def test_a_patch_is_described(patch):
+    assert all((patch.name, patch.target, patch.reason, patch.versions))
+
+
+def test_no_two_patches_change_the_same():
+    """So that they can be undone in any order."""
+    found = [(id(owner), name) for patch in TABLE for owner, name in places(patch)]
+    assert len(found) == len(set(found))
+
+
+def test_a_patch_that_fails_halfway_is_undone():
+    class Owner:
+        pass
+
+    def change(changes):
+        changes.set(Owner, "name", 1)
+        raise KeyError("halfway")
+
+    patch = patches.Patch("some", "Owner.name", "for this test", "all", change)
+    with pytest.raises(KeyError):
+        patch.apply()
+    assert not patch.applied and not hasattr(Owner, "name")
+
+
+def test_changes_are_undone_in_reverse():
+    class Parent:
+        def method(self):
+            return "parent's"
+
+        @classmethod
+        def of_class(cls):
+            return cls.__name__
+
+    class Child(Parent):
+        pass
+
+    mapping = {"a": 1}
+    before = dict(vars(Parent))
+    with patches.Changes() as changes:
+        changes.set(Child, "method", lambda self: "new")
+        changes.wrap(Child, "method", lambda original, self: f"wrapped {original(self)}")
+        changes.set(Parent, "of_class", classmethod(lambda cls: "new"))
+        changes.set_item(mapping, "a", 2)
+        changes.set_item(mapping, "b", 3)
+        assert (Child().method(), Child.of_class(), mapping) == ("wrapped new", "new", {"a": 2, "b": 3})
+    assert (Child().method(), Child.of_class(), mapping) == ("parent's", "Child", {"a": 1})
+    assert "method" not in vars(Child) and dict(vars(Parent)) == before
+
+
+def test_names_of_registered_classes():
+    """Those that replace a class: names that DCNZOO_PATCHES takes before the classes are imported."""
+    found = {patch.name for patch in TABLE if "in the registry" in patch.target}
+    assert {"DCN", "FPN", "CocoDataset"} <= found <= set(patches.REGISTERED)
+
+
+# The variable
 
 
 @pytest.mark.parametrize(
     ("value", "on", "off"),
     [
-        ("", ["deform_conv", "DCN", "ssd_predicts"], ["cuda"]),
-        ("off", [], ["deform_conv", "DCN", "ssd_predicts", "cuda"]),
-        ("-deform_conv, -DCN", ["DCNv2", "ssd_predicts"], ["deform_conv", "DCN", "cuda"]),
-        ("deform_conv,DCN", ["deform_conv", "DCN"], ["DCNv2", "ssd_predicts", "cuda"]),
+        ("", ["deform_conv", "DCN", "ssd_head"], ["cuda"]),
+        ("off", [], ["deform_conv", "DCN", "ssd_head", "cuda"]),
+        ("-deform_conv, -DCN", ["DCNv2", "ssd_head"], ["deform_conv", "DCN", "cuda"]),
+        ("deform_conv,DCN", ["deform_conv", "DCN"], ["DCNv2", "ssd_head", "cuda"]),
         ("cuda", ["deform_conv", "DCN", "cuda"], []),
         ("cuda,-DCN", ["deform_conv", "cuda"], ["DCN"]),
         ("deform_conv,cuda", ["deform_conv", "cuda"], ["DCN"]),
     ],
 )
 def test_the_variables_values(value, on, off):
-    chosen = patches._chosen(value)
-    assert set(on) <= chosen and not chosen & set(off)
+    switches = patches._parse(value)
+    assert all(switches[name] for name in on) and not any(switches[name] for name in off)
 
 
 @pytest.mark.parametrize("value", ["deform_con", "-resnet", "off,DCN", "none"])
-def test_names_that_do_not_exist(value):
+def test_names_that_do_not_exist(value, monkeypatch):
     with pytest.raises(RuntimeError, match=rf"DCNZOO_PATCHES: expected .*{value.split(',')[0].lstrip('-')}"):
-        patches._chosen(value)
-    with pytest.raises(RuntimeError, match=r"disable: .*'deform_con'"):
+        monkeypatch.setattr(patches, "_switches", patches._parse(value))
+        patches.add(complete=True)
+
+
+def test_disabling_what_does_not_exist():
+    with pytest.raises(RuntimeError, match=r"disable: .*'deform_con'.* did you mean deform_conv"):
         patches.disable("deform_con")
+    assert patches.enabled("deform_conv")
+
+
+def test_a_name_that_does_not_exist_before_the_names_are_known():
+    code = "from dcnzoo.compat import patches\npatches.disable('ssd_hed')\nimport dcnzoo.models"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode and "'ssd_hed'; did you mean ssd_head?" in run.stderr
 
 
 def test_the_variable():
     """In a process of its own: mmcv's and mmdet's classes stay, and nothing of mmengine is changed."""
     text = """
-import mmcv.ops, mmengine.optim, torch
-before = torch.nn.SyncBatchNorm.forward, mmengine.optim.DefaultOptimWrapperConstructor.add_params
+import mmcv.ops, torch
+from mmengine.model import MMDistributedDataParallel
+from mmengine.optim import DefaultOptimWrapperConstructor
+before = MMDistributedDataParallel.__init__, DefaultOptimWrapperConstructor.add_params
 import dcnzoo.models
+import dcnzoo.openmmlab.datasets
 from dcnzoo.compat import patches
 from mmdet.models.backbones import resnet
 from mmdet.registry import MODELS
 assert MODELS.get('ResNet') is resnet.ResNet and MODELS.get('DCN') is mmcv.ops.DeformConv2dPack
 assert not patches.active()
-assert before == (torch.nn.SyncBatchNorm.forward, mmengine.optim.DefaultOptimWrapperConstructor.add_params)
+assert before == (MMDistributedDataParallel.__init__, DefaultOptimWrapperConstructor.add_params)
 """
     run = [sys.executable, "-c", f"import dcnzoo\n{text}"]
     subprocess.run(run, env={**os.environ, "DCNZOO_PATCHES": "off"}, check=True)
@@ -213,8 +360,8 @@ def test_attention_calls_mmcv_where_its_kernels_stay(compiled, monkeypatch):
         level_start_index=torch.tensor([0]),
     )
     expected = layer(**given)
-    calls = called(monkeypatch, module, "multi_scale_deformable_attn_pytorch")
-    with patches.disabled("multi_scale_deform_attn"):
+    with patches.disabled("multi_scale_deform_attn"), monkeypatch.context() as patched:
+        calls = called(patched, module, "multi_scale_deformable_attn_pytorch")
         got = layer(**given)
     assert calls
     torch.testing.assert_close(got, expected)

@@ -11,7 +11,7 @@ import torch
 from mmengine.runner import CheckpointLoader
 from mmengine.runner import checkpoint as loading
 
-import dcnzoo.models  # noqa: F401  applies the mends
+import dcnzoo.models  # noqa: F401  applies the patches
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.fetch import checksum_in_name
 

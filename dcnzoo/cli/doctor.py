@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 import os
 import sys
 from collections.abc import Iterator
@@ -210,14 +209,16 @@ def _training_problems(found: Found) -> Iterator[tuple[str, str]]:
         )
 
 
-def mends() -> Iterator[tuple[str, str]]:
-    """What ``dcnzoo.models`` mends in OpenMMLab's packages, and why."""
+def patch_lines() -> Iterator[tuple[str, str]]:
+    """The patches that dcnzoo applies here: name, and what they replace and why."""
     from dcnzoo.compat import patches
 
-    module = importlib.import_module("dcnzoo.openmmlab.patches")
-    for name, function in inspect.getmembers(module, inspect.isfunction):
-        if function.__module__.startswith("dcnzoo.compat") and patches.enabled(name):
-            yield name, (inspect.getdoc(function) or "").partition("\n")[0]
+    importlib.import_module("dcnzoo.models")
+    if find_spec("mmdet"):
+        importlib.import_module("dcnzoo.openmmlab.datasets")
+    for patch in patches.table():
+        if patch.applied:
+            yield patch.name, f"{patch.target} ({patch.versions}): {patch.reason}"
 
 
 @click.command
@@ -233,7 +234,7 @@ def command() -> None:
     lines = [*environment(), ("weights", f"downloaded to {_cache_folder()}")]
     wrong = list(problems(Found.here()))
     if find_spec("mmengine") and not wrong:
-        lines += [("mended", f"{name}: {why}") for name, why in mends()]
+        lines += [("patch", f"{name}: {text}") for name, text in patch_lines()]
     width = max(len(name) for name, _ in lines)
     for name, value in lines:
         print(f"{name:{width}}  {value}")

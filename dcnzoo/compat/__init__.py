@@ -1,1 +1,1 @@
-"""Other packages' signatures on dcnzoo's operators, and mends for the stack that dcnzoo runs on."""
+"""Other packages' signatures on dcnzoo's operators, and patches of other packages."""

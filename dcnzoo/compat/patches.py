@@ -1,11 +1,11 @@
 """What dcnzoo replaces in other packages, and how to switch each replacement off.
 
-``import dcnzoo.models`` replaces three kinds of things, each under a name of its own:
+Each replacement is a :class:`Patch` with a name. ``import dcnzoo.models`` applies three kinds:
 
 - :data:`OPERATORS`: the kernels behind ``mmcv.ops``. With a compiled mmcv, only on devices where dcnzoo's are
   proven, which is the CPU; on a GPU mmcv's stay in use unless ``cuda`` is switched on.
-- :data:`LAYERS`: entries of OpenMMLab's registries, by their registered names.
-- :data:`FIXES`: functions of :mod:`dcnzoo.openmmlab.patches`, which fix faults of mmengine and mmdet.
+- :data:`REGISTERED`: entries of OpenMMLab's registries, by their registered names.
+- fixes for mmcv, mmengine and mmdet: the table in :mod:`dcnzoo.openmmlab.patches`.
 
 The environment variable ``DCNZOO_PATCHES`` chooses among them, with commas between names:
 
@@ -17,7 +17,8 @@ not set                   all of them
 ``cuda``                  all, and dcnzoo's operators on CUDA too where mmcv is compiled
 ========================  ==========================================================================
 
-In a program: :func:`disable`, :func:`enable`, :func:`disabled`. :func:`active` lists what is in use.
+In a program: :func:`disable`, :func:`enable`, :func:`disabled`, at any time. :func:`active` lists what is
+applied; ``dcnzoo doctor`` prints it, with targets, reasons and versions.
 
 ``mmcv._ext`` for mmcv-lite replaces nothing and is always there. This module imports neither torch nor
 OpenMMLab.
@@ -27,99 +28,168 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
+from dataclasses import dataclass, field
 
 VARIABLE = "DCNZOO_PATCHES"
 OPERATORS = ("deform_conv", "modulated_deform_conv", "deform_roi_pool", "multi_scale_deform_attn")
-LAYERS = (
-    *(
-        "DCN",
-        "DCNv2",
-        "MultiScaleDeformableAttention",
-        "FPN",
-        "PAFPN",
-        "HRNet",
-        "RegNet",
-        "Res2Net",
-        "ResNeSt",
-    ),
-    *("ResNeXt", "ResNet", "ResNetV1c", "ResNetV1d", "SEResNet", "SEResNeXt", "TridentResNet"),
-)
-FIXES = (
-    *("inherit_from_packages", "hub_finds_packages", "load_own_checkpoints", "checkpoints_run_nothing"),
-    "weights_by_name",
-    *("amp_on_cpu", "distributed_without_cuda", "sync_batch_norm_on_cpu", "offsets_have_their_learning_rate"),
-    *("roi_align_without_torchvision", "sync_batch_norm_alone", "ssd_predicts", "cascade_rpn_alone"),
-    *("teachers_are_found", "masks_outside_the_image", "configs_take_to_deformable"),
+REGISTERED = (  # those of mmdet and mmpretrain included, which may not be installed
+    *("DCN", "DCNv2", "MultiScaleDeformableAttention", "FPN", "PAFPN", "CocoDataset", "CocoMetric"),
+    *("HRNet", "RegNet", "Res2Net", "ResNeSt", "ResNeXt", "ResNet", "ResNetV1c", "ResNetV1d"),
+    *("SEResNet", "SEResNeXt", "TridentResNet"),
 )
 CUDA = "cuda"
-NAMES = (*OPERATORS, *LAYERS, *FIXES, CUDA)
 
-_registered: dict[str, list[tuple]] = {}  # layer -> (registry, the entry before, dcnzoo's)
-_applied: set[str] = set()  # fixes
+_ABSENT = object()
 
 
-def _check(owner: str, name: str) -> None:
-    if name not in NAMES:
-        near = difflib.get_close_matches(name, NAMES, 1)
-        hint = f"; did you mean {near[0]}?" if near else f"; the names are {', '.join(NAMES)}"
-        raise RuntimeError(f"{owner}: expected off or the name of a patch, got {name!r}{hint}")
+class Changes(contextlib.ExitStack):
+    """Changes to attributes and entries of mappings. Leaving the context, or ``close()``, undoes them."""
+
+    def set(self, owner: object, name: str, value: object) -> None:
+        """Sets an attribute of a module, a class or an instance."""
+        # not getattr: an inherited attribute is deleted again, a class method stays one
+        before = vars(owner).get(name, _ABSENT)
+        setattr(owner, name, value)
+        if before is _ABSENT:
+            self.callback(delattr, owner, name)
+        else:
+            self.callback(setattr, owner, name, before)
+
+    def wrap(self, owner: object, name: str, wrapper: Callable) -> None:
+        """Replaces a function by ``wrapper``, whose first argument is the function."""
+        original = getattr(owner, name)
+
+        @functools.wraps(original)
+        def call(*args: object, **kwargs: object) -> object:
+            return wrapper(original, *args, **kwargs)
+
+        self.set(owner, name, call)
+
+    def set_item(self, mapping: MutableMapping, key: object, value: object) -> None:
+        """Sets an entry of a mapping, such as a registry's ``module_dict``."""
+        before = mapping.get(key, _ABSENT)
+        mapping[key] = value
+        if before is _ABSENT:
+            self.callback(mapping.pop, key, None)
+        else:
+            self.callback(mapping.__setitem__, key, before)
 
 
-def _chosen(text: str) -> set[str]:
-    """The names that ``text``, a value of DCNZOO_PATCHES, switches on."""
+@dataclass(eq=False)
+class Patch:
+    """A replacement in another package.
+
+    Attributes:
+        name: for DCNZOO_PATCHES and the functions of this module.
+        target: what is replaced.
+        reason: what fails, or is missing, without it.
+        versions: of the packages, in which that is so.
+        change: makes the changes.
+        needed: whether there is something to replace here. It is asked before each application.
+    """
+
+    name: str
+    target: str
+    reason: str
+    versions: str
+    change: Callable[[Changes], None]
+    needed: Callable[[], bool] = lambda: True
+    _changes: Changes | None = field(default=None, repr=False)
+
+    @property
+    def applied(self) -> bool:
+        return self._changes is not None
+
+    def apply(self) -> None:
+        """Makes the changes, unless they are made already or not needed."""
+        if self.applied or not self.needed():
+            return
+        with Changes() as changes:  # undone if the patch fails halfway
+            self.change(changes)
+            self._changes = changes.pop_all()
+
+    def undo(self) -> None:
+        """Restores the state before :meth:`apply`."""
+        if self.applied:
+            self._changes.close()
+            self._changes = None
+
+
+@dataclass(frozen=True)
+class _Switches:
+    """Which patches are on: those of ``named`` as it says, the others by ``default``."""
+
+    default: bool = True
+    named: dict[str, bool] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> bool:
+        return self.named.get(name, self.default and name != CUDA)
+
+
+def _parse(text: str) -> _Switches:
+    """The switches that ``text``, a value of DCNZOO_PATCHES, describes."""
     names = [name.strip() for name in text.split(",") if name.strip()]
     if "off" in names:
         if len(names) > 1:
             raise RuntimeError(f"{VARIABLE}: expected off alone, or names without it, got {text!r}")
-        return set()
+        return _Switches(default=False)
+    on = {name: True for name in names if not name.startswith("-")}
+    off = {name[1:]: False for name in names if name.startswith("-")}
+    return _Switches(default=not on.keys() - {CUDA}, named={**on, **off})
+
+
+_switches = _parse(os.environ.get(VARIABLE, ""))
+_patches: list[Patch] = []
+_complete = False  # whether _patches has all names
+
+
+def _check(owner: str, *names: str) -> None:
+    known = dict.fromkeys((*OPERATORS, *REGISTERED, *(patch.name for patch in _patches), CUDA))
     for name in names:
-        _check(VARIABLE, name.removeprefix("-"))
-    only = {name for name in names if not name.startswith("-")} - {CUDA}
-    chosen = only or set(NAMES) - {CUDA}
-    return (chosen | ({CUDA} & set(names))) - {name[1:] for name in names if name.startswith("-")}
-
-
-_on = _chosen(os.environ.get(VARIABLE, ""))
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"; did you mean {near[0]}?" if near else f"; the names are {', '.join(known)}"
+            raise RuntimeError(f"{owner}: expected off or the name of a patch, got {name!r}{hint}")
 
 
 def enabled(name: str) -> bool:
     """Whether a patch is switched on."""
-    return name in _on
+    return _switches[name]
 
 
 def disable(*names: str) -> None:
-    """Switches patches off: at once for operators and layers that are built from now on.
+    """Undoes patches, and switches them off: without names, all of them.
 
-    Without names, all of them.
+    Objects that exist already keep their class: a model that is built stays as it is.
 
     Raises:
-        RuntimeError: there is no such patch; or it is one of :data:`FIXES` and applied already: call this
-            before ``import dcnzoo.models``, or set DCNZOO_PATCHES.
+        RuntimeError: there is no such patch. Before ``import dcnzoo.models`` not all names are known, and
+            that import raises the error.
     """
-    for name in names:
-        _check("disable", name)
-    stuck = sorted(_applied & set(names))
-    if stuck:
-        raise RuntimeError(
-            f"disable: {', '.join(stuck)}: expected a patch that is not applied yet, got one that is; call "
-            f"this before `import dcnzoo.models`, or set {VARIABLE}=-{',-'.join(stuck)}"
-        )
-    _set(_on - set(names or set(NAMES) - _applied))
+    _switch("disable", False, names)
 
 
 def enable(*names: str) -> None:
-    """Switches patches on again, and ``cuda``. :data:`FIXES`: before ``import dcnzoo.models``."""
-    for name in names:
-        _check("enable", name)
-    _set(_on | set(names or set(NAMES) - {CUDA}))
+    """Switches patches on again, and ``cuda``: without names, all but ``cuda``."""
+    _switch("enable", True, names)
+
+
+def _switch(owner: str, on: bool, names: tuple[str, ...]) -> None:
+    if _complete:
+        _check(owner, *names)
+    if names:
+        _set(_Switches(_switches.default, {**_switches.named, **dict.fromkeys(names, on)}))
+    else:
+        _set(_Switches(on, {CUDA: on and enabled(CUDA)}))
 
 
 @contextlib.contextmanager
 def disabled(*names: str) -> Iterator[None]:
-    """Within it, patches are switched off, as by :func:`disable`."""
-    before = set(_on)
+    """Within it, patches are undone and switched off, as by :func:`disable`."""
+    before = _switches
     disable(*names)
     try:
         yield
@@ -127,43 +197,55 @@ def disabled(*names: str) -> Iterator[None]:
         _set(before)
 
 
-def _set(names: set[str]) -> None:
-    global _on
-    _on = names
-    for layer in _registered:
-        _register(layer)
+def _set(switches: _Switches) -> None:
+    global _switches
+    before, _switches = _switches, switches
+    for patch in _patches:
+        if before[patch.name] != switches[patch.name]:
+            patch.apply() if switches[patch.name] else patch.undo()
 
 
-def replace(registry, name: str | None = None) -> Callable[[type], type]:
-    """A decorator: the class takes the place of another in a registry of mmengine, while its name is on."""
+def add(*new: Patch, complete: bool = False) -> None:
+    """Adds patches, and applies those that are switched on. Patches that are there already are kept.
 
-    def decorate(layer: type) -> type:
-        own = name or layer.__name__
-        before = registry.module_dict.get(own)
-        _registered.setdefault(own, []).append((registry, before, layer))
-        _register(own)
-        return layer
+    Args:
+        complete: with these, all names are known.
+
+    Raises:
+        RuntimeError: ``complete``, and a name that was given before is that of no patch.
+    """
+    global _complete
+    there = {(patch.name, patch.target): patch for patch in _patches}
+    _patches.extend(patch for patch in new if (patch.name, patch.target) not in there)
+    _complete = _complete or complete
+    if _complete:
+        _check(VARIABLE, *_switches.named)
+    for patch in new:
+        if enabled(patch.name):
+            there.get((patch.name, patch.target), patch).apply()
+
+
+def replace(registry, reason: str) -> Callable[[type], type]:
+    """A decorator: the class takes the place of that of its name in a registry of mmengine."""
+
+    def decorate(cls: type) -> type:
+        name = cls.__name__
+
+        def change(changes: Changes) -> None:
+            changes.set_item(registry.module_dict, name, cls)
+
+        add(Patch(name, f"{registry.scope}'s {name}, in the registry", reason, "all", change))
+        return cls
 
     return decorate
 
 
-def _register(name: str) -> None:
-    for registry, before, layer in _registered[name]:
-        current = layer if enabled(name) else before
-        if current is None:
-            registry.module_dict.pop(name, None)
-        else:
-            registry.register_module(name=name, module=current, force=True)
-
-
-def apply_fix(fix: Callable[[], None]) -> None:
-    """Calls a function of :data:`FIXES` unless it is switched off."""
-    _check("apply_fix", fix.__name__)
-    if enabled(fix.__name__):
-        fix()
-        _applied.add(fix.__name__)
+def table() -> tuple[Patch, ...]:
+    """The patches that are known: all of them after ``import dcnzoo.models``."""
+    return tuple(_patches)
 
 
 def active() -> list[str]:
-    """The names of the patches in use, those that ``import dcnzoo.models`` would apply included."""
-    return [name for name in NAMES if enabled(name)]
+    """The names of the patches that are applied, and ``cuda`` if it is switched on."""
+    names = [patch.name for patch in _patches if patch.applied] + [CUDA] * enabled(CUDA)
+    return list(dict.fromkeys(names))

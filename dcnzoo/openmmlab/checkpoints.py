@@ -20,6 +20,7 @@ from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 from mmengine.runner import checkpoint as loading
 
+from dcnzoo.compat.patches import Changes
 from dcnzoo.utils.errors import UserError, one_line
 
 MapLocation = str | torch.device | Callable | dict | None  # as torch.load has it
@@ -41,10 +42,11 @@ def load_file(
     Raises:
         CheckpointError: it holds other objects and is not trusted, or it is no checkpoint.
     """
-    load_own_checkpoints()
     name = path if isinstance(path, str | os.PathLike) else "checkpoint"
     try:
-        checkpoint = torch.load(path, map_location=map_location, weights_only=not trust)  # nosec B614  # said above
+        with Changes() as changes:
+            load_own_checkpoints(changes)
+            checkpoint = torch.load(path, map_location=map_location, weights_only=not trust)  # nosec B614  # said above
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         if found:
@@ -68,40 +70,45 @@ def _history_method(owner: object, name: str) -> object:
     return getattr(owner, name)
 
 
-def load_own_checkpoints() -> None:
-    """mmengine's checkpoints hold its log, which ``torch.load`` refuses to read since PyTorch 2.6.
-
-    (``Weights only load failed … HistoryBuffer``, on testing, ``--resume`` and ``load_from``.) The
-    types in it are harmless: they join the list of what may be loaded, and loading stays as strict
-    as it is about anything else.
-    """
-    reconstruct, scalar = np._core.multiarray._reconstruct, np._core.multiarray.scalar
-    torch.serialization.add_safe_globals(
-        [
-            HistoryBuffer,
-            np.ndarray,
-            np.dtype,
-            *(type(np.dtype(code)) for code in "?" + np.typecodes["AllInteger"] + np.typecodes["Float"]),
-            *((reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
-            *((scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
-            *((_history_method, f"{builtins}.getattr") for builtins in ("builtins", "__builtin__")),
-        ]
-    )
+_reconstruct, _scalar = np._core.multiarray._reconstruct, np._core.multiarray.scalar
+# The types in mmengine's log, which are harmless
+LOG_TYPES = [
+    HistoryBuffer,
+    np.ndarray,
+    np.dtype,
+    *(type(np.dtype(code)) for code in "?" + np.typecodes["AllInteger"] + np.typecodes["Float"]),
+    *((_reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
+    *((_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    *((_history_method, f"{builtins}.getattr") for builtins in ("builtins", "__builtin__")),
+]
 
 
-def checkpoints_run_nothing() -> None:
-    """mmengine runs what is in a checkpoint: in one from an address, and on ``--resume``.
+def load_own_checkpoints(changes: Changes) -> None:
+    """``torch.load`` reads mmengine's log; about anything else it stays as strict as it is."""
+    allowed = torch.serialization.get_safe_globals()
+    added = [each for each in LOG_TYPES if each not in allowed]
+
+    def remove() -> None:
+        others = [each for each in torch.serialization.get_safe_globals() if each not in added]
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(others)
+
+    torch.serialization.add_safe_globals(added)
+    changes.callback(remove)
+
+
+def enforce_weights_only(changes: Changes) -> None:
+    """Every way in which mmengine reads a checkpoint uses :func:`load_file`.
+
+    Without it:
 
     - What ``load_from='https://…'``, ``'torchvision://…'`` and their like download is read with
-      ``weights_only=False`` and compared with no checksum. Here it is read as every other file is,
-      and a checksum in its name is verified.
-    - The fork's reader falls back to ``weights_only=False`` where a file is refused.
-    - ``TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1``, which many set for the sake of one file, opened all.
+      ``weights_only=False`` and compared with no checksum. With it, a checksum in the name is verified.
+    - onedl-mmengine's reader falls back to ``weights_only=False`` where a file is refused.
+    - ``TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1``, which many set for the sake of one file, opens all.
     - ``--resume`` executes ``meta['config']``, a text of MMDetection 2.x, to compare numbers of GPUs.
     """
-    if hasattr(loading, "_dcnzoo"):
-        return
-    loading._dcnzoo = load = CheckpointLoader.load_checkpoint.__func__  # applied
+    load = CheckpointLoader.load_checkpoint.__func__
 
     @functools.wraps(load)
     def load_checkpoint(cls, *args: object, **kwargs: object) -> Mapping:
@@ -110,12 +117,14 @@ def checkpoints_run_nothing() -> None:
             checkpoint["meta"].pop("config", None)
         return checkpoint
 
-    CheckpointLoader.load_checkpoint = classmethod(load_checkpoint)
-    CheckpointLoader.register_scheme("", load_from_local, force=True)
-    loading.load_url = load_url
+    changes.set(CheckpointLoader, "load_checkpoint", classmethod(load_checkpoint))
+    changes.set_item(CheckpointLoader._schemes, "", load_from_local)
+    changes.set(loading, "load_url", load_url)
     if hasattr(loading, "_safe_torch_load"):  # onedl-mmengine
-        loading._safe_torch_load = lambda file, map_location=None, *_: load_file(
-            file, map_location=map_location
+        changes.set(
+            loading,
+            "_safe_torch_load",
+            lambda file, map_location=None, *_: load_file(file, map_location=map_location),
         )
 
 

@@ -8,14 +8,17 @@ base it reads all of the package's metafiles, too, which takes longer than the c
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
+from mmengine.hub import hub
 from mmengine.registry import DefaultScope
 
 import dcnzoo.utils
+from dcnzoo.compat.patches import Changes
 
 
 def package_folder(package: str) -> Path | None:
@@ -44,22 +47,23 @@ def base_path(path: str, filename: str) -> tuple[str, str | None]:
     return str(file), "mmdet" if package == "dcnzoo" else package
 
 
-def inherit_from_packages() -> None:
-    """Teaches ``mmengine.config`` to find the configs of dcnzoo, and to be quick about MMDetection's."""
-    MODULE2PACKAGE["dcnzoo"] = "dcnzoo"
-    Config._get_cfg_path = staticmethod(base_path)
+def inherit_from_packages(changes: Changes) -> None:
+    """``mmengine.config`` finds the configs of dcnzoo, and MMDetection's without reading metafiles."""
+    changes.set_item(MODULE2PACKAGE, "dcnzoo", "dcnzoo")
+    changes.set(Config, "_get_cfg_path", staticmethod(base_path))
 
 
-def hub_finds_packages() -> None:
-    """``mmengine.hub.get_config`` and ``get_model`` for ``'dcnzoo::…'``, an editable one included."""
-    from mmengine.hub import hub
+def hub_packages(changes: Changes) -> None:
+    """``mmengine.hub.get_config`` and ``get_model`` take ``'dcnzoo::…'``, an editable one included."""
 
-    dcnzoo.utils.register_all_modules = register_all_modules  # get_model calls it in every package
-    if hasattr(hub, "_dcnzoo"):
-        return
-    hub._dcnzoo = install = hub.install_package  # applied
-    hub.install_package = lambda package: None if find_spec(package) else install(package)
-    hub.get_installed_path = lambda package: str(package_folder(package))
+    def install_package(install: Callable, package: str) -> None:
+        if find_spec(package) is None:
+            install(package)
+
+    # get_model calls it in every package
+    changes.set(dcnzoo.utils, "register_all_modules", register_all_modules)
+    changes.wrap(hub, "install_package", install_package)
+    changes.set(hub, "get_installed_path", lambda package: str(package_folder(package)))
 
 
 def register_all_modules(init_default_scope: bool = True) -> None:

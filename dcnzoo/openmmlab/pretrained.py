@@ -17,6 +17,7 @@ import mmengine
 from mmengine.runner import CheckpointLoader
 from mmengine.runner import checkpoint as loading
 
+from dcnzoo.compat.patches import Changes
 from dcnzoo.utils.errors import UserError
 
 _TABLES = {
@@ -28,19 +29,13 @@ _TABLES = {
 }
 
 
-def weights_by_name() -> None:
-    """``torchvision://resnet50`` imports torchvision, only to ask it for an address.
-
-    (``No module named 'torchvision'``, when a training begins.) mmengine has the addresses itself. A
-    name that no table has is a ``KeyError`` there; here it is an error with the closest names.
-    """
-    if getattr(loading.get_torchvision_models, "__wrapped__", None):
-        return
-    loading.get_torchvision_models = _without_torchvision(loading.get_torchvision_models)
-    for scheme in _TABLES:
-        load = CheckpointLoader._schemes.get(f"{scheme}://")
-        if load is not None:
-            CheckpointLoader.register_scheme(f"{scheme}://", _checked(load), force=True)
+def weights_by_name(changes: Changes) -> None:
+    """mmengine's own table has the addresses. A name that it has not is an error with the closest names."""
+    changes.wrap(loading, "get_torchvision_models", _without_torchvision)
+    schemes = CheckpointLoader._schemes
+    for scheme in (f"{name}://" for name in _TABLES):
+        if scheme in schemes:
+            changes.set_item(schemes, scheme, _checked(schemes[scheme]))
 
 
 class _TorchvisionModels(dict):
@@ -59,14 +54,10 @@ class _TorchvisionModels(dict):
         return self.ask()[name]
 
 
-def _without_torchvision(ask: Callable[[], Mapping[str, str]]) -> Callable[[], Mapping[str, str]]:
-    @functools.wraps(ask)
-    def get_torchvision_models() -> Mapping[str, str]:
-        table = Path(mmengine.__file__).parent / "hub" / "torchvision_0.12.json"
-        known = json.loads(table.read_text(encoding="utf-8"))
-        return _TorchvisionModels({name: url for name, url in known.items() if url}, ask)
-
-    return get_torchvision_models
+def _without_torchvision(ask: Callable[[], Mapping[str, str]]) -> Mapping[str, str]:
+    table = Path(mmengine.__file__).parent / "hub" / "torchvision_0.12.json"
+    known = json.loads(table.read_text(encoding="utf-8"))
+    return _TorchvisionModels({name: url for name, url in known.items() if url}, ask)
 
 
 def _checked(load: Callable) -> Callable:

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from dcnzoo.openmmlab.patches.distributed import train_sync_batch_norm_on_cpu
+
 
 @STRATEGIES.register_module()
 class FullyShardStrategy(DDPStrategy):
@@ -45,6 +47,8 @@ class FullyShardStrategy(DDPStrategy):
         model = self.convert_model(model).to(get_device())
         if not is_distributed():
             return model
+        if get_device() == "cpu":
+            train_sync_batch_norm_on_cpu(model)
         modules = [(module, {cls.__name__ for cls in type(module).__mro__}) for module in model.modules()]
         for name in self.shard:
             if not any(name in names for _, names in modules):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 
+from dcnzoo.compat.patches import Changes
 from dcnzoo.openmmlab.packages import inherit_from_packages, mim_folder
 from dcnzoo.zoo.index import Model
 
@@ -118,8 +119,9 @@ def _named(config: Path, text: str) -> Iterator[Path]:
 
 @functools.cache
 def _read(path: Path) -> Config:
-    inherit_from_packages()
-    return Config.fromfile(path, import_custom_modules=False)
+    with Changes() as changes:
+        inherit_from_packages(changes)
+        return Config.fromfile(path, import_custom_modules=False)
 
 
 def _operators(node: object, part: str) -> Iterator[tuple[str, str]]:

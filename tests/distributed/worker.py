@@ -29,6 +29,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dcnzoo import layers
 from dcnzoo.openmmlab.models.intern_image import InternImage
+from dcnzoo.openmmlab.patches.distributed import CpuSyncBatchNorm
 from dcnzoo.openmmlab.sharding import FullyShardStrategy
 
 RANK, PROCESSES = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -203,7 +204,7 @@ def sync_batch_norm(reference: bool) -> dict[str, object]:
         ("cumulative, no factors", dict(momentum=None, affine=False), (5,)),
         ("of the batch only", dict(track_running_stats=False, eps=0.1), ()),
     ):
-        layer = shaken(nn.SyncBatchNorm(3, dtype=torch.float64, **options))
+        layer = shaken(CpuSyncBatchNorm(3, dtype=torch.float64, **options))
         whole = torch.randn(sum(sizes), 3, *tail, dtype=torch.float64) * 3 + 2
         factor = torch.rand_like(whole)
         mine = slice(sum(sizes[:RANK]), sum(sizes[: RANK + 1]))

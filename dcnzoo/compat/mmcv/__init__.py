@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from functools import partial
 from importlib.machinery import ModuleSpec
 from importlib.util import spec_from_file_location
 from pathlib import Path
@@ -113,17 +114,34 @@ def use_dcnzoo_deform_conv() -> None:
     ``DeformConv2d``, ``ModulatedDeformConv2d`` and their functions, which several heads import past
     the registry, the deformable RoI pools, which RoI extractors look up in ``mmcv.ops`` by name, and
     ``MultiScaleDeformableAttention``, which DETRs import, find ``ext_module`` in their module at every call.
-    Compiled mmcv has no RoI pool for the CPU, and of attention a function in PyTorch, whose place is taken.
+    Compiled mmcv has no RoI pool for the CPU, and of attention a function in PyTorch, which is replaced too.
     """
     global _mmcv_devices
-    extension, compiled = importlib.import_module(f"{__name__}._ext"), compiled_extension()
+    compiled = compiled_extension()
     if compiled is not None:
         with_cuda = compiled.get_compiling_cuda_version() != "not available"
         _mmcv_devices = ("cpu", "cuda") if with_cuda else ("cpu",)
-    for name in patches.OPERATORS:
-        # not `import … as`: mmcv.ops has functions of the same names as its modules
-        module = importlib.import_module(f"mmcv.ops.{name}")
-        module.ext_module = extension if compiled is None else _ByDevice(name, extension, compiled)
+    reason = "mmcv-lite has no kernels, and a compiled mmcv slower ones for the CPU"
+    patches.add(
+        *(
+            patches.Patch(
+                name,
+                f"mmcv.ops.{name}.ext_module",
+                reason,
+                "mmcv 2.0 to 2.2",
+                partial(_replace_kernels, name),
+            )
+            for name in patches.OPERATORS
+        )
+    )
+
+
+def _replace_kernels(operator: str, changes: patches.Changes) -> None:
+    extension, compiled = importlib.import_module(f"{__name__}._ext"), compiled_extension()
+    # not `import … as`: mmcv.ops has functions of the same names as its modules
+    module = importlib.import_module(f"mmcv.ops.{operator}")
+    kernels = extension if compiled is None else _ByDevice(operator, extension, compiled)
+    changes.set(module, "ext_module", kernels)
     name = "multi_scale_deformable_attn_pytorch"
-    if not hasattr(getattr(module, name), "__wrapped__"):
-        setattr(module, name, extension.attention_in_place_of(getattr(module, name)))
+    if hasattr(module, name):
+        changes.set(module, name, extension.attention_in_place_of(getattr(module, name)))

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 import dcnzoo.ops
-from dcnzoo.compat import patches
 from dcnzoo.compat.mmcv import runs_on_dcnzoo
 from dcnzoo.compat.mmcv.deform_conv import as_read
 from dcnzoo.compat.mmcv.plain import boxes, features, losses, points, polygons, rois
@@ -327,7 +326,7 @@ def _attends_on(device: torch.device) -> bool:
     """Elsewhere mmcv's function in PyTorch, which runs everywhere, stays."""
     name = "multi_scale_deform_attn"
     has_kernels = device.type == "cpu" or (device.type == "cuda" and dcnzoo.ops.with_cuda())
-    return has_kernels and patches.enabled(name) and runs_on_dcnzoo(name, device)
+    return has_kernels and runs_on_dcnzoo(name, device)
 
 
 def attention_in_place_of(plain: Callable) -> Callable:

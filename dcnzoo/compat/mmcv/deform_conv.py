@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dcnzoo import layers, ops
+from dcnzoo.compat import patches
 from dcnzoo.layers.offsets import (
     OffsetConv2d,
     TracksOffsets,
@@ -310,13 +311,26 @@ def _rename_old_offsets(parent: nn.Module, state_dict: dict[str, Tensor], prefix
 
 
 def _load_old_names_in(parent: nn.Module, name: str, child: nn.Module | None) -> None:
-    # A loader shows a layer only the keys below its own name, so that the old one, beside it, has to be
-    # renamed by its parent, whoever that is. (In mmcv 2.1 the layer tries, and finds nothing.)
     if isinstance(child, OffsetPack):
         parent.register_load_state_dict_pre_hook(_rename_old_offsets)
 
 
-nn.modules.module.register_module_module_registration_hook(_load_old_names_in)
+def _hook_registrations(changes: patches.Changes) -> None:
+    # torch's and mmengine's loaders show a layer only the keys below its own name. The old key lies beside
+    # it, so the parent has to rename it, and only this hook knows the parent.
+    hook = nn.modules.module.register_module_module_registration_hook(_load_old_names_in)
+    changes.callback(hook.remove)
+
+
+patches.add(
+    patches.Patch(
+        "legacy_offset_names",
+        target="torch.nn.Module, a hook on the registration of dcnzoo's layers in others",
+        reason="conv2_offset.weight of checkpoints from before mmcv 1.0 is not loaded",
+        versions="mmcv 2.1.0",
+        change=_hook_registrations,
+    )
+)
 
 
 class DeformConv2dPack(OffsetPack, DeformConv2d):

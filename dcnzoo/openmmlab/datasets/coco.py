@@ -20,6 +20,7 @@ from mmdet.registry import DATASETS, METRICS
 from mmengine.fileio import get_local_path
 from mmengine.logging import print_log
 
+from dcnzoo.compat import patches
 from dcnzoo.data.check import OF_MASKS, Problem, as_error, check_coco, wrong_with_classes
 from dcnzoo.data.conversion import short
 from dcnzoo.utils.errors import UserError, printable
@@ -108,7 +109,7 @@ class CheckedCOCO(COCO):
         return super().get_cat_ids(cat_names, *args, **kwargs)
 
 
-@METRICS.register_module(force=True)
+@patches.replace(METRICS, "reads its file as dcnzoo's CocoDataset does")
 class CocoMetric(coco_metric.CocoMetric):
     """MMDetection's, in its place in the registry: it reads its file as :class:`CheckedCOCO` does."""
 
@@ -122,7 +123,7 @@ class CocoMetric(coco_metric.CocoMetric):
                 self._coco_api = CheckedCOCO(path, masks, compared=masks and not self.format_only, quiet=True)
 
 
-@DATASETS.register_module(force=True)
+@patches.replace(DATASETS, "says what is wrong with an annotation file")
 class CocoDataset(coco.CocoDataset):
     """MMDetection's, in its place in the registry.
 

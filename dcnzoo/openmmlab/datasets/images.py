@@ -4,8 +4,8 @@ an error.
 MMDetection stops at the first, with a traceback from a worker, in whichever hour of the training that is.
 """
 
-import functools
 import logging
+from collections.abc import Callable
 
 import cv2
 import torch
@@ -15,28 +15,24 @@ from mmengine.dataset import BaseDataset
 from mmengine.fileio import exists
 from mmengine.logging import print_log
 
+from dcnzoo.compat.patches import Changes
 from dcnzoo.utils.errors import UserError, printable
 
 # A side this many times the other may be less than half a pixel when an image is resized.
 _NARROW = 100
 
 
-def pass_over_unreadable_images() -> None:
+def skip_unreadable_images(changes: Changes) -> None:
     """In every data set of MMDetection's."""
-    if BaseDetDataset.prepare_data is BaseDataset.prepare_data:
-        BaseDetDataset.prepare_data = prepare_data
-        BaseDetDataset.full_init = _with_marks(BaseDetDataset.full_init)
 
-
-def _with_marks(full_init):
-    @functools.wraps(full_init)
-    def wrapper(self) -> None:
-        full_init(self)
+    def full_init(load: Callable, self: BaseDetDataset) -> None:
+        load(self)
         if not self.test_mode:
             # which images cannot be read, one byte each; every worker sees what the others found
             self.unreadable = torch.zeros(len(self), dtype=torch.uint8).share_memory_()
 
-    return wrapper
+    changes.set(BaseDetDataset, "prepare_data", prepare_data)
+    changes.wrap(BaseDetDataset, "full_init", full_init)
 
 
 def prepare_data(self: BaseDetDataset, idx: int) -> dict | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from typing import Any
-from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +22,7 @@ from mmengine.config import ConfigDict
 from torch import Tensor, nn
 from torch.export import Dim
 
+from dcnzoo.compat.patches import Changes
 from dcnzoo.export.exporters import export_onnx
 from dcnzoo.export.picture import CLIPS
 from dcnzoo.export.postprocess import (
@@ -597,13 +597,12 @@ class DeformableDetr(Detr):
             raise ValueError("DeformableDETR: as_two_stage: expected False, got True")
 
     def forward(self, images: Tensor, img_shape: Tensor) -> tuple[Tensor, Tensor]:
-        with (
+        with Changes() as changes:
             # mmcv's own compares sizes and cuts the levels out, which makes constants of them
-            patch.object(MultiScaleDeformableAttention, "forward", attend),
+            changes.set(MultiScaleDeformableAttention, "forward", attend)
             # of MMDetection's three limits in a row the exporter's optimiser loses one
-            patch.object(deformable_detr_layers, "inverse_sigmoid", logit),
-            patch.object(deformable_detr_head, "inverse_sigmoid", logit),
-        ):
+            changes.set(deformable_detr_layers, "inverse_sigmoid", logit)
+            changes.set(deformable_detr_head, "inverse_sigmoid", logit)
             return super().forward(images, img_shape)
 
     def transformed(self, features: tuple[Tensor, ...], images: Tensor, img_shape: Tensor) -> dict:
@@ -628,7 +627,8 @@ class DeformableDetr(Detr):
         )
         place = place[:, :, None] * valid[:, None]
         # mmcv's own compares sizes and cuts the levels out, which makes constants of them
-        with patch.object(MultiScaleDeformableAttention, "forward", attend):
+        with Changes() as changes:
+            changes.set(MultiScaleDeformableAttention, "forward", attend)
             for layer in detector.encoder.layers:
                 memory = layer(
                     query=memory,

@@ -6,7 +6,6 @@ import struct
 import zipfile
 from hashlib import sha256
 from pathlib import Path
-from unittest import mock
 
 from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.fileio import LocalBackend, register_backend
@@ -14,6 +13,7 @@ from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
+from dcnzoo.compat.patches import Changes
 from dcnzoo.utils.errors import UserError, disk_is_full
 from dcnzoo.utils.files import write_bytes
 
@@ -234,7 +234,8 @@ class AtomicCheckpointHook(CheckpointHook):
             return
         before, last, outdated = self._best_paths(), self.last_ckpt, []
         self.last_ckpt = None  # the parent does not write it then
-        with mock.patch.object(self.file_backend, "remove", outdated.append):
+        with Changes() as changes:
+            changes.set(self.file_backend, "remove", outdated.append)
             super()._save_best_checkpoint(runner, metrics)
         self.last_ckpt = last
         for path in set(outdated) - self._best_paths():

@@ -18,7 +18,7 @@
 
 - mmpretrain's ResNets take ``dcn=True`` too (:mod:`dcnzoo.openmmlab.models.mmpretrain`).
 
-Each replacement can be switched off: :mod:`dcnzoo.compat.patches`.
+Each replacement can be undone and switched off: :mod:`dcnzoo.compat.patches`.
 
 Needs mmengine and mmcv or mmcv-lite. Without mmdet or mmpretrain, what builds on them is left out.
 """
@@ -41,7 +41,7 @@ from dcnzoo.openmmlab.models.deform_roi_pool import (
 from dcnzoo.openmmlab.models.intern_image import FlashInternImage, InternImage
 from dcnzoo.openmmlab.models.layer_decay import CustomLayerDecayOptimizerConstructor
 from dcnzoo.openmmlab.models.ms_deform_attn import MultiScaleDeformableAttention
-from dcnzoo.openmmlab.patches import apply as mend_openmmlab
+from dcnzoo.openmmlab.patches import apply as apply_patches
 
 __all__ = [
     "DCN",
@@ -60,7 +60,6 @@ __all__ = [
 ]
 
 use_dcnzoo_deform_conv()
-mend_openmmlab()
 
 if find_spec("mmdet"):
     from dcnzoo.openmmlab.models.backbones import (
@@ -81,3 +80,5 @@ if find_spec("mmdet"):
 if find_spec("mmpretrain"):
     with suppress(ImportError):  # one that cannot be imported here, as mmdet does
         import_module("dcnzoo.openmmlab.models.mmpretrain")
+
+apply_patches()

@@ -45,7 +45,7 @@ class _WithDCN:
         return super().make_res_layer(block=block, dcn=dcn, **kwargs)
 
 
-@patches.replace(MODELS)
+@patches.replace(MODELS, "takes dcn and stage_with_dcn")
 class ResNet(_WithDCN, resnet.ResNet):
     """MMDetection's ResNet; ``depth`` can also be 14 or 26: Bottlenecks, one or two to a stage."""
 
@@ -56,32 +56,32 @@ class ResNet(_WithDCN, resnet.ResNet):
     }
 
 
-@patches.replace(MODELS)
+@patches.replace(MODELS, "takes dcn and stage_with_dcn")
 class ResNetV1d(_WithDCN, resnet.ResNetV1d):
     arch_settings = ResNet.arch_settings
 
 
-@patches.replace(MODELS)
+@patches.replace(MODELS, "takes dcn and stage_with_dcn")
 class ResNeXt(_WithDCN, resnext.ResNeXt):
     pass
 
 
-@patches.replace(MODELS)
+@patches.replace(MODELS, "takes dcn and stage_with_dcn")
 class Res2Net(_WithDCN, res2net.Res2Net):
     pass
 
 
-@patches.replace(MODELS)
+@patches.replace(MODELS, "takes dcn and stage_with_dcn")
 class ResNeSt(_WithDCN, resnest.ResNeSt):
     pass
 
 
-@patches.replace(MODELS)
+@patches.replace(MODELS, "takes dcn and stage_with_dcn")
 class RegNet(_WithDCN, regnet.RegNet):
     pass
 
 
-@patches.replace(MODELS)
+@patches.replace(MODELS, "takes dcn and stage_with_dcn")
 class TridentResNet(_WithDCN, trident_resnet.TridentResNet):
     """MMDetection's, with ``dcn`` in c3.
 
@@ -100,7 +100,7 @@ class TridentResNet(_WithDCN, trident_resnet.TridentResNet):
         super().__init__(*args, dcn=dcn, stage_with_dcn=stage_with_dcn, **kwargs)
 
 
-@patches.replace(MODELS)
+@patches.replace(MODELS, "takes dcn and stage_with_dcn")
 class HRNet(hrnet.HRNet):
     """MMDetection's, with ``dcn`` in the blocks of stages 2 to 4, all branches; ``stage_with_dcn``
     chooses others. (Stages 1 to 4, not c2 to c5: from stage to stage a branch is added.)

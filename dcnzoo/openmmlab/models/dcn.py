@@ -84,7 +84,7 @@ def deformable_like(conv: nn.Conv2d, dcn: dict) -> nn.Module:
     )
 
 
-@patches.replace(MODELS)
+@patches.replace(MODELS, "dcnzoo's operator; any batch, offset_limit, statistics of offsets")
 class DCN(OffsetPack, DeformConv2dPack):
     """Deformable convolution v1 (Dai et al. 2017): mmcv's ``DeformConv2dPack``.
 
@@ -126,7 +126,7 @@ class DCN(OffsetPack, DeformConv2dPack):
         return output if self.bias is None else output + self.bias[:, None, None].to(output.dtype)
 
 
-@patches.replace(MODELS)
+@patches.replace(MODELS, "dcnzoo's operator; any batch, offset_limit, statistics of offsets")
 class DCNv2(OffsetPack, ModulatedDeformConv2dPack):
     """Deformable convolution v2 (Zhu et al. 2019): mmcv's ``ModulatedDeformConv2dPack``.
 

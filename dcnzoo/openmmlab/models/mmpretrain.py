@@ -30,31 +30,31 @@ class _WithDCN:
         self._freeze_stages()  # again: what is new in them, too
 
 
-@patches.replace(MODELS)
+@patches.replace(MODELS, "takes dcn and stage_with_dcn")
 class ResNet(_WithDCN, resnet.ResNet):
     pass
 
 
-@patches.replace(MODELS)
+@patches.replace(MODELS, "takes dcn and stage_with_dcn")
 class ResNetV1c(_WithDCN, resnet.ResNetV1c):
     pass
 
 
-@patches.replace(MODELS)
+@patches.replace(MODELS, "takes dcn and stage_with_dcn")
 class ResNetV1d(_WithDCN, resnet.ResNetV1d):
     pass
 
 
-@patches.replace(MODELS)
+@patches.replace(MODELS, "takes dcn and stage_with_dcn")
 class ResNeXt(_WithDCN, resnext.ResNeXt):
     pass
 
 
-@patches.replace(MODELS)
+@patches.replace(MODELS, "takes dcn and stage_with_dcn")
 class SEResNet(_WithDCN, seresnet.SEResNet):
     pass
 
 
-@patches.replace(MODELS)
+@patches.replace(MODELS, "takes dcn and stage_with_dcn")
 class SEResNeXt(_WithDCN, seresnext.SEResNeXt):
     pass

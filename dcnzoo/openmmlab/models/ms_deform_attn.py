@@ -16,7 +16,7 @@ from dcnzoo.compat.mmcv import largest_step, runs_on_dcnzoo
 
 
 # mmcv's class is a base too, because MMDetection's detectors look for it when they initialise.
-@patches.replace(MODELS)
+@patches.replace(MODELS, "dcnzoo's operator, with statistics of offsets")
 class MultiScaleDeformableAttention(layers.MultiScaleDeformableAttention, MmcvAttention):
     """mmcv's ``MultiScaleDeformableAttention``: :class:`dcnzoo.layers.MultiScaleDeformableAttention` with a
     dropout and a shortcut.

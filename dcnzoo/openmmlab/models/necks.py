@@ -30,11 +30,11 @@ class _WithDCN:
                 module.conv = deformable_like(module.conv, dcn)
 
 
-@patches.replace(MODELS)
+@patches.replace(MODELS, "takes dcn")
 class FPN(_WithDCN, necks.FPN):
     pass
 
 
-@patches.replace(MODELS)
+@patches.replace(MODELS, "takes dcn")
 class PAFPN(_WithDCN, necks.PAFPN):
     output_convs = ("fpn_convs", "pafpn_convs")

@@ -1,0 +1,154 @@
+"""Models and their optimizers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import mmcv.ops
+import torch
+from mmengine.config import ConfigDict
+from mmengine.optim import DefaultOptimWrapperConstructor
+from torch import Tensor, nn
+
+from dcnzoo.compat.patches import Changes
+from dcnzoo.layers.offsets import OFFSET_PREDICTORS
+
+# mmdet is optional: the functions that patch it import it.
+
+
+def offset_lr_mult(changes: Changes) -> None:
+    """Convolutions of :mod:`dcnzoo.layers` that predict offsets or masks have ``dcn_offset_lr_mult`` too.
+
+    As for mmcv's, ``custom_keys`` that name a parameter take precedence.
+    """
+
+    def add_params(
+        original: Callable,
+        self: DefaultOptimWrapperConstructor,
+        params: list[dict],
+        module: nn.Module,
+        prefix: str = "",
+        is_dcn_module: object = None,
+    ) -> None:
+        before = len(params)
+        original(self, params, module, prefix, is_dcn_module)
+        factor = self.paramwise_cfg.get("dcn_offset_lr_mult")
+        if factor is None or not isinstance(module, OFFSET_PREDICTORS):
+            return
+        names = {id(parameter): f"{prefix}.{name}" for name, parameter in module.named_parameters()}
+        for group in params[before:]:
+            name = names[id(group["params"][0])]
+            if not any(key in name for key in self.paramwise_cfg.get("custom_keys", {})):
+                group["lr"] = self.base_lr * factor
+
+    changes.wrap(DefaultOptimWrapperConstructor, "add_params", add_params)
+
+
+def roi_align_without_torchvision(changes: Changes) -> None:
+    """torchvision's RoIAlign is mmcv's, with averages whatever ``pool_mode`` says."""
+
+    def construct(original: Callable, self: mmcv.ops.RoIAlign, *args: object, **kwargs: object) -> None:
+        original(self, *args, **kwargs)
+        if self.use_torchvision:
+            self.use_torchvision, self.pool_mode = False, "avg"
+
+    changes.wrap(mmcv.ops.RoIAlign, "__init__", construct)
+
+
+def mm_sync_batch_norm(changes: Changes) -> None:
+    """In one process, its group has size 1; mmengine then reverts it to BatchNorm, as ``SyncBN``."""
+
+    def construct(original: Callable, self: nn.Module, *args: object, **kwargs: object) -> None:
+        with Changes() as during_construction:
+            if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+                during_construction.set(torch.distributed, "get_world_size", lambda group=None: 1)
+            original(self, *args, **kwargs)
+
+    changes.wrap(mmcv.ops.SyncBatchNorm, "__init__", construct)
+
+
+def ssd_head_has_no_loss_cls() -> bool:
+    from mmdet.models import SSDHead
+
+    return not hasattr(SSDHead, "loss_cls")
+
+
+def ssd_head(changes: Changes) -> None:
+    from mmdet.models import SSDHead
+
+    changes.set(SSDHead, "loss_cls", None)
+
+
+def cascade_rpn_head(changes: Changes) -> None:
+    """An RPN has one class, and samples where ``train_cfg`` has a sampler: ``sampling`` has no meaning."""
+    from mmdet.models import CascadeRPNHead
+
+    def construct(original: Callable, self: CascadeRPNHead, *args: object, **kwargs: object) -> None:
+        if not args:
+            kwargs.setdefault("num_classes", 1)
+        if "stages" in kwargs:
+            stages = ({k: v for k, v in stage.items() if k != "sampling"} for stage in kwargs["stages"])
+            kwargs["stages"] = [ConfigDict(stage) for stage in stages]
+        original(self, *args, **kwargs)
+
+    changes.wrap(CascadeRPNHead, "__init__", construct)
+
+
+def teacher_config(changes: Changes) -> None:
+    """``teacher_config='configs/gfl/….py'`` is looked for in the installed mmdet too."""
+    import mmdet
+    from mmdet.models import KnowledgeDistillationSingleStageDetector as Detector
+
+    def construct(original: Callable, self: Detector, *args: object, **kwargs: object) -> None:
+        teacher = kwargs.get("teacher_config")
+        if isinstance(teacher, str | Path) and not Path(teacher).is_file():
+            installed = Path(mmdet.__file__).parent / ".mim" / teacher
+            if installed.is_file():
+                kwargs["teacher_config"] = installed
+        original(self, *args, **kwargs)
+
+    changes.wrap(Detector, "__init__", construct)
+
+
+def masks_outside_the_image_fail() -> bool:
+    from mmdet.models.roi_heads.mask_heads import fcn_mask_head
+
+    try:
+        for box in ([-9.0, 1.0, -5.0, 3.0], [1.0, 9.0, 3.0, 4.0]):
+            fcn_mask_head._do_paste_mask(torch.ones(1, 1, 2, 2), torch.tensor([box]), 12, 12)
+    except RuntimeError:
+        return True
+    return False
+
+
+def masks_outside_the_image(changes: Changes) -> None:
+    """Outside there is nothing to paste; into an inverted box the mask is pasted flipped, as on a GPU.
+
+    (``upper bound and lower bound inconsistent with step sign``: without a GPU only the boxes' region is
+    computed, and it ends before it begins.)
+    """
+    from mmdet.models.roi_heads.mask_heads import fcn_mask_head
+
+    def paste_inside(
+        paste: Callable,
+        masks: Tensor,  # [N, 1, H, W]
+        boxes: Tensor,  # [N, 4], x1, y1, x2, y2
+        img_h: int,
+        img_w: int,
+        skip_empty: bool = True,
+    ) -> tuple[Tensor, tuple[slice, ...]]:
+        if not skip_empty:
+            return paste(masks, boxes, img_h, img_w, skip_empty)
+        corners = boxes.view(-1, 2, 2)
+        low, high = corners.amin(1), corners.amax(1)
+        first = (low.amin(0).floor() - 1).clamp(min=0)
+        end = (high.amax(0).ceil() + 1).minimum(boxes.new_tensor((img_w, img_h)))
+        if not (first < end).all():
+            return masks.new_zeros(len(masks), 0, 0), (slice(0, 0), slice(0, 0))
+        inverted = (corners[:, 0] > corners[:, 1])[..., None, None, None]  # [N, 2, 1, 1, 1], in x, in y
+        masks = torch.where(inverted[:, 0], masks.flip(3), masks)
+        masks = torch.where(inverted[:, 1], masks.flip(2), masks)
+        return paste(masks, torch.cat([low, high], 1), img_h, img_w, skip_empty)
+
+    changes.wrap(fcn_mask_head, "_do_paste_mask", paste_inside)
