@@ -24,7 +24,7 @@ from mmengine.hooks import EMAHook
 from mmengine.model import BaseTTAModel
 
 from dcnzoo import cli
-from dcnzoo.data import CLASSES
+from dcnzoo.data.shapes import CLASSES
 from dcnzoo.openmmlab.loading import LoadCheckpointHook
 from dcnzoo.openmmlab.weights import CheckpointError
 from dcnzoo.utils.errors import UserError
