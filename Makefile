@@ -174,13 +174,19 @@ audit: setup $(AUDIT)/.installed  ## security: our code (bandit), and known hole
 	$(AUDIT)/bin/bandit --quiet --configfile pyproject.toml --recursive dcnzoo tools docs setup.py
 	$(AUDIT)/bin/pip-audit --strict --skip-editable --path $$($(RUN) $(SITE)) $(ARGS)
 
-lint: setup  ## style, as CI checks it
+CPP := $(OPS) $(shell find tests -name '*.cpp' -o -name '*.h')
+lint: setup  ## style, imports, types and shell scripts
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(VENV)/bin/clang-format --dry-run --Werror $(CPP)
+	$(VENV)/bin/lint-imports --no-cache
+	$(RUN) -m mypy
+	$(VENV)/bin/shellcheck --external-sources --source-path=SCRIPTDIR .ci/run tools/*.sh
 
 format: setup  ## apply the style
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
+	$(VENV)/bin/clang-format -i $(CPP)
 
 wheel: setup  ## dist/*.whl, one for every Python from 3.10 and torch from 2.10 on
 	$(PIP) wheel --no-build-isolation --no-deps -w dist .

@@ -20,7 +20,8 @@ from dcnzoo.utils.errors import UserError
 
 from .test_import import OPENMMLAB, run
 
-MODULES = sorted(module.name for module in pkgutil.iter_modules(dcnzoo.cli.__path__))
+NAMES = sorted(module.name for module in pkgutil.iter_modules(dcnzoo.cli.__path__))
+MODULES = [name for name in NAMES if not name.startswith("_")]
 DOORS = [
     name
     for name in MODULES

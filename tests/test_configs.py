@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from dcnzoo.data import CLASSES, ShapesSpec, make_shapes
+from dcnzoo.data.shapes import CLASSES, ShapesSpec, make_shapes
 
 # isort: split
 from mmdet.registry import MODELS

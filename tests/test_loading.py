@@ -25,7 +25,7 @@ from mmengine.hooks import EMAHook
 from mmengine.model import BaseTTAModel
 
 from dcnzoo import cli
-from dcnzoo.data import CLASSES
+from dcnzoo.data.shapes import CLASSES
 from dcnzoo.openmmlab.loading import LoadCheckpointHook
 from dcnzoo.openmmlab.runner import build_runner
 from dcnzoo.openmmlab.weights import CheckpointError

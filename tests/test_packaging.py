@@ -286,6 +286,9 @@ def test_what_a_wheel_has(wheel):
         assert line in metadata.splitlines()
     assert "dcnzoo = dcnzoo.cli:main" in contents[f"{info}/entry_points.txt"].decode()
     assert {name.partition("/")[0] for name in contents} == {"dcnzoo", info}
+    package = ROOT / "dcnzoo"
+    templates = {f"dcnzoo/{path.relative_to(package)}" for path in package.rglob("*.html")}
+    assert templates | {"dcnzoo/py.typed", "dcnzoo/ops/fused/configs.json"} <= set(contents)
     here = [os.fsencode(path) for path in (ROOT, wheel.parent, sys.prefix)]
     assert [name for name, content in contents.items() if any(path in content for path in here)] == []
 

@@ -24,7 +24,7 @@ from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
-from dcnzoo.data import ShapesSpec, make_shapes
+from dcnzoo.data.shapes import ShapesSpec, make_shapes
 from dcnzoo.openmmlab.hooks.offset_statistics import COLUMNS
 from dcnzoo.report import Instances, page, trace_sampling
 from dcnzoo.report.detector import Detector

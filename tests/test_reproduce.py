@@ -19,7 +19,7 @@ from mmdet.models.detectors.base import BaseDetector
 from mmdet.registry import MODELS
 from mmengine.structures import InstanceData
 
-from dcnzoo.data import ShapesSpec, make_shapes
+from dcnzoo.data.shapes import ShapesSpec, make_shapes
 from dcnzoo.utils.lock import lock_work_dir
 
 from .zoo.conftest import entry, package  # noqa: F401  a fixture

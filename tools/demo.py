@@ -32,12 +32,12 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 from rich.table import Table
 
-from dcnzoo.data import ShapesSpec, make_shapes
-from dcnzoo.openmmlab.hooks.progress import make_progress
+from dcnzoo.data.shapes import ShapesSpec, make_shapes
 from dcnzoo.report.history import History
 from dcnzoo.report.report import TrainedRun, by_label, load_detectors, render_runs, summary
 from dcnzoo.report.write import footer
 from dcnzoo.utils.files import write_text
+from dcnzoo.utils.progress import make_progress
 
 ROOT = Path(__file__).resolve().parent.parent
 ARMS = {

@@ -25,9 +25,9 @@ from rich.table import Table
 
 from dcnzoo.cli._arguments import add_model_arguments, load_model
 from dcnzoo.cli._images import read_image, require_images
-from dcnzoo.openmmlab.hooks.progress import make_progress
 from dcnzoo.report import Instances, plot_detections
 from dcnzoo.utils.files import write_bytes, write_text
+from dcnzoo.utils.progress import make_progress
 
 
 def parse_args() -> argparse.Namespace:

@@ -3,7 +3,7 @@
 import argparse
 import dataclasses
 
-from dcnzoo.data import ShapesSpec, make_shapes
+from dcnzoo.data.shapes import ShapesSpec, make_shapes
 from dcnzoo.utils.errors import UserError, command
 
 

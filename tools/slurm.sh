@@ -1,4 +1,5 @@
-# What slurm_train.sh and slurm_test.sh share; sourced, not run.
+# Functions that slurm_train.sh and slurm_test.sh source.
+# shellcheck shell=bash
 
 # launch PARTITION JOB_NAME SCRIPT [its arguments]: a task per GPU
 launch() {

@@ -7,7 +7,7 @@ One network, two operators: DCNv3 in InternImage (Wang et al. 2023), DCNv4 in Fl
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -191,7 +191,7 @@ class InternImage(nn.Module):
         ValueError: arguments that do not fit together.
     """
 
-    operator: ClassVar[type[nn.Module]] = DCNv3
+    operator: ClassVar[type[DCNv3 | DCNv4]] = DCNv3
 
     def __init__(
         self,
@@ -289,8 +289,8 @@ class InternImage(nn.Module):
     def _refuse(self, argument: str, expected: str, given: object) -> None:
         raise ValueError(f"{type(self).__name__}: {argument}: expected {expected}, got {given}")
 
-    def _operator(self, **arguments: object) -> nn.Module:
-        return DCNv3(**arguments)
+    def _operator(self, act_layer: str, norm_layer: str, **arguments: Any) -> nn.Module:
+        return DCNv3(act_layer=act_layer, norm_layer=norm_layer, **arguments)
 
     def _mlp(self, channels: int, hidden: int, act_layer: str, drop: float) -> nn.Module:
         return MLP(channels, hidden, act_layer, drop, bias=True)
@@ -327,7 +327,8 @@ class InternImage(nn.Module):
             if i in self.out_indices:
                 outputs.append(x.permute(0, 3, 1, 2).contiguous())
             if level.downsample is not None:
-                x = level.downsample(x)
+                # mypy: the items of a ModuleList have no type of their own
+                x = level.downsample(x)  # type: ignore[operator]
         return tuple(outputs)
 
 
@@ -350,13 +351,13 @@ class FlashInternImage(InternImage):
         offset_scale: float = 0.5,
         mlp_fc2_bias: bool = False,
         dcn_output_bias: bool = False,
-        **options: object,
+        **options: Any,
     ) -> None:
         self.mlp_fc2_bias = mlp_fc2_bias
         self.dcn_output_bias = dcn_output_bias
         super().__init__(core_op, offset_scale=offset_scale, **options)
 
-    def _operator(self, act_layer: str, norm_layer: str, **arguments: object) -> nn.Module:
+    def _operator(self, act_layer: str, norm_layer: str, **arguments: Any) -> nn.Module:
         return DCNv4(**arguments, output_bias=self.dcn_output_bias)
 
     def _mlp(self, channels: int, hidden: int, act_layer: str, drop: float) -> nn.Module:

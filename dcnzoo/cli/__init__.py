@@ -1,8 +1,8 @@
 """The command ``dcnzoo``, also ``python -m dcnzoo``.
 
-Every module of this folder is a subcommand, found by its name and imported when it is called or
-listed: a ``click`` command or group called ``command``. Its imports at the top are light; what takes
-time, torch and OpenMMLab included, is imported where it is used.
+Every module of this folder is a subcommand, except those whose names begin with an underscore. It defines
+``command``, a ``click`` command or group, and is imported when it is called or listed. Its imports at the top
+are light; slow ones, such as torch and OpenMMLab, are inside the functions that use them.
 """
 
 import ast
@@ -23,7 +23,8 @@ class Commands(click.Group):
     """The modules of this folder."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(__path__))
+        names = (module.name for module in pkgutil.iter_modules(__path__))
+        return sorted(name.replace("_", "-") for name in names if not name.startswith("_"))
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in self.list_commands(ctx):
@@ -40,8 +41,8 @@ class Commands(click.Group):
 
 # in the repository a link to tools/, in an installed package the folder itself
 TOOLS = Path(__file__).parents[1] / ".mim" / "tools"
-# what tools call that adds arguments to theirs
-SHARED = [Path(__file__).parents[1] / "engine" / name for name in ("cli.py", "inference.py")]
+# functions that add arguments to those of a tool
+SHARED = Path(__file__).with_name("_arguments.py")
 
 
 class Door(click.Command):
@@ -57,8 +58,7 @@ def options_of(script: Path) -> list[str]:
     """The long options of a tool, read from its source: to import it takes longer than anybody waits."""
     shared = {
         node.name: node
-        for path in SHARED
-        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        for node in ast.parse(SHARED.read_text(encoding="utf-8")).body
         if isinstance(node, ast.FunctionDef)
     }
     found, scanned = ["--help"], set()

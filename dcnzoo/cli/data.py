@@ -239,7 +239,7 @@ def _steps() -> Iterator[Callable[[int, int], None]]:
     """A bar on a terminal."""
     from rich.console import Console
 
-    from dcnzoo.openmmlab.hooks.progress import make_progress
+    from dcnzoo.utils.progress import make_progress
 
     console = Console(stderr=True)
     with make_progress(console, disable=not console.is_terminal, transient=True) as progress:

@@ -8,7 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 
@@ -222,10 +222,12 @@ def fix(report: Report, out: str | Path) -> dict[str, Counter]:
                 f"got {KINDS[problem.kind][0]}"
             )
     content = copy.deepcopy(report.content)
-    done = {"images": Counter(), "annotations": Counter()}
+    done: dict[str, Counter] = {"images": Counter(), "annotations": Counter()}
     remedies: dict[tuple[str, int], set[str]] = {}
     for problem in report.problems:
-        remedies.setdefault(problem.place, set()).add(KINDS[problem.kind][1])
+        remedy = KINDS[problem.kind][1]
+        if problem.place is not None and remedy is not None:
+            remedies.setdefault(problem.place, set()).add(remedy)
     kept_images = []
     for index, image in enumerate(content["images"]):
         if "dropped" in remedies.get(("images", index), ()):
@@ -279,7 +281,7 @@ class _Checker:
         self.problems.append(Problem(kind, where, text, place, kind in STOPS if stops is None else stops))
 
     def check_categories(self, classes: Sequence[str] | None) -> None:
-        names: list[str] = []
+        names: list[Any] = []  # texts, where the file has no problem
         for index, entry in enumerate(self.content.get("categories", ())):
             where = f"categories[{index}]"
             if not isinstance(entry, dict) or not _is_id(entry.get("id")):
@@ -312,10 +314,10 @@ class _Checker:
             if number in self.sizes:
                 text = f"id: expected one of its own, got {number} again"
                 self.add("duplicate-image-id", where, text, place)
-            size, name = (entry.get("width"), entry.get("height")), entry.get("file_name")
-            whole = all(map(_is_side, size))
-            self.sizes[number] = size if whole else None
-            for key, side in zip(("width", "height"), size, strict=True):
+            name, width, height = (entry.get(key) for key in ("file_name", "width", "height"))
+            size = (width, height) if _is_side(width) and _is_side(height) else None
+            self.sizes[number] = size
+            for key, side in (("width", width), ("height", height)):
                 if not _is_side(side):
                     text = f"{key}: expected an integer from 1 to {FAR:,}, got {short(side)}"
                     self.add("image-entry", where, text, place)
@@ -327,7 +329,7 @@ class _Checker:
                 self.add("duplicate-file-name", where, text, place)
             file_names.add(name)
             if folder is not None:
-                self._check_file(folder / name, size if whole else None, where, place)
+                self._check_file(folder / name, size, where, place)
             step(index + 1, len(entries))
 
     def _check_file(
@@ -424,7 +426,7 @@ class _Checker:
         if far or not inside:
             bounds = f"{size[0]} × {size[1]}" if size else f"{FAR:,} × {FAR:,}"
             text = f"bbox: expected a box inside of {bounds} pixels, got {short(box)}"
-            if far or not _overlaps(_corners(box), size):
+            if far or size is None or not _overlaps(_corners(box), size):
                 self.add("box", where, text, place, stops=far)  # nothing would be left, or it is no position
                 return False
             self.add("box-outside", where, text, place)
@@ -439,7 +441,7 @@ class _Checker:
             return []  # a box is enough for a detector
         if isinstance(mask, dict):
             problem, area = _read_rle(mask, size)
-            if problem:
+            if problem or area is None:
                 self.add("rle", where, f"segmentation: {problem}", place, stops=area is None)
                 return None
             return [area]
@@ -603,9 +605,10 @@ def _is_id(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_side(value: object) -> bool:
-    whole = _is_id(value) or (isinstance(value, float) and value.is_integer())
-    return whole and 1 <= value <= FAR
+def _is_side(value: object) -> TypeGuard[int]:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return 1 <= value <= FAR and float(value).is_integer()
 
 
 def _are_numbers(values: list) -> bool:

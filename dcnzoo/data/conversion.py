@@ -12,7 +12,7 @@ import reprlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TypeGuard
 
 import numpy as np
 import shapely
@@ -32,7 +32,7 @@ FAR = 1_000_000  # pixels
 _ORIENTATION = 0x0112
 _SHOWN = 20
 
-Polygon = Sequence[tuple[float, float]]
+Polygon = Sequence[tuple[float, float]] | np.ndarray  # [points, 2], (x, y)
 Step = Callable[[int, int], None]  # done, of how many
 
 
@@ -159,9 +159,9 @@ class Conversion:
         if file_name in self._images:
             raise Refused(f"expected each image once, got {file_name} again")
         width, height = size
-        entry = {"id": len(self._images) + 1, "file_name": file_name, "width": width, "height": height}
-        self._images[file_name] = entry
-        return entry["id"]
+        number = len(self._images) + 1
+        self._images[file_name] = {"id": number, "file_name": file_name, "width": width, "height": height}
+        return number
 
     def add_extracted(self, target: Path, read: Callable[[], bytes]) -> None:
         """``target`` gets what ``read`` returns, when everything is known to be right."""
@@ -211,12 +211,11 @@ class Conversion:
         flat = [kept for polygon in parts for part in polygon if (kept := flattened(part))]
         if not flat:
             raise Refused(f"{name}: expected a polygon with an area in the image, got 0 pixels²")
-        polygons = [np.reshape(part, (-1, 2)) for part in flat]
-        areas = [polygon_area(polygon) for polygon in polygons]
-        area = sum(areas)
+        corners = [np.reshape(part, (-1, 2)) for part in flat]
+        area = sum(polygon_area(polygon) for polygon in corners)
         if len(parts) > 1:  # which may overlap
             area = float(coco_mask.area(coco_mask.merge(coco_mask.frPyObjects(flat, size[1], size[0]))))
-        self._add(image, name, _box_of(np.concatenate(polygons)), area, 0, extra, flat)
+        self._add(image, name, _box_of(np.concatenate(corners)), area, 0, extra, flat)
 
     def add_mask(self, image: int, name: str, mask: np.ndarray, **extra: object) -> None:
         """Add an object that covers these pixels.  # mask: [H, W] of the image, bool
@@ -347,7 +346,7 @@ def read_text(file: Path) -> str:
     return text
 
 
-def read_json(file: Path) -> object:
+def read_json(file: Path) -> Any:
     """The content of a JSON file, as :func:`read_text` reads it.
 
     Raises:
@@ -393,7 +392,7 @@ def number(text: str) -> float:
     return value
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
     """Whether a value of JSON is a finite number, and fits a float's digits."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
@@ -429,7 +428,7 @@ def _box_of(points: np.ndarray) -> list[float]:  # [N, 2] -> x, y, width, height
     return [x1, y1, x2 - x1, y2 - y1]
 
 
-def _text(points: Sequence[tuple[float, float]]) -> str:
+def _text(points: Polygon) -> str:
     text = ", ".join(f"({x:g}, {y:g})" for x, y in points[:4])
     return text + (", …" if len(points) > 4 else "")
 

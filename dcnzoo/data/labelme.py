@@ -122,10 +122,11 @@ def _image(file: Path, root: Path, content: dict, extract: Path | None) -> tuple
             f"expected an image, found none at imagePath {short(named)}; "
             "--extract FOLDER writes the embedded one"
         )
-    pixels, image = _decode(data, "imageData")
-    suffix = ".jpg" if image.format in ("JPEG", "MPO") else f".{image.format.lower()}"
+    pixels, embedded = _decode(data, "imageData")
+    kind = str(embedded.format)
+    suffix = ".jpg" if kind in ("JPEG", "MPO") else f".{kind.lower()}"
     if suffix not in SUFFIXES:
-        raise Refused(f"imageData: expected one of {', '.join(SUFFIXES)}, got {image.format}")
+        raise Refused(f"imageData: expected one of {', '.join(SUFFIXES)}, got {kind}")
     # the JSON file's name, not one of its content's, which may lead anywhere
     return (extract / file.relative_to(root)).with_suffix(suffix), pixels
 

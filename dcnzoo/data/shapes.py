@@ -140,7 +140,7 @@ def draw_image(spec: ShapesSpec, split: str, index: int) -> tuple[np.ndarray, li
             if polygon_area(polygon) < _MIN_AREA or taken[inside].any():
                 continue
             _paint(image, cover, _colour_on(image[inside].mean(0), rng), rng)
-            taken |= cv2.dilate(inside.astype(np.uint8), np.ones((3, 3), np.uint8))
+            cv2.bitwise_or(taken, cv2.dilate(inside.astype(np.uint8), np.ones((3, 3), np.uint8)), taken)
             instances.append({"label": label, "polygon": polygon})
             break
     return np.clip(image, 0, 255).astype(np.uint8), instances

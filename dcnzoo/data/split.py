@@ -29,14 +29,15 @@ def split_coco(file: str | Path, outs: tuple[Path, Path], share: float, seed: in
     if number < 1:
         raise UserError(f"{file}: images: expected at least 2, got {len(images)}")
     chosen = {image["id"] for image in random.Random(seed).sample(images, number)}  # nosec B311  # no secret
-    parts = tuple(
-        {
+
+    def part(second: bool) -> dict:
+        return {
             **content,
             "images": [image for image in images if (image["id"] in chosen) == second],
             "annotations": [a for a in content["annotations"] if (a["image_id"] in chosen) == second],
         }
-        for second in (False, True)
-    )
-    for part, out in zip(parts, outs, strict=True):
-        write_json(part, out)
-    return parts
+
+    train, val = part(False), part(True)
+    write_json(train, outs[0])
+    write_json(val, outs[1])
+    return train, val

@@ -199,22 +199,25 @@ class Element:
         return found[0] if found else None
 
     def text_of(self, tag: str) -> str:
+        return self._text_and_line(tag)[0]
+
+    def _text_and_line(self, tag: str) -> tuple[str, int]:
         found = self.find(tag)
         if found is None or not found.text.strip():
             raise Refused(f"expected <{tag}> with a text in <{self.tag}>, found none", self.line)
-        return found.text.strip()
+        return found.text.strip(), found.line
 
     def number(self, tag: str) -> float:
-        text = self.text_of(tag)
+        text, line = self._text_and_line(tag)
         try:
             return number(text)
         except ValueError:
-            raise Refused(f"<{tag}>: expected a finite number, got {text!r}", self.find(tag).line) from None
+            raise Refused(f"<{tag}>: expected a finite number, got {text!r}", line) from None
 
     def flag(self, tag: str) -> int:
-        text = self.text_of(tag)
+        text, line = self._text_and_line(tag)
         if text not in ("0", "1"):
-            raise Refused(f"<{tag}>: expected 0 or 1, got {text!r}", self.find(tag).line)
+            raise Refused(f"<{tag}>: expected 0 or 1, got {text!r}", line)
         return int(text)
 
 

@@ -203,7 +203,7 @@ def _convert_labels(file: Path, image: int, size: tuple[int, int], conversion: C
 
 
 def _convert_line(words: list[str], image: int, size: tuple[int, int], conversion: Conversion) -> None:
-    names = conversion.classes
+    names = conversion.classes or ()
     label, *values = (_number(word, _field(index, len(words) == 5)) for index, word in enumerate(words))
     if label not in range(len(names)):
         raise Refused(f"class: expected a number from 0 to {len(names) - 1}, got {short(words[0])}")

@@ -34,6 +34,8 @@ def build_norm(
         first_in, first_out: whether channels come first in what goes in and out.
         eps: of LayerNorm.
     """
+    before: list[nn.Module]
+    after: list[nn.Module]
     if kind == "LN":
         before = [ToChannelsLast()] if first_in else []
         after = [ToChannelsFirst()] if first_out else []

@@ -9,6 +9,7 @@ import fnmatch
 import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -98,7 +99,7 @@ def to_deformable(
     if kind not in ("v1", "v2"):
         raise ValueError(f"to_deformable: kind: expected 'v1' or 'v2', got {kind!r}")
 
-    def convert(convolution: nn.Module) -> nn.Module:
+    def convert(convolution: ConvNd) -> nn.Module:
         taps = math.prod(convolution.kernel_size)
         from_one = {
             "sigmoid": packed.MaskSigmoid(scale=2),
@@ -145,7 +146,7 @@ def _replace(
     caller: str,
     model: nn.Module,
     where: Where,
-    convert: Callable[[nn.Module], nn.Module],
+    convert: Callable[[Any], nn.Module],
     deformable: bool,
 ) -> Conversion:
     for module in model.modules():
@@ -243,21 +244,21 @@ def _check_replaceable(module: nn.Module, known: Iterable[type[nn.Module]]) -> N
         raise _Refused("has a forward of its own, set on the instance")
 
 
-def _padding(convolution: nn.Module) -> tuple[int, ...]:
+def _padding(convolution: ConvNd) -> tuple[int, ...]:
     """In pixels, also where it is ``'same'`` or ``'valid'``."""
     if convolution.padding_mode != "zeros":
         raise _Refused(f"pads by {convolution.padding_mode!r}, and there is only 'zeros'")
+    if not isinstance(convolution.padding, str):
+        return convolution.padding
     if convolution.padding == "valid":
         return (0,) * len(convolution.kernel_size)
-    if convolution.padding == "same":
-        both = [d * (k - 1) for d, k in zip(convolution.dilation, convolution.kernel_size, strict=True)]
-        if any(sides % 2 for sides in both):
-            raise _Refused("pads by 'same' an even kernel: more on one side than on the other")
-        return tuple(sides // 2 for sides in both)
-    return convolution.padding
+    both = [d * (k - 1) for d, k in zip(convolution.dilation, convolution.kernel_size, strict=True)]
+    if any(sides % 2 for sides in both):
+        raise _Refused("pads by 'same' an even kernel: more on one side than on the other")
+    return tuple(sides // 2 for sides in both)
 
 
-def _packed(convolution: nn.Module, options: dict) -> nn.Module:
+def _packed(convolution: ConvNd, options: dict) -> nn.Module:
     if math.prod(convolution.kernel_size) == 1:
         raise _Refused("has a kernel of one tap, which offsets would only shift")
     if set(convolution._parameters) != {"weight", "bias"} or convolution._buffers or convolution._modules:
@@ -292,7 +293,7 @@ def _packed(convolution: nn.Module, options: dict) -> nn.Module:
         activation.to(weight.device, weight.dtype)
     if weight.device.type != "meta":
         offset, mask = _predicted_from_zero(pack)
-        if offset.any():
+        if offset is not None and offset.any():
             raise _Refused("offset_activation: expected 0 for 0")
         if mask is not None and not torch.allclose(mask, torch.ones_like(mask)):
             raise _Refused(f"mask_activation: expected 1 for 0, got {mask.flatten()[0]:.3g}: scale it")
@@ -300,12 +301,12 @@ def _packed(convolution: nn.Module, options: dict) -> nn.Module:
 
 
 @torch.no_grad()
-def _predicted_from_zero(pack: nn.Module) -> tuple[Tensor | None, Tensor | None]:
+def _predicted_from_zero(pack: packed._Pack) -> tuple[Tensor | None, Tensor | None]:
     size = [d * (k - 1) + 1 for d, k in zip(pack.dilation, pack.kernel_size, strict=True)]
     return pack.predict(pack.weight.new_zeros(1, pack.in_channels, *size))
 
 
-def _folded(pack: nn.Module) -> nn.Module:
+def _folded(pack: packed._Pack) -> nn.Module:
     if any(p is not None and p.weight.any() for p in (pack.conv_offset, pack.conv_mask)):
         raise _Refused("predicts something: the weights of conv_offset or conv_mask are not zero")
     offset, mask = _predicted_from_zero(pack)

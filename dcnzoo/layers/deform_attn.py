@@ -21,7 +21,7 @@ class _ChannelsLast(TracksOffsets, nn.Module):
     """Geometry, checks and the blend with the centre, which both generations share."""
 
     # TorchScript compiles only the branch that these choose
-    __constants__ = ("center_feature_scale",)
+    __constants__ = ["center_feature_scale"]
 
     def __init__(
         self,
@@ -78,12 +78,18 @@ class _ChannelsLast(TracksOffsets, nn.Module):
             expected = f"(N, H, W, {self.channels}), channels last"
             self._refuse("input", expected, tuple(input.shape), RuntimeError)
 
-    def _record_offsets(self, offset: Tensor, size: tuple[int, int]) -> None:  # [N, oH, oW, group, P, 2]
+    def _record_grouped_offsets(
+        self, offset: Tensor, size: Sequence[int]
+    ) -> None:  # [N, oH, oW, group, P, 2]
         if not self._records(offset):
             return
-        pairs = [(number, number) for number in (self.kernel_size, self.stride, self.pad, self.dilation)]
+        kernel, stride, pad, dilation = (
+            (number, number) for number in (self.kernel_size, self.stride, self.pad, self.dilation)
+        )
         offset = offset.detach().float()
-        grid = aggregation_points(offset.shape[1:3], *pairs, self.offset_scale, self.remove_center, offset)
+        grid = aggregation_points(
+            offset.shape[1:3], kernel, stride, pad, dilation, self.offset_scale, self.remove_center, offset
+        )
         self._record_shifts(grid, offset * self.offset_scale, size[::-1])
 
     def _thin_out(self, x: Tensor) -> Tensor:  # [N, H, W, C] -> [N, oH, oW, C], under the kernel's middle
@@ -192,7 +198,7 @@ class DCNv3(_ChannelsLast):
         value = self.input_proj(input)
         offset = self.offset(query)
         if not torch.jit.is_scripting():
-            self._record_offsets(offset.unflatten(-1, (self.group, -1, 2)), input.shape[1:3])
+            self._record_grouped_offsets(offset.unflatten(-1, (self.group, -1, 2)), input.shape[1:3])
             self._record_modulation(mask)
         x = dcnv3(
             value,
@@ -235,7 +241,7 @@ class DCNv4(_ChannelsLast):
         RuntimeError: input that does not fit.
     """
 
-    __constants__ = ("center_feature_scale", "dw_kernel_size", "without_pointwise")
+    __constants__ = ["center_feature_scale", "dw_kernel_size", "without_pointwise"]
 
     def __init__(
         self,
@@ -347,5 +353,5 @@ class DCNv4(_ChannelsLast):
     def _record(self, fields: Tensor, size: Sequence[int]) -> None:
         per_group = fields[..., : self.taps * 3].unflatten(-1, (self.group, -1))  # 2P offsets, P factors
         offset, factors = per_group.tensor_split([self.taps // self.group * 2], dim=-1)
-        self._record_offsets(offset.unflatten(-1, (-1, 2)), size)
+        self._record_grouped_offsets(offset.unflatten(-1, (-1, 2)), size)
         self._record_modulation(factors)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dcnzoo.layers.tracing import as_leaf
 from dcnzoo.ops import (
@@ -21,7 +21,7 @@ from dcnzoo.ops import (
 from dcnzoo.ops._torch_private import ConvNd, ConvTransposeNd
 
 
-class _Deformable:
+class _Deformable(nn.Module):
     """What plain and transposed layers share. A subclass names its ``rank`` and the ``function`` it calls."""
 
     rank: ClassVar[int]
@@ -74,7 +74,7 @@ class _DeformConvNd(_Deformable, ConvNd):
             output_padding=(0,) * self.rank,
             groups=groups,
             bias=bias,
-            padding_mode=padding_mode,
+            padding_mode="zeros",
             device=device,
             dtype=dtype,
         )
@@ -131,7 +131,7 @@ class _DeformConvTransposeNd(_Deformable, ConvTransposeNd):
             output_padding=self._per_axis("output_padding", output_padding),
             groups=groups,
             bias=bias,
-            padding_mode=padding_mode,
+            padding_mode="zeros",
             device=device,
             dtype=dtype,
         )
@@ -157,14 +157,15 @@ class _DeformConvTransposeNd(_Deformable, ConvTransposeNd):
         mask: Tensor | None,
         output_size: list[int] | None,
     ) -> Tensor:
+        # torch annotates these for TorchScript, as lists
         output_padding = self._output_padding(
             input,
             output_size,
-            self.stride,
-            self.padding,
-            self.kernel_size,
+            self.stride,  # type: ignore[arg-type]
+            self.padding,  # type: ignore[arg-type]
+            self.kernel_size,  # type: ignore[arg-type]
             len(self.kernel_size),
-            self.dilation,
+            self.dilation,  # type: ignore[arg-type]
         )
         return self.function(
             input,

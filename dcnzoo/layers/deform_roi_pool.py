@@ -3,6 +3,8 @@
 No ``from __future__ import annotations`` here: TorchScript reads the annotations themselves.
 """
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -27,7 +29,8 @@ class DeformRoIPool(nn.Module):
         gamma: float = 0.1,
     ) -> None:
         super().__init__()
-        self.output_size = (output_size,) * 2 if isinstance(output_size, int) else tuple(output_size)
+        size = (output_size, output_size) if isinstance(output_size, int) else tuple(output_size)
+        self.output_size = cast(tuple[int, int], size)
         self.spatial_scale = float(spatial_scale)
         self.sampling_ratio = int(sampling_ratio)
         self.gamma = float(gamma)
@@ -88,7 +91,8 @@ class DeformRoIPoolPack(DeformRoIPool):
             _starting_at_zero(nn.Linear(deform_fc_channels, bins * 2)),
         )
 
-    def forward(self, input: Tensor, rois: Tensor) -> Tensor:
+    # It predicts the offset itself.
+    def forward(self, input: Tensor, rois: Tensor) -> Tensor:  # type: ignore[override]
         if not torch.jit.is_scripting():
             leaf = as_leaf(self, input, rois)
             if leaf is not None:
@@ -138,7 +142,8 @@ class ModulatedDeformRoIPoolPack(DeformRoIPoolPack):
             nn.Sigmoid(),
         )
 
-    def forward(self, input: Tensor, rois: Tensor) -> Tensor:
+    # It predicts the offset itself.
+    def forward(self, input: Tensor, rois: Tensor) -> Tensor:  # type: ignore[override]
         if not torch.jit.is_scripting():
             leaf = as_leaf(self, input, rois)
             if leaf is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -69,7 +70,7 @@ class MultiScaleDeformableAttention(TracksOffsets, nn.Module):
         self.output_proj = nn.Linear(channels, embed_dims)
         self.reset_parameters()
 
-    def _refuse(self, argument: str, expected: str, given: object, error: type = ValueError) -> None:
+    def _refuse(self, argument: str, expected: str, given: object, error: type = ValueError) -> NoReturn:
         raise error(f"{type(self).__name__}: {argument}: expected {expected}, got {given}")
 
     @torch.no_grad()
@@ -131,9 +132,10 @@ class MultiScaleDeformableAttention(TracksOffsets, nn.Module):
         key_padding_mask = self._either(
             "key_padding_mask", key_padding_mask, "input_padding_mask", input_padding_mask
         )
-        for name, given in (("value", value), ("spatial_shapes", spatial_shapes)):
-            if given is None:
-                self._refuse(name, "a tensor", None, RuntimeError)
+        if value is None:
+            self._refuse("value", "a tensor", None, RuntimeError)
+        if spatial_shapes is None:
+            self._refuse("spatial_shapes", "a tensor", None, RuntimeError)
         arguments = (query, reference_points, value, spatial_shapes, level_start_index, key_padding_mask)
         leaf = as_leaf(self, *arguments)
         if leaf is not None:
@@ -211,8 +213,8 @@ class MultiScaleDeformableAttention(TracksOffsets, nn.Module):
                 text = f"{total} pixels for levels of {', '.join(f'{h}×{w}' for h, w in shapes.tolist())}"
                 self._refuse("value", text, pixels, RuntimeError)
         if mask is not None and (mask.dtype != torch.bool or tuple(mask.shape) != (batch, pixels)):
-            given = f"{mask.dtype} of {tuple(mask.shape)}"
-            self._refuse("key_padding_mask", f"torch.bool of ({batch}, {pixels})", given, RuntimeError)
+            got = f"{mask.dtype} of {tuple(mask.shape)}"
+            self._refuse("key_padding_mask", f"torch.bool of ({batch}, {pixels})", got, RuntimeError)
 
     def extra_repr(self) -> str:
         return (

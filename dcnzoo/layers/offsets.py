@@ -5,7 +5,7 @@ No ``from __future__ import annotations`` here: TorchScript reads the annotation
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from torch.fx import Proxy
 from dcnzoo.ops.geometry import sampling_points
 
 
-class _ZeroInit:
+class _ZeroInit(nn.Module):
     """A layer that starts at zero."""
 
     def reset_parameters(self) -> None:
@@ -60,7 +60,11 @@ class OffsetLinear(_ZeroLinear):
     """As :class:`OffsetConv2d`, an ``nn.Linear``: of maps whose channels come last."""
 
 
-OFFSET_CONVS = {1: OffsetConv1d, 2: OffsetConv2d, 3: OffsetConv3d}
+OFFSET_CONVS: dict[int, type[_ZeroConv1d | _ZeroConv2d | _ZeroConv3d]] = {
+    1: OffsetConv1d,
+    2: OffsetConv2d,
+    3: OffsetConv3d,
+}
 OFFSET_PREDICTORS = (*OFFSET_CONVS.values(), OffsetLinear)
 
 
@@ -137,15 +141,20 @@ class TracksOffsets:
     Plain attributes, neither parameters nor buffers: state dicts, DDP and TorchScript do not see them.
     """
 
+    if TYPE_CHECKING:  # of the layer; TorchScript must not see these
+        kernel_size: Any
+        stride: Any
+        padding: Any
+        dilation: Any
+
     track_offsets = False
     # on the layer's device, without a graph
     _last_offsets: Tensor | None = None  # [3]
     _last_modulation: Tensor | None = None  # [3]
 
-    def _records(self, prediction: Tensor | None) -> bool:
+    def _records(self, prediction: Tensor) -> bool:
         return (
             self.track_offsets
-            and prediction is not None
             and not isinstance(prediction, Proxy)
             and prediction.numel() > 0
             and not torch.compiler.is_exporting()
@@ -153,7 +162,7 @@ class TracksOffsets:
 
     def _record_offsets(self, offset: Tensor | None, size: Sequence[int]) -> None:
         """``offset``: ``(N, G·K·rank, *out)``; ``size``: of the map that the points lie in."""
-        if not self._records(offset):
+        if offset is None or not self._records(offset):
             return
         offset = offset.detach().float()
         grid = sampling_points(
@@ -176,7 +185,7 @@ class TracksOffsets:
 
     def _record_modulation(self, mask: Tensor | None) -> None:
         """``mask``: the factors as they weigh the samples, in any shape."""
-        if not self._records(mask):
+        if mask is None or not self._records(mask):
             return
         factor = mask.detach().float().abs()
         near = [((factor - value).abs() < 0.05).float().mean() for value in (0, 1)]

@@ -4,6 +4,7 @@ No ``from __future__ import annotations`` here: TorchScript reads the annotation
 """
 
 import math
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from dcnzoo.layers.deform_conv import (
 from dcnzoo.layers.offsets import OFFSET_CONVS, TracksOffsets, check_offset_limit, limit_offset
 from dcnzoo.layers.tracing import as_leaf
 from dcnzoo.ops._arguments import is_traced
+from dcnzoo.ops._torch_private import ConvNd
 
 
 class MaskSigmoid(nn.Module):
@@ -60,6 +62,12 @@ class MaskSoftmax(nn.Module):
 class _Pack(TracksOffsets, nn.Module):
     """What all packs share. A mixin before the layer that convolves."""
 
+    if TYPE_CHECKING:  # of the layer; TorchScript must not see these
+        rank: ClassVar[int]
+        in_channels: int
+        weight: Tensor
+        bias: Tensor | None
+
     def _add_prediction(
         self,
         geometry: dict,
@@ -93,7 +101,7 @@ class _Pack(TracksOffsets, nn.Module):
                 f"got {mask_activation!r}"
             )
 
-        def predict(outputs: int) -> nn.Module:
+        def predict(outputs: int) -> ConvNd:
             return OFFSET_CONVS[self.rank](self.in_channels, outputs, **geometry, device=device, dtype=dtype)
 
         self.offset_groups, self.mask_groups = offset_groups, mask_groups
@@ -127,7 +135,7 @@ class _Pack(TracksOffsets, nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     @staticmethod
-    def _adopt(state_dict: dict[str, Tensor], old: str, new: str, convolution: nn.Module | None) -> None:
+    def _adopt(state_dict: dict[str, Tensor], old: str, new: str, convolution: ConvNd | None) -> None:
         """Takes tvdcn's prediction over: its names from 1.1 on, without a bias, or in groups."""
         for parameter in ("weight", "bias"):
             if old + parameter in state_dict and new + parameter not in state_dict:
@@ -214,7 +222,8 @@ class _PackedDeformConvNd(_Pack, _DeformConvNd):
             dtype,
         )
 
-    def forward(self, input: Tensor) -> Tensor:
+    # It predicts offset and mask itself.
+    def forward(self, input: Tensor) -> Tensor:  # type: ignore[override]
         if not torch.jit.is_scripting():
             leaf = as_leaf(self, input)
             if leaf is not None:
@@ -280,7 +289,10 @@ class _PackedDeformConvTransposeNd(_Pack, _DeformConvTransposeNd):
             dtype,
         )
 
-    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+    # It predicts offset and mask itself.
+    def forward(  # type: ignore[override]
+        self, input: Tensor, output_size: list[int] | None = None
+    ) -> Tensor:
         if not torch.jit.is_scripting():
             leaf = as_leaf(self, input, output_size)
             if leaf is not None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 from torch import nn
-from torch.fx import Proxy
+from torch.fx import Proxy, Tracer
 
 
-def as_leaf(module: nn.Module, *arguments: object) -> Proxy | None:
-    """In ``torch.fx.symbolic_trace``, one node that calls ``module``; None otherwise.
+def as_leaf(module: nn.Module, *arguments: object) -> Any:
+    """In ``torch.fx.symbolic_trace``, one node that calls ``module``: a Proxy. None otherwise.
 
     None also where ``module`` is itself what is traced: its operators become nodes.
     """
     for argument in arguments:
         if isinstance(argument, Proxy):
-            path = argument.tracer.path_of_module(module)
-            return argument.tracer.create_proxy("call_module", path, arguments, {}) if path else None
+            tracer = cast(Tracer, argument.tracer)
+            path = tracer.path_of_module(module)
+            return tracer.create_proxy("call_module", path, arguments, {}) if path else None
     return None

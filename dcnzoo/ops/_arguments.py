@@ -71,7 +71,7 @@ def check_arguments(name: str, layout: str, weight: Tensor, dimensions: int, im2
     if weight.dim() != dimensions:
         raise RuntimeError(
             f"{name}: weight: expected {dimensions} dimensions ({layout}, *kernel), "
-            f"got shape {shape_text(weight.shape)}"
+            f"got shape {shape_text(list(weight.shape))}"
         )
     if im2col_step is not None and im2col_step < 1:
         raise RuntimeError(f"{name}: im2col_step: expected at least 1, got {im2col_step}")

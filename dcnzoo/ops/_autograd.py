@@ -115,7 +115,7 @@ def gradients_in_plain_torch(
     forward: Callable, grad_output: Tensor, inputs: Sequence[Tensor]
 ) -> tuple[Tensor, ...]:
     """The gradients of ``inputs``, for ``forward`` in plain PyTorch: in one order, and forward mode works."""
-    _, pull = torch.func.vjp(forward, *inputs)
+    pull = torch.func.vjp(forward, *inputs)[1]
     return pull(grad_output)
 
 
@@ -138,7 +138,7 @@ def differentiate_twice(
         gradients = gradients_in_plain_torch(forward, grad_output, inputs)
         return tuple(gradients[i] for i in chosen)
 
-    _, pull = torch.func.vjp(backward, grad_output, *inputs)
+    pull = torch.func.vjp(backward, grad_output, *inputs)[1]
     return pull(tuple(grads[i] for i in chosen))
 
 

@@ -111,7 +111,7 @@ def _backward(otherwise: Callable, grad_output: Tensor, *arguments) -> tuple[Ten
     return tuple(results)
 
 
-_CHOOSERS = {"dcnzoo::deform_conv": _forward, "dcnzoo::_deform_conv_backward": _backward}
+_CHOOSERS: dict[str, Callable] = {"dcnzoo::deform_conv": _forward, "dcnzoo::_deform_conv_backward": _backward}
 _implementations = torch.library.Library("dcnzoo", "IMPL")
 
 

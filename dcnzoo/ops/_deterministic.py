@@ -113,7 +113,8 @@ def pooling_grad_input_in_order(
         for first in range(0, len(gradients), together):
             part = slice(first, first + together)
             rows, columns = (
-                _shares(*(value[part] for value in axis), size[i]) for i, axis in enumerate(fields)
+                _shares(origin[part], length[part], samples[part], size[i])
+                for i, (origin, length, samples) in enumerate(fields)
             )
             places = (rows[:, :, None] * columns[:, None]).flatten(1)  # [bins, H · W]
             total = total + gradients[part].T @ places

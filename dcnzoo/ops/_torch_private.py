@@ -8,11 +8,12 @@ names it.
 from __future__ import annotations
 
 import importlib
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 
-def _find(path: str) -> object | None:
+def _find(path: str) -> Any:
     module, _, name = path.rpartition(".")
     try:
         return getattr(importlib.import_module(module), name)
@@ -43,8 +44,12 @@ all_operator_names = _find("torch._C._dispatch_get_all_op_names")
 has_kernel = _find("torch._C._dispatch_has_kernel_for_dispatch_key")
 
 # bases of the layers
-ConvNd = _find("torch.nn.modules.conv._ConvNd")
-ConvTransposeNd = _find("torch.nn.modules.conv._ConvTransposeNd")
+if TYPE_CHECKING:
+    from torch.nn.modules.conv import _ConvNd as ConvNd
+    from torch.nn.modules.conv import _ConvTransposeNd as ConvTransposeNd
+else:
+    ConvNd = _find("torch.nn.modules.conv._ConvNd")
+    ConvTransposeNd = _find("torch.nn.modules.conv._ConvTransposeNd")
 
 missing: str | None = None
 if _absent:

@@ -205,7 +205,7 @@ def _(
     output_mask,
 ):
     def gradient(index: int, like: Tensor | None) -> Tensor:
-        if not output_mask[index]:
+        if like is None or not output_mask[index]:
             return input.new_empty(0)
         return torch.empty_like(like, memory_format=torch.contiguous_format)
 
@@ -243,7 +243,7 @@ def deform_conv_gradients(
     """Of input, weight, offset, mask and bias, in plain PyTorch: differentiable in forward mode."""
     *geometry, _im2col_step = arguments
     tensors = (*tensors, grad_output.new_zeros(grad_output.shape[1]))  # a bias
-    given = [i for i, t in enumerate(tensors) if t is not None]
+    given = {i: t for i, t in enumerate(tensors) if t is not None}
 
     def forward(*inputs):
         every = list(tensors)
@@ -251,8 +251,8 @@ def deform_conv_gradients(
             every[i] = tensor
         return reference.deform_conv(*every, *geometry)
 
-    gradients = [None] * 5
-    inputs = [tensors[i] for i in given]
+    gradients: list[Tensor | None] = [None] * 5
+    inputs = list(given.values())
     for i, gradient in zip(given, gradients_in_plain_torch(forward, grad_output, inputs), strict=True):
         gradients[i] = gradient
     return gradients
@@ -282,11 +282,18 @@ def _second_backward(ctx, *grads):
     grads = {n: g for n, g, wanted in zip(names, grads, ctx.output_mask, strict=True) if wanted}
 
     def forward(inputs: dict[str, Tensor]) -> Tensor:
-        return reference.deform_conv(*(inputs.get(name) for name in names), *ctx.geometry)
+        return reference.deform_conv(
+            inputs["input"],
+            inputs["weight"],
+            inputs.get("offset"),
+            inputs.get("mask"),
+            inputs["bias"],
+            *ctx.geometry,
+        )
 
     def backward(grad_output: Tensor, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         wanted = {name: inputs[name] for name in grads}
-        _, pull = torch.func.vjp(lambda wanted: forward({**inputs, **wanted}), wanted)
+        pull = torch.func.vjp(lambda wanted: forward({**inputs, **wanted}), wanted)[1]
         return pull(grad_output)[0]
 
     _, pull = torch.func.vjp(backward, grad_output, inputs)

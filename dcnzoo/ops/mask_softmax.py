@@ -56,7 +56,7 @@ def _check_mask(name: str, mask: Tensor, kernel_size: list[int], taps: int) -> N
     rank = len(kernel_size)
     if mask.dim() != rank + 2:
         raise RuntimeError(
-            f"{name}: mask: expected {rank + 2} dimensions, got shape {shape_text(mask.shape)}"
+            f"{name}: mask: expected {rank + 2} dimensions, got shape {shape_text(list(mask.shape))}"
         )
     if mask.shape[1] == 0 or mask.shape[1] % taps != 0:
         raise RuntimeError(

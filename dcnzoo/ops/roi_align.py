@@ -159,7 +159,8 @@ def _at_maxima(
         for row, row_weight in rows
         for column, column_weight in columns
     )
-    return torch.where(inside, values, torch.zeros_like(values)).to(maps.dtype)
+    # mypy: the sum of no tensors would be an int
+    return torch.where(inside, values, torch.zeros_like(values)).to(maps.dtype)  # type: ignore[arg-type]
 
 
 def _backward_forward_mode(grad_output, *arguments):

@@ -44,7 +44,7 @@ def unpack(archive: str | os.PathLike, folder: str | os.PathLike, console: Conso
             _refuse_unless_apart(archive, members)
             missing = [member for member in members if not _is_there(member, folder)]
             _refuse_unless_room(archive, missing, folder)
-            _extract(opened, missing, folder, console)
+            _extract(opened, archive.name, missing, folder, console)
     except (zipfile.BadZipFile, zlib.error) as error:
         raise ArchiveError(f"{archive}: expected a zip file, found a damaged one: {error}") from error
     except FileNotFoundError:
@@ -97,7 +97,9 @@ def _refuse_unless_room(archive: Path, members: list[zipfile.ZipInfo], folder: P
         raise ArchiveError(f"{archive}: {decimal(needed)} to unpack, {decimal(free)} free at {folder}")
 
 
-def _extract(opened: zipfile.ZipFile, members: list[zipfile.ZipInfo], folder: Path, console: Console) -> None:
+def _extract(
+    opened: zipfile.ZipFile, name: str, members: list[zipfile.ZipInfo], folder: Path, console: Console
+) -> None:
     """Into a folder beside the final place first; every file is moved when it is complete."""
     bar = Progress(
         TextColumn("{task.description}"),
@@ -108,7 +110,6 @@ def _extract(opened: zipfile.ZipFile, members: list[zipfile.ZipInfo], folder: Pa
         console=console,
         disable=not console.is_terminal,
     )
-    name = Path(opened.filename).name
     partial = folder / f".{name}.unpacking"
     try:
         with bar:

@@ -78,7 +78,7 @@ def _run(main: Callable[[], None]) -> None:
         sys.exit(130)
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """What an exception says, on one line."""
     if isinstance(error, FileNotFoundError) and error.filename:
         return f"file not found: {printable(str(error.filename))}"

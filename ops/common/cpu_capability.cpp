@@ -31,8 +31,8 @@ const char* name_of(CpuCapability capability) {
 CpuCapability choose() {
   const char* wish = std::getenv("DCNZOO_CPU_CAPABILITY");
   if (wish == nullptr || *wish == '\0') return best();
-  for (CpuCapability candidate : {CpuCapability::DEFAULT, CpuCapability::AVX2, CpuCapability::AVX512,
-                                  CpuCapability::AVX512_BF16}) {
+  for (CpuCapability candidate :
+       {CpuCapability::DEFAULT, CpuCapability::AVX2, CpuCapability::AVX512, CpuCapability::AVX512_BF16}) {
     if (std::string(wish) != name_of(candidate)) continue;
     check(candidate <= best(), "DCNZOO_CPU_CAPABILITY: expected at most ", name_of(best()),
           ", the best of this machine, got ", wish);

@@ -25,22 +25,32 @@ std::string cpu_capability_name();
 // Declares `table_type function()` in every capability's namespace and `function_dispatched()`, which
 // calls the one that this machine runs.
 #ifdef DCNZOO_HAS_X86_KERNELS
-#define DCNZOO_DECLARE_KERNELS(table_type, function)                             \
-  namespace cpu_DEFAULT { const table_type& function(); }                        \
-  namespace cpu_AVX2 { const table_type& function(); }                           \
-  namespace cpu_AVX512 { const table_type& function(); }                         \
-  namespace cpu_AVX512_BF16 { const table_type& function(); }                    \
-  inline const table_type& function##_dispatched() {                             \
-    switch (cpu_capability()) {                                                  \
-      case CpuCapability::AVX512_BF16: return cpu_AVX512_BF16::function();       \
-      case CpuCapability::AVX512: return cpu_AVX512::function();                 \
-      case CpuCapability::AVX2: return cpu_AVX2::function();                     \
-      default: return cpu_DEFAULT::function();                                   \
-    }                                                                            \
+#define DCNZOO_DECLARE_KERNELS(table_type, function)                       \
+  namespace cpu_DEFAULT {                                                  \
+  const table_type& function();                                            \
+  }                                                                        \
+  namespace cpu_AVX2 {                                                     \
+  const table_type& function();                                            \
+  }                                                                        \
+  namespace cpu_AVX512 {                                                   \
+  const table_type& function();                                            \
+  }                                                                        \
+  namespace cpu_AVX512_BF16 {                                              \
+  const table_type& function();                                            \
+  }                                                                        \
+  inline const table_type& function##_dispatched() {                       \
+    switch (cpu_capability()) {                                            \
+      case CpuCapability::AVX512_BF16: return cpu_AVX512_BF16::function(); \
+      case CpuCapability::AVX512: return cpu_AVX512::function();           \
+      case CpuCapability::AVX2: return cpu_AVX2::function();               \
+      default: return cpu_DEFAULT::function();                             \
+    }                                                                      \
   }
 #else
-#define DCNZOO_DECLARE_KERNELS(table_type, function)                             \
-  namespace cpu_DEFAULT { const table_type& function(); }                        \
+#define DCNZOO_DECLARE_KERNELS(table_type, function) \
+  namespace cpu_DEFAULT {                            \
+  const table_type& function();                      \
+  }                                                  \
   inline const table_type& function##_dispatched() { return cpu_DEFAULT::function(); }
 #endif
 

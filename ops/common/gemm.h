@@ -97,11 +97,19 @@ template <typename T, typename S>
 DCNZOO_INLINE MultiplyBlock<T, S> multiply_block_of(int64_t rows) {
   static constexpr MultiplyBlock<T, S> blocks[] = {
       nullptr,
-      multiply_block<T, 1>, multiply_block<T, 2>, multiply_block<T, 3>,
-      multiply_block<T, 4>, multiply_block<T, 5>, multiply_block<T, 6>,
+      multiply_block<T, 1>,
+      multiply_block<T, 2>,
+      multiply_block<T, 3>,
+      multiply_block<T, 4>,
+      multiply_block<T, 5>,
+      multiply_block<T, 6>,
 #if DCNZOO_ROW_BLOCK == 12
-      multiply_block<T, 7>, multiply_block<T, 8>, multiply_block<T, 9>,
-      multiply_block<T, 10>, multiply_block<T, 11>, multiply_block<T, 12>,
+      multiply_block<T, 7>,
+      multiply_block<T, 8>,
+      multiply_block<T, 9>,
+      multiply_block<T, 10>,
+      multiply_block<T, 11>,
+      multiply_block<T, 12>,
 #endif
   };
   return blocks[rows];

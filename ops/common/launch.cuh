@@ -15,8 +15,8 @@
 namespace dcnzoo {
 
 // A grid-stride loop over [0, count): any count, one launch.
-#define DCNZOO_FOR_EACH(index, count)                                                       \
-  for (int64_t index = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; index < (count);     \
+#define DCNZOO_FOR_EACH(index, count)                                                   \
+  for (int64_t index = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; index < (count); \
        index += int64_t(gridDim.x) * blockDim.x)
 
 constexpr int kThreads = 256;
@@ -28,8 +28,8 @@ inline unsigned blocks_for(int64_t count) {
 
 // kernel<<<blocks, threads>>>(arguments...) on the device of `on` and torch's current stream.
 template <typename... Parameters, typename... Arguments>
-void launch(const char* name, void (*kernel)(Parameters...), unsigned blocks, dim3 threads,
-            const Tensor& on, Arguments... arguments) {
+void launch(const char* name, void (*kernel)(Parameters...), unsigned blocks, dim3 threads, const Tensor& on,
+            Arguments... arguments) {
 #ifdef __CUDACC__
   const torch::stable::accelerator::DeviceGuard guard(on.get_device_index());
   void* stream = nullptr;

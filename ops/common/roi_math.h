@@ -18,8 +18,7 @@ struct RoiAxis {
 };
 
 template <typename T>
-DCNZOO_HD RoiAxis<T> roi_axis(T low, T high, T scale, bool aligned, int64_t bins,
-                              int64_t sampling_ratio) {
+DCNZOO_HD RoiAxis<T> roi_axis(T low, T high, T scale, bool aligned, int64_t bins, int64_t sampling_ratio) {
   const T shift = aligned ? T(0.5) : T(0);
   RoiAxis<T> axis;
   axis.start = low * scale - shift;
@@ -59,10 +58,8 @@ DCNZOO_HD RoiSpan roi_span(const RoiAxis<T>& axis, int64_t bin, int64_t size) {
     span.begin = begin > T(0) ? (begin < count ? int64_t(begin) : axis.samples) : 0;
     span.end = end < count ? (end > T(0) ? int64_t(end) : 0) : axis.samples;
   }
-  while (span.begin < span.end && !roi_inside(roi_coordinate(axis, bin, span.begin), size))
-    ++span.begin;
-  while (span.begin < span.end && !roi_inside(roi_coordinate(axis, bin, span.end - 1), size))
-    --span.end;
+  while (span.begin < span.end && !roi_inside(roi_coordinate(axis, bin, span.begin), size)) ++span.begin;
+  while (span.begin < span.end && !roi_inside(roi_coordinate(axis, bin, span.end - 1), size)) --span.end;
   return span;
 }
 

@@ -6,13 +6,10 @@
 
 namespace dcnzoo {
 
-inline void check_rois(const char* op, const Tensor& rois, const char* partner_name,
-                       const Tensor& partner) {
+inline void check_rois(const char* op, const Tensor& rois, const char* partner_name, const Tensor& partner) {
   check(rois.dim() == 2 && rois.size(1) == 5, op,
-        ": rois: expected shape (K, 5), each (image, x1, y1, x2, y2), got ",
-        shape_text(sizes_of(rois)));
-  check(is_floating(rois.scalar_type()), op,
-        ": rois: expected float64, float32, bfloat16 or float16, got ",
+        ": rois: expected shape (K, 5), each (image, x1, y1, x2, y2), got ", shape_text(sizes_of(rois)));
+  check(is_floating(rois.scalar_type()), op, ": rois: expected float64, float32, bfloat16 or float16, got ",
         dtype_name(rois.scalar_type()));
   check(same_device(rois, partner), op, ": rois: expected device ", device_name(partner), " like ",
         partner_name, ", got ", device_name(rois));
@@ -25,12 +22,12 @@ inline void check_roi_pooling(const char* op, const std::vector<int64_t>& input_
   check(input_size[2] > 0 && input_size[3] > 0, op,
         ": input: expected at least 1 pixel in height and width, got shape ", shape_text(input_size));
   constexpr int64_t most = 1 << 15;
-  check(output_h >= 1 && output_w >= 1, op, ": output_size: expected at least (1, 1), got (", output_h,
-        ", ", output_w, ")");
+  check(output_h >= 1 && output_w >= 1, op, ": output_size: expected at least (1, 1), got (", output_h, ", ",
+        output_w, ")");
   check(output_h <= most && output_w <= most, op, ": output_size: expected at most (", most, ", ", most,
         "), got (", output_h, ", ", output_w, ")");
-  check(sampling_ratio <= kMaxSamplingRatio, op, ": sampling_ratio: expected at most ",
-        kMaxSamplingRatio, ", got ", sampling_ratio);
+  check(sampling_ratio <= kMaxSamplingRatio, op, ": sampling_ratio: expected at most ", kMaxSamplingRatio,
+        ", got ", sampling_ratio);
   check(spatial_scale > 0 && std::isfinite(spatial_scale), op,
         ": spatial_scale: expected a positive number, got ", spatial_scale);
 }
@@ -41,8 +38,8 @@ std::vector<int64_t> images_of_rois(const char* op, const T* rois, int64_t count
   std::vector<int64_t> images(count);
   for (int64_t k = 0; k < count; ++k) {
     const T image = rois[5 * k];
-    check(image >= T(0) && image < T(batch), op, ": rois: expected image numbers in [0, ", batch,
-          "), got ", image, " in row ", k);
+    check(image >= T(0) && image < T(batch), op, ": rois: expected image numbers in [0, ", batch, "), got ",
+          image, " in row ", k);
     images[k] = int64_t(image);
   }
   return images;

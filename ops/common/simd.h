@@ -82,8 +82,10 @@ template <typename T>
 DCNZOO_INLINE Vector<T> load_some(const T* from, int64_t count) {
   if (count >= kLanes<T>) return load(from);
 #if defined(__AVX512F__)
-  if constexpr (sizeof(T) == 4) return (Vector<T>)_mm512_maskz_loadu_ps(first_lanes<T>(count), from);
-  else return (Vector<T>)_mm512_maskz_loadu_pd(first_lanes<T>(count), from);
+  if constexpr (sizeof(T) == 4)
+    return (Vector<T>)_mm512_maskz_loadu_ps(first_lanes<T>(count), from);
+  else
+    return (Vector<T>)_mm512_maskz_loadu_pd(first_lanes<T>(count), from);
 #else
   Vector<T> value{};
   for (int64_t lane = 0; lane < count; ++lane) value[lane] = from[lane];
@@ -95,8 +97,10 @@ template <typename T>
 DCNZOO_INLINE void store_some(T* to, Vector<T> value, int64_t count) {
   if (count >= kLanes<T>) return store(to, value);
 #if defined(__AVX512F__)
-  if constexpr (sizeof(T) == 4) _mm512_mask_storeu_ps(to, first_lanes<T>(count), (__m512)value);
-  else _mm512_mask_storeu_pd(to, first_lanes<T>(count), (__m512d)value);
+  if constexpr (sizeof(T) == 4)
+    _mm512_mask_storeu_ps(to, first_lanes<T>(count), (__m512)value);
+  else
+    _mm512_mask_storeu_pd(to, first_lanes<T>(count), (__m512d)value);
 #else
   for (int64_t lane = 0; lane < count; ++lane) to[lane] = value[lane];
 #endif
@@ -145,21 +149,27 @@ DCNZOO_INLINE V widened(V value) {
 
 template <typename S, typename V>
 DCNZOO_INLINE auto narrowed(V value) {
-  if constexpr (std::is_same_v<S, uint16_t>) return narrow(value);
-  else return value;
+  if constexpr (std::is_same_v<S, uint16_t>)
+    return narrow(value);
+  else
+    return value;
 }
 
 // The same for code that is written for scalars and vectors alike.
 template <typename Value, typename T>
 DCNZOO_INLINE Value load_lanes(const T* from) {
-  if constexpr (sizeof(Value) == sizeof(T)) return *from;
-  else return load(from);
+  if constexpr (sizeof(Value) == sizeof(T))
+    return *from;
+  else
+    return load(from);
 }
 
 template <typename T, typename Value>
 DCNZOO_INLINE void store_lanes(T* to, Value value) {
-  if constexpr (sizeof(Value) == sizeof(T)) *to = value;
-  else store<T>(to, value);
+  if constexpr (sizeof(Value) == sizeof(T))
+    *to = value;
+  else
+    store<T>(to, value);
 }
 
 // The integer as wide as T, so that a vector of one goes with a vector of the other.
@@ -212,8 +222,7 @@ DCNZOO_INLINE double sum_lanes(Vector<double> v) {
 #if defined(__AVX512F__)
   return _mm512_reduce_add_pd((__m512d)v);
 #elif defined(__AVX2__)
-  const __m128d half =
-      _mm_add_pd(_mm256_castpd256_pd128((__m256d)v), _mm256_extractf128_pd((__m256d)v, 1));
+  const __m128d half = _mm_add_pd(_mm256_castpd256_pd128((__m256d)v), _mm256_extractf128_pd((__m256d)v, 1));
   return _mm_cvtsd_f64(_mm_add_sd(half, _mm_unpackhi_pd(half, half)));
 #else
   return v[0] + v[1];

@@ -23,9 +23,7 @@ inline std::vector<int64_t> sizes_of(const Tensor& tensor) {
   return sizes;
 }
 
-inline bool is_half(ScalarType type) {
-  return type == ScalarType::Half || type == ScalarType::BFloat16;
-}
+inline bool is_half(ScalarType type) { return type == ScalarType::Half || type == ScalarType::BFloat16; }
 
 inline bool is_floating(ScalarType type) {
   return type == ScalarType::Float || type == ScalarType::Double || is_half(type);
@@ -56,8 +54,6 @@ inline std::string device_name(const Tensor& tensor) {
   return cuda ? name + ":" + std::to_string(tensor.get_device_index()) : name;
 }
 
-inline bool same_device(const Tensor& a, const Tensor& b) {
-  return device_name(a) == device_name(b);
-}
+inline bool same_device(const Tensor& a, const Tensor& b) { return device_name(a) == device_name(b); }
 
 }  // namespace dcnzoo

@@ -28,14 +28,15 @@ inline std::string likely_message(const std::string& call) {
 }
 
 [[noreturn]] inline void torch_call_failed(const char* call) {
-  if (torch_exception_get_what_without_backtrace != nullptr) fail(torch_exception_get_what_without_backtrace());
+  if (torch_exception_get_what_without_backtrace != nullptr)
+    fail(torch_exception_get_what_without_backtrace());
   fail(likely_message(call));
 }
 
 }  // namespace dcnzoo
 
 #undef TORCH_ERROR_CODE_CHECK
-#define TORCH_ERROR_CODE_CHECK(call)     \
-  if ((call) != TORCH_SUCCESS) {         \
-    ::dcnzoo::torch_call_failed(#call);  \
+#define TORCH_ERROR_CODE_CHECK(call)    \
+  if ((call) != TORCH_SUCCESS) {        \
+    ::dcnzoo::torch_call_failed(#call); \
   }

@@ -154,8 +154,7 @@ void forward(const DeformAggregationCpu<T>& p, int64_t image, int64_t begin, int
           const Vector<T> share = corner_weight<Vector<T>, 2>(corner, chunk.at.fraction);
           store(weight + corner * padded + first, chunk.at.valid[corner] * share * chunk.factor);
           const auto place_of = chunk.at.index[corner];
-          const auto first_place =
-              LanesOf<Vector<T>>::choose(counts, chunk.at.index[0], Vector<Index>{} - 1);
+          const auto first_place = LanesOf<Vector<T>>::choose(counts, chunk.at.index[0], Vector<Index>{} - 1);
           store(index + corner * padded + first, corner ? place_of : first_place);
         }
       }

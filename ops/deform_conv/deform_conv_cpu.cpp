@@ -15,15 +15,20 @@ namespace {
 template <typename T, typename S>
 const DeformConvForward<T, S>& forward_kernels() {
   const DeformConvKernels& all = deform_conv_kernels_dispatched();
-  if constexpr (std::is_same_v<S, BFloat16Bits>) return all.forward_bfloat16;
-  else if constexpr (std::is_same_v<T, double>) return all.forward_double;
-  else return all.forward_float;
+  if constexpr (std::is_same_v<S, BFloat16Bits>)
+    return all.forward_bfloat16;
+  else if constexpr (std::is_same_v<T, double>)
+    return all.forward_double;
+  else
+    return all.forward_float;
 }
 
 template <typename T>
 const DeformConvBackward<T>& backward_kernels() {
-  if constexpr (std::is_same_v<T, double>) return deform_conv_kernels_dispatched().backward_double;
-  else return deform_conv_kernels_dispatched().backward_float;
+  if constexpr (std::is_same_v<T, double>)
+    return deform_conv_kernels_dispatched().backward_double;
+  else
+    return deform_conv_kernels_dispatched().backward_float;
 }
 
 // What the forward stages channels-last at a time, however large im2col_step is: fewer images first, then
@@ -65,8 +70,8 @@ std::vector<ChannelSlice> slice_channels(const DeformConvShapes& s, int64_t most
     slice.first = channel;
     slice.offset_group = field_group(channel, s.offset_groups);
     slice.mask_group = field_group(channel, s.mask_groups);
-    int64_t end = std::min(
-        {end_of(channel, s.offset_groups), end_of(channel, s.mask_groups), channel + most_channels});
+    int64_t end =
+        std::min({end_of(channel, s.offset_groups), end_of(channel, s.mask_groups), channel + most_channels});
     const int64_t whole_panels = (end - channel) / panel * panel;
     const bool joins = narrow && channel % group_channels == 0 && whole_panels > 0;
     end = joins ? channel + whole_panels : std::min(end, (slice.group + 1) * group_channels);
@@ -121,8 +126,8 @@ DeformConvCpu<T, S> problem_of(const DeformConvShapes& s, const std::vector<Chan
   for (const ChannelSlice& slice : slices) {
     const int64_t last_group = slice.outputs / slice.groups;  // is written in whole panels
     p.most_depth = std::max(p.most_depth, slice.depth);
-    p.padded_outputs = std::max(
-        p.padded_outputs, round_up(slice.outputs - last_group + round_up(last_group, panel), panel));
+    p.padded_outputs =
+        std::max(p.padded_outputs, round_up(slice.outputs - last_group + round_up(last_group, panel), panel));
   }
   p.input_channels = s.channels;
   return p;
@@ -245,9 +250,9 @@ Tensor forward(const DeformConvShapes& s, const Tensor& input, const Tensor& wei
     while (p.slice_end < all_slices) {
       p.slice_begin = p.slice_end;
       p.input = images + first * image_size;
-      p.slice_end = one_pass ? all_slices
-                             : end_of_pass(slices, p.slice_begin,
-                                           p.images * s.in_pixels * int64_t(sizeof(S)), staging);
+      p.slice_end =
+          one_pass ? all_slices
+                   : end_of_pass(slices, p.slice_begin, p.images * s.in_pixels * int64_t(sizeof(S)), staging);
       if (!map.channels_last) {
         const ChannelSlice& last = slices[p.slice_end - 1];
         p.first_channel = slices[p.slice_begin].first;
@@ -359,9 +364,7 @@ Gradients<T> backward(const DeformConvShapes& s, const Tensor& grad_output, cons
   const Map map = as_map(input), grad_map = as_map(grad_output);
   // an empty tensor each: an operator's results must not be one another
   const auto none = [&] { return torch::stable::new_empty(input, {0}); };
-  const auto like = [&](const Tensor& tensor) {
-    return torch::stable::new_empty(tensor, sizes_of(tensor));
-  };
+  const auto like = [&](const Tensor& tensor) { return torch::stable::new_empty(tensor, sizes_of(tensor)); };
   Gradients<T> gradients{none(), none(), none(), none()};
   if (wanted[0])
     gradients.input = map.channels_last ? new_channels_last(input, sizes_of(input)) : like(input);
@@ -405,9 +408,8 @@ Gradients<T> backward(const DeformConvShapes& s, const Tensor& grad_output, cons
   shares &= wanted[2] || wanted[3];
   const int64_t fields = s.taps * (s.rank + 1);
   const int64_t slice_fields = shares ? fields * std::min(chunk, s.batch) * s.out_pixels : 0;
-  const int64_t most_slices =
-      std::max(kStagingBytes / std::max<int64_t>(slice_fields * int64_t(sizeof(T)), 1),
-               int64_t(4) * num_threads());
+  const int64_t most_slices = std::max(
+      kStagingBytes / std::max<int64_t>(slice_fields * int64_t(sizeof(T)), 1), int64_t(4) * num_threads());
   Buffer<T> grad_fields(std::min(most_slices, all_slices) * slice_fields);
   p.grad_fields = grad_fields.data();
   const int64_t scratch = kernels.scratch_bytes(p);
@@ -420,8 +422,7 @@ Gradients<T> backward(const DeformConvShapes& s, const Tensor& grad_output, cons
     p.offset = offset ? data_or_null<T>(offset) + offset_at : nullptr;
     p.mask = mask ? data_or_null<T>(mask) + mask_at : nullptr;
     p.grad_output = static_cast<const T*>(grad_map.tensor.const_data_ptr()) + pixels * s.out_channels;
-    p.grad_offset =
-        wanted[2] ? static_cast<T*>(gradients.offset.mutable_data_ptr()) + offset_at : nullptr;
+    p.grad_offset = wanted[2] ? static_cast<T*>(gradients.offset.mutable_data_ptr()) + offset_at : nullptr;
     p.grad_mask = wanted[3] ? static_cast<T*>(gradients.mask.mutable_data_ptr()) + mask_at : nullptr;
     p.input = static_cast<const T*>(map.tensor.const_data_ptr()) + first * image_size;
     p.grad_input =
@@ -467,8 +468,8 @@ Gradients<T> backward(const DeformConvShapes& s, const Tensor& grad_output, cons
 // Beside float, the kernels count a map's pixels in 32 bits.
 void check_map(const DeformConvShapes& s, ScalarType type) {
   constexpr int64_t most = std::numeric_limits<int32_t>::max();
-  check(s.in_pixels <= most || type == ScalarType::Double, "deform_conv", s.rank, "d: input: expected at most ",
-        most, " pixels on the CPU (float64: any number), got ", s.in_pixels);
+  check(s.in_pixels <= most || type == ScalarType::Double, "deform_conv", s.rank,
+        "d: input: expected at most ", most, " pixels on the CPU (float64: any number), got ", s.in_pixels);
 }
 
 }  // namespace
@@ -478,8 +479,8 @@ Tensor deform_conv_cpu(const Tensor& input, const Tensor& weight, std::optional<
                        const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
                        const std::vector<int64_t>& dilation, int64_t groups,
                        std::optional<int64_t> im2col_step) {
-  const DeformConvShapes s = check_deform_conv(input, weight, offset, mask, bias, stride, padding,
-                                               dilation, groups, im2col_step);
+  const DeformConvShapes s =
+      check_deform_conv(input, weight, offset, mask, bias, stride, padding, dilation, groups, im2col_step);
   check_map(s, input.scalar_type());
   const ScalarType type = accumulate_type(input.scalar_type());
   const auto wide_offset = contiguous_as(offset, type), wide_mask = contiguous_as(mask, type),
@@ -497,12 +498,12 @@ Tensor deform_conv_cpu(const Tensor& input, const Tensor& weight, std::optional<
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> deform_conv_backward_cpu(
-    const Tensor& grad_output, const Tensor& input, const Tensor& weight,
-    std::optional<Tensor> offset, std::optional<Tensor> mask, const std::vector<int64_t>& stride,
-    const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation, int64_t groups,
-    std::optional<int64_t> im2col_step, const std::vector<bool>& output_mask) {
-  const DeformConvShapes s = check_deform_conv(input, weight, offset, mask, std::nullopt, stride,
-                                               padding, dilation, groups, im2col_step);
+    const Tensor& grad_output, const Tensor& input, const Tensor& weight, std::optional<Tensor> offset,
+    std::optional<Tensor> mask, const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+    const std::vector<int64_t>& dilation, int64_t groups, std::optional<int64_t> im2col_step,
+    const std::vector<bool>& output_mask) {
+  const DeformConvShapes s = check_deform_conv(input, weight, offset, mask, std::nullopt, stride, padding,
+                                               dilation, groups, im2col_step);
   check_grad_output(s, grad_output, input, offset, mask, output_mask);
   check_map(s, input.scalar_type());
   const ScalarType type = accumulate_type(input.scalar_type());

@@ -34,11 +34,11 @@ constexpr int kCorners = 1 << Rank;
 template <typename T, int Rank, bool Backward>
 struct Plan {
   using Index = typename IndexOf<T>::type;
-  Index* index;    // [tap][corner][row] pixel, as StoredCorners
-  T* weight;       // [tap][corner][row]; forward: times the factor, backward: without
-  T* slope;        // [tap][axis · corners + corner][row]; backward only
-  T* factor;       // [tap][row] the mask where it is finite, else 1; backward only
-  T* rest;         // [tap][row] 1 where the mask is finite, else the mask
+  Index* index;  // [tap][corner][row] pixel, as StoredCorners
+  T* weight;     // [tap][corner][row]; forward: times the factor, backward: without
+  T* slope;      // [tap][axis · corners + corner][row]; backward only
+  T* factor;     // [tap][row] the mask where it is finite, else 1; backward only
+  T* rest;       // [tap][row] 1 where the mask is finite, else the mask
 
   static Plan allocate(Arena& arena, int64_t taps, int64_t rows) {
     Plan plan{};
@@ -126,8 +126,7 @@ struct TapPlan {
     const auto read = [r](const T* from) { return load_lanes<Value>(from + r); };
     const auto write = [r](auto* to, auto value) { store_lanes(to + r, value); };
     Value point[Rank];
-    for (int axis = 0; axis < Rank; ++axis)
-      point[axis] = read(base[axis]) + shift[axis] + read(offset[axis]);
+    for (int axis = 0; axis < Rank; ++axis) point[axis] = read(base[axis]) + shift[axis] + read(offset[axis]);
     const auto found = corners_at<Value, IndexValue, Rank, On>(point, extent, size);
     const auto stored = store_corners<Value, IndexValue, Rank>(found, read(mask));
     for (int corner = 0; corner < corners; ++corner) {
@@ -136,7 +135,8 @@ struct TapPlan {
       write(weight + corner * stride, Backward ? share : share * stored.factor);
       if (Backward) {
         for (int axis = 0; axis < Rank; ++axis) {
-          const Value steepness = found.valid[corner] * corner_slope<Value, Rank>(corner, axis, found.fraction);
+          const Value steepness =
+              found.valid[corner] * corner_slope<Value, Rank>(corner, axis, found.fraction);
           write(slope + (axis * corners + corner) * stride, steepness);
         }
       }
@@ -202,8 +202,8 @@ DCNZOO_INLINE int64_t columns_size(const DeformConvCpu<T, S>& p, int64_t depth) 
 // single elements. `vector(channel, column)` and `element(channel, column)` get the offset of their
 // column within the tile's panels.
 template <typename T, typename OnVector, typename OnElement>
-DCNZOO_INLINE void each_column(int64_t tap, int64_t channels, int64_t row, int64_t stride,
-                               OnVector vector, OnElement element) {
+DCNZOO_INLINE void each_column(int64_t tap, int64_t channels, int64_t row, int64_t stride, OnVector vector,
+                               OnElement element) {
   constexpr int lanes = kLanes<T>, panel = kPanel<T>;
   int64_t column = tap * channels;
   if (channels % panel == 0) {
@@ -326,7 +326,8 @@ void store_group(const DeformConvCpu<T, S>& p, const ChannelSlice& slice, const 
       transpose(result + begin * padded, padded, to, p.out_pixels, end - begin, outputs);
     } else {
       transpose(result + begin * padded, padded, turned, p.tile_rows, end - begin, outputs);
-      for (int64_t o = 0; o < outputs; ++o) copy(turned + o * p.tile_rows, to + o * p.out_pixels, end - begin);
+      for (int64_t o = 0; o < outputs; ++o)
+        copy(turned + o * p.tile_rows, to + o * p.out_pixels, end - begin);
     }
   });
 }
@@ -435,8 +436,7 @@ void forward_of(const DeformConvCpu<T, S>& p, int64_t index, char* scratch) {
     }
     sample<T, S, Rank>(p, slice, tile.rows, tile.plan, tile.columns);
     zero_padding_columns(p, slice, tile.columns);
-    if (s == p.slice_begin && !slice.opens_group)
-      load_group<T, S, Rank>(p, slice, tile.rows, tile.result);
+    if (s == p.slice_begin && !slice.opens_group) load_group<T, S, Rank>(p, slice, tile.rows, tile.result);
     if (p.depthwise) {
       multiply_depthwise<T, S>(p, slice, tile.rows.count, tile.columns, p.weight + slice.weight, tile.result,
                                padded);
@@ -626,8 +626,7 @@ void store_fields(const DeformConvCpu<T>& p, int64_t s, const Rows<T, T, Rank>& 
         to = p.grad_mask +
              ((image * p.mask_groups + slice.mask_group) * p.taps + field - points) * p.out_pixels;
       else
-        to = p.grad_offset +
-             ((image * p.offset_groups + slice.offset_group) * points + field) * p.out_pixels;
+        to = p.grad_offset + ((image * p.offset_groups + slice.offset_group) * points + field) * p.out_pixels;
       std::memcpy(to + pixel, fields + field * p.tile_rows + begin, (end - begin) * sizeof(T));
     }
   });
@@ -637,7 +636,7 @@ void store_fields(const DeformConvCpu<T>& p, int64_t s, const Rows<T, T, Rank>& 
 // of several groups has the weights of all its outputs, zero between a group's channels and another's outputs.
 template <typename T>
 int64_t first_output_of(const ChannelSlice& slice, int64_t panel) {
-  return slice.groups == 1 ? 0 : panel % (slice.count / kPanel<T>) * slice.panel_outputs;
+  return slice.groups == 1 ? 0 : panel % (slice.count / kPanel<T>)*slice.panel_outputs;
 }
 
 // Whether a tile of gradients, [output][row], has neither Inf nor NaN.
@@ -694,8 +693,7 @@ void backward_of(const DeformConvCpu<T>& p, int64_t s, int64_t begin, int64_t en
     if (fields || input) {
       const T* const weight = p.weight_backward + slice.weight;
       if (p.depthwise) spread_depthwise<T>(p, slice, count, tile.gradient, padded, weight, tile.columns);
-      const bool together =
-          slice.groups == 1 || all_finite(tile.gradient, slice.outputs, count, p.tile_rows);
+      const bool together = slice.groups == 1 || all_finite(tile.gradient, slice.outputs, count, p.tile_rows);
       for (int64_t panel = 0; panel < panels && !p.depthwise; ++panel) {
         const T* const from = tile.gradient + first_output_of<T>(slice, panel) * p.tile_rows;
         if (!together) {
@@ -777,8 +775,8 @@ void each_packed_weight(const DeformConvCpu<T>& p, const ChannelSlice& slice, Ru
     for (int64_t tap = 0; tap < p.taps; ++tap)
       for (int64_t c = 0; c < channels; ++c) {
         const int64_t column = tap * slice.count + group * channels + c;
-        run(from + c * p.taps + tap, slice.weight + (column / kPanel<T> * slice.panel_outputs + row) *
-                                                        kPanel<T> + column % kPanel<T>);
+        run(from + c * p.taps + tap,
+            slice.weight + (column / kPanel<T> * slice.panel_outputs + row) * kPanel<T> + column % kPanel<T>);
       }
   }
 }

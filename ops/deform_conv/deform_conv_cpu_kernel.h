@@ -15,11 +15,11 @@ struct ChannelSlice {
   int64_t first, count;
   int64_t first_output, outputs;  // of the convolution groups
   int64_t offset_group, mask_group;
-  int64_t depth;          // taps · count, rounded up to whole panels
-  int64_t panel_outputs;  // that a panel of columns contributes to
-  int64_t weight;         // where its packed weight begins, in elements
+  int64_t depth;                   // taps · count, rounded up to whole panels
+  int64_t panel_outputs;           // that a panel of columns contributes to
+  int64_t weight;                  // where its packed weight begins, in elements
   bool opens_group, closes_group;  // first and last slice of its convolution group
-  bool shares_points;   // other slices read at the same offset group and mask group
+  bool shares_points;              // other slices read at the same offset group and mask group
 };
 
 // T: what is computed in. S: what maps, weights and columns are stored in: T, or bfloat16 (as its bits)
@@ -64,7 +64,7 @@ struct DeformConvCpu {
 
 template <typename T, typename S = T>
 struct DeformConvForward {
-  int64_t panel;                                        // columns of a GEMM panel
+  int64_t panel;                                         // columns of a GEMM panel
   int64_t (*scratch_bytes)(const DeformConvCpu<T, S>&);  // that a thread needs
   void (*pack)(const DeformConvCpu<T, S>&, const S* weight, S* packed, int64_t slice);
   // a tile of the output
@@ -91,7 +91,8 @@ using BFloat16Bits = uint16_t;
 struct DeformConvKernels {
   DeformConvForward<float> forward_float;
   DeformConvForward<double> forward_double;
-  DeformConvForward<float, BFloat16Bits> forward_bfloat16;  // run is null where the machine has no such product
+  DeformConvForward<float, BFloat16Bits>
+      forward_bfloat16;  // run is null where the machine has no such product
   DeformConvBackward<float> backward_float;
   DeformConvBackward<double> backward_double;
 };

@@ -76,8 +76,7 @@ struct Sampling {
     if (offset) {
       const int64_t first = ((at.image * offset_groups + group) * taps + at.tap) * Rank;
 #pragma unroll
-      for (int axis = 0; axis < Rank; ++axis)
-        point[axis] += offset[(first + axis) * out_pixels + at.pixel];
+      for (int axis = 0; axis < Rank; ++axis) point[axis] += offset[(first + axis) * out_pixels + at.pixel];
     }
     return corners_at<A, int64_t, Rank>(point, extent, geometry.in);
   }
@@ -143,8 +142,7 @@ __global__ void col2im_kernel(Sampling<A, Rank> s, const T* grad_columns, A* gra
       // Atomics: neighbouring taps and pixels read the same input.
 #pragma unroll
       for (int corner = 0; corner < corner_count; ++corner)
-        if (corners.valid[corner] != A(0))
-          atomicAdd(map + corners.index[corner], weight[corner] * gradient);
+        if (corners.valid[corner] != A(0)) atomicAdd(map + corners.index[corner], weight[corner] * gradient);
     }
   }
 }
@@ -156,8 +154,8 @@ static_assert(kFieldColumns * kFieldLanes == kThreads);
 // Gradients of offset and mask. `owners` groups of channels own one value of a field each (per tap and
 // pixel); a column of threads sums over the channels of one, in an order that is always the same.
 template <typename T, typename A, int Rank>
-__global__ void grad_fields_kernel(Sampling<A, Rank> s, int64_t owners, const T* input,
-                                   const T* grad_columns, A* grad_offset, A* grad_mask) {
+__global__ void grad_fields_kernel(Sampling<A, Rank> s, int64_t owners, const T* input, const T* grad_columns,
+                                   A* grad_offset, A* grad_mask) {
   constexpr int corner_count = 1 << Rank;
   __shared__ A sums[Rank + 1][kFieldLanes][kFieldColumns];
   const int64_t count = owners * s.taps * s.images * s.out_pixels;
@@ -201,8 +199,7 @@ __global__ void grad_fields_kernel(Sampling<A, Rank> s, int64_t owners, const T*
       A total = A(0);
       for (int other = 0; other < kFieldLanes; ++other) total += sums[lane][other][column];
       const int64_t field = (at.image * owners + owner) * s.taps + at.tap;
-      if (lane < Rank && grad_offset)
-        grad_offset[(field * Rank + lane) * s.out_pixels + at.pixel] = total;
+      if (lane < Rank && grad_offset) grad_offset[(field * Rank + lane) * s.out_pixels + at.pixel] = total;
       if (lane == Rank && grad_mask) grad_mask[field * s.out_pixels + at.pixel] = total;
     }
     __syncthreads();
@@ -238,19 +235,18 @@ template <typename T, int Rank>
 void launch_col2im(const Sampling<Accumulate<T>, Rank>& s, const Tensor& grad_columns,
                    Accumulate<T>* grad_input) {
   const int64_t count = s.pieces.count * s.taps * s.images * s.out_pixels;
-  launch("col2im_kernel", col2im_kernel<T, Accumulate<T>, Rank>, blocks_for(count), kThreads,
-         grad_columns, s, data_of<T>(grad_columns), grad_input);
+  launch("col2im_kernel", col2im_kernel<T, Accumulate<T>, Rank>, blocks_for(count), kThreads, grad_columns, s,
+         data_of<T>(grad_columns), grad_input);
 }
 
 template <typename T, int Rank>
 void launch_grad_fields(const Sampling<Accumulate<T>, Rank>& s, int64_t owners, const Tensor& input,
-                        const Tensor& grad_columns, Accumulate<T>* grad_offset,
-                        Accumulate<T>* grad_mask) {
+                        const Tensor& grad_columns, Accumulate<T>* grad_offset, Accumulate<T>* grad_mask) {
   static_assert(Rank < kFieldLanes, "a lane per value");
   const int64_t threads = owners * s.taps * s.images * s.out_pixels * kFieldLanes;
   launch("grad_fields_kernel", grad_fields_kernel<T, Accumulate<T>, Rank>, blocks_for(threads),
-         dim3(kFieldColumns, kFieldLanes), input, s, owners, data_of<T>(input),
-         data_of<T>(grad_columns), grad_offset, grad_mask);
+         dim3(kFieldColumns, kFieldLanes), input, s, owners, data_of<T>(input), data_of<T>(grad_columns),
+         grad_offset, grad_mask);
 }
 
 template <typename T>
@@ -268,16 +264,17 @@ void launch_accumulate_of(const Tensor& values, const Tensor& sums) {
 }
 
 void launch_accumulate(const Tensor& values, const Tensor& sums) {
-  if (sums.scalar_type() == ScalarType::Double) launch_accumulate_of<double>(values, sums);
-  else launch_accumulate_of<float>(values, sums);
+  if (sums.scalar_type() == ScalarType::Double)
+    launch_accumulate_of<double>(values, sums);
+  else
+    launch_accumulate_of<float>(values, sums);
 }
 
 // out = a · b, batched. The out variant: autocast leaves it alone.
 void multiply(const Tensor& a, const Tensor& b, const Tensor& out) {
   using torch::stable::detail::from;
   std::array<StableIValue, 3> stack{from(a), from(b), from(out)};
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher("aten::bmm", "out", stack.data(), TORCH_ABI_VERSION));
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::bmm", "out", stack.data(), TORCH_ABI_VERSION));
   const Tensor result = torch::stable::detail::to<Tensor>(stack[0]);  // releases the handle
 }
 
@@ -314,9 +311,10 @@ struct Chunk {
   Tensor input;
   std::optional<Tensor> offset, mask;
 
-  Chunk(const DeformConvShapes& s, int64_t first, const Tensor& input,
-        const std::optional<Tensor>& offset, const std::optional<Tensor>& mask)
-      : first(first), images(std::min(s.im2col_step, s.batch - first)),
+  Chunk(const DeformConvShapes& s, int64_t first, const Tensor& input, const std::optional<Tensor>& offset,
+        const std::optional<Tensor>& mask)
+      : first(first),
+        images(std::min(s.im2col_step, s.batch - first)),
         input(images_of(input, first, images, input.scalar_type())) {
     const ScalarType wide = accumulate_type(input.scalar_type());
     if (offset) this->offset = images_of(*offset, first, images, wide);
@@ -345,8 +343,7 @@ struct Chunk {
   }
 
   Tensor new_columns(const DeformConvShapes& s) const {
-    return torch::stable::new_empty(
-        input, {s.groups, s.channels / s.groups * s.taps, images * s.out_pixels});
+    return torch::stable::new_empty(input, {s.groups, s.channels / s.groups * s.taps, images * s.out_pixels});
   }
 };
 
@@ -370,8 +367,8 @@ Tensor forward(const DeformConvShapes& s, const Tensor& input, const Tensor& wei
     const Chunk<T> chunk(s, first, input, offset, mask);
     const Tensor columns = chunk.new_columns(s);
     launch_im2col<T, Rank>(chunk.template sampling<Rank>(s), chunk.input, columns);
-    const Tensor product = torch::stable::new_empty(
-        input, {s.groups, s.out_channels / s.groups, chunk.images * s.out_pixels});
+    const Tensor product =
+        torch::stable::new_empty(input, {s.groups, s.out_channels / s.groups, chunk.images * s.out_pixels});
     multiply(matrices, columns, product);
     launch_store_output<T>(product, bias, chunk.images, s, channels_last,
                            mutable_data_of<T>(output) + first * s.out_channels * s.out_pixels);
@@ -397,8 +394,7 @@ DeformConvGradients backward(const DeformConvShapes& s, const Tensor& grad_outpu
     return tensor ? sizes_of(*tensor) : std::vector<int64_t>{0};
   };
   DeformConvGradients sums{zeros(wanted[0], sizes_of(input)), zeros(wanted[1], sizes_of(weight)),
-                           zeros(wanted[2], sizes_or_none(offset)),
-                           zeros(wanted[3], sizes_or_none(mask))};
+                           zeros(wanted[2], sizes_or_none(offset)), zeros(wanted[3], sizes_or_none(mask))};
   if (grad_output.numel() == 0) return sums;
 
   const Tensor matrices = weight_matrices(s, weight);
@@ -422,12 +418,10 @@ DeformConvGradients backward(const DeformConvShapes& s, const Tensor& grad_outpu
       launch_col2im<T, Rank>(sampling, columns,
                              mutable_data_of<A>(sums.input) + first * s.channels * s.in_pixels);
     const int64_t fields = first * s.taps * s.out_pixels;
-    A* grad_offset =
-        wanted[2] ? mutable_data_of<A>(sums.offset) + fields * s.offset_groups * Rank : nullptr;
+    A* grad_offset = wanted[2] ? mutable_data_of<A>(sums.offset) + fields * s.offset_groups * Rank : nullptr;
     A* grad_mask = wanted[3] ? mutable_data_of<A>(sums.mask) + fields * s.mask_groups : nullptr;
     if (grad_offset && grad_mask && s.offset_groups == s.mask_groups) {
-      launch_grad_fields<T, Rank>(sampling, s.offset_groups, chunk.input, columns, grad_offset,
-                                  grad_mask);
+      launch_grad_fields<T, Rank>(sampling, s.offset_groups, chunk.input, columns, grad_offset, grad_mask);
       continue;
     }
     if (grad_offset)
@@ -452,8 +446,8 @@ Tensor deform_conv_cuda(const Tensor& input, const Tensor& weight, std::optional
                         const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
                         const std::vector<int64_t>& dilation, int64_t groups,
                         std::optional<int64_t> im2col_step) {
-  const DeformConvShapes s = check_deform_conv(input, weight, offset, mask, bias, stride, padding,
-                                               dilation, groups, im2col_step);
+  const DeformConvShapes s =
+      check_deform_conv(input, weight, offset, mask, bias, stride, padding, dilation, groups, im2col_step);
   return dispatch_floating(input.scalar_type(), [&](auto zero) {
     return dispatch_rank(s.rank, [&](auto rank) {
       return forward<decltype(zero), decltype(rank)::value>(s, input, weight, offset, mask, bias);
@@ -462,17 +456,17 @@ Tensor deform_conv_cuda(const Tensor& input, const Tensor& weight, std::optional
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> deform_conv_backward_cuda(
-    const Tensor& grad_output, const Tensor& input, const Tensor& weight,
-    std::optional<Tensor> offset, std::optional<Tensor> mask, const std::vector<int64_t>& stride,
-    const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation, int64_t groups,
-    std::optional<int64_t> im2col_step, const std::vector<bool>& output_mask) {
-  const DeformConvShapes s = check_deform_conv(input, weight, offset, mask, std::nullopt, stride,
-                                               padding, dilation, groups, im2col_step);
+    const Tensor& grad_output, const Tensor& input, const Tensor& weight, std::optional<Tensor> offset,
+    std::optional<Tensor> mask, const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+    const std::vector<int64_t>& dilation, int64_t groups, std::optional<int64_t> im2col_step,
+    const std::vector<bool>& output_mask) {
+  const DeformConvShapes s = check_deform_conv(input, weight, offset, mask, std::nullopt, stride, padding,
+                                               dilation, groups, im2col_step);
   check_grad_output(s, grad_output, input, offset, mask, output_mask);
   const DeformConvGradients sums = dispatch_floating(input.scalar_type(), [&](auto zero) {
     return dispatch_rank(s.rank, [&](auto rank) {
-      return backward<decltype(zero), decltype(rank)::value>(s, grad_output, input, weight, offset,
-                                                             mask, output_mask);
+      return backward<decltype(zero), decltype(rank)::value>(s, grad_output, input, weight, offset, mask,
+                                                             output_mask);
     });
   });
   const auto as = [](const Tensor& sum, const std::optional<Tensor>& like) {

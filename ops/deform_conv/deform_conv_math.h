@@ -48,8 +48,7 @@ DCNZOO_HD Corners<Value, Index, Rank> corners_at(const Value* point, const T* ex
   const Value zero{}, one = zero + 1;
   const Index nowhere{};
   auto inside = (point[0] > -1) & (point[0] < extent[0]);  // false for NaN
-  for (int axis = 1; axis < Rank; ++axis)
-    inside = inside & (point[axis] > -1) & (point[axis] < extent[axis]);
+  for (int axis = 1; axis < Rank; ++axis) inside = inside & (point[axis] > -1) & (point[axis] < extent[axis]);
   corners.inside = inside;
   for (int corner = 0; corner < corners.count; ++corner) {
     corners.index[corner] = nowhere;
@@ -67,8 +66,8 @@ DCNZOO_HD Corners<Value, Index, Rank> corners_at(const Value* point, const T* ex
     for (int corner = 0; corner < corners.count; ++corner) {
       const bool is_high = (corner >> (Rank - 1 - axis)) & 1;
       corners.index[corner] = corners.index[corner] * size[axis] + (is_high ? high_index : low_index);
-      corners.valid[corner] =
-          is_high ? On::choose(high_ok, corners.valid[corner], zero) : On::choose(low_ok, corners.valid[corner], zero);
+      corners.valid[corner] = is_high ? On::choose(high_ok, corners.valid[corner], zero)
+                                      : On::choose(low_ok, corners.valid[corner], zero);
     }
   }
   return corners;

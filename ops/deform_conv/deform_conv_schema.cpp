@@ -11,10 +11,9 @@ void check_deform_conv_arguments(const Tensor& input, const Tensor& weight, std:
                                  const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
                                  const std::vector<int64_t>& dilation, int64_t groups,
                                  std::optional<int64_t> im2col_step, std::optional<Tensor> grad_output) {
-  const DeformConvShapes s = check_deform_conv(input, weight, offset, mask, bias, stride, padding, dilation,
-                                               groups, im2col_step);
-  if (grad_output)
-    check_grad_output(s, *grad_output, input, offset, mask, std::vector<bool>(5, false));
+  const DeformConvShapes s =
+      check_deform_conv(input, weight, offset, mask, bias, stride, padding, dilation, groups, im2col_step);
+  if (grad_output) check_grad_output(s, *grad_output, input, offset, mask, std::vector<bool>(5, false));
 }
 
 }  // namespace

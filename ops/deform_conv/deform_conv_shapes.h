@@ -62,8 +62,8 @@ struct ArgumentChecks {
   void input_dimensions() const {
     check(input.dim() == rank + 2, op, "input: expected ", rank + 2,
           " dimensions (batch, channels, *size), got shape ", shape_text(sizes_of(input)));
-    check(is_floating(input.scalar_type()), op,
-          "input: expected float64, float32, bfloat16 or float16, got ", dtype_name(input.scalar_type()));
+    check(is_floating(input.scalar_type()), op, "input: expected float64, float32, bfloat16 or float16, got ",
+          dtype_name(input.scalar_type()));
     check(input.size(1) > 0, op, "input: expected at least 1 channel, got shape ",
           shape_text(sizes_of(input)));
   }
@@ -111,8 +111,8 @@ struct ArgumentChecks {
     const bool wider = may_be_wider && is_half(dtype) && type == ScalarType::Float;
     check(type == dtype || wider, op, name, ": expected ", dtype_name(dtype), like,
           may_be_wider && is_half(dtype) ? " or float32" : "", ", got ", dtype_name(type));
-    check(same_device(tensor, input), op, name, ": expected device ", device_name(input),
-          like, ", got ", device_name(tensor));
+    check(same_device(tensor, input), op, name, ": expected device ", device_name(input), like, ", got ",
+          device_name(tensor));
   }
 
   void bias(const Tensor& bias, int64_t out_channels) const {
@@ -133,10 +133,10 @@ struct ArgumentChecks {
     check(groups >= 1 && field.size(1) % per_group == 0, op, name, ": expected ",
           std::max<int64_t>(groups, 1) * per_group, " channels (", meaning, " · ",
           groups_text(std::max<int64_t>(groups, 1)), "), got ", field.size(1));
-    check(channels % groups == 0, op, name, ": expected a number of groups that divides the ", channels,
-          " ", sampled, " channels, got ", groups, " (", field.size(1), " channels / ", per_group, ")");
-    check(field.size(0) == input.size(0), op, name, ": expected batch ", input.size(0),
-          " like input, got ", field.size(0));
+    check(channels % groups == 0, op, name, ": expected a number of groups that divides the ", channels, " ",
+          sampled, " channels, got ", groups, " (", field.size(1), " channels / ", per_group, ")");
+    check(field.size(0) == input.size(0), op, name, ": expected batch ", input.size(0), " like input, got ",
+          field.size(0));
     const std::vector<int64_t> sizes = sizes_of(field);
     const std::vector<int64_t> spatial(sizes.begin() + 2, sizes.end());
     check(spatial == size, op, name, ": expected spatial size ", shape_text(size), like_other,
@@ -147,9 +147,9 @@ struct ArgumentChecks {
 
 inline DeformConvShapes check_deform_conv(
     const Tensor& input, const Tensor& weight, const std::optional<Tensor>& offset,
-    const std::optional<Tensor>& mask, const std::optional<Tensor>& bias,
-    const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
-    const std::vector<int64_t>& dilation, int64_t groups, std::optional<int64_t> im2col_step) {
+    const std::optional<Tensor>& mask, const std::optional<Tensor>& bias, const std::vector<int64_t>& stride,
+    const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation, int64_t groups,
+    std::optional<int64_t> im2col_step) {
   DeformConvShapes s;
   s.rank = weight.dim() - 2;
   check(s.rank >= 1 && s.rank <= 3,
@@ -171,15 +171,15 @@ inline DeformConvShapes check_deform_conv(
   for (int64_t axis = 0; axis < s.rank; ++axis) {
     s.in.push_back(input.size(axis + 2));
     checks.countable(s.in[axis], axis + 2);
-    check(s.in[axis] >= 1 || s.batch == 0, checks.op,
-          "input: expected at least 1 pixel on every axis, or a batch of 0 (as convolutions in torch), got shape ",
-          shape_text(sizes_of(input)));
+    check(
+        s.in[axis] >= 1 || s.batch == 0, checks.op,
+        "input: expected at least 1 pixel on every axis, or a batch of 0 (as convolutions in torch), got shape ",
+        shape_text(sizes_of(input)));
     s.kernel.push_back(weight.size(axis + 2));
     const int64_t room = s.in[axis] + 2 * padding[axis] - dilation[axis] * (s.kernel[axis] - 1) - 1;
     check(room >= 0, checks.op, "input: expected size at least ",
-          dilation[axis] * (s.kernel[axis] - 1) + 1 - 2 * padding[axis], " on axis ", axis + 2,
-          " (kernel ", s.kernel[axis], ", dilation ", dilation[axis], ", padding ", padding[axis],
-          "), got ", s.in[axis]);
+          dilation[axis] * (s.kernel[axis] - 1) + 1 - 2 * padding[axis], " on axis ", axis + 2, " (kernel ",
+          s.kernel[axis], ", dilation ", dilation[axis], ", padding ", padding[axis], "), got ", s.in[axis]);
     s.out.push_back(room / stride[axis] + 1);
   }
   s.taps = product(s.kernel), s.in_pixels = product(s.in), s.out_pixels = product(s.out);
@@ -193,7 +193,8 @@ inline DeformConvShapes check_deform_conv(
     s.offset_groups = checks.field("offset", *offset, s.rank * s.taps, std::to_string(s.rank) + " · " + taps,
                                    s.channels, "input", s.out, " like the output, got ");
   if (mask)
-    s.mask_groups = checks.field("mask", *mask, s.taps, taps, s.channels, "input", s.out, " like the output, got ");
+    s.mask_groups =
+        checks.field("mask", *mask, s.taps, taps, s.channels, "input", s.out, " like the output, got ");
   if (bias) checks.bias(*bias, s.out_channels);
   return s;
 }

@@ -11,10 +11,9 @@ namespace {
 // Checks the arguments; returns the sizes of the output.
 std::vector<int64_t> check_deform_conv_transpose(
     const Tensor& input, const Tensor& weight, const std::optional<Tensor>& offset,
-    const std::optional<Tensor>& mask, const std::optional<Tensor>& bias,
-    const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
-    const std::vector<int64_t>& output_padding, const std::vector<int64_t>& dilation, int64_t groups,
-    std::optional<int64_t> im2col_step) {
+    const std::optional<Tensor>& mask, const std::optional<Tensor>& bias, const std::vector<int64_t>& stride,
+    const std::vector<int64_t>& padding, const std::vector<int64_t>& output_padding,
+    const std::vector<int64_t>& dilation, int64_t groups, std::optional<int64_t> im2col_step) {
   const int64_t rank = weight.dim() - 2;
   check(rank >= 1 && rank <= 3,
         "deform_conv_transpose: weight: expected 3, 4 or 5 dimensions (in, out / groups, *kernel), got "
@@ -44,8 +43,8 @@ std::vector<int64_t> check_deform_conv_transpose(
                          dilation[axis] * (kernel[axis] - 1) + output_padding[axis] + 1;
     check(in[axis] >= 1 && size >= 1, checks.op, "input: expected a size that gives an output of at least 1",
           " on axis ", axis + 2, " (kernel ", kernel[axis], ", stride ", stride[axis], ", padding ",
-          padding[axis], ", output_padding ", output_padding[axis], ", dilation ", dilation[axis],
-          "), got ", in[axis], ", which gives ", size);
+          padding[axis], ", output_padding ", output_padding[axis], ", dilation ", dilation[axis], "), got ",
+          in[axis], ", which gives ", size);
     output.push_back(size);
   }
   checks.im2col_step(im2col_step);
@@ -55,7 +54,8 @@ std::vector<int64_t> check_deform_conv_transpose(
   if (offset)
     checks.field("offset", *offset, rank * product(kernel), std::to_string(rank) + " · " + taps, output[1],
                  "output", in, " like the input, got ");
-  if (mask) checks.field("mask", *mask, product(kernel), taps, output[1], "output", in, " like the input, got ");
+  if (mask)
+    checks.field("mask", *mask, product(kernel), taps, output[1], "output", in, " like the input, got ");
   if (bias) checks.bias(*bias, output[1]);
   return output;
 }
@@ -72,8 +72,16 @@ Tensor adjoint(const Tensor& grad_output, const std::vector<int64_t>& sizes, con
                                                         : torch::stable::new_empty(grad_output, sizes);
   const std::array<bool, 5> wanted{true, false, false, false, false};
   std::array<StableIValue, 11> stack{
-      from(grad_output), from(input), from(weight), from(offset), from(mask), from(stride), from(padding),
-      from(dilation), from(groups), from(im2col_step),
+      from(grad_output),
+      from(input),
+      from(weight),
+      from(offset),
+      from(mask),
+      from(stride),
+      from(padding),
+      from(dilation),
+      from(groups),
+      from(im2col_step),
       from(torch::headeronly::HeaderOnlyArrayRef<bool>(wanted.data(), wanted.size()))};
   STABLE_TORCH_ERROR_CODE_CHECK(
       torch_call_dispatcher("dcnzoo::_deform_conv_backward", "", stack.data(), TORCH_ABI_VERSION));
@@ -84,12 +92,10 @@ Tensor adjoint(const Tensor& grad_output, const std::vector<int64_t>& sizes, con
 Tensor deform_conv_transpose(const Tensor& input, const Tensor& weight, std::optional<Tensor> offset,
                              std::optional<Tensor> mask, std::optional<Tensor> bias,
                              const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
-                             const std::vector<int64_t>& output_padding,
-                             const std::vector<int64_t>& dilation, int64_t groups,
-                             std::optional<int64_t> im2col_step) {
-  const std::vector<int64_t> sizes =
-      check_deform_conv_transpose(input, weight, offset, mask, bias, stride, padding, output_padding,
-                                  dilation, groups, im2col_step);
+                             const std::vector<int64_t>& output_padding, const std::vector<int64_t>& dilation,
+                             int64_t groups, std::optional<int64_t> im2col_step) {
+  const std::vector<int64_t> sizes = check_deform_conv_transpose(
+      input, weight, offset, mask, bias, stride, padding, output_padding, dilation, groups, im2col_step);
   const auto run = [&](const Tensor& input, const Tensor& weight, const std::optional<Tensor>& offset,
                        const std::optional<Tensor>& mask) {
     return adjoint(input, sizes, weight, offset, mask, stride, padding, dilation, groups, im2col_step);

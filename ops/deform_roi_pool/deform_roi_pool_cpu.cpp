@@ -225,9 +225,8 @@ void backward_offset(const DeformRoiPoolShapes& s, const Arguments<T>& given, T*
 
 template <typename T>
 std::tuple<Tensor, Tensor> backward(const DeformRoiPoolShapes& s, const Tensor& grad_any,
-                                    const Tensor& input_any, const Tensor& rois_any,
-                                    const Tensor& offset_any, const std::vector<bool>& wanted,
-                                    ScalarType type) {
+                                    const Tensor& input_any, const Tensor& rois_any, const Tensor& offset_any,
+                                    const std::vector<bool>& wanted, ScalarType type) {
   const Tensor grad_output = contiguous_as(grad_any, type), rois = contiguous_as(rois_any, type);
   const Tensor offset = contiguous_as(offset_any, type);
   const Tensor input = wanted[1] ? contiguous_as(input_any, type) : input_any;
@@ -237,9 +236,8 @@ std::tuple<Tensor, Tensor> backward(const DeformRoiPoolShapes& s, const Tensor& 
   const Tensor grad_input = zeros(wanted[0], sizes_of(input));
   const Tensor grad_offset = zeros(wanted[1], sizes_of(offset));
   const T* roi = rois.const_data_ptr<T>();
-  const Arguments<T> given{grad_output.const_data_ptr<T>(),
-                           wanted[1] ? input.const_data_ptr<T>() : nullptr, roi,
-                           offset.const_data_ptr<T>(),
+  const Arguments<T> given{grad_output.const_data_ptr<T>(), wanted[1] ? input.const_data_ptr<T>() : nullptr,
+                           roi, offset.const_data_ptr<T>(),
                            images_of_rois("deform_roi_pool", roi, s.rois, s.batch)};
   if (wanted[0]) backward_input(s, given, grad_input.mutable_data_ptr<T>());
   if (wanted[1]) backward_offset(s, given, grad_offset.mutable_data_ptr<T>());
@@ -247,11 +245,10 @@ std::tuple<Tensor, Tensor> backward(const DeformRoiPoolShapes& s, const Tensor& 
           torch::stable::to(grad_offset, offset_any.scalar_type())};
 }
 
-Tensor deform_roi_pool_cpu(const Tensor& input, const Tensor& rois, const Tensor& offset,
-                           int64_t output_h, int64_t output_w, double spatial_scale,
-                           int64_t sampling_ratio, double gamma) {
-  const DeformRoiPoolShapes shapes = check_deform_roi_pool(input, rois, offset, output_h, output_w,
-                                                           spatial_scale, sampling_ratio, gamma);
+Tensor deform_roi_pool_cpu(const Tensor& input, const Tensor& rois, const Tensor& offset, int64_t output_h,
+                           int64_t output_w, double spatial_scale, int64_t sampling_ratio, double gamma) {
+  const DeformRoiPoolShapes shapes =
+      check_deform_roi_pool(input, rois, offset, output_h, output_w, spatial_scale, sampling_ratio, gamma);
   const ScalarType type = accumulate_type(input.scalar_type());
   return type == ScalarType::Double ? forward<double>(shapes, input, rois, offset, type)
                                     : forward<float>(shapes, input, rois, offset, type);
@@ -260,8 +257,7 @@ Tensor deform_roi_pool_cpu(const Tensor& input, const Tensor& rois, const Tensor
 std::tuple<Tensor, Tensor> deform_roi_pool_backward_cpu(const Tensor& grad_output, const Tensor& input,
                                                         const Tensor& rois, const Tensor& offset,
                                                         double spatial_scale, int64_t sampling_ratio,
-                                                        double gamma,
-                                                        const std::vector<bool>& output_mask) {
+                                                        double gamma, const std::vector<bool>& output_mask) {
   const DeformRoiPoolShapes shapes = check_deform_roi_pool_backward(
       grad_output, input, rois, offset, spatial_scale, sampling_ratio, gamma, output_mask);
   const ScalarType type = accumulate_type(input.scalar_type());

@@ -19,8 +19,7 @@ struct MovedBin {
 
 // index: of a bin among all bins of all RoIs
 template <typename A>
-__device__ MovedBin<A> bin_at(const DeformRoiPoolShapes& s, const A* rois, const A* offset,
-                              int64_t index) {
+__device__ MovedBin<A> bin_at(const DeformRoiPoolShapes& s, const A* rois, const A* offset, int64_t index) {
   const int64_t bins = s.output_h * s.output_w, k = index / bins, inside = index % bins;
   const A* roi = rois + 5 * k;
   const A* shift = offset + 2 * k * bins + inside;
@@ -65,8 +64,8 @@ __device__ int64_t map_of(const DeformRoiPoolShapes& s, const MovedBin<A>& bin, 
 }
 
 template <typename T, typename A>
-__global__ void deform_roi_pool_kernel(DeformRoiPoolShapes s, int64_t count, const T* input,
-                                       const A* rois, const A* offset, T* output) {
+__global__ void deform_roi_pool_kernel(DeformRoiPoolShapes s, int64_t count, const T* input, const A* rois,
+                                       const A* offset, T* output) {
   const int64_t bins = s.output_h * s.output_w;
   DCNZOO_FOR_EACH(index, count) {
     const MovedBin<A> bin = bin_at(s, rois, offset, bin_of_output(s, index));
@@ -80,8 +79,8 @@ __global__ void deform_roi_pool_kernel(DeformRoiPoolShapes s, int64_t count, con
 }
 
 template <typename T, typename A>
-__global__ void grad_input_kernel(DeformRoiPoolShapes s, int64_t count, const T* grad_output,
-                                  const A* rois, const A* offset, A* grad_input) {
+__global__ void grad_input_kernel(DeformRoiPoolShapes s, int64_t count, const T* grad_output, const A* rois,
+                                  const A* offset, A* grad_input) {
   const int64_t bins = s.output_h * s.output_w;
   DCNZOO_FOR_EACH(index, count) {
     const MovedBin<A> bin = bin_at(s, rois, offset, bin_of_output(s, index));
@@ -99,8 +98,8 @@ static_assert(kBinColumns * kBinLanes == kThreads);
 
 // A column of threads sums over the channels of a bin, in an order that is always the same.
 template <typename T, typename A>
-__global__ void grad_offset_kernel(DeformRoiPoolShapes s, int64_t count, const T* grad_output,
-                                   const T* input, const A* rois, const A* offset, A* grad_offset) {
+__global__ void grad_offset_kernel(DeformRoiPoolShapes s, int64_t count, const T* grad_output, const T* input,
+                                   const A* rois, const A* offset, A* grad_offset) {
   __shared__ A sums[2][kBinLanes][kBinColumns];
   const int64_t bins = s.output_h * s.output_w;
   const int lane = threadIdx.y, column = threadIdx.x;
@@ -139,8 +138,8 @@ template <typename T>
 void launch_forward(const DeformRoiPoolShapes& s, const Tensor& input, const Tensor& rois,
                     const Tensor& offset, const Tensor& output) {
   using A = Accumulate<T>;
-  launch("deform_roi_pool_kernel", deform_roi_pool_kernel<T, A>, blocks_for(output.numel()), kThreads,
-         input, s, output.numel(), data_of<T>(input), data_of<A>(rois), data_of<A>(offset),
+  launch("deform_roi_pool_kernel", deform_roi_pool_kernel<T, A>, blocks_for(output.numel()), kThreads, input,
+         s, output.numel(), data_of<T>(input), data_of<A>(rois), data_of<A>(offset),
          mutable_data_of<T>(output));
 }
 
@@ -148,9 +147,9 @@ template <typename T>
 void launch_grad_input(const DeformRoiPoolShapes& s, const Tensor& grad_output, const Tensor& rois,
                        const Tensor& offset, const Tensor& grad_input) {
   using A = Accumulate<T>;
-  launch("grad_input_kernel", grad_input_kernel<T, A>, blocks_for(grad_output.numel()), kThreads,
-         grad_output, s, grad_output.numel(), data_of<T>(grad_output), data_of<A>(rois),
-         data_of<A>(offset), mutable_data_of<A>(grad_input));
+  launch("grad_input_kernel", grad_input_kernel<T, A>, blocks_for(grad_output.numel()), kThreads, grad_output,
+         s, grad_output.numel(), data_of<T>(grad_output), data_of<A>(rois), data_of<A>(offset),
+         mutable_data_of<A>(grad_input));
 }
 
 template <typename T>
@@ -163,11 +162,10 @@ void launch_grad_offset(const DeformRoiPoolShapes& s, const Tensor& grad_output,
          data_of<A>(rois), data_of<A>(offset), mutable_data_of<A>(grad_offset));
 }
 
-Tensor deform_roi_pool_cuda(const Tensor& input, const Tensor& rois, const Tensor& offset,
-                            int64_t output_h, int64_t output_w, double spatial_scale,
-                            int64_t sampling_ratio, double gamma) {
-  const DeformRoiPoolShapes s = check_deform_roi_pool(input, rois, offset, output_h, output_w,
-                                                      spatial_scale, sampling_ratio, gamma);
+Tensor deform_roi_pool_cuda(const Tensor& input, const Tensor& rois, const Tensor& offset, int64_t output_h,
+                            int64_t output_w, double spatial_scale, int64_t sampling_ratio, double gamma) {
+  const DeformRoiPoolShapes s =
+      check_deform_roi_pool(input, rois, offset, output_h, output_w, spatial_scale, sampling_ratio, gamma);
   const ScalarType wide = accumulate_type(input.scalar_type());
   const Tensor output = torch::stable::new_empty(input, s.output_sizes());
   if (output.numel() == 0) return output;
@@ -182,8 +180,7 @@ Tensor deform_roi_pool_cuda(const Tensor& input, const Tensor& rois, const Tenso
 std::tuple<Tensor, Tensor> deform_roi_pool_backward_cuda(const Tensor& grad_output, const Tensor& input,
                                                          const Tensor& rois, const Tensor& offset,
                                                          double spatial_scale, int64_t sampling_ratio,
-                                                         double gamma,
-                                                         const std::vector<bool>& output_mask) {
+                                                         double gamma, const std::vector<bool>& output_mask) {
   const DeformRoiPoolShapes s = check_deform_roi_pool_backward(
       grad_output, input, rois, offset, spatial_scale, sampling_ratio, gamma, output_mask);
   const ScalarType type = input.scalar_type(), wide = accumulate_type(type);

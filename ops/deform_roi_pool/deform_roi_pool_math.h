@@ -16,8 +16,10 @@ DCNZOO_HD DeformRoiAxis<T> deform_roi_axis(T low, T high, T scale, T gamma, int6
                                            int64_t sampling_ratio) {
   DeformRoiAxis<T> axis{roi_axis(low, high, scale, true, bins, sampling_ratio), T(0)};
   const T reach = gamma * (high * scale - T(0.5) - (low * scale - T(0.5)));
-  if (reach - reach == T(0)) axis.reach = reach;
-  else axis.grid.samples = 0;
+  if (reach - reach == T(0))
+    axis.reach = reach;
+  else
+    axis.grid.samples = 0;
   return axis;
 }
 

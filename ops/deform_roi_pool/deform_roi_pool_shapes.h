@@ -25,13 +25,11 @@ struct DeformRoiPoolShapes {
 };
 
 inline DeformRoiPoolShapes check_deform_roi_pool(const Tensor& input, const Tensor& rois,
-                                                 const Tensor& offset, int64_t output_h,
-                                                 int64_t output_w, double spatial_scale,
-                                                 int64_t sampling_ratio, double gamma) {
+                                                 const Tensor& offset, int64_t output_h, int64_t output_w,
+                                                 double spatial_scale, int64_t sampling_ratio, double gamma) {
   constexpr const char* op = "deform_roi_pool";
   const std::vector<int64_t> size = sizes_of(input);
-  check(is_floating(input.scalar_type()), op,
-        ": input: expected float64, float32, bfloat16 or float16, got ",
+  check(is_floating(input.scalar_type()), op, ": input: expected float64, float32, bfloat16 or float16, got ",
         dtype_name(input.scalar_type()));
   check_rois(op, rois, "input", input);
   check_roi_pooling(op, size, output_h, output_w, spatial_scale, sampling_ratio);
@@ -40,12 +38,11 @@ inline DeformRoiPoolShapes check_deform_roi_pool(const Tensor& input, const Tens
   check(sizes_of(offset) == offset_size, op, ": offset: expected shape ", shape_text(offset_size),
         " (rois, x and y, bins), got ", shape_text(sizes_of(offset)));
   check(is_floating(offset.scalar_type()), op,
-        ": offset: expected float64, float32, bfloat16 or float16, got ",
-        dtype_name(offset.scalar_type()));
-  check(same_device(offset, input), op, ": offset: expected device ", device_name(input),
-        " like input, got ", device_name(offset));
-  return {size[0], size[1], size[2], size[3], rois.size(0), output_h, output_w, spatial_scale, gamma,
-          sampling_ratio};
+        ": offset: expected float64, float32, bfloat16 or float16, got ", dtype_name(offset.scalar_type()));
+  check(same_device(offset, input), op, ": offset: expected device ", device_name(input), " like input, got ",
+        device_name(offset));
+  return {size[0],  size[1],  size[2],       size[3], rois.size(0),
+          output_h, output_w, spatial_scale, gamma,   sampling_ratio};
 }
 
 inline DeformRoiPoolShapes check_deform_roi_pool_backward(const Tensor& grad_output, const Tensor& input,
@@ -56,9 +53,8 @@ inline DeformRoiPoolShapes check_deform_roi_pool_backward(const Tensor& grad_out
   constexpr const char* op = "deform_roi_pool backward";
   check(grad_output.dim() == 4, op, ": grad_output: expected 4 dimensions, got shape ",
         shape_text(sizes_of(grad_output)));
-  const DeformRoiPoolShapes shapes =
-      check_deform_roi_pool(input, rois, offset, grad_output.size(2), grad_output.size(3), spatial_scale,
-                            sampling_ratio, gamma);
+  const DeformRoiPoolShapes shapes = check_deform_roi_pool(
+      input, rois, offset, grad_output.size(2), grad_output.size(3), spatial_scale, sampling_ratio, gamma);
   check(sizes_of(grad_output) == shapes.output_sizes(), op, ": grad_output: expected shape ",
         shape_text(shapes.output_sizes()), ", got ", shape_text(sizes_of(grad_output)));
   check(grad_output.scalar_type() == input.scalar_type() && same_device(grad_output, input), op,

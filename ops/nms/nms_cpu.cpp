@@ -22,8 +22,7 @@ Tensor nms_of(const Tensor& boxes, const Tensor& order, T threshold, T offset,
     field[4][i] = area_of(Box<T>{from[0], from[1], from[2], from[3]}, offset);
   }
   std::vector<Flag> suppressed(count);
-  suppress({field[0], field[1], field[2], field[3], field[4], count}, threshold, offset,
-           suppressed.data());
+  suppress({field[0], field[1], field[2], field[3], field[4], count}, threshold, offset, suppressed.data());
 
   const int64_t kept = std::count(suppressed.begin(), suppressed.end(), Flag(0));
   Tensor result = torch::stable::new_empty(order, {kept});
@@ -39,8 +38,7 @@ Tensor nms_cpu(const Tensor& boxes, const Tensor& scores, double iou_threshold, 
   const NmsKernels& kernels = nms_kernels_dispatched();
   return values.scalar_type() == ScalarType::Double
              ? nms_of<double>(values, order, iou_threshold, double(offset), kernels.suppress_double)
-             : nms_of<float>(values, order, float(iou_threshold), float(offset),
-                             kernels.suppress_float);
+             : nms_of<float>(values, order, float(iou_threshold), float(offset), kernels.suppress_float);
 }
 
 }  // namespace

@@ -85,8 +85,7 @@ void launch_overlap_mask(const Tensor& boxes, const Tensor& order, double thresh
                          int64_t words, const Tensor& mask) {
   const unsigned tiles = unsigned(std::min<int64_t>(words * words, 1 << 20));
   launch("overlap_mask_kernel", overlap_mask_kernel<T>, tiles, kWord, boxes, data_of<T>(boxes),
-         data_of<int64_t>(order), boxes.size(0), words, T(threshold), T(offset),
-         mutable_data_of<Word>(mask));
+         data_of<int64_t>(order), boxes.size(0), words, T(threshold), T(offset), mutable_data_of<Word>(mask));
 }
 
 Tensor masked_select(const Tensor& tensor, const Tensor& mask) {

@@ -16,17 +16,16 @@ inline void check_nms(const Tensor& boxes, const Tensor& scores, int64_t offset)
   check_argument("scores", scores);
   check(boxes.dim() == 2 && boxes.size(1) == 4, "nms: boxes: expected shape (N, 4), got ",
         shape_text(sizes_of(boxes)));
-  check(scores.dim() == 1 && scores.size(0) == boxes.size(0), "nms: scores: expected shape (",
-        boxes.size(0), ",), one per box, got ", shape_text(sizes_of(scores)));
-  check(same_device(boxes, scores), "nms: scores: expected device ", device_name(boxes),
-        " like boxes, got ", device_name(scores));
+  check(scores.dim() == 1 && scores.size(0) == boxes.size(0), "nms: scores: expected shape (", boxes.size(0),
+        ",), one per box, got ", shape_text(sizes_of(scores)));
+  check(same_device(boxes, scores), "nms: scores: expected device ", device_name(boxes), " like boxes, got ",
+        device_name(scores));
   check(offset == 0 || offset == 1, "nms: offset: expected 0 or 1, got ", offset);
 }
 
 // The boxes in the type in which their overlaps are computed, and their order by descending score.
 inline Tensor contiguous_boxes(const Tensor& boxes) {
-  return torch::stable::contiguous(
-      torch::stable::to(boxes, accumulate_type(boxes.scalar_type())));
+  return torch::stable::contiguous(torch::stable::to(boxes, accumulate_type(boxes.scalar_type())));
 }
 
 inline Tensor descending_order(const Tensor& scores) {

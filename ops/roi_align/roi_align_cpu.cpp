@@ -75,8 +75,16 @@ class AveragePlan {
       first = std::min(first, share.pixel);
       last = std::max(last, share.pixel);
     }
-    return {y_.bins(), x_.bins(), shapes_.output_h, shapes_.output_w, shapes_.width,
-            shapes_.height * shapes_.width, first, last, roi_count(y, x), row_.data()};
+    return {y_.bins(),
+            x_.bins(),
+            shapes_.output_h,
+            shapes_.output_w,
+            shapes_.width,
+            shapes_.height * shapes_.width,
+            first,
+            last,
+            roi_count(y, x),
+            row_.data()};
   }
 
  private:
@@ -150,12 +158,11 @@ void scatter_maximum(const RoiAlignShapes& s, T gradient, T y, T x, T* map) {
 }
 
 template <typename T>
-Tensor backward(const Tensor& grad_any, const Tensor& rois_any, const Tensor& y_any,
-                const Tensor& x_any, const RoiAlignShapes& s, ScalarType type) {
+Tensor backward(const Tensor& grad_any, const Tensor& rois_any, const Tensor& y_any, const Tensor& x_any,
+                const RoiAlignShapes& s, ScalarType type) {
   const Tensor grad_output = contiguous_as(grad_any, type), rois = contiguous_as(rois_any, type);
   const Tensor argmax_y = contiguous_as(y_any, type), argmax_x = contiguous_as(x_any, type);
-  const Tensor grad_input =
-      torch::stable::new_zeros(grad_output, {s.batch, s.channels, s.height, s.width});
+  const Tensor grad_input = torch::stable::new_zeros(grad_output, {s.batch, s.channels, s.height, s.width});
   const T* grad = grad_output.const_data_ptr<T>();
   const T* roi = rois.const_data_ptr<T>();
   const T* at_y = argmax_y.const_data_ptr<T>();
@@ -190,30 +197,25 @@ Tensor backward(const Tensor& grad_any, const Tensor& rois_any, const Tensor& y_
   return torch::stable::to(grad_input, grad_any.scalar_type());
 }
 
-std::tuple<Tensor, Tensor, Tensor> roi_align_cpu(const Tensor& input, const Tensor& rois,
-                                                 int64_t output_h, int64_t output_w,
-                                                 double spatial_scale, int64_t sampling_ratio,
-                                                 int64_t pool_mode, bool aligned) {
-  const RoiAlignShapes shapes = check_roi_align(input, rois, output_h, output_w, spatial_scale,
-                                                sampling_ratio, pool_mode, aligned);
+std::tuple<Tensor, Tensor, Tensor> roi_align_cpu(const Tensor& input, const Tensor& rois, int64_t output_h,
+                                                 int64_t output_w, double spatial_scale,
+                                                 int64_t sampling_ratio, int64_t pool_mode, bool aligned) {
+  const RoiAlignShapes shapes =
+      check_roi_align(input, rois, output_h, output_w, spatial_scale, sampling_ratio, pool_mode, aligned);
   const ScalarType type = accumulate_type(input.scalar_type());
-  const RoiAlignOutputs out = type == ScalarType::Double
-                                  ? forward<double>(input, rois, shapes, type)
-                                  : forward<float>(input, rois, shapes, type);
+  const RoiAlignOutputs out = type == ScalarType::Double ? forward<double>(input, rois, shapes, type)
+                                                         : forward<float>(input, rois, shapes, type);
   return {out.output, out.argmax_y, out.argmax_x};
 }
 
 Tensor roi_align_backward_cpu(const Tensor& grad_output, const Tensor& rois, const Tensor& argmax_y,
-                              const Tensor& argmax_x, std::vector<int64_t> input_size,
-                              double spatial_scale, int64_t sampling_ratio, int64_t pool_mode,
-                              bool aligned) {
-  const RoiAlignShapes shapes =
-      check_roi_align_backward(grad_output, rois, argmax_y, argmax_x, input_size, spatial_scale,
-                               sampling_ratio, pool_mode, aligned);
+                              const Tensor& argmax_x, std::vector<int64_t> input_size, double spatial_scale,
+                              int64_t sampling_ratio, int64_t pool_mode, bool aligned) {
+  const RoiAlignShapes shapes = check_roi_align_backward(grad_output, rois, argmax_y, argmax_x, input_size,
+                                                         spatial_scale, sampling_ratio, pool_mode, aligned);
   const ScalarType type = accumulate_type(grad_output.scalar_type());
-  return type == ScalarType::Double
-             ? backward<double>(grad_output, rois, argmax_y, argmax_x, shapes, type)
-             : backward<float>(grad_output, rois, argmax_y, argmax_x, shapes, type);
+  return type == ScalarType::Double ? backward<double>(grad_output, rois, argmax_y, argmax_x, shapes, type)
+                                    : backward<float>(grad_output, rois, argmax_y, argmax_x, shapes, type);
 }
 
 }  // namespace

@@ -50,14 +50,13 @@ __global__ void roi_average_kernel(RoiAlignShapes s, int64_t count, const T* inp
 }
 
 template <typename T, typename A>
-__global__ void roi_maximum_kernel(RoiAlignShapes s, int64_t count, const T* input, const A* rois,
-                                   T* output, A* argmax_y, A* argmax_x) {
+__global__ void roi_maximum_kernel(RoiAlignShapes s, int64_t count, const T* input, const A* rois, T* output,
+                                   A* argmax_y, A* argmax_x) {
   DCNZOO_FOR_EACH(index, count) {
     const Bin<A> bin = bin_at(s, rois, index);
     const T* map = input + (bin.image * s.channels + bin.channel) * s.height * s.width;
     RoiMaximum<A> best{A(0), A(kOutsideMap), A(kOutsideMap)};
-    if (bin.valid)
-      best = roi_maximum(map, s.height, s.width, bin.y_axis, bin.x_axis, bin.y, bin.x);
+    if (bin.valid) best = roi_maximum(map, s.height, s.width, bin.y_axis, bin.x_axis, bin.y, bin.x);
     output[index] = T(best.value);
     argmax_y[index] = best.y;
     argmax_x[index] = best.x;
@@ -120,20 +119,18 @@ void launch_backward(const RoiAlignShapes& s, const Tensor& grad_output, const T
   const int64_t count = grad_output.numel();
   if (s.average)
     launch("roi_average_backward_kernel", roi_average_backward_kernel<T, A>, blocks_for(count), kThreads,
-           grad_output, s, count, data_of<T>(grad_output), data_of<A>(rois),
-           mutable_data_of<A>(grad_input));
+           grad_output, s, count, data_of<T>(grad_output), data_of<A>(rois), mutable_data_of<A>(grad_input));
   else
     launch("roi_maximum_backward_kernel", roi_maximum_backward_kernel<T, A>, blocks_for(count), kThreads,
            grad_output, s, count, data_of<T>(grad_output), data_of<A>(rois), data_of<A>(argmax_y),
            data_of<A>(argmax_x), mutable_data_of<A>(grad_input));
 }
 
-std::tuple<Tensor, Tensor, Tensor> roi_align_cuda(const Tensor& input, const Tensor& rois,
-                                                  int64_t output_h, int64_t output_w,
-                                                  double spatial_scale, int64_t sampling_ratio,
-                                                  int64_t pool_mode, bool aligned) {
-  const RoiAlignShapes s = check_roi_align(input, rois, output_h, output_w, spatial_scale,
-                                           sampling_ratio, pool_mode, aligned);
+std::tuple<Tensor, Tensor, Tensor> roi_align_cuda(const Tensor& input, const Tensor& rois, int64_t output_h,
+                                                  int64_t output_w, double spatial_scale,
+                                                  int64_t sampling_ratio, int64_t pool_mode, bool aligned) {
+  const RoiAlignShapes s =
+      check_roi_align(input, rois, output_h, output_w, spatial_scale, sampling_ratio, pool_mode, aligned);
   const ScalarType wide = accumulate_type(input.scalar_type());
   const std::vector<int64_t> sizes{s.rois, s.channels, output_h, output_w};
   const std::vector<int64_t> argmax_sizes = s.average ? std::vector<int64_t>{0} : sizes;
@@ -142,29 +139,25 @@ std::tuple<Tensor, Tensor, Tensor> roi_align_cuda(const Tensor& input, const Ten
                             torch::stable::new_empty(input, argmax_sizes, wide)};
   if (out.output.numel() > 0) {
     const Tensor maps = torch::stable::contiguous(input), wide_rois = contiguous_as(rois, wide);
-    dispatch_floating(input.scalar_type(), [&](auto zero) {
-      launch_forward<decltype(zero)>(s, maps, wide_rois, out);
-    });
+    dispatch_floating(input.scalar_type(),
+                      [&](auto zero) { launch_forward<decltype(zero)>(s, maps, wide_rois, out); });
   }
   return {out.output, out.argmax_y, out.argmax_x};
 }
 
 Tensor roi_align_backward_cuda(const Tensor& grad_output, const Tensor& rois, const Tensor& argmax_y,
-                               const Tensor& argmax_x, std::vector<int64_t> input_size,
-                               double spatial_scale, int64_t sampling_ratio, int64_t pool_mode,
-                               bool aligned) {
-  const RoiAlignShapes s =
-      check_roi_align_backward(grad_output, rois, argmax_y, argmax_x, input_size, spatial_scale,
-                               sampling_ratio, pool_mode, aligned);
+                               const Tensor& argmax_x, std::vector<int64_t> input_size, double spatial_scale,
+                               int64_t sampling_ratio, int64_t pool_mode, bool aligned) {
+  const RoiAlignShapes s = check_roi_align_backward(grad_output, rois, argmax_y, argmax_x, input_size,
+                                                    spatial_scale, sampling_ratio, pool_mode, aligned);
   const ScalarType type = grad_output.scalar_type(), wide = accumulate_type(type);
   const Tensor grad_input = torch::stable::new_zeros(grad_output, input_size, wide);
   if (grad_output.numel() > 0 && grad_input.numel() > 0) {
     const Tensor gradients = torch::stable::contiguous(grad_output);
     const Tensor wide_rois = contiguous_as(rois, wide);
     const Tensor y = contiguous_as(argmax_y, wide), x = contiguous_as(argmax_x, wide);
-    dispatch_floating(type, [&](auto zero) {
-      launch_backward<decltype(zero)>(s, gradients, wide_rois, y, x, grad_input);
-    });
+    dispatch_floating(
+        type, [&](auto zero) { launch_backward<decltype(zero)>(s, gradients, wide_rois, y, x, grad_input); });
   }
   return torch::stable::to(grad_input, type);
 }

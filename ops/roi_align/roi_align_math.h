@@ -14,9 +14,8 @@ struct RoiMaximum {
 constexpr double kOutsideMap = -2;  // a coordinate from which no gradient flows
 
 template <typename T, typename Value>
-DCNZOO_HD RoiMaximum<T> roi_maximum(const Value* map, int64_t height, int64_t width,
-                                    const RoiAxis<T>& y_axis, const RoiAxis<T>& x_axis,
-                                    int64_t y_bin, int64_t x_bin) {
+DCNZOO_HD RoiMaximum<T> roi_maximum(const Value* map, int64_t height, int64_t width, const RoiAxis<T>& y_axis,
+                                    const RoiAxis<T>& x_axis, int64_t y_bin, int64_t x_bin) {
   RoiMaximum<T> best{T(0), T(kOutsideMap), T(kOutsideMap)};
   const RoiSpan ys = roi_span(y_axis, y_bin, height), xs = roi_span(x_axis, x_bin, width);
   bool found = false;

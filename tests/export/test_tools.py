@@ -14,7 +14,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
-from dcnzoo.data import CLASSES
+from dcnzoo.data.shapes import CLASSES
 from dcnzoo.export import Detector, tensorrt
 from tests.test_tools import ROOT, run, tiny
 

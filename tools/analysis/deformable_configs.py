@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import dcnzoo.models  # noqa: F401  before mmdet, which needs mmcv.ops
 from dcnzoo.layers import DCNv3, DCNv4
-from dcnzoo.openmmlab.hooks.progress import make_progress
+from dcnzoo.utils.progress import make_progress
 
 # isort: split
 import mmcv.ops

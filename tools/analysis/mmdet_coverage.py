@@ -32,7 +32,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import dcnzoo.models  # noqa: F401  before mmdet, which needs mmcv.ops
-from dcnzoo.openmmlab.hooks.progress import make_progress
+from dcnzoo.utils.progress import make_progress
 
 # isort: split
 import mmdet

@@ -37,8 +37,8 @@ from dcnzoo.export.exporters import DEFAULT_OPSET
 from dcnzoo.layers import PackedDeformConv2d
 from dcnzoo.openmmlab.export.detectors import export_detector
 from dcnzoo.openmmlab.export.verify import compare, predict
-from dcnzoo.openmmlab.hooks.progress import make_progress
 from dcnzoo.utils.errors import command
+from dcnzoo.utils.progress import make_progress
 
 ROOT = Path(__file__).resolve().parents[2]
 GRAPHS = {

@@ -13,7 +13,7 @@ from pathlib import Path
 import mmdet
 from mmengine.config import Config, ConfigDict
 
-from dcnzoo.data import CLASSES
+from dcnzoo.data.shapes import CLASSES
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = ROOT / "configs/demo/mask-rcnn_r14-mdconv_fpn_8e_shapes.py"

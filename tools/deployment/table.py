@@ -36,8 +36,8 @@ from small_detectors import FAMILIES, MMDET, ROOT, small
 import dcnzoo.openmmlab.datasets
 import dcnzoo.openmmlab.export.deployed  # noqa: F401  registers DeployedDetector
 from dcnzoo.openmmlab.detector import build
-from dcnzoo.openmmlab.hooks.progress import make_progress
 from dcnzoo.utils.errors import UserError, command, one_line, user_errors
+from dcnzoo.utils.progress import make_progress
 
 BACKENDS = {"onnxruntime": "auto", "openvino": "gathernd"}  # what deformable convolution becomes
 LIMITS = {"bbox": 0.1, "segm": 0.3}  # AP points that may be lost

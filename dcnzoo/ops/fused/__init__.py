@@ -212,9 +212,9 @@ def grad_samples(
         shape = (planes[0], planes[1] * values, *planes[2:])
         return torch.empty(shape, dtype=dtype, device=field.device)
 
-    if want_offset:
+    if want_offset and p.offset is not None:
         grad_offset = new_field(p.offset, p.offset_groups, 2)
-    if want_mask:
+    if want_mask and p.mask is not None:
         grad_mask = new_field(p.mask, p.mask_groups, 1)
 
     def programs_of(c: Config) -> int:
@@ -237,7 +237,7 @@ def grad_samples(
             WANT_OFFSET=want_offset,
             WANT_MASK=want_mask,
         )
-    if want_input:
+    if grad_input is not None:
         grad_input = grad_input.to(p.input.dtype).contiguous(memory_format=memory_format(p.input))
     return (
         grad_input,
@@ -248,7 +248,7 @@ def grad_samples(
 
 def _per_group(planes: Tensor | None, like: Tensor | None, groups: int) -> Tensor | None:
     """``[N, slices · values, oH, oW]`` to ``[N, groups · values, oH, oW]``."""
-    if planes is None or planes.shape == like.shape:
+    if planes is None or like is None or planes.shape == like.shape:
         return planes
     values = like.shape[1] // groups
     per_slice = planes.unflatten(1, (groups, -1, values))

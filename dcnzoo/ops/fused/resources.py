@@ -76,5 +76,7 @@ def compile_for(
             [CUOBJDUMP, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
         ).stdout
     found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage)
+    if found is None:
+        raise RuntimeError(f"{CUOBJDUMP}: expected the usage of registers and memory, got {usage!r}")
     registers, stack, local = map(int, found.groups())
     return Resources(registers, stack + local, compiled.metadata.shared, compiled.asm["ptx"])
