@@ -35,10 +35,10 @@ demo: setup  ## make data, train without and with DCNv2, compare, draw (SEEDS=3 
 	$(RUN) tools/demo.py --seeds $(or $(SEEDS),1) $(ARGS)
 
 test: setup  ## the tests, in under 15 minutes on two cores
-	$(RUN) -m pytest -n 2 -m "not slow and not peers and not environments" $(ARGS)
+	$(RUN) -m pytest -n 2 --dist worksteal -m "not slow and not peers and not environments" $(ARGS)
 
 test-all: setup  ## the tests with the long tail
-	$(RUN) -m pytest -n 2 -m "not peers and not environments" $(ARGS)
+	$(RUN) -m pytest -n 2 --dist worksteal -m "not peers and not environments" $(ARGS)
 
 # What overwrites packages of .venv, or brings a torch, has an environment of its own; everything else is seen in
 # .venv through a .pth file.
@@ -100,7 +100,7 @@ peers: setup $(PEERS)/.installed  ## compare with mmcv's compiled operators
 	$(PEERS)/bin/python -m pytest -m peers tests/peers $(ARGS)
 
 fuzz: setup  ## 23,500 random calls of the operators beside the reference (in `make test`: 2,350)
-	DCNZOO_FUZZ_EXAMPLES=250 $(RUN) -m pytest -n 2 tests/test_fuzz.py $(ARGS)
+	DCNZOO_FUZZ_EXAMPLES=250 $(RUN) -m pytest -n 2 --dist worksteal tests/test_fuzz.py $(ARGS)
 
 crash: setup  ## kill a training 50 times, resume it, compare it with one left alone, bit by bit
 	OMP_NUM_THREADS=1 $(RUN) tests/crash.py work_dirs/crash --kills 50 $(ARGS)

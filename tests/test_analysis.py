@@ -113,10 +113,7 @@ def test_benchmark(run, tmp_path):
     lines = text.splitlines()[-6:]
     said = [line.split(":")[0] for line in lines]
     assert said == ["2 of 4", "4 of 4", "run 1 of 2", "2 of 4", "4 of 4", "run 2 of 2"]
-    rate, milliseconds = re.search(
-        r"([\d.]+) images/s, median ([\d.]+) ms/image, 64×96, ", lines[-1]
-    ).groups()
-    assert float(rate) > 0 and float(milliseconds) > 0
+    assert re.search(r": \d+\.?\d* images/s, median [\d.]+ ms/image, 64×96, ", lines[-1])
 
 
 @pytest.mark.parametrize(

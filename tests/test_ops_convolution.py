@@ -142,18 +142,24 @@ VMAPPED = {
 }
 
 
-@every_form
-@pytest.mark.parametrize("vmapped", VMAPPED)
-def test_vmap(op, sample, vmapped, recwarn):
+def dims_of(sample: Sample, letters: str) -> tuple[int | None, ...]:
+    given = zip("iwomb", sample.tensors, strict=True)
+    return tuple(0 if letter in letters and t is not None else None for letter, t in given)
+
+
+PARTS = [(*form, dims_of(form[1], letters), name) for form in FORMS for name, letters in VMAPPED.items()]
+PARTS = [part for part in PARTS if 0 in part[2]]
+
+
+@pytest.mark.parametrize(
+    ("op", "sample", "dims"),
+    [part[:3] for part in PARTS],
+    ids=[f"{op.name}-{sample.name}-{name}" for op, sample, _, name in PARTS],
+)
+def test_vmap(op, sample, dims, recwarn):
     """Output, and gradients kept apart or summed, as in a loop; no fallback, which would warn."""
     count = 3
-    many, letters = several(sample, count), VMAPPED[vmapped]
-    dims = tuple(
-        0 if letter in letters and t is not None else None
-        for letter, t in zip("iwomb", sample.tensors, strict=True)
-    )
-    if not any(dim == 0 for dim in dims):
-        return
+    many = several(sample, count)
     tensors = tuple(
         m if dim == 0 else t for m, t, dim in zip(many.tensors, sample.tensors, dims, strict=True)
     )

@@ -114,9 +114,14 @@ def test_test_repeats_the_last_validation(trained, tmp_path):
 def test_test_time_augmentation(trained, tmp_path):
     work, _ = trained
     config = work / Path(CONFIG).name
-    output = run("test", config, work / "epoch_2.pth", "--work-dir", tmp_path, "--tta")
-    box, mask = map(float, average_precisions(output))
-    assert box >= 0 and mask >= 0
+    predictions = tmp_path / "predictions.pkl"
+    run("test", config, work / "epoch_2.pth", "--work-dir", tmp_path, "--tta", "--out", predictions)
+    images = pickle.loads(predictions.read_bytes())
+    assert len(images) == 4
+    for image in images:
+        boxes, (height, width) = image["pred_instances"]["bboxes"], image["ori_shape"]
+        assert len(boxes) == len(image["pred_instances"]["masks"])
+        assert (boxes >= 0).all() and (boxes <= torch.tensor([width, height] * 2)).all()
 
 
 def iterations(work):
