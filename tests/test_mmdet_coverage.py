@@ -20,7 +20,7 @@ ROWS = {
     family: tuple(rest)
     for family, *rest in re.findall(r"^\| (\S+) \| `(.+)` \| (.+) \|$", PAGE, re.MULTILINE)
 }
-# They need packages that `make setup` does not install: `make test-others` tries some of them.
+# They need packages that `make setup` does not install; `make test-others` tries them, but not misc.
 NEED_MORE = {
     *("boxinst", "bytetrack", "convnext", "deepsort", "glip", "grounding_dino", "lad", "misc"),
     *("mm_grounding_dino", "ocsort", "paa", "reid", "sort", "strongsort", "timm_example"),

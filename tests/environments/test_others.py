@@ -113,9 +113,11 @@ print(sum(type(m) is dcnzoo.models.DCNv2 for m in backbone.modules()), "mmdet" i
     assert run(code).splitlines()[-1] == "6 False"
 
 
-@pytest.mark.parametrize(
-    ("family", "name"), mmdet_coverage.families("^(boxinst|convnext|deepsort|glip|reid|timm_example)$")
-)
+FAMILIES = "boxinst|bytetrack|convnext|deepsort|glip|grounding_dino|lad|mm_grounding_dino|ocsort|paa"
+FAMILIES += "|reid|sort|strongsort|timm_example"
+
+
+@pytest.mark.parametrize(("family", "name"), mmdet_coverage.families(f"^({FAMILIES})$"))
 def test_family(family, name):
     """Those of MMDetection's that ask for mmpretrain or another package."""
     assert mmdet_coverage.apart(name) == "ok"
