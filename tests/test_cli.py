@@ -172,7 +172,7 @@ PRINTS = {
 def test_a_reader_that_ends_early(code):
     """Quiet, with the status that the shell gives to a program ended by SIGPIPE; not a crash, not success."""
     body = code.replace("\n", "\n    ")
-    program = f"from dcnzoo import errors\n@errors.command\ndef main():\n    {body}\nmain()"
+    program = f"from dcnzoo.utils import errors\n@errors.command\ndef main():\n    {body}\nmain()"
     reader, writer = os.pipe()
     os.close(reader)
     try:
