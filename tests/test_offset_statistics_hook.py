@@ -10,6 +10,8 @@ import sys
 import pytest
 import torch
 
+import dcnzoo.models  # noqa: F401  before mmdet, which needs mmcv.ops
+
 # isort: split
 from mmengine.dataset import pseudo_collate
 from mmengine.hooks import Hook
