@@ -253,10 +253,9 @@ def test_extreme_values_do_no_harm(name):
         mine = gradients(op.call, name, sample, grad_output)
         true = gradients(op.reference, name, exact(sample), grad_output)
         terms = gradients(op.reference, name, magnitudes, grad_output.abs())
-        if name == "deform_roi_pool" and not (
-            sample.tensors[0].isfinite().all() and grad_output.isfinite().all()
-        ):
-            # beyond the border pixel's centre, and in a bin without samples, the kernel multiplies Inf with zero
+        finite = sample.tensors[0].isfinite().all() and grad_output.isfinite().all()
+        if name == "deform_roi_pool" and not finite:
+            # the kernel multiplies Inf with zero: beyond the border pixel's centre, in a bin without samples
             mine, true, terms = (results[:2] for results in (mine, true, terms))
         for each in zip(mine, true, terms, strict=True):
             assert_equal(each[0], each[1], tolerance, each[2])

@@ -176,9 +176,8 @@ def run(folder, monkeypatch):
         monkeypatch.chdir(folder)
         monkeypatch.setattr(sys, "argv", [])
         monkeypatch.setattr(sys, "path", list(sys.path))
-        monkeypatch.delitem(
-            sys.modules, arguments[0], raising=False
-        )  # tools/benchmark has modules of the same names
+        # tools/benchmark has a report.py, too
+        monkeypatch.delitem(sys.modules, arguments[0], raising=False)
         result = CliRunner().invoke(cli.commands, [*map(str, arguments)])
         return result.exit_code, result.output
 
