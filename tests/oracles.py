@@ -9,19 +9,15 @@ from torch import Tensor
 
 
 def nms(boxes: Tensor, scores: Tensor, threshold: float, offset: int = 0) -> list[int]:
-    """Greedy suppression, one pair at a time, in the dtype of ``boxes``."""
-    zero = boxes.new_zeros(())
+    """Greedy suppression, one box at a time, in the dtype of ``boxes``."""
     kept: list[int] = []
     for candidate in scores.sort(stable=True, descending=True).indices.tolist():
-        box = boxes[candidate]
-        for other in boxes[kept]:
-            width = torch.minimum(box[2], other[2]) - torch.maximum(box[0], other[0]) + offset
-            height = torch.minimum(box[3], other[3]) - torch.maximum(box[1], other[1]) + offset
-            inter = torch.maximum(width, zero) * torch.maximum(height, zero)
-            areas = [(b[2] - b[0] + offset) * (b[3] - b[1] + offset) for b in (other, box)]
-            if inter / (areas[0] + areas[1] - inter) > threshold:
-                break
-        else:
+        box, others = boxes[candidate], boxes[kept]
+        width = torch.minimum(box[2], others[:, 2]) - torch.maximum(box[0], others[:, 0]) + offset
+        height = torch.minimum(box[3], others[:, 3]) - torch.maximum(box[1], others[:, 1]) + offset
+        inter = width.clamp(min=0) * height.clamp(min=0)
+        own, theirs = ((b[..., 2] - b[..., 0] + offset) * (b[..., 3] - b[..., 1] + offset) for b in (box, others))
+        if not (inter / (theirs + own - inter) > threshold).any():
             kept.append(candidate)
     return kept
 

@@ -26,7 +26,7 @@ NEED_MORE = {
     *("mm_grounding_dino", "ocsort", "paa", "reid", "sort", "strongsort", "timm_example"),
 }
 FAMILIES = {family: name for family, name in tool.families() if family not in NEED_MORE}
-QUICK = ("atss", "crowddet", "fast_rcnn", "qdtrack", "soft_teacher", "solo", "yolox")
+QUICK = ("atss", "fast_rcnn", "solo", "yolox")
 
 
 @pytest.mark.parametrize(

@@ -364,6 +364,7 @@ torch.distributed.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_of_several_ranks_only_the_first_writes(tmp_path, pytestconfig):
     script = tmp_path / "ranks.py"
     script.write_text(RANKS)

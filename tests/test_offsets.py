@@ -82,6 +82,7 @@ def train(offset_limit, offset_lr_mult, seed):
     return sum(losses[-10:]) / 10, offset_statistics(model)["2"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_offsets_that_run_away_are_cured_by_the_bound_or_by_their_learning_rate(seed):
     """Too high a rate for the offsets throws the samples off the 16-pixel map, from where none returns."""

@@ -20,11 +20,24 @@ INVALID = [(op, *case) for op in OPERATORS for case in op.invalid()]
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5}
 
 every_op = pytest.mark.parametrize("op", OPERATORS, ids=lambda op: op.name)
-every_case = pytest.mark.parametrize(("op", "sample"), CASES, ids=[f"{o.name}-{s.name}" for o, s in CASES])
-# without those that are torch's own convolution
-OWN = [(op, sample) for op, sample in CASES if sample.name != "neither"]
-every_own_case = pytest.mark.parametrize(("op", "sample"), OWN, ids=[f"{o.name}-{s.name}" for o, s in OWN])
-every_form = pytest.mark.parametrize(("op", "sample"), FORMS, ids=[f"{o.name}-{s.name}" for o, s in FORMS])
+
+
+def parametrized(cases, forms_first=False):
+    """Over these cases, or their forms first: the others are then part of the long tail."""
+    return pytest.mark.parametrize(
+        ("op", "sample"),
+        [
+            pytest.param(op, sample, id=name, marks=[pytest.mark.slow] * (forms_first and name not in NAMES))
+            for op, sample in cases
+            for name in [f"{op.name}-{sample.name}"]
+        ],
+    )
+
+
+NAMES = {f"{op.name}-{sample.name}" for op, sample in FORMS}
+OWN = [case for case in CASES if case[1].name != "neither"]  # without torch's own convolution
+every_case, every_form = parametrized(CASES), parametrized(FORMS)
+forms_first, own_forms_first = parametrized(CASES, True), parametrized(OWN, True)
 dtypes = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 
 
@@ -63,7 +76,7 @@ def test_matches_reference(op, sample, dtype):
     assert_same(op, sample, sample.to(torch.float64), TOLERANCE[dtype])
 
 
-@every_own_case
+@own_forms_first
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision_rounds_no_more_than_plain_pytorch(op, sample, dtype):
     """Our error against float64 is at most twice that of the reference in the same dtype."""
@@ -74,7 +87,7 @@ def test_half_precision_rounds_no_more_than_plain_pytorch(op, sample, dtype):
     assert largest(ours) <= 2 * largest(plain) + 1e-6
 
 
-@every_case
+@forms_first
 def test_memory_formats(op, sample):
     """Channels-last, strided and expanded inputs mean the same as contiguous ones."""
 
@@ -109,13 +122,13 @@ def as_function(op, sample: Sample):
     return lambda *tensors: op.call(leaves.with_given(tensors)), tuple(leaves.given)
 
 
-@every_case
+@forms_first
 def test_gradcheck(op, sample):
     function, tensors = as_function(op, sample)
     assert torch.autograd.gradcheck(function, tensors, fast_mode=True)
 
 
-@every_case
+@forms_first
 def test_gradgradcheck(op, sample):
     function, tensors = as_function(op, sample)
     assert torch.autograd.gradgradcheck(function, tensors, fast_mode=True)
@@ -164,7 +177,7 @@ def test_compile_with_inductor(op):
     torch.testing.assert_close(mine, true, rtol=1e-4, atol=1e-4)
 
 
-@every_case
+@forms_first
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_autocast(op, sample, dtype):
     """Gradients have the dtype of the arguments, whatever dtype it computes in."""
@@ -182,7 +195,7 @@ def test_autocast(op, sample, dtype):
     assert all(t.grad is not None and t.grad.dtype == torch.float32 for t in leaves.given)
 
 
-@every_own_case
+@own_forms_first
 def test_same_bits_for_every_number_of_threads(op, sample):
     sample = sample.to(torch.float32)
     grad = torch.ones_like(op.call(sample))

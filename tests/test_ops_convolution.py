@@ -142,6 +142,9 @@ VMAPPED = {
 }
 
 
+DAILY = ("all", "parts")
+
+
 def dims_of(sample: Sample, letters: str) -> tuple[int | None, ...]:
     given = zip("iwomb", sample.tensors, strict=True)
     return tuple(0 if letter in letters and t is not None else None for letter, t in given)
@@ -153,8 +156,12 @@ PARTS = [part for part in PARTS if 0 in part[2]]
 
 @pytest.mark.parametrize(
     ("op", "sample", "dims"),
-    [part[:3] for part in PARTS],
-    ids=[f"{op.name}-{sample.name}-{name}" for op, sample, _, name in PARTS],
+    [
+        pytest.param(
+            op, sample, dims, id=f"{op.name}-{sample.name}-{name}", marks=[pytest.mark.slow] * (name not in DAILY)
+        )
+        for op, sample, dims, name in PARTS
+    ],
 )
 def test_vmap(op, sample, dims, recwarn):
     """Output, and gradients kept apart or summed, as in a loop; no fallback, which would warn."""
@@ -296,6 +303,7 @@ def test_export(op):
         torch.testing.assert_close(module(*sample.tensors), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_ahead_of_time_package(tmp_path):
     """A small model of both operators, compiled to a library; loaded and run in another size."""
 

@@ -293,6 +293,7 @@ def test_what_a_wheel_has(wheel):
     assert [name for name, content in contents.items() if any(path in content for path in here)] == []
 
 
+@pytest.mark.slow
 def test_installed_and_taken_away(wheel, tmp_path):
     """In a bare environment, with the torch of this one in sight; after it, every file is as before."""
     environment = tmp_path / "environment"

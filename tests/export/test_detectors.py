@@ -26,8 +26,9 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 DYNAMIC = torch.export.Dim.DYNAMIC
-# (family, dcn, dynamic): exporting takes half a minute each, so the others are in `make test-all`
-DAILY = (("RetinaNet", True, False), ("Mask R-CNN", True, True), ("CornerNet", False, True))
+# (family, dcn, dynamic): exporting takes up to a minute each, so the others are in `make test-all`
+DAILY = (("RetinaNet", True, True),)
+LONG = ("CornerNet", "PointRend", "Cascade Mask R-CNN")
 VARIANTS = [
     (family, dcn) for family in CONFIGS for dcn in (True, False) if not (dcn and family in WITHOUT_RESNET)
 ]
@@ -52,7 +53,8 @@ def test_every_family_has_its_test():
     [
         pytest.param(
             *variant,
-            marks=[] if variant[1] or variant[0] in WITHOUT_RESNET else pytest.mark.slow,
+            marks=[pytest.mark.slow]
+            * (variant[0] in LONG or not (variant[1] or variant[0] in WITHOUT_RESNET)),
             id=name(*variant),
         )
         for variant in VARIANTS
@@ -139,6 +141,7 @@ def test_proposals_with_equal_scores(tmp_path):
     assert agreement.found > 10 and agreement.holds
 
 
+@pytest.mark.slow
 def test_raw_outputs_are_compared(tmp_path):
     detector = build("YOLOX")
     images = torch.randn(1, 3, *size("YOLOX"))

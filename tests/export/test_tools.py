@@ -161,6 +161,7 @@ def test_tensorrt_is_skipped_visibly(exported, work, monkeypatch, capsys):
         runpy.run_path(str(ROOT / "tools/deployment/test.py"), run_name="__main__")
 
 
+@pytest.mark.slow
 def test_coco_format(exported, work):
     path, _ = exported
     run(
