@@ -16,7 +16,9 @@ def nms(boxes: Tensor, scores: Tensor, threshold: float, offset: int = 0) -> lis
         width = torch.minimum(box[2], others[:, 2]) - torch.maximum(box[0], others[:, 0]) + offset
         height = torch.minimum(box[3], others[:, 3]) - torch.maximum(box[1], others[:, 1]) + offset
         inter = width.clamp(min=0) * height.clamp(min=0)
-        own, theirs = ((b[..., 2] - b[..., 0] + offset) * (b[..., 3] - b[..., 1] + offset) for b in (box, others))
+        own, theirs = (
+            (b[..., 2] - b[..., 0] + offset) * (b[..., 3] - b[..., 1] + offset) for b in (box, others)
+        )
         if not (inter / (theirs + own - inter) > threshold).any():
             kept.append(candidate)
     return kept

@@ -40,6 +40,7 @@ def quick(tmp_path_factory):
     return output, {path.suffix: path for path in folder.iterdir()}
 
 
+@pytest.mark.slow
 def test_files_are_named_by_machine_and_versions(quick):
     _, files = quick
     assert sorted(files) == [".csv", ".json", ".md", ".png"]
@@ -53,6 +54,7 @@ def test_files_are_named_by_machine_and_versions(quick):
     assert files[".png"].read_bytes().startswith(b"\x89PNG") and files[".png"].stat().st_size < 300_000
 
 
+@pytest.mark.slow
 def test_rows_hold_times_and_memory(quick):
     _, files = quick
     rows = json.loads(files[".json"].read_text())["rows"]
@@ -72,6 +74,7 @@ def test_rows_hold_times_and_memory(quick):
     assert float(first["median_ms"]) == pytest.approx(rows[0]["timing"]["median"] * 1e3, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_every_rival_is_measured_or_listed_as_absent(quick):
     output, files = quick
     document = json.loads(files[".json"].read_text())
@@ -86,6 +89,7 @@ def test_every_rival_is_measured_or_listed_as_absent(quick):
         assert f"- {name}: {absence['reason']}" in files[".md"].read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("mmdet") is None, reason="mmdet is not installed")
 def test_demo_training(tmp_path):
     run("--quick", "--demo-training", "only", "--out", tmp_path)

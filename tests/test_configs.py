@@ -92,6 +92,7 @@ def test_index_has_the_published_figures(paper):
         assert "| published |" in row and f"]({model['Weights']})" in row
 
 
+@pytest.mark.slow
 def test_your_own_data_with_mmdetections_own_tool(tmp_path):
     """The recipe of docs/detectors.md, whose ``custom_imports`` is all that says dcnzoo."""
     page = (ROOT / "docs" / "detectors.md").read_text()

@@ -21,23 +21,14 @@ ROWS = {
     name: tuple(rest) for name, *rest in re.findall(r"^\| `(.+)` \| (.+) \| (.+) \|$", PAGE, re.MULTILINE)
 }
 QUICK = {
-    "configs/dcn/mask-rcnn_r50-dconv-c3-c5_fpn_amp-1x_coco.py",
-    "configs/dcnv2/faster-rcnn_r50-mdconv-group4-c3-c5_fpn_1x_coco.py",
     "configs/demo/mask-rcnn_r14-mdconv_fpn_8e_shapes.py",
-    "configs/flash_internimage/mask-rcnn_flash-internimage-t_fpn_1x_coco.py",
-    "configs/internimage/dino-4scale_internimage-t_1x_coco.py",
     "configs/small/faster-rcnn_r14-mdconv_fpn_24e_coco.py",
     "mmdet::cascade_rpn/cascade-rpn_r50-caffe_fpn_1x_coco.py",
     "mmdet::centernet/centernet_r18-dcnv2_8xb16-crop512-140e_coco.py",
-    "mmdet::centripetalnet/centripetalnet_hourglass104_16xb6-crop511-210e-mstest_coco.py",
     "mmdet::ddod/ddod_r50_fpn_1x_coco.py",
-    "mmdet::detectors/cascade-rcnn_r50-sac_1x_coco.py",
-    "mmdet::dyhead/atss_r50_fpn_dyhead_1x_coco.py",
     "mmdet::fcos/fcos_r50-dcn-caffe_fpn_gn-head-center-normbbox-centeronreg-giou_1x_coco.py",
     "mmdet::foveabox/fovea_r50_fpn_gn-head-align_4xb4-2x_coco.py",
     "mmdet::guided_anchoring/ga-retinanet_r50_fpn_1x_coco.py",
-    "mmdet::ld/ld_r101-gflv1-r101-dcn_fpn_2x_coco.py",
-    "mmdet::nas_fcos/nas-fcos_r50-caffe_fpn_nashead-gn-head_4xb4-1x_coco.py",
     "mmdet::reppoints/reppoints-moment_r50_fpn_1x_coco.py",
     "mmdet::solov2/solov2-light_r50-dcn_fpn_ms-3x_coco.py",
     "mmdet::tood/tood_r50_fpn_1x_coco.py",

@@ -323,6 +323,7 @@ def test_published_figures_of_papers():
         assert [float(value) for value in quoted.split("/")] == found, name
 
 
+@pytest.mark.slow
 def test_tutorial(monkeypatch):
     """Every cell runs; what the text says of the figures is so; the file has these outputs."""
     nbformat = pytest.importorskip("nbformat")

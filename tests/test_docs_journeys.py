@@ -196,6 +196,7 @@ def journey(here: Path) -> tuple[Path, dict[str, str]]:
     return clone, said
 
 
+@pytest.mark.slow
 def test_first_steps(tmp_path):
     """One test, so that the journey is made once, whatever shares out the tests among processes."""
     if not all(map(shutil.which, ("bash", "make", "git"))):

@@ -62,7 +62,9 @@ def assert_same_values(actual: torch.Tensor, expected: torch.Tensor, tolerance: 
 
 
 @every_case
-@pytest.mark.parametrize("dtype", [pytest.param(torch.float64, marks=pytest.mark.slow), torch.float32], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [pytest.param(torch.float64, marks=pytest.mark.slow), torch.float32], ids=str
+)
 def test_reaches_what_the_formula_reads(op, sample, dtype):
     generator = torch.Generator().manual_seed(1)
     sample = sample.to(dtype)

@@ -146,6 +146,7 @@ def test_a_checkpoint_alone_is_not_enough(run, folder, weights, command):
     assert status != 0 and "--model" in output
 
 
+@pytest.mark.slow
 def test_resume_does_not_run_the_config(run, folder, data):
     status, output = run("train", *training(data))
     assert status == 0, output
