@@ -78,14 +78,6 @@ def _(input, offset, mask, *geometry):
     return input.new_empty((*offset.shape[:3], input.shape[3]))
 
 
-@torch.library.register_fake("dcnzoo::_dcnv3_backward")
-def _(grad_output, input, offset, mask, *arguments):
-    *_, wanted = arguments
-    return tuple(
-        t.new_empty(t.shape if want else 0) for t, want in zip((input, offset, mask), wanted, strict=True)
-    )
-
-
 register_derivatives("dcnv3", 3, (0, 1, 2), reference.dcnv3)
 register_vmap("dcnv3", "mmm", "m")
 register_vmap("_dcnv3_backward", "mmmm", "mmm")

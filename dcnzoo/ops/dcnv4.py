@@ -63,14 +63,6 @@ def _(input, offset_mask, *geometry):
     return input.new_empty((*offset_mask.shape[:3], input.shape[3]))
 
 
-@torch.library.register_fake("dcnzoo::_dcnv4_backward")
-def _(grad_output, input, offset_mask, *arguments):
-    *_, wanted = arguments
-    return tuple(
-        t.new_empty(t.shape if want else 0) for t, want in zip((input, offset_mask), wanted, strict=True)
-    )
-
-
 register_derivatives("dcnv4", 2, (0, 1), reference.dcnv4)
 register_vmap("dcnv4", "mm", "m")
 register_vmap("_dcnv4_backward", "mmm", "mm")

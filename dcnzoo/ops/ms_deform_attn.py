@@ -103,14 +103,6 @@ def _(value, spatial_shapes, level_start_index, sampling_locations, attention_we
     return value.new_empty((value.shape[0], sampling_locations.shape[1], value.shape[2] * value.shape[3]))
 
 
-@torch.library.register_fake("dcnzoo::_ms_deform_attn_backward")
-def _(
-    grad_output, value, spatial_shapes, level_start_index, sampling_locations, attention_weights, output_mask
-):
-    tensors = (value, sampling_locations, attention_weights)
-    return tuple(t.new_empty(t.shape if want else 0) for t, want in zip(tensors, output_mask, strict=True))
-
-
 register_derivatives("ms_deform_attn", 5, (0, 3, 4), reference.ms_deform_attn)
 register_vmap("ms_deform_attn", "mssmm", "m")
 register_vmap("_ms_deform_attn_backward", "mmssmm", "mmm")
