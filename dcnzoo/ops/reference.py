@@ -166,6 +166,9 @@ def deform_conv_transpose(
     return out.to(input.dtype)
 
 
+MOST = 1 << 22  # samples of a RoI's bin along an axis, as in ops/common/roi_math.h; with more it gives zeros
+
+
 def deform_roi_pool(
     input: Tensor,  # (N, C, H, W)
     rois: Tensor,  # (K, 5), (image, x1, y1, x2, y2)
@@ -190,7 +193,9 @@ def deform_roi_pool(
         low, high = roi[1:].view(2, 2).flip(1) * spatial_scale - 0.5  # (y, x) each
         length = high - low
         samples = [sampling_ratio] * 2 if sampling_ratio > 0 else (length / length.new_tensor(bins)).ceil()
-        if sampling_ratio <= 0 and (not length.isfinite().all() or min(samples) <= 0):
+        if sampling_ratio <= 0 and not (
+            length.isfinite().all() and min(samples) > 0 and max(samples) <= MOST
+        ):
             pooled.append(feature.new_zeros(1, input.shape[1], *bins))
             continue
         # in vmap it is not known which sizes are finite; a RoI outside the map is zero too
