@@ -204,6 +204,8 @@ def test_rois_of_absurd_size():
     output = deform_roi_pool(maps, rois, torch.zeros(2, 2, 1, 1), 1)
     torch.testing.assert_close(output[0], torch.full((2, 1, 1), 3 * 7 * 8 / 4e12))
     assert not output[1].any()
+    given = (rois[1:], torch.zeros(1, 2, 1, 1), 1)
+    assert not torch.func.jvp(lambda maps: deform_roi_pool(maps, *given), (maps,), (maps,))[1].any()
 
 
 @pytest.mark.parametrize("function", [deform_roi_pool, reference.deform_roi_pool])

@@ -12,7 +12,7 @@ from . import reference
 from ._arguments import memory_format
 
 
-def needs_order(tensor: Tensor) -> bool:
+def deterministic(tensor: Tensor) -> bool:
     """Whether sums are to have one order, on a device where the kernels' have not."""
     return tensor.device.type not in ("cpu", "meta") and torch.are_deterministic_algorithms_enabled()
 

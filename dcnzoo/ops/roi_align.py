@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 from torch.autograd.forward_ad import make_dual
 
-from . import _library  # noqa: F401  (registers the operators)
+from . import _deterministic, _library  # noqa: F401  (_library registers the operators)
 from ._arguments import Int2, pair, shape_text
 from ._autograd import primal, register_autograd, tangent
-from ._deterministic import needs_order, pooling_grad_input_in_order
 from ._vmap import fold, fold_rois, unfold
 
 _MAX, _AVG = 0, 1
@@ -91,8 +90,9 @@ def _setup_context(ctx, inputs, output):
 
 
 def _autograd_backward(ctx, grad_output, _grad_argmax_y, _grad_argmax_x):
-    # the kernel adds atomically
-    backward = _grad_input_in_order if needs_order(grad_output) else torch.ops.dcnzoo._roi_align_backward
+    backward = torch.ops.dcnzoo._roi_align_backward
+    if _deterministic.deterministic(grad_output):  # the kernel adds atomically
+        backward = _grad_input_in_order
     return backward(grad_output, *ctx.saved_tensors, ctx.input_size, *ctx.arguments), *[None] * 7
 
 
@@ -100,7 +100,7 @@ def _grad_input_in_order(
     grad_output, rois, argmax_y, argmax_x, input_size, spatial_scale, sampling_ratio, pool_mode, aligned
 ):
     if pool_mode != _MAX:
-        return pooling_grad_input_in_order(
+        return _deterministic.pooling_grad_input_in_order(
             grad_output, input_size, rois, None, spatial_scale, sampling_ratio, aligned
         )
     maps = argmax_y.new_zeros(input_size)  # reading them turns into torch's index_put_, which has an order
