@@ -95,7 +95,7 @@ class TestRefused:
 def test_the_message_says_what_to_do(harmful):
     with pytest.raises(CheckpointError) as error:
         load_file(harmful)
-    assert "publish_model.py FILE OUT --trust --save-keys state_dict" in str(error.value)
+    assert "dcnzoo zoo publish FILE OUT --unsafe-load --save-keys state_dict" in str(error.value)
     assert "\n" not in str(error.value)
 
 

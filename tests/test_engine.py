@@ -32,10 +32,11 @@ from mmengine.structures import InstanceData
 from rich.console import Console
 from torch.utils.data import Dataset
 
+from dcnzoo.cli import one_line_errors
 from dcnzoo.openmmlab.hooks import AtomicCheckpointHook, AtomicLocalBackend, ProgressHook
 from dcnzoo.openmmlab.hooks.checkpoint import damage, seal
 from dcnzoo.openmmlab.models.tta import InstanceTTAModel
-from dcnzoo.utils.errors import UserError, command, user_errors
+from dcnzoo.utils.errors import UserError, user_errors
 from dcnzoo.utils.files import require_file
 
 
@@ -359,9 +360,10 @@ def test_a_full_disk_is_one_line(tmp_path, capsys):
     script = f"""
 import resource, dcnzoo.openmmlab.hooks
 from dcnzoo.openmmlab.hooks import AtomicLocalBackend
-from dcnzoo.utils.errors import command
+from dcnzoo.cli import one_line_errors
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-command(lambda: AtomicLocalBackend().put(bytes(5000), {str(tmp_path / "x.pth")!r}))()
+with one_line_errors():
+    AtomicLocalBackend().put(bytes(5000), {str(tmp_path / "x.pth")!r})
 """
     (tmp_path / "x.pth").write_bytes(b"old")
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
@@ -371,8 +373,12 @@ command(lambda: AtomicLocalBackend().put(bytes(5000), {str(tmp_path / "x.pth")!r
         result.stderr,
     )
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("x.pth", b"old")]
-    with open("/dev/full", "wb", buffering=0) as full, pytest.raises(SystemExit, match=r"No space left"):
-        command(lambda: full.write(b"log"))()
+    with (
+        open("/dev/full", "wb", buffering=0) as full,
+        pytest.raises(SystemExit, match=r"No space left"),
+        one_line_errors(),
+    ):
+        full.write(b"log")
 
 
 # Random numbers

@@ -1,11 +1,10 @@
-"""tools/reproduce.py: what it measures, beside what was published, with a detector that knows the answer."""
+"""dcnzoo reproduce: what it measures, beside what was published, with a detector that knows the answer."""
 
 import hashlib
 import json
 import math
 import os
 import re
-import runpy
 import sys
 from pathlib import Path
 
@@ -22,9 +21,9 @@ from mmengine.structures import InstanceData
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
 from dcnzoo.utils.lock import lock_work_dir
 
+from . import commands
 from .zoo.conftest import entry, package  # noqa: F401  a fixture
 
-ROOT = Path(__file__).resolve().parents[1]
 IMAGES = 5
 
 
@@ -108,23 +107,21 @@ def coco(tmp_path_factory):
 
 
 @pytest.fixture
-def reproduce(package, coco, tmp_path, monkeypatch, capsys):  # noqa: F811
-    """Runs the tool on a published model; returns what it printed and the rows it wrote."""
+def reproduce(package, coco, tmp_path, monkeypatch):  # noqa: F811
+    """Runs the command on a published model; returns what it printed and the rows it wrote."""
     published = entry("knows", text=CONFIG.replace("{root}", str(coco)), Published="its author")
     published["Results"][0]["Metrics"] = {"box AP": 75.0, "AR@1000": 90.0}
     package(published)
     out = tmp_path / "results" / "rows.jsonl"
     monkeypatch.chdir(tmp_path)
 
-    def run(*arguments, config="knows", fails=False):
+    def run(*arguments, config="knows", status=0):
         work = ["--work-dir", tmp_path / "work", "--out", out]
-        monkeypatch.setattr(sys, "argv", ["reproduce", config, *map(str, (*work, *arguments))])
-        if fails:
-            with pytest.raises(SystemExit) as stopped:
-                runpy.run_path(str(ROOT / "tools/reproduce.py"), run_name="__main__")
-            return stopped.value.code
-        runpy.run_path(str(ROOT / "tools/reproduce.py"), run_name="__main__")
-        return capsys.readouterr().out, [json.loads(line) for line in out.read_text().splitlines()]
+        line = ["reproduce", config, *map(str, (*work, *arguments))]
+        monkeypatch.setattr(sys, "argv", ["dcnzoo", *line])
+        if status:
+            return commands.error_of(*line, status=status)
+        return commands.run(*line), [json.loads(line) for line in out.read_text().splitlines()]
 
     return run
 
@@ -196,7 +193,7 @@ def test_train(reproduce, coco):
 
 def test_training_where_another_process_trains(reproduce, coco, tmp_path):
     with lock_work_dir(tmp_path / "work"):
-        message = reproduce("--train", "--data-root", coco, fails=True)
+        message = reproduce("--train", "--data-root", coco, status=1)
     assert str(tmp_path / "work") in message and str(os.getpid()) in message
 
 
@@ -211,21 +208,21 @@ def test_a_config_of_ones_own(reproduce, checkpoint, coco, tmp_path):
 def test_mistakes(reproduce, checkpoint, coco, tmp_path):
     path = checkpoint(1.0)
     data = ["--data-root", coco]
-    assert "closest names: knows" in reproduce("--checkpoint", path, config="knowss", fails=True)
-    message = reproduce("--checkpoint", path, "--data-root", tmp_path, fails=True)
+    assert "closest names: knows" in reproduce("--checkpoint", path, config="knowss", status=1)
+    message = reproduce("--checkpoint", path, "--data-root", tmp_path, status=1)
     assert message.startswith("error: annotations: expected a file, found none at ")
-    assert "tools/download_dataset.py" in message
-    assert "--subset: expected ≥ 1, got 0" in reproduce(*data, "--subset", 0, fails=True)
-    assert "got both" in reproduce(*data, "--train", "--checkpoint", path, fails=True)
-    assert "expected a file, found none at nowhere" in reproduce(*data, "--checkpoint", "nowhere", fails=True)
-    assert "knows: expected one file of published weights, found none" in reproduce(*data, fails=True)
+    assert "dcnzoo data download" in message
+    assert "--subset" in reproduce(*data, "--subset", 0, status=2)
+    assert "--train: expected no --checkpoint" in reproduce(*data, "--train", "--checkpoint", path, status=2)
+    assert "expected a file, found none at nowhere" in reproduce(*data, "--checkpoint", "nowhere", status=1)
+    assert "knows: expected one file of published weights, found none" in reproduce(*data, status=1)
     (tmp_path / "own.py").write_text(CONFIG.replace("{root}", str(coco)))
-    message = reproduce(*data, config=str(tmp_path / "own.py"), fails=True)
+    message = reproduce(*data, config=str(tmp_path / "own.py"), status=1)
     assert (
         message
         == "error: expected --checkpoint FILE or --train: the zoo has no weights for a config of yours"
     )
     torch.save({"state_dict": {"other": torch.ones(1)}}, tmp_path / "other.pth")
-    message = reproduce(*data, "--checkpoint", tmp_path / "other.pth", fails=True)
+    message = reproduce(*data, "--checkpoint", tmp_path / "other.pth", status=1)
     assert "expected the weights of this model, found 1 parameter (weight) missing" in message
     assert not (tmp_path / "results").exists(), "no row of a failed run"

@@ -10,6 +10,8 @@ import torch
 import yaml
 from torch import nn
 
+from dcnzoo.cli import train
+
 from .launching import ROOT, environment
 
 DEMO = "configs/demo/mask-rcnn_r14-mdconv_fpn_8e_shapes.py"
@@ -25,8 +27,8 @@ def test_the_calculation(scaling):
     assert scaling["exchange"](10**9, nodes=2, bandwidth=0.5) == pytest.approx(2.0)
     assert scaling["exchange"](10**9, nodes=64, bandwidth=0.5) == pytest.approx(2 * 63 / 64 / 0.5)
     assert scaling["exchange"](10**9, nodes=1, bandwidth=0.5) == 0
-    assert scaling["iteration"](3.0, 10**9, 2, 0.5, hidden=0.25) == pytest.approx(3 + 2 - 0.75)
-    assert scaling["iteration"](3.0, 10**9, 2, 0.5, hidden=1.0) == 3
+    assert scaling["iteration"](3.0, 10**9, 2, 0.5, overlap=0.25) == pytest.approx(3 + 2 - 0.75)
+    assert scaling["iteration"](3.0, 10**9, 2, 0.5, overlap=1.0) == 3
 
 
 def test_sizes(scaling, tmp_path):
@@ -61,7 +63,7 @@ def test_the_command(monkeypatch, capsys):
     for arguments, expected in (
         (["--devices", "0"], "--devices: expected ≥ 1, got 0"),
         (["--seconds", "0"], "--seconds: expected > 0, got 0.0"),
-        (["--hidden", "2"], "--hidden: expected from 0 to 1, got 2.0"),
+        (["--overlap", "2"], "--overlap: expected from 0 to 1, got 2.0"),
     ):
         with pytest.raises(SystemExit, match=re.escape(f"error: {expected}")):
             run(*arguments)
@@ -107,6 +109,6 @@ def test_commands_name_what_is_there():
     text = "\n".join(blocks("bash")).replace("\\\n", " ")
     for path in re.findall(r"(?:tools|configs)/[\w./-]+\.(?:sh|py)", text):
         assert (ROOT / path).is_file(), path
-    parser = (ROOT / "tools/train.py").read_text()
+    known = {option for parameter in train.command.params for option in parameter.opts}
     for option in ("--resume", "--auto-scale-lr", "--amp"):
-        assert option in text and option in parser
+        assert option in text and option in known

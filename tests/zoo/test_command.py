@@ -3,11 +3,12 @@
 import hashlib
 import json
 import re
-import sys
 
 import pytest
+from click.testing import CliRunner
 
-from dcnzoo import cli, zoo
+from dcnzoo import zoo
+from dcnzoo.cli import commands
 
 from .conftest import entry
 from .server import Served, serving
@@ -15,32 +16,24 @@ from .server import Served, serving
 NAME = "faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco"
 
 
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """What a command printed; or the line and the status with which it failed."""
-
-    def run(*arguments, status=0, stderr=False):
-        monkeypatch.setattr(sys, "argv", ["dcnzoo", "zoo", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        printed = capsys.readouterr()
-        if status == 0:
-            assert stopped.value.code == 0, f"{stopped.value.code}\n{printed.err}"
-            return (printed.out, printed.err) if stderr else printed.out
-        assert isinstance(stopped.value.code, str), "a line, and exit status 1"
-        return stopped.value.code, printed.out
-
-    return run
+def run(*arguments, status=0, stderr=False):
+    """What a command printed; or the line with which it failed, and what it printed before."""
+    result = CliRunner().invoke(commands, ["zoo", *map(str, arguments)])
+    assert result.exit_code == status, result.output
+    if status:
+        *before, line = result.stdout.splitlines()
+        return line, "\n".join(before)
+    return (result.stdout, result.stderr) if stderr else result.stdout
 
 
-def test_list(run):
+def test_list():
     lines = run("list").splitlines()
     assert lines[0].split("  ")[0] == "name" and len(lines) - 1 >= len(zoo.models()) > 580
     (row,) = [line for line in lines if line.startswith(NAME + " ")]
     assert re.split(r"  +", row) == [NAME, "DCNv2 (backbone)", "41.4", "–", "published (MMDetection)"]
 
 
-def test_list_dcn(run):
+def test_list_dcn():
     models = json.loads(run("list", "--dcn", "--json"))
     assert len(models) >= 60
     assert all(model["deformable"] and model["backbone"] for model in models)
@@ -50,7 +43,7 @@ def test_list_dcn(run):
     assert not folders & {"deformable_detr", "mask2former"}, "attention is not convolution"
 
 
-def test_search(run):
+def test_search():
     assert [line.split()[0] for line in run("search", "group4").splitlines()[1:]] == [
         "faster-rcnn_r50-mdconv-group4-c3-c5_fpn_1x_coco"
     ]
@@ -58,7 +51,7 @@ def test_search(run):
     assert line == "error: no such words: expected words that occur in a model's names, found none"
 
 
-def test_info(run):
+def test_info():
     text = run("info", NAME)
     rows = dict(re.split(r"  +", line, maxsplit=1) for line in text.splitlines())
     assert rows["id"] == f"dcnzoo::dcnv2/{NAME}.py" and rows["weights"].endswith("-d099253b.pth")
@@ -81,7 +74,7 @@ def server(package):
         yield served
 
 
-def test_download_and_verify(run, server, tmp_path):
+def test_download_and_verify(server, tmp_path):
     printed = run("download", "net0", "net1", "--out", tmp_path).split()
     assert printed == [f"{tmp_path}{path}" for path in server.files]
     assert [(tmp_path / path[1:]).read_bytes() for path in server.files] == list(server.files.values())
@@ -97,7 +90,7 @@ def test_download_and_verify(run, server, tmp_path):
     assert out.splitlines()[2] == f"{tmp_path}/nothing: expected a file, found none"
 
 
-def test_download_without_checksum(run, server, tmp_path, package):
+def test_download_without_checksum(server, tmp_path, package):
     server.files["/plain.pth"] = b"x"
     package(entry("plain", Published="a test", Weights=f"{server.url}/plain.pth"))
     printed, said = run("download", "plain", "--out", tmp_path, stderr=True)
@@ -105,7 +98,7 @@ def test_download_without_checksum(run, server, tmp_path, package):
     assert said.strip() == "plain.pth: not checked, no checksum is known"
 
 
-def test_download_that_fails(run, server, tmp_path):
+def test_download_that_fails(server, tmp_path):
     line, out = run("download", "net0", "lost", "--out", tmp_path, status=1)
     assert line.startswith(f"error: {server.url}/lost-12345678.pth: the server answered 404 (Not Found); ")
     assert line.endswith(f"{tmp_path}/lost-12345678.pth")
