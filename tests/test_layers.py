@@ -1,7 +1,6 @@
 """``dcnzoo.layers``: torch's convolutions with offsets and masks, given or predicted."""
 
 import copy
-import io
 import math
 import pickle
 
@@ -297,40 +296,18 @@ def test_repr():
 # What PyTorch does with modules
 
 
-def scripted(module):
-    file = io.BytesIO()
-    torch.jit.save(torch.jit.script(module), file)
-    file.seek(0)
-    return torch.jit.load(file)
-
-
-@directions
-@options
-def test_pack_scripts_saves_and_loads(transposed, options):
-    torch.manual_seed(0)
-    pack = randomise(make_pack(2, transposed, **options))
-    loaded = scripted(pack)
-    for batch in (3, 1):
-        input = sample(2)[:batch]
-        output, expected = loaded(input), pack(input)
-        torch.testing.assert_close(output, expected)
-        got = torch.autograd.grad(output.square().sum(), loaded.parameters())
-        want = torch.autograd.grad(expected.square().sum(), pack.parameters())
-        torch.testing.assert_close(got, want, atol=1e-3, rtol=1e-4)
-
-
 @ranks
 @directions
-def test_layer_scripts_saves_and_loads(rank, transposed):
+def test_layer_scripts_with_any_of_its_arguments(rank, transposed):
     torch.manual_seed(0)
     layer = make(rank, transposed, im2col_step=2)
-    loaded = scripted(layer)
+    scripted = torch.jit.script(layer)
     input = sample(rank)
     where = SIZE[:rank] if transposed else layer(input).shape[2:]
     offset = torch.randn(3, math.prod(layer.kernel_size) * rank, *where)
     mask = torch.rand(3, math.prod(layer.kernel_size), *where)
     for given in ((), (offset,), (offset, mask), (None, mask)):
-        torch.testing.assert_close(loaded(input, *given), layer(input, *given))
+        torch.testing.assert_close(scripted(input, *given), layer(input, *given))
 
 
 @directions
