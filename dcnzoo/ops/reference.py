@@ -169,9 +169,6 @@ def deform_conv_transpose(
     return out.to(input.dtype)
 
 
-MOST = 1 << 22  # samples of a RoI's bin along an axis, as in ops/common/roi_math.h; with more it gives zeros
-
-
 def deform_roi_pool(
     input: Tensor,  # (N, C, H, W)
     rois: Tensor,  # (K, 5), (image, x1, y1, x2, y2)
