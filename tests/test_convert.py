@@ -11,13 +11,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import dcnzoo
-from dcnzoo.layers import (
-    DeformConv2d,
-    MaskSigmoid,
-    OffsetConv2d,
-    PackedDeformConv2d,
-    offset_parameter_groups,
-)
+from dcnzoo.layers import DeformConv2d, MaskSigmoid, OffsetConv2d, PackedDeformConv2d, offset_parameter_groups
 
 
 class Bottleneck(nn.Module):
@@ -269,10 +263,7 @@ def test_where(where, expected):
 @pytest.mark.parametrize(
     ("where", "message"),
     [
-        (
-            "layer[5-6].*.conv2",
-            r"matches 'layer\[5-6\]\.\*\.conv2'; the nearest are 'layer\d\.\d",
-        ),
+        ("layer[5-6].*.conv2", r"matches 'layer\[5-6\]\.\*\.conv2'; the nearest are 'layer\d\.\d"),
         ("conv2", r"no convolution matches 'conv2'; '\*conv2' matches 'layer1\.0\.conv2'.* \(8 in all\)"),
         (["layer4.*.conv2", "layer4.*.conv9"], r"no convolution matches 'layer4\.\*\.conv9'"),
         ("bn1", "no convolution matches 'bn1'"),

@@ -84,9 +84,7 @@ def test_boxes_areas_and_polygons_agree(root, split):
         x, y = np.array(flat).reshape(-1, 2).T
         left, top, width, height = a["bbox"]
         np.testing.assert_allclose(
-            [left, top, left + width, top + height],
-            [x.min(), y.min(), x.max(), y.max()],
-            atol=0.011,
+            [left, top, left + width, top + height], [x.min(), y.min(), x.max(), y.max()], atol=0.011
         )
         assert left >= 0 and top >= 0 and left + width <= 96 and top + height <= 96
         # pycocotools counts whole pixels: the difference is at most the pixels on the outline
@@ -270,10 +268,7 @@ def category_of_the_third(number):
         (category_of_the_third(4), r"^\S*: annotation 3: category_id: .*got 4"),
         (without_key("annotations", 2, "area"), r"annotation 3: area: expected a number > 0, got None"),
         (without_key("annotations", 2, "image_id"), r"annotation 3: image_id: expected .* got None"),
-        (
-            without_key("images", 1, "height"),
-            r"image 2: height: expected .* got None",
-        ),
+        (without_key("images", 1, "height"), r"image 2: height: expected .* got None"),
     ],
 )
 def test_what_training_would_stumble_over(root, change, message):

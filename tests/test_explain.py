@@ -223,11 +223,7 @@ def test_runaway_offsets_do_not_spoil_the_others():
 @pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium")
 @pytest.mark.parametrize(
     ("hash", "layer", "rows", "columns"),
-    [
-        ("", 1, [5], [7]),
-        ("#layer=0&at=33.4,3.2&heat=1", 0, [2], [11]),
-        ("#at=-50,999", 1, [11], [0]),
-    ],
+    [("", 1, [5], [7]), ("#layer=0&at=33.4,3.2&heat=1", 0, [2], [11]), ("#at=-50,999", 1, [11], [0])],
 )
 def test_browser_draws_the_points_of_the_place(tmp_path, hash, layer, rows, columns):
     explanation = explained(names=("a", "b"))

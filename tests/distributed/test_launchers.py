@@ -305,7 +305,7 @@ def test_slurm_over_several_nodes(slurm):
     ]
     assert called["port"] == "123"
     assert called["command"][2:] == [
-        *("tools/test.py", "config.py", "file.pth", "--launcher", "slurm", "--out", "x.pkl"),
+        *("tools/test.py", "config.py", "file.pth", "--launcher", "slurm", "--out", "x.pkl")
     ]
 
 

@@ -5,12 +5,7 @@ import torch
 from torch import nn
 
 import dcnzoo.ops
-from dcnzoo.export import (
-    export_onnx,
-    register_deform_conv2d_onnx_op,
-    register_onnx_ops,
-    translation_table,
-)
+from dcnzoo.export import export_onnx, register_deform_conv2d_onnx_op, register_onnx_ops, translation_table
 from dcnzoo.layers import PackedDeformConv2d
 from dcnzoo.ops import reference as oracle
 from tests.op_cases import deform_conv as cases

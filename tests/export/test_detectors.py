@@ -339,8 +339,7 @@ def test_a_head_that_predicts_in_its_own_way_is_exported_without():
 
     detector.bbox_head.__class__ = OwnHead
     with pytest.raises(
-        ValueError,
-        match="got RetinaNet with a OwnHead, which has a predict_by_feat of its own; --skip-",
+        ValueError, match="got RetinaNet with a OwnHead, which has a predict_by_feat of its own; --skip-"
     ):
         deployable(detector)
     with torch.no_grad():
