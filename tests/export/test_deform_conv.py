@@ -16,6 +16,7 @@ ort = pytest.importorskip("onnxruntime")
 TARGETS = ("native", "gathernd", "gatherelements", "gridsample")
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-2}  # of the largest value
 DYNAMIC = torch.export.Dim.DYNAMIC
+FEW = ("asymmetric", "asymmetric v1 without bias", "mask alone", "all groups differ")  # one per form
 SAMPLES = [s for s in cases.samples() if s.tensors[0].shape[0] > 0]  # no runtime takes an empty batch
 
 
@@ -74,8 +75,16 @@ def path(tmp_path):
     return str(tmp_path / "model.onnx")
 
 
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("sample", SAMPLES, ids=lambda s: s.name)
+@pytest.mark.parametrize(
+    ("target", "sample"),
+    [
+        pytest.param(
+            t, s, id=f"{t} {s.name}", marks=[] if s.name in FEW or t == "native" else pytest.mark.slow
+        )
+        for t in TARGETS
+        for s in SAMPLES
+    ],
+)
 def test_torchscript_exporter(sample, target, path):
     register_onnx_ops(target)
     single = sample.to(torch.float32)
@@ -86,12 +95,16 @@ def test_torchscript_exporter(sample, target, path):
     assert ("DeformConv" in nodes(path)) == (target == "native" and deformed)
 
 
-@pytest.mark.parametrize("target", TARGETS)
+def daily(*targets):
+    """The others are in ``make test-all``: the exporter takes seconds."""
+    return [t if t in targets else pytest.param(t, marks=pytest.mark.slow) for t in TARGETS]
+
+
+@pytest.mark.parametrize("target", daily("native", "gatherelements"))
 def test_dynamo_exporter(target, path):
     """Several cases in one model: the exporter takes seconds whatever it exports."""
-    names = ("asymmetric", "asymmetric v1 without bias", "mask alone", "all groups differ")
-    singles = [s.to(torch.float32) for s in SAMPLES if s.name in names]
-    assert len(singles) == len(names)
+    singles = [s.to(torch.float32) for s in SAMPLES if s.name in FEW]
+    assert len(singles) == len(FEW)
 
     class All(nn.Module):
         def __init__(self):
@@ -112,8 +125,8 @@ def test_dynamo_exporter(target, path):
     assert ("DeformConv" in nodes(path)) == (target == "native")
 
 
-@pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
+@pytest.mark.parametrize("target", daily("gathernd", "gridsample"))
 def test_other_batches_and_sizes(exporter, target, path):
     torch.manual_seed(0)
     model = PackedDeformConv2d(
@@ -134,17 +147,14 @@ def test_other_batches_and_sizes(exporter, target, path):
             assert_close(run(path, x)[0], model(x))
 
 
-@pytest.mark.parametrize("opset", [12, 13, 16, 18, 19, 20])
+@pytest.mark.parametrize("opset", [12, 16, 19, 20])
 @pytest.mark.parametrize("target", TARGETS)
 def test_every_opset(target, opset, path):
     register_onnx_ops(target)
     sample = cases.make("opset", offset_groups=2, padding=1).to(torch.float32)
     first = {"native": 19, "gridsample": 16}.get(target, 12)
     if opset < first:
-        message = (
-            f"expected at least {first} for deform_conv='{target}', got {opset}; at opset {opset} there is"
-        )
-        with pytest.raises(Exception, match=message):
+        with pytest.raises(Exception, match=rf"at least {first} .*{target}.* {opset}"):
             by_torchscript(Call(sample), inputs(sample), path, opset)
         return
     by_torchscript(Call(sample), inputs(sample), path, opset)
@@ -185,7 +195,7 @@ def test_one_and_three_axes(rank, target, path):
     register_onnx_ops(target)
     sample = cases.make("rank", offset_groups=3, mask_groups=2, groups=2, **RANKS[rank]).to(torch.float32)
     if rank == 3 and target in ("native", "gridsample"):
-        with pytest.raises(Exception, match=f"expected at most 2 axes for '{target}', got 3"):
+        with pytest.raises(Exception, match=rf"axes .*{target}.* 3"):
             by_torchscript(Call(sample), inputs(sample), path, 19)
         return
     by_torchscript(Call(sample), inputs(sample), path, 19)
@@ -252,14 +262,14 @@ def test_registered_for_torchs_default_exporter(opset, path, torchs_export):
 @pytest.mark.slow
 def test_torchs_default_exporter_names_what_it_cannot_do(path, torchs_export):
     register_deform_conv2d_onnx_op()
-    layer = PackedDeformConv2d(4, 6, 3).eval()
-    with pytest.raises(ValueError, match=r"^opset_version: expected 18 to 21 .*got 12.*dynamo=False[^\n]*$"):
-        torch.onnx.export(layer, (torch.randn(1, 4, 7, 9),), path, opset_version=12)
+    layer, x = PackedDeformConv2d(4, 6, 3).eval(), torch.randn(1, 4, 7, 9)
+    with pytest.raises(ValueError, match=r"^opset_version: .*12.*dynamo=False"):
+        torch.onnx.export(layer, (x,), path, opset_version=12)
     register_onnx_ops("native")
-    with pytest.raises(ValueError, match=r"^opset_version: expected at least 19 .*native[^\n]*$"):
-        torch.onnx.export(layer, (torch.randn(1, 4, 7, 9),), path, opset_version=18)
+    with pytest.raises(ValueError, match=r"^opset_version: .*19 .*native"):
+        torch.onnx.export(layer, (x,), path, opset_version=18)
     # models without the operator are no concern of it
-    torch.onnx.export(nn.Conv2d(4, 6, 3), (torch.randn(1, 4, 7, 9),), path, opset_version=18)
+    torch.onnx.export(nn.Conv2d(4, 6, 3), (x,), path, opset_version=18)
 
 
 def test_torchvisions_operator_in_torchs_default_exporter(path, torchvision_op, torchs_export):
@@ -308,13 +318,10 @@ def torchvision_op():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((19, "scatter"), "deform_conv: expected one of native, gathernd, .*, got 'scatter'"),
-        ((18, "native"), "opset_version: expected at least 19 for deform_conv='native', got 18"),
-        (
-            (17, "auto"),
-            "opset_version: expected 18 to 21 for dynamo=True, got 17; dynamo=False goes down to 12",
-        ),
-        ((22, "auto"), "opset_version: expected 18 to 21 for dynamo=True, got 22"),
+        ((19, "scatter"), "deform_conv: .*'scatter'"),
+        ((18, "native"), "opset_version: .*19 .*'native'.* 18"),
+        ((17, "auto"), "opset_version: .* 17"),
+        ((22, "auto"), "opset_version: .* 22"),
     ],
 )
 def test_impossible_requests(arguments, message):

@@ -31,12 +31,9 @@ def tool():
     sys.path.remove(str(ROOT / "tools/deployment"))
 
 
-def test_every_family_has_its_row(tool):
-    assert set(tool["FAMILIES"]) == set(PUBLISHED) and len(PUBLISHED) == 12
-
-
 @pytest.mark.parametrize("name", [name for name in PUBLISHED if name != "CornerNet"])
 def test_small_detectors_build(name, tool):
+    assert set(tool["FAMILIES"]) == set(PUBLISHED)
     cfg = tool["small"](name)
     with DefaultScope.overwrite_default_scope("mmdet"):
         model = MODELS.build(cfg.model)
