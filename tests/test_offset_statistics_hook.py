@@ -4,8 +4,6 @@ import csv
 import json
 import logging
 import math
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -301,53 +299,3 @@ def test_a_file_of_something_else_has_no_rows(tmp_path):
     for text in ("", "\n", "a,b\n1,2\n", f"{','.join(COLUMNS)}\n1,x,1,2,3,4,5\n1,x,1,2,3,4,5,6,7\n"):
         (tmp_path / "file.csv").write_text(text)
         assert list(read_statistics(tmp_path / "file.csv")) == []
-
-
-RANKS = """
-import os, pathlib, sys, torch
-torch.distributed.init_process_group("gloo")
-sys.path.insert(0, sys.argv[2])
-from tests.test_offset_statistics_hook import Model
-from dcnzoo.openmmlab.hooks import OffsetStatisticsHook
-rank = torch.distributed.get_rank()
-folder = pathlib.Path(sys.argv[1]) / str(rank)  # a folder each shows who writes
-folder.mkdir()
-class Runner:
-    class logger:
-        @staticmethod
-        def warning(message): (folder / "warning").write_text(message)
-    class visualizer:
-        @staticmethod
-        def add_scalars(scalars, step): (folder / "scalars").write_text(str(scalars))
-    model = torch.nn.parallel.DistributedDataParallel(Model("DCN"), find_unused_parameters=True)
-    work_dir, iter = folder, 0
-hook = OffsetStatisticsHook(interval=1, max_mean=0.1)
-hook.before_train(Runner)
-for Runner.iter in range(2):
-    hook.before_train_iter(Runner, Runner.iter)
-    Runner.model([torch.tensor([9.0 + rank])], mode="loss")["loss"].backward()
-    hook.after_train_iter(Runner, Runner.iter)
-torch.distributed.barrier()
-torch.distributed.destroy_process_group()
-"""
-
-
-@pytest.mark.slow
-def test_of_several_ranks_only_the_first_writes(tmp_path, pytestconfig):
-    script = tmp_path / "ranks.py"
-    script.write_text(RANKS)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    result = subprocess.run(
-        [*command, str(script), str(tmp_path), str(pytestconfig.rootpath)],
-        capture_output=True,
-        text=True,
-        cwd=pytestconfig.rootpath,
-    )
-    assert result.returncode == 0, result.stderr
-    assert sorted(path.name for path in (tmp_path / "0").iterdir()) == [FILE_NAME, "scalars", "warning"]
-    assert list((tmp_path / "1").iterdir()) == []
-    # without the wrapper's "module."
-    assert [(row["iter"], row["layer"], row["max_abs"]) for row in rows(tmp_path / "0")] == [
-        ("1", "layers.DCN", "9"),
-        ("2", "layers.DCN", "9"),
-    ]
