@@ -58,10 +58,7 @@ def test_points_add_the_offset_and_without_offset_takes_it_away():
     field = make_field(offset)
     torch.testing.assert_close(field.points - field.grid, offset, atol=1e-6, rtol=0)
     assert torch.equal(field.without_offset().points, field.grid)
-
-
-def test_wrong_shapes_are_refused():
-    with pytest.raises(ValueError, match=r"expected offset \(6, 2, 5, 12\)"):
+    with pytest.raises(ValueError, match=r"offset.*\(6, 2, 5, 12\)"):
         make_field(torch.zeros(5, 2, *OUT))
 
 
@@ -178,10 +175,7 @@ def test_tracing_two_layers_follows_each_point():
     triangle = torch.tensor([0.0, 0.0, 1.0, 2.0, 3.0, 2.0, 1.0, 0.0])
     assert torch.equal(counts, triangle[:, None] * triangle)
     assert torch.equal(weight[:9], torch.full((9,), 0.5)) and weight[9:].eq(1).all()
-
-
-def test_tracing_needs_a_layer():
-    with pytest.raises(ValueError, match="expected at least one layer, got none"):
+    with pytest.raises(ValueError, match="at least one layer"):
         trace_sampling([], (0, 0), (8, 8))
 
 
