@@ -17,8 +17,7 @@ sys.path.append(str(FOLDER))  # its modules import one another as scripts do
 
 import families  # noqa: E402
 import measure  # noqa: E402
-from machine import Roofline  # noqa: E402
-from results import MIB, Goal, Results, Row, Setting, goals  # noqa: E402
+from results import MIB, Results, Row, Setting, goals  # noqa: E402
 
 import ops as tool  # noqa: E402
 
@@ -90,46 +89,10 @@ def test_mistakes_get_one_line(arguments, monkeypatch, capsys):
     assert last.startswith("ops.py: error: ") and (arguments.split()[0] in last or "both" in last)
 
 
-# Statistics
-
-
-def test_timing_is_median_and_quartiles():
-    timing = measure.Timing.of([5.0, 1.0, 2.0, 4.0, 3.0])
-    assert (timing.low, timing.median, timing.high, timing.count) == (2.0, 3.0, 4.0, 5)
-    assert timing.spread == pytest.approx(2 / 3)
-    assert measure.quantile([1.0, 2.0], 0.25) == 1.25
-    assert measure.Timing.of([7.0]) == measure.Timing(7.0, 7.0, 7.0, 1)
-    with pytest.raises(ValueError, match="at least 1"):
-        measure.Timing.of([])
-
-
-def test_contestants_take_turns(monkeypatch):
-    order = []
-    monkeypatch.setattr(measure, "PAUSE_SECONDS", 0)
-    runners = {n: measure.Runner(lambda n=n: order.append(n), torch.get_num_threads(), "cpu") for n in "abc"}
-    for _ in measure.take_turns(runners, measure.Effort(seconds=1e9, least=2, most=4)):
-        pass
-    rounds = [order[i : i + 3] for i in range(0, len(order), 3)]
-    assert len(rounds) == 4 and all(sorted(r) == ["a", "b", "c"] for r in rounds)
-    assert len({tuple(r) for r in rounds}) > 1, "in changing order"
-    slow = measure.Runner(lambda: None, 1, "cpu", samples=[9.0, 9.0], spent=18.0)
-    assert not slow.wants_more(measure.Effort(seconds=1, least=2, most=4))
-    assert slow.wants_more(measure.Effort(seconds=1, least=3, most=4))
-
-
-def test_disagreement():
-    want = torch.tensor([1.0, -4.0])
-    assert measure.disagreement(want + torch.tensor([0.0, 1.0]), want) == 0.25
-    assert measure.disagreement(want[:1], want) == float("inf")
-    assert measure.disagreement(torch.zeros(2, 0), torch.zeros(2, 0)) == 0.0
-
-
-# One full buffer of known size, to see whether the memory that is reported is the memory that is used
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
 def test_memory_of_a_known_temporary(monkeypatch, tmp_path):
+    """A full buffer of known size: is the memory that is reported the memory that is used?"""
     (tmp_path / "families").mkdir()
     for name in ("families/__init__.py", "measure.py", "memory_server.py"):
         (tmp_path / name).write_text((FOLDER / name).read_text())
@@ -146,36 +109,17 @@ def buffer(case, t, threads):
         big = t["x"].repeat(8)  # 96 MiB
         return big[: 1 << 20].clone()  # 4 MiB
     return Call(forward)
-CASES, FLOORS, CONTESTANTS = [Case()], (), {"buffer": buffer, "broken": lambda *_: 1 / 0}
+CASES, FLOORS, CONTESTANTS = [Case()], (), {"buffer": buffer}
 """
     )
     monkeypatch.setattr(measure, "__file__", str(tmp_path / "measure.py"))
     with measure.MemoryProbe() as probe:
         question = {"family": "known", "case": "c", "threads": 1, "dtype": "float32", "mode": "forward"}
         memory = probe.ask(contestant="buffer", **question)
-        assert memory.needed == 16 * MIB
-        assert memory.extra / MIB == pytest.approx(96, abs=3)
-        with pytest.raises(RuntimeError, match="memory: ZeroDivisionError"):
-            probe.ask(contestant="broken", **question)
+    assert memory.needed == 16 * MIB and memory.extra / MIB == pytest.approx(96, abs=3)
 
 
 # Cases
-
-
-def test_cases_are_the_shapes_of_detectors():
-    module = families.load()["deform_conv2d"]
-    cases = {case.name: case for case in module.CASES}
-    assert len(cases) == len(module.CASES), "names are unique"
-    assert cases["c3-s2"].out_shape == (1, 128, 100, 168) == cases["c3"].out_shape
-    assert cases["c5-n2"].out_shape == (2, 512, 25, 42)
-    assert cases["c4-x101"].groups == 32 and cases["c4-og4"].offset_groups == 4
-    tensors = cases["c4-og4"].tensors(torch.float32, "cpu")
-    assert tensors["offset"].shape == (1, 4 * 18, 50, 84) and tensors["mask"].shape == (1, 4 * 9, 50, 84)
-    assert tensors["offset"].std() == pytest.approx(module.OFFSET_STD, rel=0.02)
-    assert cases["c3-v1"].tensors(torch.float32, "cpu")["mask"] is None
-    # 1×256×50×84: 4200 pixels · 9 taps · 256 · 256 multiply-adds; 4 corners of 256 floats per sample
-    work = cases["c4"].work(4)
-    assert work.flops == 2 * 4200 * 9 * 256 * 256 and work.gathered == 4200 * 9 * 4 * 256 * 4
 
 
 def test_cases_of_other_ranks_are_run_by_every_contestant():
@@ -199,13 +143,6 @@ def test_cases_of_other_ranks_are_run_by_every_contestant():
             assert module.FLOORS[0] == floor
             torch.testing.assert_close(outputs["dcnzoo"], outputs["reference"], rtol=1e-4, atol=1e-4)
             assert measure.disagreement(outputs[floor], outputs["dcnzoo"]) > 0.1
-
-
-def test_limit_is_product_and_gather_one_after_the_other():
-    peak = Roofline(flops=100.0, gather=10.0).better_of(Roofline(flops=50.0, gather=20.0))
-    work = families.Work(flops=200.0, gathered=10.0)
-    assert peak.seconds(work, "forward") == pytest.approx(2 + 0.5)
-    assert peak.seconds(work, "forward+backward") == pytest.approx(3 * 2 + 4 * 0.5)
 
 
 # Goals
@@ -239,21 +176,6 @@ def test_goals_are_medians_of_ratios_to_the_better_floor():
     assert found["forward, 1 thread / 2 threads, a"].measured == pytest.approx(2.0)
     absent = found["forward, mmcv / dcnzoo, 2 threads"]
     assert absent.measured is None and absent.verdict == "not measured"
-
-
-@pytest.mark.parametrize(
-    ("measured", "at_most", "of_limit", "verdict"),
-    [
-        (1.25, True, None, "met"),
-        (1.26, True, None, "missed"),
-        (1.26, True, 0.8, "met by roofline"),
-        (1.26, True, 0.79, "missed"),
-        (1.25, False, None, "met"),
-        (1.24, False, None, "missed"),
-    ],
-)
-def test_verdicts(measured, at_most, of_limit, verdict):
-    assert Goal("x", 1.25, at_most, measured, 1, of_limit).verdict == verdict
 
 
 def test_allowed_memory_is_a_tenth_or_sixteen_mebibytes():

@@ -12,7 +12,7 @@ from dcnzoo.data.shapes import ShapesSpec, make_shapes
 from dcnzoo.data.split import split_coco
 from dcnzoo.utils.errors import UserError
 
-from .test_malformed_data import ann, draw_images, good, invoke, write_coco
+from .test_malformed_data import ann, draw_images, good, invoke, top, write_coco
 
 
 @pytest.fixture
@@ -82,17 +82,10 @@ def test_fix_by_hand(root):
     # the triangle's tip is 4 pixels out; worked out in test_conversion.py
     assert first["bbox"] == [34, 3, 6, 20] and first["area"] == 42 + 7.5
     assert COCO(root / "fixed.json").annToMask(first)[:, 39].sum() in (4, 5)
-    assert second["area"] == 200 and [first["id"], second["id"], third["id"]] == [1, 2, 3]
-
-
-def test_fix_of_nothing_left(root):
-    def change(content):
-        for entry in content["annotations"]:
-            entry["bbox"] = [1, 1, 0, 0]
-
     with pytest.raises(UserError, match="annotations: expected at least 1"):
-        fix(check(root, change), root / "fixed.json")
-    assert not (root / "fixed.json").exists()
+        fix(check(root, top(annotations=[{**first, "bbox": [1, 1, 0, 0]}])), root / "no.json")
+    assert not (root / "no.json").exists()
+    assert second["area"] == 200 and [first["id"], second["id"], third["id"]] == [1, 2, 3]
 
 
 VALUES = (None, 0, -1, 1.5, 10**30, math.inf, math.nan, "", "a", True, [], [[]], {}, [1], {"counts": "0"})

@@ -1,6 +1,8 @@
 import dataclasses
 import json
 import logging
+import shutil
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -277,11 +279,17 @@ def test_objects_without_a_segmentation_are_ignored(root, warnings):
 LOAD = [dict(type="LoadImageFromFile")]
 
 
+@pytest.fixture(scope="module")
+def drawn_forty(tmp_path_factory):
+    root = tmp_path_factory.mktemp("forty") / "shapes"
+    make_shapes(root, dataclasses.replace(SPEC, train=40, val=1))
+    return root
+
+
 @pytest.fixture
-def forty(tmp_path):
+def forty(drawn_forty, tmp_path):
     """A data set of 40 images, of which two may be unreadable."""
-    make_shapes(tmp_path / "shapes", dataclasses.replace(SPEC, train=40, val=1))
-    return tmp_path / "shapes"
+    return shutil.copytree(drawn_forty, tmp_path / "shapes")
 
 
 def cut_off(path):
@@ -298,11 +306,7 @@ def empty(path):
     path.write_bytes(b"")
 
 
-def remove(path):
-    path.unlink()
-
-
-@pytest.mark.parametrize("harm", [cut_off, to_broken_jpeg, empty, remove])
+@pytest.mark.parametrize("harm", [cut_off, to_broken_jpeg, empty, Path.unlink])
 @pytest.mark.parametrize("cls", [CocoDataset, MMDetectionsCocoDataset])
 def test_an_image_that_cannot_be_read(forty, harm, cls, warnings):
     """In dcnzoo's data set, and in one that knows nothing of it."""
@@ -312,7 +316,7 @@ def test_an_image_that_cannot_be_read(forty, harm, cls, warnings):
     assert taken != f"{forty}/train/00007.png" and data[8]["img_path"] == f"{forty}/train/00008.png"
     data[7]
     ((text, options),) = warnings  # once
-    found = "no file" if harm is remove else "one that cannot be read"
+    found = "no file" if harm is Path.unlink else "one that cannot be read"
     assert text.startswith(f"{forty}/train/00007.png: ") and found in text and "1 of 40 images" in text
     assert options["level"] == logging.WARNING
 

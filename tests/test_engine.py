@@ -65,25 +65,18 @@ class Numbers(Dataset):
         return {"inputs": torch.tensor([float(index)])}
 
 
-def make_runner(work_dir, name, epochs=4, val_evaluator=None, **kwargs):
+def make_runner(work_dir, name, model=None, epochs=4, **changes):
     sampler = {"type": "DefaultSampler", "shuffle": False}
     loader = {"dataset": Numbers(), "batch_size": 1, "sampler": sampler, "collate_fn": pseudo_collate}
     evaluator = {"type": "mmengine.Evaluator", "metrics": []}
-    return Runner(
-        Model(),
-        str(work_dir),
-        train_dataloader=dict(loader),
-        val_dataloader=dict(loader),
-        test_dataloader=dict(loader),
-        train_cfg={"by_epoch": True, "max_epochs": epochs, "val_interval": 2},
-        val_cfg={},
-        test_cfg={},
-        val_evaluator=val_evaluator or evaluator,
-        test_evaluator=evaluator,
-        optim_wrapper={"optimizer": {"type": "SGD", "lr": 0.1}},
-        experiment_name=f"{name} {next(NUMBERS)}",
-        **kwargs,
-    )
+    settings = {
+        **{f"{part}_dataloader": dict(loader) for part in ("train", "val", "test")},
+        "train_cfg": {"by_epoch": True, "max_epochs": epochs, "val_interval": 2},
+        **{"val_cfg": {}, "test_cfg": {}, "val_evaluator": evaluator, "test_evaluator": evaluator},
+        "optim_wrapper": {"optimizer": {"type": "SGD", "lr": 0.1}},
+        "experiment_name": f"{name} {next(NUMBERS)}",
+    }
+    return Runner(model or Model(), str(work_dir), **{**settings, **changes})
 
 
 def train(work_dir, name, max_keep_ckpts=2, best=False, **kwargs):
@@ -343,25 +336,25 @@ def train_noisily(work_dir, name, workers, persistent, by_epoch, stop_at=None, s
             if runner.iter == stop_at:
                 raise KeyboardInterrupt
 
-    runner = Runner(
+    loader = {
+        **{"dataset": Noisy(), "batch_size": 2, "num_workers": workers, "persistent_workers": persistent},
+        "sampler": {"type": "DefaultSampler" if by_epoch else "InfiniteSampler", "shuffle": True},
+        "collate_fn": pseudo_collate,
+    }
+    hook = dict(type="AtomicCheckpointHook", interval=1 if by_epoch else 5, by_epoch=by_epoch)
+    runner = make_runner(
+        work_dir,
+        name,
         NoisyModel(),
-        str(work_dir),
-        train_dataloader=dict(
-            dataset=Noisy(), batch_size=2, num_workers=workers, persistent_workers=persistent,
-            sampler=dict(type="DefaultSampler" if by_epoch else "InfiniteSampler", shuffle=True),
-            collate_fn=pseudo_collate,
-        ),
+        train_dataloader=loader,
         train_cfg={"by_epoch": by_epoch, **length},
         optim_wrapper={"optimizer": {"type": "SGD", "lr": 0.05, "momentum": 0.9}},
-        default_hooks={
-            "epoch_seed": {"type": "EpochSeedHook"},
-            "checkpoint": dict(type="AtomicCheckpointHook", interval=1 if by_epoch else 5, by_epoch=by_epoch),
-        },
+        default_hooks={"epoch_seed": {"type": "EpochSeedHook"}, "checkpoint": hook},
         custom_hooks=[Stop()],
         randomness={"seed": seed},
-        experiment_name=f"{name} {next(NUMBERS)}",
         resume=resume,
-    )  # fmt: skip
+        **dict.fromkeys(("val_dataloader", "val_cfg", "val_evaluator")),
+    )
     runner.train()
     return runner
 
@@ -398,9 +391,9 @@ def test_each_epoch_and_each_worker_draws_numbers_of_its_own(tmp_path):
         def before_train_iter(self, runner, batch_idx, data_batch=None):
             self.seen += [x.item() % 1 for x in data_batch["inputs"]] + [torch.rand(()).item()]
 
-    hook = {"type": "EpochSeedHook"}
     loader = {"num_workers": 2, "persistent_workers": True, "dataset": Noisy(), "collate_fn": pseudo_collate}
-    runner = make_runner(tmp_path, "own", default_hooks={"epoch_seed": hook}, custom_hooks=[Keep()])
+    hooks = dict(default_hooks={"epoch_seed": {"type": "EpochSeedHook"}}, custom_hooks=[Keep()])
+    runner = make_runner(tmp_path, "own", **hooks)
     runner._train_dataloader.update(loader)
     runner.train()
     assert len(Keep.seen) == len(set(Keep.seen)) == 4 * 5 * 2

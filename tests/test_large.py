@@ -268,12 +268,6 @@ def test_what_cannot_be_counted_is_refused(dtype, size):
         getattr(ops, f"deform_conv{rank}d")(*(one.expand(shape) for shape in shapes), stride=size)
 
 
-def test_what_cannot_be_counted_is_refused_by_dcnv3():
-    input, offset, mask = (torch.zeros(1).expand(1, n, n, c) for n, c in ((46_400, 1), (1, 2), (1, 1)))
-    with pytest.raises(RuntimeError, match=r"input: .*pixels"):
-        ops.dcnv3(input, offset, mask, 1, 46_400, 0, 1, 1, 1, 1.0)
-
-
 def test_more_pixels_than_float32_counts():
     """On one axis, in float64: the plain convolution, where the offset is zero."""
     size, stride = 2**24 + 50, 2**23

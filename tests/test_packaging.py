@@ -369,8 +369,9 @@ def test_old_python_is_refused(makefile, tmp_path):
 
 
 @pytest.mark.slow
-def test_wheel(tree, tmp_path):
+def test_wheel(tmp_path):
     """One wheel for every Python; it holds the operators and no tests, and runs beside torch alone."""
+    tree = copy_of_the_sources(tmp_path / "clone")
     result = setup(tree, "bdist_wheel", "--dist-dir", str(tmp_path))
     assert result.returncode == 0, result.stderr
     (wheel,) = tmp_path.glob("*.whl")

@@ -235,13 +235,21 @@ def coco(tmp_path):
     return write
 
 
-def heads(node, key=None):
-    """Every number of classes in a model."""
+def values_of(node, keys, key=None):
+    """Every value of these keys, however deep."""
     if isinstance(node, dict):
-        return [n for k, v in node.items() for n in heads(v, k)]
+        return [value for k, v in node.items() for value in values_of(v, keys, k)]
     if isinstance(node, list | tuple):
-        return [n for v in node for n in heads(v)]
-    return [node] if key in ("num_classes", "num_things_classes") else []
+        return [value for v in node for value in values_of(v, keys)]
+    return [node] if key in keys and node else []
+
+
+def heads(config):
+    return values_of(config.model.to_dict(), ("num_classes", "num_things_classes"))
+
+
+def downloads(config):
+    return values_of(config.model.to_dict(), ("checkpoint", "pretrained"))
 
 
 @pytest.mark.parametrize(
@@ -261,10 +269,10 @@ def test_models(tmp_path, coco, model, expected):
     base = write_config(file, file, tmp_path / "out.py", tmp_path, model=model)
     assert base.endswith(f"{Path(model).stem}.py")
     config = Config.fromfile(tmp_path / "out.py")
-    assert heads(config.model.to_dict()) == expected
+    assert heads(config) == expected
     published = model not in (str(DEMO), SMALL_BOXES)
     assert config.load_from.startswith("https://") if published else config.get("load_from") is None
-    assert list(downloads(config.model.to_dict())) == [], "load_from has the weights of all of it"
+    assert downloads(config) == [], "load_from has the weights of all of it"
     for loader in ("train_dataloader", "val_dataloader", "test_dataloader"):
         dataset = config[loader].dataset
         while "dataset" in dataset:
@@ -277,18 +285,6 @@ def test_models(tmp_path, coco, model, expected):
     if "cascade" in model:
         first, *_ = config.model.roi_head.bbox_head
         assert first.type == "Shared2FCBBoxHead" and first.loss_bbox.type == "SmoothL1Loss"
-
-
-def downloads(node, key=None):
-    """Whatever a model would load when it is initialised."""
-    if isinstance(node, dict):
-        for k, v in node.items():
-            yield from downloads(v, k)
-    elif isinstance(node, list | tuple):
-        for v in node:
-            yield from downloads(v, key)
-    elif (key == "checkpoint" and isinstance(node, str)) or (key == "pretrained" and node):
-        yield node
 
 
 @pytest.mark.parametrize(
@@ -311,7 +307,7 @@ def test_without_weights(tmp_path, coco, model, frozen):
     base = write_config(file, file, tmp_path / "out.py", tmp_path, model=model, weights=False)
     config = Config.fromfile(tmp_path / "out.py")
     assert config.get("load_from") is None
-    assert list(downloads(config.model.to_dict())) == []
+    assert downloads(config) == []
     package, name = base.split("::")
     original = Config.fromfile(mim_folder(package) / "configs" / name).model.backbone
     assert (original.get("frozen_stages", -1) >= 0) == frozen
@@ -336,7 +332,7 @@ def test_classes_that_the_data_does_not_say(tmp_path, coco):
     base = f"_base_ = {BOXES_CONFIG!r}\nmodel = dict(roi_head=dict(bbox_head=dict(num_classes=5)"
     (tmp_path / "one.py").write_text(base + "))")
     write_config(file, file, tmp_path / "out.py", tmp_path, model=str(tmp_path / "one.py"))
-    assert heads(Config.fromfile(tmp_path / "out.py").model.to_dict()) == [3]
+    assert heads(Config.fromfile(tmp_path / "out.py")) == [3]
     (tmp_path / "two.py").write_text(base + "), rpn_head=dict(num_classes=7))")
     with pytest.raises(UserError) as error:
         write_config(file, file, tmp_path / "not.py", tmp_path, model=str(tmp_path / "two.py"))

@@ -233,7 +233,8 @@ def torchs_export(monkeypatch):
     )
 
 
-@pytest.mark.parametrize("opset", [pytest.param(18, marks=pytest.mark.slow), 19])
+@pytest.mark.slow
+@pytest.mark.parametrize("opset", [18, 19])
 def test_registered_for_torchs_default_exporter(opset, path, torchs_export):
     register_deform_conv2d_onnx_op()
     register_deform_conv2d_onnx_op(use_gathernd=False)  # the last call holds

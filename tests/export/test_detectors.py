@@ -19,7 +19,7 @@ from dcnzoo.openmmlab.export.deployed import without_border
 from dcnzoo.openmmlab.export.detectors import FAMILIES, Candidates, deployable, export_detector
 from dcnzoo.openmmlab.export.verify import compare, predict, raw_difference
 
-from .detectors import CONFIGS, WITHOUT_RESNET, build, calibrate, size
+from .detectors import WITHOUT_RESNET, build, calibrate, size
 from .test_deform_conv import run
 
 onnx = pytest.importorskip("onnx")
@@ -29,10 +29,13 @@ DYNAMIC = torch.export.Dim.DYNAMIC
 # (family, dcn, dynamic): exporting takes up to a minute each, so the others are in `make test-all`
 DAILY = (("FCOS", True, False),)
 LONG = ("CornerNet", "PointRend", "Cascade Mask R-CNN")
-VARIANTS = [
-    (family, dcn) for family in CONFIGS for dcn in (True, False) if not (dcn and family in WITHOUT_RESNET)
-]
+PLAIN = WITHOUT_RESNET
+VARIANTS = [(family, dcn) for family in FAMILIES for dcn in (True, False) if not (dcn and family in PLAIN)]
 STANDARD = {"", "ai.onnx"}
+
+
+def slow_if(condition):
+    return [pytest.mark.slow] if condition else []
 
 
 def name(family, dcn):
@@ -44,20 +47,11 @@ def named(model, *args):
         return dict(zip(model.output_names, (t.numpy() for t in model(*args)), strict=True))
 
 
-def test_every_family_has_its_test():
-    assert set(CONFIGS) == set(FAMILIES)
-
-
 @pytest.mark.parametrize(
     ("family", "dcn"),
     [
-        pytest.param(
-            *variant,
-            marks=[pytest.mark.slow]
-            * (variant[0] in LONG or not (variant[1] or variant[0] in WITHOUT_RESNET)),
-            id=name(*variant),
-        )
-        for variant in VARIANTS
+        pytest.param(f, dcn, id=name(f, dcn), marks=slow_if(f in LONG or dcn == (f in PLAIN)))
+        for f, dcn in VARIANTS
     ],
 )
 def test_the_exported_module_predicts_as_mmdetection_does(family, dcn):
@@ -74,7 +68,7 @@ def exports():
     for (family, dcn), dynamic in itertools.product(VARIANTS, (True, False)):
         daily = (family, dcn, dynamic) in DAILY
         kind = f"{name(family, dcn)} {'dynamic' if dynamic else 'static'}"
-        yield pytest.param(family, dcn, dynamic, id=kind, marks=[] if daily else pytest.mark.slow)
+        yield pytest.param(family, dcn, dynamic, id=kind, marks=slow_if(not daily))
 
 
 @pytest.mark.parametrize(("family", "dcn", "dynamic"), exports())
@@ -127,18 +121,6 @@ def test_equal_scores_are_ranked_by_their_index():
     expected = [down[0], up[1], down[0, :500], up[1, :500]]
     for ours, theirs in zip(ranking.found, expected, strict=True):
         np.testing.assert_array_equal(ours.numpy(), theirs)
-
-
-@pytest.mark.slow
-def test_proposals_with_equal_scores(tmp_path):
-    """An RPN that is as sure of every anchor, and keeps 50 of each level."""
-    detector = build("Faster R-CNN")
-    torch.nn.init.zeros_(detector.rpn_head.rpn_cls.weight)
-    detector.rpn_head.test_cfg.nms_pre = 50
-    images = torch.randn(1, 3, *size("Faster R-CNN"))
-    export_detector(detector, images, tmp_path / "model.onnx")
-    agreement = compare(Session(tmp_path / "model.onnx")(images.numpy()), predict(detector, images))
-    assert agreement.found > 10 and agreement.holds
 
 
 @pytest.mark.slow
@@ -351,6 +333,7 @@ def test_what_the_exporter_does_not_know_is_named(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_an_example_too_small_for_a_dynamic_graph(tmp_path):
     images, options = torch.randn(2, 3, 32, 96), dict(dynamic=True, skip_postprocess=True)
     with pytest.raises(ValueError, match="height or width of 1"):

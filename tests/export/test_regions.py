@@ -65,7 +65,7 @@ def test_nms(exporter, tmp_path):
             assert kept.tolist() == oracles.nms(boxes, scores, threshold, offset)
 
 
-@pytest.mark.parametrize("exporter", EXPORTERS)
+@pytest.mark.parametrize("exporter", [pytest.param("dynamo", marks=pytest.mark.slow), "torchscript"])
 def test_roi_align(exporter, tmp_path):
     path = str(tmp_path / "model.onnx")
     arguments = [((3, 2), 0.5, ratio, "avg", aligned) for ratio, aligned in ((0, 0), (2, 1))]

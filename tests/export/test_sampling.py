@@ -85,7 +85,7 @@ def test_double_and_points_that_are_no_numbers(name, tmp_path):
         assert_close(run(path, *sample.tensors)[0], expected, torch.float64)
 
 
-@pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
+@pytest.mark.parametrize("exporter", [pytest.param("dynamo", marks=pytest.mark.slow), "torchscript"])
 def test_layer_at_other_batches_and_sizes(exporter, tmp_path):
     torch.manual_seed(0)
     model = DCNv3(8, kernel_size=3, group=2).eval()
