@@ -202,10 +202,10 @@ def test_mistakes(reproduce, checkpoint, coco, tmp_path):
         ("knows", ["--checkpoint", path, "--data-root", tmp_path], 1, "dcnzoo data download"),
         ("knows", [*data, "--subset", 0], 2, "--subset: "),
         ("knows", [*data, "--train", "--checkpoint", path], 2, "--train: "),
-        ("knows", [*data, 1, "--checkpoint", "nowhere"], 1, "nowhere"),
+        ("knows", [*data, "--checkpoint", "nowhere"], 1, "nowhere"),
         ("knows", data, 1, "published weights"),
         (str(tmp_path / "own.py"), data, 1, "--checkpoint FILE or --train"),
-        ("knows", [*data, 1, "--checkpoint", tmp_path / "other.pth"], 1, "1 parameter (weight) missing"),
+        ("knows", [*data, "--checkpoint", tmp_path / "other.pth"], 1, "1 parameter (weight) missing"),
     ):
         assert word in reproduce(*arguments, config=config, status=status)
     assert not (tmp_path / "results").exists(), "no row of a failed run"
