@@ -21,6 +21,22 @@ with FlopCounterMode(display=False) as counter:
     dcnzoo.ops.{NAME}(torch.ones(2, 3, 4, 5), torch.ones(3))
 assert counter.get_total_flops() == 2 * 3 * 4 * 5
 """
+ONNX = f"""
+import onnxruntime
+import torch
+import dcnzoo.ops
+from dcnzoo.export import export_onnx
+
+class Model(torch.nn.Module):
+    def forward(self, input, weight):
+        return dcnzoo.ops.{NAME}(input, weight)
+
+given = {{"input": torch.rand(2, 3, 4, 5), "weight": torch.rand(3)}}
+export_onnx(Model(), tuple(given.values()), "model.onnx", input_names=list(given))
+session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])
+(output,) = session.run(None, {{name: tensor.numpy() for name, tensor in given.items()}})
+torch.testing.assert_close(torch.from_numpy(output), Model()(*given.values()))
+"""
 SUITES = ("ops.py", "fuzz.py", "deterministic.py", "derivatives.py", "docs.py")
 
 if not (ROOT / "tools" / "new_op").exists():
@@ -57,6 +73,7 @@ def test_new_operator_is_found_by_every_suite(tree):
     output = run(tree, "-m", "pytest", "-q", *(f"tests/test_{suite}" for suite in SUITES), "-k", NAME)
     assert f"({NAME} " in output, "the generic suite counts its cases"
     run(tree, "-c", FLOPS)
+    run(tree, "-c", ONNX)
     run(tree, "tools/benchmark/ops.py", "--quick", "--family", NAME, "--no-memory")
     assert list((tree / "work_dirs/benchmarks").glob("*.json"))
     for other in (tree / "ops").rglob("*_cuda.cu"):  # to be emulated, which takes time for each
