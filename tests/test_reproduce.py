@@ -1,11 +1,10 @@
-"""tools/reproduce.py: what it measures, beside what was published, with a detector that knows the answer."""
+"""dcnzoo reproduce: what it measures, beside what was published, with a detector that knows the answer."""
 
 import hashlib
 import json
 import math
 import os
 import re
-import runpy
 import sys
 from pathlib import Path
 
@@ -22,9 +21,9 @@ from mmengine.structures import InstanceData
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
 from dcnzoo.utils.lock import lock_work_dir
 
+from . import commands
 from .zoo.conftest import entry, package  # noqa: F401  a fixture
 
-ROOT = Path(__file__).resolve().parents[1]
 IMAGES = 5
 
 
@@ -108,23 +107,21 @@ def coco(tmp_path_factory):
 
 
 @pytest.fixture
-def reproduce(package, coco, tmp_path, monkeypatch, capsys):  # noqa: F811
-    """Runs the tool on a published model; returns what it printed and the rows it wrote."""
+def reproduce(package, coco, tmp_path, monkeypatch):  # noqa: F811
+    """Runs the command on a published model; returns what it printed and the rows it wrote."""
     published = entry("knows", text=CONFIG.replace("{root}", str(coco)), Published="its author")
     published["Results"][0]["Metrics"] = {"box AP": 75.0, "AR@1000": 90.0}
     package(published)
     out = tmp_path / "results" / "rows.jsonl"
     monkeypatch.chdir(tmp_path)
 
-    def run(*arguments, config="knows", fails=False):
+    def run(*arguments, config="knows", status=0):
         work = ["--work-dir", tmp_path / "work", "--out", out]
-        monkeypatch.setattr(sys, "argv", ["reproduce", config, *map(str, (*work, *arguments))])
-        if fails:
-            with pytest.raises(SystemExit) as stopped:
-                runpy.run_path(str(ROOT / "tools/reproduce.py"), run_name="__main__")
-            return stopped.value.code
-        runpy.run_path(str(ROOT / "tools/reproduce.py"), run_name="__main__")
-        return capsys.readouterr().out, [json.loads(line) for line in out.read_text().splitlines()]
+        line = ["reproduce", config, *map(str, (*work, *arguments))]
+        monkeypatch.setattr(sys, "argv", ["dcnzoo", *line])
+        if status:
+            return commands.error_of(*line, status=status)
+        return commands.run(*line), [json.loads(line) for line in out.read_text().splitlines()]
 
     return run
 
@@ -157,28 +154,16 @@ def test_measured_beside_published(reproduce, checkpoint, coco):
     assert not row["trained"] and "--data-root" in row["command"]
 
 
-def test_rows_are_added(reproduce, checkpoint, coco):
-    for weight in (0.0, 1.0):
-        _, rows = reproduce("--checkpoint", checkpoint(weight), "--data-root", coco)
-    assert [row["measured"]["box AP"] for row in rows] == [0.0, 100.0]
-    assert [row["difference"]["box AP"] for row in rows] == [-75.0, 25.0]
-
-
-@pytest.mark.parametrize("subset", [2, 4])
-def test_subset(reproduce, checkpoint, coco, subset):
+def test_subset_adds_a_row(reproduce, checkpoint, coco):
     """Images that are not evaluated do not count as missed: the detector knows the first three."""
-    printed, (row,) = reproduce(
-        "--checkpoint", checkpoint(3 / IMAGES), "--data-root", coco, "--subset", subset
-    )
+    subset = 4
+    reproduce("--checkpoint", checkpoint(0.0), "--data-root", coco, "--subset", 1)
+    arguments = ("--checkpoint", checkpoint(3 / IMAGES), "--data-root", coco, "--subset", subset)
+    printed, (missed, row) = reproduce(*arguments)
+    assert missed["measured"]["box AP"] == 0 and missed["difference"]["box AP"] == -75.0
     content = json.loads((coco / "annotations/instances_val2017.json").read_text())
-    of_class = [
-        [
-            a["image_id"]
-            for a in content["annotations"]
-            if a["category_id"] == c["id"] and a["image_id"] < subset
-        ]
-        for c in content["categories"]
-    ]
+    seen = [a for a in content["annotations"] if a["image_id"] < subset]
+    of_class = [[a["image_id"] for a in seen if a["category_id"] == c["id"]] for c in content["categories"]]
     recalls = [sum(image < 3 for image in images) / len(images) for images in of_class if images]
     # precision is 1 up to the recall, at 101 points
     expected = sum(math.floor(recall * 100 + 1e-9) + 1 if recall else 0 for recall in recalls) / 101
@@ -196,7 +181,7 @@ def test_train(reproduce, coco):
 
 def test_training_where_another_process_trains(reproduce, coco, tmp_path):
     with lock_work_dir(tmp_path / "work"):
-        message = reproduce("--train", "--data-root", coco, fails=True)
+        message = reproduce("--train", "--data-root", coco, status=1)
     assert str(tmp_path / "work") in message and str(os.getpid()) in message
 
 
@@ -209,23 +194,18 @@ def test_a_config_of_ones_own(reproduce, checkpoint, coco, tmp_path):
 
 
 def test_mistakes(reproduce, checkpoint, coco, tmp_path):
-    path = checkpoint(1.0)
-    data = ["--data-root", coco]
-    assert "closest names: knows" in reproduce("--checkpoint", path, config="knowss", fails=True)
-    message = reproduce("--checkpoint", path, "--data-root", tmp_path, fails=True)
-    assert message.startswith("error: annotations: expected a file, found none at ")
-    assert "tools/download_dataset.py" in message
-    assert "--subset: expected ≥ 1, got 0" in reproduce(*data, "--subset", 0, fails=True)
-    assert "got both" in reproduce(*data, "--train", "--checkpoint", path, fails=True)
-    assert "expected a file, found none at nowhere" in reproduce(*data, "--checkpoint", "nowhere", fails=True)
-    assert "knows: expected one file of published weights, found none" in reproduce(*data, fails=True)
+    path, data = checkpoint(1.0), ["--data-root", coco]
     (tmp_path / "own.py").write_text(CONFIG.replace("{root}", str(coco)))
-    message = reproduce(*data, config=str(tmp_path / "own.py"), fails=True)
-    assert (
-        message
-        == "error: expected --checkpoint FILE or --train: the zoo has no weights for a config of yours"
-    )
     torch.save({"state_dict": {"other": torch.ones(1)}}, tmp_path / "other.pth")
-    message = reproduce(*data, "--checkpoint", tmp_path / "other.pth", fails=True)
-    assert "expected the weights of this model, found 1 parameter (weight) missing" in message
+    for config, arguments, status, word in (
+        ("knowss", ["--checkpoint", path], 1, "closest names: knows"),
+        ("knows", ["--checkpoint", path, "--data-root", tmp_path], 1, "dcnzoo data download"),
+        ("knows", [*data, "--subset", 0], 2, "--subset: "),
+        ("knows", [*data, "--train", "--checkpoint", path], 2, "--train: "),
+        ("knows", [*data, "--checkpoint", "nowhere"], 1, "nowhere"),
+        ("knows", data, 1, "published weights"),
+        (str(tmp_path / "own.py"), data, 1, "--checkpoint FILE or --train"),
+        ("knows", [*data, "--checkpoint", tmp_path / "other.pth"], 1, "1 parameter (weight) missing"),
+    ):
+        assert word in reproduce(*arguments, config=config, status=status)
     assert not (tmp_path / "results").exists(), "no row of a failed run"

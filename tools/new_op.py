@@ -8,7 +8,8 @@ import argparse
 import re
 from pathlib import Path
 
-from dcnzoo.utils.errors import UserError, command
+from dcnzoo.cli import one_line_errors
+from dcnzoo.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 SKELETON = Path(__file__).with_suffix("")
@@ -34,7 +35,7 @@ def add_line(path: Path, form: str, line: str, name: str) -> None:
     path.write_text("\n".join(lines) + "\n")
 
 
-@command
+@one_line_errors()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("name", metavar="NAME", help="of the function in dcnzoo.ops, such as deform_pool")

@@ -95,7 +95,7 @@ def pooling_grad_input_in_order(
         if offset is not None:
             reach = gamma * torch.where(length.isfinite(), length, torch.zeros_like(length))
             origin = origin + reach.view(-1, 1, 1) * offset[:, 1 - axis].to(wide)
-        valid = origin.isfinite() & one.isfinite() & (samples > 0) & (samples <= reference.MOST)
+        valid = origin.isfinite() & one.isfinite() & (samples > 0) & (samples <= reference.MOST_SAMPLES)
         place = torch.arange(bins[axis], device=rois.device, dtype=wide)
         origin = origin + place.view((-1, 1) if axis == 0 else (1, -1)) * one
         values = (origin, one.expand_as(origin), samples.expand_as(origin))

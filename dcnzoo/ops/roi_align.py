@@ -150,17 +150,19 @@ def _at_maxima(
     inside = (y >= -1) & (y <= height) & (x >= -1) & (x <= width)
     image = rois[:, 0].long().clamp(0, batch - 1).view(-1, 1, 1, 1)
     channel = torch.arange(channels, device=maps.device).view(-1, 1, 1)
-    y, x = y.clamp(0, height - 1), x.clamp(0, width - 1)
-    top, left = y.floor(), x.floor()
-    rows = ((top, 1 - (y - top)), ((top + 1).clamp(max=height - 1), y - top))
-    columns = ((left, 1 - (x - left)), ((left + 1).clamp(max=width - 1), x - left))
-    values = sum(
-        maps[image, channel, row.long(), column.long()] * (row_weight * column_weight)
-        for row, row_weight in rows
-        for column, column_weight in columns
-    )
-    # mypy: the sum of no tensors would be an int
-    return torch.where(inside, values, torch.zeros_like(values)).to(maps.dtype)  # type: ignore[arg-type]
+    axes = []
+    for point, size in ((y, height), (x, width)):
+        between = (point >= 0) & (point < size - 1)  # the centres of two pixels
+        low = point.clamp(0, size - 1).floor()
+        high, fraction = (low + 1).clamp(max=size - 1), torch.where(between, point - low, 0.0)
+        axes.append([(low.long(), 1 - fraction, inside), (high.long(), fraction, inside & between)])
+    values = torch.zeros_like(y)
+    for row, row_weight, row_read in axes[0]:
+        for column, column_weight, column_read in axes[1]:
+            pixels = maps[image, channel, row, column]
+            pixels = torch.where(row_read & column_read, pixels, torch.zeros_like(pixels))
+            values = values + pixels * (row_weight * column_weight)
+    return values.to(maps.dtype)
 
 
 def _backward_forward_mode(grad_output, *arguments):
