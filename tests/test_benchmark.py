@@ -17,9 +17,7 @@ sys.path.append(str(FOLDER))  # its modules import one another as scripts do
 
 import families  # noqa: E402
 import measure  # noqa: E402
-import report  # noqa: E402
-from machine import Roofline  # noqa: E402
-from results import MIB, Goal, Results, Row, Setting, goals  # noqa: E402
+from results import MIB, Results, Row, Setting, goals  # noqa: E402
 
 import ops as tool  # noqa: E402
 
@@ -33,32 +31,20 @@ def run(*arguments):
     return result.stdout + result.stderr
 
 
-@pytest.fixture(scope="module")
-def quick(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("benchmarks")
-    output = run("--quick", "--out", folder)
-    return output, {path.suffix: path for path in folder.iterdir()}
-
-
-def test_files_are_named_by_machine_and_versions(quick):
-    _, files = quick
+@pytest.mark.slow
+def test_quick_run(tmp_path):
+    """Every rival is measured or listed as absent; times, memory and versions are in the files."""
+    output = run("--quick", "--out", tmp_path)
+    files = {path.suffix: path for path in tmp_path.iterdir()}
     assert sorted(files) == [".csv", ".json", ".md", ".png"]
     document = json.loads(files[".json"].read_text())
-    name = document["name"]
+    rows, name = document["rows"], document["name"]
     assert {path.stem for path in files.values()} == {name}
-    torch_version = torch.__version__.split("+")[0]
-    assert f"torch-{torch_version}-dcnzoo-{document['machine']['dcnzoo']}" in name
-    assert document["command"].startswith("python tools/benchmark/ops.py --quick")
+    assert f"torch-{torch.__version__.split('+')[0]}-dcnzoo-{document['machine']['dcnzoo']}" in name
     assert str(ROOT) not in files[".json"].read_text() + files[".md"].read_text()
-    assert files[".png"].read_bytes().startswith(b"\x89PNG") and files[".png"].stat().st_size < 300_000
-
-
-def test_rows_hold_times_and_memory(quick):
-    _, files = quick
-    rows = json.loads(files[".json"].read_text())["rows"]
     measured = {(row["contestant"], row["mode"]) for row in rows if row["timing"]}
-    for name in ("dcnzoo", "dcnzoo channels_last", "F.conv2d", "reference"):
-        assert {(name, mode) for mode in measure.PASSES} <= measured
+    for contestant in ("dcnzoo", "dcnzoo channels_last", "F.conv2d", "reference"):
+        assert {(contestant, mode) for mode in measure.PASSES} <= measured
     for row in rows:
         if row["timing"]:
             assert 0 < row["timing"]["low"] <= row["timing"]["median"] <= row["timing"]["high"]
@@ -68,24 +54,15 @@ def test_rows_hold_times_and_memory(quick):
     with open(files[".csv"], newline="") as file:
         table = list(csv.DictReader(file))
     assert len(table) == len(rows)
-    first = table[0]
-    assert float(first["median_ms"]) == pytest.approx(rows[0]["timing"]["median"] * 1e3, rel=1e-3)
-
-
-def test_every_rival_is_measured_or_listed_as_absent(quick):
-    output, files = quick
-    document = json.loads(files[".json"].read_text())
-    assert set(document["rivals"]) | set(document["absent"]) == {
-        *("mmcv", "onnxruntime", "torchvision", "tvdcn", "reference")
-    }
-    measured = {row["contestant"] for row in document["rows"]}
-    assert set(document["rivals"]) <= measured
+    assert float(table[0]["median_ms"]) == pytest.approx(rows[0]["timing"]["median"] * 1e3, rel=1e-3)
+    rivals = {"mmcv", "onnxruntime", "torchvision", "tvdcn", "reference"}
+    assert set(document["rivals"]) | set(document["absent"]) == rivals
+    assert set(document["rivals"]) <= {row["contestant"] for row in rows}
     for name, absence in document["absent"].items():
-        assert absence["reason"] and absence["how_to_get"]
         assert f"absent: {name}: {absence['reason']}; {absence['how_to_get']}" in output
-        assert f"- {name}: {absence['reason']}" in files[".md"].read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("mmdet") is None, reason="mmdet is not installed")
 def test_demo_training(tmp_path):
     run("--quick", "--demo-training", "only", "--out", tmp_path)
@@ -98,71 +75,26 @@ def test_demo_training(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    "arguments",
     [
-        (["--rivals", "nobody"], "--rivals: expected mmcv, onnxruntime, torchvision, tvdcn, reference; "),
-        (["--shapes", "c9"], "got 'c9'"),
-        (["--family", "conv9d"], "--family: expected dcnv3, dcnv4, deform_conv1d, deform_conv2d, "),
-        (["--ops", "v7"], "--ops: expected v1, v2, "),
-        (["--dtype", "int8"], "--dtype: expected float32, float64, bfloat16, float16; got 'int8'"),
-        (["--passes", "sideways"], "--passes: expected forward, forward+backward; got 'sideways'"),
-        (["--threads", "0"], "--threads: expected 1 to "),
-        (["--seconds", "0"], "--seconds: expected more than 0, got 0"),
-        (["--shapes", "box-head", "--ops", "v1"], "expected a case that fits both"),
+        *("--rivals nobody", "--shapes c9", "--family conv9d", "--ops v7", "--dtype int8"),
+        *("--passes sideways", "--threads 0", "--seconds 0", "--shapes box-head --ops v1"),
     ],
 )
-def test_mistakes_get_one_line(arguments, message, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["ops.py", *arguments])
+def test_mistakes_get_one_line(arguments, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["ops.py", *arguments.split()])
     with pytest.raises(SystemExit, match="2"):
         tool.parse_args()
     last = capsys.readouterr().err.strip().splitlines()[-1]
-    assert last.startswith("ops.py: error: ")
-    assert all(word in last for word in message.split())
+    assert last.startswith("ops.py: error: ") and (arguments.split()[0] in last or "both" in last)
 
 
-# Statistics
-
-
-def test_timing_is_median_and_quartiles():
-    timing = measure.Timing.of([5.0, 1.0, 2.0, 4.0, 3.0])
-    assert (timing.low, timing.median, timing.high, timing.count) == (2.0, 3.0, 4.0, 5)
-    assert timing.spread == pytest.approx(2 / 3)
-    assert measure.quantile([1.0, 2.0], 0.25) == 1.25
-    assert measure.Timing.of([7.0]) == measure.Timing(7.0, 7.0, 7.0, 1)
-    with pytest.raises(ValueError, match="expected at least 1, got 0"):
-        measure.Timing.of([])
-
-
-def test_contestants_take_turns(monkeypatch):
-    order = []
-    monkeypatch.setattr(measure, "PAUSE_SECONDS", 0)
-    runners = {n: measure.Runner(lambda n=n: order.append(n), torch.get_num_threads(), "cpu") for n in "abc"}
-    for _ in measure.take_turns(runners, measure.Effort(seconds=1e9, least=2, most=4)):
-        pass
-    rounds = [order[i : i + 3] for i in range(0, len(order), 3)]
-    assert len(rounds) == 4 and all(sorted(r) == ["a", "b", "c"] for r in rounds)
-    assert len({tuple(r) for r in rounds}) > 1, "in changing order"
-    slow = measure.Runner(lambda: None, 1, "cpu", samples=[9.0, 9.0], spent=18.0)
-    assert not slow.wants_more(measure.Effort(seconds=1, least=2, most=4))
-    assert slow.wants_more(measure.Effort(seconds=1, least=3, most=4))
-
-
-def test_disagreement():
-    want = torch.tensor([1.0, -4.0])
-    assert measure.disagreement(want + torch.tensor([0.0, 1.0]), want) == 0.25
-    assert measure.disagreement(want[:1], want) == float("inf")
-    assert measure.disagreement(torch.zeros(2, 0), torch.zeros(2, 0)) == 0.0
-
-
-# One full buffer of known size, to see whether the memory that is reported is the memory that is used
-
-
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
 def test_memory_of_a_known_temporary(monkeypatch, tmp_path):
+    """A full buffer of known size: is the memory that is reported the memory that is used?"""
     (tmp_path / "families").mkdir()
-    for name in ("__init__.py",):
-        (tmp_path / "families" / name).write_text((FOLDER / "families" / name).read_text())
-    for name in ("measure.py", "memory_server.py"):
+    for name in ("families/__init__.py", "measure.py", "memory_server.py"):
         (tmp_path / name).write_text((FOLDER / name).read_text())
     (tmp_path / "families" / "known.py").write_text(
         """
@@ -177,36 +109,17 @@ def buffer(case, t, threads):
         big = t["x"].repeat(8)  # 96 MiB
         return big[: 1 << 20].clone()  # 4 MiB
     return Call(forward)
-CASES, FLOORS, CONTESTANTS = [Case()], (), {"buffer": buffer, "broken": lambda *_: 1 / 0}
+CASES, FLOORS, CONTESTANTS = [Case()], (), {"buffer": buffer}
 """
     )
     monkeypatch.setattr(measure, "__file__", str(tmp_path / "measure.py"))
     with measure.MemoryProbe() as probe:
         question = {"family": "known", "case": "c", "threads": 1, "dtype": "float32", "mode": "forward"}
         memory = probe.ask(contestant="buffer", **question)
-        assert memory.needed == 16 * MIB
-        assert memory.extra / MIB == pytest.approx(96, abs=3)
-        with pytest.raises(RuntimeError, match="memory: ZeroDivisionError"):
-            probe.ask(contestant="broken", **question)
+    assert memory.needed == 16 * MIB and memory.extra / MIB == pytest.approx(96, abs=3)
 
 
 # Cases
-
-
-def test_cases_are_the_shapes_of_detectors():
-    module = families.load()["deform_conv2d"]
-    cases = {case.name: case for case in module.CASES}
-    assert len(cases) == len(module.CASES), "names are unique"
-    assert cases["c3-s2"].out_shape == (1, 128, 100, 168) == cases["c3"].out_shape
-    assert cases["c5-n2"].out_shape == (2, 512, 25, 42)
-    assert cases["c4-x101"].groups == 32 and cases["c4-og4"].offset_groups == 4
-    tensors = cases["c4-og4"].tensors(torch.float32, "cpu")
-    assert tensors["offset"].shape == (1, 4 * 18, 50, 84) and tensors["mask"].shape == (1, 4 * 9, 50, 84)
-    assert tensors["offset"].std() == pytest.approx(module.OFFSET_STD, rel=0.02)
-    assert cases["c3-v1"].tensors(torch.float32, "cpu")["mask"] is None
-    # 1×256×50×84: 4200 pixels · 9 taps · 256 · 256 multiply-adds; 4 corners of 256 floats per sample
-    work = cases["c4"].work(4)
-    assert work.flops == 2 * 4200 * 9 * 256 * 256 and work.gathered == 4200 * 9 * 4 * 256 * 4
 
 
 def test_cases_of_other_ranks_are_run_by_every_contestant():
@@ -230,13 +143,6 @@ def test_cases_of_other_ranks_are_run_by_every_contestant():
             assert module.FLOORS[0] == floor
             torch.testing.assert_close(outputs["dcnzoo"], outputs["reference"], rtol=1e-4, atol=1e-4)
             assert measure.disagreement(outputs[floor], outputs["dcnzoo"]) > 0.1
-
-
-def test_limit_is_product_and_gather_one_after_the_other():
-    peak = Roofline(flops=100.0, gather=10.0).better_of(Roofline(flops=50.0, gather=20.0))
-    work = families.Work(flops=200.0, gathered=10.0)
-    assert peak.seconds(work, "forward") == pytest.approx(2 + 0.5)
-    assert peak.seconds(work, "forward+backward") == pytest.approx(3 * 2 + 4 * 0.5)
 
 
 # Goals
@@ -272,21 +178,6 @@ def test_goals_are_medians_of_ratios_to_the_better_floor():
     assert absent.measured is None and absent.verdict == "not measured"
 
 
-@pytest.mark.parametrize(
-    ("measured", "at_most", "of_limit", "verdict"),
-    [
-        (1.25, True, None, "met"),
-        (1.26, True, None, "missed"),
-        (1.26, True, 0.8, "met by roofline"),
-        (1.26, True, 0.79, "missed"),
-        (1.25, False, None, "met"),
-        (1.24, False, None, "missed"),
-    ],
-)
-def test_verdicts(measured, at_most, of_limit, verdict):
-    assert Goal("x", 1.25, at_most, measured, 1, of_limit).verdict == verdict
-
-
 def test_allowed_memory_is_a_tenth_or_sixteen_mebibytes():
     results = results_of({("a", "forward", 1, "dcnzoo"): 1.0, ("b", "forward", 1, "dcnzoo"): 1.0})
     for row, needed in zip(results.rows, (40 * MIB, 400 * MIB), strict=True):
@@ -294,22 +185,6 @@ def test_allowed_memory_is_a_tenth_or_sixteen_mebibytes():
     assert [results.of_allowed_memory(s) for s in results.settings()] == [20 / 16, 20 / 40]
     worst = next(goal for goal in goals(results) if "memory" in goal.figure)
     assert worst.measured == 1.25 and worst.note == "20.0 MiB beside 40.0 MiB on a"
-
-
-def test_numbers_are_short():
-    values = (None, 0.0, 0.1234, 1.2345, 12.345, 123.45, 12345.6)
-    assert [report.number(v, "×") for v in values] == [
-        *("–", "0.000×", "0.123×", "1.23×", "12.3×", "123×", "12346×")
-    ]
-
-
-def test_files_are_whole_or_absent(tmp_path):
-    report.write(tmp_path, "x", {".csv": b"old", ".png": None})
-    assert [p.name for p in tmp_path.iterdir()] == ["x.csv"]
-    with pytest.raises(TypeError):
-        report.write(tmp_path, "x", {".csv": "not bytes"})
-    assert (tmp_path / "x.csv").read_bytes() == b"old"
-    assert [p.name for p in tmp_path.iterdir()] == ["x.csv"]
 
 
 # Block sizes of the fused kernels

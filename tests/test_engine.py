@@ -7,9 +7,8 @@ import logging
 import os
 import random
 import re
+import resource
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -33,26 +32,11 @@ from rich.console import Console
 from torch.utils.data import Dataset
 
 from dcnzoo.cli import one_line_errors
-from dcnzoo.openmmlab.hooks import AtomicCheckpointHook, AtomicLocalBackend, ProgressHook
+from dcnzoo.openmmlab.hooks import AtomicLocalBackend, ProgressHook
 from dcnzoo.openmmlab.hooks.checkpoint import damage, seal
 from dcnzoo.openmmlab.models.tta import InstanceTTAModel
 from dcnzoo.utils.errors import UserError, user_errors
 from dcnzoo.utils.files import require_file
-
-
-def test_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
-    target = tmp_path / "deep" / "file.pth"
-    backend = AtomicLocalBackend()
-    backend.put(b"old", target)
-    with monkeypatch.context() as patch:
-        patch.setattr("os.fsync", lambda fd: (_ for _ in ()).throw(OSError("disk full")))
-        with pytest.raises(UserError, match=r"file.pth cannot be written: disk full"):
-            backend.put(b"new and longer", target)
-    assert target.read_bytes() == b"old"
-    assert [p.name for p in target.parent.iterdir()] == ["file.pth"]
-    backend.put_text("größer", target)
-    assert target.read_bytes() == "größer".encode()
-
 
 NUMBERS = itertools.count()  # runs of one name in one second would share a logger
 
@@ -82,39 +66,26 @@ class Numbers(Dataset):
         return {"inputs": torch.tensor([float(index)])}
 
 
-def make_runner(work_dir, name, epochs=4, val_evaluator=None, **kwargs):
-    loader = {
-        "dataset": Numbers(),
-        "batch_size": 1,
-        "sampler": {"type": "DefaultSampler", "shuffle": False},
-        "collate_fn": pseudo_collate,
+def make_runner(work_dir, name, model=None, epochs=4, **changes):
+    sampler = {"type": "DefaultSampler", "shuffle": False}
+    loader = {"dataset": Numbers(), "batch_size": 1, "sampler": sampler, "collate_fn": pseudo_collate}
+    evaluator = {"type": "mmengine.Evaluator", "metrics": []}
+    settings = {
+        **{f"{part}_dataloader": dict(loader) for part in ("train", "val", "test")},
+        "train_cfg": {"by_epoch": True, "max_epochs": epochs, "val_interval": 2},
+        **{"val_cfg": {}, "test_cfg": {}, "val_evaluator": evaluator, "test_evaluator": evaluator},
+        "optim_wrapper": {"optimizer": {"type": "SGD", "lr": 0.1}},
+        "experiment_name": f"{name} {next(NUMBERS)}",
     }
-    return Runner(
-        Model(),
-        str(work_dir),
-        train_dataloader=dict(loader),
-        val_dataloader=dict(loader),
-        train_cfg={"by_epoch": True, "max_epochs": epochs, "val_interval": 2},
-        val_cfg={},
-        val_evaluator=val_evaluator or {"type": "mmengine.Evaluator", "metrics": []},
-        test_dataloader=dict(loader),
-        test_cfg={},
-        test_evaluator={"type": "mmengine.Evaluator", "metrics": []},
-        optim_wrapper={"optimizer": {"type": "SGD", "lr": 0.1}},
-        experiment_name=f"{name} {next(NUMBERS)}",
-        **kwargs,
-    )
+    return Runner(model or Model(), str(work_dir), **{**settings, **changes})
 
 
-def train(work_dir, name, max_keep_ckpts=2, save_best=None, rule=None, **kwargs):
-    hook = {
-        "type": "AtomicCheckpointHook",
-        "max_keep_ckpts": max_keep_ckpts,
-        "save_best": save_best,
-        "rule": rule,
-    }
-    hooks = {"checkpoint": {**hook, "interval": 1}}
-    runner = make_runner(work_dir, name, default_hooks=hooks, custom_hooks=[Began()], **kwargs)
+def train(work_dir, name, max_keep_ckpts=2, best=False, **kwargs):
+    hook = {"type": "AtomicCheckpointHook", "max_keep_ckpts": max_keep_ckpts, "interval": 1}
+    if best:
+        hook.update(save_best="score", rule="greater")
+        kwargs["val_evaluator"] = Evaluator([Score()])
+    runner = make_runner(work_dir, name, default_hooks={"checkpoint": hook}, custom_hooks=[Began()], **kwargs)
     runner.train()
     return runner
 
@@ -125,32 +96,9 @@ def checkpoints(folder):
 
 @pytest.mark.parametrize("keep", [1, 2])
 def test_only_the_last_checkpoints_stay(tmp_path, keep):
-    runner = train(tmp_path, "keep", max_keep_ckpts=keep)
-    assert any(isinstance(hook, AtomicCheckpointHook) for hook in runner.hooks)
+    train(tmp_path, "keep", max_keep_ckpts=keep)
     assert checkpoints(tmp_path) == ["epoch_3.pth", "epoch_4.pth"][-keep:]
     assert (tmp_path / "last_checkpoint").read_text() == str(tmp_path / "epoch_4.pth")
-
-
-@pytest.mark.parametrize("keep", [1, 2])
-def test_death_while_saving_leaves_a_checkpoint_to_resume_from(tmp_path, monkeypatch, keep):
-    put = AtomicLocalBackend.put
-
-    def die_in_epoch_3(self, obj, filepath):
-        if "epoch_3" in str(filepath):
-            raise KeyboardInterrupt
-        put(self, obj, filepath)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(AtomicLocalBackend, "put", die_in_epoch_3)
-        with pytest.raises(KeyboardInterrupt):
-            train(tmp_path, "dies", max_keep_ckpts=keep)
-    left = ["epoch_1.pth", "epoch_2.pth"][-keep:]
-    assert checkpoints(tmp_path) == left, "old ones stay until the new one is there"
-
-    resumed = train(tmp_path, "resumes", max_keep_ckpts=keep, resume=True)
-    assert checkpoints(tmp_path) == ["epoch_3.pth", "epoch_4.pth"][-keep:]
-    uninterrupted = train(tmp_path / "other", "whole")
-    assert torch.equal(resumed.model.weight, uninterrupted.model.weight)
 
 
 # Damaged checkpoints
@@ -166,45 +114,39 @@ def archive():
     return file.getvalue(), legacy.getvalue()
 
 
-def test_a_sealed_archive_is_one_still(archive, tmp_path):
-    sealed = seal(archive[0])
+def test_whole_archives(archive, tmp_path):
+    """Sealed, as torch writes it, and as torch 1.5 did."""
+    path, sealed = tmp_path / "x.pth", seal(archive[0])
     assert seal(sealed) == sealed and seal(archive[1]) == archive[1] and seal(b"text") == b"text"
-    path = tmp_path / "x.pth"
-    path.write_bytes(sealed)
-    assert damage(path) is None
+    for whole in (*archive, sealed):
+        path.write_bytes(whole)
+        assert damage(path) is None
     for options in ({}, {"mmap": True}):
         assert torch.equal(torch.load(path, weights_only=True, **options)["weight"], torch.arange(300.0))
+    changed = bytearray(archive[0])
+    changed[archive[0].index(torch.arange(300.0)[100].numpy().tobytes())] ^= 4
+    path.write_bytes(changed)
+    assert "data/0" in damage(path)
 
 
 def test_every_changed_bit_of_a_sealed_archive_is_noticed(archive, tmp_path):
     sealed, path = seal(archive[0]), tmp_path / "x.pth"
     assert len(sealed) < 4000
-    for position in [*range(0, len(sealed) - 200, 7), *range(len(sealed) - 200, len(sealed))]:
+    for position in [*range(0, len(sealed) - 200, 31), *range(len(sealed) - 200, len(sealed), 3)]:
         changed = bytearray(sealed)
         changed[position] ^= 1 << position % 8
         path.write_bytes(changed)
         assert damage(path), position
 
 
-@pytest.mark.parametrize("sealed", [True, False])
-def test_every_archive_that_is_cut_off_is_noticed(archive, tmp_path, sealed):
-    whole, path = seal(archive[0]) if sealed else archive[0], tmp_path / "x.pth"
-    for length in [*range(0, len(whole) - 200, 11), *range(len(whole) - 200, len(whole))]:
-        path.write_bytes(whole[:length])
-        assert damage(path), length
-    path.write_bytes(bytes(len(whole)))  # a file system's, after a loss of power
-    assert damage(path) == "is not a checkpoint"
-
-
-def test_other_tools_checkpoints_are_known_by_what_is_in_them(archive, tmp_path):
+def test_every_archive_that_is_cut_off_is_noticed(archive, tmp_path):
     path = tmp_path / "x.pth"
-    for whole in archive:
-        path.write_bytes(whole)
-        assert damage(path) is None
-    changed = bytearray(archive[0])
-    changed[archive[0].index(torch.arange(300.0)[100].numpy().tobytes())] ^= 4
-    path.write_bytes(changed)
-    assert re.fullmatch(r"is damaged \(.*data/0\)", damage(path))
+    for whole in (archive[0], seal(archive[0])):
+        for length in [*range(0, len(whole) - 200, 41), *range(len(whole) - 200, len(whole), 3)]:
+            path.write_bytes(whole[:length])
+            assert damage(path), length
+        path.write_bytes(bytes(len(whole)))  # a file system's, after a loss of power
+        assert damage(path)
 
 
 def cut_off(path):
@@ -217,25 +159,23 @@ def flip_a_bit(path):
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize(
-    ("harm", "reason"), [(cut_off, "is cut off or damaged"), (flip_a_bit, "does not have its checksum")]
-)
-def test_the_one_before_a_damaged_checkpoint_is_taken(tmp_path, harm, reason):
+@pytest.mark.parametrize("harm", [cut_off, flip_a_bit])
+def test_the_one_before_a_damaged_checkpoint_is_taken(tmp_path, harm):
     whole = train(tmp_path, "whole")
     harm(tmp_path / "epoch_4.pth")
     resumed = train(tmp_path, "resumed", resume=True)
     log = (Path(resumed.log_dir) / f"{resumed.timestamp}.log").read_text()
-    assert f"WARNING - checkpoint: {tmp_path}/epoch_4.pth {reason}; the one before it is taken" in log
+    assert f"WARNING - checkpoint: {tmp_path}/epoch_4.pth" in log
     assert "resumed epoch: 3, iter: 9" in log
     assert damage(tmp_path / "epoch_4.pth") is None, "written anew"
     assert torch.equal(resumed.model.weight, whole.model.weight)
 
     for path in tmp_path.glob("*.pth"):
         harm(path)
-    with pytest.raises(UserError, match=r"^--resume: expected a whole checkpoint, found 2 damaged ones$"):
+    with pytest.raises(UserError, match=r"^--resume: .* 2 damaged"):
         train(tmp_path, "nothing left", resume=True)
     for resume in (True, False):
-        with pytest.raises(UserError, match=rf"^checkpoint: {tmp_path}/epoch_3.pth {reason}$"):
+        with pytest.raises(UserError, match=rf"^checkpoint: {tmp_path}/epoch_3.pth "):
             train(tmp_path, f"asked {resume}", resume=resume, load_from=str(tmp_path / "epoch_3.pth"))
 
 
@@ -244,7 +184,7 @@ def began(runner):
 
 
 def test_which_checkpoint_is_the_last(tmp_path):
-    """Killed between a checkpoint and the file that names it; moved; among those of a longer run."""
+    """Killed between a checkpoint and its pointer; moved; among those of a longer run."""
     work, pointer = tmp_path / "work", tmp_path / "work" / "last_checkpoint"
     train(work, "first", max_keep_ckpts=-1)
     stale = work / "epoch_9.pth"
@@ -285,13 +225,13 @@ class Death(BaseException):
     """What ends a process while a hook is at work."""
 
 
-@pytest.mark.parametrize("operation", ["put", "remove"])
-@pytest.mark.parametrize("number", range(1, 8))
+@pytest.mark.parametrize(
+    ("operation", "number"), [*[("put", n) for n in range(1, 6)], ("remove", 1), ("remove", 2)]
+)
 def test_one_best_and_two_last_checkpoints_wherever_it_dies(tmp_path, monkeypatch, operation, number):
-    """Before each write of the hook, and each removal, of the second validation."""
+    """Before each write of the hook (last, pointer, best, last, pointer), and each removal."""
     monkeypatch.setattr(Score, "calls", 0)
-    options = dict(save_best="score", rule="greater")
-    train(tmp_path, "begin", epochs=3, val_evaluator=Evaluator([Score()]), **options)
+    train(tmp_path, "begin", epochs=3, best=True)
     function, left = getattr(AtomicLocalBackend, operation), number
 
     def die(self, *args):
@@ -303,11 +243,9 @@ def test_one_best_and_two_last_checkpoints_wherever_it_dies(tmp_path, monkeypatc
 
     with monkeypatch.context() as patch, contextlib.suppress(Death):
         patch.setattr(AtomicLocalBackend, operation, die)
-        train(tmp_path, "dies", resume=True, val_evaluator=Evaluator([Score()]), **options)
-    assert left <= 0 or (operation, number) > ("put", 5), (
-        "there are five writes: last, pointer, best, last, pointer"
-    )
-    runner = train(tmp_path, "rest", resume=True, val_evaluator=Evaluator([Score()]), **options)
+        train(tmp_path, "dies", resume=True, best=True)
+    assert left == 0 and any(name.startswith("best") for name in checkpoints(tmp_path))
+    runner = train(tmp_path, "rest", resume=True, best=True)
     assert checkpoints(tmp_path) == ["best_score_epoch_4.pth", "epoch_3.pth", "epoch_4.pth"]
     assert runner.message_hub.get_info("best_ckpt") == str(tmp_path / "best_score_epoch_4.pth")
 
@@ -316,12 +254,11 @@ def test_one_best_and_two_last_checkpoints_wherever_it_dies(tmp_path, monkeypatc
 def test_a_validation_that_was_cut_off_comes_first(tmp_path, monkeypatch, interrupted_at):
     monkeypatch.setattr(Score, "calls", 0)
     monkeypatch.setattr(Score, "interrupted_at", interrupted_at)
-    options = dict(save_best="score", rule="greater", val_evaluator=Evaluator([Score()]))
     if interrupted_at:
         with pytest.raises(KeyboardInterrupt):
-            train(tmp_path, "cut off", **options)
+            train(tmp_path, "cut off", best=True)
         assert checkpoints(tmp_path)[-1] == f"epoch_{2 * interrupted_at}.pth"
-    runner = train(tmp_path, "rest", resume=True, **options)
+    runner = train(tmp_path, "rest", resume=True, best=True)
     assert began(runner) == 2 * interrupted_at
     assert checkpoints(tmp_path) == ["best_score_epoch_4.pth", "epoch_3.pth", "epoch_4.pth"]
     scores = [
@@ -335,50 +272,45 @@ def test_a_validation_that_was_cut_off_comes_first(tmp_path, monkeypatch, interr
     assert torch.equal(best["state_dict"]["weight"], runner.model.weight.detach())
 
     Score.calls = 5
-    train(tmp_path, "over", resume=True, **options)
+    train(tmp_path, "over", resume=True, best=True)
     assert Score.calls == 5, "what is done is not done again"
 
 
-def test_the_best_checkpoint_stays_until_a_better_one_is_there(tmp_path, monkeypatch):
-    monkeypatch.setattr(Score, "calls", 0)
-    put = AtomicLocalBackend.put
-
-    def full(self, obj, filepath):
-        if "best_score_epoch_4" in str(filepath):
-            raise UserError("no space left")
-        put(self, obj, filepath)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(AtomicLocalBackend, "put", full)
-        with pytest.raises(UserError, match="no space left"):
-            train(tmp_path, "full", save_best="score", rule="greater", val_evaluator=Evaluator([Score()]))
-    assert checkpoints(tmp_path) == ["best_score_epoch_2.pth", "epoch_3.pth", "epoch_4.pth"]
-
-
-def test_a_full_disk_is_one_line(tmp_path, capsys):
+def test_a_full_disk_is_one_line(tmp_path):
     """A limit of the size of files, as a full disk is: writing fails in the middle."""
-    script = f"""
-import resource, dcnzoo.openmmlab.hooks
-from dcnzoo.openmmlab.hooks import AtomicLocalBackend
-from dcnzoo.cli import one_line_errors
-resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-with one_line_errors():
-    AtomicLocalBackend().put(bytes(5000), {str(tmp_path / "x.pth")!r})
-"""
     (tmp_path / "x.pth").write_bytes(b"old")
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert result.returncode == 1
-    assert re.fullmatch(
-        rf"error: {tmp_path}/x.pth cannot be written: File too large.*free some space.*--resume\n",
-        result.stderr,
-    )
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(UserError, match=rf"^{tmp_path}/x.pth .*File too large.*--resume$"):
+            AtomicLocalBackend().put(bytes(5000), tmp_path / "x.pth")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("x.pth", b"old")]
+    AtomicLocalBackend().put_text("größer", tmp_path / "deep" / "text")
+    assert (tmp_path / "deep" / "text").read_bytes() == "größer".encode()
     with (
         open("/dev/full", "wb", buffering=0) as full,
-        pytest.raises(SystemExit, match=r"No space left"),
+        pytest.raises(SystemExit, match="No space left"),
         one_line_errors(),
     ):
         full.write(b"log")
+
+
+def test_resume_is_recommended_for_checkpoints_on_a_full_disk_only(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"file/x.pth") as error:
+        AtomicLocalBackend().put_text("x", tmp_path / "file" / "x.pth")
+    assert "space" not in str(error.value) and "--resume" not in str(error.value)
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    for name, resumes in (("epoch_1.pth", True), ("train.json", False)):
+        with pytest.raises(UserError, match="space") as error:
+            AtomicLocalBackend().put(b"x", tmp_path / name)
+        assert ("--resume" in str(error.value)) == resumes
 
 
 # Random numbers
@@ -409,38 +341,38 @@ def train_noisily(work_dir, name, workers, persistent, by_epoch, stop_at=None, s
             if runner.iter == stop_at:
                 raise KeyboardInterrupt
 
-    runner = Runner(
+    loader = {
+        **{"dataset": Noisy(), "batch_size": 2, "num_workers": workers, "persistent_workers": persistent},
+        "sampler": {"type": "DefaultSampler" if by_epoch else "InfiniteSampler", "shuffle": True},
+        "collate_fn": pseudo_collate,
+    }
+    hook = dict(type="AtomicCheckpointHook", interval=1 if by_epoch else 5, by_epoch=by_epoch)
+    runner = make_runner(
+        work_dir,
+        name,
         NoisyModel(),
-        str(work_dir),
-        train_dataloader={
-            "dataset": Noisy(),
-            "batch_size": 2,
-            "num_workers": workers,
-            "persistent_workers": persistent,
-            "sampler": {"type": "DefaultSampler" if by_epoch else "InfiniteSampler", "shuffle": True},
-            "collate_fn": pseudo_collate,
-        },
+        train_dataloader=loader,
         train_cfg={"by_epoch": by_epoch, **length},
         optim_wrapper={"optimizer": {"type": "SGD", "lr": 0.05, "momentum": 0.9}},
-        default_hooks={
-            "epoch_seed": {"type": "EpochSeedHook"},
-            "checkpoint": {
-                "type": "AtomicCheckpointHook",
-                "interval": 1 if by_epoch else 5,
-                "by_epoch": by_epoch,
-            },
-        },
+        default_hooks={"epoch_seed": {"type": "EpochSeedHook"}, "checkpoint": hook},
         custom_hooks=[Stop()],
         randomness={"seed": seed},
-        experiment_name=f"{name} {next(NUMBERS)}",
         resume=resume,
+        **dict.fromkeys(("val_dataloader", "val_cfg", "val_evaluator")),
     )
     runner.train()
     return runner
 
 
-@pytest.mark.parametrize("by_epoch", [True, False])
-@pytest.mark.parametrize(("workers", "persistent"), [(0, False), (2, False), (2, True)])
+@pytest.mark.parametrize(
+    ("workers", "persistent", "by_epoch"),
+    [
+        (0, False, True),
+        (0, False, False),
+        (2, True, True),
+        *[pytest.param(2, *case, marks=pytest.mark.slow) for case in ((True, False), (False, True))],
+    ],
+)
 def test_a_resumed_run_draws_what_an_unbroken_one_draws(
     tmp_path, no_workers_left_behind, workers, persistent, by_epoch
 ):
@@ -464,9 +396,9 @@ def test_each_epoch_and_each_worker_draws_numbers_of_its_own(tmp_path):
         def before_train_iter(self, runner, batch_idx, data_batch=None):
             self.seen += [x.item() % 1 for x in data_batch["inputs"]] + [torch.rand(()).item()]
 
-    hook = {"type": "EpochSeedHook"}
     loader = {"num_workers": 2, "persistent_workers": True, "dataset": Noisy(), "collate_fn": pseudo_collate}
-    runner = make_runner(tmp_path, "own", default_hooks={"epoch_seed": hook}, custom_hooks=[Keep()])
+    hooks = dict(default_hooks={"epoch_seed": {"type": "EpochSeedHook"}}, custom_hooks=[Keep()])
+    runner = make_runner(tmp_path, "own", **hooks)
     runner._train_dataloader.update(loader)
     runner.train()
     assert len(Keep.seen) == len(set(Keep.seen)) == 4 * 5 * 2
@@ -501,11 +433,7 @@ def test_training_stops_at_a_loss_that_is_no_number(tmp_path, monkeypatch, scale
             return wrapper
 
         monkeypatch.setattr(runner, "build_optim_wrapper", with_scaler)
-    expected = (
-        rf"^loss: expected finite numbers, got loss nan, loss_a nan, loss_b nan in iteration {iterations}, "
-        rf"epoch {(iterations + 2) // 3}\. The learning rate is 0\.1: .*--resume goes on at the last one$"
-    )
-    with pytest.raises(UserError, match=expected):
+    with pytest.raises(UserError, match=rf"^loss: .*loss_b nan in iteration {iterations}, .*rate is 0\.1.*"):
         runner.train()
     assert len(seen) == iterations
     log = (Path(runner.log_dir) / f"{runner.timestamp}.log").read_text()
@@ -514,68 +442,34 @@ def test_training_stops_at_a_loss_that_is_no_number(tmp_path, monkeypatch, scale
     assert saved.isfinite().all()
 
 
-def test_bar_on_a_terminal(tmp_path):
-    screen = io.StringIO()
+def test_bar_on_a_terminal_and_none_in_a_file(tmp_path):
+    screen, file = io.StringIO(), io.StringIO()
     console = Console(file=screen, force_terminal=True, width=120)
-    hook = ProgressHook(console)
-    runner = make_runner(tmp_path, "bar", custom_hooks=[hook])
-    stream_handlers = [h for h in runner.logger.handlers if type(h) is logging.StreamHandler]
-    streams = [h.stream for h in stream_handlers]
+    runner = make_runner(tmp_path, "bar", custom_hooks=[ProgressHook(console)])
+    handlers = [h for h in runner.logger.handlers if type(h) is logging.StreamHandler]
+    streams = [h.stream for h in handlers]
     runner.train()
     shown = screen.getvalue()
-    assert "train" in shown and "12/12" in shown and "loss" in shown
-    assert "left" in shown and "validate" in shown
+    assert all(text in shown for text in ("train", "12/12", "loss", "left", "validate"))
     assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h") == 1, "the cursor comes back"
-    assert [h.stream for h in stream_handlers] == streams
-
-
-def test_bar_of_a_test_ends_full(tmp_path):
-    screen = io.StringIO()
-    hook = ProgressHook(Console(file=screen, force_terminal=True, width=120))
-    make_runner(tmp_path, "testing", custom_hooks=[hook]).test()
-    frames = re.findall(r"\d/3", screen.getvalue())
-    assert frames[-1] == "3/3", "the last frame drawn is the one that stays"
-
-
-def test_no_bar_elsewhere(tmp_path):
-    screen = io.StringIO()
-    hook = ProgressHook(Console(file=screen))
-    make_runner(tmp_path, "quiet", custom_hooks=[hook]).train()
-    assert screen.getvalue() == ""
+    assert [h.stream for h in handlers] == streams
+    make_runner(tmp_path, "test", custom_hooks=[ProgressHook(console)]).test()
+    assert re.findall(r"\d/3", screen.getvalue())[-1] == "3/3", "the last frame drawn is the one that stays"
+    make_runner(tmp_path, "file", custom_hooks=[ProgressHook(Console(file=file))]).test()
+    assert file.getvalue() == ""
 
 
 def test_user_errors_become_one_line():
     with pytest.raises(UserError, match=r"^first line second line$"), user_errors():
         raise ValueError("first line\n   second line")
-    for defect in (KeyError("neck"), AttributeError("neck"), TypeError("neck"), AssertionError("neck")):
-        with pytest.raises(UserError, match=rf"^{type(defect).__name__}: '?neck'? "), user_errors():
+    for defect in (KeyError("neck"), AttributeError("neck"), TypeError("neck"), NotImplementedError("neck")):
+        with pytest.raises(UserError, match=rf"^{type(defect).__name__}: '?neck'?"), user_errors():
             raise defect
-    with pytest.raises(UserError, match=r"^NotImplementedError$"), user_errors():
-        raise NotImplementedError
-
-
-def test_what_is_no_full_disk_is_not_called_one(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError) as error:
-        AtomicLocalBackend().put_text("x", tmp_path / "file" / "x.pth")
-    assert "file/x.pth cannot be written" in str(error.value)
-    assert "space" not in str(error.value) and "--resume" not in str(error.value)
-
-
-def test_a_full_disk_names_resume_for_checkpoints_only(tmp_path, monkeypatch):
-    def full(descriptor):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "fsync", full)
-    for name, resumes in (("epoch_1.pth", True), ("train.json", False)):
-        with pytest.raises(UserError, match="free some space") as error:
-            AtomicLocalBackend().put(b"x", tmp_path / name)
-        assert ("--resume" in str(error.value)) == resumes
 
 
 def test_require_file_leaves_addresses_alone(tmp_path):
     require_file("https://example.org/x.pth", "checkpoint")
-    with pytest.raises(UserError, match=f"checkpoint: expected a file, found none at {tmp_path}"):
+    with pytest.raises(UserError, match=f"checkpoint: .*{tmp_path}"):
         require_file(str(tmp_path), "checkpoint")
 
 
@@ -585,21 +479,15 @@ def test_masks_of_a_mirrored_view_come_back(direction):
 
     def view(box, label, score, mirror):
         mask = torch.zeros(1, 20, 30, dtype=torch.bool)
-        x0, y0, x1, y1 = box
-        mask[0, y0:y1, x0:x1] = True
+        mask[0, box[1] : box[3], box[0] : box[2]] = True
         boxes = torch.tensor([box], dtype=torch.float32)
         if mirror:
             boxes = bbox_flip(boxes, (20, 30), direction)
-            axes = {"horizontal": (-1,), "vertical": (-2,), "diagonal": (-1, -2)}[direction]
-            mask = mask.flip(axes)
+            mask = mask.flip({"horizontal": (-1,), "vertical": (-2,), "diagonal": (-1, -2)}[direction])
         meta = {"ori_shape": (20, 30), "flip": mirror, "flip_direction": direction}
         sample = DetDataSample(metainfo=meta)
-        sample.pred_instances = InstanceData(
-            bboxes=boxes,
-            scores=torch.tensor([score]),
-            labels=torch.tensor([label]),
-            masks=mask,
-        )
+        found = dict(scores=torch.tensor([score]), labels=torch.tensor([label]), masks=mask)
+        sample.pred_instances = InstanceData(bboxes=boxes, **found)
         return sample
 
     model = SimpleNamespace(

@@ -1,11 +1,10 @@
 """Malformed annotations: each ends in one line with the file, the entry and the field.
 
-COCO files go through ``data check`` and through the data set of the training; VOC, YOLO and LabelMe through
+COCO files go through ``check_coco``, ``fix`` and the data set of the training; VOC, YOLO and LabelMe through
 ``data convert``, which writes nothing.
 """
 
 import base64
-import copy
 import io
 import json
 import logging
@@ -13,9 +12,11 @@ import math
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
+from pycocotools import mask as coco_mask
 
 import dcnzoo.openmmlab.datasets
 
@@ -24,24 +25,52 @@ from mmdet.registry import DATASETS, METRICS
 from mmengine.registry import DefaultScope
 
 from dcnzoo.cli import commands
-from dcnzoo.data.check import check_coco
+from dcnzoo.data.check import KINDS, check_coco, fix
 from dcnzoo.utils.errors import UserError, one_line
 
 CLASSES = ("fig", "date")
-GOOD = {
-    "images": [
-        {"id": 1, "file_name": "a.png", "width": 40, "height": 30},
-        {"id": 5, "file_name": "b.png", "width": 20, "height": 50},
-    ],
-    "annotations": [
-        {"id": 1, "image_id": 1, "category_id": 3, "bbox": [2, 3, 10, 20], "area": 150, "iscrowd": 0,
-         "segmentation": [[2, 3, 12, 3, 12, 23, 2, 13]]},
-        {"id": 2, "image_id": 5, "category_id": 9, "bbox": [0, 0, 20, 50], "area": 1000, "iscrowd": 0,
-         "segmentation": {"size": [50, 20], "counts": [0, 1000]}},
-    ],
-    "categories": [{"id": 3, "name": "fig"}, {"id": 9, "name": "date"}],
-}  # fmt: skip
-PIPELINE = [dict(type="LoadImageFromFile"), dict(type="LoadAnnotations", with_bbox=True, with_mask=True)]
+POLYGON = [2, 3, 12, 3, 12, 23, 2, 13]
+
+
+def good():
+    mask = np.zeros((30, 40), np.uint8, order="F")
+    mask[5:15, 10:30] = 1  # 20 × 10
+    rle = {"size": [30, 40], "counts": coco_mask.encode(mask)["counts"].decode()}
+    return {
+        "images": [
+            {"id": 1, "file_name": "a.png", "width": 40, "height": 30},
+            {"id": 5, "file_name": "b.png", "width": 20, "height": 50},
+            {"id": 7, "file_name": "c.png", "width": 40, "height": 30},
+        ],
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": 3, "bbox": [2, 3, 10, 20], "area": 150, "iscrowd": 0,
+             "segmentation": [[*POLYGON]]},
+            {"id": 2, "image_id": 1, "category_id": 9, "bbox": [10, 5, 20, 10], "area": 200, "iscrowd": 1,
+             "segmentation": rle},
+            {"id": 3, "image_id": 5, "category_id": 3, "bbox": [0, 0, 20, 50], "area": 1000, "iscrowd": 0},
+        ],
+        "categories": [{"id": 3, "name": "fig"}, {"id": 9, "name": "date"}],
+    }  # fmt: skip
+
+
+def draw_images(folder):
+    for entry in good()["images"]:
+        Image.new("RGB", (entry["width"], entry["height"])).save(folder / entry["file_name"])
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return draw_images(tmp_path)
+
+
+def write_coco(folder, change=lambda content: None):
+    """``change`` edits the good file's content, or returns the text or bytes instead."""
+    content = good()
+    text = change(content)
+    file = folder / "coco.json"
+    file.write_bytes(text if isinstance(text, bytes) else (text or json.dumps(content)).encode())
+    return file
 
 
 def invoke(*arguments):
@@ -55,168 +84,173 @@ def names_all(line, *parts):
 # COCO
 
 
-def entry(part, index, **values):
-    def change(content):
-        content[part][index].update(values)
-        return json.dumps(content)
-
-    return change
+def put(part, index, **values):
+    return lambda content: content[part][index].update(values)
 
 
 def image(**values):
-    return entry("images", 1, **values)
+    return put("images", 2, **values)
 
 
-def annotation(**values):
-    return entry("annotations", 0, **values)
+def ann(**values):
+    return put("annotations", 2, **values)
 
 
 def category(**values):
-    return entry("categories", 1, **values)
+    return put("categories", 1, **values)
 
 
-def top(**values):
-    return lambda content: json.dumps({**content, **values})
-
-
-def added(part, value):
-    return lambda content: json.dumps({**content, part: [*content[part], value]})
-
-
-def mask(*polygons):
-    return annotation(segmentation=list(polygons))
+def mask(*polygons, **values):
+    return put("annotations", 0, segmentation=list(polygons), **values)
 
 
 def rle(**values):
-    return entry("annotations", 1, segmentation={"size": [50, 20], "counts": [0, 1000], **values})
+    return put("annotations", 1, segmentation={"size": [30, 40], "counts": [305, 895], **values})
+
+
+def top(**values):
+    return lambda content: content.update(values)
+
+
+def added(part, value):
+    return lambda content: content[part].append(value)
 
 
 def without(part, index, key):
-    def change(content):
-        del content[part][index][key]
-        return json.dumps(content)
-
-    return change
+    return lambda content: content[part][index].pop(key) and None
 
 
 def text_with(old, new):
     return lambda content: json.dumps(content).replace(old, new, 1)
 
 
-POLYGON = [2, 3, 12, 3, 12, 23]
-FIRST = "annotation 1:"
-COCO = {  # what is wrong: the change, the entry, the field
+COCO = {  # what is wrong: the change, the kinds of the problems, the first one's entry, a word of its text
     # the file
-    "empty file": (lambda content: "", "line 1", "JSON"),
-    "cut off": (lambda content: json.dumps(content)[:200], "line 1", "JSON"),
-    "cut off in the third line": (lambda content: json.dumps(content, indent=1)[:18], "line 3", "JSON"),
-    "deep nesting": (lambda content: "[" * 200_000, "file", "nested"),
-    "deep nesting of objects": (lambda content: '{"a":' * 200_000, "file", "nested"),
-    "integer of 5,000 digits": (text_with("150", "1" * 5000), "file", "JSON"),
-    "Latin-1": (lambda content: b'{"images": "gr\xf6\xdfer"}', "file", "UTF-8"),
-    "UTF-16 that is cut": (lambda content: json.dumps(content).encode("utf-16")[:-1], "file", "UTF-16"),
-    "NUL bytes": (lambda content: json.dumps(content).encode() + b"\0" * 9, "file", "NUL"),
-    "a list": (lambda content: "[1, 2]", "file", "images"),
-    "key twice": (text_with('"id": 5', '"id": 5, "width": 20'), "id 5", "'width'"),
-    "images twice": (text_with('"images"', '"images": [], "images"'), "file", "'images'"),
-    "images are null": (top(images=None), "images:", "list"),
-    "images are an object": (top(images={"a": 1}), "images:", "list"),
-    "annotations are null": (top(annotations=None), "annotations:", "list"),
-    "categories are an object": (top(categories={"fig": 3}), "categories:", "list"),
-    "no images": (top(images=[]), "images:", "at least 1"),
-    "no categories": (top(categories=[]), "categories:", "at least 1"),
+    "empty file": (lambda content: b"", "file", "line 1", "JSON"),
+    "deep nesting": (lambda content: '{"a":' * 200_000, "file", "file", "nested"),
+    "integer of 5,000 digits": (text_with("150", "1" * 5000), "file", "file", "JSON"),
+    "Latin-1": (lambda content: b'{"images": "gr\xf6\xdfer"}', "file", "file", "UTF-8, got byte 0xf6"),
+    "UTF-16 that is cut": (lambda c: json.dumps(c).encode("utf-16")[:-1], "file", "file", "UTF-16"),
+    "NUL bytes": (lambda content: json.dumps(content).encode() + b"\0" * 9, "file", "file", "NUL"),
+    "a list": (lambda content: "[1, 2]", "file", "file", "images"),
+    "key twice": (text_with('"id": 5', '"id": 5, "width": 20'), "file", "file", "in the one with id 5"),
+    "images are an object": (top(images={}), "file", "images", "list"),
+    "annotations are null": (top(annotations=None), "file", "annotations", "list"),
+    "no images": (top(images=[], annotations=[]), "empty empty", "images", "at least 1"),
+    "no annotations": (top(annotations=[]), "empty", "annotations", "at least 1"),
+    "no categories": (
+        top(categories=[]), "empty classes" + 3 * " unknown-category", "categories", "at least 1",
+    ),
     # images
-    "image is null": (added("images", None), "images[2]", "id"),
-    "image without id": (without("images", 1, "id"), "images[1]", "id"),
-    "image id is a text": (image(id="5"), "images[1]", "id"),
-    "image id twice": (image(id=1), "image 1:", "id"),
-    "width is a text": (image(width="20"), "image 5:", "width"),
-    "width is NaN": (image(width=math.nan), "image 5:", "width"),
-    "height is 0": (image(height=0), "image 5:", "height"),
-    "height is huge": (image(height=10**30), "image 5:", "height"),
-    "no height": (without("images", 1, "height"), "image 5:", "height"),
-    "file_name is null": (image(file_name=None), "image 5:", "file_name"),
-    "file_name with NUL": (image(file_name="a\0b.png"), "image 5:", "file_name"),
-    "file_name twice": (image(file_name="a.png"), "image 5:", "file_name"),
+    "image without id": (without("images", 2, "id"), "image-entry", "images[2]", "id"),
+    "image id is a text": (image(id="7"), "image-entry", "images[2]", "id"),
+    "image id twice": (image(id=1), "duplicate-image-id", "image 1", "id"),
+    "width is NaN": (image(width=math.nan), "image-entry", "image 7", "width"),
+    "height is 0": (image(height=0), "image-entry", "image 7", "height"),
+    "file_name with NUL": (image(file_name="a\0b.png"), "image-entry", "image 7", "file_name"),
+    "file_name twice": (image(file_name="a.png"), "duplicate-file-name", "image 7", "file_name"),
+    "file that is missing": (image(file_name="d.png"), "missing-image", "image 7", "file_name"),
+    "file name of 300 letters": (image(file_name="x" * 300), "missing-image", "image 7", "file_name"),
+    "size of a turned image": (image(width=30, height=40), "image-size", "image 7", "EXIF"),
     # categories
-    "category is a text": (added("categories", "fig"), "categories[2]", "id"),
-    "category without id": (without("categories", 1, "id"), "categories[1]", "id"),
-    "category without name": (without("categories", 1, "name"), "categories[1]", "name"),
-    "category id twice": (added("categories", {"id": 3, "name": "nut"}), "categories[2]", "id"),
-    "category name twice": (category(name="fig"), "categories[1]", "name"),
-    "category with an escape sequence": (category(name="\x1b[31mfig"), "categories", r"\x1b[31mfig"),
+    "category without id": (added("categories", {"name": "nut"}), "category-entry", "categories[2]", "id"),
+    "category without name": (category(name=""), "category-entry classes", "categories[1]", "name"),
+    "category id twice": (
+        added("categories", {"id": 3, "name": "nut"}), "duplicate-category-id", "categories[2]", "id",
+    ),
+    "category name twice": (category(name="fig"), "duplicate-category classes", "categories[1]", "name"),
+    "category with an escape sequence": (category(name="\x1b[31mfig"), "classes", "categories", "date"),
     # annotations
-    "annotation is null": (added("annotations", None), "annotations[2]", "object"),
-    "annotation without id": (without("annotations", 0, "id"), "annotations[0]", "id"),
-    "annotation id twice": (entry("annotations", 1, id=1), FIRST, "id"),
-    "annotation id is 0": (annotation(id=0), "annotation 0:", "id"),
-    "no image_id": (without("annotations", 0, "image_id"), FIRST, "image_id"),
-    "image_id is a list": (annotation(image_id=[1]), FIRST, "image_id"),
-    "no such category": (annotation(category_id=4), FIRST, "category_id"),
-    "category_id is an object": (annotation(category_id={}), FIRST, "category_id"),
-    "iscrowd is a text": (annotation(iscrowd="no"), FIRST, "iscrowd"),
-    "no area": (without("annotations", 0, "area"), FIRST, "area"),
-    "area is a text": (annotation(area="150"), FIRST, "area"),
-    "area is NaN": (annotation(area=math.nan), FIRST, "area"),
-    "area of something else": (annotation(area=1150), FIRST, "area"),
-    "bbox is null": (annotation(bbox=None), FIRST, "bbox"),
-    "bbox is an object": (annotation(bbox={"x": 1}), FIRST, "bbox"),
-    "bbox of three": (annotation(bbox=[2, 3, 10]), FIRST, "bbox"),
-    "bbox with a text": (annotation(bbox=[2, 3, "10", 20]), FIRST, "bbox"),
-    "bbox with true": (annotation(bbox=[2, 3, True, 20]), FIRST, "bbox"),
-    "bbox with NaN": (annotation(bbox=[2, 3, math.nan, 20]), FIRST, "bbox"),
-    "bbox with Infinity": (annotation(bbox=[2, -math.inf, 10, 20]), FIRST, "bbox"),
-    "bbox with 1e300": (annotation(bbox=[2, 3, 1e300, 20]), FIRST, "bbox"),
-    "bbox with a huge integer": (annotation(bbox=[2, 3, 10**400, 20]), FIRST, "bbox"),
-    "bbox inside out": (annotation(bbox=[12, 3, -10, 20]), FIRST, "bbox"),
-    "bbox around something else": (annotation(bbox=[20, 3, 10, 20]), FIRST, "bbox"),
+    "annotation is null": (added("annotations", None), "annotation-entry", "annotations[3]", "object"),
+    "annotation without id": (
+        without("annotations", 2, "id"), "duplicate-annotation-id", "annotations[2]", "id",
+    ),
+    "annotation id twice": (ann(id=1), "duplicate-annotation-id", "annotation 1", "id"),
+    "annotation id is 0": (ann(id=0), "annotation-id-0", "annotation 0", "id"),
+    "no image_id": (without("annotations", 2, "image_id"), "annotation-entry", "annotation 3", "image_id"),
+    "no such image": (ann(image_id=2), "unknown-image", "annotation 3", "image_id"),
+    "no such category": (ann(category_id=4), "unknown-category", "annotation 3", "category_id"),
+    "iscrowd is a text": (ann(iscrowd="no"), "iscrowd", "annotation 3", "iscrowd"),
+    "no area": (without("annotations", 0, "area"), "area", "annotation 1", "area"),
+    "area is NaN": (ann(area=math.nan), "area", "annotation 3", "area"),
+    "area beyond the box": (ann(area=1200), "area", "annotation 3", "area"),
+    "area of another polygon": (put("annotations", 0, area=250), "area", "annotation 1", "area"),
+    "area of another RLE": (put("annotations", 1, area=20), "area", "annotation 2", "area"),
+    "no bbox": (without("annotations", 2, "bbox"), "box", "annotation 3", "bbox"),
+    "bbox of three": (ann(bbox=[2, 3, 10]), "box", "annotation 3", "bbox"),
+    "bbox with a text": (ann(bbox=[2, 3, "10", 20]), "box", "annotation 3", "bbox"),
+    "bbox with NaN": (ann(bbox=[2, 3, math.nan, 20]), "box", "annotation 3", "bbox"),
+    "bbox with Infinity": (ann(bbox=[2, -math.inf, 10, 20]), "box", "annotation 3", "bbox"),
+    "bbox with 1e300": (ann(bbox=[2, 3, 1e300, 20]), "box", "annotation 3", "bbox"),
+    "bbox without an area": (ann(bbox=[1, 2, 0, 4]), "box", "annotation 3", "bbox"),
+    "bbox inside out": (ann(bbox=[12, 3, -10, 20]), "box", "annotation 3", "bbox"),
+    "bbox that reaches out": (
+        ann(bbox=[5, 10, 16.5, 20], area=330), "box-outside", "annotation 3", "bbox",
+    ),
+    "bbox beside the image": (ann(bbox=[25, 10, 5, 20], area=100), "box", "annotation 3", "bbox"),
+    "bbox around something else": (
+        put("annotations", 0, bbox=[20, 3, 10, 20]), "box-of-mask", "annotation 1", "bbox",
+    ),
     # masks
-    "mask is a text": (annotation(segmentation="x"), FIRST, "segmentation"),
-    "mask is a number": (annotation(segmentation=7), FIRST, "segmentation"),
-    "mask of a null": (mask(None), FIRST, "segmentation"),
-    "flat polygon": (annotation(segmentation=POLYGON), FIRST, "segmentation"),
-    "polygon of pairs": (mask([[2, 3], [12, 3], [12, 23]]), FIRST, "segmentation"),
-    "polygon with NaN": (mask([*POLYGON, math.nan, 1]), FIRST, "segmentation"),
-    "polygon with Infinity": (mask([*POLYGON, math.inf, 1]), FIRST, "segmentation"),
-    "polygon with 1e30": (mask([*POLYGON, 1e30, 1]), FIRST, "segmentation"),
-    "polygon with a huge integer": (mask([*POLYGON, 10**400, 1]), FIRST, "segmentation"),
-    "polygon with a text": (mask([*POLYGON, "1", 1]), FIRST, "segmentation"),
-    "polygon of odd length": (mask([*POLYGON, 1]), FIRST, "segmentation"),
-    "polygon of two points": (mask([2, 3, 12, 23]), FIRST, "segmentation"),
-    "polygon of none": (mask([]), FIRST, "segmentation"),
-    "polygon without an area": (mask([2, 3, 12, 23, 2, 3]), FIRST, "segmentation"),
-    "RLE without size": (rle(size=None), "annotation 2:", "segmentation"),
-    "RLE of another size": (rle(size=[20, 50]), "annotation 2:", "segmentation"),
-    "RLE of a huge size": (rle(size=[10**9, 10**9]), "annotation 2:", "segmentation"),
-    "RLE without counts": (rle(counts=None), "annotation 2:", "segmentation"),
-    "RLE with a negative count": (rle(counts=[5, -5, 1000]), "annotation 2:", "segmentation"),
-    "RLE with NaN": (rle(counts=[math.nan, 1000]), "annotation 2:", "segmentation"),
-    "RLE of too many pixels": (rle(counts=[0, 2**40]), "annotation 2:", "segmentation"),
-    "RLE of too few pixels": (rle(counts=[0, 100]), "annotation 2:", "segmentation"),
-    "RLE of no pixel": (rle(counts=[1000]), "annotation 2:", "segmentation"),
-    "RLE that is no text of counts": (rle(counts="\x7fÿ"), "annotation 2:", "segmentation"),
-    "RLE that ends within a number": (rle(counts="0o"), "annotation 2:", "segmentation"),
-    "RLE of one endless number": (rle(counts="o" * 100_000 + "0"), "annotation 2:", "segmentation"),
-}
+    "mask is a text": (ann(segmentation="x"), "segmentation", "annotation 3", "segmentation"),
+    "flat polygon": (mask(*POLYGON), "segmentation", "annotation 1", "segmentation"),
+    "polygon of pairs": (mask([[2, 3], [12, 3], [12, 23]]), "segmentation", "annotation 1", "segmentation"),
+    "polygon with NaN": (mask([*POLYGON, math.nan, 1]), "segmentation", "annotation 1", "segmentation"),
+    "polygon with 1e30": (mask([*POLYGON, 1e30, 1]), "segmentation", "annotation 1", "segmentation"),
+    "polygon of odd length": (mask([*POLYGON, 1]), "polygon", "annotation 1", "segmentation"),
+    "polygon of two points": (mask([2, 3, 12, 23]), "polygon", "annotation 1", "segmentation"),
+    "polygon without an area": (mask(POLYGON, [1, 1, 2, 2, 3, 3]), "polygon", "annotation 1", "segmentation"),
+    "polygon that reaches out": (
+        mask([2, 3, 12, 3, 12, 23, -1.5, 13], bbox=[0, 3, 12, 20], area=185),
+        "polygon-outside", "annotation 1", "segmentation",
+    ),
+    "RLE without size": (rle(size=None), "rle", "annotation 2", "segmentation"),
+    "RLE of another size": (rle(size=[40, 30]), "rle", "annotation 2", "segmentation"),
+    "RLE without counts": (rle(counts=None), "rle", "annotation 2", "segmentation"),
+    "RLE with a negative count": (rle(counts=[5, -5, 1200]), "rle", "annotation 2", "segmentation"),
+    "RLE of too few pixels": (rle(counts=[100, 50]), "rle", "annotation 2", "segmentation"),
+    "RLE of no pixel": (rle(counts=[1200]), "rle", "annotation 2", "segmentation"),
+    "RLE that ends within a number": (rle(counts="0o"), "rle", "annotation 2", "segmentation"),
+    "RLE of one endless number": (rle(counts="o" * 100_000 + "0"), "rle", "annotation 2", "segmentation"),
+}  # fmt: skip
 
 
-@pytest.fixture
-def folder(tmp_path):
-    for entry in GOOD["images"]:
-        Image.new("RGB", (entry["width"], entry["height"])).save(tmp_path / entry["file_name"])
-    return tmp_path
+@pytest.mark.parametrize("case", COCO)
+def test_coco_check_and_fix(folder, case):
+    change, kinds, where, word = COCO[case]
+    file, out = write_coco(folder, change), folder / "fixed.json"
+    report = check_coco(file, folder, CLASSES)
+    first = report.problems[0]
+    assert first.where == where and word in first.text
+    assert [problem.kind for problem in report.problems] == kinds.split()
+    shown = json.loads(json.dumps(report.as_dict()))["problems"][0]
+    assert shown == {"kind": first.kind, "where": where, "text": first.text}
+    if any(KINDS[problem.kind][1] is None for problem in report.problems):
+        with pytest.raises(UserError, match="--fix"):
+            fix(report, out)
+        assert not out.exists()
+        return
+    done = fix(report, out)
+    assert check_coco(out, folder).problems == []
+    remedy = KINDS[first.kind][1]
+    assert {what for counts in done.values() for what in counts} <= {remedy, "dropped"}
+    if remedy != "dropped":
+        assert len(json.loads(out.read_text())["annotations"]) == 3
 
 
-def write_coco(folder, change):
-    text = change(copy.deepcopy(GOOD))
-    file = folder / "coco.json"
-    file.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return file
+def test_every_kind_of_problem_is_in_the_table():
+    kinds = {kind for _, kinds, *_ in COCO.values() for kind in kinds.split()}
+    assert kinds | {"unreadable-image"} == set(KINDS)
 
 
-def training_set(folder, **arguments):
+LOAD = dict(type="LoadImageFromFile")
+LOAD_BOXES = dict(type="LoadAnnotations")
+LOAD_MASKS = dict(type="LoadAnnotations", with_bbox=True, with_mask=True)
+
+
+def training_set(folder, annotations=LOAD_MASKS, classes=CLASSES, **arguments):
     cfg = dict(type="CocoDataset", ann_file="coco.json", data_root=f"{folder}/", data_prefix=dict(img=""))
-    cfg.update({"metainfo": dict(classes=CLASSES), "pipeline": PIPELINE, **arguments})
+    cfg.update(metainfo=dict(classes=classes), pipeline=[LOAD, annotations], **arguments)
     with DefaultScope.overwrite_default_scope("mmdet"):
         return DATASETS.build(cfg)
 
@@ -224,37 +258,33 @@ def training_set(folder, **arguments):
 @pytest.fixture
 def warnings(monkeypatch):
     lines = []
-    monkeypatch.setattr(
-        dcnzoo.openmmlab.datasets.coco,
-        "print_log",
-        lambda text, logger=None, level=logging.INFO: (
-            lines.append(text) if level == logging.WARNING else None
-        ),
-    )
+
+    def print_log(text, logger=None, level=logging.INFO):
+        if level == logging.WARNING:
+            lines.append(text)
+
+    monkeypatch.setattr(dcnzoo.openmmlab.datasets.coco, "print_log", print_log)
     return lines
 
 
 def test_the_good_file(folder, warnings):
-    file = write_coco(folder, json.dumps)
-    assert invoke("check", file, "--images", folder).exit_code == 0
-    data = training_set(folder)
-    assert [data[i]["gt_masks"].masks.sum() for i in range(2)] == [pytest.approx(150, abs=15), 1000]
-    assert warnings == []
+    report = check_coco(write_coco(folder), folder, CLASSES)
+    assert report.problems == [] and report.empty_images == 1
+    assert report.counts == {"images": 3, "annotations": 3, "categories": 2}
+    assert report.per_class == {"fig": 2, "date": 1}
+    data = training_set(folder, LOAD_BOXES)
+    assert warnings == [] and [len(data[i]["gt_bboxes"]) for i in range(3)] == [2, 1, 0]
+    assert training_set(folder)[0]["gt_masks"].masks.sum((1, 2)).tolist() == [pytest.approx(150, abs=15), 200]
 
 
-@pytest.mark.parametrize("case", COCO)
-def test_coco_check(folder, case):
-    change, where, field = COCO[case]
-    file = write_coco(folder, change)
-    result = invoke("check", file, "--classes", ",".join(CLASSES))
-    assert result.exit_code == 1, result.exception
-    assert any(names_all(line, str(file), where, field) for line in result.stdout.splitlines())
+# files of images are opened later, and a set without annotations is one to test on
+LATER = {"missing-image", "image-size", "empty"}
 
 
-@pytest.mark.parametrize("case", COCO)
+@pytest.mark.parametrize("case", [case for case, row in COCO.items() if row[1] not in LATER])
 def test_coco_training(folder, case, warnings):
     """What MMDetection would stop at is an error, what it would pass over or use is a warning."""
-    change, where, field = COCO[case]
+    change, _, where, word = COCO[case]
     file = write_coco(folder, change)
     try:
         data = training_set(folder)
@@ -263,18 +293,14 @@ def test_coco_training(folder, case, warnings):
     except UserError as error:
         lines = [one_line(error)]
     else:
-        lines = warnings
-    assert any(names_all(line, str(file), where, field) for line in lines), lines
-
-
-@pytest.mark.parametrize("case", [case for case, (*_, field) in COCO.items() if field == "segmentation"])
-def test_masks_do_not_matter_to_boxes(folder, case, warnings):
-    """A detector that learns from boxes is trained, and a line says what is wrong with the masks."""
-    change, where, field = COCO[case]
-    file = write_coco(folder, change)
-    boxes = training_set(folder, pipeline=[PIPELINE[0], dict(type="LoadAnnotations")])
-    assert len(boxes) == 2 and len(boxes[0]["gt_bboxes"]) == 1
-    assert any(names_all(line, str(file), where, field) for line in warnings), warnings
+        lines = [*warnings]
+    passed_over = where.replace("annotation", "ids")  # as one of several in a line
+    assert any(names_all(line, str(file), where, word) or line.endswith(passed_over) for line in lines), lines
+    if word == "segmentation":  # a detector that learns boxes is trained, and a line says what is wrong
+        warnings.clear()
+        boxes = training_set(folder, LOAD_BOXES)
+        assert len(boxes) == 3 and len(boxes[0]["gt_bboxes"]) == 2
+        assert any(names_all(line, str(file), where, word) for line in warnings), warnings
 
 
 ENCODINGS = ("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32")
@@ -283,19 +309,14 @@ ENCODINGS = ("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32")
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_coco_encodings(folder, encoding, warnings):
     """As Windows' editors and shells write it."""
-    text = json.dumps(GOOD, indent=1).replace("fig", "Feige ü 果").replace("\n", "\r\n")
-    text = text.replace('"Feige ü 果"', '"fig"') if encoding == "utf-32" else text
-    names = ("fig" if encoding == "utf-32" else "Feige ü 果", "date")
-    (folder / "coco.json").write_bytes(text.encode(encoding))
+    names = ("Feige ü 果", "date")
+    text = json.dumps(good(), indent=1, ensure_ascii=encoding == "utf-32").replace("fig", names[0])
+    (folder / "coco.json").write_bytes(text.replace("\n", "\r\n").encode(encoding))
     report = check_coco(folder / "coco.json", folder, names)
     assert report.problems == [] and tuple(report.per_class) == names
+    assert len(training_set(folder, LOAD_BOXES, names)) == 3 and warnings == []
     with DefaultScope.overwrite_default_scope("mmdet"):
-        data = DATASETS.build(
-            dict(type="CocoDataset", ann_file=f"{folder}/coco.json", metainfo=dict(classes=names),
-                 data_prefix=dict(img=f"{folder}/"), pipeline=PIPELINE)
-        )  # fmt: skip
-        METRICS.build(dict(type="CocoMetric", ann_file=f"{folder}/coco.json", metric=["bbox", "segm"]))
-    assert len(data) == 2 and warnings == []
+        METRICS.build(dict(type="CocoMetric", ann_file=f"{folder}/coco.json", metric="bbox"))
 
 
 def test_metric_reads_what_the_data_set_reads(folder):
@@ -308,28 +329,21 @@ def test_metric_reads_what_the_data_set_reads(folder):
 
     api = metric(without("annotations", 0, "iscrowd"), "bbox")._coco_api
     assert api.loadAnns([1])[0]["iscrowd"] == 0
-    api = metric(annotation(id=0), "bbox")._coco_api
-    assert sorted(api.getAnnIds()) == [2, 3] and api.loadAnns([3])[0]["bbox"] == [2, 3, 10, 20]
+    api = metric(ann(id=0), "bbox")._coco_api
+    assert sorted(api.getAnnIds()) == [1, 2, 3] and api.loadAnns([3])[0]["bbox"] == [0, 0, 20, 50]
     for change in (without("annotations", 0, "segmentation"), mask(), mask([2, 3, 12, 23])):
         metric(change, "bbox")
-        with pytest.raises(UserError, match=r"coco.json: annotation 1: segmentation: expected a mask"):
+        with pytest.raises(UserError, match=r"coco.json: annotation 1: segmentation: "):
             metric(change, "segm")
-    with pytest.raises(UserError, match=r"coco.json: annotation 1: bbox: expected"):
-        metric(annotation(bbox=None), "bbox")
+    with pytest.raises(UserError, match=r"coco.json: annotation 3: bbox: "):
+        metric(ann(bbox=None), "bbox")
 
 
-def test_file_names_that_are_too_long(folder):
-    file = write_coco(folder, image(file_name="x" * 300 + ".png"))
-    result = invoke("check", file, "--images", folder)
-    assert result.exit_code == 1
-    assert any(names_all(line, str(file), "image 5:", "file_name") for line in result.stdout.splitlines())
-    write_coco(folder, entry("images", 0, file_name="x" * 300 + ".png"))
-    with pytest.raises(UserError, match="data_prefix: expected the images of"):
-        training_set(folder)
-
-
-def test_split_and_fix_keep_names_that_are_no_text(folder):
+def test_names_that_cannot_be_shown_or_stored(folder):
     """Half of a character, as JSON can have it, and Python in names of files that are not UTF-8."""
+    file = write_coco(folder, category(name="\x1b[31mfig"))
+    shown = invoke("check", file, "--classes", "fig,date").stdout
+    assert r"\x1b[31mfig" in shown and "\x1b" not in shown
     file = write_coco(folder, category(name="\udcff"))
     assert invoke("split", file, folder / "train.json", folder / "val.json").exit_code == 0
     assert invoke("check", file, "--fix", folder / "fixed.json").exit_code == 0
@@ -340,8 +354,7 @@ def test_split_and_fix_keep_names_that_are_no_text(folder):
 def test_names_of_classes(folder):
     """More of them than a file's name may have characters, and a file of any encoding."""
     names = [f"class {i}" for i in range(80)]
-    content = {**GOOD, "categories": [{"id": 3 + 6 * i, "name": name} for i, name in enumerate(names)]}
-    file = write_coco(folder, lambda _: json.dumps(content))
+    file = write_coco(folder, top(categories=[{"id": 3 + 6 * i, "name": n} for i, n in enumerate(names)]))
     assert invoke("check", file, "--classes", ",".join(names)).exit_code == 0
     for encoding in ENCODINGS:
         (folder / "names.txt").write_bytes("\r\n".join(names).encode(encoding))
@@ -370,43 +383,27 @@ VOC = {  # the content of a.xml, the line, the field
     "empty": ("", ":1:", "XML"),
     "cut off": (voc()[:50], ":3:", "XML"),
     "no XML": ("{}", ":1:", "XML"),
-    "another root": ("<html/>", ":1:", "<annotation>"),
     "entities": ('<!DOCTYPE x [<!ENTITY a "a">]><annotation>&a;</annotation>', ":1:", "entities"),
     "Latin-1 without saying so": (voc(name="<name>gr\xf6\xdfer</name>").encode("latin-1"), ":4:", "XML"),
     "NUL": (voc().encode() + b"\0", ":7:", "XML"),
     "width is NaN": (width("nan"), ":3:", "<width>"),
-    "width is infinite": (width("inf"), ":3:", "<width>"),
-    "width is huge": (width("1e400"), ":3:", "<width>"),
     "width of another image": (width("41"), ":2:", "<size>"),
     "width with an underscore": (width("4_0"), ":3:", "<width>"),
     "two sizes": (voc(extra="<size></size>"), ":2:", "<size>"),
-    "two names": (voc(name="<name>fig</name><name>date</name>"), ":4:", "<name>"),
     "no name": (voc(name=""), ":4:", "<name>"),
     "another class": (voc(name="<name>\u202enut</name>"), ":4:", r"\u202enut"),
-    "no box": (voc().replace("bndbox", "box"), ":4:", "<bndbox>"),
-    "NaN in a box": (voc("<xmin>nan</xmin><ymin>5</ymin><xmax>12</xmax><ymax>25</ymax>"), ":5:", "<xmin>"),
-    "two xmin": (
-        voc("<xmin>3</xmin><xmin>4</xmin><ymin>5</ymin><xmax>9</xmax><ymax>9</ymax>"),
-        ":5:",
-        "<xmin>",
-    ),
+    "two xmin": (voc("<xmin>3</xmin><xmin>4</xmin><ymin>5</ymin>"), ":5:", "<xmin>"),
     "no ymax": (voc("<xmin>3</xmin><ymin>5</ymin><xmax>12</xmax>"), ":5:", "<ymax>"),
     "beyond the image": (voc("<xmin>3</xmin><ymin>5</ymin><xmax>50</xmax><ymax>9</ymax>"), ":4:", "50"),
-}
+}  # fmt: skip
 LINE = "1 0.5 0.5 0.25 0.4"
 YOLO = {  # the content of a.txt, the line, the field
     "NaN": ("1 0.5 nan 0.25 0.4", ":1:", "y:"),
     "infinite": (f"{LINE}\n1 inf 0.5 0.25 0.4", ":2:", "x:"),
-    "underscore": ("1 0.5 0.5 0.2_5 0.4", ":1:", "width:"),
     "pixels": ("1 20 15 10 12", ":1:", "x:"),
-    "negative": ("1 0.5 0.5 0.25 -0.4", ":1:", "height:"),
     "a name as the class": ("fig 0.5 0.5 0.25 0.4", ":1:", "class:"),
-    "no such class": (f"{LINE}\n\n2 0.5 0.5 0.25 0.4", ":3:", "class:"),
-    "a class of NaN": ("nan 0.5 0.5 0.25 0.4", ":1:", "class:"),
-    "four values": ("1 0.5 0.5 0.25", ":1:", "class x y width height"),
     "a confidence": (f"{LINE} 0.9", ":1:", "class x y width height"),
     "NaN in a polygon": ("1 0.1 0.1 0.9 nan 0.9 0.9", ":1:", "y2:"),
-    "huge number in a polygon": ("1 0.1 0.1 0.9 0.1 1e300 0.9", ":1:", "x3:"),
     "polygon without an area": ("1 0.1 0.1 0.2 0.2 0.3 0.3", ":1:", "polygon"),
     "box without an area": ("1 0.5 0.5 0.25 0", ":1:", "box"),
     "box that rounds to nothing": ("1 0.5 0.5 0.0000001 0.4", ":1:", "box"),
@@ -416,8 +413,7 @@ DATA = "train: images\nnames: [fig, date]\n"
 YAML = {  # the content of data.yaml, where, the field
     "no YAML": ("names: [a\n", "data.yaml:2:", "YAML"),
     "key twice": (f"{DATA}names: [date, fig]\n", "data.yaml:3:", "'names'"),
-    "deep nesting": (f"{DATA}x: {'[' * 5000}", "data.yaml", "nested"),
-    "no such day": (f"{DATA}x: 2026-99-99\n", "data.yaml", "YAML"),
+    "deep nesting": (f"{DATA}x: {'[' * 2000}", "data.yaml", "nested"),
     "names that refer to themselves": ("train: images\nnames: &a [fig, *a]\n", "data.yaml", "names"),
     "split of 300 characters": (f"train: {'x' * 300}\nnames: [fig, date]\n", "data.yaml", "train"),
     "split with NUL": ('train: "a\\0b"\nnames: [fig, date]\n', "data.yaml", "train"),
@@ -444,45 +440,32 @@ LABELME = {  # the content of a.json, the entry, the field
     "cut off": (labelme()[:30], ":1:", "JSON"),
     "deep nesting": ("[" * 200_000, "a.json:", "nested"),
     "key twice": (labelme(shape()).replace('"label"', '"label": "a", "label"'), "a.json:", "'label'"),
-    "integer of 5,000 digits": (labelme(shape()).replace("23", "2" * 5000), "a.json:", "JSON"),
     "Latin-1": (b'{"a": "\xf6"}', "a.json:", "UTF-8"),
     "a list": ("[]", "a.json:", "shapes"),
     "shapes are null": (labelme(shapes=None), "a.json:", "shapes"),
-    "no image": (labelme(shape(), imagePath="c.png"), "a.json:", "imagePath"),
+    "no image": (labelme(shape(), imagePath="d.png"), "a.json:", "imagePath"),
     "image name with NUL": (labelme(shape(), imagePath="a\0.png"), "a.json:", "imagePath"),
-    "image name of 300 characters": (labelme(shape(), imagePath="x" * 300), "a.json:", "imagePath"),
     "width of another image": (labelme(shape(), imageWidth="40"), "a.json:", "imageWidth"),
     "image data that is none": (labelme(imagePath="", imageData="?"), "a.json:", "imageData"),
     "image data that is cut": (
-        labelme(shape(), imagePath="", imageData=png((40, 30), -300)),
-        "a.json:",
-        "imageData",
+        labelme(shape(), imagePath="", imageData=png((40, 30), -300)), "a.json:", "imageData",
     ),
-    "shape is null": (labelme(None), "shapes[0]", "label"),
     "label is null": (labelme(shape(), shape(label=None)), "shapes[1]", "label"),
     "label with an escape sequence": (labelme(shape(label="\x1b[2J")), "shapes[0]", r"\x1b[2J"),
     "points are null": (labelme(shape(points=None)), "shapes[0]", "points"),
-    "points with NaN": (labelme(shape(points=[[2, 3], [12, 3], [math.nan, 23]])), "shapes[0]", "points"),
     "points with 1e30": (labelme(shape(points=[[2, 3], [12, 3], [1e30, 23]])), "shapes[0]", "points"),
-    "points with a huge integer": (
-        labelme(shape(points=[[2, 3], [12, 3], [10**400, 2]])),
-        "shapes[0]",
-        "points",
-    ),
     "polygon of two points": (labelme(shape(points=[[2, 3], [12, 3]])), "shapes[0]", "points"),
     "a line": (labelme(shape(shape_type="line")), "shapes[0]", "area"),
     "no such kind": (labelme(shape(shape_type=["polygon"])), "shapes[0]", "shape_type"),
     "mask that is cut": (
         labelme(shape(shape_type="mask", points=[[0, 0], [39, 29]], mask=png((40, 30), -300))),
-        "shapes[0]",
-        "mask",
+        "shapes[0]", "mask",
     ),
     "mask of another size": (
         labelme(shape(shape_type="mask", points=[[0, 0], [9, 9]], mask=png((9, 9)))),
-        "shapes[0]",
-        "mask",
+        "shapes[0]", "mask",
     ),
-}
+}  # fmt: skip
 TABLES = {"voc": VOC, "yolo": YOLO, "yaml": YAML, "labelme": LABELME}
 ROWS = [(kind, case) for kind, table in TABLES.items() for case in table]
 
@@ -532,42 +515,41 @@ def test_conversion_encodings(folder, kind, encoding):
 
 
 def test_long_names_in_lists(folder):
-    (folder / "images").mkdir()
-    Image.new("RGB", (40, 30)).save(folder / "images/a.png")
     name = "x" * 300
     (folder / "ImageSets").mkdir()
     (folder / "a.xml").write_text(voc(size=""))
     (folder / "ImageSets/train.txt").write_text(f"a\n{name}")
-    result = invoke("convert", "voc", folder, folder / "out.json", "--split", "train")
-    assert result.exit_code == 1
-    assert names_all(result.stderr.splitlines()[0], f"{folder}/ImageSets/train.txt:2:")
     (folder / "c.xml").write_text(voc(extra=f"<filename>{name}</filename>"))
-    result = invoke("convert", "voc", folder, folder / "out.json")
-    assert result.exit_code == 1
-    assert names_all(result.stderr.splitlines()[0], f"{folder}/c.xml:2:")
+    (folder / "images").mkdir()
+    (folder / "a.png").rename(folder / "images/a.png")
     (folder / "list.txt").write_text(f"images/a.png\n{name}\n")
     (folder / "data.yaml").write_text(DATA.replace("images", "list.txt"))
-    result = invoke("convert", "yolo", folder, folder / "out.json")
-    assert result.exit_code == 1
-    assert names_all(result.stderr.splitlines()[0], f"{folder}/list.txt:2:")
+    for kind, file, *options in (
+        ("voc", "ImageSets/train.txt", "--split", "train"),
+        ("voc", "c.xml"),
+        ("yolo", "list.txt"),
+    ):
+        result = invoke("convert", kind, folder, folder / "out.json", *options)
+        assert result.exit_code == 1
+        assert names_all(result.stderr.splitlines()[0], f"{folder}/{file}:2:")
 
 
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["check", "LONG"],
-        ["check", "coco.json", "--images", "LONG"],
-        ["split", "LONG", "a.json", "b.json"],
-        ["convert", "voc", "LONG", "out.json"],
-        ["convert", "voc", ".", "out.json", "--split", "LONG"],
-        ["convert", "yolo", "LONG", "out.json"],
-        ["convert", "labelme", "LONG", "out.json"],
+        "check LONG",
+        "check coco.json --images LONG",
+        "split LONG a.json b.json",
+        "convert voc LONG out.json",
+        "convert voc . out.json --split LONG",
+        "convert yolo LONG out.json",
+        "convert labelme LONG out.json",
     ],
 )
 def test_arguments_that_are_too_long(folder, arguments, monkeypatch):
     monkeypatch.chdir(folder)
-    write_coco(folder, json.dumps)
-    result = invoke(*(text.replace("LONG", "x" * 300) for text in arguments))
+    write_coco(folder)
+    result = invoke(*arguments.replace("LONG", "x" * 300).split())
     assert result.exit_code == 1 and "x" * 300 in result.output
 
 
@@ -580,8 +562,9 @@ def run(*arguments):
     )
 
 
+@pytest.mark.slow
 def test_check_as_a_program(folder):
-    change, where, field = COCO["polygon with NaN"]
+    change, _, where, field = COCO["polygon with NaN"]
     file = write_coco(folder, change)
     ran = run("data", "check", file)
     assert ran.returncode == 1 and "Traceback" not in ran.stderr
@@ -591,7 +574,7 @@ def test_check_as_a_program(folder):
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ["polygon with NaN", "key twice"])
 def test_training_as_a_program(folder, case):
-    change, where, field = COCO[case]
+    change, _, where, field = COCO[case]
     file = write_coco(folder, change)
     config = folder / "config.py"
     config.write_text(

@@ -4,8 +4,6 @@ import csv
 import json
 import logging
 import math
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -16,7 +14,7 @@ import dcnzoo.models  # noqa: F401  before mmdet, which needs mmcv.ops
 from mmengine.dataset import pseudo_collate
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
-from mmengine.registry import HOOKS, MODELS
+from mmengine.registry import MODELS
 from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import Dataset
@@ -113,17 +111,9 @@ def warned(monkeypatch):
     return messages
 
 
-def test_registered_by_the_plugin():
-    assert HOOKS.get("OffsetStatisticsHook") is OffsetStatisticsHook
-
-
 def test_known_offsets_every_second_iteration(tmp_path, warned):
     masks = (-10, 10, *[0] * 7)
     train(tmp_path, Model("DCNv2", masks=masks), [0, 3, 100, -1, 100], interval=2)
-    text = (tmp_path / FILE_NAME).read_text()
-    assert text.splitlines()[0] == (
-        "iter,layer,mean_abs,max_abs,outside,modulation_mean,modulation_near_0,modulation_near_1"
-    )
     second, fourth = rows(tmp_path)
     assert [second["iter"], fourth["iter"]] == ["2", "4"]
     assert second["layer"] == fourth["layer"] == "layers.DCNv2"
@@ -159,16 +149,8 @@ def test_attention(tmp_path):
     class Attends(BaseModel):
         def __init__(self):
             super().__init__()
-            self.attention = MODELS.build(
-                dict(
-                    type="MultiScaleDeformableAttention",
-                    embed_dims=8,
-                    num_heads=2,
-                    num_levels=1,
-                    num_points=2,
-                    batch_first=True,
-                )
-            )
+            options = dict(embed_dims=8, num_heads=2, num_levels=1, num_points=2, batch_first=True)
+            self.attention = MODELS.build(dict(type="MultiScaleDeformableAttention", **options))
 
         def forward(self, inputs, mode):
             self.attention.sampling_offsets.bias.data[:] = torch.tensor([0, 0, 0, 0, 2.5, 0, 0, -0.5])
@@ -180,16 +162,8 @@ def test_attention(tmp_path):
 
     train(tmp_path, Attends(), [0], interval=1)
     (row,) = rows(tmp_path)
-    assert row == {
-        "iter": "1",
-        "layer": "attention",
-        "mean_abs": "0.375",  # (2.5 + 0.5) / 8
-        "max_abs": "2.5",
-        "outside": "0",  # 5 < 6
-        "modulation_mean": "0.5",
-        "modulation_near_0": "0",
-        "modulation_near_1": "0",
-    }
+    # (2.5 + 0.5) / 8; none outside, as 5 < 6
+    assert [row[name] for name in COLUMNS] == ["1", "attention", "0.375", "2.5", "0", "0.5", "0", "0"]
 
 
 def test_the_visualizer_gets_the_same(tmp_path):
@@ -230,10 +204,8 @@ def test_nothing_is_computed_between_the_measured_iterations(tmp_path):
 
 def test_offsets_that_explode_are_warned_of_once_until_they_recover(tmp_path, warned):
     train(tmp_path, Model("DCN"), [18, 72, 72, 0, 72], interval=1, max_mean=2)
-    assert warned == [
-        f"iteration {iteration}: layers.DCN: offsets explode: mean |offset| 4 pixels, expected ≤ 2 "
-        "(max_mean); lower the offsets' learning rate (paramwise_cfg=dict(dcn_offset_lr_mult=0.1)) or bound "
-        "them (offset_limit of the layer)"
+    assert [line.partition(" (max_mean)")[0] for line in warned] == [
+        f"iteration {iteration}: layers.DCN: offsets explode: mean |offset| 4 pixels, expected ≤ 2"
         for iteration in (2, 5)
     ]
 
@@ -242,10 +214,7 @@ def test_samples_off_the_map_are_warned_of(tmp_path, warned):
     # 3 of 4 rows and 5 of 6 columns of one of 9 taps leave: 15 / 216
     train(tmp_path, Model(DCNv3), [3, 4], interval=1, max_outside=0.05)
     (message,) = warned
-    assert message.startswith(
-        "iteration 2: layers.DCNv3: offsets explode: 7% of the samples driven off the map, expected ≤ 5% "
-        "(max_outside); "
-    )
+    assert message.startswith("iteration 2: layers.DCNv3: ") and "7%" in message and "max_outside" in message
 
 
 def test_nan_is_warned_of_and_written(tmp_path, warned):
@@ -264,11 +233,8 @@ class Dim(Hook):
 
 def test_modulation_that_collapses_is_warned_of(tmp_path, warned):
     train(tmp_path, Model("DCNv2", masks=(0,) * 9), [0] * 6, interval=1, hooks=[Dim()])
-    assert warned == [
-        "iteration 4: layers.DCNv2: modulation collapses: mean factor 4.54e-05, expected ≥ 0.02 "
-        "(min_modulation), the layer sees next to nothing; lower the offsets' learning rate "
-        "(paramwise_cfg=dict(dcn_offset_lr_mult=0.1))"
-    ]
+    (message,) = warned
+    assert message.startswith("iteration 4: layers.DCNv2: modulation collapses: mean factor 4.54e-05")
     assert rows(tmp_path)[-1]["modulation_near_0"] == "1"
 
 
@@ -285,18 +251,18 @@ def test_a_model_without_deformable_layers(tmp_path, warned):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("argument", "value"),
     [
-        (dict(interval=0), "interval: expected an integer ≥ 1, got 0"),
-        (dict(interval=2.5), "interval: expected an integer ≥ 1, got 2.5"),
-        (dict(max_mean=-1), "max_mean: expected a number ≥ 0, got -1"),
-        (dict(max_outside="all"), "max_outside: expected a number ≥ 0, got 'all'"),
-        (dict(min_modulation=math.nan), "min_modulation: expected a number ≥ 0, got nan"),
+        ("interval", 0),
+        ("interval", 2.5),
+        ("max_mean", -1),
+        ("max_outside", "a"),
+        ("min_modulation", math.nan),
     ],
 )
-def test_refuses_arguments(arguments, message):
-    with pytest.raises(ValueError, match=rf"^OffsetStatisticsHook: {message}$"):
-        OffsetStatisticsHook(**arguments)
+def test_refuses_arguments(argument, value):
+    with pytest.raises(ValueError, match=f"^OffsetStatisticsHook: {argument}: "):
+        OffsetStatisticsHook(**{argument: value})
 
 
 # The file
@@ -333,53 +299,3 @@ def test_a_file_of_something_else_has_no_rows(tmp_path):
     for text in ("", "\n", "a,b\n1,2\n", f"{','.join(COLUMNS)}\n1,x,1,2,3,4,5\n1,x,1,2,3,4,5,6,7\n"):
         (tmp_path / "file.csv").write_text(text)
         assert list(read_statistics(tmp_path / "file.csv")) == []
-
-
-RANKS = """
-import os, pathlib, sys, torch
-torch.distributed.init_process_group("gloo")
-sys.path.insert(0, sys.argv[2])
-from tests.test_offset_statistics_hook import Model
-from dcnzoo.openmmlab.hooks import OffsetStatisticsHook
-rank = torch.distributed.get_rank()
-folder = pathlib.Path(sys.argv[1]) / str(rank)  # a folder each shows who writes
-folder.mkdir()
-class Runner:
-    class logger:
-        @staticmethod
-        def warning(message): (folder / "warning").write_text(message)
-    class visualizer:
-        @staticmethod
-        def add_scalars(scalars, step): (folder / "scalars").write_text(str(scalars))
-    model = torch.nn.parallel.DistributedDataParallel(Model("DCN"), find_unused_parameters=True)
-    work_dir, iter = folder, 0
-hook = OffsetStatisticsHook(interval=1, max_mean=0.1)
-hook.before_train(Runner)
-for Runner.iter in range(2):
-    hook.before_train_iter(Runner, Runner.iter)
-    Runner.model([torch.tensor([9.0 + rank])], mode="loss")["loss"].backward()
-    hook.after_train_iter(Runner, Runner.iter)
-torch.distributed.barrier()
-torch.distributed.destroy_process_group()
-"""
-
-
-@pytest.mark.slow
-def test_of_several_ranks_only_the_first_writes(tmp_path, pytestconfig):
-    script = tmp_path / "ranks.py"
-    script.write_text(RANKS)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    result = subprocess.run(
-        [*command, str(script), str(tmp_path), str(pytestconfig.rootpath)],
-        capture_output=True,
-        text=True,
-        cwd=pytestconfig.rootpath,
-    )
-    assert result.returncode == 0, result.stderr
-    assert sorted(path.name for path in (tmp_path / "0").iterdir()) == [FILE_NAME, "scalars", "warning"]
-    assert list((tmp_path / "1").iterdir()) == []
-    # without the wrapper's "module."
-    assert [(row["iter"], row["layer"], row["max_abs"]) for row in rows(tmp_path / "0")] == [
-        ("1", "layers.DCN", "9"),
-        ("2", "layers.DCN", "9"),
-    ]

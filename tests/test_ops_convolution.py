@@ -158,7 +158,11 @@ PARTS = [part for part in PARTS if 0 in part[2]]
     ("op", "sample", "dims"),
     [
         pytest.param(
-            op, sample, dims, id=f"{op.name}-{sample.name}-{name}", marks=[pytest.mark.slow] * (name not in DAILY)
+            op,
+            sample,
+            dims,
+            id=f"{op.name}-{sample.name}-{name}",
+            marks=[pytest.mark.slow] * (name not in DAILY),
         )
         for op, sample, dims, name in PARTS
     ],

@@ -25,9 +25,9 @@ if not (ROOT / "setup.py").exists():
     pytest.skip("needs the sources", allow_module_level=True)
 
 
-@pytest.fixture
-def tree(tmp_path) -> Path:
-    return copy_of_the_sources(tmp_path / "clone")
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory) -> Path:
+    return copy_of_the_sources(tmp_path_factory.mktemp("sources") / "clone")
 
 
 def copy_of_the_sources(tree: Path) -> Path:
@@ -71,56 +71,35 @@ def setup(tree: Path, *command: str, path: str | None = None, modules: str | Non
     )
 
 
-def assert_stops(result, tree: Path, problem: str, remedy: str) -> None:
-    assert result.returncode != 0
-    lines = [line for line in result.stderr.splitlines() if "warn" not in line.lower()]
-    assert "Traceback" not in result.stderr, result.stderr
-    assert lines[-2:] == [f"dcnzoo: cannot build the operators: {problem}", f"        {remedy}"]
-    assert not list(tree.rglob("*.so"))
-
-
 def fake_module(folder: Path, name: str, content: str) -> str:
     (folder / name).mkdir(parents=True)
     (folder / name / "__init__.py").write_text(content)
     return str(folder)
 
 
-def test_without_compiler(tree, tmp_path):
-    result = setup(tree, "build_ext", "--inplace", path=programs(tmp_path / "bin"))
-    remedy = "Install one (Debian/Ubuntu: apt install g++), or point CXX at yours."
-    assert_stops(result, tree, "no C++ compiler found (looked for 'c++').", remedy)
+INPLACE = ("build_ext", "--inplace")
 
 
-def test_compiler_that_is_not_there(tree):
-    result = setup(tree, "build_ext", "--inplace", CXX="no-such-compiler -O2")
-    remedy = "Install one (Debian/Ubuntu: apt install g++), or point CXX at yours."
-    assert_stops(result, tree, "no C++ compiler found (looked for 'no-such-compiler -O2').", remedy)
-
-
-def test_without_ninja(tree, tmp_path):
-    modules = fake_module(tmp_path / "modules", "ninja", "raise ImportError\n")
-    result = setup(tree, "build_ext", "--inplace", path=programs(tmp_path / "bin", "g++"), modules=modules)
-    assert_stops(result, tree, "ninja is not installed.", "pip install ninja")
-
-
-def test_without_torch(tree, tmp_path):
-    modules = fake_module(tmp_path / "modules", "torch", "raise ImportError\n")
-    result = setup(tree, "build_ext", "--inplace", modules=modules)
-    remedy = "Install torch >= 2.10 first, or build without --no-build-isolation."
-    assert_stops(result, tree, "torch is not installed where the build runs.", remedy)
-
-
-def test_with_an_old_torch(tree, tmp_path):
-    modules = fake_module(tmp_path / "modules", "torch", "__version__ = '2.9.1+cu128'\n")
-    result = setup(tree, "build_ext", "--inplace", modules=modules)
-    problem = "torch 2.9.1+cu128 is too old; 2.10 or newer is needed."
-    assert_stops(result, tree, problem, 'pip install "torch>=2.10"')
-
-
-def test_compiler_that_fails(tree):
-    result = setup(tree, "build_ext", "--inplace", CXX=shutil.which("false"))
-    remedy = "The compiler's message stands above. DCNZOO_CUDA=0 leaves the CUDA library out."
-    assert_stops(result, tree, "compiling _C_cpu.so failed.", remedy)
+@pytest.mark.parametrize(
+    ("variables", "module", "content", "words"),
+    [
+        (dict(CXX="no-such-compiler -O2"), None, "", ("'no-such-compiler -O2'", "CXX")),
+        ({}, "ninja", "raise ImportError\n", ("ninja", "pip install ninja")),
+        ({}, "torch", "raise ImportError\n", ("torch is not installed", "--no-build-isolation")),
+        ({}, "torch", "__version__ = '2.9.1+cu128'\n", ("2.9.1+cu128", 'pip install "torch>=2.10"')),
+        (dict(CXX=shutil.which("false")), None, "", ("_C_cpu.so", "DCNZOO_CUDA=0")),
+    ],
+    ids=["compiler", "ninja", "torch", "old torch", "failing compiler"],
+)
+def test_what_is_missing_is_said(tree, tmp_path, variables, module, content, words):
+    """In two lines: the problem and the remedy."""
+    path = programs(tmp_path / "bin", "g++") if module == "ninja" else None
+    modules = fake_module(tmp_path / "modules", module, content) if module else None
+    result = setup(tree, *INPLACE, path=path, modules=modules, **variables)
+    lines = [line for line in result.stderr.splitlines() if "warn" not in line.lower()]
+    assert result.returncode != 0 and "Traceback" not in result.stderr, result.stderr
+    assert all(word in line for word, line in zip(words, lines[-2:], strict=True)), lines[-2:]
+    assert not list(tree.rglob("*.so"))
 
 
 def test_source_archive_can_be_built_from(tree, tmp_path):
@@ -128,14 +107,11 @@ def test_source_archive_can_be_built_from(tree, tmp_path):
     assert result.returncode == 0, result.stderr
     (archive,) = tmp_path.glob("dcnzoo-*.tar.gz")
     with tarfile.open(archive) as tar:
-        names = {name.partition("/")[2] for name in tar.getnames()}
-    sources = {str(path.relative_to(tree)) for path in tree.joinpath("ops").rglob("*") if path.is_file()}
-    assert sources <= names and {"setup.py", "pyproject.toml", "dcnzoo/ops/deform_conv.py"} <= names
+        tar.extractall(tmp_path / "unpacked", filter="data")
+    (source,) = (tmp_path / "unpacked").iterdir()
+    names = set(files(source))
+    assert {f"ops/{name}" for name in files(tree / "ops")} <= names and "setup.py" in names
     assert not any(name.startswith("tests") or name.endswith(".so") for name in names)
-    unpacked = tmp_path / "unpacked"
-    with tarfile.open(archive) as tar:
-        tar.extractall(unpacked, filter="data")
-    (source,) = unpacked.iterdir()
     assert files(build_py(source)) == files(build_py(tree)), "the archive has everything"
 
 
@@ -188,16 +164,8 @@ def test_versions_agree():
 LIBRARIES = sorted((ROOT / "dcnzoo" / "ops").glob("_C_*.so"))
 # torch's own, which it has loaded before, and what every system for wheels has (PEP 600)
 MAY_NEED = {
-    *("libtorch.so", "libtorch_cpu.so", "libtorch_cuda.so", "libc10.so"),
-    *(
-        "libstdc++.so.6",
-        "libgcc_s.so.1",
-        "libc.so.6",
-        "libm.so.6",
-        "libdl.so.2",
-        "librt.so.1",
-        "libpthread.so.0",
-    ),
+    *("libtorch.so", "libtorch_cpu.so", "libtorch_cuda.so", "libc10.so", "libstdc++.so.6", "libgcc_s.so.1"),
+    *("libc.so.6", "libm.so.6", "libdl.so.2", "librt.so.1", "libpthread.so.0"),
     *("ld-linux-x86-64.so.2", "ld-linux-aarch64.so.1"),
 }
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="ELF and glibc")
@@ -217,37 +185,22 @@ def symbol_versions(library: Path) -> dict[str, tuple[int, ...]]:
 
 @on_linux
 @pytest.mark.parametrize("library", LIBRARIES, ids=[library.stem for library in LIBRARIES])
-class TestLibrary:
-    def dynamic(self, library: Path, tag: str) -> set[str]:
-        with open(library, "rb") as file:
-            tags = ELFFile(file).get_section_by_name(".dynamic").iter_tags(tag)
-            return {getattr(entry, tag.removeprefix("DT_").lower()) for entry in tags}
-
-    def test_needs_torch_and_the_system_only(self, library):
-        needed = self.dynamic(library, "DT_NEEDED")
-        assert {"libtorch_cpu.so", "libc.so.6"} <= needed <= MAY_NEED
-
-    def test_is_looked_for_beside_nothing_of_the_build_machine(self, library):
-        """torch has loaded its own libraries by then; a path would find another torch's."""
-        assert self.dynamic(library, "DT_RPATH") == self.dynamic(library, "DT_RUNPATH") == set()
-
-    def test_has_no_path_of_the_build_machine(self, library):
-        """torch's headers put their file's name into messages."""
-        content = library.read_bytes()
-        found = re.findall(rb"(?<![\w.])/[\w.+/-]+\.(?:h|hpp|cpp|cu|cuh|py)\b", content)
-        assert found == []
-        for path in (ROOT, Path(sys.prefix), Path.home()):
-            assert bytes(path) not in content
-
-    def test_its_stack_is_not_executable(self, library):
-        with open(library, "rb") as file:
-            (stack,) = (s for s in ELFFile(file).iter_segments() if s["p_type"] == "PT_GNU_STACK")
-            assert not stack["p_flags"] & 1
-
-    def test_nothing_of_python_is_in_it(self, library):
-        with open(library, "rb") as file:
-            names = [symbol.name for symbol in ELFFile(file).get_section_by_name(".dynsym").iter_symbols()]
-        assert names and not [name for name in names if name.startswith(("Py", "_Py"))]
+def test_library_of_a_wheel(library):
+    """It loads torch's and the system's libraries only, and holds no path and nothing of Python."""
+    with open(library, "rb") as file:
+        elf = ELFFile(file)
+        tags = list(elf.get_section_by_name(".dynamic").iter_tags())
+        (stack,) = (s for s in elf.iter_segments() if s["p_type"] == "PT_GNU_STACK")
+        names = [symbol.name for symbol in elf.get_section_by_name(".dynsym").iter_symbols()]
+    needed = {tag.needed for tag in tags if tag.entry.d_tag == "DT_NEEDED"}
+    assert {"libtorch_cpu.so", "libc.so.6"} <= needed <= MAY_NEED
+    # torch has loaded its own libraries by then; a path would find another torch's
+    assert not {"DT_RPATH", "DT_RUNPATH"} & {tag.entry.d_tag for tag in tags}
+    assert not stack["p_flags"] & 1, "the stack is not executable"
+    assert names and not [name for name in names if name.startswith(("Py", "_Py"))]
+    content = library.read_bytes()  # torch's headers put their file's name into messages
+    assert re.findall(rb"(?<![\w.])/[\w.+/-]+\.(?:h|hpp|cpp|cu|cuh|py)\b", content) == []
+    assert not any(bytes(path) in content for path in (ROOT, Path(sys.prefix), Path.home()))
 
 
 # A wheel of these libraries
@@ -318,11 +271,19 @@ def test_installed_and_taken_away(wheel, tmp_path):
     pip("install", "--no-deps", "--no-index", wheel)
     ops = "import dcnzoo.ops as o, torch; print(o.__file__, o.nms(torch.rand(1, 4), torch.rand(1), 0.5))"
     assert run(python, "-c", ops, **packages).startswith(str(environment))
-    assert "--cfg-options" in run(environment / "bin" / "dcnzoo", "train", "--help", **packages)
-    name = "dcnzoo::demo/mask-rcnn_r14-mdconv_fpn_8e_shapes.py"
-    find = f"from dcnzoo.openmmlab.runner import config_file; print(config_file({name!r}))"
-    config = Path(run(python, "-c", find, **packages).strip())
-    assert config.is_relative_to(environment) and config.is_file()
+    for command in (
+        [environment / "bin/dcnzoo", "train"],
+        [python, *environment.rglob(".mim/tools/train.py")],
+    ):
+        assert "--cfg-options" in run(*command, "--help", **packages)
+    find = """
+import dcnzoo.models
+from mmengine.hub import get_config, get_model
+name = "dcnzoo::demo/mask-rcnn_r14-mdconv_fpn_8e_shapes.py"
+print(get_config(name).filename, type(get_model(name).backbone.layer2[0].conv2).__name__)
+"""
+    config, layer = run(python, "-c", find, **packages).split()
+    assert Path(config).is_relative_to(environment) and layer == "DCNv2"
     assert list(environment.rglob("dcnzoo/**/*.pyc"))
     pip("uninstall", "-y", "dcnzoo")
     assert set(environment.rglob("*")) == before
@@ -404,29 +365,22 @@ def test_old_python_is_refused(makefile, tmp_path):
     assert "Traceback" not in result.stderr and not (folder / ".venv").exists()
 
 
-def test_every_target_is_explained():
-    text = (ROOT / "Makefile").read_text()
-    phony = re.search(r"^\.PHONY: (.*)$", text, re.MULTILINE)[1].split()
-    assert re.findall(r"^([a-z-]+):.*##", text, re.MULTILINE) == phony
-
-
 # A whole build
 
 
 @pytest.mark.slow
-def test_wheel(tree, tmp_path):
+def test_wheel(tmp_path):
     """One wheel for every Python; it holds the operators and no tests, and runs beside torch alone."""
+    tree = copy_of_the_sources(tmp_path / "clone")
     result = setup(tree, "bdist_wheel", "--dist-dir", str(tmp_path))
     assert result.returncode == 0, result.stderr
     (wheel,) = tmp_path.glob("*.whl")
     assert re.fullmatch(r"dcnzoo-[\d.]+-py3-none-(manylinux|macosx)_\w+\.whl", wheel.name)
     with zipfile.ZipFile(wheel) as archive:
-        names = archive.namelist()
+        names = set(archive.namelist())
         archive.extractall(tmp_path / "site")
-    assert {"dcnzoo/ops/_C_cpu.so", "dcnzoo/ops/fused/configs.json"} <= set(names)
-    assert all(name.split("/")[0].startswith("dcnzoo") for name in names)
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "dcnzoo").rglob("*.py")}
-    assert modules == {name for name in names if name.endswith(".py") and "/.mim/" not in name}
+    assert {"dcnzoo/ops/_C_cpu.so", *modules} <= names
     code = """
 import torch, dcnzoo.ops
 x, w = torch.randn(2, 4, 5, 6), torch.randn(3, 4, 3, 3)
@@ -435,42 +389,7 @@ torch.testing.assert_close(y, torch.nn.functional.conv2d(x, w, padding=1))
 print(dcnzoo.__file__)
 """
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == str(tmp_path / "site/dcnzoo/__init__.py")
-    installed_package_has_configs(tmp_path, environment)
-
-
-def installed_package_has_configs(tmp_path: Path, environment: dict[str, str]) -> None:
-    """OpenMMLab's ways to a config, and a tool, away from the repository."""
-    (tmp_path / "own.py").write_text(
-        "_base_ = 'dcnzoo::dcnv2/mask-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py'\n"
-        "model = dict(backbone=dict(dcn='v1'))\n"
-    )
-    code = """
-import dcnzoo.models
-from mmengine.config import Config
-from mmengine.hub import get_config, get_model
-name = "dcnzoo::demo/mask-rcnn_r14-mdconv_fpn_8e_shapes.py"
-print(get_config(name).filename)
-print(type(get_model(name).backbone.layer2[0].conv2).__name__)
-print(Config.fromfile("own.py").model.backbone.dcn)
-from dcnzoo import zoo
-print(zoo.find("mask-rcnn_r50-mdconv-c3-c5_fpn_1x_coco").config)
-"""
-    mim = tmp_path / "site/dcnzoo/.mim"
-    commands = ([sys.executable, "-c", code], [sys.executable, mim / "tools/train.py", "--help"])
-    results = [
-        subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-        for command in commands
-    ]
-    assert [result.returncode for result in results] == [0, 0], [result.stderr for result in results]
-    assert results[0].stdout.split() == [
-        str(mim / "configs/demo/mask-rcnn_r14-mdconv_fpn_8e_shapes.py"),
-        "DCNv2",
-        "v1",
-        str(mim / "configs/dcnv2/mask-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py"),
-    ]
-    assert "--cfg-options" in results[1].stdout

@@ -98,10 +98,16 @@ DOORS = {
     "benchmark": lambda file, data: ("analysis/benchmark", CONFIG, "--checkpoint", file, "--shape", 96, 128),
     "reproduce": lambda file, data: ("./reproduce", CONFIG, "--checkpoint", file, *training(data)[1:]),
 }  # fmt: skip
+# training, and what loads as another one does
+SLOW = ("train, load_from", "test", "reproduce")
+
+
+def slow(*doors):
+    return [pytest.param(door, marks=pytest.mark.slow) for door in doors]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="posix.mkdir has another name elsewhere")
-@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("door", [*(d for d in DOORS if d not in SLOW), *slow(*SLOW)])
 def test_code_in_a_checkpoint_is_refused(run, folder, data, weights, door):
     """In a line that says what is in the file."""
     torch.save({"state_dict": weights, "meta": {"x": Harmful(folder / MARK)}}, "harmful.pth")
@@ -128,7 +134,7 @@ def config_that_acts(folder):
     return f"import os\nos.mkdir({str(folder / MARK)!r})\n{Path(CONFIG).read_text()}"
 
 
-@pytest.mark.parametrize("door", ["infer", "explain", "export"])
+@pytest.mark.parametrize("door", ["infer", *slow("explain", "export")])
 def test_a_config_in_a_checkpoint_is_not_run(run, folder, data, weights, door):
     """mmdet's DetInferencer takes the config from there if it is given none. Here one is always given."""
     text = config_that_acts(folder)
@@ -146,6 +152,7 @@ def test_a_checkpoint_alone_is_not_enough(run, folder, weights, command):
     assert status != 0 and "--model" in output
 
 
+@pytest.mark.slow
 def test_resume_does_not_run_the_config(run, folder, data):
     status, output = run("train", *training(data))
     assert status == 0, output

@@ -58,10 +58,7 @@ def test_points_add_the_offset_and_without_offset_takes_it_away():
     field = make_field(offset)
     torch.testing.assert_close(field.points - field.grid, offset, atol=1e-6, rtol=0)
     assert torch.equal(field.without_offset().points, field.grid)
-
-
-def test_wrong_shapes_are_refused():
-    with pytest.raises(ValueError, match=r"expected offset \(6, 2, 5, 12\)"):
+    with pytest.raises(ValueError, match=r"offset.*\(6, 2, 5, 12\)"):
         make_field(torch.zeros(5, 2, *OUT))
 
 
@@ -143,13 +140,6 @@ def test_aggregations_are_recorded_as_they_sample(layer, remove_center):
     assert (moved.mean((2, 3))[0] < 0).all() and moved.mean((2, 3))[5, 1] > 0, "offset_scale stretches"
 
 
-def test_hooks_go_when_the_model_fails():
-    model = nn.Sequential(Pack(12, 1, False))
-    with pytest.raises(RuntimeError), record_sampling(model):
-        model(torch.randn(1, 5, *INPUT))
-    assert not model[0].conv_offset._forward_hooks
-
-
 def test_tracing_one_layer():
     kernel = (3, 3)
     offset = torch.zeros(9, 2, 4, 8)
@@ -178,10 +168,7 @@ def test_tracing_two_layers_follows_each_point():
     triangle = torch.tensor([0.0, 0.0, 1.0, 2.0, 3.0, 2.0, 1.0, 0.0])
     assert torch.equal(counts, triangle[:, None] * triangle)
     assert torch.equal(weight[:9], torch.full((9,), 0.5)) and weight[9:].eq(1).all()
-
-
-def test_tracing_needs_a_layer():
-    with pytest.raises(ValueError, match="expected at least one layer, got none"):
+    with pytest.raises(ValueError, match="at least one layer"):
         trace_sampling([], (0, 0), (8, 8))
 
 
@@ -198,23 +185,18 @@ def test_instances_below_the_threshold_go():
     assert len(instances().above(0.5).labels) == 2
 
 
-def test_detection_grid():
-    image = np.zeros((20, 30, 3), np.uint8)
+@pytest.mark.parametrize("grey", [0, 255])
+def test_detections_show_on_dark_and_on_light_images(grey):
+    image = np.full((20, 30, 3), grey, np.uint8)
     columns = {"truth": [instances()], "found": [instances(np.array([0.9, 0.2]))]}
     figure = plot_detections([image], columns, ("a", "b"), [(255, 0, 0), (0, 0, 255)])
     texts = [[text.get_text() for text in axes.texts] for axes in figure.axes]
     assert texts == [["a", "b"], ["a 0.90"]]
-
-
-@pytest.mark.parametrize("grey", [0, 255])
-def test_boxes_show_on_dark_and_on_light_images(grey):
-    image = np.full((20, 30, 3), grey, np.uint8)
     box = Instances(np.array([[10.0, 5, 25, 18]]), np.array([0]))
-    figures = [
-        plot_detections([image], {"x": [instances]}, ("a",), [(grey,) * 3])
-        for instances in (box, Instances(np.zeros((0, 4)), np.zeros(0, int)))
-    ]
-    with_box, without = (pixels(figure) for figure in figures)
+    with_box, without = (
+        pixels(plot_detections([image], {"x": [found]}, ("a",), [(grey,) * 3]))
+        for found in (box, Instances(np.zeros((0, 4)), np.zeros(0, int)))
+    )
     below = slice(with_box.shape[0] // 2, None)  # the name is at the top
     assert np.abs(with_box[below] - without[below]).max() > 100
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from .launching import ROOT, torchrun
 
-CASES = ("layer_gradients", "detector_gradients", "sync_batch_norm", "accumulation", "sharding")
+CASES = ("layer_gradients", "detector_gradients", "sync_batch_norm", "sharding")
 
 
 def errors(processes, folder):
@@ -51,8 +51,7 @@ def test_a_class_that_is_not_there(tmp_path):
     strategy = FullyShardStrategy(shard=["Linear", "Nope"], work_dir=str(tmp_path))
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     try:
-        expected = r"shard: expected classes .* got 'Nope'; there are Linear, ReLU, Sequential"
-        with pytest.raises(ValueError, match=expected):
+        with pytest.raises(ValueError, match=r"shard: .*'Nope'.*Linear, ReLU, Sequential"):
             strategy._wrap_model(nn.Sequential(nn.Linear(2, 3), nn.ReLU()))
     finally:
         torch.distributed.destroy_process_group()

@@ -10,8 +10,6 @@ import torch
 import yaml
 from torch import nn
 
-from dcnzoo.cli import train
-
 from .launching import ROOT, environment
 
 DEMO = "configs/demo/mask-rcnn_r14-mdconv_fpn_8e_shapes.py"
@@ -60,13 +58,9 @@ def test_the_command(monkeypatch, capsys):
     assert [row[:4] for row in rows] == [["1", "8", "64", "128.0"], ["2", "16", "128", rows[1][3]]]
     assert float(rows[1][3]) == pytest.approx(128 / (0.5 + 2.3 - 0.25), rel=0.03)
 
-    for arguments, expected in (
-        (["--devices", "0"], "--devices: expected ≥ 1, got 0"),
-        (["--seconds", "0"], "--seconds: expected > 0, got 0.0"),
-        (["--overlap", "2"], "--overlap: expected from 0 to 1, got 2.0"),
-    ):
-        with pytest.raises(SystemExit, match=re.escape(f"error: {expected}")):
-            run(*arguments)
+    for option, value in (("--devices", "0"), ("--seconds", "0"), ("--overlap", "2")):
+        with pytest.raises(SystemExit, match=f"^error: {option}: "):
+            run(option, value)
 
 
 # The page
@@ -91,24 +85,6 @@ def test_kubernetes_starts_torchrun_on_every_node():
     )
     words = result.stdout.split()
     gpus = master["resources"]["limits"]["nvidia.com/gpu"]
-    for word in (
-        "torch.distributed.run",
-        f"--nnodes={nodes}",
-        "--node_rank=3",
-        f"--nproc_per_node={gpus}",
-        "--master_addr=train-master-0",
-        "--master_port=23456",
-        "--resume",
-    ):
-        assert word in words
+    given = f"--nnodes={nodes} --node_rank=3 --nproc_per_node={gpus} --master_addr=train-master-0"
+    assert {"torch.distributed.run", *given.split(), "--master_port=23456", "--resume"} <= set(words)
     assert words[words.index("--launcher") + 1] == "pytorch"
-
-
-def test_commands_name_what_is_there():
-    """Scripts and configs of the page's shell blocks exist, and take the options they are given."""
-    text = "\n".join(blocks("bash")).replace("\\\n", " ")
-    for path in re.findall(r"(?:tools|configs)/[\w./-]+\.(?:sh|py)", text):
-        assert (ROOT / path).is_file(), path
-    known = {option for parameter in train.command.params for option in parameter.opts}
-    for option in ("--resume", "--auto-scale-lr", "--amp"):
-        assert option in text and option in known

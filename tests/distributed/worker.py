@@ -127,37 +127,34 @@ def layer_gradients(reference: bool) -> dict[str, object]:
 
 def detector(norm: str) -> nn.Module:
     """FCOS, whose loss divides by what all processes have found; DCNv2 in backbone and head."""
-    model = MODELS.build(
-        dict(
-            type="FCOS",
-            data_preprocessor=dict(type="DetDataPreprocessor", mean=[125.0] * 3, std=[60.0] * 3),
-            backbone=dict(
-                type="ResNet",
-                depth=14,
-                num_stages=3,
-                strides=(1, 2, 2),
-                dilations=(1, 1, 1),
-                out_indices=(1, 2),
-                stem_channels=8,
-                base_channels=8,
-                dcn=True,
-                norm_cfg=dict(type=norm),
-                norm_eval=False,
-            ),
-            neck=dict(type="FPN", in_channels=[64, 128], out_channels=16, num_outs=2),
-            bbox_head=dict(
-                type="FCOSHead",
-                num_classes=3,
-                in_channels=16,
-                feat_channels=16,
-                stacked_convs=1,
-                strides=[8, 16],
-                regress_ranges=((-1, 12), (12, 1e8)),
-                dcn_on_last_conv=True,
-                norm_cfg=dict(type="GN", num_groups=4),
-            ),
-        )
+    backbone = dict(
+        type="ResNet",
+        depth=14,
+        num_stages=3,
+        strides=(1, 2, 2),
+        dilations=(1, 1, 1),
+        out_indices=(1, 2),
+        stem_channels=8,
+        base_channels=8,
+        dcn=True,
+        norm_cfg=dict(type=norm),
+        norm_eval=False,
     )
+    head = dict(
+        type="FCOSHead",
+        num_classes=3,
+        in_channels=16,
+        feat_channels=16,
+        stacked_convs=1,
+        strides=[8, 16],
+        regress_ranges=((-1, 12), (12, 1e8)),
+        dcn_on_last_conv=True,
+        norm_cfg=dict(type="GN", num_groups=4),
+    )
+    neck = dict(type="FPN", in_channels=[64, 128], out_channels=16, num_outs=2)
+    preprocessor = dict(type="DetDataPreprocessor", mean=[125.0] * 3, std=[60.0] * 3)
+    parts = dict(data_preprocessor=preprocessor, backbone=backbone, neck=neck, bbox_head=head)
+    model = MODELS.build(dict(type="FCOS", **parts))  # fmt: skip
     model.init_weights()
     return shaken(model).train()
 
@@ -225,7 +222,7 @@ def sync_batch_norm(reference: bool) -> dict[str, object]:
     return found
 
 
-# Accumulated gradients, and parameters shared out
+# Parameters shared out
 
 
 class Tiny(BaseModel):
@@ -242,25 +239,6 @@ class Tiny(BaseModel):
 
 
 SGD = dict(type="SGD", lr=0.3, momentum=0.9, weight_decay=0.1)
-
-
-def accumulation(reference: bool) -> dict[str, object]:
-    """Three steps of the joined batch, or of its images one at a time."""
-    torch.manual_seed(0)
-    conv = nn.Conv2d(3, 4, 3, padding=1), layers.PackedDeformConv2d(4, 5, 3, padding=1), nn.ReLU()
-    model = Tiny(shaken(nn.Sequential(*conv, MODELS.build(dict(type="DCN", in_channels=5, out_channels=3,
-                                                               kernel_size=3)))))  # fmt: skip
-    count = 1 if reference else IMAGES // PROCESSES
-    cfg = dict(type="OptimWrapper", optimizer=dict(SGD), accumulative_counts=count,
-               clip_grad=dict(max_norm=1.0))  # fmt: skip
-    wrapper = build_optim_wrapper(model, cfg)
-    module = model if reference else MMDistributedDataParallel(model)
-    wrapper.initialize_count_status(module, 0, 3 * count)
-    for _ in range(3):
-        joined = torch.rand(IMAGES, 3, 9, 8)
-        for images in [joined] if reference else own(joined).split(1):
-            module.train_step(dict(inputs=list(images)), wrapper)
-    return {"parameters": {name: p.detach().clone() for name, p in model.named_parameters()}}
 
 
 def sharding(reference: bool) -> dict[str, object]:
@@ -334,8 +312,7 @@ def flat(checkpoint: dict) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in found.items()}
 
 
-CASES = {case.__name__: case for case in (layer_gradients, detector_gradients, sync_batch_norm, accumulation,
-                                          sharding)}  # fmt: skip
+CASES = {case.__name__: case for case in (layer_gradients, detector_gradients, sync_batch_norm, sharding)}
 
 
 def main(results: str, *names: str) -> None:

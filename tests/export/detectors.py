@@ -1,7 +1,5 @@
 """Small detectors of each family, with weights that find something, and their own predictions."""
 
-from __future__ import annotations
-
 import torch
 from mmdet.registry import MODELS
 from mmdet.utils import register_all_modules

@@ -5,12 +5,7 @@ import torch
 from torch import nn
 
 import dcnzoo.ops
-from dcnzoo.export import (
-    export_onnx,
-    register_deform_conv2d_onnx_op,
-    register_onnx_ops,
-    translation_table,
-)
+from dcnzoo.export import export_onnx, register_deform_conv2d_onnx_op, register_onnx_ops, translation_table
 from dcnzoo.layers import PackedDeformConv2d
 from dcnzoo.ops import reference as oracle
 from tests.op_cases import deform_conv as cases
@@ -21,6 +16,7 @@ ort = pytest.importorskip("onnxruntime")
 TARGETS = ("native", "gathernd", "gatherelements", "gridsample")
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-2}  # of the largest value
 DYNAMIC = torch.export.Dim.DYNAMIC
+FEW = ("asymmetric", "asymmetric v1 without bias", "mask alone", "all groups differ")  # one per form
 SAMPLES = [s for s in cases.samples() if s.tensors[0].shape[0] > 0]  # no runtime takes an empty batch
 
 
@@ -74,29 +70,45 @@ def nodes(path):
     return {node.op_type for node in onnx.load(path).graph.node}
 
 
+def compare(sample, target, path, opset=19, expected=None):
+    """What the graph computes with the oracle, or what is expected."""
+    register_onnx_ops(target)
+    by_torchscript(Call(sample), inputs(sample), path, opset)
+    expected = cases.reference(sample.to(torch.float64)) if expected is None else expected
+    assert_close(run(path, *inputs(sample))[0], expected, sample.tensors[0].dtype)
+
+
 @pytest.fixture
 def path(tmp_path):
     return str(tmp_path / "model.onnx")
 
 
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("sample", SAMPLES, ids=lambda s: s.name)
+@pytest.mark.parametrize(
+    ("target", "sample"),
+    [
+        pytest.param(
+            t, s, id=f"{t} {s.name}", marks=[] if s.name in FEW or t == "native" else pytest.mark.slow
+        )
+        for t in TARGETS
+        for s in SAMPLES
+    ],
+)
 def test_torchscript_exporter(sample, target, path):
-    register_onnx_ops(target)
-    single = sample.to(torch.float32)
-    by_torchscript(Call(single), inputs(single), path, 19)
-    (actual,) = run(path, *inputs(single))
-    assert_close(actual, cases.reference(single.to(torch.float64)))
-    deformed = any(tensor is not None for tensor in single.tensors[2:4])  # else it is a plain convolution
+    compare(sample.to(torch.float32), target, path)
+    deformed = any(tensor is not None for tensor in sample.tensors[2:4])  # else it is a plain convolution
     assert ("DeformConv" in nodes(path)) == (target == "native" and deformed)
 
 
-@pytest.mark.parametrize("target", TARGETS)
+def daily(*targets):
+    """The others are in ``make test-all``: the exporter takes seconds."""
+    return [t if t in targets else pytest.param(t, marks=pytest.mark.slow) for t in TARGETS]
+
+
+@pytest.mark.parametrize("target", daily("native", "gatherelements"))
 def test_dynamo_exporter(target, path):
     """Several cases in one model: the exporter takes seconds whatever it exports."""
-    names = ("asymmetric", "asymmetric v1 without bias", "mask alone", "all groups differ")
-    singles = [s.to(torch.float32) for s in SAMPLES if s.name in names]
-    assert len(singles) == len(names)
+    singles = [s.to(torch.float32) for s in SAMPLES if s.name in FEW]
+    assert len(singles) == len(FEW)
 
     class All(nn.Module):
         def __init__(self):
@@ -117,8 +129,8 @@ def test_dynamo_exporter(target, path):
     assert ("DeformConv" in nodes(path)) == (target == "native")
 
 
-@pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
+@pytest.mark.parametrize("target", daily("gathernd", "gridsample"))
 def test_other_batches_and_sizes(exporter, target, path):
     torch.manual_seed(0)
     model = PackedDeformConv2d(
@@ -139,43 +151,27 @@ def test_other_batches_and_sizes(exporter, target, path):
             assert_close(run(path, x)[0], model(x))
 
 
-@pytest.mark.parametrize("opset", [12, 13, 16, 18, 19, 20])
+@pytest.mark.parametrize("opset", [12, 16, 19, 20])
 @pytest.mark.parametrize("target", TARGETS)
 def test_every_opset(target, opset, path):
-    register_onnx_ops(target)
     sample = cases.make("opset", offset_groups=2, padding=1).to(torch.float32)
     first = {"native": 19, "gridsample": 16}.get(target, 12)
-    if opset < first:
-        message = (
-            f"expected at least {first} for deform_conv='{target}', got {opset}; at opset {opset} there is"
-        )
-        with pytest.raises(Exception, match=message):
-            by_torchscript(Call(sample), inputs(sample), path, opset)
+    if opset >= first:
+        compare(sample, target, path, opset)
         return
-    by_torchscript(Call(sample), inputs(sample), path, opset)
-    assert_close(run(path, *inputs(sample))[0], cases.reference(sample.to(torch.float64)))
+    with pytest.raises(Exception, match=rf"at least {first} .*{target}.* {opset}"):
+        compare(sample, target, path, opset)
 
 
-@pytest.mark.parametrize("target", TARGETS[:3])  # onnxruntime has no GridSample in float64
-def test_double(target, path):
-    register_onnx_ops(target)
-    sample = cases.make("double", offset_groups=2, mask_groups=3, padding=1)
-    by_torchscript(Call(sample), inputs(sample), path, 19)
-    assert_close(run(path, *inputs(sample))[0], cases.reference(sample), torch.float64)
-
-
-@pytest.mark.parametrize("float_points", [False, True])
-@pytest.mark.parametrize("target", ("native", "gathernd", "gatherelements"))
-def test_half(target, float_points, path):
-    """Offsets may be float32 beside a half input. GridSample has no half kernel in onnxruntime's CPU part."""
-    register_onnx_ops(target)
-    sample = cases.make("half", size=(40, 70), spread=1.0, padding=1).to(torch.float16)
-    if float_points:
-        tensors = list(sample.tensors)
-        tensors[2:4] = (t.float() for t in tensors[2:4])
-        sample = type(sample)(sample.name, tuple(tensors), sample.kwargs)
-    by_torchscript(Call(sample), inputs(sample), path, 19)
-    assert_close(run(path, *inputs(sample))[0], cases.reference(sample.to(torch.float64)), torch.float16)
+@pytest.mark.parametrize("dtype", ["double", "half", "half with float points"])
+@pytest.mark.parametrize("target", TARGETS[:3])  # onnxruntime has GridSample in float32 only
+def test_other_types(target, dtype, path):
+    sample = cases.make("double", size=(40, 70), spread=1.0, padding=1)
+    if dtype != "double":
+        points = [t if "float" in dtype else t.half() for t in sample.to(torch.float32).tensors[2:4]]
+        sample = sample.to(torch.float16)
+        sample = type(sample)("half", (*sample.tensors[:2], *points, *sample.tensors[4:]), sample.kwargs)
+    compare(sample, target, path)
 
 
 RANKS = {
@@ -187,28 +183,23 @@ RANKS = {
 @pytest.mark.parametrize("rank", RANKS)
 @pytest.mark.parametrize("target", [*TARGETS, "auto"])
 def test_one_and_three_axes(rank, target, path):
-    register_onnx_ops(target)
     sample = cases.make("rank", offset_groups=3, mask_groups=2, groups=2, **RANKS[rank]).to(torch.float32)
     if rank == 3 and target in ("native", "gridsample"):
-        with pytest.raises(Exception, match=f"expected at most 2 axes for '{target}', got 3"):
-            by_torchscript(Call(sample), inputs(sample), path, 19)
-        return
-    by_torchscript(Call(sample), inputs(sample), path, 19)
-    assert_close(run(path, *inputs(sample))[0], cases.reference(sample.to(torch.float64)))
+        with pytest.raises(Exception, match=rf"axes .*{target}.* 3"):
+            compare(sample, target, path)
+    else:
+        compare(sample, target, path)
 
 
 @pytest.mark.parametrize("target", TARGETS[1:])
 def test_offsets_that_are_no_numbers(target, path):
     """NaN and infinity sample nothing, as in the operator: no read outside the map, no NaN."""
-    register_onnx_ops(target)
     sample = cases.make("nan", padding=1).to(torch.float32)
-    offset = sample.tensors[2]
     for index, value in enumerate((float("nan"), float("inf"), -float("inf"), 3e38, -1e20)):
-        offset[:, :, index, 3] = value
-    by_torchscript(Call(sample), inputs(sample), path, 19)
+        sample.tensors[2][:, :, index, 3] = value
     expected = dcnzoo.ops.deform_conv2d(*sample.tensors, **sample.kwargs)
     assert expected.isfinite().all()
-    assert_close(run(path, *inputs(sample))[0], expected)
+    compare(sample, target, path, expected=expected)
 
 
 @pytest.mark.parametrize("use_gathernd", [True, False])
@@ -242,7 +233,8 @@ def torchs_export(monkeypatch):
     )
 
 
-@pytest.mark.parametrize("opset", [pytest.param(18, marks=pytest.mark.slow), 19])
+@pytest.mark.slow
+@pytest.mark.parametrize("opset", [18, 19])
 def test_registered_for_torchs_default_exporter(opset, path, torchs_export):
     register_deform_conv2d_onnx_op()
     register_deform_conv2d_onnx_op(use_gathernd=False)  # the last call holds
@@ -257,14 +249,14 @@ def test_registered_for_torchs_default_exporter(opset, path, torchs_export):
 @pytest.mark.slow
 def test_torchs_default_exporter_names_what_it_cannot_do(path, torchs_export):
     register_deform_conv2d_onnx_op()
-    layer = PackedDeformConv2d(4, 6, 3).eval()
-    with pytest.raises(ValueError, match=r"^opset_version: expected 18 to 21 .*got 12.*dynamo=False[^\n]*$"):
-        torch.onnx.export(layer, (torch.randn(1, 4, 7, 9),), path, opset_version=12)
+    layer, x = PackedDeformConv2d(4, 6, 3).eval(), torch.randn(1, 4, 7, 9)
+    with pytest.raises(ValueError, match=r"^opset_version: .*12.*dynamo=False"):
+        torch.onnx.export(layer, (x,), path, opset_version=12)
     register_onnx_ops("native")
-    with pytest.raises(ValueError, match=r"^opset_version: expected at least 19 .*native[^\n]*$"):
-        torch.onnx.export(layer, (torch.randn(1, 4, 7, 9),), path, opset_version=18)
+    with pytest.raises(ValueError, match=r"^opset_version: .*19 .*native"):
+        torch.onnx.export(layer, (x,), path, opset_version=18)
     # models without the operator are no concern of it
-    torch.onnx.export(nn.Conv2d(4, 6, 3), (torch.randn(1, 4, 7, 9),), path, opset_version=18)
+    torch.onnx.export(nn.Conv2d(4, 6, 3), (x,), path, opset_version=18)
 
 
 def test_torchvisions_operator_in_torchs_default_exporter(path, torchvision_op, torchs_export):
@@ -313,13 +305,10 @@ def torchvision_op():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((19, "scatter"), "deform_conv: expected one of native, gathernd, .*, got 'scatter'"),
-        ((18, "native"), "opset_version: expected at least 19 for deform_conv='native', got 18"),
-        (
-            (17, "auto"),
-            "opset_version: expected 18 to 21 for dynamo=True, got 17; dynamo=False goes down to 12",
-        ),
-        ((22, "auto"), "opset_version: expected 18 to 21 for dynamo=True, got 22"),
+        ((19, "scatter"), "deform_conv: .*'scatter'"),
+        ((18, "native"), "opset_version: .*19 .*'native'.* 18"),
+        ((17, "auto"), "opset_version: .* 17"),
+        ((22, "auto"), "opset_version: .* 22"),
     ],
 )
 def test_impossible_requests(arguments, message):
@@ -334,7 +323,7 @@ def test_transposed_convolution_says_that_it_is_not_exported(path):
 
     args = (torch.ones(1, 2, 4, 5), torch.zeros(1, 8, 4, 5))
     register_onnx_ops()
-    with pytest.raises(Exception, match="deform_conv_transpose to ONNX: not supported"):
+    with pytest.raises(Exception, match="deform_conv_transpose"):
         by_torchscript(Model(), args, path, 19)
 
 

@@ -19,7 +19,7 @@ from dcnzoo.openmmlab.export.deployed import without_border
 from dcnzoo.openmmlab.export.detectors import FAMILIES, Candidates, deployable, export_detector
 from dcnzoo.openmmlab.export.verify import compare, predict, raw_difference
 
-from .detectors import CONFIGS, WITHOUT_RESNET, build, calibrate, size
+from .detectors import WITHOUT_RESNET, build, calibrate, size
 from .test_deform_conv import run
 
 onnx = pytest.importorskip("onnx")
@@ -27,12 +27,15 @@ pytest.importorskip("onnxruntime")
 
 DYNAMIC = torch.export.Dim.DYNAMIC
 # (family, dcn, dynamic): exporting takes up to a minute each, so the others are in `make test-all`
-DAILY = (("RetinaNet", True, True),)
+DAILY = (("FCOS", True, False),)
 LONG = ("CornerNet", "PointRend", "Cascade Mask R-CNN")
-VARIANTS = [
-    (family, dcn) for family in CONFIGS for dcn in (True, False) if not (dcn and family in WITHOUT_RESNET)
-]
+PLAIN = WITHOUT_RESNET
+VARIANTS = [(family, dcn) for family in FAMILIES for dcn in (True, False) if not (dcn and family in PLAIN)]
 STANDARD = {"", "ai.onnx"}
+
+
+def slow_if(condition):
+    return [pytest.mark.slow] if condition else []
 
 
 def name(family, dcn):
@@ -44,20 +47,11 @@ def named(model, *args):
         return dict(zip(model.output_names, (t.numpy() for t in model(*args)), strict=True))
 
 
-def test_every_family_has_its_test():
-    assert set(CONFIGS) == set(FAMILIES)
-
-
 @pytest.mark.parametrize(
     ("family", "dcn"),
     [
-        pytest.param(
-            *variant,
-            marks=[pytest.mark.slow]
-            * (variant[0] in LONG or not (variant[1] or variant[0] in WITHOUT_RESNET)),
-            id=name(*variant),
-        )
-        for variant in VARIANTS
+        pytest.param(f, dcn, id=name(f, dcn), marks=slow_if(f in LONG or dcn == (f in PLAIN)))
+        for f, dcn in VARIANTS
     ],
 )
 def test_the_exported_module_predicts_as_mmdetection_does(family, dcn):
@@ -74,7 +68,7 @@ def exports():
     for (family, dcn), dynamic in itertools.product(VARIANTS, (True, False)):
         daily = (family, dcn, dynamic) in DAILY
         kind = f"{name(family, dcn)} {'dynamic' if dynamic else 'static'}"
-        yield pytest.param(family, dcn, dynamic, id=kind, marks=[] if daily else pytest.mark.slow)
+        yield pytest.param(family, dcn, dynamic, id=kind, marks=slow_if(not daily))
 
 
 @pytest.mark.parametrize(("family", "dcn", "dynamic"), exports())
@@ -130,18 +124,6 @@ def test_equal_scores_are_ranked_by_their_index():
 
 
 @pytest.mark.slow
-def test_proposals_with_equal_scores(tmp_path):
-    """An RPN that is as sure of every anchor, and keeps 50 of each level."""
-    detector = build("Faster R-CNN")
-    torch.nn.init.zeros_(detector.rpn_head.rpn_cls.weight)
-    detector.rpn_head.test_cfg.nms_pre = 50
-    images = torch.randn(1, 3, *size("Faster R-CNN"))
-    export_detector(detector, images, tmp_path / "model.onnx")
-    agreement = compare(Session(tmp_path / "model.onnx")(images.numpy()), predict(detector, images))
-    assert agreement.found > 10 and agreement.holds
-
-
-@pytest.mark.slow
 def test_raw_outputs_are_compared(tmp_path):
     detector = build("YOLOX")
     images = torch.randn(1, 3, *size("YOLOX"))
@@ -190,17 +172,19 @@ def test_settings_of_the_suppression():
     np.testing.assert_allclose(fewer["dets"], plain["dets"][:, :11])
 
 
-@pytest.mark.parametrize("max_per_class", [0, 2])
-@pytest.mark.parametrize("boxes_given", [1, 40])
+def candidates(count):
+    """Three images; some boxes of the first are absent, all of them in the last."""
+    generator = torch.Generator().manual_seed(4)
+    corner = torch.rand(3, count, 2, generator=generator) * 40
+    boxes = torch.cat([corner, corner + 1 + torch.rand(3, count, 2, generator=generator) * 30], -1)
+    scores = torch.rand(3, count, generator=generator)
+    scores[0, ::3] = scores[2] = ABSENT
+    return boxes, scores, torch.randint(0, 3, (3, count), generator=generator)
+
+
+@pytest.mark.parametrize(("max_per_class", "boxes_given"), [(0, 40), (2, 40), (2, 1)])
 def test_suppression_in_the_graph(max_per_class, boxes_given, tmp_path):
-    generator = torch.Generator().manual_seed(3)
-    corner = torch.rand(3, boxes_given, 2, generator=generator) * 40
-    extent = torch.rand(3, boxes_given, 2, generator=generator) * 30
-    boxes = torch.cat([corner, corner + extent], -1)
-    scores = torch.rand(3, boxes_given, generator=generator)
-    scores[0, ::3] = ABSENT
-    scores[2] = ABSENT
-    labels = torch.randint(0, 3, (3, boxes_given), generator=generator)
+    boxes, scores, labels = candidates(boxes_given)
 
     class Model(nn.Module):
         def forward(self, boxes, scores, labels):
@@ -220,23 +204,16 @@ def test_suppression_in_the_graph(max_per_class, boxes_given, tmp_path):
 @pytest.mark.parametrize(
     "settings",
     [
-        dict(method="gaussian", iou_threshold=0.5),
         dict(method="gaussian", sigma=0.2, min_score=0.2),
         dict(method="linear", iou_threshold=0.2, min_score=0.1),
-        dict(method="naive", iou_threshold=0.4),
-        {},
+        pytest.param(dict(method="naive", iou_threshold=0.4), marks=pytest.mark.slow),
+        pytest.param({}, marks=pytest.mark.slow),
     ],
     ids=str,
 )
 def test_soft_suppression(settings, tmp_path):
-    """Against mmcv's ``batched_nms``, image by image; some boxes absent, all of them in the last image."""
-    generator = torch.Generator().manual_seed(4)
-    corner = torch.rand(3, 40, 2, generator=generator) * 40
-    boxes = torch.cat([corner, corner + 1 + torch.rand(3, 40, 2, generator=generator) * 30], -1)
-    scores = torch.rand(3, 40, generator=generator)
-    scores[0, ::3] = ABSENT
-    scores[2] = ABSENT
-    labels = torch.randint(0, 3, (3, 40), generator=generator)
+    """Against mmcv's ``batched_nms``, image by image."""
+    boxes, scores, labels = candidates(40)
     owner = ConfigDict(nms=dict(type="soft_nms", **settings), max_per_img=30)
 
     class Model(nn.Module):
@@ -259,8 +236,14 @@ def test_soft_suppression(settings, tmp_path):
             assert (kept[n, :count] == labels[n, there][index[:30]]).all()
 
 
-@pytest.mark.parametrize(("axis", "shape"), [(2, (2, 3, 9, 4)), (-1, (2, 3, 4, 8)), (1, (2, 1, 5))])
-@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize(
+    ("axis", "shape", "dynamic"),
+    [
+        (2, (2, 3, 9, 4), True),
+        (1, (2, 1, 5), False),
+        pytest.param(-1, (2, 3, 4, 8), True, marks=pytest.mark.slow),
+    ],
+)
 def test_cummax(axis, shape, dynamic, tmp_path):
     """The running maximum of corner pooling, whatever the length, and where it was found."""
 
@@ -280,15 +263,14 @@ def test_cummax(axis, shape, dynamic, tmp_path):
             torch.testing.assert_close(actual, expected, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(("aligned", "ratio"), [(True, 0), (False, 2)])
-def test_roi_align_in_the_graph(aligned, ratio, tmp_path):
+def test_roi_align_in_the_graph(tmp_path):
     levels = [torch.randn(2, 3, 24 // s, 32 // s) for s in (1, 2)]
     corner = torch.rand(9, 2) * 60
     rois = torch.cat([torch.arange(9)[:, None] % 2, corner, corner + 1 + torch.rand(9, 2) * 60], 1)
 
     class Model(nn.Module):
         def forward(self, a, b, rois):
-            return roi_align_pyramid([a, b], rois, [0.25, 0.125], [3, 2], 16.0, ratio, "avg", aligned)
+            return roi_align_pyramid([a, b], rois, [0.25, 0.125], [3, 2], 16.0, 0, "avg", True)
 
     path = tmp_path / "roi.onnx"
     export_onnx(Model(), (*levels, rois), path)
@@ -310,42 +292,35 @@ def test_masks_are_pasted_as_mmdetection_does():
     boxes = torch.tensor([[3.2, 4.1, 30.7, 22.9], [-5, -3, 12, 60], [10, 10, 10.5, 40], [0, 0, 41, 33.0]])
     expected, _ = _do_paste_mask(masks[:, None], boxes, 33, 41, skip_empty=False)
     torch.testing.assert_close(paste_masks(masks, boxes, 33, 41), expected, rtol=0, atol=1e-5)
-
-
-def test_box_of_no_size_has_no_mask():
-    assert paste_masks(torch.ones(1, 28, 28), torch.zeros(1, 4), 5, 6).eq(0).all()
+    assert paste_masks(torch.ones(1, 28, 28), torch.zeros(1, 4), 5, 6).eq(0).all(), "a box of no size"
 
 
 def test_what_cannot_be_exported_says_so():
-    with pytest.raises(ValueError, match=r"detector: expected one of FCOS, .*, got Linear"):
+    with pytest.raises(ValueError, match=r"detector: .*Linear"):
         deployable(nn.Linear(2, 2))
-    with pytest.raises(
-        ValueError, match="skip_postprocess: expected a single-stage detector, got FasterRCNN"
-    ):
+    with pytest.raises(ValueError, match=r"skip_postprocess: .*FasterRCNN"):
         deployable(build("Faster R-CNN"), skip_postprocess=True)
     detector = build("RetinaNet", nms=dict(type="nms", iou_threshold=0.5, class_agnostic=True))
-    with pytest.raises(
-        ValueError, match=r"RetinaHead: nms: expected .*'soft_nms', class by class, got 'class_agnostic nms'"
-    ):
+    with pytest.raises(ValueError, match=r"RetinaHead: nms: .*class_agnostic"):
         deployable(detector)(torch.randn(1, 3, *size("RetinaNet")))
 
 
 def test_a_head_that_predicts_in_its_own_way_is_exported_without():
     detector = build("RetinaNet")
+    images = torch.randn(1, 3, *size("RetinaNet"))
 
     class OwnHead(type(detector.bbox_head)):
         def predict_by_feat(self):
             raise NotImplementedError
 
     detector.bbox_head.__class__ = OwnHead
-    with pytest.raises(
-        ValueError,
-        match="got RetinaNet with a OwnHead, which has a predict_by_feat of its own; --skip-",
-    ):
+    with pytest.raises(ValueError, match=r"RetinaNet with a OwnHead.*predict_by_feat.*--skip-"):
         deployable(detector)
     with torch.no_grad():
-        scores, deltas = deployable(detector, skip_postprocess=True)(torch.randn(1, 3, *size("RetinaNet")))
+        scores, deltas = deployable(detector, skip_postprocess=True)(images)
+        expected = detector.bbox_head(detector.extract_feat(images))
     assert len(scores) == len(deltas) == 3
+    torch.testing.assert_close(scores, expected[0])
 
 
 def test_what_the_exporter_does_not_know_is_named(tmp_path):
@@ -353,14 +328,16 @@ def test_what_the_exporter_does_not_know_is_named(tmp_path):
         def forward(self, x):
             return torch.cummin(x, 1).values
 
-    with pytest.raises(ValueError, match=r"^No ONNX function found for .*aten\.cummin"):
+    with pytest.raises(ValueError, match=r"aten\.cummin"):
         export_onnx(Model(), (torch.randn(2, 3),), tmp_path / "m.onnx")
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_an_example_too_small_for_a_dynamic_graph(tmp_path):
-    with pytest.raises(ValueError, match="expected an example on which no map has a height or width of 1"):
-        export_detector(build("RetinaNet"), torch.randn(2, 3, 32, 96), tmp_path / "m.onnx", dynamic=True)
+    images, options = torch.randn(2, 3, 32, 96), dict(dynamic=True, skip_postprocess=True)
+    with pytest.raises(ValueError, match="height or width of 1"):
+        export_detector(build("FCOS"), images, tmp_path / "m.onnx", **options)
 
 
 def padded(family):
@@ -383,47 +360,36 @@ def test_detr_does_not_look_at_padding(family):
     assert not compare(named(model, images, torch.tensor([sizes[0]] * 2)), expected).holds
 
 
-def test_a_head_alone():
-    detector = build("RetinaNet")
-    images = torch.randn(1, 3, *size("RetinaNet"))
-    with torch.no_grad():
-        scores, deltas = deployable(detector, skip_postprocess=True)(images)
-        expected = detector.bbox_head(detector.extract_feat(images))
-    assert len(scores) == len(deltas) == 3
-    torch.testing.assert_close(scores, expected[0])
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    """A graph that only adds its images up."""
+
+    class Model(nn.Module):
+        def forward(self, images):
+            return images.sum((1, 2, 3)), images.amax((1, 2, 3))
+
+    path = tmp_path_factory.mktemp("session") / "sum.onnx"
+    names = dict(input_names=["input"], output_names=["sum", "max"])
+    export_onnx(Model(), (torch.ones(2, 3, 8, 10),), path, **names)
+    return path
 
 
-class TestSession:
-    """Sizes of a graph, with one that only adds its images up."""
+@pytest.mark.parametrize("shape", [(2, 3, 8, 10), (5, 3, 8, 10), (1, 3, 6, 7)])
+def test_session_with_smaller_and_more_images(path, shape):
+    images = np.random.default_rng(0).random(shape, dtype=np.float32)
+    outputs = Session(path)(images)
+    np.testing.assert_allclose(outputs["sum"], images.sum((1, 2, 3)), rtol=1e-5)
+    np.testing.assert_allclose(outputs["max"], images.max((1, 2, 3)))
 
-    @pytest.fixture(scope="class")
-    def path(self, tmp_path_factory):
-        class Model(nn.Module):
-            def forward(self, images):
-                return images.sum((1, 2, 3)), images.amax((1, 2, 3))
 
-        path = tmp_path_factory.mktemp("session") / "sum.onnx"
-        names = dict(input_names=["input"], output_names=["sum", "max"])
-        export_onnx(Model(), (torch.ones(2, 3, 8, 10),), path, **names)
-        return path
-
-    @pytest.mark.parametrize("shape", [(2, 3, 8, 10), (5, 3, 8, 10), (1, 3, 6, 7)])
-    def test_smaller_and_more_images(self, path, shape):
-        images = np.random.default_rng(0).random(shape, dtype=np.float32)
-        outputs = Session(path)(images)
-        np.testing.assert_allclose(outputs["sum"], images.sum((1, 2, 3)), rtol=1e-5)
-        np.testing.assert_allclose(outputs["max"], images.max((1, 2, 3)))
-
-    def test_bad_input(self, path, tmp_path):
-        with pytest.raises(
-            ValueError, match=r"input: expected shape \(2, 3, 8, 10\) or smaller, got \(1, 3, 9, 10\)"
-        ):
-            Session(path)(np.zeros((1, 3, 9, 10), np.float32))
-        broken = tmp_path / "broken.onnx"
-        broken.write_bytes(path.read_bytes()[:100])
-        with pytest.raises(ValueError, match=r"broken\.onnx: expected an ONNX model, found something else"):
-            Session(broken)
-        with pytest.raises(FileNotFoundError):
-            Session(tmp_path / "none.onnx")
-        with pytest.raises(ValueError, match=r"device: expected one of .*CPUExecutionProvider.*, got 'npu'"):
-            Session(path, device="npu")
+def test_session_with_bad_input(path, tmp_path):
+    with pytest.raises(ValueError, match=r"input: .*\(2, 3, 8, 10\).*\(1, 3, 9, 10\)"):
+        Session(path)(np.zeros((1, 3, 9, 10), np.float32))
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"broken\.onnx: "):
+        Session(broken)
+    with pytest.raises(FileNotFoundError):
+        Session(tmp_path / "none.onnx")
+    with pytest.raises(ValueError, match=r"device: .*npu"):
+        Session(path, device="npu")

@@ -1,7 +1,5 @@
 """Files beside an ONNX file: those in its folder are read, others never, whichever runtime would."""
 
-import re
-
 import numpy as np
 import pytest
 
@@ -61,8 +59,7 @@ def test_in_its_folder(folder, backend, location, monkeypatch):
 )
 def test_elsewhere(folder, backend, location):
     (folder / "x.onnx").write_bytes(model([tensor(location)]))
-    expected = f"x.onnx: expected weights inside its folder, got some in '{location}'"
-    with pytest.raises(ValueError, match=re.escape(expected)):
+    with pytest.raises(ValueError, match=rf"x\.onnx: .*'{location}'"):
         Session(folder / "x.onnx", backend)
 
 
@@ -72,9 +69,7 @@ def constant(location):
 
 def branch(location):
     out = helper.make_tensor_value_info("w", TensorProto.FLOAT, [4])
-    return helper.make_graph(
-        [helper.make_node("Constant", [], ["w"], value=tensor(location))], "b", [], [out]
-    )
+    return helper.make_graph([constant(location)], "b", [], [out])
 
 
 def sparse(location):
@@ -108,7 +103,7 @@ def test_in_every_place(where, folder):
         (folder / "x.onnx").write_bytes(dict(wherever(location))[where])
         assert location in locations(folder / "x.onnx")
     (folder / "x.onnx").write_bytes(dict(wherever("../secret.bin"))[where])
-    with pytest.raises(ValueError, match="expected weights inside its folder"):
+    with pytest.raises(ValueError, match=r"x\.onnx: .*secret\.bin"):
         Session(folder / "x.onnx")
 
 
@@ -133,38 +128,29 @@ def test_unusual_encodings(folder, entry):
 @pytest.mark.parametrize("level", range(4))
 def test_tags_beyond_32_bits(folder, level):
     """protobuf drops the upper bits of a tag: a field that is hidden from a reader that keeps them."""
-
-    def hidden(number, content, here):
-        tag = number << 3 | 2
-        if here:  # the same number plus 2^32, in five bytes
-            tag = bytes([tag & 0x7F | 0x80, tag >> 7 | 0x80, 0x80, 0x80, 0x10])
-            return tag + bytes([len(content)]) + content
-        return field(number, content)
-
     content = KEY + VALUE
     for place, number in enumerate((13, 5, 7)):
-        content = hidden(number, content, place == level)
+        content = field(number, content)
+        if place == level:  # the same number plus 2^32, in five bytes
+            content = bytes([content[0] | 0x80, 0x80, 0x80, 0x80, 0x10]) + content[1:]
     if level == 3:
         content = b"\x3a" + b"\xff" * 9 + b"\x01" + content[2:]  # a length beyond the file
     (folder / "x.onnx").write_bytes(content)
-    with pytest.raises(ValueError, match="expected an ONNX model, found something else or a damaged one"):
+    with pytest.raises(ValueError, match=r"x\.onnx: .*damaged"):
         locations(folder / "x.onnx")
-
-
-def test_what_a_model_without_files_has(folder):
-    (folder / "x.onnx").write_bytes(model([onnx.numpy_helper.from_array(WEIGHTS, "w")]))
-    assert locations(folder / "x.onnx") == set()
 
 
 def test_every_truncation_is_refused_or_harmless(folder):
     """Cut anywhere: an error in one line, or the same files as before."""
-    content = model([tensor("../secret.bin")])
     path = folder / "x.onnx"
+    path.write_bytes(model([onnx.numpy_helper.from_array(WEIGHTS, "w")]))
+    assert locations(path) == set()
+    content = model([tensor("../secret.bin")])
     for size in range(len(content)):
         path.write_bytes(content[:size])
         try:
             found = locations(path)
         except ValueError as error:
-            assert str(error) == f"{path}: expected an ONNX model, found something else or a damaged one"
+            assert str(error).startswith(f"{path}: ")
         else:
             assert found in (set(), {"../secret.bin"})

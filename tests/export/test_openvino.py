@@ -10,13 +10,10 @@ from dcnzoo.openmmlab.export.verify import compare, predict
 from tests.op_cases import deform_conv as cases
 
 from .detectors import build, size
-from .test_deform_conv import SAMPLES, TARGETS, Call, assert_close, by_torchscript, inputs
+from .test_deform_conv import FEW, SAMPLES, TARGETS, Call, assert_close, by_torchscript, inputs
 
 onnx = pytest.importorskip("onnx")
 openvino = pytest.importorskip("openvino")
-
-# one sample per form for the slower of the two gathering graphs, all for the one that is written for OpenVINO
-FEW = ("asymmetric", "asymmetric v1 without bias", "mask alone", "all groups differ")
 
 
 def run(path, *args):
@@ -28,10 +25,9 @@ def run(path, *args):
 @pytest.mark.parametrize(
     ("target", "sample"),
     [
-        pytest.param(target, sample, id=f"{target} {sample.name}")
-        for target in TARGETS[1:]  # OpenVINO's reader has no DeformConv
-        for sample in SAMPLES
-        if target == "gathernd" or sample.name in FEW
+        pytest.param(t, s, id=f"{t} {s.name}", marks=[] if s.name in FEW else pytest.mark.slow)
+        for t in TARGETS[1:]  # OpenVINO's reader has no DeformConv
+        for s in SAMPLES
     ],
 )
 def test_operator(target, sample, tmp_path):

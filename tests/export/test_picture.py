@@ -1,6 +1,7 @@
 """From a picture to a model's input and back, against MMDetection's pipeline and OpenCV."""
 
 import json
+import sys
 
 import cv2
 import numpy as np
@@ -46,21 +47,12 @@ def described(resize, settings, pad=None):
 
 
 @pytest.mark.parametrize("upright", [False, True])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [*CASES.values(), *[(*CASES["coco"], pad) for pad in PADS.values()]], ids=[*CASES, *PADS]
+)
 def test_input_is_that_of_the_test_pipeline(case, upright, picture, tmp_path):
     init_default_scope("mmdet")
-    if upright:
-        picture = picture.transpose(1, 0, 2).copy()
-    compare(picture, tmp_path, *CASES[case])
-
-
-@pytest.mark.parametrize("upright", [False, True])
-@pytest.mark.parametrize("pad", PADS)
-def test_pad_of_the_test_pipeline(pad, upright, picture, tmp_path):
-    init_default_scope("mmdet")
-    if upright:
-        picture = picture.transpose(1, 0, 2).copy()
-    compare(picture, tmp_path, *CASES["coco"], PADS[pad])
+    compare(picture.transpose(1, 0, 2).copy() if upright else picture, tmp_path, *case)
 
 
 def compare(picture, tmp_path, resize, settings, pad=None):
@@ -87,28 +79,32 @@ def test_metadata_holds_all(picture):
     _, _, ours = described(*CASES["coco"])
     again = Preprocessing.from_metadata(ours.to_metadata())
     assert again == ours and again.classes == CLASSES
+    ((key, text),) = ours.to_metadata().items()
+    for name in ("square", "divisor", "least", "value"):  # which earlier versions do not have
+        kept = {field: value for field, value in json.loads(text).items() if field != name}
+        assert Preprocessing.from_metadata({key: json.dumps(kept)}) == ours
     np.testing.assert_array_equal(again(picture)[0], ours(picture)[0])
 
 
 @pytest.mark.parametrize("metadata", [{}, {"dcnzoo": "no json"}, {"dcnzoo": json.dumps({"mean": [1, 2, 3]})}])
 def test_metadata_of_others(metadata):
-    with pytest.raises(ValueError, match=r"expected a detector that tools/deployment/pytorch2onnx\.py has"):
+    with pytest.raises(ValueError, match="detector"):
         Preprocessing.from_metadata(metadata)
 
 
 @pytest.mark.parametrize(
-    ("step", "message"),
+    ("step", "word"),
     [
-        (dict(type="Pad", size_divisor=32, padding_mode="edge"), "test_pipeline: expected Load.*'Pad'"),
-        (dict(type="RandomFlip"), "test_pipeline: expected LoadImageFromFile, .*'RandomFlip'"),
-        (dict(type="Resize", scale=(8, 8), interpolation="area"), "test_pipeline: expected .*'area'"),
-        (dict(type="Resize", scale_factor=0.5), "test_pipeline: expected .*scale_factor"),
+        (dict(type="Pad", size_divisor=32, padding_mode="edge"), "Pad"),
+        (dict(type="RandomFlip"), "RandomFlip"),
+        (dict(type="Resize", scale=(8, 8), interpolation="area"), "area"),
+        (dict(type="Resize", scale_factor=0.5), "scale_factor"),
     ],
 )
-def test_what_cannot_be_described(step, message):
-    with pytest.raises(ValueError, match=message):
+def test_what_cannot_be_described(step, word):
+    with pytest.raises(ValueError, match=rf"test_pipeline: .*{word}"):
         Preprocessing.of([LOAD, step, PACK], DetDataPreprocessor(), CLASSES)
-    with pytest.raises(ValueError, match="pad_value: expected 0, got 114"):
+    with pytest.raises(ValueError, match=r"pad_value: .*114"):
         Preprocessing.of([LOAD, PACK], DetDataPreprocessor(pad_value=114), CLASSES)
 
 
@@ -132,16 +128,6 @@ def test_padding_is_fitted_into_a_fixed_size(picture):
     assert size == (36, 64) and inputs.shape == (1, 3, 64, 64)
     grey = (np.array(GREY["img"])[::-1] - [10, 20, 30]) / [50, 60, 70]
     np.testing.assert_allclose(inputs[0, :, 36:].reshape(3, -1).T, np.tile(grey, (28 * 64, 1)), rtol=1e-5)
-
-
-def test_files_of_earlier_versions(picture):
-    """Without the fields for a pipeline's padding."""
-    _, _, ours = described(*CASES["coco"])
-    ((key, text),) = ours.to_metadata().items()
-    kept = {
-        name: v for name, v in json.loads(text).items() if name not in ("square", "divisor", "least", "value")
-    }
-    assert Preprocessing.from_metadata({key: json.dumps(kept)}) == ours
 
 
 def test_without_normalisation_or_resize(picture):
@@ -194,33 +180,29 @@ def test_boxes_end_where_the_pipeline_pads_to():
         np.testing.assert_allclose(found.boxes[0], [20, 20, 2 * corner[0], 2 * corner[1]])
 
 
-class TestRead:
-    def test_pillow_reads_what_opencv_reads(self, picture, tmp_path, monkeypatch):
-        cv2.imwrite(str(tmp_path / "p.png"), picture)
+def test_pillow_reads_what_opencv_reads(picture, tmp_path, monkeypatch):
+    (tmp_path / "text.jpg").write_text("no picture")
+    (tmp_path / "empty.jpg").write_text("")
+    cv2.imwrite(str(tmp_path / "p.png"), picture)
+    for _ in ("OpenCV", "Pillow"):
         np.testing.assert_array_equal(read(tmp_path / "p.png"), picture)
-        monkeypatch.setitem(__import__("sys").modules, "cv2", None)
-        np.testing.assert_array_equal(read(tmp_path / "p.png"), picture)
-        (tmp_path / "text.jpg").write_text("no picture")
-        with pytest.raises(ValueError, match=r"image: expected a picture that Pillow reads, got .*text\.jpg"):
-            read(tmp_path / "text.jpg")
-
-    @pytest.mark.parametrize(
-        ("image", "message"),
-        [
-            (np.zeros((4, 5), np.uint8), r"image: expected \[H, W, 3\], uint8, BGR, got \[4, 5\], uint8"),
-            (np.zeros((4, 5, 3)), r"image: expected \[H, W, 3\], uint8, BGR, got \[4, 5, 3\], float64"),
-            (np.zeros((0, 5, 3), np.uint8), r"got \[0, 5, 3\], uint8"),
-            (torch.zeros(3), "image: expected a path or a numpy array, got Tensor"),
-        ],
-    )
-    def test_no_picture(self, image, message):
-        with pytest.raises(ValueError, match=message):
-            read(image)
-
-    def test_no_picture_in_the_file(self, tmp_path):
-        for content in (b"", b"no picture"):
-            (tmp_path / "p.jpg").write_bytes(content)
-            with pytest.raises(ValueError, match="image: expected a picture that OpenCV reads"):
-                read(tmp_path / "p.jpg")
+        for name in ("text.jpg", "empty.jpg"):
+            with pytest.raises(ValueError, match=rf"image: .*{name}"):
+                read(tmp_path / name)
         with pytest.raises(FileNotFoundError):
             read(tmp_path / "none.jpg")
+        monkeypatch.setitem(sys.modules, "cv2", None)
+
+
+@pytest.mark.parametrize(
+    ("image", "got"),
+    [
+        (np.zeros((4, 5), np.uint8), r"\[4, 5\], uint8"),
+        (np.zeros((4, 5, 3)), r"\[4, 5, 3\], float64"),
+        (np.zeros((0, 5, 3), np.uint8), r"\[0, 5, 3\], uint8"),
+        (torch.zeros(3), "Tensor"),
+    ],
+)
+def test_no_picture(image, got):
+    with pytest.raises(ValueError, match=rf"image: .*got {got}"):
+        read(image)

@@ -1,7 +1,5 @@
 """Suppression and pooling of regions in ONNX, run by onnxruntime, against plain loops in float64."""
 
-import itertools
-
 import pytest
 import torch
 from torch import nn
@@ -57,7 +55,7 @@ def export(exporter, model, args, path, opset=19, dynamic=None):
 @pytest.mark.parametrize("exporter", EXPORTERS)
 def test_nms(exporter, tmp_path):
     path = str(tmp_path / "model.onnx")
-    arguments = [(threshold, offset) for threshold in (0.0, 0.3, 0.7) for offset in (0, 1)]
+    arguments = [(0.0, 1), (0.3, 0), (0.7, 1)]
     boxes, scores = random_boxes(20)
     export(exporter, Several("nms", arguments), (boxes, scores), path, dynamic=[(0,), (0,)])
     for count in (1, 20, 130):
@@ -67,10 +65,10 @@ def test_nms(exporter, tmp_path):
             assert kept.tolist() == oracles.nms(boxes, scores, threshold, offset)
 
 
-@pytest.mark.parametrize("exporter", EXPORTERS)
+@pytest.mark.parametrize("exporter", [pytest.param("dynamo", marks=pytest.mark.slow), "torchscript"])
 def test_roi_align(exporter, tmp_path):
     path = str(tmp_path / "model.onnx")
-    arguments = [((3, 2), 0.5, ratio, "avg", aligned) for ratio, aligned in itertools.product((0, 2), (0, 1))]
+    arguments = [((3, 2), 0.5, ratio, "avg", aligned) for ratio, aligned in ((0, 0), (2, 1))]
     maps, rois = (t.float() for t in example())
     export(exporter, Several("roi_align", arguments), (maps, rois), path, dynamic=[(0, 2, 3), (0,)])
     for case in ({}, dict(rois=11, size=(13, 8), seed=1), dict(rois=1, seed=2)):
@@ -91,7 +89,7 @@ def test_every_opset(opset, tmp_path):
 @pytest.mark.parametrize("exporter", EXPORTERS)
 def test_deform_roi_pool(exporter, tmp_path):
     path = str(tmp_path / "model.onnx")
-    arguments = [((3, 2), 0.5, ratio, gamma) for ratio in (0, 3) for gamma in (0.1, -0.4)]
+    arguments = [((3, 2), 0.5, ratio, gamma) for ratio, gamma in ((0, 0.1), (3, -0.4))]
     tensors = tuple(t.float() for t in pooled_example())
     dynamic = [(0, 2, 3), (0,), (0,)]
     export(exporter, Several("deform_roi_pool", arguments), tensors, path, dynamic=dynamic)
@@ -133,9 +131,9 @@ def test_regions_that_are_nowhere_give_zeros(ratio, tmp_path):
 @pytest.mark.parametrize(
     ("name", "arguments", "opset", "message"),
     [
-        ("roi_align", ((3, 2), 0.5, 0, "max"), 19, "roi_align to ONNX: pool_mode: expected 'avg', got 'max'"),
-        ("roi_align", ((3, 2),), 15, "opset_version: expected at least 16 for roi_align, got 15"),
-        ("deform_roi_pool", ((3, 2),), 12, "opset_version: expected at least 16 for .*roi.*, got 12"),
+        ("roi_align", ((3, 2), 0.5, 0, "max"), 19, "pool_mode: .*'max'"),
+        ("roi_align", ((3, 2),), 15, "opset_version: .*roi_align.* 15"),
+        ("deform_roi_pool", ((3, 2),), 12, "opset_version: .*roi.* 12"),
     ],
 )
 def test_impossible_requests(name, arguments, opset, message, tmp_path):

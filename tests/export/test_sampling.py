@@ -20,7 +20,7 @@ SAMPLES = [  # no runtime takes an empty tensor
     for sample in cases.samples()
     if all(tensor.numel() for tensor in sample.tensors)
 ]
-IDS = [f"{name} {sample.name}" for name, sample in SAMPLES]
+CHOSEN = ("asymmetric", "without center", "far outside", "two levels", "gaps between levels")
 
 
 class Call(nn.Module):
@@ -34,8 +34,14 @@ class Call(nn.Module):
         return self.cases.call(type(self.sample)("", tensors, self.sample.kwargs))
 
 
-@pytest.mark.parametrize("opset", [12, 19])
-@pytest.mark.parametrize(("name", "sample"), SAMPLES, ids=IDS)
+@pytest.mark.parametrize(
+    ("name", "sample", "opset"),
+    [
+        pytest.param(n, s, opset, id=f"{n} {s.name} {opset}")
+        for n, s in SAMPLES
+        for opset in ([12, 19] if s.name in CHOSEN else [19])
+    ],
+)
 def test_torchscript_exporter(name, sample, opset, tmp_path):
     register_onnx_ops()
     path, single = str(tmp_path / "model.onnx"), sample.to(torch.float32)
@@ -45,11 +51,10 @@ def test_torchscript_exporter(name, sample, opset, tmp_path):
     assert_close(actual, OPERATORS[name].reference(single.to(torch.float64)))
 
 
-@pytest.mark.parametrize("opset", [18, 21])
+@pytest.mark.parametrize("opset", [18, pytest.param(21, marks=pytest.mark.slow)])
 def test_dynamo_exporter(opset, tmp_path):
     """Several cases in one model: the exporter takes seconds whatever it exports."""
-    chosen = ("asymmetric", "without center", "far outside", "two levels", "gaps between levels")
-    singles = [(name, sample.to(torch.float32)) for name, sample in SAMPLES if sample.name in chosen]
+    singles = [(name, sample.to(torch.float32)) for name, sample in SAMPLES if sample.name in CHOSEN]
     assert len(singles) == 9
 
     class All(nn.Module):
@@ -80,7 +85,7 @@ def test_double_and_points_that_are_no_numbers(name, tmp_path):
         assert_close(run(path, *sample.tensors)[0], expected, torch.float64)
 
 
-@pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
+@pytest.mark.parametrize("exporter", [pytest.param("dynamo", marks=pytest.mark.slow), "torchscript"])
 def test_layer_at_other_batches_and_sizes(exporter, tmp_path):
     torch.manual_seed(0)
     model = DCNv3(8, kernel_size=3, group=2).eval()

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -44,11 +45,10 @@ def test_list_dcn():
 
 
 def test_search():
-    assert [line.split()[0] for line in run("search", "group4").splitlines()[1:]] == [
-        "faster-rcnn_r50-mdconv-group4-c3-c5_fpn_1x_coco"
-    ]
+    found = [line.split()[0] for line in run("search", "group4").splitlines()[1:]]
+    assert found == ["faster-rcnn_r50-mdconv-group4-c3-c5_fpn_1x_coco"]
     line, _ = run("search", "no", "such words", status=1)
-    assert line == "error: no such words: expected words that occur in a model's names, found none"
+    assert line.startswith("error: no such words: ")
 
 
 def test_info():
@@ -77,32 +77,30 @@ def server(package):
 def test_download_and_verify(server, tmp_path):
     printed = run("download", "net0", "net1", "--out", tmp_path).split()
     assert printed == [f"{tmp_path}{path}" for path in server.files]
-    assert [(tmp_path / path[1:]).read_bytes() for path in server.files] == list(server.files.values())
+    assert [Path(path).read_bytes() for path in printed] == list(server.files.values())
     sums = [hashlib.sha256(content).hexdigest() for content in server.files.values()]
-    assert run("verify", *printed).splitlines() == [
-        f"{path}: ok, sha256:{digest}" for path, digest in zip(printed, sums, strict=True)
-    ]
+    verified = run("verify", *printed).splitlines()
+    assert verified == [f"{path}: ok, sha256:{digest}" for path, digest in zip(printed, sums, strict=True)]
     with open(printed[0], "ab") as file:
         file.write(b"!")
     line, out = run("verify", *printed, tmp_path / "nothing", status=1)
-    assert line == "error: 2 of 3 files are not what they should be, or not known to be"
-    assert out.splitlines()[0].startswith(f"{printed[0]}: expected sha256 {sums[0][:8]}, found ")
-    assert out.splitlines()[2] == f"{tmp_path}/nothing: expected a file, found none"
+    assert line.startswith("error: 2 of 3 files")
+    first, _, last = out.splitlines()
+    assert first.startswith(f"{printed[0]}: expected sha256 {sums[0][:8]}")
+    assert last.startswith(f"{tmp_path}/nothing: expected a file")
 
 
 def test_download_without_checksum(server, tmp_path, package):
     server.files["/plain.pth"] = b"x"
     package(entry("plain", Published="a test", Weights=f"{server.url}/plain.pth"))
     printed, said = run("download", "plain", "--out", tmp_path, stderr=True)
-    assert printed.strip() == f"{tmp_path}/plain.pth"
-    assert said.strip() == "plain.pth: not checked, no checksum is known"
+    assert printed.strip() == f"{tmp_path}/plain.pth" and said.startswith("plain.pth: not checked")
 
 
 def test_download_that_fails(server, tmp_path):
     line, out = run("download", "net0", "lost", "--out", tmp_path, status=1)
-    assert line.startswith(f"error: {server.url}/lost-12345678.pth: the server answered 404 (Not Found); ")
-    assert line.endswith(f"{tmp_path}/lost-12345678.pth")
+    assert line.startswith(f"error: {server.url}/lost-12345678.pth: ") and "404" in line
     assert out.strip() == f"{tmp_path}{next(iter(server.files))}", "what came before it is there"
     server.requests.clear()
     line, _ = run("download", "net1", "nett1", "--out", tmp_path, status=1)
-    assert "closest names: net1" in line and server.requests == [], "nothing before all names are known"
+    assert "net1" in line and server.requests == [], "nothing before all names are known"
