@@ -243,8 +243,8 @@ def _compare_detections(
             _draw(drawing, picture, detector.classes, backend, expected[0], outputs)
     if total.found == 0:
         raise UserError(
-            f"--verify: expected an image with objects, got {where}, in which PyTorch and {backend} find "
-            "none: --test-img FILE"
+            f"--verify: nothing is found in {where}, by PyTorch or {backend}: "
+            "expected an image with objects: --test-img FILE"
         )
     text = f"{total.matched} of {total.found} detections agree between PyTorch and {backend}"
     if not total.holds:

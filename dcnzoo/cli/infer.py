@@ -42,7 +42,7 @@ def command(images: tuple[str, ...], out: Path, score_threshold: float, **model:
     \b
     examples:
       dcnzoo infer street.jpg --model faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco
-      dcnzoo infer images/*.jpg --model CONFIG --checkpoint epoch_12.pth --score-threshold 0.5 --out found
+      dcnzoo infer a.jpg b.jpg --model CONFIG --checkpoint epoch_12.pth --score-threshold 0.5 --out found
     """
     from rich.console import Console
 
