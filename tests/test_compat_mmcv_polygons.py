@@ -14,18 +14,12 @@ import torch.nn.functional as F
 import dcnzoo.models  # noqa: F401
 from dcnzoo.compat.mmcv import _ext
 
+from .test_compat_mmcv_plain import gradients_agree, random
+
 mmcv_ops = importlib.import_module("mmcv.ops")
 SQUARE = [[0.0, 0, 2, 0, 2, 2, 0, 2]]
 # of the square from 1 to 3, and points within
 POINTS = [[1.0, 1, 3, 1, 3, 3, 1, 3, 2, 2, 1.5, 2, 2, 1.5, 2.5, 2, 1, 1]]
-
-
-def random(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def gradients_agree(function, *inputs):
-    assert torch.autograd.gradcheck(function, [t.clone().requires_grad_() for t in inputs])
 
 
 def test_box_iou_quadri_of_rectangles_is_that_of_rotated_boxes():

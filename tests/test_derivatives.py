@@ -14,6 +14,7 @@ from dcnzoo.layers import DeformRoIPoolPack, ModulatedDeformRoIPoolPack
 from dcnzoo.ops import deform_roi_pool, roi_align
 
 from . import op_cases
+from .modules import randomise
 from .op_cases import Sample
 from .test_deform_roi_pool import example
 
@@ -245,9 +246,7 @@ def test_forward_mode_of_packs(pack):
     torch.manual_seed(0)
     maps, rois, _ = example(rois=4)
     tangent = torch.cos(maps)
-    layer = pack((3, 2), 3, 8, 0.5, 2, 0.3).double()
-    for parameter in layer.parameters():
-        torch.nn.init.normal_(parameter, std=0.5)
+    layer = randomise(pack((3, 2), 3, 8, 0.5, 2, 0.3), 0.5).double()
     function = lambda m: layer(m, rois)  # noqa: E731
     ahead, behind = (function(maps + step * tangent) for step in (1e-6, -1e-6))
     expected = (ahead - behind) / 2e-6

@@ -26,21 +26,14 @@ import dcnzoo.ops.reference as reference
 from dcnzoo.layers import OffsetConv2d, PackedDeformConv2d, offset_statistics, track_offsets
 from dcnzoo.models import DCN, DCNv2
 
+from .modules import randomise, shapes
+
 both_packs = pytest.mark.parametrize("pack", [DCN, DCNv2])
-
-
-def shapes(module):
-    return {key: tuple(value.shape) for key, value in module.state_dict().items()}
 
 
 def offset_parameters(module):
     layers = [m for m in module.modules() if isinstance(m, OffsetConv2d)]
     return [parameter for layer in layers for parameter in layer.parameters()]
-
-
-def randomise(module):
-    for parameter in module.parameters():
-        nn.init.normal_(parameter, std=0.3)
 
 
 # The packs

@@ -6,7 +6,6 @@ import random
 import pytest
 import torch
 
-
 import dcnzoo.models  # noqa: F401
 from dcnzoo.compat.mmcv import _ext as stand_in
 
