@@ -1,10 +1,11 @@
 """Operators on sets of points, and others by index, against mmcv's CUDA kernels on threads of the host."""
 
 import importlib
-import random
 
 import pytest
 import torch
+from test_mmcv_cuda_only import Case as Numbers
+from test_mmcv_cuda_only import assert_close, with_grad
 
 import dcnzoo.models  # noqa: F401
 from dcnzoo.compat.mmcv import _ext as stand_in
@@ -81,14 +82,10 @@ def on_the_stand_in(monkeypatch):
         monkeypatch.setattr(importlib.import_module(f"mmcv.ops.{name}"), "ext_module", stand_in)
 
 
-class Case:
+class Case(Numbers):
     def __init__(self, seed):
-        self.choose = random.Random(seed)
-        self.generator = torch.Generator().manual_seed(seed)
+        super().__init__(seed)
         self.whole = seed % 3 == 0  # coordinates, so that distances tie
-
-    def normal(self, *shape):
-        return torch.randn(shape, generator=self.generator, dtype=torch.float64)
 
     def points(self, *shape):
         points = self.normal(*shape, 3) * 2
@@ -100,18 +97,6 @@ class Case:
     def sizes(self):
         """Batch, channels, points, chosen points, samples of each."""
         return [self.choose.choice([0, 1, 3]), *(self.choose.randint(1, 5) for _ in range(4))]
-
-
-def with_grad(function, input):
-    leaf = input.clone().requires_grad_()
-    output = function(leaf)
-    grad = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view(output.shape)
-    return grad, [output.detach(), *torch.autograd.grad(output, leaf, grad)]
-
-
-def assert_close(got, want):
-    for g, w in zip(got, want, strict=True):
-        torch.testing.assert_close(g, w, atol=1e-12, rtol=1e-12)
 
 
 @pytest.mark.parametrize("seed", CASES)
