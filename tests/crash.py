@@ -76,7 +76,6 @@ def write_config(folder: Path, loader: int, keep: int = 2) -> Path:
 
 
 def start(config: Path, work: Path, death: tuple[str, int] | None = None) -> int:
-    """The process number of a training, which resumes if there is something to be; it leads a group."""
     sys.stdout.flush()
     work.mkdir(exist_ok=True)
     output = os.open(work / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)

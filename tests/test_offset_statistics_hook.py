@@ -98,7 +98,6 @@ def rows(work_dir):
 
 @pytest.fixture
 def warned(monkeypatch):
-    """What was logged as a warning by the hook, without the packages' own."""
     messages = []
     warning = logging.Logger.warning
 
@@ -180,8 +179,6 @@ def test_the_visualizer_gets_the_same(tmp_path):
 
 
 class Tracked(Hook):
-    """Whether layers keep statistics, in each iteration."""
-
     priority = "LOWEST"
 
     def __init__(self):
@@ -224,8 +221,6 @@ def test_nan_is_warned_of_and_written(tmp_path, warned):
 
 
 class Dim(Hook):
-    """Closes all masks after the third iteration."""
-
     def after_train_iter(self, runner, *args, **kwargs):
         if runner.iter + 1 == 3:
             runner.model.masks = (-10,) * 9

@@ -214,7 +214,6 @@ def test_from_a_voc_folder_to_detections(tmp_path):
 
 @pytest.fixture
 def coco(tmp_path):
-    """Three images with an object of a class each, with masks."""
     three = (1, 2, 3)
     shape = dict(bbox=[1, 2, 8, 9], area=72, iscrowd=0, segmentation=[[1, 2, 9, 2, 9, 11, 1, 11]])
     content = {
@@ -236,7 +235,6 @@ def coco(tmp_path):
 
 
 def values_of(node, keys, key=None):
-    """Every value of these keys, however deep."""
     if isinstance(node, dict):
         return [value for k, v in node.items() for value in values_of(v, keys, k)]
     if isinstance(node, list | tuple):
@@ -317,7 +315,6 @@ def test_without_weights(tmp_path, coco, model, frozen):
 
 
 def test_a_config_file_that_starts_from_weights(tmp_path, coco):
-    """``--no-weights`` on the basis of a config that has ``load_from`` itself."""
     file = coco()
     write_config(file, file, tmp_path / "first.py", tmp_path)
     for weights in (True, False):
@@ -344,7 +341,6 @@ NOWHERE = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY
 
 
 def dcnzoo_offline(folder, *arguments):
-    """A command without a network, torchvision, or any file in the cache."""
     (folder / "torchvision").mkdir(exist_ok=True)
     (folder / "torchvision" / "__init__.py").write_text("raise ModuleNotFoundError('no torchvision')")
     environment = {**os.environ, **NOWHERE, "OMP_NUM_THREADS": "1", "TORCH_HOME": str(folder / "torch")}
@@ -360,7 +356,6 @@ TINY += ["val_dataloader=None"]
 
 @pytest.fixture
 def fruit_boxes(tmp_path):
-    """train.json, boxes only."""
     make_voc(tmp_path / "fruits")
     run(page_commands("Pascal VOC")[0])
     return tmp_path / "train.json"
@@ -382,20 +377,6 @@ def test_weights_that_cannot_be_downloaded(tmp_path, fruit_boxes, backbone, want
     said = done.stderr.splitlines()[-1]
     assert said.startswith("error: https://download.") and f"/{wanted}" in said
     assert f"{tmp_path}/torch/hub/checkpoints/{wanted}" in said and "--no-weights" in said
-
-
-@pytest.mark.slow
-def test_training_without_a_network(tmp_path, fruit_boxes):
-    """Of a detector whose published backbone has weights of its own."""
-    images = tmp_path / "fruits/JPEGImages"
-    model = "retinanet_r18_fpn_1x_coco"
-    write_config(fruit_boxes, fruit_boxes, tmp_path / "mine.py", images, model=model, weights=False)
-    done = dcnzoo_offline(
-        tmp_path, "train", "mine.py", *TINY, "train_dataloader.dataset.pipeline.2.scale=(128,96)"
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert (tmp_path / "work_dirs/mine/epoch_1.pth").is_file()
-    assert not (tmp_path / "torch").exists(), "nothing was downloaded"
 
 
 def boxes_only(content):

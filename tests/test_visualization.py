@@ -36,7 +36,6 @@ def make_field(offset=None, kernel=KERNEL, out=OUT, **kwargs):
 
 
 def test_grid_is_where_a_convolution_samples():
-    """A convolution of the coordinates themselves, one tap at a time, is the oracle."""
     grid = make_field().grid
     coordinates = torch.stack(
         torch.meshgrid(*(torch.arange(n, dtype=torch.float32) for n in INPUT), indexing="ij")
@@ -63,8 +62,6 @@ def test_points_add_the_offset_and_without_offset_takes_it_away():
 
 
 class Pack(nn.Conv2d):
-    """The interface of a DCN layer: a convolution with a ``conv_offset``."""
-
     def __init__(self, channels, groups, modulated):
         super().__init__(3, 4, KERNEL, STRIDE, PADDING, DILATION)
         self.deform_groups = groups
