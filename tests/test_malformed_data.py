@@ -190,6 +190,9 @@ COCO = {  # what is wrong: the change, the kinds of the problems, the first one'
     "mask is a text": (ann(segmentation="x"), "segmentation", "annotation 3", "segmentation"),
     "flat polygon": (mask(*POLYGON), "segmentation", "annotation 1", "segmentation"),
     "polygon with NaN": (mask([*POLYGON, math.nan, 1]), "segmentation", "annotation 1", "segmentation"),
+    "polygon with a huge integer": (
+        mask([*POLYGON, 10**400, 1]), "segmentation", "annotation 1", "segmentation",
+    ),
     "polygon of odd length": (mask([*POLYGON, 1]), "polygon", "annotation 1", "segmentation"),
     "polygon of two points": (mask([2, 3, 12, 23]), "polygon", "annotation 1", "segmentation"),
     "polygon without an area": (mask(POLYGON, [1, 1, 2, 2, 3, 3]), "polygon", "annotation 1", "segmentation"),
@@ -202,6 +205,9 @@ COCO = {  # what is wrong: the change, the kinds of the problems, the first one'
     "RLE with a negative count": (rle(counts=[5, -5, 1200]), "rle", "annotation 2", "segmentation"),
     "RLE of too few pixels": (rle(counts=[100, 50]), "rle", "annotation 2", "segmentation"),
     "RLE of no pixel": (rle(counts=[1200]), "rle", "annotation 2", "segmentation"),
+    "RLE of an empty text": (rle(counts=""), "rle", "annotation 2", "segmentation"),
+    "RLE that is no text of counts": (rle(counts="\x7fÿ"), "rle", "annotation 2", "segmentation"),
+    "RLE that ends within a number": (rle(counts="0o"), "rle", "annotation 2", "segmentation"),
     "RLE of one endless number": (rle(counts="o" * 100_000 + "0"), "rle", "annotation 2", "segmentation"),
 }  # fmt: skip
 
@@ -396,6 +402,7 @@ YAML = {  # the content of data.yaml, where, the field
     "no YAML": ("names: [a\n", "data.yaml:2:", "YAML"),
     "key twice": (f"{DATA}names: [date, fig]\n", "data.yaml:3:", "'names'"),
     "deep nesting": (f"{DATA}x: {'[' * 2000}", "data.yaml", "nested"),
+    "no such day": (f"{DATA}x: 2026-99-99\n", "data.yaml", "YAML"),
     "split of 300 characters": (f"train: {'x' * 300}\nnames: [fig, date]\n", "data.yaml", "train"),
 }
 
