@@ -56,16 +56,22 @@ class Model(BaseModel):
 
 
 class Numbers(Dataset):
+    def __init__(self, values=range(3)):
+        self.values = values
+
     def __len__(self):
-        return 3
+        return len(self.values)
 
     def __getitem__(self, index):
-        return {"inputs": torch.tensor([float(index)])}
+        return {"inputs": torch.tensor([float(self.values[index])])}
 
 
-def make_runner(work_dir, name, model=None, epochs=4, **changes):
+WITHOUT_VALIDATION = dict.fromkeys(("val_dataloader", "val_cfg", "val_evaluator"))
+
+
+def make_runner(work_dir, name, model=None, epochs=4, values=range(3), **changes):
     sampler = {"type": "DefaultSampler", "shuffle": False}
-    loader = {"dataset": Numbers(), "batch_size": 1, "sampler": sampler, "collate_fn": pseudo_collate}
+    loader = {"dataset": Numbers(values), "batch_size": 1, "sampler": sampler, "collate_fn": pseudo_collate}
     evaluator = {"type": "mmengine.Evaluator", "metrics": []}
     settings = {
         **{f"{part}_dataloader": dict(loader) for part in ("train", "val", "test")},
@@ -348,7 +354,7 @@ def train_noisily(work_dir, name, workers, persistent, by_epoch, stop_at=None, s
         custom_hooks=[Stop()],
         randomness={"seed": seed},
         resume=resume,
-        **dict.fromkeys(("val_dataloader", "val_cfg", "val_evaluator")),
+        **WITHOUT_VALIDATION,
     )
     runner.train()
     return runner
