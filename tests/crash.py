@@ -7,7 +7,6 @@ piece. Prints what was done as JSON; whatever differs is an AssertionError.
 """
 
 import argparse
-import builtins
 import contextlib
 import errno
 import itertools
@@ -27,6 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
+from torch.utils._pytree import tree_flatten  # noqa: E402
 
 import dcnzoo.models  # noqa: E402  before mmdet, which needs mmcv.ops
 import dcnzoo.openmmlab.datasets  # noqa: E402
@@ -76,7 +76,6 @@ def write_config(folder: Path, loader: int, keep: int = 2) -> Path:
 
 
 def start(config: Path, work: Path, death: tuple[str, int] | None = None) -> int:
-    """The process number of a training, which resumes if there is something to be; it leads a group."""
     sys.stdout.flush()
     work.mkdir(exist_ok=True)
     output = os.open(work / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
@@ -113,65 +112,29 @@ def wait(process: int) -> int:
 
 def die_at(step: str, times: int) -> None:
     """Arrange for this process to die when it is at that step of writing for that time."""
-    left = times
+    target, name = {
+        "half written": (os, "fsync"),
+        "written": (os, "replace"),
+        "renamed": (os, "replace"),
+        "outdated removed": (LocalBackend, "remove"),
+        FULL: (os, "fsync"),
+    }[step]
+    function, left = getattr(target, name), times
 
-    def die() -> None:
+    def die(*args, **kwargs):
         nonlocal left
-        left -= 1
-        if left == 0 and step == FULL:
+        left -= name != "fsync" or os.path.isfile(f"/proc/self/fd/{args[0]}")  # else it is of a folder
+        if left:
+            return function(*args, **kwargs)
+        if step == FULL:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if step == "half written":
+            os.ftruncate(args[0], os.fstat(args[0]).st_size // 2)
+        if step == "renamed":
+            function(*args, **kwargs)
+        os.kill(os.getpid(), signal.SIGKILL)
 
-    def half_written(path, mode="r"):
-        file = builtins.open(path, mode)  # noqa: SIM115
-        if "w" in mode:
-            write = file.raw.write
-
-            def write_half(data):
-                write(data[: len(data) // 2])
-                die()
-                file.raw.seek(0)
-                return write(data)
-
-            return Facade(file, write_half)
-        return file
-
-    def call(function, before: bool):
-        def wrapper(*args, **kwargs):
-            if before:
-                die()
-            result = function(*args, **kwargs)
-            if not before:
-                die()
-            return result
-
-        return wrapper
-
-    if step in ("half written", FULL):
-        checkpoint.open = half_written
-    elif step == "written":
-        os.replace = call(os.replace, before=True)
-    elif step == "renamed":
-        os.replace = call(os.replace, before=False)
-    else:
-        LocalBackend.remove = call(LocalBackend.remove, before=True)
-
-
-class Facade:
-    """A file that is written in two halves."""
-
-    def __init__(self, file, write) -> None:
-        self.file, self.write = file, write
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        self.file.close()
-
-    def __getattr__(self, name: str):
-        return getattr(self.file, name)
+    setattr(target, name, die)
 
 
 def log(work: Path) -> str:
@@ -196,21 +159,13 @@ def result(work: Path) -> dict:
     }
 
 
-def assert_same(a: object, b: object, where: str = "") -> None:
+def assert_same(a: object, b: object) -> None:
     """Bitwise."""
-    assert type(a) is type(b), where
-    if isinstance(a, torch.Tensor):
-        assert a.dtype == b.dtype and torch.equal(a, b), where
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for key in a:
-            assert_same(a[key], b[key], f"{where}/{key}")
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b), where
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_same(x, y, f"{where}/{i}")
-    else:
-        assert a == b, f"{where}: {a} and {b}"
+    (leaves, shape), (others, other) = tree_flatten(a), tree_flatten(b)
+    assert shape == other
+    for x, y in zip(leaves, others, strict=True):
+        same = x.dtype == y.dtype and torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y
+        assert same, (x, y)
 
 
 def assert_resumed(work: Path, last: int | None) -> None:

@@ -33,7 +33,6 @@ def run(*arguments):
 
 @pytest.mark.slow
 def test_quick_run(tmp_path):
-    """Every rival is measured or listed as absent; times, memory and versions are in the files."""
     output = run("--quick", "--out", tmp_path)
     files = {path.suffix: path for path in tmp_path.iterdir()}
     assert sorted(files) == [".csv", ".json", ".md", ".png"]
@@ -123,7 +122,6 @@ CASES, FLOORS, CONTESTANTS = [Case()], (), {"buffer": buffer}
 
 
 def test_cases_of_other_ranks_are_run_by_every_contestant():
-    """In a small size; output and floor of the shape that the case says."""
     known = families.load()
     names = [f"deform_conv{kind}d" for kind in ("1", "3", "_transpose1", "_transpose2", "_transpose3")]
     assert set(names) <= set(known)
@@ -178,22 +176,12 @@ def test_goals_are_medians_of_ratios_to_the_better_floor():
     assert absent.measured is None and absent.verdict == "not measured"
 
 
-def test_allowed_memory_is_a_tenth_or_sixteen_mebibytes():
-    results = results_of({("a", "forward", 1, "dcnzoo"): 1.0, ("b", "forward", 1, "dcnzoo"): 1.0})
-    for row, needed in zip(results.rows, (40 * MIB, 400 * MIB), strict=True):
-        row.extra, row.needed = 20 * MIB, needed
-    assert [results.of_allowed_memory(s) for s in results.settings()] == [20 / 16, 20 / 40]
-    worst = next(goal for goal in goals(results) if "memory" in goal.figure)
-    assert worst.measured == 1.25 and worst.note == "20.0 MiB beside 40.0 MiB on a"
-
-
 # Block sizes of the fused kernels
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
 def test_search_for_block_sizes_rehearsed(tmp_path):
-    """It writes a whole table, in which only the entry of this target has changed."""
     target = tmp_path / "table.json"
     command = [sys.executable, FOLDER / "autotune.py", "--rehearse", "--table", target]
     result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
@@ -205,21 +193,3 @@ def test_search_for_block_sizes_rehearsed(tmp_path):
     assert source.startswith("measured on Triton's interpreter") and after == before
     same = target.read_text().splitlines()
     assert sum(a != b for a, b in zip(same, committed.splitlines(), strict=True)) == 1
-
-
-# Imports
-
-
-def test_imports_are_timed(monkeypatch, tmp_path, capsys):
-    import startup
-
-    monkeypatch.setattr(startup, "STATEMENTS", ("pass", "import json"))
-    monkeypatch.setattr(sys, "argv", ["startup.py", "--rounds", "3", "--out", str(tmp_path)])
-    startup.main()
-    (written,) = tmp_path.glob(f"startup-*-torch-{torch.__version__.partition('+')[0]}-dcnzoo-*.md")
-    page = written.read_text()
-    assert page == capsys.readouterr().out[:-1] and str(ROOT) not in page
-    rows = [line.split("|")[2:4] for line in page.splitlines() if line.startswith("| `")]
-    ratios = [float(ratio) for _, ratio in rows]
-    assert len(ratios) == 2 and ratios[0] == 1
-    assert "--rounds 3" in page

@@ -323,7 +323,6 @@ def test_same_and_valid_padding():
 
 
 def test_twice():
-    """What predicts offsets is no convolution to convert, and what is deformable stays."""
     model = resnet()
     dcnzoo.to_deformable(model, "layer4.0.conv2")
     with pytest.warns(UserWarning):
@@ -376,7 +375,6 @@ def test_report():
 
 
 def changed(pack=None, **parameters):
-    """Two v2 packs, the second with other parameters than at the start, or another one."""
     model = nn.Sequential(nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 3))
     dcnzoo.to_deformable(model, "*")
     model[1] = pack or model[1]
@@ -407,7 +405,6 @@ def test_what_is_not_folded(model, reason):
 
 
 def test_folds_what_can_only_be_zero():
-    """A pack without a mask, and one whose offsets its activation keeps at zero."""
     model = nn.Sequential(PackedDeformConv2d(3, 3, 3), PackedDeformConv2d(3, 3, 3, deformable=False))
     input = torch.randn(1, 3, 8, 8)
     expected = model(input)

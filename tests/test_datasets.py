@@ -18,7 +18,7 @@ from pycocotools.coco import COCO
 from torch.utils.data import DataLoader
 
 from dcnzoo.cli import one_line_errors
-from dcnzoo.data.shapes import CLASSES, ShapesSpec, draw_image, make_shapes, polygon_area
+from dcnzoo.data.shapes import CLASSES, ShapesSpec, draw_image, make_shapes
 from dcnzoo.openmmlab.datasets import CocoDataset
 from dcnzoo.utils.errors import UserError
 
@@ -59,7 +59,6 @@ def test_global_random_state_is_left_alone(tmp_path):
 
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_coco_file(root, split):
-    """Boxes, areas and polygons agree; instances do not overlap."""
     coco = COCO(root / "annotations" / f"{split}.json")
     assert len(coco.imgs) == getattr(SPEC, split)
     assert [c["name"] for c in coco.loadCats(coco.getCatIds())] == list(CLASSES)
@@ -108,10 +107,6 @@ def test_instance_stands_out_where_its_polygon_is():
                 differences.append(np.abs(image[inner].mean(0) - image[outer].mean(0)).max())
     assert len(differences) > 20
     assert min(differences) > 18  # the contrast asked for is 25, less noise
-
-
-def test_polygon_area_of_a_triangle():
-    assert polygon_area(np.array([[1.0, 1.0], [5.0, 1.0], [1.0, 4.0]])) == 6.0
 
 
 def test_data_is_written_once_for_the_same_parameters(tmp_path):
@@ -204,7 +199,6 @@ def test_mistakes_in_a_coco_file(root, change, message):
 
 @pytest.fixture
 def warnings(monkeypatch):
-    """What the data sets' modules write to the log."""
     lines = []
     for module in (dcnzoo.openmmlab.datasets.coco, dcnzoo.openmmlab.datasets.images):
         monkeypatch.setattr(module, "print_log", lambda text, **options: lines.append((text, options)))
@@ -289,7 +283,6 @@ def drawn_forty(tmp_path_factory):
 
 @pytest.fixture
 def forty(drawn_forty, tmp_path):
-    """A data set of 40 images, of which two may be unreadable."""
     return shutil.copytree(drawn_forty, tmp_path / "shapes")
 
 
@@ -370,7 +363,6 @@ def test_coco_file_that_is_none(root):
 
 
 def test_fewer_classes_than_categories(root):
-    """Those left out are not seen, which is a way to train on a part of a data set."""
     data = read_coco(root, lambda file: None, metainfo=dict(classes=("cross",)))
     labels = {instance["bbox_label"] for i in range(len(data)) for instance in data[i]["instances"]}
     assert labels == {0}

@@ -21,50 +21,33 @@ PAGES = sorted(
     for path in ROOT.glob(pattern)
     if "_build" not in path.parts
 )
+
+
+def rand(**sizes: tuple[int, ...]) -> dict[str, torch.Tensor]:
+    return {name: torch.rand(size) for name, size in sizes.items()}
+
+
+CONV = {"input": (1, 4, 5, 6), "offset": (1, 18, 5, 6), "mask": (1, 9, 5, 6), "bias": (2,)}
+ROIS = {"maps": torch.rand(1, 3, 8, 9), "rois": torch.tensor([[0.0, 1, 2, 90, 80]])}
+LEVELS = {"spatial_shapes": torch.tensor([[4, 5], [2, 3]]), "level_start_index": torch.tensor([0, 20])}
+LOCATIONS = {"sampling_locations": (1, 7, 2, 2, 4, 2), "attention_weights": (1, 7, 2, 2, 4)}
+DCNV3 = {"input": (1, 5, 6, 64), "offset": (1, 5, 6, 72), "mask": (1, 5, 6, 36)}
 # Pages whose Python blocks run one after the other, with what they take for granted
 RUN = {
     "README.md": {"model": resnet()},
-    "docs/layers.md": {},
-    "docs/use_the_op.md": {},
-    "docs/migration.md": {},
+    **{f"docs/{name}.md": {} for name in ("layers", "use_the_op", "migration", "internimage")},
     "docs/offset_layout.md": {},
-    "docs/internimage.md": {},
-    "docs/ops/dcnv3_dcnv4.md": {
-        "input": torch.rand(1, 5, 6, 64),
-        "offset": torch.rand(1, 5, 6, 72),
-        "mask": torch.rand(1, 5, 6, 36),
-        "offset_mask": torch.rand(1, 5, 6, 112),
-    },
+    "docs/ops/dcnv3_dcnv4.md": rand(**DCNV3, offset_mask=(1, 5, 6, 112)),
     "docs/ops/ms_deform_attn.md": {
-        "value": torch.rand(1, 26, 2, 3),
-        "spatial_shapes": torch.tensor([[4, 5], [2, 3]]),
-        "level_start_index": torch.tensor([0, 20]),
-        "sampling_locations": torch.rand(1, 7, 2, 2, 4, 2),
-        "attention_weights": torch.rand(1, 7, 2, 2, 4),
-        "sampling_loc_attn": torch.rand(1, 7, 2, 24),
+        **LEVELS,
+        **rand(value=(1, 26, 2, 3), **LOCATIONS, sampling_loc_attn=(1, 7, 2, 24)),
     },
-    "docs/ops/nms.md": {"boxes": torch.rand(5, 4), "scores": torch.rand(5)},
-    "docs/ops/deform_roi_pool.md": {
-        "maps": torch.rand(1, 3, 8, 9),
-        "rois": torch.tensor([[0.0, 1, 2, 90, 80]]),
-        "offset": torch.rand(1, 2, 7, 7),
-    },
-    "docs/ops/roi_align.md": {"maps": torch.rand(1, 3, 8, 9), "rois": torch.tensor([[0.0, 1, 2, 90, 80]])},
-    "docs/ops/deform_conv_transpose.md": {
-        "input": torch.rand(1, 4, 5, 6),
-        "weight": torch.rand(4, 2, 3, 3),
-        "offset": torch.rand(1, 18, 5, 6),
-        "mask": torch.rand(1, 9, 5, 6),
-        "bias": torch.rand(2),
-    },
-    "docs/ops/mask_softmax.md": {"mask": torch.rand(1, 18, 5, 6)},
-    "docs/ops/deform_conv.md": {
-        "input": torch.rand(1, 4, 5, 6),
-        "weight": torch.rand(2, 4, 3, 3),
-        "offset": torch.rand(1, 18, 5, 6),
-        "mask": torch.rand(1, 9, 5, 6),
-        "bias": torch.rand(2),
-    },
+    "docs/ops/nms.md": rand(boxes=(5, 4), scores=(5,)),
+    "docs/ops/deform_roi_pool.md": {**ROIS, **rand(offset=(1, 2, 7, 7))},
+    "docs/ops/roi_align.md": ROIS,
+    "docs/ops/deform_conv_transpose.md": rand(**CONV, weight=(4, 2, 3, 3)),
+    "docs/ops/mask_softmax.md": rand(mask=(1, 18, 5, 6)),
+    "docs/ops/deform_conv.md": rand(**CONV, weight=(2, 4, 3, 3)),
 }
 
 TUTORIAL = ROOT / "docs/tutorial.ipynb"

@@ -60,7 +60,6 @@ from .test_train_your_data import make_voc  # noqa: E402
 
 
 def steps() -> list[tuple[str, str, str]]:
-    """(heading, language, content) of every box, in the order of the page."""
     found, heading = [], ""
     pattern = r"^## (?P<heading>[^\n]*)$|^```(?P<language>\w+)\n(?P<content>.*?)^```$"
     for match in re.finditer(pattern, PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
@@ -90,7 +89,6 @@ def as_script() -> str:
 
 
 def copy_sources(target: Path) -> None:
-    """What git knows or would add, and the compiled libraries."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT, capture_output=True, text=True,
@@ -169,7 +167,6 @@ def journey(here: Path) -> tuple[Path, dict[str, str]]:
 
 @pytest.mark.slow
 def test_first_steps(tmp_path):
-    """One test, so that the journey is made once, whatever shares out the tests among processes."""
     if not all(map(shutil.which, ("bash", "make", "git"))):
         pytest.skip("needs bash, make and git")
     folder, said = journey(tmp_path)

@@ -20,7 +20,6 @@ GPU_ONLY = (
 
 
 def asked_for():
-    """Module of mmcv.ops and the names that it asks ``mmcv._ext`` for."""
     for path in sorted((Path(find_spec("mmcv").origin).parent / "ops").glob("*.py")):
         for names in re.findall(r"load_ext\(\s*'_ext',\s*\[(.*?)\]", path.read_text(), re.DOTALL):
             yield path.stem, re.findall(r"'(\w+)'", names)
@@ -61,7 +60,6 @@ def test_every_function_is_accounted_for():
 
 
 def test_what_is_for_gpus_only(monkeypatch):
-    """mmcv's functions around them ask for CUDA before they call anything."""
     mmcv_ops, called = importlib.import_module("mmcv.ops"), []
     for module, names in asked_for():
         for name in set(names) & set(GPU_ONLY):

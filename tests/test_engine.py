@@ -42,8 +42,6 @@ NUMBERS = itertools.count()  # runs of one name in one second would share a logg
 
 
 class Began(Hook):
-    """With which epoch training began."""
-
     def before_train(self, runner):
         self.epoch = runner.epoch
 
@@ -59,16 +57,22 @@ class Model(BaseModel):
 
 
 class Numbers(Dataset):
+    def __init__(self, values=range(3)):
+        self.values = values
+
     def __len__(self):
-        return 3
+        return len(self.values)
 
     def __getitem__(self, index):
-        return {"inputs": torch.tensor([float(index)])}
+        return {"inputs": torch.tensor([float(self.values[index])])}
 
 
-def make_runner(work_dir, name, model=None, epochs=4, **changes):
+WITHOUT_VALIDATION = dict.fromkeys(("val_dataloader", "val_cfg", "val_evaluator"))
+
+
+def make_runner(work_dir, name, model=None, epochs=4, values=range(3), **changes):
     sampler = {"type": "DefaultSampler", "shuffle": False}
-    loader = {"dataset": Numbers(), "batch_size": 1, "sampler": sampler, "collate_fn": pseudo_collate}
+    loader = {"dataset": Numbers(values), "batch_size": 1, "sampler": sampler, "collate_fn": pseudo_collate}
     evaluator = {"type": "mmengine.Evaluator", "metrics": []}
     settings = {
         **{f"{part}_dataloader": dict(loader) for part in ("train", "val", "test")},
@@ -115,7 +119,6 @@ def archive():
 
 
 def test_whole_archives(archive, tmp_path):
-    """Sealed, as torch writes it, and as torch 1.5 did."""
     path, sealed = tmp_path / "x.pth", seal(archive[0])
     assert seal(sealed) == sealed and seal(archive[1]) == archive[1] and seal(b"text") == b"text"
     for whole in (*archive, sealed):
@@ -184,7 +187,6 @@ def began(runner):
 
 
 def test_which_checkpoint_is_the_last(tmp_path):
-    """Killed between a checkpoint and its pointer; moved; among those of a longer run."""
     work, pointer = tmp_path / "work", tmp_path / "work" / "last_checkpoint"
     train(work, "first", max_keep_ckpts=-1)
     stale = work / "epoch_9.pth"
@@ -277,7 +279,6 @@ def test_a_validation_that_was_cut_off_comes_first(tmp_path, monkeypatch, interr
 
 
 def test_a_full_disk_is_one_line(tmp_path):
-    """A limit of the size of files, as a full disk is: writing fails in the middle."""
     (tmp_path / "x.pth").write_bytes(b"old")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
@@ -358,7 +359,7 @@ def train_noisily(work_dir, name, workers, persistent, by_epoch, stop_at=None, s
         custom_hooks=[Stop()],
         randomness={"seed": seed},
         resume=resume,
-        **dict.fromkeys(("val_dataloader", "val_cfg", "val_evaluator")),
+        **WITHOUT_VALIDATION,
     )
     runner.train()
     return runner
@@ -475,8 +476,6 @@ def test_require_file_leaves_addresses_alone(tmp_path):
 
 @pytest.mark.parametrize("direction", ["horizontal", "vertical", "diagonal"])
 def test_masks_of_a_mirrored_view_come_back(direction):
-    """A detection seen only in the mirrored view lands where it is in the image."""
-
     def view(box, label, score, mirror):
         mask = torch.zeros(1, 20, 30, dtype=torch.bool)
         mask[0, box[1] : box[3], box[0] : box[2]] = True

@@ -34,7 +34,6 @@ STRIDE = (2, 3)
 
 
 def make_model(shift=(0.0, 0.0)):
-    """A convolution, then a deformable one whose points all move by ``shift``."""
     torch.manual_seed(0)
     first = nn.Conv2d(3, 4, 3, padding=1, bias=False)
     pack = PackedDeformConv2d(4, 5, (3, 5), STRIDE, (1, 2), bias=False, modulated=False)
@@ -136,24 +135,19 @@ def explained(outputs=(12, 12), box=None, names=("1",)):
     return Explanation(image, size, box or Box(21, 10, 21, 10), fields, names[-1], heat, statistics)
 
 
-def test_points_are_the_layers():
+def test_a_box_has_its_outputs_or_some_of_many():
     explanation = explained()
     (field,) = explanation.fields
     points, weight = points_of(field, explanation.box, explanation.image_size)
     torch.testing.assert_close(points, field.points[:, :, 5, 7])
     assert torch.equal(weight, torch.ones(15))
-
-
-def test_a_box_has_its_outputs_or_some_of_many():
-    field = explained().fields[0]
     assert output_window(field, Box(3, 4, 9.2, 4), SIZE) == (slice(2, 3), slice(1, 4))
     points, _ = points_of(field, Box(3, 4, 9.2, 4), SIZE)
     torch.testing.assert_close(points[15:30], field.points[:, :, 2, 2])
     points, _ = points_of(field, Box(0, 0, 35, 23), SIZE, most=4)
-    corner, opposite = points[:15], points[-15:]
     assert len(points) == 4 * 4 * 15
-    torch.testing.assert_close(corner, field.points[:, :, 0, 0])
-    torch.testing.assert_close(opposite, field.points[:, :, 11, 11])
+    torch.testing.assert_close(points[:15], field.points[:, :, 0, 0])
+    torch.testing.assert_close(points[-15:], field.points[:, :, 11, 11])
 
 
 def test_names_are_made_unique():

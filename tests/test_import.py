@@ -41,7 +41,6 @@ def run(code: str) -> str:
 
 
 def run_command(packages: set[str], *arguments: object) -> str:
-    """``python -m dcnzoo`` in an environment of these packages."""
     command = f"import runpy\nsys.argv = {['dcnzoo', *map(str, arguments)]}\n"
     return run(f"{only(*packages)}{command}runpy.run_module('dcnzoo', run_name='__main__')")
 
@@ -84,7 +83,6 @@ def test_data_needs_no_torch(heading, make, tmp_path, monkeypatch):
 
 
 def test_generating_data_needs_no_torch(tmp_path):
-    """The shapes are drawn with OpenCV."""
     statement = "from dcnzoo.data.shapes import ShapesSpec, make_shapes"
     call = f"make_shapes({str(tmp_path / 'x')!r}, ShapesSpec(train=1, val=1))"
     run(f"{only('numpy', 'cv2')}{statement}\n{call}")

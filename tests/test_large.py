@@ -30,7 +30,6 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="memory that is not t
 
 
 def untouched(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Zeros that take memory only where they are written."""
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
     memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize, flags=flags)
     return torch.frombuffer(memory, dtype=dtype).view(shape)
@@ -76,7 +75,6 @@ def far_map(side: int, channels: int, dtype: torch.dtype) -> tuple[Tensor, Tenso
 
 
 def far_points(side: int, *shape: int) -> Tensor:
-    """Random coordinates in the far corner and up to a pixel beyond the map."""
     generator = torch.Generator().manual_seed(1)
     return side - REGION + torch.randint(1, 64 * REGION, shape, generator=generator).double() / 64
 
@@ -123,7 +121,6 @@ def test_convolution_of_a_map(dtype, side, channels):
 
 @linux
 def test_aggregation_of_a_map():
-    """dcnv3 and ms_deform_attn at the same points."""
     side, channels = 2**14, 9
     map, corner = far_map(side, channels, torch.float32)
     stride, points, outputs = side // 4, 9, 4
@@ -269,7 +266,6 @@ def test_what_cannot_be_counted_is_refused(dtype, size):
 
 
 def test_more_pixels_than_float32_counts():
-    """On one axis, in float64: the plain convolution, where the offset is zero."""
     size, stride = 2**24 + 50, 2**23
     input = normal(1, 1, size, dtype=torch.float64)
     weight = normal(1, 1, 3, seed=1, dtype=torch.float64)
@@ -279,34 +275,28 @@ def test_more_pixels_than_float32_counts():
 
 
 IMAGES, CHANNELS = 100_000, 10_000
-MANY = {
-    "deform_conv2d images": lambda: deform_conv.make("1", batch=IMAGES, channels=2, size=(1, 1), padding=1),
-    "deform_conv2d channels": lambda: deform_conv.make("2", channels=CHANNELS, size=(5, 6)),
-    "deform_conv2d groups": lambda: deform_conv.make(
-        "3", 1, CHANNELS, CHANNELS, (5, 6), offset_groups=CHANNELS // 10, groups=CHANNELS
-    ),
-    "deform_conv_transpose2d images": lambda: deform_conv_transpose.make(
-        "4", batch=IMAGES, out_channels=2, size=(1, 1), kernel=(3, 3), padding=1
-    ),
-    "deform_conv_transpose2d channels": lambda: deform_conv_transpose.make(
-        "5", out_channels=CHANNELS, size=(2, 3)
-    ),
-    "dcnv3 images": lambda: dcnv3.make("6", batch=IMAGES, size=(1, 1), kernel_size=3),
-    "dcnv3 channels": lambda: dcnv3.make("7", group=2, group_channels=CHANNELS // 2, size=(3, 4)),
-    "dcnv3 groups": lambda: dcnv3.make("8", group=CHANNELS // 2, group_channels=2, size=(3, 4)),
-    "ms_deform_attn images": lambda: ms_deform_attn.make(
-        "9", batch=IMAGES, queries=1, points=2, sizes=((1, 1),)
-    ),
-    "ms_deform_attn queries": lambda: ms_deform_attn.make("10", queries=IMAGES, heads=1),
-    "ms_deform_attn channels": lambda: ms_deform_attn.make("11", channels=CHANNELS // 2, heads=2),
-}
+PIXEL = dict(size=(1, 1), kernel=(3, 3), padding=1)
+GROUPS = dict(out_channels=CHANNELS, groups=CHANNELS, offset_groups=CHANNELS // 10)
+MANY = [
+    ("deform_conv2d", deform_conv, dict(batch=IMAGES, channels=2, **PIXEL)),
+    ("deform_conv2d", deform_conv, dict(channels=CHANNELS, size=(5, 6))),
+    ("deform_conv2d", deform_conv, dict(batch=1, channels=CHANNELS, size=(5, 6), **GROUPS)),
+    ("deform_conv_transpose2d", deform_conv_transpose, dict(batch=IMAGES, out_channels=2, **PIXEL)),
+    ("deform_conv_transpose2d", deform_conv_transpose, dict(out_channels=CHANNELS, size=(2, 3))),
+    ("dcnv3", dcnv3, dict(batch=IMAGES, size=(1, 1), kernel_size=3)),
+    ("dcnv3", dcnv3, dict(group=2, group_channels=CHANNELS // 2, size=(3, 4))),
+    ("dcnv3", dcnv3, dict(group=CHANNELS // 2, group_channels=2, size=(3, 4))),
+    ("ms_deform_attn", ms_deform_attn, dict(batch=IMAGES, queries=1, points=2, sizes=((1, 1),))),
+    ("ms_deform_attn", ms_deform_attn, dict(queries=IMAGES, heads=1)),
+    ("ms_deform_attn", ms_deform_attn, dict(channels=CHANNELS // 2, heads=2)),
+]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", MANY)
-def test_many_images_and_channels(case):
-    sample = MANY[case]().to(torch.float32)
-    op = next(op for op in operators() if op.name == case.split()[0])
+@pytest.mark.parametrize(("name", "cases", "settings"), MANY)
+def test_many_images_and_channels(name, cases, settings):
+    sample = cases.make(f"many {name} {settings}", **settings).to(torch.float32)
+    op = next(op for op in operators() if op.name == name)
     # of 100,000 images, as many terms are summed for a weight
     assert_same(op, sample, sample.to(torch.float64), 1e-3)
 
@@ -323,12 +313,3 @@ def test_pooling_of_many_images_rois_and_channels():
     maps = normal(1, CHANNELS, 3, 4, dtype=torch.float64)
     roi = torch.tensor([[0, 0.5, 0.25, 3, 2.5]], dtype=torch.float64)
     torch.testing.assert_close(ops.roi_align(maps, roi, (2, 3)), oracles.roi_align(maps, roi, (2, 3)))
-
-
-@pytest.mark.slow
-def test_suppression_among_many_boxes():
-    """Boxes far from one another, each twice."""
-    corner = torch.arange(15_000.0)[:, None] * 10
-    boxes = torch.cat([corner, corner, corner + 5, corner + 5], 1).repeat(2, 1)
-    scores = torch.cat([torch.linspace(0, 0.4, 15_000), torch.linspace(0.5, 0.9, 15_000)])
-    assert torch.equal(ops.nms(boxes, scores, 0.5), torch.arange(15_000, 30_000).flip(0))

@@ -143,7 +143,6 @@ COCO = {  # what is wrong: the change, the kinds of the problems, the first one'
     ),
     # images
     "image without id": (without("images", 2, "id"), "image-entry", "images[2]", "id"),
-    "image id is a text": (image(id="7"), "image-entry", "images[2]", "id"),
     "image id twice": (image(id=1), "duplicate-image-id", "image 1", "id"),
     "width is NaN": (image(width=math.nan), "image-entry", "image 7", "width"),
     "height is 0": (image(height=0), "image-entry", "image 7", "height"),
@@ -153,7 +152,6 @@ COCO = {  # what is wrong: the change, the kinds of the problems, the first one'
     "file name of 300 letters": (image(file_name="x" * 300), "missing-image", "image 7", "file_name"),
     "size of a turned image": (image(width=30, height=40), "image-size", "image 7", "EXIF"),
     # categories
-    "category without id": (added("categories", {"name": "nut"}), "category-entry", "categories[2]", "id"),
     "category without name": (category(name=""), "category-entry classes", "categories[1]", "name"),
     "category id twice": (
         added("categories", {"id": 3, "name": "nut"}), "duplicate-category-id", "categories[2]", "id",
@@ -173,15 +171,12 @@ COCO = {  # what is wrong: the change, the kinds of the problems, the first one'
     "iscrowd is a text": (ann(iscrowd="no"), "iscrowd", "annotation 3", "iscrowd"),
     "no area": (without("annotations", 0, "area"), "area", "annotation 1", "area"),
     "area is NaN": (ann(area=math.nan), "area", "annotation 3", "area"),
-    "area beyond the box": (ann(area=1200), "area", "annotation 3", "area"),
     "area of another polygon": (put("annotations", 0, area=250), "area", "annotation 1", "area"),
     "area of another RLE": (put("annotations", 1, area=20), "area", "annotation 2", "area"),
     "no bbox": (without("annotations", 2, "bbox"), "box", "annotation 3", "bbox"),
     "bbox of three": (ann(bbox=[2, 3, 10]), "box", "annotation 3", "bbox"),
-    "bbox with a text": (ann(bbox=[2, 3, "10", 20]), "box", "annotation 3", "bbox"),
     "bbox with NaN": (ann(bbox=[2, 3, math.nan, 20]), "box", "annotation 3", "bbox"),
     "bbox with Infinity": (ann(bbox=[2, -math.inf, 10, 20]), "box", "annotation 3", "bbox"),
-    "bbox with 1e300": (ann(bbox=[2, 3, 1e300, 20]), "box", "annotation 3", "bbox"),
     "bbox without an area": (ann(bbox=[1, 2, 0, 4]), "box", "annotation 3", "bbox"),
     "bbox inside out": (ann(bbox=[12, 3, -10, 20]), "box", "annotation 3", "bbox"),
     "bbox that reaches out": (
@@ -194,9 +189,10 @@ COCO = {  # what is wrong: the change, the kinds of the problems, the first one'
     # masks
     "mask is a text": (ann(segmentation="x"), "segmentation", "annotation 3", "segmentation"),
     "flat polygon": (mask(*POLYGON), "segmentation", "annotation 1", "segmentation"),
-    "polygon of pairs": (mask([[2, 3], [12, 3], [12, 23]]), "segmentation", "annotation 1", "segmentation"),
     "polygon with NaN": (mask([*POLYGON, math.nan, 1]), "segmentation", "annotation 1", "segmentation"),
-    "polygon with 1e30": (mask([*POLYGON, 1e30, 1]), "segmentation", "annotation 1", "segmentation"),
+    "polygon with a huge integer": (
+        mask([*POLYGON, 10**400, 1]), "segmentation", "annotation 1", "segmentation",
+    ),
     "polygon of odd length": (mask([*POLYGON, 1]), "polygon", "annotation 1", "segmentation"),
     "polygon of two points": (mask([2, 3, 12, 23]), "polygon", "annotation 1", "segmentation"),
     "polygon without an area": (mask(POLYGON, [1, 1, 2, 2, 3, 3]), "polygon", "annotation 1", "segmentation"),
@@ -204,12 +200,13 @@ COCO = {  # what is wrong: the change, the kinds of the problems, the first one'
         mask([2, 3, 12, 3, 12, 23, -1.5, 13], bbox=[0, 3, 12, 20], area=185),
         "polygon-outside", "annotation 1", "segmentation",
     ),
-    "RLE without size": (rle(size=None), "rle", "annotation 2", "segmentation"),
     "RLE of another size": (rle(size=[40, 30]), "rle", "annotation 2", "segmentation"),
     "RLE without counts": (rle(counts=None), "rle", "annotation 2", "segmentation"),
     "RLE with a negative count": (rle(counts=[5, -5, 1200]), "rle", "annotation 2", "segmentation"),
     "RLE of too few pixels": (rle(counts=[100, 50]), "rle", "annotation 2", "segmentation"),
     "RLE of no pixel": (rle(counts=[1200]), "rle", "annotation 2", "segmentation"),
+    "RLE of an empty text": (rle(counts=""), "rle", "annotation 2", "segmentation"),
+    "RLE that is no text of counts": (rle(counts="\x7fÿ"), "rle", "annotation 2", "segmentation"),
     "RLE that ends within a number": (rle(counts="0o"), "rle", "annotation 2", "segmentation"),
     "RLE of one endless number": (rle(counts="o" * 100_000 + "0"), "rle", "annotation 2", "segmentation"),
 }  # fmt: skip
@@ -308,7 +305,6 @@ ENCODINGS = ("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32")
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_coco_encodings(folder, encoding, warnings):
-    """As Windows' editors and shells write it."""
     names = ("Feige ü 果", "date")
     text = json.dumps(good(), indent=1, ensure_ascii=encoding == "utf-32").replace("fig", names[0])
     (folder / "coco.json").write_bytes(text.replace("\n", "\r\n").encode(encoding))
@@ -352,7 +348,6 @@ def test_names_that_cannot_be_shown_or_stored(folder):
 
 
 def test_names_of_classes(folder):
-    """More of them than a file's name may have characters, and a file of any encoding."""
     names = [f"class {i}" for i in range(80)]
     file = write_coco(folder, top(categories=[{"id": 3 + 6 * i, "name": n} for i, n in enumerate(names)]))
     assert invoke("check", file, "--classes", ",".join(names)).exit_code == 0
@@ -382,31 +377,24 @@ def width(text):
 VOC = {  # the content of a.xml, the line, the field
     "empty": ("", ":1:", "XML"),
     "cut off": (voc()[:50], ":3:", "XML"),
-    "no XML": ("{}", ":1:", "XML"),
     "entities": ('<!DOCTYPE x [<!ENTITY a "a">]><annotation>&a;</annotation>', ":1:", "entities"),
     "Latin-1 without saying so": (voc(name="<name>gr\xf6\xdfer</name>").encode("latin-1"), ":4:", "XML"),
     "NUL": (voc().encode() + b"\0", ":7:", "XML"),
     "width is NaN": (width("nan"), ":3:", "<width>"),
     "width of another image": (width("41"), ":2:", "<size>"),
-    "width with an underscore": (width("4_0"), ":3:", "<width>"),
-    "two sizes": (voc(extra="<size></size>"), ":2:", "<size>"),
     "no name": (voc(name=""), ":4:", "<name>"),
     "another class": (voc(name="<name>\u202enut</name>"), ":4:", r"\u202enut"),
     "two xmin": (voc("<xmin>3</xmin><xmin>4</xmin><ymin>5</ymin>"), ":5:", "<xmin>"),
-    "no ymax": (voc("<xmin>3</xmin><ymin>5</ymin><xmax>12</xmax>"), ":5:", "<ymax>"),
     "beyond the image": (voc("<xmin>3</xmin><ymin>5</ymin><xmax>50</xmax><ymax>9</ymax>"), ":4:", "50"),
 }  # fmt: skip
 LINE = "1 0.5 0.5 0.25 0.4"
 YOLO = {  # the content of a.txt, the line, the field
     "NaN": ("1 0.5 nan 0.25 0.4", ":1:", "y:"),
-    "infinite": (f"{LINE}\n1 inf 0.5 0.25 0.4", ":2:", "x:"),
     "pixels": ("1 20 15 10 12", ":1:", "x:"),
     "a name as the class": ("fig 0.5 0.5 0.25 0.4", ":1:", "class:"),
     "a confidence": (f"{LINE} 0.9", ":1:", "class x y width height"),
-    "NaN in a polygon": ("1 0.1 0.1 0.9 nan 0.9 0.9", ":1:", "y2:"),
     "polygon without an area": ("1 0.1 0.1 0.2 0.2 0.3 0.3", ":1:", "polygon"),
     "box without an area": ("1 0.5 0.5 0.25 0", ":1:", "box"),
-    "box that rounds to nothing": ("1 0.5 0.5 0.0000001 0.4", ":1:", "box"),
     "Latin-1": (b"1 0.5 0.5 0.25 0.4 \xf6", ":", "UTF-8"),
 }
 DATA = "train: images\nnames: [fig, date]\n"
@@ -414,9 +402,8 @@ YAML = {  # the content of data.yaml, where, the field
     "no YAML": ("names: [a\n", "data.yaml:2:", "YAML"),
     "key twice": (f"{DATA}names: [date, fig]\n", "data.yaml:3:", "'names'"),
     "deep nesting": (f"{DATA}x: {'[' * 2000}", "data.yaml", "nested"),
-    "names that refer to themselves": ("train: images\nnames: &a [fig, *a]\n", "data.yaml", "names"),
+    "no such day": (f"{DATA}x: 2026-99-99\n", "data.yaml", "YAML"),
     "split of 300 characters": (f"train: {'x' * 300}\nnames: [fig, date]\n", "data.yaml", "train"),
-    "split with NUL": ('train: "a\\0b"\nnames: [fig, date]\n', "data.yaml", "train"),
 }
 
 
@@ -441,11 +428,8 @@ LABELME = {  # the content of a.json, the entry, the field
     "deep nesting": ("[" * 200_000, "a.json:", "nested"),
     "key twice": (labelme(shape()).replace('"label"', '"label": "a", "label"'), "a.json:", "'label'"),
     "Latin-1": (b'{"a": "\xf6"}', "a.json:", "UTF-8"),
-    "a list": ("[]", "a.json:", "shapes"),
     "shapes are null": (labelme(shapes=None), "a.json:", "shapes"),
     "no image": (labelme(shape(), imagePath="d.png"), "a.json:", "imagePath"),
-    "image name with NUL": (labelme(shape(), imagePath="a\0.png"), "a.json:", "imagePath"),
-    "width of another image": (labelme(shape(), imageWidth="40"), "a.json:", "imageWidth"),
     "image data that is none": (labelme(imagePath="", imageData="?"), "a.json:", "imageData"),
     "image data that is cut": (
         labelme(shape(), imagePath="", imageData=png((40, 30), -300)), "a.json:", "imageData",
@@ -453,16 +437,10 @@ LABELME = {  # the content of a.json, the entry, the field
     "label is null": (labelme(shape(), shape(label=None)), "shapes[1]", "label"),
     "label with an escape sequence": (labelme(shape(label="\x1b[2J")), "shapes[0]", r"\x1b[2J"),
     "points are null": (labelme(shape(points=None)), "shapes[0]", "points"),
-    "points with 1e30": (labelme(shape(points=[[2, 3], [12, 3], [1e30, 23]])), "shapes[0]", "points"),
-    "polygon of two points": (labelme(shape(points=[[2, 3], [12, 3]])), "shapes[0]", "points"),
     "a line": (labelme(shape(shape_type="line")), "shapes[0]", "area"),
     "no such kind": (labelme(shape(shape_type=["polygon"])), "shapes[0]", "shape_type"),
     "mask that is cut": (
         labelme(shape(shape_type="mask", points=[[0, 0], [39, 29]], mask=png((40, 30), -300))),
-        "shapes[0]", "mask",
-    ),
-    "mask of another size": (
-        labelme(shape(shape_type="mask", points=[[0, 0], [9, 9]], mask=png((9, 9)))),
         "shapes[0]", "mask",
     ),
 }  # fmt: skip
@@ -502,11 +480,11 @@ def test_conversion(folder, kind, case):
     assert sorted(folder.rglob("*")) == before, "nothing is written"
 
 
-@pytest.mark.parametrize("encoding", ENCODINGS)
-@pytest.mark.parametrize("kind", ["voc", "yolo", "labelme"])
+@pytest.mark.parametrize(
+    ("kind", "encoding"),  # XML has UTF-16 with a byte order mark, and no UTF-32
+    [*(("voc", e) for e in ENCODINGS[:3]), *((kind, e) for kind in ("yolo", "labelme") for e in ENCODINGS)],
+)
 def test_conversion_encodings(folder, kind, encoding):
-    if kind == "voc" and encoding not in ("utf-8", "utf-8-sig", "utf-16"):
-        pytest.skip("XML has UTF-16 with a byte order mark, and no UTF-32")
     text = {"voc": voc(), "yolo": f"{LINE}\n{LINE}\n", "labelme": labelme(shape())}[kind]
     convert, _ = write_source(folder, kind, text.replace("\n", "\r\n").encode(encoding))
     result = invoke("convert", convert, folder, folder / "out.json")
@@ -556,25 +534,9 @@ def test_arguments_that_are_too_long(folder, arguments, monkeypatch):
 # As a user types it
 
 
-def run(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "dcnzoo", *map(str, arguments)], capture_output=True, text=True, timeout=300
-    )
-
-
 @pytest.mark.slow
-def test_check_as_a_program(folder):
+def test_training_as_a_program(folder):
     change, _, where, field = COCO["polygon with NaN"]
-    file = write_coco(folder, change)
-    ran = run("data", "check", file)
-    assert ran.returncode == 1 and "Traceback" not in ran.stderr
-    assert any(names_all(line, str(file), where, field) for line in ran.stdout.splitlines())
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("case", ["polygon with NaN", "key twice"])
-def test_training_as_a_program(folder, case):
-    change, _, where, field = COCO[case]
     file = write_coco(folder, change)
     config = folder / "config.py"
     config.write_text(
@@ -585,6 +547,7 @@ def test_training_as_a_program(folder, case):
         "val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=data)\n"
         "test_dataloader = val_dataloader\n"
     )
-    ran = run("train", config, "--work-dir", folder / "work")
+    command = [sys.executable, "-m", "dcnzoo", "train", config, "--work-dir", folder / "work"]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert ran.returncode == 1 and "Traceback" not in ran.stderr
     assert names_all(ran.stderr.splitlines()[-1], str(file), where, field)

@@ -11,18 +11,17 @@ import torch
 import dcnzoo.models  # noqa: F401  before mmdet, which needs mmcv.ops
 
 # isort: split
-from mmengine.dataset import pseudo_collate
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS
-from mmengine.runner import Runner
 from torch import nn
-from torch.utils.data import Dataset
 
 from dcnzoo.layers import DCNv3, DCNv4
 from dcnzoo.layers.offsets import TracksOffsets
 from dcnzoo.openmmlab.hooks import OffsetStatisticsHook
 from dcnzoo.openmmlab.hooks.offset_statistics import COLUMNS, FILE_NAME, read_statistics
+
+from .test_engine import WITHOUT_VALIDATION, make_runner
 
 HEIGHT, WIDTH = 4, 6
 
@@ -58,35 +57,12 @@ class Model(BaseModel):
         return {"loss": self.other.sum() * 0} if mode == "loss" else []
 
 
-class Shifts(Dataset):
-    def __init__(self, shifts):
-        self.shifts = shifts
-
-    def __len__(self):
-        return len(self.shifts)
-
-    def __getitem__(self, index):
-        return {"inputs": torch.tensor([float(self.shifts[index])])}
-
-
 def train(work_dir, model, shifts, epochs=1, hooks=(), resume=False, **arguments):
-    loader = {
-        "dataset": Shifts(shifts),
-        "batch_size": 1,
-        "sampler": {"type": "DefaultSampler", "shuffle": False},
-        "collate_fn": pseudo_collate,
-    }
-    runner = Runner(
-        model,
-        str(work_dir),
-        train_dataloader=loader,
-        train_cfg={"by_epoch": True, "max_epochs": epochs},
-        optim_wrapper={"optimizer": {"type": "SGD", "lr": 0.1}},
-        default_hooks={"checkpoint": {"type": "AtomicCheckpointHook", "interval": 1}},
-        custom_hooks=[dict(type="OffsetStatisticsHook", **arguments), *hooks],
-        experiment_name=f"{work_dir.name}-{len(list(work_dir.iterdir()))}",
-        resume=resume,
-    )
+    hooks = [dict(type="OffsetStatisticsHook", **arguments), *hooks]
+    checkpoint = {"checkpoint": {"type": "AtomicCheckpointHook", "interval": 1}}
+    options = dict(default_hooks=checkpoint, custom_hooks=hooks, **WITHOUT_VALIDATION)
+    options["train_cfg"] = dict(by_epoch=True, max_epochs=epochs)
+    runner = make_runner(work_dir, "offsets", model, values=shifts, resume=resume, **options)
     runner.train()
     return runner
 
@@ -98,7 +74,6 @@ def rows(work_dir):
 
 @pytest.fixture
 def warned(monkeypatch):
-    """What was logged as a warning by the hook, without the packages' own."""
     messages = []
     warning = logging.Logger.warning
 
@@ -180,8 +155,6 @@ def test_the_visualizer_gets_the_same(tmp_path):
 
 
 class Tracked(Hook):
-    """Whether layers keep statistics, in each iteration."""
-
     priority = "LOWEST"
 
     def __init__(self):
@@ -224,8 +197,6 @@ def test_nan_is_warned_of_and_written(tmp_path, warned):
 
 
 class Dim(Hook):
-    """Closes all masks after the third iteration."""
-
     def after_train_iter(self, runner, *args, **kwargs):
         if runner.iter + 1 == 3:
             runner.model.masks = (-10,) * 9

@@ -91,7 +91,6 @@ train_cfg = dict(max_epochs=1)
 
 @pytest.fixture(scope="module")
 def coco(tmp_path_factory):
-    """A generated data set, laid out like COCO's val2017."""
     root = tmp_path_factory.mktemp("coco")
     make_shapes(root / "shapes", ShapesSpec(train=1, val=IMAGES))
     (root / "annotations").mkdir()
@@ -173,7 +172,6 @@ def test_subset_adds_a_row(reproduce, checkpoint, coco):
 
 
 def test_train(reproduce, coco):
-    """The first step of SGD on (w − 1)² at rate 0.5 takes the weight to 1."""
     printed, (row,) = reproduce("--train", "--data-root", coco)
     assert row["trained"] and row["measured"]["box AP"] == 100.0 and row["checkpoint"] == "epoch_1.pth"
     assert table(printed)["box AP"] == ["100.0", "75.0", "+25.0"]

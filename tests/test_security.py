@@ -45,7 +45,6 @@ def data(tmp_path_factory):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """Where commands run; nothing of what files want to do there may have happened."""
     monkeypatch.chdir(tmp_path)
     cv2.imwrite("image.png", np.full((96, 128, 3), 90, np.uint8))
     yield tmp_path
@@ -80,7 +79,6 @@ def training(data, config=CONFIG):
 
 
 def with_backbone(file):
-    """A config whose backbone begins with the weights in a file."""
     pretrained = f"dict(init_cfg=dict(_delete_=True, type='Pretrained', checkpoint={str(file)!r}))"
     Path("own.py").write_text(f"_base_ = {CONFIG!r}\nmodel = dict(backbone={pretrained})\n")
     return "own.py"
@@ -109,7 +107,6 @@ def slow(*doors):
 @pytest.mark.skipif(sys.platform != "linux", reason="posix.mkdir has another name elsewhere")
 @pytest.mark.parametrize("door", [*(d for d in DOORS if d not in SLOW), *slow(*SLOW)])
 def test_code_in_a_checkpoint_is_refused(run, folder, data, weights, door):
-    """In a line that says what is in the file."""
     torch.save({"state_dict": weights, "meta": {"x": Harmful(folder / MARK)}}, "harmful.pth")
     status, output = run(*DOORS[door]("harmful.pth", data))
     assert status == 1, output
@@ -165,7 +162,6 @@ def test_resume_does_not_run_the_config(run, folder, data):
 
 
 def test_class_names_are_text(run, folder, weights):
-    """Those of a checkpoint come to a terminal and to a page."""
     names = ("<script>alert(1)</script>", "[/red][link=http://x]y[/link]", "\x1b]0;title\x07")
     torch.save({"state_dict": weights, "meta": {"dataset_meta": {"classes": names}}}, "x.pth")
     for door in ("infer", "explain"):

@@ -36,7 +36,6 @@ def make_field(offset=None, kernel=KERNEL, out=OUT, **kwargs):
 
 
 def test_grid_is_where_a_convolution_samples():
-    """A convolution of the coordinates themselves, one tap at a time, is the oracle."""
     grid = make_field().grid
     coordinates = torch.stack(
         torch.meshgrid(*(torch.arange(n, dtype=torch.float32) for n in INPUT), indexing="ij")
@@ -63,8 +62,6 @@ def test_points_add_the_offset_and_without_offset_takes_it_away():
 
 
 class Pack(nn.Conv2d):
-    """The interface of a DCN layer: a convolution with a ``conv_offset``."""
-
     def __init__(self, channels, groups, modulated):
         super().__init__(3, 4, KERNEL, STRIDE, PADDING, DILATION)
         self.deform_groups = groups
@@ -140,25 +137,26 @@ def test_aggregations_are_recorded_as_they_sample(layer, remove_center):
     assert (moved.mean((2, 3))[0] < 0).all() and moved.mean((2, 3))[5, 1] > 0, "offset_scale stretches"
 
 
+PLAIN = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1)}
+
+
+def plain_field(height, width, offset=None):
+    return make_field(offset, (3, 3), (height, width), input_size=(height, width), **PLAIN)
+
+
 def test_tracing_one_layer():
-    kernel = (3, 3)
     offset = torch.zeros(9, 2, 4, 8)
     offset[5, :, 2, 3] = torch.tensor([0.5, -0.25])
-    field = make_field(
-        offset, kernel, (4, 8), stride=(1, 1), padding=(1, 1), dilation=(1, 1), input_size=(4, 8)
-    )
     # an image of 16 × 16: a pixel of the map is 4 high and 2 wide
-    points, weight = trace_sampling([field], (2 * 4 + 1.5, 3 * 2 - 0.5), (16, 16))
+    points, weight = trace_sampling([plain_field(4, 8, offset)], (2 * 4 + 1.5, 3 * 2 - 0.5), (16, 16))
     assert points.shape == (9, 2) and torch.equal(weight, torch.ones(9))
     torch.testing.assert_close(points[4], torch.tensor([8.0, 6.0]))  # the centre tap
     torch.testing.assert_close(points[5], torch.tensor([8 + 0.5 * 4, 6 + 2 - 0.25 * 2]))
 
 
 def test_tracing_two_layers_follows_each_point():
-    plain = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "input_size": (8, 8)}
-    last = make_field(torch.zeros(9, 2, 8, 8), (3, 3), (8, 8), **plain)
+    first, last = plain_field(8, 8), plain_field(8, 8)
     last.weight[0] = 0.5
-    first = make_field(torch.zeros(9, 2, 8, 8), (3, 3), (8, 8), **plain)
     points, weight = trace_sampling([first, last], (4.0, 4.0), (8, 8))
     assert points.shape == (81, 2)
     # 3×3 of 3×3 is the 5×5 receptive field, its middle hit 9 times, its corners once
@@ -179,14 +177,10 @@ def instances(scores=None):
     return Instances(boxes, np.array([0, 1]), masks, scores)
 
 
-def test_instances_below_the_threshold_go():
-    kept = instances(np.array([0.4, 0.6])).above(0.5)
-    assert kept.labels.tolist() == [1] and kept.masks.shape == (1, 20, 30)
-    assert len(instances().above(0.5).labels) == 2
-
-
 @pytest.mark.parametrize("grey", [0, 255])
 def test_detections_show_on_dark_and_on_light_images(grey):
+    kept = instances(np.array([0.4, 0.6])).above(0.5)
+    assert kept.labels.tolist() == [1] and kept.masks.shape == (1, 20, 30)
     image = np.full((20, 30, 3), grey, np.uint8)
     columns = {"truth": [instances()], "found": [instances(np.array([0.9, 0.2]))]}
     figure = plot_detections([image], columns, ("a", "b"), [(255, 0, 0), (0, 0, 255)])
@@ -220,9 +214,7 @@ def test_learning_curves_draw_seeds_and_mean():
 
 
 def test_sampling_figure():
-    field = make_field(
-        None, (3, 3), (8, 8), stride=(1, 1), padding=(1, 1), dilation=(1, 1), input_size=(8, 8)
-    )
+    field = plain_field(8, 8)
     image = np.zeros((32, 32, 3), np.uint8)
     locations = {"here": (5.0, 9.0), "there": (20.0, 9.0)}
     figure = plot_sampling(image, [field, field], locations)

@@ -21,7 +21,6 @@ def environment(**extra: object) -> dict[str, str]:
 
 
 def start(*command: object, **extra: object) -> subprocess.Popen:
-    """A command in a session of its own, its output in one stream."""
     return subprocess.Popen(
         [str(word) for word in command],
         cwd=ROOT,
@@ -56,7 +55,6 @@ def torchrun(processes: int, *command: object) -> str:
 
 
 def settings(data: Path, train: int = 8, val: int = 5, epochs: int = 1, **more: object) -> list[str]:
-    """Settings that turn the demo config into seconds."""
     found = {
         "train_cfg.max_epochs": epochs,
         "train_dataloader.batch_size": 2,

@@ -28,7 +28,6 @@ def test_two_processes(two, case):
 
 
 def test_every_layer_is_compared(two):
-    """One of each packed class, in both forms."""
     from dcnzoo import layers
 
     packed = {name for name in layers.__all__ if name.startswith("Packed") or name.endswith("Pack")}
@@ -58,7 +57,6 @@ def test_a_class_that_is_not_there(tmp_path):
 
 
 def test_as_a_further_base(tmp_path):
-    """As the page says; every InternImage has blocks of that name."""
     import dcnzoo.models  # noqa: F401
 
     # isort: split

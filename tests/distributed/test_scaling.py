@@ -6,9 +6,7 @@ import subprocess
 import sys
 
 import pytest
-import torch
 import yaml
-from torch import nn
 
 from .launching import ROOT, environment
 
@@ -27,19 +25,6 @@ def test_the_calculation(scaling):
     assert scaling["exchange"](10**9, nodes=1, bandwidth=0.5) == 0
     assert scaling["iteration"](3.0, 10**9, 2, 0.5, overlap=0.25) == pytest.approx(3 + 2 - 0.75)
     assert scaling["iteration"](3.0, 10**9, 2, 0.5, overlap=1.0) == 3
-
-
-def test_sizes(scaling, tmp_path):
-    model = nn.Sequential(nn.Linear(300, 200), nn.BatchNorm1d(200), nn.Linear(200, 5))
-    model[2].requires_grad_(False)
-    found = scaling["sizes"](model, dict(optimizer=dict(type="AdamW", lr=0.1)))
-    learning = 300 * 200 + 200 + 2 * 200
-    assert found["parameters"] == learning + 200 * 5 + 5
-    assert found["gradients"] == 4 * learning
-    torch.save({"state_dict": model.state_dict()}, tmp_path / "weights.pth")
-    assert found["weights"] == pytest.approx((tmp_path / "weights.pth").stat().st_size, rel=0.01)
-    # AdamW remembers two numbers for each parameter that learns
-    assert found["checkpoint"] - found["weights"] == pytest.approx(2 * 4 * learning, rel=0.02)
 
 
 def test_the_command(monkeypatch, capsys):

@@ -250,14 +250,11 @@ def sharding(reference: bool) -> dict[str, object]:
     )
     model = Tiny(shaken(network))
     untrained = copy.deepcopy(model)
-    paramwise = dict(depths=depths, layer_decay_rate=0.5)
     cfg = dict(
-        type="OptimWrapper",
-        optimizer=dict(SGD),
+        type="OptimWrapper", optimizer=dict(SGD), clip_grad=dict(max_norm=1.0),
         constructor="CustomLayerDecayOptimizerConstructor",
-        paramwise_cfg=paramwise,
-        clip_grad=dict(max_norm=1.0),
-    )
+        paramwise_cfg=dict(depths=depths, layer_decay_rate=0.5),
+    )  # fmt: skip
     batches = [torch.rand(IMAGES, 3, 32, 24) for _ in range(3)]
 
     def step(module: nn.Module, wrapper: object, batch: Tensor) -> None:

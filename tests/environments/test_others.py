@@ -119,5 +119,4 @@ FAMILIES += "|reid|sort|strongsort|timm_example"
 
 @pytest.mark.parametrize(("family", "name"), mmdet_coverage.families(f"^({FAMILIES})$"))
 def test_family(family, name):
-    """Those of MMDetection's that ask for mmpretrain or another package."""
     assert mmdet_coverage.apart(name) == "ok"

@@ -15,7 +15,6 @@ CONFIG = "configs/demo/mask-rcnn_r14-mdconv_fpn_8e_shapes.py"
 
 
 def test_operator():
-    """The compiled library of this working tree, forward and backward, against plain PyTorch."""
     assert _library.loaded["cpu"].parent == ROOT / "dcnzoo" / "ops"
     torch.manual_seed(0)
     shapes = ((2, 4, 7, 9), (6, 4, 3, 2), (2, 12, 7, 10), (2, 6, 7, 10))

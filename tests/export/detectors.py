@@ -34,7 +34,6 @@ WITHOUT_RESNET = ("CornerNet", "YOLOX")  # which therefore have no variant with 
 
 
 def narrow(cfg):
-    """Every width, count and class number of a config made small, in place."""
     for key, value in list(cfg.items()):
         if isinstance(value, dict):
             narrow(value)

@@ -72,7 +72,6 @@ def nodes(path):
 
 
 def compare(sample, target, path, opset=19, expected=None):
-    """What the graph computes with the oracle, or what is expected."""
     register_onnx_ops(target)
     by_torchscript(Call(sample), inputs(sample), path, opset)
     expected = cases.reference(sample.to(torch.float64)) if expected is None else expected
@@ -107,7 +106,6 @@ def daily(*targets):
 
 @pytest.mark.parametrize("target", daily("native", "gatherelements"))
 def test_dynamo_exporter(target, path):
-    """Several cases in one model: the exporter takes seconds whatever it exports."""
     singles = [s.to(torch.float32) for s in SAMPLES if s.name in FEW]
     assert len(singles) == len(FEW)
 

@@ -139,7 +139,6 @@ def test_raw_outputs_are_compared(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["internimage", "flash-internimage"])
 def test_mask_rcnn_with_dcnv3_and_dcnv4(kind, tmp_path):
-    """The demo's InternImage and FlashInternImage."""
     torch.manual_seed(0)
     cfg = Config.fromfile(f"configs/demo/mask-rcnn_{kind}_fpn_8e_shapes.py").model
     cfg.test_cfg.rcnn.score_thr = 0.05
@@ -173,7 +172,6 @@ def test_settings_of_the_suppression():
 
 
 def candidates(count):
-    """Three images; some boxes of the first are absent, all of them in the last."""
     generator = torch.Generator().manual_seed(4)
     corner = torch.rand(3, count, 2, generator=generator) * 40
     boxes = torch.cat([corner, corner + 1 + torch.rand(3, count, 2, generator=generator) * 30], -1)
@@ -212,7 +210,6 @@ def test_suppression_in_the_graph(max_per_class, boxes_given, tmp_path):
     ids=str,
 )
 def test_soft_suppression(settings, tmp_path):
-    """Against mmcv's ``batched_nms``, image by image."""
     boxes, scores, labels = candidates(40)
     owner = ConfigDict(nms=dict(type="soft_nms", **settings), max_per_img=30)
 
@@ -341,7 +338,6 @@ def test_an_example_too_small_for_a_dynamic_graph(tmp_path):
 
 
 def padded(family):
-    """A batch of images of two sizes, and these."""
     height, width = size(family)
     images, sizes = torch.randn(2, 3, height, width), [(height, width), (height - 48, width - 64)]
     images[1, :, sizes[1][0] :] = images[1, :, :, sizes[1][1] :] = 0
@@ -350,7 +346,6 @@ def padded(family):
 
 @pytest.mark.parametrize("family", ["DETR", "Deformable DETR"])
 def test_detr_does_not_look_at_padding(family):
-    """Images of two sizes in one batch: the padding of the smaller one must not change its boxes."""
     detector = build(family)
     images, sizes = padded(family)
     model = deployable(detector)
@@ -362,8 +357,6 @@ def test_detr_does_not_look_at_padding(family):
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
-    """A graph that only adds its images up."""
-
     class Model(nn.Module):
         def forward(self, images):
             return images.sum((1, 2, 3)), images.amax((1, 2, 3))

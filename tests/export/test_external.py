@@ -14,7 +14,6 @@ WEIGHTS = np.arange(4, dtype=np.float32)
 
 
 def tensor(location, name="w"):
-    """Four numbers that are in a file."""
     made = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=[4], data_location=TensorProto.EXTERNAL)
     for key, value in {"location": location, "offset": "0", "length": "16"}.items():
         made.external_data.add(key=key, value=value)
@@ -32,7 +31,6 @@ def model(initializers=(), nodes=(), **others):
 
 @pytest.fixture
 def folder(tmp_path):
-    """With files in it and beside it that have what a model asks for."""
     folder = tmp_path / "model"
     (folder / "deeper").mkdir(parents=True)
     for file in ("secret.bin", "model/inside.bin", "model/deeper/inside.bin"):
@@ -118,7 +116,6 @@ KEY, VALUE = b"\x0a\x08location", b"\x12\x0d../secret.bin"
     "entry", [KEY + VALUE, VALUE + KEY, b"\x8a\x00" + KEY[1:] + VALUE, field(2, b"inside.bin") + KEY + VALUE]
 )
 def test_unusual_encodings(folder, entry):
-    """In another order, a number in more bytes than it needs, a value twice, of which the last counts."""
     content = field(7, field(5, field(13, entry)))
     assert onnx.ModelProto.FromString(content).graph.initializer[0].external_data[0].value == "../secret.bin"
     (folder / "x.onnx").write_bytes(content)
@@ -141,7 +138,6 @@ def test_tags_beyond_32_bits(folder, level):
 
 
 def test_every_truncation_is_refused_or_harmless(folder):
-    """Cut anywhere: an error in one line, or the same files as before."""
     path = folder / "x.onnx"
     path.write_bytes(model([onnx.numpy_helper.from_array(WEIGHTS, "w")]))
     assert locations(path) == set()

@@ -56,7 +56,6 @@ def test_with_and_without_the_patch(use_gathernd, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["RetinaNet", "Faster R-CNN", "Mask R-CNN"])
 def test_detector(family, tmp_path):
-    """One dynamic graph at the size that was traced and at another, with two images."""
     detector = build(family, dcn=True)
     height, width = size(family)
     path = tmp_path / "model.onnx"

@@ -56,7 +56,6 @@ def test_input_is_that_of_the_test_pipeline(case, upright, picture, tmp_path):
 
 
 def compare(picture, tmp_path, resize, settings, pad=None):
-    """With MMDetection's own transforms and data preprocessor."""
     cv2.imwrite(str(tmp_path / "p.png"), picture)
     pipeline, preprocessor, ours = described(resize, settings, pad)
     results = dict(img_path=str(tmp_path / "p.png"))
@@ -122,7 +121,6 @@ def test_a_fixed_size_is_fitted_into(limit, size, picture):
 
 
 def test_padding_is_fitted_into_a_fixed_size(picture):
-    """A graph smaller than the square that the pipeline pads to."""
     _, _, ours = described(*CASES["coco"], PADS["YOLOX"])
     inputs, size = ours(picture, (64, 64))
     assert size == (36, 64) and inputs.shape == (1, 3, 64, 64)
@@ -173,7 +171,6 @@ def test_masks_are_resized_as_a_whole_would_be():
 
 
 def test_boxes_end_where_the_pipeline_pads_to():
-    """As MMDetection's, which limits them to the padded image."""
     outputs = {"dets": np.array([[10, 10, 60, 70, 0.5]], np.float32), "labels": np.array([0])}
     for border, corner in (((64, 56), (56, 64)), (None, (56, 40))):
         found = on_picture(outputs, (40, 56), (80, 112), {}, border)

@@ -94,7 +94,6 @@ def test_a_file_is_its_pixels(folder):
 
 
 def test_with_numpy_pillow_and_the_runtime_only(folder):
-    """As in an environment where nothing else is installed."""
     code = f"""
 from dcnzoo.export import Detector
 detector = Detector({str(folder / "dynamic.onnx")!r})

@@ -53,7 +53,6 @@ def test_torchscript_exporter(name, sample, opset, tmp_path):
 
 @pytest.mark.parametrize("opset", [18, pytest.param(21, marks=pytest.mark.slow)])
 def test_dynamo_exporter(opset, tmp_path):
-    """Several cases in one model: the exporter takes seconds whatever it exports."""
     singles = [(name, sample.to(torch.float32)) for name, sample in SAMPLES if sample.name in CHOSEN]
     assert len(singles) == 9
 
