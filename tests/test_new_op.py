@@ -79,7 +79,7 @@ def test_new_operator_is_found_by_every_suite(tree):
     for other in (tree / "ops").rglob("*_cuda.cu"):  # to be emulated, which takes time for each
         if NAME not in other.name:
             other.unlink()
-    run(tree, "-m", "pytest", "-q", "tests/cuda/test_every_operator_cuda.py", "-k", NAME)
+    run(tree, "-m", "pytest", "-q", "tests/cuda/test_kernels_cuda.py", "-k", NAME)
 
 
 @pytest.mark.parametrize(
