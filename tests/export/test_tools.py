@@ -82,6 +82,8 @@ def test_input_size(work, tmp_path, shape, size, pad, expected):
     if size is not None:  # not stretched
         assert resized.shape[1] / resized.shape[0] == pytest.approx(size[0] / size[1], rel=0.02)
     assert area == (expected if pad else resized.shape[:2])
+    if not pad:
+        assert inputs.model_input(detector, found, picture, (128, 96), filled=True)[2] == (128, 96)
 
 
 def test_a_pipeline_that_cannot_be_reproduced(work):
