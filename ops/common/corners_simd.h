@@ -1,4 +1,4 @@
-// Lets the arithmetic of corners.h take vectors, and says how the points of a plan are stored. Included
+// Lets the arithmetic of corners.h take vectors, and says how points are stored. Included
 // by *_cpu_kernel.cpp only.
 #pragma once
 

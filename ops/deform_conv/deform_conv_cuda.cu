@@ -5,6 +5,7 @@
 #include <numeric>
 #include <tuple>
 
+#include "../common/corners.h"
 #include "../common/dispatch.cuh"
 #include "../common/lane_sums.cuh"
 #include "../common/memory_format.h"
