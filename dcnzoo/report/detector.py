@@ -121,7 +121,8 @@ def explain(
         layer: whose receptive field to take, and the only one to draw; by default the last one, and all.
 
     Raises:
-        UserError: an image of which resizing leaves nothing, a box outside of it, a layer that is not there, no layer that can be drawn.
+        UserError: resizing leaves nothing of the image; a box outside of it; a layer that is not there; no
+            layer that can be drawn.
     """
     with resizing(str(image)):
         item = Compose(get_test_pipeline_cfg(detector.cfg.copy()))({"img_path": str(image), "img_id": 0})
