@@ -49,22 +49,7 @@ def test_convex_iou_and_giou():
     assert mmcv_ops.convex_iou(square[:, [0, 1, 2, 3, 4, 5, 6, 7] + [0, 1] * 5], square).item() == 1
 
 
-def test_convex_giou_gradient():
-    points, quads = random(3, 18), random(3, 1, 2) + torch.tensor(SQUARE).view(4, 2).double()
-
-    def giou(points, row=18):
-        output = points.new_zeros(3, 19)
-        _ext.convex_giou(points, quads.flatten(1), output)
-        return output[:, row] if row == 18 else output[:, :18]
-
-    gradient, step = giou(points, row=0), 1e-6
-    for k in range(18):
-        moved = points.clone()
-        moved[:, k] += step
-        torch.testing.assert_close((giou(moved) - giou(points)) / step, gradient[:, k], atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(6))
 def test_convex_giou_gradient_where_corners_lie_on_sides(seed):
     """Points on a grid, many of them on a side of the quadrilateral: the derivative where there is one."""
     generator = torch.Generator().manual_seed(seed)

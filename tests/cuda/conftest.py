@@ -45,14 +45,16 @@ def kernels(request) -> Kernels:
     compiler = os.environ.get("CXX") or shutil.which("g++")
     if compiler is None or not (ROOT / "ops").exists():
         pytest.skip("emulation needs the sources and a C++ compiler")
-    sources = [p for p in sorted((ROOT / "ops").rglob("*")) if p.is_file()]
-    sources += [*(ROOT / "tests/cuda/emulation").iterdir(), Path(__file__)]
-    texts = b"".join(path.read_bytes() for path in sources)
+    folders = (ROOT / "ops", ROOT / "tests/cuda/emulation")
+    sources = [p for folder in folders for p in sorted(folder.rglob("*")) if p.is_file()]
+    texts = b"".join(path.read_bytes() for path in (*sources, Path(__file__)))
     version = hashlib.sha256(texts + f"{torch.__version__} {compiler}".encode()).hexdigest()
     library = ROOT / "build/emulation" / f"{version[:16]}.so"  # built once for all workers and later runs
     library.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(library.with_suffix(".lock")):
         if not library.exists():
+            for stale in library.parent.glob("*.so"):
+                stale.unlink()
             build(compiler, library)
     torch.ops.load_library(library)
     return Kernels("cpu", emulated=True)
