@@ -98,10 +98,11 @@ def _bilinear(maps: Tensor, y: float | Tensor, x: float | Tensor) -> Tensor:  # 
     height, width = maps.shape[1:]
     if not (-1 <= y <= height and -1 <= x <= width):
         return maps.new_zeros(maps.shape[0])
-    y, x = min(max(y, 0), height - 1), min(max(x, 0), width - 1)
-    top, left = (math.floor(v.detach() if isinstance(v, Tensor) else v) for v in (y, x))
-    bottom, right = min(top + 1, height - 1), min(left + 1, width - 1)
-    fy, fx = y - top, x - left
-    upper = maps[:, top, left] * (1 - fx) + maps[:, top, right] * fx
-    lower = maps[:, bottom, left] * (1 - fx) + maps[:, bottom, right] * fx
-    return upper * (1 - fy) + lower * fy
+    axes = []  # what is read: places and weights
+    for point, size in ((y, height), (x, width)):
+        place = point.item() if isinstance(point, Tensor) else point
+        low = math.floor(min(max(place, 0), size - 1))
+        between = 0 <= point < size - 1  # else the border pixel is read, alone
+        axes.append([(low, 1 - (point - low)), (low + 1, point - low)] if between else [(low, 1)])
+    rows, columns = axes
+    return sum(maps[:, row, column] * (wy * wx) for row, wy in rows for column, wx in columns)

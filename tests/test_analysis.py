@@ -1,11 +1,9 @@
-"""tools/analysis and tools/model_converters: counts against arithmetic, logs against what was put in."""
+"""Commands that measure: counts against arithmetic, logs against what was put in."""
 
 import hashlib
 import json
 import re
-import runpy
 import statistics
-import sys
 from pathlib import Path
 
 import cv2
@@ -18,27 +16,15 @@ import dcnzoo.ops.flops  # noqa: F401
 from dcnzoo.layers import DCNv3, DCNv4, DeformConv2d
 from dcnzoo.openmmlab.hooks.offset_statistics import COLUMNS, read_statistics
 from dcnzoo.openmmlab.weights import read_checkpoint
+from dcnzoo.report.history import curve
 from dcnzoo.report.plots import OFFSET_FIGURES, plot_offset_statistics
 from dcnzoo.zoo import verify
 
+from .commands import error_of, run
+
 ROOT = Path(__file__).resolve().parents[1]
-DEMO = "configs/demo/mask-rcnn_r14-mdconv_fpn_8e_shapes.py"
-PLAIN = "configs/demo/mask-rcnn_r14_fpn_8e_shapes.py"
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    def run(tool, *arguments, fails=False):
-        monkeypatch.chdir(ROOT)
-        monkeypatch.setattr(sys, "argv", [tool, *map(str, arguments)])
-        if fails:
-            with pytest.raises(SystemExit) as stopped:
-                runpy.run_path(f"tools/{tool}.py", run_name="__main__")
-            return stopped.value.code
-        runpy.run_path(f"tools/{tool}.py", run_name="__main__")
-        return capsys.readouterr().out
-
-    return run
+DEMO = ROOT / "configs/demo/mask-rcnn_r14-mdconv_fpn_8e_shapes.py"
+PLAIN = ROOT / "configs/demo/mask-rcnn_r14_fpn_8e_shapes.py"
 
 
 # Operations
@@ -76,11 +62,11 @@ def flops(text):
     }
 
 
-def test_get_flops(run):
+def test_flops():
     """Without deformable layers: as many as F.conv2d has; with them: the difference is what they add."""
     shape = ("--shape", "128", "--by-operator")
-    plain = flops(run("analysis/get_flops", PLAIN, *shape))
-    deformable = flops(run("analysis/get_flops", DEMO, *shape))
+    plain = flops(run("flops", PLAIN, *shape))
+    deformable = flops(run("flops", DEMO, *shape))
     assert "dcnzoo.deform_conv" in deformable and "dcnzoo.deform_conv" not in plain
     assert deformable["Params"] == pytest.approx(581_891 / 1e6, abs=0.005)
     assert plain["Params"] == pytest.approx(558_509 / 1e6, abs=0.005)
@@ -88,44 +74,34 @@ def test_get_flops(run):
     assert plain["Flops"] == pytest.approx(parts, abs=0.01)
 
 
-def test_get_flops_takes_the_size_of_the_test_pipeline(run):
+def test_flops_take_the_size_of_the_test_pipeline():
     """128 × 128 pixels here; 1333 × 800, padded to a multiple of 32, in COCO's."""
-    text = run(
-        "analysis/get_flops", PLAIN, "--cfg-options", "test_dataloader.dataset.pipeline.1.scale=(150,90)"
-    )
+    text = run("flops", PLAIN, "--cfg-options", "test_dataloader.dataset.pipeline.1.scale=(150,90)")
     assert "Input shape: (96, 160)" in text
 
 
-def test_get_flops_mistakes(run):
-    assert "--shape: expected one or two sizes ≥ 1, got 1 2 3" in run(
-        "analysis/get_flops", DEMO, "--shape", 1, 2, 3, fails=True
-    )
-    assert "config: expected a file" in run("analysis/get_flops", "nowhere.py", fails=True)
-    assert "--num-images: expected ≥ 1" in run("analysis/get_flops", DEMO, "--num-images", 0, fails=True)
+def test_flops_mistakes():
+    for arguments in (["--shape", 1, 2, 3], ["--shape", -1], ["--num-images", 0]):
+        assert arguments[0] in error_of("flops", DEMO, *arguments, status=2)
+    assert "config: expected a file" in error_of("flops", "nowhere.py")
 
 
 # Images per second
 
 
-def test_benchmark(run, tmp_path):
+def test_speed():
     options = ["--max-iter", 4, "--num-warmup", 1, "--log-interval", 2, "--repeat-num", 2, "--device", "cpu"]
-    text = run("analysis/benchmark", DEMO, "--shape", 64, 96, "--fuse-conv-bn", *options)
+    text = run("speed", DEMO, "--shape", 64, 96, "--fuse-conv-bn", *options)
     lines = text.splitlines()[-6:]
     said = [line.split(":")[0] for line in lines]
     assert said == ["2 of 4", "4 of 4", "run 1 of 2", "2 of 4", "4 of 4", "run 2 of 2"]
     assert re.search(r": \d+\.?\d* images/s, median [\d.]+ ms/image, 64×96, ", lines[-1])
 
 
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (["--max-iter", 0], "--max-iter: expected ≥ 1, got 0"),
-        (["--shape", -1], "--shape: expected one or two sizes"),
-        (["--checkpoint", "nowhere.pth"], "checkpoint: expected a file, found none at nowhere.pth"),
-    ],
-)
-def test_benchmark_mistakes(run, arguments, expected):
-    assert expected in run("analysis/benchmark", DEMO, *arguments, fails=True)
+def test_speed_mistakes():
+    assert "--max-iter" in error_of("speed", DEMO, "--max-iter", 0, status=2)
+    message = error_of("speed", DEMO, "--checkpoint", "nowhere.pth")
+    assert "checkpoint: expected a file, found none at nowhere.pth" in message
 
 
 # Logs
@@ -156,12 +132,7 @@ def work_dir(tmp_path):
     return tmp_path / "run"
 
 
-def tool_function(name):
-    return runpy.run_path(str(ROOT / "tools/analysis/analyze_logs.py"))[name]
-
-
 def test_curves(work_dir):
-    curve = tool_function("curve")
     assert curve(work_dir, "loss") == ([1, 2, 3, 4, 5, 6], [4.0, 3.0, 2.0, 1.5, 1.2, 1.0])
     assert curve(work_dir, "bbox_mAP") == curve(work_dir, "coco/bbox_mAP") == ([1, 2], [0.1, 0.25])
     first = work_dir / "2026_0" / "vis_data" / "scalars.json"
@@ -173,22 +144,20 @@ def test_figures_of_offsets_replace_no_results(work_dir):
     log = work_dir / "2026_1" / "vis_data" / "scalars.json"
     offsets = {f"offsets/mean_abs/layer{i}": i / 2 for i in (1, 2)}
     log.write_text("\n".join([json.dumps({**offsets, "step": 2}), log.read_text()]))
-    curve = tool_function("curve")
     assert curve(work_dir, "bbox_mAP") == ([1, 2], [0.1, 0.25])
     assert curve(work_dir, "offsets/mean_abs/layer2") == ([2], [1.0])
 
 
-def test_plot_offsets(run, tmp_path):
-    tool, out = "analysis/analyze_logs", tmp_path / "new" / "offsets.png"
-    assert "offset_statistics.csv: expected a file, found none" in run(
-        tool, "plot_offsets", tmp_path, fails=True
-    )
+def test_plot_offsets(tmp_path):
+    out = tmp_path / "new" / "offsets.png"
+    message = error_of("logs", "plot_offsets", tmp_path)
+    assert "offset_statistics.csv: expected a file, found none" in message
     file = tmp_path / "offset_statistics.csv"
     file.write_text(",".join(COLUMNS) + "\n")
-    assert "expected rows of OffsetStatisticsHook" in run(tool, "plot_offsets", tmp_path, fails=True)
+    assert "expected rows of OffsetStatisticsHook" in error_of("logs", "plot_offsets", tmp_path)
     lines = [f"{i},{layer},{i / 10},{i},0.25,{mask}" for i in (50, 100) for layer, mask in MASKS.items()]
     file.write_text("\n".join([",".join(COLUMNS), *lines, ""]))
-    assert run(tool, "plot_offsets", tmp_path, "--out", out).strip() == str(out)
+    assert run("logs", "plot_offsets", tmp_path, "--out", out).strip() == str(out)
     assert cv2.imread(str(out)).shape[0] > 300
     figure = plot_offset_statistics(read_statistics(file))
     panels = {axes.get_title(loc="left"): axes for axes in figure.axes}
@@ -202,42 +171,41 @@ def test_plot_offsets(run, tmp_path):
     assert len(plot_offset_statistics(read_statistics(file)).axes) == 3  # nothing has a mask
 
 
-def test_plot_curve(run, work_dir, tmp_path):
+def test_plot_curve(work_dir, tmp_path):
     out = tmp_path / "new" / "curves.png"
-    printed = run("analysis/analyze_logs", "plot_curve", work_dir, "--keys", "loss", "bbox_mAP", "--out", out)
+    printed = run("logs", "plot_curve", work_dir, "--keys", "loss", "bbox_mAP", "--out", out)
     assert printed.strip() == str(out)
     image = cv2.imread(str(out))
     assert image.shape[0] > 300 and len(np.unique(image.reshape(-1, 3), axis=0)) > 10
 
 
-def test_cal_train_time(run, work_dir):
-    text = run("analysis/analyze_logs", "cal_train_time", work_dir)
+def test_cal_train_time(work_dir):
+    text = run("logs", "cal_train_time", work_dir)
     # without the first entry of each epoch: 0.2, 0.4 and 0.5, 0.7
     assert "slowest epoch 2: 0.6000" in text and "fastest epoch 1: 0.3000" in text
     assert f"mean over epochs: {statistics.mean([0.3, 0.6]):.4f}" in text
     assert "standard deviation over epochs: 0.1500" in text
-    text = run("analysis/analyze_logs", "cal_train_time", work_dir, "--include-outliers")
+    text = run("logs", "cal_train_time", work_dir, "--include-outliers")
     assert "slowest epoch 1: 3.2000" in text
 
 
-def test_logs_mistakes(run, work_dir, tmp_path):
-    tool = "analysis/analyze_logs"
-    message = run(tool, "plot_curve", work_dir, "--keys", "segm_mAP", fails=True)
+def test_logs_mistakes(work_dir, tmp_path):
+    message = error_of("logs", "plot_curve", work_dir, "--keys", "segm_mAP")
     assert "--keys: expected some of loss, time, epoch, iter, step, coco/bbox_mAP, data_time, got" in message
-    message = run(tool, "plot_curve", work_dir, "--keys", "loss", "--legend", "a", "b", fails=True)
+    message = error_of("logs", "plot_curve", work_dir, "--keys", "loss", "--legend", "a", "b")
     assert "--legend: expected 1 names, one for each log and key, got 2" in message
-    assert "found none at nowhere.json" in run(tool, "cal_train_time", "nowhere.json", fails=True)
-    assert "found no entries" in run(tool, "cal_train_time", tmp_path, fails=True)
+    assert "found none at nowhere.json" in error_of("logs", "cal_train_time", "nowhere.json")
+    assert "found no entries" in error_of("logs", "cal_train_time", tmp_path)
 
 
 # Publishing
 
 
-def test_publish_model(run, tmp_path):
+def test_publish_model(tmp_path):
     weights = {"w": torch.arange(5.0)}
     content = {"state_dict": weights, "meta": {"epoch": 3}, "optimizer": {"lr": 1.0}, "message_hub": {}}
     torch.save(content, tmp_path / "epoch_3.pth")
-    printed = run("model_converters/publish_model", tmp_path / "epoch_3.pth", tmp_path / "out" / "net.pth")
+    printed = run("zoo", "publish", tmp_path / "epoch_3.pth", tmp_path / "out" / "net.pth")
     said, path = printed.splitlines()
     assert said == "left out: message_hub, optimizer"
     digits = hashlib.sha256(Path(path).read_bytes()).hexdigest()
@@ -246,16 +214,14 @@ def test_publish_model(run, tmp_path):
     assert set(torch.load(path)) == {"meta", "state_dict"}
     found = read_checkpoint(path)
     assert torch.equal(found["state_dict"]["w"], weights["w"]) and found["meta"] == {"epoch": 3}
-    again = run("model_converters/publish_model", tmp_path / "epoch_3.pth", tmp_path / "other")
+    again = run("zoo", "publish", tmp_path / "epoch_3.pth", tmp_path / "other")
     assert Path(again.splitlines()[1]).name == f"other-{digits[:8]}.pth", "the name is not in the content"
 
 
-def test_publish_model_keeps_what_is_asked_for(run, tmp_path):
+def test_publish_model_keeps_what_is_asked_for(tmp_path):
     torch.save({"state_dict": {"w": torch.ones(1)}, "meta": {}, "x": 1}, tmp_path / "in.pth")
     keys = ["--save-keys", "state_dict", "x"]
-    path = run("model_converters/publish_model", tmp_path / "in.pth", tmp_path / "out.pth", *keys).split()[-1]
+    path = run("zoo", "publish", tmp_path / "in.pth", tmp_path / "out.pth", *keys).split()[-1]
     assert set(torch.load(path)) == {"state_dict", "x"}
-    message = run(
-        "model_converters/publish_model", tmp_path / "in.pth", "out", "--save-keys", "meta", fails=True
-    )
+    message = error_of("zoo", "publish", tmp_path / "in.pth", "out", "--save-keys", "meta")
     assert "expected a state_dict, in the file and in --save-keys" in message

@@ -141,9 +141,9 @@ def test_tf32_only_where_torch_allows_it(matmul_precision):
 
 
 def test_using():
-    assert _backend.choice == "auto"
+    assert _backend.backend == "auto"
     with _backend.using("compiled"):
-        assert _backend.choice == "compiled"
-    assert _backend.choice == "auto"
+        assert _backend.backend == "compiled"
+    assert _backend.backend == "auto"
     with pytest.raises(RuntimeError, match="expected auto, fused, compiled or reference, got 'slow'"):
         _backend.using("slow").__enter__()

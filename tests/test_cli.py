@@ -1,9 +1,11 @@
 """The command ``dcnzoo``: its commands are the modules of a folder, a mistake ends in one line."""
 
 import importlib
+import io
 import os
 import pkgutil
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -13,72 +15,82 @@ from pathlib import Path
 
 import click
 import pytest
-from click.testing import CliRunner
 
 import dcnzoo.cli
+from dcnzoo.cli import _options
 from dcnzoo.utils.errors import UserError
 
-from .test_import import OPENMMLAB, run
+from .commands import invoke, run
+from .test_import import OPENMMLAB
+from .test_import import run as run_code
 
-NAMES = sorted(module.name for module in pkgutil.iter_modules(dcnzoo.cli.__path__))
-MODULES = [name for name in NAMES if not name.startswith("_")]
-DOORS = [
-    name
-    for name in MODULES
-    if isinstance(dcnzoo.cli.commands.get_command(None, name.replace("_", "-")), dcnzoo.cli.Door)
-]
+ROOT = Path(__file__).resolve().parents[1]
+MODULES = sorted(m.name for m in pkgutil.iter_modules(dcnzoo.cli.__path__) if m.name[0] != "_")
 
 
 def test_every_module_is_a_command():
-    result = CliRunner().invoke(dcnzoo.cli.commands, ["--help"])
-    listed = result.output.partition("Commands:")[2].split("\n")
-    assert [line.split()[0] for line in listed if line] == [name.replace("_", "-") for name in MODULES]
+    listed = run("--help").partition("Commands:")[2].split("\n")
+    assert [line.split()[0] for line in listed if line] == MODULES
     assert all(len(line.split()) > 2 for line in listed if line), "each says what it does"
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_importing_a_command_is_light(name):
-    heavy = "[name for name in ('torch', 'mmengine', 'mmdet', 'requests') if name in sys.modules]"
-    assert run(f"import sys, dcnzoo.cli.{name}\nprint({heavy})").strip() == "[]"
+def test_help_and_completion_are_light():
+    """Of every command, in an environment without the slow packages."""
+    heavy = ("torch", "numpy", "mmengine", "mmdet", "requests", "matplotlib")
+    code = f"""
+import sys
+for name in {heavy}:
+    sys.modules[name] = None
+from click.shell_completion import BashComplete
+from click.testing import CliRunner
+from dcnzoo.cli import commands
+for name in {[name for name in MODULES if name != "bench"]}:
+    assert CliRunner().invoke(commands, [name, "--help"]).exit_code == 0, name
+    (found,) = BashComplete(commands, {{}}, "dcnzoo", "X").get_completions([name, "x"], "--hel")
+    assert found.value == "--help"
+assert CliRunner().invoke(commands, ["--help"]).exit_code == 0
+"""
+    run_code(code)
 
 
 def test_env_needs_torch_only():
     absent = "\n".join(f"sys.modules[{name!r}] = None  # as if not installed" for name in OPENMMLAB)
-    output = run(f"import sys\n{absent}\nsys.argv = ['dcnzoo', 'env']\nfrom dcnzoo.cli import main\nmain()")
+    output = run_code(f"import sys\n{absent}\nfrom dcnzoo.cli import main\nmain('env')")
     assert "cpu operators" in output and "none: mmcv is not installed" in output
 
 
 def test_unknown_command():
-    result = subprocess.run([sys.executable, "-m", "dcnzoo", "nope"], capture_output=True, text=True)
-    assert result.returncode == 2 and "No such command 'nope'" in result.stderr
-    assert "Traceback" not in result.stderr
+    status, output = invoke("nope")
+    assert status == 2 and "No such command 'nope'" in output
 
 
-@pytest.mark.parametrize("name", DOORS)
-def test_tool_has_a_door(name):
-    command = [sys.executable, "-m", "dcnzoo", name, "--help"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"usage: dcnzoo {name} [-h]"), "the tool's own help"
-    options = set(re.findall(r"^  (?:-\w, )?(--[\w-]+)", done.stdout, re.MULTILINE))
-    assert options == set(dcnzoo.cli.options_of(command_of(name).script)), "what completion offers"
-    assert_examples(name, done.stdout, options)
+def command_of(*names):
+    command = dcnzoo.cli.commands
+    for name in names:
+        command = command.get_command(None, name)
+    return command
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if name not in DOORS])
-def test_help_has_examples(name):
-    text = CliRunner().invoke(dcnzoo.cli.commands, [name, "--help"]).output
-    assert_examples(name, text, click_options(command_of(name)))
+def leaves(*names):
+    """Every command that is not a group, by its words."""
+    command = command_of(*names)
+    if not isinstance(command, click.Group):
+        yield names
+        return
+    for name in command.list_commands(None):
+        yield from leaves(*names, name)
 
 
-def click_options(command):
+def options_of(command):
     options = {option for parameter in command.params for option in parameter.opts}
     members = command.commands.values() if isinstance(command, click.Group) else ()
-    return options.union(*map(click_options, members))
+    return options.union(*map(options_of, members))
 
 
-def assert_examples(name, text, options):
-    """There are some, of this command, and they use options that it has."""
+@pytest.mark.parametrize("name", [name for name in MODULES if name != "bench"])
+def test_help_has_examples(name):
+    """Of this command, with options that it has."""
+    text, options = run(name, "--help"), options_of(command_of(name))
     calls = [shlex.split(line, comments=True) for line in re.findall(r"^ +(dcnzoo .*)", text, re.MULTILINE)]
     assert calls, text
     for call in calls:
@@ -86,15 +98,100 @@ def assert_examples(name, text, options):
         assert {word for word in call if word.startswith("--")} <= options
 
 
-def command_of(name):
-    return dcnzoo.cli.commands.get_command(None, name)
+def test_one_spelling_per_option():
+    """An option of several commands is of one kind in all of them, and old spellings are hidden."""
+    known = {}
+    for names in leaves():
+        for parameter in command_of(*names).params:
+            for alias in getattr(parameter, "aliases", ()):
+                assert alias not in run(*names, "--help")
+            if isinstance(parameter, click.Option):
+                kind = (parameter.is_flag, parameter.multiple, parameter.nargs)
+                assert known.setdefault(parameter.opts[0], kind) == kind, (names, parameter.opts)
+    assert not known.keys() & {
+        "--output-file",
+        "--output-dir",
+        "--save-dir",
+        "--trust",
+        "--number",
+        "--share",
+    }
 
 
-def test_what_follows_a_door_is_the_tools():
-    command = [sys.executable, "-m", "dcnzoo", "train", "nowhere.py", "--work-dir", "x", "--amp"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1 and done.stderr.strip().splitlines()[-1].startswith("error: "), done.stderr
-    assert "nowhere.py" in done.stderr and "Traceback" not in done.stderr
+TOOLS = {
+    "analysis/analyze_logs": "logs",
+    "analysis/benchmark": "speed",
+    "analysis/get_flops": "flops",
+    "analysis/visualize_offsets": "explain",
+    "browse_dataset": "browse",
+    "dataset_converters/labelme2coco": "data convert labelme",
+    "dataset_converters/voc2coco": "data convert voc",
+    "dataset_converters/yolo2coco": "data convert yolo",
+    "deployment/pytorch2onnx": "export",
+    "deployment/test": "test",
+    "download_dataset": "data download",
+    "infer": "infer",
+    "model_converters/publish_model": "zoo publish",
+    "report": "report",
+    "reproduce": "reproduce",
+    "test": "test",
+    "train": "train",
+}
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_tools_are_commands(tool, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [f"{tool}.py", "--help"])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(ROOT / f"tools/{tool}.py"), run_name="__main__")
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out.startswith(f"Usage: dcnzoo {TOOLS[tool]} [OPTIONS]")
+
+
+def test_every_tool_that_calls_main_is_listed():
+    shells = {
+        path.relative_to(ROOT / "tools").with_suffix("").as_posix()
+        for path in (ROOT / "tools").rglob("*.py")
+        if "from dcnzoo.cli import main\n" in path.read_text(encoding="utf-8")
+    }
+    assert shells == TOOLS.keys()
+
+
+# Options as argparse reads them, which MMDetection's command lines have
+
+
+@click.command(cls=_options.Command)
+@click.argument("files", nargs=-1)
+@_options.option("--keys", several=True, aliases=["--old"])
+@_options.option("--sizes", several=True, type=int)
+@click.option("--out")
+@click.option("--outer", is_flag=True)
+def parser(**values):
+    return values
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("a --keys b c --out d", {"files": ("a",), "keys": ("b", "c"), "out": "d"}),
+        ("--keys b --keys=c=d -- a --keys", {"files": ("a", "--keys"), "keys": ("b", "c=d")}),
+        ("--old b", {"keys": ("b",)}),
+        ("--ke b c --size -1 2", {"keys": ("b", "c"), "sizes": (-1, 2)}),
+        ("a --out=b --oute", {"files": ("a",), "out": "b", "outer": True}),
+    ],
+)
+def test_options_are_read_as_argparse_reads_them(line, expected):
+    empty = {"files": (), "keys": (), "sizes": (), "out": None, "outer": False}
+    assert parser.main(line.split(), standalone_mode=False) == {**empty, **expected}
+
+
+@pytest.mark.parametrize("line", ["--keys", "--ou x", "--sizes x", "--nothing", "--keys --out x"])
+def test_wrong_options(line):
+    with pytest.raises(click.UsageError):
+        parser.main(line.split(), standalone_mode=False)
+
+
+# What is said, and where
 
 
 def fails(error):
@@ -110,6 +207,8 @@ def fails(error):
     [
         (UserError("name: expected a\n model, got none"), "error: name: expected a model, got none"),
         (FileNotFoundError(2, "No such file", "x.yml"), "error: file not found: x.yml"),
+        (OSError(28, "No space left", "x.pth"), "error: x.pth cannot be written: No space left"),
+        (KeyboardInterrupt(), 130),
     ],
 )
 def test_mistakes_get_one_line(error, text, monkeypatch):
@@ -118,53 +217,38 @@ def test_mistakes_get_one_line(error, text, monkeypatch):
     with pytest.raises(SystemExit) as stopped:
         dcnzoo.cli.main()
     assert stopped.value.code == text
-    monkeypatch.setenv("DCNZOO_TRACEBACK", "1")
-    with pytest.raises(type(error)):
-        dcnzoo.cli.main()
-
-
-def test_interruption_is_130(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["dcnzoo", "fails"])
-    monkeypatch.setattr(dcnzoo.cli.Commands, "get_command", lambda *_: fails(KeyboardInterrupt()))
-    with pytest.raises(SystemExit) as stopped:
-        dcnzoo.cli.main()
-    assert stopped.value.code == 130
-
-
-def output_of(*arguments, encoding="utf-8", **kwargs):
-    """The command in a terminal of another encoding."""
-    environment = {**os.environ, "PYTHONIOENCODING": encoding}
-    command = [sys.executable, "-m", "dcnzoo", *arguments]
-    return subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, timeout=120, **kwargs)
+    if text != 130:
+        monkeypatch.setenv("DCNZOO_TRACEBACK", "1")
+        with pytest.raises(type(error)):
+            dcnzoo.cli.main()
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
-@pytest.mark.parametrize("arguments", [["doctor"], ["zoo", "list"], ["infer", "--help"]])
-def test_terminals_without_unicode(arguments, encoding):
-    done = output_of(*arguments, encoding=encoding, capture_output=True)
-    assert done.returncode in (0, 1) if arguments == ["doctor"] else done.returncode == 0, done.stderr
-    assert len(done.stdout.decode(encoding)) > 200 and b"Traceback" not in done.stderr
+@pytest.mark.parametrize("arguments", [["zoo", "search", "mdconv"], ["data", "check", "--help"]])
+def test_terminals_without_unicode(arguments, encoding, monkeypatch):
+    file = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(file, encoding=encoding))
+    with pytest.raises(SystemExit) as stopped:
+        dcnzoo.cli.commands.main(arguments)
+    assert stopped.value.code == 0 and len(file.getvalue().decode(encoding)) > 200
 
 
 def test_errors_on_terminals_without_unicode():
-    done = output_of(
-        "train", "\udcff…Früchte-\N{GRAPES}.py", encoding="ascii", capture_output=True, text=True
-    )
+    """Nor do a file's escape sequences get to the terminal."""
+    name = "\udcff…Früchte-\N{GRAPES}-\x1b[31mred\x07.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "dcnzoo", "data", "check", name],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, text=True,
+    )  # fmt: skip
     assert done.returncode == 1
-    assert done.stderr.strip().endswith(r"found none at \udcff...Fr\xfcchte-\U0001f347.py")
-
-
-def test_escape_sequences_in_names():
-    done = output_of("train", "no\x1b[31mred\x07.py", capture_output=True, text=True)
-    assert done.returncode == 1 and r"no\x1b[31mred\x07.py" in done.stderr
-    assert not {"\x1b", "\x07"} & set(done.stderr)
+    assert done.stderr.strip().endswith(r"\udcff...Fr\xfcchte-\U0001f347-\x1b[31mred\x07.json")
 
 
 PRINTS = {
     "print": "print('a line\\n' * 99)",
     "rich": "from rich.console import Console\nfor _ in range(9999): Console().print('a line')",
     "user_errors": "with errors.user_errors():\n    print('a line\\n' * 9999, flush=True)",
-    "click": "from dcnzoo.cli import commands\ncommands(['--help'])",
+    "click": "cli.commands(['--help'])",
 }
 
 
@@ -172,7 +256,9 @@ PRINTS = {
 def test_a_reader_that_ends_early(code):
     """Quiet, with the status that the shell gives to a program ended by SIGPIPE; not a crash, not success."""
     body = code.replace("\n", "\n    ")
-    program = f"from dcnzoo.utils import errors\n@errors.command\ndef main():\n    {body}\nmain()"
+    program = (
+        f"from dcnzoo import cli\nfrom dcnzoo.utils import errors\nwith cli.one_line_errors():\n    {body}"
+    )
     reader, writer = os.pipe()
     os.close(reader)
     try:
@@ -182,24 +268,20 @@ def test_a_reader_that_ends_early(code):
     assert (done.returncode, done.stderr) == (141, b"")
 
 
-def test_other_broken_pipes_are_errors(monkeypatch):
+def test_other_broken_pipes_are_errors():
     """A server or a worker that is gone is not a reader of the output."""
-    monkeypatch.setattr(sys, "argv", ["dcnzoo", "fails"])
-    monkeypatch.setattr(dcnzoo.cli.Commands, "get_command", lambda *_: fails(UserError("server: gone")))
-    with pytest.raises(SystemExit) as stopped:
-        dcnzoo.cli.main()
-    assert stopped.value.code == "error: server: gone"
-
-    def broken():
+    with pytest.raises(BrokenPipeError), dcnzoo.cli.one_line_errors():
         raise BrokenPipeError(32, "Broken pipe")
+    with pytest.raises(SystemExit, match=r"^error: server: gone$"), dcnzoo.cli.one_line_errors():
+        raise UserError("server: gone") from BrokenPipeError(32, "Broken pipe")
 
-    with pytest.raises(BrokenPipeError):
-        dcnzoo.utils.errors.command(broken)()
+
+def test_bench_without_arguments_prints_help(monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    assert run("bench").startswith("usage: dcnzoo bench")
 
 
-def test_bench_without_arguments_prints_help():
-    done = output_of("bench", capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout.startswith("usage: dcnzoo bench")
+# Completion
 
 
 @pytest.fixture
@@ -210,40 +292,42 @@ def shell(tmp_path):
     script = tmp_path / "dcnzoo"
     script.write_text(f"#!{sys.executable}\nfrom dcnzoo.cli import main\nmain()\n")
     script.chmod(0o755)
-    root = str(Path(dcnzoo.cli.__file__).parents[2])
-    paths = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": root}
+    paths = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
 
     def run(text):
         done = subprocess.run(
             ["bash", "-c", text], env={**os.environ, **paths}, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr
-        return done.stdout.split()
+        return done.stdout.splitlines()
 
     return run
 
 
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        (["tr"], ["train"]),
-        (["zoo", "ver"], ["verify"]),
-        (["zoo", "list", "--d"], ["--dcn"]),
-        (["train", "mine.py", "--re"], ["--report", "--resume"]),
-        (["explain", "--l"], ["--layer"]),
-        (["export", "--cfg"], ["--cfg-options"]),
-    ],
-)
-def test_bash_completes(shell, words, expected):
-    typed = f"COMP_WORDS=(dcnzoo {' '.join(words)}); COMP_CWORD={len(words)}; _dcnzoo_completion dcnzoo"
-    assert shell(f'eval "$(dcnzoo completion bash)"; {typed}; echo "${{COMPREPLY[@]}}"') == expected
+def test_bash_completes(shell):
+    lines = {
+        "tr": ["train"],
+        "zoo ver": ["verify"],
+        "zoo list --d": ["--dcn"],
+        "train mine.py --re": ["--resume", "--report"],
+        "test mine.py --cfg-options a=1 b=2 --back": ["--backend"],
+        "export --cfg": ["--cfg-options"],
+        "export --output": [],
+    }
+    typed = [
+        f"COMPREPLY=(); COMP_WORDS=(dcnzoo {words}); COMP_CWORD={len(words.split())}; "
+        '_dcnzoo_completion dcnzoo; echo "${COMPREPLY[@]}"'
+        for words in lines
+    ]
+    assert shell("\n".join(['eval "$(dcnzoo completion bash)"', *typed])) == list(
+        map(" ".join, lines.values())
+    )
 
 
 @pytest.mark.parametrize("name", ["bash", "zsh", "fish"])
 def test_completion_scripts(name):
-    result = CliRunner().invoke(dcnzoo.cli.commands, ["completion", name])
-    assert result.exit_code == 0 and "_DCNZOO_COMPLETE" in result.output
-    assert CliRunner().invoke(dcnzoo.cli.commands, ["completion", "cmd"]).exit_code == 2
+    assert "_DCNZOO_COMPLETE" in run("completion", name)
+    run("completion", "cmd", status=2)
 
 
 def test_console_script():

@@ -72,9 +72,9 @@ def test_arguments_of_layers(name):
 @pytest.mark.parametrize("name", LAYERS)
 def test_deformable_groups(name):
     layer = getattr(compat, name)
-    with pytest.warns(DeprecationWarning, match=f"{name}: deformable_groups is deprecated.*deform_groups"):
+    with pytest.warns(DeprecationWarning, match=f"{name}: deformable_groups"):
         assert layer(4, 6, 3, deformable_groups=2).deform_groups == 2
-    with pytest.raises(TypeError, match="got both"):
+    with pytest.raises(TypeError):
         layer(4, 6, 3, deformable_groups=2, deform_groups=2)
 
 
@@ -88,8 +88,7 @@ def test_attributes(name):
 
 def test_names_are_imported_when_asked_for():
     assert set(compat.__all__) == {*FUNCTIONS, *LAYERS}
-    assert all(hasattr(compat, name) for name in compat.__all__)
-    with pytest.raises(AttributeError, match=r"'dcnzoo\.compat\.mmcv' has no attribute 'carafe'"):
+    with pytest.raises(AttributeError, match="carafe"):
         _ = compat.carafe
     with pytest.raises(ImportError):
         from dcnzoo.compat.mmcv import carafe  # noqa: F401
@@ -98,44 +97,32 @@ def test_names_are_imported_when_asked_for():
 # Functions
 
 
+def assert_same(output, expected, leaves):
+    torch.testing.assert_close(output, expected, atol=1e-10, rtol=1e-10)
+    gradients = (torch.autograd.grad(o.square().sum(), leaves) for o in (output, expected))
+    torch.testing.assert_close(*gradients, atol=1e-9, rtol=1e-9)
+
+
 @pytest.mark.parametrize("deform_groups", [1, 2])
-@pytest.mark.parametrize("im2col_step", [1, 2, 32])
-def test_deform_conv2d(deform_groups, im2col_step):
-    """A batch of 3 goes with an im2col_step of 2."""
-    input, offset, _, weight, _ = (t.requires_grad_() for t in tensors(deform_groups))
+@pytest.mark.parametrize(("im2col_step", "batch"), [(1, 3), (2, 3), (32, 33)])
+def test_deform_conv2d(deform_groups, im2col_step, batch):
+    """Also batches that ``im2col_step`` does not divide, which mmcv refuses."""
+    input, offset, _, weight, _ = (t.requires_grad_() for t in tensors(deform_groups, batch))
     geometry = tuple(GEOMETRY.values())
     output = compat.deform_conv2d(input, offset, weight, *geometry, 2, deform_groups, False, im2col_step)
     expected = reference.deform_conv(input, weight, offset, None, None, *geometry, 2)
-    torch.testing.assert_close(output, expected, atol=1e-10, rtol=1e-10)
-    leaves = (input, offset, weight)
-    got, want = (torch.autograd.grad(o.square().sum(), leaves) for o in (output, expected))
-    for g, w in zip(got, want, strict=True):
-        torch.testing.assert_close(g, w, atol=1e-9, rtol=1e-9)
+    assert_same(output, expected, (input, offset, weight))
 
 
 @pytest.mark.parametrize("deform_groups", [1, 2])
 @pytest.mark.parametrize("with_bias", [True, False])
 def test_modulated_deform_conv2d(deform_groups, with_bias):
-    leaves = [t.requires_grad_() for t in tensors(deform_groups)]
-    input, offset, mask, weight, bias = leaves
+    input, offset, mask, weight, bias = leaves = [t.requires_grad_() for t in tensors(deform_groups)]
     bias = bias if with_bias else None
     geometry = tuple(GEOMETRY.values())
     output = compat.modulated_deform_conv2d(input, offset, mask, weight, bias, *geometry, 2, deform_groups)
     expected = reference.deform_conv(input, weight, offset, mask, bias, *geometry, 2)
-    torch.testing.assert_close(output, expected, atol=1e-10, rtol=1e-10)
-    leaves = leaves if with_bias else leaves[:4]
-    got, want = (torch.autograd.grad(o.square().sum(), leaves) for o in (output, expected))
-    for g, w in zip(got, want, strict=True):
-        torch.testing.assert_close(g, w, atol=1e-9, rtol=1e-9)
-
-
-def test_batch_of_33():
-    """Past mmcv's default ``im2col_step`` of 32, which mmcv refuses."""
-    torch.manual_seed(0)
-    input, weight = torch.randn(33, 2, 4, 5), torch.randn(3, 2, 3, 3)
-    offset = torch.randn(33, 18, 2, 3)
-    expected = reference.deform_conv(input, weight, offset, None, None, (1, 1), (0, 0), (1, 1), 1)
-    torch.testing.assert_close(compat.deform_conv2d(input, offset, weight), expected, atol=1e-5, rtol=1e-5)
+    assert_same(output, expected, leaves if with_bias else leaves[:4])
 
 
 def test_type_of_the_offset_decides():
@@ -152,31 +139,17 @@ def test_type_of_the_offset_decides():
         assert modulated.dtype == torch.bfloat16
 
 
-def test_larger_offsets_are_read_as_memory():
-    """As DyHead counts on; what lies where is tested in test_compat_mmcv.py."""
-    torch.manual_seed(0)
-    leaves = [torch.randn(2, 4, 6, 5), torch.randn(2, 36, 9, 8) * 2, torch.rand(2, 18, 9, 8)]
-    leaves = [t.requires_grad_() for t in (*leaves, torch.randn(6, 4, 3, 3), torch.randn(6))]
-    results = []
-    for function in (compat.modulated_deform_conv2d, mmcv_ops.modulated_deform_conv2d):
-        output = function(*leaves, 1, 1, 1, 1, 2)
-        results.append([output, *torch.autograd.grad(output.square().sum(), leaves)])
-    for got, want in zip(*results, strict=True):
-        torch.testing.assert_close(got, want)
-
-
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"deform_groups": 1}, r"deform_conv2d: offset: expected 12 channels \(2 · 3·2 taps · 1 def.*got 24"),
-        ({"offset": (3, 24, 45)}, r"deform_conv2d: offset: expected 4 dimensions, got shape \(3, 24, 45\)"),
-        ({"offset": (3, 24, 5, 8)}, r"deform_conv2d: offset: expected spatial size \(5, 9\)"),
-        ({"weight": (6, 2, 3)}, r"deform_conv2d: weight: expected 4 dimensions, got shape \(6, 2, 3\)"),
-        ({"input": (4, 9, 7)}, r"deform_conv2d: input: expected 4 dimensions"),
-        ({"bias": True}, r"deform_conv2d: bias: expected False, there is none in v1, got True"),
-        ({"bias": torch.zeros(6)}, r"deform_conv2d: bias: expected False, there is none in v1, got a Tensor"),
-        ({"stride": 0}, r"deform_conv2d: stride: expected at least 1"),
-        ({"im2col_step": 0}, r"deform_conv2d: im2col_step: expected at least 1, got 0"),
+        ({"deform_groups": 1}, "offset: .*12 channels.* got 24"),
+        ({"offset": (3, 24, 45)}, r"offset: .*got shape \(3, 24, 45\)"),
+        ({"offset": (3, 24, 5, 8)}, r"offset: .*\(5, 9\)"),
+        ({"weight": (6, 2, 3)}, r"weight: .*got shape \(6, 2, 3\)"),
+        ({"input": (4, 9, 7)}, "input: "),
+        ({"bias": True}, "bias: .*got True"),
+        ({"stride": 0}, "stride: "),
+        ({"im2col_step": 0}, "im2col_step: "),
     ],
 )
 def test_bad_input(changed, message):
@@ -184,93 +157,79 @@ def test_bad_input(changed, message):
     given = dict(input=input, offset=offset, weight=weight, groups=2, deform_groups=2, **GEOMETRY)
     for name, value in changed.items():
         given[name] = torch.zeros(value, dtype=torch.float64) if isinstance(value, tuple) else value
-    with pytest.raises(RuntimeError, match=message):
+    with pytest.raises(RuntimeError, match=f"^deform_conv2d: {message}"):
         compat.deform_conv2d(**given)
 
 
 @pytest.mark.parametrize(
-    ("changed", "message"),
+    ("name", "value", "message"),
     [
-        ({"deform_groups": 1}, r"modulated_deform_conv2d: offset: expected 12 channels .*, got 24"),
-        ({"mask": (3, 24, *OUT)}, r"modulated_deform_conv2d: mask: expected 12 channels \(1 · 3·2 t.*got 24"),
-        ({"offset": (3, 24, 4, 9)}, r"offset: expected at least 24 × 5 × 9 values per image, got 24 × 4 × 9"),
-        ({"mask": (3, 12, 5, 8)}, r"mask: expected at least 12 × 5 × 9 values per image, got 12 × 5 × 8"),
-        ({"bias": (5,)}, r"bias: expected shape \(6,\), got \(5,\)"),
-        ({"stride": (1, 0)}, r"modulated_deform_conv2d: stride: expected at least 1, got \(1, 0\)"),
-        ({"padding": [1]}, r"modulated_deform_conv2d: padding: expected an integer or 2 of them, got \[1\]"),
-        ({"input": (4, 9, 7)}, r"modulated_deform_conv2d: input: expected 4 dimensions, got shape \(4, 9, 7"),
+        ("deform_groups", 1, "offset: .*12 channels.* got 24"),
+        ("mask", (3, 24, *OUT), "mask: .*12 channels.* got 24"),
+        ("offset", (3, 24, 4, 9), "offset: .*24 × 5 × 9 .*got 24 × 4 × 9"),
+        ("mask", (3, 12, 5, 8), "mask: .*12 × 5 × 9 .*got 12 × 5 × 8"),
+        ("stride", [1, 0], "stride: "),
+        ("bias", torch.zeros(5, dtype=torch.float64), r"bias: .*got \(5,\)"),
+        ("padding", [1], "padding: "),
+        ("input", (4, 9, 7), r"input: .*got shape \(4, 9, 7"),
     ],
 )
-def test_bad_modulated_input(changed, message):
+def test_bad_modulated_input(name, value, message):
     given = dict(zip(("input", "offset", "mask", "weight", "bias"), tensors(), strict=True))
     given |= dict(groups=2, deform_groups=2, **GEOMETRY)
-    for name, value in changed.items():
-        is_shape = isinstance(value, tuple) and name != "stride"
-        given[name] = torch.zeros(value, dtype=torch.float64) if is_shape else value
-    with pytest.raises(RuntimeError, match=message):
+    given[name] = torch.zeros(value, dtype=torch.float64) if isinstance(value, tuple) else value
+    with pytest.raises(RuntimeError, match=f"deform_conv2d: {message}"):
         compat.modulated_deform_conv2d(**given)
 
 
 # Layers
 
 
-def inputs_of(layer):
-    """What ``layer`` is called with."""
-    input, offset, mask, _, _ = tensors(dtype=torch.float32)
-    if isinstance(layer, (compat.DeformConv2dPack, compat.ModulatedDeformConv2dPack)):
-        return (input,)
-    return (input, offset) if isinstance(layer, compat.DeformConv2d) else (input, offset, mask)
+def predicted(pack, input):
+    """Offset and mask of a pack, as mmcv's documentation has them."""
+    geometry = (pack.stride, pack.padding, pack.dilation)
+    output = F.conv2d(input, pack.conv_offset.weight, pack.conv_offset.bias, *geometry)
+    taps = output.shape[1] * 2 // 3
+    return (output[:, :taps], output[:, taps:].sigmoid()) if taps == 24 else (output, None)
 
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_layers(name):
-    """mmcv's layer and ours: the same keys, and from the same parameters the same output."""
+    """mmcv's keys, their versions, and from its parameters the reference's output."""
     arguments = (4, 6, (3, 2), *GEOMETRY.values(), 2, 2)
-    theirs = randomize(getattr(mmcv_ops, name)(*arguments))
-    ours = getattr(compat, name)(*arguments)
-    state = theirs.state_dict()
-    assert list(ours.state_dict()) == list(state)
-    assert ours.state_dict()._metadata == state._metadata  # versions
-    ours.load_state_dict(state)
-    inputs = inputs_of(ours)
-    torch.testing.assert_close(ours(*inputs), theirs(*inputs), atol=1e-5, rtol=1e-5)
-    theirs.load_state_dict(ours.state_dict())
-    assert torch.equal(pickle.loads(pickle.dumps(ours))(*inputs), ours(*inputs))
-    assert torch.equal(copy.deepcopy(ours)(*inputs), ours(*inputs))
+    state = randomize(getattr(mmcv_ops, name)(*arguments).double()).state_dict()
+    layer = getattr(compat, name)(*arguments).double()
+    assert list(layer.state_dict()) == list(state)
+    assert layer.state_dict()._metadata == state._metadata  # versions
+    layer.load_state_dict(state)
+    input, offset, mask, _, _ = tensors()
+    inputs = (input,) if name in PACKS else (input, offset, mask)[: 3 if name.startswith("Mod") else 2]
+    offset, mask = predicted(layer, input) if name in PACKS else (*inputs[1:], None)[:2]
+    weight, bias = state["weight"], state.get("bias")
+    expected = reference.deform_conv(input, weight, offset, mask, bias, *GEOMETRY.values(), 2)
+    torch.testing.assert_close(layer(*inputs), expected, atol=1e-10, rtol=1e-10)
+    for copied in (pickle.loads(pickle.dumps(layer)), copy.deepcopy(layer)):
+        assert torch.equal(copied(*inputs), layer(*inputs))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 2), (1, 6), (6, 2)])
 @pytest.mark.parametrize("geometry", [(1, 1, 1), ((2, 1), (1, 2), 1), (1, 2, 2)])
 def test_input_smaller_than_the_kernel(size, geometry):
     """mmcv pads the input to the kernel's size, and the offset alike, and crops the output."""
-    layer = randomize(compat.DeformConv2d(4, 6, 3, *geometry, deform_groups=2))
+    layer = randomize(compat.DeformConv2d(4, 6, 3, *geometry, deform_groups=2).double())
     stride, padding, dilation = (layer.stride, layer.padding, layer.dilation)
     axes = list(zip(size, stride, padding, dilation, strict=True))
     out = [(n + 2 * p - d * 2 - 1) // s + 1 for n, s, p, d in axes]
-    input = torch.randn(2, 4, *size, requires_grad=True)
-    offset = (torch.randn(2, 36, *out) * 2).requires_grad_()
-    missing = [max(3 - n, 0) for n in size]
-    pad = (0, missing[1], 0, missing[0])
     grown = [(max(n, 3) + 2 * p - d * 2 - 1) // s + 1 for n, s, p, d in axes]
+    input = torch.randn(2, 4, *size, dtype=torch.float64, requires_grad=True)
+    offset = (torch.randn(2, 36, *out, dtype=torch.float64) * 2).requires_grad_()
     padded = reference.deform_conv(
-        F.pad(input, pad),
+        F.pad(input, (0, max(3 - size[1], 0), 0, max(3 - size[0], 0))),
         layer.weight,
         F.pad(offset, (0, grown[1] - out[1], 0, grown[0] - out[0])),
-        None,
-        None,
-        *(stride, padding, dilation),
-        1,
+        *(None, None, stride, padding, dilation, 1),
     )
-    expected = padded[:, :, : out[0], : out[1]]
-    output = layer(input, offset)
-    torch.testing.assert_close(output, expected, atol=1e-5, rtol=1e-5)
-    got, want = (torch.autograd.grad(o.square().sum(), (input, offset)) for o in (output, expected))
-    for g, w in zip(got, want, strict=True):
-        torch.testing.assert_close(g, w, atol=1e-4, rtol=1e-4)
-    if grown == [o + m for o, m in zip(out, missing, strict=True)]:  # else mmcv stops
-        theirs = mmcv_ops.DeformConv2d(4, 6, 3, *geometry, deform_groups=2)
-        theirs.load_state_dict(layer.state_dict())
-        torch.testing.assert_close(output, theirs(input, offset), atol=1e-5, rtol=1e-5)
+    assert_same(layer(input, offset), padded[:, :, : out[0], : out[1]], (input, offset))
 
 
 @pytest.mark.parametrize("name", PACKS)
@@ -306,21 +265,18 @@ class Block(nn.Module):
 @pytest.mark.parametrize("name", PACKS)
 @pytest.mark.parametrize("loader", ["torch", "mmengine"])
 def test_old_names_load(name, loader):
-    def model():
-        return randomize(nn.Sequential(Block(getattr(compat, name)(4, 6, 3)), nn.Conv2d(6, 6, 1)))
-
-    expected = model().state_dict()
+    model = randomize(nn.Sequential(Block(getattr(compat, name)(4, 6, 3)), nn.Conv2d(6, 6, 1)))
+    expected = copy.deepcopy(model.state_dict())
     old = {key.replace("conv2.conv_offset", "conv2_offset"): value for key, value in expected.items()}
     assert "0.conv2_offset.weight" in old
-    for other in (model(), copy.deepcopy(model()), pickle.loads(pickle.dumps(model()))):
+    for other in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         nn.init.zeros_(other[0].conv2.conv_offset.weight)
         if loader == "torch":
             other.load_state_dict(old)
         else:
             checkpoint = importlib.import_module("mmengine.runner.checkpoint")
             checkpoint.load_state_dict(other, collections.OrderedDict(old), strict=True)
-        for key, value in expected.items():
-            assert torch.equal(other.state_dict()[key], value)
+        torch.testing.assert_close(dict(other.state_dict()), dict(expected), rtol=0, atol=0)
 
 
 def test_other_keys_stay():
@@ -332,42 +288,32 @@ def test_other_keys_stay():
 
 
 @pytest.mark.parametrize("name", PACKS)
-def test_compiled(name):
+def test_compiled_and_empty(name):
     pack = randomize(getattr(compat, name)(4, 6, (3, 2), **GEOMETRY, groups=2, deform_groups=2))
     input = tensors(dtype=torch.float32)[0]
-    compiled = torch.compile(pack, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(pack, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(input), pack(input))
+    output = pack(input[:0])
+    assert output.shape == (0, 6, *OUT)
+    output.sum().backward()
+    assert not pack.weight.grad.any()
 
 
 @pytest.mark.parametrize("name", PACKS)
 def test_packs_under_autocast(name):
     """The prediction is half, and what it is given to becomes so, as in mmcv."""
-    arguments = (4, 6, (3, 2), *GEOMETRY.values(), 2, 2)
-    theirs = randomize(getattr(mmcv_ops, name)(*arguments))
-    ours = getattr(compat, name)(*arguments)
-    ours.load_state_dict(theirs.state_dict())
+    pack = randomize(getattr(compat, name)(4, 6, (3, 2), *GEOMETRY.values(), 2, 2))
     input = tensors(dtype=torch.float32)[0]
     with torch.autocast("cpu", torch.bfloat16):
-        output, expected = ours(input), theirs(input)
+        output = pack(input)
     assert output.dtype == torch.bfloat16
-    torch.testing.assert_close(output, expected)
+    expected = pack(input)
+    assert (output.float() - expected).abs().max() < 0.05 * expected.abs().max()
 
 
-@pytest.mark.parametrize("name", PACKS)
-def test_empty_batch(name):
-    pack = getattr(compat, name)(4, 6, 3, padding=1)
-    output = pack(torch.zeros(0, 4, 7, 5))
-    assert output.shape == (0, 6, 7, 5)
-    output.sum().backward()
-    assert not pack.weight.grad.any()
-
-
-@pytest.mark.parametrize("name", LAYERS[:2])
-def test_v1_has_no_bias(name):
-    with pytest.raises(ValueError, match=f"{name}: bias: expected False, mmcv's v1 layers have none, got"):
-        getattr(compat, name)(4, 6, 3, bias=True)
-
-
-def test_bias_of_v2():
+def test_bias():
+    for name in LAYERS[:2]:
+        with pytest.raises(ValueError, match=f"{name}: bias: "):
+            getattr(compat, name)(4, 6, 3, bias=True)
     assert list(compat.ModulatedDeformConv2d(4, 6, 3, bias=False).state_dict()) == ["weight"]
     assert not compat.ModulatedDeformConv2d(4, 6, 3).bias.any()

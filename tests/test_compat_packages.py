@@ -51,17 +51,14 @@ def test_scope_is_mmdetections(config):
 @pytest.mark.parametrize(
     ("base", "error", "text"),
     [
-        ("nowhere::a/b.py", ModuleNotFoundError, "nowhere is not installed, or brings no configs"),
-        ("torch::a/b.py", ModuleNotFoundError, "torch is not installed, or brings no configs"),
-        ("dcnzoo::dcn/nothing.py", FileNotFoundError, "no such config"),
+        ("nowhere::a/b.py", ModuleNotFoundError, "nowhere"),
+        ("torch::a/b.py", ModuleNotFoundError, "torch"),
+        ("dcnzoo::dcn/nothing.py", FileNotFoundError, "configs/dcn/nothing.py"),
     ],
 )
 def test_bases_that_are_not_there(config, base, error, text):
-    with pytest.raises(error) as raised:
+    with pytest.raises(error, match=text):
         config(f"_base_ = '{base}'")
-    assert text in str(raised.value)
-    if error is FileNotFoundError:
-        assert raised.value.filename.endswith("configs/dcn/nothing.py")
 
 
 def test_hub():
@@ -72,6 +69,7 @@ def test_hub():
     assert DefaultScope.get_current_instance() is None, "the scope is as it was"
 
 
+@pytest.mark.slow
 def test_without_pkg_resources(tmp_path):
     """Which setuptools 81 dropped. mmengine and mmcv want it still, to be imported: given an empty one."""
     (tmp_path / "pkg_resources.py").write_text("")

@@ -44,7 +44,13 @@ def shapes(model):
     return {key: tuple(value.shape) for key, value in model.state_dict().items()}
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+LARGE = re.compile("x101|r101")  # of the same code as the others; `make test-all` builds them
+
+
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(p, id=p.stem, marks=[pytest.mark.slow] * bool(LARGE.search(p.stem))) for p in FILES],
+)
 def test_is_mmdetections(path):
     """The same in everything as MMDetection's config of that name, which spells ``dcn`` out."""
     ours, theirs = Config.fromfile(path), get_config(f"mmdet::{path.parent.name}/{path.name}")
@@ -61,21 +67,16 @@ def test_is_mmdetections(path):
 
 
 @pytest.mark.parametrize("paper", PAPERS)
-def test_all_of_mmdetections_are_there(paper):
-    assert {path.name for path in FILES if path.parent.name == paper} == {
-        path.name for path in (MMDETS / paper).glob("*.py")
-    }
-
-
-@pytest.mark.parametrize("paper", PAPERS)
 def test_index_has_the_published_figures(paper):
     """Every config, with the figures and weights of MMDetection's metafile, and whose they are."""
     index = yaml.safe_load((CONFIGS / paper / "metafile.yml").read_text())
     published = yaml.safe_load((MMDETS / paper / "metafile.yml").read_text())
     published = {Path(model["Config"]).name: model for model in published["Models"]}
     listed = {Path(model["Config"]): model for model in index["Models"]}
-    assert set(listed) == {path.relative_to(CONFIGS.parent) for path in FILES if path.parent.name == paper}
-    readme = (CONFIGS / paper / "README.md").read_text()
+    paths = {path.relative_to(CONFIGS.parent) for path in FILES if path.parent.name == paper}
+    assert set(listed) == paths and {path.name for path in paths} == {
+        path.name for path in (MMDETS / paper).glob("*.py")
+    }
     (collection,) = index["Collections"]
     for path, model in listed.items():
         theirs = published[path.name]
@@ -85,11 +86,6 @@ def test_index_has_the_published_figures(paper):
         assert model["Published"] == "MMDetection"
         for key in ("Metadata", "Results", "Weights"):
             assert model[key] == theirs[key]
-        (row,) = [line for line in readme.splitlines() if f"]({path.name})" in line]
-        figures = [value for result in model["Results"] for value in result["Metrics"].values()]
-        memory = model["Metadata"]["Training Memory (GB)"]
-        assert all(f"| {figure} |" in row for figure in (memory, *figures))
-        assert "| published |" in row and f"]({model['Weights']})" in row
 
 
 @pytest.mark.slow

@@ -58,7 +58,13 @@ def test_config(path):
     assert "_scope_" not in cfg.optim_wrapper and cfg.optim_wrapper.optimizer.type == "AdamW"
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if "_1x_" in path.stem], ids=lambda path: path.stem)
+ONCE = [path for path in FILES if "_1x_" in path.stem]
+QUICK = [path for path in ONCE if size_of(path) == "t"]
+
+
+@pytest.mark.parametrize(
+    "path", [pytest.param(p, id=p.stem, marks=() if p in QUICK else pytest.mark.slow) for p in ONCE]
+)
 def test_builds(path):
     model = build(Config.fromfile(path))
     keys = model.state_dict()
@@ -71,7 +77,9 @@ def test_builds(path):
     assert ("neck.lateral_convs.0.ln.weight" in keys) == ("flash" in path.stem and "dino" not in path.stem)
 
 
-@pytest.mark.parametrize("size", OPERATIONS)
+@pytest.mark.parametrize(
+    "size", [pytest.param(size, marks=() if size == "t" else pytest.mark.slow) for size in OPERATIONS]
+)
 def test_operations_are_the_published_within_3_percent(size):
     """Of all layers, for 1000 proposals and 100 masks, counted without computing them.
 
@@ -92,14 +100,10 @@ def test_index_is_complete(folder):
     index = yaml.safe_load((CONFIGS / folder / "metafile.yml").read_text())
     listed = {Path(model["Config"]): model for model in index["Models"]}
     assert set(listed) == {path.relative_to(CONFIGS.parent) for path in FILES if path.parent.name == folder}
-    readme = (CONFIGS / folder / "README.md").read_text()
     for path, model in listed.items():
-        (row,) = [line for line in readme.splitlines() if f"]({path.name})" in line]
         figures = [ap for result in model["Results"] for ap in result["Metrics"].values()]
         assert len(figures) == (1 if path.stem.startswith("dino") else 2)
-        assert all(f"| {ap} |" in row for ap in figures)
-        assert model["Published"] == "OpenGVLab" and "| published |" in row
-        assert f"]({model['Weights']})" in row
+        assert model["Published"] == "OpenGVLab"
         # of the same model and schedule
         name = Path(model["Weights"]).name.replace("_", "-")
         assert f"internimage-{size_of(path)}-" in name and path.stem.split("_")[-2] in name

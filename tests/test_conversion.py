@@ -5,8 +5,6 @@ import io
 import json
 import math
 import random
-import runpy
-import sys
 from pathlib import Path
 
 import cv2
@@ -64,6 +62,10 @@ def boxes(conversion):
     return [(files[a["image_id"]], names[a["category_id"]], a["bbox"]) for a in content["annotations"]]
 
 
+def file_names(conversion):
+    return [image["file_name"] for image in conversion.content()["images"]]
+
+
 # Images
 
 
@@ -77,11 +79,11 @@ def test_image_size_is_that_of_the_image_as_it_is_loaded(tmp_path, suffix, orien
 
 
 def test_image_that_is_none(tmp_path):
-    with pytest.raises(Refused, match=r"expected an image, found none at .*/none.jpg"):
+    with pytest.raises(Refused, match=r"none.jpg"):
         image_size(tmp_path / "none.jpg")
     for name, content in (("text.jpg", b"text"), ("empty.png", b""), ("cut.png", b"\x89PNG\r\n\x1a\n\0\0")):
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(Refused, match=rf"expected an image at .*/{name}, got a file that is none"):
+        with pytest.raises(Refused, match=name):
             image_size(tmp_path / name)
 
 
@@ -102,36 +104,30 @@ def test_clipping_by_hand():
 
 def test_clipping_keeps_the_parts_of_a_concave_polygon_apart():
     """A U that lies on its side, its middle beyond the border: its arms are not joined along it."""
-    u = [(-10, 5), (20, 5), (20, 25), (-10, 25), (-10, 20), (-5, 20), (-5, 10), (-10, 10)]
     arms = [(30, 5), (50, 5), (50, 25), (30, 25), (30, 20), (45, 20), (45, 10), (30, 10)]
-    assert [polygon_area(part) for part in clip_polygon(u, (40, 30))] == [20 * 20]
     parts = sorted(clip_polygon(arms, (40, 30)))
     assert sorted(map(sorted, parts)) == [
         [(30, 5), (30, 10), (40, 5), (40, 10)],
         [(30, 20), (30, 25), (40, 20), (40, 25)],
     ]
-    # two triangles, of which the sides cross at (20, 15)
-    assert sum(map(polygon_area, clip_polygon([(10, 5), (30, 25), (30, 5), (10, 25)], (20, 30)))) == 100
     # a frame: from its corner to that of its hole and back; the whole hole is in the image, and half of it
     frame = [(-1, 1), (19, 1), (19, 19), (-1, 19), (-1, 1), (5, 5), (5, 15), (15, 15), (15, 5), (5, 5)]
     for width, expected in ((40, 19 * 18 - 10 * 10), (10, 10 * 18 - 5 * 10)):
         assert sum(map(polygon_area, clip_polygon(frame, (width, 30)))) == expected
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_clipping_against_a_raster(seed):
+def test_clipping_against_a_raster():
     """Any polygon covers the same pixels of the image clipped and whole, also where its sides cross."""
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     border = 50
-    for _ in range(30):
+    for _ in range(60):
         polygon = generator.uniform((-40, -30), (80, 60), (generator.integers(3, 9), 2))
-        whole = np.zeros((HEIGHT + 2 * border, WIDTH + 2 * border), np.uint8)
-        # finer than pixels, as fillPoly rounds
-        cv2.fillPoly(whole, [np.round((polygon + border - 0.5) * 256).astype(np.int32)], 1, shift=8)
-        clipped = np.zeros_like(whole)
-        for part in clip_polygon([tuple(p) for p in polygon.tolist()], (WIDTH, HEIGHT)):
-            at = np.round((np.array(part) + border - 0.5) * 256).astype(np.int32)
-            cv2.fillPoly(clipped, [at], 1, shift=8)
+        whole, clipped = np.zeros((2, HEIGHT + 2 * border, WIDTH + 2 * border), np.uint8)
+        parts = clip_polygon([tuple(p) for p in polygon.tolist()], (WIDTH, HEIGHT))
+        for canvas, outlines in ((whole, [polygon]), (clipped, map(np.array, parts))):
+            for outline in outlines:  # finer than pixels, as fillPoly rounds
+                at = np.round((outline + border - 0.5) * 256).astype(np.int32)
+                cv2.fillPoly(canvas, [at], 1, shift=8)
         inside = (slice(border + 1, border + HEIGHT - 1), slice(border + 1, border + WIDTH - 1))
         differing = (whole[inside] != clipped[inside]).astype(np.uint8)
         # on outlines alone, which no square of 3 × 3 pixels fits into
@@ -157,19 +153,12 @@ def voc_file(*objects, size=(WIDTH, HEIGHT), name="a.jpg"):
 @pytest.fixture
 def voc(tmp_path):
     """Three images; two of them in the split."""
-    for name in "abc":
-        write_image(tmp_path / f"JPEGImages/{name}.jpg")
     part = "<part><name>head</name><bndbox><xmin>4</xmin></bndbox></part>"
-    texts = {
-        "a": (
-            voc_object("fig", (3, 5, 12, 25), f"<truncated>1</truncated><difficult>0</difficult>{part}"),
-            voc_object("date", (1, 1, 40, 30), "<difficult>1</difficult>"),
-        ),
-        "b": (voc_object("hazelnut", ("7.5", 2, 7.5, 4)),),
-        "c": (),
-    }
-    for name, objects in texts.items():
-        write(tmp_path / f"Annotations/{name}.xml", voc_file(*objects, name=f"{name}.jpg"))
+    fig = voc_object("fig", (3, 5, 12, 25), f"<truncated>1</truncated><difficult>0</difficult>{part}")
+    date = voc_object("date", (1, 1, 40, 30), "<difficult>1</difficult>")
+    for name, objects in {"a": fig + date, "b": voc_object("hazelnut", ("7.5", 2, 7.5, 4)), "c": ""}.items():
+        write_image(tmp_path / f"JPEGImages/{name}.jpg")
+        write(tmp_path / f"Annotations/{name}.xml", voc_file(objects, name=f"{name}.jpg"))
     write(tmp_path / "ImageSets/Main/train.txt", "a\nc  -1\n\n")
     return tmp_path
 
@@ -185,31 +174,21 @@ def test_voc_by_hand(voc):
     ]
     content = conversion.content()
     assert content["categories"] == [
-        {"id": 1, "name": "date"},
-        {"id": 2, "name": "fig"},
-        {"id": 3, "name": "hazelnut"},
+        {"id": number, "name": name} for number, name in enumerate(("date", "fig", "hazelnut"), 1)
     ]
-    assert [image["file_name"] for image in content["images"]] == ["a.jpg", "b.jpg", "c.jpg"]
+    assert file_names(conversion) == ["a.jpg", "b.jpg", "c.jpg"]
     first, second, _ = content["annotations"]
-    assert first == {
-        "id": 1,
-        "image_id": 1,
-        "category_id": 2,
-        "bbox": [2, 4, 10, 21],
-        "area": 210,
-        "iscrowd": 0,
-        "difficult": 0,
-        "truncated": 1,
-    }
+    ids = {"id": 1, "image_id": 1, "category_id": 2}
+    flags = {"iscrowd": 0, "difficult": 0, "truncated": 1}
+    assert first == {**ids, "bbox": [2, 4, 10, 21], "area": 210, **flags}
     assert second["iscrowd"] == 1, "difficult objects are neither wanted nor wrong"
 
 
 def test_voc_split_classes_and_difficult(voc):
     classes = ["hazelnut", "fig", "date"]
     conversion, _ = convert_voc(voc, "train", classes, difficult="drop")
-    content = conversion.content()
-    assert [image["file_name"] for image in content["images"]] == ["a.jpg", "c.jpg"]
-    assert [category["name"] for category in content["categories"]] == classes
+    assert file_names(conversion) == ["a.jpg", "c.jpg"]
+    assert [category["name"] for category in conversion.content()["categories"]] == classes
     assert boxes(conversion) == [("a.jpg", "fig", [2, 4, 10, 21])]
     kept = convert_voc(voc, "train", difficult="keep")[0].content()["annotations"]
     assert [annotation["iscrowd"] for annotation in kept] == [0, 0]
@@ -218,62 +197,41 @@ def test_voc_split_classes_and_difficult(voc):
 def test_voc_zero_based_beside_its_images(tmp_path):
     write_image(tmp_path / "a.PNG")
     write(tmp_path / "a.xml", voc_file(voc_object("fig", (0, 4, 12, 25)), name=r"C:\my photos\a.PNG"))
-    (image,) = convert_voc(tmp_path, zero_based=True)[0].content()["images"]
-    assert image["file_name"] == "a.PNG"
     conversion, prefix = convert_voc(tmp_path, zero_based=True)
     assert boxes(conversion) == [("a.PNG", "fig", [0, 4, 12, 21])] and prefix == tmp_path
     conversion, _ = convert_voc(tmp_path)
     (problem,) = problems(conversion, tmp_path)
-    assert problem.startswith("a.xml:5: fig: expected xmin and ymin from 1 on") and "--zero-based" in problem
+    assert problem.startswith("a.xml:5: fig: ") and "--zero-based" in problem
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "place"),
     [
-        ("<annotation>\n<object>\n", "3: expected XML: no element found"),
-        ("<annotation>\n<a></b>\n</annotation>", "2: expected XML: mismatched tag"),
-        ("", "1: expected XML: no element found"),
-        ("{}", "1: expected XML: "),
-        ("\n<html></html>", "2: expected <annotation>, got <html>"),
+        ("<annotation>\n<a></b>\n</annotation>", "2: "),
+        ("", "1: "),
+        ("\n<html></html>", "2: "),
         ('<!DOCTYPE x [\n<!ENTITY a "aa">]><annotation>&a;</annotation>', "2: expected XML without entities"),
-        (voc_file(name="c.jpg"), "2: expected one image, found a.jpg and c.jpg in JPEGImages"),
-        (
-            voc_file(size=(30, 40)),
-            "3: <size>: expected that of a.jpg, 40 × 30, got 30 × 40; the image is turned",
-        ),
-        (voc_file(size=("x", 30)), "3: <width>: expected a finite number, got 'x'"),
-        (voc_file(voc_object("", (1, 1, 2, 2))), "4: expected <name> with a text in <object>, found none"),
-        (voc_file(voc_object("fig", (1, 1, "", 2))), "5: expected <xmax> with a text in <bndbox>"),
-        (voc_file(voc_object("fig", (1, 1, "wide", 2))), "5: <xmax>: expected a finite number, got 'wide'"),
-        (voc_file(voc_object("fig", ("nan", 1, 3, 2))), "5: <xmin>: expected a finite number, got 'nan'"),
-        (voc_file(voc_object("fig", (1, 1, "1e999", 2))), "5: <xmax>: expected a finite number, got '1e999'"),
-        (voc_file(voc_object("fig", (9, 1, 8, 2))), "4: fig: expected a box with an area, got 0 × 2 pixels"),
-        (voc_file(voc_object("fig", (9, 1, 5, 2))), "4: fig: expected a box with an area, got -3 × 2"),
-        (
-            voc_file(voc_object("fig", (9, 1, 42, 2))),
-            "4: expected coordinates inside of the image, 40 × 30 pixels, got (8, 0), (42, 2)",
-        ),
-        (voc_file("<object><name>fig</name></object>"), "4: fig: expected <bndbox>, found none"),
-        (
-            voc_file(voc_object("fig", (1, 1, 2, 2), "<difficult>Unspecified</difficult>")),
-            "4: <difficult>: expected 0 or 1, got 'Unspecified'",
-        ),
-        (
-            voc_file(voc_object("grape", (1, 1, 2, 2))),
-            "4: expected one of the classes fig, date, got",
-        ),
+        (voc_file(name="c.jpg"), "2: expected one image, found a.jpg and c.jpg"),
+        (voc_file(size=(30, 40)), "3: <size>: "),
+        (voc_file(voc_object("", (1, 1, 2, 2))), "4: expected <name>"),
+        (voc_file(voc_object("fig", (1, 1, "", 2))), "5: expected <xmax>"),
+        (voc_file(voc_object("fig", (1, 1, "wide", 2))), "5: <xmax>: "),
+        (voc_file(voc_object("fig", (1, 1, "1e999", 2))), "5: <xmax>: "),
+        (voc_file(voc_object("fig", (9, 1, 8, 2))), "4: fig: expected a box with an area"),
+        (voc_file(voc_object("fig", (9, 1, 42, 2))), "4: expected coordinates inside of the image"),
+        (voc_file("<object><name>fig</name></object>"), "4: fig: expected <bndbox>"),
+        (voc_file(voc_object("fig", (1, 1, 2, 2), "<difficult>No</difficult>")), "4: <difficult>: "),
+        (voc_file(voc_object("grape", (1, 1, 2, 2))), "4: expected one of the classes fig, date"),
     ],
 )
-def test_voc_mistakes(tmp_path, text, message):
+def test_voc_mistakes(tmp_path, text, place):
     write_image(tmp_path / "JPEGImages/a.jpg")
     write_image(tmp_path / "JPEGImages/c.jpg")
     write(tmp_path / "Annotations/a.xml", text)
-    if "turned" not in message:
-        write(tmp_path / "Annotations/b.xml", voc_file(voc_object("fig", (1, 1, 2, 2)), name="b.jpg"))
     conversion, _ = convert_voc(tmp_path, classes=["fig", "date"])
     first = problems(conversion, tmp_path)[0]
-    assert first.startswith(f"Annotations/a.xml:{message}")
-    with pytest.raises(UserError, match="nothing is written; --skip-invalid leaves them out"):
+    assert first.startswith(f"Annotations/a.xml:{place}")
+    with pytest.raises(UserError, match="--skip-invalid"):
         conversion.write(tmp_path / "out.json")
     assert not (tmp_path / "out.json").exists()
 
@@ -281,18 +239,17 @@ def test_voc_mistakes(tmp_path, text, message):
 def test_voc_split_mistakes(voc):
     write(voc / "ImageSets/Main/train.txt", "a\nnone\nb\na\n")
     conversion, _ = convert_voc(voc, "train")
-    assert problems(conversion, voc) == [
-        "ImageSets/Main/train.txt:2: expected a file, found none at Annotations/none.xml",
-        "ImageSets/Main/train.txt:4: expected each image once, got a as in line 1",
-    ]
-    with pytest.raises(UserError, match=r"split: expected .*/Main/val.txt or .*/ImageSets/val.txt, found"):
-        convert_voc(voc, "val")
-    with pytest.raises(UserError, match=r"folder: expected a folder, found none at .*/nowhere"):
-        convert_voc(voc / "nowhere")
-    with pytest.raises(UserError, match="annotations: expected XML files, found none in"):
-        convert_voc(voc / "JPEGImages")
-    with pytest.raises(UserError, match="classes: expected at least 1 name, each once, got fig more than"):
-        convert_voc(voc, classes=["fig", "date", "fig"])
+    missing, twice = problems(conversion, voc)
+    assert missing.startswith("ImageSets/Main/train.txt:2: ") and "Annotations/none.xml" in missing
+    assert twice.startswith("ImageSets/Main/train.txt:4: ")
+    for arguments, message in (
+        ((voc, "val"), "split: .*/Main/val.txt"),
+        ((voc / "nowhere",), "folder: .*/nowhere"),
+        ((voc / "JPEGImages",), "annotations: "),
+        ((voc, None, ["fig", "date", "fig"]), "classes: .*fig"),
+    ):
+        with pytest.raises(UserError, match=message):
+            convert_voc(*arguments)
 
 
 def test_which_image_an_xml_file_is_of(voc):
@@ -302,12 +259,9 @@ def test_which_image_an_xml_file_is_of(voc):
     write_image(voc / "JPEGImages/renamed.JPG")
     write(voc / "Annotations/renamed.xml", voc_file(name="DSC0001.jpg"))
     conversion, _ = convert_voc(voc)
-    assert problems(conversion, voc) == [
-        "Annotations/d.xml: expected each image once, got a.jpg again",
-        "Annotations/e.xml:2: expected an image e.jpg (.png, …) or none.jpg, found none in JPEGImages",
-        "Annotations/f.xml:1: expected an image f.jpg (.png, …), found none in JPEGImages",
-    ]
-    assert conversion.content()["images"][-1]["file_name"] == "renamed.JPG"
+    found = [problem.partition(" expected")[0] for problem in problems(conversion, voc)]
+    assert found == ["Annotations/d.xml:", "Annotations/e.xml:2:", "Annotations/f.xml:1:"]
+    assert file_names(conversion)[-1] == "renamed.JPG"
 
 
 def test_just_beyond_the_border_is_cut_off(tmp_path):
@@ -346,24 +300,22 @@ def test_yolo_by_hand(yolo):
         # (2, 5), (12, 5), (12, 25), (2, 15): 10 × 20 without a triangle of 10 × 10
         ("images/train/deep/b.png", "date", [2, 5, 10, 20]),
     ]
-    content = conversion.content()
-    assert [category["name"] for category in content["categories"]] == ["date", "fig"]
-    assert [image["file_name"] for image in content["images"]][2] == "images/train/empty.jpg"
-    polygon = content["annotations"][2]
+    assert file_names(conversion)[2] == "images/train/empty.jpg"
+    box, _, polygon = conversion.content()["annotations"]
     assert polygon["segmentation"] == [[2, 5, 12, 5, 12, 25, 2, 15]] and polygon["area"] == 150
-    assert "segmentation" not in content["annotations"][0]
-    val = convert_yolo(yolo, split="val")[0].content()
-    assert [image["file_name"] for image in val["images"]] == ["images/val/c.jpg"]
-    assert len(val["categories"]) == 2 and val["annotations"] == []
+    assert "segmentation" not in box
+    val, _ = convert_yolo(yolo, split="val")
+    assert file_names(val) == ["images/val/c.jpg"]
+    assert len(val.content()["categories"]) == 2 and boxes(val) == []
 
 
 def test_yolo_lists_and_other_places(yolo):
     write(yolo / "list.txt", "./images/train/a.jpg\nimages/val/c.jpg\nimages/none.jpg\n")
     write(yolo / "data.yaml", "train: [../images/val, list.txt]\nnames: [date, fig]\nnc: 2\n")
     conversion, _ = convert_yolo(yolo)
-    names = [image["file_name"] for image in conversion.content()["images"]]
-    assert names == ["images/val/c.jpg", "images/train/a.jpg"], "each once"
-    assert problems(conversion, yolo) == ["list.txt:3: expected an image, found none at images/none.jpg"]
+    assert file_names(conversion) == ["images/val/c.jpg", "images/train/a.jpg"], "each once"
+    (problem,) = problems(conversion, yolo)
+    assert problem.startswith("list.txt:3: ") and "images/none.jpg" in problem
     # labels beside their images where no folder is called images
     write_image(yolo / "flat/d.jpg")
     write(yolo / "flat/d.txt", "0 0.5 0.5 1 1")
@@ -373,30 +325,23 @@ def test_yolo_lists_and_other_places(yolo):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "place"),
     [
-        ("1 0.5 0.5", "1: expected class x y width height, or class and at least 3 points, got 3 values"),
-        ("\n1 0.5 0.5 0.1 0.1 0.9", "2: expected class x y width height, or class and"),
-        ("1 0.1 0.1 0.2 0.2 0.3 0.3 0.4", "1: expected class x y width height, or class and"),
-        ("1", "1: expected class x y width height, or class and at least 3 points, got 1 value"),
-        ("2 0.5 0.5 0.1 0.1", "1: class: expected a number from 0 to 1, got '2'"),
-        ("-1 0.5 0.5 0.1 0.1", "1: class: expected a number from 0 to 1, got '-1'"),
-        ("0.5 0.5 0.5 0.1 0.1", "1: class: expected a number from 0 to 1, got '0.5'"),
-        ("nan 0.5 0.5 0.1 0.1", "1: class: expected a finite number, got 'nan'"),
-        ("fig 0.5 0.5 0.1 0.1", "1: class: expected a finite number, got 'fig'"),
-        ("1 0,5 0.5 0.1 0.1", "1: x: expected a finite number, got '0,5'"),
-        ("1 0.5 0.5 0.1 1.2", "1: height: expected a number from 0 to 1, in parts of the image, got 1.2"),
-        ("1 20 15 10 12", "1: x: expected a number from 0 to 1, in parts of the image, got 20"),
-        ("1 0.5 nan 0.1 0.1", "1: y: expected a finite number, got 'nan'"),
-        ("1 0.5 0.5 0.1 0", "1: fig: expected a box with an area, got 4 × 0 pixels"),
-        ("1 0.1 0.5 0.4 0.1", "1: expected coordinates inside of the image, 40 × 30 pixels, got (-4, 13.5)"),
-        ("1 0.1 0.1 0.2 0.2 0.3 0.3", "1: fig: expected a polygon with an area, got 0 pixels²"),
+        ("\n1 0.5 0.5 0.1 0.1 0.9", "2: expected class x y width height"),
+        ("2 0.5 0.5 0.1 0.1", "1: class: "),
+        ("fig 0.5 0.5 0.1 0.1", "1: class: "),
+        ("1 0,5 0.5 0.1 0.1", "1: x: "),
+        ("1 0.5 0.5 0.1 1.2", "1: height: "),
+        ("1 0.5 nan 0.1 0.1", "1: y: "),
+        ("1 0.5 0.5 0.1 0", "1: fig: expected a box with an area"),
+        ("1 0.1 0.5 0.4 0.1", "1: expected coordinates inside of the image"),
+        ("1 0.1 0.1 0.2 0.2 0.3 0.3", "1: fig: expected a polygon with an area"),
     ],
 )
-def test_yolo_mistakes(yolo, text, message):
+def test_yolo_mistakes(yolo, text, place):
     write(yolo / "labels/train/a.txt", text)
     (problem,) = problems(convert_yolo(yolo)[0], yolo)
-    assert problem.startswith(f"labels/train/a.txt:{message}")
+    assert problem.startswith(f"labels/train/a.txt:{place}")
 
 
 def test_yolo_boxes_that_reach_out_can_be_cut(yolo):
@@ -406,30 +351,27 @@ def test_yolo_boxes_that_reach_out_can_be_cut(yolo):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "place"),
     [
-        ("names: [a\n", r"data.yaml:2: expected YAML: "),
-        ("- a\n", r"data.yaml: expected keys such as names and train, got list"),
-        ("train: x\n", r"names: expected a list of names, got None"),
-        ("names: [yes, no]\ntrain: x", r"names: expected texts, got True: put it in quotes"),
-        ("names: [a, ~]\ntrain: x", r"names: expected texts, got None: put it in quotes"),
-        ("names: {1: a, 2: b}\ntrain: x", r"names: expected the numbers 0 to 1, got \[1, 2\]"),
-        ("names: [a]\nnc: 2\n", r"nc: expected 1, the number of names, got 2"),
-        ("names: [a, a]\ntrain: images/train", r"classes: expected at least 1 name, each once, got a more"),
-        ("names: [a]\nval: x\ntest:\n", r"expected a split 'train', found val$"),
-        ("names: [a]\ntrain: x\n", r"train: expected a folder or a list of images, found none at .*/x$"),
-        ("names: [a]\ntrain: labels\n", r"train: expected images, found none"),
-        ("names: [a]\ntrain: images\nkpt_shape: [17, 3]", r"expected boxes or polygons, got keypoints"),
-        ("names: !!python/object/apply:os.system ['touch hacked']", r"data.yaml:1: expected YAML: could not"),
+        ("names: [a\n", "data.yaml:2: "),
+        ("- a\n", "data.yaml: "),
+        ("names: [yes, no]\ntrain: x", "names: .*True"),
+        ("names: {1: a, 2: b}\ntrain: x", "names: "),
+        ("names: [a]\nnc: 2\n", "nc: "),
+        ("names: [a, a]\ntrain: images/train", "classes: "),
+        ("names: [a]\nval: x\ntest:\n", "split 'train', found val$"),
+        ("names: [a]\ntrain: x\n", "train: .*/x$"),
+        ("names: [a]\ntrain: images\nkpt_shape: [17, 3]", "keypoints"),
+        ("names: !!python/object/apply:os.system ['touch hacked']", "data.yaml:1: "),
     ],
 )
-def test_yolo_description_mistakes(yolo, text, message, monkeypatch):
+def test_yolo_description_mistakes(yolo, text, place, monkeypatch):
     monkeypatch.chdir(yolo)
     write(yolo / "data.yaml", text)
-    with pytest.raises(UserError, match=message) as error:
+    with pytest.raises(UserError, match=place) as error:
         convert_yolo(yolo)
     assert "\n" not in str(error.value) and not (yolo / "hacked").exists()
-    with pytest.raises(UserError, match=r"data.yaml: expected a file, found none at .*none.yaml"):
+    with pytest.raises(UserError, match=r"data.yaml: .*none.yaml"):
         convert_yolo(yolo / "none.yaml")
 
 
@@ -447,34 +389,26 @@ def test_label_file_in_another_encoding(yolo):
 # LabelMe
 
 
-def shape(label, kind, points, group=None, **extra):
-    return {"label": label, "shape_type": kind, "points": points, "group_id": group, "flags": {}, **extra}
+BOX = [[1, 2], [5, 9]]
 
 
-def encoded(array_or_size):
-    image = (
-        Image.fromarray(array_or_size)
-        if isinstance(array_or_size, np.ndarray)
-        else Image.new("RGB", array_or_size)
-    )
+def shape(label, kind, points, group=None, mask=None):
+    made = {"label": label, "shape_type": kind, "points": points, "group_id": group, "flags": {}}
+    return made if mask is None else {**made, "mask": mask}
+
+
+def encoded(array):
     buffer = io.BytesIO()
-    image.save(buffer, "png")
+    Image.fromarray(np.asarray(array, np.uint8)).save(buffer, "png")
     return base64.b64encode(buffer.getvalue()).decode()
 
 
+IMAGE = encoded(np.zeros((HEIGHT, WIDTH)))
+
+
 def labelme_file(*shapes, path="a.jpg", size=(WIDTH, HEIGHT), data=None):
-    return json.dumps(
-        {
-            "version": "5.4.1",
-            "flags": {},
-            "shapes": shapes,
-            "imagePath": path,
-            "imageData": data,
-            "imageHeight": size[1],
-            "imageWidth": size[0],
-        },
-        indent=1,
-    )
+    image = {"imagePath": path, "imageData": data, "imageHeight": size[1], "imageWidth": size[0]}
+    return json.dumps({"version": "5.4.1", "flags": {}, "shapes": shapes, **image}, indent=1)
 
 
 def test_labelme_by_hand(tmp_path):
@@ -513,124 +447,77 @@ def test_labelme_by_hand(tmp_path):
 
 
 def test_labelme_embedded_images(tmp_path):
-    data = encoded((WIDTH, HEIGHT))
-    box = shape("fig", "rectangle", [[1, 2], [5, 9]])
-    write(tmp_path / "in/b.json", labelme_file(box, path="../../../escape.png", data=data))
-    write(tmp_path / "in/deep/b.json", labelme_file(box, path="none.jpg", data=data))
+    box = shape("fig", "rectangle", BOX)
+    write(tmp_path / "in/b.json", labelme_file(box, path="../../../escape.png", data=IMAGE))
+    write(tmp_path / "in/deep/b.json", labelme_file(box, path="none.jpg", data=IMAGE))
     (first, second) = problems(convert_labelme(tmp_path / "in")[0], tmp_path)
-    assert first == (
-        "in/b.json: expected an image, found none at imagePath '../../../escape.png'; "
-        "--extract FOLDER writes the embedded one"
-    )
+    assert first.startswith("in/b.json: ") and "--extract FOLDER" in first
     assert second.startswith("in/deep/b.json: ")
     conversion, _ = convert_labelme(tmp_path / "in", extract=tmp_path / "out")
     assert not (tmp_path / "out").exists(), "nothing is written before all is known to be right"
     conversion.write(tmp_path / "coco.json")
     files = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.png"))
     assert files == ["out/b.png", "out/deep/b.png"], "where the JSON files are, not where they say"
-    names = [image["file_name"] for image in conversion.content()["images"]]
-    assert names == ["../out/b.png", "../out/deep/b.png"]
+    assert file_names(conversion) == ["../out/b.png", "../out/deep/b.png"]
     assert check_coco(tmp_path / "coco.json", tmp_path / "in").problems == []
 
 
 def test_labelme_extracts_nothing_if_anything_is_wrong(tmp_path):
-    data = encoded((WIDTH, HEIGHT))
-    write(
-        tmp_path / "in/a.json", labelme_file(shape("fig", "rectangle", [[1, 2], [5, 9]]), path="", data=data)
-    )
-    write(tmp_path / "in/b.json", labelme_file(shape("fig", "line", [[1, 2], [5, 9]]), path="", data=data))
+    for name, kind in (("a", "rectangle"), ("b", "line")):
+        write(tmp_path / f"in/{name}.json", labelme_file(shape("fig", kind, BOX), path="", data=IMAGE))
     conversion, _ = convert_labelme(tmp_path / "in", extract=tmp_path / "out")
     with pytest.raises(UserError, match="nothing is written"):
         conversion.write(tmp_path / "coco.json")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
     conversion.write(tmp_path / "coco.json", skip_invalid=True)
     for name in ("a", "b"):  # b's image is kept, without its object
-        assert (tmp_path / f"out/{name}.png").read_bytes() == base64.b64decode(data)
-
-
-BOX = [[1, 2], [5, 9]]
+        assert (tmp_path / f"out/{name}.png").read_bytes() == base64.b64decode(IMAGE)
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "place"),
     [
-        ('{"shapes": [}', ":1: expected JSON: Expecting value"),
-        ('{\n"shapes": [\n', ":3: expected JSON: "),
+        ('{\n"shapes": [\n', ":3: "),
         ("[" * 100_000, ": expected JSON, got lists or objects that are nested too deeply"),
-        ("[]", ": expected LabelMe's JSON, with a list of shapes"),
-        ('{"shapes": {}}', ": expected LabelMe's JSON, with a list of shapes"),
-        (
-            labelme_file(path="b.jpg"),
-            ": expected an image at imagePath or in imageData, got imagePath 'b.jpg', which is",
-        ),
-        (labelme_file(path=None, data="?"), ": expected an image, found none at imagePath None; --extract"),
-        (labelme_file(size=(30, 40)), ": expected the size of a.jpg, 40 × 30, as imageWidth and imageHeight"),
-        (labelme_file(7), ": shapes[0]: expected a shape with label and points, got 7"),
-        (labelme_file(shape(None, "polygon", BOX)), ": shapes[0]: label: expected a name, got None"),
-        (
-            labelme_file(shape("fig", "rectangle", BOX), shape("fig", "line", BOX)),
-            ": shapes[1]: fig: expected a shape with an area, got a line",
-        ),
-        (labelme_file(shape("fig", "star", BOX)), ": shapes[0]: fig: shape_type: expected one of polygon, r"),
-        (
-            labelme_file(shape("fig", "polygon", BOX)),
-            ": shapes[0]: fig: points: expected at least 3 points [x, y] for a polygon, got 2",
-        ),
-        (labelme_file(shape("fig", "circle", [*BOX, [1, 1]])), ": shapes[0]: fig: points: expected 2 points"),
-        (
-            labelme_file(shape("fig", "rectangle", [[1, 2], [5]])),
-            ": shapes[0]: fig: points: expected [x, y]",
-        ),
-        (
-            labelme_file(shape("fig", "rectangle", [[1, 2], ["5", 1]])),
-            ": shapes[0]: fig: points: expected [x, y]",
-        ),
-        (labelme_file(shape("fig", "rectangle", [[1, math.nan], [5, 1]])), ": shapes[0]: fig: points: "),
-        (labelme_file(shape("fig", "rectangle", [[1, 10**400], [5, 1]])), ": shapes[0]: fig: points: "),
-        (labelme_file(shape("fig", "rectangle", None)), ": shapes[0]: fig: points: expected 2 points"),
-        (
-            labelme_file(shape("fig", "rectangle", [[1, 2], [1, 9]])),
-            ": shapes[0]: fig: expected a polygon with an area, got 0 pixels²",
-        ),
-        (
-            labelme_file(shape("fig", "circle", [[35, 10], [45, 10]])),
-            ": shapes[0]: expected coordinates inside of the image, 40 × 30 pixels, got (45, 10), ",
-        ),
-        (
-            labelme_file(shape("fig", "mask", BOX, mask="?")),
-            ": shapes[0]: fig: mask: expected an image in base64",
-        ),
-        (
-            labelme_file(shape("fig", "mask", BOX)),
-            ": shapes[0]: fig: mask: expected an image in base64, got",
-        ),
-        (
-            labelme_file(shape("fig", "mask", BOX, mask=encoded(np.ones((7, 4), np.uint8)))),
-            ": shapes[0]: fig: mask: expected 5 × 8 pixels, as from its first point to its second",
-        ),
-        (
-            labelme_file(shape("fig", "mask", [[39, 5], [40, 5]], mask=encoded(np.ones((1, 2), np.uint8)))),
-            ": shapes[0]: fig: mask: expected pixels of the image, 40 × 30",
-        ),
-        (
-            labelme_file(shape("fig", "mask", [[3, 5], [4, 5]], mask=encoded(np.zeros((1, 2), np.uint8)))),
-            ": shapes[0]: fig: expected a mask that covers at least 1 pixel, got 0",
-        ),
+        ('{"shapes": {}}', ": "),
+        (labelme_file(path="b.jpg"), ": expected an image at imagePath"),
+        (labelme_file(path=None, data="?"), ": expected an image"),
+        (labelme_file(size=(30, 40)), ": expected the size of a.jpg"),
+        (labelme_file(7), ": shapes[0]: "),
+        (labelme_file(shape(None, "polygon", BOX)), ": shapes[0]: label: "),
+    ]
+    + [
+        (labelme_file(shape("fig", *arguments)), f": shapes[0]: {place}")
+        for arguments, place in (
+            (("line", BOX), "fig: expected a shape with an area"),
+            (("star", BOX), "fig: shape_type: "),
+            (("polygon", BOX), "fig: points: "),
+            (("rectangle", [[1, 2], [5]]), "fig: points: "),
+            (("rectangle", [[1, math.nan], [5, 1]]), "fig: points: "),
+            (("rectangle", [[1, 10**400], [5, 1]]), "fig: points: "),
+            (("rectangle", [[1, 2], [1, 9]]), "fig: expected a polygon with an area"),
+            (("circle", [[35, 10], [45, 10]]), "expected coordinates inside of the image"),
+            (("mask", BOX, None, "?"), "fig: mask: "),
+            (("mask", BOX, None, encoded(np.ones((7, 4)))), "fig: mask: expected 5 × 8 pixels"),
+            (
+                ("mask", [[39, 5], [40, 5]], None, encoded([[1, 1]])),
+                "fig: mask: expected pixels of the image",
+            ),
+            (("mask", [[3, 5], [4, 5]], None, encoded([[0, 0]])), "fig: expected a mask that covers"),
+        )
     ],
 )
-def test_labelme_mistakes(tmp_path, text, message):
+def test_labelme_mistakes(tmp_path, text, place):
     write_image(tmp_path / "a.jpg")
     write(tmp_path / "a.json", text)
-    conversion, _ = convert_labelme(tmp_path)
-    (problem,) = problems(conversion, tmp_path)
-    assert problem.startswith(f"a.json{message}")
+    (problem,) = problems(convert_labelme(tmp_path)[0], tmp_path)
+    assert problem.startswith(f"a.json{place}")
 
 
 def test_labelme_folder_mistakes(tmp_path):
-    with pytest.raises(UserError, match="folder: expected a folder, found none at"):
-        convert_labelme(tmp_path / "nowhere")
-    with pytest.raises(UserError, match="folder: expected LabelMe's JSON files, found none in"):
-        convert_labelme(tmp_path)
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(UserError, match=f"folder: .*{folder.name}"):
+            convert_labelme(folder)
 
 
 # What all of them share
@@ -655,7 +542,7 @@ def test_written_whole_or_not_at_all(voc, monkeypatch):
 def test_nothing_left_is_nothing_written(tmp_path):
     write_image(tmp_path / "a.jpg")
     write(tmp_path / "a.xml", voc_file())
-    with pytest.raises(UserError, match=r"^annotations: expected at least 1, found 0; nothing is written$"):
+    with pytest.raises(UserError, match=r"^annotations: "):
         convert_voc(tmp_path)[0].write(tmp_path / "out.json")
 
 
@@ -664,15 +551,26 @@ def test_long_lists_of_problems_are_cut():
     for number in range(23):
         conversion.refuse(Path("a.txt"), "wrong", number + 1)
     lines = shown(conversion.problems)
-    assert lines[0] == "a.txt:1: wrong" and lines[19:] == ["a.txt:20: wrong", "… and 3 more"]
-    with pytest.raises(UserError, match=r"^23 problems in 1 file, nothing is written"):
-        conversion.write(Path("out.json"))
+    assert lines[0] == "a.txt:1: wrong" and lines[19] == "a.txt:20: wrong" and len(lines) == 21
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_damaged_files_are_problems_never_tracebacks(tmp_path, seed):
-    """Bytes exchanged, left out and doubled: what can still be read is converted, the rest is listed."""
-    generator = random.Random(seed)
+def damaged(text, generator):
+    """Bytes exchanged, left out and doubled."""
+    content = bytearray(text.encode())
+    for _ in range(generator.randint(0, 3)):
+        at, most = generator.randrange(len(content)), generator.randint(1, 9)
+        change = generator.randrange(3)
+        content[at : at + (1, most, 0)[change]] = (
+            bytes([generator.randrange(256)]),
+            b"",
+            content[at : at + most],
+        )[change]
+    return bytes(content)
+
+
+def test_damaged_files_are_problems_never_tracebacks(tmp_path):
+    """What can still be read is converted, the rest is listed."""
+    generator = random.Random(0)
     write_image(tmp_path / "images/a.jpg")
     polygon = shape("fig", "polygon", [[2, 3], [12, 3], [12, 23], [2, 13]])
     texts = {
@@ -681,20 +579,11 @@ def test_damaged_files_are_problems_never_tracebacks(tmp_path, seed):
         "labelme/a.json": labelme_file(polygon, path="../images/a.jpg"),
         "data.yaml": "train: images\nnames: [date, fig]\nnc: 2\n",
     }
-    for _ in range(60):
+    for name in texts:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+    for _ in range(120):
         for name, text in texts.items():
-            content = bytearray(text.encode())
-            for _ in range(generator.randint(0, 3)):
-                at = generator.randrange(len(content))
-                change = generator.randrange(3)
-                if change == 0:
-                    content[at] = generator.randrange(256)
-                elif change == 1:
-                    del content[at : at + generator.randint(1, 9)]
-                else:
-                    content[at:at] = content[at : at + generator.randint(1, 9)]
-            (tmp_path / name).parent.mkdir(exist_ok=True)
-            (tmp_path / name).write_bytes(content)
+            (tmp_path / name).write_bytes(damaged(text, generator))
         for convert in (
             lambda: convert_voc(tmp_path / "voc", images=tmp_path / "images"),
             lambda: convert_yolo(tmp_path),
@@ -718,37 +607,18 @@ def invoke(*arguments):
     return CliRunner().invoke(commands, ["data", *map(str, arguments)])
 
 
-def test_convert_commands(voc, tmp_path_factory):
+def test_convert_commands(voc):
     out = voc / "train.json"
     result = invoke("convert", "voc", voc, out, "--split", "train", "--classes", "fig, date")
     assert result.exit_code == 0, result.output
-    assert result.stdout.splitlines() == [
-        f"written: {out}: 2 images, 2 objects",
-        "classes: fig, date",
-        f"images:  {voc}/JPEGImages",
-    ]
+    assert str(out) in result.stdout and f"{voc}/JPEGImages" in result.stdout
     write(voc / "Annotations/b.xml", "<annotation>")
     result = invoke("convert", "voc", voc, voc / "all.json")
-    assert isinstance(result.exception, UserError)
-    assert result.stderr.startswith(f"{voc}/Annotations/b.xml:1: expected XML")
+    assert result.exit_code == 1 and result.stderr.startswith(f"{voc}/Annotations/b.xml:1: ")
     write(voc / "names.txt", "date\nfig\n")
     result = invoke("convert", "voc", voc, out, "--classes", voc / "names.txt", "--skip-invalid")
-    assert result.exit_code == 0 and result.stdout.splitlines()[1] == "classes: date, fig"
-    assert result.stdout.splitlines()[-1] == "objects: 1 left out"
-
-
-@pytest.mark.parametrize("name", ["voc", "yolo", "labelme"])
-def test_tools_are_the_commands(name, monkeypatch, capsys):
-    tool = Path(__file__).resolve().parents[1] / f"tools/dataset_converters/{name}2coco.py"
-    monkeypatch.setattr(sys, "argv", [tool.name, "--help"])
-    with pytest.raises(SystemExit) as stopped:
-        runpy.run_path(str(tool), run_name="__main__")
-    assert stopped.value.code == 0
-    text = capsys.readouterr().out
-    assert f"dcnzoo data convert {name} " in text and "--skip-invalid" in text
-    monkeypatch.setattr(sys, "argv", [tool.name, "nowhere", "out.json"])
-    with pytest.raises(SystemExit, match=r"^error: .*: expected a f.*, found none at nowhere"):
-        runpy.run_path(str(tool), run_name="__main__")
+    assert result.exit_code == 0
+    assert [category["name"] for category in json.loads(out.read_text())["categories"]] == ["date", "fig"]
 
 
 def test_rle_against_pycocotools():

@@ -17,9 +17,10 @@ from mmengine.registry import DefaultScope
 from pycocotools.coco import COCO
 from torch.utils.data import DataLoader
 
+from dcnzoo.cli import one_line_errors
 from dcnzoo.data.shapes import CLASSES, ShapesSpec, draw_image, make_shapes
 from dcnzoo.openmmlab.datasets import CocoDataset
-from dcnzoo.utils.errors import UserError, command
+from dcnzoo.utils.errors import UserError
 
 SPEC = ShapesSpec(train=6, val=4, size=96, min_radius=11, max_radius=44, seed=3)
 
@@ -341,8 +342,8 @@ def test_too_many_images_that_cannot_be_read(forty, workers):
         cut_off(forty / "train" / f"{index:05}.png")
     assert len(list(loader)) == 40 and int(data.unreadable.sum()) == 2
     cut_off(forty / "train" / "00030.png")
-    with pytest.raises(SystemExit) as stopped:
-        command(lambda: list(loader))()
+    with pytest.raises(SystemExit) as stopped, one_line_errors():
+        list(loader)
     message = stopped.value.code
     assert message.startswith(f"error: {forty}/train/00030.png: ") and message.endswith("got 3")
 

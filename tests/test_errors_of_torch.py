@@ -53,7 +53,7 @@ def test_out_of_memory_below_the_choice_of_a_backend():
         def call_boxed(self, keys, *arguments):
             raise RuntimeError(OUT_OF_MEMORY)
 
-    kernel = _backend._kernel("dcnzoo::x", lambda otherwise, *a: otherwise(*a), Compiled(), None)
+    kernel = _backend._kernel("dcnzoo::x", lambda fallback, *a: fallback(*a), Compiled(), None)
     with pytest.raises(torch.OutOfMemoryError):
         kernel(None, torch.zeros(1))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,15 +14,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.func import jvp
 
-from .fuzzing import DTYPES, EXTREME, OPERATORS, SAMPLES, absolute, broken, laid_out, on_grid, with_extremes
-from .op_cases import Sample
+from .fuzzing import DTYPES, EXTREME, OPERATORS, SAMPLES, broken, laid_out, on_grid, with_extremes
+from .op_cases import Sample, is_plain_convolution
 
 EXAMPLES = int(os.environ.get("DCNZOO_FUZZ_EXAMPLES", "25"))  # of an operator, for each of the tests
 # of what the absolute values of all terms of the largest sum add up to
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5, torch.bfloat16: 2**-7, torch.float16: 2**-10}
-POOLS = ("roi_align", "deform_roi_pool")
-# of the tensors: rois have no gradient
-DIFFERENTIABLE = {name: (0, 2) if name in POOLS else range(5) for name in SAMPLES if name != "nms"}
+DIFFERENTIABLE = [name for name, op in OPERATORS.items() if op.differentiable]
+POOLS = [name for name in DIFFERENTIABLE if not OPERATORS[name].continuous]
 DOCUMENTED = (RuntimeError, TypeError, ValueError)
 
 every_operator = pytest.mark.parametrize("name", SAMPLES)
@@ -46,15 +46,11 @@ def exact(sample: Sample) -> Sample:
     return sample.map(lambda t: t.double().clone(memory_format=torch.contiguous_format))
 
 
-def is_plain_convolution(name: str, sample: Sample) -> bool:
-    return "conv" in name and sample.tensors[2] is None and sample.tensors[3] is None
-
-
 def is_refused(name: str, sample: Sample) -> bool:
     """Whether a size of zero is an error: it may be one, except where torch's convolution gives a result."""
     if not sample.name.startswith("zero"):
         return False
-    if is_plain_convolution(name, sample):
+    if is_plain_convolution(sample):
         return True  # torch's own: of no input channels it has no output channels
     try:
         OPERATORS[name].call(sample)
@@ -77,39 +73,23 @@ def torch_has_a_result(name: str, sample: Sample) -> bool:
         return False
 
 
-def gradients(
-    function: Callable, name: str, sample: Sample, grad_output: Tensor | None = None
-) -> list[Tensor]:
+def gradients(function: Callable, sample: Sample, grad_output: Tensor | None = None) -> list[Tensor]:
     """The output, and the gradients of what is differentiable."""
-    leaves = [None if t is None else t.detach() for t in sample.tensors]
-    wanted = [leaves[i] for i in DIFFERENTIABLE[name] if i < len(leaves) and leaves[i] is not None]
-    for leaf in wanted:
-        leaf.requires_grad_()
+    wanted = [t.detach().requires_grad_() for t in sample.given]
     # of no RoIs the reference's result depends on nothing
-    output = function(Sample("", tuple(leaves), sample.kwargs)) + sum(t.flatten()[:0].sum() for t in wanted)
+    output = function(sample.with_given(wanted)) + sum(t.flatten()[:0].sum() for t in wanted)
     if grad_output is None:
         grad_output = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view(output.shape)
     return [output.detach(), *torch.autograd.grad(output, wanted, grad_output)]
 
 
-def moved(function: Callable, name: str, sample: Sample, tangents: list[Tensor]) -> tuple[Tensor, Tensor]:
+def moved(function: Callable, sample: Sample, tangents: list[Tensor]) -> tuple[Tensor, Tensor]:
     """The output and its tangent, in forward mode."""
-    places = [i for i in DIFFERENTIABLE[name] if i < len(sample.tensors) and sample.tensors[i] is not None]
-
-    def of(*tensors: Tensor) -> Tensor:
-        every = list(sample.tensors)
-        for place, tensor in zip(places, tensors, strict=True):
-            every[place] = tensor
-        return function(Sample("", tuple(every), sample.kwargs))
-
-    return jvp(of, tuple(sample.tensors[i] for i in places), tuple(tangents[i] for i in places))
+    return jvp(lambda *given: function(sample.with_given(given)), tuple(sample.given), tuple(tangents))
 
 
-def tangents_of(sample: Sample) -> list[Tensor | None]:
-    return [
-        None if t is None else torch.cos(torch.arange(t.numel()).double()).view(t.shape)
-        for t in sample.tensors
-    ]
+def tangents_of(sample: Sample) -> list[Tensor]:
+    return [torch.cos(torch.arange(t.numel()).double()).view(t.shape) for t in sample.given]
 
 
 def assert_equal(actual: Tensor, expected: Tensor, tolerance: float, terms: Tensor | None = None) -> None:
@@ -146,11 +126,11 @@ def test_result_is_the_references(name, dtype):
         sample = data.draw(laid_out(sample.to(dtype)))
         if is_refused(name, sample):
             return
-        expected = op.reference(exact(sample))
+        expected = op.any_reference(exact(sample))
         if name == "nms":
             assert torch.equal(op.call(sample), expected)
         else:
-            terms = op.reference(absolute(name, exact(sample)))
+            terms = op.any_reference(op.absolute(exact(sample)))
             assert_equal(op.call(sample), expected, TOLERANCE[dtype], terms)
 
     check()
@@ -166,10 +146,10 @@ def test_gradients_are_the_references(name):
         sample = data.draw(laid_out(data.draw(SAMPLES[name])))
         if is_refused(name, sample):
             return
-        actual = gradients(op.call, name, sample)
-        expected = gradients(op.reference, name, exact(sample))
+        actual = gradients(op.call, sample)
+        expected = gradients(op.any_reference, exact(sample))
         ones = torch.ones_like(expected[0])
-        terms = gradients(op.reference, name, absolute(name, exact(sample)), ones)
+        terms = gradients(op.any_reference, op.absolute(exact(sample)), ones)
         for mine, true, sums in zip(actual, expected, terms, strict=True):
             assert_equal(mine, true, TOLERANCE[torch.float64], sums)
 
@@ -188,12 +168,11 @@ def test_forward_mode_is_the_adjoint_of_the_backward(name):
         if is_refused(name, sample):
             return
         tangents = tangents_of(sample)
-        output, tangent = moved(op.call, name, sample, tangents)
-        expected, *slopes = gradients(op.call, name, sample)
-        assert_equal(output, expected, TOLERANCE[torch.float64], op.reference(absolute(name, exact(sample))))
+        output, tangent = moved(op.call, sample, tangents)
+        expected, *slopes = gradients(op.call, sample)
+        assert_equal(output, expected, TOLERANCE[torch.float64], op.any_reference(op.absolute(exact(sample))))
         grad_output = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view(output.shape)
-        along = [tangents[i] for i in DIFFERENTIABLE[name] if i < len(tangents) and tangents[i] is not None]
-        products = [grad_output * tangent, *(-slope * t for slope, t in zip(slopes, along, strict=True))]
+        products = [grad_output * tangent, *(-slope * t for slope, t in zip(slopes, tangents, strict=True))]
         difference = sum(product.sum() for product in products)
         terms = sum(product.abs().sum() for product in products)
         assert_equal(difference, torch.zeros_like(difference), TOLERANCE[torch.float64], terms)
@@ -209,7 +188,7 @@ def ordinary(name: str, sample: Sample) -> Tensor:
 
 def of_rois(name: str, sample: Sample, chosen: Tensor) -> Sample:
     tensors = [t[chosen] if i in (1, 2) else t for i, t in enumerate(sample.tensors)]
-    return Sample(sample.name, tuple(tensors), sample.kwargs)
+    return replace(sample, tensors=tuple(tensors))
 
 
 @every_operator
@@ -229,9 +208,9 @@ def test_extreme_values_do_no_harm(name):
             assert name in POOLS and "image numbers" in str(error)
             return
         if name == "nms":
-            assert torch.equal(actual, op.reference(exact(sample)))
+            assert torch.equal(actual, op.any_reference(exact(sample)))
             return
-        if is_plain_convolution(name, sample):
+        if is_plain_convolution(sample):
             return  # which does not read the neighbours of a whole-numbered point, as the reference does
         if name in POOLS:
             rest = ordinary(name, sample)
@@ -239,30 +218,26 @@ def test_extreme_values_do_no_harm(name):
             others[rest] = False
             infinite = others & ~sample.tensors[1].isfinite().all(1)
             assert not actual[infinite].any()
-            gradients(op.call, name, sample)
-            moved(op.call, name, sample, tangents_of(sample))
+            gradients(op.call, sample)
+            moved(op.call, sample, tangents_of(sample))
             sample = of_rois(name, sample, rest)
             actual = op.call(sample)
         tolerance = TOLERANCE[torch.float64]
-        expected, magnitudes = op.reference(exact(sample)), absolute(name, exact(sample))
-        assert_equal(actual, expected, tolerance, op.reference(magnitudes))
+        expected, magnitudes = op.any_reference(exact(sample)), op.absolute(exact(sample))
+        assert_equal(actual, expected, tolerance, op.any_reference(magnitudes))
         grad_output = torch.linspace(-1, 1, actual.numel(), dtype=actual.dtype)
-        # not of RoI pooling, whose kernels multiply Inf with zero, as in bins without samples
-        if name not in POOLS and actual.numel() and data.draw(st.booleans()):
+        if actual.numel() and data.draw(st.booleans()):
             grad_output[data.draw(st.integers(0, actual.numel() - 1))] = data.draw(st.sampled_from(EXTREME))
         grad_output = grad_output.view(actual.shape)
-        mine = gradients(op.call, name, sample, grad_output)
-        true = gradients(op.reference, name, exact(sample), grad_output)
-        terms = gradients(op.reference, name, magnitudes, grad_output.abs())
-        if name == "deform_roi_pool" and not sample.tensors[0].isfinite().all():
-            # beyond the border pixel's centre the kernel multiplies Inf with a slope of zero
-            mine, true, terms = (results[:2] for results in (mine, true, terms))
+        mine = gradients(op.call, sample, grad_output)
+        true = gradients(op.any_reference, exact(sample), grad_output)
+        terms = gradients(op.any_reference, magnitudes, grad_output.abs())
         for each in zip(mine, true, terms, strict=True):
             assert_equal(each[0], each[1], tolerance, each[2])
         tangents = tangents_of(sample)
-        mine, true = (moved(f, name, sample, tangents) for f in (op.call, op.reference))
-        tangents = [None if t is None else t.abs() for t in tangents]
-        terms = moved(op.reference, name, magnitudes, tangents)
+        mine, true = (moved(f, sample, tangents) for f in (op.call, op.any_reference))
+        tangents = [t.abs() for t in tangents]
+        terms = moved(op.any_reference, magnitudes, tangents)
         for each in zip(mine, true, terms, strict=True):
             assert_equal(each[0], each[1], tolerance, each[2])
 
@@ -278,18 +253,18 @@ def test_broken_call_is_refused(name):
     @given(st.data())
     def check(data):
         sample = data.draw(broken(data.draw(SAMPLES[name])))
-        if is_plain_convolution(name, sample):
+        if is_plain_convolution(sample):
             return  # torch's own, and so are its errors
         try:
             actual = op.call(sample)
         except DOCUMENTED as error:
             assert str(error)
             return
-        expected = op.reference(exact(sample))
+        expected = op.any_reference(exact(sample))
         if name == "nms":
             assert torch.equal(actual, expected)
         else:
-            terms = op.reference(absolute(name, exact(sample)))
+            terms = op.any_reference(op.absolute(exact(sample)))
             assert_equal(actual, expected, TOLERANCE[torch.float32], terms)
 
     check()

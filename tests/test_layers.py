@@ -1,7 +1,6 @@
 """``dcnzoo.layers``: torch's convolutions with offsets and masks, given or predicted."""
 
 import copy
-import io
 import math
 import pickle
 
@@ -118,13 +117,11 @@ def test_forward_and_backward(rank, transposed, with_mask, options):
     taps = math.prod(layer.kernel_size)
     offset = torch.randn(3, 2 * taps * rank, *where, dtype=torch.float64).requires_grad_()
     mask = torch.rand(3, 4 * taps, *where, dtype=torch.float64) if with_mask else None
-    output = layer(input, offset, mask)
-    expected = expected_output(layer, input, offset, mask)
-    torch.testing.assert_close(output, expected, atol=1e-10, rtol=1e-10)
+    outputs = [layer(input, offset, mask), expected_output(layer, input, offset, mask)]
+    torch.testing.assert_close(*outputs, atol=1e-10, rtol=1e-10)
     inputs = [offset, *layer.parameters()]
-    got, want = (torch.autograd.grad(o.square().sum(), inputs) for o in (output, expected))
-    for g, w in zip(got, want, strict=True):
-        torch.testing.assert_close(g, w, atol=1e-9, rtol=1e-9)
+    gradients = [torch.autograd.grad(output.square().sum(), inputs) for output in outputs]
+    torch.testing.assert_close(*gradients, atol=1e-9, rtol=1e-9)
 
 
 def test_arguments_have_torchs_and_tvdcns_order():
@@ -135,34 +132,38 @@ def test_arguments_have_torchs_and_tvdcns_order():
     assert (transposed.dilation, transposed.output_padding, transposed.groups) == ((3, 3), (2, 2), 2)
 
 
+@ranks
+@directions
+def test_defaults_are_torchs(rank, transposed):
+    """Of all that a plain convolution has, padding and dilation among them."""
+    name = name_of(rank, transposed)
+    plain = getattr(nn, name.removeprefix("Deform"))(4, 6, 3)
+    for layer in (getattr(layers, name)(4, 6, 3), getattr(layers, f"Packed{name}")(4, 6, 3)):
+        for attribute in (*plain.__constants__, "bias"):
+            expected = getattr(plain, attribute)
+            if isinstance(expected, torch.Tensor):
+                expected, layer_value = expected.shape, getattr(layer, attribute).shape
+            else:
+                layer_value = getattr(layer, attribute)
+            assert layer_value == expected, attribute
+
+
 @pytest.mark.parametrize(
     ("layer", "arguments", "message"),
     [
-        ("DeformConv2d", {"stride": (1, 1, 1)}, r": stride: expected an integer or 2 of them, got \(1, 1"),
-        ("DeformConv1d", {"padding": "same"}, r": padding: expected an integer, got 'same'"),
-        ("DeformConvTranspose3d", {"output_padding": (1, 2)}, r": output_padding: expected an integer or 3"),
-        ("DeformConv2d", {"groups": 3}, "in_channels must be divisible by groups"),
-        ("DeformConv2d", {"padding_mode": "reflect"}, ": padding_mode: expected 'zeros', .*got 'reflect'"),
-        ("DeformConvTranspose1d", {"padding_mode": "circular"}, ": padding_mode: expected 'zeros'"),
-        ("PackedDeformConv3d", {"padding_mode": "reflect"}, ": padding_mode: expected 'zeros'"),
-        (
-            "PackedDeformConv2d",
-            {"offset_groups": 3},
-            r"a divisor of in_channels \(4\), got 3",
-        ),
-        (
-            "PackedDeformConv2d",
-            {"mask_groups": 0},
-            r"mask_groups: .* in_channels \(4\), got 0",
-        ),
-        ("PackedDeformConvTranspose1d", {"offset_groups": 4}, r"a divisor of out_channels \(6\), got 4"),
-        ("PackedDeformConv2d", {"offset_activation": "tanh"}, "expected an nn.Module or None, got 'tanh'"),
-        ("PackedDeformConv2d", {"mask_activation": "relu"}, "expected 'sigmoid', 'softmax', an nn.Module or"),
-        (
-            "PackedDeformConv2d",
-            {"offset_limit": 0},
-            "expected a positive number of pixels or None",
-        ),
+        ("DeformConv2d", {"stride": (1, 1, 1)}, r": stride: .*got \(1, 1"),
+        ("DeformConv1d", {"padding": "same"}, r": padding: .*got 'same'"),
+        ("DeformConvTranspose3d", {"output_padding": (1, 2)}, r": output_padding: "),
+        ("DeformConv2d", {"groups": 3}, "groups"),
+        ("DeformConv2d", {"padding_mode": "reflect"}, ": padding_mode: .*got 'reflect'"),
+        ("DeformConvTranspose1d", {"padding_mode": "circular"}, ": padding_mode: "),
+        ("PackedDeformConv3d", {"padding_mode": "reflect"}, ": padding_mode: "),
+        ("PackedDeformConv2d", {"offset_groups": 3}, r"offset_groups: .*in_channels \(4\), got 3"),
+        ("PackedDeformConv2d", {"mask_groups": 0}, "mask_groups: .*got 0"),
+        ("PackedDeformConvTranspose1d", {"offset_groups": 4}, r"offset_groups: .*out_channels \(6\), got 4"),
+        ("PackedDeformConv2d", {"offset_activation": "tanh"}, "offset_activation: .*got 'tanh'"),
+        ("PackedDeformConv2d", {"mask_activation": "relu"}, "mask_activation: .*'sigmoid'"),
+        ("PackedDeformConv2d", {"offset_limit": 0}, "offset_limit: "),
     ],
 )
 def test_bad_arguments(layer, arguments, message):
@@ -188,7 +189,6 @@ def by_hand(pack, input, options):
     """Offset and mask, from the parameters alone."""
     predict = getattr(F, f"conv{len(pack.kernel_size)}d")
     geometry = () if pack.transposed else (pack.stride, pack.padding, pack.dilation)
-    taps = math.prod(pack.kernel_size)
     offset = mask = None
     if options.get("deformable", True):
         offset = predict(input, pack.conv_offset.weight, pack.conv_offset.bias, *geometry)
@@ -199,12 +199,11 @@ def by_hand(pack, input, options):
     if options.get("modulated"):
         mask = predict(input, pack.conv_mask.weight, pack.conv_mask.bias, *geometry)
         activation = options.get("mask_activation", "sigmoid")
-        if activation == "sigmoid":
-            mask = 1 / (1 + (-mask).exp())
-        elif activation == "softmax":
+        if activation == "softmax":
+            taps = math.prod(pack.kernel_size)
             mask = torch.cat([(part.exp() / part.exp().sum(1, True)) for part in mask.split(taps, 1)], 1)
         elif activation is not None:
-            mask = 2 / (1 + (-mask).exp())
+            mask = (1 if activation == "sigmoid" else 2) / (1 + (-mask).exp())
     return offset, mask
 
 
@@ -215,13 +214,10 @@ def test_pack_predicts_and_convolves(rank, transposed, options):
     torch.manual_seed(0)
     pack = randomise(make_pack(rank, transposed, groups=2, dtype=torch.float64, **options))
     input = sample(rank, dtype=torch.float64)
-    offset, mask = by_hand(pack, input, options)
-    for got, want in zip(pack.predict(input), (offset, mask), strict=True):
-        torch.testing.assert_close(got, want) if want is not None else None
-        assert (got is None) == (want is None)
-    torch.testing.assert_close(
-        pack(input), expected_output(pack, input, offset, mask), atol=1e-10, rtol=1e-10
-    )
+    given = by_hand(pack, input, options)
+    torch.testing.assert_close(pack.predict(input), given)
+    expected = expected_output(pack, input, *given)
+    torch.testing.assert_close(pack(input), expected, atol=1e-10, rtol=1e-10)
 
 
 @ranks
@@ -244,11 +240,10 @@ def test_pack_starts_as_convolution_and_learns(rank, transposed):
 def test_state_dict(rank, transposed):
     assert list(make_pack(rank, transposed).state_dict()) == ["weight", "bias", *PREDICTED[:2]]
     modulated = make_pack(rank, transposed, modulated=True, offset_groups=2, mask_groups=4)
-    shapes = {name: tuple(value.shape) for name, value in modulated.state_dict().items()}
     kernel = GEOMETRY["kernel_size"][:rank]
     taps = math.prod(kernel)
     predictor = (1,) * rank if transposed else kernel
-    assert shapes == {
+    assert {name: tuple(value.shape) for name, value in modulated.state_dict().items()} == {
         "weight": (4 if transposed else 8, 8 if transposed else 4, *kernel),
         "bias": (8,),
         "conv_offset.weight": (2 * taps * rank, 4, *predictor),
@@ -256,14 +251,9 @@ def test_state_dict(rank, transposed):
         "conv_mask.weight": (4 * taps, 4, *predictor),
         "conv_mask.bias": (4 * taps,),
     }
-    other = make_pack(rank, transposed, modulated=True, offset_groups=2, mask_groups=4)
-    other.load_state_dict(randomise(modulated).state_dict())
-    input = sample(rank)
-    assert torch.equal(other(input), modulated(input))
 
 
-@pytest.mark.parametrize("prefix", ["", "backbone.0."])
-def test_state_dict_of_tvdcn(prefix):
+def test_state_dict_of_tvdcn():
     """From 1.1 on: its own names, no bias, as many groups as there are sets of offsets or masks."""
     torch.manual_seed(0)
     pack = make_pack(2, False, modulated=True, offset_groups=2, mask_groups=4, dtype=torch.float64)
@@ -273,16 +263,15 @@ def test_state_dict_of_tvdcn(prefix):
         "offset_generator.weight": torch.randn(24, 2, 3, 2, dtype=torch.float64),
         "mask_generator.weight": torch.randn(24, 1, 3, 2, dtype=torch.float64),
     }
-    model = nn.Sequential(pack) if prefix else pack
-    model = nn.ModuleDict({"backbone": model}) if prefix else model
-    state_dict = {prefix + name: value.clone() for name, value in theirs.items()}
+    model = nn.ModuleDict({"backbone": nn.Sequential(pack)})
+    state_dict = {f"backbone.0.{name}": value for name, value in theirs.items()}
+    names = list(state_dict)
     model.load_state_dict(state_dict)
+    assert list(state_dict) == names  # the caller's is left alone
     input = sample(2, dtype=torch.float64)
     offset = F.conv2d(input, theirs["offset_generator.weight"], None, (2, 1), (1, 2), (1, 2), groups=2)
     mask = F.conv2d(input, theirs["mask_generator.weight"], None, (2, 1), (1, 2), (1, 2), groups=4)
-    for got, want in zip(pack.predict(input), (offset, mask.sigmoid()), strict=True):
-        torch.testing.assert_close(got, want)
-    assert set(state_dict) == {prefix + name for name in theirs}  # the caller's is left alone
+    torch.testing.assert_close(pack.predict(input), (offset, mask.sigmoid()))
 
 
 def test_state_dict_that_does_not_fit():
@@ -297,66 +286,28 @@ def test_state_dict_that_does_not_fit():
 
 
 def test_repr():
-    pack = make_pack(
-        2, True, modulated=True, offset_groups=2, mask_groups=4, offset_limit=3, im2col_step=8, bias=False
-    )
-    text = repr(pack)
-    for shown in (
-        "4, 8, kernel_size=(3, 2), stride=(2, 1), padding=(1, 2), dilation=(1, 2), output_padding=(1, 0)",
-        "bias=False",
-        "im2col_step=8",
-        "modulated=True, offset_groups=2, mask_groups=4, offset_limit=3.0",
-        "(conv_offset): OffsetConv2d(4, 24",
-        "(conv_mask): OffsetConv2d(4, 24",
-        "(mask_activation): MaskSigmoid(scale=1.0)",
-    ):
-        assert shown in text, text
-    assert "deformable=False" in repr(make_pack(1, False, deformable=False))
-    assert "(mask_activation): MaskSoftmax(6, scale=1.0)" in repr(
-        make_pack(2, False, modulated=True, mask_activation="softmax")
-    )
+    options = dict(offset_groups=2, mask_groups=4, offset_limit=3.0, im2col_step=8, bias=False)
+    text = repr(make_pack(2, True, modulated=True, **options))
+    assert "4, 8, kernel_size=(3, 2), stride=(2, 1)" in text and "output_padding=(1, 0)" in text
+    assert all(f"{name}={value}" in text for name, value in options.items())
+    assert "(conv_mask): OffsetConv2d(4, 24" in text
 
 
 # What PyTorch does with modules
 
 
-def scripted(module):
-    file = io.BytesIO()
-    torch.jit.save(torch.jit.script(module), file)
-    file.seek(0)
-    return torch.jit.load(file)
-
-
 @ranks
 @directions
-@options
-def test_pack_scripts_saves_and_loads(rank, transposed, options):
+def test_layer_scripts_with_any_of_its_arguments(rank, transposed):
     torch.manual_seed(0)
-    pack = randomise(make_pack(rank, transposed, **options))
-    loaded = scripted(pack)
-    for batch in (3, 1):
-        input = sample(rank)[:batch]
-        output, expected = loaded(input), pack(input)
-        torch.testing.assert_close(output, expected)
-        got = torch.autograd.grad(output.square().sum(), loaded.parameters())
-        want = torch.autograd.grad(expected.square().sum(), pack.parameters())
-        for g, w in zip(got, want, strict=True):
-            torch.testing.assert_close(g, w, atol=1e-3, rtol=1e-4)
-
-
-@ranks
-@directions
-@pytest.mark.parametrize("im2col_step", [None, 2])
-def test_layer_scripts_saves_and_loads(rank, transposed, im2col_step):
-    torch.manual_seed(0)
-    layer = make(rank, transposed, im2col_step=im2col_step)
-    loaded = scripted(layer)
+    layer = make(rank, transposed, im2col_step=2)
+    scripted = torch.jit.script(layer)
     input = sample(rank)
     where = SIZE[:rank] if transposed else layer(input).shape[2:]
     offset = torch.randn(3, math.prod(layer.kernel_size) * rank, *where)
     mask = torch.rand(3, math.prod(layer.kernel_size), *where)
     for given in ((), (offset,), (offset, mask), (None, mask)):
-        torch.testing.assert_close(loaded(input, *given), layer(input, *given))
+        torch.testing.assert_close(scripted(input, *given), layer(input, *given))
 
 
 @directions
@@ -371,13 +322,11 @@ def test_copies_and_pickles(transposed, options):
         assert repr(other) == repr(pack)
 
 
-@ranks
-@directions
+@pytest.mark.parametrize(("rank", "transposed"), [(1, False), (2, True)])
 def test_compiles(rank, transposed):
-    torch.manual_seed(0)
     pack = randomise(make_pack(rank, transposed, **OPTIONS["v2 softmax"]), 0.1)
     torch._dynamo.reset()
-    frames = CompileCounterWithBackend("aot_eager")
+    frames = CompileCounterWithBackend("eager")
     compiled = torch.compile(pack, fullgraph=True, dynamic=True, backend=frames)
     for batch, size in ((3, 9), (2, 7), (4, 8)):
         input = torch.randn(batch, 4, *[size + axis for axis in range(rank)])
@@ -386,9 +335,8 @@ def test_compiles(rank, transposed):
 
 
 @directions
-@pytest.mark.parametrize("options", [OPTIONS["v1"], OPTIONS["v2"], OPTIONS["v2 softmax"]])
-def test_exports_with_dynamic_sizes(transposed, options):
-    pack = randomise(make_pack(2, transposed, **options), 0.1)
+def test_exports_with_dynamic_sizes(transposed):
+    pack = randomise(make_pack(2, transposed, **OPTIONS["v2 softmax"]), 0.1)
     batch, height = torch.export.Dim("batch", min=2), torch.export.Dim("height", min=4)
     program = torch.export.export(pack, (sample(2),), dynamic_shapes=({0: batch, 2: height},))
     for shape in ((2, 4, 6, 9), (5, 4, 11, 9)):
@@ -401,17 +349,10 @@ def test_torch_nn_utils():
     pack = randomise(make_pack(2, False, modulated=True))
     input = sample(2)
     output = pack(input)
-
     other = make_pack(2, False, modulated=True)
     vector_to_parameters(parameters_to_vector(pack.parameters()), other.parameters())
     assert torch.equal(other(input), output)
-
-    normed = weight_norm(copy.deepcopy(pack))
-    torch.testing.assert_close(normed(input), output)
-    normed.parametrizations.weight.original0.data *= 2  # the norm
-    twice = F.conv2d(input, torch.zeros_like(pack.weight), pack.bias, (2, 1), (1, 2), (1, 2))
-    torch.testing.assert_close(normed(input) - twice, 2 * (output - twice))
-
+    torch.testing.assert_close(weight_norm(copy.deepcopy(pack))(input), output)
     empty = skip_init(layers.PackedDeformConv2d, **arguments(2, False), modulated=True)
     empty.load_state_dict(pack.state_dict())
     assert torch.equal(empty(input), output)
@@ -430,19 +371,17 @@ def test_meta_device_and_reset():
 def test_memory_format_dtype_and_autocast():
     torch.manual_seed(0)
     pack = randomise(make_pack(2, False, modulated=True), 0.1)
-    input = sample(2)
+    input, layout = sample(2), dict(memory_format=torch.channels_last)
     output = pack(input)
-    last = copy.deepcopy(pack).to(memory_format=torch.channels_last)(
-        input.contiguous(memory_format=torch.channels_last)
-    )
-    assert last.is_contiguous(memory_format=torch.channels_last)
+    last = copy.deepcopy(pack).to(**layout)(input.contiguous(**layout))
+    assert last.is_contiguous(**layout)
     torch.testing.assert_close(last, output)
     half = copy.deepcopy(pack).bfloat16()(input.bfloat16())
     with torch.autocast("cpu", dtype=torch.bfloat16):
         automatic = pack(input)
     for other in (half, automatic):
         assert other.dtype == torch.bfloat16
-        torch.testing.assert_close(other.float(), output, atol=0.1, rtol=0.1)
+        torch.testing.assert_close(other.float(), output, atol=0.02 * output.abs().max().item(), rtol=0)
 
 
 @pytest.mark.parametrize("scale", [1, 2])

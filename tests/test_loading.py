@@ -14,7 +14,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from torch import nn
 
 import dcnzoo.models  # noqa: F401  before mmdet, which needs mmcv.ops
@@ -24,7 +23,6 @@ from mmengine.config import Config
 from mmengine.hooks import EMAHook
 from mmengine.model import BaseTTAModel
 
-from dcnzoo import cli
 from dcnzoo.data.shapes import CLASSES
 from dcnzoo.openmmlab.loading import LoadCheckpointHook
 from dcnzoo.openmmlab.runner import build_runner
@@ -32,6 +30,7 @@ from dcnzoo.openmmlab.weights import CheckpointError
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.lock import lock_work_dir
 
+from .commands import invoke
 from .distributed.launching import environment, settings
 from .test_engine import make_runner
 from .zoo.test_weights import assert_same, build, version_1
@@ -174,12 +173,7 @@ def run(folder, monkeypatch):
 
     def run(*arguments):
         monkeypatch.chdir(folder)
-        monkeypatch.setattr(sys, "argv", [])
-        monkeypatch.setattr(sys, "path", list(sys.path))
-        # tools/benchmark has a report.py, too
-        monkeypatch.delitem(sys.modules, arguments[0], raising=False)
-        result = CliRunner().invoke(cli.commands, [*map(str, arguments)])
-        return result.exit_code, result.output
+        return invoke(*arguments)
 
     return run
 
@@ -191,7 +185,7 @@ def test_a_deformable_checkpoint_needs_its_option(run, folder, command, tmp_path
         "infer": (["infer", "a.png", "--model", PLAIN, "--checkpoint", "weights.pth", "--out", tmp_path], []),
         "explain": (["explain", "a.png", "--model", PLAIN, "--checkpoint", "weights.pth", "--out", page], []),
         "export": (
-            ["export", PLAIN, "weights.pth", "--shape", 64, 64, "--output-file", tmp_path / "x.onnx"],
+            ["export", PLAIN, "weights.pth", "--shape", 64, 64, "--out", tmp_path / "x.onnx"],
             [],
         ),
         "test": (["test", PLAIN, "weights.pth", "--work-dir", tmp_path / "work"], data),
@@ -224,7 +218,7 @@ def test_report_of_another_checkpoint(run, folder, tmp_path):
     (work / "config.py").write_text(f"_base_ = {PLAIN!r}\n")
     log = {"loss": 1.0, "time": 1.0, "epoch": 1, "iter": 1, "step": 1}
     (work / "1" / "vis_data" / "scalars.json").write_text(json.dumps(log) + "\n")
-    status, output = run("report", work, "--checkpoint", "weights.pth", "--images", 0)
+    status, output = run("report", work, "--checkpoint", "weights.pth", "--num-images", 0)
     assert status == 1 and "conv_offset" in output, output
     assert not (work / "report.html").exists()
 
@@ -263,13 +257,10 @@ def test_a_work_dir_that_is_a_file(run, tmp_path, name):
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_checkpoints_can_be_switched_off(tmp_path):
+def test_checkpoints_can_be_switched_off(run, tmp_path):
     options = settings(tmp_path / "data", train=2, val=1, default_hooks__checkpoint="None")
-    result = subprocess.run(
-        [sys.executable, "tools/train.py", PLAIN, "--work-dir", tmp_path / "work", *options],
-        cwd=ROOT, env=environment(), capture_output=True, text=True,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr[-3000:]
+    status, output = run("train", PLAIN, "--work-dir", tmp_path / "work", *options)
+    assert status == 0, output
     assert not list((tmp_path / "work").glob("*.pth"))
 
 

@@ -355,8 +355,8 @@ def test_names_of_classes(folder):
         (folder / "names.txt").write_bytes("\r\n".join(names).encode(encoding))
         assert invoke("check", file, "--classes", folder / "names.txt").exit_code == 0
     (folder / "names.txt").write_bytes(b"gr\xf6\xdfer")
-    error = invoke("check", file, "--classes", folder / "names.txt").exception
-    assert isinstance(error, UserError) and "names.txt" in str(error) and "--classes" in str(error)
+    result = invoke("check", file, "--classes", folder / "names.txt")
+    assert result.exit_code == 1 and "names.txt" in result.output and "--classes" in result.output
 
 
 # VOC, YOLO and LabelMe
@@ -474,8 +474,8 @@ def test_conversion(folder, kind, case):
     options = ["--extract", folder / "extracted"] if convert == "labelme" else []
     options += ["--classes", ",".join(CLASSES)] if convert != "yolo" else []
     result = invoke("convert", convert, folder, folder / "out.json", *options)
-    assert isinstance(result.exception, UserError), result.exception
-    lines = [*result.stderr.splitlines(), one_line(result.exception)]
+    assert result.exit_code == 1, result.exception
+    lines = result.output.splitlines()
     assert any(names_all(line, str(file), where, field) for line in lines), lines
     assert sorted(folder.rglob("*")) == before, "nothing is written"
 
@@ -508,7 +508,7 @@ def test_long_names_in_lists(folder):
         ("yolo", "list.txt"),
     ):
         result = invoke("convert", kind, folder, folder / "out.json", *options)
-        assert isinstance(result.exception, UserError)
+        assert result.exit_code == 1
         assert names_all(result.stderr.splitlines()[0], f"{folder}/{file}:2:")
 
 
@@ -527,8 +527,8 @@ def test_long_names_in_lists(folder):
 def test_arguments_that_are_too_long(folder, arguments, monkeypatch):
     monkeypatch.chdir(folder)
     write_coco(folder)
-    error = invoke(*arguments.replace("LONG", "x" * 300).split()).exception
-    assert isinstance(error, UserError) and "x" * 300 in str(error)
+    result = invoke(*arguments.replace("LONG", "x" * 300).split())
+    assert result.exit_code == 1 and "x" * 300 in result.output
 
 
 # As a user types it

@@ -1,10 +1,12 @@
-"""A config of each of MMDetection's families builds, predicts and trains; docs/mmdet_coverage.md lists them.
+"""Configs of MMDetection and of dcnzoo build, predict and train: one of each family, and deformable ones.
 
-``make test`` tries a few families of different kinds, ``make test-all`` the others.
+``make test`` tries one config for each place where an operator is called, and a few families of different
+kinds; ``make test-all`` every config of docs/deformable_configs.md, and every family.
 """
 
 import re
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -12,44 +14,45 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "tools" / "analysis"))
 
-import mmdet_coverage as tool  # noqa: E402
-import trial  # noqa: E402
+import deformable_configs  # noqa: E402
+import mmdet_coverage  # noqa: E402
 
-PAGE = (ROOT / "docs" / "mmdet_coverage.md").read_text()
-ROWS = {
-    family: tuple(rest)
-    for family, *rest in re.findall(r"^\| (\S+) \| `(.+)` \| (.+) \|$", PAGE, re.MULTILINE)
-}
 # They need packages that `make setup` does not install; `make test-others` tries them, but not misc.
 NEED_MORE = {
     *("boxinst", "bytetrack", "convnext", "deepsort", "glip", "grounding_dino", "lad", "misc"),
     *("mm_grounding_dino", "ocsort", "paa", "reid", "sort", "strongsort", "timm_example"),
 }
-FAMILIES = {family: name for family, name in tool.families() if family not in NEED_MORE}
-QUICK = ("atss", "fast_rcnn", "solo", "yolox")
+FAMILIES = {family: name for family, name in mmdet_coverage.families() if family not in NEED_MORE}
+QUICK_FAMILIES = ("atss", "yolox")
+DEFORMABLE = re.findall(
+    r"^\| `(.+)` \| .+ \| (.+) \|$", (ROOT / "docs/deformable_configs.md").read_text(), re.MULTILINE
+)
+QUICK_CONFIGS = {
+    "configs/demo/mask-rcnn_r14-mdconv_fpn_8e_shapes.py",
+    "mmdet::cascade_rpn/cascade-rpn_r50-caffe_fpn_1x_coco.py",
+    "mmdet::centernet/centernet_r18-dcnv2_8xb16-crop512-140e_coco.py",
+    "mmdet::foveabox/fovea_r50_fpn_gn-head-align_4xb4-2x_coco.py",
+    "mmdet::reppoints/reppoints-moment_r50_fpn_1x_coco.py",
+    "mmdet::tood/tood_r50_fpn_1x_coco.py",
+    "mmdet::vfnet/vfnet_r50-mdconv-c3-c5_fpn_ms-2x_coco.py",
+}
 
 
 @pytest.mark.parametrize(
-    "family", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in FAMILIES]
+    "family",
+    [pytest.param(name, marks=() if name in QUICK_FAMILIES else pytest.mark.slow) for name in FAMILIES],
 )
 def test_family(family):
-    assert tool.apart(FAMILIES[family]) == "ok"
+    assert mmdet_coverage.apart(FAMILIES[family]) == "ok"
 
 
-def test_the_page_is_complete():
-    assert [(family, name) for family, (name, _) in ROWS.items()] == list(tool.families())
-    assert {family for family, (_, result) in ROWS.items() if result != "ok"} == NEED_MORE
-
-
-def test_the_page_names_no_machine():
-    assert not re.search(r"/(tmp|home|root|work|usr)/", PAGE)
-
-
-def test_speakers_are_there():
-    for family, name in tool.SPEAKERS.items():
-        assert (tool.MMDETS / family / name).is_file()
-
-
-def test_weights_are_forgotten():
-    cfg = trial.read("mmdet::detr/detr_r50_8xb2-150e_coco.py")
-    assert cfg.model.backbone.init_cfg is None and cfg.custom_imports.imports == ["dcnzoo.models"]
+@pytest.mark.parametrize(
+    ("name", "result"),
+    [pytest.param(*row, marks=() if row[0] in QUICK_CONFIGS else pytest.mark.slow) for row in DEFORMABLE],
+)
+def test_deformable_config(name, result):
+    package = re.search(r"(\w+) is not installed", result)
+    if package and not find_spec(package[1]):
+        pytest.skip(f"{package[1]} is not installed")
+    ((_, cfg, found, why_not),) = deformable_configs.deformable_configs([name])
+    assert found and not why_not and deformable_configs.result_of(cfg) == "ok"

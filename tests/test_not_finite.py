@@ -7,6 +7,7 @@ the map, does not count; whatever it does read is multiplied, also with a weight
 from __future__ import annotations
 
 import ast
+import functools
 import itertools
 import math
 import os
@@ -154,6 +155,57 @@ def test_groups_do_not_reach_each_other():
         width = 64 // groups
         assert not gradient[:, :width].isfinite().all()
         assert gradient[:, width:].isfinite().all()
+
+
+# RoI pooling
+
+
+def assert_pooling_reads_no_more(run, device: str = "cpu") -> None:
+    """A sample beyond the centre of the first or last column reads it alone; one outside reads nothing.
+
+    Args:
+        run: calls an overload of an operator.
+    """
+    ops = torch.ops.dcnzoo
+    # sampled in the middle, less half a pixel: at (1.25, -0.5), (1.25, 3.9) and outside
+    rois = torch.tensor([[0, -0.5, 1, 0.5, 2.5], [0, 4, 1, 4.8, 2.5], [0, 8, 8, 9, 9]], device=device)
+    maps = torch.arange(16.0, device=device).view(1, 1, 4, 4)
+    maps[..., 1:3] = INF
+    offset, grad = torch.zeros(3, 2, 1, 1, device=device), torch.full((3, 1, 1, 1), INF, device=device)
+    values = torch.tensor([5.0, 8.0, 0.0])
+    reached = torch.zeros(4, 4)
+    reached[1:3, [0, 3]] = INF
+    slopes = torch.tensor([[0.0, INF], [0.0, INF], [0.0, 0.0]])
+
+    pooled = run(ops.deform_roi_pool.default, maps, rois, offset, 1, 1, 1.0, 1, 0.1)
+    backward = ops._deform_roi_pool_backward.default
+    grad_maps, grad_offset = run(backward, grad, maps, rois, offset, 1.0, 1, 0.1, [True, True])
+    assert torch.equal(pooled.flatten().cpu(), values)
+    assert torch.equal(grad_maps[0, 0].cpu(), reached)
+    assert torch.equal(grad_offset.view(3, 2).cpu(), slopes)
+    for mode in (0, 1):
+        pooled, *argmax = run(ops.roi_align.default, maps, rois, 1, 1, 1.0, 1, mode, True)
+        backward = ops._roi_align_backward.default
+        grad_maps = run(backward, grad, rois, *argmax, [1, 1, 4, 4], 1.0, 1, mode, True)
+        assert torch.equal(pooled.flatten().cpu(), values)
+        assert torch.equal(grad_maps[0, 0].cpu(), reached)
+    # of two samples, the second is NaN
+    maps = torch.tensor([[[[1.0, NAN]]]], device=device)
+    roi = torch.tensor([[0, 0.0, 0, 2, 1]], device=device)
+    assert run(ops.roi_align.default, maps, roi, 1, 1, 1.0, 2, 0, True)[0].isnan().all()
+
+
+def test_pooling_reads_no_more():
+    assert_pooling_reads_no_more(lambda overload, *arguments: overload(*arguments))
+
+
+def test_forward_mode_of_an_enormous_roi():
+    """It needs more samples than there may be, and gives zeros."""
+    maps, offset = torch.ones(1, 1, 4, 4), torch.zeros(1, 2, 1, 1)
+    rois = torch.tensor([[0, 0, 0, 1e30, 4]])
+    call = functools.partial(dcnzoo.ops.deform_roi_pool, rois=rois, offset=offset, output_size=1)
+    for result in torch.func.jvp(call, (maps,), (maps,)):
+        assert result.item() == 0
 
 
 # Empty maps

@@ -1,7 +1,6 @@
 """What keeps predicted offsets in hand: their bound, their statistics, their learning rate."""
 
 import copy
-import io
 import math
 
 import pytest
@@ -29,14 +28,10 @@ from dcnzoo.layers import (
 
 def test_limit_offset():
     limit = 2.5
-    offset = torch.tensor(
-        [0.0, 1e-3, -1e-3, 1.0, -1.0, 10.0, -1e30, math.inf, -math.inf], dtype=torch.float64
-    )
+    offset = torch.tensor([0.0, 1e-3, -1e-3, 1.0, -1.0, 10.0, -1e30, math.inf, -math.inf]).double()
     limited = limit_offset(offset, limit)
     expected = [limit * math.tanh(value / limit) for value in offset.tolist()]
     torch.testing.assert_close(limited, torch.tensor(expected, dtype=torch.float64))
-    assert limited.abs().max() == limit
-    torch.testing.assert_close(limited[:3], offset[:3], atol=1e-9, rtol=1e-6)  # small ones pass
     zero = torch.zeros(1, requires_grad=True)
     limit_offset(zero, limit).backward()
     assert zero.grad == 1
@@ -44,7 +39,7 @@ def test_limit_offset():
 
 @pytest.mark.parametrize("limit", [0, -1.0, math.inf, math.nan, "3", True])
 def test_bad_limit(limit):
-    with pytest.raises(ValueError, match=r"PackedDeformConv2d: offset_limit: expected a positive number"):
+    with pytest.raises(ValueError, match=r"PackedDeformConv2d: offset_limit: "):
         PackedDeformConv2d(4, 6, 3, offset_limit=limit)
 
 
@@ -107,25 +102,22 @@ def test_statistics_by_hand():
     assert offset_statistics(model) == {}  # off by default
     track_offsets(model)
     pack(input)
-    (statistics,) = offset_statistics(model).values()
-    assert list(offset_statistics(model)) == ["layer"]
+    ((name, statistics),) = offset_statistics(model).items()
+    assert name == "layer"
 
     offset = pack.conv_offset(input).detach()
     assert offset.shape == (2, 36, 4, 4)
-    outside = count = 0
-    for channel in range(0, 36, 2):
-        tap = channel // 2 % 6
-        for image in range(2):
-            for row in range(4):
-                for column in range(4):
-                    grid_y, grid_x = 2 * row - 1 + tap // 2, column + 2 * (tap % 2)
-                    y = grid_y + offset[image, channel, row, column].item()
-                    x = grid_x + offset[image, channel + 1, row, column].item()
-                    in_map = [-1 < a < 7 and -1 < b < 6 for a, b in ((grid_y, grid_x), (y, x))]
-                    outside += in_map == [True, False]
-                    count += 1
-    assert 0 < outside < count
-    assert statistics.outside == pytest.approx(outside / count)
+    outside = 0
+    for image, point, row, column in torch.ones(2, 18, 4, 4).nonzero().tolist():
+        tap = point % 6
+        grid_y, grid_x = 2 * row - 1 + tap // 2, column + 2 * (tap % 2)
+        y, x = (
+            offset[image, 2 * point : 2 * point + 2, row, column] + torch.tensor([grid_y, grid_x])
+        ).tolist()
+        in_map = [-1 < a < 7 and -1 < b < 6 for a, b in ((grid_y, grid_x), (y, x))]
+        outside += in_map == [True, False]
+    assert 0 < outside < offset.numel() / 2
+    assert statistics.outside == pytest.approx(outside / (offset.numel() / 2))
     assert statistics.mean == pytest.approx(offset.abs().mean().item())
     assert statistics.max == pytest.approx(offset.abs().max().item())
     track_offsets(model, False)
@@ -180,12 +172,11 @@ def test_statistics_of_an_empty_batch_and_of_nan():
 
 
 def test_statistics_in_a_compiled_a_scripted_and_an_exported_pack():
-    torch.manual_seed(0)
     pack = PackedDeformConv2d(3, 4, 3, modulated=True)
     nn.init.normal_(pack.conv_offset.weight)
     track_offsets(pack)
     torch._dynamo.reset()
-    counter = CompileCounterWithBackend("aot_eager")
+    counter = CompileCounterWithBackend("eager")
     compiled = torch.compile(pack, fullgraph=True, dynamic=True, backend=counter)
     for size in (8, 9, 11):
         input = torch.randn(2, 3, size, size + 1)
@@ -195,28 +186,8 @@ def test_statistics_in_a_compiled_a_scripted_and_an_exported_pack():
         compiled(input)
         assert offset_statistics(pack)[""] == pytest.approx(expected)
     assert counter.frame_count <= 2  # the second: there are statistics already
-    file = io.BytesIO()
-    torch.jit.save(torch.jit.script(pack), file)
-    file.seek(0)
-    torch.testing.assert_close(torch.jit.load(file)(input), pack(input))
-    program = torch.export.export(pack, (input,))
-    torch.testing.assert_close(program.module()(input), pack(input))
-
-
-def test_statistics_under_ddp():
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 3, 1), PackedDeformConv2d(3, 4, 3))
-    track_offsets(model)
-    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    try:
-        wrapped = nn.parallel.DistributedDataParallel(model)
-        for _ in range(3):
-            wrapped(torch.randn(2, 3, 6, 6)).square().sum().backward()
-            nn.init.normal_(model[1].conv_offset.bias)
-    finally:
-        torch.distributed.destroy_process_group()
-    (statistics,) = offset_statistics(wrapped).values()
-    assert statistics.max > 0
+    for program in (torch.jit.script(pack), torch.export.export(pack, (input,)).module()):
+        torch.testing.assert_close(program(input), pack(input))
 
 
 # Learning rate and start
@@ -228,15 +199,9 @@ def test_offset_parameter_groups():
     others, offsets = offset_parameter_groups(model, lr=0.5)
     assert (others["lr"], offsets["lr"]) == (0.5, 0.05)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    assert sorted(names[id(parameter)] for parameter in offsets["params"]) == [
-        "1.conv_mask.bias",
-        "1.conv_mask.weight",
-        "1.conv_offset.bias",
-        "1.conv_offset.weight",
-        "2.conv_offset.bias",
-        "2.conv_offset.weight",
-    ]
-    assert len(others["params"]) + len(offsets["params"]) == len(names)  # each once
+    predictors = {names[id(parameter)].rpartition(".")[0] for parameter in offsets["params"]}
+    assert predictors == {"1.conv_mask", "1.conv_offset", "2.conv_offset"}
+    assert (len(others["params"]), len(offsets["params"])) == (len(names) - 6, 6)  # each once
     optimizer = torch.optim.AdamW([others, offsets], weight_decay=0.1)
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.1]
     (group,) = offset_parameter_groups(nn.Linear(2, 2), lr=0.1)  # without offsets, an optimizer works too

@@ -3,10 +3,8 @@
 import itertools
 import json
 import re
-import runpy
 import shutil
 import subprocess
-import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -40,6 +38,8 @@ from dcnzoo.report.report import (
 )
 from dcnzoo.report.write import write_report
 from dcnzoo.utils.errors import UserError
+
+from .commands import error_of
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "configs/demo/mask-rcnn_r14-mdconv_fpn_8e_shapes.py"
@@ -365,17 +365,23 @@ def test_names_have_one_size_and_do_not_cover_each_other(tmp_path):
     [
         (["nowhere"], "work directory: expected a folder, found none at nowhere"),
         (["."], "work directory: expected one of tools/train.py, found no config in ."),
-        ([".", "--images", "-1"], "--images: expected ≥ 0, got -1"),
-        ([".", "--labels", "a", "b"], "--labels: expected 1, one per WORK_DIR, got 2"),
-        ([".", ".", "--checkpoint", "x"], "--checkpoint: expected a single WORK_DIR with it, got 2"),
     ],
 )
 def test_mistakes_get_one_line(arguments, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["report", *arguments])
-    with pytest.raises(SystemExit) as stopped:
-        runpy.run_path(str(ROOT / "tools" / "report.py"), run_name="__main__")
-    assert stopped.value.code == f"error: {message}"
+    assert error_of("report", *arguments) == f"error: {message}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([".", "--num-images", "-1"], "'--num-images': -1"),
+        ([".", "--labels", "a", "b"], "--labels: expected 1, one per WORK_DIR, got 2"),
+        ([".", ".", "--checkpoint", "x"], "--checkpoint: expected a single WORK_DIR with it, got 2"),
+    ],
+)
+def test_wrong_options(arguments, message):
+    assert message in error_of("report", *arguments, status=2)
 
 
 def test_missing_checkpoint(make_run):

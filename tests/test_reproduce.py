@@ -1,11 +1,10 @@
-"""tools/reproduce.py: what it measures, beside what was published, with a detector that knows the answer."""
+"""dcnzoo reproduce: what it measures, beside what was published, with a detector that knows the answer."""
 
 import hashlib
 import json
 import math
 import os
 import re
-import runpy
 import sys
 from pathlib import Path
 
@@ -22,9 +21,9 @@ from mmengine.structures import InstanceData
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
 from dcnzoo.utils.lock import lock_work_dir
 
+from . import commands
 from .zoo.conftest import entry, package  # noqa: F401  a fixture
 
-ROOT = Path(__file__).resolve().parents[1]
 IMAGES = 5
 
 
@@ -107,23 +106,21 @@ def coco(tmp_path_factory):
 
 
 @pytest.fixture
-def reproduce(package, coco, tmp_path, monkeypatch, capsys):  # noqa: F811
-    """Runs the tool on a published model; returns what it printed and the rows it wrote."""
+def reproduce(package, coco, tmp_path, monkeypatch):  # noqa: F811
+    """Runs the command on a published model; returns what it printed and the rows it wrote."""
     published = entry("knows", text=CONFIG.replace("{root}", str(coco)), Published="its author")
     published["Results"][0]["Metrics"] = {"box AP": 75.0, "AR@1000": 90.0}
     package(published)
     out = tmp_path / "results" / "rows.jsonl"
     monkeypatch.chdir(tmp_path)
 
-    def run(*arguments, config="knows", fails=False):
+    def run(*arguments, config="knows", status=0):
         work = ["--work-dir", tmp_path / "work", "--out", out]
-        monkeypatch.setattr(sys, "argv", ["reproduce", config, *map(str, (*work, *arguments))])
-        if fails:
-            with pytest.raises(SystemExit) as stopped:
-                runpy.run_path(str(ROOT / "tools/reproduce.py"), run_name="__main__")
-            return stopped.value.code
-        runpy.run_path(str(ROOT / "tools/reproduce.py"), run_name="__main__")
-        return capsys.readouterr().out, [json.loads(line) for line in out.read_text().splitlines()]
+        line = ["reproduce", config, *map(str, (*work, *arguments))]
+        monkeypatch.setattr(sys, "argv", ["dcnzoo", *line])
+        if status:
+            return commands.error_of(*line, status=status)
+        return commands.run(*line), [json.loads(line) for line in out.read_text().splitlines()]
 
     return run
 
@@ -182,7 +179,7 @@ def test_train(reproduce, coco):
 
 def test_training_where_another_process_trains(reproduce, coco, tmp_path):
     with lock_work_dir(tmp_path / "work"):
-        message = reproduce("--train", "--data-root", coco, fails=True)
+        message = reproduce("--train", "--data-root", coco, status=1)
     assert str(tmp_path / "work") in message and str(os.getpid()) in message
 
 
@@ -198,16 +195,15 @@ def test_mistakes(reproduce, checkpoint, coco, tmp_path):
     path, data = checkpoint(1.0), ["--data-root", coco]
     (tmp_path / "own.py").write_text(CONFIG.replace("{root}", str(coco)))
     torch.save({"state_dict": {"other": torch.ones(1)}}, tmp_path / "other.pth")
-    for config, arguments, word in (
-        ("knowss", ["--checkpoint", path], "closest names: knows"),
-        ("knows", ["--checkpoint", path, "--data-root", tmp_path], "tools/download_dataset.py"),
-        ("knows", [*data, "--subset", 0], "--subset: "),
-        ("knows", [*data, "--train", "--checkpoint", path], "got both"),
-        ("knows", [*data, "--checkpoint", "nowhere"], "nowhere"),
-        ("knows", data, "published weights"),
-        (str(tmp_path / "own.py"), data, "--checkpoint FILE or --train"),
-        ("knows", [*data, "--checkpoint", tmp_path / "other.pth"], "1 parameter (weight) missing"),
+    for config, arguments, status, word in (
+        ("knowss", ["--checkpoint", path], 1, "closest names: knows"),
+        ("knows", ["--checkpoint", path, "--data-root", tmp_path], 1, "dcnzoo data download"),
+        ("knows", [*data, "--subset", 0], 2, "--subset: "),
+        ("knows", [*data, "--train", "--checkpoint", path], 2, "--train: "),
+        ("knows", [*data, "--checkpoint", "nowhere"], 1, "nowhere"),
+        ("knows", data, 1, "published weights"),
+        (str(tmp_path / "own.py"), data, 1, "--checkpoint FILE or --train"),
+        ("knows", [*data, "--checkpoint", tmp_path / "other.pth"], 1, "1 parameter (weight) missing"),
     ):
-        message = reproduce(*arguments, config=config, fails=True)
-        assert message.startswith("error: ") and word in message
+        assert word in reproduce(*arguments, config=config, status=status)
     assert not (tmp_path / "results").exists(), "no row of a failed run"

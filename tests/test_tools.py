@@ -1,4 +1,4 @@
-"""The command-line tools, run as users run them, on a setting of seconds."""
+"""Trainings and evaluations by command, on a setting of seconds."""
 
 import json
 import pickle
@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import cv2
@@ -18,15 +17,15 @@ import torch
 from dcnzoo.openmmlab.runner import config_file
 from dcnzoo.utils.errors import UserError
 
+from . import commands
+from .commands import error_of
 from .distributed.launching import environment, settings
 
 ROOT = Path(__file__).resolve().parent.parent
-CONFIG = "configs/demo/mask-rcnn_r14_fpn_8e_shapes.py"
-
-
+CONFIG = str(ROOT / "configs/demo/mask-rcnn_r14_fpn_8e_shapes.py")
 SCALED = [CONFIG, "--auto-scale-lr", "--cfg-options"]
 
-# a tool, in which whatever code of ours does that will be gone one day is an error
+# a tool, in which deprecated calls of ours are errors
 STRICT = """
 import runpy, sys, warnings
 for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
@@ -37,15 +36,12 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def command(tool, *arguments):
-    return [sys.executable, "-c", STRICT, f"tools/{tool}.py", *map(str, arguments)]
-
-
 def run(tool, *arguments, status=0, **extra):
-    """The output of a tool; fails with all of it if the exit status is another."""
+    """The output of a tool in a process of its own; fails with all of it if the exit status is another."""
     result = subprocess.run(
-        command(tool, *arguments), cwd=ROOT, env=environment(**extra), capture_output=True, text=True
-    )
+        [sys.executable, "-c", STRICT, f"tools/{tool}.py", *map(str, arguments)],
+        cwd=ROOT, env=environment(**extra), capture_output=True, text=True,
+    )  # fmt: skip
     assert result.returncode == status, f"{result.stdout[-2000:]}\n{result.stderr[-4000:]}"
     assert "\x1b[" not in result.stdout + result.stderr, "no colours where there is no terminal"
     assert "be deprecated" not in result.stdout + result.stderr
@@ -69,7 +65,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, data):
-    """A work directory after training with deformable convolutions from the command line."""
+    """A work directory after training with deformable convolutions, and what was printed."""
     work = tmp_path_factory.mktemp("trained")
     options = [*tiny(data), "model.backbone.dcn=True"]
     return work, run("train", CONFIG, "--work-dir", work, "--report", *options)
@@ -101,7 +97,7 @@ def test_test_repeats_the_last_validation(trained, tmp_path):
     work, training = trained
     config = work / Path(CONFIG).name  # what training dumped, command line included
     shown, predictions = tmp_path / "shown", tmp_path / "predictions.pkl"
-    output = run(
+    output = commands.run(
         "test", config, work / "epoch_2.pth", "--work-dir", tmp_path, "--out", predictions,
         "--show-dir", shown,
     )  # fmt: skip
@@ -115,7 +111,7 @@ def test_test_time_augmentation(trained, tmp_path):
     work, _ = trained
     config = work / Path(CONFIG).name
     predictions = tmp_path / "predictions.pkl"
-    run("test", config, work / "epoch_2.pth", "--work-dir", tmp_path, "--tta", "--out", predictions)
+    commands.run("test", config, work / "epoch_2.pth", "--work-dir", tmp_path, "--tta", "--out", predictions)
     images = pickle.loads(predictions.read_bytes())
     assert len(images) == 4
     for image in images:
@@ -124,55 +120,17 @@ def test_test_time_augmentation(trained, tmp_path):
         assert (boxes >= 0).all() and (boxes <= torch.tensor([width, height] * 2)).all()
 
 
-def iterations(work):
-    """The iterations in the logs of each start of a run."""
-    logs = sorted(work.glob("*/vis_data/scalars.json"))
-    entries = [[json.loads(line) for line in log.read_text().splitlines()] for log in logs]
-    return [[e["step"] for e in log if "loss" in e] for log in entries]
-
-
-def test_killed_training_resumes(data, tmp_path):
-    settings = [CONFIG, "--work-dir", tmp_path, *tiny(data, epochs=4)]
-    process = subprocess.Popen(
-        command("train", *settings), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 300  # other programs run beside it
-    while not (tmp_path / "last_checkpoint").exists():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-
-    time.sleep(1)  # mmengine names folders by the second
-    output = run("train", *settings, "--resume")
-    before, after = iterations(tmp_path)
-    assert "resumed epoch: " in output
-    assert after[0] > 1 and after[0] % 2 == 1, "goes on at the start of a later epoch"
-    assert after == list(range(after[0], 9))
-    assert after[0] <= before[-1] + 2, "nothing is skipped"
-    assert not list(tmp_path.glob(".*partial"))
-
-
 def test_mixed_precision_on_the_cpu(data, tmp_path):
     options = tiny(data, epochs=1)
-    output = run("train", CONFIG, "--work-dir", tmp_path, "--amp", "--auto-scale-lr", *options)
+    output = commands.run("train", CONFIG, "--work-dir", tmp_path, "--amp", "--auto-scale-lr", *options)
     losses = re.findall(r"\bloss: ([\d.]+|nan)", output)
     assert losses and all(0 < float(loss) < 20 for loss in losses)
     weights = torch.load(tmp_path / "epoch_1.pth", weights_only=False)["state_dict"]
     assert weights["backbone.conv1.weight"].dtype == torch.float32
 
 
-def error_of(tool, arguments, monkeypatch):
-    """What a tool that runs in this process exits with: starting Python is most of the time."""
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(sys, "argv", [tool, *map(str, arguments)])
-    with pytest.raises(SystemExit) as stopped:
-        runpy.run_path(f"tools/{tool}.py", run_name="__main__")
-    return stopped.value.code
-
-
 @pytest.mark.parametrize(
-    ("tool", "arguments", "expected"),
+    ("command", "arguments", "expected"),
     [
         ("train", [CONFIG, "--resume", "no.pth"], "checkpoint: expected a file, found none at no"),
         ("train", [CONFIG, "--cfg-options", "model.backbone.dcn=v9"], "expected True, 'v1', 'v2'"),
@@ -182,21 +140,49 @@ def error_of(tool, arguments, monkeypatch):
         ("train", [*SCALED, "auto_scale_lr.base_batch_size=1.5"], "rate is meant for, ≥ 1, got 1.5"),
         ("train", [*SCALED, "auto_scale_lr=None"], "rate is meant for, ≥ 1, got None"),
         ("test", [CONFIG, "no.pth"], "checkpoint: expected a file, found none at no.pth"),
-        ("test", [CONFIG, __file__, "--out", "x.json"], "--out: expected a name that ends in .pkl"),
-        ("browse_dataset", ["nowhere.py"], "config: expected a file, found none at nowhere.py"),
-        ("browse_dataset", [CONFIG, "--number", "0"], "--number: expected ≥ 1, got 0"),
-        ("make_demo_data", ["x", "--train", "0"], "train: expected ≥ 1, got 0"),
-        ("make_demo_data", [ROOT], "expected a folder written by make_shapes"),
     ],
 )
-def test_mistakes_get_one_line(tool, arguments, expected, tmp_path, monkeypatch):
-    if tool in ("train", "test"):
-        arguments = [*arguments[:1], "--work-dir", tmp_path, *arguments[1:]]
-    message = error_of(tool, arguments, monkeypatch)
-    assert message.startswith("error: ") and expected in message and "\n" not in message
+def test_mistakes_get_one_line(command, arguments, expected, tmp_path):
+    assert expected in error_of(command, *arguments, "--work-dir", tmp_path)
 
 
-def test_missing_annotations_get_one_line(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("command", "arguments", "expected"),
+    [
+        ("train", [CONFIG, "--cfg-options", "x"], "expected KEY=VALUE, got x"),
+        ("train", [CONFIG, "--cfg-options", "x=[(1,2]"], "'--cfg-options': x: "),
+        (
+            "test",
+            [CONFIG, __file__, "--out", "x.txt"],
+            "expected a name that ends in .pkl or .pickle or .json",
+        ),
+        (
+            "test",
+            [CONFIG, __file__, "--format-only", "--out", "x.pkl"],
+            "--format-only: expected --out FILE.json",
+        ),
+        ("test", [CONFIG, "x.onnx", "--tta"], "--tta: expected a file of weights"),
+        ("browse", [CONFIG, "--num-images", "0"], "'--num-images': 0"),
+    ],
+)
+def test_wrong_options_are_2(command, arguments, expected):
+    assert expected in error_of(command, *arguments, status=2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["x", "--train", "0"], "train: expected ≥ 1, got 0"),
+        ([ROOT], "expected a folder written by make_shapes"),
+    ],
+)
+def test_make_demo_data_mistakes(arguments, expected, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["make_demo_data", *map(str, arguments)])
+    with pytest.raises(SystemExit, match=expected):
+        runpy.run_path(str(ROOT / "tools/make_demo_data.py"), run_name="__main__")
+
+
+def test_missing_annotations_get_one_line(tmp_path):
     settings = [
         "train_dataloader.dataset.shapes=None",
         f"train_dataloader.dataset.data_root={tmp_path}/",
@@ -204,10 +190,10 @@ def test_missing_annotations_get_one_line(tmp_path, monkeypatch):
     arguments = [CONFIG, "--work-dir", tmp_path / "w", "--cfg-options", *settings]
     missing = tmp_path / "annotations" / "train.json"
     expected = f"error: ann_file: expected a file, found none at {missing}"
-    assert error_of("train", arguments, monkeypatch) == expected
+    assert error_of("train", *arguments) == expected
 
 
-def test_a_box_turned_inside_out_gets_one_line(tmp_path, monkeypatch, trained, data):
+def test_a_box_turned_inside_out_gets_one_line(tmp_path, trained, data):
     """Noticed by the data set, which the Runner builds outside of what `user_errors` covers."""
     file = json.loads((data / "annotations" / "train.json").read_text())
     file["annotations"][4]["bbox"][3] = -1
@@ -218,7 +204,7 @@ def test_a_box_turned_inside_out_gets_one_line(tmp_path, monkeypatch, trained, d
         "train_dataloader.dataset.shapes=None",
         f"train_dataloader.dataset.ann_file={broken}",
     ]
-    message = error_of("train", [CONFIG, "--work-dir", tmp_path / "w", *settings], monkeypatch)
+    message = error_of("train", CONFIG, "--work-dir", tmp_path / "w", *settings)
     assert message.startswith(f"error: {broken}: annotation 5: bbox: expected ")
 
 
@@ -238,10 +224,11 @@ def test_training_on_bad_data(data, trained, tmp_path):
         "val_dataloader.dataset.shapes": "None",
         "train_dataloader.dataset.filter_cfg.filter_empty_gt": False,
         "train_dataloader.batch_size": 1,
-        "train_dataloader.num_workers": 2,
+        "train_dataloader.num_workers": 0,  # others' warnings do not get here
+        "train_dataloader.persistent_workers": False,
     }
     options = [*tiny(bad, epochs=1), *(f"{key}={value}" for key, value in settings.items())]
-    output = run("train", CONFIG, "--work-dir", tmp_path, *options, status=1)
+    output = commands.run("train", CONFIG, "--work-dir", tmp_path, *options, status=1)
     assert f"1 of {len(file['annotations'])} annotations are passed over, with a box narrower" in output
     assert len(file["annotations"]) < total
     assert f"WARNING - {bad}/train/00003.png: expected a picture, found one that cannot be read" in output
@@ -257,7 +244,7 @@ def test_training_on_bad_data(data, trained, tmp_path):
 
 def test_a_loss_that_is_no_number_ends_in_one_line(data, tmp_path):
     settings = ["optim_wrapper.optimizer.lr=1e30", "optim_wrapper.clip_grad=None", "param_scheduler=None"]
-    output = run("train", CONFIG, "--work-dir", tmp_path, *tiny(data), *settings, status=1)
+    output = commands.run("train", CONFIG, "--work-dir", tmp_path, *tiny(data), *settings, status=1)
     expected = (
         r"error: loss: expected finite numbers, got loss nan, .* in iteration 2, epoch 1, "
         rf"of {data}/train/\d+.png.* The learning rate is 1e\+30: a lower one, .*"
@@ -266,28 +253,34 @@ def test_a_loss_that_is_no_number_ends_in_one_line(data, tmp_path):
     assert not list(tmp_path.glob("*.pth"))
 
 
-def test_an_error_is_the_last_line_and_the_exit_status():
-    output = run("train", "nowhere.py", status=1)
-    assert output == "error: config: expected a file, found none at nowhere.py\n"
-
-
-def test_traceback_on_request():
-    output = run("train", "nowhere.py", status=1, DCNZOO_TRACEBACK="1")
-    assert "Traceback" in output and "nowhere.py" in output
-
-
 def test_browse_dataset(data, trained, tmp_path):
-    options = [*tiny(data), "--number", 3, "--output-dir", tmp_path]
-    run("browse_dataset", CONFIG, *options)
+    options = [*tiny(data), "--num-images", 3, "--out", tmp_path]
+    commands.run("browse", CONFIG, *options)
     images = [cv2.imread(str(path)) for path in sorted(tmp_path.iterdir())]
     assert len(images) == 3
     plain = cv2.imread(str(data / "train" / "00000.png"))
     assert images[0].shape[:2] >= plain.shape[:2]
 
 
-def test_demo_trains_shows_and_does_not_train_twice(tmp_path):
+@pytest.fixture
+def demo(monkeypatch, capsys):
+    """Runs tools/demo.py, which starts the trainings."""
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["demo.py", *map(str, arguments)])
+        runpy.run_path(str(ROOT / "tools/demo.py"), run_name="__main__")
+        return capsys.readouterr().out
+
+    for name, value in environment(COLUMNS=120, SEEDS=1).items():
+        monkeypatch.setenv(name, value)
+    yield run
+    signal.signal(signal.SIGTERM, handler)
+
+
+def test_demo_trains_shows_and_does_not_train_twice(demo, tmp_path):
     settings = ["--work-dir", tmp_path / "demo", *tiny(tmp_path / "data", epochs=1)]
-    first = run("demo", *settings, SEEDS="1", COLUMNS="120")
+    first = demo(*settings)
     assert "equal iterations: 2 × 4 images" in first and "s / iteration" in first
     rows = re.findall(r"│ (off|v2) +│ +([\d.]+) │ +([\d.]+) │ +[\d.]+ │ +([\d,]+) │", first)
     assert [row[0] for row in rows] == ["off", "v2"]
@@ -303,11 +296,13 @@ def test_demo_trains_shows_and_does_not_train_twice(tmp_path):
 
     checkpoint = tmp_path / "demo" / "v2-seed0" / "epoch_1.pth"
     written = checkpoint.stat().st_mtime_ns
-    second = run("demo", *settings, COLUMNS="120")
+    second = demo(*settings)
     assert checkpoint.stat().st_mtime_ns == written
     assert second.splitlines()[1:-1] == [line for line in first.splitlines()[1:-1] if " seed 0: " not in line]
 
-    output = run("test", checkpoint.parent / "config.py", checkpoint, "--work-dir", tmp_path / "test")
+    output = commands.run(
+        "test", checkpoint.parent / "config.py", checkpoint, "--work-dir", tmp_path / "test"
+    )
     assert [float(v) for v in average_precisions(output)] == [float(v) for v in rows[1][1:3]]
 
 

@@ -23,7 +23,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from dcnzoo.utils.errors import UserError, command, user_errors
+from dcnzoo.cli import one_line_errors
+from dcnzoo.utils.errors import UserError, user_errors
 
 # after dcnzoo.openmmlab.hooks, which silences a warning of mmengine's import
 # isort: split
@@ -97,9 +98,8 @@ class Run:
             return {}
 
     def write_state(self, finished: bool) -> None:
-        partial = self.folder / ".demo.json.partial"
-        partial.write_text(json.dumps({"fingerprint": self.fingerprint, "finished": finished}))
-        partial.replace(self.folder / "demo.json")
+        state = {"fingerprint": self.fingerprint, "finished": finished}
+        write_text(self.folder / "demo.json", json.dumps(state))
 
 
 def parse_args() -> argparse.Namespace:
@@ -123,7 +123,7 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-@command
+@one_line_errors()
 def main() -> None:
     args = parse_args()
     console = Console(highlight=False)

@@ -3,9 +3,9 @@
 In under ten minutes; what the tuning finds is written to dcnzoo/ops/fused/configs.json too.
 
 Needs python3 with torch, numpy and pytest, and the libraries dcnzoo/ops/_C_*.so, which ``make setup`` builds
-where nvcc is; neither pip nor network. The benchmark also needs rich and matplotlib and is left out, visibly,
-without them; so is the memory check without compute-sanitizer. Results go to docs/benchmarks/, named by GPU
-and versions.
+where nvcc is; neither pip nor network. The benchmark also needs click, matplotlib and rich and is left out,
+visibly, without them; so is the memory check without compute-sanitizer. Results go to docs/benchmarks/, named
+by GPU and versions.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def tune(args: argparse.Namespace, target: Path, seconds: float) -> bool:
 
 
 def run_benchmark(args: argparse.Namespace, seconds: float) -> bool:
-    missing = [package for package in ("rich", "matplotlib") if find_spec(package) is None]
+    missing = [package for package in ("click", "matplotlib", "rich") if find_spec(package) is None]
     if missing:
         print(f"benchmark left out: {', '.join(missing)} not installed", flush=True)
         return True

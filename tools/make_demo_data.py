@@ -3,8 +3,9 @@
 import argparse
 import dataclasses
 
+from dcnzoo.cli import one_line_errors
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
-from dcnzoo.utils.errors import UserError, command
+from dcnzoo.utils.errors import UserError
 
 
 def parse_args() -> argparse.Namespace:
@@ -24,7 +25,7 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-@command
+@one_line_errors()
 def main() -> None:
     options = vars(parse_args())
     folder = options.pop("folder")

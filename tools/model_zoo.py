@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from dcnzoo.utils.errors import command
+from dcnzoo.cli import one_line_errors
 from dcnzoo.zoo.page import write
 
 
-@command
+@one_line_errors()
 def main() -> None:
     root = Path(__file__).resolve().parents[1]
     for path in write(root):

@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING
 
 import click
 
+from dcnzoo.cli import _options
+from dcnzoo.cli._options import FILE, FOLDER
+from dcnzoo.data.download import DATASETS, USUAL
 from dcnzoo.utils.errors import UserError, printable
 
 if TYPE_CHECKING:
     from dcnzoo.data.check import Report
     from dcnzoo.data.conversion import Conversion
 
-FILE = click.Path(dir_okay=False, path_type=Path)
-FOLDER = click.Path(file_okay=False, path_type=Path)
 _SHOWN = 20
 
 
@@ -40,22 +41,18 @@ class Names(click.ParamType):
         return [name.strip() for name in names if name.strip()]
 
 
-def conversion_options(command: Callable) -> Callable:
-    options = [
-        click.option(
-            "--classes",
-            type=Names(),
-            help="Names in the order of their labels, a,b,c or a file with one in each line.",
-        ),
-        click.option("--clip", is_flag=True, help="Cut off what is beyond an image, instead of refusing it."),
-        click.option("--skip-invalid", is_flag=True, help="Leave out what is wrong, and write the rest."),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
+conversion_options = _options.combined(
+    click.option(
+        "--classes",
+        type=Names(),
+        help="Names in the order of their labels, a,b,c or a file with one in each line.",
+    ),
+    click.option("--clip", is_flag=True, help="Cut off what is beyond an image, instead of refusing it."),
+    click.option("--skip-invalid", is_flag=True, help="Leave out what is wrong, and write the rest."),
+)
 
 
-@click.group
+@click.group(cls=_options.Group)
 def command() -> None:
     """Your own data: convert it to COCO's format, check it, split it.
 
@@ -184,17 +181,24 @@ def check(
 @click.argument("file", type=FILE)
 @click.argument("train", type=FILE)
 @click.argument("val", type=FILE)
-@click.option("--share", type=float, default=0.2, show_default=True, help="Of the images, for VAL.")
+@_options.option(
+    "--val-ratio",
+    aliases=["--share"],
+    type=float,
+    default=0.2,
+    show_default=True,
+    help="Part of the images that goes to VAL.",
+)
 @click.option("--seed", type=int, default=0, show_default=True)
-def split(file: Path, train: Path, val: Path, share: float, seed: int) -> None:
+def split(file: Path, train: Path, val: Path, val_ratio: float, seed: int) -> None:
     """The COCO file FILE to TRAIN and VAL, by images, at random.
 
     \b
-    dcnzoo data split fruits.json train.json val.json --share 0.2
+    dcnzoo data split fruits.json train.json val.json --val-ratio 0.2
     """
     from dcnzoo.data.split import split_coco
 
-    for out, part in zip((train, val), split_coco(file, (train, val), share, seed), strict=True):
+    for out, part in zip((train, val), split_coco(file, (train, val), val_ratio, seed), strict=True):
         print(f"written: {out}: {len(part['images'])} images, {len(part['annotations'])} objects")
 
 
@@ -232,6 +236,54 @@ def config(
 
         base = write_config(train, val, out, images, val_images, model, weights=not no_weights)
     print(f"written: {out}, on the basis of {base}")
+
+
+@command.command
+@click.option("--dataset-name", type=click.Choice(list(DATASETS)), default="coco2017", show_default=True)
+@_options.option(
+    "--parts",
+    several=True,
+    default=USUAL,
+    show_default=True,
+    metavar="PART...",
+    type=click.Choice(list(DATASETS["coco2017"])),
+    help=f"Of {', '.join(DATASETS['coco2017'])}.",
+)
+@_options.option(
+    "--out", aliases=["--save-dir"], type=FOLDER, default="data/coco", show_default=True, help="Folder."
+)
+@click.option("--unzip", is_flag=True, help="Unpack the archives.")
+@click.option("--delete", is_flag=True, help="Remove each archive after it is unpacked.")
+@click.option("--list", "only_list", is_flag=True, help="Print the addresses, download nothing.")
+def download(
+    dataset_name: str, parts: tuple[str, ...], out: Path, unzip: bool, delete: bool, only_list: bool
+) -> None:
+    """Download COCO. An interrupted download continues; files that are complete are not downloaded again.
+
+    \b
+    dcnzoo data download --unzip --delete
+    """
+    from dcnzoo.utils.archive import unpack
+    from dcnzoo.utils.fetch import fetch
+
+    if delete and not unzip:
+        raise click.UsageError("--delete: expected --unzip with it, else nothing is left")
+    for url, checksum in (DATASETS[dataset_name][part] for part in parts):
+        if only_list:
+            print(url, checksum or "")
+            continue
+        # says of an archive that was deleted that its content is there
+        unpacked = out / f".{Path(url).name}.unpacked"
+        if unpacked.exists() and unzip:
+            print(f"{out}: has {Path(url).name} already")
+            continue
+        archive = fetch(url, out, checksum=checksum)
+        print(archive if checksum else f"{archive} (no checksum is known)", flush=True)
+        if unzip:
+            print(f"{out}: {unpack(archive, out)} files", flush=True)
+            unpacked.touch()
+        if delete:
+            archive.unlink()
 
 
 @contextmanager

@@ -50,7 +50,7 @@ def environment() -> Iterator[tuple[str, str]]:
         from dcnzoo.ops import _backend
 
         yield "cpu capability", ops.cpu_capability()
-        yield "DCNZOO_BACKEND", _backend.choice
+        yield "DCNZOO_BACKEND", _backend.backend
     if ops.with_cuda():
         name, capability = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
         yield "cuda", f"{torch.version.cuda}, {name} (sm_{capability[0]}{capability[1]})"

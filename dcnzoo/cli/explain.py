@@ -1,5 +1,88 @@
-"""``dcnzoo explain``: ``tools/analysis/visualize_offsets.py``."""
+"""``dcnzoo explain``, also ``tools/analysis/visualize_offsets.py``."""
 
-from dcnzoo.cli import door
+from __future__ import annotations
 
-command = door("explain", "analysis/visualize_offsets", "Show where a detector samples: IMAGE --model NAME.")
+import io
+from pathlib import Path
+
+import click
+
+from dcnzoo.cli import _options
+
+
+@click.command(cls=_options.Command)
+@click.argument("image", type=click.Path())
+@_options.model
+@click.option(
+    "--at",
+    type=_options.Numbers(2),
+    metavar="X,Y",
+    help="Pixel of the image (default: the middle of the best detection, or of the image).",
+)
+@click.option(
+    "--box", type=_options.Numbers(4), metavar="X1,Y1,X2,Y2", help="All outputs in this box, instead of --at."
+)
+@click.option(
+    "--layer", metavar="NAME", help="Only this layer (default: all, and the receptive field of the last)."
+)
+@click.option(
+    "--out",
+    type=_options.FileName(".html", ".png"),
+    default="explain.html",
+    show_default=True,
+    help=".html: a page on which the place follows the pointer. .png: a figure.",
+)
+def command(
+    image: str,
+    at: list[float] | None,
+    box: list[float] | None,
+    layer: str | None,
+    out: Path,
+    **model: object,
+) -> None:
+    """Show where a detector samples.
+
+    For one place of an image: the sampling points of each deformable layer, the effective receptive field,
+    and the size of the offsets of each layer.
+
+    Draws the first group of offsets of DCN and DCNv2 (dcnzoo's and mmcv's), PackedDeformConv2d, DCNv3 and
+    DCNv4. Deformable attention is in the table only.
+
+    \b
+    examples:
+      dcnzoo explain street.jpg --model faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco
+      dcnzoo explain street.jpg --model CONFIG --checkpoint epoch_12.pth --at 120,80 --out points.png
+    """
+    if at and box:
+        raise click.UsageError("--box: not allowed with --at")
+    from rich.console import Console
+    from rich.table import Table
+
+    import dcnzoo.openmmlab  # before mmengine
+    from dcnzoo.report.detections import require_images
+    from dcnzoo.report.detector import explain
+    from dcnzoo.report.explain import Box, plot_explanation
+    from dcnzoo.report.explain_page import render_explanation
+    from dcnzoo.utils.errors import user_errors
+    from dcnzoo.utils.files import write_bytes, write_text
+
+    require_images([image])
+    detector = _options.load_model(**model)
+    corners = box or (at and [*at, *at])
+    with user_errors():
+        explanation = explain(detector, image, Box(*corners) if corners else None, layer)
+    if out.suffix == ".html":
+        title = f"{Path(image).name}: where {Path(model['model']).stem} samples"
+        write_text(out, render_explanation(explanation, title, f"dcnzoo {dcnzoo.__version__}"))
+    else:
+        buffer = io.BytesIO()
+        plot_explanation(explanation).savefig(buffer, format="png", dpi=150)
+        write_bytes(out, buffer.getvalue())
+    head, *rows = explanation.table()
+    table = Table(*head, box=None)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in rows:
+        table.add_row(*row)
+    Console(highlight=False).print(table)
+    print(f"written: {out}")

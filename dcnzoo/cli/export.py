@@ -1,5 +1,286 @@
-"""``dcnzoo export``: ``tools/deployment/pytorch2onnx.py``."""
+"""``dcnzoo export``, also ``tools/deployment/pytorch2onnx.py``."""
 
-from dcnzoo.cli import door
+from __future__ import annotations
 
-command = door("export", "deployment/pytorch2onnx", "Export a detector to ONNX: CONFIG CHECKPOINT.")
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from dcnzoo.cli import _options
+
+if TYPE_CHECKING:
+    import numpy as np
+    from mmengine.structures import InstanceData
+    from torch import Tensor, nn
+
+    from dcnzoo.export.runtime import Session
+
+# With --dynamic-export: tracing takes a map of one pixel, at stride 128, for one of a fixed size.
+LEAST_TRACED = 256
+
+
+@click.command(cls=_options.Command)
+@_options.config
+@click.argument("checkpoint", type=click.Path())
+@_options.option(
+    "--out",
+    aliases=["--output-file"],
+    type=_options.FILE,
+    default="tmp.onnx",
+    show_default=True,
+    metavar="FILE",
+    help="ONNX file.",
+)
+@click.option(
+    "--input-img",
+    metavar="IMAGE",
+    help="Image to trace the model with (default: that of --test-img, else a drawn one).",
+)
+@click.option("--test-img", metavar="IMAGE", help="Image for --verify (default: that of --input-img).")
+@_options.shape(
+    "Height and width of the input, or one size for both (default: those of the test pipeline's output)."
+)
+@click.option("--opset-version", type=click.IntRange(18, 21), default=19, show_default=True)
+@click.option("--dynamic-export", is_flag=True, help="Batch size, height and width may differ at run time.")
+@click.option("--show", is_flag=True, help="Print the graph; with --verify, draw both detections to a PNG.")
+@click.option("--verify", is_flag=True, help="Compare with PyTorch; exit status 1 if the detections differ.")
+@click.option("--simplify", is_flag=True, help="Simplify the graph with onnxslim.")
+@click.option("--skip-postprocess", is_flag=True, help="Export the raw outputs of a single-stage head.")
+@click.option(
+    "--backend",
+    type=click.Choice(["onnxruntime", "openvino", "tensorrt"]),
+    default="onnxruntime",
+    show_default=True,
+    help="Runtime to export for and to verify with.",
+)
+@click.option(
+    "--device", help="Where --verify runs the graph: cpu or cuda (default: cpu; for tensorrt cuda)."
+)
+@click.option(
+    "--deform-conv",
+    type=click.Choice(["auto", "native", "gathernd", "gatherelements", "gridsample"]),
+    help="Form of deformable convolution (default: DeformConv if opset and backend have it, else GatherND).",
+)
+@_options.allow_partial
+@_options.cfg_options
+def command(
+    config: str,
+    checkpoint: str,
+    out: Path,
+    input_img: str | None,
+    test_img: str | None,
+    shape: tuple[int, int] | None,
+    opset_version: int,
+    dynamic_export: bool,
+    show: bool,
+    verify: bool,
+    simplify: bool,
+    skip_postprocess: bool,
+    backend: str,
+    device: str | None,
+    deform_conv: str | None,
+    allow_partial: bool,
+    cfg_options: dict,
+) -> None:
+    """Export a detector to ONNX.
+
+    \b
+    examples:
+      dcnzoo export CONFIG CHECKPOINT --out model.onnx --dynamic-export --verify --test-img IMAGE
+      dcnzoo export CONFIG CHECKPOINT --out model.onnx --backend openvino
+    """
+    if show and skip_postprocess and verify:
+        raise click.UsageError(
+            "--show: expected no --skip-postprocess with --verify: there are no boxes to draw"
+        )
+    if deform_conv == "native" and backend == "openvino":
+        raise click.UsageError(
+            "--deform-conv: expected gathernd, gatherelements or gridsample for openvino, which has no "
+            "DeformConv, got native"
+        )
+    os.environ.setdefault("ORT_LOGGING_LEVEL", "3")
+
+    from dcnzoo.openmmlab.export import inputs
+    from dcnzoo.openmmlab.export.detectors import export_detector
+    from dcnzoo.utils.errors import UserError, one_line, user_errors
+    from dcnzoo.utils.files import replacing, require_file
+
+    require_file(config, "config")
+    require_file(checkpoint, "checkpoint")
+    with user_errors():
+        cfg, detector = inputs.load_detector(config, checkpoint, cfg_options, allow_partial)
+        try:
+            found = inputs.find_preprocessing(cfg, detector)
+        except ValueError as error:
+            if shape is None:
+                problem = f"--shape: expected height and width with this config: {one_line(error)}"
+                raise UserError(problem) from error
+            print(f"dcnzoo.export.Detector cannot use the file: {one_line(error)}")
+            found = None
+        picture = inputs.read_picture(input_img or test_img, found, shape)
+        size = traced = inputs.input_shape(found, picture, shape)
+        if shape is None and dynamic_export:
+            factor = -(-LEAST_TRACED // min(size))
+            traced = tuple(length * factor for length in size)
+        _, images, _ = inputs.model_input(detector, found, picture, traced)
+        with replacing(out) as partial:
+            export_detector(
+                detector,
+                images,
+                partial,
+                dynamic=dynamic_export,
+                skip_postprocess=skip_postprocess,
+                opset_version=opset_version,
+                deform_conv=deform_conv or ("gathernd" if backend == "openvino" else "auto"),
+                metadata=found.to_metadata() if found else None,
+            )
+            if simplify:
+                _simplify(partial)
+    if show:
+        _print_graph(out)
+    text = "height and width open" if dynamic_export else f"input {size[0]} × {size[1]}"
+    print(f"written: {out} ({out.stat().st_size / 2**20:.1f} MiB), {text}, opset {opset_version}")
+    if backend == "tensorrt":
+        print(_build_engine(out, images))
+    if not verify:
+        return
+    from dcnzoo.export.runtime import Session
+
+    with user_errors():
+        session = Session(str(out), backend, device or ("cuda" if backend == "tensorrt" else "cpu"))
+        picture = inputs.read_picture(test_img or input_img, found, size)
+    # with open sizes: another size, and the other orientation
+    sizes = [size, (size[0] + 64, size[1]), size[::-1]] if dynamic_export else [size]
+    samples = [inputs.model_input(detector, found, picture, each) for each in sizes]
+    if skip_postprocess:
+        print(_compare_raw_outputs(detector, session, [images for _, images, _ in samples], backend))
+    else:
+        drawing = out.with_suffix(".png") if show else None
+        where = test_img or input_img or "the drawn image"
+        print(_compare_detections(detector, session, samples, backend, where, drawing))
+
+
+def _simplify(path: Path) -> None:
+    import onnx
+    import onnxslim
+
+    onnx.save(onnxslim.slim(str(path)), str(path))
+
+
+def _print_graph(path: Path) -> None:
+    import onnx
+
+    print(onnx.printer.to_text(onnx.load(str(path), load_external_data=False).graph))
+
+
+def _build_engine(path: Path, images: Tensor) -> str:
+    """Write the engine beside the ONNX file where there are TensorRT and a GPU; returns what was done."""
+    import onnx
+
+    from dcnzoo.export import tensorrt
+    from dcnzoo.utils.errors import user_errors
+    from dcnzoo.utils.files import write_bytes
+
+    reason = tensorrt.why_not()
+    if reason is not None:
+        return f"TensorRT engine: skipped: {reason}"
+    shapes = {"input": tuple(images.shape), "img_shape": (len(images), 2)}
+    known = {value.name for value in onnx.load(str(path), load_external_data=False).graph.input}
+    shapes = {name: shape for name, shape in shapes.items() if name in known}
+    engine = path.with_suffix(".engine")
+    with user_errors():
+        write_bytes(engine, tensorrt.build_engine(str(path), shapes))
+    return f"TensorRT engine: {engine}, for inputs {shapes}"
+
+
+def _compare_raw_outputs(detector: nn.Module, session: Session, batches: list[Tensor], backend: str) -> str:
+    """How much PyTorch and the graph differ.
+
+    Raises:
+        UserError: by too much.
+    """
+    from dcnzoo.openmmlab.export.verify import raw_difference
+    from dcnzoo.utils.errors import UserError
+
+    difference = max(raw_difference(detector, images, session) for images in batches)
+    text = f"raw outputs of PyTorch and {backend} differ by {difference:.1e} of their largest value"
+    if not difference <= 1e-3:
+        raise UserError(f"--verify: expected at most 1e-3: {text}")
+    return text
+
+
+def _compare_detections(
+    detector: nn.Module,
+    session: Session,
+    samples: list[tuple[np.ndarray, Tensor, tuple[int, int]]],
+    backend: str,
+    where: str,
+    drawing: Path | None,
+) -> str:
+    """How many detections of PyTorch and of the graph agree, on results of ``inputs.model_input``.
+
+    Raises:
+        UserError: too few, or there are none.
+    """
+    import numpy as np
+    import torch
+
+    from dcnzoo.openmmlab.export.verify import Agreement, compare, predict
+    from dcnzoo.utils.errors import UserError
+
+    total = Agreement(0, 0)
+    for index, (picture, images, size) in enumerate(samples):
+        sizes = [size]
+        if index:
+            images, sizes = torch.cat([images, images.flip(-1)]), [size, tuple(images.shape[2:])]
+        if "img_shape" not in session.inputs:  # padding is part of the image, for both
+            sizes = [tuple(images.shape[2:])] * len(images)
+        expected, outputs = predict(detector, images, sizes), session(images.numpy(), np.array(sizes))
+        total += compare(outputs, expected)
+        if drawing and index == 0:
+            _draw(drawing, picture, detector.classes, backend, expected[0], outputs)
+    if total.found == 0:
+        raise UserError(
+            f"--verify: expected an image with objects, got {where}, in which PyTorch and {backend} find "
+            "none: --test-img FILE"
+        )
+    text = f"{total.matched} of {total.found} detections agree between PyTorch and {backend}"
+    if not total.holds:
+        raise UserError(f"--verify: expected 99 % of the detections to agree: {text}")
+    return text
+
+
+def _draw(
+    path: Path,
+    picture: np.ndarray,
+    classes: tuple[str, ...],
+    backend: str,
+    expected: InstanceData,
+    outputs: dict[str, np.ndarray],
+) -> None:
+    """Detections of PyTorch and of the graph, beside each other."""
+    import numpy as np
+
+    from dcnzoo.report import Instances, plot_detections
+    from dcnzoo.utils.files import replacing
+
+    height, width = picture.shape[:2]
+    kept = outputs["labels"][0] >= 0
+    dets, labels = outputs["dets"][0][kept], outputs["labels"][0][kept]
+    masks = outputs["masks"][0][kept, :height, :width] >= 128 if "masks" in outputs else None
+    torch_masks = expected.masks.numpy()[:, :height, :width] if "masks" in expected else None
+    columns = {
+        "PyTorch": [
+            Instances(expected.bboxes.numpy(), expected.labels.numpy(), torch_masks, expected.scores.numpy())
+        ],
+        backend: [Instances(dets[:, :4], labels, masks, dets[:, 4])],
+    }
+    count = max(int(column.labels.max(initial=0)) for (column,) in columns.values()) + 1
+    palette = [tuple(int(c) for c in np.random.default_rng(i).integers(64, 255, 3)) for i in range(count)]
+    names = classes or [str(i) for i in range(count)]
+    figure = plot_detections([picture[..., ::-1]], columns, names, palette, 0.3)
+    with replacing(path) as partial:
+        figure.savefig(partial, format="png", dpi=150)
+    print(f"drawn: {path}")

@@ -1,5 +1,101 @@
-"""``dcnzoo infer``: ``tools/infer.py``."""
+"""``dcnzoo infer``, also ``tools/infer.py``."""
 
-from dcnzoo.cli import door
+from __future__ import annotations
 
-command = door("infer", "infer", "Detect objects in images: IMAGE... --model NAME.")
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from dcnzoo.cli import _options
+
+if TYPE_CHECKING:
+    from mmengine.structures import InstanceData
+    from rich.console import Console
+
+
+@click.command(cls=_options.Command)
+@click.argument("images", nargs=-1, required=True, metavar="IMAGE...", type=click.Path())
+@_options.model
+@click.option(
+    "--out",
+    type=_options.FOLDER,
+    default="work_dirs/infer",
+    show_default=True,
+    help="Folder for the images with their detections drawn, and detections.json.",
+)
+@click.option(
+    "--score-threshold",
+    type=click.FloatRange(0, 1),
+    default=0.3,
+    show_default=True,
+    help="Leave out detections with a lower score.",
+)
+def command(images: tuple[str, ...], out: Path, score_threshold: float, **model: object) -> None:
+    """Detect objects in images.
+
+    Prints a table per image. Writes the images with their detections drawn, and one detections.json in COCO's
+    format, to one folder.
+
+    \b
+    examples:
+      dcnzoo infer street.jpg --model faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco
+      dcnzoo infer images/*.jpg --model CONFIG --checkpoint epoch_12.pth --score-threshold 0.5 --out found
+    """
+    from rich.console import Console
+
+    import dcnzoo.openmmlab  # noqa: F401  before mmengine
+    from dcnzoo.report import detections
+    from dcnzoo.utils.errors import UserError, user_errors
+    from dcnzoo.utils.files import write_bytes, write_text
+    from dcnzoo.utils.progress import make_progress
+
+    detections.require_images(images)
+    detector = _options.load_model(**model)
+    from mmdet.apis import inference_detector
+    from mmdet.visualization.palette import get_palette
+
+    classes = detector.dataset_meta["classes"]
+    palette = get_palette(detector.dataset_meta["palette"], len(classes))
+    console, file = Console(highlight=False, markup=False), detections.CocoDetections(classes)
+    pictures = detections.picture_names(images)
+    hidden = not (console.is_terminal and len(images) > 1)
+    with make_progress(console, disable=hidden, transient=True) as progress:
+        bar = progress.add_task("detecting", total=len(images), note="")
+        for path, picture in zip(images, pictures, strict=True):
+            progress.update(bar, note=Path(path).name)
+            image = detections.read_image(path)
+            with user_errors():
+                sample = inference_detector(detector, path)
+            if "pred_instances" not in sample:
+                raise UserError(f"model: expected a detector, got one that finds {', '.join(sample.keys())}")
+            found = sample.pred_instances.cpu()
+            found = found[found.scores >= score_threshold]
+            found = found[found.scores.argsort(descending=True)]
+            file.add(path, sample.ori_shape, found)
+            write_bytes(out / picture, detections.draw_detections(image, found, classes, palette))
+            _show(path, found, classes, console)
+            progress.advance(bar)
+    write_text(out / "detections.json", json.dumps(file.content))
+    written = f"{out / pictures[0]}" if len(pictures) == 1 else f"{len(pictures)} pictures in {out}"
+    console.print(f"written: {written} and {out / 'detections.json'}", soft_wrap=True)
+
+
+def _show(path: str, found: InstanceData, classes: Sequence[str], console: Console) -> None:
+    from rich.table import Table
+
+    from dcnzoo.report.detections import rows
+
+    count = len(found) or "none"
+    console.print(f"{path}: {count} found", soft_wrap=True)
+    if not len(found):
+        return
+    table = Table(box=None, pad_edge=True)
+    table.add_column("class")
+    for head in ("score", "x1", "y1", "x2", "y2"):
+        table.add_column(head, justify="right")
+    for label, score, box in rows(found):
+        table.add_row(classes[label], f"{score:.3f}", *(f"{value:.1f}" for value in box))
+    console.print(table)

@@ -1,5 +1,66 @@
-"""``dcnzoo report``: ``tools/report.py``."""
+"""``dcnzoo report``, also ``tools/report.py``."""
 
-from dcnzoo.cli import door
+from __future__ import annotations
 
-command = door("report", "report", "Make a page about trainings: WORK_DIR....")
+from pathlib import Path
+
+import click
+
+from dcnzoo.cli import _options
+
+
+@click.command(cls=_options.Command)
+@click.argument("work_dirs", nargs=-1, required=True, metavar="WORK_DIR...", type=_options.FOLDER)
+@_options.option(
+    "--labels",
+    several=True,
+    metavar="LABEL...",
+    help="A label for each folder (default: its name). Folders of one label are seeds of one setting.",
+)
+@click.option(
+    "--checkpoint", type=_options.FILE, metavar="FILE", help="Of a single WORK_DIR (default: its last one)."
+)
+@_options.option(
+    "--num-images",
+    aliases=["--images"],
+    type=click.IntRange(min=0),
+    default=5,
+    show_default=True,
+    help="Number of images with detections.",
+)
+@_options.device
+@click.option(
+    "--out", type=_options.FILE, metavar="FILE", help="(default: report.html in the first WORK_DIR)."
+)
+@_options.allow_partial
+def command(
+    work_dirs: tuple[Path, ...],
+    labels: tuple[str, ...],
+    checkpoint: Path | None,
+    num_images: int,
+    device: str,
+    out: Path | None,
+    allow_partial: bool,
+) -> None:
+    """Write an HTML report of one training, or of several beside each other.
+
+    The file needs no other file. It has figures, learning curves, detections beside the ground truth, the
+    sampling points of the deformable layers, the configuration and the environment. dcnzoo train --report
+    writes it after a training.
+
+    \b
+    examples:
+      dcnzoo report work_dirs/mask-rcnn
+      dcnzoo report work_dirs/off work_dirs/v2 --labels off v2 --out compared.html
+    """
+    if labels and len(labels) != len(work_dirs):
+        raise click.UsageError(f"--labels: expected {len(work_dirs)}, one per WORK_DIR, got {len(labels)}")
+    if checkpoint is not None and len(work_dirs) > 1:
+        raise click.UsageError(f"--checkpoint: expected a single WORK_DIR with it, got {len(work_dirs)}")
+    import dcnzoo.openmmlab  # noqa: F401  before mmengine
+    from dcnzoo.report.write import write_report
+
+    page = write_report(
+        work_dirs, out, labels, checkpoint, images=num_images, device=device, allow_partial=allow_partial
+    )
+    print(f"report: {page}")

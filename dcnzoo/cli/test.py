@@ -1,5 +1,95 @@
-"""``dcnzoo test``: ``tools/test.py``."""
+"""``dcnzoo test``, also ``tools/test.py`` and ``tools/deployment/test.py``."""
 
-from dcnzoo.cli import door
+from __future__ import annotations
 
-command = door("test", "test", "Evaluate a detector: CONFIG CHECKPOINT.")
+from pathlib import Path
+
+import click
+
+from dcnzoo.cli import _options
+
+
+@click.command(cls=_options.Command)
+@_options.runner
+@click.argument("checkpoint", type=click.Path())
+@_options.option(
+    "--out",
+    type=_options.FileName(".pkl", ".pickle", ".json"),
+    metavar="FILE",
+    help="Write the predictions: .pkl, or .json for COCO's format.",
+)
+@click.option("--show-dir", metavar="FOLDER", help="Write images with the detections drawn to this folder.")
+@click.option("--show-score-thr", type=float, help="Draw detections above this score (default: 0.3).")
+@click.option("--tta", is_flag=True, help="Merge the detections on the image and on its mirror image.")
+@_options.option(
+    "--eval",
+    "metrics",
+    several=True,
+    metavar="METRIC...",
+    help="bbox, segm or proposal (default: the config's).",
+)
+@_options.settings("--eval-options", "Settings of the evaluator: classwise=True.")
+@click.option("--format-only", is_flag=True, help="Write --out FILE.json without evaluation.")
+@click.option(
+    "--backend",
+    type=click.Choice(["onnxruntime", "openvino", "tensorrt"]),
+    default="onnxruntime",
+    show_default=True,
+    help="What runs an ONNX file.",
+)
+@click.option("--device", help="Where an ONNX file runs: cpu or cuda (default: cpu; for tensorrt cuda).")
+@_options.allow_partial
+def command(
+    checkpoint: str,
+    out: Path | None,
+    show_dir: str | None,
+    show_score_thr: float | None,
+    tta: bool,
+    metrics: tuple[str, ...],
+    eval_options: dict,
+    format_only: bool,
+    backend: str,
+    device: str | None,
+    allow_partial: bool,
+    **run: object,
+) -> None:
+    """Evaluate a detector.
+
+    CHECKPOINT is a file of weights, or an exported ONNX file.
+
+    \b
+    examples:
+      dcnzoo test work_dirs/dcn/config.py work_dirs/dcn/epoch_12.pth
+      dcnzoo test CONFIG CHECKPOINT --tta --show-dir work_dirs/shown --out predictions.pkl
+      dcnzoo test CONFIG model.onnx --backend openvino --eval bbox segm
+    """
+    as_json = out is not None and out.suffix == ".json"
+    if format_only and (metrics or not as_json):
+        raise click.UsageError("--format-only: expected --out FILE.json, and no --eval")
+    onnx = checkpoint.endswith(".onnx")
+    if onnx and tta:
+        raise click.UsageError("--tta: expected a file of weights, got an ONNX file")
+
+    from dcnzoo.openmmlab import testing
+    from dcnzoo.openmmlab.runner import build_runner, load_config
+    from dcnzoo.utils.errors import user_errors
+    from dcnzoo.utils.files import require_file
+
+    with user_errors():
+        cfg = load_config(**run)
+        require_file(checkpoint, "model" if onnx else "checkpoint")
+        cfg.load_from, cfg.resume = checkpoint, False  # a config that a resumed run wrote has resume=True
+        testing.set_evaluator(cfg, metrics, eval_options, out if as_json else None, format_only)
+        if show_dir is not None:
+            testing.draw_detections(cfg, show_dir, show_score_thr)
+        if onnx:
+            testing.use_onnx_file(cfg, checkpoint, backend, device)
+        elif tta:
+            testing.use_test_time_augmentation(cfg)
+        runner = build_runner(cfg, allow_partial=allow_partial)
+        metrics = runner.test_evaluator.metrics  # built here, where a mistake in it is the user's
+        if out is not None and not as_json:
+            from mmdet.evaluation import DumpDetResults
+
+            metrics.append(DumpDetResults(out_file_path=str(out)))
+    runner.test()

@@ -1,5 +1,64 @@
-"""``dcnzoo train``: ``tools/train.py``."""
+"""``dcnzoo train``, also ``tools/train.py``."""
 
-from dcnzoo.cli import door
+from __future__ import annotations
 
-command = door("train", "train", "Train a detector: CONFIG.")
+from pathlib import Path
+
+import click
+
+from dcnzoo.cli import _options
+
+
+@click.command(cls=_options.Command)
+@_options.runner
+@click.option(
+    "--amp", is_flag=True, help="Mixed precision: fp16 with loss scaling on a GPU, bf16 on the CPU."
+)
+@click.option(
+    "--auto-scale-lr",
+    is_flag=True,
+    help="Scale the learning rate by batch size / auto_scale_lr.base_batch_size.",
+)
+@click.option(
+    "--resume",
+    is_flag=False,
+    flag_value="auto",
+    metavar="[CHECKPOINT]",
+    help="Continue from a checkpoint, or from the latest one in the work directory.",
+)
+@click.option("--report", is_flag=True, help="After the training, write report.html to the work directory.")
+@_options.allow_partial
+def command(
+    amp: bool, auto_scale_lr: bool, resume: str | None, report: bool, allow_partial: bool, **run: object
+) -> None:
+    """Train a detector.
+
+    \b
+    examples:
+      dcnzoo train configs/demo/mask-rcnn_r14_fpn_8e_shapes.py
+      dcnzoo train CONFIG --cfg-options model.backbone.dcn=True --work-dir work_dirs/dcn --report
+      dcnzoo train CONFIG --work-dir work_dirs/dcn --resume
+    """
+    from dcnzoo.openmmlab.runner import load_config
+    from dcnzoo.openmmlab.training import set_up_training, train
+    from dcnzoo.utils.errors import user_errors
+    from dcnzoo.utils.lock import lock_work_dir
+
+    with user_errors():
+        cfg = load_config(**run)
+        set_up_training(cfg, amp, auto_scale_lr, resume)
+    with lock_work_dir(cfg.work_dir, cfg.launcher):
+        train(cfg, allow_partial)
+        if report:
+            _report(Path(cfg.work_dir))
+
+
+def _report(work_dir: Path) -> None:
+    import torch
+    from mmengine.dist import is_main_process
+
+    from dcnzoo.report.write import write_report
+
+    if is_main_process():
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        print(f"report: {write_report([work_dir], device=device)}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import sys
 from pathlib import Path
@@ -9,13 +11,14 @@ from typing import TYPE_CHECKING
 
 import click
 
+from dcnzoo.cli import _options
 from dcnzoo.utils.errors import UserError, one_line, printable
 
 if TYPE_CHECKING:
     from dcnzoo.zoo import Model
 
 
-@click.group
+@click.group(cls=_options.Group)
 def command() -> None:
     """Published models: list, search, download, verify.
 
@@ -75,9 +78,7 @@ def info(name: str, as_json: bool) -> None:
 
 @command.command
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
-@click.option(
-    "--out", type=click.Path(file_okay=False, path_type=Path), help="Folder (default: torch's cache)."
-)
+@click.option("--out", type=_options.FOLDER, help="Folder (default: torch's cache).")
 def download(names: tuple[str, ...], out: Path | None) -> None:
     """Download and check the weights of models; prints where they are."""
     from dcnzoo import zoo
@@ -106,6 +107,46 @@ def verify(files: tuple[Path, ...]) -> None:
             problems += 1
     if problems:
         raise UserError(f"{problems} of {len(files)} files are not what they should be, or not known to be")
+
+
+@command.command
+@click.argument("in_file", type=click.Path())
+@click.argument("out_file", type=_options.FILE)
+@_options.option(
+    "--save-keys",
+    several=True,
+    default=["meta", "state_dict"],
+    show_default=True,
+    metavar="KEY...",
+    help="Keys of the checkpoint to keep.",
+)
+@_options.unsafe_load
+def publish(in_file: str, out_file: Path, save_keys: tuple[str, ...], unsafe_load: bool) -> None:
+    """Make a checkpoint to publish: IN_FILE of a training to OUT_FILE.
+
+    Keeps the weights and their description, not the optimizer. Puts the first digits of the file's SHA-256
+    at the end of its name, x.pth becomes x-1a2b3c4d.pth, where dcnzoo zoo verify and every download look for
+    them.
+    """
+    import torch
+
+    from dcnzoo.openmmlab.checkpoints import load_file
+    from dcnzoo.openmmlab.hooks.checkpoint import seal
+    from dcnzoo.utils.files import require_file, write_bytes
+
+    require_file(in_file, "checkpoint")
+    checkpoint = load_file(in_file, unsafe_load)
+    if "state_dict" not in checkpoint or "state_dict" not in save_keys:
+        raise UserError(f"{in_file}: expected a state_dict, in the file and in --save-keys")
+    removed = sorted(set(map(str, checkpoint)) - set(save_keys))
+    buffer = io.BytesIO()  # torch.save puts the name of a file into it
+    torch.save({key: checkpoint[key] for key in save_keys if key in checkpoint}, buffer)
+    content = seal(buffer.getvalue())  # as it will be in the file
+    digits = hashlib.sha256(content).hexdigest()[:8]
+    out_file = out_file.with_name(f"{out_file.name.removesuffix('.pth')}-{digits}.pth")
+    write_bytes(out_file, content)
+    print(f"left out: {', '.join(removed) or 'nothing'}")
+    print(out_file)
 
 
 def _show(models: list[Model], as_json: bool) -> None:

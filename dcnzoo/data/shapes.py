@@ -18,6 +18,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from dcnzoo.utils.files import replacing
+
 CLASSES = ("oval", "trefoil", "cross")
 PALETTE = [(230, 159, 0), (86, 180, 233), (0, 158, 115)]  # Okabe-Ito: distinct to colour-blind eyes
 SPLITS = ("train", "val")
@@ -95,18 +97,15 @@ def make_shapes(root: str | os.PathLike, spec: ShapesSpec | None = None) -> bool
             "found other files; move them away or choose another folder"
         )
 
-    root.parent.mkdir(parents=True, exist_ok=True)
-    partial = root.with_name(f".{root.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # left by an interrupted run
-    (partial / "annotations").mkdir(parents=True)
-    for split in SPLITS:
-        (partial / split).mkdir()
-        coco = _write_split(partial, split, spec)
-        (partial / "annotations" / f"{split}.json").write_text(json.dumps(coco))
-    (partial / SPEC_FILE).write_text(json.dumps(record, indent=1))
-    if root.exists():
-        shutil.rmtree(root)
-    partial.rename(root)
+    with replacing(root) as partial:
+        (partial / "annotations").mkdir(parents=True)
+        for split in SPLITS:
+            (partial / split).mkdir()
+            coco = _write_split(partial, split, spec)
+            (partial / "annotations" / f"{split}.json").write_text(json.dumps(coco))
+        (partial / SPEC_FILE).write_text(json.dumps(record, indent=1))
+        if root.exists():
+            shutil.rmtree(root)
     return True
 
 

@@ -9,7 +9,6 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +25,7 @@ from dcnzoo.export.postprocess import (
     soft_keep_boxes,
     soft_keep_boxes_graph,
 )
+from dcnzoo.utils.files import replacing
 
 DEFAULT_OPSET = 19  # the first with DeformConv; RoiAlign of 22 is not in onnxruntime yet
 _DYNAMO_OPSETS = (18, 21)
@@ -209,17 +209,11 @@ def _check_ranges(program: torch.export.ExportedProgram) -> None:
 
 
 def save(model: Any, path: str | os.PathLike) -> None:
-    """Writes an ``onnx.ModelProto`` beside its place and then renames it: never half a file."""
+    """Write an ``onnx.ModelProto``, whole or not at all."""
     import onnx
 
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    with replacing(path) as partial:
         onnx.save(model, partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _translations(target: str) -> dict[str, Callable]:

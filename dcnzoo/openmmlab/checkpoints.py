@@ -51,9 +51,9 @@ def load_file(
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         if found:
             raise CheckpointError(
-                f"{name}: holds {found[1]}, which is neither weights nor plain data. Only if you trust who "
-                "made it: --trust (trust=True) reads it all the same, and runs whatever code the file holds; "
-                "publish_model.py FILE OUT --trust --save-keys state_dict leaves the weights alone in OUT"
+                f"{name}: holds {found[1]}, which is neither weights nor plain data. Only if you trust its "
+                "author: --unsafe-load (trust=True) reads the file and runs the code in it; dcnzoo zoo "
+                "publish FILE OUT --unsafe-load --save-keys state_dict writes only the weights to OUT"
             ) from None
         raise CheckpointError(f"{name}: expected a checkpoint, found something else") from error
     except (RuntimeError, EOFError, KeyError, TypeError, ValueError) as error:

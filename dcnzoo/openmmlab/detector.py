@@ -16,6 +16,7 @@ from torch import nn
 
 from dcnzoo.openmmlab.runner import read_config_file
 from dcnzoo.openmmlab.weights import load_weights
+from dcnzoo.utils.errors import printable
 
 
 def read_config(path: str | os.PathLike) -> Config:
@@ -48,7 +49,7 @@ def dataset_meta(cfg: Config, meta: dict) -> dict:
         found = {"classes": meta["CLASSES"], "palette": meta.get("PALETTE")}
     known = _metainfo(cfg.test_dataloader.dataset)
     if found.get("classes"):
-        found["classes"] = tuple(map(_printable, found["classes"]))
+        found["classes"] = tuple(printable(str(name)) for name in found["classes"])
     found = {**known, **{key: value for key, value in found.items() if value is not None}}
     return {**found, "palette": found.get("palette") or "random"}
 
@@ -61,8 +62,3 @@ def _metainfo(dataset: dict) -> dict:
     if found.get("classes"):
         return found
     return DATASETS.build({**dataset, "lazy_init": True}).metainfo  # reads them from a file of its own
-
-
-def _printable(name: object) -> str:
-    """A file's text on its way to terminals: without what moves a cursor or sets a title."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(name))

@@ -8,12 +8,18 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
-import dcnzoo.openmmlab.models  # noqa: F401  before mmdet, which needs mmcv.ops
+import dcnzoo.openmmlab.models  # before mmdet, which needs mmcv.ops
+import dcnzoo.ops.flops  # noqa: F401  deformable convolution is counted
 
 # isort: split
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
+from mmdet.utils import get_test_pipeline_cfg
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from dcnzoo.export.picture import Preprocessing
+from dcnzoo.utils.errors import UserError, one_line
 
 
 def build_model(cfg: Config, checkpoint: str | None = None, trust: bool = False) -> nn.Module:
@@ -51,3 +57,28 @@ def test_batches(cfg: Config, number: int) -> Iterator[dict]:
         if index == number:
             return
         yield batch
+
+
+def input_size(cfg: Config, model: nn.Module) -> tuple[int, int]:
+    """Height and width that the test pipeline gives an image of its own scale.
+
+    Raises:
+        UserError: the pipeline does not resize images, or does something that is not supported.
+    """
+    try:
+        found = Preprocessing.of(get_test_pipeline_cfg(cfg), model.data_preprocessor, ())
+    except (AttributeError, KeyError, ValueError) as error:
+        raise UserError(f"--shape: expected height and width with this config: {one_line(error)}") from error
+    if found.scale is None:
+        raise UserError("--shape: expected height and width: the test pipeline does not resize images")
+    return found.padded(found.scale[::-1])
+
+
+def count_operations(model: nn.Module, batch: dict) -> tuple[dict[str, int], tuple[int, ...]]:
+    """Operations of one forward pass by operator, and the shape of the backbone's input."""
+    data = model.data_preprocessor(batch)
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        model(data["inputs"], data["data_samples"], mode="tensor")
+    counts = counter.get_flop_counts()["Global"]
+    return {str(operator): flops // 2 for operator, flops in counts.items()}, tuple(data["inputs"].shape)

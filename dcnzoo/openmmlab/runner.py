@@ -1,6 +1,5 @@
 """Configs and runners of the commands."""
 
-import argparse
 import logging
 import os
 from pathlib import Path
@@ -15,7 +14,7 @@ import dcnzoo.openmmlab.models  # noqa: F401  any config can then say dcn=True
 from dcnzoo.openmmlab.loading import LoadCheckpointHook
 from dcnzoo.openmmlab.packages import base_path
 from dcnzoo.utils.errors import UserError, one_line
-from dcnzoo.utils.files import require_folder
+from dcnzoo.utils.files import require_file, require_folder
 
 
 def config_file(name: str) -> str:
@@ -57,20 +56,31 @@ def read_config_file(path: str | os.PathLike) -> Config:
         raise UserError(f"config: {where}: {type(error).__name__}: {text}") from error
 
 
-def load_config(args: argparse.Namespace) -> Config:
-    """The config with the command line's settings merged in and dcnzoo's hooks in place."""
-    os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+def load_config(
+    config: str,
+    work_dir: str | None = None,
+    cfg_options: dict | None = None,
+    launcher: str = "none",
+    local_rank: int = 0,
+) -> Config:
+    """The config with the command line's settings merged in and dcnzoo's hooks in place.
 
-    cfg = read_config_file(args.config)
-    cfg.merge_from_dict(args.cfg_options)
-    cfg.launcher = args.launcher
-    if args.work_dir is not None:
-        cfg.work_dir = args.work_dir
+    Raises:
+        UserError: there is no such file, it cannot be read, ``work_dir`` is a file.
+    """
+    require_file(config, "config")
+    os.environ.setdefault("LOCAL_RANK", str(local_rank))
+
+    cfg = read_config_file(config)
+    cfg.merge_from_dict(cfg_options or {})
+    cfg.launcher = launcher
+    if work_dir is not None:
+        cfg.work_dir = work_dir
     elif cfg.get("work_dir") is None:
-        cfg.work_dir = str(Path("work_dirs") / Path(args.config).stem)
+        cfg.work_dir = str(Path("work_dirs") / Path(config).stem)
     require_folder(cfg.work_dir, "--work-dir")
 
-    if args.launcher == "none" and cfg.get("strategy", {}).get("type") == "DDPStrategy":
+    if launcher == "none" and cfg.get("strategy", {}).get("type") == "DDPStrategy":
         cfg.pop("strategy")  # it wants several processes; for one, the runner has another
 
     cfg.default_hooks = cfg.get("default_hooks") or {}

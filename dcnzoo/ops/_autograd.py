@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
-from . import _backend
-from ._deterministic import needs_order
+from . import _backend, _deterministic
+from ._arguments import memory_format
 from ._errors import raise_out_of_memory
 from ._torch_private import (
     AutoDispatchBelowAutograd,
@@ -32,19 +32,19 @@ def register_autograd(
     name: str,
     setup_context: Callable,
     backward: Callable,
-    in_plain_torch: Callable | None = None,
+    reference_impl: Callable | None = None,
     forward_mode: Callable | None = None,
 ) -> None:
     """Give the operator ``dcnzoo::name`` its derivatives, in the form of ``torch.autograd.Function``.
 
     Args:
-        in_plain_torch: the operator in plain PyTorch, with the same arguments: for
+        reference_impl: the operator in plain PyTorch, with the same arguments: for
             ``DCNZOO_BACKEND=reference``, and for forward mode.
         forward_mode: takes the operator's arguments with their tangents and returns its results with theirs.
-            By default ``in_plain_torch``; without either, forward mode is an error.
+            By default ``reference_impl``; without either, forward mode is an error.
     """
     operator = getattr(torch.ops.dcnzoo, name).default
-    forward_mode = forward_mode or in_plain_torch
+    forward_mode = forward_mode or reference_impl
 
     def below_autograd(*arguments):
         *arguments, keys = arguments
@@ -55,8 +55,8 @@ def register_autograd(
                 raise_out_of_memory(error)
                 raise
 
-    if _backend.choice == "reference" and in_plain_torch is not None:
-        _backend.use_reference(name, in_plain_torch, below_autograd)
+    if _backend.backend == "reference" and reference_impl is not None:
+        _backend.use_reference(name, reference_impl, below_autograd)
         return
 
     def forward(*arguments):
@@ -111,73 +111,92 @@ def in_forward_mode(*tensors: Tensor | None) -> bool:
     return in_dual_level() and (transforms_active() or any(tangent(t) is not None for t in tensors))
 
 
-def gradients_in_plain_torch(
-    forward: Callable, grad_output: Tensor, inputs: Sequence[Tensor]
-) -> tuple[Tensor, ...]:
-    """The gradients of ``inputs``, for ``forward`` in plain PyTorch: in one order, and forward mode works."""
-    pull = torch.func.vjp(forward, *inputs)[1]
-    return pull(grad_output)
+def reference_gradients(
+    reference_impl: Callable, grad_output: Tensor, arguments: Sequence, places: Sequence[int]
+) -> list[Tensor | None]:
+    """The gradients of the arguments at ``places``, by differentiating the reference.
 
-
-def differentiate_twice(
-    forward: Callable,
-    grad_output: Tensor,
-    inputs: Sequence[Tensor],
-    wanted: Sequence[bool],
-    grads: Sequence[Tensor | None],
-) -> tuple[Tensor, ...]:
-    """What an operator's backward passes back to ``(grad_output, *inputs)``, for ``forward`` in plain torch.
-
-    Args:
-        wanted: which gradients the backward gave.
-        grads: their gradients; those of others are not read.
+    The sums have one order, and forward mode works. None for an argument that is None.
     """
-    chosen = [i for i, is_wanted in enumerate(wanted) if is_wanted]
+    forward, given, inputs = _of_tensors(reference_impl, arguments, places)
+    gradients = dict(zip(given, torch.func.vjp(forward, *inputs)[1](grad_output), strict=True))
+    return [gradients.get(place) for place in places]
 
-    def backward(grad_output: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
-        gradients = gradients_in_plain_torch(forward, grad_output, inputs)
-        return tuple(gradients[i] for i in chosen)
 
-    pull = torch.func.vjp(backward, grad_output, *inputs)[1]
-    return pull(tuple(grads[i] for i in chosen))
+def _of_tensors(
+    reference_impl: Callable, arguments: Sequence, places: Sequence[int]
+) -> tuple[Callable, list[int], list[Tensor]]:
+    """The reference as a function of the tensors at ``places``; the places and tensors that are not None."""
+    given = [place for place in places if arguments[place] is not None]
+
+    def forward(*tensors: Tensor) -> Tensor:
+        changed = dict(zip(given, tensors, strict=True))
+        return reference_impl(*(changed.get(i, argument) for i, argument in enumerate(arguments)))
+
+    return forward, given, [arguments[place] for place in given]
 
 
 def register_derivatives(
-    name: str, tensors: int, differentiable: Sequence[int], in_plain_torch: Callable
+    name: str,
+    tensors: int,
+    differentiable: Sequence[int],
+    reference_impl: Callable,
+    *,
+    recomputed: Sequence[int] = (),
+    restore: Callable = lambda grad_output, *saved: saved,
+    grad_input_in_order: Callable | None = None,
+    has_order: bool = False,
+    keeps_format: bool = False,
 ) -> None:
-    """Both derivatives of an operator whose first arguments are ``tensors`` tensors.
+    """Both derivatives of an operator, and the fake kernel of the first.
 
     The first is ``dcnzoo::_{name}_backward(grad_output, *arguments, output_mask)``, which returns the
-    gradients of the arguments at the places ``differentiable``, of which the first is summed atomically on
-    CUDA; where sums are to have one order, ``in_plain_torch`` is differentiated in its place. The second
-    differentiates that twice: exact, not fast.
+    gradients of the arguments at the places ``differentiable``; of those that ``output_mask`` leaves out, an
+    empty tensor. The second differentiates ``reference_impl`` twice: exact, not fast.
+
+    Args:
+        tensors: the backward's first arguments after ``grad_output`` are so many tensors.
+        recomputed: the places of arguments that the backward does not take.
+        restore: the operator's arguments, from ``grad_output`` and those that the backward takes.
+        grad_input_in_order: the first gradient, summed in one order, from the backward's arguments. On CUDA
+            the kernel adds it up atomically. By default ``reference_impl`` is differentiated.
+        has_order: the backward operator itself sums in one order where that is asked for.
+        keeps_format: the first gradient has the memory format of its argument; else it is contiguous.
     """
     backward_operator = getattr(torch.ops.dcnzoo, f"_{name}_backward").default
 
-    def of_differentiable(saved, arguments):
-        def forward(*inputs):
-            given = list(saved)
-            for place, tensor in zip(differentiable, inputs, strict=True):
-                given[place] = tensor
-            return in_plain_torch(*given, *arguments)
-
-        return forward
+    @torch.library.register_fake(f"dcnzoo::_{name}_backward")
+    def _(grad_output, *arguments):
+        *saved, wanted = arguments
+        given = restore(grad_output, *saved)
+        gradients = [
+            torch.empty_like(given[place], memory_format=torch.contiguous_format)
+            if is_wanted and given[place] is not None
+            else given[0].new_empty(0)
+            for place, is_wanted in zip(differentiable, wanted, strict=True)
+        ]
+        if keeps_format and wanted[0]:
+            gradients[0] = gradients[0].to(memory_format=memory_format(given[differentiable[0]]))
+        return tuple(gradients)
 
     def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(*inputs[:tensors])
-        ctx.arguments = inputs[tensors:]
+        saved = [argument for i, argument in enumerate(inputs) if i not in recomputed]
+        ctx.save_for_backward(*saved[:tensors])
+        ctx.arguments = saved[tensors:]
 
     def first_backward(ctx, grad_output):
         wanted = [ctx.needs_input_grad[place] for place in differentiable]
-        # the kernel adds atomically, torch's gather in one order
-        in_order = wanted[0] and needs_order(grad_output)
         saved = ctx.saved_tensors  # once: torch.utils.checkpoint refuses a second time
-        if in_order or in_forward_mode(grad_output, *saved):
-            forward = of_differentiable(saved, ctx.arguments)
-            gradients = gradients_in_plain_torch(forward, grad_output, [saved[i] for i in differentiable])
+        in_order = wanted[0] and not has_order and _deterministic.deterministic(grad_output)
+        if in_forward_mode(grad_output, *saved) or (in_order and grad_input_in_order is None):
+            arguments = restore(grad_output, *saved, *ctx.arguments)
+            gradients = reference_gradients(reference_impl, grad_output, arguments, differentiable)
         else:
-            gradients = backward_operator(grad_output, *saved, *ctx.arguments, wanted)
-        results = [None] * (tensors + len(ctx.arguments))
+            arguments = (grad_output, *saved, *ctx.arguments)
+            gradients = backward_operator(*arguments, [wanted[0] and not in_order, *wanted[1:]])
+            if in_order:
+                gradients = (grad_input_in_order(*arguments), *gradients[1:])
+        results = [None] * len(ctx.needs_input_grad[:-1])
         for place, gradient, is_wanted in zip(differentiable, gradients, wanted, strict=True):
             results[place] = gradient if is_wanted else None
         return tuple(results)
@@ -188,14 +207,21 @@ def register_derivatives(
 
     def second_backward(ctx, *grads):
         grad_output, *saved = ctx.saved_tensors
-        forward = of_differentiable(saved, ctx.arguments)
-        of_grad_output, *of_inputs = differentiate_twice(
-            forward, grad_output, [saved[place] for place in differentiable], ctx.wanted, grads
-        )
+        arguments = restore(grad_output, *saved, *ctx.arguments)
+        forward, given, inputs = _of_tensors(reference_impl, arguments, differentiable)
+        chosen = {place: grad for place, grad, w in zip(differentiable, grads, ctx.wanted, strict=True) if w}
+
+        def backward(grad_output: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+            gradients = dict(zip(given, torch.func.vjp(forward, *inputs)[1](grad_output), strict=True))
+            return tuple(gradients[place] for place in chosen)
+
+        pull = torch.func.vjp(backward, grad_output, *inputs)[1]
+        of_grad_output, *of_inputs = pull(tuple(chosen.values()))
         results = [of_grad_output] + [None] * (tensors + len(ctx.arguments) + 1)
-        for place, gradient in zip(differentiable, of_inputs, strict=True):
-            results[place + 1] = gradient
+        for place, gradient in zip(given, of_inputs, strict=True):
+            if place < tensors:  # else it is recomputed: the backward does not take it
+                results[place + 1] = gradient
         return tuple(results)
 
-    register_autograd(name, setup_context, first_backward, in_plain_torch)
+    register_autograd(name, setup_context, first_backward, reference_impl)
     register_autograd(f"_{name}_backward", setup_backward_context, second_backward)

@@ -6,17 +6,18 @@ The choice is made below the dispatcher: whoever calls or compiles the operator 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import warnings
 from collections.abc import Callable, Iterator
 from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from . import _library
-from ._deterministic import grad_input_in_order, needs_order
+from . import _deterministic, _library
 from ._errors import raise_out_of_memory
 from ._torch_private import all_operator_names, has_kernel
 
@@ -30,18 +31,26 @@ def _valid(name: str) -> str:
     return name
 
 
-choice = _valid(os.environ.get("DCNZOO_BACKEND", "auto"))
+backend = _valid(os.environ.get("DCNZOO_BACKEND", "auto"))
+
+
+def use(name: str) -> None:
+    """The GPU's operators take this backend from now on: for benchmarks. Not ``reference``."""
+    global backend
+    backend = _valid(name)
+    if backend == "fused" and "cuda" in _library.loaded:
+        _replace(_FORWARD, "CUDA", None)
 
 
 @contextlib.contextmanager
 def using(name: str) -> Iterator[None]:
-    """Within it the GPU's operators take this backend: for tests and benchmarks. Not ``reference``."""
-    global choice
-    before, choice = choice, _valid(name)
+    """Within it the GPU's operators take this backend: for tests. Not ``reference``."""
+    before = backend
+    use(name)
     try:
         yield
     finally:
-        choice = before
+        use(before)
 
 
 @cache
@@ -65,39 +74,39 @@ def _problem(arguments: tuple):
     Args:
         arguments: those of ``dcnzoo::deform_conv``, and the output's gradient if there is one.
     """
-    if choice not in ("auto", "fused"):
+    if backend not in ("auto", "fused"):
         return None
     fused = _fused()
     if fused is None:
-        if choice == "auto":
+        if backend == "auto":
             return None
         raise RuntimeError("DCNZOO_BACKEND=fused: expected Triton, found none: pip install triton")
     input, weight, offset, mask, _bias, *geometry = arguments[:9]
     if input.device.type == "cpu" and not fused.INTERPRETED:
         return None
     problem = fused.Problem(input, weight, offset, mask, *geometry, _tf32())
-    if choice == "auto" and not problem.is_faster():
+    if backend == "auto" and not problem.is_faster():
         return None
     torch.ops.dcnzoo._check_deform_conv(*arguments)
     return problem if problem.fits() else None
 
 
-def _forward(otherwise: Callable, *arguments) -> Tensor:
+def _forward(fallback: Callable, *arguments) -> Tensor:
     problem = _problem((*arguments, None))
     if problem is None:
-        return otherwise(*arguments)
+        return fallback(*arguments)
     return _fused().forward(problem, bias=arguments[4])
 
 
-def _backward(otherwise: Callable, grad_output: Tensor, *arguments) -> tuple[Tensor, ...]:
+def _backward(fallback: Callable, grad_output: Tensor, *arguments) -> tuple[Tensor, ...]:
     *inputs, wanted = arguments
-    if wanted[0] and needs_order(grad_output):  # every kernel adds this gradient up atomically
+    if wanted[0] and _deterministic.deterministic(grad_output):  # every kernel adds it up atomically
         torch.ops.dcnzoo._check_deform_conv(*inputs[:4], None, *inputs[4:], grad_output)
-        _, *others = _backward(otherwise, grad_output, *inputs, [False, *wanted[1:]])
-        return grad_input_in_order(grad_output, *inputs[:-1]), *others
+        _, *others = _backward(fallback, grad_output, *inputs, [False, *wanted[1:]])
+        return _deterministic.grad_input_in_order(grad_output, *inputs[:-1]), *others
     problem = _problem((*inputs[:4], None, *inputs[4:], grad_output))
     if problem is None:
-        return otherwise(grad_output, *arguments)
+        return fallback(grad_output, *arguments)
     fused, none = _fused(), grad_output.new_empty(0)
     results = [none] * 5
     if wanted[1]:
@@ -111,7 +120,8 @@ def _backward(otherwise: Callable, grad_output: Tensor, *arguments) -> tuple[Ten
     return tuple(results)
 
 
-_CHOOSERS: dict[str, Callable] = {"dcnzoo::deform_conv": _forward, "dcnzoo::_deform_conv_backward": _backward}
+_FORWARD = "dcnzoo::deform_conv"
+_CHOOSERS: dict[str, Callable] = {_FORWARD: _forward, "dcnzoo::_deform_conv_backward": _backward}
 _implementations = torch.library.Library("dcnzoo", "IMPL")
 
 
@@ -125,32 +135,46 @@ def missing(name: str, problem: str) -> str:
 def register(key: str, problem: str | None = None) -> None:
     """Let a device's operators choose among backends, and say why those without a kernel have none.
 
+    Every call of an operator that chooses pays for it. The backward chooses always: torch does not tell
+    when deterministic sums are asked for. The forward does where a fused kernel may run.
+
     Args:
         problem: why kernels are missing.
     """
     for name in all_operator_names():
         if not name.startswith("dcnzoo::") or has_kernel(name, "CompositeExplicitAutograd"):
             continue
-        compiled = torch.library.get_kernel(name, key) if has_kernel(name, key) else None
-        chooser = _CHOOSERS.get(name)
-        if chooser is None and compiled is not None:
-            continue
-        kernel = _kernel(name, chooser, compiled, problem)
-        override(name.removeprefix("dcnzoo::"), kernel, key, with_keyset=True)
+        chooses = name in _CHOOSERS and (name != _FORWARD or _fused_may_run())
+        if chooses or not has_kernel(name, key):
+            _replace(name, key, problem)
 
 
-def use_reference(name: str, in_plain_torch: Callable, below_autograd: Callable) -> None:
+def _fused_may_run() -> bool:
+    """Whether fused kernels are asked for, or the table lists some as faster. Does not import Triton."""
+    table = json.loads((Path(__file__).parent / "fused" / "configs.json").read_text())
+    return backend == "fused" or any(entry["auto"] for entry in table.values())
+
+
+@cache
+def _replace(name: str, key: str, problem: str | None) -> None:
+    """Puts the choice among backends in the place of an operator's kernel, or the reason why it has none."""
+    compiled = torch.library.get_kernel(name, key) if has_kernel(name, key) else None
+    kernel = _kernel(name, _CHOOSERS.get(name), compiled, problem)
+    override(name.removeprefix("dcnzoo::"), kernel, key, with_keyset=True)
+
+
+def use_reference(name: str, reference_impl: Callable, below_autograd: Callable) -> None:
     """Runs the reference in the place of the kernels. Where there are any, they check the arguments."""
 
     def autograd(keys, *arguments):
         below_autograd(*arguments, keys)
-        return in_plain_torch(*arguments)
+        return reference_impl(*arguments)
 
     def below(compiled):
         def kernel(keys, *arguments):
             if compiled is not None:
                 compiled.call_boxed(keys, *arguments)
-            return in_plain_torch(*arguments)
+            return reference_impl(*arguments)
 
         return kernel
 
@@ -171,7 +195,7 @@ def override(name: str, kernel: Callable, key: str, with_keyset: bool = False) -
 
 def _kernel(name: str, chooser: Callable | None, compiled, problem: str | None) -> Callable:
     def kernel(keys, *arguments):
-        def otherwise(*arguments):
+        def fallback(*arguments):
             if compiled is None:
                 raise RuntimeError(missing(name, problem))
             try:
@@ -180,7 +204,7 @@ def _kernel(name: str, chooser: Callable | None, compiled, problem: str | None) 
                 raise_out_of_memory(error)
                 raise
 
-        return otherwise(*arguments) if chooser is None else chooser(otherwise, *arguments)
+        return fallback(*arguments) if chooser is None else chooser(fallback, *arguments)
 
     return kernel
 
@@ -190,5 +214,5 @@ if _library.has_ops():
         register("CUDA", _library.problems.get("cuda"))
     if torch.version.xpu is not None:
         register("XPU", "there are some for CUDA alone")
-    if choice == "fused":  # in Triton's interpreter; else the compiled kernels run
+    if backend == "fused":  # in Triton's interpreter; else the compiled kernels run
         register("CPU")

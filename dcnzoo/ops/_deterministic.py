@@ -12,7 +12,7 @@ from . import reference
 from ._arguments import memory_format
 
 
-def needs_order(tensor: Tensor) -> bool:
+def deterministic(tensor: Tensor) -> bool:
     """Whether sums are to have one order, on a device where the kernels' have not."""
     return tensor.device.type not in ("cpu", "meta") and torch.are_deterministic_algorithms_enabled()
 
@@ -95,7 +95,7 @@ def pooling_grad_input_in_order(
         if offset is not None:
             reach = gamma * torch.where(length.isfinite(), length, torch.zeros_like(length))
             origin = origin + reach.view(-1, 1, 1) * offset[:, 1 - axis].to(wide)
-        valid = origin.isfinite() & one.isfinite() & (samples > 0) & (samples <= _MOST_SAMPLES)
+        valid = origin.isfinite() & one.isfinite() & (samples > 0) & (samples <= reference.MOST_SAMPLES)
         place = torch.arange(bins[axis], device=rois.device, dtype=wide)
         origin = origin + place.view((-1, 1) if axis == 0 else (1, -1)) * one
         values = (origin, one.expand_as(origin), samples.expand_as(origin))
@@ -123,7 +123,6 @@ def pooling_grad_input_in_order(
     return grad_input.to(grad_output.dtype)
 
 
-_MOST_SAMPLES = 1 << 22  # of a bin along an axis, as in ops/common/roi_math.h
 _MOST_PLACES = 1 << 24  # bins · pixels at a time: 64 MiB of float32
 
 

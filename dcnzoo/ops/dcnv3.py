@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,7 @@ from . import _library, reference  # noqa: F401  (_library registers the operato
 from ._arguments import Int2, check_tensors, pair
 from ._autocast import register_autocast
 from ._autograd import register_derivatives
+from ._flops import PER_SAMPLE, count_flops
 from ._vmap import register_vmap
 
 
@@ -78,15 +81,25 @@ def _(input, offset, mask, *geometry):
     return input.new_empty((*offset.shape[:3], input.shape[3]))
 
 
-@torch.library.register_fake("dcnzoo::_dcnv3_backward")
-def _(grad_output, input, offset, mask, *arguments):
-    *_, wanted = arguments
-    return tuple(
-        t.new_empty(t.shape if want else 0) for t, want in zip((input, offset, mask), wanted, strict=True)
-    )
-
-
 register_derivatives("dcnv3", 3, (0, 1, 2), reference.dcnv3)
 register_vmap("dcnv3", "mmm", "m")
 register_vmap("_dcnv3_backward", "mmmm", "mmm")
 register_autocast("dcnv3", fields=(1, 2))
+
+
+@count_flops("dcnv3")
+def _(
+    input: list[int],  # [N, H, W, C]
+    offset: list[int],
+    mask: list[int],
+    kernel_size: list[int],
+    *args: object,
+    out_shape: list[int],  # [N, oH, oW, C]
+    **kwargs: object,
+) -> int:
+    return aggregation_flops(out_shape, kernel_size, remove_center=bool(args[-1]))
+
+
+def aggregation_flops(out_shape: list[int], kernel_size: list[int], remove_center: bool) -> int:
+    """The samples, and their product with the mask: ten operations for each channel and tap."""
+    return (PER_SAMPLE + 2) * prod(out_shape) * (prod(kernel_size) - remove_center)

@@ -9,7 +9,9 @@ from . import _library, reference  # noqa: F401  (_library registers the operato
 from ._arguments import Int2, check_tensors, pair
 from ._autocast import register_autocast
 from ._autograd import register_derivatives
+from ._flops import count_flops
 from ._vmap import register_vmap
+from .dcnv3 import aggregation_flops
 
 
 def dcnv4(
@@ -63,15 +65,19 @@ def _(input, offset_mask, *geometry):
     return input.new_empty((*offset_mask.shape[:3], input.shape[3]))
 
 
-@torch.library.register_fake("dcnzoo::_dcnv4_backward")
-def _(grad_output, input, offset_mask, *arguments):
-    *_, wanted = arguments
-    return tuple(
-        t.new_empty(t.shape if want else 0) for t, want in zip((input, offset_mask), wanted, strict=True)
-    )
-
-
 register_derivatives("dcnv4", 2, (0, 1), reference.dcnv4)
 register_vmap("dcnv4", "mm", "m")
 register_vmap("_dcnv4_backward", "mmm", "mm")
 register_autocast("dcnv4", fields=(1,))
+
+
+@count_flops("dcnv4")
+def _(
+    input: list[int],  # [N, H, W, C]
+    offset_mask: list[int],
+    kernel_size: list[int],
+    *args: object,
+    out_shape: list[int],  # [N, oH, oW, C]
+    **kwargs: object,
+) -> int:
+    return aggregation_flops(out_shape, kernel_size, remove_center=bool(args[-1]))

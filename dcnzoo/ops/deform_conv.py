@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from math import prod
 
 import torch
 import torch.nn.functional as F
@@ -21,10 +21,9 @@ from ._arguments import (
     triple,
 )
 from ._autocast import register_autocast
-from ._autograd import gradients_in_plain_torch, in_forward_mode, register_autograd
+from ._autograd import register_derivatives
+from ._flops import PER_SAMPLE, count_flops
 from ._vmap import register_vmap
-
-_backward = torch.ops.dcnzoo._deform_conv_backward.default
 
 
 def deform_conv1d(
@@ -190,118 +189,44 @@ def _(input, weight, offset, mask, bias, stride, padding, dilation, groups, im2c
     return input.new_empty(shape).to(memory_format=memory_format(input))
 
 
-@torch.library.register_fake("dcnzoo::_deform_conv_backward")
-def _(
-    grad_output,
-    input,
-    weight,
-    offset,
-    mask,
-    stride,
-    padding,
-    dilation,
-    groups,
-    im2col_step,
-    output_mask,
-):
-    def gradient(index: int, like: Tensor | None) -> Tensor:
-        if like is None or not output_mask[index]:
-            return input.new_empty(0)
-        return torch.empty_like(like, memory_format=torch.contiguous_format)
-
-    bias = weight.new_empty(weight.shape[0])
-    grad_input = gradient(0, input)
-    if output_mask[0]:
-        grad_input = grad_input.to(memory_format=memory_format(input))
-    return (
-        grad_input,
-        gradient(1, weight),
-        gradient(2, offset),
-        gradient(3, mask),
-        gradient(4, bias),
-    )
-
-
-def _setup_context(ctx, inputs, output):
-    ctx.save_for_backward(*inputs[:4])
-    ctx.arguments = inputs[5:]
-
-
-def _first_backward(ctx, grad_output):
-    wanted = list(ctx.needs_input_grad[:5])
-    tensors = ctx.saved_tensors  # once: torch.utils.checkpoint refuses a second time
-    if in_forward_mode(grad_output, *tensors):
-        gradients = deform_conv_gradients(grad_output, tensors, ctx.arguments)
-    else:
-        gradients = _backward(grad_output, *tensors, *ctx.arguments, wanted)
-    return *(g if w else None for g, w in zip(gradients, wanted, strict=True)), *[None] * len(ctx.arguments)
-
-
-def deform_conv_gradients(
-    grad_output: Tensor, tensors: Sequence[Tensor | None], arguments: Sequence
-) -> list[Tensor | None]:
-    """Of input, weight, offset, mask and bias, in plain PyTorch: differentiable in forward mode."""
-    *geometry, _im2col_step = arguments
-    tensors = (*tensors, grad_output.new_zeros(grad_output.shape[1]))  # a bias
-    given = {i: t for i, t in enumerate(tensors) if t is not None}
-
-    def forward(*inputs):
-        every = list(tensors)
-        for i, tensor in zip(given, inputs, strict=True):
-            every[i] = tensor
-        return reference.deform_conv(*every, *geometry)
-
-    gradients: list[Tensor | None] = [None] * 5
-    inputs = list(given.values())
-    for i, gradient in zip(given, gradients_in_plain_torch(forward, grad_output, inputs), strict=True):
-        gradients[i] = gradient
-    return gradients
-
-
-def _in_plain_torch(*arguments):
-    if _backend.choice == "reference":  # else it runs where the operator has checked
+def _reference(*arguments):
+    if _backend.backend == "reference":  # else it runs where the operator has checked
         torch.ops.dcnzoo._check_deform_conv(*arguments, None)
     *arguments, _im2col_step = arguments
     return reference.deform_conv(*arguments)
 
 
-register_autograd("deform_conv", _setup_context, _first_backward, _in_plain_torch)
+def _with_bias(grad_output, input, weight, offset, mask, *geometry):
+    """The arguments of the operator: its result is linear in the bias, so that any does."""
+    return input, weight, offset, mask, grad_output.new_zeros(grad_output.shape[1]), *geometry
 
 
-def _setup_backward_context(ctx, inputs, output):
-    ctx.save_for_backward(*inputs[:5])
-    *ctx.geometry, _im2col_step, ctx.output_mask = inputs[5:]
-
-
-def _second_backward(ctx, *grads):
-    """Gradients of the gradients, by differentiating the reference twice: exact, not fast."""
-    grad_output, *tensors = ctx.saved_tensors
-    bias = grad_output.new_zeros(grad_output.shape[1])
-    names = ("input", "weight", "offset", "mask", "bias")
-    inputs = {n: t for n, t in zip(names, (*tensors, bias), strict=True) if t is not None}
-    grads = {n: g for n, g, wanted in zip(names, grads, ctx.output_mask, strict=True) if wanted}
-
-    def forward(inputs: dict[str, Tensor]) -> Tensor:
-        return reference.deform_conv(
-            inputs["input"],
-            inputs["weight"],
-            inputs.get("offset"),
-            inputs.get("mask"),
-            inputs["bias"],
-            *ctx.geometry,
-        )
-
-    def backward(grad_output: Tensor, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        wanted = {name: inputs[name] for name in grads}
-        pull = torch.func.vjp(lambda wanted: forward({**inputs, **wanted}), wanted)[1]
-        return pull(grad_output)[0]
-
-    _, pull = torch.func.vjp(backward, grad_output, inputs)
-    of_grad_output, of_inputs = pull(grads)
-    return of_grad_output, *(of_inputs.get(name) for name in names[:4]), *[None] * 6
-
-
-register_autograd("_deform_conv_backward", _setup_backward_context, _second_backward)
+register_derivatives(
+    "deform_conv",
+    4,
+    (0, 1, 2, 3, 4),
+    _reference,
+    recomputed=(4,),
+    restore=_with_bias,
+    has_order=True,  # see _backend.py
+    keeps_format=True,
+)
 register_vmap("deform_conv", "mwmmw", "m", groups=8)
 register_vmap("_deform_conv_backward", "mmwmm", "mwmmw", groups=8)
 register_autocast("deform_conv")
+
+
+@count_flops("deform_conv")
+def _(
+    input: list[int],  # [N, C, *size]
+    weight: list[int],  # [O, C / groups, *kernel]
+    offset: list[int] | None,
+    *args: object,
+    out_shape: list[int],  # [N, O, *out]
+    **kwargs: object,
+) -> int:
+    """The convolution's, as of an ordinary one, and the samples' where there are offsets."""
+    positions = out_shape[0] * prod(out_shape[2:])
+    convolution = 2 * positions * prod(weight)
+    samples = positions * input[1] * prod(weight[2:]) if offset is not None else 0
+    return convolution + PER_SAMPLE * samples

@@ -23,9 +23,8 @@ from ._arguments import (
     triple,
 )
 from ._autocast import register_autocast
-from ._autograd import in_forward_mode, register_autograd
+from ._autograd import in_forward_mode, reference_gradients, register_autograd
 from ._vmap import register_vmap
-from .deform_conv import deform_conv_gradients
 
 _deform_conv = torch.ops.dcnzoo.deform_conv.default
 _deform_conv_backward = torch.ops.dcnzoo._deform_conv_backward.default
@@ -276,7 +275,8 @@ def _backward(ctx, grad_output):
         grad_input = _deform_conv(grad_output, weight, offset, mask, None, *ctx.arguments)
     if any(wanted[1:4]):
         if in_forward_mode(grad_output, input, weight, offset, mask):
-            gradients = deform_conv_gradients(input, (grad_output, weight, offset, mask), ctx.arguments)
+            arguments = (grad_output, weight, offset, mask, None, *ctx.arguments[:-1])
+            gradients = [None, *reference_gradients(reference.deform_conv, input, arguments, (1, 2, 3))]
         else:
             gradients = _deform_conv_backward(
                 input, grad_output, weight, offset, mask, *ctx.arguments, [False, *wanted[1:4], False]
@@ -292,11 +292,11 @@ def _backward(ctx, grad_output):
     return grad_input, grad_weight, grad_offset, grad_mask, grad_bias, *[None] * 6
 
 
-def _in_plain_torch(*arguments):
+def _reference(*arguments):
     *arguments, _im2col_step = arguments
     return reference.deform_conv_transpose(*arguments)
 
 
-register_autograd("deform_conv_transpose", _setup_context, _backward, _in_plain_torch)
+register_autograd("deform_conv_transpose", _setup_context, _backward, _reference)
 register_vmap("deform_conv_transpose", "mwmmw", "m", groups=9)
 register_autocast("deform_conv_transpose")

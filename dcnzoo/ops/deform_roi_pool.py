@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import _library, reference  # noqa: F401  (_library registers the operators)
+from . import _deterministic, _library, reference  # noqa: F401  (_library registers the operators)
 from ._arguments import Int2
-from ._autograd import differentiate_twice, gradients_in_plain_torch, in_forward_mode, register_autograd
-from ._deterministic import needs_order, pooling_grad_input_in_order
+from ._autograd import register_derivatives
 from ._vmap import fold, fold_rois, unfold
 from .roi_align import bins, roi_align
 
@@ -65,66 +64,29 @@ def _(input, rois, offset, output_h, output_w, spatial_scale, sampling_ratio, ga
     return input.new_empty((rois.shape[0], input.shape[1], output_h, output_w))
 
 
-@torch.library.register_fake("dcnzoo::_deform_roi_pool_backward")
-def _(grad_output, input, rois, offset, spatial_scale, sampling_ratio, gamma, output_mask):
-    sizes = (
-        tensor.shape if wanted else 0 for tensor, wanted in zip((input, offset), output_mask, strict=True)
-    )
-    return tuple(tensor.new_empty(size) for tensor, size in zip((input, offset), sizes, strict=True))
-
-
-def _setup_context(ctx, inputs, output):
-    ctx.save_for_backward(*inputs[:3])
-    ctx.sampling = inputs[5:]
-
-
-def _first_backward(ctx, grad_output):
-    wanted = [ctx.needs_input_grad[0], ctx.needs_input_grad[2]]
-    input, rois, offset = ctx.saved_tensors  # once: torch.utils.checkpoint refuses a second time
-    if in_forward_mode(grad_output, input, rois, offset):
-        forward = _of_input_and_offset(rois, grad_output.shape[2:], ctx.sampling)
-        grad_input, grad_offset = gradients_in_plain_torch(forward, grad_output, (input, offset))
-        return grad_input, None, grad_offset, *[None] * 5
-    in_order = wanted[0] and needs_order(grad_output)  # the kernel adds atomically
-    gradients = torch.ops.dcnzoo._deform_roi_pool_backward(
-        grad_output, input, rois, offset, *ctx.sampling, [wanted[0] and not in_order, wanted[1]]
-    )
-    grad_input, grad_offset = (g if w else None for g, w in zip(gradients, wanted, strict=True))
-    if in_order:
-        spatial_scale, sampling_ratio, gamma = ctx.sampling
-        grad_input = pooling_grad_input_in_order(
-            grad_output, input.shape, rois, offset, spatial_scale, sampling_ratio, True, gamma
-        )
-    return grad_input, None, grad_offset, *[None] * 5
-
-
-def _of_input_and_offset(rois, size, sampling):
-    return lambda input, offset: reference.deform_roi_pool(input, rois, offset, size, *sampling)
-
-
-def _in_plain_torch(input, rois, offset, output_h, output_w, *sampling):
+def _reference(input, rois, offset, output_h, output_w, *sampling):
     return reference.deform_roi_pool(input, rois, offset, (output_h, output_w), *sampling)
 
 
-register_autograd("deform_roi_pool", _setup_context, _first_backward, _in_plain_torch)
+def _with_output_size(grad_output, input, rois, offset, *sampling):
+    return input, rois, offset, *grad_output.shape[2:], *sampling
 
 
-def _setup_backward_context(ctx, inputs, output):
-    ctx.save_for_backward(*inputs[:4])
-    *ctx.sampling, ctx.output_mask = inputs[4:]
-
-
-def _second_backward(ctx, *grads):
-    """Gradients of the gradients, by differentiating the reference twice: exact, not fast."""
-    grad_output, input, rois, offset = ctx.saved_tensors
-    forward = _of_input_and_offset(rois, grad_output.shape[2:], ctx.sampling)
-    of_grad_output, of_input, of_offset = differentiate_twice(
-        forward, grad_output, (input, offset), ctx.output_mask, grads
+def _grad_input_in_order(grad_output, input, rois, offset, spatial_scale, sampling_ratio, gamma):
+    return _deterministic.pooling_grad_input_in_order(
+        grad_output, input.shape, rois, offset, spatial_scale, sampling_ratio, True, gamma
     )
-    return of_grad_output, of_input, None, of_offset, *[None] * 4
 
 
-register_autograd("_deform_roi_pool_backward", _setup_backward_context, _second_backward)
+register_derivatives(
+    "deform_roi_pool",
+    3,
+    (0, 2),
+    _reference,
+    recomputed=(3, 4),
+    restore=_with_output_size,
+    grad_input_in_order=_grad_input_in_order,
+)
 
 
 @torch.library.register_vmap("dcnzoo::deform_roi_pool")

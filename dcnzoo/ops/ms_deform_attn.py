@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,7 @@ from . import _library, reference  # noqa: F401  (_library registers the operato
 from ._arguments import check_tensors, is_traced
 from ._autocast import register_autocast
 from ._autograd import register_derivatives
+from ._flops import PER_SAMPLE, count_flops
 from ._vmap import register_vmap
 
 
@@ -103,15 +106,20 @@ def _(value, spatial_shapes, level_start_index, sampling_locations, attention_we
     return value.new_empty((value.shape[0], sampling_locations.shape[1], value.shape[2] * value.shape[3]))
 
 
-@torch.library.register_fake("dcnzoo::_ms_deform_attn_backward")
-def _(
-    grad_output, value, spatial_shapes, level_start_index, sampling_locations, attention_weights, output_mask
-):
-    tensors = (value, sampling_locations, attention_weights)
-    return tuple(t.new_empty(t.shape if want else 0) for t, want in zip(tensors, output_mask, strict=True))
-
-
 register_derivatives("ms_deform_attn", 5, (0, 3, 4), reference.ms_deform_attn)
 register_vmap("ms_deform_attn", "mssmm", "m")
 register_vmap("_ms_deform_attn_backward", "mmssmm", "mmm")
 register_autocast("ms_deform_attn", fields=(3, 4))
+
+
+@count_flops("ms_deform_attn")
+def _(
+    value: list[int],  # [N, S, heads, D]
+    spatial_shapes: list[int],
+    level_start_index: list[int],
+    sampling_locations: list[int],
+    attention_weights: list[int],  # [N, Q, heads, L, P]
+    *args: object,
+    **kwargs: object,
+) -> int:
+    return (PER_SAMPLE + 2) * prod(attention_weights) * value[3]

@@ -15,6 +15,9 @@ from torch import Tensor
 
 from dcnzoo.ops.geometry import aggregation_points, sampling_points
 
+# Samples of a bin along an axis, as in ops/common/roi_math.h: a RoI that needs more gives zeros.
+MOST_SAMPLES = 1 << 22
+
 
 def corners(points: Tensor, size: Sequence[int]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """The 2^rank pixels around each point: ``(flat index, weight, valid)``, each ``(B, P)``.
@@ -190,7 +193,10 @@ def deform_roi_pool(
         low, high = roi[1:].view(2, 2).flip(1) * spatial_scale - 0.5  # (y, x) each
         length = high - low
         samples = [sampling_ratio] * 2 if sampling_ratio > 0 else (length / length.new_tensor(bins)).ceil()
-        if sampling_ratio <= 0 and (not length.isfinite().all() or min(samples) <= 0):
+        sampled = sampling_ratio > 0 or (
+            length.isfinite().all() and min(samples) > 0 and max(samples) <= MOST_SAMPLES
+        )
+        if not sampled:
             pooled.append(feature.new_zeros(1, input.shape[1], *bins))
             continue
         # in vmap it is not known which sizes are finite; a RoI outside the map is zero too
@@ -203,7 +209,9 @@ def deform_roi_pool(
             bin = torch.arange(bins[axis], device=input.device, dtype=accumulate)
             grid = low[axis] + (bin[:, None] + sample) * length[axis] / bins[axis]  # (bins, samples)
             grid = grid[:, None, :, None] if axis == 0 else grid[None, :, None, :]
-            moved = gamma * length[axis] * shift[1 - axis]
+            reach = gamma * length[axis]
+            moved = reach * shift[1 - axis]
+            moved = torch.where(reach != 0, moved, moved.detach())  # Inf has no gradient through 0
             points.append(grid + moved[..., None, None])
         values = sample_clamped(feature[roi[:1].long()][0], *points)  # (C, oH, oW, samples y, samples x)
         pooled.append(values.mean((-2, -1))[None])
@@ -218,25 +226,25 @@ def sample_clamped(feature: Tensor, y: Tensor, x: Tensor) -> Tensor:
         y, x: coordinates in pixels, of shapes that broadcast.
 
     Returns:
-        ``(C, *shape)``. Up to one pixel outside the map the border pixel is read. A point further out is
-        zero, and so is one that is NaN: neither passes a gradient.
+        ``(C, *shape)``. Up to one pixel outside the map the border pixel, alone, is read. A point further out
+        is zero, and so is one that is NaN: neither passes a gradient.
     """
-    inside = torch.ones_like(y + x, dtype=torch.bool)
-    corners = []
+    axes = []
     for point, size in ((y, feature.shape[1]), (x, feature.shape[2])):
         on_axis = (point >= -1) & (point <= size)  # NaN compares false
-        inside = inside & on_axis
-        point = torch.where(on_axis, point, torch.zeros_like(point)).clamp(0, size - 1)
-        low = point.detach().floor()
+        between = (point >= 0) & (point < size - 1)  # the centres of two pixels
+        low = torch.where(on_axis, point.detach(), torch.zeros_like(point)).clamp(0, size - 1).floor()
+        fraction = torch.where(between, point - low, torch.zeros_like(point))
         high = (low + 1).clamp(max=size - 1)
-        corners.append([(low.long(), 1 - (point - low)), (high.long(), point - low)])
-    values = feature.new_zeros(feature.shape[0], *inside.shape)
-    for row, row_weight in corners[0]:
-        for column, column_weight in corners[1]:
-            pixels = feature[:, row, column]
-            # nor has what is outside a gradient, be a pixel Inf
-            pixels = torch.where(inside, pixels, torch.zeros_like(pixels))
-            values = values + pixels * (row_weight * column_weight)
+        axes.append([(low.long(), 1 - fraction, on_axis), (high.long(), fraction, between)])
+    values = feature.new_zeros(feature.shape[0], *(y + x).shape)
+    for row, row_weight, row_read in axes[0]:
+        for column, column_weight, column_read in axes[1]:
+            pixels, weight = feature[:, row, column], row_weight * column_weight
+            # what is not read has no gradient, be it Inf, nor has its weight
+            read = row_read & column_read
+            pixels = torch.where(read, pixels, torch.zeros_like(pixels))
+            values = values + pixels * torch.where(read, weight, torch.zeros_like(weight))
     return values
 
 

@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 from torch.autograd.forward_ad import make_dual
 
-from . import _library  # noqa: F401  (registers the operators)
+from . import _deterministic, _library  # noqa: F401  (_library registers the operators)
 from ._arguments import Int2, pair, shape_text
 from ._autograd import primal, register_autograd, tangent
-from ._deterministic import needs_order, pooling_grad_input_in_order
 from ._vmap import fold, fold_rois, unfold
 
 _MAX, _AVG = 0, 1
@@ -91,8 +90,9 @@ def _setup_context(ctx, inputs, output):
 
 
 def _autograd_backward(ctx, grad_output, _grad_argmax_y, _grad_argmax_x):
-    # the kernel adds atomically
-    backward = _grad_input_in_order if needs_order(grad_output) else torch.ops.dcnzoo._roi_align_backward
+    backward = torch.ops.dcnzoo._roi_align_backward
+    if _deterministic.deterministic(grad_output):  # the kernel adds atomically
+        backward = _grad_input_in_order
     return backward(grad_output, *ctx.saved_tensors, ctx.input_size, *ctx.arguments), *[None] * 7
 
 
@@ -100,7 +100,7 @@ def _grad_input_in_order(
     grad_output, rois, argmax_y, argmax_x, input_size, spatial_scale, sampling_ratio, pool_mode, aligned
 ):
     if pool_mode != _MAX:
-        return pooling_grad_input_in_order(
+        return _deterministic.pooling_grad_input_in_order(
             grad_output, input_size, rois, None, spatial_scale, sampling_ratio, aligned
         )
     maps = argmax_y.new_zeros(input_size)  # reading them turns into torch's index_put_, which has an order
@@ -150,17 +150,19 @@ def _at_maxima(
     inside = (y >= -1) & (y <= height) & (x >= -1) & (x <= width)
     image = rois[:, 0].long().clamp(0, batch - 1).view(-1, 1, 1, 1)
     channel = torch.arange(channels, device=maps.device).view(-1, 1, 1)
-    y, x = y.clamp(0, height - 1), x.clamp(0, width - 1)
-    top, left = y.floor(), x.floor()
-    rows = ((top, 1 - (y - top)), ((top + 1).clamp(max=height - 1), y - top))
-    columns = ((left, 1 - (x - left)), ((left + 1).clamp(max=width - 1), x - left))
-    values = sum(
-        maps[image, channel, row.long(), column.long()] * (row_weight * column_weight)
-        for row, row_weight in rows
-        for column, column_weight in columns
-    )
-    # mypy: the sum of no tensors would be an int
-    return torch.where(inside, values, torch.zeros_like(values)).to(maps.dtype)  # type: ignore[arg-type]
+    axes = []
+    for point, size in ((y, height), (x, width)):
+        between = (point >= 0) & (point < size - 1)  # the centres of two pixels
+        low = point.clamp(0, size - 1).floor()
+        high, fraction = (low + 1).clamp(max=size - 1), torch.where(between, point - low, 0.0)
+        axes.append([(low.long(), 1 - fraction, inside), (high.long(), fraction, inside & between)])
+    values = torch.zeros_like(y)
+    for row, row_weight, row_read in axes[0]:
+        for column, column_weight, column_read in axes[1]:
+            pixels = maps[image, channel, row, column]
+            pixels = torch.where(row_read & column_read, pixels, torch.zeros_like(pixels))
+            values = values + pixels * (row_weight * column_weight)
+    return values.to(maps.dtype)
 
 
 def _backward_forward_mode(grad_output, *arguments):

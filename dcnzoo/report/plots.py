@@ -50,6 +50,20 @@ class Instances:
 Curves = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
+def plot_curves(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: str = "") -> Figure:
+    """All curves, name → steps and values, in one panel."""
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for index, (name, (steps, values)) in enumerate(curves.items()):
+        marker = "o" if len(steps) < 20 else None
+        axes.plot(steps, values, color=COLOURS[index % len(COLOURS)], marker=marker, ms=4, label=name)
+    axes.set_xlabel("step: iteration of training, epoch (or iteration) of validation")
+    axes.set_title(title)
+    axes.grid(color=_LINE)
+    axes.legend(frameon=False)
+    return figure
+
+
 def plot_learning_curves(quantities: Mapping[str, Curves], step: str = "iteration") -> Figure:
     """One panel per quantity, one colour per arm, one thin line per seed, a thick one for the mean.
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,6 +29,8 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         hint = ". The previous content is whole: free some space" if disk_is_full(error) else ""
         raise UserError(f"{target} cannot be written: {error.strerror or error}{hint}") from error
     finally:
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
         with contextlib.suppress(OSError):  # its folder may be missing
             partial.unlink()
 

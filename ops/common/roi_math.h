@@ -63,21 +63,42 @@ DCNZOO_HD RoiSpan roi_span(const RoiAxis<T>& axis, int64_t bin, int64_t size) {
   return span;
 }
 
-// The two pixels beside a coordinate and their shares. Up to a pixel outside the map the border
-// pixel is read: RoIAlign's rule, unlike that of deformable convolution.
+// The two pixels beside a coordinate and their weights. Beyond the centre of the border pixel, up to a pixel outside
+// the map, that pixel alone is read (RoIAlign's rule, unlike that of deformable convolution): high is low.
 template <typename T>
 struct Lerp {
   int64_t low, high;
   T low_weight, high_weight;
+
+  DCNZOO_HD bool reads_two() const { return high > low; }
 };
 
 template <typename T>
 DCNZOO_HD Lerp<T> lerp_at(T coordinate, int64_t size) {
-  const T clamped = coordinate > T(0) ? coordinate : T(0);
-  const int64_t low = int64_t(clamped);
+  if (coordinate < T(0)) return {0, 0, T(1), T(0)};
+  const int64_t low = int64_t(coordinate);
   if (low >= size - 1) return {size - 1, size - 1, T(1), T(0)};
-  const T fraction = clamped - T(low);
+  const T fraction = coordinate - T(low);
   return {low, low + 1, T(1) - fraction, fraction};
+}
+
+// Calls visit(pixel, weight) for each pixel that a sample reads. The others are not multiplied with zero:
+// they may be Inf.
+template <typename T, typename Visit>
+DCNZOO_HD void each_pixel(const Lerp<T>& y, const Lerp<T>& x, int64_t width, const Visit& visit) {
+  const int64_t low = y.low * width, high = y.high * width;
+  visit(low + x.low, y.low_weight * x.low_weight);
+  if (x.reads_two()) visit(low + x.high, y.low_weight * x.high_weight);
+  if (!y.reads_two()) return;
+  visit(high + x.low, y.high_weight * x.low_weight);
+  if (x.reads_two()) visit(high + x.high, y.high_weight * x.high_weight);
+}
+
+template <typename T, typename Value>
+DCNZOO_HD T roi_sample(const Value* map, const Lerp<T>& y, const Lerp<T>& x, int64_t width) {
+  T sum = T(0);
+  each_pixel(y, x, width, [&](int64_t pixel, T weight) { sum += weight * T(map[pixel]); });
+  return sum;
 }
 
 // What an average is divided by: all samples count, also those outside the map.

@@ -3,86 +3,61 @@
 #include <tuple>
 
 #include "../common/parallel.h"
+#include "../common/roi_shares.h"
 #include "deform_roi_pool_shapes.h"
 
 namespace dcnzoo {
 namespace {
 
-// A pixel's share, along one axis, in the average over a bin, and how fast that changes as the bin moves.
 template <typename T>
-struct MovingShare {
-  int64_t pixel;
-  T weight, slope;
-};
-
-template <typename T>
-struct Shares {
-  const MovingShare<T>*first, *last;
-  const MovingShare<T>* begin() const { return first; }
-  const MovingShare<T>* end() const { return last; }
-};
-
-template <typename T>
-struct Bin {
-  Shares<T> rows, columns;
-};
+using Range = typename RoiShareTable<T>::Range;
 
 // One thread's tables: the shares of a RoI's bins, built for the RoI and used for its channels.
 template <typename T>
 class BinPlan {
  public:
   // offset: the RoI's, [2][output_h][output_w], x then y
-  void build(const DeformRoiPoolShapes& s, const T* roi, const T* offset) {
+  void build(const DeformRoiPoolShapes& s, const T* roi, const T* offset, bool with_slopes = false) {
     const DeformRoiAxis<T> y = s.y_axis(roi), x = s.x_axis(roi);
     const int64_t bins = s.output_h * s.output_w;
     count = roi_count(y.grid, x.grid);
     y_reach = y.reach;
     x_reach = x.reach;
-    shares_.clear();
-    begins_.clear();
+    for (RoiShares<T>* shares : {&rows_, &columns_, &row_slopes_, &column_slopes_}) shares->clear();
     for (int64_t bin = 0; bin < bins; ++bin) {
-      add_axis(moved(y, offset[bins + bin]), bin / s.output_w, s.height);
-      add_axis(moved(x, offset[bin]), bin % s.output_w, s.width);
+      const RoiAxis<T> moved_y = moved(y, offset[bins + bin]), moved_x = moved(x, offset[bin]);
+      rows_.add_weights(moved_y, bin / s.output_w, s.height);
+      columns_.add_weights(moved_x, bin % s.output_w, s.width);
+      if (!with_slopes) continue;
+      row_slopes_.add_slopes(moved_y, bin / s.output_w, s.height);
+      column_slopes_.add_slopes(moved_x, bin % s.output_w, s.width);
     }
-    begins_.push_back(shares_.size());
   }
 
-  Bin<T> bin(int64_t index) const {
-    const auto at = [&](int64_t i) { return shares_.data() + begins_[2 * index + i]; };
-    return {{at(0), at(1)}, {at(1), at(2)}};
-  }
+  Range<T> rows(int64_t bin) const { return rows_.table().bin(bin); }
+  Range<T> columns(int64_t bin) const { return columns_.table().bin(bin); }
+  Range<T> row_slopes(int64_t bin) const { return row_slopes_.table().bin(bin); }
+  Range<T> column_slopes(int64_t bin) const { return column_slopes_.table().bin(bin); }
 
   T count;             // what a bin's sum is divided by
   T y_reach, x_reach;  // pixels per unit of offset
 
  private:
-  void add_axis(const RoiAxis<T>& axis, int64_t bin, int64_t size) {
-    begins_.push_back(shares_.size());
-    const RoiSpan span = roi_span(axis, bin, size);
-    for (int64_t sample = span.begin; sample < span.end; ++sample) {
-      const T coordinate = roi_coordinate(axis, bin, sample);
-      const Lerp<T> lerp = lerp_at(coordinate, size);
-      const T slope = lerp_slope(coordinate, lerp);
-      add({lerp.low, lerp.low_weight, -slope});
-      add({lerp.high, lerp.high_weight, slope});
-    }
-  }
-
-  // Neighbouring samples read the same pixels: their shares are summed.
-  void add(const MovingShare<T>& share) {
-    const size_t begin = begins_.back(), end = shares_.size();
-    for (size_t i = end; i > begin && i + 2 > end; --i) {
-      if (shares_[i - 1].pixel != share.pixel) continue;
-      shares_[i - 1].weight += share.weight;
-      shares_[i - 1].slope += share.slope;
-      return;
-    }
-    shares_.push_back(share);
-  }
-
-  std::vector<MovingShare<T>> shares_;
-  std::vector<size_t> begins_;  // of each bin's rows and columns
+  RoiShares<T> rows_, columns_, row_slopes_, column_slopes_;
 };
+
+// A bin's sum of each of several channels, whose maps lie `pixels` apart.
+template <int Channels, typename T>
+void sum_bin(const T* maps, int64_t pixels, int64_t width, Range<T> rows, Range<T> columns, T* sum) {
+  for (int c = 0; c < Channels; ++c) sum[c] = T(0);
+  for (const RoiShare<T>& y : rows) {
+    const T* row = maps + y.pixel * width;
+    T row_sum[Channels] = {};
+    for (const RoiShare<T>& x : columns)
+      for (int c = 0; c < Channels; ++c) row_sum[c] += x.weight * row[c * pixels + x.pixel];
+    for (int c = 0; c < Channels; ++c) sum[c] += y.weight * row_sum[c];
+  }
+}
 
 // Channels that are worked on together: few enough that their maps stay in the cache from one RoI to
 // the next, enough that a RoI's tables pay.
@@ -123,15 +98,8 @@ Tensor forward(const DeformRoiPoolShapes& s, const Tensor& input_any, const Tens
         const T* group = maps + (images[k] * s.channels + block + first) * pixels;
         T* group_out = out + (k * s.channels + block + first) * bins;
         for (int64_t i = 0; i < bins; ++i) {
-          const Bin<T> bin = plan.bin(i);
-          T sum[channels] = {};
-          for (const MovingShare<T>& y : bin.rows) {
-            const T* row = group + y.pixel * s.width;
-            T row_sum[channels] = {};
-            for (const MovingShare<T>& x : bin.columns)
-              for (int c = 0; c < channels; ++c) row_sum[c] += x.weight * row[c * pixels + x.pixel];
-            for (int c = 0; c < channels; ++c) sum[c] += y.weight * row_sum[c];
-          }
+          T sum[channels];
+          sum_bin<channels>(group, pixels, s.width, plan.rows(i), plan.columns(i), sum);
           for (int c = 0; c < channels; ++c) group_out[c * bins + i] = sum[c] / plan.count;
         }
       });
@@ -165,12 +133,11 @@ void backward_input(const DeformRoiPoolShapes& s, const Arguments<T>& given, T* 
           const T* gradients = given.grad + (k * s.channels + channel) * bins;
           T* map = grad_input + (image * s.channels + channel) * pixels;
           for (int64_t i = 0; i < bins; ++i) {
-            const Bin<T> bin = plan.bin(i);
             const T gradient = gradients[i] / plan.count;
-            for (const MovingShare<T>& y : bin.rows) {
+            for (const RoiShare<T>& y : plan.rows(i)) {
               T* row = map + y.pixel * s.width;
               const T share = gradient * y.weight;
-              for (const MovingShare<T>& x : bin.columns) row[x.pixel] += share * x.weight;
+              for (const RoiShare<T>& x : plan.columns(i)) row[x.pixel] += share * x.weight;
             }
           }
         }
@@ -188,31 +155,21 @@ void backward_offset(const DeformRoiPoolShapes& s, const Arguments<T>& given, T*
     for (int64_t k = begin; k < end; ++k) {
       T* x_sums = grad_offset + 2 * k * bins;
       T* y_sums = x_sums + bins;
-      plan.build(s, given.rois + 5 * k, given.offset + 2 * k * bins);
+      plan.build(s, given.rois + 5 * k, given.offset + 2 * k * bins, true);
       in_groups(s.channels, [&](auto number, int64_t first) {
         constexpr int channels = decltype(number)::value;
         const T* group = given.maps + (given.images[k] * s.channels + first) * pixels;
         const T* gradients = given.grad + (k * s.channels + first) * bins;
         for (int64_t i = 0; i < bins; ++i) {
-          const Bin<T> bin = plan.bin(i);
-          T along_y[channels] = {}, along_x[channels] = {};
-          for (const MovingShare<T>& y : bin.rows) {
-            const T* row = group + y.pixel * s.width;
-            T value[channels] = {}, slope[channels] = {};
-            for (const MovingShare<T>& x : bin.columns)
-              for (int c = 0; c < channels; ++c) {
-                value[c] += x.weight * row[c * pixels + x.pixel];
-                slope[c] += x.slope * row[c * pixels + x.pixel];
-              }
-            for (int c = 0; c < channels; ++c) {
-              along_y[c] += y.slope * value[c];
-              along_x[c] += y.weight * slope[c];
-            }
-          }
-          for (int c = 0; c < channels; ++c) {
-            y_sums[i] += gradients[c * bins + i] * along_y[c];
-            x_sums[i] += gradients[c * bins + i] * along_x[c];
-          }
+          const auto add = [&](Range<T> rows, Range<T> columns, T reach, T* sums) {
+            // then moving the bin changes nothing, be the gradient Inf
+            if (rows.first == rows.last || columns.first == columns.last || reach == T(0)) return;
+            T slope[channels];
+            sum_bin<channels>(group, pixels, s.width, rows, columns, slope);
+            for (int c = 0; c < channels; ++c) sums[i] += gradients[c * bins + i] * slope[c];
+          };
+          add(plan.row_slopes(i), plan.columns(i), plan.y_reach, y_sums);
+          add(plan.rows(i), plan.column_slopes(i), plan.x_reach, x_sums);
         }
       });
       for (int64_t i = 0; i < bins; ++i) {

@@ -39,16 +39,13 @@ __device__ MovedBin<A> bin_at(const DeformRoiPoolShapes& s, const A* rois, const
   return bin;
 }
 
-// Calls visit(y, vertical, x, across) at each sample: coordinates, and what they read.
+// Calls visit(y, x) at each sample: what it reads.
 template <typename A, typename Visit>
 __device__ void for_each_sample(const DeformRoiPoolShapes& s, const MovedBin<A>& bin, const Visit& visit) {
   for (int64_t iy = bin.ys.begin; iy < bin.ys.end; ++iy) {
-    const A y = roi_coordinate(bin.y_axis, bin.y_bin, iy);
-    const Lerp<A> vertical = lerp_at(y, s.height);
-    for (int64_t ix = bin.xs.begin; ix < bin.xs.end; ++ix) {
-      const A x = roi_coordinate(bin.x_axis, bin.x_bin, ix);
-      visit(y, vertical, x, lerp_at(x, s.width));
-    }
+    const Lerp<A> y = lerp_at(roi_coordinate(bin.y_axis, bin.y_bin, iy), s.height);
+    for (int64_t ix = bin.xs.begin; ix < bin.xs.end; ++ix)
+      visit(y, lerp_at(roi_coordinate(bin.x_axis, bin.x_bin, ix), s.width));
   }
 }
 
@@ -71,9 +68,8 @@ __global__ void deform_roi_pool_kernel(DeformRoiPoolShapes s, int64_t count, con
     const MovedBin<A> bin = bin_at(s, rois, offset, bin_of_output(s, index));
     const T* map = input + map_of(s, bin, index / bins % s.channels);
     A sum = A(0);
-    for_each_sample(s, bin, [&](A, const Lerp<A>& vertical, A, const Lerp<A>& across) {
-      sum += roi_sample(map, vertical, across, s.width);
-    });
+    for_each_sample(s, bin,
+                    [&](const Lerp<A>& y, const Lerp<A>& x) { sum += roi_sample(map, y, x, s.width); });
     output[index] = T(sum / bin.count);
   }
 }
@@ -86,9 +82,8 @@ __global__ void grad_input_kernel(DeformRoiPoolShapes s, int64_t count, const T*
     const MovedBin<A> bin = bin_at(s, rois, offset, bin_of_output(s, index));
     A* map = grad_input + map_of(s, bin, index / bins % s.channels);
     const A gradient = A(grad_output[index]) / bin.count;
-    for_each_sample(s, bin, [&](A, const Lerp<A>& vertical, A, const Lerp<A>& across) {
-      roi_scatter(gradient, vertical, across, s.width, map);
-    });
+    for_each_sample(s, bin,
+                    [&](const Lerp<A>& y, const Lerp<A>& x) { roi_scatter(gradient, y, x, s.width, map); });
   }
 }
 
@@ -111,15 +106,17 @@ __global__ void grad_offset_kernel(DeformRoiPoolShapes s, int64_t count, const T
     A along_x = A(0), along_y = A(0);
     for (int64_t channel = lane; index < count && channel < s.channels; channel += kBinLanes) {
       const T* map = input + map_of(s, bin, channel);
-      A value_x = A(0), value_y = A(0);
-      for_each_sample(s, bin, [&](A y, Lerp<A> vertical, A x, Lerp<A> across) {
-        const A y_slope = lerp_slope(y, vertical), x_slope = lerp_slope(x, across);
-        value_x += roi_sample(map, vertical, {across.low, across.high, -x_slope, x_slope}, s.width);
-        value_y += roi_sample(map, {vertical.low, vertical.high, -y_slope, y_slope}, across, s.width);
+      // Where no sample reads two pixels of an axis, moving the bin changes nothing, be the gradient Inf.
+      A slope_x = A(0), slope_y = A(0);
+      bool moves_x = false, moves_y = false;
+      for_each_sample(s, bin, [&](const Lerp<A>& y, const Lerp<A>& x) {
+        if (x.reads_two()) slope_x += roi_sample(map, y, {x.low, x.high, A(-1), A(1)}, s.width);
+        if (y.reads_two()) slope_y += roi_sample(map, {y.low, y.high, A(-1), A(1)}, x, s.width);
+        moves_x |= x.reads_two(), moves_y |= y.reads_two();
       });
       const A gradient = A(gradients[channel * bins]);
-      along_x += gradient * value_x;
-      along_y += gradient * value_y;
+      if (moves_x && bin.x_reach != A(0)) along_x += gradient * slope_x;
+      if (moves_y && bin.y_reach != A(0)) along_y += gradient * slope_y;
     }
     sums[0][lane][column] = along_x;
     sums[1][lane][column] = along_y;

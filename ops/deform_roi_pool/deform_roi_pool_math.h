@@ -32,11 +32,4 @@ DCNZOO_HD RoiAxis<T> moved(const DeformRoiAxis<T>& axis, T offset) {
   return result;
 }
 
-// How fast the shares of the two pixels beside a coordinate change with it: -slope and slope. At a pixel
-// it is the slope to the right; where the border pixel is read outside the map, nothing changes.
-template <typename T>
-DCNZOO_HD T lerp_slope(T coordinate, const Lerp<T>& lerp) {
-  return coordinate >= T(0) && lerp.high > lerp.low ? T(1) : T(0);
-}
-
 }  // namespace dcnzoo

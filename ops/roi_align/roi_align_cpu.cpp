@@ -19,47 +19,6 @@ const RoiAlignKernels<double>& kernels() {
   return roi_align_kernels_double_dispatched();
 }
 
-// The shares of every bin along one axis. Neighbouring samples read the same pixels: their shares
-// are summed here, once for all channels.
-template <typename T>
-class AxisShares {
- public:
-  void build(const RoiAxis<T>& axis, int64_t bins, int64_t size) {
-    shares_.clear();
-    begins_.clear();
-    for (int64_t bin = 0; bin < bins; ++bin) {
-      begins_.push_back(shares_.size());
-      const RoiSpan span = roi_span(axis, bin, size);
-      for (int64_t sample = span.begin; sample < span.end; ++sample) {
-        const Lerp<T> lerp = lerp_at(roi_coordinate(axis, bin, sample), size);
-        add(lerp.low, lerp.low_weight);
-        add(lerp.high, lerp.high_weight);
-      }
-    }
-    begins_.push_back(shares_.size());
-    pointers_.clear();
-    for (size_t begin : begins_) pointers_.push_back(shares_.data() + begin);
-  }
-
-  const RoiShare<T>* const* bins() const { return pointers_.data(); }
-  const std::vector<RoiShare<T>>& all() const { return shares_; }
-
- private:
-  void add(int64_t pixel, T weight) {
-    const size_t begin = begins_.back(), end = shares_.size();
-    for (size_t i = end; i > begin && i + 2 > end; --i) {
-      if (shares_[i - 1].pixel != pixel) continue;
-      shares_[i - 1].weight += weight;
-      return;
-    }
-    shares_.push_back({pixel, weight});
-  }
-
-  std::vector<RoiShare<T>> shares_;
-  std::vector<size_t> begins_;
-  std::vector<const RoiShare<T>*> pointers_;
-};
-
 // One thread's tables: built per RoI, used for all of its channels.
 template <typename T>
 class AveragePlan {
@@ -68,15 +27,16 @@ class AveragePlan {
 
   RoiAverage<T> of(const T* roi) {
     const RoiAxis<T> y = shapes_.y_axis(roi), x = shapes_.x_axis(roi);
-    y_.build(y, shapes_.output_h, shapes_.height);
-    x_.build(x, shapes_.output_w, shapes_.width);
+    y_.clear(), x_.clear();
+    for (int64_t bin = 0; bin < shapes_.output_h; ++bin) y_.add_weights(y, bin, shapes_.height);
+    for (int64_t bin = 0; bin < shapes_.output_w; ++bin) x_.add_weights(x, bin, shapes_.width);
     int64_t first = shapes_.width, last = -1;
     for (const RoiShare<T>& share : x_.all()) {
       first = std::min(first, share.pixel);
       last = std::max(last, share.pixel);
     }
-    return {y_.bins(),
-            x_.bins(),
+    return {y_.table(),
+            x_.table(),
             shapes_.output_h,
             shapes_.output_w,
             shapes_.width,
@@ -89,7 +49,7 @@ class AveragePlan {
 
  private:
   RoiAlignShapes shapes_;
-  AxisShares<T> y_, x_;
+  RoiShares<T> y_, x_;
   std::vector<T> row_;
 };
 
@@ -148,13 +108,8 @@ RoiAlignOutputs forward(const Tensor& input_any, const Tensor& rois_any, const R
 template <typename T>
 void scatter_maximum(const RoiAlignShapes& s, T gradient, T y, T x, T* map) {
   if (!roi_inside(y, s.height) || !roi_inside(x, s.width)) return;
-  const Lerp<T> vertical = lerp_at(y, s.height), across = lerp_at(x, s.width);
-  T* top = map + vertical.low * s.width;
-  T* bottom = map + vertical.high * s.width;
-  top[across.low] += gradient * vertical.low_weight * across.low_weight;
-  top[across.high] += gradient * vertical.low_weight * across.high_weight;
-  bottom[across.low] += gradient * vertical.high_weight * across.low_weight;
-  bottom[across.high] += gradient * vertical.high_weight * across.high_weight;
+  each_pixel(lerp_at(y, s.height), lerp_at(x, s.width), s.width,
+             [&](int64_t pixel, T weight) { map[pixel] += weight * gradient; });
 }
 
 template <typename T>

@@ -10,15 +10,14 @@ void forward(const RoiAverage<T>& roi, const T* maps, int64_t channels, T* outpu
   for (int64_t channel = 0; channel < channels; ++channel, maps += roi.pixels) {
     for (int64_t i = 0; i < roi.output_h; ++i, output += roi.output_w) {
       for (int64_t x = roi.first; x <= roi.last; ++x) row[x] = T(0);
-      for (const RoiShare<T>* share = roi.y[i]; share != roi.y[i + 1]; ++share) {
-        const T* source = maps + share->pixel * roi.width;
-        const T weight = share->weight;
+      for (const RoiShare<T>& share : roi.y.bin(i)) {
+        const T* source = maps + share.pixel * roi.width;
+        const T weight = share.weight;
         for (int64_t x = roi.first; x <= roi.last; ++x) row[x] += weight * source[x];
       }
       for (int64_t j = 0; j < roi.output_w; ++j) {
         T sum = T(0);
-        for (const RoiShare<T>* share = roi.x[j]; share != roi.x[j + 1]; ++share)
-          sum += share->weight * row[share->pixel];
+        for (const RoiShare<T>& share : roi.x.bin(j)) sum += share.weight * row[share.pixel];
         output[j] = sum / roi.count;
       }
     }
@@ -33,12 +32,11 @@ void backward(const RoiAverage<T>& roi, const T* grad_output, int64_t channels, 
       for (int64_t x = roi.first; x <= roi.last; ++x) row[x] = T(0);
       for (int64_t j = 0; j < roi.output_w; ++j) {
         const T gradient = grad_output[j] / roi.count;
-        for (const RoiShare<T>* share = roi.x[j]; share != roi.x[j + 1]; ++share)
-          row[share->pixel] += share->weight * gradient;
+        for (const RoiShare<T>& share : roi.x.bin(j)) row[share.pixel] += share.weight * gradient;
       }
-      for (const RoiShare<T>* share = roi.y[i]; share != roi.y[i + 1]; ++share) {
-        T* target = grad_maps + share->pixel * roi.width;
-        const T weight = share->weight;
+      for (const RoiShare<T>& share : roi.y.bin(i)) {
+        T* target = grad_maps + share.pixel * roi.width;
+        const T weight = share.weight;
         for (int64_t x = roi.first; x <= roi.last; ++x) target[x] += weight * row[x];
       }
     }

@@ -2,23 +2,15 @@
 // arithmetic, one copy per instruction set).
 #pragma once
 
-#include <cstdint>
-
 #include "../common/cpu_capability.h"
+#include "../common/roi_shares.h"
 
 namespace dcnzoo {
-
-// A pixel's share, along one axis, in the average over a bin.
-template <typename T>
-struct RoiShare {
-  int64_t pixel;
-  T weight;
-};
 
 // An average is separable: bin (i, j) of a channel is the sum of y share · x share · pixel.
 template <typename T>
 struct RoiAverage {
-  const RoiShare<T>*const *y, *const *x;  // bin i's shares are [y[i], y[i + 1])
+  RoiShareTable<T> y, x;
   int64_t output_h, output_w;
   int64_t width, pixels;  // of a channel's map
   int64_t first, last;    // the columns that have an x share

@@ -5,7 +5,7 @@
 
 namespace dcnzoo {
 
-// The maximum over a bin's samples and where it is. Samples outside the map are zeros.
+// The maximum over a bin's samples and where it is. Samples outside the map are zeros. NaN is larger than any number.
 template <typename T>
 struct RoiMaximum {
   T value, y, x;
@@ -20,7 +20,8 @@ DCNZOO_HD RoiMaximum<T> roi_maximum(const Value* map, int64_t height, int64_t wi
   const RoiSpan ys = roi_span(y_axis, y_bin, height), xs = roi_span(x_axis, x_bin, width);
   bool found = false;
   const auto offer = [&](T value, T y, T x) {
-    if (found && !(value > best.value)) return;  // the first of equals wins, in order of rows
+    const bool larger = value > best.value || (value != value && best.value == best.value);
+    if (found && !larger) return;  // the first of equals wins, in order of rows
     best = {value, y, x};
     found = true;
   };
@@ -30,16 +31,9 @@ DCNZOO_HD RoiMaximum<T> roi_maximum(const Value* map, int64_t height, int64_t wi
   for (int64_t iy = ys.begin; iy < ys.end; ++iy) {
     const T y = roi_coordinate(y_axis, y_bin, iy);
     const Lerp<T> vertical = lerp_at(y, height);
-    const Value* top = map + vertical.low * width;
-    const Value* bottom = map + vertical.high * width;
     for (int64_t ix = xs.begin; ix < xs.end; ++ix) {
       const T x = roi_coordinate(x_axis, x_bin, ix);
-      const Lerp<T> across = lerp_at(x, width);
-      const T value = vertical.low_weight * across.low_weight * T(top[across.low]) +
-                      vertical.low_weight * across.high_weight * T(top[across.high]) +
-                      vertical.high_weight * across.low_weight * T(bottom[across.low]) +
-                      vertical.high_weight * across.high_weight * T(bottom[across.high]);
-      offer(value, y, x);
+      offer(roi_sample(map, vertical, lerp_at(x, width), width), y, x);
     }
     if (xs.end < x_axis.samples) offer_outside();
   }

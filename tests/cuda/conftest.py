@@ -7,7 +7,7 @@ dispatch key all the same; the test asks for that key by name and hands CPU tens
 
 from __future__ import annotations
 
-import fcntl
+import hashlib
 import os
 import shutil
 import subprocess
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 from dcnzoo.ops import with_cuda
 
@@ -36,7 +37,7 @@ class Kernels:
 
 
 @pytest.fixture(scope="session", params=["gpu" if with_cuda() else "emulated"])
-def kernels(request, tmp_path_factory) -> Kernels:
+def kernels(request) -> Kernels:
     if request.param == "gpu":
         return Kernels("cuda", emulated=False)
     if torch.version.cuda is not None:
@@ -44,12 +45,13 @@ def kernels(request, tmp_path_factory) -> Kernels:
     compiler = os.environ.get("CXX") or shutil.which("g++")
     if compiler is None or not (ROOT / "ops").exists():
         pytest.skip("emulation needs the sources and a C++ compiler")
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent  # one build for all workers
-    library = folder / "emulated.so"
-    with open(folder / "emulated.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    sources = [p for p in sorted((ROOT / "ops").rglob("*")) if p.is_file()]
+    sources += [*(ROOT / "tests/cuda/emulation").iterdir(), Path(__file__)]
+    texts = b"".join(path.read_bytes() for path in sources)
+    version = hashlib.sha256(texts + f"{torch.__version__} {compiler}".encode()).hexdigest()
+    library = ROOT / "build/emulation" / f"{version[:16]}.so"  # built once for all workers and later runs
+    library.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(library.with_suffix(".lock")):
         if not library.exists():
             build(compiler, library)
     torch.ops.load_library(library)
@@ -64,7 +66,7 @@ def build(compiler: str, library: Path) -> None:
         *("-I", ROOT / "tests/cuda/emulation", "-I", torch_folder / "include"),
     ]
     sources = sorted((ROOT / "ops").rglob("*_cuda.cu"))
-    objects = [library.with_name(f"{source.stem}.o") for source in sources]
+    objects = [library.with_name(f"{library.stem}-{source.stem}.o") for source in sources]
 
     def compile(source: Path, target: Path) -> None:
         subprocess.run([compiler, *flags, "-c", source, "-o", target], check=True)
@@ -72,7 +74,11 @@ def build(compiler: str, library: Path) -> None:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(compile, sources, objects))
     link = [f"-L{torch_folder / 'lib'}", "-ltorch_cpu", "-ltorch", "-lc10"]
-    subprocess.run([compiler, "-shared", "-pthread", *objects, "-o", library, *link], check=True)
+    linked = library.with_suffix(".linked")
+    subprocess.run([compiler, "-shared", "-pthread", *objects, "-o", linked, *link], check=True)
+    linked.replace(library)
+    for path in objects:
+        path.unlink()
 
 
 def pytest_collection_modifyitems(items):

@@ -7,6 +7,7 @@ import torch
 
 from .. import oracles
 from ..test_nms import random_boxes
+from ..test_not_finite import assert_pooling_reads_no_more
 from ..test_roi_align import MODES, example
 
 NMS = torch.ops.dcnzoo.nms.default
@@ -83,3 +84,7 @@ def test_roi_align_edges(kernels, mode):
             run_roi_align(kernels, same, rois, (2, 3), mode, torch.float64)[0],
             run_roi_align(kernels, maps, rois, (2, 3), mode, torch.float64)[0],
         )
+
+
+def test_pooling_reads_no_more(kernels):
+    assert_pooling_reads_no_more(kernels, kernels.device)

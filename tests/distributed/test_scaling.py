@@ -23,8 +23,8 @@ def test_the_calculation(scaling):
     assert scaling["exchange"](10**9, nodes=2, bandwidth=0.5) == pytest.approx(2.0)
     assert scaling["exchange"](10**9, nodes=64, bandwidth=0.5) == pytest.approx(2 * 63 / 64 / 0.5)
     assert scaling["exchange"](10**9, nodes=1, bandwidth=0.5) == 0
-    assert scaling["iteration"](3.0, 10**9, 2, 0.5, hidden=0.25) == pytest.approx(3 + 2 - 0.75)
-    assert scaling["iteration"](3.0, 10**9, 2, 0.5, hidden=1.0) == 3
+    assert scaling["iteration"](3.0, 10**9, 2, 0.5, overlap=0.25) == pytest.approx(3 + 2 - 0.75)
+    assert scaling["iteration"](3.0, 10**9, 2, 0.5, overlap=1.0) == 3
 
 
 def test_the_command(monkeypatch, capsys):
@@ -43,7 +43,7 @@ def test_the_command(monkeypatch, capsys):
     assert [row[:4] for row in rows] == [["1", "8", "64", "128.0"], ["2", "16", "128", rows[1][3]]]
     assert float(rows[1][3]) == pytest.approx(128 / (0.5 + 2.3 - 0.25), rel=0.03)
 
-    for option, value in (("--devices", "0"), ("--seconds", "0"), ("--hidden", "2")):
+    for option, value in (("--devices", "0"), ("--seconds", "0"), ("--overlap", "2")):
         with pytest.raises(SystemExit, match=f"^error: {option}: "):
             run(option, value)
 

@@ -1,11 +1,8 @@
-"""pytorch2onnx.py and deployment/test.py, run as users run them."""
+"""dcnzoo export, and dcnzoo test of what it writes."""
 
 import json
 import pickle
 import re
-import runpy
-import sys
-from argparse import Namespace
 
 import cv2
 import numpy as np
@@ -14,16 +11,21 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
+from dcnzoo.cli import export
 from dcnzoo.data.shapes import CLASSES
 from dcnzoo.export import Detector, tensorrt
-from tests.test_tools import ROOT, run, tiny
+from dcnzoo.export.runtime import Session
+from dcnzoo.openmmlab.export import inputs
+from dcnzoo.utils.errors import UserError
+from tests.commands import error_of, run
+from tests.test_tools import ROOT, tiny
 
 from .detectors import calibrate
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-CONFIG = "configs/demo/mask-rcnn_r14-mdconv_fpn_8e_shapes.py"
+CONFIG = ROOT / "configs/demo/mask-rcnn_r14-mdconv_fpn_8e_shapes.py"
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +34,7 @@ def work(tmp_path_factory):
     from mmdet.registry import MODELS
 
     work = tmp_path_factory.mktemp("deployment")
-    cfg = Config.fromfile(ROOT / CONFIG)
+    cfg = Config.fromfile(CONFIG)
     for setting in tiny(work / "data", train=1, val=5)[1:]:
         key, value = setting.split("=")
         cfg.merge_from_dict({key: int(value) if value.isdigit() else value})
@@ -50,8 +52,8 @@ def work(tmp_path_factory):
 def exported(work):
     path = work / "model.onnx"
     output = run(
-        "deployment/pytorch2onnx", work / "config.py", work / "weights.pth", "--output-file", path,
-        "--dynamic-export", "--simplify", "--verify", "--show",
+        "export", work / "config.py", work / "weights.pth", "--out", path, "--dynamic-export", "--simplify",
+        "--verify", "--show",
     )  # fmt: skip
     return path, output
 
@@ -67,36 +69,28 @@ def exported(work):
     ],
 )
 def test_input_size(work, tmp_path, shape, size, pad, expected):
-    tool = runpy.run_path(str(ROOT / "tools/deployment/pytorch2onnx.py"))
     path = None
     if size is not None:
         path = str(tmp_path / "image.png")
         cv2.imwrite(path, np.random.default_rng(0).integers(0, 255, (*size[::-1], 3)).astype(np.uint8))
-    args = Namespace(
-        config=work / "config.py",
-        checkpoint=str(work / "weights.pth"),
-        cfg_options={},
-        shape=shape,
-        allow_partial=False,
-    )
-    cfg, detector = tool["load_detector"](args)
+    cfg, detector = inputs.load_detector(work / "config.py", work / "weights.pth")
     if pad is not None:
         cfg.test_dataloader.dataset.pipeline.insert(2, pad)
-    found = tool["preprocessing"](cfg, detector, args)
-    picture = tool["load_picture"](path, found, args)
-    assert tool["input_shape"](found, picture, args) == expected
-    seen, images, area = tool["load_image"](detector, found, picture, expected)
+    found = inputs.find_preprocessing(cfg, detector)
+    picture = inputs.read_picture(path, found, shape)
+    assert inputs.input_shape(found, picture, shape) == expected
+    resized, images, area = inputs.model_input(detector, found, picture, expected)
     assert images.shape == (1, 3, *expected)
     if size is not None:  # not stretched
-        assert seen.shape[1] / seen.shape[0] == pytest.approx(size[0] / size[1], rel=0.02)
-    assert area == (expected if pad else seen.shape[:2])
+        assert resized.shape[1] / resized.shape[0] == pytest.approx(size[0] / size[1], rel=0.02)
+    assert area == (expected if pad else resized.shape[:2])
 
 
-def test_a_pipeline_that_cannot_be_reproduced(work, monkeypatch, capsys):
-    arguments = [work / "config.py", work / "weights.pth", "--output-file", work / "no.onnx"]
-    flip = "test_dataloader.dataset.pipeline.1.type=PhotoMetricDistortion"
-    said = message_of("pytorch2onnx", [*arguments, "--cfg-options", flip], monkeypatch, capsys)
-    assert said.startswith("error: --shape: ") and "PhotoMetricDistortion" in said
+def test_a_pipeline_that_cannot_be_reproduced(work):
+    arguments = [work / "config.py", work / "weights.pth", "--out", work / "no.onnx"]
+    distortion = "test_dataloader.dataset.pipeline.1.type=PhotoMetricDistortion"
+    message = error_of("export", *arguments, "--cfg-options", distortion)
+    assert message.startswith("error: --shape: ") and "PhotoMetricDistortion" in message
     assert not (work / "no.onnx").exists()
 
 
@@ -116,8 +110,8 @@ def evaluated(exported, work):
     """What the evaluation of the exported file finds in each image."""
     path, _ = exported
     run(
-        "deployment/test", work / "config.py", path, "--work-dir", work / "logs", "--out", work / "onnx.pkl",
-        "--eval", "bbox", "segm", "--show-dir", work / "shown", "--show-score-thr", 0.1,
+        "test", work / "config.py", path, "--work-dir", work / "logs", "--out", work / "onnx.pkl", "--eval",
+        "bbox", "segm", "--show-dir", work / "shown", "--show-score-thr", 0.1,
     )  # fmt: skip
     return pickle.loads((work / "onnx.pkl").read_bytes())
 
@@ -148,24 +142,20 @@ def test_the_file_alone_is_enough(exported, evaluated):
         assert ours.masks.shape == (len(ours), 128, 128)
 
 
-def test_tensorrt_is_skipped_visibly(exported, work, monkeypatch, capsys):
+def test_tensorrt_is_skipped_visibly(exported, work):
     if tensorrt.why_not() is None:
         pytest.skip("TensorRT and a GPU are here")
     path, _ = exported
-    tool = runpy.run_path(str(ROOT / "tools/deployment/pytorch2onnx.py"))
-    args = Namespace(output_file=str(path))
-    assert tool["build_engine"](args, torch.zeros(1, 3, 128, 128)).startswith("TensorRT engine: skipped: ")
-    arguments = ["test.py", str(work / "config.py"), str(path), "--work-dir", str(work / "logs")]
-    monkeypatch.setattr(sys, "argv", [*arguments, "--backend", "tensorrt"])
-    with pytest.raises(SystemExit, match=r"error: .*expected TensorRT and a GPU: "):
-        runpy.run_path(str(ROOT / "tools/deployment/test.py"), run_name="__main__")
+    assert export._build_engine(path, torch.zeros(1, 3, 128, 128)).startswith("TensorRT engine: skipped: ")
+    message = error_of("test", work / "config.py", path, "--work-dir", work / "logs", "--backend", "tensorrt")
+    assert "expected TensorRT and a GPU: " in message
 
 
 @pytest.mark.slow
 def test_coco_format(exported, work):
     path, _ = exported
     run(
-        "deployment/test", work / "config.py", path, "--work-dir", work / "logs", "--format-only", "--out",
+        "test", work / "config.py", path, "--work-dir", work / "logs", "--format-only", "--out",
         work / "results.json",
     )  # fmt: skip
     boxes, masks = (json.loads((work / f"results.{kind}.json").read_text()) for kind in ("bbox", "segm"))
@@ -173,51 +163,48 @@ def test_coco_format(exported, work):
     assert masks[0]["segmentation"]["size"] == [128, 128]
 
 
-def message_of(tool, arguments, monkeypatch, capsys):
-    """The last line that a tool of the folder ``deployment`` says when it ends with an error."""
-    monkeypatch.setattr(sys, "argv", [f"{tool}.py", *map(str, arguments)])
-    with pytest.raises(SystemExit) as stopped:
-        runpy.run_path(str(ROOT / f"tools/deployment/{tool}.py"), run_name="__main__")
-    assert stopped.value.code != 0
-    said = str(stopped.value) if stopped.value.code != 2 else capsys.readouterr().err
-    return said.splitlines()[-1]
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--opset-version", 17], "'--opset-version': 17 is not in the range"),
+        (
+            ["--backend", "openvino", "--deform-conv", "native"],
+            "--deform-conv: expected gathernd, .* for openvino, which has no DeformConv, got native",
+        ),
+        (["--shape", 1, 2, 3], "'--shape': expected one or two sizes"),
+        (["--skip-postprocess", "--verify", "--show"], "--show: expected no --skip-postprocess"),
+    ],
+)
+def test_wrong_options(arguments, message):
+    assert re.search(message, error_of("export", CONFIG, "weights.pth", *arguments, status=2))
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--opset-version", 17], r"--opset-version: expected 18 to 21 \(nearest: 18\), got 17"),
-        (["--opset-version", 25], r"--opset-version: expected 18 to 21 \(nearest: 21\), got 25"),
         (
             ["--opset-version", 18, "--deform-conv", "native"],
             "expected at least 19 for deform_conv='native', got 18; at opset 18 there is gathernd or",
         ),
-        (
-            ["--backend", "openvino", "--deform-conv", "native"],
-            "--deform-conv: expected gathernd, .* for openvino, which has no DeformConv, got native",
-        ),
         (["--input-img", "nowhere.jpg"], "error: image: expected a file, found none at nowhere.jpg"),
         (["--skip-postprocess"], "error: skip_postprocess: expected a single-stage detector, got MaskRCNN"),
-        (["--shape", 1, 2, 3], "--shape: expected one or two positive numbers"),
-        (["--skip-postprocess", "--verify", "--show"], "--show: expected no --skip-postprocess"),
         (
             ["--cfg-options", "model.backbone.base_channels=24"],
             r"error: .*weights\.pth: expected the weights of this model, found \d+ parameters \(backbone\.",
         ),
     ],
 )
-def test_mistakes_end_in_one_line(work, arguments, message, monkeypatch, capsys):
-    common = [work / "config.py", work / "weights.pth", "--output-file", work / "no.onnx", "--shape", 128]
-    assert re.search(message, message_of("pytorch2onnx", [*common, *arguments], monkeypatch, capsys))
-    assert not (work / "no.onnx").exists()
+def test_mistakes_end_in_one_line(work, tmp_path, arguments, message):
+    files = [work / "config.py", work / "weights.pth", "--out", tmp_path / "no.onnx"]
+    assert re.search(message, error_of("export", *files, "--shape", 128, *arguments))
+    assert not list(tmp_path.iterdir())
 
 
-def test_a_checkpoint_that_is_none(work, tmp_path, monkeypatch, capsys):
+def test_a_checkpoint_that_is_none(work, tmp_path):
     (tmp_path / "broken.pth").write_bytes(b"no checkpoint")
-    arguments = [work / "config.py", tmp_path / "broken.pth", "--output-file", tmp_path / "no.onnx"]
-    said = message_of("pytorch2onnx", arguments, monkeypatch, capsys)
-    assert re.match(r"error: .*broken\.pth: expected a checkpoint, found something else", said)
-    assert len(said) < 300
+    message = error_of("export", work / "config.py", tmp_path / "broken.pth", "--out", tmp_path / "no.onnx")
+    assert re.match(r"error: .*broken\.pth: expected a checkpoint, found something else", message)
+    assert len(message) < 300
 
 
 def graph_of(path, height, width):
@@ -245,68 +232,54 @@ def graph_of(path, height, width):
             r"error: .*model\.onnx: input: expected shape \(1, 3, 64, 96\) or smaller, got \(2, 3, 128",
         ),
         (None, ["--device", "npu"], "error: device: expected one of .*CPUExecutionProvider.*, got 'npu'"),
-        (None, ["--out", "results.txt"], "--out: expected a name that ends in .pkl, .pickle or .json"),
         (None, ["--eval", "bboxes"], "error: .*metric should be one of .*bboxes"),
     ],
 )
-def test_mistakes_in_evaluation_end_in_one_line(
-    work, tmp_path, content, arguments, message, monkeypatch, capsys
-):
+def test_mistakes_in_evaluation_end_in_one_line(work, tmp_path, content, arguments, message):
     path = tmp_path / "model.onnx"
     if content is None:
         graph_of(path, 64, 96)
     else:
         path.write_bytes(content)
     arguments = [work / "config.py", path, "--work-dir", tmp_path / "logs", *arguments]
-    assert re.search(message, message_of("test", arguments, monkeypatch, capsys))
+    assert re.search(message, error_of("test", *arguments))
 
 
-def test_no_file_before_it_is_simplified(work, tmp_path, monkeypatch, capsys):
+def test_no_file_before_it_is_simplified(work, tmp_path, monkeypatch):
     """What is there stays until all that was asked for is done."""
     import onnxslim
 
     import dcnzoo.openmmlab.export.detectors
 
-    def export(detector, images, path, **options):
+    def write_graph(detector, images, path, **options):
         graph_of(path, 64, 96)
 
     def fails(path):
         raise RuntimeError("cannot be simplified")
 
-    monkeypatch.setattr(dcnzoo.openmmlab.export.detectors, "export_detector", export)
+    monkeypatch.setattr(dcnzoo.openmmlab.export.detectors, "export_detector", write_graph)
     monkeypatch.setattr(onnxslim, "slim", fails)
     path = tmp_path / "model.onnx"
     path.write_bytes(b"what was there")
-    arguments = [
-        work / "config.py",
-        work / "weights.pth",
-        "--output-file",
-        path,
-        "--shape",
-        128,
-        "--simplify",
-    ]
-    said = message_of("pytorch2onnx", arguments, monkeypatch, capsys)
-    assert said == "error: cannot be simplified"
+    files = [work / "config.py", work / "weights.pth", "--out", path]
+    message = error_of("export", *files, "--shape", 128, "--simplify")
+    assert message == "error: cannot be simplified"
     assert path.read_bytes() == b"what was there" and list(tmp_path.iterdir()) == [path]
 
 
 def test_a_difference_fails(work, exported):
     """``--verify`` with a graph that is not the model's."""
     path, _ = exported
-    tool = runpy.run_path(str(ROOT / "tools/deployment/pytorch2onnx.py"))
-    args = Namespace(
-        config=work / "config.py", checkpoint=str(work / "weights.pth"), cfg_options={},
-        output_file=str(path), test_img=None, input_img=str(ROOT / "tests/data/color.jpg"),
-        shape=(128, 128), dynamic_export=False, show=False, backend="onnxruntime", device="cpu",
-        skip_postprocess=False, allow_partial=False,
-    )  # fmt: skip
-    cfg, detector = tool["load_detector"](args)
-    found = tool["preprocessing"](cfg, detector, args)
-    assert "agree" in tool["verify"](args, found, detector)
+    cfg, detector = inputs.load_detector(work / "config.py", work / "weights.pth")
+    found = inputs.find_preprocessing(cfg, detector)
+    picture = inputs.read_picture(str(ROOT / "tests/data/color.jpg"), found)
+    samples = [inputs.model_input(detector, found, picture, (128, 128))]
+
+    def compare():
+        return export._compare_detections(detector, Session(path), samples, "onnxruntime", "color.jpg", None)
+
+    assert "agree" in compare()
     with torch.no_grad():
         detector.roi_head.bbox_head.fc_reg.bias += 0.3
-    with pytest.raises(
-        tool["UserError"], match=r"--verify: expected 99 % of the detections to agree: \d of 100"
-    ):
-        tool["verify"](args, found, detector)
+    with pytest.raises(UserError, match=r"--verify: expected 99 % of the detections to agree: \d of 100"):
+        compare()

@@ -86,7 +86,7 @@ def planes_read(sample: Sample, field: str, stride: int) -> list[int]:
 
 def call_operator(sample: Sample, grad: Tensor, ordered: bool = False) -> tuple[list[str], dict[str, Tensor]]:
     """The public function: which kernels it ran, and its output and gradients."""
-    from dcnzoo.ops import _backend, fused
+    from dcnzoo.ops import _deterministic, fused
 
     ran = []
 
@@ -100,8 +100,8 @@ def call_operator(sample: Sample, grad: Tensor, ordered: bool = False) -> tuple[
         return mock.patch.object(fused, name, record)
 
     leaves = sample.leaves()
-    needs_order = mock.patch.object(_backend, "needs_order", lambda tensor: ordered)
-    with recorded("forward"), recorded("grad_weight"), recorded("grad_samples"), needs_order:
+    deterministic = mock.patch.object(_deterministic, "deterministic", lambda tensor: ordered)
+    with recorded("forward"), recorded("grad_weight"), recorded("grad_samples"), deterministic:
         output = deform_conv.call(leaves)
         gradients = torch.autograd.grad(output, leaves.given, grad)
     names = [name for name, tensor in zip(GRADIENTS, leaves.tensors, strict=True) if tensor is not None]

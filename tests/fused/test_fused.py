@@ -7,8 +7,6 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from dcnzoo.ops import reference
-
 from ..op_cases import Sample, deform_conv
 from . import interpreter
 
@@ -16,7 +14,7 @@ pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is n
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 
-WIDE = {"channels": 64, "out_channels": 64, "size": (4, 5), "padding": 1}
+WIDE = {"channels": 64, "out_channels": 64, "size": (2, 3), "padding": 1}
 # one channel to a group is nothing to multiply: never fused
 NEVER_FUSED = {"neither", "depthwise", "one to one", "one to one, 70 channels", "one to one, 128 channels"}
 SAMPLES = [
@@ -31,11 +29,12 @@ SAMPLES = [
 ]
 SAMPLES = {sample.name: sample for sample in SAMPLES}
 # run in `make test-all` only: what they add is size
-SLOW = {"more blocks than splits are needed for", "batch 5, step 2", "all groups differ", "mask groups"}
-SLOW |= {"offset groups across conv groups", "asymmetric v1 without bias", "more rows than a tile"}
+# The interpreter takes seconds for each: `make test` runs these, `make test-all` every sample.
+QUICK = ("v1", "v2", "mask alone", "one output pixel", "groups of groups", "empty batch")
+SMALL = deform_conv.make("small", size=(3, 4), padding=1)
 every_sample = pytest.mark.parametrize(
     "sample",
-    [pytest.param(s, id=n, marks=pytest.mark.slow if n in SLOW else ()) for n, s in SAMPLES.items()],
+    [pytest.param(s, id=n, marks=() if n in QUICK else pytest.mark.slow) for n, s in SAMPLES.items()],
 )
 
 
@@ -50,11 +49,12 @@ def gradient_for(expected: torch.Tensor) -> torch.Tensor:
     return torch.linspace(-1, 1, expected.numel(), dtype=torch.float64).view(expected.shape)
 
 
-def exact(sample: Sample) -> dict[str, torch.Tensor]:
+def exact(sample: Sample, grad: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
     """Output and gradients by the reference in float64, of the values that ``sample`` has."""
     leaves = sample.to(torch.float64).leaves()
     output = deform_conv.reference(leaves)
-    gradients = torch.autograd.grad(output, leaves.given, gradient_for(output))
+    grad = gradient_for(output) if grad is None else grad.double()
+    gradients = torch.autograd.grad(output, leaves.given, grad)
     names = [n for n, t in zip(interpreter.GRADIENTS, leaves.tensors, strict=True) if t is not None]
     return {"output": output.detach(), **dict(zip(names, gradients, strict=True))}
 
@@ -67,32 +67,24 @@ def assert_near(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
         torch.testing.assert_close(result.double(), expected[name], **close, msg=lambda m: f"{name}: {m}")  # noqa: B023
 
 
-@pytest.mark.parametrize("field", ["offset", "mask"])
-def test_long_indices_from_the_first_factor_on(interpret, field):
+@pytest.mark.parametrize(("field", "planes"), [("offset", 18), ("mask", 9)])
+def test_long_indices_from_the_first_factor_on(interpret, field, planes):
     """A channel times the distance between planes does not fit 32 bits, though each of the two does."""
-    sample = deform_conv.make(
-        "long", channels=16, out_channels=16, size=(3, 4), padding=1, kernel=(3, 3), batch=1
-    )
-    sample = sample.to(torch.float32)
-    planes = 18 if field == "offset" else 9
+    size = dict(channels=16, out_channels=16, size=(3, 4), kernel=(3, 3), batch=1)
+    sample = deform_conv.make("long", padding=1, **size).to(torch.float32)
     assert interpret(interpreter.planes_read, sample, field, 2**28) == list(range(planes))
 
 
 @pytest.mark.parametrize("place", ["input", "weight", "offset", "mask", "grad"])
-@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+@pytest.mark.parametrize("value", [float("inf"), pytest.param(float("nan"), marks=pytest.mark.slow)])
 def test_values_that_are_not_finite(interpret, place, value):
     """They reach what they reach in the reference, also where channels fill no block."""
-    sample = deform_conv.make(
-        f"{place} {value}", channels=20, out_channels=24, size=(4, 5), padding=1, spread=3.0
-    ).to(torch.float32)
+    size = dict(channels=20, out_channels=24, size=(3, 4), batch=1)
+    sample = deform_conv.make(f"{place} {value}", padding=1, spread=3.0, **size).to(torch.float32)
     grad = gradient_for(deform_conv.reference(sample)).float()
     changed = dict(zip((*interpreter.GRADIENTS, "grad"), (*sample.tensors, grad), strict=True))[place]
     changed.view(-1)[:: max(changed.numel() // 3, 1)] = value
-    leaves = sample.to(torch.float64).leaves()
-    output = deform_conv.reference(leaves)
-    expected = dict(
-        zip(interpreter.GRADIENTS, torch.autograd.grad(output, leaves.given, grad.double()), strict=True)
-    ) | {"output": output.detach()}
+    expected = exact(sample, grad)
     for name, result in interpret(interpreter.run_kernels, sample, grad).items():
         finite = expected[name].isfinite()
         assert torch.equal(result.isfinite(), finite), name
@@ -111,7 +103,9 @@ def test_matches_reference(interpret, sample):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", ["v2", "groups of groups"])
+@pytest.mark.parametrize(
+    "name", ["one output pixel", pytest.param("groups of groups", marks=pytest.mark.slow)]
+)
 def test_half_types(interpret, name, dtype):
     sample = SAMPLES[name].to(dtype)
     expected = exact(sample)
@@ -121,9 +115,9 @@ def test_half_types(interpret, name, dtype):
 
 
 def test_float32_fields_with_half_maps(interpret):
-    input, weight, offset, mask, bias = SAMPLES["v2"].to(torch.float32).tensors
+    input, weight, offset, mask, bias = SMALL.to(torch.float32).tensors
     half = [t.to(torch.bfloat16) for t in (input, weight, bias)]
-    sample = Sample("", (half[0], half[1], offset, mask, half[2]), {"padding": 1})
+    sample = Sample("", (half[0], half[1], offset, mask, half[2]), SMALL.kwargs)
     expected = exact(sample)
     grad = gradient_for(expected["output"]).bfloat16()
     results = interpret(interpreter.run_kernels, sample, grad)
@@ -133,9 +127,9 @@ def test_float32_fields_with_half_maps(interpret):
 
 @pytest.mark.parametrize("value", [float("nan"), -float("inf"), 1e30])
 def test_points_that_are_nowhere_contribute_nothing(interpret, value):
-    input, weight, offset, mask, _ = deform_conv.make("nowhere", padding=1).to(torch.float32).tensors
+    input, weight, offset, mask, _ = SMALL.to(torch.float32).tensors
     infinite = torch.full_like(input, float("inf"))
-    sample = Sample("", (infinite, weight, torch.full_like(offset, value), mask, None), {"padding": 1})
+    sample = Sample("", (infinite, weight, torch.full_like(offset, value), mask, None), SMALL.kwargs)
     grad = torch.ones_like(deform_conv.reference(sample))
     for name, result in interpret(interpreter.run_kernels, sample, grad).items():
         assert (result == 0).all(), name
@@ -152,25 +146,9 @@ def test_border(interpret):
     assert results["offset"][0, 1, 0].tolist() == [0, 1, -1, 0]
 
 
-@pytest.mark.parametrize("shift", [(0, 0), (1, -2), (-9, 3)])
-def test_whole_offsets_move_the_input(interpret, shift):
-    """On pixels' centres: what torch's own convolution gives of the moved map."""
-    input, weight, offset, _, bias = deform_conv.make("whole", padding=1).to(torch.float32).tensors
-    moved = torch.empty_like(offset)
-    moved[:, 0::2], moved[:, 1::2] = shift
-    sample = Sample("", (input, weight, moved, None, bias), {"padding": 1})
-    room = max(map(abs, shift)) + 1
-    padded = torch.nn.functional.pad(input, [room] * 4).roll((-shift[0], -shift[1]), (2, 3))
-    full = torch.nn.functional.conv2d(padded, weight, bias)
-    height, width = offset.shape[2:]
-    expected = full[:, :, room - 1 : room - 1 + height, room - 1 : room - 1 + width]
-    output = interpret(interpreter.run_kernels, sample, torch.ones_like(expected))["output"]
-    torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
-
-
 def test_memory_formats(interpret):
     """Channels last in and out; offset and mask as parts of one map, in either format."""
-    sample = SAMPLES["whole blocks"].to(torch.float32)
+    sample = SMALL.to(torch.float32)
     expected = exact(sample)
     grad = gradient_for(expected["output"]).float()
     both = torch.cat(sample.tensors[2:4], 1)
@@ -199,22 +177,23 @@ ALL = ["forward", "grad_weight", "grad_samples(True, True, True)"]
 
 
 @pytest.mark.parametrize(
-    ("name", "kernels"), [("v2", ALL), ("groups of groups", ALL), ("groups", []), ("empty batch", ALL)]
+    ("sample", "ordered", "kernels"),
+    [
+        pytest.param(SMALL, False, ALL, id="v2"),
+        pytest.param(
+            SMALL, True, ["forward", "grad_weight", "grad_samples(False, True, True)"], id="in order"
+        ),
+        pytest.param(SAMPLES["groups"], False, [], id="groups"),
+        pytest.param(SAMPLES["empty batch"], False, ALL, id="empty batch"),
+        pytest.param(next(deform_conv.samples(1)), False, [], id="one dimension"),
+    ],
 )
-def test_operator_runs_fused_kernels_where_they_fit(interpret, name, kernels):
-    sample = SAMPLES[name].to(torch.float32)
-    expected = exact(sample)
-    ran, results = interpret(interpreter.call_operator, sample, gradient_for(expected["output"]).float())
-    assert ran == kernels
-    assert_near(results, expected, torch.float32)
-
-
-def test_sums_in_one_order_where_asked_for(interpret):
-    sample = SAMPLES["v2"].to(torch.float32)
+def test_operator_runs_fused_kernels_where_they_fit(interpret, sample, ordered, kernels):
+    sample = sample.to(torch.float32)
     expected = exact(sample)
     grad = gradient_for(expected["output"]).float()
-    ran, results = interpret(interpreter.call_operator, sample, grad, True)
-    assert ran == ["forward", "grad_weight", "grad_samples(False, True, True)"]
+    ran, results = interpret(interpreter.call_operator, sample, grad, ordered)
+    assert ran == kernels
     assert_near(results, expected, torch.float32)
 
 
@@ -233,16 +212,8 @@ def test_auto_takes_what_the_table_lists_as_faster(interpret, dtype, listed, ker
     assert interpret(interpreter.chosen_by_auto, sample, grad, listed) == kernels
 
 
-def test_one_dimension_is_left_to_the_compiled_kernels(interpret):
-    sample = next(deform_conv.samples(1)).to(torch.float32)
-    expected = exact(sample)
-    ran, results = interpret(interpreter.call_operator, sample, gradient_for(expected["output"]).float())
-    assert ran == []
-    assert_near(results, expected, torch.float32)
-
-
 def test_opcheck(interpret):
-    interpret(interpreter.opcheck, deform_conv.make("opcheck", size=(3, 4), padding=1).to(torch.float32))
+    interpret(interpreter.opcheck, SMALL.to(torch.float32))
 
 
 def test_torch_compile_sees_one_node(interpret):
@@ -255,13 +226,3 @@ def test_errors_are_those_of_the_compiled_kernels(interpret):
     for row, message in rows[:: len(rows) // 8]:
         error = interpret(interpreter.error_of, "deform_conv2d", row)
         assert message in error and len(error.splitlines()) == 1
-
-
-def test_what_the_reference_calls_a_point_is_where_kernels_read():
-    """The samples reach beyond every side of the map, so that no branch of the border rule is left out."""
-    sample = SAMPLES["far outside"]
-    points = reference.sampling_points(
-        sample.tensors[2], (3, 2), sample.tensors[2].shape[2:], (1, 1), (1, 1), (1, 1), sample.tensors[0]
-    )
-    y, x = points.unbind(3)
-    assert y.min() < -1 and y.max() > 7 and x.min() < -1 and x.max() > 10

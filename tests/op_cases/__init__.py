@@ -1,4 +1,4 @@
-"""What tests/test_ops.py runs through every operator.
+"""Samples of every operator: for tests/test_ops.py, random calls (test_fuzz.py, soak.py) and more.
 
 A module is an operator: it offers ``NAME`` and the rest of what :class:`Operator` asks for. A module of
 several offers them as ``OPERATORS``.
@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
+from random import Random
 from typing import Any
 
 import torch
@@ -58,36 +59,97 @@ class Sample:
 class Operator:
     """A public function and what to ask of it.
 
+    An operator without gradients (``differentiable``) needs only what random calls need.
+
     Attributes:
         name: in dcnzoo.ops.
         call: the function on a sample.
         reference: the oracle on a sample, in plain PyTorch.
+        random_sample: takes a generator and one of ``can_be_zero``, or "".
+        can_be_zero: sizes that ``random_sample`` can set to zero; the operator may refuse that.
+        absolute: the sample with each number that is multiplied without its sign, but not coordinates:
+            results are then sums of the absolute values of all terms.
         samples: in float64, small and asymmetric; the first four show its forms, and are asked more.
         invalid: samples with what the error must say.
         overload_calls: the registered operators with a sample's arguments, for opcheck.
         resized_samples: one call in several batch and spatial sizes, for torch.compile.
         autocasts: whether it computes in autocast's dtype; otherwise autocast changes nothing.
+        differentiable: whether it has gradients.
+        continuous: whether a small change of a coordinate changes the result little.
+        any_reference: an oracle that takes any sample, where ``reference`` takes only ``samples``.
     """
 
     name: str
     call: Callable[[Sample], Tensor]
     reference: Callable[[Sample], Tensor]
-    samples: Callable[[], Iterable[Sample]]
-    invalid: Callable[[], Iterable[tuple[Sample, str]]]
-    overload_calls: Callable[[Sample], Iterator[tuple[torch._ops.OpOverload, tuple]]]
-    resized_samples: Callable[[], Iterable[Sample]]
+    random_sample: Callable[[Random, str], Sample]
+    can_be_zero: Sequence[str] = ()
+    absolute: Callable[[Sample], Sample] | None = None
+    samples: Callable[[], Iterable[Sample]] = tuple
+    invalid: Callable[[], Iterable[tuple[Sample, str]]] = tuple
+    overload_calls: Callable[[Sample], Iterator[tuple[torch._ops.OpOverload, tuple]]] | None = None
+    resized_samples: Callable[[], Iterable[Sample]] = tuple
     autocasts: bool = True
+    differentiable: bool = True
+    continuous: bool = True
+    any_reference: Callable[[Sample], Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        if self.any_reference is None:
+            object.__setattr__(self, "any_reference", self.reference)
 
     def forms(self) -> list[Sample]:
         return list(self.samples())[:4]
 
 
-def operators() -> list[Operator]:
-    found = []
+def operators(differentiable: bool = True) -> list[Operator]:
+    """Those with gradients, or all."""
+    found: list[Operator] = []
     for info in pkgutil.iter_modules(__path__):
         module = importlib.import_module(f"{__name__}.{info.name}")
         asked = [attribute.name for attribute in fields(Operator)[1:]]
         found += getattr(module, "OPERATORS", None) or [
             Operator(module.NAME, **{name: getattr(module, name) for name in asked if hasattr(module, name)})
         ]
-    return found
+    return [op for op in found if op.differentiable or not differentiable]
+
+
+def absolute_at(*places: int) -> Callable[[Sample], Sample]:
+    """``Operator.absolute`` of an operator that multiplies the tensors at these places."""
+
+    def absolute(sample: Sample) -> Sample:
+        tensors = enumerate(sample.tensors)
+        return replace(
+            sample, tensors=tuple(t.abs() if t is not None and i in places else t for i, t in tensors)
+        )
+
+    return absolute
+
+
+# For random samples. CHANNELS: around the widths of vectors, panels and slices of the CPU kernels.
+CHANNELS = (1, 2, 3, 4, 5, 7, 8, 12, 15, 16, 17, 31, 32, 33, 64, 65)
+
+
+def normal(rng: Random, *shape: int) -> Tensor:
+    generator = torch.Generator().manual_seed(rng.randint(0, 2**16))
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def per_axis(rng: Random, rank: int, low: int, high: int) -> tuple[int, ...]:
+    return tuple(rng.randint(low, high) for _ in range(rank))
+
+
+def emptied(rng: Random, sizes: tuple[int, ...]) -> tuple[int, ...]:
+    """One of the sizes is zero, or all of them are."""
+    axis = rng.randint(0, len(sizes))
+    return tuple(0 if axis in (a, len(sizes)) else size for a, size in enumerate(sizes))
+
+
+def random_name(rng: Random, nothing: str) -> str:
+    """A name, from which the numbers in the tensors come."""
+    return f"zero {nothing}" if nothing else str(rng.randint(0, 2**16))
+
+
+def is_plain_convolution(sample: Sample) -> bool:
+    """Whether it is torch's own: without offset and mask."""
+    return len(sample.tensors) == 5 and sample.tensors[2] is None and sample.tensors[3] is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from random import Random
 from typing import Any
 
 import torch
@@ -10,9 +11,11 @@ import torch
 import dcnzoo.ops
 from dcnzoo.ops import reference as oracle
 
-from . import Sample
+from . import CHANNELS, Sample, absolute_at, emptied, per_axis, random_name
 
 NAME = "dcnv3"
+can_be_zero = ("size", "kernel", "group", "channels")
+absolute = absolute_at(0, 2)
 
 
 def call(sample: Sample) -> torch.Tensor:
@@ -110,6 +113,30 @@ def make(
         normal(batch, *out, group * points).sigmoid(),
     )
     return Sample(name, tensors, {**geometry, **kwargs})
+
+
+def random_sample(rng: Random, nothing: str) -> Sample:
+    limits = ((1, 4), (1, 3), (0, 3), (1, 2))
+    kernel, stride, padding, dilation = (per_axis(rng, 2, *limit) for limit in limits)
+    least = [max(dilation[a] * (kernel[a] - 1) + 1 - 2 * padding[a], 1) for a in range(2)]
+    size = tuple(rng.randint(low, low + 9) for low in least)
+    size = emptied(rng, size) if nothing == "size" else size
+    kernel = emptied(rng, kernel) if nothing == "kernel" else kernel
+    odd = kernel[0] % 2 == kernel[1] % 2 == 1 and kernel != (1, 1)
+    return make(
+        random_name(rng, nothing),
+        batch=rng.randint(0, 3),
+        size=size,
+        spread=rng.choice((0.0, 0.5, 3.0, 30.0)),
+        kernel_size=kernel,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        group=0 if nothing == "group" else rng.randint(1, 5),
+        group_channels=0 if nothing == "channels" else rng.choice(CHANNELS),
+        offset_scale=rng.choice((0.5, 1.0, 2.0)),
+        remove_center=odd and rng.randint(0, 1) == 1,
+    )
 
 
 def samples() -> Iterator[Sample]:

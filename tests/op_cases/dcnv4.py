@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from dataclasses import replace
+from random import Random
 
 import torch
 
@@ -10,6 +13,7 @@ import dcnzoo.ops
 from dcnzoo.ops import reference as oracle
 
 from . import Sample, dcnv3
+from .dcnv3 import can_be_zero as can_be_zero
 from .dcnv3 import geometry
 
 NAME = "dcnv4"
@@ -47,6 +51,19 @@ def packed(sample: Sample) -> Sample:
     fields = torch.cat([fields, torch.full((*fields.shape[:3], padding), 7.0, dtype=fields.dtype)], dim=3)
     kwargs = {name: value for name, value in sample.kwargs.items() if name != "im2col_step"}
     return Sample(sample.name, (input, fields), kwargs)
+
+
+def random_sample(rng: Random, nothing: str) -> Sample:
+    return packed(dcnv3.random_sample(rng, nothing))
+
+
+def absolute(sample: Sample) -> Sample:
+    input, fields = sample.tensors
+    points = math.prod(dcnv3.pair(sample.kwargs["kernel_size"])) - sample.kwargs["remove_center"]
+    fields = fields.clone()
+    for first in range(0, sample.kwargs["group"] * points * 3, points * 3):
+        fields[..., first + points * 2 : first + points * 3].abs_()  # the factors
+    return replace(sample, tensors=(input.abs(), fields))
 
 
 def samples() -> Iterator[Sample]:

@@ -6,13 +6,14 @@ import math
 import sys
 from collections.abc import Iterator
 from functools import partial
+from random import Random
 
 import torch
 
 import dcnzoo.ops
 from dcnzoo.ops import reference as oracle
 
-from . import Operator, Sample
+from . import CHANNELS, Operator, Sample, absolute_at, emptied, per_axis, random_name
 
 # By rank: axes that cannot be taken for one another.
 SIZE = {1: (11,), 2: (7, 10), 3: (4, 6, 5)}
@@ -168,6 +169,53 @@ def resized_samples(rank: int) -> Iterator[Sample]:
     # no size of the first equals another, nor one of the output: torch.compile would take the two for one
     for batch, size in ((5, (15, 7, 10)), (8, (6, 9, 13)), (9, (12, 14, 8))):
         yield make(f"{batch}", batch=batch, size=size[-rank:], kernel=KERNEL[rank], padding=1)
+
+
+CAN_BE_ZERO = ("channels", "outputs", "size", "size", "kernel")
+
+
+def random_convolution(make, transposed: bool, rank: int, rng: Random, nothing: str) -> Sample:
+    groups = rng.choice((1, 1, 1, 2, 3, 4, 8))
+    channels, outputs = groups * rng.choice(CHANNELS), groups * rng.choice((1, 2, 5, 16, 17))
+    channels, outputs = 0 if nothing == "channels" else channels, 0 if nothing == "outputs" else outputs
+    limits = ((1, 3), (1, 3), (0, 3), (1, 2))
+    kernel, stride, padding, dilation = (per_axis(rng, rank, *limit) for limit in limits)
+    if nothing == "kernel":
+        kernel = emptied(rng, kernel)
+    reach = [dilation[a] * (kernel[a] - 1) + 1 for a in range(rank)]
+    most = {1: 110, 2: 13, 3: 5}[rank]  # more output pixels than a tile has, now and then
+    if transposed:
+        least = [-(-max(1 + 2 * padding[a] - reach[a], 0) // stride[a]) + 1 for a in range(rank)]
+        most = max(most // 2, 2)
+        extra = {"output_padding": tuple(rng.randint(0, stride[a] - 1) for a in range(rank))}
+    else:
+        least, extra = [max(reach[a] - 2 * padding[a], 1) for a in range(rank)], {}
+    size = tuple(rng.randint(low, max(low, most)) for low in least)
+    if nothing == "size":
+        size = emptied(rng, size)
+    sampled = outputs if transposed else channels
+    fields = [None, *(d for d in range(1, sampled + 1) if sampled % d == 0)] if sampled else [None, 1, 2]
+    return make(
+        random_name(rng, nothing),
+        batch=rng.randint(0, 3),
+        channels=channels,
+        out_channels=outputs,
+        size=size,
+        kernel=kernel,
+        offset_groups=rng.choice(fields),
+        mask_groups=rng.choice(fields),
+        bias=rng.randint(0, 1) == 1,
+        spread=rng.choice((0.0, 0.5, 3.0, 30.0)),
+        groups=groups,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        im2col_step=rng.choice((None, 1, 2, 3, 4)),
+        **extra,
+    )
+
+
+random_sample = partial(random_convolution, make, False)
 
 
 class Table:
@@ -334,6 +382,9 @@ def operator(name: str, rank: int, module) -> Operator:
         name,
         partial(call_by_name, name),
         module.reference,
+        partial(module.random_sample, rank),
+        CAN_BE_ZERO,
+        absolute_at(0, 1, 3, 4),
         partial(module.samples, rank),
         partial(module.invalid, rank),
         module.overload_calls,

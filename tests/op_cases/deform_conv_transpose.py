@@ -19,6 +19,7 @@ from .deform_conv import (
     call_by_name,
     geometry,
     operator,
+    random_convolution,
     rank_of,
     tensors_of,
 )
@@ -59,6 +60,9 @@ def make(
     input, weight = (batch, channels, *size), (channels, out_channels // kwargs.get("groups", 1), *kernel)
     tensors = tensors_of(name, input, weight, size, out_channels, offset_groups, mask_groups, bias, spread)
     return Sample(name, tensors, kwargs)
+
+
+random_sample = partial(random_convolution, make, True)
 
 
 def samples(rank: int = 2) -> Iterator[Sample]:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from random import Random
 
 import torch
 
 import dcnzoo.ops
 from dcnzoo.ops import reference as oracle
 
-from . import Sample, roi_align
-from .roi_align import region_errors
+from . import Sample, normal, roi_align
+from .roi_align import absolute as absolute
+from .roi_align import can_be_zero as can_be_zero
+from .roi_align import random_regions, region_errors
 
 NAME = "deform_roi_pool"
-autocasts = False
+autocasts = continuous = False
 
 
 def call(sample: Sample) -> torch.Tensor:
@@ -31,6 +34,12 @@ def make(name: str, rois: int = 4, size: tuple[int, int] = (9, 13), channels: in
     sample = roi_align.make(name, rois, size, channels, **kwargs)
     generator = torch.Generator().manual_seed(1)
     offset = torch.randn(rois, 2, 3, 2, generator=generator, dtype=torch.float64)
+    return replace(sample, tensors=(*sample.tensors, offset))
+
+
+def random_sample(rng: Random, nothing: str) -> Sample:
+    sample = random_regions(rng, nothing)
+    offset = normal(rng, len(sample.tensors[1]), 2, *sample.kwargs["output_size"])
     return replace(sample, tensors=(*sample.tensors, offset))
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from random import Random
 
 import torch
 
 import dcnzoo.ops
 from dcnzoo.ops import reference as oracle
 
-from . import Sample
+from . import CHANNELS, Sample, absolute_at, emptied, random_name
 
 NAME = "ms_deform_attn"
+can_be_zero = ("level", "heads", "channels")
+absolute = absolute_at(0, 2)
 
 
 def arguments(sample: Sample) -> tuple[torch.Tensor, ...]:
@@ -74,6 +77,23 @@ def make(
     )
     levels = {"spatial_shapes": torch.tensor(sizes), "level_start_index": torch.tensor(starts)}
     return Sample(name, tensors, levels)
+
+
+def random_sample(rng: Random, nothing: str) -> Sample:
+    levels = [(rng.randint(1, 9), rng.randint(1, 9)) for _ in range(rng.randint(1, 4))]
+    if nothing == "level":
+        levels[-1] = emptied(rng, levels[-1])
+    return make(
+        random_name(rng, nothing),
+        batch=rng.randint(0, 3),
+        queries=rng.randint(0, 20),
+        heads=0 if nothing == "heads" else rng.randint(1, 4),
+        channels=0 if nothing == "channels" else rng.choice(CHANNELS),
+        points=rng.randint(0, 17),
+        sizes=tuple(levels),
+        spread=rng.choice((0.1, 0.5, 3.0)),
+        gap=rng.randint(0, 2),
+    )
 
 
 def samples() -> Iterator[Sample]:

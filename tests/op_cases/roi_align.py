@@ -5,16 +5,20 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
+from random import Random
 
 import torch
 from torch import Tensor
 
 import dcnzoo.ops
 
-from . import Sample
+from .. import oracles
+from . import CHANNELS, Sample, absolute_at, emptied, normal, per_axis, random_name
 
 NAME = "roi_align"
-autocasts = False
+autocasts = continuous = False
+can_be_zero = ("images", "channels", "size", "bins")
+absolute = absolute_at(0)
 
 
 def call(sample: Sample) -> Tensor:
@@ -70,6 +74,42 @@ def make(
     image = torch.arange(rois, dtype=torch.float64)[:, None] % images
     tensors = (maps, torch.cat([image, corner, corner + extent], 1))
     return Sample(name, tensors, {"output_size": (3, 2), "spatial_scale": 0.5, **kwargs}, constant=(1,))
+
+
+def random_boxes(rng: Random, count: int) -> Tensor:  # [count, 4]
+    """Some large, some of no or negative size, some outside."""
+    corner, size = normal(rng, count, 2) * 8, normal(rng, count, 2) * 8
+    return torch.cat([corner, corner + (size.abs() if rng.randint(0, 1) else size)], dim=1)
+
+
+def random_regions(rng: Random, nothing: str) -> Sample:
+    """What all RoI poolings take."""
+    bins, size = per_axis(rng, 2, 1, 4), per_axis(rng, 2, 1, 9)
+    bins = emptied(rng, bins) if nothing == "bins" else bins
+    size = emptied(rng, size) if nothing == "size" else size
+    images, count = (0, 0) if nothing == "images" else (rng.randint(1, 3), rng.randint(0, 4))
+    channels = 0 if nothing == "channels" else rng.choice(CHANNELS)
+    image = torch.tensor([rng.randrange(images) for _ in range(count)], dtype=torch.float64)
+    tensors = (
+        normal(rng, images, channels, *size),
+        torch.cat([image[:, None], random_boxes(rng, count)], dim=1),
+    )
+    settings = {
+        "output_size": bins,
+        "spatial_scale": rng.choice((0.25, 1.0)),
+        "sampling_ratio": rng.randint(0, 3),
+    }
+    return Sample(random_name(rng, nothing), tensors, settings, constant=(1,))
+
+
+def random_sample(rng: Random, nothing: str) -> Sample:
+    sample = random_regions(rng, nothing)
+    sample.kwargs.update(pool_mode=rng.choice(("avg", "max")), aligned=rng.randint(0, 1) == 1)
+    return sample
+
+
+def any_reference(sample: Sample) -> Tensor:
+    return oracles.roi_align(*sample.tensors, **sample.kwargs)
 
 
 def samples() -> Iterator[Sample]:

@@ -42,11 +42,10 @@ def running_on(extension):
 
 def assert_equal(got, want, tolerance=1e-5):
     """Within ``tolerance`` of the largest value, which is at least counted as 1."""
-    assert got.shape == want.shape
-    assert got.dtype == want.dtype
-    if want.numel():
-        error = (got - want).abs().max() / want.abs().max().clamp(min=1)
-        assert error <= tolerance
+    for g, w in zip(got, want, strict=True):
+        assert g.shape == w.shape and g.dtype == w.dtype
+        if w.numel():
+            assert (g - w).abs().max() / w.abs().max().clamp(min=1) <= tolerance
 
 
 def random_case(seed, modulated):
@@ -92,60 +91,25 @@ def outputs_and_gradients(function, tensors):
 
 
 @pytest.mark.parametrize("seed", CASES)
-def test_deform_conv(seed):
-    tensors, geometry, deform_groups, step = random_case(seed, modulated=False)
-    input, weight, offset = tensors
-
-    def theirs():
-        return mmcv_ops.deform_conv2d(input, offset, weight, *geometry, deform_groups, False, step)
-
-    def ours():
-        return ops.deform_conv2d(input, weight, offset, None, None, *geometry, step)
-
+@pytest.mark.parametrize("modulated", [False, True])
+def test_deform_conv(seed, modulated):
+    """dcnzoo's own function, mmcv's on dcnzoo's operators, and that of ``dcnzoo.compat.mmcv``."""
+    tensors, geometry, deform_groups, step = random_case(1000 * modulated + seed, modulated)
+    input, weight, offset, mask, bias = (*tensors, None, None)[:5]
+    if modulated:
+        name, arguments = (
+            "modulated_deform_conv2d",
+            (input, offset, mask, weight, bias, *geometry, deform_groups),
+        )
+    else:
+        name, arguments = "deform_conv2d", (input, offset, weight, *geometry, deform_groups, False, step)
+    theirs = functools.partial(getattr(mmcv_ops, name), *arguments)
+    same = functools.partial(getattr(compat, name), *arguments)
+    ours = functools.partial(ops.deform_conv2d, input, weight, offset, mask, bias, *geometry, step)
     with running_on(compiled):
         want = outputs_and_gradients(theirs, tensors)
-    for got in (outputs_and_gradients(ours, tensors), outputs_and_gradients(theirs, tensors)):
-        for g, w in zip(got, want, strict=True):
-            assert_equal(g, w)
-
-
-@pytest.mark.parametrize("seed", CASES)
-def test_modulated_deform_conv(seed):
-    tensors, geometry, deform_groups, step = random_case(1000 + seed, modulated=True)
-    input, weight, offset, mask, *bias = tensors
-    bias = bias[0] if bias else None
-
-    def theirs():
-        return mmcv_ops.modulated_deform_conv2d(input, offset, mask, weight, bias, *geometry, deform_groups)
-
-    def ours():
-        return ops.deform_conv2d(input, weight, offset, mask, bias, *geometry, step)
-
-    with running_on(compiled):
-        want = outputs_and_gradients(theirs, tensors)
-    for got in (outputs_and_gradients(ours, tensors), outputs_and_gradients(theirs, tensors)):
-        for g, w in zip(got, want, strict=True):
-            assert_equal(g, w)
-
-
-@pytest.mark.parametrize("seed", CASES[:20])
-def test_compat_functions(seed):
-    """``dcnzoo.compat.mmcv``, argument for argument."""
-    for offset in (0, 1000):
-        tensors, geometry, deform_groups, step = random_case(offset + seed, modulated=offset > 0)
-        if offset:
-            input, weight, offsets, mask, *bias = tensors
-            arguments = (input, offsets, mask, weight, bias[0] if bias else None, *geometry, deform_groups)
-            functions = (mmcv_ops.modulated_deform_conv2d, compat.modulated_deform_conv2d)
-        else:
-            input, weight, offsets = tensors
-            arguments = (input, offsets, weight, *geometry, deform_groups, False, step)
-            functions = (mmcv_ops.deform_conv2d, compat.deform_conv2d)
-        with running_on(compiled):
-            want = outputs_and_gradients(functools.partial(functions[0], *arguments), tensors)
-        got = outputs_and_gradients(functools.partial(functions[1], *arguments), tensors)
-        for g, w in zip(got, want, strict=True):
-            assert_equal(g, w)
+    for function in (ours, theirs, same):
+        assert_equal(outputs_and_gradients(function, tensors), want)
 
 
 @pytest.mark.parametrize("name", ["DeformConv2dPack", "ModulatedDeformConv2dPack"])
@@ -159,9 +123,7 @@ def test_compat_packs(name):
     input = torch.randn(3, 4, 9, 7)
     with running_on(compiled):
         want = outputs_and_gradients(lambda: theirs(input), list(theirs.parameters()))
-    got = outputs_and_gradients(lambda: ours(input), list(ours.parameters()))
-    for g, w in zip(got, want, strict=True):
-        assert_equal(g, w)
+    assert_equal(outputs_and_gradients(lambda: ours(input), list(ours.parameters())), want)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 2), (1, 6), (6, 2)])
@@ -173,33 +135,22 @@ def test_compat_inputs_smaller_than_the_kernel(size):
     tensors = [torch.randn(2, 4, *size).requires_grad_(), (torch.randn(2, 36, *size) * 2).requires_grad_()]
     with running_on(compiled):
         want = outputs_and_gradients(lambda: theirs(*tensors), tensors)
-    for g, w in zip(outputs_and_gradients(lambda: ours(*tensors), tensors), want, strict=True):
-        assert_equal(g, w)
+    assert_equal(outputs_and_gradients(lambda: ours(*tensors), tensors), want)
 
 
 def test_offsets_larger_than_the_output():
     """The memory that mmcv's kernels read is what dcnzoo's stand-in reads, gradients included."""
     torch.manual_seed(0)
-    tensors = [
-        torch.randn(2, 4, 6, 5),
-        torch.randn(2, 36, 9, 8) * 2,
-        torch.rand(2, 18, 9, 8),
-        torch.randn(6, 4, 3, 3),
-        torch.randn(6),
-    ]
-    tensors = [t.requires_grad_() for t in tensors]
-
-    def theirs():
-        return mmcv_ops.modulated_deform_conv2d(*tensors, 1, 1, 1, 1, 2)
-
-    def ours():
-        return compat.modulated_deform_conv2d(*tensors, 1, 1, 1, 1, 2)
-
+    maps = [torch.randn(2, 4, 6, 5), torch.randn(2, 36, 9, 8) * 2, torch.rand(2, 18, 9, 8)]
+    tensors = [t.requires_grad_() for t in (*maps, torch.randn(6, 4, 3, 3), torch.randn(6))]
+    theirs, ours = (
+        functools.partial(module.modulated_deform_conv2d, *tensors, 1, 1, 1, 1, 2)
+        for module in (mmcv_ops, compat)
+    )
     with running_on(compiled):
         want = outputs_and_gradients(theirs, tensors)
     for function in (theirs, ours):
-        for got, expected in zip(outputs_and_gradients(function, tensors), want, strict=True):
-            assert_equal(got, expected)
+        assert_equal(outputs_and_gradients(function, tensors), want)
 
 
 def test_dyhead():
@@ -212,65 +163,7 @@ def test_dyhead():
         got = model(inputs)
         with running_on(compiled):
             want = model(inputs)
-    for g, w in zip(got, want, strict=True):
-        assert_equal(g, w)
-
-
-def random_boxes(seed, count=60):
-    generator = torch.Generator().manual_seed(seed)
-    corner = torch.rand(count, 2, generator=generator) * 40
-    size = torch.rand(count, 2, generator=generator) * 25 + 1
-    return torch.cat([corner, corner + size], 1), torch.rand(count, generator=generator)
-
-
-@pytest.mark.parametrize("seed", range(20))
-@pytest.mark.parametrize("offset", [0, 1])
-def test_nms(seed, offset):
-    arguments = (*random_boxes(seed), 0.2 + 0.03 * seed, offset)
-    assert stand_in.nms(*arguments).tolist() == compiled.nms(*arguments).tolist()
-
-
-@pytest.mark.parametrize("seed", range(10))
-@pytest.mark.parametrize("method", [0, 1, 2])
-@pytest.mark.parametrize("offset", [0, 1])
-def test_soft_nms(seed, method, offset):
-    boxes, scores = random_boxes(seed)
-    results = []
-    for extension in (stand_in, compiled):
-        dets = boxes.new_zeros(len(boxes), 5)
-        kept = extension.softnms(boxes, scores, dets, 0.3, 0.4, 0.05, method, offset)
-        results.append((kept, dets[: len(kept)]))
-    assert results[0][0].tolist() == results[1][0].tolist()
-    assert_equal(results[0][1], results[1][1])
-
-
-@pytest.mark.parametrize("seed", range(10))
-def test_nms_match(seed):
-    boxes, scores = random_boxes(seed)
-    dets = torch.cat([boxes, scores[:, None]], 1)
-    assert stand_in.nms_match(dets, 0.3) == compiled.nms_match(dets, 0.3)
-
-
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("pool_mode", ["avg", "max"])
-@pytest.mark.parametrize("sampling_ratio", [0, 2])
-@pytest.mark.parametrize("aligned", [True, False])
-def test_roi_align(seed, pool_mode, sampling_ratio, aligned):
-    generator = torch.Generator().manual_seed(seed)
-    input = torch.randn(2, 3, 15, 18, generator=generator).requires_grad_()
-    boxes, _ = random_boxes(seed, 12)
-    rois = torch.cat([torch.randint(2, (12, 1), generator=generator).float(), boxes], 1)
-
-    def function():
-        size, scale = (3, 4), 0.3
-        return mmcv_ops.roi_align(input, rois, size, scale, sampling_ratio, pool_mode, aligned)
-
-    with running_on(compiled):
-        want = outputs_and_gradients(function, [input])
-    with running_on(stand_in):
-        got = outputs_and_gradients(function, [input])
-    for g, w in zip(got, want, strict=True):
-        assert_equal(g, w)
+    assert_equal(got, want)
 
 
 def mask_rcnn(backbone, pack):

@@ -75,6 +75,24 @@ class Case:
         image = torch.randint(2, (len(boxes), 1), generator=self.generator).float()
         return torch.cat([image, boxes], 1)
 
+    def pooling(self):
+        """An output size and a scale; 0 or 2 samples."""
+        size = self.choose.choice([(1, 1), (3, 2), (2, 4)])
+        return size, self.choose.choice([0.5, 1.0]), self.choose.choice([0, 2])
+
+
+@pytest.fixture
+def compare(on):
+    """A function of mmcv.ops, whose only gradient is its input's, on both."""
+
+    def compare(module, function, input, tolerance=TOLERANCE, empty=None):
+        want, got = on(module, lambda: outputs_and_gradients(function, [input]))
+        if empty is not None:
+            want[0][want[0] == empty] = 0
+        torch.testing.assert_close(got, want, **tolerance)
+
+    return compare
+
 
 @pytest.mark.parametrize("seed", MORE)
 def test_bbox_overlaps(on, seed):
@@ -151,62 +169,35 @@ def outputs_and_gradients(function, tensors):
     return output.detach(), *torch.autograd.grad((output * weight).sum(), leaves)
 
 
-def output_and_gradient(function, input):
-    return outputs_and_gradients(function, [input])
-
-
 @pytest.mark.parametrize("seed", CASES)
-def test_roi_align_rotated(on, seed):
+def test_roi_align_rotated(compare, seed):
     case = Case(seed)
-    rois = case.rois(
-        case.rotated(case.count(6)) * torch.tensor([1.5, 1, 1, 1, 1]) - torch.tensor([9.0, 4, 0, 0, 0])
-    )
-    size = case.choose.choice([(1, 1), (3, 2), (2, 4)])
-    how = (case.choose.choice([0.5, 1.0]), case.choose.choice([0, 2]), seed % 2 == 0, seed % 3 == 0)
-    input = case.maps()
-
-    def function():
-        return output_and_gradient(lambda x: mmcv_ops.roi_align_rotated(x, rois, size, *how), input)
-
-    want, got = on("roi_align_rotated", function)
-    for g, w in zip(got, want, strict=True):
-        torch.testing.assert_close(g, w, **TOLERANCE)
+    boxes = case.rotated(case.count(6)) * torch.tensor([1.5, 1, 1, 1, 1]) - torch.tensor([9.0, 4, 0, 0, 0])
+    rois, how = case.rois(boxes), (*case.pooling(), seed % 2 == 0, seed % 3 == 0)
+    compare("roi_align_rotated", lambda x: mmcv_ops.roi_align_rotated(x, rois, *how), case.maps())
 
 
 @pytest.mark.parametrize("seed", CASES)
-def test_roi_align(on, seed):
+def test_roi_align(compare, seed):
     case = Case(seed)
     rois = case.rois(case.boxes(case.count(6)) * 1.5 - 12)
-    size, aligned = case.choose.choice([(1, 1), (3, 2), (2, 4)]), seed % 2 == 0
-    how = (case.choose.choice([0.5, 1.0]), case.choose.choice([0, 2]), case.choose.choice(["avg", "max"]))
-    input = case.maps()
-
-    def function():
-        return output_and_gradient(lambda x: mmcv_ops.roi_align(x, rois, size, *how, aligned), input)
-
-    want, got = on("roi_align", function)
-    want[0][want[0] == -1e4] = 0  # mmcv's maximum of no samples: of a RoI without height or width
-    for g, w in zip(got, want, strict=True):
-        torch.testing.assert_close(g, w, **TOLERANCE)
+    how = (*case.pooling(), case.choose.choice(["avg", "max"]), seed % 2 == 0)
+    # -1e4: mmcv's maximum of no samples, of a RoI without height or width
+    compare("roi_align", lambda x: mmcv_ops.roi_align(x, rois, *how), case.maps(), empty=-1e4)
 
 
 @pytest.mark.parametrize("seed", CASES)
 @pytest.mark.parametrize("points", [1, 5])
-def test_rotated_feature_align(on, seed, points):
+def test_rotated_feature_align(compare, seed, points):
     case = Case(seed)
     input = case.maps()[: case.choose.choice([0, 1, 2])]
     boxes = case.rotated(input[:, 0].numel()).view(len(input), *input.shape[2:], 5) - 5
-
-    def function():
-        return output_and_gradient(lambda x: mmcv_ops.rotated_feature_align(x, boxes, 0.5, points), input)
-
-    want, got = on("rotated_feature_align", function)
-    for g, w in zip(got, want, strict=True):
-        torch.testing.assert_close(g, w, **TOLERANCE)
+    function = mmcv_ops.rotated_feature_align
+    compare("rotated_feature_align", lambda x: function(x, boxes, 0.5, points), input)
 
 
 @pytest.mark.parametrize("seed", CASES)
-def test_active_rotated_filter(on, seed):
+def test_active_rotated_filter(compare, seed):
     case = Case(seed)
     planes, inputs, orientations, rotations = (case.choose.randint(1, 4) for _ in range(4))
     size = case.choose.choice([(1, 1), (3, 3), (2, 3)])
@@ -214,62 +205,38 @@ def test_active_rotated_filter(on, seed):
     orders = [torch.randperm(entries, generator=case.generator) + 1 for _ in range(rotations)]
     indices = torch.stack(orders, 1).view(orientations, *size, rotations).int()
     input = torch.randn(planes, inputs, orientations, *size, generator=case.generator)
-
-    def function():
-        return output_and_gradient(lambda x: mmcv_ops.active_rotated_filter(x, indices), input)
-
-    want, got = on("active_rotated_filter", function)
-    for g, w in zip(got, want, strict=True):
-        torch.testing.assert_close(g, w)
+    compare("active_rotated_filter", lambda x: mmcv_ops.active_rotated_filter(x, indices), input)
 
 
 @pytest.mark.parametrize("seed", CASES)
-def test_bezier_align(on, seed):
+def test_bezier_align(compare, seed):
     case = Case(seed)
     beziers = case.uniform(case.count(6), 16, low=-4, high=16)
     if case.degenerate:
         beziers[::3] = beziers[::3, :1]  # a point
-    rois, size = case.rois(beziers), case.choose.choice([(1, 1), (3, 2), (2, 4)])
-    how = (case.choose.choice([0.5, 1.0]), case.choose.choice([0, 2]), seed % 2 == 0)
-    input = case.maps()
-
-    def function():
-        return output_and_gradient(lambda x: mmcv_ops.bezier_align(x, rois, size, *how), input)
-
-    want, got = on("bezier_align", function)
-    for g, w in zip(got, want, strict=True):
-        torch.testing.assert_close(g, w, **TOLERANCE)
+    rois, how = case.rois(beziers), (*case.pooling(), seed % 2 == 0)
+    compare("bezier_align", lambda x: mmcv_ops.bezier_align(x, rois, *how), case.maps())
 
 
 @pytest.mark.parametrize("seed", CASES)
-def test_psa_mask(on, seed):
+def test_psa_mask(compare, seed):
     case = Case(seed)
     mask = case.choose.choice([(1, 1), (3, 1), (3, 5), (7, 3)])
-    shape = (
-        case.choose.choice([1, 2]),
-        mask[0] * mask[1],
-        case.choose.randint(1, 3),
-        case.choose.randint(1, 4),
-    )
-    input = torch.randn(shape, generator=case.generator)
+    size = (case.choose.choice([1, 2]), case.choose.randint(1, 3), case.choose.randint(1, 4))
+    input = torch.randn(size[0], mask[0] * mask[1], *size[1:], generator=case.generator)
     layer = mmcv_ops.PSAMask(case.choose.choice(["collect", "distribute"]), mask)
-    want, got = on("psa_mask", lambda: output_and_gradient(layer, input))
-    for g, w in zip(got, want, strict=True):
-        assert torch.equal(g, w)
+    compare("psa_mask", layer, input, dict(rtol=0, atol=0))
 
 
 @pytest.mark.parametrize("seed", CASES)
 def test_points_in_boxes_cpu(on, seed):
     case = Case(seed)
-    boxes, points = boxes_3d(case), case.uniform(1, case.count(), 3, high=9)
-    want, got = on("points_in_boxes", lambda: mmcv_ops.points_in_boxes_cpu(points, boxes))
-    assert torch.equal(got, want)
-
-
-def boxes_3d(case):
     count = case.choose.choice([1, 4])
     angle = case.uniform(1, count, 1, high=3) * case.choose.choice([0, 1])
-    return torch.cat([case.uniform(1, count, 3, high=7), case.uniform(1, count, 3, high=8), angle], 2)
+    boxes = torch.cat([case.uniform(1, count, 3, high=7), case.uniform(1, count, 3, high=8), angle], 2)
+    points = case.uniform(1, case.count(), 3, high=9)
+    want, got = on("points_in_boxes", lambda: mmcv_ops.points_in_boxes_cpu(points, boxes))
+    assert torch.equal(got, want)
 
 
 @pytest.mark.parametrize("seed", CASES)

@@ -5,7 +5,7 @@ import io
 import multiprocessing
 import random
 import re
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -42,13 +42,10 @@ def test_whole_file(server, tmp_path):
 
 
 def test_bar(server, tmp_path):
-    screen = io.StringIO()
+    screen, quiet = io.StringIO(), io.StringIO()
     server.cuts = [2_000_000]
     fetch(f"{server.url}/zoo/{NAME}", tmp_path, console=Console(file=screen, force_terminal=True, width=120))
-    assert NAME in screen.getvalue()
-    frames = re.findall(r"([\d.]+)/([\d.]+) (\w+)", re.sub(r"\x1b\[[^m]*m", "", screen.getvalue()))
-    assert frames[-1] == ("3.0", "3.0", "MB")
-    quiet = io.StringIO()
+    assert NAME in screen.getvalue() and "3.0/3.0" in re.sub(r"\x1b\[[^m]*m", "", screen.getvalue())
     fetch(f"{server.url}/zoo/net.pth", tmp_path, console=Console(file=quiet))
     assert quiet.getvalue() == "", "no bar in a log"
 
@@ -64,27 +61,21 @@ def test_broken_connection_goes_on_by_itself(server, tmp_path):
 def test_next_call_goes_on(server, tmp_path):
     url = f"{server.url}/zoo/{NAME}"
     server.cuts = [2_000_000]
-    with pytest.raises(DownloadError) as error:
+    with pytest.raises(DownloadError, match=f"^{url}: "):
         fetch(url, tmp_path, retries=0)
     kept = (tmp_path / f"{NAME}.part").stat().st_size
     assert 0 < kept <= 2_000_000 and not (tmp_path / NAME).exists()
-    assert str(error.value).startswith(f"{url}: the connection broke; ")
-    assert "are kept, the next call goes on" in str(error.value)
     assert fetch(url, tmp_path).read_bytes() == CONTENT
     assert server.requests[-1] == (f"/zoo/{NAME}", f"bytes={kept}-")
     assert names(tmp_path) == [NAME]
 
 
-def test_everything_was_there_but_the_name(server, tmp_path):
-    (tmp_path / f"{NAME}.part").write_bytes(CONTENT)
+@pytest.mark.parametrize("more", [b"", b"more"], ids=["whole", "too long"])
+def test_part_that_holds_everything(server, tmp_path, more):
+    (tmp_path / f"{NAME}.part").write_bytes(CONTENT + more)
     assert fetch(f"{server.url}/zoo/{NAME}", tmp_path).read_bytes() == CONTENT
-    assert server.requests == [(f"/zoo/{NAME}", f"bytes={len(CONTENT)}-")]
-
-
-def test_part_that_is_too_long(server, tmp_path):
-    (tmp_path / f"{NAME}.part").write_bytes(CONTENT + b"more")
-    assert fetch(f"{server.url}/zoo/{NAME}", tmp_path).read_bytes() == CONTENT
-    assert [wanted for _, wanted in server.requests] == [f"bytes={len(CONTENT) + 4}-", None]
+    asked = [wanted for _, wanted in server.requests]
+    assert asked == [f"bytes={len(CONTENT + more)}-", *([None] if more else [])]
 
 
 def test_server_without_ranges(server, tmp_path):
@@ -109,22 +100,19 @@ def test_file_without_checksum_that_may_have_changed(server, tmp_path, etag, res
 
 
 def test_wrong_checksum(server, tmp_path):
-    url = f"{server.url}/zoo/net-00000000.pth"
-    with pytest.raises(ChecksumError) as error:
-        fetch(url, tmp_path)
-    aside = tmp_path / "net-00000000.pth.refused"
-    assert str(error.value) == f"{url}: expected sha256 00000000, found {SHA[:8]}; kept as {aside}"
-    assert names(tmp_path) == [".net-00000000.pth.lock", aside.name]
-    assert aside.read_bytes() == CONTENT
-    with pytest.raises(ChecksumError):
-        fetch(url, tmp_path)
+    url, aside = f"{server.url}/zoo/net-00000000.pth", tmp_path / "net-00000000.pth.refused"
+    for _ in range(2):
+        with pytest.raises(ChecksumError, match=f"^{url}: .*00000000.*{SHA[:8]}.*{aside}"):
+            fetch(url, tmp_path)
+        assert names(tmp_path) == [".net-00000000.pth.lock", aside.name]
+        assert aside.read_bytes() == CONTENT
     assert [wanted for _, wanted in server.requests] == [None, None], "begun anew"
 
 
 def test_given_checksum(server, tmp_path):
     sha1 = hashlib.sha1(CONTENT).hexdigest()
     fetch(f"{server.url}/zoo/net.pth", tmp_path, checksum=f"sha1:{sha1}")
-    with pytest.raises(ChecksumError, match="expected md5 12, found"):
+    with pytest.raises(ChecksumError, match="md5 12"):
         fetch(f"{server.url}/zoo/net.pth", tmp_path / "other", checksum="md5:12")
 
 
@@ -132,16 +120,13 @@ def test_damaged_file_in_the_cache(server, tmp_path):
     (tmp_path / NAME).write_bytes(CONTENT[:-1])
     said = io.StringIO()
     path = fetch(f"{server.url}/zoo/{NAME}", tmp_path, console=Console(file=said, width=1000))
-    assert path.read_bytes() == CONTENT
-    assert said.getvalue() == f"{path} is not what it should be; kept as {path}.refused\n"
+    assert path.read_bytes() == CONTENT and str(path) in said.getvalue()
     assert names(tmp_path) == [NAME, f"{NAME}.refused"]
 
 
 def test_missing_file(server, tmp_path):
-    with pytest.raises(DownloadError) as error:
+    with pytest.raises(DownloadError, match=f"^{server.url}/nothing.pth: .*404.*{tmp_path / 'nothing.pth'}$"):
         fetch(f"{server.url}/nothing.pth", tmp_path)
-    assert str(error.value).startswith(f"{server.url}/nothing.pth: the server answered 404 (Not Found); ")
-    assert str(error.value).endswith(str(tmp_path / "nothing.pth")), "where to put it by hand"
     assert len(server.requests) == 1, "no use in asking again"
 
 
@@ -149,18 +134,15 @@ def test_server_that_errs_for_a_while(server, tmp_path):
     server.statuses = [503, 500, 429]
     assert fetch(f"{server.url}/zoo/{NAME}", tmp_path).read_bytes() == CONTENT
     server.statuses = [503] * 3
-    with pytest.raises(DownloadError) as error:
+    with pytest.raises(DownloadError, match=r"net\.pth: .*503 .*3 times"):
         fetch(f"{server.url}/zoo/net.pth", tmp_path, retries=2)
-    assert str(error.value).startswith(
-        f"{server.url}/zoo/net.pth: the server answered 503 (Service Unavailable), 3 times in a row; "
-    )
 
 
 def test_server_that_stalls(server, tmp_path):
     server.stalls = [0, 1_500_000]
     assert fetch(f"{server.url}/zoo/{NAME}", tmp_path, timeout=0.2).read_bytes() == CONTENT
     server.stalls = [0, 0]
-    with pytest.raises(DownloadError, match=r"net\.pth: nothing came for 0\.2 s, 2 times in a row; "):
+    with pytest.raises(DownloadError, match=r"net\.pth: .*0\.2 s, 2 times"):
         fetch(f"{server.url}/zoo/net.pth", tmp_path, timeout=0.2, retries=1)
 
 
@@ -168,10 +150,8 @@ def test_server_that_stalls(server, tmp_path):
 def test_nobody_there(tmp_path, retries):
     """Without a network, a long series of attempts would only take time."""
     url = "http://127.0.0.1:9/net.pth"
-    with pytest.raises(DownloadError) as error:
+    with pytest.raises(DownloadError, match=f"^{url}: .*2 times in a row.*{tmp_path / 'net.pth'}$"):
         fetch(url, tmp_path, retries=retries)
-    assert str(error.value).startswith(f"{url}: no connection: Connection refused, 2 times in a row; ")
-    assert str(error.value).endswith(str(tmp_path / "net.pth")) and "\n" not in str(error.value)
 
 
 def test_server_that_is_away_for_a_while(server, tmp_path, monkeypatch):
@@ -193,17 +173,15 @@ def test_server_that_is_away_for_a_while(server, tmp_path, monkeypatch):
 def test_full_disk(server, tmp_path, monkeypatch):
     usage = type("Usage", (), {"free": 1_000_000})
     monkeypatch.setattr(module.shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(DownloadError, match=r"3\.0 MB to come, 1\.0 MB free at "):
+    with pytest.raises(DownloadError, match=r"3\.0 MB .*1\.0 MB"):
         fetch(f"{server.url}/zoo/{NAME}", tmp_path)
 
 
 def test_offline(server, tmp_path, monkeypatch):
     url = f"{server.url}/zoo/{NAME}"
     monkeypatch.setenv(module.OFFLINE, "1")
-    with pytest.raises(DownloadError) as error:
+    with pytest.raises(DownloadError, match=f"^{url}: .*{NAME}.*{tmp_path}.*{module.OFFLINE}"):
         fetch(url, tmp_path)
-    for part in (url, f"expected {NAME} in {tmp_path}, found no intact one", "DCNZOO_OFFLINE is set"):
-        assert part in str(error.value)
     (tmp_path / NAME).write_bytes(CONTENT)
     assert fetch(url, tmp_path) == tmp_path / NAME
     assert server.requests == []
@@ -213,27 +191,19 @@ def test_offline(server, tmp_path, monkeypatch):
 
 
 def test_mirror(server, tmp_path, monkeypatch):
-    monkeypatch.setenv(
-        module.MIRROR, f"https://other.example/=http://nowhere/ https://zoo.example/v2={server.url}/zoo"
-    )
+    mirrors = f"https://other.example/=http://nowhere/ https://zoo.example/v2={server.url}/zoo"
+    monkeypatch.setenv(module.MIRROR, mirrors)
     path = fetch(f"https://zoo.example/v2/{NAME}", tmp_path)
     assert path.read_bytes() == CONTENT and server.requests == [(f"/zoo/{NAME}", None)]
     monkeypatch.setenv(module.MIRROR, server.url)
-    with pytest.raises(DownloadError, match=r"^DCNZOO_MIRROR: expected PREFIX=REPLACEMENT, got http://127"):
+    with pytest.raises(DownloadError, match=f"^{module.MIRROR}: .*{server.url}"):
         fetch(f"https://zoo.example/v2/{NAME}", tmp_path / "other")
 
 
 def test_one_of_many_downloads(server, tmp_path):
     server.cuts = [1_000_000]
-    found = []
-    threads = [
-        threading.Thread(target=lambda: found.append(fetch(f"{server.url}/zoo/{NAME}", tmp_path)))
-        for _ in range(6)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(lambda _: fetch(f"{server.url}/zoo/{NAME}", tmp_path), range(6)))
     assert found == [tmp_path / NAME] * 6 and found[0].read_bytes() == CONTENT
     assert [wanted is None for _, wanted in server.requests] == [True, False]
     assert names(tmp_path) == [NAME]
@@ -260,7 +230,7 @@ def test_processes_wait_for_each_other(server, tmp_path):
     "url", ["net.pth", "file:///etc/passwd", "http://example.org/", "http://x/a/..%2f.."]
 )
 def test_addresses_that_are_none(url, tmp_path):
-    with pytest.raises(DownloadError, match="expected the http:// or https:// address of a file"):
+    with pytest.raises(DownloadError, match="http:// or https://"):
         fetch(url, tmp_path)
 
 
@@ -301,7 +271,7 @@ def test_verify(tmp_path):
     assert verify(path) == f"sha256:{SHA}"
     assert verify(path, "md5:") == f"md5:{hashlib.md5(CONTENT).hexdigest()}"
     path.write_bytes(CONTENT[1:])
-    with pytest.raises(ChecksumError, match=f"expected sha256 {SHA[:8]}, found "):
+    with pytest.raises(ChecksumError, match=SHA[:8]):
         verify(path)
-    with pytest.raises(ChecksumError, match="not checked: its name does not end in -<first digits"):
+    with pytest.raises(ChecksumError, match="not checked"):
         verify(Path(__file__))

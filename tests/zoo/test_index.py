@@ -1,6 +1,5 @@
 """The index of MMDetection's metafiles and ours, against the files themselves."""
 
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -15,36 +14,33 @@ from .conftest import entry
 OURS = Path(__file__).parents[2] / "configs"
 
 
-def model(name):
-    return index.find(name)
-
-
 def test_every_entry_of_every_metafile_is_found():
     files = [*OURS.glob("*/metafile.yml"), *mim_folder("mmdet").glob("configs/*/metafile.yml")]
     contents = [yaml.safe_load(file.read_text()) for file in files]
     entries = sum(len(c["Models"] if isinstance(c, dict) else c) for c in contents)
     assert len(files) > 90 and entries > 590
     ours = {m.name for m in index.models() if m.package == "dcnzoo"}
-    theirs = list(index._models_of("mmdet"))
-    replaced = sum(m.name in ours for m in theirs)
+    replaced = sum(m.name in ours for m in index._models_of("mmdet"))
     twice = 1  # one of MMDetection's metafiles has an entry twice
-    assert len(index.models()) == entries - twice - replaced
-    assert replaced >= 11 and len(theirs) >= 588
-
-
-def test_names_are_configs_and_unique():
+    assert replaced >= 11 and len(index.models()) == entries - twice - replaced
     assert all(m.config.is_file() and m.config.stem == m.name for m in index.models())
-    assert Counter(m.name for m in index.models()).most_common(1)[0][1] == 1
+    assert len({m.name for m in index.models()}) == len(index.models())
 
 
-def test_configs_whose_folder_the_metafile_does_not_name():
-    assert model("mask-rcnn_r50_fpn_gn-ws-all_2x_coco").config.parent.name == "gn+ws"
-    assert model("rpn_r50_fpn_2x_coco").config.parent.name == "rpn"
-    assert model("retinanet_r50_fpn_1x_objects365v1").config.parent.name == "objects365"
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [
+        ("mask-rcnn_r50_fpn_gn-ws-all_2x_coco", "gn+ws"),
+        ("rpn_r50_fpn_2x_coco", "rpn"),
+        ("retinanet_r50_fpn_1x_objects365v1", "objects365"),
+    ],
+)
+def test_configs_whose_folder_the_metafile_does_not_name(name, folder):
+    assert index.find(name).config.parent.name == folder
 
 
 def test_a_model():
-    found = model("mask-rcnn_r50-mdconv-c3-c5_fpn_1x_coco")
+    found = index.find("mask-rcnn_r50-mdconv-c3-c5_fpn_1x_coco")
     assert found.id == "dcnzoo::dcnv2/mask-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py"
     assert found.only_weights().endswith("_20200203-ad97591f.pth")
     assert found.metrics() == {"box AP": 41.5, "mask AP": 37.1}
@@ -53,26 +49,20 @@ def test_a_model():
     assert found.metadata["Training Memory (GB)"] == 4.5, "what MMDetection says about the same weights"
 
 
+MDCONV = "dcnv2/faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco"
+
+
 @pytest.mark.parametrize(
     ("name", "id"),
     [
-        (
-            "faster-rcnn_r50_fpn_mdconv_c3-c5_1x_coco",
-            "dcnzoo::dcnv2/faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py",
-        ),
-        (
-            "dcnzoo::dcnv2/faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco",
-            "dcnzoo::dcnv2/faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py",
-        ),
-        (
-            "mmdet::dcnv2/faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py",
-            "mmdet::dcnv2/faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py",
-        ),
+        ("faster-rcnn_r50_fpn_mdconv_c3-c5_1x_coco", f"dcnzoo::{MDCONV}.py"),
+        (f"dcnzoo::{MDCONV}", f"dcnzoo::{MDCONV}.py"),
+        (f"mmdet::{MDCONV}.py", f"mmdet::{MDCONV}.py"),
         ("retinanet_r50_fpn_1x_coco.py", "mmdet::retinanet/retinanet_r50_fpn_1x_coco.py"),
     ],
 )
 def test_find(name, id):
-    assert model(name).id == id
+    assert index.find(name).id == id
 
 
 @pytest.mark.parametrize(
@@ -80,23 +70,20 @@ def test_find(name, id):
     [
         ("faster-rcnn_r50-mdcnv-c3-c5_fpn_1x_coco", "faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco, "),
         ("mmdet::retinanet/retinanet_r50_1x", "mmdet::retinanet/retinanet_r50_fpn_1x_coco.py"),
-        ("%", "; `dcnzoo zoo list` lists all"),
+        ("%", "dcnzoo zoo list"),
         ("other::retinanet/retinanet_r50_fpn_1x_coco", "mmdet::retinanet/retinanet_r50_fpn_1x_coco.py"),
     ],
 )
 def test_unknown_names(name, expected):
-    with pytest.raises(index.UnknownModelError) as error:
+    with pytest.raises(index.UnknownModelError, match=f"^{name}: .*{expected}"):
         index.find(name)
-    assert str(error.value).startswith(f"{name}: expected the name of a model, found none; ")
-    assert expected in str(error.value) and "\n" not in str(error.value)
 
 
 def test_search():
     names = [m.name for m in index.search(["MDCONV", "group4"])]
     assert names == ["faster-rcnn_r50-mdconv-group4-c3-c5_fpn_1x_coco"]
-    assert {m.name for m in index.search(["Focal Loss for Dense"]) if m.package == "mmdet"} >= {
-        m.name for m in index.models() if m.id.startswith("mmdet::retinanet/")
-    }
+    of_paper = {m.name for m in index.search(["Focal Loss for Dense"]) if m.package == "mmdet"}
+    assert of_paper >= {m.name for m in index.models() if m.id.startswith("mmdet::retinanet/")} > set()
     assert index.search(["mdconv", "no such word"]) == []
 
 
@@ -108,8 +95,8 @@ def test_search():
     ],
 )
 def test_weights_that_are_not_one_file(name, number):
-    with pytest.raises(UserError, match=f"{name}: expected one file of published weights, found {number}$"):
-        model(name).only_weights()
+    with pytest.raises(UserError, match=f"^{name}: .*found {number}$"):
+        index.find(name).only_weights()
 
 
 # Metafiles of a package of our own
@@ -133,7 +120,7 @@ def test_whose_figures(package):
 
 @pytest.mark.parametrize("changes", [{}, {"Published": False}, {"Published": True}])
 def test_figures_of_nobody_are_refused(package, changes):
-    with pytest.raises(UserError, match=r"metafile\.yml: net_1x: expected Published: <by whom>, or of each"):
+    with pytest.raises(UserError, match=r"metafile\.yml: net_1x: .*Published"):
         package(entry(**changes))
 
 
@@ -149,14 +136,13 @@ def test_ours_goes_before_mmdetections(package):
 
 
 def test_one_config_twice(package):
-    text = r"metafile\.yml: expected one entry for each config, found two for net_1x"
-    with pytest.raises(UserError, match=text):
+    with pytest.raises(UserError, match=r"metafile\.yml: .*net_1x"):
         package(entry(Published="a"), entry(Published="b", Weights="https://x.org/y.pth"))
 
 
 def test_without_mmdetection(monkeypatch):
     monkeypatch.setattr(index, "mim_folder", lambda name: None)
     index.models.cache_clear()
-    with pytest.raises(UserError, match="expected MMDetection, whose metafiles are the index"):
+    with pytest.raises(UserError, match="expected MMDetection"):
         index.models()
     index.models.cache_clear()

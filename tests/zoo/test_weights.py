@@ -63,11 +63,8 @@ def save(path, **content):
 
 
 def test_read(tmp_path, weights):
-    meta = {
-        "CLASSES": ("bent", "straight"),
-        "epoch": np.float64(12),
-        "log": HistoryBuffer([1.0, 2.0], [1, 1]),
-    }
+    log = HistoryBuffer([1.0, 2.0], [1, 1])
+    meta = {"CLASSES": ("bent", "straight"), "epoch": np.float64(12), "log": log}
     path = save(tmp_path / "x.pth", state_dict=weights, meta=meta, optimizer={"lr": 0.1})
     found = read_checkpoint(path)
     assert set(found) == {"meta", "state_dict"} and found["meta"]["CLASSES"] == ("bent", "straight")
@@ -83,53 +80,33 @@ def test_other_layouts(tmp_path, weights, key):
     assert_same(found["state_dict"], weights)
 
 
-class Harmful:
-    def __init__(self, folder):
-        self.folder = folder
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.folder),)
-
-
 def test_nothing_in_a_file_is_run(tmp_path):
     folder = tmp_path / "made by a checkpoint"
-    path = save(tmp_path / "x.pth", state_dict={"w": torch.ones(1)}, meta={"x": Harmful(folder)})
-    with pytest.raises(CheckpointError) as error:
+
+    class Harmful:
+        def __reduce__(self):
+            return os.mkdir, (str(folder),)
+
+    path = save(tmp_path / "x.pth", state_dict={"w": torch.ones(1)}, meta={"x": Harmful()})
+    with pytest.raises(CheckpointError, match=f"^{path}: .*posix.mkdir.*--unsafe-load"):
         read_checkpoint(path)
-    assert str(error.value).startswith(f"{path}: holds posix.mkdir, which is neither weights nor plain data")
-    assert "--trust" in str(error.value) and "runs whatever code the file holds" in str(error.value)
     assert not folder.exists()
     read_checkpoint(path, trust=True)
     assert folder.exists(), "and that is what trust means"
 
 
-@pytest.mark.parametrize(
-    ("content", "expected"),
-    [
-        (b"<!DOCTYPE html><html>", "expected a checkpoint, found something else"),
-        (b"", "expected a checkpoint: "),
-        (b"PK\x03\x04 and then it breaks off", "expected a checkpoint: "),
-    ],
-)
-def test_files_that_are_no_checkpoints(tmp_path, content, expected):
+@pytest.mark.parametrize("content", [b"<!DOCTYPE html><html>", b"", b"PK\x03\x04 and then it breaks off"])
+def test_files_that_are_no_checkpoints(tmp_path, content):
     path = tmp_path / "x.pth"
     path.write_bytes(content)
-    with pytest.raises(CheckpointError) as error:
+    with pytest.raises(CheckpointError, match=f"^{path}: expected a checkpoint"):
         read_checkpoint(path)
-    assert str(error.value).startswith(f"{path}: {expected}") and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("content", "expected"),
-    [
-        ([1, 2], "expected a dict with weights, found list"),
-        ({"state_dict": {}}, "expected weights in 'state_dict', found none"),
-        ({"meta": {}, "optimizer": {}}, "expected weights in 'state_dict', found none"),
-    ],
-)
-def test_checkpoints_without_weights(tmp_path, content, expected):
+@pytest.mark.parametrize("content", [[1, 2], {"state_dict": {}}, {"meta": {}, "optimizer": {}}])
+def test_checkpoints_without_weights(tmp_path, content):
     torch.save(content, tmp_path / "x.pth")
-    with pytest.raises(CheckpointError, match=re.escape(expected)):
+    with pytest.raises(CheckpointError, match=r"expected .*weights"):
         read_checkpoint(tmp_path / "x.pth")
 
 
@@ -148,15 +125,12 @@ OLD_NAMES = {
 
 
 @pytest.mark.parametrize(("pattern", "replacement"), OLD_NAMES.values(), ids=list(OLD_NAMES))
-@pytest.mark.parametrize("dcn", ["v1", "v2", "group4", "every stage"])
-def test_old_names(pattern, replacement, dcn):
-    options = {
-        "v1": {"dcn": "v1"},
-        "v2": {"dcn": True},
-        "group4": {"dcn": {"type": "DCNv2", "deform_groups": 4}},
-        "every stage": {"dcn": "v1", "stage_with_dcn": (True, True, True)},
-    }
-    expected = build(**options[dcn]).state_dict()
+@pytest.mark.parametrize(
+    "options",
+    [{"dcn": {"type": "DCNv2", "deform_groups": 4}}, {"dcn": "v1", "stage_with_dcn": (True, True, True)}],
+)
+def test_old_names(pattern, replacement, options):
+    expected = build(**options).state_dict()
     old = renamed(expected, pattern, replacement)
     assert set(old) != set(expected)
     found = convert(old, expected)
@@ -165,15 +139,11 @@ def test_old_names(pattern, replacement, dcn):
     assert found.reordered == ()
 
 
-def test_todays_names_stay(weights):
-    found = convert(weights, weights)
-    assert found.report() == "" and found.renamed == {} and list(found.state_dict) == list(weights)
-
-
-def test_versions_of_modules_are_kept(model):
+def test_todays_names_stay(model):
     state = model.state_dict()
-    assert state._metadata
-    assert convert(state, state).state_dict._metadata == state._metadata
+    found = convert(state, state)
+    assert found.report() == "" and found.renamed == {} and list(found.state_dict) == list(state)
+    assert found.state_dict._metadata == state._metadata  # versions of modules
 
 
 def test_both_names():
@@ -209,47 +179,33 @@ def test_version_1(model, weights):
     assert "bbox_head.fc_cls.weight" in old and len(old["mask_head.conv_logits.bias"]) == classes + 1
     found = convert(old, model.state_dict())
     assert_same(found.state_dict, weights)
-    assert set(found.reordered) == {
-        f"roi_head.{layer}.{kind}"
-        for layer in ("bbox_head.fc_cls", "bbox_head.fc_reg", "mask_head.conv_logits")
-        for kind in ("weight", "bias")
-    }
-    assert "parameters renamed, such as" in found.report() and "legacy_1.x" in found.report()
+    layers = ("bbox_head.fc_cls", "bbox_head.fc_reg", "mask_head.conv_logits")
+    names = {f"roi_head.{layer}.{kind}" for layer in layers for kind in ("weight", "bias")}
+    assert set(found.reordered) == names and "legacy_1.x" in found.report()
 
 
 # Loading
 
 
-def test_load(tmp_path, model, weights):
-    path = save(
-        tmp_path / "x.pth", state_dict=renamed(weights, *OLD_NAMES["beside the layer"]), meta={"a": 1}
-    )
+def test_load(tmp_path, weights):
+    state = renamed(weights, *OLD_NAMES["beside the layer"])
     target = build()
-    meta, report = load_weights(target, path)
+    meta, report = load_weights(target, save(tmp_path / "x.pth", state_dict=state, meta={"a": 1}))
     assert meta == {"a": 1}
     assert_same(target.state_dict(), weights)
-    layers = sum(key.endswith("conv_offset.weight") for key in weights)
-    assert layers == 2
-    assert report == (
-        "4 parameters renamed, such as backbone.layer2.0.conv2_offset.weight "
-        "to backbone.layer2.0.conv2.conv_offset.weight"
-    )
+    assert report.startswith("4 parameters renamed") and "layer2.0.conv2.conv_offset.weight" in report
 
 
 def test_missing_and_superfluous(tmp_path, weights):
     few = OrderedDict((k, v) for k, v in weights.items() if "conv_offset" not in k)
     path = save(tmp_path / "x.pth", state_dict={**few, "teacher.weight": torch.ones(1)})
     target = build()
-    with pytest.raises(CheckpointError) as error:
+    with pytest.raises(CheckpointError, match=f"^{path}: .*conv2.*missing.*teacher.weight.*--allow-partial"):
         load_weights(target, path)
-    expected = f"{path}: expected the weights of this model, found 4 parameters (backbone.layer2.0.conv2."
-    assert str(error.value).startswith(expected) and ", …) missing" in str(error.value)
-    assert "teacher.weight" in str(error.value) and "--allow-partial" in str(error.value)
     _, report = load_weights(target, path, allow_partial=True)
-    assert "; 1 parameter (teacher.weight) not used" in report
-    assert torch.equal(
-        target.state_dict()["neck.fpn_convs.0.conv.weight"], few["neck.fpn_convs.0.conv.weight"]
-    )
+    assert "teacher.weight" in report
+    key = "neck.fpn_convs.0.conv.weight"
+    assert torch.equal(target.state_dict()[key], few[key])
 
 
 def options_in(message):
@@ -261,31 +217,31 @@ def options_in(message):
 
 
 @pytest.mark.parametrize(
-    "backbone",
+    ("backbone", "wrapped"),
     [
-        dict(dcn=True),
-        dict(dcn="v1"),
-        dict(dcn=dict(type="DCNv2", deform_groups=4)),
-        dict(dcn=True, stage_with_dcn=(False, False, True)),
-        dict(dcn=None),
+        (dict(dcn=True), False),
+        (dict(dcn=dict(type="DCNv2", deform_groups=4)), True),
+        (dict(dcn="v1", stage_with_dcn=(False, False, True)), True),
+        (dict(dcn=None), False),
     ],
     ids=str,
 )
-@pytest.mark.parametrize("names", [str, lambda key: "module." + key.replace(".conv_offset.", "_offset.")])
-def test_the_options_that_make_a_checkpoint_fit_are_named(tmp_path, backbone, names):
+def test_the_options_that_make_a_checkpoint_fit_are_named(tmp_path, backbone, wrapped):
     plain = dict(dcn=None, stage_with_dcn=None)
     trained = build(**{**plain, **backbone})
-    state = {names(key): value for key, value in trained.state_dict().items()}
+    state = trained.state_dict()
+    if wrapped:
+        state = {"module." + key.replace(".conv_offset.", "_offset."): value for key, value in state.items()}
     path = save(tmp_path / "x.pth", state_dict=state)
-    other = plain if backbone["dcn"] else dict(dcn=True)
+    other = {**plain, **({} if backbone["dcn"] else dict(dcn=True))}
     with pytest.raises(CheckpointError) as error:
-        load_weights(build(**{**plain, **other}), path)
+        load_weights(build(**other), path)
     (tmp_path / "config.py").write_text("")
     with pytest.raises(CheckpointError, match=re.escape(str(tmp_path / "config.py"))):
-        load_weights(build(**{**plain, **other}), path)
+        load_weights(build(**other), path)
 
     cfg = Config.fromfile(DEMO)
-    cfg.model.backbone.update({**plain, **({} if backbone["dcn"] else other)})
+    cfg.model.backbone.update(other)
     del cfg.model.backbone["stage_with_dcn"]
     if backbone["dcn"]:
         del cfg.model.backbone["dcn"]  # a config without it
@@ -311,30 +267,29 @@ def with_classes(number):
         return MODELS.build(cfg.model)
 
 
-@pytest.mark.parametrize("classes", [1, 7])
-@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize(("classes", "known"), [(1, True), (7, False)])
 def test_fine_tuning_for_other_classes(weights, classes, known):
     meta = {"CLASSES": ("a", "b", "c")} if known else {}
     target = with_classes(classes)
     before = {key: value.clone() for key, value in target.state_dict().items()}
     report = load_state(target, weights, "x.pth", meta=meta, fine_tune=True)
-    assert "6 parameters" in report and "fc_cls" in report and "\n" not in report
+    assert "6 parameters" in report and "fc_cls" in report
     heads = ("roi_head.bbox_head.fc_", "roi_head.mask_head.conv_logits")
     for key, value in target.state_dict().items():
         kept = key.startswith(heads)
         assert torch.equal(value, before[key] if kept else weights[key]), key
 
     with pytest.raises(CheckpointError, match="num_classes") as error:
-        load_state(with_classes(classes), weights, "x.pth", meta=meta)
+        load_state(target, weights, "x.pth", meta=meta)
     assert ("3 classes" in str(error.value)) == known
     # other differences stay errors
     for key in ("backbone.layer1.0.conv1.weight", "rpn_head.rpn_cls.weight"):
         narrow = {**weights, key: weights[key][:1]}
         with pytest.raises(CheckpointError, match=key):
-            load_state(with_classes(classes), narrow, "x.pth", meta=meta, fine_tune=True)
+            load_state(target, narrow, "x.pth", meta=meta, fine_tune=True)
     fewer = {key: value for key, value in weights.items() if "mask_head" not in key}
     with pytest.raises(CheckpointError, match=r"mask_head.*missing"):
-        load_state(with_classes(classes), fewer, "x.pth", meta=meta, fine_tune=True)
+        load_state(target, fewer, "x.pth", meta=meta, fine_tune=True)
 
 
 def test_classes_beside_other_channels():
@@ -350,9 +305,10 @@ def test_classes_beside_other_channels():
 
 
 def test_what_is_not_learnt_may_differ(tmp_path, weights):
+    learnt = {k: v for k, v in weights.items() if not k.endswith("num_batches_tracked")}
+    assert learnt.keys() < weights.keys()
     extra = {"ema_backbone_conv1_weight": torch.ones(2), "head.position_ids": torch.arange(3)}
-    path = save(tmp_path / "x.pth", state_dict={**weights, **extra})
-    assert load_weights(build(), path)[1] == ""
+    assert load_weights(build(), save(tmp_path / "x.pth", state_dict={**learnt, **extra}))[1] == ""
 
 
 def test_nothing_fits(tmp_path):
@@ -362,24 +318,13 @@ def test_nothing_fits(tmp_path):
             load_weights(build(), path, allow_partial=partial)
 
 
-def test_counters_of_norms_may_be_missing(tmp_path, weights):
-    counted = [key for key in weights if key.endswith("num_batches_tracked")]
-    assert counted
-    path = save(tmp_path / "x.pth", state_dict={k: v for k, v in weights.items() if k not in counted})
-    assert load_weights(build(), path)[1] == ""
-
-
 def test_other_shapes(tmp_path, weights):
     changed = {**weights, "roi_head.bbox_head.fc_cls.bias": torch.zeros(81)}
-    path = save(tmp_path / "x.pth", state_dict=changed)
-    with pytest.raises(CheckpointError) as error:
-        load_weights(build(), path)
-    assert "roi_head.bbox_head.fc_cls.bias" in str(error.value) and "\n" not in str(error.value)
+    with pytest.raises(CheckpointError, match=r"roi_head\.bbox_head\.fc_cls\.bias"):
+        load_weights(build(), save(tmp_path / "x.pth", state_dict=changed))
 
 
 def test_plain_modules(tmp_path):
-    linear = nn.Linear(3, 2)
-    path = save(tmp_path / "x.pth", state_dict=linear.state_dict())
-    other = nn.Linear(3, 2)
-    assert load_weights(other, path) == ({}, "")
+    linear, other = nn.Linear(3, 2), nn.Linear(3, 2)
+    assert load_weights(other, save(tmp_path / "x.pth", state_dict=linear.state_dict())) == ({}, "")
     assert torch.equal(other.weight, linear.weight)

@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from dcnzoo.cli._arguments import add_cfg_options
+from dcnzoo.cli import one_line_errors
 from dcnzoo.openmmlab.model_builder import build_model
-from dcnzoo.utils.errors import UserError, command, user_errors
+from dcnzoo.utils.errors import UserError, user_errors
 from dcnzoo.utils.files import require_file
 
 # isort: split
-from mmengine.config import Config
+from mmengine.config import Config, DictAction
 from mmengine.dataset import Compose
 from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
@@ -46,14 +46,14 @@ def parse_args() -> argparse.Namespace:
         "--bandwidth", type=float, default=12.5, help="of a node's network, in GB/s (default: 12.5, 100 Gb/s)"
     )
     parser.add_argument(
-        "--hidden",
+        "--overlap",
         type=float,
         default=0.5,
         help="the part of an iteration behind which gradients can be exchanged (default: 0.5)",
     )
-    parser.add_argument("--images", type=int, default=COCO, help=f"of an epoch (default: {COCO})")
+    parser.add_argument("--num-images", type=int, default=COCO, help=f"of an epoch (default: {COCO})")
     parser.add_argument("--loader", action="store_true", help="measure the data loader's pipeline, too")
-    add_cfg_options(parser)
+    parser.add_argument("--cfg-options", nargs="+", action=DictAction, default={}, metavar="KEY=VALUE")
     return parser.parse_args()
 
 
@@ -97,9 +97,9 @@ def exchange(gradients: int, nodes: int, bandwidth: float) -> float:
     return 2 * (nodes - 1) / nodes * gradients / (bandwidth * 1e9)
 
 
-def iteration(seconds: float, gradients: int, nodes: int, bandwidth: float, hidden: float) -> float:
+def iteration(seconds: float, gradients: int, nodes: int, bandwidth: float, overlap: float) -> float:
     """With what of the exchange does not fit behind the rest of the iteration."""
-    return seconds + max(0.0, exchange(gradients, nodes, bandwidth) - hidden * seconds)
+    return seconds + max(0.0, exchange(gradients, nodes, bandwidth) - overlap * seconds)
 
 
 def loader_rate(pipeline: list[dict], seconds: float = 3.0) -> float:
@@ -133,27 +133,27 @@ def table(args: argparse.Namespace, batch: int, gradients: int) -> Table:
     nodes = 1
     while nodes <= args.nodes:
         devices = nodes * args.devices
-        seconds = iteration(args.seconds, gradients, nodes, args.bandwidth, args.hidden)
+        seconds = iteration(args.seconds, gradients, nodes, args.bandwidth, args.overlap)
         rate = devices * batch / seconds
-        steps = math.ceil(args.images / (devices * batch))
+        steps = math.ceil(args.num_images / (devices * batch))
         cells = (nodes, devices, devices * batch, f"{rate:,.1f}", f"{args.seconds / seconds:.0%}")
         found.add_row(*map(str, cells), f"{steps * seconds / 60:,.1f}")
         nodes *= 2
     return found
 
 
-@command
+@one_line_errors()
 def main() -> None:
     args = parse_args()
     require_file(args.config, "config")
-    for name in ("devices", "nodes", "images"):
+    for name in ("devices", "nodes", "num_images"):
         if getattr(args, name) < 1:
-            raise UserError(f"--{name}: expected ≥ 1, got {getattr(args, name)}")
+            raise UserError(f"--{name.replace('_', '-')}: expected ≥ 1, got {getattr(args, name)}")
     for name in ("seconds", "bandwidth"):
         if getattr(args, name) is not None and getattr(args, name) <= 0:
             raise UserError(f"--{name}: expected > 0, got {getattr(args, name)}")
-    if not 0 <= args.hidden <= 1:
-        raise UserError(f"--hidden: expected from 0 to 1, got {args.hidden}")
+    if not 0 <= args.overlap <= 1:
+        raise UserError(f"--overlap: expected from 0 to 1, got {args.overlap}")
     with user_errors():
         cfg = Config.fromfile(args.config)
         cfg.merge_from_dict(args.cfg_options)

@@ -32,12 +32,12 @@ from mmengine.registry import init_default_scope
 from rich.console import Console
 from torch import Tensor, nn
 
+from dcnzoo.cli import one_line_errors
 from dcnzoo.export import register_onnx_ops
 from dcnzoo.export.exporters import DEFAULT_OPSET
 from dcnzoo.layers import PackedDeformConv2d
 from dcnzoo.openmmlab.export.detectors import export_detector
 from dcnzoo.openmmlab.export.verify import compare, predict
-from dcnzoo.utils.errors import command
 from dcnzoo.utils.progress import make_progress
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -176,7 +176,7 @@ def page(facts: dict, results: list[Result], rounds: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-@command
+@one_line_errors()
 def main() -> None:
     args = parse_args()
     torch.set_num_threads(1)

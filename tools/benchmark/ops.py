@@ -34,7 +34,7 @@ from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 from rivals import RIVALS, probe
 
-from dcnzoo.utils.errors import command
+from dcnzoo.cli import one_line_errors
 
 ROOT = Path(__file__).resolve().parents[2]
 DTYPES = ("float32", "float64", "bfloat16", "float16")
@@ -133,7 +133,7 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-@command
+@one_line_errors()
 def main() -> None:
     args = parse_args()
     console = Console()

@@ -1,9 +1,6 @@
-"""LabelMe's JSON files to COCO's format: ``dcnzoo data convert labelme``."""
+"""``dcnzoo data convert labelme``."""
 
-from dcnzoo.cli.data import labelme
-from dcnzoo.utils.errors import command
-
-main = command(labelme)
+from dcnzoo.cli import main
 
 if __name__ == "__main__":
-    main()
+    main("data", "convert", "labelme")

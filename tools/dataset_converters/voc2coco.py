@@ -1,9 +1,6 @@
-"""Pascal VOC's XML files to COCO's format: ``dcnzoo data convert voc``."""
+"""``dcnzoo data convert voc``."""
 
-from dcnzoo.cli.data import voc
-from dcnzoo.utils.errors import command
-
-main = command(voc)
+from dcnzoo.cli import main
 
 if __name__ == "__main__":
-    main()
+    main("data", "convert", "voc")

@@ -1,9 +1,6 @@
-"""YOLO's text files to COCO's format: ``dcnzoo data convert yolo``."""
+"""``dcnzoo data convert yolo``."""
 
-from dcnzoo.cli.data import yolo
-from dcnzoo.utils.errors import command
-
-main = command(yolo)
+from dcnzoo.cli import main
 
 if __name__ == "__main__":
-    main()
+    main("data", "convert", "yolo")

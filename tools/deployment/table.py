@@ -35,8 +35,10 @@ from small_detectors import FAMILIES, MMDET, ROOT, small
 
 import dcnzoo.openmmlab.datasets
 import dcnzoo.openmmlab.export.deployed  # noqa: F401  registers DeployedDetector
+from dcnzoo.cli import one_line_errors
 from dcnzoo.openmmlab.detector import build
-from dcnzoo.utils.errors import UserError, command, one_line, user_errors
+from dcnzoo.utils.errors import UserError, one_line, user_errors
+from dcnzoo.utils.files import write_text
 from dcnzoo.utils.progress import make_progress
 
 BACKENDS = {"onnxruntime": "auto", "openvino": "gathernd"}  # what deformable convolution becomes
@@ -125,11 +127,9 @@ class Row:
         return state["results"] if state.get("fingerprint") == self.fingerprint else {}
 
     def keep(self, what: str, ap: dict[str, float]) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        partial = self.folder / ".table.json.partial"
         results = {**self.results, **({what: ap} if what else {})}
-        partial.write_text(json.dumps({"fingerprint": self.fingerprint, "results": results}))
-        partial.replace(self.folder / "table.json")
+        state = {"fingerprint": self.fingerprint, "results": results}
+        write_text(self.folder / "table.json", json.dumps(state))
 
     @property
     def weights(self) -> Path:
@@ -281,7 +281,7 @@ def measure(rows: list[Row], backends: list[str], console: Console) -> list[str]
     return wrong
 
 
-@command
+@one_line_errors()
 def main() -> None:
     args = parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")

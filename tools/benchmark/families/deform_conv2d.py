@@ -129,7 +129,7 @@ def _dcnzoo(memory_format: torch.memory_format, backend: str = "auto"):
         )
 
         def forward() -> Tensor:
-            _backend.choice = backend  # for the backward too, which follows before another contestant's turn
+            _backend.use(backend)  # for the backward too, which follows before another contestant's turn
             return deform_conv2d(*given, None, case.stride, PADDING, 1, case.groups, case.im2col_step)
 
         return Call(forward, tuple(g for g in given if g is not None))

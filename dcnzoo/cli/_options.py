@@ -1,0 +1,247 @@
+"""Options that several commands share, and kinds of options that MMDetection's command lines need."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from torch import nn
+
+FILE = click.Path(dir_okay=False, path_type=Path)
+FOLDER = click.Path(file_okay=False, path_type=Path)
+
+
+class Option(click.Option):
+    """An option with several values, or with other spellings.
+
+    Args:
+        several: takes all words up to the next option, as argparse's ``nargs="+"``: ``--keys loss bbox_mAP``.
+        aliases: spellings that help and completion do not show.
+    """
+
+    def __init__(
+        self, *names: Any, several: bool = False, aliases: Sequence[str] = (), **kwargs: Any
+    ) -> None:
+        super().__init__(*names, **({"multiple": True} if several else {}), **kwargs)
+        self.several, self.aliases = several, aliases
+
+
+class Command(click.Command):
+    """A command that understands :class:`Option`, and unique beginnings of options, as argparse does."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """``--ke loss bbox_mAP`` is read as ``--keys=loss --keys=bbox_mAP``."""
+        options = {
+            name: option
+            for option in self.get_params(ctx)
+            for name in (*option.opts, *getattr(option, "aliases", ()))
+            if name.startswith("--")
+        }
+        words, rest = [], list(args)
+        while rest and rest[0] != "--":
+            name, equals, value = rest.pop(0).partition("=")
+            meant = (
+                {options[name]}
+                if name in options
+                else {option for full, option in options.items() if len(name) > 2 and full.startswith(name)}
+            )
+            option = meant.pop() if len(meant) == 1 else None
+            if option is not None:
+                name = option.opts[0]
+            if not getattr(option, "several", False) or equals:
+                words.append(name + equals + value)
+                continue
+            count = next((i for i, word in enumerate(rest) if re.match(r"-(?!\.?\d)", word)), len(rest))
+            words += [f"{name}={value}" for value in rest[:count]] or [name]
+            if not count and not ctx.resilient_parsing:
+                raise click.BadOptionUsage(name, f"Option {name!r} requires an argument.", ctx)
+            del rest[:count]
+        return super().parse_args(ctx, words + rest)
+
+
+class Group(click.Group):
+    command_class = Command
+
+
+def combined(*decorators: Callable) -> Callable[[Callable], Callable]:
+    """One decorator of several, whose options ``--help`` lists in this order."""
+
+    def decorate(function: Callable) -> Callable:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return decorate
+
+
+def option(*names: str, **kwargs: Any) -> Callable:
+    return click.option(*names, cls=Option, **kwargs)
+
+
+class ConfigFile(click.Path):
+    """A file, or one of an installed package: ``dcnzoo::FOLDER/FILE.py``."""
+
+    name = "config"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if "::" not in value or (ctx and ctx.resilient_parsing):
+            return value
+        from dcnzoo.openmmlab.runner import config_file
+
+        return config_file(value)
+
+
+class FileName(click.Path):
+    """The name of a file to write, which ends in one of ``endings``."""
+
+    def __init__(self, *endings: str) -> None:
+        super().__init__(path_type=Path)
+        self.endings = endings
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not str(value).endswith(self.endings):
+            self.fail(f"expected a name that ends in {' or '.join(self.endings)}, got {value}", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class Numbers(click.ParamType):
+    """``count`` numbers with commas between them."""
+
+    name = "numbers"
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[float]:
+        try:
+            numbers = [float(part) for part in value.split(",")]
+        except ValueError:
+            numbers = []
+        if len(numbers) != self.count:
+            self.fail(f"expected {self.count} numbers with commas between them, got {value}", param, ctx)
+        return numbers
+
+
+def _settings(ctx: click.Context, param: click.Parameter, words: Sequence[str]) -> dict[str, Any]:
+    """``KEY=VALUE`` words as mmengine reads them."""
+    if not words or ctx.resilient_parsing:
+        return {}
+    import dcnzoo.openmmlab  # noqa: F401  before mmengine
+
+    # isort: split
+    from mmengine.config import DictAction
+
+    settings = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not key or not equals:
+            raise click.BadParameter(f"expected KEY=VALUE, got {word}", ctx, param)
+        try:
+            settings[key] = DictAction._parse_iterable(value)
+        except AssertionError as error:
+            raise click.BadParameter(f"{key}: {error}", ctx, param) from error
+    return settings
+
+
+def settings(name: str, help: str) -> Callable:
+    """An option such as ``--cfg-options a=1 b.c="(1,2)"``; the command gets a dictionary."""
+    return option(name, several=True, metavar="KEY=VALUE...", callback=_settings, help=help)
+
+
+def _height_and_width(
+    ctx: click.Context, param: click.Parameter, sizes: Sequence[int]
+) -> tuple[int, int] | None:
+    if len(sizes) > 2 or min(sizes, default=1) < 1:
+        given = " ".join(map(str, sizes))
+        raise click.BadParameter(f"expected one or two sizes ≥ 1, got {given}", ctx, param)
+    return (sizes[0], sizes[-1]) if sizes else None
+
+
+def shape(help: str) -> Callable:
+    """``--shape HEIGHT WIDTH``, or one size for both; the command gets height and width, or None."""
+    return option("--shape", several=True, type=int, metavar="SIZE...", callback=_height_and_width, help=help)
+
+
+config = click.argument("config", type=ConfigFile())
+cfg_options = settings(
+    "--cfg-options",
+    "Override settings of the config: model.backbone.dcn=True train_dataloader.batch_size=4 "
+    '"model.backbone.strides=(1,2,2)".',
+)
+allow_partial = click.option(
+    "--allow-partial", is_flag=True, help="Load what fits of a checkpoint that does not fit the model."
+)
+unsafe_load = option(
+    "--unsafe-load",
+    aliases=["--trust"],
+    is_flag=True,
+    help="Read a checkpoint that holds more than weights. This runs the code that is in the file.",
+)
+device = click.option(
+    "--device", default="cpu", show_default=True, metavar="DEVICE", help="cpu, cuda or cuda:1."
+)
+
+# the arguments of dcnzoo.openmmlab.runner.load_config
+runner = combined(
+    config,
+    click.option(
+        "--work-dir",
+        metavar="FOLDER",
+        help="Folder for logs and results (default: work_dirs/<name of the config>).",
+    ),
+    cfg_options,
+    click.option(
+        "--launcher",
+        type=click.Choice(["none", "pytorch", "slurm", "mpi"]),
+        default="none",
+        show_default=True,
+        help="What started the processes of a distributed run.",
+    ),
+    # torchrun sets LOCAL_RANK; older launchers pass it as an argument
+    click.option("--local-rank", "--local_rank", type=int, default=0, hidden=True),
+)
+
+# the arguments of load_model
+model = combined(
+    click.option(
+        "--model", required=True, metavar="NAME", help="Model of the zoo (dcnzoo zoo list), or a config file."
+    ),
+    click.option(
+        "--checkpoint", metavar="FILE", help="Weights (default: the published ones; a config file needs it)."
+    ),
+    device,
+    unsafe_load,
+    allow_partial,
+    cfg_options,
+)
+
+
+def load_model(
+    model: str, checkpoint: str | None, device: str, unsafe_load: bool, allow_partial: bool, cfg_options: dict
+) -> nn.Module:
+    """The detector that the options of :data:`model` name."""
+    import torch
+
+    from dcnzoo import zoo
+    from dcnzoo.utils.errors import UserError, user_errors
+
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        raise UserError(f"--device: expected cpu, cuda or cuda:N, got {device}") from None
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device: expected one of {torch.cuda.device_count()} GPUs, got {device}")
+    with user_errors():
+        return zoo.load(
+            model,
+            checkpoint=checkpoint,
+            device=found,
+            trust=unsafe_load,
+            cfg_options=cfg_options,
+            allow_partial=allow_partial,
+        )

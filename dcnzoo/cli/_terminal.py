@@ -1,0 +1,87 @@
+"""What every command does on a terminal: errors in one line, replaced characters, closed pipes."""
+
+import codecs
+import os
+import select
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from dcnzoo.utils.errors import UserError, disk_is_full, one_line, printable
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Inside, a mistake of the user ends the program with one line and exit status 1.
+
+    Missing files and full disks count as mistakes wherever they occur, everything else only inside
+    :func:`dcnzoo.utils.errors.user_errors`. ``DCNZOO_TRACEBACK=1`` shows the traceback too. A reader of the
+    output that ends early, such as ``head``, ends the program without a message and with the shell's status
+    for it, 141. Also a decorator: ``@one_line_errors()``.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors=_SUBSTITUTE)
+    with _quiet_broken_pipe():
+        try:
+            yield
+        except (UserError, FileNotFoundError) as error:
+            if os.environ.get("DCNZOO_TRACEBACK") == "1":
+                raise
+            sys.exit(f"error: {one_line(error)}")
+        except OSError as error:
+            if not disk_is_full(error) or os.environ.get("DCNZOO_TRACEBACK") == "1":
+                raise
+            name = printable(str(error.filename or "a file"))
+            sys.exit(f"error: {name} cannot be written: {error.strerror}")
+        except KeyboardInterrupt:
+            sys.exit(130)  # click exits with 1
+        finally:
+            sys.stdout.flush()  # Python's own flush at exit is too late to catch a broken pipe
+
+
+@contextmanager
+def _quiet_broken_pipe() -> Iterator[None]:
+    """Inside, writing to a reader that is gone ends the program with status 141 and without a message."""
+    try:
+        yield
+    except BaseException as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, BrokenPipeError):
+            cause = cause.__cause__ or cause.__context__
+        # click and rich exit with 1 by then, rich with the pipe closed already
+        exits = isinstance(error, SystemExit) and error.code == 1
+        if not ((exits and cause) or (_reader_is_gone() and (exits or cause))):
+            raise
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(nowhere, stream.fileno())  # what is buffered is flushed at the end
+        sys.exit(128 + 13)  # as if by SIGPIPE
+
+
+def _reader_is_gone() -> bool:
+    """Whether standard output or error is a pipe without a reader: other pipes and sockets can break too."""
+    poll = select.poll()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            poll.register(stream.fileno(), 0)
+        except (OSError, ValueError):  # not a file, or closed
+            continue
+    return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
+
+
+_SUBSTITUTE = "dcnzoo.substitute"
+_SUBSTITUTES = str.maketrans(
+    {"–": "-", "−": "-", "…": "...", "×": "x", "±": "+-", "≤": "<=", "≥": ">=", "→": "->"}
+)
+
+
+def _substitute(error: UnicodeError) -> tuple[str, int]:
+    """For terminals that lack a character: a similar one of ASCII, else its escape, never an exception."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end].translate(_SUBSTITUTES)
+    return text.encode("ascii", "backslashreplace").decode(), error.end
+
+
+codecs.register_error(_SUBSTITUTE, _substitute)

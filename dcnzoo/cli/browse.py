@@ -1,0 +1,68 @@
+"""``dcnzoo browse``, also ``tools/browse_dataset.py``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from dcnzoo.cli import _options
+
+
+@click.command(cls=_options.Command)
+@_options.config
+@_options.option(
+    "--out",
+    aliases=["--output-dir"],
+    type=_options.FOLDER,
+    help="Folder (default: work_dirs/browse/<name of the config>).",
+)
+@click.option("--split", type=click.Choice(["train", "val", "test"]), default="train", show_default=True)
+@_options.option(
+    "--num-images",
+    aliases=["--number"],
+    type=click.IntRange(min=1),
+    default=20,
+    show_default=True,
+    help="Number of images.",
+)
+@_options.cfg_options
+def command(config: str, out: Path | None, split: str, num_images: int, cfg_options: dict) -> None:
+    """Write images of a data set, after its pipeline, with their annotations drawn.
+
+    \b
+    examples:
+      dcnzoo browse CONFIG --num-images 50 --out work_dirs/seen
+    """
+    from rich.progress import track
+
+    from dcnzoo.openmmlab.runner import read_config_file
+    from dcnzoo.utils.errors import user_errors
+    from dcnzoo.utils.files import require_file
+
+    # isort: split
+    from mmdet.registry import DATASETS, VISUALIZERS
+    from mmengine.registry import init_default_scope
+
+    require_file(config, "config")
+    folder = out or Path("work_dirs") / "browse" / Path(config).stem
+    with user_errors():
+        cfg = read_config_file(config)
+        cfg.merge_from_dict(cfg_options)
+        init_default_scope(cfg.get("default_scope", "mmdet"))
+        dataset = DATASETS.build(cfg[f"{split}_dataloader"].dataset)
+        visualizer = VISUALIZERS.build({**cfg.visualizer, "vis_backends": None})
+    visualizer.dataset_meta = dataset.metainfo
+    for index in track(range(min(num_images, len(dataset))), description="drawing"):
+        item = dataset[index]
+        sample = item["data_samples"]
+        truth = sample.gt_instances
+        truth.bboxes = getattr(truth.bboxes, "tensor", truth.bboxes)
+        if "masks" in truth:
+            truth.masks = truth.masks.to_ndarray().astype(bool)
+        name = Path(sample.img_path).with_suffix(".png").name
+        image = item["inputs"].numpy().transpose(1, 2, 0)[..., ::-1]  # BGR → RGB
+        visualizer.add_datasample(
+            name, image, sample, draw_pred=False, out_file=str(folder / f"{index:05d}_{name}")
+        )
+    print(folder)

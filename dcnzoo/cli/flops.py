@@ -1,0 +1,65 @@
+"""``dcnzoo flops``, also ``tools/analysis/get_flops.py``."""
+
+from __future__ import annotations
+
+from statistics import mean
+
+import click
+
+from dcnzoo.cli import _options
+
+
+@click.command(cls=_options.Command)
+@_options.config
+@_options.shape(
+    "Height and width, or one size for both, of an image of noise (default: those of the test pipeline)."
+)
+@click.option(
+    "--num-images",
+    type=click.IntRange(min=1),
+    help="Count the mean over the first images of the test set instead.",
+)
+@click.option("--by-operator", is_flag=True, help="Show the operations of each operator.")
+@_options.cfg_options
+def command(
+    config: str, shape: tuple[int, int] | None, num_images: int | None, by_operator: bool, cfg_options: dict
+) -> None:
+    """Count the operations and parameters of a detector.
+
+    A multiplication and its addition count as one, as in MMDetection. Convolutions, deformable ones with
+    their samples, and matrix products are counted; normalisation, activation, RoIAlign and NMS, below one
+    percent, are not. A two-stage detector's count depends on its proposals: random weights change it a
+    little.
+
+    \b
+    examples:
+      dcnzoo flops CONFIG --shape 800 1280 --by-operator
+    """
+    from dcnzoo.openmmlab import model_builder
+    from dcnzoo.openmmlab.runner import read_config_file
+    from dcnzoo.utils.errors import user_errors
+    from dcnzoo.utils.files import require_file
+
+    require_file(config, "config")
+    with user_errors():
+        cfg = read_config_file(config)
+        cfg.merge_from_dict(cfg_options)
+        model = model_builder.build_model(cfg)
+        if num_images:
+            batches = model_builder.test_batches(cfg, num_images)
+        else:
+            batches = [model_builder.random_batch(*(shape or model_builder.input_size(cfg, model)))]
+        counts = [model_builder.count_operations(model, batch) for batch in batches]
+    line = "=" * 30
+    print(line)
+    print(f"Input shape: {counts[0][1][2:]}" if len(counts) == 1 else f"Images: {len(counts)}")
+    print(f"Flops: {_billions(mean(sum(flops.values()) for flops, _ in counts))}")
+    print(f"Params: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M")
+    if by_operator:
+        for operator in sorted({name for flops, _ in counts for name in flops}):
+            print(f"  {operator}: {_billions(mean(flops.get(operator, 0) for flops, _ in counts))}")
+    print(line)
+
+
+def _billions(number: float) -> str:
+    return f"{number / 1e9:.2f} G"

@@ -1,0 +1,129 @@
+"""``dcnzoo reproduce``, also ``tools/reproduce.py``."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import shlex
+import sys
+import time
+from pathlib import Path
+
+import click
+
+from dcnzoo.cli import _options
+
+
+@click.command(cls=_options.Command)
+@_options.runner
+@click.option(
+    "--checkpoint",
+    metavar="FILE",
+    help="Weights: a file or an address (default: the published ones, downloaded).",
+)
+@click.option("--train", is_flag=True, help="Train the model first; resumes an interrupted training.")
+@click.option(
+    "--data-root",
+    metavar="FOLDER",
+    help="Folder with COCO: annotations/, train2017/, val2017/ (default: the config's).",
+)
+@click.option("--subset", type=click.IntRange(min=1), metavar="N", help="Evaluate only the first N images.")
+@click.option(
+    "--out",
+    default="work_dirs/reproduce.jsonl",
+    show_default=True,
+    metavar="FILE",
+    help="File to which a row is added.",
+)
+@_options.unsafe_load
+@_options.allow_partial
+def command(
+    config: str,
+    checkpoint: str | None,
+    train: bool,
+    data_root: str | None,
+    subset: int | None,
+    out: str,
+    unsafe_load: bool,
+    allow_partial: bool,
+    **run: object,
+) -> None:
+    """Evaluate published weights on COCO and print the AP beside the published one.
+
+    CONFIG is a file, or a name of the zoo (dcnzoo zoo list).
+
+    \b
+    examples:
+      dcnzoo reproduce faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco --data-root data/coco
+      dcnzoo reproduce CONFIG --train
+    """
+    if train and checkpoint:
+        raise click.UsageError("--train: expected no --checkpoint with it")
+
+    import dcnzoo.openmmlab  # noqa: F401  before mmengine
+    from dcnzoo.openmmlab.runner import build_runner, load_config
+    from dcnzoo.utils.errors import user_errors
+    from dcnzoo.utils.fetch import verify
+    from dcnzoo.utils.jsonl import append_row, machine, versions
+    from dcnzoo.utils.lock import lock_work_dir
+    from dcnzoo.zoo import reproduction
+
+    # isort: split
+    from mmengine.dist import is_main_process
+    from mmengine.model import revert_sync_batchnorm
+
+    model = reproduction.find_model(config)
+    with contextlib.ExitStack() as training:
+        with user_errors():
+            cfg = load_config(str(model.config) if model else config, **run)
+            work_dir = Path(cfg.work_dir)
+            if train:
+                training.enter_context(lock_work_dir(work_dir, cfg.launcher))
+            images = reproduction.use_data(cfg, data_root, subset, work_dir)
+            weights = None if train else reproduction.find_checkpoint(checkpoint, model)
+            cfg.load_from, cfg.resume = None, train
+            runner = build_runner(cfg, training=train)
+            if cfg.launcher == "none":
+                runner.model = revert_sync_batchnorm(runner.model)
+        started = time.time()
+        if train:
+            runner.train()
+            # what was saved, which is the moving average where the config keeps one
+            weights = Path((work_dir / "last_checkpoint").read_text())
+    measured = reproduction.evaluate(runner, weights, unsafe_load, allow_partial)
+    if not is_main_process():
+        return
+    published, source = reproduction.published_figures(model)
+    row = {
+        "model": model.id if model else config,
+        "measured": measured,
+        "published": published,
+        "difference": {k: round(v - published[k], 1) for k, v in measured.items() if k in published},
+        "source": source,
+        "data": cfg.test_evaluator.ann_file if isinstance(cfg.test_evaluator, dict) else "",
+        "images": images,
+        "subset": subset,
+        "trained": train,
+        "checkpoint": weights.name,
+        "sha256": verify(weights, "sha256:").removeprefix("sha256:"),
+        "machine": machine(next(runner.model.parameters()).device),
+        "versions": versions(),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "seconds": round(time.time() - started, 1),
+        "command": shlex.join(["python", *sys.argv]),
+    }
+    append_row(out, row)
+    _show(row)
+    print(f"added to {out}")
+
+
+def _show(row: dict) -> None:
+    print(f"\n{row['model']} on {row['images']} images of {row['data']}")
+    print(f"{'':10}{'measured':>10}{'published':>11}{'difference':>12}")
+    for name, value in row["measured"].items():
+        published = row["published"].get(name)
+        difference = row["difference"].get(name)
+        cells = "–" if published is None else published, "–" if difference is None else f"{difference:+.1f}"
+        print(f"{name:10}{value:>10}{cells[0]:>11}{cells[1]:>12}")
+    if row["subset"] is not None and row["published"]:
+        print("On a part of the images: the published figure is of all of them.")

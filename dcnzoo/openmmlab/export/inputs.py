@@ -1,0 +1,117 @@
+"""The detector that is exported, and the image that it is traced and verified with."""
+
+from __future__ import annotations
+
+import os
+
+import cv2
+import numpy as np
+import torch
+from mmengine.config import Config
+from torch import Tensor, nn
+
+from dcnzoo.data.shapes import ShapesSpec, draw_image
+from dcnzoo.export.picture import Preprocessing
+from dcnzoo.openmmlab.detector import build
+from dcnzoo.openmmlab.runner import read_config_file
+from dcnzoo.utils.errors import UserError
+from dcnzoo.utils.files import require_file
+
+# isort: split
+from mmdet.registry import DATASETS
+
+
+def load_detector(
+    config: str | os.PathLike,
+    checkpoint: str | os.PathLike,
+    cfg_options: dict | None = None,
+    allow_partial: bool = False,
+) -> tuple[Config, nn.Module]:
+    """The config and the detector, whose attribute ``classes`` holds the names of its classes."""
+    cfg = read_config_file(config)
+    cfg.merge_from_dict(cfg_options or {})
+    if "backbone" in cfg.model:
+        cfg.model.backbone.init_cfg = None  # the checkpoint has all weights
+    detector, meta = build(cfg, checkpoint, allow_partial=allow_partial)
+    detector.classes = _class_names(cfg, meta)
+    return cfg, detector
+
+
+def find_preprocessing(cfg: Config, detector: nn.Module) -> Preprocessing:
+    """The steps of the test pipeline.
+
+    Raises:
+        ValueError: the pipeline has a step that is not supported.
+    """
+    pipeline = _test_dataset(cfg).get("pipeline", [])
+    return Preprocessing.of(pipeline, detector.data_preprocessor, detector.classes)
+
+
+def read_picture(
+    path: str | None, found: Preprocessing | None, shape: tuple[int, int] | None = None
+) -> np.ndarray:  # [H, W, 3], uint8, BGR
+    """An image file, or without a path the demo's shapes in the size of the test pipeline.
+
+    Raises:
+        UserError: no such file, or OpenCV cannot read it.
+    """
+    if path is None:
+        width, height = (found and found.scale) or (shape or (640, 640))[::-1]
+        side = max(128, min(height, width))
+        square, _ = draw_image(ShapesSpec(size=side), "val", 0)
+        square = np.tile(square, (-(-height // side), -(-width // side), 1))
+        return np.ascontiguousarray(square[:height, :width])
+    require_file(path, "image")
+    picture = cv2.imread(path)
+    if picture is None:
+        raise UserError(f"image: expected a picture that OpenCV reads, got {path}")
+    return picture
+
+
+def input_shape(
+    found: Preprocessing | None, picture: np.ndarray, shape: tuple[int, int] | None
+) -> tuple[int, int]:
+    """Height and width, padded: the given ones, or those of the picture after the test pipeline."""
+    if found is None:
+        return shape
+    if shape is None:
+        return found(picture)[0].shape[2:]
+    return tuple(size + -size % found.pad_divisor for size in shape)
+
+
+def model_input(
+    detector: nn.Module, found: Preprocessing | None, picture: np.ndarray, shape: tuple[int, int]
+) -> tuple[np.ndarray, Tensor, tuple[int, int]]:
+    """The input of the model for a picture.
+
+    Returns:
+        the picture after resizing  # [h, w, 3], uint8, BGR
+        the input  # [1, 3, *shape]
+        height and width of the image in it, as the test pipeline leaves it
+    """
+    if found is None:  # the test pipeline cannot be reproduced
+        resized = cv2.resize(picture, shape[::-1])
+        data = {"inputs": [torch.from_numpy(resized.transpose(2, 0, 1).copy())], "data_samples": None}
+        return resized, detector.data_preprocessor(data, False)["inputs"], shape
+    inputs, size = found(picture, shape)
+    rest = [(0, whole - part) for whole, part in zip(shape, inputs.shape[2:], strict=True)]
+    inputs = torch.from_numpy(np.pad(inputs, [(0, 0), (0, 0), *rest]))
+    return cv2.resize(picture, size[::-1]), inputs, found.padded(size, shape)
+
+
+def _test_dataset(cfg: Config) -> dict:
+    dataset = cfg.get("test_dataloader", {}).get("dataset", {})
+    while "dataset" in dataset:
+        dataset = dataset["dataset"]
+    return dataset
+
+
+def _class_names(cfg: Config, meta: dict) -> tuple[str, ...]:
+    """Those of the checkpoint, or those of the data set, or none."""
+    dataset = _test_dataset(cfg)
+    known = [
+        {key.lower(): value for key, value in meta.get("dataset_meta", meta).items()},
+        dataset.get("metainfo") or {},
+        getattr(DATASETS.get(dataset.get("type", "")), "METAINFO", {}),
+    ]
+    return tuple(next((found["classes"] for found in known if found.get("classes")), ()))

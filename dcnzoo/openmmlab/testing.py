@@ -1,0 +1,78 @@
+"""An evaluation from the command line, of a detector's checkpoint or of its ONNX file."""
+
+from collections.abc import Sequence
+from copy import deepcopy
+from pathlib import Path
+
+from mmengine.config import Config, ConfigDict
+
+# these register InstanceTTAModel and DeployedDetector
+import dcnzoo.openmmlab.export.deployed
+import dcnzoo.openmmlab.models.tta  # noqa: F401
+from dcnzoo.utils.errors import UserError
+
+TTA_MODEL = {
+    "type": "InstanceTTAModel",
+    "tta_cfg": {"nms": {"type": "nms", "iou_threshold": 0.5}, "max_per_img": 100},
+}
+TTA_META_KEYS = (
+    *("img_id", "img_path", "ori_shape", "img_shape", "scale_factor"),
+    *("flip", "flip_direction"),
+)
+
+
+def use_test_time_augmentation(cfg: Config) -> None:
+    """Wrap the model and the test pipeline; the config's own ``tta_*`` settings go first."""
+    dataset = cfg.test_dataloader.dataset
+    while "dataset" in dataset:
+        dataset = dataset.dataset
+    if "tta_pipeline" not in cfg:
+        flips = [{"type": "RandomFlip", "prob": 1.0}, {"type": "RandomFlip", "prob": 0.0}]
+        pack = {"type": "PackDetInputs", "meta_keys": TTA_META_KEYS}
+        cfg.tta_pipeline = deepcopy(dataset.pipeline)
+        cfg.tta_pipeline[-1] = {"type": "TestTimeAug", "transforms": [flips, [pack]]}
+    dataset.pipeline = cfg.tta_pipeline
+    model = cfg.get("tta_model", TTA_MODEL)
+    if model["type"] == "DetTTAModel":
+        model["type"] = "InstanceTTAModel"  # the same, but it merges masks too
+    cfg.model = ConfigDict(**model, module=cfg.model)
+
+
+def use_onnx_file(cfg: Config, path: str, backend: str, device: str | None) -> None:
+    """Replace the model by an ONNX file that was exported from it."""
+    cfg.load_from = None
+    cfg.model = dict(
+        type="DeployedDetector",
+        path=str(Path(path).resolve()),
+        backend=backend,
+        device=device or ("cuda" if backend == "tensorrt" else "cpu"),
+        data_preprocessor=cfg.model.data_preprocessor,
+    )
+
+
+def draw_detections(cfg: Config, folder: str, threshold: float | None) -> None:
+    """Draw the detections with scores above a threshold (default: the config's, else 0.3) to a folder."""
+    drawing = dict(cfg.default_hooks.get("visualization") or {"type": "DetVisualizationHook"})
+    # absolute: mmdet prepends the work directory to a relative one, once per iteration
+    drawing.update(draw=True, test_out_dir=str(Path(folder).resolve()))
+    if threshold is not None:
+        drawing["score_thr"] = threshold
+    cfg.default_hooks.visualization = drawing
+
+
+def set_evaluator(
+    cfg: Config, metrics: Sequence[str], options: dict, out: Path | None, format_only: bool
+) -> None:
+    """Write the options of an evaluation into the config; ``out`` is a JSON file in COCO's format.
+
+    Raises:
+        UserError: the config has no evaluator.
+    """
+    if "test_evaluator" not in cfg:
+        raise UserError("config: expected a test_evaluator, found none")
+    for evaluator in cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]:
+        if metrics:
+            evaluator.metric = list(metrics)
+        evaluator.update(options)
+        if out is not None:
+            evaluator.update(format_only=format_only, outfile_prefix=str(out.with_suffix("")))

@@ -1,0 +1,86 @@
+"""Images and what a detector finds in them, as a table, a picture and a file."""
+
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from mmengine.structures import InstanceData
+
+from dcnzoo.report.plots import Instances, plot_detections
+from dcnzoo.utils.errors import UserError
+
+
+def require_images(paths: Iterable[str]) -> None:
+    """Raise UserError unless each path is that of a file that begins as an image does."""
+    for path in paths:
+        if not Path(path).is_file():
+            raise UserError(f"image: expected a file, found none at {path}")
+        if not cv2.haveImageReader(path):
+            raise UserError(f"image: expected a picture that OpenCV can read, found something else in {path}")
+
+
+def read_image(path: str) -> np.ndarray:  # [H, W, 3], uint8, RGB
+    """As the pipelines of MMDetection read it."""
+    image = cv2.imread(path)
+    if image is None:
+        raise UserError(f"image: expected a picture that OpenCV can read, found a broken one in {path}")
+    return image[..., ::-1].copy()
+
+
+def picture_names(images: Sequence[str]) -> list[str]:
+    """A name for each, ``dog.png`` and, for another image of that name, ``dog_2.png``."""
+    names: list[str] = []
+    for image in images:
+        stem, number = Path(image).stem, 1
+        while (name := f"{stem}_{number}.png" if number > 1 else f"{stem}.png") in names:
+            number += 1
+        names.append(name)
+    return names
+
+
+def draw_detections(
+    image: np.ndarray, found: InstanceData, classes: Sequence[str], palette: Sequence[tuple[int, int, int]]
+) -> bytes:
+    """A PNG as wide as the image, or 600 pixels."""
+    found = found[found.scores.argsort()]  # the best on top
+    masks = found.masks.numpy() if "masks" in found else None
+    instances = Instances(found.bboxes.numpy(), found.labels.numpy(), masks, found.scores.numpy())
+    figure = plot_detections([image], {"": [instances]}, classes, palette, threshold=0.0)
+    height, width = image.shape[:2]
+    figure.set_size_inches(6, 6 * height / width)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=max(100, width / 6))
+    return buffer.getvalue()
+
+
+def rows(found: InstanceData) -> Iterable[tuple[int, float, list[float]]]:
+    """Label, score and box of each detection."""
+    return zip(found.labels.tolist(), found.scores.tolist(), found.bboxes.tolist(), strict=True)
+
+
+class CocoDetections:
+    """Detections in COCO's form; the categories count from 1 in the order of the model's classes."""
+
+    def __init__(self, classes: Sequence[str]) -> None:
+        categories = [{"id": number, "name": name} for number, name in enumerate(classes, 1)]
+        self.content: dict[str, list] = {"images": [], "categories": categories, "annotations": []}
+
+    def add(self, path: str, shape: tuple[int, int], found: InstanceData) -> None:
+        from mmdet.structures.mask import encode_mask_results
+
+        image = len(self.content["images"]) + 1
+        self.content["images"].append({"id": image, "file_name": path, "width": shape[1], "height": shape[0]})
+        masks = encode_mask_results(found.masks.numpy()) if "masks" in found else [None] * len(found)
+        for (label, score, (x1, y1, x2, y2)), mask in zip(rows(found), masks, strict=True):
+            annotation = {
+                "id": len(self.content["annotations"]) + 1,
+                "image_id": image,
+                "category_id": label + 1,
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
+                "score": score,
+            }
+            if mask is not None:
+                annotation["segmentation"] = {**mask, "counts": mask["counts"].decode()}
+            self.content["annotations"].append(annotation)

@@ -1,0 +1,106 @@
+"""Evaluation on COCO, measured beside what was published."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from mmengine.config import Config, ConfigDict
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+
+from dcnzoo import zoo
+from dcnzoo.openmmlab.weights import load_weights
+from dcnzoo.utils.errors import UserError
+from dcnzoo.utils.fetch import fetch
+from dcnzoo.utils.files import require_file, write_text
+
+# what CocoMetric calls a figure, and what metafiles call it
+FIGURES = {"bbox_mAP": "box AP", "segm_mAP": "mask AP"}
+
+
+def find_model(config: str) -> zoo.Model | None:
+    """The zoo's entry for a name or a file; None for a file that the zoo does not know."""
+    path = Path(config)
+    if not path.is_file():
+        return zoo.find(config)
+    return next((m for m in zoo.models() if m.name == path.stem and m.config.samefile(path)), None)
+
+
+def _datasets(dataset: ConfigDict) -> Iterator[ConfigDict]:
+    """The data sets inside wrappers such as RepeatDataset and ConcatDataset."""
+    inner = [dataset.dataset] if "dataset" in dataset else dataset.get("datasets", [])
+    if not inner:
+        yield dataset
+    for each in inner:
+        yield from _datasets(each)
+
+
+def use_data(cfg: Config, root: str | None, subset: int | None, work_dir: Path) -> int:
+    """Points the config at the data; returns the number of images that are evaluated."""
+    loaders = ["train_dataloader", "val_dataloader", "test_dataloader"]
+    if root is not None:
+        for dataset in (d for loader in loaders if cfg.get(loader) for d in _datasets(cfg[loader].dataset)):
+            dataset.data_root = f"{root.rstrip('/')}/"
+    tested = list(_datasets(cfg.test_dataloader.dataset))
+    if len(tested) != 1 or "ann_file" not in tested[0]:
+        raise UserError(f"test_dataloader: expected one data set with annotations, found {len(tested)}")
+    annotations = Path(tested[0].get("data_root") or "", tested[0].ann_file)
+    if not annotations.is_file():
+        raise UserError(
+            f"annotations: expected a file, found none at {annotations} "
+            "(dcnzoo data download gets COCO; --data-root says where it is)"
+        )
+    content = json.loads(annotations.read_text())
+    if subset is not None:
+        content = _part_of(content, subset)
+        annotations = work_dir / f"first-{subset}-images.json"
+        write_text(annotations, json.dumps(content))
+    if not content["annotations"]:
+        raise UserError(f"{annotations}: expected annotated objects, found none")
+    evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
+    for evaluator in evaluators:
+        evaluator.ann_file = str(annotations.resolve())
+    tested[0].ann_file = str(annotations.resolve())
+    return len(content["images"])
+
+
+def _part_of(content: dict, number: int) -> dict:
+    """The annotations of the first images, by their numbers: those of the others would count as missed."""
+    images = sorted(content["images"], key=lambda image: image["id"])[:number]
+    kept = {image["id"] for image in images}
+    annotations = [a for a in content["annotations"] if a["image_id"] in kept]
+    return {**content, "images": images, "annotations": annotations}
+
+
+def find_checkpoint(given: str | None, model: zoo.Model | None) -> Path:
+    if given is None and model is None:
+        raise UserError("expected --checkpoint FILE or --train: the zoo has no weights for a config of yours")
+    if given is None:
+        return fetch(model.only_weights())
+    if "://" in given:
+        return fetch(given)
+    require_file(given, "checkpoint")
+    return Path(given)
+
+
+def evaluate(runner: Runner, checkpoint: Path, trust: bool, allow_partial: bool) -> dict[str, float]:
+    """AP in percent, by the names that metafiles use."""
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    _, report = load_weights(model, checkpoint, trust, allow_partial)
+    if report:
+        runner.logger.info(f"{checkpoint}: {report}")
+    metrics = runner.test()
+    if not metrics:  # CocoMetric's answer where nothing at all is detected
+        metrics = {f"{metric}_mAP": 0.0 for metric in runner.test_evaluator.metrics[0].metrics}
+    found = {metric.rpartition("/")[2]: value for metric, value in metrics.items()}
+    return {name: round(100 * found[key], 1) for key, name in FIGURES.items() if key in found}
+
+
+def published_figures(model: zoo.Model | None) -> tuple[dict[str, float], str]:
+    """AP as published, and by whom."""
+    for source in model.sources() if model else ():
+        if source.startswith("published"):
+            return {k: v for k, v in model.metrics(source).items() if k in FIGURES.values()}, source
+    return {}, ""

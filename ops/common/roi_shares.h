@@ -1,0 +1,83 @@
+// Tables of what bins read along one axis, for the CPU kernels that pool regions of interest: a bin is the sum of
+// y weight · x weight · pixel, and a RoI's tables serve all of its channels.
+#pragma once
+
+#include <vector>
+
+#include "roi_math.h"
+
+namespace dcnzoo {
+
+template <typename T>
+struct RoiShare {
+  int64_t pixel;
+  T weight;  // in the sum over a bin's samples
+};
+
+template <typename T>
+struct RoiShareTable {
+  struct Range {
+    const RoiShare<T>*first, *last;
+    const RoiShare<T>* begin() const { return first; }
+    const RoiShare<T>* end() const { return last; }
+  };
+  const RoiShare<T>* shares;
+  const int64_t* begins;  // of each bin, and the end of the last
+
+  Range bin(int64_t i) const { return {shares + begins[i], shares + begins[i + 1]}; }
+};
+
+template <typename T>
+class RoiShares {
+ public:
+  void clear() {
+    shares_.clear();
+    begins_.assign(1, 0);
+  }
+
+  // The weights of a bin's samples.
+  void add_weights(const RoiAxis<T>& axis, int64_t bin, int64_t size) {
+    each_sample(axis, bin, size, [&](const Lerp<T>& lerp) {
+      add(lerp.low, lerp.low_weight);
+      if (lerp.reads_two()) add(lerp.high, lerp.high_weight);
+    });
+    begins_.push_back(int64_t(shares_.size()));
+  }
+
+  // How fast those change as the bin moves. At a pixel it is the slope to the right.
+  void add_slopes(const RoiAxis<T>& axis, int64_t bin, int64_t size) {
+    each_sample(axis, bin, size, [&](const Lerp<T>& lerp) {
+      if (!lerp.reads_two()) return;
+      add(lerp.low, T(-1));
+      add(lerp.high, T(1));
+    });
+    begins_.push_back(int64_t(shares_.size()));
+  }
+
+  RoiShareTable<T> table() const { return {shares_.data(), begins_.data()}; }
+  const std::vector<RoiShare<T>>& all() const { return shares_; }
+
+ private:
+  template <typename Visit>
+  static void each_sample(const RoiAxis<T>& axis, int64_t bin, int64_t size, const Visit& visit) {
+    const RoiSpan span = roi_span(axis, bin, size);
+    for (int64_t sample = span.begin; sample < span.end; ++sample)
+      visit(lerp_at(roi_coordinate(axis, bin, sample), size));
+  }
+
+  // Neighbouring samples read the same pixels: their weights are summed.
+  void add(int64_t pixel, T weight) {
+    const size_t begin = begins_.back(), end = shares_.size();
+    for (size_t i = end; i > begin && i + 2 > end; --i) {
+      if (shares_[i - 1].pixel != pixel) continue;
+      shares_[i - 1].weight += weight;
+      return;
+    }
+    shares_.push_back({pixel, weight});
+  }
+
+  std::vector<RoiShare<T>> shares_;
+  std::vector<int64_t> begins_;
+};
+
+}  // namespace dcnzoo

@@ -1,0 +1,29 @@
+"""Commands in this process: to start Python and import torch takes longer than most of them."""
+
+from click.testing import CliRunner
+
+from dcnzoo.cli import commands
+
+
+def invoke(*arguments: object) -> tuple[int, str]:
+    """Exit status of ``dcnzoo ARGUMENTS`` and what it prints; other exceptions than SystemExit are raised."""
+    result = CliRunner().invoke(commands, [*map(str, arguments)])
+    if not isinstance(result.exception, SystemExit | None):
+        raise result.exception
+    return result.exit_code, result.output
+
+
+def run(*arguments: object, status: int = 0) -> str:
+    """The output of a command; fails with it if the exit status is another."""
+    found, output = invoke(*arguments)
+    assert found == status, output[-6000:]
+    return output
+
+
+def error_of(*arguments: object, status: int = 1) -> str:
+    """The line with which a command ends: without a traceback, and the only one after what it logs."""
+    output = run(*arguments, status=status)
+    assert "Traceback" not in output
+    line = output.splitlines()[-1]
+    assert line.lower().startswith("error: ")
+    return line

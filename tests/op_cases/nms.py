@@ -1,0 +1,34 @@
+"""Random calls of nms: the tensors are (boxes, scores)."""
+
+from __future__ import annotations
+
+from random import Random
+
+import torch
+from torch import Tensor
+
+import dcnzoo.ops
+
+from .. import oracles
+from . import Sample, normal
+from .roi_align import random_boxes
+
+NAME = "nms"
+differentiable = continuous = False
+
+
+def call(sample: Sample) -> Tensor:
+    return dcnzoo.ops.nms(*sample.tensors, **sample.kwargs)
+
+
+def reference(sample: Sample) -> Tensor:
+    return torch.tensor(oracles.nms(*sample.tensors, *sample.kwargs.values()), dtype=torch.long)
+
+
+def random_sample(rng: Random, nothing: str) -> Sample:
+    count = rng.randint(0, 40)
+    boxes, scores = random_boxes(rng, count), normal(rng, count)
+    # ties, and overlaps that are exactly the threshold
+    boxes, scores = (t.round() if rng.randint(0, 1) else t for t in (boxes, scores))
+    settings = {"iou_threshold": rng.choice((0.0, 0.3, 0.5, 1.0)), "offset": rng.randint(0, 1)}
+    return Sample("", (boxes, scores), settings)
