@@ -13,6 +13,7 @@ from dcnzoo.cli import doctor
 from dcnzoo.cli.doctor import Found, problems
 from dcnzoo.compat import patches
 
+from . import commands
 from .test_import import OPENMMLAB, run
 
 ORIGINALS = {"mmengine": "0.10.7", "mmcv-lite": "2.1.0", "mmdet": "3.3.0"}
@@ -187,27 +188,12 @@ def test_distributions_of_one_folder_are_a_mixture(tmp_path, monkeypatch):
     assert output.strip() == str({"mmcv": "9.9", "onedl-mmcv": "9.9"})
 
 
-def doctor_in(preparation):
-    """Output and exit status."""
-    code = f"""
-import sys
-{preparation}
-sys.argv = ['dcnzoo', 'doctor']
-from dcnzoo.cli import main
-try:
-    main()
-except SystemExit as stopped:
-    print('status', stopped.code)
-"""
-    return run(code)
-
-
 def test_healthy():
     """Where these tests run; what is patched, and whose operators mmcv uses."""
     if list(problems(Found.here())):
         pytest.skip("something is wrong here: python -m dcnzoo doctor")
-    output = doctor_in("")
-    assert "nothing is wrong" in output and output.endswith("status 0\n")
+    output = commands.run("doctor")
+    assert "nothing is wrong" in output
     patched = {line.split()[1] for line in output.splitlines() if line.startswith("patch ")}
     assert {"load_own_checkpoints:", "deform_conv:", "DCN:", "legacy_offset_names:"} <= patched
     assert any(line.startswith("mmcv._ext") and "dcnzoo's" in line for line in output.splitlines())
@@ -215,7 +201,10 @@ def test_healthy():
 
 def test_torch_alone():
     absent = "\n".join(f"sys.modules[{name!r}] = None" for name in OPENMMLAB)
-    output = doctor_in(f"{absent}\nfrom dcnzoo.cli import doctor\ndoctor.installed = lambda packages: []")
+    output = run(
+        f"import sys\n{absent}\nfrom dcnzoo.cli import doctor, main\n"
+        "doctor.installed = lambda packages: []\nmain('doctor')"
+    )
     assert "nothing is wrong" in output and "patch " not in output
 
 
@@ -256,6 +245,7 @@ def test_missing_library(tree):
     assert mend == f" mend: {BUILD}"
 
 
+@pytest.mark.slow
 def test_library_that_does_not_load(tree):
     """Of another system, or broken: the loader's word on it."""
     library = tree / "dcnzoo" / "ops" / "_C_cpu.so"
@@ -266,12 +256,14 @@ def test_library_that_does_not_load(tree):
     assert mend == f" mend: {BUILD}"
 
 
+@pytest.mark.slow
 def test_wrong_torch(tree):
     ((what, mend),) = doctor_of(tree, "import torch; torch.__version__ = '2.9.1+cu128'")
     assert what == "torch 2.9.1+cu128 is too old: dcnzoo needs 2.10 or later"
     assert mend == ' mend: pip install --upgrade "torch>=2.10"'
 
 
+@pytest.mark.slow
 def test_no_cuda_library_on_a_cuda_machine(tree):
     (tree / "dcnzoo" / "ops" / "_C_cuda.so").unlink(missing_ok=True)
     gpu = "import torch; torch.version.cuda = '13.0'; torch.cuda.is_available = lambda: True"
@@ -281,6 +273,7 @@ def test_no_cuda_library_on_a_cuda_machine(tree):
     assert mend == f" mend: {BUILD}, with nvcc of CUDA 13.0 on the PATH"
 
 
+@pytest.mark.slow
 def test_mmcv_absent(tree):
     """All other packages of this environment, and no site-packages that has mmcv."""
     if dict(doctor.installed(("mmcv-lite", "mmdet", "mmengine"))).keys() != {
@@ -303,6 +296,7 @@ def without_module(tree, name):
             (tree / "packages" / entry.name).symlink_to(entry)
 
 
+@pytest.mark.slow
 def test_what_a_training_imports_is_absent(tree):
     if not dict(doctor.installed(("mmdet",))):
         pytest.skip("needs mmdet")

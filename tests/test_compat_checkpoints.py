@@ -47,7 +47,7 @@ def harmful(tmp_path, folder):
     return path
 
 
-REFUSED = r"harmful\.pth: holds posix\.mkdir.*--trust"
+REFUSED = r"harmful\.pth: holds posix\.mkdir.*--unsafe-load"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="posix.mkdir has another name elsewhere")

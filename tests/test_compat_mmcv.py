@@ -13,6 +13,9 @@ import dcnzoo.models
 import dcnzoo.ops.reference as reference
 from dcnzoo.compat.mmcv import _ext
 
+from . import oracles
+from .test_nms import random_boxes
+
 mmcv_ops = importlib.import_module("mmcv.ops")
 
 
@@ -83,18 +86,16 @@ def deform_tensors(larger=(0, 0)):
     )
 
 
-def test_deform_conv2d():
-    input, weight, offset, _, _ = with_grad(*deform_tensors())
-    output = mmcv_ops.deform_conv2d(input, offset, weight, *GEOMETRY, 2)
-    expected = reference.deform_conv(input, weight, offset, None, None, *GEOMETRY)
-    assert_same(output, expected, (input, weight, offset))
-
-
-@pytest.mark.parametrize("with_bias", [True, False])
-def test_modulated_deform_conv2d(with_bias):
+@pytest.mark.parametrize("with_bias", [True, False, None])
+def test_deform_conv2d(with_bias):
+    """v1, which has neither bias nor mask, where there is None of it."""
     input, weight, offset, mask, bias = with_grad(*deform_tensors())
-    bias = bias if with_bias else None
-    output = mmcv_ops.modulated_deform_conv2d(input, offset, mask, weight, bias, *GEOMETRY, 2)
+    if with_bias is None:
+        mask = bias = None
+        output = mmcv_ops.deform_conv2d(input, offset, weight, *GEOMETRY, 2)
+    else:
+        bias = bias if with_bias else None
+        output = mmcv_ops.modulated_deform_conv2d(input, offset, mask, weight, bias, *GEOMETRY, 2)
     expected = reference.deform_conv(input, weight, offset, mask, bias, *GEOMETRY)
     assert_same(output, expected, [t for t in (input, weight, offset, mask, bias) if t is not None])
 
@@ -170,13 +171,6 @@ def test_masked_conv2d(chosen):
 # Boxes
 
 
-def boxes_and_scores(count, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    corner = torch.rand(count, 2, generator=generator) * 20
-    size = torch.rand(count, 2, generator=generator) * 15 + 2
-    return torch.cat([corner, corner + size], 1), torch.rand(count, generator=generator)
-
-
 def iou(a, b, offset=0):
     width = max(0.0, min(a[2], b[2]) - max(a[0], b[0]) + offset)
     height = max(0.0, min(a[3], b[3]) - max(a[1], b[1]) + offset)
@@ -186,21 +180,17 @@ def iou(a, b, offset=0):
 
 @pytest.mark.parametrize("offset", [0, 1])
 def test_nms(offset):
-    boxes, scores = boxes_and_scores(40)
-    keep = []
-    for i in scores.argsort(descending=True).tolist():
-        if all(iou(boxes[i].tolist(), boxes[j].tolist(), offset) <= 0.3 for j in keep):
-            keep.append(i)
+    boxes, scores = random_boxes(40, 20, 15)
+    keep = oracles.nms(boxes, scores, 0.3, offset)
     dets, indices = mmcv_ops.nms(boxes, scores, 0.3, offset=offset)
-    assert indices.tolist() == keep
-    assert 1 < len(keep) < 40
+    assert indices.tolist() == keep and 1 < len(keep) < 40
     torch.testing.assert_close(dets, torch.cat([boxes, scores[:, None]], 1)[keep])
 
 
 @pytest.mark.parametrize("offset", [0, 1])
 @pytest.mark.parametrize("method", ["naive", "linear", "gaussian"])
 def test_soft_nms(method, offset):
-    boxes, scores = boxes_and_scores(40, seed=1)
+    boxes, scores = random_boxes(40, 20, 15, seed=1)
     left = {i: (boxes[i].tolist(), s) for i, s in enumerate(scores.tolist())}
     expected = []
     while left:
@@ -224,7 +214,7 @@ def test_soft_nms(method, offset):
 
 
 def test_nms_match():
-    boxes, scores = boxes_and_scores(30, seed=2)
+    boxes, scores = random_boxes(30, 20, 15, seed=2)
     order = scores.argsort(descending=True).tolist()
     expected, used = [], set()
     for position, i in enumerate(order):

@@ -15,6 +15,8 @@ from torch import nn
 import dcnzoo.compat.mmcv as compat
 import dcnzoo.ops.reference as reference
 
+from .modules import randomise
+
 mmcv_ops = importlib.import_module("mmcv.ops")  # its Python code, on dcnzoo's operators
 FUNCTIONS = {
     name: getattr(importlib.import_module(f"mmcv.ops.{module}"), function)
@@ -45,13 +47,6 @@ def arguments_of(function):
     """Names and defaults, without what Python or autograd puts before them."""
     parameters = inspect.signature(function).parameters.values()
     return [(p.name, p.default) for p in parameters if p.name not in ("self", "ctx")]
-
-
-def randomize(module):
-    torch.manual_seed(1)
-    for parameter in module.parameters():
-        nn.init.normal_(parameter, std=0.3)
-    return module
 
 
 # Arguments
@@ -197,7 +192,7 @@ def predicted(pack, input):
 def test_layers(name):
     """mmcv's keys, their versions, and from its parameters the reference's output."""
     arguments = (4, 6, (3, 2), *GEOMETRY.values(), 2, 2)
-    state = randomize(getattr(mmcv_ops, name)(*arguments).double()).state_dict()
+    state = randomise(getattr(mmcv_ops, name)(*arguments).double()).state_dict()
     layer = getattr(compat, name)(*arguments).double()
     assert list(layer.state_dict()) == list(state)
     assert layer.state_dict()._metadata == state._metadata  # versions
@@ -216,7 +211,7 @@ def test_layers(name):
 @pytest.mark.parametrize("geometry", [(1, 1, 1), ((2, 1), (1, 2), 1), (1, 2, 2)])
 def test_input_smaller_than_the_kernel(size, geometry):
     """mmcv pads the input to the kernel's size, and the offset alike, and crops the output."""
-    layer = randomize(compat.DeformConv2d(4, 6, 3, *geometry, deform_groups=2).double())
+    layer = randomise(compat.DeformConv2d(4, 6, 3, *geometry, deform_groups=2).double())
     stride, padding, dilation = (layer.stride, layer.padding, layer.dilation)
     axes = list(zip(size, stride, padding, dilation, strict=True))
     out = [(n + 2 * p - d * 2 - 1) // s + 1 for n, s, p, d in axes]
@@ -242,7 +237,7 @@ def test_packs_begin_as_convolutions(name):
     torch.testing.assert_close(pack(input), expected, atol=1e-5, rtol=1e-5)
     bound = 1 / math.sqrt(36) if scale < 1 else math.sqrt(6 / 36)  # mmcv's initialisations
     assert 0.9 * bound < pack.weight.abs().max() <= bound
-    randomize(pack)
+    randomise(pack)
     pack.init_weights() if scale < 1 else pack.init_offset()
     assert not any(p.any() for p in pack.conv_offset.parameters())
 
@@ -265,7 +260,7 @@ class Block(nn.Module):
 @pytest.mark.parametrize("name", PACKS)
 @pytest.mark.parametrize("loader", ["torch", "mmengine"])
 def test_old_names_load(name, loader):
-    model = randomize(nn.Sequential(Block(getattr(compat, name)(4, 6, 3)), nn.Conv2d(6, 6, 1)))
+    model = randomise(nn.Sequential(Block(getattr(compat, name)(4, 6, 3)), nn.Conv2d(6, 6, 1)))
     expected = copy.deepcopy(model.state_dict())
     old = {key.replace("conv2.conv_offset", "conv2_offset"): value for key, value in expected.items()}
     assert "0.conv2_offset.weight" in old
@@ -284,12 +279,12 @@ def test_other_keys_stay():
     block = Block(compat.DeformConv2d(4, 6, 3))
     block.conv2_offset = nn.Conv2d(4, 18, 3)
     assert not Block(nn.Conv2d(4, 6, 3))._load_state_dict_pre_hooks
-    block.load_state_dict(randomize(copy.deepcopy(block)).state_dict())
+    block.load_state_dict(randomise(copy.deepcopy(block)).state_dict())
 
 
 @pytest.mark.parametrize("name", PACKS)
 def test_compiled_and_empty(name):
-    pack = randomize(getattr(compat, name)(4, 6, (3, 2), **GEOMETRY, groups=2, deform_groups=2))
+    pack = randomise(getattr(compat, name)(4, 6, (3, 2), **GEOMETRY, groups=2, deform_groups=2))
     input = tensors(dtype=torch.float32)[0]
     compiled = torch.compile(pack, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(input), pack(input))
@@ -302,7 +297,7 @@ def test_compiled_and_empty(name):
 @pytest.mark.parametrize("name", PACKS)
 def test_packs_under_autocast(name):
     """The prediction is half, and what it is given to becomes so, as in mmcv."""
-    pack = randomize(getattr(compat, name)(4, 6, (3, 2), *GEOMETRY.values(), 2, 2))
+    pack = randomise(getattr(compat, name)(4, 6, (3, 2), *GEOMETRY.values(), 2, 2))
     input = tensors(dtype=torch.float32)[0]
     with torch.autocast("cpu", torch.bfloat16):
         output = pack(input)

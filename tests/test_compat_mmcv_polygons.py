@@ -4,26 +4,22 @@
 """
 
 import importlib
+import itertools
 import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import dcnzoo.models  # noqa: F401
 from dcnzoo.compat.mmcv import _ext
+
+from .test_compat_mmcv_plain import gradients_agree, random
 
 mmcv_ops = importlib.import_module("mmcv.ops")
 SQUARE = [[0.0, 0, 2, 0, 2, 2, 0, 2]]
 # of the square from 1 to 3, and points within
 POINTS = [[1.0, 1, 3, 1, 3, 3, 1, 3, 2, 2, 1.5, 2, 2, 1.5, 2.5, 2, 1, 1]]
-
-
-def random(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def gradients_agree(function, *inputs):
-    assert torch.autograd.gradcheck(function, [t.clone().requires_grad_() for t in inputs])
 
 
 def test_box_iou_quadri_of_rectangles_is_that_of_rotated_boxes():
@@ -212,12 +208,36 @@ def test_chamfer_distance_gradient():
         torch.testing.assert_close(g, w)
 
 
-def test_correlation():
-    """With itself and no displacement it is the square; gradients of both."""
-    first, second = random(1, 3, 4, 5), random(1, 3, 4, 5, seed=1)
-    layer = mmcv_ops.Correlation(kernel_size=1, max_displacement=1, padding=0)
-    torch.testing.assert_close(layer(first, first)[:, 1, 1], first.square().sum(1))
-    torch.testing.assert_close(
-        layer(first, second)[0, 1, 2, :, :-1], (first * second.roll(-1, 3)).sum(1)[0, :, :-1]
-    )
-    gradients_agree(mmcv_ops.Correlation(3, 1, 2, 1, 1, 2), first, second)
+@pytest.mark.parametrize(
+    ("kernel", "displacement", "stride", "padding", "dilation", "spread"),
+    [(1, 1, 1, 0, 1, 1), (3, 1, 2, 1, 1, 2), (2, 2, 1, 0, 2, 1), (3, 0, 1, 1, 1, 1)],
+)
+def test_correlation(kernel, displacement, stride, padding, dilation, spread):
+    """All products of pixels, of which each output adds up those of its window."""
+    first, second = (random(1, 2, 5, 6, seed=seed).requires_grad_() for seed in (0, 1))
+    got = mmcv_ops.Correlation(kernel, displacement, stride, padding, dilation, spread)(first, second)
+    products = F.pad(torch.einsum("cyx,cvu->yxvu", first[0], second[0]), [9] * 8)  # zero outside
+    want = torch.zeros_like(got)
+    for _, a, b, h, w in torch.ones(got.shape).nonzero().tolist():
+        for i, j in itertools.product(range(kernel), repeat=2):
+            y, x = 9 + h * stride - padding + i * dilation, 9 + w * stride - padding + j * dilation
+            v, u = y + (a - displacement) * spread, x + (b - displacement) * spread
+            want[0, a, b, h, w] += products[y, x, v, u]
+    torch.testing.assert_close(got, want)
+    gradients = (torch.autograd.grad(t.sin().sum(), (first, second), retain_graph=True) for t in (got, want))
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (0, 3), (2, 3, 4, 1)])
+def test_fused_bias_leakyrelu(shape):
+    """Second derivatives too."""
+    apply = importlib.import_module("mmcv.ops.fused_bias_leakyrelu").FusedBiasLeakyReLUFunction.apply
+    tensors, results = [random(*shape).requires_grad_(), random(3, seed=1).requires_grad_()], []
+    plain = lambda x, b: F.leaky_relu(x + b.view(-1, *(1,) * (x.dim() - 2)), 0.2) * 1.5  # noqa: E731
+    for function in (lambda x, b: apply(x, b, 0.2, 1.5), plain):
+        output = function(*tensors)
+        grad = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view(shape).requires_grad_()
+        gradients = torch.autograd.grad(output, tensors, grad, create_graph=True)
+        again = torch.autograd.grad(sum((g**2).sum() for g in gradients), grad)
+        results.append([t.detach() for t in (output, *gradients, *again)])
+    torch.testing.assert_close(*results)

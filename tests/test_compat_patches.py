@@ -18,6 +18,8 @@ import dcnzoo.models
 import dcnzoo.openmmlab.datasets
 from dcnzoo.compat import patches
 
+from .modules import randomise
+
 MMCVS = {
     "DCN": mmcv.ops.DeformConv2dPack,
     "DCNv2": mmcv.ops.ModulatedDeformConv2dPack,
@@ -27,13 +29,6 @@ MMDETS = {"ResNet": backbones.ResNet, "HRNet": backbones.HRNet, "FPN": necks.FPN
 
 
 SHAPE = dict(in_channels=4, out_channels=6, kernel_size=(3, 2), padding=1)
-
-
-def randomised(module):
-    torch.manual_seed(0)
-    for parameter in module.parameters():
-        nn.init.normal_(parameter, std=0.3)
-    return module
 
 
 # Instance checks
@@ -329,7 +324,7 @@ def called(monkeypatch, module, name):
 )
 @pytest.mark.parametrize("bias", [True, False])
 def test_packs_call_mmcv_where_its_kernels_stay(name, operator, function, bias, compiled, monkeypatch):
-    layer = randomised(MODELS.build(dict(type=name, **SHAPE, bias=bias, im2col_step=2)))
+    layer = randomise(MODELS.build(dict(type=name, **SHAPE, bias=bias, im2col_step=2)))
     x = torch.randn(3, 4, 7, 9).to(memory_format=torch.channels_last)
     expected = layer(x)
     calls = called(monkeypatch, sys.modules["dcnzoo.openmmlab.models.dcn"], function)
@@ -341,7 +336,7 @@ def test_packs_call_mmcv_where_its_kernels_stay(name, operator, function, bias, 
 
 def test_attention_calls_mmcv_where_its_kernels_stay(compiled, monkeypatch):
     layer = dcnzoo.models.MultiScaleDeformableAttention(12, num_heads=3, num_levels=1, dropout=0.0)
-    randomised(layer)
+    randomise(layer)
     given = dict(
         query=torch.randn(5, 2, 12),
         value=torch.randn(12, 2, 12),

@@ -19,6 +19,8 @@ from mmengine.config import Config
 from mmengine.hub import get_config
 from mmengine.registry import DefaultScope
 
+from .modules import shapes
+
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
 MIM = Path(mmdet.__file__).parent / ".mim"
@@ -38,10 +40,6 @@ def without_scope(node):
     if isinstance(node, dict):
         return {key: without_scope(value) for key, value in node.items() if key != "_scope_"}
     return [without_scope(value) for value in node] if isinstance(node, list) else node
-
-
-def shapes(model):
-    return {key: tuple(value.shape) for key, value in model.state_dict().items()}
 
 
 LARGE = re.compile("x101|r101")  # of the same code as the others; `make test-all` builds them

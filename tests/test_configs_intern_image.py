@@ -10,12 +10,11 @@ import dcnzoo.models
 import dcnzoo.ops.flops  # noqa: F401  deformable convolution is counted
 
 # isort: split
-from mmdet.registry import MODELS
 from mmengine.config import Config
-from mmengine.registry import DefaultScope
 from torch.utils.flop_counter import FlopCounterMode
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+from .test_configs import CONFIGS, build
+
 FOLDERS = ("internimage", "flash_internimage")
 FILES = sorted(path for folder in FOLDERS for path in (CONFIGS / folder).glob("*.py"))
 # Of InternImage's model zoo: millions of parameters, and billions of operations on 800×1280 pixels
@@ -25,12 +24,6 @@ OPERATIONS = {"t": 270, "s": 340, "b": 501}
 
 def size_of(path):
     return path.stem.split("internimage-")[1].split("_")[0]
-
-
-def build(cfg):
-    cfg.model.backbone.init_cfg = None  # no download
-    with DefaultScope.overwrite_default_scope("mmdet"), torch.device("meta"):
-        return MODELS.build(cfg.model)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dcnzoo.ops import dcnv3, dcnv4, deform_conv2d, ms_deform_attn
+from dcnzoo.ops import dcnv3, dcnv4, ms_deform_attn
 
 from .op_cases import dcnv3 as cases
 
@@ -43,48 +43,10 @@ def grid_sample_formula(
     return out.view(batch, channels, out_h, out_w).permute(0, 2, 3, 1)
 
 
-def depthwise_formula(
-    input, offset, mask, kernel_size, stride, padding, dilation, group, group_channels, offset_scale, remove
-):
-    """A depthwise deform_conv2d whose weights are ones, with offsets that say the same in its order."""
-    kernel_h, kernel_w = kernel_size
-    batch, out_h, out_w = offset.shape[:3]
-    taps = kernel_h * kernel_w
-    offset = offset.view(batch, out_h, out_w, group, -1, 2)
-    mask = mask.view(batch, out_h, out_w, group, -1)
-    if remove:  # the tap in the middle is there, with weight 0
-        half = taps // 2
-        offset = torch.cat([offset[..., :half, :], offset[..., :1, :] * 0, offset[..., half:, :]], -2)
-        mask = torch.cat([mask[..., :half], mask[..., :1] * 0, mask[..., half:]], -1)
-    middle = [dilation[a] * (kernel_size[a] - 1) // 2 for a in (0, 1)]
-    shape = (batch, out_h, out_w, group, kernel_w, kernel_h)
-    offset_x, offset_y = offset.unbind(-1)
-    tap_x = torch.arange(kernel_w, **F64)[:, None] * dilation[1] - middle[1]
-    tap_y = torch.arange(kernel_h, **F64) * dilation[0] - middle[0]
-    moved_x = (tap_x + offset_x.view(shape)) * offset_scale - tap_x
-    moved_y = (tap_y + offset_y.view(shape)) * offset_scale - tap_y
-    moved = torch.stack([moved_y, moved_x], -1).permute(0, 3, 5, 4, 6, 1, 2)  # (N, G, kH, kW, 2, oH, oW)
-    factor = mask.view(shape).permute(0, 3, 5, 4, 1, 2)
-    channels = group * group_channels
-    out = deform_conv2d(
-        input.permute(0, 3, 1, 2),
-        torch.ones(channels, 1, kernel_h, kernel_w, **F64),
-        moved.flatten(1, 4),
-        factor.flatten(1, 3),
-        None,
-        tuple(stride),
-        tuple(padding),
-        tuple(dilation),
-        channels,
-    )
-    return out.permute(0, 2, 3, 1)
-
-
-@pytest.mark.parametrize("formula", [grid_sample_formula, depthwise_formula])
 @pytest.mark.parametrize("sample", ALL)
-def test_agrees_with(formula, sample):
+def test_agrees_with_grid_sample(sample):
     mine, other = sample.leaves(), sample.leaves()
-    output, expected = cases.call(mine), formula(*other.tensors, *cases.geometry(sample))
+    output, expected = cases.call(mine), grid_sample_formula(*other.tensors, *cases.geometry(sample))
     torch.testing.assert_close(output, expected, rtol=1e-10, atol=1e-10)
     grad = torch.linspace(-1, 1, output.numel(), **F64).view(output.shape)
     got = torch.autograd.grad(output, mine.tensors, grad)
@@ -124,7 +86,7 @@ def test_offset_scale_stretches_the_kernel_about_its_middle(scale):
     torch.testing.assert_close(output, expected.permute(0, 2, 3, 1))
 
 
-@pytest.mark.parametrize("step", [1, 2, 7, 256])
+@pytest.mark.parametrize("step", [1, 2, 256])
 def test_any_im2col_step_with_any_batch(step):
     sample = cases.make("step", batch=5)
     kwargs = {**sample.kwargs, "im2col_step": step}

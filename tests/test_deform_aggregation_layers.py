@@ -10,23 +10,20 @@ from torch import nn
 import dcnzoo.ops.reference as reference
 from dcnzoo.layers import DCNv3, DCNv4, offset_statistics, track_offsets
 
+from . import modules
+from .modules import shapes
+
 both = pytest.mark.parametrize("layer", [DCNv3, DCNv4])
 GEOMETRY = ((3, 3), (1, 1), (1, 1), (1, 1))
 TOLERANCE = {"rtol": 1e-10, "atol": 1e-10}
 
 
-def randomise(module, std=0.3):
-    for parameter in module.parameters():
-        nn.init.normal_(parameter, std=std)
-    return module.double()
+def randomise(module):
+    return modules.randomise(module).double()
 
 
 def image(*, channels=12, **options):
     return torch.randn(2, 7, 9, channels, dtype=torch.float64, **options)
-
-
-def shapes(module):
-    return {key: tuple(value.shape) for key, value in module.state_dict().items()}
 
 
 def projections(first, last):

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+import math
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from dcnzoo.ops import deform_conv2d
+import dcnzoo.ops
+from dcnzoo.ops import deform_conv2d, deform_conv_transpose2d
 from dcnzoo.ops import reference as oracle
 
-from .op_cases.deform_conv import call, make, reference
+from .op_cases import deform_conv as conv
+from .op_cases import deform_conv_transpose as transpose
+from .op_cases.deform_conv import make
 from .test_ops import assert_same
+
+both = pytest.mark.parametrize(
+    ("function", "cases"),
+    [(deform_conv2d, conv), (deform_conv_transpose2d, transpose)],
+    ids=["deform_conv", "deform_conv_transpose"],
+)
+# stride, padding, dilation, output_padding; the last with output_padding from the dilation's room
+GEOMETRIES = [
+    ((1, 1, 1), (0, 0, 0), (1, 1, 1), (0, 0, 0)),
+    ((2, 3, 2), (1, 0, 1), (1, 2, 1), (1, 2, 0)),
+    ((1, 2, 1), (1, 1, 0), (3, 4, 2), (2, 3, 1)),
+]
 
 
 def test_hand_worked_example():
@@ -30,18 +45,58 @@ def test_hand_worked_example():
     torch.testing.assert_close(oracle.deform_conv(*arguments, (1, 1), (0, 0), (1, 1), 1), expected)
 
 
+def test_hand_worked_example_of_the_transposed():
+    """One pixel, 2, one tap of weight 3, mask 0.5: 3 parted among the four pixels around (0.75, 0.5)."""
+    input = torch.tensor([[[[2.0]]]], dtype=torch.float64)
+    weight = torch.tensor([[[[3.0, 0.0], [0.0, 0.0]]]], dtype=torch.float64)
+    offset = torch.zeros(1, 8, 1, 1, dtype=torch.float64)
+    offset[0, :2, 0, 0] = torch.tensor([0.75, 0.5])  # y, then x
+    mask = torch.full((1, 4, 1, 1), 0.5, dtype=torch.float64)
+    bias = torch.tensor([10.0], dtype=torch.float64)
+    expected = torch.tensor([[[[10 + 0.375, 10 + 0.375], [10 + 1.125, 10 + 1.125]]]], dtype=torch.float64)
+    arguments = (input, weight, offset, mask, bias)
+    torch.testing.assert_close(deform_conv_transpose2d(*arguments), expected)
+    true = oracle.deform_conv_transpose(*arguments, (1, 1), (0, 0), (0, 0), (1, 1), 1)
+    torch.testing.assert_close(true, expected)
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
 @pytest.mark.parametrize("groups", [1, 2])
-@pytest.mark.parametrize(
-    ("stride", "padding", "dilation"),
-    [(1, 1, 1), ((2, 1), (1, 2), (1, 2)), ((1, 3), (2, 0), (2, 1))],
-)
-def test_zero_offset_is_plain_convolution(groups, stride, padding, dilation):
-    sample = make("plain", channels=8, groups=groups, stride=stride, padding=padding, dilation=dilation)
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+@pytest.mark.parametrize("transposed", [False, True], ids=["conv", "transpose"])
+def test_zero_offset_is_plain_convolution(rank, groups, geometry, transposed):
+    names = ("stride", "padding", "dilation", "output_padding")[: 3 + transposed]
+    given = {name: values[:rank] for name, values in zip(names, geometry, strict=False)} | {"groups": groups}
+    size, kernel = (9, 10, 6)[:rank], (3, 2, 2)[:rank]
+    sample = (transpose if transposed else conv).make("plain", channels=4, size=size, kernel=kernel, **given)
     input, weight, offset, mask, bias = sample.tensors
-    expected = F.conv2d(input, weight, bias, stride, padding, dilation, groups)
-    for field, ones in ((offset * 0, torch.ones_like(mask)), (offset * 0, None), (None, None)):
-        actual = deform_conv2d(input, weight, field, ones, bias, **sample.kwargs)
+    name = f"conv{'_transpose' * transposed}{rank}d"
+    expected = getattr(F, name)(input, weight, bias, **given)
+    function = getattr(dcnzoo.ops, f"deform_{name}")
+    for field, ones in ((offset * 0, mask * 0 + 1), (offset * 0, None), (None, mask * 0 + 1), (None, None)):
+        actual = function(input, weight, field, ones, bias, **given)
         torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_is_the_adjoint_of_deform_conv(rank):
+    """⟨deform_conv(y), x⟩ = ⟨y, deform_conv_transpose(x)⟩, with one weight, offset and mask."""
+    for sample in transpose.samples(rank):
+        if sample.name == "neither":
+            continue
+        x, weight, offset, mask, _ = sample.tensors
+        stride, padding, output_padding, dilation = conv.geometry(
+            sample, stride=1, padding=0, output_padding=0, dilation=1
+        )
+        # more than that is not the size of any deform_conv's input
+        output_padding = [min(p, s - 1) for p, s in zip(output_padding, stride, strict=True)]
+        given = {"stride": stride, "padding": padding, "dilation": dilation}
+        given["groups"] = sample.kwargs.get("groups", 1)
+        backwards, plain = (getattr(dcnzoo.ops, f"deform_conv{name}{rank}d") for name in ("_transpose", ""))
+        image = backwards(x, weight, offset, mask, output_padding=output_padding, **given)
+        y = torch.linspace(-1, 1, image.numel(), dtype=torch.float64).view(image.shape)
+        left = (plain(y, weight, offset, mask, **given) * x).sum()
+        torch.testing.assert_close(left, (y * image).sum(), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize(("down", "right"), [(0, 1), (2, 0), (-1, 3), (-2, -2)])
@@ -87,28 +142,51 @@ def test_samples_on_borders_and_grid_lines(axis):
             assert (ours.flatten(2)[0, :, i] == 0).all()
     grad = torch.randn(ours.shape, generator=generator, dtype=torch.float64)
     mine, reference_gradients = (torch.autograd.grad(o, tensors, grad) for o in (ours, true))
-    for a, b in zip(mine, reference_gradients, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(mine, reference_gradients, rtol=1e-12, atol=1e-12)
     offset_gradient = mine[2].flatten(2)[0]
     at_minus_one = coordinates.index(-1.0)
     assert (offset_gradient[:, at_minus_one] == 0).all(), "mmcv's rule at exactly -1"
     assert (offset_gradient[axis, coordinates.index(-0.5)] != 0).all(), "a gradient back into the map"
 
 
-def test_outside_samples_stay_zero_where_the_map_is_not_finite():
-    sample = make("infinite map", padding=1)
-    input = torch.full_like(sample.tensors[0], float("inf"))
-    offset = torch.full_like(sample.tensors[2], 1e4)
-    output = deform_conv2d(input, sample.tensors[1], offset, sample.tensors[3], padding=1)
-    assert (output == 0).all()
+@pytest.mark.parametrize("axis", [0, 1])
+def test_border_of_the_transposed(axis):
+    """At -1 and at the size nothing is written and there is no gradient; in between it fades out."""
+    size = (4, 6)
+    coordinates = [-1.5, -1.0, -0.75, 0.0, size[axis] - 1.0, size[axis] - 0.25, float(size[axis]), 1e30]
+    weight = torch.ones(1, 1, 1, 1, dtype=torch.float64)
+    for coordinate in coordinates:
+        offset = torch.zeros(1, 2, *size, dtype=torch.float64)
+        offset[0, axis, 0, 0] = coordinate
+        input = torch.zeros(1, 1, *size, dtype=torch.float64)
+        input[..., 0, 0] = 1
+        tensors = [t.requires_grad_() for t in (input, weight, offset)]
+        output = deform_conv_transpose2d(*tensors)
+        inside = -1 < coordinate < size[axis]
+        share = 1 - max(-coordinate, coordinate - (size[axis] - 1), 0) if inside else 0
+        assert output.sum().item() == pytest.approx(share)
+        gradient = torch.autograd.grad(output.sum(), tensors[2])[0][0, axis, 0, 0].item()
+        low, fraction = math.floor(coordinate), coordinate % 1
+        if not inside:
+            assert gradient == 0
+        elif fraction:
+            assert gradient == (1 if low == -1 else -1)
 
 
+@both
+def test_outside_samples_stay_zero_where_the_map_is_not_finite(function, cases):
+    input, weight, offset, mask, _ = cases.make("infinite map", padding=1).tensors
+    infinite, outside = torch.full_like(input, math.inf), torch.full_like(offset, 1e4)
+    assert (function(infinite, weight, outside, mask, padding=1) == 0).all()
+
+
+@both
 @pytest.mark.parametrize(
-    ("batch", "step"), [(0, 1), (1, 7), (33, 1), (33, 32), (33, None), (65, 7), (65, 64), (65, 1000)]
+    ("batch", "step"), [(0, 1), (1, 7), (33, 1), (33, 32), (33, None), (65, 64), (65, 1000)]
 )
-def test_any_batch_with_any_im2col_step(batch, step):
-    sample = make("step", batch=batch, channels=4, size=(5, 6), padding=1, im2col_step=step)
-    assert_same(SimpleNamespace(call=call, reference=reference), sample, sample, 1e-10)
+def test_any_batch_with_any_im2col_step(function, cases, batch, step):
+    sample = cases.make("step", batch=batch, size=(4, 5), im2col_step=step)
+    assert_same(cases, sample, sample, 1e-10)
 
 
 @pytest.mark.parametrize(
@@ -118,60 +196,45 @@ def test_any_batch_with_any_im2col_step(batch, step):
 def test_groups_are_independent(groups, offset_groups, mask_groups):
     parts = dict(groups=groups, offset_groups=offset_groups, mask_groups=mask_groups)
     sample = make("groups", channels=12, padding=1, **parts)
-    assert_same(SimpleNamespace(call=call, reference=reference), sample, sample, 1e-10)
+    assert_same(conv, sample, sample, 1e-10)
 
 
-def test_channels_last_in_channels_last_out():
-    sample = make("format", padding=1)
-    input, *rest = sample.tensors
+@both
+@pytest.mark.parametrize("bias", [True, False])
+def test_channels_last_in_channels_last_out(function, cases, bias):
+    input, *rest = cases.make("format", padding=1, bias=bias).tensors
     last = input.contiguous(memory_format=torch.channels_last).requires_grad_()
-    output = deform_conv2d(last, *rest, padding=1)
+    output = function(last, *rest, padding=1)
     assert output.is_contiguous(memory_format=torch.channels_last)
     (gradient,) = torch.autograd.grad(output.sum(), last)
-    assert gradient.is_contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(output, deform_conv2d(input, *rest, padding=1))
+    assert cases is transpose or gradient.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(output, function(input, *rest, padding=1))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_half_input_with_float32_offsets(dtype):
-    """Coordinates keep float32's precision next to half-precision maps."""
-    sample = make("mixed", padding=1, size=(6, 300)).to(torch.float32)
-    input, weight, offset, mask, bias = sample.tensors
-    tensors = [t.to(dtype) for t in (input, weight)] + [offset, mask, bias.to(dtype)]
-    leaves = [t.clone().requires_grad_() for t in tensors]
-    output = deform_conv2d(*leaves, padding=1)
-    assert output.dtype == dtype
-    exact = deform_conv2d(*[t.double() for t in tensors], padding=1)
-    error = (output.double() - exact).abs().max() / exact.abs().max()
-    assert error <= torch.finfo(dtype).eps
-    output.float().sum().backward()
-    assert [t.grad.dtype for t in leaves] == [dtype, dtype, torch.float32, torch.float32, dtype]
-
-
-@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("groups", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_map_that_is_staged_in_several_passes(groups):
     """CPU kernels stage a bounded number of channels at a time and add up over the passes."""
     size = dict(batch=1, channels=192, out_channels=3, size=(95, 128), kernel=(1, 2))
     sample = make("large", groups=groups, offset_groups=2, mask_groups=1, **size)
     assert sample.tensors[0].nbytes > 16 << 20
-    assert_same(SimpleNamespace(call=call, reference=reference), sample, sample, 1e-10)
+    assert_same(conv, sample, sample, 1e-10)
 
 
-def test_bias_gradient_does_not_depend_on_threads():
+@both
+def test_bias_gradient_does_not_depend_on_threads(function, cases):
     """One output channel: its sum alone is split among threads."""
     generator = torch.Generator().manual_seed(0)
-    input = torch.zeros(2, 1, 250, 200)
+    input, offset = torch.zeros(2, 1, 250, 200), torch.zeros(2, 2, 250, 200)
     weight, bias = torch.zeros(1, 1, 1, 1), torch.zeros(1, requires_grad=True)
     grad = torch.randn(2, 1, 250, 200, generator=generator) + 0.1
-    results = []
-    threads = torch.get_num_threads()
+    results, threads = [], torch.get_num_threads()
     try:
         for count in (1, 2, 3, 7):
             torch.set_num_threads(count)
             for laid_out in (grad, grad.contiguous(memory_format=torch.channels_last)):
-                output = deform_conv2d(input, weight, torch.zeros(2, 2, 250, 200), bias=bias)
+                output = function(input, weight, offset, bias=bias)
                 results.append(torch.autograd.grad(output, bias, laid_out)[0])
     finally:
         torch.set_num_threads(threads)
-    exact = grad.double().sum().float()
-    assert all(torch.equal(result, exact.view(1)) for result in results)
+    assert all(torch.equal(result, results[0]) for result in results)
+    torch.testing.assert_close(results[0], grad.double().sum().float().view(1), rtol=1e-5, atol=0)

@@ -99,6 +99,14 @@ def test_infer_writes_what_the_detector_finds(run, folder, tmp_path):
         assert re.search(line, output) and f"{image['file_name']}: {len(found)} found" in output
 
 
+@pytest.mark.parametrize("command", ["infer", "explain"])
+def test_an_image_of_which_nothing_is_left(run, folder, tmp_path, command):
+    cv2.imwrite(str(tmp_path / "line.png"), np.zeros((1, 4000, 3), np.uint8))
+    status, output = run(command, tmp_path / "line.png", "--out", tmp_path / "out.png")
+    assert status == 1
+    assert f"{tmp_path}/line.png: " in output.splitlines()[-1] and "4000 × 1" in output.splitlines()[-1]
+
+
 def test_masks_can_be_read_back(run, folder, tmp_path):
     from pycocotools.mask import decode
 

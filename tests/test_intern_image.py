@@ -12,6 +12,8 @@ from torch import nn
 
 import dcnzoo.models  # noqa: F401  registers them
 
+from .modules import randomise, shapes
+
 TINY = dict(channels=16, depths=(1, 2, 2, 1), groups=(1, 2, 4, 8), layer_scale=1.0)
 KINDS = ("InternImage", "FlashInternImage")
 both = pytest.mark.parametrize("kind", KINDS)
@@ -27,10 +29,6 @@ SIZES = {
 
 def build(kind, **options):
     return MODELS.build(dict(type=kind, **{**TINY, **options}))
-
-
-def shapes(module):
-    return {key: tuple(value.shape) for key, value in module.state_dict().items()}
 
 
 def norm(name, channels):
@@ -145,9 +143,7 @@ def test_forward_and_backward(kind):
 @pytest.mark.parametrize("post_norm", [False, True])
 def test_a_block_is_its_equation(kind, post_norm):
     model = build(kind, post_norm=post_norm, layer_scale=0.5)
-    for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.1)
-    block, x = model.eval().levels[1].blocks[1], torch.randn(2, 6, 5, 32)
+    block, x = randomise(model, 0.1).eval().levels[1].blocks[1], torch.randn(2, 6, 5, 32)
     y = x
     for branch, norm, gamma in (
         (block.dcn, block.norm1, block.gamma1),
@@ -173,9 +169,7 @@ def test_checkpointing_changes_nothing(kind):
 
 @both
 def test_autocast(kind):
-    model, x = build(kind, drop_path_rate=0.0), torch.randn(2, 3, 64, 96)
-    for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.1)
+    model, x = randomise(build(kind, drop_path_rate=0.0), 0.1), torch.randn(2, 3, 64, 96)
     with torch.autocast("cpu", torch.bfloat16):
         outputs = model(x)
     sum(y.float().mean() for y in outputs).backward()
@@ -218,9 +212,7 @@ def test_offsets_start_at_zero_in_a_detector(kind):
     [(KINDS[0], "model"), (KINDS[1], "state_dict"), (KINDS[0], "model_ema"), (KINDS[1], None)],
 )
 def test_pretrained_weights_of_a_classifier(kind, key, tmp_path):
-    trained = build(kind)
-    for parameter in trained.parameters():
-        nn.init.normal_(parameter)
+    trained = randomise(build(kind), 1.0)
     state = {**trained.state_dict(), "head.weight": torch.zeros(10, 128)}
     if key == "state_dict":
         state = {f"backbone.{name}": value for name, value in state.items()}

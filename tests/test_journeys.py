@@ -285,7 +285,7 @@ def journey(dcnzoo: Shell, heading: str, model: str, epochs: int, options: str =
     for page in ("explain.html", "explain.png"):
         assert "backbone.layer3.0.conv2" in dcnzoo(f"dcnzoo explain {first} {model} --out {page}")
         assert (folder / page).stat().st_size > 10_000
-    output = f"--output-file fruits.onnx --input-img {first} --dynamic-export --verify"
+    output = f"--out fruits.onnx --input-img {first} --dynamic-export --verify"
     assert re.search(r"(\d+) of \1 detections agree", dcnzoo(f"dcnzoo export {trained} {output}"))
     done = dcnzoo.run(dcnzoo.python, "-c", DETECT, *files.split())
     assert done.returncode == 0, done.stdout

@@ -12,6 +12,8 @@ from torch import fx, nn
 import dcnzoo.ops
 from dcnzoo import layers
 
+from .modules import randomise
+
 BOXES = torch.tensor([[1, 2.0, 3.0, 15.0, 11.0], [0, 4.0, 1.0, 21.0, 17.0], [1, 0.0, 0.0, 9.0, 16.0]])
 SHAPES, STARTS = torch.tensor([[4, 5], [2, 3]]), torch.tensor([0, 20])
 SIZES = {1: (11,), 2: (7, 10), 3: (4, 6, 5)}
@@ -92,9 +94,7 @@ def randomised(name: str) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
     """Offsets and masks that matter, so that a wrong program shows."""
     torch.manual_seed(0)
     layer, given = CASES[name]()
-    for parameter in layer.parameters():
-        nn.init.normal_(parameter, std=0.3)
-    return layer.eval(), given
+    return randomise(layer).eval(), given
 
 
 def test_every_public_layer_is_here():

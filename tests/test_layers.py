@@ -15,6 +15,8 @@ from torch.nn.utils.parametrizations import weight_norm
 import dcnzoo.ops.reference as reference
 from dcnzoo import layers
 
+from .modules import randomise
+
 SIZE = (7, 9, 5)
 GEOMETRY = {
     "kernel_size": (3, 2, 1),
@@ -60,12 +62,6 @@ def expected_output(layer, input, offset, mask):
         geometry.append(layer.output_padding)
         function = reference.deform_conv_transpose
     return function(input, layer.weight, offset, mask, layer.bias, *geometry, layer.dilation, layer.groups)
-
-
-def randomise(module, std=0.3):
-    for parameter in module.parameters():
-        nn.init.normal_(parameter, std=std)
-    return module
 
 
 def sample(rank, **options):
@@ -290,7 +286,8 @@ def test_repr():
     text = repr(make_pack(2, True, modulated=True, **options))
     assert "4, 8, kernel_size=(3, 2), stride=(2, 1)" in text and "output_padding=(1, 0)" in text
     assert all(f"{name}={value}" in text for name, value in options.items())
-    assert "(conv_mask): OffsetConv2d(4, 24" in text
+    assert "(conv_mask): OffsetConv2d(4, 24" in text and "modulated=True" in text
+    assert "deformable=False" in repr(make_pack(1, False, deformable=False))
 
 
 # What PyTorch does with modules

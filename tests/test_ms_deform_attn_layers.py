@@ -25,6 +25,8 @@ from dcnzoo.compat.deformable_detr import MSDeformAttn
 from dcnzoo.compat.mmcv import use_dcnzoo_deform_conv
 from dcnzoo.layers import offset_parameter_groups, offset_statistics, track_offsets
 
+from .modules import randomise
+
 MODULE = importlib.import_module("mmcv.ops.multi_scale_deform_attn")
 PLAIN = MODULE.multi_scale_deformable_attn_pytorch.__wrapped__  # F.grid_sample
 MmcvAttention = MODULE.MultiScaleDeformableAttention
@@ -33,13 +35,6 @@ PIXELS = 69
 ARGUMENTS = dict(embed_dims=12, num_heads=3, num_levels=2, num_points=4)
 TOLERANCE = dict(rtol=1e-10, atol=1e-10)
 PARAMETERS = ("sampling_offsets", "attention_weights", "value_proj", "output_proj")
-
-
-def randomise(module, std=0.5):
-    generator = torch.Generator().manual_seed(0)
-    for parameter in module.parameters():
-        nn.init.normal_(parameter, std=std, generator=generator)
-    return module
 
 
 def tensors(reference=2, batch=2, queries=7, batch_first=True, dtype=torch.float64):

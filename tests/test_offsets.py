@@ -10,6 +10,8 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from dcnzoo.layers import (
+    DCNv3,
+    DCNv4,
     OffsetConv1d,
     OffsetConv2d,
     OffsetConv3d,
@@ -206,6 +208,10 @@ def test_offset_parameter_groups():
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.1]
     (group,) = offset_parameter_groups(nn.Linear(2, 2), lr=0.1)  # without offsets, an optimizer works too
     assert len(group["params"]) == 2
+    for layer, names in ((DCNv3(12, group=3), ("offset", "mask")), (DCNv4(12, group=3), ("offset_mask",))):
+        _, offsets = offset_parameter_groups(layer, lr=0.1)
+        expected = [id(p) for name in names for p in getattr(layer, name).parameters()]
+        assert sorted(map(id, offsets["params"])) == sorted(expected)
 
 
 @pytest.mark.parametrize("convolution", [OffsetConv1d, OffsetConv2d, OffsetConv3d])

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch._dynamo.testing
 from torch import Tensor
-from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
+from torch.func import grad, vmap
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import dcnzoo.ops
@@ -28,12 +28,9 @@ every_form = pytest.mark.parametrize(("op", "sample"), FORMS, ids=[f"{o.name}-{s
 @every_op
 @pytest.mark.parametrize("value", ["same", 1.5, None], ids=str)
 def test_geometry_of_another_type(op, value):
-    sample, rank = op.forms()[0], int(op.name[-2])
     for name in ("stride", "dilation"):
-        with pytest.raises(TypeError) as error:
-            op.call(Sample("", sample.tensors, {name: value}))
-        expected = f"{name}: expected an integer, or {rank} in a list or tuple, got {value!r}"
-        assert str(error.value) == expected
+        with pytest.raises(TypeError, match=f"^{name}: .*got {value!r}$"):
+            op.call(Sample("", op.forms()[0].tensors, {name: value}))
 
 
 @every_op
@@ -122,137 +119,6 @@ def test_only_wanted_gradients_are_computed(op):
             assert masks == [list(wanted)]
 
 
-# torch.func
-
-
-def several(sample: Sample, count: int) -> Sample:
-    """Every tensor ``count`` times, each time another, along a new first axis."""
-    return sample.map(lambda t: torch.stack([t * (1 + 0.1 * i) for i in range(count)]))
-
-
-# Which of (input, weight, offset, mask, bias) are vmapped.
-VMAPPED = {
-    "all": "iwomb",
-    "maps": "iom",
-    "input": "i",
-    "offset": "o",
-    "weight": "w",
-    "bias": "b",
-    "parts": "wo",
-}
-
-
-DAILY = ("all", "parts")
-
-
-def dims_of(sample: Sample, letters: str) -> tuple[int | None, ...]:
-    given = zip("iwomb", sample.tensors, strict=True)
-    return tuple(0 if letter in letters and t is not None else None for letter, t in given)
-
-
-PARTS = [(*form, dims_of(form[1], letters), name) for form in FORMS for name, letters in VMAPPED.items()]
-PARTS = [part for part in PARTS if 0 in part[2]]
-
-
-@pytest.mark.parametrize(
-    ("op", "sample", "dims"),
-    [
-        pytest.param(
-            op,
-            sample,
-            dims,
-            id=f"{op.name}-{sample.name}-{name}",
-            marks=[pytest.mark.slow] * (name not in DAILY),
-        )
-        for op, sample, dims, name in PARTS
-    ],
-)
-def test_vmap(op, sample, dims, recwarn):
-    """Output, and gradients kept apart or summed, as in a loop; no fallback, which would warn."""
-    count = 3
-    many = several(sample, count)
-    tensors = tuple(
-        m if dim == 0 else t for m, t, dim in zip(many.tensors, sample.tensors, dims, strict=True)
-    )
-    call = lambda *tensors: op.call(Sample("", tensors, sample.kwargs))  # noqa: E731
-    given = [i for i, t in enumerate(tensors) if t is not None]
-    per_sample = grad(lambda *tensors: call(*tensors).square().sum(), argnums=tuple(given))
-
-    def loop(function, tensors):
-        picked = [
-            [t[i] if dim == 0 else t for t, dim in zip(tensors, dims, strict=True)] for i in range(count)
-        ]
-        return [function(*tensors) for tensors in picked]
-
-    torch.testing.assert_close(vmap(call, dims)(*tensors), torch.stack(loop(call, tensors)))
-    apart = zip(*loop(per_sample, tensors), strict=True)
-    for mine, true in zip(vmap(per_sample, dims)(*tensors), apart, strict=True):
-        torch.testing.assert_close(mine, torch.stack(true))
-    leaves = Sample("", tensors).leaves()
-    summed = [
-        torch.autograd.grad(outputs.square().sum(), leaves.given)
-        for outputs in (vmap(call, dims)(*leaves.tensors), torch.stack(loop(call, leaves.tensors)))
-    ]
-    torch.testing.assert_close(*summed)
-    assert not recwarn.list
-
-
-@every_op
-def test_nested_vmap(op):
-    sample = op.forms()[0]
-    many = several(several(sample, 2), 3).tensors
-    call = lambda *tensors: op.call(Sample("", tensors, sample.kwargs))  # noqa: E731
-    output = vmap(vmap(call), in_dims=1, out_dims=1)(*many)
-    for i, j in itertools.product(range(3), range(2)):
-        torch.testing.assert_close(output[i, j], call(*(t[i, j] for t in many)))
-
-
-def small_functions(op):
-    """A sample's operator and oracle as functions with few outputs, and its tensors."""
-    sample = op.forms()[0]
-    parts = [
-        lambda *tensors, f=f: f(Sample("", tensors, sample.kwargs)).square().flatten(2).sum((0, 2))
-        for f in (op.call, op.reference)
-    ]
-    return *parts, sample.tensors
-
-
-@every_op
-def test_jacobians(op):
-    mine, true, tensors = small_functions(op)
-    expected = torch.autograd.functional.jacobian(true, tensors)
-    torch.testing.assert_close(jacrev(mine, argnums=(0, 1, 2, 3, 4))(*tensors), expected)
-    torch.testing.assert_close(jacfwd(mine, argnums=4)(*tensors), expected[4])
-
-
-@every_op
-def test_forward_mode(op):
-    mine, true, tensors = small_functions(op)
-    tangents = tuple(torch.cos(t) for t in tensors)
-    torch.testing.assert_close(jvp(mine, tensors, tangents), jvp(true, tensors, tangents))
-    with torch.autograd.forward_ad.dual_level():
-        output = mine(*map(torch.autograd.forward_ad.make_dual, tensors, tangents))
-        tangent = torch.autograd.forward_ad.unpack_dual(output).tangent
-    torch.testing.assert_close(tangent, jvp(true, tensors, tangents)[1])
-
-
-@every_op
-def test_second_derivatives(op):
-    mine, true, tensors = small_functions(op)
-    vectors = tuple(torch.cos(t) for t in tensors)
-
-    def hessian_times_vectors(function):
-        def along(*tensors):
-            gradients = grad(lambda *t: function(*t).sum(), argnums=(0, 1, 2, 3, 4))(*tensors)
-            return sum((g * v).sum() for g, v in zip(gradients, vectors, strict=True))
-
-        return grad(along, argnums=(0, 1, 2, 3, 4))(*tensors)
-
-    torch.testing.assert_close(hessian_times_vectors(mine), hessian_times_vectors(true))
-    of_bias = [hessian(lambda b, f=f: f(*tensors[:4], b).sum())(tensors[4]) for f in (mine, true)]
-    torch.testing.assert_close(*of_bias)
-
-
 # Deployment
 
 
@@ -337,12 +203,12 @@ def test_compile_torch_func(op):
     """Per-sample gradients, compiled."""
     torch._dynamo.reset()
     sample = op.forms()[0]
-    many = several(sample, 3)
+    input, weight, offset, mask, bias = sample.tensors
+    many = [torch.stack([t * (1 + 0.1 * i) for i in range(3)]) for t in (input, offset, mask)]
 
     def loss(weight, input, offset, mask, bias):
         return op.call(Sample("", (input, weight, offset, mask, bias), sample.kwargs)).square().sum()
 
     per_sample = vmap(grad(loss), in_dims=(None, 0, 0, 0, None))
-    arguments = (sample.tensors[1], many.tensors[0], *many.tensors[2:4], sample.tensors[4])
-    compiled = torch.compile(per_sample, backend="aot_eager", fullgraph=True)
-    torch.testing.assert_close(compiled(*arguments), per_sample(*arguments))
+    compiled = torch.compile(per_sample, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(weight, *many, bias), per_sample(weight, *many, bias))

@@ -198,7 +198,7 @@ def test_mistakes(reproduce, checkpoint, coco, tmp_path):
     for config, arguments, status, word in (
         ("knowss", ["--checkpoint", path], 1, "closest names: knows"),
         ("knows", ["--checkpoint", path, "--data-root", tmp_path], 1, "dcnzoo data download"),
-        ("knows", [*data, "--subset", 0], 2, "--subset: "),
+        ("knows", [*data, "--subset", 0], 2, "--subset"),
         ("knows", [*data, "--train", "--checkpoint", path], 2, "--train: "),
         ("knows", [*data, "--checkpoint", "nowhere"], 1, "nowhere"),
         ("knows", data, 1, "published weights"),

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from torch import nn
 
 import dcnzoo.ops.reference as reference
 from dcnzoo.layers import DeformRoIPool, DeformRoIPoolPack, ModulatedDeformRoIPoolPack
 from dcnzoo.ops import roi_align
+
+from .modules import randomise
 
 SIZE, SAMPLING = (3, 2), (0.5, 2, 0.3)
 both_packs = pytest.mark.parametrize("pack", [DeformRoIPoolPack, ModulatedDeformRoIPoolPack])
@@ -46,9 +47,7 @@ def test_pack_starts_as_roi_align(pack):
 def test_pack_predicts_offsets_and_mask(pack):
     torch.manual_seed(0)
     maps, rois = maps_and_rois()
-    layer = pack(SIZE, 4, 8, *SAMPLING).double()
-    for parameter in layer.parameters():
-        nn.init.normal_(parameter, std=0.5)
+    layer = randomise(pack(SIZE, 4, 8, *SAMPLING), 0.5).double()
     pooled = reference.deform_roi_pool(maps, rois, None, SIZE, *SAMPLING).flatten(1)
     offset = layer.offset_fc(pooled).view(3, 2, *SIZE)
     assert offset.abs().max() > 0.1

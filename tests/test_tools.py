@@ -278,6 +278,7 @@ def demo(monkeypatch, capsys):
     signal.signal(signal.SIGTERM, handler)
 
 
+@pytest.mark.slow
 def test_demo_trains_shows_and_does_not_train_twice(demo, tmp_path):
     settings = ["--work-dir", tmp_path / "demo", *tiny(tmp_path / "data", epochs=1)]
     first = demo(*settings)

@@ -25,7 +25,9 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context | None, name: str) -> click.Command | None:
         if name not in self.list_commands(ctx):
             return None
-        return importlib.import_module(f"{__name__}.{name}").command
+        command = importlib.import_module(f"{__name__}.{name}").command
+        command.name = name
+        return command
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         with one_line_errors():  # also of --help

@@ -152,8 +152,10 @@ def command(
         session = Session(str(out), backend, device or ("cuda" if backend == "tensorrt" else "cpu"))
         picture = inputs.read_picture(test_img or input_img, found, size)
     # with open sizes: another size, and the other orientation
-    sizes = [size, (size[0] + 64, size[1]), size[::-1]] if dynamic_export else [size]
-    samples = [inputs.model_input(detector, found, picture, each) for each in sizes]
+    others = [(size[0] + 64, size[1]), size[::-1]] if dynamic_export else []
+    filled = "img_shape" not in session.inputs
+    samples = [inputs.model_input(detector, found, picture, size)]
+    samples += [inputs.model_input(detector, found, picture, other, filled) for other in others]
     if skip_postprocess:
         print(_compare_raw_outputs(detector, session, [images for _, images, _ in samples], backend))
     else:
@@ -243,8 +245,8 @@ def _compare_detections(
             _draw(drawing, picture, detector.classes, backend, expected[0], outputs)
     if total.found == 0:
         raise UserError(
-            f"--verify: expected an image with objects, got {where}, in which PyTorch and {backend} find "
-            "none: --test-img FILE"
+            f"--verify: nothing is found in {where}, by PyTorch or {backend}: "
+            "expected an image with objects: --test-img FILE"
         )
     text = f"{total.matched} of {total.found} detections agree between PyTorch and {backend}"
     if not total.holds:

@@ -42,7 +42,7 @@ def command(images: tuple[str, ...], out: Path, score_threshold: float, **model:
     \b
     examples:
       dcnzoo infer street.jpg --model faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco
-      dcnzoo infer images/*.jpg --model CONFIG --checkpoint epoch_12.pth --score-threshold 0.5 --out found
+      dcnzoo infer a.jpg b.jpg --model CONFIG --checkpoint epoch_12.pth --score-threshold 0.5 --out found
     """
     from rich.console import Console
 
@@ -57,6 +57,8 @@ def command(images: tuple[str, ...], out: Path, score_threshold: float, **model:
     from mmdet.apis import inference_detector
     from mmdet.visualization.palette import get_palette
 
+    from dcnzoo.openmmlab.datasets.images import resizing
+
     classes = detector.dataset_meta["classes"]
     palette = get_palette(detector.dataset_meta["palette"], len(classes))
     console, file = Console(highlight=False, markup=False), detections.CocoDetections(classes)
@@ -67,7 +69,7 @@ def command(images: tuple[str, ...], out: Path, score_threshold: float, **model:
         for path, picture in zip(images, pictures, strict=True):
             progress.update(bar, note=Path(path).name)
             image = detections.read_image(path)
-            with user_errors():
+            with user_errors(), resizing(path):
                 sample = inference_detector(detector, path)
             if "pred_instances" not in sample:
                 raise UserError(f"model: expected a detector, got one that finds {', '.join(sample.keys())}")

@@ -25,7 +25,7 @@ def _out(default: str) -> object:
 def command() -> None:
     """Curves and times from mmengine's logs.
 
-    LOG is a file work_dir/*/vis_data/scalars.json, or a work directory: the logs of all its resumptions are
+    LOG is a file vis_data/scalars.json of mmengine, or a work directory: the logs of all its resumptions are
     joined.
 
     \b

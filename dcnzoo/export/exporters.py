@@ -7,15 +7,15 @@ import functools
 import inspect
 import logging
 import os
+import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 
-from dcnzoo.export import regions, sampling
-from dcnzoo.export.deform_conv import FIRST_OPSET, check_target, deform_conv
-from dcnzoo.export.graph import DynamoGraph, Graph, TorchScriptGraph, Value
+from dcnzoo.export.graph import DynamoGraph, TorchScriptGraph, Translation, Value, translations
+from dcnzoo.export.operators.deform_conv import FIRST_OPSET, check_target
 from dcnzoo.export.postprocess import (
     keep_boxes,
     keep_boxes_graph,
@@ -25,6 +25,7 @@ from dcnzoo.export.postprocess import (
     soft_keep_boxes,
     soft_keep_boxes_graph,
 )
+from dcnzoo.ops._torch_private import all_operator_names
 from dcnzoo.utils.files import replacing
 
 DEFAULT_OPSET = 19  # the first with DeformConv; RoiAlign of 22 is not in onnxruntime yet
@@ -49,8 +50,8 @@ def register_deform_conv2d_onnx_op(use_gathernd: bool = True, enable_openvino_pa
 def register_onnx_ops(deform_conv: str = "auto") -> None:
     """Teaches ``torch.onnx.export`` dcnzoo's operators, with ``dynamo=False`` and without.
 
-    ``deform_conv`` says what deformable convolution becomes (:mod:`dcnzoo.export.deform_conv`). The last
-    call holds. torch's default exporter has no registry that lasts, so that ``torch.onnx.export`` is
+    ``deform_conv`` says what deformable convolution becomes (:mod:`dcnzoo.export.operators.deform_conv`).
+    The last call holds. torch's default exporter has no registry that lasts, so that ``torch.onnx.export`` is
     replaced by a function that adds :func:`translation_table` to its arguments.
 
     Raises:
@@ -58,8 +59,10 @@ def register_onnx_ops(deform_conv: str = "auto") -> None:
     """
     check_target(deform_conv, max(FIRST_OPSET.values()))
     for opset in range(_TORCHSCRIPT_OPSETS[0], _TORCHSCRIPT_OPSETS[1] + 1):
-        for name, translate in _translations(deform_conv).items():
-            torch.onnx.register_custom_op_symbolic(name, _symbolic(name, opset, translate), opset)
+        for name, translation in translations.items():
+            torch.onnx.register_custom_op_symbolic(name, _symbolic(translation, opset, deform_conv), opset)
+        for name in _untranslated():
+            torch.onnx.register_custom_op_symbolic(name, _refusing(_no_translation(name)), opset)
     export = getattr(torch.onnx.export, "_without_dcnzoo", torch.onnx.export)
     torch.onnx.export = _with_translations(export, deform_conv)
 
@@ -77,7 +80,7 @@ def _with_translations(export: Callable, deform_conv: str) -> Callable:
         try:
             table = translation_table(kwargs.get("opset_version") or _DYNAMO_OPSETS[0], deform_conv)
         except ValueError as error:  # of no concern to models without these operators
-            overloads = filter(None, map(_overload, _translations(deform_conv)))
+            overloads = filter(None, map(_overload, translations))
             table = dict.fromkeys(overloads, _refusing(str(error)))
         kwargs["custom_translation_table"] = {**table, **(kwargs.get("custom_translation_table") or {})}
         try:
@@ -119,17 +122,19 @@ def translation_table(opset_version: int, deform_conv: str = "auto") -> dict[Cal
             + ("; dynamo=False goes down to 12" if opset_version < first else "")
         )
     table = {}
-    for name, translate in _translations(deform_conv).items():
+    for name, translation in translations.items():
         overload = _overload(name)
         if overload is not None:
-            table[overload] = _onnxscript_function(opset_version, translate)
+            table[overload] = _onnxscript_function(opset_version, deform_conv, translation.function)
+    for name in _untranslated():
+        table[_overload(name)] = _refusing(_no_translation(name))
     for overload, translate in (
         (keep_boxes._opoverload, keep_boxes_graph),
         (soft_keep_boxes._opoverload, soft_keep_boxes_graph),
         (roi_align_pyramid._opoverload, roi_align_pyramid_graph),
         (torch.ops.aten.cummax.default, running_max_graph),
     ):
-        table[overload] = _onnxscript_function(opset_version, translate)
+        table[overload] = _onnxscript_function(opset_version, deform_conv, translate)
     return table
 
 
@@ -216,46 +221,14 @@ def save(model: Any, path: str | os.PathLike) -> None:
         onnx.save(model, partial)
 
 
-def _translations(target: str) -> dict[str, Callable]:
-    """Per operator a function of (graph, *arguments of the operator)."""
+def _untranslated() -> list[str]:
+    """Operators that have no translation."""
+    public = (name for name in all_operator_names() if re.match(r"dcnzoo::(?!_)", name))
+    return sorted(set(public) - set(translations))
 
-    def of_dcnzoo(
-        g: Graph, input: Value, weight: Value, offset: Value, mask: Value, bias: Value, stride: Sequence[int],
-        padding: Sequence[int], dilation: Sequence[int], groups: int, im2col_step: Value,
-    ):  # fmt: skip
-        return deform_conv(g, target, input, weight, offset, mask, bias, stride, padding, dilation, groups)
 
-    def of_torchvision(
-        g: Graph, input: Value, weight: Value, offset: Value, mask: Value, bias: Value, stride_h: int,
-        stride_w: int, pad_h: int, pad_w: int, dilation_h: int, dilation_w: int, groups: int,
-        offset_groups: int, use_mask: bool,
-    ):  # fmt: skip
-        return deform_conv(
-            g, target, input, weight, offset, mask if use_mask else None, bias,
-            (stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w), groups,
-        )  # fmt: skip
-
-    def transposed(
-        g: Graph, input: Value, weight: Value, offset: Value, mask: Value, bias: Value, stride: Sequence[int],
-        padding: Sequence[int], output_padding: Sequence[int], dilation: Sequence[int], groups: int,
-        im2col_step: Value,
-    ):  # fmt: skip
-        raise NotImplementedError(
-            "deform_conv_transpose to ONNX: not supported: ONNX has no such operator, and no fast form of it "
-            "in others"
-        )
-
-    return {
-        "dcnzoo::deform_conv": of_dcnzoo,
-        "torchvision::deform_conv2d": of_torchvision,
-        "dcnzoo::deform_conv_transpose": transposed,
-        "dcnzoo::dcnv3": sampling.dcnv3,
-        "dcnzoo::dcnv4": sampling.dcnv4,
-        "dcnzoo::ms_deform_attn": sampling.ms_deform_attn,
-        "dcnzoo::nms": regions.nms,
-        "dcnzoo::roi_align": regions.roi_align,
-        "dcnzoo::deform_roi_pool": regions.deform_roi_pool,
-    }
+def _no_translation(name: str) -> str:
+    return f"{name.removeprefix('dcnzoo::')} to ONNX: not supported: it has no translation to ONNX operators"
 
 
 def _overload(name: str) -> Callable | None:
@@ -264,30 +237,29 @@ def _overload(name: str) -> Callable | None:
     return None if packet is None else packet.default
 
 
-def _onnxscript_function(opset: int, translate: Callable) -> Callable:
+def _onnxscript_function(opset: int, deform_conv: str, translate: Callable) -> Callable:
     def function(*arguments: Any) -> Value:
-        return translate(DynamoGraph(opset), *arguments)
+        return translate(DynamoGraph(opset, deform_conv), *arguments)
 
     return function
 
 
-def _symbolic(name: str, opset: int, translate: Callable) -> Callable:
+def _symbolic(translation: Translation, opset: int, deform_conv: str) -> Callable:
     from torch.onnx.symbolic_helper import parse_args
 
-    @functools.wraps(translate)  # parse_args counts the parameters that it has
+    @functools.wraps(translation.function)  # parse_args counts the parameters that it has
     def symbolic(g: Any, *arguments: Any) -> Value:
         arguments = [None if isinstance(a, torch.Value) and a.node().mustBeNone() else a for a in arguments]
-        result = translate(TorchScriptGraph(opset, g), *arguments)
-        kind, rank = arguments[0].type(), _RANKS.get(name, arguments[0].type().dim())
-        if rank is not None:  # of the first result, the only one that is asked for
+        result = translation.function(TorchScriptGraph(opset, deform_conv, g), *arguments)
+        kind, rank = arguments[0].type(), translation.rank or arguments[0].type().dim()
+        if translation.same_type and rank is not None:
+            # of the first result, the only one that is asked for
             (result[0] if isinstance(result, tuple) else result).setType(kind.with_sizes([None] * rank))
         return result
 
-    parameters = list(inspect.signature(translate).parameters.values())[1:]
+    parameters = list(inspect.signature(translation.function).parameters.values())[1:]
     return parse_args(*(_KINDS[parameter.annotation] for parameter in parameters))(symbolic)
 
 
-# of results whose rank is not that of the first argument; None: nor is their type
-_RANKS = {"dcnzoo::ms_deform_attn": 3, "dcnzoo::nms": None}
 # what torch calls the kinds of an operator's arguments
 _KINDS = {"Value": "v", "int": "i", "bool": "i", "float": "f", "Sequence[int]": "is"}

@@ -7,6 +7,7 @@ A translation takes a :class:`Graph` and calls nodes by their ONNX names: ``g.Ad
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,11 +16,42 @@ Value = Any  # a value of the graph under construction; its class is the exporte
 FLOAT, INT64, DOUBLE = 1, 7, 11  # onnx.TensorProto.DataType, which Cast wants
 
 
-class Graph:
-    """The nodes of one opset, and what is known of a value while the graph is being built."""
+@dataclass(frozen=True)
+class Translation:
+    """What an operator becomes: a function of (graph, *arguments of the operator).
 
-    def __init__(self, opset: int) -> None:
+    Attributes:
+        rank: of the first result, where it is not that of the first argument.
+        same_type: whether the first result has the type of the first argument.
+    """
+
+    function: Callable
+    rank: int | None = None
+    same_type: bool = True
+
+
+translations: dict[str, Translation] = {}
+
+
+def translates(name: str, **settings: Any) -> Callable[[Callable], Callable]:
+    """Decorates the translation of the operator ``namespace::name``."""
+
+    def add(function: Callable) -> Callable:
+        translations[name] = Translation(function, **settings)
+        return function
+
+    return add
+
+
+class Graph:
+    """The nodes of one opset, and what is known of a value while the graph is being built.
+
+    ``deform_conv``: what deformable convolution becomes (:mod:`dcnzoo.export.operators.deform_conv`).
+    """
+
+    def __init__(self, opset: int, deform_conv: str = "auto") -> None:
         self.opset = opset
+        self.deform_conv = deform_conv
 
     def size(self, value: Value, axis: int) -> int:
         """The size of an axis, which must not be dynamic."""
@@ -84,8 +116,8 @@ class Graph:
 class DynamoGraph(Graph):
     """Nodes for ``torch.onnx.export(dynamo=True)``, which records calls of onnxscript's."""
 
-    def __init__(self, opset: int) -> None:
-        super().__init__(opset)
+    def __init__(self, opset: int, deform_conv: str = "auto") -> None:
+        super().__init__(opset, deform_conv)
         from onnxscript.values import Opset
 
         self._nodes = Opset("", opset)
@@ -138,8 +170,8 @@ class TorchScriptGraph(Graph):
     _SUFFIXES = {int: "i", float: "f", str: "s"}
     _TYPES = {"Float": FLOAT, "Half": 10, "Double": DOUBLE, "BFloat16": 16, "Long": INT64}
 
-    def __init__(self, opset: int, graph: Any) -> None:
-        super().__init__(opset)
+    def __init__(self, opset: int, deform_conv: str, graph: Any) -> None:
+        super().__init__(opset, deform_conv)
         self._graph = graph
 
     def __getattr__(self, node: str):

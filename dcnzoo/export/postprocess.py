@@ -15,7 +15,7 @@ from torch import Tensor
 
 import dcnzoo.ops
 from dcnzoo.export.graph import INT64, Graph, Value
-from dcnzoo.export.regions import align
+from dcnzoo.export.operators.roi_align import align
 
 TINY = 1e-12  # an area that is added to by any box
 ABSENT = -1.0  # the score of a box that is not there; any real one is at least zero

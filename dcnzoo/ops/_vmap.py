@@ -13,8 +13,8 @@ def register_vmap(name: str, inputs: str, outputs: str, groups: int | None = Non
         inputs, outputs: what its first arguments and its results are, a letter each: ``m``, a map, offset
             or mask, ``(N, …)``; ``w``, weight or bias, whose first axis is channels; or ``s``, a tensor that
             is the same for all.
-        groups: the place of the number of groups among the arguments, of an operator that has weights. The
-            last argument of an operator with several results says which are wanted.
+        groups: the place of the number of groups among the arguments, of an operator whose weights mix
+            channels. The last argument of an operator with several results says which are wanted.
 
     Where only maps are vmapped, the axis becomes part of the batch. Where weights are, or the gradients of
     one are to be kept apart, it becomes part of the channels, and there are as many times the groups.
@@ -33,7 +33,7 @@ def register_vmap(name: str, inputs: str, outputs: str, groups: int | None = Non
         for i, kind in enumerate(inputs):
             if arguments[i] is not None and (apart or kind == "m"):
                 arguments[i] = fold(arguments[i], dims[i], size, axis[kind])
-        if apart:
+        if apart and groups is not None:
             arguments[groups] *= size
         results = operator(*arguments)
         if len(outputs) == 1:

@@ -44,17 +44,8 @@ def deform_conv1d(
     ``F.conv1d`` when both are ``None``.
     """
     check_arguments("deform_conv1d", "out, in / groups", weight, 3, im2col_step)
-    if offset is None and mask is None:
-        return F.conv1d(
-            input,
-            weight,
-            bias,
-            single(stride, "stride"),
-            single(padding, "padding"),
-            single(dilation, "dilation"),
-            groups,
-        )
-    return torch.ops.dcnzoo.deform_conv(
+    return _deform_conv(
+        1,
         input,
         weight,
         offset,
@@ -111,17 +102,8 @@ def deform_conv2d(
             argument, what was expected and what was given.
     """
     check_arguments("deform_conv2d", "out, in / groups", weight, 4, im2col_step)
-    if offset is None and mask is None:
-        return F.conv2d(
-            input,
-            weight,
-            bias,
-            pair(stride, "stride"),
-            pair(padding, "padding"),
-            pair(dilation, "dilation"),
-            groups,
-        )
-    return torch.ops.dcnzoo.deform_conv(
+    return _deform_conv(
+        2,
         input,
         weight,
         offset,
@@ -153,17 +135,8 @@ def deform_conv3d(
     ``(N, mask_groups · kD · kH · kW, oD, oH, oW)``. Exactly ``F.conv3d`` when both are ``None``.
     """
     check_arguments("deform_conv3d", "out, in / groups", weight, 5, im2col_step)
-    if offset is None and mask is None:
-        return F.conv3d(
-            input,
-            weight,
-            bias,
-            triple(stride, "stride"),
-            triple(padding, "padding"),
-            triple(dilation, "dilation"),
-            groups,
-        )
-    return torch.ops.dcnzoo.deform_conv(
+    return _deform_conv(
+        3,
         input,
         weight,
         offset,
@@ -175,6 +148,30 @@ def deform_conv3d(
         groups,
         im2col_step,
     )
+
+
+def _deform_conv(
+    rank: int,
+    input: Tensor,
+    weight: Tensor,
+    offset: Tensor | None,
+    mask: Tensor | None,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    im2col_step: int | None,
+) -> Tensor:
+    if offset is not None or mask is not None:
+        return torch.ops.dcnzoo.deform_conv(
+            input, weight, offset, mask, bias, stride, padding, dilation, groups, im2col_step
+        )
+    if rank == 1:
+        return F.conv1d(input, weight, bias, stride, padding, dilation, groups)
+    if rank == 2:
+        return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
+    return F.conv3d(input, weight, bias, stride, padding, dilation, groups)
 
 
 @torch.library.register_fake("dcnzoo::deform_conv")

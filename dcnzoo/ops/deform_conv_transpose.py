@@ -49,18 +49,8 @@ def deform_conv_transpose1d(
     ``F.conv_transpose1d`` when both are ``None``.
     """
     check_arguments("deform_conv_transpose1d", "in, out / groups", weight, 3, im2col_step)
-    if offset is None and mask is None:
-        return F.conv_transpose1d(
-            input,
-            weight,
-            bias,
-            single(stride, "stride"),
-            single(padding, "padding"),
-            single(output_padding, "output_padding"),
-            groups,
-            single(dilation, "dilation"),
-        )
     return _deform_conv_transpose(
+        1,
         input,
         weight,
         offset,
@@ -119,18 +109,8 @@ def deform_conv_transpose2d(
             argument, what was expected and what was given.
     """
     check_arguments("deform_conv_transpose2d", "in, out / groups", weight, 4, im2col_step)
-    if offset is None and mask is None:
-        return F.conv_transpose2d(
-            input,
-            weight,
-            bias,
-            pair(stride, "stride"),
-            pair(padding, "padding"),
-            pair(output_padding, "output_padding"),
-            groups,
-            pair(dilation, "dilation"),
-        )
     return _deform_conv_transpose(
+        2,
         input,
         weight,
         offset,
@@ -164,18 +144,8 @@ def deform_conv_transpose3d(
     ``(N, mask_groups · kD · kH · kW, D, H, W)``. Exactly ``F.conv_transpose3d`` when both are ``None``.
     """
     check_arguments("deform_conv_transpose3d", "in, out / groups", weight, 5, im2col_step)
-    if offset is None and mask is None:
-        return F.conv_transpose3d(
-            input,
-            weight,
-            bias,
-            triple(stride, "stride"),
-            triple(padding, "padding"),
-            triple(output_padding, "output_padding"),
-            groups,
-            triple(dilation, "dilation"),
-        )
     return _deform_conv_transpose(
+        3,
         input,
         weight,
         offset,
@@ -191,6 +161,7 @@ def deform_conv_transpose3d(
 
 
 def _deform_conv_transpose(
+    rank: int,
     input: Tensor,
     weight: Tensor,
     offset: Tensor | None,
@@ -203,6 +174,12 @@ def _deform_conv_transpose(
     groups: int,
     im2col_step: int | None,
 ) -> Tensor:
+    if offset is None and mask is None:
+        if rank == 1:
+            return F.conv_transpose1d(input, weight, bias, stride, padding, output_padding, groups, dilation)
+        if rank == 2:
+            return F.conv_transpose2d(input, weight, bias, stride, padding, output_padding, groups, dilation)
+        return F.conv_transpose3d(input, weight, bias, stride, padding, output_padding, groups, dilation)
     # Behind an input of n pixels, torch allows output_padding >= stride where dilation is larger: that is
     # the output of an input with more pixels, whose last ones write nothing (their offset is NaN).
     behind = [0] * (2 * len(stride))

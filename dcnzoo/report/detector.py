@@ -18,6 +18,7 @@ from torch import nn
 
 import dcnzoo.models  # noqa: F401  registers what the config names
 from dcnzoo.layers.offsets import OffsetStatistics, TracksOffsets, offset_statistics, track_offsets
+from dcnzoo.openmmlab.datasets.images import resizing
 from dcnzoo.openmmlab.detector import build
 from dcnzoo.report.explain import Box, Explanation, output_window, receptive_field, with_unique_names
 from dcnzoo.report.plots import Instances
@@ -120,9 +121,11 @@ def explain(
         layer: whose receptive field to take, and the only one to draw; by default the last one, and all.
 
     Raises:
-        UserError: a box outside of the image, a layer that is not there, no layer that can be drawn.
+        UserError: resizing leaves nothing of the image; a box outside of it; a layer that is not there; no
+            layer that can be drawn.
     """
-    item = Compose(get_test_pipeline_cfg(detector.cfg.copy()))({"img_path": str(image), "img_id": 0})
+    with resizing(str(image)):
+        item = Compose(get_test_pipeline_cfg(detector.cfg.copy()))({"img_path": str(image), "img_id": 0})
     shown = item["inputs"].numpy().transpose(1, 2, 0)[..., ::-1].copy()
     data = detector.data_preprocessor(pseudo_collate([item]), False)
     samples = data["data_samples"]

@@ -587,17 +587,7 @@ def draw_nms() -> Picture:
 
 
 PICTURES: dict[str, Callable[[], Picture]] = {
-    "border": draw_border,
-    "dcnv3_dcnv4": draw_dcnv3_dcnv4,
-    "deform_conv": draw_deform_conv,
-    "deform_conv_transpose": draw_deform_conv_transpose,
-    "deform_roi_pool": draw_deform_roi_pool,
-    "mask_softmax": draw_mask_softmax,
-    "ms_deform_attn": draw_ms_deform_attn,
-    "nms": draw_nms,
-    "offset_layout": draw_offset_layout,
-    "offset_shift": draw_offset_shift,
-    "roi_align": draw_roi_align,
+    name.removeprefix("draw_"): draw for name, draw in list(globals().items()) if name.startswith("draw_")
 }
 
 

@@ -16,6 +16,21 @@ enum class CpuCapability { DEFAULT, AVX2, AVX512, AVX512_BF16 };
 CpuCapability cpu_capability();
 std::string cpu_capability_name();
 
+// The kernels of a family, for each type that they compute in. T is float or double.
+template <template <typename> class Kernels>
+struct KernelTable {
+  Kernels<float> of_float;
+  Kernels<double> of_double;
+
+  template <typename T>
+  const Kernels<T>& of() const {
+    if constexpr (sizeof(T) == sizeof(double))
+      return of_double;
+    else
+      return of_float;
+  }
+};
+
 }  // namespace dcnzoo
 
 #if defined(__x86_64__) || defined(_M_X64)

@@ -6,6 +6,7 @@
 // Panels: a matrix [rows][columns] is stored as [columns / kPanel][rows][kPanel], zero-padded.
 #pragma once
 
+#include "integers.h"
 #include "simd.h"
 
 namespace dcnzoo::DCNZOO_CPU_NAMESPACE {
@@ -122,7 +123,7 @@ template <typename T, typename S>
 void multiply(LeftOperand<S> a, int64_t rows, const S* b, int64_t depth, int64_t panels, T* c,
               int64_t c_row_stride, int64_t c_panel_stride, bool accumulate) {
   const S* const first = a.data;
-  const int64_t blocks = (rows + kRowBlock - 1) / kRowBlock;
+  const int64_t blocks = ceil_div(rows, kRowBlock);
   for (int64_t j = 0; j < panels; ++j) {
     a.data = first;
     for (int64_t block = 0, done = 0; block < blocks; ++block) {

@@ -10,6 +10,7 @@
 #include <algorithm>
 
 #include "architectures.h"
+#include "integers.h"
 #include "tensor.h"
 
 namespace dcnzoo {
@@ -23,7 +24,7 @@ constexpr int kThreads = 256;
 
 inline unsigned blocks_for(int64_t count) {
   constexpr int64_t kMostBlocks = 1 << 20;
-  return unsigned(std::clamp<int64_t>((count + kThreads - 1) / kThreads, 1, kMostBlocks));
+  return unsigned(std::clamp<int64_t>(ceil_div(count, kThreads), 1, kMostBlocks));
 }
 
 // kernel<<<blocks, threads>>>(arguments...) on the device of `on` and torch's current stream.

@@ -14,6 +14,8 @@
 #include <vector>
 #endif
 
+#include "integers.h"
+
 namespace dcnzoo {
 
 #ifdef DCNZOO_STD_THREADS
@@ -23,7 +25,7 @@ inline int64_t num_threads() { return DCNZOO_STD_THREADS; }
 
 template <typename Function>
 void parallel_for(int64_t count, int64_t grain, const Function& function) {
-  const int64_t pieces = std::min(num_threads(), (count + grain - 1) / grain);
+  const int64_t pieces = std::min(num_threads(), ceil_div(count, grain));
   std::vector<std::thread> threads;
   for (int64_t i = 0; i < pieces; ++i)
     threads.emplace_back([&, i] { function(count * i / pieces, count * (i + 1) / pieces); });
@@ -68,7 +70,7 @@ class Buffer {
   Buffer() = default;
   explicit Buffer(int64_t size) : size_(size) {
     if (size_ == 0) return;
-    data_ = static_cast<T*>(std::aligned_alloc(64, (size_ * sizeof(T) + 63) / 64 * 64));
+    data_ = static_cast<T*>(std::aligned_alloc(64, round_up(size_ * sizeof(T), 64)));
     if (data_ == nullptr) throw std::bad_alloc();
   }
   Buffer(Buffer&& other) noexcept { swap(other); }

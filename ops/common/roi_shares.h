@@ -18,13 +18,13 @@ template <typename T>
 struct RoiShareTable {
   struct Range {
     const RoiShare<T>*first, *last;
-    const RoiShare<T>* begin() const { return first; }
-    const RoiShare<T>* end() const { return last; }
+    DCNZOO_HD const RoiShare<T>* begin() const { return first; }
+    DCNZOO_HD const RoiShare<T>* end() const { return last; }
   };
   const RoiShare<T>* shares;
   const int64_t* begins;  // of each bin, and the end of the last
 
-  Range bin(int64_t i) const { return {shares + begins[i], shares + begins[i + 1]}; }
+  DCNZOO_HD Range bin(int64_t i) const { return {shares + begins[i], shares + begins[i + 1]}; }
 };
 
 template <typename T>

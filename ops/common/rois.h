@@ -1,6 +1,7 @@
 // What the torch sides of the operators that pool regions of interest share.
 #pragma once
 
+#include "integers.h"
 #include "roi_math.h"
 #include "tensor.h"
 
@@ -44,5 +45,17 @@ std::vector<int64_t> images_of_rois(const char* op, const T* rois, int64_t count
   }
   return images;
 }
+
+// The RoIs of each image. RoIs overlap: in a backward a thread owns channels of an image, not RoIs, so that no two
+// threads write to one map and a pixel's sum has one order.
+inline std::vector<std::vector<int64_t>> rois_by_image(const std::vector<int64_t>& images, int64_t batch) {
+  std::vector<std::vector<int64_t>> rois(batch);
+  for (size_t k = 0; k < images.size(); ++k) rois[images[k]].push_back(int64_t(k));
+  return rois;
+}
+
+// Channels that a CPU thread works on together: few enough that their maps stay in the cache from one RoI to
+// the next, enough that a RoI's tables pay.
+constexpr int64_t kRoiChannels = 16;
 
 }  // namespace dcnzoo

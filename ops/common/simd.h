@@ -359,9 +359,9 @@ void transpose(const T* __restrict from, int64_t from_stride, T* __restrict to, 
 // The operations that shared arithmetic (…_math.h) asks for, lane by lane. A mask's lanes are 0 or -1, as
 // comparisons of vectors give them.
 template <typename Value>
-struct VectorLanes {
+struct SimdTraits {
   template <typename Mask, typename V>
-  static DCNZOO_INLINE V choose(Mask mask, V yes, V no) {
+  static DCNZOO_INLINE V blend(Mask mask, V yes, V no) {
     return mask ? yes : no;
   }
   static DCNZOO_INLINE Value floor(Value value) { return floor_lanes(value); }

@@ -8,6 +8,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <array>
 #include <optional>
 #include <string>
 #include <vector>
@@ -55,5 +56,18 @@ inline std::string device_name(const Tensor& tensor) {
 }
 
 inline bool same_device(const Tensor& a, const Tensor& b) { return device_name(a) == device_name(b); }
+
+// Calls an operator of torch that has no function in the stable ABI; returns its results, all of them tensors.
+template <size_t Results, typename... Arguments>
+std::array<Tensor, Results> call_operator(const char* name, const char* overload,
+                                          const Arguments&... arguments) {
+  static_assert(Results <= sizeof...(arguments), "the results take the arguments' place");
+  std::array<StableIValue, sizeof...(arguments)> stack{torch::stable::detail::from(arguments)...};
+  if (torch_call_dispatcher(name, overload, stack.data(), TORCH_ABI_VERSION) != TORCH_SUCCESS)
+    torch_call_failed(name);
+  std::array<Tensor, Results> results;
+  for (size_t i = 0; i < Results; ++i) results[i] = torch::stable::detail::to<Tensor>(stack[i]);
+  return results;
+}
 
 }  // namespace dcnzoo

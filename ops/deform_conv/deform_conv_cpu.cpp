@@ -7,7 +7,7 @@
 #include "../common/memory_format.h"
 #include "../common/parallel.h"
 #include "deform_conv_cpu_kernel.h"
-#include "deform_conv_shapes.h"
+#include "deform_conv_checks.h"
 
 namespace dcnzoo {
 namespace {
@@ -17,18 +17,13 @@ const DeformConvForward<T, S>& forward_kernels() {
   const DeformConvKernels& all = deform_conv_kernels_dispatched();
   if constexpr (std::is_same_v<S, BFloat16Bits>)
     return all.forward_bfloat16;
-  else if constexpr (std::is_same_v<T, double>)
-    return all.forward_double;
   else
-    return all.forward_float;
+    return all.forward.of<T>();
 }
 
 template <typename T>
 const DeformConvBackward<T>& backward_kernels() {
-  if constexpr (std::is_same_v<T, double>)
-    return deform_conv_kernels_dispatched().backward_double;
-  else
-    return deform_conv_kernels_dispatched().backward_float;
+  return deform_conv_kernels_dispatched().backward.of<T>();
 }
 
 // What the forward stages channels-last at a time, however large im2col_step is: fewer images first, then
@@ -44,8 +39,8 @@ constexpr int64_t kTileRows = 96;
 // Tiles as large as may be that share out evenly. No result depends on it: a pixel's sums are its own.
 int64_t tile_rows_for(int64_t pixels) {
   const int64_t threads = num_threads(), round = kTileRows * threads;
-  const int64_t tiles = (pixels + round - 1) / round * threads;
-  return std::max<int64_t>((pixels + tiles - 1) / tiles, 1);
+  const int64_t tiles = ceil_div(pixels, round) * threads;
+  return std::max<int64_t>(ceil_div(pixels, tiles), 1);
 }
 
 bool is_depthwise(const DeformConvShapes& s) {
@@ -83,7 +78,7 @@ std::vector<ChannelSlice> slice_channels(const DeformConvShapes& s, int64_t most
     slice.outputs = depthwise ? slice.count : slice.groups * group_outputs;
     slice.first_output = depthwise ? slice.first : slice.group * group_outputs;
     slice.panel_outputs = joins ? panel / group_channels * group_outputs : slice.outputs;
-    slice.depth = (s.taps * slice.count + panel - 1) / panel * panel;
+    slice.depth = round_up(s.taps * slice.count, panel);
     channel = end;
     slices.push_back(slice);
   }
@@ -108,9 +103,9 @@ int64_t place_weights(std::vector<ChannelSlice>& slices, const WeightsOf& weight
 }
 
 template <typename T, typename S = T>
-DeformConvCpu<T, S> problem_of(const DeformConvShapes& s, const std::vector<ChannelSlice>& slices,
-                               int64_t panel) {
-  DeformConvCpu<T, S> p{};
+DeformConvParams<T, S> make_params(const DeformConvShapes& s, const std::vector<ChannelSlice>& slices,
+                                   int64_t panel) {
+  DeformConvParams<T, S> p{};
   p.rank = int(s.rank);
   for (int64_t axis = 0; axis < s.rank; ++axis) {
     p.in[axis] = s.in[axis], p.out[axis] = s.out[axis], p.kernel[axis] = s.kernel[axis];
@@ -179,7 +174,7 @@ void transpose_map(const T* from, T* to, int64_t rows, int64_t columns) {
 template <typename T, typename S>
 void transpose_images(const S* from, int64_t from_image, S* to, int64_t to_image, int64_t images,
                       int64_t rows, int64_t columns) {
-  const int64_t stretches = (columns + kStretch - 1) / kStretch;
+  const int64_t stretches = ceil_div(columns, kStretch);
   parallel_for(images * stretches, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t image = i / stretches;
@@ -223,7 +218,7 @@ Tensor forward(const DeformConvShapes& s, const Tensor& input, const Tensor& wei
       slice_channels(s, one_pass ? widest : std::clamp(stageable, lanes, widest), kernels.panel);
   const int64_t padded = is_depthwise(s) ? 1 : round_up(s.out_channels / s.groups, kernels.panel);
   Buffer<S> packed(place_weights(slices, [&](const ChannelSlice&) { return padded; }));
-  DeformConvCpu<T, S> p = problem_of<T, S>(s, slices, kernels.panel);
+  DeformConvParams<T, S> p = make_params<T, S>(s, slices, kernels.panel);
   const int64_t all_slices = p.slice_end;
   parallel_for(all_slices, 1, [&](int64_t begin, int64_t end) {
     for (int64_t slice = begin; slice < end; ++slice)
@@ -263,7 +258,7 @@ Tensor forward(const DeformConvShapes& s, const Tensor& input, const Tensor& wei
                                staged_image, p.images, p.input_channels, s.in_pixels);
         p.input = staged.data();
       }
-      const int64_t tiles = (p.images * s.out_pixels + p.tile_rows - 1) / p.tile_rows;
+      const int64_t tiles = ceil_div(p.images * s.out_pixels, p.tile_rows);
       const int64_t scratch = kernels.scratch_bytes(p);
       TaskQueue queue(tiles);
       queue.run([&] {
@@ -280,7 +275,7 @@ template <typename T>
 class StagedSlice {
  public:
   // Copies the slice of images [begin, end) and points p at the copy.
-  void load(DeformConvCpu<T>& p, const ChannelSlice& slice, int64_t begin, int64_t end) {
+  void load(DeformConvParams<T>& p, const ChannelSlice& slice, int64_t begin, int64_t end) {
     const int64_t image_size = slice.count * p.in_pixels, size = (end - begin) * image_size;
     p.first_image = begin, p.first_channel = slice.first, p.input_channels = slice.count;
     if (p.grad_weight || p.grad_offset || p.grad_mask) {
@@ -296,7 +291,7 @@ class StagedSlice {
     p.grad_input = gradient_.data();
   }
 
-  void store_gradient(const DeformConvCpu<T>& p, const ChannelSlice& slice, int64_t begin,
+  void store_gradient(const DeformConvParams<T>& p, const ChannelSlice& slice, int64_t begin,
                       int64_t end) const {
     for (int64_t image = begin; image < end; ++image)
       transpose_map(gradient_.data() + (image - begin) * slice.count * p.in_pixels,
@@ -314,7 +309,7 @@ template <typename T>
 Tensor bias_gradient(const DeformConvShapes& s, const Tensor& grad_output) {
   constexpr int64_t block_pixels = 2048;
   const Map map = as_map(grad_output);
-  const int64_t image_blocks = (s.out_pixels + block_pixels - 1) / block_pixels;
+  const int64_t image_blocks = ceil_div(s.out_pixels, block_pixels);
   const int64_t blocks = s.batch * image_blocks, channels = s.out_channels;
   const T* const from = static_cast<const T*>(map.tensor.const_data_ptr());
   std::vector<double> sums(blocks * channels);
@@ -384,7 +379,7 @@ Gradients<T> backward(const DeformConvShapes& s, const Tensor& grad_output, cons
   std::vector<ChannelSlice> slices = slice_channels(s, std::clamp(wish, panel, most), panel);
   const int64_t packed_size = place_weights(
       slices, [&](const ChannelSlice& slice) { return is_depthwise(s) ? 1 : slice.panel_outputs; });
-  DeformConvCpu<T> p = problem_of<T>(s, slices, panel);
+  DeformConvParams<T> p = make_params<T>(s, slices, panel);
   const int64_t all_slices = p.slice_end;
 
   Buffer<T> packed(wanted[0] || wanted[2] || wanted[3] ? packed_size : 0);
@@ -428,8 +423,8 @@ Gradients<T> backward(const DeformConvShapes& s, const Tensor& grad_output, cons
     p.grad_input =
         wanted[0] ? static_cast<T*>(gradients.input.mutable_data_ptr()) + first * image_size : nullptr;
     if (wanted[0] && map.channels_last) zero(p.grad_input, p.images * image_size);
-    const int64_t per_block = (p.images + blocks - 1) / blocks;
-    const int64_t used_blocks = (p.images + per_block - 1) / per_block;
+    const int64_t per_block = ceil_div(p.images, blocks);
+    const int64_t used_blocks = ceil_div(p.images, per_block);
     for (int64_t slice_begin = 0; slice_begin < all_slices; slice_begin += most_slices) {
       p.slice_begin = slice_begin, p.slice_end = std::min(slice_begin + most_slices, all_slices);
       const int64_t slice_count = p.slice_end - p.slice_begin;
@@ -440,7 +435,7 @@ Gradients<T> backward(const DeformConvShapes& s, const Tensor& grad_output, cons
         for (int64_t task; queue.take(task);) {
           const int64_t block = task / slice_count, slice = p.slice_begin + task % slice_count;
           const int64_t begin = block * per_block, end = std::min(begin + per_block, p.images);
-          DeformConvCpu<T> mine = p;
+          DeformConvParams<T> mine = p;
           mine.grad_weight = wanted[1] ? grad_weight.data() + block * packed_size : nullptr;
           if (!map.channels_last) staged.load(mine, slices[slice], begin, end);
           kernels.run(mine, slice, begin, end, memory);

@@ -10,7 +10,7 @@
 #include <type_traits>
 
 #include "../common/gemm.h"
-#include "corners_simd.h"
+#include "../common/corners_simd.h"
 
 namespace dcnzoo {
 namespace DCNZOO_CPU_NAMESPACE {
@@ -22,7 +22,7 @@ struct Arena {
   template <typename T>
   T* take(int64_t count) {
     T* piece = reinterpret_cast<T*>(next);
-    next += (count * int64_t(sizeof(T)) + 63) / 64 * 64;
+    next += round_up(count * int64_t(sizeof(T)), 64);
     return piece;
   }
 };
@@ -32,7 +32,7 @@ constexpr int kCorners = 1 << Rank;
 
 // Where the taps of a tile read. Every array is [tap][…][row], row running over the tile.
 template <typename T, int Rank, bool Backward>
-struct Plan {
+struct SamplingTable {
   using Index = typename IndexOf<T>::type;
   Index* index;  // [tap][corner][row] pixel, as StoredCorners
   T* weight;     // [tap][corner][row]; forward: times the factor, backward: without
@@ -40,16 +40,16 @@ struct Plan {
   T* factor;     // [tap][row] the mask where it is finite, else 1; backward only
   T* rest;       // [tap][row] 1 where the mask is finite, else the mask
 
-  static Plan allocate(Arena& arena, int64_t taps, int64_t rows) {
-    Plan plan{};
-    plan.index = arena.take<Index>(taps * kCorners<Rank> * rows);
-    plan.weight = arena.take<T>(taps * kCorners<Rank> * rows);
-    plan.rest = arena.take<T>(taps * rows);
+  static SamplingTable allocate(Arena& arena, int64_t taps, int64_t rows) {
+    SamplingTable table{};
+    table.index = arena.take<Index>(taps * kCorners<Rank> * rows);
+    table.weight = arena.take<T>(taps * kCorners<Rank> * rows);
+    table.rest = arena.take<T>(taps * rows);
     if (Backward) {
-      plan.slope = arena.take<T>(taps * Rank * kCorners<Rank> * rows);
-      plan.factor = arena.take<T>(taps * rows);
+      table.slope = arena.take<T>(taps * Rank * kCorners<Rank> * rows);
+      table.factor = arena.take<T>(taps * rows);
     }
-    return plan;
+    return table;
   }
 };
 
@@ -72,7 +72,7 @@ struct Rows {
     return result;
   }
 
-  void set(const DeformConvCpu<T, S>& p, int64_t first, int64_t rows) {
+  void set(const DeformConvParams<T, S>& p, int64_t first, int64_t rows) {
     for (int64_t r = 0; r < rows; ++r) zeros[r] = T(0), ones[r] = T(1);
     count = rows;
     image = first / p.out_pixels;
@@ -107,9 +107,9 @@ struct Rows {
   }
 };
 
-// One tap of a stretch of rows: where it reads and where its part of the plan goes.
+// One tap of a stretch of rows: where it reads and where its part of the table goes.
 template <typename T, int Rank, bool Backward>
-struct TapPlan {
+struct TapSampling {
   using Index = typename IndexOf<T>::type;
   Index size[Rank];
   T extent[Rank], shift[Rank];
@@ -122,7 +122,7 @@ struct TapPlan {
   template <typename Value, typename IndexValue>
   DCNZOO_INLINE void at(int64_t r) const {
     constexpr int corners = kCorners<Rank>;
-    using On = LanesOf<Value>;
+    using On = VecTraitsOf<Value>;
     const auto read = [r](const T* from) { return load_lanes<Value>(from + r); };
     const auto write = [r](auto* to, auto value) { store_lanes(to + r, value); };
     Value point[Rank];
@@ -153,10 +153,10 @@ struct TapPlan {
 };
 
 template <typename T, typename S, int Rank, bool Backward>
-void make_plan(const DeformConvCpu<T, S>& p, const ChannelSlice& slice, const Rows<T, S, Rank>& rows,
-               Plan<T, Rank, Backward>& plan) {
+void compute_sampling_table(const DeformConvParams<T, S>& p, const ChannelSlice& slice,
+                            const Rows<T, S, Rank>& rows, SamplingTable<T, Rank, Backward>& table) {
   constexpr int corners = kCorners<Rank>;
-  using Tap = TapPlan<T, Rank, Backward>;
+  using Tap = TapSampling<T, Rank, Backward>;
   rows.each_image(p.out_pixels, [&](int64_t begin, int64_t end, int64_t image, int64_t pixel) {
     for (int64_t tap = 0; tap < p.taps; ++tap) {
       Tap part;
@@ -174,12 +174,12 @@ void make_plan(const DeformConvCpu<T, S>& p, const ChannelSlice& slice, const Ro
       const int64_t channel = (image * p.mask_groups + slice.mask_group) * p.taps + tap;
       part.mask = p.mask ? p.mask + channel * p.out_pixels + pixel : rows.ones;
       part.stride = rows.stride;
-      part.index = plan.index + tap * corners * rows.stride + begin;
-      part.weight = plan.weight + tap * corners * rows.stride + begin;
-      part.rest = plan.rest + tap * rows.stride + begin;
+      part.index = table.index + tap * corners * rows.stride + begin;
+      part.weight = table.weight + tap * corners * rows.stride + begin;
+      part.rest = table.rest + tap * rows.stride + begin;
       if (Backward) {
-        part.slope = plan.slope + tap * Rank * corners * rows.stride + begin;
-        part.factor = plan.factor + tap * rows.stride + begin;
+        part.slope = table.slope + tap * Rank * corners * rows.stride + begin;
+        part.factor = table.factor + tap * rows.stride + begin;
       }
       part.run(end - begin);
     }
@@ -189,12 +189,12 @@ void make_plan(const DeformConvCpu<T, S>& p, const ChannelSlice& slice, const Ro
 // From one panel of a tile's columns to the next. The odd row keeps the panels' rows from falling into
 // the same set of the first-level cache.
 template <typename T, typename S>
-DCNZOO_INLINE int64_t panel_stride(const DeformConvCpu<T, S>& p) {
+DCNZOO_INLINE int64_t panel_stride(const DeformConvParams<T, S>& p) {
   return (p.tile_rows + 1) * kPanel<T>;
 }
 
 template <typename T, typename S>
-DCNZOO_INLINE int64_t columns_size(const DeformConvCpu<T, S>& p, int64_t depth) {
+DCNZOO_INLINE int64_t columns_size(const DeformConvParams<T, S>& p, int64_t depth) {
   return depth / kPanel<T> * panel_stride(p);
 }
 
@@ -222,7 +222,7 @@ DCNZOO_INLINE void each_column(int64_t tap, int64_t channels, int64_t row, int64
 }
 
 template <typename T, typename S>
-void zero_padding_columns(const DeformConvCpu<T, S>& p, const ChannelSlice& slice, S* columns) {
+void zero_padding_columns(const DeformConvParams<T, S>& p, const ChannelSlice& slice, S* columns) {
   for (int64_t column = p.taps * slice.count; column < slice.depth; ++column) {
     S* at = columns + column / kPanel<T> * panel_stride(p) + column % kPanel<T>;
     for (int64_t r = 0; r < p.tile_rows; ++r) at[r * kPanel<T>] = 0;
@@ -230,21 +230,21 @@ void zero_padding_columns(const DeformConvCpu<T, S>& p, const ChannelSlice& slic
 }
 
 template <typename T, typename S, int Rank>
-void sample(const DeformConvCpu<T, S>& p, const ChannelSlice& slice, const Rows<T, S, Rank>& rows,
-            const Plan<T, Rank, false>& plan, S* columns) {
+void sample(const DeformConvParams<T, S>& p, const ChannelSlice& slice, const Rows<T, S, Rank>& rows,
+            const SamplingTable<T, Rank, false>& table, S* columns) {
   constexpr int corners = kCorners<Rank>;
   const int64_t stride = panel_stride(p);
   for (int64_t r = 0; r < rows.count; ++r) {
     const S* map = p.input + rows.map[r] + slice.first - p.first_channel;
     for (int64_t tap = 0; tap < p.taps; ++tap) {
       const int64_t first = tap * corners * rows.stride + r;
-      if (plan.index[first] >= 0) {
+      if (table.index[first] >= 0) {
         const S* from[corners];
         T weight[corners];
         for (int corner = 0; corner < corners; ++corner) {
           const int64_t at = first + corner * rows.stride;
-          from[corner] = map + int64_t(plan.index[at]) * p.input_channels;
-          weight[corner] = plan.weight[at];
+          from[corner] = map + int64_t(table.index[at]) * p.input_channels;
+          weight[corner] = table.weight[at];
         }
         each_column<S>(
             tap, slice.count, r, stride,
@@ -261,13 +261,13 @@ void sample(const DeformConvCpu<T, S>& p, const ChannelSlice& slice, const Rows<
               columns[at] = narrowed<S>(value);
             });
       } else {
-        const InsideCorners<corners> inside([&](int c) { return plan.index[first + c * rows.stride]; });
-        const T rest = plan.rest[tap * rows.stride + r];
+        const InsideCorners<corners> inside([&](int c) { return table.index[first + c * rows.stride]; });
+        const T rest = table.rest[tap * rows.stride + r];
         const S* from[corners];
         T weight[corners];
         for (int i = 0; i < inside.count; ++i) {
           from[i] = map + inside.index[i] * p.input_channels;
-          weight[i] = plan.weight[first + inside.corner[i] * rows.stride];
+          weight[i] = table.weight[first + inside.corner[i] * rows.stride];
         }
         each_column<S>(
             tap, slice.count, r, stride,
@@ -288,7 +288,7 @@ void sample(const DeformConvCpu<T, S>& p, const ChannelSlice& slice, const Rows<
 
 // A group's sums over the slices of an earlier pass, back into the tile. (Only S = T has several passes.)
 template <typename T, typename S, int Rank>
-void load_group(const DeformConvCpu<T, S>& p, const ChannelSlice& slice, const Rows<T, S, Rank>& rows,
+void load_group(const DeformConvParams<T, S>& p, const ChannelSlice& slice, const Rows<T, S, Rank>& rows,
                 T* result) {
   const int64_t padded = p.padded_outputs;
   if constexpr (std::is_same_v<S, T>)
@@ -299,7 +299,7 @@ void load_group(const DeformConvCpu<T, S>& p, const ChannelSlice& slice, const R
 }
 
 template <typename T, typename S, int Rank>
-void store_group(const DeformConvCpu<T, S>& p, const ChannelSlice& slice, const Rows<T, S, Rank>& rows,
+void store_group(const DeformConvParams<T, S>& p, const ChannelSlice& slice, const Rows<T, S, Rank>& rows,
                  T* result, T* turned) {
   const int64_t first = slice.first_output, outputs = slice.outputs, padded = p.padded_outputs;
   if (p.bias && slice.closes_group) {
@@ -335,14 +335,14 @@ void store_group(const DeformConvCpu<T, S>& p, const ChannelSlice& slice, const 
 template <typename T, typename S, int Rank>
 struct ForwardScratch {
   Rows<T, S, Rank> rows;
-  Plan<T, Rank, false> plan;
+  SamplingTable<T, Rank, false> table;
   S* columns;  // panels of [row][kPanel]
   T* result;   // of a group: [row][outputs, padded to whole panels]
   T* turned;   // the same as [output][row], on its way to a narrower type
 
-  ForwardScratch(Arena& arena, const DeformConvCpu<T, S>& p)
+  ForwardScratch(Arena& arena, const DeformConvParams<T, S>& p)
       : rows(Rows<T, S, Rank>::allocate(arena, p.tile_rows)),
-        plan(Plan<T, Rank, false>::allocate(arena, p.taps, p.tile_rows)),
+        table(SamplingTable<T, Rank, false>::allocate(arena, p.taps, p.tile_rows)),
         columns(arena.take<S>(columns_size(p, p.most_depth))),
         result(arena.take<T>(p.padded_outputs * p.tile_rows)),
         turned(arena.take<T>(sizeof(S) == sizeof(T) ? 0 : p.padded_outputs * p.tile_rows)) {}
@@ -351,7 +351,7 @@ struct ForwardScratch {
 // The products of a depthwise convolution: a channel by its own weights, which are [tap][channel of the
 // slice]. The result and the output's gradient are [row][channel], `stride` apart.
 template <typename T, typename S>
-void multiply_depthwise(const DeformConvCpu<T, S>& p, const ChannelSlice& slice, int64_t rows,
+void multiply_depthwise(const DeformConvParams<T, S>& p, const ChannelSlice& slice, int64_t rows,
                         const S* columns, const S* weight, T* result, int64_t stride) {
   for (int64_t r = 0; r < rows; ++r) {
     T* const row = result + r * stride;
@@ -369,8 +369,8 @@ void multiply_depthwise(const DeformConvCpu<T, S>& p, const ChannelSlice& slice,
 }
 
 template <typename T>
-void spread_depthwise(const DeformConvCpu<T>& p, const ChannelSlice& slice, int64_t rows, const T* gradient,
-                      int64_t stride, const T* weight, T* columns) {
+void spread_depthwise(const DeformConvParams<T>& p, const ChannelSlice& slice, int64_t rows,
+                      const T* gradient, int64_t stride, const T* weight, T* columns) {
   for (int64_t r = 0; r < rows; ++r) {
     const T* const row = gradient + r * stride;
     for (int64_t tap = 0; tap < p.taps; ++tap) {
@@ -384,7 +384,7 @@ void spread_depthwise(const DeformConvCpu<T>& p, const ChannelSlice& slice, int6
 }
 
 template <typename T>
-void weight_gradient_depthwise(const DeformConvCpu<T>& p, const ChannelSlice& slice, int64_t rows,
+void weight_gradient_depthwise(const DeformConvParams<T>& p, const ChannelSlice& slice, int64_t rows,
                                const T* gradient, int64_t stride, const T* columns, T* grad_weight) {
   for (int64_t r = 0; r < rows; ++r) {
     const T* const row = gradient + r * stride;
@@ -401,12 +401,12 @@ void weight_gradient_depthwise(const DeformConvCpu<T>& p, const ChannelSlice& sl
 // The slice's part of the result, group by group. A group is written in whole panels, zeros behind its
 // outputs; the next one's outputs take their place.
 template <typename T, typename S>
-void multiply_groups(const DeformConvCpu<T, S>& p, const ChannelSlice& slice, int64_t rows, const S* columns,
-                     T* result) {
+void multiply_groups(const DeformConvParams<T, S>& p, const ChannelSlice& slice, int64_t rows,
+                     const S* columns, T* result) {
   constexpr int64_t panel = kPanel<S>;
   const int64_t stride = panel_stride(p), channels = slice.count / slice.groups;
   const int64_t outputs = slice.outputs / slice.groups, depth = slice.depth / slice.groups;
-  const int64_t panels = (outputs + panel - 1) / panel;
+  const int64_t panels = ceil_div(outputs, panel);
   // a group alone has all columns; several have their channels of each tap
   const int64_t block = slice.groups == 1 ? panel : channels;
   const int64_t block_stride = slice.groups == 1 ? stride : slice.count / panel * stride;
@@ -420,21 +420,21 @@ void multiply_groups(const DeformConvCpu<T, S>& p, const ChannelSlice& slice, in
 }
 
 template <typename T, typename S, int Rank>
-void forward_of(const DeformConvCpu<T, S>& p, int64_t index, char* scratch) {
+void forward_of(const DeformConvParams<T, S>& p, int64_t index, char* scratch) {
   Arena arena{scratch};
   ForwardScratch<T, S, Rank> tile(arena, p);
   const int64_t padded = p.padded_outputs, all_rows = p.images * p.out_pixels;
   const int64_t first = index * p.tile_rows;
   tile.rows.set(p, first, all_rows - first < p.tile_rows ? all_rows - first : p.tile_rows);
-  const ChannelSlice* planned = nullptr;
+  const ChannelSlice* tabulated = nullptr;
   for (int64_t s = p.slice_begin; s < p.slice_end; ++s) {
     const ChannelSlice& slice = p.slices[s];
-    if (planned == nullptr || planned->offset_group != slice.offset_group ||
-        planned->mask_group != slice.mask_group) {
-      make_plan<T, S, Rank, false>(p, slice, tile.rows, tile.plan);
-      planned = &slice;
+    if (tabulated == nullptr || tabulated->offset_group != slice.offset_group ||
+        tabulated->mask_group != slice.mask_group) {
+      compute_sampling_table<T, S, Rank, false>(p, slice, tile.rows, tile.table);
+      tabulated = &slice;
     }
-    sample<T, S, Rank>(p, slice, tile.rows, tile.plan, tile.columns);
+    sample<T, S, Rank>(p, slice, tile.rows, tile.table, tile.columns);
     zero_padding_columns(p, slice, tile.columns);
     if (s == p.slice_begin && !slice.opens_group) load_group<T, S, Rank>(p, slice, tile.rows, tile.result);
     if (p.depthwise) {
@@ -451,8 +451,8 @@ void forward_of(const DeformConvCpu<T, S>& p, int64_t index, char* scratch) {
 // Columns' gradient in, columns out (in place, where they are wanted). Adds to the input's gradient and
 // writes the fields': [tap · rank + axis][row] of the offset, then [tap][row] of the mask.
 template <typename T, int Rank, bool Input, bool Fields, bool Columns>
-void sample_backward(const DeformConvCpu<T>& p, const ChannelSlice& slice, const Rows<T, T, Rank>& rows,
-                     const Plan<T, Rank, true>& plan, T* columns, T* fields) {
+void sample_backward(const DeformConvParams<T>& p, const ChannelSlice& slice, const Rows<T, T, Rank>& rows,
+                     const SamplingTable<T, Rank, true>& table, T* columns, T* fields) {
   constexpr int corners = kCorners<Rank>;
   constexpr bool reads_input = Fields || Columns;
   const int64_t stride = panel_stride(p);
@@ -462,19 +462,19 @@ void sample_backward(const DeformConvCpu<T>& p, const ChannelSlice& slice, const
       const T* from[corners];
       T* to[corners];
       T weight[corners], modulated[corners];
-      const T factor = plan.factor[tap * rows.stride + r], rest = plan.rest[tap * rows.stride + r];
+      const T factor = table.factor[tap * rows.stride + r], rest = table.rest[tap * rows.stride + r];
       const int64_t first = tap * corners * rows.stride + r;
       bool inside = true;
       // Σ over channels of gradient · pixel, per corner
       Vector<T> dot[corners] = {};
       T dot_rest[corners] = {};
-      if (plan.index[first] >= 0) {
+      if (table.index[first] >= 0) {
         for (int corner = 0; corner < corners; ++corner) {
           const int64_t at = first + corner * rows.stride;
-          const int64_t place = map + int64_t(plan.index[at]) * p.input_channels;
+          const int64_t place = map + int64_t(table.index[at]) * p.input_channels;
           if (reads_input) from[corner] = p.input + place;
           if (Input) to[corner] = p.grad_input + place;
-          weight[corner] = plan.weight[at];
+          weight[corner] = table.weight[at];
           modulated[corner] = factor * weight[corner];
         }
         each_column<T>(
@@ -506,10 +506,10 @@ void sample_backward(const DeformConvCpu<T>& p, const ChannelSlice& slice, const
               if (Columns) columns[at] = value;
             });
       } else {
-        const InsideCorners<corners> found([&](int c) { return plan.index[first + c * rows.stride]; });
+        const InsideCorners<corners> found([&](int c) { return table.index[first + c * rows.stride]; });
         inside = found.count > 0;
         for (int corner = 0; corner < corners; ++corner)
-          weight[corner] = plan.weight[first + corner * rows.stride];
+          weight[corner] = table.weight[first + corner * rows.stride];
         for (int i = 0; i < found.count; ++i) {
           const int64_t place = map + found.index[i] * p.input_channels;
           if (reads_input) from[i] = p.input + place;
@@ -548,7 +548,7 @@ void sample_backward(const DeformConvCpu<T>& p, const ChannelSlice& slice, const
           for (int corner = 0; corner < corners; ++corner) {
             for (int axis = 0; axis < Rank; ++axis) {
               const T slope =
-                  factor * rest * plan.slope[((tap * Rank + axis) * corners + corner) * rows.stride + r];
+                  factor * rest * table.slope[((tap * Rank + axis) * corners + corner) * rows.stride + r];
               sums[axis] += slope * dot[corner];
               at_point[axis] += slope * dot_rest[corner];
             }
@@ -570,14 +570,14 @@ void sample_backward(const DeformConvCpu<T>& p, const ChannelSlice& slice, const
 template <typename T, int Rank>
 struct BackwardScratch {
   Rows<T, T, Rank> rows;
-  Plan<T, Rank, true> plan;
+  SamplingTable<T, Rank, true> table;
   T* columns;   // panels of [row][kPanel]
   T* gradient;  // [output of the group][row]
   T* fields;    // [tap · (rank + 1)][row]
 
-  BackwardScratch(Arena& arena, const DeformConvCpu<T>& p)
+  BackwardScratch(Arena& arena, const DeformConvParams<T>& p)
       : rows(Rows<T, T, Rank>::allocate(arena, p.tile_rows)),
-        plan(Plan<T, Rank, true>::allocate(arena, p.taps, p.tile_rows)),
+        table(SamplingTable<T, Rank, true>::allocate(arena, p.taps, p.tile_rows)),
         columns(arena.take<T>(columns_size(p, p.most_depth))),
         gradient(arena.take<T>(p.padded_outputs * p.tile_rows)),
         fields(arena.take<T>(p.taps * (Rank + 1) * p.tile_rows)) {}
@@ -586,7 +586,7 @@ struct BackwardScratch {
 // The output's gradient for the tile: of the slice's convolution group as [output][row], or, if depthwise,
 // of its channels as [row][channel], padded_outputs apart.
 template <typename T, int Rank>
-void gather_gradient(const DeformConvCpu<T>& p, const ChannelSlice& slice, const Rows<T, T, Rank>& rows,
+void gather_gradient(const DeformConvParams<T>& p, const ChannelSlice& slice, const Rows<T, T, Rank>& rows,
                      T* gradient) {
   const int64_t outputs = slice.outputs, padded = p.padded_outputs;
   const bool last = p.grad_output_channels_last;
@@ -611,7 +611,7 @@ void gather_gradient(const DeformConvCpu<T>& p, const ChannelSlice& slice, const
 
 // A tile's gradients of offset and mask, to where they belong.
 template <typename T, int Rank>
-void store_fields(const DeformConvCpu<T>& p, int64_t s, const Rows<T, T, Rank>& rows, const T* fields) {
+void store_fields(const DeformConvParams<T>& p, int64_t s, const Rows<T, T, Rank>& rows, const T* fields) {
   const ChannelSlice& slice = p.slices[s];
   const int64_t points = p.taps * Rank;
   rows.each_image(p.out_pixels, [&](int64_t begin, int64_t end, int64_t image, int64_t pixel) {
@@ -655,7 +655,7 @@ bool all_finite(const T* gradient, int64_t outputs, int64_t rows, int64_t stride
 // The gradient of a panel of columns of several groups, group by group. As one product, in which the weights
 // between a group's channels and another's outputs are zero, Inf and NaN would reach the other groups.
 template <typename T>
-void multiply_panel_by_groups(const DeformConvCpu<T>& p, const ChannelSlice& slice, int64_t rows,
+void multiply_panel_by_groups(const DeformConvParams<T>& p, const ChannelSlice& slice, int64_t rows,
                               const T* gradient, const T* weight, T* columns) {
   const int64_t channels = slice.count / slice.groups, outputs = slice.outputs / slice.groups;
   for (int64_t r = 0; r < rows; ++r)
@@ -669,7 +669,7 @@ void multiply_panel_by_groups(const DeformConvCpu<T>& p, const ChannelSlice& sli
 }
 
 template <typename T, int Rank>
-void backward_of(const DeformConvCpu<T>& p, int64_t s, int64_t begin, int64_t end, char* scratch) {
+void backward_of(const DeformConvParams<T>& p, int64_t s, int64_t begin, int64_t end, char* scratch) {
   Arena arena{scratch};
   BackwardScratch<T, Rank> tile(arena, p);
   const ChannelSlice& slice = p.slices[s];
@@ -688,7 +688,7 @@ void backward_of(const DeformConvCpu<T>& p, int64_t s, int64_t begin, int64_t en
     const int64_t left = end * p.out_pixels - first;
     tile.rows.set(p, first, left < p.tile_rows ? left : p.tile_rows);
     const int64_t count = tile.rows.count;
-    make_plan<T, T, Rank, true>(p, slice, tile.rows, tile.plan);
+    compute_sampling_table<T, T, Rank, true>(p, slice, tile.rows, tile.table);
     gather_gradient<T, Rank>(p, slice, tile.rows, tile.gradient);
     if (fields || input) {
       const T* const weight = p.weight_backward + slice.weight;
@@ -706,7 +706,7 @@ void backward_of(const DeformConvCpu<T>& p, int64_t s, int64_t begin, int64_t en
                        tile.columns + panel * stride, kPanel<T>, 0, false);
       }
     }
-    run(p, slice, tile.rows, tile.plan, tile.columns, tile.fields);
+    run(p, slice, tile.rows, tile.table, tile.columns, tile.fields);
     if (fields) store_fields<T, Rank>(p, s, tile.rows, tile.fields);
     if (p.grad_weight && p.depthwise) {
       weight_gradient_depthwise<T>(p, slice, count, tile.gradient, padded, tile.columns,
@@ -725,7 +725,7 @@ void backward_of(const DeformConvCpu<T>& p, int64_t s, int64_t begin, int64_t en
 
 // Depthwise: weight [channel][tap] -> [tap][channel of the slice].
 template <typename T, typename S>
-void pack_depthwise(const DeformConvCpu<T, S>& p, const S* weight, S* packed, int64_t s) {
+void pack_depthwise(const DeformConvParams<T, S>& p, const S* weight, S* packed, int64_t s) {
   const ChannelSlice& slice = p.slices[s];
   for (int64_t tap = 0; tap < p.taps; ++tap)
     for (int64_t c = 0; c < slice.count; ++c)
@@ -735,7 +735,7 @@ void pack_depthwise(const DeformConvCpu<T, S>& p, const S* weight, S* packed, in
 // weight [out][channel of the group][tap] -> panels of outputs, each [tap · channel of the slice][kPanel],
 // bfloat16 in pairs of rows
 template <typename T, typename S>
-void pack_forward(const DeformConvCpu<T, S>& p, const S* weight, S* packed, int64_t s) {
+void pack_forward(const DeformConvParams<T, S>& p, const S* weight, S* packed, int64_t s) {
   if (p.depthwise) return pack_depthwise(p, weight, packed, s);
   constexpr int64_t panel = kPanel<S>, pair = sizeof(S) == sizeof(T) ? 1 : 2, stretch = 64;
   S turned[stretch * panel];
@@ -766,7 +766,7 @@ void pack_forward(const DeformConvCpu<T, S>& p, const S* weight, S* packed, int6
 // Calls run(place, packed) for every weight of a slice but a depthwise one's: where it lies in weight, and
 // in panels of columns (tap · channel of the slice), each [panel_outputs][kPanel].
 template <typename T, typename Run>
-void each_packed_weight(const DeformConvCpu<T>& p, const ChannelSlice& slice, Run run) {
+void each_packed_weight(const DeformConvParams<T>& p, const ChannelSlice& slice, Run run) {
   const int64_t outputs = p.out_channels / p.groups, group_channels = p.channels / p.groups;
   const int64_t inner = slice.first - slice.group * group_channels, channels = slice.count / slice.groups;
   for (int64_t o = 0; o < slice.outputs; ++o) {
@@ -782,7 +782,7 @@ void each_packed_weight(const DeformConvCpu<T>& p, const ChannelSlice& slice, Ru
 }
 
 template <typename T>
-void pack_backward(const DeformConvCpu<T>& p, const T* weight, T* packed, int64_t s) {
+void pack_backward(const DeformConvParams<T>& p, const T* weight, T* packed, int64_t s) {
   if (p.depthwise) return pack_depthwise(p, weight, packed, s);
   const ChannelSlice& slice = p.slices[s];
   std::memset(packed + slice.weight, 0, slice.depth * slice.panel_outputs * sizeof(T));
@@ -790,7 +790,7 @@ void pack_backward(const DeformConvCpu<T>& p, const T* weight, T* packed, int64_
 }
 
 template <typename T>
-void unpack_weight_gradient(const DeformConvCpu<T>& p, const T* packed, T* grad_weight, int64_t s,
+void unpack_weight_gradient(const DeformConvParams<T>& p, const T* packed, T* grad_weight, int64_t s,
                             bool accumulate) {
   const ChannelSlice& slice = p.slices[s];
   const auto unpack = [&](int64_t to, int64_t from) {
@@ -803,7 +803,7 @@ void unpack_weight_gradient(const DeformConvCpu<T>& p, const T* packed, T* grad_
 }
 
 template <typename T>
-void reduce_fields(const DeformConvCpu<T>& p, int64_t image, int64_t field) {
+void reduce_fields(const DeformConvParams<T>& p, int64_t image, int64_t field) {
   const int64_t points = p.taps * p.rank, fields = points + p.taps;
   const bool of_mask = field >= points;
   if (!(of_mask ? p.grad_mask : p.grad_offset)) return;
@@ -845,22 +845,22 @@ int64_t bytes_of(const Problem& p) {
 }
 
 template <typename T, typename S>
-int64_t forward_scratch(const DeformConvCpu<T, S>& p) {
+int64_t forward_scratch(const DeformConvParams<T, S>& p) {
   return by_rank(p.rank, [&](auto rank) { return bytes_of<ForwardScratch<T, S, rank()>>(p); });
 }
 
 template <typename T>
-int64_t backward_scratch(const DeformConvCpu<T>& p) {
+int64_t backward_scratch(const DeformConvParams<T>& p) {
   return by_rank(p.rank, [&](auto rank) { return bytes_of<BackwardScratch<T, rank()>>(p); });
 }
 
 template <typename T, typename S>
-void forward(const DeformConvCpu<T, S>& p, int64_t tile, char* scratch) {
+void forward(const DeformConvParams<T, S>& p, int64_t tile, char* scratch) {
   by_rank(p.rank, [&](auto rank) { forward_of<T, S, rank()>(p, tile, scratch); });
 }
 
 template <typename T>
-void backward(const DeformConvCpu<T>& p, int64_t slice, int64_t begin, int64_t end, char* scratch) {
+void backward(const DeformConvParams<T>& p, int64_t slice, int64_t begin, int64_t end, char* scratch) {
   by_rank(p.rank, [&](auto rank) { backward_of<T, rank()>(p, slice, begin, end, scratch); });
 }
 
@@ -872,15 +872,13 @@ constexpr DeformConvBackward<T> backward_kernels{backward_scratch<T>, pack_backw
                                                  unpack_weight_gradient<T>, reduce_fields<T>};
 
 constexpr DeformConvKernels kernels{
-    forward_kernels<float, float>,
-    forward_kernels<double, double>,
+    {forward_kernels<float, float>, forward_kernels<double, double>},
 #if defined(__AVX512BF16__)
     forward_kernels<float, BFloat16Bits>,
 #else
     {},
 #endif
-    backward_kernels<float>,
-    backward_kernels<double>,
+    {backward_kernels<float>, backward_kernels<double>},
 };
 
 }  // namespace

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "../common/cpu_capability.h"
-#include "deform_conv_math.h"
+#include "../common/corners.h"
 
 namespace dcnzoo {
 
@@ -25,7 +25,7 @@ struct ChannelSlice {
 // T: what is computed in. S: what maps, weights and columns are stored in: T, or bfloat16 (as its bits)
 // where the machine multiplies it.
 template <typename T, typename S = T>
-struct DeformConvCpu {
+struct DeformConvParams {
   int rank;
   int64_t in[3], out[3], kernel[3], stride[3], padding[3], dilation[3];
   int64_t images, channels, out_channels, groups, offset_groups, mask_groups;
@@ -64,11 +64,11 @@ struct DeformConvCpu {
 
 template <typename T, typename S = T>
 struct DeformConvForward {
-  int64_t panel;                                         // columns of a GEMM panel
-  int64_t (*scratch_bytes)(const DeformConvCpu<T, S>&);  // that a thread needs
-  void (*pack)(const DeformConvCpu<T, S>&, const S* weight, S* packed, int64_t slice);
+  int64_t panel;                                            // columns of a GEMM panel
+  int64_t (*scratch_bytes)(const DeformConvParams<T, S>&);  // that a thread needs
+  void (*pack)(const DeformConvParams<T, S>&, const S* weight, S* packed, int64_t slice);
   // a tile of the output
-  void (*run)(const DeformConvCpu<T, S>&, int64_t tile, char* scratch);
+  void (*run)(const DeformConvParams<T, S>&, int64_t tile, char* scratch);
   // [rows][columns] -> [columns][rows]
   void (*transpose)(const S* from, int64_t from_stride, S* to, int64_t to_stride, int64_t rows,
                     int64_t columns);
@@ -76,25 +76,25 @@ struct DeformConvForward {
 
 template <typename T>
 struct DeformConvBackward {
-  int64_t (*scratch_bytes)(const DeformConvCpu<T>&);
-  void (*pack)(const DeformConvCpu<T>&, const T* weight, T* packed, int64_t slice);
+  int64_t (*scratch_bytes)(const DeformConvParams<T>&);
+  void (*pack)(const DeformConvParams<T>&, const T* weight, T* packed, int64_t slice);
   // images [begin, end), one slice: no two slices write the same memory
-  void (*run)(const DeformConvCpu<T>&, int64_t slice, int64_t begin, int64_t end, char* scratch);
-  void (*unpack_weight_gradient)(const DeformConvCpu<T>&, const T* packed, T* grad_weight, int64_t slice,
+  void (*run)(const DeformConvParams<T>&, int64_t slice, int64_t begin, int64_t end, char* scratch);
+  void (*unpack_weight_gradient)(const DeformConvParams<T>&, const T* packed, T* grad_weight, int64_t slice,
                                  bool accumulate);
   // Sums one of an image's grad_fields over the slices that share points.
-  void (*reduce_fields)(const DeformConvCpu<T>&, int64_t image, int64_t field);
+  void (*reduce_fields)(const DeformConvParams<T>&, int64_t image, int64_t field);
 };
 
 using BFloat16Bits = uint16_t;
 
+template <typename T>
+using DeformConvSameTypeForward = DeformConvForward<T, T>;
+
 struct DeformConvKernels {
-  DeformConvForward<float> forward_float;
-  DeformConvForward<double> forward_double;
-  DeformConvForward<float, BFloat16Bits>
-      forward_bfloat16;  // run is null where the machine has no such product
-  DeformConvBackward<float> backward_float;
-  DeformConvBackward<double> backward_double;
+  KernelTable<DeformConvSameTypeForward> forward;
+  DeformConvForward<float, BFloat16Bits> forward_bfloat16;  // null where the machine has no such product
+  KernelTable<DeformConvBackward> backward;
 };
 
 DCNZOO_DECLARE_KERNELS(DeformConvKernels, deform_conv_kernels)

@@ -2,14 +2,14 @@
 //
 // A chunk of im2col_step images is lowered at a time, to columns [channels · taps][images · pixels].
 // Half types are stored as they are; points, weights of interpolation and sums are float.
-#include <array>
 #include <numeric>
 #include <tuple>
 
+#include "../common/corners.h"
 #include "../common/dispatch.cuh"
-#include "../common/launch.cuh"
+#include "../common/lane_sums.cuh"
 #include "../common/memory_format.h"
-#include "deform_conv_shapes.h"
+#include "deform_conv_checks.h"
 
 namespace dcnzoo {
 namespace {
@@ -147,22 +147,17 @@ __global__ void col2im_kernel(Sampling<A, Rank> s, const T* grad_columns, A* gra
   }
 }
 
-constexpr int kFieldColumns = 32;  // neighbouring pixels: a warp
-constexpr int kFieldLanes = 8;     // threads that share a pixel's channels
-static_assert(kFieldColumns * kFieldLanes == kThreads);
-
 // Gradients of offset and mask. `owners` groups of channels own one value of a field each (per tap and
 // pixel); a column of threads sums over the channels of one, in an order that is always the same.
 template <typename T, typename A, int Rank>
 __global__ void grad_fields_kernel(Sampling<A, Rank> s, int64_t owners, const T* input, const T* grad_columns,
                                    A* grad_offset, A* grad_mask) {
   constexpr int corner_count = 1 << Rank;
-  __shared__ A sums[Rank + 1][kFieldLanes][kFieldColumns];
   const int64_t count = owners * s.taps * s.images * s.out_pixels;
   const int64_t owned = s.channels / owners;
   const int lane = threadIdx.y, column = threadIdx.x;
-  const int64_t step = int64_t(gridDim.x) * kFieldColumns;
-  for (int64_t first = int64_t(blockIdx.x) * kFieldColumns; first < count; first += step) {
+  const int64_t step = int64_t(gridDim.x) * kSumColumns;
+  for (int64_t first = int64_t(blockIdx.x) * kSumColumns; first < count; first += step) {
     const int64_t index = first + column;
     const Place at = s.place(index < count ? index : 0);
     const int64_t owner = at.piece;
@@ -171,7 +166,7 @@ __global__ void grad_fields_kernel(Sampling<A, Rank> s, int64_t owners, const T*
          begin += s.pieces.slice) {
       const Corners<A, int64_t, Rank> corners = s.corners(at, s.offset_group(begin));
       const A factor = s.factor(at, s.mask_group(begin));
-      for (int64_t channel = begin + lane; channel < begin + s.pieces.slice; channel += kFieldLanes) {
+      for (int64_t channel = begin + lane; channel < begin + s.pieces.slice; channel += kSumLanes) {
         const T* map = input + s.map(at.image, channel);
         A value[Rank + 1] = {};
 #pragma unroll
@@ -191,18 +186,11 @@ __global__ void grad_fields_kernel(Sampling<A, Rank> s, int64_t owners, const T*
         sum[Rank] += gradient * value[Rank];
       }
     }
-#pragma unroll
-    for (int i = 0; i <= Rank; ++i) sums[i][lane][column] = sum[i];
-    __syncthreads();
-    // Thread (lane i, column) adds up value i: there are at least as many lanes as values.
-    if (lane <= Rank && index < count) {
-      A total = A(0);
-      for (int other = 0; other < kFieldLanes; ++other) total += sums[lane][other][column];
+    sum_over_lanes(sum, index < count, [&](int i, A total) {
       const int64_t field = (at.image * owners + owner) * s.taps + at.tap;
-      if (lane < Rank && grad_offset) grad_offset[(field * Rank + lane) * s.out_pixels + at.pixel] = total;
-      if (lane == Rank && grad_mask) grad_mask[field * s.out_pixels + at.pixel] = total;
-    }
-    __syncthreads();
+      if (i < Rank && grad_offset) grad_offset[(field * Rank + i) * s.out_pixels + at.pixel] = total;
+      if (i == Rank && grad_mask) grad_mask[field * s.out_pixels + at.pixel] = total;
+    });
   }
 }
 
@@ -242,10 +230,9 @@ void launch_col2im(const Sampling<Accumulate<T>, Rank>& s, const Tensor& grad_co
 template <typename T, int Rank>
 void launch_grad_fields(const Sampling<Accumulate<T>, Rank>& s, int64_t owners, const Tensor& input,
                         const Tensor& grad_columns, Accumulate<T>* grad_offset, Accumulate<T>* grad_mask) {
-  static_assert(Rank < kFieldLanes, "a lane per value");
-  const int64_t threads = owners * s.taps * s.images * s.out_pixels * kFieldLanes;
+  const int64_t threads = owners * s.taps * s.images * s.out_pixels * kSumLanes;
   launch("grad_fields_kernel", grad_fields_kernel<T, Accumulate<T>, Rank>, blocks_for(threads),
-         dim3(kFieldColumns, kFieldLanes), input, s, owners, data_of<T>(input), data_of<T>(grad_columns),
+         dim3(kSumColumns, kSumLanes), input, s, owners, data_of<T>(input), data_of<T>(grad_columns),
          grad_offset, grad_mask);
 }
 
@@ -272,15 +259,11 @@ void launch_accumulate(const Tensor& values, const Tensor& sums) {
 
 // out = a · b, batched. The out variant: autocast leaves it alone.
 void multiply(const Tensor& a, const Tensor& b, const Tensor& out) {
-  using torch::stable::detail::from;
-  std::array<StableIValue, 3> stack{from(a), from(b), from(out)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::bmm", "out", stack.data(), TORCH_ABI_VERSION));
-  const Tensor result = torch::stable::detail::to<Tensor>(stack[0]);  // releases the handle
+  call_operator<1>("aten::bmm", "out", a, b, out);
 }
 
 // sums += a · b, batched. Half types are not rounded in between: cuBLAS writes float.
 void multiply_and_add(const Tensor& a, const Tensor& b, const Tensor& sums) {
-  using torch::stable::detail::from;
   const Tensor product = torch::stable::new_empty(sums, sizes_of(sums));
   if (a.scalar_type() == sums.scalar_type()) {
     multiply(a, b, product);
@@ -288,10 +271,7 @@ void multiply_and_add(const Tensor& a, const Tensor& b, const Tensor& sums) {
     const auto wide = [&](const Tensor& matrices) { return torch::stable::to(matrices, sums.scalar_type()); };
     multiply(wide(a), wide(b), product);
   } else {
-    std::array<StableIValue, 4> stack{from(a), from(b), from(sums.scalar_type()), from(product)};
-    STABLE_TORCH_ERROR_CODE_CHECK(
-        torch_call_dispatcher("aten::bmm", "dtype_out", stack.data(), TORCH_ABI_VERSION));
-    const Tensor result = torch::stable::detail::to<Tensor>(stack[0]);  // releases the handle
+    call_operator<1>("aten::bmm", "dtype_out", a, b, sums.scalar_type(), product);
   }
   launch_accumulate(product, sums);
 }
@@ -327,7 +307,7 @@ struct Chunk {
     const auto channels_of = [&](int64_t groups) { return groups ? s.channels / groups : s.channels; };
     ChannelPieces pieces;
     pieces.slice = std::gcd(channels_of(s.offset_groups), channels_of(s.mask_groups));
-    pieces.per_slice = (pieces.slice + ChannelPieces::kMost - 1) / ChannelPieces::kMost;
+    pieces.per_slice = ceil_div(pieces.slice, ChannelPieces::kMost);
     pieces.count = s.channels / pieces.slice * pieces.per_slice;
     return {s.geometry<Rank>(),
             images,

@@ -1,6 +1,6 @@
 #include "../common/tensor.h"
 
-#include "deform_conv_shapes.h"
+#include "deform_conv_checks.h"
 
 namespace dcnzoo {
 namespace {

@@ -1,9 +1,7 @@
 // deform_conv_transpose: the adjoint of deform_conv with respect to its input, so it has no kernels of
 // its own. What is the input here is the output there, and the other way round.
-#include <array>
-
 #include "../common/memory_format.h"
-#include "../deform_conv/deform_conv_shapes.h"
+#include "../common/argument_checks.h"
 
 namespace dcnzoo {
 namespace {
@@ -65,28 +63,13 @@ Tensor adjoint(const Tensor& grad_output, const std::vector<int64_t>& sizes, con
                const std::optional<Tensor>& offset, const std::optional<Tensor>& mask,
                const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
                const std::vector<int64_t>& dilation, int64_t groups, std::optional<int64_t> im2col_step) {
-  using torch::stable::detail::from;
-  using torch::stable::detail::to;
   // Tells sizes and memory format; its values do not matter.
   const Tensor input = wants_channels_last(grad_output) ? new_channels_last(grad_output, sizes)
                                                         : torch::stable::new_empty(grad_output, sizes);
   const std::array<bool, 5> wanted{true, false, false, false, false};
-  std::array<StableIValue, 11> stack{
-      from(grad_output),
-      from(input),
-      from(weight),
-      from(offset),
-      from(mask),
-      from(stride),
-      from(padding),
-      from(dilation),
-      from(groups),
-      from(im2col_step),
-      from(torch::headeronly::HeaderOnlyArrayRef<bool>(wanted.data(), wanted.size()))};
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher("dcnzoo::_deform_conv_backward", "", stack.data(), TORCH_ABI_VERSION));
-  for (int other = 1; other < 5; ++other) to<Tensor>(stack[other]);  // takes ownership: they are released
-  return to<Tensor>(stack[0]);
+  return call_operator<5>("dcnzoo::_deform_conv_backward", "", grad_output, input, weight, offset, mask,
+                          stride, padding, dilation, groups, im2col_step,
+                          torch::headeronly::HeaderOnlyArrayRef<bool>(wanted.data(), wanted.size()))[0];
 }
 
 Tensor deform_conv_transpose(const Tensor& input, const Tensor& weight, std::optional<Tensor> offset,

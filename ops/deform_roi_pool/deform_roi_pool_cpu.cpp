@@ -4,7 +4,7 @@
 
 #include "../common/parallel.h"
 #include "../common/roi_shares.h"
-#include "deform_roi_pool_shapes.h"
+#include "deform_roi_pool_checks.h"
 
 namespace dcnzoo {
 namespace {
@@ -59,13 +59,8 @@ void sum_bin(const T* maps, int64_t pixels, int64_t width, Range<T> rows, Range<
   }
 }
 
-// Channels that are worked on together: few enough that their maps stay in the cache from one RoI to
-// the next, enough that a RoI's tables pay.
-constexpr int64_t kBlock = 16;
 // Channels of which sums are kept in registers: one sum alone would wait for its own additions.
 constexpr int kTogether = 4;
-
-int64_t channel_blocks(const DeformRoiPoolShapes& s) { return (s.channels + kBlock - 1) / kBlock; }
 
 // Calls work(number, first): kTogether channels at a time, then one by one.
 template <typename Work>
@@ -88,12 +83,12 @@ Tensor forward(const DeformRoiPoolShapes& s, const Tensor& input_any, const Tens
   T* out = output.mutable_data_ptr<T>();
   const std::vector<int64_t> images = images_of_rois("deform_roi_pool", roi, s.rois, s.batch);
   const int64_t pixels = s.height * s.width, bins = s.output_h * s.output_w;
-  parallel_for(channel_blocks(s) * s.rois, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(ceil_div(s.channels, kRoiChannels) * s.rois, 1, [&](int64_t begin, int64_t end) {
     BinPlan<T> plan;
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t k = task % s.rois, block = task / s.rois * kBlock;
+      const int64_t k = task % s.rois, block = task / s.rois * kRoiChannels;
       plan.build(s, roi + 5 * k, shifts + 2 * k * bins);
-      in_groups(std::min(kBlock, s.channels - block), [&](auto number, int64_t first) {
+      in_groups(std::min(kRoiChannels, s.channels - block), [&](auto number, int64_t first) {
         constexpr int channels = decltype(number)::value;
         const T* group = maps + (images[k] * s.channels + block + first) * pixels;
         T* group_out = out + (k * s.channels + block + first) * bins;
@@ -114,19 +109,16 @@ struct Arguments {
   std::vector<int64_t> images;  // of the RoIs
 };
 
-// RoIs overlap: a thread owns channels of an image, not RoIs, so that no two threads write to one
-// map and a pixel's sum has one order.
 template <typename T>
 void backward_input(const DeformRoiPoolShapes& s, const Arguments<T>& given, T* grad_input) {
-  std::vector<std::vector<int64_t>> rois_of(s.batch);
-  for (int64_t k = 0; k < s.rois; ++k) rois_of[given.images[k]].push_back(k);
-  const int64_t blocks = channel_blocks(s);
+  const auto rois_of = rois_by_image(given.images, s.batch);
+  const int64_t blocks = ceil_div(s.channels, kRoiChannels);
   const int64_t pixels = s.height * s.width, bins = s.output_h * s.output_w;
   parallel_for(s.batch * blocks, 1, [&](int64_t begin, int64_t end) {
     BinPlan<T> plan;
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t image = task / blocks, first = task % blocks * kBlock;
-      const int64_t last = std::min(first + kBlock, s.channels);
+      const int64_t image = task / blocks, first = task % blocks * kRoiChannels;
+      const int64_t last = std::min(first + kRoiChannels, s.channels);
       for (int64_t k : rois_of[image]) {
         plan.build(s, given.rois + 5 * k, given.offset + 2 * k * bins);
         for (int64_t channel = first; channel < last; ++channel) {

@@ -2,8 +2,9 @@
 #include <tuple>
 
 #include "../common/dispatch.cuh"
+#include "../common/lane_sums.cuh"
 #include "../common/roi.cuh"
-#include "deform_roi_pool_shapes.h"
+#include "deform_roi_pool_checks.h"
 
 namespace dcnzoo {
 namespace {
@@ -87,24 +88,19 @@ __global__ void grad_input_kernel(DeformRoiPoolShapes s, int64_t count, const T*
   }
 }
 
-constexpr int kBinColumns = 32;  // neighbouring bins: a warp
-constexpr int kBinLanes = 8;     // threads that share a bin's channels
-static_assert(kBinColumns * kBinLanes == kThreads);
-
 // A column of threads sums over the channels of a bin, in an order that is always the same.
 template <typename T, typename A>
 __global__ void grad_offset_kernel(DeformRoiPoolShapes s, int64_t count, const T* grad_output, const T* input,
                                    const A* rois, const A* offset, A* grad_offset) {
-  __shared__ A sums[2][kBinLanes][kBinColumns];
   const int64_t bins = s.output_h * s.output_w;
   const int lane = threadIdx.y, column = threadIdx.x;
-  const int64_t step = int64_t(gridDim.x) * kBinColumns;
-  for (int64_t first = int64_t(blockIdx.x) * kBinColumns; first < count; first += step) {
+  const int64_t step = int64_t(gridDim.x) * kSumColumns;
+  for (int64_t first = int64_t(blockIdx.x) * kSumColumns; first < count; first += step) {
     const int64_t index = first + column;
     const MovedBin<A> bin = bin_at(s, rois, offset, index < count ? index : 0);
     const T* gradients = grad_output + (index / bins * s.channels) * bins + index % bins;
-    A along_x = A(0), along_y = A(0);
-    for (int64_t channel = lane; index < count && channel < s.channels; channel += kBinLanes) {
+    A along[2] = {};  // x and y
+    for (int64_t channel = lane; index < count && channel < s.channels; channel += kSumLanes) {
       const T* map = input + map_of(s, bin, channel);
       // Where no sample reads two pixels of an axis, moving the bin changes nothing, be the gradient Inf.
       A slope_x = A(0), slope_y = A(0);
@@ -115,19 +111,13 @@ __global__ void grad_offset_kernel(DeformRoiPoolShapes s, int64_t count, const T
         moves_x |= x.reads_two(), moves_y |= y.reads_two();
       });
       const A gradient = A(gradients[channel * bins]);
-      if (moves_x && bin.x_reach != A(0)) along_x += gradient * slope_x;
-      if (moves_y && bin.y_reach != A(0)) along_y += gradient * slope_y;
+      if (moves_x && bin.x_reach != A(0)) along[0] += gradient * slope_x;
+      if (moves_y && bin.y_reach != A(0)) along[1] += gradient * slope_y;
     }
-    sums[0][lane][column] = along_x;
-    sums[1][lane][column] = along_y;
-    __syncthreads();
-    if (lane < 2 && index < count) {  // lane 0 adds up x, lane 1 y
-      A total = A(0);
-      for (int other = 0; other < kBinLanes; ++other) total += sums[lane][other][column];
-      const A reach = lane == 0 ? bin.x_reach : bin.y_reach;
-      grad_offset[(index / bins * 2 + lane) * bins + index % bins] = total * (reach / bin.count);
-    }
-    __syncthreads();
+    sum_over_lanes(along, index < count, [&](int axis, A total) {
+      const A reach = axis == 0 ? bin.x_reach : bin.y_reach;
+      grad_offset[(index / bins * 2 + axis) * bins + index % bins] = total * (reach / bin.count);
+    });
   }
 }
 
@@ -154,8 +144,8 @@ void launch_grad_offset(const DeformRoiPoolShapes& s, const Tensor& grad_output,
                         const Tensor& rois, const Tensor& offset, const Tensor& grad_offset) {
   using A = Accumulate<T>;
   const int64_t bins = s.rois * s.output_h * s.output_w;
-  launch("grad_offset_kernel", grad_offset_kernel<T, A>, blocks_for(bins * kBinLanes),
-         dim3(kBinColumns, kBinLanes), input, s, bins, data_of<T>(grad_output), data_of<T>(input),
+  launch("grad_offset_kernel", grad_offset_kernel<T, A>, blocks_for(bins * kSumLanes),
+         dim3(kSumColumns, kSumLanes), input, s, bins, data_of<T>(grad_output), data_of<T>(input),
          data_of<A>(rois), data_of<A>(offset), mutable_data_of<A>(grad_offset));
 }
 

@@ -2,14 +2,13 @@
 
 #include "nms_cpu_kernel.h"
 #include "nms_math.h"
-#include "nms_shapes.h"
+#include "nms_checks.h"
 
 namespace dcnzoo {
 namespace {
 
-template <typename T, typename Flag>
-Tensor nms_of(const Tensor& boxes, const Tensor& order, T threshold, T offset,
-              void (*suppress)(BoxList<T>, T, T, Flag*)) {
+template <typename T>
+Tensor nms_of(const Tensor& boxes, const Tensor& order, T threshold, T offset) {
   const int64_t count = boxes.size(0);
   const T* box = boxes.const_data_ptr<T>();
   const int64_t* rank = order.const_data_ptr<int64_t>();
@@ -21,10 +20,11 @@ Tensor nms_of(const Tensor& boxes, const Tensor& order, T threshold, T offset,
     for (int f = 0; f < 4; ++f) field[f][i] = from[f];
     field[4][i] = area_of(Box<T>{from[0], from[1], from[2], from[3]}, offset);
   }
-  std::vector<Flag> suppressed(count);
+  std::vector<NmsFlag<T>> suppressed(count);
+  const auto suppress = nms_kernels_dispatched().of<T>().suppress;
   suppress({field[0], field[1], field[2], field[3], field[4], count}, threshold, offset, suppressed.data());
 
-  const int64_t kept = std::count(suppressed.begin(), suppressed.end(), Flag(0));
+  const int64_t kept = std::count(suppressed.begin(), suppressed.end(), NmsFlag<T>(0));
   Tensor result = torch::stable::new_empty(order, {kept});
   int64_t* out = result.mutable_data_ptr<int64_t>();
   for (int64_t i = 0; i < count; ++i)
@@ -35,10 +35,9 @@ Tensor nms_of(const Tensor& boxes, const Tensor& order, T threshold, T offset,
 Tensor nms_cpu(const Tensor& boxes, const Tensor& scores, double iou_threshold, int64_t offset) {
   check_nms(boxes, scores, offset);
   const Tensor values = contiguous_boxes(boxes), order = descending_order(scores);
-  const NmsKernels& kernels = nms_kernels_dispatched();
   return values.scalar_type() == ScalarType::Double
-             ? nms_of<double>(values, order, iou_threshold, double(offset), kernels.suppress_double)
-             : nms_of<float>(values, order, float(iou_threshold), float(offset), kernels.suppress_float);
+             ? nms_of<double>(values, order, iou_threshold, double(offset))
+             : nms_of<float>(values, order, float(iou_threshold), float(offset));
 }
 
 }  // namespace

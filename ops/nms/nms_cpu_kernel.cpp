@@ -5,8 +5,9 @@
 namespace dcnzoo::DCNZOO_CPU_NAMESPACE {
 namespace {
 
-template <typename T, typename Flag>
-void suppress(BoxList<T> boxes, T threshold, T offset, Flag* __restrict suppressed) {
+template <typename T>
+void suppress(BoxList<T> boxes, T threshold, T offset, NmsFlag<T>* __restrict suppressed) {
+  using Flag = NmsFlag<T>;
   const T *x1 = boxes.x1, *y1 = boxes.y1, *x2 = boxes.x2, *y2 = boxes.y2, *area = boxes.area;
   for (int64_t i = 0; i < boxes.count; ++i) suppressed[i] = 0;
   for (int64_t i = 0; i < boxes.count; ++i) {
@@ -23,8 +24,8 @@ void suppress(BoxList<T> boxes, T threshold, T offset, Flag* __restrict suppress
 
 }  // namespace
 
-const NmsKernels& nms_kernels() {
-  static constexpr NmsKernels kernels{suppress<float, int32_t>, suppress<double, int64_t>};
+const KernelTable<NmsKernels>& nms_kernels() {
+  static constexpr KernelTable<NmsKernels> kernels{{suppress<float>}, {suppress<double>}};
   return kernels;
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "../common/cpu_capability.h"
 
@@ -14,13 +15,16 @@ struct BoxList {
   int64_t count;
 };
 
+// As wide as the boxes' type: a narrower one would have to be packed in every step.
+template <typename T>
+using NmsFlag = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
+
+template <typename T>
 struct NmsKernels {
-  // Writes 1 where a kept box before this one overlaps it, else 0. Flags are as wide as the boxes'
-  // type: narrower ones would have to be packed in every step.
-  void (*suppress_float)(BoxList<float> boxes, float threshold, float offset, int32_t* suppressed);
-  void (*suppress_double)(BoxList<double> boxes, double threshold, double offset, int64_t* suppressed);
+  // Writes 1 where a kept box before this one overlaps it, else 0.
+  void (*suppress)(BoxList<T> boxes, T threshold, T offset, NmsFlag<T>* suppressed);
 };
 
-DCNZOO_DECLARE_KERNELS(NmsKernels, nms_kernels)
+DCNZOO_DECLARE_KERNELS(KernelTable<NmsKernels>, nms_kernels)
 
 }  // namespace dcnzoo

@@ -1,7 +1,7 @@
 #include "../common/dispatch.cuh"
 #include "../common/launch.cuh"
 #include "nms_math.h"
-#include "nms_shapes.h"
+#include "nms_checks.h"
 
 namespace dcnzoo {
 namespace {
@@ -88,18 +88,10 @@ void launch_overlap_mask(const Tensor& boxes, const Tensor& order, double thresh
          data_of<int64_t>(order), boxes.size(0), words, T(threshold), T(offset), mutable_data_of<Word>(mask));
 }
 
-Tensor masked_select(const Tensor& tensor, const Tensor& mask) {
-  using torch::stable::detail::from;
-  std::array<StableIValue, 2> stack{from(tensor), from(mask)};
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher("aten::masked_select", "", stack.data(), TORCH_ABI_VERSION));
-  return torch::stable::detail::to<Tensor>(stack[0]);
-}
-
 Tensor nms_cuda(const Tensor& boxes, const Tensor& scores, double iou_threshold, int64_t offset) {
   check_nms(boxes, scores, offset);
   const Tensor values = contiguous_boxes(boxes), order = descending_order(scores);
-  const int64_t count = boxes.size(0), words = (count + kWord - 1) / kWord;
+  const int64_t count = boxes.size(0), words = ceil_div(count, kWord);
   if (count == 0) return order;
   const Tensor mask = torch::stable::new_empty(order, {count, words});
   const Tensor removed = torch::stable::new_zeros(order, {words});
@@ -110,7 +102,7 @@ Tensor nms_cuda(const Tensor& boxes, const Tensor& scores, double iou_threshold,
     launch_overlap_mask<float>(values, order, iou_threshold, offset, words, mask);
   launch("keep_kernel", keep_kernel, 1, kKeepThreads, boxes, data_of<Word>(mask), count, words,
          mutable_data_of<Word>(removed), mutable_data_of<bool>(keep));
-  return masked_select(order, keep);
+  return call_operator<1>("aten::masked_select", "", order, keep)[0];
 }
 
 }  // namespace

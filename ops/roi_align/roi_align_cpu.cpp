@@ -3,20 +3,14 @@
 
 #include "../common/parallel.h"
 #include "roi_align_cpu_kernel.h"
-#include "roi_align_shapes.h"
+#include "roi_align_checks.h"
 
 namespace dcnzoo {
 namespace {
 
 template <typename T>
-const RoiAlignKernels<T>& kernels();
-template <>
-const RoiAlignKernels<float>& kernels() {
-  return roi_align_kernels_float_dispatched();
-}
-template <>
-const RoiAlignKernels<double>& kernels() {
-  return roi_align_kernels_double_dispatched();
+const RoiAlignKernels<T>& kernels() {
+  return roi_align_kernels_dispatched().of<T>();
 }
 
 // One thread's tables: built per RoI, used for all of its channels.
@@ -53,12 +47,6 @@ class AveragePlan {
   std::vector<T> row_;
 };
 
-// Channels that are worked on together: few enough that their maps stay in the cache from one RoI to
-// the next, enough that a RoI's tables pay.
-constexpr int64_t kBlock = 16;
-
-int64_t channel_blocks(const RoiAlignShapes& s) { return (s.channels + kBlock - 1) / kBlock; }
-
 struct RoiAlignOutputs {
   Tensor output, argmax_y, argmax_x;
 };
@@ -79,12 +67,12 @@ RoiAlignOutputs forward(const Tensor& input_any, const Tensor& rois_any, const R
   T* out_x = argmax_x.mutable_data_ptr<T>();
   const std::vector<int64_t> images = images_of_rois("roi_align", roi, s.rois, s.batch);
   const int64_t pixels = s.height * s.width, bins = s.output_h * s.output_w;
-  const int64_t blocks = channel_blocks(s);
+  const int64_t blocks = ceil_div(s.channels, kRoiChannels);
   parallel_for(blocks * s.rois, 1, [&](int64_t begin, int64_t end) {
     AveragePlan<T> plan(s);
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t k = task % s.rois, first = task / s.rois * kBlock;
-      const int64_t channels = std::min(kBlock, s.channels - first);
+      const int64_t k = task % s.rois, first = task / s.rois * kRoiChannels;
+      const int64_t channels = std::min(kRoiChannels, s.channels - first);
       const T* block_maps = maps + (images[k] * s.channels + first) * pixels;
       int64_t at = (k * s.channels + first) * bins;
       if (s.average) {
@@ -124,18 +112,14 @@ Tensor backward(const Tensor& grad_any, const Tensor& rois_any, const Tensor& y_
   const T* at_x = argmax_x.const_data_ptr<T>();
   T* maps = grad_input.mutable_data_ptr<T>();
   const std::vector<int64_t> images = images_of_rois("roi_align", roi, s.rois, s.batch);
-  std::vector<std::vector<int64_t>> rois_of(s.batch);
-  for (int64_t k = 0; k < s.rois; ++k) rois_of[images[k]].push_back(k);
-
-  // RoIs overlap: a thread owns channels of an image, not RoIs, so that no two threads write to one
-  // map and a pixel's sum has one order.
-  const int64_t blocks = channel_blocks(s);
+  const auto rois_of = rois_by_image(images, s.batch);
+  const int64_t blocks = ceil_div(s.channels, kRoiChannels);
   const int64_t pixels = s.height * s.width, bins = s.output_h * s.output_w;
   parallel_for(s.batch * blocks, 1, [&](int64_t begin, int64_t end) {
     AveragePlan<T> plan(s);
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t image = task / blocks, first = task % blocks * kBlock;
-      const int64_t channels = std::min(kBlock, s.channels - first);
+      const int64_t image = task / blocks, first = task % blocks * kRoiChannels;
+      const int64_t channels = std::min(kRoiChannels, s.channels - first);
       T* block_maps = maps + (image * s.channels + first) * pixels;
       for (int64_t k : rois_of[image]) {
         const int64_t start = (k * s.channels + first) * bins;

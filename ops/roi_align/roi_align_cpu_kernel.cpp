@@ -45,13 +45,9 @@ void backward(const RoiAverage<T>& roi, const T* grad_output, int64_t channels, 
 
 }  // namespace
 
-const RoiAlignKernels<float>& roi_align_kernels_float() {
-  static constexpr RoiAlignKernels<float> kernels{forward<float>, backward<float>};
-  return kernels;
-}
-
-const RoiAlignKernels<double>& roi_align_kernels_double() {
-  static constexpr RoiAlignKernels<double> kernels{forward<double>, backward<double>};
+const KernelTable<RoiAlignKernels>& roi_align_kernels() {
+  static constexpr KernelTable<RoiAlignKernels> kernels{{forward<float>, backward<float>},
+                                                        {forward<double>, backward<double>}};
   return kernels;
 }
 

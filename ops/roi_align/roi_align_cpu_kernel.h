@@ -25,7 +25,6 @@ struct RoiAlignKernels {
   void (*backward)(const RoiAverage<T>&, const T* grad_output, int64_t channels, T* grad_maps);
 };
 
-DCNZOO_DECLARE_KERNELS(RoiAlignKernels<float>, roi_align_kernels_float)
-DCNZOO_DECLARE_KERNELS(RoiAlignKernels<double>, roi_align_kernels_double)
+DCNZOO_DECLARE_KERNELS(KernelTable<RoiAlignKernels>, roi_align_kernels)
 
 }  // namespace dcnzoo

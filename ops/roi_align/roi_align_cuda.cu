@@ -2,7 +2,7 @@
 
 #include "../common/dispatch.cuh"
 #include "../common/roi.cuh"
-#include "roi_align_shapes.h"
+#include "roi_align_checks.h"
 
 namespace dcnzoo {
 namespace {

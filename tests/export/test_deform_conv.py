@@ -8,6 +8,7 @@ import dcnzoo.ops
 from dcnzoo.export import export_onnx, register_deform_conv2d_onnx_op, register_onnx_ops, translation_table
 from dcnzoo.layers import PackedDeformConv2d
 from dcnzoo.ops import reference as oracle
+from dcnzoo.utils.errors import UserError
 from tests.op_cases import deform_conv as cases
 
 onnx = pytest.importorskip("onnx")
@@ -335,7 +336,7 @@ def test_the_file_is_whole_or_not_there(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr(onnx, "save", fails)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(UserError, match="disk full"):
         export_onnx(Call(sample), inputs(sample), path)
     assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
     assert path.read_text() == "what was there"

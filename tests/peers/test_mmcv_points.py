@@ -1,12 +1,11 @@
 """Operators on sets of points, and others by index, against mmcv's CUDA kernels on threads of the host."""
 
 import importlib
-import math
-import random
 
 import pytest
 import torch
-import torch.nn.functional as F
+from test_mmcv_cuda_only import Case as Numbers
+from test_mmcv_cuda_only import assert_close, with_grad
 
 import dcnzoo.models  # noqa: F401
 from dcnzoo.compat.mmcv import _ext as stand_in
@@ -68,8 +67,8 @@ extern "C" void all_boxes(int b, int boxes_num, int m, const D* boxes, const D* 
 }
 """
 
-MODULES = ("gather_points", "group_points", "three_interpolate", "three_nn", "ball_query", "correlation")
-MODULES += ("chamfer_distance", "fused_bias_leakyrelu")
+# What mmcv's kernels cannot be asked here is tested by hand: tests/test_compat_mmcv_polygons.py.
+MODULES = ("gather_points", "group_points", "three_interpolate", "three_nn", "ball_query")
 
 
 @pytest.fixture(scope="module")
@@ -83,14 +82,10 @@ def on_the_stand_in(monkeypatch):
         monkeypatch.setattr(importlib.import_module(f"mmcv.ops.{name}"), "ext_module", stand_in)
 
 
-class Case:
+class Case(Numbers):
     def __init__(self, seed):
-        self.choose = random.Random(seed)
-        self.generator = torch.Generator().manual_seed(seed)
+        super().__init__(seed)
         self.whole = seed % 3 == 0  # coordinates, so that distances tie
-
-    def normal(self, *shape):
-        return torch.randn(shape, generator=self.generator, dtype=torch.float64)
 
     def points(self, *shape):
         points = self.normal(*shape, 3) * 2
@@ -102,18 +97,6 @@ class Case:
     def sizes(self):
         """Batch, channels, points, chosen points, samples of each."""
         return [self.choose.choice([0, 1, 3]), *(self.choose.randint(1, 5) for _ in range(4))]
-
-
-def with_grad(function, input):
-    leaf = input.clone().requires_grad_()
-    output = function(leaf)
-    grad = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view(output.shape)
-    return grad, [output.detach(), *torch.autograd.grad(output, leaf, grad)]
-
-
-def assert_close(got, want):
-    for g, w in zip(got, want, strict=True):
-        torch.testing.assert_close(g, w, atol=1e-12, rtol=1e-12)
 
 
 @pytest.mark.parametrize("seed", CASES)
@@ -223,29 +206,6 @@ def test_ball_query(kernels, seed):
 
 
 @pytest.mark.parametrize("seed", CASES)
-@pytest.mark.parametrize("by_distance", [False, True])
-def test_furthest_point_sample(by_distance, seed):
-    """By hand: between steps mmcv's threads overtake one another, here more than on a GPU."""
-    case = Case(seed)
-    batch, _, points, wanted, _ = case.sizes()
-    points += case.choose.randint(0, 9)
-    sources = case.points(batch, points).float()
-    squares = (sources[:, :, None] - sources[:, None]).square().sum(-1)
-    distances = squares if by_distance else sources
-    got = torch.zeros(batch, wanted, dtype=torch.int32)
-    name = "furthest_point_sampling_with_dist_forward" if by_distance else "furthest_point_sampling_forward"
-    temp = torch.full((batch, points), 1e10)
-    getattr(stand_in, name)(distances, temp, got, b=batch, n=points, m=wanted)
-    threads = 2 ** int(math.log2(points))
-    for b in range(batch):
-        chosen = [0]
-        while len(chosen) < wanted:
-            far = [min(squares[b, i, j].item() for j in chosen) for i in range(points)]
-            chosen.append(min(range(points), key=lambda i: (-far[i], i % threads, i)))
-        assert got[b].tolist() == chosen
-
-
-@pytest.mark.parametrize("seed", CASES)
 def test_points_in_boxes(kernels, seed):
     case = Case(seed)
     batch, count, points, _, _ = case.sizes()
@@ -262,80 +222,3 @@ def test_points_in_boxes(kernels, seed):
     stand_in.points_in_boxes_all_forward(boxes, sources, got)
     kernels("all_boxes", batch, count, points, boxes, sources, want)
     assert torch.equal(got, want)
-
-
-@pytest.mark.parametrize("seed", CASES)
-def test_chamfer_distance(seed):
-    """By hand: mmcv's kernel reads past the end of sets whose size is no multiple of four."""
-    case = Case(seed)
-    batch, ours, theirs = case.choose.choice([1, 3]), case.choose.randint(1, 6), case.choose.randint(1, 6)
-    points, others = (case.points(batch, n)[..., :2].contiguous() for n in (ours, theirs))
-    leaves = [points.requires_grad_(), others.requires_grad_()]
-    one, other, first, second = mmcv_ops.chamfer_distance(*leaves)
-    loss, loss_by_hand = (one * (1 + first)).sum() - 2 * other.sum(), 0
-    for b in range(batch):
-        pairs = [[((p - q) ** 2).sum() for q in others[b]] for p in points[b]]
-        for i, row in enumerate(pairs):
-            nearest = min(range(theirs), key=lambda j: row[j].item())
-            assert first[b, i] == nearest
-            loss_by_hand = loss_by_hand + row[nearest] * (1 + nearest)
-        for j in range(theirs):
-            nearest = min(range(ours), key=lambda i: pairs[i][j].item())
-            assert second[b, j] == nearest
-            loss_by_hand = loss_by_hand - 2 * pairs[nearest][j]
-    assert loss.item() == pytest.approx(loss_by_hand.item(), rel=1e-5, abs=1e-5)
-    want = torch.autograd.grad(loss_by_hand, leaves)
-    for g, w in zip(torch.autograd.grad(loss, leaves), want, strict=True):
-        torch.testing.assert_close(g, w, atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("seed", CASES)
-def test_correlation(seed):
-    """By hand."""
-    case = Case(seed)
-    kernel, displacement, stride = case.choose.choice([1, 2, 3]), case.choose.choice([0, 1, 2]), seed % 2 + 1
-    padding, dilation, spread = (case.choose.choice([0, 1]), *(case.choose.choice([1, 2]) for _ in range(2)))
-    size = (case.choose.randint(5, 6), case.choose.randint(5, 7))
-    first, second = (case.normal(1, 2, *size).requires_grad_() for _ in range(2))
-    got = mmcv_ops.Correlation(kernel, displacement, stride, padding, dilation, spread)(first, second)
-    # all products of pixels, and which of them each output adds up
-    products = torch.einsum("cyx,cvu->yxvu", first[0], second[0])
-    want = []
-    for a in range(-displacement, displacement + 1):
-        for b in range(-displacement, displacement + 1):
-            for h in range(got.shape[3]):
-                for w in range(got.shape[4]):
-                    taps = [(i, j) for i in range(kernel) for j in range(kernel)]
-                    at = [
-                        (h * stride - padding + i * dilation, w * stride - padding + j * dilation)
-                        for i, j in taps
-                    ]
-                    at = [(y, x, y + a * spread, x + b * spread) for y, x in at]
-                    inside = [p for p in at if all(0 <= v < size[n % 2] for n, v in enumerate(p))]
-                    want.append(sum((products[p] for p in inside), products.new_zeros(())))
-    want = torch.stack(want).view(got.shape)
-    grad = case.normal(*got.shape)
-    gradients = (torch.autograd.grad(t, (first, second), grad, materialize_grads=True) for t in (got, want))
-    assert_close([got, *next(gradients)], [want, *next(gradients)])
-
-
-@pytest.mark.parametrize("seed", CASES)
-def test_fused_bias_leakyrelu(seed):
-    """By hand, second derivatives too."""
-    case = Case(seed)
-    module = importlib.import_module("mmcv.ops.fused_bias_leakyrelu")
-    shape = case.choose.choice([(2, 3), (0, 3), (2, 3, 4), (2, 3, 4, 1)])
-    tensors = [case.normal(*shape).requires_grad_(), case.normal(3).requires_grad_()]
-    slope, scale = case.choose.choice([0.0, 0.2]), case.choose.choice([1.0, 2**0.5])
-
-    def by_hand(input, bias, slope, scale):
-        return F.leaky_relu(input + bias.view(-1, *(1,) * (input.dim() - 2)), slope) * scale
-
-    results = []
-    for function in (module.FusedBiasLeakyReLUFunction.apply, by_hand):
-        output = function(*tensors, slope, scale)
-        grad = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view(shape).requires_grad_()
-        gradients = torch.autograd.grad(output, tensors, grad, create_graph=True)
-        again = torch.autograd.grad(sum((g**2).sum() for g in gradients), grad)
-        results.append([t.detach() for t in (output, *gradients, *again)])
-    assert_close(*results)

@@ -37,6 +37,7 @@ R50 = ("ResNet-50", "12 epochs")
         ("centernet_r18_8xb16-crop512-140e_coco", {}, "ResNet-18", "140 epochs"),
         ("fovea_r50_fpn_4xb4-1x_coco", {}, *R50),
         ("deformable-detr_r50_16xb2-50e_coco", {}, "", ""),
+        ("mask-rcnn_internimage-t_fpn_1x_coco", {"backbone": "DCNv3"}, "InternImage-T", "12 epochs"),
     ],
 )
 def test_describe(name, operators, backbone, schedule):

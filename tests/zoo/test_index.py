@@ -58,6 +58,7 @@ MDCONV = "dcnv2/faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco"
         ("faster-rcnn_r50_fpn_mdconv_c3-c5_1x_coco", f"dcnzoo::{MDCONV}.py"),
         (f"dcnzoo::{MDCONV}", f"dcnzoo::{MDCONV}.py"),
         (f"mmdet::{MDCONV}.py", f"mmdet::{MDCONV}.py"),
+        (f"mmdet::{MDCONV.removeprefix('dcnv2/')}", f"mmdet::{MDCONV}.py"),
         ("retinanet_r50_fpn_1x_coco.py", "mmdet::retinanet/retinanet_r50_fpn_1x_coco.py"),
     ],
 )

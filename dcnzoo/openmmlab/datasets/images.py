@@ -5,7 +5,8 @@ MMDetection stops at the first, with a traceback from a worker, in whichever hou
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import cv2
 import torch
@@ -85,10 +86,24 @@ def _why_unreadable(dataset: BaseDetDataset, idx: int, error: Exception) -> str 
             f"{path}: expected a picture of {stated[0]} × {stated[1]}, as the annotations say, "
             f"found {width} × {height}"
         )
-    resized = isinstance(error, cv2.error) and getattr(error, "func", None) == "resize"
-    if resized and max(height, width) > _NARROW * min(height, width):
-        return printable(
-            f"{path}: expected a picture of which a pixel of each side is left when it is resized, "
-            f"found {width} × {height}"
-        )
-    return None
+    return _resized_to_nothing(path, height, width, error)
+
+
+def _resized_to_nothing(path: str, height: int, width: int, error: Exception) -> str | None:
+    if getattr(error, "func", None) != "resize" or max(height, width) <= _NARROW * min(height, width):
+        return None
+    return printable(
+        f"{path}: expected a picture of which a pixel of each side is left when it is resized, "
+        f"found {width} × {height}"
+    )
+
+
+@contextmanager
+def resizing(path: str) -> Iterator[None]:
+    """Inside, an image of which resizing leaves no pixel is a UserError that names the file."""
+    try:
+        yield
+    except cv2.error as error:
+        if reason := _resized_to_nothing(path, *cv2.imread(path).shape[:2], error):
+            raise UserError(reason) from error
+        raise

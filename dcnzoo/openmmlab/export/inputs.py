@@ -80,15 +80,25 @@ def input_shape(
 
 
 def model_input(
-    detector: nn.Module, found: Preprocessing | None, picture: np.ndarray, shape: tuple[int, int]
+    detector: nn.Module,
+    found: Preprocessing | None,
+    picture: np.ndarray,
+    shape: tuple[int, int],
+    filled: bool = False,
 ) -> tuple[np.ndarray, Tensor, tuple[int, int]]:
     """The input of the model for a picture.
+
+    Args:
+        filled: the picture is stretched to the whole input. What is found in padding that the model takes
+            for a part of the picture has the same score everywhere, so that rounding alone ranks it.
 
     Returns:
         the picture after resizing  # [h, w, 3], uint8, BGR
         the input  # [1, 3, *shape]
         height and width of the image in it, as the test pipeline leaves it
     """
+    if filled:
+        picture = cv2.resize(picture, shape[::-1])
     if found is None:  # the test pipeline cannot be reproduced
         resized = cv2.resize(picture, shape[::-1])
         data = {"inputs": [torch.from_numpy(resized.transpose(2, 0, 1).copy())], "data_samples": None}

@@ -4,7 +4,7 @@
 
 #include "../common/dispatch.cuh"
 #include "../common/launch.cuh"
-#include "deform_aggregation_ops.h"
+#include "deform_attn_ops.h"
 
 namespace dcnzoo {
 namespace {
@@ -52,20 +52,20 @@ __device__ Corners<A, int64_t, 2> corners_of(const SamplePoint<A>& point, const 
 struct Place {
   int64_t image, query, group;
 
-  __device__ Place(const Aggregation& s, int64_t part)
+  __device__ Place(const DeformAttnSizes& s, int64_t part)
       : image(part / s.groups / s.queries), query(part / s.groups % s.queries), group(part % s.groups) {}
 
-  __device__ int64_t fields(const Aggregation& s, const FieldLayout& layout) const {
+  __device__ int64_t fields(const DeformAttnSizes& s, const FieldLayout& layout) const {
     return layout.first + (image * s.queries + query) * layout.query + group * layout.group;
   }
-  __device__ int64_t map(const Aggregation& s) const {
+  __device__ int64_t map(const DeformAttnSizes& s) const {
     return (image * s.pixels * s.groups + group) * s.channels;
   }
 };
 
 template <typename T, typename A, typename F, int V, typename Grid>
-__global__ void aggregate_kernel(Aggregation s, Grid grid, const T* input, const F* offset, const F* weight,
-                                 T* output) {
+__global__ void aggregate_kernel(DeformAttnSizes s, Grid grid, const T* input, const F* offset,
+                                 const F* weight, T* output) {
   const int64_t packs = s.channels / V, pixel_stride = s.groups * s.channels;
   DCNZOO_FOR_EACH(index, s.batch * s.queries * s.groups * packs) {
     const Place place(s, index / packs);
@@ -99,7 +99,7 @@ __global__ void aggregate_kernel(Aggregation s, Grid grid, const T* input, const
 
 // The adjoint of aggregate_kernel with respect to the input.
 template <typename T, typename A, int V, typename Grid>
-__global__ void grad_input_kernel(Aggregation s, Grid grid, const T* grad_output, const A* offset,
+__global__ void grad_input_kernel(DeformAttnSizes s, Grid grid, const T* grad_output, const A* offset,
                                   const A* weight, A* grad_input) {
   const int64_t packs = s.channels / V, pixel_stride = s.groups * s.channels;
   DCNZOO_FOR_EACH(index, s.batch * s.queries * s.groups * packs) {
@@ -129,7 +129,7 @@ __global__ void grad_input_kernel(Aggregation s, Grid grid, const T* grad_output
 
 // Gradients of a point's offset and weight: a thread sums over the channels of one, in one order.
 template <typename T, typename A, int V, typename Grid>
-__global__ void grad_fields_kernel(Aggregation s, Grid grid, const T* grad_output, const T* input,
+__global__ void grad_fields_kernel(DeformAttnSizes s, Grid grid, const T* grad_output, const T* input,
                                    const A* offset, const A* weight, A* grad_offset, A* grad_weight) {
   const int64_t pixel_stride = s.groups * s.channels;
   DCNZOO_FOR_EACH(index, s.batch * s.queries * s.groups * s.points) {
@@ -174,7 +174,7 @@ __global__ void grad_fields_kernel(Aggregation s, Grid grid, const T* grad_outpu
 // Calls function(V): channels of 16 bytes at a time where they and the memory allow, else one by one; double,
 // which nobody is in a hurry with, always so.
 template <typename T, typename Function>
-void dispatch_pack(const Aggregation& s, std::initializer_list<const Tensor*> tensors,
+void dispatch_pack(const DeformAttnSizes& s, std::initializer_list<const Tensor*> tensors,
                    const Function& function) {
   constexpr int kPackBytes = 16, kPack = sizeof(T) == sizeof(double) ? 1 : kPackBytes / int(sizeof(T));
   bool whole = s.channels % kPack == 0;
@@ -187,7 +187,7 @@ void dispatch_pack(const Aggregation& s, std::initializer_list<const Tensor*> te
 }
 
 template <typename T, typename F, typename Grid>
-void launch_forward(const Aggregation& s, const Grid& grid, const Tensor& input, const Tensor& offset,
+void launch_forward(const DeformAttnSizes& s, const Grid& grid, const Tensor& input, const Tensor& offset,
                     const Tensor& weight, const Tensor& output) {
   dispatch_pack<T>(s, {&input, &output}, [&](auto pack) {
     constexpr int V = decltype(pack)::value;
@@ -198,7 +198,7 @@ void launch_forward(const Aggregation& s, const Grid& grid, const Tensor& input,
 }
 
 template <typename T, typename Grid>
-void launch_grad_input(const Aggregation& s, const Grid& grid, const Tensor& grad_output,
+void launch_grad_input(const DeformAttnSizes& s, const Grid& grid, const Tensor& grad_output,
                        const Tensor& offset, const Tensor& weight, const Tensor& grad_input) {
   using A = Accumulate<T>;
   dispatch_pack<T>(s, {&grad_output}, [&](auto pack) {
@@ -210,7 +210,7 @@ void launch_grad_input(const Aggregation& s, const Grid& grid, const Tensor& gra
 }
 
 template <typename T, typename Grid>
-void launch_grad_fields(const Aggregation& s, const Grid& grid, const Tensor& grad_output,
+void launch_grad_fields(const DeformAttnSizes& s, const Grid& grid, const Tensor& grad_output,
                         const Tensor& input, const Tensor& offset, const Tensor& weight,
                         const Gradients& gradients) {
   using A = Accumulate<T>;
@@ -235,7 +235,7 @@ void dispatch_types(const Tensor& input, const Tensor& field, const Function& fu
   });
 }
 
-struct CudaAggregation {
+struct CudaDeformAttn {
   // Half fields are read as they are where all of them are so: they are larger than the input.
   static ScalarType field_type(const Tensor& input, std::initializer_list<const Tensor*> fields) {
     for (const Tensor* field : fields)
@@ -248,13 +248,13 @@ struct CudaAggregation {
   }
 
   // Sizes and starts lie on the device: to check them here would stall it.
-  static LevelGrid levels(const AggregationShapes& s, const Tensor& sizes, const Tensor& starts) {
+  static LevelGrid levels(const DeformAttnShapes& s, const Tensor& sizes, const Tensor& starts) {
     const int64_t levels = starts.size(0);
     return {data_of<int64_t>(sizes), data_of<int64_t>(starts), levels ? s.points / levels : 1, s.pixels};
   }
 
   template <typename Grid>
-  static Tensor forward(const AggregationShapes& s, const Grid& grid, const Tensor& input,
+  static Tensor forward(const DeformAttnShapes& s, const Grid& grid, const Tensor& input,
                         const Tensor& offset, const Tensor& weight) {
     const Tensor output = torch::stable::new_empty(input, s.output_sizes);
     if (output.numel() == 0) return output;
@@ -266,7 +266,7 @@ struct CudaAggregation {
   }
 
   template <typename Grid>
-  static void backward(const AggregationShapes& s, const Grid& grid, const Tensor& grad_output,
+  static void backward(const DeformAttnShapes& s, const Grid& grid, const Tensor& grad_output,
                        const Tensor& input, const Tensor& offset, const Tensor& weight,
                        const Gradients& gradients) {
     if (grad_output.numel() == 0) return;
@@ -282,4 +282,4 @@ struct CudaAggregation {
 }  // namespace
 }  // namespace dcnzoo
 
-STABLE_TORCH_LIBRARY_IMPL(dcnzoo, CUDA, m) { DCNZOO_REGISTER_AGGREGATION(m, dcnzoo::CudaAggregation); }
+STABLE_TORCH_LIBRARY_IMPL(dcnzoo, CUDA, m) { DCNZOO_REGISTER_DEFORM_ATTN(m, dcnzoo::CudaDeformAttn); }

@@ -4,9 +4,9 @@
 //   static ScalarType field_type(const Tensor& input, std::initializer_list<const Tensor*> fields)
 //     the type in which its forward takes offsets, locations and weights
 //   static Tensor new_sum(const Tensor& input)                 memory for the gradient of the input
-//   static LevelGrid levels(const AggregationShapes&, const Tensor& sizes, const Tensor& starts)
-//   static Tensor forward(const AggregationShapes&, grid, input, offset, weight)
-//   static void backward(const AggregationShapes&, grid, grad_output, input, offset, weight, const
+//   static LevelGrid levels(const DeformAttnShapes&, const Tensor& sizes, const Tensor& starts)
+//   static Tensor forward(const DeformAttnShapes&, grid, input, offset, weight)
+//   static void backward(const DeformAttnShapes&, grid, grad_output, input, offset, weight, const
 //   Gradients&)
 //
 // Offset and weight are contiguous; in the backward they and all gradients are of the type of sums. Gradients
@@ -16,7 +16,7 @@
 
 #include <tuple>
 
-#include "deform_aggregation_shapes.h"
+#include "deform_attn_checks.h"
 
 namespace dcnzoo {
 
@@ -25,18 +25,18 @@ struct Gradients {
 };
 
 template <typename Backend>
-struct DeformAggregationOps {
+struct DeformAttnOps {
   static Tensor none(const Tensor& like) { return torch::stable::new_empty(like, {0}); }
 
   template <typename Grid>
-  static Tensor forward_of(const AggregationShapes& s, const Grid& grid, const Tensor& input,
+  static Tensor forward_of(const DeformAttnShapes& s, const Grid& grid, const Tensor& input,
                            const Tensor& offset, const Tensor& weight) {
     const ScalarType type = Backend::field_type(input, {&offset, &weight});
     return Backend::forward(s, grid, input, contiguous_as(offset, type), contiguous_as(weight, type));
   }
 
   template <typename Grid>
-  static std::tuple<Tensor, Tensor, Tensor> backward_of(const AggregationShapes& s, const Grid& grid,
+  static std::tuple<Tensor, Tensor, Tensor> backward_of(const DeformAttnShapes& s, const Grid& grid,
                                                         const Tensor& grad_output, const Tensor& input,
                                                         const Tensor& offset, const Tensor& weight,
                                                         const std::vector<bool>& wanted) {
@@ -110,7 +110,7 @@ struct DeformAggregationOps {
   static Tensor ms_deform_attn(const Tensor& value, const Tensor& spatial_shapes,
                                const Tensor& level_start_index, const Tensor& sampling_locations,
                                const Tensor& attention_weights) {
-    const AggregationShapes s =
+    const DeformAttnShapes s =
         check_ms_deform_attn(value, spatial_shapes, level_start_index, sampling_locations, attention_weights);
     const Tensor sizes = torch::stable::contiguous(spatial_shapes);
     const Tensor starts = torch::stable::contiguous(level_start_index);
@@ -121,7 +121,7 @@ struct DeformAggregationOps {
       const Tensor& grad_output, const Tensor& value, const Tensor& spatial_shapes,
       const Tensor& level_start_index, const Tensor& sampling_locations, const Tensor& attention_weights,
       const std::vector<bool>& output_mask) {
-    const AggregationShapes s =
+    const DeformAttnShapes s =
         check_ms_deform_attn(value, spatial_shapes, level_start_index, sampling_locations, attention_weights);
     check_grad_output("ms_deform_attn", s, grad_output, value, output_mask, 3);
     const Tensor sizes = torch::stable::contiguous(spatial_shapes);
@@ -133,11 +133,10 @@ struct DeformAggregationOps {
 
 }  // namespace dcnzoo
 
-#define DCNZOO_REGISTER_AGGREGATION(m, Backend)                                                 \
-  m.impl("dcnv3", TORCH_BOX(&dcnzoo::DeformAggregationOps<Backend>::dcnv3));                    \
-  m.impl("_dcnv3_backward", TORCH_BOX(&dcnzoo::DeformAggregationOps<Backend>::dcnv3_backward)); \
-  m.impl("dcnv4", TORCH_BOX(&dcnzoo::DeformAggregationOps<Backend>::dcnv4));                    \
-  m.impl("_dcnv4_backward", TORCH_BOX(&dcnzoo::DeformAggregationOps<Backend>::dcnv4_backward)); \
-  m.impl("ms_deform_attn", TORCH_BOX(&dcnzoo::DeformAggregationOps<Backend>::ms_deform_attn));  \
-  m.impl("_ms_deform_attn_backward",                                                            \
-         TORCH_BOX(&dcnzoo::DeformAggregationOps<Backend>::ms_deform_attn_backward))
+#define DCNZOO_REGISTER_DEFORM_ATTN(m, Backend)                                          \
+  m.impl("dcnv3", TORCH_BOX(&dcnzoo::DeformAttnOps<Backend>::dcnv3));                    \
+  m.impl("_dcnv3_backward", TORCH_BOX(&dcnzoo::DeformAttnOps<Backend>::dcnv3_backward)); \
+  m.impl("dcnv4", TORCH_BOX(&dcnzoo::DeformAttnOps<Backend>::dcnv4));                    \
+  m.impl("_dcnv4_backward", TORCH_BOX(&dcnzoo::DeformAttnOps<Backend>::dcnv4_backward)); \
+  m.impl("ms_deform_attn", TORCH_BOX(&dcnzoo::DeformAttnOps<Backend>::ms_deform_attn));  \
+  m.impl("_ms_deform_attn_backward", TORCH_BOX(&dcnzoo::DeformAttnOps<Backend>::ms_deform_attn_backward))

@@ -1,24 +1,18 @@
 // dcnv3, dcnv4 and ms_deform_attn on the CPU, torch's side: checks, memory, threads. The arithmetic is in
-// deform_aggregation_cpu_kernel.cpp.
+// deform_attn_cpu_kernel.cpp.
 #include <algorithm>
 
 #include "../common/integers.h"
 #include "../common/parallel.h"
-#include "deform_aggregation_cpu_kernel.h"
-#include "deform_aggregation_ops.h"
+#include "deform_attn_cpu_kernel.h"
+#include "deform_attn_ops.h"
 
 namespace dcnzoo {
 namespace {
 
 template <typename T>
-const DeformAggregationKernels<T>& kernels();
-template <>
-const DeformAggregationKernels<float>& kernels() {
-  return deform_aggregation_kernels_float_dispatched();
-}
-template <>
-const DeformAggregationKernels<double>& kernels() {
-  return deform_aggregation_kernels_double_dispatched();
+const DeformAttnKernels<T>& kernels() {
+  return deform_attn_kernels_dispatched().of<T>();
 }
 
 // Points of a forward task: enough that handing it out costs nothing.
@@ -28,9 +22,9 @@ int64_t whole_vectors(int64_t count) { return round_up(count, kMostLanes); }
 
 // What the kernels need to know of a grid, and the memory that holds it.
 template <typename T>
-class Problem : public DeformAggregationCpu<T> {
+class Problem : public DeformAttnCpu<T> {
  public:
-  Problem(const Aggregation& sizes, const KernelGrid& grid) : Problem(sizes) {
+  Problem(const DeformAttnSizes& sizes, const KernelGrid& grid) : Problem(sizes) {
     fill(grid);
     for (int axis = 0; axis < 2; ++axis) {
       this->origin[axis] = grid.origin<T>(axis);
@@ -39,7 +33,7 @@ class Problem : public DeformAggregationCpu<T> {
     this->out_w = grid.out_w;
   }
 
-  Problem(const Aggregation& sizes, const LevelGrid& grid) : Problem(sizes) {
+  Problem(const DeformAttnSizes& sizes, const LevelGrid& grid) : Problem(sizes) {
     fill(grid);
     grid.base(0, this->origin);
     this->step[0] = this->step[1] = T(0);
@@ -49,11 +43,11 @@ class Problem : public DeformAggregationCpu<T> {
  private:
   using Index = typename SampleTable<T>::Index;
 
-  explicit Problem(const Aggregation& sizes)
-      : DeformAggregationCpu<T>{},
+  explicit Problem(const DeformAttnSizes& sizes)
+      : DeformAttnCpu<T>{},
         numbers_(6 * whole_vectors(sizes.points)),
         indices_(3 * whole_vectors(sizes.points)) {
-    Aggregation& mine = *this;
+    DeformAttnSizes& mine = *this;
     mine = sizes;
   }
 
@@ -85,14 +79,14 @@ class Problem : public DeformAggregationCpu<T> {
 };
 
 template <typename T, typename Grid>
-void forward(const AggregationShapes& s, const Grid& grid, const Tensor& input, const Tensor& offset,
+void forward(const DeformAttnShapes& s, const Grid& grid, const Tensor& input, const Tensor& offset,
              const Tensor& weight, const Tensor& output) {
   Problem<T> p(s, grid);
   p.input = input.const_data_ptr<T>();
   p.offset = offset.const_data_ptr<T>(), p.weight = weight.const_data_ptr<T>();
   p.output = output.mutable_data_ptr<T>();
   const int64_t rows = std::max<int64_t>(kTaskPoints / std::max<int64_t>(s.groups * s.points, 1), 1);
-  const int64_t tasks = (s.queries + rows - 1) / rows;
+  const int64_t tasks = ceil_div(s.queries, rows);
   TaskQueue queue(s.batch * tasks);
   queue.run([&] {
     T* const plan = thread_scratch<T>(8 * whole_vectors(s.points));
@@ -104,7 +98,7 @@ void forward(const AggregationShapes& s, const Grid& grid, const Tensor& input, 
 }
 
 template <typename T, typename Grid>
-void backward(const AggregationShapes& s, const Grid& grid, const Tensor& grad_output, const Tensor& input,
+void backward(const DeformAttnShapes& s, const Grid& grid, const Tensor& grad_output, const Tensor& input,
               const Tensor& offset, const Tensor& weight, const Gradients& gradients) {
   const auto memory = [](const Tensor& tensor) {
     return tensor.numel() ? tensor.mutable_data_ptr<T>() : nullptr;
@@ -117,7 +111,7 @@ void backward(const AggregationShapes& s, const Grid& grid, const Tensor& grad_o
   p.grad_offset = memory(gradients.offset), p.grad_weight = memory(gradients.weight);
   if (!p.grad_input && !p.grad_offset) return;
   TaskQueue queue(s.batch * s.groups);
-  const int64_t half = (s.groups + 1) / 2;
+  const int64_t half = ceil_div(s.groups, 2);
   queue.run([&] {
     const Buffer<T> scratch((2 * s.pixels + 1) * whole_vectors(s.channels));
     for (int64_t task; queue.take(task);) {
@@ -129,7 +123,7 @@ void backward(const AggregationShapes& s, const Grid& grid, const Tensor& grad_o
 }
 
 // Half types are computed in float32, whole tensors at a time.
-struct CpuAggregation {
+struct CpuDeformAttn {
   static ScalarType field_type(const Tensor& input, std::initializer_list<const Tensor*>) {
     return accumulate_type(input.scalar_type());
   }
@@ -138,7 +132,7 @@ struct CpuAggregation {
     return torch::stable::new_empty(input, sizes_of(input), accumulate_type(input.scalar_type()));
   }
 
-  static LevelGrid levels(const AggregationShapes& s, const Tensor& sizes, const Tensor& starts) {
+  static LevelGrid levels(const DeformAttnShapes& s, const Tensor& sizes, const Tensor& starts) {
     const int64_t levels = starts.size(0);
     const LevelGrid grid{sizes.const_data_ptr<int64_t>(), starts.const_data_ptr<int64_t>(),
                          levels ? s.points / levels : 1, s.pixels};
@@ -154,7 +148,7 @@ struct CpuAggregation {
   }
 
   template <typename Grid>
-  static Tensor forward(const AggregationShapes& s, const Grid& grid, const Tensor& input,
+  static Tensor forward(const DeformAttnShapes& s, const Grid& grid, const Tensor& input,
                         const Tensor& offset, const Tensor& weight) {
     const ScalarType wide = offset.scalar_type();
     const Tensor maps = contiguous_as(input, wide), output = torch::stable::new_empty(maps, s.output_sizes);
@@ -166,7 +160,7 @@ struct CpuAggregation {
   }
 
   template <typename Grid>
-  static void backward(const AggregationShapes& s, const Grid& grid, const Tensor& grad_output,
+  static void backward(const DeformAttnShapes& s, const Grid& grid, const Tensor& grad_output,
                        const Tensor& input, const Tensor& offset, const Tensor& weight,
                        const Gradients& gradients) {
     const ScalarType wide = offset.scalar_type();
@@ -181,4 +175,4 @@ struct CpuAggregation {
 }  // namespace
 }  // namespace dcnzoo
 
-STABLE_TORCH_LIBRARY_IMPL(dcnzoo, CPU, m) { DCNZOO_REGISTER_AGGREGATION(m, dcnzoo::CpuAggregation); }
+STABLE_TORCH_LIBRARY_IMPL(dcnzoo, CPU, m) { DCNZOO_REGISTER_DEFORM_ATTN(m, dcnzoo::CpuDeformAttn); }

@@ -1,14 +1,12 @@
 // Checks and sizes that the CPU and the CUDA kernels of dcnv3, dcnv4 and ms_deform_attn share.
 #pragma once
 
-#include <limits>
-
-#include "../deform_conv/deform_conv_shapes.h"
-#include "deform_aggregation_math.h"
+#include "../common/argument_checks.h"
+#include "deform_attn_math.h"
 
 namespace dcnzoo {
 
-struct AggregationShapes : Aggregation {
+struct DeformAttnShapes : DeformAttnSizes {
   std::vector<int64_t> output_sizes;
 };
 
@@ -35,7 +33,7 @@ inline void check_pixels(const std::string& op, const char* name, const Tensor& 
 }
 
 struct KernelShapes {
-  AggregationShapes sizes;
+  DeformAttnShapes sizes;
   KernelGrid grid;
 };
 
@@ -119,7 +117,7 @@ inline KernelShapes check_dcnv3(const Tensor& input, const Tensor& offset, const
 inline KernelShapes check_dcnv4(const Tensor& input, const Tensor& offset_mask, const KernelArguments& a) {
   const ArgumentChecks checks{"dcnv4: ", input, 2};
   KernelShapes s = check_kernel(checks, a);
-  const int64_t points = a.points(), used = a.group * points * 3, width = (used + 7) / 8 * 8;
+  const int64_t points = a.points(), used = a.group * points * 3, width = round_up(used, 8);
   check_kernel_field(checks, "offset_mask", offset_mask, s, width,
                      "3 · " + a.points_text() + " · " + groups_text(a.group) + " = " + std::to_string(used) +
                          ", padded to a multiple of 8");
@@ -128,9 +126,9 @@ inline KernelShapes check_dcnv4(const Tensor& input, const Tensor& offset_mask, 
   return s;
 }
 
-inline AggregationShapes check_ms_deform_attn(const Tensor& value, const Tensor& spatial_shapes,
-                                              const Tensor& level_start_index, const Tensor& locations,
-                                              const Tensor& weights) {
+inline DeformAttnShapes check_ms_deform_attn(const Tensor& value, const Tensor& spatial_shapes,
+                                             const Tensor& level_start_index, const Tensor& locations,
+                                             const Tensor& weights) {
   const ArgumentChecks checks{"ms_deform_attn: ", value, 2, " like value"};
   const std::string& op = checks.op;
   check(value.dim() == 4, op, "value: expected 4 dimensions (batch, pixels, heads, channels), got shape ",
@@ -167,7 +165,7 @@ inline AggregationShapes check_ms_deform_attn(const Tensor& value, const Tensor&
   check(sizes_of(weights) == per_point, op, "attention_weights: expected shape ", shape_text(per_point),
         " like sampling_locations, got ", shape_text(sizes_of(weights)));
 
-  AggregationShapes s;
+  DeformAttnShapes s;
   s.batch = value.size(0), s.pixels = value.size(1), s.queries = locations.size(1);
   s.groups = value.size(2), s.channels = value.size(3), s.points = levels * locations.size(4);
   s.offset_at = {0, s.groups * s.points * 2, s.points * 2};
@@ -177,7 +175,7 @@ inline AggregationShapes check_ms_deform_attn(const Tensor& value, const Tensor&
 }
 
 // The backward's own arguments; the rest has been checked.
-inline void check_grad_output(const char* op, const AggregationShapes& s, const Tensor& grad_output,
+inline void check_grad_output(const char* op, const DeformAttnShapes& s, const Tensor& grad_output,
                               const Tensor& input, const std::vector<bool>& output_mask, size_t tensors) {
   check(sizes_of(grad_output) == s.output_sizes, op, " backward: grad_output: expected shape ",
         shape_text(s.output_sizes), ", got ", shape_text(sizes_of(grad_output)));

@@ -1,72 +1,12 @@
-"""Boxes and regions as ONNX nodes: suppression, RoIAlign, deformable RoI pooling."""
+"""Deformable RoI pooling as ONNX nodes."""
 
 from __future__ import annotations
 
-from dcnzoo.export.graph import FLOAT, INT64, Graph, Value
-
-_FIRST_ROI_ALIGN = 16  # the first RoiAlign that reads at half pixels
-
-
-def nms(g: Graph, boxes: Value, scores: Value, iou_threshold: float, offset: int = 0) -> Value:  # [kept]
-    """``NonMaxSuppression``, which takes the corners of boxes in any order: x1 <= x2, y1 <= y2 is assumed."""
-    corners = g.Cast(boxes, to=FLOAT)
-    if offset:
-        corners = g.Add(corners, g.floats(0, 0, offset, offset))
-    chosen = g.NonMaxSuppression(
-        g.shaped(corners, 1, -1, 4),
-        g.shaped(g.Cast(scores, to=FLOAT), 1, 1, -1),
-        g.sizes(boxes, 0),
-        g.floats(iou_threshold),
-    )  # [kept, 3]: image, class, box
-    return g.shaped(g.Gather(chosen, g.ints(2), axis=1), -1)
+from dcnzoo.export.graph import Graph, Value, translates
+from dcnzoo.export.operators.roi_align import align
 
 
-def align(
-    g: Graph,
-    features: Value,  # [N, C, H, W]
-    rois: Value,  # [K, 5]
-    output_h: int,
-    output_w: int,
-    spatial_scale: float,
-    sampling_ratio: int,
-    aligned: bool,
-) -> Value:  # [K, C, output_h, output_w]
-    """The operator ``RoiAlign``, averaging."""
-    if g.opset < _FIRST_ROI_ALIGN:
-        raise ValueError(f"opset_version: expected at least {_FIRST_ROI_ALIGN} for roi_align, got {g.opset}")
-    image = g.Cast(g.shaped(g.Gather(rois, g.ints(0), axis=1), -1), to=INT64)
-    return g.RoiAlign(
-        features,
-        g.Gather(rois, g.ints(1, 2, 3, 4), axis=1),
-        image,
-        coordinate_transformation_mode="half_pixel" if aligned else "output_half_pixel",
-        mode="avg",
-        output_height=output_h,
-        output_width=output_w,
-        sampling_ratio=max(sampling_ratio, 0),
-        spatial_scale=float(spatial_scale),
-    )
-
-
-def roi_align(
-    g: Graph,
-    input: Value,
-    rois: Value,
-    output_h: int,
-    output_w: int,
-    spatial_scale: float,
-    sampling_ratio: int,
-    pool_mode: int,
-    aligned: bool,
-) -> tuple[Value, Value, Value]:
-    if pool_mode != 1:  # ONNX has another maximum: of weighted neighbours, not of samples
-        raise NotImplementedError("roi_align to ONNX: pool_mode: expected 'avg', got 'max'")
-    rois = g.Cast(rois, to=g.type_of(input))
-    pooled = align(g, input, rois, output_h, output_w, spatial_scale, sampling_ratio, aligned)
-    nowhere = g.floats()  # where maxima were found
-    return pooled, nowhere, nowhere
-
-
+@translates("dcnzoo::deform_roi_pool")
 def deform_roi_pool(
     g: Graph,
     input: Value,  # [N, C, H, W]

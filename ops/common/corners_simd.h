@@ -1,16 +1,17 @@
-// Lets the arithmetic of deform_conv_math.h take vectors, and says how the points of a plan are stored. Included
+// Lets the arithmetic of corners.h take vectors, and says how points are stored. Included
 // by *_cpu_kernel.cpp only.
 #pragma once
 
-#include "../common/simd.h"
-#include "deform_conv_math.h"
+#include "simd.h"
+#include "corners.h"
 
 namespace dcnzoo::DCNZOO_CPU_NAMESPACE {
 
-// Of a capability's own type: a specialisation of dcnzoo::Lanes for a compiler's vector type would be one name with
+// Of a capability's own type: a specialisation of dcnzoo::VecTraits for a compiler's vector type would be one name with
 // several definitions, as two capabilities have vectors of the same size.
 template <typename Value>
-using LanesOf = std::conditional_t<std::is_arithmetic_v<Value>, dcnzoo::Lanes<Value>, VectorLanes<Value>>;
+using VecTraitsOf =
+    std::conditional_t<std::is_arithmetic_v<Value>, dcnzoo::VecTraits<Value>, SimdTraits<Value>>;
 
 // The corners of points as a sampling loop reads them. A loop takes points whose corners are all inside the map and
 // whose factor (the mask) is finite without a branch per corner: `index` of the first corner is not negative. Of other
@@ -32,19 +33,19 @@ DCNZOO_INLINE Index stored_index(Index index) {
 template <typename Value, typename Index, int Rank>
 DCNZOO_INLINE StoredCorners<Value, Index, Rank> store_corners(const Corners<Value, Index, Rank>& corners,
                                                               Value factor) {
-  using On = LanesOf<Value>;
+  using On = VecTraitsOf<Value>;
   constexpr int count = 1 << Rank;
   const Value zero{}, one = zero + 1;
   const Index none = Index{} - 1;
   StoredCorners<Value, Index, Rank> stored;
   for (int corner = 0; corner < count; ++corner)
-    stored.index[corner] = On::choose(corners.valid[corner] != zero, corners.index[corner], none);
+    stored.index[corner] = On::blend(corners.valid[corner] != zero, corners.index[corner], none);
   const auto finite = factor - factor == zero;
-  stored.factor = On::choose(finite, factor, one);
-  stored.rest = On::choose(finite, one, factor);
+  stored.factor = On::blend(finite, factor, one);
+  stored.rest = On::blend(finite, one, factor);
   // where the lowest and the highest corner are inside, all are
   const auto whole = (corners.valid[0] + corners.valid[count - 1] > one) & finite;
-  stored.index[0] = On::choose(whole, stored.index[0], stored_index(stored.index[0]));
+  stored.index[0] = On::blend(whole, stored.index[0], stored_index(stored.index[0]));
   return stored;
 }
 

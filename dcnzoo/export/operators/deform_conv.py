@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
-from dcnzoo.export.graph import Graph, Value
+from dcnzoo.export.graph import Graph, Value, translates
 from dcnzoo.export.sampling import corners, neighbours, read_rows, wide
 
 FIRST_OPSET = {"native": 19, "gathernd": 12, "gatherelements": 12, "gridsample": 16, "auto": 12}
@@ -68,21 +68,31 @@ class _Call:
         return math.prod(self.kernel)
 
 
+@translates("torchvision::deform_conv2d")
+def _torchvision(
+    g: Graph, input: Value, weight: Value, offset: Value, mask: Value, bias: Value, stride_h: int,
+    stride_w: int, pad_h: int, pad_w: int, dilation_h: int, dilation_w: int, groups: int,
+    offset_groups: int, use_mask: bool,
+) -> Value:  # fmt: skip
+    geometry = (stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w), groups
+    return deform_conv(g, input, weight, offset, mask if use_mask else None, bias, *geometry)
+
+
+@translates("dcnzoo::deform_conv")
 def deform_conv(
     g: Graph,
-    target: str,
     input: Value,
     weight: Value,
-    offset: Value | None,
-    mask: Value | None,
-    bias: Value | None,
+    offset: Value,  # or None, and so for mask and bias
+    mask: Value,
+    bias: Value,
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
+    im2col_step: Value = None,
 ) -> Value:
-    """Adds the nodes of one call of ``dcnzoo::deform_conv`` to the graph and returns the result."""
-    rank = len(stride)
+    rank, target = len(stride), g.deform_conv
     check_target(target, g.opset)
     if target == "auto":
         target = "native" if rank <= _MAX_RANK["native"] and g.opset >= FIRST_OPSET["native"] else "gathernd"

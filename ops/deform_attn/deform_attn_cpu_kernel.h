@@ -1,11 +1,11 @@
-// What deform_aggregation_cpu.cpp (torch: checks, allocation, threads) asks of
-// deform_aggregation_cpu_kernel.cpp (no torch: arithmetic, one copy per instruction set).
+// What deform_attn_cpu.cpp (torch: checks, allocation, threads) asks of
+// deform_attn_cpu_kernel.cpp (no torch: arithmetic, one copy per instruction set).
 #pragma once
 
 #include <type_traits>
 
 #include "../common/cpu_capability.h"
-#include "deform_aggregation_math.h"
+#include "deform_attn_math.h"
 
 namespace dcnzoo {
 
@@ -21,7 +21,7 @@ struct SampleTable {
 };
 
 template <typename T>
-struct DeformAggregationCpu : Aggregation {
+struct DeformAttnCpu : DeformAttnSizes {
   SampleTable<T> table;
   T origin[2], step[2];  // a query's base: origin + step · its place on a grid that is out_w wide
   int64_t out_w;
@@ -38,15 +38,14 @@ struct DeformAggregationCpu : Aggregation {
 };
 
 template <typename T>
-struct DeformAggregationKernels {
+struct DeformAttnKernels {
   // Queries [begin, end) of an image, all groups. plan: scratch, 8 · points (padded) of T.
-  void (*forward)(const DeformAggregationCpu<T>&, int64_t image, int64_t begin, int64_t end, T* plan);
+  void (*forward)(const DeformAttnCpu<T>&, int64_t image, int64_t begin, int64_t end, T* plan);
   // All queries of an image, one group: no two write the same memory. scratch: (2 · pixels + 1) · channels
   // (padded to a multiple of kMostLanes) of T.
-  void (*backward)(const DeformAggregationCpu<T>&, int64_t image, int64_t group, T* scratch);
+  void (*backward)(const DeformAttnCpu<T>&, int64_t image, int64_t group, T* scratch);
 };
 
-DCNZOO_DECLARE_KERNELS(DeformAggregationKernels<float>, deform_aggregation_kernels_float)
-DCNZOO_DECLARE_KERNELS(DeformAggregationKernels<double>, deform_aggregation_kernels_double)
+DCNZOO_DECLARE_KERNELS(KernelTable<DeformAttnKernels>, deform_attn_kernels)
 
 }  // namespace dcnzoo

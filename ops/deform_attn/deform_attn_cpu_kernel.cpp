@@ -1,9 +1,9 @@
 // A query's points of a group are planned together, vectorised over points; then they are sampled one after
 // the other, vectorised over channels, which lie side by side in memory.
-#include "deform_aggregation_cpu_kernel.h"
+#include "deform_attn_cpu_kernel.h"
 
 #include "../common/integers.h"
-#include "../deform_conv/corners_simd.h"
+#include "../common/corners_simd.h"
 
 namespace dcnzoo::DCNZOO_CPU_NAMESPACE {
 namespace {
@@ -25,7 +25,7 @@ struct Chunk {
 };
 
 template <typename T>
-DCNZOO_INLINE Chunk<T> plan(const DeformAggregationCpu<T>& p, const T* base, const T* offset, const T* weight,
+DCNZOO_INLINE Chunk<T> plan(const DeformAttnCpu<T>& p, const T* base, const T* offset, const T* weight,
                             int64_t first) {
   using Index = typename SampleTable<T>::Index;
   constexpr int64_t lanes = kLanes<T>;
@@ -41,7 +41,7 @@ DCNZOO_INLINE Chunk<T> plan(const DeformAggregationCpu<T>& p, const T* base, con
     size[axis] = load(p.table.size[axis] + first);
   }
   Chunk<T> chunk;
-  chunk.at = corners_at<Vector<T>, Vector<Index>, 2, LanesOf<Vector<T>>>(point, extent, size);
+  chunk.at = corners_at<Vector<T>, Vector<Index>, 2, VecTraitsOf<Vector<T>>>(point, extent, size);
   const Vector<Index> start = load(p.table.start + first);
   for (int corner = 0; corner < kCorners; ++corner) chunk.at.index[corner] += start;
   chunk.factor = load_some(weight + first, count);
@@ -55,7 +55,7 @@ struct Place {
   int64_t offset, weight;
   T base[2];
 
-  DCNZOO_INLINE Place(const DeformAggregationCpu<T>& p, int64_t image, int64_t query, int64_t group) {
+  DCNZOO_INLINE Place(const DeformAttnCpu<T>& p, int64_t image, int64_t query, int64_t group) {
     const int64_t row = image * p.queries + query;
     offset = p.offset_at.first + row * p.offset_at.query + group * p.offset_at.group;
     weight = p.weight_at.first + row * p.weight_at.query + group * p.weight_at.group;
@@ -98,7 +98,7 @@ DCNZOO_INLINE void sum_points(const typename SampleTable<T>::Index* index, const
 // A query's output of a group by the plain formula, for where a sum is not finite: corners outside the map are
 // not read, and a factor multiplies what its point reads.
 template <typename T>
-__attribute__((noinline)) void sum_exactly(const DeformAggregationCpu<T>& p, int64_t image, int64_t query,
+__attribute__((noinline)) void sum_exactly(const DeformAttnCpu<T>& p, int64_t image, int64_t query,
                                            int64_t group) {
   using Index = typename SampleTable<T>::Index;
   constexpr int64_t lanes = kLanes<T>;
@@ -133,7 +133,7 @@ __attribute__((noinline)) void sum_exactly(const DeformAggregationCpu<T>& p, int
 }
 
 template <typename T>
-void forward(const DeformAggregationCpu<T>& p, int64_t image, int64_t begin, int64_t end, T* scratch) {
+void forward(const DeformAttnCpu<T>& p, int64_t image, int64_t begin, int64_t end, T* scratch) {
   using Index = typename SampleTable<T>::Index;
   constexpr int64_t lanes = kLanes<T>;
   const int64_t padded = round_up(p.points, kMostLanes), pixel_stride = p.groups * p.channels;
@@ -154,7 +154,8 @@ void forward(const DeformAggregationCpu<T>& p, int64_t image, int64_t begin, int
           const Vector<T> share = corner_weight<Vector<T>, 2>(corner, chunk.at.fraction);
           store(weight + corner * padded + first, chunk.at.valid[corner] * share * chunk.factor);
           const auto place_of = chunk.at.index[corner];
-          const auto first_place = LanesOf<Vector<T>>::choose(counts, chunk.at.index[0], Vector<Index>{} - 1);
+          const auto first_place =
+              VecTraitsOf<Vector<T>>::blend(counts, chunk.at.index[0], Vector<Index>{} - 1);
           store(index + corner * padded + first, corner ? place_of : first_place);
         }
       }
@@ -269,25 +270,25 @@ DCNZOO_INLINE void backward_points(const Chunk<T>& chunk, int64_t count, const T
 }
 
 template <typename T>
-DCNZOO_INLINE void store_field_gradients(const DeformAggregationCpu<T>& p, const Place<T>& place,
+DCNZOO_INLINE void store_field_gradients(const DeformAttnCpu<T>& p, const Place<T>& place,
                                          const Chunk<T>& chunk, const T* dots, int64_t first) {
   constexpr int64_t lanes = kLanes<T>;
   const int64_t count = p.points - first;
-  using On = LanesOf<Vector<T>>;
+  using On = VecTraitsOf<Vector<T>>;
   Vector<T> slope[2] = {}, value{}, outside{};
   for (int corner = 0; corner < kCorners; ++corner) {
     Vector<T> dot = sum_rows<T>(dots + corner * kRows<T>);
     if (corner == 0) outside = dot;
-    dot = On::choose(chunk.at.valid[corner] != Vector<T>{}, dot, Vector<T>{});
+    dot = On::blend(chunk.at.valid[corner] != Vector<T>{}, dot, Vector<T>{});
     for (int axis = 0; axis < 2; ++axis)
       slope[axis] += corner_slope<Vector<T>, 2>(corner, axis, chunk.at.fraction) * dot;
     value += corner_weight<Vector<T>, 2>(corner, chunk.at.fraction) * dot;
   }
   for (int axis = 0; axis < 2; ++axis) {
     slope[axis] *= chunk.factor * load(p.table.scale[axis] + first);
-    slope[axis] = On::choose(chunk.at.inside, slope[axis], Vector<T>{});
+    slope[axis] = On::blend(chunk.at.inside, slope[axis], Vector<T>{});
   }
-  value = On::choose(chunk.at.inside, value, outside);
+  value = On::blend(chunk.at.inside, value, outside);
   Vector<T> low, high;
   join_pairs<T>(slope[1], slope[0], low, high);
   T* offset = p.grad_offset + place.offset + 2 * first;
@@ -298,7 +299,7 @@ DCNZOO_INLINE void store_field_gradients(const DeformAggregationCpu<T>& p, const
 
 // The next query's fields lie a whole row of groups away, too far for the processor to foresee.
 template <typename T, bool Fields>
-DCNZOO_INLINE void prefetch_next(const DeformAggregationCpu<T>& p, const Place<T>& place) {
+DCNZOO_INLINE void prefetch_next(const DeformAttnCpu<T>& p, const Place<T>& place) {
   constexpr int64_t line = 64 / sizeof(T);
   const int64_t offset = place.offset + p.offset_at.query, weight = place.weight + p.weight_at.query;
   for (int64_t i = 0; i < 2 * p.points + line; i += line) {
@@ -312,7 +313,7 @@ DCNZOO_INLINE void prefetch_next(const DeformAggregationCpu<T>& p, const Place<T
 }
 
 template <typename T, int V, bool Input, bool Fields>
-void backward_of(const DeformAggregationCpu<T>& p, int64_t image, int64_t group, T* scratch) {
+void backward_of(const DeformAttnCpu<T>& p, int64_t image, int64_t group, T* scratch) {
   constexpr int64_t lanes = kLanes<T>;
   const int64_t padded = round_up(p.channels, lanes), pixel_stride = p.groups * p.channels;
   const int64_t begin = image * p.pixels * pixel_stride + group * p.channels;
@@ -337,7 +338,7 @@ void backward_of(const DeformAggregationCpu<T>& p, int64_t image, int64_t group,
 }
 
 template <typename T>
-void backward(const DeformAggregationCpu<T>& p, int64_t image, int64_t group, T* scratch) {
+void backward(const DeformAttnCpu<T>& p, int64_t image, int64_t group, T* scratch) {
   const auto run = [&](auto vectors) {
     constexpr int V = decltype(vectors)::value;
     if (!p.grad_input)
@@ -356,13 +357,9 @@ void backward(const DeformAggregationCpu<T>& p, int64_t image, int64_t group, T*
 
 }  // namespace
 
-const DeformAggregationKernels<float>& deform_aggregation_kernels_float() {
-  static constexpr DeformAggregationKernels<float> kernels{forward<float>, backward<float>};
-  return kernels;
-}
-
-const DeformAggregationKernels<double>& deform_aggregation_kernels_double() {
-  static constexpr DeformAggregationKernels<double> kernels{forward<double>, backward<double>};
+const KernelTable<DeformAttnKernels>& deform_attn_kernels() {
+  static constexpr KernelTable<DeformAttnKernels> kernels{{forward<float>, backward<float>},
+                                                          {forward<double>, backward<double>}};
   return kernels;
 }
 

@@ -7,7 +7,7 @@
 // about where to look: an offset, or a location. They differ in base, tap and scale, which a grid gives.
 #pragma once
 
-#include "../deform_conv/deform_conv_math.h"
+#include "../common/corners.h"
 
 namespace dcnzoo {
 
@@ -15,7 +15,7 @@ struct FieldLayout {
   int64_t first, query, group;  // a query's fields for a group begin at first + q · query + g · group
 };
 
-struct Aggregation {
+struct DeformAttnSizes {
   int64_t batch, pixels, queries, groups, channels, points;  // channels: of a group
   FieldLayout offset_at;  // of a tensor [batch][queries][...]: (x, y) of the points, in pairs
   FieldLayout weight_at;  // likewise, one per point

@@ -29,14 +29,7 @@ inline Tensor contiguous_boxes(const Tensor& boxes) {
 }
 
 inline Tensor descending_order(const Tensor& scores) {
-  using torch::stable::detail::from;
-  using torch::stable::detail::to;
-  std::array<StableIValue, 4> stack{from(scores), from(std::optional<bool>(true)), from(int64_t(0)),
-                                    from(true)};
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher("aten::sort", "stable", stack.data(), TORCH_ABI_VERSION));
-  const Tensor values = to<Tensor>(stack[0]);  // takes ownership, so that it is released
-  return to<Tensor>(stack[1]);
+  return call_operator<2>("aten::sort", "stable", scores, std::optional<bool>(true), int64_t(0), true)[1];
 }
 
 }  // namespace dcnzoo

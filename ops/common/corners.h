@@ -1,25 +1,19 @@
-// Deformable convolution's arithmetic at one point, for host and device: no torch, no SIMD, no memory.
+// The pixels around a point and their bilinear weights, for host and device: no torch, no SIMD, no memory.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
 
-#include "../common/host_device.h"
+#include "host_device.h"
 
 namespace dcnzoo {
-
-template <int Rank>
-struct ConvGeometry {
-  int64_t in[Rank], out[Rank], kernel[Rank];
-  int64_t stride[Rank], padding[Rank], dilation[Rank];
-};
 
 // What the arithmetic below asks of its numbers. The CPU kernels give it vectors as well, with the operations of
 // common/simd.h in the place of this: one formula for GPU threads and SIMD lanes.
 template <typename Value>
-struct Lanes {
+struct VecTraits {
   template <typename V>
-  static DCNZOO_HD V choose(bool condition, V yes, V no) {
+  static DCNZOO_HD V blend(bool condition, V yes, V no) {
     return condition ? yes : no;
   }
   static DCNZOO_HD Value floor(Value value) { return std::floor(value); }
@@ -42,7 +36,7 @@ struct Corners {
 
 // Border rule of DCNv2: a point counts where every coordinate is in (-1, size). extent: size, as numbers of
 // the point's kind. Vectors of points may come with vectors of sizes.
-template <typename Value, typename Index, int Rank, typename On = Lanes<Value>, typename T, typename Size>
+template <typename Value, typename Index, int Rank, typename On = VecTraits<Value>, typename T, typename Size>
 DCNZOO_HD Corners<Value, Index, Rank> corners_at(const Value* point, const T* extent, const Size* size) {
   Corners<Value, Index, Rank> corners;
   const Value zero{}, one = zero + 1;
@@ -52,22 +46,22 @@ DCNZOO_HD Corners<Value, Index, Rank> corners_at(const Value* point, const T* ex
   corners.inside = inside;
   for (int corner = 0; corner < corners.count; ++corner) {
     corners.index[corner] = nowhere;
-    corners.valid[corner] = On::choose(inside, one, zero);
+    corners.valid[corner] = On::blend(inside, one, zero);
   }
   for (int axis = 0; axis < Rank; ++axis) {
-    const Value coordinate = On::choose(inside, point[axis], zero);  // before the cast: NaN has no integer
+    const Value coordinate = On::blend(inside, point[axis], zero);  // before the cast: NaN has no integer
     const Value floor = On::floor(coordinate);
     corners.fraction[axis] = coordinate - floor;
     const Index low = On::template to_index<Index>(floor), high = low + 1;
     const auto low_ok = low >= 0;
     const auto high_ok = high < size[axis];
-    const Index low_index = On::choose(low_ok, low, nowhere);
-    const Index high_index = On::choose(high_ok, high, low_index);
+    const Index low_index = On::blend(low_ok, low, nowhere);
+    const Index high_index = On::blend(high_ok, high, low_index);
     for (int corner = 0; corner < corners.count; ++corner) {
       const bool is_high = (corner >> (Rank - 1 - axis)) & 1;
       corners.index[corner] = corners.index[corner] * size[axis] + (is_high ? high_index : low_index);
-      corners.valid[corner] = is_high ? On::choose(high_ok, corners.valid[corner], zero)
-                                      : On::choose(low_ok, corners.valid[corner], zero);
+      corners.valid[corner] = is_high ? On::blend(high_ok, corners.valid[corner], zero)
+                                      : On::blend(low_ok, corners.valid[corner], zero);
     }
   }
   return corners;

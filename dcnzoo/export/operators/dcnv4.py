@@ -1,0 +1,34 @@
+"""DCNv4 as ONNX nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dcnzoo.export.graph import Graph, Value, translates
+from dcnzoo.export.operators.dcnv3 import aggregation
+
+
+@translates("dcnzoo::dcnv4")
+def dcnv4(
+    g: Graph,
+    input: Value,  # [N, H, W, C]
+    offset_mask: Value,  # [N, oH, oW, group·3P, padded to a multiple of 8]
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    group: int,
+    group_channels: int,
+    offset_scale: float,
+    remove_center: bool,
+) -> Value:  # [N, oH, oW, C]
+    points = kernel_size[0] * kernel_size[1] - bool(remove_center)
+
+    def part(value: Value, start: int, end: int) -> Value:
+        return g.Slice(value, g.ints(start), g.ints(end), g.ints(3))
+
+    fields = g.shaped(part(offset_mask, 0, group * 3 * points), 0, -1, group, 3 * points)
+    pairs = g.shaped(part(fields, 0, 2 * points), 0, -1, group, points, 2)
+    factors = part(fields, 2 * points, 3 * points)
+    geometry = (kernel_size, stride, padding, dilation, group, group_channels, offset_scale, remove_center)
+    return aggregation(g, input, offset_mask, pairs, factors, *geometry)

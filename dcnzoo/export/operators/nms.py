@@ -1,0 +1,20 @@
+"""Non-maximum suppression as ONNX nodes."""
+
+from __future__ import annotations
+
+from dcnzoo.export.graph import FLOAT, Graph, Value, translates
+
+
+@translates("dcnzoo::nms", same_type=False)
+def nms(g: Graph, boxes: Value, scores: Value, iou_threshold: float, offset: int = 0) -> Value:  # [kept]
+    """``NonMaxSuppression``, which takes the corners of boxes in any order: x1 <= x2, y1 <= y2 is assumed."""
+    corners = g.Cast(boxes, to=FLOAT)
+    if offset:
+        corners = g.Add(corners, g.floats(0, 0, offset, offset))
+    chosen = g.NonMaxSuppression(
+        g.shaped(corners, 1, -1, 4),
+        g.shaped(g.Cast(scores, to=FLOAT), 1, 1, -1),
+        g.sizes(boxes, 0),
+        g.floats(iou_threshold),
+    )  # [kept, 3]: image, class, box
+    return g.shaped(g.Gather(chosen, g.ints(2), axis=1), -1)

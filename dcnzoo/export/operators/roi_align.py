@@ -1,0 +1,54 @@
+"""RoIAlign as an ONNX node."""
+
+from __future__ import annotations
+
+from dcnzoo.export.graph import INT64, Graph, Value, translates
+
+_FIRST_ROI_ALIGN = 16  # the first RoiAlign that reads at half pixels
+
+
+def align(
+    g: Graph,
+    features: Value,  # [N, C, H, W]
+    rois: Value,  # [K, 5]
+    output_h: int,
+    output_w: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    aligned: bool,
+) -> Value:  # [K, C, output_h, output_w]
+    """The operator ``RoiAlign``, averaging."""
+    if g.opset < _FIRST_ROI_ALIGN:
+        raise ValueError(f"opset_version: expected at least {_FIRST_ROI_ALIGN} for roi_align, got {g.opset}")
+    image = g.Cast(g.shaped(g.Gather(rois, g.ints(0), axis=1), -1), to=INT64)
+    return g.RoiAlign(
+        features,
+        g.Gather(rois, g.ints(1, 2, 3, 4), axis=1),
+        image,
+        coordinate_transformation_mode="half_pixel" if aligned else "output_half_pixel",
+        mode="avg",
+        output_height=output_h,
+        output_width=output_w,
+        sampling_ratio=max(sampling_ratio, 0),
+        spatial_scale=float(spatial_scale),
+    )
+
+
+@translates("dcnzoo::roi_align")
+def roi_align(
+    g: Graph,
+    input: Value,
+    rois: Value,
+    output_h: int,
+    output_w: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    pool_mode: int,
+    aligned: bool,
+) -> tuple[Value, Value, Value]:
+    if pool_mode != 1:  # ONNX has another maximum: of weighted neighbours, not of samples
+        raise NotImplementedError("roi_align to ONNX: pool_mode: expected 'avg', got 'max'")
+    rois = g.Cast(rois, to=g.type_of(input))
+    pooled = align(g, input, rois, output_h, output_w, spatial_scale, sampling_ratio, aligned)
+    nowhere = g.floats()  # where maxima were found
+    return pooled, nowhere, nowhere

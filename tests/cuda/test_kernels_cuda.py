@@ -1,0 +1,256 @@
+"""Every CUDA kernel against the CPU's, which tests/test_ops.py compares with the references."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from .. import op_cases, oracles
+from ..op_cases import Operator, Sample, deform_conv, deform_roi_pool, ms_deform_attn, roi_align
+from ..test_nms import random_boxes
+from ..test_not_finite import assert_pooling_reads_no_more
+
+# Half types: columns and products are stored in them, so that their rounding is in the sums.
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+NMS = torch.ops.dcnzoo.nms.default
+
+# deform_conv_transpose runs deform_conv's kernels
+OPERATORS = {op.name: op for op in op_cases.operators() if "transpose" not in op.name}
+FORMS = [(op, sample) for op in OPERATORS.values() for sample in op.forms()]
+CASES = [
+    (op, sample)
+    for op in OPERATORS.values()
+    for sample in (op.forms() if op.name in ("deform_conv1d", "deform_conv3d") else op.samples())
+]
+COORDINATES = {"deform_conv2d": 2, "dcnv3": 1, "ms_deform_attn": 1, "deform_roi_pool": 2}  # their tensor
+
+
+def parametrized(cases):
+    return pytest.mark.parametrize(("op", "sample"), cases, ids=[f"{op.name}-{s.name}" for op, s in cases])
+
+
+first_forms = parametrized([(op, op.forms()[0]) for op in OPERATORS.values()])
+
+
+def converted(arguments, change) -> list:
+    """The arguments with every tensor of real numbers changed."""
+    return [change(a) if isinstance(a, Tensor) and a.is_floating_point() else a for a in arguments]
+
+
+def calls(op: Operator, sample: Sample) -> Iterator[tuple[torch._ops.OpOverload, list]]:
+    """The registered operators, forward and backward; a ramp is the gradient of the output."""
+    for overload, arguments in op.overload_calls(sample):
+        arguments = converted(arguments, torch.Tensor.detach)
+        if is_backward(overload):
+            grad = arguments[0]
+            ramp = torch.linspace(-1, 1, grad.numel(), dtype=torch.float64)
+            arguments[0] = ramp.view(grad.shape).to(grad.dtype)
+        yield overload, arguments
+
+
+def is_backward(overload) -> bool:
+    return overload.name().startswith("dcnzoo::_")
+
+
+def run(kernels, overload, arguments) -> list[Tensor]:
+    """The results of the CUDA kernel."""
+    moved = [a.to(kernels.device) if isinstance(a, Tensor) else a for a in arguments]
+    results = kernels(overload, *moved)
+    return [r.cpu() for r in (results if isinstance(results, (tuple, list)) else [results])]
+
+
+def on_the_cpu(overload, arguments) -> list[Tensor]:
+    results = overload(*arguments)
+    return list(results) if isinstance(results, (tuple, list)) else [results]
+
+
+def assert_near(actual: Tensor, expected: Tensor, tolerance: float) -> None:
+    finite = expected.isfinite()
+    assert actual.shape == expected.shape and torch.equal(actual.isfinite(), finite)
+    largest = expected[finite].abs().max().item() if finite.any() else 0.0
+    close = {"rtol": tolerance, "atol": tolerance * max(1.0, largest)}
+    torch.testing.assert_close(actual[finite].double(), expected[finite].double(), **close)
+
+
+def check(kernels, overload, arguments, tolerance) -> None:
+    """Types as on the CPU, values as there in float64."""
+    exact = on_the_cpu(overload, converted(arguments, torch.Tensor.double))
+    same = on_the_cpu(overload, arguments)
+    for actual, expected, alike in zip(run(kernels, overload, arguments), exact, same, strict=True):
+        assert actual.dtype == alike.dtype
+        assert_near(actual, expected, tolerance)
+
+
+@parametrized(CASES)
+def test_float64(kernels, op, sample):
+    for overload, arguments in calls(op, sample):
+        check(kernels, overload, arguments, TOLERANCE[torch.float64])
+
+
+@first_forms
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_other_types(kernels, op, sample, dtype):
+    for overload, arguments in calls(op, sample.to(dtype)):
+        check(kernels, overload, arguments, TOLERANCE[dtype])
+
+
+@first_forms
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_maps_with_float32_coordinates(kernels, op, sample, dtype):
+    half = (0, 1, 4) if "conv" in op.name else (0,)
+    tensors = [t.to(dtype if i in half else torch.float32) for i, t in enumerate(sample.tensors)]
+    for overload, arguments in calls(op, replace(sample, tensors=tuple(tensors))):
+        if is_backward(overload):
+            arguments[0] = arguments[0].to(dtype)
+        check(kernels, overload, arguments, TOLERANCE[dtype])
+
+
+@first_forms
+def test_memory_formats(kernels, op, sample):
+    """Strided, channels last, and misaligned; the results are laid out as on the CPU."""
+
+    def channels_last(tensor):
+        return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+
+    for change in (
+        lambda t: t.repeat_interleave(2, dim=-1)[..., ::2],
+        lambda t: t.transpose(0, -1).contiguous().transpose(0, -1),
+        lambda t: torch.cat([t.new_zeros(1), t.flatten()])[1:].view(t.shape),
+        channels_last,
+    ):
+        for overload, arguments in calls(op, sample):
+            arguments = converted(arguments, change)
+            check(kernels, overload, arguments, TOLERANCE[torch.float64])
+            if change is channels_last:
+                both = run(kernels, overload, arguments), on_the_cpu(overload, arguments)
+                for actual, expected in zip(*both, strict=True):
+                    assert actual.stride() == expected.stride() or actual.numel() == 0
+
+
+@first_forms
+def test_only_wanted_gradients(kernels, op, sample):
+    for overload, (*arguments, wanted) in calls(op, sample):
+        if not isinstance(wanted, list) or not is_backward(overload):
+            continue
+        every = run(kernels, overload, [*arguments, [True] * len(wanted)])
+        for index in range(len(wanted)):
+            results = run(kernels, overload, [*arguments, [i == index for i in range(len(wanted))]])
+            torch.testing.assert_close(results[index], every[index])
+            assert [r.numel() > 0 for r in results] == [i == index for i in range(len(wanted))]
+
+
+@first_forms
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_values_that_are_not_finite(kernels, op, sample, value):
+    """In every tensor, and in the output's gradient: they reach what they reach on the CPU."""
+    if "roi" in op.name:
+        pytest.skip("its kernels multiply them with zero")
+    for overload, arguments in calls(op, sample):
+        for place, argument in enumerate(arguments):
+            if isinstance(argument, Tensor) and argument.is_floating_point():
+                changed = argument.clone()
+                changed.view(-1)[:: max(changed.numel() // 3, 1)] = value
+                given = [*arguments[:place], changed, *arguments[place + 1 :]]
+                check(kernels, overload, given, TOLERANCE[torch.float64])
+
+
+@pytest.mark.parametrize("name", COORDINATES)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e30])
+def test_points_that_are_nowhere_contribute_nothing(kernels, name, value):
+    op, tensors = OPERATORS[name], list(OPERATORS[name].forms()[0].tensors)
+    tensors[0] = torch.full_like(tensors[0], math.inf)
+    tensors[COORDINATES[name]] = torch.full_like(tensors[COORDINATES[name]], value)
+    if name == "deform_conv2d":
+        tensors[4] = torch.zeros_like(tensors[4])
+    for overload, arguments in calls(op, replace(op.forms()[0], tensors=tuple(tensors))):
+        results = run(kernels, overload, arguments)
+        # but that of the bias
+        assert not any(r.any() for r in results[: 4 if is_backward(overload) else None])
+
+
+@pytest.mark.parametrize(("images", "step"), [(0, 1), (1, 7), (33, 32), (5, 1)])
+def test_ragged_chunks(kernels, images, step):
+    sample = deform_conv.make("ragged", batch=images, size=(4, 3), channels=2, im2col_step=step)
+    for overload, arguments in calls(OPERATORS["deform_conv2d"], sample):
+        check(kernels, overload, arguments, TOLERANCE[torch.float64])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_weight_gradient_is_rounded_once(kernels, dtype):
+    """Chunks that nearly cancel each other: the difference is not lost in the rounding of each."""
+    sample = deform_conv.make("chunks", channels=2, size=(3, 4), kernel=(1, 1), mask_groups=None)
+    input, weight, offset, *_ = sample.to(dtype).tensors
+    input, offset = (t[:1].repeat(2, 1, 1, 1) for t in (input, offset * 0))
+    grad = torch.linspace(1, 2, 48, dtype=torch.float64).view(1, 4, 3, 4).to(dtype)
+    grad = torch.cat([grad, -grad * 1.02]).to(dtype)
+    backward, wanted = torch.ops.dcnzoo._deform_conv_backward.default, [False, True, False, False, False]
+    arguments = [grad, input, weight, offset, None, [1, 1], [0, 0], [1, 1], 1, 1, wanted]
+    exact = on_the_cpu(backward, converted(arguments, torch.Tensor.double))[1]
+    error = (run(kernels, backward, arguments)[1].double() - exact).abs()
+    assert (error <= 0.51 * torch.finfo(dtype).eps * exact.abs() + 1e-6).all()
+
+
+def test_levels_that_do_not_lie_within_the_value_read_as_zeros(kernels):
+    op, sample = OPERATORS["ms_deform_attn"], ms_deform_attn.make("levels")
+    value, locations, weights = sample.tensors
+    only_first = weights.clone()
+    only_first[:, :, :, 1] = 0
+    expected = op.reference(replace(sample, tensors=(value, locations, only_first)))
+    (forward, _), (backward, gradient), *_ = calls(op, sample)
+    for size, start in (((3, 5), 60), ((3, 5), -1), ((2**40, 2**40), 0), ((0, 5), 54), ((-3, -5), 54)):
+        starts = sample.kwargs["level_start_index"].clone()
+        starts[1] = start
+        levels = [torch.tensor([[6, 9], size]), starts]
+        (output,) = run(kernels, forward, [value, *levels, locations, weights])
+        assert_near(output, expected, TOLERANCE[torch.float64])
+        wrong = [gradient[0], value, *levels, locations, weights, [True] * 3]
+        grad_value, grad_locations, grad_weights = run(kernels, backward, wrong)
+        assert not grad_value[:, 54:].any()
+        assert not grad_locations[:, :, :, 1].any() and not grad_weights[:, :, :, 1].any()
+
+
+@pytest.mark.parametrize("cases", [roi_align, deform_roi_pool], ids=lambda module: module.NAME)
+def test_rois_without_anything_to_sample(kernels, cases):
+    """Of no image, without an area, and outside: kernels do not refuse what the CPU refuses."""
+    sample = cases.make("odd", rois=8)
+    odd = [[2, 0, 0, 8, 8], [-1, 0, 0, 8, 8], [math.nan, 0, 0, 8, 8], [0, math.nan, 0, 8, 8]]
+    odd += [[0, 0, 0, math.inf, 8], [0, 6, 6, 2, 2], [0, 90, 90, 99, 99], [0, 2, 2, 2, 2]]
+    op = OPERATORS[cases.NAME]
+    for overload, arguments in calls(op, sample):
+        place = 2 if is_backward(overload) and cases is deform_roi_pool else 1
+        arguments[place] = torch.tensor(odd, dtype=torch.float64)
+        results = run(kernels, overload, arguments)
+        # behind roi_align's output are the places of its maxima
+        assert not any(r.any() for r in (results[:1] if cases is roi_align else results))
+    for overload, arguments in calls(op, cases.make("none", rois=0)):
+        check(kernels, overload, arguments, TOLERANCE[torch.float64])
+
+
+# nms
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+@pytest.mark.parametrize("count", [0, 1, 64, 65, 130])
+def test_nms_matches_loop(kernels, count, offset):
+    for threshold in (0.3, 0.7):
+        for dtype in (torch.float32, torch.float64):
+            boxes, scores = random_boxes(count, dtype=dtype)
+            (kept,) = run(kernels, NMS, [boxes, scores, threshold, offset])
+            assert kept.dtype == torch.int64
+            assert kept.tolist() == oracles.nms(boxes, scores, threshold, offset)
+
+
+def test_nms_decides_as_on_the_cpu_where_rounding_could_decide(kernels):
+    boxes, scores = random_boxes(200, 12, 10)
+    for threshold in (1 / 3, 0.5, 0.6):
+        (kept,) = run(kernels, NMS, [boxes.round(), scores, threshold, 0])
+        assert kept.tolist() == NMS(boxes.round(), scores, threshold, 0).tolist()
+
+
+def test_pooling_reads_no_more(kernels):
+    assert_pooling_reads_no_more(kernels, kernels.device)

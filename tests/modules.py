@@ -1,0 +1,17 @@
+"""What many tests do with modules."""
+
+import torch
+from torch import nn
+
+
+def shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Of its state dict."""
+    return {key: tuple(value.shape) for key, value in module.state_dict().items()}
+
+
+def randomise(module: nn.Module, std: float = 0.3) -> nn.Module:
+    """Every parameter normally distributed, the same numbers each time."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=std, generator=generator)
+    return module
