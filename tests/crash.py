@@ -93,6 +93,7 @@ def start(config: Path, work: Path, death: tuple[str, int] | None = None) -> int
         runpy.run_path(str(ROOT / "tools/train.py"), run_name="__main__")
         status = 0
     except SystemExit as end:
+        status = int(end.code not in (0, None))
         print(end.code, file=sys.stderr)
     except BaseException:
         traceback.print_exc()
@@ -215,9 +216,7 @@ def main() -> None:
                 time.sleep(chance.uniform(0, 0.6 * left * seconds[loader]))  # before it is over
                 os.kill(process, signal.SIGKILL)
             status = wait(process)
-            full = re.search(
-                rf"^error: {work}/\S+ cannot be written .*No space left", log(work), re.MULTILINE
-            )
+            full = re.search(rf"^error: {work}/\S+ cannot be written.*No space left", log(work), re.MULTILINE)
             assert status in (0, signal.SIGKILL) or (how == FULL and full), log(work)
             assert_resumed(work, last)
             if status == 0:
