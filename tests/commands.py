@@ -1,12 +1,25 @@
 """Commands in this process: to start Python and import torch takes longer than most of them."""
 
+import sys
+
 from click.testing import CliRunner
 
 from dcnzoo.cli import commands
 
 
+def forget_runs() -> None:
+    """A Runner leaves its scope, logger and visualizer behind, which whatever comes next would take."""
+    if "mmengine.utils" not in sys.modules:
+        return
+    managers = [sys.modules["mmengine.utils"].ManagerMixin]
+    for manager in managers:
+        managers += manager.__subclasses__()
+        manager._instance_dict.clear()
+
+
 def invoke(*arguments: object) -> tuple[int, str]:
     """Exit status of ``dcnzoo ARGUMENTS`` and what it prints; other exceptions than SystemExit are raised."""
+    forget_runs()
     result = CliRunner().invoke(commands, [*map(str, arguments)])
     if not isinstance(result.exception, SystemExit | None):
         raise result.exception

@@ -1,5 +1,4 @@
 import re
-import sys
 import weakref
 from collections import Counter
 
@@ -8,14 +7,13 @@ from torch.utils.data import dataloader
 
 import dcnzoo  # noqa: F401  before any test imports mmcv.ops, which needs the compiled module
 
+from .commands import forget_runs
+
 
 @pytest.fixture(autouse=True)
-def no_default_scope_left_behind():
-    """A Runner makes its scope the default of whatever is built after it, here in the next test."""
+def no_run_left_behind():
     yield
-    registry = sys.modules.get("mmengine.registry")
-    if registry is not None:
-        registry.DefaultScope._instance_dict.clear()
+    forget_runs()
 
 
 @pytest.fixture(autouse=True)
