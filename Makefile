@@ -34,7 +34,7 @@ $(VENV)/.built: $(VENV)/.installed setup.py pyproject.toml $(OPS)
 demo: setup  ## make data, train without and with DCNv2, compare, draw (SEEDS=3 for mean ± spread)
 	$(RUN) tools/demo.py --seeds $(or $(SEEDS),1) $(ARGS)
 
-test: setup  ## the tests, in under 15 minutes on two cores
+test: setup  ## the tests, about 8 minutes on two quiet cores
 	$(RUN) -m pytest -n 2 --dist worksteal -m "not slow and not peers and not environments" $(ARGS)
 
 test-all: setup  ## the tests with the long tail

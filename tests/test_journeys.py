@@ -320,7 +320,7 @@ def test_masks_without_a_network(tmp_path):
 @pytest.mark.slow
 def test_default_model(tmp_path):
     """Faster R-CNN with ResNet-50, as the page has it, for one iteration."""
-    voc(tmp_path / "fruits", 2, 2)
+    voc(tmp_path / "fruits", 2, 3)
     dcnzoo = checkout(tmp_path)
     for line in [*page_commands("Pascal VOC"), *page_commands("The config")]:
         dcnzoo(f"{line} --no-weights" if " config " in line else line)
