@@ -297,7 +297,7 @@ def journey(dcnzoo: Shell, heading: str, model: str, epochs: int, options: str =
 @pytest.mark.slow
 def test_boxes(tmp_path):
     voc(tmp_path / "fruits", 40, 12)
-    journey(checkout(tmp_path), "Pascal VOC", "faster-rcnn_r14-mdconv_fpn_24e_coco", 10)
+    journey(checkout(tmp_path), "Pascal VOC", "faster-rcnn_r14-mdconv_fpn_24e_coco", 16)
 
 
 @pytest.mark.slow
@@ -352,7 +352,7 @@ def test_wheel(tmp_path):
         tmp_path / "boxes/fruits", {p: read(f"bccd/{p}.json", n) for p, n in (("train", 40), ("val", 12))}
     )
     write_labelme(tmp_path / "masks/fruits", {"all": read("fruits_nuts/annotations.json")})
-    journey(Shell(tmp_path / "boxes", python, False), "YOLO", "faster-rcnn_r14-mdconv_fpn_24e_coco", 10)
+    journey(Shell(tmp_path / "boxes", python, False), "YOLO", "faster-rcnn_r14-mdconv_fpn_24e_coco", 16)
     journey(Shell(tmp_path / "masks", python, False), "LabelMe", "mask-rcnn_r14-mdconv_fpn_8e_shapes", 60)
 
 
