@@ -1,4 +1,4 @@
-"""Commands in this process: to start Python and import torch takes longer than most of them."""
+"""Run commands in this process. Starting Python and importing torch takes longer than most commands."""
 
 import sys
 
@@ -8,7 +8,7 @@ from dcnzoo.cli import commands
 
 
 def forget_runs() -> None:
-    """A Runner leaves its scope, logger and visualizer behind, which whatever comes next would take."""
+    """Delete mmengine's global scope, logger and visualizer, which the next Runner would reuse."""
     if "mmengine.utils" not in sys.modules:
         return
     managers = [sys.modules["mmengine.utils"].ManagerMixin]
@@ -27,14 +27,14 @@ def invoke(*arguments: object) -> tuple[int, str]:
 
 
 def run(*arguments: object, status: int = 0) -> str:
-    """The output of a command; fails with it if the exit status is another."""
+    """The output of a command. An unexpected exit status fails the test and shows the output."""
     found, output = invoke(*arguments)
     assert found == status, output[-6000:]
     return output
 
 
 def error_of(*arguments: object, status: int = 1) -> str:
-    """The line with which a command ends: without a traceback, and the only one after what it logs."""
+    """The last line of a failing command, which prints no traceback."""
     output = run(*arguments, status=status)
     assert "Traceback" not in output
     line = output.splitlines()[-1]

@@ -27,7 +27,7 @@ OPERATORS = {op.name: op for op in op_cases.operators(differentiable=False)}
 
 
 def random_samples(op: Operator) -> st.SearchStrategy[Sample]:
-    """In one of seven, a size is zero."""
+    """In one of seven cases, one size is zero."""
 
     def sample(rng: Random) -> Sample:
         nothing = rng.choice(op.can_be_zero) if op.can_be_zero and rng.randint(0, 6) == 6 else ""

@@ -1,11 +1,11 @@
-"""What many tests do with modules."""
+"""Helpers for tests of modules."""
 
 import torch
 from torch import nn
 
 
 def shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Of its state dict."""
+    """The keys of its state dict."""
     return {key: tuple(value.shape) for key, value in module.state_dict().items()}
 
 

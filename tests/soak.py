@@ -63,7 +63,7 @@ def one_call(rng: random.Random) -> str:
     sample = sample.to(dtype)
     if rng.random() < 0.5 and sample.tensors[0].dim() == 4:
         sample = sample.map(lambda t: t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t)
-    # where the result leaps, rounding decides
+    # rounding decides where the result is discontinuous
     if rng.randrange(COMPARED) or not (op.continuous or dtype == torch.float64):
         first, second = (results(op.call, sample, op.differentiable) for _ in range(2))
         for a, b in zip(first, second, strict=True):

@@ -1,4 +1,4 @@
-"""Commands that measure: counts against arithmetic, logs against what was put in."""
+"""The flops, speed and logs commands, compared with values computed by hand."""
 
 import hashlib
 import json

@@ -91,7 +91,7 @@ def test_mistakes_get_one_line(arguments, monkeypatch, capsys):
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
 def test_memory_of_a_known_temporary(monkeypatch, tmp_path):
-    """A full buffer of known size: is the memory that is reported the memory that is used?"""
+    """The benchmark reports the memory of a buffer of known size."""
     (tmp_path / "families").mkdir()
     for name in ("families/__init__.py", "measure.py", "memory_server.py"):
         (tmp_path / name).write_text((FOLDER / name).read_text())

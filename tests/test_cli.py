@@ -35,7 +35,7 @@ def test_every_module_is_a_command():
 
 
 def test_help_and_completion_are_light():
-    """Of every command, in an environment without the slow packages."""
+    """Every command, in an environment without the slow packages."""
     heavy = ("torch", "numpy", "mmengine", "mmdet", "requests", "matplotlib")
     code = f"""
 import sys
@@ -234,7 +234,7 @@ def test_terminals_without_unicode(arguments, encoding, monkeypatch):
 
 
 def test_errors_on_terminals_without_unicode():
-    """Nor do a file's escape sequences get to the terminal."""
+    """Escape sequences from a file do not reach the terminal."""
     name = "\udcff…Früchte-\N{GRAPES}-\x1b[31mred\x07.json"
     done = subprocess.run(
         [sys.executable, "-m", "dcnzoo", "data", "check", name],

@@ -88,7 +88,7 @@ def deform_tensors(larger=(0, 0)):
 
 @pytest.mark.parametrize("with_bias", [True, False, None])
 def test_deform_conv2d(with_bias):
-    """v1, which has neither bias nor mask, where there is None of it."""
+    """v1 has neither bias nor mask."""
     input, weight, offset, mask, bias = with_grad(*deform_tensors())
     if with_bias is None:
         mask = bias = None

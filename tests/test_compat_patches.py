@@ -230,7 +230,7 @@ def test_disabling_what_does_not_exist(monkeypatch):
     with pytest.raises(RuntimeError, match=r"disable: .*'deform_con'.*deform_conv"):
         patches.disable("deform_con")
     assert patches.enabled("deform_conv")
-    # before the names are known the error waits until they are
+    # the error is raised when the class names are known
     monkeypatch.setattr(patches, "_complete", False)
     monkeypatch.setattr(patches, "_switches", patches._switches)
     patches.disable("ssd_hed")

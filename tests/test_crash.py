@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.mark.slow
 def test_killed_trainings_end_as_one_that_was_left_alone(tmp_path):
-    """``tests/crash.py`` asserts it."""
+    """The assertions are in ``tests/crash.py``."""
     kills, loaders = 20, "0 1 2"
     result = subprocess.run(
         [sys.executable, "tests/crash.py", tmp_path, "--kills", str(kills), "--loaders", *loaders.split()],

@@ -191,7 +191,7 @@ def other_categories(file):
     ],
 )
 def test_mistakes_in_a_coco_file(root, change, message):
-    """Those of a config; test_malformed_data.py has the file's own."""
+    """Mistakes in a config. Mistakes in the file are in test_malformed_data.py."""
     with pytest.raises(UserError, match=message) as error:
         read_coco(root, change)
     assert str(error.value).startswith(f"{root}/annotations/changed.json: ")

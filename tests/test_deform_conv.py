@@ -88,7 +88,7 @@ def test_is_the_adjoint_of_deform_conv(rank):
         stride, padding, output_padding, dilation = conv.geometry(
             sample, stride=1, padding=0, output_padding=0, dilation=1
         )
-        # more than that is not the size of any deform_conv's input
+        # no deform_conv input has more output padding than this
         output_padding = [min(p, s - 1) for p, s in zip(output_padding, stride, strict=True)]
         given = {"stride": stride, "padding": padding, "dilation": dilation}
         given["groups"] = sample.kwargs.get("groups", 1)

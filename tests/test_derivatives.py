@@ -1,4 +1,4 @@
-"""Forward mode, ``torch.func``, vmap and the gradients that are wanted, of every operator."""
+"""Forward mode, ``torch.func``, vmap and requested gradients of every operator."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def vmapped():
 
 @pytest.mark.parametrize(("op", "sample", "dims"), vmapped())
 def test_vmap(op, sample, dims, recwarn):
-    """Output, and gradients kept apart or summed, as in a loop; no fallback, which would warn."""
+    """Output and gradients, per sample and summed, equal those of a loop. No fallback (it would warn)."""
     count = 3
     tensors = tuple(
         m if d == 0 else t for m, t, d in zip(several(sample, count), sample.tensors, dims, strict=True)
@@ -214,7 +214,7 @@ def test_vmap_of_forward_mode(op):
 
 
 def test_forward_mode_under_vmap_over_rois_is_refused():
-    """Their number of samples is not known then."""
+    """Under vmap, the number of samples is unknown."""
     maps, rois, offset = example(rois=4)
     function = lambda r: jvp(lambda m: deform_roi_pool(m, r, offset, (3, 2), 0.5, 0), (maps,), (maps,))  # noqa: E731
     with pytest.raises(RuntimeError, match="vmap"):

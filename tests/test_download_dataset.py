@@ -1,4 +1,4 @@
-"""dcnzoo data download, with a server on this machine in place of COCO's."""
+"""``dcnzoo data download``, with a local server instead of COCO's."""
 
 import hashlib
 import io

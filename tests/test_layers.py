@@ -131,7 +131,7 @@ def test_arguments_have_torchs_and_tvdcns_order():
 @ranks
 @directions
 def test_defaults_are_torchs(rank, transposed):
-    """Of all that a plain convolution has, padding and dilation among them."""
+    """For every argument of a plain convolution, including padding and dilation."""
     name = name_of(rank, transposed)
     plain = getattr(nn, name.removeprefix("Deform"))(4, 6, 3)
     for layer in (getattr(layers, name)(4, 6, 3), getattr(layers, f"Packed{name}")(4, 6, 3)):

@@ -274,7 +274,7 @@ def test_the_good_file(folder, warnings):
     assert training_set(folder)[0]["gt_masks"].masks.sum((1, 2)).tolist() == [pytest.approx(150, abs=15), 200]
 
 
-# files of images are opened later, and a set without annotations is one to test on
+# image files are opened later; a set without annotations is valid for testing
 LATER = {"missing-image", "image-size", "empty"}
 
 

@@ -1,4 +1,4 @@
-"""What tools/new_op.py writes is an operator that builds, and that the suites find by themselves."""
+"""An operator from tools/new_op.py builds, and every suite finds it."""
 
 from __future__ import annotations
 

@@ -200,7 +200,7 @@ def test_pooling_reads_no_more():
 
 
 def test_forward_mode_of_an_enormous_roi():
-    """It needs more samples than there may be, and gives zeros."""
+    """A RoI that needs more samples than the limit gives zeros."""
     maps, offset = torch.ones(1, 1, 4, 4), torch.zeros(1, 2, 1, 1)
     rois = torch.tensor([[0, 0, 0, 1e30, 4]])
     call = functools.partial(dcnzoo.ops.deform_roi_pool, rois=rois, offset=offset, output_size=1)

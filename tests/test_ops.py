@@ -23,7 +23,7 @@ every_op = pytest.mark.parametrize("op", OPERATORS, ids=lambda op: op.name)
 
 
 def parametrized(cases, forms_first=False):
-    """Over these cases, or their forms first: the others are then part of the long tail."""
+    """Parametrize over these cases. With ``forms_first``, all but the forms are marked slow."""
     return pytest.mark.parametrize(
         ("op", "sample"),
         [

@@ -1,4 +1,4 @@
-"""dcnzoo reproduce: what it measures, beside what was published, with a detector that knows the answer."""
+"""``dcnzoo reproduce``: measured beside published figures, with a detector of known AP."""
 
 import hashlib
 import json

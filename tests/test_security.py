@@ -96,7 +96,7 @@ DOORS = {
     "benchmark": lambda file, data: ("analysis/benchmark", CONFIG, "--checkpoint", file, "--shape", 96, 128),
     "reproduce": lambda file, data: ("./reproduce", CONFIG, "--checkpoint", file, *training(data)[1:]),
 }  # fmt: skip
-# training, and what loads as another one does
+# training, and loading the checkpoint in another process
 SLOW = ("train, load_from", "test", "reproduce")
 
 

@@ -1,4 +1,4 @@
-"""Trainings and evaluations by command, on a setting of seconds."""
+"""The train, test and browse commands, on a configuration that trains in seconds."""
 
 import json
 import pickle
@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CONFIG = str(ROOT / "configs/demo/mask-rcnn_r14_fpn_8e_shapes.py")
 SCALED = [CONFIG, "--auto-scale-lr", "--cfg-options"]
 
-# a tool, in which deprecated calls of ours are errors
+# run a tool with our deprecated calls as errors
 STRICT = """
 import runpy, sys, warnings
 for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
@@ -37,7 +37,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def run(tool, *arguments, status=0, **extra):
-    """The output of a tool in a process of its own; fails with all of it if the exit status is another."""
+    """The output of a tool in its own process. An unexpected exit status fails the test."""
     result = subprocess.run(
         [sys.executable, "-c", STRICT, f"tools/{tool}.py", *map(str, arguments)],
         cwd=ROOT, env=environment(**extra), capture_output=True, text=True,

@@ -69,7 +69,7 @@ class Group(click.Group):
 
 
 def combined(*decorators: Callable) -> Callable[[Callable], Callable]:
-    """One decorator of several, whose options ``--help`` lists in this order."""
+    """Combine decorators into one. ``--help`` lists their options in this order."""
 
     def decorate(function: Callable) -> Callable:
         for decorator in reversed(decorators):
@@ -163,7 +163,7 @@ def _height_and_width(
 
 
 def shape(help: str) -> Callable:
-    """``--shape HEIGHT WIDTH``, or one size for both; the command gets height and width, or None."""
+    """``--shape HEIGHT WIDTH``, or one size for both. The command receives ``(height, width)`` or None."""
     return option("--shape", several=True, type=int, metavar="SIZE...", callback=_height_and_width, help=help)
 
 
@@ -224,7 +224,7 @@ model = combined(
 def load_model(
     model: str, checkpoint: str | None, device: str, unsafe_load: bool, allow_partial: bool, cfg_options: dict
 ) -> nn.Module:
-    """The detector that the options of :data:`model` name."""
+    """Load the detector that the options of :data:`model` select."""
     import torch
 
     from dcnzoo import zoo

@@ -272,7 +272,7 @@ def download(
         if only_list:
             print(url, checksum or "")
             continue
-        # says of an archive that was deleted that its content is there
+        # marks an archive as unpacked after its deletion
         unpacked = out / f".{Path(url).name}.unpacked"
         if unpacked.exists() and unzip:
             print(f"{out}: has {Path(url).name} already")

@@ -88,7 +88,7 @@ def command(
         started = time.time()
         if train:
             runner.train()
-            # what was saved, which is the moving average where the config keeps one
+            # the saved weights: the moving average if the config keeps one
             weights = Path((work_dir / "last_checkpoint").read_text())
     measured = reproduction.evaluate(runner, weights, unsafe_load, allow_partial)
     if not is_main_process():

@@ -1,7 +1,7 @@
 """Data sets to download: addresses and checksums."""
 
 HOST = "http://images.cocodataset.org"
-# data set → part → address and, where it is known, checksum
+# data set → part → URL and checksum (None if unknown)
 DATASETS = {
     "coco2017": {
         "annotations": (

@@ -253,7 +253,7 @@ def _symbolic(translation: Translation, opset: int, deform_conv: str) -> Callabl
         result = translation.function(TorchScriptGraph(opset, deform_conv, g), *arguments)
         kind, rank = arguments[0].type(), translation.rank or arguments[0].type().dim()
         if translation.same_type and rank is not None:
-            # of the first result, the only one that is asked for
+            # callers use only the first result
             (result[0] if isinstance(result, tuple) else result).setType(kind.with_sizes([None] * rank))
         return result
 

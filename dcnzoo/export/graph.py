@@ -34,7 +34,7 @@ translations: dict[str, Translation] = {}
 
 
 def translates(name: str, **settings: Any) -> Callable[[Callable], Callable]:
-    """Decorates the translation of the operator ``namespace::name``."""
+    """Decorator for the ONNX translation of the operator ``namespace::name``."""
 
     def add(function: Callable) -> Callable:
         translations[name] = Translation(function, **settings)

@@ -22,7 +22,7 @@ TTA_META_KEYS = (
 
 
 def use_test_time_augmentation(cfg: Config) -> None:
-    """Wrap the model and the test pipeline; the config's own ``tta_*`` settings go first."""
+    """Wrap the model and the test pipeline. ``tta_*`` settings of the config take precedence."""
     dataset = cfg.test_dataloader.dataset
     while "dataset" in dataset:
         dataset = dataset.dataset

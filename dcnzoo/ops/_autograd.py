@@ -126,7 +126,7 @@ def reference_gradients(
 def _of_tensors(
     reference_impl: Callable, arguments: Sequence, places: Sequence[int]
 ) -> tuple[Callable, list[int], list[Tensor]]:
-    """The reference as a function of the tensors at ``places``; the places and tensors that are not None."""
+    """The reference as a function of the tensors at ``places``. Places of None are left out."""
     given = [place for place in places if arguments[place] is not None]
 
     def forward(*tensors: Tensor) -> Tensor:

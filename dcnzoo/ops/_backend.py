@@ -157,7 +157,7 @@ def _fused_may_run() -> bool:
 
 @cache
 def _replace(name: str, key: str, problem: str | None) -> None:
-    """Puts the choice among backends in the place of an operator's kernel, or the reason why it has none."""
+    """Replace an operator's kernel by one that chooses the backend, or by an error if there is no kernel."""
     compiled = torch.library.get_kernel(name, key) if has_kernel(name, key) else None
     kernel = _kernel(name, _CHOOSERS.get(name), compiled, problem)
     override(name.removeprefix("dcnzoo::"), kernel, key, with_keyset=True)

@@ -1,4 +1,4 @@
-"""Where an operator's module says how many operations its operator takes."""
+"""Registry of the operators' FLOPs formulas."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ formulas: dict[str, Callable[..., int]] = {}
 
 
 def count_flops(name: str) -> Callable:
-    """Decorates the formula of ``dcnzoo::name``: shapes in the place of tensors, and ``out_shape``."""
+    """Decorator for the FLOPs formula of ``dcnzoo::name``, which receives shapes and ``out_shape``."""
 
     def add(formula: Callable[..., int]) -> Callable[..., int]:
         formulas[name] = formula

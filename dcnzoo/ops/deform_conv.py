@@ -194,7 +194,7 @@ def _reference(*arguments):
 
 
 def _with_bias(grad_output, input, weight, offset, mask, *geometry):
-    """The arguments of the operator: its result is linear in the bias, so that any does."""
+    """The arguments of the operator. The result is linear in the bias, so zeros serve as one."""
     return input, weight, offset, mask, grad_output.new_zeros(grad_output.shape[1]), *geometry
 
 

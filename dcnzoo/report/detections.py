@@ -13,7 +13,7 @@ from dcnzoo.utils.errors import UserError
 
 
 def require_images(paths: Iterable[str]) -> None:
-    """Raise UserError unless each path is that of a file that begins as an image does."""
+    """Raise UserError if a path is not a file with the signature of an image."""
     for path in paths:
         if not Path(path).is_file():
             raise UserError(f"image: expected a file, found none at {path}")
@@ -61,7 +61,7 @@ def rows(found: InstanceData) -> Iterable[tuple[int, float, list[float]]]:
 
 
 class CocoDetections:
-    """Detections in COCO's form; the categories count from 1 in the order of the model's classes."""
+    """Detections in COCO format. Category ids start at 1, in the order of the model's classes."""
 
     def __init__(self, classes: Sequence[str]) -> None:
         categories = [{"id": number, "name": name} for number, name in enumerate(classes, 1)]

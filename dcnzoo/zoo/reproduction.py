@@ -38,7 +38,7 @@ def _datasets(dataset: ConfigDict) -> Iterator[ConfigDict]:
 
 
 def use_data(cfg: Config, root: str | None, subset: int | None, work_dir: Path) -> int:
-    """Points the config at the data; returns the number of images that are evaluated."""
+    """Set the data paths in the config. Returns the number of images to evaluate."""
     loaders = ["train_dataloader", "val_dataloader", "test_dataloader"]
     if root is not None:
         for dataset in (d for loader in loaders if cfg.get(loader) for d in _datasets(cfg[loader].dataset)):

@@ -1,5 +1,5 @@
 // Tables of what bins read along one axis, for the CPU kernels that pool regions of interest: a bin is the sum of
-// y weight · x weight · pixel, and a RoI's tables serve all of its channels.
+// y weight · x weight · pixel. All channels of a RoI share its tables.
 #pragma once
 
 #include <vector>
@@ -44,7 +44,7 @@ class RoiShares {
     begins_.push_back(int64_t(shares_.size()));
   }
 
-  // How fast those change as the bin moves. At a pixel it is the slope to the right.
+  // The derivative of the weights by the bin's position. At a pixel, the right-hand derivative.
   void add_slopes(const RoiAxis<T>& axis, int64_t bin, int64_t size) {
     each_sample(axis, bin, size, [&](const Lerp<T>& lerp) {
       if (!lerp.reads_two()) return;

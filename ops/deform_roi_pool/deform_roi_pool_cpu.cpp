@@ -46,7 +46,7 @@ class BinPlan {
   RoiShares<T> rows_, columns_, row_slopes_, column_slopes_;
 };
 
-// A bin's sum of each of several channels, whose maps lie `pixels` apart.
+// The sum of a bin for several channels. `pixels` is the stride between their maps.
 template <int Channels, typename T>
 void sum_bin(const T* maps, int64_t pixels, int64_t width, Range<T> rows, Range<T> columns, T* sum) {
   for (int c = 0; c < Channels; ++c) sum[c] = T(0);

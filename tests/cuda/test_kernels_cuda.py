@@ -39,7 +39,7 @@ first_forms = parametrized([(op, op.forms()[0]) for op in OPERATORS.values()])
 
 
 def converted(arguments, change) -> list:
-    """The arguments with every tensor of real numbers changed."""
+    """The arguments, with ``change`` applied to every floating-point tensor."""
     return [change(a) if isinstance(a, Tensor) and a.is_floating_point() else a for a in arguments]
 
 
@@ -79,7 +79,7 @@ def assert_near(actual: Tensor, expected: Tensor, tolerance: float) -> None:
 
 
 def check(kernels, overload, arguments, tolerance) -> None:
-    """Types as on the CPU, values as there in float64."""
+    """The results have the CPU's dtypes; the values are compared with the CPU's in float64."""
     exact = on_the_cpu(overload, converted(arguments, torch.Tensor.double))
     same = on_the_cpu(overload, arguments)
     for actual, expected, alike in zip(run(kernels, overload, arguments), exact, same, strict=True):
@@ -169,7 +169,7 @@ def test_points_that_are_nowhere_contribute_nothing(kernels, name, value):
         tensors[4] = torch.zeros_like(tensors[4])
     for overload, arguments in calls(op, replace(op.forms()[0], tensors=tuple(tensors))):
         results = run(kernels, overload, arguments)
-        # but that of the bias
+        # except the bias
         assert not any(r.any() for r in results[: 4 if is_backward(overload) else None])
 
 
@@ -216,7 +216,7 @@ def test_levels_that_do_not_lie_within_the_value_read_as_zeros(kernels):
 
 @pytest.mark.parametrize("cases", [roi_align, deform_roi_pool], ids=lambda module: module.NAME)
 def test_rois_without_anything_to_sample(kernels, cases):
-    """Of no image, without an area, and outside: kernels do not refuse what the CPU refuses."""
+    """RoIs of no image, of zero area, and outside the map. CUDA kernels accept them; the CPU refuses some."""
     sample = cases.make("odd", rois=8)
     odd = [[2, 0, 0, 8, 8], [-1, 0, 0, 8, 8], [math.nan, 0, 0, 8, 8], [0, math.nan, 0, 8, 8]]
     odd += [[0, 0, 0, math.inf, 8], [0, 6, 6, 2, 2], [0, 90, 90, 99, 99], [0, 2, 2, 2, 2]]
@@ -225,7 +225,7 @@ def test_rois_without_anything_to_sample(kernels, cases):
         place = 2 if is_backward(overload) and cases is deform_roi_pool else 1
         arguments[place] = torch.tensor(odd, dtype=torch.float64)
         results = run(kernels, overload, arguments)
-        # behind roi_align's output are the places of its maxima
+        # roi_align also returns the positions of its maxima
         assert not any(r.any() for r in (results[:1] if cases is roi_align else results))
     for overload, arguments in calls(op, cases.make("none", rois=0)):
         check(kernels, overload, arguments, TOLERANCE[torch.float64])

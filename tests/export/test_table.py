@@ -43,7 +43,7 @@ def test_small_detectors_build(name, tool):
 
 
 def test_average_precision_is_not_rounded(tool, tmp_path):
-    """Three objects in three images, one of them found: AP by hand."""
+    """Three objects in three images, one detected; AP computed by hand."""
     images = [{"id": i, "file_name": f"{i}", "width": 50, "height": 50} for i in (1, 2, 3)]
     box = dict(category_id=1, bbox=[5, 5, 20, 20])
     truth = [{"id": i, "image_id": i, "area": 400, "iscrowd": 0, **box} for i in (1, 2, 3)]

@@ -103,7 +103,7 @@ class Operator:
 
 
 def operators(differentiable: bool = True) -> list[Operator]:
-    """Those with gradients, or all."""
+    """The differentiable tensors, or all tensors."""
     found: list[Operator] = []
     for info in pkgutil.iter_modules(__path__):
         module = importlib.import_module(f"{__name__}.{info.name}")
@@ -146,10 +146,10 @@ def emptied(rng: Random, sizes: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def random_name(rng: Random, nothing: str) -> str:
-    """A name, from which the numbers in the tensors come."""
+    """A name, which seeds the random numbers of the tensors."""
     return f"zero {nothing}" if nothing else str(rng.randint(0, 2**16))
 
 
 def is_plain_convolution(sample: Sample) -> bool:
-    """Whether it is torch's own: without offset and mask."""
+    """Whether this is torch's convolution: no offset and no mask."""
     return len(sample.tensors) == 5 and sample.tensors[2] is None and sample.tensors[3] is None

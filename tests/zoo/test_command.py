@@ -18,7 +18,7 @@ NAME = "faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco"
 
 
 def run(*arguments, status=0, stderr=False):
-    """What a command printed; or the line with which it failed, and what it printed before."""
+    """The output of a command. If it fails: its error line, and the output before that."""
     result = CliRunner().invoke(commands, ["zoo", *map(str, arguments)])
     assert result.exit_code == status, result.output
     if status:

@@ -1,4 +1,4 @@
-"""The detector that is exported, and the image that it is traced and verified with."""
+"""Load the detector to export, and the image for tracing and verification."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def _test_dataset(cfg: Config) -> dict:
 
 
 def _class_names(cfg: Config, meta: dict) -> tuple[str, ...]:
-    """Those of the checkpoint, or those of the data set, or none."""
+    """Class names from the checkpoint, else from the data set, else none."""
     dataset = _test_dataset(cfg)
     known = [
         {key.lower(): value for key, value in meta.get("dataset_meta", meta).items()},

@@ -1,4 +1,4 @@
-"""new_op beside the same in plain PyTorch."""
+"""new_op compared with the same formula in plain PyTorch."""
 
 from __future__ import annotations
 
