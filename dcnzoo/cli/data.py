@@ -324,7 +324,7 @@ def _classes_of(config: Path) -> list[str]:
 
     require_file(str(config), "--config")
     with user_errors():
-        from dcnzoo.openmmlab.runner import read_config_file
+        from dcnzoo.openmmlab.runner import read_config_file, unwrap_dataset
 
         # isort: split
         from mmdet.registry import DATASETS
@@ -332,9 +332,7 @@ def _classes_of(config: Path) -> list[str]:
         cfg = read_config_file(config)
         if "train_dataloader" not in cfg:
             raise UserError(f"--config: {config}: expected a train_dataloader, found none")
-        dataset = cfg.train_dataloader.dataset
-        while "dataset" in dataset:  # one that wraps another
-            dataset = dataset.dataset
+        dataset = unwrap_dataset(cfg.train_dataloader.dataset)
         classes = dataset.get("metainfo", {}).get("classes")
         if classes is None:
             classes = DATASETS.get(dataset.type).METAINFO["classes"]

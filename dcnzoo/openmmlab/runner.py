@@ -4,7 +4,7 @@ import logging
 import os
 from pathlib import Path
 
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
@@ -54,6 +54,13 @@ def read_config_file(path: str | os.PathLike) -> Config:
         where = f"{name}, line {line}" if line else name
         text = error.msg if isinstance(error, SyntaxError) else one_line(error)
         raise UserError(f"config: {where}: {type(error).__name__}: {text}") from error
+
+
+def unwrap_dataset(dataset: ConfigDict) -> ConfigDict:
+    """The config of the data set inside wrappers of a single one, such as RepeatDataset."""
+    while "dataset" in dataset:
+        dataset = dataset["dataset"]
+    return dataset
 
 
 def load_config(

@@ -9,6 +9,7 @@ from mmengine.config import Config, ConfigDict
 # these register InstanceTTAModel and DeployedDetector
 import dcnzoo.openmmlab.export.deployed
 import dcnzoo.openmmlab.models.tta  # noqa: F401
+from dcnzoo.openmmlab.runner import unwrap_dataset
 from dcnzoo.utils.errors import UserError
 
 TTA_MODEL = {
@@ -23,9 +24,7 @@ TTA_META_KEYS = (
 
 def use_test_time_augmentation(cfg: Config) -> None:
     """Wrap the model and the test pipeline. ``tta_*`` settings of the config take precedence."""
-    dataset = cfg.test_dataloader.dataset
-    while "dataset" in dataset:
-        dataset = dataset.dataset
+    dataset = unwrap_dataset(cfg.test_dataloader.dataset)
     if "tta_pipeline" not in cfg:
         flips = [{"type": "RandomFlip", "prob": 1.0}, {"type": "RandomFlip", "prob": 0.0}]
         pack = {"type": "PackDetInputs", "meta_keys": TTA_META_KEYS}

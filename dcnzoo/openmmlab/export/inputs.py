@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dcnzoo.data.shapes import ShapesSpec, draw_image
 from dcnzoo.export.picture import Preprocessing
 from dcnzoo.openmmlab.detector import build
-from dcnzoo.openmmlab.runner import read_config_file
+from dcnzoo.openmmlab.runner import read_config_file, unwrap_dataset
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import require_file
 
@@ -110,10 +110,7 @@ def model_input(
 
 
 def _test_dataset(cfg: Config) -> dict:
-    dataset = cfg.get("test_dataloader", {}).get("dataset", {})
-    while "dataset" in dataset:
-        dataset = dataset["dataset"]
-    return dataset
+    return unwrap_dataset(cfg.get("test_dataloader", {}).get("dataset", {}))
 
 
 def _class_names(cfg: Config, meta: dict) -> tuple[str, ...]:
