@@ -145,7 +145,7 @@ def test_measured_beside_published(reproduce, checkpoint, coco):
     printed, (row,) = reproduce("--checkpoint", path, "--data-root", coco)
     assert table(printed)["box AP"] == ["100.0", "75.0", "+25.0"]
     assert table(printed)["mask AP"][1:] == ["–", "–"] and 0 < float(table(printed)["mask AP"][0]) < 100
-    assert row["measured"]["box AP"] == 100.0 and row["published"] == {"box AP": 75.0}
+    assert row["measured"]["box AP"] == 100.0 and row["listed"] == {"box AP": 75.0}
     assert row["difference"] == {"box AP": 25.0} and row["source"] == "published (its author)"
     assert row["model"] == "dcnzoo::paper/knows.py" and row["images"] == IMAGES and row["subset"] is None
     assert row["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest() and row["checkpoint"] == path.name
@@ -168,7 +168,7 @@ def test_subset_adds_a_row(reproduce, checkpoint, coco):
     expected = sum(math.floor(recall * 100 + 1e-9) + 1 if recall else 0 for recall in recalls) / 101
     assert row["measured"]["box AP"] == pytest.approx(100 * expected / len(recalls), abs=0.06)
     assert row["images"] == subset == row["subset"]
-    assert "the published figure is of all of them" in printed
+    assert "the listed figure is of all of them" in printed
 
 
 def test_train(reproduce, coco):
@@ -188,7 +188,7 @@ def test_a_config_of_ones_own(reproduce, checkpoint, coco, tmp_path):
     own.write_text(CONFIG.replace("{root}", str(coco)))
     printed, (row,) = reproduce("--checkpoint", checkpoint(1.0), "--data-root", coco, config=str(own))
     assert table(printed)["box AP"] == ["100.0", "–", "–"]
-    assert row["published"] == row["difference"] == {} and row["model"] == str(own)
+    assert row["listed"] == row["difference"] == {} and row["model"] == str(own)
 
 
 def test_mistakes(reproduce, checkpoint, coco, tmp_path):
@@ -201,7 +201,7 @@ def test_mistakes(reproduce, checkpoint, coco, tmp_path):
         ("knows", [*data, "--subset", 0], 2, "--subset"),
         ("knows", [*data, "--train", "--checkpoint", path], 2, "--train: "),
         ("knows", [*data, "--checkpoint", "nowhere"], 1, "nowhere"),
-        ("knows", data, 1, "published weights"),
+        ("knows", data, 1, "of weights"),
         (str(tmp_path / "own.py"), data, 1, "--checkpoint FILE or --train"),
         ("knows", [*data, "--checkpoint", tmp_path / "other.pth"], 1, "1 parameter (weight) missing"),
     ):

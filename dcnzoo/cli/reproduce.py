@@ -48,12 +48,13 @@ def command(
     allow_partial: bool,
     **run: object,
 ) -> None:
-    """Evaluate published weights on COCO and print the AP beside the published one.
+    """Evaluate a model's weights and print the AP beside the one that the zoo lists.
 
     CONFIG is a file, or a name of the zoo (dcnzoo zoo list).
 
     \b
     examples:
+      dcnzoo reproduce mask-rcnn_r14-mdconv_fpn_8e_shapes
       dcnzoo reproduce faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco --data-root data/coco
       dcnzoo reproduce CONFIG --train
     """
@@ -93,12 +94,12 @@ def command(
     measured = reproduction.evaluate(runner, weights, unsafe_load, allow_partial)
     if not is_main_process():
         return
-    published, source = reproduction.published_figures(model)
+    listed, source = reproduction.listed_figures(model)
     row = {
         "model": model.id if model else config,
         "measured": measured,
-        "published": published,
-        "difference": {k: round(v - published[k], 1) for k, v in measured.items() if k in published},
+        "listed": listed,
+        "difference": {k: round(v - listed[k], 1) for k, v in measured.items() if k in listed},
         "source": source,
         "data": cfg.test_evaluator.ann_file if isinstance(cfg.test_evaluator, dict) else "",
         "images": images,
@@ -119,11 +120,13 @@ def command(
 
 def _show(row: dict) -> None:
     print(f"\n{row['model']} on {row['images']} images of {row['data']}")
-    print(f"{'':10}{'measured':>10}{'published':>11}{'difference':>12}")
+    print(f"{'':10}{'measured':>10}{'listed':>10}{'difference':>12}")
     for name, value in row["measured"].items():
-        published = row["published"].get(name)
+        listed = row["listed"].get(name)
         difference = row["difference"].get(name)
-        cells = "–" if published is None else published, "–" if difference is None else f"{difference:+.1f}"
-        print(f"{name:10}{value:>10}{cells[0]:>11}{cells[1]:>12}")
-    if row["subset"] is not None and row["published"]:
-        print("On a part of the images: the published figure is of all of them.")
+        cells = "–" if listed is None else listed, "–" if difference is None else f"{difference:+.1f}"
+        print(f"{name:10}{value:>10}{cells[0]:>10}{cells[1]:>12}")
+    if row["listed"]:
+        print(f"listed: {row['source']}")
+    if row["subset"] is not None and row["listed"]:
+        print("On a part of the images: the listed figure is of all of them.")

@@ -36,12 +36,14 @@ def command() -> None:
 
 @command.command("list")
 @click.option("--dcn", is_flag=True, help="Only those with deformable convolution.")
+@click.option("--measured", is_flag=True, help="Only those whose figures were measured by dcnzoo.")
 @click.option("--json", "as_json", is_flag=True, help="Everything that is known, as JSON.")
-def list_(dcn: bool, as_json: bool) -> None:
+def list_(dcn: bool, measured: bool, as_json: bool) -> None:
     """All models."""
     from dcnzoo.zoo import is_deformable, models
 
-    _show([model for model in models() if not dcn or is_deformable(model)], as_json)
+    chosen = [m for m in models() if (m.measured or not measured) and (is_deformable(m) or not dcn)]
+    _show(chosen, as_json)
 
 
 @command.command

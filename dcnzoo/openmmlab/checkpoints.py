@@ -19,6 +19,8 @@ import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 from mmengine.runner import checkpoint as loading
+from safetensors import SafetensorError
+from safetensors.torch import load_file as load_safetensors
 
 from dcnzoo.compat.patches import Changes
 from dcnzoo.utils.errors import UserError, one_line
@@ -43,6 +45,11 @@ def load_file(
         CheckpointError: it holds other objects and is not trusted, or it is no checkpoint.
     """
     name = path if isinstance(path, str | os.PathLike) else "checkpoint"
+    if str(name).endswith(".safetensors"):
+        try:
+            return load_safetensors(name)
+        except SafetensorError as error:
+            raise CheckpointError(f"{name}: expected safetensors: {one_line(error)}") from error
     try:
         with Changes() as changes:
             load_own_checkpoints(changes)

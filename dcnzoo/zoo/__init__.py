@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dcnzoo.utils.fetch import ChecksumError, DownloadError, cache_folder, checksum_in_name, verify
+from dcnzoo.utils.files import write_bytes
 from dcnzoo.zoo.description import Description, describe, is_deformable
 from dcnzoo.zoo.index import Model, Result, UnknownModelError, find, models, search
 
@@ -45,14 +46,25 @@ __all__ = [
 
 
 def download(name: str, folder: str | os.PathLike | None = None) -> Path:
-    """The published weights of a model, in torch's cache or a folder of your choice.
+    """The weights of a model, downloaded to torch's cache or a folder of your choice.
+
+    Those that come with dcnzoo are where they are, or copied to the folder.
 
     Raises:
         UserError: no such model, no weights, a failed download.
     """
-    from dcnzoo.utils.fetch import fetch
+    weights = find(name).only_weights()
+    if "://" in weights:
+        from dcnzoo.utils.fetch import fetch
 
-    return fetch(find(name).only_weights(), folder)
+        return fetch(weights, folder)
+    file = Path(weights)
+    verify(file)
+    if folder is None:
+        return file
+    copy = Path(folder) / file.name
+    write_bytes(copy, file.read_bytes())
+    return copy
 
 
 def load(name: str, **options: object) -> nn.Module:

@@ -58,7 +58,7 @@ class Model:
         name: the config's, without ``.py``.
         package: whose config it is, ``dcnzoo`` or ``mmdet``.
         aliases: other names of it: in the metafile, in MMDetection 2.x.
-        weights: addresses; empty if none are published.
+        weights: addresses, or files that come with the package; empty if there are none.
         metadata: as the metafile has it (``Training Memory (GB)``, ``Epochs``, …).
     """
 
@@ -78,20 +78,25 @@ class Model:
         return f"{self.package}::{self.config.parent.name}/{self.config.name}"
 
     def only_weights(self) -> str:
-        """The address of its weights.
+        """The address of its weights, or their file.
 
         Raises:
-            UserError: none are published, or several files that make a model only together.
+            UserError: there are none, or several files that make a model only together.
         """
         if len(self.weights) != 1:
             number = len(self.weights) or "none"
-            raise UserError(f"{self.name}: expected one file of published weights, found {number}")
+            raise UserError(f"{self.name}: expected one file of weights, found {number}")
         return self.weights[0]
 
     def metrics(self, source: str | None = None) -> dict[str, float | str]:
         """All its figures, or those of one source, the first data set's if there are several."""
         chosen = [result for result in self.results if source in (None, result.source)]
         return {k: v for result in reversed(chosen) for k, v in result.metrics.items()}
+
+    @property
+    def measured(self) -> bool:
+        """Whether it has figures that were measured here."""
+        return any(not result.published for result in self.results)
 
     def sources(self) -> list[str]:
         return list(dict.fromkeys(result.source for result in self.results))
@@ -147,7 +152,8 @@ def _models_of(package: str) -> tuple[Model, ...]:
 def _model(package: str, folder: Path, metafile: Path, entry: dict, collections: dict) -> Model:
     config = _config_path(folder, metafile, entry["Config"])
     weights = entry.get("Weights") or ()
-    weights = (weights,) if isinstance(weights, str) else tuple(weights)
+    weights = (weights,) if isinstance(weights, str) else weights
+    weights = tuple(each if "://" in each else str(folder / each) for each in weights)
     collection = entry.get("In Collection", "")
     paper = entry.get("Paper") or collections.get(collection, {}).get("Paper") or {}
     results = tuple(

@@ -9,7 +9,7 @@ from torch import nn
 
 from dcnzoo.openmmlab.detector import build, dataset_meta, read_config
 from dcnzoo.utils.errors import UserError, user_errors
-from dcnzoo.utils.fetch import fetch
+from dcnzoo.zoo import download
 from dcnzoo.zoo.index import find
 
 
@@ -38,7 +38,7 @@ def load(
     if checkpoint is None:
         if isinstance(model, Path):
             raise UserError(f"checkpoint: expected a file with weights for {name}, got none")
-        checkpoint = fetch(model.only_weights())
+        checkpoint = download(model.id)
     elif not Path(checkpoint).is_file():
         raise UserError(f"checkpoint: expected a file, found none at {checkpoint}")
     with user_errors():

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
 
+from dcnzoo.openmmlab.packages import mim_folder
 from dcnzoo.zoo.description import describe, is_deformable
 from dcnzoo.zoo.index import Model, models
 
@@ -80,7 +81,7 @@ def _row(cells: Iterable[object]) -> str:
 def _rows(model: Model) -> Iterator[list[str]]:
     """One for each source of figures; memory and speed are the publisher's."""
     described = describe(model)
-    weights = [f"[download]({url})" for url in model.weights]
+    weights = [_weights_link(model, each) for each in model.weights]
     for source in model.sources() or ["–"]:
         results = [result for result in model.results if result.source == source]
         data = ", ".join(dict.fromkeys(r.dataset for r in results)) or "–"
@@ -98,6 +99,12 @@ def _rows(model: Model) -> Iterator[list[str]]:
             source,
             ", ".join(weights) or "–",
         ]
+
+
+def _weights_link(model: Model, weights: str) -> str:
+    if "://" in weights:
+        return f"[download]({weights})"
+    return f"[in the package]({Path(weights).relative_to(mim_folder(model.package)).as_posix()})"
 
 
 def _link(model: Model) -> str:

@@ -11,6 +11,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from dcnzoo import zoo
+from dcnzoo.data.shapes import ShapesSpec, make_shapes
 from dcnzoo.openmmlab.weights import load_weights
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.fetch import fetch
@@ -46,6 +47,8 @@ def use_data(cfg: Config, root: str | None, subset: int | None, work_dir: Path) 
     tested = list(_datasets(cfg.test_dataloader.dataset))
     if len(tested) != 1 or "ann_file" not in tested[0]:
         raise UserError(f"test_dataloader: expected one data set with annotations, found {len(tested)}")
+    if tested[0].get("shapes"):
+        make_shapes(tested[0].data_root, ShapesSpec(**tested[0].shapes))
     annotations = Path(tested[0].get("data_root") or "", tested[0].ann_file)
     if not annotations.is_file():
         raise UserError(
@@ -78,7 +81,7 @@ def find_checkpoint(given: str | None, model: zoo.Model | None) -> Path:
     if given is None and model is None:
         raise UserError("expected --checkpoint FILE or --train: the zoo has no weights for a config of yours")
     if given is None:
-        return fetch(model.only_weights())
+        return zoo.download(model.id)
     if "://" in given:
         return fetch(given)
     require_file(given, "checkpoint")
@@ -98,9 +101,9 @@ def evaluate(runner: Runner, checkpoint: Path, trust: bool, allow_partial: bool)
     return {name: round(100 * found[key], 1) for key, name in FIGURES.items() if key in found}
 
 
-def published_figures(model: zoo.Model | None) -> tuple[dict[str, float], str]:
-    """AP as published, and by whom."""
-    for source in model.sources() if model else ():
-        if source.startswith("published"):
-            return {k: v for k, v in model.metrics(source).items() if k in FIGURES.values()}, source
-    return {}, ""
+def listed_figures(model: zoo.Model | None) -> tuple[dict[str, float], str]:
+    """AP as the zoo lists it, and whose figure it is: a published one before one that was measured here."""
+    sources = sorted(model.sources() if model else (), key=lambda source: not source.startswith("published"))
+    if not sources:
+        return {}, ""
+    return {k: v for k, v in model.metrics(sources[0]).items() if k in FIGURES.values()}, sources[0]

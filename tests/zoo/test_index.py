@@ -1,11 +1,16 @@
 """The index of MMDetection's metafiles and ours, against the files themselves."""
 
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import save
 
+from dcnzoo import zoo
 from dcnzoo.openmmlab.packages import mim_folder
+from dcnzoo.openmmlab.weights import CheckpointError, read_checkpoint
 from dcnzoo.utils.errors import UserError
 from dcnzoo.zoo import index
 
@@ -147,3 +152,24 @@ def test_without_mmdetection(monkeypatch):
     with pytest.raises(UserError, match="expected MMDetection"):
         index.models()
     index.models.cache_clear()
+
+
+def test_weights_that_come_with_the_package(package, tmp_path, monkeypatch):
+    folder, content = tmp_path / ".mim/configs/paper", save({"x": torch.arange(3.0)})
+    digits = sha256(content).hexdigest()[:8]
+    (folder / f"net-{digits}.safetensors").write_bytes(content)
+    listed = entry(Weights=f"configs/paper/net-{digits}.safetensors")
+    listed["Results"][0]["Measured"] = {"Machine": "m", "Date": "2026-11-21", "Command": "c"}
+    package(listed)
+    monkeypatch.setenv("DCNZOO_OFFLINE", "1")
+    file = zoo.download("net_1x")
+    assert file.parent == folder and zoo.find("net_1x").measured
+    assert read_checkpoint(file)["state_dict"]["x"].tolist() == [0, 1, 2]
+    copy = zoo.download("net_1x", tmp_path / "out")
+    assert copy.parent == tmp_path / "out" and copy.read_bytes() == content
+    for damaged in (content[:-1], b"no weights", b""):
+        file.write_bytes(damaged)
+        with pytest.raises(zoo.ChecksumError, match=digits):
+            zoo.download("net_1x")
+        with pytest.raises(CheckpointError, match=file.name):
+            read_checkpoint(file)
