@@ -8,7 +8,7 @@ PIP    := $(RUN) -m pip --quiet --disable-pip-version-check
 OPS := $(shell find ops -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-onedl test-others test-packaging test-matrix coverage peers fuzz crash sanitize sanitize-threads soak distributed bench gpu zoo docs audit lint format wheel clean
+.PHONY: help setup demo study test test-all test-onedl test-others test-packaging test-matrix coverage peers fuzz crash sanitize sanitize-threads soak distributed bench gpu zoo docs audit lint format wheel clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -33,6 +33,9 @@ $(VENV)/.built: $(VENV)/.installed setup.py pyproject.toml $(OPS)
 
 demo: setup  ## make data, train without and with DCNv2, compare, draw (SEEDS=3 for mean ± spread)
 	$(RUN) tools/demo.py --seeds $(or $(SEEDS),1) $(ARGS)
+
+study: setup  ## the papers in miniature, 160 trainings: docs/study.md (3 hours; goes on where it was interrupted)
+	$(RUN) tools/study.py $(ARGS)
 
 test: setup  ## the tests, about 8 minutes on two quiet cores
 	$(RUN) -m pytest -n 2 --dist worksteal -m "not slow and not peers and not environments" $(ARGS)

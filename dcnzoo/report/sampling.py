@@ -143,6 +143,17 @@ def nearest_output(field: SamplingField, points: Tensor, image_size: tuple[int, 
     return index.clamp(torch.zeros_like(out), out - 1)
 
 
+def effective_dilation(field: SamplingField) -> Tensor:  # [oH, oW]
+    """How far apart neighbouring taps of each output location sample, on average.
+
+    The mean distance of all pairs that are neighbours in the kernel, in pixels of the layer's input: the
+    dilation of a convolution without offsets. Dai et al., *Deformable Convolutional Networks* (2017), 4.1.
+    """
+    points = field.points.unflatten(0, field.kernel_size)  # [kH, kW, 2, oH, oW]
+    pairs = [points.diff(dim=axis).norm(dim=2).flatten(0, 1) for axis in (0, 1)]
+    return torch.cat(pairs).mean(0)
+
+
 def _recorder(name: str, layer: nn.Module, fields: list[SamplingField]):
     @torch.no_grad()
     def record(hooked: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:

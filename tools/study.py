@@ -1,0 +1,204 @@
+"""The papers in miniature: many small trainings, paired by seed, and what follows from them.
+
+Trains the demo's detector, plain and with each operator, in other stages, on data deformed more and less.
+A row per training goes to a CSV as soon as it has ended; what is in it is not trained again. Then writes the
+page with tables and plots. Trainings run side by side, one thread each.
+"""
+
+import dataclasses
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+import click
+from study_page import write_page
+from study_results import RESULTS, STRENGTHS, Row, read_rows, write_rows
+from study_sampling import measure_sampling
+from trainings import ROOT, Run, cores, locked, make_data, shapes_run, train
+
+from dcnzoo.cli import _options, one_line_errors
+from dcnzoo.utils.errors import user_errors
+
+# after dcnzoo.openmmlab.hooks, which silences a warning of mmengine's import
+# isort: split
+from rich.console import Console
+
+from dcnzoo.report.report import TrainedRun
+
+BEND, STRETCH = 0.35, 5.0  # of the demo's data: amplitude of the bending, stretch above 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """An arm on data: what it differs in from one of the demo's configs."""
+
+    study: str
+    arm: str
+    setting: str = "full"
+    base: str = "v2"
+    options: Mapping[str, object] = dataclasses.field(default_factory=dict)
+
+    def run(self, seed: int, work_dir: Path, quick: bool) -> Run:
+        strength = STRENGTHS[self.setting]
+        shapes = {"bend": BEND * strength, "stretch": 1 + STRETCH * strength}
+        if quick:
+            shapes |= {"train": 32, "val": 8}
+        root = f"data/study/{self.setting}{'-quick' if quick else ''}/"
+        annotations = f"{root}annotations/val.json"
+        options = {"val_evaluator.ann_file": annotations, "test_evaluator.ann_file": annotations}
+        for loader in ("train", "val", "test"):
+            options[f"{loader}_dataloader.dataset.data_root"] = root
+            for name, value in shapes.items():
+                options[f"{loader}_dataloader.dataset.shapes.{name}"] = value
+        options |= {"default_hooks.checkpoint.max_keep_ckpts": 1, **self.options}
+        if quick:
+            options |= epochs(1)
+        # validated once, at the end
+        options["train_cfg.val_interval"] = options.get("train_cfg.max_epochs", 8)
+        run = shapes_run(self.base, seed, work_dir / f"{self.arm}-{self.setting}-seed{seed}", options)
+        return dataclasses.replace(run, name=f"{self.arm}, {self.setting}, seed {seed}")
+
+
+def epochs(number: int) -> dict[str, object]:
+    return {
+        "train_cfg.max_epochs": number,
+        "param_scheduler.1.end": number,
+        "param_scheduler.1.T_max": number,
+    }
+
+
+def stages(*deformable: bool) -> dict[str, object]:
+    return {"model.backbone.stage_with_dcn": deformable}
+
+
+# In the order in which they are run: the first answer first
+EXPERIMENTS = (
+    Experiment("operators", "off", base="off"),
+    Experiment("operators", "v2"),
+    Experiment("operators", "v1", base="v1"),
+    Experiment("operators", "v3", base="v3"),
+    Experiment("operators", "v4", base="v4"),
+    *(
+        Experiment("dose", arm, setting, base=arm)
+        for setting in ("none", "half", "strong")
+        for arm in ("off", "v2")
+    ),
+    Experiment("where", "v2-c4", options=stages(False, False, True)),
+    Experiment("where", "v2-c2-c4", options=stages(True, True, True)),
+    Experiment("time", "off-9-epochs", base="off", options=epochs(9)),
+)
+STUDIES = tuple(dict.fromkeys(each.study for each in EXPERIMENTS))
+
+
+@click.command(cls=_options.Command, help=__doc__)
+@_options.option(
+    "--studies",
+    several=True,
+    type=click.Choice(STUDIES),
+    default=STUDIES,
+    show_default=True,
+    help="Those to train.",
+)
+@_options.option(
+    "--seeds",
+    several=True,
+    type=click.IntRange(min=0),
+    default=range(10),
+    show_default="0 to 9",
+    help="Settings are chosen on seeds from 100 on, which the page does not show.",
+)
+@click.option("--jobs", type=click.IntRange(min=1), help="Trainings side by side (default: one per core).")
+@click.option("--quick", is_flag=True, help="Two seeds, a few iterations: whether it all runs.")
+@click.option("--page-only", is_flag=True, help="Train nothing, write the page.")
+@click.option("--work-dir", type=_options.FOLDER, default="work_dirs/study", show_default=True)
+@one_line_errors()
+def main(
+    studies: tuple[str, ...],
+    seeds: tuple[int, ...],
+    jobs: int | None,
+    quick: bool,
+    page_only: bool,
+    work_dir: Path,
+) -> None:
+    console = Console(highlight=False)
+    folder = work_dir if quick or min(seeds) >= 100 else RESULTS.parent
+    results, sampling, page = folder / "study.csv", folder / "study_sampling.csv", folder / "study.md"
+    if not page_only:
+        wanted = [each for each in EXPERIMENTS if each.study in studies]
+        chosen = tuple(seeds)[:2] if quick else seeds
+        train_all(wanted, chosen, jobs or cores(), quick, work_dir, results, sampling, console)
+    write_page(page, results, sampling)
+    console.print(f"page: {page}", soft_wrap=True)
+
+
+def train_all(
+    experiments: list[Experiment],
+    seeds: tuple[int, ...],
+    jobs: int,
+    quick: bool,
+    work_dir: Path,
+    results: Path,
+    sampling: Path,
+    console: Console,
+) -> None:
+    """All that the results do not have. Arms that are compared run side by side, seed by seed."""
+    with locked(work_dir) as lock, user_errors():
+        done = {row.key for row in read_rows(results)}
+        runs: dict[Path, tuple[Experiment, int, Run]] = {}
+        for study, setting in dict.fromkeys((each.study, each.setting) for each in experiments):
+            for seed in seeds:
+                for each in experiments:
+                    missing = (each.arm, each.setting, seed) not in done
+                    if (each.study, each.setting) == (study, setting) and missing:
+                        run = each.run(seed, work_dir, quick)
+                        runs[run.folder] = each, seed, run
+        for run in {experiment.setting: run for experiment, _, run in runs.values()}.values():
+            make_data(run.cfg, console)
+
+        def keep(run: Run) -> None:
+            experiment, seed, _ = runs[run.folder]
+            if (experiment.arm, experiment.setting) in (("v1", "full"), ("v2", "full")):
+                measure_sampling(TrainedRun.read(run.folder), experiment.arm, seed, sampling)
+            write_rows(results, [*read_rows(results), row_of(experiment, seed, run)])
+            if seed:  # the first seed's weights are kept: they can be published
+                for file in run.folder.glob("*.pth"):
+                    file.unlink()
+
+        for run in [run for _, _, run in runs.values() if run.is_finished()]:  # before their row was written
+            keep(run)
+        train([run for _, _, run in runs.values()], min(jobs, len(runs) or 1), 1, lock, console, keep)
+
+
+def row_of(experiment: Experiment, seed: int, run: Run) -> Row:
+    trained = TrainedRun.read(run.folder)
+    metrics = trained.last_validation
+    return Row(
+        experiment.study,
+        experiment.arm,
+        experiment.setting,
+        seed,
+        metrics["coco/bbox_mAP"],
+        metrics.get("coco/segm_mAP"),
+        round(trained.seconds_per_iteration, 4),
+        run.iterations,
+        commit(),
+    )
+
+
+def commit() -> str:
+    git = shutil.which("git")
+    if git is None or not (ROOT / ".git").exists():
+        return "unknown"
+    # what the trainings write themselves does not count
+    described = [git, "describe", "--always", "--abbrev=10", "--exclude=*"]
+    changed = [git, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs"]
+    name, dirty = (
+        subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+        for line in (described, changed)
+    )
+    return f"{name}-dirty" if dirty else name
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,210 @@
+"""The page of ``tools/study.py``: tables and plots of its CSVs, around the text of study.md.jinja."""
+
+import io
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import jinja2
+from matplotlib.figure import Figure
+from study_results import STRENGTHS, Comparison, Row, differences, read_rows, select
+from study_sampling import REGIONS, SamplingRow, read_sampling
+
+from dcnzoo.report.plots import COLOURS
+from dcnzoo.utils.files import write_bytes, write_text
+
+TEMPLATE = Path(__file__).with_name("study.md.jinja")
+
+
+def write_page(page: Path, results: Path, sampling: Path) -> None:
+    """Beside it, a folder ``images`` for the plots."""
+    rows, looked = read_rows(results), read_sampling(sampling)
+    template = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    ).from_string(TEMPLATE.read_text(encoding="utf-8"))
+    images = page.parent / "images"
+    _save(images / "study-dose.svg", plot_dose(rows))
+    _save(images / "study-dilation.svg", plot_dilation(looked))
+    text = template.render(
+        operators=table(rows, ["off", "v1", "v2", "v3", "v4"]),
+        where=table(rows, ["off", "v2-c4", "v2", "v2-c2-c4"]),
+        time=table(rows, ["off-9-epochs", "v2"]),
+        dose=dose_table(rows),
+        pairs=pair_table(rows),
+        headline=comparison(rows, "v2"),
+        dilation=dilation_table(looked),
+        on_object=on_object_table(looked),
+        commits=", ".join(sorted({row.commit for row in rows})),
+    )
+    write_text(page, text)
+
+
+def comparison(
+    rows: Sequence[Row], arm: str, setting: str = "full", baseline: str = "off"
+) -> Comparison | None:
+    """Of mask APs; None where fewer than two pairs have been run."""
+    values = differences(select(rows, arm, setting), select(rows, baseline, setting))
+    return Comparison.of(values) if len(values) > 1 else None
+
+
+def table(rows: Sequence[Row], arms: Sequence[str]) -> str:
+    """A row per arm; the first is what the others are compared with."""
+    lines = []
+    baseline = select(rows, arms[0])
+    for arm in arms:
+        own = select(rows, arm)
+        if not own:
+            continue
+        cells = [arm, spread([r.box_ap for r in own.values()]), spread([r.mask_ap for r in own.values()])]
+        found = comparison(rows, arm, baseline=arms[0])
+        if arm == arms[0] or found is None:
+            cells += ["", "", ""]
+        else:
+            seconds = [
+                own[s].seconds_per_iteration / baseline[s].seconds_per_iteration
+                for s in own.keys() & baseline
+            ]
+            cells += [str(found), f"{found.ahead} of {found.pairs}", f"{statistics.median(seconds):.2f}×"]
+        lines.append(cells)
+    head = [
+        "arm",
+        "box AP",
+        "mask AP",
+        f"mask AP − {arms[0]} (95% interval)",
+        "ahead",
+        "time of an iteration",
+    ]
+    return markdown(head, lines)
+
+
+def pair_table(rows: Sequence[Row]) -> str:
+    off, v2 = select(rows, "off"), select(rows, "v2")
+    seeds = sorted(off.keys() & v2)
+    lines = [
+        [name, *(f"{value:{form}}" for value in values)]
+        for name, form, values in (
+            ("off", ".3f", [off[s].mask_ap for s in seeds]),
+            ("v2", ".3f", [v2[s].mask_ap for s in seeds]),
+            ("difference", "+.3f", differences(v2, off)),
+        )
+    ]
+    return markdown(["mask AP, seed", *map(str, seeds)], lines)
+
+
+def dose_table(rows: Sequence[Row]) -> str:
+    lines = []
+    for setting in STRENGTHS:
+        off, v2 = select(rows, "off", setting), select(rows, "v2", setting)
+        found = comparison(rows, "v2", setting)
+        if found is not None:
+            means = [f"{statistics.mean(r.mask_ap for r in each.values()):.3f}" for each in (off, v2)]
+            lines.append([f"{STRENGTHS[setting]:g}", *means, str(found), f"{found.ahead} of {found.pairs}"])
+    return markdown(["deformation", "off", "v2", "mask AP, v2 − off (95% interval)", "ahead"], lines)
+
+
+def plot_dose(rows: Sequence[Row]) -> Figure:
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axes = figure.subplots()
+    found = {}
+    for setting, strength in STRENGTHS.items():
+        each = comparison(rows, "v2", setting)
+        if each is None:
+            continue
+        found[strength] = each
+        values = differences(select(rows, "v2", setting), select(rows, "off", setting))
+        axes.plot([strength] * len(values), values, "o", color=COLOURS[0], alpha=0.25, ms=4)
+        axes.errorbar(
+            strength,
+            each.mean,
+            [[each.mean - each.low], [each.high - each.mean]],
+            fmt="o",
+            color=COLOURS[0],
+            capsize=4,
+            lw=2,
+        )
+    axes.plot(list(found), [each.mean for each in found.values()], color=COLOURS[0], lw=1.5)
+    axes.axhline(0, color="#6b7280", lw=0.8)
+    axes.set_xlabel("strength of the deformation (1: the demo's data)")
+    axes.set_ylabel("mask AP, DCNv2 − plain")
+    return figure
+
+
+def by_layer(looked: Sequence[SamplingRow]) -> dict[tuple[str, str], dict[str, list[SamplingRow]]]:
+    """(arm, layer) → region → a row per seed."""
+    found: dict = defaultdict(lambda: defaultdict(list))
+    for row in looked:
+        found[row.arm, row.layer][row.region].append(row)
+    return found
+
+
+def dilation_table(looked: Sequence[SamplingRow]) -> str:
+    lines = [
+        [*key, *(_mean_and_std(regions[region]) for region in REGIONS)]
+        for key, regions in by_layer(looked).items()
+    ]
+    return markdown(["arm", "layer", *REGIONS], lines)
+
+
+def _mean_and_std(rows: Sequence[SamplingRow]) -> str:
+    """Of the locations in all detectors: those of each seed counted alike."""
+    if not rows:
+        return "–"
+    mean, std = (
+        statistics.mean(values) for values in zip(*((r.dilation, r.dilation_std) for r in rows), strict=True)
+    )
+    return f"{mean:.2f} ± {std:.2f}"
+
+
+def on_object_table(looked: Sequence[SamplingRow]) -> str:
+    lines = []
+    for key, regions in by_layer(looked).items():
+        cells = []
+        for region in list(REGIONS)[:-1]:
+            rows = regions[region]
+            trained, regular = (
+                statistics.mean(getattr(row, which) for row in rows) if rows else float("nan")
+                for which in ("on_object", "on_object_regular")
+            )
+            cells.append(f"{trained:.3f} / {regular:.3f}")
+        lines.append([*key, *cells])
+    return markdown(["arm", "layer", *list(REGIONS)[:-1]], lines)
+
+
+def plot_dilation(looked: Sequence[SamplingRow]) -> Figure:
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for index, ((arm, layer), regions) in enumerate(by_layer(looked).items()):
+        means = [[row.dilation for row in regions[region]] for region in REGIONS]
+        drawn = [(x, values) for x, values in enumerate(means) if values]
+        axes.errorbar(
+            [x + 0.06 * index for x, _ in drawn],
+            [statistics.mean(values) for _, values in drawn],
+            [statistics.stdev(values) if len(values) > 1 else 0 for _, values in drawn],
+            fmt="o-",
+            color=COLOURS[index % len(COLOURS)],
+            capsize=3,
+            label=f"{arm}, {layer}",
+        )
+    axes.set_xticks(range(len(REGIONS)), list(REGIONS))
+    axes.set_ylabel("effective dilation [pixels of the layer's input]")
+    if looked:
+        axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def spread(values: Sequence[float]) -> str:
+    text = f"{statistics.mean(values):.3f}"
+    return f"{text} ± {statistics.stdev(values):.3f}" if len(values) > 1 else text
+
+
+def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    if not lines:
+        return "*(not yet run)*"
+    return "\n".join("| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *lines))
+
+
+def _save(file: Path, figure: Figure) -> None:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    write_bytes(file, buffer.getvalue().encode())

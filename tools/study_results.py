@@ -1,0 +1,118 @@
+"""The results of ``tools/study.py``: one CSV with a row per training, and what follows from it."""
+
+import csv
+import dataclasses
+import io
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from scipy.stats import ttest_1samp
+
+from dcnzoo.utils.errors import UserError
+from dcnzoo.utils.files import write_text
+
+RESULTS = Path(__file__).resolve().parent.parent / "docs" / "study.csv"
+# setting → deformation of its instances, relative to the demo's data
+STRENGTHS = {"none": 0.0, "half": 0.5, "full": 1.0, "strong": 1.5}
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Row:
+    """One training.
+
+    Attributes:
+        study: for which it was run first; others compare with it too.
+        setting: the data.
+        box_ap, mask_ap: after the last epoch, 0 to 1; ``mask_ap`` is None where there are no masks.
+        seconds_per_iteration: median, on one thread.
+        commit: of this repository, ``-dirty`` where something was not committed.
+    """
+
+    study: str
+    arm: str
+    setting: str
+    seed: int
+    box_ap: float
+    mask_ap: float | None
+    seconds_per_iteration: float
+    iterations: int
+    commit: str
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        return self.arm, self.setting, self.seed
+
+
+COLUMNS = tuple(field.name for field in dataclasses.fields(Row))
+
+
+def read_rows(file: Path) -> list[Row]:
+    """None if the file is not there.
+
+    Raises:
+        UserError: it is another file.
+    """
+    if not file.is_file():
+        return []
+    with file.open(encoding="utf-8", newline="") as lines:
+        reader = csv.DictReader(lines)
+        if tuple(reader.fieldnames or ()) != COLUMNS:
+            raise UserError(f"{file}: columns: expected {','.join(COLUMNS)}, got {reader.fieldnames}")
+        return [
+            Row(
+                row["study"],
+                row["arm"],
+                row["setting"],
+                int(row["seed"]),
+                float(row["box_ap"]),
+                float(row["mask_ap"]) if row["mask_ap"] else None,
+                float(row["seconds_per_iteration"]),
+                int(row["iterations"]),
+                row["commit"],
+            )
+            for row in reader
+        ]
+
+
+def write_rows(file: Path, rows: Iterable[Row]) -> None:
+    """Sorted, so that the file does not tell in which order the runs ended."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for row in sorted(rows, key=lambda row: (row.study, row.setting, row.arm, row.seed)):
+        writer.writerow(dataclasses.asdict(row))
+    write_text(file, buffer.getvalue())
+
+
+def select(rows: Iterable[Row], arm: str, setting: str = "full") -> dict[int, Row]:
+    """Seed → row."""
+    return {row.seed: row for row in rows if (row.arm, row.setting) == (arm, setting)}
+
+
+def differences(arm: dict[int, Row], baseline: dict[int, Row], metric: str = "mask_ap") -> list[float]:
+    """Of the seeds that both have, in the order of seeds."""
+    return [getattr(arm[s], metric) - getattr(baseline[s], metric) for s in sorted(arm.keys() & baseline)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Paired differences: their mean, its 95% confidence interval by Student's t, how many are above 0."""
+
+    mean: float
+    low: float
+    high: float
+    ahead: int
+    pairs: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Comparison":
+        low, high = (
+            ttest_1samp(values, 0).confidence_interval(0.95) if len(values) > 1 else (float("nan"),) * 2
+        )
+        return cls(statistics.mean(values), low, high, sum(value > 0 for value in values), len(values))
+
+    def __str__(self) -> str:
+        if self.pairs < 2:
+            return f"{self.mean:+.3f}"
+        return f"{self.mean:+.3f} ({self.low:+.3f} to {self.high:+.3f})"
