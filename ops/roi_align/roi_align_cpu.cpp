@@ -47,6 +47,39 @@ class AveragePlan {
   std::vector<T> row_;
 };
 
+// The samples of all bins of a RoI along one axis, for all of its channels.
+template <typename T>
+class SampleTable {
+ public:
+  struct Bin {
+    const RoiSample<T>* samples;  // those in the span
+    RoiSpan span;
+    int64_t all;
+
+    int64_t count() const { return all; }
+    const RoiSample<T>& operator[](int64_t sample) const { return samples[sample - span.begin]; }
+  };
+
+  void fill(const RoiAxis<T>& axis, int64_t bins, int64_t size) {
+    samples_.clear(), begins_.clear(), spans_.clear();
+    count_ = axis.samples;
+    for (int64_t bin = 0; bin < bins; ++bin) {
+      const RoiSamples<T> samples(axis, bin, size);
+      begins_.push_back(samples_.size());
+      spans_.push_back(samples.span);
+      for (int64_t i = samples.span.begin; i < samples.span.end; ++i) samples_.push_back(samples[i]);
+    }
+  }
+
+  Bin bin(int64_t i) const { return {samples_.data() + begins_[i], spans_[i], count_}; }
+
+ private:
+  std::vector<RoiSample<T>> samples_;
+  std::vector<size_t> begins_;
+  std::vector<RoiSpan> spans_;
+  int64_t count_ = 0;
+};
+
 struct RoiAlignOutputs {
   Tensor output, argmax_y, argmax_x;
 };
@@ -70,6 +103,7 @@ RoiAlignOutputs forward(const Tensor& input_any, const Tensor& rois_any, const R
   const int64_t blocks = ceil_div(s.channels, kRoiChannels);
   parallel_for(blocks * s.rois, 1, [&](int64_t begin, int64_t end) {
     AveragePlan<T> plan(s);
+    SampleTable<T> y, x;
     for (int64_t task = begin; task < end; ++task) {
       const int64_t k = task % s.rois, first = task / s.rois * kRoiChannels;
       const int64_t channels = std::min(kRoiChannels, s.channels - first);
@@ -79,12 +113,13 @@ RoiAlignOutputs forward(const Tensor& input_any, const Tensor& rois_any, const R
         kernels<T>().forward(plan.of(roi + 5 * k), block_maps, channels, out + at);
         continue;
       }
-      const RoiAxis<T> y = s.y_axis(roi + 5 * k), x = s.x_axis(roi + 5 * k);
+      y.fill(s.y_axis(roi + 5 * k), s.output_h, s.height);
+      x.fill(s.x_axis(roi + 5 * k), s.output_w, s.width);
       for (int64_t channel = 0; channel < channels; ++channel)
         for (int64_t i = 0; i < s.output_h; ++i)
           for (int64_t j = 0; j < s.output_w; ++j, ++at) {
             const RoiMaximum<T> best =
-                roi_maximum(block_maps + channel * pixels, s.height, s.width, y, x, i, j);
+                roi_maximum<T>(block_maps + channel * pixels, s.width, y.bin(i), x.bin(j));
             out[at] = best.value, out_y[at] = best.y, out_x[at] = best.x;
           }
     }

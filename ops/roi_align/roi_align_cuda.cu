@@ -56,7 +56,10 @@ __global__ void roi_maximum_kernel(RoiAlignShapes s, int64_t count, const T* inp
     const Bin<A> bin = bin_at(s, rois, index);
     const T* map = input + (bin.image * s.channels + bin.channel) * s.height * s.width;
     RoiMaximum<A> best{A(0), A(kOutsideMap), A(kOutsideMap)};
-    if (bin.valid) best = roi_maximum(map, s.height, s.width, bin.y_axis, bin.x_axis, bin.y, bin.x);
+    if (bin.valid) {
+      const RoiSamples<A> y(bin.y_axis, bin.y, s.height), x(bin.x_axis, bin.x, s.width);
+      best = roi_maximum<A>(map, s.width, y, x);
+    }
     output[index] = T(best.value);
     argmax_y[index] = best.y;
     argmax_x[index] = best.x;

@@ -13,11 +13,33 @@ struct RoiMaximum {
 
 constexpr double kOutsideMap = -2;  // a coordinate from which no gradient flows
 
-template <typename T, typename Value>
-DCNZOO_HD RoiMaximum<T> roi_maximum(const Value* map, int64_t height, int64_t width, const RoiAxis<T>& y_axis,
-                                    const RoiAxis<T>& x_axis, int64_t y_bin, int64_t x_bin) {
+template <typename T>
+struct RoiSample {
+  T coordinate;
+  Lerp<T> lerp;
+};
+
+// The samples of a bin along one axis, computed as they are read.
+template <typename T>
+struct RoiSamples {
+  RoiAxis<T> axis;
+  int64_t bin, size;
+  RoiSpan span;
+
+  DCNZOO_HD RoiSamples(const RoiAxis<T>& axis, int64_t bin, int64_t size)
+      : axis(axis), bin(bin), size(size), span(roi_span(axis, bin, size)) {}
+  DCNZOO_HD int64_t count() const { return axis.samples; }
+  DCNZOO_HD RoiSample<T> operator[](int64_t sample) const {
+    const T coordinate = roi_coordinate(axis, bin, sample);
+    return {coordinate, lerp_at(coordinate, size)};
+  }
+};
+
+// Samples: RoiSamples, or a table of them.
+template <typename T, typename Value, typename Samples>
+DCNZOO_HD RoiMaximum<T> roi_maximum(const Value* map, int64_t width, const Samples& y, const Samples& x) {
   RoiMaximum<T> best{T(0), T(kOutsideMap), T(kOutsideMap)};
-  const RoiSpan ys = roi_span(y_axis, y_bin, height), xs = roi_span(x_axis, x_bin, width);
+  const RoiSpan ys = y.span, xs = x.span;
   bool found = false;
   const auto offer = [&](T value, T y, T x) {
     const bool larger = value > best.value || (value != value && best.value == best.value);
@@ -26,18 +48,17 @@ DCNZOO_HD RoiMaximum<T> roi_maximum(const Value* map, int64_t height, int64_t wi
     found = true;
   };
   const auto offer_outside = [&] { offer(T(0), T(kOutsideMap), T(kOutsideMap)); };
-  if (y_axis.samples == 0 || x_axis.samples == 0) return best;
+  if (y.count() == 0 || x.count() == 0) return best;
   if (ys.begin > 0 || xs.begin > 0 || ys.begin == ys.end || xs.begin == xs.end) offer_outside();
   for (int64_t iy = ys.begin; iy < ys.end; ++iy) {
-    const T y = roi_coordinate(y_axis, y_bin, iy);
-    const Lerp<T> vertical = lerp_at(y, height);
+    const RoiSample<T> row = y[iy];
     for (int64_t ix = xs.begin; ix < xs.end; ++ix) {
-      const T x = roi_coordinate(x_axis, x_bin, ix);
-      offer(roi_sample(map, vertical, lerp_at(x, width), width), y, x);
+      const RoiSample<T> column = x[ix];
+      offer(roi_sample(map, row.lerp, column.lerp, width), row.coordinate, column.coordinate);
     }
-    if (xs.end < x_axis.samples) offer_outside();
+    if (xs.end < x.count()) offer_outside();
   }
-  if (ys.end < y_axis.samples) offer_outside();
+  if (ys.end < y.count()) offer_outside();
   return best;
 }
 
