@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 from study_results import RESULTS, differences, read_rows, select
-from trainings import ARMS, Run, cores, locked, make_data, shapes_run, train
+from trainings import ARMS, Run, cores, locked, make_data, make_run, train
 
 from dcnzoo.cli import _options, one_line_errors
 from dcnzoo.utils.errors import user_errors
@@ -55,7 +55,9 @@ def main(
     started = time.monotonic()
     with user_errors():
         runs = {
-            (arm, seed): shapes_run(arm, seed, work_dir / f"{arm}-seed{seed}", cfg_options)
+            (arm, seed): make_run(
+                f"{arm} seed {seed}", ARMS[arm], seed, work_dir / f"{arm}-seed{seed}", cfg_options
+            )
             for seed in range(seeds)
             for arm in arms
         }

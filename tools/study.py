@@ -15,7 +15,7 @@ import click
 from study_page import write_page
 from study_results import RESULTS, STRENGTHS, Row, read_rows, write_rows
 from study_sampling import measure_sampling
-from trainings import ROOT, Run, cores, locked, make_data, shapes_run, train
+from trainings import ARMS, ROOT, Run, cores, locked, make_data, make_run, train
 
 from dcnzoo.cli import _options, one_line_errors
 from dcnzoo.utils.errors import user_errors
@@ -26,6 +26,9 @@ from rich.console import Console
 
 from dcnzoo.report.report import TrainedRun
 
+# Images of the world, which have to be there: docs/study.md
+REAL = {"bccd": "faster-rcnn_r14_fpn_8e_bccd.py", "fruits_nuts": "mask-rcnn_r14_fpn_8e_fruits-nuts.py"}
+CONFIGS = {**ARMS, **REAL}
 BEND, STRETCH = 0.35, 5.0  # of the demo's data: amplitude of the bending, stretch above 1
 
 
@@ -40,6 +43,15 @@ class Experiment:
     options: Mapping[str, object] = dataclasses.field(default_factory=dict)
 
     def run(self, seed: int, work_dir: Path, quick: bool) -> Run:
+        options = {"default_hooks.checkpoint.max_keep_ckpts": 1, **self.options}
+        options |= self._shapes(quick) if self.setting in STRENGTHS else {}
+        options |= epochs(1) if quick else {}
+        # validated once, at the end
+        options["train_cfg.val_interval"] = options.get("train_cfg.max_epochs", 8)
+        folder = work_dir / f"{self.arm}-{self.setting}-seed{seed}"
+        return make_run(f"{self.arm}, {self.setting}, seed {seed}", CONFIGS[self.base], seed, folder, options)
+
+    def _shapes(self, quick: bool) -> dict[str, object]:
         strength = STRENGTHS[self.setting]
         shapes = {"bend": BEND * strength, "stretch": 1 + STRETCH * strength}
         if quick:
@@ -51,13 +63,7 @@ class Experiment:
             options[f"{loader}_dataloader.dataset.data_root"] = root
             for name, value in shapes.items():
                 options[f"{loader}_dataloader.dataset.shapes.{name}"] = value
-        options |= {"default_hooks.checkpoint.max_keep_ckpts": 1, **self.options}
-        if quick:
-            options |= epochs(1)
-        # validated once, at the end
-        options["train_cfg.val_interval"] = options.get("train_cfg.max_epochs", 8)
-        run = shapes_run(self.base, seed, work_dir / f"{self.arm}-{self.setting}-seed{seed}", options)
-        return dataclasses.replace(run, name=f"{self.arm}, {self.setting}, seed {seed}")
+        return options
 
 
 def epochs(number: int) -> dict[str, object]:
@@ -87,6 +93,11 @@ EXPERIMENTS = (
     Experiment("where", "v2-c4", options=stages(False, False, True)),
     Experiment("where", "v2-c2-c4", options=stages(True, True, True)),
     Experiment("time", "off-9-epochs", base="off", options=epochs(9)),
+    *(
+        Experiment("real", arm, images, images, {"model.backbone.dcn": dcn})
+        for images in REAL
+        for arm, dcn in (("off", None), ("v2", True))
+    ),
 )
 STUDIES = tuple(dict.fromkeys(each.study for each in EXPERIMENTS))
 
@@ -96,7 +107,7 @@ STUDIES = tuple(dict.fromkeys(each.study for each in EXPERIMENTS))
     "--studies",
     several=True,
     type=click.Choice(STUDIES),
-    default=STUDIES,
+    default=[study for study in STUDIES if study != "real"],
     show_default=True,
     help="Those to train.",
 )

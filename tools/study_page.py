@@ -32,6 +32,7 @@ def write_page(page: Path, results: Path, sampling: Path) -> None:
         time=table(rows, ["off-9-epochs", "v2"]),
         dose=dose_table(rows),
         pairs=pair_table(rows),
+        real=real_table(rows),
         headline=comparison(rows, "v2"),
         dilation=dilation_table(looked),
         on_object=on_object_table(looked),
@@ -46,6 +47,22 @@ def comparison(
     """Of mask APs; None where fewer than two pairs have been run."""
     values = differences(select(rows, arm, setting), select(rows, baseline, setting))
     return Comparison.of(values) if len(values) > 1 else None
+
+
+def real_table(rows: Sequence[Row]) -> str:
+    lines = []
+    for setting, metric, name in (
+        ("bccd", "box_ap", "box AP"),
+        ("fruits_nuts", "box_ap", "box AP"),
+        ("fruits_nuts", "mask_ap", "mask AP"),
+    ):
+        off, v2 = select(rows, "off", setting), select(rows, "v2", setting)
+        values = differences(v2, off, metric)
+        if len(values) > 1:
+            found = Comparison.of(values)
+            means = [spread([getattr(row, metric) for row in each.values()]) for each in (off, v2)]
+            lines.append([setting, name, *means, str(found), f"{found.ahead} of {found.pairs}"])
+    return markdown(["images", "", "off", "v2", "v2 − off (95% interval)", "ahead"], lines)
 
 
 def table(rows: Sequence[Row], arms: Sequence[str]) -> str:

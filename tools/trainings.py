@@ -22,7 +22,7 @@ from typing import IO
 import dcnzoo.openmmlab.hooks  # noqa: F401  silences a warning of mmengine's import
 
 # isort: split
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
@@ -84,24 +84,37 @@ class Run:
         write_text(self.folder / "run.json", json.dumps(state))
 
 
-def shapes_run(arm: str, seed: int, folder: Path, options: Mapping[str, object]) -> Run:
-    """A training of the demo's detector on generated data.
+def make_run(name: str, config: str, seed: int, folder: Path, options: Mapping[str, object]) -> Run:
+    """A training of a config of ``configs/demo``.
 
     Args:
-        arm: one of :data:`ARMS`.
         options: settings of the config, as of ``--cfg-options``.
     """
-    cfg = Config.fromfile(ROOT / "configs" / "demo" / ARMS[arm], import_custom_modules=False)
+    cfg = Config.fromfile(ROOT / "configs" / "demo" / config, import_custom_modules=False)
     cfg.merge_from_dict(dict(options))
     cfg.randomness = {"seed": seed}
     cfg.work_dir = str(folder)
-    batches = math.ceil(cfg.train_dataloader.dataset.shapes.train / cfg.train_dataloader.batch_size)
-    return Run(f"{arm} seed {seed}", cfg, folder, batches * cfg.train_cfg.max_epochs)
+    batches = math.ceil(_images(cfg.train_dataloader.dataset) / cfg.train_dataloader.batch_size)
+    return Run(name, cfg, folder, batches * cfg.train_cfg.max_epochs)
+
+
+def _images(dataset: ConfigDict) -> int:
+    if dataset.type == "RepeatDataset":
+        return dataset.times * _images(dataset.dataset)
+    if "shapes" in dataset:
+        return dataset.shapes.train
+    file = Path(dataset.data_root) / dataset.ann_file
+    if not file.is_file():
+        raise UserError(f"{file}: expected annotations, found none; docs/study.md says where they come from")
+    content = json.loads(file.read_text())
+    return len({annotation["image_id"] for annotation in content["annotations"]})
 
 
 def make_data(cfg: Config, console: Console) -> None:
-    """Before the runs start, so that they do not make it at the same time."""
+    """Generated data, before the runs start, so that they do not make it at the same time."""
     dataset = cfg.train_dataloader.dataset
+    if "shapes" not in dataset:
+        return
     spec = ShapesSpec(**dataset.shapes)
     started = time.monotonic()
     made = make_shapes(dataset.data_root, spec)

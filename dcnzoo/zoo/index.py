@@ -60,6 +60,7 @@ class Model:
         aliases: other names of it: in the metafile, in MMDetection 2.x.
         weights: addresses, or files that come with the package; empty if there are none.
         metadata: as the metafile has it (``Training Memory (GB)``, ``Epochs``, …).
+        licence: of the weights; empty if it is not known.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Model:
     results: tuple[Result, ...]
     metadata: Mapping[str, object]
     paper: Mapping[str, str]
+    licence: str
 
     @property
     def id(self) -> str:
@@ -178,6 +180,7 @@ def _model(package: str, folder: Path, metafile: Path, entry: dict, collections:
         results=results,
         metadata=entry.get("Metadata") or {},
         paper=paper if isinstance(paper, dict) else {},
+        licence=entry.get("License") or collections.get(collection, {}).get("License") or "",
     )
 
 

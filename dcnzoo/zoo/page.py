@@ -26,6 +26,8 @@ Written by `make zoo` from the metafiles in `configs/` and in MMDetection {mmdet
 
 AP in percent, of COCO on `val2017`. Memory is of training, in GB per GPU; speed is of inference, in images
 per second. *Deformable* says which operator, and in which part of the model.
+Parameters are in millions, FLOPs in billions of multiply–adds: the authors' for InternImage and
+FlashInternImage, else counted by `dcnzoo flops` at the config's test size. *Licence* is that of the weights.
 
 ```bash
 python -m dcnzoo zoo list --dcn            # this list
@@ -35,8 +37,8 @@ python -m dcnzoo zoo download NAME         # the weights, checked
 How to use them in a program, mirrors and offline use: [the zoo](docs/zoo.md).
 """
 _COLUMNS = (
-    *("config", "backbone", "deformable", "schedule", "memory", "speed"),
-    *("data", "box AP", "mask AP", "figures", "weights"),
+    *("config", "backbone", "deformable", "parameters", "FLOPs", "schedule", "memory", "speed"),
+    *("data", "box AP", "mask AP", "figures", "weights", "licence"),
 )
 _MMDETECTION = "https://github.com/open-mmlab/mmdetection/blob/v{version}/configs"
 
@@ -82,6 +84,8 @@ def _rows(model: Model) -> Iterator[list[str]]:
     """One for each source of figures; memory and speed are the publisher's."""
     described = describe(model)
     weights = [_weights_link(model, each) for each in model.weights]
+    if note := model.metadata.get("Weights Note"):
+        weights.append(note)
     for source in model.sources() or ["–"]:
         results = [result for result in model.results if result.source == source]
         data = ", ".join(dict.fromkeys(r.dataset for r in results)) or "–"
@@ -91,6 +95,8 @@ def _rows(model: Model) -> Iterator[list[str]]:
             _link(model),
             described.backbone,
             described.operators_text() or "none",
+            model.metadata.get("Parameters (M)", "–"),
+            model.metadata.get("FLOPs (G)", "–"),
             described.schedule,
             model.metadata.get("Training Memory (GB)", "–") if published else "–",
             _speed(model) if published else "–",
@@ -98,6 +104,7 @@ def _rows(model: Model) -> Iterator[list[str]]:
             *(str(figures.get(metric, "–")) for metric in ("box AP", "mask AP")),
             source,
             ", ".join(weights) or "–",
+            model.licence or "–",
         ]
 
 

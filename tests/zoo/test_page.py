@@ -31,10 +31,10 @@ def test_a_row():
     (cells,) = rows(page.render(), name)
     assert cells == [
         f"[{name}](configs/dcn/{name}.py)",
-        *("ResNet-101", "DCN (backbone)", "12 epochs"),
+        *("ResNet-101", "DCN (backbone)", "64.7", "351.9", "12 epochs"),
         *("6.5", "11.7 (V100)"),  # GB; 85.47 ms per image
         *("COCO", "43.5", "38.9", "published (MMDetection)"),
-        f"[download]({zoo.find(name).only_weights()})",
+        *(f"[download]({zoo.find(name).only_weights()})", "Apache-2.0"),
     ]
 
 
@@ -51,15 +51,15 @@ def test_published_and_measured_are_never_in_one_row(package):
     package(both, neither)
     text = page.render()
     published, measured = rows(text, "both")
-    assert published[1:10] == [
-        *("ResNet-50", "DCNv2 (backbone)", "", "3.5", "20.0 (V100)", "COCO", "40.0", "–"),
+    assert published[1:12] == [
+        *("ResNet-50", "DCNv2 (backbone)", "–", "–", "", "3.5", "20.0 (V100)", "COCO", "40.0", "–"),
         "published (MMDetection)",
     ]
-    assert measured[4:10] == [
+    assert measured[6:12] == [
         *("–", "–", "BCCD", "39.5 ± 0.3", "35.0"),
         "measured (2 cores, 2026-11-20, make demo)",
     ]
-    assert rows(text, "neither")[0][1:] == ["", "none", "", *["–"] * 7]
+    assert rows(text, "neither")[0][1:] == ["", "none", "–", "–", "", *["–"] * 8]
 
 
 def test_write(tmp_path, monkeypatch):
