@@ -12,10 +12,14 @@ from typing import TYPE_CHECKING
 import click
 
 from dcnzoo.cli import _options
+from dcnzoo.cli._options import option
 from dcnzoo.utils.errors import UserError, one_line, printable
 
 if TYPE_CHECKING:
     from dcnzoo.zoo import Model
+
+
+AS_JSON = option("--json", "as_json", is_flag=True, help="Everything that is known, as JSON.")
 
 
 @click.group(cls=_options.Group)
@@ -35,8 +39,8 @@ def command() -> None:
 
 
 @command.command("list")
-@click.option("--dcn", is_flag=True, help="Only those with deformable convolution.")
-@click.option("--json", "as_json", is_flag=True, help="Everything that is known, as JSON.")
+@option("--dcn", is_flag=True, help="Only those with deformable convolution.")
+@AS_JSON
 def list_(dcn: bool, as_json: bool) -> None:
     """All models."""
     from dcnzoo.zoo import is_deformable, models
@@ -46,7 +50,7 @@ def list_(dcn: bool, as_json: bool) -> None:
 
 @command.command
 @click.argument("words", nargs=-1, required=True)
-@click.option("--json", "as_json", is_flag=True, help="Everything that is known, as JSON.")
+@AS_JSON
 def search(words: tuple[str, ...], as_json: bool) -> None:
     """Models in whose names or papers all WORDS occur."""
     from dcnzoo import zoo
@@ -59,7 +63,7 @@ def search(words: tuple[str, ...], as_json: bool) -> None:
 
 @command.command
 @click.argument("name")
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@AS_JSON
 def info(name: str, as_json: bool) -> None:
     """What is known about a model."""
     from dcnzoo import zoo
@@ -78,7 +82,7 @@ def info(name: str, as_json: bool) -> None:
 
 @command.command
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
-@click.option("--out", type=_options.FOLDER, help="Folder (default: torch's cache).")
+@option("--out", type=_options.FOLDER, help="Folder (default: torch's cache).")
 def download(names: tuple[str, ...], out: Path | None) -> None:
     """Download and check the weights of models; prints where they are."""
     from dcnzoo import zoo
@@ -112,11 +116,10 @@ def verify(files: tuple[Path, ...]) -> None:
 @command.command
 @click.argument("in_file", type=click.Path())
 @click.argument("out_file", type=_options.FILE)
-@_options.option(
+@option(
     "--save-keys",
     several=True,
     default=["meta", "state_dict"],
-    show_default=True,
     metavar="KEY...",
     help="Keys of the checkpoint to keep.",
 )
