@@ -20,4 +20,4 @@ def command(options: tuple[str, ...]) -> None:
     """Time the operators beside other implementations of them."""
     sys.argv = ["dcnzoo bench", *options]
     sys.path.insert(0, str(FOLDER.resolve()))  # as Python does for a script
-    importlib.import_module("ops").main()
+    importlib.import_module("ops").main(prog_name=sys.argv[0])
