@@ -315,19 +315,13 @@ def _classes_of(config: Path) -> list[str]:
 
     require_file(str(config), "--config")
     with user_errors():
-        from dcnzoo.openmmlab.runner import read_config_file, unwrap_dataset
-
-        # isort: split
-        from mmdet.registry import DATASETS
+        from dcnzoo.openmmlab.detector import metainfo
+        from dcnzoo.openmmlab.runner import read_config_file
 
         cfg = read_config_file(config)
         if "train_dataloader" not in cfg:
             raise UserError(f"--config: {config}: expected a train_dataloader, found none")
-        dataset = unwrap_dataset(cfg.train_dataloader.dataset)
-        classes = dataset.get("metainfo", {}).get("classes")
-        if classes is None:
-            classes = DATASETS.get(dataset.type).METAINFO["classes"]
-    return list(classes)
+        return list(metainfo(cfg.train_dataloader.dataset)["classes"])
 
 
 def _show(report: Report) -> None:
