@@ -3,8 +3,7 @@
 No ``from __future__ import annotations`` here: TorchScript reads the annotations themselves.
 """
 
-import functools
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -123,14 +122,23 @@ class ModulatedDeformRoIPoolPack(DeformRoIPoolPack):
     A second branch, ``mask_fc``, makes a factor between 0 and 1 for each bin; all start at 0.5.
     """
 
-    @functools.wraps(DeformRoIPoolPack.__init__)
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        bins, width = self.output_size[0] * self.output_size[1], self.deform_fc_channels
+    def __init__(
+        self,
+        output_size: int | tuple[int, int],
+        output_channels: int,
+        deform_fc_channels: int = 1024,
+        spatial_scale: float = 1.0,
+        sampling_ratio: int = 0,
+        gamma: float = 0.1,
+    ) -> None:
+        super().__init__(
+            output_size, output_channels, deform_fc_channels, spatial_scale, sampling_ratio, gamma
+        )
+        bins = self.output_size[0] * self.output_size[1]
         self.mask_fc = nn.Sequential(
-            nn.Linear(bins * self.output_channels, width),
+            nn.Linear(bins * output_channels, deform_fc_channels),
             nn.ReLU(inplace=True),
-            _starting_at_zero(nn.Linear(width, bins)),
+            _starting_at_zero(nn.Linear(deform_fc_channels, bins)),
             nn.Sigmoid(),
         )
 
