@@ -19,6 +19,7 @@ from dcnzoo.data.conversion import (
     Step,
     clip_box,
     clip_polygon,
+    few,
     flattened,
     image_size,
     is_number,
@@ -200,9 +201,9 @@ def wrong_with_classes(names: Sequence[str], classes: Sequence[str]) -> str | No
     missing = [name for name in classes if name not in names]
     there = [name for name in names if name in classes]
     if missing:
-        return f"expected the classes {_names(classes)}, missing {_names(missing)}, got {_names(names)}"
+        return f"expected the classes {few(classes)}, missing {few(missing)}, got {few(names)}"
     if there != list(classes):
-        return f"expected the order of the classes, {_names(classes)}, got {_names(there)}"
+        return f"expected the order of the classes, {few(classes)}, got {few(there)}"
     return None
 
 
@@ -601,11 +602,6 @@ def _key(value: object) -> object:
 
 def _id_of(entry: object) -> str:
     return short(entry.get("id") if isinstance(entry, dict) else entry)
-
-
-def _names(names: Sequence[str], shown: int = 5) -> str:
-    rest = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(map(str, names[:shown])) + rest or "none"
 
 
 def _type(value: object) -> str:

@@ -419,6 +419,12 @@ def short(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:57]}…"
 
 
+def few(names: Sequence[object], shown: int = 5) -> str:
+    """The first ones, and how many more there are."""
+    rest = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(map(str, names[:shown])) + rest or "none"
+
+
 def flattened(polygon: Polygon) -> list[float] | None:
     """``[x, y, x, y, …]``, as it is written; None if the rounding leaves no area."""
     flat = [round(float(value), 2) for point in polygon for value in point]
