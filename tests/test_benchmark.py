@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "tools" / "benchmark"
@@ -80,12 +81,11 @@ def test_demo_training(tmp_path):
         *("--passes sideways", "--threads 0", "--seconds 0", "--shapes box-head --ops v1"),
     ],
 )
-def test_mistakes_get_one_line(arguments, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["ops.py", *arguments.split()])
-    with pytest.raises(SystemExit, match="2"):
-        tool.parse_args()
-    last = capsys.readouterr().err.strip().splitlines()[-1]
-    assert last.startswith("ops.py: error: ") and (arguments.split()[0] in last or "both" in last)
+def test_mistakes_get_one_line(arguments):
+    result = CliRunner().invoke(tool.main, arguments.split())
+    last = result.output.strip().splitlines()[-1]
+    assert result.exit_code == 2 and last.startswith("Error: ")
+    assert arguments.split()[0] in last or "both" in last
 
 
 @pytest.mark.slow

@@ -278,7 +278,7 @@ def test_other_broken_pipes_are_errors():
 
 def test_bench_without_arguments_prints_help(monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))
-    assert run("bench").startswith("usage: dcnzoo bench")
+    assert run("bench").startswith("Usage: dcnzoo bench")
 
 
 # Completion

@@ -250,39 +250,20 @@ class InternImage(nn.Module):
         blocks = sum(depths)
         first = 0.0 if drop_path_type == "linear" else drop_path_rate
         drop_paths = iter(torch.linspace(first, drop_path_rate, blocks, device="cpu").tolist())
+        options: dict[str, Any] = dict(offset_scale=offset_scale, dw_kernel_size=dw_kernel_size)
+        options.update(center_feature_scale=center_feature_scale, act_layer=act_layer, norm_layer=norm_layer)
+        norms = (post_norm, res_post_norm, layer_scale)
         self.levels = nn.ModuleList()
         for i, (depth, group) in enumerate(zip(depths, groups, strict=True)):
-            width = channels * 2**i
-            stack = [
-                Block(
-                    self._operator(
-                        channels=width,
-                        group=group,
-                        offset_scale=offset_scale,
-                        dw_kernel_size=dw_kernel_size,
-                        center_feature_scale=center_feature_scale,
-                        act_layer=act_layer,
-                        norm_layer=norm_layer,
-                    ),
-                    width,
-                    self._mlp(width, int(width * mlp_ratio), act_layer, drop_rate),
-                    next(drop_paths),
-                    post_norm,
-                    res_post_norm,
-                    layer_scale,
-                    with_cp,
-                )
-                for _ in range(depth)
-            ]
-            self.levels.append(
-                Level(
-                    stack,
-                    width,
-                    norm=not post_norm or center_feature_scale,
-                    post_norm_block_ids=extra_norms if i == 2 else (),
-                    downsample=Downsample(width, norm_layer) if i < levels - 1 else None,
-                )
-            )
+            width, stack = channels * 2**i, []
+            for _ in range(depth):
+                dcn = self._operator(channels=width, group=group, **options)
+                mlp = self._mlp(width, int(width * mlp_ratio), act_layer, drop_rate)
+                stack.append(Block(dcn, width, mlp, next(drop_paths), *norms, with_cp))
+            downsample = Downsample(width, norm_layer) if i < levels - 1 else None
+            extra = extra_norms if i == 2 else ()
+            norm = not post_norm or center_feature_scale
+            self.levels.append(Level(stack, width, norm, extra, downsample))
         self._reset_parameters()
         self._freeze()
 

@@ -17,7 +17,7 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
 
 
 class Option(click.Option):
-    """An option with several values, or with other spellings.
+    """An option with several values, or with other spellings. ``--help`` shows its default.
 
     Args:
         several: takes all words up to the next option, as argparse's ``nargs="+"``: ``--keys loss bbox_mAP``.
@@ -27,7 +27,7 @@ class Option(click.Option):
     def __init__(
         self, *names: Any, several: bool = False, aliases: Sequence[str] = (), **kwargs: Any
     ) -> None:
-        super().__init__(*names, **({"multiple": True} if several else {}), **kwargs)
+        super().__init__(*names, **{"show_default": True, "multiple": several, **kwargs})
         self.several, self.aliases = several, aliases
 
 
@@ -167,13 +167,25 @@ def shape(help: str) -> Callable:
     return option("--shape", several=True, type=int, metavar="SIZE...", callback=_height_and_width, help=help)
 
 
+def backend(help: str) -> Callable:
+    """``--backend``: a runtime of exported models."""
+    choices = click.Choice(["onnxruntime", "openvino", "tensorrt"])
+    return option("--backend", type=choices, default="onnxruntime", help=help)
+
+
+def num_images(least: int, default: int | None, help: str) -> Callable:
+    """``--num-images``, at least ``least``."""
+    kind = click.IntRange(min=least)
+    return option("--num-images", aliases=["--number", "--images"], type=kind, default=default, help=help)
+
+
 config = click.argument("config", type=ConfigFile())
 cfg_options = settings(
     "--cfg-options",
     "Override settings of the config: model.backbone.dcn=True train_dataloader.batch_size=4 "
     '"model.backbone.strides=(1,2,2)".',
 )
-allow_partial = click.option(
+allow_partial = option(
     "--allow-partial", is_flag=True, help="Load what fits of a checkpoint that does not fit the model."
 )
 unsafe_load = option(
@@ -182,43 +194,46 @@ unsafe_load = option(
     is_flag=True,
     help="Read a checkpoint that holds more than weights. This runs the code that is in the file.",
 )
-device = click.option(
-    "--device", default="cpu", show_default=True, metavar="DEVICE", help="cpu, cuda or cuda:1."
-)
+
+device = option("--device", default="cpu", metavar="DEVICE", help="cpu, cuda or cuda:1.")
 
 # the arguments of dcnzoo.openmmlab.runner.load_config
 runner = combined(
     config,
-    click.option(
+    option(
         "--work-dir",
         metavar="FOLDER",
         help="Folder for logs and results (default: work_dirs/<name of the config>).",
     ),
     cfg_options,
-    click.option(
+    option(
         "--launcher",
         type=click.Choice(["none", "pytorch", "slurm", "mpi"]),
         default="none",
-        show_default=True,
         help="What started the processes of a distributed run.",
     ),
     # torchrun sets LOCAL_RANK; older launchers pass it as an argument
-    click.option("--local-rank", "--local_rank", type=int, default=0, hidden=True),
+    option("--local-rank", "--local_rank", type=int, default=0, hidden=True),
 )
 
-# the arguments of load_model
-model = combined(
-    click.option(
-        "--model", required=True, metavar="NAME", help="Model of the zoo (dcnzoo zoo list), or a config file."
-    ),
-    click.option(
-        "--checkpoint", metavar="FILE", help="Weights (default: the published ones; a config file needs it)."
-    ),
-    device,
-    unsafe_load,
-    allow_partial,
-    cfg_options,
-)
+def _model(required: bool) -> Callable:
+    """The arguments of :func:`load_model`."""
+    return combined(
+        option(
+            "--model",
+            required=required,
+            metavar="NAME",
+            help="Model of the zoo (dcnzoo zoo list), or a config file.",
+        ),
+        option("--checkpoint", metavar="FILE", help="Weights (default: the zoo's; a config file needs it)."),
+        device,
+        unsafe_load,
+        allow_partial,
+        cfg_options,
+    )
+
+
+model, optional_model = _model(required=True), _model(required=False)
 
 
 def load_model(

@@ -13,12 +13,11 @@ FOLDER = Path(__file__).parents[1] / ".mim" / "tools" / "benchmark"
 
 
 @click.command(
-    add_help_option=False,
-    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+    add_help_option=False, context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False}
 )
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
 def command(options: tuple[str, ...]) -> None:
     """Time the operators beside other implementations of them."""
     sys.argv = ["dcnzoo bench", *options]
     sys.path.insert(0, str(FOLDER.resolve()))  # as Python does for a script
-    importlib.import_module("ops").main()
+    importlib.import_module("ops").main(prog_name=sys.argv[0])

@@ -7,25 +7,19 @@ from pathlib import Path
 import click
 
 from dcnzoo.cli import _options
+from dcnzoo.cli._options import option
 
 
 @click.command(cls=_options.Command)
 @_options.config
-@_options.option(
+@option(
     "--out",
     aliases=["--output-dir"],
     type=_options.FOLDER,
     help="Folder (default: work_dirs/browse/<name of the config>).",
 )
-@click.option("--split", type=click.Choice(["train", "val", "test"]), default="train", show_default=True)
-@_options.option(
-    "--num-images",
-    aliases=["--number"],
-    type=click.IntRange(min=1),
-    default=20,
-    show_default=True,
-    help="Number of images.",
-)
+@option("--split", type=click.Choice(["train", "val", "test"]), default="train")
+@_options.num_images(1, 20, "Number of images.")
 @_options.cfg_options
 def command(config: str, out: Path | None, split: str, num_images: int, cfg_options: dict) -> None:
     """Write images of a data set, after its pipeline, with their annotations drawn.
@@ -47,8 +41,7 @@ def command(config: str, out: Path | None, split: str, num_images: int, cfg_opti
     require_file(config, "config")
     folder = out or Path("work_dirs") / "browse" / Path(config).stem
     with user_errors():
-        cfg = read_config_file(config)
-        cfg.merge_from_dict(cfg_options)
+        cfg = read_config_file(config, cfg_options)
         init_default_scope(cfg.get("default_scope", "mmdet"))
         dataset = DATASETS.build(cfg[f"{split}_dataloader"].dataset)
         visualizer = VISUALIZERS.build({**cfg.visualizer, "vis_backends": None})

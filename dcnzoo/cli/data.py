@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dcnzoo.cli import _options
-from dcnzoo.cli._options import FILE, FOLDER
+from dcnzoo.cli._options import FILE, FOLDER, option
 from dcnzoo.data.download import DATASETS, USUAL
 from dcnzoo.utils.errors import UserError, printable
 
@@ -42,13 +42,13 @@ class Names(click.ParamType):
 
 
 conversion_options = _options.combined(
-    click.option(
+    option(
         "--classes",
         type=Names(),
         help="Names in the order of their labels, a,b,c or a file with one in each line.",
     ),
-    click.option("--clip", is_flag=True, help="Cut off what is beyond an image, instead of refusing it."),
-    click.option("--skip-invalid", is_flag=True, help="Leave out what is wrong, and write the rest."),
+    option("--clip", is_flag=True, help="Cut off what is beyond an image, instead of refusing it."),
+    option("--skip-invalid", is_flag=True, help="Leave out what is wrong, and write the rest."),
 )
 
 
@@ -73,17 +73,16 @@ def convert() -> None:
 @convert.command
 @click.argument("folder", type=FOLDER)
 @click.argument("out", type=FILE)
-@click.option("--split", metavar="NAME", help="Only the images of ImageSets/Main/NAME.txt.")
-@click.option("--annotations", type=FOLDER, help="Folder of the XML files (default: FOLDER/Annotations).")
-@click.option("--images", type=FOLDER, help="Folder of the images (default: FOLDER/JPEGImages).")
-@click.option(
+@option("--split", metavar="NAME", help="Only the images of ImageSets/Main/NAME.txt.")
+@option("--annotations", type=FOLDER, help="Folder of the XML files (default: FOLDER/Annotations).")
+@option("--images", type=FOLDER, help="Folder of the images (default: FOLDER/JPEGImages).")
+@option(
     "--difficult",
     type=click.Choice(["ignore", "keep", "drop"]),
     default="ignore",
-    show_default=True,
     help="Objects marked so: neither wanted nor wrong (iscrowd), like others, or left out.",
 )
-@click.option("--zero-based", is_flag=True, help="Coordinates are edges, from 0, not pixels, from 1.")
+@option("--zero-based", is_flag=True, help="Coordinates are edges, from 0, not pixels, from 1.")
 @conversion_options
 def voc(folder: Path, out: Path, skip_invalid: bool, **options: object) -> None:
     """Pascal VOC's XML files: FOLDER to the COCO file OUT.
@@ -102,7 +101,7 @@ def voc(folder: Path, out: Path, skip_invalid: bool, **options: object) -> None:
 @convert.command
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("out", type=FILE)
-@click.option("--split", metavar="NAME", default="train", show_default=True, help="Of data.yaml.")
+@option("--split", metavar="NAME", default="train", help="Of data.yaml.")
 @conversion_options
 def yolo(source: Path, out: Path, skip_invalid: bool, **options: object) -> None:
     """YOLO's text files, boxes and polygons: SOURCE, data.yaml or its folder, to the COCO file OUT.
@@ -121,7 +120,7 @@ def yolo(source: Path, out: Path, skip_invalid: bool, **options: object) -> None
 @convert.command
 @click.argument("folder", type=FOLDER)
 @click.argument("out", type=FILE)
-@click.option("--extract", type=FOLDER, help="Where to write images that are only in their JSON files.")
+@option("--extract", type=FOLDER, help="Where to write images that are only in their JSON files.")
 @conversion_options
 def labelme(folder: Path, out: Path, skip_invalid: bool, **options: object) -> None:
     """LabelMe's JSON files: FOLDER to the COCO file OUT.
@@ -138,11 +137,11 @@ def labelme(folder: Path, out: Path, skip_invalid: bool, **options: object) -> N
 
 @command.command
 @click.argument("file", type=FILE)
-@click.option("--images", type=FOLDER, help="Folder of the images, whose sizes are compared.")
-@click.option("--classes", type=Names(), help="What a config's metainfo has: a,b,c or a file.")
-@click.option("--config", type=FILE, help="Config whose classes, those of its training data, are compared.")
-@click.option("--json", "as_json", is_flag=True, help="Everything that was found, as JSON.")
-@click.option("--fix", type=FILE, metavar="OUT", help="Write a file without what is wrong.")
+@option("--images", type=FOLDER, help="Folder of the images, whose sizes are compared.")
+@option("--classes", type=Names(), help="What a config's metainfo has: a,b,c or a file.")
+@option("--config", type=FILE, help="Config whose classes, those of its training data, are compared.")
+@option("--json", "as_json", is_flag=True, help="Everything that was found, as JSON.")
+@option("--fix", type=FILE, metavar="OUT", help="Write a file without what is wrong.")
 def check(
     file: Path,
     images: Path | None,
@@ -181,15 +180,10 @@ def check(
 @click.argument("file", type=FILE)
 @click.argument("train", type=FILE)
 @click.argument("val", type=FILE)
-@_options.option(
-    "--val-ratio",
-    aliases=["--share"],
-    type=float,
-    default=0.2,
-    show_default=True,
-    help="Part of the images that goes to VAL.",
+@option(
+    "--val-ratio", aliases=["--share"], type=float, default=0.2, help="Part of the images that goes to VAL."
 )
-@click.option("--seed", type=int, default=0, show_default=True)
+@option("--seed", type=int, default=0)
 def split(file: Path, train: Path, val: Path, val_ratio: float, seed: int) -> None:
     """The COCO file FILE to TRAIN and VAL, by images, at random.
 
@@ -206,14 +200,14 @@ def split(file: Path, train: Path, val: Path, val_ratio: float, seed: int) -> No
 @click.argument("train", type=FILE)
 @click.argument("val", type=FILE)
 @click.argument("out", type=FILE)
-@click.option("--images", type=FOLDER, required=True, help="Folder of the images.")
-@click.option("--val-images", type=FOLDER, help="That of VAL's, if it is another one.")
-@click.option(
+@option("--images", type=FOLDER, required=True, help="Folder of the images.")
+@option("--val-images", type=FOLDER, help="That of VAL's, if it is another one.")
+@option(
     "--model",
     metavar="NAME",
     help="Name of the zoo, or a config file (default: Mask R-CNN with DCNv2, or Faster R-CNN for boxes).",
 )
-@click.option("--no-weights", is_flag=True, help="Do not begin with the model's published weights.")
+@option("--no-weights", is_flag=True, help="Do not begin with the model's published weights.")
 def config(
     train: Path,
     val: Path,
@@ -239,22 +233,19 @@ def config(
 
 
 @command.command
-@click.option("--dataset-name", type=click.Choice(list(DATASETS)), default="coco2017", show_default=True)
-@_options.option(
+@option("--dataset-name", type=click.Choice(list(DATASETS)), default="coco2017")
+@option(
     "--parts",
     several=True,
     default=USUAL,
-    show_default=True,
     metavar="PART...",
     type=click.Choice(list(DATASETS["coco2017"])),
     help=f"Of {', '.join(DATASETS['coco2017'])}.",
 )
-@_options.option(
-    "--out", aliases=["--save-dir"], type=FOLDER, default="data/coco", show_default=True, help="Folder."
-)
-@click.option("--unzip", is_flag=True, help="Unpack the archives.")
-@click.option("--delete", is_flag=True, help="Remove each archive after it is unpacked.")
-@click.option("--list", "only_list", is_flag=True, help="Print the addresses, download nothing.")
+@option("--out", aliases=["--save-dir"], type=FOLDER, default="data/coco", help="Folder.")
+@option("--unzip", is_flag=True, help="Unpack the archives.")
+@option("--delete", is_flag=True, help="Remove each archive after it is unpacked.")
+@option("--list", "only_list", is_flag=True, help="Print the addresses, download nothing.")
 def download(
     dataset_name: str, parts: tuple[str, ...], out: Path, unzip: bool, delete: bool, only_list: bool
 ) -> None:
@@ -324,19 +315,13 @@ def _classes_of(config: Path) -> list[str]:
 
     require_file(str(config), "--config")
     with user_errors():
-        from dcnzoo.openmmlab.runner import read_config_file, unwrap_dataset
-
-        # isort: split
-        from mmdet.registry import DATASETS
+        from dcnzoo.openmmlab.detector import metainfo
+        from dcnzoo.openmmlab.runner import read_config_file
 
         cfg = read_config_file(config)
         if "train_dataloader" not in cfg:
             raise UserError(f"--config: {config}: expected a train_dataloader, found none")
-        dataset = unwrap_dataset(cfg.train_dataloader.dataset)
-        classes = dataset.get("metainfo", {}).get("classes")
-        if classes is None:
-            classes = DATASETS.get(dataset.type).METAINFO["classes"]
-    return list(classes)
+        return list(metainfo(cfg.train_dataloader.dataset)["classes"])
 
 
 def _show(report: Report) -> None:

@@ -8,28 +8,28 @@ from pathlib import Path
 import click
 
 from dcnzoo.cli import _options
+from dcnzoo.cli._options import option
 
 
 @click.command(cls=_options.Command)
 @click.argument("image", type=click.Path())
 @_options.model
-@click.option(
+@option(
     "--at",
     type=_options.Numbers(2),
     metavar="X,Y",
     help="Pixel of the image (default: the middle of the best detection, or of the image).",
 )
-@click.option(
+@option(
     "--box", type=_options.Numbers(4), metavar="X1,Y1,X2,Y2", help="All outputs in this box, instead of --at."
 )
-@click.option(
+@option(
     "--layer", metavar="NAME", help="Only this layer (default: all, and the receptive field of the last)."
 )
-@click.option(
+@option(
     "--out",
     type=_options.FileName(".html", ".png"),
     default="explain.html",
-    show_default=True,
     help=".html: a page on which the place follows the pointer. .png: a figure.",
 )
 def command(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dcnzoo.cli import _options
+from dcnzoo.cli._options import option
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,41 +25,32 @@ LEAST_TRACED = 256
 @click.command(cls=_options.Command)
 @_options.config
 @click.argument("checkpoint", type=click.Path())
-@_options.option(
+@option(
     "--out",
     aliases=["--output-file"],
     type=_options.FILE,
     default="tmp.onnx",
-    show_default=True,
     metavar="FILE",
     help="ONNX file.",
 )
-@click.option(
+@option(
     "--input-img",
     metavar="IMAGE",
     help="Image to trace the model with (default: that of --test-img, else a drawn one).",
 )
-@click.option("--test-img", metavar="IMAGE", help="Image for --verify (default: that of --input-img).")
+@option("--test-img", metavar="IMAGE", help="Image for --verify (default: that of --input-img).")
 @_options.shape(
     "Height and width of the input, or one size for both (default: those of the test pipeline's output)."
 )
-@click.option("--opset-version", type=click.IntRange(18, 21), default=19, show_default=True)
-@click.option("--dynamic-export", is_flag=True, help="Batch size, height and width may differ at run time.")
-@click.option("--show", is_flag=True, help="Print the graph; with --verify, draw both detections to a PNG.")
-@click.option("--verify", is_flag=True, help="Compare with PyTorch; exit status 1 if the detections differ.")
-@click.option("--simplify", is_flag=True, help="Simplify the graph with onnxslim.")
-@click.option("--skip-postprocess", is_flag=True, help="Export the raw outputs of a single-stage head.")
-@click.option(
-    "--backend",
-    type=click.Choice(["onnxruntime", "openvino", "tensorrt"]),
-    default="onnxruntime",
-    show_default=True,
-    help="Runtime to export for and to verify with.",
-)
-@click.option(
-    "--device", help="Where --verify runs the graph: cpu or cuda (default: cpu; for tensorrt cuda)."
-)
-@click.option(
+@option("--opset-version", type=click.IntRange(18, 21), default=19)
+@option("--dynamic-export", is_flag=True, help="Batch size, height and width may differ at run time.")
+@option("--show", is_flag=True, help="Print the graph; with --verify, draw both detections to a PNG.")
+@option("--verify", is_flag=True, help="Compare with PyTorch; exit status 1 if the detections differ.")
+@option("--simplify", is_flag=True, help="Simplify the graph with onnxslim.")
+@option("--skip-postprocess", is_flag=True, help="Export the raw outputs of a single-stage head.")
+@_options.backend("Runtime to export for and to verify with.")
+@option("--device", help="Where --verify runs the graph: cpu or cuda (default: cpu; for tensorrt cuda).")
+@option(
     "--deform-conv",
     type=click.Choice(["auto", "native", "gathernd", "gatherelements", "gridsample"]),
     help="Form of deformable convolution (default: DeformConv if opset and backend have it, else GatherND).",

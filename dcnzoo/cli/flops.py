@@ -7,6 +7,7 @@ from statistics import mean
 import click
 
 from dcnzoo.cli import _options
+from dcnzoo.cli._options import option
 
 
 @click.command(cls=_options.Command)
@@ -14,12 +15,8 @@ from dcnzoo.cli import _options
 @_options.shape(
     "Height and width, or one size for both, of an image of noise (default: those of the test pipeline)."
 )
-@click.option(
-    "--num-images",
-    type=click.IntRange(min=1),
-    help="Count the mean over the first images of the test set instead.",
-)
-@click.option("--by-operator", is_flag=True, help="Show the operations of each operator.")
+@_options.num_images(1, None, "Count the mean over the first images of the test set instead.")
+@option("--by-operator", is_flag=True, help="Show the operations of each operator.")
 @_options.cfg_options
 def command(
     config: str, shape: tuple[int, int] | None, num_images: int | None, by_operator: bool, cfg_options: dict
@@ -42,8 +39,7 @@ def command(
 
     require_file(config, "config")
     with user_errors():
-        cfg = read_config_file(config)
-        cfg.merge_from_dict(cfg_options)
+        cfg = read_config_file(config, cfg_options)
         model = model_builder.build_model(cfg)
         if num_images:
             batches = model_builder.test_batches(cfg, num_images)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dcnzoo.cli import _options
+from dcnzoo.cli._options import option
 
 if TYPE_CHECKING:
     from mmengine.structures import InstanceData
@@ -19,18 +20,16 @@ if TYPE_CHECKING:
 @click.command(cls=_options.Command)
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...", type=click.Path())
 @_options.model
-@click.option(
+@option(
     "--out",
     type=_options.FOLDER,
     default="work_dirs/infer",
-    show_default=True,
     help="Folder for the images with their detections drawn, and detections.json.",
 )
-@click.option(
+@option(
     "--score-threshold",
     type=click.FloatRange(0, 1),
     default=0.3,
-    show_default=True,
     help="Leave out detections with a lower score.",
 )
 def command(images: tuple[str, ...], out: Path, score_threshold: float, **model: object) -> None:

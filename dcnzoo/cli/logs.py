@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dcnzoo.cli import _options
+from dcnzoo.cli._options import option
 from dcnzoo.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ LOGS = click.argument("logs", nargs=-1, required=True, metavar="LOG...", type=cl
 
 
 def _out(default: str) -> object:
-    return click.option("--out", type=_options.FILE, default=default, show_default=True, help="Picture file.")
+    return option("--out", type=_options.FILE, default=default, help="Picture file.")
 
 
 @click.group(cls=_options.Group)
@@ -38,18 +39,9 @@ def command() -> None:
 
 @command.command("plot_curve")
 @LOGS
-@_options.option(
-    "--keys",
-    several=True,
-    default=["bbox_mAP"],
-    show_default=True,
-    metavar="KEY...",
-    help="Logged figures to draw.",
-)
-@click.option("--title", default="", help="Title of the picture.")
-@_options.option(
-    "--legend", several=True, metavar="NAME...", help="A name for each log and key (default: LOG KEY)."
-)
+@option("--keys", several=True, default=["bbox_mAP"], metavar="KEY...", help="Logged figures to draw.")
+@option("--title", default="", show_default=False, help="Title of the picture.")
+@option("--legend", several=True, metavar="NAME...", help="A name for each log and key (default: LOG KEY).")
 @_out("curves.png")
 def plot_curve(
     logs: tuple[Path, ...], keys: tuple[str, ...], title: str, legend: tuple[str, ...], out: Path
@@ -67,7 +59,7 @@ def plot_curve(
 
 @command.command("cal_train_time")
 @LOGS
-@click.option("--include-outliers", is_flag=True, help="Count the first entry of every epoch too.")
+@option("--include-outliers", is_flag=True, help="Count the first entry of every epoch too.")
 def cal_train_time(logs: tuple[Path, ...], include_outliers: bool) -> None:
     """Print the seconds per training iteration."""
     from dcnzoo.report.history import times_by_epoch

@@ -7,31 +7,23 @@ from pathlib import Path
 import click
 
 from dcnzoo.cli import _options
+from dcnzoo.cli._options import option
 
 
 @click.command(cls=_options.Command)
 @click.argument("work_dirs", nargs=-1, required=True, metavar="WORK_DIR...", type=_options.FOLDER)
-@_options.option(
+@option(
     "--labels",
     several=True,
     metavar="LABEL...",
     help="A label for each folder (default: its name). Folders of one label are seeds of one setting.",
 )
-@click.option(
+@option(
     "--checkpoint", type=_options.FILE, metavar="FILE", help="Of a single WORK_DIR (default: its last one)."
 )
-@_options.option(
-    "--num-images",
-    aliases=["--images"],
-    type=click.IntRange(min=0),
-    default=5,
-    show_default=True,
-    help="Number of images with detections.",
-)
+@_options.num_images(0, 5, "Number of images with detections.")
 @_options.device
-@click.option(
-    "--out", type=_options.FILE, metavar="FILE", help="(default: report.html in the first WORK_DIR)."
-)
+@option("--out", type=_options.FILE, metavar="FILE", help="(default: report.html in the first WORK_DIR).")
 @_options.allow_partial
 def command(
     work_dirs: tuple[Path, ...],

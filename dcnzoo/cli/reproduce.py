@@ -12,29 +12,24 @@ from pathlib import Path
 import click
 
 from dcnzoo.cli import _options
+from dcnzoo.cli._options import option
 
 
 @click.command(cls=_options.Command)
 @_options.runner
-@click.option(
+@option(
     "--checkpoint",
     metavar="FILE",
     help="Weights: a file or an address (default: the published ones, downloaded).",
 )
-@click.option("--train", is_flag=True, help="Train the model first; resumes an interrupted training.")
-@click.option(
+@option("--train", is_flag=True, help="Train the model first; resumes an interrupted training.")
+@option(
     "--data-root",
     metavar="FOLDER",
     help="Folder with COCO: annotations/, train2017/, val2017/ (default: the config's).",
 )
-@click.option("--subset", type=click.IntRange(min=1), metavar="N", help="Evaluate only the first N images.")
-@click.option(
-    "--out",
-    default="work_dirs/reproduce.jsonl",
-    show_default=True,
-    metavar="FILE",
-    help="File to which a row is added.",
-)
+@option("--subset", type=click.IntRange(min=1), metavar="N", help="Evaluate only the first N images.")
+@option("--out", default="work_dirs/reproduce.jsonl", metavar="FILE", help="File to which a row is added.")
 @_options.unsafe_load
 @_options.allow_partial
 def command(

@@ -8,28 +8,25 @@ import time
 import click
 
 from dcnzoo.cli import _options
+from dcnzoo.cli._options import option
 
 POSITIVE = click.IntRange(min=1)
 
 
 @click.command(cls=_options.Command)
 @_options.config
-@click.option("--checkpoint", metavar="FILE", help="Weights (default: random ones).")
-@click.option("--task", type=click.Choice(["inference"]), default="inference", hidden=True)
+@option("--checkpoint", metavar="FILE", help="Weights (default: random ones).")
+@option("--task", type=click.Choice(["inference"]), default="inference", hidden=True)
 @_options.shape(
     "Height and width, or one size for both, of an image of noise (default: images of the test set)."
 )
-@click.option("--max-iter", type=POSITIVE, default=200, show_default=True, help="Number of images.")
-@click.option(
-    "--num-warmup", type=click.IntRange(min=0), default=5, show_default=True, help="Images before these."
-)
-@click.option(
-    "--log-interval", type=POSITIVE, default=50, show_default=True, help="Print a line after so many images."
-)
-@click.option("--repeat-num", type=POSITIVE, default=1, show_default=True, help="Number of repetitions.")
-@click.option("--fuse-conv-bn", is_flag=True, help="Fold batch norms into the convolutions first.")
-@click.option("--amp", is_flag=True, help="fp16 on a GPU, bf16 on the CPU.")
-@click.option("--device", metavar="DEVICE", help="cpu, cuda or cuda:1 (default: a GPU where there is one).")
+@option("--max-iter", type=POSITIVE, default=200, help="Number of images.")
+@option("--num-warmup", type=click.IntRange(min=0), default=5, help="Images before these.")
+@option("--log-interval", type=POSITIVE, default=50, help="Print a line after so many images.")
+@option("--repeat-num", type=POSITIVE, default=1, help="Number of repetitions.")
+@option("--fuse-conv-bn", is_flag=True, help="Fold batch norms into the convolutions first.")
+@option("--amp", is_flag=True, help="fp16 on a GPU, bf16 on the CPU.")
+@option("--device", metavar="DEVICE", help="cpu, cuda or cuda:1 (default: a GPU where there is one).")
 @_options.unsafe_load
 @_options.cfg_options
 def command(
@@ -72,8 +69,7 @@ def command(
     if checkpoint is not None:
         require_file(checkpoint, "checkpoint")
     with user_errors():
-        cfg = read_config_file(config)
-        cfg.merge_from_dict(cfg_options)
+        cfg = read_config_file(config, cfg_options)
         model = model_builder.build_model(cfg, checkpoint, unsafe_load)
         if fuse_conv_bn:
             model = fuse(model)

@@ -7,21 +7,22 @@ from pathlib import Path
 import click
 
 from dcnzoo.cli import _options
+from dcnzoo.cli._options import option
 
 
 @click.command(cls=_options.Command)
 @_options.runner
 @click.argument("checkpoint", type=click.Path())
-@_options.option(
+@option(
     "--out",
     type=_options.FileName(".pkl", ".pickle", ".json"),
     metavar="FILE",
     help="Write the predictions: .pkl, or .json for COCO's format.",
 )
-@click.option("--show-dir", metavar="FOLDER", help="Write images with the detections drawn to this folder.")
-@click.option("--show-score-thr", type=float, help="Draw detections above this score (default: 0.3).")
-@click.option("--tta", is_flag=True, help="Merge the detections on the image and on its mirror image.")
-@_options.option(
+@option("--show-dir", metavar="FOLDER", help="Write images with the detections drawn to this folder.")
+@option("--show-score-thr", type=float, help="Draw detections above this score (default: 0.3).")
+@option("--tta", is_flag=True, help="Merge the detections on the image and on its mirror image.")
+@option(
     "--eval",
     "metrics",
     several=True,
@@ -29,15 +30,9 @@ from dcnzoo.cli import _options
     help="bbox, segm or proposal (default: the config's).",
 )
 @_options.settings("--eval-options", "Settings of the evaluator: classwise=True.")
-@click.option("--format-only", is_flag=True, help="Write --out FILE.json without evaluation.")
-@click.option(
-    "--backend",
-    type=click.Choice(["onnxruntime", "openvino", "tensorrt"]),
-    default="onnxruntime",
-    show_default=True,
-    help="What runs an ONNX file.",
-)
-@click.option("--device", help="Where an ONNX file runs: cpu or cuda (default: cpu; for tensorrt cuda).")
+@option("--format-only", is_flag=True, help="Write --out FILE.json without evaluation.")
+@_options.backend("What runs an ONNX file.")
+@option("--device", help="Where an ONNX file runs: cpu or cuda (default: cpu; for tensorrt cuda).")
 @_options.allow_partial
 def command(
     checkpoint: str,

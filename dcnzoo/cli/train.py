@@ -7,26 +7,25 @@ from pathlib import Path
 import click
 
 from dcnzoo.cli import _options
+from dcnzoo.cli._options import option
 
 
 @click.command(cls=_options.Command)
 @_options.runner
-@click.option(
-    "--amp", is_flag=True, help="Mixed precision: fp16 with loss scaling on a GPU, bf16 on the CPU."
-)
-@click.option(
+@option("--amp", is_flag=True, help="Mixed precision: fp16 with loss scaling on a GPU, bf16 on the CPU.")
+@option(
     "--auto-scale-lr",
     is_flag=True,
     help="Scale the learning rate by batch size / auto_scale_lr.base_batch_size.",
 )
-@click.option(
+@option(
     "--resume",
     is_flag=False,
     flag_value="auto",
     metavar="[CHECKPOINT]",
     help="Continue from a checkpoint, or from the latest one in the work directory.",
 )
-@click.option("--report", is_flag=True, help="After the training, write report.html to the work directory.")
+@option("--report", is_flag=True, help="After the training, write report.html to the work directory.")
 @_options.allow_partial
 def command(
     amp: bool, auto_scale_lr: bool, resume: str | None, report: bool, allow_partial: bool, **run: object

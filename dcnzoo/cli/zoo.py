@@ -12,10 +12,14 @@ from typing import TYPE_CHECKING
 import click
 
 from dcnzoo.cli import _options
+from dcnzoo.cli._options import option
 from dcnzoo.utils.errors import UserError, one_line, printable
 
 if TYPE_CHECKING:
     from dcnzoo.zoo import Model
+
+
+AS_JSON = option("--json", "as_json", is_flag=True, help="Everything that is known, as JSON.")
 
 
 @click.group(cls=_options.Group)
@@ -35,9 +39,9 @@ def command() -> None:
 
 
 @command.command("list")
-@click.option("--dcn", is_flag=True, help="Only those with deformable convolution.")
-@click.option("--measured", is_flag=True, help="Only those whose figures were measured by dcnzoo.")
-@click.option("--json", "as_json", is_flag=True, help="Everything that is known, as JSON.")
+@option("--dcn", is_flag=True, help="Only those with deformable convolution.")
+@option("--measured", is_flag=True, help="Only those whose figures were measured by dcnzoo.")
+@AS_JSON
 def list_(dcn: bool, measured: bool, as_json: bool) -> None:
     """All models."""
     from dcnzoo.zoo import is_deformable, models
@@ -48,7 +52,7 @@ def list_(dcn: bool, measured: bool, as_json: bool) -> None:
 
 @command.command
 @click.argument("words", nargs=-1, required=True)
-@click.option("--json", "as_json", is_flag=True, help="Everything that is known, as JSON.")
+@AS_JSON
 def search(words: tuple[str, ...], as_json: bool) -> None:
     """Models in whose names or papers all WORDS occur."""
     from dcnzoo import zoo
@@ -61,7 +65,7 @@ def search(words: tuple[str, ...], as_json: bool) -> None:
 
 @command.command
 @click.argument("name")
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@AS_JSON
 def info(name: str, as_json: bool) -> None:
     """What is known about a model."""
     from dcnzoo import zoo
@@ -80,7 +84,7 @@ def info(name: str, as_json: bool) -> None:
 
 @command.command
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
-@click.option("--out", type=_options.FOLDER, help="Folder (default: torch's cache).")
+@option("--out", type=_options.FOLDER, help="Folder (default: torch's cache).")
 def download(names: tuple[str, ...], out: Path | None) -> None:
     """Download and check the weights of models; prints where they are."""
     from dcnzoo import zoo
@@ -114,11 +118,10 @@ def verify(files: tuple[Path, ...]) -> None:
 @command.command
 @click.argument("in_file", type=click.Path())
 @click.argument("out_file", type=_options.FILE)
-@_options.option(
+@option(
     "--save-keys",
     several=True,
     default=["meta", "state_dict"],
-    show_default=True,
     metavar="KEY...",
     help="Keys of the checkpoint to keep.",
 )

@@ -19,6 +19,7 @@ from dcnzoo.data.conversion import (
     Step,
     clip_box,
     clip_polygon,
+    few,
     flattened,
     image_size,
     is_number,
@@ -166,7 +167,7 @@ def check_coco(
     for key in keys:
         if not content.get(key):
             # without annotations a file can be tested on
-            checker.add("empty", key, "expected at least 1, got 0", stops=key != "annotations")
+            checker.at(key).add("empty", "expected at least 1, got 0", stops=key != "annotations")
     checker.check_categories(classes)
     checker.check_images(None if images is None else Path(images), step)
     checker.check_annotations()
@@ -200,9 +201,9 @@ def wrong_with_classes(names: Sequence[str], classes: Sequence[str]) -> str | No
     missing = [name for name in classes if name not in names]
     there = [name for name in names if name in classes]
     if missing:
-        return f"expected the classes {_names(classes)}, missing {_names(missing)}, got {_names(names)}"
+        return f"expected the classes {few(classes)}, missing {few(missing)}, got {few(names)}"
     if there != list(classes):
-        return f"expected the order of the classes, {_names(classes)}, got {_names(there)}"
+        return f"expected the order of the classes, {few(classes)}, got {few(there)}"
     return None
 
 
@@ -269,79 +270,77 @@ class _Checker:
         self.problems: list[Problem] = []
         self.sizes: dict[object, tuple[int, int] | None] = {}  # of each image that has an id
         self.categories: set[object] = set()
+        self.at("file")
 
-    def add(
-        self,
-        kind: str,
-        where: str,
-        text: str,
-        place: tuple[str, int] | None = None,
-        stops: bool | None = None,
-    ) -> None:
-        self.problems.append(Problem(kind, where, text, place, kind in STOPS if stops is None else stops))
+    def at(self, where: str, place: tuple[str, int] | None = None) -> _Checker:
+        """What is looked at from here on."""
+        self.where, self.place = where, place
+        return self
+
+    def add(self, kind: str, text: str, stops: bool | None = None) -> None:
+        stops = kind in STOPS if stops is None else stops
+        self.problems.append(Problem(kind, self.where, text, self.place, stops))
+
+    def add_again(self, kind: str, key: str, value: object) -> None:
+        self.add(kind, f"{key}: expected one of its own, got {value} again")
 
     def check_categories(self, classes: Sequence[str] | None) -> None:
         names: list[Any] = []  # texts, where the file has no problem
         for index, entry in enumerate(self.content.get("categories", ())):
-            where = f"categories[{index}]"
+            self.at(f"categories[{index}]")
             if not isinstance(entry, dict) or not _is_id(entry.get("id")):
-                self.add("category-entry", where, f"id: expected an integer, got {_id_of(entry)}")
+                self.add("category-entry", f"id: expected an integer, got {_id_of(entry)}")
                 continue
             name = entry.get("name")
             if not isinstance(name, str) or not name:
-                self.add("category-entry", where, f"name: expected a text, got {short(name)}")
+                self.add("category-entry", f"name: expected a text, got {short(name)}")
             if entry["id"] in self.categories:
-                text = f"id: expected one of its own, got {entry['id']} again"
-                self.add("duplicate-category-id", where, text)
+                self.add_again("duplicate-category-id", "id", entry["id"])
             if name in names:
-                self.add(
-                    "duplicate-category", where, f"name: expected one of its own, got {short(name)} again"
-                )
+                self.add_again("duplicate-category", "name", short(name))
             self.categories.add(entry["id"])
             names.append(name)
         if classes is not None and (problem := wrong_with_classes(names, classes)):
-            self.add("classes", "categories", problem)
+            self.at("categories").add("classes", problem)
 
     def check_images(self, folder: Path | None, step: Step) -> None:
         file_names: set[str] = set()
         entries = self.content.get("images", ())
         for index, entry in enumerate(entries):
-            place, where = ("images", index), f"images[{index}]"
+            place = ("images", index)
+            self.at(f"images[{index}]", place)
             if not isinstance(entry, dict) or not _is_id(entry.get("id")):
-                self.add("image-entry", where, f"id: expected an integer, got {_id_of(entry)}", place)
+                self.add("image-entry", f"id: expected an integer, got {_id_of(entry)}")
                 continue
-            number, where = entry["id"], f"image {entry['id']}"
+            number = entry["id"]
+            self.at(f"image {number}", place)
             if number in self.sizes:
-                text = f"id: expected one of its own, got {number} again"
-                self.add("duplicate-image-id", where, text, place)
+                self.add_again("duplicate-image-id", "id", number)
             name, width, height = (entry.get(key) for key in ("file_name", "width", "height"))
             size = (width, height) if _is_side(width) and _is_side(height) else None
             self.sizes[number] = size
             for key, side in (("width", width), ("height", height)):
                 if not _is_side(side):
                     text = f"{key}: expected an integer from 1 to {FAR:,}, got {short(side)}"
-                    self.add("image-entry", where, text, place)
+                    self.add("image-entry", text)
             if not isinstance(name, str) or not name or "\0" in name:
-                self.add("image-entry", where, f"file_name: expected a text, got {short(name)}", place)
+                self.add("image-entry", f"file_name: expected a text, got {short(name)}")
                 continue
             if name in file_names:
-                text = f"file_name: expected one of its own, got {name} again"
-                self.add("duplicate-file-name", where, text, place)
+                self.add_again("duplicate-file-name", "file_name", name)
             file_names.add(name)
             if folder is not None:
-                self._check_file(folder / name, size, where, place)
+                self._check_file(folder / name, size)
             step(index + 1, len(entries))
 
-    def _check_file(
-        self, file: Path, size: tuple[int, int] | None, where: str, place: tuple[str, int]
-    ) -> None:
+    def _check_file(self, file: Path, size: tuple[int, int] | None) -> None:
         if not os.path.isfile(file):  # Path.is_file raises if the name is too long
-            self.add("missing-image", where, f"file_name: expected an image, found none at {file}", place)
+            self.add("missing-image", f"file_name: expected an image, found none at {file}")
             return
         try:
             real = image_size(file)
         except Refused as error:
-            self.add("unreadable-image", where, f"file_name: {error}", place)
+            self.add("unreadable-image", f"file_name: {error}")
             return
         if size is not None and size != real:
             turned = "; the image is turned by its EXIF orientation" if size == real[::-1] else ""
@@ -349,92 +348,77 @@ class _Checker:
                 f"width, height: expected {real[0]} × {real[1]}, as {file} is, "
                 f"got {size[0]} × {size[1]}{turned}"
             )
-            self.add("image-size", where, text, place)
+            self.add("image-size", text)
 
     def check_annotations(self) -> None:
         ids: set[object] = set()
         for index, entry in enumerate(self.content.get("annotations", ())):
-            place, where = ("annotations", index), f"annotations[{index}]"
+            place = ("annotations", index)
+            self.at(f"annotations[{index}]", place)
             if not isinstance(entry, dict):
-                self.add("annotation-entry", where, f"expected an object, got {short(entry)}", place)
+                self.add("annotation-entry", f"expected an object, got {short(entry)}")
                 continue
             number = entry.get("id")
             if not _is_id(number):
                 # dropping it would be more than is needed
-                self.add(
-                    "duplicate-annotation-id", where, f"id: expected an integer, got {short(number)}", place
-                )
+                self.add("duplicate-annotation-id", f"id: expected an integer, got {short(number)}")
             else:
-                where = f"annotation {number}"
+                self.at(f"annotation {number}", place)
                 if number in ids:
-                    text = f"id: expected one of its own, got {number} again"
-                    self.add("duplicate-annotation-id", where, text, place)
+                    self.add_again("duplicate-annotation-id", "id", number)
                 if number == 0:
                     text = "id: expected an integer ≥ 1, got 0, which COCO's evaluation takes for no match"
-                    self.add("annotation-id-0", where, text, place)
+                    self.add("annotation-id-0", text)
                 ids.add(number)
-            self._check_annotation(entry, where, place)
+            self._check_annotation(entry)
 
-    def _check_annotation(self, entry: dict, where: str, place: tuple[str, int]) -> None:
+    def _check_annotation(self, entry: dict) -> None:
         known = True
         for key, ids in (("image", self.sizes), ("category", self.categories)):
             number = entry.get(f"{key}_id")
             if not _is_id(number):
-                text = f"{key}_id: expected an integer, got {short(number)}"
-                self.add("annotation-entry", where, text, place)
+                self.add("annotation-entry", f"{key}_id: expected an integer, got {short(number)}")
                 known = False
             elif number not in ids:
                 text = f"{key}_id: expected the id of one of the {len(ids)} {PLURALS[key]}, got {number}"
-                self.add(f"unknown-{key}", where, text, place)
+                self.add(f"unknown-{key}", text)
                 known = False
         if entry.get("iscrowd", 0) not in (0, 1):
-            self.add("iscrowd", where, f"iscrowd: expected 0 or 1, got {short(entry['iscrowd'])}", place)
+            self.add("iscrowd", f"iscrowd: expected 0 or 1, got {short(entry['iscrowd'])}")
         size = self.sizes.get(entry["image_id"]) if known else None
-        box_is_whole = self._check_box(entry, size, where, place)
-        areas = self._check_segmentation(entry, size, where, place)
+        box_is_whole = self._check_box(entry, size)
+        areas = self._check_segmentation(entry, size)
         area = entry.get("area")
         if not is_number(area) or not area > 0:
-            text = f"area: expected a number > 0, got {short(area)}"
-            self.add("area", where, text, place, stops=not is_number(area))
+            self.add("area", f"area: expected a number > 0, got {short(area)}", stops=not is_number(area))
             area = None
         if box_is_whole and areas is not None:
-            self._check_agreement(entry, areas, area, where, place)
+            self._check_agreement(entry, areas, area)
 
-    def _check_box(
-        self, entry: dict, size: tuple[int, int] | None, where: str, place: tuple[str, int]
-    ) -> bool:
+    def _check_box(self, entry: dict, size: tuple[int, int] | None) -> bool:
         box = entry.get("bbox")
         if not isinstance(box, list) or len(box) != 4 or not _are_numbers(box):
             text = f"bbox: expected [x, y, width, height], four finite numbers, got {short(box)}"
-            self.add("box", where, text, place, stops=True)
+            self.add("box", text, stops=True)
             return False
         x, y, width, height = box
         if not (width > 0 and height > 0):
             text = f"bbox: expected [x, y, width, height] with width and height > 0, got {short(box)}"
-            self.add("box", where, text, place, stops=min(width, height) < 0)
+            self.add("box", text, stops=min(width, height) < 0)
             return False
-        if size is None:
-            inside = True
-        else:
-            inside = (
-                x >= -TOLERANCE
-                and y >= -TOLERANCE
-                and x + width <= size[0] + TOLERANCE
-                and y + height <= size[1] + TOLERANCE
-            )
+        inside = size is None or _within(_corners(box), size)
         far = max(abs(x), abs(y), width, height) > FAR
         if far or not inside:
             bounds = f"{size[0]} × {size[1]}" if size else f"{FAR:,} × {FAR:,}"
             text = f"bbox: expected a box inside of {bounds} pixels, got {short(box)}"
-            if far or size is None or not _overlaps(_corners(box), size):
-                self.add("box", where, text, place, stops=far)  # nothing would be left, or it is no position
+            x1, y1, x2, y2 = clip_box(_corners(box), size or (0, 0))
+            if far or not (x1 < x2 and y1 < y2):
+                self.add("box", text, stops=far)  # nothing would be left, or it is no position
                 return False
-            self.add("box-outside", where, text, place)
+            self.add("box-outside", text)
         return True
 
-    def _check_segmentation(
-        self, entry: dict, size: tuple[int, int] | None, where: str, place: tuple[str, int]
-    ) -> list[float] | None:
+    def _check_segmentation(self, entry: dict, size: tuple[int, int] | None) -> list[float] | None:
         """The areas of its parts, of which a box has none; None if there is a problem."""
         mask = entry.get("segmentation")
         if mask is None or mask == []:
@@ -442,27 +426,24 @@ class _Checker:
         if isinstance(mask, dict):
             problem, area = _read_rle(mask, size)
             if problem or area is None:
-                self.add("rle", where, f"segmentation: {problem}", place, stops=area is None)
+                self.add("rle", f"segmentation: {problem}", stops=area is None)
                 return None
             return [area]
         if not isinstance(mask, list):
-            text = f"segmentation: expected polygons or RLE, got {short(mask)}"
-            self.add("segmentation", where, text, place)
+            self.add("segmentation", f"segmentation: expected polygons or RLE, got {short(mask)}")
             return None
         for polygon in mask:
             if not isinstance(polygon, list) or not _are_numbers(polygon):
-                wrong = (
-                    next((v for v in polygon if not is_number(v)), 0)
-                    if isinstance(polygon, list)
-                    else polygon
-                )
+                wrong = polygon
+                if isinstance(polygon, list):
+                    wrong = next((value for value in polygon if not is_number(value)), 0)
                 text = f"segmentation: expected polygons [x, y, …] of finite numbers, got {short(wrong)}"
-                self.add("segmentation", where, text, place)
+                self.add("segmentation", text)
                 return None
             if polygon and not -FAR <= min(polygon) <= max(polygon) <= FAR:
                 far = max(polygon, key=abs)
                 text = f"segmentation: expected coordinates of at most {FAR:,} pixels, got {short(far)}"
-                self.add("segmentation", where, text, place)
+                self.add("segmentation", text)
                 return None
         areas = []
         for polygon in mask:
@@ -473,18 +454,16 @@ class _Checker:
                 continue
             else:
                 text = f"polygons with an area, got {short(polygon)}"
-            self.add("polygon", where, f"segmentation: expected {text}", place)
+            self.add("polygon", f"segmentation: expected {text}")
             return None
         if size is not None and not all(_within(polygon, size) for polygon in mask):
             text = (
                 f"segmentation: expected polygons inside of {size[0]} × {size[1]} pixels, got points outside"
             )
-            self.add("polygon-outside", where, text, place)
+            self.add("polygon-outside", text)
         return areas
 
-    def _check_agreement(
-        self, entry: dict, areas: list[float], area: float | None, where: str, place: tuple[str, int]
-    ) -> None:
+    def _check_agreement(self, entry: dict, areas: list[float], area: float | None) -> None:
         """Box, mask and area: of one another."""
         box, mask = entry["bbox"], entry.get("segmentation")
         if isinstance(mask, list) and mask and entry.get("iscrowd", 0) == 0:
@@ -493,7 +472,7 @@ class _Checker:
             off = max(abs(a - b) for a, b in zip((x1, y1, x2, y2), _corners(box), strict=True))
             if off > max(2 * TOLERANCE, 0.1 * max(box[2:])):
                 text = f"bbox: expected that of the mask, {[x1, y1, x2 - x1, y2 - y1]}, got {short(box)}"
-                self.add("box-of-mask", where, text, place)
+                self.add("box-of-mask", text)
         if area is None:
             return
         real = sum(areas) if areas else box[2] * box[3]
@@ -504,7 +483,7 @@ class _Checker:
         else:
             low, high = 0, 1.1 * real + box[2] + box[3]  # perhaps that of a mask which is not here
         if not low <= area <= high:
-            self.add("area", where, f"area: expected about {real:.6g} pixels², got {area:g}", place)
+            self.add("area", f"area: expected about {real:.6g} pixels², got {area:g}")
 
 
 def decode_counts(text: str) -> list[int]:
@@ -596,11 +575,6 @@ def _within(flat: Sequence[float], size: tuple[int, int]) -> bool:
     )
 
 
-def _overlaps(corners: tuple[float, float, float, float], size: tuple[int, int]) -> bool:
-    x1, y1, x2, y2 = clip_box(corners, size)
-    return x1 < x2 and y1 < y2
-
-
 def _is_id(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
@@ -628,11 +602,6 @@ def _key(value: object) -> object:
 
 def _id_of(entry: object) -> str:
     return short(entry.get("id") if isinstance(entry, dict) else entry)
-
-
-def _names(names: Sequence[str], shown: int = 5) -> str:
-    rest = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(map(str, names[:shown])) + rest or "none"
 
 
 def _type(value: object) -> str:

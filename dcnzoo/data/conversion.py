@@ -215,7 +215,9 @@ class Conversion:
         area = sum(polygon_area(polygon) for polygon in corners)
         if len(parts) > 1:  # which may overlap
             area = float(coco_mask.area(coco_mask.merge(coco_mask.frPyObjects(flat, size[1], size[0]))))
-        self._add(image, name, _box_of(np.concatenate(corners)), area, 0, extra, flat)
+        points = np.concatenate(corners)
+        (x1, y1), (x2, y2) = points.min(0).tolist(), points.max(0).tolist()
+        self._add(image, name, [x1, y1, x2 - x1, y2 - y1], area, 0, extra, flat)
 
     def add_mask(self, image: int, name: str, mask: np.ndarray, **extra: object) -> None:
         """Add an object that covers these pixels.  # mask: [H, W] of the image, bool
@@ -295,8 +297,8 @@ class Conversion:
         if self.problems and not skip_invalid:
             files = len({problem.file for problem in self.problems})
             raise UserError(
-                f"{len(self.problems)} {_plural('problem', self.problems)} in {files} "
-                f"{'file' if files == 1 else 'files'}, nothing is written; --skip-invalid leaves them out"
+                f"{len(self.problems)} problem{'s' * (len(self.problems) != 1)} in {files} "
+                f"file{'s' * (files != 1)}, nothing is written; --skip-invalid leaves them out"
             )
         content = self.content()
         for key in ("images", "annotations"):
@@ -417,21 +419,18 @@ def short(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:57]}…"
 
 
+def few(names: Sequence[object], shown: int = 5) -> str:
+    """The first ones, and how many more there are."""
+    rest = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(map(str, names[:shown])) + rest or "none"
+
+
 def flattened(polygon: Polygon) -> list[float] | None:
     """``[x, y, x, y, …]``, as it is written; None if the rounding leaves no area."""
     flat = [round(float(value), 2) for point in polygon for value in point]
     return flat if polygon_area(list(zip(flat[::2], flat[1::2], strict=True))) > 0 else None
 
 
-def _box_of(points: np.ndarray) -> list[float]:  # [N, 2] -> x, y, width, height
-    (x1, y1), (x2, y2) = points.min(0).tolist(), points.max(0).tolist()
-    return [x1, y1, x2 - x1, y2 - y1]
-
-
 def _text(points: Polygon) -> str:
     text = ", ".join(f"({x:g}, {y:g})" for x, y in points[:4])
     return text + (", …" if len(points) > 4 else "")
-
-
-def _plural(word: str, things: Sequence) -> str:
-    return word if len(things) == 1 else f"{word}s"

@@ -60,7 +60,10 @@ def convert_voc(
         Path(images) if images else _first_folder(root, ("JPEGImages", "images", "Images"), xml_folder)
     )
     conversion = Conversion(classes, clip)
-    files = list(_of_split(root, split, xml_folder, conversion) if split else _all(xml_folder))
+    if split:
+        files = list(_of_split(root, split, xml_folder, conversion))
+    else:
+        files = sorted(file for file in xml_folder.iterdir() if file.suffix.lower() == ".xml")
     if not files and not conversion.problems:
         raise UserError(f"annotations: expected XML files, found none in {xml_folder}")
     for done, file in enumerate(files, 1):
@@ -74,10 +77,6 @@ def convert_voc(
 
 def _first_folder(root: Path, names: Sequence[str], otherwise: Path | None = None) -> Path:
     return next((root / name for name in names if (root / name).is_dir()), otherwise or root)
-
-
-def _all(folder: Path) -> Iterator[Path]:
-    return (file for file in sorted(folder.iterdir()) if file.suffix.lower() == ".xml")
 
 
 def _of_split(root: Path, split: str, folder: Path, conversion: Conversion) -> Iterator[Path]:

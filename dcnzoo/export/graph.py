@@ -75,6 +75,10 @@ class Graph:
     def float(self, value: float) -> Value:
         return self.Constant(value_float=float(value))
 
+    def number(self, value: float, kind: int) -> Value:
+        """A scalar of a type."""
+        return self.Cast(self.float(value), to=kind)
+
     # Both by Reshape: Squeeze and Unsqueeze have changed their form between opsets.
 
     def shaped(self, value: Value, *shape: int | Value) -> Value:

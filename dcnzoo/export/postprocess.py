@@ -8,6 +8,7 @@ size known beforehand, with ONNX graphs of standard operators; absent boxes have
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -73,9 +74,7 @@ def keep_boxes_graph(
 ) -> tuple[Value, Value]:
     kind = g.type_of(boxes)
 
-    def constant(value: float) -> Value:
-        return g.Cast(g.float(value), to=kind)
-
+    constant = partial(g.number, kind=kind)
     boxes, scores, labels = _padded(g, boxes, scores, labels, max_boxes)
     if max_per_class and max_per_class < max_boxes:
         # [N, classes, M]: the scores of each class, so that the limit holds for each
@@ -110,15 +109,15 @@ def _padded(g: Graph, boxes: Value, scores: Value, labels: Value, count: int) ->
         shape = g.Concat(g.sizes(boxes, 0), g.ints(count, *rest), axis=0)
         return g.Concat(value, g.Expand(filler, shape), axis=1)
 
-    absent = g.Cast(g.float(ABSENT), to=kind)
-    return padded(boxes, g.Cast(g.float(0), to=kind), 4), padded(scores, absent), padded(labels, g.int(-1))
+    absent = g.number(ABSENT, kind)
+    return padded(boxes, g.number(0, kind), 4), padded(scores, absent), padded(labels, g.int(-1))
 
 
 def _first(
     g: Graph, kind: int, boxes: Value, scores: Value, labels: Value, count: int
 ) -> tuple[Value, Value]:
     """The ``count`` best, and zeros with label -1 where there are fewer."""
-    zero = g.Cast(g.float(0), to=kind)
+    zero = g.number(0, kind)
     best, index = g.TopK(scores, g.ints(count), axis=1)
     there = g.GreaterOrEqual(best, zero)
     columns = g.Expand(g.shaped(index, 0, 0, 1), g.ints(1, 1, 4))
@@ -188,20 +187,18 @@ def soft_keep_boxes_graph(
     boxes, scores, labels = _padded(g, boxes, scores, labels, max_boxes)
 
     def area_of(b: Graph, low: Value, high: Value) -> Value:  # [N, M, 2] each
-        side = b.Max(b.Sub(high, low), b.Cast(b.float(0), to=kind))
+        side = b.Max(b.Sub(high, low), b.number(0, kind))
         return b.ReduceProd(side, b.ints(2), keepdims=0)
 
     low, high = g.Gather(boxes, g.ints(0, 1), axis=2), g.Gather(boxes, g.ints(2, 3), axis=2)
     area = area_of(g, low, high)
     places = g.shaped(g.range(scores, 1), 1, -1)
-    taken = g.Expand(g.Cast(g.float(ABSENT), to=kind), g.Shape(scores))
+    taken = g.Expand(g.number(ABSENT, kind), g.Shape(scores))
     # one value goes round: what each score is now [0], and what it was when its box was taken [1]
     before = g.Concat(g.Unsqueeze(scores, g.ints(0)), g.Unsqueeze(taken, g.ints(0)), axis=0)
 
     def step(b: Graph, state: Value, _: Value) -> Value:
-        def constant(value: float) -> Value:
-            return b.Cast(b.float(value), to=kind)
-
+        constant = partial(b.number, kind=kind)
         left, taken = b.Gather(state, b.int(0), axis=0), b.Gather(state, b.int(1), axis=0)
         best = b.ReduceMax(left, b.ints(1), keepdims=1)
         index = b.ArgMax(left, axis=1, keepdims=1)
@@ -293,8 +290,7 @@ def roi_align_pyramid_graph(
 ) -> Value:
     kind = g.type_of(rois)
 
-    def constant(value: float) -> Value:
-        return g.Cast(g.float(value), to=kind)
+    constant = partial(g.number, kind=kind)
 
     def at(features: Value, rois: Value, scale: float) -> Value:
         return align(g, features, rois, *output_size, scale, sampling_ratio, aligned)

@@ -22,7 +22,7 @@ def wide(g: Graph, value: Value) -> int:
 
 def neighbours(g: Graph, kind: int, coordinate: Value, size: Value) -> Neighbours:
     """Of coordinates, in pixels, on an axis that is ``size``, int64, long."""
-    zero, one = (g.Cast(g.float(value), to=kind) for value in (0, 1))
+    zero, one = (g.number(value, kind) for value in (0, 1))
     last = g.Cast(g.Sub(size, g.int(1)), to=kind)
     before = g.Floor(coordinate)
     fraction = g.Sub(coordinate, before)

@@ -156,18 +156,8 @@ class DCNv3(_ChannelsLast):
         remove_center: bool = False,
     ) -> None:
         dw_kernel_size = kernel_size if dw_kernel_size is None else dw_kernel_size
-        super().__init__(
-            channels,
-            kernel_size,
-            stride,
-            pad,
-            dilation,
-            group,
-            offset_scale,
-            dw_kernel_size,
-            center_feature_scale,
-            remove_center,
-        )
+        geometry = (kernel_size, stride, pad, dilation, group, offset_scale, dw_kernel_size)
+        super().__init__(channels, *geometry, center_feature_scale, remove_center)
         self.dw_conv = nn.Sequential(
             nn.Conv2d(channels, channels, dw_kernel_size, stride, dw_kernel_size // 2, groups=channels),
             build_norm(norm_layer, channels, first_in=True),
@@ -200,19 +190,8 @@ class DCNv3(_ChannelsLast):
         if not torch.jit.is_scripting():
             self._record_grouped_offsets(offset.unflatten(-1, (self.group, -1, 2)), input.shape[1:3])
             self._record_modulation(mask)
-        x = dcnv3(
-            value,
-            offset,
-            mask,
-            self.kernel_size,
-            self.stride,
-            self.pad,
-            self.dilation,
-            self.group,
-            self.group_channels,
-            self.offset_scale,
-            self.remove_center,
-        )
+        geometry = (self.kernel_size, self.stride, self.pad, self.dilation, self.group, self.group_channels)
+        x = dcnv3(value, offset, mask, *geometry, self.offset_scale, self.remove_center)
         return self.output_proj(self._blend_center(x, value, query))
 
 
@@ -258,18 +237,8 @@ class DCNv4(_ChannelsLast):
         output_bias: bool = True,
         without_pointwise: bool = False,
     ) -> None:
-        super().__init__(
-            channels,
-            kernel_size,
-            stride,
-            pad,
-            dilation,
-            group,
-            offset_scale,
-            dw_kernel_size,
-            center_feature_scale,
-            remove_center,
-        )
+        geometry = (kernel_size, stride, pad, dilation, group, offset_scale, dw_kernel_size)
+        super().__init__(channels, *geometry, center_feature_scale, remove_center)
         self.without_pointwise = without_pointwise
         if dw_kernel_size is not None:
             self.offset_mask_dw = nn.Conv2d(
@@ -333,18 +302,8 @@ class DCNv4(_ChannelsLast):
         fields = self.offset_mask(query)
         if not torch.jit.is_scripting():
             self._record(fields, input.shape[1:3])
-        x = dcnv4(
-            value,
-            fields,
-            self.kernel_size,
-            self.stride,
-            self.pad,
-            self.dilation,
-            self.group,
-            self.group_channels,
-            self.offset_scale,
-            self.remove_center,
-        )
+        geometry = (self.kernel_size, self.stride, self.pad, self.dilation, self.group, self.group_channels)
+        x = dcnv4(value, fields, *geometry, self.offset_scale, self.remove_center)
         x = self._blend_center(x, value, x)
         if not self.without_pointwise:
             x = self.output_proj(x)

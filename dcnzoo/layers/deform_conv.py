@@ -4,7 +4,7 @@ No ``from __future__ import annotations`` here: TorchScript reads the annotation
 """
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -27,19 +27,20 @@ class _Deformable(nn.Module):
     rank: ClassVar[int]
     function: ClassVar[Callable[..., Tensor]]
 
-    def _per_axis(self, name: str, value: int | tuple[int, ...]) -> tuple[int, ...]:
-        values = (value,) * self.rank if isinstance(value, int) else tuple(value)
-        if len(values) != self.rank or not all(isinstance(v, int) for v in values):
-            expected = "an integer" if self.rank == 1 else f"an integer or {self.rank} of them"
-            raise ValueError(f"{type(self).__name__}: {name}: expected {expected}, got {value!r}")
-        return values
-
-    def _check_padding_mode(self, padding_mode: str) -> None:
+    def _options(self, padding_mode: str, **sizes: int | tuple[int, ...]) -> dict[str, Any]:
+        """Options of torch's constructor: ``sizes`` with a value for each axis."""
+        owner = type(self).__name__
         if padding_mode != "zeros":
             raise ValueError(
-                f"{type(self).__name__}: padding_mode: expected 'zeros', the only one there is, "
-                f"got {padding_mode!r}"
+                f"{owner}: padding_mode: expected 'zeros', the only one there is, got {padding_mode!r}"
             )
+        options: dict[str, Any] = {"padding_mode": padding_mode}
+        for name, value in sizes.items():
+            options[name] = values = (value,) * self.rank if isinstance(value, int) else tuple(value)
+            if len(values) != self.rank or not all(isinstance(v, int) for v in values):
+                expected = "an integer" if self.rank == 1 else f"an integer or {self.rank} of them"
+                raise ValueError(f"{owner}: {name}: expected {expected}, got {value!r}")
+        return options
 
     def extra_repr(self) -> str:
         text = super().extra_repr()
@@ -62,22 +63,10 @@ class _DeformConvNd(_Deformable, ConvNd):
         dtype=None,
         im2col_step: int | None = None,
     ) -> None:
-        self._check_padding_mode(padding_mode)
-        super().__init__(
-            in_channels,
-            out_channels,
-            self._per_axis("kernel_size", kernel_size),
-            self._per_axis("stride", stride),
-            self._per_axis("padding", padding),
-            self._per_axis("dilation", dilation),
-            transposed=False,
-            output_padding=(0,) * self.rank,
-            groups=groups,
-            bias=bias,
-            padding_mode="zeros",
-            device=device,
-            dtype=dtype,
-        )
+        sizes = dict(kernel_size=kernel_size, stride=stride, padding=padding, dilation=dilation)
+        options = self._options(padding_mode, **sizes, output_padding=0)
+        options.update(transposed=False, groups=groups, bias=bias, device=device, dtype=dtype)
+        super().__init__(in_channels, out_channels, **options)
         self.im2col_step = im2col_step
 
     def forward(self, input: Tensor, offset: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
@@ -88,18 +77,8 @@ class _DeformConvNd(_Deformable, ConvNd):
         return self._convolve(input, offset, mask)
 
     def _convolve(self, input: Tensor, offset: Tensor | None, mask: Tensor | None) -> Tensor:
-        return self.function(
-            input,
-            self.weight,
-            offset,
-            mask,
-            self.bias,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.groups,
-            self.im2col_step,
-        )
+        geometry = (self.stride, self.padding, self.dilation, self.groups, self.im2col_step)
+        return self.function(input, self.weight, offset, mask, self.bias, *geometry)
 
 
 class _DeformConvTransposeNd(_Deformable, ConvTransposeNd):
@@ -119,22 +98,10 @@ class _DeformConvTransposeNd(_Deformable, ConvTransposeNd):
         dtype=None,
         im2col_step: int | None = None,
     ) -> None:
-        self._check_padding_mode(padding_mode)
-        super().__init__(
-            in_channels,
-            out_channels,
-            self._per_axis("kernel_size", kernel_size),
-            self._per_axis("stride", stride),
-            self._per_axis("padding", padding),
-            self._per_axis("dilation", dilation),
-            transposed=True,
-            output_padding=self._per_axis("output_padding", output_padding),
-            groups=groups,
-            bias=bias,
-            padding_mode="zeros",
-            device=device,
-            dtype=dtype,
-        )
+        sizes = dict(kernel_size=kernel_size, stride=stride, padding=padding, dilation=dilation)
+        options = self._options(padding_mode, **sizes, output_padding=output_padding)
+        options.update(transposed=True, groups=groups, bias=bias, device=device, dtype=dtype)
+        super().__init__(in_channels, out_channels, **options)
         self.im2col_step = im2col_step
 
     def forward(
@@ -151,11 +118,7 @@ class _DeformConvTransposeNd(_Deformable, ConvTransposeNd):
         return self._convolve(input, offset, mask, output_size)
 
     def _convolve(
-        self,
-        input: Tensor,
-        offset: Tensor | None,
-        mask: Tensor | None,
-        output_size: list[int] | None,
+        self, input: Tensor, offset: Tensor | None, mask: Tensor | None, output_size: list[int] | None
     ) -> Tensor:
         # torch annotates these for TorchScript, as lists
         output_padding = self._output_padding(
@@ -167,19 +130,8 @@ class _DeformConvTransposeNd(_Deformable, ConvTransposeNd):
             len(self.kernel_size),
             self.dilation,  # type: ignore[arg-type]
         )
-        return self.function(
-            input,
-            self.weight,
-            offset,
-            mask,
-            self.bias,
-            self.stride,
-            self.padding,
-            output_padding,
-            self.dilation,
-            self.groups,
-            self.im2col_step,
-        )
+        geometry = (self.stride, self.padding, output_padding, self.dilation, self.groups, self.im2col_step)
+        return self.function(input, self.weight, offset, mask, self.bias, *geometry)
 
 
 class DeformConv1d(_DeformConvNd):

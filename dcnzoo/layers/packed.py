@@ -188,39 +188,12 @@ class _PackedDeformConvNd(_Pack, _DeformConvNd):
         dtype=None,
         im2col_step: int | None = None,
     ) -> None:
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            bias,
-            padding_mode,
-            device,
-            dtype,
-            im2col_step,
-        )
-        self._add_prediction(
-            # the geometry of the layer itself, so that its output has the size of the layer's
-            dict(
-                kernel_size=self.kernel_size,
-                stride=self.stride,
-                padding=self.padding,
-                dilation=self.dilation,
-            ),
-            "in_channels",
-            deformable,
-            modulated,
-            offset_groups,
-            mask_groups,
-            offset_activation,
-            mask_activation,
-            offset_limit,
-            device,
-            dtype,
-        )
+        sizes = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups)
+        super().__init__(*sizes, bias, padding_mode, device, dtype, im2col_step)
+        # that of the layer itself, so that the prediction has the size of the layer's output
+        geometry = {name: getattr(self, name) for name in ("kernel_size", "stride", "padding", "dilation")}
+        prediction = (offset_groups, mask_groups, offset_activation, mask_activation, offset_limit)
+        self._add_prediction(geometry, "in_channels", deformable, modulated, *prediction, device, dtype)
 
     # It predicts offset and mask itself.
     def forward(self, input: Tensor) -> Tensor:  # type: ignore[override]
@@ -260,34 +233,11 @@ class _PackedDeformConvTransposeNd(_Pack, _DeformConvTransposeNd):
         dtype=None,
         im2col_step: int | None = None,
     ) -> None:
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            output_padding,
-            groups,
-            bias,
-            padding_mode,
-            device,
-            dtype,
-            im2col_step,
-        )
-        self._add_prediction(
-            dict(kernel_size=1),  # one prediction for each pixel of the input
-            "out_channels",
-            deformable,
-            modulated,
-            offset_groups,
-            mask_groups,
-            offset_activation,
-            mask_activation,
-            offset_limit,
-            device,
-            dtype,
-        )
+        sizes = (in_channels, out_channels, kernel_size, stride, padding, dilation, output_padding, groups)
+        super().__init__(*sizes, bias, padding_mode, device, dtype, im2col_step)
+        geometry = dict(kernel_size=1)  # one prediction for each pixel of the input
+        prediction = (offset_groups, mask_groups, offset_activation, mask_activation, offset_limit)
+        self._add_prediction(geometry, "out_channels", deformable, modulated, *prediction, device, dtype)
 
     # It predicts offset and mask itself.
     def forward(  # type: ignore[override]

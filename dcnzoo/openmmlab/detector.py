@@ -47,18 +47,19 @@ def dataset_meta(cfg: Config, meta: dict) -> dict:
     found = {key.lower(): value for key, value in meta.get("dataset_meta", {}).items()}
     if "CLASSES" in meta:  # MMDetection 2.x
         found = {"classes": meta["CLASSES"], "palette": meta.get("PALETTE")}
-    known = _metainfo(cfg.test_dataloader.dataset)
+    known = metainfo(cfg.get("test_dataloader", {}).get("dataset", {}))
     if found.get("classes"):
         found["classes"] = tuple(printable(str(name)) for name in found["classes"])
     found = {**known, **{key: value for key, value in found.items() if value is not None}}
     return {**found, "palette": found.get("palette") or "random"}
 
 
-def _metainfo(dataset: dict) -> dict:
+def metainfo(dataset: dict) -> dict:
     """What a data set says of its classes, without building it: that may read files, or generate them."""
     while "dataset" in dataset or "datasets" in dataset:  # RepeatDataset, ConcatDataset
         dataset = dataset["dataset"] if "dataset" in dataset else dataset["datasets"][0]
-    found = DATASETS.get(dataset["type"])._load_metainfo(dataset.get("metainfo"))
-    if found.get("classes"):
+    kind = DATASETS.get(dataset.get("type", ""))
+    found = (dataset.get("metainfo") or {}) if kind is None else kind._load_metainfo(dataset.get("metainfo"))
+    if kind is None or found.get("classes"):
         return found
     return DATASETS.build({**dataset, "lazy_init": True}).metainfo  # reads them from a file of its own

@@ -31,15 +31,15 @@ def config_file(name: str) -> str:
         raise UserError(f"config: expected one of a package, got {name}: {one_line(error)}") from None
 
 
-def read_config_file(path: str | os.PathLike) -> Config:
-    """``Config.fromfile``, whose errors do not say in which file they are.
+def read_config_file(path: str | os.PathLike, cfg_options: dict | None = None) -> Config:
+    """``Config.fromfile``, whose errors do not say in which file they are, with ``cfg_options`` merged in.
 
     Raises:
         UserError: the config, or one that it inherits from, cannot be read.
         FileNotFoundError: a config that it inherits from does not exist.
     """
     try:
-        return Config.fromfile(path)
+        cfg = Config.fromfile(path)
     except (UserError, FileNotFoundError):
         raise
     except Exception as error:
@@ -54,6 +54,8 @@ def read_config_file(path: str | os.PathLike) -> Config:
         where = f"{name}, line {line}" if line else name
         text = error.msg if isinstance(error, SyntaxError) else one_line(error)
         raise UserError(f"config: {where}: {type(error).__name__}: {text}") from error
+    cfg.merge_from_dict(cfg_options or {})
+    return cfg
 
 
 def unwrap_dataset(dataset: ConfigDict) -> ConfigDict:
@@ -78,8 +80,7 @@ def load_config(
     require_file(config, "config")
     os.environ.setdefault("LOCAL_RANK", str(local_rank))
 
-    cfg = read_config_file(config)
-    cfg.merge_from_dict(cfg_options or {})
+    cfg = read_config_file(config, cfg_options)
     cfg.launcher = launcher
     if work_dir is not None:
         cfg.work_dir = work_dir

@@ -9,17 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import _backend, _library, reference  # noqa: F401  (_library registers the operators)
-from ._arguments import (
-    Int1,
-    Int2,
-    Int3,
-    check_arguments,
-    check_devices,
-    memory_format,
-    pair,
-    single,
-    triple,
-)
+from ._arguments import Int1, Int2, Int3, check_arguments, check_devices, memory_format, pair, single, triple
 from ._autocast import register_autocast
 from ._autograd import register_derivatives
 from ._flops import PER_SAMPLE, count_flops
@@ -44,19 +34,8 @@ def deform_conv1d(
     ``F.conv1d`` when both are ``None``.
     """
     check_arguments("deform_conv1d", "out, in / groups", weight, 3, im2col_step)
-    return _deform_conv(
-        1,
-        input,
-        weight,
-        offset,
-        mask,
-        bias,
-        single(stride, "stride"),
-        single(padding, "padding"),
-        single(dilation, "dilation"),
-        groups,
-        im2col_step,
-    )
+    geometry = (single(stride, "stride"), single(padding, "padding"), single(dilation, "dilation"))
+    return _deform_conv(1, input, weight, offset, mask, bias, *geometry, groups, im2col_step)
 
 
 def deform_conv2d(
@@ -102,19 +81,8 @@ def deform_conv2d(
             argument, what was expected and what was given.
     """
     check_arguments("deform_conv2d", "out, in / groups", weight, 4, im2col_step)
-    return _deform_conv(
-        2,
-        input,
-        weight,
-        offset,
-        mask,
-        bias,
-        pair(stride, "stride"),
-        pair(padding, "padding"),
-        pair(dilation, "dilation"),
-        groups,
-        im2col_step,
-    )
+    geometry = (pair(stride, "stride"), pair(padding, "padding"), pair(dilation, "dilation"))
+    return _deform_conv(2, input, weight, offset, mask, bias, *geometry, groups, im2col_step)
 
 
 def deform_conv3d(
@@ -135,19 +103,8 @@ def deform_conv3d(
     ``(N, mask_groups · kD · kH · kW, oD, oH, oW)``. Exactly ``F.conv3d`` when both are ``None``.
     """
     check_arguments("deform_conv3d", "out, in / groups", weight, 5, im2col_step)
-    return _deform_conv(
-        3,
-        input,
-        weight,
-        offset,
-        mask,
-        bias,
-        triple(stride, "stride"),
-        triple(padding, "padding"),
-        triple(dilation, "dilation"),
-        groups,
-        im2col_step,
-    )
+    geometry = (triple(stride, "stride"), triple(padding, "padding"), triple(dilation, "dilation"))
+    return _deform_conv(3, input, weight, offset, mask, bias, *geometry, groups, im2col_step)
 
 
 def _deform_conv(

@@ -11,17 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import reference
-from ._arguments import (
-    Int1,
-    Int2,
-    Int3,
-    check_arguments,
-    check_devices,
-    memory_format,
-    pair,
-    single,
-    triple,
-)
+from ._arguments import Int1, Int2, Int3, check_arguments, check_devices, memory_format, pair, single, triple
 from ._autocast import register_autocast
 from ._autograd import in_forward_mode, reference_gradients, register_autograd
 from ._vmap import register_vmap
@@ -49,20 +39,13 @@ def deform_conv_transpose1d(
     ``F.conv_transpose1d`` when both are ``None``.
     """
     check_arguments("deform_conv_transpose1d", "in, out / groups", weight, 3, im2col_step)
-    return _deform_conv_transpose(
-        1,
-        input,
-        weight,
-        offset,
-        mask,
-        bias,
+    geometry = (
         single(stride, "stride"),
         single(padding, "padding"),
         single(output_padding, "output_padding"),
         single(dilation, "dilation"),
-        groups,
-        im2col_step,
     )
+    return _deform_conv_transpose(1, input, weight, offset, mask, bias, *geometry, groups, im2col_step)
 
 
 def deform_conv_transpose2d(
@@ -109,20 +92,13 @@ def deform_conv_transpose2d(
             argument, what was expected and what was given.
     """
     check_arguments("deform_conv_transpose2d", "in, out / groups", weight, 4, im2col_step)
-    return _deform_conv_transpose(
-        2,
-        input,
-        weight,
-        offset,
-        mask,
-        bias,
+    geometry = (
         pair(stride, "stride"),
         pair(padding, "padding"),
         pair(output_padding, "output_padding"),
         pair(dilation, "dilation"),
-        groups,
-        im2col_step,
     )
+    return _deform_conv_transpose(2, input, weight, offset, mask, bias, *geometry, groups, im2col_step)
 
 
 def deform_conv_transpose3d(
@@ -144,20 +120,13 @@ def deform_conv_transpose3d(
     ``(N, mask_groups · kD · kH · kW, D, H, W)``. Exactly ``F.conv_transpose3d`` when both are ``None``.
     """
     check_arguments("deform_conv_transpose3d", "in, out / groups", weight, 5, im2col_step)
-    return _deform_conv_transpose(
-        3,
-        input,
-        weight,
-        offset,
-        mask,
-        bias,
+    geometry = (
         triple(stride, "stride"),
         triple(padding, "padding"),
         triple(output_padding, "output_padding"),
         triple(dilation, "dilation"),
-        groups,
-        im2col_step,
     )
+    return _deform_conv_transpose(3, input, weight, offset, mask, bias, *geometry, groups, im2col_step)
 
 
 def _deform_conv_transpose(
@@ -195,34 +164,12 @@ def _deform_conv_transpose(
         offset = F.pad(offset, behind, value=float("nan"))
         mask = F.pad(mask, behind) if mask is not None else None
     return torch.ops.dcnzoo.deform_conv_transpose(
-        input,
-        weight,
-        offset,
-        mask,
-        bias,
-        stride,
-        padding,
-        output_padding,
-        dilation,
-        groups,
-        im2col_step,
+        input, weight, offset, mask, bias, stride, padding, output_padding, dilation, groups, im2col_step
     )
 
 
 @torch.library.register_fake("dcnzoo::deform_conv_transpose")
-def _(
-    input,
-    weight,
-    offset,
-    mask,
-    bias,
-    stride,
-    padding,
-    output_padding,
-    dilation,
-    groups,
-    im2col_step,
-):
+def _(input, weight, offset, mask, bias, stride, padding, output_padding, dilation, groups, im2col_step):
     name = f"deform_conv_transpose{len(stride)}d"
     check_devices(name, input, weight=weight, offset=offset, mask=mask, bias=bias)
     size = [

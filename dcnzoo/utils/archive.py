@@ -11,9 +11,10 @@ from pathlib import Path, PurePosixPath
 
 from rich.console import Console
 from rich.filesize import decimal
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import DownloadColumn
 
 from dcnzoo.utils.errors import UserError
+from dcnzoo.utils.progress import make_progress
 
 _LONGEST = 255  # bytes of a file's name, on Linux's file systems
 
@@ -101,19 +102,11 @@ def _extract(
     opened: zipfile.ZipFile, name: str, members: list[zipfile.ZipInfo], folder: Path, console: Console
 ) -> None:
     """Into a folder beside the final place first; every file is moved when it is complete."""
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=None),
-        DownloadColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )
+    bar = make_progress(console, DownloadColumn(), disable=not console.is_terminal)
     partial = folder / f".{name}.unpacking"
     try:
         with bar:
-            task = bar.add_task(f"unpacking {name}", total=sum(m.file_size for m in members))
+            task = bar.add_task(f"unpacking {name}", total=sum(m.file_size for m in members), note="")
             for member in members:
                 extracted = Path(opened.extract(member, partial))
                 target = folder / extracted.relative_to(partial)

@@ -30,16 +30,10 @@ import urllib3
 from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.filesize import decimal
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
+from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
 
 from dcnzoo.utils.errors import UserError, one_line
+from dcnzoo.utils.progress import make_progress
 
 MIRROR = "DCNZOO_MIRROR"
 OFFLINE = "DCNZOO_OFFLINE"
@@ -238,19 +232,10 @@ def _size(path: Path) -> int:
 
 def _download(url: str, part: Path, checked: bool, retries: int, timeout: float, console: Console) -> None:
     """Completes ``part``; ``checked``: a mixture of two versions of the file would be found out."""
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=None),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )
+    bar = make_progress(console, DownloadColumn(), TransferSpeedColumn(), disable=not console.is_terminal)
     failures, reached = 0, False
     with requests.Session() as session, bar:
-        task = bar.add_task(part.stem, total=None)
+        task = bar.add_task(part.stem, total=None, note="")
         while True:
             before = _size(part)
             try:

@@ -7,19 +7,22 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 
 
-def make_progress(console: Console, **kwargs: Any) -> Progress:
-    """A bar with a description, the count, the time elapsed, the time left and a note."""
+def make_progress(console: Console, *done: ProgressColumn, **kwargs: Any) -> Progress:
+    """A bar with a description, what is ``done``, the time left and a note.
+
+    By default that is the count and the time elapsed.
+    """
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=None),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
+        *(done or (MofNCompleteColumn(), TimeElapsedColumn())),
         TextColumn("left"),
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),

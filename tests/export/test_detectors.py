@@ -16,7 +16,7 @@ from dcnzoo.export import export_onnx
 from dcnzoo.export.postprocess import ABSENT, keep_boxes, paste_masks, roi_align_pyramid
 from dcnzoo.export.runtime import Session
 from dcnzoo.openmmlab.export.deployed import without_border
-from dcnzoo.openmmlab.export.detectors import FAMILIES, Candidates, deployable, export_detector
+from dcnzoo.openmmlab.export.detectors import FAMILIES, deployable, export_detector, suppress
 from dcnzoo.openmmlab.export.verify import compare, predict, raw_difference
 
 from .detectors import WITHOUT_RESNET, build, calibrate, size
@@ -211,13 +211,11 @@ def test_suppression_in_the_graph(max_per_class, boxes_given, tmp_path):
 )
 def test_soft_suppression(settings, tmp_path):
     boxes, scores, labels = candidates(40)
-    owner = ConfigDict(nms=dict(type="soft_nms", **settings), max_per_img=30)
+    settings = ConfigDict(nms=dict(type="soft_nms", **settings), max_per_img=30)
 
     class Model(nn.Module):
         def forward(self, boxes, scores, labels):
-            candidates = Candidates(owner, "Head")
-            candidates.add(boxes, scores, labels)
-            return candidates.keep(3)
+            return suppress(settings, self, boxes, scores, labels, 3)
 
     path = tmp_path / "nms.onnx"
     export_onnx(Model(), (boxes, scores, labels), path)
@@ -226,7 +224,7 @@ def test_soft_suppression(settings, tmp_path):
         assert (kept[2] == -1).all() and (dets[2] == 0).all()
         for n in (0, 1):
             there = scores[n] >= 0
-            expected, index = batched_nms(boxes[n, there], scores[n, there], labels[n, there], owner.nms)
+            expected, index = batched_nms(boxes[n, there], scores[n, there], labels[n, there], settings.nms)
             expected, count = expected[:30], min(len(expected), 30)
             assert (kept[n] >= 0).sum() == count > 10
             torch.testing.assert_close(dets[n, :count], expected, rtol=0, atol=1e-5)

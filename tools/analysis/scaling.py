@@ -1,29 +1,26 @@
-"""What a training asks of a cluster: ``python tools/analysis/scaling.py CONFIG --seconds S``.
+"""What a training asks of a cluster: sizes, and images per second by the number of nodes."""
 
-Measured: the sizes of gradients and checkpoint, and with ``--loader`` the images that one worker of the
-config's data loader prepares in a second. Calculated from that and from S, the seconds that an iteration
-takes on one device: images per second on 1, 2, 4, … nodes. ``docs/scale.md`` says how.
-"""
-
-import argparse
 import io
 import math
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import click
 import cv2
 import numpy as np
 import torch
 from torch import nn
 
-from dcnzoo.cli import one_line_errors
+from dcnzoo.cli import _options, one_line_errors
+from dcnzoo.cli._options import option
 from dcnzoo.openmmlab.model_builder import build_model
-from dcnzoo.utils.errors import UserError, user_errors
+from dcnzoo.openmmlab.runner import read_config_file
+from dcnzoo.utils.errors import user_errors
 from dcnzoo.utils.files import require_file
 
 # isort: split
-from mmengine.config import Config, DictAction
 from mmengine.dataset import Compose
 from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
@@ -32,29 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 COCO = 118_287  # images of train2017
-
-
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("config", help="config file")
-    parser.add_argument("--seconds", type=float, help="of an iteration on one device, as you measured them")
-    parser.add_argument("--devices", type=int, default=8, help="in a node (default: 8)")
-    parser.add_argument("--nodes", type=int, default=64, help="calculate up to so many (default: 64)")
-    parser.add_argument(
-        "--bandwidth", type=float, default=12.5, help="of a node's network, in GB/s (default: 12.5, 100 Gb/s)"
-    )
-    parser.add_argument(
-        "--overlap",
-        type=float,
-        default=0.5,
-        help="the part of an iteration behind which gradients can be exchanged (default: 0.5)",
-    )
-    parser.add_argument("--num-images", type=int, default=COCO, help=f"of an epoch (default: {COCO})")
-    parser.add_argument("--loader", action="store_true", help="measure the data loader's pipeline, too")
-    parser.add_argument("--cfg-options", nargs="+", action=DictAction, default={}, metavar="KEY=VALUE")
-    return parser.parse_args()
+POSITIVE = click.FloatRange(min=0, min_open=True)
 
 
 class _Counter(io.RawIOBase):
@@ -128,7 +103,7 @@ def loader_rate(pipeline: list[dict], seconds: float = 3.0) -> float:
         return done / (time.process_time() - start)
 
 
-def table(args: argparse.Namespace, batch: int, gradients: int) -> Table:
+def table(args: SimpleNamespace, batch: int, gradients: int) -> Table:
     found = Table("nodes", "devices", "images in a step", "images / s", "of ideal", "minutes of an epoch")
     nodes = 1
     while nodes <= args.nodes:
@@ -142,21 +117,36 @@ def table(args: argparse.Namespace, batch: int, gradients: int) -> Table:
     return found
 
 
-@one_line_errors()
-def main() -> None:
-    args = parse_args()
-    require_file(args.config, "config")
-    for name in ("devices", "nodes", "num_images"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')}: expected ≥ 1, got {getattr(args, name)}")
-    for name in ("seconds", "bandwidth"):
-        if getattr(args, name) is not None and getattr(args, name) <= 0:
-            raise UserError(f"--{name}: expected > 0, got {getattr(args, name)}")
-    if not 0 <= args.overlap <= 1:
-        raise UserError(f"--overlap: expected from 0 to 1, got {args.overlap}")
+@click.command(cls=_options.Command)
+@_options.config
+@option("--seconds", type=POSITIVE, help="Of an iteration on one device, as you measured them.")
+@option("--devices", type=click.IntRange(1), default=8, help="In a node.")
+@option("--nodes", type=click.IntRange(1), default=64, help="Calculate up to so many.")
+@option("--bandwidth", type=POSITIVE, default=12.5, help="Of a node's network, in GB/s; 12.5 are 100 Gb/s.")
+@option(
+    "--overlap",
+    type=click.FloatRange(0, 1),
+    default=0.5,
+    help="The part of an iteration behind which gradients can be exchanged.",
+)
+@_options.num_images(1, COCO, "Of an epoch.")
+@option("--loader", is_flag=True, help="Measure the data loader's pipeline, too.")
+@_options.cfg_options
+def main(config: str, loader: bool, cfg_options: dict, **calculation: float) -> None:
+    """What a training asks of a cluster.
+
+    Measured: the sizes of gradients and checkpoint, and with --loader the images that one worker of the
+    config's data loader prepares in a second. Calculated from that and from --seconds, what an iteration
+    takes on one device: images per second on 1, 2, 4, … nodes. docs/scale.md says how.
+
+    \b
+    examples:
+      python tools/analysis/scaling.py CONFIG --seconds 0.5
+    """
+    args = SimpleNamespace(**calculation)
+    require_file(config, "config")
     with user_errors():
-        cfg = Config.fromfile(args.config)
-        cfg.merge_from_dict(args.cfg_options)
+        cfg = read_config_file(config, cfg_options)
         MMLogger.get_instance("mmengine").setLevel("WARNING")  # not a line for every parameter
         model = build_model(cfg)
         found = sizes(model, cfg.optim_wrapper)
@@ -164,7 +154,7 @@ def main() -> None:
     console.print(f"parameters                 {found['parameters']:,}")
     for name in ("gradients", "weights", "checkpoint"):
         console.print(f"{name:26} {found[name] / 1e6:,.1f} MB")
-    if args.loader:
+    if loader:
         with user_errors():
             init_default_scope(cfg.get("default_scope", "mmdet"))
             rate = loader_rate(cfg.train_dataloader.dataset.pipeline)
@@ -175,10 +165,11 @@ def main() -> None:
             f"\nCalculated: {args.seconds:g} s for {batch} images on a device, {args.devices} devices in a "
             f"node, {args.bandwidth:g} GB/s between nodes"
         )
-        if args.loader:
+        if loader:
             console.print(f"Workers that a device needs: {math.ceil(batch / args.seconds / rate)}")
         console.print(table(args, batch, found["gradients"]))
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

@@ -72,6 +72,7 @@ def main() -> None:
     sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
     import torch
     import triton
+    from convolutions import deformable
     from families import deform_conv2d as family
 
     from dcnzoo.ops import fused
@@ -94,7 +95,7 @@ def main() -> None:
         case = cases[name]
         t = case.tensors(dtype, device)
         input = t["input"].contiguous(memory_format=torch.channels_last)
-        lists = ([case.stride] * 2, [family.PADDING] * 2, [1, 1])
+        lists = ([case.stride] * 2, [case.padding] * 2, [1, 1])
         problem = fused.Problem(input, t["weight"], t["offset"], t["mask"], *lists, 1, allow_tf32=True)
         grad = torch.randn(case.out_shape).to(input).contiguous(memory_format=torch.channels_last)
         return problem, grad
@@ -131,7 +132,7 @@ def main() -> None:
         grad = torch.randn(cases[name].out_shape).to(device, dtype)
         times = []
         for backend in ("compiled", "fused"):
-            call = family._dcnzoo(torch.channels_last, backend)(cases[name], tensors, 1)
+            call = deformable("deform_conv2d", torch.channels_last, backend)(cases[name], tensors, 1)
 
             def run(call=call) -> None:
                 with contextlib.nullcontext() if backward else torch.no_grad():

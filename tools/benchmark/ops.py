@@ -1,27 +1,18 @@
-"""Time and memory of dcnzoo's operators beside every rival that is installed, in one process.
-
-The contestants take turns, so that whatever else the machine does hits all of them alike; read the
-ratios, not the milliseconds. Results go to docs/benchmarks/, named by machine and versions
-(work_dirs/benchmarks/ when only part is run).
-
-examples:
-  dcnzoo bench --family deform_conv2d --shapes 'c3*' --dtype float32 --threads 1
-  dcnzoo bench --demo-training only
-  dcnzoo bench --family '*'       # all operators: about 25 minutes
-"""
+"""Time and memory of the operators beside those of other packages: ``dcnzoo bench``."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import datetime
 import fnmatch
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
+import click
 import families
 import machine
 import measure
@@ -35,7 +26,9 @@ from rich.progress import Progress, TextColumn, TimeElapsedColumn
 from rivals import RIVALS, probe
 
 from dcnzoo.cli import one_line_errors
+from dcnzoo.cli._options import FOLDER, Command, option
 
+KNOWN = families.load()
 ROOT = Path(__file__).resolve().parents[2]
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 # dtypes when none are asked for; all but the first on the cases of the summary only
@@ -47,65 +40,32 @@ RESTLESS = 0.10
 QUICK_SHAPES = ("demo-c4-s2",)
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    known = families.load()
-    add("--family", nargs="+", metavar="NAME", help=f"operators: {', '.join(known)} (default: all)")
-    add("--ops", nargs="+", metavar="NAME", help="forms of them: v1, v2, … (default: all)")
-    add("--shapes", nargs="+", metavar="NAME", help="cases, or patterns such as 'c3*' (default: all)")
-    add("--all", action="store_true", help="also the cases that take long (p2)")
-    add("--rivals", nargs="+", metavar="NAME", help=f"of {', '.join(RIVALS)} (default: all)")
-    add("--threads", nargs="+", type=int, metavar="N", help="default: 1 and, where there are two cores, 2")
-    add(
-        "--dtype",
-        nargs="+",
-        metavar="NAME",
-        help=f"of {', '.join(DTYPES)} (default: float32, and on the cases of the summary bfloat16; "
-        "on a GPU float16 too)",
-    )
-    add("--passes", nargs="+", metavar="NAME", help=f"of {', '.join(PASSES)} (default: both)")
-    add("--device", choices=["cpu", "cuda"], default="cpu")
-    add("--seconds", type=float, default=0.5, help="for each contestant on each case (default: 0.5)")
-    add("--no-memory", action="store_true", help="leave out the peak memory")
-    add(
-        "--demo-training",
-        nargs="?",
-        const="also",
-        choices=["also", "only"],
-        help="the demo's training iteration, dcn on and off: after the operators, or only",
-    )
-    add("--quick", action="store_true", help="a smoke run: one small case, few samples")
-    add("--out", type=Path, metavar="FOLDER", help="where the results go")
-    if len(sys.argv) == 1:
-        parser.print_help()
-        sys.exit()
-    args = parser.parse_args()
+def choose(option: str, values: Sequence[str], valid: Iterable[str]) -> list[str]:
+    """Of the ``valid`` ones those that match one of ``values``, which may be patterns: without any, all."""
+    valid = list(dict.fromkeys(valid))
+    for value in values:
+        if not fnmatch.filter(valid, value):
+            raise click.UsageError(f"--{option}: expected {', '.join(valid)}; got {value!r}")
+    return [v for v in valid if any(fnmatch.fnmatchcase(v, p) for p in values or ["*"])]
 
-    def choose(option: str, values: Sequence[str] | None, valid: Iterable[str]) -> list[str]:
-        valid = list(dict.fromkeys(valid))
-        for value in values or ():
-            if not fnmatch.filter(valid, value):
-                parser.error(f"--{option}: expected {', '.join(valid)}; got {value!r}")
-        return [v for v in valid if any(fnmatch.fnmatchcase(v, p) for p in values or ["*"])]
 
+def complete(args: SimpleNamespace) -> SimpleNamespace:
+    """The options with everything chosen that they leave open."""
     chosen = (args.family, args.ops, args.shapes, args.rivals, args.threads, args.dtype, args.passes)
     partial = any(chosen) or args.quick or args.no_memory or args.demo_training == "only"
     smoke = args.quick and not args.shapes
     if smoke and not args.family:
         args.family, args.shapes = ["deform_conv2d"], list(QUICK_SHAPES)
-    args.family = choose("family", args.family, known)
+    args.family = choose("family", args.family, KNOWN)
     if smoke and not args.shapes:
-        args.shapes = [known[family].CASES[0].name for family in args.family]
-    cases = [(family, case) for family in args.family for case in known[family].CASES]
+        args.shapes = [KNOWN[family].CASES[0].name for family in args.family]
+    cases = [(family, case) for family in args.family for case in KNOWN[family].CASES]
     args.ops = choose("ops", args.ops, (case.op for _, case in cases))
-    named = set(args.shapes or ())
+    named = set(args.shapes)
     args.shapes = choose("shapes", args.shapes, (case.name for _, case in cases))
     args.rivals = choose("rivals", args.rivals, RIVALS)
     args.passes = choose("passes", args.passes, PASSES)
-    args.every_dtype = args.dtype is not None
+    args.every_dtype = bool(args.dtype)
     default_dtypes = ("float32",) if args.quick else DEFAULT_DTYPES[args.device]
     args.dtype = choose("dtype", args.dtype or default_dtypes, DTYPES)
     args.cases = [
@@ -116,34 +76,78 @@ def parse_args() -> argparse.Namespace:
         and (args.all or case.name in named or not case.optional)
     ]
     if not args.cases:
-        parser.error("--shapes, --ops: expected a case that fits both, got none")
+        raise click.UsageError("--shapes, --ops: expected a case that fits both, got none")
 
     cores = machine.cores()
     args.threads = sorted(set(args.threads or ([1] if args.quick or cores == 1 else [1, 2])))
     if not all(1 <= count <= cores for count in args.threads):
-        parser.error(f"--threads: expected 1 to {cores}, the cores of this machine; got {args.threads}")
-    if args.seconds <= 0:
-        parser.error(f"--seconds: expected more than 0, got {args.seconds:g}")
+        raise click.UsageError(f"--threads: expected 1 to {cores}, this machine's cores; got {args.threads}")
     if args.device == "cuda":
         if not torch.cuda.is_available():
-            parser.error("--device: expected cpu, since torch finds no GPU; got cuda")
+            raise click.UsageError("--device: expected cpu, since torch finds no GPU; got cuda")
         args.threads = [torch.get_num_threads()]
     args.out = args.out or ROOT / ("work_dirs" if partial else "docs") / "benchmarks"
     args.effort = Effort(0.02, 3, 3) if args.quick else Effort(args.seconds)
     return args
 
 
-@one_line_errors()
-def main() -> None:
-    args = parse_args()
+several = partial(option, several=True, metavar="NAME...")
+
+
+@click.command(cls=Command)
+@several("--family", help=f"Operators: {', '.join(KNOWN)} (default: all).")
+@several("--ops", help="Forms of them: v1, v2, … (default: all).")
+@several("--shapes", help="Cases, or patterns such as 'c3*' (default: all).")
+@option("--all", is_flag=True, help="Also the cases that take long (p2).")
+@several("--rivals", help=f"Of {', '.join(RIVALS)} (default: all).")
+@several("--threads", type=int, metavar="N...", help="(default: 1 and, where there are two cores, 2).")
+@several(
+    "--dtype",
+    help=f"Of {', '.join(DTYPES)} (default: float32, and on the cases of the summary bfloat16; on a GPU "
+    "float16 too).",
+)
+@several("--passes", help=f"Of {', '.join(PASSES)} (default: both).")
+@option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu")
+@option(
+    "--seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    default=0.5,
+    help="For each contestant on each case.",
+)
+@option("--no-memory", is_flag=True, help="Leave out the peak memory.")
+@option(
+    "--demo-training",
+    is_flag=False,
+    flag_value="also",
+    type=click.Choice(["also", "only"]),
+    help="The demo's training iteration, dcn on and off: after the operators, or only.",
+)
+@option("--quick", is_flag=True, help="A smoke run: one small case, few samples.")
+@option("--out", type=FOLDER, help="Where the results go.")
+def main(**options: object) -> None:
+    """Time and memory of dcnzoo's operators beside every rival that is installed, in one process.
+
+    The contestants take turns, so that whatever else the machine does hits all of them alike; read the
+    ratios, not the milliseconds. Results go to docs/benchmarks/, named by machine and versions
+    (work_dirs/benchmarks/ when only part is run).
+
+    \b
+    examples:
+      dcnzoo bench --family deform_conv2d --shapes 'c3*' --dtype float32 --threads 1
+      dcnzoo bench --demo-training only
+      dcnzoo bench --family '*'       # all operators: about 25 minutes
+    """
+    if len(sys.argv) == 1:
+        print(click.get_current_context().get_help())
+        return
+    args = complete(SimpleNamespace(**options))
     console = Console()
     if not console.is_terminal:
         console = Console(width=180)
-    known = families.load()
     present, absent = probe(args.rivals)
     contestants = {
         family: [
-            name for name in known[family].CONTESTANTS if _is_in(name, known[family], present, args.device)
+            name for name in KNOWN[family].CONTESTANTS if _is_in(name, KNOWN[family], present, args.device)
         ]
         for family in args.family
     }
@@ -161,7 +165,7 @@ def main() -> None:
     for line in report.absences(document["absent"]):
         console.print(f"absent: {line}", style="yellow", highlight=False, soft_wrap=True)
 
-    results = Results(facts, {family: known[family].FLOORS for family in args.family})
+    results = Results(facts, {family: KNOWN[family].FLOORS for family in args.family})
     with _progress(console) as progress, MemoryProbe() as memory:
         roofline = {}
         if args.demo_training != "only":
@@ -170,7 +174,7 @@ def main() -> None:
             has_limit = any(case.work(1) for _, case in args.cases)
             if has_limit:
                 measure_roofline(args, roofline, progress)
-            measure_cases(args, known, contestants, memory, results, progress)
+            measure_cases(args, contestants, memory, results, progress)
             if has_limit:
                 measure_roofline(args, roofline, progress)
                 set_limits(args, roofline, results)
@@ -223,7 +227,7 @@ def _progress(console: Console) -> Progress:
     return Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
 
 
-def measure_roofline(args: argparse.Namespace, roofline: dict, progress: Progress) -> None:
+def measure_roofline(args: SimpleNamespace, roofline: dict, progress: Progress) -> None:
     """Enter the limits by dtype and threads, or raise those that are there."""
     keys = [(dtype, threads) for dtype in args.dtype for threads in args.threads]
     bar = progress.add_task("limits", total=len(keys), note="")
@@ -234,7 +238,7 @@ def measure_roofline(args: argparse.Namespace, roofline: dict, progress: Progres
         progress.advance(bar)
 
 
-def set_limits(args: argparse.Namespace, roofline: dict, results: Results) -> None:
+def set_limits(args: SimpleNamespace, roofline: dict, results: Results) -> None:
     cases = {(family, case.name): case for family, case in args.cases}
     for setting in results.settings():
         work = cases[setting.family, setting.case].work(getattr(torch, setting.dtype).itemsize)
@@ -244,8 +248,7 @@ def set_limits(args: argparse.Namespace, roofline: dict, results: Results) -> No
 
 
 def measure_cases(
-    args: argparse.Namespace,
-    known: dict[str, ModuleType],
+    args: SimpleNamespace,
     contestants: dict[str, list[str]],
     memory: MemoryProbe,
     results: Results,
@@ -268,12 +271,12 @@ def measure_cases(
         def note(text: str, label: str = label) -> None:
             progress.update(bar, note=f"{label}: {text}")
 
-        measure_case(args, known[family], family, case, dtype, contestants[family], memory, results, note)
+        measure_case(args, KNOWN[family], family, case, dtype, contestants[family], memory, results, note)
         progress.advance(bar)
 
 
 def measure_case(
-    args: argparse.Namespace,
+    args: SimpleNamespace,
     module: ModuleType,
     family: str,
     case,
@@ -359,7 +362,7 @@ def _why(error: Exception) -> str:
     return f"fails: {' '.join(str(error).split())[:160] or type(error).__name__}"
 
 
-def measure_demo(args: argparse.Namespace, results: Results, progress: Progress) -> None:
+def measure_demo(args: SimpleNamespace, results: Results, progress: Progress) -> None:
     try:
         import demo_training
         import mmdet  # noqa: F401
@@ -374,4 +377,5 @@ def measure_demo(args: argparse.Namespace, results: Results, progress: Progress)
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

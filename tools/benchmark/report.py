@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +18,8 @@ from measure import PASSES
 from results import MIB, Goal, Results, Setting
 from rich.console import Console
 from rich.table import Table
+
+from dcnzoo.utils.files import write_bytes
 
 # Okabe-Ito, as in dcnzoo.report
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -50,21 +51,13 @@ def setting_tables(
             if name != OURS and name not in floors and not name.startswith(f"{OURS} ")
         ]
         variants = [name for name in contestants[family] if name.startswith(f"{OURS} ")]
-        head = ["case", "shape", "threads"]
-        head += [f"{unit} ms"] if unit else []
-        head += [f"{OURS} ms", "IQR"]
-        head += (
-            [f"{OURS} / {unit}", *(f"{v.removeprefix(OURS).strip()} / {unit}" for v in variants)]
-            if unit
-            else []
-        )
-        head += ["of limit"] if unit else []
-        head += [f"{rival} / {OURS}" for rival in rivals]
-        head += ["extra MiB"]
-        rows = [head]
-        for s in settings:
-            rows.append(_line(results, s, unit, variants, rivals))
-        tables.append((f"{family}, {mode}, {dtype}", rows))
+        head = ["case", "shape", "threads", *([f"{unit} ms"] if unit else []), f"{OURS} ms", "IQR"]
+        if unit:
+            head += [f"{OURS} / {unit}", *(f"{v.removeprefix(OURS).strip()} / {unit}" for v in variants)]
+            head += ["of limit"]
+        head += [*(f"{rival} / {OURS}" for rival in rivals), "extra MiB"]
+        rows = [_line(results, s, unit, variants, rivals) for s in settings]
+        tables.append((f"{family}, {mode}, {dtype}", [head, *rows]))
     return tables
 
 
@@ -198,10 +191,7 @@ def as_markdown(
         parts += ["## Roofline", markdown(roofline_table(roofline))]
     for title, rows in tables:
         parts += [f"## {title}", markdown(rows)]
-    for heading, lines in (
-        ("Absent", absences(document["absent"])),
-        ("Not measured", problems(results)),
-    ):
+    for heading, lines in {"Absent": absences(document["absent"]), "Not measured": problems(results)}.items():
         if lines:
             parts += [f"## {heading}", "\n".join(f"- {line}" for line in lines)]
     return ("\n\n".join(parts) + "\n").encode()
@@ -255,17 +245,7 @@ def _legend(axes: Axes) -> Iterator[tuple[Artist, str]]:
 
 def write(folder: Path, name: str, files: Mapping[str, bytes | None]) -> list[Path]:
     """Write ``name`` with each suffix; a file is whole or absent, and so is a change of it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    written = []
-    for suffix, content in files.items():
-        if content is None:
-            continue
-        target = folder / f"{name}{suffix}"
-        partial = folder / f".{target.name}.{os.getpid()}.partial"
-        try:
-            partial.write_bytes(content)
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
-        written.append(target)
-    return written
+    whole = {folder / f"{name}{suffix}": content for suffix, content in files.items() if content is not None}
+    for path, content in whole.items():
+        write_bytes(path, content)
+    return list(whole)

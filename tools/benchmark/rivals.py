@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 
@@ -60,34 +61,23 @@ def _onnxruntime() -> str:
     return found
 
 
-def _torchvision() -> str:
-    _import("torchvision")
-    try:
-        torch.ops.torchvision.deform_conv2d.default  # noqa: B018
-    except AttributeError:
-        raise ImportError("its compiled operators do not load beside this torch") from None
-    return version("torchvision")
-
-
-def _tvdcn() -> str:
-    _import("tvdcn")
-    try:
-        torch.ops.tvdcn.deform_conv2d.default  # noqa: B018
-    except AttributeError:
-        raise ImportError("its compiled operators do not load beside this torch") from None
-    return version("tvdcn")
+def _with_operators(name: str) -> str:
+    _import(name)
+    if not hasattr(getattr(torch.ops, name), "deform_conv2d"):
+        raise ImportError("its compiled operators do not load beside this torch")
+    return version(name)
 
 
 RIVALS = {
     "mmcv": Rival(_mmcv, PEERS),
     "onnxruntime": Rival(_onnxruntime, PEERS),
     "torchvision": Rival(
-        _torchvision,
+        partial(_with_operators, "torchvision"),
         "its wheels need PyPI's torch of the same release: "
         "pip install torch==2.14.1 torchvision==0.29.2 rich matplotlib in an environment of its own",
     ),
     "tvdcn": Rival(
-        _tvdcn,
+        partial(_with_operators, "tvdcn"),
         "its wheels (1.1.0) are for torch 2.7, on which dcnzoo does not run; "
         "build it from https://github.com/inspiros/tvdcn against the torch in use",
     ),

@@ -1,14 +1,7 @@
-"""What exporting costs each family of detectors in average precision: PyTorch against every backend.
-
-Trains a small detector of each family on the generated shapes, exports it, evaluates it in PyTorch and
-in each backend on the same images, and writes the table into docs/deployment.md, beside the published
-one. What is finished is kept: call it again to go on. ``--coco`` takes MMDetection's own configs and
-published weights, and COCO's validation images, instead.
-"""
+"""What exporting costs each family of detectors in average precision: PyTorch against every backend."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import copy
 import hashlib
@@ -17,8 +10,11 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+
+import click
 
 import dcnzoo.models
 
@@ -36,6 +32,7 @@ from small_detectors import FAMILIES, MMDET, ROOT, small
 import dcnzoo.openmmlab.datasets
 import dcnzoo.openmmlab.export.deployed  # noqa: F401  registers DeployedDetector
 from dcnzoo.cli import one_line_errors
+from dcnzoo.cli._options import FOLDER, Command, option
 from dcnzoo.openmmlab.detector import build
 from dcnzoo.utils.errors import UserError, one_line, user_errors
 from dcnzoo.utils.files import write_text
@@ -46,24 +43,6 @@ LIMITS = {"bbox": 0.1, "segm": 0.3}  # AP points that may be lost
 PAGE = ROOT / "docs/deployment.md"
 BEGIN, END = "<!-- table.py: begin -->", "<!-- table.py: end -->"
 KINDS = {"bbox": "box", "segm": "mask"}
-
-
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("--families", nargs="+", choices=list(FAMILIES), default=list(FAMILIES), metavar="FAMILY",
-        help=f"of {', '.join(FAMILIES)} (default: all)")  # fmt: skip
-    add("--backends", nargs="+", choices=list(BACKENDS), default=list(BACKENDS))
-    add("--work-dir", type=Path, default=Path("work_dirs/deployment"))
-    add("--quick", action="store_true", help="a smoke run: few images, one epoch")
-    add("--force", action="store_true", help="train and evaluate again what is finished")
-    add("--coco", type=Path, metavar="FOLDER",
-        help="a folder with COCO's annotations/ and val2017/; weights are downloaded")  # fmt: skip
-    add("--report", action="store_true", help="measure nothing, show what there is")
-    add("--write", action="store_true", help=f"write the table into {PAGE.relative_to(ROOT)}")
-    return parser.parse_args()
 
 
 class Steps(Hook):
@@ -81,7 +60,7 @@ class Steps(Hook):
 class Row:
     """One family: its config, its folder, and what has been measured."""
 
-    def __init__(self, name: str, args: argparse.Namespace) -> None:
+    def __init__(self, name: str, args: SimpleNamespace) -> None:
         self.name, self.family = name, FAMILIES[name]
         data = "coco" if args.coco else "quick" if args.quick else "shapes"
         self.folder = args.work_dir / data / name.lower().replace(" ", "-")
@@ -91,7 +70,7 @@ class Row:
         self.force = args.force
         self.cfg.work_dir = str(self.folder / "logs")
 
-    def _small(self, args: argparse.Namespace) -> Config:
+    def _small(self, args: SimpleNamespace) -> Config:
         cfg = small(self.name)
         shapes = dict(train=640, val=256, seed=0)
         if args.quick:
@@ -139,7 +118,7 @@ class Row:
             return Path(download(Path(self.family.config).stem))
         return self.folder / "logs" / f"epoch_{self.cfg.train_cfg.max_epochs}.pth"
 
-    def run(self, backends: list[str], move: Callable[[str, float], None]) -> None:
+    def run(self, backends: Sequence[str], move: Callable[[str, float], None]) -> None:
         """Does what is not done yet; ``move`` is told what is being done, and how much of it is."""
         if self.force or self._state().get("fingerprint") != self.fingerprint:
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -208,7 +187,7 @@ def average_precision(annotations: str, results: str, kind: str) -> float:
     return 100 * float(evaluation.stats[0])
 
 
-def markdown(results: dict[str, dict[str, dict[str, float]]], backends: list[str]) -> str:
+def markdown(results: dict[str, dict[str, dict[str, float]]], backends: Sequence[str]) -> str:
     """The table as it stands: what has not been measured is a dash."""
     import onnxruntime
 
@@ -259,7 +238,7 @@ def too_much(rows: list[Row]) -> list[str]:
     ]
 
 
-def measure(rows: list[Row], backends: list[str], console: Console) -> list[str]:
+def measure(rows: list[Row], backends: Sequence[str], console: Console) -> list[str]:
     """Runs all that is missing; what went wrong is returned, and does not stop the others."""
     wrong = []
     with make_progress(console, disable=not console.is_terminal) as progress:
@@ -281,19 +260,38 @@ def measure(rows: list[Row], backends: list[str], console: Console) -> list[str]
     return wrong
 
 
-@one_line_errors()
-def main() -> None:
-    args = parse_args()
+@click.command(cls=Command)
+@option("--families", several=True, type=click.Choice(list(FAMILIES)), metavar="FAMILY...",
+        default=list(FAMILIES), help="Of the families of the table.")  # fmt: skip
+@option("--backends", several=True, type=click.Choice(list(BACKENDS)), metavar="BACKEND...",
+        default=list(BACKENDS), help="Runtimes to measure.")  # fmt: skip
+@option("--work-dir", type=FOLDER, default="work_dirs/deployment", help="Where weights and results are kept.")
+@option("--quick", is_flag=True, help="A smoke run: few images, one epoch.")
+@option("--force", is_flag=True, help="Train and evaluate again what is finished.")
+@option("--coco", type=FOLDER, help="A folder with COCO's annotations/ and val2017/; weights are downloaded.")
+@option("--report", is_flag=True, help="Measure nothing, show what there is.")
+@option("--write", "into_page", is_flag=True, help=f"Write the table into {PAGE.relative_to(ROOT)}.")
+def main(
+    families: tuple[str, ...], backends: tuple[str, ...], report: bool, into_page: bool, **options: object
+) -> None:
+    """What exporting costs each family of detectors in average precision: PyTorch against every backend.
+
+    Trains a small detector of each family on the generated shapes, exports it, evaluates it in PyTorch and in
+    each backend on the same images, and prints the table of docs/deployment.md, with the published one. What
+    is finished is kept: call it again to go on. --coco takes MMDetection's own configs and published weights,
+    and COCO's validation images, instead.
+    """
+    args = SimpleNamespace(**options)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     if args.coco and not (args.coco / "val2017").is_dir():
         raise UserError(f"--coco: expected a folder with val2017/, got {args.coco}")
     with user_errors():
         rows = [Row(name, args) for name, family in FAMILIES.items() if args.coco or family.epochs]
-    chosen = [row for row in rows if row.name in args.families]
-    wrong = [] if args.report else measure(chosen, args.backends, Console(highlight=False))
-    text = markdown({row.name: row.results for row in rows}, args.backends)
+    chosen = [row for row in rows if row.name in families]
+    wrong = [] if report else measure(chosen, backends, Console(highlight=False))
+    text = markdown({row.name: row.results for row in rows}, backends)
     print(text)
-    if args.write:
+    if into_page:
         write(text)
     wrong += too_much(rows)
     if wrong:
@@ -301,4 +299,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

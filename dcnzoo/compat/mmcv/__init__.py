@@ -122,18 +122,9 @@ def use_dcnzoo_deform_conv() -> None:
         with_cuda = compiled.get_compiling_cuda_version() != "not available"
         _mmcv_devices = ("cpu", "cuda") if with_cuda else ("cpu",)
     reason = "mmcv-lite has no kernels, and a compiled mmcv slower ones for the CPU"
-    patches.add(
-        *(
-            patches.Patch(
-                name,
-                f"mmcv.ops.{name}.ext_module",
-                reason,
-                "mmcv 2.0 to 2.2",
-                partial(_replace_kernels, name),
-            )
-            for name in patches.OPERATORS
-        )
-    )
+    for name in patches.OPERATORS:
+        target, change = f"mmcv.ops.{name}.ext_module", partial(_replace_kernels, name)
+        patches.add(patches.Patch(name, target, reason, "mmcv 2.0 to 2.2", change))
 
 
 def _replace_kernels(operator: str, changes: patches.Changes) -> None:

@@ -88,6 +88,22 @@ def _backward(wanted: str, grad_output: Tensor, *arguments: object) -> tuple[Ten
     return tuple(g for g, c in zip(gradients, chosen, strict=True) if c)
 
 
+def _geometry(
+    *,
+    dW: int,
+    dH: int,
+    padW: int,
+    padH: int,
+    dilationW: int,
+    dilationH: int,
+    group: int,
+    im2col_step: int,
+    **_: int,
+) -> tuple:
+    """The operator's; kernel and deformable groups are those of the tensors."""
+    return (dH, dW), (padH, padW), (dilationH, dilationW), group, im2col_step
+
+
 @_without_autocast
 def deform_conv_forward(
     input: Tensor,
@@ -96,20 +112,9 @@ def deform_conv_forward(
     output: Tensor,
     columns: Tensor,
     ones: Tensor,
-    kW: int,
-    kH: int,
-    dW: int,
-    dH: int,
-    padW: int,
-    padH: int,
-    dilationW: int,
-    dilationH: int,
-    group: int,
-    deformable_group: int,
-    im2col_step: int,
+    **options: int,
 ) -> None:
-    geometry = ((dH, dW), (padH, padW), (dilationH, dilationW), group, im2col_step)
-    output.copy_(dcnzoo.ops.deform_conv2d(input, weight, offset, None, None, *geometry))
+    output.copy_(dcnzoo.ops.deform_conv2d(input, weight, offset, None, None, *_geometry(**options)))
 
 
 @_without_autocast
@@ -121,19 +126,9 @@ def deform_conv_backward_input(
     grad_offset: Tensor,
     weight: Tensor,
     columns: Tensor,
-    kW: int,
-    kH: int,
-    dW: int,
-    dH: int,
-    padW: int,
-    padH: int,
-    dilationW: int,
-    dilationH: int,
-    group: int,
-    deformable_group: int,
-    im2col_step: int,
+    **options: int,
 ) -> None:
-    geometry = ((dH, dW), (padH, padW), (dilationH, dilationW), group, im2col_step)
+    geometry = _geometry(**options)
     gradients = _backward("input offset", grad_output, input, weight, offset, None, *geometry)
     grad_input.add_(gradients[0])
     grad_offset.add_(gradients[1])
@@ -147,20 +142,10 @@ def deform_conv_backward_parameters(
     grad_weight: Tensor,
     columns: Tensor,
     ones: Tensor,
-    kW: int,
-    kH: int,
-    dW: int,
-    dH: int,
-    padW: int,
-    padH: int,
-    dilationW: int,
-    dilationH: int,
-    group: int,
-    deformable_group: int,
     scale: float,
-    im2col_step: int,
+    **options: int,
 ) -> None:
-    geometry = ((dH, dW), (padH, padW), (dilationH, dilationW), group, im2col_step)
+    geometry = _geometry(**options)
     # the weight's gradient does not depend on the weight, which mmcv does not pass
     (gradient,) = _backward("weight", grad_output, input, grad_weight, offset, None, *geometry)
     grad_weight.add_(gradient, alpha=scale)
@@ -175,16 +160,11 @@ def _add_as_read(target: Tensor, gradient: Tensor) -> None:
     target.add_(gradient)
 
 
-@_without_autocast
-def modulated_deform_conv_forward(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    ones: Tensor,
+def _modulated(
     offset: Tensor,
     mask: Tensor,
-    output: Tensor,
-    columns: Tensor,
+    size: tuple[int, int],  # of the output
+    *,
     kernel_h: int,
     kernel_w: int,
     stride_h: int,
@@ -195,14 +175,29 @@ def modulated_deform_conv_forward(
     dilation_w: int,
     group: int,
     deformable_group: int,
-    with_bias: bool,
-) -> None:
+) -> tuple[tuple[Tensor, Tensor], tuple]:
+    """Offset and mask as mmcv reads them, and the operator's geometry."""
     taps = deformable_group * kernel_h * kernel_w
-    offset = as_read(offset, "offset", 2 * taps, output.shape[2:])
-    mask = as_read(mask, "mask", taps, output.shape[2:])
-    geometry = ((stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w), group)
+    fields = as_read(offset, "offset", 2 * taps, size), as_read(mask, "mask", taps, size)
+    return fields, ((stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w), group, None)
+
+
+@_without_autocast
+def modulated_deform_conv_forward(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    ones: Tensor,
+    offset: Tensor,
+    mask: Tensor,
+    output: Tensor,
+    columns: Tensor,
+    with_bias: bool,
+    **options: int,
+) -> None:
+    fields, geometry = _modulated(offset, mask, output.shape[2:], **options)
     bias = bias if with_bias else None
-    output.copy_(dcnzoo.ops.deform_conv2d(input, weight, offset, mask, bias, *geometry))
+    output.copy_(dcnzoo.ops.deform_conv2d(input, weight, *fields, bias, *geometry))
 
 
 @_without_autocast
@@ -220,24 +215,12 @@ def modulated_deform_conv_backward(
     grad_offset: Tensor,
     grad_mask: Tensor,
     grad_output: Tensor,
-    kernel_h: int,
-    kernel_w: int,
-    stride_h: int,
-    stride_w: int,
-    pad_h: int,
-    pad_w: int,
-    dilation_h: int,
-    dilation_w: int,
-    group: int,
-    deformable_group: int,
     with_bias: bool,
+    **options: int,
 ) -> None:
-    taps = deformable_group * kernel_h * kernel_w
-    offset = as_read(offset, "offset", 2 * taps, grad_output.shape[2:])
-    mask = as_read(mask, "mask", taps, grad_output.shape[2:])
-    geometry = ((stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w), group, None)
+    fields, geometry = _modulated(offset, mask, grad_output.shape[2:], **options)
     wanted = "input weight offset mask" + " bias" * with_bias
-    gradients = _backward(wanted, grad_output, input, weight, offset, mask, *geometry)
+    gradients = _backward(wanted, grad_output, input, weight, *fields, *geometry)
     grad_input.add_(gradients[0])
     grad_weight.add_(gradients[1])
     _add_as_read(grad_offset, gradients[2])
@@ -308,15 +291,8 @@ def ms_deform_attn_backward(
     grad_attn_weight: Tensor,
     im2col_step: int,
 ) -> None:
-    gradients = torch.ops.dcnzoo._ms_deform_attn_backward(
-        grad_output,
-        value,
-        spatial_shapes,
-        level_start_index,
-        sampling_locations,
-        attention_weights,
-        [True] * 3,
-    )
+    levels, points = (spatial_shapes, level_start_index), (sampling_locations, attention_weights)
+    gradients = torch.ops.dcnzoo._ms_deform_attn_backward(grad_output, value, *levels, *points, [True] * 3)
     targets = (grad_value, grad_sampling_loc, grad_attn_weight)
     for target, gradient in zip(targets, gradients, strict=True):
         target.add_(gradient)
@@ -401,18 +377,9 @@ def roi_align_backward(
     pool_mode: int,
     aligned: bool,
 ) -> None:
-    gradient = torch.ops.dcnzoo._roi_align_backward(
-        grad_output,
-        rois,
-        argmax_y,
-        argmax_x,
-        grad_input.shape,
-        spatial_scale,
-        sampling_ratio,
-        pool_mode,
-        aligned,
-    )
-    grad_input.add_(gradient)
+    sampling, argmax = (spatial_scale, sampling_ratio, pool_mode, aligned), (argmax_y, argmax_x)
+    backward = torch.ops.dcnzoo._roi_align_backward
+    grad_input.add_(backward(grad_output, rois, *argmax, grad_input.shape, *sampling))
 
 
 @_without_autocast

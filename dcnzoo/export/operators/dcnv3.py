@@ -57,7 +57,7 @@ def aggregation(
         base = g.Expand(g.shaped(steps, *((-1, 1), (1, -1))[axis]), g.sizes(like, 1, 2))
         tap = g.Cast(g.floats(*(t[axis] * dilation[axis] - middle[axis] for t in taps)), to=real)
         moved = g.Transpose(g.Cast(g.Gather(pairs, g.int(1 - axis), axis=4), to=real), perm=[0, 2, 1, 3])
-        stretched = g.Mul(g.Add(tap, moved), g.Cast(g.float(offset_scale), to=real))
+        stretched = g.Mul(g.Add(tap, moved), g.number(offset_scale, real))
         coordinate = g.Add(g.Cast(g.shaped(base, 1, 1, -1, 1), to=real), stretched)  # [N, group, oH·oW, P]
         sizes.append(g.Gather(g.Shape(input), g.int(1 + axis), axis=0))
         axes.append(neighbours(g, real, coordinate, sizes[axis]))

@@ -107,7 +107,7 @@ def deform_conv(
     mask_groups = 1 if mask is None else g.size(mask, 1) // taps
     common = math.lcm(offset_groups, mask_groups)
     if offset is None:
-        zero = g.Cast(g.float(0), to=g.type_of(mask))
+        zero = g.number(0, g.type_of(mask))
         shape = g.Concat(g.sizes(mask, 0), g.ints(rank * taps), g.sizes(mask, *range(2, 2 + rank)), axis=0)
         offset, offset_groups = g.Expand(zero, shape), 1
     call = _Call(
@@ -148,7 +148,7 @@ def _repeat_groups(g: Graph, value: Value, groups: int, wanted: int, rank: int) 
 def _with_two_axes(g: Graph, call: _Call) -> _Call:
     """A 1-D call as a 2-D one on maps of height 1, where nothing moves along y."""
     x = g.shaped(call.offset, 0, call.groups * call.taps, 1, -1)
-    pairs = g.Concat(g.Mul(x, g.Cast(g.float(0), to=g.type_of(call.offset))), x, axis=2)
+    pairs = g.Concat(g.Mul(x, g.number(0, g.type_of(call.offset))), x, axis=2)
 
     def flat(value: Value) -> Value:  # [N, C, L] -> [N, C, 1, L]
         return g.shaped(value, 0, 0, 1, -1)
@@ -246,7 +246,7 @@ def _gather(g: Graph, call: _Call, target: str) -> Value:  # [N, groups, C / gro
 def _grid_sample(g: Graph, call: _Call) -> Value:  # [N·groups, C / groups, K, P]
     """Samples by ``GridSample``, each group of channels as an image of its own."""
     real = wide(g, call.input)
-    one, two, outside = (g.Cast(g.float(value), to=real) for value in (1, 2, -2))
+    one, two, outside = (g.number(value, real) for value in (1, 2, -2))
     grid = []
     for axis, coordinate in enumerate(_coordinates(g, call)):
         size = g.Cast(_size(g, call, axis), to=real)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from dcnzoo.export.graph import Graph, Value, translates
 from dcnzoo.export.operators.roi_align import align
 
@@ -22,9 +24,7 @@ def deform_roi_pool(
     kind = g.type_of(input)
     rois = g.Cast(rois, to=kind)
 
-    def constant(value: float) -> Value:
-        return g.Cast(g.float(value), to=kind)
-
+    constant = partial(g.number, kind=kind)
     bins, finite = [], None
     for axis, count in ((0, output_w), (1, output_h)):  # x, y
         low, high = (

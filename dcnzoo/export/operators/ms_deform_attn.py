@@ -23,7 +23,7 @@ def ms_deform_attn(
         return g.Transpose(g.Cast(field, to=real), perm=[0, 2, 1, 3, 4])
 
     axes, sizes = [], []
-    half = g.Cast(g.float(0.5), to=real)
+    half = g.number(0.5, real)
     for axis in (0, 1):
         size = g.shaped(g.Gather(spatial_shapes, g.int(axis), axis=1), -1, 1)  # [L, 1]
         location = per_head(g.Gather(sampling_locations, g.int(1 - axis), axis=5))

@@ -22,7 +22,7 @@ from mmengine.logging import print_log
 
 from dcnzoo.compat import patches
 from dcnzoo.data.check import OF_MASKS, Problem, as_error, check_coco, wrong_with_classes
-from dcnzoo.data.conversion import short
+from dcnzoo.data.conversion import few, short
 from dcnzoo.utils.errors import UserError, printable
 
 
@@ -87,7 +87,7 @@ class CheckedCOCO(COCO):
                 passed_over.setdefault(reason, []).append(annotation["id"])
         lines = [
             f"{self.file}: {len(ids)} of {len(annotations)} annotations are passed over, {reason}: "
-            f"ids {_few(ids)}"
+            f"ids {few(ids)}"
             for reason, ids in passed_over.items()
         ]
         gone = {f"annotation {number}" for ids in passed_over.values() for number in ids}
@@ -196,8 +196,3 @@ def _why_passed_over(annotation: dict, image: dict | None) -> str | None:
     if annotation["area"] <= 0:
         return "without an area"
     return None
-
-
-def _few(names: Sequence[object], shown: int = 5) -> str:
-    rest = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(map(str, names[:shown])) + rest

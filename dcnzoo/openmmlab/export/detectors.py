@@ -89,8 +89,12 @@ def deployable(detector: nn.Module, skip_postprocess: bool = False) -> nn.Module
         if type(detector.bbox_head) is CornerHead:
             return Corners(detector).eval()
         return Dense(detector).eval()
-    raise ValueError(
-        f"detector: expected one of {', '.join(FAMILIES)}, got {name}; dcnzoo.export.export_onnx exports any "
+    raise unsupported(name)
+
+
+def unsupported(got: str) -> ValueError:
+    return ValueError(
+        f"detector: expected one of {', '.join(FAMILIES)}, got {got}; dcnzoo.export.export_onnx exports any "
         "module that you write around it"
     )
 
@@ -152,38 +156,41 @@ def check_nms(nms: dict, owner: str) -> str:
     return kind
 
 
-class Candidates:
-    """Boxes before suppression, gathered level by level; nothing is removed, only marked as absent."""
+def suppress(
+    cfg: ConfigDict,  # the head's test_cfg
+    owner: nn.Module,
+    boxes: Tensor,  # [N, K, 4]
+    scores: Tensor,  # [N, K], ABSENT where there is no box
+    labels: Tensor,  # [N, K]
+    classes: int,
+) -> tuple[Tensor, Tensor]:
+    """Non-maximum suppression as the configuration says: ``dets`` and ``labels`` of :class:`Deployable`."""
+    name, nms, count = type(owner).__name__, dict(cfg.nms), cfg.max_per_img
+    if cfg.get("min_bbox_size", -1) >= 0:
+        width, height = (boxes[..., 2:] - boxes[..., :2]).unbind(-1)
+        scores = torch.where((width > cfg.min_bbox_size) & (height > cfg.min_bbox_size), scores, ABSENT)
+    if cfg.get("deploy_nms_pre", 0) > 0:
+        scores, index = best(scores, cfg.deploy_nms_pre)
+        boxes, labels = take(boxes, index), labels.gather(1, index)
+    per_class = cfg.get("max_output_boxes_per_class", 0)
+    if "iou_thr" in nms:
+        nms["iou_threshold"] = nms["iou_thr"]
+    if check_nms(nms, name) == "nms":
+        return keep_boxes(boxes, scores, labels, nms["iou_threshold"], count, classes, per_class)
+    if per_class:
+        raise ValueError(f"{name}: max_output_boxes_per_class: expected 0 with soft_nms, got {per_class}")
+    settings = {name: nms.get(name, default) for name, default in SOFT_NMS.items()}
+    return soft_keep_boxes(boxes, scores, labels, max_boxes=count, **settings)
 
-    def __init__(self, test_cfg: ConfigDict, owner: str) -> None:
-        self.cfg, self.owner = test_cfg, owner
-        self.parts: list[tuple[Tensor, Tensor, Tensor]] = []
 
-    def add(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> None:  # [N, k, 4], [N, k], [N, k]
-        minimum = self.cfg.get("min_bbox_size", -1)
-        if minimum >= 0:
-            width, height = (boxes[..., 2:] - boxes[..., :2]).unbind(-1)
-            scores = torch.where((width > minimum) & (height > minimum), scores, ABSENT)
-        self.parts.append((boxes, scores, labels))
-
-    def keep(self, classes: int) -> tuple[Tensor, Tensor]:
-        boxes, scores, labels = (torch.cat(parts, 1) for parts in zip(*self.parts, strict=True))
-        before = self.cfg.get("deploy_nms_pre", 0)
-        if before > 0:
-            scores, index = best(scores, before)
-            boxes, labels = take(boxes, index), labels.gather(1, index)
-        nms, count = dict(self.cfg.nms), self.cfg.max_per_img
-        per_class = self.cfg.get("max_output_boxes_per_class", 0)
-        if "iou_thr" in nms:
-            nms["iou_threshold"] = nms["iou_thr"]
-        if check_nms(nms, self.owner) == "nms":
-            return keep_boxes(boxes, scores, labels, nms["iou_threshold"], count, classes, per_class)
-        if per_class:
-            raise ValueError(
-                f"{self.owner}: max_output_boxes_per_class: expected 0 with soft_nms, got {per_class}"
-            )
-        settings = {name: nms.get(name, default) for name, default in SOFT_NMS.items()}
-        return soft_keep_boxes(boxes, scores, labels, max_boxes=count, **settings)
+def best_pairs(scores: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:  # [N, K, classes] -> [N, k] each
+    """The ``count`` best pairs of prior and class, or all if it is not positive: scores, priors, classes."""
+    classes, scores = scores.shape[-1], scores.flatten(1)
+    if count > 0:
+        scores, pair = best(scores, count)
+    else:
+        pair = torch.arange(scores.shape[1], device=scores.device).expand(scores.shape[0], -1)
+    return scores, pair // classes, pair % classes
 
 
 def per_prior(maps: Tensor, channels: int) -> Tensor:  # [N, A·channels, H, W] -> [N, H·W·A, channels]
@@ -196,15 +203,12 @@ def decode(coder: nn.Module, priors: Tensor, deltas: Tensor) -> Tensor:  # [N, K
     return boxes.reshape(*deltas.shape[:2], 4)
 
 
-def dense_candidates(
-    head: BaseDenseHead,
-    outputs: tuple,
-    size: Tensor,
-    rpn: bool = False,
-) -> Candidates:
-    """As ``BaseDenseHead.predict_by_feat``, or RPNHead's: each level's best (prior, class) pairs."""
+def predict_dense(
+    head: BaseDenseHead, outputs: tuple, size: Tensor, rpn: bool = False
+) -> tuple[Tensor, Tensor]:
+    """As ``BaseDenseHead.predict_by_feat``, or RPNHead's, whose labels are levels: each one's best pairs."""
     scores, deltas, *factors = outputs
-    candidates = Candidates(head.test_cfg, type(head).__name__)
+    candidates = []
     priors = head.prior_generator.grid_priors(
         [level.shape[-2:] for level in scores], dtype=scores[0].dtype, device=scores[0].device
     )
@@ -212,15 +216,9 @@ def dense_candidates(
     for i, (score, delta, prior) in enumerate(zip(scores, deltas, priors, strict=True)):
         score = per_prior(score, head.cls_out_channels)
         score = score.sigmoid() if head.use_sigmoid_cls else score.softmax(-1)[..., :-1]
-        classes = score.shape[-1]
-        score = score.flatten(1)
         if not rpn:
             score = torch.where(score > threshold, score, ABSENT)
-        if before > 0:
-            score, pair = best(score, before)
-        else:
-            pair = torch.arange(score.shape[1], device=score.device).expand(score.shape[0], -1)
-        index, label = pair // classes, pair % classes
+        score, index, label = best_pairs(score, before)
         delta = take(per_prior(delta, head.bbox_coder.encode_size), index)
         if factors:
             factor = per_prior(factors[0][i], 1)[..., 0].sigmoid().gather(1, index)
@@ -228,8 +226,9 @@ def dense_candidates(
         boxes = decode(head.bbox_coder, prior[index], delta)
         if head.bbox_coder.clip_border:
             boxes = clip_boxes(boxes, size)
-        candidates.add(boxes, score, torch.full_like(label, i) if rpn else label)
-    return candidates
+        candidates.append((boxes, score, torch.full_like(label, i) if rpn else label))
+    together = (torch.cat(levels, 1) for levels in zip(*candidates, strict=True))
+    return suppress(head.test_cfg, head, *together, len(scores) if rpn else head.num_classes)
 
 
 def of_class(values: Tensor, labels: Tensor) -> Tensor:  # [N·K, classes, …], [N, K] -> [N·K, 1, …]
@@ -256,7 +255,7 @@ class Dense(Deployable):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         head = self.detector.bbox_head
         outputs = head(self.detector.extract_feat(images))
-        return dense_candidates(head, outputs, image_size(images)).keep(head.num_classes)
+        return predict_dense(head, outputs, image_size(images))
 
 
 class RawHead(Deployable):
@@ -289,18 +288,9 @@ class Yolo(Deployable):
         there = scores > cfg.get("score_thr", 0)
         if cfg.get("conf_thr", -1) > 0:
             there = there & (objectness >= cfg.conf_thr)[..., None]
-        classes = scores.shape[-1]
-        scores = torch.where(there, scores, ABSENT).flatten(1)
-        before = cfg.get("nms_pre", -1)
-        if before > 0:
-            scores, pair = best(scores, before)
-        else:
-            pair = torch.arange(scores.shape[1], device=scores.device).expand(scores.shape[0], -1)
-        index = pair // classes
+        scores, index, labels = best_pairs(torch.where(there, scores, ABSENT), cfg.get("nms_pre", -1))
         scores = torch.where(scores >= 0, scores * objectness.gather(1, index), ABSENT)
-        candidates = Candidates(cfg, type(head).__name__)
-        candidates.add(take(boxes, index), scores, pair % classes)
-        return candidates.keep(classes)
+        return suppress(cfg, head, take(boxes, index), scores, labels, there.shape[-1])
 
 
 class Yolox(Deployable):
@@ -326,9 +316,9 @@ class Yolox(Deployable):
         cfg = ConfigDict(head.test_cfg)
         cfg.setdefault("max_per_img", self.most)
         score = torch.where(score >= cfg.score_thr, score, ABSENT)
-        candidates = Candidates(cfg, type(head).__name__)
-        candidates.add(head._bbox_decode(torch.cat(priors), deltas), score, label)
-        return candidates.keep(head.num_classes)
+        return suppress(
+            cfg, head, head._bbox_decode(torch.cat(priors), deltas), score, label, head.num_classes
+        )
 
 
 class Corners(Deployable):
@@ -368,10 +358,8 @@ class Corners(Deployable):
         first, second = pairs(scores)
         score = torch.where(there & (first >= 0) & (second >= 0), (first + second) / 2, ABSENT)
         score, pair = best(score.flatten(1), self.candidates)
-        corners = take(points[0], pair // count), take(points[1], pair % count)
-        candidates = Candidates(cfg, type(head).__name__)
-        candidates.add(torch.cat(corners, -1), score, labels[0].gather(1, pair // count))
-        return candidates.keep(head.num_classes)
+        boxes = torch.cat([take(points[0], pair // count), take(points[1], pair % count)], -1)
+        return suppress(cfg, head, boxes, score, labels[0].gather(1, pair // count), head.num_classes)
 
 
 class TwoStage(Deployable):
@@ -383,11 +371,8 @@ class TwoStage(Deployable):
         super().__init__(detector)
         head, rpn = detector.roi_head, getattr(detector, "rpn_head", None)
         if type(head) not in self.heads or type(rpn) is not RPNHead:
-            raise ValueError(
-                f"detector: expected one of {', '.join(FAMILIES)}, got {type(detector).__name__} with "
-                f"{type(rpn).__name__} and {type(head).__name__}; dcnzoo.export.export_onnx exports any "
-                "module that you write around it"
-            )
+            parts = f"{type(rpn).__name__} and {type(head).__name__}"
+            raise unsupported(f"{type(detector).__name__} with {parts}")
         self.cascade = type(head) is CascadeRoIHead
         check_nms(head.test_cfg.nms, type(head).__name__)
         if head.with_mask:
@@ -398,8 +383,8 @@ class TwoStage(Deployable):
         features = detector.extract_feat(images)
         size = image_size(images)
         rpn = detector.rpn_head
-        proposals = dense_candidates(rpn, rpn(features), size, rpn=True).keep(len(features))
-        dets, labels = (self._cascade if self.cascade else self._boxes)(features, *proposals, size)
+        proposals = predict_dense(rpn, rpn(features), size, rpn=True)
+        dets, labels = self._boxes(features, *proposals, size)
         if not head.with_mask:
             return dets, labels
         probabilities = self._masks(features, dets, labels)
@@ -411,21 +396,14 @@ class TwoStage(Deployable):
         self, features: tuple[Tensor, ...], proposals: Tensor, levels: Tensor, size: Tensor
     ) -> tuple[Tensor, Tensor]:
         head = self.detector.roi_head
-        pooled = self._pool(head.bbox_roi_extractor, features, proposals[..., :4])
-        scores, deltas = head.bbox_head(pooled)
-        return self._classify(head.bbox_head, proposals[..., :4], levels >= 0, scores, deltas, size)
-
-    def _cascade(
-        self, features: tuple[Tensor, ...], proposals: Tensor, levels: Tensor, size: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        head = self.detector.roi_head
+        stages = [(head.bbox_head, head.bbox_roi_extractor)]
+        if self.cascade:
+            stages = list(zip(*stages[0], strict=True))
         boxes, total = proposals[..., :4], 0.0
-        for stage, (bbox_head, extractor) in enumerate(
-            zip(head.bbox_head, head.bbox_roi_extractor, strict=True)
-        ):
+        for stage, (bbox_head, extractor) in enumerate(stages, 1):
             scores, deltas = bbox_head(self._pool(extractor, features, boxes))
             total = total + scores
-            if stage < head.num_stages - 1:
+            if stage < len(stages):
                 deltas = deltas.reshape(scores.shape[0], -1, 4)
                 if bbox_head.reg_class_agnostic:
                     deltas = deltas[:, 0]
@@ -433,7 +411,7 @@ class TwoStage(Deployable):
                     deltas = take(deltas, scores[:, :-1].argmax(1, keepdim=True))[:, 0]
                 boxes = decode(bbox_head.bbox_coder, boxes, deltas.reshape(boxes.shape))
                 boxes = clip_boxes(boxes, size)
-        return self._classify(bbox_head, boxes, levels >= 0, total / head.num_stages, deltas, size)
+        return self._classify(bbox_head, boxes, levels >= 0, total / len(stages), deltas, size)
 
     def _classify(
         self, bbox_head: nn.Module, rois: Tensor, there: Tensor, scores: Tensor, deltas: Tensor, size: Tensor
@@ -449,9 +427,8 @@ class TwoStage(Deployable):
         boxes = clip_boxes(decode(bbox_head.bbox_coder, boxes, deltas), size)
         boxes = boxes.reshape(batch, count, of_roi, 4).expand(-1, -1, classes, -1).reshape(batch, -1, 4)
         labels = torch.arange(classes, device=rois.device).repeat(count).expand(batch, -1)
-        candidates = Candidates(cfg, type(bbox_head).__name__)
-        candidates.parts.append((boxes, scores, labels))
-        return candidates.keep(classes)
+        cfg = ConfigDict(cfg, min_bbox_size=-1)  # of proposals only
+        return suppress(cfg, bbox_head, boxes, scores, labels, classes)
 
     def _masks(self, features: tuple[Tensor, ...], dets: Tensor, labels: Tensor) -> Tensor:
         """Probabilities [N·K, h, w] inside the boxes."""
@@ -474,16 +451,10 @@ class TwoStage(Deployable):
             raise ValueError(f"RoIAlign: pool_mode: expected 'avg', got {layer.pool_mode!r}")
         images = torch.arange(boxes.shape[0], device=boxes.device, dtype=boxes.dtype)
         rois = torch.cat([images[:, None, None].expand(-1, boxes.shape[1], 1), boxes], -1).flatten(0, 1)
-        return roi_align_pyramid(
-            list(features[: extractor.num_inputs]),
-            rois,
-            [layer.spatial_scale for layer in extractor.roi_layers],
-            list(layer.output_size),
-            float(extractor.finest_scale),
-            layer.sampling_ratio,
-            layer.pool_mode,
-            layer.aligned,
-        )
+        scales, size = [each.spatial_scale for each in extractor.roi_layers], list(layer.output_size)
+        sampling = (layer.sampling_ratio, layer.pool_mode, layer.aligned)
+        levels = list(features[: extractor.num_inputs])
+        return roi_align_pyramid(levels, rois, scales, size, float(extractor.finest_scale), *sampling)
 
 
 class PointRend(TwoStage):
@@ -498,16 +469,17 @@ class PointRend(TwoStage):
         head = self.detector.roi_head
         cfg, extractor = head.test_cfg, head.mask_roi_extractor
         boxes = dets[..., :4]
-        levels = list(zip(features, extractor.featmap_strides, strict=False))
-        if len(levels) != 1 or extractor.with_pre or extractor.with_post:
-            raise ValueError(f"PointRend: mask_roi_extractor: expected one level, got {len(levels)}")
+        (stride, *others), level = extractor.featmap_strides, features[0]
+        if others or extractor.with_pre or extractor.with_post:
+            levels = 1 + len(others)
+            raise ValueError(f"PointRend: mask_roi_extractor: expected one level, got {levels}")
 
         rows, columns = extractor.roi_layers[0].output_size
         y, x = torch.meshgrid(
             (torch.arange(rows) + 0.5) / rows, (torch.arange(columns) + 0.5) / columns, indexing="ij"
         )
         grid = torch.stack([x, y], -1).reshape(1, -1, 2).to(boxes)
-        pooled = self._sample(levels, boxes, grid.expand(labels.numel(), -1, -1))
+        pooled = self._sample(level, stride, boxes, grid.expand(labels.numel(), -1, -1))
         coarse = head.mask_head(pooled.reshape(*pooled.shape[:2], rows, columns))
 
         masks = of_class(coarse, labels)  # [N·K, 1, h, w]
@@ -521,13 +493,14 @@ class PointRend(TwoStage):
             _, index = (-flat.abs()).topk(min(points, height * width), dim=2)
             place = torch.stack([(index % width + 0.5) / width, (index // width + 0.5) / height], -1)[:, 0]
             around = F.grid_sample(coarse, (place * 2 - 1)[:, :, None], align_corners=False)[..., 0]
-            refined = head.point_head(self._sample(levels, boxes, place), around)
+            refined = head.point_head(self._sample(level, stride, boxes, place), around)
             masks = flat.scatter(2, index, of_class(refined, labels)).reshape(masks.shape)
         return masks[:, 0].sigmoid()
 
     @staticmethod
     def _sample(
-        levels: list[tuple[Tensor, int]],
+        features: Tensor,  # [N, C, H, W]
+        stride: int,
         boxes: Tensor,  # [N, K, 4]
         points: Tensor,  # [N·K, P, 2], (x, y) from 0 to 1 inside the box
     ) -> Tensor:  # [N·K, C, P]
@@ -535,12 +508,9 @@ class PointRend(TwoStage):
         points = points.reshape(batch, count, -1, 2)
         low, high = boxes[:, :, None, :2], boxes[:, :, None, 2:]
         absolute = points * (high - low) + low
-        samples = []
-        for features, stride in levels:
-            grid = absolute / (stride * image_size(features).flip(0)) * 2 - 1
-            sampled = F.grid_sample(features, grid, align_corners=False)  # [N, C, K, P]
-            samples.append(sampled.transpose(1, 2).flatten(0, 1))
-        return torch.cat(samples, 1)
+        grid = absolute / (stride * image_size(features).flip(0)) * 2 - 1
+        sampled = F.grid_sample(features, grid, align_corners=False)  # [N, C, K, P]
+        return sampled.transpose(1, 2).flatten(0, 1)
 
 
 class Detr(Deployable):
@@ -626,19 +596,11 @@ class DeformableDetr(Detr):
             valid_ratios=valid,
         )
         place = place[:, :, None] * valid[:, None]
-        # mmcv's own compares sizes and cuts the levels out, which makes constants of them
-        with Changes() as changes:
-            changes.set(MultiScaleDeformableAttention, "forward", attend)
-            for layer in detector.encoder.layers:
-                memory = layer(
-                    query=memory,
-                    query_pos=position,
-                    key_padding_mask=mask,
-                    reference_points=place,
-                    **geometry,
-                )
-            decoder_inputs, _ = detector.pre_decoder(memory, mask, sizes)
-            return detector.forward_decoder(memory_mask=mask, **geometry, **decoder_inputs)
+        pixels = dict(query_pos=position, key_padding_mask=mask, reference_points=place)
+        for layer in detector.encoder.layers:
+            memory = layer(query=memory, **pixels, **geometry)
+        decoder_inputs, _ = detector.pre_decoder(memory, mask, sizes)
+        return detector.forward_decoder(memory_mask=mask, **geometry, **decoder_inputs)
 
 
 def logit(values: Tensor) -> Tensor:

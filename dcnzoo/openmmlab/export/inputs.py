@@ -12,13 +12,10 @@ from torch import Tensor, nn
 
 from dcnzoo.data.shapes import ShapesSpec, draw_image
 from dcnzoo.export.picture import Preprocessing
-from dcnzoo.openmmlab.detector import build
+from dcnzoo.openmmlab.detector import build, dataset_meta
 from dcnzoo.openmmlab.runner import read_config_file, unwrap_dataset
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import require_file
-
-# isort: split
-from mmdet.registry import DATASETS
 
 
 def load_detector(
@@ -28,12 +25,11 @@ def load_detector(
     allow_partial: bool = False,
 ) -> tuple[Config, nn.Module]:
     """The config and the detector, whose attribute ``classes`` holds the names of its classes."""
-    cfg = read_config_file(config)
-    cfg.merge_from_dict(cfg_options or {})
+    cfg = read_config_file(config, cfg_options)
     if "backbone" in cfg.model:
         cfg.model.backbone.init_cfg = None  # the checkpoint has all weights
     detector, meta = build(cfg, checkpoint, allow_partial=allow_partial)
-    detector.classes = _class_names(cfg, meta)
+    detector.classes = tuple(dataset_meta(cfg, meta).get("classes", ()))
     return cfg, detector
 
 
@@ -43,7 +39,7 @@ def find_preprocessing(cfg: Config, detector: nn.Module) -> Preprocessing:
     Raises:
         ValueError: the pipeline has a step that is not supported.
     """
-    pipeline = _test_dataset(cfg).get("pipeline", [])
+    pipeline = unwrap_dataset(cfg.get("test_dataloader", {}).get("dataset", {})).get("pipeline", [])
     return Preprocessing.of(pipeline, detector.data_preprocessor, detector.classes)
 
 
@@ -107,18 +103,3 @@ def model_input(
     rest = [(0, whole - part) for whole, part in zip(shape, inputs.shape[2:], strict=True)]
     inputs = torch.from_numpy(np.pad(inputs, [(0, 0), (0, 0), *rest]))
     return cv2.resize(picture, size[::-1]), inputs, found.padded(size, shape)
-
-
-def _test_dataset(cfg: Config) -> dict:
-    return unwrap_dataset(cfg.get("test_dataloader", {}).get("dataset", {}))
-
-
-def _class_names(cfg: Config, meta: dict) -> tuple[str, ...]:
-    """Class names from the checkpoint, else from the data set, else none."""
-    dataset = _test_dataset(cfg)
-    known = [
-        {key.lower(): value for key, value in meta.get("dataset_meta", meta).items()},
-        dataset.get("metainfo") or {},
-        getattr(DATASETS.get(dataset.get("type", "")), "METAINFO", {}),
-    ]
-    return tuple(next((found["classes"] for found in known if found.get("classes")), ()))

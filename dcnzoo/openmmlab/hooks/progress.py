@@ -40,17 +40,18 @@ class ProgressHook(Hook):
             note = "" if loss is None else f"loss {loss.current():.3f}"
             self._progress.update(self._train, completed=runner.iter + 1, note=note)
 
-    def after_train(self, runner: Runner) -> None:
-        self._stop()
-
     def before_val_epoch(self, runner: Runner) -> None:
         self._start_eval("validate", runner.val_dataloader)
 
     def after_val_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None):
-        self._advance_eval(batch_idx)
+        if self._progress is not None:
+            self._progress.update(self._eval, completed=batch_idx + 1)
+
+    after_test_iter = after_val_iter
 
     def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
-        self._stop_eval()
+        if self._progress is not None:
+            self._progress.remove_task(self._eval)
 
     def before_test(self, runner: Runner) -> None:
         self._start(runner)
@@ -58,11 +59,10 @@ class ProgressHook(Hook):
     def before_test_epoch(self, runner: Runner) -> None:
         self._start_eval("test", runner.test_dataloader)
 
-    def after_test_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None):
-        self._advance_eval(batch_idx)
-
-    def after_test_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
+    def after_train(self, runner: Runner, metrics: dict | None = None) -> None:
         self._stop()
+
+    after_test_epoch = after_train
 
     def _start(self, runner: Runner) -> bool:
         if not (is_main_process() and self.console.is_terminal):
@@ -89,11 +89,3 @@ class ProgressHook(Hook):
     def _start_eval(self, description: str, dataloader: Sequence) -> None:
         if self._progress is not None:
             self._eval = self._progress.add_task(description, total=len(dataloader), note="")
-
-    def _advance_eval(self, batch_idx: int) -> None:
-        if self._progress is not None:
-            self._progress.update(self._eval, completed=batch_idx + 1)
-
-    def _stop_eval(self) -> None:
-        if self._progress is not None:
-            self._progress.remove_task(self._eval)

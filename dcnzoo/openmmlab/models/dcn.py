@@ -71,17 +71,10 @@ def check_stages(owner: str, stage_with_dcn: Sequence[bool], number: int) -> tup
 
 def deformable_like(conv: nn.Conv2d, dcn: dict) -> nn.Module:
     """The layer that ``dcn`` describes, with the channels, kernel and geometry of ``conv``."""
-    return build_conv_layer(
-        {key: value for key, value in dcn.items() if key != "fallback_on_stride"},
-        conv.in_channels,
-        conv.out_channels,
-        conv.kernel_size,
-        stride=conv.stride,
-        padding=conv.padding,
-        dilation=conv.dilation,
-        groups=conv.groups,
-        bias=conv.bias is not None,
-    )
+    layer = {key: value for key, value in dcn.items() if key != "fallback_on_stride"}
+    sizes = (conv.in_channels, conv.out_channels, conv.kernel_size)
+    geometry = {name: getattr(conv, name) for name in ("stride", "padding", "dilation", "groups")}
+    return build_conv_layer(layer, *sizes, bias=conv.bias is not None, **geometry)
 
 
 @patches.replace(MODELS, "dcnzoo's operator; any batch, offset_limit, statistics of offsets")

@@ -7,8 +7,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
+from typing import Any
 
 from mmengine.device import get_device
 
@@ -35,137 +37,125 @@ def skip_unreadable_images(changes: Changes) -> None:
     images.skip_unreadable_images(changes)
 
 
+def fix(change: Callable[[Changes], None], **description: Any) -> Patch:
+    """The patch ``change``, under its name."""
+    return Patch(change.__name__, change=change, **description)
+
+
 MMENGINE = "mmengine 0.10.7"
 MMDET = "mmdet 3.3.0"
 
-SKIP_UNREADABLE_IMAGES = Patch(
-    "skip_unreadable_images",
+SKIP_UNREADABLE_IMAGES = fix(
+    skip_unreadable_images,
     target="mmdet.datasets.BaseDetDataset",
     reason="an image that cannot be read ends a training; with dcnzoo.openmmlab.datasets, 5 % may be so",
     versions=MMDET,
-    change=skip_unreadable_images,
     needed=lambda: "dcnzoo.openmmlab.datasets" in sys.modules,
 )
 
 TABLE = (
-    Patch(
-        "inherit_from_packages",
+    fix(
+        inherit_from_packages,
         target="mmengine.Config._get_cfg_path",
         reason="_base_ = 'dcnzoo::…' is unknown; pkg_resources, gone from setuptools 81, looks for packages",
         versions=MMENGINE,
-        change=inherit_from_packages,
     ),
-    Patch(
-        "hub_packages",
+    fix(
+        hub_packages,
         target="mmengine.hub",
         reason="get_config and get_model do not find dcnzoo, nor a package of `pip install -e`",
         versions=MMENGINE,
-        change=hub_packages,
     ),
-    Patch(
-        "load_own_checkpoints",
+    fix(
+        load_own_checkpoints,
         target="torch.serialization, the safe globals",
         reason="torch.load refuses the log in mmengine's checkpoints (Weights only load failed)",
         versions=f"{MMENGINE}, torch from 2.6",
-        change=load_own_checkpoints,
     ),
-    Patch(
-        "enforce_weights_only",
+    fix(
+        enforce_weights_only,
         target="mmengine.runner.CheckpointLoader",
         reason="a downloaded checkpoint, or one that is resumed, can run code",
         versions=f"{MMENGINE}, onedl-mmengine 0.10.12",
-        change=enforce_weights_only,
     ),
-    Patch(
-        "weights_by_name",
+    fix(
+        weights_by_name,
         target="mmengine.runner.checkpoint.get_torchvision_models",
         reason="'torchvision://resnet50' imports torchvision (No module named 'torchvision')",
         versions=MMENGINE,
-        change=weights_by_name,
     ),
-    Patch(
-        "amp_on_cpu",
+    fix(
+        distributed.amp_on_cpu,
         target="AmpOptimWrapper, in mmengine's registry",
         reason="--amp needs a GPU (AmpOptimizerWrapper is only available … gpu)",
         versions=MMENGINE,
-        change=distributed.amp_on_cpu,
         needed=lambda: on_cpu() and distributed.amp_needs_a_gpu(),
     ),
-    Patch(
-        "distributed_without_cuda",
+    fix(
+        distributed.distributed_without_cuda,
         target="mmengine.dist.init_dist, MMDistributedDataParallel",
         reason="launchers call torch.cuda.set_device, and DDP gets the number of a GPU",
         versions=MMENGINE,
-        change=distributed.distributed_without_cuda,
         needed=on_cpu,
     ),
-    Patch(
-        "sync_batch_norm_on_cpu",
+    fix(
+        distributed.sync_batch_norm_on_cpu,
         target="MMDistributedDataParallel._passing_sync_batchnorm_handle",
         reason="SyncBN trains on GPUs only (SyncBatchNorm expected input tensor to be on GPU)",
         versions="torch, all",
-        change=distributed.sync_batch_norm_on_cpu,
         needed=on_cpu,
     ),
-    Patch(
-        "offset_lr_mult",
+    fix(
+        models.offset_lr_mult,
         target="mmengine.optim.DefaultOptimWrapperConstructor.add_params",
         reason="dcn_offset_lr_mult has no effect on layers other than mmcv's two convolutions",
         versions=MMENGINE,
-        change=models.offset_lr_mult,
     ),
-    Patch(
-        "roi_align_without_torchvision",
+    fix(
+        models.roi_align_without_torchvision,
         target="mmcv.ops.RoIAlign",
         reason="use_torchvision=True, as in CrowdDet's config, needs torchvision",
         versions="mmcv 2.1.0",
-        change=models.roi_align_without_torchvision,
         needed=lambda: find_spec("torchvision") is None,
     ),
-    Patch(
-        "mm_sync_batch_norm",
+    fix(
+        models.mm_sync_batch_norm,
         target="mmcv.ops.SyncBatchNorm",
         reason="MMSyncBN cannot be built in one process (Default process group has not been initialized)",
         versions="mmcv 2.1.0",
-        change=models.mm_sync_batch_norm,
     ),
-    Patch(
-        "to_deformable_in_configs",
+    fix(
+        to_deformable_in_configs,
         target="mmengine.MODELS.build_func, and that of its children",
         reason="a config cannot say to_deformable=dict(where=…); dcn of a backbone without it is a TypeError",
         versions="all",
-        change=to_deformable_in_configs,
     ),
-    Patch(
-        "ssd_head",
+    fix(
+        models.ssd_head,
         target="mmdet.models.SSDHead.loss_cls",
         reason="prediction reads loss_cls of every dense head, and SSD's has none",
         versions=MMDET,
-        change=models.ssd_head,
         needed=lambda: with_mmdet() and models.ssd_head_has_no_loss_cls(),
     ),
-    Patch(
-        "cascade_rpn_head",
+    fix(
+        models.cascade_rpn_head,
         target="mmdet.models.CascadeRPNHead",
         reason="mmdet's own config of Cascade RPN does not fit it (missing … 'num_classes')",
         versions=MMDET,
-        change=models.cascade_rpn_head,
         needed=with_mmdet,
     ),
-    Patch(
-        "teacher_config",
+    fix(
+        models.teacher_config,
         target="mmdet.models.KnowledgeDistillationSingleStageDetector",
         reason="distillation configs give their teacher's path as seen from mmdet's repository",
         versions=MMDET,
-        change=models.teacher_config,
         needed=with_mmdet,
     ),
-    Patch(
-        "masks_outside_the_image",
+    fix(
+        models.masks_outside_the_image,
         target="mmdet's fcn_mask_head._do_paste_mask",
         reason="a mask whose box is outside the image, or inverted, is an error on the CPU (QueryInst)",
         versions=MMDET,
-        change=models.masks_outside_the_image,
         needed=lambda: with_mmdet() and models.masks_outside_the_image_fail(),
     ),
     SKIP_UNREADABLE_IMAGES,

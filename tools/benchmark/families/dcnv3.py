@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
+from convolutions import OFFSET_STD, REFERENCE_SAMPLES
 from torch import Tensor
 
 from . import OURS, Call, Unsupported, leaves
-from .deform_conv2d import KERNEL, OFFSET_STD, PADDING, REFERENCE_SAMPLES
 
+KERNEL, PADDING = 3, 1
 TAPS = KERNEL**2
 GROUP_CHANNELS = 16  # in every InternImage
 # The plain convolution with as many taps; on a GPU also what memory needs for inputs and output, once.

@@ -2,85 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
+from convolutions import Case, contestants, deformable
 from torch import Tensor
 
-from . import OURS, Call, Unsupported, Work, leaves
-
-KERNEL, PADDING = 3, 1
-# Pixels. Learnt offsets are of this size but smoother; independent ones are the harder case for caches.
-OFFSET_STD = 2.0
-# The reference materialises every sample several times: bigger cases take minutes and gigabytes.
-REFERENCE_SAMPLES = 5_000_000  # of one channel at one tap and pixel
-FLOORS = ("F.conv2d", "F.conv2d channels_last")
-
-
-@dataclass(frozen=True)
-class Case:
-    name: str
-    group: str
-    batch: int
-    channels: int  # in and out
-    size: tuple[int, int]  # of the input
-    stride: int = 1
-    groups: int = 1
-    offset_groups: int = 1
-    op: str = "v2"
-    im2col_step: int | None = None
-    optional: bool = False
-
-    @property
-    def main(self) -> bool:
-        return self.group in ("ResNet-50", "FPN")
-
-    @property
-    def out_size(self) -> tuple[int, int]:
-        height, width = ((s + 2 * PADDING - KERNEL) // self.stride + 1 for s in self.size)
-        return height, width
-
-    @property
-    def out_shape(self) -> tuple[int, ...]:
-        return (self.batch, self.channels, *self.out_size)
-
-    @property
-    def shape(self) -> str:
-        text = f"{self.batch}×{self.channels}×{self.size[0]}×{self.size[1]}"
-        extras = {
-            f"stride {self.stride}": self.stride > 1,
-            f"groups {self.groups}": self.groups > 1,
-            f"offset groups {self.offset_groups}": self.offset_groups > 1,
-            f"step {self.im2col_step}": self.im2col_step is not None,
-            self.op: self.op != "v2",
-        }
-        return ", ".join([text, *(word for word, holds in extras.items() if holds)])
-
-    def small(self) -> Case:
-        return replace(self, batch=1, size=(9, 11))
-
-    def work(self, item: int) -> Work:
-        samples = self.batch * self.out_size[0] * self.out_size[1] * KERNEL**2
-        flops = 2 * samples * self.channels * self.channels / self.groups
-        return Work(flops, samples * self.channels * 4 * item)  # four corners of each sample
-
-    def tensors(self, dtype: torch.dtype, device: str) -> dict[str, Tensor | None]:
-        generator = torch.Generator().manual_seed(0)
-
-        def normal(*shape: int) -> Tensor:
-            return torch.randn(shape, generator=generator)
-
-        taps, fan_in = KERNEL**2, self.channels // self.groups * KERNEL**2
-        tensors = {
-            "input": normal(self.batch, self.channels, *self.size),
-            "weight": normal(self.channels, self.channels // self.groups, KERNEL, KERNEL) * fan_in**-0.5,
-            "offset": normal(self.batch, self.offset_groups * taps * 2, *self.out_size) * OFFSET_STD,
-            "mask": normal(self.batch, self.offset_groups * taps, *self.out_size).sigmoid(),
-        }
-        if self.op == "v1":
-            del tensors["mask"]
-        return {"mask": None, **{name: t.to(device, dtype) for name, t in tensors.items()}}
+from . import OURS, Call, Unsupported, leaves
 
 
 def _cases() -> list[Case]:
@@ -114,42 +42,17 @@ def _cases() -> list[Case]:
         cases.append(Case(f"many-step{step}", "many small images", 64, 32, (16, 16), im2col_step=step))
     # with v1, where mmcv's operator takes an im2col_step too
     cases.append(Case("many-v1-step64", "many small images", 64, 32, (16, 16), op="v1", im2col_step=64))
-    return cases
+    return [replace(case, main=case.group in ("ResNet-50", "FPN")) for case in cases]
 
 
 CASES = _cases()
-
-
-def _dcnzoo(memory_format: torch.memory_format, backend: str = "auto"):
-    def prepare(case: Case, t: dict, threads: int) -> Call:
-        from dcnzoo.ops import _backend, deform_conv2d
-
-        given = leaves(
-            t["input"].contiguous(memory_format=memory_format), t["weight"], t["offset"], t["mask"]
-        )
-
-        def forward() -> Tensor:
-            _backend.use(backend)  # for the backward too, which follows before another contestant's turn
-            return deform_conv2d(*given, None, case.stride, PADDING, 1, case.groups, case.im2col_step)
-
-        return Call(forward, tuple(g for g in given if g is not None))
-
-    return prepare
-
-
-def _conv2d(memory_format: torch.memory_format):
-    def prepare(case: Case, t: dict, threads: int) -> Call:
-        given = leaves(*(t[name].contiguous(memory_format=memory_format) for name in ("input", "weight")))
-        return Call(lambda: F.conv2d(*given, None, case.stride, PADDING, 1, case.groups), given)
-
-    return prepare
 
 
 def _mmcv(case: Case, t: dict, threads: int) -> Call:
     from mmcv.ops import deform_conv2d, modulated_deform_conv2d
 
     input, weight, offset, mask = leaves(t["input"], t["weight"], t["offset"], t["mask"])
-    geometry = (case.stride, PADDING, 1, case.groups, case.offset_groups)
+    geometry = (case.stride, case.padding, 1, case.groups, case.offset_groups)
     if mask is None:
         step = case.im2col_step or min(case.batch, 32)
         return Call(
@@ -168,18 +71,7 @@ def _torchvision(case: Case, t: dict, threads: int) -> Call:
 
     input, weight, offset, mask = given = leaves(t["input"], t["weight"], t["offset"], t["mask"])
     return Call(
-        lambda: deform_conv2d(input, offset, weight, None, case.stride, PADDING, 1, mask),
-        tuple(g for g in given if g is not None),
-    )
-
-
-def _tvdcn(case: Case, t: dict, threads: int) -> Call:
-    from tvdcn.ops import deform_conv2d
-
-    given = leaves(t["input"], t["weight"], t["offset"], t["mask"])
-    stride, padding, dilation = ((v, v) for v in (case.stride, PADDING, 1))
-    return Call(
-        lambda: deform_conv2d(*given, None, stride, padding, dilation, case.groups),
+        lambda: deform_conv2d(input, offset, weight, None, case.stride, case.padding, 1, mask),
         tuple(g for g in given if g is not None),
     )
 
@@ -201,7 +93,7 @@ def _onnxruntime(case: Case, t: dict, threads: int) -> Call:
     names = ["input", "weight", "offset"] + (["", "mask"] if "mask" in arrays else [])
     node = helper.make_node(
         "DeformConv", names, ["output"],
-        kernel_shape=[KERNEL] * 2, pads=[PADDING] * 4, strides=[case.stride] * 2, dilations=[1, 1],
+        kernel_shape=[case.kernel] * 2, pads=[case.padding] * 4, strides=case.strides, dilations=[1, 1],
         group=case.groups, offset_group=case.offset_groups,
     )  # fmt: skip
     graph = helper.make_graph(
@@ -231,30 +123,10 @@ def _onnxruntime(case: Case, t: dict, threads: int) -> Call:
     return Call(forward)
 
 
-def _reference(case: Case, t: dict, threads: int) -> Call:
-    from dcnzoo.ops import reference
-
-    if case.work(1).gathered / 4 > REFERENCE_SAMPLES:
-        limit = f"{REFERENCE_SAMPLES / 1e6:.0f} M samples"
-        raise Unsupported(f"not run above {limit}: slow and hungry on purpose")
-    given = leaves(t["input"], t["weight"], t["offset"], t["mask"])
-    stride, padding, dilation = ((v, v) for v in (case.stride, PADDING, 1))
-    return Call(
-        lambda: reference.deform_conv(*given, None, stride, padding, dilation, case.groups),
-        tuple(g for g in given if g is not None),
-    )
-
-
-CONTESTANTS = {
-    OURS: _dcnzoo(torch.contiguous_format),
-    f"{OURS} channels_last": _dcnzoo(torch.channels_last),
-    f"{OURS} fused channels_last": _dcnzoo(torch.channels_last, "fused"),
-    "F.conv2d": _conv2d(torch.contiguous_format),
-    "F.conv2d channels_last": _conv2d(torch.channels_last),
-    "mmcv": _mmcv,
-    "onnxruntime": _onnxruntime,
-    "torchvision": _torchvision,
-    "tvdcn": _tvdcn,
-    "reference": _reference,
-}
-GPU_ONLY = (f"{OURS} fused channels_last",)
+_FUSED = f"{OURS} fused channels_last"
+FLOORS, CONTESTANTS = contestants(
+    2,
+    variants={_FUSED: deformable("deform_conv2d", torch.channels_last, "fused")},
+    rivals={"mmcv": _mmcv, "onnxruntime": _onnxruntime, "torchvision": _torchvision},
+)
+GPU_ONLY = (_FUSED,)

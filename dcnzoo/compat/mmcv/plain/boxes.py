@@ -106,10 +106,8 @@ SLACK = 1e-9  # of a side; in float64, for vertices that lie on the other's side
 
 def _inside(points: Tensor, box: Tensor) -> Tensor:  # (N, 4, 2), (N, 4, 2) -> (N, 4)
     sides = torch.stack([box[:, 1] - box[:, 0], box[:, 3] - box[:, 0]], 1)  # (N, 2, 2)
-    along, length = (
-        ((points - box[:, :1])[:, :, None] * sides[:, None]).sum(-1),
-        sides.square().sum(-1)[:, None],
-    )
+    along = ((points - box[:, :1])[:, :, None] * sides[:, None]).sum(-1)
+    length = sides.square().sum(-1)[:, None]
     return ((along >= -SLACK * length) & (along <= (1 + SLACK) * length)).all(-1)
 
 
@@ -166,10 +164,12 @@ def box_iou_rotated(
     mode_flag: int,  # 0 over the union, 1 over boxes1
     aligned: bool,
 ) -> None:
-    if not aligned:
-        rows, columns = len(boxes1), len(boxes2)
-        boxes1, boxes2 = boxes1.repeat_interleave(columns, 0), boxes2.repeat(rows, 1)
-    ious.copy_(_rotated_overlap(boxes1, boxes2, mode_flag).view_as(ious))
+    boxes = (boxes1, boxes2) if aligned else all_pairs(boxes1, boxes2)
+    ious.copy_(_rotated_overlap(*boxes, mode_flag).view_as(ious))
+
+
+def all_pairs(boxes1: Tensor, boxes2: Tensor) -> tuple[Tensor, Tensor]:  # (M, k), (N, k) -> (M·N, k) each
+    return boxes1.repeat_interleave(len(boxes2), 0), boxes2.repeat(len(boxes1), 1)
 
 
 def nms_rotated(

@@ -74,12 +74,10 @@ def carafe_forward(
     routput: Tensor,
     rmasks: Tensor,
     output: Tensor,
-    kernel_size: int,
-    group_size: int,
-    scale_factor: int,
+    **options: int,
 ) -> None:
     rfeatures.copy_(features)
-    carafe_naive_forward(features, masks, output, kernel_size, group_size, scale_factor)
+    carafe_naive_forward(features, masks, output, **options)
 
 
 def carafe_backward(
@@ -92,12 +90,9 @@ def carafe_backward(
     rgrad_masks: Tensor,
     grad_input: Tensor,
     grad_masks: Tensor,
-    kernel_size: int,
-    group_size: int,
-    scale_factor: int,
+    **options: int,
 ) -> None:
-    gradients, sizes = (grad_input, grad_masks), (kernel_size, group_size, scale_factor)
-    carafe_naive_backward(grad_output, rfeatures, masks, *gradients, *sizes)
+    carafe_naive_backward(grad_output, rfeatures, masks, grad_input, grad_masks, **options)
 
 
 # Alignment to refined anchors (Yang et al. 2021, R3Det): features of an anchor's centre and corners, added
@@ -162,8 +157,17 @@ def active_rotated_filter_backward(grad_out: Tensor, indices: Tensor, grad_in: T
 # Point-wise spatial attention (Zhao et al. 2018): a mask around each pixel, laid over the whole map
 
 
-def _psa_mask(input: Tensor, psa_type: int, mask: tuple[int, int], half: tuple[int, int]) -> Tensor:
+def _psa_mask(
+    input: Tensor,  # [N, h_mask·w_mask, H, W]
+    psa_type: int,  # 0: collected from the others, 1: distributed to them
+    h_mask: int,
+    w_mask: int,
+    half_h_mask: int,
+    half_w_mask: int,
+    **_: int,  # the sizes of input
+) -> Tensor:  # [N, H·W, H, W]
     images, _, height, width = input.shape
+    mask, half = (h_mask, w_mask), (half_h_mask, half_w_mask)
 
     def taps(size: int, mask: int, half: int) -> tuple[Tensor, Tensor]:
         """Which of the mask's taps at one place is over another: [place, other], and whether there is one."""
@@ -173,48 +177,21 @@ def _psa_mask(input: Tensor, psa_type: int, mask: tuple[int, int], half: tuple[i
 
     (rows, in_rows), (columns, in_columns) = map(taps, (height, width), mask, half)
     y, x = (torch.arange(size, device=input.device) for size in (height, width))
-    values = input.unflatten(1, mask)[
-        :,
-        rows[:, None, :, None],
-        columns[None, :, None, :],
-        y[:, None, None, None],
-        x[None, :, None, None],
-    ]  # [N, y, x, other y, other x]
+    tap = (rows[:, None, :, None], columns[None, :, None, :])
+    place = (slice(None), *tap, y[:, None, None, None], x[None, :, None, None])
+    values = input.unflatten(1, mask)[place]  # [N, y, x, other y, other x]
     values = values * (in_rows[:, None, :, None] & in_columns[None, :, None, :])
-    if psa_type == 0:  # collected from the others, not distributed to them
+    if psa_type == 0:
         values = values.permute(0, 3, 4, 1, 2)
     return values.reshape(images, height * width, height, width)
 
 
-def psamask_forward(
-    input: Tensor,  # [N, h_mask·w_mask, H, W]
-    output: Tensor,  # [N, H·W, H, W], written
-    psa_type: int,
-    num_: int,
-    h_feature: int,
-    w_feature: int,
-    h_mask: int,
-    w_mask: int,
-    half_h_mask: int,
-    half_w_mask: int,
-) -> None:
-    output.copy_(_psa_mask(input, psa_type, (h_mask, w_mask), (half_h_mask, half_w_mask)))
+def psamask_forward(input: Tensor, output: Tensor, **options: int) -> None:
+    output.copy_(_psa_mask(input, **options))
 
 
-def psamask_backward(
-    grad_output: Tensor,
-    grad_input: Tensor,
-    psa_type: int,
-    num_: int,
-    h_feature: int,
-    w_feature: int,
-    h_mask: int,
-    w_mask: int,
-    half_h_mask: int,
-    half_w_mask: int,
-) -> None:
-    how = (psa_type, (h_mask, w_mask), (half_h_mask, half_w_mask))
-    add_gradient(grad_input, lambda input: _psa_mask(input, *how), grad_output)
+def psamask_backward(grad_output: Tensor, grad_input: Tensor, **options: int) -> None:
+    add_gradient(grad_input, lambda input: _psa_mask(input, **options), grad_output)
 
 
 # Correlation of two maps (Dosovitskiy et al. 2015, FlowNet)
@@ -223,30 +200,6 @@ def psamask_backward(
 def _correlation(
     input1: Tensor,  # [N, C, H, W]
     input2: Tensor,
-    kernel: tuple[int, int],
-    patch: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
-    dilation_patch: tuple[int, int],
-    stride: tuple[int, int],
-) -> Tensor:  # [N, patch, patch, oH, oW]
-    height, width = input1.shape[2:]
-    reach = [d * (p - 1) // 2 for d, p in zip(dilation_patch, patch, strict=True)]
-    moved = F.pad(input2, (reach[1], reach[1] + dilation_patch[1], reach[0], reach[0] + dilation_patch[0]))
-    products = [
-        (input1 * moved[:, :, i * dilation_patch[0] :, j * dilation_patch[1] :][:, :, :height, :width]).sum(1)
-        for i in range(patch[0])
-        for j in range(patch[1])
-    ]
-    products = torch.stack(products, 1).flatten(0, 1)[:, None]
-    sums = F.conv2d(products, products.new_ones(1, 1, *kernel), None, stride, padding, dilation)
-    return sums.view(len(input1), *patch, *sums.shape[2:])
-
-
-def correlation_forward(
-    input1: Tensor,
-    input2: Tensor,
-    output: Tensor,
     kH: int,
     kW: int,
     patchH: int,
@@ -259,10 +212,23 @@ def correlation_forward(
     dilation_patchW: int,
     dH: int,
     dW: int,
-) -> None:
-    how = ((kH, kW), (patchH, patchW), (padH, padW), (dilationH, dilationW))
-    how += ((dilation_patchH, dilation_patchW), (dH, dW))
-    output.copy_(_correlation(at_least_float32(input1), at_least_float32(input2), *how))
+) -> Tensor:  # [N, patchH, patchW, oH, oW]
+    height, width = input1.shape[2:]
+    down, across = dilation_patchH * (patchH - 1) // 2, dilation_patchW * (patchW - 1) // 2
+    moved = F.pad(input2, (across, across + dilation_patchW, down, down + dilation_patchH))
+    products = [
+        (input1 * moved[:, :, i * dilation_patchH :, j * dilation_patchW :][:, :, :height, :width]).sum(1)
+        for i in range(patchH)
+        for j in range(patchW)
+    ]
+    products = torch.stack(products, 1).flatten(0, 1)[:, None]
+    kernel = products.new_ones(1, 1, kH, kW)
+    sums = F.conv2d(products, kernel, None, (dH, dW), (padH, padW), (dilationH, dilationW))
+    return sums.view(len(input1), patchH, patchW, *sums.shape[2:])
+
+
+def correlation_forward(input1: Tensor, input2: Tensor, output: Tensor, **options: int) -> None:
+    output.copy_(_correlation(at_least_float32(input1), at_least_float32(input2), **options))
 
 
 def correlation_backward(
@@ -271,24 +237,11 @@ def correlation_backward(
     input2: Tensor,
     grad_input1: Tensor,
     grad_input2: Tensor,
-    kH: int,
-    kW: int,
-    patchH: int,
-    patchW: int,
-    padH: int,
-    padW: int,
-    dilationH: int,
-    dilationW: int,
-    dilation_patchH: int,
-    dilation_patchW: int,
-    dH: int,
-    dW: int,
+    **options: int,
 ) -> None:
-    how = ((kH, kW), (patchH, patchW), (padH, padW), (dilationH, dilationW))
-    how += ((dilation_patchH, dilation_patchW), (dH, dW))
     first, second = at_least_float32(input1), at_least_float32(input2)
-    add_gradient(grad_input1, lambda input: _correlation(input, second, *how), grad_output)
-    add_gradient(grad_input2, lambda input: _correlation(first, input, *how), grad_output)
+    add_gradient(grad_input1, lambda input: _correlation(input, second, **options), grad_output)
+    add_gradient(grad_input2, lambda input: _correlation(first, input, **options), grad_output)
 
 
 def fused_bias_leakyrelu(

@@ -54,6 +54,12 @@ def sigmoid_focal_loss_backward(
     grad_input.copy_(_sigmoid_focal(input, target, weight, alpha, foreground, rest))
 
 
+def _of_label(softmax: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Whether each sample has a label, which, and its probability: (N,)."""
+    label = target.clamp(min=0)
+    return target >= 0, label, at_least_float32(softmax).gather(1, label[:, None])[:, 0]
+
+
 def softmax_focal_loss_forward(
     softmax: Tensor,  # (N, C) probabilities
     target: Tensor,  # (N,) class; a negative one has no loss
@@ -62,10 +68,7 @@ def softmax_focal_loss_forward(
     gamma: float,
     alpha: float,
 ) -> None:
-    labelled = target >= 0
-    label = target.clamp(min=0)
-    softmax = at_least_float32(softmax)
-    p = softmax.gather(1, label[:, None])[:, 0]
+    labelled, label, p = _of_label(softmax, target)
     loss = -alpha * (1 - p) ** gamma * _log(p) * _class_weight(weight, label)
     output.copy_(torch.where(labelled, loss, torch.zeros_like(loss)))
 
@@ -79,12 +82,9 @@ def softmax_focal_loss_backward(
     gamma: float,
     alpha: float,
 ) -> None:
-    labelled = target >= 0
-    label = target.clamp(min=0)
-    softmax = at_least_float32(softmax)
-    p = softmax.gather(1, label[:, None])[:, 0]
+    labelled, label, p = _of_label(softmax, target)
     # of a probability of 1 mmcv's slope is NaN for gamma < 1
     power = (1 - p).clamp(min=torch.finfo(torch.float32).tiny) ** (gamma - 1)
     slope = gamma * power * p * _log(p) - (1 - p) ** gamma
     slope = torch.where(labelled, alpha * slope * _class_weight(weight, label), torch.zeros_like(p))
-    grad_input.copy_(slope[:, None] * (_is_target(softmax, label).to(softmax.dtype) - softmax))
+    grad_input.copy_(slope[:, None] * (_is_target(softmax, label).to(p.dtype) - at_least_float32(softmax)))

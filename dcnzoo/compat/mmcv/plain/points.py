@@ -12,17 +12,12 @@ def gather_points_forward(
     features: Tensor,  # [B, C, N]
     indices: Tensor,  # [B, M]
     output: Tensor,  # [B, C, M], written
-    b: int,
-    c: int,
-    n: int,
-    npoints: int,
+    **sizes: int,
 ) -> None:
     output.copy_(features.gather(2, indices.long()[:, None].expand_as(output)))
 
 
-def gather_points_backward(
-    grad_out: Tensor, indices: Tensor, grad_features: Tensor, b: int, c: int, n: int, npoints: int
-) -> None:
+def gather_points_backward(grad_out: Tensor, indices: Tensor, grad_features: Tensor, **sizes: int) -> None:
     grad_features.scatter_add_(2, indices.long()[:, None].expand_as(grad_out), grad_out)
 
 
@@ -30,26 +25,13 @@ def group_points_forward(
     features: Tensor,  # [B, C, N]
     indices: Tensor,  # [B, M, S]
     output: Tensor,  # [B, C, M, S], written
-    b: int,
-    c: int,
-    n: int,
-    npoints: int,
-    nsample: int,
+    **sizes: int,
 ) -> None:
-    gather_points_forward(features, indices.flatten(1), output.flatten(2), b, c, n, npoints * nsample)
+    gather_points_forward(features, indices.flatten(1), output.flatten(2))
 
 
-def group_points_backward(
-    grad_out: Tensor,
-    indices: Tensor,
-    grad_features: Tensor,
-    b: int,
-    c: int,
-    n: int,
-    npoints: int,
-    nsample: int,
-) -> None:
-    gather_points_backward(grad_out.flatten(2), indices.flatten(1), grad_features, b, c, n, npoints * nsample)
+def group_points_backward(grad_out: Tensor, indices: Tensor, grad_features: Tensor, **sizes: int) -> None:
+    gather_points_backward(grad_out.flatten(2), indices.flatten(1), grad_features)
 
 
 def three_interpolate_forward(
@@ -78,13 +60,11 @@ def three_nn_forward(
     source: Tensor,  # [B, M, 3]
     dist2: Tensor,  # [B, N, 3], written: squared distances, nearest first
     idx: Tensor,  # [B, N, 3], written
-    b: int,
-    n: int,
     m: int,
+    **sizes: int,
 ) -> None:
     """With fewer than three points in ``source``, infinity and 0 stand for the rest, as in mmcv."""
-    squares = (target[:, :, None] - source[:, None]).square().sum(-1)
-    near, where = squares.sort(dim=2, stable=True)
+    near, where = _squares(target, source).sort(dim=2, stable=True)
     dist2.fill_(torch.inf)
     idx.zero_()
     dist2[..., :m], idx[..., :m] = near[..., :3], where[..., :3].to(idx.dtype)
@@ -102,10 +82,9 @@ def knn_forward(
     new_xyz_tensor: Tensor,  # [B, M, 3]
     idx_tensor: Tensor,  # [B, M, nsample], written, nearest first
     dist2_tensor: Tensor,  # as idx, written: squared distances
-    b: int,
     n: int,
-    m: int,
     nsample: int,
+    **sizes: int,
 ) -> None:
     """Where there are fewer than ``nsample`` points, 0 at a squared distance of 1e10 stands for the rest."""
     near, where = _squares(new_xyz_tensor, xyz_tensor).sort(dim=2, stable=True)
@@ -153,11 +132,9 @@ def furthest_point_sampling_forward(
     points_tensor: Tensor,  # [B, N, 3]
     temp_tensor: Tensor,  # [B, N], of large values; written: squared distances to all but the last
     idx_tensor: Tensor,  # [B, M], written, 0 first
-    b: int,
-    n: int,
-    m: int,
+    **sizes: int,
 ) -> None:
-    rows = torch.arange(b, device=points_tensor.device)
+    rows = torch.arange(len(points_tensor), device=points_tensor.device)
 
     def squares_to(last: Tensor) -> Tensor:
         return (points_tensor - points_tensor[rows, last, None]).square().sum(-1)
@@ -169,11 +146,9 @@ def furthest_point_sampling_with_dist_forward(
     points_tensor: Tensor,  # [B, N, N], distances
     temp_tensor: Tensor,
     idx_tensor: Tensor,
-    b: int,
-    n: int,
-    m: int,
+    **sizes: int,
 ) -> None:
-    rows = torch.arange(b, device=points_tensor.device)
+    rows = torch.arange(len(points_tensor), device=points_tensor.device)
     _sample_furthest(lambda last: points_tensor[rows, last], temp_tensor, idx_tensor)
 
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from dcnzoo.compat.mmcv.plain.boxes import claimed_points, cross, suppress
+from dcnzoo.compat.mmcv.plain.boxes import all_pairs, claimed_points, cross, suppress
 
 SLACK = 1e-12  # relative; of the sine of an angle that counts as none
 
@@ -189,10 +189,8 @@ def box_iou_quadri(
     mode_flag: int,  # 0 over the union, 1 over boxes1
     aligned: bool,
 ) -> None:
-    if not aligned:
-        rows, columns = len(boxes1), len(boxes2)
-        boxes1, boxes2 = boxes1.repeat_interleave(columns, 0), boxes2.repeat(rows, 1)
-    ious.copy_(_quad_overlap(boxes1, boxes2, mode_flag).view_as(ious))
+    boxes = (boxes1, boxes2) if aligned else all_pairs(boxes1, boxes2)
+    ious.copy_(_quad_overlap(*boxes, mode_flag).view_as(ious))
 
 
 def nms_quadri(

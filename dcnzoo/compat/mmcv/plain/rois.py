@@ -136,46 +136,28 @@ def _rotated_grid(
 def _roi_align_rotated(
     input: Tensor,
     rois: Tensor,
-    size: tuple[int, int],
+    pooled_height: int,
+    pooled_width: int,
     spatial_scale: float,
     sampling_ratio: int,
     aligned: bool,
     clockwise: bool,
 ) -> Tensor:
+    size = (pooled_height, pooled_width)
     grid = (spatial_scale, sampling_ratio, 0.5 * aligned, not aligned, clockwise)
     index, weights, starts, _ = _rotated_grid(rois, size, input.shape, *grid)
     sums = weighted_sums(rows_of(input), index.flatten(), weights.flatten(), starts)
     return sums.view(len(rois), *size, input.shape[1]).permute(0, 3, 1, 2)
 
 
-def roi_align_rotated_forward(
-    input: Tensor,
-    rois: Tensor,
-    output: Tensor,
-    pooled_height: int,
-    pooled_width: int,
-    spatial_scale: float,
-    sampling_ratio: int,
-    aligned: bool,
-    clockwise: bool,
-) -> None:
-    size, how = (pooled_height, pooled_width), (spatial_scale, sampling_ratio, aligned, clockwise)
-    output.copy_(_roi_align_rotated(input, rois, size, *how))
+def roi_align_rotated_forward(input: Tensor, rois: Tensor, output: Tensor, **options: float) -> None:
+    output.copy_(_roi_align_rotated(input, rois, **options))
 
 
 def roi_align_rotated_backward(
-    grad_output: Tensor,
-    rois: Tensor,
-    grad_input: Tensor,
-    pooled_height: int,
-    pooled_width: int,
-    spatial_scale: float,
-    sampling_ratio: int,
-    aligned: bool,
-    clockwise: bool,
+    grad_output: Tensor, rois: Tensor, grad_input: Tensor, **options: float
 ) -> None:
-    size, how = (pooled_height, pooled_width), (spatial_scale, sampling_ratio, aligned, clockwise)
-    add_gradient(grad_input, lambda input: _roi_align_rotated(input, rois, size, *how), grad_output)
+    add_gradient(grad_input, lambda input: _roi_align_rotated(input, rois, **options), grad_output)
 
 
 # BorderAlign (Qiu et al. 2020)
@@ -245,15 +227,16 @@ def border_align_backward(
 def _riroi_align(
     input: Tensor,  # [N, C·orientations, H, W]
     rois: Tensor,  # [R, 6]
-    size: tuple[int, int],
+    pooled_height: int,
+    pooled_width: int,
     spatial_scale: float,
-    sampling_ratio: int,
-    orientations: int,
+    num_samples: int,
+    num_orientations: int,
     clockwise: bool,
 ) -> Tensor:
-    index, weights, starts, _ = _rotated_grid(
-        rois, size, input.shape, spatial_scale, sampling_ratio, 0.0, True, clockwise
-    )
+    size, orientations = (pooled_height, pooled_width), num_orientations
+    grid = (spatial_scale, num_samples, 0.0, True, clockwise)
+    index, weights, starts, _ = _rotated_grid(rois, size, input.shape, *grid)
     sums = weighted_sums(rows_of(input), index.flatten(), weights.flatten(), starts)
     channels = input.shape[1] // orientations
     sums = sums.view(len(rois), *size, channels, orientations)  # [R, h, w, C, O]
@@ -269,34 +252,14 @@ def _riroi_align(
     return ((1 - part) * turned(0) + part * turned(1)).flatten(3).permute(0, 3, 1, 2)
 
 
-def riroi_align_rotated_forward(
-    features: Tensor,
-    rois: Tensor,
-    output: Tensor,
-    pooled_height: int,
-    pooled_width: int,
-    spatial_scale: float,
-    num_samples: int,
-    num_orientations: int,
-    clockwise: bool,
-) -> None:
-    size, how = (pooled_height, pooled_width), (spatial_scale, num_samples, num_orientations, clockwise)
-    output.copy_(_riroi_align(features, rois, size, *how))
+def riroi_align_rotated_forward(features: Tensor, rois: Tensor, output: Tensor, **options: float) -> None:
+    output.copy_(_riroi_align(features, rois, **options))
 
 
 def riroi_align_rotated_backward(
-    top_grad: Tensor,
-    rois: Tensor,
-    bottom_grad: Tensor,
-    pooled_height: int,
-    pooled_width: int,
-    spatial_scale: float,
-    num_samples: int,
-    num_orientations: int,
-    clockwise: bool,
+    top_grad: Tensor, rois: Tensor, bottom_grad: Tensor, **options: float
 ) -> None:
-    size, how = (pooled_height, pooled_width), (spatial_scale, num_samples, num_orientations, clockwise)
-    add_gradient(bottom_grad, lambda input: _riroi_align(input, rois, size, *how), top_grad)
+    add_gradient(bottom_grad, lambda input: _riroi_align(input, rois, **options), top_grad)
 
 
 # BezierAlign (Liu et al. 2020, ABCNet): regions between two cubic curves
@@ -305,11 +268,13 @@ def riroi_align_rotated_backward(
 def _bezier_align(
     input: Tensor,
     rois: Tensor,  # [R, 17]: image, four points (x, y) of the upper curve, four of the lower from its end
-    size: tuple[int, int],
+    aligned_height: int,
+    aligned_width: int,
     spatial_scale: float,
     sampling_ratio: int,
     aligned: bool,
 ) -> Tensor:
+    size = (aligned_height, aligned_width)
     rois = at_least_float32(rois)
     points = (rois[:, 1:] * spatial_scale).view(-1, 2, 4, 2)
     points = torch.stack([points[:, 0], points[:, 1].flip(1)], 1)  # both from the left: [R, 2 curves, 4, 2]
@@ -334,32 +299,12 @@ def _bezier_align(
     return sums.view(len(rois), *size, input.shape[1]).permute(0, 3, 1, 2)
 
 
-def bezier_align_forward(
-    input: Tensor,
-    rois: Tensor,
-    output: Tensor,
-    aligned_height: int,
-    aligned_width: int,
-    spatial_scale: float,
-    sampling_ratio: int,
-    aligned: bool,
-) -> None:
-    size, how = (aligned_height, aligned_width), (spatial_scale, sampling_ratio, aligned)
-    output.copy_(_bezier_align(input, rois, size, *how))
+def bezier_align_forward(input: Tensor, rois: Tensor, output: Tensor, **options: float) -> None:
+    output.copy_(_bezier_align(input, rois, **options))
 
 
-def bezier_align_backward(
-    grad_output: Tensor,
-    rois: Tensor,
-    grad_input: Tensor,
-    aligned_height: int,
-    aligned_width: int,
-    spatial_scale: float,
-    sampling_ratio: int,
-    aligned: bool,
-) -> None:
-    size, how = (aligned_height, aligned_width), (spatial_scale, sampling_ratio, aligned)
-    add_gradient(grad_input, lambda input: _bezier_align(input, rois, size, *how), grad_output)
+def bezier_align_backward(grad_output: Tensor, rois: Tensor, grad_input: Tensor, **options: float) -> None:
+    add_gradient(grad_input, lambda input: _bezier_align(input, rois, **options), grad_output)
 
 
 # Precise RoI pooling (Jiang et al. 2018): the mean of the bilinear surface over a bin, by its integral
