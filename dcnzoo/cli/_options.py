@@ -216,6 +216,7 @@ runner = combined(
     option("--local-rank", "--local_rank", type=int, default=0, hidden=True),
 )
 
+
 def _model(required: bool) -> Callable:
     """The arguments of :func:`load_model`."""
     return combined(

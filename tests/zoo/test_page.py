@@ -31,7 +31,7 @@ def test_a_row():
     (cells,) = rows(page.render(), name)
     assert cells == [
         f"[{name}](configs/dcn/{name}.py)",
-        *("ResNet-101", "DCN (backbone)", "64.7", "351.9", "12 epochs"),
+        *("ResNet-101", "DCN (backbone)", "64.7", "355.4", "12 epochs"),
         *("6.5", "11.7 (V100)"),  # GB; 85.47 ms per image
         *("COCO", "43.5", "38.9", "published (MMDetection)"),
         *(f"[download]({zoo.find(name).only_weights()})", "Apache-2.0"),
