@@ -67,7 +67,7 @@ extern "C" void all_boxes(int b, int boxes_num, int m, const D* boxes, const D* 
 }
 """
 
-# What mmcv's kernels cannot be asked here is tested by hand: tests/test_compat_mmcv_polygons.py.
+# What mmcv's kernels cannot be asked here is tested by hand: tests/test_compat_mmcv_ops.py.
 MODULES = ("gather_points", "group_points", "three_interpolate", "three_nn", "ball_query")
 
 
