@@ -1,54 +1,28 @@
 """Operators on quadrilaterals and sets of points against mmcv's."""
 
+import functools
 import importlib
 
 import pytest
 import torch
 from test_mmcv_boxes_and_rois import CASES, TOLERANCE, Case, mmcv_ops, on, stand_in  # noqa: F401  a fixture
 
-HEAD = "using D = double;\n#define RUN(KERNEL, ...) emulate(1, 4, [=] { KERNEL<D>(__VA_ARGS__); })\n"
 # each its own library: two of the files define functions of the same names
-HULLS = r"""
-extern "C" void iou(int n, int m, const D* points, const D* quads, D* output) {
-  RUN(convex_iou_cuda_kernel, n, m, points, quads, output);
+KERNELS = {
+    "hulls": ("convex_iou_cuda_kernel", dict(iou="convex_iou_cuda_kernel", giou="convex_giou_cuda_kernel")),
+    "rectangles": ("min_area_polygons_cuda", dict(rectangles="min_area_polygons_cuda_kernel")),
+    "inside": ("points_in_polygons_cuda_kernel", dict(inside="points_in_polygons_forward_cuda_kernel")),
 }
-extern "C" void giou(int n, const D* points, const D* quads, D* output) {
-  RUN(convex_giou_cuda_kernel, n, n, points, quads, output);
-}
-"""
-RECTANGLES = r"""
-using std::isinf;
-using std::isnan;
-#include "min_area_polygons_cuda.cuh"
-extern "C" void rectangles(int n, const D* points, D* output) {
-  RUN(min_area_polygons_cuda_kernel, n, points, output);
-}
-"""
-INSIDE = r"""
-extern "C" void inside(int n, const D* points, const D* quads, int rows, int columns, D* output) {
-  // a thread of mmcv's kernel does one
-  for (int i = 0; i < n; i += 8)
-    emulate(1, 8, [=] {
-      blockIdx = dim3(i / 8);
-      points_in_polygons_forward_cuda_kernel<D>(n, points, quads, rows, columns, output);
-    });
-}
-"""
 
 
 @pytest.fixture(scope="module")
-def hulls(compile_kernels):
-    return compile_kernels(HEAD + HULLS, "convex_iou")
+def compiled(compile_kernels):
+    @functools.cache
+    def compiled(library):
+        file, kernels = KERNELS[library]
+        return compile_kernels({name: f"{kernel}<double>" for name, kernel in kernels.items()}, file)
 
-
-@pytest.fixture(scope="module")
-def rectangles(compile_kernels):
-    return compile_kernels(HEAD + RECTANGLES)
-
-
-@pytest.fixture(scope="module")
-def inside(compile_kernels):
-    return compile_kernels(HEAD + INSIDE, "points_in_polygons")
+    return compiled
 
 
 def quads(case, count, regular=False):
@@ -94,24 +68,24 @@ def nine_points(case, count):
 
 
 @pytest.mark.parametrize("seed", CASES)
-def test_convex_iou(hulls, seed):
+def test_convex_iou(compiled, seed):
     case = Case(seed)
     points = nine_points(case, case.choose.choice([0, 1, 4]))
     boxes = quads(case, case.choose.choice([1, 5]), regular=True).double()
     got, want = points.new_zeros(2, len(points), len(boxes))
     stand_in.convex_iou(points, boxes, got)
-    hulls("iou", len(points), len(boxes), points, boxes, want)
+    compiled("hulls")("iou", len(points), len(boxes), points, boxes, want)
     torch.testing.assert_close(got, want, **TOLERANCE)
 
 
 @pytest.mark.parametrize("seed", CASES)
-def test_convex_giou(hulls, seed):
+def test_convex_giou(compiled, seed):
     case = Case(seed)
     points = nine_points(case, case.choose.choice([0, 1, 6]))
     boxes = quads(case, len(points), regular=True).double()
     got, want = points.new_zeros(2, len(points), 19)
     stand_in.convex_giou(points, boxes, got)
-    hulls("giou", len(points), points, boxes, want)
+    compiled("hulls")("giou", len(points), len(points), points, boxes, want)
     torch.testing.assert_close(got[:, 18], want[:, 18], **TOLERANCE)
     # Where a corner lies on a side, as of whole numbers, mmcv mixes the two lines that cut there: ours has to
     # be the derivative from one side or the other.
@@ -128,12 +102,12 @@ def test_convex_giou(hulls, seed):
 
 
 @pytest.mark.parametrize("seed", CASES)
-def test_min_area_polygons(rectangles, seed):
+def test_min_area_polygons(compiled, seed):
     case = Case(seed)
     points = nine_points(case, case.choose.choice([0, 1, 6]))
     got, want = points.new_zeros(2, len(points), 8)
     stand_in.min_area_polygons(points, got)
-    rectangles("rectangles", len(points), points, want)
+    compiled("rectangles")("rectangles", len(points), points, want)
     # rectangles of the same area, as around some triangles, differ by mmcv's rounding, which is float32's
     corners, others = got.view(-1, 4, 2), want.view(-1, 4, 2)
     same = (corners - others).abs().amax((1, 2)) < 1e-4
@@ -147,7 +121,7 @@ def test_min_area_polygons(rectangles, seed):
 
 
 @pytest.mark.parametrize("seed", CASES)
-def test_points_in_polygons(inside, seed):
+def test_points_in_polygons(compiled, seed):
     case = Case(seed)
     boxes = quads(case, case.choose.choice([1, 4])).double()
     if case.whole:
@@ -158,7 +132,8 @@ def test_points_in_polygons(inside, seed):
         points[4] = boxes[0].view(4, 2)[:2].mean(0)  # on a side
     got, want = points.new_zeros(2, len(points), len(boxes))
     stand_in.points_in_polygons_forward(points, boxes, got)
-    inside("inside", got.numel(), points, boxes, len(points), len(boxes), want)
+    counts = (len(points), len(boxes))
+    compiled("inside")("inside", got.numel(), points, boxes, *counts, want, threads=(got.numel(), 1))
     assert torch.equal(got, want)
 
 
