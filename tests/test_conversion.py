@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
+from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 import dcnzoo.openmmlab.datasets  # noqa: F401
 from dcnzoo.cli import commands
-from dcnzoo.data.check import check_coco
+from dcnzoo.data.check import check_coco, decode_counts
 from dcnzoo.data.conversion import (
     SUFFIXES,
     Refused,
@@ -494,7 +495,7 @@ def test_written_whole_or_not_at_all(voc, monkeypatch):
         write(xml, voc_file(name=f"{xml.stem}.jpg"))
     with pytest.raises(UserError, match=r"^annotations: "):
         convert_voc(voc)[0].write(out)
-    for folder in (voc, voc / "nowhere"):
+    for folder in (voc / "ImageSets", voc / "nowhere"):
         with pytest.raises(UserError, match=f"folder: .*{folder.name}"):
             convert_labelme(folder)
 
@@ -566,3 +567,13 @@ def test_convert_commands(voc):
     result = invoke(voc, out, "--classes", voc / "names.txt", "--skip-invalid")
     assert result.exit_code == 0
     assert [category["name"] for category in json.loads(out.read_text())["categories"]] == ["date", "fig"]
+
+
+def test_rle_against_pycocotools():
+    generator = np.random.default_rng(0)
+    for _ in range(50):
+        size = generator.integers(1, 90, 2).tolist()
+        mask = np.asfortranarray(generator.random(size) < generator.random(), np.uint8)
+        rle = coco_mask.encode(mask)
+        decoded = {"counts": decode_counts(rle["counts"].decode()), "size": size}
+        assert coco_mask.frPyObjects(decoded, *size) == rle
