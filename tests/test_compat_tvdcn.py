@@ -72,6 +72,10 @@ def test_options_and_initial_values_of_packs():
     # tvdcn's 'sigmoid' is 2 · sigmoid, so that a new pack is an ordinary convolution
     input = torch.randn(2, 4, 7, 6)
     torch.testing.assert_close(pack(input), torch.nn.functional.conv2d(input, pack.weight))
+    state = {"weight": pack.weight, "offset_generator.weight": pack.conv_offset.weight}
+    state["mask_generator.weight"], names = pack.conv_mask.weight, ["weight", "offset_generator.weight"]
+    pack.load_state_dict(state)
+    assert list(state) == [*names, "mask_generator.weight"], "the caller's is left alone"
 
 
 # What tvdcn 1.1.0 computed

@@ -276,27 +276,6 @@ def test_pack_starts_as_convolution_and_learns(rank, transposed):
     assert all(parameter.grad.abs().sum() > 0 for parameter in pack.parameters())
 
 
-def test_state_dict_of_tvdcn():
-    """From 1.1 on: its own names, no bias, as many groups as there are sets of offsets or masks."""
-    torch.manual_seed(0)
-    pack = make_pack(2, False, modulated=True, offset_groups=2, mask_groups=4, dtype=torch.float64)
-    theirs = {
-        "weight": torch.randn_like(pack.weight),
-        "bias": torch.randn_like(pack.bias),
-        "offset_generator.weight": torch.randn(24, 2, 3, 2, dtype=torch.float64),
-        "mask_generator.weight": torch.randn(24, 1, 3, 2, dtype=torch.float64),
-    }
-    model = nn.ModuleDict({"backbone": nn.Sequential(pack)})
-    state_dict = {f"backbone.0.{name}": value for name, value in theirs.items()}
-    names = list(state_dict)
-    model.load_state_dict(state_dict)
-    assert list(state_dict) == names  # the caller's is left alone
-    input = sample(2, dtype=torch.float64)
-    offset = F.conv2d(input, theirs["offset_generator.weight"], None, (2, 1), (1, 2), (1, 2), groups=2)
-    mask = F.conv2d(input, theirs["mask_generator.weight"], None, (2, 1), (1, 2), (1, 2), groups=4)
-    torch.testing.assert_close(pack.predict(input), (offset, mask.sigmoid()))
-
-
 def test_state_dict_that_does_not_fit():
     pack = make_pack(2, False)
     state = pack.state_dict()

@@ -84,15 +84,11 @@ def test_damaged(make, tmp_path):
     content[content.rindex(b"b\x00", 0, len(content) // 2) + 40] ^= 0xFF
     for start, flags in ((encrypted.index(b"PK\x03\x04"), 6), (encrypted.index(b"PK\x01\x02"), 8)):
         encrypted[start + flags] |= 1
-    for written, message in (
-        (content, "expected a zip file"),
-        (b"no zip", "expected a zip"),
-        (encrypted, ""),
-    ):
+    for number, written in enumerate((content, b"no zip", encrypted)):
         path.write_bytes(written)
-        with pytest.raises(ArchiveError, match=f"{path}.*{message}"):
-            unpack(path, tmp_path / "out")
-        assert set(files(tmp_path / "out")) <= {"a"}, "no half file, nothing left lying about"
+        with pytest.raises(ArchiveError, match="expected a zip file" if number < 2 else str(path)):
+            unpack(path, tmp_path / f"{number}")
+        assert set(files(tmp_path / f"{number}")) <= {"a"}, "no half file, nothing left lying about"
 
 
 def test_no_room(make, tmp_path, monkeypatch):
