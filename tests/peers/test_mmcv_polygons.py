@@ -5,7 +5,7 @@ import importlib
 
 import pytest
 import torch
-from test_mmcv_boxes_and_rois import CASES, TOLERANCE, Case, mmcv_ops, on, stand_in  # noqa: F401  a fixture
+from test_mmcv_boxes_and_rois import CASES, TOLERANCE, Case, mmcv_ops, stand_in
 
 # each its own library: two of the files define functions of the same names
 KERNELS = {
@@ -25,44 +25,6 @@ def compiled(compile_kernels):
     return compiled
 
 
-def quads(case, count, regular=False):
-    """Convex; not all rectangles, and in every fifth case some without area, unless ``regular``."""
-    x, y, width, height, angle = case.rotated(count).unbind(1)
-    flat = case.degenerate and not regular
-    width, height = (width, height) if flat else (width + 1, height + 1)
-    signs = torch.tensor([[-1.0, -1], [1, -1], [1, 1], [-1, 1]])[None]
-    u, v = (signs * torch.stack([width, height], 1)[:, None] / 2).unbind(-1)
-    cos, sin = angle.cos()[:, None], angle.sin()[:, None]
-    corners = torch.stack([x[:, None] + u * cos - v * sin, y[:, None] + u * sin + v * cos], -1)
-    moved = (torch.rand(corners.shape, generator=case.generator) - 0.5) * (
-        0 if flat else case.choose.choice([0.0, 0.4])
-    )
-    corners = corners + moved
-    return (corners.flip(1) if case.choose.random() < 0.5 else corners).flatten(1)
-
-
-@pytest.mark.parametrize("seed", CASES)
-def test_box_iou_quadri(on, seed):  # noqa: F811
-    case = Case(seed)
-    boxes, others = quads(case, case.count()), quads(case, case.count())
-    case.some_equal(boxes, others)
-    for mode in ("iou", "iof"):
-        for arguments in ((boxes, others, mode), (boxes, boxes.roll(1, 0), mode, True)):
-            want, got = on("box_iou_quadri", lambda a=arguments: mmcv_ops.box_iou_quadri(*a))
-            torch.testing.assert_close(got, want, **TOLERANCE)
-
-
-@pytest.mark.parametrize("seed", CASES)
-def test_nms_quadri(on, seed):  # noqa: F811
-    case = Case(seed)
-    boxes = quads(case, max(1, case.count(40)))
-    labels = torch.randint(2, (len(boxes),), generator=case.generator) if seed % 3 == 0 else None
-    arguments = (boxes, case.scores(len(boxes)), case.choose.choice([0.1, 0.3, 0.5]), labels)
-    want, got = on("nms", lambda: mmcv_ops.nms_quadri(*arguments))
-    assert got[1].tolist() == want[1].tolist()
-    torch.testing.assert_close(got[0], want[0])
-
-
 def nine_points(case, count):
     return (case.uniform(count, 1, 2, high=25) + case.uniform(count, 9, 2, high=20)).flatten(1).double()
 
@@ -71,7 +33,7 @@ def nine_points(case, count):
 def test_convex_iou(compiled, seed):
     case = Case(seed)
     points = nine_points(case, case.choose.choice([0, 1, 4]))
-    boxes = quads(case, case.choose.choice([1, 5]), regular=True).double()
+    boxes = case.quads(case.choose.choice([1, 5]), regular=True).double()
     got, want = points.new_zeros(2, len(points), len(boxes))
     stand_in.convex_iou(points, boxes, got)
     compiled("hulls")("iou", len(points), len(boxes), points, boxes, want)
@@ -82,7 +44,7 @@ def test_convex_iou(compiled, seed):
 def test_convex_giou(compiled, seed):
     case = Case(seed)
     points = nine_points(case, case.choose.choice([0, 1, 6]))
-    boxes = quads(case, len(points), regular=True).double()
+    boxes = case.quads(len(points), regular=True).double()
     got, want = points.new_zeros(2, len(points), 19)
     stand_in.convex_giou(points, boxes, got)
     compiled("hulls")("giou", len(points), len(points), points, boxes, want)
@@ -123,7 +85,7 @@ def test_min_area_polygons(compiled, seed):
 @pytest.mark.parametrize("seed", CASES)
 def test_points_in_polygons(compiled, seed):
     case = Case(seed)
-    boxes = quads(case, case.choose.choice([1, 4])).double()
+    boxes = case.quads(case.choose.choice([1, 4])).double()
     if case.whole:
         boxes = boxes.round()
     points = case.uniform(case.choose.choice([0, 1, 9]), 2, high=30).double()
@@ -140,7 +102,7 @@ def test_points_in_polygons(compiled, seed):
 def test_modules_call_what_is_compared():
     """mmcv's functions hand over their arguments as above."""
     points = nine_points(Case(1), 3).float()
-    boxes = quads(Case(1), 3, regular=True)
+    boxes = Case(1).quads(3, regular=True)
     for name in ("convex_iou", "min_area_polygons", "points_in_polygons"):
         importlib.import_module(f"mmcv.ops.{name}").ext_module = stand_in
     assert mmcv_ops.convex_iou(points, boxes).shape == (3, 3)
