@@ -348,6 +348,7 @@ def test_nothing():
         ),
     ):
         assert pooled.shape == (0, 4, 3, 2)
+    assert not ops.roi_pool(maps, ROIS[3:], (3, 2)).any(), "turned over"
     assert ops.border_align(maps, BORDERS[:, :0], 3).shape == (2, 1, 0, 4)
 
 

@@ -180,6 +180,7 @@ def test_sync_batch_norm_on_the_cpu(group_of_one, dtype):
 
 
 def test_mm_sync_batch_norm_asks_its_process_group(monkeypatch):
+    assert SyncBatchNorm(3).group_size == 1
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda *group: 5)
     assert SyncBatchNorm(3, group="some").group_size == 5

@@ -133,6 +133,9 @@ def test_no_two_patches_change_the_same():
     assert len(found) == len(set(found))
     registered = {patch.name for patch in TABLE if "in the registry" in patch.target}
     assert {"DCN", "FPN", "CocoDataset"} <= registered <= set(patches.REGISTERED)
+    with patches.disabled():
+        assert not patches.active()
+    assert patches.active()
 
 
 def test_a_patch_that_fails_halfway_is_undone():
@@ -297,9 +300,9 @@ def test_layers_call_mmcv_where_its_kernels_stay(
     layer = randomise(MODELS.build(options))
     inputs = () if given else (torch.randn(3, 4, 7, 9).to(memory_format=torch.channels_last),)
     expected = layer(*inputs, **given)
-    with patches.disabled(operator):
+    with patches.disabled(operator), monkeypatch.context() as patched:
         calls, original = [], getattr(sys.modules[module], function)
-        monkeypatch.setattr(
+        patched.setattr(
             sys.modules[module], function, lambda *args: calls.append(function) or original(*args)
         )
         got = layer(*inputs, **given)

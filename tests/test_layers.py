@@ -109,6 +109,7 @@ def test_as_torchs_convolution(rank, transposed):
 @directions
 def test_state_dict_and_repr(rank, transposed):
     assert list(make_pack(rank, transposed).state_dict()) == ["weight", "bias", *PREDICTED[:2]]
+    assert "deformable=False" in repr(make_pack(rank, transposed, deformable=False))
     options = dict(modulated=True, offset_groups=2, mask_groups=4, offset_limit=3.0, im2col_step=8)
     pack = make_pack(rank, transposed, **options)
     kernel = GEOMETRY["kernel_size"][:rank]
