@@ -22,6 +22,48 @@ from .zoo.conftest import undisturbed  # noqa: F401  a fixture
 from .zoo.server import Served, serving
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="posix.mkdir has another name elsewhere")
+def test_a_harmful_file_is_refused(harmful, tmp_path, folder, monkeypatch):
+    for path in (harmful, f"~/{os.path.relpath(harmful, Path.home())}"):
+        with pytest.raises(CheckpointError, match=REFUSED):
+            load_checkpoint(nn.Linear(2, 1), str(path))
+    # many set this for the sake of one file, and leave it set
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    with pytest.raises(CheckpointError, match=REFUSED):
+        CheckpointLoader.load_checkpoint(str(harmful), logger="silent")
+    with patches.disabled("enforce_weights_only"), monkeypatch.context() as fork:
+        # onedl-mmengine reads a file that was refused once more, and then anything
+        fork.setattr(loading, "_safe_torch_load", torch.load, raising=False)
+        patches.enable("enforce_weights_only")
+        with open(harmful, "rb") as file, pytest.raises(CheckpointError, match=r"holds posix\.mkdir"):
+            loading._safe_torch_load(file, "cpu")
+        patches.disable("enforce_weights_only")
+        assert loading._safe_torch_load is torch.load
+    torch.save(Harmful(folder), harmful, _use_new_zipfile_serialization=False)
+    with pytest.raises(CheckpointError, match=REFUSED):
+        CheckpointLoader.load_checkpoint(str(harmful), logger="silent")
+    with pytest.raises(FileNotFoundError, match="no such checkpoint"):
+        load_checkpoint(nn.Linear(2, 1), str(tmp_path / "none.pth"))
+    for content in (b"", b"<!DOCTYPE html>", b"PK\x03\x04 cut off"):
+        harmful.write_bytes(content)
+        with pytest.raises(CheckpointError, match=re.escape(f"{harmful}: expected a checkpoint")):
+            load_checkpoint(nn.Linear(2, 1), str(harmful))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="posix.mkdir has another name elsewhere")
+@pytest.mark.parametrize("way", ["http://", "torchvision://", "openmmlab://", "mmcls://"])
+def test_a_harmful_download_is_refused(harmful, way, tmp_path, monkeypatch):
+    """torch.hub's reader of addresses, which mmengine takes, reads anything."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    with serving(Served({"/harmful.pth": harmful.read_bytes()})) as server:
+        address = f"{server.url}/harmful.pth"
+        for models in ("get_torchvision_models", "get_external_models", "get_mmcls_models"):
+            monkeypatch.setattr(loading, models, lambda: {"net": address})
+        with pytest.raises(CheckpointError, match=REFUSED):
+            CheckpointLoader.load_checkpoint(address if way == "http://" else f"{way}net", logger="silent")
+    assert len(server.requests) == 1
+
+
 class Harmful:
     """Makes a folder when it is unpickled."""
 
@@ -50,49 +92,6 @@ def harmful(tmp_path, folder):
 REFUSED = r"harmful\.pth: holds posix\.mkdir.*--unsafe-load"
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="posix.mkdir has another name elsewhere")
-class TestRefused:
-    def test_file(self, harmful):
-        for path in (str(harmful), f"~/{os.path.relpath(harmful, Path.home())}"):
-            with pytest.raises(CheckpointError, match=REFUSED):
-                load_checkpoint(nn.Linear(2, 1), path)
-
-    def test_by_every_format_that_torch_reads(self, tmp_path, folder):
-        path = tmp_path / "harmful.pth"
-        torch.save(Harmful(folder), path, _use_new_zipfile_serialization=False)
-        with pytest.raises(CheckpointError, match=REFUSED):
-            CheckpointLoader.load_checkpoint(str(path), logger="silent")
-
-    def test_whatever_the_environment_says(self, harmful, monkeypatch):
-        """Many set this for the sake of one file, and leave it set."""
-        monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
-        with pytest.raises(CheckpointError, match=REFUSED):
-            CheckpointLoader.load_checkpoint(str(harmful), logger="silent")
-
-    @pytest.mark.parametrize("way", ["http://", "torchvision://", "openmmlab://", "mmcls://"])
-    def test_download(self, harmful, way, tmp_path, monkeypatch):
-        """torch.hub's reader of addresses, which mmengine takes, reads anything."""
-        monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
-        with serving(Served({"/harmful.pth": harmful.read_bytes()})) as server:
-            address = f"{server.url}/harmful.pth"
-            asked = address if way == "http://" else f"{way}net"
-            for models in ("get_torchvision_models", "get_external_models", "get_mmcls_models"):
-                monkeypatch.setattr(loading, models, lambda: {"net": address})
-            with pytest.raises(CheckpointError, match=REFUSED):
-                CheckpointLoader.load_checkpoint(asked, logger="silent")
-        assert len(server.requests) == 1
-
-    def test_fork(self, harmful, monkeypatch):
-        """onedl-mmengine reads a file that was refused once more, and then anything."""
-        with patches.disabled("enforce_weights_only"), monkeypatch.context() as fork:
-            fork.setattr(loading, "_safe_torch_load", torch.load, raising=False)
-            patches.enable("enforce_weights_only")
-            with open(harmful, "rb") as file, pytest.raises(CheckpointError, match=r"holds posix\.mkdir"):
-                loading._safe_torch_load(file, "cpu")
-            patches.disable("enforce_weights_only")
-            assert loading._safe_torch_load is torch.load
-
-
 def test_download_with_a_checksum(tmp_path, monkeypatch):
     """Of the name, as OpenMMLab's and torch's files have it; what is another file is not read."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
@@ -113,19 +112,6 @@ def test_a_config_in_it_is_not_run(tmp_path, folder):
     path = tmp_path / "x.pth"
     torch.save({"state_dict": {}, "meta": {"config": code, "epoch": 3}}, path)
     assert CheckpointLoader.load_checkpoint(str(path), logger="silent")["meta"] == {"epoch": 3}
-
-
-def test_no_such_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no such checkpoint"):
-        load_checkpoint(nn.Linear(2, 1), str(tmp_path / "none.pth"))
-
-
-@pytest.mark.parametrize("content", [b"", b"<!DOCTYPE html>", b"PK\x03\x04 cut off"])
-def test_no_checkpoint(tmp_path, content):
-    path = tmp_path / "x.pth"
-    path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=re.escape(f"{path}: expected a checkpoint")):
-        load_checkpoint(nn.Linear(2, 1), str(path))
 
 
 def test_map_location(tmp_path):

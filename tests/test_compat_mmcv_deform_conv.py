@@ -1,4 +1,4 @@
-"""``dcnzoo.compat.mmcv``'s functions and layers: mmcv's arguments, results, parameters; no mmcv needed."""
+"""mmcv's deformable convolutions: its own code, ``dcnzoo.compat.mmcv``, and the layers in the registry."""
 
 import collections
 import copy
@@ -10,10 +10,13 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
+from mmengine.model import initialize
+from mmengine.runner.checkpoint import load_state_dict
 from torch import nn
 
 import dcnzoo.compat.mmcv as compat
 import dcnzoo.ops.reference as reference
+from dcnzoo.models import DCN, DCNv2
 
 from .modules import randomise
 
@@ -26,70 +29,27 @@ FUNCTIONS = {
     )
 }
 LAYERS = ("DeformConv2d", "DeformConv2dPack", "ModulatedDeformConv2d", "ModulatedDeformConv2dPack")
-PACKS = ("DeformConv2dPack", "ModulatedDeformConv2dPack")
+PACKS = (compat.DeformConv2dPack, compat.ModulatedDeformConv2dPack, DCN, DCNv2)
 GEOMETRY = {"stride": (2, 1), "padding": (1, 2), "dilation": (1, 2)}
+ARGUMENTS = (4, 6, (3, 2), *GEOMETRY.values(), 2, 2)
 OUT = (5, 9)
 
+of_mmcv_and_dcnzoo = pytest.mark.parametrize("module", [mmcv_ops, compat], ids=["mmcv", "dcnzoo"])
+each_pack = pytest.mark.parametrize("pack", PACKS)
 
-def tensors(deform_groups=2, batch=3, dtype=torch.float64):
+
+def tensors(deform_groups=2, batch=3, dtype=torch.float64, larger=(0, 0)):
     """input (3, 4, 9, 7), offset, mask, weight (6, 2, 3, 2) of 2 groups, bias."""
     torch.manual_seed(0)
-    return (
+    out = (OUT[0] + larger[0], OUT[1] + larger[1])
+    values = (
         torch.randn(batch, 4, 9, 7, dtype=dtype),
-        torch.randn(batch, deform_groups * 12, *OUT, dtype=dtype) * 2,
-        torch.rand(batch, deform_groups * 6, *OUT, dtype=dtype),
+        torch.randn(batch, deform_groups * 12, *out, dtype=dtype) * 2,
+        torch.rand(batch, deform_groups * 6, *out, dtype=dtype),
         torch.randn(6, 2, 3, 2, dtype=dtype),
         torch.randn(6, dtype=dtype),
     )
-
-
-def arguments_of(function):
-    """Names and defaults, without what Python or autograd puts before them."""
-    parameters = inspect.signature(function).parameters.values()
-    return [(p.name, p.default) for p in parameters if p.name not in ("self", "ctx")]
-
-
-# Arguments
-
-
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_arguments_of_functions(name):
-    assert arguments_of(getattr(compat, name)) == arguments_of(FUNCTIONS[name].forward)
-
-
-@pytest.mark.parametrize("name", LAYERS)
-def test_arguments_of_layers(name):
-    ours, theirs = getattr(compat, name), getattr(mmcv_ops, name.removesuffix("Pack"))  # packs: *args
-    assert arguments_of(ours) == arguments_of(theirs)
-    assert arguments_of(ours.forward) == arguments_of(getattr(mmcv_ops, name).forward)
-
-
-@pytest.mark.parametrize("name", LAYERS)
-def test_deformable_groups(name):
-    layer = getattr(compat, name)
-    with pytest.warns(DeprecationWarning, match=f"{name}: deformable_groups"):
-        assert layer(4, 6, 3, deformable_groups=2).deform_groups == 2
-    with pytest.raises(TypeError):
-        layer(4, 6, 3, deformable_groups=2, deform_groups=2)
-
-
-@pytest.mark.parametrize("name", LAYERS)
-def test_attributes(name):
-    layers = [getattr(module, name)(4, 6, (3, 2), 2, (1, 2), 1, 2, 2) for module in (compat, mmcv_ops)]
-    names = "in_channels out_channels kernel_size stride padding dilation groups deform_groups transposed"
-    for attribute in names.split() + ["im2col_step"] * name.startswith("Deform"):
-        assert getattr(layers[0], attribute) == getattr(layers[1], attribute)
-
-
-def test_names_are_imported_when_asked_for():
-    assert set(compat.__all__) == {*FUNCTIONS, *LAYERS}
-    with pytest.raises(AttributeError, match="carafe"):
-        _ = compat.carafe
-    with pytest.raises(ImportError):
-        from dcnzoo.compat.mmcv import carafe  # noqa: F401
-
-
-# Functions
+    return [t.requires_grad_() for t in values]
 
 
 def assert_same(output, expected, leaves):
@@ -98,86 +58,180 @@ def assert_same(output, expected, leaves):
     torch.testing.assert_close(*gradients, atol=1e-9, rtol=1e-9)
 
 
+# Arguments
+
+
+def arguments_of(function):
+    """Names and defaults, without what Python or autograd puts before them."""
+    parameters = inspect.signature(function).parameters.values()
+    return [(p.name, p.default) for p in parameters if p.name not in ("self", "ctx")]
+
+
+def test_names_and_arguments():
+    assert set(compat.__all__) == {*FUNCTIONS, *LAYERS}
+    with pytest.raises(ImportError):
+        from dcnzoo.compat.mmcv import carafe  # noqa: F401
+    for name, function in FUNCTIONS.items():
+        assert arguments_of(getattr(compat, name)) == arguments_of(function.forward)
+    names = "in_channels out_channels kernel_size stride padding dilation groups deform_groups transposed"
+    for name in LAYERS:
+        ours, theirs = getattr(compat, name), getattr(mmcv_ops, name)
+        assert arguments_of(ours) == arguments_of(
+            getattr(mmcv_ops, name.removesuffix("Pack"))
+        )  # packs: *args
+        assert arguments_of(ours.forward) == arguments_of(theirs.forward)
+        for attribute in names.split() + ["im2col_step"] * name.startswith("Deform"):
+            assert getattr(ours(*ARGUMENTS), attribute) == getattr(theirs(*ARGUMENTS), attribute)
+
+
+@pytest.mark.parametrize("layer", [*(getattr(compat, name) for name in LAYERS), DCN, DCNv2])
+def test_deformable_groups(layer):
+    with pytest.warns(DeprecationWarning, match="deformable_groups"):
+        assert layer(4, 6, 3, deformable_groups=2).deform_groups == 2
+    if layer not in (DCN, DCNv2):
+        with pytest.raises(TypeError):
+            layer(4, 6, 3, deformable_groups=2, deform_groups=2)
+
+
+def test_bias():
+    for name in LAYERS[:2]:
+        with pytest.raises(ValueError, match=f"{name}: bias: "):
+            getattr(compat, name)(4, 6, 3, bias=True)
+    assert list(compat.ModulatedDeformConv2d(4, 6, 3, bias=False).state_dict()) == ["weight"]
+    assert not compat.ModulatedDeformConv2d(4, 6, 3).bias.any()
+
+
+# Functions
+
+
+@of_mmcv_and_dcnzoo
 @pytest.mark.parametrize("deform_groups", [1, 2])
-@pytest.mark.parametrize(("im2col_step", "batch"), [(1, 3), (2, 3), (32, 33)])
-def test_deform_conv2d(deform_groups, im2col_step, batch):
-    """Also batches that ``im2col_step`` does not divide, which mmcv refuses."""
-    input, offset, _, weight, _ = (t.requires_grad_() for t in tensors(deform_groups, batch))
-    geometry = tuple(GEOMETRY.values())
-    output = compat.deform_conv2d(input, offset, weight, *geometry, 2, deform_groups, False, im2col_step)
-    expected = reference.deform_conv(input, weight, offset, None, None, *geometry, 2)
+@pytest.mark.parametrize("kind", ["v1", "v2", "v2 with bias"])
+def test_functions(module, deform_groups, kind):
+    input, offset, mask, weight, bias = tensors(deform_groups)
+    mask, bias = mask if kind != "v1" else None, bias if "bias" in kind else None
+    geometry = (*GEOMETRY.values(), 2)
+    if kind == "v1":
+        output = module.deform_conv2d(input, offset, weight, *geometry, deform_groups)
+    else:
+        output = module.modulated_deform_conv2d(input, offset, mask, weight, bias, *geometry, deform_groups)
+    leaves = [t for t in (input, offset, mask, weight, bias) if t is not None]
+    assert_same(output, reference.deform_conv(input, weight, offset, mask, bias, *geometry), leaves)
+
+
+@pytest.mark.parametrize(("im2col_step", "batch"), [(1, 3), (2, 3), (32, 33), (32, 0)])
+def test_batches_that_im2col_step_does_not_divide(im2col_step, batch):
+    """mmcv refuses them."""
+    input, offset, _, weight, _ = tensors(2, batch)
+    geometry = (*GEOMETRY.values(), 2)
+    expected = reference.deform_conv(input, weight, offset, None, None, *geometry)
+    output = compat.deform_conv2d(input, offset, weight, *geometry, 2, False, im2col_step)
     assert_same(output, expected, (input, offset, weight))
+    assert DCN(4, 6, 3, im2col_step=im2col_step).double()(input).shape == (batch, 6, 7, 5)
 
 
-@pytest.mark.parametrize("deform_groups", [1, 2])
-@pytest.mark.parametrize("with_bias", [True, False])
-def test_modulated_deform_conv2d(deform_groups, with_bias):
-    input, offset, mask, weight, bias = leaves = [t.requires_grad_() for t in tensors(deform_groups)]
-    bias = bias if with_bias else None
-    geometry = tuple(GEOMETRY.values())
-    output = compat.modulated_deform_conv2d(input, offset, mask, weight, bias, *geometry, 2, deform_groups)
-    expected = reference.deform_conv(input, weight, offset, mask, bias, *geometry, 2)
-    assert_same(output, expected, leaves if with_bias else leaves[:4])
-
-
-def test_type_of_the_offset_decides():
+@of_mmcv_and_dcnzoo
+def test_type_of_the_offset_decides(module):
     """mmcv computes in the type of ``offset``, and so under autocast: float32 offsets keep it float32."""
     input, offset, mask, weight, bias = tensors(dtype=torch.float32)
     arguments = (weight, *GEOMETRY.values(), 2, 2)
-    exact = compat.deform_conv2d(input, offset, *arguments)
-    half = compat.deform_conv2d(input, offset.bfloat16(), *arguments)
-    assert half.dtype == torch.bfloat16
+    exact = module.deform_conv2d(input, offset, *arguments)
+    assert module.deform_conv2d(input, offset.bfloat16(), *arguments).dtype == torch.bfloat16
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(compat.deform_conv2d(input, offset, *arguments), exact)
+        assert torch.equal(module.deform_conv2d(input, offset, *arguments), exact)
         arguments = (mask, weight, bias, *arguments[1:])
-        modulated = compat.modulated_deform_conv2d(input, offset.bfloat16(), *arguments)
-        assert modulated.dtype == torch.bfloat16
+        assert module.modulated_deform_conv2d(input, offset.bfloat16(), *arguments).dtype == torch.bfloat16
+
+
+@of_mmcv_and_dcnzoo
+def test_larger_offsets_are_read_as_memory(module):
+    """What DyHead does: offsets and mask of a finer level; the kernels read them from the start."""
+    input, offset, mask, weight, bias = leaves = tensors(larger=(3, 4))
+    geometry = (*GEOMETRY.values(), 2)
+    output = module.modulated_deform_conv2d(*leaves, *geometry, 2)
+
+    def as_read(tensor):
+        channels = tensor.shape[1]
+        return tensor.flatten(1)[:, : channels * OUT[0] * OUT[1]].view(-1, channels, *OUT)
+
+    expected = reference.deform_conv(input, weight, as_read(offset), as_read(mask), bias, *geometry)
+    assert_same(output, expected, leaves)
 
 
 @pytest.mark.parametrize(
-    ("changed", "message"),
+    ("function", "name", "value", "message"),
     [
-        ({"deform_groups": 1}, "offset: .*12 channels.* got 24"),
-        ({"offset": (3, 24, 45)}, r"offset: .*got shape \(3, 24, 45\)"),
-        ({"offset": (3, 24, 5, 8)}, r"offset: .*\(5, 9\)"),
-        ({"weight": (6, 2, 3)}, r"weight: .*got shape \(6, 2, 3\)"),
-        ({"input": (4, 9, 7)}, "input: "),
-        ({"bias": True}, "bias: .*got True"),
-        ({"stride": 0}, "stride: "),
-        ({"im2col_step": 0}, "im2col_step: "),
+        (0, "deform_groups", 1, "offset: .*12 channels.* got 24"),
+        (0, "offset", (3, 24, 45), r"offset: .*got shape \(3, 24, 45\)"),
+        (0, "offset", (3, 24, 5, 8), r"offset: .*\(5, 9\)"),
+        (0, "weight", (6, 2, 3), r"weight: .*got shape \(6, 2, 3\)"),
+        (0, "input", (4, 9, 7), "input: "),
+        (0, "bias", True, "bias: .*got True"),
+        (0, "stride", 0, "stride: "),
+        (0, "im2col_step", 0, "im2col_step: "),
+        (1, "deform_groups", 1, "offset: .*12 channels.* got 24"),
+        (1, "mask", (3, 24, *OUT), "mask: .*12 channels.* got 24"),
+        (1, "offset", (3, 24, 4, 9), "offset: .*24 × 5 × 9 .*got 24 × 4 × 9"),
+        (1, "mask", (3, 12, 5, 8), "mask: .*12 × 5 × 9 .*got 12 × 5 × 8"),
+        (1, "stride", [1, 0], "stride: "),
+        (1, "bias", (5,), r"bias: .*got \(5,\)"),
+        (1, "padding", [1], "padding: "),
+        (1, "input", (4, 9, 7), r"input: .*got shape \(4, 9, 7"),
     ],
 )
-def test_bad_input(changed, message):
-    input, offset, _, weight, _ = tensors()
-    given = dict(input=input, offset=offset, weight=weight, groups=2, deform_groups=2, **GEOMETRY)
-    for name, value in changed.items():
-        given[name] = torch.zeros(value, dtype=torch.float64) if isinstance(value, tuple) else value
-    with pytest.raises(RuntimeError, match=f"^deform_conv2d: {message}"):
-        compat.deform_conv2d(**given)
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "message"),
-    [
-        ("deform_groups", 1, "offset: .*12 channels.* got 24"),
-        ("mask", (3, 24, *OUT), "mask: .*12 channels.* got 24"),
-        ("offset", (3, 24, 4, 9), "offset: .*24 × 5 × 9 .*got 24 × 4 × 9"),
-        ("mask", (3, 12, 5, 8), "mask: .*12 × 5 × 9 .*got 12 × 5 × 8"),
-        ("stride", [1, 0], "stride: "),
-        ("bias", torch.zeros(5, dtype=torch.float64), r"bias: .*got \(5,\)"),
-        ("padding", [1], "padding: "),
-        ("input", (4, 9, 7), r"input: .*got shape \(4, 9, 7"),
-    ],
-)
-def test_bad_modulated_input(name, value, message):
+def test_bad_input(function, name, value, message):
     given = dict(zip(("input", "offset", "mask", "weight", "bias"), tensors(), strict=True))
     given |= dict(groups=2, deform_groups=2, **GEOMETRY)
+    if function == 0:
+        del given["mask"], given["bias"]
     given[name] = torch.zeros(value, dtype=torch.float64) if isinstance(value, tuple) else value
     with pytest.raises(RuntimeError, match=f"deform_conv2d: {message}"):
-        compat.modulated_deform_conv2d(**given)
+        (compat.deform_conv2d, compat.modulated_deform_conv2d)[function](**given)
+
+
+@pytest.mark.parametrize(
+    ("name", "index", "message"),
+    [
+        ("offset", (slice(None), slice(None), slice(1, None)), "at least 24 × 5 × 9 .* got 24 × 4 × 9"),
+        # taken for a larger map they would be read as other taps and groups
+        ("offset", (slice(None), [*range(24), 0]), "24 channels.* 25[,)]"),
+        ("mask", (slice(None), [*range(12), *range(12)]), "12 channels.* 24[,)]"),
+    ],
+)
+def test_mmcvs_function_refuses(name, index, message):
+    given = dict(zip(("input", "offset", "mask", "weight", "bias"), tensors(), strict=True))
+    given[name] = given[name][index]
+    with pytest.raises(RuntimeError, match=f"{name}: expected {message}"):
+        mmcv_ops.modulated_deform_conv2d(*given.values(), *GEOMETRY.values(), 2, 2)
 
 
 # Layers
+
+
+def is_modulated(pack):
+    return pack in (compat.ModulatedDeformConv2dPack, DCNv2)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers(name):
+    """mmcv's keys, their versions, and from its parameters the reference's output."""
+    state = randomise(getattr(mmcv_ops, name)(*ARGUMENTS).double()).state_dict()
+    layer = getattr(compat, name)(*ARGUMENTS).double()
+    assert list(layer.state_dict()) == list(state)
+    assert layer.state_dict()._metadata == state._metadata  # versions
+    layer.load_state_dict(state)
+    input, offset, mask, _, _ = tensors()
+    if name.endswith("Pack"):
+        inputs = (input,)
+        offset, mask = predicted(layer, input)
+    else:
+        inputs = (input, offset, mask)[: 3 if name.startswith("Mod") else 2]
+        mask = (*inputs, None)[2]
+    geometry = (*GEOMETRY.values(), 2)
+    expected = reference.deform_conv(input, state["weight"], offset, mask, state.get("bias"), *geometry)
+    torch.testing.assert_close(layer(*inputs), expected, atol=1e-10, rtol=1e-10)
+    for copied in (pickle.loads(pickle.dumps(layer)), copy.deepcopy(layer)):
+        assert torch.equal(copied(*inputs), layer(*inputs))
 
 
 def predicted(pack, input):
@@ -188,23 +242,21 @@ def predicted(pack, input):
     return (output[:, :taps], output[:, taps:].sigmoid()) if taps == 24 else (output, None)
 
 
-@pytest.mark.parametrize("name", LAYERS)
-def test_layers(name):
-    """mmcv's keys, their versions, and from its parameters the reference's output."""
-    arguments = (4, 6, (3, 2), *GEOMETRY.values(), 2, 2)
-    state = randomise(getattr(mmcv_ops, name)(*arguments).double()).state_dict()
-    layer = getattr(compat, name)(*arguments).double()
-    assert list(layer.state_dict()) == list(state)
-    assert layer.state_dict()._metadata == state._metadata  # versions
-    layer.load_state_dict(state)
-    input, offset, mask, _, _ = tensors()
-    inputs = (input,) if name in PACKS else (input, offset, mask)[: 3 if name.startswith("Mod") else 2]
-    offset, mask = predicted(layer, input) if name in PACKS else (*inputs[1:], None)[:2]
-    weight, bias = state["weight"], state.get("bias")
-    expected = reference.deform_conv(input, weight, offset, mask, bias, *GEOMETRY.values(), 2)
-    torch.testing.assert_close(layer(*inputs), expected, atol=1e-10, rtol=1e-10)
-    for copied in (pickle.loads(pickle.dumps(layer)), copy.deepcopy(layer)):
-        assert torch.equal(copied(*inputs), layer(*inputs))
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("pack", [DCN, DCNv2])
+def test_registered_packs(pack, bias):
+    """With a bias and without one; offsets within a limit."""
+    layer = randomise(pack(*ARGUMENTS, bias=bias, im2col_step=2)).double()
+    bounded = pack(*ARGUMENTS, bias=bias, offset_limit=0.5).double()
+    bounded.load_state_dict(layer.state_dict())
+    input = tensors()[0]
+    offset, mask = predicted(layer, input)
+    assert (layer.bias is not None) == bias and offset.abs().max() > 1
+    for module, moved in ((layer, offset), (bounded, (offset / 0.5).tanh() * 0.5)):
+        expected = reference.deform_conv(input, layer.weight, moved, mask, layer.bias, *GEOMETRY.values(), 2)
+        torch.testing.assert_close(module(input), expected, atol=1e-10, rtol=1e-10)
+    with pytest.raises(ValueError, match=rf"^{pack.__name__}: offset_limit: expected a positive number"):
+        pack(4, 6, 3, offset_limit=0)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 2), (1, 6), (6, 2)])
@@ -227,28 +279,23 @@ def test_input_smaller_than_the_kernel(size, geometry):
     assert_same(layer(input, offset), padded[:, :, : out[0], : out[1]], (input, offset))
 
 
-@pytest.mark.parametrize("name", PACKS)
-def test_packs_begin_as_convolutions(name):
-    torch.manual_seed(0)
-    pack = getattr(compat, name)(4, 6, 3, padding=1, deform_groups=2)
-    input = torch.randn(2, 4, 7, 5)
-    scale = 0.5 if name.startswith("Modulated") else 1.0  # the mask is sigmoid(0)
-    expected = scale * F.conv2d(input, pack.weight, padding=1)
-    torch.testing.assert_close(pack(input), expected, atol=1e-5, rtol=1e-5)
+@each_pack
+def test_packs_begin_as_convolutions(pack):
+    """Also behind the initialisation of a parent."""
+    layer = pack(4, 6, 3, padding=1, deform_groups=2)
+    model, input = nn.Sequential(layer, nn.Conv2d(6, 6, 1)), torch.randn(2, 4, 7, 5)
+    scale = 0.5 if is_modulated(pack) else 1.0  # the mask is sigmoid(0)
     bound = 1 / math.sqrt(36) if scale < 1 else math.sqrt(6 / 36)  # mmcv's initialisations
-    assert 0.9 * bound < pack.weight.abs().max() <= bound
-    randomise(pack)
-    pack.init_weights() if scale < 1 else pack.init_offset()
-    assert not any(p.any() for p in pack.conv_offset.parameters())
-
-
-@pytest.mark.parametrize("name", PACKS)
-def test_offsets_survive_the_parents_initialisation(name):
-    from mmengine.model import initialize
-
-    model = nn.Sequential(getattr(compat, name)(4, 6, 3), nn.Conv2d(6, 6, 1))
-    initialize(model, dict(type="Kaiming", layer="Conv2d"))
-    assert not any(p.any() for p in model[0].conv_offset.parameters())
+    assert 0.8 * bound < layer.weight.abs().max() <= bound
+    for initialiser in (None, "Kaiming", "TruncNormal"):
+        if initialiser:
+            initialize(model, dict(type=initialiser, layer="Conv2d", bias=0.5))
+            assert (model[1].bias == 0.5).all()
+        expected = F.conv2d(input, scale * layer.weight, layer.bias, padding=1)
+        torch.testing.assert_close(layer(input), expected, atol=1e-5, rtol=1e-5)
+    randomise(layer)
+    layer.init_weights() if scale < 1 else layer.init_offset()
+    assert not any(p.any() for p in layer.conv_offset.parameters())
 
 
 class Block(nn.Module):
@@ -257,10 +304,11 @@ class Block(nn.Module):
         self.conv2 = pack
 
 
-@pytest.mark.parametrize("name", PACKS)
+@each_pack
 @pytest.mark.parametrize("loader", ["torch", "mmengine"])
-def test_old_names_load(name, loader):
-    model = randomise(nn.Sequential(Block(getattr(compat, name)(4, 6, 3)), nn.Conv2d(6, 6, 1)))
+def test_old_names_load(pack, loader):
+    """Before version 2 the offset convolution lay beside the layer: ``conv2_offset.weight``."""
+    model = randomise(nn.Sequential(Block(pack(4, 6, 3)), nn.Conv2d(6, 6, 1)))
     expected = copy.deepcopy(model.state_dict())
     old = {key.replace("conv2.conv_offset", "conv2_offset"): value for key, value in expected.items()}
     assert "0.conv2_offset.weight" in old
@@ -269,8 +317,7 @@ def test_old_names_load(name, loader):
         if loader == "torch":
             other.load_state_dict(old)
         else:
-            checkpoint = importlib.import_module("mmengine.runner.checkpoint")
-            checkpoint.load_state_dict(other, collections.OrderedDict(old), strict=True)
+            load_state_dict(other, collections.OrderedDict(old), strict=True)
         torch.testing.assert_close(dict(other.state_dict()), dict(expected), rtol=0, atol=0)
 
 
@@ -282,33 +329,19 @@ def test_other_keys_stay():
     block.load_state_dict(randomise(copy.deepcopy(block)).state_dict())
 
 
-@pytest.mark.parametrize("name", PACKS)
-def test_compiled_and_empty(name):
-    pack = randomise(getattr(compat, name)(4, 6, (3, 2), **GEOMETRY, groups=2, deform_groups=2))
-    input = tensors(dtype=torch.float32)[0]
-    compiled = torch.compile(pack, fullgraph=True, backend="eager")
-    torch.testing.assert_close(compiled(input), pack(input))
-    output = pack(input[:0])
+@each_pack
+def test_compiled_empty_and_under_autocast(pack):
+    """Under autocast the prediction is half, and what it is given to becomes so, as in mmcv."""
+    layer = randomise(pack(*ARGUMENTS))
+    input = tensors(dtype=torch.float32)[0].detach()
+    torch._dynamo.reset()
+    compiled, expected = torch.compile(layer, fullgraph=True, backend="eager"), layer(input)
+    torch.testing.assert_close(compiled(input), expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = layer(input)
+    assert output.dtype == torch.bfloat16
+    assert (output.float() - expected).abs().max() < 0.05 * expected.abs().max()
+    output = layer(input[:0])
     assert output.shape == (0, 6, *OUT)
     output.sum().backward()
-    assert not pack.weight.grad.any()
-
-
-@pytest.mark.parametrize("name", PACKS)
-def test_packs_under_autocast(name):
-    """The prediction is half, and what it is given to becomes so, as in mmcv."""
-    pack = randomise(getattr(compat, name)(4, 6, (3, 2), *GEOMETRY.values(), 2, 2))
-    input = tensors(dtype=torch.float32)[0]
-    with torch.autocast("cpu", torch.bfloat16):
-        output = pack(input)
-    assert output.dtype == torch.bfloat16
-    expected = pack(input)
-    assert (output.float() - expected).abs().max() < 0.05 * expected.abs().max()
-
-
-def test_bias():
-    for name in LAYERS[:2]:
-        with pytest.raises(ValueError, match=f"{name}: bias: "):
-            getattr(compat, name)(4, 6, 3, bias=True)
-    assert list(compat.ModulatedDeformConv2d(4, 6, 3, bias=False).state_dict()) == ["weight"]
-    assert not compat.ModulatedDeformConv2d(4, 6, 3).bias.any()
+    assert not layer.weight.grad.any()

@@ -92,8 +92,11 @@ def test_definition(rank, groups, per_group):
 def test_layout_and_names_of_later_versions(rank, groups, per_group, name):
     """Offsets (N, G·K·rank, *out), the axis last, and masks (N, G·K, *out)."""
     arguments = call(rank, groups, per_group)
-    names = list(inspect.signature(FUNCTIONS[rank]).parameters)
-    given = dict(zip(names, arguments, strict=True))
+    parameters = inspect.signature(FUNCTIONS[rank]).parameters
+    names = "input weight offset_field attn_mask kernel_size stride padding dilation groups"
+    assert list(parameters) == [*names.split(), "offset_field_channels_per_groups", "bias"]
+    assert all(p.default is p.empty for p in parameters.values()), "the README's call is by position"
+    given = dict(zip(parameters, arguments, strict=True))
     expected = FUNCTIONS[rank](*arguments)
     flat = given["offset_field"].transpose(1, 2).flatten(1, 2)
     given.update(offset_field=flat, attn_mask=given["attn_mask"][:, 0])
@@ -134,15 +137,6 @@ def test_what_torch_does_with_functions():
     output = torch.utils.checkpoint.checkpoint(ndconv.deform_conv2d, *arguments, use_reentrant=False)
     torch.testing.assert_close(output, expected)
     assert torch.autograd.grad(output.sum(), arguments[2])[0].abs().sum() > 0
-
-
-def test_signature():
-    """The README's call is by position: order, and no defaults."""
-    names = "input weight offset_field attn_mask kernel_size stride padding dilation groups"
-    for function in FUNCTIONS.values():
-        parameters = inspect.signature(function).parameters
-        assert list(parameters) == [*names.split(), "offset_field_channels_per_groups", "bias"]
-        assert all(p.default is p.empty for p in parameters.values())
 
 
 @pytest.mark.parametrize(

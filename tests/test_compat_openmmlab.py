@@ -1,5 +1,6 @@
 """The patches: what fails on recent PyTorch without them, and that they change nothing else."""
 
+import math
 import os
 import pickle
 import re
@@ -15,10 +16,9 @@ from mmengine.config import ConfigDict
 from mmengine.dist import get_backend, init_dist
 from mmengine.hub import get_config
 from mmengine.logging import HistoryBuffer
-from mmengine.model import BaseModel, MMDistributedDataParallel, revert_sync_batchnorm
+from mmengine.model import MMDistributedDataParallel, revert_sync_batchnorm
 from mmengine.optim import AmpOptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS, DefaultScope
-from mmengine.runner import Runner
 from torch import nn
 
 import dcnzoo.models  # noqa: F401  applies them; before mmdet, which needs mmcv.ops
@@ -30,72 +30,38 @@ from dcnzoo.openmmlab.patches.distributed import CpuSyncBatchNorm
 
 # isort: split
 from mmcv.ops import RoIAlign, SyncBatchNorm
+from mmdet.models import FCNMaskHead, SSDHead
+from mmdet.models.roi_heads.mask_heads import fcn_mask_head
 from mmdet.registry import MODELS
+
+from .test_engine import WITHOUT_VALIDATION, make_runner
 
 # Checkpoints
 
 
-class Toy(BaseModel):
-    def __init__(self):
-        super().__init__()
-        self.linear = nn.Linear(2, 1)
-
-    def forward(self, inputs, mode="tensor"):
-        output = self.linear(torch.stack(inputs))
-        return {"loss": output.square().mean()} if mode == "loss" else output
-
-
-class Data(torch.utils.data.Dataset):
-    metainfo = {"classes": ("bent", "straight"), "palette": [(0, 1, 2), (3, 4, 5)]}
-
-    def __len__(self):
-        return 4
-
-    def __getitem__(self, index):
-        return {"inputs": torch.tensor([1.0, index])}
-
-
-def runner(folder, **arguments):
-    return Runner(
-        Toy(),
-        work_dir=str(folder),
-        train_dataloader=dict(
-            dataset=Data(),
-            batch_size=2,
-            sampler=dict(type="DefaultSampler", shuffle=False),
-            collate_fn=dict(type="pseudo_collate"),
-        ),
-        optim_wrapper=dict(optimizer=dict(type="SGD", lr=0.1, momentum=0.9)),
-        default_hooks=dict(checkpoint=dict(type="CheckpointHook", interval=1)),
-        experiment_name=f"{folder.name}-{len(arguments)}-{arguments.get('resume')}",
-        log_level="ERROR",
-        **arguments,
-    )
-
-
 def test_a_run_resumes(tmp_path):
-    first = runner(tmp_path, train_cfg=dict(by_epoch=True, max_epochs=1))
-    first.train()
-    weights = {k: v.clone() for k, v in first.model.state_dict().items()}
-    path = str(tmp_path / "epoch_1.pth")
+    def runner(folder, epochs, **arguments):
+        arguments |= dict(default_hooks=dict(checkpoint=dict(type="CheckpointHook", interval=1)))
+        return make_runner(
+            folder, "resumes", values=range(4), epochs=epochs, **WITHOUT_VALIDATION, **arguments
+        )
 
+    first = runner(tmp_path, 1)
+    first.train()
+    weights, path = first.model.weight.clone(), str(tmp_path / "epoch_1.pth")
     loaded = torch.load(path)  # weights_only, torch's default
     assert isinstance(loaded["message_hub"]["log_scalars"]["train/loss"], HistoryBuffer)
 
-    second = runner(tmp_path, train_cfg=dict(by_epoch=True, max_epochs=2), resume=True)
+    second = runner(tmp_path, 2, resume=True)
     second.load_or_resume()
-    assert (second.epoch, second.iter) == (1, 2)
-    for key, value in second.model.state_dict().items():
-        assert torch.equal(value, weights[key])
+    assert (second.epoch, second.iter) == (1, 4) and torch.equal(second.model.weight, weights)
     second.train()
     assert second.epoch == 2
-    history = second.message_hub.get_scalar("train/loss").data[0]
-    assert len(history) == 4  # of both runs
+    assert len(second.message_hub.get_scalar("train/loss").data[0]) == 8  # of both runs
 
-    third = runner(tmp_path / "other", train_cfg=dict(by_epoch=True, max_epochs=1), load_from=path)
+    third = runner(tmp_path / "other", 1, load_from=path)
     third.load_or_resume()
-    assert torch.equal(third.model.linear.weight, weights["linear.weight"])
-    assert third.epoch == 0
+    assert torch.equal(third.model.weight, weights) and third.epoch == 0
 
 
 @pytest.mark.parametrize(
@@ -139,10 +105,6 @@ def test_amp_on_the_cpu_is_bfloat16():
     wrapper.update_params(output.float().sum())
     torch.testing.assert_close(layer.bias, before - 0.5)  # no scale left in the gradient
     wrapper.load_state_dict(wrapper.state_dict())
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU: float16 works")
-def test_amp_on_the_cpu_refuses_float16():
     with pytest.raises(ValueError, match=r"dtype: expected bfloat16 on the CPU, got float16"):
         amp_wrapper([nn.Parameter(torch.zeros(1))], dtype="float16")
 
@@ -186,17 +148,6 @@ def test_roi_align_without_torchvision():
     assert torch.equal(asked, mean) and (most > mean).all()
 
 
-def test_mm_sync_batch_norm_in_one_process():
-    torch.manual_seed(0)
-    layer = SyncBatchNorm(3, eps=0.1, momentum=0.3)
-    nn.init.uniform_(layer.weight)
-    (reverted,) = revert_sync_batchnorm(nn.Sequential(layer)).train()
-    x, expected = torch.rand(2, 3, 5, 4), nn.BatchNorm2d(3, eps=0.1, momentum=0.3)
-    expected.weight = layer.weight
-    torch.testing.assert_close(reverted(x), expected(x))
-    torch.testing.assert_close(reverted.running_var, expected.running_var)
-
-
 @pytest.fixture
 def group_of_one():
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
@@ -208,17 +159,31 @@ def group_of_one():
 def test_sync_batch_norm_on_the_cpu(group_of_one, dtype):
     """In a group of one it is BatchNorm; of more: tests/distributed."""
     torch.manual_seed(0)
-    layer, expected = CpuSyncBatchNorm(3, eps=0.1, momentum=0.3), nn.BatchNorm2d(3, eps=0.1, momentum=0.3)
-    expected.load_state_dict(layer.state_dict())
+    expected = nn.BatchNorm2d(3, eps=0.1, momentum=0.3)
+    nn.init.uniform_(expected.weight)
+    layers = [CpuSyncBatchNorm(3, eps=0.1, momentum=0.3)]
+    if dtype == torch.float32:
+        layers += revert_sync_batchnorm(nn.Sequential(SyncBatchNorm(3, eps=0.1, momentum=0.3)))
     x = (5 * torch.rand(2, 3, 5, 4) + 2).to(dtype).requires_grad_()
-    y, known = layer(x), expected(x.double().float())
-    assert y.dtype == dtype
     tolerance = dict(atol=1e-2, rtol=1e-2) if dtype == torch.bfloat16 else {}
-    torch.testing.assert_close(y.float(), known, **tolerance)
-    torch.testing.assert_close(layer.running_var, expected.running_var)
-    torch.testing.assert_close(layer.eval()(x.float()), expected.eval()(x.float()))
+    start = expected.state_dict()
+    for layer in layers:
+        expected.load_state_dict(start)
+        layer.load_state_dict(start)
+        y, known = layer.train()(x), expected.train()(x.double().float())
+        assert y.dtype == dtype
+        torch.testing.assert_close(y.float(), known, **tolerance)
+        torch.testing.assert_close(layer.running_var, expected.running_var)
+        torch.testing.assert_close(layer.eval()(x.float()), expected.eval()(x.float()))
     with pytest.raises(ValueError, match="at least 2D"):
-        layer.train()(x[0, 0, 0])
+        layers[0].train()(x[0, 0, 0])
+
+
+def test_mm_sync_batch_norm_asks_its_process_group(monkeypatch):
+    assert SyncBatchNorm(3).group_size == 1
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda *group: 5)
+    assert SyncBatchNorm(3, group="some").group_size == 5
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU: the patch is not needed")
@@ -237,8 +202,6 @@ def test_ddp_takes_sync_batch_norm_on_the_cpu(group_of_one, kind):
 
 
 def test_ssd_head():
-    from mmdet.models import SSDHead
-
     anchors = dict(type="SSDAnchorGenerator", scale_major=False, input_size=32, strides=[16])
     anchors |= dict(ratios=[[2]], min_sizes=[8], max_sizes=[16])
     with DefaultScope.overwrite_default_scope("mmdet"):
@@ -289,22 +252,6 @@ def test_teacher_is_found_from_anywhere(tmp_path, monkeypatch):
 IMAGE = (5, 7)  # height, width
 
 
-def paste(boxes):
-    """The pixels of masks that are true everywhere."""
-    from mmdet.models import FCNMaskHead
-
-    with DefaultScope.overwrite_default_scope("mmdet"):
-        head = FCNMaskHead(num_convs=0, in_channels=1, num_classes=1, upsample_cfg=dict(type=None))
-    boxes = torch.tensor(boxes)
-    (result,) = head.predict_by_feat(
-        (torch.full((len(boxes), 1, 3, 2), 9.0),),
-        [ConfigDict(bboxes=boxes, labels=torch.zeros(len(boxes), dtype=torch.long))],
-        [dict(scale_factor=(1.0, 1.0), ori_shape=IMAGE)],
-        ConfigDict(mask_thr_binary=0.5),
-    )
-    return result.masks
-
-
 @pytest.mark.parametrize(
     "box",
     [(-9.0, 1, -5, 3), (12.0, 1, 15, 3), (1.0, -8, 4, -3), (1.0, 9, 4, 12), (-1.0, 0, -1, 0), (8.0, 6, 8, 6)],
@@ -312,7 +259,19 @@ def paste(boxes):
 )
 def test_a_mask_outside_the_image(box):
     """Nothing of it is pasted; the others are, as without it."""
-    first, outside, last = paste([(1.0, 1, 4, 3), box, (-3.0, -2, 2, 4)])
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        head = FCNMaskHead(num_convs=0, in_channels=1, num_classes=1, upsample_cfg=dict(type=None))
+    (result,) = head.predict_by_feat(
+        (torch.full((3, 1, 3, 2), 9.0),),
+        [
+            ConfigDict(
+                bboxes=torch.tensor([(1.0, 1, 4, 3), box, (-3.0, -2, 2, 4)]), labels=torch.zeros(3).long()
+            )
+        ],
+        [dict(scale_factor=(1.0, 1.0), ori_shape=IMAGE)],
+        ConfigDict(mask_thr_binary=0.5),
+    )
+    first, outside, last = result.masks
     assert not outside.any() and outside.shape == IMAGE
     assert first.nonzero().tolist() == [[y, x] for y in (1, 2) for x in (1, 2, 3)]
     assert last.nonzero().tolist() == [[y, x] for y in range(4) for x in range(2)]
@@ -321,8 +280,6 @@ def test_a_mask_outside_the_image(box):
 @pytest.mark.parametrize("box", [(2.0, 6, 5, 1), (6.0, 1, 2, 4), (6.0, 5, 1, 1)], ids=["y", "x", "both"])
 def test_a_mask_of_an_inverted_box(box):
     """As on a GPU, where mmdet pastes into the whole image: into the box, the other way round."""
-    from mmdet.models.roi_heads.mask_heads import fcn_mask_head
-
     mask = torch.rand(1, 1, 4, 6)
     x1, y1, x2, y2 = box
     turned = [axis for axis, inverted in ((2, y1 > y2), (3, x1 > x2)) if inverted]
@@ -333,14 +290,9 @@ def test_a_mask_of_an_inverted_box(box):
     expected, _ = fcn_mask_head._do_paste_mask(mask.flip(turned), ordered, 8, 9, skip_empty=False)
     assert expected.any()
     torch.testing.assert_close(got, expected)
-
-
-@pytest.mark.parametrize("box", [(float("nan"), 1, 3, 4), (float("inf"), 1, 3, 4), (-1e30, 5, 1e30, 2)])
-def test_a_mask_of_a_box_that_is_no_box(box):
-    from mmdet.models.roi_heads.mask_heads import fcn_mask_head
-
-    region, where = fcn_mask_head._do_paste_mask(torch.rand(1, 1, 4, 6), torch.tensor([box]), 8, 9)
-    assert region.shape == torch.zeros(1, 8, 9)[(slice(None), *where)].shape
+    for box in ((math.nan, 1, 3, 4), (math.inf, 1, 3, 4), (-1e30, 5, 1e30, 2)):
+        region, where = fcn_mask_head._do_paste_mask(mask, torch.tensor([box]), 8, 9)
+        assert region.shape == got[(slice(None), *where)].shape
 
 
 # to_deformable in a config
@@ -367,14 +319,10 @@ def test_to_deformable_in_a_backbone_without_dcn(options, kind):
     x = torch.randn(1, 3, 64, 96)
     model.eval()
     plain.eval()
-    for got, want in zip(model(x), plain(x), strict=True):
-        torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
-
-
-def test_to_deformable_in_a_detector_and_its_neck():
+    torch.testing.assert_close(model(x), plain(x), atol=1e-4, rtol=1e-4)
     with DefaultScope.overwrite_default_scope("mmdet"):
         cfg = get_config("mmdet::yolox/yolox_tiny_8xb8-300e_coco.py").model
-        cfg.backbone.to_deformable = dict(where="stage4.*.blocks.*.conv2.conv")
+        cfg.backbone.to_deformable = options
         cfg.neck.to_deformable = "downsamples.*.conv"
         cfg.to_deformable = dict(where="bbox_head.multi_level_cls_convs.0.0.conv")
         before = cfg.copy()
@@ -412,60 +360,30 @@ def test_a_backbone_without_dcn_says_what_to_write():
 # Where a patch is not needed
 
 
-def situation(name, monkeypatch):
-    """In which patches are not needed."""
-    from mmdet.models import SSDHead
-    from mmdet.models.roi_heads.mask_heads import fcn_mask_head
-
-    {
-        "amp works": lambda: monkeypatch.setattr(AmpOptimWrapper, "__init__", lambda self, **arguments: None),
-        "a GPU": lambda: monkeypatch.setattr(fixes, "get_device", lambda: "cuda"),
-        "torchvision": lambda: monkeypatch.setattr(fixes, "find_spec", lambda name: name == "torchvision"),
-        "no mmdet": lambda: monkeypatch.setattr(fixes, "find_spec", lambda name: None),
-        "loss_cls": lambda: monkeypatch.setattr(SSDHead, "loss_cls", "its own", raising=False),
-        "pasting works": lambda: monkeypatch.setattr(fcn_mask_head, "_do_paste_mask", lambda *args: args),
-        "no data sets": lambda: monkeypatch.delitem(sys.modules, "dcnzoo.openmmlab.datasets", raising=False),
-    }[name]()
+OF_MMDET = [patch for patch in fixes.TABLE if patch.target.startswith("mmdet")]
 
 
 @pytest.mark.parametrize(
-    ("name", "where"),
+    ("name", "owner", "attribute", "value"),
     [
-        ("amp_on_cpu", "amp works"),
-        ("amp_on_cpu", "a GPU"),
-        ("distributed_without_cuda", "a GPU"),
-        ("sync_batch_norm_on_cpu", "a GPU"),
-        ("roi_align_without_torchvision", "torchvision"),
-        ("ssd_head", "no mmdet"),
-        ("ssd_head", "loss_cls"),
-        ("cascade_rpn_head", "no mmdet"),
-        ("teacher_config", "no mmdet"),
-        ("masks_outside_the_image", "no mmdet"),
-        ("masks_outside_the_image", "pasting works"),
-        ("skip_unreadable_images", "no data sets"),
+        ("amp_on_cpu", AmpOptimWrapper, "__init__", lambda self, **arguments: None),
+        *((name, fixes, "get_device", lambda: "cuda") for name in ("amp_on_cpu", "distributed_without_cuda")),
+        ("sync_batch_norm_on_cpu", fixes, "get_device", lambda: "cuda"),
+        ("roi_align_without_torchvision", fixes, "find_spec", lambda name: name == "torchvision"),
+        ("ssd_head", SSDHead, "loss_cls", "its own"),
+        ("masks_outside_the_image", fcn_mask_head, "_do_paste_mask", lambda *args: args),
+        *((patch.name, fixes, "find_spec", lambda name: None) for patch in OF_MMDET),
     ],
 )
-def test_a_patch_is_not_needed(name, where, monkeypatch):
+def test_a_patch_is_not_needed(name, owner, attribute, value, monkeypatch):
+    """Where the fault is mended, or on a GPU, or without mmdet."""
     patch = next(patch for patch in fixes.TABLE if patch.name == name)
     with patches.disabled(name), monkeypatch.context() as patched:
-        situation(where, patched)
+        patched.setattr(owner, attribute, value, raising=False)
+        patched.delitem(sys.modules, "dcnzoo.openmmlab.datasets", raising=False)
         assert not patch.needed()
         patch.apply()
         assert not patch.applied
-
-
-def test_patches_of_mmdet_are_not_needed_without_mmdet(monkeypatch):
-    situation("no mmdet", monkeypatch)
-    situation("no data sets", monkeypatch)
-    with patches.disabled():
-        assert not [p.name for p in fixes.TABLE if p.target.startswith("mmdet") and p.needed()]
-
-
-def test_mm_sync_batch_norm_in_several_processes(monkeypatch):
-    """It asks its process group, as ever."""
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda *group: 5)
-    assert SyncBatchNorm(3, group="some").group_size == 5
 
 
 # Without a patch

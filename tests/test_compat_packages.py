@@ -37,28 +37,19 @@ def test_folders():
 
 
 def test_inherits(config):
+    """There are no registries of dcnzoo's own: with its name as the scope nothing would be found."""
     cfg = config(f"_base_ = 'dcnzoo::{NAME}'\nmodel = dict(backbone=dict(depth=101))")
     assert cfg.model.backbone.depth == 101 and cfg.model.backbone.dcn is True
     assert cfg.custom_imports.imports == ["dcnzoo.models"]
-
-
-def test_scope_is_mmdetections(config):
-    """There are no registries of dcnzoo's own: with its name as the scope nothing would be found."""
     cfg = config("_base_ = 'dcnzoo::demo/mask-rcnn_r14_fpn_8e_shapes.py'\nx = {{_base_.model}}")
     assert cfg.model._scope_ == "mmdet" and cfg.x._scope_ == "mmdet"
-
-
-@pytest.mark.parametrize(
-    ("base", "error", "text"),
-    [
+    for base, error, text in (
         ("nowhere::a/b.py", ModuleNotFoundError, "nowhere"),
         ("torch::a/b.py", ModuleNotFoundError, "torch"),
         ("dcnzoo::dcn/nothing.py", FileNotFoundError, "configs/dcn/nothing.py"),
-    ],
-)
-def test_bases_that_are_not_there(config, base, error, text):
-    with pytest.raises(error, match=text):
-        config(f"_base_ = '{base}'")
+    ):
+        with pytest.raises(error, match=text):
+            config(f"_base_ = '{base}'")
 
 
 def test_hub():

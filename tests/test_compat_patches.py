@@ -20,36 +20,26 @@ from dcnzoo.compat import patches
 
 from .modules import randomise
 
-MMCVS = {
+LAYER = dict(in_channels=4, out_channels=6, kernel_size=(3, 2), padding=1)
+
+THEIRS = {
     "DCN": mmcv.ops.DeformConv2dPack,
     "DCNv2": mmcv.ops.ModulatedDeformConv2dPack,
     "MultiScaleDeformableAttention": mmcv.ops.MultiScaleDeformableAttention,
+    "ResNet": backbones.ResNet,
+    "HRNet": backbones.HRNet,
+    "FPN": necks.FPN,
 }
-MMDETS = {"ResNet": backbones.ResNet, "HRNet": backbones.HRNet, "FPN": necks.FPN}
-
-
-SHAPE = dict(in_channels=4, out_channels=6, kernel_size=(3, 2), padding=1)
-
-
-# Instance checks
-
-
-@pytest.mark.parametrize("name", ["DCN", "DCNv2"])
-def test_layers_are_mmcvs_packs(name):
-    layer, theirs = MODELS.build(dict(type=name, **SHAPE)), MMCVS[name](4, 6, (3, 2), padding=1)
-    assert isinstance(layer, MMCVS[name]) and isinstance(layer, getattr(dcnzoo.models, name))
-    shapes = [{k: v.shape for k, v in module.state_dict().items()} for module in (layer, theirs)]
-    assert shapes[0] == shapes[1]
 
 
 # The switch
 
 
-@pytest.mark.parametrize("name", MMCVS | MMDETS)
+@pytest.mark.parametrize("name", THEIRS)
 def test_a_layer_is_switched_off_and_on(name):
-    registry, theirs = (MODELS, MMCVS[name]) if name in MMCVS else (DETECTION, MMDETS[name])
-    ours = getattr(dcnzoo.models, name)
-    assert registry.get(name) is ours and ours is not theirs
+    theirs, ours = THEIRS[name], getattr(dcnzoo.models, name)
+    registry = DETECTION if theirs.__module__.startswith("mmdet") else MODELS
+    assert registry.get(name) is ours is not theirs and issubclass(ours, theirs)
     with patches.disabled(name):
         assert registry.get(name) is theirs
         assert name not in patches.active()
@@ -113,9 +103,12 @@ def undone(patch):
 
 @each_patch
 def test_a_patch_is_applied_and_undone(undone):
-    undone.needed = lambda: True
+    undone.needed = lambda: False
     where = places(undone)
     original, _ = before = state(undone, where)
+    undone.apply()
+    assert not undone.applied and state(undone, where) == before
+    undone.needed = lambda: True
     assert where or undone.name in OTHERWISE
     for _ in range(2):
         undone.apply()
@@ -125,34 +118,24 @@ def test_a_patch_is_applied_and_undone(undone):
         assert other != before[1] or undone.name not in OTHERWISE
         undone.apply()  # again, to no effect
         assert state(undone, where) == (changed, other)
+        with patches.disabled(undone.name):
+            assert not undone.applied
+            patches.add(*TABLE, complete=True)
+            assert not undone.applied and state(undone, where) == before
+        assert undone.applied
         undone.undo()
-        assert not undone.applied
-        assert state(undone, where) == before
-
-
-@each_patch
-def test_a_patch_that_is_not_needed_changes_nothing(undone):
-    undone.needed = lambda: False
-    where = places(undone)
-    before = state(undone, where)
-    undone.apply()
-    assert not undone.applied and state(undone, where) == before
-
-
-@each_patch
-def test_a_patch_is_switched_off_and_on(patch):
-    applied = patch.applied
-    with patches.disabled(patch.name):
-        assert not patch.applied
-        patches.add(*TABLE, complete=True)
-        assert not patch.applied
-    assert patch.applied == applied
+        assert not undone.applied and state(undone, where) == before
 
 
 def test_no_two_patches_change_the_same():
-    """So that they can be undone in any order."""
+    """So that they can be undone in any order. Names are those that DCNZOO_PATCHES takes."""
     found = [(id(owner), name) for patch in TABLE for owner, name in places(patch)]
     assert len(found) == len(set(found))
+    registered = {patch.name for patch in TABLE if "in the registry" in patch.target}
+    assert {"DCN", "FPN", "CocoDataset"} <= registered <= set(patches.REGISTERED)
+    with patches.disabled():
+        assert not patches.active()
+    assert patches.active()
 
 
 def test_a_patch_that_fails_halfway_is_undone():
@@ -193,12 +176,6 @@ def test_changes_are_undone_in_reverse():
     assert "method" not in vars(Child) and dict(vars(Parent)) == before
 
 
-def test_names_of_registered_classes():
-    """Those that replace a class: names that DCNZOO_PATCHES takes before the classes are imported."""
-    found = {patch.name for patch in TABLE if "in the registry" in patch.target}
-    assert {"DCN", "FPN", "CocoDataset"} <= found <= set(patches.REGISTERED)
-
-
 # The variable
 
 
@@ -224,9 +201,7 @@ def test_names_that_do_not_exist(value, monkeypatch):
     with pytest.raises(RuntimeError, match=rf"DCNZOO_PATCHES: expected .*{value.split(',')[0].lstrip('-')}"):
         monkeypatch.setattr(patches, "_switches", patches._parse(value))
         patches.add(complete=True)
-
-
-def test_disabling_what_does_not_exist(monkeypatch):
+    monkeypatch.undo()
     with pytest.raises(RuntimeError, match=r"disable: .*'deform_con'.*deform_conv"):
         patches.disable("deform_con")
     assert patches.enabled("deform_conv")
@@ -268,25 +243,71 @@ def compiled(monkeypatch):
 CPU, CUDA, OTHER = torch.device("cpu"), torch.device("cuda:1"), torch.device("meta")
 
 
-def test_mmcv_lite_always_runs_on_dcnzoo(monkeypatch):
-    monkeypatch.setattr(compat, "_mmcv_devices", None)
-    with patches.disabled(*patches.OPERATORS):
-        assert all(compat.runs_on_dcnzoo("deform_conv", device) for device in (CPU, CUDA, OTHER))
-
-
 @pytest.mark.parametrize("operator", patches.OPERATORS)
 def test_a_compiled_mmcv_keeps_its_gpu_kernels(operator, compiled, monkeypatch):
-    assert compat.runs_on_dcnzoo(operator, CPU)
-    assert not compat.runs_on_dcnzoo(operator, CUDA)
-    assert not compat.runs_on_dcnzoo(operator, OTHER)
+    def kernels():
+        return [compat.runs_on_dcnzoo(operator, device) for device in (CPU, CUDA, OTHER)]
+
+    assert kernels() == [True, False, False]
     patches.enable("cuda")
-    assert compat.runs_on_dcnzoo(operator, CUDA)
-    assert not compat.runs_on_dcnzoo(operator, OTHER)
+    assert kernels() == [True, True, False]
     patches.disable("cuda")
     monkeypatch.setattr(compat, "_mmcv_devices", ("cpu",))
-    assert compat.runs_on_dcnzoo(operator, CUDA)  # mmcv has none
+    assert kernels() == [True, True, False]  # mmcv has none
     with patches.disabled(operator):
-        assert not compat.runs_on_dcnzoo(operator, CPU) and not compat.runs_on_dcnzoo(operator, CUDA)
+        assert not any(kernels())
+        monkeypatch.setattr(compat, "_mmcv_devices", None)  # mmcv-lite
+        assert all(kernels())
+
+
+ATTENTION = dict(
+    query=torch.ones(5, 2, 12),
+    value=torch.linspace(-1, 1, 288).view(12, 2, 12),
+    reference_points=torch.linspace(0, 1, 20).view(2, 5, 1, 2),
+    spatial_shapes=torch.tensor([[3, 4]]),
+    level_start_index=torch.tensor([0]),
+)
+
+
+@pytest.mark.parametrize(
+    ("options", "given", "operator", "module", "function"),
+    [
+        *(
+            (
+                dict(type=name, **LAYER, bias=bias, im2col_step=2),
+                {},
+                operator,
+                "dcnzoo.openmmlab.models.dcn",
+                function,
+            )
+            for name, operator, function in (
+                ("DCN", "deform_conv", "deform_conv2d"),
+                ("DCNv2", "modulated_deform_conv", "modulated_deform_conv2d"),
+            )
+            for bias in (True, False)
+        ),
+        (
+            dict(type="MultiScaleDeformableAttention", embed_dims=12, num_heads=3, num_levels=1, dropout=0.0),
+            ATTENTION,
+            *("multi_scale_deform_attn", "mmcv.ops.multi_scale_deform_attn"),
+            "multi_scale_deformable_attn_pytorch",
+        ),
+    ],
+)
+def test_layers_call_mmcv_where_its_kernels_stay(
+    options, given, operator, module, function, compiled, monkeypatch
+):
+    layer = randomise(MODELS.build(options))
+    inputs = () if given else (torch.randn(3, 4, 7, 9).to(memory_format=torch.channels_last),)
+    expected = layer(*inputs, **given)
+    with patches.disabled(operator), monkeypatch.context() as patched:
+        calls, original = [], getattr(sys.modules[module], function)
+        patched.setattr(
+            sys.modules[module], function, lambda *args: calls.append(function) or original(*args)
+        )
+        got = layer(*inputs, **given)
+    assert calls == [function]
+    torch.testing.assert_close(got, expected)
 
 
 def test_kernels_are_chosen_by_the_tensors_device(compiled):
@@ -298,59 +319,8 @@ def test_kernels_are_chosen_by_the_tensors_device(compiled):
     assert extension.forward(torch.zeros(1, device="meta"), scale=3) == ("mmcv", 3)
     with patches.disabled("deform_conv"):
         assert extension.forward(torch.zeros(1), 2) == ("mmcv", 2)
-
-
-@pytest.mark.parametrize(
-    ("batch", "most", "expected"),
-    [(6, 4, 3), (7, 4, 1), (64, 32, 32), (3, None, 3), (66, None, 22), (0, 4, 1)],
-)
-def test_largest_step(batch, most, expected):
-    assert compat.largest_step(batch, most) == expected
-
-
-def called(monkeypatch, module, name):
-    """Counts the calls of a function."""
-    calls, function = [], getattr(module, name)
-    monkeypatch.setattr(module, name, lambda *args: calls.append(name) or function(*args))
-    return calls
-
-
-@pytest.mark.parametrize(
-    ("name", "operator", "function"),
-    [
-        ("DCN", "deform_conv", "deform_conv2d"),
-        ("DCNv2", "modulated_deform_conv", "modulated_deform_conv2d"),
-    ],
-)
-@pytest.mark.parametrize("bias", [True, False])
-def test_packs_call_mmcv_where_its_kernels_stay(name, operator, function, bias, compiled, monkeypatch):
-    layer = randomise(MODELS.build(dict(type=name, **SHAPE, bias=bias, im2col_step=2)))
-    x = torch.randn(3, 4, 7, 9).to(memory_format=torch.channels_last)
-    expected = layer(x)
-    calls = called(monkeypatch, sys.modules["dcnzoo.openmmlab.models.dcn"], function)
-    with patches.disabled(operator):
-        got = layer(x)
-    assert calls == [function]
-    torch.testing.assert_close(got, expected)
-
-
-def test_attention_calls_mmcv_where_its_kernels_stay(compiled, monkeypatch):
-    layer = dcnzoo.models.MultiScaleDeformableAttention(12, num_heads=3, num_levels=1, dropout=0.0)
-    randomise(layer)
-    given = dict(
-        query=torch.randn(5, 2, 12),
-        value=torch.randn(12, 2, 12),
-        reference_points=torch.rand(2, 5, 1, 2),
-        spatial_shapes=torch.tensor([[3, 4]]),
-        level_start_index=torch.tensor([0]),
-    )
-    expected = layer(**given)
-    module = sys.modules["mmcv.ops.multi_scale_deform_attn"]
-    with patches.disabled("multi_scale_deform_attn"), monkeypatch.context() as patched:
-        calls = called(patched, module, "multi_scale_deformable_attn_pytorch")
-        got = layer(**given)
-    assert calls
-    torch.testing.assert_close(got, expected)
+    steps = [((6, 4), 3), ((7, 4), 1), ((64, 32), 32), ((3, None), 3), ((66, None), 22), ((0, 4), 1)]
+    assert all(compat.largest_step(*arguments) == expected for arguments, expected in steps)
 
 
 def test_mmcvs_attention_in_pytorch_stays_where_dcnzoo_has_no_kernels(monkeypatch):
@@ -362,11 +332,3 @@ def test_mmcvs_attention_in_pytorch_stays_where_dcnzoo_has_no_kernels(monkeypatc
     assert not _ext._attends_on(CUDA) and not _ext._attends_on(OTHER)
     monkeypatch.setattr(_ext.dcnzoo.ops, "with_cuda", lambda: True)
     assert _ext._attends_on(CUDA)
-
-
-@pytest.mark.parametrize("name", ["DCN", "DCNv2"])
-def test_packs_compile(name):
-    layer, x = MODELS.build(dict(type=name, **SHAPE)), torch.randn(2, 4, 7, 9)
-    torch._dynamo.reset()
-    compiled = torch.compile(layer, fullgraph=True, backend="eager")
-    torch.testing.assert_close(compiled(x), layer(x))

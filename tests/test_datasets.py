@@ -1,7 +1,6 @@
 import dataclasses
 import json
 import logging
-import shutil
 from pathlib import Path
 
 import cv2
@@ -37,9 +36,12 @@ def contents(root):
 
 
 def test_seeds(root, tmp_path):
+    np.random.seed(0)  # noqa: NPY002
+    before = np.random.get_state()[1].copy()  # noqa: NPY002
     make_shapes(tmp_path / "again", SPEC)
     ours = contents(root)
     assert contents(tmp_path / "again") == ours and len(ours) == 6 + 4 + 2 + 1
+    assert (np.random.get_state()[1] == before).all()  # noqa: NPY002
     pictures = {name: data for name, data in ours.items() if name.endswith(".png")}
     assert len(set(pictures.values())) == 10, "the splits share none"
     make_shapes(tmp_path / "other", dataclasses.replace(SPEC, seed=4))
@@ -50,11 +52,23 @@ def test_seeds(root, tmp_path):
     assert all(more[name] == data for name, data in pictures.items()), "a larger set begins with the smaller"
 
 
-def test_global_random_state_is_left_alone(tmp_path):
-    np.random.seed(0)  # noqa: NPY002
-    before = np.random.get_state()[1].copy()  # noqa: NPY002
-    make_shapes(tmp_path / "x", dataclasses.replace(SPEC, train=1, val=1))
-    assert (np.random.get_state()[1] == before).all()  # noqa: NPY002
+def test_data_is_written_whole_and_once_for_the_same_parameters(tmp_path, monkeypatch):
+    root = tmp_path / "shapes"
+    with monkeypatch.context() as patch:
+        patch.setattr(json, "dumps", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            make_shapes(root, SPEC)
+    assert not root.exists()
+    make_shapes(root, dataclasses.replace(SPEC, train=3))
+    assert [p.name for p in tmp_path.iterdir()] == ["shapes"], "leftovers are gone"
+    before = (root / "shapes.json").stat().st_mtime_ns
+    assert not make_shapes(root, dataclasses.replace(SPEC, train=3))
+    assert (root / "shapes.json").stat().st_mtime_ns == before
+    assert make_shapes(root, dataclasses.replace(SPEC, train=2))
+    assert len(list((root / "train").iterdir())) == 2
+    with pytest.raises(FileExistsError, match="make_shapes"):
+        make_shapes(tmp_path, SPEC)  # a folder of something else
+    assert root.exists()
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
@@ -109,34 +123,6 @@ def test_instance_stands_out_where_its_polygon_is():
     assert min(differences) > 18  # the contrast asked for is 25, less noise
 
 
-def test_data_is_written_once_for_the_same_parameters(tmp_path):
-    root = tmp_path / "shapes"
-    make_shapes(root, dataclasses.replace(SPEC, train=3))
-    before = (root / "shapes.json").stat().st_mtime_ns
-    assert not make_shapes(root, dataclasses.replace(SPEC, train=3))
-    assert (root / "shapes.json").stat().st_mtime_ns == before
-    assert make_shapes(root, dataclasses.replace(SPEC, train=2))
-    assert len(list((root / "train").iterdir())) == 2
-
-
-def test_half_written_data_never_has_the_name(tmp_path, monkeypatch):
-    root = tmp_path / "shapes"
-    with monkeypatch.context() as patch:
-        patch.setattr(json, "dumps", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            make_shapes(root, SPEC)
-    assert not root.exists()
-    assert make_shapes(root, SPEC)
-    assert [p.name for p in tmp_path.iterdir()] == ["shapes"], "leftovers are gone"
-
-
-def test_foreign_folder_is_not_deleted(tmp_path):
-    (tmp_path / "photo.png").write_bytes(b"mine")
-    with pytest.raises(FileExistsError, match="make_shapes"):
-        make_shapes(tmp_path, SPEC)
-    assert (tmp_path / "photo.png").read_bytes() == b"mine"
-
-
 @pytest.mark.parametrize(
     ("field", "value"),
     [("train", 0), ("max_instances", 0), ("max_radius", 99.0), ("stretch", 0.5), ("seed", -1)],
@@ -174,19 +160,11 @@ def test_a_good_file_is_read_as_mmdetection_reads_it(root, name):
     assert [ours.get_data_info(i) for i in range(6)] == [theirs.get_data_info(i) for i in range(6)]
 
 
-def no_annotations(file):
-    file["annotations"] = []
-
-
-def other_categories(file):
-    file["categories"][0]["name"] = "date"
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (no_annotations, "at least 1 image .*filter_empty_gt.*True"),
-        (other_categories, "classes .*missing oval, got date"),
+        (lambda file: {**file, "annotations": []}, "at least 1 image .*filter_empty_gt.*True"),
+        (lambda file: file["categories"][0].update(name="date"), "classes .*missing oval, got date"),
         (lambda file: file["categories"].reverse(), "order .*got cross, trefoil, oval"),
     ],
 )
@@ -195,6 +173,24 @@ def test_mistakes_in_a_coco_file(root, change, message):
     with pytest.raises(UserError, match=message) as error:
         read_coco(root, change)
     assert str(error.value).startswith(f"{root}/annotations/changed.json: ")
+    with pytest.raises(UserError, match=rf"^ann_file: .*{root}/none.json"):
+        read_coco(root, lambda file: None, ann_file="none.json")
+    with pytest.raises(UserError, match=rf"^data_prefix: .*{root}/val2/00000.png"):
+        read_coco(root, lambda file: None, data_prefix=dict(img="val2/"))
+
+
+def test_classes_and_images_of_a_file(root, warnings):
+    data = read_coco(root, lambda file: None, metainfo=dict(classes=("cross",)))
+    assert {i["bbox_label"] for n in range(len(data)) for i in data[n]["instances"]} == {0}
+    assert len(read_coco(root, lambda file: {**file, "annotations": []}, test_mode=True)) == 6
+    warnings.clear()
+
+    def empty(file):
+        file["annotations"] = [a for a in file["annotations"] if a["image_id"] != file["images"][2]["id"]]
+
+    assert len(read_coco(root, empty)) == 5
+    ((text, _),) = warnings
+    assert "changed.json: 1 of 6 images are left out: without an annotation or too small" in text
 
 
 @pytest.fixture
@@ -205,22 +201,15 @@ def warnings(monkeypatch):
     return lines
 
 
-def degenerate(file):
-    size = file["images"][0]["width"]
-    changes = [
-        dict(bbox=[5, 6, 0, 8]),
-        dict(bbox=[5, 6, 7, 0.5]),
-        dict(bbox=[size, 6, 7, 8]),
-        dict(bbox=[-9, 6, 7, 8]),
-        dict(area=0),
-        dict(image_id=10**6),
-        dict(bbox=[5, 6, 0, 8], ignore=1),
-    ]
-    for annotation, change in zip(file["annotations"], changes, strict=False):
-        annotation.update(change)
-
-
 def test_annotations_that_are_passed_over_are_counted(root, warnings):
+    def degenerate(file):
+        size = file["images"][0]["width"]
+        boxes = ([5, 6, 0, 8], [5, 6, 7, 0.5], [size, 6, 7, 8], [-9, 6, 7, 8])
+        changes = [*(dict(bbox=box) for box in boxes), dict(area=0), dict(image_id=10**6)]
+        changes.append(dict(bbox=[5, 6, 0, 8], ignore=1))
+        for annotation, change in zip(file["annotations"], changes, strict=False):
+            annotation.update(change)
+
     data = read_coco(root, degenerate, filter_cfg=None)
     total = len(json.loads((root / "annotations" / "train.json").read_text())["annotations"])
     assert total > 7
@@ -238,15 +227,6 @@ def test_annotations_that_are_passed_over_are_counted(root, warnings):
     )
     assert f"changed.json: 3 of {total} annotations are passed over" in warnings[0][0]
     assert "changed.json: annotation 7: bbox: expected" in other, "what nothing is done about, as data check"
-
-
-def test_images_that_the_filter_leaves_out_are_counted(root, warnings):
-    def empty(file):
-        file["annotations"] = [a for a in file["annotations"] if a["image_id"] != file["images"][2]["id"]]
-
-    assert len(read_coco(root, empty)) == 5
-    ((text, _),) = warnings
-    assert "changed.json: 1 of 6 images are left out: without an annotation or too small" in text
 
 
 def test_objects_without_a_segmentation_are_ignored(root, warnings):
@@ -274,16 +254,10 @@ def test_objects_without_a_segmentation_are_ignored(root, warnings):
 LOAD = [dict(type="LoadImageFromFile")]
 
 
-@pytest.fixture(scope="module")
-def drawn_forty(tmp_path_factory):
-    root = tmp_path_factory.mktemp("forty") / "shapes"
-    make_shapes(root, dataclasses.replace(SPEC, train=40, val=1))
-    return root
-
-
 @pytest.fixture
-def forty(drawn_forty, tmp_path):
-    return shutil.copytree(drawn_forty, tmp_path / "shapes")
+def forty(tmp_path):
+    make_shapes(tmp_path / "shapes", dataclasses.replace(SPEC, train=40, val=1))
+    return tmp_path / "shapes"
 
 
 def cut_off(path):
@@ -296,11 +270,7 @@ def to_broken_jpeg(path):
     path.write_bytes(picture[: len(picture) // 2])
 
 
-def empty(path):
-    path.write_bytes(b"")
-
-
-@pytest.mark.parametrize("harm", [cut_off, to_broken_jpeg, empty, Path.unlink])
+@pytest.mark.parametrize("harm", [cut_off, to_broken_jpeg, lambda path: path.write_bytes(b""), Path.unlink])
 @pytest.mark.parametrize("cls", [CocoDataset, MMDetectionsCocoDataset])
 def test_an_image_that_cannot_be_read(forty, harm, cls, warnings):
     """In dcnzoo's data set, and in one that knows nothing of it."""
@@ -313,10 +283,14 @@ def test_an_image_that_cannot_be_read(forty, harm, cls, warnings):
     found = "no file" if harm is Path.unlink else "one that cannot be read"
     assert text.startswith(f"{forty}/train/00007.png: ") and found in text and "1 of 40 images" in text
     assert options["level"] == logging.WARNING
-
     tested = read_coco(forty, lambda file: None, cls, pipeline=LOAD, test_mode=True)
     with pytest.raises(UserError, match=rf"^{forty}/train/00007.png: .*{found}.* 40"):
         tested[7]
+    # other errors of a pipeline are not taken for an image
+    data = read_coco(forty, lambda file: None, pipeline=[*LOAD, dict(type="Resize", scale=(0, 0))])
+    with pytest.raises(Exception) as error:
+        data[0]
+    assert not isinstance(error.value, UserError) and not data.unreadable.any()
 
 
 @pytest.mark.parametrize("size", [(20_000, 10), (10, 20_000)])
@@ -346,27 +320,3 @@ def test_too_many_images_that_cannot_be_read(forty, workers):
         list(loader)
     message = stopped.value.code
     assert message.startswith(f"error: {forty}/train/00030.png: ") and message.endswith("got 3")
-
-
-def test_other_errors_of_a_pipeline_are_not_taken_for_an_image(forty):
-    data = read_coco(forty, lambda file: None, pipeline=[*LOAD, dict(type="Resize", scale=(0, 0))])
-    with pytest.raises(Exception) as error:
-        data[0]
-    assert not isinstance(error.value, UserError) and not data.unreadable.any()
-
-
-def test_coco_file_that_is_none(root):
-    with pytest.raises(UserError, match=rf"^ann_file: .*{root}/none.json"):
-        read_coco(root, lambda file: None, ann_file="none.json")
-    with pytest.raises(UserError, match=rf"^data_prefix: .*{root}/val2/00000.png"):
-        read_coco(root, lambda file: None, data_prefix=dict(img="val2/"))
-
-
-def test_fewer_classes_than_categories(root):
-    data = read_coco(root, lambda file: None, metainfo=dict(classes=("cross",)))
-    labels = {instance["bbox_label"] for i in range(len(data)) for instance in data[i]["instances"]}
-    assert labels == {0}
-
-
-def test_a_file_without_annotations_is_tested_on(root):
-    assert len(read_coco(root, no_annotations, test_mode=True)) == 6

@@ -38,6 +38,37 @@ from dcnzoo.openmmlab.models.tta import InstanceTTAModel
 from dcnzoo.utils.errors import UserError, user_errors
 from dcnzoo.utils.files import require_file
 
+
+def test_damage_is_noticed(tmp_path):
+    """Every changed bit of a sealed archive, and every archive that is cut off."""
+    path, file, legacy = tmp_path / "x.pth", io.BytesIO(), io.BytesIO()
+    state = {"weight": torch.arange(300.0), "meta": {"epoch": 3}}
+    torch.save(state, file)
+    torch.save(state, legacy, _use_new_zipfile_serialization=False)  # as of torch 1.5
+    plain, legacy = file.getvalue(), legacy.getvalue()
+    sealed = seal(plain)
+    assert seal(sealed) == sealed and seal(legacy) == legacy and seal(b"text") == b"text"
+    for whole in (plain, legacy, sealed):
+        path.write_bytes(whole)
+        assert damage(path) is None
+    for options in ({}, {"mmap": True}):
+        assert torch.equal(torch.load(path, weights_only=True, **options)["weight"], torch.arange(300.0))
+    changed = bytearray(plain)
+    changed[plain.index(torch.arange(300.0)[100].numpy().tobytes())] ^= 4
+    path.write_bytes(changed)
+    assert "data/0" in damage(path)
+    for whole in (plain, sealed):
+        for position in [*range(0, len(whole) - 200, 41), *range(len(whole) - 200, len(whole), 3)]:
+            path.write_bytes(whole[:position])
+            assert damage(path), position
+            changed = bytearray(sealed)
+            changed[position] ^= 1 << position % 8
+            path.write_bytes(changed)
+            assert damage(path), position
+        path.write_bytes(bytes(len(whole)))  # a file system's, after a loss of power
+        assert damage(path)
+
+
 NUMBERS = itertools.count()  # runs of one name in one second would share a logger
 
 
@@ -106,50 +137,6 @@ def test_only_the_last_checkpoints_stay(tmp_path, keep):
 
 
 # Damaged checkpoints
-
-
-@pytest.fixture(scope="module")
-def archive():
-    """What torch.save writes, in two forms: as of today, and as of torch 1.5."""
-    file, legacy = io.BytesIO(), io.BytesIO()
-    state = {"weight": torch.arange(300.0), "meta": {"epoch": 3}}
-    torch.save(state, file)
-    torch.save(state, legacy, _use_new_zipfile_serialization=False)
-    return file.getvalue(), legacy.getvalue()
-
-
-def test_whole_archives(archive, tmp_path):
-    path, sealed = tmp_path / "x.pth", seal(archive[0])
-    assert seal(sealed) == sealed and seal(archive[1]) == archive[1] and seal(b"text") == b"text"
-    for whole in (*archive, sealed):
-        path.write_bytes(whole)
-        assert damage(path) is None
-    for options in ({}, {"mmap": True}):
-        assert torch.equal(torch.load(path, weights_only=True, **options)["weight"], torch.arange(300.0))
-    changed = bytearray(archive[0])
-    changed[archive[0].index(torch.arange(300.0)[100].numpy().tobytes())] ^= 4
-    path.write_bytes(changed)
-    assert "data/0" in damage(path)
-
-
-def test_every_changed_bit_of_a_sealed_archive_is_noticed(archive, tmp_path):
-    sealed, path = seal(archive[0]), tmp_path / "x.pth"
-    assert len(sealed) < 4000
-    for position in [*range(0, len(sealed) - 200, 31), *range(len(sealed) - 200, len(sealed), 3)]:
-        changed = bytearray(sealed)
-        changed[position] ^= 1 << position % 8
-        path.write_bytes(changed)
-        assert damage(path), position
-
-
-def test_every_archive_that_is_cut_off_is_noticed(archive, tmp_path):
-    path = tmp_path / "x.pth"
-    for whole in (archive[0], seal(archive[0])):
-        for length in [*range(0, len(whole) - 200, 41), *range(len(whole) - 200, len(whole), 3)]:
-            path.write_bytes(whole[:length])
-            assert damage(path), length
-        path.write_bytes(bytes(len(whole)))  # a file system's, after a loss of power
-        assert damage(path)
 
 
 def cut_off(path):
@@ -278,7 +265,8 @@ def test_a_validation_that_was_cut_off_comes_first(tmp_path, monkeypatch, interr
     assert Score.calls == 5, "what is done is not done again"
 
 
-def test_a_full_disk_is_one_line(tmp_path):
+def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
+    """It says to resume where a checkpoint is written."""
     (tmp_path / "x.pth").write_bytes(b"old")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
@@ -296,18 +284,10 @@ def test_a_full_disk_is_one_line(tmp_path):
         one_line_errors(),
     ):
         full.write(b"log")
-
-
-def test_resume_is_recommended_for_checkpoints_on_a_full_disk_only(tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"file/x.pth") as error:
-        AtomicLocalBackend().put_text("x", tmp_path / "file" / "x.pth")
-    assert "space" not in str(error.value) and "--resume" not in str(error.value)
-
-    def full(descriptor):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=r"x.pth/y.pth") as error:  # not for want of space
+        AtomicLocalBackend().put_text("x", tmp_path / "x.pth" / "y.pth")
+    assert "--resume" not in str(error.value)
+    monkeypatch.setattr(os, "fsync", lambda file: (_ for _ in ()).throw(OSError(errno.ENOSPC, "no space")))
     for name, resumes in (("epoch_1.pth", True), ("train.json", False)):
         with pytest.raises(UserError, match="space") as error:
             AtomicLocalBackend().put(b"x", tmp_path / name)
@@ -335,8 +315,6 @@ class NoisyModel(Model):
 
 
 def train_noisily(work_dir, name, workers, persistent, by_epoch, stop_at=None, seed=None, resume=False):
-    length = {"max_epochs": 4} if by_epoch else {"max_iters": 12, "val_interval": 100}
-
     class Stop(Hook):
         def before_train_iter(self, runner, batch_idx, data_batch=None):
             if runner.iter == stop_at:
@@ -348,6 +326,7 @@ def train_noisily(work_dir, name, workers, persistent, by_epoch, stop_at=None, s
         "collate_fn": pseudo_collate,
     }
     hook = dict(type="AtomicCheckpointHook", interval=1 if by_epoch else 5, by_epoch=by_epoch)
+    length = {"max_epochs": 4} if by_epoch else {"max_iters": 12, "val_interval": 100}
     runner = make_runner(
         work_dir,
         name,
@@ -460,34 +439,29 @@ def test_bar_on_a_terminal_and_none_in_a_file(tmp_path):
     assert file.getvalue() == ""
 
 
-def test_user_errors_become_one_line():
+def test_user_errors_become_one_line(tmp_path):
     with pytest.raises(UserError, match=r"^first line second line$"), user_errors():
         raise ValueError("first line\n   second line")
     for defect in (KeyError("neck"), AttributeError("neck"), TypeError("neck"), NotImplementedError("neck")):
         with pytest.raises(UserError, match=rf"^{type(defect).__name__}: '?neck'?"), user_errors():
             raise defect
-
-
-def test_require_file_leaves_addresses_alone(tmp_path):
     require_file("https://example.org/x.pth", "checkpoint")
     with pytest.raises(UserError, match=f"checkpoint: .*{tmp_path}"):
         require_file(str(tmp_path), "checkpoint")
 
 
-@pytest.mark.parametrize("direction", ["horizontal", "vertical", "diagonal"])
-def test_masks_of_a_mirrored_view_come_back(direction):
+@pytest.mark.parametrize(
+    ("direction", "axes"), [("horizontal", (-1,)), ("vertical", (-2,)), ("diagonal", (-1, -2))]
+)
+def test_masks_of_a_mirrored_view_come_back(direction, axes):
     def view(box, label, score, mirror):
-        mask = torch.zeros(1, 20, 30, dtype=torch.bool)
+        mask, boxes = torch.zeros(1, 20, 30, dtype=torch.bool), torch.tensor([box]).float()
         mask[0, box[1] : box[3], box[0] : box[2]] = True
-        boxes = torch.tensor([box], dtype=torch.float32)
         if mirror:
-            boxes = bbox_flip(boxes, (20, 30), direction)
-            mask = mask.flip({"horizontal": (-1,), "vertical": (-2,), "diagonal": (-1, -2)}[direction])
+            boxes, mask = bbox_flip(boxes, (20, 30), direction), mask.flip(axes)
         meta = {"ori_shape": (20, 30), "flip": mirror, "flip_direction": direction}
-        sample = DetDataSample(metainfo=meta)
-        found = dict(scores=torch.tensor([score]), labels=torch.tensor([label]), masks=mask)
-        sample.pred_instances = InstanceData(bboxes=boxes, **found)
-        return sample
+        found = dict(scores=torch.tensor([score]), labels=torch.tensor([label]), masks=mask, bboxes=boxes)
+        return DetDataSample(metainfo=meta, pred_instances=InstanceData(**found))
 
     model = SimpleNamespace(
         tta_cfg=ConfigDict(nms={"type": "nms", "iou_threshold": 0.5}, max_per_img=10),
@@ -497,7 +471,5 @@ def test_masks_of_a_mirrored_view_come_back(direction):
     merged = InstanceTTAModel._merge_single_sample(model, views).pred_instances
     assert merged.labels.tolist() == [1, 0]
     assert merged.bboxes.tolist() == [[11, 8, 29, 20], [2, 3, 9, 7]]
-    for box, mask in zip(merged.bboxes.int().tolist(), merged.masks, strict=True):
-        expected = torch.zeros(20, 30, dtype=torch.bool)
-        expected[box[1] : box[3], box[0] : box[2]] = True
-        assert torch.equal(mask, expected)
+    for (x1, y1, x2, y2), mask in zip(merged.bboxes.int().tolist(), merged.masks, strict=True):
+        assert mask[y1:y2, x1:x2].all() and mask.sum() == (y2 - y1) * (x2 - x1)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import io
+import pickle
 
 import pytest
 import torch
@@ -11,26 +13,27 @@ from torch import fx, nn
 
 import dcnzoo.ops
 from dcnzoo import layers
+from dcnzoo.layers.offsets import TracksOffsets
 
 from .modules import randomise
 
 BOXES = torch.tensor([[1, 2.0, 3.0, 15.0, 11.0], [0, 4.0, 1.0, 21.0, 17.0], [1, 0.0, 0.0, 9.0, 16.0]])
 SHAPES, STARTS = torch.tensor([[4, 5], [2, 3]]), torch.tensor([0, 20])
-SIZES = {1: (11,), 2: (7, 10), 3: (4, 6, 5)}
 
 
-def maps(rank: int, channels: int = 4) -> torch.Tensor:
-    return torch.randn(2, channels, *SIZES[rank])
+def maps(rank: int) -> torch.Tensor:
+    return torch.randn(2, 4, *[(11,), (7, 10), (4, 6, 5)][rank - 1])
 
 
 def convolution(rank: int, name: str = "PackedDeformConv", **options):
     """Of 5 channels, so that a layer after it notices; kernel 3 on each axis."""
     layer = getattr(layers, f"{name}{rank}d")(4, 5, 3, padding=1, **options)
-    if name.startswith("Packed"):
-        return layer, (maps(rank),)
-    taps = 3**rank
-    fields = torch.randn(2, taps * rank, *SIZES[rank]), torch.rand(2, taps, *SIZES[rank])
-    return layer, (maps(rank), *fields)
+    return layer, (maps(rank), *(() if name.startswith("Packed") else fields(rank)))
+
+
+def fields(rank):
+    size, taps = maps(rank).shape[2:], 3**rank
+    return torch.randn(2, taps * rank, *size), torch.rand(2, taps, *size)
 
 
 def attention():
@@ -110,20 +113,27 @@ def test_every_public_layer_is_here():
 @every_layer
 def test_exported_program_is_saved_loaded_and_run(name):
     layer, given = randomised(name)
+    layers.track_offsets(layer)
     file = io.BytesIO()
     torch.export.save(torch.export.export(layer, given), file)
     file.seek(0)
     loaded = torch.export.load(file)
     torch.testing.assert_close(loaded.module()(*given), layer(*given))
     assert not any("set_grad" in str(node.target) for node in loaded.graph.nodes)
+    tracked = any(isinstance(module, TracksOffsets) for module in layer.modules())
+    assert bool(layers.offset_statistics(layer)) == tracked
 
 
-def test_export_while_statistics_are_kept():
-    layer, given = randomised("PackedDeformConv2d-v2")
+@every_layer
+def test_layer_is_copied_pickled_and_compiled(name):
+    layer, given = randomised(name)
     layers.track_offsets(layer)
-    program = torch.export.export(layer, given)
-    torch.testing.assert_close(program.module()(*given), layer(*given))
-    assert layers.offset_statistics(layer) and layers.modulation_statistics(layer)
+    expected = layer(*given)
+    for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert torch.equal(other(*given), expected) and repr(other) == repr(layer)
+    torch._dynamo.reset()
+    compiled = torch.compile(layer, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(*given), expected)
 
 
 # torch.fx
@@ -154,93 +164,45 @@ def test_fx_traces_a_network_with_the_layer_as_a_leaf(name):
     for factor in (1, 0.75):
         changed = [t * factor if t.is_floating_point() and t is not BOXES else t for t in given]
         torch.testing.assert_close(traced(*changed), network(*changed))
+    # By itself. Like torch.nn.MultiheadAttention the attention needs values of its arguments; the default
+    # arguments are those of torch.nn.ConvTranspose2d, of which the same is true.
+    if not name.startswith(("MultiScale", "DCNv4-sequence")):
+        concrete = {"output_size": None} if "Transpose" in name else {}
+        torch.testing.assert_close(fx.symbolic_trace(layer, concrete_args=concrete)(*given), layer(*given))
 
 
-# Their default arguments are those of torch.nn.ConvTranspose2d, of which the same is true; and
-# like torch.nn.MultiheadAttention the attention needs values.
-# Like torch.nn.MultiheadAttention the attention needs values of its arguments.
-BY_THEMSELVES = [n for n in CASES if not n.startswith(("MultiScale", "DCNv4-sequence"))]
-
-
-@pytest.mark.parametrize("name", BY_THEMSELVES)
-def test_fx_traces_the_layer_itself(name):
-    layer, given = randomised(name)
-    # the default arguments are those of torch.nn.ConvTranspose2d, of which the same is true
-    traced = fx.symbolic_trace(layer, concrete_args={"output_size": None} if "Transpose" in name else {})
-    torch.testing.assert_close(traced(*given), layer(*given))
-
-
-class FeatureExtractor(fx.Tracer):
-    """As torchvision's NodePathTracer: leaves are given by type, a node has the name of its module."""
-
-    def __init__(self, leaf_modules: tuple[type, ...] = ()) -> None:
-        super().__init__()
-        self.leaf_modules, self.module, self.names = leaf_modules, "", {}
-
-    def is_leaf_module(self, module, name):
-        return super().is_leaf_module(module, name) or isinstance(module, self.leaf_modules)
-
-    def call_module(self, module, forward, args, kwargs):
-        before, self.module = self.module, self.path_of_module(module)
-        try:
-            if not self.is_leaf_module(module, self.module):
-                return forward(*args, **kwargs)
-            return self.create_proxy("call_module", self.module, args, kwargs)
-        finally:
-            self.module = before
-
-    def create_proxy(self, kind, target, args, kwargs, name=None, type_expr=None, *rest):
-        proxy = super().create_proxy(kind, target, args, kwargs, name, type_expr)
-        self.names[proxy.node] = self.module
-        return proxy
-
-
-@pytest.mark.parametrize("as_leaf", [False, True])
-@every_layer
-def test_feature_extraction(name, as_leaf):
-    """The output of one named module within a network."""
-    layer, given = randomised(name)
-    tracer = FeatureExtractor((type(layer),) if as_leaf else ())
-    graph = tracer.trace(Named(layer, len(given)).eval())
-    wanted = [node for node in graph.nodes if tracer.names.get(node) == "block.layer"][-1]
-    (output,) = (node for node in graph.nodes if node.op == "output")
-    output.args = (wanted,)
-    extractor = fx.GraphModule(tracer.root, graph)
-    extractor.graph.eliminate_dead_code()
-    extractor.recompile()
-    torch.testing.assert_close(extractor(*given), layer(*given))
+def padded(name):
+    function = getattr(dcnzoo.ops, name)
+    return lambda x, w, o, m: function(x, w, o, m, padding=1)
 
 
 FUNCTIONS = {
-    "deform_conv1d": lambda x, w, o, m: dcnzoo.ops.deform_conv1d(x, w, o, m, padding=1),
-    "deform_conv2d": lambda x, w, o, m: dcnzoo.ops.deform_conv2d(x, w, o, m, padding=1),
-    "deform_conv3d": lambda x, w, o, m: dcnzoo.ops.deform_conv3d(x, w, o, m, padding=1),
-    "deform_conv_transpose2d": lambda x, w, o, m: dcnzoo.ops.deform_conv_transpose2d(x, w, o, m, padding=1),
-    "roi_align": lambda x, r: dcnzoo.ops.roi_align(x, r, (3, 2), 0.5, 2, "max"),
-    "deform_roi_pool": lambda x, r, o: dcnzoo.ops.deform_roi_pool(x, r, o, (3, 2), 0.5, 2),
-    "mask_softmax2d": lambda m: dcnzoo.ops.mask_softmax2d(m, 3),
-    "nms": lambda b, s: dcnzoo.ops.nms(b, s, 0.3),
-    "flash_deform_attn": lambda v, sh, st, a: dcnzoo.ops.flash_deform_attn(v, sh, st, a),
+    **{
+        f"deform_conv{kind}{rank}d": (
+            padded(f"deform_conv{kind}{rank}d"),
+            lambda rank=rank: (maps(rank), torch.randn(4, 4, *[3] * rank), *fields(rank)),
+        )
+        for kind, rank in (("", 1), ("", 2), ("", 3), ("_transpose", 2))
+    },
+    "roi_align": (lambda x, r: dcnzoo.ops.roi_align(x, r, (3, 2), 0.5, 2, "max"), lambda: (maps(2), BOXES)),
+    "deform_roi_pool": (
+        lambda x, r, o: dcnzoo.ops.deform_roi_pool(x, r, o, (3, 2), 0.5, 2),
+        lambda: (maps(2), BOXES, torch.randn(3, 2, 3, 2)),
+    ),
+    "mask_softmax2d": (lambda m: dcnzoo.ops.mask_softmax2d(m, 3), lambda: (torch.randn(2, 18, 4, 5),)),
+    "nms": (lambda b, s: dcnzoo.ops.nms(b, s, 0.3), lambda: (BOXES[:, 1:], torch.rand(3))),
+    "flash_deform_attn": (
+        lambda v, sh, st, a: dcnzoo.ops.flash_deform_attn(v, sh, st, a),
+        lambda: (torch.randn(2, 26, 2, 4), SHAPES, STARTS, torch.rand(2, 6, 2, 18)),
+    ),
 }
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_fx_traces_functions(name):
-    torch.manual_seed(0)
-    if "conv" in name:
-        rank = int(name[-2])
-        fields = torch.randn(2, 3**rank * rank, *SIZES[rank]), torch.rand(2, 3**rank, *SIZES[rank])
-        given = maps(rank), torch.randn(4, 4, *[3] * rank), *fields
-    else:
-        given = {
-            "roi_align": (maps(2), BOXES),
-            "deform_roi_pool": (maps(2), BOXES, torch.randn(3, 2, 3, 2)),
-            "mask_softmax2d": (torch.randn(2, 18, 4, 5),),
-            "nms": (BOXES[:, 1:], torch.rand(3)),
-            "flash_deform_attn": (torch.randn(2, 26, 2, 4), SHAPES, STARTS, torch.rand(2, 6, 2, 18)),
-        }[name]
-    traced = fx.symbolic_trace(FUNCTIONS[name])
-    torch.testing.assert_close(traced(*given), FUNCTIONS[name](*given))
+    function, inputs = FUNCTIONS[name]
+    given = inputs()
+    torch.testing.assert_close(fx.symbolic_trace(function)(*given), function(*given))
 
 
 # torch.jit.script
@@ -275,9 +237,8 @@ def test_scripted_pools(size, mode):
         align(*given, size, 0.5, 2, "mean", False)
 
 
-NO_COMPUTATION = ("has_ops", "with_cuda", "problems", "cpu_capability")
-
-
-@pytest.mark.parametrize("name", [name for name in dcnzoo.ops.__all__ if name not in NO_COMPUTATION])
+@pytest.mark.parametrize(
+    "name", set(dcnzoo.ops.__all__) - {"has_ops", "with_cuda", "problems", "cpu_capability"}
+)
 def test_every_function_scripts(name):
     torch.jit.script(getattr(dcnzoo.ops, name))

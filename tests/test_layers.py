@@ -2,20 +2,19 @@
 
 import copy
 import math
-import pickle
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
-from torch.nn.utils import parameters_to_vector, skip_init, vector_to_parameters
+from torch.nn.utils import skip_init
 from torch.nn.utils.parametrizations import weight_norm
 
 import dcnzoo.ops.reference as reference
 from dcnzoo import layers
 
-from .modules import randomise
+from .modules import randomise, shapes
 
 SIZE = (7, 9, 5)
 GEOMETRY = {
@@ -68,29 +67,34 @@ def sample(rank, **options):
     return torch.randn(3, 4, *SIZE[:rank], **options)
 
 
-# Layers whose offsets come from outside
-
-
 @ranks
 @directions
-def test_is_torchs_without_offset_and_mask(rank, transposed):
+def test_as_torchs_convolution(rank, transposed):
+    """Its arguments and defaults, its initial values; without offset and mask its results."""
+    name = name_of(rank, transposed)
+    plain = getattr(nn, name.removeprefix("Deform"))(4, 6, 3)
+    for layer in (getattr(layers, name)(4, 6, 3), getattr(layers, f"Packed{name}")(4, 6, 3)):
+        for attribute in plain.__constants__:
+            assert getattr(layer, attribute) == getattr(plain, attribute), attribute
+        assert layer.bias.shape == plain.bias.shape
     torch.manual_seed(0)
     plain = make_plain(rank, transposed, groups=2)
     torch.manual_seed(0)
-    layer = make(rank, transposed, groups=2)
+    layer = make(rank, transposed, groups=2, im2col_step=2)
     assert isinstance(layer, nn.modules.conv._ConvNd)
     assert list(layer.state_dict()) == ["weight", "bias"]
     assert torch.equal(layer.weight, plain.weight) and torch.equal(layer.bias, plain.bias)
-    input = sample(rank)
+    input, scripted = sample(rank), torch.jit.script(layer)
     assert torch.equal(layer(input), plain(input))
-
-
-@ranks
-def test_output_size(rank):
-    plain, layer, pack = make_plain(rank, True), make(rank, True), make_pack(rank, True)
-    layer.load_state_dict(plain.state_dict())
+    where = SIZE[:rank] if transposed else plain(input).shape[2:]
+    offset = torch.randn(3, math.prod(layer.kernel_size) * rank, *where)
+    mask = torch.rand(3, math.prod(layer.kernel_size), *where)
+    for given in ((), (offset,), (offset, mask), (None, mask)):
+        torch.testing.assert_close(scripted(input, *given), layer(input, *given))
+    if not transposed:
+        return
+    pack = make_pack(rank, True, groups=2)
     pack.load_state_dict(plain.state_dict(), strict=False)
-    input = sample(rank)
     least = make_plain(rank, True, output_padding=0)(input).shape[2:]
     wanted = [size + stride - 1 for size, stride in zip(least, plain.stride, strict=True)]
     expected = plain(input, wanted)
@@ -99,6 +103,72 @@ def test_output_size(rank):
     torch.testing.assert_close(pack(input, wanted), expected)
     with pytest.raises(ValueError, match="requested an output size of"):
         layer(input, output_size=[size + 5 for size in wanted])
+
+
+@ranks
+@directions
+def test_state_dict_and_repr(rank, transposed):
+    assert list(make_pack(rank, transposed).state_dict()) == ["weight", "bias", *PREDICTED[:2]]
+    assert "deformable=False" in repr(make_pack(rank, transposed, deformable=False))
+    options = dict(modulated=True, offset_groups=2, mask_groups=4, offset_limit=3.0, im2col_step=8)
+    pack = make_pack(rank, transposed, **options)
+    kernel = GEOMETRY["kernel_size"][:rank]
+    taps = math.prod(kernel)
+    predictor = (1,) * rank if transposed else kernel
+    assert shapes(pack) == {
+        "weight": (4 if transposed else 8, 8 if transposed else 4, *kernel),
+        "bias": (8,),
+        "conv_offset.weight": (2 * taps * rank, 4, *predictor),
+        "conv_offset.bias": (2 * taps * rank,),
+        "conv_mask.weight": (4 * taps, 4, *predictor),
+        "conv_mask.bias": (4 * taps,),
+    }
+    given = {**arguments(rank, transposed), **options}
+    text, channels = repr(pack), (given.pop("in_channels"), given.pop("out_channels"))
+    assert (
+        f"{channels[0]}, {channels[1]}, " in text and f"(conv_mask): OffsetConv{rank}d(4, {4 * taps}" in text
+    )
+    assert all(
+        f"{name}={value}" in text for name, value in given.items() if value not in ((1,), (1, 1), (0,))
+    )
+
+
+@pytest.mark.parametrize(("rank", "transposed"), [(1, False), (2, False), (2, True)])
+def test_compiles_and_exports_with_dynamic_sizes(rank, transposed):
+    pack = randomise(make_pack(rank, transposed, **OPTIONS["v2 softmax"]), 0.1)
+    torch._dynamo.reset()
+    frames = CompileCounterWithBackend("eager")
+    programs = [torch.compile(pack, fullgraph=True, dynamic=True, backend=frames)]
+    if rank == 2:
+        batch, height = torch.export.Dim("batch", min=2), torch.export.Dim("height", min=4)
+        exported = torch.export.export(
+            pack, (torch.randn(3, 4, 9, 5),), dynamic_shapes=({0: batch, 2: height},)
+        )
+        programs.append(exported.module())
+    for batch, size in ((3, 9), (2, 7), (4, 8)):
+        input = torch.randn(batch, 4, size, 5) if rank == 2 else torch.randn(batch, 4, size)
+        for program in programs:
+            torch.testing.assert_close(program(input), pack(input))
+    assert frames.frame_count == 1
+
+
+def test_from_the_meta_device_and_by_torchs_utilities():
+    """As large models are made: without storage, then initialised module by module, or loaded."""
+    pack = make_pack(2, False, modulated=True, device="meta").to_empty(device="cpu")
+    for module in pack.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    assert pack.weight.abs().sum() > 0
+    assert not any(parameter.any() for name, parameter in pack.named_parameters() if name in PREDICTED)
+    input = sample(2)
+    output = randomise(pack)(input)
+    torch.testing.assert_close(weight_norm(copy.deepcopy(pack))(input), output)
+    empty = skip_init(layers.PackedDeformConv2d, **arguments(2, False), modulated=True)
+    empty.load_state_dict(pack.state_dict())
+    assert torch.equal(empty(input), output)
+
+
+# Layers whose offsets come from outside
 
 
 @ranks
@@ -118,30 +188,6 @@ def test_forward_and_backward(rank, transposed, with_mask, options):
     inputs = [offset, *layer.parameters()]
     gradients = [torch.autograd.grad(output.square().sum(), inputs) for output in outputs]
     torch.testing.assert_close(*gradients, atol=1e-9, rtol=1e-9)
-
-
-def test_arguments_have_torchs_and_tvdcns_order():
-    layer = layers.DeformConv2d(4, 6, 3, 2, 1, 1, 2, False, "zeros", "meta", torch.float64)
-    assert layer.bias is None and layer.weight.is_meta and layer.weight.dtype == torch.float64
-    assert (layer.stride, layer.padding, layer.groups) == ((2, 2), (1, 1), 2)
-    transposed = layers.DeformConvTranspose2d(4, 6, 3, 2, 1, 3, 2, 2, False)
-    assert (transposed.dilation, transposed.output_padding, transposed.groups) == ((3, 3), (2, 2), 2)
-
-
-@ranks
-@directions
-def test_defaults_are_torchs(rank, transposed):
-    """For every argument of a plain convolution, including padding and dilation."""
-    name = name_of(rank, transposed)
-    plain = getattr(nn, name.removeprefix("Deform"))(4, 6, 3)
-    for layer in (getattr(layers, name)(4, 6, 3), getattr(layers, f"Packed{name}")(4, 6, 3)):
-        for attribute in (*plain.__constants__, "bias"):
-            expected = getattr(plain, attribute)
-            if isinstance(expected, torch.Tensor):
-                expected, layer_value = expected.shape, getattr(layer, attribute).shape
-            else:
-                layer_value = getattr(layer, attribute)
-            assert layer_value == expected, attribute
 
 
 @pytest.mark.parametrize(
@@ -231,45 +277,6 @@ def test_pack_starts_as_convolution_and_learns(rank, transposed):
     assert all(parameter.grad.abs().sum() > 0 for parameter in pack.parameters())
 
 
-@ranks
-@directions
-def test_state_dict(rank, transposed):
-    assert list(make_pack(rank, transposed).state_dict()) == ["weight", "bias", *PREDICTED[:2]]
-    modulated = make_pack(rank, transposed, modulated=True, offset_groups=2, mask_groups=4)
-    kernel = GEOMETRY["kernel_size"][:rank]
-    taps = math.prod(kernel)
-    predictor = (1,) * rank if transposed else kernel
-    assert {name: tuple(value.shape) for name, value in modulated.state_dict().items()} == {
-        "weight": (4 if transposed else 8, 8 if transposed else 4, *kernel),
-        "bias": (8,),
-        "conv_offset.weight": (2 * taps * rank, 4, *predictor),
-        "conv_offset.bias": (2 * taps * rank,),
-        "conv_mask.weight": (4 * taps, 4, *predictor),
-        "conv_mask.bias": (4 * taps,),
-    }
-
-
-def test_state_dict_of_tvdcn():
-    """From 1.1 on: its own names, no bias, as many groups as there are sets of offsets or masks."""
-    torch.manual_seed(0)
-    pack = make_pack(2, False, modulated=True, offset_groups=2, mask_groups=4, dtype=torch.float64)
-    theirs = {
-        "weight": torch.randn_like(pack.weight),
-        "bias": torch.randn_like(pack.bias),
-        "offset_generator.weight": torch.randn(24, 2, 3, 2, dtype=torch.float64),
-        "mask_generator.weight": torch.randn(24, 1, 3, 2, dtype=torch.float64),
-    }
-    model = nn.ModuleDict({"backbone": nn.Sequential(pack)})
-    state_dict = {f"backbone.0.{name}": value for name, value in theirs.items()}
-    names = list(state_dict)
-    model.load_state_dict(state_dict)
-    assert list(state_dict) == names  # the caller's is left alone
-    input = sample(2, dtype=torch.float64)
-    offset = F.conv2d(input, theirs["offset_generator.weight"], None, (2, 1), (1, 2), (1, 2), groups=2)
-    mask = F.conv2d(input, theirs["mask_generator.weight"], None, (2, 1), (1, 2), (1, 2), groups=4)
-    torch.testing.assert_close(pack.predict(input), (offset, mask.sigmoid()))
-
-
 def test_state_dict_that_does_not_fit():
     pack = make_pack(2, False)
     state = pack.state_dict()
@@ -281,88 +288,7 @@ def test_state_dict_that_does_not_fit():
         pack.load_state_dict(state)
 
 
-def test_repr():
-    options = dict(offset_groups=2, mask_groups=4, offset_limit=3.0, im2col_step=8, bias=False)
-    text = repr(make_pack(2, True, modulated=True, **options))
-    assert "4, 8, kernel_size=(3, 2), stride=(2, 1)" in text and "output_padding=(1, 0)" in text
-    assert all(f"{name}={value}" in text for name, value in options.items())
-    assert "(conv_mask): OffsetConv2d(4, 24" in text and "modulated=True" in text
-    assert "deformable=False" in repr(make_pack(1, False, deformable=False))
-
-
 # What PyTorch does with modules
-
-
-@ranks
-@directions
-def test_layer_scripts_with_any_of_its_arguments(rank, transposed):
-    torch.manual_seed(0)
-    layer = make(rank, transposed, im2col_step=2)
-    scripted = torch.jit.script(layer)
-    input = sample(rank)
-    where = SIZE[:rank] if transposed else layer(input).shape[2:]
-    offset = torch.randn(3, math.prod(layer.kernel_size) * rank, *where)
-    mask = torch.rand(3, math.prod(layer.kernel_size), *where)
-    for given in ((), (offset,), (offset, mask), (None, mask)):
-        torch.testing.assert_close(scripted(input, *given), layer(input, *given))
-
-
-@directions
-@options
-def test_copies_and_pickles(transposed, options):
-    pack = randomise(make_pack(2, transposed, **options))
-    layers.track_offsets(pack)
-    input = sample(2)
-    output = pack(input)
-    for other in (copy.deepcopy(pack), pickle.loads(pickle.dumps(pack))):
-        assert torch.equal(other(input), output)
-        assert repr(other) == repr(pack)
-
-
-@pytest.mark.parametrize(("rank", "transposed"), [(1, False), (2, True)])
-def test_compiles(rank, transposed):
-    pack = randomise(make_pack(rank, transposed, **OPTIONS["v2 softmax"]), 0.1)
-    torch._dynamo.reset()
-    frames = CompileCounterWithBackend("eager")
-    compiled = torch.compile(pack, fullgraph=True, dynamic=True, backend=frames)
-    for batch, size in ((3, 9), (2, 7), (4, 8)):
-        input = torch.randn(batch, 4, *[size + axis for axis in range(rank)])
-        torch.testing.assert_close(compiled(input), pack(input))
-    assert frames.frame_count == 1
-
-
-@directions
-def test_exports_with_dynamic_sizes(transposed):
-    pack = randomise(make_pack(2, transposed, **OPTIONS["v2 softmax"]), 0.1)
-    batch, height = torch.export.Dim("batch", min=2), torch.export.Dim("height", min=4)
-    program = torch.export.export(pack, (sample(2),), dynamic_shapes=({0: batch, 2: height},))
-    for shape in ((2, 4, 6, 9), (5, 4, 11, 9)):
-        input = torch.randn(shape)
-        torch.testing.assert_close(program.module()(input), pack(input))
-
-
-def test_torch_nn_utils():
-    torch.manual_seed(0)
-    pack = randomise(make_pack(2, False, modulated=True))
-    input = sample(2)
-    output = pack(input)
-    other = make_pack(2, False, modulated=True)
-    vector_to_parameters(parameters_to_vector(pack.parameters()), other.parameters())
-    assert torch.equal(other(input), output)
-    torch.testing.assert_close(weight_norm(copy.deepcopy(pack))(input), output)
-    empty = skip_init(layers.PackedDeformConv2d, **arguments(2, False), modulated=True)
-    empty.load_state_dict(pack.state_dict())
-    assert torch.equal(empty(input), output)
-
-
-def test_meta_device_and_reset():
-    """As large models are made: without storage, then initialised module by module."""
-    pack = make_pack(2, False, modulated=True, device="meta").to_empty(device="cpu")
-    for module in pack.modules():
-        if hasattr(module, "reset_parameters"):
-            module.reset_parameters()
-    assert pack.weight.abs().sum() > 0
-    assert not any(parameter.any() for name, parameter in pack.named_parameters() if name in PREDICTED)
 
 
 def test_memory_format_dtype_and_autocast():

@@ -1,34 +1,29 @@
-"""The plugin: DCN and DCNv2 in the registry, and ``dcn=…`` in backbones and necks."""
+"""The plugin: ``dcn=…`` in backbones, necks and detectors. The packs: test_compat_mmcv_deform_conv.py."""
 
 import argparse
 import copy
 import importlib
 import re
-from collections import OrderedDict
 
 import mmcv.ops
 import mmdet.models
 import pytest
 import torch
 from mmdet.registry import MODELS
+from mmdet.testing import demo_mm_inputs
 from mmengine.config import Config, DictAction
 from mmengine.hub import get_config
-from mmengine.model import BaseModule
 from mmengine.optim import DefaultOptimWrapperConstructor
 from mmengine.registry import MODELS as ROOT
 from mmengine.registry import DefaultScope
-from mmengine.runner.checkpoint import load_state_dict
 from torch import nn
 
 import dcnzoo.layers
 import dcnzoo.models
-import dcnzoo.ops.reference as reference
 from dcnzoo.layers import OffsetConv2d, PackedDeformConv2d, offset_statistics, track_offsets
 from dcnzoo.models import DCN, DCNv2
 
-from .modules import randomise, shapes
-
-both_packs = pytest.mark.parametrize("pack", [DCN, DCNv2])
+from .modules import shapes
 
 
 def offset_parameters(module):
@@ -36,100 +31,19 @@ def offset_parameters(module):
     return [parameter for layer in layers for parameter in layer.parameters()]
 
 
-# The packs
-
-
-@pytest.mark.parametrize("registry", [ROOT, MODELS])
-@pytest.mark.parametrize(("name", "pack"), [("DCN", DCN), ("DCNv2", DCNv2)])
-def test_registered(registry, name, pack):
-    layer = registry.build(dict(type=name, in_channels=4, out_channels=6, kernel_size=3))
-    assert type(layer) is pack
-
-
-@both_packs
-@pytest.mark.parametrize("load", [nn.Module.load_state_dict, load_state_dict])
-def test_legacy_keys_of_a_backbone(pack, load):
-    """Before version 2 the offset convolution lay beside the layer: ``conv2_offset.weight``."""
-    cfg = dict(type="ResNet", depth=14, base_channels=4, dcn=dict(type=pack.__name__))
-    source, target = MODELS.build(cfg), MODELS.build(cfg)
-    randomise(source)
-    detector = nn.ModuleDict({"backbone": target})
-    legacy = OrderedDict(
-        (f"backbone.{key.replace('.conv_offset.', '_offset.')}", v) for key, v in source.state_dict().items()
-    )
-    assert "backbone.layer2.0.conv2_offset.weight" in legacy
-    load(detector, legacy, strict=True)
-    for key, value in source.state_dict().items():
-        assert torch.equal(value, target.state_dict()[key]), key
-
-
-@both_packs
-@pytest.mark.parametrize("bias", [True, False])
-def test_forward_is_the_reference(pack, bias):
-    torch.manual_seed(0)
-    layer = pack(4, 6, (3, 2), 2, (1, 0), 1, 2, 2, bias=bias, im2col_step=2).double()
-    randomise(layer)
-    input = torch.randn(3, 4, 9, 7, dtype=torch.float64)
-    out = layer.conv_offset(input)
-    taps = 2 * 3 * 2
-    offset, mask = out[:, : 2 * taps], out[:, 2 * taps :].sigmoid() if pack is DCNv2 else None
-    geometry = (layer.stride, layer.padding, layer.dilation, 2)
-    expected = reference.deform_conv(input, layer.weight, offset, mask, layer.bias, *geometry)
-    torch.testing.assert_close(layer(input), expected, atol=1e-10, rtol=1e-10)
-    assert (layer.bias is not None) == bias
-
-
-def test_starts_as_convolution():
-    input = torch.randn(2, 4, 9, 7)
-    v1, v2 = DCN(4, 6, 3, padding=1), DCNv2(4, 6, 3, padding=1)
-    conv = nn.functional.conv2d
-    torch.testing.assert_close(v1(input), conv(input, v1.weight, padding=1))
-    # the mask starts at sigmoid(0)
-    torch.testing.assert_close(v2(input), conv(input, v2.weight / 2, v2.bias, padding=1))
-
-
-def test_deprecated_argument_of_mmcv():
-    with pytest.warns(DeprecationWarning, match="deformable_groups"):
-        assert DCNv2(4, 6, 3, deformable_groups=2).deform_groups == 2
-
-
-@pytest.mark.parametrize("batch", [0, 1, 33])
-def test_batches_and_im2col_step(batch):
-    layer = DCN(2, 3, 3, im2col_step=32)  # mmcv's own refuses batch 33
-    assert layer(torch.randn(batch, 2, 5, 4)).shape == (batch, 3, 3, 2)
-
-
 # Offsets start at zero and stay there
 
 
-class Parent(BaseModule):
-    def __init__(self, layer, init_cfg):
-        super().__init__(init_cfg)
-        self.plain = nn.Conv2d(4, 4, 3)
-        self.layers = nn.ModuleList([layer])  # no init_weights() of its own to pass the call on
-
-
-@both_packs
-@pytest.mark.parametrize("initialiser", ["Kaiming", "TruncNormal"])
-def test_offsets_stay_zero_through_a_parent(pack, initialiser):
-    parent = Parent(pack(4, 4, 3), dict(type=initialiser, layer="Conv2d", bias=0.5))
-    parent.init_weights()
-    assert (parent.plain.bias == 0.5).all()  # the initialiser was there
-    assert not any(p.any() for p in offset_parameters(parent))
-    assert parent.layers[0].weight.any()
-
-
-def tiny_mask_rcnn(neck_dcn=None, **backbone):
-    return shrunken(get_config("mmdet::_base_/models/mask-rcnn_r50_fpn.py").model, neck_dcn, **backbone)
-
-
-def shrunken(cfg, neck_dcn=None, **backbone):
+def shrunken(config, neck_dcn=None, **backbone):
     """A two-stage detector of MMDetection's, of 14 layers and 16 channels."""
+    cfg = get_config(f"mmdet::{config}").model
     norm = dict(norm_cfg=dict(type="BN", requires_grad=True), norm_eval=False, style="pytorch")
     cfg.backbone = dict(type="ResNet", depth=14, base_channels=8, **norm, **backbone)
     cfg.neck.update(in_channels=[32, 64, 128, 256], out_channels=16, dcn=neck_dcn)
     cfg.rpn_head.update(in_channels=16, feat_channels=16)
     cfg.roi_head.bbox_roi_extractor.out_channels = 16
+    if "Deform" in cfg.roi_head.bbox_roi_extractor.roi_layer.type:
+        cfg.roi_head.bbox_roi_extractor.roi_layer.update(output_channels=16, deform_fc_channels=32)
     cfg.roi_head.bbox_head.update(in_channels=16, fc_out_channels=32, num_classes=4)
     if "mask_head" in cfg.roi_head:
         cfg.roi_head.mask_roi_extractor.out_channels = 16
@@ -137,20 +51,55 @@ def shrunken(cfg, neck_dcn=None, **backbone):
     cfg.train_cfg.rpn_proposal.update(nms_pre=100, max_per_img=50)
     cfg.train_cfg.rcnn.sampler.num = 32
     cfg.test_cfg.rpn.update(nms_pre=100, max_per_img=50)
+    cfg.test_cfg.rcnn.score_thr = 0.0
     with DefaultScope.overwrite_default_scope("mmdet"):
         return MODELS.build(cfg)
 
 
-@pytest.mark.parametrize("dcn", ["v1", "v2"])
-def test_offsets_stay_zero_through_a_detector(dcn):
-    detector = tiny_mask_rcnn(dcn=dcn, neck_dcn=dcn)
-    for weights in detector.backbone.layer2[0].conv1.parameters():
-        nn.init.zeros_(weights)
+@pytest.mark.parametrize(
+    ("config", "dcn"),
+    [
+        ("_base_/models/mask-rcnn_r50_fpn.py", dict(dcn="v1", neck_dcn="v1")),
+        ("_base_/models/mask-rcnn_r50_fpn.py", dict(dcn=True, neck_dcn="v2")),
+        ("dcn/faster-rcnn_r50_fpn_dpool_1x_coco.py", {}),
+        ("dcnv2/faster-rcnn_r50_fpn_mdpool_1x_coco.py", {}),
+    ],
+)
+def test_detector(config, dcn):
+    """Offsets stay zero through its initialisation; losses, gradients and predictions are finite."""
+    torch.manual_seed(0)
+    detector = shrunken(config, **dcn)
+    nn.init.zeros_(detector.backbone.layer2[0].conv1.weight)
     detector.init_weights()
-    offsets = offset_parameters(detector)
-    assert len(offsets) == 2 * (3 + 4)  # weight and bias: three stages, four levels
-    assert not any(p.any() for p in offsets)
     assert detector.backbone.layer2[0].conv1.weight.any()  # the backbone was initialised
+    pools = [] if dcn else list(detector.roi_head.bbox_roi_extractor.roi_layers)
+    last = [layer for pool in pools for layer in (pool.offset_fc[-1], *getattr(pool, "mask_fc", [])[2:3])]
+    offsets = offset_parameters(detector) or [p for layer in last for p in layer.parameters()]
+    assert len(offsets) == (2 * (3 + 4) if dcn else 2 * len(last)) > 0  # three stages, four levels
+    assert not any(p.any() for p in offsets)
+    for layer in last:
+        nn.init.normal_(layer.weight, std=0.1)
+
+    data = demo_mm_inputs(2, [[3, 96, 64], [3, 64, 80]], num_classes=4, with_mask=True)
+    data = detector.data_preprocessor(data, training=True)
+    loss, _ = detector.parse_losses(detector(**data, mode="loss"))
+    loss.backward()
+    assert loss.isfinite() and all(p.grad.isfinite().all() for p in offsets)
+    assert any(p.grad.any() for p in offsets)
+    for pool in pools:
+        if pool.offset_fc[0].weight.grad.any():
+            assert all(p.grad.isfinite().all() and p.grad.any() for p in pool.parameters())
+    with torch.autocast("cpu", torch.bfloat16):
+        half, _ = detector.parse_losses(detector(**data, mode="loss"))
+    half.backward()
+    assert half.isfinite()
+    detector.eval()
+    with torch.no_grad():
+        results = detector(**data, mode="predict")
+    for result, size in zip(results, ((96, 64), (64, 80)), strict=True):
+        instances = result.pred_instances
+        assert len(instances) > 0 and instances.scores.isfinite().all()
+        assert pools or instances.masks.shape[1:] == size
 
 
 @pytest.mark.parametrize(
@@ -194,26 +143,6 @@ def test_dcn_offset_lr_mult(layer, slow):
 # Offsets that stay in hand
 
 
-@both_packs
-def test_offset_limit(pack):
-    torch.manual_seed(0)
-    free, bounded = pack(4, 6, (3, 2), deform_groups=2), pack(4, 6, (3, 2), deform_groups=2, offset_limit=0.5)
-    randomise(free)
-    bounded.load_state_dict(free.state_dict())
-    input = torch.randn(2, 4, 9, 7)
-    (offset, mask), (limited, same_mask) = free.predict(input), bounded.predict(input)
-    assert offset.abs().max() > 1 and limited.abs().max() <= 0.5
-    torch.testing.assert_close(limited, (offset / 0.5).tanh() * 0.5)
-    assert mask is None if pack is DCN else torch.equal(mask, same_mask)
-    expected = reference.deform_conv(
-        input, free.weight, limited, mask, free.bias, free.stride, free.padding, free.dilation, 1
-    )
-    torch.testing.assert_close(bounded(input), expected, atol=1e-5, rtol=1e-5)
-
-    with pytest.raises(ValueError, match=rf"^{pack.__name__}: offset_limit: expected a positive number"):
-        pack(4, 6, 3, offset_limit=0)
-
-
 @pytest.mark.parametrize("name", ["DCN", "DCNv2"])
 def test_statistics_of_a_backbone(name):
     model = backbone("ResNet-14", dcn=dict(type=name, offset_limit=0.25))
@@ -241,7 +170,6 @@ FAMILIES = {
     "RegNet": dict(arch="regnetx_400mf"),
 }
 BLOCKS = {"ResNet-14": 3, "ResNet-26": 6, "ResNet-18": 6, "ResNet-34": 13, "RegNet": 21}
-all_families = pytest.mark.parametrize("family", FAMILIES)
 
 
 def backbone(family, **arguments):
@@ -253,8 +181,9 @@ def deformable(module):
     return packs, {name.split(".")[0] for name in packs}
 
 
-@all_families
-def test_dcn_true_is_v2_in_c3_to_c5(family):
+@pytest.mark.parametrize("family", FAMILIES)
+def test_family(family):
+    """``dcn=True`` is DCNv2 in C3 to C5; without ``dcn`` it is MMDetection's backbone."""
     model = backbone(family, dcn=True)
     model.eval()
     packs, stages = deformable(model)
@@ -266,11 +195,14 @@ def test_dcn_true_is_v2_in_c3_to_c5(family):
     assert [tuple(o.shape[2:]) for o in outputs] == [(16, 8), (8, 4), (4, 2), (2, 1)]
     sum(o.sum() for o in outputs).backward()
     assert all(m.conv_offset.weight.grad is not None for m in packs.values())
+    if family == "ResNet-18":  # MMDetection's initialisation: the last norm of a block is zero
+        model.init_weights()
+        assert not any(block.norm2.weight.any() for block in (*model.layer1, *model.layer4))
+        assert type(model.layer2[0].conv1) is nn.Conv2d
+    if family in ("ResNet-14", "ResNet-26"):
+        return
 
-
-@pytest.mark.parametrize("family", [name for name in FAMILIES if name not in ("ResNet-14", "ResNet-26")])
-def test_without_dcn_is_mmdets(family):
-    cfg = dict(FAMILIES[family])
+    cfg, input = dict(FAMILIES[family]), torch.randn(1, 3, 32, 32)
     plain = getattr(mmdet.models.backbones, cfg.pop("type", family))(**cfg)
     plain.eval()
     for dcn in (None, False):
@@ -279,21 +211,10 @@ def test_without_dcn_is_mmdets(family):
         assert list(shapes(ours).items()) == list(shapes(plain).items())
         assert type(ours.layer1[0]) is type(plain.layer1[0])
     ours.load_state_dict(plain.state_dict())
-    input = torch.randn(1, 3, 32, 32)
-    for got, want in zip(ours(input), plain(input), strict=True):
-        assert torch.equal(got, want)
+    assert all(map(torch.equal, ours(input), plain(input)))
 
 
-@pytest.mark.parametrize("fixed", [{}, dict(deform_groups=2, fallback_on_stride=False)])
-@pytest.mark.parametrize(("dcn", "pack"), [("v1", DCN), ("v2", DCNv2)])
-@pytest.mark.parametrize("family", ["ResNet-14", "ResNet-18"])
-def test_values_of_dcn(dcn, pack, fixed, family):
-    dcn = dict(type=pack.__name__, **fixed) if fixed else dcn
-    given = copy.copy(dcn)
-    packs, _ = deformable(backbone(family, dcn=dcn))
-    found = {(type(m), m.deform_groups) for m in packs.values()}
-    assert found == {(pack, fixed.get("deform_groups", 1))}
-    assert dcn == given  # the config is left as it was
+PAFPN = dict(type="PAFPN", in_channels=[4, 6, 8], out_channels=5, num_outs=4)
 
 
 # Numbers of blocks: a Bottleneck; 2 + 1; 2 + 1 + 1 in each of two modules; 1 in each of four branches
@@ -328,8 +249,11 @@ def test_bad_dcn(family, options, message):
 
 
 def test_stages():
-    _, stages = deformable(backbone("ResNet", dcn=True, stage_with_dcn=(True, False, False, True)))
-    assert stages == {"layer1", "layer4"}
+    options = dict(dcn=dict(type="DCN", deform_groups=2, fallback_on_stride=False))
+    given = copy.deepcopy(options)
+    packs, stages = deformable(backbone("ResNet", stage_with_dcn=(True, False, False, True), **options))
+    assert stages == {"layer1", "layer4"} and options == given  # the config is left as it was
+    assert {(type(m), m.deform_groups) for m in packs.values()} == {(DCN, 2)}
     three = dict(num_stages=3, strides=(1, 2, 2), dilations=(1, 1, 1), out_indices=(1, 2))
     _, stages = deformable(backbone("ResNet-14", dcn=True, **three))
     assert stages == {"layer2", "layer3"}
@@ -368,20 +292,6 @@ def test_trident():
     assert out.shape == (3, 128, 2, 3)  # three branches
 
 
-def test_basic_block_initialises_like_mmdets():
-    """Zero-initialised last norms, DCN or not; the deformable convolution is the second."""
-    model = backbone("ResNet-18", dcn=True)
-    model.init_weights()
-    for stage in (model.layer1, model.layer2, model.layer4):
-        assert not any(block.norm2.weight.any() for block in stage)
-        assert all((block.norm1.weight == 1).all() for block in stage)
-    assert isinstance(model.layer2[0].conv2, DCNv2)
-    assert type(model.layer2[0].conv1) is nn.Conv2d
-
-
-NECK = dict(type="PAFPN", in_channels=[4, 6, 8], out_channels=5, num_outs=4)
-
-
 @pytest.mark.parametrize(
     ("text", "pack"), [("True", DCNv2), ("v1", DCN), ("v2", DCNv2), ("None", None), ("False", None)]
 )
@@ -391,7 +301,7 @@ def test_from_the_command_line(text, pack):
     values = [f"model.backbone.dcn={text}", f"model.neck.dcn={text}"]
     options = parser.parse_args(["--cfg-options", *values]).cfg_options
     for family in ("ResNet-18", "ResNet-14", "RegNet"):
-        cfg = Config(dict(model=dict(backbone={"type": family, **FAMILIES[family]}, neck=dict(NECK))))
+        cfg = Config(dict(model=dict(backbone={"type": family, **FAMILIES[family]}, neck=dict(PAFPN))))
         cfg.merge_from_dict(options)
         for part in (cfg.model.backbone, cfg.model.neck):
             packs, _ = deformable(MODELS.build(part))
@@ -400,19 +310,8 @@ def test_from_the_command_line(text, pack):
 
 # RoI pools
 
-POOLS = ["DeformRoIPoolPack", "ModulatedDeformRoIPoolPack"]
-both_pools = pytest.mark.parametrize("name", POOLS)
 
-
-@pytest.mark.parametrize("registry", [ROOT, MODELS])
-def test_pools_are_registered(registry):
-    assert type(registry.build(dict(type="DeformRoIPool", output_size=7))) is dcnzoo.layers.DeformRoIPool
-    for name in POOLS:
-        pool = registry.build(dict(type=name, output_size=2, output_channels=3, deform_fc_channels=4))
-        assert type(pool) is getattr(dcnzoo.layers, name) is getattr(dcnzoo.models, name)
-
-
-@both_pools
+@pytest.mark.parametrize("name", ["DeformRoIPoolPack", "ModulatedDeformRoIPoolPack"])
 def test_pools_are_mmcvs(name):
     """Arguments, parameters and their initial values; results: test_roi_pool_layers.py."""
     states = []
@@ -420,118 +319,42 @@ def test_pools_are_mmcvs(name):
         torch.manual_seed(0)
         states.append(getattr(module, name)((3, 2), 4, 8, 0.25, 2, 0.3).state_dict())
     assert list(states[0]) == list(states[1])
-    assert all(torch.equal(*pair) for pair in zip(*(state.values() for state in states), strict=True))
-
-
-@pytest.mark.parametrize(
-    ("config", "name"),
-    [
-        ("dcn/faster-rcnn_r50_fpn_dpool_1x_coco.py", POOLS[0]),
-        ("dcnv2/faster-rcnn_r50_fpn_mdpool_1x_coco.py", POOLS[1]),
-    ],
-)
-def test_detector_with_deformable_roi_pooling(config, name):
-    torch.manual_seed(0)
-    cfg = get_config(f"mmdet::{config}").model
-    assert cfg.roi_head.bbox_roi_extractor.roi_layer.type == name
-    cfg.roi_head.bbox_roi_extractor.roi_layer.update(output_channels=16, deform_fc_channels=32)
-    detector = shrunken(cfg)
-    detector.init_weights()
-    pools = detector.roi_head.bbox_roi_extractor.roi_layers
-    last = [layer for pool in pools for layer in (pool.offset_fc[-1], *getattr(pool, "mask_fc", [])[2:3])]
-    assert not any(p.any() for layer in last for p in layer.parameters())
-    for layer in last:
-        nn.init.normal_(layer.weight, std=0.1)
-    data = detector_inputs(detector)
-    loss, _ = detector.parse_losses(detector(**data, mode="loss"))
-    assert loss.isfinite()
-    loss.backward()
-    used = [pool for pool in pools if pool.offset_fc[0].weight.grad.any()]
-    assert used and all(p.grad.isfinite().all() and p.grad.any() for pool in used for p in pool.parameters())
-    with torch.autocast("cpu", torch.bfloat16):
-        assert detector.parse_losses(detector(**data, mode="loss"))[0].isfinite()
-    detector.eval()
-    with torch.no_grad():
-        assert all(r.pred_instances.scores.isfinite().all() for r in detector(**data, mode="predict"))
+    assert all(map(torch.equal, *(state.values() for state in states)))
+    for registry in (ROOT, MODELS):
+        pool = registry.build(dict(type=name, output_size=2, output_channels=3, deform_fc_channels=4))
+        assert type(pool) is getattr(dcnzoo.layers, name) is getattr(dcnzoo.models, name)
+        assert type(registry.build(dict(type="DeformRoIPool", output_size=7))) is dcnzoo.layers.DeformRoIPool
 
 
 # Necks
 
 
-def neck(name, **arguments):
-    return MODELS.build(dict(type=name, in_channels=[4, 6, 8], out_channels=5, num_outs=4, **arguments))
-
-
 @pytest.mark.parametrize("name", ["FPN", "PAFPN"])
 @pytest.mark.parametrize(("dcn", "pack"), [(True, DCNv2), ("v1", DCN)])
 def test_neck(name, dcn, pack):
-    plain, model = neck(name), neck(name, dcn=dcn)
+    cfg = {**PAFPN, "type": name}
+    plain, model = MODELS.build(cfg), MODELS.build({**cfg, "dcn": dcn})
     assert shapes(plain) == shapes(getattr(mmdet.models.necks, name)([4, 6, 8], 5, 4))
     packs, stages = deformable(model)
     assert stages == ({"fpn_convs"} if name == "FPN" else {"fpn_convs", "pafpn_convs"})
     assert {type(m) for m in packs.values()} == {pack}
     assert {key for key in shapes(model) if "conv_offset" not in key} == set(shapes(plain))
-    inputs = [torch.randn(1, c, 16 // 2**i, 24 // 2**i) for i, c in enumerate((4, 6, 8))]
-    assert [o.shape for o in model(inputs)] == [o.shape for o in plain(inputs)]
     model.init_weights()
     assert not any(p.any() for p in offset_parameters(model))
-
-
-def test_neck_with_norm_and_extra_levels():
-    model = neck("FPN", dcn=True, norm_cfg=dict(type="BN"), add_extra_convs="on_output")
-    assert model.fpn_convs[0].conv.bias is None
-    assert model.fpn_convs[3].conv.stride == (2, 2)
+    with_norm = MODELS.build({**cfg, "dcn": dcn, "norm_cfg": dict(type="BN"), "add_extra_convs": "on_output"})
+    assert with_norm.fpn_convs[0].conv.bias is None
     inputs = [torch.randn(2, c, 16 // 2**i, 24 // 2**i) for i, c in enumerate((4, 6, 8))]
-    assert [tuple(o.shape[2:]) for o in model(inputs)] == [(16, 24), (8, 12), (4, 6), (2, 3)]
+    for built in (plain, model, with_norm):
+        assert [tuple(o.shape[2:]) for o in built(inputs)] == [(16, 24), (8, 12), (4, 6), (2, 3)]
 
 
-# A detector, whole
-
-
-def detector_inputs(detector):
-    from mmdet.testing import demo_mm_inputs
-
-    data = demo_mm_inputs(2, [[3, 96, 64], [3, 64, 80]], num_classes=4, with_mask=True)
-    return detector.data_preprocessor(data, training=True)
-
-
-def test_mask_rcnn_loss_and_predict():
-    torch.manual_seed(0)
-    detector = tiny_mask_rcnn(dcn=True, neck_dcn="v1")
-    detector.init_weights()
-    data = detector_inputs(detector)
-    losses = detector(**data, mode="loss")
-    assert {"loss_rpn_cls", "loss_bbox", "loss_mask"} <= set(losses)
-    loss, _ = detector.parse_losses(losses)
-    loss.backward()
-    with torch.autocast("cpu", torch.bfloat16):
-        half, _ = detector.parse_losses(detector(**data, mode="loss"))
-    half.backward()
-    assert half.isfinite()
-    gradients = [p.grad for p in offset_parameters(detector)]
-    assert loss.isfinite() and all(g.isfinite().all() for g in gradients) and any(g.any() for g in gradients)
-
-    detector.eval()
-    detector.test_cfg.rcnn.score_thr = 0.0
-    with torch.no_grad():
-        results = detector(**data, mode="predict")
-    for result, size in zip(results, ((96, 64), (64, 80)), strict=True):
-        instances = result.pred_instances
-        assert len(instances) > 0 and instances.masks.shape[1:] == size
-        assert instances.scores.isfinite().all()
-
-
-def test_head_that_imports_mmcvs_class():
-    """VFNet's head calls mmcv's DeformConv2d, whatever the registry says."""
+def test_heads_that_import_mmcvs_class():
+    """VFNet's head, whatever the registry says; DyHead's offsets are larger than the finer level's output."""
     module = importlib.import_module("mmcv.ops.deform_conv")
     assert module.ext_module is dcnzoo.compat.mmcv._ext
     head = mmdet.models.VFNetHead(num_classes=2, in_channels=32, feat_channels=32, stacked_convs=1)
     outputs = head([torch.randn(1, 32, 2**i, 2**i) for i in (5, 4, 3, 2, 1)])
     assert all(o.isfinite().all() for level in outputs for o in level)
-
-
-def test_dyhead():
-    """Its offsets are larger than the finer level's output: see dcnzoo/compat/mmcv/_ext.py."""
     model = MODELS.build(dict(type="DyHead", in_channels=16, out_channels=16, num_blocks=1))
     inputs = [torch.randn(1, 16, 13 // 2**i + 1, 9 // 2**i + 1) for i in range(3)]
     outputs = model(inputs)

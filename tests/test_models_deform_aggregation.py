@@ -51,19 +51,11 @@ def test_begins_as_an_average_between_projections(dcn):
     expected = layer.dcn.output_proj(pooled).permute(0, 3, 1, 2)
     tolerance = {"v3": 1e-10, "v4": 1e-7}[dcn]  # 1/9 is a float32 parameter of v4's
     torch.testing.assert_close(layer(x), expected, rtol=tolerance, atol=tolerance)
-
-
-@both
-def test_in_a_neck(dcn):
+    assert (conv(dcn, bias=False).dcn.output_proj.bias is None) == (dcn == "v4")
     neck = MODELS.build(dict(type="FPN", in_channels=[8, 16], out_channels=32, num_outs=2, dcn=dcn))
     assert isinstance(neck.fpn_convs[1].conv.dcn, LAYERS[dcn])
     maps = [torch.randn(1, 8, 12, 16), torch.randn(1, 16, 6, 8)]
     assert [tuple(y.shape) for y in neck(maps)] == [(1, 32, 12, 16), (1, 32, 6, 8)]
-
-
-def test_bias():
-    assert conv("v4", bias=False).dcn.output_proj.bias is None
-    assert conv("v3", bias=False).dcn.output_proj.bias is not None
 
 
 @both

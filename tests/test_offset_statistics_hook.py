@@ -11,13 +11,14 @@ import torch
 import dcnzoo.models  # noqa: F401  before mmdet, which needs mmcv.ops
 
 # isort: split
+import re
+
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from torch import nn
 
 from dcnzoo.layers import DCNv3, DCNv4
-from dcnzoo.layers.offsets import TracksOffsets
 from dcnzoo.openmmlab.hooks import OffsetStatisticsHook
 from dcnzoo.openmmlab.hooks.offset_statistics import COLUMNS, FILE_NAME, read_statistics
 
@@ -31,16 +32,16 @@ class Model(BaseModel):
 
     def __init__(self, *kinds, masks=()):
         super().__init__()
-        self.layers = nn.ModuleDict()
-        self.masks = masks
-        for kind in kinds:
-            if kind in (DCNv3, DCNv4):
-                self.layers[kind.__name__] = kind(4, group=1)
-            else:
-                self.layers[kind] = MODELS.build(
-                    dict(type=kind, in_channels=4, out_channels=4, kernel_size=3, padding=1)
+        options = dict(in_channels=4, out_channels=4, kernel_size=3, padding=1)
+        self.layers = nn.ModuleDict(
+            {
+                kind if isinstance(kind, str) else kind.__name__: (
+                    MODELS.build(dict(type=kind, **options)) if isinstance(kind, str) else kind(4, group=1)
                 )
-        self.other = nn.Parameter(torch.zeros(1))
+                for kind in kinds
+            }
+        )
+        self.masks, self.other = masks, nn.Parameter(torch.zeros(1))
 
     def forward(self, inputs, mode):
         (shift,) = inputs[0].tolist()
@@ -51,10 +52,18 @@ class Model(BaseModel):
                 layer(torch.ones(1, HEIGHT, WIDTH, 4))
             else:
                 layer.conv_offset.bias.data[0] = shift  # y, x
-                for tap, value in enumerate(self.masks):
-                    layer.conv_offset.bias.data[18 + tap] = value
+                layer.conv_offset.bias.data[18 : 18 + len(self.masks)] = torch.tensor(self.masks)
                 layer(torch.ones(1, 4, HEIGHT, WIDTH))
         return {"loss": self.other.sum() * 0} if mode == "loss" else []
+
+
+class Watching(Hook):
+    """Calls ``function(runner)`` after, or before, each iteration."""
+
+    priority = "LOWEST"
+
+    def __init__(self, function, when="after"):
+        setattr(self, f"{when}_train_iter", lambda runner, *args, **kwargs: function(runner))
 
 
 def train(work_dir, model, shifts, epochs=1, hooks=(), resume=False, **arguments):
@@ -141,84 +150,70 @@ def test_attention(tmp_path):
     assert [row[name] for name in COLUMNS] == ["1", "attention", "0.375", "2.5", "0", "0.5", "0", "0"]
 
 
-def test_the_visualizer_gets_the_same(tmp_path):
-    train(tmp_path, Model("DCN"), [0, 3], interval=2)
+def test_nothing_is_computed_between_the_measured_iterations(tmp_path):
+    """The visualizer gets the same figures."""
+    seen = []
+    hook = Watching(lambda runner: seen.append(runner.model.layers["DCN"].track_offsets), "before")
+    runner = train(tmp_path, Model("DCN"), [0, 0, 3, 0, 0, 0, 0], interval=3, hooks=[hook])
+    assert seen == [False, False, True, False, False, True, False]
+    assert not runner.model.layers["DCN"].track_offsets
     (log,) = tmp_path.glob("*/vis_data/scalars.json")
     entries = [json.loads(line) for line in log.read_text().splitlines()]
-    (entry,) = [entry for entry in entries if any("offsets/" in name for name in entry)]
-    assert entry == {
+    assert next(entry for entry in entries if any("offsets/" in name for name in entry)) == {
         "offsets/mean_abs/layers.DCN": pytest.approx(1 / 6),
         "offsets/max_abs/layers.DCN": 3,
         "offsets/outside/layers.DCN": pytest.approx(10 / 216),
-        "step": 2,
+        "step": 3,
     }
 
 
-class Tracked(Hook):
-    priority = "LOWEST"
-
-    def __init__(self):
-        self.seen = []
-
-    def before_train_iter(self, runner, *args, **kwargs):
-        (layer,) = [module for module in runner.model.modules() if isinstance(module, TracksOffsets)]
-        self.seen.append(layer.track_offsets)
+def dim(runner):
+    if runner.iter + 1 == 3:
+        runner.model.masks = (-10.0,) * 9
 
 
-def test_nothing_is_computed_between_the_measured_iterations(tmp_path):
-    tracked = Tracked()
-    runner = train(tmp_path, Model("DCN"), [0] * 7, interval=3, hooks=[tracked])
-    assert tracked.seen == [False, False, True, False, False, True, False]
-    assert not runner.model.layers["DCN"].track_offsets
+@pytest.mark.parametrize(
+    ("model", "shifts", "options", "expected"),
+    [
+        # once, until they recover
+        (
+            lambda: Model("DCN"),
+            [18, 72, 72, 0, 72],
+            dict(max_mean=2),
+            [
+                f"iteration {i}: layers.DCN: offsets explode: mean |offset| 4 pixels, expected ≤ 2 (max_mean)"
+                for i in (2, 5)
+            ],
+        ),
+        # 3 of 4 rows and 5 of 6 columns of one of 9 taps leave: 15 / 216
+        (
+            lambda: Model(DCNv3),
+            [3, 4],
+            dict(max_outside=0.05),
+            ["iteration 2: layers.DCNv3: .*7%.*max_outside"],
+        ),
+        (lambda: Model("DCN"), [math.nan], {}, [r"iteration 1: .*mean \|offset\| nan pixels, expected ≤ 32"]),
+        (
+            lambda: Model("DCNv2", masks=(0.0,) * 9),
+            [0] * 6,
+            dict(hooks=[Watching(dim)]),
+            ["iteration 4: layers.DCNv2: modulation collapses: mean factor 4.54e-05"],
+        ),
+        (lambda: Model(DCNv4), [0, 0], {}, []),  # factors that begin at zero
+        (Model, [0, 0], {}, ["OffsetStatisticsHook: .*found none: nothing is measured$"]),
+    ],
+)
+def test_warnings(tmp_path, warned, model, shifts, options, expected):
+    train(tmp_path, model(), shifts, interval=1, **options)
+    assert len(warned) == len(expected)
+    for message, pattern in zip(warned, expected, strict=True):
+        assert pattern in message or re.match(pattern, message)
+    assert (tmp_path / FILE_NAME).exists() == (model is not Model)
+    if math.isnan(shifts[0]):
+        assert rows(tmp_path)[0]["mean_abs"] == "nan"
 
 
 # Warnings
-
-
-def test_offsets_that_explode_are_warned_of_once_until_they_recover(tmp_path, warned):
-    train(tmp_path, Model("DCN"), [18, 72, 72, 0, 72], interval=1, max_mean=2)
-    assert [line.partition(" (max_mean)")[0] for line in warned] == [
-        f"iteration {iteration}: layers.DCN: offsets explode: mean |offset| 4 pixels, expected ≤ 2"
-        for iteration in (2, 5)
-    ]
-
-
-def test_samples_off_the_map_are_warned_of(tmp_path, warned):
-    # 3 of 4 rows and 5 of 6 columns of one of 9 taps leave: 15 / 216
-    train(tmp_path, Model(DCNv3), [3, 4], interval=1, max_outside=0.05)
-    (message,) = warned
-    assert message.startswith("iteration 2: layers.DCNv3: ") and "7%" in message and "max_outside" in message
-
-
-def test_nan_is_warned_of_and_written(tmp_path, warned):
-    train(tmp_path, Model("DCN"), [math.nan], interval=1)
-    assert "mean |offset| nan pixels, expected ≤ 32" in warned[0]
-    assert rows(tmp_path)[0]["mean_abs"] == "nan"
-
-
-class Dim(Hook):
-    def after_train_iter(self, runner, *args, **kwargs):
-        if runner.iter + 1 == 3:
-            runner.model.masks = (-10,) * 9
-
-
-def test_modulation_that_collapses_is_warned_of(tmp_path, warned):
-    train(tmp_path, Model("DCNv2", masks=(0,) * 9), [0] * 6, interval=1, hooks=[Dim()])
-    (message,) = warned
-    assert message.startswith("iteration 4: layers.DCNv2: modulation collapses: mean factor 4.54e-05")
-    assert rows(tmp_path)[-1]["modulation_near_0"] == "1"
-
-
-def test_factors_that_begin_at_zero_are_no_collapse(tmp_path, warned):
-    train(tmp_path, Model(DCNv4), [0, 0], interval=1)
-    assert warned == []
-
-
-def test_a_model_without_deformable_layers(tmp_path, warned):
-    train(tmp_path, Model(), [0, 0], interval=1)
-    (message,) = warned
-    assert message.endswith("found none: nothing is measured")
-    assert not (tmp_path / FILE_NAME).exists()
 
 
 @pytest.mark.parametrize(
@@ -239,16 +234,14 @@ def test_refuses_arguments(argument, value):
 # The file
 
 
-class Dies(Hook):
-    def after_train_iter(self, runner, *args, **kwargs):
+def test_a_resumed_training_goes_on_in_the_same_file(tmp_path):
+    def die(runner):
         if runner.iter + 1 == 5:
             raise KeyboardInterrupt
 
-
-def test_a_resumed_training_goes_on_in_the_same_file(tmp_path):
     shifts = [0, 9, 18]
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path, Model("DCN"), shifts, epochs=3, interval=1, hooks=[Dies()])
+        train(tmp_path, Model("DCN"), shifts, epochs=3, interval=1, hooks=[Watching(die)])
     assert [row["iter"] for row in rows(tmp_path)] == list("12345")
     file = tmp_path / FILE_NAME
     file.write_text(file.read_text() + "6,layers.D")  # killed while it wrote
@@ -257,11 +250,7 @@ def test_a_resumed_training_goes_on_in_the_same_file(tmp_path):
     assert [row["iter"] for row in found] == list("123456789")
     assert [float(row["mean_abs"]) for row in found] == [0, 0.5, 1] * 3
     assert list(read_statistics(file)) == found
-
-
-def test_a_new_training_replaces_the_file(tmp_path):
-    train(tmp_path, Model("DCN"), [0, 0, 0], interval=1)
-    train(tmp_path, Model("DCN"), [9], interval=1)
+    train(tmp_path, Model("DCN"), [9], interval=1)  # a new training replaces the file
     assert [(row["iter"], row["mean_abs"]) for row in rows(tmp_path)] == [("1", "0.5")]
 
 

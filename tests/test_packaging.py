@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from elftools.elf.elffile import ELFFile
 
+from dcnzoo import __version__
+
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = (
     *("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "model-index.yml"),
@@ -43,40 +45,16 @@ def copy_of_the_sources(tree: Path) -> Path:
     return tree
 
 
-def programs(folder: Path, *names: str) -> str:
-    folder.mkdir()
-    for name in names:
-        found = shutil.which(name)
-        if found is None:
-            pytest.skip(f"{name} is not installed")
-        (folder / name).symlink_to(found)
-    return str(folder)
-
-
-def setup(tree: Path, *command: str, path: str | None = None, modules: str | None = None, **variables: str):
-    """Runs setup.py; ``modules`` is a folder of modules that hide those installed."""
+def setup(tree: Path, *command: str, **variables: str):
+    """Runs setup.py."""
     kept = {k: v for k, v in os.environ.items() if k not in ("CXX", "CUDA_HOME", "CUDA_PATH", "PYTHONPATH")}
-    environment = {**kept, "DCNZOO_CUDA": "0", **variables}
-    if path is not None:
-        environment["PATH"] = path
-    if modules is not None:
-        environment["PYTHONPATH"] = modules
     return subprocess.run(
         [sys.executable, "setup.py", "-q", *command],
         cwd=tree,
-        env=environment,
+        env={**kept, "DCNZOO_CUDA": "0", **variables},
         capture_output=True,
         text=True,
     )
-
-
-def fake_module(folder: Path, name: str, content: str) -> str:
-    (folder / name).mkdir(parents=True)
-    (folder / name / "__init__.py").write_text(content)
-    return str(folder)
-
-
-INPLACE = ("build_ext", "--inplace")
 
 
 @pytest.mark.parametrize(
@@ -91,9 +69,15 @@ INPLACE = ("build_ext", "--inplace")
     ids=["compiler", "ninja", "torch", "old torch", "failing compiler"],
 )
 def test_what_is_missing_is_said(tree, tmp_path, variables, module, content, words):
-    path = programs(tmp_path / "bin", "g++") if module == "ninja" else None
-    modules = fake_module(tmp_path / "modules", module, content) if module else None
-    result = setup(tree, *INPLACE, path=path, modules=modules, **variables)
+    if module:
+        (tmp_path / "modules" / module).mkdir(parents=True)
+        (tmp_path / "modules" / module / "__init__.py").write_text(content)
+        variables = {**variables, "PYTHONPATH": str(tmp_path / "modules")}
+    if module == "ninja":
+        (tmp_path / "bin").mkdir()
+        (tmp_path / "bin/g++").symlink_to(shutil.which("g++") or pytest.skip("g++ is not installed"))
+        variables = {**variables, "PATH": str(tmp_path / "bin")}
+    result = setup(tree, "build_ext", "--inplace", **variables)
     lines = [line for line in result.stderr.splitlines() if "warn" not in line.lower()]
     assert result.returncode != 0 and "Traceback" not in result.stderr, result.stderr
     assert all(word in line for word, line in zip(words, lines[-2:], strict=True)), lines[-2:]
@@ -140,8 +124,6 @@ def test_configs_and_tools_are_in_the_package(tree):
 
 
 def test_versions_agree():
-    from dcnzoo import __version__
-
     setup_py, project = (ROOT / "setup.py").read_text(), (ROOT / "pyproject.toml").read_text()
     major, minor = re.search(r"MIN_TORCH = \((\d+), (\d+)\)", setup_py).groups()
     assert f'dependencies = ["torch>={major}.{minor}", ' in project
@@ -153,6 +135,94 @@ def test_versions_agree():
     assert (ROOT / ".ci/opencv-python/pyproject.toml").read_text().count(opencv) == 2
     for pin in re.findall(r"^mm.*==.*$", (ROOT / "requirements-openmmlab.txt").read_text(), re.MULTILINE):
         assert f'"{pin}"' in project
+
+
+@pytest.mark.slow
+def test_built_installed_and_taken_away(tmp_path):
+    """In a bare environment, with the torch of this one in sight; after it, every file is as before."""
+    tree = copy_of_the_sources(tmp_path / "clone")
+    result = setup(tree, "bdist_wheel", "--dist-dir", str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    environment = tmp_path / "environment"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
+    python = environment / "bin" / "python"
+    before = set(environment.rglob("*"))
+    hidden = ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE")
+    kept = {name: value for name, value in os.environ.items() if name not in hidden}
+
+    def run(*command: str | Path, **variables: str) -> str:
+        done = subprocess.run(
+            command, capture_output=True, text=True, cwd=tmp_path, env={**kept, **variables}
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def pip(*arguments: str | Path) -> None:
+        run(sys.executable, "-m", "pip", "-q", "--disable-pip-version-check", "--python", python, *arguments)
+
+    packages = {"PYTHONPATH": str(Path(pytest.__file__).parents[1])}
+    pip("install", "--no-deps", "--no-index", wheel)
+    ops = "import dcnzoo.ops as o, torch; print(o.__file__, o.nms(torch.rand(1, 4), torch.rand(1), 0.5))"
+    assert run(python, "-c", ops, **packages).startswith(str(environment))
+    for command in (
+        [environment / "bin/dcnzoo", "train"],
+        [python, *environment.rglob(".mim/tools/train.py")],
+    ):
+        assert "--cfg-options" in run(*command, "--help", **packages)
+    find = """
+import dcnzoo.models
+from mmengine.hub import get_config, get_model
+name = "dcnzoo::demo/mask-rcnn_r14-mdconv_fpn_8e_shapes.py"
+print(get_config(name).filename, type(get_model(name).backbone.layer2[0].conv2).__name__)
+"""
+    config, layer = run(python, "-c", find, **packages).split()
+    assert Path(config).is_relative_to(environment) and layer == "DCNv2"
+    assert list(environment.rglob("dcnzoo/**/*.pyc"))
+    pip("uninstall", "-y", "dcnzoo")
+    assert set(environment.rglob("*")) == before
+
+
+def test_make_setup(tmp_path):
+    """It is done once, anew after a change or an interruption, and refused with an old Python."""
+    folder, log, python = tmp_path / "clone", tmp_path / "log", tmp_path / "python"
+    for name in (
+        "requirements.txt",
+        "requirements-openmmlab.txt",
+        ".ci/opencv-python/pyproject.toml",
+        "ops/x",
+    ):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    shutil.copy(ROOT / "Makefile", folder)
+    # python -m venv FOLDER makes another one of these; everything else succeeds
+    copies = 'if [ "$2" = venv ]; then mkdir -p "$3/bin" && cp "$0" "$3/bin/python"; fi'
+    version = "import sys; sys.version_info = (3, 9, 2); exec(sys.argv[1])"
+    old = f"exec {sys.executable} -c '{version}' \"$2\""
+
+    def make(script: str = f'echo "$@" >> {log}\n{copies}', target: str = ".venv/.installed"):
+        log.write_text("")
+        python.write_text(f"#!/bin/sh\n{script}\n")
+        python.chmod(0o755)
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("MAKE") and k != "MFLAGS"}
+        command = ["make", f"PYTHON={python}", target]
+        result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+        return result, log.read_text().splitlines()
+
+    result, _ = make(old, "setup")
+    assert result.returncode != 0 and "dcnzoo needs Python 3.10 or newer; " in result.stderr
+    assert "Traceback" not in result.stderr and not (folder / ".venv").exists()
+    (folder / ".venv").mkdir()
+    for name in (".installing", "half-installed"):
+        (folder / ".venv" / name).touch()
+    result, calls = make()
+    assert result.returncode == 0, result.stderr
+    assert any("venv .venv" in call for call in calls) and sum("install" in call for call in calls) == 3
+    assert sorted(p.name for p in (folder / ".venv").iterdir()) == [".installed", "bin"]
+    assert make()[1] == []
+    (folder / "requirements.txt").write_text("# changed\n")
+    os.utime(folder / ".venv/.installed", (0, 0))
+    assert sum("install" in call for call in make()[1]) == 3
 
 
 # The compiled libraries of this working tree, which a wheel takes along
@@ -217,14 +287,10 @@ def wheel(tmp_path_factory) -> Path:
 
 
 @on_linux
-def test_a_wheel_says_which_systems_it_is_for(wheel):
-    major, minor = max(symbol_versions(library)["GLIBC"] for library in LIBRARIES)[:2]
-    from dcnzoo import __version__
-
-    assert wheel.name == f"dcnzoo-{__version__}-py3-none-manylinux_{major}_{minor}_{platform.machine()}.whl"
-
-
 def test_what_a_wheel_has(wheel):
+    glibc = max(symbol_versions(library)["GLIBC"] for library in LIBRARIES)
+    system = f"manylinux_{glibc[0]}_{glibc[1]}_{platform.machine()}"  # which it is for
+    assert wheel.name == f"dcnzoo-{__version__}-py3-none-{system}.whl"
     with zipfile.ZipFile(wheel) as archive:
         contents = {name: archive.read(name) for name in archive.namelist()}
     (info,) = {name.partition("/")[0] for name in contents if ".dist-info/" in name}
@@ -239,143 +305,3 @@ def test_what_a_wheel_has(wheel):
     assert templates | {"dcnzoo/py.typed", "dcnzoo/ops/fused/configs.json"} <= set(contents)
     here = [os.fsencode(path) for path in (ROOT, wheel.parent, sys.prefix)]
     assert [name for name, content in contents.items() if any(path in content for path in here)] == []
-
-
-@pytest.mark.slow
-def test_installed_and_taken_away(wheel, tmp_path):
-    """In a bare environment, with the torch of this one in sight; after it, every file is as before."""
-    environment = tmp_path / "environment"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
-    python = environment / "bin" / "python"
-    before = set(environment.rglob("*"))
-
-    hidden = ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE")
-    kept = {name: value for name, value in os.environ.items() if name not in hidden}
-
-    def run(*command: str | Path, **variables: str) -> str:
-        done = subprocess.run(
-            command, capture_output=True, text=True, cwd=tmp_path, env={**kept, **variables}
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    def pip(*arguments: str | Path) -> None:
-        run(sys.executable, "-m", "pip", "-q", "--disable-pip-version-check", "--python", python, *arguments)
-
-    packages = {"PYTHONPATH": str(Path(pytest.__file__).parents[1])}
-    pip("install", "--no-deps", "--no-index", wheel)
-    ops = "import dcnzoo.ops as o, torch; print(o.__file__, o.nms(torch.rand(1, 4), torch.rand(1), 0.5))"
-    assert run(python, "-c", ops, **packages).startswith(str(environment))
-    for command in (
-        [environment / "bin/dcnzoo", "train"],
-        [python, *environment.rglob(".mim/tools/train.py")],
-    ):
-        assert "--cfg-options" in run(*command, "--help", **packages)
-    find = """
-import dcnzoo.models
-from mmengine.hub import get_config, get_model
-name = "dcnzoo::demo/mask-rcnn_r14-mdconv_fpn_8e_shapes.py"
-print(get_config(name).filename, type(get_model(name).backbone.layer2[0].conv2).__name__)
-"""
-    config, layer = run(python, "-c", find, **packages).split()
-    assert Path(config).is_relative_to(environment) and layer == "DCNv2"
-    assert list(environment.rglob("dcnzoo/**/*.pyc"))
-    pip("uninstall", "-y", "dcnzoo")
-    assert set(environment.rglob("*")) == before
-
-
-# The Makefile, with stand-ins for Python
-
-STAND_IN = """#!/bin/sh
-# python -m venv FOLDER makes another one of these; everything else succeeds
-echo "$@" >> {log}
-if [ "$2" = venv ]; then mkdir -p "$3/bin" && cp "$0" "$3/bin/python"; fi
-"""
-
-
-@pytest.fixture
-def makefile(tmp_path):
-    if shutil.which("make") is None:
-        pytest.skip("make is not installed")
-    folder, log = tmp_path / "clone", tmp_path / "log"
-    folder.mkdir()
-    (folder / "ops").mkdir()
-    shutil.copy(ROOT / "Makefile", folder)
-    (folder / ".ci/opencv-python").mkdir(parents=True)
-    for name in ("requirements.txt", "requirements-openmmlab.txt", ".ci/opencv-python/pyproject.toml"):
-        (folder / name).touch()
-    python = tmp_path / "python"
-    python.write_text(STAND_IN.format(log=log))
-    python.chmod(0o755)
-
-    def make(*arguments: str, python: Path = python):
-        log.write_text("")
-        command = ["make", f"PYTHON={python}", *arguments]
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("MAKE") and k != "MFLAGS"}
-        result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-        return result, log.read_text().splitlines()
-
-    return folder, make
-
-
-def test_setup_is_done_once(makefile):
-    folder, make = makefile
-    result, calls = make(".venv/.installed")
-    assert result.returncode == 0, result.stderr
-    assert any("venv .venv" in call for call in calls)
-    assert sum("install" in call for call in calls) == 3
-    assert make(".venv/.installed")[1] == []
-    (folder / "requirements.txt").write_text("# changed\n")
-    os.utime(folder / ".venv/.installed", (0, 0))
-    assert sum("install" in call for call in make(".venv/.installed")[1]) == 3
-
-
-def test_interrupted_setup_begins_anew(makefile):
-    folder, make = makefile
-    (folder / ".venv").mkdir()
-    for name in (".installing", "half-installed"):
-        (folder / ".venv" / name).touch()
-    result, _ = make(".venv/.installed")
-    assert result.returncode == 0, result.stderr
-    assert sorted(p.name for p in (folder / ".venv").iterdir()) == [".installed", "bin"]
-
-
-def test_old_python_is_refused(makefile, tmp_path):
-    folder, make = makefile
-    old = tmp_path / "python3.9"
-    code = "import sys; sys.version_info = (3, 9, 2); exec(sys.argv[1])"
-    old.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{code}" "$2"\n')
-    old.chmod(0o755)
-    result, _ = make("setup", python=old)
-    assert result.returncode != 0
-    assert "dcnzoo needs Python 3.10 or newer; " in result.stderr
-    assert "Traceback" not in result.stderr and not (folder / ".venv").exists()
-
-
-# A whole build
-
-
-@pytest.mark.slow
-def test_wheel(tmp_path):
-    tree = copy_of_the_sources(tmp_path / "clone")
-    result = setup(tree, "bdist_wheel", "--dist-dir", str(tmp_path))
-    assert result.returncode == 0, result.stderr
-    (wheel,) = tmp_path.glob("*.whl")
-    assert re.fullmatch(r"dcnzoo-[\d.]+-py3-none-(manylinux|macosx)_\w+\.whl", wheel.name)
-    with zipfile.ZipFile(wheel) as archive:
-        names = set(archive.namelist())
-        archive.extractall(tmp_path / "site")
-    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "dcnzoo").rglob("*.py")}
-    assert {"dcnzoo/ops/_C_cpu.so", *modules} <= names
-    code = """
-import torch, dcnzoo.ops
-x, w = torch.randn(2, 4, 5, 6), torch.randn(3, 4, 3, 3)
-y = dcnzoo.ops.deform_conv2d(x, w, torch.zeros(2, 18, 5, 6), padding=1)
-torch.testing.assert_close(y, torch.nn.functional.conv2d(x, w, padding=1))
-print(dcnzoo.__file__)
-"""
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
-    command = [sys.executable, "-c", code]
-    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.strip() == str(tmp_path / "site/dcnzoo/__init__.py")

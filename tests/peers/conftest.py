@@ -69,38 +69,51 @@ def pytest_terminal_summary(terminalreporter):
 EMULATION = Path(__file__).parents[1] / "cuda" / "emulation"
 POINTER, WHOLE = ctypes.c_void_p, ctypes.c_int
 KINDS = {torch.Tensor: lambda t: POINTER(t.data_ptr()), float: ctypes.c_double, int: WHOLE, bool: WHOLE}
+LAUNCHER = """
+template <class T> using Wide = std::conditional_t<std::is_same_v<T, float>, double, T>;
+template <auto> struct Launcher;
+template <class... T, void (*kKernel)(T...)> struct Launcher<kKernel> {
+  static void run(int batch, int channels, int threads, int rows, Wide<T>... values) {
+    for (int b = 0; b < batch; ++b)
+      for (int c = 0; c < channels; ++c)
+        emulate(1, dim3(threads, rows), [=] { blockIdx = dim3(0, c, b); kKernel(T(values)...); });
+  }
+};
+"""
 
 
 @pytest.fixture(scope="session")
 def compile_kernels(tmp_path_factory):
     """mmcv's CUDA kernels, whose source its package brings, on threads of the host.
 
-    Of a wrapper of ``extern "C"`` functions and the names of the kernels' files a function: of the
-    wrapper's function's name and its arguments, tensors, float (as double) and int.
+    Of their names and the names of their files a function: of a name and the kernel's arguments, tensors,
+    float (as double) and int; ``grid`` is the number of blocks, ``threads`` those of a block.
     """
     compiler = os.environ.get("CXX") or shutil.which("g++")
     if compiler is None:
         pytest.skip("needs a C++ compiler")
 
-    def compiled(wrapper, *names):
+    def compiled(kernels, *files):
         folder = tmp_path_factory.mktemp("mmcv_kernels")
-        first = [
-            "#include <cfloat>",
-            "#include <cmath>",
-            "#include <cuda_runtime.h>",
-            "using std::abs, std::max;",
-        ]
-        first += ["#define __forceinline__ inline"]
-        include = [f'#include "{name}_cuda_kernel.cuh"' for name in names]
-        (folder / "wrapper.cpp").write_text("\n".join([*first, *include, wrapper]))
+        includes = ["cfloat", "cmath", "type_traits", "cuda_runtime.h"]
+        lines = [f"#include <{name}>" for name in includes]
+        lines += ["using std::abs, std::isinf, std::isnan, std::max;", "#define __forceinline__ inline"]
+        lines += [f'#include "{name}.cuh"' for name in files] + [LAUNCHER]
+        lines += [f'extern "C" {{ auto* {name} = &Launcher<{k}>::run; }}' for name, k in kernels.items()]
+        (folder / "kernels.cpp").write_text("\n".join(lines))
         (folder / "pytorch_cuda_helper.hpp").write_text('#include "common_cuda_helper.hpp"\n')  # no torch
         (folder / "cuda.h").write_text("")
         sources = Path(importlib.import_module("mmcv").__file__).parent / "ops/csrc/common/cuda"
         paths = [f"-I{path}" for path in (folder, EMULATION, sources)]
         library = folder / "kernels.so"
         flags = ["-std=c++20", "-O1", "-fPIC", "-shared", "-pthread", "-w"]
-        subprocess.run([compiler, *flags, *paths, folder / "wrapper.cpp", "-o", library], check=True)
+        subprocess.run([compiler, *flags, *paths, folder / "kernels.cpp", "-o", library], check=True)
         library = ctypes.CDLL(library)
-        return lambda name, *values: library[name](*(KINDS[type(value)](value) for value in values))
+
+        def launch(name, *values, grid=(1, 1), threads=(4, 1)):
+            function = ctypes.CFUNCTYPE(None)(POINTER.in_dll(library, name).value)
+            function(*map(WHOLE, (*grid, *threads)), *(KINDS[type(value)](value) for value in values))
+
+        return launch
 
     return compiled

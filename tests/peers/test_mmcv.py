@@ -23,6 +23,7 @@ from dcnzoo.layers import OffsetConv2d
 compiled = importlib.import_module("mmcv._ext")
 mmcv_ops = importlib.import_module("mmcv.ops")
 CASES = range(200)
+PACKS = ("DeformConv2dPack", "ModulatedDeformConv2dPack")
 
 
 @contextlib.contextmanager
@@ -112,58 +113,34 @@ def test_deform_conv(seed, modulated):
         assert_equal(outputs_and_gradients(function, tensors), want)
 
 
-@pytest.mark.parametrize("name", ["DeformConv2dPack", "ModulatedDeformConv2dPack"])
-def test_compat_packs(name):
+@pytest.mark.parametrize(
+    ("name", "arguments", "shapes"),
+    [
+        *((name, (4, 6, (3, 2), (2, 1), (1, 2), (1, 2), 2, 2), [(3, 4, 9, 7)]) for name in PACKS),
+        # mmcv pads them, offsets included; dcnzoo's operator has no need to
+        *(
+            ("DeformConv2d", (4, 6, 3, 1, 1, 1, 1, 2), [(2, 4, *size), (2, 36, *size)])
+            for size in ((1, 1), (2, 2), (1, 6), (6, 2))
+        ),
+        # offsets larger than the output: the memory that mmcv's kernels read is what dcnzoo's stand-in reads
+        ("ModulatedDeformConv2d", (4, 6, 3, 1, 1, 1, 1, 2), [(2, 4, 6, 5), (2, 36, 9, 8), (2, 18, 9, 8)]),
+    ],
+)
+def test_compat_layers(name, arguments, shapes):
     torch.manual_seed(0)
-    arguments = (4, 6, (3, 2), (2, 1), (1, 2), (1, 2), 2, 2)
     theirs, ours = (getattr(module, name)(*arguments) for module in (mmcv_ops, compat))
     for parameter in theirs.parameters():
         nn.init.normal_(parameter, std=0.3)
     ours.load_state_dict(theirs.state_dict())
-    input = torch.randn(3, 4, 9, 7)
+    tensors = [torch.randn(shape).requires_grad_() for shape in shapes]
+
+    def results(layer):
+        return outputs_and_gradients(lambda: layer(*tensors), [*tensors, *layer.parameters()])
+
     with running_on(compiled):
-        want = outputs_and_gradients(lambda: theirs(input), list(theirs.parameters()))
-    assert_equal(outputs_and_gradients(lambda: ours(input), list(ours.parameters())), want)
-
-
-@pytest.mark.parametrize("size", [(1, 1), (2, 2), (1, 6), (6, 2)])
-def test_compat_inputs_smaller_than_the_kernel(size):
-    """mmcv pads them, offsets included; dcnzoo's operator has no need to."""
-    torch.manual_seed(0)
-    theirs, ours = (module.DeformConv2d(4, 6, 3, padding=1, deform_groups=2) for module in (mmcv_ops, compat))
-    ours.load_state_dict(theirs.state_dict())
-    tensors = [torch.randn(2, 4, *size).requires_grad_(), (torch.randn(2, 36, *size) * 2).requires_grad_()]
-    with running_on(compiled):
-        want = outputs_and_gradients(lambda: theirs(*tensors), tensors)
-    assert_equal(outputs_and_gradients(lambda: ours(*tensors), tensors), want)
-
-
-def test_offsets_larger_than_the_output():
-    """The memory that mmcv's kernels read is what dcnzoo's stand-in reads, gradients included."""
-    torch.manual_seed(0)
-    maps = [torch.randn(2, 4, 6, 5), torch.randn(2, 36, 9, 8) * 2, torch.rand(2, 18, 9, 8)]
-    tensors = [t.requires_grad_() for t in (*maps, torch.randn(6, 4, 3, 3), torch.randn(6))]
-    theirs, ours = (
-        functools.partial(module.modulated_deform_conv2d, *tensors, 1, 1, 1, 1, 2)
-        for module in (mmcv_ops, compat)
-    )
-    with running_on(compiled):
-        want = outputs_and_gradients(theirs, tensors)
-    for function in (theirs, ours):
-        assert_equal(outputs_and_gradients(function, tensors), want)
-
-
-def test_dyhead():
-    torch.manual_seed(0)
-    model = MODELS.build(dict(type="DyHead", in_channels=16, out_channels=16, num_blocks=2)).eval()
-    for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.2)
-    inputs = [torch.randn(2, 16, *size) for size in ((25, 17), (13, 9), (7, 5))]
-    with torch.no_grad():
-        got = model(inputs)
-        with running_on(compiled):
-            want = model(inputs)
-    assert_equal(got, want)
+        want = results(theirs)
+    for layer in (ours, theirs):
+        assert_equal(results(layer), want)
 
 
 def mask_rcnn(backbone, pack):

@@ -14,87 +14,23 @@ from dcnzoo.compat.mmcv import _ext as stand_in
 mmcv_ops = importlib.import_module("mmcv.ops")
 CASES = range(200)
 FILES = ("roi_pool", "border_align", "carafe_naive", "sigmoid_focal_loss", "softmax_focal_loss")
-FILES += ("riroi_align_rotated", "prroi_pool")
-WRAPPER = r"""
-using D = double;
-const dim3 D24(2, 4);
-#define RUN(THREADS, KERNEL, ...) emulate(1, THREADS, [=] { KERNEL<D>(__VA_ARGS__); })
-
-extern "C" void roi_pool(int n, const D* input, const D* rois, D* output, int* argmax, int h, int w, D scale,
-                         int c, int height, int width) {
-  RUN(4, roi_pool_forward_cuda_kernel, n, input, rois, output, argmax, h, w, scale, c, height, width);
+FILES += ("riroi_align_rotated", "prroi_pool", "deform_roi_pool")
+KERNELS = {
+    **{
+        f"{name}_{way}": f"{name}_{way}_cuda_kernel<{'float' if name == 'prroi_pool' else 'double'}>"
+        for name in (*FILES[:4], *FILES[5:])
+        for way in ("forward", "backward")
+    },
+    "softmax_focal_loss_forward": "softmax_focal_loss_forward_cuda_kernel<double>",
+    "softmax_focal_loss_backward1": "softmax_focal_loss_backward_cuda1_kernel<double>",
+    "softmax_focal_loss_backward2": "softmax_focal_loss_backward_cuda2_kernel<double>",
+    "prroi_pool_coor_backward": "prroi_pool_coor_backward_cuda_kernel<float>",
 }
-extern "C" void roi_pool_backward(int n, const D* grad, const D* rois, const int* argmax, D* of_input, int h,
-                                  int w, int c, int height, int width) {
-  RUN(4, roi_pool_backward_cuda_kernel, n, grad, rois, argmax, of_input, h, w, c, height, width);
-}
-extern "C" void border_align(int n, const D* input, const D* boxes, D* output, int* argmax, int c, int k,
-                             int height, int width, int pool) {
-  RUN(D24, border_align_forward_cuda_kernel, n, input, boxes, output, argmax, c, k, height, width, pool);
-}
-extern "C" void border_align_backward(int n, const D* grad, const D* boxes, const int* argmax, D* of_input,
-                                      int c, int k, int height, int width, int pool) {
-  RUN(D24, border_align_backward_cuda_kernel, n, grad, boxes, argmax, of_input, c, k, height, width,
-      pool);
-}
-extern "C" void carafe(int n, const D* input, const D* masks, D* output, int k, int groups, int scale, int c,
-                       int height, int width) {
-  RUN(4, carafe_naive_forward_cuda_kernel, n, input, masks, output, k, groups, scale, c, height, width);
-}
-extern "C" void carafe_backward(int n, const D* grad, const D* input, const D* masks, D* of_input,
-                                D* of_masks, int k, int groups, int scale, int c, int height, int width) {
-  RUN(4, carafe_naive_backward_cuda_kernel, n, grad, input, masks, of_input, of_masks, k, groups, scale,
-      c, height, width);
-}
-extern "C" void sigmoid(int n, const D* input, const int64_t* target, const D* weight, D* output, D gamma,
-                        D alpha, int classes) {
-  RUN(4, sigmoid_focal_loss_forward_cuda_kernel, n, input, target, weight, output, gamma, alpha, classes);
-}
-extern "C" void sigmoid_backward(int n, const D* input, const int64_t* target, const D* weight, D* of_input,
-                                 D gamma, D alpha, int classes) {
-  RUN(4, sigmoid_focal_loss_backward_cuda_kernel, n, input, target, weight, of_input, gamma, alpha,
-      classes);
-}
-extern "C" void softmax(int n, const D* input, const int64_t* target, const D* weight, D* output, D gamma,
-                        D alpha, int classes) {
-  RUN(4, softmax_focal_loss_forward_cuda_kernel, n, input, target, weight, output, gamma, alpha, classes);
-}
-extern "C" void softmax_backward(int n, const D* input, const int64_t* target, const D* weight, D* buff,
-                                 D* of_input, D gamma, D alpha, int classes) {
-  RUN(4, softmax_focal_loss_backward_cuda1_kernel, n, input, target, weight, buff, gamma, alpha, classes);
-  RUN(4, softmax_focal_loss_backward_cuda2_kernel, n * classes, input, target, buff, of_input, classes);
-}
-extern "C" void riroi(int n, const D* input, const D* rois, D scale, int samples, bool clockwise, int c,
-                      int height, int width, int h, int w, int orientations, D* output) {
-  RUN(4, riroi_align_rotated_forward_cuda_kernel, n, input, rois, scale, samples, clockwise, c, height,
-      width, h, w, orientations, output);
-}
-extern "C" void riroi_backward(int n, const D* grad, const D* rois, D scale, int samples, bool clockwise,
-                               int c, int height, int width, int h, int w, int orientations, D* of_input) {
-  RUN(4, riroi_align_rotated_backward_cuda_kernel, n, grad, rois, scale, samples, clockwise, c, height,
-      width, h, w, orientations, of_input);
-}
-#define RUN_FLOAT(KERNEL, ...) emulate(1, 4, [=] { KERNEL<float>(__VA_ARGS__); })
-extern "C" void prroi(int n, const float* input, const float* rois, float* output, int h, int w,
-                      D scale, int c, int height, int width) {
-  RUN_FLOAT(prroi_pool_forward_cuda_kernel, n, input, rois, output, h, w, scale, c, height, width);
-}
-extern "C" void prroi_backward(int n, const float* grad, const float* rois, float* of_input, int h, int w,
-                               D scale, int c, int height, int width) {
-  RUN_FLOAT(prroi_pool_backward_cuda_kernel, n, grad, rois, of_input, h, w, scale, c, height, width);
-}
-extern "C" void prroi_of_rois(int n, const float* output, const float* grad, const float* input,
-                              const float* rois, float* of_rois, int h, int w, D scale, int c,
-                              int height, int width) {
-  RUN_FLOAT(prroi_pool_coor_backward_cuda_kernel, n, output, grad, input, rois, of_rois, h, w, scale, c,
-      height, width);
-}
-"""
 
 
 @pytest.fixture(scope="module")
 def kernels(compile_kernels):
-    return compile_kernels(WRAPPER, *FILES)
+    return compile_kernels(KERNELS, *(f"{name}_cuda_kernel" for name in FILES))
 
 
 class Case:
@@ -127,7 +63,14 @@ def assert_close(got, want):
 
 @pytest.fixture(autouse=True)
 def on_the_stand_in(monkeypatch):
-    for name in ("roi_pool", "border_align", "carafe", "focal_loss", "riroi_align_rotated"):
+    for name in (
+        "roi_pool",
+        "border_align",
+        "carafe",
+        "focal_loss",
+        "riroi_align_rotated",
+        "deform_roi_pool",
+    ):
         monkeypatch.setattr(importlib.import_module(f"mmcv.ops.{name}"), "ext_module", stand_in)
 
 
@@ -144,9 +87,38 @@ def test_roi_pool(kernels, seed):
 
     output, of_input = torch.zeros_like(got[0]), torch.zeros_like(input)
     argmax = torch.zeros(output.shape, dtype=torch.int32)
-    kernels("roi_pool", output.numel(), input, rois, output, argmax, *size, scale, *input.shape[1:])
+    kernels("roi_pool_forward", output.numel(), input, rois, output, argmax, *size, scale, *input.shape[1:])
     kernels("roi_pool_backward", output.numel(), grad, rois, argmax, of_input, *size, *input.shape[1:])
     assert_close(got, (output, of_input))
+
+
+@pytest.mark.parametrize("seed", CASES)
+@pytest.mark.parametrize("ratio", [0, 2])
+def test_deform_roi_pool(kernels, seed, ratio):
+    """Across the border all but the offsets' gradient: dcnzoo's is of the border pixel's continuation."""
+    across, generator = seed % 2, torch.Generator().manual_seed(seed)
+    low, high, gamma = (-10.0, 45.0, 0.4) if across else (5.0, 25.0, 0.1)
+    count = 0 if seed % 9 == 8 else 1 + seed % 6
+
+    def uniform(*shape):
+        return torch.rand(shape, generator=generator, dtype=torch.float64)
+
+    corners = (uniform(count, 2, 2) * (high - low) + low).sort(dim=1).values
+    if seed % 5 == 4:  # without an area
+        corners[::2, 1, seed % 2] = corners[::2, 0, seed % 2]
+    rois = torch.cat([torch.randint(2, (count, 1), generator=generator).double(), corners.flatten(1)], 1)
+    input, offset, how = uniform(2, 3, 15, 18) - 0.5, (uniform(count, 3, 2, 2) - 0.5) * 2, (0.5, ratio, gamma)
+    offset = offset.movedim(3, 1).contiguous()
+    leaves = [input.clone().requires_grad_(), offset.clone().requires_grad_()]
+    output = mmcv_ops.deform_roi_pool(leaves[0], rois, leaves[1], (3, 2), *how)
+    grad = uniform(*output.shape) - 0.5
+    # without RoIs mmcv gives the offset no gradient
+    got = [output.detach(), *torch.autograd.grad(output, leaves, grad, materialize_grads=True)]
+
+    want, where = [torch.zeros_like(t) for t in got], (3, 2, *how, *input.shape[1:])
+    kernels("deform_roi_pool_forward", output.numel(), input, rois, offset, want[0], *where)
+    kernels("deform_roi_pool_backward", output.numel(), grad, input, rois, offset, *want[1:], *where)
+    assert_close(got[: 3 - across], want[: 3 - across])
 
 
 @pytest.mark.parametrize("seed", CASES)
@@ -166,8 +138,8 @@ def test_riroi_align_rotated(kernels, seed):
     )
     want = [torch.zeros_like(t) for t in got]
     where = (rois, *how, clockwise, 2, *input.shape[2:], *size, orientations)
-    kernels("riroi", grad.numel(), input, *where, want[0])
-    kernels("riroi_backward", grad.numel(), grad, *where, want[1])
+    kernels("riroi_align_rotated_forward", grad.numel(), input, *where, want[0])
+    kernels("riroi_align_rotated_backward", grad.numel(), grad, *where, want[1])
     for g, w in zip(got, want, strict=True):
         torch.testing.assert_close(g, w, atol=1e-6, rtol=1e-6)  # it takes an integer of a float32
 
@@ -189,9 +161,11 @@ def test_prroi_pool(kernels, seed):
     stand_in.prroi_pool_forward(input, rois, got[0], *how)
     stand_in.prroi_pool_backward(grad, rois, got[1], *how)
     stand_in.prroi_pool_coor_backward(got[0], grad, input, rois, got[2], *how)
-    kernels("prroi", grad.numel(), input, rois, want[0], *how, *input.shape[1:])
-    kernels("prroi_backward", grad.numel(), grad, rois, want[1], *how, *input.shape[1:])
-    kernels("prroi_of_rois", grad.numel(), want[0], grad, input, rois, want[2], *how, *input.shape[1:])
+    kernels("prroi_pool_forward", grad.numel(), input, rois, want[0], *how, *input.shape[1:])
+    kernels("prroi_pool_backward", grad.numel(), grad, rois, want[1], *how, *input.shape[1:])
+    kernels(
+        "prroi_pool_coor_backward", grad.numel(), want[0], grad, input, rois, want[2], *how, *input.shape[1:]
+    )
     for g, w in zip(got, want, strict=True):
         error = (g - w).abs().max() / w.abs().max().clamp(min=1) if w.numel() else 0
         assert error <= 5e-5
@@ -207,8 +181,10 @@ def test_border_align(kernels, seed):
 
     output, of_input = torch.zeros_like(got[0]), torch.zeros_like(input)
     argmax, where = torch.zeros(output.shape, dtype=torch.int32), (channels, count, *input.shape[2:], pool)
-    kernels("border_align", output.numel() // 4, input, boxes, output, argmax, *where)
-    kernels("border_align_backward", output.numel() // 4, grad, boxes, argmax, of_input, *where)
+    kernels("border_align_forward", output.numel() // 4, input, boxes, output, argmax, *where, threads=(2, 4))
+    kernels(
+        "border_align_backward", output.numel() // 4, grad, boxes, argmax, of_input, *where, threads=(2, 4)
+    )
     assert_close(got, (output, of_input))
 
 
@@ -232,8 +208,8 @@ def test_carafe(kernels, seed, name):
 
     want = [torch.zeros_like(t) for t in got]
     how = (kernel, groups, scale, 4, *upper)
-    kernels("carafe", grad.numel(), input, masks, want[0], *how)
-    kernels("carafe_backward", grad.numel(), grad, input, masks, *want[1:], *how)
+    kernels("carafe_naive_forward", grad.numel(), input, masks, want[0], *how)
+    kernels("carafe_naive_backward", grad.numel(), grad, input, masks, *want[1:], *how)
     assert_close(got, want)
 
 
@@ -252,13 +228,14 @@ def test_focal_loss(kernels, seed, kind):
     pointer, numbers = weight if weighted else torch.empty(0, dtype=torch.float64), (gamma, alpha, classes)
     if kind == "sigmoid":
         loss = mmcv_ops.sigmoid_focal_loss
-        kernels("sigmoid", logits.numel(), logits, target, pointer, output, *numbers)
-        kernels("sigmoid_backward", logits.numel(), logits, target, pointer, of_input, *numbers)
+        kernels("sigmoid_focal_loss_forward", logits.numel(), logits, target, pointer, output, *numbers)
+        kernels("sigmoid_focal_loss_backward", logits.numel(), logits, target, pointer, of_input, *numbers)
     else:
         loss, probability = mmcv_ops.softmax_focal_loss, logits.softmax(1)
         output, buff = output.new_zeros(count), output.new_zeros(count)
-        kernels("softmax", count, probability, target, pointer, output, *numbers)
-        kernels("softmax_backward", count, probability, target, pointer, buff, of_input, *numbers)
+        kernels("softmax_focal_loss_forward", count, probability, target, pointer, output, *numbers)
+        kernels("softmax_focal_loss_backward1", count, probability, target, pointer, buff, *numbers)
+        kernels("softmax_focal_loss_backward2", count * classes, probability, target, buff, of_input, classes)
         of_input.nan_to_num_()  # mmcv's, of a probability of 1
     logits.requires_grad_()
     got = loss(logits, target, gamma, alpha, weight, "sum")

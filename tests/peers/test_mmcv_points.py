@@ -14,66 +14,30 @@ mmcv_ops = importlib.import_module("mmcv.ops")
 CASES = range(200)
 FILES = ("masked_conv2d", "gather_points", "group_points", "three_interpolate", "three_nn")
 FILES += ("knn", "ball_query", "points_in_boxes")
-WRAPPER = r"""
-using D = double;
-// a thread for each of N, in blocks of one row each
-#define RUN(B, C, N, ...) \
-  for (int b_ = 0; b_ < (B); ++b_) \
-    for (int c_ = 0; c_ < (C); ++c_) emulate(1, N, [=] { blockIdx = dim3(0, c_, b_); __VA_ARGS__; })
+KERNELS = {
+    **{
+        f"{name}_{way}": f"{name}_{way}_cuda_kernel<double>"
+        for name in ("gather_points", "group_points", "three_interpolate")
+        for way in ("forward", "backward")
+    },
+    **{name: f"{name}_forward_cuda_kernel<double>" for name in ("three_nn", "knn", "ball_query")},
+    **{name: f"points_in_boxes_{name}_forward_cuda_kernel<double>" for name in ("part", "all")},
+    "im2col": "MaskedIm2colForward<double>",
+    "col2im": "MaskedCol2imForward<double>",
+}
 
-extern "C" void im2col(int n, const D* im, int height, int width, int kh, int kw, int ph, int pw,
-                       const int64_t* y, const int64_t* x, int count, D* col) {
-  RUN(1, 1, 4, MaskedIm2colForward<D>(n, im, height, width, kh, kw, ph, pw, y, x, count, col));
-}
-extern "C" void col2im(int n, const D* col, int height, int width, int c, const int64_t* y, const int64_t* x,
-                       int count, D* im) {
-  RUN(1, 1, 4, MaskedCol2imForward<D>(n, col, height, width, c, y, x, count, im));
-}
-extern "C" void gather(int b, int c, int n, int m, const D* points, const int* index, D* out) {
-  RUN(b, c, m, gather_points_forward_cuda_kernel<D>(b, c, n, m, points, index, out));
-}
-extern "C" void gather_backward(int b, int c, int n, int m, const D* grad, const int* index, D* out) {
-  RUN(b, c, m, gather_points_backward_cuda_kernel<D>(b, c, n, m, grad, index, out));
-}
-extern "C" void group(int b, int c, int n, int m, int s, const D* points, const int* index, D* out) {
-  RUN(b, c, m * s, group_points_forward_cuda_kernel<D>(b, c, n, m, s, points, index, out));
-}
-extern "C" void group_backward(int b, int c, int n, int m, int s, const D* grad, const int* index, D* out) {
-  RUN(b, c, m * s, group_points_backward_cuda_kernel<D>(b, c, n, m, s, grad, index, out));
-}
-extern "C" void interpolate(int b, int c, int m, int n, const D* points, const int* index, const D* weight,
-                            D* out) {
-  RUN(b, c, n, three_interpolate_forward_cuda_kernel<D>(b, c, m, n, points, index, weight, out));
-}
-extern "C" void interpolate_backward(int b, int c, int n, int m, const D* grad, const int* index,
-                                     const D* weight, D* out) {
-  RUN(b, c, n, three_interpolate_backward_cuda_kernel<D>(b, c, n, m, grad, index, weight, out));
-}
-extern "C" void three_nn(int b, int n, int m, const D* target, const D* source, D* squares, int* index) {
-  RUN(1, b, n, three_nn_forward_cuda_kernel<D>(b, n, m, target, source, squares, index));
-}
-extern "C" void knn(int b, int n, int m, int k, const D* points, const D* centres, int* index, D* squares) {
-  RUN(1, b, m, knn_forward_cuda_kernel<D>(b, n, m, k, points, centres, index, squares));
-}
-extern "C" void ball_query(int b, int n, int m, D least, D most, int k, const D* centres, const D* points,
-                           int* index) {
-  RUN(1, b, m, ball_query_forward_cuda_kernel<D>(b, n, m, least, most, k, centres, points, index));
-}
-extern "C" void first_box(int b, int boxes_num, int m, const D* boxes, const D* points, int* output) {
-  RUN(1, b, m, points_in_boxes_part_forward_cuda_kernel<D>(b, boxes_num, m, boxes, points, output));
-}
-extern "C" void all_boxes(int b, int boxes_num, int m, const D* boxes, const D* points, int* output) {
-  RUN(1, b, m, points_in_boxes_all_forward_cuda_kernel<D>(b, boxes_num, m, boxes, points, output));
-}
-"""
-
-# What mmcv's kernels cannot be asked here is tested by hand: tests/test_compat_mmcv_polygons.py.
+# What mmcv's kernels cannot be asked here is tested by hand: tests/test_compat_mmcv_ops.py.
 MODULES = ("gather_points", "group_points", "three_interpolate", "three_nn", "ball_query")
+
+
+def of(batch, points):
+    """A block for each image, a thread for each point."""
+    return dict(grid=(1, batch), threads=(points, 1))
 
 
 @pytest.fixture(scope="module")
 def kernels(compile_kernels):
-    return compile_kernels(WRAPPER, *FILES)
+    return compile_kernels(KERNELS, *(f"{name}_cuda_kernel" for name in FILES))
 
 
 @pytest.fixture(autouse=True)
@@ -128,8 +92,9 @@ def test_gather_points(kernels, seed):
     features, index = case.normal(batch, channels, points), case.index(points, batch, chosen)
     grad, got = with_grad(lambda f: mmcv_ops.gather_points(f, index), features)
     want = [torch.zeros_like(t) for t in got]
-    kernels("gather", batch, channels, points, chosen, features, index, want[0])
-    kernels("gather_backward", batch, channels, points, chosen, grad, index, want[1])
+    sizes, how = (batch, channels, points, chosen), dict(grid=(batch, channels), threads=(chosen, 1))
+    kernels("gather_points_forward", *sizes, features, index, want[0], **how)
+    kernels("gather_points_backward", *sizes, grad, index, want[1], **how)
     assert_close(got, want)
 
 
@@ -141,8 +106,9 @@ def test_group_points(kernels, seed):
     grad, got = with_grad(lambda f: mmcv_ops.grouping_operation(f, index), features)
     want = [torch.zeros_like(t) for t in got]
     sizes = (batch, channels, points, chosen, samples)
-    kernels("group", *sizes, features, index, want[0])
-    kernels("group_backward", *sizes, grad, index, want[1])
+    how = dict(grid=(batch, channels), threads=(chosen * samples, 1))
+    kernels("group_points_forward", *sizes, features, index, want[0], **how)
+    kernels("group_points_backward", *sizes, grad, index, want[1], **how)
     assert_close(got, want)
 
 
@@ -154,8 +120,13 @@ def test_three_interpolate(kernels, seed):
     weight = case.normal(batch, wanted, 3)
     grad, got = with_grad(lambda f: mmcv_ops.three_interpolate(f, index, weight), features)
     want = [torch.zeros_like(t) for t in got]
-    kernels("interpolate", batch, channels, points, wanted, features, index, weight, want[0])
-    kernels("interpolate_backward", batch, channels, wanted, points, grad, index, weight, want[1])
+    how = dict(grid=(batch, channels), threads=(wanted, 1))
+    kernels(
+        "three_interpolate_forward", batch, channels, points, wanted, features, index, weight, want[0], **how
+    )
+    kernels(
+        "three_interpolate_backward", batch, channels, wanted, points, grad, index, weight, want[1], **how
+    )
     assert_close(got, want)
 
 
@@ -166,7 +137,7 @@ def test_three_nn(kernels, seed):
     target, source = case.points(batch, targets), case.points(batch, sources)
     distance, index = mmcv_ops.three_nn(target, source)
     squares, places = torch.zeros_like(distance), torch.zeros_like(index)
-    kernels("three_nn", batch, targets, sources, target, source, squares, places)
+    kernels("three_nn", batch, targets, sources, target, source, squares, places, **of(batch, targets))
     assert torch.equal(index, places)
     squares[squares > 1e39] = torch.inf  # 1e40 in place of a point that is not there; in float32 infinity
     assert_close([distance], [squares.sqrt()])
@@ -182,7 +153,7 @@ def test_knn(kernels, seed):
     index, places = torch.zeros(2, batch, centres, k, dtype=torch.int32)
     squares, want = torch.zeros(2, batch, centres, k, dtype=torch.float64)
     stand_in.knn_forward(sources, targets, index, squares, b=batch, n=points, m=centres, nsample=k)
-    kernels("knn", batch, points, centres, k, sources, targets, places, want)
+    kernels("knn", batch, points, centres, k, sources, targets, places, want, **of(batch, centres))
     torch.testing.assert_close(squares, want)  # of float32
     if not case.whole:
         assert torch.equal(index, places)
@@ -201,7 +172,9 @@ def test_ball_query(kernels, seed):
     least, most = case.choose.choice([(0.0, 2.0), (1.0, 3.0), (0.5, 1.0), (2.0, 9.0)])
     index = mmcv_ops.ball_query(least, most, k, sources, targets)
     places = torch.zeros_like(index)
-    kernels("ball_query", batch, points, centres, least, most, k, targets, sources, places)
+    kernels(
+        "ball_query", batch, points, centres, least, most, k, targets, sources, places, **of(batch, centres)
+    )
     assert torch.equal(index, places)
 
 
@@ -216,9 +189,9 @@ def test_points_in_boxes(kernels, seed):
     boxes = torch.cat([case.points(batch, count), sizes, angle], 2)
     got, want = torch.full((2, batch, points), -1, dtype=torch.int32)
     stand_in.points_in_boxes_part_forward(boxes, sources, got)
-    kernels("first_box", batch, count, points, boxes, sources, want)
+    kernels("part", batch, count, points, boxes, sources, want, **of(batch, points))
     assert torch.equal(got, want)
     got, want = torch.zeros(2, batch, points, count, dtype=torch.int32)
     stand_in.points_in_boxes_all_forward(boxes, sources, got)
-    kernels("all_boxes", batch, count, points, boxes, sources, want)
+    kernels("all", batch, count, points, boxes, sources, want, **of(batch, points))
     assert torch.equal(got, want)

@@ -12,7 +12,6 @@ from mmengine.hub import get_config
 from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 from test_mmcv import InDouble, float64, mmcv_ops, running_on, stand_in  # noqa: F401  a fixture
-from test_mmcv_deform_roi_pool import WRAPPER
 from torch import nn
 
 from dcnzoo import zoo
@@ -76,7 +75,8 @@ def masks_in_float32(monkeypatch):
 @pytest.fixture
 def pools_of_mmcv(compile_kernels):
     """mmcv's deformable RoI pool where it has none: on the CPU, its CUDA kernel on threads of the host."""
-    kernels = compile_kernels(WRAPPER, "deform_roi_pool")
+    kernel = {"forward": "deform_roi_pool_forward_cuda_kernel<double>"}
+    kernels = compile_kernels(kernel, "deform_roi_pool_cuda_kernel")
 
     class Pools(InDouble):
         @staticmethod

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 import torch
 
+import dcnzoo.models  # noqa: F401  first: mmdet needs mmcv._ext
+
+# isort: split
+from mmdet.apis import inference_detector
+from mmdet.registry import MODELS
+from mmengine.registry import DefaultScope
+
 from dcnzoo import zoo
+from dcnzoo.openmmlab.detector import read_config
 from dcnzoo.utils.errors import UserError
 
 from .conftest import entry
@@ -32,11 +40,6 @@ def published(package, tmp_path, monkeypatch):
     """A model, in the index and on a server, as MMDetection 2.0 would have published it."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
     (model,) = package(entry("tiny", text=CONFIG, Published="a test"))
-    from mmdet.registry import MODELS
-    from mmengine.registry import DefaultScope
-
-    from dcnzoo.openmmlab.detector import read_config
-
     torch.manual_seed(0)
     with DefaultScope.overwrite_default_scope("mmdet"):
         detector = MODELS.build(read_config(model.config).model)
@@ -49,17 +52,19 @@ def published(package, tmp_path, monkeypatch):
         yield detector, served, tmp_path / "cache" / "hub" / "checkpoints" / name
 
 
-def test_load_detects(published):
+def test_load_detects(published, tmp_path, monkeypatch):
     source, served, cached = published
+    said = []
+    monkeypatch.setattr("dcnzoo.openmmlab.detector.print_log", lambda text, **_: said.append(text))
     detector = zoo.load("tiny", cfg_options={"model.test_cfg.rcnn.score_thr": 0.0})
+    (line,) = said
+    assert line.startswith(f"{cached}: 12 parameters renamed")
     assert cached.is_file() and len(served.requests) == 1
     assert detector.dataset_meta["classes"] == META["CLASSES"]
     assert detector.dataset_meta["palette"] == META["PALETTE"]
     assert not detector.training and detector.cfg.custom_imports["imports"] == ["dcnzoo.models"]
     for key, value in source.state_dict().items():
         assert torch.equal(detector.state_dict()[key], value)
-
-    from mmdet.apis import inference_detector
 
     image = np.random.default_rng(0).integers(0, 255, (60, 90, 3), dtype=np.uint8)
     found = inference_detector(detector, image).pred_instances
@@ -69,20 +74,8 @@ def test_load_detects(published):
 
     zoo.load("tiny", checkpoint=cached)
     zoo.load("tiny")
-    assert len(served.requests) == 1, "from the cache"
-
-
-def test_what_was_renamed_is_said(published, monkeypatch):
-    said = []
-    monkeypatch.setattr("dcnzoo.openmmlab.detector.print_log", lambda text, **_: said.append(text))
-    zoo.load("tiny")
-    (line,) = said
-    assert line.startswith(f"{published[2]}: 12 parameters renamed")
-
-
-def test_download(published, tmp_path):
-    _, served, cached = published
     assert zoo.download("tiny") == cached
+    assert len(served.requests) == 1, "from the cache"
     assert zoo.download("tiny", tmp_path / "here") == tmp_path / "here" / cached.name
     assert len(served.requests) == 2
 

@@ -33,49 +33,63 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_whole_file(server, tmp_path):
+def test_whole_file(server, tmp_path, monkeypatch):
     path = fetch(f"{server.url}/zoo/{NAME}", tmp_path / "new" / "folder")
     assert path == tmp_path / "new" / "folder" / NAME and path.read_bytes() == CONTENT
     assert names(path.parent) == [NAME], "nothing else stays"
     fetch(f"{server.url}/zoo/{NAME}", path.parent)
     assert len(server.requests) == 1, "not asked for again"
+    path.write_bytes(CONTENT[:-1])
+    said = io.StringIO()
+    fetch(f"{server.url}/zoo/{NAME}", path.parent, console=Console(file=said, width=1000))
+    assert path.read_bytes() == CONTENT and str(path) in said.getvalue()
+    assert names(path.parent) == [NAME, f"{NAME}.refused"]
+    server.files["/zoo/..%2F..%2Fescaped.pth"] = b"x"
+    path = fetch(f"{server.url}/zoo/..%2F..%2Fescaped.pth", tmp_path / "in")
+    assert path == tmp_path / "in" / "escaped.pth"
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "hub" / "checkpoints"
 
 
-def test_bar(server, tmp_path):
-    screen, quiet = io.StringIO(), io.StringIO()
-    server.cuts = [2_000_000]
-    fetch(f"{server.url}/zoo/{NAME}", tmp_path, console=Console(file=screen, force_terminal=True, width=120))
+def test_checksums(server, tmp_path):
+    url, aside = f"{server.url}/zoo/net-00000000.pth", tmp_path / "net-00000000.pth.refused"
+    for _ in range(2):
+        with pytest.raises(ChecksumError, match=f"^{url}: .*00000000.*{SHA[:8]}.*{aside}"):
+            fetch(url, tmp_path)
+        assert names(tmp_path) == [".net-00000000.pth.lock", aside.name]
+        assert aside.read_bytes() == CONTENT
+    assert [wanted for _, wanted in server.requests] == [None, None], "begun anew"
+    fetch(f"{server.url}/zoo/net.pth", tmp_path, checksum=f"sha1:{hashlib.sha1(CONTENT).hexdigest()}")
+    with pytest.raises(ChecksumError, match="md5 12"):
+        fetch(f"{server.url}/zoo/net.pth", tmp_path / "other", checksum="md5:12")
+
+
+def test_broken_connection_goes_on_by_itself(server, tmp_path):
+    server.cuts, screen, quiet = [1_000_000, 500_000], io.StringIO(), io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=120)
+    path = fetch(f"{server.url}/zoo/{NAME}", tmp_path, retries=1, console=console)
+    assert path.read_bytes() == CONTENT and names(tmp_path) == [NAME]
+    starts = [re.fullmatch(r"bytes=(\d+)-", wanted)[1] for _, wanted in server.requests[1:]]
+    assert len(starts) == 2 and 0 < int(starts[0]) <= 1_000_000 and int(starts[0]) < int(starts[1])
     assert NAME in screen.getvalue() and "3.0/3.0" in re.sub(r"\x1b\[[^m]*m", "", screen.getvalue())
     fetch(f"{server.url}/zoo/net.pth", tmp_path, console=Console(file=quiet))
     assert quiet.getvalue() == "", "no bar in a log"
 
 
-def test_broken_connection_goes_on_by_itself(server, tmp_path):
-    server.cuts = [1_000_000, 500_000]
-    path = fetch(f"{server.url}/zoo/{NAME}", tmp_path, retries=1)
-    assert path.read_bytes() == CONTENT and names(tmp_path) == [NAME]
-    starts = [re.fullmatch(r"bytes=(\d+)-", wanted)[1] for _, wanted in server.requests[1:]]
-    assert len(starts) == 2 and 0 < int(starts[0]) <= 1_000_000 and int(starts[0]) < int(starts[1])
-
-
 def test_next_call_goes_on(server, tmp_path):
-    url = f"{server.url}/zoo/{NAME}"
+    url, part = f"{server.url}/zoo/{NAME}", tmp_path / f"{NAME}.part"
     server.cuts = [2_000_000]
     with pytest.raises(DownloadError, match=f"^{url}: "):
         fetch(url, tmp_path, retries=0)
-    kept = (tmp_path / f"{NAME}.part").stat().st_size
+    kept = part.stat().st_size
     assert 0 < kept <= 2_000_000 and not (tmp_path / NAME).exists()
-    assert fetch(url, tmp_path).read_bytes() == CONTENT
-    assert server.requests[-1] == (f"/zoo/{NAME}", f"bytes={kept}-")
-    assert names(tmp_path) == [NAME]
-
-
-@pytest.mark.parametrize("more", [b"", b"more"], ids=["whole", "too long"])
-def test_part_that_holds_everything(server, tmp_path, more):
-    (tmp_path / f"{NAME}.part").write_bytes(CONTENT + more)
-    assert fetch(f"{server.url}/zoo/{NAME}", tmp_path).read_bytes() == CONTENT
-    asked = [wanted for _, wanted in server.requests]
-    assert asked == [f"bytes={len(CONTENT + more)}-", *([None] if more else [])]
+    for more, asked in ((None, kept), (b"", len(CONTENT)), (b"more", len(CONTENT) + 4)):
+        if more is not None:  # a part that holds everything, or too much
+            part.write_bytes(CONTENT + more)
+        server.requests.clear()
+        assert fetch(url, tmp_path).read_bytes() == CONTENT and names(tmp_path) == [NAME]
+        assert [wanted for _, wanted in server.requests] == [f"bytes={asked}-", *([None] if more else [])]
+        (tmp_path / NAME).unlink()
 
 
 def test_server_without_ranges(server, tmp_path):
@@ -99,51 +113,29 @@ def test_file_without_checksum_that_may_have_changed(server, tmp_path, etag, res
     assert (server.requests[1][1] is not None) == (etag is not None)
 
 
-def test_wrong_checksum(server, tmp_path):
-    url, aside = f"{server.url}/zoo/net-00000000.pth", tmp_path / "net-00000000.pth.refused"
-    for _ in range(2):
-        with pytest.raises(ChecksumError, match=f"^{url}: .*00000000.*{SHA[:8]}.*{aside}"):
-            fetch(url, tmp_path)
-        assert names(tmp_path) == [".net-00000000.pth.lock", aside.name]
-        assert aside.read_bytes() == CONTENT
-    assert [wanted for _, wanted in server.requests] == [None, None], "begun anew"
-
-
-def test_given_checksum(server, tmp_path):
-    sha1 = hashlib.sha1(CONTENT).hexdigest()
-    fetch(f"{server.url}/zoo/net.pth", tmp_path, checksum=f"sha1:{sha1}")
-    with pytest.raises(ChecksumError, match="md5 12"):
-        fetch(f"{server.url}/zoo/net.pth", tmp_path / "other", checksum="md5:12")
-
-
-def test_damaged_file_in_the_cache(server, tmp_path):
-    (tmp_path / NAME).write_bytes(CONTENT[:-1])
-    said = io.StringIO()
-    path = fetch(f"{server.url}/zoo/{NAME}", tmp_path, console=Console(file=said, width=1000))
-    assert path.read_bytes() == CONTENT and str(path) in said.getvalue()
-    assert names(tmp_path) == [NAME, f"{NAME}.refused"]
-
-
-def test_missing_file(server, tmp_path):
-    with pytest.raises(DownloadError, match=f"^{server.url}/nothing.pth: .*404.*{tmp_path / 'nothing.pth'}$"):
-        fetch(f"{server.url}/nothing.pth", tmp_path)
-    assert len(server.requests) == 1, "no use in asking again"
-
-
 def test_server_that_errs_for_a_while(server, tmp_path):
     server.statuses = [503, 500, 429]
     assert fetch(f"{server.url}/zoo/{NAME}", tmp_path).read_bytes() == CONTENT
     server.statuses = [503] * 3
     with pytest.raises(DownloadError, match=r"net\.pth: .*503 .*3 times"):
         fetch(f"{server.url}/zoo/net.pth", tmp_path, retries=2)
-
-
-def test_server_that_stalls(server, tmp_path):
     server.stalls = [0, 1_500_000]
-    assert fetch(f"{server.url}/zoo/{NAME}", tmp_path, timeout=0.2).read_bytes() == CONTENT
+    assert fetch(f"{server.url}/zoo/{NAME}", tmp_path / "new", timeout=0.5).read_bytes() == CONTENT
     server.stalls = [0, 0]
     with pytest.raises(DownloadError, match=r"net\.pth: .*0\.2 s, 2 times"):
         fetch(f"{server.url}/zoo/net.pth", tmp_path, timeout=0.2, retries=1)
+
+
+def test_no_use_in_asking(server, tmp_path, monkeypatch):
+    with pytest.raises(DownloadError, match=f"^{server.url}/nothing.pth: .*404.*{tmp_path / 'nothing.pth'}$"):
+        fetch(f"{server.url}/nothing.pth", tmp_path)
+    assert len(server.requests) == 1
+    for url in ("net.pth", "file:///etc/passwd", "http://example.org/", "http://x/a/..%2f.."):
+        with pytest.raises(DownloadError, match="http:// or https://"):
+            fetch(url, tmp_path)
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1_000_000}))
+    with pytest.raises(DownloadError, match=r"3\.0 MB .*1\.0 MB"):
+        fetch(f"{server.url}/zoo/{NAME}", tmp_path)
 
 
 @pytest.mark.parametrize("retries", [1, 9])
@@ -170,13 +162,6 @@ def test_server_that_is_away_for_a_while(server, tmp_path, monkeypatch):
     assert len(calls) == 4
 
 
-def test_full_disk(server, tmp_path, monkeypatch):
-    usage = type("Usage", (), {"free": 1_000_000})
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(DownloadError, match=r"3\.0 MB .*1\.0 MB"):
-        fetch(f"{server.url}/zoo/{NAME}", tmp_path)
-
-
 def test_offline(server, tmp_path, monkeypatch):
     url = f"{server.url}/zoo/{NAME}"
     monkeypatch.setenv(module.OFFLINE, "1")
@@ -201,48 +186,23 @@ def test_mirror(server, tmp_path, monkeypatch):
 
 
 def test_one_of_many_downloads(server, tmp_path):
+    """By threads, and by processes."""
+    url = f"{server.url}/zoo/{NAME}"
     server.cuts = [1_000_000]
     with ThreadPoolExecutor(6) as pool:
-        found = list(pool.map(lambda _: fetch(f"{server.url}/zoo/{NAME}", tmp_path), range(6)))
+        found = list(pool.map(lambda _: fetch(url, tmp_path), range(6)))
     assert found == [tmp_path / NAME] * 6 and found[0].read_bytes() == CONTENT
     assert [wanted is None for _, wanted in server.requests] == [True, False]
     assert names(tmp_path) == [NAME]
-
-
-def _fetch_in_process(url, folder, outcomes):
-    outcomes.put(fetch(url, folder).name)
-
-
-def test_processes_wait_for_each_other(server, tmp_path):
+    server.requests.clear()
     context = multiprocessing.get_context("fork")
-    outcomes = context.Queue()
-    arguments = (f"{server.url}/zoo/{NAME}", tmp_path, outcomes)
-    processes = [context.Process(target=_fetch_in_process, args=arguments) for _ in range(3)]
+    processes = [context.Process(target=fetch, args=(url, tmp_path / "new")) for _ in range(3)]
     for process in processes:
         process.start()
-    assert [outcomes.get(timeout=30) for _ in processes] == [NAME] * 3
     for process in processes:
-        process.join()
-    assert len(server.requests) == 1 and (tmp_path / NAME).read_bytes() == CONTENT
-
-
-@pytest.mark.parametrize(
-    "url", ["net.pth", "file:///etc/passwd", "http://example.org/", "http://x/a/..%2f.."]
-)
-def test_addresses_that_are_none(url, tmp_path):
-    with pytest.raises(DownloadError, match="http:// or https://"):
-        fetch(url, tmp_path)
-
-
-def test_name_cannot_leave_the_folder(server, tmp_path):
-    server.files["/zoo/..%2F..%2Fescaped.pth"] = b"x"
-    path = fetch(f"{server.url}/zoo/..%2F..%2Fescaped.pth", tmp_path / "in")
-    assert path == tmp_path / "in" / "escaped.pth"
-
-
-def test_cache_is_torchs(monkeypatch, tmp_path):
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / "hub" / "checkpoints"
+        process.join(30)
+    assert [process.exitcode for process in processes] == [0] * 3
+    assert len(server.requests) == 1 and (tmp_path / "new" / NAME).read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize(

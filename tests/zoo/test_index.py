@@ -32,18 +32,6 @@ def test_every_entry_of_every_metafile_is_found():
     assert len({m.name for m in index.models()}) == len(index.models())
 
 
-@pytest.mark.parametrize(
-    ("name", "folder"),
-    [
-        ("mask-rcnn_r50_fpn_gn-ws-all_2x_coco", "gn+ws"),
-        ("rpn_r50_fpn_2x_coco", "rpn"),
-        ("retinanet_r50_fpn_1x_objects365v1", "objects365"),
-    ],
-)
-def test_configs_whose_folder_the_metafile_does_not_name(name, folder):
-    assert index.find(name).config.parent.name == folder
-
-
 def test_a_model():
     found = index.find("mask-rcnn_r50-mdconv-c3-c5_fpn_1x_coco")
     assert found.id == "dcnzoo::dcnv2/mask-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py"
@@ -65,6 +53,10 @@ MDCONV = "dcnv2/faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco"
         (f"mmdet::{MDCONV}.py", f"mmdet::{MDCONV}.py"),
         (f"mmdet::{MDCONV.removeprefix('dcnv2/')}", f"mmdet::{MDCONV}.py"),
         ("retinanet_r50_fpn_1x_coco.py", "mmdet::retinanet/retinanet_r50_fpn_1x_coco.py"),
+        # their metafiles do not name the folder
+        ("mask-rcnn_r50_fpn_gn-ws-all_2x_coco", "mmdet::gn+ws/mask-rcnn_r50_fpn_gn-ws-all_2x_coco.py"),
+        ("rpn_r50_fpn_2x_coco", "mmdet::rpn/rpn_r50_fpn_2x_coco.py"),
+        ("retinanet_r50_fpn_1x_objects365v1", "mmdet::objects365/retinanet_r50_fpn_1x_objects365v1.py"),
     ],
 )
 def test_find(name, id):
@@ -78,11 +70,28 @@ def test_find(name, id):
         ("mmdet::retinanet/retinanet_r50_1x", "mmdet::retinanet/retinanet_r50_fpn_1x_coco.py"),
         ("%", "dcnzoo zoo list"),
         ("other::retinanet/retinanet_r50_fpn_1x_coco", "mmdet::retinanet/retinanet_r50_fpn_1x_coco.py"),
+        ("dino-4scale_r50_8xb2-24e_coco", "found none$"),  # weights that are not one file
+        ("deepsort_faster-rcnn_r50_fpn_8xb2-4e_mot17halftrain_test-mot17halfval", "found 2$"),
     ],
 )
-def test_unknown_names(name, expected):
-    with pytest.raises(index.UnknownModelError, match=f"^{name}: .*{expected}"):
-        index.find(name)
+def test_unknown_names_and_weights(name, expected):
+    with pytest.raises((index.UnknownModelError, UserError), match=f"^{name}: .*{expected}"):
+        index.find(name).only_weights()
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        *(
+            ([entry(**changes)], "net_1x: .*Published")
+            for changes in ({}, *({"Published": b} for b in (False, True)))
+        ),
+        ([entry(Published="a"), entry(Published="b", Weights="https://x.org/y.pth")], ".*net_1x"),
+    ],
+)
+def test_figures_of_nobody_and_configs_that_are_there_twice_are_refused(package, entries, message):
+    with pytest.raises(UserError, match=rf"metafile\.yml: {message}"):
+        package(*entries)
 
 
 def test_search():
@@ -91,18 +100,6 @@ def test_search():
     of_paper = {m.name for m in index.search(["Focal Loss for Dense"]) if m.package == "mmdet"}
     assert of_paper >= {m.name for m in index.models() if m.id.startswith("mmdet::retinanet/")} > set()
     assert index.search(["mdconv", "no such word"]) == []
-
-
-@pytest.mark.parametrize(
-    ("name", "number"),
-    [
-        ("dino-4scale_r50_8xb2-24e_coco", "none"),
-        ("deepsort_faster-rcnn_r50_fpn_8xb2-4e_mot17halftrain_test-mot17halfval", 2),
-    ],
-)
-def test_weights_that_are_not_one_file(name, number):
-    with pytest.raises(UserError, match=f"^{name}: .*found {number}$"):
-        index.find(name).only_weights()
 
 
 # Metafiles of a package of our own
@@ -124,12 +121,6 @@ def test_whose_figures(package):
     assert [result.published for result in c.results] == [True, False]
 
 
-@pytest.mark.parametrize("changes", [{}, {"Published": False}, {"Published": True}])
-def test_figures_of_nobody_are_refused(package, changes):
-    with pytest.raises(UserError, match=r"metafile\.yml: net_1x: .*Published"):
-        package(entry(**changes))
-
-
 def test_ours_goes_before_mmdetections(package):
     weights = "https://download.openmmlab.com/mmdetection/v2.0/vfnet/vfnet_r50_fpn_1x_coco/vfnet_r50_fpn_1x_coco_20201027-38db6f58.pth"
     (same,) = package(entry("vfnet_r50_fpn_1x_coco", Published=True, Weights=weights, Metadata={"Epochs": 9}))
@@ -139,11 +130,6 @@ def test_ours_goes_before_mmdetections(package):
     assert same.metadata == {**theirs.metadata, "Epochs": 9}
     (other,) = package(entry("vfnet_r50_fpn_1x_coco", Published=True, Weights="https://x.org/y.pth"))
     assert other.metadata == {}, "figures of other weights are not taken over"
-
-
-def test_one_config_twice(package):
-    with pytest.raises(UserError, match=r"metafile\.yml: .*net_1x"):
-        package(entry(Published="a"), entry(Published="b", Weights="https://x.org/y.pth"))
 
 
 def test_without_mmdetection(monkeypatch):

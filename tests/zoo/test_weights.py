@@ -25,9 +25,12 @@ from dcnzoo.openmmlab.weights import CheckpointError, convert, load_state, load_
 DEMO = Path(__file__).parents[2] / "configs/demo/mask-rcnn_r14-mdconv_fpn_8e_shapes.py"
 
 
-def build(**backbone):
+def build(classes=None, **backbone):
     cfg = Config.fromfile(DEMO)
     cfg.model.backbone.update(backbone)
+    if classes:
+        for head in (cfg.model.roi_head.bbox_head, cfg.model.roi_head.mask_head):
+            head.num_classes = classes
     with DefaultScope.overwrite_default_scope("mmdet"):
         return MODELS.build(cfg.model)
 
@@ -69,15 +72,23 @@ def test_read(tmp_path, weights):
     found = read_checkpoint(path)
     assert set(found) == {"meta", "state_dict"} and found["meta"]["CLASSES"] == ("bent", "straight")
     assert_same(found["state_dict"], weights)
+    for content, new in ((weights, False), ({"model": weights}, True)):
+        torch.save(content, path, _use_new_zipfile_serialization=new)
+        found = read_checkpoint(path)
+        assert found["meta"] == {}
+        assert_same(found["state_dict"], weights)
 
 
-@pytest.mark.parametrize("key", ["model", None])
-def test_other_layouts(tmp_path, weights, key):
+def test_files_that_hold_no_weights(tmp_path):
     path = tmp_path / "x.pth"
-    torch.save(weights if key is None else {key: weights}, path, _use_new_zipfile_serialization=key is None)
-    found = read_checkpoint(path)
-    assert found["meta"] == {}
-    assert_same(found["state_dict"], weights)
+    for content in (b"<!DOCTYPE html><html>", b"", b"PK\x03\x04 and then it breaks off"):
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match=f"^{path}: expected a checkpoint"):
+            read_checkpoint(path)
+    for content in ([1, 2], {"state_dict": {}}, {"meta": {}, "optimizer": {}}):
+        torch.save(content, path)
+        with pytest.raises(CheckpointError, match=r"expected .*weights"):
+            read_checkpoint(path)
 
 
 def test_nothing_in_a_file_is_run(tmp_path):
@@ -95,21 +106,6 @@ def test_nothing_in_a_file_is_run(tmp_path):
     assert folder.exists(), "and that is what trust means"
 
 
-@pytest.mark.parametrize("content", [b"<!DOCTYPE html><html>", b"", b"PK\x03\x04 and then it breaks off"])
-def test_files_that_are_no_checkpoints(tmp_path, content):
-    path = tmp_path / "x.pth"
-    path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=f"^{path}: expected a checkpoint"):
-        read_checkpoint(path)
-
-
-@pytest.mark.parametrize("content", [[1, 2], {"state_dict": {}}, {"meta": {}, "optimizer": {}}])
-def test_checkpoints_without_weights(tmp_path, content):
-    torch.save(content, tmp_path / "x.pth")
-    with pytest.raises(CheckpointError, match=r"expected .*weights"):
-        read_checkpoint(tmp_path / "x.pth")
-
-
 # Older names
 
 
@@ -117,14 +113,14 @@ def renamed(weights, pattern, replacement):
     return OrderedDict((re.sub(pattern, replacement, key), value) for key, value in weights.items())
 
 
-OLD_NAMES = {
-    "beside the layer": (r"\.conv_offset\.", "_offset."),
-    "of other implementations": (r"\.conv_offset\.", ".conv_offset_mask."),
-    "of a parallel wrapper": (r"^", "module."),
-}
+BESIDE = (r"\.conv_offset\.", "_offset.")  # the layer
 
 
-@pytest.mark.parametrize(("pattern", "replacement"), OLD_NAMES.values(), ids=list(OLD_NAMES))
+@pytest.mark.parametrize(
+    ("pattern", "replacement"),
+    # of other implementations; of a parallel wrapper
+    [BESIDE, (r"\.conv_offset\.", ".conv_offset_mask."), (r"^", "module.")],
+)
 @pytest.mark.parametrize(
     "options",
     [{"dcn": {"type": "DCNv2", "deform_groups": 4}}, {"dcn": "v1", "stage_with_dcn": (True, True, True)}],
@@ -137,26 +133,18 @@ def test_old_names(pattern, replacement, options):
     assert_same(found.state_dict, expected)
     assert found.renamed == {o: n for o, n in zip(old, expected, strict=True) if o != n}
     assert found.reordered == ()
-
-
-def test_todays_names_stay(model):
-    state = model.state_dict()
-    found = convert(state, state)
-    assert found.report() == "" and found.renamed == {} and list(found.state_dict) == list(state)
-    assert found.state_dict._metadata == state._metadata  # versions of modules
-
-
-def test_both_names():
-    """Of an offset convolution that is there twice the one with today's name counts."""
-    state = OrderedDict({"conv2_offset.weight": torch.zeros(1), "conv2.conv_offset.weight": torch.ones(1)})
-    found = convert(state, {"conv2.conv_offset.weight": torch.empty(1)})
-    assert found.state_dict["conv2.conv_offset.weight"] == 1 and found.renamed == {}
+    found = convert(expected, expected)
+    assert found.report() == "" and found.renamed == {} and list(found.state_dict) == list(expected)
+    assert found.state_dict._metadata == expected._metadata  # versions of modules
 
 
 def test_names_that_only_look_old():
-    """``…_offset`` that is a parameter of the model is not touched."""
+    """Of an offset convolution that is there twice the one with today's name counts."""
     expected = {"head.reg_offset.weight": torch.ones(1), "head.reg.conv_offset.weight": torch.ones(2)}
     assert convert(expected, expected).renamed == {}
+    state = OrderedDict({"conv2_offset.weight": torch.zeros(1), "conv2.conv_offset.weight": torch.ones(1)})
+    found = convert(state, {"conv2.conv_offset.weight": torch.empty(1)})
+    assert found.state_dict["conv2.conv_offset.weight"] == 1 and found.renamed == {}
 
 
 def version_1(weights, classes):
@@ -188,12 +176,20 @@ def test_version_1(model, weights):
 
 
 def test_load(tmp_path, weights):
-    state = renamed(weights, *OLD_NAMES["beside the layer"])
+    """What is not learnt may differ."""
+    path = save(tmp_path / "x.pth", state_dict=renamed(weights, *BESIDE), meta={"a": 1})
     target = build()
-    meta, report = load_weights(target, save(tmp_path / "x.pth", state_dict=state, meta={"a": 1}))
+    meta, report = load_weights(target, path)
     assert meta == {"a": 1}
     assert_same(target.state_dict(), weights)
     assert report.startswith("4 parameters renamed") and "layer2.0.conv2.conv_offset.weight" in report
+    learnt = {k: v for k, v in weights.items() if not k.endswith("num_batches_tracked")}
+    assert learnt.keys() < weights.keys()
+    extra = {"ema_backbone_conv1_weight": torch.ones(2), "head.position_ids": torch.arange(3)}
+    assert load_weights(target, save(path, state_dict={**learnt, **extra})) == ({}, "")
+    linear, other = nn.Linear(3, 2), nn.Linear(3, 2)
+    assert load_weights(other, save(path, state_dict=linear.state_dict())) == ({}, "")
+    assert torch.equal(other.weight, linear.weight)
 
 
 def test_missing_and_superfluous(tmp_path, weights):
@@ -206,6 +202,16 @@ def test_missing_and_superfluous(tmp_path, weights):
     assert "teacher.weight" in report
     key = "neck.fpn_convs.0.conv.weight"
     assert torch.equal(target.state_dict()[key], few[key])
+    save(path, state_dict={"fc.weight": torch.ones(2, 2)})
+    for partial in (False, True):
+        with pytest.raises(CheckpointError, match="missing"):
+            load_weights(target, path, allow_partial=partial)
+    changed = {**weights, "roi_head.bbox_head.fc_cls.bias": torch.zeros(81)}
+    with pytest.raises(CheckpointError, match=r"roi_head\.bbox_head\.fc_cls\.bias"):
+        load_weights(target, save(path, state_dict=changed))
+    with pytest.raises(CheckpointError, match=r"conv_offset.*another shape") as error:
+        load_weights(build(dcn="v2"), save(path, state_dict=build(dcn="v1").state_dict()))
+    assert options_in(error.value) == {"model.backbone.dcn": "v1"}
 
 
 def options_in(message):
@@ -252,25 +258,10 @@ def test_the_options_that_make_a_checkpoint_fit_are_named(tmp_path, backbone, wr
     assert_same(fitting.state_dict(), trained.state_dict())
 
 
-def test_another_version_of_the_layer_is_named(tmp_path):
-    path = save(tmp_path / "x.pth", state_dict=build(dcn="v1").state_dict())
-    with pytest.raises(CheckpointError, match=r"conv_offset.*another shape") as error:
-        load_weights(build(dcn="v2"), path)
-    assert options_in(error.value) == {"model.backbone.dcn": "v1"}
-
-
-def with_classes(number):
-    cfg = Config.fromfile(DEMO)
-    for head in (cfg.model.roi_head.bbox_head, cfg.model.roi_head.mask_head):
-        head.num_classes = number
-    with DefaultScope.overwrite_default_scope("mmdet"):
-        return MODELS.build(cfg.model)
-
-
 @pytest.mark.parametrize(("classes", "known"), [(1, True), (7, False)])
 def test_fine_tuning_for_other_classes(weights, classes, known):
     meta = {"CLASSES": ("a", "b", "c")} if known else {}
-    target = with_classes(classes)
+    target = build(classes)
     before = {key: value.clone() for key, value in target.state_dict().items()}
     report = load_state(target, weights, "x.pth", meta=meta, fine_tune=True)
     assert "6 parameters" in report and "fc_cls" in report
@@ -302,29 +293,3 @@ def test_classes_beside_other_channels():
     meta = {"dataset_meta": {"classes": [str(i) for i in range(79)]}}
     with pytest.raises(CheckpointError, match="another shape"):
         load_state(nn.Conv1d(5, 9, 1), layer.state_dict(), "x.pth", meta=meta, fine_tune=True)
-
-
-def test_what_is_not_learnt_may_differ(tmp_path, weights):
-    learnt = {k: v for k, v in weights.items() if not k.endswith("num_batches_tracked")}
-    assert learnt.keys() < weights.keys()
-    extra = {"ema_backbone_conv1_weight": torch.ones(2), "head.position_ids": torch.arange(3)}
-    assert load_weights(build(), save(tmp_path / "x.pth", state_dict={**learnt, **extra}))[1] == ""
-
-
-def test_nothing_fits(tmp_path):
-    path = save(tmp_path / "x.pth", state_dict={"fc.weight": torch.ones(2, 2)})
-    for partial in (False, True):
-        with pytest.raises(CheckpointError, match="missing"):
-            load_weights(build(), path, allow_partial=partial)
-
-
-def test_other_shapes(tmp_path, weights):
-    changed = {**weights, "roi_head.bbox_head.fc_cls.bias": torch.zeros(81)}
-    with pytest.raises(CheckpointError, match=r"roi_head\.bbox_head\.fc_cls\.bias"):
-        load_weights(build(), save(tmp_path / "x.pth", state_dict=changed))
-
-
-def test_plain_modules(tmp_path):
-    linear, other = nn.Linear(3, 2), nn.Linear(3, 2)
-    assert load_weights(other, save(tmp_path / "x.pth", state_dict=linear.state_dict())) == ({}, "")
-    assert torch.equal(other.weight, linear.weight)

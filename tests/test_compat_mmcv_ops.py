@@ -1,0 +1,360 @@
+"""Operators of ``mmcv.ops`` on dcnzoo's: recorded results, gradients, half precision.
+
+The results are those of the code that ``make peers`` compares with mmcv's own operators in hundreds of random
+cases. ``python -m tests.test_compat_mmcv_ops`` records them anew.
+"""
+
+import importlib
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import dcnzoo.models  # noqa: F401  mmcv.ops needs the compiled module
+from dcnzoo.compat.mmcv import _ext
+
+from .recorded_tvdcn import fingerprint, wave
+
+ops = importlib.import_module("mmcv.ops")
+RECORDED = Path(__file__).parent / "data/mmcv_ops.json"
+BIAS_LEAKY_RELU = importlib.import_module("mmcv.ops.fused_bias_leakyrelu").FusedBiasLeakyReLUFunction.apply
+
+
+def chosen(most, *shape):
+    return (wave(*shape, pace=3.1).abs() * most).int()
+
+
+# Boxes: some overlap, one has no area
+
+CORNERS = 10 + wave(20, 2, pace=1.3, scale=8.0)
+BOXES = torch.cat([CORNERS, CORNERS + 6 + wave(20, 2, pace=0.7, scale=5.0)], 1).float()
+BOXES[3, 2] = BOXES[3, 0]
+SCORES = wave(20, pace=2.1).abs().float()
+DETECTIONS = torch.cat([BOXES, SCORES[:, None]], 1)
+TURNED = torch.cat(
+    [CORNERS, 8 + wave(20, 2, pace=0.9, scale=5.0), wave(20, 1, pace=1.9, scale=3.0)], 1
+).float()
+TURNED[3, 2] = 0
+SIGNS = torch.tensor([[-1.0, -1], [1, -1], [1, 1], [-1, 1]])
+
+
+def quads(boxes):
+    """The corners of rotated boxes."""
+    u, v = (SIGNS * boxes[:, None, 2:4] / 2).unbind(-1)
+    cos, sin = boxes[:, 4:].cos(), boxes[:, 4:].sin()
+    return torch.stack([boxes[:, :1] + u * cos - v * sin, boxes[:, 1:2] + u * sin + v * cos], -1).flatten(1)
+
+
+def overlaps(function, boxes, **options):
+    for mode in ("iou", "iof"):
+        yield function(boxes[:8], boxes[5:], mode, **options)
+        yield function(boxes[:8], boxes[:8] * 0.95, mode, aligned=True, **options)
+
+
+HULLS = CORNERS.repeat(1, 9)[:6] + wave(6, 18, pace=1.7, scale=6.0)  # nine points each
+CLOUD, CENTRES = wave(2, 9, 3, pace=1.9).float(), wave(2, 4, 3, pace=0.4).float()
+BOX_3D = torch.tensor([[[0.0, 0, -1, 2.5, 3, 2, 0], [0, 1, -1, 1.5, 2, 2, 1.1]]]).expand(2, 2, 7).contiguous()
+
+
+def knn():
+    index, squares = torch.zeros(2, 4, 8, dtype=torch.int32), torch.zeros(2, 4, 8)
+    _ext.knn_forward(CLOUD, CENTRES, index, squares, b=2, n=9, m=4, nsample=8)
+    return index, squares.clamp(max=100)  # 1e10 where there are no more points
+
+
+def furthest_points():
+    index = torch.zeros(2, 5, dtype=torch.int32)
+    _ext.furthest_point_sampling_forward(CLOUD, torch.full((2, 9), 1e10), index, b=2, n=9, m=5)
+    return [index]
+
+
+def points_in_boxes(function, shape, fill):
+    index = torch.full(shape, fill, dtype=torch.int32)
+    function(BOX_3D, CLOUD, index)
+    return [index]
+
+
+def prroi():
+    """In float32, which alone it is for in mmcv."""
+    input, rois, grad = (
+        wave(2, 3, 7, 9, pace=1.1).float(),
+        ROIS[:2].float(),
+        wave(2, 3, 3, 2, pace=0.6).float(),
+    )
+    output, of_input, of_rois = torch.zeros(2, 3, 3, 2), torch.zeros_like(input), torch.zeros_like(rois)
+    _ext.prroi_pool_forward(input, rois, output, 3, 2, 0.9)
+    _ext.prroi_pool_backward(grad, rois, of_input, 3, 2, 0.9)
+    _ext.prroi_pool_coor_backward(output, grad, input, rois, of_rois, 3, 2, 0.9)
+    return output, of_input, of_rois
+
+
+def giou():
+    output = HULLS.new_zeros(6, 19)
+    _ext.convex_giou(HULLS, quads(TURNED[:6]).double(), output)
+    return [output]
+
+
+def soft_nms(method, offset):
+    return ops.soft_nms(BOXES, SCORES, 0.3, 0.5, 0.05, method, offset)
+
+
+RESULTS = {
+    "bbox_overlaps": lambda: [
+        *overlaps(ops.bbox_overlaps, BOXES),
+        *overlaps(ops.bbox_overlaps, BOXES, offset=1),
+    ],
+    "nms": lambda: [*ops.nms(BOXES, SCORES, 0.3), *ops.nms(BOXES, SCORES, 0.3, offset=1)],
+    **{
+        f"soft_nms {m}": lambda m=m: [*soft_nms(m, 0), *soft_nms(m, 1)]
+        for m in ("naive", "linear", "gaussian")
+    },
+    "nms_match": lambda: [torch.cat([g, g[:1] * 100]) for g in ops.nms_match(DETECTIONS, 0.3)],
+    "box_iou_rotated": lambda: [*overlaps(ops.box_iou_rotated, TURNED)],
+    "box_iou_rotated, counter-clockwise": lambda: [*overlaps(ops.box_iou_rotated, TURNED, clockwise=False)],
+    "nms_rotated": lambda: ops.nms_rotated(TURNED, SCORES, 0.2),
+    "nms_quadri": lambda: ops.nms_quadri(quads(TURNED), SCORES, 0.2),
+    "convex_iou": lambda: [ops.convex_iou(HULLS.float(), quads(TURNED))],
+    "convex_giou": giou,
+    "min_area_polygons": lambda: [ops.min_area_polygons(HULLS.float()).view(6, 4, 2).sum(1)],  # any order
+    "points_in_polygons": lambda: [ops.points_in_polygons(CORNERS.float(), quads(TURNED))],
+    "prroi_pool": prroi,
+    "three_nn": lambda: [*ops.three_nn(CENTRES, CLOUD), ops.three_nn(CENTRES, CLOUD[:, :2])[1]],
+    "knn": knn,
+    "ball_query": lambda: [
+        ops.ball_query(0, 2.0, 5, CLOUD, CENTRES),
+        ops.ball_query(1, 3.0, 3, CLOUD, CENTRES),
+    ],
+    "furthest_point_sampling": furthest_points,
+    "points_in_boxes_part": lambda: points_in_boxes(_ext.points_in_boxes_part_forward, (2, 9), -1),
+    "points_in_boxes_all": lambda: points_in_boxes(_ext.points_in_boxes_all_forward, (2, 9, 2), 0),
+    "points_in_boxes_cpu": lambda: [ops.points_in_boxes_cpu(CLOUD, BOX_3D)],
+}
+
+# With gradients: the function, and the tensors that have them
+
+MAPS = wave(2, 4, 7, 9, pace=1.7) + wave(2, 4, 7, 9, pace=0.23)
+# inside; across the border; outside; turned over
+ROIS = torch.tensor(
+    [[0, 1.25, 0.75, 7.125, 5.875], [1, -2.125, 3, 16, 8.75], [1, 40, 40, 50, 60], [0, 6, 6, 2, 2]]
+).double()
+ROIS_TURNED = torch.tensor([[1, 6.0, 5, 6, 4, 0.375], [0, 1, 8, 9, 2, -2], [0, 90, 90, 2, 2, 0]]).double()
+# outside is zero
+BORDERS = (
+    torch.tensor([[1, 0.5, 6.25, 4], [2, 2, 2, 5], [-9, -3, 20, 2.25]]).double().expand(2, 3, 4).contiguous()
+)
+BEZIERS = torch.cat([ROIS[:3, :1], wave(3, 16, pace=0.9, scale=8.0)], 1)
+ALIGNED = torch.cat([ROIS[:1, 1:].expand(63, 4), wave(63, 1, pace=0.2)], 1).repeat(2, 1).view(2, 7, 9, 5)
+PLACES = torch.arange(9).view(3, 3)
+ROTATIONS = (torch.stack([PLACES, PLACES.rot90().flatten().argsort().view(3, 3)], 2)[None] + 1).int()
+INDEX = chosen(6, 2, 4, 3)
+TARGET = torch.tensor([0, 3, 1, 4, 2, 4, 0])  # 4: background
+IGNORED = torch.where(TARGET == 4, -1, TARGET)
+LOGITS, WEIGHT = wave(7, 4, pace=1.7, scale=4.0), wave(4, pace=0.8).abs()
+CORRELATIONS = [(1, 1, 1, 0, 1, 1), (3, 1, 2, 1, 1, 2), (2, 2, 1, 0, 2, 1), (3, 0, 1, 1, 1, 1)]
+
+DIFFERENTIABLE = {
+    "roi_pool": (lambda x: ops.roi_pool(x, ROIS[:3].to(x), (3, 2), 0.9), MAPS),
+    "roi_align avg": (lambda x: ops.roi_align(x, ROIS, (2, 3), 0.9, 2, "avg", True), MAPS),
+    "roi_align max": (lambda x: ops.roi_align(x, ROIS[:2], (2, 3), 0.9, 0, "max", False), MAPS),
+    "deform_roi_pool": (
+        lambda x, offset: ops.deform_roi_pool(x, ROIS[:2], offset, (2, 3), 0.9, 2, 0.3),
+        *(MAPS, wave(2, 2, 2, 3, pace=0.6)),
+    ),
+    "deform_roi_pool without": (lambda x: ops.deform_roi_pool(x, ROIS, None, (2, 3), 0.9, 2, 0.3), MAPS),
+    "roi_align_rotated": (lambda x: ops.roi_align_rotated(x, ROIS_TURNED.to(x), (2, 3), 0.8, 0, True), MAPS),
+    "roi_align_rotated, clockwise": (
+        lambda x: ops.roi_align_rotated(x, ROIS_TURNED, (2, 3), 0.8, 2, False, True),
+        MAPS,
+    ),
+    "riroi_align_rotated": (lambda x: ops.riroi_align_rotated(x, ROIS_TURNED, (1, 2), 0.8, 0, 4), MAPS),
+    "border_align": (lambda x: ops.border_align(x, BORDERS.to(x), 3), MAPS),
+    "bezier_align": (lambda x: ops.bezier_align(x, BEZIERS, (2, 3), 0.7, 0, True), MAPS),
+    "rotated_feature_align": (lambda x: ops.rotated_feature_align(x, ALIGNED, 1.0, 1), MAPS),
+    "rotated_feature_align of 5": (lambda x: ops.rotated_feature_align(x, ALIGNED, 0.8, 5), MAPS),
+    "carafe": (lambda x, m: ops.carafe(x, m, 3, 2, 2), MAPS[..., :2, :3], wave(2, 18, 4, 6, pace=0.6)),
+    "psa_mask collect": (ops.PSAMask("collect", (1, 3)), wave(1, 3, 2, 4, pace=1.1)),
+    "psa_mask distribute": (ops.PSAMask("distribute", (3, 3)), wave(1, 9, 2, 4, pace=1.1)),
+    "active_rotated_filter": (
+        lambda x: ops.active_rotated_filter(x, ROTATIONS),
+        wave(2, 3, 1, 3, 3, pace=1.1),
+    ),
+    "grouping_operation": (lambda x: ops.grouping_operation(x, INDEX), wave(2, 3, 6, pace=1.1)),
+    "gather_points": (lambda x: ops.gather_points(x, INDEX[:, :, 0].contiguous()), wave(2, 3, 6, pace=1.1)),
+    "three_interpolate": (
+        lambda x: ops.three_interpolate(x, INDEX, wave(2, 4, 3, pace=0.3)),
+        wave(2, 3, 6, pace=1.1),
+    ),
+    **{
+        f"correlation {how}": (
+            lambda a, b, how=how: ops.Correlation(*how)(a, b),
+            *(wave(1, 2, 5, 6, pace=pace) for pace in (1.1, 0.7)),
+        )
+        for how in CORRELATIONS
+    },
+    "bias_leakyrelu": (
+        lambda x, b: BIAS_LEAKY_RELU(x, b, 0.2, 1.5),
+        0.1 + wave(2, 3, 4, 1, pace=1.1),
+        wave(3, pace=2.2),
+    ),
+    "sigmoid_focal_loss": (lambda x: ops.sigmoid_focal_loss(x, TARGET, 1.7, 0.3, None, "none"), LOGITS),
+    "sigmoid_focal_loss, weighted": (
+        lambda x: ops.sigmoid_focal_loss(x, TARGET, 2.0, 0.3, WEIGHT, "none"),
+        LOGITS,
+    ),
+    "softmax_focal_loss": (lambda x: ops.softmax_focal_loss(x, IGNORED, 1.7, 0.3, None, "sum"), LOGITS),
+    "softmax_focal_loss, weighted": (
+        lambda x: ops.softmax_focal_loss(x, IGNORED, 2.0, 0.3, WEIGHT, "sum"),
+        LOGITS,
+    ),
+}
+
+
+def leaves_of(name, dtype=torch.float64):
+    function, *tensors = DIFFERENTIABLE[name]
+    return function, [t.detach().to(dtype).clone().requires_grad_() for t in tensors]
+
+
+def figures(name):
+    """One number for each output and gradient."""
+    if name in RESULTS:
+        tensors = RESULTS[name]()
+    else:
+        function, leaves = leaves_of(name)
+        output = function(*leaves)
+        tensors = [output, *torch.autograd.grad(output.sin().sum(), leaves)]
+    return [fingerprint(t.detach().double().nan_to_num(7, 9)) for t in tensors]
+
+
+@pytest.mark.parametrize("name", [*RESULTS, *DIFFERENTIABLE])
+def test_recorded_results(name):
+    assert figures(name) == pytest.approx(json.loads(RECORDED.read_text())[name], rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_gradients(name):
+    assert torch.autograd.gradcheck(*leaves_of(name), fast_mode=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    "name", ["roi_pool", "roi_align_rotated", "border_align", "carafe", "sigmoid_focal_loss"]
+)
+def test_half_precision_is_computed_in_float32(name, dtype):
+    """As the float32 result of the same values, rounded once."""
+    function, half = leaves_of(name, dtype)
+    got = function(*half)
+    assert got.dtype == dtype
+    torch.testing.assert_close(got, function(*(t.float() for t in half)).to(dtype))
+
+
+# By hand
+
+
+@pytest.mark.parametrize(
+    ("pool", "rows", "columns"),
+    [
+        (lambda x: ops.roi_align(x, BOX, (3, 2), 1.0, 1, "avg", True), (4.5, 6.5, 8.5), (3.0, 6.0)),
+        (lambda x: ops.roi_align(x, BOX, (3, 2), 1.0, 1, "max", True), (4.5, 6.5, 8.5), (3.0, 6.0)),
+        (lambda x: ops.prroi_pool(x.float(), BOX.float(), (3, 2), 1.0).double(), (5.0, 7.0, 9.0), (3.5, 6.5)),
+        (lambda x: ops.roi_align_rotated(x, TURN, (3, 2), 1.0, 1, True), (4.5, 6.5, 8.5), (3.0, 6.0)),
+    ],
+    ids=["roi_align avg", "roi_align max", "prroi_pool", "roi_align_rotated by nothing"],
+)
+def test_a_linear_map_is_read_at_the_centres_of_bins(pool, rows, columns):
+    y, x = torch.meshgrid(torch.arange(12.0).double(), torch.arange(10.0).double(), indexing="ij")
+    y_centre, x_centre = torch.meshgrid(torch.tensor(rows), torch.tensor(columns), indexing="ij")
+    expected = torch.stack([2 * y_centre + x_centre, -x_centre])[None].double()
+    torch.testing.assert_close(pool(torch.stack([2 * y + x, -x])[None]), expected)
+
+
+BOX = torch.tensor([[0, 2.0, 4.0, 8.0, 10.0]]).double()  # x 2–8, y 4–10
+TURN = torch.tensor([[0, 5.0, 7.0, 6.0, 6.0, 0.0]]).double()
+
+
+def test_rotated_boxes_that_touch():
+    """Equal boxes, turned by quarters; halves of each other; side by side."""
+    others = [[3, 4, 2, 6, 0.7 + math.pi / 2], [3, 4, 6, 2, 0.7 + math.pi], [3, 4, 3, 2, 0.7]]
+    others.append([3 + 6 * math.cos(0.7), 4 + 6 * math.sin(0.7), 6, 2, 0.7])
+    box, others = torch.tensor([[3.0, 4, 6, 2, 0.7]]), torch.tensor(others)
+    for overlap in (ops.box_iou_rotated(box, others), ops.box_iou_quadri(quads(box), quads(others))):
+        torch.testing.assert_close(overlap[0], torch.tensor([1, 1, 0.5, 0]), atol=1e-5, rtol=0)
+
+
+def test_soft_nms_keeps_mmcvs_order_of_equal_scores():
+    """The best changes places with the first, the last takes a fallen one's place."""
+    boxes = torch.tensor([[0.0, 0, 1, 1], [10, 0, 11, 1], [0, 0, 1, 1], [20, 0, 21, 1], [30, 0, 31, 1]])
+    scores = torch.tensor([0.5, 0.9, 0.9, 0.5, 0.5])
+    # 1 | 0 2 3 4 -> 2 | 0 3 4, 0 falls: 4 in its place -> 4, 3
+    _, order = ops.soft_nms(boxes, scores, 0.3, min_score=0.1, method="naive")
+    assert order.tolist() == [1, 2, 4, 3]
+
+
+def test_focal_losses_of_certain_logits_are_finite():
+    logits = torch.tensor([[200.0, -200.0]]).requires_grad_()
+    cases = [(ops.sigmoid_focal_loss, target, 2.0) for target in (0, 1, 2)]
+    for loss, target, gamma in (*cases, *((ops.softmax_focal_loss, 0, gamma) for gamma in (0.0, 0.5, 2.0))):
+        value = loss(logits, torch.tensor([target]), gamma)
+        assert value.isfinite() and torch.autograd.grad(value, logits)[0].isfinite().all()
+
+
+def test_chamfer_distance():
+    leaves = [
+        wave(2, 3, 2, pace=1.1).float().requires_grad_(),
+        wave(2, 4, 2, pace=0.7).float().requires_grad_(),
+    ]
+    one, other, *_ = ops.chamfer_distance(*leaves)
+    squares, got = torch.cdist(*leaves).square(), one.sum() + 2 * other.sum()
+    expected = squares.amin(2).sum() + 2 * squares.amin(1).sum()
+    torch.testing.assert_close(got, expected)
+    torch.testing.assert_close(torch.autograd.grad(got, leaves), torch.autograd.grad(expected, leaves))
+
+
+@pytest.mark.parametrize("count", [0, 1, 20])
+def test_masked_conv2d(count):
+    """Convolved where the mask is set, zero elsewhere."""
+    layer, input, mask = ops.MaskedConv2d(4, 6, (3, 1), padding=(1, 0)).double(), MAPS[:1], torch.zeros(63)
+    mask[torch.randperm(63)[:count]] = 1
+    mask = mask.view(1, 7, 9)
+    expected = F.conv2d(input, layer.weight, layer.bias, padding=(1, 0)) * mask
+    torch.testing.assert_close(layer(input, mask), expected)
+
+
+def test_carafe_of_mmcvs_layer_under_autocast():
+    layer = ops.CARAFEPack(4, 2, compressed_channels=6)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = layer(torch.randn(1, 4, 3, 5))
+    assert output.shape == (1, 4, 6, 10)
+    output.float().sum().backward()
+    assert layer.channel_compressor.weight.grad.isfinite().all()
+
+
+def test_nothing():
+    """No boxes, no regions."""
+    none, rois, maps = torch.zeros(0, 4), ROIS[:0], MAPS
+    assert ops.nms(none, SCORES[:0], 0.5)[1].tolist() == ops.nms_match(torch.zeros(0, 5), 0.5) == []
+    assert [tuple(t.shape) for t in ops.soft_nms(none, SCORES[:0])] == [(0, 5), (0,)]
+    assert ops.bbox_overlaps(none, BOXES).shape == ops.box_iou_rotated(TURNED[:0], TURNED).shape == (0, 20)
+    assert ops.box_iou_quadri(quads(TURNED[:0]), quads(TURNED)).shape == (0, 20)
+    for pooled in (
+        *(ops.roi_pool(maps, rois, (3, 2)), ops.deform_roi_pool(maps, rois, None, (3, 2))),
+        ops.deform_roi_pool(maps, rois, maps.new_zeros(0, 2, 3, 2), (3, 2)),
+        ops.prroi_pool(maps.float(), rois.float(), (3, 2)),
+        *(
+            ops.bezier_align(maps, BEZIERS[:0], (3, 2)),
+            ops.roi_align_rotated(maps, ROIS_TURNED[:0], (3, 2), 1.0),
+        ),
+    ):
+        assert pooled.shape == (0, 4, 3, 2)
+    assert not ops.roi_pool(maps, ROIS[3:], (3, 2)).any(), "turned over"
+    assert ops.border_align(maps, BORDERS[:, :0], 3).shape == (2, 1, 0, 4)
+
+
+if __name__ == "__main__":
+    rows = (
+        f"  {json.dumps(name)}: {[float(f'{x:.7g}') for x in figures(name)]}"
+        for name in (*RESULTS, *DIFFERENTIABLE)
+    )
+    RECORDED.write_text("{\n" + ",\n".join(rows) + "\n}\n")
