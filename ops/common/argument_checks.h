@@ -93,23 +93,23 @@ struct ArgumentChecks {
           ",), got ", shape_text(sizes_of(bias)));
   }
 
-  // Offset or mask, (batch, groups · per_group, *size); returns its groups. They part `channels` of the
-  // side that is sampled, and its pixels are those of the other side.
-  int64_t field(const char* name, const Tensor& field, int64_t per_group, const std::string& meaning,
-                int64_t channels, const char* sampled, const std::vector<int64_t>& size,
-                const char* like_other) const {
-    partner(name, field, true);
-    check(field.dim() == rank + 2, op, name, ": expected ", rank + 2, " dimensions, got shape ",
-          shape_text(sizes_of(field)));
-    const int64_t groups = field.size(1) / per_group;
-    check(groups >= 1 && field.size(1) % per_group == 0, op, name, ": expected ",
+  // Checks an offset or mask, (batch, groups · per_group, *size), and returns its groups. Groups split the
+  // `channels` of the side that is sampled; `size` is that of the other side.
+  int64_t offset_or_mask(const char* name, const Tensor& tensor, int64_t per_group,
+                         const std::string& meaning, int64_t channels, const char* sampled,
+                         const std::vector<int64_t>& size, const char* like_other) const {
+    partner(name, tensor, true);
+    check(tensor.dim() == rank + 2, op, name, ": expected ", rank + 2, " dimensions, got shape ",
+          shape_text(sizes_of(tensor)));
+    const int64_t groups = tensor.size(1) / per_group;
+    check(groups >= 1 && tensor.size(1) % per_group == 0, op, name, ": expected ",
           std::max<int64_t>(groups, 1) * per_group, " channels (", meaning, " · ",
-          groups_text(std::max<int64_t>(groups, 1)), "), got ", field.size(1));
+          groups_text(std::max<int64_t>(groups, 1)), "), got ", tensor.size(1));
     check(channels % groups == 0, op, name, ": expected a number of groups that divides the ", channels, " ",
-          sampled, " channels, got ", groups, " (", field.size(1), " channels / ", per_group, ")");
-    check(field.size(0) == input.size(0), op, name, ": expected batch ", input.size(0), " like input, got ",
-          field.size(0));
-    const std::vector<int64_t> sizes = sizes_of(field);
+          sampled, " channels, got ", groups, " (", tensor.size(1), " channels / ", per_group, ")");
+    check(tensor.size(0) == input.size(0), op, name, ": expected batch ", input.size(0), " like input, got ",
+          tensor.size(0));
+    const std::vector<int64_t> sizes = sizes_of(tensor);
     const std::vector<int64_t> spatial(sizes.begin() + 2, sizes.end());
     check(spatial == size, op, name, ": expected spatial size ", shape_text(size), like_other,
           shape_text(spatial));

@@ -5,9 +5,15 @@
 // standard library: the linker keeps one copy of those, perhaps the one with AVX-512 in it.
 #pragma once
 
+#include <cstdint>
 #include <string>
+#include <type_traits>
 
 namespace dcnzoo {
+
+// The integer as wide as T, so that a vector of one goes with a vector of the other.
+template <typename T>
+using IntegerOf = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
 
 enum class CpuCapability { DEFAULT, AVX2, AVX512, AVX512_BF16 };
 
@@ -39,20 +45,16 @@ struct KernelTable {
 
 // Declares `table_type function()` in every capability's namespace and `function_dispatched()`, which
 // calls the one that this machine runs.
+#define DCNZOO_DECLARE_IN(capability, table_type, function) \
+  namespace cpu_##capability {                              \
+    const table_type& function();                           \
+  }
 #ifdef DCNZOO_HAS_X86_KERNELS
 #define DCNZOO_DECLARE_KERNELS(table_type, function)                       \
-  namespace cpu_DEFAULT {                                                  \
-  const table_type& function();                                            \
-  }                                                                        \
-  namespace cpu_AVX2 {                                                     \
-  const table_type& function();                                            \
-  }                                                                        \
-  namespace cpu_AVX512 {                                                   \
-  const table_type& function();                                            \
-  }                                                                        \
-  namespace cpu_AVX512_BF16 {                                              \
-  const table_type& function();                                            \
-  }                                                                        \
+  DCNZOO_DECLARE_IN(DEFAULT, table_type, function)                         \
+  DCNZOO_DECLARE_IN(AVX2, table_type, function)                            \
+  DCNZOO_DECLARE_IN(AVX512, table_type, function)                          \
+  DCNZOO_DECLARE_IN(AVX512_BF16, table_type, function)                     \
   inline const table_type& function##_dispatched() {                       \
     switch (cpu_capability()) {                                            \
       case CpuCapability::AVX512_BF16: return cpu_AVX512_BF16::function(); \
@@ -63,9 +65,7 @@ struct KernelTable {
   }
 #else
 #define DCNZOO_DECLARE_KERNELS(table_type, function) \
-  namespace cpu_DEFAULT {                            \
-  const table_type& function();                      \
-  }                                                  \
+  DCNZOO_DECLARE_IN(DEFAULT, table_type, function)   \
   inline const table_type& function##_dispatched() { return cpu_DEFAULT::function(); }
 #endif
 

@@ -5,6 +5,5 @@
 #ifdef __CUDACC__
 #define DCNZOO_HD __host__ __device__ __forceinline__
 #else
-// Always inlined: one copy per instruction set must not become the copy that the linker keeps for all.
 #define DCNZOO_HD inline __attribute__((always_inline))
 #endif

@@ -44,6 +44,18 @@ void parallel_for(int64_t count, int64_t grain, const Function& function) {
 
 #endif
 
+template <typename Function>
+void parallel_each(int64_t count, const Function& function) {
+  parallel_for(count, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) function(i);
+  });
+}
+
+template <typename T>
+void zero(T* data, int64_t size) {
+  parallel_for(size, 1 << 16, [&](int64_t begin, int64_t end) { std::fill(data + begin, data + end, T(0)); });
+}
+
 // Work handed out piece by piece: where other programs hold a core up, the other threads take its share.
 // Who does a task must not change its result.
 class TaskQueue {

@@ -11,14 +11,11 @@
 #if defined(__AVX512F__)
 #include <immintrin.h>
 #define DCNZOO_VECTOR_BYTES 64
-#define DCNZOO_ROW_BLOCK 12  // 12 × 2 accumulators + 2 operands + 1 broadcast of 32 registers
 #elif defined(__AVX2__)
 #include <immintrin.h>
 #define DCNZOO_VECTOR_BYTES 32
-#define DCNZOO_ROW_BLOCK 6  // 6 × 2 + 2 + 1 of 16 registers
 #else
 #define DCNZOO_VECTOR_BYTES 16
-#define DCNZOO_ROW_BLOCK 6
 #endif
 
 #define DCNZOO_INLINE inline __attribute__((always_inline))
@@ -26,32 +23,19 @@
 namespace dcnzoo::DCNZOO_CPU_NAMESPACE {
 
 constexpr int kVectorBytes = DCNZOO_VECTOR_BYTES;
-constexpr int kRowBlock = DCNZOO_ROW_BLOCK;
+// Rows of a GEMM micro-kernel: 12 × 2 accumulators + 2 operands + 1 broadcast of 32 registers, or 6 × 2 + 2 + 1 of 16.
+constexpr int kMR = kVectorBytes == 64 ? 12 : 6;
 
 template <typename T>
 constexpr int kLanes = kVectorBytes / int(sizeof(T));
 template <>
 constexpr int kLanes<uint16_t> = kLanes<float>;  // half a vector: it widens to a whole one
 template <typename T>
-constexpr int kPanel = 2 * kLanes<T>;  // columns of a GEMM panel: two vectors
+constexpr int kNR = 2 * kLanes<T>;  // columns of a GEMM panel: two vectors
 
 template <typename T>
-struct VectorOf;
-template <>
-struct VectorOf<float> {
-  typedef float type __attribute__((vector_size(kVectorBytes), aligned(4), may_alias));
-};
-template <>
-struct VectorOf<double> {
-  typedef double type __attribute__((vector_size(kVectorBytes), aligned(8), may_alias));
-};
-template <>
-struct VectorOf<int32_t> {
-  typedef int32_t type __attribute__((vector_size(kVectorBytes), aligned(4), may_alias));
-};
-template <>
-struct VectorOf<int64_t> {
-  typedef int64_t type __attribute__((vector_size(kVectorBytes), aligned(8), may_alias));
+struct VectorOf {
+  typedef T type __attribute__((vector_size(kVectorBytes), aligned(alignof(T)), may_alias));
 };
 template <>
 struct VectorOf<uint16_t> {
@@ -106,21 +90,21 @@ DCNZOO_INLINE void store_some(T* to, Vector<T> value, int64_t count) {
 #endif
 }
 
-// bfloat16 as its bits: the upper half of a float's.
-DCNZOO_INLINE Vector<float> widen(Vector<uint16_t> bits) {
+// From the type in which values are stored: bfloat16, as its bits (the upper half of a float's), to float.
+DCNZOO_INLINE Vector<float> from_stored(Vector<uint16_t> bits) {
   typedef uint32_t Wide __attribute__((vector_size(kVectorBytes)));
   return (Vector<float>)(__builtin_convertvector(bits, Wide) << 16);
 }
 
-DCNZOO_INLINE float widen(uint16_t bits) {
+DCNZOO_INLINE float from_stored(uint16_t bits) {
   const uint32_t wide = uint32_t(bits) << 16;
   float value;
   __builtin_memcpy(&value, &wide, sizeof value);
   return value;
 }
 
-// To the nearest, ties to even, as torch rounds.
-DCNZOO_INLINE Vector<uint16_t> narrow(Vector<float> value) {
+// Rounds to nearest, ties to even, as torch does.
+DCNZOO_INLINE Vector<uint16_t> to_bfloat16(Vector<float> value) {
 #if defined(__AVX512BF16__)
   return (Vector<uint16_t>)_mm512_cvtneps_pbh((__m512)value);
 #else
@@ -132,57 +116,43 @@ DCNZOO_INLINE Vector<uint16_t> narrow(Vector<float> value) {
 #endif
 }
 
-DCNZOO_INLINE uint16_t narrow(float value) {
+DCNZOO_INLINE uint16_t to_bfloat16(float value) {
   uint32_t bits;
   __builtin_memcpy(&bits, &value, sizeof bits);
   if (value != value) return uint16_t((bits >> 16) | 0x40);
   return uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
-// A stored number, or a vector of them, as it is computed with; and back.
-DCNZOO_INLINE float widened(uint16_t value) { return widen(value); }
-DCNZOO_INLINE Vector<float> widened(Vector<uint16_t> value) { return widen(value); }
-template <typename V>
-DCNZOO_INLINE V widened(V value) {
+template <typename Value>
+DCNZOO_INLINE Value from_stored(Value value) {
   return value;
 }
 
-template <typename S, typename V>
-DCNZOO_INLINE auto narrowed(V value) {
+// To the stored type S.
+template <typename S, typename Value>
+DCNZOO_INLINE auto to_stored(Value value) {
   if constexpr (std::is_same_v<S, uint16_t>)
-    return narrow(value);
+    return to_bfloat16(value);
   else
     return value;
 }
 
-// The same for code that is written for scalars and vectors alike.
-template <typename Value, typename T>
-DCNZOO_INLINE Value load_lanes(const T* from) {
-  if constexpr (sizeof(Value) == sizeof(T))
-    return *from;
+// For code that is written for scalars and vectors alike: Value is either. Converts bfloat16.
+template <typename Value, typename S>
+DCNZOO_INLINE Value load_lanes(const S* from) {
+  if constexpr (std::is_arithmetic_v<Value>)
+    return from_stored(*from);
   else
-    return load(from);
+    return from_stored(load(from));
 }
 
-template <typename T, typename Value>
-DCNZOO_INLINE void store_lanes(T* to, Value value) {
-  if constexpr (sizeof(Value) == sizeof(T))
-    *to = value;
+template <typename S, typename Value>
+DCNZOO_INLINE void store_lanes(S* to, Value value) {
+  if constexpr (std::is_arithmetic_v<Value>)
+    *to = to_stored<S>(value);
   else
-    store<T>(to, value);
+    store<S>(to, to_stored<S>(value));
 }
-
-// The integer as wide as T, so that a vector of one goes with a vector of the other.
-template <typename T>
-struct IndexOf;
-template <>
-struct IndexOf<float> {
-  using type = int32_t;
-};
-template <>
-struct IndexOf<double> {
-  using type = int64_t;
-};
 
 DCNZOO_INLINE Vector<float> floor_lanes(Vector<float> value) {
 #if defined(__AVX512F__)

@@ -39,6 +39,17 @@ inline Tensor contiguous_as(const Tensor& tensor, ScalarType type) {
   return torch::stable::contiguous(torch::stable::to(tensor, type));
 }
 
+// A gradient in the type of the argument that it belongs to. Without one, the gradient is empty.
+inline Tensor to_type_of(const std::optional<Tensor>& argument, const Tensor& gradient) {
+  return argument ? torch::stable::to(gradient, argument->scalar_type()) : gradient;
+}
+
+// A gradient of zeros, or an empty tensor where it is not needed.
+inline Tensor new_gradient(const Tensor& like, bool needed, const std::optional<Tensor>& argument,
+                           ScalarType type) {
+  return torch::stable::new_zeros(like, needed ? sizes_of(*argument) : std::vector<int64_t>{0}, type);
+}
+
 inline std::string dtype_name(ScalarType type) {
   switch (type) {
     case ScalarType::Float: return "float32";

@@ -152,10 +152,8 @@ struct CpuDeformAttn {
                         const Tensor& offset, const Tensor& weight) {
     const ScalarType wide = offset.scalar_type();
     const Tensor maps = contiguous_as(input, wide), output = torch::stable::new_empty(maps, s.output_sizes);
-    if (wide == ScalarType::Double)
-      dcnzoo::forward<double>(s, grid, maps, offset, weight, output);
-    else
-      dcnzoo::forward<float>(s, grid, maps, offset, weight, output);
+    (wide == ScalarType::Double ? dcnzoo::forward<double, Grid>
+                                : dcnzoo::forward<float, Grid>)(s, grid, maps, offset, weight, output);
     return torch::stable::to(output, input.scalar_type());
   }
 
@@ -165,10 +163,9 @@ struct CpuDeformAttn {
                        const Gradients& gradients) {
     const ScalarType wide = offset.scalar_type();
     const Tensor grad = contiguous_as(grad_output, wide), maps = contiguous_as(input, wide);
-    if (wide == ScalarType::Double)
-      dcnzoo::backward<double>(s, grid, grad, maps, offset, weight, gradients);
-    else
-      dcnzoo::backward<float>(s, grid, grad, maps, offset, weight, gradients);
+    (wide == ScalarType::Double
+         ? dcnzoo::backward<double, Grid>
+         : dcnzoo::backward<float, Grid>)(s, grid, grad, maps, offset, weight, gradients);
   }
 };
 

@@ -2,8 +2,6 @@
 // deform_attn_cpu_kernel.cpp (no torch: arithmetic, one copy per instruction set).
 #pragma once
 
-#include <type_traits>
-
 #include "../common/cpu_capability.h"
 #include "deform_attn_math.h"
 
@@ -15,7 +13,7 @@ constexpr int64_t kMostLanes = 16;
 // Every SamplePoint of a query, as arrays [point], padded to a multiple of kMostLanes.
 template <typename T>
 struct SampleTable {
-  using Index = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
+  using Index = IntegerOf<T>;
   const T *tap[2], *scale[2], *extent[2];  // extent: size, as a number of type T
   const Index *size[2], *start;
 };

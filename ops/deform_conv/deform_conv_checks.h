@@ -2,48 +2,26 @@
 #pragma once
 
 #include "../common/argument_checks.h"
+#include "deform_conv_shapes.h"
 
 namespace dcnzoo {
 
-template <int Rank>
-struct ConvGeometry {
-  int64_t in[Rank], out[Rank], kernel[Rank];
-  int64_t stride[Rank], padding[Rank], dilation[Rank];
+struct DeformConvGradients {
+  Tensor input, weight, offset, mask;
 };
 
-struct DeformConvShapes {
-  int64_t rank, batch, channels, out_channels, groups;
-  int64_t offset_groups, mask_groups;  // 0 where there is no offset or mask
-  int64_t taps, in_pixels, out_pixels, im2col_step;
-  std::vector<int64_t> in, out, kernel, stride, padding, dilation;
-
-  template <int Rank>
-  ConvGeometry<Rank> geometry() const {
-    ConvGeometry<Rank> result;
-    for (int axis = 0; axis < Rank; ++axis) {
-      result.in[axis] = in[axis];
-      result.out[axis] = out[axis];
-      result.kernel[axis] = kernel[axis];
-      result.stride[axis] = stride[axis];
-      result.padding[axis] = padding[axis];
-      result.dilation[axis] = dilation[axis];
-    }
-    return result;
-  }
-
-  std::vector<int64_t> output_sizes() const {
-    std::vector<int64_t> sizes{batch, out_channels};
-    sizes.insert(sizes.end(), out.begin(), out.end());
-    return sizes;
-  }
-};
+inline std::vector<int64_t> output_sizes(const DeformConvShapes& s) {
+  std::vector<int64_t> sizes{s.batch, s.out_channels};
+  sizes.insert(sizes.end(), s.out, s.out + s.rank);
+  return sizes;
+}
 
 inline DeformConvShapes check_deform_conv(
     const Tensor& input, const Tensor& weight, const std::optional<Tensor>& offset,
     const std::optional<Tensor>& mask, const std::optional<Tensor>& bias, const std::vector<int64_t>& stride,
     const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation, int64_t groups,
     std::optional<int64_t> im2col_step) {
-  DeformConvShapes s;
+  DeformConvShapes s{};
   s.rank = weight.dim() - 2;
   check(s.rank >= 1 && s.rank <= 3,
         "deform_conv: weight: expected 3, 4 or 5 dimensions (out, in / groups, *kernel), got shape ",
@@ -60,34 +38,35 @@ inline DeformConvShapes check_deform_conv(
   checks.per_axis("padding", padding, 0);
   checks.per_axis("dilation", dilation, 1);
   checks.kernel(weight);
-  s.stride = stride, s.padding = padding, s.dilation = dilation;
   for (int64_t axis = 0; axis < s.rank; ++axis) {
-    s.in.push_back(input.size(axis + 2));
+    s.stride[axis] = stride[axis], s.padding[axis] = padding[axis], s.dilation[axis] = dilation[axis];
+    s.in[axis] = input.size(axis + 2), s.kernel[axis] = weight.size(axis + 2);
     checks.countable(s.in[axis], axis + 2);
     check(
         s.in[axis] >= 1 || s.batch == 0, checks.op,
         "input: expected at least 1 pixel on every axis, or a batch of 0 (as convolutions in torch), got shape ",
         shape_text(sizes_of(input)));
-    s.kernel.push_back(weight.size(axis + 2));
     const int64_t room = s.in[axis] + 2 * padding[axis] - dilation[axis] * (s.kernel[axis] - 1) - 1;
     check(room >= 0, checks.op, "input: expected size at least ",
           dilation[axis] * (s.kernel[axis] - 1) + 1 - 2 * padding[axis], " on axis ", axis + 2, " (kernel ",
           s.kernel[axis], ", dilation ", dilation[axis], ", padding ", padding[axis], "), got ", s.in[axis]);
-    s.out.push_back(room / stride[axis] + 1);
+    s.out[axis] = room / stride[axis] + 1;
   }
-  s.taps = product(s.kernel), s.in_pixels = product(s.in), s.out_pixels = product(s.out);
+  const std::vector<int64_t> kernel(s.kernel, s.kernel + s.rank), out(s.out, s.out + s.rank);
+  s.taps = product(kernel), s.in_pixels = product({s.in, s.in + s.rank}), s.out_pixels = product(out);
   checks.im2col_step(im2col_step);
   s.im2col_step = std::max<int64_t>(1, std::min(s.batch, im2col_step.value_or(64)));
 
   checks.partner("weight", weight, false);
-  const std::string taps = times_text(s.kernel) + " taps";
+  const std::string taps = times_text(kernel) + " taps";
   s.offset_groups = s.mask_groups = 0;
   if (offset)
-    s.offset_groups = checks.field("offset", *offset, s.rank * s.taps, std::to_string(s.rank) + " · " + taps,
-                                   s.channels, "input", s.out, " like the output, got ");
+    s.offset_groups =
+        checks.offset_or_mask("offset", *offset, s.rank * s.taps, std::to_string(s.rank) + " · " + taps,
+                              s.channels, "input", out, " like the output, got ");
   if (mask)
-    s.mask_groups =
-        checks.field("mask", *mask, s.taps, taps, s.channels, "input", s.out, " like the output, got ");
+    s.mask_groups = checks.offset_or_mask("mask", *mask, s.taps, taps, s.channels, "input", out,
+                                          " like the output, got ");
   if (bias) checks.bias(*bias, s.out_channels);
   return s;
 }
@@ -97,8 +76,8 @@ inline void check_grad_output(const DeformConvShapes& s, const Tensor& grad_outp
                               const std::optional<Tensor>& offset, const std::optional<Tensor>& mask,
                               const std::vector<bool>& output_mask) {
   const std::string op = "deform_conv" + std::to_string(s.rank) + "d backward: ";
-  check(sizes_of(grad_output) == s.output_sizes(), op, "grad_output: expected shape ",
-        shape_text(s.output_sizes()), ", got ", shape_text(sizes_of(grad_output)));
+  check(sizes_of(grad_output) == output_sizes(s), op, "grad_output: expected shape ",
+        shape_text(output_sizes(s)), ", got ", shape_text(sizes_of(grad_output)));
   check(grad_output.scalar_type() == input.scalar_type() && same_device(grad_output, input), op,
         "grad_output: expected ", dtype_name(input.scalar_type()), " on ", device_name(input),
         " like input, got ", dtype_name(grad_output.scalar_type()), " on ", device_name(grad_output));

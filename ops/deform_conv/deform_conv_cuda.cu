@@ -22,16 +22,16 @@ struct Place {
 // Channels that read at the same points, in pieces: a thread finds the points once per piece.
 struct ChannelPieces {
   static constexpr int64_t kMost = 16;
-  int64_t slice;      // channels of one offset group and one mask group
-  int64_t per_slice;  // pieces
+  int64_t block;      // channels of one offset group and one mask group
+  int64_t per_block;  // pieces
   int64_t count;      // pieces of all channels
 
   __device__ int64_t begin(int64_t piece) const {
-    return piece / per_slice * slice + piece % per_slice * kMost;
+    return piece / per_block * block + piece % per_block * kMost;
   }
   __device__ int64_t end(int64_t piece) const {
-    const int64_t slice_end = (piece / per_slice + 1) * slice;
-    return min(begin(piece) + kMost, slice_end);
+    const int64_t block_end = (piece / per_block + 1) * block;
+    return min(begin(piece) + kMost, block_end);
   }
 };
 
@@ -44,6 +44,8 @@ struct Sampling {
   const A* offset;  // [images][offset_groups · taps · Rank][out_pixels], or null
   const A* mask;    // [images][mask_groups · taps][out_pixels], or null
   ChannelPieces pieces;
+
+  DCNZOO_HD int64_t threads() const { return pieces.count * taps * images * out_pixels; }
 
   __device__ Place place(int64_t index) const {
     const int64_t pixel = index % out_pixels, above = index / out_pixels;
@@ -102,7 +104,7 @@ __device__ bool reads_nothing(const Corners<A, int64_t, Rank>& corners) {
 template <typename T, typename A, int Rank>
 __global__ void im2col_kernel(Sampling<A, Rank> s, const T* input, T* columns) {
   constexpr int corner_count = 1 << Rank;
-  DCNZOO_FOR_EACH(index, s.pieces.count * s.taps * s.images * s.out_pixels) {
+  DCNZOO_FOR_EACH(index, s.threads()) {
     const Place at = s.place(index);
     const int64_t begin = s.pieces.begin(at.piece), end = s.pieces.end(at.piece);
     const Corners<A, int64_t, Rank> corners = s.corners(at, s.offset_group(begin));
@@ -126,7 +128,7 @@ __global__ void im2col_kernel(Sampling<A, Rank> s, const T* input, T* columns) {
 template <typename T, typename A, int Rank>
 __global__ void col2im_kernel(Sampling<A, Rank> s, const T* grad_columns, A* grad_input) {
   constexpr int corner_count = 1 << Rank;
-  DCNZOO_FOR_EACH(index, s.pieces.count * s.taps * s.images * s.out_pixels) {
+  DCNZOO_FOR_EACH(index, s.threads()) {
     const Place at = s.place(index);
     const int64_t begin = s.pieces.begin(at.piece), end = s.pieces.end(at.piece);
     const Corners<A, int64_t, Rank> corners = s.corners(at, s.offset_group(begin));
@@ -147,11 +149,11 @@ __global__ void col2im_kernel(Sampling<A, Rank> s, const T* grad_columns, A* gra
   }
 }
 
-// Gradients of offset and mask. `owners` groups of channels own one value of a field each (per tap and
-// pixel); a column of threads sums over the channels of one, in an order that is always the same.
+// Gradients of offset and mask: one value per tap, pixel and group of channels, of which there are `owners`. A column
+// of threads sums over the channels of a group, in an order that is always the same.
 template <typename T, typename A, int Rank>
-__global__ void grad_fields_kernel(Sampling<A, Rank> s, int64_t owners, const T* input, const T* grad_columns,
-                                   A* grad_offset, A* grad_mask) {
+__global__ void grad_offset_mask_kernel(Sampling<A, Rank> s, int64_t owners, const T* input,
+                                        const T* grad_columns, A* grad_offset, A* grad_mask) {
   constexpr int corner_count = 1 << Rank;
   const int64_t count = owners * s.taps * s.images * s.out_pixels;
   const int64_t owned = s.channels / owners;
@@ -163,10 +165,10 @@ __global__ void grad_fields_kernel(Sampling<A, Rank> s, int64_t owners, const T*
     const int64_t owner = at.piece;
     A sum[Rank + 1] = {};  // one per axis of the offset, then the mask's
     for (int64_t begin = owner * owned; index < count && begin < (owner + 1) * owned;
-         begin += s.pieces.slice) {
+         begin += s.pieces.block) {
       const Corners<A, int64_t, Rank> corners = s.corners(at, s.offset_group(begin));
       const A factor = s.factor(at, s.mask_group(begin));
-      for (int64_t channel = begin + lane; channel < begin + s.pieces.slice; channel += kSumLanes) {
+      for (int64_t channel = begin + lane; channel < begin + s.pieces.block; channel += kSumLanes) {
         const T* map = input + s.map(at.image, channel);
         A value[Rank + 1] = {};
 #pragma unroll
@@ -214,47 +216,18 @@ __global__ void accumulate_kernel(int64_t count, const A* values, A* sums) {
 
 template <typename T, int Rank>
 void launch_im2col(const Sampling<Accumulate<T>, Rank>& s, const Tensor& input, const Tensor& columns) {
-  const int64_t count = s.pieces.count * s.taps * s.images * s.out_pixels;
-  launch("im2col_kernel", im2col_kernel<T, Accumulate<T>, Rank>, blocks_for(count), kThreads, input, s,
+  launch("im2col_kernel", im2col_kernel<T, Accumulate<T>, Rank>, blocks_for(s.threads()), kThreads, input, s,
          data_of<T>(input), mutable_data_of<T>(columns));
 }
 
 template <typename T, int Rank>
-void launch_col2im(const Sampling<Accumulate<T>, Rank>& s, const Tensor& grad_columns,
-                   Accumulate<T>* grad_input) {
-  const int64_t count = s.pieces.count * s.taps * s.images * s.out_pixels;
-  launch("col2im_kernel", col2im_kernel<T, Accumulate<T>, Rank>, blocks_for(count), kThreads, grad_columns, s,
-         data_of<T>(grad_columns), grad_input);
-}
-
-template <typename T, int Rank>
-void launch_grad_fields(const Sampling<Accumulate<T>, Rank>& s, int64_t owners, const Tensor& input,
-                        const Tensor& grad_columns, Accumulate<T>* grad_offset, Accumulate<T>* grad_mask) {
+void launch_grad_offset_mask(const Sampling<Accumulate<T>, Rank>& s, int64_t owners, const Tensor& input,
+                             const Tensor& grad_columns, Accumulate<T>* grad_offset,
+                             Accumulate<T>* grad_mask) {
   const int64_t threads = owners * s.taps * s.images * s.out_pixels * kSumLanes;
-  launch("grad_fields_kernel", grad_fields_kernel<T, Accumulate<T>, Rank>, blocks_for(threads),
+  launch("grad_offset_mask_kernel", grad_offset_mask_kernel<T, Accumulate<T>, Rank>, blocks_for(threads),
          dim3(kSumColumns, kSumLanes), input, s, owners, data_of<T>(input), data_of<T>(grad_columns),
          grad_offset, grad_mask);
-}
-
-template <typename T>
-void launch_store_output(const Tensor& product, const std::optional<Tensor>& bias, int64_t images,
-                         const DeformConvShapes& s, bool channels_last, T* output) {
-  launch("store_output_kernel", store_output_kernel<T, Accumulate<T>>,
-         blocks_for(images * s.out_channels * s.out_pixels), kThreads, product, data_of<T>(product),
-         bias ? data_of<T>(*bias) : nullptr, images, s.out_channels, s.out_pixels, channels_last, output);
-}
-
-template <typename A>
-void launch_accumulate_of(const Tensor& values, const Tensor& sums) {
-  launch("accumulate_kernel", accumulate_kernel<A>, blocks_for(values.numel()), kThreads, values,
-         values.numel(), data_of<A>(values), mutable_data_of<A>(sums));
-}
-
-void launch_accumulate(const Tensor& values, const Tensor& sums) {
-  if (sums.scalar_type() == ScalarType::Double)
-    launch_accumulate_of<double>(values, sums);
-  else
-    launch_accumulate_of<float>(values, sums);
 }
 
 // out = a · b, batched. The out variant: autocast leaves it alone.
@@ -263,6 +236,7 @@ void multiply(const Tensor& a, const Tensor& b, const Tensor& out) {
 }
 
 // sums += a · b, batched. Half types are not rounded in between: cuBLAS writes float.
+template <typename A>
 void multiply_and_add(const Tensor& a, const Tensor& b, const Tensor& sums) {
   const Tensor product = torch::stable::new_empty(sums, sizes_of(sums));
   if (a.scalar_type() == sums.scalar_type()) {
@@ -273,7 +247,8 @@ void multiply_and_add(const Tensor& a, const Tensor& b, const Tensor& sums) {
   } else {
     call_operator<1>("aten::bmm", "dtype_out", a, b, sums.scalar_type(), product);
   }
-  launch_accumulate(product, sums);
+  launch("accumulate_kernel", accumulate_kernel<A>, blocks_for(product.numel()), kThreads, product,
+         product.numel(), data_of<A>(product), mutable_data_of<A>(sums));
 }
 
 Tensor transposed(const Tensor& matrices) { return torch::stable::transpose(matrices, 1, 2); }
@@ -306,9 +281,9 @@ struct Chunk {
     using A = Accumulate<T>;
     const auto channels_of = [&](int64_t groups) { return groups ? s.channels / groups : s.channels; };
     ChannelPieces pieces;
-    pieces.slice = std::gcd(channels_of(s.offset_groups), channels_of(s.mask_groups));
-    pieces.per_slice = ceil_div(pieces.slice, ChannelPieces::kMost);
-    pieces.count = s.channels / pieces.slice * pieces.per_slice;
+    pieces.block = std::gcd(channels_of(s.offset_groups), channels_of(s.mask_groups));
+    pieces.per_block = ceil_div(pieces.block, ChannelPieces::kMost);
+    pieces.count = s.channels / pieces.block * pieces.per_block;
     return {s.geometry<Rank>(),
             images,
             s.channels,
@@ -337,8 +312,8 @@ Tensor forward(const DeformConvShapes& s, const Tensor& input, const Tensor& wei
                const std::optional<Tensor>& offset, const std::optional<Tensor>& mask,
                const std::optional<Tensor>& bias_any) {
   const bool channels_last = wants_channels_last(input);
-  const Tensor output = channels_last ? new_channels_last(input, s.output_sizes())
-                                      : torch::stable::new_empty(input, s.output_sizes());
+  const Tensor output = channels_last ? new_channels_last(input, output_sizes(s))
+                                      : torch::stable::new_empty(input, output_sizes(s));
   if (output.numel() == 0) return output;
   const Tensor matrices = weight_matrices(s, weight);
   std::optional<Tensor> bias;
@@ -350,15 +325,13 @@ Tensor forward(const DeformConvShapes& s, const Tensor& input, const Tensor& wei
     const Tensor product =
         torch::stable::new_empty(input, {s.groups, s.out_channels / s.groups, chunk.images * s.out_pixels});
     multiply(matrices, columns, product);
-    launch_store_output<T>(product, bias, chunk.images, s, channels_last,
-                           mutable_data_of<T>(output) + first * s.out_channels * s.out_pixels);
+    launch("store_output_kernel", store_output_kernel<T, Accumulate<T>>, blocks_for(product.numel()),
+           kThreads, product, data_of<T>(product), bias ? data_of<T>(*bias) : nullptr, chunk.images,
+           s.out_channels, s.out_pixels, channels_last,
+           mutable_data_of<T>(output) + first * s.out_channels * s.out_pixels);
   }
   return output;
 }
-
-struct DeformConvGradients {
-  Tensor input, weight, offset, mask;
-};
 
 template <typename T, int Rank>
 DeformConvGradients backward(const DeformConvShapes& s, const Tensor& grad_output, const Tensor& input,
@@ -367,14 +340,9 @@ DeformConvGradients backward(const DeformConvShapes& s, const Tensor& grad_outpu
   using A = Accumulate<T>;
   const ScalarType wide = accumulate_type(input.scalar_type());
   // In the type of sums: half gradients are rounded once, at the end.
-  const auto zeros = [&](bool is_wanted, const std::vector<int64_t>& sizes) {
-    return torch::stable::new_zeros(input, is_wanted ? sizes : std::vector<int64_t>{0}, wide);
-  };
-  const auto sizes_or_none = [](const std::optional<Tensor>& tensor) {
-    return tensor ? sizes_of(*tensor) : std::vector<int64_t>{0};
-  };
-  DeformConvGradients sums{zeros(wanted[0], sizes_of(input)), zeros(wanted[1], sizes_of(weight)),
-                           zeros(wanted[2], sizes_or_none(offset)), zeros(wanted[3], sizes_or_none(mask))};
+  DeformConvGradients sums{
+      new_gradient(input, wanted[0], input, wide), new_gradient(input, wanted[1], weight, wide),
+      new_gradient(input, wanted[2], offset, wide), new_gradient(input, wanted[3], mask, wide)};
   if (grad_output.numel() == 0) return sums;
 
   const Tensor matrices = weight_matrices(s, weight);
@@ -390,35 +358,29 @@ DeformConvGradients backward(const DeformConvShapes& s, const Tensor& grad_outpu
 
     if (wanted[1]) {
       launch_im2col<T, Rank>(sampling, chunk.input, columns);
-      multiply_and_add(grad_chunk, transposed(columns), torch::stable::view(sums.weight, sizes_of(matrices)));
+      multiply_and_add<A>(grad_chunk, transposed(columns),
+                          torch::stable::view(sums.weight, sizes_of(matrices)));
     }
     if (!wanted[0] && !wanted[2] && !wanted[3]) continue;
     multiply(transposed(matrices), grad_chunk, columns);  // the columns' gradient takes their place
     if (wanted[0])
-      launch_col2im<T, Rank>(sampling, columns,
-                             mutable_data_of<A>(sums.input) + first * s.channels * s.in_pixels);
-    const int64_t fields = first * s.taps * s.out_pixels;
-    A* grad_offset = wanted[2] ? mutable_data_of<A>(sums.offset) + fields * s.offset_groups * Rank : nullptr;
-    A* grad_mask = wanted[3] ? mutable_data_of<A>(sums.mask) + fields * s.mask_groups : nullptr;
+      launch("col2im_kernel", col2im_kernel<T, A, Rank>, blocks_for(sampling.threads()), kThreads, columns,
+             sampling, data_of<T>(columns),
+             mutable_data_of<A>(sums.input) + first * s.channels * s.in_pixels);
+    const int64_t points = first * s.taps * s.out_pixels;
+    A* grad_offset = wanted[2] ? mutable_data_of<A>(sums.offset) + points * s.offset_groups * Rank : nullptr;
+    A* grad_mask = wanted[3] ? mutable_data_of<A>(sums.mask) + points * s.mask_groups : nullptr;
     if (grad_offset && grad_mask && s.offset_groups == s.mask_groups) {
-      launch_grad_fields<T, Rank>(sampling, s.offset_groups, chunk.input, columns, grad_offset, grad_mask);
+      launch_grad_offset_mask<T, Rank>(sampling, s.offset_groups, chunk.input, columns, grad_offset,
+                                       grad_mask);
       continue;
     }
     if (grad_offset)
-      launch_grad_fields<T, Rank>(sampling, s.offset_groups, chunk.input, columns, grad_offset, nullptr);
+      launch_grad_offset_mask<T, Rank>(sampling, s.offset_groups, chunk.input, columns, grad_offset, nullptr);
     if (grad_mask)
-      launch_grad_fields<T, Rank>(sampling, s.mask_groups, chunk.input, columns, nullptr, grad_mask);
+      launch_grad_offset_mask<T, Rank>(sampling, s.mask_groups, chunk.input, columns, nullptr, grad_mask);
   }
   return sums;
-}
-
-template <typename Function>
-auto dispatch_rank(int64_t rank, const Function& function) {
-  switch (rank) {
-    case 1: return function(std::integral_constant<int, 1>());
-    case 2: return function(std::integral_constant<int, 2>());
-    default: return function(std::integral_constant<int, 3>());
-  }
 }
 
 Tensor deform_conv_cuda(const Tensor& input, const Tensor& weight, std::optional<Tensor> offset,
@@ -449,10 +411,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> deform_conv_backward_cuda(
                                                              output_mask);
     });
   });
-  const auto as = [](const Tensor& sum, const std::optional<Tensor>& like) {
-    return like ? torch::stable::to(sum, like->scalar_type()) : sum;
-  };
-  Tensor grad_input = as(sums.input, input);
+  Tensor grad_input = to_type_of(input, sums.input);
   if (output_mask[0] && wants_channels_last(input)) {
     Tensor reordered = new_channels_last(input, sizes_of(input));
     grad_input = torch::stable::copy_(reordered, grad_input);
@@ -463,7 +422,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> deform_conv_backward_cuda(
     for (int64_t axis = 2; axis < input.dim(); ++axis) axes.push_back(axis);
     grad_bias = torch::stable::sum(grad_output, axes, false);
   }
-  return {grad_input, as(sums.weight, weight), as(sums.offset, offset), as(sums.mask, mask), grad_bias};
+  return {grad_input, to_type_of(weight, sums.weight), to_type_of(offset, sums.offset),
+          to_type_of(mask, sums.mask), grad_bias};
 }
 
 }  // namespace

@@ -50,10 +50,11 @@ std::vector<int64_t> check_deform_conv_transpose(
   checks.partner("weight", weight, false);
   const std::string taps = times_text(kernel) + " taps";
   if (offset)
-    checks.field("offset", *offset, rank * product(kernel), std::to_string(rank) + " · " + taps, output[1],
-                 "output", in, " like the input, got ");
+    checks.offset_or_mask("offset", *offset, rank * product(kernel), std::to_string(rank) + " · " + taps,
+                          output[1], "output", in, " like the input, got ");
   if (mask)
-    checks.field("mask", *mask, product(kernel), taps, output[1], "output", in, " like the input, got ");
+    checks.offset_or_mask("mask", *mask, product(kernel), taps, output[1], "output", in,
+                          " like the input, got ");
   if (bias) checks.bias(*bias, output[1]);
   return output;
 }

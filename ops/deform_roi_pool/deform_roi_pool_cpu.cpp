@@ -179,11 +179,8 @@ std::tuple<Tensor, Tensor> backward(const DeformRoiPoolShapes& s, const Tensor& 
   const Tensor grad_output = contiguous_as(grad_any, type), rois = contiguous_as(rois_any, type);
   const Tensor offset = contiguous_as(offset_any, type);
   const Tensor input = wanted[1] ? contiguous_as(input_any, type) : input_any;
-  const auto zeros = [&](bool is_wanted, const std::vector<int64_t>& sizes) {
-    return torch::stable::new_zeros(offset, is_wanted ? sizes : std::vector<int64_t>{0});
-  };
-  const Tensor grad_input = zeros(wanted[0], sizes_of(input));
-  const Tensor grad_offset = zeros(wanted[1], sizes_of(offset));
+  const Tensor grad_input = new_gradient(offset, wanted[0], input, type);
+  const Tensor grad_offset = new_gradient(offset, wanted[1], offset, type);
   const T* roi = rois.const_data_ptr<T>();
   const Arguments<T> given{grad_output.const_data_ptr<T>(), wanted[1] ? input.const_data_ptr<T>() : nullptr,
                            roi, offset.const_data_ptr<T>(),
@@ -210,9 +207,8 @@ std::tuple<Tensor, Tensor> deform_roi_pool_backward_cpu(const Tensor& grad_outpu
   const DeformRoiPoolShapes shapes = check_deform_roi_pool_backward(
       grad_output, input, rois, offset, spatial_scale, sampling_ratio, gamma, output_mask);
   const ScalarType type = accumulate_type(input.scalar_type());
-  return type == ScalarType::Double
-             ? backward<double>(shapes, grad_output, input, rois, offset, output_mask, type)
-             : backward<float>(shapes, grad_output, input, rois, offset, output_mask, type);
+  const auto run = type == ScalarType::Double ? backward<double> : backward<float>;
+  return run(shapes, grad_output, input, rois, offset, output_mask, type);
 }
 
 }  // namespace

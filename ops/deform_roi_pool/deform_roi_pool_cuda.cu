@@ -121,34 +121,6 @@ __global__ void grad_offset_kernel(DeformRoiPoolShapes s, int64_t count, const T
   }
 }
 
-template <typename T>
-void launch_forward(const DeformRoiPoolShapes& s, const Tensor& input, const Tensor& rois,
-                    const Tensor& offset, const Tensor& output) {
-  using A = Accumulate<T>;
-  launch("deform_roi_pool_kernel", deform_roi_pool_kernel<T, A>, blocks_for(output.numel()), kThreads, input,
-         s, output.numel(), data_of<T>(input), data_of<A>(rois), data_of<A>(offset),
-         mutable_data_of<T>(output));
-}
-
-template <typename T>
-void launch_grad_input(const DeformRoiPoolShapes& s, const Tensor& grad_output, const Tensor& rois,
-                       const Tensor& offset, const Tensor& grad_input) {
-  using A = Accumulate<T>;
-  launch("grad_input_kernel", grad_input_kernel<T, A>, blocks_for(grad_output.numel()), kThreads, grad_output,
-         s, grad_output.numel(), data_of<T>(grad_output), data_of<A>(rois), data_of<A>(offset),
-         mutable_data_of<A>(grad_input));
-}
-
-template <typename T>
-void launch_grad_offset(const DeformRoiPoolShapes& s, const Tensor& grad_output, const Tensor& input,
-                        const Tensor& rois, const Tensor& offset, const Tensor& grad_offset) {
-  using A = Accumulate<T>;
-  const int64_t bins = s.rois * s.output_h * s.output_w;
-  launch("grad_offset_kernel", grad_offset_kernel<T, A>, blocks_for(bins * kSumLanes),
-         dim3(kSumColumns, kSumLanes), input, s, bins, data_of<T>(grad_output), data_of<T>(input),
-         data_of<A>(rois), data_of<A>(offset), mutable_data_of<A>(grad_offset));
-}
-
 Tensor deform_roi_pool_cuda(const Tensor& input, const Tensor& rois, const Tensor& offset, int64_t output_h,
                             int64_t output_w, double spatial_scale, int64_t sampling_ratio, double gamma) {
   const DeformRoiPoolShapes s =
@@ -159,7 +131,11 @@ Tensor deform_roi_pool_cuda(const Tensor& input, const Tensor& rois, const Tenso
   const Tensor maps = torch::stable::contiguous(input);
   const Tensor wide_rois = contiguous_as(rois, wide), wide_offset = contiguous_as(offset, wide);
   dispatch_floating(input.scalar_type(), [&](auto zero) {
-    launch_forward<decltype(zero)>(s, maps, wide_rois, wide_offset, output);
+    using T = decltype(zero);
+    using A = Accumulate<T>;
+    launch("deform_roi_pool_kernel", deform_roi_pool_kernel<T, A>, blocks_for(output.numel()), kThreads, maps,
+           s, output.numel(), data_of<T>(maps), data_of<A>(wide_rois), data_of<A>(wide_offset),
+           mutable_data_of<T>(output));
   });
   return output;
 }
@@ -172,20 +148,24 @@ std::tuple<Tensor, Tensor> deform_roi_pool_backward_cuda(const Tensor& grad_outp
       grad_output, input, rois, offset, spatial_scale, sampling_ratio, gamma, output_mask);
   const ScalarType type = input.scalar_type(), wide = accumulate_type(type);
   // In the type of sums: half gradients are rounded once, at the end.
-  const auto zeros = [&](bool is_wanted, const std::vector<int64_t>& sizes) {
-    return torch::stable::new_zeros(input, is_wanted ? sizes : std::vector<int64_t>{0}, wide);
-  };
-  const Tensor grad_input = zeros(output_mask[0], sizes_of(input));
-  const Tensor grad_offset = zeros(output_mask[1], sizes_of(offset));
+  const Tensor grad_input = new_gradient(input, output_mask[0], input, wide);
+  const Tensor grad_offset = new_gradient(input, output_mask[1], offset, wide);
   if (grad_output.numel() > 0 && input.numel() > 0) {
     const Tensor gradients = torch::stable::contiguous(grad_output);
+    const Tensor maps = output_mask[1] ? torch::stable::contiguous(input) : input;
     const Tensor wide_rois = contiguous_as(rois, wide), wide_offset = contiguous_as(offset, wide);
     dispatch_floating(type, [&](auto zero) {
       using T = decltype(zero);
-      if (output_mask[0]) launch_grad_input<T>(s, gradients, wide_rois, wide_offset, grad_input);
+      using A = Accumulate<T>;
+      const int64_t count = gradients.numel(), bins = s.rois * s.output_h * s.output_w;
+      if (output_mask[0])
+        launch("grad_input_kernel", grad_input_kernel<T, A>, blocks_for(count), kThreads, gradients, s, count,
+               data_of<T>(gradients), data_of<A>(wide_rois), data_of<A>(wide_offset),
+               mutable_data_of<A>(grad_input));
       if (output_mask[1])
-        launch_grad_offset<T>(s, gradients, torch::stable::contiguous(input), wide_rois, wide_offset,
-                              grad_offset);
+        launch("grad_offset_kernel", grad_offset_kernel<T, A>, blocks_for(bins * kSumLanes),
+               dim3(kSumColumns, kSumLanes), maps, s, bins, data_of<T>(gradients), data_of<T>(maps),
+               data_of<A>(wide_rois), data_of<A>(wide_offset), mutable_data_of<A>(grad_offset));
     });
   }
   return {torch::stable::to(grad_input, type), torch::stable::to(grad_offset, offset.scalar_type())};

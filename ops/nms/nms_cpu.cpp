@@ -20,11 +20,11 @@ Tensor nms_of(const Tensor& boxes, const Tensor& order, T threshold, T offset) {
     for (int f = 0; f < 4; ++f) field[f][i] = from[f];
     field[4][i] = area_of(Box<T>{from[0], from[1], from[2], from[3]}, offset);
   }
-  std::vector<NmsFlag<T>> suppressed(count);
+  std::vector<IntegerOf<T>> suppressed(count);
   const auto suppress = nms_kernels_dispatched().of<T>().suppress;
   suppress({field[0], field[1], field[2], field[3], field[4], count}, threshold, offset, suppressed.data());
 
-  const int64_t kept = std::count(suppressed.begin(), suppressed.end(), NmsFlag<T>(0));
+  const int64_t kept = std::count(suppressed.begin(), suppressed.end(), IntegerOf<T>(0));
   Tensor result = torch::stable::new_empty(order, {kept});
   int64_t* out = result.mutable_data_ptr<int64_t>();
   for (int64_t i = 0; i < count; ++i)

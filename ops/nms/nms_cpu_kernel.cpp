@@ -6,8 +6,8 @@ namespace dcnzoo::DCNZOO_CPU_NAMESPACE {
 namespace {
 
 template <typename T>
-void suppress(BoxList<T> boxes, T threshold, T offset, NmsFlag<T>* __restrict suppressed) {
-  using Flag = NmsFlag<T>;
+void suppress(BoxList<T> boxes, T threshold, T offset, IntegerOf<T>* __restrict suppressed) {
+  using Flag = IntegerOf<T>;
   const T *x1 = boxes.x1, *y1 = boxes.y1, *x2 = boxes.x2, *y2 = boxes.y2, *area = boxes.area;
   for (int64_t i = 0; i < boxes.count; ++i) suppressed[i] = 0;
   for (int64_t i = 0; i < boxes.count; ++i) {

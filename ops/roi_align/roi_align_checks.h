@@ -23,6 +23,10 @@ struct RoiAlignShapes {
   }
 };
 
+struct RoiAlignOutputs {
+  Tensor output, argmax_y, argmax_x;
+};
+
 inline RoiAlignShapes roi_align_shapes(const std::vector<int64_t>& input_size, const Tensor& rois,
                                        int64_t output_h, int64_t output_w, double spatial_scale,
                                        int64_t sampling_ratio, int64_t pool_mode, bool aligned) {

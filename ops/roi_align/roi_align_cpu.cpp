@@ -80,10 +80,6 @@ class SampleTable {
   int64_t count_ = 0;
 };
 
-struct RoiAlignOutputs {
-  Tensor output, argmax_y, argmax_x;
-};
-
 template <typename T>
 RoiAlignOutputs forward(const Tensor& input_any, const Tensor& rois_any, const RoiAlignShapes& s,
                         ScalarType type) {
@@ -177,8 +173,8 @@ std::tuple<Tensor, Tensor, Tensor> roi_align_cpu(const Tensor& input, const Tens
   const RoiAlignShapes shapes =
       check_roi_align(input, rois, output_h, output_w, spatial_scale, sampling_ratio, pool_mode, aligned);
   const ScalarType type = accumulate_type(input.scalar_type());
-  const RoiAlignOutputs out = type == ScalarType::Double ? forward<double>(input, rois, shapes, type)
-                                                         : forward<float>(input, rois, shapes, type);
+  const RoiAlignOutputs out =
+      (type == ScalarType::Double ? forward<double> : forward<float>)(input, rois, shapes, type);
   return {out.output, out.argmax_y, out.argmax_x};
 }
 
@@ -188,8 +184,8 @@ Tensor roi_align_backward_cpu(const Tensor& grad_output, const Tensor& rois, con
   const RoiAlignShapes shapes = check_roi_align_backward(grad_output, rois, argmax_y, argmax_x, input_size,
                                                          spatial_scale, sampling_ratio, pool_mode, aligned);
   const ScalarType type = accumulate_type(grad_output.scalar_type());
-  return type == ScalarType::Double ? backward<double>(grad_output, rois, argmax_y, argmax_x, shapes, type)
-                                    : backward<float>(grad_output, rois, argmax_y, argmax_x, shapes, type);
+  const auto run = type == ScalarType::Double ? backward<double> : backward<float>;
+  return run(grad_output, rois, argmax_y, argmax_x, shapes, type);
 }
 
 }  // namespace

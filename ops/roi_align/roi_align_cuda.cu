@@ -97,38 +97,6 @@ __global__ void roi_maximum_backward_kernel(RoiAlignShapes s, int64_t count, con
   }
 }
 
-struct RoiAlignOutputs {
-  Tensor output, argmax_y, argmax_x;
-};
-
-template <typename T>
-void launch_forward(const RoiAlignShapes& s, const Tensor& input, const Tensor& rois,
-                    const RoiAlignOutputs& out) {
-  using A = Accumulate<T>;
-  const int64_t count = out.output.numel();
-  if (s.average)
-    launch("roi_average_kernel", roi_average_kernel<T, A>, blocks_for(count), kThreads, input, s, count,
-           data_of<T>(input), data_of<A>(rois), mutable_data_of<T>(out.output));
-  else
-    launch("roi_maximum_kernel", roi_maximum_kernel<T, A>, blocks_for(count), kThreads, input, s, count,
-           data_of<T>(input), data_of<A>(rois), mutable_data_of<T>(out.output),
-           mutable_data_of<A>(out.argmax_y), mutable_data_of<A>(out.argmax_x));
-}
-
-template <typename T>
-void launch_backward(const RoiAlignShapes& s, const Tensor& grad_output, const Tensor& rois,
-                     const Tensor& argmax_y, const Tensor& argmax_x, const Tensor& grad_input) {
-  using A = Accumulate<T>;
-  const int64_t count = grad_output.numel();
-  if (s.average)
-    launch("roi_average_backward_kernel", roi_average_backward_kernel<T, A>, blocks_for(count), kThreads,
-           grad_output, s, count, data_of<T>(grad_output), data_of<A>(rois), mutable_data_of<A>(grad_input));
-  else
-    launch("roi_maximum_backward_kernel", roi_maximum_backward_kernel<T, A>, blocks_for(count), kThreads,
-           grad_output, s, count, data_of<T>(grad_output), data_of<A>(rois), data_of<A>(argmax_y),
-           data_of<A>(argmax_x), mutable_data_of<A>(grad_input));
-}
-
 std::tuple<Tensor, Tensor, Tensor> roi_align_cuda(const Tensor& input, const Tensor& rois, int64_t output_h,
                                                   int64_t output_w, double spatial_scale,
                                                   int64_t sampling_ratio, int64_t pool_mode, bool aligned) {
@@ -142,8 +110,18 @@ std::tuple<Tensor, Tensor, Tensor> roi_align_cuda(const Tensor& input, const Ten
                             torch::stable::new_empty(input, argmax_sizes, wide)};
   if (out.output.numel() > 0) {
     const Tensor maps = torch::stable::contiguous(input), wide_rois = contiguous_as(rois, wide);
-    dispatch_floating(input.scalar_type(),
-                      [&](auto zero) { launch_forward<decltype(zero)>(s, maps, wide_rois, out); });
+    const int64_t count = out.output.numel();
+    dispatch_floating(input.scalar_type(), [&](auto zero) {
+      using T = decltype(zero);
+      using A = Accumulate<T>;
+      if (s.average)
+        launch("roi_average_kernel", roi_average_kernel<T, A>, blocks_for(count), kThreads, maps, s, count,
+               data_of<T>(maps), data_of<A>(wide_rois), mutable_data_of<T>(out.output));
+      else
+        launch("roi_maximum_kernel", roi_maximum_kernel<T, A>, blocks_for(count), kThreads, maps, s, count,
+               data_of<T>(maps), data_of<A>(wide_rois), mutable_data_of<T>(out.output),
+               mutable_data_of<A>(out.argmax_y), mutable_data_of<A>(out.argmax_x));
+    });
   }
   return {out.output, out.argmax_y, out.argmax_x};
 }
@@ -159,8 +137,19 @@ Tensor roi_align_backward_cuda(const Tensor& grad_output, const Tensor& rois, co
     const Tensor gradients = torch::stable::contiguous(grad_output);
     const Tensor wide_rois = contiguous_as(rois, wide);
     const Tensor y = contiguous_as(argmax_y, wide), x = contiguous_as(argmax_x, wide);
-    dispatch_floating(
-        type, [&](auto zero) { launch_backward<decltype(zero)>(s, gradients, wide_rois, y, x, grad_input); });
+    const int64_t count = gradients.numel();
+    dispatch_floating(type, [&](auto zero) {
+      using T = decltype(zero);
+      using A = Accumulate<T>;
+      if (s.average)
+        launch("roi_average_backward_kernel", roi_average_backward_kernel<T, A>, blocks_for(count), kThreads,
+               gradients, s, count, data_of<T>(gradients), data_of<A>(wide_rois),
+               mutable_data_of<A>(grad_input));
+      else
+        launch("roi_maximum_backward_kernel", roi_maximum_backward_kernel<T, A>, blocks_for(count), kThreads,
+               gradients, s, count, data_of<T>(gradients), data_of<A>(wide_rois), data_of<A>(y),
+               data_of<A>(x), mutable_data_of<A>(grad_input));
+    });
   }
   return torch::stable::to(grad_input, type);
 }

@@ -1,0 +1,113 @@
+// How deform_conv on the CPU divides its channels among blocks and passes.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "../common/integers.h"
+#include "deform_conv_cpu_kernel.h"
+
+namespace dcnzoo {
+
+// Bytes of input that are copied to channels last at a time, whatever im2col_step is: fewer images first, then
+// fewer channels of one image. bfloat16 is the exception and is copied by whole images: sums over some of the
+// channels would be rounded when they pass through the output.
+constexpr int64_t kStagingBytes = int64_t(13) << 20;
+constexpr int64_t kLeastStagingBytes = int64_t(4) << 20;
+
+// Channels of a block: 9 taps · 64 channels · 96 rows of float are 216 KiB, a quarter of a usual L2.
+constexpr int64_t kBlockBytes = 64 * sizeof(float);
+constexpr int64_t kTileRows = 96;
+
+class ChannelBlocking {
+ public:
+  ChannelBlocking(const DeformConvShapes& s, int64_t most_channels, int64_t panel)
+      : shape_(s), depthwise_(s.is_depthwise()), panel_(panel) {
+    for (int64_t channel = 0; channel < s.channels; channel += blocks.back().count)
+      blocks.push_back(block_from(channel, most_channels));
+    for (ChannelBlock& block : blocks)
+      for (const ChannelBlock& other : blocks)
+        block.shares_points |= &other != &block && (other.offset_group == block.offset_group ||
+                                                    other.mask_group == block.mask_group);
+  }
+
+  int64_t count() const { return int64_t(blocks.size()); }
+
+  // Sets the place of every block's packed weight, which is weights_of(block) for each of its columns. Returns
+  // the size of all, in elements.
+  template <typename WeightsOf>
+  int64_t place_weights(const WeightsOf& weights_of) {
+    int64_t total = 0;
+    for (ChannelBlock& block : blocks) {
+      block.weight_at = total;
+      total += block.depth * (depthwise_ ? 1 : weights_of(block));
+    }
+    return total;
+  }
+
+  TileSizes tile() const {
+    TileSizes tile{kTileRows, 0, 0};
+    for (const ChannelBlock& block : blocks) {
+      const int64_t last_group = block.outputs / block.groups;  // is written in whole panels
+      const int64_t outputs = block.outputs - last_group + round_up(last_group, panel_);
+      tile.depth = std::max(tile.depth, block.depth);
+      tile.outputs = std::max(tile.outputs, round_up(outputs, panel_));
+    }
+    return tile;
+  }
+
+  // The end of the pass that begins with block `begin`: at least one block, at most `most_bytes` of input.
+  int64_t end_of_pass(int64_t begin, int64_t channel_bytes, int64_t most_bytes) const {
+    int64_t end = begin + 1, bytes = blocks[begin].count * channel_bytes;
+    while (end < count() && (bytes += blocks[end].count * channel_bytes) <= most_bytes) ++end;
+    return end;
+  }
+
+  std::vector<ChannelBlock> blocks;
+
+ private:
+  int64_t group_of(int64_t channel, int64_t groups) const {
+    return groups ? channel / (shape_.channels / groups) : 0;
+  }
+  int64_t end_of_group(int64_t channel, int64_t groups) const {
+    return groups ? (group_of(channel, groups) + 1) * (shape_.channels / groups) : shape_.channels;
+  }
+
+  ChannelBlock block_from(int64_t channel, int64_t most_channels) const {
+    const DeformConvShapes& s = shape_;
+    const int64_t groups = depthwise_ ? 1 : s.groups;
+    const int64_t group_channels = s.channels / groups, group_outputs = s.out_channels / groups;
+    // two channels or more, as bfloat16 is multiplied in pairs
+    const bool narrow = group_channels > 1 && group_channels < panel_ && panel_ % group_channels == 0;
+    ChannelBlock block{};
+    block.group = channel / group_channels;
+    block.first = channel;
+    block.offset_group = group_of(channel, s.offset_groups);
+    block.mask_group = group_of(channel, s.mask_groups);
+    const int64_t most = std::min({end_of_group(channel, s.offset_groups),
+                                   end_of_group(channel, s.mask_groups), channel + most_channels}) -
+                         channel;
+    const int64_t whole_panels = most / panel_ * panel_;
+    const bool joins = narrow && channel % group_channels == 0 && whole_panels > 0;
+    block.count = joins ? whole_panels : std::min(most, (block.group + 1) * group_channels - channel);
+    block.groups = joins ? block.count / group_channels : 1;
+    block.opens_group = depthwise_ || channel % group_channels == 0;
+    block.closes_group = depthwise_ || (channel + block.count) % group_channels == 0;
+    block.outputs = depthwise_ ? block.count : block.groups * group_outputs;
+    block.first_output = depthwise_ ? channel : block.group * group_outputs;
+    block.panel_outputs = joins ? panel_ / group_channels * group_outputs : block.outputs;
+    block.depth = round_up(s.taps * block.count, panel_);
+    return block;
+  }
+
+  const DeformConvShapes& shape_;
+  bool depthwise_;
+  int64_t panel_;
+};
+
+// How many images are processed at a time, of `image_bytes` each.
+inline int64_t images_at_a_time(const DeformConvShapes& s, int64_t image_bytes) {
+  return std::clamp<int64_t>(kStagingBytes / std::max<int64_t>(image_bytes, 1), 1, s.im2col_step);
+}
+
+}  // namespace dcnzoo

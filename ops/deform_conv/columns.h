@@ -1,0 +1,52 @@
+// The columns of a tile: what its rows sample, [row][tap · channel of the block], in panels of kNR columns.
+// Included by *_cpu_kernel.cpp only.
+#pragma once
+
+#include "../common/simd.h"
+#include "deform_conv_cpu_kernel.h"
+
+namespace dcnzoo::DCNZOO_CPU_NAMESPACE {
+
+// The distance from one panel to the next. The odd row keeps the panels' rows from falling into the same set
+// of the first-level cache.
+template <typename T>
+DCNZOO_INLINE int64_t panel_stride(const TileSizes& tile) {
+  return (tile.rows + 1) * kNR<T>;
+}
+
+template <typename T>
+DCNZOO_INLINE int64_t columns_size(const TileSizes& tile) {
+  return tile.depth / kNR<T> * panel_stride<T>(tile);
+}
+
+// Visits the columns of one (row, tap): whole vectors where the channel count allows, else single elements.
+// visit(zero, channel, column) gets a zero of the vector's or the element's type, and the offset of the column
+// within the panels.
+template <typename T, typename Visit>
+DCNZOO_INLINE void each_column(int64_t tap, int64_t channels, int64_t row, int64_t stride, Visit visit) {
+  constexpr int lanes = kLanes<T>, panel = kNR<T>;
+  int64_t column = tap * channels;
+  if (channels % panel == 0) {
+    int64_t at = column / panel * stride + row * panel;
+    for (int64_t c = 0; c < channels; c += panel, at += stride) {
+      visit(Vector<T>{}, c, at);
+      visit(Vector<T>{}, c + lanes, at + lanes);
+    }
+  } else if (channels % lanes == 0) {
+    for (int64_t c = 0; c < channels; c += lanes, column += lanes)
+      visit(Vector<T>{}, c, column / panel * stride + row * panel + column % panel);
+  } else {
+    for (int64_t c = 0; c < channels; ++c, ++column)
+      visit(T(0), c, column / panel * stride + row * panel + column % panel);
+  }
+}
+
+template <typename S>
+void zero_padding_columns(const TileSizes& tile, int64_t taps, const ChannelBlock& block, S* columns) {
+  for (int64_t column = taps * block.count; column < block.depth; ++column) {
+    S* at = columns + column / kNR<S> * panel_stride<S>(tile) + column % kNR<S>;
+    for (int64_t r = 0; r < tile.rows; ++r) at[r * kNR<S>] = 0;
+  }
+}
+
+}  // namespace dcnzoo::DCNZOO_CPU_NAMESPACE

@@ -1,0 +1,363 @@
+// The backward of deformable convolution on the CPU: see docs/performance.md for the picture.
+//
+// For a tile and a block of channels it multiplies the output's gradient by the weight, which gives the columns'
+// gradient, and then samples the input again. That produces the gradients of input, offset and mask and turns the
+// columns' gradient into the columns in place, for the weight's gradient.
+#include "../common/gemm.h"
+#include "sampling_table.h"
+#include "weight_packing.h"
+
+namespace dcnzoo::DCNZOO_CPU_NAMESPACE {
+namespace {
+
+template <typename T>
+using Params = DeformConvBackwardParams<T>;
+
+// One tap of one output pixel, for the channels of a block. Input, Points and Columns: whether to compute the
+// gradient of the input, the gradients of offset and mask, and the columns.
+template <typename T, int Rank, bool Input, bool Points, bool Columns>
+struct PointBackward {
+  static constexpr int corners = kCorners<Rank>;
+  static constexpr bool reads_input = Points || Columns;
+  int64_t tap, row, channels, stride;  // stride: of the columns' panels
+  T factor, rest;                      // their product is the mask
+  const T* from[corners];              // the corners' pixels in the input
+  T* to[corners];                      // and in its gradient
+  T weight[corners], modulated[corners];
+  bool inside = true;           // whether any corner is in the map
+  Vector<T> dot[corners] = {};  // Σ over channels of gradient · pixel, per corner
+  T dot_rest[corners] = {};     // the same, of single elements
+
+  template <typename Value>
+  DCNZOO_INLINE auto& dots() {
+    if constexpr (std::is_arithmetic_v<Value>)
+      return dot_rest;
+    else
+      return dot;
+  }
+
+  // Reads pixel `index` of `map` for corner i.
+  DCNZOO_INLINE void locate(const Params<T>& p, int i, int64_t map, int64_t index) {
+    const int64_t place = map + index * p.input.channels;
+    if (reads_input) from[i] = p.input.data + place;
+    if (Input) to[i] = p.grad_input + place;
+  }
+
+  // All corners are in the map and the mask is finite.
+  DCNZOO_INLINE void run_whole(T* columns) {
+    each_column<T>(tap, channels, row, stride, [&](auto value, int64_t c, int64_t at) {
+      using Value = decltype(value);
+      const Value gradient = load_lanes<Value>(columns + at);
+      if (reads_input) {
+        for (int corner = 0; corner < corners; ++corner) {
+          const Value pixel = load_lanes<Value>(from[corner] + c);
+          if (Columns) value += modulated[corner] * pixel;
+          if (Points) dots<Value>()[corner] += gradient * pixel;
+        }
+        if (Columns) store_lanes(columns + at, value);
+      }
+      if (Input) {
+        for (int corner = 0; corner < corners; ++corner)
+          store_lanes(to[corner] + c, load_lanes<Value>(to[corner] + c) + modulated[corner] * gradient);
+      }
+    });
+  }
+
+  // Only the corners in the map, by the plain formula.
+  DCNZOO_INLINE void run_partial(const InsideCorners<corners>& found, T* columns) {
+    each_column<T>(tap, channels, row, stride, [&](auto value, int64_t c, int64_t at) {
+      using Value = decltype(value);
+      const Value gradient = load_lanes<Value>(columns + at);
+      for (int i = 0; i < found.count; ++i) {
+        if (Columns) value += modulated[i] * load_lanes<Value>(from[i] + c);
+        if (Points) dots<Value>()[found.corner[i]] += gradient * load_lanes<Value>(from[i] + c);
+        if (Input) store_lanes(to[i] + c, load_lanes<Value>(to[i] + c) + modulated[i] * (gradient * rest));
+      }
+      if (Points && !inside) dots<Value>()[0] += gradient * T(0);
+      if (Columns) store_lanes(columns + at, value * rest);
+    });
+  }
+
+  // The gradients of the offset, per axis, and of the mask. slope: [axis][corner], slope_stride apart.
+  DCNZOO_INLINE void offset_mask_gradient(const T* slope_at, int64_t slope_stride, T* gradient) const {
+    for (int i = 0; i <= Rank; ++i) gradient[i] = 0;
+    if (!inside) {  // the mask's gradient is multiplied by what was read, which is zero
+      gradient[Rank] = dot_rest[0] + sum_lanes(dot[0]);
+      return;
+    }
+    Vector<T> sums[Rank + 1] = {};
+    for (int corner = 0; corner < corners; ++corner) {
+      for (int axis = 0; axis < Rank; ++axis) {
+        const T slope = factor * rest * slope_at[(axis * corners + corner) * slope_stride];
+        sums[axis] += slope * dot[corner];
+        gradient[axis] += slope * dot_rest[corner];
+      }
+      sums[Rank] += weight[corner] * dot[corner];
+      gradient[Rank] += weight[corner] * dot_rest[corner];
+    }
+    for (int i = 0; i <= Rank; ++i) gradient[i] += sum_lanes(sums[i]);
+  }
+};
+
+// Replaces the columns' gradient by the columns (where they are needed), adds to the input's gradient and writes
+// those of offset and mask: [tap · rank + axis][row] of the offset, then [tap][row] of the mask.
+template <typename T, int Rank, bool Input, bool Points, bool Columns>
+void sample_backward(const Params<T>& p, const ChannelBlock& block, const Rows<T, Rank>& rows,
+                     const SamplingTable<T, Rank, true>& table, T* columns, T* offset_mask) {
+  constexpr int corners = kCorners<Rank>;
+  const int64_t stride = panel_stride<T>(p.tile);
+  for (int64_t r = 0; r < rows.count; ++r) {
+    const int64_t map = rows.map[r] + block.first - p.input.first_channel;
+    for (int64_t tap = 0; tap < p.shape.taps; ++tap) {
+      PointBackward<T, Rank, Input, Points, Columns> point;
+      point.tap = tap, point.row = r, point.channels = block.count, point.stride = stride;
+      point.factor = table.factor[tap * rows.stride + r], point.rest = table.rest[tap * rows.stride + r];
+      const int64_t first = tap * corners * rows.stride + r;
+      for (int corner = 0; corner < corners; ++corner)
+        point.weight[corner] = table.weight[first + corner * rows.stride];
+      if (table.index[first] >= 0) {
+        for (int corner = 0; corner < corners; ++corner) {
+          point.locate(p, corner, map, table.index[first + corner * rows.stride]);
+          point.modulated[corner] = point.factor * point.weight[corner];
+        }
+        point.run_whole(columns);
+      } else {
+        const InsideCorners<corners> found([&](int c) { return table.index[first + c * rows.stride]; });
+        point.inside = found.count > 0;
+        for (int i = 0; i < found.count; ++i) {
+          point.locate(p, i, map, found.index[i]);
+          point.modulated[i] = point.factor * point.weight[found.corner[i]];
+        }
+        point.run_partial(found, columns);
+      }
+      if (Points) {
+        T gradient[Rank + 1];
+        point.offset_mask_gradient(table.slope + tap * Rank * corners * rows.stride + r, rows.stride,
+                                   gradient);
+        for (int axis = 0; axis < Rank; ++axis)
+          offset_mask[(tap * Rank + axis) * p.tile.rows + r] = gradient[axis];
+        offset_mask[(p.shape.taps * Rank + tap) * p.tile.rows + r] = gradient[Rank];
+      }
+    }
+  }
+}
+
+template <typename T, int Rank>
+struct BackwardScratch {
+  Rows<T, Rank> rows;
+  SamplingTable<T, Rank, true> table;
+  T* columns;      // panels of [row][kNR]
+  T* gradient;     // [output of the group][row]
+  T* offset_mask;  // their gradients, [tap · (rank + 1)][row]
+
+  BackwardScratch(Arena& arena, const Params<T>& p)
+      : rows(Rows<T, Rank>::allocate(arena, p.tile.rows)),
+        table(SamplingTable<T, Rank, true>::allocate(arena, p.shape.taps, p.tile.rows)),
+        columns(arena.take<T>(columns_size<T>(p.tile))),
+        gradient(arena.take<T>(p.tile.outputs * p.tile.rows)),
+        offset_mask(arena.take<T>(p.shape.taps * (Rank + 1) * p.tile.rows)) {}
+};
+
+// Copies the output's gradient for the tile: of the block's outputs as [output][row], or, if depthwise, of its
+// channels as [row][channel], p.tile.outputs apart.
+template <typename T, int Rank>
+void gather_gradient(const Params<T>& p, const ChannelBlock& block, const Rows<T, Rank>& rows, T* gradient) {
+  const int64_t outputs = block.outputs, padded = p.tile.outputs;
+  const bool last = p.grad_output.channels_last, depthwise = p.shape.is_depthwise();
+  rows.each_image(p.shape.out_pixels, [&](int64_t begin, int64_t end, int64_t image, int64_t pixel) {
+    const int64_t count = end - begin;
+    const int64_t channels_last_at =
+        (image * p.shape.out_pixels + pixel) * p.shape.out_channels + block.first_output;
+    const int64_t channels_first_at =
+        (image * p.shape.out_channels + block.first_output) * p.shape.out_pixels + pixel;
+    const T* const from = p.grad_output.data + (last ? channels_last_at : channels_first_at);
+    if (last && depthwise) {
+      for (int64_t r = 0; r < count; ++r)
+        std::memcpy(gradient + (begin + r) * padded, from + r * p.shape.out_channels, outputs * sizeof(T));
+    } else if (last) {
+      transpose(from, p.shape.out_channels, gradient + begin, p.tile.rows, count, outputs);
+    } else if (depthwise) {
+      transpose(from, p.shape.out_pixels, gradient + begin * padded, padded, outputs, count);
+    } else {
+      for (int64_t o = 0; o < outputs; ++o)
+        std::memcpy(gradient + o * p.tile.rows + begin, from + o * p.shape.out_pixels, count * sizeof(T));
+    }
+  });
+}
+
+// Channel `index` of an image's gradients of offset and mask: [tap · rank + axis] of the offset, then [tap] of the
+// mask. Null where it is not needed.
+template <typename T>
+T* offset_mask_channel(const Params<T>& p, const ChannelBlock& block, int64_t image, int64_t index) {
+  const DeformConvShapes& s = p.shape;
+  const int64_t offsets = s.taps * s.rank;
+  const bool of_mask = index >= offsets;
+  T* const to = of_mask ? p.grad_offset_mask.mask : p.grad_offset_mask.offset;
+  if (to == nullptr) return nullptr;
+  const int64_t channel = of_mask ? (image * s.mask_groups + block.mask_group) * s.taps + index - offsets
+                                  : (image * s.offset_groups + block.offset_group) * offsets + index;
+  return to + channel * s.out_pixels;
+}
+
+// The same of block i's own gradients, where blocks share points.
+template <typename T>
+T* offset_mask_channel_of_block(const Params<T>& p, int64_t i, int64_t image, int64_t index) {
+  const int64_t channels = p.shape.taps * (p.shape.rank + 1);
+  return p.grad_offset_mask_of_blocks +
+         (((i - p.blocks.begin) * channels + index) * p.images + image) * p.shape.out_pixels;
+}
+
+// Stores a tile's gradients of offset and mask.
+template <typename T, int Rank>
+void store_offset_mask(const Params<T>& p, int64_t i, const Rows<T, Rank>& rows, const T* offset_mask) {
+  const ChannelBlock& block = p.blocks.data[i];
+  rows.each_image(p.shape.out_pixels, [&](int64_t begin, int64_t end, int64_t image, int64_t pixel) {
+    for (int64_t index = 0; index < p.shape.taps * (Rank + 1); ++index) {
+      T* to = offset_mask_channel(p, block, image, index);
+      if (to == nullptr) continue;
+      if (block.shares_points) to = offset_mask_channel_of_block(p, i, image, index);
+      std::memcpy(to + pixel, offset_mask + index * p.tile.rows + begin, (end - begin) * sizeof(T));
+    }
+  });
+}
+
+template <typename T>
+void sum_offset_mask(const Params<T>& p, int64_t image, int64_t index) {
+  const bool of_mask = index >= p.shape.taps * p.shape.rank;
+  const auto group_of = [&](const ChannelBlock& block) {
+    return of_mask ? block.mask_group : block.offset_group;
+  };
+  for (int64_t i = p.blocks.begin; i < p.blocks.end; ++i) {
+    const ChannelBlock& block = p.blocks.data[i];
+    T* __restrict to = offset_mask_channel(p, block, image, index);
+    if (to == nullptr || !block.shares_points) continue;
+    bool first = true;
+    for (int64_t j = 0; j < i; ++j) first &= group_of(p.blocks.data[j]) != group_of(block);
+    const T* __restrict from = offset_mask_channel_of_block(p, i, image, index);
+    for (int64_t pixel = 0; pixel < p.shape.out_pixels; ++pixel)
+      to[pixel] = first ? from[pixel] : to[pixel] + from[pixel];
+  }
+}
+
+// The first of the block's outputs to which a panel of its columns contributes; there are panel_outputs. A panel of
+// several groups has the weights of all its outputs, with zeros between a group's channels and other groups' outputs.
+template <typename T>
+int64_t first_output_of(const ChannelBlock& block, int64_t panel) {
+  return block.groups == 1 ? 0 : panel % (block.count / kNR<T>)*block.panel_outputs;
+}
+
+// Whether a tile of gradients, [output][row], has no Inf and no NaN.
+template <typename T>
+bool all_finite(const T* gradient, int64_t outputs, int64_t rows, int64_t stride) {
+  Vector<T> sums{};  // x - x is zero, or NaN
+  T rest = 0;
+  for (int64_t o = 0; o < outputs; ++o, gradient += stride) {
+    int64_t r = 0;
+    for (; r + kLanes<T> <= rows; r += kLanes<T>) sums += load(gradient + r) - load(gradient + r);
+    for (; r < rows; ++r) rest += gradient[r] - gradient[r];
+  }
+  return sum_lanes(sums) + rest == T(0);
+}
+
+// The gradient of a panel of columns of several groups, group by group. As one product, in which the weights
+// between a group's channels and another's outputs are zero, Inf and NaN would reach the other groups.
+template <typename T>
+void multiply_panel_by_groups(const Params<T>& p, const ChannelBlock& block, int64_t rows, const T* gradient,
+                              const T* weight, T* columns) {
+  const int64_t channels = block.count / block.groups, outputs = block.outputs / block.groups;
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t column = 0; column < kNR<T>; ++column) {
+      const int64_t first = column / channels * outputs;
+      T sum = 0;
+      for (int64_t o = first; o < first + outputs; ++o)
+        sum += gradient[o * p.tile.rows + r] * weight[o * kNR<T> + column];
+      columns[r * kNR<T> + column] = sum;
+    }
+}
+
+// The columns' gradient: the output's gradient, [output][row], times the weight.
+template <typename T>
+void multiply_by_weight(const Params<T>& p, const ChannelBlock& block, int64_t rows, const T* gradient,
+                        T* columns) {
+  const int64_t outputs = block.panel_outputs, panels = block.depth / kNR<T>;
+  const bool together = block.groups == 1 || all_finite(gradient, block.outputs, rows, p.tile.rows);
+  for (int64_t panel = 0; panel < panels; ++panel) {
+    const T* const from = gradient + first_output_of<T>(block, panel) * p.tile.rows;
+    const T* const weight = p.weight + block.weight_at + panel * outputs * kNR<T>;
+    T* const to = columns + panel * panel_stride<T>(p.tile);
+    if (together)
+      gemm<T, T>({from, 1, p.tile.rows, outputs, 0}, rows, weight, outputs, 1, to, kNR<T>, 0, false);
+    else
+      multiply_panel_by_groups<T>(p, block, rows, from, weight, to);
+  }
+}
+
+// Adds the output's gradient, [output][row], times the columns to the weight's gradient.
+template <typename T>
+void accumulate_weight_gradient(const Params<T>& p, const ChannelBlock& block, int64_t rows,
+                                const T* gradient, T* columns) {
+  zero_padding_columns(p.tile, p.shape.taps, block, columns);
+  const int64_t outputs = block.panel_outputs, panels = block.depth / kNR<T>;
+  for (int64_t panel = 0; panel < panels; ++panel) {
+    const T* const from = gradient + first_output_of<T>(block, panel) * p.tile.rows;
+    gemm<T, T>({from, p.tile.rows, 1, rows, 0}, outputs, columns + panel * panel_stride<T>(p.tile), rows, 1,
+               p.grad_weight + block.weight_at + panel * outputs * kNR<T>, kNR<T>, 0, true);
+  }
+}
+
+template <typename T, int Rank>
+void backward_of(const Params<T>& p, int64_t i, int64_t begin, int64_t end, char* scratch) {
+  Arena arena{scratch};
+  BackwardScratch<T, Rank> tile(arena, p);
+  const ChannelBlock& block = p.blocks.data[i];
+  const bool points = p.grad_offset_mask.offset || p.grad_offset_mask.mask, input = p.grad_input != nullptr;
+  const bool is_depthwise = p.shape.is_depthwise();
+  // [input][points][columns, for the weight's gradient]
+  static constexpr decltype(&sample_backward<T, Rank, true, true, true>) samplers[2][2][2] = {
+      {{nullptr, sample_backward<T, Rank, false, false, true>},
+       {sample_backward<T, Rank, false, true, false>, sample_backward<T, Rank, false, true, true>}},
+      {{sample_backward<T, Rank, true, false, false>, sample_backward<T, Rank, true, false, true>},
+       {sample_backward<T, Rank, true, true, false>, sample_backward<T, Rank, true, true, true>}}};
+  const auto sample = samplers[input][points][p.grad_weight != nullptr];
+  if (sample == nullptr) return;
+  for (int64_t first = begin * p.shape.out_pixels; first < end * p.shape.out_pixels; first += p.tile.rows) {
+    const int64_t left = end * p.shape.out_pixels - first, count = left < p.tile.rows ? left : p.tile.rows;
+    tile.rows.set(p.shape, p.input, first, count);
+    compute_sampling_table(p.shape, p.offset_mask, block, tile.rows, tile.table);
+    gather_gradient<T, Rank>(p, block, tile.rows, tile.gradient);
+    const DepthwiseTile depthwise{p.shape.taps, block.count, count, panel_stride<T>(p.tile), p.tile.outputs};
+    if ((points || input) && is_depthwise)
+      depthwise_columns_gradient(depthwise, tile.gradient, p.weight + block.weight_at, tile.columns);
+    else if (points || input)
+      multiply_by_weight(p, block, count, tile.gradient, tile.columns);
+    sample(p, block, tile.rows, tile.table, tile.columns, tile.offset_mask);
+    if (points) store_offset_mask<T, Rank>(p, i, tile.rows, tile.offset_mask);
+    if (p.grad_weight && is_depthwise)
+      depthwise_weight_gradient(depthwise, tile.gradient, tile.columns, p.grad_weight + block.weight_at);
+    else if (p.grad_weight)
+      accumulate_weight_gradient(p, block, count, tile.gradient, tile.columns);
+  }
+}
+
+template <typename T>
+int64_t scratch_bytes(const Params<T>& p) {
+  return dispatch_rank(p.shape.rank, [&](auto rank) { return bytes_of<BackwardScratch<T, rank()>>(p); });
+}
+
+template <typename T>
+void backward(const Params<T>& p, int64_t block, int64_t begin, int64_t end, char* scratch) {
+  dispatch_rank(p.shape.rank, [&](auto rank) { backward_of<T, rank()>(p, block, begin, end, scratch); });
+}
+
+template <typename T>
+constexpr DeformConvBackward<T> kernels_of{scratch_bytes<T>, pack_backward<T>, backward<T>,
+                                           unpack_weight_gradient<T>, sum_offset_mask<T>};
+
+}  // namespace
+
+const KernelTable<DeformConvBackward>& deform_conv_backward_kernels() {
+  static constexpr KernelTable<DeformConvBackward> kernels{kernels_of<float>, kernels_of<double>};
+  return kernels;
+}
+
+}  // namespace dcnzoo::DCNZOO_CPU_NAMESPACE

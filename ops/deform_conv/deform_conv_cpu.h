@@ -1,0 +1,76 @@
+// What the forward and the backward of deform_conv share on the CPU, on torch's side.
+#pragma once
+
+#include "../common/memory_format.h"
+#include "../common/parallel.h"
+#include "channel_blocks.h"
+#include "deform_conv_checks.h"
+
+namespace dcnzoo {
+
+template <typename T, typename S>
+const DeformConvForward<T, S>& forward_kernels() {
+  const DeformConvForwardKernels& all = deform_conv_forward_kernels_dispatched();
+  if constexpr (std::is_same_v<S, BFloat16Bits>)
+    return all.bfloat16;
+  else
+    return all.of<T>();
+}
+
+// A map in memory: channels last or first, contiguous either way.
+struct Map {
+  Tensor tensor;
+  bool channels_last;
+};
+
+inline Map as_map(const Tensor& tensor) {
+  if (tensor.is_contiguous()) return {tensor, false};
+  if (wants_channels_last(tensor)) return {tensor, true};
+  return {torch::stable::contiguous(tensor), false};
+}
+
+inline std::optional<Tensor> contiguous_as(const std::optional<Tensor>& tensor, ScalarType type) {
+  if (!tensor) return std::nullopt;
+  return contiguous_as(*tensor, type);
+}
+
+template <typename T>
+const T* data_or_null(const std::optional<Tensor>& tensor) {
+  return tensor ? static_cast<const T*>(tensor->const_data_ptr()) : nullptr;
+}
+
+// Offset and mask, or their gradients, from image `first` on.
+template <typename T>
+OffsetMask<T> from_image(const DeformConvShapes& s, OffsetMask<T> all, int64_t first) {
+  const int64_t points = first * s.taps * s.out_pixels;
+  return {all.offset ? all.offset + points * s.offset_groups * s.rank : nullptr,
+          all.mask ? all.mask + points * s.mask_groups : nullptr};
+}
+
+template <typename S, typename Pack>
+Buffer<S> pack_weight(const DeformConvShapes& s, const ChannelBlocking& blocking, int64_t size,
+                      const Tensor& weight, Pack pack) {
+  Buffer<S> packed(size);
+  const S* const from = static_cast<const S*>(weight.const_data_ptr());
+  parallel_each(blocking.count(), [&](int64_t i) { pack(s, blocking.blocks[i], from, packed.data()); });
+  return packed;
+}
+
+// [rows][columns] -> [columns][rows], a stretch of columns at a time, which fits the first-level cache.
+constexpr int64_t kStretch = 256;
+
+template <typename T, typename S = T>
+void transpose_stretch(const S* from, S* to, int64_t rows, int64_t columns, int64_t stretch) {
+  const int64_t first = stretch * kStretch;
+  forward_kernels<T, S>().transpose(from + first, columns, to + first * rows, rows, rows,
+                                    std::min(kStretch, columns - first));
+}
+
+// Besides float64, the kernels count the pixels of a map in 32 bits.
+inline void check_map(const DeformConvShapes& s, ScalarType type) {
+  constexpr int64_t most = std::numeric_limits<int32_t>::max();
+  check(s.in_pixels <= most || type == ScalarType::Double, "deform_conv", s.rank,
+        "d: input: expected at most ", most, " pixels on the CPU (float64: any number), got ", s.in_pixels);
+}
+
+}  // namespace dcnzoo

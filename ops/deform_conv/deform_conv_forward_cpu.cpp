@@ -1,0 +1,120 @@
+// The forward of deform_conv on the CPU, torch's side: checks, layouts, memory, threads.
+#include "deform_conv_cpu.h"
+
+namespace dcnzoo {
+namespace {
+
+// Tiles as large as possible that divide evenly among threads. No result depends on it: a pixel's sums are its own.
+int64_t tile_rows_for(int64_t pixels) {
+  const int64_t threads = num_threads(), round = kTileRows * threads;
+  const int64_t tiles = ceil_div(pixels, round) * threads;
+  return std::max<int64_t>(ceil_div(pixels, tiles), 1);
+}
+
+// Channels of a block: where the input is copied in several passes, at most what a pass may copy, in whole
+// vectors (half panels).
+template <typename T, typename S>
+int64_t block_channels(const DeformConvShapes& s, bool one_pass) {
+  const int64_t widest = kBlockBytes / int64_t(sizeof(T)), lanes = forward_kernels<T, S>().panel / 2;
+  const int64_t stageable = kStagingBytes / (s.in_pixels * int64_t(sizeof(S))) / lanes * lanes;
+  return one_pass ? widest : std::clamp(stageable, lanes, widest);
+}
+
+// Copies the channels of this pass to channels last and makes p read the copy. images: those of p, all channels.
+template <typename T, typename S>
+void stage_input(DeformConvForwardParams<T, S>& p, const S* images, Buffer<S>& staged) {
+  const DeformConvShapes& s = p.shape;
+  const ChannelBlock& last = p.blocks.data[p.blocks.end - 1];
+  const int64_t first = p.blocks.data[p.blocks.begin].first, channels = last.first + last.count - first;
+  const int64_t image_size = s.channels * s.in_pixels, staged_size = channels * s.in_pixels;
+  if (staged.size() < p.images * staged_size) staged = Buffer<S>(p.images * staged_size);
+  const int64_t stretches = ceil_div(s.in_pixels, kStretch);
+  parallel_each(p.images * stretches, [&](int64_t i) {
+    const int64_t image = i / stretches;
+    transpose_stretch<T, S>(images + image * image_size + first * s.in_pixels,
+                            staged.data() + image * staged_size, channels, s.in_pixels, i % stretches);
+  });
+  p.input = {staged.data(), 0, first, channels};
+}
+
+template <typename T, typename S>
+void run_tiles(const DeformConvForwardParams<T, S>& p) {
+  const DeformConvForward<T, S>& kernels = forward_kernels<T, S>();
+  const int64_t scratch = kernels.scratch_bytes(p);
+  TaskQueue queue(ceil_div(p.images * p.shape.out_pixels, p.tile.rows));
+  queue.run([&] {
+    char* const memory = thread_scratch<char>(scratch);
+    for (int64_t tile; queue.take(tile);) kernels.run(p, tile, memory);
+  });
+}
+
+// S is the type of input, weight and output, T that of offset, mask and bias.
+template <typename T, typename S>
+Tensor forward(const DeformConvShapes& s, const Tensor& input, const Tensor& weight,
+               const std::optional<Tensor>& offset, const std::optional<Tensor>& mask,
+               const std::optional<Tensor>& bias) {
+  const DeformConvForward<T, S>& kernels = forward_kernels<T, S>();
+  const Map map = as_map(input);
+  Tensor output = map.channels_last ? new_channels_last(input, output_sizes(s))
+                                    : torch::stable::new_empty(input, output_sizes(s));
+  if (output.numel() == 0) return output;
+
+  // Sums that pass through a narrower output would be rounded: then all channels go in one pass.
+  const bool one_pass = map.channels_last || !std::is_same_v<S, T>;
+  ChannelBlocking blocking(s, block_channels<T, S>(s, one_pass), kernels.panel);
+  const int64_t columns = round_up(s.out_channels / s.groups, kernels.panel);
+  const int64_t packed_size = blocking.place_weights([&](const ChannelBlock&) { return columns; });
+  const Buffer<S> packed = pack_weight<S>(s, blocking, packed_size, weight, kernels.pack);
+
+  DeformConvForwardParams<T, S> p{};
+  p.shape = s, p.tile = blocking.tile(), p.blocks.data = blocking.blocks.data();
+  p.weight = packed.data(), p.bias = data_or_null<T>(bias);
+  p.output.channels_last = map.channels_last;
+  const OffsetMask<const T> offset_mask{data_or_null<T>(offset), data_or_null<T>(mask)};
+  const int64_t image_bytes = s.in_pixels * int64_t(sizeof(S)), image_size = s.channels * s.in_pixels;
+  const int64_t chunk = images_at_a_time(s, s.channels * image_bytes);
+  // The packed weight and the copies share one bound.
+  const int64_t staging = std::max(kStagingBytes - packed.size() * int64_t(sizeof(S)), kLeastStagingBytes);
+  Buffer<S> staged;
+  for (int64_t first = 0; first < s.batch; first += chunk) {
+    const S* const images = static_cast<const S*>(map.tensor.const_data_ptr()) + first * image_size;
+    p.images = std::min(chunk, s.batch - first);
+    p.tile.rows = tile_rows_for(p.images * s.out_pixels);
+    p.offset_mask = from_image(s, offset_mask, first);
+    p.output.data = static_cast<S*>(output.mutable_data_ptr()) + first * s.out_channels * s.out_pixels;
+    for (p.blocks.end = 0; p.blocks.end < blocking.count();) {
+      p.blocks.begin = p.blocks.end;
+      p.blocks.end =
+          one_pass ? blocking.count() : blocking.end_of_pass(p.blocks.begin, p.images * image_bytes, staging);
+      p.input = {images, 0, 0, s.channels};
+      if (!map.channels_last) stage_input(p, images, staged);
+      run_tiles(p);
+    }
+  }
+  return output;
+}
+
+Tensor deform_conv_cpu(const Tensor& input, const Tensor& weight, std::optional<Tensor> offset,
+                       std::optional<Tensor> mask, std::optional<Tensor> bias,
+                       const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+                       const std::vector<int64_t>& dilation, int64_t groups,
+                       std::optional<int64_t> im2col_step) {
+  const DeformConvShapes s =
+      check_deform_conv(input, weight, offset, mask, bias, stride, padding, dilation, groups, im2col_step);
+  check_map(s, input.scalar_type());
+  const ScalarType type = accumulate_type(input.scalar_type());
+  const auto wide_offset = contiguous_as(offset, type), wide_mask = contiguous_as(mask, type),
+             wide_bias = contiguous_as(bias, type);
+  if (input.scalar_type() == ScalarType::BFloat16 && forward_kernels<float, BFloat16Bits>().run)
+    return forward<float, BFloat16Bits>(s, input, torch::stable::contiguous(weight), wide_offset, wide_mask,
+                                        wide_bias);
+  const auto run = type == ScalarType::Double ? forward<double, double> : forward<float, float>;
+  const Tensor output =
+      run(s, torch::stable::to(input, type), contiguous_as(weight, type), wide_offset, wide_mask, wide_bias);
+  return torch::stable::to(output, input.scalar_type());
+}
+
+}  // namespace
+}  // namespace dcnzoo
+
+STABLE_TORCH_LIBRARY_IMPL(dcnzoo, CPU, m) { m.impl("deform_conv", TORCH_BOX(&dcnzoo::deform_conv_cpu)); }

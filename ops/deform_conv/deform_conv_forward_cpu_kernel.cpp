@@ -1,0 +1,203 @@
+// The forward of deformable convolution on the CPU: see docs/performance.md for the picture.
+//
+// For a tile of output pixels and a block of channels it computes the sampling table (vectorised over
+// pixels), samples (vectorised over channels) into panels of columns that stay in the second-level cache, and
+// multiplies them by the packed weight.
+#include <type_traits>
+
+#include "../common/gemm.h"
+#include "sampling_table.h"
+#include "weight_packing.h"
+
+namespace dcnzoo::DCNZOO_CPU_NAMESPACE {
+namespace {
+
+template <typename T, typename S>
+using Params = DeformConvForwardParams<T, S>;
+
+// Computes the tile's columns.
+template <typename T, typename S, int Rank>
+void sample(const Params<T, S>& p, const ChannelBlock& block, const Rows<T, Rank>& rows,
+            const SamplingTable<T, Rank, false>& table, S* columns) {
+  constexpr int corners = kCorners<Rank>;
+  const int64_t stride = panel_stride<S>(p.tile);
+  for (int64_t r = 0; r < rows.count; ++r) {
+    const S* map = p.input.data + rows.map[r] + block.first - p.input.first_channel;
+    for (int64_t tap = 0; tap < p.shape.taps; ++tap) {
+      const int64_t first = tap * corners * rows.stride + r;
+      if (table.index[first] >= 0) {
+        const S* from[corners];
+        T weight[corners];
+        for (int corner = 0; corner < corners; ++corner) {
+          const int64_t at = first + corner * rows.stride;
+          from[corner] = map + int64_t(table.index[at]) * p.input.channels;
+          weight[corner] = table.weight[at];
+        }
+        each_column<T>(tap, block.count, r, stride, [&](auto zero, int64_t c, int64_t at) {
+          using Value = decltype(zero);
+          Value value = weight[0] * load_lanes<Value>(from[0] + c);
+          for (int corner = 1; corner < corners; ++corner)
+            value += weight[corner] * load_lanes<Value>(from[corner] + c);
+          store_lanes(columns + at, value);
+        });
+      } else {
+        const InsideCorners<corners> inside([&](int c) { return table.index[first + c * rows.stride]; });
+        const T rest = table.rest[tap * rows.stride + r];
+        const S* from[corners];
+        T weight[corners];
+        for (int i = 0; i < inside.count; ++i) {
+          from[i] = map + inside.index[i] * p.input.channels;
+          weight[i] = table.weight[first + inside.corner[i] * rows.stride];
+        }
+        each_column<T>(tap, block.count, r, stride, [&](auto value, int64_t c, int64_t at) {
+          for (int i = 0; i < inside.count; ++i)
+            value += weight[i] * load_lanes<decltype(value)>(from[i] + c);
+          store_lanes(columns + at, value * rest);
+        });
+      }
+    }
+  }
+}
+
+// Loads a group's sums over the blocks of earlier passes. (Only S = T has several passes.)
+template <typename T, typename S, int Rank>
+void load_group(const Params<T, S>& p, const ChannelBlock& block, const Rows<T, Rank>& rows, T* result) {
+  const int64_t padded = p.tile.outputs;
+  if constexpr (std::is_same_v<S, T>)
+    rows.each_image(p.shape.out_pixels, [&](int64_t begin, int64_t end, int64_t image, int64_t pixel) {
+      const T* from =
+          p.output.data + (image * p.shape.out_channels + block.first_output) * p.shape.out_pixels + pixel;
+      transpose(from, p.shape.out_pixels, result + begin * padded, padded, block.outputs, end - begin);
+    });
+}
+
+// Adds the bias, where the group is complete, and stores a group's sums.
+template <typename T, typename S, int Rank>
+void store_group(const Params<T, S>& p, const ChannelBlock& block, const Rows<T, Rank>& rows, T* result,
+                 T* turned) {
+  const int64_t first = block.first_output, outputs = block.outputs, padded = p.tile.outputs;
+  if (p.bias && block.closes_group) {
+    const T* bias = p.bias + first;
+    for (int64_t r = 0; r < rows.count; ++r) {
+      T* __restrict row = result + r * padded;
+      for (int64_t o = 0; o < outputs; ++o) row[o] += bias[o];
+    }
+  }
+  const auto copy = [](const T* __restrict from, S* __restrict to, int64_t count) {
+    int64_t i = 0;
+    for (; i + kLanes<T> <= count; i += kLanes<T>) store_lanes(to + i, load(from + i));
+    for (; i < count; ++i) store_lanes(to + i, from[i]);
+  };
+  rows.each_image(p.shape.out_pixels, [&](int64_t begin, int64_t end, int64_t image, int64_t pixel) {
+    if (p.output.channels_last) {
+      for (int64_t r = begin; r < end; ++r)
+        copy(result + r * padded,
+             p.output.data + (image * p.shape.out_pixels + pixel + r - begin) * p.shape.out_channels + first,
+             outputs);
+      return;
+    }
+    S* to = p.output.data + (image * p.shape.out_channels + first) * p.shape.out_pixels + pixel;
+    if constexpr (std::is_same_v<S, T>) {
+      transpose(result + begin * padded, padded, to, p.shape.out_pixels, end - begin, outputs);
+    } else {
+      transpose(result + begin * padded, padded, turned, p.tile.rows, end - begin, outputs);
+      for (int64_t o = 0; o < outputs; ++o)
+        copy(turned + o * p.tile.rows, to + o * p.shape.out_pixels, end - begin);
+    }
+  });
+}
+
+// Adds the block's products to the result, group by group. A group is written in whole panels with zeros behind
+// its outputs, which the next group's outputs replace.
+template <typename T, typename S>
+void multiply_groups(const Params<T, S>& p, const ChannelBlock& block, int64_t rows, const S* columns,
+                     T* result) {
+  constexpr int64_t panel = kNR<S>;
+  const int64_t stride = panel_stride<S>(p.tile), channels = block.count / block.groups;
+  const int64_t outputs = block.outputs / block.groups, depth = block.depth / block.groups;
+  const int64_t panels = ceil_div(outputs, panel);
+  // a group alone has all columns; several have their channels of each tap
+  const int64_t width = block.groups == 1 ? panel : channels;
+  const int64_t width_stride = block.groups == 1 ? stride : block.count / panel * stride;
+  for (int64_t group = 0; group < block.groups; ++group) {
+    const int64_t column = group * channels;
+    const LeftOperand<S> left{columns + column / panel * stride + column % panel, panel, 1, width,
+                              width_stride};
+    gemm<T, S>(left, rows, p.weight + block.weight_at + group * depth * panels * panel, depth, panels,
+               result + group * outputs, p.tile.outputs, kNR<T>, !block.opens_group);
+  }
+}
+
+template <typename T, typename S, int Rank>
+struct ForwardScratch {
+  Rows<T, Rank> rows;
+  SamplingTable<T, Rank, false> table;
+  S* columns;  // panels of [row][kNR]
+  T* result;   // of a group: [row][outputs, padded to whole panels]
+  T* turned;   // the same as [output][row], on its way to a narrower type
+
+  ForwardScratch(Arena& arena, const Params<T, S>& p)
+      : rows(Rows<T, Rank>::allocate(arena, p.tile.rows)),
+        table(SamplingTable<T, Rank, false>::allocate(arena, p.shape.taps, p.tile.rows)),
+        columns(arena.take<S>(columns_size<S>(p.tile))),
+        result(arena.take<T>(p.tile.outputs * p.tile.rows)),
+        turned(arena.take<T>(sizeof(S) == sizeof(T) ? 0 : p.tile.outputs * p.tile.rows)) {}
+};
+
+template <typename T, typename S, int Rank>
+void forward_of(const Params<T, S>& p, int64_t index, char* scratch) {
+  Arena arena{scratch};
+  ForwardScratch<T, S, Rank> tile(arena, p);
+  const int64_t all_rows = p.images * p.shape.out_pixels, first = index * p.tile.rows;
+  tile.rows.set(p.shape, p.input, first, all_rows - first < p.tile.rows ? all_rows - first : p.tile.rows);
+  const ChannelBlock* tabulated = nullptr;
+  for (int64_t i = p.blocks.begin; i < p.blocks.end; ++i) {
+    const ChannelBlock& block = p.blocks.data[i];
+    if (tabulated == nullptr || tabulated->offset_group != block.offset_group ||
+        tabulated->mask_group != block.mask_group) {
+      compute_sampling_table(p.shape, p.offset_mask, block, tile.rows, tile.table);
+      tabulated = &block;
+    }
+    sample<T, S, Rank>(p, block, tile.rows, tile.table, tile.columns);
+    if (i == p.blocks.begin && !block.opens_group) load_group<T, S, Rank>(p, block, tile.rows, tile.result);
+    if (p.shape.is_depthwise()) {
+      const DepthwiseTile depthwise{p.shape.taps, block.count, tile.rows.count, panel_stride<S>(p.tile),
+                                    p.tile.outputs};
+      depthwise_forward<T, S>(depthwise, tile.columns, p.weight + block.weight_at, tile.result);
+    } else {
+      zero_padding_columns(p.tile, p.shape.taps, block, tile.columns);
+      multiply_groups<T, S>(p, block, tile.rows.count, tile.columns, tile.result);
+    }
+    if (i + 1 == p.blocks.end || block.closes_group)
+      store_group<T, S, Rank>(p, block, tile.rows, tile.result, tile.turned);
+  }
+}
+
+template <typename T, typename S>
+int64_t scratch_bytes(const Params<T, S>& p) {
+  return dispatch_rank(p.shape.rank, [&](auto rank) { return bytes_of<ForwardScratch<T, S, rank()>>(p); });
+}
+
+template <typename T, typename S>
+void forward(const Params<T, S>& p, int64_t tile, char* scratch) {
+  dispatch_rank(p.shape.rank, [&](auto rank) { forward_of<T, S, rank()>(p, tile, scratch); });
+}
+
+template <typename T, typename S = T>
+constexpr DeformConvForward<T, S> kernels_of{kNR<S>, scratch_bytes<T, S>, pack_forward<T, S>, forward<T, S>,
+                                             transpose<S>};
+
+}  // namespace
+
+const DeformConvForwardKernels& deform_conv_forward_kernels() {
+  static constexpr DeformConvForwardKernels kernels{{kernels_of<float>, kernels_of<double>},
+#if defined(__AVX512BF16__)
+                                                    kernels_of<float, BFloat16Bits>
+#else
+                                                    {}
+#endif
+  };
+  return kernels;
+}
+
+}  // namespace dcnzoo::DCNZOO_CPU_NAMESPACE

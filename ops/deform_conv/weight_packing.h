@@ -1,0 +1,76 @@
+// Copies the weight into the layout that the matrix products read. Included by *_cpu_kernel.cpp only.
+#pragma once
+
+#include <cstring>
+
+#include "../common/simd.h"
+#include "depthwise.h"
+
+namespace dcnzoo::DCNZOO_CPU_NAMESPACE {
+
+// weight [out][channel of the group][tap] -> panels of outputs, each [tap · channel of the block][kNR],
+// bfloat16 in pairs of rows
+template <typename T, typename S>
+void pack_forward(const DeformConvShapes& s, const ChannelBlock& block, const S* weight, S* packed) {
+  if (s.is_depthwise())
+    return each_depthwise_weight(s.taps, block, [=](int64_t from, int64_t to) { packed[to] = weight[from]; });
+  constexpr int64_t panel = kNR<S>, pair = sizeof(S) == sizeof(T) ? 1 : 2, stretch = 64;
+  S turned[stretch * panel];
+  const int64_t outputs = s.out_channels / s.groups, group_channels = s.channels / s.groups;
+  const int64_t inner = block.first - block.group * group_channels;
+  const int64_t channels = block.count / block.groups, depth = block.depth / block.groups;
+  S* to = packed + block.weight_at;
+  for (int64_t group = block.group; group < block.group + block.groups; ++group) {
+    for (int64_t o0 = 0; o0 < outputs; o0 += panel, to += depth * panel) {
+      const int64_t width = outputs - o0 < panel ? outputs - o0 : panel;
+      if (width < panel || depth > s.taps * channels) std::memset(to, 0, depth * panel * sizeof(S));
+      const S* from = weight + ((group * outputs + o0) * group_channels + inner) * s.taps;
+      const int64_t from_stride = group_channels * s.taps, all = channels * s.taps;
+      for (int64_t first = 0; first < all; first += stretch) {  // (channel, tap) pairs in the order of weight
+        const int64_t count = all - first < stretch ? all - first : stretch;
+        transpose(from + first, from_stride, turned, panel, width, count);
+        for (int64_t i = 0; i < count; ++i) {
+          const int64_t row = (first + i) % s.taps * channels + (first + i) / s.taps;
+          S* row_to = to + row / pair * panel * pair + row % pair;
+          for (int64_t o = 0; o < width; ++o) row_to[o * pair] = turned[i * panel + o];
+        }
+      }
+    }
+  }
+}
+
+// Calls run(place, packed) for every weight of a block: where it is in weight, and in the backward's panels
+// of columns (tap · channel of the block), each [panel_outputs][kNR].
+template <typename T, typename Run>
+void each_backward_weight(const DeformConvShapes& s, const ChannelBlock& block, Run run) {
+  if (s.is_depthwise()) return each_depthwise_weight(s.taps, block, run);
+  const int64_t outputs = s.out_channels / s.groups, group_channels = s.channels / s.groups;
+  const int64_t inner = block.first - block.group * group_channels, channels = block.count / block.groups;
+  for (int64_t o = 0; o < block.outputs; ++o) {
+    const int64_t group = o / outputs, row = o % block.panel_outputs;
+    const int64_t from = ((block.group * outputs + o) * group_channels + inner) * s.taps;
+    for (int64_t tap = 0; tap < s.taps; ++tap)
+      for (int64_t c = 0; c < channels; ++c) {
+        const int64_t column = tap * block.count + group * channels + c;
+        run(from + c * s.taps + tap,
+            block.weight_at + (column / kNR<T> * block.panel_outputs + row) * kNR<T> + column % kNR<T>);
+      }
+  }
+}
+
+template <typename T>
+void pack_backward(const DeformConvShapes& s, const ChannelBlock& block, const T* weight, T* packed) {
+  if (!s.is_depthwise())
+    std::memset(packed + block.weight_at, 0, block.depth * block.panel_outputs * sizeof(T));
+  each_backward_weight<T>(s, block, [=](int64_t from, int64_t to) { packed[to] = weight[from]; });
+}
+
+template <typename T>
+void unpack_weight_gradient(const DeformConvShapes& s, const ChannelBlock& block, const T* packed,
+                            T* grad_weight, bool accumulate) {
+  each_backward_weight<T>(s, block, [=](int64_t to, int64_t from) {
+    grad_weight[to] = accumulate ? grad_weight[to] + packed[from] : packed[from];
+  });
+}
+
+}  // namespace dcnzoo::DCNZOO_CPU_NAMESPACE
