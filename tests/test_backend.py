@@ -64,7 +64,7 @@ import re
 import torch
 from dcnzoo.ops import reference
 from tests import op_cases
-from tests.test_deform_roi_pool import example, deform_roi_pool
+from tests.test_roi_pooling import example, deform_roi_pool
 used = set()
 for name in ("deform_conv", "deform_conv_transpose", "deform_roi_pool", "dcnv3", "ms_deform_attn"):
     def recorded(*arguments, name=name, function=getattr(reference, name)):

@@ -16,7 +16,7 @@ from dcnzoo.ops import deform_roi_pool, roi_align
 from . import op_cases
 from .modules import randomise
 from .op_cases import Sample
-from .test_deform_roi_pool import example
+from .test_roi_pooling import example
 
 OPERATORS = op_cases.operators()
 # the forms of roi_align are all of its average
