@@ -189,16 +189,6 @@ def test_any_batch_with_any_im2col_step(function, cases, batch, step):
     assert_same(cases, sample, sample, 1e-10)
 
 
-@pytest.mark.parametrize(
-    ("groups", "offset_groups", "mask_groups"),
-    [(1, 1, 1), (1, 3, 6), (2, 1, 4), (2, 2, 1), (2, 3, 4), (4, 1, 6), (4, 2, 4), (4, 3, 1)],
-)
-def test_groups_are_independent(groups, offset_groups, mask_groups):
-    parts = dict(groups=groups, offset_groups=offset_groups, mask_groups=mask_groups)
-    sample = make("groups", channels=12, padding=1, **parts)
-    assert_same(conv, sample, sample, 1e-10)
-
-
 @both
 @pytest.mark.parametrize("bias", [True, False])
 def test_channels_last_in_channels_last_out(function, cases, bias):

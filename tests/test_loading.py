@@ -212,17 +212,6 @@ def test_training_does_not_start_from_a_part(run, tmp_path, resume):
     assert not list((tmp_path / "work").glob("*.pth"))
 
 
-def test_report_of_another_checkpoint(run, folder, tmp_path):
-    work = tmp_path / "work"
-    (work / "1" / "vis_data").mkdir(parents=True)
-    (work / "config.py").write_text(f"_base_ = {PLAIN!r}\n")
-    log = {"loss": 1.0, "time": 1.0, "epoch": 1, "iter": 1, "step": 1}
-    (work / "1" / "vis_data" / "scalars.json").write_text(json.dumps(log) + "\n")
-    status, output = run("report", work, "--checkpoint", "weights.pth", "--num-images", 0)
-    assert status == 1 and "conv_offset" in output, output
-    assert not (work / "report.html").exists()
-
-
 def test_classes_are_known_without_the_data(run, folder, tmp_path):
     arguments = ["--model", DEFORMABLE, "--checkpoint", "weights.pth", "--out", tmp_path]
     status, output = run("infer", "a.png", *arguments)
