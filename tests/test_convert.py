@@ -231,9 +231,9 @@ def test_where(where, expected):
     assert packs == set(report.replaced)
 
 
-@pytest.mark.parametrize(
-    ("where", "message"),
-    [
+def mistakes():
+    """Calls that replace nothing, with what the error names."""
+    for where, named in (
         ("layer[5-6].*.conv2", r"nearest are 'layer\d\.\d"),
         ("conv2", r"'\*conv2' matches 'layer1\.0\.conv2'"),
         (["layer4.*.conv2", "layer4.*.conv9"], r"layer4\.\*\.conv9"),
@@ -241,13 +241,23 @@ def test_where(where, expected):
         (lambda name, module: False, "where: "),
         (3, "where: .*3"),
         ("*.conv1", "one tap"),
-    ],
-)
-def test_where_nothing_is_replaced(where, message):
-    model = resnet()
+    ):
+        yield resnet(), (where,), {}, named
+    for option in (
+        {"kind": "v9"}, {"mask_activation": "sigmoids"}, {"mask_activation": None},
+        {"mask_activation": nn.Sigmoid()}, {"offset_activation": nn.Sigmoid()}, {"offset_limit": -1},
+    ):  # fmt: skip
+        yield resnet(), ("layer4.*.conv2",), option, f"{next(iter(option))}: "
+    yield nn.Conv2d(3, 3, 3), ("*",), {}, "the model itself"
+    yield nn.Linear(3, 3), ("*",), {}, "model: .*a convolution"
+    yield torch.compile(resnet(), backend="eager"), ("*",), {}, "OptimizedModule"
+
+
+@pytest.mark.parametrize(("model", "arguments", "options", "named"), mistakes())
+def test_where_nothing_is_replaced(model, arguments, options, named):
     before = repr(model)
-    with pytest.raises(ValueError, match=rf"^to_deformable: .*{message}"):
-        dcnzoo.to_deformable(model, where)
+    with pytest.raises(ValueError, match=rf"^to_deformable: .*{named}"):
+        dcnzoo.to_deformable(model, *arguments, **options)
     assert repr(model) == before
 
 
@@ -317,33 +327,6 @@ def test_same_and_valid_padding():
     torch.testing.assert_close(model(input), expected)
 
 
-def test_models_that_cannot_be_converted_in_place():
-    for call, model, reason in (
-        (dcnzoo.to_deformable, nn.Conv2d(3, 3, 3), "the model itself"),
-        (dcnzoo.to_deformable, nn.Linear(3, 3), "model: .*a convolution"),
-        (dcnzoo.from_deformable, resnet(), "model: .*a pack"),
-        (dcnzoo.to_deformable, torch.compile(resnet(), backend="eager"), "OptimizedModule"),
-    ):
-        with pytest.raises(ValueError, match=reason):
-            call(model, "*")
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        {"kind": "v9"},
-        {"mask_activation": "sigmoids"},
-        {"mask_activation": None},
-        {"mask_activation": nn.Sigmoid()},
-        {"offset_activation": nn.Sigmoid()},
-        {"offset_limit": -1},
-    ],
-)
-def test_bad_arguments(arguments):
-    with pytest.raises(ValueError, match=rf"to_deformable: .*{next(iter(arguments))}: "):
-        dcnzoo.to_deformable(resnet(), "layer4.*.conv2", **arguments)
-
-
 # Back
 
 
@@ -375,6 +358,11 @@ def test_what_is_not_folded(model, reason):
     assert type(model[0]) is nn.Conv2d and model[1] is pack
     with pytest.raises(ValueError, match=r"from_deformable: .*'1': "):
         dcnzoo.from_deformable(model)
+
+
+def test_nothing_to_take_back():
+    with pytest.raises(ValueError, match=r"from_deformable: model: .*a pack"):
+        dcnzoo.from_deformable(resnet(), "*")
 
 
 def test_folds_what_can_only_be_zero():
