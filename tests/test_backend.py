@@ -127,7 +127,11 @@ for operator, arguments in (
     assert conv.endswith("; DCNZOO_BACKEND=fused runs 2-D convolutions without them")
 
 
-@pytest.mark.parametrize("allowed", [False, True])
-def test_tf32_only_where_torch_allows_it(monkeypatch, allowed):
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", allowed)
-    assert _backend._tf32() == allowed
+def test_tf32_only_where_torch_allows_it():
+    before = torch.backends.cuda.matmul.allow_tf32
+    try:
+        for allowed in (False, True):
+            torch.backends.cuda.matmul.allow_tf32 = allowed
+            assert _backend._tf32() == allowed
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
