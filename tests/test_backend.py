@@ -40,6 +40,9 @@ def test_backends_that_are_not_there():
         assert re.match(f"RuntimeError: {expected}", last), last
     with pytest.raises(RuntimeError, match="'slow'"):
         _backend.using("slow").__enter__()
+    with _backend.using("compiled"):
+        assert _backend.backend == "compiled"
+    assert _backend.backend == "auto"
 
 
 @pytest.mark.parametrize("backend", ["auto", "compiled", "reference"])
