@@ -113,7 +113,7 @@ crash: setup  ## kill a training 50 times, resume it, compare it with one left a
 SANITIZED := build/sanitized
 CHECKS    := -fsanitize=address,undefined,float-cast-overflow
 PRELOAD    = LD_PRELOAD="$$(for lib in asan ubsan stdc++; do g++ -print-file-name=lib$$lib.so; done | xargs)"
-SUITE     := $(addprefix tests/test_, ops.py fuzz.py deform_conv.py deform_roi_pool.py roi_align.py nms.py)
+SUITE     := $(addprefix tests/test_, ops.py fuzz.py deform_conv.py roi_pooling.py nms.py)
 sanitize: setup  ## the operators' tests with every memory access and all arithmetic checked
 	rm -rf $(SANITIZED)
 	mkdir -p $(SANITIZED)

@@ -121,11 +121,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=4, help="that call operators (default: 4)")
     parser.add_argument("--most", type=float, default=0.02, help="growth that passes (default: 0.02)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--leak", type=int, default=0, help="bytes to leak at every call, to see it noticed")
     args = parser.parse_args()
 
     LIBC.mallopt(M_ARENA_MAX, 1)  # a heap for each thread would leave gaps in each
-    counts, failures, leaked, readings, calls = Counter(), [], [], [], []
+    counts, failures, readings, calls = Counter(), [], [], []
     pause = threading.Barrier(args.threads + 1)
     rounds = WINDOWS * ROUNDS
 
@@ -139,8 +138,6 @@ def main() -> None:
                     counts[number, one_call(rng)] += 1
                 except BaseException:
                     failures.append(traceback.format_exc())
-                if args.leak:
-                    leaked.append(b"\1" * args.leak)
             pause.wait()
             pause.wait()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 
@@ -29,10 +30,19 @@ print(type(out.grad_fn).__name__)
 """
 
 
-def test_unknown_backend():
-    child = run("import dcnzoo.ops", DCNZOO_BACKEND="cuda")
-    expected = "DCNZOO_BACKEND: expected auto, fused, compiled or reference, got 'cuda'"
-    assert child.stderr.splitlines()[-1] == f"RuntimeError: {expected}"
+def test_backends_that_are_not_there():
+    no_triton = f"import importlib.util as u; u.find_spec = lambda *_: None\n{CALL}"
+    for code, backend, expected in (
+        ("import dcnzoo.ops", "cuda", "DCNZOO_BACKEND: .*'cuda'"),
+        (no_triton, "fused", "DCNZOO_BACKEND=fused: .*pip install triton"),
+    ):
+        last = run(code, DCNZOO_BACKEND=backend).stderr.splitlines()[-1]
+        assert re.match(f"RuntimeError: {expected}", last), last
+    with pytest.raises(RuntimeError, match="'slow'"):
+        _backend.using("slow").__enter__()
+    with _backend.using("compiled"):
+        assert _backend.backend == "compiled"
+    assert _backend.backend == "auto"
 
 
 @pytest.mark.parametrize("backend", ["auto", "compiled", "reference"])
@@ -60,10 +70,11 @@ deform_conv2d(*arguments, padding=0)
 def test_every_reference_is_used_and_checks_arguments():
     """Forward and backward run no kernel, and a call that does not fit is refused as ever."""
     code = """
+import re
 import torch
 from dcnzoo.ops import reference
 from tests import op_cases
-from tests.test_deform_roi_pool import example, deform_roi_pool
+from tests.test_roi_pooling import example, deform_roi_pool
 used = set()
 for name in ("deform_conv", "deform_conv_transpose", "deform_roi_pool", "dcnv3", "ms_deform_attn"):
     def recorded(*arguments, name=name, function=getattr(reference, name)):
@@ -85,19 +96,12 @@ for operator in op_cases.operators():
             try:
                 operator.call(sample)
             except RuntimeError as error:
-                assert message in str(error), (message, error)
+                assert re.search(message, str(error)), (message, error)
             else:
                 raise AssertionError(f"{operator.name}: {sample.name}")
 """
     child = run(code, DCNZOO_BACKEND="reference")
     assert child.returncode == 0, child.stderr
-
-
-def test_fused_without_triton():
-    code = f"import importlib.util as u; u.find_spec = lambda *_: None\n{CALL}"
-    child = run(code, DCNZOO_BACKEND="fused")
-    last = child.stderr.splitlines()[-1]
-    assert last == "RuntimeError: DCNZOO_BACKEND=fused: expected Triton, found none: pip install triton"
 
 
 def test_gpu_without_compiled_kernels():
@@ -126,24 +130,11 @@ for operator, arguments in (
     assert conv.endswith("; DCNZOO_BACKEND=fused runs 2-D convolutions without them")
 
 
-@pytest.fixture
-def matmul_precision():
+def test_tf32_only_where_torch_allows_it():
     before = torch.backends.cuda.matmul.allow_tf32
-    yield
-    torch.backends.cuda.matmul.allow_tf32 = before
-
-
-def test_tf32_only_where_torch_allows_it(matmul_precision):
-    torch.backends.cuda.matmul.allow_tf32 = False
-    assert not _backend._tf32()
-    torch.backends.cuda.matmul.allow_tf32 = True
-    assert _backend._tf32()
-
-
-def test_using():
-    assert _backend.backend == "auto"
-    with _backend.using("compiled"):
-        assert _backend.backend == "compiled"
-    assert _backend.backend == "auto"
-    with pytest.raises(RuntimeError, match="expected auto, fused, compiled or reference, got 'slow'"):
-        _backend.using("slow").__enter__()
+    try:
+        for allowed in (False, True):
+            torch.backends.cuda.matmul.allow_tf32 = allowed
+            assert _backend._tf32() == allowed
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before

@@ -169,38 +169,33 @@ def test_split_mistakes(root):
 
 def test_check_command(root):
     check(root)
-    result = invoke("check", root / "coco.json", "--images", root, "--classes", "fig,date")
-    assert result.exit_code == 0, result.output
-    assert "3 images, 3 annotations, 2 categories" in result.stdout and "no problems" in result.stdout
-    assert "1 images without an annotation" in result.stdout
-    check(root, ann(bbox=[5, 10, 16.5, 20], area=330))
-    result = invoke("check", root / "coco.json")
-    assert result.exit_code == 1
-    assert f"{root}/coco.json: annotation 3: bbox: " in result.stdout
-    result = invoke("check", root / "coco.json", "--json")
-    assert result.exit_code == 1 and len(json.loads(result.stdout)["problems"]) == 1
-    result = invoke("check", root / "coco.json", "--fix", root / "fixed.json")
-    assert result.exit_code == 0, result.output
-    assert "1 annotations clipped" in result.stderr
-    assert invoke("check", root / "fixed.json").exit_code == 0
-
-
-def test_check_command_with_a_config(root):
-    check(root)
-    config = root / "config.py"
+    file, config = root / "coco.json", root / "config.py"
+    result = invoke("check", file, "--images", root, "--classes", "fig,date")
+    assert result.exit_code == 0 and "no problems" in result.stdout, result.output
+    assert "3 images, 3 annotations, 2 categories" in result.stdout
     config.write_text(
         "train_dataloader = dict(dataset=dict(type='RepeatDataset', dataset=dict(\n"
         "    type='CocoDataset', metainfo=dict(classes=('date', 'fig')))))\n"
     )
-    result = invoke("check", root / "coco.json", "--config", config)
-    assert result.exit_code == 1 and "date, fig, got fig" in result.stdout
-    config.write_text("train_dataloader = dict(dataset=dict(type='CocoDataset'))\n")
-    result = invoke("check", root / "coco.json", "--config", config)
-    assert "person, bicycle, car" in result.stdout
-    result = invoke("check", root / "coco.json", "--config", config, "--classes", "fig")
-    assert result.exit_code == 1 and result.output.startswith("error: --config: ")
-    result = invoke("check", root / "coco.json", "--config", root / "coco.json")
-    assert result.exit_code == 1 and f"{root}/coco.json" in result.output
+    of_coco = root / "of_coco.py"
+    of_coco.write_text("train_dataloader = dict(dataset=dict(type='CocoDataset'))\n")
+    for arguments, named in (
+        (["--config", config], "date, fig, got fig"),
+        (["--config", of_coco], "person, bicycle, car"),
+        (["--config", config, "--classes", "fig"], "error: --config: "),
+        (["--config", file], str(file)),
+    ):
+        result = invoke("check", file, *arguments)
+        assert result.exit_code == 1 and named in result.output
+
+    check(root, ann(bbox=[5, 10, 16.5, 20], area=330))
+    result = invoke("check", file)
+    assert result.exit_code == 1 and f"{file}: annotation 3: bbox: " in result.stdout
+    result = invoke("check", file, "--json")
+    assert result.exit_code == 1 and len(json.loads(result.stdout)["problems"]) == 1
+    result = invoke("check", file, "--fix", root / "fixed.json")
+    assert result.exit_code == 0 and "1 annotations clipped" in result.stderr, result.output
+    assert invoke("check", root / "fixed.json").exit_code == 0
 
 
 def test_split_command(root):

@@ -2,7 +2,6 @@
 
 import copy
 import types
-import warnings
 from collections import OrderedDict
 
 import pytest
@@ -11,7 +10,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import dcnzoo
-from dcnzoo.layers import DeformConv2d, MaskSigmoid, OffsetConv2d, PackedDeformConv2d, offset_parameter_groups
+from dcnzoo.layers import DeformConv2d, MaskSigmoid, PackedDeformConv2d, offset_parameter_groups
 
 
 class Bottleneck(nn.Module):
@@ -176,20 +175,16 @@ def test_everything_else_is_kept():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision(dtype):
+def test_half_precision_and_meta_device(dtype):
     model = nn.Sequential(nn.Conv2d(4, 6, 3)).to(dtype)
     input = torch.randn(1, 4, 8, 8, dtype=dtype)
     expected = model(input)
     dcnzoo.to_deformable(model, "0")
     assert {parameter.dtype for parameter in model.parameters()} == {dtype}
     torch.testing.assert_close(model(input), expected, atol=1e-2, rtol=1e-2)
-
-
-def test_meta_device():
-    with torch.device("meta"):
-        model = resnet()
-    dcnzoo.to_deformable(model, "layer4.*.conv2")
-    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+    nowhere = nn.Sequential(nn.Conv2d(4, 6, 3, device="meta", dtype=dtype))
+    dcnzoo.to_deformable(nowhere, "0")
+    assert {parameter.device.type for parameter in nowhere.parameters()} == {"meta"}
 
 
 def test_modules_of_an_activation_are_copied():
@@ -236,9 +231,9 @@ def test_where(where, expected):
     assert packs == set(report.replaced)
 
 
-@pytest.mark.parametrize(
-    ("where", "message"),
-    [
+def mistakes():
+    """Calls that replace nothing, with what the error names."""
+    for where, named in (
         ("layer[5-6].*.conv2", r"nearest are 'layer\d\.\d"),
         ("conv2", r"'\*conv2' matches 'layer1\.0\.conv2'"),
         (["layer4.*.conv2", "layer4.*.conv9"], r"layer4\.\*\.conv9"),
@@ -246,13 +241,23 @@ def test_where(where, expected):
         (lambda name, module: False, "where: "),
         (3, "where: .*3"),
         ("*.conv1", "one tap"),
-    ],
-)
-def test_where_nothing_is_replaced(where, message):
-    model = resnet()
+    ):
+        yield resnet(), (where,), {}, named
+    for option in (
+        {"kind": "v9"}, {"mask_activation": "sigmoids"}, {"mask_activation": None},
+        {"mask_activation": nn.Sigmoid()}, {"offset_activation": nn.Sigmoid()}, {"offset_limit": -1},
+    ):  # fmt: skip
+        yield resnet(), ("layer4.*.conv2",), option, f"{next(iter(option))}: "
+    yield nn.Conv2d(3, 3, 3), ("*",), {}, "the model itself"
+    yield nn.Linear(3, 3), ("*",), {}, "model: .*a convolution"
+    yield torch.compile(resnet(), backend="eager"), ("*",), {}, "OptimizedModule"
+
+
+@pytest.mark.parametrize(("model", "arguments", "options", "named"), mistakes())
+def test_where_nothing_is_replaced(model, arguments, options, named):
     before = repr(model)
-    with pytest.raises(ValueError, match=rf"^to_deformable: .*{message}"):
-        dcnzoo.to_deformable(model, where)
+    with pytest.raises(ValueError, match=rf"^to_deformable: .*{named}"):
+        dcnzoo.to_deformable(model, *arguments, **options)
     assert repr(model) == before
 
 
@@ -322,55 +327,6 @@ def test_same_and_valid_padding():
     torch.testing.assert_close(model(input), expected)
 
 
-def test_twice():
-    model = resnet()
-    dcnzoo.to_deformable(model, "layer4.0.conv2")
-    with pytest.warns(UserWarning):
-        report = dcnzoo.to_deformable(model, "layer4.*")
-    assert list(report.replaced) == ["layer4.1.conv2"]
-    assert set(report.refused) == {
-        f"layer4.{block}.{name}" for block in (0, 1) for name in ("conv1", "conv3", "downsample")
-    } | {"layer4.0.conv2"}
-    assert sum(isinstance(module, OffsetConv2d) for module in model.modules()) == 4
-
-
-def test_models_that_cannot_be_converted_in_place():
-    for call, model, reason in (
-        (dcnzoo.to_deformable, nn.Conv2d(3, 3, 3), "the model itself"),
-        (dcnzoo.to_deformable, nn.Linear(3, 3), "model: .*a convolution"),
-        (dcnzoo.from_deformable, resnet(), "model: .*a pack"),
-        (dcnzoo.to_deformable, torch.compile(resnet(), backend="eager"), "OptimizedModule"),
-    ):
-        with pytest.raises(ValueError, match=reason):
-            call(model, "*")
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        {"kind": "v9"},
-        {"mask_activation": "sigmoids"},
-        {"mask_activation": None},
-        {"mask_activation": nn.Sigmoid()},
-        {"offset_activation": nn.Sigmoid()},
-        {"offset_limit": -1},
-    ],
-)
-def test_bad_arguments(arguments):
-    with pytest.raises(ValueError, match=rf"to_deformable: .*{next(iter(arguments))}: "):
-        dcnzoo.to_deformable(resnet(), "layer4.*.conv2", **arguments)
-
-
-def test_report():
-    model = nn.ModuleDict({"first": nn.Conv2d(4, 4, 3), "head": nn.Conv2d(4, 2, 1)})
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        report = dcnzoo.to_deformable(model, "*", "v1")
-    first, left, total = str(report).splitlines()
-    assert first.startswith("first ") and "+666 parameters" in first  # 18 · 4 · 9 + 18
-    assert left.startswith("head ") and "one tap" in left and "1 replaced" in total
-
-
 # Back
 
 
@@ -402,6 +358,11 @@ def test_what_is_not_folded(model, reason):
     assert type(model[0]) is nn.Conv2d and model[1] is pack
     with pytest.raises(ValueError, match=r"from_deformable: .*'1': "):
         dcnzoo.from_deformable(model)
+
+
+def test_nothing_to_take_back():
+    with pytest.raises(ValueError, match=r"from_deformable: model: .*a pack"):
+        dcnzoo.from_deformable(resnet(), "*")
 
 
 def test_folds_what_can_only_be_zero():

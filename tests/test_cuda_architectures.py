@@ -54,48 +54,31 @@ def code_for(run: subprocess.CompletedProcess) -> tuple[list[str], list[str]]:
     )
 
 
-@pytest.mark.parametrize(
-    ("nvcc", "expected"),
-    [
-        (CUDA_12_0, ["75", "80", "86", "89", "90"]),
-        (CUDA_13_0, ["75", "80", "86", "89", "90", "100", "120"]),
-    ],
-    ids=["CUDA 12.0", "CUDA 13.0"],
-)
-def test_default_is_what_nvcc_has(targets, nvcc, expected):
-    assert code_for(targets(nvcc)) == (expected, expected[-1:])
+ARCHS, LIST = "DCNZOO_CUDA_ARCHS", "TORCH_CUDA_ARCH_LIST"
+ALL = ["75", "80", "86", "89", "90", "100", "120"]
+TARGETS = [  # nvcc's, what is asked for, machine code for, PTX for
+    (CUDA_12_0, {}, ["75", "80", "86", "89", "90"], ["90"]),
+    (CUDA_13_0, {}, ALL, ["120"]),
+    (CUDA_13_0, {ARCHS: "80;90"}, ["80", "90"], ["90"]),
+    (CUDA_13_0, {ARCHS: "80 100"}, ["80", "100"], ["100"]),
+    (CUDA_13_0, {LIST: "8.0;9.0"}, ["80", "90"], []),
+    (CUDA_13_0, {LIST: "8.0 9.0a 12.0+PTX"}, ["80", "90a", "120"], ["120"]),
+    (CUDA_13_0, {LIST: "Ampere;10.0"}, ["80", "86", "100"], ["86"]),
+    (CUDA_13_0, {LIST: ""}, ALL, ["120"]),
+    (CUDA_13_0, {ARCHS: "75", LIST: "9.0"}, ["75"], ["75"]),
+]
+
+
+@pytest.mark.parametrize(("nvcc", "environment", "code", "ptx"), TARGETS, ids=str)
+def test_targets(targets, nvcc, environment, code, ptx):
+    assert code_for(targets(nvcc, **environment)) == (code, ptx)
 
 
 @pytest.mark.parametrize(
-    ("environment", "expected", "ptx"),
-    [
-        ({"DCNZOO_CUDA_ARCHS": "80;90"}, ["80", "90"], ["90"]),
-        ({"DCNZOO_CUDA_ARCHS": "120"}, ["120"], ["120"]),
-        ({"DCNZOO_CUDA_ARCHS": "80 100"}, ["80", "100"], ["100"]),
-        ({"TORCH_CUDA_ARCH_LIST": "8.0;9.0"}, ["80", "90"], []),
-        ({"TORCH_CUDA_ARCH_LIST": "8.0 9.0a 12.0+PTX"}, ["80", "90a", "120"], ["120"]),
-        ({"TORCH_CUDA_ARCH_LIST": "Ampere;10.0"}, ["80", "86", "100"], ["86"]),
-        ({"TORCH_CUDA_ARCH_LIST": ""}, ["75", "80", "86", "89", "90", "100", "120"], ["120"]),
-        ({"DCNZOO_CUDA_ARCHS": "75", "TORCH_CUDA_ARCH_LIST": "9.0"}, ["75"], ["75"]),
-    ],
-    ids=str,
+    ("name", "value", "got"),
+    [(ARCHS, "100", "100"), (LIST, "9.0;12.0", "120"), (LIST, "newest", "newest"), (ARCHS, "8.0", "8.0")],
 )
-def test_what_is_asked_for(targets, environment, expected, ptx):
-    assert code_for(targets(CUDA_13_0, **environment)) == (expected, ptx)
-
-
-@pytest.mark.parametrize(
-    ("environment", "named"),
-    [
-        ({"DCNZOO_CUDA_ARCHS": "100"}, ("DCNZOO_CUDA_ARCHS", "100", "90")),
-        ({"TORCH_CUDA_ARCH_LIST": "9.0;12.0"}, ("TORCH_CUDA_ARCH_LIST", "120", "90")),
-        ({"TORCH_CUDA_ARCH_LIST": "newest"}, ("TORCH_CUDA_ARCH_LIST", "newest")),
-        ({"DCNZOO_CUDA_ARCHS": "8.0"}, ("DCNZOO_CUDA_ARCHS", "8.0")),
-    ],
-    ids=str,
-)
-def test_what_cannot_be_built_is_refused(targets, environment, named):
-    run = targets(CUDA_12_0, **environment)
+def test_what_cannot_be_built_is_refused(targets, name, value, got):
+    run = targets(CUDA_12_0, **{name: value})
     assert run.returncode == 1 and "Traceback" not in run.stderr
-    for word in named:
-        assert word in run.stderr
+    assert name in run.stderr and got in run.stderr

@@ -93,32 +93,6 @@ def test_any_im2col_step_with_any_batch(step):
     assert torch.equal(dcnv3(*sample.tensors, **kwargs), cases.call(sample))
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e30])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-def test_offsets_that_are_no_places_contribute_nothing(value, dtype):
-    """What is read there is zero; times a mask of NaN that is NaN, in its pixel and group alone."""
-    sample = cases.make("no place", kernel_size=3, group_channels=5).to(dtype)
-    input, offset, mask = (t.clone() for t in sample.tensors)
-    offset[0, 3, 4, :2], mask[0, 3, 4, 0] = value, 0
-    expected = dcnv3(input, torch.nan_to_num(offset, 1e3, 1e3, -1e3), mask, **sample.kwargs)
-    mask[0, 3, 4, 0] = float("nan")
-    leaves = [t.requires_grad_() for t in (input, offset, mask)]
-    output = dcnv3(*leaves, **sample.kwargs)
-    assert output[0, 3, 4, :5].isnan().all()
-    expected[0, 3, 4, :5] = float("nan")
-    torch.testing.assert_close(output, expected, rtol=0, atol=0, equal_nan=True)
-    output.sum().backward()
-    assert all(t.grad.isfinite().all() for t in leaves)
-    assert (offset.grad[0, 3, 4, :2] == 0).all() and mask.grad[0, 3, 4, 0] == 0
-
-
-def test_outside_samples_stay_zero_where_the_map_is_not_finite():
-    input = torch.full((1, 3, 4, 2), float("nan"), **F64)
-    offset, mask = zeros((3, 4), 1, 1)
-    output = dcnv3(input, offset + 50, mask, 1, 1, 0, 1, 1, 2, 1.0)
-    assert (output == 0).all()
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_float32_offsets_stay_exact_beside_half_input(dtype):
     """At x = 300 the half types know whole numbers, at best."""

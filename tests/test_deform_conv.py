@@ -78,27 +78,6 @@ def test_zero_offset_is_plain_convolution(rank, groups, geometry, transposed):
         torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("rank", [1, 2, 3])
-def test_is_the_adjoint_of_deform_conv(rank):
-    """⟨deform_conv(y), x⟩ = ⟨y, deform_conv_transpose(x)⟩, with one weight, offset and mask."""
-    for sample in transpose.samples(rank):
-        if sample.name == "neither":
-            continue
-        x, weight, offset, mask, _ = sample.tensors
-        stride, padding, output_padding, dilation = conv.geometry(
-            sample, stride=1, padding=0, output_padding=0, dilation=1
-        )
-        # no deform_conv input has more output padding than this
-        output_padding = [min(p, s - 1) for p, s in zip(output_padding, stride, strict=True)]
-        given = {"stride": stride, "padding": padding, "dilation": dilation}
-        given["groups"] = sample.kwargs.get("groups", 1)
-        backwards, plain = (getattr(dcnzoo.ops, f"deform_conv{name}{rank}d") for name in ("_transpose", ""))
-        image = backwards(x, weight, offset, mask, output_padding=output_padding, **given)
-        y = torch.linspace(-1, 1, image.numel(), dtype=torch.float64).view(image.shape)
-        left = (plain(y, weight, offset, mask, **given) * x).sum()
-        torch.testing.assert_close(left, (y * image).sum(), rtol=1e-10, atol=1e-10)
-
-
 @pytest.mark.parametrize(("down", "right"), [(0, 1), (2, 0), (-1, 3), (-2, -2)])
 def test_integer_offset_reads_a_shifted_input(down, right):
     sample = make("shift", padding=1, mask_groups=None)
@@ -149,30 +128,6 @@ def test_samples_on_borders_and_grid_lines(axis):
     assert (offset_gradient[axis, coordinates.index(-0.5)] != 0).all(), "a gradient back into the map"
 
 
-@pytest.mark.parametrize("axis", [0, 1])
-def test_border_of_the_transposed(axis):
-    """At -1 and at the size nothing is written and there is no gradient; in between it fades out."""
-    size = (4, 6)
-    coordinates = [-1.5, -1.0, -0.75, 0.0, size[axis] - 1.0, size[axis] - 0.25, float(size[axis]), 1e30]
-    weight = torch.ones(1, 1, 1, 1, dtype=torch.float64)
-    for coordinate in coordinates:
-        offset = torch.zeros(1, 2, *size, dtype=torch.float64)
-        offset[0, axis, 0, 0] = coordinate
-        input = torch.zeros(1, 1, *size, dtype=torch.float64)
-        input[..., 0, 0] = 1
-        tensors = [t.requires_grad_() for t in (input, weight, offset)]
-        output = deform_conv_transpose2d(*tensors)
-        inside = -1 < coordinate < size[axis]
-        share = 1 - max(-coordinate, coordinate - (size[axis] - 1), 0) if inside else 0
-        assert output.sum().item() == pytest.approx(share)
-        gradient = torch.autograd.grad(output.sum(), tensors[2])[0][0, axis, 0, 0].item()
-        low, fraction = math.floor(coordinate), coordinate % 1
-        if not inside:
-            assert gradient == 0
-        elif fraction:
-            assert gradient == (1 if low == -1 else -1)
-
-
 @both
 def test_outside_samples_stay_zero_where_the_map_is_not_finite(function, cases):
     input, weight, offset, mask, _ = cases.make("infinite map", padding=1).tensors
@@ -187,16 +142,6 @@ def test_outside_samples_stay_zero_where_the_map_is_not_finite(function, cases):
 def test_any_batch_with_any_im2col_step(function, cases, batch, step):
     sample = cases.make("step", batch=batch, size=(4, 5), im2col_step=step)
     assert_same(cases, sample, sample, 1e-10)
-
-
-@pytest.mark.parametrize(
-    ("groups", "offset_groups", "mask_groups"),
-    [(1, 1, 1), (1, 3, 6), (2, 1, 4), (2, 2, 1), (2, 3, 4), (4, 1, 6), (4, 2, 4), (4, 3, 1)],
-)
-def test_groups_are_independent(groups, offset_groups, mask_groups):
-    parts = dict(groups=groups, offset_groups=offset_groups, mask_groups=mask_groups)
-    sample = make("groups", channels=12, padding=1, **parts)
-    assert_same(conv, sample, sample, 1e-10)
 
 
 @both

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dcnzoo.ops import _backend, _deterministic, deform_roi_pool, roi_align
+import dcnzoo.ops
+from dcnzoo.ops import _backend, _deterministic
 
-from . import op_cases, test_deform_roi_pool, test_roi_align
-from .op_cases import deform_conv
+from . import op_cases
+from .op_cases import deform_conv, deform_roi_pool, roi_align
 
 SAMPLES = [(rank, sample) for rank in (1, 2, 3) for sample in deform_conv.samples(rank)]
 
@@ -65,44 +66,41 @@ def test_both_derivatives_are_the_same_in_order(op, monkeypatch):
     torch.testing.assert_close(*results)
 
 
-def leaves_of(sample):
-    return [t.clone().requires_grad_(i != 1) for i, t in enumerate(sample)]  # but RoIs
+POOLING = [
+    (op, sample.kwargs)
+    for op in (roi_align, deform_roi_pool)
+    for sample in op.samples()
+    if "samples" in sample.name
+]
 
 
-POOLING = [(roi_align, {"spatial_scale": 0.5, **mode}) for mode in test_roi_align.MODES]
-POOLING += [(deform_roi_pool, {"spatial_scale": 0.5, "sampling_ratio": n, "gamma": -0.4}) for n in (0, 1, 3)]
-
-
-@pytest.mark.parametrize("function, settings", POOLING, ids=lambda x: getattr(x, "__name__", None))
-def test_pooling(function, settings, monkeypatch):
+@pytest.mark.parametrize("op, settings", POOLING, ids=str)
+def test_pooling(op, settings, monkeypatch):
     """Both derivatives are the kernels', for RoIs across every border, odd ones among them."""
-    maps, rois, offset = test_deform_roi_pool.example(rois=9, channels=2)
     nan, inf = float("nan"), float("inf")
     odd = [[0, nan, 0, 8, 8], [1, 0, 0, inf, 8], [1, 6, 6, 2, 2], [0, 90, 90, 99, 99], [1, -99, -9, 99, 30]]
-    rois[4:] = torch.tensor(odd)
+    sample = op.make("pooling", rois=9, channels=2, **settings)
+    sample.tensors[1][4:] = torch.tensor(odd)
     results = []
     for ordered in (False, True):
         monkeypatch.setattr(_deterministic, "deterministic", lambda tensor, ordered=ordered: ordered)
-        leaves = leaves_of((maps, rois, offset)[: 3 if function is deform_roi_pool else 2])
-        wanted = [t for t in leaves if t.requires_grad]
-        output = function(*leaves, output_size=(3, 2), **settings)
-        first = torch.autograd.grad(output.square().sum(), wanted, create_graph=True)
-        results.append([*first, *torch.autograd.grad(sum(g.square().sum() for g in first), wanted)])
+        leaves = sample.leaves()
+        first = torch.autograd.grad(op.call(leaves).square().sum(), leaves.given, create_graph=True)
+        results.append([*first, *torch.autograd.grad(sum(g.square().sum() for g in first), leaves.given)])
     assert results[0][0].count_nonzero() > 30
     torch.testing.assert_close(*results, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("pool_mode", ["avg", "max"])
 def test_pooling_in_half_precision_and_of_nothing(pool_mode, monkeypatch):
-    maps, rois = test_roi_align.example(rois=5)
+    maps, rois = roi_align.make("half", rois=5).to(torch.bfloat16).tensors
     for images, count in ((2, 5), (2, 0), (0, 0)):
         results = []
         for ordered in (False, True):
             monkeypatch.setattr(_deterministic, "deterministic", lambda tensor, ordered=ordered: ordered)
-            leaf = maps[:images].bfloat16().requires_grad_()
-            roi_align(leaf, rois[:count], (3, 2), 0.5, pool_mode=pool_mode).sum().backward()
+            leaf = maps[:images].clone().requires_grad_()
+            dcnzoo.ops.roi_align(leaf, rois[:count], (3, 2), 0.5, pool_mode=pool_mode).sum().backward()
             results.append(leaf.grad)
-        assert results[1].dtype == torch.bfloat16
         torch.testing.assert_close(*results, rtol=2**-7, atol=2**-7)
 
 

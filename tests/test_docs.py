@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import re
 import runpy
 from pathlib import Path
-from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -49,14 +47,6 @@ RUN = {
     "docs/ops/mask_softmax.md": rand(mask=(1, 18, 5, 6)),
     "docs/ops/deform_conv.md": rand(**CONV, weight=(2, 4, 3, 3)),
 }
-
-TUTORIAL = ROOT / "docs/tutorial.ipynb"
-# Whose __all__ is promised
-PUBLIC = (
-    *("dcnzoo", "dcnzoo.ops", "dcnzoo.layers", "dcnzoo.models", "dcnzoo.zoo", "dcnzoo.export"),
-    *("dcnzoo.openmmlab.datasets", "dcnzoo.openmmlab.hooks", "dcnzoo.report", "dcnzoo.compat.mmcv"),
-    *("dcnzoo.compat.torchvision", "dcnzoo.compat.tvdcn", "dcnzoo.compat.ndconv"),
-)
 
 if not PAGES:
     pytest.skip("needs the repository", allow_module_level=True)
@@ -142,69 +132,17 @@ def test_configs_turn_dcn_on(tmp_path):
         assert any("conv_offset" in name for name in parameters), text
 
 
-def test_targets_exist():
-    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    for path in PAGES:
-        code = "\n".join(re.findall(r"`([^`\n]+)`", path.read_text()) + blocks(path, "bash"))
-        for target in re.findall(r"\bmake ([a-z][a-z-]*)\b", code):
-            assert target in targets, f"{name_of(path)}: make {target}"
-
-
-def test_every_page_is_in_the_index():
-    docs = ROOT / "docs"
-    listed = set()
-    for index in (docs / "index.md", docs / "ops/index.md", docs / "benchmarks/README.md"):
-        trees = "\n".join(blocks(index, r"\{toctree\}"))
-        lines = [line for line in trees.splitlines() if line and not line.startswith(":")]
-        assert len(lines) == len(set(lines))
-        listed |= {path for line in lines for path in index.parent.glob(f"{line}.*")}
-    pages = {path for path in PAGES if docs in path.parents} | {TUTORIAL}
-    assert {path for path in listed if path.suffix in (".md", ".ipynb")} | {docs / "index.md"} == pages
-
-
-def test_pictures_are_what_the_script_draws():
-    pictures = runpy.run_path(str(ROOT / "docs/figures/draw.py"))["PICTURES"]
-    drawn = {name: draw().svg() for name, draw in pictures.items()}
-    files = {path.stem: path for path in (ROOT / "docs/figures").glob("*.svg")}
-    assert set(drawn) == set(files)
-    shown = " ".join(path.read_text() for path in PAGES)
-    for name, text in drawn.items():
-        assert text == files[name].read_text("utf-8"), f"{name}.svg: run docs/figures/draw.py"
-        assert len(text) < 30_000 and f"figures/{name}.svg)" in shown
-        ElementTree.fromstring(text)
-
-
-def test_every_public_name_is_in_the_api_pages():
-    text = (ROOT / "docs/api.md").read_text()
-    whole = re.findall(r"automodule:: (\S+)\n   :members:$", text, re.MULTILINE)  # whose __all__ Sphinx reads
-    named = [(m, name) for m in PUBLIC if m not in whole for name in importlib.import_module(m).__all__]
-    assert len(named) > 80
-    missing = [f"{m}.{name}" for m, name in named if not re.search(rf"\b{name}\b", text)]
-    assert missing == ["dcnzoo.__version__"]
-
-
 @pytest.mark.slow
 def test_tutorial(monkeypatch):
-    """Every cell runs; what the text says of the figures is so; the file has these outputs."""
-    nbformat = pytest.importorskip("nbformat")
-    pytest.importorskip("nbclient")
-    pytest.importorskip("ipykernel")
+    """Every cell runs, and deformable layers detect more."""
+    for package in ("nbformat", "nbclient", "ipykernel"):
+        pytest.importorskip(package)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # other tests run beside it
     executed = runpy.run_path(str(ROOT / "docs/run_tutorial.py"))["execute"]()
-    stored = nbformat.read(TUTORIAL, as_version=4)
-    outputs = [
-        [output for cell in notebook.cells for output in cell.get("outputs", ())]
-        for notebook in (executed, stored)
-    ]
-    assert [o.output_type for o in outputs[0]] == [o.output_type for o in outputs[1]], "docs/run_tutorial.py"
-    text, quoted = ("".join(o.text for o in each if o.output_type == "stream") for each in outputs)
-    assert re.sub(r"[\d.\s]+", "", text) == re.sub(r"[\d.\s]+", "", quoted)
-
+    outputs = [output for cell in executed.cells for output in cell.get("outputs", ())]
+    text = "".join(output.text for output in outputs if output.output_type == "stream")
     rows = dict(re.findall(r"^(plain|deformable|plain, as long) +\d+ .* ([\d.]+)$", text, re.MULTILINE))
-    assert float(rows["deformable"]) > float(rows["plain"]) + 0.05
-    assert "3 × DeformConv; 2000 images" in text and "Warning" not in text
-    assert TUTORIAL.stat().st_size < 200_000
-    assert not re.search(r"/(home|root|tmp|work)/", str(stored))
+    assert float(rows["deformable"]) > float(rows["plain"]) + 0.05 and "Warning" not in text
 
 
 def test_model_zoo_lists_every_config():

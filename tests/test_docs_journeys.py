@@ -56,7 +56,7 @@ if not PAGE.exists():
     pytest.skip("needs the repository", allow_module_level=True)
 pytest.importorskip("mmdet")
 
-from .test_train_your_data import make_voc  # noqa: E402
+from .formats import fruits, write_voc  # noqa: E402
 
 
 def steps() -> list[tuple[str, str, str]]:
@@ -134,7 +134,8 @@ def journey(here: Path) -> tuple[Path, dict[str, str]]:
     clone = here / "dcnzoo"
     copy_sources(clone)
     set_up(clone)
-    make_voc(clone / "data" / "fruits", [f"{number:04}.jpg" for number in range(1, 7)], CLASSES)
+    names = [f"{number:04}.jpg" for number in range(1, 7)]
+    write_voc(clone / "data" / "fruits", fruits(here / "drawn", names, CLASSES))
     bare = here / "bare"
     bare.mkdir()
     for entry in (entry for folder in site.getsitepackages() for entry in Path(folder).iterdir()):

@@ -1,18 +1,15 @@
 """The table of docs/mmcv_ops.md. To write it: python -m tests.test_docs_mmcv_ops"""
 
-import importlib
 import re
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-import torch
 
 from dcnzoo.compat.mmcv import _ext
 
 PAGE = Path(__file__).resolve().parents[1] / "docs/mmcv_ops.md"
 HEADER = "| functions of `mmcv._ext` | asked for by | |\n|---|---|---|\n"
-
 GPU_ONLY = (
     *("knn_forward", "furthest_point_sampling_forward", "carafe_naive_backward"),
     *("points_in_boxes_part_forward", "points_in_boxes_all_forward"),
@@ -43,40 +40,14 @@ def table():
     return "\n".join(sorted(rows, key=lambda row: "| – " in row)) + "\n"
 
 
-def test_table_lists_every_function():
+def test_every_function_is_in_the_table_or_says_what_to_use():
     assert PAGE.read_text().partition(HEADER)[2] == table(), "python -m tests.test_docs_mmcv_ops"
-
-
-def test_every_function_is_accounted_for():
-    names = [name for _, names in asked_for() for name in names]
-    assert len(names) > 90
-    missing = [name for name in names if status(name).startswith("–")]
-    assert 0 < len(missing) < len(names) / 2
+    missing = [name for _, names in asked_for() for name in names if status(name).startswith("–")]
+    assert missing
     for name in missing:
         instead = re.escape(status(name).removeprefix("– "))
-        message = rf"^mmcv\.ops: {name}: .* not provided by dcnzoo; use {instead}, or ask for it"
-        with pytest.raises(NotImplementedError, match=message):
+        with pytest.raises(NotImplementedError, match=rf"^mmcv\.ops: {name}: .*{instead}"):
             getattr(_ext, name)()
-
-
-def test_what_is_for_gpus_only(monkeypatch):
-    mmcv_ops, called = importlib.import_module("mmcv.ops"), []
-    for module, names in asked_for():
-        for name in set(names) & set(GPU_ONLY):
-            extension = importlib.import_module(f"mmcv.ops.{module}").ext_module
-            monkeypatch.setattr(extension, name, lambda *args, **kwargs: called.append(1))
-    points, boxes = torch.rand(2, 8, 3), torch.rand(2, 3, 7)
-    x, mask = torch.rand(1, 4, 5, 5).requires_grad_(), torch.rand(1, 9, 10, 10)
-    for call in (
-        lambda: mmcv_ops.knn(3, points, points),
-        lambda: mmcv_ops.furthest_point_sample(points, 3),
-        lambda: mmcv_ops.points_in_boxes_part(points, boxes),
-        lambda: mmcv_ops.points_in_boxes_all(points, boxes),
-        lambda: mmcv_ops.carafe_naive(x, mask, 3, 1, 2).sum().backward(),
-    ):
-        with pytest.raises((AssertionError, TypeError, RuntimeError)):
-            call()
-    assert not called
 
 
 if __name__ == "__main__":

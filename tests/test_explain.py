@@ -117,7 +117,6 @@ def test_smoothing_keeps_the_sum_and_reaches_three_sigma():
     smoothed = smooth(field, 1.5)
     assert smoothed.sum() == pytest.approx(3, rel=1e-5)
     assert smoothed[15, 20] > 0 and smoothed[16:].eq(0).all() and smoothed[:, 26:].eq(0).all()
-    assert smoothed[12, 20] == pytest.approx(smoothed[10, 18]), "round"
     assert np.isfinite(heat_map(torch.zeros(5, 7))).all()
 
 
@@ -144,15 +143,12 @@ def test_a_box_has_its_outputs_or_some_of_many():
     assert output_window(field, Box(3, 4, 9.2, 4), SIZE) == (slice(2, 3), slice(1, 4))
     points, _ = points_of(field, Box(3, 4, 9.2, 4), SIZE)
     torch.testing.assert_close(points[15:30], field.points[:, :, 2, 2])
+    names = [f.name for f in with_unique_names(explained(names=("a", "b", "a", "a")).fields)]
+    assert names == ["a", "b", "a #2", "a #3"]
     points, _ = points_of(field, Box(0, 0, 35, 23), SIZE, most=4)
     assert len(points) == 4 * 4 * 15
     torch.testing.assert_close(points[:15], field.points[:, :, 0, 0])
     torch.testing.assert_close(points[-15:], field.points[:, :, 11, 11])
-
-
-def test_names_are_made_unique():
-    names = [field.name for field in with_unique_names(explained(names=("a", "b", "a", "a")).fields)]
-    assert names == ["a", "b", "a #2", "a #3"]
 
 
 def test_table_and_figure_of_layers():

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from .test_train_your_data import make_labelme, make_voc, make_yolo, objects, page_commands
+from .formats import FORMATS, fruits, objects, page_commands
 
 OPENMMLAB = ("mmengine", "mmcv", "mmdet")
 
@@ -71,12 +71,10 @@ def test_imports_no_openmmlab_though_it_is_there():
     assert run(f"import sys{NEED_TORCH_ONLY}print({imported})").strip() == "[]"
 
 
-@pytest.mark.parametrize(
-    ("heading", "make"), [("Pascal VOC", make_voc), ("YOLO", make_yolo), ("LabelMe", make_labelme)]
-)
-def test_data_needs_no_torch(heading, make, tmp_path, monkeypatch):
+@pytest.mark.parametrize("heading", FORMATS)
+def test_data_needs_no_torch(heading, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    make(tmp_path / "fruits")
+    FORMATS[heading][0](tmp_path / "fruits", fruits(tmp_path / "drawn"))
     for line in [*page_commands(heading), "dcnzoo data check train.json"]:
         run_command(DATA, *shlex.split(line)[1:])
     assert len(objects(tmp_path / "train.json", tmp_path / "val.json")) == 12

@@ -18,9 +18,7 @@ import subprocess
 import sys
 import time
 import venv
-from collections.abc import Callable
 from pathlib import Path
-from xml.sax.saxutils import escape
 
 import pytest
 import torch
@@ -29,8 +27,9 @@ from pycocotools.cocoeval import COCOeval
 
 pytest.importorskip("mmdet")
 
+from .formats import FORMATS, objects, objects_of, page_commands, write_labelme, write_voc, write_yolo
 from .test_docs_journeys import copy_sources
-from .test_train_your_data import objects, page_commands, run
+from .test_train_your_data import run
 
 ROOT = Path(__file__).resolve().parents[1]
 if not os.environ.get("DCNZOO_DATA"):
@@ -91,85 +90,6 @@ def read(name: str, images: int | None = None) -> dict:
     return content
 
 
-def link(image: dict, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / Path(image["path"]).name).symlink_to(image["path"])
-
-
-def write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-
-
-def per_image(content: dict) -> list[tuple[dict, list[tuple[int, str, float, float, float, float]]]]:
-    """[(image, [(index of the class, its name, x1, y1, x2, y2)])]"""
-    names = {c["id"]: (i, c["name"]) for i, c in enumerate(content["categories"])}
-    boxes: dict = {image["id"]: [] for image in content["images"]}
-    for a in content["annotations"]:
-        x, y, w, h = a["bbox"]
-        boxes[a["image_id"]].append((*names[a["category_id"]], x, y, x + w, y + h))
-    return [(image, boxes[image["id"]]) for image in content["images"]]
-
-
-def write_voc(folder: Path, parts: dict[str, dict]) -> None:
-    """Pixels count from 1, both edges are in the box."""
-    for split, content in parts.items():
-        for image, boxes in per_image(content):
-            link(image, folder / "JPEGImages")
-            text = "".join(
-                f"<object><name>{escape(name)}</name><bndbox><xmin>{x1 + 1}</xmin><ymin>{y1 + 1}</ymin>"
-                f"<xmax>{x2}</xmax><ymax>{y2}</ymax></bndbox></object>"
-                for _, name, x1, y1, x2, y2 in boxes
-            )
-            file = image["file_name"]
-            write(
-                (folder / "Annotations" / file).with_suffix(".xml"),
-                f"<annotation><filename>{file}</filename>{text}</annotation>",
-            )
-        names = "\n".join(Path(image["file_name"]).stem for image in content["images"])
-        write(folder / f"ImageSets/Main/{split}.txt", names)
-
-
-def write_yolo(folder: Path, parts: dict[str, dict]) -> None:
-    for split, content in parts.items():
-        for image, boxes in per_image(content):
-            link(image, folder / "images" / split)
-            w, h = image["width"], image["height"]
-            lines = [
-                f"{label} {(x1 + x2) / 2 / w} {(y1 + y2) / 2 / h} {(x2 - x1) / w} {(y2 - y1) / h}"
-                for label, _, x1, y1, x2, y2 in boxes
-            ]
-            write((folder / "labels" / split / image["file_name"]).with_suffix(".txt"), "\n".join(lines))
-    names = [category["name"] for category in content["categories"]]
-    write(folder / "data.yaml", f"train: images/train\nval: images/val\nnames: {json.dumps(names)}\n")
-
-
-def write_labelme(folder: Path, parts: dict[str, dict]) -> None:
-    """Boxes as rectangles, masks as polygons, those of one object with one ``group_id``."""
-    for content in parts.values():
-        names = {category["id"]: category["name"] for category in content["categories"]}
-        shapes: dict = {image["id"]: [] for image in content["images"]}
-        for a in content["annotations"]:
-            x, y, w, h = a["bbox"]
-            polygons = [list(zip(p[::2], p[1::2], strict=True)) for p in a.get("segmentation", [])]
-            for points in polygons or [[(x + w, y + h), (x, y)]]:
-                kind = {"shape_type": "polygon" if polygons else "rectangle", "group_id": a["id"]}
-                shapes[a["image_id"]].append({"label": names[a["category_id"]], "points": points, **kind})
-        for image in content["images"]:
-            link(image, folder)
-            size = {"imageHeight": image["height"], "imageWidth": image["width"]}
-            about = {"imagePath": image["file_name"], "imageData": None, **size}
-            text = json.dumps({**about, "shapes": shapes[image["id"]]})
-            write((folder / image["file_name"]).with_suffix(".json"), text)
-
-
-FORMATS: dict[str, tuple[Callable, str]] = {
-    "Pascal VOC": (write_voc, "fruits/JPEGImages"),
-    "YOLO": (write_yolo, "fruits"),
-    "LabelMe": (write_labelme, "fruits"),
-}
-
-
 @pytest.mark.parametrize("heading", FORMATS)
 def test_formats(tmp_path, monkeypatch, heading):
     """All of BCCD, in this process: 3,941 objects come back as they were, and the commands agree on them."""
@@ -179,12 +99,7 @@ def test_formats(tmp_path, monkeypatch, heading):
     monkeypatch.chdir(tmp_path)
     for line in page_commands(heading):
         run(line)
-    expected = {
-        (image["file_name"], name, x1, y1, x2 - x1, y2 - y1)
-        for content in parts.values()
-        for image, boxes in per_image(content)
-        for _, name, x1, y1, x2, y2 in boxes
-    }
+    expected = set().union(*map(objects_of, parts.values()))
     found = objects(tmp_path / "train.json", tmp_path / "val.json")
     assert {(file, name, *(round(v, 6) for v in box)) for file, name, *box in found} == expected
     assert len(expected) > 3000
@@ -315,18 +230,6 @@ def test_masks_without_a_network(tmp_path):
     dcnzoo("dcnzoo data config train.json val.json published.py --images fruits")
     said = dcnzoo("dcnzoo train published.py", status=1).splitlines()[-1]
     assert all(part in said for part in ("https://", str(tmp_path / "home"), "--no-weights")), said
-
-
-@pytest.mark.slow
-def test_default_model(tmp_path):
-    """Faster R-CNN with ResNet-50, as the page has it, for one iteration."""
-    voc(tmp_path / "fruits", 2, 3)
-    dcnzoo = checkout(tmp_path)
-    for line in [*page_commands("Pascal VOC"), *page_commands("The config")]:
-        dcnzoo(f"{line} --no-weights" if " config " in line else line)
-    dcnzoo("dcnzoo train fruits.py --auto-scale-lr --cfg-options train_cfg.max_epochs=1")
-    image, *_ = (tmp_path / "fruits/JPEGImages").iterdir()
-    dcnzoo(f"dcnzoo infer {image} --model fruits.py --checkpoint work_dirs/fruits/epoch_1.pth")
 
 
 @pytest.mark.slow

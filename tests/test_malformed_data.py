@@ -9,8 +9,6 @@ import io
 import json
 import logging
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -492,26 +490,6 @@ def test_conversion_encodings(folder, kind, encoding):
     assert len(json.loads((folder / "out.json").read_text())["annotations"]) == (3 if kind == "yolo" else 2)
 
 
-def test_long_names_in_lists(folder):
-    name = "x" * 300
-    (folder / "ImageSets").mkdir()
-    (folder / "a.xml").write_text(voc(size=""))
-    (folder / "ImageSets/train.txt").write_text(f"a\n{name}")
-    (folder / "c.xml").write_text(voc(extra=f"<filename>{name}</filename>"))
-    (folder / "images").mkdir()
-    (folder / "a.png").rename(folder / "images/a.png")
-    (folder / "list.txt").write_text(f"images/a.png\n{name}\n")
-    (folder / "data.yaml").write_text(DATA.replace("images", "list.txt"))
-    for kind, file, *options in (
-        ("voc", "ImageSets/train.txt", "--split", "train"),
-        ("voc", "c.xml"),
-        ("yolo", "list.txt"),
-    ):
-        result = invoke("convert", kind, folder, folder / "out.json", *options)
-        assert result.exit_code == 1
-        assert names_all(result.stderr.splitlines()[0], f"{folder}/{file}:2:")
-
-
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -532,22 +510,3 @@ def test_arguments_that_are_too_long(folder, arguments, monkeypatch):
 
 
 # As a user types it
-
-
-@pytest.mark.slow
-def test_training_as_a_program(folder):
-    change, _, where, field = COCO["polygon with NaN"]
-    file = write_coco(folder, change)
-    config = folder / "config.py"
-    config.write_text(
-        "_base_ = 'dcnzoo::demo/mask-rcnn_r14_fpn_8e_shapes.py'\n"
-        f"data = dict(type='ShapesDataset', data_root='{folder}/', ann_file='coco.json',\n"
-        "            data_prefix=dict(img=''), metainfo=dict(classes=('fig', 'date')), shapes=None)\n"
-        "train_dataloader = dict(num_workers=0, persistent_workers=False, dataset=data)\n"
-        "val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=data)\n"
-        "test_dataloader = val_dataloader\n"
-    )
-    command = [sys.executable, "-m", "dcnzoo", "train", config, "--work-dir", folder / "work"]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert ran.returncode == 1 and "Traceback" not in ran.stderr
-    assert names_all(ran.stderr.splitlines()[-1], str(file), where, field)

@@ -84,14 +84,3 @@ def test_vmap_over_levels_is_refused():
     value, *rest = (torch.stack([t] * 2) for t in sample.tensors)
     with pytest.raises(RuntimeError, match="vmap over ms_deform_attn: "):
         torch.vmap(ms_deform_attn)(value, *levels, *rest)
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_locations_that_are_no_places_contribute_nothing(value):
-    sample = cases.make("no place")
-    maps, locations, weights = (t.clone() for t in sample.tensors)
-    locations[0, 2, 1, 1, 3] = 100
-    expected = ms_deform_attn(maps, *sample.kwargs.values(), locations, weights)
-    locations[0, 2, 1, 1, 3, 0] = value
-    output = ms_deform_attn(maps, *sample.kwargs.values(), locations, weights)
-    assert torch.equal(output, expected) and output.isfinite().all()

@@ -1,6 +1,5 @@
 """The report: what logs say, what is drawn, and a page that needs nothing beside it."""
 
-import itertools
 import json
 import re
 import shutil
@@ -27,7 +26,6 @@ from dcnzoo.openmmlab.hooks.offset_statistics import COLUMNS
 from dcnzoo.report import Instances, page, trace_sampling
 from dcnzoo.report.detector import Detector
 from dcnzoo.report.history import History
-from dcnzoo.report.plots import plot_learning_curves
 from dcnzoo.report.report import (
     TrainedRun,
     load_detectors,
@@ -72,27 +70,15 @@ def test_history_of_a_resumed_run(tmp_path):
     assert {step: entry["loss"] for step, entry in history.training.items()} == {2: 5.0, 4: 4.0, 6: 3.5}
     assert history.validation == {1: {"coco/bbox_mAP": 0.1, "coco/bbox_mAP_l": -1.0}}
     assert history.iteration == 6
-
-
-def test_history_passes_over_offsets(tmp_path):
-    write_log(tmp_path, [(2, 1, 5.0)])
-    log = tmp_path / "2026_0" / "vis_data" / "scalars.json"
-    log.write_text(log.read_text().rpartition("\n")[0] + '\n{"offsets/mean_abs/a": 0.5, "step": 2}\n')
-    assert History.read(tmp_path) == History({2: {**History.read(tmp_path).training[2]}}, {})
+    log = tmp_path / "2026_1" / "vis_data" / "scalars.json"
+    log.write_text('{"offsets/mean_abs/a": 0.5, "step": 2}\n' + log.read_text())
+    assert History.read(tmp_path) == history, "figures of offsets are no validation"
     assert History.read(tmp_path / "nowhere") == History({}, {})
 
 
-@pytest.mark.parametrize(
-    ("key", "name"),
-    [
-        ("coco/bbox_mAP", "box AP"),
-        ("coco/segm_mAP_75", "mask AP75"),
-        ("coco/bbox_mAP_s", "box AP, small"),
-        ("pascal_voc/mAP", "pascal_voc/mAP"),
-    ],
-)
-def test_metric_names(key, name):
-    assert metric_name(key) == name
+def test_metric_names():
+    names = {"coco/bbox_mAP": "box AP", "coco/segm_mAP_75": "mask AP75", "coco/bbox_mAP_s": "box AP, small"}
+    assert {key: metric_name(key) for key in [*names, "voc/mAP"]} == {**names, "voc/mAP": "voc/mAP"}
 
 
 @pytest.fixture(scope="module")
@@ -139,41 +125,37 @@ def assert_self_contained(html):
     assert {a or b for a, b in used} <= set(ids)
 
 
-def test_report_of_a_run(make_run):
+def test_report_of_a_run(make_run, monkeypatch):
     folder = make_run()
     log = folder / "2026_0" / "2026_0.log"
     log.write_text("x\nSystem environment:\n    GCC: none <5>\n" + "-" * 60 + "\nConfig:\n")
-    rows = ["2,backbone.a,0.5,1,0,0.5,0,0", "2,backbone.b,0.25,1,0,,,", "4,backbone.a,0.75,1,0,0.5,0,0"]
-    cut = "4,backbone.b,0."
-    (folder / "offset_statistics.csv").write_text("\n".join([",".join(COLUMNS), *rows, cut]))
+    rows = [f"{i},layer{n},{abs(n - 4) + i},9,0,0.5,0,0" for i in (2, 4) for n in range(9)]
+    (folder / "offset_statistics.csv").write_text("\n".join([",".join(COLUMNS), *rows, "6,layer4,99"]))
     out = write_report([folder])
     assert out == folder / "report.html" and not list(folder.glob(".*partial"))
     html = out.read_text(encoding="utf-8")
     assert_self_contained(html)
-    assert len(html) < 2_000_000 and "<title>run</title>" in html
-    assert "<dt>box AP</dt><dd>0.250</dd>" in html and "<dt>s / iteration</dt><dd>0.250</dd>" in html
-    assert "<dt>parameters</dt><dd>581,891</dd>" in html and "<dt>iterations</dt><dd>6</dd>" in html
-    assert "GCC: none &lt;5&gt;" in html and "<td>0.125</td><td>–</td>" in html
-    assert "dcn=True" in html and "backbone.a" in html and "backbone.b" in html
-    titles = re.findall(r"<h2>(.*?)</h2>", html)
-    assert titles == [
-        "Learning curves", "Detections", "Where it samples", "Offsets over the training",
-        "Every validation", "Configuration", "Environment",
-    ]  # fmt: skip
-    assert all(svg.tag for svg in svgs(html)), "each is well-formed"
+    assert len(html) < 2_000_000
+    for figure in ("box AP</dt><dd>0.250", "s / iteration</dt><dd>0.250", "parameters</dt><dd>581,891"):
+        assert figure in html
+    assert "GCC: none &lt;5&gt;" in html and "<td>0.125</td><td>–</td>" in html and "dcn=True" in html
     assert html.count("<image ") == 5 and html.count('class="point"') == 2 * 3 * 81 + 2 * 9
+    words = {text.text for svg in svgs(html) for text in svg.iter() if text.tag.endswith("text")}
+    drawn = sorted(word for word in words if word and word.startswith("layer"))
+    assert drawn == [f"layer{n}" for n in (0, 1, 2, 6, 7, 8)], "those that end largest"
 
-
-def test_the_layers_that_end_largest_are_drawn(make_run):
-    folder = make_run()
-    rows = [",".join(COLUMNS), *(f"{i},layer{n},{abs(n - 4) + i},9,0,,," for i in (2, 4) for n in range(9))]
-    (folder / "offset_statistics.csv").write_text("\n".join(rows) + "\n6,layer4,99")
-    html = render_runs([TrainedRun.read(folder)], {})
-    assert "the 6 of 9 layers that end largest" in html and "epoch_2.pth" not in html.partition("<nav>")[0]
-    mean, _ = [svg for svg in svgs(html) if "layer0" in ET.tostring(svg, "unicode")]
-    words = [each.text for each in mean.iter() if each.tag.endswith("text")]
-    drawn = [word for word in words if word.startswith("layer")]
-    assert drawn == ["layer0", "layer1", "layer2", "layer6", "layer7", "layer8"]
+    (folder / "epoch_2.pth").unlink()
+    with pytest.raises(UserError, match=r"checkpoint: .*epoch_2\.pth"):
+        write_report([folder])
+    monkeypatch.chdir(folder / "2026_0")
+    for arguments, status, named in (
+        (["nowhere"], 1, "nowhere"),
+        (["."], 1, "config"),
+        ([".", "--num-images", "-1"], 2, "--num-images"),
+        ([".", "--labels", "a", "b"], 2, "--labels"),
+        ([".", ".", "--checkpoint", "x"], 2, "--checkpoint"),
+    ):
+        assert named in error_of("report", *arguments, status=status)
 
 
 def test_runs_beside_each_other(make_run):
@@ -190,7 +172,6 @@ def test_runs_beside_each_other(make_run):
     assert second == ["v2", "0.300 ± 0.141", "0.250", "581,891"]
     html = render_runs(runs, detectors, images=1)
     assert "<td>0.300 ± 0.141</td>" in html and "+        dcn=True," in html
-    assert "<summary>v2, v2-1</summary>" in html and "<h2>Where it samples</h2>" in html
 
 
 def test_a_run_without_validation_or_data(make_run, tmp_path):
@@ -243,63 +224,36 @@ def test_places_of_boxes():
     assert "background" not in locations(Instances(np.array([[0, 0, 8, 5]]), np.array([0])), (5, 8), ("a",))
 
 
-def drawn(html):
-    return {
-        (one.find("{*}title") if one.find("{*}title") is not None else one.find("title")).text: one
-        for svg in svgs(html)
-        for one in svg.iter("g")
-    }
-
-
-def test_instances_are_drawn_where_they_are():
+def test_instances_and_points_are_drawn_where_they_are():
     picture = page.Picture(np.zeros((40, 60, 3), np.uint8))
     masks = np.zeros((2, 40, 60), bool)
     masks[0, 5:15, 10:30] = True
     masks[0, 8:12, 15:20] = False  # a hole
     boxes = np.array([[10.0, 5, 30, 15], [53, 2, 59, 9]])
     found = Instances(boxes, np.array([0, 1]), masks, np.array([0.25, 0.75]))
-    groups = drawn(page.instances(picture, found, ("a<", "b"), [(1, 2, 3), (4, 5, 6)]))
-    assert list(groups) == ["a< 0.25", "b 0.75"] and groups["b 0.75"].get("data-score") == "0.7500"
-    rect = groups["a< 0.25"].find("rect").attrib
+    groups = list(svgs(page.instances(picture, found, ("a<", "b"), [(1, 2, 3), (4, 5, 6)]))[0].iter("g"))
+    first, second = (group for group in groups if group.find("{*}title") is not None)
+    assert first.find("{*}title").text == "a< 0.25" and second.get("data-score") == "0.7500"
+    rect = first.find("rect").attrib
     assert [float(rect[k]) for k in ("x", "y", "width", "height")] == [10, 5, 20, 10]
-    assert groups["a< 0.25"].get("style") == "color: rgb(1, 2, 3)"
-    paths = groups["a< 0.25"].find("path").get("d").split("Z")[:-1]
+    paths = first.find("path").get("d").split("Z")[:-1]
     corners = [np.array([p.split() for p in path[1:].split("L")], float) for path in paths]
     assert sorted((c.min(0).tolist(), c.max(0).tolist()) for c in corners) == [
         ([10.5, 5.5], [29.5, 14.5]),
         ([14.5, 7.5], [20.5, 12.5]),
     ]
-    assert groups["b 0.75"].find("path") is None, "an empty mask has no outline"
-    assert groups["b 0.75"].find("text").get("text-anchor") == "end", "there is no room to its right"
+    assert second.find("path") is None, "an empty mask has no outline"
+    assert second.find("text").get("text-anchor") == "end", "there is no room to its right"
 
-
-def test_points_are_drawn_where_they_are():
-    picture = page.Picture(np.zeros((40, 60, 3), np.uint8))
     svg = page.sampling_points(picture, np.array([[3.0, 7.25], [-2, 70]]), np.array([0.5, -1.0]), (9, 20))
     circles = [c.attrib for c in ET.fromstring(svg.strip()).iter("circle")]
     assert [(c["cx"], c["cy"], c["fill-opacity"]) for c in circles] == [
         ("7.75", "3.50", "0.57"),
         ("70.50", "-1.50", "1.00"),
     ]
-
-
-def test_large_images_are_made_smaller():
     noise = np.random.default_rng(0).integers(0, 255, (900, 1600, 3), dtype=np.uint8)
-    picture = page.Picture(noise)
-    assert (picture.height, picture.width) == (900, 1600) and picture.uri.startswith("data:image/jpeg")
-    assert len(picture.uri) < 500_000
-    assert page.Picture(noise[:100, :100]).uri.startswith("data:image/png")
-
-
-def test_charts_take_the_pages_colours():
-    curves = {arm: (np.arange(3), np.random.default_rng(0).random((2, 3))) for arm in ("off", "v2 <b>")}
-    html = page.charts([plot_learning_curves({"AP": curves}), plot_learning_curves({"loss": curves})])
-    assert "var(--series-1)" in html and "var(--muted)" in html and "#0072b2" not in html.lower()
-    assert_self_contained(html)
-    for svg in svgs(html):
-        assert "width" not in svg.attrib and "height" not in svg.attrib
-        words = [text.text for text in svg.iter() if text.tag.endswith("text")]
-        assert "v2 <b>" in words and "iteration" in words, "text is text"
+    large = page.Picture(noise)
+    assert (large.height, large.width) == (900, 1600) and len(large.uri) < 500_000
 
 
 @pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium")
@@ -321,71 +275,3 @@ def test_browser_hides_what_scores_less(tmp_path):
     shown = [re.findall(r'visibility="(\w+)"', group) for group in groups]
     assert shown == [[], ["hidden"], ["visible"], ["visible"]], done.stderr[-500:]
     assert "<output>0.50</output>" in done.stdout
-
-
-@pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium")
-def test_names_have_one_size_and_do_not_cover_each_other(tmp_path):
-    """On the screen, in images of unlike sizes and shapes; both columns together fill the window."""
-    parts, cells = [page.slider(0.5)], []
-    for height, width in ((480, 640), (700, 300), (64, 64)):
-        picture = page.Picture(np.zeros((height, width, 3), np.uint8))
-        boxes = np.tile([0.2, 0.2, 0.9, 0.6], (5, 1)) * [width, height, width, height]
-        found = Instances(boxes, np.zeros(5, int), None, np.linspace(0.6, 0.9, 5))
-        parts.append(page.image(picture))
-        cells += [("", page.instances(picture, found, ["name"], [(255, 0, 0)]))] * 2
-    parts.append(page.grid(2, cells))
-    html = page.render_report("title", "lead", [page.Section("one", "", parts)])
-    script = """<script>
-      const rows = [...document.querySelectorAll("svg.instances")].map(svg => {
-        const r = svg.getBoundingClientRect();
-        return [r.left, r.right, [...svg.querySelectorAll("text")].map(text => {
-          const t = text.getBoundingClientRect(); return [t.left, t.top, t.right, t.bottom]; })]; });
-      document.body.append(Object.assign(document.createElement("pre"),
-        {id: "measured", textContent: JSON.stringify(rows)}));
-    </script></body>"""
-    file = tmp_path / "report.html"
-    file.write_text(html.replace("</body>", script), encoding="utf-8")
-    done = subprocess.run(
-        ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
-         "--window-size=1280,2000", "--virtual-time-budget=1000", "--dump-dom", file.as_uri()],
-        capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
-    rows = json.loads(re.search(r'<pre id="measured">(.*?)</pre>', done.stdout)[1])
-    assert max(right for _, right, _ in rows) - min(left for left, _, _ in rows) > 0.9 * 1280
-    heights = [bottom - top for _, _, names in rows for _, top, _, bottom in names]
-    assert len(heights) == 30 and min(heights) > 8 and max(heights) < 1.1 * min(heights)
-    for _, _, names in rows:
-        for a, b in itertools.combinations(names, 2):
-            across, down = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-            assert across <= 1 or down <= 0.3 * heights[0], "glyphs are lower than their line"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["nowhere"], "work directory: expected a folder, found none at nowhere"),
-        (["."], "work directory: expected one of tools/train.py, found no config in ."),
-    ],
-)
-def test_mistakes_get_one_line(arguments, message, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert error_of("report", *arguments) == f"error: {message}"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([".", "--num-images", "-1"], "'--num-images': -1"),
-        ([".", "--labels", "a", "b"], "--labels: expected 1, one per WORK_DIR, got 2"),
-        ([".", ".", "--checkpoint", "x"], "--checkpoint: expected a single WORK_DIR with it, got 2"),
-    ],
-)
-def test_wrong_options(arguments, message):
-    assert message in error_of("report", *arguments, status=2)
-
-
-def test_missing_checkpoint(make_run):
-    folder = make_run()
-    (folder / "epoch_2.pth").unlink()
-    with pytest.raises(UserError, match=r"checkpoint: expected a file, found none at .*epoch_2\.pth"):
-        write_report([folder])

@@ -23,7 +23,6 @@ from .distributed.launching import environment, settings
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = str(ROOT / "configs/demo/mask-rcnn_r14_fpn_8e_shapes.py")
-SCALED = [CONFIG, "--auto-scale-lr", "--cfg-options"]
 
 # run a tool with our deprecated calls as errors
 STRICT = """
@@ -71,19 +70,16 @@ def trained(tmp_path_factory, data):
     return work, run("train", CONFIG, "--work-dir", work, "--report", *options)
 
 
-def test_train_makes_data_and_checkpoints(trained, data):
+def test_train_writes_checkpoints_and_a_report(trained, data):
     work, output = trained
     assert len(list((data / "train").iterdir())) == 8
     assert sorted(p.name for p in work.glob("*.pth")) == ["epoch_1.pth", "epoch_2.pth"]
     assert Path((work / "last_checkpoint").read_text()) == work / "epoch_2.pth"
     weights = torch.load(work / "epoch_2.pth", weights_only=False)["state_dict"]
     assert any("conv_offset" in name for name in weights), "dcn=True took effect"
-    assert "Epoch(train) [2][2/2]" in output, "log lines are kept where there is no terminal"
-    assert "\x1b[?25l" not in output, "no bar where there is no terminal"
-
-
-def test_train_writes_a_report(trained):
-    work, output = trained
+    assert "Epoch(train) [2][2/2]" in output and "\x1b[?25l" not in output, (
+        "no bar where there is no terminal"
+    )
     assert f"report: {work / 'report.html'}" in output
     assert "WARN" not in output
     page = (work / "report.html").read_text(encoding="utf-8")
@@ -129,83 +125,29 @@ def test_mixed_precision_on_the_cpu(data, tmp_path):
     assert weights["backbone.conv1.weight"].dtype == torch.float32
 
 
-@pytest.mark.parametrize(
-    ("command", "arguments", "expected"),
-    [
-        ("train", [CONFIG, "--resume", "no.pth"], "checkpoint: expected a file, found none at no"),
-        ("train", [CONFIG, "--cfg-options", "model.backbone.dcn=v9"], "expected True, 'v1', 'v2'"),
-        ("train", [CONFIG, "--cfg-options", "model.neck.dcn=v5"], "'v3', 'v4', a dict with a type such as"),
-        ("train", [CONFIG, "--cfg-options", "model.backbone.type=Nope"], "Nope is not in the mmdet"),
-        ("train", [*SCALED, "auto_scale_lr.base_batch_size=0"], "base_batch_size: expected how many images"),
-        ("train", [*SCALED, "auto_scale_lr.base_batch_size=1.5"], "rate is meant for, ≥ 1, got 1.5"),
-        ("train", [*SCALED, "auto_scale_lr=None"], "rate is meant for, ≥ 1, got None"),
-        ("test", [CONFIG, "no.pth"], "checkpoint: expected a file, found none at no.pth"),
-    ],
-)
-def test_mistakes_get_one_line(command, arguments, expected, tmp_path):
-    assert expected in error_of(command, *arguments, "--work-dir", tmp_path)
+MISTAKES = [
+    (1, "train", ["--resume", "no.pth"], "no.pth"),
+    (1, "train", ["--cfg-options", "model.backbone.dcn=v9"], "dcn: .*v9"),
+    (1, "train", ["--cfg-options", "model.neck.dcn=v5"], "dcn: .*v5"),
+    (1, "train", ["--cfg-options", "model.backbone.type=Nope"], "Nope"),
+    (1, "train", ["--auto-scale-lr", "--cfg-options", "auto_scale_lr.base_batch_size=0"], "base_batch_size"),
+    (1, "train", ["--auto-scale-lr", "--cfg-options", "auto_scale_lr.base_batch_size=1.5"], "got 1.5"),
+    (1, "train", ["--auto-scale-lr", "--cfg-options", "auto_scale_lr=None"], "got None"),
+    (1, "test", ["no.pth"], "no.pth"),
+    (2, "train", ["--cfg-options", "x"], "got x"),
+    (2, "train", ["--cfg-options", "x=[(1,2]"], "--cfg-options': x: "),
+    (2, "test", [__file__, "--out", "x.txt"], r"\.pkl"),
+    (2, "test", [__file__, "--format-only", "--out", "x.pkl"], "--format-only"),
+    (2, "test", ["x.onnx", "--tta"], "--tta"),
+    (2, "browse", ["--num-images", "0"], "--num-images"),
+]
 
 
-@pytest.mark.parametrize(
-    ("command", "arguments", "expected"),
-    [
-        ("train", [CONFIG, "--cfg-options", "x"], "expected KEY=VALUE, got x"),
-        ("train", [CONFIG, "--cfg-options", "x=[(1,2]"], "'--cfg-options': x: "),
-        (
-            "test",
-            [CONFIG, __file__, "--out", "x.txt"],
-            "expected a name that ends in .pkl or .pickle or .json",
-        ),
-        (
-            "test",
-            [CONFIG, __file__, "--format-only", "--out", "x.pkl"],
-            "--format-only: expected --out FILE.json",
-        ),
-        ("test", [CONFIG, "x.onnx", "--tta"], "--tta: expected a file of weights"),
-        ("browse", [CONFIG, "--num-images", "0"], "'--num-images': 0"),
-    ],
-)
-def test_wrong_options_are_2(command, arguments, expected):
-    assert expected in error_of(command, *arguments, status=2)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (["x", "--train", "0"], "train: expected ≥ 1, got 0"),
-        ([ROOT], "expected a folder written by make_shapes"),
-    ],
-)
-def test_make_demo_data_mistakes(arguments, expected, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["make_demo_data", *map(str, arguments)])
-    with pytest.raises(SystemExit, match=expected):
-        runpy.run_path(str(ROOT / "tools/make_demo_data.py"), run_name="__main__")
-
-
-def test_missing_annotations_get_one_line(tmp_path):
-    settings = [
-        "train_dataloader.dataset.shapes=None",
-        f"train_dataloader.dataset.data_root={tmp_path}/",
-    ]
-    arguments = [CONFIG, "--work-dir", tmp_path / "w", "--cfg-options", *settings]
-    missing = tmp_path / "annotations" / "train.json"
-    expected = f"error: ann_file: expected a file, found none at {missing}"
-    assert error_of("train", *arguments) == expected
-
-
-def test_a_box_turned_inside_out_gets_one_line(tmp_path, trained, data):
-    """Noticed by the data set, which the Runner builds outside of what `user_errors` covers."""
-    file = json.loads((data / "annotations" / "train.json").read_text())
-    file["annotations"][4]["bbox"][3] = -1
-    broken = tmp_path / "broken.json"
-    broken.write_text(json.dumps(file))
-    settings = [
-        *tiny(data),
-        "train_dataloader.dataset.shapes=None",
-        f"train_dataloader.dataset.ann_file={broken}",
-    ]
-    message = error_of("train", CONFIG, "--work-dir", tmp_path / "w", *settings)
-    assert message.startswith(f"error: {broken}: annotation 5: bbox: expected ")
+@pytest.mark.parametrize(("status", "command", "arguments", "expected"), MISTAKES)
+def test_mistakes_get_one_line(status, command, arguments, expected, tmp_path):
+    work = [] if command == "browse" else ["--work-dir", tmp_path]
+    message = error_of(command, CONFIG, *work, *arguments, status=status)
+    assert re.search(expected, message), message
 
 
 def test_training_on_bad_data(data, trained, tmp_path):
@@ -229,26 +171,19 @@ def test_training_on_bad_data(data, trained, tmp_path):
     }
     options = [*tiny(bad, epochs=1), *(f"{key}={value}" for key, value in settings.items())]
     output = commands.run("train", CONFIG, "--work-dir", tmp_path, *options, status=1)
-    assert f"1 of {len(file['annotations'])} annotations are passed over, with a box narrower" in output
+    assert f"1 of {len(file['annotations'])} annotations are passed over" in output
     assert len(file["annotations"]) < total
-    assert f"WARNING - {bad}/train/00003.png: expected a picture, found one that cannot be read" in output
-    assert "passed over, as 1 of 8 images so far (at most 1 may be)" in output
+    assert f"WARNING - {bad}/train/00003.png: " in output and "1 of 8 images so far" in output
     losses = re.findall(r"\bloss: ([\d.]+|nan)", output)
     assert len(losses) == 8 and all(0 < float(loss) < 20 for loss in losses)
     assert (tmp_path / "epoch_1.pth").is_file(), "written before the validation"
-    assert output.splitlines()[-1] == (
-        f"error: {bad}/val/00001.png: expected a picture, found one that cannot be read; "
-        "a test needs all 4 images"
-    )
+    assert output.splitlines()[-1].startswith(f"error: {bad}/val/00001.png: ")
 
 
 def test_a_loss_that_is_no_number_ends_in_one_line(data, tmp_path):
     settings = ["optim_wrapper.optimizer.lr=1e30", "optim_wrapper.clip_grad=None", "param_scheduler=None"]
     output = commands.run("train", CONFIG, "--work-dir", tmp_path, *tiny(data), *settings, status=1)
-    expected = (
-        r"error: loss: expected finite numbers, got loss nan, .* in iteration 2, epoch 1, "
-        rf"of {data}/train/\d+.png.* The learning rate is 1e\+30: a lower one, .*"
-    )
+    expected = rf"error: loss: .* nan, .* in iteration 2, epoch 1, of {data}/train/\d+.png.* 1e\+30.*"
     assert re.fullmatch(expected, output.splitlines()[-1])
     assert not list(tmp_path.glob("*.pth"))
 
@@ -287,13 +222,9 @@ def test_demo_trains_shows_and_does_not_train_twice(demo, tmp_path):
     assert [row[0] for row in rows] == ["off", "v2"]
     assert int(rows[1][3].replace(",", "")) > int(rows[0][3].replace(",", ""))
     page = (tmp_path / "demo" / "index.html").read_text()
-    assert (
-        "equal iterations" in page and "Where it samples, v2" in page and "Where it samples, off" not in page
-    )
-    assert "+        dcn=True," in page, "what the arms differ in"
+    assert "Where it samples, v2" in page and "+        dcn=True," in page, "what the arms differ in"
     for _, box, mask, parameters in rows:
         assert f"<td>{box}</td><td>{mask}</td>" in page and f"<td>{parameters}</td>" in page
-    assert not re.findall(r'(?:src|href)="(?!data:|#)', page), "self-contained"
 
     checkpoint = tmp_path / "demo" / "v2-seed0" / "epoch_1.pth"
     written = checkpoint.stat().st_mtime_ns

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from torch import nn
 
 from dcnzoo.layers import DCNv3, DCNv4, PackedDeformConv2d, PackedDeformConvTranspose2d
@@ -177,28 +176,14 @@ def instances(scores=None):
     return Instances(boxes, np.array([0, 1]), masks, scores)
 
 
-@pytest.mark.parametrize("grey", [0, 255])
-def test_detections_show_on_dark_and_on_light_images(grey):
+def test_detections_above_a_score_and_their_names():
     kept = instances(np.array([0.4, 0.6])).above(0.5)
     assert kept.labels.tolist() == [1] and kept.masks.shape == (1, 20, 30)
-    image = np.full((20, 30, 3), grey, np.uint8)
     columns = {"truth": [instances()], "found": [instances(np.array([0.9, 0.2]))]}
+    image = np.zeros((20, 30, 3), np.uint8)
     figure = plot_detections([image], columns, ("a", "b"), [(255, 0, 0), (0, 0, 255)])
     texts = [[text.get_text() for text in axes.texts] for axes in figure.axes]
     assert texts == [["a", "b"], ["a 0.90"]]
-    box = Instances(np.array([[10.0, 5, 25, 18]]), np.array([0]))
-    with_box, without = (
-        pixels(plot_detections([image], {"x": [found]}, ("a",), [(grey,) * 3]))
-        for found in (box, Instances(np.zeros((0, 4)), np.zeros(0, int)))
-    )
-    below = slice(with_box.shape[0] // 2, None)  # the name is at the top
-    assert np.abs(with_box[below] - without[below]).max() > 100
-
-
-def pixels(figure):
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].astype(int)
 
 
 def test_learning_curves_draw_seeds_and_mean():

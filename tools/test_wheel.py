@@ -28,7 +28,7 @@ FOLDER = ROOT / ".venv-wheel"
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 TRY = """
 import torch, dcnzoo
-from op_cases import operators
+from tests.op_cases import operators
 calls = 0
 for operator in operators():
     for sample in operator.forms():
@@ -73,7 +73,9 @@ def trial(wheel: Path, version: str, torch: str) -> str:
         before = files(folder)
         run(*pip, "install", "--no-deps", wheel)
         with TemporaryDirectory() as elsewhere:
-            shutil.copytree(ROOT / "tests" / "op_cases", Path(elsewhere) / "op_cases")
+            tests = Path(elsewhere) / "tests"
+            shutil.copytree(ROOT / "tests" / "op_cases", tests / "op_cases")
+            shutil.copy(ROOT / "tests" / "oracles.py", tests)
             tried = run(executable, "-c", TRY, cwd=Path(elsewhere))
             run(executable, "-m", "dcnzoo", "doctor", cwd=Path(elsewhere))
             run(*pip, "check")

@@ -1,6 +1,6 @@
 """Draws the pictures of the operators' pages: ``python docs/figures/draw.py`` writes them beside this file.
 
-Plain text, no plotting library, so that they come out the same everywhere (tests/test_docs.py). What an
+Plain text, no plotting library, so that they come out the same everywhere. What an
 operator computes is computed by the operator.
 """
 

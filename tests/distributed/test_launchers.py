@@ -241,29 +241,31 @@ def slurm(tmp_path):
 def test_slurm_asks_for_a_task_per_gpu(slurm, tmp_path):
     odd = tmp_path / "a b.py"
     _, called = slurm("slurm_train", "part", "name", odd, "out dir", "--resume", "--cfg-options", "a=[1, 2]")
-    gpus = ["--ntasks=8", "--ntasks-per-node=8", "--cpus-per-task=5", "--gres=gpu:8", "--kill-on-bad-exit=1"]
-    assert called["options"] == ["--partition=part", "--job-name=name", *gpus]
+    gpus = "--ntasks=8 --ntasks-per-node=8 --cpus-per-task=5 --gres=gpu:8 --kill-on-bad-exit=1"
+    assert called["options"] == ["--partition=part", "--job-name=name", *gpus.split()]
     assert called["port"] == "29500"
     assert called["command"] == [
         *(sys.executable, "-u", "tools/train.py", str(odd), "--work-dir", "out dir"),
         *("--launcher", "slurm", "--resume", "--cfg-options", "a=[1, 2]"),
     ]
-
-
-def test_slurm_over_several_nodes_and_without_gpus(slurm):
     names = dict(GPUS=32, GPUS_PER_NODE=4, CPUS_PER_TASK=9, PORT=123, SRUN_ARGS="--account=me --time=1:00")
     _, called = slurm("slurm_test", "part", "name", "config.py", "file.pth", "--out", "x.pkl", **names)
     asked = "--ntasks=32 --ntasks-per-node=4 --cpus-per-task=9 --gres=gpu:4 --kill-on-bad-exit=1"
     assert called["options"][2:] == [*asked.split(), "--account=me", "--time=1:00"]
     assert called["port"] == "123"
-    test = "tools/test.py config.py file.pth --launcher slurm --out x.pkl"
-    assert called["command"][2:] == test.split()
-    _, called = slurm("slurm_train", "p", "n", "c.py", "w", GPUS=2, GPUS_PER_NODE=0)
-    assert called["options"][2:4] == ["--ntasks=2", "--ntasks-per-node=2"]
-    assert not any("gres" in option for option in called["options"])
-    _, called = slurm("slurm_train", "p", "n", "c.py", "w", GPUS=2)
-    asked = "--ntasks=2 --ntasks-per-node=2 --cpus-per-task=5 --gres=gpu:2"
-    assert called["options"][2:6] == asked.split(), "fewer than a node has"
+    assert called["command"][2:] == [
+        "tools/test.py",
+        "config.py",
+        "file.pth",
+        "--launcher",
+        "slurm",
+        "--out",
+        "x.pkl",
+    ]
+    for more, gpus in ((dict(GPUS_PER_NODE=0), []), ({}, ["--gres=gpu:2"])):  # fewer than a node has
+        _, called = slurm("slurm_train", "p", "n", "c.py", "w", GPUS=2, **more)
+        asked = ["--ntasks=2", "--ntasks-per-node=2", "--cpus-per-task=5", *gpus, "--kill-on-bad-exit=1"]
+        assert called["options"][2:] == asked
 
 
 @pytest.mark.slow

@@ -13,20 +13,6 @@ from .launching import ROOT, environment
 DEMO = "configs/demo/mask-rcnn_r14-mdconv_fpn_8e_shapes.py"
 
 
-@pytest.fixture(scope="module")
-def scaling():
-    return runpy.run_path(str(ROOT / "tools/analysis/scaling.py"))
-
-
-def test_the_calculation(scaling):
-    """1 GB to 2 nodes at 0.5 GB/s: each sends half of it, and again half. An iteration hides 0.75 of 3 s."""
-    assert scaling["exchange"](10**9, nodes=2, bandwidth=0.5) == pytest.approx(2.0)
-    assert scaling["exchange"](10**9, nodes=64, bandwidth=0.5) == pytest.approx(2 * 63 / 64 / 0.5)
-    assert scaling["exchange"](10**9, nodes=1, bandwidth=0.5) == 0
-    assert scaling["iteration"](3.0, 10**9, 2, 0.5, overlap=0.25) == pytest.approx(3 + 2 - 0.75)
-    assert scaling["iteration"](3.0, 10**9, 2, 0.5, overlap=1.0) == 3
-
-
 def test_the_command(monkeypatch, capsys):
     def run(*arguments, status=0):
         monkeypatch.chdir(ROOT)

@@ -128,33 +128,17 @@ def layer_gradients(reference: bool) -> dict[str, object]:
 def detector(norm: str) -> nn.Module:
     """FCOS, whose loss divides by what all processes have found; DCNv2 in backbone and head."""
     backbone = dict(
-        type="ResNet",
-        depth=14,
-        num_stages=3,
-        strides=(1, 2, 2),
-        dilations=(1, 1, 1),
-        out_indices=(1, 2),
-        stem_channels=8,
-        base_channels=8,
-        dcn=True,
-        norm_cfg=dict(type=norm),
-        norm_eval=False,
-    )
+        type="ResNet", depth=14, num_stages=3, strides=(1, 2, 2), dilations=(1, 1, 1), out_indices=(1, 2),
+        stem_channels=8, base_channels=8, dcn=True, norm_cfg=dict(type=norm), norm_eval=False,
+    )  # fmt: skip
     head = dict(
-        type="FCOSHead",
-        num_classes=3,
-        in_channels=16,
-        feat_channels=16,
-        stacked_convs=1,
-        strides=[8, 16],
-        regress_ranges=((-1, 12), (12, 1e8)),
-        dcn_on_last_conv=True,
-        norm_cfg=dict(type="GN", num_groups=4),
-    )
+        type="FCOSHead", num_classes=3, in_channels=16, feat_channels=16, stacked_convs=1, strides=[8, 16],
+        regress_ranges=((-1, 12), (12, 1e8)), dcn_on_last_conv=True, norm_cfg=dict(type="GN", num_groups=4),
+    )  # fmt: skip
     neck = dict(type="FPN", in_channels=[64, 128], out_channels=16, num_outs=2)
     preprocessor = dict(type="DetDataPreprocessor", mean=[125.0] * 3, std=[60.0] * 3)
     parts = dict(data_preprocessor=preprocessor, backbone=backbone, neck=neck, bbox_head=head)
-    model = MODELS.build(dict(type="FCOS", **parts))  # fmt: skip
+    model = MODELS.build(dict(type="FCOS", **parts))
     model.init_weights()
     return shaken(model).train()
 

@@ -245,19 +245,6 @@ def test_registered_for_torchs_default_exporter(opset, path, torchs_export):
     assert_close(run(path, x)[0], layer.double()(x.double()))
 
 
-@pytest.mark.slow
-def test_torchs_default_exporter_names_what_it_cannot_do(path, torchs_export):
-    register_deform_conv2d_onnx_op()
-    layer, x = PackedDeformConv2d(4, 6, 3).eval(), torch.randn(1, 4, 7, 9)
-    with pytest.raises(ValueError, match=r"^opset_version: .*12.*dynamo=False"):
-        torch.onnx.export(layer, (x,), path, opset_version=12)
-    register_onnx_ops("native")
-    with pytest.raises(ValueError, match=r"^opset_version: .*19 .*native"):
-        torch.onnx.export(layer, (x,), path, opset_version=18)
-    # models without the operator are no concern of it
-    torch.onnx.export(nn.Conv2d(4, 6, 3), (x,), path, opset_version=18)
-
-
 def test_torchvisions_operator_in_torchs_default_exporter(path, torchvision_op, torchs_export):
     """torch's own translation is ``DeformConv``, whatever the opset is: before 19 no runtime knows it."""
     register_deform_conv2d_onnx_op()

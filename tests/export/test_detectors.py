@@ -328,13 +328,6 @@ def test_what_the_exporter_does_not_know_is_named(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow
-def test_an_example_too_small_for_a_dynamic_graph(tmp_path):
-    images, options = torch.randn(2, 3, 32, 96), dict(dynamic=True, skip_postprocess=True)
-    with pytest.raises(ValueError, match="height or width of 1"):
-        export_detector(build("FCOS"), images, tmp_path / "m.onnx", **options)
-
-
 def padded(family):
     height, width = size(family)
     images, sizes = torch.randn(2, 3, height, width), [(height, width), (height - 48, width - 64)]
@@ -365,22 +358,14 @@ def path(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 8, 10), (5, 3, 8, 10), (1, 3, 6, 7)])
-def test_session_with_smaller_and_more_images(path, shape):
-    images = np.random.default_rng(0).random(shape, dtype=np.float32)
-    outputs = Session(path)(images)
-    np.testing.assert_allclose(outputs["sum"], images.sum((1, 2, 3)), rtol=1e-5)
-    np.testing.assert_allclose(outputs["max"], images.max((1, 2, 3)))
-
-
-def test_session_with_bad_input(path, tmp_path):
+def test_session(path, tmp_path):
+    """With smaller and more images, and with what it cannot run."""
+    for shape in ((2, 3, 8, 10), (5, 3, 8, 10), (1, 3, 6, 7)):
+        images = np.random.default_rng(0).random(shape, dtype=np.float32)
+        outputs = Session(path)(images)
+        np.testing.assert_allclose(outputs["sum"], images.sum((1, 2, 3)), rtol=1e-5)
+        np.testing.assert_allclose(outputs["max"], images.max((1, 2, 3)))
     with pytest.raises(ValueError, match=r"input: .*\(2, 3, 8, 10\).*\(1, 3, 9, 10\)"):
         Session(path)(np.zeros((1, 3, 9, 10), np.float32))
-    broken = tmp_path / "broken.onnx"
-    broken.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(ValueError, match=r"broken\.onnx: "):
-        Session(broken)
-    with pytest.raises(FileNotFoundError):
-        Session(tmp_path / "none.onnx")
     with pytest.raises(ValueError, match=r"device: .*npu"):
         Session(path, device="npu")

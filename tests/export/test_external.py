@@ -9,7 +9,6 @@ from dcnzoo.export.runtime import Session
 onnx = pytest.importorskip("onnx")
 from onnx import TensorProto, helper  # noqa: E402
 
-BACKENDS = ["onnxruntime", "openvino"]
 WEIGHTS = np.arange(4, dtype=np.float32)
 
 
@@ -40,25 +39,25 @@ def folder(tmp_path):
     return folder
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("location", ["inside.bin", "deeper/inside.bin", "deeper/../inside.bin"])
-def test_in_its_folder(folder, backend, location, monkeypatch):
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_in_its_folder_and_elsewhere(folder, backend, monkeypatch):
     pytest.importorskip(backend)
-    (folder / "x.onnx").write_bytes(model([tensor(location)]))
     monkeypatch.chdir(folder)
-    images = np.ones((1, 3, 2, 4), np.float32)
-    for path in ("x.onnx", folder / "x.onnx"):
-        np.testing.assert_array_equal(Session(path, backend)(images)["sum"], images + WEIGHTS)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize(
-    "location", ["../secret.bin", "deeper/../../secret.bin", "link.bin", "out/secret.bin", "/etc/hostname"]
-)
-def test_elsewhere(folder, backend, location):
-    (folder / "x.onnx").write_bytes(model([tensor(location)]))
-    with pytest.raises(ValueError, match=rf"x\.onnx: .*'{location}'"):
-        Session(folder / "x.onnx", backend)
+    images, path = np.ones((1, 3, 2, 4), np.float32), folder / "x.onnx"
+    for location in ("inside.bin", "deeper/inside.bin", "deeper/../inside.bin"):
+        path.write_bytes(model([tensor(location)]))
+        for name in ("x.onnx", path):
+            np.testing.assert_array_equal(Session(name, backend)(images)["sum"], images + WEIGHTS)
+    for location in (
+        "../secret.bin",
+        "deeper/../../secret.bin",
+        "link.bin",
+        "out/secret.bin",
+        "/etc/hostname",
+    ):
+        path.write_bytes(model([tensor(location)]))
+        with pytest.raises(ValueError, match=rf"x\.onnx: .*'{location}'"):
+            Session(path, backend)
 
 
 def constant(location):

@@ -83,12 +83,9 @@ def test_metadata_holds_all(picture):
         kept = {field: value for field, value in json.loads(text).items() if field != name}
         assert Preprocessing.from_metadata({key: json.dumps(kept)}) == ours
     np.testing.assert_array_equal(again(picture)[0], ours(picture)[0])
-
-
-@pytest.mark.parametrize("metadata", [{}, {"dcnzoo": "no json"}, {"dcnzoo": json.dumps({"mean": [1, 2, 3]})}])
-def test_metadata_of_others(metadata):
-    with pytest.raises(ValueError, match="detector"):
-        Preprocessing.from_metadata(metadata)
+    for metadata in ({}, {"dcnzoo": "no json"}, {"dcnzoo": json.dumps({"mean": [1, 2, 3]})}):
+        with pytest.raises(ValueError, match="detector"):
+            Preprocessing.from_metadata(metadata)
 
 
 @pytest.mark.parametrize(
@@ -189,17 +186,11 @@ def test_pillow_reads_what_opencv_reads(picture, tmp_path, monkeypatch):
         with pytest.raises(FileNotFoundError):
             read(tmp_path / "none.jpg")
         monkeypatch.setitem(sys.modules, "cv2", None)
-
-
-@pytest.mark.parametrize(
-    ("image", "got"),
-    [
-        (np.zeros((4, 5), np.uint8), r"\[4, 5\], uint8"),
-        (np.zeros((4, 5, 3)), r"\[4, 5, 3\], float64"),
-        (np.zeros((0, 5, 3), np.uint8), r"\[0, 5, 3\], uint8"),
+    for image, got in (
+        (picture[..., 0], r"\[97, 171\], uint8"),
+        (picture.astype(float), r"\[97, 171, 3\], float64"),
+        (picture[:0], r"\[0, 171, 3\], uint8"),
         (torch.zeros(3), "Tensor"),
-    ],
-)
-def test_no_picture(image, got):
-    with pytest.raises(ValueError, match=rf"image: .*got {got}"):
-        read(image)
+    ):
+        with pytest.raises(ValueError, match=rf"image: .*got {got}"):
+            read(image)

@@ -7,9 +7,8 @@ from torch import nn
 import dcnzoo.ops
 from dcnzoo.export import export_onnx, register_onnx_ops
 from tests import oracles
-from tests.test_deform_roi_pool import example as pooled_example
 from tests.test_nms import random_boxes
-from tests.test_roi_align import example
+from tests.test_roi_pooling import example
 
 from .test_deform_conv import DYNAMIC, assert_close, run
 
@@ -65,38 +64,29 @@ def test_nms(exporter, tmp_path):
             assert kept.tolist() == oracles.nms(boxes, scores, threshold, offset)
 
 
-@pytest.mark.parametrize("exporter", [pytest.param("dynamo", marks=pytest.mark.slow), "torchscript"])
-def test_roi_align(exporter, tmp_path):
-    path = str(tmp_path / "model.onnx")
-    arguments = [((3, 2), 0.5, ratio, "avg", aligned) for ratio, aligned in ((0, 0), (2, 1))]
-    maps, rois = (t.float() for t in example())
-    export(exporter, Several("roi_align", arguments), (maps, rois), path, dynamic=[(0, 2, 3), (0,)])
+POOLING = {
+    "roi_align": (2, [((3, 2), 0.5, ratio, "avg", aligned) for ratio, aligned in ((0, 0), (2, 1))]),
+    "deform_roi_pool": (3, [((3, 2), 0.5, ratio, gamma) for ratio, gamma in ((0, 0.1), (3, -0.4))]),
+}
+
+
+@pytest.mark.parametrize(
+    ("exporter", "name", "opset"),
+    [
+        *[("torchscript", name, opset) for name in POOLING for opset in (16, 19, 20)],
+        pytest.param("dynamo", "roi_align", 19, marks=pytest.mark.slow),
+        ("dynamo", "deform_roi_pool", 19),
+    ],
+)
+def test_pooling(exporter, name, opset, tmp_path):
+    path, (count, calls) = str(tmp_path / "model.onnx"), POOLING[name]
+    tensors = tuple(t.float() for t in example()[:count])
+    dynamic = [(0, 2, 3), (0,), (0,)][:count]
+    export(exporter, Several(name, calls), tensors, path, opset, dynamic=dynamic)
     for case in ({}, dict(rois=11, size=(13, 8), seed=1), dict(rois=1, seed=2)):
-        exact = example(**case)
-        for actual, arguments_ in zip(run(path, *(t.float() for t in exact)), arguments, strict=True):
-            assert_close(actual, oracles.roi_align(*exact, *arguments_))
-
-
-@pytest.mark.parametrize("opset", [16, 20])
-def test_every_opset(opset, tmp_path):
-    path = str(tmp_path / "model.onnx")
-    exact = pooled_example()
-    tensors = tuple(t.float() for t in exact)
-    export("torchscript", Call("deform_roi_pool", (3, 2), 0.5), tensors, path, opset)
-    assert_close(run(path, *tensors)[0], oracles.deform_roi_pool(*exact, (3, 2), 0.5))
-
-
-@pytest.mark.parametrize("exporter", EXPORTERS)
-def test_deform_roi_pool(exporter, tmp_path):
-    path = str(tmp_path / "model.onnx")
-    arguments = [((3, 2), 0.5, ratio, gamma) for ratio, gamma in ((0, 0.1), (3, -0.4))]
-    tensors = tuple(t.float() for t in pooled_example())
-    dynamic = [(0, 2, 3), (0,), (0,)]
-    export(exporter, Several("deform_roi_pool", arguments), tensors, path, dynamic=dynamic)
-    for case in ({}, dict(rois=11, size=(13, 8), seed=1), dict(rois=1, seed=2)):
-        exact = pooled_example(**case)
-        for actual, arguments_ in zip(run(path, *(t.float() for t in exact)), arguments, strict=True):
-            assert_close(actual, oracles.deform_roi_pool(*exact, *arguments_))
+        exact = example(**case)[:count]
+        for actual, arguments in zip(run(path, *(t.float() for t in exact)), calls, strict=True):
+            assert_close(actual, getattr(oracles, name)(*exact, *arguments))
 
 
 def test_bins_of_whole_pixels_have_as_many_samples_as_pixels(tmp_path):
@@ -115,7 +105,7 @@ def test_bins_of_whole_pixels_have_as_many_samples_as_pixels(tmp_path):
 
 @pytest.mark.parametrize("ratio", [0, 2])
 def test_regions_that_are_nowhere_give_zeros(ratio, tmp_path):
-    maps, rois, offset = (t.float() for t in pooled_example())
+    maps, rois, offset = (t.float() for t in example())
     rois[0, 3] = float("nan")
     rois[1, 2] = float("inf")
     offset[2, 0, 1, 1] = float("nan")
@@ -137,6 +127,6 @@ def test_regions_that_are_nowhere_give_zeros(ratio, tmp_path):
     ],
 )
 def test_impossible_requests(name, arguments, opset, message, tmp_path):
-    tensors = tuple(t.float() for t in pooled_example())[: 2 if name == "roi_align" else 3]
+    tensors = tuple(t.float() for t in example())[: 2 if name == "roi_align" else 3]
     with pytest.raises(Exception, match=message):
         export("torchscript", Call(name, *arguments), tensors, str(tmp_path / "model.onnx"), opset)

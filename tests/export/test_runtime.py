@@ -86,13 +86,6 @@ def test_from_a_picture_to_boxes(name, backend, folder):
     assert len(detector(image, score_threshold=threshold)) == 1
 
 
-def test_a_file_is_its_pixels(folder):
-    detector = Detector(str(folder / "dynamic.onnx"))
-    path = folder / "picture.png"
-    for image in (path, str(path)):
-        np.testing.assert_array_equal(detector(image).boxes, detector(cv2.imread(str(path))).boxes)
-
-
 def test_with_numpy_pillow_and_the_runtime_only(folder):
     code = f"""
 from dcnzoo.export import Detector
@@ -102,42 +95,39 @@ print(found.boxes.tolist(), found.scores.tolist(), [detector.classes[i] for i in
 """
     # onnxruntime imports packaging
     output = run(only("numpy", "PIL", "onnxruntime", "packaging") + code)
-    found = Detector(folder / "dynamic.onnx")(folder / "picture.png")
+    found = Detector(str(folder / "dynamic.onnx"))(cv2.imread(str(folder / "picture.png")))
     expected = f"{found.boxes.tolist()} {found.scores.tolist()} ['eel', 'cat']"
     assert output.strip() == expected
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
-@pytest.mark.parametrize("content", [b"no model", b""])
-def test_files_that_are_no_detector(backend, content, folder, tmp_path):
+def test_files_that_are_no_detector(backend, folder, tmp_path):
     pytest.importorskip(backend)
-    (tmp_path / "text.onnx").write_bytes(content)
-    with pytest.raises(ValueError, match=r"text\.onnx: "):
-        Detector(tmp_path / "text.onnx", backend)
-    with pytest.raises(FileNotFoundError, match=r"none\.onnx"):
-        Detector(tmp_path / "none.onnx", backend)
     model = onnx.load(folder / "static.onnx")
     model.graph.output.pop(0)
-    onnx.save(model, tmp_path / "raw.onnx")
-    with pytest.raises(ValueError, match=r"outputs.*labels, masks"):
-        Detector(tmp_path / "raw.onnx", backend)
+    raw = model.SerializeToString()
     del model.metadata_props[:]
     model.metadata_props.add(key="author", value="somebody")
-    onnx.save(model, tmp_path / "theirs.onnx")
-    with pytest.raises(ValueError, match=r"theirs\.onnx: .*'author'"):
-        Detector(tmp_path / "theirs.onnx", backend)
+    path = tmp_path / "x.onnx"
+    for content, named in (
+        (b"no model", r"x\.onnx: "),
+        (b"", r"x\.onnx: "),
+        (raw, "outputs.*labels, masks"),
+        (model.SerializeToString(), r"x\.onnx: .*'author'"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=named):
+            Detector(path, backend)
+    with pytest.raises(FileNotFoundError, match=r"none\.onnx"):
+        Detector(tmp_path / "none.onnx", backend)
 
 
 def test_backends_that_are_not_there(folder, monkeypatch):
-    path = folder / "dynamic.onnx"
-    with pytest.raises(ValueError, match=r"backend: .*onnxruntime, openvino, tensorrt.*ncnn"):
-        Detector(path, "ncnn")
     monkeypatch.setitem(sys.modules, "openvino", None)
-    with pytest.raises(ImportError, match=r"backend: .*openvino"):
-        Detector(path, "openvino")
-    if why_not() is not None:
-        with pytest.raises(ImportError, match=r"backend: .*TensorRT"):
-            Detector(path, "tensorrt", "cuda")
+    for backend, error in (("ncnn", ValueError), ("openvino", ImportError), ("tensorrt", ImportError)):
+        if backend != "tensorrt" or why_not() is not None:
+            with pytest.raises(error, match=rf"(?i)backend: .*{backend}"):
+                Detector(folder / "dynamic.onnx", backend)
 
 
 def test_the_test_loop_knows_what_the_pipeline_has_padded(monkeypatch):

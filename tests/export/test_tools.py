@@ -86,14 +86,6 @@ def test_input_size(work, tmp_path, shape, size, pad, expected):
         assert inputs.model_input(detector, found, picture, (128, 96), filled=True)[2] == (128, 96)
 
 
-def test_a_pipeline_that_cannot_be_reproduced(work):
-    arguments = [work / "config.py", work / "weights.pth", "--out", work / "no.onnx"]
-    distortion = "test_dataloader.dataset.pipeline.1.type=PhotoMetricDistortion"
-    message = error_of("export", *arguments, "--cfg-options", distortion)
-    assert message.startswith("error: --shape: ") and "PhotoMetricDistortion" in message
-    assert not (work / "no.onnx").exists()
-
-
 def test_export_verifies_and_draws(exported):
     path, output = exported
     assert "detections agree between PyTorch and onnxruntime" in output
@@ -172,48 +164,31 @@ def test_coco_format(exported, work):
     assert masks[0]["segmentation"]["size"] == [128, 128]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--opset-version", 17], "'--opset-version': 17 is not in the range"),
-        (
-            ["--backend", "openvino", "--deform-conv", "native"],
-            "--deform-conv: expected gathernd, .* for openvino, which has no DeformConv, got native",
-        ),
-        (["--shape", 1, 2, 3], "'--shape': expected one or two sizes"),
-        (["--skip-postprocess", "--verify", "--show"], "--show: expected no --skip-postprocess"),
-    ],
-)
-def test_wrong_options(arguments, message):
-    assert re.search(message, error_of("export", CONFIG, "weights.pth", *arguments, status=2))
+MISTAKES = [
+    (2, ["--opset-version", 17], "--opset-version.* 17"),
+    (2, ["--backend", "openvino", "--deform-conv", "native"], "--deform-conv: .* gathernd.* got native"),
+    (2, ["--shape", 1, 2, 3], "--shape"),
+    (2, ["--skip-postprocess", "--verify", "--show"], "--show: .*--skip-postprocess"),
+    (1, ["--opset-version", 18, "--deform-conv", "native"], "19 for deform_conv='native', got 18"),
+    (1, ["--input-img", "nowhere.jpg"], "image: .*nowhere.jpg"),
+    (1, ["--skip-postprocess"], "skip_postprocess: .*got MaskRCNN"),
+    (1, ["--cfg-options", "model.backbone.base_channels=24"], r"weights\.pth: .*found \d+ .*\(backbone\."),
+    (1, ["--cfg-options", "test_dataloader.dataset.pipeline.1.type=PhotoMetricDistortion"], "PhotoMetricDis"),
+]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (
-            ["--opset-version", 18, "--deform-conv", "native"],
-            "expected at least 19 for deform_conv='native', got 18; at opset 18 there is gathernd or",
-        ),
-        (["--input-img", "nowhere.jpg"], "error: image: expected a file, found none at nowhere.jpg"),
-        (["--skip-postprocess"], "error: skip_postprocess: expected a single-stage detector, got MaskRCNN"),
-        (
-            ["--cfg-options", "model.backbone.base_channels=24"],
-            r"error: .*weights\.pth: expected the weights of this model, found \d+ parameters \(backbone\.",
-        ),
-    ],
-)
-def test_mistakes_end_in_one_line(work, tmp_path, arguments, message):
+@pytest.mark.parametrize(("status", "arguments", "message"), MISTAKES)
+def test_mistakes_end_in_one_line(work, tmp_path, status, arguments, message):
     files = [work / "config.py", work / "weights.pth", "--out", tmp_path / "no.onnx"]
-    assert re.search(message, error_of("export", *files, "--shape", 128, *arguments))
+    shape = [] if "PhotoMetricDis" in message or "--shape" in arguments else ["--shape", 128]
+    assert re.search(message, error_of("export", *files, *shape, *arguments, status=status))
     assert not list(tmp_path.iterdir())
 
 
 def test_a_checkpoint_that_is_none(work, tmp_path):
     (tmp_path / "broken.pth").write_bytes(b"no checkpoint")
     message = error_of("export", work / "config.py", tmp_path / "broken.pth", "--out", tmp_path / "no.onnx")
-    assert re.match(r"error: .*broken\.pth: expected a checkpoint, found something else", message)
-    assert len(message) < 300
+    assert re.match(r"error: .*broken\.pth: ", message) and len(message) < 300
 
 
 def graph_of(path, height, width):
@@ -234,24 +209,17 @@ def graph_of(path, height, width):
 @pytest.mark.parametrize(
     ("content", "arguments", "message"),
     [
-        (b"no model", [], r"error: .*model\.onnx: expected an ONNX model, found something else"),
-        (
-            None,
-            [],
-            r"error: .*model\.onnx: input: expected shape \(1, 3, 64, 96\) or smaller, got \(1, 3, 128",
-        ),
-        (None, ["--device", "npu"], "error: device: expected one of .*CPUExecutionProvider.*, got 'npu'"),
-        (None, ["--eval", "bboxes"], "error: .*metric should be one of .*bboxes"),
+        (b"no model", [], r"model\.onnx: "),
+        (None, [], r"model\.onnx: input: .*\(1, 3, 64, 96\) or smaller, got \(1, 3, 128"),
+        (None, ["--device", "npu"], "device: .*'npu'"),
+        (None, ["--eval", "bboxes"], "metric.*bboxes"),
     ],
 )
 def test_mistakes_in_evaluation_end_in_one_line(work, tmp_path, content, arguments, message):
     path = tmp_path / "model.onnx"
-    if content is None:
-        graph_of(path, 64, 96)
-    else:
-        path.write_bytes(content)
+    graph_of(path, 64, 96) if content is None else path.write_bytes(content)
     arguments = [work / "config.py", path, "--work-dir", tmp_path / "logs", *arguments]
-    assert re.search(message, error_of("test", *arguments))
+    assert re.search(f"^error: .*{message}", error_of("test", *arguments))
 
 
 def test_no_file_before_it_is_simplified(work, tmp_path, monkeypatch):

@@ -9,25 +9,7 @@ pytest.importorskip("triton")
 from dcnzoo.ops.fused import configs
 from dcnzoo.ops.fused.configs import Config
 
-ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100")
 KERNELS = ("forward", "grad_weight", "grad_samples")
-
-
-@pytest.mark.parametrize("target", [*ARCHITECTURES, "default", "interpreter"])
-def test_entries_are_whole(target):
-    entry = configs.table()[target]
-    assert entry["source"] and entry["auto_reason"]
-    assert set(entry["auto"]) <= {"float32", "float16", "bfloat16"}
-    for kernel in KERNELS:
-        for kind in ("half", "float32"):
-            found = [Config(*sizes) for sizes in entry[kernel][kind]]
-            assert found
-            for config in found:
-                sizes = (config.BM, config.BN, config.BK)
-                assert all(16 <= size <= 256 and size & (size - 1) == 0 for size in sizes)
-                assert config.warps in (4, 8) and 1 <= config.stages <= 4
-            areas = [config.BM * config.BN * config.BK for config in found]
-            assert areas == sorted(areas, reverse=True), "from large to small"
 
 
 def test_unknown_architectures_have_what_runs_everywhere():

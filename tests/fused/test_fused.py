@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib.util import find_spec
 
 import pytest
@@ -225,4 +226,4 @@ def test_errors_are_those_of_the_compiled_kernels(interpret):
     rows = deform_conv.invalid(2)
     for row, message in rows[:: len(rows) // 8]:
         error = interpret(interpreter.error_of, "deform_conv2d", row)
-        assert message in error and len(error.splitlines()) == 1
+        assert re.search(message, error) and len(error.splitlines()) == 1

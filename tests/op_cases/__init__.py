@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from random import Random
@@ -70,7 +71,7 @@ class Operator:
         absolute: the sample with each number that is multiplied without its sign, but not coordinates:
             results are then sums of the absolute values of all terms.
         samples: in float64, small and asymmetric; the first four show its forms, and are asked more.
-        invalid: samples with what the error must say.
+        invalid: samples with a regular expression for the error; see :func:`wrong_calls`.
         overload_calls: the registered operators with a sample's arguments, for opcheck.
         resized_samples: one call in several batch and spatial sizes, for torch.compile.
         autocasts: whether it computes in autocast's dtype; otherwise autocast changes nothing.
@@ -124,6 +125,18 @@ def absolute_at(*places: int) -> Callable[[Sample], Sample]:
         )
 
     return absolute
+
+
+def wrong_calls(
+    operator: str, good: Sample, names: Sequence[str], rows: Iterable[tuple[str, str, dict[str, Any]]]
+) -> Iterator[tuple[Sample, str]]:
+    """``Operator.invalid``: of each row the argument that the error names, what it says was got, and what is
+    not as in ``good``: tensors by these names, and other arguments."""
+    for argument, got, changed in rows:
+        tensors = tuple(changed.get(n, t) for n, t in zip(names, good.tensors, strict=True))
+        kwargs = {name: value for name, value in changed.items() if name not in names}
+        sample = replace(good, name=f"{argument} {got}", tensors=tensors, kwargs={**good.kwargs, **kwargs})
+        yield sample, rf"^{operator}: {argument}: expected .*{re.escape(got)}"
 
 
 # For random samples. CHANNELS: around the widths of vectors, panels and slices of the CPU kernels.

@@ -11,7 +11,7 @@ import torch
 import dcnzoo.ops
 from dcnzoo.ops import reference as oracle
 
-from . import CHANNELS, Sample, absolute_at, emptied, per_axis, random_name
+from . import CHANNELS, Sample, absolute_at, emptied, per_axis, random_name, wrong_calls
 
 NAME = "dcnv3"
 can_be_zero = ("size", "kernel", "group", "channels")
@@ -163,110 +163,33 @@ def samples() -> Iterator[Sample]:
 def invalid() -> Iterator[tuple[Sample, str]]:
     good = make("good", kernel_size=3, group=2, group_channels=3)
     input, offset, mask = good.tensors
-
-    def bad(name: str, message: str, tensors=good.tensors, **kwargs) -> tuple[Sample, str]:
-        return Sample(name, tuple(tensors), {**good.kwargs, **kwargs}), message
-
-    yield bad(
-        "offset channels",
-        "dcnv3: offset: expected 36 channels on the last axis (2 · 3·3 taps · 2 groups), got 35",
-        (input, offset[..., 1:], mask),
-    )
-    yield bad(
-        "mask channels",
-        "dcnv3: mask: expected 18 channels on the last axis (3·3 taps · 2 groups), got 36",
-        (input, offset, offset),
-    )
-    yield bad(
-        "offset of the whole kernel",
-        "dcnv3: offset: expected 32 channels on the last axis (2 · (3·3 - 1) taps · 2 groups), got 36",
-        remove_center=True,
-    )
-    yield bad(
-        "channels first",
-        "dcnv3: input: expected 6 channels on the last axis (2 groups · 3), got 10 in shape (2, 6, 7, 10) "
-        "(batch, height, width, channels)",
-        (input.permute(0, 3, 1, 2), offset, mask),
-    )
-    yield bad(
-        "group channels",
-        "dcnv3: input: expected 8 channels on the last axis (2 groups · 4), got 6",
-        group_channels=4,
-    )
-    yield bad(
-        "input dimensions",
-        "dcnv3: input: expected 4 dimensions (batch, height, width, channels), got shape (7, 10, 6)",
-        (input[0], offset, mask),
-    )
-    yield bad(
-        "offset dimensions",
-        "dcnv3: offset: expected 4 dimensions (batch, height, width, channels), got shape (7, 10, 36)",
-        (input, offset[0], mask),
-    )
-    yield bad(
-        "offset size",
-        "dcnv3: offset: expected height and width (7, 10) like the output, got (7, 9)",
-        (input, offset[:, :, 1:], mask),
-    )
-    yield bad(
-        "mask size",
-        "dcnv3: mask: expected height and width (4, 10) like the output, got (7, 10)",
-        (input, offset[:, :4], mask),
-        stride=(2, 1),
-    )
-    yield bad("mask batch", "dcnv3: mask: expected batch 2 like input, got 1", (input, offset, mask[:1]))
-    yield bad(
-        "offset dtype",
-        "dcnv3: offset: expected float64 like input, got float32",
-        (input, offset.float(), mask),
-    )
-    yield bad(
-        "half input, double mask",
-        "dcnv3: mask: expected bfloat16 like input or float32, got float64",
-        (input.bfloat16(), offset.float(), mask),
-    )
-    yield bad(
-        "integer input",
-        "dcnv3: input: expected float64, float32, bfloat16 or float16, got Int",
-        (input.int(), offset.int(), mask.int()),
-    )
-    yield bad(
-        "no pixels",
-        "dcnv3: input: expected at least 1 pixel in height and width, got shape (2, 0, 10, 6)",
-        (input[:, :0], offset, mask),
-    )
-    yield bad(
-        "too many pixels",
-        "dcnv3: input: expected at most 2147483647 pixels on the CPU, got 4294967296",
-        (input[:1, :1, :1].expand(1, 2**16, 2**16, 6), offset, mask),
-    )
-    yield bad("group 0", "dcnv3: group: expected at least 1, got 0", group=0)
-    yield bad("no group channels", "dcnv3: group_channels: expected at least 1, got 0", group_channels=0)
-    yield bad("stride 0", "dcnv3: stride: expected at least 1, got (0, 1)", stride=(0, 1))
-    yield bad("three strides", "dcnv3: stride: expected 2 values, got 3", stride=(1, 1, 1))
-    yield bad("kernel 0", "dcnv3: kernel_size: expected at least 1, got (3, 0)", kernel_size=(3, 0))
-    yield bad("negative padding", "dcnv3: padding: expected at least 0, got (-1, -1)", padding=-1)
-    yield bad("dilation 0", "dcnv3: dilation: expected at least 1, got (0, 0)", dilation=0)
-    yield bad("im2col_step 0", "dcnv3: im2col_step: expected at least 1, got 0", im2col_step=0)
-    yield bad(
-        "offset_scale",
-        "dcnv3: offset_scale: expected a finite number, got nan",
-        offset_scale=float("nan"),
-    )
-    yield bad(
-        "center of an even kernel",
-        "dcnv3: remove_center: expected an odd kernel_size of more than one tap, got (3, 2)",
-        kernel_size=(3, 2),
-        remove_center=True,
-    )
-    yield bad(
-        "center of a single tap",
-        "dcnv3: remove_center: expected an odd kernel_size of more than one tap, got (1, 1)",
-        kernel_size=1,
-        remove_center=True,
-    )
-    yield bad(
-        "kernel larger than the padded input",
-        "dcnv3: input: expected size at least 15 on axis 1 (kernel 3, dilation 8, padding 1), got 7",
-        dilation=8,
-    )
+    rows = [
+        ("offset", "got 35", dict(offset=offset[..., 1:])),
+        ("mask", "got 36", dict(mask=offset)),
+        ("offset", "(3·3 - 1) taps · 2 groups), got 36", dict(remove_center=True)),
+        ("input", "got 10 in shape (2, 6, 7, 10)", dict(input=input.permute(0, 3, 1, 2))),
+        ("input", "8 channels on the last axis (2 groups · 4), got 6", dict(group_channels=4)),
+        ("input", "got shape (7, 10, 6)", dict(input=input[0])),
+        ("offset", "got shape (7, 10, 36)", dict(offset=offset[0])),
+        ("offset", "got (7, 9)", dict(offset=offset[:, :, 1:])),
+        ("mask", "got (7, 10)", dict(offset=offset[:, :4], stride=(2, 1))),
+        ("mask", "batch 2 like input, got 1", dict(mask=mask[:1])),
+        ("offset", "got float32", dict(offset=offset.float())),
+        ("mask", "got float64", dict(input=input.bfloat16(), offset=offset.float())),
+        ("input", "got Int", dict(input=input.int(), offset=offset.int(), mask=mask.int())),
+        ("input", "got shape (2, 0, 10, 6)", dict(input=input[:, :0])),
+        ("input", "got 4294967296", dict(input=input[:1, :1, :1].expand(1, 2**16, 2**16, 6))),
+        ("group", "got 0", dict(group=0)),
+        ("group_channels", "got 0", dict(group_channels=0)),
+        ("stride", "got (0, 1)", dict(stride=(0, 1))),
+        ("stride", "2 values, got 3", dict(stride=(1, 1, 1))),
+        ("kernel_size", "got (3, 0)", dict(kernel_size=(3, 0))),
+        ("padding", "got (-1, -1)", dict(padding=-1)),
+        ("dilation", "got (0, 0)", dict(dilation=0)),
+        ("im2col_step", "got 0", dict(im2col_step=0)),
+        ("offset_scale", "got nan", dict(offset_scale=float("nan"))),
+        ("remove_center", "got (3, 2)", dict(kernel_size=(3, 2), remove_center=True)),
+        ("remove_center", "got (1, 1)", dict(kernel_size=1, remove_center=True)),
+        ("input", "15 on axis 1 (kernel 3, dilation 8, padding 1), got 7", dict(dilation=8)),
+    ]
+    return wrong_calls(NAME, good, ("input", "offset", "mask"), rows)

@@ -12,7 +12,7 @@ import torch
 import dcnzoo.ops
 from dcnzoo.ops import reference as oracle
 
-from . import Sample, dcnv3
+from . import Sample, dcnv3, wrong_calls
 from .dcnv3 import can_be_zero as can_be_zero
 from .dcnv3 import geometry
 
@@ -76,36 +76,13 @@ def samples() -> Iterator[Sample]:
 def invalid() -> Iterator[tuple[Sample, str]]:
     good = packed(dcnv3.make("good", kernel_size=3, group=2, group_channels=3))
     input, fields = good.tensors
-
-    def bad(name: str, message: str, tensors=good.tensors, **kwargs) -> tuple[Sample, str]:
-        return Sample(name, tuple(tensors), {**good.kwargs, **kwargs}), message
-
-    yield bad(
-        "without padding",
-        "dcnv4: offset_mask: expected 56 channels on the last axis "
-        "(3 · 3·3 taps · 2 groups = 54, padded to a multiple of 8), got 54",
-        (input, fields[..., :54]),
-    )
-    yield bad(
-        "fields of the whole kernel",
-        "dcnv4: offset_mask: expected 48 channels on the last axis "
-        "(3 · (3·3 - 1) taps · 2 groups = 48, padded to a multiple of 8), got 56",
-        remove_center=True,
-    )
-    yield bad(
-        "size",
-        "dcnv4: offset_mask: expected height and width (4, 5) like the output, got (7, 10)",
-        stride=2,
-    )
-    yield bad("batch", "dcnv4: offset_mask: expected batch 2 like input, got 1", (input, fields[:1]))
-    yield bad(
-        "channels first",
-        "dcnv4: input: expected 6 channels on the last axis (2 groups · 3), got 10 in shape (2, 6, 7, 10)",
-        (input.permute(0, 3, 1, 2), fields),
-    )
-    yield bad(
-        "dtype",
-        "dcnv4: offset_mask: expected float64 like input, got float32",
-        (input, fields.float()),
-    )
-    yield bad("group 0", "dcnv4: group: expected at least 1, got 0", group=0)
+    rows = [
+        ("offset_mask", "= 54, padded to a multiple of 8), got 54", dict(offset_mask=fields[..., :54])),
+        ("offset_mask", "48 channels on the last axis (3 · (3·3 - 1)", dict(remove_center=True)),
+        ("offset_mask", "got (7, 10)", dict(stride=2)),
+        ("offset_mask", "got 1", dict(offset_mask=fields[:1])),
+        ("input", "got 10 in shape (2, 6, 7, 10)", dict(input=input.permute(0, 3, 1, 2))),
+        ("offset_mask", "got float32", dict(offset_mask=fields.float())),
+        ("group", "got 0", dict(group=0)),
+    ]
+    return wrong_calls(NAME, good, ("input", "offset_mask"), rows)

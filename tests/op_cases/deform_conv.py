@@ -7,13 +7,14 @@ import sys
 from collections.abc import Iterator
 from functools import partial
 from random import Random
+from typing import Any
 
 import torch
 
 import dcnzoo.ops
 from dcnzoo.ops import reference as oracle
 
-from . import CHANNELS, Operator, Sample, absolute_at, emptied, per_axis, random_name
+from . import CHANNELS, Operator, Sample, absolute_at, emptied, per_axis, random_name, wrong_calls
 
 # By rank: axes that cannot be taken for one another.
 SIZE = {1: (11,), 2: (7, 10), 3: (4, 6, 5)}
@@ -218,162 +219,71 @@ def random_convolution(make, transposed: bool, rank: int, rng: Random, nothing: 
 random_sample = partial(random_convolution, make, False)
 
 
-class Table:
-    """What is wrong with one argument of a good sample, and what the error says. Rows of a table."""
+NAMES = ("input", "weight", "offset", "mask", "bias")
+Rows = Iterator[tuple[str, str, dict[str, Any]]]
 
-    def __init__(self, good: Sample, operator: str):
-        self.good, self.operator, self.rank = good, operator, rank_of(good)
-        self.rows: list[tuple[Sample, str]] = []
-        self.names = ("input", "weight", "offset", "mask", "bias")
-        # "3·2 taps"
-        self.taps = "·".join(map(str, good.tensors[1].shape[2:])) + " taps"
-        self.count = math.prod(good.tensors[1].shape[2:])
 
-    def __call__(self, name: str, message: str, **changed) -> None:
-        tensors = [changed.pop(n, t) for n, t in zip(self.names, self.good.tensors, strict=True)]
-        kwargs = {**self.good.kwargs, **changed}
-        self.rows.append((Sample(name, tuple(tensors), kwargs), f"{self.operator}: {message}"))
+def rows_of_both(good: Sample, inputs: int) -> Rows:
+    """What is wrong with arguments of convolutions and transposed ones, which have this many channels."""
+    input, weight, offset, mask, bias = good.tensors
+    rank, taps = rank_of(good), math.prod(weight.shape[2:])
+    for name, wrong in (
+        *(("input", t) for t in (input[0], input.sum(), input[:, :0])),
+        *(("weight", t) for t in (weight[0], weight.sum(), weight[..., :0])),
+        *(("offset", offset[0]), ("mask", mask[0])),
+    ):
+        yield name, f"got shape {tuple(wrong.shape)}", {name: wrong}
+    yield "bias", f"got ({len(bias) - 1},)", {"bias": bias[:-1]}
+    yield "bias", f"got (1, {len(bias)})", {"bias": bias[None]}
+    for name, tensor in zip(NAMES[1:], good.tensors[1:], strict=True):
+        yield name, "float64 like input, got float32", {name: tensor.float()}
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        yield name, "device cpu like input, got meta", {name: tensor.to("meta")}
+    yield "input", "got Int", {n: t.int() for n, t in zip(NAMES, good.tensors, strict=True)}
+    yield "input", "got ComplexDouble", {"input": input.to(torch.complex128)}
+    half = {n: t.bfloat16() for n, t in zip(NAMES, good.tensors, strict=True)}
+    yield "mask", "like input or float32, got float64", {**half, "mask": mask}
 
-    def per_axis(self, value: int) -> str:
-        """A shape of this value on every axis, as it is printed."""
-        return str((value,) * self.rank)
+    for name, field, count in (("offset", offset, rank * taps), ("mask", mask, taps)):
+        yield name, f"got {count + 1}", {name: torch.cat([field, field[:, :1]], 1)}
+        yield name, f"got {count - 1}", {name: field[:, 1:]}
+        yield name, f"got 5 ({5 * count} channels / {count})", {name: field.repeat(1, 5, *[1] * rank)}
+        size = tuple(field[..., :-1].shape[2:])
+        yield name, f"got {size}", {name: field[..., :-1]}
+        yield name, "batch 2 like input, got 1", {name: field[:1]}
 
-    def fields(self, channels: int, sampled: str, other: str) -> None:
-        """Offset and mask; ``channels`` of the ``sampled`` side are parted among their groups."""
-        _, _, offset, mask, _ = self.good.tensors
-        size = tuple(offset.shape[2:])
-        for name, field, per_group, taps in (
-            ("offset", offset, self.rank * self.count, f"{self.rank} · {self.taps}"),
-            ("mask", mask, self.count, self.taps),
-        ):
-            wider = torch.cat([field, field[:, :1]], 1)
-            self(
-                f"{name} channels",
-                f"{name}: expected {per_group} channels ({taps} · 1 group), got {per_group + 1}",
-                **{name: wider},
-            )
-            few = f"{name}: expected {per_group} channels ({taps} · 1 group), got {per_group - 1}"
-            self(f"too few {name} channels", few, **{name: field[:, 1:]})
-            self(
-                f"{name} groups",
-                f"{name}: expected a number of groups that divides the {channels} {sampled} channels, got 5 "
-                f"({5 * per_group} channels / {per_group})",
-                **{name: field.repeat(1, 5, *[1] * self.rank)},
-            )
-            self(
-                f"{name} size",
-                f"{name}: expected spatial size {size} like the {other}, got {(*size[:-1], size[-1] - 1)}",
-                **{name: field[..., :-1]},
-            )
-            self(f"{name} batch", f"{name}: expected batch 2 like input, got 1", **{name: field[:1]})
-            self(
-                f"{name} dimensions",
-                f"{name}: expected {self.rank + 2} dimensions, got shape {tuple(field[0].shape)}",
-                **{name: field[0]},
-            )
-            self(
-                f"{name} dtype", f"{name}: expected float64 like input, got float32", **{name: field.float()}
-            )
-        half = {n: t.bfloat16() for n, t in zip(self.names, self.good.tensors, strict=True)}
-        self(
-            "half input, double mask",
-            "mask: expected bfloat16 like input or float32, got float64",
-            **{**half, "mask": mask},
-        )
-
-    def types(self, layout: str) -> None:
-        """Dtypes and dimensions of input, weight (``layout``: its first two) and bias."""
-        input, weight, _, _, bias = self.good.tensors
-        dimensions = f"expected {self.rank + 2} dimensions"
-        expected = f"input: {dimensions} (batch, channels, *size), got shape"
-        self("input dimensions", f"{expected} {tuple(input[0].shape)}", input=input[0])
-        self("input without dimensions", f"{expected} ()", input=input.sum())
-        no_channels = input[:, :0]
-        self(
-            "input channels",
-            f"input: expected at least 1 channel, got shape {tuple(no_channels.shape)}",
-            input=no_channels,
-        )
-        expected = f"weight: {dimensions} ({layout}, *kernel), got shape"
-        self("weight dimensions", f"{expected} {tuple(weight[0].shape)}", weight=weight[0])
-        self("weight without dimensions", f"{expected} ()", weight=weight.sum())
-        self(
-            "no taps",
-            f"weight: expected a kernel of at least 1, got shape {tuple(weight[..., :0].shape)}",
-            weight=weight[..., :0],
-        )
-        outputs = bias.shape[0]
-        for name, wrong in (("bias length", bias[:-1]), ("bias dimensions", bias[None])):
-            shape = str(tuple(wrong.shape))
-            self(name, f"bias: expected shape ({outputs},), got {shape}", bias=wrong)
-        self("weight dtype", "weight: expected float64 like input, got float32", weight=weight.float())
-        self("bias dtype", "bias: expected float64 like input, got float32", bias=bias.float())
-        for name in ("weight", "bias"):
-            elsewhere = {name: self.good.tensors[self.names.index(name)].to("meta")}
-            self(f"{name} device", f"{name}: expected device cpu like input, got meta", **elsewhere)
-        integers = {n: t.int() for n, t in zip(self.names, self.good.tensors, strict=True)}
-        floats = "input: expected float64, float32, bfloat16 or float16, got"
-        self("integer input", f"{floats} Int", **integers)
-        self("complex input", f"{floats} ComplexDouble", input=input.to(torch.complex128))
-
-    def numbers(self, channels: int, outputs: int) -> None:
-        """Stride, padding, dilation, groups, im2col_step."""
-        self("groups 0", "groups: expected at least 1, got 0", groups=0)
-        self("negative groups", "groups: expected at least 1, got -2", groups=-2)
-        self(
-            "groups that divide nothing",
-            f"groups: expected a divisor of the {channels} input channels, got {channels - 1}",
-            groups=channels - 1,
-        )
-        for name, least in (("stride", 1), ("padding", 0), ("dilation", 1)):
-            wrong = self.per_axis(least - 1)
-            self(
-                f"{name} {least - 1}", f"{name}: expected at least {least}, got {wrong}", **{name: least - 1}
-            )
-            huge = self.per_axis(2**31)
-            self(f"huge {name}", f"{name}: expected at most 2147483647, got {huge}", **{name: 2**31})
-            one = [1] * (self.rank - 1) + [-2]
-            self(
-                f"one negative {name}",
-                f"{name}: expected at least {least}, got {tuple(one)}",
-                **{name: one},
-            )
-            self(
-                f"too many values of {name}",
-                f"{name}: expected {self.rank} values, got {self.rank + 1}",
-                **{name: (1,) * (self.rank + 1)},
-            )
-        self("im2col_step 0", "im2col_step: expected at least 1, got 0", im2col_step=0)
-        self("im2col_step -1", "im2col_step: expected at least 1, got -1", im2col_step=-1)
+    for wrong in (0, -2, inputs - 1):
+        yield "groups", f"got {wrong}", {"groups": wrong}
+    for name, least in (("stride", 1), ("padding", 0), ("dilation", 1)):
+        for wrong in (least - 1, 2**31):
+            yield name, f"got {(wrong,) * rank}", {name: wrong}
+        one = [1] * (rank - 1) + [-2]
+        yield name, f"got {tuple(one)}", {name: one}
+        yield name, f"{rank} values, got {rank + 1}", {name: (1,) * (rank + 1)}
+    for wrong in (0, -1):
+        yield "im2col_step", f"got {wrong}", {"im2col_step": wrong}
 
 
 def invalid(rank: int) -> list[tuple[Sample, str]]:
     good = make("good", size=SIZE[rank], kernel=KERNEL[rank], padding=1)
-    table = Table(good, f"deform_conv{rank}d")
-    table.types("out, in / groups")
-    table.fields(6, "input", "output")
-    table.numbers(6, 4)
     input, weight, offset, _, _ = good.tensors
-    table("groups and outputs", "groups: expected a divisor of the 4 output channels, got 3", groups=3)
-    table("weight channels", "weight: expected 6 input channels (6 / 1 group), got 5", weight=weight[:, :5])
-    table("weight and groups", "weight: expected 3 input channels (6 / 2 groups), got 6", groups=2)
-    table("no padding", "offset: expected spatial size", padding=0)
-    kernel, size = weight.shape[2], input.shape[2]
-    table(
-        "kernel larger than the padded input",
-        f"input: expected size at least {9 * (kernel - 1) - 1} on axis 2 (kernel {kernel}, dilation 9, "
-        f"padding 1), got {size}",
-        dilation=9,
-    )
+    size = input.shape[2]
+    rows = [
+        *rows_of_both(good, 6),
+        ("groups", "4 output channels, got 3", {"groups": 3}),
+        ("weight", "6 input channels (6 / 1 group), got 5", {"weight": weight[:, :5]}),
+        ("weight", "3 input channels (6 / 2 groups), got 6", {"groups": 2}),
+        ("offset", "got", {"padding": 0}),
+        (
+            "input",
+            f"on axis 2 (kernel {weight.shape[2]}, dilation 9, padding 1), got {size}",
+            {"dilation": 9},
+        ),
+    ]
     if rank > 1:  # of an even number of channels it would be a mask of several groups
-        table(
-            "the offset as mask",
-            f"mask: expected a number of groups that divides the 5 input channels, got {rank} (",
-            input=input[:, :5],
-            weight=weight[:, :5],
-            mask=offset,
-        )
-    return table.rows
+        five = {"input": input[:, :5], "weight": weight[:, :5], "mask": offset}
+        rows.append(("mask", f"5 input channels, got {rank} (", five))
+    return list(wrong_calls(f"deform_conv{rank}d", good, NAMES, rows))
 
 
 def operator(name: str, rank: int, module) -> Operator:

@@ -10,17 +10,18 @@ import torch
 
 from dcnzoo.ops import reference as oracle
 
-from . import Operator, Sample
+from . import Operator, Sample, wrong_calls
 from .deform_conv import (
     ASYMMETRIC,
     KERNEL,
+    NAMES,
     SIZE,
-    Table,
     call_by_name,
     geometry,
     operator,
     random_convolution,
     rank_of,
+    rows_of_both,
     tensors_of,
 )
 
@@ -93,50 +94,27 @@ def resized_samples(rank: int) -> Iterator[Sample]:
 
 def invalid(rank: int) -> list[tuple[Sample, str]]:
     good = make("good", size=SIZE[rank], kernel=KERNEL[rank], padding=1)
-    table = Table(good, f"deform_conv_transpose{rank}d")
-    table.types("in, out / groups")
-    table.fields(6, "output", "input")
-    table.numbers(4, 6)
     input, weight, offset, _, _ = good.tensors
-    too_much = f"output_padding: expected less than stride {table.per_axis(1)}, got {table.per_axis(1)}"
-    table("output_padding of stride", too_much, output_padding=1)
-    table("output_padding -1", "output_padding: expected at least 0, got", output_padding=-1)
-    table(
-        "too many values of output_padding",
-        f"output_padding: expected {rank} values, got {rank + 1}",
-        output_padding=(0,) * (rank + 1),
-    )
-    table("weight channels", "weight: expected 4 input channels like input, got 3", weight=weight[:3])
+    size, kernel, name = input.shape[2], weight.shape[2], "output_padding"
     nothing = weight[:, :0]
-    table(
-        "no outputs",
-        f"weight: expected at least 1 output channel, got shape {tuple(nothing.shape)}",
-        weight=nothing,
-    )
-    table("bias of one group", "bias: expected shape (12,), got (6,)", groups=2)
-    size, kernel = input.shape[2], weight.shape[2]
-    too_small = "input: expected a size that gives an output of at least 1 on axis 2"
-    table(
-        "padding larger than the output",
-        f"{too_small} (kernel {kernel}, stride 1, padding 9, output_padding 0, dilation 1), got {size}, "
-        f"which gives {size - 1 - 18 + kernel}",
-        padding=9,
-    )
-    table(
-        "no pixels",
-        f"{too_small} (kernel {kernel}, stride 1, padding 1, output_padding 0, dilation 1), got 0, "
-        f"which gives {kernel - 3}",
-        input=input[:, :, :0],
-        offset=offset[:, :, :0],
-    )
+    rows = [
+        *rows_of_both(good, 4),
+        (name, f"less than stride {(1,) * rank}, got {(1,) * rank}", {name: 1}),
+        (name, "got", {name: -1}),
+        (name, f"{rank} values, got {rank + 1}", {name: (0,) * (rank + 1)}),
+        ("weight", "4 input channels like input, got 3", {"weight": weight[:3]}),
+        ("weight", f"got shape {tuple(nothing.shape)}", {"weight": nothing}),
+        ("bias", "shape (12,), got (6,)", {"groups": 2}),
+        ("input", f"got {size}, which gives {size - 1 - 18 + kernel}", {"padding": 9}),
+        (
+            "input",
+            f"got 0, which gives {kernel - 3}",
+            {"input": input[:, :, :0], "offset": offset[:, :, :0]},
+        ),
+    ]
     if rank > 1:
-        table(
-            "the offset as mask",
-            f"mask: expected a number of groups that divides the 5 output channels, got {rank} (",
-            weight=weight[:, :5],
-            mask=offset,
-        )
-    return table.rows
+        rows.append(("mask", f"5 output channels, got {rank} (", {"weight": weight[:, :5], "mask": offset}))
+    return list(wrong_calls(f"deform_conv_transpose{rank}d", good, NAMES, rows))
 
 
 OPERATORS: list[Operator] = [

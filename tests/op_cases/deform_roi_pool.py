@@ -12,10 +12,10 @@ import torch
 import dcnzoo.ops
 from dcnzoo.ops import reference as oracle
 
-from . import Sample, normal, roi_align
+from . import Sample, normal, roi_align, wrong_calls
 from .roi_align import absolute as absolute
 from .roi_align import can_be_zero as can_be_zero
-from .roi_align import random_regions, region_errors
+from .roi_align import random_regions, region_rows
 
 NAME = "deform_roi_pool"
 autocasts = continuous = False
@@ -72,17 +72,13 @@ def resized_samples() -> Iterator[Sample]:
 
 def invalid() -> Iterator[tuple[Sample, str]]:
     good = make("good")
-    yield from region_errors(good, NAME)
     input, rois, offset = good.tensors
-    expected = "deform_roi_pool: offset: expected shape (4, 2, 3, 2) (rois, x and y, bins), got"
-    for name, wrong in (("bins", offset.mT), ("count", offset[1:]), ("dimensions", offset.flatten())):
-        message = f"{expected} {tuple(wrong.shape)}"
-        yield replace(good, name=f"offset {name}", tensors=(input, rois, wrong)), message
-    yield (
-        replace(good, name="integer offset", tensors=(input, rois, offset.int())),
-        "deform_roi_pool: offset: expected float64, float32, bfloat16 or float16, got Int",
-    )
-    yield (
-        replace(good, name="gamma", kwargs={**good.kwargs, "gamma": math.nan}),
-        "deform_roi_pool: gamma: expected a finite number, got nan",
-    )
+    rows = [
+        *region_rows(input, rois),
+        ("offset", "got (4, 2, 2, 3)", dict(offset=offset.mT)),
+        ("offset", "got (3, 2, 3, 2)", dict(offset=offset[1:])),
+        ("offset", "got (48,)", dict(offset=offset.flatten())),
+        ("offset", "got Int", dict(offset=offset.int())),
+        ("gamma", "got nan", dict(gamma=math.nan)),
+    ]
+    return wrong_calls(NAME, good, ("input", "rois", "offset"), rows)

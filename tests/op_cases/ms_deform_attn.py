@@ -10,7 +10,7 @@ import torch
 import dcnzoo.ops
 from dcnzoo.ops import reference as oracle
 
-from . import CHANNELS, Sample, absolute_at, emptied, random_name
+from . import CHANNELS, Sample, absolute_at, emptied, random_name, wrong_calls
 
 NAME = "ms_deform_attn"
 can_be_zero = ("level", "heads", "channels")
@@ -113,63 +113,19 @@ def samples() -> Iterator[Sample]:
 def invalid() -> Iterator[tuple[Sample, str]]:
     good = make("good")
     value, locations, weights = good.tensors
-
-    def bad(name: str, message: str, tensors=good.tensors, **kwargs) -> tuple[Sample, str]:
-        return Sample(name, tuple(tensors), {**good.kwargs, **kwargs}), f"ms_deform_attn: {message}"
-
-    yield bad(
-        "value dimensions",
-        "value: expected 4 dimensions (batch, pixels, heads, channels), got shape (69, 3, 5)",
-        (value[0], locations, weights),
-    )
-    yield bad(
-        "value's heads",
-        "sampling_locations: expected shape (2, queries, 2, 2, points, 2) for 2 heads and 2 levels, "
-        "got (2, 7, 3, 2, 4, 2)",
-        (value[:, :, 1:], locations, weights),
-    )
-    yield bad(
-        "weights",
-        "attention_weights: expected shape (2, 7, 3, 2, 4) like sampling_locations, got (2, 7, 3, 8)",
-        (value, locations, weights.flatten(3)),
-    )
-    yield bad(
-        "levels",
-        "level_start_index: expected shape (2,) for 2 levels, got (3,)",
-        level_start_index=torch.tensor([0, 54, 60]),
-    )
-    yield bad(
-        "shapes of levels",
-        "spatial_shapes: expected shape (levels, 2), each (height, width), got (2, 3)",
-        spatial_shapes=torch.ones(2, 3, dtype=torch.int64),
-    )
-    yield bad(
-        "type of shapes",
-        "spatial_shapes: expected int64, got Int",
-        spatial_shapes=torch.tensor([[6, 9], [3, 5]], dtype=torch.int32),
-    )
-    yield bad(
-        "level beyond the value",
-        "value: expected at least 54 + 4·5 pixels for level 1 (level_start_index, spatial_shapes), got 69",
-        spatial_shapes=torch.tensor([[6, 9], [4, 5]]),
-    )
-    yield bad(
-        "level before the value",
-        "value: expected at least -1 + 6·9 pixels for level 0 (level_start_index, spatial_shapes), got 69",
-        level_start_index=torch.tensor([-1, 54]),
-    )
-    yield bad(
-        "level without pixels",
-        "spatial_shapes: expected at least (1, 1), got (0, 5) for level 1",
-        spatial_shapes=torch.tensor([[6, 9], [0, 5]]),
-    )
-    yield bad(
-        "locations dtype",
-        "sampling_locations: expected float64 like value, got float32",
-        (value, locations.float(), weights),
-    )
-    yield bad(
-        "integer value",
-        "value: expected float64, float32, bfloat16 or float16, got Int",
-        (value.int(), locations, weights),
-    )
+    names = ("value", "sampling_locations", "attention_weights")
+    starts, shapes = "level_start_index", "spatial_shapes"
+    rows = [
+        ("value", "got shape (69, 3, 5)", dict(value=value[0])),
+        (names[1], "for 2 heads and 2 levels, got (2, 7, 3, 2, 4, 2)", dict(value=value[:, :, 1:])),
+        (names[2], "got (2, 7, 3, 8)", dict(attention_weights=weights.flatten(3))),
+        (starts, "got (3,)", {starts: torch.tensor([0, 54, 60])}),
+        (shapes, "got (2, 3)", {shapes: torch.ones(2, 3, dtype=torch.int64)}),
+        (shapes, "got Int", {shapes: torch.tensor([[6, 9], [3, 5]], dtype=torch.int32)}),
+        ("value", "54 + 4·5 pixels for level 1", {shapes: torch.tensor([[6, 9], [4, 5]])}),
+        ("value", "-1 + 6·9 pixels for level 0", {starts: torch.tensor([-1, 54])}),
+        (shapes, "got (0, 5) for level 1", {shapes: torch.tensor([[6, 9], [0, 5]])}),
+        (names[1], "got float32", dict(sampling_locations=locations.float())),
+        ("value", "got Int", dict(value=value.int())),
+    ]
+    return wrong_calls(NAME, good, names, rows)

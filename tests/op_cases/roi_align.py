@@ -13,7 +13,7 @@ from torch import Tensor
 import dcnzoo.ops
 
 from .. import oracles
-from . import CHANNELS, Sample, absolute_at, emptied, normal, per_axis, random_name
+from . import CHANNELS, Sample, absolute_at, emptied, normal, per_axis, random_name, wrong_calls
 
 NAME = "roi_align"
 autocasts = continuous = False
@@ -141,48 +141,26 @@ def resized_samples() -> Iterator[Sample]:
         yield make(f"{rois}", rois, size)
 
 
-def region_errors(good: Sample, operator: str) -> Iterator[tuple[Sample, str]]:
+def region_rows(input: Tensor, rois: Tensor) -> list[tuple[str, str, dict]]:
     """What is wrong with arguments that all RoI poolings have."""
-    input, rois, *others = good.tensors
-
-    def bad(name: str, message: str, input=input, rois=rois, **kwargs) -> tuple[Sample, str]:
-        tensors = (input, rois, *others)
-        return Sample(name, tensors, {**good.kwargs, **kwargs}, good.constant), f"{operator}: {message}"
-
-    floats = "expected float64, float32, bfloat16 or float16, got"
-    yield bad(
-        "input dimensions",
-        "input: expected 4 dimensions (N, C, H, W), got shape (3, 9, 13)",
-        input=input[0],
-    )
-    yield bad("integer input", f"input: {floats} Int", input=input.int())
-    yield bad(
-        "no pixels",
-        "input: expected at least 1 pixel in height and width, got shape (2, 3, 0, 13)",
-        input=input[:, :, :0],
-    )
-    yield bad(
-        "rois of 4",
-        "rois: expected shape (K, 5), each (image, x1, y1, x2, y2), got (4, 4)",
-        rois=rois[:, 1:],
-    )
-    yield bad("integer rois", f"rois: {floats} Long", rois=rois.long())
     one = torch.eye(1, 5, dtype=rois.dtype)
-    # on CUDA they give zeros: to look would stall the device
-    for number, row, wrong in (("2", 1, rois + one), ("-1", 0, rois - one), ("nan", 0, rois * math.nan)):
-        message = f"rois: expected image numbers in [0, 2), got {number} in row {row}"
-        yield bad(f"{number} as the number of an image", message, rois=wrong)
-    yield bad("no bins", "output_size: expected at least (1, 1), got (0, 2)", output_size=(0, 2))
-    yield bad("scale 0", "spatial_scale: expected a positive number, got 0", spatial_scale=0.0)
-    yield bad(
-        "too many samples",
-        "sampling_ratio: expected at most 4194304, got 5000000",
-        sampling_ratio=5_000_000,
-    )
+    return [
+        ("input", "got shape (3, 9, 13)", dict(input=input[0])),
+        ("input", "got Int", dict(input=input.int())),
+        ("input", "got shape (2, 3, 0, 13)", dict(input=input[:, :, :0])),
+        ("rois", "got (4, 4)", dict(rois=rois[:, 1:])),
+        ("rois", "got Long", dict(rois=rois.long())),
+        # on CUDA they give zeros: to look would stall the device
+        ("rois", "[0, 2), got 2 in row 1", dict(rois=rois + one)),
+        ("rois", "[0, 2), got -1 in row 0", dict(rois=rois - one)),
+        ("rois", "[0, 2), got nan in row 0", dict(rois=rois * math.nan)),
+        ("output_size", "got (0, 2)", dict(output_size=(0, 2))),
+        ("spatial_scale", "got 0", dict(spatial_scale=0.0)),
+        ("sampling_ratio", "got 5000000", dict(sampling_ratio=5_000_000)),
+    ]
 
 
 def invalid() -> Iterator[tuple[Sample, str]]:
     good = make("good")
-    yield from region_errors(good, NAME)
-    mode = Sample("pool mode", good.tensors, {**good.kwargs, "pool_mode": "sum"}, good.constant)
-    yield mode, "roi_align: pool_mode: expected 'avg' or 'max', got 'sum'"
+    rows = [*region_rows(*good.tensors), ("pool_mode", "got 'sum'", dict(pool_mode="sum"))]
+    return wrong_calls(NAME, good, ("input", "rois"), rows)

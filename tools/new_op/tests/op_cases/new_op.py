@@ -10,7 +10,7 @@ from torch import Tensor
 
 import dcnzoo.ops
 
-from . import CHANNELS, Sample, absolute_at, emptied, per_axis, random_name
+from . import CHANNELS, Sample, absolute_at, emptied, per_axis, random_name, wrong_calls
 
 NAME = "new_op"
 can_be_zero = ("channels", "size")
@@ -64,11 +64,12 @@ def resized_samples() -> Iterator[Sample]:
 
 
 def invalid() -> Iterator[tuple[Sample, str]]:
-    input, weight = make("good").tensors
-    for name, message, tensors in (
-        ("dimensions", "input: expected 4 dimensions (N, C, H, W), got shape (3, 7, 10)", (input[0], weight)),
-        ("weights", "weight: expected shape (3,), one per channel, got (2,)", (input, weight[1:])),
-        ("dtype", "weight: expected float64 like input, got float32", (input, weight.float())),
-        ("device", "weight: expected device cpu like input, got meta", (input, weight.to("meta"))),
-    ):
-        yield Sample(name, tensors), f"new_op: {message}"
+    good = make("good")
+    input, weight = good.tensors
+    rows = [
+        ("input", "got shape (3, 7, 10)", dict(input=input[0])),
+        ("weight", "got (2,)", dict(weight=weight[1:])),
+        ("weight", "float64 like input, got float32", dict(weight=weight.float())),
+        ("weight", "device cpu like input, got meta", dict(weight=weight.to("meta"))),
+    ]
+    return wrong_calls(NAME, good, ("input", "weight"), rows)

@@ -1,4 +1,4 @@
-"""deform_roi_pool: the reference against a loop, worked by hand, and edges; more in tests/op_cases."""
+"""RoI pooling: the reference against a loop, worked by hand, and edges; more in tests/op_cases."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from . import oracles
 
 RATIOS = [0, 1, 3]
 every_ratio = pytest.mark.parametrize("ratio", RATIOS)
+INF, NAN = float("inf"), float("nan")
 
 
 def example(rois: int = 7, size=(9, 13), channels: int = 3, bins=(3, 2), seed: int = 0):
@@ -57,7 +58,28 @@ def test_without_offset_is_roi_align(ratio):
     torch.testing.assert_close(deform_roi_pool(maps, rois, offset, *arguments, gamma=0.0), expected)
 
 
-def test_hand_worked():
+def test_roi_align_by_hand():
+    """A map that is linear in x pools to x, of which pixel i has the centre i + 0.5."""
+    maps = torch.arange(8.0).expand(1, 1, 6, 8)
+    roi = torch.tensor([[0, 2.0, 1.0, 6.0, 5.0]])
+    for settings, row in (
+        ({}, [2.5, 4.5]),
+        ({"aligned": False}, [3.0, 5.0]),
+        ({"sampling_ratio": 2, "pool_mode": "max"}, [3.0, 5.0]),
+    ):
+        assert roi_align(maps, roi, 2, **settings)[0, 0].tolist() == [row, row]
+
+
+def test_samples_outside_the_map_are_zero_and_count():
+    ones = torch.ones(1, 1, 4, 4)
+    # up to one pixel outside, the border is read; beyond, zero
+    half_outside = torch.tensor([[0, -4.0, 0.0, 4.0, 4.0]])
+    row = roi_align(ones, half_outside, (1, 8), sampling_ratio=1)[0, 0, 0]
+    assert row.tolist() == [0, 0, 0, 1, 1, 1, 1, 1]
+    assert roi_align(ones, half_outside, 1, sampling_ratio=8).item() == 5 / 8
+
+
+def test_deform_roi_pool_by_hand():
     """On a map that is linear in x and y, moving a bin by gamma · size · offset changes its value by that."""
     y, x = torch.meshgrid(torch.arange(20.0), torch.arange(24.0), indexing="ij")
     maps = torch.stack([x, 10 * y])[None]
@@ -121,21 +143,24 @@ def test_empty():
         assert not torch.autograd.grad(gradients[0].sum(), leaves[0])[0].any()
 
 
-INF, NAN = float("inf"), float("nan")
+NOWHERE = [[0, NAN, 0, 3, 3], [0, 0, 0, INF, 3], [0, -INF, 0, INF, 3], [0, 40, 40, 50, 50]]
+OF_NO_SIZE = [[0, 4, 4, 1, 1], [0, 2, 2, 2, 2]]
+
+
+@pytest.mark.parametrize("mode", ["avg", "max"])
+def test_roi_align_of_nothing(mode):
+    maps = torch.full((1, 2, 5, 6), 3.0, requires_grad=True)
+    assert roi_align(maps, torch.zeros(0, 5), 3, pool_mode=mode).shape == (0, 2, 3, 3)
+    assert roi_align(maps[:, :0], torch.zeros(4, 5), 3, pool_mode=mode).shape == (4, 0, 3, 3)
+    absurd = [[0, -1e30, -1e30, 1e30, 1e30], [0, 1e8, 1e8, 2e8, 2e8]]
+    output = roi_align(maps, torch.tensor([*NOWHERE, *OF_NO_SIZE, *absurd]), 3, pool_mode=mode)
+    assert not output.any() and not torch.autograd.grad(output.sum(), maps)[0].any()
 
 
 @pytest.mark.parametrize("function", [deform_roi_pool, reference.deform_roi_pool])
 @pytest.mark.parametrize("ratio", [0, 2])
 def test_rois_without_anything_to_sample(function, ratio):
-    nothing = torch.tensor(
-        [
-            [0, NAN, 0, 3, 3],
-            [0, 0, 0, INF, 3],
-            [0, -INF, 0, INF, 3],
-            [0, 40, 40, 50, 50],  # outside
-            *([[0, 4, 4, 1, 1], [0, 2, 2, 2, 2]] if ratio == 0 else []),  # of no or negative size
-        ]
-    )
+    nothing = torch.tensor([*NOWHERE, *([] if ratio else OF_NO_SIZE)])
     maps, offset = torch.full((1, 2, 5, 6), 3.0), torch.full((len(nothing), 2, 3, 3), 0.1)
     for result in outputs_and_gradients(function, maps, nothing, offset, (3, 3), 1.0, ratio):
         assert (result == 0).all()
@@ -145,11 +170,10 @@ def test_rois_of_absurd_size():
     """What lies on the map is found in no more time than the map takes; what cannot be counted is nothing."""
     maps = torch.full((1, 2, 5, 6), 3.0)
     rois = torch.tensor([[0, -1e6, -1e6, 1e6, 1e6], [0, -1e30, -1e30, 1e30, 1e30]])
-    output = deform_roi_pool(maps, rois, torch.zeros(2, 2, 1, 1), 1)
-    torch.testing.assert_close(output[0], torch.full((2, 1, 1), 3 * 7 * 8 / 4e12))
-    assert not output[1].any()
-    given = (rois[1:], torch.zeros(1, 2, 1, 1), 1)
-    assert not torch.func.jvp(lambda maps: deform_roi_pool(maps, *given), (maps,), (maps,))[1].any()
+    expected = torch.tensor([3 * 7 * 8 / 4e12, 0]).expand(2, 2).T[..., None, None]
+    torch.testing.assert_close(deform_roi_pool(maps, rois, torch.zeros(2, 2, 1, 1), 1), expected)
+    torch.testing.assert_close(roi_align(maps, rois, 1), expected)
+    assert (roi_align(maps, rois[:1], 1, pool_mode="max") == 3).all()
 
 
 @pytest.mark.parametrize("function", [deform_roi_pool, reference.deform_roi_pool])
@@ -170,5 +194,5 @@ def test_bins_that_are_nowhere_contribute_nothing(function, value, axis):
 def test_each_roi_reads_its_own_image():
     maps = torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1, 1).expand(3, 1, 4, 4)
     rois = torch.tensor([[2, 0, 0, 4, 4], [0, 0, 0, 4, 4], [1, 0, 0, 4, 4.0]])
-    offset = torch.zeros(3, 2, 1, 1)
-    assert deform_roi_pool(maps, rois, offset, 1).flatten().tolist() == [3, 1, 2]
+    assert roi_align(maps, rois, 1).flatten().tolist() == [3, 1, 2]
+    assert deform_roi_pool(maps, rois, torch.zeros(3, 2, 1, 1), 1).flatten().tolist() == [3, 1, 2]
