@@ -1,7 +1,7 @@
 """Operators of ``mmcv.ops`` on dcnzoo's: recorded results, gradients, half precision.
 
 The results are those of the code that ``make peers`` compares with mmcv's own operators in hundreds of random
-cases; those of the 28 that mmcv has for the CPU were also run with its compiled operators, and are the same.
+cases. The 28 that mmcv has for the CPU were also run with its compiled operators, which give the same.
 ``python -m tests.test_compat_mmcv_ops`` records them anew.
 """
 
