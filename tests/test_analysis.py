@@ -199,6 +199,9 @@ def test_publish_model(tmp_path):
     assert set(torch.load(kept.split()[-1])) == {"meta", "state_dict"}
     again = run("zoo", "publish", tmp_path / "epoch_3.pth", tmp_path / "other")
     assert Path(again.splitlines()[1]).name == f"other-{digits[:8]}.pth", "the name is not in the content"
+    said, path = run("zoo", "publish", tmp_path / "epoch_3.pth", tmp_path / "net.safetensors").splitlines()
+    assert said == "left out: message_hub, meta, optimizer" and path.endswith(".safetensors") and verify(path)
+    assert torch.equal(read_checkpoint(path)["state_dict"]["w"], weights["w"])
 
 
 MISTAKES = [

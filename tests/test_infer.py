@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 
 import cv2
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from dcnzoo import zoo
+from dcnzoo.data.shapes import CLASSES, ShapesSpec, draw_image
 from dcnzoo.report import record_sampling
 
 from .commands import invoke
@@ -209,3 +211,18 @@ def test_layers_that_are_not_drawn_are_named(folder):
         block.conv2 = nn.Conv2d(conv.in_channels, conv.out_channels, 3, conv.stride, 1)
     with pytest.raises(UserError, match="DCNv4 or PackedDeformConv2d, found none"):
         explain(detector, folder / "a.png")
+
+
+def test_infer_demo_needs_neither_image_nor_network(tmp_path, monkeypatch):
+    monkeypatch.setenv("DCNZOO_OFFLINE", "1")
+    status, output = invoke("infer", "--demo", "--out", tmp_path)
+    assert status == 0, output
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["detections.json", "input", "shapes.png"]
+    content = json.loads((tmp_path / "detections.json").read_text())
+    names = {category["id"]: category["name"] for category in content["categories"]}
+    _, truth = draw_image(ShapesSpec(), "val", 0)
+    sure = [names[each["category_id"]] for each in content["annotations"] if each["score"] > 0.7]
+    assert sure and not Counter(sure) - Counter(CLASSES[each["label"]] for each in truth)
+    for arguments, word in (([], "--demo"), (["a.png"], "--model")):
+        status, output = invoke("infer", *arguments)
+        assert status == 2 and word in output.splitlines()[-1]

@@ -105,7 +105,7 @@ def _images(dataset: ConfigDict) -> int:
         return dataset.shapes.train
     file = Path(dataset.data_root) / dataset.ann_file
     if not file.is_file():
-        raise UserError(f"{file}: expected annotations, found none; docs/study.md says where they come from")
+        raise UserError(f"{file}: expected annotations in COCO's format, found none")
     content = json.loads(file.read_text())
     return len({annotation["image_id"] for annotation in content["annotations"]})
 

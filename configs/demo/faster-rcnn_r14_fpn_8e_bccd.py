@@ -1,4 +1,4 @@
-# Blood cells (BCCD, 205 + 87 images), boxes only, at half their size. docs/study.md says where the images come from
+# Blood cells, 205 + 87 images with boxes, at half their size: https://github.com/Shenggan/BCCD_Dataset, as COCO files
 _base_ = './mask-rcnn_r14_fpn_8e_shapes.py'
 dataset_type = 'CocoDataset'
 data_root = 'data/bccd/'

@@ -1,4 +1,5 @@
-# Fruits and nuts (13 + 5 images) with masks, at 320 × 240; an epoch goes through the images 16 times
+# Fruits and nuts, 13 + 5 images with masks, at 320 × 240; an epoch goes through them 16 times. The images:
+# https://github.com/Tony607/mmdetection_instance_segmentation_demo
 _base_ = './mask-rcnn_r14_fpn_8e_shapes.py'
 dataset_type = 'CocoDataset'
 data_root = 'data/fruits_nuts/'

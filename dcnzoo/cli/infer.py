@@ -17,9 +17,13 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+DEMO_MODEL = "mask-rcnn_r14-mdconv_fpn_8e_shapes"
+
+
 @click.command(cls=_options.Command)
-@click.argument("images", nargs=-1, required=True, metavar="IMAGE...", type=click.Path())
-@_options.model
+@click.argument("images", nargs=-1, metavar="IMAGE...", type=click.Path())
+@option("--demo", is_flag=True, help=f"Detect in a generated image; without --model, with {DEMO_MODEL}.")
+@_options.optional_model
 @option(
     "--out",
     type=_options.FOLDER,
@@ -32,7 +36,7 @@ if TYPE_CHECKING:
     default=0.3,
     help="Leave out detections with a lower score.",
 )
-def command(images: tuple[str, ...], out: Path, score_threshold: float, **model: object) -> None:
+def command(images: tuple[str, ...], demo: bool, out: Path, score_threshold: float, **model: object) -> None:
     """Detect objects in images.
 
     Prints a table per image. Writes the images with their detections drawn, and one detections.json in COCO's
@@ -40,9 +44,16 @@ def command(images: tuple[str, ...], out: Path, score_threshold: float, **model:
 
     \b
     examples:
+      dcnzoo infer --demo
       dcnzoo infer street.jpg --model faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco
       dcnzoo infer a.jpg b.jpg --model CONFIG --checkpoint epoch_12.pth --score-threshold 0.5 --out found
     """
+    if not images and not demo:
+        raise click.UsageError("expected IMAGE... or --demo")
+    if model["model"] is None and not demo:
+        raise click.UsageError("--model: expected the name of a model or a config file, got none")
+    model["model"] = model["model"] or DEMO_MODEL
+
     from rich.console import Console
 
     import dcnzoo.openmmlab  # noqa: F401  before mmengine
@@ -51,6 +62,8 @@ def command(images: tuple[str, ...], out: Path, score_threshold: float, **model:
     from dcnzoo.utils.files import write_bytes, write_text
     from dcnzoo.utils.progress import make_progress
 
+    if demo:
+        images = (*images, _demo_image(out / "input"))
     detections.require_images(images)
     detector = _options.load_model(**model)
     from mmdet.apis import inference_detector
@@ -82,6 +95,18 @@ def command(images: tuple[str, ...], out: Path, score_threshold: float, **model:
     write_text(out / "detections.json", json.dumps(file.content))
     written = f"{out / pictures[0]}" if len(pictures) == 1 else f"{len(pictures)} pictures in {out}"
     console.print(f"written: {written} and {out / 'detections.json'}", soft_wrap=True)
+
+
+def _demo_image(folder: Path) -> str:
+    """A validation image of the demo's data."""
+    import cv2
+
+    from dcnzoo.data.shapes import ShapesSpec, draw_image
+    from dcnzoo.utils.files import write_bytes
+
+    image, _ = draw_image(ShapesSpec(), "val", 0)
+    write_bytes(folder / "shapes.png", cv2.imencode(".png", image)[1].tobytes())
+    return str(folder / "shapes.png")
 
 
 def _show(path: str, found: InstanceData, classes: Sequence[str], console: Console) -> None:

@@ -129,9 +129,9 @@ def verify(files: tuple[Path, ...]) -> None:
 def publish(in_file: str, out_file: Path, save_keys: tuple[str, ...], unsafe_load: bool) -> None:
     """Make a checkpoint to publish: IN_FILE of a training to OUT_FILE.
 
-    Keeps the weights and their description, not the optimizer. Puts the first digits of the file's SHA-256
-    at the end of its name, x.pth becomes x-1a2b3c4d.pth, where dcnzoo zoo verify and every download look for
-    them.
+    Keeps the weights and their description, not the optimizer; only the weights if OUT_FILE is x.safetensors.
+    Puts the first digits of the file's SHA-256 at the end of its name, x.pth becomes x-1a2b3c4d.pth, where
+    dcnzoo zoo verify and every download look for them.
     """
     import torch
 
@@ -143,12 +143,20 @@ def publish(in_file: str, out_file: Path, save_keys: tuple[str, ...], unsafe_loa
     checkpoint = load_file(in_file, unsafe_load)
     if "state_dict" not in checkpoint or "state_dict" not in save_keys:
         raise UserError(f"{in_file}: expected a state_dict, in the file and in --save-keys")
-    removed = sorted(set(map(str, checkpoint)) - set(save_keys))
-    buffer = io.BytesIO()  # torch.save puts the name of a file into it
-    torch.save({key: checkpoint[key] for key in save_keys if key in checkpoint}, buffer)
-    content = seal(buffer.getvalue())  # as it will be in the file
+    kept = {key: checkpoint[key] for key in save_keys if key in checkpoint}
+    ending = ".pth"
+    if out_file.suffix == ".safetensors":
+        from safetensors.torch import save
+
+        ending, kept = ".safetensors", {"state_dict": kept["state_dict"]}
+        content = save({name: value.contiguous() for name, value in kept["state_dict"].items()})
+    else:
+        buffer = io.BytesIO()  # torch.save puts the name of a file into it
+        torch.save(kept, buffer)
+        content = seal(buffer.getvalue())  # as it will be in the file
+    removed = sorted(set(map(str, checkpoint)) - set(kept))
     digits = hashlib.sha256(content).hexdigest()[:8]
-    out_file = out_file.with_name(f"{out_file.name.removesuffix('.pth')}-{digits}.pth")
+    out_file = out_file.with_name(f"{out_file.name.removesuffix(ending)}-{digits}{ending}")
     write_bytes(out_file, content)
     print(f"left out: {', '.join(removed) or 'nothing'}")
     print(out_file)
