@@ -238,7 +238,7 @@ def test_scripted_pools(size, mode):
 
 
 @pytest.mark.parametrize(
-    "name", set(dcnzoo.ops.__all__) - {"has_ops", "with_cuda", "problems", "cpu_capability"}
+    "name", sorted(set(dcnzoo.ops.__all__) - {"has_ops", "with_cuda", "problems", "cpu_capability"})
 )
 def test_every_function_scripts(name):
     torch.jit.script(getattr(dcnzoo.ops, name))
