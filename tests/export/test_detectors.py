@@ -28,7 +28,6 @@ pytest.importorskip("onnxruntime")
 DYNAMIC = torch.export.Dim.DYNAMIC
 # (family, dcn, dynamic): exporting takes up to a minute each, so the others are in `make test-all`
 DAILY = (("FCOS", True, False),)
-LONG = ("CornerNet", "PointRend", "Cascade Mask R-CNN")
 PLAIN = WITHOUT_RESNET
 VARIANTS = [(family, dcn) for family in FAMILIES for dcn in (True, False) if not (dcn and family in PLAIN)]
 STANDARD = {"", "ai.onnx"}
@@ -49,10 +48,7 @@ def named(model, *args):
 
 @pytest.mark.parametrize(
     ("family", "dcn"),
-    [
-        pytest.param(f, dcn, id=name(f, dcn), marks=slow_if(f in LONG or dcn == (f in PLAIN)))
-        for f, dcn in VARIANTS
-    ],
+    [pytest.param(f, dcn, id=name(f, dcn), marks=slow_if(dcn == (f in PLAIN))) for f, dcn in VARIANTS],
 )
 def test_the_exported_module_predicts_as_mmdetection_does(family, dcn):
     detector = build(family, dcn)
