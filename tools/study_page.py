@@ -12,6 +12,7 @@ from study_results import STRENGTHS, Comparison, Row, differences, read_rows, se
 from study_sampling import REGIONS, SamplingRow, read_sampling
 
 from dcnzoo.report.plots import COLOURS
+from dcnzoo.report.report import mean_and_spread
 from dcnzoo.utils.files import write_bytes, write_text
 
 TEMPLATE = Path(__file__).with_name("study.md.jinja")
@@ -60,7 +61,7 @@ def real_table(rows: Sequence[Row]) -> str:
         values = differences(v2, off, metric)
         if len(values) > 1:
             found = Comparison.of(values)
-            means = [spread([getattr(row, metric) for row in each.values()]) for each in (off, v2)]
+            means = [mean_and_spread([getattr(row, metric) for row in each.values()]) for each in (off, v2)]
             lines.append([setting, name, *means, str(found), f"{found.ahead} of {found.pairs}"])
     return markdown(["images", "", "off", "v2", "v2 − off (95% interval)", "ahead"], lines)
 
@@ -73,7 +74,11 @@ def table(rows: Sequence[Row], arms: Sequence[str]) -> str:
         own = select(rows, arm)
         if not own:
             continue
-        cells = [arm, spread([r.box_ap for r in own.values()]), spread([r.mask_ap for r in own.values()])]
+        cells = [
+            arm,
+            mean_and_spread([r.box_ap for r in own.values()]),
+            mean_and_spread([r.mask_ap for r in own.values()]),
+        ]
         found = comparison(rows, arm, baseline=arms[0])
         if arm == arms[0] or found is None:
             cells += ["", "", ""]
@@ -208,11 +213,6 @@ def plot_dilation(looked: Sequence[SamplingRow]) -> Figure:
     if looked:
         axes.legend(frameon=False, fontsize=8)
     return figure
-
-
-def spread(values: Sequence[float]) -> str:
-    text = f"{statistics.mean(values):.3f}"
-    return f"{text} ± {statistics.stdev(values):.3f}" if len(values) > 1 else text
 
 
 def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

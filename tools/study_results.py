@@ -4,7 +4,7 @@ import csv
 import dataclasses
 import io
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from scipy.stats import ttest_1samp
@@ -77,11 +77,15 @@ def read_rows(file: Path) -> list[Row]:
 
 def write_rows(file: Path, rows: Iterable[Row]) -> None:
     """Sorted, so that the file does not tell in which order the runs ended."""
+    ordered = sorted(rows, key=lambda row: (row.study, row.setting, row.arm, row.seed))
+    write_csv(file, COLUMNS, map(dataclasses.asdict, ordered))
+
+
+def write_csv(file: Path, columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
     writer.writeheader()
-    for row in sorted(rows, key=lambda row: (row.study, row.setting, row.arm, row.seed)):
-        writer.writerow(dataclasses.asdict(row))
+    writer.writerows(rows)
     write_text(file, buffer.getvalue())
 
 

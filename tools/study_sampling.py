@@ -2,18 +2,17 @@
 
 import csv
 import dataclasses
-import io
 from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 import torch
+from study_results import write_csv
 from torch import Tensor
 
 from dcnzoo.report.detector import Detector, Prediction
 from dcnzoo.report.report import TrainedRun
 from dcnzoo.report.sampling import SamplingField, effective_dilation
-from dcnzoo.utils.files import write_text
 
 # The longer side of an object's box in pixels: thirds of the generated sizes, on a logarithmic scale
 REGIONS = {"small": (0, 41), "medium": (41, 66), "large": (66, np.inf), "background": None}
@@ -80,13 +79,9 @@ def measure_sampling(run: TrainedRun, arm: str, seed: int, file: Path) -> None:
         mean, std = values[0].mean().item(), values[0].std().item()
         rows.append(SamplingRow(arm, seed, layer, region, values.shape[1], mean, std, *on_object))
     rows.sort(key=lambda row: (row.arm, row.seed, row.layer, list(REGIONS).index(row.region)))
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        line = dataclasses.asdict(row)
-        writer.writerow({k: f"{v:.4f}" if isinstance(v, float) else v for k, v in line.items()})
-    write_text(file, buffer.getvalue())
+    lines = map(dataclasses.asdict, rows)
+    digits = [{k: f"{v:.4f}" if isinstance(v, float) else v for k, v in line.items()} for line in lines]
+    write_csv(file, COLUMNS, digits)
 
 
 def in_regions(prediction: Prediction, field: SamplingField) -> list[tuple[str, Tensor]]:
