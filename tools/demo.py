@@ -125,7 +125,7 @@ def compare(runs: Sequence[TrainedRun]) -> str:
 
 
 def among_others(runs: Sequence[TrainedRun]) -> list[str]:
-    """Where the difference lies among those of the committed study."""
+    """Compare the difference between v2 and off with those in the committed study."""
     mask, rows = mask_ap(runs), read_rows(RESULTS)
     if not {"off", "v2"} <= set(mask):
         return []

@@ -1,4 +1,4 @@
-"""The papers in miniature: many small trainings, paired by seed, and what follows from them.
+"""Test the claims of the papers with many small trainings, paired by seed.
 
 Trains the demo's detector, plain and with each operator, in other stages, on data deformed more and less.
 A row per training goes to a CSV as soon as it has ended; what is in it is not trained again. Then writes the
@@ -34,7 +34,7 @@ BEND, STRETCH = 0.35, 5.0  # of the demo's data: amplitude of the bending, stret
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """An arm on data: what it differs in from one of the demo's configs."""
+    """One arm on one data set, as changes to one of the configs."""
 
     study: str
     arm: str
@@ -117,7 +117,7 @@ STUDIES = tuple(dict.fromkeys(each.study for each in EXPERIMENTS))
     type=click.IntRange(min=0),
     default=range(10),
     show_default="0 to 9",
-    help="Settings are chosen on seeds from 100 on, which the page does not show.",
+    help="Seeds from 100 on are for choosing settings; their page stays in --work-dir.",
 )
 @click.option("--jobs", type=click.IntRange(min=1), help="Trainings side by side (default: one per core).")
 @click.option("--quick", is_flag=True, help="Two seeds, a few iterations: whether it all runs.")
@@ -153,7 +153,7 @@ def train_all(
     sampling: Path,
     console: Console,
 ) -> None:
-    """All that the results do not have. Arms that are compared run side by side, seed by seed."""
+    """Train what the results do not have yet. Arms that are compared run side by side, seed by seed."""
     with locked(work_dir) as lock, user_errors():
         done = {row.key for row in read_rows(results)}
         runs: dict[Path, tuple[Experiment, int, Run]] = {}

@@ -45,7 +45,7 @@ def write_page(page: Path, results: Path, sampling: Path) -> None:
 def comparison(
     rows: Sequence[Row], arm: str, setting: str = "full", baseline: str = "off"
 ) -> Comparison | None:
-    """Of mask APs; None where fewer than two pairs have been run."""
+    """Compare mask APs. None if fewer than two pairs have been run."""
     values = differences(select(rows, arm, setting), select(rows, baseline, setting))
     return Comparison.of(values) if len(values) > 1 else None
 
@@ -169,7 +169,7 @@ def dilation_table(looked: Sequence[SamplingRow]) -> str:
 
 
 def _mean_and_std(rows: Sequence[SamplingRow]) -> str:
-    """Of the locations in all detectors: those of each seed counted alike."""
+    """The mean and the standard deviation over locations, averaged over seeds."""
     if not rows:
         return "–"
     mean, std = (

@@ -48,10 +48,10 @@ COLUMNS = tuple(field.name for field in dataclasses.fields(Row))
 
 
 def read_rows(file: Path) -> list[Row]:
-    """None if the file is not there.
+    """Read all rows; an absent file has none.
 
     Raises:
-        UserError: it is another file.
+        UserError: the file has other columns.
     """
     if not file.is_file():
         return []
@@ -90,18 +90,18 @@ def write_csv(file: Path, columns: Sequence[str], rows: Iterable[Mapping[str, ob
 
 
 def select(rows: Iterable[Row], arm: str, setting: str = "full") -> dict[int, Row]:
-    """Seed → row."""
+    """The rows of one arm on one data set, by seed."""
     return {row.seed: row for row in rows if (row.arm, row.setting) == (arm, setting)}
 
 
 def differences(arm: dict[int, Row], baseline: dict[int, Row], metric: str = "mask_ap") -> list[float]:
-    """Of the seeds that both have, in the order of seeds."""
+    """The differences for the seeds that both have, in the order of the seeds."""
     return [getattr(arm[s], metric) - getattr(baseline[s], metric) for s in sorted(arm.keys() & baseline)]
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """Paired differences: their mean, its 95% confidence interval by Student's t, how many are above 0."""
+    """The mean of paired differences, its 95% confidence interval (Student's t), and how many are above 0."""
 
     mean: float
     low: float

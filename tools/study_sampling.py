@@ -1,4 +1,4 @@
-"""Where the deformable layers of a trained detector look: on objects of each size, and on none."""
+"""Measure where the deformable layers of a trained detector sample, by the size of the object they are on."""
 
 import csv
 import dataclasses
@@ -63,7 +63,7 @@ def read_sampling(file: Path) -> list[SamplingRow]:
 
 
 def measure_sampling(run: TrainedRun, arm: str, seed: int, file: Path) -> None:
-    """Add rows for every deformable layer of a trained detector, over all its validation images."""
+    """Measure every deformable layer of a detector on its validation images, and add the rows to a file."""
     detector = Detector(run.cfg, run.checkpoint)
     # (layer, region) → effective dilation, share on the object, share without offsets, of each location
     found: dict[tuple[str, str], list[Tensor]] = defaultdict(list)
@@ -85,7 +85,12 @@ def measure_sampling(run: TrainedRun, arm: str, seed: int, file: Path) -> None:
 
 
 def in_regions(prediction: Prediction, field: SamplingField) -> list[tuple[str, Tensor]]:
-    """For each object, and the background: region, [3, number of locations whose centre lies in it]."""
+    """Measure one layer on one image.
+
+    Returns:
+        For each object and for the background, the region and a [3, N] tensor: effective dilation, share of
+        the weight on the object, the same without offsets. N locations have their centre in the region.
+    """
     masks = torch.from_numpy(prediction.truth.masks)
     size = torch.tensor(prediction.image_size)
     centres = field.grid.unflatten(0, field.kernel_size)
@@ -105,13 +110,13 @@ def in_regions(prediction: Prediction, field: SamplingField) -> list[tuple[str, 
 
 
 def share_on(mask: Tensor, field: SamplingField, scale: Tensor) -> Tensor:  # [oH, oW]
-    """Share of each location's sampling weight that falls on the mask."""
+    """The share of each location's sampling weight that falls on the mask."""
     on = pick(mask, (field.points * scale[:, None, None]).transpose(0, 1))
     return (field.weight * on).sum(0) / field.weight.sum(0).clamp(min=1e-6)
 
 
 def pick(mask: Tensor, points: Tensor) -> Tensor:
-    """The mask, [H, W], at points of the image, [2, …] in (y, x); False outside."""
+    """Read a mask, [H, W], at points of the image, [2, …] in (y, x). Outside the image it is False."""
     y, x = points.round().long()
     height, width = mask.shape
     inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)

@@ -123,7 +123,7 @@ def make_data(cfg: Config, console: Console) -> None:
 
 
 def cores() -> int:
-    """Of those that this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -221,7 +221,7 @@ def _finish(training: _Training) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[IO]:
-    """Keep others out of a folder; a termination signal cleans up like Ctrl-C."""
+    """Lock a folder against a second run. A termination signal cleans up like Ctrl-C."""
     folder.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with open(folder / ".lock", "w") as lock:

@@ -174,7 +174,7 @@ def backend(help: str) -> Callable:
 
 
 def num_images(least: int, default: int | None, help: str) -> Callable:
-    """``--num-images``, at least ``least``."""
+    """The option ``--num-images``. Smaller numbers than ``least`` are refused."""
     kind = click.IntRange(min=least)
     return option("--num-images", aliases=["--number", "--images"], type=kind, default=default, help=help)
 

@@ -1,4 +1,4 @@
-"""Registry of the operators' FLOPs formulas."""
+"""The table of FLOPs formulas, by operator."""
 
 from __future__ import annotations
 

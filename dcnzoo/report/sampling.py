@@ -144,7 +144,7 @@ def nearest_output(field: SamplingField, points: Tensor, image_size: tuple[int, 
 
 
 def effective_dilation(field: SamplingField) -> Tensor:  # [oH, oW]
-    """How far apart neighbouring taps of each output location sample, on average.
+    """Compute how far apart the neighbouring taps of each output location sample, on average.
 
     The mean distance of all pairs that are neighbours in the kernel, in pixels of the layer's input: the
     dilation of a convolution without offsets. Dai et al., *Deformable Convolutional Networks* (2017), 4.1.

@@ -102,7 +102,7 @@ def evaluate(runner: Runner, checkpoint: Path, trust: bool, allow_partial: bool)
 
 
 def listed_figures(model: zoo.Model | None) -> tuple[dict[str, float], str]:
-    """AP as the zoo lists it, and whose figure it is: a published one before one that was measured here."""
+    """The AP that the zoo lists, and its source. A published figure comes before one measured by dcnzoo."""
     sources = sorted(model.sources() if model else (), key=lambda source: not source.startswith("published"))
     if not sources:
         return {}, ""

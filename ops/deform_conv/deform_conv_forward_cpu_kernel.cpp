@@ -71,7 +71,7 @@ void load_group(const Params<T, S>& p, const ChannelBlock& block, const Rows<T, 
     });
 }
 
-// Adds the bias, where the group is complete, and stores a group's sums.
+// Stores the sums of a group. If they are complete, the bias is added first.
 template <typename T, typename S, int Rank>
 void store_group(const Params<T, S>& p, const ChannelBlock& block, const Rows<T, Rank>& rows, T* result,
                  T* turned) {
