@@ -2,11 +2,14 @@
 
 import hashlib
 import io
+import json
+import shutil
 import zipfile
 
 import pytest
+from PIL import Image
 
-from dcnzoo.data.download import DATASETS, HOST
+from dcnzoo.data.download import COCO, HOST, SMALL
 
 from .commands import error_of, run
 from .zoo.conftest import undisturbed  # noqa: F401  a fixture
@@ -30,9 +33,8 @@ def server(monkeypatch):
     files = {"/zips/val2017.zip": VAL, "/annotations/annotations_trainval2017.zip": ANNOTATIONS}
     with serving(Served(files)) as served:
         monkeypatch.setenv("DCNZOO_MIRROR", f"{HOST}={served.url}")
-        known = DATASETS["coco2017"]
-        monkeypatch.setitem(known, "val2017", (known["val2017"][0], f"sha1:{hashlib.sha1(VAL).hexdigest()}"))
-        monkeypatch.setitem(known, "annotations", (known["annotations"][0], None))
+        monkeypatch.setitem(COCO, "val2017", (COCO["val2017"][0], f"sha1:{hashlib.sha1(VAL).hexdigest()}"))
+        monkeypatch.setitem(COCO, "annotations", (COCO["annotations"][0], None))
         yield served
 
 
@@ -60,7 +62,78 @@ def test_wrong_checksum(server, tmp_path):
     assert not (tmp_path / "val2017").exists()
 
 
-@pytest.mark.parametrize("arguments", [["--dataset-name", "voc"], ["--parts", "val2014"], ["--delete"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--dataset-name", "voc"], ["--parts", "val2014"], ["--delete"], ["--unzip", "--dataset-name", "bccd"]],
+)
 def test_wrong_options(arguments):
     assert "train2017.zip" in run("data", "download", "--list")
     assert arguments[0] in error_of("data", "download", *arguments, status=2)
+
+
+def jpeg():
+    buffer = io.BytesIO()
+    Image.new("RGB", (40, 30)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def voc(*boxes):
+    objects = "".join(
+        f"<object><name>{name}</name><bndbox><xmin>{x1}</xmin><ymin>{y1}</ymin><xmax>{x2}</xmax>"
+        f"<ymax>{y2}</ymax></bndbox></object>"
+        for name, x1, y1, x2, y2 in boxes
+    )
+    return f"<annotation><size><width>40</width><height>30</height></size>{objects}</annotation>"
+
+
+# the layout of the repositories; of one image each has a box that is empty, and one that leaves the image
+BCCD = {
+    "ImageSets/Main/train.txt": "a\n",
+    "ImageSets/Main/val.txt": "b\n",
+    "Annotations/a.xml": voc(("RBC", 5, 7, 10, 20), ("WBC", 9, 9, 5, 9)),
+    "Annotations/b.xml": voc(("Platelets", 31, 1, 60, 4)),
+    "JPEGImages/a.jpg": jpeg(),
+    "JPEGImages/b.jpg": jpeg(),
+}
+FRUITS = {
+    "trainval.json": json.dumps(
+        {
+            "images": [{"id": i, "file_name": f"{i}.jpg", "width": 40, "height": 30} for i in (3, 5)],
+            "annotations": [{"id": i, "image_id": i, "category_id": 1, "bbox": [1, 2, 3, i]} for i in (3, 5)],
+            "categories": [{"id": 1, "name": "date"}],
+        }
+    ),
+    "images/3.jpg": jpeg(),
+    "images/5.jpg": jpeg(),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "folder", "files", "boxes"),
+    [
+        ("bccd", "BCCD_Dataset-1/BCCD", BCCD, {"train": [[4, 6, 6, 14]], "val": [[30, 0, 10, 4]]}),
+        ("fruits_nuts", "demo-1/data", FRUITS, {"train": [[1, 2, 3, 3]], "val": [[1, 2, 3, 5]]}),
+    ],
+)
+def test_small_data_sets(name, folder, files, boxes, tmp_path, monkeypatch):
+    archive = zipped(**{f"{folder}/{file}": content for file, content in files.items()})
+    with serving(Served({"/x.zip": archive})) as server:
+        monkeypatch.setenv("DCNZOO_MIRROR", f"{SMALL[name][0]}={server.url}/x.zip")
+        out = tmp_path / "data" / name
+        assert "written" in run("data", "download", "--dataset-name", name, "--out", out)
+        assert "already" in run("data", "download", "--dataset-name", name, "--out", out)
+        assert len(server.requests) == 1
+        for split, expected in boxes.items():
+            content = json.loads((out / f"{split}.json").read_text())
+            assert [each["bbox"] for each in content["annotations"]] == expected
+            assert all((out / "images" / image["file_name"]).is_file() for image in content["images"])
+        assert [path.name for path in out.parent.iterdir()] == [name], "nothing else is left"
+
+        shutil.rmtree(out)
+        server.files["/x.zip"] = zipped(other__file="")
+        message = error_of("data", "download", "--dataset-name", name, "--out", out)
+        assert f"expected {name} in it" in message
+        assert not out.exists()
+        out.mkdir()
+        (out / "mine").touch()
+        assert "move it away" in error_of("data", "download", "--dataset-name", name, "--out", out)

@@ -91,8 +91,8 @@ EXPERIMENTS = (
         for arm in ("off", "v2")
     ),
     Experiment("where", "v2-c4", options=stages(False, False, True)),
-    Experiment("where", "v2-c2-c4", options=stages(True, True, True)),
-    Experiment("time", "off-9-epochs", base="off", options=epochs(9)),
+    Experiment("where", "v2-c3-c4", options=stages(False, True, True)),
+    Experiment("time", "off-10-epochs", base="off", options=epochs(10)),
     *(
         Experiment("real", arm, images, images, {"model.backbone.dcn": dcn})
         for images in REAL

@@ -29,8 +29,8 @@ def write_page(page: Path, results: Path, sampling: Path) -> None:
     _save(images / "study-dilation.svg", plot_dilation(looked))
     text = template.render(
         operators=table(rows, ["off", "v1", "v2", "v3", "v4"]),
-        where=table(rows, ["off", "v2-c4", "v2", "v2-c2-c4"]),
-        time=table(rows, ["off-9-epochs", "v2"]),
+        where=table(rows, ["off", "v2-c4", "v2-c3-c4", "v2"]),
+        time=table(rows, ["off-10-epochs", "v2"]),
         dose=dose_table(rows),
         pairs=pair_table(rows),
         real=real_table(rows),

@@ -16,6 +16,7 @@ model = dict(
         strides=(1, 2, 2, 2),
         dilations=(1, 1, 1, 1),
         out_indices=(1, 2, 3),
+        stage_with_dcn=(False, True, True, True),
         dcn=True),
     neck=dict(in_channels=[128, 256, 512], num_outs=4),
     rpn_head=dict(
@@ -58,3 +59,7 @@ param_scheduler = [
          eta_min_ratio=0.02, convert_to_iter_based=True),
 ]
 default_hooks = dict(logger=dict(interval=20))
+
+# Offsets learn at a tenth of the rate: AdamW moves every weight by about lr in a step, and the
+# hundreds of weights behind one offset, moving together, would throw its sampling point about.
+optim_wrapper = dict(paramwise_cfg=dict(dcn_offset_lr_mult=0.1))

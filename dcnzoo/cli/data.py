@@ -14,7 +14,7 @@ import click
 
 from dcnzoo.cli import _options
 from dcnzoo.cli._options import FILE, FOLDER, option
-from dcnzoo.data.download import DATASETS, USUAL
+from dcnzoo.data.download import COCO, SMALL, USUAL
 from dcnzoo.utils.errors import UserError, printable
 
 if TYPE_CHECKING:
@@ -233,33 +233,55 @@ def config(
 
 
 @command.command
-@option("--dataset-name", type=click.Choice(list(DATASETS)), default="coco2017")
+@option("--dataset-name", type=click.Choice(["coco2017", *SMALL]), default="coco2017")
 @option(
     "--parts",
     several=True,
-    default=USUAL,
     metavar="PART...",
-    type=click.Choice(list(DATASETS["coco2017"])),
-    help=f"Of {', '.join(DATASETS['coco2017'])}.",
+    type=click.Choice(list(COCO)),
+    show_default=" ".join(USUAL),
+    help=f"Of COCO: {', '.join(COCO)}.",
 )
-@option("--out", aliases=["--save-dir"], type=FOLDER, default="data/coco", help="Folder.")
-@option("--unzip", is_flag=True, help="Unpack the archives.")
+@option(
+    "--out",
+    aliases=["--save-dir"],
+    type=FOLDER,
+    help="Folder.",
+    show_default="data/coco, data/bccd, data/fruits_nuts",
+)
+@option("--unzip", is_flag=True, help="Unpack COCO's archives; the small sets always are.")
 @option("--delete", is_flag=True, help="Remove each archive after it is unpacked.")
 @option("--list", "only_list", is_flag=True, help="Print the addresses, download nothing.")
 def download(
-    dataset_name: str, parts: tuple[str, ...], out: Path, unzip: bool, delete: bool, only_list: bool
+    dataset_name: str, parts: tuple[str, ...], out: Path | None, unzip: bool, delete: bool, only_list: bool
 ) -> None:
-    """Download COCO. An interrupted download continues; files that are complete are not downloaded again.
+    """Download COCO, or a small data set (bccd: blood cells; fruits_nuts), ready for training.
+
+    An interrupted download continues; files that are complete are not downloaded again.
 
     \b
     dcnzoo data download --unzip --delete
+    dcnzoo data download --dataset-name bccd
     """
+    from dcnzoo.data.download import download_small
     from dcnzoo.utils.archive import unpack
     from dcnzoo.utils.fetch import fetch
 
+    if dataset_name in SMALL:
+        if parts or unzip or delete:
+            raise click.UsageError("--parts, --unzip, --delete: expected with coco2017 only")
+        out = out or Path("data") / dataset_name
+        if only_list:
+            print(SMALL[dataset_name][0])
+        elif download_small(dataset_name, out):
+            print(f"written: {out}: images, train.json, val.json")
+        else:
+            print(f"{out}: has {dataset_name} already")
+        return
+    out = out or Path("data/coco")
     if delete and not unzip:
         raise click.UsageError("--delete: expected --unzip with it, else nothing is left")
-    for url, checksum in (DATASETS[dataset_name][part] for part in parts):
+    for url, checksum in (COCO[part] for part in parts or USUAL):
         if only_list:
             print(url, checksum or "")
             continue

@@ -1,24 +1,106 @@
-"""Data sets to download: addresses and checksums."""
+"""Data sets to download: addresses and checksums, and how small ones are made ready."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from dcnzoo.utils.errors import UserError
 
 HOST = "http://images.cocodataset.org"
-# data set → part → URL and checksum (None if unknown)
-DATASETS = {
-    "coco2017": {
-        "annotations": (
-            f"{HOST}/annotations/annotations_trainval2017.zip",
-            "sha1:8551ee4bb5860311e79dace7e79cb91e432e78b3",
-        ),
-        "val2017": (f"{HOST}/zips/val2017.zip", "sha1:4950dc9d00dbe1c933ee0170f5797584351d2a41"),
-        "train2017": (f"{HOST}/zips/train2017.zip", "sha1:10ad623668ab00c62c096f0ed636d6aff41faca5"),
-        "test2017": (f"{HOST}/zips/test2017.zip", "md5:77ad2c53ac5d0aea611d422c0938fb35"),
-        "unlabeled2017": (f"{HOST}/zips/unlabeled2017.zip", None),
-        "stuff_annotations": (
-            f"{HOST}/annotations/stuff_annotations_trainval2017.zip",
-            "sha1:e7aa0f7515c07e23873a9f71d9095b06bcea3e12",
-        ),
-        "panoptic_annotations": (f"{HOST}/annotations/panoptic_annotations_trainval2017.zip", None),
-        "image_info_test2017": (f"{HOST}/annotations/image_info_test2017.zip", None),
-    },
+# part of COCO → URL and checksum (None if unknown)
+COCO = {
+    "annotations": (
+        f"{HOST}/annotations/annotations_trainval2017.zip",
+        "sha1:8551ee4bb5860311e79dace7e79cb91e432e78b3",
+    ),
+    "val2017": (f"{HOST}/zips/val2017.zip", "sha1:4950dc9d00dbe1c933ee0170f5797584351d2a41"),
+    "train2017": (f"{HOST}/zips/train2017.zip", "sha1:10ad623668ab00c62c096f0ed636d6aff41faca5"),
+    "test2017": (f"{HOST}/zips/test2017.zip", "md5:77ad2c53ac5d0aea611d422c0938fb35"),
+    "unlabeled2017": (f"{HOST}/zips/unlabeled2017.zip", None),
+    "stuff_annotations": (
+        f"{HOST}/annotations/stuff_annotations_trainval2017.zip",
+        "sha1:e7aa0f7515c07e23873a9f71d9095b06bcea3e12",
+    ),
+    "panoptic_annotations": (f"{HOST}/annotations/panoptic_annotations_trainval2017.zip", None),
+    "image_info_test2017": (f"{HOST}/annotations/image_info_test2017.zip", None),
 }
 # what MMDetection's detection and instance segmentation configs read
 USUAL = ("annotations", "val2017", "train2017")
+
+
+def _bccd(source: Path, out: Path) -> None:
+    """Blood cells, in Pascal VOC's format. Some boxes leave their image or are empty."""
+    from dcnzoo.data.voc import convert_voc
+
+    for split in ("train", "val"):
+        conversion, images = convert_voc(source / "BCCD", split, ("WBC", "RBC", "Platelets"), clip=True)
+        conversion.write(out / f"{split}.json", skip_invalid=True)
+    shutil.copytree(images, out / "images")
+
+
+def _fruits_nuts(source: Path, out: Path) -> None:
+    """Dates, figs and hazelnuts: one COCO file. The five images for validation are dcnzoo's choice."""
+    from dcnzoo.data.conversion import write_json
+
+    content = json.loads((source / "data" / "trainval.json").read_text(encoding="utf-8"))
+    validation = {"5.jpg", "7.jpg", "8.jpg", "13.jpg", "15.jpg"}
+    (out / "images").mkdir()
+    for split in ("train", "val"):
+        images = [
+            image for image in content["images"] if (image["file_name"] in validation) == (split == "val")
+        ]
+        wanted = {image["id"] for image in images}
+        annotations = [each for each in content["annotations"] if each["image_id"] in wanted]
+        write_json({**content, "images": images, "annotations": annotations}, out / f"{split}.json")
+        for image in images:
+            shutil.copy(next((source / "data").rglob(image["file_name"])), out / "images")
+
+
+# data set → an archive of its repository, and what makes of it train.json, val.json and images/
+SMALL: dict[str, tuple[str, Callable[[Path, Path], None]]] = {
+    "bccd": (
+        "https://github.com/Shenggan/BCCD_Dataset/archive/135df0221baca7b51c18190791522ddeba8fddbf.zip",
+        _bccd,
+    ),
+    "fruits_nuts": (
+        "https://github.com/Tony607/mmdetection_instance_segmentation_demo/archive/"
+        "e0696e5c744d6df6b3cbdc2045973e789b0b300e.zip",
+        _fruits_nuts,
+    ),
+}
+
+
+def download_small(name: str, out: Path) -> bool:
+    """Download a small data set and make it ready: ``out`` gets train.json, val.json and images.
+
+    Returns:
+        Whether it was not there yet.
+
+    Raises:
+        UserError: it cannot be had, is not what was expected, or ``out`` holds something else.
+    """
+    from dcnzoo.utils.archive import unpack
+    from dcnzoo.utils.fetch import fetch
+    from dcnzoo.utils.files import replacing
+
+    if (out / "train.json").is_file() and (out / "val.json").is_file():
+        return False
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out}: expected train.json and val.json in it, or no such folder; move it away")
+    url, prepare = SMALL[name]
+    archive = fetch(url, out.parent)
+    with tempfile.TemporaryDirectory() as folder, replacing(out) as partial:
+        unpack(archive, folder)
+        partial.mkdir()
+        try:  # the archive has one folder, named after the repository
+            (source,) = Path(folder).iterdir()
+            prepare(source, partial)
+        except (UserError, OSError, ValueError, LookupError, StopIteration) as error:
+            what = str(error) or "a file is missing"
+            raise UserError(f"{archive}: expected {name} in it ({what}); remove it to try again") from error
+    archive.unlink()
+    return True

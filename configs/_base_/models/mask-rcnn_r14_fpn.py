@@ -20,7 +20,8 @@ model = dict(
         norm_cfg=norm_cfg,
         norm_eval=False,
         zero_init_residual=False,
-        init_cfg=None),
+        init_cfg=None,
+        stage_with_dcn=(True, True, True)),  # where dcn=True puts it
     neck=dict(
         in_channels=[base_channels * 8, base_channels * 16],
         out_channels=fpn_channels,

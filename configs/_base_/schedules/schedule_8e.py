@@ -5,12 +5,9 @@ train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 
-# Offsets learn at a tenth of the rate: AdamW moves every weight by about lr in a step, and the
-# hundreds of weights behind one offset, moving together, would throw its sampling point about.
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=1.5e-3, weight_decay=1e-2),
-    paramwise_cfg=dict(dcn_offset_lr_mult=0.1),
     clip_grad=dict(max_norm=5))
 auto_scale_lr = dict(enable=False, base_batch_size=8)
 param_scheduler = [
