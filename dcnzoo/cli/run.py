@@ -27,7 +27,7 @@ def command(names: str | None, module: bool, script: str, args: tuple[str, ...])
 
     \b
     examples:
-      dcnzoo run --provide MultiScaleDeformableAttention main.py --eval
+      dcnzoo run --provide MultiScaleDeformableAttention main.py results
       torchrun --nproc_per_node 2 -m dcnzoo run --provide DCNv3 main.py --cfg FILE
     """
     if names:

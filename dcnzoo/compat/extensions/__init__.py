@@ -216,11 +216,12 @@ class AfterImport:
 
 def _watch(each: AfterImport) -> None:
     def needed() -> bool:
-        if each.module not in sys.modules:
+        module = sys.modules.get(each.module)
+        if module is None:
             return False
-        imported = sys.modules.get(each.compiled)
-        # a name in a package is imported by then; BasicSR may have compiled its own instead
-        spec = find_spec(each.compiled) if "." not in each.compiled else getattr(imported, "__spec__", None)
+        # what the project has imported, which BasicSR may have compiled itself, or would import
+        compiled = getattr(module, each.compiled.rpartition(".")[2], None)
+        spec = getattr(compiled, "__spec__", None) or find_spec(each.compiled)
         return spec is not None and is_ours(spec)
 
     def change(changes: patches.Changes) -> None:
