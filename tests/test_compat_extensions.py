@@ -497,7 +497,7 @@ def test_projects_without_a_cpu_function(provide, package, name, module, compile
     patch = f"{module.partition('.')[0]}_deform_conv"
     with patches.disabled(patch), pytest.raises(NotImplementedError):
         project.deform_conv()
-    assert project.__loader__.get_source(module).startswith("\nfrom")  # for tracebacks
+    assert type(project.__loader__).__name__ == "SourceFileLoader", "as without the watcher"
 
 
 def test_detectron2_evaluates_with_pycocotools(provide, package):

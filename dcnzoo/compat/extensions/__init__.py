@@ -91,13 +91,12 @@ class _Loader(Loader):
     def __init__(self, loader: Loader, after: Callable[[], None]) -> None:
         self.loader, self.after = loader, after
 
-    def __getattr__(self, name: str) -> object:  # such as get_source, for tracebacks
-        return getattr(self.loader, name)
-
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return self.loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
+        if module.__spec__ is not None:  # from here on, the module is as without this loader
+            module.__loader__ = module.__spec__.loader = self.loader
         self.loader.exec_module(module)
         self.after()
 
