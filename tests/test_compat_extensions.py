@@ -500,6 +500,15 @@ def test_projects_without_a_cpu_function(provide, package, name, module, compile
     assert type(project.__loader__).__name__ == "SourceFileLoader", "as without the watcher"
 
 
+def test_another_version_of_a_project_is_left_as_it_is(provide, package):
+    package("basicsr.ops.dcn.deform_conv", "from . import deform_conv_ext\ndeform_conv = before = object()\n")
+    provide("deform_conv_ext")
+    with pytest.warns(UserWarning, match="basicsr_deform_conv: .*expected a function modulated_deform_conv"):
+        project = importlib.import_module("basicsr.ops.dcn.deform_conv")
+    assert project.deform_conv is project.before, "undone"
+    assert "basicsr_deform_conv" not in patches.active()
+
+
 def test_detectron2_evaluates_with_pycocotools(provide, package):
     package(
         "detectron2.evaluation.fast_eval_api",

@@ -20,6 +20,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -119,8 +120,12 @@ class Watcher:
 
 
 def _apply(patch: patches.Patch) -> None:
-    if patches.enabled(patch.name):
+    if not patches.enabled(patch.name):
+        return
+    try:
         patch.apply()
+    except AttributeError as error:  # another version of the project, which shall be imported all the same
+        warnings.warn(f"dcnzoo: {patch.name}: {patch.target} is left as it is: {error}", stacklevel=2)
 
 
 _finder, _watcher = Finder(), Watcher()
@@ -182,8 +187,7 @@ def status() -> dict[str, str]:
         except Exception as error:  # of a package that is imported on the way
             found[name] = f"not found: {error}"
         else:
-            ours = spec is not None and is_ours(spec)
-            found[name] = "dcnzoo's" if ours or spec is None else f"installed, {spec.origin}"
+            found[name] = "dcnzoo's" if spec is None or is_ours(spec) else f"installed, {spec.origin}"
     return found
 
 
@@ -236,6 +240,8 @@ def _watch(each: AfterImport) -> None:
 def _use_deform_conv(changes: patches.Changes, module: ModuleType) -> None:
     ours = importlib.import_module("dcnzoo.compat.detectron2")
     for name in ("deform_conv", "modulated_deform_conv"):
+        if not hasattr(module, name):
+            raise AttributeError(f"expected a function {name}, found none")
         changes.set(module, name, getattr(ours, name))
 
 
