@@ -29,7 +29,7 @@ from dcnzoo.report.report import TrainedRun
 # Real images, which have to be in data/bccd and data/fruits_nuts: images/, train.json, val.json
 REAL = {"bccd": "faster-rcnn_r14_fpn_8e_bccd.py", "fruits_nuts": "mask-rcnn_r14_fpn_8e_fruits-nuts.py"}
 CONFIGS = {**ARMS, **REAL}
-BEND, STRETCH = 0.35, 5.0  # of the demo's data: amplitude of the bending, stretch above 1
+BEND, STRETCH = 0.2, 3.0  # of the demo's data: amplitude of the bending, stretch above 1
 
 
 @dataclasses.dataclass(frozen=True)
