@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from dcnzoo import zoo
 from dcnzoo.report import SamplingField
 from dcnzoo.report.detector import Prediction
 from dcnzoo.report.plots import Instances
@@ -20,7 +21,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "tools"))  # its modules import one another as scripts do
 
 import study_sampling  # noqa: E402
-from study_results import Comparison, Row, differences, read_rows, select, write_rows  # noqa: E402
+from study_page import WITH_FIGURES, fill_in, write_page  # noqa: E402
+from study_results import RESULTS, Comparison, Row, differences, read_rows, select, write_rows  # noqa: E402
+from trainings import ARMS  # noqa: E402
 
 
 def field(scale=1.0, dilation=(1, 1), weight=None, size=(6, 8)):
@@ -107,3 +110,19 @@ def test_quick(tmp_path):
     sampling = study_sampling.read_sampling(tmp_path / "study_sampling.csv")
     assert {each.arm for each in sampling} == {"v1", "v2"} and all(each.dilation > 0 for each in sampling)
     assert "| v4 |" in (tmp_path / "study.md").read_text()
+
+
+def test_committed_figures_are_of_the_committed_results(tmp_path):
+    """The page, the tables in other pages, and the zoo's figures of seed 0."""
+    rows, docs = read_rows(RESULTS), RESULTS.parent
+    write_page(tmp_path / "study.md", docs / "study.csv", docs / "study_sampling.csv")
+    assert (tmp_path / "study.md").read_text() == (docs / "study.md").read_text()
+    for file in WITH_FIGURES:
+        text = file.read_text()
+        assert "<!-- study: " in text
+        assert fill_in(text, rows) == text
+    for arm, config in ARMS.items():
+        row = select(rows, arm)[0]
+        assert zoo.find(Path(config).stem).metrics() == pytest.approx(
+            {"box AP": 100 * row.box_ap, "mask AP": 100 * row.mask_ap}
+        ), arm

@@ -1,6 +1,7 @@
 """The page of ``tools/study.py``: tables and plots of its CSVs, around the text of study.md.jinja."""
 
 import io
+import re
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import jinja2
 from matplotlib.figure import Figure
-from study_results import STRENGTHS, Comparison, Row, differences, read_rows, select
+from study_results import RESULTS, STRENGTHS, Comparison, Row, differences, read_rows, select
 from study_sampling import REGIONS, SamplingRow, read_sampling
 
 from dcnzoo.report.plots import COLOURS
@@ -18,9 +19,23 @@ from dcnzoo.utils.files import write_bytes, write_text
 TEMPLATE = Path(__file__).with_name("study.md.jinja")
 
 
+# other pages with figures of the study
+WITH_FIGURES = tuple(RESULTS.parents[1] / name for name in ("README.md", "docs/demo.md"))
+_BLOCK = re.compile(r"(<!-- study: (\w+) -->\n\n).*?(\n\n<!-- end -->)", re.DOTALL)
+
+
+def fill_in(text: str, rows: Sequence[Row]) -> str:
+    """Replace the tables between ``<!-- study: NAME -->`` and ``<!-- end -->`` by those of the results."""
+    tables = {"demo": table(rows, ["off", "v2"]), "pairs": pair_table(rows)}
+    return _BLOCK.sub(lambda block: f"{block[1]}{tables[block[2]]}{block[3]}", text)
+
+
 def write_page(page: Path, results: Path, sampling: Path) -> None:
-    """Beside it, a folder ``images`` for the plots."""
+    """Beside it, a folder ``images`` for the plots. The committed results go to other pages too."""
     rows, looked = read_rows(results), read_sampling(sampling)
+    if results == RESULTS:
+        for file in WITH_FIGURES:
+            write_text(file, fill_in(file.read_text(encoding="utf-8"), rows))
     template = jinja2.Environment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     ).from_string(TEMPLATE.read_text(encoding="utf-8"))
