@@ -1,10 +1,11 @@
 """The calls of "Pytorch-Implmentation-of-Deformable-Convolution-Nd" (``torch.ops.custom_op.deform_conv2d``).
 
-Its arguments, in its order. :func:`register` defines ``torch.ops.custom_op``, which the module's own layers
-(``deform_conv.py``) call; or call the functions here::
+Its arguments, in its order; only the way to the function differs::
 
     from dcnzoo.compat import ndconv
     output = ndconv.deform_conv2d(input, weight, offset_field, attn_mask, kernel_size, …)
+
+``dcnzoo.compat.provide("custom_op")`` keeps that as well, for code that is to stay as it is.
 
 Its layout, as its CUDA kernels read it (the version whose README has these arguments), with ``G`` for
 ``groups · offset_field_channels_per_groups``, ``K`` for the taps of the kernel:
@@ -35,7 +36,7 @@ from torch import Tensor
 
 from dcnzoo import ops
 
-__all__ = ["deform_conv1d", "deform_conv2d", "deform_conv3d", "register"]
+__all__ = ["deform_conv1d", "deform_conv2d", "deform_conv3d"]
 
 _LATER_NAMES = ("deformable_groups_per_groups", "deformable_groups")  # of offset_field_channels_per_groups
 
@@ -116,27 +117,6 @@ def deform_conv3d(
     """:func:`deform_conv2d` with three axes."""
     geometry = (kernel_size, stride, padding, dilation, groups, offset_field_channels_per_groups)
     return _deform_conv(ops.deform_conv3d, 3, input, weight, offset_field, attn_mask, *geometry, bias)
-
-
-_library = torch.library.Library("custom_op", "FRAGMENT")
-
-
-def register() -> None:
-    """Defines ``torch.ops.custom_op.deform_conv1d``, ``deform_conv2d`` and ``deform_conv3d``.
-
-    The same as ``import custom_op``, for code that calls the operators: their arguments are those of this
-    module's functions, by position. Where the compiled module has defined them, they stay. A second call
-    changes nothing.
-    """
-    for function in (deform_conv1d, deform_conv2d, deform_conv3d):
-        name = function.__name__
-        if not hasattr(torch.ops.custom_op, name):
-            _library.define(
-                f"{name}(Tensor input, Tensor weight, Tensor offset_field, Tensor attn_mask, "
-                "int[] kernel_size, int[] stride, int[] padding, int[] dilation, int groups, "
-                "int deformable_groups_per_groups, Tensor? bias) -> Tensor"
-            )
-            _library.impl(name, function, "CompositeImplicitAutograd")
 
 
 def _deform_conv(
