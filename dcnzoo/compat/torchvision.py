@@ -174,9 +174,10 @@ def accelerated() -> Iterator[None]:
 
 def _override(changes: patches.Changes) -> None:
     library = changes.enter_context(torch.library._scoped_library("torchvision", "IMPL"))
-    for kernel in (_deform_conv2d, _deform_conv2d_backward, _roi_align, _roi_align_backward):
-        name = kernel.__name__ if "backward" in kernel.__name__ else kernel.__name__[1:]
-        library.impl(name, kernel, "CPU")
+    library.impl("deform_conv2d", _deform_conv2d, "CPU")
+    library.impl("_deform_conv2d_backward", _deform_conv2d_backward, "CPU")
+    library.impl("roi_align", _roi_align, "CPU")
+    library.impl("_roi_align_backward", _roi_align_backward, "CPU")
 
 
 _PATCH = patches.Patch(
