@@ -39,7 +39,7 @@ def provide(monkeypatch):
 
 
 PROJECTS = {"MultiScaleDeformableAttention", "DCNv3", "DCNv4", "_ext", "deform_conv_ext", "deform_conv_cuda"}
-PROJECTS |= {"groundingdino", "adet", "detectron2", "basicsr", "network", "dcn_fork"}
+PROJECTS |= {"groundingdino", "adet", "detectron2", "basicsr", "network", "dcn_fork", "custom_op"}
 
 
 @pytest.fixture

@@ -68,6 +68,7 @@ EXTENSIONS = {
     ),
     "_ext": Extension("dcn_v2.py", "DCNv2: CenterNet, CenterTrack, FairMOT", ("_ext", "*[Dd][Cc][Nn]*._ext")),
     "detectron2._C": Extension("detectron2.py", "detectron2", ("detectron2._C",)),
+    "custom_op": Extension("custom_op.py", "the N-d op", ("custom_op",)),
 }
 
 
