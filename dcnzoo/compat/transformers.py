@@ -90,7 +90,7 @@ def families() -> list[str]:
     return sorted(_families)
 
 
-# The code of the next three functions replaces the code of Transformers' functions. Those stay the same objects:
+# The code of the next three functions replaces that of functions in Transformers. These stay the same objects:
 # a reference to one, such as the attribute that D-FINE's layers keep, needs no change. The code runs with the
 # globals of a module of Transformers, so it imports what it uses.
 
