@@ -90,9 +90,9 @@ def families() -> list[str]:
     return sorted(_families)
 
 
-# The code of the next three functions replaces that of functions in Transformers. These stay the same objects:
-# a reference to one, such as the attribute that D-FINE's layers keep, needs no change. The code runs with the
-# globals of a module of Transformers, so it imports what it uses.
+# The code of the next three functions replaces that of functions in Transformers. The function objects stay:
+# a reference to one, such as the attribute that D-FINE's layers keep, needs no change. The code runs with
+# the globals of a module of Transformers, so it imports what it uses.
 
 
 def _forward(
