@@ -248,6 +248,23 @@ def test_the_original_runs_where_dcnzoo_has_no_kernels(package, runs_ours, monke
     assert not runs_ours("layer", module)[1]
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_device_that_is_not_proven_needs_the_switch(package, runs_ours, monkeypatch, compiled):
+    module = importlib.import_module(package("new_detr", FUNCTION))
+    with compat.enabled():
+        if compiled:
+            function = torch.compile(module.multi_scale_deformable_attention, backend="eager", fullgraph=True)
+            monkeypatch.setattr(module, "multi_scale_deformable_attention", function)
+        monkeypatch.setattr(compat, "PROVEN", ())
+        assert not runs_ours("function", module)[1]
+        patches.enable(patches.CUDA)
+        try:
+            assert runs_ours("function", module)[1]
+        finally:
+            patches.disable(patches.CUDA)
+        assert not runs_ours("function", module)[1]
+
+
 def test_transformers_is_not_installed(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.delitem(sys.modules, "transformers", raising=False)

@@ -17,9 +17,9 @@ each family of ``transformers.models`` that has one of these:
 Before it replaces a function, dcnzoo compares the arguments, and the result for a small input, with its own.
 Where they differ, the family keeps its function and a warning names it.
 
-The original still runs on devices without dcnzoo's kernels, in exports (``torch.onnx.export``,
-``torch.export.export``, ``torch.jit.trace``: their graphs do not need dcnzoo), and for RT-DETRv2's discrete
-sampling.
+The original still runs in exports (``torch.onnx.export``, ``torch.export.export``, ``torch.jit.trace``: their
+graphs do not need dcnzoo), for RT-DETRv2's discrete sampling, and on devices other than the CPU. On a GPU,
+``dcnzoo.compat.patches.enable("cuda")`` switches to dcnzoo's kernels, as for mmcv.
 This module does not import transformers.
 """
 
@@ -41,6 +41,7 @@ from torch import Tensor
 
 from dcnzoo import ops
 from dcnzoo.compat import patches
+from dcnzoo.compat.mmcv import PROVEN
 from dcnzoo.ops import _library
 
 __all__ = ["disable", "enable", "enabled", "families"]
@@ -168,7 +169,9 @@ _LAYER = "MultiScaleDeformableAttention"  # the class of "forward"
 
 def _has_kernels(device: torch.device) -> bool:
     """Whether dcnzoo's operator runs on a device. Not in an export, whose graph would need dcnzoo."""
-    return device.type in _library.loaded and not (torch.compiler.is_exporting() or torch.jit.is_tracing())
+    if torch.compiler.is_exporting() or torch.jit.is_tracing() or device.type not in _library.loaded:
+        return False
+    return device.type in PROVEN or patches.enabled(patches.CUDA)
 
 
 def _equal_points(num_points_list: Sequence[int]) -> tuple[int, list[int]]:
