@@ -40,7 +40,8 @@ def multi_scale_deformable_attention(value, value_spatial_shapes, sampling_locat
     return sample(value, value_spatial_shapes, sampling_locations.unbind(3), attention_weights.unbind(3))
 
 class NewDeformableAttention(torch.nn.Module):
-    pass
+    def forward(self, value):
+        return value
 """
 FUNCTION_V2 = f"""{SAMPLE}
 def multi_scale_deformable_attention_v2(value, value_spatial_shapes, sampling_locations, attention_weights,
@@ -214,11 +215,16 @@ def test_a_changed_family_stays_and_is_named(package, change, first):
 
 
 def test_other_families_are_left_alone(package, recwarn):
-    source = "class NewAttention:\n    def forward(self, value):\n        return value\n"
-    module = importlib.import_module(package("new_bert", source))
+    package("old_detr", FUNCTION)
+    inherits = "class MoreDeformableAttention(NewDeformableAttention):\n    pass\n"
+    sources = {
+        "new_bert": "class NewAttention:\n    def forward(self, value):\n        return value\n",
+        "new_detr": f"from ..old_detr.modeling_old_detr import NewDeformableAttention\n{inherits}",
+    }
+    modules = [importlib.import_module(package(family, source)) for family, source in sources.items()]
     compat.enable()
-    assert compat.families() == []
-    assert module.NewAttention().forward(3) == 3
+    assert compat.families() == ["old_detr"]
+    assert modules[0].NewAttention().forward(3) == 3
     assert not recwarn
 
 

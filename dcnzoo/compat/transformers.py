@@ -261,10 +261,10 @@ def _replace(module: ModuleType, changes: patches.Changes) -> None:
     """Replaces what is found in a module: all of it, or nothing with a warning."""
     family = _MODELING.fullmatch(module.__name__)[1]
     found = list(_find(module))
-    if not found and not any("deformableattention" in name.lower() for name in vars(module)):
-        return
     problems = [_difference(name, function) for name, function in found if not _is_replaced(name, function)]
     if not found:
+        if not _has_deformable_attention(module):
+            return
         problems = [f"expected {_LAYER} or a function multi_scale_deformable_attention, got neither"]
     if any(problems):
         problem = next(filter(None, problems))
@@ -280,6 +280,15 @@ def _replace(module: ModuleType, changes: patches.Changes) -> None:
             function.__code__ = _REPLACEMENTS[name].__code__
     _families.add(family)
     changes.callback(_families.discard, family)
+
+
+def _has_deformable_attention(module: ModuleType) -> bool:
+    """Whether a class with that in its name computes here: another family's may be imported or inherited."""
+    return any(
+        "deformableattention" in name.lower() and "forward" in vars(member)
+        for name, member in vars(module).items()
+        if isinstance(member, type) and member.__module__ == module.__name__
+    )
 
 
 def _is_replaced(name: str, function: object) -> bool:
