@@ -224,6 +224,7 @@ def main(case: tuple[str, ...], rounds: int, threads: int, out: Path | None) -> 
         for name, mode in itertools.product(names, PASSES):
             task = bar.add_task(f"{name}, {mode}", total=2 * rounds, note="")
             rows.append(measure(name, mode, rounds, threads, lambda task=task: bar.advance(task)))
+            bar.console.print(", ".join(rows[-1].cells()), highlight=False)
     report.show("Whole models", cells(rows), console, text_columns=2)
     folder = out or ROOT / ("work_dirs" if case else "docs") / "benchmarks"
     files = {".md": page(facts, rows), ".csv": as_csv(rows)}
