@@ -1,10 +1,11 @@
 r"""Whole models of other packages with their own operators and with dcnzoo's, taking turns in one process.
 
 Random weights, batch size 1, float32. A training step is forward and backward of the sum of the outputs,
-without a matcher and an optimiser. In the environment that `make test-others` makes:
+without a matcher and an optimiser. In the environments that `make test-others` makes:
 
 \b
     .venv-transformers/bin/python tools/benchmark/hosts.py
+    .venv-others/bin/python tools/benchmark/hosts.py --case BiRefNet
 
 Results go to the terminal and to docs/benchmarks/hosts-….{md,csv}.
 """
@@ -16,6 +17,7 @@ import importlib.metadata
 import io
 import itertools
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +32,7 @@ from torch import Tensor, nn
 
 from dcnzoo.cli import one_line_errors
 from dcnzoo.cli._options import FOLDER, Command, option
-from dcnzoo.compat import transformers as compat
+from dcnzoo.compat import torchvision, transformers
 from dcnzoo.utils.progress import make_progress
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,9 +49,10 @@ SWIN_T = {
 
 @dataclass(frozen=True)
 class Host:
-    """A model at its published size.
+    """A model of Transformers at its published size.
 
     Attributes:
+        switches: to the model's own functions and to dcnzoo's.
         cls: its class in transformers.
         size: height and width of the image.
         config: what its default configuration leaves open.
@@ -62,6 +65,8 @@ class Host:
     config: dict[str, object]
     outputs: tuple[str, ...] = ("logits", "pred_boxes")
     text: tuple[int, ...] = ()
+    package = "transformers"
+    switches = (transformers.disable, transformers.enable)
 
     def build(self) -> nn.Module:
         import transformers
@@ -75,9 +80,34 @@ class Host:
             inputs["input_ids"] = torch.tensor([self.text])
         return inputs
 
+    def as_vector(self, results: dict[str, Tensor]) -> Tensor:
+        return torch.cat([results[name].flatten() for name in self.outputs])
+
+
+class Segmentation:
+    """The tests' network in the manner of BiRefNet, which calls torchvision; see :class:`Host`."""
+
+    package = "torchvision"
+    switches = (torchvision.restore, torchvision.accelerate)
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def build(self) -> nn.Module:
+        sys.path.insert(0, str(ROOT))
+        from tests.environments.segmentation import Segmenter
+
+        return Segmenter()
+
+    def inputs(self) -> dict[str, Tensor]:
+        return {"image": torch.randn(1, 3, self.size, self.size)}
+
+    def as_vector(self, results: Tensor) -> Tensor:
+        return results.flatten()
+
 
 RESNET_50 = {"model_type": "resnet", "out_features": ["stage2", "stage3", "stage4"]}
-HOSTS = {
+HOSTS: dict[str, Host | Segmentation] = {
     "Deformable DETR R-50, 800×1066": Host(
         "DeformableDetrForObjectDetection", (800, 1066), {"backbone_config": RESNET_50}
     ),
@@ -94,6 +124,7 @@ HOSTS = {
         ("class_queries_logits", "masks_queries_logits"),
     ),
     "RT-DETR R-50, 640×640": Host("RTDetrForObjectDetection", (640, 640), {}),
+    "as BiRefNet, Swin-T, 1024×1024": Segmentation(1024),
 }
 
 
@@ -127,7 +158,7 @@ class Row:
         return [self.model, self.mode, f"{eager:.2f}", f"{dcnzoo:.2f}", *ratios, f"{self.difference:.0e}"]
 
 
-def make_step(host: Host, mode: str) -> Callable[[], Tensor]:
+def make_step(host: Host | Segmentation, mode: str) -> Callable[[], Tensor]:
     """What is timed; returns the outputs as one vector."""
     torch.manual_seed(0)
     model, inputs = host.build().train(mode != "inference"), host.inputs()
@@ -135,8 +166,7 @@ def make_step(host: Host, mode: str) -> Callable[[], Tensor]:
     def step() -> Tensor:
         torch.manual_seed(0)  # dropout
         with torch.set_grad_enabled(mode != "inference"):
-            results = model(**inputs)
-            outputs = torch.cat([results[name].flatten() for name in host.outputs])
+            outputs = host.as_vector(model(**inputs))
             outputs = outputs[outputs.isfinite()]  # Grounding DINO's logits of no token are -inf
             if mode != "inference":
                 model.zero_grad()
@@ -148,7 +178,8 @@ def make_step(host: Host, mode: str) -> Callable[[], Tensor]:
 
 def measure(name: str, mode: str, rounds: int, threads: int, advance: Callable[[], None]) -> Row:
     step = make_step(HOSTS[name], mode)
-    switches = {"eager": compat.disable, "dcnzoo": compat.enable}
+    disable, enable = HOSTS[name].switches
+    switches = {"eager": disable, "dcnzoo": enable}
     outputs: dict[str, Tensor] = {}
     runners = {}
     for contestant, switch in switches.items():
@@ -160,7 +191,7 @@ def measure(name: str, mode: str, rounds: int, threads: int, advance: Callable[[
         runners[contestant].warm_up()
     for _ in take_turns(runners, Effort(0, rounds, rounds)):
         advance()
-    compat.disable()
+    disable()
     difference = (outputs["eager"] - outputs["dcnzoo"]).abs().max().item()
     return Row(name, mode, runners["eager"].samples, runners["dcnzoo"].samples, difference)
 
@@ -208,11 +239,15 @@ Written by `python tools/benchmark/hosts.py`.
 @one_line_errors()
 def main(case: tuple[str, ...], rounds: int, threads: int, out: Path | None) -> None:
     names = [name for name in HOSTS if not case or any(text.lower() in name.lower() for text in case)]
+    names = [name for name in names if case or HOSTS[name].package == "transformers"]
     if not names:
         raise click.UsageError(f"--case: expected a part of {', '.join(HOSTS)}; got {', '.join(case)}")
     torch.set_num_threads(threads)
     facts = describe("cpu") | {
-        "transformers": importlib.metadata.version("transformers"),
+        **{
+            package: importlib.metadata.version(package)
+            for package in {HOSTS[name].package for name in names}
+        },
         "threads": threads,
         "load_average_before": round(os.getloadavg()[0], 1),
     }
