@@ -35,6 +35,7 @@ def rows(text, name):
 def test_a_row():
     name = "mask-rcnn_r101-dconv-c3-c5_fpn_1x_coco"
     (cells,) = rows(page.render(), name)
+    assert cells.pop(5) == str(zoo.find(name).metadata.get("CPU time (× Faster R-CNN R-50)", "–"))
     assert cells == [
         f"[{name}](configs/dcn/{name}.py)",
         *("ResNet-101", "DCN (backbone)", "64.7", "355.4", "12 epochs"),
@@ -58,15 +59,15 @@ def test_published_and_measured_are_never_in_one_row(package):
     package(both, entry("neither", text="model = dict()", Results=[]))
     text = page.render()
     published, measured = rows(text, "both")
-    assert published[1:12] == [
-        *("ResNet-50", "DCNv2 (backbone)", "–", "–", "", "3.5", "20.0 (V100)", "COCO", "40.0", "–"),
+    assert published[1:13] == [
+        *("ResNet-50", "DCNv2 (backbone)", "–", "–", "–", "", "3.5", "20.0 (V100)", "COCO", "40.0", "–"),
         "published (MMDetection)",
     ]
-    assert measured[6:12] == [
+    assert measured[7:13] == [
         *("–", "–", "BCCD", "39.5 ± 0.3", "35.0"),
         "measured (2 cores, 2026-11-20, make demo)",
     ]
-    assert rows(text, "neither")[0][1:] == ["", "none", "–", "–", "", *["–"] * 8]
+    assert rows(text, "neither")[0][1:] == ["", "none", "–", "–", "–", "", *["–"] * 8]
 
 
 def test_write(tmp_path, monkeypatch):

@@ -182,7 +182,7 @@ def test_load(tmp_path, weights):
     meta, report = load_weights(target, path)
     assert meta == {"a": 1}
     assert_same(target.state_dict(), weights)
-    assert report.startswith("4 parameters renamed") and "layer2.0.conv2.conv_offset.weight" in report
+    assert report.startswith("6 parameters renamed") and "layer1.0.conv2.conv_offset.weight" in report
     learnt = {k: v for k, v in weights.items() if not k.endswith("num_batches_tracked")}
     assert learnt.keys() < weights.keys()
     extra = {"ema_backbone_conv1_weight": torch.ones(2), "head.position_ids": torch.arange(3)}
@@ -211,7 +211,8 @@ def test_missing_and_superfluous(tmp_path, weights):
         load_weights(target, save(path, state_dict=changed))
     with pytest.raises(CheckpointError, match=r"conv_offset.*another shape") as error:
         load_weights(build(dcn="v2"), save(path, state_dict=build(dcn="v1").state_dict()))
-    assert options_in(error.value) == {"model.backbone.dcn": "v1"}
+    expected = {"model.backbone.dcn": "v1", "model.backbone.stage_with_dcn": (True, True, True)}
+    assert options_in(error.value) == expected
 
 
 def options_in(message):
