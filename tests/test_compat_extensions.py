@@ -16,7 +16,7 @@ from torch import nn
 from torch.autograd import Function
 
 import dcnzoo.compat
-from dcnzoo.compat import detectron2, extensions, patches
+from dcnzoo.compat import after_import, detectron2, extensions, patches
 from dcnzoo.ops import reference
 
 
@@ -26,7 +26,7 @@ def provide(monkeypatch):
     before = dict(sys.modules)
     known = len(patches._patches)
     monkeypatch.setattr(extensions._finder, "files", dict(extensions._finder.files))
-    monkeypatch.setattr(extensions, "_watcher", extensions.Watcher())
+    monkeypatch.setattr(after_import, "_watched", [])
     monkeypatch.setattr(extensions, "_provided", [])
     monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
     yield dcnzoo.compat.provide

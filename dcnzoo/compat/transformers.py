@@ -33,7 +33,6 @@ import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from importlib.machinery import ModuleSpec, PathFinder
 from types import FunctionType, ModuleType
 
 import torch
@@ -41,6 +40,7 @@ from torch import Tensor
 
 from dcnzoo import ops
 from dcnzoo.compat import patches
+from dcnzoo.compat.after_import import watch
 from dcnzoo.compat.mmcv import PROVEN
 from dcnzoo.ops import _library
 
@@ -295,35 +295,11 @@ def _is_replaced(name: str, function: object) -> bool:
     return getattr(function, "__code__", None) is _REPLACEMENTS[name].__code__
 
 
-class _Finder:
-    """A meta-path finder: modules of Transformers' families are changed when they are imported."""
-
-    def __init__(self, changes: patches.Changes) -> None:
-        self._changes = changes
-
-    def find_spec(
-        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        spec = PathFinder.find_spec(name, path, target) if _MODELING.fullmatch(name) else None
-        if spec is not None and spec.loader is not None:
-            execute = spec.loader.exec_module
-
-            def exec_module(module: ModuleType) -> None:
-                execute(module)
-                if self in sys.meta_path:  # still enabled
-                    _replace(module, self._changes)
-
-            spec.loader.exec_module = exec_module
-        return spec
-
-
 def _change(changes: patches.Changes) -> None:
     mine = patches.Changes()  # open as long as the patch is applied: later imports add to it
     changes.callback(_forget_compiled)
     changes.callback(mine.close)
-    finder = _Finder(mine)
-    sys.meta_path.insert(0, finder)
-    mine.callback(sys.meta_path.remove, finder)
+    mine.callback(watch("transformers.models.*.modeling_*", lambda module: _replace(module, mine)))
     for name, module in list(sys.modules.items()):
         if _MODELING.fullmatch(name):
             _replace(module, mine)

@@ -25,13 +25,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
-from importlib.abc import Loader
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 
 from dcnzoo.compat import patches
+from dcnzoo.compat.after_import import watch
 
 VARIABLE = "DCNZOO_PROVIDE"
 
@@ -87,40 +87,7 @@ class Finder:
         return None
 
 
-class _Loader(Loader):
-    """The loader of a module, and what to do with the module after that."""
-
-    def __init__(self, loader: Loader, after: Callable[[], None]) -> None:
-        self.loader, self.after = loader, after
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        return self.loader.create_module(spec)
-
-    def exec_module(self, module: ModuleType) -> None:
-        if module.__spec__ is not None:  # from here on, the module is as without this loader
-            module.__loader__ = module.__spec__.loader = self.loader
-        self.loader.exec_module(module)
-        self.after()
-
-
-class Watcher:
-    """A meta-path finder, before all others: applies patches to modules when they have been imported."""
-
-    def __init__(self) -> None:
-        self.patches: dict[str, patches.Patch] = {}  # module -> patch
-
-    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
-        if name not in self.patches:
-            return None
-        for finder in sys.meta_path:
-            spec = None if finder is self else finder.find_spec(name, path, target)  # type: ignore[arg-type]
-            if spec is not None and spec.loader is not None:
-                spec.loader = _Loader(spec.loader, partial(_apply, self.patches[name]))
-                return spec
-        return None
-
-
-def _apply(patch: patches.Patch) -> None:
+def _apply(patch: patches.Patch, module: ModuleType) -> None:
     if not patches.enabled(patch.name):
         return
     try:
@@ -129,7 +96,7 @@ def _apply(patch: patches.Patch) -> None:
         warnings.warn(f"dcnzoo: {patch.name}: {patch.target} is left as it is: {error}", stacklevel=2)
 
 
-_finder, _watcher = Finder(), Watcher()
+_finder = Finder()
 _provided: list[str] = []
 
 
@@ -232,9 +199,7 @@ def _watch(each: AfterImport) -> None:
         each.change(changes, sys.modules[each.module])
 
     patch = patches.Patch(each.name, each.module, each.reason, "all", change, needed)
-    if _watcher not in sys.meta_path:
-        sys.meta_path.insert(0, _watcher)
-    _watcher.patches[each.module] = patch
+    watch(each.module, partial(_apply, patch))
     patches.add(patch)
 
 
