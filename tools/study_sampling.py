@@ -41,6 +41,7 @@ class SamplingRow:
 
 
 COLUMNS = tuple(field.name for field in dataclasses.fields(SamplingRow))
+IMAGES = 64  # some 200 objects, 10,000 locations of the coarsest layer
 
 
 def read_sampling(file: Path) -> list[SamplingRow]:
@@ -63,11 +64,11 @@ def read_sampling(file: Path) -> list[SamplingRow]:
 
 
 def measure_sampling(run: TrainedRun, arm: str, seed: int, file: Path) -> None:
-    """Measure every deformable layer of a detector on its validation images, and add the rows to a file."""
+    """Measure every deformable layer of a detector on validation images, and add the rows to a file."""
     detector = Detector(run.cfg, run.checkpoint)
     # (layer, region) → effective dilation, share on the object, share without offsets, of each location
     found: dict[tuple[str, str], list[Tensor]] = defaultdict(list)
-    for index in range(len(detector.dataset)):
+    for index in range(min(IMAGES, len(detector.dataset))):
         prediction = detector.predict(index)
         for field in prediction.fields:
             for region, values in in_regions(prediction, field):
