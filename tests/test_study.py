@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "tools"))  # its modules import one another as scripts do
 
 import study_sampling  # noqa: E402
+from study import EXPERIMENTS  # noqa: E402
 from study_page import WITH_FIGURES, fill_in, write_page  # noqa: E402
 from study_results import RESULTS, Comparison, Row, differences, read_rows, select, write_rows  # noqa: E402
 from trainings import ARMS  # noqa: E402
@@ -115,7 +116,7 @@ def test_quick(tmp_path):
 def test_committed_figures_are_of_the_committed_results(tmp_path):
     """The page, the tables in other pages, and the zoo's figures of seed 0."""
     rows, docs = read_rows(RESULTS), RESULTS.parent
-    write_page(tmp_path / "study.md", docs / "study.csv", docs / "study_sampling.csv")
+    write_page(tmp_path / "study.md", docs / "study.csv", docs / "study_sampling.csv", 10 * len(EXPERIMENTS))
     assert (tmp_path / "study.md").read_text() == (docs / "study.md").read_text()
     for file in WITH_FIGURES:
         text = file.read_text()

@@ -141,7 +141,7 @@ def main(
         wanted = [each for each in EXPERIMENTS if each.study in studies and each.arm in (arms or [each.arm])]
         chosen = tuple(seeds)[:2] if quick else seeds
         train_all(wanted, chosen, jobs or cores(), quick, work_dir, results, sampling, console)
-    write_page(page, results, sampling)
+    write_page(page, results, sampling, len(EXPERIMENTS) * 10)
     console.print(f"page: {page}", soft_wrap=True)
 
 

@@ -30,8 +30,12 @@ def fill_in(text: str, rows: Sequence[Row]) -> str:
     return _BLOCK.sub(lambda block: f"{block[1]}{tables[block[2]]}{block[3]}", text)
 
 
-def write_page(page: Path, results: Path, sampling: Path) -> None:
-    """Beside it, a folder ``images`` for the plots. The committed results go to other pages too."""
+def write_page(page: Path, results: Path, sampling: Path, planned: int) -> None:
+    """Beside it, a folder ``images`` for the plots. The committed results go to other pages too.
+
+    Args:
+        planned: the number of trainings of the whole study.
+    """
     rows, looked = read_rows(results), read_sampling(sampling)
     if results == RESULTS:
         for file in WITH_FIGURES:
@@ -43,6 +47,8 @@ def write_page(page: Path, results: Path, sampling: Path) -> None:
     _save(images / "study-dose.svg", plot_dose(rows))
     _save(images / "study-dilation.svg", plot_dilation(looked))
     text = template.render(
+        done=len(rows),
+        planned=planned,
         operators=table(rows, ["off", "v1", "v2", "v3", "v4"]),
         where=table(rows, ["off", "v2-c4", "v2-c3-c4", "v2"]),
         time=table(rows, ["off-10-epochs", "v2"]),
