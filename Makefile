@@ -70,7 +70,7 @@ $(OTHERS)/.installed: $(VENV)/.installed requirements-others.txt
 	touch $@
 
 test-others: setup $(OTHERS)/.installed  ## torchvision, timm, mmpretrain, and MMDetection's families that need more packages
-	$(OTHERS)/bin/python $(ELSEWHERE) $(addprefix tests/environments/test_, smoke.py others.py torchvision.py timm.py) $(ARGS)
+	$(OTHERS)/bin/python $(ELSEWHERE) $(addprefix tests/environments/test_, smoke.py others.py torchvision.py timm.py hub.py) $(ARGS)
 
 PACKAGING := build/packaging
 test-packaging: setup  ## an sdist, its wheel built in isolation, and that in bare environments (5 GB each)

@@ -107,9 +107,10 @@ class _TimmModel:
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Patterns of parameter groups, for layer-wise learning rates: stem, blocks in their order, head."""
+        merge = (99999,)  # timm's number: with the group before
         blocks = [
             (r"^levels\.(\d+)\.(?:blocks|post_norms)\.(\d+)", None),
-            (r"^levels\.(\d+)\.(?:norm|downsample)", (99999,)),
+            (r"^levels\.(\d+)\.(?:norm|downsample)", merge),
         ]
         return dict(stem=r"^patch_embed", blocks=r"^levels\.(\d+)" if coarse else blocks)
 
