@@ -74,7 +74,7 @@ class HubMixin:
         )
         vars(module).pop("_hub_mixin_config", None)
         module.__class__ = cls
-        return module
+        return module.eval()  # not all versions of huggingface_hub do this
 
     def _as_hub_model(self) -> Any:
         """The same module, with huggingface_hub's methods."""
