@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, get_pretrained_cfg, register_model
 from timm.models import resnet as timm_resnet
 from torch import Tensor, nn
@@ -98,13 +97,11 @@ class _TimmModel:
     def get_classifier(self) -> nn.Module:
         return self.head
 
-    @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         for level in self.levels:
             for block in level.blocks:
                 block.with_cp = enable
 
-    @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Patterns of parameter groups, for layer-wise learning rates: stem, blocks in their order, head."""
         merge = (99999,)  # timm's number: with the group before
@@ -143,7 +140,7 @@ def _complete_weights(state_dict: dict[str, Tensor], model: nn.Module) -> dict[s
 
 def _add_intern_image(name: str) -> None:
     family, published = SIZES[name]
-    cls = FlashInternImage if issubclass(family, backbones.FlashInternImage) else InternImage
+    cls = InternImage if family is backbones.InternImage else FlashInternImage
 
     def build(pretrained: bool = False, **options: Any) -> nn.Module:
         return build_model_with_cfg(
