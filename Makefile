@@ -69,8 +69,16 @@ $(OTHERS)/.installed: $(VENV)/.installed requirements-others.txt
 	$(PIP) --python $(OTHERS)/bin/python install -r requirements-others.txt
 	touch $@
 
-test-others: setup $(OTHERS)/.installed  ## torchvision, timm, mmpretrain, and MMDetection's families that need more packages
+TRANSFORMERS := .venv-transformers
+$(TRANSFORMERS)/.installed: $(VENV)/.installed requirements-transformers.txt
+	$(call NEW_VENV,$(TRANSFORMERS))
+	$(call SEE_VENV,$(TRANSFORMERS))
+	$(PIP) --python $(TRANSFORMERS)/bin/python install -r requirements-transformers.txt
+	touch $@
+
+test-others: setup $(OTHERS)/.installed $(TRANSFORMERS)/.installed  ## torchvision, timm, transformers, mmpretrain, and MMDetection's families that need more packages
 	$(OTHERS)/bin/python $(ELSEWHERE) $(addprefix tests/environments/test_, smoke.py others.py torchvision.py timm.py hub.py) $(ARGS)
+	$(TRANSFORMERS)/bin/python $(ELSEWHERE) tests/environments/test_transformers.py $(ARGS)
 
 PACKAGING := build/packaging
 test-packaging: setup  ## an sdist, its wheel built in isolation, and that in bare environments (5 GB each)

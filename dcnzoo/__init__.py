@@ -1,16 +1,18 @@
 """Deformable convolution for object detection.
 
-``import dcnzoo`` is light: it imports neither torch nor OpenMMLab, and only sees to it that
-a later ``import mmcv.ops`` finds compiled operators where mmcv brings none
-(:mod:`dcnzoo.compat.mmcv`).
+``import dcnzoo`` is light: it imports neither torch nor OpenMMLab. It only adds finders, so that a later
+``import mmcv.ops`` works where mmcv has no compiled module (:mod:`dcnzoo.compat.mmcv`), and so does an import
+of the compiled modules that ``DCNZOO_PROVIDE`` names (:mod:`dcnzoo.compat.extensions`).
 """
 
+from dcnzoo.compat import extensions as _extensions
 from dcnzoo.compat import mmcv as _mmcv
 from dcnzoo.version import __version__
 
 __all__ = ["__version__", "from_deformable", "to_deformable"]
 
 _mmcv.install()
+_extensions.provide_from_environment()
 
 
 def __getattr__(name: str):

@@ -1,5 +1,6 @@
 """``dcnzoo.compat.ndconv``: the N-d op's layout, against its definition written out in Python."""
 
+import importlib
 import inspect
 import itertools
 import math
@@ -137,6 +138,27 @@ def test_what_torch_does_with_functions():
     output = torch.utils.checkpoint.checkpoint(ndconv.deform_conv2d, *arguments, use_reentrant=False)
     torch.testing.assert_close(output, expected)
     assert torch.autograd.grad(output.sum(), arguments[2])[0].abs().sum() > 0
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_provided_operator(rank):
+    """``torch.ops.custom_op``, as the module's layers call it: by position, with sizes as tuples."""
+    importlib.import_module("dcnzoo.compat.extensions.custom_op")  # test_compat_extensions.py: by its name
+    operator = getattr(torch.ops.custom_op, f"deform_conv{rank}d")
+    arguments = [t.requires_grad_() if isinstance(t, torch.Tensor) else t for t in call(rank, 2, 3)]
+    leaves = [t for t in arguments if isinstance(t, torch.Tensor)]
+    results = []
+    for function in (FUNCTIONS[rank], operator, torch.compile(operator, backend="aot_eager")):
+        output = function(*arguments)
+        results.append([output, *torch.autograd.grad(output.sin().sum(), leaves)])
+    torch.testing.assert_close(results[1], results[0], rtol=0, atol=0)
+    torch.testing.assert_close(results[2], results[0])
+    assert operator(*arguments[:-1], None).shape == results[0][0].shape
+    with torch.amp.autocast("cpu", dtype=torch.bfloat16):
+        half = [t.float() if isinstance(t, torch.Tensor) else t for t in arguments]
+        assert operator(*half).dtype == torch.bfloat16
+    with pytest.raises(RuntimeError, match=f"deform_conv{rank}d: offset_field: expected"):
+        operator(*arguments[:2], arguments[2][:, :, :-1], *arguments[3:])
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,13 @@
 """``dcnzoo.compat.torchvision``: torchvision's signature, its results, and errors where it would misread."""
 
+import importlib.util
 import io
 
 import pytest
 import torch
 
 import dcnzoo.ops.reference as reference
-from dcnzoo.compat.torchvision import DeformConv2d, RoIAlign, deform_conv2d, roi_align
+from dcnzoo.compat.torchvision import DeformConv2d, RoIAlign, accelerate, deform_conv2d, restore, roi_align
 
 from . import oracles
 
@@ -130,3 +131,11 @@ def test_roi_align(aligned, samples):
     torch.testing.assert_close(output, expected)
     assert torch.equal(roi_align(input, rois, (2, 3), 0.8, **given), output)
     assert torch.equal(RoIAlign((2, 3), 0.8, samples or -1, bool(aligned))(input, boxes), output)
+
+
+def test_accelerate_without_torchvision(monkeypatch):
+    """With it: ``make test-others``."""
+    restore()  # nothing to undo
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"accelerate: torchvision: .*pip install"):
+        accelerate()

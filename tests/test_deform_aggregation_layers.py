@@ -1,4 +1,7 @@
-"""``DCNv3`` and ``DCNv4`` of ``dcnzoo.layers``: parameters, initial values, what they compute."""
+"""``DCNv3`` and ``DCNv4`` of ``dcnzoo.layers``: initial values, strides, statistics, errors.
+
+Their parameters and what they compute: ``test_official_layers.py``.
+"""
 
 import re
 
@@ -7,39 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import dcnzoo.ops.reference as reference
 from dcnzoo.layers import DCNv3, DCNv4, offset_statistics, track_offsets
 
 from . import modules
-from .modules import shapes
-
-
-def test_state_dicts():
-    own = [("input_proj", (12, 12)), ("output_proj", (12, 12)), ("offset", (48, 12)), ("mask", (24, 12))]
-    options = dict(group=3, dw_kernel_size=5, center_feature_scale=True)
-    assert shapes(DCNv3(12, **options, remove_center=True)) == {
-        "center_feature_scale_proj_weight": (3, 12),
-        "center_feature_scale_proj_bias": (3,),
-        "dw_conv.0.weight": (12, 1, 5, 5),
-        **dict.fromkeys(("dw_conv.0.bias", "dw_conv.1.1.weight", "dw_conv.1.1.bias"), (12,)),
-        **{f"{name}.weight": shape for name, shape in own},
-        **{f"{name}.bias": shape[:1] for name, shape in own},
-    }
-    batch_norm = shapes(DCNv3(12, group=3, norm_layer="BN"))
-    assert batch_norm["dw_conv.1.0.running_var"] == (12,) and "dw_conv.1.1.weight" not in batch_norm
-    # 3 groups · 9 taps · 3 = 81, and up to a multiple of 8
-    own = [("value_proj", (12, 12)), ("output_proj", (12, 12)), ("offset_mask", (88, 12))]
-    assert shapes(DCNv4(12, **options)) == {
-        "center_feature_scale_proj_weight": (3, 12),
-        "center_feature_scale_proj_bias": (3,),
-        "offset_mask_dw.weight": (12, 1, 5, 5),
-        "offset_mask_dw.bias": (12,),
-        **{f"{name}.weight": shape for name, shape in own},
-        **{f"{name}.bias": shape[:1] for name, shape in own},
-    }
-    assert "output_proj.bias" not in shapes(DCNv4(12, group=3, output_bias=False))
-    bare = DCNv4(12, group=3, without_pointwise=True)
-    assert set(shapes(bare)) == {"offset_mask.weight", "offset_mask.bias"}
 
 
 def test_initial_outputs():
@@ -63,43 +36,6 @@ def randomise(module):
 
 def image(*, channels=12, **options):
     return torch.randn(2, 7, 9, channels, dtype=torch.float64, **options)
-
-
-@pytest.mark.parametrize("remove_center", [False, True])
-def test_dcnv3_is_its_definition(remove_center):
-    layer = randomise(DCNv3(12, group=3, offset_scale=1.5, act_layer="SiLU", remove_center=remove_center))
-    x = image(requires_grad=True)
-    depthwise = layer.dw_conv[0]
-    query = F.conv2d(x.permute(0, 3, 1, 2), depthwise.weight, depthwise.bias, padding=1, groups=12)
-    norm = layer.dw_conv[1][1]
-    query = F.silu(F.layer_norm(query.permute(0, 2, 3, 1), (12,), norm.weight, norm.bias, 1e-6))
-    mask = (query @ layer.mask.weight.T + layer.mask.bias).reshape(2, 7, 9, 3, -1)
-    mask = mask.exp() / mask.exp().sum(-1, keepdim=True)
-    offset = query @ layer.offset.weight.T + layer.offset.bias
-    value = x @ layer.input_proj.weight.T + layer.input_proj.bias
-    aggregated = reference.dcnv3(value, offset, mask.flatten(3), *GEOMETRY, 3, 4, 1.5, remove_center)
-    expected = aggregated @ layer.output_proj.weight.T + layer.output_proj.bias
-    torch.testing.assert_close(layer(x), expected, **TOLERANCE)
-    gradients = [torch.autograd.grad(y.sin().sum(), [x, *layer.parameters()]) for y in (layer(x), expected)]
-    torch.testing.assert_close(*gradients, **TOLERANCE)
-
-
-@pytest.mark.parametrize("dw_kernel_size", [None, 5])
-def test_dcnv4_is_its_definition(dw_kernel_size):
-    layer, x = randomise(DCNv4(12, group=3, offset_scale=0.5, dw_kernel_size=dw_kernel_size)), image()
-    query = x
-    if dw_kernel_size:
-        depthwise = layer.offset_mask_dw
-        query = F.conv2d(x.permute(0, 3, 1, 2), depthwise.weight, depthwise.bias, padding=2, groups=12)
-        query = query.permute(0, 2, 3, 1)
-    fields = (query @ layer.offset_mask.weight.T + layer.offset_mask.bias)[..., :81].reshape(2, 7, 9, 3, 27)
-    value = x @ layer.value_proj.weight.T + layer.value_proj.bias
-    aggregated = reference.dcnv3(
-        value, fields[..., :18].flatten(3), fields[..., 18:].flatten(3), *GEOMETRY, 3, 4, 0.5, False
-    )
-    expected = aggregated @ layer.output_proj.weight.T + layer.output_proj.bias
-    torch.testing.assert_close(layer(x), expected, **TOLERANCE)
-    torch.testing.assert_close(layer(x.flatten(1, 2), (7, 9)), expected.flatten(1, 2), **TOLERANCE)
 
 
 @both

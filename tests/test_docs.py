@@ -100,7 +100,7 @@ def test_migration_changes_only_the_import():
     found = blocks(ROOT / "docs/migration.md", "python")
     before = [block.removeprefix("# before\n") for block in found if block.startswith("# before\n")]
     after = [block.removeprefix("# after\n") for block in found if block.startswith("# after\n")]
-    assert len(before) == len(after) == len(found) / 2 == 7
+    assert len(before) == len(after) == len(found) / 2 == 8
     for old, new in zip(before, after, strict=True):
         old = old.replace("torch.ops.custom_op", "custom_op")  # the name that the import gives now
         lines = zip(old.splitlines(), new.splitlines(), strict=True)

@@ -122,7 +122,6 @@ def test_committed_figures_are_of_the_committed_results(tmp_path):
         assert "<!-- study: " in text
         assert fill_in(text, rows) == text
     for arm, config in ARMS.items():
-        row = select(rows, arm)[0]
-        assert zoo.find(Path(config).stem).metrics() == pytest.approx(
-            {"box AP": 100 * row.box_ap, "mask AP": 100 * row.mask_ap}
-        ), arm
+        row = select(rows, arm).get(0)
+        listed = {} if row is None else {"box AP": 100 * row.box_ap, "mask AP": 100 * row.mask_ap}
+        assert zoo.find(Path(config).stem).metrics() == pytest.approx(listed), arm

@@ -29,7 +29,7 @@ from dcnzoo.report.report import TrainedRun
 # Real images, which have to be in data/bccd and data/fruits_nuts: images/, train.json, val.json
 REAL = {"bccd": "faster-rcnn_r14_fpn_8e_bccd.py", "fruits_nuts": "mask-rcnn_r14_fpn_8e_fruits-nuts.py"}
 CONFIGS = {**ARMS, **REAL}
-BEND, STRETCH = 0.35, 5.0  # of the demo's data: amplitude of the bending, stretch above 1
+BEND, STRETCH = 0.2, 3.0  # of the demo's data: amplitude of the bending, stretch above 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +111,7 @@ STUDIES = tuple(dict.fromkeys(each.study for each in EXPERIMENTS))
     show_default=True,
     help="Those to train.",
 )
+@_options.option("--arms", several=True, metavar="ARM...", help="Those to train (default: all).")
 @_options.option(
     "--seeds",
     several=True,
@@ -126,6 +127,7 @@ STUDIES = tuple(dict.fromkeys(each.study for each in EXPERIMENTS))
 @one_line_errors()
 def main(
     studies: tuple[str, ...],
+    arms: tuple[str, ...],
     seeds: tuple[int, ...],
     jobs: int | None,
     quick: bool,
@@ -136,7 +138,7 @@ def main(
     folder = work_dir if quick or min(seeds) >= 100 else RESULTS.parent
     results, sampling, page = folder / "study.csv", folder / "study_sampling.csv", folder / "study.md"
     if not page_only:
-        wanted = [each for each in EXPERIMENTS if each.study in studies]
+        wanted = [each for each in EXPERIMENTS if each.study in studies and each.arm in (arms or [each.arm])]
         chosen = tuple(seeds)[:2] if quick else seeds
         train_all(wanted, chosen, jobs or cores(), quick, work_dir, results, sampling, console)
     write_page(page, results, sampling)

@@ -3,8 +3,10 @@
 Finished runs whose config has not changed are kept; interrupted ones go on at their last epoch.
 """
 
+import copy
 import dataclasses
 import fcntl
+import functools
 import hashlib
 import json
 import math
@@ -90,12 +92,17 @@ def make_run(name: str, config: str, seed: int, folder: Path, options: Mapping[s
     Args:
         options: settings of the config, as of ``--cfg-options``.
     """
-    cfg = Config.fromfile(ROOT / "configs" / "demo" / config, import_custom_modules=False)
+    cfg = copy.deepcopy(_read_config(config))
     cfg.merge_from_dict(dict(options))
     cfg.randomness = {"seed": seed}
     cfg.work_dir = str(folder)
     batches = math.ceil(_images(cfg.train_dataloader.dataset) / cfg.train_dataloader.batch_size)
     return Run(name, cfg, folder, batches * cfg.train_cfg.max_epochs)
+
+
+@functools.cache
+def _read_config(name: str) -> Config:
+    return Config.fromfile(ROOT / "configs" / "demo" / name, import_custom_modules=False)
 
 
 def _images(dataset: ConfigDict) -> int:

@@ -263,7 +263,7 @@ def download(
     dcnzoo data download --unzip --delete
     dcnzoo data download --dataset-name bccd
     """
-    from dcnzoo.data.download import download_small
+    from dcnzoo.data.download import is_prepared, prepare
     from dcnzoo.utils.archive import unpack
     from dcnzoo.utils.fetch import fetch
 
@@ -273,10 +273,13 @@ def download(
         out = out or Path("data") / dataset_name
         if only_list:
             print(SMALL[dataset_name][0])
-        elif download_small(dataset_name, out):
-            print(f"written: {out}: images, train.json, val.json")
-        else:
+        elif is_prepared(out):
             print(f"{out}: has {dataset_name} already")
+        else:
+            archive = fetch(SMALL[dataset_name][0], out.parent)
+            prepare(dataset_name, archive, out)
+            archive.unlink()
+            print(f"written: {out}: images, train.json, val.json")
         return
     out = out or Path("data/coco")
     if delete and not unzip:

@@ -15,6 +15,7 @@ import click
 from packaging.version import Version
 
 from dcnzoo.cli.env import FORKS, MODULES, ORIGINALS, environment, installed, mmcv_extension
+from dcnzoo.compat import extensions
 from dcnzoo.utils.errors import one_line
 
 TESTED = "pip install mmengine==0.10.7 mmcv-lite==2.1.0 mmdet==3.3.0"
@@ -232,6 +233,7 @@ def command() -> None:
       dcnzoo doctor
     """
     lines = [*environment(), ("weights", f"downloaded to {_cache_folder()}")]
+    lines += [("provided", f"{name}: {whose}") for name, whose in extensions.status().items()]
     wrong = list(problems(Found.here()))
     if find_spec("mmengine") and not wrong:
         lines += [("patch", f"{name}: {text}") for name, text in patch_lines()]

@@ -1,1 +1,5 @@
 """Other packages' signatures on dcnzoo's operators, and patches of other packages."""
+
+from dcnzoo.compat.extensions import provide
+
+__all__ = ["provide"]

@@ -5,6 +5,8 @@ Its arguments, in its order; only the way to the function differs::
     from dcnzoo.compat import ndconv
     output = ndconv.deform_conv2d(input, weight, offset_field, attn_mask, kernel_size, …)
 
+``dcnzoo.compat.provide("custom_op")`` keeps that as well, for code that is to stay as it is.
+
 Its layout, as its CUDA kernels read it (the version whose README has these arguments), with ``G`` for
 ``groups · offset_field_channels_per_groups``, ``K`` for the taps of the kernel:
 

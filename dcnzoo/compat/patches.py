@@ -18,7 +18,8 @@ not set                   all of them
 ========================  ==========================================================================
 
 In a program: :func:`disable`, :func:`enable`, :func:`disabled`, at any time. :func:`active` lists what is
-applied; ``dcnzoo doctor`` prints it, with targets, reasons and versions.
+applied; ``dcnzoo doctor`` prints it, with targets, reasons and versions. One more patch, ``transformers``, is
+added by :func:`dcnzoo.compat.transformers.enable` whatever the variable is.
 
 ``mmcv._ext`` for mmcv-lite replaces nothing and is always there. This module imports neither torch nor
 OpenMMLab.

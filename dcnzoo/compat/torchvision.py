@@ -3,15 +3,33 @@
 Same arguments in the same order, same layout of offset and mask, same border rule; torchvision is not
 needed. ``DeformConv2d`` is dcnzoo's own: its arguments, parameters, initialisation and ``repr`` are
 torchvision's.
+
+With torchvision installed, :func:`accelerate` makes models that call torchvision itself run on dcnzoo's CPU
+kernels, without a change in their code. :func:`restore` undoes it.
 """
+
+import contextlib
+import importlib.util
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
 from dcnzoo import ops
+from dcnzoo.compat import patches
 from dcnzoo.layers import DeformConv2d
+from dcnzoo.ops import _library
+from dcnzoo.ops._torch_private import DispatchKey, DispatchKeySet, ExcludeDispatchKeyGuard
 
-__all__ = ["DeformConv2d", "RoIAlign", "deform_conv2d", "roi_align"]
+__all__ = [
+    "DeformConv2d",
+    "RoIAlign",
+    "accelerate",
+    "accelerated",
+    "deform_conv2d",
+    "restore",
+    "roi_align",
+]
 
 
 def deform_conv2d(
@@ -103,3 +121,134 @@ class RoIAlign(nn.Module):
     def extra_repr(self) -> str:
         names = ("output_size", "spatial_scale", "sampling_ratio", "aligned")
         return ", ".join(f"{name}={getattr(self, name)}" for name in names)
+
+
+def accelerate() -> None:
+    """Runs torchvision's own ``deform_conv2d``, ``DeformConv2d`` and ``roi_align`` on dcnzoo's CPU kernels.
+
+    The operators ``torchvision::deform_conv2d`` and ``torchvision::roi_align`` get other kernels for CPU
+    tensors, forward and backward. Everything else stays torchvision's: functions, layers, checks, autograd,
+    export and CUDA kernels. Models that exist already are included, also those that ``torch.compile`` has
+    compiled. A second call changes nothing. In :mod:`dcnzoo.compat.patches` the name is ``torchvision``.
+
+    Under autocast on the CPU ``deform_conv2d`` computes in the type of ``input``; torchvision's own kernel
+    raises an error there. A second derivative is an error, as in torchvision.
+
+    Raises:
+        ImportError: torchvision, its compiled operators or dcnzoo's are missing.
+    """
+    if importlib.util.find_spec("torchvision") is None:
+        raise ImportError(
+            "accelerate: torchvision: expected an installed package, got none; pip install torchvision"
+        )
+    import torchvision
+
+    if not hasattr(torch.ops.torchvision, "deform_conv2d"):
+        raise ImportError(
+            "accelerate: torchvision: expected a package with compiled operators for torch "
+            f"{torch.__version__}, got {torchvision.__version__} without them"
+        )
+    if not _library.has_ops():
+        raise ImportError(f"accelerate: {_library.problems['cpu']}")
+    patches.add(_PATCH)
+    patches.enable(_PATCH.name)
+
+
+def restore() -> None:
+    """Gives torchvision's operators their own CPU kernels back, also in models that exist already."""
+    if _PATCH in patches.table():
+        patches.disable(_PATCH.name)
+
+
+@contextlib.contextmanager
+def accelerated() -> Iterator[None]:
+    """A context in which :func:`accelerate` applies."""
+    before = _PATCH.applied
+    accelerate()
+    try:
+        yield
+    finally:
+        if not before:
+            restore()
+
+
+def _override(changes: patches.Changes) -> None:
+    library = changes.enter_context(torch.library._scoped_library("torchvision", "IMPL"))
+    library.impl("deform_conv2d", _deform_conv2d, "CPU")
+    library.impl("_deform_conv2d_backward", _deform_conv2d_backward, "CPU")
+    library.impl("roi_align", _roi_align, "CPU")
+    library.impl("_roi_align_backward", _roi_align_backward, "CPU")
+
+
+_PATCH = patches.Patch(
+    "torchvision",
+    "torchvision::deform_conv2d, torchvision::roi_align: CPU kernels",
+    "dcnzoo's are faster; dcnzoo.compat.torchvision.accelerate() was called",
+    "all",
+    _override,
+)
+
+
+# The kernels: arguments and results of torchvision's schemas. Results are contiguous and of the types that
+# its fake kernels promise, under autocast too.
+
+_AUTOCAST = DispatchKeySet(DispatchKey.AutocastCPU)
+
+
+def _of_one_type(
+    input: Tensor, weight: Tensor, offset: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Weights in the type of the input, offsets and masks in that or a wider one.
+
+    Under autocast on the CPU their types differ.
+    """
+    offset, mask = (
+        field if field is None else field.to(torch.promote_types(field.dtype, input.dtype))
+        for field in (offset, mask)
+    )
+    return input, weight.to(input.dtype), offset, mask
+
+
+def _deform_conv2d(
+    input: Tensor, weight: Tensor, offset: Tensor, mask: Tensor, bias: Tensor, stride_h: int, stride_w: int,
+    pad_h: int, pad_w: int, dilation_h: int, dilation_w: int, groups: int, offset_groups: int, use_mask: bool,
+) -> Tensor:  # fmt: skip
+    tensors = (*_of_one_type(input, weight, offset, mask if use_mask else None), bias.to(input.dtype))
+    geometry = ((stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w), groups, None)
+    with ExcludeDispatchKeyGuard(_AUTOCAST):
+        return torch.ops.dcnzoo.deform_conv(*tensors, *geometry).contiguous()
+
+
+def _deform_conv2d_backward(
+    grad: Tensor, input: Tensor, weight: Tensor, offset: Tensor, mask: Tensor, bias: Tensor, stride_h: int,
+    stride_w: int, pad_h: int, pad_w: int, dilation_h: int, dilation_w: int, groups: int, offset_groups: int,
+    use_mask: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    tensors = _of_one_type(input, weight, offset, mask if use_mask else None)
+    geometry = ((stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w), groups, None)
+    wanted = [True, True, True, use_mask, True]
+    gradients = list(torch.ops.dcnzoo._deform_conv_backward(grad, *tensors, *geometry, wanted))
+    if not use_mask:
+        gradients[3] = torch.zeros_like(mask)
+    given = (input, weight, offset, mask, bias)
+    return tuple(g.to(tensor.dtype).contiguous() for g, tensor in zip(gradients, given, strict=True))
+
+
+def _roi_align(
+    input: Tensor, rois: Tensor, spatial_scale: float, pooled_height: int, pooled_width: int,
+    sampling_ratio: int, aligned: bool,
+) -> Tensor:  # fmt: skip
+    size = (pooled_height, pooled_width)
+    return ops.roi_align(
+        input, rois, size, spatial_scale, max(sampling_ratio, 0), "avg", aligned
+    ).contiguous()
+
+
+def _roi_align_backward(
+    grad: Tensor, rois: Tensor, spatial_scale: float, pooled_height: int, pooled_width: int, batch_size: int,
+    channels: int, height: int, width: int, sampling_ratio: int, aligned: bool,
+) -> Tensor:  # fmt: skip
+    no_maxima = grad.new_empty(0, dtype=torch.promote_types(grad.dtype, torch.float32))
+    size = [batch_size, channels, height, width]
+    arguments = (size, spatial_scale, max(sampling_ratio, 0), 1, aligned)
+    return torch.ops.dcnzoo._roi_align_backward(grad, rois, no_maxima, no_maxima, *arguments).contiguous()

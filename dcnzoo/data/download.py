@@ -74,33 +74,34 @@ SMALL: dict[str, tuple[str, Callable[[Path, Path], None]]] = {
 }
 
 
-def download_small(name: str, out: Path) -> bool:
-    """Download a small data set and make it ready: ``out`` gets train.json, val.json and images.
-
-    Returns:
-        Whether it was not there yet.
+def is_prepared(out: Path) -> bool:
+    """Whether a small data set is there.
 
     Raises:
-        UserError: it cannot be had, is not what was expected, or ``out`` holds something else.
+        UserError: something else is.
     """
-    from dcnzoo.utils.archive import unpack
-    from dcnzoo.utils.fetch import fetch
-    from dcnzoo.utils.files import replacing
-
     if (out / "train.json").is_file() and (out / "val.json").is_file():
-        return False
+        return True
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: expected train.json and val.json in it, or no such folder; move it away")
-    url, prepare = SMALL[name]
-    archive = fetch(url, out.parent)
+    return False
+
+
+def prepare(name: str, archive: Path, out: Path) -> None:
+    """Make a small data set of its archive: ``out`` gets train.json, val.json and images.
+
+    Raises:
+        UserError: the archive is not what was expected.
+    """
+    from dcnzoo.utils.archive import unpack
+    from dcnzoo.utils.files import replacing
+
     with tempfile.TemporaryDirectory() as folder, replacing(out) as partial:
         unpack(archive, folder)
         partial.mkdir()
         try:  # the archive has one folder, named after the repository
             (source,) = Path(folder).iterdir()
-            prepare(source, partial)
+            SMALL[name][1](source, partial)
         except (UserError, OSError, ValueError, LookupError, StopIteration) as error:
             what = str(error) or "a file is missing"
             raise UserError(f"{archive}: expected {name} in it ({what}); remove it to try again") from error
-    archive.unlink()
-    return True

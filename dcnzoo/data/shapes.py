@@ -50,8 +50,8 @@ class ShapesSpec:
     max_instances: int = 4
     min_radius: float = 13.0
     max_radius: float = 52.0
-    bend: float = 0.35
-    stretch: float = 6.0
+    bend: float = 0.2
+    stretch: float = 4.0
     texture: float = 12.0
     strokes: int = 3
     seed: int = 0

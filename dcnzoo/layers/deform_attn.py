@@ -208,6 +208,8 @@ class DCNv4(_ChannelsLast):
         center_feature_scale: as of :class:`DCNv3`, but predicted from what was read.
         output_bias: whether ``output_proj`` has one.
         without_pointwise: no projections, neither before nor after.
+        act_layer, norm_layer: accepted and not used, as in the official layer: networks that are written for
+            :class:`DCNv3` give them.
 
     Offsets and factors start at zero, and with them the output at ``output_proj``'s bias, also through the
     ``init_weights()`` of an OpenMMLab model.
@@ -236,6 +238,9 @@ class DCNv4(_ChannelsLast):
         remove_center: bool = False,
         output_bias: bool = True,
         without_pointwise: bool = False,
+        *,
+        act_layer: object = None,
+        norm_layer: object = None,
     ) -> None:
         geometry = (kernel_size, stride, pad, dilation, group, offset_scale, dw_kernel_size)
         super().__init__(channels, *geometry, center_feature_scale, remove_center)

@@ -27,7 +27,9 @@ Written by `make zoo` from the metafiles in `configs/` and in MMDetection {mmdet
 AP in percent, of COCO on `val2017`. Memory is of training, in GB per GPU; speed is of inference, in images
 per second. *Deformable* says which operator, and in which part of the model.
 Parameters are in millions, FLOPs in billions of multiply–adds: the authors' for InternImage and
-FlashInternImage, else counted by `dcnzoo flops` at the config's test size. *Licence* is that of the weights.
+FlashInternImage, else counted by `dcnzoo flops` at the config's test size. *CPU time* is of inference on one
+thread, in multiples of Faster R-CNN R-50's, with random weights, whose few detections cost masks little time
+(`tools/benchmark/zoo.py`). *Licence* is that of the weights.
 
 ```bash
 python -m dcnzoo zoo list --dcn            # this list
@@ -37,7 +39,7 @@ python -m dcnzoo zoo download NAME         # the weights, checked
 How to use them in a program, mirrors and offline use: [the zoo](docs/zoo.md).
 """
 _COLUMNS = (
-    *("config", "backbone", "deformable", "parameters", "FLOPs", "schedule", "memory", "speed"),
+    *("config", "backbone", "deformable", "parameters", "FLOPs", "CPU time", "schedule", "memory", "speed"),
     *("data", "box AP", "mask AP", "figures", "weights", "licence"),
 )
 _MMDETECTION = "https://github.com/open-mmlab/mmdetection/blob/v{version}/configs"
@@ -97,6 +99,7 @@ def _rows(model: Model) -> Iterator[list[str]]:
             described.operators_text() or "none",
             model.metadata.get("Parameters (M)", "–"),
             model.metadata.get("FLOPs (G)", "–"),
+            model.metadata.get("CPU time (× Faster R-CNN R-50)", "–"),
             described.schedule,
             model.metadata.get("Training Memory (GB)", "–") if published else "–",
             _speed(model) if published else "–",

@@ -2,14 +2,23 @@
 
 import inspect
 
+import onnxruntime
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
-from dcnzoo.compat.torchvision import DeformConv2d, deform_conv2d, roi_align
+from dcnzoo.compat import patches
+from dcnzoo.compat.torchvision import DeformConv2d, accelerate, accelerated, deform_conv2d, restore, roi_align
+from dcnzoo.ops import _library
 
 from ..test_compat_torchvision import GEOMETRY, maps_and_boxes, tensors
 
 ops = pytest.importorskip("torchvision.ops", exc_type=ImportError)
+
+from torchvision.models.detection import MaskRCNN  # noqa: E402
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone  # noqa: E402
+
+from .segmentation import DeformableASPP, Segmenter  # noqa: E402
 
 
 @pytest.mark.parametrize("groups", [1, 2])
@@ -53,3 +62,296 @@ def test_roi_align_equals_torchvision(aligned, samples):
         output = function(*arguments)
         results.append([output, *torch.autograd.grad(output.square().sum(), input)])
     torch.testing.assert_close(*results)
+
+
+# accelerate() and restore()
+
+
+@pytest.fixture(autouse=True)
+def own_kernels():
+    """torchvision's kernels, after each test again."""
+    yield
+    restore()
+
+
+def gradients_of(function, leaves):
+    """The output of a function without arguments, and the gradients of ``leaves``."""
+    output = function()
+    return [output, *torch.autograd.grad(output.sin().sum(), leaves)]
+
+
+def with_and_without(function, leaves, **tolerance):
+    """Compares a function on both kernels, and on torchvision's before with torchvision's after."""
+    expected = gradients_of(function, leaves)
+    with accelerated():
+        results = gradients_of(function, leaves)
+    for got, want in zip(results, expected, strict=True):
+        assert got.stride() == want.stride()
+        torch.testing.assert_close(got, want, **tolerance)
+    assert all(map(torch.equal, gradients_of(function, leaves), expected))
+    return results
+
+
+def dcnzoos_kernels(function, leaves):
+    """Names of dcnzoo's operators that ran, forward and backward."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        gradients_of(function, leaves)
+    return {event.key for event in profile.key_averages() if event.key.startswith("dcnzoo::")}
+
+
+def test_kernels_that_run():
+    input, offset, weight, *_ = (t.float().requires_grad_() for t in tensors())
+    maps, boxes = maps_and_boxes(torch.float32)
+    maps.requires_grad_()
+    for function, leaves, name in (
+        (lambda: ops.deform_conv2d(input, offset, weight, **GEOMETRY), [input, offset], "deform_conv"),
+        (lambda: ops.roi_align(maps, boxes, 2), [maps], "roi_align"),
+    ):
+        with accelerated():
+            assert dcnzoos_kernels(function, leaves) == {f"dcnzoo::{name}", f"dcnzoo::_{name}_backward"}
+            with torch.no_grad(), torch.inference_mode():
+                function()
+        assert not dcnzoos_kernels(function, leaves)
+
+
+@pytest.mark.parametrize("groups, offset_groups", [(1, 1), (2, 4), (1, 2)])
+@pytest.mark.parametrize("with_mask", [True, False])
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_accelerated_deform_conv2d(groups, offset_groups, with_mask, with_bias, dtype):
+    input, offset, weight, bias, mask = tensors(groups, offset_groups, dtype)
+    mask, bias = mask if with_mask else None, bias if with_bias else None
+    leaves = [t.requires_grad_() for t in (input, offset, weight, bias, mask) if t is not None]
+    tolerance = 1e-10 if dtype == torch.float64 else 1e-5
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        with_and_without(
+            lambda format=memory_format: ops.deform_conv2d(
+                input.contiguous(memory_format=format), offset, weight, bias, **GEOMETRY, mask=mask
+            ),
+            leaves,
+            rtol=tolerance,
+            atol=tolerance * 10,
+        )
+
+
+def test_accelerated_without_images_or_boxes():
+    input, offset, weight, bias, mask = (t.requires_grad_() for t in tensors())
+    nothing = [t[:0] for t in (input, offset, mask)]
+    with accelerated():
+        output = ops.deform_conv2d(nothing[0], nothing[1], weight, bias, **GEOMETRY, mask=nothing[2])
+        assert output.shape == (0, 6, 5, 9)
+        gradient = torch.autograd.grad(output.sum(), weight)[0]
+        assert gradient.shape == weight.shape and not gradient.any()
+        maps, boxes = maps_and_boxes()
+        maps.requires_grad_()
+        output = ops.roi_align(maps, [each[:0] for each in boxes], (2, 3))
+        assert output.shape == (0, 2, 2, 3)
+        assert not torch.autograd.grad(output.sum(), maps)[0].any()
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+@pytest.mark.parametrize("samples", [-1, 0, 3])
+@pytest.mark.parametrize("as_list", [True, False])
+def test_accelerated_roi_align(aligned, samples, as_list):
+    maps, boxes = maps_and_boxes(torch.float32)
+    maps.requires_grad_()
+    if not as_list:
+        numbers = torch.tensor([0.0, 0, 2, 2, 2])[:, None]
+        boxes = torch.cat([numbers, torch.cat(boxes)], 1)
+    layer = ops.RoIAlign((2, 3), 0.8, samples, aligned)
+    for function in (layer, lambda *given: ops.roi_align(*given, 2)):  # and torchvision's defaults
+        with_and_without(lambda function=function: function(maps, boxes), [maps], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_accelerated_under_autocast(dtype):
+    maps, boxes = maps_and_boxes(torch.float32)
+    maps = maps.to(dtype).requires_grad_()
+    with torch.autocast("cpu", dtype):
+        with_and_without(lambda: ops.roi_align(maps, boxes, 2), [maps], rtol=2e-2, atol=2e-2)
+    # a convolution's operands have several types there, which torchvision's kernel refuses
+    leaves = [t.requires_grad_() for t in tensors(dtype=torch.float32)]
+
+    def function(input, offset, weight, bias, mask):
+        return ops.deform_conv2d(input, offset, weight, bias, **GEOMETRY, mask=mask)
+
+    def mixed(input, offset, weight, bias, mask):
+        return function(input.to(dtype), offset, weight, bias, mask.to(dtype))
+
+    expected = gradients_of(lambda: function(*leaves), leaves)
+    torch._dynamo.reset()
+    for one in (mixed, torch.compile(mixed, backend="aot_eager", fullgraph=True)):
+        with accelerated(), torch.autocast("cpu", dtype):
+            results = gradients_of(lambda one=one: one(*leaves), leaves)
+            same = function(*leaves)
+        assert results[0].dtype == dtype and same.dtype == torch.float32
+        for got, want in zip(results, expected, strict=True):
+            assert (got - want).abs().max() < 0.02 * want.abs().max()
+        torch.testing.assert_close(same, expected[0])
+
+
+def test_accelerated_operators_fit_torchs_tools():
+    """Schema, autograd registration, fake kernels (strides included), AOTAutograd with dynamic shapes."""
+    input, offset, weight, bias, mask = tensors()
+    leaves = [t.requires_grad_() for t in (input, weight, offset, mask, bias)]
+    maps, boxes = maps_and_boxes()
+    rois = torch.cat([torch.tensor([0.0, 0, 2, 2, 2]).double()[:, None], torch.cat(boxes)], 1)
+    with accelerated():
+        for use_mask in (True, False):
+            arguments = (*leaves, 2, 1, 1, 2, 1, 2, 2, 2, use_mask)
+            torch.library.opcheck(torch.ops.torchvision.deform_conv2d.default, arguments)
+        for format in (torch.contiguous_format, torch.channels_last):
+            given = maps.detach().contiguous(memory_format=format).requires_grad_()
+            torch.library.opcheck(torch.ops.torchvision.roi_align.default, (given, rois, 0.8, 2, 3, 2, False))
+
+
+def test_accelerated_in_compiled_traced_and_scripted_functions():
+    """Compiled before and within; each uses the kernels in place when it is called."""
+    input, offset, weight, bias, mask = (t.float().requires_grad_() for t in tensors(groups=1))
+    leaves = [input, offset, weight, bias, mask]
+
+    def function(input, offset, weight, bias, mask):
+        return ops.deform_conv2d(input * 2, offset, weight, bias, (2, 1), (1, 2), (1, 2), mask) + 1
+
+    expected = gradients_of(lambda: function(*leaves), leaves)
+    torch._dynamo.reset()
+    before = torch.compile(function, fullgraph=True)
+    within = torch.compile(function, fullgraph=True, backend="aot_eager")
+    traced = torch.jit.trace(function, leaves)
+    layer = ops.DeformConv2d(4, 6, (3, 2), **{**GEOMETRY, "bias": True})
+    layer.load_state_dict({"weight": weight.detach(), "bias": bias.detach()})
+    scripted = torch.jit.script(layer)
+    gradients_of(lambda: before(*leaves), leaves)
+    with accelerated():
+        gradients_of(lambda: within(*leaves), leaves)
+    for one in (before, within, traced):
+        results = with_and_without(lambda one=one: one(*leaves), leaves, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(results, expected, rtol=1e-4, atol=1e-5)
+    parameters = list(scripted.parameters())
+    with_and_without(lambda: scripted(input, offset, mask), parameters, rtol=1e-4, atol=1e-5)
+    with_and_without(lambda: checkpoint(function, *leaves, use_reentrant=False), leaves, rtol=1e-5, atol=1e-5)
+
+
+def test_backward_may_be_after_restore():
+    input, offset, weight, bias, mask = (t.requires_grad_() for t in tensors())
+    with accelerated():
+        output = ops.deform_conv2d(input, offset, weight, bias, **GEOMETRY, mask=mask)
+    got = torch.autograd.grad(output.sin().sum(), [input, offset])
+    expected = gradients_of(
+        lambda: ops.deform_conv2d(input, offset, weight, bias, **GEOMETRY, mask=mask), [input, offset]
+    )
+    torch.testing.assert_close(list(got), expected[1:])
+
+
+@pytest.mark.parametrize("dynamo", [True, False])
+def test_onnx_export_is_torchvisions(dynamo, tmp_path):
+    torch.manual_seed(0)
+    model, x = DeformableASPP(8, 6).eval(), torch.randn(2, 8, 7, 9)
+    if not dynamo:
+        pytest.importorskip("dcnzoo.export.exporters").register_deform_conv2d_onnx_op()
+    path = tmp_path / "model.onnx"
+    with accelerated(), torch.no_grad():
+        expected = model(x)
+        torch.onnx.export(
+            model, (x,), path, opset_version=19 if dynamo else 16, dynamo=dynamo, input_names=["x"]
+        )
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    torch.testing.assert_close(
+        torch.from_numpy(session.run(None, {"x": x.numpy()})[0]), expected, rtol=1e-4, atol=1e-5
+    )
+
+
+def test_double_use_and_nesting():
+    assert "torchvision" not in patches.active()
+    restore()  # before anything: no effect
+    with accelerated():
+        assert "torchvision" in patches.active()
+        with accelerated():
+            accelerate()
+        assert "torchvision" in patches.active()  # the inner ones changed nothing
+        with patches.disabled("torchvision"):
+            assert "torchvision" not in patches.active()
+        assert "torchvision" in patches.active()
+    assert "torchvision" not in patches.active()
+    with pytest.raises(ZeroDivisionError), accelerated():
+        raise ZeroDivisionError
+    assert "torchvision" not in patches.active()
+    accelerate()
+    restore()
+    restore()
+    assert "torchvision" not in patches.active()
+    assert [patch.name for patch in patches.table()].count("torchvision") == 1
+
+
+def test_accelerate_says_what_is_missing(monkeypatch):
+    monkeypatch.setattr(_library, "has_ops", lambda: False)
+    monkeypatch.setitem(_library.problems, "cpu", "_C_cpu.so is not here")
+    with pytest.raises(ImportError, match=r"^accelerate: _C_cpu\.so is not here"):
+        accelerate()
+    assert "torchvision" not in patches.active()
+
+
+def small_segmenter():
+    """With random offsets: at zero, where they start to differ is untested."""
+    torch.manual_seed(0)
+    model = Segmenter(embed_dim=12, depths=(1, 1, 1, 1), inner=8, width=6)
+    for name, parameter in model.named_parameters():
+        if ".offset." in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_accelerated_segmentation_network(training):
+    model, image = small_segmenter().train(training), torch.randn(2, 3, 64, 96)
+    tolerance = dict(rtol=1e-4, atol=1e-5)
+    if training:  # norms of a batch with few pixels magnify what float32 rounds
+        model, image, tolerance = model.double(), image.double(), dict(rtol=1e-7, atol=1e-8)
+    leaves = list(model.parameters())
+    expected = gradients_of(lambda: model(image), leaves)
+    results = with_and_without(lambda: model(image), leaves, **tolerance)
+    assert not torch.equal(results[0], expected[0])
+    if not training:
+        torch._dynamo.reset()
+        compiled = torch.compile(model, backend="aot_eager")
+        with accelerated():
+            results = gradients_of(lambda: compiled(image), leaves)
+        torch.testing.assert_close(results, expected, **tolerance)
+
+
+@pytest.mark.slow
+def test_accelerated_segmentation_network_at_its_published_size():
+    torch.manual_seed(0)
+    model, image = Segmenter().eval(), torch.randn(1, 3, 1024, 1024)
+    with torch.no_grad():
+        expected = model(image)
+        with accelerated():
+            torch.testing.assert_close(model(image), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_accelerated_mask_rcnn():
+    """torchvision's own detector pools boxes of several levels with roi_align."""
+    torch.manual_seed(0)
+    backbone = resnet_fpn_backbone(backbone_name="resnet18", weights=None, trainable_layers=5)
+    few = dict(rpn_post_nms_top_n_train=16, rpn_post_nms_top_n_test=16, box_batch_size_per_image=8)
+    model = MaskRCNN(backbone, num_classes=4, min_size=96, max_size=128, **few)
+    model.double()  # float32 rounds away what tells small gradients apart
+    images = [torch.rand(3, *size, dtype=torch.float64) for size in ((96, 120), (80, 100))]
+    boxes = torch.tensor([[5.0, 8, 60, 70], [30, 10, 90, 60]], dtype=torch.float64)
+    masks = torch.zeros(2, 96, 120, dtype=torch.uint8)
+    masks[:, 20:50, 35:55] = 1
+    target = {"boxes": boxes, "labels": torch.tensor([1, 3])}
+    targets = [{**target, "masks": masks[:, : i.shape[1], : i.shape[2]]} for i in images]
+
+    def loss():
+        torch.manual_seed(1)  # it draws the boxes that it learns from
+        return torch.stack(list(model(images, targets).values())).sum()
+
+    tolerance = dict(rtol=1e-6, atol=1e-8)
+    with_and_without(loss, [p for p in model.parameters() if p.requires_grad], **tolerance)
+    model.float().eval()
+    images = [image.float() for image in images]
+    with torch.no_grad():
+        expected = model(images)
+        with accelerated():
+            torch.testing.assert_close(model(images), expected, rtol=1e-4, atol=1e-4)

@@ -72,7 +72,7 @@ class Row:
 
     def _small(self, args: SimpleNamespace) -> Config:
         cfg = small(self.name)
-        shapes = dict(train=640, val=256, bend=0.2, stretch=4.0, seed=0)
+        shapes = dict(train=640, val=256, seed=0)
         if args.quick:
             shapes.update(train=16, val=8)
             cfg.train_cfg.max_epochs = 1

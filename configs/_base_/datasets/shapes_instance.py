@@ -1,7 +1,7 @@
 # The generated shapes, 128 px, 640 + 256 images: dcnzoo/data/shapes.py
 dataset_type = 'ShapesDataset'
 data_root = 'data/demo/'
-shapes = dict(train=640, val=256, bend=0.35, stretch=6.0, seed=0)
+shapes = dict(train=640, val=256, seed=0)
 scale = (128, 128)
 
 train_pipeline = [

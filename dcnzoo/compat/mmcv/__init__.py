@@ -5,23 +5,20 @@ Without: ``deform_conv2d``, ``modulated_deform_conv2d``, ``DeformConv2d``, ``Def
 ``mmcv.ops``, argument for argument (:mod:`dcnzoo.compat.mmcv.deform_conv`). They need torch only.
 
 With: mmcv-lite is mmcv without its one compiled module, ``mmcv._ext``, and so without ``mmcv.ops``, which
-MMDetection cannot be imported without. :func:`install` puts a finder behind all others, which
-answers that one name with :mod:`dcnzoo.compat.mmcv._ext`. A compiled ``mmcv._ext`` is found before
-it.
+MMDetection cannot be imported without. After :func:`install` an import of that name falls back to
+:mod:`dcnzoo.compat.mmcv._ext`, as :mod:`dcnzoo.compat.extensions` describes. A compiled ``mmcv._ext`` is
+found first.
 """
 
 from __future__ import annotations
 
 import importlib
-import sys
 from functools import partial
-from importlib.machinery import ModuleSpec
-from importlib.util import spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from dcnzoo.compat import patches
+from dcnzoo.compat import extensions, patches
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,18 +46,9 @@ def __getattr__(name: str) -> object:
     return getattr(importlib.import_module(f"{__name__}.deform_conv"), name)
 
 
-class _Finder:
-    """A meta-path finder that knows one module."""
-
-    @staticmethod
-    def find_spec(name: str, path: object = None, target: object = None) -> ModuleSpec | None:
-        return spec_from_file_location(EXTENSION, STAND_IN) if name == EXTENSION else None
-
-
 def install() -> None:
     """Lets ``import mmcv._ext`` fall back to dcnzoo's operators. Costs nothing until then."""
-    if _Finder not in sys.meta_path:
-        sys.meta_path.append(_Finder)
+    extensions.answer(EXTENSION, STAND_IN)
 
 
 def compiled_extension() -> ModuleType | None:

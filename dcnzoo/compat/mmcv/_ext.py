@@ -19,7 +19,7 @@ from torch import Tensor
 
 import dcnzoo.ops
 from dcnzoo.compat.mmcv import runs_on_dcnzoo
-from dcnzoo.compat.mmcv.deform_conv import as_read
+from dcnzoo.compat.mmcv.deform_conv import as_read, check_groups
 from dcnzoo.compat.mmcv.plain import boxes, features, losses, points, polygons, rois
 
 PLAIN = (boxes, features, losses, points, polygons, rois)
@@ -89,16 +89,7 @@ def _backward(wanted: str, grad_output: Tensor, *arguments: object) -> tuple[Ten
 
 
 def _geometry(
-    *,
-    dW: int,
-    dH: int,
-    padW: int,
-    padH: int,
-    dilationW: int,
-    dilationH: int,
-    group: int,
-    im2col_step: int,
-    **_: int,
+    dW: int, dH: int, padW: int, padH: int, dilationW: int, dilationH: int, group: int, im2col_step: int
 ) -> tuple:
     """The operator's; kernel and deformable groups are those of the tensors."""
     return (dH, dW), (padH, padW), (dilationH, dilationW), group, im2col_step
@@ -112,9 +103,21 @@ def deform_conv_forward(
     output: Tensor,
     columns: Tensor,
     ones: Tensor,
-    **options: int,
+    kW: int,
+    kH: int,
+    dW: int,
+    dH: int,
+    padW: int,
+    padH: int,
+    dilationW: int,
+    dilationH: int,
+    group: int,
+    deformable_group: int,
+    im2col_step: int,
 ) -> None:
-    output.copy_(dcnzoo.ops.deform_conv2d(input, weight, offset, None, None, *_geometry(**options)))
+    check_groups("deform_conv_forward", deformable_group, input, weight, offset=offset)
+    geometry = _geometry(dW, dH, padW, padH, dilationW, dilationH, group, im2col_step)
+    output.copy_(dcnzoo.ops.deform_conv2d(input, weight, offset, None, None, *geometry))
 
 
 @_without_autocast
@@ -126,9 +129,19 @@ def deform_conv_backward_input(
     grad_offset: Tensor,
     weight: Tensor,
     columns: Tensor,
-    **options: int,
+    kW: int,
+    kH: int,
+    dW: int,
+    dH: int,
+    padW: int,
+    padH: int,
+    dilationW: int,
+    dilationH: int,
+    group: int,
+    deformable_group: int,
+    im2col_step: int,
 ) -> None:
-    geometry = _geometry(**options)
+    geometry = _geometry(dW, dH, padW, padH, dilationW, dilationH, group, im2col_step)
     gradients = _backward("input offset", grad_output, input, weight, offset, None, *geometry)
     grad_input.add_(gradients[0])
     grad_offset.add_(gradients[1])
@@ -142,10 +155,20 @@ def deform_conv_backward_parameters(
     grad_weight: Tensor,
     columns: Tensor,
     ones: Tensor,
+    kW: int,
+    kH: int,
+    dW: int,
+    dH: int,
+    padW: int,
+    padH: int,
+    dilationW: int,
+    dilationH: int,
+    group: int,
+    deformable_group: int,
     scale: float,
-    **options: int,
+    im2col_step: int,
 ) -> None:
-    geometry = _geometry(**options)
+    geometry = _geometry(dW, dH, padW, padH, dilationW, dilationH, group, im2col_step)
     # the weight's gradient does not depend on the weight, which mmcv does not pass
     (gradient,) = _backward("weight", grad_output, input, grad_weight, offset, None, *geometry)
     grad_weight.add_(gradient, alpha=scale)
@@ -164,7 +187,6 @@ def _modulated(
     offset: Tensor,
     mask: Tensor,
     size: tuple[int, int],  # of the output
-    *,
     kernel_h: int,
     kernel_w: int,
     stride_h: int,
@@ -192,10 +214,20 @@ def modulated_deform_conv_forward(
     mask: Tensor,
     output: Tensor,
     columns: Tensor,
+    kernel_h: int,
+    kernel_w: int,
+    stride_h: int,
+    stride_w: int,
+    pad_h: int,
+    pad_w: int,
+    dilation_h: int,
+    dilation_w: int,
+    group: int,
+    deformable_group: int,
     with_bias: bool,
-    **options: int,
 ) -> None:
-    fields, geometry = _modulated(offset, mask, output.shape[2:], **options)
+    sides = (kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w)
+    fields, geometry = _modulated(offset, mask, output.shape[2:], *sides, group, deformable_group)
     bias = bias if with_bias else None
     output.copy_(dcnzoo.ops.deform_conv2d(input, weight, *fields, bias, *geometry))
 
@@ -215,10 +247,20 @@ def modulated_deform_conv_backward(
     grad_offset: Tensor,
     grad_mask: Tensor,
     grad_output: Tensor,
+    kernel_h: int,
+    kernel_w: int,
+    stride_h: int,
+    stride_w: int,
+    pad_h: int,
+    pad_w: int,
+    dilation_h: int,
+    dilation_w: int,
+    group: int,
+    deformable_group: int,
     with_bias: bool,
-    **options: int,
 ) -> None:
-    fields, geometry = _modulated(offset, mask, grad_output.shape[2:], **options)
+    sides = (kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w)
+    fields, geometry = _modulated(offset, mask, grad_output.shape[2:], *sides, group, deformable_group)
     wanted = "input weight offset mask" + " bias" * with_bias
     gradients = _backward(wanted, grad_output, input, weight, *fields, *geometry)
     grad_input.add_(gradients[0])

@@ -52,7 +52,7 @@ def deform_conv2d(
     if bias is not False:
         given = bias if isinstance(bias, bool) else f"a {type(bias).__name__}"
         raise RuntimeError(f"deform_conv2d: bias: expected False, there is none in v1, got {given}")
-    _check_groups("deform_conv2d", deform_groups, input, weight, offset=offset)
+    check_groups("deform_conv2d", deform_groups, input, weight, offset=offset)
     return _convolve(input, weight, offset, None, None, stride, padding, dilation, groups, im2col_step)
 
 
@@ -77,7 +77,7 @@ def modulated_deform_conv2d(
         RuntimeError: the channels of ``offset`` or ``mask`` are not those of ``deform_groups``, or they
             are smaller than the output; what :func:`dcnzoo.ops.deform_conv2d` finds wrong.
     """
-    _check_groups("modulated_deform_conv2d", deform_groups, input, weight, offset=offset, mask=mask)
+    check_groups("modulated_deform_conv2d", deform_groups, input, weight, offset=offset, mask=mask)
     geometry = dict(stride=stride, padding=padding, dilation=dilation)
     pairs = [_pair(f"modulated_deform_conv2d: {name}", value) for name, value in geometry.items()]
     if min(pairs[0]) < 1:
@@ -117,7 +117,7 @@ def as_read(values: Tensor, name: str, channels: int, size: tuple[int, int]) -> 
     return values.flatten(1)[:, :needed].reshape(-1, channels, *size)
 
 
-def _check_groups(owner: str, deform_groups: int, input: Tensor, weight: Tensor, **fields: Tensor) -> None:
+def check_groups(owner: str, deform_groups: int, input: Tensor, weight: Tensor, **fields: Tensor) -> None:
     """The operator reads the groups from the channels of ``fields``; here they are given."""
     for name, tensor in dict(input=input, weight=weight, **fields).items():
         if tensor.dim() != 4:

@@ -1,0 +1,153 @@
+"""detectron2's deformable convolutions: ``detectron2.layers.DeformConv`` and ``ModulatedDeformConv``.
+
+Same arguments, ``norm`` and ``activation`` included, same parameters and initial values; state dicts load.
+detectron2 is not needed. Unlike there, everything runs on the CPU too, with gradients and any
+``deformable_groups``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from dcnzoo.compat.mmcv.deform_conv import (
+    DeformConv2d,
+    ModulatedDeformConv2d,
+    Pair,
+    deform_conv2d,
+    modulated_deform_conv2d,
+)
+
+__all__ = ["DeformConv", "ModulatedDeformConv", "deform_conv", "modulated_deform_conv"]
+
+
+def deform_conv(
+    input: Tensor,  # [N, C, H, W]
+    offset: Tensor,  # [N, deformable_groups·2·kH·kW, oH, oW], (y, x) pairs, in input pixels
+    weight: Tensor,  # [O, C / groups, kH, kW]
+    stride: Pair = 1,
+    padding: Pair = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
+    deformable_groups: int = 1,
+    im2col_step: int = 64,
+) -> Tensor:  # [N, O, oH, oW]
+    """``detectron2.layers.deform_conv.deform_conv``, also BasicSR's: deformable convolution v1.
+
+    Any batch goes with any ``im2col_step``.
+
+    Raises:
+        RuntimeError: as :func:`dcnzoo.compat.mmcv.deform_conv2d`.
+    """
+    geometry = (stride, padding, dilation, groups, deformable_groups)
+    return deform_conv2d(input, offset, weight, *geometry, False, im2col_step)
+
+
+def modulated_deform_conv(
+    input: Tensor,  # [N, C, H, W]
+    offset: Tensor,  # [N, deformable_groups·2·kH·kW, oH, oW], (y, x) pairs, in input pixels
+    mask: Tensor,  # [N, deformable_groups·kH·kW, oH, oW]
+    weight: Tensor,  # [O, C / groups, kH, kW]
+    bias: Tensor | None = None,  # [O]
+    stride: Pair = 1,
+    padding: Pair = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
+    deformable_groups: int = 1,
+) -> Tensor:  # [N, O, oH, oW]
+    """``detectron2.layers.deform_conv.modulated_deform_conv``, also BasicSR's: deformable convolution v2.
+
+    Raises:
+        RuntimeError: as :func:`dcnzoo.compat.mmcv.modulated_deform_conv2d`.
+    """
+    geometry = (stride, padding, dilation, groups, deformable_groups)
+    return modulated_deform_conv2d(input, offset, mask, weight, bias, *geometry)
+
+
+class _NormAndActivation(nn.Module):
+    """What comes after the convolution. A mixin before the layer classes."""
+
+    def _add(
+        self, deformable_groups: int, norm: nn.Module | None, activation: Callable[[Tensor], Tensor] | None
+    ) -> None:
+        self.deformable_groups = deformable_groups
+        self.norm = norm
+        self.activation = activation
+
+    def init_weights(self) -> None:
+        nn.init.kaiming_uniform_(self.weight, nonlinearity="relu")
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor, *fields: Tensor) -> Tensor:
+        empty = x.numel() == 0  # detectron2 returns the empty map as it is: batch norm would refuse it
+        x = super().forward(x, *fields)
+        if self.norm is not None and not empty:
+            x = self.norm(x)
+        if self.activation is not None and not empty:
+            x = self.activation(x)
+        return x
+
+
+class DeformConv(_NormAndActivation, DeformConv2d):
+    """``detectron2.layers.DeformConv``: deformable convolution v1, its offset given.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups: of ``nn.Conv2d``.
+        deformable_groups: of input channels that share offsets.
+        bias: must be False.
+        norm: a layer that follows, such as ``nn.BatchNorm2d(out_channels)``.
+        activation: a function of a tensor that follows, such as ``F.relu``.
+
+    ``forward(x, offset)`` with ``offset`` ``(N, deformable_groups · 2 · K, oH, oW)``. An empty ``x`` gives an
+    empty map, without ``norm`` and ``activation``.
+
+    Raises:
+        ValueError: arguments that do not fit.
+        RuntimeError: input that does not fit.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Pair,
+        stride: Pair = 1,
+        padding: Pair = 0,
+        dilation: Pair = 1,
+        groups: int = 1,
+        deformable_groups: int = 1,
+        bias: bool = False,
+        norm: nn.Module | None = None,
+        activation: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        geometry = (kernel_size, stride, padding, dilation, groups, deformable_groups)
+        super().__init__(in_channels, out_channels, *geometry, bias, im2col_step=64)
+        self._add(deformable_groups, norm, activation)
+
+
+class ModulatedDeformConv(_NormAndActivation, ModulatedDeformConv2d):
+    """``detectron2.layers.ModulatedDeformConv``: deformable convolution v2, its offset and mask given.
+
+    As :class:`DeformConv`, with a bias by default. ``forward(x, offset, mask)`` with ``mask``
+    ``(N, deformable_groups · K, oH, oW)``.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Pair,
+        stride: Pair = 1,
+        padding: Pair = 0,
+        dilation: Pair = 1,
+        groups: int = 1,
+        deformable_groups: int = 1,
+        bias: bool = True,
+        norm: nn.Module | None = None,
+        activation: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        geometry = (kernel_size, stride, padding, dilation, groups, deformable_groups)
+        super().__init__(in_channels, out_channels, *geometry, bias)
+        self._add(deformable_groups, norm, activation)

@@ -1,0 +1,307 @@
+"""Compiled modules of other projects, by name, on dcnzoo's operators where the real ones are missing.
+
+Deformable DETR, Grounding DINO, InternImage, CenterNet and others come with C++ and CUDA code that has to be
+compiled first, which often fails. After ``dcnzoo.compat.provide("MultiScaleDeformableAttention")``, or with
+``DCNZOO_PROVIDE=MultiScaleDeformableAttention`` in the environment at ``import dcnzoo``, an import of that
+module that no other finder can satisfy gets the file of this folder: same functions, same order of arguments,
+same tensors written in place. A module that is installed is found first and stays in use.
+
+``mmcv._ext`` for mmcv-lite is provided in the same way, always (:mod:`dcnzoo.compat.mmcv`).
+
+Some projects call their module only for CUDA tensors. On the CPU they raise an error or use a slow
+function. :data:`AFTER_IMPORT` lists the functions of theirs that are replaced too, as entries of
+:mod:`dcnzoo.compat.patches`.
+
+This module imports neither torch nor the projects.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import partial
+from importlib.abc import Loader
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+
+from dcnzoo.compat import patches
+
+VARIABLE = "DCNZOO_PROVIDE"
+
+
+@dataclass(frozen=True)
+class Extension:
+    """A compiled module that :func:`provide` knows.
+
+    Attributes:
+        file: in this folder.
+        projects: that import it.
+        modules: names under which it is imported, as patterns of :mod:`fnmatch`.
+    """
+
+    file: str
+    projects: str
+    modules: tuple[str, ...]
+
+
+DCNV4 = ("functions", "functions.dcnv4_func", "functions.flash_deform_attn_func")
+DCNV4 += ("modules", "modules.dcnv4", "modules.flash_deform_attn", "ext")
+EXTENSIONS = {
+    "MultiScaleDeformableAttention": Extension(
+        "ms_deform_attn.py", "Deformable DETR, DINO, Mask2Former", ("MultiScaleDeformableAttention",)
+    ),
+    "groundingdino._C": Extension("ms_deform_attn.py", "Grounding DINO", ("groundingdino._C",)),
+    "adet._C": Extension("ms_deform_attn.py", "DeepSolo, TESTR", ("adet._C",)),
+    "detrex._C": Extension("ms_deform_attn.py", "detrex", ("detrex._C",)),
+    "DCNv3": Extension("dcnv3.py", "InternImage", ("DCNv3",)),
+    "DCNv4": Extension("dcnv4.py", "FlashInternImage", ("DCNv4", *(f"DCNv4.{name}" for name in DCNV4))),
+    "deform_conv_ext": Extension("deform_conv.py", "BasicSR, EDVR", ("deform_conv_ext", "*.deform_conv_ext")),
+    "deform_conv_cuda": Extension(
+        "deform_conv.py", "EDVR, AlphaPose", ("deform_conv_cuda", "*.deform_conv_cuda")
+    ),
+    "_ext": Extension("dcn_v2.py", "DCNv2: CenterNet, CenterTrack, FairMOT", ("_ext", "*[Dd][Cc][Nn]*._ext")),
+    "detectron2._C": Extension("detectron2.py", "detectron2", ("detectron2._C",)),
+    "custom_op": Extension("custom_op.py", "the N-d op", ("custom_op",)),
+}
+
+
+class Finder:
+    """A meta-path finder, behind all others: what it is asked for is missing."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, Path] = {}  # pattern of names -> file
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        for pattern, file in self.files.items():
+            if fnmatchcase(name, pattern):
+                is_package = any(other.startswith(f"{name}.") for other in self.files)
+                locations: list[str] | None = [] if is_package else None
+                return spec_from_file_location(name, file, submodule_search_locations=locations)
+        return None
+
+
+class _Loader(Loader):
+    """The loader of a module, and what to do with the module after that."""
+
+    def __init__(self, loader: Loader, after: Callable[[], None]) -> None:
+        self.loader, self.after = loader, after
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self.loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        if module.__spec__ is not None:  # from here on, the module is as without this loader
+            module.__loader__ = module.__spec__.loader = self.loader
+        self.loader.exec_module(module)
+        self.after()
+
+
+class Watcher:
+    """A meta-path finder, before all others: applies patches to modules when they have been imported."""
+
+    def __init__(self) -> None:
+        self.patches: dict[str, patches.Patch] = {}  # module -> patch
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        if name not in self.patches:
+            return None
+        for finder in sys.meta_path:
+            spec = None if finder is self else finder.find_spec(name, path, target)  # type: ignore[arg-type]
+            if spec is not None and spec.loader is not None:
+                spec.loader = _Loader(spec.loader, partial(_apply, self.patches[name]))
+                return spec
+        return None
+
+
+def _apply(patch: patches.Patch) -> None:
+    if not patches.enabled(patch.name):
+        return
+    try:
+        patch.apply()
+    except AttributeError as error:  # another version of the project, which shall be imported all the same
+        warnings.warn(f"dcnzoo: {patch.name}: {patch.target} is left as it is: {error}", stacklevel=2)
+
+
+_finder, _watcher = Finder(), Watcher()
+_provided: list[str] = []
+
+
+def answer(name: str, file: Path) -> None:
+    """Lets an import of ``name``, or of names that match this pattern, fall back to ``file``."""
+    if _finder not in sys.meta_path:
+        sys.meta_path.append(_finder)
+    _finder.files[name] = file
+
+
+def provide(*names: str) -> None:
+    """Lets imports of compiled modules that are missing fall back to dcnzoo's operators.
+
+    Call it before the import of the project that needs them. Nothing happens where the module is installed.
+
+    Args:
+        names: of :data:`EXTENSIONS`, such as ``"MultiScaleDeformableAttention"``.
+
+    Raises:
+        RuntimeError: no name, or one that is not known; the message lists the names and their projects.
+    """
+    _provide("provide: names", names)
+
+
+def _provide(argument: str, names: tuple[str, ...]) -> None:
+    unknown = [name for name in names if name not in EXTENSIONS]
+    if unknown or not names:
+        known = "".join(f"\n  {name}  ({extension.projects})" for name, extension in EXTENSIONS.items())
+        given = ", ".join(map(repr, unknown)) or "none"
+        raise RuntimeError(f"{argument}: expected one or more of these names, got {given}:{known}")
+    for name in names:
+        if name in _provided:
+            continue
+        _provided.append(name)
+        file = Path(__file__).with_name(EXTENSIONS[name].file)
+        for pattern in EXTENSIONS[name].modules:
+            answer(pattern, file)
+            for each in AFTER_IMPORT:
+                if fnmatchcase(each.compiled, pattern):
+                    _watch(each)
+
+
+def provide_from_environment() -> None:
+    """:func:`provide` with the names in ``DCNZOO_PROVIDE``, separated by commas, if there are any."""
+    names = tuple(name.strip() for name in os.environ.get(VARIABLE, "").split(",") if name.strip())
+    if names:
+        _provide(VARIABLE, names)
+
+
+def status() -> dict[str, str]:
+    """For each name that was provided, whose module an import gets. Imports the packages that hold them."""
+    found = {}
+    for name in _provided:
+        try:
+            spec = find_spec(name)
+        except Exception as error:  # of a package that is imported on the way
+            found[name] = f"not found: {error}"
+        else:
+            found[name] = "dcnzoo's" if spec is None or is_ours(spec) else f"installed, {spec.origin}"
+    return found
+
+
+def is_ours(spec: ModuleSpec) -> bool:
+    """Whether a module is a file of this folder."""
+    return spec.origin is not None and Path(spec.origin).parent == Path(__file__).parent
+
+
+# Patches
+
+
+@dataclass(frozen=True)
+class AfterImport:
+    """A patch of a project's module, for where the project's compiled module is dcnzoo's.
+
+    Attributes:
+        name, reason: of the patch.
+        compiled: the compiled module, as the project imports it.
+        module: that is changed, after its import.
+        change: makes the changes to it.
+    """
+
+    name: str
+    reason: str
+    compiled: str
+    module: str
+    change: Callable[[patches.Changes, ModuleType], None]
+
+
+def _watch(each: AfterImport) -> None:
+    def needed() -> bool:
+        module = sys.modules.get(each.module)
+        if module is None:
+            return False
+        # what the project has imported, which BasicSR may have compiled itself, or would import
+        compiled = getattr(module, each.compiled.rpartition(".")[2], None)
+        spec = getattr(compiled, "__spec__", None) or find_spec(each.compiled)
+        return spec is not None and is_ours(spec)
+
+    def change(changes: patches.Changes) -> None:
+        each.change(changes, sys.modules[each.module])
+
+    patch = patches.Patch(each.name, each.module, each.reason, "all", change, needed)
+    if _watcher not in sys.meta_path:
+        sys.meta_path.insert(0, _watcher)
+    _watcher.patches[each.module] = patch
+    patches.add(patch)
+
+
+def _use_deform_conv(changes: patches.Changes, module: ModuleType) -> None:
+    ours = importlib.import_module("dcnzoo.compat.detectron2")
+    for name in ("deform_conv", "modulated_deform_conv"):
+        if not hasattr(module, name):
+            raise AttributeError(f"expected a function {name}, found none")
+        changes.set(module, name, getattr(ours, name))
+
+
+def _use_attention(changes: patches.Changes, module: ModuleType) -> None:
+    name = "multi_scale_deformable_attn_pytorch"
+    mmcv = importlib.import_module("dcnzoo.compat.mmcv._ext")
+    changes.set(module, name, mmcv.attention_in_place_of(getattr(module, name)))
+
+
+def _use_pycocotools(changes: patches.Changes, module: ModuleType) -> None:
+    changes.set(module, "COCOeval_opt", module.COCOeval)
+
+
+def _add_dcnv3_version(changes: patches.Changes, module: ModuleType) -> None:
+    version = module.Distribution(project_name="DCNv3", version="1.1")
+    changes.set_item(module.working_set.by_key, version.key, version)
+
+
+AFTER_IMPORT = (
+    AfterImport(
+        name="DCNv3_version",
+        reason="ops_dcnv3 asks pkg_resources for the version of the package DCNv3",
+        compiled="DCNv3",
+        module="pkg_resources",
+        change=_add_dcnv3_version,
+    ),
+    AfterImport(
+        name="detectron2_deform_conv",
+        reason="on the CPU, detectron2 has v1 without gradients and with one deformable group, and no v2",
+        compiled="detectron2._C",
+        module="detectron2.layers.deform_conv",
+        change=_use_deform_conv,
+    ),
+    AfterImport(
+        name="detectron2_cocoeval",
+        reason="COCOeval_opt calls functions of detectron2._C that dcnzoo does not have",
+        compiled="detectron2._C",
+        module="detectron2.evaluation.fast_eval_api",
+        change=_use_pycocotools,
+    ),
+    AfterImport(
+        name="basicsr_deform_conv",
+        reason="BasicSR has no deformable convolution for the CPU",
+        compiled="basicsr.ops.dcn.deform_conv_ext",
+        module="basicsr.ops.dcn.deform_conv",
+        change=_use_deform_conv,
+    ),
+    AfterImport(
+        name="groundingdino_attention",
+        reason="Grounding DINO uses F.grid_sample on the CPU",
+        compiled="groundingdino._C",
+        module="groundingdino.models.GroundingDINO.ms_deform_attn",
+        change=_use_attention,
+    ),
+    AfterImport(
+        name="detrex_attention",
+        reason="detrex uses F.grid_sample on the CPU",
+        compiled="detrex._C",
+        module="detrex.layers.multi_scale_deform_attn",
+        change=_use_attention,
+    ),
+)

@@ -1,0 +1,25 @@
+"""``custom_op``, the compiled module of "Pytorch-Implmentation-of-Deformable-Convolution-Nd".
+
+Its import defines ``torch.ops.custom_op.deform_conv1d``, ``deform_conv2d`` and ``deform_conv3d``, which the
+project's layers call. Their arguments: :mod:`dcnzoo.compat.ndconv`.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from dcnzoo.compat.extensions.missing import missing
+from dcnzoo.compat.ndconv import deform_conv1d, deform_conv2d, deform_conv3d
+
+__all__ = ["deform_conv1d", "deform_conv2d", "deform_conv3d"]
+__getattr__ = missing(__name__, __all__)
+
+_library = torch.library.Library("custom_op", "FRAGMENT")  # its operators live as long as it does
+for _function in (deform_conv1d, deform_conv2d, deform_conv3d):
+    if not hasattr(torch.ops.custom_op, _function.__name__):  # this file may be imported under two names
+        _library.define(
+            f"{_function.__name__}(Tensor input, Tensor weight, Tensor offset_field, Tensor attn_mask, "
+            "int[] kernel_size, int[] stride, int[] padding, int[] dilation, int groups, "
+            "int deformable_groups_per_groups, Tensor? bias) -> Tensor"
+        )
+        _library.impl(_function.__name__, _function, "CompositeImplicitAutograd")

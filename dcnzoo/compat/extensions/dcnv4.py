@@ -1,0 +1,181 @@
+"""The package ``DCNv4`` (FlashInternImage), or its compiled module ``DCNv4.ext`` where only that is missing.
+
+Every module of the package is this file: it has the layers, the functions and those of ``DCNv4.ext``.
+``im2col_step``, ``d_stride`` and ``block_thread`` say how the original's kernels divide their work. They are
+ignored.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+import dcnzoo.ops
+from dcnzoo.compat.deformable_detr import MSDeformAttn
+from dcnzoo.compat.extensions.missing import missing
+from dcnzoo.layers import DCNv4
+
+__all__ = [
+    "DCNv4",
+    "DCNv4Function",
+    "FlashDeformAttn",
+    "FlashDeformAttnFunction",
+    "dcnv4_backward",
+    "dcnv4_forward",
+    "flash_deform_attn_backward",
+    "flash_deform_attn_forward",
+]
+__getattr__ = missing(__name__, __all__)
+
+FlashDeformAttn = MSDeformAttn  # same arguments, parameters and results; only the kernels differ
+
+
+def dcnv4_forward(
+    value: Tensor,  # [N, H, W, C]
+    p_offset: Tensor,  # [N, oH, oW, group·3P, padded to a multiple of 8]
+    kernel_h: int,
+    kernel_w: int,
+    stride_h: int,
+    stride_w: int,
+    pad_h: int,
+    pad_w: int,
+    dilation_h: int,
+    dilation_w: int,
+    group: int,
+    group_channels: int,
+    offset_scale: float,
+    im2col_step: int,
+    remove_center: int,
+    d_stride: int,
+    block_thread: int,
+    softmax: bool,
+) -> Tensor:  # [N, oH, oW, C]
+    """
+    Raises:
+        RuntimeError: ``softmax`` is true, which the package never asks for; tensors that do not fit.
+    """
+    _check_softmax("dcnv4_forward", softmax)
+    geometry = ((kernel_h, kernel_w), (stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w))
+    with torch.autocast(value.device.type, enabled=False):
+        return dcnzoo.ops.dcnv4(
+            value, p_offset, *geometry, group, group_channels, offset_scale, bool(remove_center)
+        )
+
+
+def dcnv4_backward(
+    value: Tensor,
+    p_offset: Tensor,
+    kernel_h: int,
+    kernel_w: int,
+    stride_h: int,
+    stride_w: int,
+    pad_h: int,
+    pad_w: int,
+    dilation_h: int,
+    dilation_w: int,
+    group: int,
+    group_channels: int,
+    offset_scale: float,
+    im2col_step: int,
+    grad_output: Tensor,  # [N, oH, oW, C]
+    remove_center: int,
+    d_stride: int,
+    block_thread: int,
+    softmax: bool,
+) -> list[Tensor]:
+    """The gradients of ``value`` and ``p_offset``."""
+    _check_softmax("dcnv4_backward", softmax)
+    geometry = ((kernel_h, kernel_w), (stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w))
+    return list(
+        torch.ops.dcnzoo._dcnv4_backward(
+            *(grad_output, value, p_offset, *geometry, group, group_channels, offset_scale),
+            bool(remove_center),
+            [True] * 2,
+        )
+    )
+
+
+def _check_softmax(owner: str, softmax: bool) -> None:
+    if softmax:
+        raise RuntimeError(f"{owner}: softmax: expected False, dcnzoo's DCNv4 has no other form, got True")
+
+
+def flash_deform_attn_forward(
+    value: Tensor,  # [N, S, heads, D]
+    spatial_shapes: Tensor,  # [L, 2], (height, width)
+    level_start_index: Tensor,  # [L]
+    sampling_loc_attn: Tensor,  # [N, Q, heads, L·K·3]
+    im2col_step: int,
+    K: int,  # points of a head on a level
+    d_stride: int,
+    block_thread: int,
+) -> Tensor:  # [N, Q, heads·D]
+    expected = spatial_shapes.shape[0] * K * 3
+    if sampling_loc_attn.shape[-1] != expected:
+        raise RuntimeError(
+            f"flash_deform_attn_forward: sampling_loc_attn: expected {expected} values per head "
+            f"({spatial_shapes.shape[0]} levels · {K} points · 3), got {sampling_loc_attn.shape[-1]}"
+        )
+    with torch.autocast(value.device.type, enabled=False):
+        return dcnzoo.ops.flash_deform_attn(value, spatial_shapes, level_start_index, sampling_loc_attn)
+
+
+def flash_deform_attn_backward(
+    value: Tensor,
+    spatial_shapes: Tensor,
+    level_start_index: Tensor,
+    sampling_loc_attn: Tensor,
+    grad_output: Tensor,  # [N, Q, heads·D]
+    im2col_step: int,
+    K: int,
+    d_stride: int,
+    block_thread: int,
+) -> list[Tensor]:
+    """The gradients of ``value`` and ``sampling_loc_attn``."""
+    leaves = [tensor.detach().requires_grad_() for tensor in (value, sampling_loc_attn)]
+    levels, kernel = (spatial_shapes, level_start_index), (im2col_step, K, d_stride, block_thread)
+    with torch.enable_grad():
+        output = flash_deform_attn_forward(leaves[0], *levels, leaves[1], *kernel)
+    return list(torch.autograd.grad(output, leaves, grad_output))
+
+
+class DCNv4Function:
+    """``DCNv4.functions.DCNv4Function``: ``apply`` with its arguments."""
+
+    @staticmethod
+    def apply(
+        input: Tensor,  # [N, H, W, C]
+        offset_mask: Tensor,  # [N, oH, oW, group·3P, padded to a multiple of 8]
+        kernel_h: int,
+        kernel_w: int,
+        stride_h: int,
+        stride_w: int,
+        pad_h: int,
+        pad_w: int,
+        dilation_h: int,
+        dilation_w: int,
+        group: int,
+        group_channels: int,
+        offset_scale: float,
+        im2col_step: int,
+        remove_center: int,
+    ) -> Tensor:  # [N, oH, oW, C]
+        geometry = ((kernel_h, kernel_w), (stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w))
+        scale = (group, group_channels, offset_scale)
+        return dcnzoo.ops.dcnv4(input, offset_mask, *geometry, *scale, bool(remove_center))
+
+
+class FlashDeformAttnFunction:
+    """``DCNv4.functions.FlashDeformAttnFunction``: ``apply`` with its arguments."""
+
+    @staticmethod
+    def apply(
+        value: Tensor,  # [N, S, heads, D]
+        value_spatial_shapes: Tensor,  # [L, 2], (height, width)
+        value_level_start_index: Tensor,  # [L]
+        sampling_loc_attn: Tensor,  # [N, Q, heads, L·K·3]
+        im2col_step: int,
+        K: int = 8,
+    ) -> Tensor:  # [N, Q, heads·D]
+        levels = (value_spatial_shapes, value_level_start_index)
+        return flash_deform_attn_forward(value, *levels, sampling_loc_attn, im2col_step, K, 0, 0)

@@ -1,0 +1,345 @@
+"""Hugging Face Transformers on dcnzoo's kernels: every model family that samples deformably.
+
+.. code-block:: python
+
+    import dcnzoo.compat.transformers
+
+    dcnzoo.compat.transformers.enable()  # before or after models are built
+
+Models keep their classes, parameters, checkpoints and outputs. Only the function that samples is replaced, in
+each family of ``transformers.models`` that has one of these:
+
+- ``MultiScaleDeformableAttention.forward``, of the layer that Transformers offers for replacement under this
+  name (``use_kernel_forward_from_hub``): Deformable DETR, Grounding DINO, RT-DETR, RF-DETR and others;
+- ``multi_scale_deformable_attention``: Mask2Former, OneFormer;
+- ``multi_scale_deformable_attention_v2``: RT-DETRv2, D-FINE, DEIMv2.
+
+Before it replaces a function, dcnzoo compares the arguments, and the result for a small input, with its own.
+Where they differ, the family keeps its function and a warning names it.
+
+The original still runs in exports (``torch.onnx.export``, ``torch.export.export``, ``torch.jit.trace``: their
+graphs do not need dcnzoo), for RT-DETRv2's discrete sampling, and on devices other than the CPU. On a GPU,
+``dcnzoo.compat.patches.enable("cuda")`` switches to dcnzoo's kernels, as for mmcv.
+This module does not import transformers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import inspect
+import math
+import re
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from importlib.machinery import ModuleSpec, PathFinder
+from types import FunctionType, ModuleType
+
+import torch
+from torch import Tensor
+
+from dcnzoo import ops
+from dcnzoo.compat import patches
+from dcnzoo.compat.mmcv import PROVEN
+from dcnzoo.ops import _library
+
+__all__ = ["disable", "enable", "enabled", "families"]
+
+_MODELING = re.compile(r"transformers\.models\.(\w+)\.modeling_\w+")
+
+_originals: dict[tuple[str, str], FunctionType] = {}  # (module, name): the function with its own code
+_families: set[str] = set()
+
+
+def enable() -> None:
+    """Runs the deformable families of Transformers on dcnzoo's kernels, also those that are imported later.
+
+    Models that exist already run on them too. Compiled models are compiled again at their next call.
+
+    Raises:
+        ImportError: transformers is not installed.
+    """
+    if "transformers" not in sys.modules and importlib.util.find_spec("transformers") is None:
+        raise ImportError(
+            "enable: transformers: expected an installed package, got none; pip install transformers"
+        )
+    patches.add(PATCH)
+    patches.enable(PATCH.name)
+
+
+def disable() -> None:
+    """Restores the originals, also in models that exist already."""
+    if PATCH in patches.table():
+        patches.disable(PATCH.name)
+
+
+@contextlib.contextmanager
+def enabled() -> Iterator[None]:
+    """A context in which :func:`enable` applies."""
+    before = PATCH.applied
+    enable()
+    try:
+        yield
+    finally:
+        if not before:
+            disable()
+
+
+def families() -> list[str]:
+    """The imported families that run on dcnzoo's kernels, by their names in ``transformers.models``."""
+    return sorted(_families)
+
+
+# The code of the next three functions replaces that of functions in Transformers. The function objects stay:
+# a reference to one, such as the attribute that D-FINE's layers keep, needs no change. The code runs with
+# the globals of a module of Transformers, so it imports what it uses.
+
+
+def _forward(
+    self: torch.nn.Module,
+    value: Tensor,  # [N, S, heads, D]
+    value_spatial_shapes: Tensor,  # [L, 2], (height, width)
+    value_spatial_shapes_list: list[tuple[int, int]],  # the same numbers
+    level_start_index: Tensor,  # [L]
+    sampling_locations: Tensor,  # [N, Q, heads, L, P, 2], (x, y) in units of the level's size
+    attention_weights: Tensor,  # [N, Q, heads, L, P]
+    im2col_step: int,
+) -> Tensor:  # [N, Q, heads·D]
+    from dcnzoo.compat import transformers as ours
+
+    if ours._has_kernels(value.device):
+        levels = value_spatial_shapes, level_start_index
+        return ours._attend(value, levels, sampling_locations, attention_weights)
+    return ours._originals[__name__, "forward"](
+        self,
+        value,
+        value_spatial_shapes,
+        value_spatial_shapes_list,
+        level_start_index,
+        sampling_locations,
+        attention_weights,
+        im2col_step,
+    )
+
+
+def _multi_scale_deformable_attention(
+    value: Tensor,  # [N, S, heads, D]
+    value_spatial_shapes: Tensor | list[tuple[int, int]],  # (height, width) of each level
+    sampling_locations: Tensor,  # [N, Q, heads, L, P, 2]
+    attention_weights: Tensor,  # [N, Q, heads, L, P]
+) -> Tensor:  # [N, Q, heads·D]
+    from dcnzoo.compat import transformers as ours
+
+    if ours._has_kernels(value.device):
+        levels = ours._levels(value_spatial_shapes, value.device)
+        return ours._attend(value, levels, sampling_locations, attention_weights)
+    return ours._originals[__name__, "multi_scale_deformable_attention"](
+        value, value_spatial_shapes, sampling_locations, attention_weights
+    )
+
+
+def _multi_scale_deformable_attention_v2(
+    value: Tensor,  # [N, S, heads, D]
+    value_spatial_shapes: list[tuple[int, int]],  # (height, width) of each level
+    sampling_locations: Tensor,  # [N, Q, heads, sum of num_points_list, 2]
+    attention_weights: Tensor,  # [N, Q, heads, sum of num_points_list]
+    num_points_list: list[int],  # points of each level
+    method: str = "default",
+) -> Tensor:  # [N, Q, heads·D]
+    from dcnzoo.compat import transformers as ours
+
+    if method == "default" and ours._has_kernels(value.device):
+        points, repeats = ours._equal_points(num_points_list)
+        levels = ours._levels(value_spatial_shapes, value.device, repeats)
+        locations = sampling_locations.unflatten(3, (-1, points))
+        return ours._attend(value, levels, locations, attention_weights.unflatten(3, (-1, points)))
+    return ours._originals[__name__, "multi_scale_deformable_attention_v2"](
+        value, value_spatial_shapes, sampling_locations, attention_weights, num_points_list, method
+    )
+
+
+_REPLACEMENTS = {
+    "forward": _forward,
+    "multi_scale_deformable_attention": _multi_scale_deformable_attention,
+    "multi_scale_deformable_attention_v2": _multi_scale_deformable_attention_v2,
+}
+_LAYER = "MultiScaleDeformableAttention"  # the class of "forward"
+
+
+def _has_kernels(device: torch.device) -> bool:
+    """Whether dcnzoo's operator runs on a device. Not in an export, whose graph would need dcnzoo."""
+    if torch.compiler.is_exporting() or torch.jit.is_tracing() or device.type not in _library.loaded:
+        return False
+    return device.type in PROVEN or patches.enabled(patches.CUDA)
+
+
+def _equal_points(num_points_list: Sequence[int]) -> tuple[int, list[int]]:
+    """Points per level, and how often to repeat each level: (3, 6, 3) is 3 points on levels 0, 1, 1 and 2."""
+    points = math.gcd(*num_points_list)
+    return points, [count // points for count in num_points_list]
+
+
+def _levels(
+    sizes: Tensor | Sequence[tuple[int, int]], device: torch.device, repeats: Sequence[int] | None = None
+) -> tuple[Tensor, Tensor]:  # [L, 2], (height, width), and [L], the starts in S
+    rows, start = [], 0
+    for i, (height, width) in enumerate(sizes.tolist() if isinstance(sizes, Tensor) else sizes):
+        rows += [(height, width, start)] * (repeats[i] if repeats else 1)
+        start += height * width
+    table = torch.tensor(rows, dtype=torch.int64, device=device)
+    return table[:, :2], table[:, 2]
+
+
+def _attend(value: Tensor, levels: tuple[Tensor, Tensor], locations: Tensor, weights: Tensor) -> Tensor:
+    device = value.device.type
+    if not torch.is_autocast_enabled(device):
+        return ops.ms_deform_attn(value, *levels, locations, weights)
+    # under autocast the originals' grid_sample computes in float32 and returns it
+    value, locations, weights = (
+        t.to(torch.promote_types(t.dtype, torch.float32)) for t in (value, locations, weights)
+    )
+    with torch.autocast(device, enabled=False):
+        return ops.ms_deform_attn(value, *levels, locations, weights)
+
+
+def _find(module: ModuleType) -> Iterator[tuple[str, object]]:
+    """What a module of Transformers has under the names of :data:`_REPLACEMENTS`."""
+    for name, member in list(vars(module).items()):
+        if isinstance(member, type) and getattr(member, "kernel_layer_name", name) == _LAYER:
+            yield "forward", member.forward
+        elif name in _REPLACEMENTS:
+            yield name, member
+
+
+def _difference(name: str, function: object) -> str | None:
+    """Why a function cannot be replaced: how it differs from what dcnzoo has for it. None: it does not."""
+    if not inspect.isfunction(function) or function.__code__.co_freevars:
+        return f"expected {name} to be a plain function, got {function!r}"
+    expected, got = (inspect.signature(each).parameters.values() for each in (_REPLACEMENTS[name], function))
+    expected, got = ([(p.name, p.kind, p.default) for p in each] for each in (expected, got))
+    if expected != got:
+        names = [", ".join(each[0] for each in parameters) for parameters in (expected, got)]
+        return f"expected {name} to have the arguments ({names[0]}), got ({names[1]})"
+    try:
+        with torch.no_grad():
+            results = [each(**_small_input(name)) for each in (function, _REPLACEMENTS[name])]
+        torch.testing.assert_close(*results)
+    except Exception as error:  # whatever it is, an import of transformers must not fail
+        got = str(error).partition("\n")[0]
+        return f"expected {name} to have dcnzoo's result, got {type(error).__name__}: {got}"
+    return None
+
+
+def _small_input(name: str) -> dict[str, object]:
+    """Arguments for a replaced function. float64 is not subject to autocast."""
+
+    def numbers(*shape: int) -> Tensor:  # from -0.25 to 1.25; does not use torch's random numbers
+        count = torch.arange(math.prod(shape), dtype=torch.float64, device="cpu")
+        return (count * 37 % 101 / 101 * 1.5 - 0.25).view(shape)
+
+    sizes = [(3, 2), (1, 4)]
+    arguments: dict[str, object] = {
+        "value": numbers(2, 10, 2, 3),
+        "value_spatial_shapes": sizes,
+        "sampling_locations": numbers(2, 5, 2, 2, 3, 2),
+        "attention_weights": numbers(2, 5, 2, 2, 3),
+    }
+    if name == "forward":
+        shapes, starts = _levels(sizes, torch.device("cpu"))
+        arguments |= {"self": None, "value_spatial_shapes": shapes, "value_spatial_shapes_list": sizes}
+        arguments |= {"level_start_index": starts, "im2col_step": 64}
+    elif name == "multi_scale_deformable_attention_v2":
+        arguments |= {"num_points_list": [2, 4]}
+        arguments |= {
+            key: arguments[key].flatten(3, 4) for key in ("sampling_locations", "attention_weights")
+        }
+    return arguments
+
+
+def _replace(module: ModuleType, changes: patches.Changes) -> None:
+    """Replaces what is found in a module: all of it, or nothing with a warning."""
+    family = _MODELING.fullmatch(module.__name__)[1]
+    found = list(_find(module))
+    problems = [_difference(name, function) for name, function in found if not _is_replaced(name, function)]
+    if not found:
+        if not _has_deformable_attention(module):
+            return
+        problems = [f"expected {_LAYER} or a function multi_scale_deformable_attention, got neither"]
+    if any(problems):
+        problem = next(filter(None, problems))
+        warnings.warn(f"dcnzoo.compat.transformers: {family}: {problem}. It stays as it is", stacklevel=2)
+        return
+    for name, function in found:
+        if not _is_replaced(name, function):  # as that which another module has, and this one has imported
+            key = function.__globals__["__name__"], name
+            code = function.__code__
+            original = FunctionType(code, function.__globals__, function.__name__, function.__defaults__)
+            changes.set_item(_originals, key, original)
+            changes.callback(setattr, function, "__code__", code)
+            function.__code__ = _REPLACEMENTS[name].__code__
+    _families.add(family)
+    changes.callback(_families.discard, family)
+
+
+def _has_deformable_attention(module: ModuleType) -> bool:
+    """Whether a class with that in its name computes here: another family's may be imported or inherited."""
+    return any(
+        "deformableattention" in name.lower() and "forward" in vars(member)
+        for name, member in vars(module).items()
+        if isinstance(member, type) and member.__module__ == module.__name__
+    )
+
+
+def _is_replaced(name: str, function: object) -> bool:
+    return getattr(function, "__code__", None) is _REPLACEMENTS[name].__code__
+
+
+class _Finder:
+    """A meta-path finder: modules of Transformers' families are changed when they are imported."""
+
+    def __init__(self, changes: patches.Changes) -> None:
+        self._changes = changes
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        spec = PathFinder.find_spec(name, path, target) if _MODELING.fullmatch(name) else None
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def exec_module(module: ModuleType) -> None:
+                execute(module)
+                if self in sys.meta_path:  # still enabled
+                    _replace(module, self._changes)
+
+            spec.loader.exec_module = exec_module
+        return spec
+
+
+def _change(changes: patches.Changes) -> None:
+    mine = patches.Changes()  # open as long as the patch is applied: later imports add to it
+    changes.callback(_forget_compiled)
+    changes.callback(mine.close)
+    finder = _Finder(mine)
+    sys.meta_path.insert(0, finder)
+    mine.callback(sys.meta_path.remove, finder)
+    for name, module in list(sys.modules.items()):
+        if _MODELING.fullmatch(name):
+            _replace(module, mine)
+    _forget_compiled()
+
+
+def _forget_compiled() -> None:
+    # torch.compile does not guard the forward of a submodule's class
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
+
+
+PATCH = patches.Patch(
+    "transformers",
+    "MultiScaleDeformableAttention.forward or multi_scale_deformable_attention of each family",
+    "the originals call grid_sample for each level, which is several times slower on the CPU",
+    "transformers 5",
+    _change,
+)

@@ -1,0 +1,683 @@
+"""``dcnzoo.compat.provide``: compiled modules of other projects, called as those projects call them.
+
+The ``Function`` classes here call the modules as the projects' own do; the oracle is plain PyTorch.
+"""
+
+import importlib
+import os
+import subprocess
+import sys
+from types import ModuleType
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.autograd import Function
+
+import dcnzoo.compat
+from dcnzoo.compat import detectron2, extensions, patches
+from dcnzoo.ops import reference
+
+
+@pytest.fixture
+def provide(monkeypatch):
+    """:func:`dcnzoo.compat.provide`; what it and the imports after it change is undone after the test."""
+    before = dict(sys.modules)
+    known = len(patches._patches)
+    monkeypatch.setattr(extensions._finder, "files", dict(extensions._finder.files))
+    monkeypatch.setattr(extensions, "_watcher", extensions.Watcher())
+    monkeypatch.setattr(extensions, "_provided", [])
+    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
+    yield dcnzoo.compat.provide
+    for patch in patches._patches[known:]:
+        patch.undo()
+    del patches._patches[known:]
+    for name in sys.modules.keys() - before:
+        if name.partition(".")[0] in PROJECTS:
+            del sys.modules[name]
+
+
+PROJECTS = {"MultiScaleDeformableAttention", "DCNv3", "DCNv4", "_ext", "deform_conv_ext", "deform_conv_cuda"}
+PROJECTS |= {"groundingdino", "adet", "detectron2", "basicsr", "network", "dcn_fork", "custom_op"}
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """Writes a module, with the packages that it is in: ``package("basicsr.ops.dcn.deform_conv", "…")``."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def write(name: str, text: str = "") -> None:
+        *folders, module = name.split(".")
+        folder = tmp_path
+        for each in folders:
+            folder /= each
+            folder.mkdir(exist_ok=True)
+            (folder / "__init__.py").touch()
+        (folder / f"{module}.py").write_text(text)
+        importlib.invalidate_caches()
+
+    return write
+
+
+def random(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, dtype=torch.float64)
+
+
+def compare(function, expected, *leaves: torch.Tensor, dtype: torch.dtype = torch.float64) -> None:
+    """Outputs and gradients of ``function`` in ``dtype``, with those of ``expected`` in float64."""
+    given = [leaf.to(dtype).requires_grad_() for leaf in leaves]
+    exact = [leaf.detach().double().requires_grad_() for leaf in given]
+    output, wanted = function(*given), expected(*exact)
+    assert output.dtype == dtype
+    cotangent = torch.randn_like(output)
+    actual = (output, *torch.autograd.grad(output, given, cotangent))
+    wanted = (wanted, *torch.autograd.grad(wanted, exact, cotangent.double()))
+    for a, w in zip(actual, wanted, strict=True):
+        if dtype == torch.float64:
+            torch.testing.assert_close(a, w)
+        else:
+            assert a.dtype == dtype
+            error = (a.double() - w).norm() / w.norm()
+            assert error < {torch.float32: 1e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}[dtype]
+
+
+# Multi-scale deformable attention
+
+
+def ms_deform_attn_function(compiled: ModuleType) -> type[Function]:
+    class MSDeformAttnFunction(Function):
+        @staticmethod
+        def forward(ctx, value, shapes, starts, locations, weights, im2col_step):
+            ctx.im2col_step = im2col_step
+            ctx.save_for_backward(value, shapes, starts, locations, weights)
+            return compiled.ms_deform_attn_forward(value, shapes, starts, locations, weights, im2col_step)
+
+        @staticmethod
+        def backward(ctx, grad_output):
+            grad_value, grad_locations, grad_weights = compiled.ms_deform_attn_backward(
+                *ctx.saved_tensors, grad_output.contiguous(), ctx.im2col_step
+            )
+            return grad_value, None, None, grad_locations, grad_weights, None
+
+    return MSDeformAttnFunction
+
+
+SHAPES = torch.tensor([[5, 8], [3, 2]])
+STARTS = torch.tensor([0, 40])
+
+
+def attention_by_grid_sample(
+    value: torch.Tensor, shapes: torch.Tensor, locations: torch.Tensor, weights: torch.Tensor
+) -> torch.Tensor:
+    batch, _, heads, channels = value.shape
+    levels = value.split([height * width for height, width in shapes.tolist()], 1)
+    output = 0
+    for level, (height, width) in enumerate(shapes.tolist()):
+        maps = levels[level].permute(0, 2, 3, 1).reshape(batch * heads, channels, height, width)
+        grid = 2 * locations[:, :, :, level].transpose(1, 2).flatten(0, 1) - 1
+        samples = F.grid_sample(maps, grid, align_corners=False).unflatten(0, (batch, heads))
+        output = output + (samples * weights[:, :, :, level].transpose(1, 2)[:, :, None]).sum(-1)
+    return output.permute(0, 3, 1, 2).flatten(2)
+
+
+def attention_leaves() -> tuple[torch.Tensor, ...]:
+    value = random(3, 46, 2, 6)
+    return value, torch.rand(3, 7, 2, 2, 3, 2).double() * 1.4 - 0.2, torch.rand(3, 7, 2, 2, 3).double()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+@pytest.mark.parametrize("name", ["MultiScaleDeformableAttention", "groundingdino._C", "adet._C"])
+def test_ms_deform_attn(provide, package, name, dtype):
+    if "." in name:
+        package(f"{name.partition('.')[0]}.config")
+    provide(name)
+    function = ms_deform_attn_function(importlib.import_module(name))
+    compare(
+        lambda v, at, w: function.apply(v, SHAPES, STARTS, at, w, 2),  # 2 does not divide the batch of 3
+        lambda v, at, w: attention_by_grid_sample(v, SHAPES, at, w),
+        *attention_leaves(),
+        dtype=dtype,
+    )
+
+
+def test_grounding_dino_on_the_cpu(provide, package):
+    """Its layer calls the compiled module for CUDA tensors only, and a function of its own elsewhere."""
+    module = "groundingdino.models.GroundingDINO.ms_deform_attn"
+    package(
+        module,
+        "from groundingdino import _C\n"
+        "def multi_scale_deformable_attn_pytorch(value, value_spatial_shapes, sampling_locations, weights):\n"
+        "    raise NotImplementedError\n",
+    )
+    provide("groundingdino._C")
+    project = importlib.import_module(module)
+    compare(
+        lambda v, at, w: project.multi_scale_deformable_attn_pytorch(v, SHAPES, at, w),
+        lambda v, at, w: attention_by_grid_sample(v, SHAPES, at, w),
+        *attention_leaves(),
+    )
+    assert "groundingdino_attention" in patches.active()
+    with patches.disabled("groundingdino_attention"), pytest.raises(NotImplementedError):
+        project.multi_scale_deformable_attn_pytorch(*[None] * 4)
+
+
+# DCNv3
+
+
+def dcnv3_function(compiled: ModuleType) -> type[Function]:
+    class DCNv3Function(Function):
+        @staticmethod
+        def forward(ctx, input, offset, mask, *options):
+            *geometry, im2col_step, last = options
+            ctx.geometry, ctx.last = geometry, (im2col_step, *last)
+            ctx.save_for_backward(input, offset, mask)
+            return compiled.dcnv3_forward(input, offset, mask, *geometry, *ctx.last)
+
+        @staticmethod
+        def backward(ctx, grad_output):
+            gradients = compiled.dcnv3_backward(
+                *ctx.saved_tensors, *ctx.geometry, grad_output.contiguous(), *ctx.last
+            )
+            return *gradients, *[None] * (len(ctx.geometry) + 2)
+
+    return DCNv3Function
+
+
+# kernel, stride, padding and dilation; remove_center, or nothing as version 1.0 has it
+DCNV3 = [
+    ((5, 3), (2, 1), (1, 2), (1, 2), ()),
+    ((3, 5), (1, 2), (2, 0), (2, 1), (0,)),
+    ((3, 3), (1, 1), (1, 1), (1, 1), (1,)),
+]
+
+
+def dcnv3_sizes(kernel, stride, padding, dilation, last) -> tuple[int, int, int]:
+    size = [
+        (n + 2 * p - d * (k - 1) - 1) // s + 1
+        for n, k, s, p, d in zip((9, 7), kernel, stride, padding, dilation, strict=True)
+    ]
+    return *size, 2 * (kernel[0] * kernel[1] - sum(last))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+@pytest.mark.parametrize("geometry", DCNV3, ids=str)
+def test_dcnv3(provide, geometry, dtype):
+    provide("DCNv3")
+    function = dcnv3_function(importlib.import_module("DCNv3"))
+    height, width, taps = dcnv3_sizes(*geometry)
+    *sides, last = geometry
+    flat = [number for side in sides for number in side]
+    compare(
+        lambda i, o, m: function.apply(i, o, m, *flat, 2, 4, 1.5, 256, last),
+        lambda i, o, m: reference.dcnv3(i, o, m, *sides, 2, 4, 1.5, bool(sum(last))),
+        *(random(3, 9, 7, 8), random(3, height, width, taps * 2), random(3, height, width, taps)),
+        dtype=dtype,
+    )
+
+
+@pytest.mark.parametrize("first", ["DCNv3", "pkg_resources"])
+def test_dcnv3_has_a_version(provide, first):
+    """``ops_dcnv3`` asks for it, to know whether to pass ``remove_center``."""
+    if first == "pkg_resources":
+        importlib.import_module(first)
+    provide("DCNv3")
+    importlib.import_module("DCNv3")
+    resources = importlib.import_module("pkg_resources")
+    assert float(resources.get_distribution("DCNv3").version) > 1.0
+    with patches.disabled("DCNv3_version"), pytest.raises(resources.DistributionNotFound):
+        resources.get_distribution("DCNv3")
+
+
+# DCNv4
+
+
+def dcnv4_function(ext: ModuleType) -> type[Function]:
+    class DCNv4Function(Function):
+        @staticmethod
+        def forward(ctx, input, offset_mask, *options):
+            *ctx.geometry, ctx.remove_center = options
+            ctx.save_for_backward(input, offset_mask)
+            return ext.dcnv4_forward(input, offset_mask, *ctx.geometry, ctx.remove_center, 8, 512, False)
+
+        @staticmethod
+        def backward(ctx, grad_output):
+            kernel = (ctx.remove_center, 2, 256, False)
+            gradients = ext.dcnv4_backward(
+                *ctx.saved_tensors, *ctx.geometry, grad_output.contiguous(), *kernel
+            )
+            return *gradients, *[None] * (len(ctx.geometry) + 1)
+
+    return DCNv4Function
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("geometry", DCNV3[1:], ids=str)
+def test_dcnv4(provide, geometry, dtype):
+    provide("DCNv4")
+    from DCNv4 import DCNv4Function, ext
+
+    height, width, taps = dcnv3_sizes(*geometry)
+    *sides, (remove_center,) = geometry
+    flat = [number for side in sides for number in side]
+    fields = random(3, height, width, -(-taps * 3 // 8) * 8)
+    for function in (dcnv4_function(ext), DCNv4Function):
+        compare(
+            lambda i, f, function=function: function.apply(i, f, *flat, 2, 4, 1.5, 256, remove_center),
+            lambda i, f: reference.dcnv4(i, f, *sides, 2, 4, 1.5, bool(remove_center)),
+            *(random(3, 9, 7, 8), fields),
+            dtype=dtype,
+        )
+
+
+def flash_deform_attn_function(ext: ModuleType) -> type[Function]:
+    class FlashDeformAttnFunction(Function):
+        @staticmethod
+        def forward(ctx, value, shapes, starts, sampling_loc_attn, im2col_step, K):
+            ctx.options = im2col_step, K
+            ctx.save_for_backward(value, shapes, starts, sampling_loc_attn)
+            return ext.flash_deform_attn_forward(
+                value, shapes, starts, sampling_loc_attn, im2col_step, K, 8, 64
+            )
+
+        @staticmethod
+        def backward(ctx, grad_output):
+            grad_value, grad_fields = ext.flash_deform_attn_backward(
+                *ctx.saved_tensors, grad_output.contiguous(), *ctx.options, 2, 64
+            )
+            return grad_value, None, None, grad_fields, None, None
+
+    return FlashDeformAttnFunction
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_flash_deform_attn(provide, dtype):
+    provide("DCNv4")
+    from DCNv4 import FlashDeformAttnFunction, ext
+
+    value, locations, weights = attention_leaves()
+    fields = torch.cat([locations.flatten(3), weights.flatten(3)], -1)
+
+    def expected(value, fields):
+        locations, logits = fields.split([2 * 3 * 2, 2 * 3], -1)
+        weights = logits.softmax(-1).unflatten(-1, (2, 3))
+        return attention_by_grid_sample(value, SHAPES, locations.unflatten(-1, (2, 3, 2)), weights)
+
+    for function in (flash_deform_attn_function(ext), FlashDeformAttnFunction):
+        compare(
+            lambda v, f, function=function: function.apply(v, SHAPES, STARTS, f, 2, 3),
+            expected,
+            *(value, fields),
+            dtype=dtype,
+        )
+    with pytest.raises(RuntimeError, match=r"sampling_loc_attn: expected 48 values .*got 18"):
+        FlashDeformAttnFunction.apply(value, SHAPES, STARTS, fields, 64)
+
+
+def test_the_package_dcnv4(provide):
+    """Its layers are found where the package has them."""
+    provide("DCNv4")
+    package = importlib.import_module("DCNv4")
+    layer = importlib.import_module("DCNv4.modules.dcnv4").DCNv4(channels=32, group=2)
+    assert layer(random(2, 20, 32).float(), shape=(4, 5)).shape == (2, 20, 32)
+    attention = package.FlashDeformAttn(d_model=32, n_levels=2, n_heads=2, n_points=3)
+    points = torch.rand(2, 7, 2, 2)
+    output = attention(torch.rand(2, 7, 32), points, torch.rand(2, 46, 32), SHAPES, STARTS)
+    assert output.shape == (2, 7, 32)
+    assert importlib.import_module("DCNv4.functions.dcnv4_func").DCNv4Function.apply
+
+
+def test_softmax_of_dcnv4_is_refused(provide):
+    provide("DCNv4")
+    ext = importlib.import_module("DCNv4.ext")
+    options = (3, 3, 1, 1, 1, 1, 1, 1, 2, 4, 1.0, 256, 0, 8, 512, True)
+    with pytest.raises(RuntimeError, match="dcnv4_forward: softmax: expected False"):
+        ext.dcnv4_forward(torch.rand(1, 4, 4, 8), torch.rand(1, 4, 4, 56), *options)
+
+
+# Deformable convolution
+
+
+def deform_conv_function(compiled: ModuleType, weight_gradient: str, ending: str = "") -> type[Function]:
+    class DeformConvFunction(Function):
+        @staticmethod
+        def forward(ctx, input, offset, weight, stride, padding, dilation, groups, deformable_groups):
+            ctx.save_for_backward(input, offset, weight)
+            sides = (weight.shape[2:], stride, padding, dilation)
+            ctx.options = [*(n for side in sides for n in side[::-1]), groups, deformable_groups]
+            size = [
+                (n + 2 * p - d * (k - 1) - 1) // s + 1
+                for n, k, s, p, d in zip(input.shape[2:], *sides, strict=True)
+            ]
+            output = input.new_empty(len(input), len(weight), *size)
+            forward = getattr(compiled, f"deform_conv_forward{ending}")
+            buffers = (input.new_empty(0), input.new_empty(0))
+            forward(input, weight, offset, output, *buffers, *ctx.options, 2)
+            return output
+
+        @staticmethod
+        def backward(ctx, grad_output):
+            input, offset, weight = ctx.saved_tensors
+            grad_input, grad_offset, grad_weight = map(torch.zeros_like, ctx.saved_tensors)
+            columns, ones = input.new_empty(0), input.new_empty(0)
+            backward = getattr(compiled, f"deform_conv_backward_input{ending}")
+            gradients = (grad_output, grad_input, grad_offset)
+            backward(input, offset, *gradients, weight, columns, *ctx.options, 2)
+            backward = getattr(compiled, f"deform_conv_backward_{weight_gradient}{ending}")
+            backward(input, offset, grad_output, grad_weight, columns, ones, *ctx.options, 1, 2)
+            return grad_input, grad_offset, grad_weight, *[None] * 5
+
+    return DeformConvFunction
+
+
+def modulated_deform_conv_function(forward, backward) -> type[Function]:
+    class ModulatedDeformConvFunction(Function):
+        @staticmethod
+        def forward(ctx, input, offset, mask, weight, bias, stride, padding, dilation, *groups):
+            ctx.with_bias = bias is not None
+            bias = bias if ctx.with_bias else input.new_empty(1)
+            ctx.save_for_backward(input, offset, mask, weight, bias)
+            sides = (stride, stride, padding, padding, dilation, dilation)
+            ctx.options = (*weight.shape[2:], *sides, *groups, ctx.with_bias)
+            size = [
+                (n + 2 * padding - dilation * (k - 1) - 1) // stride + 1
+                for n, k in zip(input.shape[2:], weight.shape[2:], strict=True)
+            ]
+            output = input.new_empty(len(input), len(weight), *size)
+            ones, columns = input.new_empty(0), input.new_empty(0)
+            forward(input, weight, bias, ones, offset, mask, output, columns, *ctx.options)
+            return output
+
+        @staticmethod
+        def backward(ctx, grad_output):
+            input, offset, mask, weight, bias = ctx.saved_tensors
+            gradients = tuple(map(torch.zeros_like, ctx.saved_tensors))
+            grad_input, grad_offset, grad_mask, grad_weight, grad_bias = gradients
+            written = (grad_input, grad_weight, grad_bias, grad_offset, grad_mask)
+            ones, columns = input.new_empty(0), input.new_empty(0)
+            tensors = (input, weight, bias, ones, offset, mask, columns, *written, grad_output)
+            backward(*tensors, *ctx.options)
+            return *gradients[:4], grad_bias if ctx.with_bias else None, *[None] * 5
+
+    return ModulatedDeformConvFunction
+
+
+V1 = ((2, 1), (1, 0), (1, 2), 2, 2)  # stride, padding, dilation, groups, deformable groups
+
+
+def v1_leaves() -> tuple[torch.Tensor, ...]:
+    return random(3, 8, 9, 8), random(3, 24, 5, 6), random(4, 4, 3, 2)
+
+
+def v1_reference(input, offset, weight):
+    return reference.deform_conv(input, weight, offset, None, None, *V1[:4])
+
+
+V2 = (2, 1, 2, 2, 2)
+
+
+def v2_leaves() -> tuple[torch.Tensor, ...]:
+    return random(3, 8, 11, 7), random(3, 24, 5, 4), random(3, 12, 5, 4), random(4, 4, 3, 2), random(4)
+
+
+def v2_reference(input, offset, mask, weight, bias=None):
+    sides = [(number, number) for number in V2[:3]]
+    return reference.deform_conv(input, weight, offset, mask, bias, *sides, V2[3])
+
+
+MODULES = ["basicsr.ops.dcn.deform_conv_ext", "deform_conv_ext", "deform_conv_cuda", "detectron2._C"]
+
+
+@pytest.fixture(params=MODULES)
+def deform_conv_module(request, provide, package):
+    *folders, name = request.param.split(".")
+    if folders:
+        package(".".join([*folders, "__init__"]))
+    provide(name if name != "_C" else request.param)
+    if folders:  # as the projects import it: from . import deform_conv_ext
+        package(".".join([*folders, "layer"]), f"from . import {name} as compiled")
+        return importlib.import_module(".".join([*folders, "layer"])).compiled
+    return importlib.import_module(name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+def test_deform_conv(deform_conv_module, dtype):
+    ending = "_cuda" if deform_conv_module.__name__ == "deform_conv_cuda" else ""
+    weight_gradient = "filter" if deform_conv_module.__name__ == "detectron2._C" else "parameters"
+    function = deform_conv_function(deform_conv_module, weight_gradient, ending)
+    compare(lambda i, o, w: function.apply(i, o, w, *V1), v1_reference, *v1_leaves(), dtype=dtype)
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+def test_modulated_deform_conv(deform_conv_module, dtype, with_bias):
+    infix = "_cuda" if deform_conv_module.__name__ == "deform_conv_cuda" else ""
+    names = [f"modulated_deform_conv{infix}_{direction}" for direction in ("forward", "backward")]
+    function = modulated_deform_conv_function(*(getattr(deform_conv_module, name) for name in names))
+    *leaves, bias = v2_leaves()
+    if with_bias:
+        compare(lambda *t: function.apply(*t, *V2), v2_reference, *leaves, bias, dtype=dtype)
+    else:
+        compare(lambda *t: function.apply(*t, None, *V2), v2_reference, *leaves, dtype=dtype)
+
+
+def test_deformable_groups_are_checked(provide):
+    provide("deform_conv_ext")
+    compiled = importlib.import_module("deform_conv_ext")
+    function = deform_conv_function(compiled, "parameters")
+    with pytest.raises(RuntimeError, match=r"deform_conv_forward: offset: expected 12 channels .*got 24"):
+        function.apply(*v1_leaves(), *V1[:4], 1)
+
+
+PROJECT = """
+from {0} import {1}
+
+def deform_conv(*args):
+    raise NotImplementedError
+
+def modulated_deform_conv(*args):
+    raise NotImplementedError
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "compiled"),
+    [
+        ("detectron2._C", "detectron2.layers.deform_conv", "_C"),
+        ("deform_conv_ext", "basicsr.ops.dcn.deform_conv", "deform_conv_ext"),
+    ],
+)
+def test_projects_without_a_cpu_function(provide, package, name, module, compiled):
+    """Their functions raise before they come to the compiled module, so they are replaced."""
+    package(module, PROJECT.format("detectron2" if compiled == "_C" else ".", compiled))
+    provide(name)
+    project = importlib.import_module(module)
+    compare(lambda *t: project.deform_conv(*t, *V1), v1_reference, *v1_leaves())
+    compare(lambda *t: project.modulated_deform_conv(*t, *V2), v2_reference, *v2_leaves())
+    patch = f"{module.partition('.')[0]}_deform_conv"
+    with patches.disabled(patch), pytest.raises(NotImplementedError):
+        project.deform_conv()
+    assert type(project.__loader__).__name__ == "SourceFileLoader", "as without the watcher"
+
+
+def test_another_version_of_a_project_is_left_as_it_is(provide, package):
+    package("basicsr.ops.dcn.deform_conv", "from . import deform_conv_ext\ndeform_conv = before = object()\n")
+    provide("deform_conv_ext")
+    with pytest.warns(UserWarning, match="basicsr_deform_conv: .*expected a function modulated_deform_conv"):
+        project = importlib.import_module("basicsr.ops.dcn.deform_conv")
+    assert project.deform_conv is project.before, "undone"
+    assert "basicsr_deform_conv" not in patches.active()
+
+
+def test_detectron2_evaluates_with_pycocotools(provide, package):
+    package(
+        "detectron2.evaluation.fast_eval_api",
+        "from detectron2 import _C\nclass COCOeval: pass\nclass COCOeval_opt(COCOeval): pass\n",
+    )
+    provide("detectron2._C")
+    project = importlib.import_module("detectron2.evaluation.fast_eval_api")
+    assert project.COCOeval_opt is project.COCOeval
+    compiled = importlib.import_module("detectron2._C")
+    assert "dcnzoo" in compiled.get_compiler_version() + compiled.get_cuda_version()
+
+
+# DCNv2
+
+
+def dcn_v2_function(backend: ModuleType) -> type[Function]:
+    class DCNv2Function(Function):
+        @staticmethod
+        def forward(ctx, input, offset, mask, weight, bias, stride, padding, dilation, deformable_groups):
+            ctx.options = (*weight.shape[2:], *stride, *padding, *dilation, deformable_groups)
+            ctx.save_for_backward(input, weight, bias, offset, mask)
+            return backend.dcn_v2_forward(input, weight, bias, offset, mask, *ctx.options)
+
+        @staticmethod
+        def backward(ctx, grad_output):
+            gradients = backend.dcn_v2_backward(*ctx.saved_tensors, grad_output, *ctx.options)
+            return *gradients, *[None] * 4
+
+    return DCNv2Function
+
+
+@pytest.mark.parametrize("module", ["_ext", "dcn_fork._ext", "network.DCNv2._ext"])
+def test_dcn_v2(provide, package, module):
+    *folders, _ = module.split(".")
+    if folders:
+        package(".".join([*folders, "dcn_v2"]))
+    provide("_ext")
+    function = dcn_v2_function(importlib.import_module(module))
+    stride, padding, dilation = (2, 1), (1, 0), (1, 2)
+    leaves = (random(3, 8, 9, 8), random(3, 24, 5, 6), random(3, 12, 5, 6), random(4, 8, 3, 2), random(4))
+    for dtype in (torch.float64, torch.float32):
+        compare(
+            lambda *t: function.apply(*t, stride, padding, dilation, 2),
+            lambda i, o, m, w, b: reference.deform_conv(i, w, o, m, b, stride, padding, dilation, 1),
+            *leaves,
+            dtype=dtype,
+        )
+
+
+def test_other_packages_keep_their_missing_ext(provide, package):
+    package("network.layers")
+    provide("_ext")
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("network._ext")
+
+
+# Names
+
+
+@pytest.mark.parametrize("name", extensions.EXTENSIONS)
+def test_nothing_is_there_before(name):
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module(name)
+
+
+@pytest.mark.parametrize("name", extensions.EXTENSIONS)
+def test_a_missing_function_is_named(provide, package, name):
+    if "." in name:
+        package(f"{name.partition('.')[0]}.config")
+    provide(name)
+    compiled = importlib.import_module(name)
+    with pytest.raises(AttributeError, match=f"'{name}' has no attribute 'nms_rotated'.*dcnzoo"):
+        compiled.nms_rotated  # noqa: B018
+    assert all(hasattr(compiled, each) for each in compiled.__all__)
+
+
+@pytest.mark.parametrize("names", [(), ("DCNv5",), ("DCNv3", "mmcv._ext")])
+def test_wrong_names_list_the_names(provide, names):
+    with pytest.raises(RuntimeError) as raised:
+        provide(*names)
+    assert all(name in str(raised.value) for name in (*extensions.EXTENSIONS, *names[-1:]))
+    assert not extensions.status(), "none of them is provided"
+
+
+@pytest.mark.parametrize("name", ["MultiScaleDeformableAttention", "groundingdino._C"])
+def test_an_installed_module_stays_in_use(provide, package, name):
+    package(name, "real = True")
+    project = "groundingdino.models.GroundingDINO.ms_deform_attn"
+    package(project, "multi_scale_deformable_attn_pytorch = from_project = object()")
+    provide(name)
+    assert importlib.import_module(name).real
+    assert extensions.status()[name].startswith("installed, ")
+    module = importlib.import_module(project)
+    assert module.multi_scale_deformable_attn_pytorch is module.from_project
+
+
+def test_status(provide):
+    provide("MultiScaleDeformableAttention", "groundingdino._C")
+    assert extensions.status() == {
+        "MultiScaleDeformableAttention": "dcnzoo's",
+        "groundingdino._C": "not found: No module named 'groundingdino'",
+    }
+
+
+def run(*command: str, **variables: str) -> subprocess.CompletedProcess:
+    environment = {**os.environ, **variables}
+    return subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment)
+
+
+def test_the_environment_names_them():
+    code = "import dcnzoo, sys; assert 'torch' not in sys.modules; import DCNv3, _ext; print(DCNv3.__file__)"
+    result = run("-c", code, DCNZOO_PROVIDE="DCNv3, _ext")
+    assert "dcnv3.py" in result.stdout, result.stderr
+    result = run("-c", "import dcnzoo", DCNZOO_PROVIDE="DCNv3,dcnv4")
+    assert "DCNZOO_PROVIDE: expected one or more of these names, got 'dcnv4'" in result.stderr
+
+
+def test_run(tmp_path):
+    """``dcnzoo run``: a program that knows nothing of dcnzoo, its arguments, its folder and its errors."""
+    (tmp_path / "helper.py").write_text("import MultiScaleDeformableAttention as MSDA\n")
+    script = tmp_path / "main.py"
+    script.write_text(
+        "import sys\nfrom helper import MSDA\n"
+        "if __name__ == '__main__':\n"
+        "    print(sys.argv[1:], MSDA.ms_deform_attn_forward.__name__)\n"
+        "    open('no such file')\n"
+    )
+    command = ("-m", "dcnzoo", "run", "--provide", "MultiScaleDeformableAttention", str(script))
+    result = run(*command, "--provide", "mine", "-m", "x")
+    assert result.stdout == "['--provide', 'mine', '-m', 'x'] ms_deform_attn_forward\n", result.stderr
+    assert result.returncode == 1 and "Traceback" in result.stderr and "main.py" in result.stderr
+
+
+# detectron2's layers
+
+
+@pytest.mark.parametrize("activation", [None, F.relu, nn.SiLU()])
+@pytest.mark.parametrize("norm", [None, nn.BatchNorm2d, lambda channels: nn.GroupNorm(2, channels)])
+def test_detectron2_layers(norm, activation):
+    class Afterwards(nn.Module):
+        def __init__(self, norm, activation):
+            super().__init__()
+            self.norm, self.activation = norm or nn.Identity(), activation or nn.Identity()
+
+        def forward(self, x):
+            return self.activation(self.norm(x))
+
+    norm = norm and norm(4).double()
+    after = Afterwards(norm, activation)
+    input, offset, weight = v1_leaves()
+    sides = dict(zip(("stride", "padding", "dilation", "groups", "deformable_groups"), V1, strict=True))
+    layer = detectron2.DeformConv(8, 4, (3, 2), **sides, norm=norm, activation=activation).double()
+    assert layer.bias is None
+    layer.weight.data.copy_(weight)
+    compare(layer, lambda i, o: after(v1_reference(i, o, weight)), input, offset)
+
+    input, offset, mask, weight, bias = v2_leaves()
+    sides = dict(zip(sides, V2, strict=True))
+    layer = detectron2.ModulatedDeformConv(8, 4, (3, 2), **sides, norm=norm, activation=activation).double()
+    assert not layer.bias.any()
+    layer.load_state_dict({**layer.state_dict(), "weight": weight, "bias": bias})
+    compare(layer, lambda i, o, m: after(v2_reference(i, o, m, weight, bias)), input, offset, mask)
+
+
+def test_detectron2_layers_take_nothing():
+    norm = nn.BatchNorm2d(4)
+    layer = detectron2.ModulatedDeformConv(8, 4, 3, padding=1, bias=False, norm=norm, activation=F.relu)
+    assert set(layer.state_dict()) == {"weight", *(f"norm.{name}" for name in norm.state_dict())}
+    empty = torch.zeros(0, 8, 5, 6)
+    assert layer(empty, torch.zeros(0, 18, 5, 6), torch.zeros(0, 9, 5, 6)).shape == (0, 4, 5, 6)
+    with pytest.raises(ValueError, match="DeformConv: bias: expected False"):
+        detectron2.DeformConv(8, 4, 3, bias=True)

@@ -1,0 +1,259 @@
+"""Layers of the official releases: their state dicts, by name and shape, and what they compute with them.
+
+The formulas are written here from the papers and the official layers' documented arguments, in plain PyTorch
+(``F.grid_sample``), as functions of a state dict.
+"""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dcnzoo.compat.deformable_detr import MSDeformAttn
+from dcnzoo.layers import DCNv3, DCNv4
+
+C, GROUPS, KERNEL = 12, 3, 3
+TOLERANCE = dict(rtol=1e-10, atol=1e-10)
+
+
+def normal(*shape):
+    return torch.randn(shape, dtype=torch.float64) * 0.4
+
+
+def official(shapes):
+    """A state dict as a checkpoint holds it."""
+    torch.manual_seed(0)
+    return {name: normal(*shape) for name, shape in shapes.items()}
+
+
+def linear(**names):
+    """Shapes of the linear layers ``name=(out, in)``."""
+    shapes = {f"{name}.weight": size for name, size in names.items()}
+    return {**shapes, **{f"{name}.bias": size[:1] for name, size in names.items()}}
+
+
+def apply_linear(state, name, x):
+    return x @ state[f"{name}.weight"].T + state.get(f"{name}.bias", 0)
+
+
+def depthwise(state, name, x):  # [N, H, W, C] -> [N, C, H, W]
+    weight, bias = state[f"{name}.weight"], state[f"{name}.bias"]
+    return F.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=weight.shape[2] // 2, groups=C)
+
+
+def sample(maps, x, y):
+    """[B, c, H, W] at x and y [B, Q, P], in pixels: [B, c, Q, P], zero outside."""
+    height, width = maps.shape[2:]
+    grid = torch.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], -1)
+    return F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def aggregate(value, offset, mask, dilation, scale, remove_center):
+    """DCNv3's sum: value [N, H, W, C], offset [N, H, W, G, P, 2] as (x, y), mask [N, H, W, G, P]."""
+    batch, height, width, channels = value.shape
+    per_axis = (torch.arange(KERNEL) - KERNEL // 2) * dilation
+    grid_x, grid_y = (axis.flatten() for axis in torch.meshgrid(per_axis, per_axis, indexing="ij"))
+    if remove_center:
+        keep = torch.arange(KERNEL**2) != KERNEL**2 // 2
+        grid_x, grid_y = grid_x[keep], grid_y[keep]
+    x = torch.arange(width)[:, None, None] + (grid_x + offset[..., 0]) * scale
+    y = torch.arange(height)[:, None, None, None] + (grid_y + offset[..., 1]) * scale
+    maps = value.permute(0, 3, 1, 2).unflatten(1, (GROUPS, -1)).flatten(0, 1)  # [N·G, c, H, W]
+    x, y, mask = (t.permute(0, 3, 1, 2, 4).flatten(2, 3).flatten(0, 1) for t in (x, y, mask))
+    summed = (sample(maps, x, y) * mask[:, None]).sum(-1)  # [N·G, c, H·W]
+    return summed.reshape(batch, channels, height, width).permute(0, 2, 3, 1)
+
+
+def blend_center(state, x, value, query):
+    if "center_feature_scale_proj_weight" not in state:
+        return x
+    weight, bias = (state[f"center_feature_scale_proj_{kind}"] for kind in ("weight", "bias"))
+    scale = (query @ weight.T + bias).sigmoid().repeat_interleave(C // GROUPS, -1)
+    return x * (1 - scale) + value * scale
+
+
+def dcnv3(state, x, dilation, scale, remove_center, norm, activation):
+    query = depthwise(state, "dw_conv.0", x)
+    if norm == "LN":
+        query = query.permute(0, 2, 3, 1)
+        query = F.layer_norm(query, (C,), state["dw_conv.1.1.weight"], state["dw_conv.1.1.bias"], 1e-6)
+    else:
+        names = ("running_mean", "running_var", "weight", "bias")
+        query = F.batch_norm(query, *(state[f"dw_conv.1.0.{name}"] for name in names))
+        query = query.permute(0, 2, 3, 1)
+    query = activation(query)
+    value = apply_linear(state, "input_proj", x)
+    offset = apply_linear(state, "offset", query).unflatten(-1, (GROUPS, -1, 2))
+    mask = apply_linear(state, "mask", query).unflatten(-1, (GROUPS, -1)).softmax(-1)
+    x = aggregate(value, offset, mask, dilation, scale, remove_center)
+    return apply_linear(state, "output_proj", blend_center(state, x, value, query))
+
+
+@pytest.mark.parametrize("center_feature_scale", [False, True])
+@pytest.mark.parametrize("remove_center", [False, True])
+@pytest.mark.parametrize(
+    ("norm", "act", "activation"), [("LN", "GELU", F.gelu), ("BN", "SiLU", F.silu), ("LN", "ReLU", F.relu)]
+)
+def test_dcnv3(center_feature_scale, remove_center, norm, act, activation):
+    taps = GROUPS * (KERNEL**2 - remove_center)
+    shapes = {
+        "dw_conv.0.weight": (C, 1, 5, 5),
+        "dw_conv.0.bias": (C,),
+        **linear(offset=(taps * 2, C), mask=(taps, C), input_proj=(C, C), output_proj=(C, C)),
+    }
+    names = ("1",) if norm == "LN" else ("0",)
+    shapes |= {f"dw_conv.1.{n}.{kind}": (C,) for n in names for kind in ("weight", "bias")}
+    if norm == "BN":
+        shapes |= {f"dw_conv.1.0.running_{kind}": (C,) for kind in ("mean", "var")}
+    if center_feature_scale:
+        shapes["center_feature_scale_proj_weight"] = (GROUPS, C)
+        shapes["center_feature_scale_proj_bias"] = (GROUPS,)
+    state = official(shapes)
+    if norm == "BN":
+        state["dw_conv.1.0.running_var"].abs_().add_(0.5)
+        state["dw_conv.1.0.num_batches_tracked"] = torch.tensor(7)
+    layer = DCNv3(
+        *(C, KERNEL, 5, 1, 2, 2, GROUPS, 1.5, act, norm, center_feature_scale, remove_center)
+    ).double()  # by position, in the official order
+    compare(layer, state, normal(2, 7, 9, C), dcnv3, 2, 1.5, remove_center, norm, activation)
+
+
+def compare(layer, state, x, formula, *arguments, call=None):
+    """Outputs and gradients of a layer that has loaded ``state``, and of the formula."""
+    call = call or layer
+    layer.load_state_dict(state)  # strict
+    assert {name: value.shape for name, value in layer.state_dict().items()} == {
+        name: value.shape for name, value in state.items()
+    }
+    layer.eval()
+    names = [name for name, _ in layer.named_parameters()]
+    leaves = [state[name].requires_grad_() for name in names]
+    x.requires_grad_()
+    results = []
+    for output, parameters in (
+        (call(x), list(layer.parameters())),
+        (formula(state, x, *arguments), leaves),
+    ):
+        results.append([output, *torch.autograd.grad(output.sin().sum(), [x, *parameters])])
+    torch.testing.assert_close(*results, **TOLERANCE)
+
+
+def dcnv4(state, x, dilation, scale, remove_center):
+    points = KERNEL**2 - remove_center
+    query = x
+    if "offset_mask_dw.weight" in state:
+        query = depthwise(state, "offset_mask_dw", x).permute(0, 2, 3, 1)
+    fields = apply_linear(state, "offset_mask", query)[..., : GROUPS * points * 3]
+    fields = fields.unflatten(-1, (GROUPS, -1))  # per group: the offsets of all taps, then their factors
+    offset, mask = fields[..., : 2 * points].unflatten(-1, (-1, 2)), fields[..., 2 * points :]
+    value = apply_linear(state, "value_proj", x) if "value_proj.weight" in state else x
+    x = aggregate(value, offset, mask, dilation, scale, remove_center)
+    x = blend_center(state, x, value, x)
+    return apply_linear(state, "output_proj", x) if "output_proj.weight" in state else x
+
+
+@pytest.mark.parametrize(
+    ("dw_kernel_size", "center_feature_scale", "remove_center", "output_bias", "without_pointwise"),
+    [
+        (None, False, False, True, False),
+        (5, True, False, False, False),
+        (None, True, True, True, False),
+        (3, False, False, True, True),
+    ],
+)
+def test_dcnv4(dw_kernel_size, center_feature_scale, remove_center, output_bias, without_pointwise):
+    rows = math.ceil(GROUPS * (KERNEL**2 - remove_center) * 3 / 8) * 8
+    shapes = linear(offset_mask=(rows, C))
+    if not without_pointwise:
+        shapes |= linear(value_proj=(C, C), output_proj=(C, C))
+    if not output_bias:
+        del shapes["output_proj.bias"]
+    if dw_kernel_size:
+        shapes["offset_mask_dw.weight"] = (C, 1, dw_kernel_size, dw_kernel_size)
+        shapes["offset_mask_dw.bias"] = (C,)
+    if center_feature_scale:
+        shapes["center_feature_scale_proj_weight"] = (GROUPS, C)
+        shapes["center_feature_scale_proj_bias"] = (GROUPS,)
+    layer = DCNv4(
+        *(C, KERNEL, 1, 2, 2, GROUPS, 0.5, dw_kernel_size, center_feature_scale, remove_center),
+        *(output_bias, without_pointwise),
+        **dict(act_layer="GELU", norm_layer="LN"),  # as networks written for DCNv3 give
+    ).double()
+    state, x = official(shapes), normal(2, 7, 9, C)
+    compare(layer, state, x, dcnv4, 2, 0.5, remove_center)
+    with torch.no_grad():  # the official form of the input
+        torch.testing.assert_close(layer(x.flatten(1, 2), (7, 9)), layer(x).flatten(1, 2), **TOLERANCE)
+        torch.testing.assert_close(layer(x[:, :, :7].flatten(1, 2)), layer(x[:, :, :7]).flatten(1, 2))
+    with pytest.raises(TypeError, match="kernel_sise"):
+        DCNv4(C, kernel_sise=3)
+
+
+SIZES = ((6, 9), (3, 5))
+
+
+def ms_deform_attn(state, query, points, input_flatten, sizes, mask, heads, samples):
+    batch, queries, _ = query.shape
+    value = apply_linear(state, "value_proj", input_flatten)
+    if mask is not None:
+        value = value.masked_fill(mask[..., None], 0)
+    counts = (heads, len(sizes), samples)
+    offsets = apply_linear(state, "sampling_offsets", query).unflatten(-1, (*counts, 2))
+    weights = apply_linear(state, "attention_weights", query).unflatten(-1, (heads, -1)).softmax(-1)
+    weights = weights.unflatten(-1, counts[1:])
+    output, start = 0, 0
+    for level, (height, width) in enumerate(sizes):
+        extent = torch.tensor([width, height])
+        point = points[:, :, None, level, None]  # [N, Q, 1, 1, 2 or 4]
+        shift = offsets[:, :, :, level]  # [N, Q, heads, samples, 2]
+        if point.shape[-1] == 2:
+            place = point + shift / extent
+        else:
+            place = point[..., :2] + shift / samples * point[..., 2:] * 0.5
+        maps = value[:, start : start + height * width].transpose(1, 2).unflatten(1, (heads, -1))
+        maps = maps.flatten(0, 1).unflatten(-1, (height, width))
+        x, y = (place * extent - 0.5).permute(0, 2, 1, 3, 4).flatten(0, 1).unbind(-1)  # [N·heads, Q, samples]
+        weight = weights[:, :, :, level].permute(0, 2, 1, 3).flatten(0, 1)
+        output = output + (sample(maps, x, y) * weight[:, None]).sum(-1)
+        start += height * width
+    return apply_linear(state, "output_proj", output.reshape(batch, -1, queries).transpose(1, 2))
+
+
+@pytest.mark.parametrize("coordinates", [2, 4])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("ratio", [1.0, 0.5])
+def test_ms_deform_attn(coordinates, masked, ratio):
+    """Also DCNv4's ``FlashDeformAttn``, whose parameters and formula are the same."""
+    heads, samples, inner = 3, 4, int(C * ratio)
+    rows = heads * len(SIZES) * samples
+    state = official(
+        linear(
+            sampling_offsets=(rows * 2, C),
+            attention_weights=(rows, C),
+            value_proj=(inner, C),
+            output_proj=(C, inner),
+        )
+    )
+    query, input_flatten = normal(2, 7, C), normal(2, 69, C)
+    points = torch.rand(2, 7, len(SIZES), coordinates, dtype=torch.float64) * 1.4 - 0.2
+    mask = torch.rand(2, 69) < 0.3 if masked else None
+    layer = MSDeformAttn(C, len(SIZES), heads, samples, ratio=ratio).double()
+    shapes, starts = torch.tensor(SIZES), torch.tensor([0, 54])
+
+    def formula(state, query):
+        return ms_deform_attn(state, query, points, input_flatten, SIZES, mask, heads, samples)
+
+    def call(query):
+        by_position = layer(query, points, input_flatten, shapes, starts, mask)
+        by_name = layer(
+            query=query,
+            reference_points=points,
+            input_flatten=input_flatten,
+            input_spatial_shapes=shapes,
+            input_level_start_index=starts,
+            input_padding_mask=mask,
+        )
+        assert torch.equal(by_position, by_name)
+        return by_name
+
+    compare(layer, state, query, formula, call=call)

@@ -1,0 +1,271 @@
+r"""Whole models of other packages with their own operators and with dcnzoo's, taking turns in one process.
+
+Random weights, batch size 1, float32. A training step is forward and backward of the sum of the outputs,
+without a matcher and an optimiser. In the environments that `make test-others` makes:
+
+\b
+    .venv-transformers/bin/python tools/benchmark/hosts.py
+    .venv-others/bin/python tools/benchmark/hosts.py --case BiRefNet
+
+Results go to the terminal and to docs/benchmarks/hosts-….{md,csv}.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib.metadata
+import io
+import itertools
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import click
+import report
+import torch
+from machine import cores, describe, slug
+from measure import Effort, Runner, Timing, take_turns
+from rich.console import Console
+from torch import Tensor, nn
+
+from dcnzoo.cli import one_line_errors
+from dcnzoo.cli._options import FOLDER, Command, option
+from dcnzoo.compat import torchvision, transformers
+from dcnzoo.utils.progress import make_progress
+
+ROOT = Path(__file__).resolve().parents[2]
+PASSES = ("inference", "training step")
+SWIN_T = {
+    "model_type": "swin",
+    "embed_dim": 96,
+    "depths": [2, 2, 6, 2],
+    "num_heads": [3, 6, 12, 24],
+    "window_size": 7,
+    "drop_path_rate": 0.0,
+}
+
+
+@dataclass(frozen=True)
+class Host:
+    """A model of Transformers at its published size.
+
+    Attributes:
+        switches: to the model's own functions and to dcnzoo's.
+        cls: its class in transformers.
+        size: height and width of the image.
+        config: what its default configuration leaves open.
+        outputs: the names of those that a training step sums.
+        text: token ids, for a model that takes some.
+    """
+
+    cls: str
+    size: tuple[int, int]
+    config: dict[str, object]
+    outputs: tuple[str, ...] = ("logits", "pred_boxes")
+    text: tuple[int, ...] = ()
+    package = "transformers"
+    switches = (transformers.disable, transformers.enable)
+
+    def build(self) -> nn.Module:
+        import transformers
+
+        cls = getattr(transformers, self.cls)
+        return cls(cls.config_class(**self.config))
+
+    def inputs(self) -> dict[str, Tensor]:
+        inputs = {"pixel_values": torch.randn(1, 3, *self.size)}
+        if self.text:
+            inputs["input_ids"] = torch.tensor([self.text])
+        return inputs
+
+    def as_vector(self, results: dict[str, Tensor]) -> Tensor:
+        return torch.cat([results[name].flatten() for name in self.outputs])
+
+
+class Segmentation:
+    """The tests' network in the manner of BiRefNet, which calls torchvision; see :class:`Host`."""
+
+    package = "torchvision"
+    switches = (torchvision.restore, torchvision.accelerate)
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def build(self) -> nn.Module:
+        sys.path.insert(0, str(ROOT))
+        from tests.environments.segmentation import Segmenter
+
+        return Segmenter()
+
+    def inputs(self) -> dict[str, Tensor]:
+        return {"image": torch.randn(1, 3, self.size, self.size)}
+
+    def as_vector(self, results: Tensor) -> Tensor:
+        return results.flatten()
+
+
+RESNET_50 = {"model_type": "resnet", "out_features": ["stage2", "stage3", "stage4"]}
+HOSTS: dict[str, Host | Segmentation] = {
+    "Deformable DETR R-50, 800×1066": Host(
+        "DeformableDetrForObjectDetection", (800, 1066), {"backbone_config": RESNET_50}
+    ),
+    "Grounding DINO Swin-T, 800×1066": Host(
+        "GroundingDinoForObjectDetection",
+        (800, 1066),
+        {"backbone_config": SWIN_T | {"out_features": ["stage2", "stage3", "stage4"]}},
+        text=(101, 1037, 4937, 1012, 1037, 6556, 2491, 1012, 102),  # a cat. a remote control.
+    ),
+    "Mask2Former Swin-T, 800×1066": Host(
+        "Mask2FormerForUniversalSegmentation",
+        (800, 1066),
+        {"backbone_config": SWIN_T | {"out_features": ["stage1", "stage2", "stage3", "stage4"]}},
+        ("class_queries_logits", "masks_queries_logits"),
+    ),
+    "RT-DETR R-50, 640×640": Host("RTDetrForObjectDetection", (640, 640), {}),
+    "as BiRefNet, Swin-T, 1024×1024": Segmentation(1024),
+}
+
+
+@dataclass
+class Switched(Runner):
+    """A runner with a switch that is set before each call and not timed."""
+
+    switch: Callable[[], None] = field(kw_only=True)
+
+    def warm_up(self) -> None:
+        self.switch()
+        self.run()
+
+    def sample(self) -> None:
+        self.switch()
+        super().sample()
+
+
+@dataclass(frozen=True)
+class Row:
+    model: str
+    mode: str
+    eager: list[float]  # seconds of each round
+    dcnzoo: list[float]
+    difference: float  # of the outputs, at most
+
+    def cells(self) -> list[str]:
+        eager, dcnzoo = (Timing.of(samples).median for samples in (self.eager, self.dcnzoo))
+        ratio = Timing.of([before / after for before, after in zip(self.eager, self.dcnzoo, strict=True)])
+        ratios = [f"{ratio.median:.2f}", f"{ratio.low:.2f} – {ratio.high:.2f}"]
+        return [self.model, self.mode, f"{eager:.2f}", f"{dcnzoo:.2f}", *ratios, f"{self.difference:.0e}"]
+
+
+def make_step(host: Host | Segmentation, mode: str) -> Callable[[], Tensor]:
+    """What is timed; returns the outputs as one vector."""
+    torch.manual_seed(0)
+    model, inputs = host.build().train(mode != "inference"), host.inputs()
+
+    def step() -> Tensor:
+        torch.manual_seed(0)  # dropout
+        with torch.set_grad_enabled(mode != "inference"):
+            outputs = host.as_vector(model(**inputs))
+            outputs = outputs[outputs.isfinite()]  # Grounding DINO's logits of no token are -inf
+            if mode != "inference":
+                model.zero_grad()
+                outputs.sum().backward()
+        return outputs.detach()
+
+    return step
+
+
+def measure(name: str, mode: str, rounds: int, threads: int, advance: Callable[[], None]) -> Row:
+    step = make_step(HOSTS[name], mode)
+    disable, enable = HOSTS[name].switches
+    switches = {"eager": disable, "dcnzoo": enable}
+    outputs: dict[str, Tensor] = {}
+    runners = {}
+    for contestant, switch in switches.items():
+
+        def run(contestant: str = contestant) -> None:
+            outputs[contestant] = step()
+
+        runners[contestant] = Switched(run, threads, "cpu", switch=switch)
+        runners[contestant].warm_up()
+    for _ in take_turns(runners, Effort(0, rounds, rounds)):
+        advance()
+    disable()
+    difference = (outputs["eager"] - outputs["dcnzoo"]).abs().max().item()
+    return Row(name, mode, runners["eager"].samples, runners["dcnzoo"].samples, difference)
+
+
+def cells(rows: list[Row]) -> list[list[str]]:
+    """A table: a line of headings, then the rows."""
+    head = ["model", "pass", "eager, s", "dcnzoo, s", "eager / dcnzoo", "quartiles", "difference"]
+    return [head, *(row.cells() for row in rows)]
+
+
+def as_csv(rows: list[Row]) -> bytes:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["model", "pass", "round", "eager_s", "dcnzoo_s"])
+    for row in rows:
+        for i, samples in enumerate(zip(row.eager, row.dcnzoo, strict=True)):
+            writer.writerow([row.model, row.mode, i, *(f"{seconds:.4f}" for seconds in samples)])
+    return text.getvalue().encode()
+
+
+def page(facts: dict[str, object], rows: list[Row]) -> bytes:
+    text = f"""\
+# Whole models of other packages
+
+{", ".join(f"{key} {value}" for key, value in facts.items())}.
+
+Float32, batch size 1, random weights. A training step is forward and backward of the sum of the outputs,
+without a matcher and an optimiser. Seconds are medians. Ratios are of the two samples of a round, median and
+quartiles. The difference is the largest between outputs. Other work on the machine slows both samples of a
+round: where the load average before is not near 0, read the ratios only.
+Written by `python tools/benchmark/hosts.py`.
+
+{report.markdown(cells(rows))}
+"""
+    return text.encode()
+
+
+@click.command(cls=Command, help=__doc__)
+@option(
+    "--case", several=True, metavar="TEXT...", help="Models whose names contain one of these (default: all)."
+)
+@option("--rounds", type=click.IntRange(min=1), default=5, help="Samples of each, after one to warm up.")
+@option("--threads", type=click.IntRange(min=1, max=cores()), default=min(2, cores()))
+@option("--out", type=FOLDER, help="(default: docs/benchmarks; work_dirs/benchmarks for a part)")
+@one_line_errors()
+def main(case: tuple[str, ...], rounds: int, threads: int, out: Path | None) -> None:
+    names = [name for name in HOSTS if not case or any(text.lower() in name.lower() for text in case)]
+    names = [name for name in names if case or HOSTS[name].package == "transformers"]
+    if not names:
+        raise click.UsageError(f"--case: expected a part of {', '.join(HOSTS)}; got {', '.join(case)}")
+    torch.set_num_threads(threads)
+    facts = describe("cpu") | {
+        **{
+            package: importlib.metadata.version(package)
+            for package in {HOSTS[name].package for name in names}
+        },
+        "threads": threads,
+        "load_average_before": round(os.getloadavg()[0], 1),
+    }
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=180)
+    rows: list[Row] = []
+    with make_progress(console, disable=not console.is_terminal) as bar:
+        for name, mode in itertools.product(names, PASSES):
+            task = bar.add_task(f"{name}, {mode}", total=2 * rounds, note="")
+            rows.append(measure(name, mode, rounds, threads, lambda task=task: bar.advance(task)))
+            bar.console.print(", ".join(rows[-1].cells()), highlight=False)
+    report.show("Whole models", cells(rows), console, text_columns=2)
+    folder = out or ROOT / ("work_dirs" if case else "docs") / "benchmarks"
+    files = {".md": page(facts, rows), ".csv": as_csv(rows)}
+    for path in report.write(folder, f"hosts-{slug(facts)}", files):
+        console.print(f"written: {path}", highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()
