@@ -77,7 +77,7 @@ $(TRANSFORMERS)/.installed: $(VENV)/.installed requirements-transformers.txt
 	touch $@
 
 test-others: setup $(OTHERS)/.installed $(TRANSFORMERS)/.installed  ## torchvision, timm, transformers, mmpretrain, and MMDetection's families that need more packages
-	$(OTHERS)/bin/python $(ELSEWHERE) $(addprefix tests/environments/test_, smoke.py others.py torchvision.py timm.py) $(ARGS)
+	$(OTHERS)/bin/python $(ELSEWHERE) $(addprefix tests/environments/test_, smoke.py others.py torchvision.py timm.py hub.py) $(ARGS)
 	$(TRANSFORMERS)/bin/python $(ELSEWHERE) tests/environments/test_transformers.py $(ARGS)
 
 PACKAGING := build/packaging

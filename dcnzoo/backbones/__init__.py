@@ -1,8 +1,36 @@
 """Backbones built on deformable operators. They need torch alone; ``dcnzoo.models`` registers them.
 
-Each returns the feature maps of the levels in ``out_indices``, finest first.
+``internimage_t()`` returns the feature maps of its levels, finest first, ``internimage_t(num_classes=1000)``
+the logits of the official ImageNet classifier. ``dcnzoo.compat.timm`` registers the same sizes in timm.
 """
 
 from dcnzoo.backbones.intern_image import FlashInternImage, InternImage
+from dcnzoo.backbones.sizes import (
+    flash_internimage_b,
+    flash_internimage_l,
+    flash_internimage_s,
+    flash_internimage_t,
+    internimage_b,
+    internimage_g,
+    internimage_h,
+    internimage_l,
+    internimage_s,
+    internimage_t,
+    internimage_xl,
+)
 
-__all__ = ["FlashInternImage", "InternImage"]
+__all__ = [
+    "FlashInternImage",
+    "InternImage",
+    "flash_internimage_b",
+    "flash_internimage_l",
+    "flash_internimage_s",
+    "flash_internimage_t",
+    "internimage_b",
+    "internimage_g",
+    "internimage_h",
+    "internimage_l",
+    "internimage_s",
+    "internimage_t",
+    "internimage_xl",
+]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from dcnzoo.backbones.classifier import Classifier
 from dcnzoo.layers import DCNv3, DCNv4
 from dcnzoo.layers.channels_last import build_activation, build_norm
 
@@ -33,11 +34,11 @@ class DropPath(nn.Module):
 
 
 class Stem(nn.Module):
-    """Two convolutions of stride 2: ``(N, 3, H, W)`` to ``(N, H/4, W/4, channels)``."""
+    """Two convolutions of stride 2: ``(N, in_chans, H, W)`` to ``(N, H/4, W/4, channels)``."""
 
-    def __init__(self, channels: int, act_layer: str, norm_layer: str) -> None:
+    def __init__(self, in_chans: int, channels: int, act_layer: str, norm_layer: str) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, channels // 2, 3, stride=2, padding=1)
+        self.conv1 = nn.Conv2d(in_chans, channels // 2, 3, stride=2, padding=1)
         self.norm1 = build_norm(norm_layer, channels // 2, first_in=True, first_out=True)
         self.act = build_activation(act_layer)
         self.conv2 = nn.Conv2d(channels // 2, channels, 3, stride=2, padding=1)
@@ -150,20 +151,8 @@ class Level(nn.Module):
         return self.norm(x) if self.with_norm else x
 
 
-class InternImage(nn.Module):
-    """The backbone of InternImage, on DCNv3.
-
-    ============  ========  ===============  ==================  ============  =========
-    \\             channels  depths           groups              offset_scale  post_norm
-    ============  ========  ===============  ==================  ============  =========
-    T             64        4, 4, 18, 4      4, 8, 16, 32        1             no
-    S             80        4, 4, 21, 4      5, 10, 20, 40       1             yes
-    B             112       4, 4, 21, 4      7, 14, 28, 56       1             yes
-    L             160       5, 5, 22, 5      10, 20, 40, 80      2             yes
-    XL            192       5, 5, 24, 5      12, 24, 48, 96      2             yes
-    ============  ========  ===============  ==================  ============  =========
-
-    all with ``layer_scale=1``.
+class InternImage(Classifier):
+    """InternImage, on DCNv3. The published sizes are functions: :func:`dcnzoo.backbones.internimage_t`.
 
     Args:
         core_op: ``'DCNv3'``; there for the official configs, which name it.
@@ -183,9 +172,14 @@ class InternImage(nn.Module):
         level2_post_norm, level2_post_norm_block_ids: norms behind these blocks of the third level.
         out_indices: levels whose maps are put out.
         frozen_stages: -1: train everything; 0: freeze the stem; n: the first n levels as well.
+        num_classes: with a number, the network is the official classifier. None: no head.
+        cls_scale: channels that the head's last layer gets, in units of the last level's.
+        use_clip_projector: the head of InternImage-H and -G: attention over the last two levels.
+        in_chans: of the image.
 
     Returns:
-        a tuple of maps ``(N, channels · 2^i, H / 2^(i+2), W / 2^(i+2))``.
+        a tuple of maps ``(N, channels · 2^i, H / 2^(i+2), W / 2^(i+2))``; with ``num_classes``, logits
+        ``(N, num_classes)``.
 
     Raises:
         ValueError: arguments that do not fit together.
@@ -216,6 +210,10 @@ class InternImage(nn.Module):
         center_feature_scale: bool = False,
         out_indices: Sequence[int] = (0, 1, 2, 3),
         frozen_stages: int = -1,
+        num_classes: int | None = None,
+        cls_scale: float = 1.5,
+        use_clip_projector: bool = False,
+        in_chans: int = 3,
     ) -> None:
         super().__init__()
         levels = len(depths)
@@ -244,7 +242,8 @@ class InternImage(nn.Module):
         self.depths = tuple(depths)
         self.out_indices = tuple(out_indices)
         self.frozen_stages = frozen_stages
-        self.patch_embed = Stem(channels, act_layer, norm_layer)
+        self.in_chans = in_chans
+        self.patch_embed = Stem(in_chans, channels, act_layer, norm_layer)
         self.pos_drop = nn.Dropout(drop_rate)
 
         blocks = sum(depths)
@@ -264,11 +263,9 @@ class InternImage(nn.Module):
             extra = extra_norms if i == 2 else ()
             norm = not post_norm or center_feature_scale
             self.levels.append(Level(stack, width, norm, extra, downsample))
+        self._add_head(num_classes, width, cls_scale, act_layer, use_clip_projector)
         self._reset_parameters()
         self._freeze()
-
-    def _refuse(self, argument: str, expected: str, given: object) -> None:
-        raise ValueError(f"{type(self).__name__}: {argument}: expected {expected}, got {given}")
 
     def _operator(self, act_layer: str, norm_layer: str, **arguments: Any) -> nn.Module:
         return DCNv3(act_layer=act_layer, norm_layer=norm_layer, **arguments)
@@ -298,26 +295,33 @@ class InternImage(nn.Module):
         self._freeze()
         return self
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        if x.dim() != 4 or x.shape[1] != 3:
-            raise RuntimeError(f"{type(self).__name__}: x: expected (N, 3, H, W), got {tuple(x.shape)}")
+    def _maps(self, x: Tensor, levels: int | None = None) -> list[Tensor]:
+        """The maps of all levels, or of the first few: ``(N, H, W, C)``, finest first."""
+        if x.dim() != 4 or x.shape[1] != self.in_chans:
+            self._refuse("x", f"(N, {self.in_chans}, H, W)", tuple(x.shape), RuntimeError)
         x = self.pos_drop(self.patch_embed(x))
-        outputs = []
-        for i, level in enumerate(self.levels):
-            x = level(x)
-            if i in self.out_indices:
-                outputs.append(x.permute(0, 3, 1, 2).contiguous())
-            if level.downsample is not None:
+        maps: list[Tensor] = []
+        for i in range(len(self.levels) if levels is None else levels):
+            if i:
                 # mypy: the items of a ModuleList have no type of their own
-                x = level.downsample(x)  # type: ignore[operator]
-        return tuple(outputs)
+                x = self.levels[i - 1].downsample(x)  # type: ignore[operator]
+            x = self.levels[i](x)
+            maps.append(x)
+        return maps
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """The map that the classifier's head gets: ``(N, num_features, H, W)``."""
+        return self._merge_levels(self._maps(x))
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
+        if self.num_classes is not None:
+            return self.forward_head(self.forward_features(x))
+        maps = self._maps(x)
+        return tuple(maps[i].permute(0, 3, 1, 2).contiguous() for i in sorted(set(self.out_indices)))
 
 
 class FlashInternImage(InternImage):
-    """The backbone of FlashInternImage, on DCNv4.
-
-    Sizes T, S, B and L are those of :class:`InternImage`. All but T have ``dw_kernel_size=3``;
-    ``offset_scale`` is 1, 1, 0.5, 2; L has ``dcn_output_bias=True`` and ``mlp_fc2_bias=True``.
+    """FlashInternImage, on DCNv4. The published sizes are functions, as of :class:`InternImage`.
 
     Args:
         mlp_fc2_bias, dcn_output_bias: whether the last layers of MLP and operator have a bias.

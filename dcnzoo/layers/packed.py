@@ -23,6 +23,7 @@ from dcnzoo.layers.offsets import OFFSET_CONVS, TracksOffsets, check_offset_limi
 from dcnzoo.layers.tracing import as_leaf
 from dcnzoo.ops._arguments import is_traced
 from dcnzoo.ops._torch_private import ConvNd
+from dcnzoo.utils.hub import HubMixin
 
 
 class MaskSigmoid(nn.Module):
@@ -59,8 +60,10 @@ class MaskSoftmax(nn.Module):
         return f"{self.taps}, scale={self.scale}"
 
 
-class _Pack(TracksOffsets, nn.Module):
+class _Pack(HubMixin, TracksOffsets, nn.Module):
     """What all packs share. A mixin before the layer that convolves."""
+
+    _hub_modules = {"MaskSigmoid": MaskSigmoid, "MaskSoftmax": MaskSoftmax}
 
     if TYPE_CHECKING:  # of the layer; TorchScript must not see these
         rank: ClassVar[int]
@@ -282,6 +285,7 @@ class PackedDeformConv2d(_PackedDeformConvNd, DeformConv2d):
     the layer. State dicts of tvdcn's packs load.
 
     ``predict(input)`` returns the offset and the mask that ``forward(input)`` convolves with.
+    ``save_pretrained`` and ``from_pretrained`` keep a pack in a folder (:class:`dcnzoo.utils.hub.HubMixin`).
     """
 
 

@@ -1,0 +1,135 @@
+"""InternImage's classification heads, with the parameter names of the official ImageNet checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NoReturn
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dcnzoo.layers.channels_last import build_activation, build_norm
+from dcnzoo.utils.hub import HubMixin
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention: ``(N, Q, C)`` and ``(N, L, C)`` to ``(N, Q, out_channels)``."""
+
+    def __init__(self, channels: int, heads: int, out_channels: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q = nn.Linear(channels, channels, bias=False)
+        self.k = nn.Linear(channels, channels, bias=False)
+        self.v = nn.Linear(channels, channels, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(channels))
+        self.k_bias = nn.Parameter(torch.zeros(channels))
+        self.v_bias = nn.Parameter(torch.zeros(channels))
+        self.proj = nn.Linear(channels, out_channels)
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        def split(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:  # [N, L, C] -> [N, heads, L, C / heads]
+            return F.linear(x, weight, bias).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+        x = F.scaled_dot_product_attention(
+            split(query, self.q.weight, self.q_bias),
+            split(key, self.k.weight, self.k_bias),
+            split(value, self.v.weight, self.v_bias),
+        )
+        return self.proj(x.transpose(1, 2).flatten(2))
+
+
+class AttentionPool(nn.Module):
+    """The mean pixel attends to all: ``(N, L, channels)`` to ``(N, out_channels)``."""
+
+    def __init__(self, channels: int, heads: int, out_channels: int) -> None:
+        super().__init__()
+        self.norm1_q = build_norm("LN", channels)
+        self.norm1_k = build_norm("LN", channels)
+        self.norm1_v = build_norm("LN", channels)
+        self.cross_dcn = CrossAttention(channels, heads, out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x.mean(1, keepdim=True)
+        return self.cross_dcn(self.norm1_q(mean), self.norm1_k(x), self.norm1_v(x)).squeeze(1)
+
+
+class Classifier(HubMixin, nn.Module):
+    """The head of a backbone, which calls :meth:`_add_head` in its constructor.
+
+    Attributes:
+        num_classes: None is no head at all, 0 one without its last layer.
+        num_features: channels of the map that the head gets.
+        head_hidden_size: channels that its last layer gets.
+    """
+
+    def _add_head(
+        self,
+        num_classes: int | None,
+        channels: int,  # of the last level
+        cls_scale: float,
+        act_layer: str,
+        use_clip_projector: bool,
+    ) -> None:
+        self.num_classes = num_classes
+        self.use_clip_projector = use_clip_projector
+        self.num_features = 1024 if use_clip_projector else channels
+        self.head_hidden_size = 768 if use_clip_projector else int(channels * cls_scale)
+        if num_classes is None:
+            return
+        if use_clip_projector:
+            self.dcnv3_head_x4 = nn.Sequential(
+                nn.Conv2d(channels, 4 * self.num_features, 1), nn.PixelShuffle(2)
+            )
+            self.dcnv3_head_x3 = nn.Conv2d(channels // 2, self.num_features, 1)
+            self.clip_projector = AttentionPool(self.num_features, 16, self.head_hidden_size)
+            self.fc_norm = build_norm("LN", self.head_hidden_size)
+        else:
+            self.conv_head = nn.Sequential(
+                nn.Conv2d(channels, self.head_hidden_size, 1, bias=False),
+                build_norm("BN", self.head_hidden_size, first_in=True, first_out=True),
+                build_activation(act_layer),
+            )
+        self.reset_classifier(num_classes)
+
+    def _refuse(
+        self, argument: str, expected: str, given: object, error: type[Exception] = ValueError
+    ) -> NoReturn:
+        raise error(f"{type(self).__name__}: {argument}: expected {expected}, got {given}")
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Replaces the last layer by a new one for so many classes; 0 is none.
+
+        Raises:
+            ValueError: the network was built without ``num_classes``, or this is not a number of classes.
+        """
+        if self.num_classes is None:
+            self._refuse("num_classes", "a network built with num_classes", "one without")
+        if not isinstance(num_classes, int) or num_classes < 0:
+            self._refuse("num_classes", "at least 0", num_classes)
+        like = next(self.parameters())
+        self.head: nn.Module = nn.Identity()
+        if num_classes:
+            self.head = nn.Linear(self.head_hidden_size, num_classes, device=like.device, dtype=like.dtype)
+            nn.init.trunc_normal_(self.head.weight, std=0.02)
+            nn.init.zeros_(self.head.bias)
+        self.num_classes = self._hub_arguments[1]["num_classes"] = num_classes
+
+    def _merge_levels(self, maps: Sequence[Tensor]) -> Tensor:
+        """The map that the head gets: ``(N, num_features, H, W)`` of the levels' ``(N, H, W, C)``."""
+        last = maps[-1].permute(0, 3, 1, 2)
+        if self.num_classes is None or not self.use_clip_projector:
+            return last
+        x, finer = self.dcnv3_head_x4(last), self.dcnv3_head_x3(maps[-2].permute(0, 3, 1, 2))
+        if x.shape != finer.shape:
+            sizes = f"{tuple(finer.shape[2:])} and {tuple(last.shape[2:])} on the last two levels"
+            self._refuse("x", "a size that is halved exactly, a multiple of 32", sizes, RuntimeError)
+        return x + finer
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """``(N, num_features, H, W)`` to ``(N, num_classes)``, or to what the last layer gets."""
+        if self.use_clip_projector:
+            x = self.fc_norm(self.clip_projector(x.flatten(2).transpose(1, 2)))
+        else:
+            x = self.conv_head(x).mean((2, 3))
+        return x if pre_logits else self.head(x)

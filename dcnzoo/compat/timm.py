@@ -1,0 +1,217 @@
+"""Deformable models in timm's registry: ``import dcnzoo.compat.timm``, then ``timm.create_model``.
+
+- ``internimage_{t,s,b,l,xl,h,g}`` and ``flash_internimage_{t,s,b,l}``: :mod:`dcnzoo.backbones`.
+- ``resnet{18,34,50,101,152}_dcnv2``: timm's ResNets with DCNv2 in stages c3 to c5. With timm's weights of the
+  plain ResNet they compute what it computes, until they are trained.
+
+``features_only``, ``num_classes``, ``in_chans``, ``drop_path_rate``, ``checkpoint_path`` and
+``timm.optim``'s layer-wise learning rates work as with timm's own models. ``pretrained=True`` downloads the
+authors' ImageNet weights, and for the ResNets timm's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from timm.models import build_model_with_cfg, generate_default_cfgs, get_pretrained_cfg, register_model
+from timm.models import resnet as timm_resnet
+from torch import Tensor, nn
+
+from dcnzoo import backbones
+from dcnzoo.backbones.sizes import SIZES
+from dcnzoo.layers.convert import to_deformable
+
+__all__ = ["DeformableResNet", "FlashInternImage", "InternImage"]
+
+
+HEAD = ("conv_head", "dcnv3_head_x4", "dcnv3_head_x3", "clip_projector", "fc_norm", "head")
+
+
+class _TimmModel:
+    """timm's interface of a model, a mixin before a backbone."""
+
+    @property
+    def feature_info(self) -> list[dict[str, Any]]:
+        return [
+            dict(num_chs=level.blocks[0].dcn.channels, reduction=2 ** (i + 2), module=f"levels.{i}")
+            for i, level in enumerate(self.levels)
+        ]
+
+    def forward_intermediates(
+        self,
+        x: Tensor,  # [N, in_chans, H, W]
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """What the head gets, unless ``intermediates_only``, and maps ``(N, C, H, W)`` of levels.
+
+        Args:
+            indices: the levels' numbers, negative from the last; one number: so many of the last; None: all.
+            norm: without effect, since levels end with their norm.
+            stop_early: with ``intermediates_only``: compute no level behind the last of ``indices``.
+            output_fmt: ``'NCHW'``.
+
+        Raises:
+            ValueError: there is no such level, or another ``output_fmt``.
+        """
+        if output_fmt != "NCHW":
+            self._refuse("output_fmt", "'NCHW'", repr(output_fmt))
+        chosen = self._chosen(indices)
+        maps = self._maps(x, max(chosen) + 1 if stop_early and intermediates_only else None)
+        found = [maps[i].permute(0, 3, 1, 2).contiguous() for i in chosen]
+        return found if intermediates_only else (self._merge_levels(maps), found)
+
+    def _chosen(self, indices: int | Sequence[int] | None) -> list[int]:
+        levels = list(range(len(self.levels)))
+        if indices is None:
+            indices = levels
+        elif isinstance(indices, int):
+            indices = [-i for i in range(1, indices + 1)]
+        if not indices or not all(-len(levels) <= i < len(levels) for i in indices):
+            self._refuse("indices", f"levels from 0 to {levels[-1]}", indices)
+        return sorted({levels[i] for i in indices})
+
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Removes the levels behind the last of ``indices``, and the head. Returns the levels' numbers."""
+        chosen = self._chosen(indices)
+        self.levels = self.levels[: max(chosen) + 1]
+        self.levels[-1].downsample = None
+        if prune_head:
+            for name in HEAD:
+                self._modules.pop(name, None)
+            self.num_classes = None
+        return chosen
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replaces the last layer; ``global_pool`` is ``'avg'``."""
+        if global_pool not in (None, "avg"):
+            self._refuse("global_pool", "'avg'", repr(global_pool))
+        super().reset_classifier(num_classes)
+
+    def get_classifier(self) -> nn.Module:
+        return self.head
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        for level in self.levels:
+            for block in level.blocks:
+                block.with_cp = enable
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Patterns of parameter groups, for layer-wise learning rates: stem, blocks in their order, head."""
+        merge = (99999,)  # timm's number: with the group before
+        blocks = [
+            (r"^levels\.(\d+)\.(?:blocks|post_norms)\.(\d+)", None),
+            (r"^levels\.(\d+)\.(?:norm|downsample)", merge),
+        ]
+        return dict(stem=r"^patch_embed", blocks=r"^levels\.(\d+)" if coarse else blocks)
+
+
+class InternImage(_TimmModel, backbones.InternImage):
+    """:class:`dcnzoo.backbones.InternImage` as a timm model."""
+
+
+class FlashInternImage(_TimmModel, backbones.FlashInternImage):
+    """:class:`dcnzoo.backbones.FlashInternImage` as a timm model."""
+
+
+class DeformableResNet(timm_resnet.ResNet):
+    """timm's ResNet with DCNv2 in place of the 3×3 convolutions ``conv2`` of stages c3 to c5."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        to_deformable(self, "layer[2-4].*.conv2")
+
+
+def _official_weights(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
+    return state_dict.get("model", state_dict)
+
+
+def _complete_weights(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Those of a plain ResNet, with the model's own of what predicts offsets and masks."""
+    prediction = {key: value for key, value in model.state_dict().items() if ".conv2.conv_" in key}
+    return {**prediction, **state_dict}
+
+
+def _add_intern_image(name: str) -> None:
+    family, published = SIZES[name]
+    cls = InternImage if family is backbones.InternImage else FlashInternImage
+
+    def build(pretrained: bool = False, **options: Any) -> nn.Module:
+        return build_model_with_cfg(
+            cls,
+            name,
+            pretrained,
+            pretrained_filter_fn=_official_weights,
+            feature_cfg=dict(out_indices=(0, 1, 2, 3), feature_cls="getter"),
+            **{"drop_path_rate": 0.0, **published, **options},
+        )
+
+    build.__name__ = name
+    register_model(build)
+
+
+def _add_resnet(name: str, architecture: dict[str, Any]) -> None:
+    def build(pretrained: bool = False, **options: Any) -> nn.Module:
+        arguments = {**architecture, **options}
+        return build_model_with_cfg(
+            DeformableResNet, name, pretrained, pretrained_filter_fn=_complete_weights, **arguments
+        )
+
+    build.__name__ = name
+    register_model(build)
+
+
+CHECKPOINTS = {  # the authors' ImageNet classifiers: repository on the Hub, file, image size
+    "internimage_t.in1k": ("OpenGVLab/InternImage", "internimage_t_1k_224.pth", 224),
+    "internimage_s.in1k": ("OpenGVLab/InternImage", "internimage_s_1k_224.pth", 224),
+    "internimage_b.in1k": ("OpenGVLab/InternImage", "internimage_b_1k_224.pth", 224),
+    "internimage_l.in22k_in1k": ("OpenGVLab/InternImage", "internimage_l_22kto1k_384.pth", 384),
+    "internimage_xl.in22k_in1k": ("OpenGVLab/InternImage", "internimage_xl_22kto1k_384.pth", 384),
+    "internimage_h.in22k_in1k": ("OpenGVLab/InternImage", "internimage_h_22kto1k_640.pth", 640),
+    "internimage_g.in22k_in1k": ("OpenGVLab/InternImage", "internimage_g_22kto1k_512.pth", 512),
+    "flash_internimage_t.in1k": ("OpenGVLab/DCNv4", "flash_intern_image_t_1k_224.pth", 224),
+    "flash_internimage_s.in1k": ("OpenGVLab/DCNv4", "flash_intern_image_s_1k_224.pth", 224),
+    "flash_internimage_b.in1k": ("OpenGVLab/DCNv4", "flash_intern_image_b_1k_224.pth", 224),
+    "flash_internimage_l.in22k_in1k": ("OpenGVLab/DCNv4", "flash_internimage_l_22kto1k_384.pth", 384),
+}
+BASIC, BOTTLENECK = timm_resnet.BasicBlock, timm_resnet.Bottleneck
+RESNETS = {
+    "resnet18": dict(block=BASIC, layers=(2, 2, 2, 2)),
+    "resnet34": dict(block=BASIC, layers=(3, 4, 6, 3)),
+    "resnet50": dict(block=BOTTLENECK, layers=(3, 4, 6, 3)),
+    "resnet101": dict(block=BOTTLENECK, layers=(3, 4, 23, 3)),
+    "resnet152": dict(block=BOTTLENECK, layers=(3, 8, 36, 3)),
+}
+
+default_cfgs = generate_default_cfgs(
+    {
+        **{
+            name: dict(
+                hf_hub_id=repository,
+                hf_hub_filename=file,
+                input_size=(3, size, size),
+                pool_size=(size // 32, size // 32),
+                crop_pct=1.0,
+                first_conv="patch_embed.conv1",
+                classifier="head",
+                license="mit",
+            )
+            for name, (repository, file, size) in CHECKPOINTS.items()
+        },
+        **{
+            f"{name}_dcnv2.{tag}": get_pretrained_cfg(f"{name}.{tag}")
+            for name in RESNETS
+            for tag in timm_resnet.default_cfgs[name].tags
+        },
+    }
+)
+for name in SIZES:
+    _add_intern_image(name)
+for name, architecture in RESNETS.items():
+    _add_resnet(f"{name}_dcnv2", architecture)

@@ -1,0 +1,149 @@
+"""``save_pretrained``, ``from_pretrained`` and ``push_to_hub`` of modules, through huggingface_hub.
+
+``pip install dcnzoo[hub]``. The package is imported when one of them is called, and torch not at all.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class HubMixin:
+    """Adds the methods of huggingface_hub's ``PyTorchModelHubMixin`` to an ``nn.Module``.
+
+    A folder, local or on the Hub, holds ``config.json``, the constructor's arguments, and
+    ``model.safetensors``, the state dict. No other file is loaded: no pickle, no code. Arguments ``device``
+    and ``dtype`` are not saved: a module is loaded to the CPU, in torch's default dtype.
+    """
+
+    if TYPE_CHECKING:  # TorchScript must not see these
+        _hub_modules: ClassVar[dict[str, type]]
+        _hub_arguments: tuple[tuple, dict[str, Any]]
+
+    # classes of modules that may be arguments: their constructors take their public attributes
+    _hub_modules = {}
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        module = super().__new__(cls)
+        # not by setattr: nn.Module.__init__ has not run
+        vars(module)["_hub_arguments"] = args, kwargs
+        return module
+
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
+        """Writes ``config.json``, ``model.safetensors`` and a model card, ``README.md``, into a folder.
+
+        Args:
+            save_directory: the folder; it is created.
+            **options: ``push_to_hub``, ``repo_id`` and others of ``PyTorchModelHubMixin.save_pretrained``.
+
+        Raises:
+            ImportError: huggingface_hub is not installed.
+            TypeError: an argument of the constructor cannot be written as JSON.
+        """
+        return self._as_hub_model().save_pretrained(save_directory, config=self._hub_config(), **options)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Uploads the files of :meth:`save_pretrained`, as ``PyTorchModelHubMixin.push_to_hub`` does."""
+        return self._as_hub_model().push_to_hub(repo_id, config=self._hub_config(), **options)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Self:
+        """The module of a folder that :meth:`save_pretrained` wrote, in evaluation mode.
+
+        Args:
+            pretrained_model_name_or_path: a local folder, which needs no network, or a name on the Hub.
+            **options: arguments of the constructor, in place of those in ``config.json``; ``strict=False``
+                to load what fits; ``map_location``, ``revision``, ``token``, ``cache_dir`` and others of
+                ``PyTorchModelHubMixin.from_pretrained``.
+
+        Raises:
+            ImportError: huggingface_hub is not installed.
+            ValueError: an argument is a module of another package: pass it in ``options``.
+            RuntimeError: the file's keys or shapes are not the module's.
+        """
+        module = _hub_class(cls).from_pretrained(  # type: ignore[arg-type]
+            pretrained_model_name_or_path, **options
+        )
+        vars(module).pop("_hub_mixin_config", None)
+        module.__class__ = cls
+        return module.eval()  # not all versions of huggingface_hub do this
+
+    def _as_hub_model(self) -> Any:
+        """The same module, with huggingface_hub's methods."""
+        model = copy.copy(self)
+        model.__class__ = _hub_class(type(self))  # type: ignore[arg-type]  # a class is hashable
+        return model
+
+    def _hub_config(self) -> dict[str, Any]:
+        positional, named = self._hub_arguments
+        parameters = inspect.signature(type(self)).parameters
+        defaults = {k: p.default for k, p in parameters.items() if p.default is not p.empty}
+        config = {}
+        for name, value in {**defaults, **dict(zip(parameters, positional, strict=False)), **named}.items():
+            if name in ("device", "dtype"):
+                continue
+            kind = type(value)
+            if hasattr(value, "state_dict"):  # a module, without importing torch
+                known = self._hub_modules.get(kind.__name__) is kind
+                public = {k: v for k, v in vars(value).items() if k != "training" and k[0] != "_"}
+                label = kind.__name__ if known else f"{kind.__module__}.{kind.__qualname__}"
+                value = {"module": label, **(public if known else {})}
+            try:
+                json.dumps(value)
+            except TypeError:
+                raise TypeError(
+                    f"{type(self).__name__}: {name}: expected a value that JSON can hold, got {value!r}"
+                ) from None
+            config[name] = value
+        return config
+
+    @classmethod
+    def _hub_argument(cls, name: str, value: Any) -> Any:
+        if not isinstance(value, dict) or "module" not in value:
+            return value
+        kind = cls._hub_modules.get(value["module"])
+        if kind is None:
+            raise ValueError(
+                f"{cls.__name__}.from_pretrained: {name}: expected an instance of {value['module']}, which "
+                f"is not in the file: from_pretrained(…, {name}=…)"
+            )
+        return kind(**{k: v for k, v in value.items() if k != "module"})
+
+
+@functools.cache
+def _hub_class(cls: Any) -> Any:
+    try:
+        import safetensors  # noqa: F401  (huggingface_hub imports it when it saves)
+        from huggingface_hub import PyTorchModelHubMixin
+    except ImportError as error:
+        raise ImportError(
+            f"{cls.__name__}: to save and load: expected huggingface_hub and safetensors, but {error}: "
+            'pip install "dcnzoo[hub]"',
+            name=error.name,
+        ) from None
+
+    class HubModel(PyTorchModelHubMixin, cls, library_name="dcnzoo"):  # type: ignore[call-arg]
+        def __new__(new, *args: Any, **kwargs: Any) -> Any:
+            return cls.__new__(new, *args, **kwargs)
+
+        @classmethod
+        def _from_pretrained(new, *, strict: bool = True, **options: Any) -> Any:
+            options = {name: cls._hub_argument(name, value) for name, value in options.items()}
+            return super()._from_pretrained(strict=strict, **options)
+
+        @classmethod
+        def _load_as_pickle(new, model: Any, model_file: str, *args: Any) -> Any:
+            raise ValueError(
+                f"{cls.__name__}.from_pretrained: expected model.safetensors, got {Path(model_file).name}"
+            )
+
+    HubModel.__name__ = cls.__name__
+    return HubModel
