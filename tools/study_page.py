@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
+import matplotlib
 from matplotlib.figure import Figure
 from study_results import RESULTS, STRENGTHS, Comparison, Row, differences, read_rows, select
 from study_sampling import REGIONS, SamplingRow, read_sampling
@@ -244,5 +245,6 @@ def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 def _save(file: Path, figure: Figure) -> None:
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    with matplotlib.rc_context({"svg.hashsalt": file.stem}):  # the same ids each time
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
     write_bytes(file, buffer.getvalue().encode())

@@ -18,8 +18,9 @@ not set                   all of them
 ========================  ==========================================================================
 
 In a program: :func:`disable`, :func:`enable`, :func:`disabled`, at any time. :func:`active` lists what is
-applied; ``dcnzoo doctor`` prints it, with targets, reasons and versions. One more patch, ``transformers``, is
-added by :func:`dcnzoo.compat.transformers.enable` whatever the variable is.
+applied; ``dcnzoo doctor`` prints it, with targets, reasons and versions. Two more patches are applied only
+when a program asks for them, whatever the variable is: :func:`dcnzoo.compat.transformers.enable` and
+:func:`dcnzoo.compat.torchvision.accelerate`.
 
 ``mmcv._ext`` for mmcv-lite replaces nothing and is always there. This module imports neither torch nor
 OpenMMLab.
@@ -30,7 +31,9 @@ from __future__ import annotations
 import contextlib
 import difflib
 import functools
+import importlib.util
 import os
+import sys
 from collections.abc import Callable, Iterator, MutableMapping
 from dataclasses import dataclass, field
 
@@ -224,6 +227,42 @@ def add(*new: Patch, complete: bool = False) -> None:
     for patch in new:
         if enabled(patch.name):
             there.get((patch.name, patch.target), patch).apply()
+
+
+def require(owner: str, package: str) -> None:
+    """Checks that a package is there to be patched, without importing it.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    if package not in sys.modules and importlib.util.find_spec(package) is None:
+        raise ImportError(
+            f"{owner}: {package}: expected an installed package, got none; pip install {package}"
+        )
+
+
+def switch_on(patch: Patch) -> None:
+    """Applies a patch that a program asks for, whatever DCNZOO_PATCHES is."""
+    add(patch)
+    enable(patch.name)
+
+
+def switch_off(patch: Patch) -> None:
+    """Undoes :func:`switch_on`, if it was called."""
+    if patch in _patches:
+        disable(patch.name)
+
+
+@contextlib.contextmanager
+def switched_on(patch: Patch, on: Callable[[], None]) -> Iterator[None]:
+    """Within it, a patch is applied, by ``on``. After it, it is as before."""
+    before = patch.applied
+    on()
+    try:
+        yield
+    finally:
+        if not before:
+            switch_off(patch)
 
 
 def replace(registry, reason: str) -> Callable[[type], type]:

@@ -8,9 +8,7 @@ With torchvision installed, :func:`accelerate` makes models that call torchvisio
 kernels, without a change in their code. :func:`restore` undoes it.
 """
 
-import contextlib
-import importlib.util
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
@@ -137,10 +135,7 @@ def accelerate() -> None:
     Raises:
         ImportError: torchvision, its compiled operators or dcnzoo's are missing.
     """
-    if importlib.util.find_spec("torchvision") is None:
-        raise ImportError(
-            "accelerate: torchvision: expected an installed package, got none; pip install torchvision"
-        )
+    patches.require("accelerate", "torchvision")
     import torchvision
 
     if not hasattr(torch.ops.torchvision, "deform_conv2d"):
@@ -150,26 +145,17 @@ def accelerate() -> None:
         )
     if not _library.has_ops():
         raise ImportError(f"accelerate: {_library.problems['cpu']}")
-    patches.add(_PATCH)
-    patches.enable(_PATCH.name)
+    patches.switch_on(_PATCH)
 
 
 def restore() -> None:
     """Gives torchvision's operators their own CPU kernels back, also in models that exist already."""
-    if _PATCH in patches.table():
-        patches.disable(_PATCH.name)
+    patches.switch_off(_PATCH)
 
 
-@contextlib.contextmanager
-def accelerated() -> Iterator[None]:
+def accelerated() -> AbstractContextManager[None]:
     """A context in which :func:`accelerate` applies."""
-    before = _PATCH.applied
-    accelerate()
-    try:
-        yield
-    finally:
-        if not before:
-            restore()
+    return patches.switched_on(_PATCH, accelerate)
 
 
 def _override(changes: patches.Changes) -> None:

@@ -25,14 +25,13 @@ This module does not import transformers.
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
 import inspect
 import math
 import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from types import FunctionType, ModuleType
 
 import torch
@@ -60,30 +59,18 @@ def enable() -> None:
     Raises:
         ImportError: transformers is not installed.
     """
-    if "transformers" not in sys.modules and importlib.util.find_spec("transformers") is None:
-        raise ImportError(
-            "enable: transformers: expected an installed package, got none; pip install transformers"
-        )
-    patches.add(PATCH)
-    patches.enable(PATCH.name)
+    patches.require("enable", "transformers")
+    patches.switch_on(PATCH)
 
 
 def disable() -> None:
     """Restores the originals, also in models that exist already."""
-    if PATCH in patches.table():
-        patches.disable(PATCH.name)
+    patches.switch_off(PATCH)
 
 
-@contextlib.contextmanager
-def enabled() -> Iterator[None]:
+def enabled() -> AbstractContextManager[None]:
     """A context in which :func:`enable` applies."""
-    before = PATCH.applied
-    enable()
-    try:
-        yield
-    finally:
-        if not before:
-            disable()
+    return patches.switched_on(PATCH, enable)
 
 
 def families() -> list[str]:

@@ -45,22 +45,20 @@ def _bccd(source: Path, out: Path) -> None:
 def _fruits_nuts(source: Path, out: Path) -> None:
     """Dates, figs and hazelnuts: one COCO file. The five images for validation are dcnzoo's choice."""
     from dcnzoo.data.conversion import write_json
+    from dcnzoo.data.split import select_images
 
     content = json.loads((source / "data" / "trainval.json").read_text(encoding="utf-8"))
     validation = {"5.jpg", "7.jpg", "8.jpg", "13.jpg", "15.jpg"}
-    (out / "images").mkdir()
     for split in ("train", "val"):
-        images = [
-            image for image in content["images"] if (image["file_name"] in validation) == (split == "val")
-        ]
-        wanted = {image["id"] for image in images}
-        annotations = [each for each in content["annotations"] if each["image_id"] in wanted]
-        write_json({**content, "images": images, "annotations": annotations}, out / f"{split}.json")
-        for image in images:
-            shutil.copy(next((source / "data").rglob(image["file_name"])), out / "images")
+        ids = {i["id"] for i in content["images"] if (i["file_name"] in validation) == (split == "val")}
+        write_json(select_images(content, ids), out / f"{split}.json")
+    (out / "images").mkdir()
+    for image in content["images"]:
+        shutil.copy(next((source / "data").rglob(image["file_name"])), out / "images")
 
 
-# data set → an archive of its repository, and what makes of it train.json, val.json and images/
+# Data set → URL of its archive, and a function of two folders: it reads the unpacked archive in the first and
+# writes train.json, val.json and images/ to the second.
 SMALL: dict[str, tuple[str, Callable[[Path, Path], None]]] = {
     "bccd": (
         "https://github.com/Shenggan/BCCD_Dataset/archive/135df0221baca7b51c18190791522ddeba8fddbf.zip",

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Collection
 from pathlib import Path
 
 from dcnzoo.data.check import checked_coco
 from dcnzoo.data.conversion import write_json
 from dcnzoo.utils.errors import UserError
+
+
+def select_images(content: dict, ids: Collection[int]) -> dict:
+    """The images of a COCO file with these ids, their annotations, and all categories."""
+    return {
+        **content,
+        "images": [image for image in content["images"] if image["id"] in ids],
+        "annotations": [each for each in content["annotations"] if each["image_id"] in ids],
+    }
 
 
 def split_coco(file: str | Path, outs: tuple[Path, Path], share: float, seed: int = 0) -> tuple[dict, dict]:
@@ -29,15 +39,8 @@ def split_coco(file: str | Path, outs: tuple[Path, Path], share: float, seed: in
     if number < 1:
         raise UserError(f"{file}: images: expected at least 2, got {len(images)}")
     chosen = {image["id"] for image in random.Random(seed).sample(images, number)}  # nosec B311  # no secret
-
-    def part(second: bool) -> dict:
-        return {
-            **content,
-            "images": [image for image in images if (image["id"] in chosen) == second],
-            "annotations": [a for a in content["annotations"] if (a["image_id"] in chosen) == second],
-        }
-
-    train, val = part(False), part(True)
+    train = select_images(content, {image["id"] for image in images} - chosen)
+    val = select_images(content, chosen)
     write_json(train, outs[0])
     write_json(val, outs[1])
     return train, val

@@ -42,6 +42,8 @@ _COLUMNS = (
     *("config", "backbone", "deformable", "parameters", "FLOPs", "CPU time", "schedule", "memory", "speed"),
     *("data", "box AP", "mask AP", "figures", "weights", "licence"),
 )
+# entry of the metadata that tools/benchmark/zoo.py writes
+CPU_TIME = "CPU time (× Faster R-CNN R-50)"
 _MMDETECTION = "https://github.com/open-mmlab/mmdetection/blob/v{version}/configs"
 
 
@@ -99,7 +101,7 @@ def _rows(model: Model) -> Iterator[list[str]]:
             described.operators_text() or "none",
             model.metadata.get("Parameters (M)", "–"),
             model.metadata.get("FLOPs (G)", "–"),
-            model.metadata.get("CPU time (× Faster R-CNN R-50)", "–"),
+            model.metadata.get(CPU_TIME, "–"),
             described.schedule,
             model.metadata.get("Training Memory (GB)", "–") if published else "–",
             _speed(model) if published else "–",

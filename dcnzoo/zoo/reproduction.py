@@ -12,6 +12,7 @@ from mmengine.runner import Runner
 
 from dcnzoo import zoo
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
+from dcnzoo.data.split import select_images
 from dcnzoo.openmmlab.weights import load_weights
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.fetch import fetch
@@ -72,9 +73,7 @@ def use_data(cfg: Config, root: str | None, subset: int | None, work_dir: Path) 
 def _part_of(content: dict, number: int) -> dict:
     """The annotations of the first images, by their numbers: those of the others would count as missed."""
     images = sorted(content["images"], key=lambda image: image["id"])[:number]
-    kept = {image["id"] for image in images}
-    annotations = [a for a in content["annotations"] if a["image_id"] in kept]
-    return {**content, "images": images, "annotations": annotations}
+    return select_images({**content, "images": images}, {image["id"] for image in images})
 
 
 def find_checkpoint(given: str | None, model: zoo.Model | None) -> Path:

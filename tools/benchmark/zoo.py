@@ -19,11 +19,11 @@ from dcnzoo.openmmlab.model_builder import build_model, random_batch
 from dcnzoo.openmmlab.runner import read_config_file
 from dcnzoo.utils.files import write_text
 from dcnzoo.utils.progress import make_progress
+from dcnzoo.zoo.page import CPU_TIME
 
 ROOT = Path(__file__).resolve().parents[2]
 BASELINE = "faster-rcnn_r50_fpn_1x_coco"
 SIZE = (800, 1333)
-FIGURE = "CPU time (× Faster R-CNN R-50)"
 
 
 @click.command(cls=_options.Command, help=__doc__)
@@ -36,7 +36,7 @@ def main(names: tuple[str, ...], rounds: int) -> None:
     chosen = [zoo.find(name) for name in names] or [
         model
         for model in zoo.models()
-        if model.package == "dcnzoo" and model.config.parent.name != "demo" and FIGURE not in model.metadata
+        if model.package == "dcnzoo" and model.config.parent.name != "demo" and CPU_TIME not in model.metadata
     ]
     baseline = _build(zoo.find(BASELINE))
     with make_progress(console, disable=not console.is_terminal) as progress:
@@ -68,8 +68,10 @@ def _write(model: zoo.Model, ratio: float) -> None:
     )
 
     def replaced(found: re.Match) -> str:
-        rest = [line for line in found[2].splitlines(keepends=True) if not line.startswith(f"      {FIGURE}")]
-        return f"{found[1]}      {FIGURE}: {ratio}\n{''.join(rest)}"
+        rest = [
+            line for line in found[2].splitlines(keepends=True) if not line.startswith(f"      {CPU_TIME}")
+        ]
+        return f"{found[1]}      {CPU_TIME}: {ratio}\n{''.join(rest)}"
 
     write_text(file, entry.sub(replaced, file.read_text(encoding="utf-8"), count=1))
 
