@@ -142,7 +142,7 @@ def test_ms_deform_attn(provide, package, name, dtype):
 
 
 def test_grounding_dino_on_the_cpu(provide, package):
-    """Its layer calls the compiled module for CUDA tensors only, and a function of its own elsewhere."""
+    """Its layer calls the compiled module only for CUDA tensors; on the CPU it calls its own function."""
     module = "groundingdino.models.GroundingDINO.ms_deform_attn"
     package(
         module,

@@ -120,7 +120,7 @@ def test_dcnv3(center_feature_scale, remove_center, norm, act, activation):
 
 
 def compare(layer, state, x, formula, *arguments, call=None):
-    """Outputs and gradients of a layer that has loaded ``state``, and of the formula."""
+    """Return outputs and gradients of a layer with the weights ``state``, and those of the formula."""
     call = call or layer
     layer.load_state_dict(state)  # strict
     assert {name: value.shape for name, value in layer.state_dict().items()} == {
@@ -223,7 +223,7 @@ def ms_deform_attn(state, query, points, input_flatten, sizes, mask, heads, samp
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("ratio", [1.0, 0.5])
 def test_ms_deform_attn(coordinates, masked, ratio):
-    """Also DCNv4's ``FlashDeformAttn``, whose parameters and formula are the same."""
+    """``FlashDeformAttn`` of DCNv4 has the same parameters and formula."""
     heads, samples, inner = 3, 4, int(C * ratio)
     rows = heads * len(SIZES) * samples
     state = official(

@@ -1,4 +1,4 @@
-"""Calls a function with a module as soon as something has imported it. Imports nothing itself."""
+"""Call a function after each import of certain modules. This module imports none of them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _watched: list[tuple[str, Call]] = []
 
 
 class _Loader(Loader):
-    """The loader of a module, and the calls after that."""
+    """Loads a module with its own loader, then calls the functions that wait for it."""
 
     def __init__(self, loader: Loader) -> None:
         self.loader = loader
@@ -49,13 +49,13 @@ _finder = _Finder()
 
 
 def watch(pattern: str, call: Call) -> Callable[[], None]:
-    """Calls ``call`` with each module whose name matches, after its import.
+    """Call ``call(module)`` after each import of a module whose name matches.
 
     Args:
         pattern: of :mod:`fnmatch`.
 
     Returns:
-        what undoes this.
+        a function that undoes this.
     """
     entry = pattern, call
     _watched.append(entry)

@@ -66,7 +66,7 @@ def modulated_deform_conv(
 
 
 class _NormAndActivation(nn.Module):
-    """What comes after the convolution. A mixin before the layer classes."""
+    """Mixin: a norm and an activation after the convolution. It stands before the layer class."""
 
     def _add(
         self, deformable_groups: int, norm: nn.Module | None, activation: Callable[[Tensor], Tensor] | None

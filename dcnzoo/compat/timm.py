@@ -47,7 +47,7 @@ class _TimmModel:
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """What the head gets, unless ``intermediates_only``, and maps ``(N, C, H, W)`` of levels.
+        """Compute the input of the head, unless ``intermediates_only``, and maps ``(N, C, H, W)`` of levels.
 
         Args:
             indices: the levels' numbers, negative from the last; one number: so many of the last; None: all.
@@ -133,7 +133,7 @@ def _official_weights(state_dict: dict[str, Any], model: nn.Module) -> dict[str,
 
 
 def _complete_weights(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Those of a plain ResNet, with the model's own of what predicts offsets and masks."""
+    """Complete the weights of a plain ResNet with the model's own for offsets and masks."""
     prediction = {key: value for key, value in model.state_dict().items() if ".conv2.conv_" in key}
     return {**prediction, **state_dict}
 

@@ -155,7 +155,7 @@ _LAYER = "MultiScaleDeformableAttention"  # the class of "forward"
 
 
 def _has_kernels(device: torch.device) -> bool:
-    """Whether dcnzoo's operator runs on a device. Not in an export, whose graph would need dcnzoo."""
+    """Whether to use dcnzoo's operator: on devices that have it, except in an export."""
     if torch.compiler.is_exporting() or torch.jit.is_tracing() or device.type not in _library.loaded:
         return False
     return device.type in PROVEN or patches.enabled(patches.CUDA)
@@ -191,7 +191,7 @@ def _attend(value: Tensor, levels: tuple[Tensor, Tensor], locations: Tensor, wei
 
 
 def _find(module: ModuleType) -> Iterator[tuple[str, object]]:
-    """What a module of Transformers has under the names of :data:`_REPLACEMENTS`."""
+    """Yield the functions of a module that :data:`_REPLACEMENTS` may replace, with their names."""
     for name, member in list(vars(module).items()):
         if isinstance(member, type) and getattr(member, "kernel_layer_name", name) == _LAYER:
             yield "forward", member.forward
@@ -200,7 +200,7 @@ def _find(module: ModuleType) -> Iterator[tuple[str, object]]:
 
 
 def _difference(name: str, function: object) -> str | None:
-    """Why a function cannot be replaced: how it differs from what dcnzoo has for it. None: it does not."""
+    """Say how a function differs from its replacement, or None if it does not differ."""
     if not inspect.isfunction(function) or function.__code__.co_freevars:
         return f"expected {name} to be a plain function, got {function!r}"
     expected, got = (inspect.signature(each).parameters.values() for each in (_REPLACEMENTS[name], function))
@@ -219,7 +219,7 @@ def _difference(name: str, function: object) -> str | None:
 
 
 def _small_input(name: str) -> dict[str, object]:
-    """Arguments for a replaced function. float64 is not subject to autocast."""
+    """Arguments to compare a function and its replacement with: float64, which autocast leaves alone."""
 
     def numbers(*shape: int) -> Tensor:  # from -0.25 to 1.25; does not use torch's random numbers
         count = torch.arange(math.prod(shape), dtype=torch.float64, device="cpu")
@@ -245,7 +245,7 @@ def _small_input(name: str) -> dict[str, object]:
 
 
 def _replace(module: ModuleType, changes: patches.Changes) -> None:
-    """Replaces what is found in a module: all of it, or nothing with a warning."""
+    """Replace all functions that are found in a module, or warn and replace none."""
     family = _MODELING.fullmatch(module.__name__)[1]
     found = list(_find(module))
     problems = [_difference(name, function) for name, function in found if not _is_replaced(name, function)]
@@ -270,7 +270,7 @@ def _replace(module: ModuleType, changes: patches.Changes) -> None:
 
 
 def _has_deformable_attention(module: ModuleType) -> bool:
-    """Whether a class with that in its name computes here: another family's may be imported or inherited."""
+    """Whether the module has a deformable attention of its own, neither imported nor inherited."""
     return any(
         "deformableattention" in name.lower() and "forward" in vars(member)
         for name, member in vars(module).items()

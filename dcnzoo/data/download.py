@@ -43,7 +43,7 @@ def _bccd(source: Path, out: Path) -> None:
 
 
 def _fruits_nuts(source: Path, out: Path) -> None:
-    """Dates, figs and hazelnuts: one COCO file. The five images for validation are dcnzoo's choice."""
+    """Dates, figs and hazelnuts, in one COCO file. dcnzoo chose the five images for validation."""
     from dcnzoo.data.conversion import write_json
     from dcnzoo.data.split import select_images
 
@@ -73,10 +73,10 @@ SMALL: dict[str, tuple[str, Callable[[Path, Path], None]]] = {
 
 
 def is_prepared(out: Path) -> bool:
-    """Whether a small data set is there.
+    """Whether ``out`` already holds a prepared data set.
 
     Raises:
-        UserError: something else is.
+        UserError: it holds something else.
     """
     if (out / "train.json").is_file() and (out / "val.json").is_file():
         return True
@@ -86,7 +86,7 @@ def is_prepared(out: Path) -> bool:
 
 
 def prepare(name: str, archive: Path, out: Path) -> None:
-    """Make a small data set of its archive: ``out`` gets train.json, val.json and images.
+    """Unpack the archive of a small data set and write train.json, val.json and images/ to ``out``.
 
     Raises:
         UserError: the archive is not what was expected.

@@ -7,7 +7,7 @@ without a matcher and an optimiser. In the environments that `make test-others` 
     .venv-transformers/bin/python tools/benchmark/hosts.py
     .venv-others/bin/python tools/benchmark/hosts.py --case BiRefNet
 
-Results go to the terminal and to docs/benchmarks/hosts-….{md,csv}.
+Prints the results and writes them to docs/benchmarks/hosts-….md and .csv.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ class Row:
 
 
 def make_step(host: Host | Segmentation, mode: str) -> Callable[[], Tensor]:
-    """What is timed; returns the outputs as one vector."""
+    """The function that is timed. It returns the outputs as one vector."""
     torch.manual_seed(0)
     model, inputs = host.build().train(mode != "inference"), host.inputs()
 

@@ -42,7 +42,7 @@ class Extension:
 
     Attributes:
         file: in this folder.
-        projects: that import it.
+        projects: which import it.
         modules: names under which it is imported, as patterns of :mod:`fnmatch`.
     """
 
@@ -73,7 +73,7 @@ EXTENSIONS = {
 
 
 class Finder:
-    """A meta-path finder, behind all others: what it is asked for is missing."""
+    """A meta-path finder that comes last: Python asks it only for modules that no other finder has."""
 
     def __init__(self) -> None:
         self.files: dict[str, Path] = {}  # pattern of names -> file
@@ -147,7 +147,10 @@ def provide_from_environment() -> None:
 
 
 def status() -> dict[str, str]:
-    """For each name that was provided, whose module an import gets. Imports the packages that hold them."""
+    """Say which module an import of each provided name finds: dcnzoo's or an installed one.
+
+    Imports the packages that contain these modules.
+    """
     found = {}
     for name in _provided:
         try:
@@ -169,12 +172,12 @@ def is_ours(spec: ModuleSpec) -> bool:
 
 @dataclass(frozen=True)
 class AfterImport:
-    """A patch of a project's module, for where the project's compiled module is dcnzoo's.
+    """A patch of a project's module, applied only where dcnzoo provides the project's compiled module.
 
     Attributes:
         name, reason: of the patch.
-        compiled: the compiled module, as the project imports it.
-        module: that is changed, after its import.
+        compiled: name under which the project imports its compiled module.
+        module: the one to change, after its import.
         change: makes the changes to it.
     """
 

@@ -1,4 +1,4 @@
-"""The error of a function that a compiled module has and its file in this folder has not."""
+"""The error for functions that the original compiled module has and dcnzoo does not."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 
 def missing(module: str, names: Sequence[str]) -> Callable[[str], object]:
-    """A module's ``__getattr__``, which names the attribute and what there is in its place."""
+    """Make a module's ``__getattr__``. Its error names the missing attribute and lists those that exist."""
 
     def fail(name: str) -> object:
         raise AttributeError(
