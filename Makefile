@@ -160,7 +160,7 @@ bench: setup $(PEERS)/.installed  ## time and memory beside every rival (docs/be
 	$(PEERS)/bin/python tools/benchmark/ops.py $(or $(ARGS),--demo-training)
 
 # Neither .venv nor network: where the GPU is, python3 has torch, numpy and pytest, and dcnzoo/ops/_C_*.so
-# come with the working tree, built before where nvcc is.
+# come with the working tree, built before where nvcc is: DCNZOO_CUDA=1 make setup.
 gpu:  ## where a GPU is: test, tune and time the kernels (docs/benchmarks)
 	$(PYTHON) tools/gpu.py $(ARGS)
 

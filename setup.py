@@ -1,14 +1,16 @@
 """Compiles ops/ into stable-ABI libraries inside dcnzoo/ops/, with ninja.
 
-One library per device: ``_C_cpu.so`` always, ``_C_cuda.so`` where nvcc is found. Neither contains
-anything that depends on the version of Python or (from 2.10 on) of torch, so a wheel fits them all.
+One library per device: ``_C_cpu.so`` always, ``_C_cuda.so`` where nvcc is found and torch is a CUDA build.
+Neither contains anything that depends on the version of Python or (from 2.10 on) of torch, so a wheel fits
+them all.
 
 Sources are found by their names, anywhere under ops/:
     *_cuda.cu          CUDA kernels
     *_cpu_kernel.cpp   CPU kernels without torch, compiled once per instruction set
     *.cpp              everything else
 
-Environment: ``DCNZOO_CUDA=0`` leaves the CUDA library out, ``DCNZOO_CUDA_ARCHS="80;90"`` or
+Environment: ``DCNZOO_CUDA=0`` leaves the CUDA library out, ``DCNZOO_CUDA=1`` builds it for any torch (for
+another machine, or to see that it compiles), ``DCNZOO_CUDA_ARCHS="80;90"`` or
 ``TORCH_CUDA_ARCH_LIST="8.0;9.0+PTX"`` chooses its architectures, ``CXX`` the compiler, ``CUDA_HOME`` the
 toolkit, ``MAX_JOBS`` the number of jobs; ``DCNZOO_STRICT=1``, as in .ci/run, makes errors of nvcc's warnings.
 """
@@ -97,11 +99,26 @@ def find_ninja() -> str:
     return found
 
 
+def torch_has_cuda() -> bool:
+    try:
+        import torch
+    except ImportError:  # reported when something is compiled; an sdist needs no torch
+        return False
+    return torch.version.cuda is not None
+
+
 def find_nvcc() -> str | None:
-    if os.environ.get("DCNZOO_CUDA") == "0":
+    """Path of the nvcc to use; None: the CUDA library is not built."""
+    wanted = os.environ.get("DCNZOO_CUDA", "")
+    if wanted not in ("", "0", "1"):
+        stop(f"DCNZOO_CUDA: expected 0 or 1, got {wanted!r}.", "Change DCNZOO_CUDA, or unset it.")
+    if wanted == "0" or (not wanted and not torch_has_cuda()):
         return None
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
-    return shutil.which(str(Path(home) / "bin" / "nvcc")) if home else shutil.which("nvcc")
+    found = shutil.which(str(Path(home) / "bin" / "nvcc")) if home else shutil.which("nvcc")
+    if wanted and found is None:
+        stop(f"DCNZOO_CUDA=1, and no nvcc found in {home or 'the PATH'}.", "Point CUDA_HOME at the toolkit.")
+    return found
 
 
 def archs_of_nvcc(nvcc: str) -> set[str]:
@@ -159,6 +176,11 @@ FOLDER_FLAGS = {"nms": ["-ffp-contract=off"]}  # its decisions are mmcv's bit fo
 
 class BuildOps(build_ext):
     """Writes build.ninja and runs it, once per library."""
+
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        if find_nvcc() is None:
+            self.extensions = [ext for ext in self.extensions if not ext.name.endswith("_cuda")]
 
     def get_ext_filename(self, fullname: str) -> str:
         return fullname.replace(".", os.sep) + ".so"  # no Python version in the name: none inside
@@ -314,7 +336,5 @@ def glibc_needed(libraries: Iterable[Path]) -> tuple[int, int] | None:
 if sys.platform not in ("linux", "darwin"):
     stop(f"{sys.platform} is not supported yet.", "Linux works; on Windows use WSL.")
 
-extensions = [Extension("dcnzoo.ops._C_cpu", sources=[])]
-if find_nvcc():
-    extensions.append(Extension("dcnzoo.ops._C_cuda", sources=[]))
+extensions = [Extension(f"dcnzoo.ops._C_{device}", sources=[]) for device in ("cpu", "cuda")]
 setup(ext_modules=extensions, cmdclass={"build_ext": BuildOps, "bdist_wheel": PlatformWheel})

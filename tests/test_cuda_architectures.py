@@ -1,4 +1,4 @@
-"""Which GPU architectures setup.py compiles for: those that are asked for, and that the nvcc at hand has."""
+"""When setup.py compiles the CUDA library, and for which architectures: those asked for that nvcc has."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ import pytest
 
 SETUP = Path(__file__).resolve().parent.parent / "setup.py"
 CUDA_12_0 = ("50", "60", "70", "75", "80", "86", "87", "89", "90")
+TARGETS_OF_NVCC = "cuda_targets(find_nvcc())"
 CUDA_13_0 = ("75", "80", "86", "87", "88", "89", "90", "100", "110", "103", "120", "121")
 
 pytestmark = pytest.mark.skipif(not SETUP.exists(), reason="needs the sources")
 
 
 @pytest.fixture
-def targets(tmp_path):
-    """Calls setup.py's cuda_targets with an nvcc that has these architectures."""
+def setup_py(tmp_path):
+    """Evaluates an expression in setup.py, with an nvcc on the PATH that has these architectures."""
 
-    def run(archs: tuple[str, ...], **environment: str) -> subprocess.CompletedProcess:
+    def run(expression: str, archs: tuple[str, ...], **environment: str) -> subprocess.CompletedProcess:
         nvcc = tmp_path / "nvcc"
         lines = "".join(f"compute_{arch}\\n" for arch in archs)
         nvcc.write_text(f'#!/bin/sh\n[ "$1" = --list-gpu-arch ] && printf "{lines}"\n')
@@ -29,18 +30,53 @@ def targets(tmp_path):
         code = (
             f"import json, runpy, sys; sys.argv = ['setup.py', '--name', '--quiet']\n"
             f"module = runpy.run_path({str(SETUP)!r})\n"
-            f"print(json.dumps(module['cuda_targets']({str(nvcc)!r})))"
+            f"print(json.dumps(eval({expression!r}, module)))"
         )
-        kept = {k: v for k, v in os.environ.items() if "CUDA_ARCH" not in k}
+        kept = {k: v for k, v in os.environ.items() if "CUDA" not in k}
+        path = os.pathsep.join([str(tmp_path), kept["PATH"]])
         return subprocess.run(
             [sys.executable, "-c", code],
-            env={**kept, "DCNZOO_CUDA": "0", **environment},
+            env={**kept, "PATH": path, **environment},
             cwd=tmp_path,
             capture_output=True,
             text=True,
         )
 
     return run
+
+
+@pytest.mark.parametrize(
+    ("wanted", "torch_cuda", "built"),
+    [
+        ({}, None, False),
+        ({}, "13.0", True),
+        ({"DCNZOO_CUDA": "1"}, None, True),
+        ({"DCNZOO_CUDA": "0"}, "13.0", False),
+    ],
+    ids=str,
+)
+def test_the_cuda_library_is_for_a_torch_that_can_load_it(setup_py, tmp_path, wanted, torch_cuda, built):
+    version = tmp_path / "modules" / "torch"
+    version.mkdir(parents=True)
+    (version / "__init__.py").write_text("from . import version\n")
+    (version / "version.py").write_text(f"cuda = {torch_cuda!r}\n")
+    run = setup_py("bool(find_nvcc())", CUDA_13_0, PYTHONPATH=str(tmp_path / "modules"), **wanted)
+    assert run.returncode == 0, run.stderr
+    assert json.loads(run.stdout.splitlines()[-1]) is built
+
+
+@pytest.mark.parametrize(
+    ("environment", "problem"),
+    [
+        ({"DCNZOO_CUDA": "yes"}, "DCNZOO_CUDA: expected 0 or 1, got 'yes'."),
+        ({"DCNZOO_CUDA": "1", "CUDA_HOME": "/nowhere"}, "DCNZOO_CUDA=1, and no nvcc found in /nowhere."),
+    ],
+    ids=["value", "nvcc"],
+)
+def test_what_cannot_be_wanted_is_refused(setup_py, environment, problem):
+    run = setup_py("find_nvcc()", CUDA_13_0, **environment)
+    assert run.returncode == 1 and "Traceback" not in run.stderr
+    assert problem in run.stderr
 
 
 def code_for(run: subprocess.CompletedProcess) -> tuple[list[str], list[str]]:
@@ -70,15 +106,15 @@ TARGETS = [  # nvcc's, what is asked for, machine code for, PTX for
 
 
 @pytest.mark.parametrize(("nvcc", "environment", "code", "ptx"), TARGETS, ids=str)
-def test_targets(targets, nvcc, environment, code, ptx):
-    assert code_for(targets(nvcc, **environment)) == (code, ptx)
+def test_targets(setup_py, nvcc, environment, code, ptx):
+    assert code_for(setup_py(TARGETS_OF_NVCC, nvcc, DCNZOO_CUDA="1", **environment)) == (code, ptx)
 
 
 @pytest.mark.parametrize(
     ("name", "value", "got"),
     [(ARCHS, "100", "100"), (LIST, "9.0;12.0", "120"), (LIST, "newest", "newest"), (ARCHS, "8.0", "8.0")],
 )
-def test_what_cannot_be_built_is_refused(targets, name, value, got):
-    run = targets(CUDA_12_0, **{name: value})
+def test_what_cannot_be_built_is_refused(setup_py, name, value, got):
+    run = setup_py(TARGETS_OF_NVCC, CUDA_12_0, DCNZOO_CUDA="1", **{name: value})
     assert run.returncode == 1 and "Traceback" not in run.stderr
     assert name in run.stderr and got in run.stderr
