@@ -3,8 +3,8 @@ import re
 import weakref
 from collections import Counter
 
-# Before torch is imported. The workers of `-n 2` use all cores already: with two threads each, which spin while they
-# wait for each other, the tests take twice as long.
+# Before torch is imported. The workers of `-n 2` use all cores already: with two threads each, which spin
+# while they wait for each other, the tests take twice as long.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import cv2
@@ -254,10 +255,16 @@ def test_objects_without_a_segmentation_are_ignored(root, warnings):
 LOAD = [dict(type="LoadImageFromFile")]
 
 
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("forty") / "shapes"
+    make_shapes(folder, dataclasses.replace(SPEC, train=40, val=1))
+    return folder
+
+
 @pytest.fixture
-def forty(tmp_path):
-    make_shapes(tmp_path / "shapes", dataclasses.replace(SPEC, train=40, val=1))
-    return tmp_path / "shapes"
+def forty(drawn, tmp_path):
+    return shutil.copytree(drawn, tmp_path / "shapes")
 
 
 def cut_off(path):

@@ -16,9 +16,15 @@ def test_there_are_some():
     assert all(zoo.find(name).measured for name in SHIPPED)
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where the images are drawn, once for all."""
+    return tmp_path_factory.mktemp("measured")
+
+
 @pytest.mark.parametrize("name", SHIPPED)
-def test_reproduces(name, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_reproduces(name, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(folder)
     monkeypatch.setenv("DCNZOO_OFFLINE", "1")
     run("reproduce", name, "--out", tmp_path / "rows.jsonl")
     (row,) = map(json.loads, (tmp_path / "rows.jsonl").read_text().splitlines())
