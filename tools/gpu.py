@@ -3,9 +3,9 @@
 In under ten minutes; what the tuning finds is written to dcnzoo/ops/fused/configs.json too.
 
 Needs python3 with torch, numpy and pytest, and the libraries dcnzoo/ops/_C_*.so, which
-``DCNZOO_CUDA=1 make setup`` builds where nvcc is; neither pip nor network. The benchmark also needs click, matplotlib and rich and is left out,
-visibly, without them; so is the memory check without compute-sanitizer. Results go to docs/benchmarks/, named
-by GPU and versions.
+``DCNZOO_CUDA=1 make setup`` builds where nvcc is; neither pip nor network. The benchmark also needs click,
+matplotlib and rich and is left out, visibly, without them; so is the memory check without compute-sanitizer.
+Results go to docs/benchmarks/, named by GPU and versions.
 """
 
 from __future__ import annotations
