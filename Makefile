@@ -76,8 +76,8 @@ $(TRANSFORMERS)/.installed: $(VENV)/.installed requirements-transformers.txt
 	$(PIP) --python $(TRANSFORMERS)/bin/python install -r requirements-transformers.txt
 	touch $@
 
-test-others: setup $(OTHERS)/.installed $(TRANSFORMERS)/.installed  ## torchvision, timm, transformers, mmpretrain, and MMDetection's families that need more packages
-	$(OTHERS)/bin/python $(ELSEWHERE) $(addprefix tests/environments/test_, smoke.py others.py torchvision.py timm.py hub.py) $(ARGS)
+test-others: setup $(OTHERS)/.installed $(TRANSFORMERS)/.installed  ## torchvision, timm, transformers, YOLO, mmpretrain, and MMDetection's families that need more packages
+	$(OTHERS)/bin/python $(ELSEWHERE) $(addprefix tests/environments/test_, smoke.py others.py torchvision.py timm.py hub.py yolo.py) $(ARGS)
 	$(TRANSFORMERS)/bin/python $(ELSEWHERE) tests/environments/test_transformers.py $(ARGS)
 
 PACKAGING := build/packaging

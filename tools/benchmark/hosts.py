@@ -5,7 +5,7 @@ without a matcher and an optimiser. In the environments that `make test-others` 
 
 \b
     .venv-transformers/bin/python tools/benchmark/hosts.py
-    .venv-others/bin/python tools/benchmark/hosts.py --case BiRefNet
+    .venv-others/bin/python tools/benchmark/hosts.py --case BiRefNet MMDetection
 
 Prints the results and writes them to docs/benchmarks/hosts-….md and .csv.
 """
@@ -20,6 +20,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import click
@@ -32,7 +33,7 @@ from torch import Tensor, nn
 
 from dcnzoo.cli import one_line_errors
 from dcnzoo.cli._options import FOLDER, Command, option
-from dcnzoo.compat import torchvision, transformers
+from dcnzoo.compat import patches, torchvision, transformers
 from dcnzoo.utils.progress import make_progress
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -106,8 +107,47 @@ class Segmentation:
         return results.flatten()
 
 
+class MMDetection:
+    """A detector of MMDetection, eager with mmcv's function for the CPU; see :class:`Host`."""
+
+    package = "mmdet"
+    switches = tuple(
+        partial(switch, "multi_scale_deform_attn") for switch in (patches.disable, patches.enable)
+    )
+
+    def __init__(self, config: str, size: tuple[int, int]) -> None:
+        self.config, self.size = config, size
+
+    def build(self) -> nn.Module:
+        import dcnzoo.models  # noqa: F401
+
+        # isort: split
+        from mmdet.registry import MODELS
+        from mmengine.config import Config
+        from mmengine.registry import init_default_scope
+
+        init_default_scope("mmdet")
+        model = Config.fromfile(f"mmdet::{self.config}").model
+        model.backbone.init_cfg = None
+        return MODELS.build(model)
+
+    def inputs(self) -> dict[str, object]:
+        from mmdet.structures import DetDataSample
+        from mmengine.structures import InstanceData
+
+        height, width = self.size
+        corners = torch.rand(10, 2) * torch.tensor([width / 2, height / 2])
+        objects = InstanceData(bboxes=torch.cat([corners, corners + 100], dim=1), labels=torch.arange(10))
+        sample = DetDataSample(metainfo={"img_shape": self.size, "batch_input_shape": self.size})
+        sample.gt_instances = objects
+        return {"inputs": torch.randn(1, 3, *self.size), "data_samples": [sample]}
+
+    def as_vector(self, results: tuple[Tensor, Tensor]) -> Tensor:
+        return torch.cat([tensor.flatten() for tensor in results])
+
+
 RESNET_50 = {"model_type": "resnet", "out_features": ["stage2", "stage3", "stage4"]}
-HOSTS: dict[str, Host | Segmentation] = {
+HOSTS: dict[str, Host | MMDetection | Segmentation] = {
     "Deformable DETR R-50, 800×1066": Host(
         "DeformableDetrForObjectDetection", (800, 1066), {"backbone_config": RESNET_50}
     ),
@@ -124,6 +164,7 @@ HOSTS: dict[str, Host | Segmentation] = {
         ("class_queries_logits", "masks_queries_logits"),
     ),
     "RT-DETR R-50, 640×640": Host("RTDetrForObjectDetection", (640, 640), {}),
+    "DINO R-50 of MMDetection, 800×1066": MMDetection("dino/dino-4scale_r50_8xb2-12e_coco.py", (800, 1066)),
     "as BiRefNet, Swin-T, 1024×1024": Segmentation(1024),
 }
 
@@ -158,7 +199,7 @@ class Row:
         return [self.model, self.mode, f"{eager:.2f}", f"{dcnzoo:.2f}", *ratios, f"{self.difference:.0e}"]
 
 
-def make_step(host: Host | Segmentation, mode: str) -> Callable[[], Tensor]:
+def make_step(host: Host | MMDetection | Segmentation, mode: str) -> Callable[[], Tensor]:
     """The function that is timed. It returns the outputs as one vector."""
     torch.manual_seed(0)
     model, inputs = host.build().train(mode != "inference"), host.inputs()

@@ -1,0 +1,91 @@
+"""The recipe for Ultralytics YOLO in docs/hosts.md, from the training to the export: ``make test-others``."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dcnzoo.data.shapes import ShapesSpec, make_shapes
+from dcnzoo.layers import PackedDeformConv2d
+
+pytest.importorskip("ultralytics", exc_type=ImportError)
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "hosts.md"
+SECTION = PAGE.read_text().split("## Ultralytics YOLO")[1].split("\n## ")[0]
+TRAINING, EXPORT = re.findall(r"^```python\n(.*?)^```$", SECTION, re.DOTALL | re.MULTILINE)
+OPTIONS = dict(
+    **dict(imgsz=96, batch=8, nbs=8, device="cpu", workers=0, plots=False, verbose=False),
+    **dict(optimizer="AdamW", lr0=0.002, warmup_epochs=0, seed=0, exist_ok=True, name="shapes"),
+)
+
+
+def draw_shapes(folder: Path) -> None:
+    """Images with their boxes in YOLO's format, and data.yaml."""
+    make_shapes(folder, ShapesSpec(train=32, val=8, seed=0))
+    for split in ("train", "val"):
+        coco = json.loads((folder / "annotations" / f"{split}.json").read_text())
+        names = [category["name"] for category in coco["categories"]]
+        classes = {category["id"]: i for i, category in enumerate(coco["categories"])}
+        images, labels = folder / "images" / split, folder / "labels" / split
+        labels.mkdir(parents=True)
+        images.parent.mkdir(exist_ok=True)
+        (folder / split).rename(images)
+        for image in coco["images"]:
+            size = np.array([image["width"], image["height"]])
+            lines = []
+            for annotation in coco["annotations"]:
+                if annotation["image_id"] == image["id"]:
+                    corner, extent = np.split(np.array(annotation["bbox"]), 2)
+                    box = np.concatenate([(corner + extent / 2) / size, extent / size])
+                    lines.append(" ".join(map(str, [classes[annotation["category_id"]], *box])))
+            (labels / image["file_name"]).with_suffix(".txt").write_text("\n".join(lines))
+    Path("data.yaml").write_text(
+        f"path: {folder.resolve()}\ntrain: images/train\nval: images/val\nnames: {names}\n"
+    )
+
+
+def packs(model: torch.nn.Module) -> dict[str, PackedDeformConv2d]:
+    return {name: m for name, m in model.named_modules() if isinstance(m, PackedDeformConv2d)}
+
+
+def test_recipe(tmp_path, monkeypatch):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    from ultralytics import YOLO
+
+    monkeypatch.chdir(tmp_path)
+    draw_shapes(tmp_path / "shapes")
+    recipe = {"options": OPTIONS, "project": str(tmp_path / "runs")}
+    training = TRAINING.replace("epochs=100)", "epochs=2, project=project, **options)")
+    assert training != TRAINING
+    exec(training, recipe)
+    checkpoint = Path(recipe["yolo"].trainer.best)
+    best = YOLO(checkpoint).model.float().eval()
+    learnt = packs(best)
+    assert len(learnt) == 4
+    assert all(pack.conv_offset.weight.abs().max() > 0 for pack in learnt.values())
+
+    # weights go on to the next training, those of the offsets too
+    again = recipe["DeformableTrainer"](overrides=dict(model="yolo11n.yaml", data="data.yaml", **OPTIONS))
+    continued = packs(again.get_model("yolo11n.yaml", best, verbose=False))
+    for name, pack in learnt.items():
+        torch.testing.assert_close(continued[name].conv_offset.weight, pack.conv_offset.weight)
+
+    image = torch.rand(1, 3, 96, 96)
+    with torch.no_grad():
+        expected = best(image)[0]
+        fused = best.fuse(verbose=False)(image)[0]
+    assert len(packs(best)) == 4
+    torch.testing.assert_close(fused, expected, atol=1e-3, rtol=1e-3)
+
+    picture = np.asarray(Image.open(next((tmp_path / "shapes/images/val").iterdir())).convert("RGB"))
+    assert YOLO(checkpoint).predict(picture, conf=0, verbose=False)[0].boxes is not None
+
+    exec(EXPORT.replace("opset=20", "opset=20, imgsz=96"), recipe)
+    (output,) = onnxruntime.InferenceSession(checkpoint.with_suffix(".onnx")).run(
+        None, {"images": image.numpy()}
+    )
+    np.testing.assert_allclose(output, expected.numpy(), atol=1e-2, rtol=1e-3)
