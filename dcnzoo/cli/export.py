@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import click
@@ -29,9 +31,15 @@ LEAST_TRACED = 256
     "--out",
     aliases=["--output-file"],
     type=_options.FILE,
-    default="tmp.onnx",
     metavar="FILE",
-    help="ONNX file.",
+    help="ONNX file (default: tmp.onnx), or OpenVINO's IR (default: tmp.xml).",
+)
+@option(
+    "--to",
+    type=click.Choice(["onnx", "openvino"]),
+    default="onnx",
+    show_default=True,
+    help="What to write. openvino: an .xml file, which any OpenVINO reads, with its .bin file beside it.",
 )
 @option(
     "--input-img",
@@ -60,7 +68,8 @@ LEAST_TRACED = 256
 def command(
     config: str,
     checkpoint: str,
-    out: Path,
+    out: Path | None,
+    to: str,
     input_img: str | None,
     test_img: str | None,
     shape: tuple[int, int] | None,
@@ -76,22 +85,25 @@ def command(
     allow_partial: bool,
     cfg_options: dict,
 ) -> None:
-    """Export a detector to ONNX.
+    """Export a detector to ONNX, or to OpenVINO.
 
     \b
     examples:
       dcnzoo export CONFIG CHECKPOINT --out model.onnx --dynamic-export --verify --test-img IMAGE
-      dcnzoo export CONFIG CHECKPOINT --out model.onnx --backend openvino
+      dcnzoo export CONFIG CHECKPOINT --out model.xml --to openvino
     """
     if show and skip_postprocess and verify:
         raise click.UsageError(
             "--show: expected no --skip-postprocess with --verify: there are no boxes to draw"
         )
-    if deform_conv == "native" and backend == "openvino":
-        raise click.UsageError(
-            "--deform-conv: expected gathernd, gatherelements or gridsample for openvino, which has no "
-            "DeformConv, got native"
-        )
+    if to == "openvino":
+        if backend == "tensorrt":
+            raise click.UsageError("--to: expected onnx with --backend tensorrt, got openvino")
+        backend = "openvino"
+    ending = ".xml" if to == "openvino" else ".onnx"
+    out = out or Path(f"tmp{ending}")
+    if (out.suffix == ".xml") != (to == "openvino"):
+        raise click.UsageError(f"--out: expected a name that ends in {ending} with --to {to}, got {out}")
     os.environ.setdefault("ORT_LOGGING_LEVEL", "3")
 
     from dcnzoo.openmmlab.export import inputs
@@ -117,7 +129,11 @@ def command(
             factor = -(-LEAST_TRACED // min(size))
             traced = tuple(length * factor for length in size)
         _, images, _ = inputs.model_input(detector, found, picture, traced)
-        with replacing(out) as partial:
+        with ExitStack() as stack:
+            if to == "onnx":
+                partial = stack.enter_context(replacing(out))
+            else:
+                partial = Path(stack.enter_context(TemporaryDirectory())) / "model.onnx"
             export_detector(
                 detector,
                 images,
@@ -125,15 +141,20 @@ def command(
                 dynamic=dynamic_export,
                 skip_postprocess=skip_postprocess,
                 opset_version=opset_version,
-                deform_conv=deform_conv or ("gathernd" if backend == "openvino" else "auto"),
+                deform_conv=deform_conv or "auto",
                 metadata=found.to_metadata() if found else None,
             )
             if simplify:
                 _simplify(partial)
-    if show:
-        _print_graph(out)
+            if show:
+                _print_graph(partial)
+            if to == "openvino":
+                _write_ir(partial, out)
+    written = [out] if to == "onnx" else [out, out.with_suffix(".bin")]
+    megabytes = sum(file.stat().st_size for file in written) / 2**20
     text = "height and width open" if dynamic_export else f"input {size[0]} × {size[1]}"
-    print(f"written: {out} ({out.stat().st_size / 2**20:.1f} MiB), {text}, opset {opset_version}")
+    opset = f", opset {opset_version}" if to == "onnx" else ""
+    print(f"written: {', '.join(map(str, written))} ({megabytes:.1f} MiB), {text}{opset}")
     if backend == "tensorrt":
         print(_build_engine(out, images))
     if not verify:
@@ -154,6 +175,22 @@ def command(
         drawing = out.with_suffix(".png") if show else None
         where = test_img or input_img or "the drawn image"
         print(_compare_detections(detector, session, samples, backend, where, drawing))
+
+
+def _write_ir(path: Path, out: Path) -> None:
+    """Write an ONNX file as OpenVINO's IR, its weights first."""
+    from dcnzoo.export.openvino import save_ir
+    from dcnzoo.utils.files import replacing
+
+    with (
+        replacing(out) as partial,
+        replacing(out.with_suffix(".bin")) as partial_weights,
+        TemporaryDirectory(dir=out.parent) as folder,
+    ):
+        whole = Path(folder) / "model.xml"  # a name that OpenVINO asks for
+        save_ir(path, whole)
+        whole.with_suffix(".bin").replace(partial_weights)
+        whole.replace(partial)
 
 
 def _simplify(path: Path) -> None:

@@ -50,7 +50,7 @@ def command(
 ) -> None:
     """Evaluate a detector.
 
-    CHECKPOINT is a file of weights, or an exported ONNX file.
+    CHECKPOINT is a file of weights, or an exported file: .onnx, or .xml with --backend openvino.
 
     \b
     examples:
@@ -61,7 +61,7 @@ def command(
     as_json = out is not None and out.suffix == ".json"
     if format_only and (metrics or not as_json):
         raise click.UsageError("--format-only: expected --out FILE.json, and no --eval")
-    onnx = checkpoint.endswith(".onnx")
+    onnx = checkpoint.endswith((".onnx", ".xml"))
     if onnx and tta:
         raise click.UsageError("--tta: expected a file of weights, got an ONNX file")
 

@@ -23,7 +23,7 @@ class Detector:
     (sizes, normalisation, names) is in the file, where ``tools/deployment/pytorch2onnx.py`` has put it.
 
     Args:
-        path: the ONNX file.
+        path: the ONNX file, or with OpenVINO also the IR: an ``.xml`` file with its ``.bin`` beside it.
         backend: ``"onnxruntime"``, ``"openvino"`` or ``"tensorrt"``.
         device: ``"cpu"`` or ``"cuda"``, which needs onnxruntime-gpu or TensorRT.
 
@@ -71,10 +71,10 @@ class Detector:
 
 
 class Session:
-    """An ONNX file in a runtime: ``session(images)`` gives the outputs by name.
+    """An exported file in a runtime: ``session(images)`` gives the outputs by name.
 
     Args:
-        path: the ONNX file.
+        path: the ONNX file, or with OpenVINO also the IR: an ``.xml`` file with its ``.bin`` beside it.
         backend: ``"onnxruntime"``, ``"openvino"`` or ``"tensorrt"``.
         device: ``"cpu"`` or ``"cuda"``, which needs onnxruntime-gpu or TensorRT.
 
@@ -94,7 +94,8 @@ class Session:
         if not Path(path).is_file():
             raise FileNotFoundError(2, "No such file", str(path))
         self.path = str(path)
-        refuse_files_elsewhere(path)
+        if backend != "openvino" or Path(path).suffix != ".xml":
+            refuse_files_elsewhere(path)
         try:
             self.inputs, self.output_names, self.metadata, self._run = BACKENDS[backend](self.path, device)
         except ModuleNotFoundError as error:
@@ -172,17 +173,17 @@ def _onnxruntime(path: str, device: str) -> _Opened:
 
 
 def _openvino(path: str, device: str) -> _Opened:
-    import openvino
+    from dcnzoo.export.openvino import make_core, texts
 
     if device != "cpu":
         raise ValueError(f"device: expected cpu for openvino, got {device!r}")
-    core = openvino.Core()
+    core = make_core()
     try:
         model = core.read_model(path)
-        metadata = model.get_rt_info("framework").value if model.has_rt_info("framework") else {}
+        metadata = texts(model)
         compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     except Exception as error:
-        raise ValueError(f"{path}: expected an ONNX model that OpenVINO reads: {error}") from error
+        raise ValueError(f"{path}: expected an ONNX model or an IR that OpenVINO reads: {error}") from error
     inputs = {
         node.get_any_name(): tuple(d.get_length() if d.is_static else None for d in node.get_partial_shape())
         for node in compiled.inputs

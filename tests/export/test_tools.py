@@ -153,6 +153,19 @@ def test_open_sizes_are_verified(work, tmp_path):
 
 
 @pytest.mark.slow
+def test_openvino(work, tmp_path):
+    pytest.importorskip("openvino")
+    path = tmp_path / "model.xml"
+    files = work / "config.py", work / "weights.pth"
+    output = run("export", *files, "--dynamic-export", "--verify", "--to", "openvino", "--out", path)
+    assert "agree between PyTorch and openvino" in output and f"{path}, {tmp_path / 'model.bin'}" in output
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["model.bin", "model.xml"]
+    run("test", work / "config.py", path, "--backend", "openvino", "--work-dir", tmp_path / "logs")
+    detector = Detector(path, "openvino")
+    assert detector.classes and len(detector(np.full((90, 120, 3), 99, np.uint8))) > 0
+
+
+@pytest.mark.slow
 def test_coco_format(exported, work):
     path, _ = exported
     run(
@@ -166,7 +179,9 @@ def test_coco_format(exported, work):
 
 MISTAKES = [
     (2, ["--opset-version", 17], "--opset-version.* 17"),
-    (2, ["--backend", "openvino", "--deform-conv", "native"], "--deform-conv: .* gathernd.* got native"),
+    (2, ["--to", "openvino", "--backend", "tensorrt"], "--to: .*onnx.* got openvino"),
+    (2, ["--to", "openvino", "--out", "model.onnx"], r"--out: .*\.xml.* got model\.onnx"),
+    (2, ["--out", "model.xml"], r"--out: .*\.onnx.* got model\.xml"),
     (2, ["--shape", 1, 2, 3], "--shape"),
     (2, ["--skip-postprocess", "--verify", "--show"], "--show: .*--skip-postprocess"),
     (1, ["--opset-version", 18, "--deform-conv", "native"], "19 for deform_conv='native', got 18"),

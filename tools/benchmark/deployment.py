@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from dcnzoo.cli import one_line_errors
 from dcnzoo.export import register_onnx_ops
 from dcnzoo.export.exporters import DEFAULT_OPSET
+from dcnzoo.export.openvino import make_core
 from dcnzoo.layers import PackedDeformConv2d
 from dcnzoo.openmmlab.export.detectors import export_detector
 from dcnzoo.openmmlab.export.verify import compare, predict
@@ -80,10 +81,9 @@ def by_onnxruntime(path: Path, *args: np.ndarray) -> Run:
 
 
 def by_openvino(path: Path, *args: np.ndarray) -> Run:
-    import openvino
-
-    model = openvino.Core().compile_model(
-        path, "CPU", {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+    core = make_core()
+    model = core.compile_model(
+        core.read_model(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
     )
     return lambda: [np.array(value) for value in model(list(args)).values()]
 
@@ -113,7 +113,9 @@ def operator(shape: tuple[int, int, int], folder: Path) -> dict[str, Run]:
         register_onnx_ops(target)
         torch.onnx.export(layer, (images,), path, dynamo=False, opset_version=DEFAULT_OPSET)  # takes no time
         runs[f"onnxruntime, {name}"] = by_onnxruntime(path, images.numpy())
-    runs["OpenVINO, GatherND"] = by_openvino(folder / f"gathernd-{channels}.onnx", images.numpy())
+    for target in ("native", "gathernd"):
+        path = folder / f"{target}-{channels}.onnx"
+        runs[f"OpenVINO, {GRAPHS[target]}"] = by_openvino(path, images.numpy())
     with torch.no_grad():
         expected = layer(images)
     for name, run in runs.items():
@@ -148,6 +150,7 @@ def whole(shape: list[int], folder: Path) -> dict[str, Run]:
     runs = {
         "onnxruntime, DeformConv": by_onnxruntime(folder / "native.onnx", images.numpy()),
         "onnxruntime, GatherND": by_onnxruntime(folder / "gathernd.onnx", images.numpy()),
+        "OpenVINO, DeformConv": by_openvino(folder / "native.onnx", images.numpy()),
         "OpenVINO, GatherND": by_openvino(folder / "gathernd.onnx", images.numpy()),
     }
     expected = predict(detector, images)

@@ -38,7 +38,7 @@ from dcnzoo.utils.errors import UserError, one_line, user_errors
 from dcnzoo.utils.files import write_text
 from dcnzoo.utils.progress import make_progress
 
-BACKENDS = {"onnxruntime": "auto", "openvino": "gathernd"}  # what deformable convolution becomes
+BACKENDS = ("onnxruntime", "openvino")
 LIMITS = {"bbox": 0.1, "segm": 0.3}  # AP points that may be lost
 PAGE = ROOT / "docs/deployment.md"
 BEGIN, END = "<!-- table.py: begin -->", "<!-- table.py: end -->"
@@ -130,10 +130,10 @@ class Row:
         for backend in backends:
             if backend in self.results or (backend == "openvino" and not self.family.openvino):
                 continue
-            path = self.folder / f"{BACKENDS[backend]}.onnx"
+            path = self.folder / "model.onnx"
             if not path.exists():
-                move(f"export for {backend}", 0)
-                self._export(path, BACKENDS[backend])
+                move("export", 0)
+                self._export(path)
             model = dict(
                 type="DeployedDetector", path=str(path), backend=backend, device="cpu",
                 data_preprocessor=self.cfg.model.data_preprocessor,
@@ -149,12 +149,12 @@ class Row:
         )
         runner.train()
 
-    def _export(self, path: Path, deform_conv: str) -> None:
+    def _export(self, path: Path) -> None:
         from dcnzoo.openmmlab.export.detectors import export_detector
 
         detector, _ = build(copy.deepcopy(self.cfg), self.weights)  # building changes DETR's config
         size = (800, 1216) if self.coco else (128, 128)
-        export_detector(detector, torch.randn(1, 3, *size), path, dynamic=True, deform_conv=deform_conv)
+        export_detector(detector, torch.randn(1, 3, *size), path, dynamic=True)
 
     def _evaluate(
         self, model: dict, what: str, move: Callable[[str, float], None], weights: Path | None = None

@@ -1,0 +1,80 @@
+"""OpenVINO: ONNX's ``DeformConv`` as OpenVINO's own operator, which its ONNX reader does not know."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from openvino import Core, Model, Output
+    from openvino.frontend import NodeContext
+
+
+def make_core() -> Core:
+    """OpenVINO's ``Core``, whose ``read_model`` takes ONNX files with ``DeformConv``.
+
+    Raises:
+        ModuleNotFoundError: OpenVINO is not installed.
+    """
+    import openvino
+    from openvino.frontend.onnx import ConversionExtension
+
+    core = openvino.Core()
+    core.add_extension(ConversionExtension("DeformConv", _deform_conv))
+    return core
+
+
+def save_ir(path: str | os.PathLike, out: Path) -> None:
+    """Write an ONNX file as OpenVINO's IR: ``out``, which ends in ``.xml``, and its weights as ``.bin``.
+
+    Every OpenVINO reads it, without dcnzoo. The texts that the ONNX file holds are in it.
+
+    Raises:
+        ModuleNotFoundError: OpenVINO is not installed.
+    """
+    import openvino
+
+    openvino.save_model(make_core().read_model(path), out, compress_to_fp16=False)
+
+
+def texts(model: Model) -> dict[str, str]:
+    """The metadata of an ONNX file, from what OpenVINO has read, an IR too."""
+    if not model.has_rt_info("framework"):
+        return {}
+    found = model.get_rt_info("framework").value
+    return {key: str(getattr(value, "value", value)) for key, value in found.items()}
+
+
+def _deform_conv(node: NodeContext) -> list[Output]:
+    """ONNX: input, weight, offset, bias, mask; bias and mask may be missing."""
+    from openvino import opset12 as ops
+
+    inputs = [_given(node.get_input(i)) for i in range(node.get_input_size())]
+    data, weight, offset, bias, mask = inputs + [None] * (5 - len(inputs))
+    rank = len(weight.get_partial_shape()) - 2
+    pads = node.get_attribute("pads", [0] * 2 * rank)
+    result = ops.deformable_convolution(
+        data=data,
+        offsets=offset,
+        filters=weight,
+        strides=node.get_attribute("strides", [1] * rank),
+        pads_begin=pads[:rank],
+        pads_end=pads[rank:],
+        dilations=node.get_attribute("dilations", [1] * rank),
+        mask=mask,
+        group=node.get_attribute("group", 1),
+        deformable_group=node.get_attribute("offset_group", 1),
+        bilinear_interpolation_pad=True,  # a sample outside the map counts in part, as in DCN
+    )
+    if bias is not None:
+        axes = ops.constant(np.array([0, *range(2, 2 + rank)]))
+        result = ops.add(result, ops.unsqueeze(bias, axes))
+    return result.outputs()
+
+
+def _given(value: Output) -> Output | None:
+    """An input of a node; None where ONNX has an empty name."""
+    return None if value.get_node().get_type_name() == "NullNode" else value
