@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 
 from dcnzoo.export.external import refuse_files_elsewhere
 from dcnzoo.export.picture import Detections, Preprocessing, on_picture, read
+
+Image = str | os.PathLike | np.ndarray
 
 
 class Detector:
@@ -18,6 +21,7 @@ class Detector:
         from dcnzoo.export import Detector
         detector = Detector("model.onnx")
         found = detector("picture.jpg")  # found.boxes, found.scores, found.labels, found.masks
+        several = detector(["picture.jpg", "another.png"])  # a list of them, computed together
 
     Needs numpy, the runtime, and to read files OpenCV or Pillow. All that is to be known of the model
     (sizes, normalisation, names) is in the file, where ``tools/deployment/pytorch2onnx.py`` has put it.
@@ -26,6 +30,8 @@ class Detector:
         path: the ONNX file, or with OpenVINO also the IR: an ``.xml`` file with its ``.bin`` beside it.
         backend: ``"onnxruntime"``, ``"openvino"`` or ``"tensorrt"``.
         device: ``"cpu"`` or ``"cuda"``, which needs onnxruntime-gpu or TensorRT.
+        threads: of the CPU, at most; None: as many as the runtime takes.
+        batch_size: images of a list that are computed together, where the model takes so many.
 
     Attributes:
         classes: the names that labels stand for; empty if they were not known.
@@ -37,8 +43,18 @@ class Detector:
             its folder; no such backend.
     """
 
-    def __init__(self, path: str | os.PathLike, backend: str = "onnxruntime", device: str = "cpu") -> None:
-        self._session = Session(path, backend, device)
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        backend: str = "onnxruntime",
+        device: str = "cpu",
+        threads: int | None = None,
+        batch_size: int = 8,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
+        self.batch_size = batch_size
+        self._session = Session(path, backend, device, threads)
         try:
             self._preprocessing = Preprocessing.from_metadata(self._session.metadata)
         except ValueError as error:
@@ -50,24 +66,55 @@ class Detector:
             )
         self.classes = self._preprocessing.classes
 
+    @overload
+    def __call__(self, image: Image, score_threshold: float = ...) -> Detections: ...
+
+    @overload
+    def __call__(self, image: Sequence[Image], score_threshold: float = ...) -> list[Detections]: ...
+
     def __call__(
-        self,
-        image: str | os.PathLike | np.ndarray,  # a file, or [H, W, 3], uint8, in OpenCV's order: BGR
-        score_threshold: float = 0.0,
-    ) -> Detections:
-        """
+        self, image: Image | Sequence[Image], score_threshold: float = 0.0
+    ) -> Detections | list[Detections]:
+        """Detect what is in an image, or in each of a list.
+
+        Images that are computed together are padded with zeros to one size, as MMDetection does it, which
+        can change what is found near the right and lower border.
+
+        Args:
+            image: a file, or ``[H, W, 3]``, uint8, in OpenCV's order, BGR; or a list or tuple of such.
+            score_threshold: what scores less is left out.
+
         Raises:
             FileNotFoundError: no such file.
             ValueError: no picture; too large a one for a model of a fixed size that may not be resized.
         """
-        picture = read(image)
+        if not isinstance(image, list | tuple):
+            return self._detect([image], score_threshold)[0]
+        starts = range(0, len(image), self.batch_size)
+        parts = [self._detect(image[i : i + self.batch_size], score_threshold) for i in starts]
+        return [found for part in parts for found in part]
+
+    def _detect(self, images: Sequence[Image], score_threshold: float) -> list[Detections]:
         limit = self._session.shape[2:]
-        inputs, size = self._preprocessing(picture, limit)
-        border = self._preprocessing.padded(size, limit)
-        outputs = {name: value[0] for name, value in self._session(inputs, np.array([border])).items()}
-        kept = outputs["dets"][:, 4] >= score_threshold
-        outputs = {name: value[kept] for name, value in outputs.items()}
-        return on_picture(outputs, size, picture.shape[:2], self._session.metadata, border)
+        pictures = [read(image) for image in images]
+        inputs, sizes = zip(*(self._preprocessing(picture, limit) for picture in pictures), strict=True)
+        borders = [self._preprocessing.padded(size, limit) for size in sizes]
+        outputs = self._session(_stack(inputs), np.array(borders))
+        found = []
+        for i, (picture, size, border) in enumerate(zip(pictures, sizes, borders, strict=True)):
+            kept = outputs["dets"][i, :, 4] >= score_threshold
+            values = {name: value[i][kept] for name, value in outputs.items()}
+            found.append(on_picture(values, size, picture.shape[:2], self._session.metadata, border))
+        return found
+
+
+def _stack(images: Sequence[np.ndarray]) -> np.ndarray:
+    """Images ``[1, 3, h, w]`` in the upper left corners of one array that is as large as necessary."""
+    height, width = (max(image.shape[axis] for image in images) for axis in (2, 3))
+    whole = np.zeros((len(images), 3, height, width), np.float32)
+    for place, image in zip(whole, images, strict=True):
+        place[:, : image.shape[2], : image.shape[3]] = image[0]
+    return whole
 
 
 class Session:
@@ -77,6 +124,7 @@ class Session:
         path: the ONNX file, or with OpenVINO also the IR: an ``.xml`` file with its ``.bin`` beside it.
         backend: ``"onnxruntime"``, ``"openvino"`` or ``"tensorrt"``.
         device: ``"cpu"`` or ``"cuda"``, which needs onnxruntime-gpu or TensorRT.
+        threads: of the CPU, at most; None: as many as the runtime takes.
 
     Attributes:
         metadata: the texts that the file holds.
@@ -88,7 +136,15 @@ class Session:
             device or backend is not there.
     """
 
-    def __init__(self, path: str | os.PathLike, backend: str = "onnxruntime", device: str = "cpu") -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        backend: str = "onnxruntime",
+        device: str = "cpu",
+        threads: int | None = None,
+    ) -> None:
+        if threads is not None and threads < 1:
+            raise ValueError(f"threads: expected at least 1, got {threads}")
         if backend not in BACKENDS:
             raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
         if not Path(path).is_file():
@@ -97,11 +153,14 @@ class Session:
         if backend != "openvino" or Path(path).suffix != ".xml":
             refuse_files_elsewhere(path)
         try:
-            self.inputs, self.output_names, self.metadata, self._run = BACKENDS[backend](self.path, device)
+            self.inputs, self.output_names, self.metadata, self._run = BACKENDS[backend](
+                self.path, device, threads
+            )
         except ModuleNotFoundError as error:
             raise ImportError(
                 f"backend: expected {backend} to be installed (pip install {backend}), but {error}"
             ) from error
+        self.inputs, self.output_names, self.metadata, self._run = opened
         self.shape = next(iter(self.inputs.values()))
 
     def __call__(
@@ -150,7 +209,7 @@ _Opened = tuple[
 ]
 
 
-def _onnxruntime(path: str, device: str) -> _Opened:
+def _onnxruntime(path: str, device: str, threads: int | None) -> _Opened:
     import onnxruntime
 
     wanted = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}.get(device.split(":")[0])
@@ -159,6 +218,7 @@ def _onnxruntime(path: str, device: str) -> _Opened:
         raise ValueError(f"device: expected one of {', '.join(available)}, got {device!r}")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.intra_op_num_threads = threads or 0
     try:
         session = onnxruntime.InferenceSession(path, options, providers=[wanted])
     except Exception as error:  # its exceptions have no common class of their own
@@ -172,7 +232,7 @@ def _onnxruntime(path: str, device: str) -> _Opened:
     return inputs, names, metadata, lambda feed: session.run(None, feed)
 
 
-def _openvino(path: str, device: str) -> _Opened:
+def _openvino(path: str, device: str, threads: int | None) -> _Opened:
     from dcnzoo.export.openvino import make_core, texts
 
     if device != "cpu":
@@ -181,7 +241,8 @@ def _openvino(path: str, device: str) -> _Opened:
     try:
         model = core.read_model(path)
         metadata = texts(model)
-        compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads or 0}
+        compiled = core.compile_model(model, "CPU", settings)
     except Exception as error:
         raise ValueError(f"{path}: expected an ONNX model or an IR that OpenVINO reads: {error}") from error
     inputs = {
@@ -192,7 +253,7 @@ def _openvino(path: str, device: str) -> _Opened:
     return inputs, names, metadata, lambda feed: [np.array(value) for value in compiled(feed).values()]
 
 
-def _tensorrt(path: str, device: str) -> _Opened:
+def _tensorrt(path: str, device: str, threads: int | None) -> _Opened:
     from dcnzoo.export.tensorrt import open_engine
 
     return open_engine(path, device)

@@ -1,5 +1,6 @@
 """Detector: a file and a picture, and nothing of torch or OpenMMLab."""
 
+import re
 import sys
 
 import cv2
@@ -11,6 +12,8 @@ from torch import nn
 from dcnzoo.export import Detector, export_onnx
 from dcnzoo.export.picture import Preprocessing, resized
 from dcnzoo.export.tensorrt import why_not
+from tests.commands import error_of
+from tests.commands import run as command
 from tests.test_import import only, run
 
 onnx = pytest.importorskip("onnx")
@@ -84,6 +87,34 @@ def test_from_a_picture_to_boxes(name, backend, folder):
         assert (columns[: width // 2 - 2] == 0).all() and (columns[width // 2 + 3 :] == 1).all()
     threshold = float(found.scores.mean())
     assert len(detector(image, score_threshold=threshold)) == 1
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("name", ["dynamic", "static"])
+def test_a_list_of_pictures(name, backend, folder):
+    """Of different sizes, in batches that do not divide their number: each as alone."""
+    pytest.importorskip(backend)
+    picture = cv2.imread(str(folder / "picture.png"))
+    pictures = [picture, picture.transpose(1, 0, 2).copy(), str(folder / "picture.png"), picture[:50]] * 2
+    detector = Detector(folder / f"{name}.onnx", backend, threads=1, batch_size=3)
+    several = detector(pictures[:-1], score_threshold=-1)
+    assert len(several) == 7 and detector([]) == []
+    for found, one in zip(several, pictures, strict=False):
+        alone = detector(one, score_threshold=-1)
+        np.testing.assert_array_equal(found.boxes, alone.boxes)
+        np.testing.assert_allclose(found.scores, alone.scores, rtol=1e-5)
+        np.testing.assert_array_equal(found.masks, alone.masks)
+    for name, value in (("threads", 0), ("batch_size", 0)):
+        with pytest.raises(ValueError, match=rf"^{name}: expected at least 1, got 0"):
+            Detector(folder / "dynamic.onnx", backend, **{name: value})
+
+
+def test_bench(folder):
+    output = command(
+        "bench", folder / "dynamic.onnx", folder / "picture.png", "--seconds", 0, "--batch-size", 2
+    )
+    assert re.fullmatch(r"[\d.]+ images per second: .*, 1 calls of 2 images\)\n", output)
+    assert "nowhere.onnx" in error_of("bench", folder / "nowhere.onnx")
 
 
 def test_with_numpy_pillow_and_the_runtime_only(folder):
