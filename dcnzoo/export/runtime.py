@@ -153,9 +153,7 @@ class Session:
         if backend != "openvino" or Path(path).suffix != ".xml":
             refuse_files_elsewhere(path)
         try:
-            self.inputs, self.output_names, self.metadata, self._run = BACKENDS[backend](
-                self.path, device, threads
-            )
+            opened = BACKENDS[backend](self.path, device, threads)
         except ModuleNotFoundError as error:
             raise ImportError(
                 f"backend: expected {backend} to be installed (pip install {backend}), but {error}"
