@@ -14,7 +14,6 @@ from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
-from mmengine.hub import hub
 from mmengine.registry import DefaultScope
 
 import dcnzoo.utils
@@ -55,6 +54,7 @@ def inherit_from_packages(changes: Changes) -> None:
 
 def hub_packages(changes: Changes) -> None:
     """``mmengine.hub.get_config`` and ``get_model`` take ``'dcnzoo::…'``, an editable one included."""
+    from mmengine.hub import hub  # imports all of mmengine, which lists of configs need not wait for
 
     def install_package(install: Callable, package: str) -> None:
         if find_spec(package) is None:
