@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -99,6 +100,7 @@ def command(
     from dcnzoo.utils.errors import UserError, one_line, user_errors
     from dcnzoo.utils.files import replacing, require_file
 
+    _require_packages("onnx", "onnxscript", *(["onnxslim"] if simplify else []))
     require_file(config, "config")
     require_file(checkpoint, "checkpoint")
     with user_errors():
@@ -154,6 +156,16 @@ def command(
         drawing = out.with_suffix(".png") if show else None
         where = test_img or input_img or "the drawn image"
         print(_compare_detections(detector, session, samples, backend, where, drawing))
+
+
+def _require_packages(*names: str) -> None:
+    from dcnzoo.utils.errors import UserError
+
+    if missing := [name for name in names if find_spec(name) is None]:
+        raise UserError(
+            f"export: expected {' and '.join(names)} to be installed, got no {' and no '.join(missing)}: "
+            'pip install "dcnzoo[onnx]" (in the clone: pip install -r requirements-export.txt)'
+        )
 
 
 def _simplify(path: Path) -> None:
