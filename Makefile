@@ -204,13 +204,20 @@ audit: dev $(AUDIT)/.installed  ## security: our code (bandit), and known holes 
 	$(AUDIT)/bin/pip-audit --strict --skip-editable --path $$($(RUN) $(SITE)) $(ARGS)
 
 CPP := $(OPS) $(shell find tests -name '*.cpp' -o -name '*.h')
-lint: dev  ## style, imports, types and shell scripts
+SCHEMA := $(VENV)/bin/check-jsonschema --quiet --builtin-schema vendor.
+lint: dev  ## style, imports, types, shell scripts, workflows, Dockerfiles
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(VENV)/bin/clang-format --dry-run --Werror $(CPP)
 	$(VENV)/bin/lint-imports --no-cache
 	$(RUN) -m mypy
 	$(VENV)/bin/shellcheck --external-sources --source-path=SCRIPTDIR .ci/run tools/*.sh
+	$(SCHEMA)github-workflows .github/workflows/*.yml
+	$(SCHEMA)dependabot .github/dependabot.yml
+	$(SCHEMA)github-issue-forms .github/ISSUE_TEMPLATE/[!c]*.yml
+	$(SCHEMA)citation-file-format CITATION.cff
+	$(VENV)/bin/zizmor --quiet --offline .github
+	$(VENV)/bin/hadolint Dockerfile Dockerfile.cuda
 
 format: dev  ## apply the style
 	$(RUN) -m ruff check --fix .

@@ -135,6 +135,21 @@ def test_versions_agree():
     assert (ROOT / ".ci/opencv-python/pyproject.toml").read_text().count(opencv) == 2
     for pin in re.findall(r"^mm.*==.*$", (ROOT / "requirements-openmmlab.txt").read_text(), re.MULTILINE):
         assert f'"{pin}"' in project
+    assert f"\nversion: {__version__}\n" in (ROOT / "CITATION.cff").read_text()
+
+
+def test_conda_recipe():
+    """It renders, with the version and what the package asks for."""
+    rattler_build = pytest.importorskip("rattler_build")
+    recipe = rattler_build.Stage0Recipe.from_file(ROOT / "recipe/recipe.yaml")
+    compilers = {"cxx_compiler": ["gxx"], "c_stdlib": ["sysroot"], "c_stdlib_version": ["2.28"]}
+    (variant,) = recipe.render(rattler_build.VariantConfig(compilers))
+    rendered = variant.recipe.to_dict()
+    assert rendered["package"] == {"name": "dcnzoo", "version": __version__}
+    project = (ROOT / "pyproject.toml").read_text()
+    (line,) = re.findall(r"^dependencies = \[(.*)\]$", project, re.MULTILINE)
+    wanted = [re.sub(r"^torch\b", "pytorch", each).replace(">=", " >=") for each in re.findall('"(.*?)"', line)]
+    assert set(rendered["requirements"]["run"]) == {"python >=3.10", *wanted}
 
 
 @pytest.mark.slow
