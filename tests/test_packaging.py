@@ -148,8 +148,10 @@ def test_conda_recipe():
     assert rendered["package"] == {"name": "dcnzoo", "version": __version__}
     project = (ROOT / "pyproject.toml").read_text()
     (line,) = re.findall(r"^dependencies = \[(.*)\]$", project, re.MULTILINE)
-    wanted = [re.sub(r"^torch\b", "pytorch", each).replace(">=", " >=") for each in re.findall('"(.*?)"', line)]
-    assert set(rendered["requirements"]["run"]) == {"python >=3.10", *wanted}
+    wanted = re.findall(r'"([\w-]+)>=(.*?)"', line)
+    conda_names = {"torch": "pytorch"}
+    expected = {f"{conda_names.get(name, name)} >={version}" for name, version in wanted}
+    assert set(rendered["requirements"]["run"]) == {"python >=3.10", *expected}
 
 
 @pytest.mark.slow
