@@ -214,7 +214,7 @@ lint: dev  ## style, imports, types, shell scripts, workflows, Dockerfiles
 	$(VENV)/bin/shellcheck --external-sources --source-path=SCRIPTDIR .ci/run tools/*.sh
 	$(SCHEMA)github-workflows .github/workflows/*.yml
 	$(SCHEMA)dependabot .github/dependabot.yml
-	$(SCHEMA)github-issue-forms .github/ISSUE_TEMPLATE/[!c]*.yml
+	$(SCHEMA)github-issue-forms .github/ISSUE_TEMPLATE/*.yml
 	$(SCHEMA)citation-file-format CITATION.cff
 	$(VENV)/bin/zizmor --quiet --offline .github
 	$(VENV)/bin/hadolint Dockerfile Dockerfile.cuda
