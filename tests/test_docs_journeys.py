@@ -142,7 +142,9 @@ def journey(here: Path) -> tuple[Path, dict[str, str]]:
         if re.split(r"[.-]", entry.name)[0] in WITHOUT_TORCH:
             (bare / entry.name).symlink_to(entry)
     (bare / "dcnzoo").symlink_to(clone / "dcnzoo")
-    git = 'git() { test "$1" = clone && test -d "$3"; }\n'  # it is there already
+    # they are there already
+    git = 'git() { test "$1" = clone && test -d "$3"; }\n'
+    pip = 'pip() { test "$1 $2" = "install --requirement" && test -f "$3"; }\n'
     others = ("PYTHONPATH", "VIRTUAL_ENV", "MAKEFLAGS", "MAKEOVERRIDES")  # of here, and of `make test`
     kept = {name: value for name, value in os.environ.items() if name not in others}
     environment = {
@@ -155,7 +157,7 @@ def journey(here: Path) -> tuple[Path, dict[str, str]]:
         "COLUMNS": "120",
     }
     done = subprocess.run(
-        ["bash"], input=git + as_script(),
+        ["bash"], input=git + pip + as_script(),
         cwd=here, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-4000:]

@@ -135,6 +135,23 @@ def test_versions_agree():
     assert (ROOT / ".ci/opencv-python/pyproject.toml").read_text().count(opencv) == 2
     for pin in re.findall(r"^mm.*==.*$", (ROOT / "requirements-openmmlab.txt").read_text(), re.MULTILINE):
         assert f'"{pin}"' in project
+    assert f"\nversion: {__version__}\n" in (ROOT / "CITATION.cff").read_text()
+
+
+def test_conda_recipe():
+    """It renders, with the version and what the package asks for."""
+    rattler_build = pytest.importorskip("rattler_build")
+    recipe = rattler_build.Stage0Recipe.from_file(ROOT / "recipe/recipe.yaml")
+    compilers = {"cxx_compiler": ["gxx"], "c_stdlib": ["sysroot"], "c_stdlib_version": ["2.28"]}
+    (variant,) = recipe.render(rattler_build.VariantConfig(compilers))
+    rendered = variant.recipe.to_dict()
+    assert rendered["package"] == {"name": "dcnzoo", "version": __version__}
+    project = (ROOT / "pyproject.toml").read_text()
+    (line,) = re.findall(r"^dependencies = \[(.*)\]$", project, re.MULTILINE)
+    wanted = re.findall(r'"([\w-]+)>=(.*?)"', line)
+    conda_names = {"torch": "pytorch"}
+    expected = {f"{conda_names.get(name, name)} >={version}" for name, version in wanted}
+    assert set(rendered["requirements"]["run"]) == {"python >=3.10", *expected}
 
 
 @pytest.mark.slow
@@ -183,46 +200,111 @@ print(get_config(name).filename, type(get_model(name).backbone.layer2[0].conv2).
     assert set(environment.rglob("*")) == before
 
 
-def test_make_setup(tmp_path):
-    """It is done once, anew after a change or an interruption, and refused with an old Python."""
+@pytest.fixture
+def make(tmp_path):
+    """Runs make in a folder with the files that set-up reads; a script takes the place of Python.
+
+    Returns the finished process and a line for each call of the script, with its arguments.
+    """
     folder, log, python = tmp_path / "clone", tmp_path / "log", tmp_path / "python"
-    for name in (
-        "requirements.txt",
-        "requirements-openmmlab.txt",
-        ".ci/opencv-python/pyproject.toml",
-        "ops/x",
-    ):
+    for path in (*ROOT.glob("requirements*.txt"), ROOT / ".ci/opencv-python/pyproject.toml"):
+        name = path.relative_to(ROOT)
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    for name in ("ops/x", "setup.py", "pyproject.toml"):
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).touch()
     shutil.copy(ROOT / "Makefile", folder)
     # python -m venv FOLDER makes another one of these; everything else succeeds
     copies = 'if [ "$2" = venv ]; then mkdir -p "$3/bin" && cp "$0" "$3/bin/python"; fi'
-    version = "import sys; sys.version_info = (3, 9, 2); exec(sys.argv[1])"
-    old = f"exec {sys.executable} -c '{version}' \"$2\""
 
-    def make(script: str = f'echo "$@" >> {log}\n{copies}', target: str = ".venv/.installed"):
+    def make(*targets: str, script: str = f'echo "$@" >> {log}\n{copies}', uv: str = ""):
         log.write_text("")
         python.write_text(f"#!/bin/sh\n{script}\n")
         python.chmod(0o755)
         environment = {k: v for k, v in os.environ.items() if not k.startswith("MAKE") and k != "MFLAGS"}
-        command = ["make", f"PYTHON={python}", target]
+        command = ["make", f"PYTHON={python}", f"UV={uv}", *targets]
         result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
         return result, log.read_text().splitlines()
 
-    result, _ = make(old, "setup")
+    make.folder, make.log = folder, log
+    return make
+
+
+def installed_files(calls: list[str]) -> list[str]:
+    """What calls of pip or uv were told to install, in their order."""
+    found = (re.search(r" install .*?(?:-r |-e )?(\S+)$", call) for call in calls)
+    return [match[1] for match in found if match]
+
+
+BASE = ["requirements.txt", "requirements-openmmlab.txt", "./.ci/opencv-python"]
+
+
+def test_setup_refuses_an_old_python(make):
+    version = "import sys; sys.version_info = (3, 9, 2); exec(sys.argv[1])"
+    result, _ = make("setup", script=f"exec {sys.executable} -c '{version}' \"$2\"")
     assert result.returncode != 0 and "dcnzoo needs Python 3.10 or newer; " in result.stderr
-    assert "Traceback" not in result.stderr and not (folder / ".venv").exists()
-    (folder / ".venv").mkdir()
-    for name in (".installing", "half-installed"):
-        (folder / ".venv" / name).touch()
-    result, calls = make()
+    assert "Traceback" not in result.stderr and not (make.folder / ".venv").exists()
+
+
+def test_setup_is_done_once_and_again_after_a_change(make):
+    result, calls = make("setup")
     assert result.returncode == 0, result.stderr
-    assert any("venv .venv" in call for call in calls) and sum("install" in call for call in calls) == 3
-    assert sorted(p.name for p in (folder / ".venv").iterdir()) == [".installed", "bin"]
-    assert make()[1] == []
-    (folder / "requirements.txt").write_text("# changed\n")
-    os.utime(folder / ".venv/.installed", (0, 0))
-    assert sum("install" in call for call in make()[1]) == 3
+    assert any("venv .venv" in call for call in calls)
+    assert installed_files(calls) == [*BASE, "."]
+    assert make("setup")[1] == []
+    (make.folder / "requirements.txt").write_text("# changed\n")
+    for stamp in (".installed", ".built"):
+        os.utime(make.folder / ".venv" / stamp, (0, 0))
+    assert installed_files(make("setup")[1]) == [*BASE, "."]
+
+
+def test_tests_add_their_packages_to_the_same_environment(make):
+    make("setup")
+    result, calls = make("dev")
+    assert result.returncode == 0, result.stderr
+    assert installed_files(calls) == ["requirements-dev.txt"]
+    assert make("setup", "dev")[1] == [], "neither is done again"
+    assert {p.name for p in (make.folder / ".venv").iterdir()} == {".built", ".dev", ".installed", "bin"}
+
+
+@pytest.mark.parametrize(("target", "file"), [("setup", "requirements.txt"), ("dev", "requirements-dev.txt")])
+def test_an_interrupted_installation_is_begun_anew(make, target, file):
+    killed = f'echo "$@" >> {make.log}\ncase "$*" in *" {file}") touch .venv/half; exit 130;; esac\n'
+    copies = 'if [ "$2" = venv ]; then mkdir -p "$3/bin" && cp "$0" "$3/bin/python"; fi'
+    assert make(target, script=killed + copies)[0].returncode != 0
+    assert (make.folder / ".venv/half").exists()
+    result, calls = make("dev")
+    assert result.returncode == 0, result.stderr
+    assert installed_files(calls) == [*BASE, ".", "requirements-dev.txt"]
+    assert not (make.folder / ".venv/half").exists()
+
+
+def test_setup_uses_uv_and_a_wheelhouse(make, tmp_path):
+    """They fill .venv alone: uv does not see the packages that other environments share with it."""
+    uv = tmp_path / "uv"
+    uv.write_text(f'#!/bin/sh\necho uv "$@" >> {make.log}\n')
+    uv.chmod(0o755)
+    result, calls = make("dev", "WHEELHOUSE=wheels", uv=str(uv))
+    assert result.returncode == 0, result.stderr
+    installing = [call for call in calls if " install " in call]
+    assert len(installing) == 5
+    for call in installing:
+        assert call.startswith(
+            "uv pip install --quiet --python .venv/bin/python --no-index --find-links wheels "
+        )
+
+
+def test_requirements_are_split():
+    """What the demo installs has none of what is heavy and for tests alone; the tests' file includes it."""
+    names = {
+        part: set(re.findall(r"^[\w-]+", (ROOT / f"requirements{part}.txt").read_text(), re.MULTILINE))
+        for part in ("", "-export", "-dev")
+    }
+    assert not names[""] & {"triton", "openvino", "onnxruntime", "pytest", "ipykernel", "mypy", "ruff"}
+    assert not names[""] & names["-export"] and not (names[""] | names["-export"]) & names["-dev"]
+    included = re.findall(r"^-r (.*)$", (ROOT / "requirements-dev.txt").read_text(), re.MULTILINE)
+    assert included == ["requirements.txt", "requirements-export.txt"]
 
 
 # The compiled libraries of this working tree, which a wheel takes along

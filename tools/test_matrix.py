@@ -43,7 +43,9 @@ def interpreter(version: str) -> str | None:
 
 def requirements(torch: str) -> str:
     """The tested set, with another torch; which then chooses its triton."""
-    text = (ROOT / "requirements.txt").read_text()
+    files = ("requirements.txt", "requirements-export.txt", "requirements-dev.txt")
+    text = "".join((ROOT / name).read_text() for name in files)
+    text = re.sub(r"^-r .*\n", "", text, flags=re.MULTILINE)
     if torch != PINNED:
         text = re.sub(r"^triton==.*\n", "", text, flags=re.MULTILINE)
     return text.replace(f"torch=={PINNED}\n", f"torch=={torch}\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -111,6 +112,9 @@ def command(
     from dcnzoo.utils.errors import UserError, one_line, user_errors
     from dcnzoo.utils.files import replacing, require_file
 
+    _require_packages(
+        "onnx", "onnxscript", *(["onnxslim"] if simplify else []), *(["openvino"] if to == "openvino" else [])
+    )
     require_file(config, "config")
     require_file(checkpoint, "checkpoint")
     with user_errors():
@@ -191,6 +195,17 @@ def _write_ir(path: Path, out: Path) -> None:
         save_ir(path, whole)
         whole.with_suffix(".bin").replace(partial_weights)
         whole.replace(partial)
+
+
+def _require_packages(*names: str) -> None:
+    from dcnzoo.utils.errors import UserError
+
+    if missing := [name for name in names if find_spec(name) is None]:
+        extras, more = ("onnx,openvino", " openvino") if "openvino" in missing else ("onnx", "")
+        raise UserError(
+            f"export: expected {' and '.join(names)} to be installed, got no {' and no '.join(missing)}: "
+            f'pip install "dcnzoo[{extras}]" (in the clone: pip install -r requirements-export.txt{more})'
+        )
 
 
 def _simplify(path: Path) -> None:

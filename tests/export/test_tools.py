@@ -48,6 +48,14 @@ def work(tmp_path_factory):
     return work
 
 
+def test_export_names_the_packages_it_needs(monkeypatch):
+    """As `make setup` leaves it: onnx and what goes with it are installed for exports alone."""
+    monkeypatch.setattr(export, "find_spec", lambda name: None if name.startswith("onnx") else True)
+    message = error_of("export", "config.py", "weights.pth", "--simplify")
+    assert "expected onnx and onnxscript and onnxslim to be installed" in message
+    assert 'pip install "dcnzoo[onnx]"' in message
+
+
 @pytest.fixture(scope="module")
 def exported(work):
     path = work / "model.onnx"
