@@ -13,8 +13,9 @@ from pathlib import Path
 
 import click
 from study_page import write_page
-from study_results import RESULTS, STRENGTHS, Row, read_rows, write_rows
+from study_results import RESULTS, STRENGTHS, Row, read_rows, read_time, write_rows
 from study_sampling import measure_sampling
+from study_time import measure_time
 from trainings import ARMS, ROOT, Run, cores, locked, make_data, make_run, train
 
 from dcnzoo.cli import _options, one_line_errors
@@ -99,6 +100,7 @@ EXPERIMENTS = (
         for arm, dcn in (("off", None), ("v2", True))
     ),
 )
+TIMED = ("operators", "where")
 STUDIES = tuple(dict.fromkeys(each.study for each in EXPERIMENTS))
 
 
@@ -137,11 +139,16 @@ def main(
     console = Console(highlight=False)
     folder = work_dir if quick or min(seeds) >= 100 else RESULTS.parent
     results, sampling, page = folder / "study.csv", folder / "study_sampling.csv", folder / "study.md"
+    times = folder / "study_time.csv"
     if not page_only:
         wanted = [each for each in EXPERIMENTS if each.study in studies and each.arm in (arms or [each.arm])]
         chosen = tuple(seeds)[:2] if quick else seeds
         train_all(wanted, chosen, jobs or cores(), quick, work_dir, results, sampling, console)
-    write_page(page, results, sampling, len(EXPERIMENTS) * 10)
+        timed = {each.arm: each.run(0, work_dir, quick) for each in EXPERIMENTS if each.study in TIMED}
+        if read_time(times).keys() != timed.keys():
+            make_data(next(iter(timed.values())).cfg, console)
+            measure_time(timed, times, rounds=1 if quick else 9)
+    write_page(page, results, sampling, times, len(EXPERIMENTS) * 10)
     console.print(f"page: {page}", soft_wrap=True)
 
 

@@ -4,19 +4,30 @@ import io
 import re
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jinja2
 import matplotlib
 from matplotlib.figure import Figure
-from study_results import RESULTS, STRENGTHS, Comparison, Row, differences, read_rows, select
+from study_results import (
+    RESULTS,
+    STRENGTHS,
+    Comparison,
+    Row,
+    differences,
+    read_rows,
+    read_time,
+    select,
+    time_ratio,
+)
 from study_sampling import REGIONS, SamplingRow, read_sampling
 
 from dcnzoo.report.plots import COLOURS
 from dcnzoo.report.report import mean_and_spread
 from dcnzoo.utils.files import write_bytes, write_text
 
+Times = Mapping[str, Sequence[float]]  # arm → CPU seconds of an iteration, round by round
 TEMPLATE = Path(__file__).with_name("study.md.jinja")
 
 
@@ -25,22 +36,24 @@ WITH_FIGURES = tuple(RESULTS.parents[1] / name for name in ("README.md", "docs/d
 _BLOCK = re.compile(r"(<!-- study: (\w+) -->\n\n).*?(\n\n<!-- end -->)", re.DOTALL)
 
 
-def fill_in(text: str, rows: Sequence[Row]) -> str:
+def fill_in(text: str, rows: Sequence[Row], times: Times) -> str:
     """Replace the tables between ``<!-- study: NAME -->`` and ``<!-- end -->`` by those of the results."""
-    tables = {"demo": table(rows, ["off", "v2"]), "pairs": pair_table(rows)}
+    tables = {"demo": table(rows, times, ["off", "v2"]), "pairs": pair_table(rows)}
     return _BLOCK.sub(lambda block: f"{block[1]}{tables[block[2]]}{block[3]}", text)
 
 
-def write_page(page: Path, results: Path, sampling: Path, planned: int) -> None:
+def write_page(page: Path, results: Path, sampling: Path, times: Path, planned: int) -> None:
     """Beside it, a folder ``images`` for the plots. The committed results go to other pages too.
 
     Args:
         planned: the number of trainings of the whole study.
     """
-    rows, looked = read_rows(results), read_sampling(sampling)
+    rows, looked, timed = read_rows(results), read_sampling(sampling), read_time(times)
+    if "off" in timed:
+        timed["off-10-epochs"] = timed["off"]  # more iterations of the same kind
     if results == RESULTS:
         for file in WITH_FIGURES:
-            write_text(file, fill_in(file.read_text(encoding="utf-8"), rows))
+            write_text(file, fill_in(file.read_text(encoding="utf-8"), rows, timed))
     template = jinja2.Environment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     ).from_string(TEMPLATE.read_text(encoding="utf-8"))
@@ -50,9 +63,9 @@ def write_page(page: Path, results: Path, sampling: Path, planned: int) -> None:
     text = template.render(
         done=len(rows),
         planned=planned,
-        operators=table(rows, ["off", "v1", "v2", "v3", "v4"]),
-        where=table(rows, ["off", "v2-c4", "v2-c3-c4", "v2"]),
-        time=table(rows, ["off-10-epochs", "v2"]),
+        operators=table(rows, timed, ["off", "v1", "v2", "v3", "v4"]),
+        where=table(rows, timed, ["off", "v2-c4", "v2-c3-c4", "v2"]),
+        time=table(rows, timed, ["off-10-epochs", "v2"]),
         dose=dose_table(rows),
         pairs=pair_table(rows),
         real=real_table(rows),
@@ -88,10 +101,9 @@ def real_table(rows: Sequence[Row]) -> str:
     return markdown(["images", "", "off", "v2", "v2 − off (95% interval)", "ahead"], lines)
 
 
-def table(rows: Sequence[Row], arms: Sequence[str]) -> str:
+def table(rows: Sequence[Row], times: Times, arms: Sequence[str]) -> str:
     """A row per arm; the first is what the others are compared with."""
     lines = []
-    baseline = select(rows, arms[0])
     for arm in arms:
         own = select(rows, arm)
         if not own:
@@ -101,15 +113,15 @@ def table(rows: Sequence[Row], arms: Sequence[str]) -> str:
             mean_and_spread([r.box_ap for r in own.values()]),
             mean_and_spread([r.mask_ap for r in own.values()]),
         ]
-        found = comparison(rows, arm, baseline=arms[0])
+        found, longer = comparison(rows, arm, baseline=arms[0]), time_ratio(times, arm, arms[0])
         if arm == arms[0] or found is None:
             cells += ["", "", ""]
         else:
-            seconds = [
-                own[s].seconds_per_iteration / baseline[s].seconds_per_iteration
-                for s in own.keys() & baseline
+            cells += [
+                str(found),
+                f"{found.ahead} of {found.pairs}",
+                "" if longer is None else f"{longer:.2f}×",
             ]
-            cells += [str(found), f"{found.ahead} of {found.pairs}", f"{statistics.median(seconds):.2f}×"]
         lines.append(cells)
     head = [
         "arm",

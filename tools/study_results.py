@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 import statistics
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -44,6 +45,7 @@ class Row:
         return self.arm, self.setting, self.seed
 
 
+TIME_COLUMNS = ("arm", "round", "cpu_seconds_per_iteration")
 COLUMNS = tuple(field.name for field in dataclasses.fields(Row))
 
 
@@ -87,6 +89,23 @@ def write_csv(file: Path, columns: Sequence[str], rows: Iterable[Mapping[str, ob
     writer.writeheader()
     writer.writerows(rows)
     write_text(file, buffer.getvalue())
+
+
+def read_time(file: Path) -> dict[str, list[float]]:
+    """The measured seconds of each arm, round by round."""
+    found: dict[str, list[float]] = defaultdict(list)
+    if file.is_file():
+        with file.open(encoding="utf-8", newline="") as lines:
+            for row in csv.DictReader(lines):
+                found[row["arm"]].append(float(row[TIME_COLUMNS[2]]))
+    return dict(found)
+
+
+def time_ratio(times: Mapping[str, list[float]], arm: str, baseline: str) -> float | None:
+    """How many times as long an arm's iteration takes: the median of the rounds. None: not measured."""
+    if arm not in times or baseline not in times:
+        return None
+    return statistics.median(own / other for own, other in zip(times[arm], times[baseline], strict=True))
 
 
 def select(rows: Iterable[Row], arm: str, setting: str = "full") -> dict[int, Row]:
