@@ -10,7 +10,7 @@ void overlaps_of_all_pairs(RotatedBoxList& rows, RotatedBoxList& columns, bool o
   const BoxCircles circles = columns.circles();
   const int64_t width = columns.size(), blocks = ceil_div(width, kColumns);
   const auto find_near = rotated_box_kernels_dispatched().find_near;
-  parallel_for(rows.size() * blocks, 16, [&](int64_t begin, int64_t end) {
+  parallel_for(rows.size() * blocks, 32, [&](int64_t begin, int64_t end) {
     const auto store = [&](int64_t place, double ratio) { ratios[place] = T(ratio); };
     PairQueue<decltype(store)> queue(over_first, store);
     int64_t near[kColumns];

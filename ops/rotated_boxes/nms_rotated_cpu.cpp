@@ -7,6 +7,7 @@ namespace {
 
 constexpr int64_t kBlock = 64;     // boxes that are decided one after the other, before those behind them
 constexpr int64_t kColumns = 256;  // boxes behind them that a thread takes together
+constexpr int64_t kLeastPairs = 1 << 17;  // for a thread of its own: below, waking it takes longer
 
 // Whether the overlap is above the threshold, once both are rounded to the boxes' type: an overlap of exactly 0.3 is
 // not above 0.3 because its last bit in float64 is.
@@ -26,12 +27,14 @@ class Suppression {
         kept.push_back(i);
         suppress(&kept.back(), 1, i + 1, end);
       }
-      parallel_for(ceil_div(count - end, kColumns), 1, [&](int64_t begin, int64_t finish) {
-        for (int64_t block = begin; block < finish; ++block) {
-          const int64_t column = end + block * kColumns;
-          suppress(kept.data(), int64_t(kept.size()), column, std::min(column + kColumns, count));
-        }
-      });
+      const int64_t pairs = kColumns * std::max<int64_t>(int64_t(kept.size()), 1);
+      parallel_for(
+          ceil_div(count - end, kColumns), ceil_div(kLeastPairs, pairs), [&](int64_t begin, int64_t finish) {
+            for (int64_t block = begin; block < finish; ++block) {
+              const int64_t column = end + block * kColumns;
+              suppress(kept.data(), int64_t(kept.size()), column, std::min(column + kColumns, count));
+            }
+          });
     }
     return suppressed_;
   }
