@@ -2,6 +2,7 @@
 // region's own axes, which is not separable along the map's.
 #pragma once
 
+#include "../common/angle.h"
 #include "../common/roi_math.h"
 
 namespace dcnzoo {
@@ -20,12 +21,11 @@ struct RotatedRoi {
 template <typename T>
 DCNZOO_HD RotatedRoi<T> rotated_roi(const T* roi, T scale, bool aligned, bool clockwise, int64_t output_h,
                                     int64_t output_w, int64_t sampling_ratio, int64_t height, int64_t width) {
-  const T shift = aligned ? T(0.5) : T(0), angle = clockwise ? -roi[5] : roi[5];
+  const T shift = aligned ? T(0.5) : T(0);
   RotatedRoi<T> region;
   region.x = roi[1] * scale - shift;
   region.y = roi[2] * scale - shift;
-  region.cos = std::cos(angle);
-  region.sin = std::sin(angle);
+  cos_and_sin(clockwise ? -roi[5] : roi[5], region.cos, region.sin);
   T long_across = roi[3] * scale, long_down = roi[4] * scale;
   // NaN where one is not finite
   const T finite = (region.x + region.y + region.cos + long_across + long_down) * T(0);

@@ -1,10 +1,10 @@
-// The overlap of two rotated boxes, for host and device. In float64 whatever the boxes' type: thin boxes far from the
-// origin leave little of float32, and a decision of nms_rotated is the same on every device.
+// The overlap of two rotated boxes, for host and device. In float64 whatever the type of the boxes: of thin boxes far
+// from the origin float32 leaves little, and what nms_rotated keeps should not depend on the device.
 #pragma once
 
 #include <cmath>
 
-#include "../common/host_device.h"
+#include "../common/angle.h"
 
 namespace dcnzoo {
 
@@ -37,10 +37,11 @@ DCNZOO_HD Value limited(Value value, Value most) {
 // box: x, y, width, height, angle. The angle turns the x axis to the y axis, which points down; the other way round
 // where it is not clockwise.
 DCNZOO_HD RotatedBox rotated_box(const double* box, bool clockwise) {
-  const double angle = clockwise ? box[4] : -box[4];
   const double half_w = std::fabs(box[2]) / 2, half_h = std::fabs(box[3]) / 2;
   const double area = larger(box[2] * box[3], 0.0), radius = std::sqrt(half_w * half_w + half_h * half_h);
-  return {box[0], box[1], half_w, half_h, std::cos(angle), std::sin(angle), area, radius};
+  double cos, sin;
+  cos_and_sin(clockwise ? box[4] : -box[4], cos, sin);
+  return {box[0], box[1], half_w, half_h, cos, sin, area, radius};
 }
 
 // Whether the circles around two boxes are apart; with room for rounding. False for NaN.
