@@ -86,8 +86,9 @@ DCNZOO_HD Value shared_area(const RotatedBoxOf<Value>& box, const RotatedBoxOf<V
   };
   const Value area = -(along(-ux - vx, -uy - vy, ux, u_slope) + along(ux - vx, uy - vy, vx, v_slope) +
                        along(ux + vx, uy + vy, -ux, u_slope) + along(vx - ux, vy - uy, -vx, v_slope));
-  const Value nothing{};  // also for NaN
-  return area > nothing ? smaller(area, smaller(box.area, window.area)) : nothing;
+  const Value nothing{};  // also where one of the boxes is NaN
+  const auto shared = (area > nothing) & (box.area + window.area > nothing);
+  return shared ? smaller(area, smaller(box.area, window.area)) : nothing;
 }
 
 // The shared area over the union, or over the first box alone. NaN where an area is, as in mmcv.
