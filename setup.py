@@ -171,7 +171,10 @@ def quote(arguments: list[str]) -> str:
 
 
 # Further options for the C++ sources of a folder of ops/.
-FOLDER_FLAGS = {"nms": ["-ffp-contract=off"]}  # its decisions are mmcv's bit for bit
+FOLDER_FLAGS = {
+    "nms": ["-ffp-contract=off"],  # its decisions are mmcv's bit for bit
+    "rotated_boxes": ["-ffp-contract=off"],  # the same bits on every instruction set
+}
 
 
 class BuildOps(build_ext):

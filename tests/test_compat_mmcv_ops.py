@@ -284,6 +284,21 @@ def test_rotated_boxes_that_touch():
         torch.testing.assert_close(overlap[0], torch.tensor([1, 1, 0.5, 0]), atol=1e-5, rtol=0)
 
 
+def test_nms_rotated_drops_a_box_at_the_threshold():
+    """As mmcv on the CPU, whose threshold is a float32. Recorded from compiled mmcv."""
+    boxes = torch.tensor([[0.0, 0, 10, 10, 0], [0, 0, 5, 10, 0], [0, 0, 3, 10, 0]])
+    scores = torch.tensor([3.0, 2.0, 1.0])
+    for dtype, threshold, kept in (
+        (torch.float32, 0.5, [0, 2]),
+        (torch.float32, 0.3, [0]),
+        (torch.float64, 0.5, [0, 2]),
+        (torch.float64, 0.3, [0, 2]),  # 0.3 < float32(0.3)
+        (torch.float32, 0.0, [0]),
+    ):
+        found = ops.nms_rotated(boxes.to(dtype), scores.to(dtype), threshold)[1]
+        assert found.tolist() == kept, (dtype, threshold)
+
+
 def test_soft_nms_keeps_mmcvs_order_of_equal_scores():
     """The best changes places with the first, the last takes a fallen one's place."""
     boxes = torch.tensor([[0.0, 0, 1, 1], [10, 0, 11, 1], [0, 0, 1, 1], [20, 0, 21, 1], [30, 0, 31, 1]])

@@ -29,8 +29,9 @@ def test_suite_passes_under_every_capability(capability):
         pytest.skip(f"this machine's best is {cpu_capability()}")
     if capability == cpu_capability():
         pytest.skip("the whole suite runs under it")
-    chosen = "matches_reference or half_precision or passes or empty_maps"
-    suite = [f"tests/test_{name}.py" for name in ("ops", "deform_conv", "nms", "not_finite")]
+    chosen = "matches_reference or half_precision or passes or empty_maps or by_hand or of_shapely"
+    names = ("ops", "deform_conv", "nms", "not_finite", "rotated_boxes")
+    suite = [f"tests/test_{name}.py" for name in names]
     done = run(
         capability, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", "-k", chosen, *suite
     )

@@ -43,6 +43,11 @@ RUN = {
     "docs/ops/nms.md": rand(boxes=(5, 4), scores=(5,)),
     "docs/ops/deform_roi_pool.md": {**ROIS, **rand(offset=(1, 2, 7, 7))},
     "docs/ops/roi_align.md": ROIS,
+    "docs/ops/rotated.md": {
+        **ROIS,
+        **rand(boxes=(5, 5), scores=(5,)),
+        "rois": torch.tensor([[0.0, 20, 16, 24, 12, 0.5]]),
+    },
     "docs/ops/deform_conv_transpose.md": rand(**CONV, weight=(4, 2, 3, 3)),
     "docs/ops/mask_softmax.md": rand(mask=(1, 18, 5, 6)),
     "docs/ops/deform_conv.md": rand(**CONV, weight=(2, 4, 3, 3)),

@@ -22,6 +22,7 @@ EXAMPLES = int(os.environ.get("DCNZOO_FUZZ_EXAMPLES", "25"))  # of an operator, 
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5, torch.bfloat16: 2**-7, torch.float16: 2**-10}
 DIFFERENTIABLE = [name for name, op in OPERATORS.items() if op.differentiable]
 POOLS = [name for name in DIFFERENTIABLE if not OPERATORS[name].continuous]
+ROTATED = ("box_iou_rotated", "nms_rotated")
 DOCUMENTED = (RuntimeError, TypeError, ValueError)
 
 every_operator = pytest.mark.parametrize("name", SAMPLES)
@@ -127,7 +128,7 @@ def test_result_is_the_references(name, dtype):
         if is_refused(name, sample):
             return
         expected = op.any_reference(exact(sample))
-        if name == "nms":
+        if op.absolute is None:  # indices
             assert torch.equal(op.call(sample), expected)
         else:
             terms = op.any_reference(op.absolute(exact(sample)))
@@ -191,6 +192,19 @@ def of_rois(name: str, sample: Sample, chosen: Tensor) -> Sample:
     return replace(sample, tensors=tuple(tensors))
 
 
+def assert_rotated_overlaps(name: str, sample: Sample, actual: Tensor) -> None:
+    """Boxes of absurd size or place are no reason that others overlap otherwise; NaN aside, from 0 to 1."""
+    usual = [(t.abs() < 1e3).all(-1) for t in sample.tensors]
+    if name == "nms_rotated":
+        kept = actual.tolist()
+        assert len(set(kept)) == len(kept) and set(kept) <= set(range(len(sample.tensors[0])))
+        return
+    assert ((actual >= 0) & (actual <= 1) | actual.isnan()).all()
+    both = usual[0] & usual[1] if sample.kwargs["aligned"] else usual[0][:, None] & usual[1]
+    expected = OPERATORS[name].any_reference(exact(sample))
+    assert_equal(actual[both], expected[both], TOLERANCE[torch.float64], torch.ones_like(expected[both]))
+
+
 @every_operator
 def test_extreme_values_do_no_harm(name):
     """NaN, infinity and numbers beyond every integer, in any tensor: forward, backward, forward mode."""
@@ -209,6 +223,9 @@ def test_extreme_values_do_no_harm(name):
             return
         if name == "nms":
             assert torch.equal(actual, op.any_reference(exact(sample)))
+            return
+        if name in ROTATED:
+            assert_rotated_overlaps(name, sample, actual)
             return
         if is_plain_convolution(sample):
             return  # which does not read the neighbours of a whole-numbered point, as the reference does
@@ -261,7 +278,7 @@ def test_broken_call_is_refused(name):
             assert str(error)
             return
         expected = op.any_reference(exact(sample))
-        if name == "nms":
+        if op.absolute is None:
             assert torch.equal(actual, expected)
         else:
             terms = op.any_reference(op.absolute(exact(sample)))

@@ -3,6 +3,7 @@
 from ._library import cpu_capability, has_ops, problems, with_cuda
 
 if has_ops():
+    from .box_iou_rotated import box_iou_rotated
     from .dcnv3 import dcnv3
     from .dcnv4 import dcnv4
     from .deform_conv import deform_conv1d, deform_conv2d, deform_conv3d
@@ -15,7 +16,9 @@ if has_ops():
     from .mask_softmax import mask_softmax1d, mask_softmax2d, mask_softmax3d
     from .ms_deform_attn import flash_deform_attn, ms_deform_attn
     from .nms import nms
+    from .nms_rotated import nms_rotated
     from .roi_align import roi_align
+    from .roi_align_rotated import roi_align_rotated
 else:
     # has_ops() must be callable on a broken installation; any operator says what is wrong.
     def __getattr__(name: str):
@@ -25,6 +28,7 @@ else:
 
 
 __all__ = [
+    "box_iou_rotated",
     "cpu_capability",
     "dcnv3",
     "dcnv4",
@@ -42,6 +46,8 @@ __all__ = [
     "mask_softmax3d",
     "ms_deform_attn",
     "nms",
+    "nms_rotated",
     "roi_align",
+    "roi_align_rotated",
     "with_cuda",
 ]

@@ -218,6 +218,50 @@ def deform_roi_pool(
     return torch.cat(pooled).to(input.dtype)
 
 
+def roi_align_rotated(
+    input: Tensor,  # (N, C, H, W)
+    rois: Tensor,  # (K, 6), (image, x, y, width, height, angle)
+    output_size: Sequence[int],
+    spatial_scale: float = 1.0,
+    sampling_ratio: int = 0,
+    aligned: bool = True,
+    clockwise: bool = False,
+) -> Tensor:
+    """RoIAlign of rotated regions, written out, a region at a time.
+
+    Along a side that is ``length`` pixels long, a bin is sampled at
+    ``((bin + (sample + 0.5) / samples) / bins - 0.5) · length`` from the centre; the sides are turned by the
+    angle, counter-clockwise on the screen.
+    """
+    accumulate = torch.promote_types(input.dtype, torch.float32)
+    feature = input.to(accumulate)
+    pooled = [feature.new_zeros(0, input.shape[1], *output_size)]
+    for roi in rois.to(accumulate):
+        centre = roi[1:3].flip(0) * spatial_scale - 0.5 * aligned  # (y, x)
+        length = roi[3:5].flip(0) * spatial_scale  # down, across
+        if not aligned:
+            length = torch.where(length < 1, torch.ones_like(length), length)
+        bins = length.new_tensor(output_size)
+        samples = [sampling_ratio] * 2 if sampling_ratio > 0 else (length / bins).ceil()
+        if not roi.isfinite().all() or min(samples) <= 0 or max(samples) > MOST_SAMPLES:
+            pooled.append(feature.new_zeros(1, input.shape[1], *output_size))
+            continue
+        sides = []  # (oH, 1, samples, 1) and (1, oW, 1, samples)
+        for axis in range(2):
+            count = int(samples[axis])
+            sample = (torch.arange(count, device=input.device, dtype=accumulate) + 0.5) / count
+            bin = torch.arange(output_size[axis], device=input.device, dtype=accumulate)
+            side = ((bin[:, None] + sample) / bins[axis] - 0.5) * length[axis]
+            sides.append(side[:, None, :, None] if axis == 0 else side[None, :, None, :])
+        angle = -roi[5] if clockwise else roi[5]
+        down, across = sides
+        y = centre[0] + down * angle.cos() - across * angle.sin()
+        x = centre[1] + down * angle.sin() + across * angle.cos()
+        values = sample_clamped(feature[roi[:1].long()][0], y, x)  # (C, oH, oW, samples, samples)
+        pooled.append(values.mean((-2, -1))[None])
+    return torch.cat(pooled).to(input.dtype)
+
+
 def sample_clamped(feature: Tensor, y: Tensor, x: Tensor) -> Tensor:
     """Reads ``feature`` bilinearly, with RoIAlign's border rule.
 

@@ -18,17 +18,22 @@ struct RoiAxis {
 };
 
 template <typename T>
-DCNZOO_HD RoiAxis<T> roi_axis(T low, T high, T scale, bool aligned, int64_t bins, int64_t sampling_ratio) {
-  const T shift = aligned ? T(0.5) : T(0);
+DCNZOO_HD RoiAxis<T> roi_axis_from(T start, T length, int64_t bins, int64_t sampling_ratio) {
   RoiAxis<T> axis;
-  axis.start = low * scale - shift;
-  T length = high * scale - shift - axis.start;
-  if (!aligned && length < T(1)) length = T(1);  // RoIAlign before the half-pixel correction
+  axis.start = start;
   axis.bin = length / T(bins);
   const T samples = sampling_ratio > 0 ? T(sampling_ratio) : std::ceil(axis.bin);
   const bool finite = axis.start - axis.start == T(0) && axis.bin - axis.bin == T(0);
   axis.samples = finite && samples > T(0) && samples <= T(kMaxSamplingRatio) ? int64_t(samples) : 0;
   return axis;
+}
+
+template <typename T>
+DCNZOO_HD RoiAxis<T> roi_axis(T low, T high, T scale, bool aligned, int64_t bins, int64_t sampling_ratio) {
+  const T shift = aligned ? T(0.5) : T(0), start = low * scale - shift;
+  T length = high * scale - shift - start;
+  if (!aligned && length < T(1)) length = T(1);  // RoIAlign before the half-pixel correction
+  return roi_axis_from(start, length, bins, sampling_ratio);
 }
 
 template <typename T>
@@ -47,17 +52,24 @@ struct RoiSpan {
   int64_t begin, end;
 };
 
+// To the nearest one or two, by division, and never too few: the samples of a bin between two coordinates.
 template <typename T>
-DCNZOO_HD RoiSpan roi_span(const RoiAxis<T>& axis, int64_t bin, int64_t size) {
+DCNZOO_HD RoiSpan roi_span_between(const RoiAxis<T>& axis, int64_t bin, T low, T high) {
   RoiSpan span{0, axis.samples};
   const T step = axis.bin / T(axis.samples);
-  if (axis.samples > 0 && step > T(0)) {  // first to the nearest one or two by division
+  if (axis.samples > 0 && step > T(0)) {
     const T count = T(axis.samples), origin = axis.start + T(bin) * axis.bin;
-    const T begin = std::floor((T(-1) - origin) / step - T(0.5)) - T(1);
-    const T end = std::ceil((T(size) - origin) / step - T(0.5)) + T(2);
+    const T begin = std::floor((low - origin) / step - T(0.5)) - T(1);
+    const T end = std::ceil((high - origin) / step - T(0.5)) + T(2);
     span.begin = begin > T(0) ? (begin < count ? int64_t(begin) : axis.samples) : 0;
     span.end = end < count ? (end > T(0) ? int64_t(end) : 0) : axis.samples;
   }
+  return span;
+}
+
+template <typename T>
+DCNZOO_HD RoiSpan roi_span(const RoiAxis<T>& axis, int64_t bin, int64_t size) {
+  RoiSpan span = roi_span_between(axis, bin, T(-1), T(size));
   while (span.begin < span.end && !roi_inside(roi_coordinate(axis, bin, span.begin), size)) ++span.begin;
   while (span.begin < span.end && !roi_inside(roi_coordinate(axis, bin, span.end - 1), size)) --span.end;
   return span;

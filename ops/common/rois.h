@@ -7,9 +7,10 @@
 
 namespace dcnzoo {
 
-inline void check_rois(const char* op, const Tensor& rois, const char* partner_name, const Tensor& partner) {
-  check(rois.dim() == 2 && rois.size(1) == 5, op,
-        ": rois: expected shape (K, 5), each (image, x1, y1, x2, y2), got ", shape_text(sizes_of(rois)));
+inline void check_rois(const char* op, const Tensor& rois, const char* partner_name, const Tensor& partner,
+                       int64_t columns = 5, const char* fields = "image, x1, y1, x2, y2") {
+  check(rois.dim() == 2 && rois.size(1) == columns, op, ": rois: expected shape (K, ", columns, "), each (",
+        fields, "), got ", shape_text(sizes_of(rois)));
   check(is_floating(rois.scalar_type()), op, ": rois: expected float64, float32, bfloat16 or float16, got ",
         dtype_name(rois.scalar_type()));
   check(same_device(rois, partner), op, ": rois: expected device ", device_name(partner), " like ",
@@ -35,10 +36,11 @@ inline void check_roi_pooling(const char* op, const std::vector<int64_t>& input_
 
 // The number of each RoI's image, where the host can read them.
 template <typename T>
-std::vector<int64_t> images_of_rois(const char* op, const T* rois, int64_t count, int64_t batch) {
+std::vector<int64_t> images_of_rois(const char* op, const T* rois, int64_t count, int64_t batch,
+                                    int64_t columns = 5) {
   std::vector<int64_t> images(count);
   for (int64_t k = 0; k < count; ++k) {
-    const T image = rois[5 * k];
+    const T image = rois[columns * k];
     check(image >= T(0) && image < T(batch), op, ": rois: expected image numbers in [0, ", batch, "), got ",
           image, " in row ", k);
     images[k] = int64_t(image);

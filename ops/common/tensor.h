@@ -81,4 +81,9 @@ std::array<Tensor, Results> call_operator(const char* name, const char* overload
   return results;
 }
 
+// Equal scores keep their order; NaN comes first.
+inline Tensor descending_order(const Tensor& scores) {
+  return call_operator<2>("aten::sort", "stable", scores, std::optional<bool>(true), int64_t(0), true)[1];
+}
+
 }  // namespace dcnzoo

@@ -23,13 +23,9 @@ inline void check_nms(const Tensor& boxes, const Tensor& scores, int64_t offset)
   check(offset == 0 || offset == 1, "nms: offset: expected 0 or 1, got ", offset);
 }
 
-// The boxes in the type in which their overlaps are computed, and their order by descending score.
+// The boxes in the type in which their overlaps are computed.
 inline Tensor contiguous_boxes(const Tensor& boxes) {
   return torch::stable::contiguous(torch::stable::to(boxes, accumulate_type(boxes.scalar_type())));
-}
-
-inline Tensor descending_order(const Tensor& scores) {
-  return call_operator<2>("aten::sort", "stable", scores, std::optional<bool>(true), int64_t(0), true)[1];
 }
 
 }  // namespace dcnzoo

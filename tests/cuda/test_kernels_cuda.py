@@ -11,13 +11,24 @@ import torch
 from torch import Tensor
 
 from .. import op_cases, oracles
-from ..op_cases import Operator, Sample, deform_conv, deform_roi_pool, ms_deform_attn, roi_align
+from ..op_cases import (
+    Operator,
+    Sample,
+    deform_conv,
+    deform_roi_pool,
+    ms_deform_attn,
+    roi_align,
+    roi_align_rotated,
+)
 from ..test_nms import random_boxes
 from ..test_not_finite import assert_pooling_reads_no_more
+from ..test_rotated_boxes import random_boxes as random_rotated_boxes
 
 # Half types: columns and products are stored in them, so that their rounding is in the sums.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 NMS = torch.ops.dcnzoo.nms.default
+NMS_ROTATED = torch.ops.dcnzoo.nms_rotated.default
+BOX_IOU_ROTATED = torch.ops.dcnzoo.box_iou_rotated.default
 
 # deform_conv_transpose runs deform_conv's kernels
 OPERATORS = {op.name: op for op in op_cases.operators() if "transpose" not in op.name}
@@ -214,12 +225,16 @@ def test_levels_that_do_not_lie_within_the_value_read_as_zeros(kernels):
         assert not grad_locations[:, :, :, 1].any() and not grad_weights[:, :, :, 1].any()
 
 
-@pytest.mark.parametrize("cases", [roi_align, deform_roi_pool], ids=lambda module: module.NAME)
+@pytest.mark.parametrize(
+    "cases", [roi_align, roi_align_rotated, deform_roi_pool], ids=lambda module: module.NAME
+)
 def test_rois_without_anything_to_sample(kernels, cases):
     """RoIs of no image, of zero area, and outside the map. CUDA kernels accept them; the CPU refuses some."""
     sample = cases.make("odd", rois=8)
     odd = [[2, 0, 0, 8, 8], [-1, 0, 0, 8, 8], [math.nan, 0, 0, 8, 8], [0, math.nan, 0, 8, 8]]
     odd += [[0, 0, 0, math.inf, 8], [0, 6, 6, 2, 2], [0, 90, 90, 99, 99], [0, 2, 2, 2, 2]]
+    if cases is roi_align_rotated:
+        odd = cases.turned(torch.tensor(odd), torch.ones(8)).tolist()
     op = OPERATORS[cases.NAME]
     for overload, arguments in calls(op, sample):
         place = 2 if is_backward(overload) and cases is deform_roi_pool else 1
@@ -250,6 +265,37 @@ def test_nms_decides_as_on_the_cpu_where_rounding_could_decide(kernels):
     for threshold in (1 / 3, 0.5, 0.6):
         (kept,) = run(kernels, NMS, [boxes.round(), scores, threshold, 0])
         assert kept.tolist() == NMS(boxes.round(), scores, threshold, 0).tolist()
+
+
+# rotated boxes
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("clockwise", [True, False])
+@pytest.mark.parametrize("over_first", [True, False])
+def test_rotated_overlaps(kernels, over_first, clockwise, dtype):
+    boxes, others = random_rotated_boxes(40, dtype=dtype)[0], random_rotated_boxes(33, 1, dtype)[0]
+    boxes[3, 2], boxes[4, 0], boxes[5, 3] = 0, math.nan, math.nan
+    for first, second, aligned in (
+        (boxes, others, False),
+        (boxes[:33], others, True),
+        (boxes[:0], others, False),
+    ):
+        arguments = [first, second, over_first, aligned, clockwise]
+        (actual,) = run(kernels, BOX_IOU_ROTATED, arguments)
+        close = {"rtol": torch.finfo(dtype).eps, "atol": 1e-12, "equal_nan": True}
+        torch.testing.assert_close(actual, BOX_IOU_ROTATED(*arguments), **close)
+
+
+@pytest.mark.parametrize("count", [0, 1, 64, 65, 130])
+def test_rotated_nms_keeps_the_cpus(kernels, count):
+    for seed, threshold in enumerate((0.05, 0.3, 0.7)):
+        for dtype in (torch.float32, torch.float64):
+            boxes, scores = random_rotated_boxes(count, seed, dtype)
+            arguments = [boxes, scores, threshold, seed == 1]
+            (kept,) = run(kernels, NMS_ROTATED, arguments)
+            assert kept.dtype == torch.int64
+            assert kept.tolist() == NMS_ROTATED(*arguments).tolist()
 
 
 def test_pooling_reads_no_more(kernels):

@@ -37,7 +37,7 @@ def test_no_kernel_spills():
         used = {name: tuple(map(int, numbers)) for name, *numbers in USAGE.findall(part)}
         kernels.setdefault(architecture, {}).update(used)
     first = next(iter(kernels.values()))
-    for name in ("im2col", "aggregat", "nms", "roi_align", "deform_roi_pool"):
+    for name in ("im2col", "aggregat", "nms", "roi_align", "rotated", "deform_roi_pool"):
         assert any(name in kernel for kernel in first), f"{name} is not in the library"
     for architecture, used in kernels.items():
         assert used.keys() == first.keys(), f"{architecture} has other kernels than {next(iter(kernels))}"

@@ -143,12 +143,12 @@ def resized_samples() -> Iterator[Sample]:
 
 def region_rows(input: Tensor, rois: Tensor) -> list[tuple[str, str, dict]]:
     """What is wrong with arguments that all RoI poolings have."""
-    one = torch.eye(1, 5, dtype=rois.dtype)
+    one = torch.eye(1, rois.shape[1], dtype=rois.dtype)
     return [
         ("input", "got shape (3, 9, 13)", dict(input=input[0])),
         ("input", "got Int", dict(input=input.int())),
         ("input", "got shape (2, 3, 0, 13)", dict(input=input[:, :, :0])),
-        ("rois", "got (4, 4)", dict(rois=rois[:, 1:])),
+        ("rois", f"got (4, {rois.shape[1] - 1})", dict(rois=rois[:, 1:])),
         ("rois", "got Long", dict(rois=rois.long())),
         # on CUDA they give zeros: to look would stall the device
         ("rois", "[0, 2), got 2 in row 1", dict(rois=rois + one)),

@@ -381,6 +381,35 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
     return order[dcnzoo.ops.nms(boxes[order], scores[order], iou_threshold, offset)]
 
 
+def box_iou_rotated(
+    boxes1: Tensor,  # (M, 5)
+    boxes2: Tensor,  # (N, 5)
+    ious: Tensor,  # (M·N,), or (M,) if aligned
+    mode_flag: int,  # 0 over the union, 1 over boxes1
+    aligned: bool,
+) -> None:
+    mode = "iof" if mode_flag else "iou"
+    ious.copy_(dcnzoo.ops.box_iou_rotated(boxes1, boxes2, mode, aligned).view_as(ious))
+
+
+def nms_rotated(
+    dets: Tensor,  # (N, 5), or (N, 6) with a label behind, at which mmcv does not look
+    scores: Tensor,
+    order: Tensor,  # (N,), by score
+    dets_sorted: Tensor,
+    labels: Tensor,
+    iou_threshold: float,
+    multi_label: bool,
+) -> Tensor:
+    # mmcv's threshold is a float32. On the CPU a box falls out at it, on a GPU only above it.
+    threshold = torch.tensor(iou_threshold, dtype=torch.float32).to(
+        torch.promote_types(dets.dtype, torch.float32)
+    )
+    if not dets.is_cuda:
+        threshold = threshold.nextafter(torch.full_like(threshold, -torch.inf))
+    return order[dcnzoo.ops.nms_rotated(dets_sorted[:, :5], scores[order], threshold.item())]
+
+
 # Regions of interest
 
 
@@ -422,6 +451,39 @@ def roi_align_backward(
     sampling, argmax = (spatial_scale, sampling_ratio, pool_mode, aligned), (argmax_y, argmax_x)
     backward = torch.ops.dcnzoo._roi_align_backward
     grad_input.add_(backward(grad_output, rois, *argmax, grad_input.shape, *sampling))
+
+
+@_without_autocast
+def roi_align_rotated_forward(
+    input: Tensor,
+    rois: Tensor,
+    output: Tensor,
+    pooled_height: int,
+    pooled_width: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    aligned: bool,
+    clockwise: bool,
+) -> None:
+    size, sampling = (pooled_height, pooled_width), (spatial_scale, sampling_ratio, aligned, clockwise)
+    output.copy_(dcnzoo.ops.roi_align_rotated(input, rois, size, *sampling))
+
+
+@_without_autocast
+def roi_align_rotated_backward(
+    grad_output: Tensor,
+    rois: Tensor,
+    grad_input: Tensor,
+    pooled_height: int,
+    pooled_width: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    aligned: bool,
+    clockwise: bool,
+) -> None:
+    backward = torch.ops.dcnzoo._roi_align_rotated_backward
+    sampling = (spatial_scale, sampling_ratio, aligned, clockwise)
+    grad_input.add_(backward(grad_output, rois, grad_input.shape, *sampling))
 
 
 @_without_autocast

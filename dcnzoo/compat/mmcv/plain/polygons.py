@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from dcnzoo.compat.mmcv.plain.boxes import all_pairs, claimed_points, cross, suppress
+from dcnzoo.ops.reference_boxes import all_pairs, claimed_points, cross
 
 SLACK = 1e-12  # relative; of the sine of an angle that counts as none
 
@@ -201,7 +201,15 @@ def nms_quadri(
     iou_threshold: float,
     multi_label: bool,
 ) -> Tensor:
-    return suppress(dets, order, iou_threshold, lambda box, others: _quad_overlap(box, others, 0))
+    # A box falls out at the threshold on the CPU, above it on a GPU, whatever its label: as in mmcv.
+    exceeds = torch.gt if dets.is_cuda else torch.ge
+    left, kept = order, []
+    while len(left):
+        best, left = left[0], left[1:]
+        kept.append(best)
+        iou = _quad_overlap(dets[best].expand(len(left), -1), dets[left], 0)
+        left = left[~exceeds(iou.to(dets.dtype), iou_threshold)]
+    return torch.stack(kept) if kept else order
 
 
 # Points in quadrilaterals: crossings of a ray, and none of a point on the border from there on

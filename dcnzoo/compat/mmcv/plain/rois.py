@@ -75,7 +75,7 @@ def roi_pool_backward(
     grad_input.add_(total.view(grad_input.shape))
 
 
-# RoIAlign of rotated regions
+# Samples of a region's bins
 
 
 def _samples(
@@ -98,66 +98,6 @@ def _samples(
     grid = grid[bin_of // area]
     step = torch.stack([within % grid[:, 0], within // grid[:, 0]], 1)
     return starts, per_bin, bin_of, step + 0.5, grid
-
-
-def _rotated_grid(
-    rois: Tensor,  # [R, 6]: image, x, y, width, height, angle
-    size: tuple[int, int],  # bins
-    shape: torch.Size,  # of the maps
-    spatial_scale: float,
-    sampling_ratio: int,
-    offset: float,
-    at_least_a_pixel: bool,
-    clockwise: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Sampled pixels and their weights, four by four; where each bin begins; each sample's region."""
-    rois = at_least_float32(rois)
-    image, centre = rois[:, 0].long(), rois[:, 1:3] * spatial_scale - offset
-    extent = rois[:, 3:5] * spatial_scale
-    if at_least_a_pixel:
-        extent = extent.clamp(min=1)
-    theta = -rois[:, 5] if clockwise else rois[:, 5]
-    bins = extent / rois.new_tensor([size[1], size[0]])  # x and y
-    starts, per_bin, bin_of, step, steps = _samples(bins, size[0] * size[1], sampling_ratio)
-    step = step / steps
-    roi, bin = bin_of // (size[0] * size[1]), bin_of % (size[0] * size[1])
-    # from the region's centre
-    u = (bin % size[1] + step[:, 0]) * bins[roi, 0] - extent[roi, 0] / 2
-    v = (bin // size[1] + step[:, 1]) * bins[roi, 1] - extent[roi, 1] / 2
-    cos, sin = theta.cos()[roi], theta.sin()[roi]
-    y = v * cos - u * sin + centre[roi, 1]
-    x = v * sin + u * cos + centre[roi, 0]
-    index, weights = corners(y, x, *shape[2:])
-    index = index + (image[roi] * (shape[2] * shape[3]))[:, None]
-    weights = weights / per_bin[roi, None]
-    return index, weights, starts * 4, roi
-
-
-def _roi_align_rotated(
-    input: Tensor,
-    rois: Tensor,
-    pooled_height: int,
-    pooled_width: int,
-    spatial_scale: float,
-    sampling_ratio: int,
-    aligned: bool,
-    clockwise: bool,
-) -> Tensor:
-    size = (pooled_height, pooled_width)
-    grid = (spatial_scale, sampling_ratio, 0.5 * aligned, not aligned, clockwise)
-    index, weights, starts, _ = _rotated_grid(rois, size, input.shape, *grid)
-    sums = weighted_sums(rows_of(input), index.flatten(), weights.flatten(), starts)
-    return sums.view(len(rois), *size, input.shape[1]).permute(0, 3, 1, 2)
-
-
-def roi_align_rotated_forward(input: Tensor, rois: Tensor, output: Tensor, **options: float) -> None:
-    output.copy_(_roi_align_rotated(input, rois, **options))
-
-
-def roi_align_rotated_backward(
-    grad_output: Tensor, rois: Tensor, grad_input: Tensor, **options: float
-) -> None:
-    add_gradient(grad_input, lambda input: _roi_align_rotated(input, rois, **options), grad_output)
 
 
 # BorderAlign (Qiu et al. 2020)
@@ -224,6 +164,35 @@ def border_align_backward(
 # RoIAlign of rotated regions whose channels are orientations, which turn with them (Han et al. 2021, ReDet)
 
 
+def _rotated_grid(
+    rois: Tensor,  # [R, 6]: image, x, y, width, height, angle
+    size: tuple[int, int],  # bins
+    shape: torch.Size,  # of the maps
+    spatial_scale: float,
+    sampling_ratio: int,
+    clockwise: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sampled pixels and their weights, four by four; where each bin begins."""
+    rois = at_least_float32(rois)
+    image, centre = rois[:, 0].long(), rois[:, 1:3] * spatial_scale
+    extent = (rois[:, 3:5] * spatial_scale).clamp(min=1)
+    theta = -rois[:, 5] if clockwise else rois[:, 5]
+    bins = extent / rois.new_tensor([size[1], size[0]])  # x and y
+    starts, per_bin, bin_of, step, steps = _samples(bins, size[0] * size[1], sampling_ratio)
+    step = step / steps
+    roi, bin = bin_of // (size[0] * size[1]), bin_of % (size[0] * size[1])
+    # from the region's centre
+    u = (bin % size[1] + step[:, 0]) * bins[roi, 0] - extent[roi, 0] / 2
+    v = (bin // size[1] + step[:, 1]) * bins[roi, 1] - extent[roi, 1] / 2
+    cos, sin = theta.cos()[roi], theta.sin()[roi]
+    y = v * cos - u * sin + centre[roi, 1]
+    x = v * sin + u * cos + centre[roi, 0]
+    index, weights = corners(y, x, *shape[2:])
+    index = index + (image[roi] * (shape[2] * shape[3]))[:, None]
+    weights = weights / per_bin[roi, None]
+    return index, weights, starts * 4
+
+
 def _riroi_align(
     input: Tensor,  # [N, C·orientations, H, W]
     rois: Tensor,  # [R, 6]
@@ -235,8 +204,7 @@ def _riroi_align(
     clockwise: bool,
 ) -> Tensor:
     size, orientations = (pooled_height, pooled_width), num_orientations
-    grid = (spatial_scale, num_samples, 0.0, True, clockwise)
-    index, weights, starts, _ = _rotated_grid(rois, size, input.shape, *grid)
+    index, weights, starts = _rotated_grid(rois, size, input.shape, spatial_scale, num_samples, clockwise)
     sums = weighted_sums(rows_of(input), index.flatten(), weights.flatten(), starts)
     channels = input.shape[1] // orientations
     sums = sums.view(len(rois), *size, channels, orientations)  # [R, h, w, C, O]

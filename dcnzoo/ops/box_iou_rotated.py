@@ -1,0 +1,48 @@
+"""Overlaps of rotated boxes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import _library  # noqa: F401  (registers the operators)
+
+
+def box_iou_rotated(
+    boxes1: Tensor,  # [M, 5], (x, y, width, height, angle), x and y of the centre
+    boxes2: Tensor,  # [N, 5]
+    mode: str = "iou",
+    aligned: bool = False,
+    clockwise: bool = True,
+) -> Tensor:  # [M, N], or [M] if aligned
+    """How much rotated boxes overlap.
+
+    Arguments and values of ``mmcv.ops.box_iou_rotated``, on CPU and CUDA alike.
+
+    Args:
+        boxes1: ``(M, 5)``, ``(x, y, width, height, angle)``: the centre, the size and an angle in radians.
+            Any floating type; overlaps are computed in float64.
+        boxes2: ``(N, 5)``, of the dtype and on the device of ``boxes1``.
+        mode: the shared area over the union (``"iou"``), or over the area of the box of ``boxes1``
+            (``"iof"``).
+        aligned: compare the i-th box with the i-th, instead of each with each.
+        clockwise: whether the angle turns the x axis to the y axis, which points down.
+
+    Returns:
+        ``(M, N)``, or ``(M,)`` with ``aligned``, in the boxes' dtype, without gradient. A box of an area
+        below 1e-14 overlaps nothing; one with a NaN in its centre or angle neither. A NaN in a size makes
+        every overlap NaN that is divided by that box's area.
+
+    Raises:
+        RuntimeError: a shape, dtype, device or value that does not fit.
+    """
+    if mode != "iou" and mode != "iof":
+        raise RuntimeError(f"box_iou_rotated: mode: expected 'iou' or 'iof', got '{mode}'")
+    return torch.ops.dcnzoo.box_iou_rotated(
+        boxes1.detach(), boxes2.detach(), mode == "iof", aligned, clockwise
+    )
+
+
+@torch.library.register_fake("dcnzoo::box_iou_rotated")
+def _(boxes1, boxes2, over_first=False, aligned=False, clockwise=True):
+    return boxes1.new_empty(boxes1.shape[:1] if aligned else (boxes1.shape[0], boxes2.shape[0]))

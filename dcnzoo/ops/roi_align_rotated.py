@@ -1,0 +1,164 @@
+"""RoIAlign of rotated regions."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd.forward_ad import make_dual
+
+from . import _deterministic, _library, reference  # noqa: F401  (_library registers the operators)
+from ._arguments import Int2
+from ._autograd import primal, register_autograd, tangent
+from ._vmap import fold, fold_rois, unfold
+from .roi_align import bins
+
+
+def roi_align_rotated(
+    input: Tensor,  # [N, C, H, W]
+    rois: Tensor,  # [K, 6], (image, x, y, width, height, angle), x and y of the centre
+    output_size: Int2,
+    spatial_scale: float = 1.0,
+    sampling_ratio: int = 0,
+    aligned: bool = True,
+    clockwise: bool = False,
+) -> Tensor:  # [K, C, oH, oW]
+    """Pools each rotated region of interest to ``output_size`` bins: the average of bilinear samples.
+
+    Arguments and values of ``mmcv.ops.roi_align_rotated``.
+
+    Args:
+        input: ``(N, C, H, W)``, float64, float32, bfloat16 or float16 (summed in float32).
+        rois: ``(K, 6)``: the number of the image, then ``(x, y, width, height, angle)`` in the units that
+            ``spatial_scale`` turns into pixels of ``input``; the angle in radians. Any floating type; gets no
+            gradient.
+        output_size: bins, ``(oH, oW)`` or one number for both, along the region's height and width.
+        spatial_scale: pixels of ``input`` per unit of ``rois``, ``1 / stride`` of the feature map.
+        sampling_ratio: samples per bin along each axis; 0 (or less): as many as the bin is pixels long,
+            rounded up.
+        aligned: shift by half a pixel, so that pixel centres are at whole coordinates plus a half (right).
+            ``False``: without the shift, and sides shorter than a pixel count as one (as before the
+            correction).
+        clockwise: whether the angle turns the x axis to the y axis, which points down. The default is
+            mmcv's, and not that of :func:`box_iou_rotated`.
+
+    Returns:
+        ``(K, C, oH, oW)``. A sample more than one pixel outside the map is zero and counts in the average;
+        up to one pixel outside, the border pixel is read. A region with nothing to sample (of no or negative
+        size while ``sampling_ratio`` is 0, or not finite) gives zeros.
+
+    Raises:
+        RuntimeError: a shape, dtype, device or value that does not fit. On the CPU that includes an image
+            number outside ``[0, N)``; on CUDA, where looking would stall the device, such a region gives
+            zeros.
+    """
+    height, width = bins(output_size)
+    return torch.ops.dcnzoo.roi_align_rotated(
+        input, rois, height, width, float(spatial_scale), sampling_ratio, aligned, clockwise
+    )
+
+
+@torch.library.register_fake("dcnzoo::roi_align_rotated")
+def _(input, rois, output_h, output_w, spatial_scale, sampling_ratio, aligned, clockwise):
+    return input.new_empty((rois.shape[0], input.shape[1], output_h, output_w))
+
+
+@torch.library.register_fake("dcnzoo::_roi_align_rotated_backward")
+def _(grad_output, rois, input_size, spatial_scale, sampling_ratio, aligned, clockwise):
+    return grad_output.new_empty(input_size)
+
+
+# Both operators are linear in their first argument and each other's adjoint: the derivative of one is the
+# other, and a tangent goes the way of the argument.
+
+
+def _reference(input, rois, output_h, output_w, *sampling):
+    return reference.roi_align_rotated(input, rois, (output_h, output_w), *sampling)
+
+
+def _setup_context(ctx, inputs, output):
+    input, rois, _, _, *ctx.sampling = inputs
+    ctx.input_size = input.shape
+    ctx.save_for_backward(rois)
+
+
+def _autograd_backward(ctx, grad_output):
+    backward = torch.ops.dcnzoo._roi_align_rotated_backward
+    if _deterministic.deterministic(grad_output):  # the kernel adds atomically
+        backward = _grad_input_in_order
+    return backward(grad_output, *ctx.saved_tensors, ctx.input_size, *ctx.sampling), *[None] * 7
+
+
+def _grad_input_in_order(grad_output, rois, input_size, *sampling):
+    """Reading the maps in plain PyTorch turns into torch's ``index_put_``, which has an order."""
+    wide = torch.promote_types(grad_output.dtype, torch.float32)
+    maps = grad_output.new_zeros(input_size, dtype=wide)
+    _, pull = torch.func.vjp(lambda maps: _reference(maps, rois, *grad_output.shape[2:], *sampling), maps)
+    return pull(grad_output.to(wide))[0].to(grad_output.dtype)
+
+
+def _forward_mode_of(name):
+    operator = getattr(torch.ops.dcnzoo, name)
+
+    def forward_mode(linear, *arguments):
+        arguments = [primal(argument) for argument in arguments]
+        result, moving = operator(primal(linear), *arguments), tangent(linear)
+        return result if moving is None else make_dual(result, operator(moving, *arguments))
+
+    return forward_mode
+
+
+register_autograd(
+    "roi_align_rotated",
+    _setup_context,
+    _autograd_backward,
+    _reference,
+    forward_mode=_forward_mode_of("roi_align_rotated"),
+)
+
+
+def _setup_backward_context(ctx, inputs, output):
+    grad_output, rois, _input_size, *ctx.sampling = inputs
+    ctx.output_size = grad_output.shape[2:]
+    ctx.save_for_backward(rois)
+
+
+def _second_backward(ctx, grad):
+    pooled = torch.ops.dcnzoo.roi_align_rotated(grad, *ctx.saved_tensors, *ctx.output_size, *ctx.sampling)
+    return pooled, *[None] * 6
+
+
+register_autograd(
+    "_roi_align_rotated_backward",
+    _setup_backward_context,
+    _second_backward,
+    forward_mode=_forward_mode_of("_roi_align_rotated_backward"),
+)
+
+
+@torch.library.register_vmap("dcnzoo::roi_align_rotated")
+def _(info, dims, input, rois, *arguments):
+    size = info.batch_size
+    if dims[1] is None:  # the maps become channels
+        axis, input = 1, fold(input, dims[0], size, 1)
+    else:
+        axis, images = 0, None
+        if dims[0] is not None:
+            input = fold(input, dims[0], size, 0)
+            images = input.shape[0] // size
+        rois = fold_rois(rois, dims[1], size, images)
+    return unfold(torch.ops.dcnzoo.roi_align_rotated(input, rois, *arguments), size, axis), 0
+
+
+@torch.library.register_vmap("dcnzoo::_roi_align_rotated_backward")
+def _(info, dims, grad_output, rois, input_size, *arguments):
+    size = info.batch_size
+    batch, channels, *rest = input_size
+    axis = 1 if dims[1] is None else 0
+    grad_output = fold(grad_output, dims[0], size, axis)
+    if axis == 1:
+        input_size = [batch, size * channels, *rest]
+    else:
+        input_size = [size * batch, channels, *rest]
+        rois = fold_rois(rois, dims[1], size, batch)
+    grad_input = torch.ops.dcnzoo._roi_align_rotated_backward(grad_output, rois, input_size, *arguments)
+    return unfold(grad_input, size, axis), 0

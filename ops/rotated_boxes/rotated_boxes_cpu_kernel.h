@@ -1,0 +1,31 @@
+// The CPU kernels of rotated boxes: what the torch side hands over.
+#pragma once
+
+#include "../common/cpu_capability.h"
+#include "rotated_boxes_math.h"
+
+namespace dcnzoo {
+
+// The circles around boxes, one array per field: most pairs of boxes are told apart by them alone.
+struct BoxCircles {
+  const double *x, *y, *radius, *area;
+};
+
+// Pairs whose overlap is computed together, one array per field of RotatedBox.
+constexpr int64_t kPairs = 64;
+struct RotatedPairs {
+  double first[kRotatedBoxFields][kPairs], second[kRotatedBoxFields][kPairs];
+};
+
+struct RotatedBoxKernels {
+  // Writes the places in [begin, end) of the boxes that may overlap `box`, and returns how many they are. A pair whose
+  // smaller area is less than `least_ratio` of the larger one is left out.
+  int64_t (*find_near)(const RotatedBox& box, BoxCircles circles, int64_t begin, int64_t end,
+                       double least_ratio, int64_t* places);
+  // Writes rotated_overlap of the first `count` pairs, and anything behind them.
+  void (*overlaps)(const RotatedPairs& pairs, int64_t count, bool over_first, double* ratios);
+};
+
+DCNZOO_DECLARE_KERNELS(RotatedBoxKernels, rotated_box_kernels)
+
+}  // namespace dcnzoo

@@ -1,0 +1,66 @@
+"""Random calls of box_iou_rotated and nms_rotated: the tensors are (boxes1, boxes2), and (boxes, scores)."""
+
+from __future__ import annotations
+
+from random import Random
+
+import torch
+from torch import Tensor
+
+import dcnzoo.ops
+from dcnzoo.ops import reference_boxes
+
+from . import Operator, Sample, normal
+
+
+def random_rotated_boxes(rng: Random, count: int) -> Tensor:  # [count, 5]
+    """Some far from square, some of no or negative size, some of whole numbers; some the same as others."""
+    size = (normal(rng, count, 2) * 8).abs() if rng.randint(0, 3) else normal(rng, count, 2) * 8
+    boxes = torch.cat([normal(rng, count, 2) * 8, size, normal(rng, count, 1) * 3], dim=1)
+    if rng.randint(0, 1):
+        boxes = boxes.round()
+    boxes[count // 2 :][: count // 4] = boxes[: count // 4]
+    return boxes
+
+
+def random_pair(rng: Random, nothing: str) -> Sample:
+    aligned = rng.randint(0, 2) == 0
+    count = rng.randint(0, 40)
+    boxes = random_rotated_boxes(rng, count)
+    others = boxes.flip(0) if aligned else random_rotated_boxes(rng, rng.randint(0, 40))
+    settings = {"mode": rng.choice(("iou", "iof")), "aligned": aligned, "clockwise": rng.randint(0, 1) == 1}
+    return Sample("", (boxes, others), settings)
+
+
+def random_candidates(rng: Random, nothing: str) -> Sample:
+    count = rng.randint(0, 40)
+    scores = normal(rng, count)
+    scores = scores.round() if rng.randint(0, 1) else scores
+    # thresholds that boxes of whole numbers do not meet exactly: there rounding decides
+    settings = {"iou_threshold": rng.choice((0.0523, 0.3171, 0.6913)), "clockwise": rng.randint(0, 1) == 1}
+    return Sample("", (random_rotated_boxes(rng, count), scores), settings)
+
+
+def nms_reference(sample: Sample) -> Tensor:
+    return reference_boxes.nms_rotated(*sample.tensors, **sample.kwargs)
+
+
+OPERATORS = [
+    Operator(
+        "box_iou_rotated",
+        lambda sample: dcnzoo.ops.box_iou_rotated(*sample.tensors, **sample.kwargs),
+        lambda sample: reference_boxes.box_iou_rotated(*sample.tensors, **sample.kwargs),
+        random_pair,
+        # rounding errors are in proportion to a whole box, not to what is shared: boxes that are the same
+        absolute=lambda sample: sample.map(torch.ones_like),
+        differentiable=False,
+    ),
+    Operator(
+        "nms_rotated",
+        lambda sample: dcnzoo.ops.nms_rotated(*sample.tensors, **sample.kwargs),
+        nms_reference,
+        random_candidates,
+        differentiable=False,
+        continuous=False,
+    ),
+]
