@@ -42,7 +42,15 @@ class Package:
 
 
 PACKAGES = {
-    "mmseg": Package("mmsegmentation==1.2.2", ("prettytable", "ftfy", "regex")),
+    "mmseg": Package("mmsegmentation==1.2.2", ("ftfy", "prettytable", "regex")),
+    "mmpose": Package("mmpose==1.3.2", ("json_tricks", "munkres", "torchvision", "xtcocotools")),
+    "mmpretrain": Package("mmpretrain==1.2.0", ("einops", "mat4py", "modelindex", "rich", "torchvision")),
+    "mmocr": Package("mmocr==1.0.1", ("imgaug", "lmdb", "pyclipper", "rapidfuzz", "skimage")),
+    "mmyolo": Package("mmyolo==0.6.0", ("prettytable",)),
+    "mmrotate": Package("mmrotate==1.0.0rc1", ("e2cnn",)),
+    "mmagic": Package(
+        "mmagic==1.2.0", ("diffusers", "einops", "lmdb", "lpips", "resize_right", "transformers")
+    ),
 }
 
 

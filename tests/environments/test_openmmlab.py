@@ -29,6 +29,7 @@ sys.path.append(str(ROOT / "tools" / "analysis"))
 import openmmlab_coverage
 import trial
 
+TOP_DOWN = "body_2d_keypoint/topdown_heatmap"
 PACKAGES = [package for package in openmmlab_coverage.PACKAGES if find_spec(package)]
 
 
@@ -66,6 +67,8 @@ def offsets(model):
         ("mmseg", "fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py", dict(dcn=True)),
         ("mmseg", "pspnet/pspnet_r18-d8_4xb2-80k_cityscapes-512x1024.py", dict(dcn=True)),
         ("mmseg", "pspnet/pspnet_r18-d8_4xb2-80k_cityscapes-512x1024.py", dict(dcn=True, type="ResNetV1d")),
+        ("mmpose", f"{TOP_DOWN}/coco/td-hm_res50_8xb64-210e_coco-256x192.py", dict(dcn=True)),
+        ("mmpose", f"{TOP_DOWN}/coco/td-hm_seresnet50_8xb64-210e_coco-256x192.py", dict(dcn=True)),
     ],
 )
 def test_a_resnet_learns_deformably(package, name, backbone):
@@ -83,6 +86,11 @@ def test_a_resnet_learns_deformably(package, name, backbone):
     ("package", "name", "where"),
     [
         ("mmseg", "hrnet/fcn_hr18s_4xb2-40k_cityscapes-512x1024.py", "stage4.*.branches.*.conv2"),
+        (
+            "mmpose",
+            f"{TOP_DOWN}/coco/td-hm_mobilenetv2_8xb64-210e_coco-256x192.py",
+            "layer[67].*.conv.1.conv",
+        ),
         ("mmseg", "unet/unet-s5-d16_fcn_4xb4-40k_drive-64x64.py", "encoder.[34].*.conv"),
     ],
 )
@@ -127,3 +135,35 @@ FAMILIES = {"mmseg/psanet", "mmseg/mask2former", "mmseg/segformer"}
 )
 def test_family(family, name):
     assert openmmlab_coverage.result_of(name) == "ok"
+
+
+@pytest.mark.parametrize(
+    ("model", "frames", "scale"),
+    [
+        (
+            dict(type="EDVRNet", in_channels=3, out_channels=3, mid_channels=16, num_blocks_reconstruction=1),
+            5,
+            4,
+        ),
+        (dict(type="TDANNet", mid_channels=16, num_blocks_before_align=1, num_blocks_after_align=1), 5, 4),
+        (dict(type="BasicVSRPlusPlusNet", mid_channels=16, num_blocks=1), 3, 4),
+    ],
+    ids=lambda value: value["type"] if isinstance(value, dict) else "",
+)
+def test_deformable_alignment_of_mmagic(model, frames, scale):
+    """Video super-resolution: each deformable convolution gets a gradient, its offsets too."""
+    import mmagic.models  # noqa: F401
+    import mmcv.ops
+    from mmagic.registry import MODELS
+
+    torch.manual_seed(0)
+    network = MODELS.build(model)
+    output = network(torch.rand(1, frames, 3, 64, 72))
+    output = output[0] if isinstance(output, tuple) else output
+    assert output.shape[-2:] == (64 * scale, 72 * scale) and output.isfinite().all()
+    output.square().mean().backward()
+    layers = (mmcv.ops.DeformConv2d, mmcv.ops.ModulatedDeformConv2d)
+    aligning = [m for m in network.modules() if isinstance(m, layers)]
+    assert len(aligning) >= 2
+    for layer in aligning:
+        assert layer.weight.grad.any() and any(p.grad.any() for p in layer.conv_offset.parameters())

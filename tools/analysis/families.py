@@ -22,7 +22,7 @@ from dcnzoo.openmmlab.packages import mim_folder
 from dcnzoo.utils.progress import make_progress
 
 SIZES = ("r50_", "r50-", "tiny", "-t_", "-t-", "r18")
-NO_MODELS = ("_base_", "common")  # parts of other families' configs
+NO_MODELS = ("_base_", "common", "deploy")  # parts of other families' configs, or for mmdeploy
 SECONDS, MEMORY = 600, 12 << 30  # that a trial may take
 
 
@@ -41,7 +41,8 @@ def families(
     names: dict[str, list[str]] = {}
     for path in configs_in(mim_folder(package) / "configs"):
         family = "/".join(path.parts[:depth])
-        if len(path.parts) > depth and family not in NO_MODELS and re.search(pattern, family):
+        part = len(path.parts) <= depth or family in NO_MODELS or path.name.startswith("_")
+        if not part and re.search(pattern, family):
             names.setdefault(family, []).append("/".join(path.parts[depth:]))
     for family in sorted(names):
         yield family, f"{package}::{family}/{speakers.get(family) or speaker(names[family])}"

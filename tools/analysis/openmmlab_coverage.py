@@ -168,6 +168,7 @@ def pose_sample(dataset: Config, index: int) -> dict:
     if "seq_len" in dataset or "multiple_target" in dataset:  # key points of a video, to be lifted
         frames = dataset.get("multiple_target") or dataset.get("seq_len", 1)
         targets = frames if dataset.get("multiple_target") else 1
+        del sample["img"]
         return dict(
             sample,
             keypoints=random.uniform(20, 200, (frames, points, 2)).astype(np.float32),
@@ -191,8 +192,8 @@ def pose_sample(dataset: Config, index: int) -> dict:
         keypoints = np.concatenate([keypoints, depth], axis=2)
         sample.update(
             rotation=0,
-            hand_type=np.array([[1, 1]]),
-            hand_type_valid=np.ones(1),
+            hand_type=np.array([[1, 1]], np.float32),
+            hand_type_valid=np.ones(1, np.float32),
             rel_root_depth=np.array([10.0], np.float32),
             rel_root_valid=1,
             abs_depth=[1000.0, 1010.0],
@@ -274,27 +275,44 @@ def yolo_batches(model: nn.Module, cfg: Config) -> tuple[dict, dict]:
     trained = images(2, 256, alike=True, use_box_type=True)
     for sample in trained["data_samples"]:
         sample.gt_instances.labels.zero_()  # a class that every detector has
-    if "yolov5_collate" in str(cfg.train_dataloader.get("collate_fn")):
+        del sample.gt_instances.masks
+    collate = cfg.train_dataloader.get("collate_fn", {})
+    if collate.get("type") == "yolov5_collate":
         pairs = zip(trained["inputs"], trained["data_samples"], strict=True)
-        trained = yolov5_collate([dict(inputs=image, data_samples=sample) for image, sample in pairs])
+        samples = [dict(inputs=image, data_samples=sample) for image, sample in pairs]
+        trained = yolov5_collate(samples, collate.get("use_ms_training", False))
     return images(1, 256), trained
 
 
 def rotate_batches(model: nn.Module, cfg: Config) -> tuple[dict, dict]:
     from mmrotate.testing import demo_mm_inputs
 
+    steps = dataset_of(cfg.train_dataloader).pipeline
+    turned = any(step.get("box_type_mapping", {}).get("gt_bboxes") == "rbox" for step in steps)
+
     def batch(number: int) -> dict:
-        return demo_mm_inputs(number, [[3, 128, 128]] * number, [2] * number, 3, use_box_type=True)
+        shapes = [[3, 128, 128]] * number
+        return demo_mm_inputs(number, shapes, [2] * number, 3, use_box_type=True, use_qbox=not turned)
 
     return batch(1), batch(2)
 
 
 PACKAGES = {
     "mmseg": Package("mmsegmentation", seg_batches, seg_shrink),
-    "mmpose": Package("mmpose", pose_batches, depth=2),
+    "mmpose": Package(
+        "mmpose",
+        pose_batches,
+        depth=2,
+        speakers={
+            "body_2d_keypoint/topdown_heatmap": "coco/td-hm_res50_8xb64-210e_coco-256x192.py",
+        },
+        reasons={
+            "body_2d_keypoint/edpose": "theirs: the config imports mmpose.configs, not in the wheel",
+        },
+    ),
     "mmpretrain": Package("mmpretrain", pretrain_batches),
     "mmocr": Package("mmocr", ocr_batches, depth=2),
-    "mmyolo": Package("mmyolo", yolo_batches),
+    "mmyolo": Package("mmyolo", yolo_batches, reasons={"razor": "theirs: needs mmrazor"}),
     "mmrotate": Package("mmrotate", rotate_batches),
 }
 

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
@@ -168,7 +168,7 @@ TABLE = (
         target="mmcv.__version__, while mmyolo is imported",
         reason="mmyolo refuses mmcv 2.1, with which it works (MMCV==2.1.0 is used but incompatible)",
         versions="mmyolo 0.6.0",
-        change=other_packages.claim_version("mmyolo", "mmcv", "2.0.1"),
+        change=other_packages.while_imported("mmyolo", "mmcv", "__version__", "2.0.1"),
         needed=partial(installed, "mmyolo"),
     ),
     Patch(
@@ -176,7 +176,17 @@ TABLE = (
         target="mmdet.__version__, while mmrotate is imported",
         reason="mmrotate refuses mmdet 3.3, with which it works (MMDetection 3.3.0 is incompatible)",
         versions="mmrotate 1.0.0rc1",
-        change=other_packages.claim_version("mmrotate", "mmdet", "3.0.0"),
+        change=other_packages.while_imported("mmrotate", "mmdet", "__version__", "3.0.0"),
+        needed=partial(installed, "mmrotate"),
+    ),
+    Patch(
+        "mmrotate_sequence",
+        target="collections.Sequence, while mmrotate's refine_single_stage is imported",
+        reason="mmrotate imports it from collections, where Python 3.10 has no Sequence",
+        versions="mmrotate 1.0.0rc1",
+        change=other_packages.while_imported(
+            "mmrotate.models.detectors.refine_single_stage", "collections", "Sequence", Sequence
+        ),
         needed=partial(installed, "mmrotate"),
     ),
     Patch(
@@ -184,7 +194,7 @@ TABLE = (
         target="mmdet.__version__, while mmocr is imported",
         reason="mmocr refuses mmdet 3.3, with which it works (MMDetection 3.3.0 is incompatible)",
         versions="mmocr 1.0.1",
-        change=other_packages.claim_version("mmocr", "mmdet", "3.0.0"),
+        change=other_packages.while_imported("mmocr", "mmdet", "__version__", "3.0.0"),
         needed=partial(installed, "mmocr"),
     ),
     fix(

@@ -13,20 +13,20 @@ from dcnzoo.compat.after_import import watch
 from dcnzoo.compat.patches import Changes
 
 
-def claim_version(package: str, required: str, claimed: str) -> Callable[[Changes], None]:
-    """While ``package`` is imported, ``required`` has the version ``claimed``.
+def while_imported(importer: str, module: str, name: str, value: object) -> Callable[[Changes], None]:
+    """A change: while the module ``importer`` is executed for its import, ``module.name`` is ``value``.
 
-    A package compares versions in its ``__init__.py`` and nowhere else, so it alone reads ``claimed``.
+    A package compares versions in its ``__init__.py`` alone: nothing else reads such a ``__version__``.
     """
 
     @contextmanager
     def during_import() -> Iterator[None]:
         with Changes() as changes:
-            changes.set(import_module(required), "__version__", claimed)
+            changes.set(import_module(module), name, value)
             yield
 
     def change(changes: Changes) -> None:
-        changes.callback(watch(package, around=during_import))
+        changes.callback(watch(importer, around=during_import))
 
     return change
 
