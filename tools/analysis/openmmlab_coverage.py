@@ -71,13 +71,13 @@ def seg_shrink(cfg: Config) -> None:
         preprocessor.size = (size, size)
     if preprocessor.get("size_divisor"):
         preprocessor.size_divisor = 32
+    if cfg.model.get("backbone", {}).get("type") in ("BEiT", "MAE"):  # its position biases are for one size
+        cfg.model.backbone.img_size = (size, size)
 
 
 def seg_size(cfg: Config) -> int:
-    """MobileNetV3's head pools over 49×49 places; BEiT's and MAE's position biases are for one size."""
-    if cfg.model.backbone.type in ("BEiT", "MAE"):
-        return cfg.model.backbone.img_size[0]
-    return 512 if cfg.model.backbone.type.endswith("MobileNetV3") else 128
+    """MobileNetV3's head pools over 49×49 places."""
+    return 512 if cfg.model.get("backbone", {}).get("type", "").endswith("MobileNetV3") else 128
 
 
 def seg_batches(model: nn.Module, cfg: Config) -> tuple[dict, dict]:
@@ -298,7 +298,13 @@ def rotate_batches(model: nn.Module, cfg: Config) -> tuple[dict, dict]:
 
 
 PACKAGES = {
-    "mmseg": Package("mmsegmentation", seg_batches, seg_shrink),
+    "mmseg": Package(
+        "mmsegmentation",
+        seg_batches,
+        seg_shrink,
+        speakers={"swin": "swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py"},
+        reasons={"vpd": "theirs: needs `ldm`, the code of Stable Diffusion, which is on no package index"},
+    ),
     "mmpose": Package(
         "mmpose",
         pose_batches,
@@ -389,7 +395,8 @@ without pretrained weights. How to install the packages: [OpenMMLab's other pack
 | package | families | ok |
 |---|---|---|
 {counts}
-Where a family does not work, its result says why: *theirs* is a reason in the package or in what it asks for.
+{only}Where a family does not work, its result says why: *theirs* is a reason in the package or in what it
+asks for.
 
 Out of scope: mmdet3d, and sparse convolution.
 
@@ -400,8 +407,8 @@ HEAD = "## {distribution} {version}\n\n| family | config | result |\n|---|---|--
 STACK = ("mmengine", "mmcv-lite", "mmdet", "torchvision", "timm", "transformers", "diffusers", "numpy")
 
 
-def page(rows: list[tuple[str, str, str]], installed: dict[str, str]) -> str:
-    """``rows``: package/family, config, result. ``installed``: versions."""
+def page(rows: list[tuple[str, str, str]], installed: dict[str, str], pattern: str) -> str:
+    """``rows``: package/family, config, result. ``installed``: versions. ``pattern``: which were tried."""
     by_package: dict[str, list[tuple[str, str, str]]] = {}
     for family, name, result in rows:
         package, _, family = family.partition("/")
@@ -411,7 +418,10 @@ def page(rows: list[tuple[str, str, str]], installed: dict[str, str]) -> str:
         distribution = PACKAGES[package].distribution
         counts += f"| {distribution} | {len(found)} | {count_ok(found)} |\n"
         tables += "\n" + HEAD.format(distribution=distribution, version=version(distribution)) + table(found)
-    head = PAGE.format(working=count_ok(rows), number=len(rows), installed=listed(installed), counts=counts)
+    only = f"Only the families that match `{pattern}` have been tried for this page.\n\n" if pattern else ""
+    head = PAGE.format(
+        working=count_ok(rows), number=len(rows), installed=listed(installed), counts=counts, only=only
+    )
     return head + tables.removeprefix("\n")
 
 
@@ -423,7 +433,7 @@ def main() -> None:
     here = versions((*STACK, *(how.distribution for how in PACKAGES.values())))
     rows = try_all(chosen(args.pattern), result_of, args, here, {})
     if args.out:
-        args.out.write_text(page(rows, here))
+        args.out.write_text(page(rows, here, args.pattern))
 
 
 if __name__ == "__main__":
