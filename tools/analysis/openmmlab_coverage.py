@@ -303,7 +303,10 @@ PACKAGES = {
         seg_batches,
         seg_shrink,
         speakers={"swin": "swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py"},
-        reasons={"vpd": "theirs: needs `ldm`, the code of Stable Diffusion, which is on no package index"},
+        reasons={
+            "san": "theirs: its head cannot be initialised without CLIP's weights",
+            "vpd": "theirs: needs `ldm`, the code of Stable Diffusion, which is on no package index",
+        },
     ),
     "mmpose": Package(
         "mmpose",
@@ -386,7 +389,8 @@ One config of every family (folder of `configs`) of OpenMMLab's packages beside 
 ([its families](mmdet_coverage.md)), and whether it works on today's PyTorch with dcnzoo's operators and
 mmcv-lite, nothing of mmcv compiled: that it builds, predicts, and makes a training step with its own
 optimizer; losses finite, predictions numbers. Tried on the CPU; the whole architecture, on small random data,
-without pretrained weights. How to install the packages: [OpenMMLab's other packages](openmmlab.md).
+without pretrained weights. (BEiT's and MAE's relative positions are those of an image of 128 pixels.)
+How to install the packages: [OpenMMLab's other packages](openmmlab.md).
 
 **{working} of {number} families are ok**, with
 
