@@ -158,12 +158,15 @@ def test_deformable_alignment_of_mmagic(model, frames, scale):
 
     torch.manual_seed(0)
     network = MODELS.build(model)
+    layers = (mmcv.ops.DeformConv2d, mmcv.ops.ModulatedDeformConv2d)
+    aligning = [m for m in network.modules() if isinstance(m, layers)]
+    for layer in aligning:  # zero would let no gradient through to what the offsets are predicted from
+        for parameter in layer.conv_offset.parameters():
+            torch.nn.init.normal_(parameter, std=0.02)
     output = network(torch.rand(1, frames, 3, 64, 72))
     output = output[0] if isinstance(output, tuple) else output
     assert output.shape[-2:] == (64 * scale, 72 * scale) and output.isfinite().all()
     output.square().mean().backward()
-    layers = (mmcv.ops.DeformConv2d, mmcv.ops.ModulatedDeformConv2d)
-    aligning = [m for m in network.modules() if isinstance(m, layers)]
     assert len(aligning) >= 2
     for layer in aligning:
         assert layer.weight.grad.any() and any(p.grad.any() for p in layer.conv_offset.parameters())
