@@ -13,10 +13,10 @@ INSTALL = $(if $(UV),$(UV) pip install --quiet --python $(RUN),$(PIP) install --
 OPS := $(shell find ops -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup dev wheelhouse demo study test test-all test-onedl test-others test-packaging test-matrix coverage peers fuzz crash sanitize sanitize-threads soak distributed bench gpu zoo docs audit lint format wheel clean
+.PHONY: help setup dev wheelhouse demo study test test-all test-onedl test-others test-packaging test-matrix coverage coverage-openmmlab peers fuzz crash sanitize sanitize-threads soak distributed bench gpu zoo docs audit lint format wheel clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
 
 setup: $(VENV)/.built  ## .venv with what training needs, and the compiled operators in dcnzoo/ops
 
@@ -94,9 +94,18 @@ $(TRANSFORMERS)/.installed: $(VENV)/.dev requirements-transformers.txt
 	$(PIP) --python $(TRANSFORMERS)/bin/python install -r requirements-transformers.txt
 	touch $@
 
-test-others: dev $(OTHERS)/.installed $(TRANSFORMERS)/.installed  ## torchvision, timm, transformers, YOLO, mmpretrain, and MMDetection's families that need more packages
+# OpenMMLab's other packages, beside the torchvision and mmpretrain of .venv-others.
+OPENMMLAB := .venv-openmmlab
+$(OPENMMLAB)/.installed: $(OTHERS)/.installed requirements-openmmlab-others.txt
+	$(call NEW_VENV,$(OPENMMLAB))
+	echo "import site; site.addsitedir('$$($(OTHERS)/bin/python $(SITE))')" > $$($(OPENMMLAB)/bin/python $(SITE))/venv.pth
+	$(PIP) --python $(OPENMMLAB)/bin/python install --no-deps -r requirements-openmmlab-others.txt
+	touch $@
+
+test-others: dev $(OTHERS)/.installed $(TRANSFORMERS)/.installed $(OPENMMLAB)/.installed  ## torchvision, timm, transformers, YOLO, OpenMMLab's other packages, and MMDetection's families that need more packages
 	$(OTHERS)/bin/python $(ELSEWHERE) $(addprefix tests/environments/test_, smoke.py others.py torchvision.py timm.py hub.py yolo.py) $(ARGS)
 	$(TRANSFORMERS)/bin/python $(ELSEWHERE) tests/environments/test_transformers.py $(ARGS)
+	$(OPENMMLAB)/bin/python $(ELSEWHERE) tests/environments/test_openmmlab.py $(ARGS)
 
 PACKAGING := build/packaging
 test-packaging: dev  ## an sdist, its wheel built in isolation, and that in bare environments (5 GB each)
@@ -113,6 +122,9 @@ TRIED    := work_dirs/mmdet_coverage
 coverage: dev $(OTHERS)/.installed  ## a config of each of MMDetection's families: docs/mmdet_coverage.md
 	$(RUN) $(COVERAGE) --results $(TRIED).json $(ARGS)
 	$(OTHERS)/bin/python $(COVERAGE) --after $(TRIED).json --results $(TRIED)_others.json --out docs/mmdet_coverage.md $(ARGS)
+
+coverage-openmmlab: setup $(OPENMMLAB)/.installed  ## a config of each family of OpenMMLab's other packages: docs/openmmlab_coverage.md
+	$(OPENMMLAB)/bin/python tools/analysis/openmmlab_coverage.py --out docs/openmmlab_coverage.md $(ARGS)
 
 # The rivals: mmcv is compiled (6–15 minutes on 2 cores), or comes from a wheel that
 # you have: make peers MMCV_WHEEL=mmcv-2.1.0-….whl

@@ -192,3 +192,22 @@ def test_patches_that_are_switched_off_are_not_listed():
         listed = dict(doctor.patch_lines())
     assert "load_own_checkpoints" not in listed and all(listed.values())
     assert "load_own_checkpoints" in dict(doctor.patch_lines())
+
+
+def test_another_package_that_is_not_installed(monkeypatch):
+    monkeypatch.setattr(doctor, "find_spec", lambda name: None)
+    (absent, install), (needs, install_needs) = doctor.package_problems("mmpose")
+    assert absent == "mmpose is not installed" and install == "pip install --no-deps mmpose==1.3.2"
+    assert "xtcocotools" in needs and "xtcocotools" in install_needs
+
+
+def test_another_package_that_cannot_be_imported(monkeypatch):
+    def fail(name):
+        if name == "mmocr.models":
+            raise ModuleNotFoundError("No module named 'skimage.draw'", name="skimage.draw")
+
+    monkeypatch.setattr(doctor, "find_spec", lambda name: True)
+    monkeypatch.setattr(doctor.importlib, "import_module", fail)
+    ((what, mend),) = doctor.package_problems("mmocr")
+    assert "mmocr cannot be imported" in what and mend == "pip install scikit-image"
+    assert list(doctor.package_problems("mmseg")) == []

@@ -633,12 +633,13 @@ def test_run(tmp_path):
     script.write_text(
         "import sys\nfrom helper import MSDA\n"
         "if __name__ == '__main__':\n"
-        "    print(sys.argv[1:], MSDA.ms_deform_attn_forward.__name__)\n"
+        "    print(sys.argv[1:], MSDA.ms_deform_attn_forward.__name__, 'colorsys' in sys.modules)\n"
         "    open('no such file')\n"
     )
-    command = ("-m", "dcnzoo", "run", "--provide", "MultiScaleDeformableAttention", str(script))
+    command = ("-m", "dcnzoo", "run", "--provide", "MultiScaleDeformableAttention")
+    command += ("--import", "colorsys", str(script))
     result = run(*command, "--provide", "mine", "-m", "x")
-    assert result.stdout == "['--provide', 'mine', '-m', 'x'] ms_deform_attn_forward\n", result.stderr
+    assert result.stdout == "['--provide', 'mine', '-m', 'x'] ms_deform_attn_forward True\n", result.stderr
     assert result.returncode == 1 and "Traceback" in result.stderr and "main.py" in result.stderr
 
 

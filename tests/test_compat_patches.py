@@ -16,7 +16,7 @@ from torch import nn
 import dcnzoo.compat.mmcv as compat
 import dcnzoo.models
 import dcnzoo.openmmlab.datasets
-from dcnzoo.compat import patches
+from dcnzoo.compat import after_import, patches
 
 from .modules import randomise
 
@@ -58,6 +58,13 @@ each_patch = pytest.mark.parametrize("patch", TABLE, ids=lambda patch: f"{patch.
 OTHERWISE = {
     "load_own_checkpoints": lambda: set(torch.serialization.get_safe_globals()),
     "legacy_offset_names": lambda: list(nn.modules.module._global_module_registration_hooks.values()),
+    **dict.fromkeys(
+        (
+            *("mmocr_versions", "mmrotate_sequence", "mmrotate_versions", "mmyolo_versions"),
+            *("numpy_1_names", "xtcocotools_mask"),
+        ),
+        lambda: list(after_import._watched),
+    ),
 }
 
 
@@ -222,7 +229,7 @@ from mmengine.optim import DefaultOptimWrapperConstructor as constructor
 before = ddp.__init__, constructor.add_params
 import dcnzoo.models
 import dcnzoo.openmmlab.datasets
-from dcnzoo.compat import patches
+from dcnzoo.compat import after_import, patches
 from mmdet.models.backbones import resnet
 from mmdet.registry import MODELS
 assert MODELS.get('ResNet') is resnet.ResNet and MODELS.get('DCN') is mmcv.ops.DeformConv2dPack

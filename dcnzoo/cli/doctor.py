@@ -25,7 +25,33 @@ OLDEST_NUMPY = (2,)  # with OpenMMLab's packages
 OLDEST_FORKS = {"onedl-mmengine": "0.10.12", "onedl-mmcv": "2.3.6", "onedl-mmdetection": "3.5.1"}
 # what imports, together, all that a training, its report and its downloads do
 TRAINING = ("dcnzoo.models", "dcnzoo.report.write", "dcnzoo.zoo.config_writer", "dcnzoo.zoo", "mmdet.apis")
-DISTRIBUTIONS = {"cv2": "opencv-python-headless", "yaml": "pyyaml", "PIL": "pillow"}  # of modules
+DISTRIBUTIONS = {  # of modules
+    "cv2": "opencv-python-headless",
+    "PIL": "pillow",
+    "skimage": "scikit-image",
+    "yaml": "pyyaml",
+}
+
+
+@dataclass(frozen=True)
+class Package:
+    """One of OpenMMLab's other packages: the tested version, and the modules that its import needs."""
+
+    requirement: str
+    needs: tuple[str, ...] = ()
+
+
+PACKAGES = {
+    "mmseg": Package("mmsegmentation==1.2.2", ("ftfy", "prettytable", "regex")),
+    "mmpose": Package("mmpose==1.3.2", ("json_tricks", "munkres", "torchvision", "xtcocotools")),
+    "mmpretrain": Package("mmpretrain==1.2.0", ("einops", "mat4py", "modelindex", "rich", "torchvision")),
+    "mmocr": Package("mmocr==1.0.1", ("imgaug", "lmdb", "pyclipper", "rapidfuzz", "skimage")),
+    "mmyolo": Package("mmyolo==0.6.0", ("prettytable",)),
+    "mmrotate": Package("mmrotate==1.0.0rc1", ("e2cnn",)),
+    "mmagic": Package(
+        "mmagic==1.2.0", ("diffusers", "einops", "lmdb", "lpips", "resize_right", "transformers")
+    ),
+}
 
 
 @dataclass
@@ -195,19 +221,42 @@ def _training_problems(found: Found) -> Iterator[tuple[str, str]]:
         )
     elif found.import_error:
         error = found.import_error
-        if "libGL" in str(error):
-            mend = "pip uninstall -y opencv-python && pip install --force-reinstall opencv-python-headless"
-        elif isinstance(error, ModuleNotFoundError) and error.name:
-            module = error.name.partition(".")[0]
-            mend = f"pip install {DISTRIBUTIONS.get(module, module)}"
-        else:
-            mend = TESTED
-        yield f"a training does not start: {one_line(error)}", mend
+        yield f"a training does not start: {one_line(error)}", _import_fix(error) or TESTED
     if found.cache_problem:
         yield (
             f"downloaded weights cannot be kept: {found.cache_problem}",
             'export TORCH_HOME="$HOME/torch"  # or another folder that you may write to',
         )
+
+
+def package_problems(module: str) -> Iterator[tuple[str, str]]:
+    """What is wrong for one of :data:`PACKAGES`, and the command that mends it."""
+    package = PACKAGES[module]
+    absent = find_spec(module) is None
+    if absent:  # with what it asks for, pip would replace mmcv-lite, or compile
+        yield f"{module} is not installed", f"pip install --no-deps {package.requirement}"
+    missing = [name for name in package.needs if find_spec(name) is None]
+    if missing:
+        distributions = [DISTRIBUTIONS.get(name, name) for name in missing]
+        yield f"{module} needs {', '.join(missing)}: not installed", f"pip install {' '.join(distributions)}"
+    if absent or missing:
+        return
+    try:
+        for name in ("dcnzoo.models", f"{module}.models", f"{module}.datasets"):
+            importlib.import_module(name)
+    except Exception as error:  # an old name of numpy's is an AttributeError
+        mend = _import_fix(error) or f"pip install --no-deps {package.requirement}"
+        yield f"{module} cannot be imported: {one_line(error)}", mend
+
+
+def _import_fix(error: Exception) -> str | None:
+    """The command after which an import that failed may work, where the error says so much."""
+    if "libGL" in str(error):
+        return "pip uninstall -y opencv-python && pip install --force-reinstall opencv-python-headless"
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        module = error.name.partition(".")[0]
+        return f"pip install {DISTRIBUTIONS.get(module, module)}"
+    return None
 
 
 def patch_lines() -> Iterator[tuple[str, str]]:
@@ -223,7 +272,10 @@ def patch_lines() -> Iterator[tuple[str, str]]:
 
 
 @click.command
-def command() -> None:
+@click.option(
+    "--for", "package", type=click.Choice(PACKAGES), help="Check one of OpenMMLab's other packages too."
+)
+def command(package: str | None) -> None:
     """What is installed, what is wrong with it, and the command that mends it.
 
     Exit status 1 if something is wrong.
@@ -231,10 +283,13 @@ def command() -> None:
     \b
     examples:
       dcnzoo doctor
+      dcnzoo doctor --for mmseg
     """
     lines = [*environment(), ("weights", f"downloaded to {_cache_folder()}")]
     lines += [("provided", f"{name}: {whose}") for name, whose in extensions.status().items()]
     wrong = list(problems(Found.here()))
+    if package and not wrong:
+        wrong += package_problems(package)
     if find_spec("mmengine") and not wrong:
         lines += [("patch", f"{name}: {text}") for name, text in patch_lines()]
     width = max(len(name) for name, _ in lines)

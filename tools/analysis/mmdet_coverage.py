@@ -16,26 +16,21 @@ tried again until the versions of the packages change, or ``--again`` is given.
 from __future__ import annotations
 
 import argparse
-import json
-import multiprocessing
-import re
-import resource
 import tempfile
 from collections.abc import Iterator
-from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
-from torch import Tensor, nn
+from torch import nn
 
 import dcnzoo.models  # noqa: F401  before mmdet, which needs mmcv.ops
-from dcnzoo.utils.progress import make_progress
 
 # isort: split
 import mmdet
+from families import add_arguments, count_ok, listed, read_results, table, tensors, try_all, versions
+from families import apart as trial_apart
+from families import families as package_families
 from mmdet.models.detectors import SemiBaseDetector
 from mmdet.models.mot import OCSORT, BaseMOTModel, ByteTrack, DeepSORT
 from mmdet.models.reid import BaseReID
@@ -45,8 +40,7 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope
-from mmengine.structures import BaseDataElement
-from trial import MMDETS, configs_in, expect, finite, image_size, images, prepare, read, reason
+from trial import expect, finite, image_size, images, prepare, read
 
 SPEAKERS = {  # where the rule of `speaker` would choose one that leaves out what the family is about
     "centernet": "centernet_r18-dcnv2_8xb16-crop512-140e_coco.py",
@@ -61,10 +55,7 @@ SPEAKERS = {  # where the rule of `speaker` would choose one that leaves out wha
     "sort": "sort_faster-rcnn_r50_fpn_8xb2-4e_mot17train_test-mot17test.py",
     "strongsort": "strongsort_yolox_x_8xb4-80e_crowdhuman-mot20train_test-mot20test.py",
 }
-SIZES = ("r50_", "r50-", "tiny", "-t_", "-t-", "r18")
-NO_MODELS = ("_base_", "common")  # parts of other families' configs
 TEXTS = ("a cat", "dog", "red car")
-SECONDS, MEMORY = 600, 12 << 30  # that a trial may take
 
 PACKAGES = ("mmengine", "mmcv-lite", "mmcv", "mmdet", "onedl-mmengine", "onedl-mmcv", "onedl-mmdetection")
 EXTRAS = ("mmpretrain", "timm", "torchvision", "transformers", "fairscale", "lap", "motmetrics")
@@ -103,23 +94,7 @@ and the others, "with more", in an environment that has packages which only some
 
 def families(pattern: str = "") -> Iterator[tuple[str, str]]:
     """Each folder of MMDetection's configs, and the config that speaks for it."""
-    names: dict[str, list[str]] = {}
-    for path in configs_in(MMDETS):
-        family, _, name = path.as_posix().partition("/")
-        if name and family not in NO_MODELS and re.search(pattern, family):
-            names.setdefault(family, []).append(name)
-    for family in sorted(names):
-        yield family, f"mmdet::{family}/{SPEAKERS.get(family) or speaker(names[family])}"
-
-
-def speaker(names: list[str]) -> str:
-    """The smallest and plainest, by the look of its name; none of a subfolder if it can be avoided."""
-
-    def key(name: str) -> tuple:
-        sizes = [i for i, size in enumerate(SIZES) if size in name]
-        return name.count("/"), min(sizes, default=len(SIZES)), len(name), name
-
-    return min(names, key=key)
+    return package_families("mmdet", SPEAKERS, pattern)
 
 
 # Whether they work
@@ -154,17 +129,6 @@ def try_out(cfg: Config) -> None:
         model.train()
         losses = model.train_step(to_train(model, size), build_optim_wrapper(model, cfg.optim_wrapper))
         expect(finite(losses["loss"]) and losses["loss"] > 0, f"the loss is {losses['loss']}")
-
-
-def tensors(node: object) -> Iterator[Tensor]:
-    """Of floating point, in data samples and what they are made of."""
-    if isinstance(node, Tensor):
-        yield from [node] if node.is_floating_point() else []
-    elif isinstance(node, BaseDataElement):
-        yield from tensors(list(node.values()))
-    elif isinstance(node, dict | list | tuple):
-        for value in node.values() if isinstance(node, dict) else node:
-            yield from tensors(value)
 
 
 def to_predict(model: nn.Module, size: int) -> dict:
@@ -220,113 +184,41 @@ def small_bert(folder: Path) -> str:
     return str(folder)
 
 
-def result_of(name: str) -> str:
-    """``ok``, or in a line why not."""
-    try:
-        try_out(read(name))
-    except Exception as error:
-        return reason(error)
-    return "ok"
-
-
-def apart(name: str, seconds: float = SECONDS, memory: int = MEMORY) -> str:
-    """:func:`result_of` in a process that is ended when it takes too long, or too much memory."""
-
-    def trial() -> None:
-        torch.set_num_threads(1)  # it has none of its parent's threads, and would wait for them
-        resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
-        sender.send(result_of(name))
-
-    fork = multiprocessing.get_context("fork")  # what has been imported need not be imported again
-    receiver, sender = fork.Pipe(duplex=False)
-    process = fork.Process(target=trial, daemon=True)
-    process.start()
-    sender.close()
-    try:
-        return receiver.recv() if receiver.poll(seconds) else f"not done after {seconds:g} seconds"
-    except EOFError:
-        process.join()
-        return f"the process ended with status {process.exitcode}"
-    finally:
-        process.kill()
-        process.join()
+def apart(name: str) -> str:
+    """``ok``, or in a line why :func:`try_out` fails, in a process of its own."""
+    return trial_apart(lambda: try_out(read(name)))
 
 
 # The table
 
 
-def versions() -> dict[str, str]:
-    """Of what decides the results."""
-    found = {}
-    for package in ("torch", *PACKAGES, *EXTRAS):
-        with suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
-
-
-def read_results(path: Path | None) -> tuple[dict[str, str], dict[str, str]]:
-    """Versions and, by the config's name, results."""
-    if path is None or not path.is_file():
-        return {}, {}
-    content = json.loads(path.read_text())
-    return content["versions"], content["results"]
-
-
 def page(rows: list[tuple[str, str, str]], fresh: dict[str, str], further: dict[str, str]) -> str:
     """``rows``: family, config, result. ``fresh``, ``further``: the versions in both environments."""
-
-    def listed(packages: dict[str, str]) -> str:
-        return ", ".join(f"{package} {number}" for package, number in packages.items())
-
-    results = [result for *_, result in rows]
     head = PAGE.format(
         mmdet=mmdet.__version__,
         number=len(rows),
-        working=sum(result.startswith("ok") for result in results),
-        fresh=results.count("ok"),
+        working=count_ok(rows),
+        fresh=[result for *_, result in rows].count("ok"),
         installed=listed(fresh),
         further=FURTHER.format(installed=listed(further)) if further else "",
     )
-    return head + "".join(f"| {family} | `{name}` | {result} |\n" for family, name, result in rows)
+    return head + table(rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("pattern", nargs="?", default="", help="regular expression (default: all)")
-    parser.add_argument("--results", type=Path, default=Path("work_dirs/mmdet_coverage.json"), metavar="FILE")
-    parser.add_argument("--again", action="store_true", help="try again what has been tried")
+    add_arguments(parser, "work_dirs/mmdet_coverage.json")
     parser.add_argument(
         "--after",
         type=Path,
         metavar="FILE",
         help="the results of an environment with fewer packages: try what is not ok there",
     )
-    parser.add_argument("--out", type=Path, metavar="FILE.md", help="write the page with the table")
     args = parser.parse_args()
     MMLogger.get_current_instance().setLevel("ERROR")  # initialisation logs every parameter
-    here = versions()
+    here = versions((*PACKAGES, *EXTRAS))
     there, before = read_results(args.after)
-    found, results = read_results(args.results)
-    if args.again or found != here:
-        results = {}
-    args.results.parent.mkdir(parents=True, exist_ok=True)
-    rows = []
-    with make_progress(Console(stderr=True)) as progress:
-        chosen = list(families(args.pattern))
-        task = progress.add_task("trying out", total=len(chosen), note="")
-        for family, name in chosen:
-            progress.update(task, note=family)
-            result = before.get(name)
-            if result != "ok":
-                if name not in results:
-                    results[name] = apart(name)
-                    args.results.write_text(json.dumps({"versions": here, "results": results}, indent=1))
-                more = results[name] == "ok" and result is not None
-                result = f"ok with more; without: {result}" if more else results[name]
-            rows.append((family, name, result))
-            print(f"{family}: {result}", flush=True)
-            progress.advance(task)
-    print(f"{sum(result.startswith('ok') for *_, result in rows)} of {len(rows)} families are ok")
+    rows = try_all(list(families(args.pattern)), apart, args, here, before)
     if args.out:
         args.out.write_text(page(rows, there or here, here if there else {}))
 

@@ -12,7 +12,6 @@ import dcnzoo.models  # noqa: F401  before mmdet, which needs mmcv.ops
 from dcnzoo.openmmlab.packages import mim_folder
 
 # isort: split
-from mmdet.registry import MODELS
 from mmdet.testing import demo_mm_inputs
 from mmengine.config import Config
 from mmengine.logging import MessageHub
@@ -33,22 +32,24 @@ def configs_in(folder: Path) -> list[Path]:
 
 
 def read(name: str) -> Config:
-    """A config without addresses of weights; one of MMDetection's as inherited by a user's."""
-    if name.startswith("mmdet::"):
-        # a list replaces the one that is inherited: what MMDetection's config imports is named again
-        text = (MMDETS / name.removeprefix("mmdet::")).read_text()
-        imports = ["dcnzoo.models"]
-        if "'mmpretrain.models'" in text:
-            imports.append("mmpretrain.models")
-            importlib.import_module(imports[-1])  # says what is missing, where mmengine shows all of sys.path
+    """A config without addresses of weights; ``package::…`` as inherited by a user's."""
+    package, colons, path = name.partition("::")
+    if colons:
+        # a list replaces the one that is inherited: what the package's config imports is named again
+        file = mim_folder(package) / "configs" / path
+        inherited = Config.fromfile(file, import_custom_modules=False).get("custom_imports") or {}
+        theirs = inherited.get("imports", [])
+        imports = ["dcnzoo.models", *([theirs] if isinstance(theirs, str) else theirs)]
+        for module in imports:  # says what is missing, where mmengine shows all of sys.path
+            importlib.import_module(module)
         cfg = Config.fromstring(OF_A_USER.format(name, imports), ".py")
     else:
         cfg = Config.fromfile(ROOT / name)
-    _forget_weights(cfg.get("model"))
+    forget_weights(cfg.get("model"))
     return cfg
 
 
-def _forget_weights(node: object) -> None:
+def forget_weights(node: object) -> None:
     if isinstance(node, dict):
         for key, value in node.items():
             pretrained = isinstance(value, dict) and "checkpoint" in value
@@ -56,22 +57,23 @@ def _forget_weights(node: object) -> None:
                 node[key] = False  # timm's
             elif (key in PRETRAINED and isinstance(value, str)) or (key == "init_cfg" and pretrained):
                 node[key] = None
-            _forget_weights(value)
+            forget_weights(value)
     elif isinstance(node, list | tuple):
         for value in node:
-            _forget_weights(value)
+            forget_weights(value)
 
 
-def build(cfg: Config) -> nn.Module:
-    with DefaultScope.overwrite_default_scope("mmdet"):
-        return MODELS.build(copy.deepcopy(cfg.model))  # DINO writes into it
+def build(cfg: Config, package: str = "mmdet") -> nn.Module:
+    models = importlib.import_module(f"{package}.registry").MODELS
+    with DefaultScope.overwrite_default_scope(package):
+        return models.build(copy.deepcopy(cfg.model))  # DINO writes into it
 
 
-def prepare(cfg: Config) -> nn.Module:
+def prepare(cfg: Config, package: str = "mmdet") -> nn.Module:
     """A model with initial weights, as a Runner would have it before the first step."""
     torch.manual_seed(0)
-    with DefaultScope.overwrite_default_scope("mmdet"):
-        model = revert_sync_batchnorm(build(cfg))
+    with DefaultScope.overwrite_default_scope(package):
+        model = revert_sync_batchnorm(build(cfg, package))
         model.init_weights()
     for count in ("epoch", "iter"):  # which TOOD, BoxInst and YOLOX ask a Runner for
         MessageHub.get_current_instance().update_info(count, 0)

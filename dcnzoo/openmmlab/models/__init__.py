@@ -16,19 +16,20 @@
 - Any module takes ``to_deformable=dict(where=…)``.
 - Faults of the stack on today's PyTorch are fixed (:mod:`dcnzoo.openmmlab.patches`).
 
-- mmpretrain's ResNets take ``dcn=True`` too (:mod:`dcnzoo.openmmlab.models.mmpretrain`).
+- The ResNets of mmpose, mmpretrain and mmsegmentation take ``dcn=True`` too, once their package is imported.
 
 Each replacement can be undone and switched off: :mod:`dcnzoo.compat.patches`.
 
-Needs mmengine and mmcv or mmcv-lite. Without mmdet or mmpretrain, what builds on them is left out.
+Needs mmengine and mmcv or mmcv-lite. Without mmdet, what builds on it is left out. The other packages are not
+imported.
 """
 
-from contextlib import suppress
 from importlib import import_module
 from importlib.util import find_spec
 
 import mmcv.ops  # noqa: F401  registers DCN and DCNv2, which must happen before ours replace them
 
+from dcnzoo.compat import after_import
 from dcnzoo.compat.mmcv import use_dcnzoo_deform_conv
 from dcnzoo.openmmlab.hooks.offset_statistics import OffsetStatisticsHook  # noqa: F401  registered, for configs
 from dcnzoo.openmmlab.models.dcn import DCN, DCNv2
@@ -77,8 +78,10 @@ if find_spec("mmdet"):
     __all__ += ["FPN", "PAFPN"]
     __all__ += ["HRNet", "RegNet", "Res2Net", "ResNeSt", "ResNeXt", "ResNet", "ResNetV1d", "TridentResNet"]
 
-if find_spec("mmpretrain"):
-    with suppress(ImportError):  # one that cannot be imported here, as mmdet does
-        import_module("dcnzoo.openmmlab.models.mmpretrain")
+for package in ("mmpose", "mmpretrain", "mmseg"):
+    after_import.call(
+        f"{package}.models.backbones",
+        lambda backbones: import_module(f"dcnzoo.openmmlab.models.{backbones.__name__.partition('.')[0]}"),
+    )
 
 apply_patches()

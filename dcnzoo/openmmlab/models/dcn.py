@@ -77,6 +77,27 @@ def deformable_like(conv: nn.Conv2d, dcn: dict) -> nn.Module:
     return build_conv_layer(layer, *sizes, bias=conv.bias is not None, **geometry)
 
 
+class WithDCN:
+    """Makes the 3×3 convolution of blocks deformable, in a ResNet of mmpretrain, mmsegmentation or mmpose.
+
+    - ``dcn``: True or ``'v2'`` (DCNv2), ``'v1'`` (DCN), ``'v3'``, ``'v4'`` or a layer's dict; see
+      :func:`dcnzoo.openmmlab.models.dcn.parse_dcn`.
+    - ``stage_with_dcn``: by default all stages but the first, c3–c5.
+    """
+
+    def __init__(self, *args, dcn=None, stage_with_dcn=None, **kwargs) -> None:
+        owner = type(self).__name__
+        dcn = parse_dcn(dcn, owner)
+        super().__init__(*args, **kwargs)
+        if stage_with_dcn is None:
+            stage_with_dcn = (False, *[True] * (len(self.res_layers) - 1))
+        stage_with_dcn = check_stages(owner, stage_with_dcn, len(self.res_layers))
+        for name, deformable in zip(self.res_layers, stage_with_dcn, strict=True):
+            for block in getattr(self, name) if dcn and deformable else ():
+                block.conv2 = deformable_like(block.conv2, dcn)
+        self._freeze_stages()  # again: what is new in them, too
+
+
 @patches.replace(MODELS, "dcnzoo's operator; any batch, offset_limit, statistics of offsets")
 class DCN(OffsetPack, DeformConv2dPack):
     """Deformable convolution v1 (Dai et al. 2017): mmcv's ``DeformConv2dPack``.

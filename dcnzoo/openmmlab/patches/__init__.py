@@ -1,4 +1,4 @@
-"""Fixes for mmcv, mmengine and mmdet, on recent PyTorch and on machines without a GPU.
+"""Fixes for OpenMMLab's packages, on recent PyTorch and on machines without a GPU.
 
 ``import dcnzoo.models`` applies those in :data:`TABLE`; :mod:`dcnzoo.compat.patches` switches them off.
 ``versions`` are those in which the fault is known.
@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
@@ -18,7 +18,7 @@ from dcnzoo.compat import patches
 from dcnzoo.compat.patches import Changes, Patch
 from dcnzoo.openmmlab.checkpoints import enforce_weights_only, load_own_checkpoints
 from dcnzoo.openmmlab.packages import hub_packages, inherit_from_packages
-from dcnzoo.openmmlab.patches import distributed, models
+from dcnzoo.openmmlab.patches import distributed, models, other_packages
 from dcnzoo.openmmlab.patches.to_deformable import to_deformable_in_configs
 from dcnzoo.openmmlab.pretrained import weights_by_name
 
@@ -27,8 +27,12 @@ def on_cpu() -> bool:
     return get_device() == "cpu"
 
 
+def installed(package: str) -> bool:
+    return find_spec(package) is not None
+
+
 def with_mmdet() -> bool:
-    return find_spec("mmdet") is not None
+    return installed("mmdet")
 
 
 def skip_unreadable_images(changes: Changes) -> None:
@@ -116,7 +120,7 @@ TABLE = (
         target="mmcv.ops.RoIAlign",
         reason="use_torchvision=True, as in CrowdDet's config, needs torchvision",
         versions="mmcv 2.1.0",
-        needed=lambda: find_spec("torchvision") is None,
+        needed=lambda: not installed("torchvision"),
     ),
     fix(
         models.mm_sync_batch_norm,
@@ -159,6 +163,54 @@ TABLE = (
         needed=lambda: with_mmdet() and models.masks_outside_the_image_fail(),
     ),
     SKIP_UNREADABLE_IMAGES,
+    Patch(
+        "mmyolo_versions",
+        target="mmcv.__version__, while mmyolo is imported",
+        reason="mmyolo refuses mmcv 2.1, with which it works (MMCV==2.1.0 is used but incompatible)",
+        versions="mmyolo 0.6.0",
+        change=other_packages.while_imported("mmyolo", "mmcv", "__version__", "2.0.1"),
+        needed=partial(installed, "mmyolo"),
+    ),
+    Patch(
+        "mmrotate_versions",
+        target="mmdet.__version__, while mmrotate is imported",
+        reason="mmrotate refuses mmdet 3.3, with which it works (MMDetection 3.3.0 is incompatible)",
+        versions="mmrotate 1.0.0rc1",
+        change=other_packages.while_imported("mmrotate", "mmdet", "__version__", "3.0.0"),
+        needed=partial(installed, "mmrotate"),
+    ),
+    Patch(
+        "mmrotate_sequence",
+        target="collections.Sequence, while mmrotate's refine_single_stage is imported",
+        reason="mmrotate imports it from collections, where Python 3.10 has no Sequence",
+        versions="mmrotate 1.0.0rc1",
+        change=other_packages.while_imported(
+            "mmrotate.models.detectors.refine_single_stage", "collections", "Sequence", Sequence
+        ),
+        needed=partial(installed, "mmrotate"),
+    ),
+    Patch(
+        "mmocr_versions",
+        target="mmdet.__version__, while mmocr is imported",
+        reason="mmocr refuses mmdet 3.3, with which it works (MMDetection 3.3.0 is incompatible)",
+        versions="mmocr 1.0.1",
+        change=other_packages.while_imported("mmocr", "mmdet", "__version__", "3.0.0"),
+        needed=partial(installed, "mmocr"),
+    ),
+    fix(
+        other_packages.xtcocotools_mask,
+        target="xtcocotools._mask",
+        reason="mmpose imports xtcocotools, whose wheel is for numpy 1 (numpy.dtype size changed)",
+        versions="xtcocotools 1.14.3",
+        needed=lambda: installed("xtcocotools") and installed("pycocotools"),
+    ),
+    fix(
+        other_packages.numpy_1_names,
+        target="numpy.bool8, int0 and sctypes, once imgaug, mmagic or mmocr is imported",
+        reason="they use names that numpy 2 has removed (module 'numpy' has no attribute 'bool8')",
+        versions="imgaug 0.4.0, mmagic 1.2.0, mmocr 1.0.1",
+        needed=lambda: any(map(installed, ("imgaug", "mmagic", "mmocr"))),
+    ),
 )
 
 apply = partial(patches.add, *TABLE, complete=True)

@@ -1,0 +1,34 @@
+"""mmpose's ResNets with ``dcn=True``, in their place. Without it they are mmpose's."""
+
+from __future__ import annotations
+
+from mmpose.models.backbones import resnet, resnext, seresnet, seresnext
+from mmpose.registry import MODELS
+
+from dcnzoo.compat import patches
+from dcnzoo.openmmlab.models.dcn import WithDCN
+
+
+@patches.replace(MODELS, "takes dcn and stage_with_dcn")
+class ResNet(WithDCN, resnet.ResNet):
+    pass
+
+
+@patches.replace(MODELS, "takes dcn and stage_with_dcn")
+class ResNetV1d(WithDCN, resnet.ResNetV1d):
+    pass
+
+
+@patches.replace(MODELS, "takes dcn and stage_with_dcn")
+class ResNeXt(WithDCN, resnext.ResNeXt):
+    pass
+
+
+@patches.replace(MODELS, "takes dcn and stage_with_dcn")
+class SEResNet(WithDCN, seresnet.SEResNet):
+    pass
+
+
+@patches.replace(MODELS, "takes dcn and stage_with_dcn")
+class SEResNeXt(WithDCN, seresnext.SEResNeXt):
+    pass

@@ -1,0 +1,172 @@
+"""OpenMMLab's packages beside MMDetection, without a compiled mmcv: ``make test-others``."""
+
+import subprocess
+import sys
+from fnmatch import fnmatch
+from importlib.util import find_spec
+
+import pytest
+import torch
+
+if find_spec("mmseg") is None:
+    pytest.skip("requirements-openmmlab-others.txt is not installed here", allow_module_level=True)
+
+from mmengine.config import Config
+from mmengine.logging import MMLogger
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import DefaultScope
+
+import dcnzoo.models
+from dcnzoo.cli import doctor
+from dcnzoo.compat import patches
+from dcnzoo.layers import PackedDeformConv2d
+
+from ..test_import import run
+from ..test_tools import ROOT
+
+sys.path.append(str(ROOT / "tools" / "analysis"))
+
+import openmmlab_coverage
+import trial
+
+TOP_DOWN = "body_2d_keypoint/topdown_heatmap"
+PACKAGES = [package for package in openmmlab_coverage.PACKAGES if find_spec(package)]
+
+
+def build(package, name, **backbone):
+    """A config of a package, as a user would change it."""
+    cfg = Config.fromstring(
+        f"_base_ = '{package}::{name}'\ncustom_imports = dict(imports=['dcnzoo.models'])\n"
+        f"model = dict(backbone={backbone!r})",
+        ".py",
+    )
+    trial.forget_weights(cfg.model)
+    openmmlab_coverage.PACKAGES[package].shrink(cfg)
+    MMLogger.get_current_instance().setLevel("ERROR")  # initialisation logs every parameter
+    return cfg, trial.prepare(cfg, package)
+
+
+def train_a_step(package, cfg, model):
+    """A prediction and a step; the offsets' parameters before it and the losses."""
+    with DefaultScope.overwrite_default_scope(package):
+        predicted, trained = openmmlab_coverage.PACKAGES[package].batches(model, cfg)
+        model.eval()
+        with torch.no_grad():
+            assert len(model.test_step(predicted)) == 1
+        model.train()
+        return model.train_step(trained, build_optim_wrapper(model, cfg.optim_wrapper))
+
+
+def offsets(model):
+    return [p for name, p in model.named_parameters() if "conv_offset" in name]
+
+
+@pytest.mark.parametrize(
+    ("package", "name", "backbone"),
+    [
+        ("mmseg", "fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py", dict(dcn=True)),
+        ("mmseg", "pspnet/pspnet_r18-d8_4xb2-80k_cityscapes-512x1024.py", dict(dcn=True)),
+        ("mmseg", "pspnet/pspnet_r18-d8_4xb2-80k_cityscapes-512x1024.py", dict(dcn=True, type="ResNetV1d")),
+        ("mmpose", f"{TOP_DOWN}/coco/td-hm_res50_8xb64-210e_coco-256x192.py", dict(dcn=True)),
+        ("mmpose", f"{TOP_DOWN}/coco/td-hm_seresnet50_8xb64-210e_coco-256x192.py", dict(dcn=True)),
+    ],
+)
+def test_a_resnet_learns_deformably(package, name, backbone):
+    # zero would let no gradient through
+    cfg, model = build(package, name, zero_init_residual=False, **backbone)
+    layers = {n for n, m in model.backbone.named_modules() if isinstance(m, dcnzoo.models.DCNv2)}
+    assert {n.split(".")[0] for n in layers} == {"layer2", "layer3", "layer4"}
+    assert not any(p.any() for p in offsets(model)) and offsets(model), "whatever init_weights does"
+    losses = train_a_step(package, cfg, model)
+    assert losses["loss"].isfinite() and losses["loss"] > 0
+    assert any(p.any() for p in offsets(model)), "and have learnt"
+
+
+@pytest.mark.parametrize(
+    ("package", "name", "where"),
+    [
+        ("mmseg", "hrnet/fcn_hr18s_4xb2-40k_cityscapes-512x1024.py", "stage4.*.branches.*.conv2"),
+        (
+            "mmpose",
+            f"{TOP_DOWN}/coco/td-hm_mobilenetv2_8xb64-210e_coco-256x192.py",
+            "layer[67].*.conv.1.conv",
+        ),
+        ("mmseg", "unet/unet-s5-d16_fcn_4xb4-40k_drive-64x64.py", "encoder.[34].*.conv"),
+    ],
+)
+def test_to_deformable_in_any_backbone(package, name, where):
+    _, plain = build(package, name)
+    expected = {
+        n for n, m in plain.backbone.named_modules() if fnmatch(n, where) and type(m) is torch.nn.Conv2d
+    }
+    cfg, model = build(package, name, to_deformable=dict(where=where, kind="v2"))
+    packs = {n for n, m in model.backbone.named_modules() if isinstance(m, PackedDeformConv2d)}
+    assert packs == expected and len(packs) >= 2
+    assert train_a_step(package, cfg, model)["loss"].isfinite()
+
+
+def test_without_dcn_it_is_theirs():
+    name = "pspnet/pspnet_r18-d8_4xb2-80k_cityscapes-512x1024.py"
+    _, model = build("mmseg", name)
+    with patches.disabled():
+        _, theirs = build("mmseg", name)
+    assert type(model.backbone) is not type(theirs.backbone)
+    assert model.state_dict().keys() == theirs.state_dict().keys()
+
+
+def test_no_package_is_imported_by_dcnzoo():
+    packages = [package for package in PACKAGES if package != "mmpretrain"]  # which mmdet imports
+    code = f"import sys, dcnzoo.models\nprint([name for name in {packages} if name in sys.modules])"
+    assert run(code).splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("package", [package for package in doctor.PACKAGES if find_spec(package)])
+def test_doctor(package):
+    command = [sys.executable, "-m", "dcnzoo", "doctor", "--for", package]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0 and "nothing is wrong" in result.stdout, result.stdout + result.stderr
+
+
+FAMILIES = {"mmseg/psanet", "mmseg/mask2former", "mmseg/segformer"}
+
+
+@pytest.mark.parametrize(
+    ("family", "name"), [row for row in openmmlab_coverage.chosen() if row[0] in FAMILIES]
+)
+def test_family(family, name):
+    assert openmmlab_coverage.result_of(name) == "ok"
+
+
+@pytest.mark.parametrize(
+    ("model", "frames", "scale"),
+    [
+        (
+            dict(type="EDVRNet", in_channels=3, out_channels=3, mid_channels=16, num_blocks_reconstruction=1),
+            5,
+            4,
+        ),
+        (dict(type="TDANNet", mid_channels=16, num_blocks_before_align=1, num_blocks_after_align=1), 5, 4),
+        (dict(type="BasicVSRPlusPlusNet", mid_channels=16, num_blocks=1), 3, 4),
+    ],
+    ids=lambda value: value["type"] if isinstance(value, dict) else "",
+)
+def test_deformable_alignment_of_mmagic(model, frames, scale):
+    """Video super-resolution: each deformable convolution gets a gradient, its offsets too."""
+    import mmagic.models  # noqa: F401
+    import mmcv.ops
+    from mmagic.registry import MODELS
+
+    torch.manual_seed(0)
+    network = MODELS.build(model)
+    layers = (mmcv.ops.DeformConv2d, mmcv.ops.ModulatedDeformConv2d)
+    aligning = [m for m in network.modules() if isinstance(m, layers)]
+    for layer in aligning:  # zero would let no gradient through to what the offsets are predicted from
+        for parameter in layer.conv_offset.parameters():
+            torch.nn.init.normal_(parameter, std=0.02)
+    output = network(torch.rand(1, frames, 3, 64, 72))
+    output = output[0] if isinstance(output, tuple) else output
+    assert output.shape[-2:] == (64 * scale, 72 * scale) and output.isfinite().all()
+    output.square().mean().backward()
+    assert len(aligning) >= 2
+    for layer in aligning:
+        assert layer.weight.grad.any() and any(p.grad.any() for p in layer.conv_offset.parameters())

@@ -1,0 +1,182 @@
+"""What the coverage tools share: a config for each family, trials in processes of their own, the results."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import re
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+from mmengine.structures import BaseDataElement
+from rich.console import Console
+from torch import Tensor
+from trial import configs_in, reason
+
+from dcnzoo.openmmlab.packages import mim_folder
+from dcnzoo.utils.progress import make_progress
+
+SIZES = ("r50_", "r50-", "tiny", "-t_", "-t-", "r18")
+NO_MODELS = ("_base_", "common", "deploy")  # parts of other families' configs, or for mmdeploy
+SECONDS, MEMORY = 600, 12 << 30  # that a trial may take
+
+
+# Which
+
+
+def families(
+    package: str, speakers: dict[str, str], pattern: str = "", depth: int = 1
+) -> Iterator[tuple[str, str]]:
+    """Each folder of a package's configs, and the config that speaks for it.
+
+    Args:
+        speakers: the configs of families for which :func:`speaker` would choose badly.
+        depth: how many folders, one in the other, name a family.
+    """
+    names: dict[str, list[str]] = {}
+    for path in configs_in(mim_folder(package) / "configs"):
+        family = "/".join(path.parts[:depth])
+        part = len(path.parts) <= depth or family in NO_MODELS or path.name.startswith("_")
+        if not part and re.search(pattern, family):
+            names.setdefault(family, []).append("/".join(path.parts[depth:]))
+    for family in sorted(names):
+        yield family, f"{package}::{family}/{speakers.get(family) or speaker(names[family])}"
+
+
+def speaker(names: list[str]) -> str:
+    """The smallest and plainest, by the look of its name; none of a subfolder if it can be avoided."""
+
+    def key(name: str) -> tuple:
+        sizes = [i for i, size in enumerate(SIZES) if size in name]
+        return name.count("/"), min(sizes, default=len(SIZES)), len(name), name
+
+    return min(names, key=key)
+
+
+# Whether they work
+
+
+def tensors(node: object) -> Iterator[Tensor]:
+    """Of floating point, in data samples and what they are made of."""
+    if isinstance(node, Tensor):
+        yield from [node] if node.is_floating_point() else []
+    elif isinstance(node, BaseDataElement):
+        yield from tensors(list(node.values()))
+    elif isinstance(node, dict | list | tuple):
+        for value in node.values() if isinstance(node, dict) else node:
+            yield from tensors(value)
+
+
+def apart(trial: Callable[[], None], seconds: float = SECONDS, memory: int = MEMORY) -> str:
+    """``ok``, or in a line why ``trial()`` fails.
+
+    It runs in a process that is ended when it takes too long, or too much memory.
+    """
+
+    def run() -> None:
+        torch.set_num_threads(1)  # it has none of its parent's threads, and would wait for them
+        resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
+        try:
+            trial()
+        except Exception as error:
+            sender.send(reason(error))
+        else:
+            sender.send("ok")
+
+    fork = multiprocessing.get_context("fork")  # what has been imported need not be imported again
+    receiver, sender = fork.Pipe(duplex=False)
+    process = fork.Process(target=run, daemon=True)
+    process.start()
+    sender.close()
+    try:
+        return receiver.recv() if receiver.poll(seconds) else f"not done after {seconds:g} seconds"
+    except EOFError:
+        process.join()
+        return f"the process ended with status {process.exitcode}"
+    finally:
+        process.kill()
+        process.join()
+
+
+# The results
+
+
+def versions(packages: tuple[str, ...]) -> dict[str, str]:
+    """Of torch and those of ``packages`` that are installed: they decide the results."""
+    found = {}
+    for package in ("torch", *packages):
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+def listed(packages: dict[str, str]) -> str:
+    return ", ".join(f"{package} {number}" for package, number in packages.items())
+
+
+def read_results(path: Path | None) -> tuple[dict[str, str], dict[str, str]]:
+    """Versions and, by the config's name, results."""
+    if path is None or not path.is_file():
+        return {}, {}
+    content = json.loads(path.read_text())
+    return content["versions"], content["results"]
+
+
+def add_arguments(parser: argparse.ArgumentParser, results: str) -> None:
+    parser.add_argument("pattern", nargs="?", default="", help="regular expression (default: all)")
+    parser.add_argument("--results", type=Path, default=Path(results), metavar="FILE")
+    parser.add_argument("--again", action="store_true", help="try again what has been tried")
+    parser.add_argument("--out", type=Path, metavar="FILE.md", help="write the page with the table")
+
+
+def try_all(
+    chosen: list[tuple[str, str]],
+    trial: Callable[[str], str],
+    args: argparse.Namespace,
+    here: dict[str, str],
+    before: dict[str, str],
+) -> list[tuple[str, str, str]]:
+    """Family, config and result of each.
+
+    Args:
+        chosen: families and their configs.
+        trial: returns the result of a config.
+        args: those of :func:`add_arguments`. Results that are in the file are not tried again.
+        here: versions; those of other versions are.
+        before: results of an environment with fewer packages. What is ok there is not tried.
+    """
+    found, results = read_results(args.results)
+    if args.again or found != here:
+        results = {}
+    args.results.parent.mkdir(parents=True, exist_ok=True)
+    rows = []
+    with make_progress(Console(stderr=True)) as progress:
+        task = progress.add_task("trying out", total=len(chosen), note="")
+        for family, name in chosen:
+            progress.update(task, note=family)
+            result = before.get(name)
+            if result != "ok":
+                if name not in results:
+                    results[name] = trial(name)
+                    args.results.write_text(json.dumps({"versions": here, "results": results}, indent=1))
+                more = results[name] == "ok" and result is not None
+                result = f"ok with more; without: {result}" if more else results[name]
+            rows.append((family, name, result))
+            print(f"{family}: {result}", flush=True)
+            progress.advance(task)
+    print(f"{count_ok(rows)} of {len(rows)} families are ok")
+    return rows
+
+
+def count_ok(rows: list[tuple[str, str, str]]) -> int:
+    return sum(result.startswith("ok") for *_, result in rows)
+
+
+def table(rows: list[tuple[str, str, str]]) -> str:
+    """Its lines, without the head."""
+    return "".join(f"| {family} | `{name}` | {result} |\n" for family, name, result in rows)

@@ -1,0 +1,444 @@
+"""Whether a config of every family of OpenMMLab's other packages builds, predicts and trains here.
+
+::
+
+    make coverage-openmmlab                                 # writes docs/openmmlab_coverage.md
+    python tools/analysis/openmmlab_coverage.py             # all packages that are installed
+    python tools/analysis/openmmlab_coverage.py '^mmseg/'   # those whose package/family matches
+
+As mmdet_coverage.py does it for MMDetection: the whole architecture, a prediction, then a training step with
+the config's own optimizer, on small random data, without pretrained weights; each in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from importlib.util import find_spec
+
+import numpy as np
+import torch
+
+import dcnzoo.models  # noqa: F401  before the packages, which need mmcv.ops
+
+# isort: split
+import mmengine.dataset
+from families import add_arguments, apart, count_ok, families, listed, table, tensors, try_all, versions
+from mmengine.config import Config
+from mmengine.dataset import Compose
+from mmengine.logging import MMLogger
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import DefaultScope
+from mmengine.structures import PixelData
+from torch import Tensor, nn
+from trial import expect, images, prepare, read
+
+Batches = Callable[[nn.Module, Config], tuple[dict | None, dict | None]]
+
+
+@dataclass(frozen=True)
+class Package:
+    """How the families of a package are tried.
+
+    Attributes:
+        distribution: its name on the package index.
+        batches: of a model and its config, the data to predict and to train on.
+        shrink: changes what the config says of sizes of images.
+        depth: how many folders name a family.
+        speakers: configs of families, where the rule of ``speaker`` chooses badly.
+        reasons: why families do not work, in words.
+    """
+
+    distribution: str
+    batches: Batches
+    shrink: Callable[[Config], None] = lambda cfg: None
+    depth: int = 1
+    speakers: dict[str, str] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
+
+
+# mmsegmentation
+
+
+def seg_shrink(cfg: Config) -> None:
+    """Images are padded to the size of the crops, 1024 pixels and more: here to 128, or what works."""
+    preprocessor = cfg.model.data_preprocessor
+    size = seg_size(cfg)
+    if preprocessor.get("size"):
+        preprocessor.size = (size, size)
+    if preprocessor.get("size_divisor"):
+        preprocessor.size_divisor = 32
+    if cfg.model.get("backbone", {}).get("type") in ("BEiT", "MAE"):  # its position biases are for one size
+        cfg.model.backbone.img_size = (size, size)
+
+
+def seg_size(cfg: Config) -> int:
+    """MobileNetV3's head pools over 49×49 places."""
+    return 512 if cfg.model.get("backbone", {}).get("type", "").endswith("MobileNetV3") else 128
+
+
+def seg_batches(model: nn.Module, cfg: Config) -> tuple[dict, dict]:
+    from mmseg.structures import SegDataSample
+
+    size = seg_size(cfg)
+    head = model.decode_head
+    classes = (head[-1] if isinstance(head, nn.ModuleList) else head).num_classes
+
+    def batch(number: int) -> dict:
+        samples = []
+        for _ in range(number):
+            shape = (size, size)
+            sample = SegDataSample(metainfo=dict(ori_shape=shape, img_shape=shape, pad_shape=shape))
+            sample.gt_sem_seg = PixelData(data=torch.randint(0, classes, (1, size, size)))
+            sample.gt_edge_map = PixelData(data=torch.randint(0, 2, (1, size, size)))  # PIDNet's
+            samples.append(sample)
+        images = [torch.randint(0, 256, (3, size, size), dtype=torch.uint8) for _ in samples]
+        return dict(inputs=images, data_samples=samples)
+
+    return batch(1), batch(2)
+
+
+# Packages whose data go through the config's own pipeline
+
+LOADERS = ("LoadImage", "LoadImageFromFile")  # what they load is generated
+
+
+def dataset_of(dataloader: Config | None) -> Config | None:
+    """The dataset of a dataloader's config, inside those that wrap it."""
+    dataset = dataloader and dataloader.dataset
+    while dataset and "pipeline" not in dataset:
+        dataset = dataset.dataset
+    return dataset
+
+
+def through(pipeline: list, samples: list[dict], collate: str = "pseudo_collate") -> dict:
+    """A batch of samples that have gone through a config's pipeline."""
+    steps = Compose([step for step in pipeline if step["type"].rpartition(".")[2] not in LOADERS])
+    return getattr(mmengine.dataset, collate)([steps(sample) for sample in samples])
+
+
+# mmpose
+
+
+def pose_batches(model: nn.Module, cfg: Config) -> tuple[dict, dict]:
+    train, val = dataset_of(cfg.train_dataloader), dataset_of(cfg.val_dataloader)
+    last = cfg.get("train_pipeline_stage2", train.pipeline)  # the one before mixes images of the data set
+    return through(val.pipeline, [pose_sample(val, 0)]), through(
+        last, [pose_sample(train, i) for i in (0, 1)]
+    )
+
+
+def pose_sample(dataset: Config, index: int) -> dict:
+    """An image with persons, or their key points over time and in space, as a data set of mmpose."""
+    from mmpose.datasets.datasets.utils import parse_pose_metainfo
+    from mmpose.registry import DATASETS
+
+    info = dataset.get("metainfo") or DATASETS.get(dataset.type).METAINFO
+    info = parse_pose_metainfo(dict(info))
+    points = info["num_keypoints"]
+    random = np.random.default_rng(index)
+    height, width = 256, 320
+    persons = 2 if dataset.get("data_mode") == "bottomup" else 1
+    sample = dict(
+        img=random.integers(0, 256, (height, width, 3), dtype=np.uint8),
+        img_path=f"{index}.png",
+        img_shape=(height, width),
+        ori_shape=(height, width),
+        id=index,
+        img_id=index,
+        category_id=np.ones(persons, int),
+        invalid_segs=[],
+        raw_ann_info=[],
+        dataset_name=info["dataset_name"],
+        **{
+            key: info[key]
+            for key in (
+                "upper_body_ids",
+                "lower_body_ids",
+                "flip_pairs",
+                "flip_indices",
+                "dataset_keypoint_weights",
+            )
+        },
+        skeleton_links=info["skeleton_links"],
+    )
+    if "seq_len" in dataset or "multiple_target" in dataset:  # key points of a video, to be lifted
+        frames = dataset.get("multiple_target") or dataset.get("seq_len", 1)
+        targets = frames if dataset.get("multiple_target") else 1
+        del sample["img"]
+        return dict(
+            sample,
+            keypoints=random.uniform(20, 200, (frames, points, 2)).astype(np.float32),
+            keypoints_visible=np.ones((frames, points), np.float32),
+            lifting_target=random.normal(size=(targets, points, 3)).astype(np.float32),
+            lifting_target_visible=np.ones((targets, points), np.float32),
+            factor=np.ones(frames, np.float32),
+            target_img_path=["0.png"] * targets,
+            camera_param=dict(
+                R=np.eye(3),
+                T=np.zeros((3, 1)),
+                f=np.full((2, 1), 1145.0),
+                c=np.full((2, 1), 500.0),
+                w=1000,
+                h=1002,
+            ),
+        )
+    keypoints = random.uniform((40, 40), (width - 40, height - 40), (persons, points, 2)).astype(np.float32)
+    if dataset.type == "InterHand3DDataset":
+        depth = random.uniform(-100, 100, (persons, points, 1)).astype(np.float32)
+        keypoints = np.concatenate([keypoints, depth], axis=2)
+        sample.update(
+            rotation=0,
+            hand_type=np.array([[1, 1]], np.float32),
+            hand_type_valid=np.ones(1, np.float32),
+            rel_root_depth=np.array([10.0], np.float32),
+            rel_root_valid=1,
+            abs_depth=[1000.0, 1010.0],
+            focal=np.array([1200.0, 1200.0], np.float32),
+            principal_pt=np.array([160.0, 128.0], np.float32),
+        )
+    corners = [keypoints[..., :2].min(1), keypoints[..., :2].max(1)]
+    sample.update(
+        keypoints=keypoints,
+        keypoints_visible=np.ones((persons, points), np.float32),
+        bbox=np.concatenate(corners, axis=1),
+        bbox_score=np.ones(persons, np.float32),
+        area=np.prod(corners[1] - corners[0], axis=1),
+    )
+    return sample
+
+
+# mmpretrain
+
+
+def pretrain_batches(model: nn.Module, cfg: Config) -> tuple[dict | None, dict | None]:
+    """What a config has no data for, predictions of self-supervised models or training of others, is None."""
+    batches = []
+    for loader, number in ((cfg.get("test_dataloader"), 1), (cfg.get("train_dataloader"), 2)):
+        dataset = dataset_of(loader)
+        collate = (loader.get("collate_fn") or {}).get("type", "pseudo_collate") if dataset else ""
+        samples = [pretrain_sample(cfg, i) for i in range(number)]
+        batches.append(through(dataset.pipeline, samples, collate) if dataset else None)
+    return tuple(batches)
+
+
+def pretrain_sample(cfg: Config, index: int) -> dict:
+    size = (240, 256)
+    image = np.random.default_rng(index).integers(0, 256, (*size, 3), dtype=np.uint8)
+    multiple = "MultiLabel" in str(cfg.model.get("head", {}).get("type")) or "csra" in str(cfg.filename)
+    return dict(
+        img=image,
+        gt_label=[index] if multiple else index,
+        img_shape=size,
+        ori_shape=size,
+        img_path=f"{index}.png",
+        sample_idx=index,
+    )
+
+
+# mmocr
+
+
+def ocr_batches(model: nn.Module, cfg: Config) -> tuple[dict, dict]:
+    train, test = dataset_of(cfg.train_dataloader), dataset_of(cfg.test_dataloader)
+    line = "PackTextRecogInputs" in str(test.pipeline)  # else a page
+    return (
+        through(test.pipeline, [ocr_sample(line, 0)]),
+        through(train.pipeline, [ocr_sample(line, i) for i in (0, 1)]),
+    )
+
+
+def ocr_sample(line: bool, index: int) -> dict:
+    """A line of text, or a page with four words."""
+    size = (32, 100) if line else (320, 320)
+    image = np.random.default_rng(index).integers(0, 256, (*size, 3), dtype=np.uint8)
+    words = []
+    for i, (x, y) in enumerate([(40, 60), (180, 60), (40, 200), (180, 200)]):
+        box = [x, y, x + 100, y + 40]
+        corners = [x, y, x + 100, y, x + 100, y + 40, x, y + 40]
+        word = dict(text="word", bbox=box, polygon=corners, bbox_label=0, ignore=False, edge_label=i % 2)
+        words.append(word)
+    words = [dict(text="word")] if line else words
+    path = f"{index}.png"
+    return dict(img=image, img_path=path, img_shape=size, ori_shape=size, instances=words)
+
+
+# mmyolo and mmrotate, whose data are MMDetection's
+
+
+def yolo_batches(model: nn.Module, cfg: Config) -> tuple[dict, dict]:
+    from mmyolo.datasets.utils import yolov5_collate
+
+    trained = images(2, 256, alike=True, use_box_type=True)
+    for sample in trained["data_samples"]:
+        sample.gt_instances.labels.zero_()  # a class that every detector has
+        del sample.gt_instances.masks
+    collate = cfg.train_dataloader.get("collate_fn", {})
+    if collate.get("type") == "yolov5_collate":
+        pairs = zip(trained["inputs"], trained["data_samples"], strict=True)
+        samples = [dict(inputs=image, data_samples=sample) for image, sample in pairs]
+        trained = yolov5_collate(samples, collate.get("use_ms_training", False))
+    return images(1, 256), trained
+
+
+def rotate_batches(model: nn.Module, cfg: Config) -> tuple[dict, dict]:
+    from mmrotate.testing import demo_mm_inputs
+
+    steps = dataset_of(cfg.train_dataloader).pipeline
+    turned = any(step.get("box_type_mapping", {}).get("gt_bboxes") == "rbox" for step in steps)
+
+    def batch(number: int) -> dict:
+        shapes = [[3, 128, 128]] * number
+        return demo_mm_inputs(number, shapes, [2] * number, 3, use_box_type=True, use_qbox=not turned)
+
+    return batch(1), batch(2)
+
+
+PACKAGES = {
+    "mmseg": Package(
+        "mmsegmentation",
+        seg_batches,
+        seg_shrink,
+        speakers={"swin": "swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py"},
+        reasons={
+            "san": "theirs: its head cannot be initialised without CLIP's weights",
+            "vpd": "theirs: needs `ldm`, the code of Stable Diffusion, which is on no package index",
+        },
+    ),
+    "mmpose": Package(
+        "mmpose",
+        pose_batches,
+        depth=2,
+        speakers={
+            "body_2d_keypoint/topdown_heatmap": "coco/td-hm_res50_8xb64-210e_coco-256x192.py",
+        },
+        reasons={
+            "body_2d_keypoint/edpose": "theirs: the config imports mmpose.configs, not in the wheel",
+        },
+    ),
+    "mmpretrain": Package("mmpretrain", pretrain_batches),
+    "mmocr": Package("mmocr", ocr_batches, depth=2),
+    "mmyolo": Package("mmyolo", yolo_batches, reasons={"razor": "theirs: needs mmrazor"}),
+    "mmrotate": Package("mmrotate", rotate_batches),
+}
+
+
+# Whether they work
+
+
+def try_out(name: str) -> None:
+    """Build, predict, and train for a step.
+
+    Raises:
+        Exception: whatever goes wrong.
+    """
+    package = name.partition("::")[0]
+    how = PACKAGES[package]
+    cfg = read(name)
+    how.shrink(cfg)
+    with DefaultScope.overwrite_default_scope(package):
+        model = prepare(cfg, package)
+        predicted, trained = how.batches(model, cfg)
+        if predicted is not None:
+            model.eval()
+            with torch.no_grad():
+                found = model.test_step(predicted)
+            expect(len(found) > 0, "no predictions")
+            expect(not any(values.isnan().any() for values in tensors(found)), "predictions are no numbers")
+        expect(predicted is not None or trained is not None, "neither data to predict nor data to train on")
+        if trained is None:
+            return
+        model.train()
+        losses = model.train_step(trained, build_optim_wrapper(model, cfg.optim_wrapper))
+        losses = {key: value for key, value in losses.items() if isinstance(value, Tensor)}
+        expect(len(losses) > 0, "no losses")
+        for key, value in losses.items():
+            expect(bool(value.isfinite().all()), f"{key} is {value}")
+
+
+def result_of(name: str) -> str:
+    """``ok``, or in a line why not."""
+    result = apart(lambda: try_out(name))
+    package, _, path = name.partition("::")
+    why = next(
+        (why for family, why in PACKAGES[package].reasons.items() if path.startswith(f"{family}/")), ""
+    )
+    return result if result == "ok" or not why else f"{why} ({result})"
+
+
+def chosen(pattern: str = "") -> list[tuple[str, str]]:
+    """``package/family`` and the config that speaks for it, of the packages that are installed."""
+    return [
+        (f"{package}/{family}", name)
+        for package, how in PACKAGES.items()
+        if find_spec(package)
+        for family, name in families(package, how.speakers, depth=how.depth)
+        if re.search(pattern, f"{package}/{family}")
+    ]
+
+
+# The table
+
+PAGE = """\
+# The rest of OpenMMLab, family by family
+
+One config of every family (folder of `configs`) of OpenMMLab's packages beside MMDetection
+([its families](mmdet_coverage.md)), and whether it works on today's PyTorch with dcnzoo's operators and
+mmcv-lite, nothing of mmcv compiled: that it builds, predicts, and makes a training step with its own
+optimizer; losses finite, predictions numbers. Tried on the CPU; the whole architecture, on small random data,
+without pretrained weights. (BEiT's and MAE's relative positions are those of an image of 128 pixels.)
+How to install the packages: [OpenMMLab's other packages](openmmlab.md).
+
+**{working} of {number} families are ok**, with
+
+    {installed}
+
+| package | families | ok |
+|---|---|---|
+{counts}
+{only}Where a family does not work, its result says why: *theirs* is a reason in the package or in what it
+asks for.
+
+Out of scope: mmdet3d, and sparse convolution.
+
+`make coverage-openmmlab` tries them all again and writes this page.
+
+"""
+HEAD = "## {distribution} {version}\n\n| family | config | result |\n|---|---|---|\n"
+STACK = ("mmengine", "mmcv-lite", "mmdet", "torchvision", "timm", "transformers", "diffusers", "numpy")
+
+
+def page(rows: list[tuple[str, str, str]], installed: dict[str, str], pattern: str) -> str:
+    """``rows``: package/family, config, result. ``installed``: versions. ``pattern``: which were tried."""
+    by_package: dict[str, list[tuple[str, str, str]]] = {}
+    for family, name, result in rows:
+        package, _, family = family.partition("/")
+        by_package.setdefault(package, []).append((family, name, result))
+    counts, tables = "", ""
+    for package, found in by_package.items():
+        distribution = PACKAGES[package].distribution
+        counts += f"| {distribution} | {len(found)} | {count_ok(found)} |\n"
+        tables += "\n" + HEAD.format(distribution=distribution, version=version(distribution)) + table(found)
+    only = f"Only the families that match `{pattern}` have been tried for this page.\n\n" if pattern else ""
+    head = PAGE.format(
+        working=count_ok(rows), number=len(rows), installed=listed(installed), counts=counts, only=only
+    )
+    return head + tables.removeprefix("\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    add_arguments(parser, "work_dirs/openmmlab_coverage.json")
+    args = parser.parse_args()
+    MMLogger.get_current_instance().setLevel("ERROR")  # initialisation logs every parameter
+    here = versions((*STACK, *(how.distribution for how in PACKAGES.values())))
+    rows = try_all(chosen(args.pattern), result_of, args, here, {})
+    if args.out:
+        args.out.write_text(page(rows, here, args.pattern))
+
+
+if __name__ == "__main__":
+    main()
