@@ -1,6 +1,7 @@
 # Training and inference on the CPU: `docker build -t dcnzoo .`, then
-#   docker run --rm dcnzoo                                            dcnzoo doctor
-#   docker run --rm -v "$PWD:/workspace" dcnzoo train CONFIG          files belong to user 1000
+#   docker run --rm dcnzoo
+#   docker run --rm --shm-size 2g -v "$PWD:/workspace" dcnzoo train CONFIG
+# The first runs `dcnzoo doctor`. Files that the second writes belong to user 1000.
 # --build-arg BASE=python:3.11-slim-bookworm@sha256:… pins the base image to one build.
 ARG BASE=python:3.11-slim-bookworm
 

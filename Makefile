@@ -33,8 +33,9 @@ $(VENV)/.installed: requirements.txt requirements-openmmlab.txt .ci/opencv-pytho
 	$(INSTALL) --no-deps --no-build-isolation ./.ci/opencv-python
 	mv $(VENV)/.installing $@
 
-# Adds to .venv. Interrupted, it leaves .installing behind, too.
-EXTEND = mv $(VENV)/.installed $(VENV)/.installing && $(INSTALL) -r $(1) && mv $(VENV)/.installing $(VENV)/.installed
+# Adds to .venv. Interrupted, it leaves .installing behind, too; a failure (no network) leaves .venv in use.
+EXTEND = mv $(VENV)/.installed $(VENV)/.installing; $(INSTALL) -r $(1); \
+  failed=$$?; mv $(VENV)/.installing $(VENV)/.installed; exit $$failed
 
 $(VENV)/.dev: $(VENV)/.installed requirements-dev.txt requirements-export.txt
 	$(call EXTEND,requirements-dev.txt)

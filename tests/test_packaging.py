@@ -224,10 +224,12 @@ def make(tmp_path):
         python.chmod(0o755)
         environment = {k: v for k, v in os.environ.items() if not k.startswith("MAKE") and k != "MFLAGS"}
         command = ["make", f"PYTHON={python}", f"UV={uv}", *targets]
-        result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+        # in a process group of its own, so that a script can interrupt all of it, as Ctrl-C does
+        group = dict(start_new_session=True, capture_output=True, text=True)
+        result = subprocess.run(command, cwd=folder, env=environment, **group)
         return result, log.read_text().splitlines()
 
-    make.folder, make.log = folder, log
+    make.folder, make.log, make.copies = folder, log, copies
     return make
 
 
@@ -270,14 +272,28 @@ def test_tests_add_their_packages_to_the_same_environment(make):
 
 @pytest.mark.parametrize(("target", "file"), [("setup", "requirements.txt"), ("dev", "requirements-dev.txt")])
 def test_an_interrupted_installation_is_begun_anew(make, target, file):
-    killed = f'echo "$@" >> {make.log}\ncase "$*" in *" {file}") touch .venv/half; exit 130;; esac\n'
-    copies = 'if [ "$2" = venv ]; then mkdir -p "$3/bin" && cp "$0" "$3/bin/python"; fi'
-    assert make(target, script=killed + copies)[0].returncode != 0
+    # pip, too, catches Ctrl-C and exits with 1
+    interrupted = "touch .venv/half; trap 'exit 1' INT; kill -INT 0; sleep 1"
+    script = f'case "$*" in *" {file}") {interrupted};; esac\n{make.copies}'
+    assert make(target, script=script)[0].returncode != 0
     assert (make.folder / ".venv/half").exists()
     result, calls = make("dev")
     assert result.returncode == 0, result.stderr
     assert installed_files(calls) == [*BASE, ".", "requirements-dev.txt"]
     assert not (make.folder / ".venv/half").exists()
+
+
+def test_what_cannot_be_added_leaves_the_environment_in_use(make):
+    """`make test` without network, after `make demo`."""
+    make("setup")
+    python = make.folder / ".venv/bin/python"
+    works = python.read_text()
+    python.write_text("#!/bin/sh\nexit 1\n")
+    assert make("dev")[0].returncode != 0
+    assert make("setup")[0].returncode == 0 and python.exists(), "the demo runs as before"
+    python.write_text(works)
+    result, calls = make("dev")
+    assert result.returncode == 0 and installed_files(calls) == ["requirements-dev.txt"]
 
 
 def test_setup_uses_uv_and_a_wheelhouse(make, tmp_path):
