@@ -124,7 +124,7 @@ coverage: dev $(OTHERS)/.installed  ## a config of each of MMDetection's familie
 	$(RUN) $(COVERAGE) --results $(TRIED).json $(ARGS)
 	$(OTHERS)/bin/python $(COVERAGE) --after $(TRIED).json --results $(TRIED)_others.json --out docs/mmdet_coverage.md $(ARGS)
 
-coverage-openmmlab: setup $(OPENMMLAB)/.installed  ## a config of each family of OpenMMLab's other packages: docs/openmmlab_coverage.md
+coverage-openmmlab: dev $(OPENMMLAB)/.installed  ## a config of each family of OpenMMLab's other packages: docs/openmmlab_coverage.md
 	$(OPENMMLAB)/bin/python tools/analysis/openmmlab_coverage.py --out docs/openmmlab_coverage.md $(ARGS)
 
 # The rivals: mmcv is compiled (6–15 minutes on 2 cores), or comes from a wheel that
