@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -226,6 +227,8 @@ def make(tmp_path):
         command = ["make", f"PYTHON={python}", f"UV={uv}", *targets]
         # in a process group of its own, so that a script can interrupt all of it, as Ctrl-C does
         group = dict(start_new_session=True, capture_output=True, text=True)
+        # the tests may have been started in the background, where SIGINT is ignored, by children too
+        group["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)
         result = subprocess.run(command, cwd=folder, env=environment, **group)
         return result, log.read_text().splitlines()
 

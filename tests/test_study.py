@@ -23,7 +23,7 @@ sys.path.append(str(ROOT / "tools"))  # its modules import one another as script
 import study_sampling  # noqa: E402
 from study import EXPERIMENTS  # noqa: E402
 from study_page import WITH_FIGURES, fill_in, write_page  # noqa: E402
-from study_results import RESULTS, Comparison, Row, differences, read_rows, select, write_rows  # noqa: E402
+from study_results import RESULTS, Comparison, Row, differences, read_rows, read_time, select, write_rows  # noqa: E402
 from trainings import ARMS  # noqa: E402
 
 
@@ -116,12 +116,13 @@ def test_quick(tmp_path):
 def test_committed_figures_are_of_the_committed_results(tmp_path):
     """The page, the tables in other pages, and the zoo's figures of seed 0."""
     rows, docs = read_rows(RESULTS), RESULTS.parent
-    write_page(tmp_path / "study.md", docs / "study.csv", docs / "study_sampling.csv", 10 * len(EXPERIMENTS))
+    files = (docs / f"study{name}.csv" for name in ("", "_sampling", "_time"))
+    write_page(tmp_path / "study.md", *files, 10 * len(EXPERIMENTS))
     assert (tmp_path / "study.md").read_text() == (docs / "study.md").read_text()
     for file in WITH_FIGURES:
         text = file.read_text()
         assert "<!-- study: " in text
-        assert fill_in(text, rows) == text
+        assert fill_in(text, rows, read_time(docs / "study_time.csv")) == text
     for arm, config in ARMS.items():
         row = select(rows, arm).get(0)
         listed = {} if row is None else {"box AP": 100 * row.box_ap, "mask AP": 100 * row.mask_ap}

@@ -28,9 +28,9 @@ import dcnzoo.models  # noqa: F401  before mmdet, which needs mmcv.ops
 
 # isort: split
 import mmdet
-from families import add_arguments, count_ok, listed, read_results, table, tensors, try_all, versions
-from families import apart as trial_apart
-from families import families as package_families
+from family_trials import add_arguments, count_ok, listed, read_results, table, tensors, try_all, versions
+from family_trials import apart as trial_apart
+from family_trials import families as package_families
 from mmdet.models.detectors import SemiBaseDetector
 from mmdet.models.mot import OCSORT, BaseMOTModel, ByteTrack, DeepSORT
 from mmdet.models.reid import BaseReID

@@ -26,7 +26,7 @@ import dcnzoo.models  # noqa: F401  before the packages, which need mmcv.ops
 
 # isort: split
 import mmengine.dataset
-from families import add_arguments, apart, count_ok, families, listed, table, tensors, try_all, versions
+from family_trials import add_arguments, apart, count_ok, families, listed, table, tensors, try_all, versions
 from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.logging import MMLogger
