@@ -203,7 +203,7 @@ print(get_config(name).filename, type(get_model(name).backbone.layer2[0].conv2).
 
 @pytest.fixture
 def make(tmp_path):
-    """Runs make in a folder with the files that set-up reads; a script takes the place of Python.
+    """Run make in a folder with the files that set-up reads. A script stands in for Python.
 
     Returns the finished process and a line for each call of the script, with its arguments.
     """
@@ -227,7 +227,7 @@ def make(tmp_path):
         command = ["make", f"PYTHON={python}", f"UV={uv}", *targets]
         # in a process group of its own, so that a script can interrupt all of it, as Ctrl-C does
         group = dict(start_new_session=True, capture_output=True, text=True)
-        # the tests may have been started in the background, where SIGINT is ignored, by children too
+        # A shell starts background jobs with SIGINT ignored, and their children inherit that.
         group["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)
         result = subprocess.run(command, cwd=folder, env=environment, **group)
         return result, log.read_text().splitlines()
@@ -300,7 +300,7 @@ def test_what_cannot_be_added_leaves_the_environment_in_use(make):
 
 
 def test_setup_uses_uv_and_a_wheelhouse(make, tmp_path):
-    """They fill .venv alone: uv does not see the packages that other environments share with it."""
+    """uv fills only .venv: it does not see the packages that other environments share with it."""
     uv = tmp_path / "uv"
     uv.write_text(f'#!/bin/sh\necho uv "$@" >> {make.log}\n')
     uv.chmod(0o755)
@@ -315,7 +315,7 @@ def test_setup_uses_uv_and_a_wheelhouse(make, tmp_path):
 
 
 def test_requirements_are_split():
-    """What the demo installs has none of what is heavy and for tests alone; the tests' file includes it."""
+    """The demo installs no heavy package that only tests need. The tests' file includes the demo's."""
     names = {
         part: set(re.findall(r"^[\w-]+", (ROOT / f"requirements{part}.txt").read_text(), re.MULTILINE))
         for part in ("", "-export", "-dev")

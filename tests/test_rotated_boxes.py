@@ -140,7 +140,7 @@ def test_nms_keeps_the_references(count):
 
 
 def test_nms_at_the_threshold():
-    """A box is dropped above the threshold, not at it, though float64 is a bit off; below zero, each is."""
+    """A box is dropped above the threshold, not at it, despite rounding. Below zero every other box is."""
     boxes = torch.tensor([[0.0, 0, 10, 10, 0.3], [0, 0, 3, 10, 0.3], [99, 0, 10, 10, 0], [0, 0, 10, 10, 0.3]])
     scores = torch.tensor([4.0, 3, 2, 1])
     assert nms_rotated(boxes, scores, 0.3).tolist() == [0, 1, 2]

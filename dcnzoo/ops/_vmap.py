@@ -73,3 +73,32 @@ def fold_rois(rois: Tensor, dim: int | None, size: int, images: int | None) -> T
         number = torch.where((number >= 0) & (number < images), number + first, number.new_full((), -1))
         rois = torch.cat([number, rois[..., 1:]], dim=-1)
     return rois.flatten(0, 1)
+
+
+def fold_pooling(
+    input: Tensor, rois: Tensor, dims: tuple[int | None, ...], size: int
+) -> tuple[Tensor, Tensor, int]:
+    """Fold the vmapped axis of maps and RoIs, whose axes come first in ``dims``.
+
+    Returns:
+        maps, RoIs, and the axis of the output that it became part of: the channels where all have the same
+        RoIs.
+    """
+    if dims[1] is None:
+        return fold(input, dims[0], size, 1), rois, 1
+    images = None
+    if dims[0] is not None:
+        input = fold(input, dims[0], size, 0)
+        images = input.shape[0] // size
+    return input, fold_rois(rois, dims[1], size, images), 0
+
+
+def fold_pooling_backward(
+    grad_output: Tensor, rois: Tensor, input_size: list[int], dims: tuple[int | None, ...], size: int
+) -> tuple[Tensor, Tensor, list[int], int]:
+    """The same for the backward, with the size of the maps in place of the maps."""
+    batch, channels, *rest = input_size
+    if dims[1] is None:
+        return fold(grad_output, dims[0], size, 1), rois, [batch, size * channels, *rest], 1
+    rois = fold_rois(rois, dims[1], size, batch)
+    return fold(grad_output, dims[0], size, 0), rois, [size * batch, channels, *rest], 0

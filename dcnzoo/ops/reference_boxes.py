@@ -1,6 +1,6 @@
 """Overlaps of rotated boxes in plain PyTorch: the oracle that the compiled kernels are tested against.
 
-By another way than theirs: where sides cross, and which corners lie within the other box.
+It works in another way than they do: from the points where sides cross and the corners inside the other box.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from torch.autograd.forward_ad import make_dual
 from . import _deterministic, _library  # noqa: F401  (_library registers the operators)
 from ._arguments import Int2, pair, shape_text
 from ._autograd import primal, register_autograd, tangent
-from ._vmap import fold, fold_rois, unfold
+from ._vmap import fold, fold_pooling, fold_pooling_backward, unfold
 
 _MAX, _AVG = 0, 1
 
@@ -185,14 +185,7 @@ register_autograd(
 @torch.library.register_vmap("dcnzoo::roi_align")
 def _(info, dims, input, rois, *arguments):
     size, pool_mode = info.batch_size, arguments[4]
-    if dims[1] is None:  # the maps become channels
-        axis, input = 1, fold(input, dims[0], size, 1)
-    else:
-        axis, images = 0, None
-        if dims[0] is not None:
-            input = fold(input, dims[0], size, 0)
-            images = input.shape[0] // size
-        rois = fold_rois(rois, dims[1], size, images)
+    input, rois, axis = fold_pooling(input, rois, dims, size)
     output, *argmax = torch.ops.dcnzoo.roi_align(input, rois, *arguments)
     if pool_mode != _MAX:
         return (unfold(output, size, axis), *argmax), (0, None, None)
@@ -202,18 +195,11 @@ def _(info, dims, input, rois, *arguments):
 @torch.library.register_vmap("dcnzoo::_roi_align_backward")
 def _(info, dims, grad_output, rois, argmax_y, argmax_x, input_size, *arguments):
     size = info.batch_size
-    batch, channels, *rest = input_size
-    axis = 1 if dims[1] is None else 0
-    grad_output = fold(grad_output, dims[0], size, axis)
+    grad_output, rois, input_size, axis = fold_pooling_backward(grad_output, rois, input_size, dims, size)
     if arguments[2] == _MAX:
         argmax_y, argmax_x = (
             fold(tensor, dim, size, axis) for tensor, dim in ((argmax_y, dims[2]), (argmax_x, dims[3]))
         )
-    if axis == 1:
-        input_size = [batch, size * channels, *rest]
-    else:
-        input_size = [size * batch, channels, *rest]
-        rois = fold_rois(rois, dims[1], size, batch)
     grad_input = torch.ops.dcnzoo._roi_align_backward(
         grad_output, rois, argmax_y, argmax_x, input_size, *arguments
     )

@@ -9,7 +9,7 @@ from torch.autograd.forward_ad import make_dual
 from . import _deterministic, _library, reference  # noqa: F401  (_library registers the operators)
 from ._arguments import Int2
 from ._autograd import primal, register_autograd, tangent
-from ._vmap import fold, fold_rois, unfold
+from ._vmap import fold_pooling, fold_pooling_backward, unfold
 from .roi_align import bins
 
 
@@ -138,27 +138,13 @@ register_autograd(
 @torch.library.register_vmap("dcnzoo::roi_align_rotated")
 def _(info, dims, input, rois, *arguments):
     size = info.batch_size
-    if dims[1] is None:  # the maps become channels
-        axis, input = 1, fold(input, dims[0], size, 1)
-    else:
-        axis, images = 0, None
-        if dims[0] is not None:
-            input = fold(input, dims[0], size, 0)
-            images = input.shape[0] // size
-        rois = fold_rois(rois, dims[1], size, images)
+    input, rois, axis = fold_pooling(input, rois, dims, size)
     return unfold(torch.ops.dcnzoo.roi_align_rotated(input, rois, *arguments), size, axis), 0
 
 
 @torch.library.register_vmap("dcnzoo::_roi_align_rotated_backward")
 def _(info, dims, grad_output, rois, input_size, *arguments):
     size = info.batch_size
-    batch, channels, *rest = input_size
-    axis = 1 if dims[1] is None else 0
-    grad_output = fold(grad_output, dims[0], size, axis)
-    if axis == 1:
-        input_size = [batch, size * channels, *rest]
-    else:
-        input_size = [size * batch, channels, *rest]
-        rois = fold_rois(rois, dims[1], size, batch)
+    grad_output, rois, input_size, axis = fold_pooling_backward(grad_output, rois, input_size, dims, size)
     grad_input = torch.ops.dcnzoo._roi_align_rotated_backward(grad_output, rois, input_size, *arguments)
     return unfold(grad_input, size, axis), 0

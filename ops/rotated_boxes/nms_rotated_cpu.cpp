@@ -5,9 +5,9 @@
 namespace dcnzoo {
 namespace {
 
-constexpr int64_t kBlock = 64;     // boxes that are decided one after the other, before those behind them
-constexpr int64_t kColumns = 256;  // boxes behind them that a thread takes together
-constexpr int64_t kLeastPairs = 1 << 17;  // for a thread of its own: below, waking it takes longer
+constexpr int64_t kBlock = 64;     // boxes that one thread decides in order, before those with lower scores
+constexpr int64_t kColumns = 256;  // boxes with lower scores that a thread takes together
+constexpr int64_t kLeastPairs = 1 << 17;  // of a thread; fewer take less time than waking it
 
 // Whether the overlap is above the threshold, once both are rounded to the boxes' type: an overlap of exactly 0.3 is
 // not above 0.3 because its last bit in float64 is.
@@ -40,7 +40,7 @@ class Suppression {
   }
 
  private:
-  // Of the boxes from begin to end, at most kColumns, those that one of the kept ones overlaps.
+  // Finds which of the boxes in [begin, end), at most kColumns, a kept box overlaps.
   void suppress(const int64_t* kept, int64_t count, int64_t begin, int64_t end) {
     const auto store = [&](int64_t place, double ratio) { suppressed_[place] |= T(ratio) > threshold_; };
     PairQueue<decltype(store)> queue(false, store);
@@ -51,7 +51,7 @@ class Suppression {
     for (int64_t i = 0; i < count; ++i) {
       const RotatedBox& box = boxes_[kept[i]];
       RotatedBox around = box;
-      // below zero, boxes that are apart are suppressed too
+      // With a threshold below zero, boxes that do not overlap are suppressed too.
       if (threshold_ < T(0)) around.radius = std::numeric_limits<double>::infinity();
       const int64_t found = find_near(around, circles_, begin, end, least_ratio, near);
       for (int64_t k = 0; k < found; ++k)

@@ -18,8 +18,8 @@ struct RotatedPairs {
 };
 
 struct RotatedBoxKernels {
-  // Writes the places in [begin, end) of the boxes that may overlap `box`, and returns how many they are. A pair whose
-  // smaller area is less than `least_ratio` of the larger one is left out.
+  // Writes the indices in [begin, end) of the boxes that may overlap `box`, and returns their number. Boxes are left
+  // out where the smaller of the two areas is less than `least_ratio` times the larger one.
   int64_t (*find_near)(const RotatedBox& box, BoxCircles circles, int64_t begin, int64_t end,
                        double least_ratio, int64_t* places);
   // Writes rotated_overlap of the first `count` pairs, and anything behind them.

@@ -69,8 +69,8 @@ DCNZOO_HD Value limited_integral(Value x, Value y, Value width, Value slope, Val
 }
 
 // The area that a box shares with another, the window, by Green's theorem in the window's axes: at each x, the box
-// covers from its lower to its upper edge, both limited to the window. Nothing divides by what an intersection of
-// lines would: parallel and touching edges need no rule. Without branches, for vectors.
+// covers from its lower to its upper edge, both limited to the window. The points where edges cross are not computed,
+// so parallel and touching edges need no special case. There are no branches, so that it runs on vectors.
 template <typename Value>
 DCNZOO_HD Value shared_area(const RotatedBoxOf<Value>& box, const RotatedBoxOf<Value>& window) {
   const Value to_x = box.x - window.x, to_y = box.y - window.y;

@@ -41,7 +41,7 @@ Batches = Callable[[nn.Module, Config], tuple[dict | None, dict | None]]
 
 @dataclass(frozen=True)
 class Package:
-    """How the families of a package are tried.
+    """How to try the families of a package.
 
     Attributes:
         distribution: its name on the package index.
@@ -101,7 +101,7 @@ def seg_batches(model: nn.Module, cfg: Config) -> tuple[dict, dict]:
     return batch(1), batch(2)
 
 
-# Packages whose data go through the config's own pipeline
+# Packages whose samples are made by the config's own pipeline
 
 LOADERS = ("LoadImage", "LoadImageFromFile")  # what they load is generated
 
@@ -115,7 +115,7 @@ def dataset_of(dataloader: Config | None) -> Config | None:
 
 
 def through(pipeline: list, samples: list[dict], collate: str = "pseudo_collate") -> dict:
-    """A batch of samples that have gone through a config's pipeline."""
+    """Make a batch of samples with a config's pipeline."""
     steps = Compose([step for step in pipeline if step["type"].rpartition(".")[2] not in LOADERS])
     return getattr(mmengine.dataset, collate)([steps(sample) for sample in samples])
 

@@ -46,6 +46,23 @@ def fix(change: Callable[[Changes], None], **description: Any) -> Patch:
     return Patch(change.__name__, change=change, **description)
 
 
+def accept_version(package: str, release: str, dependency: str, accepted: str, error: str) -> Patch:
+    """The import of a package finds a version of a dependency that it accepts.
+
+    Args:
+        release: of the package, as in the table.
+        error: what the package says of the version that is installed.
+    """
+    return Patch(
+        f"{package}_versions",
+        target=f"{dependency}.__version__, while {package} is imported",
+        reason=f"{package} refuses this {dependency}, with which it works ({error})",
+        versions=release,
+        change=other_packages.while_imported(package, dependency, "__version__", accepted),
+        needed=partial(installed, package),
+    )
+
+
 MMENGINE = "mmengine 0.10.7"
 MMDET = "mmdet 3.3.0"
 
@@ -163,22 +180,9 @@ TABLE = (
         needed=lambda: with_mmdet() and models.masks_outside_the_image_fail(),
     ),
     SKIP_UNREADABLE_IMAGES,
-    Patch(
-        "mmyolo_versions",
-        target="mmcv.__version__, while mmyolo is imported",
-        reason="mmyolo refuses mmcv 2.1, with which it works (MMCV==2.1.0 is used but incompatible)",
-        versions="mmyolo 0.6.0",
-        change=other_packages.while_imported("mmyolo", "mmcv", "__version__", "2.0.1"),
-        needed=partial(installed, "mmyolo"),
-    ),
-    Patch(
-        "mmrotate_versions",
-        target="mmdet.__version__, while mmrotate is imported",
-        reason="mmrotate refuses mmdet 3.3, with which it works (MMDetection 3.3.0 is incompatible)",
-        versions="mmrotate 1.0.0rc1",
-        change=other_packages.while_imported("mmrotate", "mmdet", "__version__", "3.0.0"),
-        needed=partial(installed, "mmrotate"),
-    ),
+    accept_version("mmyolo", "mmyolo 0.6.0", "mmcv", "2.0.1", "MMCV==2.1.0 is used but incompatible"),
+    accept_version("mmrotate", "mmrotate 1.0.0rc1", "mmdet", "3.0.0", "MMDetection 3.3.0 is incompatible"),
+    accept_version("mmocr", "mmocr 1.0.1", "mmdet", "3.0.0", "MMDetection 3.3.0 is incompatible"),
     Patch(
         "mmrotate_sequence",
         target="collections.Sequence, while mmrotate's refine_single_stage is imported",
@@ -188,14 +192,6 @@ TABLE = (
             "mmrotate.models.detectors.refine_single_stage", "collections", "Sequence", Sequence
         ),
         needed=partial(installed, "mmrotate"),
-    ),
-    Patch(
-        "mmocr_versions",
-        target="mmdet.__version__, while mmocr is imported",
-        reason="mmocr refuses mmdet 3.3, with which it works (MMDetection 3.3.0 is incompatible)",
-        versions="mmocr 1.0.1",
-        change=other_packages.while_imported("mmocr", "mmdet", "__version__", "3.0.0"),
-        needed=partial(installed, "mmocr"),
     ),
     fix(
         other_packages.xtcocotools_mask,
