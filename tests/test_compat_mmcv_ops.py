@@ -24,10 +24,6 @@ RECORDED = Path(__file__).parent / "data/mmcv_ops.json"
 BIAS_LEAKY_RELU = importlib.import_module("mmcv.ops.fused_bias_leakyrelu").FusedBiasLeakyReLUFunction.apply
 
 
-def chosen(most, *shape):
-    return (wave(*shape, pace=3.1).abs() * most).int()
-
-
 # Boxes: some overlap, one has no area
 
 CORNERS = 10 + wave(20, 2, pace=1.3, scale=8.0)
@@ -56,40 +52,6 @@ def overlaps(function, boxes, **options):
 
 
 HULLS = CORNERS.repeat(1, 9)[:6] + wave(6, 18, pace=1.7, scale=6.0)  # nine points each
-CLOUD, CENTRES = wave(2, 9, 3, pace=1.9).float(), wave(2, 4, 3, pace=0.4).float()
-BOX_3D = torch.tensor([[[0.0, 0, -1, 2.5, 3, 2, 0], [0, 1, -1, 1.5, 2, 2, 1.1]]]).expand(2, 2, 7).contiguous()
-
-
-def knn():
-    index, squares = torch.zeros(2, 4, 8, dtype=torch.int32), torch.zeros(2, 4, 8)
-    _ext.knn_forward(CLOUD, CENTRES, index, squares, b=2, n=9, m=4, nsample=8)
-    return index, squares.clamp(max=100)  # 1e10 where there are no more points
-
-
-def furthest_points():
-    index = torch.zeros(2, 5, dtype=torch.int32)
-    _ext.furthest_point_sampling_forward(CLOUD, torch.full((2, 9), 1e10), index, b=2, n=9, m=5)
-    return [index]
-
-
-def points_in_boxes(function, shape, fill):
-    index = torch.full(shape, fill, dtype=torch.int32)
-    function(BOX_3D, CLOUD, index)
-    return [index]
-
-
-def prroi():
-    """In float32, which alone it is for in mmcv."""
-    input, rois, grad = (
-        wave(2, 3, 7, 9, pace=1.1).float(),
-        ROIS[:2].float(),
-        wave(2, 3, 3, 2, pace=0.6).float(),
-    )
-    output, of_input, of_rois = torch.zeros(2, 3, 3, 2), torch.zeros_like(input), torch.zeros_like(rois)
-    _ext.prroi_pool_forward(input, rois, output, 3, 2, 0.9)
-    _ext.prroi_pool_backward(grad, rois, of_input, 3, 2, 0.9)
-    _ext.prroi_pool_coor_backward(output, grad, input, rois, of_rois, 3, 2, 0.9)
-    return output, of_input, of_rois
 
 
 def giou():
@@ -103,10 +65,6 @@ def soft_nms(method, offset):
 
 
 RESULTS = {
-    "bbox_overlaps": lambda: [
-        *overlaps(ops.bbox_overlaps, BOXES),
-        *overlaps(ops.bbox_overlaps, BOXES, offset=1),
-    ],
     "nms": lambda: [*ops.nms(BOXES, SCORES, 0.3), *ops.nms(BOXES, SCORES, 0.3, offset=1)],
     **{
         f"soft_nms {m}": lambda m=m: [*soft_nms(m, 0), *soft_nms(m, 1)]
@@ -121,17 +79,6 @@ RESULTS = {
     "convex_giou": giou,
     "min_area_polygons": lambda: [ops.min_area_polygons(HULLS.float()).view(6, 4, 2).sum(1)],  # any order
     "points_in_polygons": lambda: [ops.points_in_polygons(CORNERS.float(), quads(TURNED))],
-    "prroi_pool": prroi,
-    "three_nn": lambda: [*ops.three_nn(CENTRES, CLOUD), ops.three_nn(CENTRES, CLOUD[:, :2])[1]],
-    "knn": knn,
-    "ball_query": lambda: [
-        ops.ball_query(0, 2.0, 5, CLOUD, CENTRES),
-        ops.ball_query(1, 3.0, 3, CLOUD, CENTRES),
-    ],
-    "furthest_point_sampling": furthest_points,
-    "points_in_boxes_part": lambda: points_in_boxes(_ext.points_in_boxes_part_forward, (2, 9), -1),
-    "points_in_boxes_all": lambda: points_in_boxes(_ext.points_in_boxes_all_forward, (2, 9, 2), 0),
-    "points_in_boxes_cpu": lambda: [ops.points_in_boxes_cpu(CLOUD, BOX_3D)],
 }
 
 # With gradients: the function, and the tensors that have them
@@ -142,22 +89,13 @@ ROIS = torch.tensor(
     [[0, 1.25, 0.75, 7.125, 5.875], [1, -2.125, 3, 16, 8.75], [1, 40, 40, 50, 60], [0, 6, 6, 2, 2]]
 ).double()
 ROIS_TURNED = torch.tensor([[1, 6.0, 5, 6, 4, 0.375], [0, 1, 8, 9, 2, -2], [0, 90, 90, 2, 2, 0]]).double()
-# outside is zero
-BORDERS = (
-    torch.tensor([[1, 0.5, 6.25, 4], [2, 2, 2, 5], [-9, -3, 20, 2.25]]).double().expand(2, 3, 4).contiguous()
-)
-BEZIERS = torch.cat([ROIS[:3, :1], wave(3, 16, pace=0.9, scale=8.0)], 1)
 ALIGNED = torch.cat([ROIS[:1, 1:].expand(63, 4), wave(63, 1, pace=0.2)], 1).repeat(2, 1).view(2, 7, 9, 5)
 PLACES = torch.arange(9).view(3, 3)
 ROTATIONS = (torch.stack([PLACES, PLACES.rot90().flatten().argsort().view(3, 3)], 2)[None] + 1).int()
-INDEX = chosen(6, 2, 4, 3)
 TARGET = torch.tensor([0, 3, 1, 4, 2, 4, 0])  # 4: background
-IGNORED = torch.where(TARGET == 4, -1, TARGET)
 LOGITS, WEIGHT = wave(7, 4, pace=1.7, scale=4.0), wave(4, pace=0.8).abs()
-CORRELATIONS = [(1, 1, 1, 0, 1, 1), (3, 1, 2, 1, 1, 2), (2, 2, 1, 0, 2, 1), (3, 0, 1, 1, 1, 1)]
 
 DIFFERENTIABLE = {
-    "roi_pool": (lambda x: ops.roi_pool(x, ROIS[:3].to(x), (3, 2), 0.9), MAPS),
     "roi_align avg": (lambda x: ops.roi_align(x, ROIS, (2, 3), 0.9, 2, "avg", True), MAPS),
     "roi_align max": (lambda x: ops.roi_align(x, ROIS[:2], (2, 3), 0.9, 0, "max", False), MAPS),
     "deform_roi_pool": (
@@ -171,8 +109,6 @@ DIFFERENTIABLE = {
         MAPS,
     ),
     "riroi_align_rotated": (lambda x: ops.riroi_align_rotated(x, ROIS_TURNED, (1, 2), 0.8, 0, 4), MAPS),
-    "border_align": (lambda x: ops.border_align(x, BORDERS.to(x), 3), MAPS),
-    "bezier_align": (lambda x: ops.bezier_align(x, BEZIERS, (2, 3), 0.7, 0, True), MAPS),
     "rotated_feature_align": (lambda x: ops.rotated_feature_align(x, ALIGNED, 1.0, 1), MAPS),
     "rotated_feature_align of 5": (lambda x: ops.rotated_feature_align(x, ALIGNED, 0.8, 5), MAPS),
     "carafe": (lambda x, m: ops.carafe(x, m, 3, 2, 2), MAPS[..., :2, :3], wave(2, 18, 4, 6, pace=0.6)),
@@ -182,19 +118,6 @@ DIFFERENTIABLE = {
         lambda x: ops.active_rotated_filter(x, ROTATIONS),
         wave(2, 3, 1, 3, 3, pace=1.1),
     ),
-    "grouping_operation": (lambda x: ops.grouping_operation(x, INDEX), wave(2, 3, 6, pace=1.1)),
-    "gather_points": (lambda x: ops.gather_points(x, INDEX[:, :, 0].contiguous()), wave(2, 3, 6, pace=1.1)),
-    "three_interpolate": (
-        lambda x: ops.three_interpolate(x, INDEX, wave(2, 4, 3, pace=0.3)),
-        wave(2, 3, 6, pace=1.1),
-    ),
-    **{
-        f"correlation {how}": (
-            lambda a, b, how=how: ops.Correlation(*how)(a, b),
-            *(wave(1, 2, 5, 6, pace=pace) for pace in (1.1, 0.7)),
-        )
-        for how in CORRELATIONS
-    },
     "bias_leakyrelu": (
         lambda x, b: BIAS_LEAKY_RELU(x, b, 0.2, 1.5),
         0.1 + wave(2, 3, 4, 1, pace=1.1),
@@ -203,11 +126,6 @@ DIFFERENTIABLE = {
     "sigmoid_focal_loss": (lambda x: ops.sigmoid_focal_loss(x, TARGET, 1.7, 0.3, None, "none"), LOGITS),
     "sigmoid_focal_loss, weighted": (
         lambda x: ops.sigmoid_focal_loss(x, TARGET, 2.0, 0.3, WEIGHT, "none"),
-        LOGITS,
-    ),
-    "softmax_focal_loss": (lambda x: ops.softmax_focal_loss(x, IGNORED, 1.7, 0.3, None, "sum"), LOGITS),
-    "softmax_focal_loss, weighted": (
-        lambda x: ops.softmax_focal_loss(x, IGNORED, 2.0, 0.3, WEIGHT, "sum"),
         LOGITS,
     ),
 }
@@ -241,7 +159,7 @@ def test_gradients(name):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(
-    "name", ["roi_pool", "roi_align_rotated", "border_align", "carafe", "sigmoid_focal_loss"]
+    "name", ["roi_align_rotated", "rotated_feature_align", "carafe", "sigmoid_focal_loss"]
 )
 def test_half_precision_is_computed_in_float32(name, dtype):
     """As the float32 result of the same values, rounded once."""
@@ -259,10 +177,9 @@ def test_half_precision_is_computed_in_float32(name, dtype):
     [
         (lambda x: ops.roi_align(x, BOX, (3, 2), 1.0, 1, "avg", True), (4.5, 6.5, 8.5), (3.0, 6.0)),
         (lambda x: ops.roi_align(x, BOX, (3, 2), 1.0, 1, "max", True), (4.5, 6.5, 8.5), (3.0, 6.0)),
-        (lambda x: ops.prroi_pool(x.float(), BOX.float(), (3, 2), 1.0).double(), (5.0, 7.0, 9.0), (3.5, 6.5)),
         (lambda x: ops.roi_align_rotated(x, TURN, (3, 2), 1.0, 1, True), (4.5, 6.5, 8.5), (3.0, 6.0)),
     ],
-    ids=["roi_align avg", "roi_align max", "prroi_pool", "roi_align_rotated by nothing"],
+    ids=["roi_align avg", "roi_align max", "roi_align_rotated by nothing"],
 )
 def test_a_linear_map_is_read_at_the_centres_of_bins(pool, rows, columns):
     y, x = torch.meshgrid(torch.arange(12.0).double(), torch.arange(10.0).double(), indexing="ij")
@@ -308,11 +225,10 @@ def test_soft_nms_keeps_mmcvs_order_of_equal_scores():
     assert order.tolist() == [1, 2, 4, 3]
 
 
-def test_focal_losses_of_certain_logits_are_finite():
+def test_focal_loss_of_certain_logits_are_finite():
     logits = torch.tensor([[200.0, -200.0]]).requires_grad_()
-    cases = [(ops.sigmoid_focal_loss, target, 2.0) for target in (0, 1, 2)]
-    for loss, target, gamma in (*cases, *((ops.softmax_focal_loss, 0, gamma) for gamma in (0.0, 0.5, 2.0))):
-        value = loss(logits, torch.tensor([target]), gamma)
+    for target in (0, 1, 2):
+        value = ops.sigmoid_focal_loss(logits, torch.tensor([target]), 2.0)
         assert value.isfinite() and torch.autograd.grad(value, logits)[0].isfinite().all()
 
 
@@ -347,25 +263,74 @@ def test_carafe_of_mmcvs_layer_under_autocast():
     assert layer.channel_compressor.weight.grad.isfinite().all()
 
 
+def of_pairs(boxes, others):
+    return ops.diff_iou_rotated_2d(boxes[None], others[None])[0]
+
+
+def test_differentiable_iou_of_rotated_boxes():
+    """mmcv's, whose corners are put in order here. Against the compiled operator, and by differences."""
+    random = torch.rand(2, 60, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    boxes, others = random * torch.tensor([6, 6, 5, 5, 6]) + torch.tensor([0, 0, 1, 1, -3])
+    expected = ops.box_iou_rotated(boxes, others, aligned=True)
+    assert expected.max() > 0.5 and expected.min() == 0
+    torch.testing.assert_close(of_pairs(boxes, others), expected, atol=1e-6, rtol=1e-5)
+    meeting = expected > 0.01
+    leaves = boxes[meeting].requires_grad_(), others[meeting].requires_grad_()
+    assert torch.autograd.gradcheck(of_pairs, leaves, atol=1e-4)
+
+
+def test_differentiable_iou_of_equal_boxes_and_of_one_in_the_other():
+    for dtype in (torch.float32, torch.float64):
+        box = torch.tensor([[3.0, 4, 6, 2, 0.7]], dtype=dtype, requires_grad=True)
+        half = torch.tensor([[3.0, 4, 3, 2, 0.7]], dtype=dtype)
+        inner = torch.tensor([[3.1, 4.2, 2, 1.2, 0.6]], dtype=dtype)
+        for other, expected in ((box.detach(), 1), (half, 0.5), (inner, 0.2), (box.detach() + 20, 0)):
+            iou = of_pairs(box, other)
+            torch.testing.assert_close(iou, iou.new_tensor([expected]), atol=1e-5, rtol=0)
+            assert torch.autograd.grad(iou.sum(), box)[0].isfinite().all()
+    corner = torch.tensor([[1.0, 1, 2, 2, 0]])  # at the origin, where mmcv puts what is no corner
+    torch.testing.assert_close(
+        of_pairs(corner, corner * torch.tensor([1, 1, 1, 0.5, 1])), torch.tensor([0.5])
+    )
+
+
+def test_contours_grow_step_by_step_into_the_text():
+    text = ["111110", "101011", "111110"]
+    labels = ["100000", "000000", "000020"]
+    expected = ["111120", "101022", "112220"]  # the first takes a pixel that both reach in as many steps
+    mask, label, expected = (
+        torch.tensor([[*map(int, row)] for row in rows]) for rows in (text, labels, expected)
+    )
+    kernels = torch.stack([mask, label]).to(torch.uint8)
+    assert ops.contour_expand(kernels, label.int(), 0, 2) == expected.tolist()
+    assert ops.contour_expand(kernels, label.int(), 2, 2) == torch.zeros(3, 6).tolist(), "too small"
+
+
+def test_pixels_join_the_kernel_like_them():
+    score, mask = torch.arange(8.0).view(2, 4) / 8, torch.ones(2, 4, dtype=torch.bool)
+    mask[1, 0] = False
+    embedding = torch.tensor([[0.0, 0, 9, 1], [0, 0.1, 1, 1]])[..., None]
+    label = torch.tensor([[1, 0, 0, 2], [0, 0, 0, 0]], dtype=torch.int32)
+    groups = ops.pixel_group(score, mask, embedding, label, label.to(torch.uint8), 3, 0.5)
+    assert groups[0] == [0, 0]
+    assert groups[1] == pytest.approx([(0 + 1 + 5) / 24, 3, 0, 0, 1, 0, 1, 1])
+    assert groups[2] == pytest.approx([(3 + 6 + 7) / 24, 3, 3, 0, 2, 1, 3, 1])
+
+
 def test_nothing():
     """No boxes, no regions."""
     none, rois, maps = torch.zeros(0, 4), ROIS[:0], MAPS
     assert ops.nms(none, SCORES[:0], 0.5)[1].tolist() == ops.nms_match(torch.zeros(0, 5), 0.5) == []
     assert [tuple(t.shape) for t in ops.soft_nms(none, SCORES[:0])] == [(0, 5), (0,)]
-    assert ops.bbox_overlaps(none, BOXES).shape == ops.box_iou_rotated(TURNED[:0], TURNED).shape == (0, 20)
+    assert ops.box_iou_rotated(TURNED[:0], TURNED).shape == (0, 20)
     assert ops.box_iou_quadri(quads(TURNED[:0]), quads(TURNED)).shape == (0, 20)
     for pooled in (
-        *(ops.roi_pool(maps, rois, (3, 2)), ops.deform_roi_pool(maps, rois, None, (3, 2))),
+        ops.deform_roi_pool(maps, rois, None, (3, 2)),
         ops.deform_roi_pool(maps, rois, maps.new_zeros(0, 2, 3, 2), (3, 2)),
-        ops.prroi_pool(maps.float(), rois.float(), (3, 2)),
-        *(
-            ops.bezier_align(maps, BEZIERS[:0], (3, 2)),
-            ops.roi_align_rotated(maps, ROIS_TURNED[:0], (3, 2), 1.0),
-        ),
+        ops.roi_align_rotated(maps, ROIS_TURNED[:0], (3, 2), 1.0),
+        ops.riroi_align_rotated(maps, ROIS_TURNED[:0], (3, 2), 1.0, 0, 4),
     ):
         assert pooled.shape == (0, 4, 3, 2)
-    assert not ops.roi_pool(maps, ROIS[3:], (3, 2)).any(), "turned over"
-    assert ops.border_align(maps, BORDERS[:, :0], 3).shape == (2, 1, 0, 4)
 
 
 if __name__ == "__main__":

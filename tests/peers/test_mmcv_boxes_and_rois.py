@@ -96,21 +96,6 @@ class Case:
         return size, self.choose.choice([0.5, 1.0]), self.choose.choice([0, 2])
 
 
-@pytest.mark.parametrize("seed", MORE)
-def test_bbox_overlaps(on, seed):
-    case = Case(seed)
-    boxes, others = case.boxes(case.count()), case.boxes(case.count())
-    case.some_equal(boxes, others)
-    for mode in ("iou", "iof"):
-        for offset in (0, 1):
-            arguments = dict(mode=mode, offset=offset)
-            want, got = on("bbox", lambda a=arguments: mmcv_ops.bbox_overlaps(boxes, others, **a))
-            torch.testing.assert_close(got, want, equal_nan=True)
-            arguments["aligned"] = True
-            want, got = on("bbox", lambda a=arguments: mmcv_ops.bbox_overlaps(boxes, boxes.roll(1, 0), **a))
-            torch.testing.assert_close(got, want, equal_nan=True)
-
-
 @pytest.mark.parametrize("seed", CASES)
 def test_nms(seed):
     case = Case(seed)
@@ -177,14 +162,6 @@ def active_rotated_filter(case, seed):
     return lambda x: mmcv_ops.active_rotated_filter(x, indices), input
 
 
-def bezier_align(case, seed):
-    beziers = case.uniform(case.count(6), 16, low=-4, high=16)
-    if case.degenerate:
-        beziers[::3] = beziers[::3, :1]  # a point
-    rois, how = case.rois(beziers), (*case.pooling(), seed % 2 == 0)
-    return lambda x: mmcv_ops.bezier_align(x, rois, *how), case.maps()
-
-
 def psa_mask(case, seed):
     mask = case.choose.choice([(1, 1), (3, 1), (3, 5), (7, 3)])
     size = (case.choose.choice([1, 2]), case.choose.randint(1, 3), case.choose.randint(1, 4))
@@ -197,7 +174,6 @@ FUNCTIONS = (
     roi_align,
     rotated_feature_align,
     active_rotated_filter,
-    bezier_align,
     psa_mask,
 )
 
@@ -240,15 +216,45 @@ def test_iou_of_turned_boxes(on, kind, seed):
             torch.testing.assert_close(got, want, **TOLERANCE)
 
 
+def text_kernels(case, size):
+    """Labels of some squares of pixels, and where there is text."""
+    labels = torch.zeros(size, dtype=torch.int32)
+    for label in range(1, case.choose.choice([1, 2, 4])):
+        y, x = (case.choose.randrange(side) for side in size)
+        labels[y : y + 3, x : x + 2] = label
+    text = (case.uniform(*size) < case.choose.choice([0.0, 0.6, 0.9, 1.0])) | (labels > 0)
+    return labels, text, int(labels.max()) + 1
+
+
 @pytest.mark.parametrize("seed", CASES)
-def test_points_in_boxes_cpu(on, seed):
+def test_contour_expand(on, seed):
     case = Case(seed)
-    count = case.choose.choice([1, 4])
-    angle = case.uniform(1, count, 1, high=3) * case.choose.choice([0, 1])
-    boxes = torch.cat([case.uniform(1, count, 3, high=7), case.uniform(1, count, 3, high=8), angle], 2)
-    points = case.uniform(1, case.count(), 3, high=9)
-    want, got = on("points_in_boxes", lambda: mmcv_ops.points_in_boxes_cpu(points, boxes))
-    assert torch.equal(got, want)
+    labels, text, _ = text_kernels(case, (case.choose.randint(1, 20), case.choose.randint(1, 25)))
+    kernels = [text, text & (case.uniform(*text.shape) < 0.7), labels > 0][: case.choose.randint(1, 3)]
+    masks, least = torch.stack(kernels).to(torch.uint8), case.choose.choice([0, 2, 5])
+    want, got = on("contour_expand", lambda: mmcv_ops.contour_expand(masks, labels, least, len(masks)))
+    assert got == want
+
+
+@pytest.mark.parametrize("seed", CASES)
+def test_pixel_group(on, seed):
+    case = Case(seed)
+    labels, text, count = text_kernels(case, (case.choose.randint(1, 20), case.choose.randint(1, 25)))
+    embedding = torch.randn(*text.shape, 4, generator=case.generator) + labels[..., None]
+    contour = ((labels > 0) & (case.uniform(*text.shape) < 0.8)).to(torch.uint8)
+    arguments = (
+        case.uniform(*text.shape),
+        text,
+        embedding,
+        labels,
+        contour,
+        count,
+        case.choose.choice([0.5, 2.0]),
+    )
+    want, got = on("pixel_group", lambda: mmcv_ops.pixel_group(*arguments))
+    assert [len(region) for region in got] == [len(region) for region in want]
+    for one, other in zip(got, want, strict=True):
+        assert one == pytest.approx(other, rel=1e-5)
 
 
 @pytest.mark.parametrize("seed", CASES)

@@ -1,6 +1,5 @@
 """Operators that mmcv has for GPUs alone, against its CUDA kernels on threads of the host."""
 
-import functools
 import importlib
 import math
 import random
@@ -13,24 +12,21 @@ from dcnzoo.compat.mmcv import _ext as stand_in
 
 mmcv_ops = importlib.import_module("mmcv.ops")
 CASES = range(200)
-FILES = ("roi_pool", "border_align", "carafe_naive", "sigmoid_focal_loss", "softmax_focal_loss")
-FILES += ("riroi_align_rotated", "prroi_pool", "deform_roi_pool")
+FILES = ("carafe_naive", "sigmoid_focal_loss", "riroi_align_rotated", "deform_roi_pool")
 KERNELS = {
     **{
-        f"{name}_{way}": f"{name}_{way}_cuda_kernel<{'float' if name == 'prroi_pool' else 'double'}>"
-        for name in (*FILES[:4], *FILES[5:])
+        f"{name}_{way}": f"{name}_{way}_cuda_kernel<double>"
+        for name in FILES
         for way in ("forward", "backward")
     },
-    "softmax_focal_loss_forward": "softmax_focal_loss_forward_cuda_kernel<double>",
-    "softmax_focal_loss_backward1": "softmax_focal_loss_backward_cuda1_kernel<double>",
-    "softmax_focal_loss_backward2": "softmax_focal_loss_backward_cuda2_kernel<double>",
-    "prroi_pool_coor_backward": "prroi_pool_coor_backward_cuda_kernel<float>",
+    "im2col": "MaskedIm2colForward<double>",
+    "col2im": "MaskedCol2imForward<double>",
 }
 
 
 @pytest.fixture(scope="module")
 def kernels(compile_kernels):
-    return compile_kernels(KERNELS, *(f"{name}_cuda_kernel" for name in FILES))
+    return compile_kernels(KERNELS, *(f"{name}_cuda_kernel" for name in (*FILES, "masked_conv2d")))
 
 
 class Case:
@@ -63,33 +59,8 @@ def assert_close(got, want):
 
 @pytest.fixture(autouse=True)
 def on_the_stand_in(monkeypatch):
-    for name in (
-        "roi_pool",
-        "border_align",
-        "carafe",
-        "focal_loss",
-        "riroi_align_rotated",
-        "deform_roi_pool",
-    ):
+    for name in ("carafe", "focal_loss", "riroi_align_rotated", "deform_roi_pool"):
         monkeypatch.setattr(importlib.import_module(f"mmcv.ops.{name}"), "ext_module", stand_in)
-
-
-@pytest.mark.parametrize("seed", CASES)
-def test_roi_pool(kernels, seed):
-    case = Case(seed)
-    count, channels, size = case.choose.choice([0, 1, 5]), 3, case.choose.choice([(1, 1), (3, 2), (2, 5)])
-    input, scale = case.normal(2, channels, 7, 9), case.choose.choice([0.5, 1.0])
-    if seed % 3 == 0:
-        input = input.round()  # ties
-    image = torch.randint(2, (count, 1), generator=case.generator).double()
-    rois = torch.cat([image, case.rois(count, 12 / scale)], 1)
-    grad, got = with_grad(lambda x: mmcv_ops.roi_pool(x, rois, size, scale), input)
-
-    output, of_input = torch.zeros_like(got[0]), torch.zeros_like(input)
-    argmax = torch.zeros(output.shape, dtype=torch.int32)
-    kernels("roi_pool_forward", output.numel(), input, rois, output, argmax, *size, scale, *input.shape[1:])
-    kernels("roi_pool_backward", output.numel(), grad, rois, argmax, of_input, *size, *input.shape[1:])
-    assert_close(got, (output, of_input))
 
 
 @pytest.mark.parametrize("seed", CASES)
@@ -145,66 +116,13 @@ def test_riroi_align_rotated(kernels, seed):
 
 
 @pytest.mark.parametrize("seed", CASES)
-def test_prroi_pool(kernels, seed):
-    """In float32, which alone it is for in mmcv."""
-    case = Case(seed)
-    count, channels, size = case.choose.choice([0, 1, 5]), 3, case.choose.choice([(1, 1), (3, 2), (2, 5)])
-    input, scale = case.normal(2, channels, 7, 9), case.choose.choice([0.5, 1.0])
-    image = torch.randint(2, (count, 1), generator=case.generator).double()
-    rois = torch.cat([image, case.rois(count, 12 / scale)], 1).float()
-    # both divide by the area of a bin, in float32: that of thin ones is made zero
-    thin = (rois[:, 3:] - rois[:, 1:3]).abs() < 0.5
-    rois[:, 3:] = torch.where(thin, rois[:, 1:3], rois[:, 3:])
-    input, grad = input.float(), case.normal(count, channels, *size).float()
-    got = [torch.zeros_like(grad), torch.zeros_like(input), torch.zeros_like(rois)]
-    want, how = [torch.zeros_like(t) for t in got], (*size, scale)
-    stand_in.prroi_pool_forward(input, rois, got[0], *how)
-    stand_in.prroi_pool_backward(grad, rois, got[1], *how)
-    stand_in.prroi_pool_coor_backward(got[0], grad, input, rois, got[2], *how)
-    kernels("prroi_pool_forward", grad.numel(), input, rois, want[0], *how, *input.shape[1:])
-    kernels("prroi_pool_backward", grad.numel(), grad, rois, want[1], *how, *input.shape[1:])
-    kernels(
-        "prroi_pool_coor_backward", grad.numel(), want[0], grad, input, rois, want[2], *how, *input.shape[1:]
-    )
-    for g, w in zip(got, want, strict=True):
-        error = (g - w).abs().max() / w.abs().max().clamp(min=1) if w.numel() else 0
-        assert error <= 5e-5
-
-
-@pytest.mark.parametrize("seed", CASES)
-def test_border_align(kernels, seed):
-    case = Case(seed)
-    count, channels, pool = case.choose.choice([0, 1, 6]), 3, case.choose.choice([1, 2, 5, 10])
-    input = case.normal(2, 4 * channels, case.choose.randint(1, 7), 9)
-    boxes = case.rois(2 * count, 12).view(2, count, 4)
-    grad, got = with_grad(lambda x: mmcv_ops.border_align(x, boxes, pool), input)
-
-    output, of_input = torch.zeros_like(got[0]), torch.zeros_like(input)
-    argmax, where = torch.zeros(output.shape, dtype=torch.int32), (channels, count, *input.shape[2:], pool)
-    kernels("border_align_forward", output.numel() // 4, input, boxes, output, argmax, *where, threads=(2, 4))
-    kernels(
-        "border_align_backward", output.numel() // 4, grad, boxes, argmax, of_input, *where, threads=(2, 4)
-    )
-    assert_close(got, (output, of_input))
-
-
-@pytest.mark.parametrize("seed", CASES)
-@pytest.mark.parametrize("name", ["carafe", "carafe_naive"])
-def test_carafe(kernels, seed, name):
+def test_carafe(kernels, seed):
     case = Case(seed)
     kernel, groups, scale = (case.choose.choice(values) for values in ([1, 3, 5], [1, 2], [1, 2, 3]))
     size, batch = (case.choose.randint(1, 5), case.choose.randint(1, 5)), case.choose.choice([0, 1, 2])
     input, upper = case.normal(batch, 4, *size), [scale * s for s in size]
     masks = case.normal(batch, groups * kernel**2, *upper)
-
-    if name == "carafe":
-        grad, got = with_grad(lambda x, m: mmcv_ops.carafe(x, m, kernel, groups, scale), input, masks)
-    else:  # its autograd function refuses the CPU
-        forward = functools.partial(stand_in.carafe_naive_forward, kernel_size=kernel, group_size=groups)
-        got = [input.new_zeros(batch, 4, *upper), torch.zeros_like(input), torch.zeros_like(masks)]
-        forward(input, masks, got[0], scale_factor=scale)
-        grad = case.normal(*got[0].shape)
-        stand_in.carafe_naive_backward(grad, input, masks, *got[1:], kernel, groups, scale)
+    grad, got = with_grad(lambda x, m: mmcv_ops.carafe(x, m, kernel, groups, scale), input, masks)
 
     want = [torch.zeros_like(t) for t in got]
     how = (kernel, groups, scale, 4, *upper)
@@ -214,31 +132,43 @@ def test_carafe(kernels, seed, name):
 
 
 @pytest.mark.parametrize("seed", CASES)
-@pytest.mark.parametrize("kind", ["sigmoid", "softmax"])
-def test_focal_loss(kernels, seed, kind):
+def test_focal_loss(kernels, seed):
     """Weights are mmcv's where it has one for the class: it reads past their end for the background."""
     case = Case(seed)
     count, classes = case.choose.choice([0, 1, 7]), case.choose.randint(1, 5)
     gamma, alpha, weighted = case.choose.choice([0.0, 1.0, 1.7, 2.0]), case.choose.random(), seed % 2 == 0
     logits = case.normal(count, classes) * case.choose.choice([1.0, 5.0])
-    target = torch.randint(classes + (kind == "sigmoid" and not weighted), (count,), generator=case.generator)
+    target = torch.randint(classes + (not weighted), (count,), generator=case.generator)
     weight = torch.rand(classes, generator=case.generator, dtype=torch.float64) if weighted else None
 
     output, of_input = torch.zeros_like(logits), torch.zeros_like(logits)
     pointer, numbers = weight if weighted else torch.empty(0, dtype=torch.float64), (gamma, alpha, classes)
-    if kind == "sigmoid":
-        loss = mmcv_ops.sigmoid_focal_loss
-        kernels("sigmoid_focal_loss_forward", logits.numel(), logits, target, pointer, output, *numbers)
-        kernels("sigmoid_focal_loss_backward", logits.numel(), logits, target, pointer, of_input, *numbers)
-    else:
-        loss, probability = mmcv_ops.softmax_focal_loss, logits.softmax(1)
-        output, buff = output.new_zeros(count), output.new_zeros(count)
-        kernels("softmax_focal_loss_forward", count, probability, target, pointer, output, *numbers)
-        kernels("softmax_focal_loss_backward1", count, probability, target, pointer, buff, *numbers)
-        kernels("softmax_focal_loss_backward2", count * classes, probability, target, buff, of_input, classes)
-        of_input.nan_to_num_()  # mmcv's, of a probability of 1
+    kernels("sigmoid_focal_loss_forward", logits.numel(), logits, target, pointer, output, *numbers)
+    kernels("sigmoid_focal_loss_backward", logits.numel(), logits, target, pointer, of_input, *numbers)
     logits.requires_grad_()
-    got = loss(logits, target, gamma, alpha, weight, "sum")
+    got = mmcv_ops.sigmoid_focal_loss(logits, target, gamma, alpha, weight, "sum")
     # the kernel takes the exponential in float32
     for g, w in zip((got, *torch.autograd.grad(got, logits)), (output.sum(), of_input), strict=True):
         torch.testing.assert_close(g, w, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("seed", CASES)
+def test_masked_im2col(kernels, seed):
+    case = Case(seed)
+    channels, size = case.choose.randint(1, 4), (case.choose.randint(3, 7), case.choose.randint(3, 8))
+    kernel, padding = (
+        case.choose.choice([(1, 1), (3, 3), (3, 1), (2, 3)]),
+        case.choose.choice([(0, 0), (1, 2)]),
+    )
+    im = case.normal(1, channels, *size)
+    wanted = case.normal(*size) > case.choose.choice([-9, 0, 1, 9])  # all of them, some, none
+    y, x = wanted.nonzero(as_tuple=True)
+    got, want = im.new_zeros(2, channels * kernel[0] * kernel[1], len(y))
+    stand_in.masked_im2col_forward(im, y, x, got, *kernel, *padding)
+    kernels("im2col", channels * len(y), im, *size, *kernel, *padding, y, x, len(y), want)
+    assert_close([got], [want])
+
+    columns, (got, want) = case.normal(channels, len(y)), im.new_zeros(2, 1, channels, *size)
+    stand_in.masked_col2im_forward(columns, y, x, got, *size, channels)
+    kernels("col2im", columns.numel(), columns, *size, channels, y, x, len(y), want)
+    assert_close([got], [want])

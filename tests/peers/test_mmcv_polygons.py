@@ -7,11 +7,23 @@ import pytest
 import torch
 from test_mmcv_boxes_and_rois import CASES, TOLERANCE, Case, mmcv_ops, stand_in
 
+import dcnzoo.ops
+
 # each its own library: two of the files define functions of the same names
 KERNELS = {
-    "hulls": ("convex_iou_cuda_kernel", dict(iou="convex_iou_cuda_kernel", giou="convex_giou_cuda_kernel")),
-    "rectangles": ("min_area_polygons_cuda", dict(rectangles="min_area_polygons_cuda_kernel")),
-    "inside": ("points_in_polygons_cuda_kernel", dict(inside="points_in_polygons_forward_cuda_kernel")),
+    "hulls": (
+        "convex_iou_cuda_kernel",
+        dict(iou="convex_iou_cuda_kernel<double>", giou="convex_giou_cuda_kernel<double>"),
+    ),
+    "rectangles": ("min_area_polygons_cuda", dict(rectangles="min_area_polygons_cuda_kernel<double>")),
+    "corners": (
+        "diff_iou_rotated_cuda_kernel",
+        dict(corners="diff_iou_rotated_sort_vertices_forward_cuda_kernel"),
+    ),
+    "inside": (
+        "points_in_polygons_cuda_kernel",
+        dict(inside="points_in_polygons_forward_cuda_kernel<double>"),
+    ),
 }
 
 
@@ -20,7 +32,7 @@ def compiled(compile_kernels):
     @functools.cache
     def compiled(library):
         file, kernels = KERNELS[library]
-        return compile_kernels({name: f"{kernel}<double>" for name, kernel in kernels.items()}, file)
+        return compile_kernels(kernels, file)
 
     return compiled
 
@@ -97,6 +109,44 @@ def test_points_in_polygons(compiled, seed):
     counts = (len(points), len(boxes))
     compiled("inside")("inside", got.numel(), points, boxes, *counts, want, threads=(got.numel(), 1))
     assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("seed", CASES)
+def test_differentiable_iou(compiled, monkeypatch, seed):
+    """The order of corners may begin elsewhere: areas are compared. Of equal boxes float32 misses corners."""
+    module, case = importlib.import_module("mmcv.ops.diff_iou_rotated"), Case(seed)
+    count = case.choose.choice([1, 4, 20])
+    boxes, others = case.rotated(count), case.rotated(count)
+    equal = torch.zeros(count, dtype=torch.bool)
+    equal[::3] = seed % 2 == 0
+    others = torch.where(equal[:, None], boxes, others)
+
+    class Theirs:
+        @staticmethod
+        def diff_iou_rotated_sort_vertices_forward(vertices, mask, number):
+            order = torch.zeros(1, count, 9, dtype=torch.int32)
+            compiled("corners")("corners", 1, count, 24, vertices, mask, number, order)
+            return order
+
+    results = []
+    for extension in (Theirs, stand_in):
+        monkeypatch.setattr(module, "ext_module", extension)
+        leaf = boxes.clone().requires_grad_()
+        iou = mmcv_ops.diff_iou_rotated_2d(leaf[None], others[None])[0]
+        results.append((iou.detach(), *torch.autograd.grad(iou.sum(), leaf)))
+    (want, want_grad), (got, got_grad) = results
+    wide = (boxes[:, 2:4].amin(1) > 0.1) & (others[:, 2:4].amin(1) > 0.1)
+    doubles = boxes.double(), others.double()
+    torch.testing.assert_close(
+        mmcv_ops.diff_iou_rotated_2d(*(t[None] for t in doubles))[0][wide],
+        dcnzoo.ops.box_iou_rotated(*doubles, aligned=True)[wide],
+        atol=1e-6,
+        rtol=1e-6,
+    )
+    comparable = wide & ~equal
+    torch.testing.assert_close(got[comparable], want[comparable], atol=1e-4, rtol=1e-4)
+    if not case.whole:  # otherwise some corners lie on sides, where the two slopes differ
+        torch.testing.assert_close(got_grad[comparable], want_grad[comparable], atol=1e-3, rtol=1e-3)
 
 
 def test_modules_call_what_is_compared():

@@ -20,9 +20,9 @@ from torch import Tensor
 import dcnzoo.ops
 from dcnzoo.compat.mmcv import runs_on_dcnzoo
 from dcnzoo.compat.mmcv.deform_conv import as_read, check_groups
-from dcnzoo.compat.mmcv.plain import boxes, features, losses, points, polygons, rois
+from dcnzoo.compat.mmcv.plain import boxes, features, losses, polygons, text
 
-PLAIN = (boxes, features, losses, points, polygons, rois)
+PLAIN = (boxes, features, losses, polygons, text)
 
 # What to use in place of operators that are not here, by the beginning of their names
 INSTEAD = {
@@ -31,6 +31,10 @@ INSTEAD = {
     "upfirdn2d": "mmcv.ops.upfirdn2d with use_custom_op=False, which is PyTorch",
     "sync_bn": "torch.nn.SyncBatchNorm, norm_cfg=dict(type='SyncBN')",
     "tin_shift": "slices along time, copied group by group",
+    "roi_pool_": "roi_align, or torchvision.ops.roi_pool",
+    "bbox_overlaps": "mmdet.structures.bbox.bbox_overlaps",
+    "carafe_naive": "mmcv.ops.carafe",
+    "softmax_focal_loss": "mmcv.ops.sigmoid_focal_loss, or torch.nn.functional.cross_entropy",
     "iou3d": "box_iou_rotated of (x, y, x_size, y_size, angle), and the overlap of heights",
     "get_indice_pairs": "the package spconv",
     "indice_": "the package spconv",

@@ -1,4 +1,4 @@
-"""Overlaps and suppression of boxes."""
+"""Suppression of boxes."""
 
 from __future__ import annotations
 
@@ -7,30 +7,12 @@ from torch import Tensor
 
 
 def _iou(box: Tensor, boxes: Tensor, offset: int = 0) -> Tensor:  # (4,), (N, 4) -> (N,)
-    overlap, area, areas = _overlap(box, boxes, offset)
-    return overlap / (area + areas - overlap)
-
-
-def _overlap(boxes: Tensor, others: Tensor, offset: int) -> tuple[Tensor, Tensor, Tensor]:
-    """What boxes share, and their areas."""
-
     def area(boxes: Tensor) -> Tensor:
         return (boxes[..., 2:] - boxes[..., :2] + offset).prod(-1)
 
-    low, high = torch.max(boxes[..., :2], others[..., :2]), torch.min(boxes[..., 2:], others[..., 2:])
-    return (high - low + offset).clamp(min=0).prod(-1), area(boxes), area(others)
-
-
-def bbox_overlaps(
-    boxes1: Tensor,  # (M, 4)
-    boxes2: Tensor,  # (N, 4)
-    ious: Tensor,  # (M, N), or (M,) if aligned
-    mode: int,  # 0 over the union, 1 over boxes1
-    aligned: bool,
-    offset: int,
-) -> None:
-    overlap, area1, area2 = _overlap(boxes1 if aligned else boxes1[:, None], boxes2, offset)
-    ious.copy_(overlap / (area1 + area2 - overlap if mode == 0 else area1))
+    low, high = torch.max(box[:2], boxes[:, :2]), torch.min(box[2:], boxes[:, 2:])
+    overlap = (high - low + offset).clamp(min=0).prod(-1)
+    return overlap / (area(box) + area(boxes) - overlap)
 
 
 def softnms(

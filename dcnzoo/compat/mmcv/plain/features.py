@@ -1,11 +1,14 @@
-"""Feature maps from feature maps."""
+"""Features from feature maps."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import dcnzoo.ops
 from dcnzoo.compat.mmcv.plain.sampling import add_gradient, at_least_float32, corners, rows_of, weighted_sums
 
 # CARAFE (Wang et al. 2019): each output pixel is a weighted sum of the k×k pixels around its source
@@ -27,14 +30,18 @@ def _taps(kernel_size: int, height: int, width: int) -> list[tuple[slice, slice]
     ]
 
 
-def carafe_naive_forward(
+def carafe_forward(
     features: Tensor,  # [N, C, H, W]
     masks: Tensor,  # [N, G·k·k, s·H, s·W]
+    rfeatures: Tensor,  # written: all that the backward gets of the features
+    routput: Tensor,
+    rmasks: Tensor,
     output: Tensor,  # [N, C, s·H, s·W], written
     kernel_size: int,
     group_size: int,
     scale_factor: int,
 ) -> None:
+    rfeatures.copy_(features)
     half = kernel_size // 2
     padded = _by_group(F.pad(features, (half,) * 4), group_size)
     masks = _by_source(masks, group_size, scale_factor)  # [N, G, k·k, H, s, W, s]
@@ -42,42 +49,6 @@ def carafe_naive_forward(
     for tap, (rows, columns) in enumerate(_taps(kernel_size, *features.shape[2:])):
         result = result + padded[:, :, :, rows, :, columns] * masks[:, :, tap, None]
     output.copy_(result.reshape(output.shape))
-
-
-def carafe_naive_backward(
-    grad_output: Tensor,
-    features: Tensor,
-    masks: Tensor,
-    grad_input: Tensor,
-    grad_masks: Tensor,
-    kernel_size: int,
-    group_size: int,
-    scale_factor: int,
-) -> None:
-    half, (height, width) = kernel_size // 2, features.shape[2:]
-    padded = _by_group(F.pad(features, (half,) * 4), group_size)
-    gradient = _by_source(grad_output, group_size, scale_factor)
-    masks = _by_source(masks, group_size, scale_factor)
-    of_input, of_masks = torch.zeros_like(padded)[:, :, :, :, 0, :, 0], torch.zeros_like(masks)
-    for tap, (rows, columns) in enumerate(_taps(kernel_size, height, width)):
-        of_masks[:, :, tap] = (padded[:, :, :, rows, :, columns] * gradient).sum(2)
-        of_input[..., rows, columns] += (masks[:, :, tap, None] * gradient).sum((4, 6))
-    inner = of_input[..., half : half + height, half : half + width]
-    grad_input.add_(inner.reshape(grad_input.shape))
-    grad_masks.add_(of_masks.reshape(grad_masks.shape))
-
-
-def carafe_forward(
-    features: Tensor,
-    masks: Tensor,
-    rfeatures: Tensor,  # written: all that the backward gets of the features
-    routput: Tensor,
-    rmasks: Tensor,
-    output: Tensor,
-    **options: int,
-) -> None:
-    rfeatures.copy_(features)
-    carafe_naive_forward(features, masks, output, **options)
 
 
 def carafe_backward(
@@ -90,9 +61,21 @@ def carafe_backward(
     rgrad_masks: Tensor,
     grad_input: Tensor,
     grad_masks: Tensor,
-    **options: int,
+    kernel_size: int,
+    group_size: int,
+    scale_factor: int,
 ) -> None:
-    carafe_naive_backward(grad_output, rfeatures, masks, grad_input, grad_masks, **options)
+    half, (height, width) = kernel_size // 2, rfeatures.shape[2:]
+    padded = _by_group(F.pad(rfeatures, (half,) * 4), group_size)
+    gradient = _by_source(grad_output, group_size, scale_factor)
+    masks = _by_source(masks, group_size, scale_factor)
+    of_input, of_masks = torch.zeros_like(padded)[:, :, :, :, 0, :, 0], torch.zeros_like(masks)
+    for tap, (rows, columns) in enumerate(_taps(kernel_size, height, width)):
+        of_masks[:, :, tap] = (padded[:, :, :, rows, :, columns] * gradient).sum(2)
+        of_input[..., rows, columns] += (masks[:, :, tap, None] * gradient).sum((4, 6))
+    inner = of_input[..., half : half + height, half : half + width]
+    grad_input.add_(inner.reshape(grad_input.shape))
+    grad_masks.add_(of_masks.reshape(grad_masks.shape))
 
 
 # Alignment to refined anchors (Yang et al. 2021, R3Det): features of an anchor's centre and corners, added
@@ -194,54 +177,7 @@ def psamask_backward(grad_output: Tensor, grad_input: Tensor, **options: int) ->
     add_gradient(grad_input, lambda input: _psa_mask(input, **options), grad_output)
 
 
-# Correlation of two maps (Dosovitskiy et al. 2015, FlowNet)
-
-
-def _correlation(
-    input1: Tensor,  # [N, C, H, W]
-    input2: Tensor,
-    kH: int,
-    kW: int,
-    patchH: int,
-    patchW: int,
-    padH: int,
-    padW: int,
-    dilationH: int,
-    dilationW: int,
-    dilation_patchH: int,
-    dilation_patchW: int,
-    dH: int,
-    dW: int,
-) -> Tensor:  # [N, patchH, patchW, oH, oW]
-    height, width = input1.shape[2:]
-    down, across = dilation_patchH * (patchH - 1) // 2, dilation_patchW * (patchW - 1) // 2
-    moved = F.pad(input2, (across, across + dilation_patchW, down, down + dilation_patchH))
-    products = [
-        (input1 * moved[:, :, i * dilation_patchH :, j * dilation_patchW :][:, :, :height, :width]).sum(1)
-        for i in range(patchH)
-        for j in range(patchW)
-    ]
-    products = torch.stack(products, 1).flatten(0, 1)[:, None]
-    kernel = products.new_ones(1, 1, kH, kW)
-    sums = F.conv2d(products, kernel, None, (dH, dW), (padH, padW), (dilationH, dilationW))
-    return sums.view(len(input1), patchH, patchW, *sums.shape[2:])
-
-
-def correlation_forward(input1: Tensor, input2: Tensor, output: Tensor, **options: int) -> None:
-    output.copy_(_correlation(at_least_float32(input1), at_least_float32(input2), **options))
-
-
-def correlation_backward(
-    grad_output: Tensor,
-    input1: Tensor,
-    input2: Tensor,
-    grad_input1: Tensor,
-    grad_input2: Tensor,
-    **options: int,
-) -> None:
-    first, second = at_least_float32(input1), at_least_float32(input2)
-    add_gradient(grad_input1, lambda input: _correlation(input, second, **options), grad_output)
-    add_gradient(grad_input2, lambda input: _correlation(first, input, **options), grad_output)
+# Bias and leaky ReLU (Karras et al. 2020, StyleGAN2)
 
 
 def fused_bias_leakyrelu(
@@ -259,3 +195,49 @@ def fused_bias_leakyrelu(
     if act == 3:
         value = torch.where((refer if grad else value) > 0, value, value * alpha)
     return value * scale
+
+
+# RoIAlign of rotated regions whose channels are orientations, which turn with them (Han et al. 2021, ReDet)
+
+
+def _riroi_align(
+    input: Tensor,  # [N, C·orientations, H, W]
+    rois: Tensor,  # [R, 6]: image, x, y, width, height, angle
+    pooled_height: int,
+    pooled_width: int,
+    spatial_scale: float,
+    num_samples: int,
+    num_orientations: int,
+    clockwise: bool,
+) -> Tensor:
+    rois = at_least_float32(rois)
+    pooled = dcnzoo.ops.roi_align_rotated(
+        at_least_float32(input),
+        rois,
+        (pooled_height, pooled_width),
+        spatial_scale,
+        num_samples,
+        aligned=False,
+        clockwise=clockwise,
+    )
+    pooled = pooled.unflatten(1, (-1, num_orientations))  # [R, C, orientations, h, w]
+    turn = rois[:, 5] * num_orientations / (2 * math.pi)
+    whole = turn.floor()
+    source = torch.arange(num_orientations, device=rois.device) - whole[:, None].long()  # [R, orientations]
+
+    def turned(by: int) -> Tensor:
+        index = (source + by).remainder(num_orientations)[:, None, :, None, None]
+        return pooled.gather(2, index.expand(pooled.shape))
+
+    part = (turn - whole).to(pooled.dtype)[:, None, None, None, None]
+    return ((1 - part) * turned(0) + part * turned(1)).flatten(1, 2)
+
+
+def riroi_align_rotated_forward(features: Tensor, rois: Tensor, output: Tensor, **options: float) -> None:
+    output.copy_(_riroi_align(features, rois, **options))
+
+
+def riroi_align_rotated_backward(
+    top_grad: Tensor, rois: Tensor, bottom_grad: Tensor, **options: float
+) -> None:
+    add_gradient(bottom_grad, lambda input: _riroi_align(input, rois, **options), top_grad)

@@ -1,4 +1,4 @@
-"""Focal losses (Lin et al. 2017), per element, as in mmcv's CUDA kernels."""
+"""Focal loss (Lin et al. 2017), per element, as in mmcv's CUDA kernels; Chamfer distance."""
 
 from __future__ import annotations
 
@@ -54,37 +54,38 @@ def sigmoid_focal_loss_backward(
     grad_input.copy_(_sigmoid_focal(input, target, weight, alpha, foreground, rest))
 
 
-def _of_label(softmax: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Whether each sample has a label, which, and its probability: (N,)."""
-    label = target.clamp(min=0)
-    return target >= 0, label, at_least_float32(softmax).gather(1, label[:, None])[:, 0]
+# Chamfer distance of points in the plane
 
 
-def softmax_focal_loss_forward(
-    softmax: Tensor,  # (N, C) probabilities
-    target: Tensor,  # (N,) class; a negative one has no loss
-    weight: Tensor,  # (C,) or empty
-    output: Tensor,  # (N,)
-    gamma: float,
-    alpha: float,
+def chamfer_distance_forward(
+    xyz1: Tensor,  # [B, N, 2]
+    xyz2: Tensor,  # [B, M, 2]
+    dist1: Tensor,  # [B, N], written: squared distances to the nearest of the others
+    dist2: Tensor,  # [B, M]
+    idx1: Tensor,  # [B, N], written: which that is, the first of equal ones
+    idx2: Tensor,  # [B, M]
 ) -> None:
-    labelled, label, p = _of_label(softmax, target)
-    loss = -alpha * (1 - p) ** gamma * _log(p) * _class_weight(weight, label)
-    output.copy_(torch.where(labelled, loss, torch.zeros_like(loss)))
+    squares = (xyz1[:, :, None] - xyz2[:, None]).square().sum(-1)  # [B, N, M]
+    for dim, distance, index in ((2, dist1, idx1), (1, dist2, idx2)):
+        nearest = squares.min(dim)
+        distance.copy_(nearest.values)
+        index.copy_(nearest.indices)
 
 
-def softmax_focal_loss_backward(
-    softmax: Tensor,
-    target: Tensor,
-    weight: Tensor,
-    buff: Tensor,
-    grad_input: Tensor,
-    gamma: float,
-    alpha: float,
+def chamfer_distance_backward(
+    xyz1: Tensor,
+    xyz2: Tensor,
+    idx1: Tensor,
+    idx2: Tensor,
+    graddist1: Tensor,
+    graddist2: Tensor,
+    gradxyz1: Tensor,
+    gradxyz2: Tensor,
 ) -> None:
-    labelled, label, p = _of_label(softmax, target)
-    # of a probability of 1 mmcv's slope is NaN for gamma < 1
-    power = (1 - p).clamp(min=torch.finfo(torch.float32).tiny) ** (gamma - 1)
-    slope = gamma * power * p * _log(p) - (1 - p) ** gamma
-    slope = torch.where(labelled, alpha * slope * _class_weight(weight, label), torch.zeros_like(p))
-    grad_input.copy_(slope[:, None] * (_is_target(softmax, label).to(p.dtype) - at_least_float32(softmax)))
+    one, other = (xyz1, idx1, graddist1, gradxyz1), (xyz2, idx2, graddist2, gradxyz2)
+    for (points, index, gradient, of_points), (others, _, _, of_others) in ((one, other), (other, one)):
+        index = index.long()[..., None].expand_as(points)
+        pull = 2 * gradient[..., None] * (points - others.gather(1, index))
+        pull = pull.to(of_points.dtype)
+        of_points.add_(pull)
+        of_others.scatter_add_(1, index, -pull)

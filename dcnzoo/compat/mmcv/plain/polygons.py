@@ -232,3 +232,27 @@ def points_in_polygons_forward(
         ended |= level & (corner | (across & (meets == x)))
         crossings += ~ended & level & across & (meets > x)
     output.copy_(crossings % 2)
+
+
+def diff_iou_rotated_sort_vertices_forward(
+    vertices: Tensor,  # [B, N, 24, 2], around their mean; the last 16 are crossings of sides
+    mask: Tensor,  # [B, N, 24], which of them are corners of the polygon that two boxes share
+    num_valid: Tensor,  # [B, N]
+) -> Tensor:
+    """The polygon's corners in order: [B, N, 9], int32. The first is repeated, then comes one that is none.
+
+    Corners at the same place count once: at most eight are left.
+    """
+    angle = torch.atan2(vertices[..., 1], vertices[..., 0]).remainder(2 * math.pi)
+    order = angle.masked_fill(~mask, torch.inf).argsort(dim=2, stable=True)
+    places = vertices.gather(2, order[..., None].expand_as(vertices))
+    reach = places.abs().amax((2, 3), keepdim=True)
+    differs = ((places - places.roll(1, 2)).abs() > 1e-6 * reach).any(3)
+    differs[..., 0] = True
+    keep = differs & mask.gather(2, order) & (num_valid[..., None] >= 3)
+    order = order.gather(2, keep.logical_not().to(torch.uint8).argsort(dim=2, stable=True))[..., :9]
+    count = keep.sum(2, keepdim=True)
+    none = 8 + mask[..., 8:].to(torch.uint8).argmin(2, keepdim=True)
+    place = torch.arange(9, device=order.device).expand_as(order)
+    order = torch.where(place == count, order[..., :1], torch.where(place < count, order, none))
+    return torch.where(count > 0, order, none).int()

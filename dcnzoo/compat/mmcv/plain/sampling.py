@@ -45,12 +45,10 @@ def rows_of(input: Tensor) -> Tensor:  # [N, C, H, W] -> [N·H·W, C]
 
 def weighted_sums(
     rows: Tensor,  # [M, C]
-    index: Tensor,  # [P, k], or [k·P] with starts
+    index: Tensor,  # [P, k]
     weights: Tensor,  # as index
-    starts: Tensor | None = None,  # [B], where each sum begins
 ) -> Tensor:
-    """``Σ weights · rows[index]`` over the last dimension, or from start to start: [P or B, C]."""
+    """``Σ weights · rows[index]`` over the last dimension: [P, C]."""
     if not index.numel():
-        return rows[:0].sum(0) + rows.new_zeros(len(index) if starts is None else len(starts), rows.shape[1])
-    weights = weights.to(rows.dtype)
-    return F.embedding_bag(index, rows, starts, mode="sum", per_sample_weights=weights)
+        return rows[:0].sum(0) + rows.new_zeros(len(index), rows.shape[1])
+    return F.embedding_bag(index, rows, mode="sum", per_sample_weights=weights.to(rows.dtype))
