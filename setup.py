@@ -4,6 +4,8 @@ One library per device: ``_C_cpu.so`` always, ``_C_cuda.so`` where nvcc is found
 Neither contains anything that depends on the version of Python or (from 2.10 on) of torch, so a wheel fits
 them all.
 
+Elsewhere than on Linux and macOS nothing is compiled: dcnzoo.ops is then plain PyTorch.
+
 Sources are found by their names, anywhere under ops/:
     *_cuda.cu          CUDA kernels
     *_cpu_kernel.cpp   CPU kernels without torch, compiled once per instruction set
@@ -336,8 +338,12 @@ def glibc_needed(libraries: Iterable[Path]) -> tuple[int, int] | None:
     return max(((int(a), int(b)) for found in versions for a, b in found), default=None)
 
 
+devices = ("cpu", "cuda")
 if sys.platform not in ("linux", "darwin"):
-    stop(f"{sys.platform} is not supported yet.", "Linux works; on Windows use WSL.")
-
-extensions = [Extension(f"dcnzoo.ops._C_{device}", sources=[]) for device in ("cpu", "cuda")]
+    print(
+        f"dcnzoo: no compiled operators for {sys.platform}: plain PyTorch runs in their place",
+        file=sys.stderr,
+    )
+    devices = ()
+extensions = [Extension(f"dcnzoo.ops._C_{device}", sources=[]) for device in devices]
 setup(ext_modules=extensions, cmdclass={"build_ext": BuildOps, "bdist_wheel": PlatformWheel})

@@ -1,4 +1,4 @@
-"""DCNZOO_BACKEND, and what a GPU is told that has no kernels. Fused kernels: tests/fused."""
+"""DCNZOO_BACKEND. Fused kernels: tests/fused; without compiled ones: test_plain.py."""
 
 from __future__ import annotations
 
@@ -102,32 +102,6 @@ for operator in op_cases.operators():
 """
     child = run(code, DCNZOO_BACKEND="reference")
     assert child.returncode == 0, child.stderr
-
-
-def test_gpu_without_compiled_kernels():
-    """Every operator says what to do; asked on the CPU, with the GPU's key."""
-    code = """
-import torch
-from dcnzoo.ops import _backend, _library
-problem = _library._missing(_library._FOLDER / "_C_cuda.so")
-_backend.register("CUDA", problem)
-key = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
-x, w, offset = torch.randn(1, 3, 5, 6), torch.randn(4, 3, 3, 2), torch.zeros(1, 12, 5, 7)
-for operator, arguments in (
-    (torch.ops.dcnzoo.nms.default, (torch.rand(3, 4), torch.rand(3), 0.5)),
-    (torch.ops.dcnzoo.deform_conv.default, (x, w, offset, None, None, [1, 1], [1, 1], [1, 1], 1, None)),
-):
-    try:
-        operator.redispatch(key, *arguments)
-    except RuntimeError as error:
-        print(error)
-"""
-    nms, conv = run(code).stdout.splitlines()
-    expected = "no compiled kernels for this GPU: _C_cuda.so is not in"
-    build = "pip install -e . --no-build-isolation"
-    assert nms.startswith(f"nms: {expected}") and build in nms and "DCNZOO_BACKEND" not in nms
-    assert conv.startswith(f"deform_conv: {expected}") and build in conv
-    assert conv.endswith("; DCNZOO_BACKEND=fused runs 2-D convolutions without them")
 
 
 def test_tf32_only_where_torch_allows_it():

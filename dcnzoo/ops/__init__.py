@@ -1,8 +1,9 @@
 """The operators, as functions. Needs torch only."""
 
+from . import _torch_private
 from ._library import cpu_capability, has_ops, problems, with_cuda
 
-if has_ops():
+if not _torch_private.missing:
     from .box_iou_rotated import box_iou_rotated
     from .dcnv3 import dcnv3
     from .dcnv4 import dcnv4
@@ -20,11 +21,11 @@ if has_ops():
     from .roi_align import roi_align
     from .roi_align_rotated import roi_align_rotated
 else:
-    # has_ops() must be callable on a broken installation; any operator says what is wrong.
+    # has_ops() must be callable beside any torch; an operator says what is wrong.
     def __getattr__(name: str):
         if name.startswith("__"):
             raise AttributeError(name)
-        raise ImportError(f"dcnzoo has no compiled operators: {problems['cpu']}")
+        raise ImportError(f"dcnzoo has no operators: {problems['cpu']}")
 
 
 __all__ = [

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
-from . import _backend, _deterministic
+from . import _backend, _deterministic, _plain
 from ._arguments import memory_format
 from ._errors import raise_out_of_memory
 from ._torch_private import (
@@ -39,7 +39,7 @@ def register_autograd(
 
     Args:
         reference_impl: the operator in plain PyTorch, with the same arguments: for
-            ``DCNZOO_BACKEND=reference``, and for forward mode.
+            ``DCNZOO_BACKEND=reference``, for devices without compiled kernels, and for forward mode.
         forward_mode: takes the operator's arguments with their tangents and returns its results with theirs.
             By default ``reference_impl``; without either, forward mode is an error.
     """
@@ -91,6 +91,8 @@ def register_autograd(
         return below_autograd(*arguments, keys)
 
     _library.impl(name, autograd, "Autograd", with_keyset=True)
+    if reference_impl is not None:
+        _plain.register(name, reference_impl)
 
 
 def tangent(argument: object) -> Tensor | None:

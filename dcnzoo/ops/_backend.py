@@ -19,8 +19,9 @@ from torch import Tensor
 
 from . import _deterministic, _library
 from ._errors import raise_out_of_memory
-from ._torch_private import all_operator_names, has_kernel
+from ._torch_private import has_kernel
 
+DEVICES = ("CPU", "CUDA", "XPU", "MPS", "PrivateUse1")  # dispatch keys; ROCm's is CUDA
 BACKENDS = ("auto", "fused", "compiled", "reference")
 
 
@@ -39,7 +40,7 @@ def use(name: str) -> None:
     global backend
     backend = _valid(name)
     if backend == "fused" and "cuda" in _library.loaded:
-        _replace(_FORWARD, "CUDA", None)
+        _replace(_FORWARD, "CUDA")
 
 
 @contextlib.contextmanager
@@ -125,28 +126,15 @@ _CHOOSERS: dict[str, Callable] = {_FORWARD: _forward, "dcnzoo::_deform_conv_back
 _implementations = torch.library.Library("dcnzoo", "IMPL")
 
 
-def missing(name: str, problem: str) -> str:
-    """What a call on a GPU without compiled kernels is told."""
-    fused = "; DCNZOO_BACKEND=fused runs 2-D convolutions without them" if name in _CHOOSERS else ""
-    operator = name.removeprefix("dcnzoo::").lstrip("_")
-    return f"{operator}: no compiled kernels for this GPU: {problem.rstrip('.')}{fused}"
-
-
-def register(key: str, problem: str | None = None) -> None:
-    """Let a device's operators choose among backends, and say why those without a kernel have none.
+def register(key: str) -> None:
+    """Let a device's operators choose among backends.
 
     Every call of an operator that chooses pays for it. The backward chooses always: torch does not tell
     when deterministic sums are asked for. The forward does where a fused kernel may run.
-
-    Args:
-        problem: why kernels are missing.
     """
-    for name in all_operator_names():
-        if not name.startswith("dcnzoo::") or has_kernel(name, "CompositeExplicitAutograd"):
-            continue
-        chooses = name in _CHOOSERS and (name != _FORWARD or _fused_may_run())
-        if chooses or not has_kernel(name, key):
-            _replace(name, key, problem)
+    for name in _CHOOSERS:
+        if name != _FORWARD or _fused_may_run():
+            _replace(name, key)
 
 
 def _fused_may_run() -> bool:
@@ -156,10 +144,10 @@ def _fused_may_run() -> bool:
 
 
 @cache
-def _replace(name: str, key: str, problem: str | None) -> None:
-    """Replace an operator's kernel by one that chooses the backend, or by an error if there is no kernel."""
+def _replace(name: str, key: str) -> None:
+    """Replace an operator's kernel by one that chooses the backend."""
     compiled = torch.library.get_kernel(name, key) if has_kernel(name, key) else None
-    kernel = _kernel(name, _CHOOSERS.get(name), compiled, problem)
+    kernel = _kernel(_CHOOSERS[name], compiled)
     override(name.removeprefix("dcnzoo::"), kernel, key, with_keyset=True)
 
 
@@ -179,7 +167,7 @@ def use_reference(name: str, reference_impl: Callable, below_autograd: Callable)
         return kernel
 
     override(name, autograd, "Autograd", with_keyset=True)
-    for key in ("CPU", "CUDA", "XPU"):  # in inference mode, which passes autograd over
+    for key in DEVICES:  # in inference mode, which passes autograd over
         qualified, compiled = f"dcnzoo::{name}", None
         if key.lower() in _library.loaded and has_kernel(qualified, key):
             compiled = torch.library.get_kernel(qualified, key)
@@ -193,26 +181,27 @@ def override(name: str, kernel: Callable, key: str, with_keyset: bool = False) -
         _implementations.impl(name, kernel, key, with_keyset=with_keyset)
 
 
-def _kernel(name: str, chooser: Callable | None, compiled, problem: str | None) -> Callable:
+def _kernel(chooser: Callable, compiled) -> Callable:
     def kernel(keys, *arguments):
         def fallback(*arguments):
             if compiled is None:
-                raise RuntimeError(missing(name, problem))
+                problem = _library.problems["cuda"].rstrip(".")
+                raise RuntimeError(
+                    f"DCNZOO_BACKEND=fused: no fused kernel fits, and no compiled ones: {problem}"
+                )
             try:
                 return compiled.call_boxed(keys, *arguments)
             except RuntimeError as error:
                 raise_out_of_memory(error)
                 raise
 
-        return fallback(*arguments) if chooser is None else chooser(fallback, *arguments)
+        return chooser(fallback, *arguments)
 
     return kernel
 
 
 if _library.has_ops():
-    if torch.version.cuda is not None or torch.version.hip is not None:
-        register("CUDA", _library.problems.get("cuda"))
-    if torch.version.xpu is not None:
-        register("XPU", "there are some for CUDA alone")
+    if "cuda" in _library.loaded or backend == "fused":
+        register("CUDA")
     if backend == "fused":  # in Triton's interpreter; else the compiled kernels run
         register("CPU")

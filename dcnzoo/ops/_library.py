@@ -1,4 +1,7 @@
-"""Finds and loads the compiled libraries, ``_C_cpu.so`` and ``_C_cuda.so``, beside this file."""
+"""Finds and loads the compiled libraries, ``_C_cpu.so`` and ``_C_cuda.so``, beside this file.
+
+Without ``_C_cpu.so`` the operators are defined here, and plain PyTorch runs them (see ``_plain.py``).
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from pathlib import Path
 import torch
 
 from . import _torch_private
+from ._schemas import SCHEMAS
 
 _FOLDER = Path(__file__).parent
 _BUILD = "Build them with `pip install -e . --no-build-isolation` (or `make setup`) in the repository."
@@ -45,6 +49,10 @@ if "cpu" in loaded:
         problems["cuda"] = "this torch is a CPU build"
     else:
         _load("cuda")
+elif not _torch_private.missing:
+    _definitions = torch.library.Library("dcnzoo", "FRAGMENT")
+    for _schema in SCHEMAS:
+        _definitions.define(_schema)
 
 
 def has_ops() -> bool:
@@ -58,5 +66,8 @@ def with_cuda() -> bool:
 
 
 def cpu_capability() -> str:
-    """The instruction set that the CPU kernels use: ``default``, ``avx2``, ``avx512`` or ``avx512_bf16``."""
-    return torch.ops.dcnzoo._cpu_capability()
+    """The instruction set that the CPU kernels use: ``default``, ``avx2``, ``avx512`` or ``avx512_bf16``.
+
+    ``none`` without compiled operators.
+    """
+    return torch.ops.dcnzoo._cpu_capability() if has_ops() else "none"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import _library  # noqa: F401  (registers the operators)
+from . import _plain, reference_boxes
 
 
 def box_iou_rotated(
@@ -41,6 +41,13 @@ def box_iou_rotated(
     return torch.ops.dcnzoo.box_iou_rotated(
         boxes1.detach(), boxes2.detach(), mode == "iof", aligned, clockwise
     )
+
+
+def _reference(boxes1, boxes2, over_first=False, *how):
+    return reference_boxes.box_iou_rotated(boxes1, boxes2, "iof" if over_first else "iou", *how)
+
+
+_plain.register("box_iou_rotated", _reference, autograd=False)
 
 
 @torch.library.register_fake("dcnzoo::box_iou_rotated")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import _library, reference  # noqa: F401  (_library registers the operators)
+from . import reference
 from ._arguments import Int2, check_tensors, pair
 from ._autocast import register_autocast
 from ._autograd import register_derivatives

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import _backend, _library, reference  # noqa: F401  (_library registers the operators)
+from . import _backend, _library, reference
 from ._arguments import Int1, Int2, Int3, check_arguments, check_devices, memory_format, pair, single, triple
 from ._autocast import register_autocast
 from ._autograd import register_derivatives
@@ -143,8 +143,13 @@ def _(input, weight, offset, mask, bias, stride, padding, dilation, groups, im2c
     return input.new_empty(shape).to(memory_format=memory_format(input))
 
 
+def _unchecked(device: str) -> bool:
+    """Whether no kernel has checked the arguments; the library can."""
+    return _library.has_ops() and (_backend.backend == "reference" or device not in _library.loaded)
+
+
 def _reference(*arguments):
-    if _backend.backend == "reference":  # else it runs where the operator has checked
+    if _unchecked(arguments[0].device.type):
         torch.ops.dcnzoo._check_deform_conv(*arguments, None)
     *arguments, _im2col_step = arguments
     return reference.deform_conv(*arguments)

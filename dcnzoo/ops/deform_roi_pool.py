@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import _deterministic, _library, reference  # noqa: F401  (_library registers the operators)
+from . import _deterministic, reference
 from ._arguments import Int2
 from ._autograd import register_derivatives
 from ._vmap import fold, fold_rois, unfold

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import _library  # noqa: F401  (registers the operators)
+from . import _plain, reference_boxes
 
 
 def nms(
@@ -34,6 +34,9 @@ def nms(
         RuntimeError: a shape, dtype, device or value that does not fit.
     """
     return torch.ops.dcnzoo.nms(boxes, scores, iou_threshold, offset)
+
+
+_plain.register("nms", reference_boxes.nms, autograd=False)
 
 
 @torch.library.register_fake("dcnzoo::nms")

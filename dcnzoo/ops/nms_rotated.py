@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import _library  # noqa: F401  (registers the operators)
+from . import _plain, reference_boxes
 
 
 def nms_rotated(
@@ -35,6 +35,9 @@ def nms_rotated(
         RuntimeError: a shape, dtype, device or value that does not fit.
     """
     return torch.ops.dcnzoo.nms_rotated(boxes, scores, iou_threshold, clockwise)
+
+
+_plain.register("nms_rotated", reference_boxes.nms_rotated, autograd=False)
 
 
 @torch.library.register_fake("dcnzoo::nms_rotated")

@@ -218,6 +218,45 @@ def deform_roi_pool(
     return torch.cat(pooled).to(input.dtype)
 
 
+def roi_align(
+    input: Tensor,  # (N, C, H, W)
+    rois: Tensor,  # (K, 5), (image, x1, y1, x2, y2)
+    output_size: Sequence[int],
+    spatial_scale: float = 1.0,
+    sampling_ratio: int = 0,
+    pool_mode: str = "avg",
+    aligned: bool = True,
+) -> Tensor:
+    """RoIAlign (He et al. 2017, sec. 3), written out, a RoI at a time.
+
+    A bin of a RoI that is ``length`` pixels long along an axis is sampled at ``start + (bin + (sample + 0.5)
+    / samples) · length / bins`` on that axis.
+    """
+    accumulate = torch.promote_types(input.dtype, torch.float32)
+    feature = input.to(accumulate)
+    pooled = [feature.new_zeros(0, input.shape[1], *output_size)]
+    for roi in rois.to(accumulate):
+        low, high = roi[1:].view(2, 2).flip(1) * spatial_scale - 0.5 * aligned  # (y, x) each
+        length = high - low
+        if not aligned:
+            length = torch.where(length < 1, torch.ones_like(length), length)
+        one = length / length.new_tensor(output_size)
+        samples = [sampling_ratio] * 2 if sampling_ratio > 0 else one.ceil()
+        if not roi.isfinite().all() or min(samples) <= 0 or max(samples) > MOST_SAMPLES:
+            pooled.append(feature.new_zeros(1, input.shape[1], *output_size))
+            continue
+        points = []  # (oH, 1, samples, 1) and (1, oW, 1, samples)
+        for axis in range(2):
+            count = int(samples[axis])
+            sample = (torch.arange(count, device=input.device, dtype=accumulate) + 0.5) / count
+            bin = torch.arange(output_size[axis], device=input.device, dtype=accumulate)
+            grid = low[axis] + (bin[:, None] + sample) * one[axis]
+            points.append(grid[:, None, :, None] if axis == 0 else grid[None, :, None, :])
+        values = sample_clamped(feature[roi[:1].long()][0], *points).flatten(-2)  # (C, oH, oW, samples)
+        pooled.append((values.mean(-1) if pool_mode == "avg" else values.max(-1).values)[None])
+    return torch.cat(pooled).to(input.dtype)
+
+
 def roi_align_rotated(
     input: Tensor,  # (N, C, H, W)
     rois: Tensor,  # (K, 6), (image, x, y, width, height, angle)

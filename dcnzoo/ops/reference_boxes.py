@@ -1,6 +1,6 @@
-"""Overlaps of rotated boxes in plain PyTorch: the oracle that the compiled kernels are tested against.
+"""NMS and overlaps of boxes in plain PyTorch: the oracle that the compiled kernels are tested against.
 
-It works in another way than they do: from the points where sides cross and the corners inside the other box.
+Of rotated boxes it works in another way: from the points where sides cross and corners inside the other box.
 """
 
 from __future__ import annotations
@@ -35,6 +35,25 @@ def box_iou_rotated(
     ratios = shared / (area + areas - shared if mode == "iou" else area)
     ratios = torch.where(small, 0.0, ratios).to(boxes1.dtype)
     return ratios if aligned else ratios.view(len(boxes1), len(boxes2))
+
+
+def nms(
+    boxes: Tensor,  # (N, 4), (x1, y1, x2, y2)
+    scores: Tensor,  # (N,)
+    iou_threshold: float,
+    offset: int = 0,
+) -> Tensor:  # (kept,)
+    """Boxes that no better kept one overlaps (Ren et al. 2015, sec. 3.3), best first."""
+    boxes = boxes.to(torch.promote_types(boxes.dtype, torch.float32))
+    areas = (boxes[:, 2:] - boxes[:, :2] + offset).prod(1)
+    left, kept = scores.sort(stable=True, descending=True).indices, []
+    while len(left):
+        best, left = left[0], left[1:]
+        kept.append(best)
+        low, high = torch.max(boxes[best, :2], boxes[left, :2]), torch.min(boxes[best, 2:], boxes[left, 2:])
+        shared = (high - low + offset).clamp(min=0).prod(1)
+        left = left[~(shared / (areas[best] + areas[left] - shared) > iou_threshold)]
+    return torch.stack(kept) if kept else left
 
 
 def nms_rotated(

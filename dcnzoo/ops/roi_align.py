@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.forward_ad import make_dual
 
-from . import _deterministic, _library  # noqa: F401  (_library registers the operators)
+from . import _deterministic, reference
 from ._arguments import Int2, pair, shape_text
 from ._autograd import primal, register_autograd, tangent
 from ._vmap import fold, fold_pooling, fold_pooling_backward, unfold
@@ -124,7 +124,15 @@ def _read(maps, rois, argmax_y, argmax_x, output_h, output_w, *arguments):
     return torch.ops.dcnzoo.roi_align(maps, rois, output_h, output_w, *arguments)[0]
 
 
-register_autograd("roi_align", _setup_context, _autograd_backward, forward_mode=_forward_mode)
+def _reference(input, rois, output_h, output_w, spatial_scale, sampling_ratio, pool_mode, aligned):
+    mode = "max" if pool_mode == _MAX else "avg"
+    sampling = (spatial_scale, sampling_ratio, mode, aligned)
+    output = reference.roi_align(input, rois, (output_h, output_w), *sampling)
+    where = torch.empty(0, dtype=torch.promote_types(input.dtype, torch.float32), device=input.device)
+    return output, where, where.clone()  # torch differentiates: nothing reads where the maxima are
+
+
+register_autograd("roi_align", _setup_context, _autograd_backward, _reference, forward_mode=_forward_mode)
 
 
 def _setup_backward_context(ctx, inputs, output):

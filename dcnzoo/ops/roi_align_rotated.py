@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.forward_ad import make_dual
 
-from . import _deterministic, _library, reference  # noqa: F401  (_library registers the operators)
+from . import _deterministic, reference
 from ._arguments import Int2
 from ._autograd import primal, register_autograd, tangent
 from ._vmap import fold_pooling, fold_pooling_backward, unfold

@@ -1,0 +1,49 @@
+"""The operators in plain PyTorch, where no compiled kernels are: other systems, and devices but CPU and CUDA.
+
+Slower by far, differentiated by torch itself, and with torch's messages for most arguments that do not fit.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from functools import cache
+
+from torch import Tensor
+
+from . import _backend, _library
+
+
+def keys() -> list[str]:
+    """The dispatch keys of the devices that have no compiled kernels."""
+    without = [key for key in _backend.DEVICES if key.lower() not in _library.loaded]
+    # DCNZOO_BACKEND=fused: on CUDA Triton's run
+    return [key for key in without if key != "CUDA" or _backend.backend != "fused"]
+
+
+@cache
+def _warn(key: str) -> None:
+    problems = _library.problems
+    why = problems.get(key.lower(), problems.get("cpu", "there are some for the CPU and CUDA alone"))
+    warnings.warn(
+        f"dcnzoo: no compiled kernels for {key}: {why.rstrip('.')}. Plain PyTorch runs in their place, which "
+        "takes many times longer",
+        stacklevel=2,
+    )
+
+
+def register(name: str, function: Callable, *, autograd: bool = True) -> None:
+    """Runs ``function`` as the operator ``dcnzoo::name`` on the devices that have no compiled kernels.
+
+    Args:
+        autograd: torch differentiates it.
+    """
+    for key in keys():
+
+        def kernel(*arguments: object, key: str = key) -> Tensor | tuple[Tensor, ...]:
+            _warn(key)
+            return function(*arguments)
+
+        _backend.override(name, kernel, key)
+        if autograd:
+            _backend.override(name, kernel, f"Autograd{key}")

@@ -1,0 +1,95 @@
+"""The operators where there are no compiled kernels: without the library, and on other devices."""
+
+import itertools
+import os
+import re
+import subprocess
+import sys
+from random import Random
+
+import pytest
+import torch
+
+from dcnzoo.ops import _backend, _schemas
+from dcnzoo.ops._torch_private import all_operator_names, has_kernel
+
+from . import op_cases
+
+WITHOUT_LIBRARY = """
+import sys
+import torch
+
+def load_library(path):
+    raise OSError("made for another system")
+
+torch.ops.load_library = load_library
+from tests.test_plain import results
+import dcnzoo.ops
+assert not dcnzoo.ops.has_ops() and dcnzoo.ops.cpu_capability() == "none"
+torch.save(results(), sys.argv[1])
+"""
+
+
+def results():
+    """Of every operator on some of its samples the outputs and gradients."""
+    found = {}
+    for operator in op_cases.operators(differentiable=False):
+        random = (operator.random_sample(Random(seed), "") for seed in range(10))
+        samples = random if not operator.differentiable else itertools.islice(operator.samples(), 12)
+        for number, sample in enumerate(samples):
+            leaves = sample.leaves() if operator.differentiable else sample
+            output = operator.call(leaves)
+            gradients = []
+            if operator.differentiable:
+                gradients = torch.autograd.grad(output.sin().sum(), leaves.given, materialize_grads=True)
+            found[f"{operator.name} {number} {sample.name}"] = [output.detach(), *gradients]
+    return found
+
+
+def test_without_the_library(tmp_path):
+    file, environment = tmp_path / "results.pt", {**os.environ, "PYTHONWARNINGS": "default"}
+    child = subprocess.run(
+        [sys.executable, "-c", WITHOUT_LIBRARY, str(file)], env=environment, capture_output=True, text=True
+    )
+    assert child.returncode == 0, child.stderr
+    told = re.findall(r"UserWarning: (dcnzoo: .*)", child.stderr)
+    assert len(told) == 1 and "_C_cpu.so does not load: made for another system" in told[0], told
+    expected, found = results(), torch.load(file)
+    assert found.keys() == expected.keys()
+    for name, got in found.items():
+        for g, w in zip(got, expected[name], strict=True):
+            torch.testing.assert_close(
+                g, w, atol=1e-9, rtol=1e-9, msg=lambda text, name=name: f"{name}: {text}"
+            )
+
+
+def test_schemas_are_those_of_the_library():
+    ours = {schema.partition("(")[0]: schema for schema in _schemas.SCHEMAS}
+    names = {name.removeprefix("dcnzoo::") for name in all_operator_names() if name.startswith("dcnzoo::")}
+    assert ours.keys() == names - {"_check_deform_conv", "_cpu_capability"}  # which nothing asks for
+    for name, schema in ours.items():
+        assert f"dcnzoo::{schema}" == str(getattr(torch.ops.dcnzoo, name).default._schema)
+
+
+@pytest.mark.parametrize("key", [key for key in _backend.DEVICES if key not in ("CPU", "CUDA")])
+def test_other_devices_have_every_operator(key):
+    for name in (schema.partition("(")[0] for schema in _schemas.SCHEMAS if not schema.startswith("_")):
+        assert has_kernel(f"dcnzoo::{name}", key), name
+
+
+def test_device_without_compiled_kernels():
+    """Asked on the CPU, with the key of another device."""
+    code = """
+import torch
+import dcnzoo.ops
+key = torch._C.DispatchKeySet(torch._C.DispatchKey.XPU)
+x, w, offset = torch.randn(1, 3, 5, 6), torch.randn(4, 3, 3, 2), torch.zeros(1, 12, 5, 7)
+arguments = (x, w, offset, None, None, [1, 1], [1, 1], [1, 1], 1, None)
+output = torch.ops.dcnzoo.deform_conv.default.redispatch(key, *arguments)
+torch.testing.assert_close(output, torch.nn.functional.conv2d(x, w, padding=1))
+kept = torch.ops.dcnzoo.nms.default.redispatch(key, torch.rand(3, 4), torch.rand(3), 0.5, 0)
+"""
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert child.returncode == 0, child.stderr
+    assert child.stderr.count("Plain PyTorch runs") == 1
+    assert "no compiled kernels for XPU: there are some for the CPU and CUDA alone" in child.stderr
