@@ -17,6 +17,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.fetch import ChecksumError, DownloadError, cache_folder, checksum_in_name, verify
 from dcnzoo.utils.files import write_bytes
 from dcnzoo.zoo.description import Description, describe, is_deformable
@@ -59,6 +60,11 @@ def download(name: str, folder: str | os.PathLike | None = None) -> Path:
 
         return fetch(weights, folder)
     file = Path(weights)
+    if not file.exists():
+        raise UserError(
+            f"{name}: its weights are in dcnzoo's repository, not in the wheel: expected {file.name} in "
+            f"{file.parent}"
+        )
     verify(file)
     if folder is None:
         return file

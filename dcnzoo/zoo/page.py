@@ -116,7 +116,7 @@ def _rows(model: Model) -> Iterator[list[str]]:
 def _weights_link(model: Model, weights: str) -> str:
     if "://" in weights:
         return f"[download]({weights})"
-    return f"[in the package]({Path(weights).relative_to(mim_folder(model.package)).as_posix()})"
+    return f"[in the repository]({Path(weights).relative_to(mim_folder(model.package)).as_posix()})"
 
 
 def _link(model: Model) -> str:
