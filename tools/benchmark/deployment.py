@@ -2,14 +2,13 @@
 
 All contestants are in one process, on one thread each, and take turns. What is taken is the process's
 CPU time, so that other work on the machine counts little; read the ratios. Results go to
-docs/benchmarks/deployment-….{md,json}.
+docs/benchmarks/deployment-….md.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
 import tempfile
 import time
@@ -215,8 +214,6 @@ def main() -> None:
     stem = args.out / f"deployment-{slug(facts)}"
     text = page(facts, results, args.rounds)
     stem.with_name(f"{stem.name}.md").write_text(text, encoding="utf-8")
-    content = {"facts": facts, "rounds": args.rounds, "results": [dataclasses.asdict(r) for r in results]}
-    stem.with_name(f"{stem.name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     print(text)
 
 

@@ -7,14 +7,12 @@ without a matcher and an optimiser. In the environments that `make test-others` 
     .venv-transformers/bin/python tools/benchmark/hosts.py
     .venv-others/bin/python tools/benchmark/hosts.py --case BiRefNet MMDetection
 
-Prints the results and writes them to docs/benchmarks/hosts-….md and .csv.
+Prints the results and writes them to docs/benchmarks/hosts-….md.
 """
 
 from __future__ import annotations
 
-import csv
 import importlib.metadata
-import io
 import itertools
 import os
 import sys
@@ -243,16 +241,6 @@ def cells(rows: list[Row]) -> list[list[str]]:
     return [head, *(row.cells() for row in rows)]
 
 
-def as_csv(rows: list[Row]) -> bytes:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["model", "pass", "round", "eager_s", "dcnzoo_s"])
-    for row in rows:
-        for i, samples in enumerate(zip(row.eager, row.dcnzoo, strict=True)):
-            writer.writerow([row.model, row.mode, i, *(f"{seconds:.4f}" for seconds in samples)])
-    return text.getvalue().encode()
-
-
 def page(facts: dict[str, object], rows: list[Row]) -> bytes:
     text = f"""\
 # Whole models of other packages
@@ -303,8 +291,7 @@ def main(case: tuple[str, ...], rounds: int, threads: int, out: Path | None) -> 
             bar.console.print(", ".join(rows[-1].cells()), highlight=False)
     report.show("Whole models", cells(rows), console, text_columns=2)
     folder = out or ROOT / ("work_dirs" if case else "docs") / "benchmarks"
-    files = {".md": page(facts, rows), ".csv": as_csv(rows)}
-    for path in report.write(folder, f"hosts-{slug(facts)}", files):
+    for path in report.write(folder, f"hosts-{slug(facts)}", {".md": page(facts, rows)}):
         console.print(f"written: {path}", highlight=False, soft_wrap=True)
 
 

@@ -20,7 +20,7 @@ import report
 import torch
 from families import OURS, Call, Unsupported
 from measure import PASSES, Effort, MemoryProbe, Timing
-from results import Results, Row, Setting, goals
+from results import Results, Row, Setting
 from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 from rivals import RIVALS, probe
@@ -86,7 +86,8 @@ def complete(args: SimpleNamespace) -> SimpleNamespace:
         if not torch.cuda.is_available():
             raise click.UsageError("--device: expected cpu, since torch finds no GPU; got cuda")
         args.threads = [torch.get_num_threads()]
-    args.out = args.out or ROOT / ("work_dirs" if partial else "docs") / "benchmarks"
+    raw = ROOT / "work_dirs/benchmarks"
+    args.raw, args.out = args.out or raw, args.out or (raw if partial else ROOT / "docs/benchmarks")
     args.effort = Effort(0.02, 3, 3) if args.quick else Effort(args.seconds)
     return args
 
@@ -128,8 +129,8 @@ def main(**options: object) -> None:
     """Time and memory of dcnzoo's operators beside every rival that is installed, in one process.
 
     The contestants take turns, so that whatever else the machine does hits all of them alike; read the
-    ratios, not the milliseconds. Results go to docs/benchmarks/, named by machine and versions
-    (work_dirs/benchmarks/ when only part is run).
+    ratios, not the milliseconds. A whole run writes its summary to docs/benchmarks/, named by machine and
+    versions; everything else goes to work_dirs/benchmarks/.
 
     \b
     examples:
@@ -182,7 +183,6 @@ def main(**options: object) -> None:
             measure_demo(args, results, progress)
 
     tables = report.setting_tables(results, contestants)
-    reached = list(goals(results)) if args.device == "cpu" else []
     for title, rows in tables:
         report.show(title, rows, console, text_columns=2)
     for line in report.problems(results):
@@ -197,19 +197,18 @@ def main(**options: object) -> None:
         )
     if roofline:
         report.show("measured limits of the machine", report.roofline_table(roofline), console)
-    if reached:
-        report.show("goals (medians over the ResNet-50 and FPN shapes)", report.goal_table(reached), console)
+    report.show("summary: medians over the cases", report.summary_table(results), console, text_columns=4)
     document["roofline"] = [
         {"dtype": dtype, "threads": threads, **dataclasses.asdict(peak)}
         for (dtype, threads), peak in roofline.items()
     ]
+    raw = {".json": report.as_json(document, results), "-cases.md": report.as_tables(tables)}
     files = {
-        ".json": report.as_json(document, results, reached),
-        ".csv": report.as_csv(results),
-        ".md": report.as_markdown(document, results, reached, tables, roofline),
+        ".md": report.as_markdown(document, results, roofline),
         ".png": report.as_plot(results, contestants),
     }
-    for path in report.write(args.out, document["name"], files):
+    name = document["name"]
+    for path in report.write(args.raw, name, raw) + report.write(args.out, name, files):
         shown = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
         console.print(f"written: {shown}", highlight=False, soft_wrap=True)
 

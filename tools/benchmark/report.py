@@ -1,8 +1,7 @@
-"""Tables on the terminal; JSON, CSV, Markdown and a plot in files."""
+"""Tables on the terminal; JSON, Markdown and a plot in files."""
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +14,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from measure import PASSES
-from results import MIB, Goal, Results, Setting
+from results import MIB, Results, Setting, largest_memory, summary
 from rich.console import Console
 from rich.table import Table
 
@@ -83,13 +82,32 @@ def _line(
     return line
 
 
-def goal_table(goals: Sequence[Goal]) -> list[list[str]]:
-    rows = [["figure", "goal", "measured", "", "of limit", "over", "note"]]
-    for goal in goals:
-        share = DASH if goal.of_limit is None else f"{goal.of_limit:.0%}"
-        measured = number(goal.measured, "×")
-        rows.append([goal.figure, goal.goal_text, measured, goal.verdict, share, str(goal.count), goal.note])
+def summary_table(results: Results) -> list[list[str]]:
+    threads = sorted({s.threads for s in results.settings()} | results.demo.keys())
+    counts = [f"{count} thread{'s' * (count > 1)}" for count in threads]
+    rows = [["operator", "pass", "type", "times of", *counts, "least good case", "of limit", "cases"]]
+    for figure in summary(results):
+        worst = f"{number(figure.worst, '×')} {figure.worst_case}"
+        share = DASH if figure.of_limit is None else f"{figure.of_limit:.0%}"
+        ratios = [number(figure.ratios.get(count), "×") for count in threads]
+        what = [figure.family, figure.mode, figure.dtype, figure.over]
+        rows.append([*what, *ratios, worst, share, str(figure.count)])
+    if results.demo:
+        ratios = {count: arms["on"].median / arms["off"].median for count, arms in results.demo.items()}
+        cells = [number(ratios.get(count), "×") for count in threads]
+        rows.append(["demo", "training iteration", "float32", "dcn on / off", *cells, DASH, DASH, "1"])
     return rows
+
+
+def memory_line(results: Results) -> str | None:
+    row = largest_memory(results)
+    if row is None:
+        return None
+    case = f"{row.setting.family} {row.setting.case}"
+    return (
+        f"Most extra memory of a forward pass: {row.extra / MIB:.1f} MiB, beside {row.needed / MIB:.1f} MiB "
+        f"of inputs, weights and outputs ({case})."
+    )
 
 
 def roofline_table(roofline: Mapping[tuple[str, int], Roofline]) -> list[list[str]]:
@@ -130,7 +148,7 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
 # Files
 
 
-def as_json(document: dict, results: Results, goals: Sequence[Goal]) -> bytes:
+def as_json(document: dict, results: Results) -> bytes:
     rows = []
     for row in results.rows:
         entry = {**asdict(row.setting), **asdict(row)}
@@ -138,7 +156,6 @@ def as_json(document: dict, results: Results, goals: Sequence[Goal]) -> bytes:
         rows.append(entry)
     document = {
         **document,
-        "goals": [{**asdict(goal), "verdict": goal.verdict} for goal in goals],
         "demo_training": {
             str(t): {a: asdict(v) for a, v in arms.items()} for t, arms in results.demo.items()
         },
@@ -147,54 +164,30 @@ def as_json(document: dict, results: Results, goals: Sequence[Goal]) -> bytes:
     return (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode()
 
 
-def as_csv(results: Results) -> bytes:
-    text = io.StringIO()
-    columns = [
-        *("family", "group", "case", "shape", "dtype", "pass", "threads", "contestant"),
-        *("median_ms", "q1_ms", "q3_ms", "samples", "over_floor", "over_dcnzoo", "roofline_ms"),
-        *("extra_mib", "needed_mib", "problem"),
-    ]
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    for row in results.rows:
-        s, t = row.setting, row.timing
-        times = [f"{v * 1e3:.5g}" for v in (t.median, t.low, t.high)] + [t.count] if t else [""] * 4
-        ratios = [results.over_floor(s, row.contestant), results.over_ours(s, row.contestant)]
-        limit = results.limits.get(s)
-        writer.writerow(
-            [
-                *(s.family, s.group, s.case, s.shape, s.dtype, s.mode, s.threads, row.contestant),
-                *times,
-                *("" if r is None else f"{r:.4g}" for r in ratios),
-                "" if limit is None else f"{limit * 1e3:.5g}",
-                *("" if m is None else f"{m / MIB:.2f}" for m in (row.extra, row.needed)),
-                row.problem or row.memory_problem or "",
-            ]
-        )
-    return text.getvalue().encode()
-
-
-def as_markdown(
-    document: dict, results: Results, goals: Sequence[Goal], tables: Sequence[tuple], roofline: Mapping
-) -> bytes:
+def as_markdown(document: dict, results: Results, roofline: Mapping) -> bytes:
+    """The summary."""
     facts = ", ".join(f"{key} {value}" for key, value in document["machine"].items())
     rivals = ", ".join(f"{name} {version}" for name, version in document["rivals"].items())
     parts = [
-        f"# Benchmark: {document['name']}",
+        f"# Operators: {document['name']}",
         f"{document['date']}. {facts}. Rivals: {rivals or 'none'}.",
         f"`{document['command']}`",
+        "Ratios of times, medians over the cases; what each word means: [performance](../performance.md). "
         f"Interquartile range, median over all timings: {number((document['noise'] or 0) * 100, ' %')}.",
+        markdown(summary_table(results)),
+        *filter(None, [memory_line(results)]),
     ]
-    if goals:
-        parts += ["## Goals", markdown(goal_table(goals))]
     if roofline:
-        parts += ["## Roofline", markdown(roofline_table(roofline))]
-    for title, rows in tables:
-        parts += [f"## {title}", markdown(rows)]
+        parts += ["## Measured limits of the machine", markdown(roofline_table(roofline))]
     for heading, lines in {"Absent": absences(document["absent"]), "Not measured": problems(results)}.items():
         if lines:
             parts += [f"## {heading}", "\n".join(f"- {line}" for line in lines)]
     return ("\n\n".join(parts) + "\n").encode()
+
+
+def as_tables(tables: Sequence[tuple[str, list[list[str]]]]) -> bytes:
+    """Every case."""
+    return ("\n\n".join(f"## {title}\n\n{markdown(rows)}" for title, rows in tables) + "\n").encode()
 
 
 def as_plot(results: Results, contestants: Mapping[str, Sequence[str]]) -> bytes | None:

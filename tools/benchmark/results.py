@@ -1,8 +1,8 @@
-"""What was measured, the ratios in it, and the goals that they are held against."""
+"""What was measured, and the ratios in it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from families import OURS
@@ -11,8 +11,6 @@ from measure import Timing, median
 MIB = 1 << 20
 # Peak extra memory may be this share of inputs, weights and outputs, or this much where that is more.
 MEMORY_SHARE, MEMORY_FLOOR = 0.10, 16 * MIB
-# A goal that cannot be reached counts as reached at this share of the roofline.
-ENOUGH_OF_LIMIT = 0.80
 
 
 @dataclass(frozen=True)
@@ -97,126 +95,78 @@ class Results:
         """The median spread of all timings: how restless the machine was."""
         return median([row.timing.spread for row in self.rows if row.timing and row.timing.count > 1])
 
-    def of_allowed_memory(self, setting: Setting) -> float | None:
-        row = self.row(setting, OURS)
-        if row is None or row.extra is None:
-            return None
-        return row.extra / max(MEMORY_SHARE * row.needed, MEMORY_FLOOR)
-
 
 def _ratio(numerator: float | None, denominator: float | None) -> float | None:
     return numerator / denominator if numerator is not None and denominator else None
 
 
 @dataclass(frozen=True)
-class Goal:
-    """A figure that was promised.
+class Figure:
+    """A line of the summary: a ratio of two contestants' times, medians over cases.
 
     Attributes:
-        measured: the median over ``count`` settings (or what ``figure`` says), None where none ran.
-        of_limit: the median share of the roofline in the same settings, where that matters.
+        ratios: threads -> median. Of dcnzoo over a floor low is good, of a rival over dcnzoo high.
+        worst, worst_case: the ratio of the least good case, at the largest number of threads.
+        of_limit: the median share of the roofline that dcnzoo reaches there.
+        count: cases.
     """
 
-    figure: str
-    goal: float
-    at_most: bool
-    measured: float | None
+    family: str
+    mode: str
+    dtype: str
+    over: str
+    ratios: dict[int, float]
+    worst: float
+    worst_case: str
+    of_limit: float | None
     count: int
-    of_limit: float | None = None
-    note: str = ""
-
-    @property
-    def goal_text(self) -> str:
-        return f"{'≤' if self.at_most else '≥'} {self.goal:g}×"
-
-    @property
-    def verdict(self) -> str:
-        if self.measured is None:
-            return "not measured"
-        if self.measured <= self.goal if self.at_most else self.measured >= self.goal:
-            return "met"
-        return "met by roofline" if (self.of_limit or 0) >= ENOUGH_OF_LIMIT else "missed"
 
 
-def goals(results: Results) -> Iterator[Goal]:
-    """The goals for the CPU: medians over the ResNet-50 and FPN shapes, float32 unless said."""
-    all_threads = sorted({row.setting.threads for row in results.rows})
-    most = all_threads[-1:]
-
-    def against_floor(mode: str, limit: float, dtype: str = "float32", note: str = "") -> Iterator[Goal]:
-        for threads in all_threads:
-            chosen = _main(results, mode, dtype, threads)
-            ratios = _known(results.over_floor(s) for s in chosen)
-            shares = _known(results.of_limit(s) for s in chosen)
-            kind = "" if dtype == "float32" else f" ({dtype})"
-            name = f"{mode}{kind}, dcnzoo / F.conv2d, {_threads(threads)}"
-            yield Goal(name, limit, True, median(ratios), len(ratios), median(shares), note)
-
-    def against_rival(rival: str, mode: str, limit: float, among: Sequence[int]) -> Iterator[Goal]:
-        for threads in among:
-            chosen = [s for s in _main(results, mode, "float32", threads) if results.seconds(s, rival)]
-            ratios = _known(results.over_ours(s, rival) for s in chosen)
-            shares = _known(results.of_limit(s) for s in chosen)
-            name = f"{mode}, {rival} / dcnzoo, {_threads(threads)}"
-            yield Goal(name, limit, False, median(ratios), len(ratios), median(shares))
-
-    if any(row.setting.main for row in results.rows):
-        yield from against_floor("forward", 1.25)
-        yield from against_rival("mmcv", "forward", 10, most)
-        yield from against_rival("onnxruntime", "forward", 1.6, all_threads)
-        yield from against_floor("forward+backward", 1.35)
-        yield from against_rival("mmcv", "forward+backward", 25, most)
-        slow = (
-            ""
-            if results.facts["bf16_instructions"]
-            else "this CPU has no bf16 instructions, for which the goal is meant"
-        )
-        yield from against_floor("forward", 1.5, "bfloat16", slow)
-        yield from _scaling(results)
-        yield _memory(results)
-    for threads, arms in results.demo.items():
-        ratio = arms["on"].median / arms["off"].median
-        name = f"demo training iteration, dcn on / off, {_threads(threads)}"
-        note = f"{arms['on'].median * 1e3:.0f} and {arms['off'].median * 1e3:.0f} ms"
-        yield Goal(name, 1.2, True, ratio, arms["on"].count, note=note)
+def summary(results: Results) -> Iterator[Figure]:
+    """Over the cases of each family that count in a summary, or over all where none does."""
+    for family, dtype, mode in dict.fromkeys((s.family, s.dtype, s.mode) for s in results.settings()):
+        kind = dict(family=family, dtype=dtype, mode=mode)
+        settings = results.settings(**kind, main=True) or results.settings(**kind)
+        rivals = dict.fromkeys(row.contestant for row in results.rows if row.setting in settings)
+        for rival in rivals:
+            if rival.split()[0] != OURS and rival not in results.floors[family]:
+                yield from _figure(kind, f"{rival} / {OURS}", settings, results, min, rival)
+        floors = results.floors[family]
+        if floors:
+            yield from _figure(kind, f"{OURS} / {floors[0]}", settings, results, max)
 
 
-def _main(results: Results, mode: str, dtype: str, threads: int) -> list[Setting]:
-    return results.settings(main=True, mode=mode, dtype=dtype, threads=threads)
-
-
-def _scaling(results: Results) -> Iterator[Goal]:
-    """One thread against two on the largest shape: the one on which one thread takes longest."""
-    for mode in ("forward", "forward+backward"):
-        singles = [s for s in _main(results, mode, "float32", 1) if results.seconds(s, OURS)]
-        ratio, case = None, "largest shape"
-        if singles:
-            largest = max(singles, key=lambda s: results.limits.get(s, 0))
-            case = largest.case
-            doubles = [s for s in _main(results, mode, "float32", 2) if s.case == case]
-            if doubles:
-                ratio = _ratio(results.seconds(largest, OURS), results.seconds(doubles[0], OURS))
-        yield Goal(f"{mode}, 1 thread / 2 threads, {case}", 1.8, False, ratio, int(ratio is not None))
-
-
-def _memory(results: Results) -> Goal:
-    shares = {
-        s: share
-        for s in results.settings(main=True, mode="forward", dtype="float32")
-        if (share := results.of_allowed_memory(s)) is not None
+def _figure(
+    kind: dict[str, str],
+    over: str,
+    settings: Sequence[Setting],
+    results: Results,
+    worst_of: Callable,
+    rival: str | None = None,
+) -> Iterator[Figure]:
+    ratios = {s: results.over_floor(s) if rival is None else results.over_ours(s, rival) for s in settings}
+    ratios = {s: ratio for s, ratio in ratios.items() if ratio is not None}
+    if not ratios:
+        return
+    most = max(s.threads for s in ratios)
+    last = {s: ratio for s, ratio in ratios.items() if s.threads == most}
+    worst = worst_of(last, key=last.get)
+    shares = [share for s in last if (share := results.of_limit(s)) is not None]
+    medians = {
+        n: median([r for s, r in ratios.items() if s.threads == n]) for n in {s.threads for s in ratios}
     }
-    worst = max(shares, key=shares.get, default=None)
-    note = ""
-    if worst is not None:
-        row = results.row(worst, OURS)
-        note = f"{row.extra / MIB:.1f} MiB beside {row.needed / MIB:.1f} MiB on {worst.case}"
-    figure = "forward, worst peak extra memory / allowed (10% or 16 MiB)"
-    return Goal(figure, 1.0, True, shares.get(worst), len(shares), note=note)
+    yield Figure(
+        *(kind["family"], kind["mode"], kind["dtype"], over, medians, last[worst], worst.case),
+        of_limit=median(shares),
+        count=len(last),
+    )
 
 
-def _threads(count: int) -> str:
-    return f"{count} thread{'s' if count > 1 else ''}"
-
-
-def _known(values: Iterator[float | None]) -> list[float]:
-    return [value for value in values if value is not None]
+def largest_memory(results: Results) -> Row | None:
+    """The case that takes most of the memory it is allowed."""
+    rows = (results.row(s, OURS) for s in results.settings(mode="forward", dtype="float32"))
+    return max(
+        (row for row in rows if row and row.extra is not None),
+        key=lambda row: row.extra / max(MEMORY_SHARE * row.needed, MEMORY_FLOOR),
+        default=None,
+    )
