@@ -241,4 +241,4 @@ wheel: setup  ## dist/*.whl, one for every Python from 3.10 and torch from 2.10 
 	$(PIP) wheel --no-build-isolation --no-deps -w dist .
 
 clean:  ## remove what was built (not .venv, data or work_dirs)
-	rm -rf build dist docs/_build *.egg-info dcnzoo/ops/*.so $(VENV)/.built
+	rm -rf build dist docs/_build *.egg-info dcnzoo/ops/*.so dcnzoo/ops/schemas.txt $(VENV)/.built

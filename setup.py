@@ -338,6 +338,16 @@ def glibc_needed(libraries: Iterable[Path]) -> tuple[int, int] | None:
     return max(((int(a), int(b)) for found in versions for a, b in found), default=None)
 
 
+def write_schemas() -> None:
+    """What the sources define, for where nothing is compiled (dcnzoo/ops/_plain.py)."""
+    schemas = []
+    for source in sorted((ROOT / "ops").rglob("*.cpp")):
+        for literals in re.findall(r'\bm\.def\(\s*((?:"[^"]*"\s*)+)', source.read_text(encoding="utf-8")):
+            schemas.append("".join(re.findall(r'"([^"]*)"', literals)) + "\n")
+    (ROOT / "dcnzoo" / "ops" / "schemas.txt").write_text("".join(schemas), encoding="utf-8")
+
+
+write_schemas()
 devices = ("cpu", "cuda")
 if sys.platform not in ("linux", "darwin"):
     print(

@@ -1,9 +1,8 @@
 """The operators, as functions. Needs torch only."""
 
-from . import _torch_private
-from ._library import cpu_capability, has_ops, problems, with_cuda
+from ._library import cpu_capability, has_ops, is_defined, problems, with_cuda
 
-if not _torch_private.missing:
+if is_defined():
     from .box_iou_rotated import box_iou_rotated
     from .dcnv3 import dcnv3
     from .dcnv4 import dcnv4
@@ -21,7 +20,7 @@ if not _torch_private.missing:
     from .roi_align import roi_align
     from .roi_align_rotated import roi_align_rotated
 else:
-    # has_ops() must be callable beside any torch; an operator says what is wrong.
+    # has_ops() must be callable on a broken installation; an operator says what is wrong.
     def __getattr__(name: str):
         if name.startswith("__"):
             raise AttributeError(name)

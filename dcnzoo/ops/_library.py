@@ -1,6 +1,6 @@
 """Finds and loads the compiled libraries, ``_C_cpu.so`` and ``_C_cuda.so``, beside this file.
 
-Without ``_C_cpu.so`` the operators are defined here, and plain PyTorch runs them (see ``_plain.py``).
+Where ``_C_cpu.so`` does not load, the operators are defined here, and plain PyTorch runs them.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 
 from . import _torch_private
-from ._schemas import SCHEMAS
 
 _FOLDER = Path(__file__).parent
+_SCHEMAS = _FOLDER / "schemas.txt"  # written by setup.py
 _BUILD = "Build them with `pip install -e . --no-build-isolation` (or `make setup`) in the repository."
 
 loaded: dict[str, Path] = {}  # device -> the library that was loaded
@@ -49,15 +49,20 @@ if "cpu" in loaded:
         problems["cuda"] = "this torch is a CPU build"
     else:
         _load("cuda")
-elif not _torch_private.missing:
+elif not _torch_private.missing and _SCHEMAS.exists():
     _definitions = torch.library.Library("dcnzoo", "FRAGMENT")
-    for _schema in SCHEMAS:
+    for _schema in _SCHEMAS.read_text().splitlines():
         _definitions.define(_schema)
 
 
 def has_ops() -> bool:
     """Whether the compiled operators are there."""
     return "cpu" in loaded
+
+
+def is_defined() -> bool:
+    """Whether the operators can be called, compiled or not."""
+    return has_ops() or (not _torch_private.missing and _SCHEMAS.exists())
 
 
 def with_cuda() -> bool:
