@@ -65,6 +65,11 @@ class Preprocessing:
             ValueError: they do something that is not described here.
         """
         scale, keep_ratio, pad = None, True, None
+        rgb, normalised = bool(preprocessor._channel_conversion), preprocessor._enable_normalize
+        mean, std = (0.0,) * 3, (1.0,) * 3
+        if normalised:
+            mean, std = (tuple(t.flatten().tolist()) for t in (preprocessor.mean, preprocessor.std))
+        seen: list[str] = []
         for step in pipeline:
             kind = str(step["type"]).removeprefix("mmdet.")
             first = scale is None and pad is None
@@ -79,19 +84,25 @@ class Preprocessing:
                 keep_ratio = step.get("keep_ratio", False)
             elif kind == "Pad" and pad is None and step.get("padding_mode", "constant") == "constant":
                 pad = _padding(step)
+                if normalised and "Normalize" in seen:
+                    value = (m + s * v for m, s, v in zip(mean, std, pad["value"], strict=True))
+                    pad["value"] = tuple(value)[:: -1 if rgb else 1]
+            elif kind == "Normalize" and not normalised and not rgb:
+                rgb, normalised = step.get("to_rgb", True), True
+                mean, std = (tuple(map(float, step[key])) for key in ("mean", "std"))
             elif kind not in ("LoadImageFromFile", "LoadAnnotations", "PackDetInputs"):
                 raise ValueError(
                     "test_pipeline: expected LoadImageFromFile, Resize (bilinear, to a scale), Pad (with a "
-                    f"constant), LoadAnnotations and PackDetInputs, got {dict(step)}"
+                    f"constant), Normalize (once), LoadAnnotations and PackDetInputs, got {dict(step)}"
                 )
+            seen.append(kind)
         if preprocessor.pad_value != 0:
             raise ValueError(f"data_preprocessor: pad_value: expected 0, got {preprocessor.pad_value}")
-        normalised = preprocessor._enable_normalize
         return cls(
             classes=tuple(classes),
-            rgb=bool(preprocessor._channel_conversion),
-            mean=tuple(preprocessor.mean.flatten().tolist()) if normalised else (0.0,) * 3,
-            std=tuple(preprocessor.std.flatten().tolist()) if normalised else (1.0,) * 3,
+            rgb=rgb,
+            mean=mean,
+            std=std,
             scale=scale,
             keep_ratio=keep_ratio,
             pad_divisor=preprocessor.pad_size_divisor,

@@ -74,6 +74,27 @@ def compare(picture, tmp_path, resize, settings, pad=None):
     assert difference.mean() <= 0.15 / 50
 
 
+@pytest.mark.parametrize("to_rgb", [False, True])
+@pytest.mark.parametrize("pad", [None, "before", "after"])
+def test_normalised_in_the_pipeline(picture, tmp_path, to_rgb, pad):
+    init_default_scope("mmdet")
+    steps = [dict(type="Normalize", mean=[10.0, 20, 30], std=[50.0, 60, 70], to_rgb=to_rgb)]
+    if pad:
+        value = dict(img=(0.5, 1, 2.0) if pad == "after" else (114.0, 100, 90))
+        steps.insert(len(steps) * (pad == "after"), dict(type="Pad", size_divisor=32, pad_val=value))
+    pipeline = [LOAD, dict(type="Resize", **CASES["coco"][0]), *steps, PACK]
+    cv2.imwrite(str(tmp_path / "p.png"), picture)
+    results = dict(img_path=str(tmp_path / "p.png"))
+    for step in pipeline:
+        results = TRANSFORMS.build(step)(results)
+    inputs, _ = Preprocessing.of(pipeline, DetDataPreprocessor(), CLASSES)(read(tmp_path / "p.png"))
+    difference = np.abs(inputs[0] - results["inputs"].numpy())
+    assert difference.max() <= 1.01 / 50 and difference.mean() <= 0.15 / 50
+    for twice in (dict(mean=[1.0, 2, 3], std=[1.0, 1, 1]), dict(bgr_to_rgb=True)):
+        with pytest.raises(ValueError, match=r"Normalize \(once\)"):
+            Preprocessing.of(pipeline, DetDataPreprocessor(**twice), CLASSES)
+
+
 def test_metadata_holds_all(picture):
     _, _, ours = described(*CASES["coco"])
     again = Preprocessing.from_metadata(ours.to_metadata())
