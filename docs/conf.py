@@ -23,9 +23,9 @@ INCLUDED = {
 }
 
 project = "dcnzoo"
-copyright = "the dcnzoo authors"
 version = release = __version__
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_click"]
+copyright = f"the dcnzoo authors. Version {version}"  # in the footer
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_click", "sphinx_copybutton"]
 exclude_patterns = ["_build"]
 myst_enable_extensions = ["deflist", "dollarmath"]
 myst_heading_anchors = 3
