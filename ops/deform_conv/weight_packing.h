@@ -29,31 +29,42 @@ void pack_forward(const DeformConvShapes& s, const ChannelBlock& block, const S*
       for (int64_t first = 0; first < all; first += stretch) {  // (channel, tap) pairs in the order of weight
         const int64_t count = all - first < stretch ? all - first : stretch;
         transpose(from + first, from_stride, turned, panel, width, count);
+        int64_t tap = first % s.taps, channel = first / s.taps;
         for (int64_t i = 0; i < count; ++i) {
-          const int64_t row = (first + i) % s.taps * channels + (first + i) / s.taps;
-          S* row_to = to + row / pair * panel * pair + row % pair;
-          for (int64_t o = 0; o < width; ++o) row_to[o * pair] = turned[i * panel + o];
+          const int64_t row = tap * channels + channel;
+          S* const row_to = to + row / pair * panel * pair + row % pair;
+          const S* const row_from = turned + i * panel;
+          if (pair == 1 && width == panel) {  // a fixed size, which is copied in vectors
+            std::memcpy(row_to, row_from, panel * sizeof(S));
+          } else {
+            for (int64_t o = 0; o < width; ++o) row_to[o * pair] = row_from[o];
+          }
+          if (++tap == s.taps) tap = 0, ++channel;
         }
       }
     }
   }
 }
 
-// Calls run(place, packed) for every weight of a block: where it is in weight, and in the backward's panels
-// of columns (tap · channel of the block), each [panel_outputs][kNR].
+// Calls run(place, packed, count) for runs of a block's weights. In weight they are s.taps apart from `place` on. In the
+// backward's panels of columns (tap · channel of the block), each [panel_outputs][kNR], they are contiguous from
+// `packed` on.
 template <typename T, typename Run>
-void each_backward_weight(const DeformConvShapes& s, const ChannelBlock& block, Run run) {
-  if (s.is_depthwise()) return each_depthwise_weight(s.taps, block, run);
+void each_backward_run(const DeformConvShapes& s, const ChannelBlock& block, Run run) {
+  if (s.is_depthwise())
+    return each_depthwise_weight(s.taps, block,
+                                 [=](int64_t place, int64_t packed) { run(place, packed, int64_t(1)); });
   const int64_t outputs = s.out_channels / s.groups, group_channels = s.channels / s.groups;
   const int64_t inner = block.first - block.group * group_channels, channels = block.count / block.groups;
   for (int64_t o = 0; o < block.outputs; ++o) {
     const int64_t group = o / outputs, row = o % block.panel_outputs;
     const int64_t from = ((block.group * outputs + o) * group_channels + inner) * s.taps;
     for (int64_t tap = 0; tap < s.taps; ++tap)
-      for (int64_t c = 0; c < channels; ++c) {
-        const int64_t column = tap * block.count + group * channels + c;
+      for (int64_t c = 0, count; c < channels; c += count) {
+        const int64_t column = tap * block.count + group * channels + c, lane = column % kNR<T>;
+        count = channels - c < kNR<T> - lane ? channels - c : kNR<T> - lane;
         run(from + c * s.taps + tap,
-            block.weight_at + (column / kNR<T> * block.panel_outputs + row) * kNR<T> + column % kNR<T>);
+            block.weight_at + (column / kNR<T> * block.panel_outputs + row) * kNR<T> + lane, count);
       }
   }
 }
@@ -62,14 +73,21 @@ template <typename T>
 void pack_backward(const DeformConvShapes& s, const ChannelBlock& block, const T* weight, T* packed) {
   if (!s.is_depthwise())
     std::memset(packed + block.weight_at, 0, block.depth * block.panel_outputs * sizeof(T));
-  each_backward_weight<T>(s, block, [=](int64_t from, int64_t to) { packed[to] = weight[from]; });
+  const int64_t apart = s.taps;
+  each_backward_run<T>(s, block, [=](int64_t from, int64_t to, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) packed[to + i] = weight[from + i * apart];
+  });
 }
 
 template <typename T>
 void unpack_weight_gradient(const DeformConvShapes& s, const ChannelBlock& block, const T* packed,
                             T* grad_weight, bool accumulate) {
-  each_backward_weight<T>(s, block, [=](int64_t to, int64_t from) {
-    grad_weight[to] = accumulate ? grad_weight[to] + packed[from] : packed[from];
+  const int64_t apart = s.taps;
+  each_backward_run<T>(s, block, [=](int64_t to, int64_t from, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) {
+      T* const value = grad_weight + to + i * apart;
+      *value = accumulate ? *value + packed[from + i] : packed[from + i];
+    }
   });
 }
 
