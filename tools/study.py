@@ -212,7 +212,7 @@ def commit() -> str:
         return "unknown"
     # what the trainings write themselves does not count
     described = [git, "describe", "--always", "--abbrev=10", "--exclude=*"]
-    changed = [git, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs"]
+    changed = [git, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs", ":!README.md"]
     name, dirty = (
         subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
         for line in (described, changed)

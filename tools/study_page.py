@@ -78,10 +78,14 @@ def write_page(page: Path, results: Path, sampling: Path, times: Path, planned: 
 
 
 def comparison(
-    rows: Sequence[Row], arm: str, setting: str = "full", baseline: str = "off"
+    rows: Sequence[Row],
+    arm: str,
+    setting: str = "full",
+    baseline: str = "off",
+    metric: str = "mask_ap",
 ) -> Comparison | None:
-    """Compare mask APs. None if fewer than two pairs have been run."""
-    values = differences(select(rows, arm, setting), select(rows, baseline, setting))
+    """Compare APs. None if fewer than two pairs have been run."""
+    values = differences(select(rows, arm, setting), select(rows, baseline, setting), metric)
     return Comparison.of(values) if len(values) > 1 else None
 
 
@@ -93,9 +97,8 @@ def real_table(rows: Sequence[Row]) -> str:
         ("fruits_nuts", "mask_ap", "mask AP"),
     ):
         off, v2 = select(rows, "off", setting), select(rows, "v2", setting)
-        values = differences(v2, off, metric)
-        if len(values) > 1:
-            found = Comparison.of(values)
+        found = comparison(rows, "v2", setting, metric=metric)
+        if found is not None:
             means = [mean_and_spread([getattr(row, metric) for row in each.values()]) for each in (off, v2)]
             lines.append([setting, name, *means, str(found), f"{found.ahead} of {found.pairs}"])
     return markdown(["images", "", "off", "v2", "v2 − off (95% interval)", "ahead"], lines)
@@ -113,22 +116,20 @@ def table(rows: Sequence[Row], times: Times, arms: Sequence[str]) -> str:
             mean_and_spread([r.box_ap for r in own.values()]),
             mean_and_spread([r.mask_ap for r in own.values()]),
         ]
-        found, longer = comparison(rows, arm, baseline=arms[0]), time_ratio(times, arm, arms[0])
-        if arm == arms[0] or found is None:
-            cells += ["", "", ""]
-        else:
-            cells += [
-                str(found),
-                f"{found.ahead} of {found.pairs}",
-                "" if longer is None else f"{longer:.2f}×",
-            ]
+        for metric in ("box_ap", "mask_ap"):
+            found = comparison(rows, arm, baseline=arms[0], metric=metric)
+            cells.append(
+                "" if arm == arms[0] or found is None else f"{found}, {found.ahead} of {found.pairs}"
+            )
+        longer = time_ratio(times, arm, arms[0])
+        cells.append("" if arm == arms[0] or longer is None else f"{longer:.2f}×")
         lines.append(cells)
     head = [
         "arm",
         "box AP",
         "mask AP",
-        f"mask AP − {arms[0]} (95% interval)",
-        "ahead",
+        f"box AP − {arms[0]} (95% interval), pairs ahead",
+        f"mask AP − {arms[0]}",
         "time of an iteration",
     ]
     return markdown(head, lines)
@@ -152,11 +153,18 @@ def dose_table(rows: Sequence[Row]) -> str:
     lines = []
     for setting in STRENGTHS:
         off, v2 = select(rows, "off", setting), select(rows, "v2", setting)
-        found = comparison(rows, "v2", setting)
-        if found is not None:
-            means = [f"{statistics.mean(r.mask_ap for r in each.values()):.3f}" for each in (off, v2)]
-            lines.append([f"{STRENGTHS[setting]:g}", *means, str(found), f"{found.ahead} of {found.pairs}"])
-    return markdown(["deformation", "off", "v2", "mask AP, v2 − off (95% interval)", "ahead"], lines)
+        cells = [f"{STRENGTHS[setting]:g}"]
+        for metric in ("box_ap", "mask_ap"):
+            found = comparison(rows, "v2", setting, metric=metric)
+            if found is not None:
+                cells += [
+                    f"{statistics.mean(getattr(r, metric) for r in each.values()):.3f}" for each in (off, v2)
+                ]
+                cells.append(f"{found}, {found.ahead} of {found.pairs}")
+        if len(cells) > 1:
+            lines.append(cells)
+    head = [f"{name}{what}" for name in ("box AP", "mask AP") for what in (", off", ", v2", ", v2 − off")]
+    return markdown(["deformation", *head], lines)
 
 
 def plot_dose(rows: Sequence[Row]) -> Figure:
