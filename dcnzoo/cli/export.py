@@ -204,7 +204,7 @@ def _require_packages(*names: str) -> None:
         extras, more = ("onnx,openvino", " openvino") if "openvino" in missing else ("onnx", "")
         raise UserError(
             f"export: expected {' and '.join(names)} to be installed, got no {' and no '.join(missing)}: "
-            f'pip install "dcnzoo[{extras}]" (in the clone: pip install -r requirements-export.txt{more})'
+            f'pip install "./dcnzoo[{extras}]" (in the clone: pip install -r requirements-export.txt{more})'
         )
 
 

@@ -1,6 +1,6 @@
 """Models to ONNX, and exported detectors at run time.
 
-To export needs ``pip install dcnzoo[onnx]``. :class:`Detector` needs numpy and the runtime, not torch:
+To export needs ``pip install "./dcnzoo[onnx]"``. :class:`Detector` needs numpy and the runtime, not torch:
 nothing here is imported before it is used.
 """
 

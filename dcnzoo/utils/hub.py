@@ -1,6 +1,6 @@
 """``save_pretrained``, ``from_pretrained`` and ``push_to_hub`` of modules, through huggingface_hub.
 
-``pip install dcnzoo[hub]``. The package is imported when one of them is called, and torch not at all.
+``pip install "./dcnzoo[hub]"``. The package is imported when one of them is called, and torch not at all.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def _hub_class(cls: Any) -> Any:
     except ImportError as error:
         raise ImportError(
             f"{cls.__name__}: to save and load: expected huggingface_hub and safetensors, but {error}: "
-            'pip install "dcnzoo[hub]"',
+            'pip install "./dcnzoo[hub]"',
             name=error.name,
         ) from None
 

@@ -115,7 +115,7 @@ def models() -> tuple[Model, ...]:
         UserError: MMDetection is not installed.
     """
     if mim_folder("mmdet") is None:
-        raise UserError('expected MMDetection, whose metafiles are the index: pip install "dcnzoo[mmdet]"')
+        raise UserError('expected MMDetection, whose metafiles are the index: pip install "./dcnzoo[mmdet]"')
     ours = {model.name: model for model in _models_of("dcnzoo")}
     theirs = []
     for model in _models_of("mmdet"):
