@@ -1,12 +1,12 @@
-# Two commands: `make demo` and `make test`. Each sets up all it needs and skips what is done.
-# PYTHON=python3.12 chooses another Python, ARGS="…" goes to the command that a target runs.
+# The main targets are `make demo` and `make test`. Each target installs its requirements once and reuses them.
+# PYTHON=python3.12 selects another Python. ARGS="…" is passed to the target's command.
 PYTHON ?= python3
 VENV   := .venv
 RUN    := $(VENV)/bin/python
 PIP    := $(RUN) -m pip --quiet --disable-pip-version-check
 
-# Installs into .venv: with uv where it is on the PATH (`make UV= …` uses pip), from a folder of wheels with
-# `make WHEELHOUSE=wheelhouse …`. Python compiles what it imports, so that pip need not compile everything.
+# Installs into .venv with uv if it is on the PATH (`make UV= …` uses pip). `make WHEELHOUSE=wheelhouse …`
+# installs from a folder of wheels. --no-compile: Python compiles modules when it imports them.
 UV     := $(shell command -v uv)
 INSTALL = $(if $(UV),$(UV) pip install --quiet --python $(RUN),$(PIP) install --no-compile) $(if $(WHEELHOUSE),--no-index --find-links $(WHEELHOUSE))
 
@@ -18,11 +18,11 @@ OPS := $(shell find ops -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
 
-setup: $(VENV)/.built  ## .venv with what training needs, and the compiled operators in dcnzoo/ops
+setup: $(VENV)/.built  ## create .venv for training and compile the operators into dcnzoo/ops
 
-dev: setup $(VENV)/.dev  ## and what tests, lint and export need, in the same .venv
+dev: setup $(VENV)/.dev  ## also install the requirements of tests, lint and export into .venv
 
-# An interrupted installation leaves .installing behind: .venv is then deleted and created again.
+# An interrupted installation leaves .installing; .venv is then deleted and created again.
 $(VENV)/.installed: requirements.txt requirements-openmmlab.txt .ci/opencv-python/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and f"dcnzoo needs Python 3.10 or newer; {sys.executable} is {sys.version.split()[0]}. Choose one: make PYTHON=python3.12 …")'
 	test ! -e $(VENV)/.installing || rm -rf $(VENV)
@@ -33,7 +33,7 @@ $(VENV)/.installed: requirements.txt requirements-openmmlab.txt .ci/opencv-pytho
 	$(INSTALL) --no-deps --no-build-isolation ./.ci/opencv-python
 	mv $(VENV)/.installing $@
 
-# Adds to .venv. Interrupted, it leaves .installing behind, too; a failure (no network) leaves .venv in use.
+# Installs more packages into .venv. An interruption also leaves .installing; a failure (no network) does not.
 EXTEND = mv $(VENV)/.installed $(VENV)/.installing; $(INSTALL) -r $(1); \
   failed=$$?; mv $(VENV)/.installing $(VENV)/.installed; exit $$failed
 
@@ -46,30 +46,30 @@ $(VENV)/.built: $(VENV)/.installed setup.py pyproject.toml $(OPS)
 	$(RUN) -m dcnzoo env
 	touch $@
 
-wheelhouse: setup  ## wheelhouse/: all packages of `make demo` and `make test`, for a machine without network
+wheelhouse: setup  ## collect the packages for `make demo` and `make test` in wheelhouse/, for offline machines
 	$(PIP) wheel --wheel-dir wheelhouse -r requirements-dev.txt
 	$(PIP) wheel --wheel-dir wheelhouse --no-deps -r requirements-openmmlab.txt
 
-demo: setup  ## make data, train without and with DCNv2, compare, draw (SEEDS=3 for mean ± spread)
+demo: setup  ## train the demo with and without DCNv2 and write a report (SEEDS=3 for mean ± spread)
 	$(RUN) tools/demo.py --seeds $(or $(SEEDS),1) $(ARGS)
 
-study: setup  ## the papers in miniature, 160 trainings: docs/study.md (3 hours; goes on where it was interrupted)
+study: setup  ## test the papers' claims with 160 trainings: docs/study.md (3 hours; resumable)
 	$(RUN) tools/study.py $(ARGS)
 
-test: dev  ## the tests, about 8 minutes on two quiet cores
+test: dev  ## run the tests (about 8 minutes on two idle cores)
 	$(RUN) -m pytest -n 2 --dist worksteal -m "not slow and not peers and not environments" $(ARGS)
 
-test-all: dev  ## the tests with the long tail
+test-all: dev  ## run the tests, including the slow ones
 	$(RUN) -m pytest -n 2 --dist worksteal -m "not peers and not environments" $(ARGS)
 
-# What overwrites packages of .venv, or brings a torch, has an environment of its own; everything else is seen in
-# .venv through a .pth file.
+# Packages that would overwrite others in .venv, or need another torch, get separate environments. These see
+# the other packages of .venv through a .pth file.
 SITE      = -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 NEW_VENV  = rm -rf $(1) && $(RUN) -m venv --without-pip $(1)
 SEE_VENV  = echo "import site; site.addsitedir('$$($(RUN) $(SITE))')" > $$($(1)/bin/python $(SITE))/venv.pth
 ELSEWHERE = -m pytest -m environments
 
-# The forks: mmcv is built before it can see a torch, and so without its operators.
+# The forks. mmcv is built before torch is visible, so that it is built without its operators.
 ONEDL := .venv-onedl
 $(ONEDL)/.installed: $(VENV)/.dev requirements-onedl.txt
 	$(call NEW_VENV,$(ONEDL))
@@ -77,10 +77,10 @@ $(ONEDL)/.installed: $(VENV)/.dev requirements-onedl.txt
 	$(call SEE_VENV,$(ONEDL))
 	touch $@
 
-test-onedl: dev $(ONEDL)/.installed  ## the forks of OpenMMLab's packages: import, train, test, some families
+test-onedl: dev $(ONEDL)/.installed  ## test with the forks of OpenMMLab's packages
 	$(ONEDL)/bin/python $(ELSEWHERE) tests/environments/test_smoke.py tests/environments/test_onedl.py $(ARGS)
 
-# With a torch and a torchvision of its own, which belong together: 6 GB.
+# With a matching pair of torch and torchvision: 6 GB.
 OTHERS := .venv-others
 $(OTHERS)/.installed: $(VENV)/.dev requirements-others.txt
 	$(call NEW_VENV,$(OTHERS))
@@ -95,7 +95,7 @@ $(TRANSFORMERS)/.installed: $(VENV)/.dev requirements-transformers.txt
 	$(PIP) --python $(TRANSFORMERS)/bin/python install -r requirements-transformers.txt
 	touch $@
 
-# OpenMMLab's other packages, beside the torchvision and mmpretrain of .venv-others.
+# OpenMMLab's other packages; uses torchvision and mmpretrain of .venv-others.
 OPENMMLAB := .venv-openmmlab
 $(OPENMMLAB)/.installed: $(OTHERS)/.installed requirements-openmmlab-others.txt
 	$(call NEW_VENV,$(OPENMMLAB))
@@ -103,32 +103,32 @@ $(OPENMMLAB)/.installed: $(OTHERS)/.installed requirements-openmmlab-others.txt
 	$(PIP) --python $(OPENMMLAB)/bin/python install --no-deps -r requirements-openmmlab-others.txt
 	touch $@
 
-test-others: dev $(OTHERS)/.installed $(TRANSFORMERS)/.installed $(OPENMMLAB)/.installed  ## torchvision, timm, transformers, YOLO, OpenMMLab's other packages, and MMDetection's families that need more packages
+test-others: dev $(OTHERS)/.installed $(TRANSFORMERS)/.installed $(OPENMMLAB)/.installed  ## test with torchvision, timm, transformers, YOLO, OpenMMLab's other packages, more of MMDetection
 	$(OTHERS)/bin/python $(ELSEWHERE) $(addprefix tests/environments/test_, smoke.py others.py torchvision.py timm.py hub.py yolo.py) $(ARGS)
 	$(TRANSFORMERS)/bin/python $(ELSEWHERE) tests/environments/test_transformers.py $(ARGS)
 	$(OPENMMLAB)/bin/python $(ELSEWHERE) tests/environments/test_openmmlab.py $(ARGS)
 
 PACKAGING := build/packaging
-test-packaging: dev  ## an sdist, its wheel built in isolation, and that in bare environments (5 GB each)
+test-packaging: dev  ## build an sdist and its wheel, and test the wheel in bare environments (5 GB each)
 	rm -rf $(PACKAGING)
 	$(RUN) setup.py -q sdist --dist-dir $(PACKAGING)
 	$(RUN) -m pip --disable-pip-version-check wheel --no-deps -w $(PACKAGING) $(PACKAGING)/*.tar.gz
 	$(RUN) tools/test_wheel.py $(PACKAGING)/*.whl $(ARGS)
 
-test-matrix: dev  ## train and test under other Pythons and torches, those that are here (5 GB each)
+test-matrix: dev  ## train and test under other installed Pythons and other torches (5 GB each)
 	$(RUN) tools/test_matrix.py $(ARGS)
 
 COVERAGE := tools/analysis/mmdet_coverage.py
 TRIED    := work_dirs/mmdet_coverage
-coverage: dev $(OTHERS)/.installed  ## a config of each of MMDetection's families: docs/mmdet_coverage.md
+coverage: dev $(OTHERS)/.installed  ## try a config of each of MMDetection's families: docs/mmdet_coverage.md
 	$(RUN) $(COVERAGE) --results $(TRIED).json $(ARGS)
 	$(OTHERS)/bin/python $(COVERAGE) --after $(TRIED).json --results $(TRIED)_others.json --out docs/mmdet_coverage.md $(ARGS)
 
-coverage-openmmlab: dev $(OPENMMLAB)/.installed  ## a config of each family of OpenMMLab's other packages: docs/openmmlab_coverage.md
+coverage-openmmlab: dev $(OPENMMLAB)/.installed  ## try a config of each family of OpenMMLab's other packages: docs/openmmlab_coverage.md
 	$(OPENMMLAB)/bin/python tools/analysis/openmmlab_coverage.py --out docs/openmmlab_coverage.md $(ARGS)
 
-# The rivals: mmcv is compiled (6–15 minutes on 2 cores), or comes from a wheel that
-# you have: make peers MMCV_WHEEL=mmcv-2.1.0-….whl
+# Packages to compare with. mmcv is compiled (6–15 minutes on 2 cores) unless you have a wheel:
+# make peers MMCV_WHEEL=mmcv-2.1.0-….whl
 PEERS      := .venv-peers
 MMCV_WHEEL ?= $(firstword $(wildcard ../shared/peers/mmcv-2.1.0-*.whl))
 $(PEERS)/.installed: $(VENV)/.dev requirements-peers.txt
@@ -141,19 +141,19 @@ $(PEERS)/.installed: $(VENV)/.dev requirements-peers.txt
 peers: dev $(PEERS)/.installed  ## compare with mmcv's compiled operators
 	$(PEERS)/bin/python -m pytest -m peers tests/peers $(ARGS)
 
-fuzz: dev  ## 23,500 random calls of the operators beside the reference (in `make test`: 2,350)
+fuzz: dev  ## compare 23,500 random calls of the operators with the reference (in `make test`: 2,350)
 	DCNZOO_FUZZ_EXAMPLES=250 $(RUN) -m pytest -n 2 --dist worksteal tests/test_fuzz.py $(ARGS)
 
-crash: dev  ## kill a training 50 times, resume it, compare it with one left alone, bit by bit
+crash: dev  ## kill and resume a training 50 times, compare it with an uninterrupted one bit by bit
 	OMP_NUM_THREADS=1 $(RUN) tests/crash.py work_dirs/crash --kills 50 $(ARGS)
 
-# In a copy, whose library is built with the sanitizers. The stack's variables are left unchecked: GCC's
-# instrumentation misaligns vectors of 32 bytes and more there.
+# Builds a copy with the sanitizers. Stack variables are not checked: GCC's instrumentation misaligns vectors
+# of 32 bytes and more on the stack.
 SANITIZED := build/sanitized
 CHECKS    := -fsanitize=address,undefined,float-cast-overflow
 PRELOAD    = LD_PRELOAD="$$(for lib in asan ubsan stdc++; do g++ -print-file-name=lib$$lib.so; done | xargs)"
 SUITE     := $(addprefix tests/test_, ops.py fuzz.py deform_conv.py roi_pooling.py nms.py)
-sanitize: dev  ## the operators' tests with every memory access and all arithmetic checked
+sanitize: dev  ## run the operators' tests with checks of all memory accesses and arithmetic
 	rm -rf $(SANITIZED)
 	mkdir -p $(SANITIZED)
 	cp -r README.md LICENSE pyproject.toml setup.py dcnzoo ops tests $(SANITIZED)
@@ -163,13 +163,13 @@ sanitize: dev  ## the operators' tests with every memory access and all arithmet
 	cd $(SANITIZED) && $(PRELOAD) ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 OMP_NUM_THREADS=2 \
 	  $(abspath $(RUN)) -m pytest -q -p no:cacheprovider -k "not compile and not opcheck and not export" $(SUITE) $(ARGS)
 
-# The same with the thread sanitizer. It does not see the barriers of torch's threads, so that here parallel_for has
-# threads of its own, and reports are those of our library alone. First a race that it must find.
+# The same with the thread sanitizer. It cannot see the barriers of torch's threads, so parallel_for uses its
+# own threads here, and only races in our library are reported. The first run has a race that it must find.
 THREADED     := build/sanitized-threads
 THREAD_CHECK := -g1 -O1 -fsanitize=thread -Wno-tsan -DDCNZOO_STD_THREADS=4
 WATCHED       = LD_PRELOAD="$$(for lib in tsan stdc++; do g++ -print-file-name=lib$$lib.so; done | xargs)" OMP_NUM_THREADS=1 \
   TSAN_OPTIONS="halt_on_error=1 exitcode=66 ignore_noninstrumented_modules=1 report_mutex_bugs=0" $(abspath $(RUN))
-sanitize-threads: dev  ## random calls of the operators from four threads, of four each, watched for races
+sanitize-threads: dev  ## check random calls from four threads, with four threads each, for data races
 	rm -rf $(THREADED)
 	mkdir -p $(THREADED)
 	cp -r README.md LICENSE pyproject.toml setup.py dcnzoo ops tests $(THREADED)
@@ -181,18 +181,18 @@ sanitize-threads: dev  ## random calls of the operators from four threads, of fo
 	cd $(THREADED) && $(WATCHED) -c 'import ctypes, torch; ctypes.CDLL("./race.so").race(1)' 2> race.log; test $$? = 66 && grep -m1 "data race" race.log
 	cd $(THREADED) && $(WATCHED) -m tests.soak --seconds=$(or $(SECONDS),120) --most=9 $(ARGS)
 
-soak: dev  ## half an hour of random calls from four threads: memory stays flat
+soak: dev  ## check that memory does not grow in half an hour of random calls from four threads
 	DCNZOO_SOAK_SECONDS=1800 $(RUN) -m pytest -s -m "" tests/test_soak.py $(ARGS)
 
-distributed: dev  ## several processes: equal numbers, launchers, death and resumption (10 minutes)
+distributed: dev  ## test distributed training: results, launchers, killed processes, resuming (10 minutes)
 	$(RUN) -m pytest tests/distributed $(ARGS)
 
-bench: dev $(PEERS)/.installed  ## time and memory beside every rival (docs/benchmarks)
+bench: dev $(PEERS)/.installed  ## compare time and memory with other packages (docs/benchmarks)
 	$(PEERS)/bin/python tools/benchmark/ops.py $(or $(ARGS),--demo-training)
 
-# Neither .venv nor network: where the GPU is, python3 has torch, numpy and pytest, and dcnzoo/ops/_C_*.so
-# come with the working tree, built before where nvcc is: DCNZOO_CUDA=1 make setup.
-gpu:  ## where a GPU is: test, tune and time the kernels (docs/benchmarks)
+# Uses neither .venv nor network: the machine with the GPU needs python3 with torch, numpy and pytest, and a
+# working tree with dcnzoo/ops/_C_*.so, built on a machine with nvcc by DCNZOO_CUDA=1 make setup.
+gpu:  ## test, tune and time the kernels on a GPU (docs/benchmarks)
 	$(PYTHON) tools/gpu.py $(ARGS)
 
 zoo: setup  ## write model_zoo.md and model-index.yml from the metafiles
@@ -202,23 +202,23 @@ $(VENV)/.docs: $(VENV)/.dev requirements-docs.txt
 	$(call EXTEND,requirements-docs.txt)
 	touch $@
 
-docs: dev $(VENV)/.docs  ## docs/_build/html/index.html
+docs: dev $(VENV)/.docs  ## build the documentation: docs/_build/html/index.html
 	$(RUN) -m sphinx --quiet --fail-on-warning --keep-going docs docs/_build/html $(ARGS)
 
-# In an environment of their own: they ask for other versions of what .venv has.
+# A separate environment: these tools require other versions of packages in .venv.
 AUDIT := .venv-audit
 $(AUDIT)/.installed: $(VENV)/.dev requirements-audit.txt
 	$(call NEW_VENV,$(AUDIT))
 	$(PIP) --python $(AUDIT)/bin/python install -r requirements-audit.txt
 	touch $@
 
-audit: dev $(AUDIT)/.installed  ## security: our code (bandit), and known holes in what .venv has (pip-audit: Internet)
+audit: dev $(AUDIT)/.installed  ## check our code (bandit) and .venv (pip-audit, needs Internet) for vulnerabilities
 	$(AUDIT)/bin/bandit --quiet --configfile pyproject.toml --recursive dcnzoo tools docs setup.py
 	$(AUDIT)/bin/pip-audit --strict --skip-editable --path $$($(RUN) $(SITE)) $(ARGS)
 
 CPP := $(OPS) $(shell find tests -name '*.cpp' -o -name '*.h')
 SCHEMA := $(VENV)/bin/check-jsonschema --quiet --builtin-schema vendor.
-lint: dev  ## style, imports, types, shell scripts, workflows, Dockerfiles
+lint: dev  ## check style, imports, types, shell scripts, workflows, Dockerfiles
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(VENV)/bin/clang-format --dry-run --Werror $(CPP)
@@ -237,8 +237,8 @@ format: dev  ## apply the style
 	$(RUN) -m ruff format .
 	$(VENV)/bin/clang-format -i $(CPP)
 
-wheel: setup  ## dist/*.whl, one for every Python from 3.10 and torch from 2.10 on
+wheel: setup  ## build dist/*.whl, one for Python ≥ 3.10 and torch ≥ 2.10
 	$(PIP) wheel --no-build-isolation --no-deps -w dist .
 
-clean:  ## remove what was built (not .venv, data or work_dirs)
+clean:  ## remove build results (not .venv, data or work_dirs)
 	rm -rf build dist docs/_build *.egg-info dcnzoo/ops/*.so dcnzoo/ops/schemas.txt $(VENV)/.built

@@ -1,20 +1,20 @@
-"""Compiles ops/ into stable-ABI libraries inside dcnzoo/ops/, with ninja.
+"""Compile ops/ into stable-ABI libraries in dcnzoo/ops/, with ninja.
 
-One library per device: ``_C_cpu.so`` always, ``_C_cuda.so`` where nvcc is found and torch is a CUDA build.
-Neither contains anything that depends on the version of Python or (from 2.10 on) of torch, so a wheel fits
-them all.
+One library per device: ``_C_cpu.so`` always, ``_C_cuda.so`` if nvcc is found and torch is a CUDA build.
+Neither depends on the version of Python or (from 2.10 on) of torch, so one wheel works with all of them.
 
-Elsewhere than on Linux and macOS nothing is compiled: dcnzoo.ops is then plain PyTorch.
+On systems other than Linux and macOS nothing is compiled; dcnzoo.ops then runs in plain PyTorch.
 
-Sources are found by their names, anywhere under ops/:
+Sources are found by name, anywhere under ops/:
     *_cuda.cu          CUDA kernels
     *_cpu_kernel.cpp   CPU kernels without torch, compiled once per instruction set
     *.cpp              everything else
 
-Environment: ``DCNZOO_CUDA=0`` leaves the CUDA library out, ``DCNZOO_CUDA=1`` builds it for any torch (for
-another machine, or to see that it compiles), ``DCNZOO_CUDA_ARCHS="80;90"`` or
-``TORCH_CUDA_ARCH_LIST="8.0;9.0+PTX"`` chooses its architectures, ``CXX`` the compiler, ``CUDA_HOME`` the
-toolkit, ``MAX_JOBS`` the number of jobs; ``DCNZOO_STRICT=1``, as in .ci/run, makes errors of nvcc's warnings.
+Environment: ``DCNZOO_CUDA=0`` skips the CUDA library, ``DCNZOO_CUDA=1`` builds it for any torch (for another
+machine, or to check that it compiles), ``DCNZOO_CUDA_ARCHS="80;90"`` or
+``TORCH_CUDA_ARCH_LIST="8.0;9.0+PTX"`` selects its architectures, ``CXX`` the compiler, ``CUDA_HOME`` the
+toolkit, ``MAX_JOBS`` the number of jobs; ``DCNZOO_STRICT=1``, as in .ci/run, turns nvcc's warnings into
+errors.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-# Built for torch 2.10 and later: a newer stable call is then a compile error.
+# Oldest supported torch: a call that newer versions added to the stable ABI is a compile error.
 TORCH_TARGET = "0x020a000000000000"
 MIN_TORCH = (2, 10)
-# sm_75 Turing … sm_120 Blackwell, those that nvcc has; PTX of the last one carries on to what comes after.
+# sm_75 Turing to sm_120 Blackwell, as far as nvcc supports them; PTX of the last one runs on later GPUs.
 CUDA_ARCHS = ("75", "80", "86", "89", "90", "100", "120")
-# Names that TORCH_CUDA_ARCH_LIST may have, as in torch.utils.cpp_extension.
+# Names allowed in TORCH_CUDA_ARCH_LIST, as in torch.utils.cpp_extension.
 CUDA_ARCH_NAMES = {
     "Volta": "7.0+PTX",
     "Turing": "7.5+PTX",
@@ -48,7 +48,7 @@ CUDA_ARCH_NAMES = {
     "Blackwell": "10.0;12.0+PTX",
 }
 
-# Instruction sets of which the running machine's best is chosen (ops/common/cpu_capability.h).
+# Instruction sets; the best one of the machine is selected at run time (ops/common/cpu_capability.h).
 CPU_CAPABILITIES = {"DEFAULT": []}
 if platform.machine() in ("x86_64", "AMD64"):
     avx2 = ["-mavx2", "-mfma", "-mf16c"]
@@ -59,7 +59,7 @@ if platform.machine() in ("x86_64", "AMD64"):
 
 
 def stop(problem: str, remedy: str) -> None:
-    """Ends the build with two lines instead of a traceback: never a package without ops."""
+    """Stop the build with two lines instead of a traceback; never build a package without operators."""
     raise SystemExit(f"dcnzoo: cannot build the operators: {problem}\n        {remedy}")
 
 
@@ -104,13 +104,13 @@ def find_ninja() -> str:
 def torch_has_cuda() -> bool:
     try:
         import torch
-    except ImportError:  # reported when something is compiled; an sdist needs no torch
+    except ImportError:  # reported when compiling; an sdist needs no torch
         return False
     return torch.version.cuda is not None
 
 
 def find_nvcc() -> str | None:
-    """Path of the nvcc to use; None: the CUDA library is not built."""
+    """Return the path of nvcc; None if the CUDA library is not to be built."""
     wanted = os.environ.get("DCNZOO_CUDA", "")
     if wanted not in ("", "0", "1"):
         stop(f"DCNZOO_CUDA: expected 0 or 1, got {wanted!r}.", "Change DCNZOO_CUDA, or unset it.")
@@ -124,7 +124,7 @@ def find_nvcc() -> str | None:
 
 
 def archs_of_nvcc(nvcc: str) -> set[str]:
-    """``{"75", "80", …}``: what this nvcc compiles for."""
+    """Return the architectures that this nvcc supports: ``{"75", "80", …}``."""
     listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True)
     known = set(re.findall(r"compute_(\d+)", listed.stdout))
     if not known:
@@ -133,7 +133,7 @@ def archs_of_nvcc(nvcc: str) -> set[str]:
 
 
 def chosen_archs() -> tuple[str, list[str], list[str]]:
-    """Where the choice was made, the architectures, and those to have PTX of: ``("75", …)``."""
+    """Return the variable that selects them ('' by default), the architectures, and those to add PTX for."""
     if name := next((n for n in ("DCNZOO_CUDA_ARCHS", "TORCH_CUDA_ARCH_LIST") if os.environ.get(n)), None):
         given = os.environ[name]
         for known, versions in CUDA_ARCH_NAMES.items() if name == "TORCH_CUDA_ARCH_LIST" else ():
@@ -151,7 +151,7 @@ def chosen_archs() -> tuple[str, list[str], list[str]]:
 
 
 def cuda_targets(nvcc: str) -> list[str]:
-    """nvcc's options for the architectures that are wanted and that it has."""
+    """Return nvcc's options for the selected architectures that it supports."""
     name, archs, ptx = chosen_archs()
     known = archs_of_nvcc(nvcc)
     unknown = [arch for arch in archs if arch.rstrip("af") not in known]
@@ -172,15 +172,15 @@ def quote(arguments: list[str]) -> str:
     return " ".join(f'"{a}"' if " " in a else a for a in arguments)
 
 
-# Further options for the C++ sources of a folder of ops/.
+# Additional options for the C++ sources in a folder of ops/.
 FOLDER_FLAGS = {
-    "nms": ["-ffp-contract=off"],  # its decisions are mmcv's bit for bit
-    "rotated_boxes": ["-ffp-contract=off"],  # the same bits on every instruction set
+    "nms": ["-ffp-contract=off"],  # bit-identical decisions to mmcv
+    "rotated_boxes": ["-ffp-contract=off"],  # bit-identical results on all instruction sets
 }
 
 
 class BuildOps(build_ext):
-    """Writes build.ninja and runs it, once per library."""
+    """Writes and runs a build.ninja per library."""
 
     def finalize_options(self) -> None:
         super().finalize_options()
@@ -188,7 +188,8 @@ class BuildOps(build_ext):
             self.extensions = [ext for ext in self.extensions if not ext.name.endswith("_cuda")]
 
     def get_ext_filename(self, fullname: str) -> str:
-        return fullname.replace(".", os.sep) + ".so"  # no Python version in the name: none inside
+        # no Python version in the name: the library does not depend on it
+        return fullname.replace(".", os.sep) + ".so"
 
     def build_extension(self, ext: Extension) -> None:
         torch = import_torch()
@@ -212,7 +213,7 @@ class BuildOps(build_ext):
 
     def common_flags(self, library: Path, device: str) -> list[str]:
         include = library / "include"
-        # in the place of the build machine's paths, which messages of torch's headers would show
+        # replaces the build machine's paths, which error messages of torch's headers would contain
         renamed = [f"-ffile-prefix-map={include}/=", f"-ffile-prefix-map={ROOT}/="]
         return [
             "-O3",
@@ -226,7 +227,7 @@ class BuildOps(build_ext):
         ]
 
     def cpu_rules(self, library: Path, folder: Path, target: Path) -> list[str]:
-        # -fno-math-errno, -fno-trapping-math: floor and selects vectorise; NaN and Inf stay defined.
+        # -fno-math-errno, -fno-trapping-math: lets floor and selects vectorise; NaN and Inf stay defined.
         flags = [
             *self.common_flags(library, "cpu"),
             *(
@@ -272,11 +273,11 @@ class BuildOps(build_ext):
         flags = [
             *self.common_flags(library, "cuda"),
             *("-DUSE_CUDA", "--expt-relaxed-constexpr", "--extended-lambda", *targets),
-            # our own builds only: another toolkit may have other warnings
+            # only in our own builds: other toolkits may have other warnings
             *(("--Werror", "all-warnings") if os.environ.get("DCNZOO_STRICT") == "1" else ()),
             *("--cudart", "static", "-Xcompiler", "-fPIC,-fvisibility=hidden"),
         ]
-        # through a link, since nvcc writes the linker's arguments into the library
+        # by a link, because nvcc stores the linker's arguments in the library
         torch_lib = folder / "torch_lib"
         torch_lib.unlink(missing_ok=True)
         torch_lib.symlink_to(library / "lib")
@@ -303,9 +304,9 @@ class BuildOps(build_ext):
         return [*lines, f"build {target}: link {' '.join(objects)}", f"default {target}"]
 
     def stand_in_for_libtorch_cuda(self, folder: Path) -> Path:
-        """An empty library with libtorch_cuda's name, to link to where torch is a CPU build.
+        """Build an empty library named libtorch_cuda for linking, if torch is a CPU build.
 
-        At run time the loader binds to the real one, which a CUDA build of torch has loaded.
+        At run time, the loader uses the real one, which a CUDA build of torch has loaded.
         """
         stub = folder / "stub"
         stub.mkdir(exist_ok=True)
@@ -318,10 +319,10 @@ class BuildOps(build_ext):
 
 
 class PlatformWheel(bdist_wheel):
-    """py3-none-<platform>: the libraries depend on the platform, not on Python's version.
+    """Tags the wheel py3-none-<platform>: the libraries depend on the platform, not on Python's version.
 
-    On Linux the platform names the oldest glibc that has all they need (PEP 600), so that pip passes over
-    the wheel where they would not load. Who builds on an older system gets a wheel for older ones.
+    On Linux, the platform is the oldest sufficient glibc (PEP 600), so that pip skips the wheel on systems
+    where the libraries would not load. A build on an older system gives a wheel for older systems.
     """
 
     def get_tag(self):
@@ -333,13 +334,13 @@ class PlatformWheel(bdist_wheel):
 
 
 def glibc_needed(libraries: Iterable[Path]) -> tuple[int, int] | None:
-    """The newest version of glibc among those that the libraries' symbols have."""
+    """Return the newest version of glibc that the libraries' symbols require."""
     versions = (re.findall(rb"\0GLIBC_(\d+)\.(\d+)", library.read_bytes()) for library in libraries)
     return max(((int(a), int(b)) for found in versions for a, b in found), default=None)
 
 
 def write_schemas() -> None:
-    """What the sources define, for where nothing is compiled (dcnzoo/ops/_plain.py)."""
+    """Write the schemas in the sources to a file, which dcnzoo/ops/_plain.py uses if nothing is compiled."""
     schemas = []
     for source in sorted((ROOT / "ops").rglob("*.cpp")):
         for literals in re.findall(r'\bm\.def\(\s*((?:"[^"]*"\s*)+)', source.read_text(encoding="utf-8")):

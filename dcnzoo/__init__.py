@@ -1,8 +1,8 @@
 """Deformable convolution for object detection.
 
-``import dcnzoo`` is light: it imports neither torch nor OpenMMLab. It only adds finders, so that a later
-``import mmcv.ops`` works where mmcv has no compiled module (:mod:`dcnzoo.compat.mmcv`), and so does an import
-of the compiled modules that ``DCNZOO_PROVIDE`` names (:mod:`dcnzoo.compat.extensions`).
+``import dcnzoo`` imports neither torch nor OpenMMLab. It only registers an import finder, which provides
+``mmcv._ext`` if mmcv has no compiled module (:mod:`dcnzoo.compat.mmcv`), and the compiled modules that
+``DCNZOO_PROVIDE`` lists (:mod:`dcnzoo.compat.extensions`).
 """
 
 from dcnzoo.compat import extensions as _extensions
@@ -16,7 +16,7 @@ _extensions.provide_from_environment()
 
 
 def __getattr__(name: str):
-    if name in ("from_deformable", "to_deformable"):  # these import torch
+    if name in ("from_deformable", "to_deformable"):  # imported on access, because they import torch
         from dcnzoo.layers import convert
 
         return getattr(convert, name)

@@ -1,6 +1,6 @@
-"""The plugin's public name: ``custom_imports = dict(imports=['dcnzoo.models'])``.
+"""The plugin for OpenMMLab. A config loads it: ``custom_imports = dict(imports=['dcnzoo.models'])``.
 
-Importing it registers dcnzoo's classes with OpenMMLab: see :mod:`dcnzoo.openmmlab.models`.
+The import registers dcnzoo's classes with OpenMMLab (:mod:`dcnzoo.openmmlab.models`).
 """
 
 from dcnzoo.openmmlab.models import *  # noqa: F403

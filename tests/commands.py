@@ -18,7 +18,7 @@ def forget_runs() -> None:
 
 
 def invoke(*arguments: object) -> tuple[int, str]:
-    """Exit status of ``dcnzoo ARGUMENTS`` and what it prints; other exceptions than SystemExit are raised."""
+    """Exit status and output of ``dcnzoo ARGUMENTS``. Exceptions other than SystemExit propagate."""
     forget_runs()
     result = CliRunner().invoke(commands, [*map(str, arguments)])
     if not isinstance(result.exception, SystemExit | None):
@@ -27,14 +27,14 @@ def invoke(*arguments: object) -> tuple[int, str]:
 
 
 def run(*arguments: object, status: int = 0) -> str:
-    """The output of a command. An unexpected exit status fails the test and shows the output."""
+    """The output of a command. Fails the test and shows the output if the exit status is unexpected."""
     found, output = invoke(*arguments)
     assert found == status, output[-6000:]
     return output
 
 
 def error_of(*arguments: object, status: int = 1) -> str:
-    """The last line of a failing command, which prints no traceback."""
+    """The last line of a failing command. Asserts that it prints no traceback."""
     output = run(*arguments, status=status)
     assert "Traceback" not in output
     line = output.splitlines()[-1]

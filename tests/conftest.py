@@ -3,15 +3,15 @@ import re
 import weakref
 from collections import Counter
 
-# Before torch is imported. The workers of `-n 2` use all cores already: with two threads each, which spin
-# while they wait for each other, the tests take twice as long.
+# Set before torch is imported. The workers of `-n 2` already use all cores. With two threads each, which
+# spin while they wait for each other, the tests take twice as long.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from torch.utils.data import dataloader
 
-import dcnzoo  # noqa: F401  before any test imports mmcv.ops, which needs the compiled module
+import dcnzoo  # noqa: F401  before any import of mmcv.ops, which needs the compiled module
 
 from .commands import forget_runs
 
@@ -24,7 +24,7 @@ def no_run_left_behind():
 
 @pytest.fixture(autouse=True)
 def no_workers_left_behind(monkeypatch):
-    """A Runner is garbage that only the collector finds, which takes torch 5 s for each worker then."""
+    """Stop data loader workers. Left to the garbage collector, each worker of a Runner takes torch 5 s."""
     iterators = weakref.WeakSet()
     begin = dataloader._MultiProcessingDataLoaderIter.__init__
 
@@ -43,7 +43,7 @@ def no_workers_left_behind(monkeypatch):
 
 
 def pytest_terminal_summary(terminalreporter):
-    """How many cases the generic suite ran each operator through."""
+    """Print how many cases of each operator the generic suite ran."""
     reports = [r for outcome in ("passed", "failed") for r in terminalreporter.getreports(outcome)]
     cases = [r.nodeid for r in reports if r.when == "call" and "test_ops" in r.nodeid]
     if cases:

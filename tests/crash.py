@@ -1,9 +1,9 @@
-"""Kill a training over and over, resume it, and compare it with one that was left alone.
+"""Kill a training repeatedly, resume it, and compare it with an uninterrupted one.
 
-``python tests/crash.py FOLDER --kills 20``. A training is a process of its own, forked from one that has
-imported everything, which makes a start cheap; it dies by SIGKILL, at a random moment or at a chosen step
-of writing a checkpoint. What is resumed, and what comes out in the end, is compared with a run in one
-piece. Prints what was done as JSON; whatever differs is an AssertionError.
+``python tests/crash.py FOLDER --kills 20``. Each training is forked from a process that has imported all
+packages, so that it starts fast. SIGKILL ends it at a random moment or at a chosen step of writing a
+checkpoint. The resumed epoch and the final result are compared with an uninterrupted run. Prints a summary
+as JSON; any difference raises an AssertionError.
 """
 
 import argparse
@@ -58,9 +58,9 @@ model = dict(
     train_cfg=dict(rpn_proposal=dict(max_per_img=16)),
     test_cfg=dict(rpn=dict(max_per_img=16), rcnn=dict(score_thr=0.0, max_per_img=4)))
 """
-# a data loader without workers, with, and with those that stay from epoch to epoch
+# (workers, persistent_workers) of the data loader
 LOADERS = [(0, False), (2, False), (2, True)]
-# of writing a checkpoint, in this order; at the last the disk is full, and the process ends by itself
+# steps of writing a checkpoint, in order; at FULL the disk is full, and the process exits by itself
 FULL = "disk full"
 RANDOM = "at a random moment"
 STEPS = ["half written", "written", "renamed", "outdated removed", FULL]
@@ -104,7 +104,7 @@ def start(config: Path, work: Path, death: tuple[str, int] | None = None) -> int
 
 
 def wait(process: int) -> int:
-    """How it ended. Its data loader's workers can outlive it: torch's wait for each other to read."""
+    """Exit status. Also kills its data loader workers, which can outlive it."""
     _, status = os.waitpid(process, 0)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process, signal.SIGKILL)
@@ -112,7 +112,7 @@ def wait(process: int) -> int:
 
 
 def die_at(step: str, times: int) -> None:
-    """Arrange for this process to die when it is at that step of writing for that time."""
+    """Make this process die when it reaches ``step`` of writing for the ``times``-th time."""
     target, name = {
         "half written": (os, "fsync"),
         "written": (os, "replace"),
@@ -124,7 +124,7 @@ def die_at(step: str, times: int) -> None:
 
     def die(*args, **kwargs):
         nonlocal left
-        left -= name != "fsync" or os.path.isfile(f"/proc/self/fd/{args[0]}")  # else it is of a folder
+        left -= name != "fsync" or os.path.isfile(f"/proc/self/fd/{args[0]}")  # does not count folders
         if left:
             return function(*args, **kwargs)
         if step == FULL:
@@ -143,12 +143,12 @@ def log(work: Path) -> str:
 
 
 def epochs(work: Path) -> list[int]:
-    """Of the checkpoints that have their names, in ascending order."""
+    """Epochs of the checkpoints with their final names, in ascending order."""
     return sorted(int(re.findall(r"\d+", path.name)[0]) for path in work.glob("epoch_*.pth"))
 
 
 def result(work: Path) -> dict:
-    """What a finished training leaves that must not depend on how often it died."""
+    """The results of a finished training that must not depend on interruptions."""
     assert epochs(work)[-1] == EPOCHS and checkpoint.damage(work / f"epoch_{EPOCHS}.pth") is None
     last = torch.load(work / f"epoch_{EPOCHS}.pth", weights_only=True)
     (best,) = work.glob("best_*.pth")
@@ -161,7 +161,7 @@ def result(work: Path) -> dict:
 
 
 def assert_same(a: object, b: object) -> None:
-    """Bitwise."""
+    """Compare bit by bit."""
     (leaves, shape), (others, other) = tree_flatten(a), tree_flatten(b)
     assert shape == other
     for x, y in zip(leaves, others, strict=True):
@@ -170,10 +170,10 @@ def assert_same(a: object, b: object) -> None:
 
 
 def assert_resumed(work: Path, last: int | None) -> None:
-    """The run went on after the last epoch that was there when the one before it died."""
+    """The run continued after epoch ``last``, the newest checkpoint when the previous process died."""
     text = log(work)
     resumed = re.findall(r"resumed epoch: (\d+), iter: (\d+)", text)
-    # it may have died before it came to that
+    # empty if the process died before it resumed
     assert resumed in ([], [] if last is None else [(str(last), str(3 * last))]), (last, text)
     trained = [int(epoch) for epoch in re.findall(r"Epoch\(train\) +\[(\d+)\]\[1/3\]", text)]
     assert trained == [(last or 0) + 1 + i for i in range(len(trained))], (last, text)
@@ -199,7 +199,7 @@ def main() -> None:
         whole[loader] = result(work)
 
     deaths = dict.fromkeys([RANDOM, *STEPS], 0)
-    # every other one at a random moment
+    # every other kill at a random moment
     order = itertools.cycle([RANDOM, *(how for step in STEPS for how in (step, RANDOM))])
     finished, kills, writing = 0, 0, 0
     while True:
@@ -207,13 +207,13 @@ def main() -> None:
         config, work, last = folder / f"loader{loader}.py", folder / f"killed{loader}", None
         shutil.rmtree(work, ignore_errors=True)
         while True:
-            # once all are done, a run is left to finish
+            # after the last kill, the run may finish
             how = next(order) if kills < args.kills else None
             death = (how, chance.randint(1, 5)) if how in STEPS else None
             process = start(config, work, death)
             if how is not None and death is None:
                 left = 1 - (last or 0) / EPOCHS
-                time.sleep(chance.uniform(0, 0.6 * left * seconds[loader]))  # before it is over
+                time.sleep(chance.uniform(0, 0.6 * left * seconds[loader]))  # less than the remaining time
                 os.kill(process, signal.SIGKILL)
             status = wait(process)
             full = re.search(rf"^error: {work}/\S+ cannot be written.*No space left", log(work), re.MULTILINE)

@@ -1,4 +1,4 @@
-"""Data sets in the formats of docs/train_your_data.md, made of COCO content whose images have a path."""
+"""Data sets in the formats of docs/train_your_data.md, made from COCO content whose images have a path."""
 
 import json
 import re
@@ -11,11 +11,11 @@ from PIL import Image, ImageDraw
 PAGE = Path(__file__).resolve().parents[1] / "docs/train_your_data.md"
 CLASSES = ("date", "fig")
 WIDTH, HEIGHT = 128, 96
-NAMES = [f"{letter}.jpg" for letter in "abcdef"]  # the last two to validate with
+NAMES = [f"{letter}.jpg" for letter in "abcdef"]  # the last two for validation
 
 
 def fruits(folder, names=NAMES, classes=CLASSES):
-    """Draws a fruit of each kind on each image. Edges are in whole pixels."""
+    """Draw a fruit of each kind on each image, with edges at whole pixels."""
     folder.mkdir(parents=True)
     generator = np.random.default_rng(0)
     parts = {
@@ -41,7 +41,7 @@ def fruits(folder, names=NAMES, classes=CLASSES):
 
 
 def objects(*files):
-    """{(name of the image, class, x, y, width, height)} of COCO files."""
+    """{(image name, class, x, y, width, height)} of COCO files."""
     return set().union(*(objects_of(json.loads(Path(file).read_text())) for file in files))
 
 
@@ -68,7 +68,7 @@ def write(path, text):
 
 
 def per_image(content):
-    """[(image, [(index of the class, its name, x1, y1, x2, y2)])]"""
+    """[(image, [(class index, class name, x1, y1, x2, y2)])]"""
     names = {c["id"]: (i, c["name"]) for i, c in enumerate(content["categories"])}
     boxes = {image["id"]: [] for image in content["images"]}
     for a in content["annotations"]:
@@ -78,7 +78,7 @@ def per_image(content):
 
 
 def write_voc(folder, parts):
-    """Pixels count from 1, both edges are in the box."""
+    """VOC counts pixels from 1 and includes both edges in the box."""
     for split, content in parts.items():
         for image, boxes in per_image(content):
             link(image, folder / "JPEGImages")
@@ -111,7 +111,7 @@ def write_yolo(folder, parts):
 
 
 def write_labelme(folder, parts):
-    """Boxes as rectangles, masks as polygons, those of one object with one ``group_id``."""
+    """Boxes become rectangles and masks polygons; the polygons of one object share a ``group_id``."""
     for content in parts.values():
         names = {category["id"]: category["name"] for category in content["categories"]}
         shapes = {image["id"]: [] for image in content["images"]}
@@ -129,7 +129,7 @@ def write_labelme(folder, parts):
             write((folder / image["file_name"]).with_suffix(".json"), text)
 
 
-FORMATS = {  # heading of the page: how to write it, where its images are
+FORMATS = {  # heading of the page: (writer, image folder)
     "Pascal VOC": (write_voc, "fruits/JPEGImages"),
     "YOLO": (write_yolo, "fruits"),
     "LabelMe": (write_labelme, "fruits"),

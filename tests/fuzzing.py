@@ -1,7 +1,7 @@
-"""Strategies for tests/test_fuzz.py: random calls of the operators, good ones and broken ones.
+"""Strategies for tests/test_fuzz.py: random valid and broken calls of the operators.
 
-A sample named ``zero …`` has a size of zero that an operator may refuse. A batch, RoIs, boxes, queries or
-points of which there are none are drawn as well, and are no reason for an error.
+A sample named ``zero …`` has a size of zero that an operator may reject. Empty batches and empty sets of
+RoIs, boxes, queries or points are drawn as well, but must not be rejected.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from . import op_cases
 from .op_cases import Operator, Sample
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-# what no coordinate, weight or pixel should be, and what no integer should be cast from
+# invalid as a coordinate, weight or pixel, or undefined when cast to an integer
 EXTREME = (math.nan, math.inf, -math.inf, 1e30, -1e30, 2.0**31, -(2.0**31) - 1, 2.0**63, -0.0, 1e-40)
 NUMBERS = st.sampled_from([-(2**62), -1, 0, 1, 3, 2**31, 2**62])
 
@@ -27,7 +27,7 @@ OPERATORS = {op.name: op for op in op_cases.operators(differentiable=False)}
 
 
 def random_samples(op: Operator) -> st.SearchStrategy[Sample]:
-    """In one of seven cases, one size is zero."""
+    """One of seven samples has a size of zero."""
 
     def sample(rng: Random) -> Sample:
         nothing = rng.choice(op.can_be_zero) if op.can_be_zero and rng.randint(0, 6) == 6 else ""
@@ -40,13 +40,13 @@ SAMPLES = {name: random_samples(op) for name, op in OPERATORS.items()}
 
 
 def on_grid(sample: Sample) -> Sample:
-    """Points exactly on pixels and on borders: every offset a whole number."""
+    """Round all offsets, so that points are exactly on pixels and borders."""
     return sample.map(torch.round)
 
 
 @st.composite
 def with_extremes(draw: st.DrawFn, sample: Sample) -> Sample:
-    """Some elements are values that no network should make."""
+    """Replace some elements by extreme values."""
     tensors = [None if t is None else t.clone() for t in sample.tensors]
     for _ in range(draw(st.integers(1, 5))):
         chosen = draw(st.sampled_from([t for t in tensors if t is not None]))
@@ -72,7 +72,7 @@ def expanded(tensor: Tensor) -> Tensor:
 
 
 def overlapping(tensor: Tensor) -> Tensor:
-    """Every line begins one element after the one before."""
+    """Rows that start one element apart and so overlap in memory."""
     if tensor.dim() < 2 or tensor.numel() == 0:
         return tensor
     stride = list(tensor.stride())
@@ -81,7 +81,7 @@ def overlapping(tensor: Tensor) -> Tensor:
 
 
 def offset_by_one(tensor: Tensor) -> Tensor:
-    """Not where an allocation begins."""
+    """A tensor that does not start at the beginning of an allocation."""
     padded = torch.cat([tensor.new_zeros(1), tensor.reshape(-1)])
     return padded[1:].view(tensor.shape)
 
@@ -91,10 +91,10 @@ LAYOUTS = (torch.clone, strided, transposed, channels_last, offset_by_one)
 
 @st.composite
 def laid_out(draw: st.DrawFn, sample: Sample) -> Sample:
-    """Each tensor in a layout of its own."""
+    """Each tensor in its own memory layout."""
     tensors = []
     for place, tensor in enumerate(sample.tensors):
-        # these change values, which the numbers of images in rois do not bear
+        # expanded and overlapping change values, which image numbers in rois do not allow
         layouts = LAYOUTS if place in sample.constant else (*LAYOUTS, expanded, overlapping)
         tensors.append(None if tensor is None else draw(st.sampled_from(layouts))(tensor))
     return replace(sample, tensors=tuple(tensors))
@@ -102,7 +102,7 @@ def laid_out(draw: st.DrawFn, sample: Sample) -> Sample:
 
 @st.composite
 def broken(draw: st.DrawFn, sample: Sample) -> Sample:
-    """One thing is wrong, or happens to be right all the same."""
+    """Change one argument, which is then wrong or valid by chance."""
     places = [i for i, t in enumerate(sample.tensors) if t is not None]
     numbers = [name for name, value in sample.kwargs.items() if type(value) in (int, tuple)]
     what = draw(st.sampled_from(["size", "dimension", "dtype", *["number"] * bool(numbers)]))

@@ -5,12 +5,12 @@ from torch import nn
 
 
 def shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
-    """The keys of its state dict."""
+    """The keys and shapes of its state dict."""
     return {key: tuple(value.shape) for key, value in module.state_dict().items()}
 
 
 def randomise(module: nn.Module, std: float = 0.3) -> nn.Module:
-    """Every parameter normally distributed, the same numbers each time."""
+    """Set every parameter to normally distributed values, the same in each call."""
     generator = torch.Generator().manual_seed(0)
     for parameter in module.parameters():
         nn.init.normal_(parameter, std=std, generator=generator)

@@ -1,4 +1,4 @@
-"""Box operators in plain loops: what the compiled kernels are tested against."""
+"""Box operators as plain loops, the oracles for the compiled kernels."""
 
 from __future__ import annotations
 
@@ -98,11 +98,11 @@ def _bilinear(maps: Tensor, y: float | Tensor, x: float | Tensor) -> Tensor:  # 
     height, width = maps.shape[1:]
     if not (-1 <= y <= height and -1 <= x <= width):
         return maps.new_zeros(maps.shape[0])
-    axes = []  # what is read: places and weights
+    axes = []  # pixels and weights per axis
     for point, size in ((y, height), (x, width)):
         place = point.item() if isinstance(point, Tensor) else point
         low = math.floor(min(max(place, 0), size - 1))
-        between = 0 <= point < size - 1  # else the border pixel is read, alone
+        between = 0 <= point < size - 1  # otherwise only the border pixel is read
         axes.append([(low, 1 - (point - low)), (low + 1, point - low)] if between else [(low, 1)])
     rows, columns = axes
     return sum(maps[:, row, column] * (wy * wx) for row, wy in rows for column, wx in columns)

@@ -1,4 +1,5 @@
-// What `make sanitize-threads` must see: parallel_for's threads write one number, or one each.
+// If `together`, all threads of parallel_for write the same number, and `make sanitize-threads` must report a data
+// race. Otherwise each thread writes its own number.
 #include "common/parallel.h"
 
 extern "C" int64_t race(int together) {

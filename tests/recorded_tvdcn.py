@@ -1,7 +1,7 @@
-"""What tvdcn 1.1.0 computes, as numbers to compare with.
+"""Recorded results of tvdcn 1.1.0.
 
-It asks for torch 2.7, dcnzoo for 2.10: the two do not run in one process. In an environment with ``torch
-2.7.1`` and ``tvdcn 1.1.0``, ``python tests/recorded_tvdcn.py`` prints the tables below anew.
+tvdcn requires torch 2.7 and dcnzoo 2.10, so that they cannot run in one process. To record the tables below
+again, run ``python tests/recorded_tvdcn.py`` in an environment with ``torch 2.7.1`` and ``tvdcn 1.1.0``.
 """
 
 import itertools
@@ -19,13 +19,13 @@ CASES = list(itertools.product((1, 2, 3), (False, True)))  # rank, transposed
 
 
 def wave(*shape, pace, scale=1.0):
-    """Values that look random and are the same with every torch."""
+    """Values that look random and are the same in every version of torch."""
     steps = torch.arange(math.prod(shape), dtype=torch.float64)
     return (torch.sin(steps * pace) * scale).reshape(shape)
 
 
 def fingerprint(tensor):
-    """One number, in which every element has its own weight."""
+    """A weighted sum, in which every element has a different weight."""
     return (tensor.flatten() * torch.linspace(-1, 2, tensor.numel(), dtype=torch.float64)).sum().item()
 
 
@@ -39,7 +39,7 @@ def name(rank, transposed):
 
 
 def function_figures(module, rank, transposed):
-    """Of the output and the gradients of input, weight, offset, mask, bias; 2 offset groups, 1 mask group."""
+    """Fingerprints of the output and the gradients of all tensors, with 2 offset groups and 1 mask group."""
     out = SIZE[rank]
     if not transposed:
         sizes = zip(SIZE[rank], KERNEL[rank], STRIDE[rank], PADDING[rank], DILATION[rank], strict=True)
@@ -62,7 +62,7 @@ def function_figures(module, rank, transposed):
 
 
 def pack_figures(module, rank, transposed):
-    """Of the output of a pack, with either activation of the mask, from a state dict of tvdcn 1.1."""
+    """Fingerprints of a pack's output with each mask activation, from a state dict of tvdcn 1.1."""
     taps, kernel = math.prod(KERNEL[rank]), KERNEL[rank]
     point = (1,) * rank if transposed else kernel
     state = {

@@ -1,6 +1,6 @@
-"""Calls the operators from several threads for a time and says whether memory grew: ``make soak``.
+"""Call the operators from several threads for some time and report whether memory grew: ``make soak``.
 
-In a process of its own, whose memory nothing else uses. The last line it prints is a JSON object.
+Runs in a separate process, whose memory nothing else uses. Its last output line is a JSON object.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-# MKL, which multiplies for the reference, keeps what it has freed otherwise: more with every larger size.
-os.environ["MKL_DISABLE_FAST_MM"] = "1"  # read when it is loaded
+# Without this, MKL (matrix products of the reference) caches freed memory, more with every larger size.
+os.environ["MKL_DISABLE_FAST_MM"] = "1"  # MKL reads it when it is loaded
 
 import torch
 from torch import Tensor
@@ -31,9 +31,9 @@ from . import op_cases
 from .op_cases import Sample
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float64, torch.float16)
-COMPARED = 20  # one call of so many is compared with the reference
+COMPARED = 20  # one call in 20 is compared with the reference
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
-M_ARENA_MAX = -8  # of malloc.h
+M_ARENA_MAX = -8  # from malloc.h
 WINDOWS, ROUNDS = 10, 5  # memory is the median of the rounds of a window
 WARM_UP = 2  # windows
 
@@ -42,34 +42,34 @@ OPERATORS = op_cases.operators(differentiable=False)
 
 
 def results(function: Callable[[Sample], Tensor], sample: Sample, with_gradients: bool) -> list[Tensor]:
-    """The output and its gradients."""
+    """The output and the gradients."""
     if not with_gradients:
         return [function(sample)]
     leaves = sample.leaves()
     output = function(leaves)
-    # of no RoIs, or no pixels, the reference's result depends on nothing
+    # without RoIs or pixels, the reference's result does not depend on its arguments
     output = output + sum(t.flatten()[:0].sum() for t in leaves.given)
     grad = torch.linspace(-1, 1, output.numel(), dtype=torch.float64).view(output.shape)
     return [output.detach(), *torch.autograd.grad(output, leaves.given, grad.to(output.dtype))]
 
 
 def one_call(rng: random.Random) -> str:
-    """A random operator on a random sample, in a random dtype and memory format."""
+    """Call a random operator with a random sample, dtype and memory format."""
     op = rng.choice(OPERATORS)
     dtype = rng.choice(DTYPES)
     sample = op.random_sample(rng, "")
-    while op_cases.is_plain_convolution(sample):  # torch's, which keeps compiled kernels for every new shape
+    while op_cases.is_plain_convolution(sample):  # torch caches a compiled kernel per shape
         sample = op.random_sample(rng, "")
     sample = sample.to(dtype)
     if rng.random() < 0.5 and sample.tensors[0].dim() == 4:
         sample = sample.map(lambda t: t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t)
-    # rounding decides where the result is discontinuous
+    # where results are discontinuous, rounding decides
     if rng.randrange(COMPARED) or not (op.continuous or dtype == torch.float64):
         first, second = (results(op.call, sample, op.differentiable) for _ in range(2))
         for a, b in zip(first, second, strict=True):
             assert torch.equal(a, b) or a.isnan().any(), f"{op.name}: the same call gave other bits"
         return op.name
-    # gradients' rounding in half precision is in proportion to what is summed, not to the sum
+    # in half precision, the gradients' rounding errors scale with the terms, not with their sum
     with_gradients = op.differentiable and dtype in (torch.float32, torch.float64)
     mine = results(op.call, sample, with_gradients)
     exact = results(op.any_reference, sample.to(torch.float64), with_gradients)
@@ -99,9 +99,9 @@ LIBC.mallinfo2.restype = MallInfo  # glibc 2.33 or later
 
 
 def memory() -> dict[str, int]:
-    """Bytes while no call is made: resident that no file backs, and those that were asked for and not freed.
+    """Anonymous resident bytes, and allocated bytes that are not freed, while no call runs.
 
-    The first has gaps and whole pages in it, without the free pages at hand; the second is exact.
+    The first includes gaps and partly used pages, but no free pages; the second is exact.
     """
     gc.collect()
     LIBC.malloc_trim(0)
@@ -123,13 +123,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
-    LIBC.mallopt(M_ARENA_MAX, 1)  # a heap for each thread would leave gaps in each
+    LIBC.mallopt(M_ARENA_MAX, 1)  # separate heaps per thread would have gaps in each
     counts, failures, readings, calls = Counter(), [], [], []
     pause = threading.Barrier(args.threads + 1)
     rounds = WINDOWS * ROUNDS
 
     def work(number: int) -> None:
-        torch.set_num_threads(1 + number % 2)  # both without and with threads of the operators' own
+        torch.set_num_threads(1 + number % 2)  # with one or two threads inside the operators
         rng = random.Random(args.seed * 1000 + number)
         for _ in range(rounds):
             end = time.monotonic() + args.seconds / rounds
@@ -161,7 +161,7 @@ def main() -> None:
         ]
         for kind in readings[0]
     }
-    # a sanitizer's allocator tells of no bytes
+    # a sanitizer's allocator reports zero bytes
     growth = {kind: sizes[-1] / max(sizes[WARM_UP], 1) - 1 for kind, sizes in windows.items()}
     between = calls[-1 - ROUNDS // 2] - calls[WARM_UP * ROUNDS + ROUNDS // 2]
     per_operator = Counter()

@@ -32,21 +32,21 @@ PLAIN = ROOT / "configs/demo/mask-rcnn_r14_fpn_8e_shapes.py"
 
 @pytest.mark.parametrize("with_offset", [True, False])
 def test_flops_of_a_deformable_convolution(with_offset):
-    """Counted by hand: batch 2, 6 → 8 channels in 2 groups, taps 3×2, 9×7 → 5×8 positions."""
+    """Worked out by hand: batch 2, 6 → 8 channels in 2 groups, 3×2 taps, 9×7 → 5×8 positions."""
     layer = DeformConv2d(6, 8, (3, 2), stride=(2, 1), padding=(1, 1), groups=2, bias=False)
     x, offset = torch.rand(2, 6, 9, 7), torch.zeros(2, 12, 5, 8)
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
         assert layer(x, offset).shape == (2, 8, 5, 8)
     positions = 2 * 5 * 8
-    products = positions * 8 * 3 * 6  # each of 8 outputs reads 3 channels at 6 taps
-    samples = positions * 6 * 6 * 4  # each of 6 channels is read at 6 taps, each of 4 pixels
+    products = positions * 8 * 3 * 6  # 8 outputs, each from 3 channels at 6 taps
+    samples = positions * 6 * 6 * 4  # 6 channels at 6 taps, each from 4 pixels
     assert counter.get_total_flops() == 2 * (products + samples)
 
 
 @pytest.mark.parametrize(("layer", "predicted"), [(DCNv3, 27 * 2), (DCNv4, 56)])
 def test_flops_of_an_aggregation(layer, predicted):
-    """By hand: 4 pixels and the mask for each channel and tap; the rest are linear and depth-wise layers."""
+    """By hand: 4 pixels and the mask per channel and tap; the rest are linear and depthwise layers."""
     layer = layer(32, group=2)
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
@@ -63,7 +63,7 @@ def flops(text):
 
 
 def test_flops():
-    """Without deformable layers: as many as F.conv2d has; with them: the difference is what they add."""
+    """The figures by operator add up to the total; only the deformable model has deform_conv."""
     shape = ("--shape", "128", "--by-operator")
     plain = flops(run("flops", PLAIN, *shape))
     deformable = flops(run("flops", DEMO, *shape))
@@ -75,7 +75,7 @@ def test_flops():
 
 
 def test_flops_take_the_size_of_the_test_pipeline():
-    """128 × 128 pixels here; 1333 × 800, padded to a multiple of 32, in COCO's."""
+    """Without --shape, the test pipeline's size applies, padded to a multiple of 32."""
     text = run("flops", PLAIN, "--cfg-options", "test_dataloader.dataset.pipeline.1.scale=(150,90)")
     assert "Input shape: (96, 160)" in text
 
@@ -100,7 +100,7 @@ MASKS = {"v1": ",,", "v2": "0.5,0,0.1"}
 
 @pytest.fixture
 def work_dir(tmp_path):
-    """Two epochs of three iterations, interrupted and resumed within the second."""
+    """Logs of two epochs of three iterations, interrupted and resumed in the second."""
     logs = [
         [(1, 1, 4.0, 9.0), (2, 1, 3.0, 0.2), (3, 1, 2.0, 0.4), ("val", 1, 0.1), (4, 2, 50.0, 8.0)],
         [(4, 2, 1.5, 7.0), (5, 2, 1.2, 0.5), (6, 2, 1.0, 0.7), ("val", 2, 0.25)],
@@ -128,7 +128,7 @@ def test_curves(work_dir):
 
 
 def test_figures_of_offsets_replace_no_results(work_dir):
-    """OffsetStatisticsHook counts iterations, validation perhaps epochs: their steps may be the same."""
+    """OffsetStatisticsHook counts iterations and validation may count epochs, so that steps can be equal."""
     log = work_dir / "2026_1" / "vis_data" / "scalars.json"
     offsets = {f"offsets/mean_abs/layer{i}": i / 2 for i in (1, 2)}
     log.write_text("\n".join([json.dumps({**offsets, "step": 2}), log.read_text()]))
@@ -156,7 +156,7 @@ def test_plot_offsets(tmp_path):
     (line,) = [line for line in panels["mean modulation"].lines if len(line.get_xdata())]
     assert line.get_label() == "v2" and line.get_ydata().tolist() == [0.5, 0.5]
     file.write_text("\n".join([",".join(COLUMNS), *(line for line in lines if ",v1," in line), ""]))
-    assert len(plot_offset_statistics(read_statistics(file)).axes) == 3  # nothing has a mask
+    assert len(plot_offset_statistics(read_statistics(file)).axes) == 3  # no layer has a mask
 
 
 def test_plot_curve(work_dir, tmp_path):
@@ -169,7 +169,7 @@ def test_plot_curve(work_dir, tmp_path):
 
 def test_cal_train_time(work_dir):
     text = run("logs", "cal_train_time", work_dir)
-    # without the first entry of each epoch: 0.2, 0.4 and 0.5, 0.7
+    # without each epoch's first entry: 0.2, 0.4 and 0.5, 0.7
     assert "slowest epoch 2: 0.6000" in text and "fastest epoch 1: 0.3000" in text
     assert f"mean over epochs: {statistics.mean([0.3, 0.6]):.4f}" in text
     assert "standard deviation over epochs: 0.1500" in text

@@ -1,4 +1,4 @@
-"""AP as MMDetection's metric gives it beside one written here from COCO's definition."""
+"""AP of MMDetection's metric compared with an implementation of COCO's definition."""
 
 import contextlib
 import io
@@ -20,7 +20,7 @@ THRESHOLDS = np.linspace(0.5, 0.95, 10)
 
 
 def some_mask(rng):
-    """An ellipse, as far as it is in the image; of all sizes."""
+    """An ellipse of random size, clipped to the image."""
     y, x = np.mgrid[:SIZE, :SIZE]
     radii = rng.uniform(3, 75, 2)
     mask = sum(((v - rng.uniform(0, SIZE)) / r) ** 2 for v, r in zip((y, x), radii, strict=True)) < 1
@@ -28,7 +28,7 @@ def some_mask(rng):
 
 
 def moved(mask, rng):
-    """What a detector may make of it: shifted, and cut."""
+    """A possible detection: the mask, shifted and cut."""
     found = np.roll(mask, rng.integers(-9, 10, 2), (0, 1))
     found[:, : rng.integers(0, 40)] = False
     return found if found.sum() > 9 else mask
@@ -40,7 +40,7 @@ def box_of(mask):
 
 
 def some_images(rng):
-    """(truth, found) of each image: lists of class, mask, crowd and of class, mask, score."""
+    """(truth, found) per image: lists of (class, mask, crowd) and of (class, mask, score)."""
     images = []
     for kind in ("usual", "usual", "usual", "no truth", "none found", "empty", "many", "crowds"):
         truth = [(rng.integers(3), some_mask(rng), kind == "crowds" and rng.random() < 0.5) for _ in range(6)]
@@ -56,7 +56,7 @@ def some_images(rng):
 
 
 def average_precision(images, overlaps, threshold, limits=RANGES[""], most=100):
-    """COCO's: precision at 101 recalls, each the best at that recall or above; the mean of the classes."""
+    """COCO's AP: the mean over classes and 101 recalls of the best precision at that recall or above."""
     of_classes = []
     for label in range(3):
         number, outcomes = 0, []  # (score, right)
@@ -67,7 +67,7 @@ def average_precision(images, overlaps, threshold, limits=RANGES[""], most=100):
             free = dict.fromkeys(of_class, True)
             order = sorted((j for j, (c, _, _) in enumerate(found) if c == label), key=lambda j: -found[j][2])
             for j in order[:most]:
-                # objects that count come first, then the best overlap, of equal ones the last
+                # prefer objects that count, then the largest overlap, then the last object
                 matches = [
                     (not ignored[i], overlap[j][i], i)
                     for i in of_class
@@ -90,7 +90,7 @@ def average_precision(images, overlaps, threshold, limits=RANGES[""], most=100):
 
 
 def all_overlaps(images, of_masks):
-    """Of each image: the sizes of what was found, and its overlaps with each object."""
+    """Per image: the sizes of the detections, and their overlaps with each object."""
     size = np.sum if of_masks else lambda mask: np.prod(box_of(mask)[2:] - box_of(mask)[:2])
     return [
         (
@@ -167,7 +167,7 @@ def test_average_precision(seed, tmp_path):
             for name, limits in RANGES.items()
         }
         assert 0.05 < expected[""] < 0.95
-        # MMDetection looks at 100 detections of an image for the mean, and at 1000 for these two
+        # MMDetection evaluates 100 detections per image for the mean, and 1000 for these two
         for name, t in (("_50", 0.5), ("_75", 0.75)):
             expected[name] = average_precision(images, overlaps, t, most=1000)
         for name, value in expected.items():

@@ -16,7 +16,7 @@ from .modules import randomise, shapes
 
 TINY = dict(channels=16, depths=(1, 1, 2, 1), groups=(1, 2, 4, 8))
 
-# millions of parameters in the authors' tables of classifiers
+# millions of parameters, from the authors' tables of classifiers
 PUBLISHED = {
     **dict(internimage_t=30, internimage_s=50, internimage_b=97, internimage_l=223, internimage_xl=335),
     **dict(internimage_h=1080, internimage_g=3000),
@@ -29,7 +29,7 @@ def linear(name, outputs, inputs):
 
 
 def head_of(name):
-    """The names and shapes of the authors' heads, which follow the backbone's."""
+    """The names and shapes of the parameters in the authors' heads."""
     channels = SIZES[name][1]["channels"] * 8
     if name not in ("internimage_h", "internimage_g"):
         hidden = channels * 3 // 2
@@ -62,7 +62,7 @@ def test_official_classifiers(name, millions):
     assert type(model) is (FlashInternImage if name.startswith("flash") else InternImage)
     assert sum(p.numel() for p in model.parameters()) == pytest.approx(millions * 1e6, rel=0.03)
     assert shapes(model) == {**shapes(backbone), **head_of(name)}
-    # only the sizes whose branches start at 1e-5 have factors
+    # only models whose branches start at 1e-5 have layer scale parameters
     assert any("gamma" in key for key in shapes(model)) == (name[-1] not in "thg")
 
 
@@ -78,7 +78,7 @@ def test_an_official_state_dict_loads():
 
 
 def expected_logits(model, maps):
-    """The official equations, on the maps ``(N, C, H, W)`` of all levels."""
+    """The official equations, applied to the maps ``(N, C, H, W)`` of all levels."""
     state = dict(model.state_dict())
     if model.use_clip_projector:
         x = F.conv2d(maps[3], state["dcnv3_head_x4.0.weight"], state["dcnv3_head_x4.0.bias"])
@@ -97,7 +97,7 @@ def expected_logits(model, maps):
             for part, y in zip("qkv", (x.mean(0, keepdim=True), x, x), strict=True)
         )
         attention = {key.rpartition("cross_dcn.")[2]: value for key, value in state.items()}
-        # of torch's attention, whose output projection is square: ours is narrower, so that it comes after
+        # torch's attention only has a square output projection: apply our narrower one afterwards
         x, _ = F.multi_head_attention_forward(
             *norms,
             embed_dim_to_check=1024,

@@ -1,4 +1,4 @@
-"""DCNZOO_BACKEND. Fused kernels: tests/fused; without compiled ones: test_plain.py."""
+"""DCNZOO_BACKEND. Fused kernels: tests/fused. Without compiled kernels: test_plain.py."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_backends_that_are_not_there():
 def test_backends_agree(backend):
     child = run(CALL, DCNZOO_BACKEND=backend)
     assert child.returncode == 0, child.stderr
-    # the reference is differentiated by torch itself
+    # torch's autograd differentiates the reference
     assert ("dcnzoo_deform_conv" in child.stdout) == (backend != "reference")
 
 
@@ -68,7 +68,7 @@ deform_conv2d(*arguments, padding=0)
 
 
 def test_every_reference_is_used_and_checks_arguments():
-    """Forward and backward run no kernel, and a call that does not fit is refused as ever."""
+    """Forward and backward run no kernel, and invalid calls are rejected as usual."""
     code = """
 import re
 import torch

@@ -1,4 +1,4 @@
-"""The benchmark: that it runs, says what is missing, and computes with its figures what it says."""
+"""The benchmark runs, lists absent packages, and computes its ratios correctly."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "tools" / "benchmark"
-sys.path.append(str(FOLDER))  # its modules import one another as scripts do
+sys.path.append(str(FOLDER))  # its modules import each other as scripts do
 
 import families  # noqa: E402
 import measure  # noqa: E402

@@ -1,4 +1,4 @@
-"""``dcnzoo data check``, ``--fix`` and ``split``; each problem by itself is in test_malformed_data.py."""
+"""``dcnzoo data check``, ``--fix`` and ``split``. test_malformed_data.py tests each problem separately."""
 
 import json
 import math
@@ -80,7 +80,7 @@ def test_fix_by_hand(root):
         "annotations": {"clipped": 1, "computed": 1, "numbered anew": 1, "dropped": 1},
     }
     first, second, third = json.loads((root / "fixed.json").read_text())["annotations"]
-    # the triangle's tip is 4 pixels out; worked out in test_conversion.py
+    # the triangle's tip is 4 pixels outside; test_conversion.py works out the numbers
     assert first["bbox"] == [34, 3, 6, 20] and first["area"] == 42 + 7.5
     assert COCO(root / "fixed.json").annToMask(first)[:, 39].sum() in (4, 5)
     with pytest.raises(UserError, match="annotations: expected at least 1"):

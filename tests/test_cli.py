@@ -1,4 +1,4 @@
-"""The command ``dcnzoo``: its commands are the modules of a folder, a mistake ends in one line."""
+"""The command ``dcnzoo``: its commands are the modules of a folder, and errors are one line."""
 
 import io
 import os
@@ -33,7 +33,7 @@ def test_every_module_is_a_command():
 
 
 def test_help_and_completion_are_light():
-    """Every command, in an environment without the slow packages."""
+    """Every command's help and completion work without the slow packages."""
     heavy = ("torch", "numpy", "mmengine", "mmdet", "requests", "matplotlib")
     code = f"""
 import sys
@@ -70,7 +70,7 @@ def options_of(command):
 
 @pytest.mark.parametrize("name", [name for name in MODULES if name != "bench"])
 def test_help_has_examples(name):
-    """Of this command, with options that it has."""
+    """The examples call this command with existing options."""
     text, options = run(name, "--help"), options_of(dcnzoo.cli.commands.get_command(None, name))
     calls = [shlex.split(line, comments=True) for line in re.findall(r"^ +(dcnzoo .*)", text, re.MULTILINE)]
     assert calls, text
@@ -99,7 +99,7 @@ def test_tools_are_commands(tool, monkeypatch, capsys):
     assert capsys.readouterr().out.startswith(f"Usage: dcnzoo {TOOLS[tool]} [OPTIONS]")
 
 
-# Options as argparse reads them, which MMDetection's command lines have
+# Options in argparse's syntax, as in MMDetection's command lines
 
 
 @click.command(cls=_options.Command)
@@ -133,7 +133,7 @@ def test_wrong_options(line):
         parser.main(line.split(), standalone_mode=False)
 
 
-# What is said, and where
+# Output
 
 
 def fails(error):
@@ -176,7 +176,7 @@ def test_terminals_without_unicode(arguments, encoding, monkeypatch):
 
 
 def test_errors_on_terminals_without_unicode():
-    """Escape sequences from a file do not reach the terminal."""
+    """Escape sequences from a file name do not reach the terminal."""
     name = "\udcff…Früchte-\N{GRAPES}-\x1b[31mred\x07.json"
     done = subprocess.run(
         [sys.executable, "-m", "dcnzoo", "data", "check", name],
@@ -196,7 +196,7 @@ PRINTS = {
 
 @pytest.mark.parametrize("code", PRINTS.values(), ids=PRINTS)
 def test_a_reader_that_ends_early(code):
-    """Quiet, with the status that the shell gives to a program ended by SIGPIPE; not a crash, not success."""
+    """No output, and the exit status that shells report for SIGPIPE."""
     body = code.replace("\n", "\n    ")
     program = (
         f"from dcnzoo import cli\nfrom dcnzoo.utils import errors\nwith cli.one_line_errors():\n    {body}"
@@ -211,7 +211,7 @@ def test_a_reader_that_ends_early(code):
 
 
 def test_other_broken_pipes_are_errors():
-    """A server or a worker that is gone is not a reader of the output."""
+    """The broken pipe of a server or worker is not that of the output."""
     with pytest.raises(BrokenPipeError), dcnzoo.cli.one_line_errors():
         raise BrokenPipeError(32, "Broken pipe")
     with pytest.raises(SystemExit, match=r"^error: server: gone$"), dcnzoo.cli.one_line_errors():

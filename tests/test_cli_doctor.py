@@ -1,4 +1,4 @@
-"""``dcnzoo doctor``: each broken set-up is recognised, and told with the command that mends it."""
+"""``dcnzoo doctor`` recognises each broken installation and prints the command that fixes it."""
 
 import subprocess
 import sys
@@ -57,7 +57,7 @@ def fails(error, message, name):
 
 
 BACK = "pip install mmengine==0.10.7 mmcv-lite==2.1.0 mmdet==3.3.0"
-BROKEN = [  # what is found, what the problem names, the command
+BROKEN = [  # (state of the machine, word in the problem, start of the command)
     (replace(CPU, torch="2.9.1", libraries={"cpu": "x"}), "2.9.1", 'pip install --upgrade "torch>=2.10"'),
     (replace(CPU, libraries={"cpu": "not in /x"}), "not in /x", doctor.BUILD),
     (replace(GPU, libraries={"cuda": "not in /x"}), "not in /x", f"{doctor.BUILD}, with nvcc of CUDA 13.0"),
@@ -109,14 +109,14 @@ BROKEN = [  # what is found, what the problem names, the command
 
 @pytest.mark.parametrize(("found", "word", "mend"), BROKEN, ids=[row[1] for row in BROKEN])
 def test_broken(found, word, mend):
-    ((told, command),) = problems(found)  # one cause, told once
+    ((told, command),) = problems(found)  # one cause is reported once
     assert word in told and command.startswith(mend)
     assert "\n" not in told + command
-    subprocess.run(["bash", "-n", "-c", command], check=True)  # can be pasted as it is
+    subprocess.run(["bash", "-n", "-c", command], check=True)  # valid when pasted into a shell
 
 
 def test_distributions_of_one_folder_are_a_mixture(tmp_path, monkeypatch):
-    """Another folder's are not, if they are not imported."""
+    """Distributions in another folder that is not imported are not listed."""
     for folder, names in (("first", ("mmcv", "onedl_mmcv")), ("second", ("mmcv_lite",))):
         (tmp_path / folder / "mmcv").mkdir(parents=True)
         (tmp_path / folder / "mmcv" / "__init__.py").touch()
@@ -133,7 +133,7 @@ def test_distributions_of_one_folder_are_a_mixture(tmp_path, monkeypatch):
 
 
 def test_healthy():
-    """Where these tests run; what is patched, and whose operators mmcv uses."""
+    """The environment of these tests is healthy. Lists the patches and the operators that mmcv uses."""
     if list(problems(Found.here())):
         pytest.skip("something is wrong here: python -m dcnzoo doctor")
     output = commands.run("doctor")
@@ -152,7 +152,7 @@ def test_torch_alone():
     assert "nothing is wrong" in output and "patch " not in output
 
 
-BREAK = {  # as a machine may be: the code that breaks it, what the problem names, the command
+BREAK = {  # code that breaks the machine, word in the problem, start of the command
     "no library": (
         "exists = pathlib.Path.exists\n"
         "pathlib.Path.exists = lambda path, **more: path.name != '_C_cpu.so' and exists(path, **more)",

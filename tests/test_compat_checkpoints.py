@@ -1,4 +1,4 @@
-"""Checkpoints are data: nothing in one is run, whichever of mmengine's ways it is read by."""
+"""Checkpoints are data: no way of loading them in mmengine runs code from them."""
 
 import hashlib
 import os
@@ -27,12 +27,12 @@ def test_a_harmful_file_is_refused(harmful, tmp_path, folder, monkeypatch):
     for path in (harmful, f"~/{os.path.relpath(harmful, Path.home())}"):
         with pytest.raises(CheckpointError, match=REFUSED):
             load_checkpoint(nn.Linear(2, 1), str(path))
-    # many set this for the sake of one file, and leave it set
+    # many users set this for one file and leave it set
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     with pytest.raises(CheckpointError, match=REFUSED):
         CheckpointLoader.load_checkpoint(str(harmful), logger="silent")
     with patches.disabled("enforce_weights_only"), monkeypatch.context() as fork:
-        # onedl-mmengine reads a file that was refused once more, and then anything
+        # onedl-mmengine reads a rejected file a second time, without restrictions
         fork.setattr(loading, "_safe_torch_load", torch.load, raising=False)
         patches.enable("enforce_weights_only")
         with open(harmful, "rb") as file, pytest.raises(CheckpointError, match=r"holds posix\.mkdir"):
@@ -53,7 +53,7 @@ def test_a_harmful_file_is_refused(harmful, tmp_path, folder, monkeypatch):
 @pytest.mark.skipif(sys.platform != "linux", reason="posix.mkdir has another name elsewhere")
 @pytest.mark.parametrize("way", ["http://", "torchvision://", "openmmlab://", "mmcls://"])
 def test_a_harmful_download_is_refused(harmful, way, tmp_path, monkeypatch):
-    """torch.hub's reader of addresses, which mmengine takes, reads anything."""
+    """mmengine loads URLs with torch.hub, which loads any content."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
     with serving(Served({"/harmful.pth": harmful.read_bytes()})) as server:
         address = f"{server.url}/harmful.pth"
@@ -65,7 +65,7 @@ def test_a_harmful_download_is_refused(harmful, way, tmp_path, monkeypatch):
 
 
 class Harmful:
-    """Makes a folder when it is unpickled."""
+    """Creates a folder when it is unpickled."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -76,7 +76,7 @@ class Harmful:
 
 @pytest.fixture
 def folder(tmp_path):
-    """What must not come to be."""
+    """A folder that must not be created."""
     folder = tmp_path / "made by a checkpoint"
     yield folder
     assert not folder.exists()
@@ -93,7 +93,7 @@ REFUSED = r"harmful\.pth: holds posix\.mkdir.*--unsafe-load"
 
 
 def test_download_with_a_checksum(tmp_path, monkeypatch):
-    """Of the name, as OpenMMLab's and torch's files have it; what is another file is not read."""
+    """The checksum is in the file name, as in OpenMMLab's and torch's files; other content is rejected."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     torch.save({"weight": torch.ones(1, 2), "bias": torch.zeros(1)}, tmp_path / "x.pth")
     content = (tmp_path / "x.pth").read_bytes()
@@ -107,7 +107,7 @@ def test_download_with_a_checksum(tmp_path, monkeypatch):
 
 
 def test_a_config_in_it_is_not_run(tmp_path, folder):
-    """mmengine executes the text to see how many GPUs there were; so is MMDetection 2.x's 'meta'."""
+    """mmengine executes the config to count the GPUs. MMDetection 2.x stores it in 'meta'."""
     code = f"import os\nos.mkdir({str(folder)!r})\ngpu_ids = [0, 1]"
     path = tmp_path / "x.pth"
     torch.save({"state_dict": {}, "meta": {"config": code, "epoch": 3}}, path)
@@ -122,7 +122,7 @@ def test_map_location(tmp_path):
 
 
 def test_published_files_load(tmp_path):
-    """What those of MMDetection 2 and 3 hold: mmengine's log, numbers of numpy 1 and 2, settings as text."""
+    """The content of MMDetection 2 and 3 checkpoints: mmengine's log, numpy 1 and 2 scalars, text configs."""
     log = HistoryBuffer([1.0, 3.0], [1, 1])
     meta = {
         "CLASSES": ("bent", "straight"),
@@ -143,7 +143,7 @@ def test_published_files_load(tmp_path):
     torch.save(content, path, _use_new_zipfile_serialization=False)
     written = path.read_bytes()
     assert b"numpy._core.multiarray" in written
-    # a module's name in a pickle of protocol 2 ends with its line
+    # in pickle protocol 2, a newline ends a module's name
     path.write_bytes(written.replace(b"numpy._core.multiarray\n", b"numpy.core.multiarray\n"))
     for reader in (load_file, lambda path: CheckpointLoader.load_checkpoint(str(path), logger="silent")):
         found = reader(path)

@@ -1,6 +1,6 @@
-"""``dcnzoo.compat.provide``: compiled modules of other projects, called as those projects call them.
+"""``dcnzoo.compat.provide``: replacements for other projects' compiled modules, called as in those projects.
 
-The ``Function`` classes here call the modules as the projects' own do; the oracle is plain PyTorch.
+The ``Function`` classes call the modules as the projects' classes do. The oracle is plain PyTorch.
 """
 
 import importlib
@@ -22,7 +22,7 @@ from dcnzoo.ops import reference
 
 @pytest.fixture
 def provide(monkeypatch):
-    """:func:`dcnzoo.compat.provide`; what it and the imports after it change is undone after the test."""
+    """:func:`dcnzoo.compat.provide`. Its changes and later imports are undone after the test."""
     before = dict(sys.modules)
     known = len(patches._patches)
     monkeypatch.setattr(extensions._finder, "files", dict(extensions._finder.files))
@@ -44,7 +44,7 @@ PROJECTS |= {"groundingdino", "adet", "detectron2", "basicsr", "network", "dcn_f
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """Writes a module, with the packages that it is in: ``package("basicsr.ops.dcn.deform_conv", "…")``."""
+    """Write a module and its parent packages: ``package("basicsr.ops.dcn.deform_conv", "…")``."""
     monkeypatch.syspath_prepend(str(tmp_path))
 
     def write(name: str, text: str = "") -> None:
@@ -65,7 +65,7 @@ def random(*shape: int) -> torch.Tensor:
 
 
 def compare(function, expected, *leaves: torch.Tensor, dtype: torch.dtype = torch.float64) -> None:
-    """Outputs and gradients of ``function`` in ``dtype``, with those of ``expected`` in float64."""
+    """Compare outputs and gradients of ``function`` in ``dtype`` with those of ``expected`` in float64."""
     given = [leaf.to(dtype).requires_grad_() for leaf in leaves]
     exact = [leaf.detach().double().requires_grad_() for leaf in given]
     output, wanted = function(*given), expected(*exact)
@@ -142,7 +142,7 @@ def test_ms_deform_attn(provide, package, name, dtype):
 
 
 def test_grounding_dino_on_the_cpu(provide, package):
-    """Its layer calls the compiled module only for CUDA tensors; on the CPU it calls its own function."""
+    """GroundingDINO's layer calls the compiled module only for CUDA tensors, on the CPU its own function."""
     module = "groundingdino.models.GroundingDINO.ms_deform_attn"
     package(
         module,
@@ -184,7 +184,7 @@ def dcnv3_function(compiled: ModuleType) -> type[Function]:
     return DCNv3Function
 
 
-# kernel, stride, padding and dilation; remove_center, or nothing as version 1.0 has it
+# kernel, stride, padding and dilation; remove_center, which version 1.0 does not have
 DCNV3 = [
     ((5, 3), (2, 1), (1, 2), (1, 2), ()),
     ((3, 5), (1, 2), (2, 0), (2, 1), (0,)),
@@ -218,7 +218,7 @@ def test_dcnv3(provide, geometry, dtype):
 
 @pytest.mark.parametrize("first", ["DCNv3", "pkg_resources"])
 def test_dcnv3_has_a_version(provide, first):
-    """``ops_dcnv3`` asks for it, to know whether to pass ``remove_center``."""
+    """``ops_dcnv3`` reads the version to decide whether to pass ``remove_center``."""
     if first == "pkg_resources":
         importlib.import_module(first)
     provide("DCNv3")
@@ -315,7 +315,7 @@ def test_flash_deform_attn(provide, dtype):
 
 
 def test_the_package_dcnv4(provide):
-    """Its layers are found where the package has them."""
+    """DCNv4's layers are importable from the package's paths."""
     provide("DCNv4")
     package = importlib.import_module("DCNv4")
     layer = importlib.import_module("DCNv4.modules.dcnv4").DCNv4(channels=32, group=2)
@@ -434,7 +434,7 @@ def deform_conv_module(request, provide, package):
     if folders:
         package(".".join([*folders, "__init__"]))
     provide(name if name != "_C" else request.param)
-    if folders:  # as the projects import it: from . import deform_conv_ext
+    if folders:  # as in the projects: from . import deform_conv_ext
         package(".".join([*folders, "layer"]), f"from . import {name} as compiled")
         return importlib.import_module(".".join([*folders, "layer"])).compiled
     return importlib.import_module(name)
@@ -488,7 +488,7 @@ def modulated_deform_conv(*args):
     ],
 )
 def test_projects_without_a_cpu_function(provide, package, name, module, compiled):
-    """Their functions raise before they come to the compiled module, so they are replaced."""
+    """Their functions raise before they call the compiled module, so that dcnzoo replaces them."""
     package(module, PROJECT.format("detectron2" if compiled == "_C" else ".", compiled))
     provide(name)
     project = importlib.import_module(module)
@@ -627,7 +627,7 @@ def test_the_environment_names_them():
 
 
 def test_run(tmp_path):
-    """``dcnzoo run``: a program that knows nothing of dcnzoo, its arguments, its folder and its errors."""
+    """``dcnzoo run``: a program without dcnzoo keeps its arguments, its import path and its errors."""
     (tmp_path / "helper.py").write_text("import MultiScaleDeformableAttention as MSDA\n")
     script = tmp_path / "main.py"
     script.write_text(

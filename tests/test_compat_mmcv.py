@@ -1,4 +1,4 @@
-"""``mmcv.ops`` on dcnzoo's operators: every name is there. The operators: the other test_compat_mmcv_*.py."""
+"""``mmcv.ops`` on dcnzoo's operators: every name exists. For the operators, see test_compat_mmcv_*.py."""
 
 import importlib
 import sys
@@ -20,16 +20,16 @@ def test_every_name_of_mmcv_ops_imports():
 
 
 def test_finder_is_last_and_knows_one_name():
-    dcnzoo.compat.mmcv.install()  # again, to no effect
+    dcnzoo.compat.mmcv.install()  # a second call has no effect
     (finder,) = [f for f in sys.meta_path if isinstance(f, extensions.Finder)]
     assert finder.find_spec("mmcv.ops") is None
     assert finder.find_spec("mmcv._ext").origin == str(dcnzoo.compat.mmcv.STAND_IN)
     assert "dcnzoo" in _ext.get_compiler_version() and "dcnzoo" in _ext.get_compiling_cuda_version()
-    assert not hasattr(_ext, "__wrapped__")  # what inspection asks for is not an operator
+    assert not hasattr(_ext, "__wrapped__")  # attributes that inspection looks up are not operators
 
 
 def test_ms_deform_attn():
-    """The function that mmcv calls on a GPU, against the formula that it uses on the CPU."""
+    """The function that mmcv calls on a GPU, compared with its formula for the CPU."""
     module = importlib.import_module("mmcv.ops.multi_scale_deform_attn")
     torch.manual_seed(0)
     sizes, starts = torch.tensor([[6, 9], [3, 5]]), torch.tensor([0, 54])
@@ -40,7 +40,7 @@ def test_ms_deform_attn():
     )
     value, locations, weights = (t.requires_grad_() for t in leaves)
     output = module.MultiScaleDeformableAttnFunction.apply(value, sizes, starts, locations, weights, 2)
-    plain = module.multi_scale_deformable_attn_pytorch.__wrapped__  # on F.grid_sample
+    plain = module.multi_scale_deformable_attn_pytorch.__wrapped__  # based on F.grid_sample
     expected = plain(value, sizes.tolist(), locations, weights)
     torch.testing.assert_close(output, expected)
     torch.testing.assert_close(*(torch.autograd.grad(y.sin().sum(), leaves) for y in (output, expected)))

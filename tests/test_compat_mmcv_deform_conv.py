@@ -1,4 +1,4 @@
-"""mmcv's deformable convolutions: its own code, ``dcnzoo.compat.mmcv``, and the layers in the registry."""
+"""mmcv's deformable convolutions: its own code, ``dcnzoo.compat.mmcv`` and the registered layers."""
 
 import collections
 import copy
@@ -20,7 +20,7 @@ from dcnzoo.models import DCN, DCNv2
 
 from .modules import randomise
 
-mmcv_ops = importlib.import_module("mmcv.ops")  # its Python code, on dcnzoo's operators
+mmcv_ops = importlib.import_module("mmcv.ops")  # mmcv's Python code on dcnzoo's operators
 FUNCTIONS = {
     name: getattr(importlib.import_module(f"mmcv.ops.{module}"), function)
     for name, module, function in (
@@ -39,7 +39,7 @@ each_pack = pytest.mark.parametrize("pack", PACKS)
 
 
 def tensors(deform_groups=2, batch=3, dtype=torch.float64, larger=(0, 0)):
-    """input (3, 4, 9, 7), offset, mask, weight (6, 2, 3, 2) of 2 groups, bias."""
+    """input (3, 4, 9, 7), offset, mask, weight (6, 2, 3, 2) for 2 groups, bias."""
     torch.manual_seed(0)
     out = (OUT[0] + larger[0], OUT[1] + larger[1])
     values = (
@@ -62,7 +62,7 @@ def assert_same(output, expected, leaves):
 
 
 def arguments_of(function):
-    """Names and defaults, without what Python or autograd puts before them."""
+    """Names and defaults, without Python's ``self`` and autograd's ``ctx``."""
     parameters = inspect.signature(function).parameters.values()
     return [(p.name, p.default) for p in parameters if p.name not in ("self", "ctx")]
 
@@ -121,7 +121,7 @@ def test_functions(module, deform_groups, kind):
 
 @pytest.mark.parametrize(("im2col_step", "batch"), [(1, 3), (2, 3), (32, 33), (32, 0)])
 def test_batches_that_im2col_step_does_not_divide(im2col_step, batch):
-    """mmcv refuses them."""
+    """mmcv rejects them."""
     input, offset, _, weight, _ = tensors(2, batch)
     geometry = (*GEOMETRY.values(), 2)
     expected = reference.deform_conv(input, weight, offset, None, None, *geometry)
@@ -132,7 +132,7 @@ def test_batches_that_im2col_step_does_not_divide(im2col_step, batch):
 
 @of_mmcv_and_dcnzoo
 def test_type_of_the_offset_decides(module):
-    """mmcv computes in the type of ``offset``, and so under autocast: float32 offsets keep it float32."""
+    """mmcv computes in the type of ``offset``, under autocast too: float32 offsets keep float32."""
     input, offset, mask, weight, bias = tensors(dtype=torch.float32)
     arguments = (weight, *GEOMETRY.values(), 2, 2)
     exact = module.deform_conv2d(input, offset, *arguments)
@@ -145,7 +145,7 @@ def test_type_of_the_offset_decides(module):
 
 @of_mmcv_and_dcnzoo
 def test_larger_offsets_are_read_as_memory(module):
-    """What DyHead does: offsets and mask of a finer level; the kernels read them from the start."""
+    """DyHead passes offsets and masks of a finer level; the kernels read their memory from the start."""
     input, offset, mask, weight, bias = leaves = tensors(larger=(3, 4))
     geometry = (*GEOMETRY.values(), 2)
     output = module.modulated_deform_conv2d(*leaves, *geometry, 2)
@@ -193,7 +193,7 @@ def test_bad_input(function, name, value, message):
     ("name", "index", "message"),
     [
         ("offset", (slice(None), slice(None), slice(1, None)), "at least 24 × 5 × 9 .* got 24 × 4 × 9"),
-        # taken for a larger map they would be read as other taps and groups
+        # read as memory of a larger map, these would be other taps and groups
         ("offset", (slice(None), [*range(24), 0]), "24 channels.* 25[,)]"),
         ("mask", (slice(None), [*range(12), *range(12)]), "12 channels.* 24[,)]"),
     ],
@@ -214,7 +214,7 @@ def is_modulated(pack):
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_layers(name):
-    """mmcv's keys, their versions, and from its parameters the reference's output."""
+    """mmcv's keys and versions; with its parameters, the reference's output."""
     state = randomise(getattr(mmcv_ops, name)(*ARGUMENTS).double()).state_dict()
     layer = getattr(compat, name)(*ARGUMENTS).double()
     assert list(layer.state_dict()) == list(state)
@@ -235,7 +235,7 @@ def test_layers(name):
 
 
 def predicted(pack, input):
-    """Offset and mask of a pack, as mmcv's documentation has them."""
+    """Offset and mask of a pack, as in mmcv's documentation."""
     geometry = (pack.stride, pack.padding, pack.dilation)
     output = F.conv2d(input, pack.conv_offset.weight, pack.conv_offset.bias, *geometry)
     taps = output.shape[1] * 2 // 3
@@ -245,7 +245,7 @@ def predicted(pack, input):
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("pack", [DCN, DCNv2])
 def test_registered_packs(pack, bias):
-    """With a bias and without one; offsets within a limit."""
+    """With and without bias and offset limit."""
     layer = randomise(pack(*ARGUMENTS, bias=bias, im2col_step=2)).double()
     bounded = pack(*ARGUMENTS, bias=bias, offset_limit=0.5).double()
     bounded.load_state_dict(layer.state_dict())
@@ -262,7 +262,7 @@ def test_registered_packs(pack, bias):
 @pytest.mark.parametrize("size", [(1, 1), (2, 2), (1, 6), (6, 2)])
 @pytest.mark.parametrize("geometry", [(1, 1, 1), ((2, 1), (1, 2), 1), (1, 2, 2)])
 def test_input_smaller_than_the_kernel(size, geometry):
-    """mmcv pads the input to the kernel's size, and the offset alike, and crops the output."""
+    """mmcv pads the input to the kernel size, pads the offset accordingly, and crops the output."""
     layer = randomise(compat.DeformConv2d(4, 6, 3, *geometry, deform_groups=2).double())
     stride, padding, dilation = (layer.stride, layer.padding, layer.dilation)
     axes = list(zip(size, stride, padding, dilation, strict=True))
@@ -281,7 +281,7 @@ def test_input_smaller_than_the_kernel(size, geometry):
 
 @each_pack
 def test_packs_begin_as_convolutions(pack):
-    """Also behind the initialisation of a parent."""
+    """Also after a parent module's initialisation."""
     layer = pack(4, 6, 3, padding=1, deform_groups=2)
     model, input = nn.Sequential(layer, nn.Conv2d(6, 6, 1)), torch.randn(2, 4, 7, 5)
     scale = 0.5 if is_modulated(pack) else 1.0  # the mask is sigmoid(0)
@@ -307,7 +307,7 @@ class Block(nn.Module):
 @each_pack
 @pytest.mark.parametrize("loader", ["torch", "mmengine"])
 def test_old_names_load(pack, loader):
-    """Before version 2 the offset convolution lay beside the layer: ``conv2_offset.weight``."""
+    """Before version 2, the offset convolution was a sibling of the layer: ``conv2_offset.weight``."""
     model = randomise(nn.Sequential(Block(pack(4, 6, 3)), nn.Conv2d(6, 6, 1)))
     expected = copy.deepcopy(model.state_dict())
     old = {key.replace("conv2.conv_offset", "conv2_offset"): value for key, value in expected.items()}
@@ -322,7 +322,7 @@ def test_old_names_load(pack, loader):
 
 
 def test_other_keys_stay():
-    """A network of one's own may have a ``conv2_offset`` beside a layer that is no pack."""
+    """A user's network may have a ``conv2_offset`` beside a layer that is not a pack."""
     block = Block(compat.DeformConv2d(4, 6, 3))
     block.conv2_offset = nn.Conv2d(4, 18, 3)
     assert not Block(nn.Conv2d(4, 6, 3))._load_state_dict_pre_hooks
@@ -331,7 +331,7 @@ def test_other_keys_stay():
 
 @each_pack
 def test_compiled_empty_and_under_autocast(pack):
-    """Under autocast the prediction is half, and what it is given to becomes so, as in mmcv."""
+    """Under autocast, as in mmcv, predictions and then the convolution are in half precision."""
     layer = randomise(pack(*ARGUMENTS))
     input = tensors(dtype=torch.float32)[0].detach()
     torch._dynamo.reset()

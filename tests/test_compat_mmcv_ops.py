@@ -1,8 +1,8 @@
-"""Operators of ``mmcv.ops`` on dcnzoo's: recorded results, gradients, half precision.
+"""Operators of ``mmcv.ops`` on dcnzoo's operators: recorded results, gradients and half precision.
 
-The results are those of the code that ``make peers`` compares with mmcv's own operators in hundreds of random
-cases. The 28 that mmcv has for the CPU were also run with its compiled operators, which give the same.
-``python -m tests.test_compat_mmcv_ops`` records them anew.
+The results were recorded with the code that ``make peers`` compares with mmcv's operators in hundreds of
+random cases. For the 28 operators that mmcv has for the CPU, mmcv's compiled operators gave the same results.
+``python -m tests.test_compat_mmcv_ops`` records them again.
 """
 
 import importlib
@@ -24,7 +24,7 @@ RECORDED = Path(__file__).parent / "data/mmcv_ops.json"
 BIAS_LEAKY_RELU = importlib.import_module("mmcv.ops.fused_bias_leakyrelu").FusedBiasLeakyReLUFunction.apply
 
 
-# Boxes: some overlap, one has no area
+# Boxes: some overlap, one has zero area
 
 CORNERS = 10 + wave(20, 2, pace=1.3, scale=8.0)
 BOXES = torch.cat([CORNERS, CORNERS + 6 + wave(20, 2, pace=0.7, scale=5.0)], 1).float()
@@ -81,10 +81,10 @@ RESULTS = {
     "points_in_polygons": lambda: [ops.points_in_polygons(CORNERS.float(), quads(TURNED))],
 }
 
-# With gradients: the function, and the tensors that have them
+# Operators with gradients: the function, and the tensors with a gradient
 
 MAPS = wave(2, 4, 7, 9, pace=1.7) + wave(2, 4, 7, 9, pace=0.23)
-# inside; across the border; outside; turned over
+# inside; across the border; outside; inverted
 ROIS = torch.tensor(
     [[0, 1.25, 0.75, 7.125, 5.875], [1, -2.125, 3, 16, 8.75], [1, 40, 40, 50, 60], [0, 6, 6, 2, 2]]
 ).double()
@@ -137,7 +137,7 @@ def leaves_of(name, dtype=torch.float64):
 
 
 def figures(name):
-    """One number for each output and gradient."""
+    """The fingerprint of each output and gradient."""
     if name in RESULTS:
         tensors = RESULTS[name]()
     else:
@@ -162,7 +162,7 @@ def test_gradients(name):
     "name", ["roi_align_rotated", "rotated_feature_align", "carafe", "sigmoid_focal_loss"]
 )
 def test_half_precision_is_computed_in_float32(name, dtype):
-    """As the float32 result of the same values, rounded once."""
+    """The result equals that of float32 for the same values, rounded once."""
     function, half = leaves_of(name, dtype)
     got = function(*half)
     assert got.dtype == dtype
@@ -193,7 +193,7 @@ TURN = torch.tensor([[0, 5.0, 7.0, 6.0, 6.0, 0.0]]).double()
 
 
 def test_rotated_boxes_that_touch():
-    """Equal boxes, turned by quarters; halves of each other; side by side."""
+    """Equal boxes, rotated by quarter turns; a box and half of it; adjacent boxes."""
     others = [[3, 4, 2, 6, 0.7 + math.pi / 2], [3, 4, 6, 2, 0.7 + math.pi], [3, 4, 3, 2, 0.7]]
     others.append([3 + 6 * math.cos(0.7), 4 + 6 * math.sin(0.7), 6, 2, 0.7])
     box, others = torch.tensor([[3.0, 4, 6, 2, 0.7]]), torch.tensor(others)
@@ -202,7 +202,7 @@ def test_rotated_boxes_that_touch():
 
 
 def test_nms_rotated_drops_a_box_at_the_threshold():
-    """As mmcv on the CPU, whose threshold is a float32. Recorded from compiled mmcv."""
+    """As in mmcv on the CPU, where the threshold is a float32. Recorded from compiled mmcv."""
     boxes = torch.tensor([[0.0, 0, 10, 10, 0], [0, 0, 5, 10, 0], [0, 0, 3, 10, 0]])
     scores = torch.tensor([3.0, 2.0, 1.0])
     for dtype, threshold, kept in (
@@ -217,10 +217,10 @@ def test_nms_rotated_drops_a_box_at_the_threshold():
 
 
 def test_soft_nms_keeps_mmcvs_order_of_equal_scores():
-    """The best changes places with the first, the last takes a fallen one's place."""
+    """The best box swaps places with the first, and the last box replaces a suppressed one."""
     boxes = torch.tensor([[0.0, 0, 1, 1], [10, 0, 11, 1], [0, 0, 1, 1], [20, 0, 21, 1], [30, 0, 31, 1]])
     scores = torch.tensor([0.5, 0.9, 0.9, 0.5, 0.5])
-    # 1 | 0 2 3 4 -> 2 | 0 3 4, 0 falls: 4 in its place -> 4, 3
+    # 1 | 0 2 3 4 -> 2 | 0 3 4, 0 is suppressed and 4 replaces it -> 4, 3
     _, order = ops.soft_nms(boxes, scores, 0.3, min_score=0.1, method="naive")
     assert order.tolist() == [1, 2, 4, 3]
 
@@ -246,7 +246,7 @@ def test_chamfer_distance():
 
 @pytest.mark.parametrize("count", [0, 1, 20])
 def test_masked_conv2d(count):
-    """Convolved where the mask is set, zero elsewhere."""
+    """A convolution where the mask is set, zero elsewhere."""
     layer, input, mask = ops.MaskedConv2d(4, 6, (3, 1), padding=(1, 0)).double(), MAPS[:1], torch.zeros(63)
     mask[torch.randperm(63)[:count]] = 1
     mask = mask.view(1, 7, 9)
@@ -268,7 +268,7 @@ def of_pairs(boxes, others):
 
 
 def test_differentiable_iou_of_rotated_boxes():
-    """mmcv's, whose corners are put in order here. Against the compiled operator, and by differences."""
+    """mmcv's function with dcnzoo's order of corners, against box_iou_rotated and finite differences."""
     random = torch.rand(2, 60, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     boxes, others = random * torch.tensor([6, 6, 5, 5, 6]) + torch.tensor([0, 0, 1, 1, -3])
     expected = ops.box_iou_rotated(boxes, others, aligned=True)
@@ -288,7 +288,7 @@ def test_differentiable_iou_of_equal_boxes_and_of_one_in_the_other():
             iou = of_pairs(box, other)
             torch.testing.assert_close(iou, iou.new_tensor([expected]), atol=1e-5, rtol=0)
             assert torch.autograd.grad(iou.sum(), box)[0].isfinite().all()
-    corner = torch.tensor([[1.0, 1, 2, 2, 0]])  # at the origin, where mmcv puts what is no corner
+    corner = torch.tensor([[1.0, 1, 2, 2, 0]])  # has a corner at the origin, where mmcv puts invalid corners
     torch.testing.assert_close(
         of_pairs(corner, corner * torch.tensor([1, 1, 1, 0.5, 1])), torch.tensor([0.5])
     )
@@ -297,7 +297,7 @@ def test_differentiable_iou_of_equal_boxes_and_of_one_in_the_other():
 def test_contours_grow_step_by_step_into_the_text():
     text = ["111110", "101011", "111110"]
     labels = ["100000", "000000", "000020"]
-    expected = ["111120", "101022", "112220"]  # the first takes a pixel that both reach in as many steps
+    expected = ["111120", "101022", "112220"]  # label 1 takes a pixel that both reach at the same step
     mask, label, expected = (
         torch.tensor([[*map(int, row)] for row in rows]) for rows in (text, labels, expected)
     )

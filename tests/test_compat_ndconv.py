@@ -1,4 +1,4 @@
-"""``dcnzoo.compat.ndconv``: the N-d op's layout, against its definition written out in Python."""
+"""``dcnzoo.compat.ndconv``: the N-d op's layout, compared with its definition in plain Python."""
 
 import importlib
 import inspect
@@ -43,7 +43,7 @@ def call(rank, groups, per_group, channels=6, batch=2, spread=1.5, bias=True):
 
 
 def multilinear(image, point):
-    """``image`` (nested lists) at a real point; a corner outside counts as zero."""
+    """Interpolate ``image`` (nested lists) at a real point. Corners outside count as zero."""
     value = 0.0
     for corner in itertools.product((0, 1), repeat=len(point)):
         weight, element = 1.0, image
@@ -59,7 +59,7 @@ def multilinear(image, point):
 def definition(
     input, weight, offset_field, attn_mask, kernel, stride, padding, dilation, groups, per_group, bias
 ):
-    """One output value after the other, as the op's kernels index their arrays."""
+    """Compute one output value at a time, with the array indices of the op's kernels."""
     batch, (out_channels, in_group) = len(input), weight.shape[:2]
     taps = list(itertools.product(*map(range, kernel)))
     out = input.new_zeros(batch, out_channels, *offset_field.shape[3:])
@@ -91,7 +91,7 @@ def test_definition(rank, groups, per_group):
 @pytest.mark.parametrize("groups, per_group", [(1, 1), (2, 3), (1, 4)])
 @pytest.mark.parametrize("name", ["deformable_groups_per_groups", "deformable_groups"])
 def test_layout_and_names_of_later_versions(rank, groups, per_group, name):
-    """Offsets (N, G·K·rank, *out), the axis last, and masks (N, G·K, *out)."""
+    """Offsets (N, G·K·rank, *out), with the axis last, and masks (N, G·K, *out)."""
     arguments = call(rank, groups, per_group)
     parameters = inspect.signature(FUNCTIONS[rank]).parameters
     names = "input weight offset_field attn_mask kernel_size stride padding dilation groups"
@@ -123,7 +123,7 @@ def test_what_torch_does_with_functions():
         expected = ndconv.deform_conv2d(*arguments)
     compiled = torch.compile(ndconv.deform_conv2d, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(*arguments), expected)
-    # a number stands for all axes, as the op's int[] arguments allow
+    # as for int[] arguments, one number applies to all axes
     weight = torch.randn(4, 3, 2, 2, dtype=torch.float64)
     fields = torch.zeros(2, 2, 24, 6, 5).double(), torch.ones(2, 1, 24, 6, 5).double()
     axes, numbers = ((2, 2), (1, 1), (1, 1), (1, 1)), (2, 1, [1], [1])
@@ -142,8 +142,8 @@ def test_what_torch_does_with_functions():
 
 @pytest.mark.parametrize("rank", [1, 2, 3])
 def test_provided_operator(rank):
-    """``torch.ops.custom_op``, as the module's layers call it: by position, with sizes as tuples."""
-    importlib.import_module("dcnzoo.compat.extensions.custom_op")  # test_compat_extensions.py: by its name
+    """The module's layers call ``torch.ops.custom_op`` with positional arguments and tuples of sizes."""
+    importlib.import_module("dcnzoo.compat.extensions.custom_op")  # by its name: test_compat_extensions.py
     operator = getattr(torch.ops.custom_op, f"deform_conv{rank}d")
     arguments = [t.requires_grad_() if isinstance(t, torch.Tensor) else t for t in call(rank, 2, 3)]
     leaves = [t for t in arguments if isinstance(t, torch.Tensor)]

@@ -1,4 +1,4 @@
-"""The patches: what fails on recent PyTorch without them, and that they change nothing else."""
+"""The patches fix what fails on recent PyTorch and change nothing else."""
 
 import math
 import os
@@ -21,7 +21,7 @@ from mmengine.optim import AmpOptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS, DefaultScope
 from torch import nn
 
-import dcnzoo.models  # noqa: F401  applies them; before mmdet, which needs mmcv.ops
+import dcnzoo.models  # noqa: F401  applies the patches; before mmdet, which needs mmcv.ops
 from dcnzoo.compat import patches
 from dcnzoo.layers import PackedDeformConv2d
 from dcnzoo.openmmlab import patches as fixes
@@ -103,7 +103,7 @@ def test_amp_on_the_cpu_is_bfloat16():
         output = layer(torch.ones(1, 2))
     assert output.dtype == torch.bfloat16
     wrapper.update_params(output.float().sum())
-    torch.testing.assert_close(layer.bias, before - 0.5)  # no scale left in the gradient
+    torch.testing.assert_close(layer.bias, before - 0.5)  # the gradient is unscaled
     wrapper.load_state_dict(wrapper.state_dict())
     with pytest.raises(ValueError, match=r"dtype: expected bfloat16 on the CPU, got float16"):
         amp_wrapper([nn.Parameter(torch.zeros(1))], dtype="float16")
@@ -114,7 +114,7 @@ def test_amp_on_the_cpu_is_bfloat16():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU: the patch is not needed")
 def test_distributed_on_the_cpu(monkeypatch):
-    """As a config asks for it, with nccl and a GPU of its own. Several processes: tests/distributed."""
+    """With a config's nccl and device_ids. Several processes: tests/distributed."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -138,7 +138,7 @@ def test_distributed_on_the_cpu(monkeypatch):
     bool(find_spec("torchvision")), reason="torchvision is installed: the patch is not needed"
 )
 def test_roi_align_without_torchvision():
-    """Averages, as torchvision's; what does not ask for torchvision keeps its mode."""
+    """With use_torchvision, it averages like torchvision's. Otherwise, it keeps its pool_mode."""
     torch.manual_seed(0)
     x, boxes = torch.rand(1, 2, 9, 7), torch.tensor([[0, 1.0, 0.5, 5.5, 8.0]])
     asked, mean, most = (
@@ -157,7 +157,7 @@ def group_of_one():
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_sync_batch_norm_on_the_cpu(group_of_one, dtype):
-    """In a group of one it is BatchNorm; of more: tests/distributed."""
+    """In a group of one process, it equals BatchNorm. Larger groups: tests/distributed."""
     torch.manual_seed(0)
     expected = nn.BatchNorm2d(3, eps=0.1, momentum=0.3)
     nn.init.uniform_(expected.weight)
@@ -215,7 +215,7 @@ def test_ssd_head():
 
 
 def build(config, **options):
-    """A detector of MMDetection's configs, on no device and without its weights."""
+    """A detector of MMDetection's configs on the meta device, without weights."""
     cfg = get_config(f"mmdet::{config}")
     cfg.merge_from_dict({f"model.{key}": value for key, value in options.items()})
     with DefaultScope.overwrite_default_scope("mmdet"), torch.device("meta"):
@@ -239,7 +239,7 @@ def test_teacher_is_found_from_anywhere(tmp_path, monkeypatch):
     options = dict(teacher_ckpt=None, teacher_config=teacher)
     assert build(config, **options).teacher_model.backbone.depth == 50
 
-    # a file where the config says it is goes first; one that is nowhere is reported as ever
+    # an existing file at the config's path has priority; a missing file is reported as usual
     (tmp_path / "configs/gfl").mkdir(parents=True)
     shallow = get_config("mmdet::gfl/gfl_r50_fpn_1x_coco.py")
     shallow.model.backbone.depth = 18
@@ -258,7 +258,7 @@ IMAGE = (5, 7)  # height, width
     ids=["left", "right", "above", "below", "left, just", "right, just"],
 )
 def test_a_mask_outside_the_image(box):
-    """Nothing of it is pasted; the others are, as without it."""
+    """It is not pasted; the other masks are pasted as usual."""
     with DefaultScope.overwrite_default_scope("mmdet"):
         head = FCNMaskHead(num_convs=0, in_channels=1, num_classes=1, upsample_cfg=dict(type=None))
     (result,) = head.predict_by_feat(
@@ -279,7 +279,7 @@ def test_a_mask_outside_the_image(box):
 
 @pytest.mark.parametrize("box", [(2.0, 6, 5, 1), (6.0, 1, 2, 4), (6.0, 5, 1, 1)], ids=["y", "x", "both"])
 def test_a_mask_of_an_inverted_box(box):
-    """As on a GPU, where mmdet pastes into the whole image: into the box, the other way round."""
+    """The mask is pasted into the box, flipped, as mmdet does on a GPU."""
     mask = torch.rand(1, 1, 4, 6)
     x1, y1, x2, y2 = box
     turned = [axis for axis, inverted in ((2, y1 > y2), (3, x1 > x2)) if inverted]
@@ -351,7 +351,7 @@ def test_a_backbone_without_dcn_says_what_to_write():
     with pytest.raises(ValueError, match=r"CSPDarknet: .*to_deformable.*dcn=True") as error:
         csp_darknet(dcn=True)
     where = re.search(r"where='(.+?)'", str(error.value))[1]
-    model = csp_darknet(to_deformable=dict(where=where))  # but for its 1×1 convolutions
+    model = csp_darknet(to_deformable=dict(where=where))  # except its 1×1 convolutions
     assert any(isinstance(m, PackedDeformConv2d) for m in model.modules())
     with pytest.raises(TypeError, match="depth"):
         csp_darknet(depth=50)
@@ -376,7 +376,7 @@ OF_MMDET = [patch for patch in fixes.TABLE if patch.target.startswith("mmdet")]
     ],
 )
 def test_a_patch_is_not_needed(name, owner, attribute, value, monkeypatch):
-    """Where the fault is mended, or on a GPU, or without mmdet."""
+    """A patch is not needed if the package has fixed the error, on a GPU, or without mmdet."""
     patch = next(patch for patch in fixes.TABLE if patch.name == name)
     with patches.disabled(name), monkeypatch.context() as patched:
         patched.setattr(owner, attribute, value, raising=False)
@@ -390,7 +390,7 @@ def test_a_patch_is_not_needed(name, owner, attribute, value, monkeypatch):
 
 
 def test_an_error_comes_back_without_its_patch(tmp_path):
-    """At run time: each patch is undone, and applied again."""
+    """Each patch can be undone and applied again at run time."""
     torch.save({"log": HistoryBuffer([1.0], [1])}, tmp_path / "log.pth")
     with patches.disabled("load_own_checkpoints"), pytest.raises(pickle.UnpicklingError):
         torch.load(tmp_path / "log.pth")

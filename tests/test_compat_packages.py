@@ -1,4 +1,4 @@
-"""Configs by package: ``_base_ = 'dcnzoo::…'``, ``mmengine.hub``, and nothing of pkg_resources."""
+"""Configs by package: ``_base_ = 'dcnzoo::…'`` and ``mmengine.hub``, without pkg_resources."""
 
 import subprocess
 import sys
@@ -37,7 +37,7 @@ def test_folders():
 
 
 def test_inherits(config):
-    """There are no registries of dcnzoo's own: with its name as the scope nothing would be found."""
+    """The scope stays mmdet: dcnzoo has no registries of its own."""
     cfg = config(f"_base_ = 'dcnzoo::{NAME}'\nmodel = dict(backbone=dict(depth=101))")
     assert cfg.model.backbone.depth == 101 and cfg.model.backbone.dcn is True
     assert cfg.custom_imports.imports == ["dcnzoo.models"]
@@ -62,7 +62,7 @@ def test_hub():
 
 @pytest.mark.slow
 def test_without_pkg_resources(tmp_path):
-    """Which setuptools 81 dropped. mmengine and mmcv want it still, to be imported: given an empty one."""
+    """setuptools 81 removed pkg_resources. mmengine and mmcv still import it: give them an empty module."""
     (tmp_path / "pkg_resources.py").write_text("")
     code = f"""
 import sys

@@ -1,4 +1,4 @@
-"""What dcnzoo replaces in other packages can be switched off, and a compiled mmcv keeps its GPU kernels."""
+"""dcnzoo's patches of other packages can be switched off, and a compiled mmcv keeps its GPU kernels."""
 
 import os
 import subprocess
@@ -54,7 +54,7 @@ def test_a_layer_is_switched_off_and_on(name):
 
 TABLE = patches.table()
 each_patch = pytest.mark.parametrize("patch", TABLE, ids=lambda patch: f"{patch.name}-{patch.target}")
-# What a patch changes otherwise than by Changes.set and set_item
+# State that patches change other than by Changes.set and set_item
 OTHERWISE = {
     "load_own_checkpoints": lambda: set(torch.serialization.get_safe_globals()),
     "legacy_offset_names": lambda: list(nn.modules.module._global_module_registration_hooks.values()),
@@ -69,7 +69,7 @@ OTHERWISE = {
 
 
 class Recorded(patches.Changes):
-    """Changes that note the owner and the name of each."""
+    """Changes that record their owners and names."""
 
     def __init__(self):
         super().__init__()
@@ -98,7 +98,7 @@ def state(patch, where):
 
 @pytest.fixture
 def undone(patch):
-    """The patch, which is not applied, and is as before afterwards."""
+    """The patch, not applied. Restores its state after the test."""
     applied, needed = patch.applied, patch.needed
     patch.undo()
     yield patch
@@ -123,7 +123,7 @@ def test_a_patch_is_applied_and_undone(undone):
         changed, other = state(undone, where)
         assert all(new is not old for new, old in zip(changed, original, strict=True))
         assert other != before[1] or undone.name not in OTHERWISE
-        undone.apply()  # again, to no effect
+        undone.apply()  # a second call has no effect
         assert state(undone, where) == (changed, other)
         with patches.disabled(undone.name):
             assert not undone.applied
@@ -135,7 +135,7 @@ def test_a_patch_is_applied_and_undone(undone):
 
 
 def test_no_two_patches_change_the_same():
-    """So that they can be undone in any order. Names are those that DCNZOO_PATCHES takes."""
+    """Patches can therefore be undone in any order. Their names are valid in DCNZOO_PATCHES."""
     found = [(id(owner), name) for patch in TABLE for owner, name in places(patch)]
     assert len(found) == len(set(found))
     registered = {patch.name for patch in TABLE if "in the registry" in patch.target}
@@ -212,7 +212,7 @@ def test_names_that_do_not_exist(value, monkeypatch):
     with pytest.raises(RuntimeError, match=r"disable: .*'deform_con'.*deform_conv"):
         patches.disable("deform_con")
     assert patches.enabled("deform_conv")
-    # the error is raised when the class names are known
+    # the error is raised once the class names are known
     monkeypatch.setattr(patches, "_complete", False)
     monkeypatch.setattr(patches, "_switches", patches._switches)
     patches.disable("ssd_hed")
@@ -221,7 +221,7 @@ def test_names_that_do_not_exist(value, monkeypatch):
 
 
 def test_the_variable():
-    """In a process of its own: mmcv's and mmdet's classes stay, and nothing of mmengine is changed."""
+    """In a new process: mmcv's and mmdet's classes stay, and mmengine is unchanged."""
     text = """
 import dcnzoo, mmcv.ops, torch
 from mmengine.model import MMDistributedDataParallel as ddp
@@ -238,12 +238,12 @@ assert not patches.active() and before == (ddp.__init__, constructor.add_params)
     subprocess.run([sys.executable, "-c", text], env={**os.environ, "DCNZOO_PATCHES": "off"}, check=True)
 
 
-# Which kernels run where mmcv is compiled
+# The choice of kernels with a compiled mmcv
 
 
 @pytest.fixture
 def compiled(monkeypatch):
-    """As if mmcv were compiled, for the CPU and for CUDA."""
+    """Pretend that mmcv is compiled for the CPU and CUDA."""
     monkeypatch.setattr(compat, "_mmcv_devices", ("cpu", "cuda"))
 
 
@@ -260,7 +260,7 @@ def test_a_compiled_mmcv_keeps_its_gpu_kernels(operator, compiled, monkeypatch):
     assert kernels() == [True, True, False]
     patches.disable("cuda")
     monkeypatch.setattr(compat, "_mmcv_devices", ("cpu",))
-    assert kernels() == [True, True, False]  # mmcv has none
+    assert kernels() == [True, True, False]  # mmcv has no CUDA kernels
     with patches.disabled(operator):
         assert not any(kernels())
         monkeypatch.setattr(compat, "_mmcv_devices", None)  # mmcv-lite
@@ -331,7 +331,7 @@ def test_kernels_are_chosen_by_the_tensors_device(compiled):
 
 
 def test_mmcvs_attention_in_pytorch_stays_where_dcnzoo_has_no_kernels(monkeypatch):
-    """A CUDA build of torch beside a dcnzoo without CUDA kernels: F.grid_sample, as without dcnzoo."""
+    """With a CUDA torch and a dcnzoo without CUDA kernels, F.grid_sample runs, as without dcnzoo."""
     from dcnzoo.compat.mmcv import _ext
 
     assert _ext._attends_on(CPU)

@@ -1,4 +1,4 @@
-"""``dcnzoo.compat.torchvision``: torchvision's signature, its results, and errors where it would misread."""
+"""``dcnzoo.compat.torchvision``: torchvision's signatures and results, and errors for wrong shapes."""
 
 import importlib.util
 import io
@@ -66,7 +66,7 @@ def test_layer():
     input, offset, _, _, mask = tensors(dtype=torch.float32)
     torch.manual_seed(3)
     layer = DeformConv2d(4, 6, (3, 2), groups=2, **GEOMETRY)
-    torch.manual_seed(3)  # its initialisation is nn.Conv2d's, as is torchvision's
+    torch.manual_seed(3)  # the initialisation is that of nn.Conv2d, as in torchvision
     torch.testing.assert_close(layer.state_dict(), torch.nn.Conv2d(4, 6, (3, 2), groups=2).state_dict())
     for given in (mask, None):
         arguments = (layer.weight, offset, given, layer.bias, *GEOMETRY.values(), 2)
@@ -134,7 +134,7 @@ def test_roi_align(aligned, samples):
 
 
 def test_accelerate_without_torchvision(monkeypatch):
-    """With it: ``make test-others``."""
+    """With torchvision: ``make test-others``."""
     restore()  # nothing to undo
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"accelerate: torchvision: .*pip install"):

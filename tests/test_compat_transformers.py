@@ -1,4 +1,4 @@
-"""How ``dcnzoo.compat.transformers`` finds families, and refuses changed ones, in a package written for it.
+"""``dcnzoo.compat.transformers`` finds families and rejects changed ones, in a package written by the tests.
 
 The families of the real package: ``tests/environments/test_transformers.py``.
 """
@@ -55,7 +55,7 @@ FINE = {"dtype": torch.float64}
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """A function that writes a family's module; the package is found as transformers."""
+    """A function that writes a family's module into a package named transformers."""
 
     def write(family, source):
         folder = tmp_path / "transformers" / "models" / family
@@ -106,7 +106,7 @@ def call(kind, module):
 
 @pytest.fixture
 def runs_ours(monkeypatch):
-    """Whether a call ran on dcnzoo's kernels."""
+    """Run a call. Returns its output and whether it ran on dcnzoo's kernels."""
     calls = []
     attend = compat._attend
     monkeypatch.setattr(compat, "_attend", lambda *args: (calls.append(args), attend(*args))[1])

@@ -1,6 +1,6 @@
-"""``dcnzoo.compat.tvdcn``: tvdcn's names, the examples of its README, and what tvdcn itself computed.
+"""``dcnzoo.compat.tvdcn``: tvdcn's names, the examples of its README, and recorded results of tvdcn.
 
-That its layers script: test_layer_programs.py.
+test_layer_programs.py tests that its layers script.
 """
 
 import inspect
@@ -22,7 +22,7 @@ PACKED = (
 
 
 def transposed(names):
-    """In the functions output_padding comes before dilation, in the layers after it."""
+    """output_padding comes before dilation in functions and after it in layers."""
     if names is FUNCTION:
         return names.replace(" dilation", " output_padding dilation")
     return names.replace(" dilation", " dilation output_padding")
@@ -45,7 +45,7 @@ def transposed(names):
     ],
 )
 def test_names_and_arguments(name, names, rank):
-    """In tvdcn's order; what dcnzoo adds, im2col_step, comes after."""
+    """tvdcn's arguments in order, then dcnzoo's additional im2col_step."""
     found = getattr(tvdcn, name + rank)
     assert getattr(tvdcn.ops, name + rank) is found and name + rank in tvdcn.__all__
     given = list(inspect.signature(found).parameters)
@@ -78,12 +78,12 @@ def test_options_and_initial_values_of_packs():
     assert list(state) == [*names, "mask_generator.weight"], "the caller's is left alone"
 
 
-# What tvdcn 1.1.0 computed
+# Recorded results of tvdcn 1.1.0
 
 
 @pytest.mark.parametrize("case", recorded.CASES)
 def test_equals_tvdcn(case):
-    """Packs with a state dict that says ``offset_generator`` and has its weights in groups."""
+    """Packs load a state dict with ``offset_generator`` and weights in groups."""
     rank, _ = case
     figures = [*recorded.function_figures(tvdcn, *case), *recorded.pack_figures(tvdcn, *case)]
     figures.append(recorded.softmax_figure(tvdcn, rank))

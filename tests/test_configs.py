@@ -1,4 +1,4 @@
-"""configs/dcn and configs/dcnv2: they are MMDetection's, and its published weights fit them."""
+"""configs/dcn and configs/dcnv2 equal MMDetection's, and its published weights fit."""
 
 import os
 import re
@@ -36,13 +36,13 @@ def build(cfg):
 
 
 def without_scope(node):
-    """A part of a config without the notes that ``mmdet::`` leaves in it."""
+    """A part of a config without the ``_scope_`` entries from ``mmdet::``."""
     if isinstance(node, dict):
         return {key: without_scope(value) for key, value in node.items() if key != "_scope_"}
     return [without_scope(value) for value in node] if isinstance(node, list) else node
 
 
-LARGE = re.compile("x101|r101")  # of the same code as the others; `make test-all` builds them
+LARGE = re.compile("x101|r101")  # they use the same code as the others; `make test-all` builds them
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ LARGE = re.compile("x101|r101")  # of the same code as the others; `make test-al
     [pytest.param(p, id=p.stem, marks=[pytest.mark.slow] * bool(LARGE.search(p.stem))) for p in FILES],
 )
 def test_is_mmdetections(path):
-    """The same in everything as MMDetection's config of that name, which spells ``dcn`` out."""
+    """The config equals MMDetection's config of that name, which writes ``dcn`` in full."""
     ours, theirs = Config.fromfile(path), get_config(f"mmdet::{path.parent.name}/{path.name}")
     assert ours.custom_imports.imports == ["dcnzoo.models"]
     for key in (set(ours) | set(theirs)) - {"model", "custom_imports"}:
@@ -66,7 +66,7 @@ def test_is_mmdetections(path):
 
 @pytest.mark.parametrize("paper", PAPERS)
 def test_index_has_the_published_figures(paper):
-    """Every config, with the figures and weights of MMDetection's metafile, and whose they are."""
+    """Lists every config with the figures and weights of MMDetection's metafile, and their source."""
     index = yaml.safe_load((CONFIGS / paper / "metafile.yml").read_text())
     published = yaml.safe_load((MMDETS / paper / "metafile.yml").read_text())
     published = {Path(model["Config"]).name: model for model in published["Models"]}
@@ -90,7 +90,7 @@ def test_index_has_the_published_figures(paper):
 
 @pytest.mark.slow
 def test_your_own_data_with_mmdetections_own_tool(tmp_path):
-    """The recipe of docs/detectors.md, whose ``custom_imports`` is all that says dcnzoo."""
+    """The recipe of docs/detectors.md, which mentions dcnzoo only in ``custom_imports``."""
     page = (ROOT / "docs" / "detectors.md").read_text()
     (recipe,) = (b for b in re.findall(r"^```python\n(.*?)^```$", page, re.S | re.M) if "metainfo" in b)
     assert '("date", "fig", "hazelnut")' in recipe and recipe.count("dcnzoo") == 1

@@ -1,4 +1,4 @@
-"""configs/internimage and configs/flash_internimage: they build, with as many parameters as published."""
+"""configs/internimage and configs/flash_internimage build, with the published numbers of parameters."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import torch
 import yaml
 
 import dcnzoo.models
-import dcnzoo.ops.flops  # noqa: F401  deformable convolution is counted
+import dcnzoo.ops.flops  # noqa: F401  registers the counts of deformable operators
 
 # isort: split
 from mmengine.config import Config
@@ -17,7 +17,7 @@ from .test_configs import CONFIGS, build
 
 FOLDERS = ("internimage", "flash_internimage")
 FILES = sorted(path for folder in FOLDERS for path in (CONFIGS / folder).glob("*.py"))
-# Of InternImage's model zoo: millions of parameters, and billions of operations on 800×1280 pixels
+# From InternImage's model zoo: millions of parameters, and billions of operations for 800×1280 pixels
 PARAMETERS = {"mask-t": 49, "mask-s": 69, "mask-b": 115, "cascade-l": 277, "cascade-xl": 387}
 OPERATIONS = {"t": 270, "s": 340, "b": 501}
 
@@ -77,9 +77,9 @@ def test_builds(path):
     "size", [pytest.param(size, marks=() if size == "t" else pytest.mark.slow) for size in OPERATIONS]
 )
 def test_operations_are_the_published_within_3_percent(size):
-    """Of all layers, for 1000 proposals and 100 masks, counted without computing them.
+    """Count all layers, for 1000 proposals and 100 masks, on the meta device.
 
-    ``tools/analysis/get_flops.py``, which runs the detector, finds as many to a tenth of a percent.
+    ``tools/analysis/get_flops.py``, which runs the detector, agrees within 0.1 %.
     """
     path = CONFIGS / f"internimage/mask-rcnn_internimage-{size}_fpn_1x_coco.py"
     model = build(Config.fromfile(path)).eval()
@@ -101,7 +101,7 @@ def test_index_is_complete():
         figures = [ap for result in model["Results"] for ap in result["Metrics"].values()]
         assert len(figures) == (1 if path.stem.startswith("dino") else 2)
         assert model["Published"] == "OpenGVLab"
-        # of the same model and schedule
+        # the weights are those of the same model and schedule
         name = Path(model["Weights"]).name.replace("_", "-")
         assert f"internimage-{size_of(path)}-" in name and path.stem.split("_")[-2] in name
     for name in FOLDERS:

@@ -1,4 +1,4 @@
-"""VOC, YOLO and LabelMe to COCO's format: boxes worked out by hand, and files with mistakes."""
+"""VOC, YOLO and LabelMe to COCO's format: boxes worked out by hand, and files with errors."""
 
 import base64
 import io
@@ -48,7 +48,7 @@ def write(file, text):
 
 
 def problems(conversion, root):
-    """As they are shown, without the folder."""
+    """The problems as displayed, without the folder."""
     return [str(problem).replace(f"{root}/", "") for problem in conversion.problems]
 
 
@@ -87,7 +87,7 @@ def test_image_size_is_that_of_the_image_as_it_is_loaded(tmp_path, suffix, orien
 
 def test_clipping_by_hand():
     assert clip_box((-2, 3, 50, 20), (40, 30)) == (0, 3, 40, 20)
-    # a triangle of which the corner (44, 10) is 4 beyond: its sides meet the border at y 8 and 12
+    # a triangle whose corner (44, 10) is 4 outside: its sides meet the border at y = 8 and 12
     triangle = [(34, 5), (44, 10), (34, 15)]
     (clipped,) = clip_polygon(triangle, (40, 30))
     assert sorted(clipped) == [(34, 5), (34, 15), (40, 8), (40, 12)]
@@ -95,18 +95,18 @@ def test_clipping_by_hand():
     assert clip_polygon([(50, 5), (60, 5), (50, 9)], (40, 30)) == []
     inside = [(0, 0), (40, 0), (40, 30)]
     assert clip_polygon(inside, (40, 30)) == [inside]
-    # a U that lies on its side, its middle beyond the border: its arms are not joined along it
+    # a U on its side, with its middle outside the border: the arms are not joined along the border
     arms = [(30, 5), (50, 5), (50, 25), (30, 25), (30, 20), (45, 20), (45, 10), (30, 10)]
     parts = sorted(map(sorted, clip_polygon(arms, (40, 30))))
     assert parts == [[(30, y), (30, y + 5), (40, y), (40, y + 5)] for y in (5, 20)]
-    # a frame: from its corner to that of its hole and back; the whole hole is in the image, and half of it
+    # a frame, as one outline to its hole and back. First the whole hole is in the image, then half of it.
     frame = [(-1, 1), (19, 1), (19, 19), (-1, 19), (-1, 1), (5, 5), (5, 15), (15, 15), (15, 5), (5, 5)]
     for width, expected in ((40, 19 * 18 - 10 * 10), (10, 10 * 18 - 5 * 10)):
         assert sum(map(polygon_area, clip_polygon(frame, (width, 30)))) == expected
 
 
 def test_voc_beside_its_images(tmp_path):
-    """Zero-based, and coordinates beyond the border: one pixel is cut off, more on request."""
+    """Zero-based coordinates, and coordinates outside: one pixel is clipped, more only with ``clip``."""
     write_image(tmp_path / "a.PNG")
     outside = voc_object("fig", (5, 6, 60, 99))
     objects = voc_object("fig", (0, 4, 12, 25)), voc_object("fig", (5, 6, 41, 30)), outside
@@ -122,7 +122,7 @@ def test_voc_beside_its_images(tmp_path):
 
 
 def test_clipping_against_a_raster():
-    """Any polygon covers the same pixels of the image clipped and whole, also where its sides cross."""
+    """Clipped or not, a polygon covers the same pixels of the image, even if its sides cross."""
     generator = np.random.default_rng(0)
     border = 50
     for _ in range(60):
@@ -130,12 +130,12 @@ def test_clipping_against_a_raster():
         whole, clipped = np.zeros((2, HEIGHT + 2 * border, WIDTH + 2 * border), np.uint8)
         parts = clip_polygon([tuple(p) for p in polygon.tolist()], (WIDTH, HEIGHT))
         for canvas, outlines in ((whole, [polygon]), (clipped, map(np.array, parts))):
-            for outline in outlines:  # finer than pixels, as fillPoly rounds
+            for outline in outlines:  # with subpixels, because fillPoly rounds
                 at = np.round((outline + border - 0.5) * 256).astype(np.int32)
                 cv2.fillPoly(canvas, [at], 1, shift=8)
         inside = (slice(border + 1, border + HEIGHT - 1), slice(border + 1, border + WIDTH - 1))
         differing = (whole[inside] != clipped[inside]).astype(np.uint8)
-        # on outlines alone, which no square of 3 × 3 pixels fits into
+        # only on outlines, which are too thin for a square of 3 × 3 pixels
         assert not cv2.erode(differing, np.ones((3, 3), np.uint8)).any()
 
 
@@ -157,7 +157,7 @@ def voc_file(*objects, size=(WIDTH, HEIGHT), name="a.jpg"):
 
 @pytest.fixture
 def voc(tmp_path):
-    """Three images; two of them in the split."""
+    """Three images, two of them in the split."""
     part = "<part><name>head</name><bndbox><xmin>4</xmin></bndbox></part>"
     fig = voc_object("fig", (3, 5, 12, 25), f"<truncated>1</truncated><difficult>0</difficult>{part}")
     date = voc_object("date", (1, 1, 40, 30), "<difficult>1</difficult>")
@@ -171,7 +171,7 @@ def voc(tmp_path):
 def test_voc_by_hand(voc):
     conversion, prefix = convert_voc(voc)
     assert problems(conversion, voc) == [] and prefix == voc / "JPEGImages"
-    # columns 3 to 12 are ten, and the first of them begins 2 pixels from the edge
+    # columns 3 to 12 are ten columns, and the first starts 2 pixels from the edge
     assert boxes(conversion) == [
         ("a.jpg", "fig", [2, 4, 10, 21]),
         ("a.jpg", "date", [0, 0, 40, 30]),
@@ -268,7 +268,7 @@ def test_yolo_lists_and_other_places(yolo):
     assert file_names(conversion) == ["images/val/c.jpg", "images/train/a.jpg"], "each once"
     (problem,) = problems(conversion, yolo)
     assert problem.startswith("list.txt:3: ") and "images/none.jpg" in problem
-    # labels beside their images where no folder is called images
+    # without a folder named images, labels are beside their images
     write_image(yolo / "flat/d.jpg")
     write(yolo / "flat/d.txt", "0 0.5 0.5 1 1")
     write(yolo / "data.yml", "train: flat\nnames: [date]\npath: /moved/away\n")
@@ -343,7 +343,7 @@ def test_labelme_by_hand(tmp_path):
     shapes = [
         shape("fig", "polygon", [[2, 3], [12, 3], [12, 23], [2, 13]]),
         shape("date", "rectangle", [[30.5, 20], [20, 8]]),  # from any corner to the opposite one
-        shape("date", "circle", [[20, 15], [23, 19]]),  # of radius 5
+        shape("date", "circle", [[20, 15], [23, 19]]),  # radius 5
         # two parts of one object, which overlap in 2 × 2 pixels, and an object of another group
         shape("fig", "rectangle", [[0, 0], [4, 4]], group=1),
         shape("fig", "rectangle", [[2, 2], [6, 6]], group=1),
@@ -384,7 +384,7 @@ def test_labelme_embedded_images(tmp_path):
     with pytest.raises(UserError, match="nothing is written"):
         conversion.write(tmp_path / "coco.json")
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
-    conversion.write(tmp_path / "coco.json", skip_invalid=True)  # c's image is kept, without its object
+    conversion.write(tmp_path / "coco.json", skip_invalid=True)  # keeps c's image without its object
     files = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.png"))
     assert files == ["out/b.png", "out/c.png", "out/deep/b.png"], (
         "where the JSON files are, not where they say"
@@ -474,7 +474,7 @@ def test_mistakes_in_a_file(tmp_path, file, text, place):
     assert not (tmp_path / "out.json").exists()
 
 
-# What all of them share
+# All formats
 
 
 def test_written_whole_or_not_at_all(voc, monkeypatch):
@@ -501,7 +501,7 @@ def test_written_whole_or_not_at_all(voc, monkeypatch):
 
 
 def damaged(text, generator):
-    """Bytes exchanged, left out and doubled."""
+    """Replace, remove and repeat bytes."""
     content = bytearray(text.encode())
     for _ in range(generator.randint(0, 3)):
         at, most = generator.randrange(len(content)), generator.randint(1, 9)
@@ -515,7 +515,7 @@ def damaged(text, generator):
 
 
 def test_damaged_files_are_problems_never_tracebacks(tmp_path):
-    """What can still be read is converted, the rest is listed."""
+    """Readable parts are converted, and the rest is listed."""
     generator = random.Random(0)
     write_image(tmp_path / "images/a.jpg")
     polygon = shape("fig", "polygon", [[2, 3], [12, 3], [12, 23], [2, 13]])

@@ -1,4 +1,4 @@
-"""``dcnzoo.to_deformable`` and ``from_deformable``: networks of any kind made deformable, and back."""
+"""``dcnzoo.to_deformable`` and ``from_deformable`` on networks of any kind."""
 
 import copy
 import types
@@ -64,7 +64,7 @@ def convolutions_1d():
     return nn.Sequential(nn.Conv1d(3, 8, 5, 2, 2), nn.GELU(), nn.ConvTranspose1d(8, 2, 4, 2, 1))
 
 
-NETWORKS = {  # factory, where, shape of the input, how many match
+NETWORKS = {  # (factory, where, input shape, number of matches)
     "resnet": (resnet, "layer[3-4].*.conv2", (2, 3, 64, 80), 4),
     "convnext": (convnext, "*.dwconv", (2, 3, 32, 40), 3),
     "unet3d": (UNet3d, ["enc", "down", "up", "dec"], (2, 1, 8, 6, 9), 4),
@@ -138,7 +138,7 @@ def test_compiles_copies_and_round_trips(network):
     before = copy.deepcopy(model.state_dict())
     other = copy.deepcopy(model)
     dcnzoo.to_deformable(model, where)
-    missing, unexpected = model.load_state_dict(before, strict=False)  # a checkpoint of the plain network
+    missing, unexpected = model.load_state_dict(before, strict=False)  # the plain network's checkpoint
     assert len(missing) == 4 * count and not unexpected
     for name, parameter in model.named_parameters():
         if is_new(name):
@@ -232,7 +232,7 @@ def test_where(where, expected):
 
 
 def mistakes():
-    """Calls that replace nothing, with what the error names."""
+    """Calls that replace nothing, and a pattern for the error."""
     for where, named in (
         ("layer[5-6].*.conv2", r"nearest are 'layer\d\.\d"),
         ("conv2", r"'\*conv2' matches 'layer1\.0\.conv2'"),

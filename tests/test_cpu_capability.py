@@ -1,4 +1,4 @@
-"""The CPU kernels of every instruction set that this machine has, not only its best."""
+"""The CPU kernels of every instruction set that this machine supports, not only the best."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A training that is killed with SIGKILL, again and again, ends where one that was left alone ends."""
+"""A training that is repeatedly killed with SIGKILL ends with the result of an uninterrupted one."""
 
 import json
 import os

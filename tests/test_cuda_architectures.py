@@ -1,4 +1,4 @@
-"""When setup.py compiles the CUDA library, and for which architectures: those asked for that nvcc has."""
+"""When setup.py compiles the CUDA library, and for which architectures."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(not SETUP.exists(), reason="needs the sources")
 
 @pytest.fixture
 def setup_py(tmp_path):
-    """Evaluates an expression in setup.py, with an nvcc on the PATH that has these architectures."""
+    """Evaluate an expression in setup.py, with an nvcc on the PATH that supports these architectures."""
 
     def run(expression: str, archs: tuple[str, ...], **environment: str) -> subprocess.CompletedProcess:
         nvcc = tmp_path / "nvcc"
@@ -80,7 +80,7 @@ def test_what_cannot_be_wanted_is_refused(setup_py, environment, problem):
 
 
 def code_for(run: subprocess.CompletedProcess) -> tuple[list[str], list[str]]:
-    """Architectures with machine code, and those with PTX."""
+    """The architectures with machine code, and those with PTX."""
     assert run.returncode == 0, run.stderr
     options = json.loads(run.stdout.splitlines()[-1])
     codes = [option.split(",code=")[1] for option in options]
@@ -92,7 +92,7 @@ def code_for(run: subprocess.CompletedProcess) -> tuple[list[str], list[str]]:
 
 ARCHS, LIST = "DCNZOO_CUDA_ARCHS", "TORCH_CUDA_ARCH_LIST"
 ALL = ["75", "80", "86", "89", "90", "100", "120"]
-TARGETS = [  # nvcc's, what is asked for, machine code for, PTX for
+TARGETS = [  # (nvcc's architectures, environment, machine code, PTX)
     (CUDA_12_0, {}, ["75", "80", "86", "89", "90"], ["90"]),
     (CUDA_13_0, {}, ALL, ["120"]),
     (CUDA_13_0, {ARCHS: "80;90"}, ["80", "90"], ["90"]),

@@ -68,7 +68,7 @@ def test_data_is_written_whole_and_once_for_the_same_parameters(tmp_path, monkey
     assert make_shapes(root, dataclasses.replace(SPEC, train=2))
     assert len(list((root / "train").iterdir())) == 2
     with pytest.raises(FileExistsError, match="make_shapes"):
-        make_shapes(tmp_path, SPEC)  # a folder of something else
+        make_shapes(tmp_path, SPEC)  # a folder with other content
     assert root.exists()
 
 
@@ -89,7 +89,7 @@ def test_coco_file(root, split):
         box = [left, top, left + width, top + height]
         np.testing.assert_allclose(box, [x.min(), y.min(), x.max(), y.max()], atol=0.011)
         assert min(box) >= 0 and max(box) <= 96
-        # pycocotools counts whole pixels: the difference is at most the pixels on the outline
+        # pycocotools counts whole pixels, so that areas differ by at most the pixels on the outline
         outline = np.hypot(*np.diff([np.append(x, x[0]), np.append(y, y[0])])).sum()
         assert abs(coco.annToMask(a).sum() - a["area"]) <= 0.5 * outline
 
@@ -105,7 +105,7 @@ def test_sizes_span_the_factor_asked_for():
 
 
 def test_instance_stands_out_where_its_polygon_is():
-    """The annotation lies on the drawn shape, not half a pixel or an axis swap beside it."""
+    """The annotation matches the drawn shape, without a half-pixel shift or swapped axes."""
     spec = ShapesSpec(texture=0.0, strokes=0)
     differences = []
     for index in range(20):
@@ -121,7 +121,7 @@ def test_instance_stands_out_where_its_polygon_is():
             if inner.sum() > 20 and outer.sum() > 20:
                 differences.append(np.abs(image[inner].mean(0) - image[outer].mean(0)).max())
     assert len(differences) > 20
-    assert min(differences) > 18  # the contrast asked for is 25, less noise
+    assert min(differences) > 18  # the requested contrast is 25, minus noise
 
 
 @pytest.mark.parametrize(
@@ -133,11 +133,11 @@ def test_bad_parameters(field, value):
         ShapesSpec(**{field: value})
 
 
-# COCO files with mistakes
+# COCO files with errors
 
 
 def read_coco(root, change, name=CocoDataset, **arguments):
-    """The data set of ``root``'s training images, after ``change`` has been at the annotations."""
+    """The data set of ``root``'s training images, with annotations that ``change`` has modified."""
     annotations = json.loads((root / "annotations" / "train.json").read_text())
     changed = root / "annotations" / "changed.json"
     changed.write_text(json.dumps(change(annotations) or annotations))
@@ -170,7 +170,7 @@ def test_a_good_file_is_read_as_mmdetection_reads_it(root, name):
     ],
 )
 def test_mistakes_in_a_coco_file(root, change, message):
-    """Mistakes in a config. Mistakes in the file are in test_malformed_data.py."""
+    """Errors in a config. test_malformed_data.py tests errors in the file."""
     with pytest.raises(UserError, match=message) as error:
         read_coco(root, change)
     assert str(error.value).startswith(f"{root}/annotations/changed.json: ")
@@ -272,7 +272,7 @@ def cut_off(path):
 
 
 def to_broken_jpeg(path):
-    """A JPEG by its content, as are many that are called something else."""
+    """Write a truncated JPEG under the existing name, because many JPEG files have another suffix."""
     picture = cv2.imencode(".jpg", cv2.imread(str(path)))[1].tobytes()
     path.write_bytes(picture[: len(picture) // 2])
 
@@ -280,7 +280,7 @@ def to_broken_jpeg(path):
 @pytest.mark.parametrize("harm", [cut_off, to_broken_jpeg, lambda path: path.write_bytes(b""), Path.unlink])
 @pytest.mark.parametrize("cls", [CocoDataset, MMDetectionsCocoDataset])
 def test_an_image_that_cannot_be_read(forty, harm, cls, warnings):
-    """In dcnzoo's data set, and in one that knows nothing of it."""
+    """In dcnzoo's data set and in MMDetection's."""
     harm(forty / "train" / "00007.png")
     data = read_coco(forty, lambda file: None, cls, pipeline=LOAD)
     taken = data[7]["img_path"]
@@ -293,7 +293,7 @@ def test_an_image_that_cannot_be_read(forty, harm, cls, warnings):
     tested = read_coco(forty, lambda file: None, cls, pipeline=LOAD, test_mode=True)
     with pytest.raises(UserError, match=rf"^{forty}/train/00007.png: .*{found}.* 40"):
         tested[7]
-    # other errors of a pipeline are not taken for an image
+    # other errors of a pipeline are not reported as unreadable images
     data = read_coco(forty, lambda file: None, pipeline=[*LOAD, dict(type="Resize", scale=(0, 0))])
     with pytest.raises(Exception) as error:
         data[0]
@@ -302,7 +302,7 @@ def test_an_image_that_cannot_be_read(forty, harm, cls, warnings):
 
 @pytest.mark.parametrize("size", [(20_000, 10), (10, 20_000)])
 def test_an_image_that_is_nothing_when_it_is_resized(forty, size, warnings):
-    """Of 10 pixels in 20,000 less than half a pixel is left in 128."""
+    """Resized from 20,000 to 128 pixels, 10 pixels become less than half a pixel."""
     cv2.imwrite(str(forty / "train" / "00007.png"), np.zeros((*size, 3), np.uint8))
     pipeline = [*LOAD, dict(type="Resize", scale=(128, 128), keep_ratio=True)]
     data = read_coco(forty, lambda file: None, pipeline=pipeline)
@@ -316,7 +316,7 @@ def test_an_image_that_is_nothing_when_it_is_resized(forty, size, warnings):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_too_many_images_that_cannot_be_read(forty, workers):
-    """Counted over all workers, and told in one line from within one."""
+    """The count covers all workers, and the error from a worker is one line."""
     data = read_coco(forty, lambda file: None, pipeline=LOAD)
     loader = DataLoader(data, batch_size=1, num_workers=workers, collate_fn=lambda batch: batch)
     for index in (3, 8):

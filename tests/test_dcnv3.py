@@ -1,4 +1,4 @@
-"""dcnv3: what a tap means, and agreement with formulas written by others' rules."""
+"""dcnv3: the meaning of a tap, and agreement with independent formulas."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ALL = [pytest.param(s, id=s.name) for s in cases.samples() if s.tensors[0].numel
 def grid_sample_formula(
     input, offset, mask, kernel_size, stride, padding, dilation, group, group_channels, offset_scale, remove
 ):
-    """As the paper's plain PyTorch does it: on the map padded with zeros, in coordinates from 0 to 1."""
+    """The paper's plain PyTorch: on the map padded with zeros, in coordinates from 0 to 1."""
     (kernel_h, kernel_w), (dilation_h, dilation_w) = kernel_size, dilation
     padded = F.pad(input, [0, 0, padding[1], padding[1], padding[0], padding[0]])
     batch, height, width, channels = padded.shape
@@ -61,7 +61,7 @@ def zeros(output_size, group, taps):
 
 
 def test_hand_worked_order_of_taps():
-    """A map with 10·row + column; each tap alone shows where it reads."""
+    """On a map of 10·row + column, each tap by itself shows its position."""
     input = (torch.arange(4.0, **F64)[:, None] * 10 + torch.arange(5.0, **F64)).view(1, 4, 5, 1)
     offset, _ = zeros((2, 4), 1, 6)
     for tap, (row, column) in enumerate([(0, 0), (1, 0), (2, 0), (0, 1), (1, 1), (2, 1)]):
@@ -95,7 +95,7 @@ def test_any_im2col_step_with_any_batch(step):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_float32_offsets_stay_exact_beside_half_input(dtype):
-    """At x = 300 the half types know whole numbers, at best."""
+    """Near x = 300, the steps of float16 are 0.25 pixels and those of bfloat16 2 pixels."""
     input = torch.arange(400.0).div(64).to(dtype).view(1, 1, 400, 1)
     offset = torch.full((1, 1, 400, 2), 0.0)
     offset[..., 0] = 0.25

@@ -1,4 +1,4 @@
-"""dcnv4: the layout of offset_mask; the arithmetic is dcnv3's."""
+"""dcnv4: the layout of offset_mask. The arithmetic is that of dcnv3."""
 
 from __future__ import annotations
 

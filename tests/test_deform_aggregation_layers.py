@@ -1,6 +1,6 @@
 """``DCNv3`` and ``DCNv4`` of ``dcnzoo.layers``: initial values, strides, statistics, errors.
 
-Their parameters and what they compute: ``test_official_layers.py``.
+``test_official_layers.py`` tests their parameters and results.
 """
 
 import re
@@ -16,7 +16,7 @@ from . import modules
 
 
 def test_initial_outputs():
-    """DCNv3 begins as average pooling, DCNv4 at its bias."""
+    """A new DCNv3 is an average pooling; a new DCNv4 returns its bias."""
     layer, x = DCNv3(12, group=3).double(), image()
     pooled = F.avg_pool2d(layer.input_proj(x).permute(0, 3, 1, 2), 3, stride=1, padding=1)
     torch.testing.assert_close(layer(x), layer.output_proj(pooled.permute(0, 2, 3, 1)), **TOLERANCE)

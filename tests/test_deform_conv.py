@@ -1,4 +1,4 @@
-"""What deform_conv means, beyond agreeing with the reference: identities, borders, chunks."""
+"""deform_conv beyond agreement with the reference: identities, borders and chunks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ both = pytest.mark.parametrize(
     [(deform_conv2d, conv), (deform_conv_transpose2d, transpose)],
     ids=["deform_conv", "deform_conv_transpose"],
 )
-# stride, padding, dilation, output_padding; the last with output_padding from the dilation's room
+# stride, padding, dilation, output_padding. In the last, only the dilation allows output_padding.
 GEOMETRIES = [
     ((1, 1, 1), (0, 0, 0), (1, 1, 1), (0, 0, 0)),
     ((2, 3, 2), (1, 0, 1), (1, 2, 1), (1, 2, 0)),
@@ -46,7 +46,7 @@ def test_hand_worked_example():
 
 
 def test_hand_worked_example_of_the_transposed():
-    """One pixel, 2, one tap of weight 3, mask 0.5: 3 parted among the four pixels around (0.75, 0.5)."""
+    """Pixel 2 · weight 3 · mask 0.5 = 3, distributed to the four pixels around (0.75, 0.5)."""
     input = torch.tensor([[[[2.0]]]], dtype=torch.float64)
     weight = torch.tensor([[[[3.0, 0.0], [0.0, 0.0]]]], dtype=torch.float64)
     offset = torch.zeros(1, 8, 1, 1, dtype=torch.float64)
@@ -84,7 +84,7 @@ def test_integer_offset_reads_a_shifted_input(down, right):
     input, weight, offset, _, bias = sample.tensors
     offset = torch.zeros_like(offset)
     offset[:, 0::2], offset[:, 1::2] = down, right
-    # shifted[y, x] = input[y + down, x + right] on the map padded with zeros, margin included
+    # shifted[y, x] = input[y + down, x + right] on the map padded with zeros, including a margin
     margin = 4
     wide = F.pad(input, [margin + 1] * 4)
     shifted = torch.roll(wide, (-down, -right), (2, 3))[..., margin:-margin, margin:-margin]
@@ -95,7 +95,7 @@ def test_integer_offset_reads_a_shifted_input(down, right):
 
 @pytest.mark.parametrize("axis", [0, 1])
 def test_samples_on_borders_and_grid_lines(axis):
-    """One tap at chosen coordinates along one axis, in the middle of the other; output and gradients."""
+    """One tap at chosen coordinates on one axis, in the middle of the other: output and gradients."""
     height, width = 4, 6
     size = (height, width)[axis]
     coordinates = [-1.5, -1.0, -0.999, -0.5, 0.0, 0.5, 1.0, size - 1.0, size - 0.5, size - 0.001]
@@ -104,7 +104,7 @@ def test_samples_on_borders_and_grid_lines(axis):
     generator = torch.Generator().manual_seed(5)
     input = torch.randn(1, 3, height, width, generator=generator, dtype=torch.float64)
     weight = torch.randn(2, 3, 1, 1, generator=generator, dtype=torch.float64)
-    # The output is as large as the input: put one coordinate at each output pixel, row by row.
+    # The output has the input's size: use one coordinate per output pixel, row by row.
     position = torch.full((2, height * width), 1.25, dtype=torch.float64)
     position[axis, :count] = torch.tensor(coordinates, dtype=torch.float64)
     grid = torch.stack(torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")).reshape(
@@ -158,7 +158,7 @@ def test_channels_last_in_channels_last_out(function, cases, bias):
 
 @pytest.mark.parametrize("groups", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_map_that_is_staged_in_several_passes(groups):
-    """CPU kernels stage a bounded number of channels at a time and add up over the passes."""
+    """CPU kernels copy a limited number of channels at a time and accumulate over the passes."""
     size = dict(batch=1, channels=192, out_channels=3, size=(95, 128), kernel=(1, 2))
     sample = make("large", groups=groups, offset_groups=2, mask_groups=1, **size)
     assert sample.tensors[0].nbytes > 16 << 20
@@ -167,7 +167,7 @@ def test_map_that_is_staged_in_several_passes(groups):
 
 @both
 def test_bias_gradient_does_not_depend_on_threads(function, cases):
-    """One output channel: its sum alone is split among threads."""
+    """With one output channel, its sum is split among threads."""
     generator = torch.Generator().manual_seed(0)
     input, offset = torch.zeros(2, 1, 250, 200), torch.zeros(2, 2, 250, 200)
     weight, bias = torch.zeros(1, 1, 1, 1), torch.zeros(1, requires_grad=True)

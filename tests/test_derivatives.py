@@ -1,4 +1,4 @@
-"""Forward mode, ``torch.func``, vmap and requested gradients of every operator."""
+"""Forward mode, ``torch.func``, vmap and subsets of the gradients of every operator."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .op_cases import Sample
 from .test_roi_pooling import example
 
 OPERATORS = op_cases.operators()
-# the forms of roi_align are all of its average
+# add maxima of roi_align: all its forms are averages
 FORMS = [
     (op, sample)
     for op in OPERATORS
@@ -30,7 +30,7 @@ every_form = pytest.mark.parametrize(("op", "sample"), FORMS, ids=[f"{o.name}-{s
 
 
 def functions(op, sample):
-    """The operator and its reference as functions of the tensors that have a gradient."""
+    """The operator and its reference as functions of the differentiable tensors."""
     return [lambda *tensors, f=f: f(sample.with_given(tensors)) for f in (op.call, op.reference)]
 
 
@@ -56,7 +56,7 @@ def test_forward_mode_checks_arguments(op):
 
 @every_op
 def test_without_tangents_a_dual_level_changes_nothing(op):
-    """The same kernels, forward and backward."""
+    """The same kernels run, forward and backward."""
     sample, results = op.forms()[0], []
     for level in (contextlib.nullcontext, forward_ad.dual_level):
         leaves = sample.leaves()
@@ -95,7 +95,7 @@ def test_forward_mode(op, sample):
 
 @every_form
 def test_second_derivatives(op, sample):
-    """In every order of the two modes."""
+    """In every combination of forward and reverse mode."""
     tensors, tangents = tuple(sample.given), tangents_of(sample.given)
     every = tuple(range(len(tensors)))
     results = []
@@ -120,7 +120,7 @@ def test_forward_over_reverse_along_the_gradient_of_the_output(op):
     _, true = functions(op, sample)
     tangent = torch.cos(weights)
     leaves = [t.detach().clone().requires_grad_() for t in tensors]
-    expected = torch.autograd.grad(true(*leaves), leaves, tangent)  # linear
+    expected = torch.autograd.grad(true(*leaves), leaves, tangent)  # the gradient is linear in it
     with forward_ad.dual_level():
         outside = forward_ad.make_dual(weights, tangent)
         plain = torch.autograd.grad(op.call(sample.with_given(leaves)), leaves, outside)
@@ -135,7 +135,7 @@ def test_jacobians(op):
     mine, true = (lambda t, f=f: f(*first, t).flatten(2).sum(2) for f in functions(op, sample))
     expected = torch.autograd.functional.jacobian(true, last)
     torch.testing.assert_close(jacrev(mine)(last), expected)
-    if last.numel() < 500:  # a pass for each
+    if last.numel() < 500:  # one pass per element
         torch.testing.assert_close(jacfwd(mine)(last), expected)
 
 
@@ -143,7 +143,7 @@ def test_jacobians(op):
 
 
 def several(sample: Sample, count: int) -> list[torch.Tensor]:
-    """Every tensor ``count`` times, along a new first axis; those with a gradient each time another."""
+    """Stack every tensor ``count`` times along a new first axis. Copies of differentiable tensors differ."""
     return [
         None
         if t is None
@@ -153,7 +153,7 @@ def several(sample: Sample, count: int) -> list[torch.Tensor]:
 
 
 def vmapped():
-    """Every tensor, all but the first, and each alone."""
+    """Map over all tensors, over all except the first, and over each single one."""
     for op, sample in FORMS:
         places = [i for i, t in enumerate(sample.tensors) if t is not None]
         for chosen in (places, places[1:], *([place] for place in places)):
@@ -165,7 +165,7 @@ def vmapped():
 
 @pytest.mark.parametrize(("op", "sample", "dims"), vmapped())
 def test_vmap(op, sample, dims, recwarn):
-    """Output and gradients, per sample and summed, equal those of a loop. No fallback (it would warn)."""
+    """Output and gradients, per sample and summed, equal those of a loop. A fallback would warn."""
     count = 3
     tensors = tuple(
         m if d == 0 else t for m, t, d in zip(several(sample, count), sample.tensors, dims, strict=True)
@@ -213,7 +213,7 @@ def test_vmap_of_forward_mode(op):
 
 
 def test_forward_mode_under_vmap_over_rois_is_refused():
-    """Under vmap, the number of samples is unknown."""
+    """Under vmap, the number of sampling points is unknown."""
     maps, rois, offset = example(rois=4)
     function = lambda r: jvp(lambda m: deform_roi_pool(m, r, offset, (3, 2), 0.5, 0), (maps,), (maps,))  # noqa: E731
     with pytest.raises(RuntimeError, match="vmap"):
@@ -221,7 +221,7 @@ def test_forward_mode_under_vmap_over_rois_is_refused():
 
 
 def test_vmap_refuses_image_numbers_beyond_a_part():
-    """A wrong number must not become right in the batch that vmap makes of the parts."""
+    """vmap joins the parts into a batch, in which a wrong image number must not become valid."""
     maps, rois, offset = example(rois=4)
     rois = torch.stack([rois, rois])
     for wrong in (-1, 2, float("nan")):
@@ -233,7 +233,7 @@ def test_vmap_refuses_image_numbers_beyond_a_part():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_vmap_of_many_images_with_rois_of_half_precision(dtype):
-    """Half precision cannot count the images of 300 parts of 2."""
+    """Half precision cannot represent the image numbers of 300 parts with 2 images each."""
     maps = torch.arange(600.0).view(300, 2, 1, 1, 1).expand(-1, -1, 1, 4, 4)
     rois = torch.tensor([[1, 0, 0, 4, 4]], dtype=dtype).expand(300, 1, 5)
     output = vmap(lambda m, r: roi_align(m, r, 1))(maps, rois)

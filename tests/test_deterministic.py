@@ -1,4 +1,4 @@
-"""Sums in one order, for devices whose kernels have none; here on the CPU, in the GPU's stead."""
+"""Sums in a fixed order, for devices whose kernels have none. Tested on the CPU instead of a GPU."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ POOLING = [
 
 @pytest.mark.parametrize("op, settings", POOLING, ids=str)
 def test_pooling(op, settings, monkeypatch):
-    """Both derivatives are the kernels', for RoIs across every border, odd ones among them."""
+    """First and second derivatives equal the kernels', for RoIs across every border and invalid ones."""
     nan, inf = float("nan"), float("inf")
     odd = [[0, nan, 0, 8, 8], [1, 0, 0, inf, 8], [1, 6, 6, 2, 2], [0, 90, 90, 99, 99], [1, -99, -9, 99, 30]]
     sample = op.make("pooling", rois=9, channels=2, **settings)

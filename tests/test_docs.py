@@ -1,4 +1,4 @@
-"""What the documentation says: links lead somewhere, code runs, messages and figures are as quoted."""
+"""The documentation: links resolve, code runs, and quoted messages and figures are correct."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ROIS = {"maps": torch.rand(1, 3, 8, 9), "rois": torch.tensor([[0.0, 1, 2, 90, 80
 LEVELS = {"spatial_shapes": torch.tensor([[4, 5], [2, 3]]), "level_start_index": torch.tensor([0, 20])}
 LOCATIONS = {"sampling_locations": (1, 7, 2, 2, 4, 2), "attention_weights": (1, 7, 2, 2, 4)}
 DCNV3 = {"input": (1, 5, 6, 64), "offset": (1, 5, 6, 72), "mask": (1, 5, 6, 36)}
-# Pages whose Python blocks run one after the other, with what they take for granted
+# Pages whose Python blocks run in order, with the variables that they assume
 RUN = {
     "README.md": {"model": resnet()},
     **{f"docs/{name}.md": {} for name in ("layers", "use_the_op", "migration", "internimage")},
@@ -93,7 +93,7 @@ RUN |= {page: {} for page in map(name_of, PAGES) if page.startswith("docs/ops/")
 
 @pytest.mark.parametrize("page", RUN)
 def test_code_runs(page, monkeypatch):
-    # what test_ops.py compiles with inductor takes a minute
+    # inductor takes a minute; test_ops.py tests it
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     namespace = dict(RUN[page])
     for block in blocks(ROOT / page, "python"):
@@ -107,7 +107,7 @@ def test_migration_changes_only_the_import():
     after = [block.removeprefix("# after\n") for block in found if block.startswith("# after\n")]
     assert len(before) == len(after) == len(found) / 2 == 8
     for old, new in zip(before, after, strict=True):
-        old = old.replace("torch.ops.custom_op", "custom_op")  # the name that the import gives now
+        old = old.replace("torch.ops.custom_op", "custom_op")  # the name after the new import
         lines = zip(old.splitlines(), new.splitlines(), strict=True)
         changed = [pair for pair in lines if pair[0] != pair[1]]
         assert len(changed) == 1, changed
@@ -139,10 +139,10 @@ def test_configs_turn_dcn_on(tmp_path):
 
 @pytest.mark.slow
 def test_tutorial(monkeypatch):
-    """Every cell runs, and deformable layers detect more."""
+    """Every cell runs, and deformable layers reach a higher score."""
     for package in ("nbformat", "nbclient", "ipykernel"):
         pytest.importorskip(package)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # other tests run beside it
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # other tests run at the same time
     executed = runpy.run_path(str(ROOT / "docs/run_tutorial.py"))["execute"]()
     outputs = [output for cell in executed.cells for output in cell.get("outputs", ())]
     text = "".join(output.text for output in outputs if output.output_type == "stream")

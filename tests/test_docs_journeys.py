@@ -1,7 +1,7 @@
-"""The way of a new user: ``docs/first_steps.md``, box by box in this order, in a copy of the sources.
+"""A new user's first steps: runs every box of ``docs/first_steps.md`` in order, in a copy of the sources.
 
-Here stands only what the page cannot say: a tiny data set, and settings that make seconds of hours. What
-``make setup`` would download and compile is taken from the environment that runs the tests.
+This file adds only what the page cannot contain: a tiny data set, and settings that turn hours into seconds.
+The results of ``make setup`` (downloads, compiled libraries) come from the environment that runs the tests.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "first_steps.md"
 CLASSES = ("apple", "fig")
-# of what runs the exported model
+# packages that the exported model needs
 WITHOUT_TORCH = ("numpy", "onnxruntime", "PIL", "pillow", "flatbuffers", "google", "protobuf", "packaging")
 TINY = {
-    # appended to the config of the page: RetinaNet, but on pictures of 128 pixels, from random weights
+    # appended to the page's config: RetinaNet on pictures of 128 pixels, from random weights
     "fruits.py": """
 model["backbone"]["init_cfg"] = None
 _load = [dict(type="LoadImageFromFile"), dict(type="Resize", scale=(128, 96), keep_ratio=True),
@@ -41,7 +41,7 @@ model["bbox_head"]["init_cfg"] = dict(type="Normal", layer="Conv2d", std=0.03, o
     type="Normal", name="retina_cls", std=0.03, bias_prob=0.01))
 default_hooks = dict(checkpoint=dict(interval=12, save_optimizer=False))
 """,
-    # of make demo: `make ARGS=…`, from the environment
+    # for make demo: `make ARGS=…`, from the environment
     "ARGS": " ".join(
         [
             "--cfg-options train_cfg.max_epochs=8 train_cfg.val_interval=8 train_dataloader.batch_size=4",
@@ -71,7 +71,7 @@ def steps() -> list[tuple[str, str, str]]:
 
 
 def as_script() -> str:
-    """The page as a program of bash. Of a Python box the first line may be the name of a file."""
+    """The page as a bash script. The first line of a Python box may name its file."""
     lines = ["set -eo pipefail"]
     for heading, language, content in steps():
         lines.append(f'echo "## {heading}"')
@@ -106,7 +106,7 @@ def copy_sources(target: Path) -> None:
 
 
 def make_environment(folder: Path, *paths: str) -> Path:
-    """A Python that sees ``paths`` and nothing else that is installed."""
+    """A Python environment with only ``paths``."""
     venv.create(folder, with_pip=False, symlinks=True)
     variables = {"base": str(folder), "platbase": str(folder)}
     packages = Path(sysconfig.get_path("purelib", "venv", variables))
@@ -119,7 +119,7 @@ def make_environment(folder: Path, *paths: str) -> Path:
 
 
 def set_up(clone: Path) -> None:
-    """As ``make setup`` leaves it, with the packages of the environment that runs the tests."""
+    """The state after ``make setup``, with the packages of the environment that runs the tests."""
     folder = clone / ".venv"
     python = make_environment(folder, str(clone), *site.getsitepackages())
     script = folder / "bin" / "dcnzoo"
@@ -130,7 +130,7 @@ def set_up(clone: Path) -> None:
 
 
 def journey(here: Path) -> tuple[Path, dict[str, str]]:
-    """The folder at the end of the journey, and what each chapter of the page printed."""
+    """Run the page. Returns the final folder and the output of each chapter."""
     clone = here / "dcnzoo"
     copy_sources(clone)
     set_up(clone)
@@ -142,10 +142,10 @@ def journey(here: Path) -> tuple[Path, dict[str, str]]:
         if re.split(r"[.-]", entry.name)[0] in WITHOUT_TORCH:
             (bare / entry.name).symlink_to(entry)
     (bare / "dcnzoo").symlink_to(clone / "dcnzoo")
-    # they are there already
+    # skip clone and install: both are done already
     git = 'git() { test "$1" = clone && test -d "$3"; }\n'
     pip = 'pip() { test "$1 $2" = "install --requirement" && test -f "$3"; }\n'
-    others = ("PYTHONPATH", "VIRTUAL_ENV", "MAKEFLAGS", "MAKEOVERRIDES")  # of here, and of `make test`
+    others = ("PYTHONPATH", "VIRTUAL_ENV", "MAKEFLAGS", "MAKEOVERRIDES")  # of this process
     kept = {name: value for name, value in os.environ.items() if name not in others}
     environment = {
         **kept,

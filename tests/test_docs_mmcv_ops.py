@@ -1,4 +1,4 @@
-"""The table of docs/mmcv_ops.md. To write it: python -m tests.test_docs_mmcv_ops"""
+"""The table of docs/mmcv_ops.md. Write it with: python -m tests.test_docs_mmcv_ops"""
 
 import re
 from importlib.util import find_spec

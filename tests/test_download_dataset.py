@@ -1,4 +1,4 @@
-"""``dcnzoo data download``, with a local server instead of COCO's."""
+"""``dcnzoo data download`` from a local server instead of COCO's."""
 
 import hashlib
 import io
@@ -86,7 +86,7 @@ def voc(*boxes):
     return f"<annotation><size><width>40</width><height>30</height></size>{objects}</annotation>"
 
 
-# the layout of the repositories; of one image each has a box that is empty, and one that leaves the image
+# the layout of the repositories, with an empty box and a box that leaves the image
 BCCD = {
     "ImageSets/Main/train.txt": "a\n",
     "ImageSets/Main/val.txt": "b\n",

@@ -40,11 +40,11 @@ from dcnzoo.utils.files import require_file
 
 
 def test_damage_is_noticed(tmp_path):
-    """Every changed bit of a sealed archive, and every archive that is cut off."""
+    """Detects every changed bit of a sealed archive, and every truncated archive."""
     path, file, legacy = tmp_path / "x.pth", io.BytesIO(), io.BytesIO()
     state = {"weight": torch.arange(300.0), "meta": {"epoch": 3}}
     torch.save(state, file)
-    torch.save(state, legacy, _use_new_zipfile_serialization=False)  # as of torch 1.5
+    torch.save(state, legacy, _use_new_zipfile_serialization=False)  # the format of torch 1.5
     plain, legacy = file.getvalue(), legacy.getvalue()
     sealed = seal(plain)
     assert seal(sealed) == sealed and seal(legacy) == legacy and seal(b"text") == b"text"
@@ -65,11 +65,11 @@ def test_damage_is_noticed(tmp_path):
             changed[position] ^= 1 << position % 8
             path.write_bytes(changed)
             assert damage(path), position
-        path.write_bytes(bytes(len(whole)))  # a file system's, after a loss of power
+        path.write_bytes(bytes(len(whole)))  # zeros, as some file systems leave after a power loss
         assert damage(path)
 
 
-NUMBERS = itertools.count()  # runs of one name in one second would share a logger
+NUMBERS = itertools.count()  # runs with the same name in the same second would share a logger
 
 
 class Began(Hook):
@@ -195,7 +195,7 @@ def test_which_checkpoint_is_the_last(tmp_path):
 
 
 class Score(BaseMetric):
-    """1, 2, 3, … if not interrupted; the weights, in effect."""
+    """A metric that returns the model's weight: 1, 2, 3, … if not interrupted."""
 
     interrupted_at = 0
     calls = 0
@@ -211,14 +211,14 @@ class Score(BaseMetric):
 
 
 class Death(BaseException):
-    """What ends a process while a hook is at work."""
+    """Ends the process while a hook runs."""
 
 
 @pytest.mark.parametrize(
     ("operation", "number"), [*[("put", n) for n in range(1, 6)], ("remove", 1), ("remove", 2)]
 )
 def test_one_best_and_two_last_checkpoints_wherever_it_dies(tmp_path, monkeypatch, operation, number):
-    """Before each write of the hook (last, pointer, best, last, pointer), and each removal."""
+    """Dies before each write of the hook (last, pointer, best, last, pointer) and before each removal."""
     monkeypatch.setattr(Score, "calls", 0)
     train(tmp_path, "begin", epochs=3, best=True)
     function, left = getattr(AtomicLocalBackend, operation), number
@@ -266,7 +266,7 @@ def test_a_validation_that_was_cut_off_comes_first(tmp_path, monkeypatch, interr
 
 
 def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
-    """It says to resume where a checkpoint is written."""
+    """If the file is a checkpoint, the error names --resume."""
     (tmp_path / "x.pth").write_bytes(b"old")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
@@ -284,7 +284,7 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
         one_line_errors(),
     ):
         full.write(b"log")
-    with pytest.raises(UserError, match=r"x.pth/y.pth") as error:  # not for want of space
+    with pytest.raises(UserError, match=r"x.pth/y.pth") as error:  # not because the disk is full
         AtomicLocalBackend().put_text("x", tmp_path / "x.pth" / "y.pth")
     assert "--resume" not in str(error.value)
     monkeypatch.setattr(os, "fsync", lambda file: (_ for _ in ()).throw(OSError(errno.ENOSPC, "no space")))
@@ -298,7 +298,7 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
 
 
 class Noisy(Dataset):
-    """Each draw of a number is another, from each of the three generators that transforms use."""
+    """Every item draws from the three random generators that transforms use."""
 
     def __len__(self):
         return 5
@@ -357,12 +357,12 @@ def test_a_resumed_run_draws_what_an_unbroken_one_draws(
     tmp_path, no_workers_left_behind, workers, persistent, by_epoch
 ):
     settings = dict(workers=workers, persistent=persistent, by_epoch=by_epoch)
-    # by epochs the seed comes with the checkpoint; by iterations the loader has begun by then
+    # by epochs, the checkpoint restores the seed; by iterations, the loader starts before that
     seed = None if by_epoch else 11
     with pytest.raises(KeyboardInterrupt):
         train_noisily(tmp_path, "killed", stop_at=8, seed=seed, **settings)
     no_workers_left_behind()
-    np.random.seed(3)  # noqa: NPY002  of which mmengine makes a seed
+    np.random.seed(3)  # noqa: NPY002  mmengine derives its seed from this
     resumed = train_noisily(tmp_path, "resumed", seed=seed, resume=True, **settings)
     whole = train_noisily(tmp_path / "whole", "whole", seed=resumed.seed, **settings)
     assert resumed.iter == whole.iter == 12
@@ -404,7 +404,7 @@ def test_training_stops_at_a_loss_that_is_no_number(tmp_path, monkeypatch, scale
         "checkpoint": {"type": "AtomicCheckpointHook", "interval": 1},
     }
     runner = make_runner(tmp_path, f"nan {scaled}", default_hooks=hooks)
-    if scaled is not None:  # as AmpOptimWrapper on a GPU has it
+    if scaled is not None:  # as in AmpOptimWrapper on a GPU
         build = runner.build_optim_wrapper
 
         def with_scaler(cfg):

@@ -1,4 +1,4 @@
-"""What is printed of names that come from files."""
+"""Names from files are escaped before they are printed."""
 
 import pytest
 
@@ -14,7 +14,7 @@ from dcnzoo.utils.errors import UserError, one_line, printable
         ("two\nlines\r\t", r"two\nlines\r\t"),
         ("\x9b2J", r"\x9b2J"),  # the same sequence in one byte of C1
         ("a\u202egnp.exe", r"a\u202egnp.exe"),  # reverses the order of what follows
-        ("\udcff.png", r"\udcff.png"),  # a file name that is not UTF-8, as Python reads it
+        ("\udcff.png", r"\udcff.png"),  # a file name that is not UTF-8, as Python decodes it
         ("a\0b", r"a\x00b"),
     ],
 )

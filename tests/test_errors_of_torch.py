@@ -1,4 +1,4 @@
-"""Errors of torch below the operators arrive as they are: their text, and their type."""
+"""Errors of torch inside the operators keep their text and type."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ OUT_OF_MEMORY = "CUDA out of memory. Tried to allocate 20.00 GiB."
 
 
 def test_failed_allocation_keeps_torchs_message():
-    """2³¹ output pixels of 2²⁰ channels are more than any machine has; each argument is small."""
+    """The arguments are small, but 2³¹ output pixels with 2²⁰ channels exceed any machine's memory."""
     input, weight = torch.zeros(1, 1, 1), torch.zeros(1, 1, 1).expand(2**20, 1, 1)
     with pytest.raises(RuntimeError, match="memory"):
         torch.empty(2**20, 2**31)
     with pytest.raises(RuntimeError) as error:
         torch.ops.dcnzoo.deform_conv(input, weight, None, None, None, [1], [2**30], [1], 1, None)
-    if tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13):  # an older torch keeps it to itself
+    if tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13):  # older ones only print it
         assert "tried to allocate" in str(error.value)
     assert "memory" in str(error.value)
 
 
 @pytest.fixture
 def operator():
-    """An operator whose kernel fails as a compiled one does."""
+    """An operator whose kernel fails like a compiled one."""
     library = torch.library.Library("dcnzoo", "FRAGMENT")
     library.define("_fails_for_the_test(Tensor x, str text) -> Tensor")
 
@@ -37,7 +37,7 @@ def operator():
 
 
 def test_out_of_memory_has_torchs_type(operator):
-    """What MMDetection's AvoidOOM and torch's own tools look for."""
+    """MMDetection's AvoidOOM and torch's own tools check for this type."""
     _autograd.register_autograd("_fails_for_the_test", lambda *a: None, lambda *a: None)
     for requires_grad in (False, True):
         x = torch.zeros(1, requires_grad=requires_grad)

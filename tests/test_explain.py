@@ -1,4 +1,4 @@
-"""What explains a detector: receptive fields against arithmetic, the page against the recorded points."""
+"""Explanations of a detector: receptive fields computed by hand, and a page with the recorded points."""
 
 import base64
 import json
@@ -43,14 +43,14 @@ def make_model(shift=(0.0, 0.0)):
 
 
 def by_hand(model, rows, columns, shift=(0, 0)):
-    """The gradient of ordinary convolutions: ones where the outputs are, transposed back."""
+    """The gradient of ordinary convolutions, from transposed convolutions of ones at the outputs."""
     out = torch.zeros(1, 5, 12, 12)
     out[:, :, rows, columns] = 1
-    padded = F.conv_transpose2d(out, model[1].weight, stride=STRIDE)  # of the map with a border of (1, 2)
+    padded = F.conv_transpose2d(out, model[1].weight, stride=STRIDE)  # of the map padded by (1, 2)
     grown = torch.zeros(1, 4, SIZE[0] + 80, SIZE[1] + 80)
     top, left = 40 - 1 + shift[0], 40 - 2 + shift[1]
     grown[:, :, top : top + padded.shape[2], left : left + padded.shape[3]] = padded
-    hidden = grown[:, :, 40:-40, 40:-40]  # what the offsets drive off the map is gone
+    hidden = grown[:, :, 40:-40, 40:-40]  # samples outside the map are lost
     return F.conv_transpose2d(hidden, model[0].weight, padding=1)[0].detach().norm(dim=0)
 
 
@@ -67,12 +67,12 @@ def test_receptive_field_is_that_of_convolutions_that_are_moved(shift, window):
     assert torch.equal(found == 0, expected == 0), "nothing where the points do not reach"
     if shift == (0, 0) and window[0] == slice(5, 6):
         ys, xs = (found > 0).nonzero().unbind(1)
-        # 3×5 taps around (5·2, 7·3), and one pixel more for the first convolution
+        # 3×5 taps around (5·2, 7·3), plus one pixel for the first convolution
         assert (ys.min(), ys.max(), xs.min(), xs.max()) == (8, 12, 18, 24)
 
 
 def test_receptive_field_of_a_second_call():
-    """A head runs on one level, then on another; the first does not see the second's pixels."""
+    """A head runs on two levels. The first call's receptive field excludes the second level's pixels."""
     head = nn.Conv2d(3, 2, 3, padding=1)
     model = nn.ModuleDict({"head": head})
 
@@ -95,7 +95,7 @@ def test_receptive_field_of_maps_with_channels_last(layer):
     torch.manual_seed(0)
     layer = layer(8, group=2)
     if isinstance(layer, DCNv4):
-        layer.offset_mask.bias.data[18:27] = 1.0  # the factors of the first group, which start at zero
+        layer.offset_mask.bias.data[18:27] = 1.0  # the first group's mask, which starts at zero
 
     class Network(nn.Module):
         def __init__(self):
@@ -121,7 +121,7 @@ def test_smoothing_keeps_the_sum_and_reaches_three_sigma():
 
 
 def explained(outputs=(12, 12), box=None, names=("1",)):
-    """Of random offsets, with another layer that is known by its statistics only."""
+    """An explanation with random offsets, and with a layer that has only statistics."""
     model = make_model()
     nn.init.normal_(model[1].conv_offset.weight, std=0.2)
     size = (outputs[0] * STRIDE[0], outputs[1] * STRIDE[1])
@@ -167,7 +167,7 @@ def page_data(page):
 
 
 def decoded(layer):
-    """[rows, columns, taps, 2], (x, y) in pixels of the image, and weights in 0…1 [rows, columns, taps]."""
+    """Points [rows, columns, taps, 2], (x, y) in image pixels, and weights [rows, columns, taps] in 0…1."""
     shape = (*layer["stored"], layer["taps"])
     points = np.frombuffer(base64.b64decode(layer["points"]), "<i2").reshape(*shape, 2)
     weights = np.frombuffer(base64.b64decode(layer["weights"]), np.uint8).reshape(shape)
@@ -203,7 +203,7 @@ def test_names_and_runaway_offsets_do_not_spoil_the_page():
 )
 def test_browser_draws_the_points_of_the_place(tmp_path, hash, layer, rows, columns):
     explanation = explained(names=("a", "b"))
-    explanation.fields[0].offset.mul_(0.5)  # one tensor: told apart by the name only
+    explanation.fields[0].offset.mul_(0.5)  # both fields share this tensor and differ only in their names
     explanation.fields[1].weight.uniform_(-0.9, 0.8)
     file = tmp_path / "explain.html"
     file.write_text(render_explanation(explanation, "title"), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Random calls: each equals the reference or raises a documented error. `make fuzz` tries many more."""
+"""Random calls equal the reference or raise a documented error. `make fuzz` runs many more."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from torch.func import jvp
 from .fuzzing import DTYPES, EXTREME, OPERATORS, SAMPLES, broken, laid_out, on_grid, with_extremes
 from .op_cases import Sample, is_plain_convolution
 
-EXAMPLES = int(os.environ.get("DCNZOO_FUZZ_EXAMPLES", "25"))  # of an operator, for each of the tests
-# of what the absolute values of all terms of the largest sum add up to
+EXAMPLES = int(os.environ.get("DCNZOO_FUZZ_EXAMPLES", "25"))  # per operator and test
+# relative to the largest sum of the absolute values of a result's terms
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5, torch.bfloat16: 2**-7, torch.float16: 2**-10}
 DIFFERENTIABLE = [name for name, op in OPERATORS.items() if op.differentiable]
 POOLS = [name for name in DIFFERENTIABLE if not OPERATORS[name].continuous]
@@ -30,7 +30,7 @@ every_differentiable = pytest.mark.parametrize("name", DIFFERENTIABLE)
 
 
 def examples(test):
-    """The same in every run of the suite; new ones in every `make fuzz`."""
+    """The same examples in every run of the suite, and new ones in every `make fuzz`."""
     fixed = "DCNZOO_FUZZ_EXAMPLES" not in os.environ
     health = (HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.differing_executors)
     return settings(
@@ -43,16 +43,16 @@ def examples(test):
 
 
 def exact(sample: Sample) -> Sample:
-    """What the reference is asked: the same numbers, in float64, in memory of their own."""
+    """The sample for the reference: the same numbers in float64, in separate memory."""
     return sample.map(lambda t: t.double().clone(memory_format=torch.contiguous_format))
 
 
 def is_refused(name: str, sample: Sample) -> bool:
-    """Whether a size of zero is an error: it may be one, except where torch's convolution gives a result."""
+    """Whether a size of zero is an error. It must not be one if torch's convolution returns a result."""
     if not sample.name.startswith("zero"):
         return False
     if is_plain_convolution(sample):
-        return True  # torch's own: of no input channels it has no output channels
+        return True  # torch's own convolution
     try:
         OPERATORS[name].call(sample)
     except DOCUMENTED as error:
@@ -63,7 +63,7 @@ def is_refused(name: str, sample: Sample) -> bool:
 
 
 def torch_has_a_result(name: str, sample: Sample) -> bool:
-    """Whether torch's convolution of the same input and weight is there, and has elements."""
+    """Whether torch's convolution of the same input and weight returns elements."""
     if "conv" not in name:
         return False
     input, weight, _, _, bias = sample.tensors
@@ -75,9 +75,9 @@ def torch_has_a_result(name: str, sample: Sample) -> bool:
 
 
 def gradients(function: Callable, sample: Sample, grad_output: Tensor | None = None) -> list[Tensor]:
-    """The output, and the gradients of what is differentiable."""
+    """The output and the gradients of the differentiable tensors."""
     wanted = [t.detach().requires_grad_() for t in sample.given]
-    # of no RoIs the reference's result depends on nothing
+    # without RoIs, the reference's result does not depend on its arguments
     output = function(sample.with_given(wanted)) + sum(t.flatten()[:0].sum() for t in wanted)
     if grad_output is None:
         grad_output = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view(output.shape)
@@ -94,10 +94,10 @@ def tangents_of(sample: Sample) -> list[Tensor]:
 
 
 def assert_equal(actual: Tensor, expected: Tensor, tolerance: float, terms: Tensor | None = None) -> None:
-    """The same places are finite, and equal there.
+    """The same elements are finite, and they are equal.
 
     Args:
-        terms: what the absolute values of the terms add up to, of which rounding errors are parts.
+        terms: the sum of the absolute values of each result's terms, to which rounding errors are relative.
     """
     assert actual.shape == expected.shape
     actual, expected = actual.detach().double(), expected.detach().double()
@@ -105,7 +105,7 @@ def assert_equal(actual: Tensor, expected: Tensor, tolerance: float, terms: Tens
     assert torch.equal(actual.isfinite(), finite)
     terms = expected.abs() if terms is None else torch.maximum(terms.detach().abs(), expected.abs())
     actual, expected, terms = actual[finite], expected[finite], terms[finite]
-    # an extreme number makes only those sums less exact to which it belongs
+    # an extreme number reduces the accuracy only of the sums that include it
     usual = terms[terms < 1e9]
     scale = torch.maximum(terms, usual.max() if usual.numel() else terms.new_zeros(()))
     error = (actual - expected).abs()
@@ -121,14 +121,14 @@ def test_result_is_the_references(name, dtype):
     @given(st.data())
     def check(data):
         sample = data.draw(SAMPLES[name])
-        # RoIAlign leaps at a map's border, where rounding decides; the others are continuous
+        # RoIAlign is discontinuous at a map's border, where rounding decides
         if name not in POOLS and data.draw(st.booleans()):
             sample = on_grid(sample)
         sample = data.draw(laid_out(sample.to(dtype)))
         if is_refused(name, sample):
             return
         expected = op.any_reference(exact(sample))
-        if op.absolute is None:  # indices
+        if op.absolute is None:  # returns indices
             assert torch.equal(op.call(sample), expected)
         else:
             terms = op.any_reference(op.absolute(exact(sample)))
@@ -159,13 +159,13 @@ def test_gradients_are_the_references(name):
 
 @every_differentiable
 def test_forward_mode_is_the_adjoint_of_the_backward(name):
-    """Also where forward mode goes through the reference: the backward runs the kernels."""
+    """Even if forward mode uses the reference, the backward runs the kernels."""
     op = OPERATORS[name]
 
     @examples
     @given(st.data())
     def check(data):
-        sample = data.draw(SAMPLES[name])  # torch makes no dual tensor of expanded memory
+        sample = data.draw(SAMPLES[name])  # torch does not support dual tensors of expanded memory
         if is_refused(name, sample):
             return
         tangents = tangents_of(sample)
@@ -182,7 +182,7 @@ def test_forward_mode_is_the_adjoint_of_the_backward(name):
 
 
 def ordinary(name: str, sample: Sample) -> Tensor:
-    """Which RoIs the oracles' loops can sample; of all other operators everything."""
+    """The RoIs that are small enough for the oracles' loops; for other operators, everything."""
     rois = sample.tensors[1]
     return ((rois.abs() < 1e3).all(1) if name in POOLS else torch.ones(())).nonzero().flatten()
 
@@ -193,7 +193,7 @@ def of_rois(name: str, sample: Sample, chosen: Tensor) -> Sample:
 
 
 def assert_rotated_overlaps(name: str, sample: Sample, actual: Tensor) -> None:
-    """Boxes of absurd size or place are no reason that others overlap otherwise; NaN aside, from 0 to 1."""
+    """Extreme boxes do not change the overlaps of others. All overlaps are in [0, 1] or NaN."""
     usual = [(t.abs() < 1e3).all(-1) for t in sample.tensors]
     if name == "nms_rotated":
         kept = actual.tolist()
@@ -207,7 +207,7 @@ def assert_rotated_overlaps(name: str, sample: Sample, actual: Tensor) -> None:
 
 @every_operator
 def test_extreme_values_do_no_harm(name):
-    """NaN, infinity and numbers beyond every integer, in any tensor: forward, backward, forward mode."""
+    """NaN, infinity and huge numbers in any tensor: forward, backward and forward mode."""
     op = OPERATORS[name]
 
     @examples
@@ -228,7 +228,7 @@ def test_extreme_values_do_no_harm(name):
             assert_rotated_overlaps(name, sample, actual)
             return
         if is_plain_convolution(sample):
-            return  # which does not read the neighbours of a whole-numbered point, as the reference does
+            return  # torch's convolution does not read pixels of weight zero, unlike the reference
         if name in POOLS:
             rest = ordinary(name, sample)
             others = torch.ones(len(actual), dtype=torch.bool)
@@ -263,7 +263,7 @@ def test_extreme_values_do_no_harm(name):
 
 @every_operator
 def test_broken_call_is_refused(name):
-    """Or it happens to mean something, and then means the same as in the reference."""
+    """It is rejected, or it is valid and equals the reference."""
     op = OPERATORS[name]
 
     @examples
@@ -271,7 +271,7 @@ def test_broken_call_is_refused(name):
     def check(data):
         sample = data.draw(broken(data.draw(SAMPLES[name])))
         if is_plain_convolution(sample):
-            return  # torch's own, and so are its errors
+            return  # torch's own convolution, with its own errors
         try:
             actual = op.call(sample)
         except DOCUMENTED as error:

@@ -1,4 +1,4 @@
-"""Imports: which packages each part of dcnzoo needs, and that it runs where only those are installed."""
+"""Imports: each part of dcnzoo runs if only the packages that it needs are installed."""
 
 import shlex
 import subprocess
@@ -10,7 +10,7 @@ from .formats import FORMATS, fruits, objects, page_commands
 
 OPENMMLAB = ("mmengine", "mmcv", "mmdet")
 
-# and what they depend on
+# packages that each part needs, with their dependencies
 DATA = {
     *("numpy", "PIL", "shapely", "lxml", "pycocotools", "yaml"),
     *("click", "rich", "pygments", "markdown_it", "mdurl"),
@@ -22,7 +22,7 @@ TORCH = {
 
 
 def only(*packages: str) -> str:
-    """Code after which Python finds only dcnzoo, these packages and its own, as in an environment of them."""
+    """Code that lets Python import only dcnzoo, these packages and the standard library."""
     return f"""
 import sys
 class Absent:

@@ -1,4 +1,4 @@
-"""``dcnzoo infer`` and ``dcnzoo explain``, called as from the command line, on the demo's detector."""
+"""``dcnzoo infer`` and ``dcnzoo explain`` from the command line, with the demo's detector."""
 
 import json
 import re
@@ -20,12 +20,12 @@ from .test_explain import decoded, page_data
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = str(ROOT / "configs/demo/mask-rcnn_r14-mdconv_fpn_8e_shapes.py")
-HEIGHT, WIDTH = 96, 150  # of the files; the detector sees 82 × 128, and 96 × 128 with its padding
+HEIGHT, WIDTH = 96, 150  # of the files; the detector's input is 82 × 128, padded to 96 × 128
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Two images and the weights of a detector that has learnt nothing but offsets."""
+    """Two images, and the weights of an untrained detector with random offsets."""
     import dcnzoo.models  # noqa: F401
 
     # isort: split
@@ -43,7 +43,7 @@ def folder(tmp_path_factory):
         elif name.endswith("fc_cls.bias"):
             parameter.data.copy_(
                 torch.tensor([2.0, 0.0, -9.0, 1.0])
-            )  # the first class, now and then the second
+            )  # mostly the first class, sometimes another
     torch.save({"state_dict": detector.state_dict(), "meta": {}}, folder / "weights.pth")
     pixels = np.random.default_rng(0)
     for name in ("a", "b/a"):
@@ -56,7 +56,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def run(folder, monkeypatch):
-    """Runs a subcommand in the folder; its exit status and what it printed."""
+    """Run a subcommand in the folder. Returns its exit status and output."""
 
     def run(*arguments, model=CONFIG, checkpoint="weights.pth"):
         monkeypatch.chdir(folder)
@@ -135,7 +135,7 @@ def test_nothing_found_is_no_mistake(run, tmp_path):
     assert json.loads((tmp_path / "detections.json").read_text())["annotations"] == []
 
 
-MISTAKES = [  # of infer and explain, then of one of them; the last ones are wrong options
+MISTAKES = [  # errors of infer and explain, then of one of them, then wrong options
     *(
         (1, [command, *arguments], changes, expected)
         for command in ("infer", "explain")

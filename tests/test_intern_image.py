@@ -1,4 +1,4 @@
-"""InternImage and FlashInternImage: the official checkpoints' names, what they compute, how they learn."""
+"""InternImage and FlashInternImage: the official checkpoints' names, their equations and their training."""
 
 import hashlib
 import re
@@ -11,7 +11,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS
 from torch import nn
 
-import dcnzoo.models  # noqa: F401  registers them
+import dcnzoo.models  # noqa: F401  registers the backbones
 from dcnzoo import backbones
 
 from .modules import randomise, shapes
@@ -25,7 +25,7 @@ def build(kind, **options):
     return MODELS.build(dict(type=kind, **{**TINY, **options}))
 
 
-# of the names and shapes in the authors' detectors, in order of the names
+# digests of the parameters' sorted names and shapes in the authors' detectors
 OFFICIAL = {
     "internimage_t": "7907b830115279e9",
     "internimage_s": "90eb85ce34b48c86",
@@ -50,7 +50,7 @@ LARGEST |= dict(center_feature_scale=True)
 
 
 def test_the_options_of_the_largest():
-    """InternImage-H: depth-wise 5×5, norms on both sides and after some blocks, blended centres."""
+    """InternImage-H: depthwise 5×5, norms before and after branches and after blocks, blended centres."""
     model = build("InternImage", **LARGEST, level2_post_norm_block_ids=[1])
     keys = shapes(model)
     block = "levels.2.blocks.1"
@@ -76,7 +76,7 @@ def test_forward_backward_and_autocast(kind):
     for expected, given in zip(outputs, halves, strict=True):
         assert (given - expected).abs().max() < 0.05 * expected.abs().max()
     sum(y.float().sin().sum() for y in (*outputs, *halves)).backward()
-    # the norm behind a level is part of what goes on to the next
+    # a level's final norm also feeds the next level
     assert all(p.grad.isfinite().all() for name, p in model.named_parameters() if name not in frozen)
     for shape in ((3, 64, 64), (1, 4, 64, 64)):
         with pytest.raises(RuntimeError, match=rf"^{kind}: x: .*{re.escape(str(shape))}$"):
@@ -105,7 +105,7 @@ def test_checkpointing_changes_nothing(kind):
     recomputing.load_state_dict(plain.state_dict())
     x, gradients = torch.randn(2, 3, 32, 64), []
     for model in (plain, recomputing):
-        torch.manual_seed(1)  # of the paths that are dropped
+        torch.manual_seed(1)  # for the dropped paths
         sum(y.sin().sum() for y in model(x)).backward()
         gradients.append({name: p.grad for name, p in model.named_parameters()})
     torch.testing.assert_close(*gradients)
@@ -121,7 +121,7 @@ def test_drop_path_grows_with_depth():
 
 @both
 def test_offsets_start_at_zero_in_a_detector(kind):
-    """Also behind the ``init_weights()`` of a parent that initialises every Linear by name."""
+    """Also after the ``init_weights()`` of a parent that initialises every Linear by name."""
 
     parent = BaseModule(init_cfg=dict(type="Normal", layer="Linear", std=1.0))
     parent.backbone = build(kind)
@@ -129,7 +129,7 @@ def test_offsets_start_at_zero_in_a_detector(kind):
     dcn = parent.backbone.levels[2].blocks[0].dcn
     predictors = [dcn.offset, dcn.mask] if kind == "InternImage" else [dcn.offset_mask]
     assert not any(p.any() for m in predictors for p in m.parameters())
-    assert dcn.output_proj.weight.std() > 0.5  # it did come by
+    assert dcn.output_proj.weight.std() > 0.5  # the parent did initialise it
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_refuses(options):
 @pytest.mark.parametrize("dino_head", [False, True])
 @pytest.mark.parametrize("backbone_small_lr", [False, True])
 def test_layer_decay_is_the_official_of_every_parameter(backbone_small_lr, dino_head):
-    """Of InternImage-H's backbone, whose norms after blocks count as the blocks of their own number."""
+    """With InternImage-H's backbone, whose norms after blocks count as the blocks with the same index."""
     depths, rate = (2, 1, 3, 1), 0.7
     model = nn.ModuleDict(
         {
@@ -200,7 +200,7 @@ def test_layer_decay_is_the_official_of_every_parameter(backbone_small_lr, dino_
     optimizer = wrapper(num_layers=7, layer_decay_rate=rate, **switches).optimizer
     found = {id(p): (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
 
-    first_block = [1, 3, 4, 7]  # the numbers that the first blocks of the four levels have; 8: all the rest
+    first_block = [1, 3, 4, 7]  # numbers of the first blocks of the four levels; 8: all other parameters
     for name, parameter in model.named_parameters():
         parts = name.split(".")
         if name.startswith("backbone.patch_embed"):  # frozen

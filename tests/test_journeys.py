@@ -1,4 +1,4 @@
-"""Own data, from annotations to an exported detector: the documented commands, on real images.
+"""Your own data, from annotations to an exported detector: the documented commands on real images.
 
 ``DCNZOO_DATA`` names a folder with two data sets in COCO's format, each of ``train.json``, ``val.json`` and
 ``images/``: ``bccd`` (blood cells, boxes) and ``fruits_nuts`` (masks; ``annotations.json`` has all images).
@@ -38,7 +38,7 @@ DATA = Path(os.environ["DCNZOO_DATA"]).resolve()
 
 
 class Shell:
-    """Runs command lines in a folder, as a user with an empty home folder types them."""
+    """Run command lines in a folder, as a user with an empty home folder."""
 
     def __init__(self, folder: Path, python: str | Path, network: bool = True, **variables: str) -> None:
         self.folder, self.python, self.network = folder, Path(python), network
@@ -55,7 +55,7 @@ class Shell:
         )  # fmt: skip
 
     def __call__(self, line: str, status: int = 0) -> str:
-        """What ``dcnzoo …`` prints, on both streams."""
+        """The output of ``dcnzoo …`` on both streams."""
         program, *arguments = shlex.split(line)
         assert program == "dcnzoo"
         begin = time.monotonic()
@@ -68,7 +68,7 @@ class Shell:
 
 @functools.cache
 def without_network() -> list[str]:
-    """What a command is preceded by; where namespaces are not allowed, every proxy is a closed port."""
+    """A command prefix that disables the network. Without namespaces, every proxy is a closed port."""
     unshare = ["unshare", "--map-root-user", "--net"]
     if shutil.which("unshare") and not subprocess.run([*unshare, "true"], capture_output=True).returncode:
         return unshare
@@ -92,7 +92,7 @@ def read(name: str, images: int | None = None) -> dict:
 
 @pytest.mark.parametrize("heading", FORMATS)
 def test_formats(tmp_path, monkeypatch, heading):
-    """All of BCCD, in this process: 3,941 objects come back as they were, and the commands agree on them."""
+    """All 3,941 objects of BCCD survive the conversion in this process, and the commands find no problems."""
     make, images = FORMATS[heading]
     parts = {part: read(f"bccd/{part}.json") for part in ("train", "val")}
     make(tmp_path / "fruits", parts)
@@ -159,10 +159,10 @@ def printed(output: str, kind: str) -> float:
 
 
 def journey(dcnzoo: Shell, heading: str, model: str, epochs: int, options: str = "") -> None:
-    """From a folder of a format to detections of an exported model.
+    """From a folder in some format to detections of an exported model.
 
-    The AP that training prints, that of `test`, and those that pycocotools finds for the boxes and masks
-    which `infer` and the ONNX file detect, are the same.
+    The AP is the same in training, in `test`, and in pycocotools with the boxes and masks that `infer` and
+    the ONNX file detect.
     """
     folder, images = dcnzoo.folder, FORMATS[heading][1]
     assert "nothing is wrong" in dcnzoo("dcnzoo doctor")
@@ -217,11 +217,11 @@ def test_boxes(tmp_path):
 
 @pytest.mark.slow
 def test_masks_without_a_network(tmp_path):
-    """Of LabelMe, with DCNv2 as an option of the command line."""
+    """From LabelMe, with DCNv2 as a command line option."""
     write_labelme(tmp_path / "fruits", {"all": read("fruits_nuts/annotations.json")})
     dcnzoo = checkout(tmp_path, network=False)
     journey(dcnzoo, "LabelMe", "mask-rcnn_r14_fpn_8e_shapes", 60, "model.backbone.dcn=True")
-    # The config lacks the option: an AP would be that of a model without the offsets.
+    # The config lacks the option: its AP would be that of a model without offsets.
     trained = (tmp_path / "work_dirs/fruits/fruits.py").read_bytes()
     said = dcnzoo("dcnzoo test fruits.py work_dirs/fruits/epoch_60.pth", status=1)
     assert "model.backbone.dcn=True" in said.splitlines()[-1]
@@ -234,7 +234,7 @@ def test_masks_without_a_network(tmp_path):
 
 @pytest.mark.slow
 def test_wheel(tmp_path):
-    """Boxes and masks with what `pip install dcnzoo-….whl[mmdet,onnx]` brings, and then without a network."""
+    """Boxes and masks with `pip install dcnzoo-….whl[mmdet,onnx]`, then without a network."""
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     if subprocess.run(
         [*pip, "download", "--no-deps", "-d", tmp_path, "click"], capture_output=True
@@ -243,7 +243,7 @@ def test_wheel(tmp_path):
     wheel = make_wheel(tmp_path / "source")
     venv.create(tmp_path / "venv", with_pip=False, symlinks=True)
     python = tmp_path / "venv/bin/python"
-    # the release of torch that is tested here: the newest has gigabytes of CUDA with it
+    # the same release of torch as here: the newest would install gigabytes of CUDA
     same = f"torch=={torch.__version__.partition('+')[0]}"
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     command = [*pip, "--python", python, "install", f"{wheel}[mmdet,onnx]", same]
@@ -260,7 +260,7 @@ def test_wheel(tmp_path):
 
 
 def make_wheel(source: Path) -> Path:
-    """Of the sources and the libraries that are loaded here: `make test-packaging` compiles them."""
+    """A wheel of the sources and the loaded libraries. `make test-packaging` compiles them instead."""
     copy_sources(source)
     environment = {**os.environ, "PYTHONPATH": str(source)}
 

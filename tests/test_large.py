@@ -1,6 +1,6 @@
 """Sizes beyond 2³¹ elements, many images, many channels.
 
-The largest tensors are zeros that take no memory until they are written; what is read lies at their far end.
+The largest tensors are zeros that use no memory until they are written. All reads are at their far end.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from .op_cases import dcnv3, deform_conv, deform_conv_transpose, ms_deform_attn,
 from .test_ops import assert_same
 
 ELEMENTS = 2**31
-MAP_NORESERVE = 0x4000  # of Linux
-REGION = 40  # pixels at the far end, along each axis
+MAP_NORESERVE = 0x4000  # on Linux
+REGION = 40  # pixels at the far end on each axis
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="memory that is not there until written: Linux")
 
@@ -37,7 +37,7 @@ def untouched(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 @pytest.fixture
 def require_memory(tmp_path_factory):
-    """Skips where less is free. One test at a time has it, also of several pytest workers."""
+    """Skip the test if less is free. Only one test at a time runs, even with several pytest workers."""
 
     def require(gib: float) -> None:
         lines = Path("/proc/meminfo").read_text().splitlines()
@@ -55,8 +55,8 @@ def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Te
     return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
 
 
-# Sides that leave coordinates exact in float32. The last has more pixels than 32 bits count, for which the
-# CPU asks for float64.
+# Sides for which coordinates are exact in float32. The last has more pixels than int32 can count, for which
+# the CPU requires float64.
 MAPS = [
     (torch.float32, 2**14, 9),
     pytest.param(torch.bfloat16, 2**14, 9, marks=pytest.mark.slow),
@@ -83,7 +83,7 @@ def far_points(side: int, *shape: int) -> Tensor:
 @every_map
 def test_convolution_of_a_map(dtype, side, channels):
     map, corner = far_map(side, channels, dtype)
-    stride, outputs, taps = side // 4, 4, 6  # of a 3×2 kernel
+    stride, outputs, taps = side // 4, 4, 6  # taps of a 3×2 kernel
     points = far_points(side, taps, 2, outputs, outputs)
     grid = torch.arange(outputs) * stride
     regular = torch.stack(
@@ -96,7 +96,7 @@ def test_convolution_of_a_map(dtype, side, channels):
     weight = normal(5, channels, 3, 2, seed=3, dtype=dtype)
     mine = [
         t.requires_grad_(not half) for t in (weight, offset, mask)
-    ]  # half: gradients take a copy in float32
+    ]  # half: gradients would need a copy in float32
     output = ops.deform_conv2d(map.permute(0, 3, 1, 2), *mine, stride=stride)
 
     exact = [t.detach().double().requires_grad_() for t in mine]
@@ -151,12 +151,12 @@ def test_aggregation_of_a_map():
         weights.view(1, queries, 1, 1, points).float(),
     )
     expected = expected.view(1, queries, channels)
-    # a location is as exact as 2⁻²⁴ of the side
+    # the precision of a location is 2⁻²⁴ of the side
     torch.testing.assert_close(attended.double(), expected, rtol=0.02, atol=0.02)
 
 
 def far_rois(side: int) -> tuple[Tensor, Tensor]:
-    """RoIs in the far corner, some across the border, and the same in coordinates of the corner."""
+    """RoIs in the far corner, some across the border, and the same RoIs in coordinates of the corner."""
     rois = torch.tensor([[0, 10.0, 12, 18, 28], [0, 20, 8, 28, 24], [0, 36, 30, 44, 46]])
     far = rois.clone()
     far[:, 1:] += side - REGION
@@ -167,7 +167,7 @@ def far_rois(side: int) -> tuple[Tensor, Tensor]:
 def test_pooling_of_a_map():
     side, channels = 2**14, 9
     map, corner = far_map(side, channels, torch.float32)
-    map = map.view(1, channels, side, side)  # the corner's memory is the last channel's
+    map = map.view(1, channels, side, side)  # the far corner of the last channel
     map[:, :, -REGION:, -REGION:] = corner
     far, near = far_rois(side)
     pooled = ops.roi_align(map, far, (2, 4), sampling_ratio=2)
@@ -190,7 +190,7 @@ def test_pooling_of_a_map():
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_batch_of_more_elements(dtype, require_memory):
-    """Forward, and in float32 all gradients, that of the input being as large."""
+    """Forward, and in float32 all gradients, of which the input's is as large as the input."""
     require_memory(11 if dtype == torch.float32 else 3)
     images, last = 2**20 + 3, 5
     input = untouched(images, 4, 16, 32, dtype=dtype)
@@ -297,7 +297,7 @@ MANY = [
 def test_many_images_and_channels(name, cases, settings):
     sample = cases.make(f"many {name} {settings}", **settings).to(torch.float32)
     op = next(op for op in operators() if op.name == name)
-    # of 100,000 images, as many terms are summed for a weight
+    # a weight's gradient sums one term per image
     assert_same(op, sample, sample.to(torch.float64), 1e-3)
 
 

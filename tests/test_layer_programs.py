@@ -26,7 +26,7 @@ def maps(rank: int) -> torch.Tensor:
 
 
 def convolution(rank: int, name: str = "PackedDeformConv", **options):
-    """Of 5 channels, so that a layer after it notices; kernel 3 on each axis."""
+    """A layer with kernel size 3. Its 5 output channels differ from its 4 input channels."""
     layer = getattr(layers, f"{name}{rank}d")(4, 5, 3, padding=1, **options)
     return layer, (maps(rank), *(() if name.startswith("Packed") else fields(rank)))
 
@@ -94,7 +94,7 @@ every_layer = pytest.mark.parametrize("name", CASES)
 
 
 def randomised(name: str) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
-    """Offsets and masks that matter, so that a wrong program shows."""
+    """A layer with random offsets and masks, so that an incorrect program fails."""
     torch.manual_seed(0)
     layer, given = CASES[name]()
     return randomise(layer).eval(), given
@@ -140,7 +140,7 @@ def test_layer_is_copied_pickled_and_compiled(name):
 
 
 class Named(nn.Module):
-    """Of named arguments, as symbolic_trace needs them."""
+    """A network with named arguments, as symbolic_trace requires."""
 
     def __init__(self, layer: nn.Module, count: int) -> None:
         super().__init__()
@@ -158,14 +158,14 @@ def test_fx_traces_a_network_with_the_layer_as_a_leaf(name):
     network = Named(layer, len(given))
     traced = fx.symbolic_trace(network)
     called = [node for node in traced.graph.nodes if node.op == "call_module"]
-    if not name.startswith(("Mask", "Offset")):  # of which the operations are traced
+    if not name.startswith(("Mask", "Offset")):  # traced into their operations
         assert [node.target for node in called] == ["block.layer"]
         assert type(traced.get_submodule("block.layer")) is type(layer)
     for factor in (1, 0.75):
         changed = [t * factor if t.is_floating_point() and t is not BOXES else t for t in given]
         torch.testing.assert_close(traced(*changed), network(*changed))
-    # By itself. Like torch.nn.MultiheadAttention the attention needs values of its arguments; the default
-    # arguments are those of torch.nn.ConvTranspose2d, of which the same is true.
+    # Trace the layer by itself. As in torch, attention (torch.nn.MultiheadAttention) cannot be traced, and
+    # transposed layers (torch.nn.ConvTranspose2d) need a concrete output_size.
     if not name.startswith(("MultiScale", "DCNv4-sequence")):
         concrete = {"output_size": None} if "Transpose" in name else {}
         torch.testing.assert_close(fx.symbolic_trace(layer, concrete_args=concrete)(*given), layer(*given))

@@ -1,4 +1,4 @@
-"""``dcnzoo.layers``: torch's convolutions with offsets and masks, given or predicted."""
+"""``dcnzoo.layers``: torch's convolutions with given or predicted offsets and masks."""
 
 import copy
 import math
@@ -70,7 +70,7 @@ def sample(rank, **options):
 @ranks
 @directions
 def test_as_torchs_convolution(rank, transposed):
-    """Its arguments and defaults, its initial values; without offset and mask its results."""
+    """The same arguments, defaults and initial values, and without offset and mask the same results."""
     name = name_of(rank, transposed)
     plain = getattr(nn, name.removeprefix("Deform"))(4, 6, 3)
     for layer in (getattr(layers, name)(4, 6, 3), getattr(layers, f"Packed{name}")(4, 6, 3)):
@@ -153,7 +153,7 @@ def test_compiles_and_exports_with_dynamic_sizes(rank, transposed):
 
 
 def test_from_the_meta_device_and_by_torchs_utilities():
-    """As large models are made: without storage, then initialised module by module, or loaded."""
+    """As for large models: created without storage, then initialised module by module, or loaded."""
     pack = make_pack(2, False, modulated=True, device="meta").to_empty(device="cpu")
     for module in pack.modules():
         if hasattr(module, "reset_parameters"):
@@ -168,7 +168,7 @@ def test_from_the_meta_device_and_by_torchs_utilities():
     assert torch.equal(empty(input), output)
 
 
-# Layers whose offsets come from outside
+# Layers with given offsets
 
 
 @ranks
@@ -228,7 +228,7 @@ options = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 
 
 def by_hand(pack, input, options):
-    """Offset and mask, from the parameters alone."""
+    """Offset and mask, computed from the parameters."""
     predict = getattr(F, f"conv{len(pack.kernel_size)}d")
     geometry = () if pack.transposed else (pack.stride, pack.padding, pack.dilation)
     offset = mask = None
@@ -288,7 +288,7 @@ def test_state_dict_that_does_not_fit():
         pack.load_state_dict(state)
 
 
-# What PyTorch does with modules
+# PyTorch's operations on modules
 
 
 def test_memory_format_dtype_and_autocast():

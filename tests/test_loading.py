@@ -1,4 +1,4 @@
-"""How commands load a checkpoint: wholly, or not at all with a reason; and the lock of work directories."""
+"""Commands load a checkpoint completely or fail with the reason. Also the lock of work directories."""
 
 import json
 import logging
@@ -43,7 +43,7 @@ OPTION = "model.backbone.dcn=True"
 
 @pytest.fixture(scope="module")
 def weights():
-    """Of the demo's deformable detector, every number another one."""
+    """Weights of the demo's deformable detector, with different numbers everywhere."""
     generator = torch.Generator().manual_seed(1)
     return {
         key: torch.randn(value.shape, generator=generator) if value.is_floating_point() else value
@@ -65,7 +65,7 @@ def test_old_checkpoints_are_converted(weights, caplog):
     with caplog.at_level("INFO"):
         LoadCheckpointHook().after_load_checkpoint(runner_of(target), checkpoint)
     assert_same(target.state_dict(), weights)
-    assert_same(checkpoint["state_dict"], weights)  # what mmengine loads afterwards
+    assert_same(checkpoint["state_dict"], weights)  # mmengine loads this afterwards
     assert sum("renamed" in record.message for record in caplog.records) == 1
 
 
@@ -90,7 +90,7 @@ def test_wrapped_models(weights, wrap):
 
         assert wrap in MODEL_WRAPPERS.module_dict.values()
     runner = runner_of(wrap(module=target))
-    LoadCheckpointHook().after_load_checkpoint(runner, dict(weights))  # weights alone, without state_dict
+    LoadCheckpointHook().after_load_checkpoint(runner, dict(weights))  # only weights, without state_dict
     assert_same(target.state_dict(), weights)
 
 
@@ -123,7 +123,7 @@ def runner_for(model, folder, name, hook, **kwargs):
 
 
 def test_moving_averages_start_from_the_loaded_weights(tmp_path):
-    """EMAHook copies the model before it is initialised, and would keep a head of its own."""
+    """EMAHook copies the model before initialisation, and so would keep the copy's head."""
     source, target = Layers(5), Layers(2)
     torch.save({"state_dict": source.state_dict(), "meta": {}}, tmp_path / "x.pth")
     average = EMAHook()
@@ -169,7 +169,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def run(folder, monkeypatch):
-    """Runs a subcommand in the folder; its exit status and what it printed."""
+    """Run a subcommand in the folder. Returns its exit status and output."""
 
     def run(*arguments):
         monkeypatch.chdir(folder)
@@ -179,7 +179,7 @@ def run(folder, monkeypatch):
 
 
 MODEL = ["--model", PLAIN, "--checkpoint", "weights.pth"]
-COMMANDS = {  # the arguments, what they write
+COMMANDS = {  # (arguments, output)
     "infer": (["a.png", *MODEL], "found"),
     "explain": (["a.png", *MODEL], "x.html"),
     "export": ([PLAIN, "weights.pth", "--shape", 64, 64], "x.onnx"),
@@ -196,17 +196,17 @@ def test_a_deformable_checkpoint_needs_its_option(run, command, tmp_path):
     assert status == 1 and "conv_offset" in output and f"--cfg-options {OPTION}" in output, output
     assert command == "test" or not (tmp_path / out).exists()
     if command == "export":
-        return  # takes a minute, and reads the option as the others do
+        return  # takes a minute, and reads the option like the others
     status, output = run(*arguments, *(options or ["--cfg-options"]), OPTION)
     assert status == 0, output
     status, output = run(*arguments, *options, "--allow-partial")
-    # nothing deformable is left to explain
+    # explain fails without deformable layers
     assert status == (1 if command == "explain" else 0), output
 
 
 @pytest.mark.parametrize("resume", [[], ["--resume"]])
 def test_training_does_not_start_from_a_part(run, tmp_path, resume):
-    """With ``--resume`` too: there is nothing to continue from, and ``load_from`` is not forgotten."""
+    """With ``--resume`` too: without a checkpoint to resume from, ``load_from`` still applies."""
     options = [*settings(tmp_path / "data", train=1, val=1), "load_from=weights.pth"]
     status, output = run("train", PLAIN, "--work-dir", tmp_path / "work", *resume, *options)
     assert status == 1 and "conv_offset" in output and f"--cfg-options {OPTION}" in output, output

@@ -1,6 +1,6 @@
-"""Malformed annotations: each ends in one line with the file, the entry and the field.
+"""Malformed annotations: each error is one line with the file, the entry and the field.
 
-COCO files go through ``check_coco``, ``fix`` and the data set of the training; VOC, YOLO and LabelMe through
+COCO files are tested with ``check_coco``, ``fix`` and the training data set; VOC, YOLO and LabelMe with
 ``data convert``, which writes nothing.
 """
 
@@ -63,7 +63,7 @@ def folder(tmp_path):
 
 
 def write_coco(folder, change=lambda content: None):
-    """``change`` edits the good file's content, or returns the text or bytes instead."""
+    """Write the good file. ``change`` edits its content, or returns a text or bytes to write instead."""
     content = good()
     text = change(content)
     file = folder / "coco.json"
@@ -122,7 +122,7 @@ def text_with(old, new):
     return lambda content: json.dumps(content).replace(old, new, 1)
 
 
-COCO = {  # what is wrong: the change, the kinds of the problems, the first one's entry, a word of its text
+COCO = {  # case: (change, kinds of the problems, entry and word of the first problem)
     # the file
     "empty file": (lambda content: b"", "file", "line 1", "JSON"),
     "deep nesting": (lambda content: '{"a":' * 200_000, "file", "file", "nested"),
@@ -272,13 +272,13 @@ def test_the_good_file(folder, warnings):
     assert training_set(folder)[0]["gt_masks"].masks.sum((1, 2)).tolist() == [pytest.approx(150, abs=15), 200]
 
 
-# image files are opened later; a set without annotations is valid for testing
+# not errors of the data set: images are opened later, and a test set may have no annotations
 LATER = {"missing-image", "image-size", "empty"}
 
 
 @pytest.mark.parametrize("case", [case for case, row in COCO.items() if row[1] not in LATER])
 def test_coco_training(folder, case, warnings):
-    """What MMDetection would stop at is an error, what it would pass over or use is a warning."""
+    """An error if MMDetection would stop; a warning if it would skip or use the entry."""
     change, _, where, word = COCO[case]
     file = write_coco(folder, change)
     try:
@@ -289,9 +289,9 @@ def test_coco_training(folder, case, warnings):
         lines = [one_line(error)]
     else:
         lines = [*warnings]
-    passed_over = where.replace("annotation", "ids")  # as one of several in a line
+    passed_over = where.replace("annotation", "ids")  # the entry's name in a list of ids
     assert any(names_all(line, str(file), where, word) or line.endswith(passed_over) for line in lines), lines
-    if word == "segmentation":  # a detector that learns boxes is trained, and a line says what is wrong
+    if word == "segmentation":  # boxes can still be trained, with a warning
         warnings.clear()
         boxes = training_set(folder, LOAD_BOXES)
         assert len(boxes) == 3 and len(boxes[0]["gt_bboxes"]) == 2
@@ -314,7 +314,7 @@ def test_coco_encodings(folder, encoding, warnings):
 
 
 def test_metric_reads_what_the_data_set_reads(folder):
-    """An object needs a mask to be compared, an annotation no iscrowd, and its id may be 0."""
+    """Evaluating masks requires masks. Annotations need no iscrowd, and their id may be 0."""
 
     def metric(change, what):
         file = write_coco(folder, change)
@@ -334,7 +334,7 @@ def test_metric_reads_what_the_data_set_reads(folder):
 
 
 def test_names_that_cannot_be_shown_or_stored(folder):
-    """Half of a character, as JSON can have it, and Python in names of files that are not UTF-8."""
+    """Lone surrogates, as in JSON and in Python's file names that are not UTF-8."""
     file = write_coco(folder, category(name="\x1b[31mfig"))
     shown = invoke("check", file, "--classes", "fig,date").stdout
     assert r"\x1b[31mfig" in shown and "\x1b" not in shown
@@ -372,7 +372,7 @@ def width(text):
     return voc(size=f"<size>\n<width>{text}</width><height>30</height></size>")
 
 
-VOC = {  # the content of a.xml, the line, the field
+VOC = {  # (content of a.xml, line, field)
     "empty": ("", ":1:", "XML"),
     "cut off": (voc()[:50], ":3:", "XML"),
     "entities": ('<!DOCTYPE x [<!ENTITY a "a">]><annotation>&a;</annotation>', ":1:", "entities"),
@@ -386,7 +386,7 @@ VOC = {  # the content of a.xml, the line, the field
     "beyond the image": (voc("<xmin>3</xmin><ymin>5</ymin><xmax>50</xmax><ymax>9</ymax>"), ":4:", "50"),
 }  # fmt: skip
 LINE = "1 0.5 0.5 0.25 0.4"
-YOLO = {  # the content of a.txt, the line, the field
+YOLO = {  # (content of a.txt, line, field)
     "NaN": ("1 0.5 nan 0.25 0.4", ":1:", "y:"),
     "pixels": ("1 20 15 10 12", ":1:", "x:"),
     "a name as the class": ("fig 0.5 0.5 0.25 0.4", ":1:", "class:"),
@@ -396,7 +396,7 @@ YOLO = {  # the content of a.txt, the line, the field
     "Latin-1": (b"1 0.5 0.5 0.25 0.4 \xf6", ":", "UTF-8"),
 }
 DATA = "train: images\nnames: [fig, date]\n"
-YAML = {  # the content of data.yaml, where, the field
+YAML = {  # (content of data.yaml, position, field)
     "no YAML": ("names: [a\n", "data.yaml:2:", "YAML"),
     "key twice": (f"{DATA}names: [date, fig]\n", "data.yaml:3:", "'names'"),
     "deep nesting": (f"{DATA}x: {'[' * 2000}", "data.yaml", "nested"),
@@ -421,7 +421,7 @@ def png(size, cut=None):
     return base64.b64encode(buffer.getvalue()[:cut]).decode()
 
 
-LABELME = {  # the content of a.json, the entry, the field
+LABELME = {  # (content of a.json, entry, field)
     "cut off": (labelme()[:30], ":1:", "JSON"),
     "deep nesting": ("[" * 200_000, "a.json:", "nested"),
     "key twice": (labelme(shape()).replace('"label"', '"label": "a", "label"'), "a.json:", "'label'"),
@@ -447,7 +447,7 @@ ROWS = [(kind, case) for kind, table in TABLES.items() for case in table]
 
 
 def write_source(folder, kind, content):
-    """A data set that is right but for the file with ``content``: what is converted, and that file."""
+    """Write a valid data set, except one file with ``content``. Returns the format and that file."""
     file = {"voc": "a.xml", "yolo": "labels/a.txt", "yaml": "data.yaml", "labelme": "a.json"}[kind]
     if kind in ("yolo", "yaml"):
         for name in ("images/a.png", "images/b.png"):
@@ -479,7 +479,7 @@ def test_conversion(folder, kind, case):
 
 
 @pytest.mark.parametrize(
-    ("kind", "encoding"),  # XML has UTF-16 with a byte order mark, and no UTF-32
+    ("kind", "encoding"),  # XML allows UTF-16 with a byte order mark, but not UTF-32
     [*(("voc", e) for e in ENCODINGS[:3]), *((kind, e) for kind in ("yolo", "labelme") for e in ENCODINGS)],
 )
 def test_conversion_encodings(folder, kind, encoding):
@@ -509,4 +509,4 @@ def test_arguments_that_are_too_long(folder, arguments, monkeypatch):
     assert result.exit_code == 1 and "x" * 300 in result.output
 
 
-# As a user types it
+# Through the command line

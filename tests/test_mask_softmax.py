@@ -1,4 +1,4 @@
-"""mask_softmax: the taps of each group sum to one; it scripts, and says what does not fit."""
+"""mask_softmax: the taps of each group sum to one; it can be scripted, and rejects wrong shapes."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Configs of MMDetection and of dcnzoo build, predict and train: one of each family, and deformable ones.
+"""Configs of MMDetection and dcnzoo build, predict and train: one per family, and deformable ones.
 
-``make test`` tries a few of different kinds; ``make test-all`` every config of docs/deformable_configs.md,
+``make test`` runs a few of different kinds; ``make test-all`` runs every config of docs/deformable_configs.md
 and every family.
 """
 
@@ -17,7 +17,7 @@ sys.path.append(str(ROOT / "tools" / "analysis"))
 import deformable_configs  # noqa: E402
 import mmdet_coverage  # noqa: E402
 
-# They need packages that `make setup` does not install; `make test-others` tries them, but not misc.
+# They need packages that `make setup` does not install. `make test-others` runs them, except misc.
 NEED_MORE = {
     *("boxinst", "bytetrack", "convnext", "deepsort", "glip", "grounding_dino", "lad", "misc"),
     *("mm_grounding_dino", "ocsort", "paa", "reid", "sort", "strongsort", "timm_example"),

@@ -31,11 +31,11 @@ def offset_parameters(module):
     return [parameter for layer in layers for parameter in layer.parameters()]
 
 
-# Offsets start at zero and stay there
+# Offsets start at zero and stay zero in initialisation
 
 
 def shrunken(config, neck_dcn=None, **backbone):
-    """A two-stage detector of MMDetection's, of 14 layers and 16 channels."""
+    """A two-stage detector of MMDetection, reduced to 14 layers and 16 channels."""
     cfg = get_config(f"mmdet::{config}").model
     norm = dict(norm_cfg=dict(type="BN", requires_grad=True), norm_eval=False, style="pytorch")
     cfg.backbone = dict(type="ResNet", depth=14, base_channels=8, **norm, **backbone)
@@ -66,12 +66,12 @@ def shrunken(config, neck_dcn=None, **backbone):
     ],
 )
 def test_detector(config, dcn):
-    """Offsets stay zero through its initialisation; losses, gradients and predictions are finite."""
+    """Initialisation keeps offsets zero; losses, gradients and predictions are finite."""
     torch.manual_seed(0)
     detector = shrunken(config, **dcn)
     nn.init.zeros_(detector.backbone.layer2[0].conv1.weight)
     detector.init_weights()
-    assert detector.backbone.layer2[0].conv1.weight.any()  # the backbone was initialised
+    assert detector.backbone.layer2[0].conv1.weight.any()  # the backbone is initialised
     pools = [] if dcn else list(detector.roi_head.bbox_roi_extractor.roi_layers)
     last = [layer for pool in pools for layer in (pool.offset_fc[-1], *getattr(pool, "mask_fc", [])[2:3])]
     offsets = offset_parameters(detector) or [p for layer in last for p in layer.parameters()]
@@ -133,14 +133,14 @@ def test_dcn_offset_lr_mult(layer, slow):
     assert {name for name, group in groups.items() if group["lr"] == 0.05} == expected
     assert {group["lr"] for name, group in groups.items() if name not in expected} == {0.5}
     assert {group["lr"] for group in build(bias_decay_mult=0.0).values()} == {0.5}
-    if isinstance(layer, (DCN, DCNv2)):  # mmengine's own rule, which custom keys do not outrank
+    if isinstance(layer, (DCN, DCNv2)):  # mmengine's own rule, which overrides custom keys
         return
     groups = build(dcn_offset_lr_mult=0.1, custom_keys={f"1.{slow[0]}.bias": dict(lr_mult=2.0)})
     assert groups[f"1.{slow[0]}.bias"]["lr"] == 1.0 and groups[f"1.{slow[0]}.weight"]["lr"] == 0.05
     assert all(group["weight_decay"] == 0.25 for group in groups.values())
 
 
-# Offsets that stay in hand
+# Offset limits and statistics
 
 
 @pytest.mark.parametrize("name", ["DCN", "DCNv2"])
@@ -189,13 +189,13 @@ def test_family(family):
     packs, stages = deformable(model)
     assert stages == {"layer2", "layer3", "layer4"}
     assert {(type(m), m.deform_groups) for m in packs.values()} == {(DCNv2, 1)}
-    convolutions = 3 if family == "Res2Net" else 1  # of a block
+    convolutions = 3 if family == "Res2Net" else 1  # per block
     assert len(packs) == BLOCKS.get(family, 13) * convolutions
     outputs = model(torch.randn(1, 3, 64, 32))
     assert [tuple(o.shape[2:]) for o in outputs] == [(16, 8), (8, 4), (4, 2), (2, 1)]
     sum(o.sum() for o in outputs).backward()
     assert all(m.conv_offset.weight.grad is not None for m in packs.values())
-    if family == "ResNet-18":  # MMDetection's initialisation: the last norm of a block is zero
+    if family == "ResNet-18":  # MMDetection initialises the last norm of a block with zero
         model.init_weights()
         assert not any(block.norm2.weight.any() for block in (*model.layer1, *model.layer4))
         assert type(model.layer2[0].conv1) is nn.Conv2d
@@ -252,7 +252,7 @@ def test_stages():
     options = dict(dcn=dict(type="DCN", deform_groups=2, fallback_on_stride=False))
     given = copy.deepcopy(options)
     packs, stages = deformable(backbone("ResNet", stage_with_dcn=(True, False, False, True), **options))
-    assert stages == {"layer1", "layer4"} and options == given  # the config is left as it was
+    assert stages == {"layer1", "layer4"} and options == given  # the config is unchanged
     assert {(type(m), m.deform_groups) for m in packs.values()} == {(DCN, 2)}
     three = dict(num_stages=3, strides=(1, 2, 2), dilations=(1, 1, 1), out_indices=(1, 2))
     _, stages = deformable(backbone("ResNet-14", dcn=True, **three))
@@ -313,7 +313,7 @@ def test_from_the_command_line(text, pack):
 
 @pytest.mark.parametrize("name", ["DeformRoIPoolPack", "ModulatedDeformRoIPoolPack"])
 def test_pools_are_mmcvs(name):
-    """Arguments, parameters and their initial values; results: test_roi_pool_layers.py."""
+    """The same arguments, parameters and initial values. test_roi_pool_layers.py tests results."""
     states = []
     for module in (dcnzoo.layers, mmcv.ops):
         torch.manual_seed(0)
@@ -349,7 +349,7 @@ def test_neck(name, dcn, pack):
 
 
 def test_heads_that_import_mmcvs_class():
-    """VFNet's head, whatever the registry says; DyHead's offsets are larger than the finer level's output."""
+    """VFNet's head bypasses the registry. DyHead's offsets are larger than the finer level's output."""
     module = importlib.import_module("mmcv.ops.deform_conv")
     assert module.ext_module is dcnzoo.compat.mmcv._ext
     head = mmdet.models.VFNetHead(num_classes=2, in_channels=32, feat_channels=32, stacked_convs=1)

@@ -1,4 +1,4 @@
-"""``dcn='v3'`` and ``dcn='v4'``: DCNv3 and DCNv4 in the place of a convolution."""
+"""``dcn='v3'`` and ``dcn='v4'``: DCNv3 and DCNv4 instead of a convolution."""
 
 import pytest
 import torch

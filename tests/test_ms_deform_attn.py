@@ -1,4 +1,4 @@
-"""ms_deform_attn and flash_deform_attn: agreement with F.grid_sample, and their edges."""
+"""ms_deform_attn and flash_deform_attn: agreement with F.grid_sample, and edge cases."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ALL = [pytest.param(s, id=s.name) for s in cases.samples() if all(t.numel() for 
 
 
 def grid_sample_formula(value, spatial_shapes, level_start_index, locations, weights):
-    """As Deformable DETR's plain PyTorch does it."""
+    """Deformable DETR's plain PyTorch function."""
     batch, _, heads, channels = value.shape
     queries, points = locations.shape[1], locations.shape[4]
     out = torch.zeros(batch * heads, channels, queries, **F64)
@@ -42,7 +42,7 @@ def test_agrees_with_grid_sample(sample):
 
 
 def test_hand_worked():
-    """Two levels of one row; locations are in units of the level, pixel i has its centre at i + 0.5."""
+    """Two levels of one row. Locations are normalised to the level; pixel i has its centre at i + 0.5."""
     value = torch.tensor([1.0, 2, 3, 4, 50, 70], **F64).view(1, 6, 1, 1)
     sizes, starts = torch.tensor([[1, 4], [1, 2]]), torch.tensor([0, 4])
     locations = torch.tensor([[0.5, 0.5], [0.5, 0.5]], **F64).view(1, 1, 1, 2, 1, 2)

@@ -1,4 +1,4 @@
-"""``MultiScaleDeformableAttention``: mmcv's results, gradients and initial values, alone and in a DETR."""
+"""``MultiScaleDeformableAttention``: mmcv's results, gradients and initial values, also in a DETR."""
 
 import copy
 import functools
@@ -37,7 +37,7 @@ TOLERANCE = dict(rtol=1e-10, atol=1e-10)
 
 
 def tensors(reference=2, batch=2, queries=7, batch_first=True, dtype=torch.float64):
-    """What mmcv's forward takes."""
+    """The arguments of mmcv's forward."""
     generator = torch.Generator().manual_seed(1)
     normal = functools.partial(torch.randn, generator=generator, dtype=dtype)
     points = torch.rand(batch, queries, 2, reference, generator=generator, dtype=dtype)
@@ -64,20 +64,20 @@ def alone(**options):
 
 
 def inputs(**options):
-    """What the layer that stands alone takes."""
+    """The arguments of the layer in dcnzoo.layers."""
     given = tensors(**options)
     names = "query reference_points value spatial_shapes level_start_index key_padding_mask"
     return [given[name] for name in names.split()]
 
 
-# As mmcv's
+# Agreement with mmcv
 
 
 def test_registered_over_mmcvs():
     for registry in (MODELS, importlib.import_module("mmdet.registry").MODELS):
         layer = registry.build(dict(type="MultiScaleDeformableAttention", **ARGUMENTS, dropout=0.0))
         assert type(layer) is dcnzoo.models.MultiScaleDeformableAttention
-    assert isinstance(layer, mmcv.ops.MultiScaleDeformableAttention)  # what detectors look for
+    assert isinstance(layer, mmcv.ops.MultiScaleDeformableAttention)  # detectors check for this class
 
 
 def both(**options):
@@ -90,7 +90,7 @@ def both(**options):
 
 @pytest.fixture
 def plain_mmcv(monkeypatch):
-    """mmcv on torch's grid_sample."""
+    """Run mmcv on torch's grid_sample."""
     monkeypatch.setattr(MODULE, "multi_scale_deformable_attn_pytorch", PLAIN)
 
 
@@ -111,7 +111,7 @@ def test_equals_mmcvs(reference, batch_first, ratio):
 
 @pytest.mark.usefixtures("plain_mmcv")
 def test_what_may_be_left_out():
-    """value and identity are the query, without its position; nothing is masked. One point may serve all."""
+    """value and identity default to the query without its position; a point may apply to all queries."""
     ours, theirs = both()
     given = tensors(queries=PIXELS, batch_first=False)
     for name in ("value", "identity", "key_padding_mask", "level_start_index"):
@@ -131,7 +131,7 @@ def test_what_may_be_left_out():
 
 @pytest.mark.parametrize(("heads", "levels", "points"), [(8, 4, 4), (3, 2, 5), (1, 1, 1)])
 def test_initial_values_are_the_published(heads, levels, points):
-    """Also behind the initialisation of a parent."""
+    """Also after a parent module's initialisation."""
     options = dict(embed_dims=24, num_heads=heads, num_levels=levels, num_points=points)
     angle = 2 * math.pi * torch.arange(heads) / heads
     directions = torch.stack([angle.cos(), angle.sin()], 1)
@@ -152,7 +152,7 @@ def test_initial_values_are_the_published(heads, levels, points):
             parent.init_weights()
 
 
-# Alone
+# The layer by itself
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -168,13 +168,13 @@ def test_autocast(dtype):
 
 
 def test_half_precision_keeps_coordinates():
-    """bfloat16 takes 598.5 of 600 pixels for 597.6: a layer in it would read another pixel."""
+    """bfloat16 rounds a location of 598.5 of 600 pixels to 597.7, in another pixel."""
     layer = layers.MultiScaleDeformableAttention(12, num_heads=3, num_levels=1, num_points=1)
     nn.init.zeros_(layer.sampling_offsets.bias)
     value = (torch.arange(600.0) % 2).view(1, 600, 1).expand(1, 600, 12)  # even pixels are zero
     points, shapes = torch.tensor([[[[598.5 / 600, 0.5]]]]), torch.tensor([[1, 600]])
     output = layer.bfloat16()(torch.zeros(1, 1, 12).bfloat16(), points, value.bfloat16(), shapes)
-    assert output.dtype == torch.bfloat16 and output.abs().max() < 1e-2  # pixel 598 alone
+    assert output.dtype == torch.bfloat16 and output.abs().max() < 1e-2  # only pixel 598 is read
 
 
 def test_offsets_have_statistics_and_a_learning_rate():
@@ -186,7 +186,7 @@ def test_offsets_have_statistics_and_a_learning_rate():
     track_offsets(layer)
     nn.init.zeros_(layer["attention"].sampling_offsets.weight)
     bias = torch.zeros(3, 2, 4, 2)
-    bias[0, 1, 2] = torch.tensor([-3.0, 5.5])  # one of 24 points, on the level of 3×5 pixels
+    bias[0, 1, 2] = torch.tensor([-3.0, 5.5])  # one of 24 points, on the level with 3×5 pixels
     layer["attention"].sampling_offsets.bias.data = bias.flatten()
     given = inputs(dtype=torch.float32)
     given[1] = torch.full_like(given[1], 0.5)
@@ -194,7 +194,7 @@ def test_offsets_have_statistics_and_a_learning_rate():
     statistics = offset_statistics(layer)["attention"]
     assert statistics.mean == pytest.approx(8.5 / 48) and statistics.max == 5.5
     assert statistics.outside == pytest.approx(1 / 24)
-    # from a box: offsets in units of its size
+    # relative to a box: offsets in units of its size
     boxes = torch.full((2, 7, 2, 4), 0.5)
     layer["attention"](given[0], boxes, *given[2:])
     statistics = offset_statistics(layer)["attention"]
@@ -240,7 +240,7 @@ def test_refuses_input(name, shape):
         alone()(*inputs(dtype=torch.float32)[:3], SIZES)
 
 
-# As the official layer
+# Agreement with the official layer
 
 
 @pytest.mark.parametrize("ratio", [1.0, 0.5])
@@ -272,7 +272,7 @@ def test_the_official_arguments(ratio):
 
 
 def tiny_detr():
-    """MMDetection's Deformable DETR with one layer each and 16 channels, initialised as there."""
+    """MMDetection's Deformable DETR with its initialisation, one layer each and 16 channels."""
     attention = dict(embed_dims=16, num_heads=2)
     layer = dict(self_attn_cfg=attention, ffn_cfg=dict(embed_dims=16, feedforward_channels=32))
     small = dict(
@@ -293,7 +293,7 @@ def tiny_detr():
 
 
 def loss(model):
-    """Of an image of noise with two objects, with the dropouts of a seed."""
+    """The loss for an image of noise with two objects, with seeded dropout."""
     metainfo = dict.fromkeys(("img_shape", "ori_shape", "pad_shape", "batch_input_shape"), (64, 96))
     sample = DetDataSample(metainfo=metainfo)
     sample.gt_instances = InstanceData(
@@ -305,7 +305,7 @@ def loss(model):
 
 
 def test_a_deformable_detr(monkeypatch):
-    """As MMDetection builds it, and from the registry: mmcv's names, losses and gradients, and it trains."""
+    """Built by MMDetection and from the registry: mmcv's names, losses and gradients, and a training step."""
     torch.manual_seed(0)
     model = tiny_detr()
     attention = [n for n, m in model.named_modules() if isinstance(m, MmcvAttention)]
@@ -313,7 +313,7 @@ def test_a_deformable_detr(monkeypatch):
     registered = copy.deepcopy(model)
     for name in attention:
         theirs = model.get_submodule(name)
-        # off the pixels' centres, where the interpolation has a kink and no derivative
+        # keep points off the pixels' centres, where the interpolation has no derivative
         nn.init.normal_(theirs.sampling_offsets.bias)
         cfg = dict(type="MultiScaleDeformableAttention", embed_dims=16, num_heads=2, batch_first=True)
         layer = MODELS.build(cfg)
@@ -357,7 +357,7 @@ def test_mmcvs_function_runs_on_the_operator():
         MODULE.multi_scale_deformable_attn_pytorch(
             torch.randn(2, 70, 3, 4), torch.tensor(SIZES), points, weights
         )
-    use_dcnzoo_deform_conv()  # again, to no effect
+    use_dcnzoo_deform_conv()  # a second call has no effect
     assert MODULE.multi_scale_deformable_attn_pytorch.__wrapped__ is PLAIN
 
 

@@ -57,7 +57,7 @@ def run(tree: Path, *command: str, **variables: str) -> str:
 
 @pytest.fixture
 def tree(tmp_path) -> Path:
-    """A copy of the repository without what is built."""
+    """A copy of the repository without build results."""
     tree = tmp_path / "clone"
     built = shutil.ignore_patterns(
         ".*", "*.so", "__pycache__", "build", "dist", "data", "work_dirs", "*.egg-info"
@@ -76,7 +76,7 @@ def test_new_operator_is_found_by_every_suite(tree):
     run(tree, "-c", ONNX)
     run(tree, "tools/benchmark/ops.py", "--quick", "--family", NAME, "--no-memory")
     assert list((tree / "work_dirs/benchmarks").glob("*.json"))
-    for other in (tree / "ops").rglob("*_cuda.cu"):  # to be emulated, which takes time for each
+    for other in (tree / "ops").rglob("*_cuda.cu"):  # compiling each for the emulation takes time
         if NAME not in other.name:
             other.unlink()
     run(tree, "-m", "pytest", "-q", "tests/cuda/test_kernels_cuda.py", "-k", NAME)

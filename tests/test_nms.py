@@ -1,4 +1,4 @@
-"""nms: decisions against a loop over pairs, and its edges."""
+"""nms: decisions compared with a loop over pairs, and edge cases."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def test_matches_loop(count, offset, dtype):
 
 
 def test_whole_pixels_meet_the_threshold_exactly():
-    """Overlaps of exactly a third and a half are kept, on boxes where rounding could decide."""
+    """Overlaps equal to a threshold of a third or a half are kept, although rounding could decide."""
     boxes = torch.tensor([[0, 0, 10, 10], [0, 5, 10, 15], [20, 0, 30, 10], [20, 0, 30, 5]]).float()
     scores = torch.tensor([4.0, 3.0, 2.0, 1.0])
-    third = torch.tensor(1.0) / 3  # as float32 computes it
+    third = torch.tensor(1.0) / 3  # in float32
     assert nms(boxes, scores, third.item()).tolist() == [0, 1, 2]
     assert nms(boxes, scores, 0.5).tolist() == [0, 1, 2, 3]
     assert nms(boxes, scores, 0.49).tolist() == [0, 1, 2]
@@ -66,7 +66,7 @@ def test_degenerate_boxes_are_kept():
         [[0, 0, 4, 4], [3, 3, 3, 3], [3, 3, 3, 3], [4, 4, 0, 0], [nan, 0, 4, 4], [-inf, 0, inf, 4]]
     )
     scores = torch.tensor([0.9, 0.8, 0.7, 0.6, nan, 0.5])
-    assert nms(boxes, scores, 0.5).tolist()[0] == 4  # NaN scores first
+    assert nms(boxes, scores, 0.5).tolist()[0] == 4  # NaN has the highest rank
     assert set(nms(boxes, scores, 0.5).tolist()) >= {0, 1, 2, 4}
 
 

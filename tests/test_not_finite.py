@@ -1,7 +1,7 @@
-"""Inf and NaN in any tensor, forward and backward: which results they reach, and empty maps.
+"""Inf and NaN in any tensor, forward and backward: the results that they affect. Also empty maps.
 
-The rule (docs/ops/deform_conv.md) is the plain formula. What it does not read, a pixel or a corner outside
-the map, does not count; whatever it does read is multiplied, also with a weight, a mask or a value of zero.
+The rule (docs/ops/deform_conv.md) is the plain formula. Pixels and corners outside the map are not read and
+do not count. All values that are read are multiplied, even by a weight, a mask or a value of zero.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def chosen(names: set[str]) -> list[tuple[op_cases.Operator, Sample]]:
     return [(op, s) for op in OPERATORS for s in op.samples() if s.name in names]
 
 
-# every kernel: all ranks, whole panels and single channels, groups joined in a panel, depthwise
+# every kernel: all ranks, whole panels and single channels, several groups in a panel, depthwise
 CASES = chosen(
     {
         *("v2", "mask alone", "all groups differ", "32 channels", "48 channels", "one to one, 70 channels"),
@@ -40,7 +40,7 @@ every_case = pytest.mark.parametrize(("op", "sample"), CASES, ids=[f"{o.name}-{s
 
 
 def results(op, function, sample: Sample, grad_place: int | None, value: float) -> list[torch.Tensor]:
-    """Output and gradients; the output's gradient has ``value`` at a place."""
+    """Output and gradients. The output's gradient has ``value`` at ``grad_place``."""
     leaves = sample.leaves()
     output = function(leaves)
     grad = torch.linspace(-1, 1, output.numel(), dtype=torch.float64).view(output.shape).to(output.dtype)
@@ -50,7 +50,7 @@ def results(op, function, sample: Sample, grad_place: int | None, value: float) 
 
 
 def assert_same_values(actual: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:
-    """The same places are finite, and they agree. Inf less Inf depends on the order of a sum: Inf or NaN."""
+    """The same elements are finite and equal. Others are Inf or NaN, depending on the order of a sum."""
     finite = expected.isfinite()
     assert torch.equal(actual.isfinite(), finite)
     actual, expected = actual[finite].double(), expected[finite].double()
@@ -83,7 +83,7 @@ def test_reaches_what_the_formula_reads(op, sample, dtype):
 @every_case
 @pytest.mark.parametrize("value", [INF, NAN])
 def test_factor_of_a_point_outside(op, sample, value):
-    """A mask or an attention weight times what is read there, zero, is NaN."""
+    """A mask or attention weight of Inf or NaN, times the value of zero outside the map, is NaN."""
     *_, factors = [i for i, t in enumerate(sample.tensors) if t is not None]
     points = 1
     if op.name.startswith("deform_conv"):
@@ -97,7 +97,7 @@ def test_factor_of_a_point_outside(op, sample, value):
     far.tensors[factors].view(-1)[0] = value
     mine = results(op, op.call, far, None, 0)
     true = results(op, op.reference, far, None, 0)
-    assert mine[0].isnan().any() or "transpose" in op.name  # which writes nothing outside
+    assert mine[0].isnan().any() or "transpose" in op.name  # transposed: nothing is written outside
     for actual, expected in zip(mine, true, strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9, equal_nan=True)
 
@@ -106,7 +106,7 @@ def test_factor_of_a_point_outside(op, sample, value):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last], ids=str)
 def test_infinity_at_the_border_stays_infinity(value, dtype, format):
-    """Corners outside the map are not multiplied with what lies inside."""
+    """Corners outside the map do not contribute Inf · 0."""
     weight, offset = torch.ones(1, 1, 1, 1, dtype=dtype), torch.zeros(1, 2, 1, 1, dtype=dtype)
     input = torch.full((1, 1, 1, 1), value, dtype=dtype).requires_grad_()
     expected = F.conv2d(input, weight)
@@ -116,7 +116,7 @@ def test_infinity_at_the_border_stays_infinity(value, dtype, format):
     output = deform_conv2d(finite, weight, offset)
     (grad,) = torch.autograd.grad(output, finite, torch.full_like(output, value))
     assert (grad == value).all()
-    # a map of several pixels, sampled at its far corner
+    # a map with several pixels, sampled at its far corner
     generator = torch.Generator().manual_seed(0)
     wide = torch.randn(2, 33, 3, 4, generator=generator).to(dtype)
     wide[:, :, -1, -1] = value
@@ -130,14 +130,14 @@ def test_infinity_at_the_border_stays_infinity(value, dtype, format):
 
 @pytest.mark.parametrize("value", [INF, -INF])
 def test_infinite_mask(value):
-    """The mask multiplies what was read: a corner of weight zero does not make it NaN."""
+    """The mask multiplies the interpolated value: a corner of weight zero does not give NaN."""
     input, weight = torch.full((1, 40, 3, 4), 2.0), torch.ones(3, 40, 1, 1)
     mask = torch.full((1, 1, 3, 4), value)
     assert (deform_conv2d(input, weight, torch.zeros(1, 2, 3, 4), mask) == value).all()
 
 
 def test_groups_do_not_reach_each_other():
-    """Also where several narrow groups are multiplied in one panel."""
+    """Even if several narrow groups are multiplied in one panel."""
     for groups, dtype in itertools.product((4, 16, 32), (torch.float64, torch.float32)):
         input = torch.randn(1, 64, 4, 5, dtype=dtype).requires_grad_()
         weight, offset = (
@@ -157,13 +157,13 @@ def test_groups_do_not_reach_each_other():
 
 
 def assert_pooling_reads_no_more(run, device: str = "cpu") -> None:
-    """A sample beyond the centre of the first or last column reads it alone; one outside reads nothing.
+    """A sample beyond the centre of the first or last column reads only that column; outside, nothing.
 
     Args:
         run: calls an overload of an operator.
     """
     ops = torch.ops.dcnzoo
-    # sampled in the middle, less half a pixel: at (1.25, -0.5), (1.25, 3.9) and outside
+    # samples at the middle minus half a pixel: (1.25, -0.5), (1.25, 3.9) and outside
     rois = torch.tensor([[0, -0.5, 1, 0.5, 2.5], [0, 4, 1, 4.8, 2.5], [0, 8, 8, 9, 9]], device=device)
     maps = torch.arange(16.0, device=device).view(1, 1, 4, 4)
     maps[..., 1:3] = INF
@@ -185,7 +185,7 @@ def assert_pooling_reads_no_more(run, device: str = "cpu") -> None:
         grad_maps = run(backward, grad, rois, *argmax, [1, 1, 4, 4], 1.0, 1, mode, True)
         assert torch.equal(pooled.flatten().cpu(), values)
         assert torch.equal(grad_maps[0, 0].cpu(), reached)
-    # of two samples, the second is NaN
+    # the second of two samples is NaN
     maps = torch.tensor([[[[1.0, NAN]]]], device=device)
     roi = torch.tensor([[0, 0.0, 0, 2, 1]], device=device)
     assert run(ops.roi_align.default, maps, roi, 1, 1, 1.0, 2, 0, True)[0].isnan().all()
@@ -196,7 +196,7 @@ def test_pooling_reads_no_more():
 
 
 def test_forward_mode_of_an_enormous_roi():
-    """A RoI that needs more samples than the limit gives zeros."""
+    """A RoI that needs more samples than the limit returns zeros."""
     maps, offset = torch.ones(1, 1, 4, 4), torch.zeros(1, 2, 1, 1)
     rois = torch.tensor([[0, 0, 0, 1e30, 4]])
     call = functools.partial(dcnzoo.ops.deform_roi_pool, rois=rois, offset=offset, output_size=1)
@@ -217,7 +217,7 @@ def outcome(function, *arguments, **options) -> str:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_empty_maps_are_as_in_torch(dtype):
-    """Where torch's convolution is an error, so is ours; a transposed one and RoI pooling always are."""
+    """Errors match those of torch's convolution. Transposed convolution and RoI pooling always fail."""
     for rank, batch, transposed in itertools.product((1, 2, 3), (0, 2), (False, True)):
         for size in itertools.product((0, 3), repeat=rank):
             if 0 not in size:

@@ -1,7 +1,7 @@
-"""Layers of the official releases: their state dicts, by name and shape, and what they compute with them.
+"""Layers of the official releases: names and shapes of their state dicts, and their results.
 
-The formulas are written here from the papers and the official layers' documented arguments, in plain PyTorch
-(``F.grid_sample``), as functions of a state dict.
+The formulas follow the papers and the official layers' documented arguments. They are plain PyTorch
+(``F.grid_sample``) and functions of a state dict.
 """
 
 import math
@@ -22,13 +22,13 @@ def normal(*shape):
 
 
 def official(shapes):
-    """A state dict as a checkpoint holds it."""
+    """A state dict as in a checkpoint."""
     torch.manual_seed(0)
     return {name: normal(*shape) for name, shape in shapes.items()}
 
 
 def linear(**names):
-    """Shapes of the linear layers ``name=(out, in)``."""
+    """Parameter shapes of linear layers, ``name=(out, in)``."""
     shapes = {f"{name}.weight": size for name, size in names.items()}
     return {**shapes, **{f"{name}.bias": size[:1] for name, size in names.items()}}
 
@@ -43,7 +43,7 @@ def depthwise(state, name, x):  # [N, H, W, C] -> [N, C, H, W]
 
 
 def sample(maps, x, y):
-    """[B, c, H, W] at x and y [B, Q, P], in pixels: [B, c, Q, P], zero outside."""
+    """Sample [B, c, H, W] at x and y [B, Q, P], in pixels. Returns [B, c, Q, P], zero outside."""
     height, width = maps.shape[2:]
     grid = torch.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], -1)
     return F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
@@ -115,12 +115,12 @@ def test_dcnv3(center_feature_scale, remove_center, norm, act, activation):
         state["dw_conv.1.0.num_batches_tracked"] = torch.tensor(7)
     layer = DCNv3(
         *(C, KERNEL, 5, 1, 2, 2, GROUPS, 1.5, act, norm, center_feature_scale, remove_center)
-    ).double()  # by position, in the official order
+    ).double()  # positional arguments in the official order
     compare(layer, state, normal(2, 7, 9, C), dcnv3, 2, 1.5, remove_center, norm, activation)
 
 
 def compare(layer, state, x, formula, *arguments, call=None):
-    """Return outputs and gradients of a layer with the weights ``state``, and those of the formula."""
+    """Compare outputs and gradients of a layer with the weights ``state`` with those of the formula."""
     call = call or layer
     layer.load_state_dict(state)  # strict
     assert {name: value.shape for name, value in layer.state_dict().items()} == {
@@ -145,7 +145,7 @@ def dcnv4(state, x, dilation, scale, remove_center):
     if "offset_mask_dw.weight" in state:
         query = depthwise(state, "offset_mask_dw", x).permute(0, 2, 3, 1)
     fields = apply_linear(state, "offset_mask", query)[..., : GROUPS * points * 3]
-    fields = fields.unflatten(-1, (GROUPS, -1))  # per group: the offsets of all taps, then their factors
+    fields = fields.unflatten(-1, (GROUPS, -1))  # per group: the offsets of all taps, then their mask
     offset, mask = fields[..., : 2 * points].unflatten(-1, (-1, 2)), fields[..., 2 * points :]
     value = apply_linear(state, "value_proj", x) if "value_proj.weight" in state else x
     x = aggregate(value, offset, mask, dilation, scale, remove_center)
@@ -178,11 +178,11 @@ def test_dcnv4(dw_kernel_size, center_feature_scale, remove_center, output_bias,
     layer = DCNv4(
         *(C, KERNEL, 1, 2, 2, GROUPS, 0.5, dw_kernel_size, center_feature_scale, remove_center),
         *(output_bias, without_pointwise),
-        **dict(act_layer="GELU", norm_layer="LN"),  # as networks written for DCNv3 give
+        **dict(act_layer="GELU", norm_layer="LN"),  # accepted for networks written for DCNv3
     ).double()
     state, x = official(shapes), normal(2, 7, 9, C)
     compare(layer, state, x, dcnv4, 2, 0.5, remove_center)
-    with torch.no_grad():  # the official form of the input
+    with torch.no_grad():  # the official input format
         torch.testing.assert_close(layer(x.flatten(1, 2), (7, 9)), layer(x).flatten(1, 2), **TOLERANCE)
         torch.testing.assert_close(layer(x[:, :, :7].flatten(1, 2)), layer(x[:, :, :7]).flatten(1, 2))
     with pytest.raises(TypeError, match="kernel_sise"):

@@ -1,4 +1,4 @@
-"""OffsetStatisticsHook: figures worked out by hand, warnings, what is in the file after an interruption."""
+"""OffsetStatisticsHook: figures worked out by hand, warnings, and the file after an interruption."""
 
 import csv
 import json
@@ -28,7 +28,7 @@ HEIGHT, WIDTH = 4, 6
 
 
 class Model(BaseModel):
-    """Layers of which the first tap's first offset is what the data say."""
+    """Layers whose first tap's first offset is the input value."""
 
     def __init__(self, *kinds, masks=()):
         super().__init__()
@@ -58,7 +58,7 @@ class Model(BaseModel):
 
 
 class Watching(Hook):
-    """Calls ``function(runner)`` after, or before, each iteration."""
+    """Call ``function(runner)`` after or before each iteration."""
 
     priority = "LOWEST"
 
@@ -102,11 +102,11 @@ def test_known_offsets_every_second_iteration(tmp_path, warned):
     assert [second["iter"], fourth["iter"]] == ["2", "4"]
     assert second["layer"] == fourth["layer"] == "layers.DCNv2"
     figures = [float(second[name]) for name in COLUMNS[2:]]
-    # tap 0 lies at (i - 1, j - 1); moved down by 3, rows 2 and 3 of its output leave a map of 4 rows, but
-    # for column 0, where it was in the padding before: 2 · 5 of 9 · 24 samples
+    # tap 0 is at (i - 1, j - 1). Moved down by 3, it leaves the map of 4 rows in output rows 2 and 3, except
+    # in column 0, where it was already in the padding: 2 · 5 of 9 · 24 samples.
     expected = [3 / 18, 3, 10 / 216, 0.5, 1 / 9, 1 / 9]
     assert figures == pytest.approx(expected, rel=1e-5)
-    # moved up by 1, row 1 leaves: 5 samples
+    # moved up by 1, it leaves the map in row 1: 5 samples
     assert [float(fourth[name]) for name in COLUMNS[2:5]] == pytest.approx([1 / 18, 1, 5 / 216], rel=1e-5)
     assert warned == []
 
@@ -124,7 +124,7 @@ def test_every_kind_of_layer(tmp_path):
     assert modulation == {
         "DCN": ["", "", ""],
         "DCNv2": ["0.5", "0", "0"],
-        "DCNv3": ["0.111111", "0", "0"],  # a softmax over 9 taps
+        "DCNv3": ["0.111111", "0", "0"],  # softmax over 9 taps
         "DCNv4": ["0", "1", "0"],
     }
 
@@ -138,7 +138,7 @@ def test_attention(tmp_path):
 
         def forward(self, inputs, mode):
             self.attention.sampling_offsets.bias.data[:] = torch.tensor([0, 0, 0, 0, 2.5, 0, 0, -0.5])
-            where = torch.full((1, 3, 1, 2), 0.5)  # (2.5, 1.5) in pixels: x leaves at 6
+            where = torch.full((1, 3, 1, 2), 0.5)  # (2.5, 1.5) in pixels; x leaves the map at 6
             shapes = torch.tensor([[HEIGHT, WIDTH]])
             args = dict(reference_points=where, spatial_shapes=shapes, level_start_index=torch.tensor([0]))
             out = self.attention(torch.ones(1, 3, 8), value=torch.ones(1, HEIGHT * WIDTH, 8), **args)
@@ -146,12 +146,12 @@ def test_attention(tmp_path):
 
     train(tmp_path, Attends(), [0], interval=1)
     (row,) = rows(tmp_path)
-    # (2.5 + 0.5) / 8; none outside, as 5 < 6
+    # (2.5 + 0.5) / 8; none is outside, because 5 < 6
     assert [row[name] for name in COLUMNS] == ["1", "attention", "0.375", "2.5", "0", "0.5", "0", "0"]
 
 
 def test_nothing_is_computed_between_the_measured_iterations(tmp_path):
-    """The visualizer gets the same figures."""
+    """Also checks that the visualizer gets the same figures."""
     seen = []
     hook = Watching(lambda runner: seen.append(runner.model.layers["DCN"].track_offsets), "before")
     runner = train(tmp_path, Model("DCN"), [0, 0, 3, 0, 0, 0, 0], interval=3, hooks=[hook])
@@ -175,7 +175,7 @@ def dim(runner):
 @pytest.mark.parametrize(
     ("model", "shifts", "options", "expected"),
     [
-        # once, until they recover
+        # warns once until the offsets recover
         (
             lambda: Model("DCN"),
             [18, 72, 72, 0, 72],
@@ -185,7 +185,7 @@ def dim(runner):
                 for i in (2, 5)
             ],
         ),
-        # 3 of 4 rows and 5 of 6 columns of one of 9 taps leave: 15 / 216
+        # one of 9 taps leaves the map in 3 of 4 rows and 5 of 6 columns: 15 / 216
         (
             lambda: Model(DCNv3),
             [3, 4],
@@ -199,7 +199,7 @@ def dim(runner):
             dict(hooks=[Watching(dim)]),
             ["iteration 4: layers.DCNv2: modulation collapses: mean factor 4.54e-05"],
         ),
-        (lambda: Model(DCNv4), [0, 0], {}, []),  # factors that begin at zero
+        (lambda: Model(DCNv4), [0, 0], {}, []),  # the mask starts at zero
         (Model, [0, 0], {}, ["OffsetStatisticsHook: .*found none: nothing is measured$"]),
     ],
 )
@@ -244,7 +244,7 @@ def test_a_resumed_training_goes_on_in_the_same_file(tmp_path):
         train(tmp_path, Model("DCN"), shifts, epochs=3, interval=1, hooks=[Watching(die)])
     assert [row["iter"] for row in rows(tmp_path)] == list("12345")
     file = tmp_path / FILE_NAME
-    file.write_text(file.read_text() + "6,layers.D")  # killed while it wrote
+    file.write_text(file.read_text() + "6,layers.D")  # killed while writing
     train(tmp_path, Model("DCN"), shifts, epochs=3, interval=1, resume=True)
     found = rows(tmp_path)
     assert [row["iter"] for row in found] == list("123456789")

@@ -1,4 +1,4 @@
-"""What keeps predicted offsets in hand: their bound, their statistics, their learning rate."""
+"""Control of predicted offsets: their limit, statistics and learning rate."""
 
 import copy
 import math
@@ -24,7 +24,7 @@ from dcnzoo.layers import (
     track_offsets,
 )
 
-# The bound
+# The limit
 
 
 def test_limit_offset():
@@ -36,7 +36,7 @@ def test_limit_offset():
     zero = torch.zeros(1, requires_grad=True)
     limit_offset(zero, limit).backward()
     assert zero.grad == 1
-    # a prediction beyond float16 is infinite; bounded, it still says where to read
+    # a prediction beyond float16 is infinite; the limit makes it finite
     pack = PackedDeformConv2d(1, 1, 3, padding=1, offset_limit=2).half()
     nn.init.constant_(pack.conv_offset.bias, 6e4)
     nn.init.constant_(pack.conv_offset.weight, 6e4)
@@ -50,13 +50,13 @@ def test_limit_offset():
 def test_statistics_of_simple_packs():
     plain = nn.Sequential(PackedDeformConv3d(1, 1, 3, padding=2), PackedDeformConv3d(1, 1, 1))
     track_offsets(plain)
-    plain(torch.randn(1, 1, 4, 3, 5))  # its points in the padding are not driven out
+    plain(torch.randn(1, 1, 4, 3, 5))  # regular points in the padding do not count as outside
     assert [tuple(s) for s in offset_statistics(plain).values()] == [(0, 0, 0)] * 2
     pack = PackedDeformConvTranspose2d(1, 1, 2, stride=2)
     track_offsets(pack)
     pack(torch.randn(0, 1, 4, 4))
     assert offset_statistics(pack) == {}
-    # in its output: rows 0, 2, 4 and 6 of 8 of one of four taps
+    # in the output: rows 0, 2, 4 and 6 of 8, for one of four taps
     for shift, outside in ((1.5, 0), (2.0, 1 / 16), (math.nan, 1 / 4)):
         pack.conv_offset.bias.data[0] = shift
         pack(torch.randn(1, 1, 4, 4))
@@ -132,7 +132,7 @@ def test_statistics_in_a_compiled_a_scripted_and_an_exported_pack():
         pack._last_offsets = None
         compiled(input)
         assert offset_statistics(pack)[""] == pytest.approx(expected)
-    assert counter.frame_count <= 2  # the second: there are statistics already
+    assert counter.frame_count <= 2  # a second compilation once statistics exist
     for program in (torch.jit.script(pack), torch.export.export(pack, (input,)).module()):
         torch.testing.assert_close(program(input), pack(input))
 
@@ -167,7 +167,7 @@ def test_offset_parameter_groups():
     assert (len(others["params"]), len(offsets["params"])) == (len(names) - 6, 6)  # each once
     optimizer = torch.optim.AdamW([others, offsets], weight_decay=0.1)
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.1]
-    (group,) = offset_parameter_groups(nn.Linear(2, 2), lr=0.1)  # without offsets, an optimizer works too
+    (group,) = offset_parameter_groups(nn.Linear(2, 2), lr=0.1)  # optimizers also work without offsets
     assert len(group["params"]) == 2
     for layer, names in ((DCNv3(12, group=3), ("offset", "mask")), (DCNv4(12, group=3), ("offset_mask",))):
         _, offsets = offset_parameter_groups(layer, lr=0.1)
@@ -182,4 +182,4 @@ def test_offset_convs_start_at_zero(convolution):
     assert convolution(2, 3, 3, bias=False).bias is None
     plain = convolution.__name__.removeprefix("Offset")
     assert isinstance(layer, getattr(nn, plain))
-    assert plain not in {base.__name__ for base in (convolution, *convolution.__bases__)}  # as mmengine asks
+    assert plain not in {base.__name__ for base in (convolution, *convolution.__bases__)}  # mmengine's check

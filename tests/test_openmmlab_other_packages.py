@@ -1,4 +1,4 @@
-"""What is changed while and after other packages are imported. The packages here are files of the tests."""
+"""Changes during and after the import of other packages. The tests write these packages."""
 
 import json
 import sys
@@ -15,7 +15,7 @@ from dcnzoo.openmmlab.patches import other_packages
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """Writes a package, and forgets it after the test."""
+    """Write a package, and unload it after the test."""
     monkeypatch.syspath_prepend(tmp_path)
     before = set(sys.modules)
 

@@ -1,4 +1,4 @@
-"""Every operator's cases (tests/op_cases) against its oracle, and what PyTorch expects of an operator."""
+"""The cases of every operator (tests/op_cases) against its oracle, and PyTorch's rules for operators."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ CASES = [(op, sample) for op in OPERATORS for sample in op.samples()]
 FORMS = [(op, sample) for op in OPERATORS for sample in op.forms()]
 INVALID = [(op, *case) for op in OPERATORS for case in op.invalid()]
 
-# absolute and relative; the only place for tolerances
+# absolute and relative; all tolerances are defined here
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5}
 
 every_op = pytest.mark.parametrize("op", OPERATORS, ids=lambda op: op.name)
 
 
 def parametrized(cases, forms_first=False):
-    """Parametrize over these cases. With ``forms_first``, all but the forms are marked slow."""
+    """Parametrize over these cases. With ``forms_first``, all except the forms are marked slow."""
     return pytest.mark.parametrize(
         ("op", "sample"),
         [
@@ -43,7 +43,7 @@ dtypes = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 
 @pytest.fixture
 def device() -> str:
-    """tests/cuda/test_ops_cuda.py runs the tests that ask for it on a GPU."""
+    """tests/cuda/test_ops_cuda.py runs the tests that use this fixture on a GPU."""
     return "cpu"
 
 
@@ -57,7 +57,7 @@ def gradients(function, sample: Sample, grad: Tensor) -> list[Tensor]:
 
 
 def assert_same(op, sample: Sample, oracle: Sample, tolerance: float) -> None:
-    """Output and all gradients of ``sample`` against the oracle's on ``oracle``, in float64."""
+    """Compare output and gradients of ``sample`` with those of the reference on ``oracle``, in float64."""
     expected = op.reference(oracle)
     actual = op.call(sample)
     assert actual.shape == expected.shape and actual.dtype == sample.tensors[0].dtype
@@ -99,7 +99,7 @@ def test_half_precision_rounds_no_more_than_plain_pytorch(op, sample, dtype):
 
 @forms_first
 def test_memory_formats(op, sample):
-    """Channels-last, strided and expanded inputs mean the same as contiguous ones."""
+    """Channels-last, strided and transposed inputs give the same results as contiguous ones."""
 
     def strided(tensor: Tensor) -> Tensor:
         return tensor.repeat_interleave(2, dim=-1)[..., ::2]
@@ -128,7 +128,7 @@ def test_invalid_input_says_what_is_wrong(op, sample, message, device):
 
 
 def as_function(op, sample: Sample):
-    """The sample as the function of its tensors that gradcheck wants, and those tensors."""
+    """The sample as a function for gradcheck, and its tensors."""
     leaves = sample.leaves()
     return lambda *tensors: op.call(leaves.with_given(tensors)), tuple(leaves.given)
 
@@ -136,7 +136,7 @@ def as_function(op, sample: Sample):
 @forms_first
 def test_gradcheck(op, sample, device):
     function, tensors = as_function(op, moved(sample, device))
-    in_any_order = 1e-9 if device == "cuda" else 0.0  # atomic additions
+    in_any_order = 1e-9 if device == "cuda" else 0.0  # because of atomic additions
     assert torch.autograd.gradcheck(function, tensors, fast_mode=True, nondet_tol=in_any_order)
 
 
@@ -154,7 +154,7 @@ def test_opcheck(op, sample, device):
 
 @every_op
 def test_compile_without_graph_breaks_or_recompilation(op):
-    """One compilation serves every batch and spatial size, forward and backward."""
+    """One compilation works for every batch and spatial size, forward and backward."""
     compilations = torch._dynamo.testing.CompileCounter()
     torch._dynamo.reset()
     compiled = torch.compile(
@@ -192,7 +192,7 @@ def test_compile_with_inductor(op, device):
 @forms_first
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_autocast(op, sample, dtype, device):
-    """Gradients have the dtype of the arguments, whatever dtype it computes in."""
+    """Gradients have the dtype of the arguments, whatever the compute dtype."""
     sample = sample.to(torch.float32)
     leaves = moved(sample, device).leaves()
     with torch.autocast(device, dtype=dtype):
@@ -250,7 +250,7 @@ def test_checkpoint(op, reentrant, device):
 
 @every_op
 def test_deterministic_mode_on_the_cpu(op):
-    """There the sums have an order, so that nothing is refused."""
+    """Sums have a fixed order on the CPU, so that no operator is rejected."""
     function, tensors = as_function(op, op.forms()[0])
     torch.use_deterministic_algorithms(True)
     try:

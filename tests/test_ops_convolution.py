@@ -1,4 +1,4 @@
-"""What is asked of convolutions beyond tests/test_ops.py: torch.func, scripting, export, mixed types."""
+"""Requirements for convolutions beyond tests/test_ops.py: torch.func, scripting, export and mixed types."""
 
 from __future__ import annotations
 
@@ -47,15 +47,12 @@ def test_half_maps_with_float32_offsets_and_masks(op, dtype):
     assert [t.grad.dtype for t in leaves.tensors] == [dtype, dtype, torch.float32, torch.float32, dtype]
 
 
-# Autograd
-
-
 # Deployment
 
 
 @every_op
 def test_script(op):
-    """Saved, loaded and run, with a number or one per axis, forwards and backwards."""
+    """Saved, loaded and run, with one number or one per axis, forward and backward."""
     rank = op.forms()[0].tensors[1].dim() - 2
     samples = list(op.samples())
     buffer = io.BytesIO()
@@ -106,7 +103,7 @@ def test_export(op):
 
 @pytest.mark.slow
 def test_ahead_of_time_package(tmp_path):
-    """A small model of both operators, compiled to a library; loaded and run in another size."""
+    """A small model with both operators is compiled to a library, loaded, and run with other sizes."""
 
     class Model(torch.nn.Module):
         def __init__(self):

@@ -1,4 +1,4 @@
-"""Building, and what is built: never a package without operators, one clear message for what is missing."""
+"""Building: never a package without operators, and one clear message for missing requirements."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def tree(tmp_path_factory) -> Path:
 
 
 def copy_of_the_sources(tree: Path) -> Path:
-    """The sources alone, as in a fresh clone."""
+    """Only the sources, as in a fresh clone."""
     tree.mkdir()
     built = shutil.ignore_patterns("*.so", "__pycache__")
     for name in SOURCES:
@@ -47,7 +47,7 @@ def copy_of_the_sources(tree: Path) -> Path:
 
 
 def setup(tree: Path, *command: str, **variables: str):
-    """Runs setup.py."""
+    """Run setup.py."""
     kept = {k: v for k, v in os.environ.items() if k not in ("CXX", "CUDA_HOME", "CUDA_PATH", "PYTHONPATH")}
     return subprocess.run(
         [sys.executable, "setup.py", "-q", *command],
@@ -109,7 +109,7 @@ def build_py(tree: Path) -> Path:
 
 
 def test_configs_and_tools_are_in_the_package(tree):
-    """Where OpenMMLab's programs look for them, as files: a link would lead out of the package."""
+    """At the paths that OpenMMLab's programs use, as files: links would point outside the package."""
     (tree / "tools" / "__pycache__").mkdir()
     (tree / "tools" / "__pycache__" / "x.pyc").touch()
     mim = build_py(tree) / "dcnzoo" / ".mim"
@@ -140,7 +140,7 @@ def test_versions_agree():
 
 
 def test_conda_recipe():
-    """It renders, with the version and what the package asks for."""
+    """It renders, with the package's version and requirements."""
     rattler_build = pytest.importorskip("rattler_build")
     recipe = rattler_build.Stage0Recipe.from_file(ROOT / "recipe/recipe.yaml")
     compilers = {"cxx_compiler": ["gxx"], "c_stdlib": ["sysroot"], "c_stdlib_version": ["2.28"]}
@@ -157,7 +157,7 @@ def test_conda_recipe():
 
 @pytest.mark.slow
 def test_built_installed_and_taken_away(tmp_path):
-    """In a bare environment, with the torch of this one in sight; after it, every file is as before."""
+    """Install in an empty environment that sees this one's torch. Uninstalling removes every file again."""
     tree = copy_of_the_sources(tmp_path / "clone")
     result = setup(tree, "bdist_wheel", "--dist-dir", str(tmp_path))
     assert result.returncode == 0, result.stderr
@@ -203,7 +203,7 @@ print(get_config(name).filename, type(get_model(name).backbone.layer2[0].conv2).
 
 @pytest.fixture
 def make(tmp_path):
-    """Run make in a folder with the files that set-up reads. A script stands in for Python.
+    """Run make in a folder with the files that `make setup` reads. A script replaces Python.
 
     Returns the finished process and a line for each call of the script, with its arguments.
     """
@@ -216,7 +216,7 @@ def make(tmp_path):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).touch()
     shutil.copy(ROOT / "Makefile", folder)
-    # python -m venv FOLDER makes another one of these; everything else succeeds
+    # python -m venv FOLDER copies this script; all other calls succeed
     copies = 'if [ "$2" = venv ]; then mkdir -p "$3/bin" && cp "$0" "$3/bin/python"; fi'
 
     def make(*targets: str, script: str = f'echo "$@" >> {log}\n{copies}', uv: str = ""):
@@ -225,7 +225,7 @@ def make(tmp_path):
         python.chmod(0o755)
         environment = {k: v for k, v in os.environ.items() if not k.startswith("MAKE") and k != "MFLAGS"}
         command = ["make", f"PYTHON={python}", f"UV={uv}", *targets]
-        # in a process group of its own, so that a script can interrupt all of it, as Ctrl-C does
+        # in a separate process group, so that a script can interrupt all of it like Ctrl-C
         group = dict(start_new_session=True, capture_output=True, text=True)
         # A shell starts background jobs with SIGINT ignored, and their children inherit that.
         group["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -237,7 +237,7 @@ def make(tmp_path):
 
 
 def installed_files(calls: list[str]) -> list[str]:
-    """What calls of pip or uv were told to install, in their order."""
+    """The arguments of pip's or uv's install calls, in order."""
     found = (re.search(r" install .*?(?:-r |-e )?(\S+)$", call) for call in calls)
     return [match[1] for match in found if match]
 
@@ -287,7 +287,7 @@ def test_an_interrupted_installation_is_begun_anew(make, target, file):
 
 
 def test_what_cannot_be_added_leaves_the_environment_in_use(make):
-    """`make test` without network, after `make demo`."""
+    """The case of `make test` without network, after `make demo`."""
     make("setup")
     python = make.folder / ".venv/bin/python"
     works = python.read_text()
@@ -300,7 +300,7 @@ def test_what_cannot_be_added_leaves_the_environment_in_use(make):
 
 
 def test_setup_uses_uv_and_a_wheelhouse(make, tmp_path):
-    """uv fills only .venv: it does not see the packages that other environments share with it."""
+    """uv installs everything into .venv: it does not see packages shared with other environments."""
     uv = tmp_path / "uv"
     uv.write_text(f'#!/bin/sh\necho uv "$@" >> {make.log}\n')
     uv.chmod(0o755)
@@ -315,7 +315,7 @@ def test_setup_uses_uv_and_a_wheelhouse(make, tmp_path):
 
 
 def test_requirements_are_split():
-    """The demo installs no heavy package that only tests need. The tests' file includes the demo's."""
+    """The demo installs no heavy package that only tests need. The tests' file includes the demo's file."""
     names = {
         part: set(re.findall(r"^[\w-]+", (ROOT / f"requirements{part}.txt").read_text(), re.MULTILINE))
         for part in ("", "-export", "-dev")
@@ -326,10 +326,10 @@ def test_requirements_are_split():
     assert included == ["requirements.txt", "requirements-export.txt"]
 
 
-# The compiled libraries of this working tree, which a wheel takes along
+# The compiled libraries of this working tree, as in a wheel
 
 LIBRARIES = sorted((ROOT / "dcnzoo" / "ops").glob("_C_*.so"))
-# torch's own, which it has loaded before, and what every system for wheels has (PEP 600)
+# torch's own libraries, which are already loaded, and those that every manylinux system has (PEP 600)
 MAY_NEED = {
     *("libtorch.so", "libtorch_cpu.so", "libtorch_cuda.so", "libc10.so", "libstdc++.so.6", "libgcc_s.so.1"),
     *("libc.so.6", "libm.so.6", "libdl.so.2", "librt.so.1", "libpthread.so.0"),
@@ -339,7 +339,7 @@ on_linux = pytest.mark.skipif(sys.platform != "linux", reason="ELF and glibc")
 
 
 def symbol_versions(library: Path) -> dict[str, tuple[int, ...]]:
-    """Of what it asks of others: the newest of ``GLIBC``, ``GLIBCXX``, ``CXXABI``."""
+    """The newest required versions of ``GLIBC``, ``GLIBCXX`` and ``CXXABI``."""
     newest = {}
     with open(library, "rb") as file:
         for _, versions in ELFFile(file).get_section_by_name(".gnu.version_r").iter_versions():
@@ -360,11 +360,11 @@ def test_library_of_a_wheel(library):
         names = [symbol.name for symbol in elf.get_section_by_name(".dynsym").iter_symbols()]
     needed = {tag.needed for tag in tags if tag.entry.d_tag == "DT_NEEDED"}
     assert {"libtorch_cpu.so", "libc.so.6"} <= needed <= MAY_NEED
-    # torch has loaded its own libraries by then; a path would find another torch's
+    # no library paths, which could find another torch: this torch's libraries are already loaded
     assert not {"DT_RPATH", "DT_RUNPATH"} & {tag.entry.d_tag for tag in tags}
     assert not stack["p_flags"] & 1, "the stack is not executable"
     assert names and not [name for name in names if name.startswith(("Py", "_Py"))]
-    content = library.read_bytes()  # torch's headers put their file's name into messages
+    content = library.read_bytes()  # torch's headers put their paths into messages
     assert re.findall(rb"(?<![\w.])/[\w.+/-]+\.(?:h|hpp|cpp|cu|cuh|py)\b", content) == []
     assert not any(bytes(path) in content for path in (ROOT, Path(sys.prefix), Path.home()))
 
@@ -374,7 +374,7 @@ def test_library_of_a_wheel(library):
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
-    """All of a wheel but the compiling."""
+    """Build a wheel without compiling."""
     folder = tmp_path_factory.mktemp("wheel")
     tree = copy_of_the_sources(folder / "clone")
     assert setup(tree, "build_py").returncode == 0
@@ -390,7 +390,7 @@ def wheel(tmp_path_factory) -> Path:
 @on_linux
 def test_what_a_wheel_has(wheel):
     glibc = max(symbol_versions(library)["GLIBC"] for library in LIBRARIES)
-    system = f"manylinux_{glibc[0]}_{glibc[1]}_{platform.machine()}"  # which it is for
+    system = f"manylinux_{glibc[0]}_{glibc[1]}_{platform.machine()}"  # the wheel's platform
     assert wheel.name == f"dcnzoo-{__version__}-py3-none-{system}.whl"
     with zipfile.ZipFile(wheel) as archive:
         contents = {name: archive.read(name) for name in archive.namelist()}

@@ -1,4 +1,4 @@
-"""The operators where there are no compiled kernels: without the library, and on other devices."""
+"""The operators without compiled kernels: if the library does not load, and on other devices."""
 
 import itertools
 import os
@@ -32,7 +32,7 @@ torch.save(results(), sys.argv[1])
 
 
 def results():
-    """Of every operator on some of its samples the outputs and gradients."""
+    """Outputs and gradients of every operator on some of its samples."""
     found = {}
     for operator in op_cases.operators(differentiable=False):
         random = (operator.random_sample(Random(seed), "") for seed in range(10))
@@ -79,7 +79,7 @@ def test_other_devices_have_every_operator(key):
 
 
 def test_device_without_compiled_kernels():
-    """Asked on the CPU, with the key of another device."""
+    """Calls on the CPU, with the dispatch key of another device."""
     code = """
 import torch
 import dcnzoo.ops

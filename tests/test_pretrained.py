@@ -1,4 +1,4 @@
-"""Backbone weights by name, with neither torchvision nor a network."""
+"""Backbone weights by name, without torchvision and without network."""
 
 import hashlib
 import io
@@ -20,7 +20,7 @@ from .zoo.conftest import undisturbed  # noqa: F401  a fixture
 from .zoo.server import Served, serving
 
 ROOT = Path(__file__).resolve().parents[1]
-# torchvision.models' own first weights
+# the first weights (V1) in torchvision.models
 TORCHVISION = {
     "resnet18": "f37072fd",
     "resnet50": "0676ba61",
@@ -43,7 +43,7 @@ def test_names(asked):
         assert ask(*names) == [f"https://download.pytorch.org/models/{name}-{digits}.pth"] * 3
     address = "https://download.openmmlab.com/pretrain/third_party/resnext101_32x4d-a5af3160.pth"
     assert ask("open-mmlab://resnext101_32x4d", "openmmlab://resnext101_32x4d") == [address] * 2
-    # every name of MMDetection's configs
+    # every name in MMDetection's configs
     names = set()
     for config in mim_folder("mmdet").glob("configs/**/*.py"):
         names |= set(re.findall(r"(?:torchvision|open-mmlab)://[\w./-]+", config.read_text(encoding="utf-8")))
@@ -54,7 +54,7 @@ def test_names(asked):
 
 @pytest.fixture
 def asked(monkeypatch):
-    """Addresses, instead of what is there."""
+    """The requested URLs. Nothing is downloaded."""
     found = []
     monkeypatch.setattr(loading, "load_url", lambda url, **kwargs: found.append(url) or {"url": url})
     monkeypatch.setitem(sys.modules, "torchvision", None)

@@ -1,4 +1,4 @@
-"""Rows of results: whole or absent, and none lost."""
+"""Rows of results are written completely or not at all, and none is lost."""
 
 import json
 import multiprocessing

@@ -1,4 +1,4 @@
-"""The report: what logs say, what is drawn, and a page that needs nothing beside it."""
+"""The report: reading logs, the figures, and a page without external files."""
 
 import json
 import re
@@ -44,7 +44,7 @@ CONFIG = ROOT / "configs/demo/mask-rcnn_r14-mdconv_fpn_8e_shapes.py"
 
 
 def write_log(folder, *starts):
-    """Logs of one start after another; an entry is (iteration, epoch, loss) or (epoch, box AP)."""
+    """One log for each start. An entry is (iteration, epoch, loss) or (epoch, box AP)."""
     for number, entries in enumerate(starts):
         data = folder / f"2026_{number}" / "vis_data"
         data.mkdir(parents=True)
@@ -60,7 +60,7 @@ def write_log(folder, *starts):
 
 
 def test_history_of_a_resumed_run(tmp_path):
-    """Killed in the third epoch, resumed after the first: what was done again replaces, the rest goes."""
+    """Killed in epoch 3, resumed after epoch 1: repeated entries are replaced, later ones dropped."""
     write_log(
         tmp_path,
         [(2, 1, 5.0), (4, 1, 4.0), (1, 0.1), (6, 2, 3.0), (8, 2, 2.5), (2, 0.2), (10, 3, 2.0)],
@@ -90,7 +90,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture
 def make_run(tmp_path, data):
-    """A work directory as training leaves it, with random weights."""
+    """A work directory as after training, with random weights."""
 
     def make(name="run", logs=(((2, 1, 5.0), (4, 1, 4.0), (1, 0.125), (6, 2, 3.0), (2, 0.25)),), **settings):
         folder = tmp_path / name
@@ -185,7 +185,7 @@ def test_a_run_without_validation_or_data(make_run, tmp_path):
 
 
 def test_pictures_of_resized_and_padded_images(make_run, data):
-    """What is drawn lies in the pixels of the file, whatever the model saw."""
+    """Figures use the pixels of the file, whatever the model's input was."""
     plain = Detector(Config.fromfile(make_run("plain") / "config.py"), make_run("again") / "epoch_2.pth")
     folder = make_run("large")
     cfg = Config.fromfile(folder / "config.py")
@@ -202,7 +202,7 @@ def test_pictures_of_resized_and_padded_images(make_run, data):
     assert small.truth.boxes[:, :2] == pytest.approx(np.array(boxes)[:, :2])
     assert large.detections.boxes.max() <= 128 and large.detections.masks.shape[1:] == (128, 128)
     assert list(large.statistics) == [field.name for field in large.fields]
-    # without offsets the nine points of a layer lie around the place, a pixel of its map apart
+    # without offsets, the nine points of a layer are around the location, one pixel of its map apart
     (field, *_) = large.fields
     points, _ = trace_sampling([field.without_offset()], (64.0, 32.0), large.image_size)
     apart = 448 / 2.5 / field.input_size[0], 224 / 1.5 / field.input_size[1]

@@ -1,4 +1,4 @@
-"""``dcnzoo reproduce``: measured beside published figures, with a detector of known AP."""
+"""``dcnzoo reproduce``: measured and published figures, with a detector of known AP."""
 
 import hashlib
 import json
@@ -29,7 +29,7 @@ IMAGES = 5
 
 @MODELS.register_module()
 class KnowsTheAnswer(BaseDetector):
-    """Detects what is annotated, in a share ``weight`` of the images: the AP says what was loaded."""
+    """Returns the annotations of a fraction ``weight`` of the images, so the AP shows the loaded weight."""
 
     def __init__(self, annotations: str, data_preprocessor: dict | None = None) -> None:
         super().__init__(data_preprocessor=data_preprocessor)
@@ -51,7 +51,7 @@ class KnowsTheAnswer(BaseDetector):
             boxes[:, 2:] += boxes[:, :2]
             masks = torch.zeros(len(known), height, width, dtype=torch.bool)
             for mask, (x0, y0, x1, y1) in zip(masks, boxes.round().int().tolist(), strict=True):
-                mask[y0:y1, x0:x1] = True  # boxes, not outlines: mask AP is below box AP
+                mask[y0:y1, x0:x1] = True  # boxes as masks: mask AP is below box AP
             sample.pred_instances = InstanceData(
                 bboxes=boxes,
                 scores=torch.ones(len(known)),
@@ -107,7 +107,7 @@ def coco(tmp_path_factory):
 
 @pytest.fixture
 def reproduce(package, coco, tmp_path, monkeypatch):  # noqa: F811
-    """Runs the command on a published model; returns what it printed and the rows it wrote."""
+    """Runs the command on a published model. Returns the output and the rows in the file."""
     published = entry("knows", text=CONFIG.replace("{root}", str(coco)), Published="its author")
     published["Results"][0]["Metrics"] = {"box AP": 75.0, "AR@1000": 90.0}
     package(published)
@@ -154,7 +154,7 @@ def test_measured_beside_published(reproduce, checkpoint, coco):
 
 
 def test_subset_adds_a_row(reproduce, checkpoint, coco):
-    """Images that are not evaluated do not count as missed: the detector knows the first three."""
+    """Images outside the subset do not count as missed. The detector knows the first three."""
     subset = 4
     reproduce("--checkpoint", checkpoint(0.0), "--data-root", coco, "--subset", 1)
     arguments = ("--checkpoint", checkpoint(3 / IMAGES), "--data-root", coco, "--subset", subset)
@@ -164,7 +164,7 @@ def test_subset_adds_a_row(reproduce, checkpoint, coco):
     seen = [a for a in content["annotations"] if a["image_id"] < subset]
     of_class = [[a["image_id"] for a in seen if a["category_id"] == c["id"]] for c in content["categories"]]
     recalls = [sum(image < 3 for image in images) / len(images) for images in of_class if images]
-    # precision is 1 up to the recall, at 101 points
+    # the precision is 1 up to the recall; AP averages 101 points
     expected = sum(math.floor(recall * 100 + 1e-9) + 1 if recall else 0 for recall in recalls) / 101
     assert row["measured"]["box AP"] == pytest.approx(100 * expected / len(recalls), abs=0.06)
     assert row["images"] == subset == row["subset"]

@@ -1,4 +1,4 @@
-"""``dcnzoo.layers``: RoI pools that move their bins."""
+"""``dcnzoo.layers``: deformable RoI pooling."""
 
 import pytest
 import torch
@@ -35,11 +35,11 @@ def test_deform_roi_pool():
 
 @both_packs
 def test_pack_predicts_offsets_and_mask(pack):
-    """It starts as RoIAlign."""
+    """Initially, it equals RoIAlign."""
     torch.manual_seed(0)
     maps, rois = maps_and_rois()
     layer = pack(SIZE, 4, 8, *SAMPLING).double()
-    scale = 1 if pack is DeformRoIPoolPack else 0.5  # the mask starts at sigmoid(0)
+    scale = 1 if pack is DeformRoIPoolPack else 0.5  # initial mask: sigmoid(0)
     torch.testing.assert_close(layer(maps, rois), roi_align(maps, rois, SIZE, *SAMPLING[:2]) * scale)
     randomise(layer, 0.5)
     pooled = reference.deform_roi_pool(maps, rois, None, SIZE, *SAMPLING).flatten(1)

@@ -1,4 +1,4 @@
-"""RoI pooling: the reference against a loop, worked by hand, and edges; more in tests/op_cases."""
+"""RoI pooling: reference against a loop, results by hand, edge cases. More cases in tests/op_cases."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ INF, NAN = float("inf"), float("nan")
 
 
 def example(rois: int = 7, size=(9, 13), channels: int = 3, bins=(3, 2), seed: int = 0):
-    """Maps, RoIs and offsets in float64; some RoIs reach over every border, some bins move beyond it."""
+    """Maps, RoIs and offsets in float64. Some RoIs cross each border, and some bins leave the map."""
     generator = torch.Generator().manual_seed(seed)
     maps = torch.randn(2, channels, *size, generator=generator, dtype=torch.float64)
     corner = torch.rand(rois, 2, generator=generator, dtype=torch.float64) * 24 - 6
@@ -59,7 +59,7 @@ def test_without_offset_is_roi_align(ratio):
 
 
 def test_roi_align_by_hand():
-    """A map that is linear in x pools to x, of which pixel i has the centre i + 0.5."""
+    """On the map x, a bin pools to its centre. Pixel i has its centre at i + 0.5."""
     maps = torch.arange(8.0).expand(1, 1, 6, 8)
     roi = torch.tensor([[0, 2.0, 1.0, 6.0, 5.0]])
     for settings, row in (
@@ -72,7 +72,7 @@ def test_roi_align_by_hand():
 
 def test_samples_outside_the_map_are_zero_and_count():
     ones = torch.ones(1, 1, 4, 4)
-    # up to one pixel outside, the border is read; beyond, zero
+    # up to one pixel outside the map, the border pixel is read; further out, samples are 0
     half_outside = torch.tensor([[0, -4.0, 0.0, 4.0, 4.0]])
     row = roi_align(ones, half_outside, (1, 8), sampling_ratio=1)[0, 0, 0]
     assert row.tolist() == [0, 0, 0, 1, 1, 1, 1, 1]
@@ -80,7 +80,7 @@ def test_samples_outside_the_map_are_zero_and_count():
 
 
 def test_deform_roi_pool_by_hand():
-    """On a map that is linear in x and y, moving a bin by gamma · size · offset changes its value by that."""
+    """On the maps x and 10 y, the value changes by the shift of the bin: gamma · size · offset."""
     y, x = torch.meshgrid(torch.arange(20.0), torch.arange(24.0), indexing="ij")
     maps = torch.stack([x, 10 * y])[None]
     roi = torch.tensor(
@@ -93,13 +93,13 @@ def test_deform_roi_pool_by_hand():
     across = torch.tensor([[7.5, 11.5 + 1.6], [7.5, 11.5]])
     down = torch.tensor([[5.0, 5.0], [8.0 - 0.6, 8.0]]) * 10
     torch.testing.assert_close(pooled, torch.stack([across, down])[None])
-    # a unit of offset is gamma times the size of the RoI, in the map's pixels
+    # an offset of 1 is gamma times the size of the RoI on the map
     halved = deform_roi_pool(maps, 2 * roi, offset, 2, spatial_scale=0.5, gamma=0.2)
     torch.testing.assert_close(halved[0, 0, 0, 1], torch.tensor(11.5 + 3.2))
 
 
 def test_border():
-    """Up to a pixel outside the border pixel is read, beyond it nothing; the gradient is the derivative."""
+    """Up to one pixel outside the map, the border pixel is read; further out, samples are 0."""
     row = torch.tensor([3.0, 5.0, 4.0, 8.0]).view(1, 1, 1, 4)
     pixel = torch.tensor([[0, 0.0, 0.5, 1.0, 0.5]])  # one wide, one sample at x = 0, y = 0
     places = torch.tensor([-1.25, -1.0, -0.5, 0.0, 0.25, 2.5, 3.0, 3.5, 4.0, 4.25])
@@ -109,7 +109,7 @@ def test_border():
     pooled = deform_roi_pool(row, pixel.repeat(len(places), 1), offset, 1, 1.0, 1, gamma=1.0)
     assert pooled.flatten().tolist() == [0, 3, 3, 3, 3.5, 6, 8, 8, 8, 0]
     (gradient,) = torch.autograd.grad(pooled.sum(), offset)
-    # at a pixel the slope to the right, as where torch.clamp ends
+    # at a pixel centre, the slope on the right; 0 at the ends of the range
     assert gradient[:, 0].flatten().tolist() == [0, 0, 0, 2, 2, 4, 0, 0, 0, 0]
     assert not gradient[:, 1].any()
 
@@ -118,13 +118,13 @@ def test_border():
 def test_half_maps_with_float32_offsets_are_rounded_once(dtype):
     maps, rois, offset = example()
     maps, rois, offset = maps.to(dtype), rois.float(), offset.float()
-    with torch.autocast("cpu", dtype):  # changes nothing
+    with torch.autocast("cpu", dtype):  # has no effect
         got = outputs_and_gradients(deform_roi_pool, maps, rois, offset, (3, 2), 0.5)
     exact = [t.double() for t in (maps, rois, offset)]
     want = outputs_and_gradients(oracles.deform_roi_pool, *exact, (3, 2), 0.5)
     assert [g.dtype for g in got] == [dtype, dtype, offset.dtype]
     for g, w in zip(got, want, strict=True):
-        assert_near(g, w, 2 * torch.finfo(dtype).eps)  # the gradient that comes in is rounded too
+        assert_near(g, w, 2 * torch.finfo(dtype).eps)  # the output's gradient is rounded too
 
 
 def test_empty():
@@ -167,7 +167,7 @@ def test_rois_without_anything_to_sample(function, ratio):
 
 
 def test_rois_of_absurd_size():
-    """What lies on the map is found in no more time than the map takes; what cannot be counted is nothing."""
+    """Only samples on the map cost time. A RoI with too many samples to count pools to 0."""
     maps = torch.full((1, 2, 5, 6), 3.0)
     rois = torch.tensor([[0, -1e6, -1e6, 1e6, 1e6], [0, -1e30, -1e30, 1e30, 1e30]])
     expected = torch.tensor([3 * 7 * 8 / 4e12, 0]).expand(2, 2).T[..., None, None]

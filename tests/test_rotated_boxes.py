@@ -1,4 +1,4 @@
-"""box_iou_rotated and nms_rotated: shapely's polygons, areas worked by hand, and edges. See test_fuzz.py."""
+"""box_iou_rotated and nms_rotated against shapely and areas by hand, and edge cases. See test_fuzz.py."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BOX = torch.tensor([[3.0, 4, 6, 2, 0.7]], dtype=torch.float64)
 
 
 def random_boxes(count: int, seed: int = 0, dtype=torch.float64):
-    """Boxes that overlap often, and scores."""
+    """Boxes with many overlaps, and scores."""
     generator = torch.Generator().manual_seed(seed)
     boxes = torch.rand(count, 5, generator=generator, dtype=torch.float64)
     boxes = boxes * torch.tensor([30, 30, 20, 8, 20]) + torch.tensor([0, 0, 1, 1, -10])
@@ -46,7 +46,7 @@ def test_overlaps_are_those_of_shapely(clockwise):
 
 
 def test_by_hand():
-    """Equal boxes, turned by quarters and whole turns; halves of each other; side by side; within."""
+    """Equal, rotated, shifted, crossed, adjacent and nested boxes."""
     cos, sin = math.cos(0.7), math.sin(0.7)
     cases = [
         ([3, 4, 2, 6, 0.7 + math.pi / 2], 1.0),
@@ -70,14 +70,14 @@ def test_by_hand():
 
 
 def test_touching_edges_share_nothing():
-    """Neighbours on a grid, whose edges and corners are exactly the same."""
+    """Neighbours on a grid, with exactly equal edges and corners."""
     y, x = torch.meshgrid(torch.arange(4.0), torch.arange(5.0), indexing="ij")
     grid = torch.stack([2 * x, y, torch.full_like(x, 2), torch.ones_like(x), torch.zeros_like(x)], -1)
     assert torch.equal(box_iou_rotated(grid.view(-1, 5), grid.view(-1, 5)), torch.eye(20))
 
 
 def test_thin_boxes_far_from_the_origin():
-    """As exact as near it: float32 boxes are compared in float64."""
+    """As accurate as near the origin, because overlaps of float32 boxes are computed in float64."""
     boxes = torch.tensor([[0.0, 0, 1000, 0.5, 0.3], [0, 0, 1000, 0.25, 0.3], [0, 0, 0.5, 1000, 0.3]])
     far = boxes + torch.tensor([2.0**20, -(2.0**21), 0, 0, 0])
     expected = torch.tensor([[1, 0.5, 1 / 3999], [0.5, 1, 0.125 / (750 - 0.125)], [0, 0, 1]])
@@ -87,7 +87,7 @@ def test_thin_boxes_far_from_the_origin():
 
 
 def test_degenerate_boxes():
-    """Of no or negative area, or NaN: as in mmcv."""
+    """Boxes with zero or negative area, or with NaN, as in mmcv."""
     nan = math.nan
     odd = [[3, 4, 0, 2, 0.7], [3, 4, 6, 0, 0.7], [3, 4, -6, 2, 0.7], [3, 4, 1e-8, 1e-8, 0.7], [3, 4, 0, 0, 0]]
     odd = torch.tensor([*odd, [nan, 4, 6, 2, 0.7], [3, 4, 6, 2, nan]], dtype=torch.float64)
@@ -131,7 +131,7 @@ def test_no_gradient():
 
 @pytest.mark.parametrize("count", [1, 2, 63, 64, 65, 130, 400])
 def test_nms_keeps_the_references(count):
-    """Around the sizes of the kernel's blocks."""
+    """Numbers of boxes around the block size of the kernel."""
     for seed, threshold in enumerate((0.01, 0.3, 0.7)):
         boxes, scores = random_boxes(count, seed)
         boxes[:, :2] *= math.sqrt(count) / 8
@@ -140,7 +140,7 @@ def test_nms_keeps_the_references(count):
 
 
 def test_nms_at_the_threshold():
-    """A box is dropped above the threshold, not at it, despite rounding. Below zero every other box is."""
+    """Drop only boxes above the threshold, despite rounding. A negative threshold keeps only the best box."""
     boxes = torch.tensor([[0.0, 0, 10, 10, 0.3], [0, 0, 3, 10, 0.3], [99, 0, 10, 10, 0], [0, 0, 10, 10, 0.3]])
     scores = torch.tensor([4.0, 3, 2, 1])
     assert nms_rotated(boxes, scores, 0.3).tolist() == [0, 1, 2]
@@ -157,7 +157,7 @@ def test_nms_order_is_by_score_and_stable():
 
 
 def test_any_number_of_threads():
-    """So many boxes that suppression is divided among threads too."""
+    """Enough boxes for a parallel suppression."""
     boxes, scores = random_boxes(4000)
     boxes[:, :2] *= 8
     before, results = torch.get_num_threads(), []
@@ -212,7 +212,7 @@ def test_opcheck_compile_and_script():
 
 @pytest.mark.slow
 def test_many_random_boxes():
-    """Whole numbers, equal boxes and boxes of no size among them."""
+    """Includes integer coordinates, equal boxes and boxes of size 0."""
     for seed in range(100):
         rng = random.Random(seed)
         boxes, others = random_rotated_boxes(rng, 60), random_rotated_boxes(rng, 60)

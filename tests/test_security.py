@@ -1,4 +1,4 @@
-"""Files from strangers at every door: what is in them is read, and never run."""
+"""Untrusted files in every command: their content is never executed."""
 
 import os
 import runpy
@@ -53,7 +53,7 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def run(folder, monkeypatch):
-    """A subcommand, or a tool by its path under tools/: exit status and output."""
+    """Runs a subcommand, or a tool by its path under tools/. Returns exit status and output."""
 
     def run(name, *arguments):
         monkeypatch.setattr(sys, "path", list(sys.path))
@@ -93,7 +93,6 @@ DOORS = {
     "benchmark": lambda file, data: ("analysis/benchmark", CONFIG, "--checkpoint", file, "--shape", 96, 128),
     "reproduce": lambda file, data: ("./reproduce", CONFIG, "--checkpoint", file, *training(data)[1:]),
 }  # fmt: skip
-# training, and loading the checkpoint in another process
 SLOW = ("train, load_from", "test", "reproduce")
 
 
@@ -112,7 +111,7 @@ def test_code_in_a_checkpoint_is_refused(run, folder, data, weights, door):
 
 
 def test_zoo_download(run, folder, tmp_path, monkeypatch):
-    """Downloading does not open a file, and a download that is loaded is read as every file is."""
+    """A download does not unpickle the file. Loading it later is as safe as for any other file."""
     torch.save({"state_dict": {"w": torch.ones(1)}, "meta": {"x": Harmful(folder / MARK)}}, "harmful.pth")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
     model = zoo.find("faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco")
@@ -130,7 +129,7 @@ def config_that_acts(folder):
 
 @pytest.mark.parametrize("door", ["infer", *slow("explain", "export")])
 def test_a_config_in_a_checkpoint_is_not_run(run, folder, data, weights, door):
-    """mmdet's DetInferencer takes the config from there if it is given none. Here one is always given."""
+    """mmdet's DetInferencer uses the config in the checkpoint if none is given. dcnzoo always passes one."""
     text = config_that_acts(folder)
     hub = {"log_scalars": {}, "runtime_info": {"cfg": text}, "resumed_keys": {}}
     meta = {"cfg": text, "config": text}

@@ -1,4 +1,4 @@
-"""Memory stays flat and nothing fails, from several threads and processes; `make soak` for half an hour."""
+"""Memory stays constant and nothing fails with several threads and processes. `make soak`: half an hour."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dcnzoo.ops import deform_conv2d
 from .op_cases import deform_conv
 
 SECONDS = float(os.environ.get("DCNZOO_SOAK_SECONDS", "20"))
-# After a short warm-up the largest calls are still to come, which what a thread keeps grows with.
+# Threads keep memory for their largest call, which a short warm-up may not include.
 MOST = 0.02 if SECONDS >= 1800 else 0.12
 
 
@@ -38,7 +38,7 @@ def test_memory_is_flat():
 
 
 def test_gradients_from_several_threads():
-    """Graphs of their own over shared parameters, and one graph that all go through."""
+    """Every thread with its own graph of shared parameters, and all threads with one graph."""
     sample = deform_conv.make("shared", batch=3, padding=1).leaves()
     output = deform_conv.call(sample)
     grad = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view(output.shape)
@@ -60,13 +60,13 @@ def test_gradients_from_several_threads():
 
 
 class Outputs(Dataset):
-    """Item i is an operator's output and gradient, computed by whoever loads it."""
+    """Item i is an operator's output and gradient, computed in the process that loads it."""
 
     def __len__(self) -> int:
         return 6
 
     def __getitem__(self, i: int) -> torch.Tensor:
-        # more than a tile of pixels, so that there is work for threads
+        # more pixels than one tile, so that several threads work
         sample = deform_conv.make(f"item {i}", batch=2, size=(20, 21), padding=1).leaves()
         output = deform_conv2d(*sample.tensors, padding=1)
         output.sum().backward()
@@ -78,7 +78,7 @@ def test_workers_of_a_data_loader(context):
     items = Outputs()
     threads = torch.get_num_threads()
     try:
-        torch.set_num_threads(2)  # a pool of threads exists, which a fork does not copy
+        torch.set_num_threads(2)  # creates a thread pool, which fork does not copy
         expected = torch.stack([items[i] for i in range(len(items))])
     finally:
         torch.set_num_threads(threads)

@@ -1,4 +1,4 @@
-"""``tools/study.py``: what it measures, and how it compares."""
+"""``tools/study.py``: its measurements and comparisons."""
 
 import csv
 import os
@@ -18,7 +18,7 @@ from dcnzoo.report.sampling import effective_dilation
 from dcnzoo.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT / "tools"))  # its modules import one another as scripts do
+sys.path.append(str(ROOT / "tools"))  # its modules import each other as scripts
 
 import study_sampling  # noqa: E402
 from study import EXPERIMENTS  # noqa: E402
@@ -28,7 +28,7 @@ from trainings import ARMS  # noqa: E402
 
 
 def field(scale=1.0, dilation=(1, 1), weight=None, size=(6, 8)):
-    """A 3 × 3 kernel whose taps lie ``scale`` times as far from the centre as a convolution's."""
+    """A 3 × 3 kernel with taps ``scale`` times as far from the centre as in a convolution."""
     shape = SamplingField(
         "layer",
         torch.zeros(9, 2, *size),
@@ -51,19 +51,19 @@ def test_effective_dilation(scale, dilation, expected):
 
 
 def test_sampling_in_regions():
-    """A layer at half the resolution of the image; one object, at the left."""
+    """A layer at half the resolution of the image, and one object in the left half."""
     mask = np.zeros((12, 16), bool)
     mask[:, :8] = True
     truth = Instances(np.array([[0.0, 0.0, 8.0, 12.0]]), np.array([0]), mask[None])
     prediction = Prediction(np.zeros((12, 16, 3), np.uint8), truth, truth, [], (12, 16), {})
     centre = torch.zeros(9, 6, 8)
-    centre[4] = 1.0  # all of the weight at the place itself
+    centre[4] = 1.0  # only the centre tap has weight
     found = dict(study_sampling.in_regions(prediction, field(3.0, weight=centre)))
     assert list(found) == ["small", "background"]
     dilation, on_object, regular = found["small"]
     assert len(dilation) == 6 * 4 and found["background"].shape == (3, 6 * 4)
     assert dilation.eq(3).all() and on_object.eq(1).all()
-    # without offsets, of the taps on the image's border a third is outside, and of the object's border too
+    # without offsets, 2 of 6 · 3 rows and 2 of 4 · 3 columns are outside the image or the object
     inside = (6 * 3 - 2) / (6 * 3) * (4 * 3 - 2) / (4 * 3)
     assert regular.mean().item() == pytest.approx(inside)
 
@@ -91,7 +91,7 @@ def test_results(tmp_path):
 
 def test_comparison():
     found = Comparison.of([1.0, 2.0, 3.0])
-    half = 4.302653 / 3**0.5  # Student's t with two degrees of freedom, standard deviation 1
+    half = 4.302653 / 3**0.5  # Student's t with 2 degrees of freedom, standard deviation 1
     assert (found.mean, found.ahead, found.pairs) == (2, 3, 3)
     assert (found.low, found.high) == pytest.approx((2 - half, 2 + half))
     assert Comparison.of([0.0, -1.0]).ahead == 0
@@ -102,7 +102,7 @@ def test_quick(tmp_path):
     command = [sys.executable, "tools/study.py", "--quick", "--work-dir", tmp_path, "--jobs", "2"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command += ["--studies", "operators", "where"]
-    for _ in range(2):  # the second time nothing is left to do
+    for _ in range(2):  # nothing is left to do in the second run
         result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
         assert result.returncode == 0, f"{result.stdout[-2000:]}\n{result.stderr[-4000:]}"
     assert "iterations" not in result.stdout
@@ -114,7 +114,7 @@ def test_quick(tmp_path):
 
 
 def test_committed_figures_are_of_the_committed_results(tmp_path):
-    """The page, the tables in other pages, and the zoo's figures of seed 0."""
+    """The page, the tables in other pages, and the figures of seed 0 in the zoo."""
     rows, docs = read_rows(RESULTS), RESULTS.parent
     files = (docs / f"study{name}.csv" for name in ("", "_sampling", "_time"))
     write_page(tmp_path / "study.md", *files, 10 * len(EXPERIMENTS))

@@ -1,4 +1,4 @@
-"""The train, test and browse commands, on a configuration that trains in seconds."""
+"""The train, test and browse commands, with a configuration that trains in seconds."""
 
 import json
 import pickle
@@ -24,7 +24,7 @@ from .distributed.launching import environment, settings
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = str(ROOT / "configs/demo/mask-rcnn_r14_fpn_8e_shapes.py")
 
-# run a tool with our deprecated calls as errors
+# run a tool; deprecation warnings from our code are errors
 STRICT = """
 import runpy, sys, warnings
 for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
@@ -36,7 +36,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def run(tool, *arguments, status=0, **extra):
-    """The output of a tool in its own process. An unexpected exit status fails the test."""
+    """Run a tool in a subprocess and return its output. An unexpected exit status fails the test."""
     result = subprocess.run(
         [sys.executable, "-c", STRICT, f"tools/{tool}.py", *map(str, arguments)],
         cwd=ROOT, env=environment(**extra), capture_output=True, text=True,
@@ -48,7 +48,7 @@ def run(tool, *arguments, status=0, **extra):
 
 
 def tiny(data, train=8, val=4, epochs=2):
-    """Settings that turn the demo config into seconds."""
+    """Settings with which the demo config trains in seconds."""
     return settings(data, train, val, epochs, train_dataloader__batch_size=4)
 
 
@@ -64,7 +64,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, data):
-    """A work directory after training with deformable convolutions, and what was printed."""
+    """A work directory after training with deformable convolutions, and the output."""
     work = tmp_path_factory.mktemp("trained")
     options = [*tiny(data), "model.backbone.dcn=True"]
     return work, run("train", CONFIG, "--work-dir", work, "--report", *options)
@@ -91,7 +91,7 @@ def test_train_writes_checkpoints_and_a_report(trained, data):
 
 def test_test_repeats_the_last_validation(trained, tmp_path):
     work, training = trained
-    config = work / Path(CONFIG).name  # what training dumped, command line included
+    config = work / Path(CONFIG).name  # saved by training, with the options of its command line
     shown, predictions = tmp_path / "shown", tmp_path / "predictions.pkl"
     output = commands.run(
         "test", config, work / "epoch_2.pth", "--work-dir", tmp_path, "--out", predictions,
@@ -151,7 +151,7 @@ def test_mistakes_get_one_line(status, command, arguments, expected, tmp_path):
 
 
 def test_training_on_bad_data(data, trained, tmp_path):
-    """One image that is cut off, one without objects and alone in its batch, an object without width."""
+    """A truncated image, an image without objects alone in its batch, and an object without width."""
     bad = tmp_path / "bad"
     shutil.copytree(data, bad)
     file = json.loads((bad / "annotations" / "train.json").read_text())
@@ -166,7 +166,7 @@ def test_training_on_bad_data(data, trained, tmp_path):
         "val_dataloader.dataset.shapes": "None",
         "train_dataloader.dataset.filter_cfg.filter_empty_gt": False,
         "train_dataloader.batch_size": 1,
-        "train_dataloader.num_workers": 0,  # others' warnings do not get here
+        "train_dataloader.num_workers": 0,  # warnings of workers are not in the output
         "train_dataloader.persistent_workers": False,
     }
     options = [*tiny(bad, epochs=1), *(f"{key}={value}" for key, value in settings.items())]
@@ -204,7 +204,7 @@ def demo(monkeypatch, capsys):
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["demo.py", *map(str, arguments)])
-        monkeypatch.syspath_prepend(ROOT / "tools")  # where it finds its modules, as a script does
+        monkeypatch.syspath_prepend(ROOT / "tools")  # finds its modules as a script does
         with pytest.raises(SystemExit) as ended:
             runpy.run_path(str(ROOT / "tools/demo.py"), run_name="__main__")
         assert ended.value.code in (None, 0)

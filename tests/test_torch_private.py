@@ -1,4 +1,4 @@
-"""The private symbols of torch that the operators use: there, as they are meant, and nowhere else."""
+"""The private torch symbols that the operators use exist and work as expected. Only one module uses them."""
 
 from __future__ import annotations
 

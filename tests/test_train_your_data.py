@@ -1,4 +1,4 @@
-"""docs/train_your_data.md: its commands, one after the other, on folders of every format."""
+"""docs/train_your_data.md: its commands, in order, on folders of every format."""
 
 import json
 import shlex
@@ -49,7 +49,7 @@ def test_every_format_gives_the_same_objects(tmp_path, heading):
     said = [run(line) for line in page_commands(heading)]
     assert f"images:  {images}\n" in said[0] and "classes: date, fig\n" in said[0]
     train, val = tmp_path / "train.json", tmp_path / "val.json"
-    if heading == "LabelMe":  # is split at random
+    if heading == "LabelMe":  # random split
         assert not objects(train) & objects(val)
     else:
         assert objects(train) == objects_of(parts["train"])
@@ -58,7 +58,7 @@ def test_every_format_gives_the_same_objects(tmp_path, heading):
     for file in (train, val):
         assert "no problems" in run(f"dcnzoo data check {file} --images {images} --classes date,fig")
 
-    # what the config makes of it
+    # the data sets of the config
     run(f"dcnzoo data config train.json val.json fruits.py --images {images} --no-weights")
     config = Config.fromfile("fruits.py")
     masks = heading == "LabelMe"
@@ -118,7 +118,7 @@ def downloads(config):
         (MASKS, [3, 3]),
         (BOXES, [3]),
         ("cascade-mask-rcnn_r50-dconv-c3-c5_fpn_1x_coco", [3, 3, 3, 3]),  # three box heads in a list
-        ("yolox_s_8xb8-300e_coco", [3]),  # its data set is inside of another
+        ("yolox_s_8xb8-300e_coco", [3]),  # a data set wrapped in another
         ("mask2former_r50_8xb2-lsj-50e_coco", [3, 3]),
         (str(DEMO), [3, 3]),
         (SMALL_BOXES, [3]),
@@ -153,12 +153,12 @@ def test_models(tmp_path, coco, model, expected):
         (MASKS, True),
         (BOXES, True),
         ("retinanet_r18_fpn_1x_coco", True),
-        ("retinanet_r50-caffe_fpn_1x_coco", True),  # whose BatchNorm learns nothing
+        ("retinanet_r50-caffe_fpn_1x_coco", True),  # with frozen BatchNorm parameters
         ("faster-rcnn_x101-32x4d-dconv-c3-c5_fpn_1x_coco", True),
-        ("ssd300_coco", False),  # a VGG
-        ("detectors_cascade-rcnn_r50_1x_coco", True),  # another backbone is inside of its neck
+        ("ssd300_coco", False),  # VGG
+        ("detectors_cascade-rcnn_r50_1x_coco", True),  # its neck contains another backbone
         ("mask-rcnn_internimage-t_fpn_1x_coco", False),
-        ("yolox_s_8xb8-300e_coco", False),  # starts from random weights anyway
+        ("yolox_s_8xb8-300e_coco", False),  # trains from random weights
         (SMALL_BOXES, False),
     ],
 )
@@ -186,7 +186,7 @@ def test_a_config_file_that_starts_from_weights(tmp_path, coco):
 
 
 def test_classes_that_the_data_does_not_say(tmp_path, coco):
-    """Five classes, though ``CocoDataset`` has 80 where nothing else is said; and heads of two numbers."""
+    """Five classes, although ``CocoDataset`` has 80 by default; and heads with different num_classes."""
     file = coco()
     base = f"_base_ = {BOXES_CONFIG!r}\nmodel = dict(roi_head=dict(bbox_head=dict(num_classes=5)"
     (tmp_path / "one.py").write_text(base + "))")

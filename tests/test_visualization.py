@@ -39,7 +39,7 @@ def test_grid_is_where_a_convolution_samples():
     coordinates = torch.stack(
         torch.meshgrid(*(torch.arange(n, dtype=torch.float32) for n in INPUT), indexing="ij")
     )
-    # +1000 tells a padded zero from coordinate 0
+    # +1000 distinguishes coordinate 0 from the zeros of the padding
     padded = F.pad(coordinates + 1000, (PADDING[1],) * 2 + (PADDING[0],) * 2)
     for tap in range(6):
         weight = torch.zeros(1, 1, *KERNEL)
@@ -77,7 +77,7 @@ def test_recording_takes_the_first_image_and_group(groups, modulated):
     x = torch.randn(2, 3, *INPUT)
     with record_sampling(model) as fields:
         model(x)
-    model(x)  # outside: not recorded
+    model(x)  # outside the context: not recorded
     (field,) = fields
     raw = model[0].conv_offset(x)[0].detach()
     assert (field.name, field.input_size, field.stride) == ("0", INPUT, STRIDE)
@@ -92,7 +92,7 @@ def test_packs_are_recorded_as_they_sample():
     arguments = (4, 6, KERNEL, STRIDE, PADDING, DILATION)
     pack = PackedDeformConv2d(*arguments, modulated=True, offset_groups=2, offset_limit=0.5, mask_groups=4)
     nn.init.normal_(pack.conv_offset.weight), nn.init.normal_(pack.conv_mask.weight)
-    model = nn.Sequential(pack, PackedDeformConvTranspose2d(6, 2, 2))  # the latter samples nothing
+    model = nn.Sequential(pack, PackedDeformConvTranspose2d(6, 2, 2))  # the transposed layer does not sample
     x = torch.randn(2, 4, *INPUT)
     with record_sampling(model) as fields:
         model(x)
@@ -106,7 +106,7 @@ def test_packs_are_recorded_as_they_sample():
 @pytest.mark.parametrize("layer", [DCNv3, DCNv4])
 @pytest.mark.parametrize("remove_center", [False, True])
 def test_aggregations_are_recorded_as_they_sample(layer, remove_center):
-    """Read bilinearly where the field says, weighed as it says: what the layer makes of the first group."""
+    """Bilinear sampling with the recorded points and weights gives the layer's output of the first group."""
     torch.manual_seed(0)
     options = {"stride": 2, "pad": 2, "dilation": 2, "group": 2, "offset_scale": 1.5}
     layer = layer(16, 3, **options, remove_center=remove_center)
@@ -129,7 +129,7 @@ def test_aggregations_are_recorded_as_they_sample(layer, remove_center):
     seen = F.grid_sample(maps, at, align_corners=False)  # [9, C, oH, oW]
     expected = (seen * field.weight[:, None]).sum(0).permute(1, 2, 0)
     torch.testing.assert_close(output, expected, atol=1e-5, rtol=1e-4)
-    # the taps lie as a convolution's do: the upper left one first, then the one on its right
+    # the taps have the order of a convolution: first the upper left one, then the one on its right
     ends = field.without_offset().points
     assert ends[1, :, 0, 0].tolist() == [-2, 0] and (field.weight[4] == 0).all() == remove_center
     moved = field.points - ends
@@ -146,7 +146,7 @@ def plain_field(height, width, offset=None):
 def test_tracing_one_layer():
     offset = torch.zeros(9, 2, 4, 8)
     offset[5, :, 2, 3] = torch.tensor([0.5, -0.25])
-    # an image of 16 × 16: a pixel of the map is 4 high and 2 wide
+    # image of 16 × 16: a pixel of the map is 4 high and 2 wide
     points, weight = trace_sampling([plain_field(4, 8, offset)], (2 * 4 + 1.5, 3 * 2 - 0.5), (16, 16))
     assert points.shape == (9, 2) and torch.equal(weight, torch.ones(9))
     torch.testing.assert_close(points[4], torch.tensor([8.0, 6.0]))  # the centre tap
@@ -158,7 +158,7 @@ def test_tracing_two_layers_follows_each_point():
     last.weight[0] = 0.5
     points, weight = trace_sampling([first, last], (4.0, 4.0), (8, 8))
     assert points.shape == (81, 2)
-    # 3×3 of 3×3 is the 5×5 receptive field, its middle hit 9 times, its corners once
+    # two 3×3 layers have a 5×5 receptive field: the centre counts 9 times, a corner once
     counts = torch.zeros(8, 8)
     for y, x in points.long():
         counts[y, x] += 1
@@ -206,7 +206,7 @@ def test_sampling_figure():
     assert len(figure.axes) == 4
     points = figure.axes[0].collections[0].get_offsets()
     assert len(points) == 81
-    # an image of which the model saw twice the height, the lower half of it padding
+    # the input of the model had twice the height, its lower half is padding
     padded = plot_sampling(image, [field, field], locations, image_size=(64, 32))
     moved = padded.axes[0].collections[0].get_offsets()
     assert np.ptp(moved[:, 1]) == 2 * np.ptp(points[:, 1]) and np.ptp(moved[:, 0]) == np.ptp(points[:, 0])

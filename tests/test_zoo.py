@@ -1,4 +1,4 @@
-"""The configs of the zoo are built, and hold what is said of them. The rest of the zoo: tests/zoo."""
+"""The models of the zoo's configs have the operators of their descriptions. More tests: tests/zoo."""
 
 import pytest
 import torch
@@ -15,19 +15,19 @@ from dcnzoo.zoo import description, index
 
 
 def build(model: index.Model) -> torch.nn.Module:
-    """Without memory for its parameters."""
+    """Build the model without memory for its parameters."""
     cfg = Config.fromfile(model.config)
     with DefaultScope.overwrite_default_scope("mmdet"), torch.device("meta"):
         return MODELS.build(cfg.model)
 
 
 def deformable_layers(detector: torch.nn.Module) -> list[str]:
-    """Names of the modules that hold a deformable convolution."""
+    """Names of the modules that are deformable convolutions."""
     return [n for n, m in detector.named_modules() if isinstance(m, DeformConv2d | ModulatedDeformConv2d)]
 
 
-# RoI pooling is no convolution, SAC and TOOD call the function, a teacher is no module of the model,
-# GLIP wants a language model, and BoxInst and Swin cannot be built without memory for them.
+# deformable_layers does not find the functions that SAC (detectors) and TOOD call, the teacher of LD, or
+# RoI pooling. GLIP needs a language model. BoxInst and Swin cannot be built on the meta device.
 OTHERS = ("boxinst", "detectors", "glip", "ld", "tood")
 
 
@@ -42,7 +42,7 @@ BUILT = [
 ]
 
 
-# A family for each place and kind of operator; `make test-all` builds the others.
+# One family for each position and kind of operator. `make test-all` builds the others.
 QUICK = ("atss", "cascade_rpn", "centernet", "dcn", "dcnv2", "foveabox", "gfl", "reppoints", "vfnet")
 FIRST = {m.config.parent.name: m for m in reversed(BUILT) if m.config.parent.name in QUICK}.values()
 
@@ -59,7 +59,7 @@ def test_the_model_holds_what_the_config_is_said_to(model):
     assert parts == set(description.describe(model).operators)
 
 
-# The others are built by test_configs.py and test_configs_intern_image.py.
+# test_configs.py and test_configs_intern_image.py build those in ELSEWHERE.
 OURS = [m for m in index.models() if m.package == "dcnzoo" and m.config.parent.name not in ELSEWHERE]
 
 

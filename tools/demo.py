@@ -1,7 +1,7 @@
-"""Train the demo's detector without and with deformable convolutions, and show what they do.
+"""Train the demo's detector with and without deformable convolution, and compare.
 
-Makes the data, trains every arm at equal iterations, evaluates, prints a table and writes a page.
-Runs that are finished and whose config has not changed are kept; interrupted ones go on.
+Generates the data, trains every arm for the same number of iterations, evaluates, prints a table and writes a
+page. Finished runs with an unchanged config are reused; interrupted runs are resumed.
 """
 
 import platform
@@ -27,7 +27,7 @@ from dcnzoo.report.report import TrainedRun, by_label, load_detectors, render_ru
 from dcnzoo.report.write import footer
 from dcnzoo.utils.files import write_text
 
-HEAD = "deformable conv"  # of the column of arms
+HEAD = "deformable conv"  # heading of the column of arms
 SHOWN_IMAGES = 5
 
 
@@ -38,13 +38,13 @@ SHOWN_IMAGES = 5
     default=1,
     envvar="SEEDS",
     show_default=True,
-    help="Runs per arm; more than one gives mean ± standard deviation.",
+    help="Runs per arm; several give mean ± standard deviation.",
 )
 @_options.option(
     "--arms", several=True, type=click.Choice(list(ARMS)), default=["off", "v2"], show_default=True
 )
-@click.option("--jobs", type=click.IntRange(min=1), help="Runs side by side (default: one per core).")
-@click.option("--force", is_flag=True, help="Train again what is finished.")
+@click.option("--jobs", type=click.IntRange(min=1), help="Parallel runs (default: one per core).")
+@click.option("--force", is_flag=True, help="Repeat finished trainings.")
 @click.option("--work-dir", type=_options.FOLDER, default="work_dirs/demo", show_default=True)
 @_options.cfg_options
 @one_line_errors()
@@ -104,7 +104,7 @@ def setting(run: Run, seeds: int) -> str:
 
 
 def mask_ap(runs: Sequence[TrainedRun]) -> dict[str, float]:
-    """The mean of each arm."""
+    """Return the mean mask AP of each arm."""
     return {
         arm: statistics.mean(run.last_validation["coco/segm_mAP"] for run in seeds)
         for arm, seeds in by_label(runs).items()
@@ -112,7 +112,7 @@ def mask_ap(runs: Sequence[TrainedRun]) -> dict[str, float]:
 
 
 def compare(runs: Sequence[TrainedRun]) -> str:
-    """What the table says, in a sentence: the best arm against the first."""
+    """Summarise the table in a sentence: the best arm compared with the first."""
     arms, mask = by_label(runs), mask_ap(runs)
     first, best = next(iter(arms)), max(mask, key=mask.get)
     if best == first:
@@ -125,7 +125,7 @@ def compare(runs: Sequence[TrainedRun]) -> str:
 
 
 def among_others(runs: Sequence[TrainedRun]) -> list[str]:
-    """Compare the difference between v2 and off with those in the committed study."""
+    """Compare the difference between v2 and off with the differences in the committed study."""
     mask, rows = mask_ap(runs), read_rows(RESULTS)
     if not {"off", "v2"} <= set(mask):
         return []

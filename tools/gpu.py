@@ -1,11 +1,11 @@
-"""Where a GPU is: test dcnzoo's kernels, tune the fused ones and time them all (``make gpu``).
+"""Test dcnzoo's kernels on a GPU, tune the fused kernels and time all of them (``make gpu``).
 
-In under ten minutes; what the tuning finds is written to dcnzoo/ops/fused/configs.json too.
+Takes less than ten minutes. The results of the tuning are also written to dcnzoo/ops/fused/configs.json.
 
-Needs python3 with torch, numpy and pytest, and the libraries dcnzoo/ops/_C_*.so, which
-``DCNZOO_CUDA=1 make setup`` builds where nvcc is; neither pip nor network. The benchmark also needs click,
-matplotlib and rich and is left out, visibly, without them; so is the memory check without compute-sanitizer.
-Results go to docs/benchmarks/, named by GPU and versions.
+Requires python3 with torch, numpy and pytest, and the libraries dcnzoo/ops/_C_*.so, which
+``DCNZOO_CUDA=1 make setup`` builds on a machine with nvcc. Requires neither pip nor network. The benchmark
+also requires click, matplotlib and rich, the memory check compute-sanitizer; a missing one is reported and
+the step is skipped. Results go to docs/benchmarks/, named by GPU and versions.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ def parse_args() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--out", type=Path, metavar="FOLDER", help="default: docs/benchmarks")
-    add("--seconds", type=float, default=0.1, help="for each contestant on each case (default: 0.1)")
-    add("--limit", type=float, default=570, help="seconds for everything (default: 570)")
+    add("--seconds", type=float, default=0.1, help="time for each contestant and case (default: 0.1)")
+    add("--limit", type=float, default=570, help="total time in seconds (default: 570)")
     add(
         "--rehearse",
         action="store_true",
-        help="without a GPU: the same steps with kernels emulated on the host and one small case on the CPU; "
+        help="run the same steps without a GPU: kernels emulated on the host, one small case on the CPU; "
         "results go to work_dirs/benchmarks",
     )
     args = parser.parse_args()
@@ -49,7 +49,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def require(rehearse: bool) -> None:
-    """Ends with one line where something is missing."""
+    """Exit with one line if a requirement is missing."""
     for package in ("torch", "numpy", "pytest"):
         if find_spec(package) is None:
             sys.exit(f"error: expected {package} in {sys.executable}, found none")
@@ -68,7 +68,7 @@ def require(rehearse: bool) -> None:
 
 
 def run(command: list[str], seconds: float, under: Sequence[str] = (), **environment: str) -> bool:
-    """Whether Python, under another program, ended well and in time."""
+    """Run Python, optionally under another program; return whether it succeeded in time."""
     print("+", *under, *command, flush=True)
     try:
         done = subprocess.run(
@@ -84,13 +84,13 @@ def run(command: list[str], seconds: float, under: Sequence[str] = (), **environ
 
 
 def run_tests(target: Path, facts: dict[str, object], seconds: float) -> bool:
-    """Runs tests/cuda; writes ``target``: counts, and what failed with its message."""
+    """Run tests/cuda; write the counts and the messages of failures to ``target``."""
     report = target.with_suffix(".xml")
     command = ["-m", "pytest", "tests/cuda", "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
     passed = run(command, seconds)
     counts, failures = Counter(), {}
     if report.exists():
-        for case in ElementTree.parse(report).iter("testcase"):  # nosec B314  # our own file
+        for case in ElementTree.parse(report).iter("testcase"):  # nosec B314  # written by pytest above
             kinds = {child.tag for child in case} & {"failure", "error", "skipped"}
             counts[kinds.pop() if kinds else "passed"] += 1
             for problem in (*case.iterfind("failure"), *case.iterfind("error")):
@@ -103,12 +103,12 @@ def run_tests(target: Path, facts: dict[str, object], seconds: float) -> bool:
 
 
 def check_memory(log: Path, seconds: float, rehearse: bool) -> str:
-    """Small cases of every operator, as far as time goes: do they touch memory that is not their own?"""
+    """Check small cases of every operator for invalid memory accesses, as far as time allows."""
     program = shutil.which("compute-sanitizer")
     if rehearse or program is None:
         return f"left out, no {'GPU' if rehearse else 'compute-sanitizer'} here"
     tests = ["tests/cuda/test_ops_cuda.py", "-k", "matches_reference and float32"]
-    # without torch's own cache, in which whatever lies beside a tensor is allocated too
+    # without torch's cache, in which memory next to a tensor is allocated, too
     run(
         ["-m", "pytest", *tests, "-q", "-p", "no:cacheprovider"],
         seconds,
@@ -121,7 +121,7 @@ def check_memory(log: Path, seconds: float, rehearse: bool) -> str:
 
 
 def tune(args: argparse.Namespace, target: Path, seconds: float) -> bool:
-    """Chooses block sizes; the table comes back beside the other results."""
+    """Tune block sizes; copy the table to the other results."""
     if find_spec("triton") is None:
         print("tuning left out: triton not installed", flush=True)
         return True
@@ -154,7 +154,7 @@ def main() -> None:
     def remaining() -> float:
         return args.limit - (time.monotonic() - start)
 
-    # the tests may take more than half, since figures of wrong kernels are worth nothing
+    # tests get more than half of the time: timings of incorrect kernels are useless
     tested = run_tests(args.out / f"{machine.slug(facts)}-tests.json", facts, remaining() * 0.55)
     log = args.out / f"{machine.slug(facts)}-memory.log"
     memory = check_memory(log, remaining() * 0.25, args.rehearse)

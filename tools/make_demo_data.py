@@ -1,4 +1,4 @@
-"""Generate the demo data set: ``python tools/make_demo_data.py [FOLDER] [options]``."""
+"""Generate the demo's data set: ``python tools/make_demo_data.py [FOLDER] [options]``."""
 
 import argparse
 import dataclasses

@@ -1,4 +1,4 @@
-"""Write model_zoo.md and model-index.yml from the metafiles: what ``make zoo`` does."""
+"""Write model_zoo.md and model-index.yml from the metafiles (``make zoo``)."""
 
 from pathlib import Path
 

@@ -1,7 +1,7 @@
-"""Write the skeleton of a new operator: ``python tools/new_op.py NAME``.
+"""Create the files of a new operator: ``python tools/new_op.py NAME``.
 
-The files are those of tools/new_op: an operator that multiplies channels by weights. It builds and passes
-its tests as it is; make yours of it. CONTRIBUTING.md says what each file is for.
+The files are copies of tools/new_op, an operator that multiplies channels by weights. It builds and passes
+its tests unchanged; replace its code by yours. CONTRIBUTING.md describes each file.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from dcnzoo.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 SKELETON = Path(__file__).with_suffix("")
-# Where a line is added: before the first line of this form whose name comes later, else behind the last.
+# File, form, line: insert the line before the first line of this form with a later name, else after the last.
 LISTS = (
     ("dcnzoo/ops/__init__.py", r"    from \.([a-z]\w*) import .*", "    from .NAME import NAME"),
     ("dcnzoo/ops/__init__.py", r'    "(\w+)",', '    "NAME",'),
@@ -38,7 +38,9 @@ def add_line(path: Path, form: str, line: str, name: str) -> None:
 @one_line_errors()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("name", metavar="NAME", help="of the function in dcnzoo.ops, such as deform_pool")
+    parser.add_argument(
+        "name", metavar="NAME", help="name of the function in dcnzoo.ops, such as deform_pool"
+    )
     name = parser.parse_args().name
     if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name):
         raise UserError(f"NAME: expected lower-case words joined by _, got {name!r}")

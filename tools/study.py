@@ -1,8 +1,8 @@
 """Test the claims of the papers with many small trainings, paired by seed.
 
-Trains the demo's detector, plain and with each operator, in other stages, on data deformed more and less.
-A row per training goes to a CSV as soon as it has ended; what is in it is not trained again. Then writes the
-page with tables and plots. Trainings run side by side, one thread each.
+Trains the demo's detector without deformable convolution and with each operator, in different stages, on data
+with weaker and stronger deformation. Appends a row to a CSV after each training; trainings in the CSV are not
+repeated. Then writes the page with tables and plots. Trainings run in parallel, one thread each.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from rich.console import Console
 
 from dcnzoo.report.report import TrainedRun
 
-# Real images, which have to be in data/bccd and data/fruits_nuts: images/, train.json, val.json
+# Real images; data/bccd and data/fruits_nuts must contain images/, train.json, val.json
 REAL = {"bccd": "faster-rcnn_r14_fpn_8e_bccd.py", "fruits_nuts": "mask-rcnn_r14_fpn_8e_fruits-nuts.py"}
 CONFIGS = {**ARMS, **REAL}
 BEND, STRETCH = 0.2, 3.0  # of the demo's data: amplitude of the bending, stretch above 1
@@ -35,7 +35,7 @@ BEND, STRETCH = 0.2, 3.0  # of the demo's data: amplitude of the bending, stretc
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """One arm on one data set, as changes to one of the configs."""
+    """One arm on one data set, as changes to a config."""
 
     study: str
     arm: str
@@ -79,7 +79,7 @@ def stages(*deformable: bool) -> dict[str, object]:
     return {"model.backbone.stage_with_dcn": deformable}
 
 
-# In the order in which they are run: the first answer first
+# In the order of execution: the most important results first
 EXPERIMENTS = (
     Experiment("operators", "off", base="off"),
     Experiment("operators", "v2"),
@@ -111,20 +111,20 @@ STUDIES = tuple(dict.fromkeys(each.study for each in EXPERIMENTS))
     type=click.Choice(STUDIES),
     default=[study for study in STUDIES if study != "real"],
     show_default=True,
-    help="Those to train.",
+    help="Studies to train.",
 )
-@_options.option("--arms", several=True, metavar="ARM...", help="Those to train (default: all).")
+@_options.option("--arms", several=True, metavar="ARM...", help="Arms to train (default: all).")
 @_options.option(
     "--seeds",
     several=True,
     type=click.IntRange(min=0),
     default=range(10),
     show_default="0 to 9",
-    help="Seeds from 100 on are for choosing settings; their page stays in --work-dir.",
+    help="Seeds. From 100 on, they are for choosing settings, and the page is written to --work-dir.",
 )
-@click.option("--jobs", type=click.IntRange(min=1), help="Trainings side by side (default: one per core).")
-@click.option("--quick", is_flag=True, help="Two seeds, a few iterations: whether it all runs.")
-@click.option("--page-only", is_flag=True, help="Train nothing, write the page.")
+@click.option("--jobs", type=click.IntRange(min=1), help="Parallel trainings (default: one per core).")
+@click.option("--quick", is_flag=True, help="Run two seeds with few iterations, as a smoke test.")
+@click.option("--page-only", is_flag=True, help="Write the page without training.")
 @click.option("--work-dir", type=_options.FOLDER, default="work_dirs/study", show_default=True)
 @one_line_errors()
 def main(
@@ -162,7 +162,7 @@ def train_all(
     sampling: Path,
     console: Console,
 ) -> None:
-    """Train what the results do not have yet. Arms that are compared run side by side, seed by seed."""
+    """Train the experiments that have no results yet. Arms to compare run in parallel, seed by seed."""
     with locked(work_dir) as lock, user_errors():
         done = {row.key for row in read_rows(results)}
         runs: dict[Path, tuple[Experiment, int, Run]] = {}
@@ -181,11 +181,12 @@ def train_all(
             if (experiment.arm, experiment.setting) in (("v1", "full"), ("v2", "full")):
                 measure_sampling(TrainedRun.read(run.folder), experiment.arm, seed, sampling)
             write_rows(results, [*read_rows(results), row_of(experiment, seed, run)])
-            if seed:  # the first seed's weights are kept: they can be published
+            if seed:  # keeps only the first seed's weights, for publication
                 for file in run.folder.glob("*.pth"):
                     file.unlink()
 
-        for run in [run for _, _, run in runs.values() if run.is_finished()]:  # before their row was written
+        # runs that finished before their row was written
+        for run in [run for _, _, run in runs.values() if run.is_finished()]:
             keep(run)
         train([run for _, _, run in runs.values()], min(jobs, len(runs) or 1), 1, lock, console, keep)
 
@@ -210,7 +211,7 @@ def commit() -> str:
     git = shutil.which("git")
     if git is None or not (ROOT / ".git").exists():
         return "unknown"
-    # what the trainings write themselves does not count
+    # without docs, which the trainings write
     described = [git, "describe", "--always", "--abbrev=10", "--exclude=*"]
     changed = [git, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs", ":!README.md"]
     name, dirty = (

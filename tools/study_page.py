@@ -1,4 +1,4 @@
-"""The page of ``tools/study.py``: tables and plots of its CSVs, around the text of study.md.jinja."""
+"""The page of ``tools/study.py``: tables and plots from its CSVs, in the template study.md.jinja."""
 
 import io
 import re
@@ -31,7 +31,7 @@ Times = Mapping[str, Sequence[float]]  # arm → CPU seconds of an iteration, ro
 TEMPLATE = Path(__file__).with_name("study.md.jinja")
 
 
-# other pages with figures of the study
+# other pages with tables of the study
 WITH_FIGURES = tuple(RESULTS.parents[1] / name for name in ("README.md", "docs/demo.md"))
 _BLOCK = re.compile(r"(<!-- study: (\w+) -->\n\n).*?(\n\n<!-- end -->)", re.DOTALL)
 
@@ -43,14 +43,14 @@ def fill_in(text: str, rows: Sequence[Row], times: Times) -> str:
 
 
 def write_page(page: Path, results: Path, sampling: Path, times: Path, planned: int) -> None:
-    """Beside it, a folder ``images`` for the plots. The committed results go to other pages too.
+    """Write the page, and the plots to ``images`` in its folder. Committed results also update other pages.
 
     Args:
-        planned: the number of trainings of the whole study.
+        planned: the number of trainings of the complete study.
     """
     rows, looked, timed = read_rows(results), read_sampling(sampling), read_time(times)
     if "off" in timed:
-        timed["off-10-epochs"] = timed["off"]  # more iterations of the same kind
+        timed["off-10-epochs"] = timed["off"]  # the same iterations, only more of them
     if results == RESULTS:
         for file in WITH_FIGURES:
             write_text(file, fill_in(file.read_text(encoding="utf-8"), rows, timed))
@@ -105,7 +105,7 @@ def real_table(rows: Sequence[Row]) -> str:
 
 
 def table(rows: Sequence[Row], times: Times, arms: Sequence[str]) -> str:
-    """A row per arm; the first is what the others are compared with."""
+    """Return a table with one row per arm; the first arm is the baseline."""
     lines = []
     for arm in arms:
         own = select(rows, arm)
@@ -195,7 +195,7 @@ def plot_dose(rows: Sequence[Row]) -> Figure:
 
 
 def by_layer(looked: Sequence[SamplingRow]) -> dict[tuple[str, str], dict[str, list[SamplingRow]]]:
-    """(arm, layer) → region → a row per seed."""
+    """Group rows: (arm, layer) → region → one row per seed."""
     found: dict = defaultdict(lambda: defaultdict(list))
     for row in looked:
         found[row.arm, row.layer][row.region].append(row)
@@ -211,7 +211,7 @@ def dilation_table(looked: Sequence[SamplingRow]) -> str:
 
 
 def _mean_and_std(rows: Sequence[SamplingRow]) -> str:
-    """The mean and the standard deviation over locations, averaged over seeds."""
+    """Return mean and standard deviation over locations, averaged over seeds."""
     if not rows:
         return "–"
     mean, std = (
@@ -265,6 +265,6 @@ def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 def _save(file: Path, figure: Figure) -> None:
     buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": file.stem}):  # the same ids each time
+    with matplotlib.rc_context({"svg.hashsalt": file.stem}):  # reproducible ids
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     write_bytes(file, buffer.getvalue().encode())

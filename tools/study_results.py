@@ -1,4 +1,4 @@
-"""The results of ``tools/study.py``: one CSV with a row per training, and what follows from it."""
+"""The results of ``tools/study.py``: a CSV with one row per training, and statistics."""
 
 import csv
 import dataclasses
@@ -23,11 +23,11 @@ class Row:
     """One training.
 
     Attributes:
-        study: for which it was run first; others compare with it too.
+        study: the first study that uses it; others may compare with it.
         setting: the data.
-        box_ap, mask_ap: after the last epoch, 0 to 1; ``mask_ap`` is None where there are no masks.
+        box_ap, mask_ap: after the last epoch, 0 to 1; ``mask_ap`` is None for detectors without masks.
         seconds_per_iteration: median, on one thread.
-        commit: of this repository, ``-dirty`` where something was not committed.
+        commit: of this repository, with ``-dirty`` if there were uncommitted changes.
     """
 
     study: str
@@ -50,7 +50,7 @@ COLUMNS = tuple(field.name for field in dataclasses.fields(Row))
 
 
 def read_rows(file: Path) -> list[Row]:
-    """Read all rows; an absent file has none.
+    """Read all rows; a missing file has none.
 
     Raises:
         UserError: the file has other columns.
@@ -78,7 +78,7 @@ def read_rows(file: Path) -> list[Row]:
 
 
 def write_rows(file: Path, rows: Iterable[Row]) -> None:
-    """Sorted, so that the file does not tell in which order the runs ended."""
+    """Write the rows in a fixed order, independent of the order in which the runs ended."""
     ordered = sorted(rows, key=lambda row: (row.study, row.setting, row.arm, row.seed))
     write_csv(file, COLUMNS, map(dataclasses.asdict, ordered))
 
@@ -92,7 +92,7 @@ def write_csv(file: Path, columns: Sequence[str], rows: Iterable[Mapping[str, ob
 
 
 def read_time(file: Path) -> dict[str, list[float]]:
-    """The measured seconds of each arm, round by round."""
+    """Read the seconds of each arm, one value per round."""
     found: dict[str, list[float]] = defaultdict(list)
     if file.is_file():
         with file.open(encoding="utf-8", newline="") as lines:
@@ -102,25 +102,25 @@ def read_time(file: Path) -> dict[str, list[float]]:
 
 
 def time_ratio(times: Mapping[str, list[float]], arm: str, baseline: str) -> float | None:
-    """How many times as long an arm's iteration takes: the median of the rounds. None: not measured."""
+    """Return the median ratio of an arm's to the baseline's iteration time; None if not measured."""
     if arm not in times or baseline not in times:
         return None
     return statistics.median(own / other for own, other in zip(times[arm], times[baseline], strict=True))
 
 
 def select(rows: Iterable[Row], arm: str, setting: str = "full") -> dict[int, Row]:
-    """The rows of one arm on one data set, by seed."""
+    """Return the rows of one arm on one data set, by seed."""
     return {row.seed: row for row in rows if (row.arm, row.setting) == (arm, setting)}
 
 
 def differences(arm: dict[int, Row], baseline: dict[int, Row], metric: str = "mask_ap") -> list[float]:
-    """The differences for the seeds that both have, in the order of the seeds."""
+    """Return the differences for the seeds that both have, ordered by seed."""
     return [getattr(arm[s], metric) - getattr(baseline[s], metric) for s in sorted(arm.keys() & baseline)]
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """The mean of paired differences, its 95% confidence interval (Student's t), and how many are above 0."""
+    """The mean of paired differences, its 95% confidence interval (Student's t), and the number above 0."""
 
     mean: float
     low: float

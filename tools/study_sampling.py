@@ -1,4 +1,4 @@
-"""Measure where the deformable layers of a trained detector sample, by the size of the object they are on."""
+"""Measure the sampling points of a trained detector's deformable layers, by the size of the object."""
 
 import csv
 import dataclasses
@@ -23,10 +23,10 @@ class SamplingRow:
     """One layer of one detector in one region of the validation images.
 
     Attributes:
-        outputs: number of output locations whose centre lies there.
+        outputs: number of output locations with their centre in the region.
         dilation, dilation_std: effective dilation, mean and standard deviation over the locations.
-        on_object: share of the sampling weight that falls on the centre's object; None in the background.
-        on_object_regular: the same of the ordinary convolution, without offsets and modulation.
+        on_object: share of the sampling weight on the centre's object; None in the background.
+        on_object_regular: the same for an ordinary convolution, without offsets and modulation.
     """
 
     arm: str
@@ -41,7 +41,7 @@ class SamplingRow:
 
 
 COLUMNS = tuple(field.name for field in dataclasses.fields(SamplingRow))
-IMAGES = 64  # some 200 objects, 10,000 locations of the coarsest layer
+IMAGES = 64  # about 200 objects and 10,000 locations of the coarsest layer
 
 
 def read_sampling(file: Path) -> list[SamplingRow]:
@@ -111,7 +111,7 @@ def in_regions(prediction: Prediction, field: SamplingField) -> list[tuple[str, 
 
 
 def share_on(mask: Tensor, field: SamplingField, scale: Tensor) -> Tensor:  # [oH, oW]
-    """The share of each location's sampling weight that falls on the mask."""
+    """Return the share of each location's sampling weight on the mask."""
     on = pick(mask, (field.points * scale[:, None, None]).transpose(0, 1))
     return (field.weight * on).sum(0) / field.weight.sum(0).clamp(min=1e-6)
 

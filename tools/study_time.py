@@ -1,6 +1,6 @@
-"""Measure the CPU time of a training iteration of each arm, in turns in one process, on one thread.
+"""Measure the CPU time of each arm's training iteration: one process, one thread, in turns.
 
-Trainings of a study run at different times, beside other work. Their seconds cannot be compared.
+The trainings of a study run at different times and next to other work, so their seconds are not comparable.
 """
 
 import copy
@@ -26,10 +26,10 @@ BATCHES = 2  # iterations of a round
 
 
 def measure_time(runs: Mapping[str, Run], file: Path, rounds: int) -> None:
-    """Write the file anew.
+    """Measure the arms and overwrite the file.
 
     Args:
-        runs: a training of each arm; it is not begun.
+        runs: a training of each arm, which is not started.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -41,14 +41,14 @@ def measure_time(runs: Mapping[str, Run], file: Path, rounds: int) -> None:
             for _ in range(BATCHES):
                 next(step)
             seconds = (time.process_time() - start) / BATCHES
-            if number >= 0:  # the round before it warms up
+            if number >= 0:  # round -1 is a warm-up
                 rows.append(dict(zip(TIME_COLUMNS, (arm, number, f"{seconds:.4f}"), strict=True)))
     torch.set_num_threads(threads)
     write_csv(file, TIME_COLUMNS, rows)
 
 
 def _train(cfg: Config) -> Iterator[None]:
-    """Train without end on the first batches, an iteration at a time."""
+    """Train endlessly on the first batches; yield after each iteration."""
     init_default_scope("mmdet")
     model = MODELS.build(copy.deepcopy(cfg.model)).train()
     optimizer = build_optim_wrapper(model, copy.deepcopy(cfg.optim_wrapper))

@@ -1,4 +1,4 @@
-"""The import-and-train smoke under other versions of Python and torch, with the one compiled library.
+"""Run the smoke test (import and train) under other versions of Python and torch, with one compiled library.
 
 ::
 
@@ -6,8 +6,8 @@
     make test-matrix ARGS="3.13"            # one Python
     make test-matrix ARGS="3.12:2.14.1"     # a Python and a torch of your choice
 
-Each pair has an environment in ``.venv-matrix``, made once (5 GB: pip's torch for Linux is a CUDA build).
-Pythons are looked for on the ``PATH`` and among pyenv's; one that is not there is listed as absent.
+Each pair has an environment in ``.venv-matrix``, created once (5 GB: pip's torch for Linux is a CUDA build).
+Pythons are searched on the ``PATH`` and in pyenv's versions; missing ones are listed as absent.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / ".venv-matrix"
-# the oldest torch that is supported, under the oldest Python; the pinned one under the others
+# the oldest supported torch with the oldest Pythons; the pinned torch with the others
 PAIRS = ("3.10:2.10.0", "3.11:2.10.0", "3.12:2.13.0", "3.13:2.13.0")
 PINNED = "2.13.0"
 SMOKE = "tests/environments/test_smoke.py"
 
 
 def interpreter(version: str) -> str | None:
-    """An executable of this version that runs. (pyenv's shims are there for versions that are not.)"""
+    """Return an executable of this version that runs; pyenv has shims for missing versions, too."""
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
     found = [shutil.which(f"python{version}"), *pyenv.glob(f"{version}.*/bin/python{version}")]
     for candidate in filter(None, found):
@@ -42,7 +42,7 @@ def interpreter(version: str) -> str | None:
 
 
 def requirements(torch: str) -> str:
-    """The tested set, with another torch; which then chooses its triton."""
+    """Return the tested requirements with another torch, which then selects its triton."""
     files = ("requirements.txt", "requirements-export.txt", "requirements-dev.txt")
     text = "".join((ROOT / name).read_text() for name in files)
     text = re.sub(r"^-r .*\n", "", text, flags=re.MULTILINE)
@@ -52,10 +52,10 @@ def requirements(torch: str) -> str:
 
 
 def environment(python: str, version: str, torch: str) -> Path:
-    """Its interpreter. Made where it is not there; begun anew where that was interrupted.
+    """Return the environment's interpreter; create it if it is missing or incomplete.
 
     Raises:
-        subprocess.CalledProcessError: pip could not install something; with what it said.
+        subprocess.CalledProcessError: pip failed; with its output.
     """
     folder = FOLDER / f"{version}-torch{torch}"
     if not (folder / ".installed").exists():
@@ -75,7 +75,7 @@ def environment(python: str, version: str, torch: str) -> Path:
 
 
 def smoke(python: Path) -> str:
-    """``ok``, with the number of tests, or the last line of pytest's."""
+    """Run the test; return ``ok`` with the number of tests, or the last line of pytest's output."""
     command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "environments", SMOKE]
     path = {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(command, cwd=ROOT, env=os.environ | path, capture_output=True, text=True)

@@ -1,14 +1,14 @@
-"""A wheel in bare environments: installed, tried, taken away again.
+"""Test a wheel in bare environments: install, run, uninstall.
 
 ::
 
     make test-packaging                             # the wheel of an sdist that is built in isolation
-    python tools/test_wheel.py dist/dcnzoo-….whl    # under every Python from 3.10 to 3.13 that is here
-    python tools/test_wheel.py dist/dcnzoo-….whl 3.11 3.12:2.14.1    # under these two, one with another torch
+    python tools/test_wheel.py dist/dcnzoo-….whl    # with every installed Python from 3.10 to 3.13
+    python tools/test_wheel.py dist/dcnzoo-….whl 3.11 3.12:2.14.1    # with two, one with another torch
 
-Each environment, in ``.venv-wheel``, has torch, numpy and what the wheel asks for, nothing else (up to 5 GB:
-pip's torch for Linux is a CUDA build). There every operator is compared with its reference, forward and
-backward, ``pip check`` has nothing to say, and ``pip uninstall`` leaves nothing behind.
+Each environment, in ``.venv-wheel``, contains torch, numpy and the wheel's requirements, nothing else (up to
+5 GB: pip's torch for Linux is a CUDA build). The test compares every operator with its reference, forward and
+backward, runs ``pip check``, and verifies that ``pip uninstall`` leaves no files.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ print(f"{calls} calls, {dcnzoo.ops.cpu_capability()}, torch {torch.__version__}"
 
 
 def files(folder: Path) -> set[str]:
-    """All but what Python writes when it first imports a module of another package."""
+    """List the files, except for the bytecode that Python writes on first import of other packages."""
     paths = (path.relative_to(folder) for path in folder.rglob("*"))
     return {str(path) for path in paths if "dcnzoo" in path.parts or "__pycache__" not in path.parts}
 
 
 def trial(wheel: Path, version: str, torch: str) -> str:
-    """One line about the wheel under this Python; of a failure, the last line that was printed."""
+    """Test the wheel with this Python; return one line, for a failure the last line of output."""
     python = interpreter(version)
     if python is None:
         return "absent: no such Python here"

@@ -1,6 +1,6 @@
-"""Trainings side by side, each a run of ``tools/train.py`` in a process and a folder of its own.
+"""Run trainings in parallel, each ``tools/train.py`` in a separate process and folder.
 
-Finished runs whose config has not changed are kept; interrupted ones go on at their last epoch.
+Finished runs with an unchanged config are reused; interrupted runs are resumed at their last epoch.
 """
 
 import copy
@@ -35,7 +35,7 @@ from dcnzoo.utils.files import write_text
 from dcnzoo.utils.progress import make_progress
 
 ROOT = Path(__file__).resolve().parent.parent
-# the demo's detector, plain and with each of the operators
+# the demo's detector, without deformable convolution and with each operator
 ARMS = {
     "off": "mask-rcnn_r14_fpn_8e_shapes.py",
     "v1": "mask-rcnn_r14-dconv_fpn_8e_shapes.py",
@@ -51,8 +51,8 @@ class Run:
     """One training.
 
     Attributes:
-        name: what its progress bar is called.
-        iterations: of the whole training.
+        name: label of its progress bar.
+        iterations: of the complete training.
     """
 
     name: str
@@ -68,7 +68,7 @@ class Run:
         return self._state() == {"fingerprint": self.fingerprint, "finished": True}
 
     def prepare(self) -> None:
-        """Write the config; what another config left behind goes."""
+        """Write the config; remove the files of a previous config."""
         if self._state().get("fingerprint") != self.fingerprint:
             shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -87,10 +87,10 @@ class Run:
 
 
 def make_run(name: str, config: str, seed: int, folder: Path, options: Mapping[str, object]) -> Run:
-    """A training of a config of ``configs/demo``.
+    """Prepare a training of a config in ``configs/demo``.
 
     Args:
-        options: settings of the config, as of ``--cfg-options``.
+        options: settings to override, as with ``--cfg-options``.
     """
     cfg = copy.deepcopy(_read_config(config))
     cfg.merge_from_dict(dict(options))
@@ -118,7 +118,7 @@ def _images(dataset: ConfigDict) -> int:
 
 
 def make_data(cfg: Config, console: Console) -> None:
-    """Generated data, before the runs start, so that they do not make it at the same time."""
+    """Generate the data before the runs start, so that they do not generate it concurrently."""
     dataset = cfg.train_dataloader.dataset
     if "shapes" not in dataset:
         return
@@ -130,7 +130,7 @@ def make_data(cfg: Config, console: Console) -> None:
 
 
 def cores() -> int:
-    """The number of cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -152,16 +152,16 @@ def train(
     console: Console,
     finished: Callable[[Run], None] = lambda run: None,
 ) -> None:
-    """Train what is not finished, ``jobs`` runs at a time; show how far they are.
+    """Train the unfinished runs, ``jobs`` at a time, and show their progress.
 
     Args:
-        threads: of each run.
-        lock: of :func:`locked`; held until the last of the processes has ended.
+        threads: per run.
+        lock: from :func:`locked`; held until the last process has ended.
         finished: called after each run that was trained.
     """
     waiting = [run for run in runs if not run.is_finished()]
     running: list[_Training] = []
-    # estimated over minutes: the logs that it is read from come in steps
+    # long period: progress is read from logs, which are written in steps
     with make_progress(console, disable=not console.is_terminal, speed_estimate_period=600) as progress:
         bars = [progress.add_task(run.name, total=run.iterations, note="") for run in waiting]
         try:
@@ -200,7 +200,7 @@ def _start(run: Run, threads: int, lock: IO) -> subprocess.Popen:
 
 
 def _show(training: _Training, progress: Progress, console: Console) -> None:
-    """Move a bar; where there is no terminal, print a line per validation."""
+    """Update a progress bar; without a terminal, print a line per validation."""
     run, history = training.run, History.read(training.run.folder)
     notes = []
     if history.training:

@@ -1,8 +1,8 @@
 """The command ``dcnzoo``, also ``python -m dcnzoo``.
 
-Every module of this folder is a subcommand, except those whose names begin with an underscore. It defines
-``command``, a ``click`` command or group, and is imported when it is called or listed. Its imports at the top
-are light; slow ones, such as torch and OpenMMLab, are inside the functions that use them.
+Every module in this folder is a subcommand, except modules with a leading underscore. It defines ``command``,
+a ``click`` command or group, and is imported when the command is called or listed. Slow packages, such as
+torch and OpenMMLab, are imported inside the functions that use them, so that ``--help`` stays fast.
 """
 
 import importlib
@@ -17,7 +17,7 @@ from dcnzoo.version import __version__
 
 
 class Commands(click.Group):
-    """The modules of this folder."""
+    """A group of the modules in this folder."""
 
     def list_commands(self, ctx: click.Context | None) -> list[str]:
         return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
@@ -30,18 +30,18 @@ class Commands(click.Group):
         return command
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        with one_line_errors():  # also of --help
+        with one_line_errors():  # covers --help, too
             return super().main(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> Any:
-        with one_line_errors():  # before click handles interruptions and broken pipes
+        with one_line_errors():  # handles interruptions and broken pipes before click does
             return super().invoke(ctx)
 
 
 @click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, package_name="dcnzoo")
 def commands() -> None:
-    """Deformable convolution for object detection.
+    """Use deformable convolution for object detection.
 
     \b
     examples:
@@ -53,5 +53,5 @@ def commands() -> None:
 
 
 def main(*command: str) -> None:
-    """Run the command line, or, for the programs in ``tools/``, a command with the rest of the line."""
+    """Run the command line. Programs in ``tools/`` pass a command, which gets the rest of the line."""
     commands.main([*command, *sys.argv[1:]], prog_name="dcnzoo")

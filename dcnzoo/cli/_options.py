@@ -1,4 +1,4 @@
-"""Options that several commands share, and kinds of options that MMDetection's command lines need."""
+"""Options that several commands share, and option types for MMDetection's command-line syntax."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
 
 
 class Option(click.Option):
-    """An option with several values, or with other spellings. ``--help`` shows its default.
+    """An option that can have several values, or aliases. ``--help`` shows its default.
 
     Args:
-        several: takes all words up to the next option, as argparse's ``nargs="+"``: ``--keys loss bbox_mAP``.
+        several: take all words up to the next option, like argparse's ``nargs="+"``: ``--keys loss
+            bbox_mAP``.
         aliases: spellings that help and completion do not show.
     """
 
@@ -32,10 +33,10 @@ class Option(click.Option):
 
 
 class Command(click.Command):
-    """A command that understands :class:`Option`, and unique beginnings of options, as argparse does."""
+    """A command that supports :class:`Option` and unique prefixes of options, as argparse does."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """``--ke loss bbox_mAP`` is read as ``--keys=loss --keys=bbox_mAP``."""
+        """Parse ``--ke loss bbox_mAP`` as ``--keys=loss --keys=bbox_mAP``."""
         options = {
             name: option
             for option in self.get_params(ctx)
@@ -84,7 +85,7 @@ def option(*names: str, **kwargs: Any) -> Callable:
 
 
 class ConfigFile(click.Path):
-    """A file, or one of an installed package: ``dcnzoo::FOLDER/FILE.py``."""
+    """A config file, or a config of an installed package: ``dcnzoo::FOLDER/FILE.py``."""
 
     name = "config"
 
@@ -97,7 +98,7 @@ class ConfigFile(click.Path):
 
 
 class FileName(click.Path):
-    """The name of a file to write, which ends in one of ``endings``."""
+    """The name of an output file, which must end in one of ``endings``."""
 
     def __init__(self, *endings: str) -> None:
         super().__init__(path_type=Path)
@@ -110,7 +111,7 @@ class FileName(click.Path):
 
 
 class Numbers(click.ParamType):
-    """``count`` numbers with commas between them."""
+    """``count`` numbers, separated by commas."""
 
     name = "numbers"
 
@@ -128,7 +129,7 @@ class Numbers(click.ParamType):
 
 
 def _settings(ctx: click.Context, param: click.Parameter, words: Sequence[str]) -> dict[str, Any]:
-    """``KEY=VALUE`` words as mmengine reads them."""
+    """Parse ``KEY=VALUE`` words in mmengine's syntax."""
     if not words or ctx.resilient_parsing:
         return {}
     import dcnzoo.openmmlab  # noqa: F401  before mmengine
@@ -149,7 +150,7 @@ def _settings(ctx: click.Context, param: click.Parameter, words: Sequence[str]) 
 
 
 def settings(name: str, help: str) -> Callable:
-    """An option such as ``--cfg-options a=1 b.c="(1,2)"``; the command gets a dictionary."""
+    """An option such as ``--cfg-options a=1 b.c="(1,2)"``; the command receives a dictionary."""
     return option(name, several=True, metavar="KEY=VALUE...", callback=_settings, help=help)
 
 
@@ -168,13 +169,13 @@ def shape(help: str) -> Callable:
 
 
 def backend(help: str) -> Callable:
-    """``--backend``: a runtime of exported models."""
+    """The option ``--backend``: the runtime of an exported model."""
     choices = click.Choice(["onnxruntime", "openvino", "tensorrt"])
     return option("--backend", type=choices, default="onnxruntime", help=help)
 
 
 def num_images(least: int, default: int | None, help: str) -> Callable:
-    """The option ``--num-images``. Smaller numbers than ``least`` are refused."""
+    """The option ``--num-images``, which must be at least ``least``."""
     kind = click.IntRange(min=least)
     return option("--num-images", aliases=["--number", "--images"], type=kind, default=default, help=help)
 
@@ -186,13 +187,15 @@ cfg_options = settings(
     '"model.backbone.strides=(1,2,2)".',
 )
 allow_partial = option(
-    "--allow-partial", is_flag=True, help="Load what fits of a checkpoint that does not fit the model."
+    "--allow-partial",
+    is_flag=True,
+    help="If the checkpoint does not fit the model, load the parameters that fit.",
 )
 unsafe_load = option(
     "--unsafe-load",
     aliases=["--trust"],
     is_flag=True,
-    help="Read a checkpoint that holds more than weights. This runs the code that is in the file.",
+    help="Load a checkpoint that contains more than weights. This runs any code in the file.",
 )
 
 device = option("--device", default="cpu", metavar="DEVICE", help="cpu, cuda or cuda:1.")
@@ -203,14 +206,14 @@ runner = combined(
     option(
         "--work-dir",
         metavar="FOLDER",
-        help="Folder for logs and results (default: work_dirs/<name of the config>).",
+        help="Write logs and results to this folder (default: work_dirs/<name of the config>).",
     ),
     cfg_options,
     option(
         "--launcher",
         type=click.Choice(["none", "pytorch", "slurm", "mpi"]),
         default="none",
-        help="What started the processes of a distributed run.",
+        help="Launcher of a distributed run.",
     ),
     # torchrun sets LOCAL_RANK; older launchers pass it as an argument
     option("--local-rank", "--local_rank", type=int, default=0, hidden=True),
@@ -218,15 +221,19 @@ runner = combined(
 
 
 def _model(required: bool) -> Callable:
-    """The arguments of :func:`load_model`."""
+    """The options for :func:`load_model`."""
     return combined(
         option(
             "--model",
             required=required,
             metavar="NAME",
-            help="Model of the zoo (dcnzoo zoo list), or a config file.",
+            help="Name in the zoo (dcnzoo zoo list), or a config file.",
         ),
-        option("--checkpoint", metavar="FILE", help="Weights (default: the zoo's; a config file needs it)."),
+        option(
+            "--checkpoint",
+            metavar="FILE",
+            help="File with weights (default: the zoo's; required with a config file).",
+        ),
         device,
         unsafe_load,
         allow_partial,

@@ -1,4 +1,4 @@
-"""What every command does on a terminal: errors in one line, replaced characters, closed pipes."""
+"""Terminal behaviour of all commands: one-line errors, substitute characters, closed pipes."""
 
 import codecs
 import os
@@ -12,12 +12,13 @@ from dcnzoo.utils.errors import UserError, disk_is_full, one_line, printable
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Inside, a mistake of the user ends the program with one line and exit status 1.
+    """Context in which a user's mistake ends the program with one line and exit status 1.
 
-    Missing files and full disks count as mistakes wherever they occur, everything else only inside
-    :func:`dcnzoo.utils.errors.user_errors`. ``DCNZOO_TRACEBACK=1`` shows the traceback too. A reader of the
-    output that ends early, such as ``head``, ends the program without a message and with the shell's status
-    for it, 141. Also a decorator: ``@one_line_errors()``.
+    Missing files and full disks always count as mistakes, other errors only inside
+    :func:`dcnzoo.utils.errors.user_errors`. ``DCNZOO_TRACEBACK=1`` shows the traceback too. If the reader of
+    the output stops early, as ``head`` does, the program ends without a message and with the shell's status
+    for
+    that, 141. Also usable as a decorator: ``@one_line_errors()``.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -35,32 +36,32 @@ def one_line_errors() -> Iterator[None]:
             name = printable(str(error.filename or "a file"))
             sys.exit(f"error: {name} cannot be written: {error.strerror}")
         except KeyboardInterrupt:
-            sys.exit(130)  # click exits with 1
+            sys.exit(130)  # click would exit with 1
         finally:
             sys.stdout.flush()  # Python's own flush at exit is too late to catch a broken pipe
 
 
 @contextmanager
 def _quiet_broken_pipe() -> Iterator[None]:
-    """Inside, writing to a reader that is gone ends the program with status 141 and without a message."""
+    """Context in which writing to a closed pipe ends the program with status 141 and without a message."""
     try:
         yield
     except BaseException as error:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, BrokenPipeError):
             cause = cause.__cause__ or cause.__context__
-        # click and rich exit with 1 by then, rich with the pipe closed already
+        # click and rich have turned it into exit status 1; rich has already closed the pipe
         exits = isinstance(error, SystemExit) and error.code == 1
         if not ((exits and cause) or (_reader_is_gone() and (exits or cause))):
             raise
         nowhere = os.open(os.devnull, os.O_WRONLY)
         for stream in (sys.stdout, sys.stderr):
-            os.dup2(nowhere, stream.fileno())  # what is buffered is flushed at the end
+            os.dup2(nowhere, stream.fileno())  # the buffers are flushed at exit
         sys.exit(128 + 13)  # as if by SIGPIPE
 
 
 def _reader_is_gone() -> bool:
-    """Whether standard output or error is a pipe without a reader: other pipes and sockets can break too."""
+    """Whether standard output or error is a pipe without a reader; other pipes and sockets do not count."""
     poll = select.poll()
     for stream in (sys.stdout, sys.stderr):
         try:
@@ -77,7 +78,7 @@ _SUBSTITUTES = str.maketrans(
 
 
 def _substitute(error: UnicodeError) -> tuple[str, int]:
-    """For terminals that lack a character: a similar one of ASCII, else its escape, never an exception."""
+    """Replace characters that the terminal lacks by similar ASCII characters, or else by escapes."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     text = error.object[error.start : error.end].translate(_SUBSTITUTES)

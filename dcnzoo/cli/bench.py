@@ -1,4 +1,4 @@
-"""``dcnzoo bench``: of the operators, by ``tools/benchmark/ops.py``, which a wheel holds too; of a model."""
+"""``dcnzoo bench``: time the operators (``tools/benchmark/ops.py``, also in the wheel) or a model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import click
 from dcnzoo.cli import _options
 from dcnzoo.cli._options import option
 
-# in the repository a link to tools/, in an installed package the folder itself
+# a link to tools/ in the repository, a folder in an installed package
 FOLDER = Path(__file__).parents[1] / ".mim" / "tools" / "benchmark"
 
 
@@ -21,7 +21,9 @@ FOLDER = Path(__file__).parents[1] / ".mim" / "tools" / "benchmark"
 )
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
 def command(options: tuple[str, ...]) -> None:
-    """Time the operators beside other implementations of them, or an exported detector.
+    """Time the operators or an exported detector.
+
+    The operators are compared with other implementations.
 
     \b
     examples:
@@ -40,11 +42,17 @@ def command(options: tuple[str, ...]) -> None:
 @click.command(cls=_options.Command)
 @click.argument("model", type=click.Path())
 @click.argument("images", nargs=-1, metavar="[IMAGE...]", type=click.Path())
-@_options.backend("What runs the model; an .xml file needs openvino.")
+@_options.backend("Runtime; an .xml file needs openvino.")
 @option("--device", default="cpu", show_default=True, help="cpu or cuda.")
-@option("--threads", type=click.IntRange(min=1), help="Of the CPU (default: the runtime's).")
-@option("--batch-size", type=click.IntRange(min=1), default=1, show_default=True, help="Images in one call.")
-@option("--seconds", type=click.FloatRange(min=0), default=10.0, show_default=True, help="For all calls.")
+@option("--threads", type=click.IntRange(min=1), help="Number of CPU threads (default: the runtime's).")
+@option("--batch-size", type=click.IntRange(min=1), default=1, show_default=True, help="Images per call.")
+@option(
+    "--seconds",
+    type=click.FloatRange(min=0),
+    default=10.0,
+    show_default=True,
+    help="Duration of the measurement.",
+)
 def bench_model(
     model: str,
     images: tuple[str, ...],
@@ -54,9 +62,9 @@ def bench_model(
     batch_size: int,
     seconds: float,
 ) -> None:
-    """Time an exported detector, from images in memory to their detections, resizing included.
+    """Time an exported detector from images in memory to detections, including resizing.
 
-    Without IMAGE one of noise, 640 × 480, in which there is little to find.
+    Without IMAGE, use one image of noise, 640 × 480, which has few detections.
     """
     import numpy as np
 
@@ -69,7 +77,7 @@ def bench_model(
         pictures = [read(image) for image in images] or [noise]
         detector = Detector(model, backend, device, threads, batch_size)
     batch = [pictures[i % len(pictures)] for i in range(max(batch_size, len(pictures)))]
-    detector(batch)  # the first call allocates
+    detector(batch)  # warm-up
     samples: list[float] = []
     while sum(samples) < seconds or not samples:
         start = time.perf_counter()

@@ -16,13 +16,15 @@ from dcnzoo.cli._options import option
     "--out",
     aliases=["--output-dir"],
     type=_options.FOLDER,
-    help="Folder (default: work_dirs/browse/<name of the config>).",
+    help="Output folder (default: work_dirs/browse/<name of the config>).",
 )
 @option("--split", type=click.Choice(["train", "val", "test"]), default="train")
 @_options.num_images(1, 20, "Number of images.")
 @_options.cfg_options
 def command(config: str, out: Path | None, split: str, num_images: int, cfg_options: dict) -> None:
-    """Write images of a data set, after its pipeline, with their annotations drawn.
+    """Draw a data set's annotations on its images.
+
+    Writes the images after the pipeline of the data set.
 
     \b
     examples:

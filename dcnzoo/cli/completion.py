@@ -1,4 +1,4 @@
-"""``dcnzoo completion``: what makes a shell complete commands and options."""
+"""``dcnzoo completion``: shell completion of commands and options."""
 
 import click
 from click.shell_completion import get_completion_class
@@ -7,7 +7,7 @@ from click.shell_completion import get_completion_class
 @click.command
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def command(shell: str) -> None:
-    """Print what makes a shell complete commands and options.
+    """Print a script for shell completion.
 
     \b
     examples:

@@ -1,4 +1,4 @@
-"""``dcnzoo data``: annotations of other tools to COCO's format, and what is wrong with such a file."""
+"""``dcnzoo data``: convert annotations to COCO's format, check and split COCO files, download data."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SHOWN = 20
 
 
 class Names(click.ParamType):
-    """``a,b,c``, or a file with a name in each line."""
+    """``a,b,c``, or a file with one name per line."""
 
     name = "NAMES"
 
@@ -34,7 +34,7 @@ class Names(click.ParamType):
             return value
         from dcnzoo.data.conversion import Refused, read_text
 
-        try:  # a list of 80 names is too long for the name of a file, at which Path.is_file raises
+        try:  # os.path.isfile: Path.is_file raises if 80 names are too long for a file name
             names = read_text(Path(value)).splitlines() if os.path.isfile(value) else value.split(",")
         except Refused as error:
             raise UserError(f"--classes: {value}: {error}") from None
@@ -45,51 +45,53 @@ conversion_options = _options.combined(
     option(
         "--classes",
         type=Names(),
-        help="Names in the order of their labels, a,b,c or a file with one in each line.",
+        help="Class names in the order of their labels: a,b,c or a file with one name per line.",
     ),
-    option("--clip", is_flag=True, help="Cut off what is beyond an image, instead of refusing it."),
-    option("--skip-invalid", is_flag=True, help="Leave out what is wrong, and write the rest."),
+    option("--clip", is_flag=True, help="Clip objects to the image instead of reporting them."),
+    option("--skip-invalid", is_flag=True, help="Skip invalid objects and write the rest."),
 )
 
 
 @click.group(cls=_options.Group)
 def command() -> None:
-    """Your own data: convert it to COCO's format, check it, split it.
+    """Convert your own data to COCO's format, check it, split it.
 
     \b
-    dcnzoo data convert voc fruits fruits/train.json --split train
-    dcnzoo data check fruits/train.json --images fruits/JPEGImages
+    examples:
+      dcnzoo data convert voc fruits fruits/train.json --split train
+      dcnzoo data check fruits/train.json --images fruits/JPEGImages
     """
 
 
 @command.group
 def convert() -> None:
-    """Annotations of other tools to COCO's format.
+    """Convert annotations of other tools to COCO's format.
 
-    Everything that is wrong is listed, with its file and line, and nothing is written then.
+    If there are problems, list all of them with file and line, and write nothing.
     """
 
 
 @convert.command
 @click.argument("folder", type=FOLDER)
 @click.argument("out", type=FILE)
-@option("--split", metavar="NAME", help="Only the images of ImageSets/Main/NAME.txt.")
+@option("--split", metavar="NAME", help="Read only the images in ImageSets/Main/NAME.txt.")
 @option("--annotations", type=FOLDER, help="Folder of the XML files (default: FOLDER/Annotations).")
 @option("--images", type=FOLDER, help="Folder of the images (default: FOLDER/JPEGImages).")
 @option(
     "--difficult",
     type=click.Choice(["ignore", "keep", "drop"]),
     default="ignore",
-    help="Objects marked so: neither wanted nor wrong (iscrowd), like others, or left out.",
+    help="Objects marked as difficult: exclude from training and AP (iscrowd), treat like others, or drop.",
 )
-@option("--zero-based", is_flag=True, help="Coordinates are edges, from 0, not pixels, from 1.")
+@option("--zero-based", is_flag=True, help="Coordinates are edges counted from 0, not pixels counted from 1.")
 @conversion_options
 def voc(folder: Path, out: Path, skip_invalid: bool, **options: object) -> None:
-    """Pascal VOC's XML files: FOLDER to the COCO file OUT.
+    """Convert Pascal VOC's XML files in FOLDER to the COCO file OUT.
 
     \b
-    dcnzoo data convert voc VOCdevkit/VOC2007 train.json --split trainval
-    dcnzoo data convert voc fruits fruits.json --zero-based
+    examples:
+      dcnzoo data convert voc VOCdevkit/VOC2007 train.json --split trainval
+      dcnzoo data convert voc fruits fruits.json --zero-based
     """
     from dcnzoo.data.voc import convert_voc
 
@@ -101,14 +103,17 @@ def voc(folder: Path, out: Path, skip_invalid: bool, **options: object) -> None:
 @convert.command
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("out", type=FILE)
-@option("--split", metavar="NAME", default="train", help="Of data.yaml.")
+@option("--split", metavar="NAME", default="train", help="Split in data.yaml.")
 @conversion_options
 def yolo(source: Path, out: Path, skip_invalid: bool, **options: object) -> None:
-    """YOLO's text files, boxes and polygons: SOURCE, data.yaml or its folder, to the COCO file OUT.
+    """Convert YOLO's text files with boxes or polygons to the COCO file OUT.
+
+    SOURCE is data.yaml or the folder that contains it.
 
     \b
-    dcnzoo data convert yolo fruits/data.yaml train.json
-    dcnzoo data convert yolo fruits/data.yaml val.json --split val
+    examples:
+      dcnzoo data convert yolo fruits/data.yaml train.json
+      dcnzoo data convert yolo fruits/data.yaml val.json --split val
     """
     from dcnzoo.data.yolo import convert_yolo
 
@@ -120,13 +125,14 @@ def yolo(source: Path, out: Path, skip_invalid: bool, **options: object) -> None
 @convert.command
 @click.argument("folder", type=FOLDER)
 @click.argument("out", type=FILE)
-@option("--extract", type=FOLDER, help="Where to write images that are only in their JSON files.")
+@option("--extract", type=FOLDER, help="Write images that exist only inside JSON files to this folder.")
 @conversion_options
 def labelme(folder: Path, out: Path, skip_invalid: bool, **options: object) -> None:
-    """LabelMe's JSON files: FOLDER to the COCO file OUT.
+    """Convert LabelMe's JSON files in FOLDER to the COCO file OUT.
 
     \b
-    dcnzoo data convert labelme fruits fruits.json --classes date,fig,hazelnut
+    examples:
+      dcnzoo data convert labelme fruits fruits.json --classes date,fig,hazelnut
     """
     from dcnzoo.data.labelme import convert_labelme
 
@@ -137,11 +143,11 @@ def labelme(folder: Path, out: Path, skip_invalid: bool, **options: object) -> N
 
 @command.command
 @click.argument("file", type=FILE)
-@option("--images", type=FOLDER, help="Folder of the images, whose sizes are compared.")
-@option("--classes", type=Names(), help="What a config's metainfo has: a,b,c or a file.")
-@option("--config", type=FILE, help="Config whose classes, those of its training data, are compared.")
-@option("--json", "as_json", is_flag=True, help="Everything that was found, as JSON.")
-@option("--fix", type=FILE, metavar="OUT", help="Write a file without what is wrong.")
+@option("--images", type=FOLDER, help="Folder of the images; also check them and their sizes.")
+@option("--classes", type=Names(), help="Classes in a config's metainfo: a,b,c or a file.")
+@option("--config", type=FILE, help="Config with the expected classes, those of its training data.")
+@option("--json", "as_json", is_flag=True, help="Print the complete report as JSON.")
+@option("--fix", type=FILE, metavar="OUT", help="Write a copy without the problems.")
 def check(
     file: Path,
     images: Path | None,
@@ -150,11 +156,12 @@ def check(
     as_json: bool,
     fix: Path | None,
 ) -> None:
-    """What is wrong with the COCO file FILE; the exit status is 1 if anything is.
+    """Check the COCO file FILE; exit with status 1 if it has problems.
 
     \b
-    dcnzoo data check train.json --images images
-    dcnzoo data check train.json --images images --fix mended.json
+    examples:
+      dcnzoo data check train.json --images images
+      dcnzoo data check train.json --images images --fix fixed.json
     """
     from dcnzoo.data import check as checking
 
@@ -165,7 +172,7 @@ def check(
     with _steps() as step:
         report = checking.check_coco(file, images, classes, step)
     if as_json:
-        print(json.dumps(report.as_dict(), indent=2))  # in ASCII, for every terminal
+        print(json.dumps(report.as_dict(), indent=2))  # ASCII, for every terminal
     else:
         _show(report)
     if fix is not None:
@@ -180,15 +187,16 @@ def check(
 @click.argument("file", type=FILE)
 @click.argument("train", type=FILE)
 @click.argument("val", type=FILE)
-@option(
-    "--val-ratio", aliases=["--share"], type=float, default=0.2, help="Part of the images that goes to VAL."
-)
+@option("--val-ratio", aliases=["--share"], type=float, default=0.2, help="Share of the images in VAL.")
 @option("--seed", type=int, default=0)
 def split(file: Path, train: Path, val: Path, val_ratio: float, seed: int) -> None:
-    """The COCO file FILE to TRAIN and VAL, by images, at random.
+    """Split the COCO file FILE into TRAIN and VAL.
+
+    Distributes the images at random.
 
     \b
-    dcnzoo data split fruits.json train.json val.json --val-ratio 0.2
+    examples:
+      dcnzoo data split fruits.json train.json val.json --val-ratio 0.2
     """
     from dcnzoo.data.split import split_coco
 
@@ -201,13 +209,13 @@ def split(file: Path, train: Path, val: Path, val_ratio: float, seed: int) -> No
 @click.argument("val", type=FILE)
 @click.argument("out", type=FILE)
 @option("--images", type=FOLDER, required=True, help="Folder of the images.")
-@option("--val-images", type=FOLDER, help="That of VAL's, if it is another one.")
+@option("--val-images", type=FOLDER, help="Folder of VAL's images (default: the same).")
 @option(
     "--model",
     metavar="NAME",
-    help="Name of the zoo, or a config file (default: Mask R-CNN with DCNv2, or Faster R-CNN for boxes).",
+    help="Name in the zoo, or a config file (default: Mask R-CNN with DCNv2, or Faster R-CNN for boxes).",
 )
-@option("--no-weights", is_flag=True, help="Do not begin with the model's published weights.")
+@option("--no-weights", is_flag=True, help="Train from scratch, without published weights.")
 def config(
     train: Path,
     val: Path,
@@ -217,11 +225,14 @@ def config(
     model: str | None,
     no_weights: bool,
 ) -> None:
-    """A config OUT that trains a published model on the COCO files TRAIN and VAL.
+    """Write a config that trains a model on your data.
+
+    The config OUT inherits from a published model and uses the COCO files TRAIN and VAL.
 
     \b
-    dcnzoo data config train.json val.json fruits.py --images images
-    dcnzoo train fruits.py --auto-scale-lr
+    examples:
+      dcnzoo data config train.json val.json fruits.py --images images
+      dcnzoo train fruits.py --auto-scale-lr
     """
     from dcnzoo.utils.errors import user_errors
 
@@ -240,28 +251,30 @@ def config(
     metavar="PART...",
     type=click.Choice(list(COCO)),
     show_default=" ".join(USUAL),
-    help=f"Of COCO: {', '.join(COCO)}.",
+    help=f"Parts of COCO: {', '.join(COCO)}.",
 )
 @option(
     "--out",
     aliases=["--save-dir"],
     type=FOLDER,
-    help="Folder.",
+    help="Output folder.",
     show_default="data/coco, data/bccd, data/fruits_nuts",
 )
-@option("--unzip", is_flag=True, help="Unpack COCO's archives; the small sets always are.")
-@option("--delete", is_flag=True, help="Remove each archive after it is unpacked.")
-@option("--list", "only_list", is_flag=True, help="Print the addresses, download nothing.")
+@option("--unzip", is_flag=True, help="Unpack COCO's archives (the small data sets are always unpacked).")
+@option("--delete", is_flag=True, help="Delete each archive after unpacking.")
+@option("--list", "only_list", is_flag=True, help="Print the addresses without downloading.")
 def download(
     dataset_name: str, parts: tuple[str, ...], out: Path | None, unzip: bool, delete: bool, only_list: bool
 ) -> None:
-    """Download COCO, or a small data set (bccd: blood cells; fruits_nuts), ready for training.
+    """Download COCO or a small data set.
 
-    An interrupted download continues; files that are complete are not downloaded again.
+    The small data sets are bccd (blood cells) and fruits_nuts; they are ready for training. An interrupted
+    download is resumed. Complete files are not downloaded again.
 
     \b
-    dcnzoo data download --unzip --delete
-    dcnzoo data download --dataset-name bccd
+    examples:
+      dcnzoo data download --unzip --delete
+      dcnzoo data download --dataset-name bccd
     """
     from dcnzoo.data.download import is_prepared, prepare
     from dcnzoo.utils.archive import unpack
@@ -288,7 +301,7 @@ def download(
         if only_list:
             print(url, checksum or "")
             continue
-        # marks an archive as unpacked after its deletion
+        # records that a deleted archive was unpacked
         unpacked = out / f".{Path(url).name}.unpacked"
         if unpacked.exists() and unzip:
             print(f"{out}: has {Path(url).name} already")
@@ -304,7 +317,7 @@ def download(
 
 @contextmanager
 def _steps() -> Iterator[Callable[[int, int], None]]:
-    """A bar on a terminal."""
+    """Show a progress bar on a terminal."""
     from rich.console import Console
 
     from dcnzoo.utils.progress import make_progress

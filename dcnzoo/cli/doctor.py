@@ -1,4 +1,4 @@
-"""``dcnzoo doctor``: what is installed, what is wrong with it, and the command that mends it."""
+"""``dcnzoo doctor``: list the installation, its problems, and the commands that fix them."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ BUILD = "pip install -e . --no-build-isolation --no-deps  # in dcnzoo's reposito
 OLDEST_TORCH = (2, 10)
 OLDEST_NUMPY = (2,)  # with OpenMMLab's packages
 OLDEST_FORKS = {"onedl-mmengine": "0.10.12", "onedl-mmcv": "2.3.6", "onedl-mmdetection": "3.5.1"}
-# what imports, together, all that a training, its report and its downloads do
+# modules that together import everything for training, its report and its downloads
 TRAINING = ("dcnzoo.models", "dcnzoo.report.write", "dcnzoo.zoo.config_writer", "dcnzoo.zoo", "mmdet.apis")
-DISTRIBUTIONS = {  # of modules
+DISTRIBUTIONS = {  # module → distribution
     "cv2": "opencv-python-headless",
     "PIL": "pillow",
     "skimage": "scikit-image",
@@ -35,7 +35,7 @@ DISTRIBUTIONS = {  # of modules
 
 @dataclass(frozen=True)
 class Package:
-    """One of OpenMMLab's other packages: the tested version, and the modules that its import needs."""
+    """One of OpenMMLab's other packages: the tested version, and the modules that its import requires."""
 
     requirement: str
     needs: tuple[str, ...] = ()
@@ -56,19 +56,19 @@ PACKAGES = {
 
 @dataclass
 class Found:
-    """What decides how dcnzoo runs here."""
+    """The facts about this machine on which the problems depend."""
 
     torch: str  # version, "2.13.0+cpu"
     torch_cuda: str | None  # the CUDA that torch was built with
     torch_sees_gpu: bool
-    nvidia_driver: bool  # whether the machine has one, whatever torch sees
+    nvidia_driver: bool  # installed on the machine, even if torch finds no GPU
     libraries: dict[str, str] = field(default_factory=dict)  # "cpu", "cuda" -> why it is not loaded
     packages: dict[str, str] = field(default_factory=dict)  # distribution -> version
     extension_error: str | None = None  # why a compiled mmcv._ext does not load
     pkg_resources: bool = True
     numpy: str = "2.0"
-    import_error: Exception | None = None  # why what a training imports does not load
-    cache_problem: str | None = None  # why downloaded weights cannot be kept
+    import_error: Exception | None = None  # why the modules for training cannot be imported
+    cache_problem: str | None = None  # why downloaded weights cannot be stored
 
     @classmethod
     def here(cls) -> Found:
@@ -96,7 +96,7 @@ class Found:
 
 
 def _extension_error() -> str | None:
-    """Imports a compiled ``mmcv._ext``, which fails beside another torch than it was built for."""
+    """Try to import a compiled ``mmcv._ext``; this fails with a torch other than the one it was built for."""
     if mmcv_extension() is None:
         return None
     try:
@@ -110,7 +110,7 @@ def _import_error() -> Exception | None:
     try:
         for module in TRAINING:
             importlib.import_module(module)
-    except Exception as error:  # an old numpy is an AttributeError
+    except Exception as error:  # an old numpy raises AttributeError
         return error
     return None
 
@@ -130,12 +130,12 @@ def _cache_problem() -> str | None:
 
 
 def _release(text: str) -> tuple[int, ...]:
-    """Of a version: ``0.10.12.post1`` is (0, 10, 12), ``2.10.0a0+cpu`` is (2, 10, 0)."""
+    """Return the release of a version: (0, 10, 12) for ``0.10.12.post1``, (2, 10, 0) for ``2.10.0a0+cpu``."""
     return Version(text).release
 
 
 def problems(found: Found) -> Iterator[tuple[str, str]]:
-    """What is wrong, and the command that mends it; the cause before what follows from it."""
+    """Yield each problem and the command that fixes it; causes come before their consequences."""
     yield from _set_up_problems(found)
     if found.packages:
         yield from _training_problems(found)
@@ -180,7 +180,7 @@ def _openmmlab_problems(found: Found) -> Iterator[tuple[str, str]]:
                 f'pip install --no-deps --upgrade "{name}>={OLDEST_FORKS[name]}"',
             )
     if not originals and not forks:
-        return  # the operators and layers need torch alone
+        return  # operators and layers need only torch
     if {"mmcv", "mmcv-lite"} <= found.packages.keys():
         yield (
             f"mmcv {found.packages['mmcv']} and mmcv-lite {found.packages['mmcv-lite']} are both installed: "
@@ -230,10 +230,10 @@ def _training_problems(found: Found) -> Iterator[tuple[str, str]]:
 
 
 def package_problems(module: str) -> Iterator[tuple[str, str]]:
-    """What is wrong for one of :data:`PACKAGES`, and the command that mends it."""
+    """Yield the problems of one of :data:`PACKAGES` and the commands that fix them."""
     package = PACKAGES[module]
     absent = find_spec(module) is None
-    if absent:  # with what it asks for, pip would replace mmcv-lite, or compile
+    if absent:  # --no-deps: with its requirements, pip would replace mmcv-lite or compile
         yield f"{module} is not installed", f"pip install --no-deps {package.requirement}"
     missing = [name for name in package.needs if find_spec(name) is None]
     if missing:
@@ -244,13 +244,13 @@ def package_problems(module: str) -> Iterator[tuple[str, str]]:
     try:
         for name in ("dcnzoo.models", f"{module}.models", f"{module}.datasets"):
             importlib.import_module(name)
-    except Exception as error:  # an old name of numpy's is an AttributeError
+    except Exception as error:  # a name that numpy has removed raises AttributeError
         mend = _import_fix(error) or f"pip install --no-deps {package.requirement}"
         yield f"{module} cannot be imported: {one_line(error)}", mend
 
 
 def _import_fix(error: Exception) -> str | None:
-    """The command after which an import that failed may work, where the error says so much."""
+    """Return a command that may fix a failed import, if the error identifies one."""
     if "libGL" in str(error):
         return "pip uninstall -y opencv-python && pip install --force-reinstall opencv-python-headless"
     if isinstance(error, ModuleNotFoundError) and error.name:
@@ -260,7 +260,7 @@ def _import_fix(error: Exception) -> str | None:
 
 
 def patch_lines() -> Iterator[tuple[str, str]]:
-    """The patches that dcnzoo applies here: name, and what they replace and why."""
+    """Yield name, target and reason of each patch that dcnzoo applies here."""
     from dcnzoo.compat import patches
 
     importlib.import_module("dcnzoo.models")
@@ -273,12 +273,12 @@ def patch_lines() -> Iterator[tuple[str, str]]:
 
 @click.command
 @click.option(
-    "--for", "package", type=click.Choice(PACKAGES), help="Check one of OpenMMLab's other packages too."
+    "--for", "package", type=click.Choice(PACKAGES), help="Also check one of OpenMMLab's other packages."
 )
 def command(package: str | None) -> None:
-    """What is installed, what is wrong with it, and the command that mends it.
+    """Check the installation and print how to fix each problem.
 
-    Exit status 1 if something is wrong.
+    Exit with status 1 if there is a problem.
 
     \b
     examples:

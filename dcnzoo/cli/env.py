@@ -1,4 +1,4 @@
-"""``dcnzoo env``: what is installed, and which compiled operators are in use."""
+"""``dcnzoo env``: list installed versions and the compiled operators in use."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dcnzoo.compat.mmcv import EXTENSION, STAND_IN
 from dcnzoo.version import __version__
 
 ORIGINALS = ("mmengine", "mmcv", "mmcv-lite", "mmdet")
-FORKS = ("onedl-mmengine", "onedl-mmcv", "onedl-mmdetection")  # told where they are
+FORKS = ("onedl-mmengine", "onedl-mmcv", "onedl-mmdetection")  # listed only if installed
 MODULES = {
     **{name: name for name in ORIGINALS},
     "mmcv-lite": "mmcv",
@@ -26,7 +26,7 @@ MODULES = {
 
 
 def environment() -> Iterator[tuple[str, str]]:
-    """Name and value of everything that decides how dcnzoo runs here."""
+    """Yield name and value of everything that affects how dcnzoo runs."""
     import torch
 
     from dcnzoo import ops
@@ -60,7 +60,7 @@ def environment() -> Iterator[tuple[str, str]]:
 
 
 def installed(packages: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    """Those whose files are imported: a folder further behind on ``sys.path`` may have others."""
+    """Yield the packages that Python imports; others may be further back on ``sys.path``."""
     found = {}
     for package in packages:
         with suppress(PackageNotFoundError):
@@ -76,21 +76,21 @@ def installed(packages: tuple[str, ...]) -> Iterator[tuple[str, str]]:
 
 
 def _active_extension() -> str:
-    """Whose compiled module ``mmcv.ops`` uses. Does not import it."""
+    """Return which compiled module ``mmcv.ops`` uses, without importing it."""
     if find_spec("mmcv") is None:
         return "none: mmcv is not installed"
     return f"mmcv's, {mmcv_extension()}" if mmcv_extension() else f"dcnzoo's, {STAND_IN}"
 
 
 def mmcv_extension() -> str | None:
-    """The file of mmcv's own compiled module, if it has one."""
+    """Return the file of mmcv's own compiled module, if it has one."""
     found = find_spec(EXTENSION) if find_spec("mmcv") else None
     return None if found is None or found.origin == str(STAND_IN) else found.origin
 
 
 @click.command
 def command() -> None:
-    """What is installed, and which compiled operators are in use.
+    """Print installed versions and the compiled operators in use.
 
     \b
     examples:

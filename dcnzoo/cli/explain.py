@@ -18,19 +18,24 @@ from dcnzoo.cli._options import option
     "--at",
     type=_options.Numbers(2),
     metavar="X,Y",
-    help="Pixel of the image (default: the middle of the best detection, or of the image).",
+    help="Pixel of the image (default: the centre of the best detection, or of the image).",
 )
 @option(
-    "--box", type=_options.Numbers(4), metavar="X1,Y1,X2,Y2", help="All outputs in this box, instead of --at."
+    "--box",
+    type=_options.Numbers(4),
+    metavar="X1,Y1,X2,Y2",
+    help="Show all outputs in this box (instead of --at).",
 )
 @option(
-    "--layer", metavar="NAME", help="Only this layer (default: all, and the receptive field of the last)."
+    "--layer",
+    metavar="NAME",
+    help="Show only this layer (default: all layers, and the receptive field of the last).",
 )
 @option(
     "--out",
     type=_options.FileName(".html", ".png"),
     default="explain.html",
-    help=".html: a page on which the place follows the pointer. .png: a figure.",
+    help="Output file: .html for a page that follows the pointer, .png for a figure.",
 )
 def command(
     image: str,
@@ -40,13 +45,13 @@ def command(
     out: Path,
     **model: object,
 ) -> None:
-    """Show where a detector samples.
+    """Show the sampling points of a detector.
 
-    For one place of an image: the sampling points of each deformable layer, the effective receptive field,
-    and the size of the offsets of each layer.
+    For one position in an image, shows the sampling points of each deformable layer, the effective receptive
+    field, and the size of each layer's offsets.
 
-    Draws the first group of offsets of DCN and DCNv2 (dcnzoo's and mmcv's), PackedDeformConv2d, DCNv3 and
-    DCNv4. Deformable attention is in the table only.
+    Draws the first offset group of DCN and DCNv2 (dcnzoo's and mmcv's), PackedDeformConv2d, DCNv3 and DCNv4.
+    Deformable attention appears only in the table.
 
     \b
     examples:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from dcnzoo.export.runtime import Session
 
-# With --dynamic-export: tracing takes a map of one pixel, at stride 128, for one of a fixed size.
+# With --dynamic-export: tracing would treat a map of one pixel, at stride 128, as a fixed size.
 LEAST_TRACED = 256
 
 
@@ -33,36 +33,36 @@ LEAST_TRACED = 256
     aliases=["--output-file"],
     type=_options.FILE,
     metavar="FILE",
-    help="ONNX file (default: tmp.onnx), or OpenVINO's IR (default: tmp.xml).",
+    help="Output file: ONNX (default: tmp.onnx) or OpenVINO's IR (default: tmp.xml).",
 )
 @option(
     "--to",
     type=click.Choice(["onnx", "openvino"]),
     default="onnx",
     show_default=True,
-    help="What to write. openvino: an .xml file, which any OpenVINO reads, with its .bin file beside it.",
+    help="Output format. openvino: an .xml file and its .bin file, for OpenVINO without dcnzoo.",
 )
 @option(
     "--input-img",
     metavar="IMAGE",
-    help="Image to trace the model with (default: that of --test-img, else a drawn one).",
+    help="Image for tracing (default: that of --test-img, else a generated one).",
 )
 @option("--test-img", metavar="IMAGE", help="Image for --verify (default: that of --input-img).")
 @_options.shape(
-    "Height and width of the input, or one size for both (default: those of the test pipeline's output)."
+    "Height and width of the input, or one size for both (default: the test pipeline's output size)."
 )
 @option("--opset-version", type=click.IntRange(18, 21), default=19)
-@option("--dynamic-export", is_flag=True, help="Batch size, height and width may differ at run time.")
+@option("--dynamic-export", is_flag=True, help="Allow any batch size, height and width at run time.")
 @option("--show", is_flag=True, help="Print the graph; with --verify, draw both detections to a PNG.")
-@option("--verify", is_flag=True, help="Compare with PyTorch; exit status 1 if the detections differ.")
+@option("--verify", is_flag=True, help="Compare with PyTorch; exit with status 1 if results differ.")
 @option("--simplify", is_flag=True, help="Simplify the graph with onnxslim.")
 @option("--skip-postprocess", is_flag=True, help="Export the raw outputs of a single-stage head.")
 @_options.backend("Runtime to export for and to verify with.")
-@option("--device", help="Where --verify runs the graph: cpu or cuda (default: cpu; for tensorrt cuda).")
+@option("--device", help="Device for --verify: cpu or cuda (default: cpu; for tensorrt cuda).")
 @option(
     "--deform-conv",
     type=click.Choice(["auto", "native", "gathernd", "gatherelements", "gridsample"]),
-    help="Form of deformable convolution (default: DeformConv if opset and backend have it, else GatherND).",
+    help="Form of deformable convolution (default: DeformConv if the opset has it, else GatherND).",
 )
 @_options.allow_partial
 @_options.cfg_options
@@ -86,7 +86,7 @@ def command(
     allow_partial: bool,
     cfg_options: dict,
 ) -> None:
-    """Export a detector to ONNX, or to OpenVINO.
+    """Export a detector to ONNX or OpenVINO.
 
     \b
     examples:
@@ -168,7 +168,7 @@ def command(
     with user_errors():
         session = Session(str(out), backend, device or ("cuda" if backend == "tensorrt" else "cpu"))
         picture = inputs.read_picture(test_img or input_img, found, size)
-    # with open sizes: another size, and the other orientation
+    # for a dynamic graph, also another size and the other orientation
     others = [(size[0] + 64, size[1]), size[::-1]] if dynamic_export else []
     filled = "img_shape" not in session.inputs
     samples = [inputs.model_input(detector, found, picture, size)]
@@ -182,7 +182,7 @@ def command(
 
 
 def _write_ir(path: Path, out: Path) -> None:
-    """Write an ONNX file as OpenVINO's IR, its weights first."""
+    """Convert an ONNX file to OpenVINO's IR; write the weights first."""
     from dcnzoo.export.openvino import save_ir
     from dcnzoo.utils.files import replacing
 
@@ -191,7 +191,7 @@ def _write_ir(path: Path, out: Path) -> None:
         replacing(out.with_suffix(".bin")) as partial_weights,
         TemporaryDirectory(dir=out.parent) as folder,
     ):
-        whole = Path(folder) / "model.xml"  # a name that OpenVINO asks for
+        whole = Path(folder) / "model.xml"  # OpenVINO requires this suffix
         save_ir(path, whole)
         whole.with_suffix(".bin").replace(partial_weights)
         whole.replace(partial)
@@ -222,7 +222,7 @@ def _print_graph(path: Path) -> None:
 
 
 def _build_engine(path: Path, images: Tensor) -> str:
-    """Write the engine beside the ONNX file where there are TensorRT and a GPU; returns what was done."""
+    """Write a TensorRT engine next to the ONNX file if this machine can build it; return a message."""
     import onnx
 
     from dcnzoo.export import tensorrt
@@ -242,10 +242,10 @@ def _build_engine(path: Path, images: Tensor) -> str:
 
 
 def _compare_raw_outputs(detector: nn.Module, session: Session, batches: list[Tensor], backend: str) -> str:
-    """How much PyTorch and the graph differ.
+    """Report the difference between the raw outputs of PyTorch and the graph.
 
     Raises:
-        UserError: by too much.
+        UserError: the difference is too large.
     """
     from dcnzoo.openmmlab.export.verify import raw_difference
     from dcnzoo.utils.errors import UserError
@@ -265,10 +265,10 @@ def _compare_detections(
     where: str,
     drawing: Path | None,
 ) -> str:
-    """How many detections of PyTorch and of the graph agree, on results of ``inputs.model_input``.
+    """Report how many detections of PyTorch and the graph agree, for results of ``inputs.model_input``.
 
     Raises:
-        UserError: too few, or there are none.
+        UserError: too few agree, or nothing is detected.
     """
     import numpy as np
     import torch
@@ -281,7 +281,7 @@ def _compare_detections(
         sizes = [size]
         if index:
             images, sizes = torch.cat([images, images.flip(-1)]), [size, tuple(images.shape[2:])]
-        if "img_shape" not in session.inputs:  # padding is part of the image, for both
+        if "img_shape" not in session.inputs:  # both treat padding as part of the image
             sizes = [tuple(images.shape[2:])] * len(images)
         expected, outputs = predict(detector, images, sizes), session(images.numpy(), np.array(sizes))
         total += compare(outputs, expected)
@@ -306,7 +306,7 @@ def _draw(
     expected: InstanceData,
     outputs: dict[str, np.ndarray],
 ) -> None:
-    """Detections of PyTorch and of the graph, beside each other."""
+    """Draw the detections of PyTorch and of the graph side by side."""
     import numpy as np
 
     from dcnzoo.report import Instances, plot_detections

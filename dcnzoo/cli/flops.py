@@ -13,9 +13,9 @@ from dcnzoo.cli._options import option
 @click.command(cls=_options.Command)
 @_options.config
 @_options.shape(
-    "Height and width, or one size for both, of an image of noise (default: those of the test pipeline)."
+    "Height and width, or one size for both, of an image of noise (default: the test pipeline's size)."
 )
-@_options.num_images(1, None, "Count the mean over the first images of the test set instead.")
+@_options.num_images(1, None, "Take the mean over the first images of the test set instead.")
 @option("--by-operator", is_flag=True, help="Show the operations of each operator.")
 @_options.cfg_options
 def command(
@@ -23,10 +23,10 @@ def command(
 ) -> None:
     """Count the operations and parameters of a detector.
 
-    A multiplication and its addition count as one, as in MMDetection. Convolutions, deformable ones with
-    their samples, and matrix products are counted; normalisation, activation, RoIAlign and NMS, below one
-    percent, are not. A two-stage detector's count depends on its proposals: random weights change it a
-    little.
+    A multiplication with its addition counts as one operation, as in MMDetection. Convolutions (deformable
+    ones with their sampling) and matrix products are counted. Normalisation, activation, RoIAlign and NMS,
+    less than one percent, are not. The count of a two-stage detector depends on its proposals, so random
+    weights change it slightly.
 
     \b
     examples:

@@ -22,24 +22,24 @@ DEMO_MODEL = "mask-rcnn_r14-mdconv_fpn_8e_shapes"
 
 @click.command(cls=_options.Command)
 @click.argument("images", nargs=-1, metavar="IMAGE...", type=click.Path())
-@option("--demo", is_flag=True, help=f"Detect in a generated image; without --model, with {DEMO_MODEL}.")
+@option("--demo", is_flag=True, help=f"Use a generated image and, without --model, {DEMO_MODEL}.")
 @_options.optional_model
 @option(
     "--out",
     type=_options.FOLDER,
     default="work_dirs/infer",
-    help="Folder for the images with their detections drawn, and detections.json.",
+    help="Output folder for images with drawn detections, and detections.json.",
 )
 @option(
     "--score-threshold",
     type=click.FloatRange(0, 1),
     default=0.3,
-    help="Leave out detections with a lower score.",
+    help="Drop detections with a lower score.",
 )
 def command(images: tuple[str, ...], demo: bool, out: Path, score_threshold: float, **model: object) -> None:
     """Detect objects in images.
 
-    Prints a table per image. Writes the images with their detections drawn, and one detections.json in COCO's
+    Prints a table per image. Writes the images with drawn detections, and one detections.json in COCO's
     format, to one folder.
 
     \b
@@ -98,7 +98,7 @@ def command(images: tuple[str, ...], demo: bool, out: Path, score_threshold: flo
 
 
 def _demo_image(folder: Path) -> str:
-    """A validation image of the demo's data."""
+    """Write a validation image of the demo's data; return its path."""
     import cv2
 
     from dcnzoo.data.shapes import ShapesSpec, draw_image

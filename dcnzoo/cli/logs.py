@@ -19,14 +19,14 @@ LOGS = click.argument("logs", nargs=-1, required=True, metavar="LOG...", type=cl
 
 
 def _out(default: str) -> object:
-    return option("--out", type=_options.FILE, default=default, help="Picture file.")
+    return option("--out", type=_options.FILE, default=default, help="Output image.")
 
 
 @click.group(cls=_options.Group)
 def command() -> None:
-    """Curves and times from mmengine's logs.
+    """Plot curves and print times from mmengine's logs.
 
-    LOG is a file vis_data/scalars.json of mmengine, or a work directory: the logs of all its resumptions are
+    LOG is a vis_data/scalars.json of mmengine, or a work directory; the logs of a resumed training are
     joined.
 
     \b
@@ -39,14 +39,14 @@ def command() -> None:
 
 @command.command("plot_curve")
 @LOGS
-@option("--keys", several=True, default=["bbox_mAP"], metavar="KEY...", help="Logged figures to draw.")
-@option("--title", default="", show_default=False, help="Title of the picture.")
-@option("--legend", several=True, metavar="NAME...", help="A name for each log and key (default: LOG KEY).")
+@option("--keys", several=True, default=["bbox_mAP"], metavar="KEY...", help="Logged values to plot.")
+@option("--title", default="", show_default=False, help="Title of the plot.")
+@option("--legend", several=True, metavar="NAME...", help="Name of each log and key (default: LOG KEY).")
 @_out("curves.png")
 def plot_curve(
     logs: tuple[Path, ...], keys: tuple[str, ...], title: str, legend: tuple[str, ...], out: Path
 ) -> None:
-    """Draw what was logged."""
+    """Plot logged values."""
     from dcnzoo.report.history import curve
     from dcnzoo.report.plots import plot_curves
 
@@ -59,7 +59,7 @@ def plot_curve(
 
 @command.command("cal_train_time")
 @LOGS
-@option("--include-outliers", is_flag=True, help="Count the first entry of every epoch too.")
+@option("--include-outliers", is_flag=True, help="Include the first entry of every epoch.")
 def cal_train_time(logs: tuple[Path, ...], include_outliers: bool) -> None:
     """Print the seconds per training iteration."""
     from dcnzoo.report.history import times_by_epoch
@@ -78,7 +78,7 @@ def cal_train_time(logs: tuple[Path, ...], include_outliers: bool) -> None:
 @click.argument("work_dir", type=_options.FOLDER)
 @_out("offsets.png")
 def plot_offsets(work_dir: Path, out: Path) -> None:
-    """Draw the statistics of deformable layers, which OffsetStatisticsHook writes."""
+    """Plot the statistics of deformable layers that OffsetStatisticsHook wrote."""
     import dcnzoo.openmmlab  # noqa: F401  before mmengine
     from dcnzoo.openmmlab.hooks.offset_statistics import read_statistics
     from dcnzoo.report.plots import plot_offset_statistics

@@ -16,14 +16,22 @@ from dcnzoo.cli._options import option
     "--labels",
     several=True,
     metavar="LABEL...",
-    help="A label for each folder (default: its name). Folders of one label are seeds of one setting.",
+    help="Label of each folder (default: its name). Folders with the same label are seeds of one setting.",
 )
 @option(
-    "--checkpoint", type=_options.FILE, metavar="FILE", help="Of a single WORK_DIR (default: its last one)."
+    "--checkpoint",
+    type=_options.FILE,
+    metavar="FILE",
+    help="Checkpoint of a single WORK_DIR (default: the last).",
 )
 @_options.num_images(0, 5, "Number of images with detections.")
 @_options.device
-@option("--out", type=_options.FILE, metavar="FILE", help="(default: report.html in the first WORK_DIR).")
+@option(
+    "--out",
+    type=_options.FILE,
+    metavar="FILE",
+    help="Output file (default: report.html in the first WORK_DIR).",
+)
 @_options.allow_partial
 def command(
     work_dirs: tuple[Path, ...],
@@ -34,11 +42,11 @@ def command(
     out: Path | None,
     allow_partial: bool,
 ) -> None:
-    """Write an HTML report of one training, or of several beside each other.
+    """Write an HTML report of one or several trainings.
 
-    The file needs no other file. It has figures, learning curves, detections beside the ground truth, the
-    sampling points of the deformable layers, the configuration and the environment. dcnzoo train --report
-    writes it after a training.
+    The self-contained file shows results, learning curves, detections next to the ground truth, sampling
+    points of the deformable layers, the configuration and the environment. dcnzoo train --report writes it
+    after a training.
 
     \b
     examples:

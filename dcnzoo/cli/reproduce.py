@@ -20,16 +20,16 @@ from dcnzoo.cli._options import option
 @option(
     "--checkpoint",
     metavar="FILE",
-    help="Weights: a file or an address (default: the published ones, downloaded).",
+    help="Weights: a file or an address (default: download the published weights).",
 )
-@option("--train", is_flag=True, help="Train the model first; resumes an interrupted training.")
+@option("--train", is_flag=True, help="Train the model first, or resume its training.")
 @option(
     "--data-root",
     metavar="FOLDER",
-    help="Folder with COCO: annotations/, train2017/, val2017/ (default: the config's).",
+    help="Folder of COCO: annotations/, train2017/, val2017/ (default: the config's).",
 )
 @option("--subset", type=click.IntRange(min=1), metavar="N", help="Evaluate only the first N images.")
-@option("--out", default="work_dirs/reproduce.jsonl", metavar="FILE", help="File to which a row is added.")
+@option("--out", default="work_dirs/reproduce.jsonl", metavar="FILE", help="Append the result to this file.")
 @_options.unsafe_load
 @_options.allow_partial
 def command(
@@ -43,9 +43,9 @@ def command(
     allow_partial: bool,
     **run: object,
 ) -> None:
-    """Evaluate a model's weights and print the AP beside the one that the zoo lists.
+    """Evaluate a model and compare its AP with the one in the zoo.
 
-    CONFIG is a file, or a name of the zoo (dcnzoo zoo list).
+    CONFIG is a file, or a name in the zoo (dcnzoo zoo list).
 
     \b
     examples:
@@ -84,7 +84,7 @@ def command(
         started = time.time()
         if train:
             runner.train()
-            # the saved weights: the moving average if the config keeps one
+            # from the file: it contains the moving average if the config has one
             weights = Path((work_dir / "last_checkpoint").read_text())
     measured = reproduction.evaluate(runner, weights, unsafe_load, allow_partial)
     if not is_main_process():

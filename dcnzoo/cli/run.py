@@ -1,4 +1,4 @@
-"""``dcnzoo run``: a program that does not import dcnzoo, with the compiled modules that it needs."""
+"""``dcnzoo run``: run a program that does not import dcnzoo, with dcnzoo's versions of compiled modules."""
 
 from __future__ import annotations
 
@@ -16,18 +16,27 @@ from dcnzoo.utils.errors import UserError, user_errors
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
-@click.option("--provide", "names", metavar="NAME,…", help="Compiled modules, in addition to DCNZOO_PROVIDE.")
-@click.option("--import", "first", multiple=True, metavar="MODULE", help="Import this first: dcnzoo.models.")
-@click.option("-m", "module", is_flag=True, help="SCRIPT is the name of a module, as in python -m.")
+@click.option(
+    "--provide", "names", metavar="NAME,…", help="Provide these modules, in addition to DCNZOO_PROVIDE."
+)
+@click.option(
+    "--import",
+    "first",
+    multiple=True,
+    metavar="MODULE",
+    help="Import this module first, such as dcnzoo.models.",
+)
+@click.option("-m", "module", is_flag=True, help="SCRIPT is a module name, as in python -m.")
 @click.argument("script")
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
 def command(
     names: str | None, first: tuple[str, ...], module: bool, script: str, args: tuple[str, ...]
 ) -> None:
-    """Run a Python program, with compiled modules that are missing on dcnzoo's operators.
+    """Run a program with dcnzoo's compiled modules.
 
-    As ``import dcnzoo`` and ``dcnzoo.compat.provide`` at the beginning of the program, which stays as it is.
-    ARGS are the program's.
+    dcnzoo's operators replace compiled modules that the program lacks. The program needs no change: the
+    effect is the same as with import dcnzoo and dcnzoo.compat.provide at its start. ARGS are passed to the
+    program.
 
     \b
     examples:
@@ -49,6 +58,6 @@ def command(
             runpy.run_module(script, run_name="__main__", alter_sys=True)
         else:
             runpy.run_path(script, run_name="__main__")
-    except Exception:  # the program's own: with its traceback, whatever it is
+    except Exception:  # an error of the program: always print its traceback
         traceback.print_exc()
         sys.exit(1)

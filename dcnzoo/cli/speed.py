@@ -21,12 +21,14 @@ POSITIVE = click.IntRange(min=1)
     "Height and width, or one size for both, of an image of noise (default: images of the test set)."
 )
 @option("--max-iter", type=POSITIVE, default=200, help="Number of images.")
-@option("--num-warmup", type=click.IntRange(min=0), default=5, help="Images before these.")
-@option("--log-interval", type=POSITIVE, default=50, help="Print a line after so many images.")
+@option(
+    "--num-warmup", type=click.IntRange(min=0), default=5, help="Number of images before the measurement."
+)
+@option("--log-interval", type=POSITIVE, default=50, help="Print a line after this number of images.")
 @option("--repeat-num", type=POSITIVE, default=1, help="Number of repetitions.")
-@option("--fuse-conv-bn", is_flag=True, help="Fold batch norms into the convolutions first.")
-@option("--amp", is_flag=True, help="fp16 on a GPU, bf16 on the CPU.")
-@option("--device", metavar="DEVICE", help="cpu, cuda or cuda:1 (default: a GPU where there is one).")
+@option("--fuse-conv-bn", is_flag=True, help="Fold batch norms into convolutions first.")
+@option("--amp", is_flag=True, help="Mixed precision: fp16 on a GPU, bf16 on the CPU.")
+@option("--device", metavar="DEVICE", help="cpu, cuda or cuda:1 (default: a GPU if available).")
 @_options.unsafe_load
 @_options.cfg_options
 def command(
@@ -46,8 +48,8 @@ def command(
 ) -> None:
     """Time a detector's inference.
 
-    One image at a time, from the image in memory to the detections, without reading and resizing files. With
-    random weights, NMS and other steps after the network get other boxes than those of a trained detector.
+    Runs one image at a time, from the image in memory to the detections, without reading and resizing files.
+    With random weights, NMS and other steps after the network receive other boxes than with trained weights.
 
     \b
     examples:

@@ -19,20 +19,20 @@ from dcnzoo.cli._options import option
     metavar="FILE",
     help="Write the predictions: .pkl, or .json for COCO's format.",
 )
-@option("--show-dir", metavar="FOLDER", help="Write images with the detections drawn to this folder.")
+@option("--show-dir", metavar="FOLDER", help="Write images with drawn detections to this folder.")
 @option("--show-score-thr", type=float, help="Draw detections above this score (default: 0.3).")
-@option("--tta", is_flag=True, help="Merge the detections on the image and on its mirror image.")
+@option("--tta", is_flag=True, help="Merge the detections of the image and its mirror image.")
 @option(
     "--eval",
     "metrics",
     several=True,
     metavar="METRIC...",
-    help="bbox, segm or proposal (default: the config's).",
+    help="Metrics: bbox, segm or proposal (default: the config's).",
 )
-@_options.settings("--eval-options", "Settings of the evaluator: classwise=True.")
-@option("--format-only", is_flag=True, help="Write --out FILE.json without evaluation.")
-@_options.backend("What runs an ONNX file.")
-@option("--device", help="Where an ONNX file runs: cpu or cuda (default: cpu; for tensorrt cuda).")
+@_options.settings("--eval-options", "Settings of the evaluator, such as classwise=True.")
+@option("--format-only", is_flag=True, help="Write --out FILE.json without evaluating it.")
+@_options.backend("Runtime for an ONNX file.")
+@option("--device", help="Device for an ONNX file: cpu or cuda (default: cpu; for tensorrt cuda).")
 @_options.allow_partial
 def command(
     checkpoint: str,
@@ -50,7 +50,7 @@ def command(
 ) -> None:
     """Evaluate a detector.
 
-    CHECKPOINT is a file of weights, or an exported file: .onnx, or .xml with --backend openvino.
+    CHECKPOINT is a file of weights or an exported model: .onnx, or .xml with --backend openvino.
 
     \b
     examples:
@@ -73,7 +73,7 @@ def command(
     with user_errors():
         cfg = load_config(**run)
         require_file(checkpoint, "model" if onnx else "checkpoint")
-        cfg.load_from, cfg.resume = checkpoint, False  # a config that a resumed run wrote has resume=True
+        cfg.load_from, cfg.resume = checkpoint, False  # the config of a resumed run has resume=True
         testing.set_evaluator(cfg, metrics, eval_options, out if as_json else None, format_only)
         if show_dir is not None:
             testing.draw_detections(cfg, show_dir, show_score_thr)
@@ -82,7 +82,7 @@ def command(
         elif tta:
             testing.use_test_time_augmentation(cfg)
         runner = build_runner(cfg, allow_partial=allow_partial)
-        metrics = runner.test_evaluator.metrics  # built here, where a mistake in it is the user's
+        metrics = runner.test_evaluator.metrics  # builds it here, where errors are reported as user errors
         if out is not None and not as_json:
             from mmdet.evaluation import DumpDetResults
 

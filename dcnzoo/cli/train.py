@@ -23,9 +23,9 @@ from dcnzoo.cli._options import option
     is_flag=False,
     flag_value="auto",
     metavar="[CHECKPOINT]",
-    help="Continue from a checkpoint, or from the latest one in the work directory.",
+    help="Resume from a checkpoint (default: the latest in the work directory).",
 )
-@option("--report", is_flag=True, help="After the training, write report.html to the work directory.")
+@option("--report", is_flag=True, help="Write report.html to the work directory after training.")
 @_options.allow_partial
 def command(
     amp: bool, auto_scale_lr: bool, resume: str | None, report: bool, allow_partial: bool, **run: object

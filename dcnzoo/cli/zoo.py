@@ -1,4 +1,4 @@
-"""``dcnzoo zoo``: the models there are, their figures, their weights."""
+"""``dcnzoo zoo``: published models, their results and their weights."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
     from dcnzoo.zoo import Model
 
 
-AS_JSON = option("--json", "as_json", is_flag=True, help="Everything that is known, as JSON.")
+AS_JSON = option("--json", "as_json", is_flag=True, help="Print all information as JSON.")
 
 
 @click.group(cls=_options.Group)
 def command() -> None:
-    """Published models: list, search, download, verify.
+    """List, search, download and verify published models.
 
-    NAME is a config's name without .py (faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco), one of the names
-    that MMDetection gives it, or package::folder/config.
+    NAME is a config's name without .py (faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco), one of its names in
+    MMDetection, or package::folder/config.
 
     \b
     examples:
@@ -39,11 +39,11 @@ def command() -> None:
 
 
 @command.command("list")
-@option("--dcn", is_flag=True, help="Only those with deformable convolution.")
-@option("--measured", is_flag=True, help="Only those whose figures were measured by dcnzoo.")
+@option("--dcn", is_flag=True, help="List only models with deformable convolution.")
+@option("--measured", is_flag=True, help="List only models that dcnzoo measured.")
 @AS_JSON
 def list_(dcn: bool, measured: bool, as_json: bool) -> None:
-    """All models."""
+    """List all models."""
     from dcnzoo.zoo import is_deformable, models
 
     chosen = [m for m in models() if (m.measured or not measured) and (is_deformable(m) or not dcn)]
@@ -54,7 +54,7 @@ def list_(dcn: bool, measured: bool, as_json: bool) -> None:
 @click.argument("words", nargs=-1, required=True)
 @AS_JSON
 def search(words: tuple[str, ...], as_json: bool) -> None:
-    """Models in whose names or papers all WORDS occur."""
+    """Find models by WORDS, which must all occur in their names or paper."""
     from dcnzoo import zoo
 
     found = zoo.search(words)
@@ -67,7 +67,7 @@ def search(words: tuple[str, ...], as_json: bool) -> None:
 @click.argument("name")
 @AS_JSON
 def info(name: str, as_json: bool) -> None:
-    """What is known about a model."""
+    """Print all information about a model."""
     from dcnzoo import zoo
 
     known = _known(zoo.find(name))
@@ -84,12 +84,12 @@ def info(name: str, as_json: bool) -> None:
 
 @command.command
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
-@option("--out", type=_options.FOLDER, help="Folder (default: torch's cache).")
+@option("--out", type=_options.FOLDER, help="Output folder (default: torch's cache).")
 def download(names: tuple[str, ...], out: Path | None) -> None:
-    """Download and check the weights of models; prints where they are."""
+    """Download and verify the weights of models; print their paths."""
     from dcnzoo import zoo
 
-    for model in [zoo.find(name) for name in names]:  # a wrong name stops it before the first download
+    for model in [zoo.find(name) for name in names]:  # finds all names before the first download
         path = zoo.download(model.id, out)
         print(path, flush=True)
         if zoo.checksum_in_name(path.name) is None:
@@ -99,7 +99,7 @@ def download(names: tuple[str, ...], out: Path | None) -> None:
 @command.command
 @click.argument("files", nargs=-1, required=True, metavar="FILE...", type=click.Path(path_type=Path))
 def verify(files: tuple[Path, ...]) -> None:
-    """Compare files with the checksum that OpenMMLab writes into their names."""
+    """Verify files by the checksum that OpenMMLab adds to their names."""
     from dcnzoo import zoo
 
     problems = 0
@@ -127,11 +127,11 @@ def verify(files: tuple[Path, ...]) -> None:
 )
 @_options.unsafe_load
 def publish(in_file: str, out_file: Path, save_keys: tuple[str, ...], unsafe_load: bool) -> None:
-    """Make a checkpoint to publish: IN_FILE of a training to OUT_FILE.
+    """Convert the checkpoint IN_FILE of a training to OUT_FILE for publication.
 
-    Keeps the weights and their description, not the optimizer; only the weights if OUT_FILE is x.safetensors.
-    Puts the first digits of the file's SHA-256 at the end of its name, x.pth becomes x-1a2b3c4d.pth, where
-    dcnzoo zoo verify and every download look for them.
+    Keeps the weights and their metadata, but not the optimizer; only the weights if OUT_FILE is
+    x.safetensors. Adds the first digits of the file's SHA-256 to its name: x.pth becomes x-1a2b3c4d.pth.
+    dcnzoo zoo verify and every download compare them.
     """
     import torch
 
@@ -151,9 +151,9 @@ def publish(in_file: str, out_file: Path, save_keys: tuple[str, ...], unsafe_loa
         ending, kept = ".safetensors", {"state_dict": kept["state_dict"]}
         content = save({name: value.contiguous() for name, value in kept["state_dict"].items()})
     else:
-        buffer = io.BytesIO()  # torch.save puts the name of a file into it
+        buffer = io.BytesIO()  # not a file: torch.save would store its name
         torch.save(kept, buffer)
-        content = seal(buffer.getvalue())  # as it will be in the file
+        content = seal(buffer.getvalue())  # sealed like every checkpoint
     removed = sorted(set(map(str, checkpoint)) - set(kept))
     digits = hashlib.sha256(content).hexdigest()[:8]
     out_file = out_file.with_name(f"{out_file.name.removesuffix(ending)}-{digits}{ending}")

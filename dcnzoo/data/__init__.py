@@ -1,1 +1,1 @@
-"""Object detection data: conversion to COCO, checks, splits, generated data. No torch, no OpenMMLab."""
+"""Data for object detection: conversion to COCO, checks, splits, generated data. No torch, no OpenMMLab."""

@@ -1,4 +1,4 @@
-"""What is wrong with a COCO file, all of it, and a file without it."""
+"""Find all problems in a COCO file, and write a file without them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from dcnzoo.data.conversion import (
 )
 from dcnzoo.utils.errors import UserError
 
-# what each kind of problem is called in the report, and what `fix` does about it
+# kind of problem → its description in the report, and what `fix` does (None: cannot be fixed)
 KINDS = {
     "file": ("no COCO file", None),
     "empty": ("nothing in it", None),
@@ -61,7 +61,7 @@ KINDS = {
 }
 
 
-# with which no detector can be trained, and those of masks, which boxes do without
+# problems that prevent any training, and problems of masks, which only affect detectors with masks
 STOPS = {
     *("file", "empty", "classes", "image-entry", "category-entry", "annotation-entry", "iscrowd"),
     *("duplicate-image-id", "duplicate-category-id", "duplicate-annotation-id", "duplicate-category"),
@@ -72,12 +72,14 @@ PLURALS = {"image": "images", "category": "categories"}
 
 
 class Problem(NamedTuple):
-    """Attributes:
-    kind: a key of :data:`KINDS`.
-    where: which image, annotation or category, by its id.
-    text: the field, what was expected, and what is there.
-    place: ``("images", index)`` or ``("annotations", index)`` in the file; None for the rest.
-    stops: whether no detector can be trained with it; one for boxes can be with what is wrong with masks.
+    """A problem in a COCO file.
+
+    Attributes:
+        kind: a key of :data:`KINDS`.
+        where: the image, annotation or category, by its id.
+        text: the field, the expected and the actual value.
+        place: ``("images", index)`` or ``("annotations", index)`` in the file; otherwise None.
+        stops: the problem prevents training. Problems of masks do not matter to a detector without masks.
     """
 
     kind: str
@@ -88,14 +90,14 @@ class Problem(NamedTuple):
 
 
 class Report:
-    """What :func:`check_coco` has found.
+    """The result of :func:`check_coco`.
 
     Attributes:
-        file: that was read.
+        file: the checked file.
         problems: in the order of the file.
-        counts: of ``images``, ``annotations``, ``categories``.
-        per_class: annotations of each category's name.
-        empty_images: that no annotation is of.
+        counts: numbers of ``images``, ``annotations``, ``categories``.
+        per_class: number of annotations by category name.
+        empty_images: number of images without an annotation.
     """
 
     def __init__(self, file: Path, content: dict, problems: list[Problem]) -> None:
@@ -116,7 +118,7 @@ class Report:
         return found
 
     def as_dict(self) -> dict:
-        """For ``--json``."""
+        """Return the report for ``--json``."""
         return {
             "file": str(self.file),
             **self.counts,
@@ -132,18 +134,19 @@ def check_coco(
     classes: Sequence[str] | None = None,
     step: Step = lambda done, total: None,
 ) -> Report:
-    """Look at everything in a COCO file for training a detector.
+    """Check a COCO file for training a detector.
 
-    Coordinates may be a pixel beyond the image, areas a tenth or the pixels of the outline off.
+    Tolerates coordinates up to one pixel outside the image, and areas that differ by a tenth plus the pixels
+    of the outline.
 
     Args:
         file: with ``images``, ``annotations`` and ``categories``.
-        images: the folder of the images, whose sizes are compared; None: files are not looked at.
-        classes: what a config's ``metainfo`` has, in that order; a file may have more.
-        step: called after each image file.
+        images: folder of the images, whose sizes are compared; None: do not check image files.
+        classes: the classes in a config's ``metainfo``, in that order; the file may have more.
+        step: called after each image.
 
     Raises:
-        UserError: a file or a folder is not there.
+        UserError: the file or the folder does not exist.
     """
     file = Path(file)
     if not os.path.isfile(file):
@@ -166,7 +169,7 @@ def check_coco(
     checker = _Checker(content)
     for key in keys:
         if not content.get(key):
-            # without annotations a file can be tested on
+            # a file without annotations can be used for testing
             checker.at(key).add("empty", "expected at least 1, got 0", stops=key != "annotations")
     checker.check_categories(classes)
     checker.check_images(None if images is None else Path(images), step)
@@ -177,10 +180,10 @@ def check_coco(
 def checked_coco(
     file: str | Path, images: str | Path | None = None, classes: Sequence[str] | None = None
 ) -> Report:
-    """:func:`check_coco` of a file that has to be without problems.
+    """Check a COCO file by :func:`check_coco` and require that it has no problems.
 
     Raises:
-        UserError: it has some; the first, and the command that lists all.
+        UserError: it has problems; the message gives the first and the command that lists all.
     """
     report = check_coco(file, images, classes)
     if report.problems:
@@ -189,7 +192,7 @@ def checked_coco(
 
 
 def as_error(report: Report, problems: Sequence[Problem], images: str | Path | None = None) -> UserError:
-    """The first of these problems, and the command that lists all."""
+    """Return an error with the first of these problems and the command that lists all."""
     number = len(report.problems)
     command = f"dcnzoo data check {report.file}" + (f" --images {images}" if images is not None else "")
     more = f"; `{command}` lists all {number} problems" if number > 1 else ""
@@ -197,7 +200,7 @@ def as_error(report: Report, problems: Sequence[Problem], images: str | Path | N
 
 
 def wrong_with_classes(names: Sequence[str], classes: Sequence[str]) -> str | None:
-    """Why categories, in the order of the file, are not a config's classes: a label is a place in it."""
+    """Explain why a file's categories do not fit a config's classes; None if they do. The order matters."""
     missing = [name for name in classes if name not in names]
     there = [name for name in names if name in classes]
     if missing:
@@ -208,13 +211,13 @@ def wrong_with_classes(names: Sequence[str], classes: Sequence[str]) -> str | No
 
 
 def fix(report: Report, out: str | Path) -> dict[str, Counter]:
-    """Write the file without what is wrong: see :data:`KINDS`. With an image go its annotations.
+    """Write a copy of the file without its problems; see :data:`KINDS`. A dropped image's annotations go too.
 
     Returns:
-        What was done, to how many ``images`` and ``annotations``.
+        For ``images`` and ``annotations``, the number of entries by remedy.
 
     Raises:
-        UserError: something is wrong that cannot be mended, or nothing is left. Nothing is written.
+        UserError: a problem cannot be fixed, or nothing is left. Nothing is written.
     """
     for problem in report.problems:
         if KINDS[problem.kind][1] is None:
@@ -263,7 +266,7 @@ def fix(report: Report, out: str | Path) -> dict[str, Counter]:
 
 
 class _Checker:
-    """The problems of one file. Ids are compared by value and type: 1 and "1" are two, as in COCO's code."""
+    """Collects the problems of one file. As in pycocotools, ids of different types differ: 1 is not "1"."""
 
     def __init__(self, content: dict) -> None:
         self.content = content
@@ -273,7 +276,7 @@ class _Checker:
         self.at("file")
 
     def at(self, where: str, place: tuple[str, int] | None = None) -> _Checker:
-        """What is looked at from here on."""
+        """Set the position for the problems that follow."""
         self.where, self.place = where, place
         return self
 
@@ -285,7 +288,7 @@ class _Checker:
         self.add(kind, f"{key}: expected one of its own, got {value} again")
 
     def check_categories(self, classes: Sequence[str] | None) -> None:
-        names: list[Any] = []  # texts, where the file has no problem
+        names: list[Any] = []  # strings, unless the file has a problem
         for index, entry in enumerate(self.content.get("categories", ())):
             self.at(f"categories[{index}]")
             if not isinstance(entry, dict) or not _is_id(entry.get("id")):
@@ -360,7 +363,7 @@ class _Checker:
                 continue
             number = entry.get("id")
             if not _is_id(number):
-                # dropping it would be more than is needed
+                # new ids fix this; dropping the annotation is not necessary
                 self.add("duplicate-annotation-id", f"id: expected an integer, got {short(number)}")
             else:
                 self.at(f"annotation {number}", place)
@@ -413,16 +416,17 @@ class _Checker:
             text = f"bbox: expected a box inside of {bounds} pixels, got {short(box)}"
             x1, y1, x2, y2 = clip_box(_corners(box), size or (0, 0))
             if far or not (x1 < x2 and y1 < y2):
-                self.add("box", text, stops=far)  # nothing would be left, or it is no position
+                # nothing would be left, or the coordinates are not plausible
+                self.add("box", text, stops=far)
                 return False
             self.add("box-outside", text)
         return True
 
     def _check_segmentation(self, entry: dict, size: tuple[int, int] | None) -> list[float] | None:
-        """The areas of its parts, of which a box has none; None if there is a problem."""
+        """Return the areas of the parts, [] for an object without a mask, None if there is a problem."""
         mask = entry.get("segmentation")
         if mask is None or mask == []:
-            return []  # a box is enough for a detector
+            return []  # valid: a detector may need only the box
         if isinstance(mask, dict):
             problem, area = _read_rle(mask, size)
             if problem or area is None:
@@ -464,7 +468,7 @@ class _Checker:
         return areas
 
     def _check_agreement(self, entry: dict, areas: list[float], area: float | None) -> None:
-        """Box, mask and area: of one another."""
+        """Check that box, mask and area agree."""
         box, mask = entry["bbox"], entry.get("segmentation")
         if isinstance(mask, list) and mask and entry.get("iscrowd", 0) == 0:
             x1, y1 = (min(min(polygon[axis::2]) for polygon in mask) for axis in (0, 1))
@@ -477,21 +481,24 @@ class _Checker:
             return
         real = sum(areas) if areas else box[2] * box[3]
         if areas:
-            # what counts pixels and what measures outlines differ by pixels of the outline
+            # counted pixels and measured polygons differ by the pixels of the outline
             slack = 0.1 * real + box[2] + box[3]
             low, high = max(areas) - slack, real + slack  # parts may overlap
         else:
-            low, high = 0, 1.1 * real + box[2] + box[3]  # perhaps that of a mask which is not here
+            # may be the area of a mask that the file does not have
+            low, high = 0, 1.1 * real + box[2] + box[3]
         if not low <= area <= high:
             self.add("area", f"area: expected about {real:.6g} pixels², got {area:g}")
 
 
 def decode_counts(text: str) -> list[int]:
-    """The run lengths of a compressed RLE: six bits of a character are five of a number and a sign to go on;
-    from the third on a number is the difference to the one before the last.
+    """Decode the run lengths of a compressed RLE.
+
+    Each character has six bits: five of a number, and one that marks a continuation. From the third number
+    on, a number is the difference to the second last.
 
     Raises:
-        ValueError: it ends in the middle of a number, or has other characters, or a number of too many.
+        ValueError: the text ends within a number, has invalid characters, or a number is too long.
     """
     if not text:
         return []
@@ -513,7 +520,7 @@ def decode_counts(text: str) -> list[int]:
 
 
 def _read_rle(mask: dict, size: tuple[int, int] | None) -> tuple[str | None, float | None]:
-    """What is wrong with it, and its area; None unless it can be decoded to a mask of the image."""
+    """Return the problem with an RLE, and its area; the area is None if it cannot be decoded to a mask."""
     extent, counts = mask.get("size"), mask.get("counts")
     if not isinstance(extent, list) or len(extent) != 2 or not all(map(_is_side, extent)):
         return f"expected RLE with size [height, width], got {short(extent)}", None
@@ -536,7 +543,7 @@ def _read_rle(mask: dict, size: tuple[int, int] | None) -> tuple[str | None, flo
 
 
 def _area(annotation: dict) -> float:
-    """Of an annotation without other problems; of overlapping polygons the sum."""
+    """Return the area of a valid annotation; overlapping polygons are added up."""
     mask = annotation.get("segmentation")
     if isinstance(mask, dict):
         counts = mask["counts"]
@@ -547,7 +554,7 @@ def _area(annotation: dict) -> float:
 
 
 def _clip(annotation: dict, size: tuple[int, int]) -> bool:
-    """Cut off what is beyond the image; False if nothing is left."""
+    """Clip an annotation to the image; return False if nothing is left."""
     x1, y1, x2, y2 = clip_box(_corners(annotation["bbox"]), size)
     mask = annotation.get("segmentation")
     if isinstance(mask, list) and mask:
@@ -586,7 +593,7 @@ def _is_side(value: object) -> TypeGuard[int]:
 
 
 def _are_numbers(values: list) -> bool:
-    """Whether all are finite; by what is fast for lists of a million."""
+    """Whether all values are finite numbers; fast for lists of a million values."""
     if not set(map(type, values)) <= {int, float}:
         return False
     try:
@@ -596,7 +603,7 @@ def _are_numbers(values: list) -> bool:
 
 
 def _key(value: object) -> object:
-    """What can be counted; lists and dicts are no ids."""
+    """Return a value that can be counted: an id, or None for invalid ids such as lists and dicts."""
     return value if _is_id(value) else None
 
 

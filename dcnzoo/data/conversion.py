@@ -1,6 +1,6 @@
-"""What the converters to COCO's format share: sizes of images, geometry, categories, and what is refused.
+"""Shared code of the converters to COCO's format: image sizes, geometry, categories, problems.
 
-Coordinates are COCO's: (0, 0) is the upper left corner of the first pixel, (1, 1) its lower right one.
+Coordinates are COCO's: (0, 0) is the upper left corner of the first pixel, (1, 1) its lower right corner.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from dcnzoo.utils.errors import UserError, printable
 from dcnzoo.utils.files import write_bytes
 from dcnzoo.version import __version__
 
-# what mmcv reads; a file of another kind beside images is no mistake
+# the formats that mmcv reads; files with other suffixes are ignored
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-# An edge may lie this far beyond the image, as rounding brings about, and is moved to its border.
+# An edge may lie this far outside the image because of rounding; it is moved to the border.
 TOLERANCE = 1.0  # pixels
-# No image is as large. pycocotools crashes at coordinates that are much larger.
+# Larger than any image. pycocotools crashes at much larger coordinates.
 FAR = 1_000_000  # pixels
 _ORIENTATION = 0x0112
 _SHOWN = 20
 
 Polygon = Sequence[tuple[float, float]] | np.ndarray  # [points, 2], (x, y)
-Step = Callable[[int, int], None]  # done, of how many
+Step = Callable[[int, int], None]  # (done, total)
 
 
 class Problem(NamedTuple):
-    """Something in the source that cannot be converted."""
+    """An object or file in the source that cannot be converted."""
 
     file: Path
     line: int | None
@@ -48,7 +48,7 @@ class Problem(NamedTuple):
 
 
 class Refused(Exception):
-    """What is wrong with an object, or a file; becomes a :class:`Problem` where its place is known."""
+    """An invalid object or file; the caller adds the position and converts it to a :class:`Problem`."""
 
     def __init__(self, text: str, line: int | None = None) -> None:
         super().__init__(text)
@@ -56,20 +56,20 @@ class Refused(Exception):
 
 
 def image_size(file: Path | BinaryIO, name: str | None = None) -> tuple[int, int]:
-    """(width, height) of an image as MMDetection loads it, turned as its EXIF orientation says.
+    """Return (width, height) of an image as MMDetection loads it: rotated by its EXIF orientation.
 
     Args:
-        file: its path, or the opened file.
+        file: a path, or an open file.
         name: of the image in messages; by default its path.
 
     Raises:
-        Refused: it is not there, or no image.
+        Refused: it does not exist or is not an image.
     """
     name = name or str(file)
     try:
         with Image.open(file) as image:
             width, height = image.size
-            # of a TIFF Pillow's size is that of the turned image
+            # for TIFF, Pillow's size is that of the rotated image
             turned = image.format != "TIFF" and image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
     except FileNotFoundError:
         raise Refused(f"expected an image, found none at {name}") from None
@@ -79,15 +79,15 @@ def image_size(file: Path | BinaryIO, name: str | None = None) -> tuple[int, int
 
 
 def polygon_area(polygon: Polygon) -> float:
-    """As the sides enclose it: parts that run the other way round count negative."""
-    # from the first corner: far from the origin products lose the digits that matter
+    """Return the enclosed area; parts with the opposite orientation count as negative."""
+    # relative to the first corner: far from the origin, the products would lose precision
     return float(shapely.area(shapely.polygons(np.asarray(polygon, float) - polygon[0])))
 
 
 def clip_box(
     corners: tuple[float, float, float, float], size: tuple[int, int]
 ) -> tuple[float, float, float, float]:
-    """The part of a box that is inside of the image; x1, y1, x2, y2."""
+    """Return the part of a box inside the image; x1, y1, x2, y2."""
     x1, y1, x2, y2 = corners
     return (
         min(max(x1, 0), size[0]),
@@ -98,10 +98,10 @@ def clip_box(
 
 
 def clip_polygon(polygon: Polygon, size: tuple[int, int]) -> list[Polygon]:
-    """The parts of a polygon that are inside of the image: none, one, or several of a concave one."""
+    """Return the parts of a polygon inside the image: none, one, or several if it is concave."""
     if _is_inside(polygon, size):
         return [polygon]
-    # sides that cross each other are refused by the intersection
+    # shapely.intersection does not accept polygons with crossing sides
     whole = shapely.make_valid(shapely.polygons(np.asarray(polygon, float)))
     inside = shapely.intersection(whole, shapely.box(0, 0, *size))
     parts = shapely.get_parts(shapely.get_parts(inside))
@@ -109,7 +109,7 @@ def clip_polygon(polygon: Polygon, size: tuple[int, int]) -> list[Polygon]:
 
 
 def _outline(part: shapely.Polygon) -> Polygon:
-    """The corners, each once; to a hole, which COCO's polygons do not have, and back along the same line."""
+    """Return the corners, each once. COCO's polygons have no holes: join each hole by a line of no width."""
     points = list(part.exterior.coords)
     for hole in part.interiors:
         points += [*hole.coords, points[0]]
@@ -125,11 +125,11 @@ def _is_inside(points: Polygon, size: tuple[int, int], tolerance: float = 0.0) -
 
 
 class Conversion:
-    """Collects images and objects, and what is wrong with them, and writes the COCO file.
+    """Collects images, objects and problems, and writes the COCO file.
 
     Args:
-        classes: names in the order of their labels; None: those that occur, sorted.
-        clip: cut off whatever is beyond the image; otherwise more than a pixel of it is refused.
+        classes: names in the order of their labels; None: the names that occur, sorted.
+        clip: clip objects to the image; otherwise, more than a pixel outside is a problem.
     """
 
     def __init__(self, classes: Sequence[str] | None = None, clip: bool = False) -> None:
@@ -141,20 +141,21 @@ class Conversion:
         self.classes = None if classes is None else tuple(classes)
         self.tolerance = math.inf if clip else TOLERANCE
         self.problems: list[Problem] = []
-        self.clipped = 0  # objects of which a part beyond the image was cut off
+        self.clipped = 0  # number of objects that were clipped
         self._images: dict[str, dict] = {}  # by file name
-        self._extracted: list[tuple[Path, Callable[[], bytes]]] = []  # images that are written with the file
-        self._objects: list[tuple[str, dict]] = []  # with the class's name
+        # images that are written with the COCO file
+        self._extracted: list[tuple[Path, Callable[[], bytes]]] = []
+        self._objects: list[tuple[str, dict]] = []  # class name, entry
 
     def add_image(self, file_name: str, size: tuple[int, int]) -> int:
-        """The new image's id.
+        """Add an image and return its id.
 
         Args:
-            file_name: relative to what will be the ``data_prefix``.
+            file_name: relative to the future ``data_prefix``.
             size: (width, height)
 
         Raises:
-            Refused: it has been added.
+            Refused: the image has been added before.
         """
         if file_name in self._images:
             raise Refused(f"expected each image once, got {file_name} again")
@@ -164,7 +165,7 @@ class Conversion:
         return number
 
     def add_extracted(self, target: Path, read: Callable[[], bytes]) -> None:
-        """``target`` gets what ``read`` returns, when everything is known to be right."""
+        """Write the bytes that ``read`` returns to ``target`` when the COCO file is written."""
         self._extracted.append((target, read))
 
     def add_box(
@@ -179,15 +180,15 @@ class Conversion:
         """Add an object without an outline.
 
         Raises:
-            Refused: it reaches beyond the image, or has no area, or its class is not known.
+            Refused: it extends beyond the image or has no area, or its class is unknown.
         """
         self._check_inside([corners[:2], corners[2:]], size)
         (x1, y1, x2, y2), kept = corners, clip_box(corners, size)
-        # before the part beyond the image is gone: what is turned inside out is no part of anything
+        # test before clipping: an inverted box is not clipped
         if x1 < x2 and y1 < y2:
             self.clipped += kept != corners
             x1, y1, x2, y2 = kept
-        if not min(round(x2 - x1, 2), round(y2 - y1, 2)) > 0:  # as it is written
+        if not min(round(x2 - x1, 2), round(y2 - y1, 2)) > 0:  # rounded as in the file
             raise Refused(f"{name}: expected a box with an area, got {x2 - x1:g} × {y2 - y1:g} pixels")
         self._add(image, name, [x1, y1, x2 - x1, y2 - y1], (x2 - x1) * (y2 - y1), iscrowd, extra)
 
@@ -197,7 +198,7 @@ class Conversion:
         """Add an object whose parts have these outlines.
 
         Raises:
-            Refused: as :meth:`add_box`; an outline has fewer than three points.
+            Refused: as :meth:`add_box`; or an outline has fewer than three points.
         """
         for polygon in polygons:
             if len(polygon) < 3:
@@ -213,17 +214,17 @@ class Conversion:
             raise Refused(f"{name}: expected a polygon with an area in the image, got 0 pixels²")
         corners = [np.reshape(part, (-1, 2)) for part in flat]
         area = sum(polygon_area(polygon) for polygon in corners)
-        if len(parts) > 1:  # which may overlap
+        if len(parts) > 1:  # the parts may overlap
             area = float(coco_mask.area(coco_mask.merge(coco_mask.frPyObjects(flat, size[1], size[0]))))
         points = np.concatenate(corners)
         (x1, y1), (x2, y2) = points.min(0).tolist(), points.max(0).tolist()
         self._add(image, name, [x1, y1, x2 - x1, y2 - y1], area, 0, extra, flat)
 
     def add_mask(self, image: int, name: str, mask: np.ndarray, **extra: object) -> None:
-        """Add an object that covers these pixels.  # mask: [H, W] of the image, bool
+        """Add an object that covers the pixels of a mask.  # mask: [H, W] of the image, bool
 
         Raises:
-            Refused: it covers none, or its class is not known.
+            Refused: the mask is empty, or its class is unknown.
         """
         if not mask.any():
             raise Refused(f"{name}: expected a mask that covers at least 1 pixel, got 0")
@@ -266,11 +267,11 @@ class Conversion:
         self._objects.append((name, entry))
 
     def refuse(self, file: Path, error: Refused | str, line: int | None = None) -> None:
-        """Note what is wrong; the line that the error knows is the better one."""
+        """Record a problem; the line number of the error takes precedence over ``line``."""
         self.problems.append(Problem(file, getattr(error, "line", None) or line, str(error)))
 
     def content(self) -> dict:
-        """The COCO file. Classes that do not occur are in it where they were named."""
+        """Return the content of the COCO file. It includes all given classes, even if they do not occur."""
         names = self.classes or tuple(sorted({name for name, _ in self._objects}))
         ids = {name: number for number, name in enumerate(names, 1)}
         annotations = [
@@ -285,14 +286,10 @@ class Conversion:
         }
 
     def write(self, out: Path, skip_invalid: bool = False) -> dict:
-        """Write the file, whole or not at all.
-
-        Returns:
-            Its content.
+        """Write the COCO file atomically; return its content.
 
         Raises:
-            UserError: there are problems, which :attr:`problems` lists, and ``skip_invalid`` is False; or
-                nothing is left.
+            UserError: there are :attr:`problems` and ``skip_invalid`` is False; or nothing is left.
         """
         if self.problems and not skip_invalid:
             files = len({problem.file for problem in self.problems})
@@ -315,19 +312,19 @@ class Conversion:
 
 
 def shown(problems: Sequence[Problem]) -> list[str]:
-    """A line for each of the first ones, and how many more there are."""
+    """Return one line for each of the first problems, and the number of the others."""
     lines = [printable(str(problem)) for problem in problems[:_SHOWN]]
     more = len(problems) - _SHOWN
     return [*lines, f"… and {more} more"] if more > 0 else lines
 
 
 def relative(file: Path, folder: Path) -> str:
-    """As it is written into a COCO file, with slashes on every system."""
+    """Return a relative path for a COCO file, with slashes on every system."""
     return Path(os.path.relpath(file, folder)).as_posix()
 
 
 def read_text(file: Path) -> str:
-    """The text of a file in UTF-8, or in UTF-16 or UTF-32, with or without a byte order mark.
+    """Read a file in UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
 
     Raises:
         Refused: it has another encoding, or cannot be read.
@@ -336,7 +333,7 @@ def read_text(file: Path) -> str:
         content = file.read_bytes()
     except OSError as error:
         raise Refused(f"expected a file that can be read: {error.strerror}") from None
-    encoding = json.detect_encoding(content)  # by the mark, or by where the first zeros are
+    encoding = json.detect_encoding(content)  # by the byte order mark, or by the position of zero bytes
     try:
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
@@ -349,10 +346,10 @@ def read_text(file: Path) -> str:
 
 
 def read_json(file: Path) -> Any:
-    """The content of a JSON file, as :func:`read_text` reads it.
+    """Read a JSON file in the encodings of :func:`read_text`.
 
     Raises:
-        Refused: it is no JSON, or has a key twice in one object, of which ``json`` would take the last.
+        Refused: it is not JSON, or an object has a key twice (``json`` would silently take the last).
     """
     text = read_text(file)
     try:
@@ -375,18 +372,19 @@ def _object(pairs: list[tuple[str, object]]) -> dict:
 
 
 def write_json(content: dict, out: str | Path) -> None:
-    """Whole or not at all."""
+    """Write a JSON file atomically."""
     try:
         text = json.dumps(content, ensure_ascii=False).encode()
-    except UnicodeEncodeError:  # a file name that is not UTF-8 has characters that are not either: escaped
+    except UnicodeEncodeError:  # a file name that is not valid UTF-8: escape it
         text = json.dumps(content).encode()
     write_bytes(out, text + b"\n")
 
 
 def number(text: str) -> float:
-    """
+    """Convert text to a finite number. Unlike Python's ``float``, reject underscores as in ``1_000``.
+
     Raises:
-        ValueError: it is none, or not finite; Python's own 1_000 is none in files.
+        ValueError: it is not a finite number.
     """
     value = float(text)
     if "_" in text or not math.isfinite(value):
@@ -395,14 +393,14 @@ def number(text: str) -> float:
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Whether a value of JSON is a finite number, and fits a float's digits."""
+    """Whether a JSON value is a finite number below 2^63."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    return abs(value) < 2**63 and math.isfinite(value)  # of an integer too large for a float: an error
+    return abs(value) < 2**63 and math.isfinite(value)  # isfinite raises OverflowError for larger integers
 
 
 class _Short(reprlib.Repr):
-    """Of a part: lists and texts of a file may be long, and nested deeply."""
+    """Shortens long and deeply nested values."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -414,19 +412,19 @@ _SHORT = _Short()
 
 
 def short(value: object) -> str:
-    """A value of a file for a message."""
+    """Format a value from a file for a message."""
     text = _SHORT.repr(value)
     return text if len(text) <= 60 else f"{text[:57]}…"
 
 
 def few(names: Sequence[object], shown: int = 5) -> str:
-    """The first ones, and how many more there are."""
+    """List the first names, and the number of the others."""
     rest = f" and {len(names) - shown} more" if len(names) > shown else ""
     return ", ".join(map(str, names[:shown])) + rest or "none"
 
 
 def flattened(polygon: Polygon) -> list[float] | None:
-    """``[x, y, x, y, …]``, as it is written; None if the rounding leaves no area."""
+    """Return ``[x, y, x, y, …]``, rounded as in the file; None if rounding leaves no area."""
     flat = [round(float(value), 2) for point in polygon for value in point]
     return flat if polygon_area(list(zip(flat[::2], flat[1::2], strict=True))) > 0 else None
 

@@ -1,4 +1,4 @@
-"""Data sets to download: addresses and checksums, and how small ones are made ready."""
+"""Data sets to download: addresses, checksums, and the preparation of small data sets."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ COCO = {
     "panoptic_annotations": (f"{HOST}/annotations/panoptic_annotations_trainval2017.zip", None),
     "image_info_test2017": (f"{HOST}/annotations/image_info_test2017.zip", None),
 }
-# what MMDetection's detection and instance segmentation configs read
+# the parts that MMDetection's configs for detection and instance segmentation use
 USUAL = ("annotations", "val2017", "train2017")
 
 
 def _bccd(source: Path, out: Path) -> None:
-    """Blood cells, in Pascal VOC's format. Some boxes leave their image or are empty."""
+    """Blood cells, in Pascal VOC's format. Some boxes extend beyond their image or are empty."""
     from dcnzoo.data.voc import convert_voc
 
     for split in ("train", "val"):
@@ -43,7 +43,7 @@ def _bccd(source: Path, out: Path) -> None:
 
 
 def _fruits_nuts(source: Path, out: Path) -> None:
-    """Dates, figs and hazelnuts, in one COCO file. dcnzoo chose the five images for validation."""
+    """Dates, figs and hazelnuts, in one COCO file. The five images for validation are dcnzoo's choice."""
     from dcnzoo.data.conversion import write_json
     from dcnzoo.data.split import select_images
 
@@ -57,8 +57,8 @@ def _fruits_nuts(source: Path, out: Path) -> None:
         shutil.copy(next((source / "data").rglob(image["file_name"])), out / "images")
 
 
-# Data set → URL of its archive, and a function of two folders: it reads the unpacked archive in the first and
-# writes train.json, val.json and images/ to the second.
+# Data set → URL of its archive, and a function of two folders: it reads the unpacked archive from the first
+# and writes train.json, val.json and images/ to the second.
 SMALL: dict[str, tuple[str, Callable[[Path, Path], None]]] = {
     "bccd": (
         "https://github.com/Shenggan/BCCD_Dataset/archive/135df0221baca7b51c18190791522ddeba8fddbf.zip",
@@ -73,10 +73,10 @@ SMALL: dict[str, tuple[str, Callable[[Path, Path], None]]] = {
 
 
 def is_prepared(out: Path) -> bool:
-    """Whether ``out`` already holds a prepared data set.
+    """Whether ``out`` contains a prepared data set.
 
     Raises:
-        UserError: it holds something else.
+        UserError: it contains something else.
     """
     if (out / "train.json").is_file() and (out / "val.json").is_file():
         return True
@@ -89,7 +89,7 @@ def prepare(name: str, archive: Path, out: Path) -> None:
     """Unpack the archive of a small data set and write train.json, val.json and images/ to ``out``.
 
     Raises:
-        UserError: the archive is not what was expected.
+        UserError: the archive does not have the expected content.
     """
     from dcnzoo.utils.archive import unpack
     from dcnzoo.utils.files import replacing

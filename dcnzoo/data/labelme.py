@@ -1,4 +1,4 @@
-"""LabelMe's JSON files to COCO's format."""
+"""Convert LabelMe's JSON files to COCO's format."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from dcnzoo.data.conversion import (
 )
 from dcnzoo.utils.errors import UserError
 
-_CIRCLE = 64  # corners of a circle's polygon: 0.2 % less area
+_CIRCLE = 64  # corners of the polygon for a circle; its area is 0.2 % smaller
 _KEPT = ("polygon", "rectangle", "circle", "mask")
 _WITHOUT_AREA = ("point", "points", "line", "linestrip")
 
@@ -39,24 +39,24 @@ def convert_labelme(
     clip: bool = False,
     step: Step = lambda done, total: None,
 ) -> tuple[Conversion, Path]:
-    """Read a folder of LabelMe's files, those in its folders too.
+    """Read LabelMe's files in a folder and its subfolders.
 
-    Polygons, rectangles, circles and masks become objects; those of one label and one ``group_id`` in a file
-    become one. Shapes without an area (points, lines) are problems.
+    Polygons, rectangles, circles and masks become objects. Shapes with the same label and ``group_id`` in a
+    file become one object. Shapes without an area (points, lines) are problems.
 
     Args:
         root: the folder.
-        classes: names in the order of their labels; by default those that occur, sorted.
-        extract: folder to which images go that are only inside of their JSON files, when the result is
-            written.
-        clip: as of :class:`~dcnzoo.data.conversion.Conversion`.
+        classes: names in the order of their labels; by default the names that occur, sorted.
+        extract: folder for images that exist only inside their JSON files; they are written together with the
+            COCO file.
+        clip: see :class:`~dcnzoo.data.conversion.Conversion`.
         step: called after each file.
 
     Returns:
-        What was read, with its problems, and the folder to which names of images are relative: ``root``.
+        The conversion, with its problems, and the folder to which the images' names are relative: ``root``.
 
     Raises:
-        UserError: there is no folder, or no JSON file in it.
+        UserError: the folder does not exist or contains no JSON file.
     """
     root = Path(root)
     if not os.path.isdir(root):
@@ -89,9 +89,9 @@ def _convert_file(file: Path, root: Path, conversion: Conversion, extract: Path 
         )
     number = conversion.add_image(relative(image, root), size)
     if pixels is not None:
-        # read once more when it is written: not all images of a folder fit into memory
+        # read again when written: the images of a folder may not fit into memory
         conversion.add_extracted(image, lambda: _decode(read_json(file)["imageData"], "imageData")[0])
-    groups: dict[object, list[tuple[int, dict]]] = {}  # those that are one object
+    groups: dict[object, list[tuple[int, dict]]] = {}  # shapes by object
     for index, shape in enumerate(content["shapes"]):
         group = shape.get("group_id") if isinstance(shape, dict) else None
         key = index if group is None else (str(group), str(shape.get("label")))
@@ -105,7 +105,7 @@ def _convert_file(file: Path, root: Path, conversion: Conversion, extract: Path 
 
 
 def _image(file: Path, root: Path, content: dict, extract: Path | None) -> tuple[Path, bytes | None]:
-    """The image's file, and its bytes if it is only in the JSON."""
+    """Return the image's file, and its bytes if it exists only in the JSON."""
     named = content.get("imagePath")
     if isinstance(named, str) and named:
         image = file.parent / named.replace("\\", "/")
@@ -127,16 +127,16 @@ def _image(file: Path, root: Path, content: dict, extract: Path | None) -> tuple
     suffix = ".jpg" if kind in ("JPEG", "MPO") else f".{kind.lower()}"
     if suffix not in SUFFIXES:
         raise Refused(f"imageData: expected one of {', '.join(SUFFIXES)}, got {kind}")
-    # the JSON file's name, not one of its content's, which may lead anywhere
+    # from the JSON file's name: a path in its content could point anywhere
     return (extract / file.relative_to(root)).with_suffix(suffix), pixels
 
 
 def _decode(data: str, what: str) -> tuple[bytes, Image.Image]:
-    """The bytes of an image in base64, and the image."""
+    """Decode an image in base64; return its bytes and the image."""
     try:
         content = base64.b64decode(data, validate=True)
         image = Image.open(io.BytesIO(content))
-        image.load()  # all of it, which may be cut off
+        image.load()  # decode it completely, to detect a truncated image
         return content, image
     except UnidentifiedImageError:
         raise Refused(
@@ -147,7 +147,7 @@ def _decode(data: str, what: str) -> tuple[bytes, Image.Image]:
 
 
 def _convert_shapes(shapes: list, image: int, size: tuple[int, int], conversion: Conversion) -> None:
-    """``shapes``: of one object."""
+    """Convert the shapes of one object."""
     for shape in shapes:
         _check(shape)
     name = shapes[0]["label"]
@@ -187,13 +187,13 @@ def _outline(shape: dict) -> Polygon:
     (x1, y1), (x2, y2) = points
     if kind == "rectangle":
         return [(x1, y1), (x2, y1), (x2, y2), (x1, y2)]
-    radius = math.hypot(x2 - x1, y2 - y1)  # a circle: its middle and a point on it
+    radius = math.hypot(x2 - x1, y2 - y1)  # a circle is given by its centre and a point on it
     angles = (2 * math.pi * step / _CIRCLE for step in range(_CIRCLE))
     return [(x1 + radius * math.cos(angle), y1 + radius * math.sin(angle)) for angle in angles]
 
 
 def _mask(shape: dict, size: tuple[int, int]) -> np.ndarray:  # [H, W], bool
-    """Pixels of the image: ``mask`` is an image of those from the first point to the second."""
+    """Return a mask of the image; ``mask`` is an image of the region between the two points."""
     label, data = shape["label"], shape.get("mask")
     if not isinstance(data, str):
         raise Refused(f"{label}: mask: expected an image in base64, got {type(data).__name__}")

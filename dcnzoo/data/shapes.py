@@ -1,10 +1,10 @@
-"""A generated instance-segmentation data set on which it matters *where* a network looks.
+"""A generated instance segmentation data set in which the sampling positions matter.
 
-Three classes differ only in their outline as a whole: no arm (``oval``), three arms (``trefoil``),
-four arms (``cross``). Every instance is bent by a smooth random field, stretched by up to
-``stretch`` along a random axis, turned, and drawn at a size that spans a factor of four, over
-clutter: coloured texture, pixel noise and thin bent strokes. Colour, grain and the curvature of a
-piece of edge say nothing about the class; the pixels that decide lie elsewhere in every instance.
+The three classes differ only in their overall outline: no arms (``oval``), three arms (``trefoil``), four
+arms (``cross``). Every instance is bent by a smooth random field, stretched by up to ``stretch`` along a
+random axis, rotated, and drawn at a size that varies by a factor of four. The background is clutter:
+coloured texture, pixel noise and thin bent strokes. Colour, texture and the curvature of a piece of edge do
+not reveal the class; the decisive pixels are elsewhere in every instance.
 """
 
 import dataclasses
@@ -21,27 +21,27 @@ import numpy as np
 from dcnzoo.utils.files import replacing
 
 CLASSES = ("oval", "trefoil", "cross")
-PALETTE = [(230, 159, 0), (86, 180, 233), (0, 158, 115)]  # Okabe-Ito: distinct to colour-blind eyes
+PALETTE = [(230, 159, 0), (86, 180, 233), (0, 158, 115)]  # Okabe-Ito: distinguishable with colour blindness
 SPLITS = ("train", "val")
 SPEC_FILE = "shapes.json"
-# Part of the recorded parameters: raise it when the same parameters give other images.
+# Part of the recorded parameters: increase it when the same parameters generate other images.
 VERSION = 1
 
 _ARMS = ((0.0, 2), (0.42, 3), (0.42, 4))  # outline r(t) = 1 + depth · cos(count · t), per class
 _VERTICES = 64
-_MIN_AREA = 60.0  # pixels²; a smaller instance shows no arms
-_MIN_CONTRAST = 25.0  # grey levels, in the channel that differs most
-_SUBPIXEL_BITS = 4  # cv2 draws at 1/16 pixel
+_MIN_AREA = 60.0  # pixels²; the arms of a smaller instance are not visible
+_MIN_CONTRAST = 25.0  # grey levels, in the channel with the largest difference
+_SUBPIXEL_BITS = 4  # cv2 draws with a precision of 1/16 pixel
 
 
 @dataclasses.dataclass(frozen=True)
 class ShapesSpec:
-    """Everything that determines the data set, to the byte.
+    """All parameters of the data set; they determine every byte of it.
 
-    ``size`` is the image side in pixels; ``min_radius`` and ``max_radius`` are half the longer side
-    of an instance's box, in pixels; ``bend`` is the amplitude of the bending field relative to the
-    instance; ``stretch`` the largest ratio of the two axes; ``texture`` the contrast of the
-    background in grey levels; ``strokes`` the largest number of clutter strokes.
+    ``size`` is the image side in pixels; ``min_radius`` and ``max_radius`` are half the longer side of an
+    instance's box, in pixels; ``bend`` is the amplitude of the bending field relative to the instance;
+    ``stretch`` the largest ratio of the two axes; ``texture`` the contrast of the background in grey levels;
+    ``strokes`` the largest number of clutter strokes.
     """
 
     train: int = 640
@@ -74,17 +74,17 @@ class ShapesSpec:
 
 
 def make_shapes(root: str | os.PathLike, spec: ShapesSpec | None = None) -> bool:
-    """Write the data set to ``root``, unless the very same one is already there.
+    """Write the data set to ``root``, unless the same one is already there.
 
-    ``root/{train,val}/*.png`` are the images, ``root/annotations/{train,val}.json`` the COCO files,
-    ``root/shapes.json`` the parameters. The folder appears under its name only when it is complete;
-    one made with other parameters is replaced.
+    ``root/{train,val}/*.png`` are the images, ``root/annotations/{train,val}.json`` the COCO files and
+    ``root/shapes.json`` the parameters. The folder is created atomically and replaces one with other
+    parameters.
 
     Returns:
         whether anything was written.
 
     Raises:
-        FileExistsError: ``root`` holds something that this function did not write.
+        FileExistsError: ``root`` contains files that this function did not write.
     """
     spec = spec or ShapesSpec()
     root = Path(root)
@@ -110,15 +110,14 @@ def make_shapes(root: str | os.PathLike, spec: ShapesSpec | None = None) -> bool
 
 
 def draw_image(spec: ShapesSpec, split: str, index: int) -> tuple[np.ndarray, list[dict]]:
-    """Image ``index`` of a split: its pixels and its instances.
+    """Draw image ``index`` of a split; return its pixels and instances.
 
-    It depends on nothing but the arguments, so the first images of a larger set are those of a
-    smaller one.
+    The result depends only on the arguments, so a larger set starts with the images of a smaller one.
 
     Returns:
         image  # [size, size, 3], uint8, BGR
-        instances: dicts with ``label`` (index into CLASSES) and ``polygon`` ([vertices, 2],
-        (x, y) in pixels, pixel centres at halves); they neither overlap nor leave the image.
+        instances: dicts with ``label`` (index into CLASSES) and ``polygon`` ([vertices, 2], (x, y) in
+        pixels, pixel centres at halves). They do not overlap and are inside the image.
     """
     rng = np.random.default_rng([spec.seed, SPLITS.index(split), index])
     size = spec.size
@@ -126,13 +125,13 @@ def draw_image(spec: ShapesSpec, split: str, index: int) -> tuple[np.ndarray, li
     taken = np.zeros((size, size), np.uint8)
     instances: list[dict] = []
     for _ in range(rng.integers(min(2, spec.max_instances), spec.max_instances, endpoint=True)):
-        for _ in range(30):  # attempts to find a free place
+        for _ in range(30):  # attempts to find free space
             label = int(rng.integers(len(CLASSES)))
             radius = math.exp(rng.uniform(math.log(spec.min_radius), math.log(spec.max_radius)))
             polygon = _outline(label, rng, spec) * radius
             margin = np.abs(polygon).max(0) + 1.0
             centre = rng.uniform(np.minimum(margin, size / 2), np.maximum(size - margin, size / 2))
-            # two decimals are what the annotation file holds: draw exactly what is annotated
+            # rounded like the annotations, so that both agree exactly
             polygon = np.clip(polygon + centre, 0, size).round(2)
             cover = _fill(polygon, size)
             inside = cover > 0.5
@@ -146,7 +145,7 @@ def draw_image(spec: ShapesSpec, split: str, index: int) -> tuple[np.ndarray, li
 
 
 def polygon_area(polygon: np.ndarray) -> float:
-    """Area of a simple polygon by the shoelace formula.  # polygon: [vertices, 2]"""
+    """Return the area of a simple polygon by the shoelace formula.  # polygon: [vertices, 2]"""
     x, y = polygon.T
     return float(abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2)
 
@@ -200,7 +199,7 @@ def _bend(points: np.ndarray, rng: np.random.Generator, amplitude: float) -> np.
 
 
 def _outline(label: int, rng: np.random.Generator, spec: ShapesSpec) -> np.ndarray:
-    """A deformed outline of a class, centred on its box, larger half-extent 1.  # [vertices, 2]"""
+    """Return a deformed outline of a class, centred on its box, larger half-extent 1.  # [vertices, 2]"""
     t = np.linspace(0, 2 * math.pi, _VERTICES, endpoint=False)
     depth, count = _ARMS[label]
     r = 1 + depth * np.cos(count * t)
@@ -212,9 +211,9 @@ def _outline(label: int, rng: np.random.Generator, spec: ShapesSpec) -> np.ndarr
 
 
 def _fill(polygon: np.ndarray, size: int) -> np.ndarray:
-    """How much of each pixel the polygon covers, 0 to 1.  # [size, size]"""
+    """Return the share of each pixel that the polygon covers, 0 to 1.  # [size, size]"""
     cover = np.zeros((size, size), np.uint8)
-    # cv2 puts pixel centres at integers, COCO at halves
+    # pixel centres are at integers in cv2, at halves in COCO
     points = np.round((polygon - 0.5) * (1 << _SUBPIXEL_BITS)).astype(np.int32)
     cv2.fillPoly(cover, [points], 255, cv2.LINE_AA, _SUBPIXEL_BITS)
     return cover.astype(np.float32) / 255
@@ -226,7 +225,7 @@ def _paint(image: np.ndarray, cover: np.ndarray, colour: np.ndarray, rng: np.ran
 
 
 def _colour_on(under: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A bright colour that can be told from the background below it.  # [3]"""
+    """Choose a bright colour that differs from the background below it.  # [3]"""
     while True:
         colour = rng.uniform(120, 255, 3)
         if np.abs(colour - under).max() >= _MIN_CONTRAST:
@@ -234,7 +233,7 @@ def _colour_on(under: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _background(rng: np.random.Generator, spec: ShapesSpec) -> np.ndarray:
-    """A dark colour with texture at four scales, pixel noise and strokes.  # [size, size, 3]"""
+    """Draw a dark colour with texture at four scales, pixel noise and strokes.  # [size, size, 3]"""
     size = spec.size
     image = np.tile(rng.uniform(10, 90, 3), (size, size, 1))
     for cells in (4, 8, 16, 32):
@@ -247,7 +246,7 @@ def _background(rng: np.random.Generator, spec: ShapesSpec) -> np.ndarray:
 
 
 def _strokes(rng: np.random.Generator, spec: ShapesSpec) -> Iterator[np.ndarray]:
-    """Thin bent lines that cross the image and belong to nothing.  # each [size, size], 0 to 1"""
+    """Yield thin bent lines as clutter.  # each [size, size], 0 to 1"""
     size = spec.size
     for _ in range(rng.integers(0, spec.strokes, endpoint=True)):
         line = np.stack([np.linspace(-1, 1, 24), np.zeros(24)], 1) * rng.uniform(0.2, 0.6)

@@ -1,4 +1,4 @@
-"""One COCO file to two."""
+"""Split a COCO file in two."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dcnzoo.utils.errors import UserError
 
 
 def select_images(content: dict, ids: Collection[int]) -> dict:
-    """The images of a COCO file with these ids, their annotations, and all categories."""
+    """Select the images of a COCO file with these ids and their annotations; keep all categories."""
     return {
         **content,
         "images": [image for image in content["images"] if image["id"] in ids],
@@ -21,13 +21,13 @@ def select_images(content: dict, ids: Collection[int]) -> dict:
 
 
 def split_coco(file: str | Path, outs: tuple[Path, Path], share: float, seed: int = 0) -> tuple[dict, dict]:
-    """Distribute the images of a file, with their annotations, at random: the rest, and ``share`` of them.
+    """Split the images of a file at random; return the rest, and the part of size ``share``.
 
-    Both files have all categories. The same seed gives the same parts.
+    Both files contain all categories. The same seed gives the same parts.
 
     Raises:
-        UserError: the file has problems (:func:`~dcnzoo.data.check.check_coco`), or too few images for
-            two parts, or the three files are not three; nothing is written.
+        UserError: the file has problems (:func:`~dcnzoo.data.check.check_coco`) or too few images for two
+            parts, or two of the three paths are the same. Nothing is written.
     """
     if len({Path(path).resolve() for path in (file, *outs)}) < 3:
         raise UserError(f"split: expected three different files, got {file}, {outs[0]} and {outs[1]}")

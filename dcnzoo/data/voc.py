@@ -1,4 +1,4 @@
-"""Pascal VOC's XML files to COCO's format."""
+"""Convert Pascal VOC's XML files to COCO's format."""
 
 from __future__ import annotations
 
@@ -25,29 +25,29 @@ def convert_voc(
     clip: bool = False,
     step: Step = lambda done, total: None,
 ) -> tuple[Conversion, Path]:
-    """Read a folder in the form of Pascal VOC.
+    """Read a folder in the format of Pascal VOC.
 
-    A box covers the pixels from ``xmin`` to ``xmax``, both of them, and the first is 1: ``xmin`` 1 and
-    ``xmax`` 3 become x 0 and width 3.
+    A box includes the pixels ``xmin`` and ``xmax``, counted from 1: ``xmin`` 1 and ``xmax`` 3 become x 0 and
+    width 3.
 
     Args:
-        root: holds ``Annotations``, ``JPEGImages`` and ``ImageSets``; or the XML files, with images beside
-            them or in ``images``.
-        split: reads the XML files that ``ImageSets/Main/{split}.txt`` names, or ``ImageSets/{split}.txt``;
-            by default all there are.
-        classes: names in the order of their labels; by default those that occur, sorted.
-        annotations, images: folders that are elsewhere.
-        difficult: what becomes of objects that are marked so: ``'ignore'`` makes them COCO's ``iscrowd``,
-            which neither training nor evaluation counts; ``'keep'`` and ``'drop'``.
-        zero_based: coordinates are those of edges, from 0, as COCO's.
-        clip: as of :class:`~dcnzoo.data.conversion.Conversion`.
+        root: contains ``Annotations``, ``JPEGImages`` and ``ImageSets``; or contains the XML files, with
+            images in the same folder or in ``images``.
+        split: read only the XML files listed in ``ImageSets/Main/{split}.txt`` or ``ImageSets/{split}.txt``;
+            by default all.
+        classes: names in the order of their labels; by default the names that occur, sorted.
+        annotations, images: other folders for the XML files and the images.
+        difficult: handling of objects marked as difficult: ``'ignore'`` sets COCO's ``iscrowd``, which
+            excludes them from training and evaluation; ``'keep'`` and ``'drop'``.
+        zero_based: coordinates are positions of edges, starting at 0, as in COCO.
+        clip: see :class:`~dcnzoo.data.conversion.Conversion`.
         step: called after each file.
 
     Returns:
-        What was read, with its problems, and the folder to which names of images are relative.
+        The conversion, with its problems, and the folder to which the images' names are relative.
 
     Raises:
-        UserError: a folder or the split is not there, no XML file is.
+        UserError: a folder or the split does not exist, or there is no XML file.
     """
     root = Path(root)
     if difficult not in DIFFICULT:
@@ -92,7 +92,7 @@ def _of_split(root: Path, split: str, folder: Path, conversion: Conversion) -> I
     for at, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        name = line.split()[0]  # a class's own list has 1, 0 or -1 after it
+        name = line.split()[0]  # in the list of a class, 1, 0 or -1 follows the name
         if name in seen:
             conversion.refuse(place, f"expected each image once, got {name} as in line {seen[name]}", at)
         elif not os.path.isfile(folder / f"{name}.xml"):  # Path.is_file raises if the name is too long
@@ -155,14 +155,15 @@ def _convert_object(
 
 
 def _picture(file: Path, tree: Element, images: Path) -> Path:
-    """The image of an XML file: the one of its own name, or the one that it names."""
+    """Find the image of an XML file: the one with the same name, or the one in ``<filename>``."""
     suffixes = [spelt for suffix in SUFFIXES for spelt in (suffix, suffix.upper())]
     found = [path for suffix in suffixes if os.path.isfile(path := images / f"{file.stem}{suffix}")]
-    found = list({path.stat().st_ino: path for path in reversed(found)}.values())  # of a.jpg and a.JPG
+    # a.jpg and a.JPG may be the same file
+    found = list({path.stat().st_ino: path for path in reversed(found)}.values())
     names, line = f"{file.stem}.jpg (.png, …)", tree.line
     stated = tree.find("filename")
     if stated is not None and stated.text.strip():
-        # without the folders of the machine that wrote it
+        # without the folders of the machine on which it was written
         named, line = images / stated.text.strip().replace("\\", "/").rpartition("/")[2], stated.line
         if named in found:
             return named
@@ -181,7 +182,7 @@ def _picture(file: Path, tree: Element, images: Path) -> Path:
 
 @dataclasses.dataclass
 class Element:
-    """A part of an XML file, and where it begins."""
+    """An XML element with its line number."""
 
     tag: str
     line: int
@@ -221,10 +222,10 @@ class Element:
 
 
 def parse(file: Path) -> Element:
-    """The outermost element of an XML file.
+    """Parse an XML file and return its root element.
 
     Raises:
-        Refused: it is not well-formed, or declares entities, of which a few lines become gigabytes.
+        Refused: the file is not well-formed, or declares entities, which can expand a few lines to gigabytes.
     """
     parser = expat.ParserCreate()
     parser.buffer_text = True
@@ -250,6 +251,6 @@ def parse(file: Path) -> Element:
         parser.Parse(file.read_bytes(), True)
     except expat.ExpatError as error:
         raise Refused(f"expected XML: {expat.ErrorString(error.code)}", error.lineno) from None
-    except (OSError, LookupError, ValueError) as error:  # cannot be read; an encoding that Python has not
+    except (OSError, LookupError, ValueError) as error:  # not readable, or an encoding that Python lacks
         raise Refused(f"expected XML: {getattr(error, 'strerror', None) or error}") from None
     return document.children[0]

@@ -1,4 +1,4 @@
-"""YOLO's text files, boxes and polygons, to COCO's format."""
+"""Convert YOLO's text files, with boxes or polygons, to COCO's format."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ def convert_yolo(
     clip: bool = False,
     step: Step = lambda done, total: None,
 ) -> tuple[Conversion, Path]:
-    """Read a data set in the form of Ultralytics' YOLO.
+    """Read a data set in the format of Ultralytics' YOLO.
 
-    The labels of ``images/a.jpg`` are in ``labels/a.txt``: a line per object, ``class x y width height`` with
-    the box's middle, or ``class x1 y1 x2 y2 x3 y3 …`` with an outline; in parts of the image's width and
-    height. An image without that file shows no object.
+    The labels of ``images/a.jpg`` are in ``labels/a.txt``, one line per object: ``class x y width height``
+    with the centre of the box, or ``class x1 y1 x2 y2 x3 y3 …`` with an outline. Coordinates are normalised
+    to 0–1 by the image's width and height. An image without a label file has no objects.
 
     Args:
-        source: ``data.yaml``, or a folder that has it.
-        split: of ``data.yaml``: a folder of images, several, or a text file that lists images.
-        classes: names in the order of their numbers, in place of those of ``data.yaml``.
-        clip: as of :class:`~dcnzoo.data.conversion.Conversion`.
+        source: ``data.yaml``, or the folder that contains it.
+        split: of ``data.yaml``: a folder of images, several folders, or a text file that lists images.
+        classes: names in the order of their numbers; overrides the names in ``data.yaml``.
+        clip: see :class:`~dcnzoo.data.conversion.Conversion`.
         step: called after each image.
 
     Returns:
-        What was read, with its problems, and the folder to which names of images are relative.
+        The conversion, with its problems, and the folder to which the images' names are relative.
 
     Raises:
-        UserError: ``data.yaml`` is not there, has no names or not the split, or no image is there.
+        UserError: ``data.yaml`` does not exist or lacks the names or the split, or there are no images.
     """
     file = Path(source)
     if os.path.isdir(file):
@@ -76,7 +76,7 @@ def convert_yolo(
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that an object has twice, of which YAML's loader takes the last."""
+    """Refuses a duplicate key in a mapping; YAML's loader would silently take the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
@@ -105,7 +105,7 @@ def _read_yaml(file: Path) -> dict:
         raise UserError(f"{where}: expected YAML: {getattr(error, 'problem', None) or error}") from None
     except RecursionError:
         raise UserError(f"{file}: expected YAML, got lists or objects that are nested too deeply") from None
-    except ValueError as error:  # a date without such a day, an integer of thousands of digits
+    except ValueError as error:  # an impossible date, an integer of thousands of digits
         raise UserError(f"{file}: expected YAML: {error}") from None
     if not isinstance(described, dict):
         raise UserError(f"{file}: expected keys such as names and train, got {type(described).__name__}")
@@ -127,20 +127,20 @@ def _names(file: Path, described: dict) -> list[str]:
             f"{file}: nc: expected {len(names)}, the number of names, got {short(described['nc'])}"
         )
     for name in names:
-        if isinstance(name, bool) or not isinstance(name, str | int):  # YAML's no is False, its ~ is None
+        if isinstance(name, bool) or not isinstance(name, str | int):  # YAML reads no as False and ~ as None
             raise UserError(f"{file}: names: expected texts, got {short(name)}: put it in quotes")
     return [str(name) for name in names]
 
 
 def _root(file: Path, described: dict) -> Path:
-    """The data set's folder: ``path``, beside the file if there is one, else as it is."""
+    """Return the data set's folder: ``path``, relative to the file if it exists there, else as given."""
     given = described.get("path")
     if given is None:
         return file.parent
     beside, as_is = file.parent / str(given), Path(str(given))
     if os.path.isdir(beside):  # Path.is_dir raises if the name is too long
         return beside
-    # a file that was moved together with its data
+    # file.parent: the file was moved together with its data
     return as_is if os.path.isdir(as_is) else file.parent
 
 
@@ -150,7 +150,7 @@ def _images(file: Path, described: dict, split: str, root: Path, conversion: Con
         known = ", ".join(key for key in ("train", "val", "test") if described.get(key)) or "none"
         raise UserError(f"{file}: expected a split {split!r}, found {known}")
     for place in [places] if isinstance(places, str) else places:
-        # Roboflow writes ../train for what is beside the file
+        # Roboflow writes ../train for a folder next to the file
         candidates = [root / str(place), root / str(place).removeprefix("../")]
         found = next((path for path in candidates if os.path.exists(path)), None)
         if found is None:
@@ -167,7 +167,7 @@ def _images(file: Path, described: dict, split: str, root: Path, conversion: Con
         for at, line in enumerate(lines, 1):
             if not line.strip():
                 continue
-            # ./ is the list's own folder
+            # ./ refers to the folder of the list
             image = (found.parent if line.startswith("./") else root) / line.strip()
             if os.path.isfile(image):
                 yield image
@@ -176,7 +176,7 @@ def _images(file: Path, described: dict, split: str, root: Path, conversion: Con
 
 
 def _labels(image: Path) -> Path:
-    """``…/labels/….txt`` for ``…/images/….jpg``; where no folder is called images, beside it."""
+    """Return ``…/labels/….txt`` for ``…/images/….jpg``; without a folder ``images``, next to the image."""
     parts = list(image.parts)
     for index in range(len(parts) - 2, -1, -1):
         if parts[index] == "images":
@@ -235,7 +235,7 @@ def _number(word: str, field: str) -> float:
 
 
 def _field(index: int, is_box: bool) -> str:
-    """What a word of a line is called; its class is the first."""
+    """Return the name of a field in a line; the first is the class."""
     if is_box or index == 0:
         return ("class", "x", "y", "width", "height")[index]
     return f"{'yx'[index % 2]}{(index + 1) // 2}"

@@ -1,4 +1,4 @@
-"""dcnzoo's operators in ``torch.onnx.export``, by either of its exporters."""
+"""dcnzoo's operators in both exporters of ``torch.onnx.export``."""
 
 from __future__ import annotations
 
@@ -28,34 +28,35 @@ from dcnzoo.export.postprocess import (
 from dcnzoo.ops._torch_private import all_operator_names
 from dcnzoo.utils.files import replacing
 
-DEFAULT_OPSET = 19  # the first with DeformConv; RoiAlign of 22 is not in onnxruntime yet
+DEFAULT_OPSET = 19  # the first with DeformConv; onnxruntime lacks the RoiAlign of 22
 _DYNAMO_OPSETS = (18, 21)
 _TORCHSCRIPT_OPSETS = (12, 20)
 
 
 def register_deform_conv2d_onnx_op(use_gathernd: bool = True, enable_openvino_patch: bool = False) -> None:
-    """Teaches ``torch.onnx.export`` deformable convolution, as a graph of older operators.
+    """Register deformable convolution in ``torch.onnx.export``, as a graph of older operators.
 
-    The function of the package deform_conv2d_onnx_exporter, for ``torchvision.ops.deform_conv2d`` and
-    for dcnzoo's own; ``opset_version`` 18 to 21, and 12 to 20 with ``dynamo=False``. For the standard
-    operator, see :func:`register_onnx_ops`.
+    Compatible with the package deform_conv2d_onnx_exporter, for ``torchvision.ops.deform_conv2d`` and
+    dcnzoo's operator; ``opset_version`` 18 to 21, and 12 to 20 with ``dynamo=False``. For the standard
+    operator DeformConv, see :func:`register_onnx_ops`.
 
     Args:
-        use_gathernd: read by ``GatherND``; else by ``GatherElements``.
-        enable_openvino_patch: accepted, changes nothing: OpenVINO reads these graphs as they are.
+        use_gathernd: sample by ``GatherND``; otherwise by ``GatherElements``.
+        enable_openvino_patch: accepted but ignored: OpenVINO reads these graphs unpatched.
     """
     register_onnx_ops("gathernd" if use_gathernd else "gatherelements")
 
 
 def register_onnx_ops(deform_conv: str = "auto") -> None:
-    """Teaches ``torch.onnx.export`` dcnzoo's operators, with ``dynamo=False`` and without.
+    """Register dcnzoo's operators in ``torch.onnx.export``, for ``dynamo=True`` and ``dynamo=False``.
 
-    ``deform_conv`` says what deformable convolution becomes (:mod:`dcnzoo.export.operators.deform_conv`).
-    The last call holds. torch's default exporter has no registry that lasts, so that ``torch.onnx.export`` is
-    replaced by a function that adds :func:`translation_table` to its arguments.
+    ``deform_conv`` selects the translation of deformable convolution
+    (:mod:`dcnzoo.export.operators.deform_conv`). A later call replaces an earlier one. torch's default
+    exporter has no persistent registry, so this function replaces ``torch.onnx.export`` by a wrapper that
+    adds :func:`translation_table` to its arguments.
 
     Raises:
-        ValueError: no such target. Its opset is checked when something is exported.
+        ValueError: ``deform_conv`` is unknown. The opset is checked at export.
     """
     check_target(deform_conv, max(FIRST_OPSET.values()))
     for opset in range(_TORCHSCRIPT_OPSETS[0], _TORCHSCRIPT_OPSETS[1] + 1):
@@ -68,24 +69,24 @@ def register_onnx_ops(deform_conv: str = "auto") -> None:
 
 
 def _with_translations(export: Callable, deform_conv: str) -> Callable:
-    """torch's function, which with ``dynamo=True`` translates dcnzoo's operators or says why it cannot."""
+    """Wrap torch's function: with ``dynamo=True``, translate dcnzoo's operators or explain why not."""
     default = inspect.signature(export).parameters["dynamo"].default
 
     @functools.wraps(export)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         if not kwargs.get("dynamo", default):
-            with warnings.catch_warnings():  # it would blame this line, not the caller's
+            with warnings.catch_warnings():  # the warning would point to this line, not to the caller's
                 warnings.filterwarnings("ignore", "You are using the legacy", DeprecationWarning)
                 return export(*args, **kwargs)
         try:
             table = translation_table(kwargs.get("opset_version") or _DYNAMO_OPSETS[0], deform_conv)
-        except ValueError as error:  # of no concern to models without these operators
+        except ValueError as error:  # an error only for models with these operators
             overloads = filter(None, map(_overload, translations))
             table = dict.fromkeys(overloads, _refusing(str(error)))
         kwargs["custom_translation_table"] = {**table, **(kwargs.get("custom_translation_table") or {})}
         try:
             return export(*args, **kwargs)
-        except RuntimeError as error:  # torch wraps it in pages
+        except RuntimeError as error:  # torch wraps it in a long report
             cause: BaseException | None = error
             while cause is not None and not isinstance(cause, _NotTranslated):
                 cause = cause.__cause__
@@ -98,7 +99,7 @@ def _with_translations(export: Callable, deform_conv: str) -> Callable:
 
 
 class _NotTranslated(ValueError):
-    """The operator cannot be expressed in the opset that was asked for."""
+    """The operator cannot be expressed in the requested opset."""
 
 
 def _refusing(message: str) -> Callable:
@@ -109,10 +110,10 @@ def _refusing(message: str) -> Callable:
 
 
 def translation_table(opset_version: int, deform_conv: str = "auto") -> dict[Callable, Callable]:
-    """For ``torch.onnx.export(dynamo=True, custom_translation_table=…)``, at the same opset.
+    """Return the ``custom_translation_table`` for ``torch.onnx.export(dynamo=True)`` at the same opset.
 
     Raises:
-        ValueError: an opset that ``deform_conv`` cannot be expressed in, or the exporter has not.
+        ValueError: ``deform_conv`` or the exporter does not support this opset.
     """
     check_target(deform_conv, opset_version)
     first, last = _DYNAMO_OPSETS
@@ -150,22 +151,22 @@ def export_onnx(
     output_names: list[str] | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes a model with dcnzoo's operators to an ONNX file, whole or not at all.
+    """Write a model with dcnzoo's operators to an ONNX file, atomically.
 
     Args:
-        model: is exported as it is: call ``eval()`` first.
+        model: exported in its current mode: call ``eval()`` first.
         args: example inputs.
-        dynamic_shapes: as for :func:`torch.export.export`: which axes may have another size.
+        dynamic_shapes: the dynamic axes, as for :func:`torch.export.export`.
         opset_version, deform_conv: as for :func:`translation_table`.
-        metadata: texts that the file is to hold.
+        metadata: entries for the metadata of the file.
 
     Raises:
         ValueError: as :func:`translation_table`; or an operator of the model has no translation.
     """
     table = translation_table(opset_version, deform_conv)
     with torch.no_grad(), _quiet():
-        # torch.export first and by itself: while torch.onnx.export traces, MMDetection takes branches
-        # that it has not kept up
+        # torch.export first, outside torch.onnx.export: inside it, MMDetection takes outdated branches for
+        # ONNX export
         program = torch.export.export(model, args, dynamic_shapes=dynamic_shapes, strict=False)
         _check_ranges(program)
         try:
@@ -178,7 +179,7 @@ def export_onnx(
                 dynamo=True,
                 verbose=False,
             )
-        except RuntimeError as error:  # torch wraps it in pages
+        except RuntimeError as error:  # torch wraps it in a long report
             cause: BaseException = error
             while cause.__cause__ is not None:
                 cause = cause.__cause__
@@ -191,7 +192,7 @@ def export_onnx(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what torch's exporter says of itself: that it finds no torchvision, say."""
+    """Suppress messages of torch's exporter that do not concern the user, such as a missing torchvision."""
     logger = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -204,7 +205,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _check_ranges(program: torch.export.ExportedProgram) -> None:
-    """Tracing takes an axis that happens to be 1 long for one that always is."""
+    """Refuse a graph for a limited range of sizes: tracing treats an axis of length 1 as constant."""
     for symbol, sizes in program.range_constraints.items():
         if sizes.upper.is_finite and sizes.upper < 2**31:
             raise ValueError(
@@ -214,7 +215,7 @@ def _check_ranges(program: torch.export.ExportedProgram) -> None:
 
 
 def save(model: Any, path: str | os.PathLike) -> None:
-    """Write an ``onnx.ModelProto``, whole or not at all."""
+    """Write an ``onnx.ModelProto`` atomically."""
     import onnx
 
     with replacing(path) as partial:
@@ -222,7 +223,7 @@ def save(model: Any, path: str | os.PathLike) -> None:
 
 
 def _untranslated() -> list[str]:
-    """Operators that have no translation."""
+    """List the operators that have no translation."""
     public = (name for name in all_operator_names() if re.match(r"dcnzoo::(?!_)", name))
     return sorted(set(public) - set(translations))
 
@@ -247,7 +248,7 @@ def _onnxscript_function(opset: int, deform_conv: str, translate: Callable) -> C
 def _symbolic(translation: Translation, opset: int, deform_conv: str) -> Callable:
     from torch.onnx.symbolic_helper import parse_args
 
-    @functools.wraps(translation.function)  # parse_args counts the parameters that it has
+    @functools.wraps(translation.function)  # parse_args counts the function's parameters
     def symbolic(g: Any, *arguments: Any) -> Value:
         arguments = [None if isinstance(a, torch.Value) and a.node().mustBeNone() else a for a in arguments]
         result = translation.function(TorchScriptGraph(opset, deform_conv, g), *arguments)
@@ -261,5 +262,5 @@ def _symbolic(translation: Translation, opset: int, deform_conv: str) -> Callabl
     return parse_args(*(_KINDS[parameter.annotation] for parameter in parameters))(symbolic)
 
 
-# what torch calls the kinds of an operator's arguments
+# torch's codes for the types of an operator's arguments
 _KINDS = {"Value": "v", "int": "i", "bool": "i", "float": "f", "Sequence[int]": "is"}

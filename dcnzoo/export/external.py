@@ -1,6 +1,6 @@
-"""The files beside an ONNX file that its tensors are in: which they are, before a runtime opens them.
+"""Find the external weight files that an ONNX file refers to, before a runtime opens them.
 
-Needs no package: a runtime is all that there has to be where a model runs.
+Requires no package besides the standard library: a deployed model needs only a runtime.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-# The part of onnx.proto that leads to tensors: message → number of a field → the message in it.
+# The part of onnx.proto that leads to tensors: message → field number → message in that field.
 _MESSAGES = {
     "model": {7: "graph", 20: "training", 25: "function"},
     "training": {1: "graph", 2: "graph"},
@@ -25,12 +25,12 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # protobuf's wire types
 
 
 def refuse_files_elsewhere(path: str | os.PathLike) -> None:
-    """A model is data from somebody, and says by itself which files are read for its weights.
+    """Refuse a model whose weights are outside its folder: a model from others could name any file.
 
-    onnxruntime 1.31 refuses those outside the model's folder; 1.23, the last for Python 3.10, opens any.
+    onnxruntime 1.31 refuses such files itself; 1.23, the last version for Python 3.10, opens any.
 
     Raises:
-        ValueError: one is outside the folder, by its name or as a link; or the file is no ONNX model.
+        ValueError: a file is outside the folder, by its name or as a link; or ``path`` is not an ONNX model.
     """
     path = Path(path)
     folder = path.resolve().parent
@@ -41,10 +41,10 @@ def refuse_files_elsewhere(path: str | os.PathLike) -> None:
 
 
 def locations(path: str | os.PathLike) -> set[str]:
-    """The files that an ONNX file names, as it names them.
+    """Return the external files that an ONNX file names.
 
     Raises:
-        ValueError: it is no ONNX model.
+        ValueError: it is not an ONNX model.
     """
     try:
         with (
@@ -71,10 +71,10 @@ def _locations(view: memoryview, start: int, end: int, message: str) -> Iterator
 
 
 def _fields(view: memoryview, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Number, begin and end of each field of a message that has a length."""
+    """Yield number, start and end of each length-delimited field of a message."""
     while start < end:
         tag, start = _varint(view, start)
-        if tag >= 2**32:  # protobuf drops the upper bits, and would find another field here
+        if tag >= 2**32:  # protobuf drops the upper bits and would read another field number
             raise ValueError(f"tag {tag}")
         kind = tag & 7
         if kind == _VARINT:
@@ -94,7 +94,7 @@ def _fields(view: memoryview, start: int, end: int) -> Iterator[tuple[int, int, 
 
 
 def _varint(view: memoryview, start: int) -> tuple[int, int]:
-    """The number, and where it ends."""
+    """Return the number and the position after it."""
     value = shift = 0
     while True:
         byte = view[start]

@@ -1,7 +1,7 @@
-"""One way to write ONNX nodes for both of torch's exporters.
+"""Create ONNX nodes in the same way for both of torch's exporters.
 
-A translation takes a :class:`Graph` and calls nodes by their ONNX names: ``g.Add(a, b)``,
-``g.Transpose(a, perm=[0, 2, 1])``. What it produces is then the same whichever exporter asked.
+A translation receives a :class:`Graph` and creates nodes by their ONNX names: ``g.Add(a, b)``,
+``g.Transpose(a, perm=[0, 2, 1])``. Both exporters then produce the same nodes.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from typing import Any
 
 import torch
 
-Value = Any  # a value of the graph under construction; its class is the exporter's
-FLOAT, INT64, DOUBLE = 1, 7, 11  # onnx.TensorProto.DataType, which Cast wants
+Value = Any  # a value of the graph; its class depends on the exporter
+FLOAT, INT64, DOUBLE = 1, 7, 11  # onnx.TensorProto.DataType, for Cast
 
 
 @dataclass(frozen=True)
 class Translation:
-    """What an operator becomes: a function of (graph, *arguments of the operator).
+    """The translation of an operator: a function of ``(graph, *arguments of the operator)``.
 
     Attributes:
-        rank: of the first result, where it is not that of the first argument.
+        rank: of the first result, if it differs from that of the first argument.
         same_type: whether the first result has the type of the first argument.
     """
 
@@ -34,7 +34,7 @@ translations: dict[str, Translation] = {}
 
 
 def translates(name: str, **settings: Any) -> Callable[[Callable], Callable]:
-    """Decorator for the ONNX translation of the operator ``namespace::name``."""
+    """Decorator that registers the ONNX translation of the operator ``namespace::name``."""
 
     def add(function: Callable) -> Callable:
         translations[name] = Translation(function, **settings)
@@ -44,9 +44,9 @@ def translates(name: str, **settings: Any) -> Callable[[Callable], Callable]:
 
 
 class Graph:
-    """The nodes of one opset, and what is known of a value while the graph is being built.
+    """Creates nodes of one opset and gives shapes and types of values during construction.
 
-    ``deform_conv``: what deformable convolution becomes (:mod:`dcnzoo.export.operators.deform_conv`).
+    ``deform_conv``: the translation of deformable convolution (:mod:`dcnzoo.export.operators.deform_conv`).
     """
 
     def __init__(self, opset: int, deform_conv: str = "auto") -> None:
@@ -54,7 +54,11 @@ class Graph:
         self.deform_conv = deform_conv
 
     def size(self, value: Value, axis: int) -> int:
-        """The size of an axis, which must not be dynamic."""
+        """Return the size of an axis.
+
+        Raises:
+            ValueError: the axis is dynamic.
+        """
         size = self.shape(value)[axis]
         if not isinstance(size, int):
             raise ValueError(
@@ -76,49 +80,49 @@ class Graph:
         return self.Constant(value_float=float(value))
 
     def number(self, value: float, kind: int) -> Value:
-        """A scalar of a type."""
+        """Return a scalar of the type ``kind``."""
         return self.Cast(self.float(value), to=kind)
 
-    # Both by Reshape: Squeeze and Unsqueeze have changed their form between opsets.
+    # Uses Reshape: Squeeze and Unsqueeze take their axes differently in different opsets.
 
     def shaped(self, value: Value, *shape: int | Value) -> Value:
-        """``value`` in another shape: sizes, 0 (as it was) and -1 (what is left), or 1-D values."""
+        """Reshape ``value``. Each size is an int, 0 (unchanged), -1 (the rest) or a 1-D value."""
         if all(isinstance(size, int) for size in shape):
             return self.Reshape(value, self.ints(*shape))
         parts = [self.ints(size) if isinstance(size, int) else size for size in shape]
         return self.Reshape(value, self.Concat(*parts, axis=0))
 
     def sizes(self, value: Value, *axes: int) -> Value:
-        """The sizes of some axes as a 1-D value."""
+        """Return the sizes of some axes as a 1-D value."""
         return self.Gather(self.Shape(value), self.ints(*axes), axis=0)
 
     def range(self, value: Value, axis: int) -> Value:
-        """0, 1, 2, … along an axis: a 1-D value."""
+        """Return 0, 1, 2, … along an axis as a 1-D value."""
         length = self.Gather(self.Shape(value), self.int(axis), axis=0)
         return self.Range(self.int(0), length, self.int(1))
 
     def sum(self, value: Value, axis: int) -> Value:
-        """Over an axis, which is then gone."""
-        if self.opset < 13:  # the axis was an attribute
+        """Sum over an axis and remove it."""
+        if self.opset < 13:  # axes was an attribute
             return self.ReduceSum(value, axes=[axis], keepdims=0)
         return self.ReduceSum(value, self.ints(axis), keepdims=0)
 
-    # What the exporters do differently:
+    # Implemented per exporter:
 
     def __getattr__(self, node: str):
         raise NotImplementedError
 
     def type_of(self, value: Value) -> int:
-        """The type of its elements, as onnx.TensorProto.DataType."""
+        """Return the type of the elements, as onnx.TensorProto.DataType."""
         raise NotImplementedError
 
     def shape(self, value: Value) -> list:
-        """Its sizes; what is dynamic is no int."""
+        """Return the sizes; a dynamic size is not an int."""
         raise NotImplementedError
 
 
 class DynamoGraph(Graph):
-    """Nodes for ``torch.onnx.export(dynamo=True)``, which records calls of onnxscript's."""
+    """Nodes for ``torch.onnx.export(dynamo=True)``, which records calls of onnxscript operators."""
 
     def __init__(self, opset: int, deform_conv: str = "auto") -> None:
         super().__init__(opset, deform_conv)
@@ -130,14 +134,14 @@ class DynamoGraph(Graph):
         return getattr(self._nodes, node)
 
     def repeat(self, turns: list[int], value: Value, step: Callable[[Graph, Value, Value], Value]) -> Value:
-        """``value``, put through ``step(graph, value, turn)`` for each turn: by an ONNX ``Scan``."""
+        """Apply ``step(graph, value, turn)`` to ``value`` for each turn, by an ONNX ``Scan``."""
         import onnx_ir as ir
 
         body = _Body(self.opset)
         before, turn = ir.Value(name="body_before"), ir.Value(name="body_turn")
         after = step(body, before, turn)
         for i, node in enumerate(body.nodes):
-            node.outputs[0].name = f"body_{i}"  # a name of the outer graph's would be taken for its value
+            node.outputs[0].name = f"body_{i}"  # a name from the outer graph would refer to its value
         graph = ir.Graph([before, turn], [after], nodes=body.nodes, name="body")
         return self.Scan(value, self.ints(*turns), body=graph, num_scan_inputs=1)
 
@@ -149,7 +153,7 @@ class DynamoGraph(Graph):
 
 
 class _Body(Graph):
-    """The nodes that :meth:`DynamoGraph.repeat` repeats; they may use values from outside."""
+    """The nodes inside :meth:`DynamoGraph.repeat`; they may use values of the outer graph."""
 
     def __init__(self, opset: int) -> None:
         super().__init__(opset)
@@ -183,7 +187,7 @@ class TorchScriptGraph(Graph):
             if node == "Constant":
                 (value,) = attributes.values()
                 return self._graph.op("Constant", value_t=torch.tensor(value))
-            while inputs and inputs[-1] is None:  # optional ones at the end are left out
+            while inputs and inputs[-1] is None:  # omit optional inputs at the end
                 inputs = inputs[:-1]
             attributes = {f"{name}_{self._suffix(value)}": value for name, value in attributes.items()}
             return self._graph.op(node, *inputs, **attributes)

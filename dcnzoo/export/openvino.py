@@ -1,4 +1,4 @@
-"""OpenVINO: ONNX's ``DeformConv`` as OpenVINO's own operator, which its ONNX reader does not know."""
+"""OpenVINO: convert ONNX's ``DeformConv``, which its ONNX reader does not support, to its own operator."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def make_core() -> Core:
-    """OpenVINO's ``Core``, whose ``read_model`` takes ONNX files with ``DeformConv``.
+    """Return an OpenVINO ``Core`` whose ``read_model`` accepts ONNX files with ``DeformConv``.
 
     Raises:
         ModuleNotFoundError: OpenVINO is not installed.
@@ -28,9 +28,9 @@ def make_core() -> Core:
 
 
 def save_ir(path: str | os.PathLike, out: Path) -> None:
-    """Write an ONNX file as OpenVINO's IR: ``out``, which ends in ``.xml``, and its weights as ``.bin``.
+    """Convert an ONNX file to OpenVINO's IR: ``out``, which ends in ``.xml``, and its weights in ``.bin``.
 
-    Every OpenVINO reads it, without dcnzoo. The texts that the ONNX file holds are in it.
+    OpenVINO reads the IR without dcnzoo. It contains the metadata of the ONNX file.
 
     Raises:
         ModuleNotFoundError: OpenVINO is not installed.
@@ -41,7 +41,7 @@ def save_ir(path: str | os.PathLike, out: Path) -> None:
 
 
 def texts(model: Model) -> dict[str, str]:
-    """The metadata of an ONNX file, from what OpenVINO has read, an IR too."""
+    """Return the ONNX metadata of a model that OpenVINO has read, from ONNX or IR."""
     if not model.has_rt_info("framework"):
         return {}
     found = model.get_rt_info("framework").value
@@ -49,7 +49,7 @@ def texts(model: Model) -> dict[str, str]:
 
 
 def _deform_conv(node: NodeContext) -> list[Output]:
-    """ONNX: input, weight, offset, bias, mask; bias and mask may be missing."""
+    """Convert a DeformConv node. Its inputs are input, weight, offset, bias (optional), mask (optional)."""
     from openvino import opset12 as ops
 
     inputs = [_given(node.get_input(i)) for i in range(node.get_input_size())]
@@ -67,7 +67,7 @@ def _deform_conv(node: NodeContext) -> list[Output]:
         mask=mask,
         group=node.get_attribute("group", 1),
         deformable_group=node.get_attribute("offset_group", 1),
-        bilinear_interpolation_pad=True,  # a sample outside the map counts in part, as in DCN
+        bilinear_interpolation_pad=True,  # interpolates at the border, as in DCN
     )
     if bias is not None:
         axes = ops.constant(np.array([0, *range(2, 2 + rank)]))
@@ -76,5 +76,5 @@ def _deform_conv(node: NodeContext) -> list[Output]:
 
 
 def _given(value: Output) -> Output | None:
-    """An input of a node; None where ONNX has an empty name."""
+    """Return an input of a node; None for an omitted optional input."""
     return None if value.get_node().get_type_name() == "NullNode" else value

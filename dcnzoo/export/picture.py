@@ -1,4 +1,4 @@
-"""From a picture to what an exported detector takes, and from what it gives to the picture. numpy only."""
+"""Convert pictures to a detector's input, and its outputs to detections. Requires only numpy."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from typing import Any
 
 import numpy as np
 
-# of the ONNX file's metadata
+# keys in the ONNX file's metadata
 KEY = "dcnzoo"
-CLIPS = "dcnzoo.clips"  # "False": the detector's boxes may reach out of the image, as YOLOv3's do
+CLIPS = "dcnzoo.clips"  # "False": boxes may extend beyond the image, as in YOLOv3
 
 
 @dataclasses.dataclass(frozen=True)
 class Detections:
-    """What is in a picture, best first; boxes and masks are in its own pixels."""
+    """The objects in a picture, best first; boxes and masks are in pixels of the picture."""
 
     boxes: np.ndarray  # [K, 4], float32, (x1, y1, x2, y2)
     scores: np.ndarray  # [K], float32
     labels: np.ndarray  # [K], int64, indices into Detector.classes
-    masks: np.ndarray | None  # [K, H, W], bool; None where the model has none
+    masks: np.ndarray | None  # [K, H, W], bool; None if the model predicts no masks
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -31,18 +31,19 @@ class Detections:
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """What a detector's test pipeline and data preprocessor do, as far as pictures are concerned.
+    """The image operations of a detector's test pipeline and data preprocessor.
 
     Attributes:
         classes: names of the labels; may be empty.
-        rgb: channels are reversed: pictures are read as BGR.
-        mean, std: of the channels in the model's order.
-        scale: (width, height) to resize to, with ``keep_ratio`` the box to fit into, either way up;
-            None: not resized.
-        pad_divisor: the model pads right and bottom of the normalised image with zeros to a multiple.
-        square, divisor, least: where the pipeline itself pads: to a square, to a multiple, or to
-            (height, width) at least.
-        value: what it pads with, before normalisation, in the order blue, green, red.
+        rgb: reverse the channels (pictures are read as BGR).
+        mean, std: per channel, in the model's order.
+        scale: (width, height) to resize to; with ``keep_ratio`` the bounds, in either orientation; None: no
+            resizing.
+        pad_divisor: the model pads the normalised image with zeros, at right and bottom, to a multiple of
+            this.
+        square, divisor, least: padding by the pipeline: to a square, to a multiple, or to at least
+            (height, width).
+        value: padding value of the pipeline before normalisation, in the order blue, green, red.
     """
 
     classes: tuple[str, ...]
@@ -59,10 +60,10 @@ class Preprocessing:
 
     @classmethod
     def of(cls, pipeline: Sequence[Mapping], preprocessor: Any, classes: Sequence[str]) -> Preprocessing:
-        """That of a config's test pipeline and a model's ``data_preprocessor``.
+        """Read it from a config's test pipeline and a model's ``data_preprocessor``.
 
         Raises:
-            ValueError: they do something that is not described here.
+            ValueError: they contain an operation that these attributes cannot describe.
         """
         scale, keep_ratio, pad = None, True, None
         rgb, normalised = bool(preprocessor._channel_conversion), preprocessor._enable_normalize
@@ -114,9 +115,10 @@ class Preprocessing:
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> Preprocessing:
-        """
+        """Read it from the metadata of an exported file.
+
         Raises:
-            ValueError: it does not hold what :meth:`to_metadata` has written.
+            ValueError: the metadata does not contain the output of :meth:`to_metadata`.
         """
         try:
             values = json.loads(metadata[KEY])
@@ -133,15 +135,15 @@ class Preprocessing:
         picture: np.ndarray,  # [H, W, 3], uint8, BGR
         limit: tuple[int | None, int | None] = (None, None),
     ) -> tuple[np.ndarray, tuple[int, int]]:
-        """What the model sees, [1, 3, h, w], and the height and width without padding.
+        """Return the model's input, [1, 3, h, w], and the height and width of the image without padding.
 
         Args:
-            limit: the largest height and width that the model takes, if it has any.
+            limit: the model's maximum height and width, if any.
         """
         size = self._size(picture.shape[:2], limit)
         image = picture.astype(np.float32)
         if size != picture.shape[:2]:
-            image = np.rint(resized(image, size))  # to whole grey levels, as in training
+            image = np.rint(resized(image, size))  # rounded to integers, as uint8 images are in training
         image = _padded(image, self.padded(size, limit), self.value)
         if self.rgb:
             image = image[..., ::-1]
@@ -156,7 +158,7 @@ class Preprocessing:
     def padded(
         self, size: tuple[int, int], limit: tuple[int | None, int | None] = (None, None)
     ) -> tuple[int, int]:
-        """Height and width of an image of a size after the pipeline: MMDetection's ``img_shape``."""
+        """Return the height and width after the pipeline's padding: MMDetection's ``img_shape``."""
         height, width = (max(size),) * 2 if self.square else size
         whole = [
             max(extent + -extent % self.divisor, least)
@@ -182,11 +184,11 @@ class Preprocessing:
 
 
 def _padding(step: Mapping) -> dict[str, Any]:
-    """The fields for a step ``Pad`` of a pipeline."""
+    """Return the attributes for a ``Pad`` step of a pipeline."""
     value = step.get("pad_val", 0)
     value = value.get("img", 0) if isinstance(value, Mapping) else value
     value = (value,) * 3 if isinstance(value, (int, float)) else tuple(value)
-    size = step.get("size")  # (width, height), in MMDetection only where there is no divisor
+    size = step.get("size")  # (width, height); MMDetection ignores it if there is a divisor
     size = (size, size) if isinstance(size, int) else size
     divisor = step.get("size_divisor")
     return {
@@ -198,7 +200,7 @@ def _padding(step: Mapping) -> dict[str, Any]:
 
 
 def _padded(image: np.ndarray, size: Sequence[int], value: tuple[float, ...]) -> np.ndarray:
-    """An image [H, W, 3] in the upper left corner of a larger one."""
+    """Place an image [H, W, 3] in the upper left corner of a larger one."""
     height, width = image.shape[:2]
     if (height, width) == tuple(size):
         return image
@@ -209,11 +211,12 @@ def _padded(image: np.ndarray, size: Sequence[int], value: tuple[float, ...]) ->
 
 
 def read(image: str | os.PathLike | np.ndarray) -> np.ndarray:
-    """The pixels of a file, [H, W, 3], uint8, BGR; an array is one already.
+    """Read a picture, [H, W, 3], uint8, BGR; return an array unchanged.
 
     Raises:
-        FileNotFoundError, ImportError: neither OpenCV nor Pillow is installed.
-        ValueError: no picture.
+        FileNotFoundError: the file does not exist.
+        ImportError: neither OpenCV nor Pillow is installed.
+        ValueError: it is not a picture.
     """
     if isinstance(image, np.ndarray):
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
@@ -254,7 +257,7 @@ def resized(
     size: tuple[int, int],
     region: tuple[slice, slice] = (slice(None), slice(None)),
 ) -> np.ndarray:
-    """Bilinear, between the centres of pixels, as ``cv2.resize``; of the result only a region, if given."""
+    """Resize bilinearly like ``cv2.resize``; compute only ``region`` of the result, if given."""
     for axis in (0, 1):
         extent = image.shape[axis]
         place = (np.arange(size[axis])[region[axis]] + 0.5) * (extent / size[axis]) - 0.5
@@ -273,30 +276,30 @@ def on_picture(
     metadata: Mapping[str, str],
     border: tuple[int, int] | None = None,
 ) -> Detections:
-    """One image's outputs, in pixels of the model's input, in pixels of the picture.
+    """Convert one image's outputs from pixels of the model's input to pixels of the picture.
 
     Args:
-        size: the input's height and width without padding.
-        picture_size: the picture's.
-        metadata: the model's.
-        border: where boxes end, in pixels of the input: its height and width after the pipeline, which are
-            larger than ``size`` if that pads.
+        size: height and width of the input without padding.
+        picture_size: height and width of the picture.
+        metadata: of the model.
+        border: boxes are clipped to this height and width of the input: the size after the pipeline, which
+            exceeds ``size`` if the pipeline pads.
     """
     there = outputs["labels"] >= 0
     dets = outputs["dets"][there]
     factor = np.array([picture_size[1] / size[1], picture_size[0] / size[0]] * 2)
     boxes = dets[:, :4]
-    if metadata.get(CLIPS) != "False":  # the graph ends them at the border of its input, padding included
+    if metadata.get(CLIPS) != "False":  # the graph clips to its input, which includes padding
         boxes = boxes.clip(0, (border or size)[::-1] * 2)
     boxes = (boxes * factor).astype(np.float32)
     masks = None
     if "masks" in outputs:
         masks = np.zeros((len(dets), *picture_size), bool)
-        margin = np.ceil(factor[:2]) + 1  # how far interpolation reaches
+        margin = np.ceil(factor[:2]) + 1  # the reach of the interpolation
         first = np.floor(boxes[:, :2] - margin).clip(0).astype(int)
         last = np.ceil(boxes[:, 2:] + margin).clip(0).astype(int)
         for mask, soft, (x1, y1), (x2, y2) in zip(masks, outputs["masks"][there], first, last, strict=True):
-            # resized as a probability: a mask cut off at the model's size would lose its border's place
+            # resize probabilities, then threshold: a thresholded mask would have a less exact border
             region = (slice(y1, y2), slice(x1, x2))
             probability = resized(soft[: size[0], : size[1]].astype(np.float32), picture_size, region)
             mask[region] = probability >= 127.5

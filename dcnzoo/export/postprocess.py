@@ -1,8 +1,8 @@
-"""What a detector does after its convolutions, with results of a fixed size, for a graph.
+"""Post-processing with outputs of a fixed size, for export.
 
-Non-maximum suppression keeps a number of boxes that depends on the data, and each level of a pyramid
-gets a number of RoIs that does. Neither can be traced. Here both are operators whose results have a
-size known beforehand, with ONNX graphs of standard operators; absent boxes have a score below zero.
+The number of boxes after NMS, and of RoIs per level of a pyramid, depends on the data, which cannot be
+traced. The operators here have outputs of a fixed size, and ONNX graphs of standard operators; unused
+boxes have a negative score.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import dcnzoo.ops
 from dcnzoo.export.graph import INT64, Graph, Value
 from dcnzoo.export.operators.roi_align import align
 
-TINY = 1e-12  # an area that is added to by any box
-ABSENT = -1.0  # the score of a box that is not there; any real one is at least zero
+TINY = 1e-12  # avoids division by zero; smaller than the area of any box
+ABSENT = -1.0  # the score of an unused box; real scores are at least zero
 
 
 @torch.library.custom_op("dcnzoo::_keep_boxes", mutates_args=())
@@ -32,10 +32,10 @@ def keep_boxes(
     classes: int,
     max_per_class: int,
 ) -> tuple[Tensor, Tensor]:  # [N, max_boxes, 5], [N, max_boxes]
-    """Non-maximum suppression class by class: (x1, y1, x2, y2, score) by descending score, and labels.
+    """Non-maximum suppression class by class: (x1, y1, x2, y2, score), best first, and labels.
 
-    Where fewer boxes are left, the rest is zeros with label -1. ``max_per_class`` limits each class (0:
-    does not); ``classes`` is their number.
+    If fewer than ``max_boxes`` boxes remain, the other rows are zeros with label -1. ``max_per_class``
+    limits the boxes of each class (0: no limit); ``classes`` is the number of classes.
     """
     batch = len(boxes)
     kept = boxes.new_zeros(batch, max_boxes, 5)
@@ -77,12 +77,12 @@ def keep_boxes_graph(
     constant = partial(g.number, kind=kind)
     boxes, scores, labels = _padded(g, boxes, scores, labels, max_boxes)
     if max_per_class and max_per_class < max_boxes:
-        # [N, classes, M]: the scores of each class, so that the limit holds for each
+        # [N, classes, M]: scores by class, so that the limit applies to each class
         of_class = g.Equal(g.shaped(labels, 0, 1, -1), g.shaped(g.ints(*range(classes)), 1, -1, 1))
         by_class = g.Where(of_class, g.shaped(scores, 0, 1, -1), constant(ABSENT))
         apart, limit = boxes, max_per_class
     else:
-        # classes far from each other do not suppress each other: the same for one call
+        # shift the boxes of each class apart, so that one call treats classes separately
         present = g.Where(g.GreaterOrEqual(g.shaped(scores, 0, 0, 1), constant(0)), boxes, constant(0))
         distance = g.Add(g.ReduceMax(present, g.ints(1, 2), keepdims=1), constant(1))
         apart = g.Add(present, g.Mul(g.Cast(g.shaped(labels, 0, 0, 1), to=kind), distance))
@@ -102,7 +102,7 @@ def keep_boxes_graph(
 
 
 def _padded(g: Graph, boxes: Value, scores: Value, labels: Value, count: int) -> tuple[Value, ...]:
-    """With ``count`` absent ones behind, so that TopK always finds as many as it is to return."""
+    """Append ``count`` unused boxes, so that TopK always has enough to return."""
     kind = g.type_of(boxes)
 
     def padded(value: Value, filler: Value, *rest: int) -> Value:
@@ -116,7 +116,7 @@ def _padded(g: Graph, boxes: Value, scores: Value, labels: Value, count: int) ->
 def _first(
     g: Graph, kind: int, boxes: Value, scores: Value, labels: Value, count: int
 ) -> tuple[Value, Value]:
-    """The ``count`` best, and zeros with label -1 where there are fewer."""
+    """Return the ``count`` best boxes; missing ones are zeros with label -1."""
     zero = g.number(0, kind)
     best, index = g.TopK(scores, g.ints(count), axis=1)
     there = g.GreaterOrEqual(best, zero)
@@ -137,18 +137,18 @@ def soft_keep_boxes(
     sigma: float,
     min_score: float,
 ) -> tuple[Tensor, Tensor]:  # [N, max_boxes, 5], [N, max_boxes]
-    """As :func:`keep_boxes`, but by soft-NMS (Bodla et al. 2017), class by class.
+    """Like :func:`keep_boxes`, but by soft-NMS (Bodla et al. 2017), class by class.
 
-    ``max_boxes`` times the best box is taken and the scores of those that it overlaps are lowered: with
-    ``"gaussian"`` all by ``exp(-iou² / sigma)``, with ``"linear"`` those from ``iou_threshold`` on by
-    ``1 - iou``, with ``"naive"`` to zero. What falls below ``min_score`` is out.
+    Takes the best box ``max_boxes`` times and lowers the scores of the boxes that it overlaps: with
+    ``"gaussian"`` all by ``exp(-iou² / sigma)``; with an overlap of at least ``iou_threshold``, by ``1 -
+    iou`` for ``"linear"`` and to zero for ``"naive"``. Boxes with a score below ``min_score`` are dropped.
     """
     area = (boxes[..., 2:] - boxes[..., :2]).prod(-1)
     left, taken = scores, torch.full_like(scores, ABSENT)
     for _ in range(max_boxes):
         best, index = left.max(1, keepdim=True)
         this = torch.arange(scores.shape[1], device=index.device) == index
-        taken = torch.where(this, torch.maximum(best, taken), taken)  # what is taken stays when none is left
+        taken = torch.where(this, torch.maximum(best, taken), taken)  # keeps its score if no box is left
         box = take(boxes, index)  # [N, 1, 4]
         low, high = torch.maximum(box[..., :2], boxes[..., :2]), torch.minimum(box[..., 2:], boxes[..., 2:])
         overlap = (high - low).clamp(min=0).prod(-1)
@@ -194,7 +194,7 @@ def soft_keep_boxes_graph(
     area = area_of(g, low, high)
     places = g.shaped(g.range(scores, 1), 1, -1)
     taken = g.Expand(g.number(ABSENT, kind), g.Shape(scores))
-    # one value goes round: what each score is now [0], and what it was when its box was taken [1]
+    # the loop has one state: current scores [0], and scores at the time when a box was taken [1]
     before = g.Concat(g.Unsqueeze(scores, g.ints(0)), g.Unsqueeze(taken, g.ints(0)), axis=0)
 
     def step(b: Graph, state: Value, _: Value) -> Value:
@@ -225,9 +225,9 @@ def soft_keep_boxes_graph(
 
 
 def running_max_graph(g: Graph, values: Value, axis: int) -> tuple[Value, Value]:
-    """``torch.cummax``: the largest so far and its place (of equal ones the last).
+    """``torch.cummax``: the largest value so far and its position (the last among equals).
 
-    In steps that double: each value is compared with the one 1, 2, 4, … places before.
+    Doubles the distance in each step: compares each value with the one 1, 2, 4, … positions before.
     """
     length = g.shape(values)[axis]
     steps = (length - 1).bit_length() if isinstance(length, int) else 16  # 65536 pixels: any map
@@ -243,7 +243,7 @@ def running_max_graph(g: Graph, values: Value, axis: int) -> tuple[Value, Value]
         return g.repeat([2**i for i in range(steps)], value, step) if steps else g.Identity(value)
 
     largest = running(values)
-    # where it was set anew; the exporter leaves all this out where nobody asks for the places
+    # positions of new maxima; the exporter drops these nodes if the positions are not used
     rank = len(g.shape(values))
     places = g.shaped(g.range(values, axis), *(-1 if a == axis % rank else 1 for a in range(rank)))
     return largest, running(g.Where(g.Equal(values, largest), places, g.int(0)))
@@ -260,7 +260,7 @@ def roi_align_pyramid(
     pool_mode: str,
     aligned: bool,
 ) -> Tensor:  # [K, C, *output_size]
-    """RoIAlign where each RoI is read from the level that fits its size (Lin et al. 2017, eq. 1)."""
+    """RoIAlign that reads each RoI from the level that fits its size (Lin et al. 2017, eq. 1)."""
     size = ((rois[:, 3] - rois[:, 1]) * (rois[:, 4] - rois[:, 2])).sqrt()
     level = (size / finest_scale + 1e-6).log2().floor().clamp(0, len(levels) - 1)
     pooled = levels[0].new_zeros(len(rois), levels[0].shape[1], *output_size)
@@ -311,18 +311,18 @@ def roi_align_pyramid_graph(
 
 
 def best(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The ``count`` best of ``[N, M]`` and their indices, whatever M; fewer where M is fixed and smaller."""
+    """Return the ``count`` best scores of ``[N, M]`` and their indices; fewer if M is fixed and smaller."""
     available = scores.shape[1]
     if isinstance(available, int):
         count = min(count, available)
-    else:  # M follows the size of the image and may be less than count: absent ones fill the gap
+    else:  # M depends on the image's size and may be less than count: append unused boxes
         scores = torch.cat([scores, scores.new_full((scores.shape[0], count), ABSENT)], 1)
     values, index = scores.topk(count)
     return values, index.clamp(max=available - 1)
 
 
 def take(values: Tensor, index: Tensor) -> Tensor:
-    """``values[n, index[n]]``, of ``[N, M, D]`` by ``[N, K]``."""
+    """Return ``values[n, index[n]]`` for values ``[N, M, D]`` and an index ``[N, K]``."""
     return values.gather(1, index[..., None].expand(-1, -1, values.shape[-1]))
 
 
@@ -337,15 +337,15 @@ def paste_masks(
     height: Any,
     width: Any,
 ) -> Tensor:  # [K, height, width]
-    """Masks of boxes on the image: bilinear, zero outside.
+    """Paste the masks of boxes into the image, by bilinear interpolation; zero outside the boxes.
 
-    Bilinear resampling along the axes of a box is a product with a matrix per axis, of hat functions:
-    no coordinates per pixel, which would take twice the memory of the result.
+    Bilinear resampling along the axes is a product with one matrix of hat functions per axis. This avoids
+    coordinates per pixel, which would take twice the memory of the result.
     """
 
     def along(low: Tensor, high: Tensor, pixels: Any, taps: int) -> Tensor:  # [K, pixels, taps]
         centres = torch.arange(pixels, device=masks.device, dtype=masks.dtype) + 0.5
-        # as grid_sample computes it, so that equal pixels are equal
+        # in the order of grid_sample's operations, for equal results
         place = (centres - low[:, None]) / (high - low)[:, None] * taps - 0.5
         distance = place[:, :, None] - torch.arange(taps, device=masks.device, dtype=masks.dtype)
         weights = (1 - distance.abs()).clamp(min=0)

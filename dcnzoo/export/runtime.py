@@ -1,4 +1,4 @@
-"""Exported detectors at run time. Needs numpy and the runtime, no torch."""
+"""Run exported detectors. Requires numpy and a runtime, but not torch."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ Image = str | os.PathLike | np.ndarray
 
 
 class Detector:
-    """An exported detector, from a picture to what is in it::
+    """An exported detector for pictures::
 
         from dcnzoo.export import Detector
         detector = Detector("model.onnx")
         found = detector("picture.jpg")  # found.boxes, found.scores, found.labels, found.masks
-        several = detector(["picture.jpg", "another.png"])  # a list of them, computed together
+        several = detector(["picture.jpg", "another.png"])  # a list of results, computed in batches
 
-    Needs numpy, the runtime, and to read files OpenCV or Pillow. All that is to be known of the model
-    (sizes, normalisation, names) is in the file, where ``tools/deployment/pytorch2onnx.py`` has put it.
+    Requires numpy, the runtime and, to read files, OpenCV or Pillow. The file contains the image size,
+    normalisation and class names, which ``dcnzoo export`` wrote.
 
     Args:
-        path: the ONNX file, or with OpenVINO also the IR: an ``.xml`` file with its ``.bin`` beside it.
+        path: the ONNX file; with OpenVINO also an IR: an ``.xml`` file next to its ``.bin`` file.
         backend: ``"onnxruntime"``, ``"openvino"`` or ``"tensorrt"``.
-        device: ``"cpu"`` or ``"cuda"``, which needs onnxruntime-gpu or TensorRT.
-        threads: of the CPU, at most; None: as many as the runtime takes.
-        batch_size: images of a list that are computed together, where the model takes so many.
+        device: ``"cpu"`` or ``"cuda"``, which requires onnxruntime-gpu or TensorRT.
+        threads: maximum number of CPU threads; None: the runtime's default.
+        batch_size: maximum number of images per batch for lists.
 
     Attributes:
-        classes: the names that labels stand for; empty if they were not known.
+        classes: the names of the labels; empty if unknown.
 
     Raises:
-        FileNotFoundError: no such file.
+        FileNotFoundError: the file does not exist.
         ImportError: the runtime is not installed.
-        ValueError: the file is no model that it can run, was not written by dcnzoo, or names files outside
-            its folder; no such backend.
+        ValueError: the runtime cannot load the file, dcnzoo did not write it, or it refers to files outside
+            its folder; or the backend is unknown.
     """
 
     def __init__(
@@ -75,18 +75,18 @@ class Detector:
     def __call__(
         self, image: Image | Sequence[Image], score_threshold: float = 0.0
     ) -> Detections | list[Detections]:
-        """Detect what is in an image, or in each of a list.
+        """Detect objects in one image or in a list of images.
 
-        Images that are computed together are padded with zeros to one size, as MMDetection does it, which
-        can change what is found near the right and lower border.
+        The images of a batch are padded with zeros to a common size, as in MMDetection. This can change
+        detections near the right and lower border.
 
         Args:
-            image: a file, or ``[H, W, 3]``, uint8, in OpenCV's order, BGR; or a list or tuple of such.
-            score_threshold: what scores less is left out.
+            image: a file, or ``[H, W, 3]``, uint8, BGR; or a list or tuple of those.
+            score_threshold: drop detections with a lower score.
 
         Raises:
-            FileNotFoundError: no such file.
-            ValueError: no picture; too large a one for a model of a fixed size that may not be resized.
+            FileNotFoundError: a file does not exist.
+            ValueError: an image cannot be read, or does not fit the model's input.
         """
         if not isinstance(image, list | tuple):
             return self._detect([image], score_threshold)[0]
@@ -109,7 +109,7 @@ class Detector:
 
 
 def _stack(images: Sequence[np.ndarray]) -> np.ndarray:
-    """Images ``[1, 3, h, w]`` in the upper left corners of one array that is as large as necessary."""
+    """Copy images ``[1, 3, h, w]`` into the upper left corners of one zero-padded batch."""
     height, width = (max(image.shape[axis] for image in images) for axis in (2, 3))
     whole = np.zeros((len(images), 3, height, width), np.float32)
     for place, image in zip(whole, images, strict=True):
@@ -118,22 +118,22 @@ def _stack(images: Sequence[np.ndarray]) -> np.ndarray:
 
 
 class Session:
-    """An exported file in a runtime: ``session(images)`` gives the outputs by name.
+    """An exported file in a runtime: ``session(images)`` returns the outputs by name.
 
     Args:
-        path: the ONNX file, or with OpenVINO also the IR: an ``.xml`` file with its ``.bin`` beside it.
+        path: the ONNX file; with OpenVINO also an IR: an ``.xml`` file next to its ``.bin`` file.
         backend: ``"onnxruntime"``, ``"openvino"`` or ``"tensorrt"``.
-        device: ``"cpu"`` or ``"cuda"``, which needs onnxruntime-gpu or TensorRT.
-        threads: of the CPU, at most; None: as many as the runtime takes.
+        device: ``"cpu"`` or ``"cuda"``, which requires onnxruntime-gpu or TensorRT.
+        threads: maximum number of CPU threads; None: the runtime's default.
 
     Attributes:
-        metadata: the texts that the file holds.
+        metadata: the file's metadata.
 
     Raises:
-        FileNotFoundError: no such file.
+        FileNotFoundError: the file does not exist.
         ImportError: the runtime is not installed.
-        ValueError: the file is no model that it can run, it names files outside its folder, or the
-            device or backend is not there.
+        ValueError: the runtime cannot load the file, or the file refers to files outside its folder; or the
+            device or backend is not available.
     """
 
     def __init__(
@@ -166,13 +166,13 @@ class Session:
         images: np.ndarray,  # [N, 3, H, W], float32
         sizes: np.ndarray | None = None,  # [N, 2], (height, width)
     ) -> dict[str, np.ndarray]:
-        """Runs the model, in pieces and with padding where the graph has a fixed size.
+        """Run the model, in batches and with padding if the graph has a fixed size.
 
         Args:
-            sizes: of each image without padding, for the graphs that ask (DETR); else not looked at.
+            sizes: of each image without padding, for graphs with such an input (DETR); otherwise ignored.
 
         Raises:
-            ValueError: the images do not fit into the graph's size.
+            ValueError: the images do not fit the graph's size.
         """
         batch, _, height, width = self.shape
         given = images.shape
@@ -201,7 +201,7 @@ class Session:
 
 
 _Shape = tuple[int | None, ...]  # None: any size
-# inputs, names of the outputs, metadata, and what runs it
+# inputs, names of the outputs, metadata, and a function that runs the model
 _Opened = tuple[
     dict[str, _Shape], list[str], dict[str, str], Callable[[dict[str, np.ndarray]], list[np.ndarray]]
 ]
@@ -219,7 +219,7 @@ def _onnxruntime(path: str, device: str, threads: int | None) -> _Opened:
     options.intra_op_num_threads = threads or 0
     try:
         session = onnxruntime.InferenceSession(path, options, providers=[wanted])
-    except Exception as error:  # its exceptions have no common class of their own
+    except Exception as error:  # onnxruntime's exceptions have no common base class
         raise ValueError(f"{path}: expected an ONNX model that onnxruntime loads: {error}") from error
     inputs = {
         node.name: tuple(size if isinstance(size, int) else None for size in node.shape)

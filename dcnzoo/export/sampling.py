@@ -1,8 +1,8 @@
-"""Reading maps at points as ONNX nodes: for all operators that sample.
+"""Sample maps at points with ONNX nodes, for all operators that sample.
 
-Rows of channels are read by ``GatherND``, which every runtime has, from opset 12 on. A point outside the map
-reads zero, and so does one at NaN. Coordinates are computed in float32 (float64 for float64 inputs),
-whatever the input's type.
+Uses ``GatherND`` for rows of channels, which every runtime supports from opset 12 on. A point outside the
+map, or at NaN, samples zero. Coordinates are computed in float32 (float64 for float64 inputs), whatever the
+input's type.
 """
 
 from __future__ import annotations
@@ -12,30 +12,30 @@ from itertools import product
 
 from dcnzoo.export.graph import DOUBLE, FLOAT, INT64, Graph, Value
 
-Neighbours = list[tuple[Value, Value]]  # (index, weight) before and after a coordinate
+Neighbours = list[tuple[Value, Value]]  # (index, weight) of the pixels before and after a coordinate
 
 
 def wide(g: Graph, value: Value) -> int:
-    """The type of coordinates."""
+    """Return the type for coordinates."""
     return DOUBLE if g.type_of(value) == DOUBLE else FLOAT
 
 
 def neighbours(g: Graph, kind: int, coordinate: Value, size: Value) -> Neighbours:
-    """Of coordinates, in pixels, on an axis that is ``size``, int64, long."""
+    """Return the neighbours of coordinates, in pixels, on an axis of length ``size`` (int64)."""
     zero, one = (g.number(value, kind) for value in (0, 1))
     last = g.Cast(g.Sub(size, g.int(1)), to=kind)
     before = g.Floor(coordinate)
     fraction = g.Sub(coordinate, before)
     pair = []
     for index, weight in ((before, g.Sub(one, fraction)), (g.Add(before, one), fraction)):
-        # a choice, not a product or a limit: NaN is outside as well, and gives zero
+        # Where, not a product or Clip, so that NaN counts as outside and gives zero
         inside = g.And(g.GreaterOrEqual(index, zero), g.LessOrEqual(index, last))
         pair.append((g.Cast(g.Where(inside, index, zero), to=INT64), g.Where(inside, weight, zero)))
     return pair
 
 
 def corners(g: Graph, axes: Sequence[Neighbours], sizes: Sequence[Value]) -> Iterator[tuple[Value, Value]]:
-    """The pixels around points: (index in the flat map, weight) of each, slowest axis first."""
+    """Yield (index in the flat map, weight) of each pixel around the points, slowest axis first."""
     for corner in product((0, 1), repeat=len(axes)):
         index = weight = None
         for pair, side, size in zip(axes, corner, sizes, strict=True):

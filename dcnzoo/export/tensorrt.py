@@ -1,6 +1,6 @@
-"""An ONNX file as a TensorRT engine. Needs tensorrt ≥ 10.1, torch (for the GPU's memory) and a GPU.
+"""Build TensorRT engines from ONNX files. Requires tensorrt ≥ 10.1, torch (for GPU memory) and a GPU.
 
-Written from TensorRT's documentation, not yet run: no machine with TensorRT was at hand.
+Written from TensorRT's documentation and not yet run: no machine with TensorRT was available.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-FIRST = (10, 1)  # the first whose parser knows DeformConv
+FIRST = (10, 1)  # the first version whose parser supports DeformConv
 
 
 def why_not() -> str | None:
-    """What is missing to build an engine here; None: nothing."""
+    """Return the reason why this machine cannot build an engine; None if it can."""
     try:
         import tensorrt
         import torch
@@ -27,7 +27,7 @@ def why_not() -> str | None:
 
 
 def build_engine(path: str | os.PathLike, shapes: Mapping[str, tuple[int, ...]]) -> bytes:
-    """The engine, serialised, for one shape of each input, in float32.
+    """Build and serialise a float32 engine for one shape of each input.
 
     Raises:
         ImportError: TensorRT or a GPU is missing.
@@ -59,7 +59,7 @@ def build_engine(path: str | os.PathLike, shapes: Mapping[str, tuple[int, ...]])
 
 
 def open_engine(path: str, device: str) -> tuple[dict, list[str], dict[str, str], Callable]:
-    """What :class:`dcnzoo.export.runtime.Session` wants of a backend. Each new shape gets an engine."""
+    """Open a model for :class:`dcnzoo.export.runtime.Session`. Builds an engine for each new input shape."""
     reason = why_not()
     if reason is not None:
         raise ImportError(f"backend: expected TensorRT and a GPU: {reason}")

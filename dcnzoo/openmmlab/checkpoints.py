@@ -1,7 +1,7 @@
-"""Checkpoints are data: reading one runs nothing that is in it, whichever way mmengine is asked for it.
+"""Load checkpoints as data: reading a file through mmengine never runs code from it.
 
 Pickle, the format of checkpoints, can call any function while it is read. Only tensors, plain Python
-objects and the types of mmengine's log are let through.
+objects and the types in mmengine's log are allowed.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from safetensors.torch import load_file as load_safetensors
 from dcnzoo.compat.patches import Changes
 from dcnzoo.utils.errors import UserError, one_line
 
-MapLocation = str | torch.device | Callable | dict | None  # as torch.load has it
+MapLocation = str | torch.device | Callable | dict | None  # the same types as in torch.load
 
 
 class CheckpointError(UserError):
-    """A file that is no checkpoint, not one that may be read, or not one of this model."""
+    """The file is not a checkpoint, contains objects that are not allowed, or does not fit the model."""
 
 
 def load_file(
     path: str | os.PathLike | IO[bytes], trust: bool = False, map_location: MapLocation = "cpu"
 ) -> Mapping:
-    """What a checkpoint file holds.
+    """Read a checkpoint file.
 
     Args:
-        trust: read anything, which **runs whatever code the file holds**, with your rights: only for
-            files from somebody whose programs you would run.
+        trust: allow any object. This **runs any code in the file** with your rights: use it only for files
+            from authors whose programs you would run.
 
     Raises:
-        CheckpointError: it holds other objects and is not trusted, or it is no checkpoint.
+        CheckpointError: the file contains other objects and ``trust`` is False, or it is not a checkpoint.
     """
     name = path if isinstance(path, str | os.PathLike) else "checkpoint"
     if str(name).endswith(".safetensors"):
@@ -53,7 +53,8 @@ def load_file(
     try:
         with Changes() as changes:
             load_own_checkpoints(changes)
-            checkpoint = torch.load(path, map_location=map_location, weights_only=not trust)  # nosec B614  # said above
+            # opt-in
+            checkpoint = torch.load(path, map_location=map_location, weights_only=not trust)  # nosec B614
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         if found:
@@ -71,14 +72,14 @@ def load_file(
 
 
 def _history_method(owner: object, name: str) -> object:
-    """``getattr`` for files that name ``HistoryBuffer.mean`` and the like, and for nothing else."""
+    """``getattr`` for pickles that refer to ``HistoryBuffer.mean`` and the like, and for nothing else."""
     if owner is not HistoryBuffer or name not in ("min", "max", "mean", "current"):
         raise TypeError(f"checkpoint: expected an attribute of HistoryBuffer, got {owner!r}.{name}")
     return getattr(owner, name)
 
 
 _reconstruct, _scalar = np._core.multiarray._reconstruct, np._core.multiarray.scalar
-# The types in mmengine's log, which are harmless
+# The types in mmengine's log. Loading them runs no code from the file.
 LOG_TYPES = [
     HistoryBuffer,
     np.ndarray,
@@ -91,7 +92,7 @@ LOG_TYPES = [
 
 
 def load_own_checkpoints(changes: Changes) -> None:
-    """``torch.load`` reads mmengine's log; about anything else it stays as strict as it is."""
+    """Allow the types in mmengine's log in ``torch.load(weights_only=True)``; all other checks stay."""
     allowed = torch.serialization.get_safe_globals()
     added = [each for each in LOG_TYPES if each not in allowed]
 
@@ -105,15 +106,15 @@ def load_own_checkpoints(changes: Changes) -> None:
 
 
 def enforce_weights_only(changes: Changes) -> None:
-    """Every way in which mmengine reads a checkpoint uses :func:`load_file`.
+    """Make every checkpoint loader of mmengine use :func:`load_file`.
 
-    Without it:
+    Without this patch:
 
-    - What ``load_from='https://…'``, ``'torchvision://…'`` and their like download is read with
-      ``weights_only=False`` and compared with no checksum. With it, a checksum in the name is verified.
-    - onedl-mmengine's reader falls back to ``weights_only=False`` where a file is refused.
-    - ``TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1``, which many set for the sake of one file, opens all.
-    - ``--resume`` executes ``meta['config']``, a text of MMDetection 2.x, to compare numbers of GPUs.
+    - Downloads (``load_from='https://…'``, ``'torchvision://…'``, …) are read with ``weights_only=False`` and
+      without a checksum. With it, a checksum in the file name is verified.
+    - onedl-mmengine falls back to ``weights_only=False`` if torch refuses a file.
+    - ``TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1``, often set because of a single file, applies to all files.
+    - ``--resume`` executes ``meta['config']``, a text from MMDetection 2.x, to compare numbers of GPUs.
     """
     load = CheckpointLoader.load_checkpoint.__func__
 
@@ -136,7 +137,7 @@ def enforce_weights_only(changes: Changes) -> None:
 
 
 def load_from_local(filename: str, map_location: MapLocation = None) -> Mapping:
-    """mmengine's reader of files, by :func:`load_file`."""
+    """Replacement for mmengine's loader of local files; uses :func:`load_file`."""
     path = Path(filename).expanduser()
     if not path.is_file():
         raise FileNotFoundError(2, "no such checkpoint", str(path))
@@ -146,7 +147,7 @@ def load_from_local(filename: str, map_location: MapLocation = None) -> Mapping:
 def load_url(
     url: str, model_dir: str | None = None, map_location: MapLocation = None, progress: bool = True
 ) -> Mapping:
-    """``torch.hub.load_state_dict_from_url``, but a download that goes on, is verified, and runs nothing."""
+    """Like ``torch.hub.load_state_dict_from_url``, but resumes and verifies the download and runs no code."""
     from dcnzoo.utils.fetch import fetch  # imports requests
 
     return load_file(fetch(url, model_dir), map_location=map_location)

@@ -1,10 +1,10 @@
-"""Detectors with weights."""
+"""Build detectors and load their weights."""
 
 from __future__ import annotations
 
 import os
 
-import dcnzoo.openmmlab.models  # noqa: F401  registers what configs name; before mmdet, which needs mmcv.ops
+import dcnzoo.openmmlab.models  # noqa: F401  registers classes; before mmdet, which needs mmcv.ops
 
 # isort: split
 from mmdet.registry import DATASETS, MODELS
@@ -20,7 +20,7 @@ from dcnzoo.utils.errors import printable
 
 
 def read_config(path: str | os.PathLike) -> Config:
-    """The config in a file, with the import of dcnzoo added to it."""
+    """Read a config file and add dcnzoo to its ``custom_imports``."""
     cfg = read_config_file(path)
     imports = cfg.get("custom_imports") or {"imports": []}
     if "dcnzoo.models" not in imports["imports"]:
@@ -31,9 +31,9 @@ def read_config(path: str | os.PathLike) -> Config:
 def build(
     cfg: Config, checkpoint: str | os.PathLike, trust: bool = False, allow_partial: bool = False
 ) -> tuple[nn.Module, dict]:
-    """The config's model in evaluation mode, with the file's weights; and the file's ``meta``."""
-    cfg.model.pop("teacher_ckpt", None)  # teaches in training only
-    init_default_scope(cfg.get("default_scope", "mmdet"))  # stays: inference_detector builds from it too
+    """Build the config's model in evaluation mode with a checkpoint's weights; also return its ``meta``."""
+    cfg.model.pop("teacher_ckpt", None)  # the teacher is used only in training
+    init_default_scope(cfg.get("default_scope", "mmdet"))  # stays: inference_detector needs it too
     detector = revert_sync_batchnorm(MODELS.build(cfg.model))
     meta, report = load_weights(detector, checkpoint, trust, allow_partial)
     if report:
@@ -43,7 +43,7 @@ def build(
 
 
 def dataset_meta(cfg: Config, meta: dict) -> dict:
-    """Names and colours of the classes: the checkpoint's if it has them, else the data set's."""
+    """Return names and colours of the classes: from the checkpoint if it has them, else from the data set."""
     found = {key.lower(): value for key, value in meta.get("dataset_meta", {}).items()}
     if "CLASSES" in meta:  # MMDetection 2.x
         found = {"classes": meta["CLASSES"], "palette": meta.get("PALETTE")}
@@ -55,11 +55,11 @@ def dataset_meta(cfg: Config, meta: dict) -> dict:
 
 
 def metainfo(dataset: dict) -> dict:
-    """What a data set says of its classes, without building it: that may read files, or generate them."""
+    """Return a data set's metainfo, if possible without building it: that may read or generate files."""
     while "dataset" in dataset or "datasets" in dataset:  # RepeatDataset, ConcatDataset
         dataset = dataset["dataset"] if "dataset" in dataset else dataset["datasets"][0]
     kind = DATASETS.get(dataset.get("type", ""))
     found = (dataset.get("metainfo") or {}) if kind is None else kind._load_metainfo(dataset.get("metainfo"))
     if kind is None or found.get("classes"):
         return found
-    return DATASETS.build({**dataset, "lazy_init": True}).metainfo  # reads them from a file of its own
+    return DATASETS.build({**dataset, "lazy_init": True}).metainfo  # this class reads its classes from a file

@@ -1,4 +1,4 @@
-"""How a runner loads a checkpoint: wholly, or with a reason why not."""
+"""Load a runner's checkpoint completely, or fail with the reason."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from dcnzoo.openmmlab.weights import PARTIAL_HINT, convert, find_weights, load_s
 class LoadCheckpointHook(Hook):
     """Load by :func:`dcnzoo.openmmlab.weights.load_state`, which converts weights and requires that all fit.
 
-    mmengine's runners load with ``strict=False`` and only log what does not fit. They call this hook
-    between reading a file and loading it. What they load afterwards is what is loaded already.
+    mmengine's runners load with ``strict=False`` and only log mismatches. They call this hook after reading a
+    file and before loading it; the hook loads the weights and hands the loaded state back to the runner.
 
     Args:
-        fine_tune: where ``load_from`` has other classes, the parameters that depend on them are not loaded.
-        allow_partial: load what fits.
+        fine_tune: if the classes of ``load_from`` differ, do not load the parameters that depend on them.
+        allow_partial: load the parameters that fit.
     """
 
     priority = "VERY_HIGH"  # before EMAHook, which copies the weights
@@ -52,7 +52,7 @@ class LoadCheckpointHook(Hook):
         )
         if text := "; ".join(filter(None, (converted, report))):
             runner.logger.info(f"{source}: {text}")
-        if "state_dict" not in checkpoint:  # weights alone
+        if "state_dict" not in checkpoint:  # the file contains only weights
             checkpoint.clear()
             checkpoint["meta"] = meta
         checkpoint["state_dict"] = model.state_dict()

@@ -1,4 +1,4 @@
-"""A detector and an image to try it on, for tools that count or time."""
+"""Build a detector and example inputs, for tools that count operations or measure time."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,7 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
 import dcnzoo.openmmlab.models  # before mmdet, which needs mmcv.ops
-import dcnzoo.ops.flops  # noqa: F401  deformable convolution is counted
+import dcnzoo.ops.flops  # noqa: F401  registers the counts of dcnzoo's operators
 
 # isort: split
 from mmdet.registry import MODELS
@@ -23,13 +23,13 @@ from dcnzoo.utils.errors import UserError, one_line
 
 
 def build_model(cfg: Config, checkpoint: str | None = None, trust: bool = False) -> nn.Module:
-    """The config's model in evaluation mode, with the checkpoint's weights or with random ones."""
+    """Build the config's model in evaluation mode, with a checkpoint's weights or random ones."""
     if checkpoint is not None:
         from dcnzoo.openmmlab.detector import build
 
         return build(cfg, checkpoint, trust)[0]
     init_default_scope(cfg.get("default_scope", "mmdet"))
-    for node in _dicts(cfg.model):  # nothing is downloaded for weights that make no difference
+    for node in _dicts(cfg.model):  # no download: the weights do not change the result
         node.pop("init_cfg", None)
         node.pop("teacher_ckpt", None)
     return revert_sync_batchnorm(MODELS.build(cfg.model)).eval()
@@ -43,7 +43,7 @@ def _dicts(node: object) -> Iterator[ConfigDict]:
 
 
 def random_batch(height: int, width: int) -> dict:
-    """What a data loader would give for one image, [3, height, width], of noise."""
+    """Return a batch of one image of noise, [3, height, width], in the format of a data loader."""
     generator = torch.Generator().manual_seed(0)
     image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=generator)
     meta = dict.fromkeys(("img_shape", "ori_shape", "pad_shape", "batch_input_shape"), (height, width))
@@ -51,7 +51,7 @@ def random_batch(height: int, width: int) -> dict:
 
 
 def test_batches(cfg: Config, number: int) -> Iterator[dict]:
-    """The first images of the config's test set, one at a time."""
+    """Yield the first ``number`` images of the config's test set, one at a time."""
     loader = dict(cfg.test_dataloader, batch_size=1)
     for index, batch in enumerate(Runner.build_dataloader(loader)):
         if index == number:
@@ -60,10 +60,10 @@ def test_batches(cfg: Config, number: int) -> Iterator[dict]:
 
 
 def input_size(cfg: Config, model: nn.Module) -> tuple[int, int]:
-    """Height and width that the test pipeline gives an image of its own scale.
+    """Return the height and width of an image after the test pipeline.
 
     Raises:
-        UserError: the pipeline does not resize images, or does something that is not supported.
+        UserError: the pipeline does not resize images, or has a step that is not supported.
     """
     try:
         found = Preprocessing.of(get_test_pipeline_cfg(cfg), model.data_preprocessor, ())
@@ -75,7 +75,7 @@ def input_size(cfg: Config, model: nn.Module) -> tuple[int, int]:
 
 
 def count_operations(model: nn.Module, batch: dict) -> tuple[dict[str, int], tuple[int, ...]]:
-    """Operations of one forward pass by operator, and the shape of the backbone's input."""
+    """Count a forward pass's multiply-adds by operator; also return the shape of the backbone's input."""
     data = model.data_preprocessor(batch)
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:

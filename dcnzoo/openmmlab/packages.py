@@ -1,8 +1,8 @@
-"""``_base_ = 'dcnzoo::…'`` beside ``'mmdet::…'``, and both without ``pkg_resources``.
+"""Resolve ``_base_ = 'dcnzoo::…'`` and ``'mmdet::…'`` without ``pkg_resources``.
 
-mmengine keeps a list of the packages that have configs, and asks ``pkg_resources`` where they are:
-gone from setuptools 81, and wrong for a package that is installed with ``pip install -e``. For every
-base it reads all of the package's metafiles, too, which takes longer than the config.
+mmengine has a fixed list of packages with configs and locates them by ``pkg_resources``, which setuptools
+81 removed and which gives a wrong path after ``pip install -e``. It also reads all metafiles of the package
+for every base config, which takes longer than reading the config.
 """
 
 from __future__ import annotations
@@ -26,13 +26,18 @@ def package_folder(package: str) -> Path | None:
 
 
 def mim_folder(package: str) -> Path | None:
-    """Where OpenMMLab's packages have their configs, tools and metafiles."""
+    """Return the folder in which OpenMMLab's packages install their configs, tools and metafiles."""
     folder = package_folder(package)
     return folder / ".mim" if folder and (folder / ".mim").is_dir() else None
 
 
 def base_path(path: str, filename: str) -> tuple[str, str | None]:
-    """The config that ``filename`` inherits from, and the registries' scope in which it is meant."""
+    """Return the path of the base config ``path`` of the config ``filename``, and its registry scope.
+
+    Raises:
+        ModuleNotFoundError: the package is not installed or has no configs.
+        FileNotFoundError: the package has no such config.
+    """
     package, colons, name = path.partition("::")
     if not colons:
         return str(Path(filename).parent / path), None
@@ -42,35 +47,35 @@ def base_path(path: str, filename: str) -> tuple[str, str | None]:
     file = folder / "configs" / name
     if not file.is_file():
         raise FileNotFoundError(2, "no such config", str(file))
-    # dcnzoo's classes are in MMDetection's registries
+    # dcnzoo registers its classes in MMDetection's registries
     return str(file), "mmdet" if package == "dcnzoo" else package
 
 
 def inherit_from_packages(changes: Changes) -> None:
-    """``mmengine.config`` finds the configs of dcnzoo, and MMDetection's without reading metafiles."""
+    """Let ``mmengine.config`` find dcnzoo's configs, and MMDetection's without reading metafiles."""
     changes.set_item(MODULE2PACKAGE, "dcnzoo", "dcnzoo")
     changes.set(Config, "_get_cfg_path", staticmethod(base_path))
 
 
 def hub_packages(changes: Changes) -> None:
-    """``mmengine.hub.get_config`` and ``get_model`` take ``'dcnzoo::…'``, an editable one included."""
-    from mmengine.hub import hub  # imports all of mmengine, which lists of configs need not wait for
+    """Make ``mmengine.hub.get_config`` and ``get_model`` accept ``'dcnzoo::…'``, editable or not."""
+    from mmengine.hub import hub  # imports all of mmengine: slow
 
     def install_package(install: Callable, package: str) -> None:
         if find_spec(package) is None:
             install(package)
 
-    # get_model calls it in every package
+    # get_model calls this function of the package
     changes.set(dcnzoo.utils, "register_all_modules", register_all_modules)
     changes.wrap(hub, "install_package", install_package)
     changes.set(hub, "get_installed_path", lambda package: str(package_folder(package)))
 
 
 def register_all_modules(init_default_scope: bool = True) -> None:
-    """Register everything that configs name.
+    """Register all classes that configs use.
 
     Args:
-        init_default_scope: look names without a scope up in MMDetection's registries, as dcnzoo's are there.
+        init_default_scope: resolve names without a scope in MMDetection's registries, which include dcnzoo's.
     """
     from mmdet.utils import register_all_modules as register_mmdet  # mmdet is optional
 

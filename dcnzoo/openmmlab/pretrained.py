@@ -1,7 +1,7 @@
 """Published weights by name: ``torchvision://resnet50``, ``open-mmlab://resnext101_32x4d``.
 
-mmengine brings tables with their addresses. What they name is downloaded and verified by
-:func:`dcnzoo.utils.fetch.fetch`.
+mmengine contains tables that map names to addresses. :func:`dcnzoo.utils.fetch.fetch` downloads and
+verifies the files.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _TABLES = {
 
 
 def weights_by_name(changes: Changes) -> None:
-    """mmengine's own table has the addresses. A name that it has not is an error with the closest names."""
+    """Look up torchvision's weights in mmengine's table; suggest the closest names for an unknown one."""
     changes.wrap(loading, "get_torchvision_models", _without_torchvision)
     schemes = CheckpointLoader._schemes
     for scheme in (f"{name}://" for name in _TABLES):
@@ -39,7 +39,7 @@ def weights_by_name(changes: Changes) -> None:
 
 
 class _TorchvisionModels(dict):
-    """Name → address. torchvision, if it is there, is asked only for names that the table has not."""
+    """Name → address. Imports torchvision, if installed, only for names that are not in the table."""
 
     def __init__(self, known: Mapping[str, str], ask: Callable[[], Mapping[str, str]]) -> None:
         super().__init__(known)

@@ -1,4 +1,4 @@
-"""Configs and runners of the commands."""
+"""Configs and runners for the commands."""
 
 import logging
 import os
@@ -10,7 +10,7 @@ from mmengine.runner import Runner
 
 import dcnzoo.openmmlab.datasets
 import dcnzoo.openmmlab.hooks
-import dcnzoo.openmmlab.models  # noqa: F401  any config can then say dcn=True
+import dcnzoo.openmmlab.models  # noqa: F401  so that any config may use dcn=True
 from dcnzoo.openmmlab.loading import LoadCheckpointHook
 from dcnzoo.openmmlab.packages import base_path
 from dcnzoo.utils.errors import UserError, one_line
@@ -18,10 +18,10 @@ from dcnzoo.utils.files import require_file, require_folder
 
 
 def config_file(name: str) -> str:
-    """The path of a config, which an installed package has where nobody would look for it.
+    """Resolve ``package::name`` to the path of an installed config; return other names unchanged.
 
     Raises:
-        UserError: there is no such package or config.
+        UserError: the package or the config does not exist.
     """
     if "::" not in name:
         return name
@@ -32,11 +32,11 @@ def config_file(name: str) -> str:
 
 
 def read_config_file(path: str | os.PathLike, cfg_options: dict | None = None) -> Config:
-    """``Config.fromfile``, whose errors do not say in which file they are, with ``cfg_options`` merged in.
+    """Read a config by ``Config.fromfile`` and merge ``cfg_options``. Errors name the file and the line.
 
     Raises:
-        UserError: the config, or one that it inherits from, cannot be read.
-        FileNotFoundError: a config that it inherits from does not exist.
+        UserError: the config or one of its bases cannot be read.
+        FileNotFoundError: one of its bases does not exist.
     """
     try:
         cfg = Config.fromfile(path)
@@ -44,7 +44,7 @@ def read_config_file(path: str | os.PathLike, cfg_options: dict | None = None) -
         raise
     except Exception as error:
         name, line, frame = str(path), getattr(error, "lineno", None), error.__traceback__
-        while frame is not None:  # mmengine runs the text without its name, which is in mmengine's frames
+        while frame is not None:  # mmengine executes the text without a file name; its frames have it
             code, filename = frame.tb_frame.f_code, frame.tb_frame.f_locals.get("filename")
             if "mmengine" in code.co_filename and isinstance(filename, str | os.PathLike):
                 name = str(filename)
@@ -59,7 +59,7 @@ def read_config_file(path: str | os.PathLike, cfg_options: dict | None = None) -
 
 
 def unwrap_dataset(dataset: ConfigDict) -> ConfigDict:
-    """The config of the data set inside wrappers of a single one, such as RepeatDataset."""
+    """Return the config of the data set inside wrappers of one data set, such as RepeatDataset."""
     while "dataset" in dataset:
         dataset = dataset["dataset"]
     return dataset
@@ -72,10 +72,10 @@ def load_config(
     launcher: str = "none",
     local_rank: int = 0,
 ) -> Config:
-    """The config with the command line's settings merged in and dcnzoo's hooks in place.
+    """Read a config, merge the settings of the command line and add dcnzoo's hooks.
 
     Raises:
-        UserError: there is no such file, it cannot be read, ``work_dir`` is a file.
+        UserError: the file does not exist or cannot be read, or ``work_dir`` is a file.
     """
     require_file(config, "config")
     os.environ.setdefault("LOCAL_RANK", str(local_rank))
@@ -89,7 +89,7 @@ def load_config(
     require_folder(cfg.work_dir, "--work-dir")
 
     if launcher == "none" and cfg.get("strategy", {}).get("type") == "DDPStrategy":
-        cfg.pop("strategy")  # it wants several processes; for one, the runner has another
+        cfg.pop("strategy")  # needs a launcher; in a single process, the runner uses its default strategy
 
     cfg.default_hooks = cfg.get("default_hooks") or {}
     hooks = cfg.default_hooks
@@ -97,18 +97,18 @@ def load_config(
     hooks.setdefault("finite_loss", {"type": "FiniteLossHook"})
     hooks.setdefault("progress", {"type": "ProgressHook"})
     checkpoint = hooks.setdefault("checkpoint", {"type": "CheckpointHook", "interval": 1})
-    if checkpoint is not None and checkpoint.get("type") == "CheckpointHook":  # None switches it off
+    if checkpoint is not None and checkpoint.get("type") == "CheckpointHook":  # None disables it
         checkpoint.type = "AtomicCheckpointHook"
     return cfg
 
 
 def build_runner(cfg: Config, training: bool = False, allow_partial: bool = False) -> Runner:
-    """mmengine's runner, which loads checkpoints by :func:`dcnzoo.openmmlab.weights.load_state`.
+    """Build mmengine's runner; it loads checkpoints by :func:`dcnzoo.openmmlab.weights.load_state`.
 
     Args:
-        training: the config is written to the work directory, and ``load_from`` is fine-tuned. Otherwise a
-            training's config stays there as it is: its checkpoints fit that one.
-        allow_partial: what may be missing in ``load_from``; see there.
+        training: write the config to the work directory and fine-tune from ``load_from``. Otherwise, an
+            existing config stays: it belongs to the checkpoints in that folder.
+        allow_partial: see :func:`dcnzoo.openmmlab.weights.load_state`.
     """
     name = cfg.get("runner_type", "Runner")
     kind = name if isinstance(name, type) else RUNNERS.get(name)
@@ -123,7 +123,7 @@ def build_runner(cfg: Config, training: bool = False, allow_partial: bool = Fals
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """mmengine's own hooks use names that it deprecates, and it warns of them in every training."""
+    """Filter mmengine's warnings about deprecated names that its own hooks use."""
     return not str(record.msg).startswith(
         ('"FileClient" will be deprecated', '"HardDiskBackend" is the alias')
     )

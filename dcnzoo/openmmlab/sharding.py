@@ -1,4 +1,4 @@
-"""A detector shared out among the processes: mmengine's strategy for torch's ``fully_shard`` (FSDP2)."""
+"""Shard a detector across processes: mmengine's strategy for torch's ``fully_shard`` (FSDP2)."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from dcnzoo.openmmlab.patches.distributed import train_sync_batch_norm_on_cpu
 
 @STRATEGIES.register_module()
 class FullyShardStrategy(DDPStrategy):
-    """Each process keeps a part of every parameter, of its gradient and of the optimizer's state.
+    """Shards parameters, gradients and optimizer states across the processes.
 
-    mmengine's ``FSDPStrategy`` does so with torch's first FSDP, which wants a GPU; this one runs on the
-    CPU as well. A block's parameters are brought together when it runs, and dropped behind it.
-    Checkpoints are the ordinary ones, in one file: a run goes on from one with any number of processes,
-    in one alone, or without this strategy. In one process nothing is shared out.
+    mmengine's ``FSDPStrategy`` uses torch's first FSDP, which requires a GPU; this strategy also runs on the
+    CPU. The parameters of a block are gathered when it runs and freed afterwards. Checkpoints are ordinary
+    single files: a run can be resumed with any number of processes, or without this strategy. A single
+    process shards nothing.
 
     Args:
-        shard: names of the classes whose modules are brought together one at a time, such as ``['Block']``
-            for (Flash)InternImage's; classes derived from them count. All else is one part.
-        reshard_after_forward: drop a block's parameters between its forward and its backward pass; False
-            keeps them: more memory, and one exchange less.
-        **kwargs: mmengine's, of ``DDPStrategy``.
+        shard: names of the classes whose modules are gathered one at a time, such as ``['Block']`` for
+            (Flash)InternImage; derived classes are included. The rest of the model is gathered together.
+        reshard_after_forward: free a block's parameters between its forward and backward pass. False keeps
+            them, which costs memory and saves one gather.
+        **kwargs: of mmengine's ``DDPStrategy``.
 
     Raises:
-        ValueError: the model has no module of a class of one of those names.
+        ValueError: the model has no module of one of these classes.
     """
 
     def __init__(self, *, shard: Sequence[str], reshard_after_forward: bool = True, **kwargs: object) -> None:
@@ -58,7 +58,7 @@ class FullyShardStrategy(DDPStrategy):
                     f"there are {', '.join(there)}"
                 )
         blocks = [module for module, names in modules if names.intersection(self.shard)]
-        for part in [*reversed(blocks), model]:  # from the inside to the outside
+        for part in [*reversed(blocks), model]:  # inner modules first
             fully_shard(part, reshard_after_forward=self.reshard_after_forward)
         return model
 
@@ -66,13 +66,13 @@ class FullyShardStrategy(DDPStrategy):
         if is_main_process():
             super().save_checkpoint(filename, save_optimizer=save_optimizer, **kwargs)
             return
-        self.model_state_dict()  # every process takes part in bringing together what the first one writes
+        self.model_state_dict()  # gathering is collective: all processes must take part
         if save_optimizer and hasattr(self, "optim_wrapper"):
             self.optim_state_dict()
 
     def model_state_dict(self) -> dict:
         state = self.model.state_dict()
-        for name, value in state.items():  # in place, for the versions that it carries as an attribute
+        for name, value in state.items():  # in place, to keep its attribute _metadata
             state[name] = _whole(value)
         return state
 
@@ -80,7 +80,7 @@ class FullyShardStrategy(DDPStrategy):
         super().load_model_state_dict(self.shard_like_model(state_dict), **kwargs)
 
     def shard_like_model(self, state_dict: dict) -> dict:
-        """This process's part of each tensor."""
+        """Return this process's shard of each tensor."""
         own = self.model.state_dict()
         parts = {name.removeprefix("module."): value for name, value in state_dict.items()}
         return {name: _part(value, own.get(name)) for name, value in parts.items()}
@@ -100,7 +100,7 @@ class FullyShardStrategy(DDPStrategy):
 
 
 def _whole(value: object) -> object:
-    """A tensor brought together, in the memory of the first process: a GPU might not hold all of them."""
+    """Gather a tensor into the first process's main memory: a GPU may not have room for all of them."""
     if not isinstance(value, Tensor):
         return value
     tensor = value.full_tensor() if isinstance(value, DTensor) else value
@@ -108,7 +108,7 @@ def _whole(value: object) -> object:
 
 
 def _part(value: object, like: Tensor | None) -> object:
-    """This process's part of a tensor, shared out as another of that shape is."""
+    """Return this process's shard of ``value``, sharded like the tensor ``like``."""
     if isinstance(like, DTensor) and isinstance(value, Tensor) and value.shape == like.shape:
         return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
     return value

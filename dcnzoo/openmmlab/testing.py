@@ -1,4 +1,4 @@
-"""An evaluation from the command line, of a detector's checkpoint or of its ONNX file."""
+"""Evaluation from the command line, of a detector's checkpoint or of an ONNX file."""
 
 from collections.abc import Sequence
 from copy import deepcopy
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
 
-# these register InstanceTTAModel and DeployedDetector
+# these imports register InstanceTTAModel and DeployedDetector
 import dcnzoo.openmmlab.export.deployed
 import dcnzoo.openmmlab.models.tta  # noqa: F401
 from dcnzoo.openmmlab.runner import unwrap_dataset
@@ -23,7 +23,7 @@ TTA_META_KEYS = (
 
 
 def use_test_time_augmentation(cfg: Config) -> None:
-    """Wrap the model and the test pipeline. ``tta_*`` settings of the config take precedence."""
+    """Wrap the model and the test pipeline. The config's ``tta_*`` settings take precedence."""
     dataset = unwrap_dataset(cfg.test_dataloader.dataset)
     if "tta_pipeline" not in cfg:
         flips = [{"type": "RandomFlip", "prob": 1.0}, {"type": "RandomFlip", "prob": 0.0}]
@@ -50,7 +50,7 @@ def use_onnx_file(cfg: Config, path: str, backend: str, device: str | None) -> N
 
 
 def draw_detections(cfg: Config, folder: str, threshold: float | None) -> None:
-    """Draw the detections with scores above a threshold (default: the config's, else 0.3) to a folder."""
+    """Draw detections above a score threshold (default: the config's, else 0.3) into a folder."""
     drawing = dict(cfg.default_hooks.get("visualization") or {"type": "DetVisualizationHook"})
     # absolute: mmdet prepends the work directory to a relative one, once per iteration
     drawing.update(draw=True, test_out_dir=str(Path(folder).resolve()))
@@ -65,7 +65,7 @@ def set_evaluator(
     """Write the options of an evaluation into the config; ``out`` is a JSON file in COCO's format.
 
     Raises:
-        UserError: the config has no evaluator.
+        UserError: the config has no ``test_evaluator``.
     """
     if "test_evaluator" not in cfg:
         raise UserError("config: expected a test_evaluator, found none")

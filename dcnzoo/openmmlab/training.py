@@ -1,4 +1,4 @@
-"""A training from the command line."""
+"""Training from the command line."""
 
 from pathlib import Path
 
@@ -15,12 +15,12 @@ def set_up_training(cfg: Config, amp: bool, auto_scale_lr: bool, resume: str | N
     """Write the options of a training into its config.
 
     Args:
-        amp: mixed precision.
+        amp: use mixed precision.
         auto_scale_lr: scale the learning rate by the batch size.
-        resume: a checkpoint to continue from, or ``auto`` for the latest one in the work directory.
+        resume: a checkpoint to resume from, or ``auto`` for the latest one in the work directory.
 
     Raises:
-        UserError: ``auto_scale_lr`` without a base batch size, a checkpoint that does not exist.
+        UserError: ``auto_scale_lr`` without a base batch size, or the checkpoint does not exist.
     """
     if amp:
         cfg.optim_wrapper.type = "AmpOptimWrapper"
@@ -38,10 +38,10 @@ def set_up_training(cfg: Config, amp: bool, auto_scale_lr: bool, resume: str | N
 
 
 def train(cfg: Config, allow_partial: bool = False) -> None:
-    """Train as the config says.
+    """Train a detector as configured.
 
     Raises:
-        UserError: a mistake in the config, weights that cannot be downloaded or do not fit.
+        UserError: a mistake in the config, or weights that cannot be downloaded or do not fit.
     """
     with user_errors():
         runner = build_runner(cfg, training=True, allow_partial=allow_partial)
@@ -65,7 +65,10 @@ def _check_base_batch_size(cfg: Config) -> None:
 
 
 def _count_accumulated_batches(runner: Runner) -> None:
-    """mmengine scales by the images of one iteration; a step is of ``accumulative_counts`` iterations."""
+    """Scale the learning rate by the images per optimizer step, not per iteration as mmengine does.
+
+    With ``accumulative_counts``, a step has that many iterations.
+    """
     count = runner.cfg.optim_wrapper.get("accumulative_counts", 1)
     scaling = runner.cfg.get("auto_scale_lr") or {}
     if count == 1 or not scaling.get("enable"):
@@ -81,7 +84,7 @@ def _count_accumulated_batches(runner: Runner) -> None:
 
 
 def _has_checkpoint(cfg: Config) -> bool:
-    """Whether there is a checkpoint to continue from; else training starts from ``load_from``."""
+    """Whether a checkpoint to resume from exists. If not, training starts from ``load_from``."""
     work_dir, hook = Path(cfg.work_dir), cfg.default_hooks.get("checkpoint") or {}
     folders = [work_dir]
     if hook.get("out_dir"):

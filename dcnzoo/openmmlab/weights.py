@@ -1,4 +1,4 @@
-"""Checkpoints: read without running anything in them, brought up to today's names, and loaded."""
+"""Read checkpoints without running code in them, convert old parameter names, and load them."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from dcnzoo.utils.errors import one_line
 
 
 def read_checkpoint(path: str | os.PathLike, trust: bool = False) -> dict:
-    """The weights of a file, as ``state_dict``, and what is known about them, as ``meta``.
+    """Read a file's weights, as ``state_dict``, and its metadata, as ``meta``.
 
     Raises:
-        CheckpointError: as :func:`load_file`, or there are no weights in it.
+        CheckpointError: see :func:`load_file`; or the file contains no weights.
     """
     checkpoint = load_file(path, trust)
     return {"meta": checkpoint.get("meta") or {}, "state_dict": find_weights(checkpoint, path)}
 
 
 def find_weights(checkpoint: Mapping, source: str | os.PathLike) -> Mapping[str, Tensor]:
-    """The state dict in a checkpoint that was read from ``source``.
+    """Return the state dict of a checkpoint that was read from ``source``.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: it contains no weights.
     """
     state_dict = next((checkpoint[k] for k in ("state_dict", "model") if k in checkpoint), checkpoint)
     if not state_dict or not all(isinstance(v, Tensor) for v in state_dict.values()):
@@ -40,12 +40,12 @@ def find_weights(checkpoint: Mapping, source: str | os.PathLike) -> Mapping[str,
 
 @dataclasses.dataclass(frozen=True)
 class Conversion:
-    """What became of a state dict.
+    """The result of :func:`convert`.
 
     Attributes:
-        state_dict: with today's names.
+        state_dict: with current names.
         renamed: old name → new name.
-        reordered: names of those whose classes are in another order now.
+        reordered: names of the parameters whose class order has changed.
     """
 
     state_dict: dict[str, Tensor]
@@ -53,7 +53,7 @@ class Conversion:
     reordered: tuple[str, ...]
 
     def report(self) -> str:
-        """What was done, in a line, or nothing."""
+        """Summarise the changes in one line, empty if there are none."""
         parts = []
         if self.renamed:
             old, new = next(iter(self.renamed.items()))
@@ -67,24 +67,24 @@ class Conversion:
 
 
 def convert(state_dict: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Conversion:
-    """Gives the parameters of older checkpoints the names and the order of a model's.
+    """Convert the parameter names and class order of older checkpoints to those of a model.
 
-    Known are ``module.…`` (from a parallel wrapper), ``conv2_offset.…`` (MMDetection 1.x and early
-    2.x) and ``conv2.conv_offset_mask.…`` (other implementations of DCNv2) for
-    ``conv2.conv_offset.…``, and MMDetection 1.x's two-stage detectors: heads without ``roi_head.``,
-    the background as class 0 instead of the last.
+    Recognises ``module.…`` (parallel wrappers); ``conv2_offset.…`` (MMDetection 1.x and early 2.x) and
+    ``conv2.conv_offset_mask.…`` (other implementations of DCNv2), now ``conv2.conv_offset.…``; and
+    two-stage detectors of MMDetection 1.x: heads without ``roi_head.`` and the background as class 0
+    instead of the last class.
 
     Args:
         expected: the model's own state dict.
     """
     converted, renamed = OrderedDict(), {}
-    if hasattr(state_dict, "_metadata"):  # versions of the modules, which some of them ask for
+    if hasattr(state_dict, "_metadata"):  # module versions, which some modules check when they load
         converted._metadata = state_dict._metadata
     for key, value in state_dict.items():
         names = (key, *_names(key), key.removeprefix("module."))
         new = next((name for name in names if name in expected), names[-1])
         if new != key and new in state_dict:
-            new = key  # an offset convolution of both names: the new one counts
+            new = key  # the file has both names: the new one takes precedence
         converted[new] = value
         if new != key:
             renamed[key] = new
@@ -99,7 +99,7 @@ def convert(state_dict: Mapping[str, Tensor], expected: Mapping[str, Tensor]) ->
 
 
 def _names(key: str) -> Iterator[str]:
-    """The names that a parameter may have today, the likeliest first."""
+    """Yield the possible current names of a parameter, the most likely first."""
     key = key.removeprefix("module.")
     for name in (key, f"roi_head.{key}"):
         yield name
@@ -125,10 +125,10 @@ def load_weights(
     """Load a checkpoint file into a model; see :func:`load_state`.
 
     Returns:
-        The checkpoint's ``meta``, and what was done, in one line, empty if there is nothing to say.
+        The checkpoint's ``meta``, and a summary in one line (empty if nothing was converted or skipped).
 
     Raises:
-        CheckpointError: the file is no checkpoint, or does not fit the model.
+        CheckpointError: the file is not a checkpoint or does not fit the model.
     """
     checkpoint = read_checkpoint(path, trust)
     report = load_state(
@@ -150,26 +150,24 @@ def load_state(
     allow_partial: bool = False,
     hint: str = PARTIAL_HINT,
 ) -> str:
-    """Load weights into a model. Every command loads by this function.
+    """Load weights into a model. All commands use this function.
 
-    Names and class orders of older versions are converted (:func:`convert`). Every weight of the file has
-    to be used, and every parameter of the model has to be set. Not counted are integers (counters and
-    indices that the model computes itself) and the moving averages that MMDetection 2 keeps beside the
-    weights (``ema_…``).
+    Names and class orders of older versions are converted (:func:`convert`). Every weight in the file must
+    be used, and every parameter of the model must be set. Exempt are integers (counters and indices that
+    the model computes itself) and the moving averages in MMDetection 2's checkpoints (``ema_…``).
 
     Args:
         source: the file's name, for messages.
-        meta: the checkpoint's, for the number of its classes.
-        fine_tune: parameters whose shape depends on the number of classes may keep their initial values
-            where the classes differ.
-        allow_partial: load what fits.
-        hint: how to go on after an error.
+        meta: the checkpoint's metadata, which may list its classes.
+        fine_tune: if the classes differ, do not load the parameters whose shape depends on them.
+        allow_partial: load the parameters that fit.
+        hint: remedy for the error message.
 
     Returns:
-        What was done, in one line, empty if there is nothing to say.
+        A summary in one line, empty if nothing was converted or skipped.
 
     Raises:
-        CheckpointError: the weights do not fit; the model's parameters may have changed.
+        CheckpointError: the weights do not fit. The model's parameters may have changed.
     """
     expected = model.state_dict()
     conversion = convert(state_dict, expected)
@@ -191,7 +189,7 @@ def load_state(
             raise CheckpointError(f"{source}: {one_line(error)}") from error
         missing, unused = [], []
     else:
-        reshaped = []  # the model's layers have adapted them
+        reshaped = []  # the model's layers accepted the other shapes
         missing = [
             key
             for key in result.missing_keys
@@ -247,7 +245,7 @@ def _sized_by_classes(
     expected: Mapping[str, Tensor],
     before: int | None,
 ) -> list[str]:
-    """Which of these parameters have another shape because the number of classes is another one."""
+    """Select the parameters whose shape differs because the number of classes differs."""
     after = {
         number
         for name, module in model.named_modules()
@@ -269,7 +267,7 @@ def _differs_by_classes(name: str, old: Tensor, new: Tensor, before: int | None,
         per_class, rest = divmod(b - a, now - before)
         if rest == 0 and per_class > 0 and a >= per_class * before:
             return True
-    # where the file does not say: outputs for each class, perhaps the background (YOLO: box and score) too
+    # the file does not list its classes: one output per class, perhaps plus background (YOLO: box and score)
     return dim == 0 and any(
         b % (now + others) == 0 and a % (b // (now + others)) == 0 for now in after for others in (0, 1, 5)
     )
@@ -284,7 +282,7 @@ def _class_hint(
 
 
 def _deformable_hint(model: nn.Module, weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
-    """The options with which a checkpoint fits whose deformable layers are not the model's."""
+    """Suggest options with which the checkpoint fits, if its deformable layers differ from the model's."""
     in_file, in_model = _deformable_layers(weights), _deformable_layers(expected)
     if not in_file and in_model:
         parts = sorted({name.split(".")[0] for name in in_model})
@@ -304,7 +302,7 @@ def _deformable_hint(model: nn.Module, weights: Mapping[str, Tensor], expected: 
 
 
 def _deformable_layers(weights: Mapping[str, Tensor]) -> dict[str, tuple[str, int]]:
-    """The deformable convolutions of a state dict: name → type and number of groups."""
+    """Find the deformable convolutions in a state dict: name → version and number of groups."""
     found = {}
     for key, value in weights.items():
         match = re.fullmatch(r"(.+?)(?:\.conv_offset(?:_mask)?|_offset)\.weight", key)
@@ -339,7 +337,7 @@ def _dcn_options(
 
 
 def _config_hint(source: str | os.PathLike) -> str:
-    """The config that training wrote beside the checkpoint."""
+    """Point to the latest config in the checkpoint's folder, where training writes it."""
     if "://" in str(source):
         return ""
     configs = sorted(Path(source).parent.glob("*.py"), key=lambda path: path.stat().st_mtime)

@@ -1,4 +1,4 @@
-"""Pictures: learning curves, detections, sampling points."""
+"""Plots of learning curves, detections and sampling points."""
 
 from dcnzoo.report.plots import (
     Curves,

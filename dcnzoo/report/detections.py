@@ -1,4 +1,4 @@
-"""Images and what a detector finds in them, as a table, a picture and a file."""
+"""A detector's results on images: as rows, as a picture, and as a COCO file."""
 
 import io
 from collections.abc import Iterable, Sequence
@@ -22,7 +22,7 @@ def require_images(paths: Iterable[str]) -> None:
 
 
 def read_image(path: str) -> np.ndarray:  # [H, W, 3], uint8, RGB
-    """As the pipelines of MMDetection read it."""
+    """Read an image in the same way as MMDetection's pipelines, but as RGB."""
     image = cv2.imread(path)
     if image is None:
         raise UserError(f"image: expected a picture that OpenCV can read, found a broken one in {path}")
@@ -30,7 +30,7 @@ def read_image(path: str) -> np.ndarray:  # [H, W, 3], uint8, RGB
 
 
 def picture_names(images: Sequence[str]) -> list[str]:
-    """A name for each, ``dog.png`` and, for another image of that name, ``dog_2.png``."""
+    """Return a unique name for each image: ``dog.png``, then ``dog_2.png`` for another ``dog``."""
     names: list[str] = []
     for image in images:
         stem, number = Path(image).stem, 1
@@ -43,8 +43,8 @@ def picture_names(images: Sequence[str]) -> list[str]:
 def draw_detections(
     image: np.ndarray, found: InstanceData, classes: Sequence[str], palette: Sequence[tuple[int, int, int]]
 ) -> bytes:
-    """A PNG as wide as the image, or 600 pixels."""
-    found = found[found.scores.argsort()]  # the best on top
+    """Draw detections on an image; return a PNG as wide as the image, at least 600 pixels."""
+    found = found[found.scores.argsort()]  # draw the best on top
     masks = found.masks.numpy() if "masks" in found else None
     instances = Instances(found.bboxes.numpy(), found.labels.numpy(), masks, found.scores.numpy())
     figure = plot_detections([image], {"": [instances]}, classes, palette, threshold=0.0)
@@ -56,12 +56,12 @@ def draw_detections(
 
 
 def rows(found: InstanceData) -> Iterable[tuple[int, float, list[float]]]:
-    """Label, score and box of each detection."""
+    """Iterate over label, score and box of each detection."""
     return zip(found.labels.tolist(), found.scores.tolist(), found.bboxes.tolist(), strict=True)
 
 
 class CocoDetections:
-    """Detections in COCO format. Category ids start at 1, in the order of the model's classes."""
+    """Detections in COCO's format. Category ids start at 1, in the order of the model's classes."""
 
     def __init__(self, classes: Sequence[str]) -> None:
         categories = [{"id": number, "name": name} for number, name in enumerate(classes, 1)]

@@ -1,4 +1,4 @@
-"""A trained detector on images of its test set, or of yours, in the form the figures take. Needs mmdet."""
+"""Run a trained detector on images and collect the data for figures. Requires mmdet."""
 
 import contextlib
 import copy
@@ -16,7 +16,7 @@ from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from torch import nn
 
-import dcnzoo.models  # noqa: F401  registers what the config names
+import dcnzoo.models  # noqa: F401  registers classes for configs
 from dcnzoo.layers.offsets import OffsetStatistics, TracksOffsets, offset_statistics, track_offsets
 from dcnzoo.openmmlab.datasets.images import resizing
 from dcnzoo.openmmlab.detector import build
@@ -28,15 +28,15 @@ from dcnzoo.utils.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """One image of a data set; everything in the pixels of its file.
+    """The result for one image of a data set, in pixels of its file.
 
     Attributes:
         image: [H, W, 3], uint8, RGB.
-        truth: what is annotated.
-        detections: what the model found.
-        fields: where its deformable layers sampled, in forward order, each with a name of its own.
-        image_size: (H, W) of what the model saw, padding included, in pixels of the file: what
-            :func:`dcnzoo.report.trace_sampling` wants to know.
+        truth: the annotated objects.
+        detections: the detected objects.
+        fields: sampling positions of the deformable layers, in forward order, with unique names.
+        image_size: (H, W) of the model's input, padding included, in pixels of the file, as
+            :func:`dcnzoo.report.trace_sampling` requires it.
         statistics: of the layers' offsets: :func:`dcnzoo.layers.offset_statistics`.
     """
 
@@ -49,14 +49,14 @@ class Prediction:
 
 
 class Detector:
-    """A model with its weights, and the images on which its config validates it, or else tests it."""
+    """A model with its weights, and its validation data set (or test data set, if there is none)."""
 
     def __init__(
         self, cfg: Config, checkpoint: str | Path, device: str = "cpu", allow_partial: bool = False
     ) -> None:
         self.model = build(cfg, checkpoint, allow_partial=allow_partial)[0].to(device)
         loader = cfg.get("val_dataloader") or cfg.test_dataloader
-        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools narrates
+        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
             self.dataset = DATASETS.build(loader.dataset)
         self.classes: tuple[str, ...] = self.dataset.metainfo["classes"]
         palette = self.dataset.metainfo.get("palette") or "random"
@@ -88,11 +88,11 @@ class Detector:
         )
 
     def _annotated(self, index: int) -> tuple[np.ndarray, Instances]:
-        """The image as it is in its file, and its annotations; test pipelines may have none."""
+        """Return the original image and its annotations; the test pipeline may not load annotations."""
         info = self.dataset.get_data_info(index)
         with_mask = any(instance.get("mask") for instance in info["instances"])
         annotations = {"type": "LoadAnnotations", "with_bbox": True, "with_mask": with_mask}
-        load = self.dataset.pipeline.transforms[0]  # knows where the images are, which need not be files
+        load = self.dataset.pipeline.transforms[0]  # the config's own loader: images may not be local files
         results = TRANSFORMS.build(annotations)(load(info))
         masks = results["gt_masks"].to_ndarray().astype(bool) if with_mask else None
         boxes = results["gt_bboxes"].tensor.numpy()
@@ -111,18 +111,19 @@ def _instances(found) -> Instances:
 def explain(
     detector: nn.Module, image: str | Path, box: Box | None = None, layer: str | None = None
 ) -> Explanation:
-    """What a place of an image is computed from.
+    """Determine which pixels of an image influence a deformable layer's output at one position.
 
     Args:
-        detector: of :func:`dcnzoo.zoo.load`.
+        detector: from :func:`dcnzoo.zoo.load`.
         image: a file.
-        box: in pixels of the file, also a point; by default the middle of the detection that scores
-            best, or of the image if there is none.
-        layer: whose receptive field to take, and the only one to draw; by default the last one, and all.
+        box: in pixels of the file; may be a point. Default: the centre of the detection with the highest
+            score, or of the image if nothing is detected.
+        layer: the layer for the receptive field, and the only layer to draw. Default: the last layer; all
+            layers are drawn.
 
     Raises:
-        UserError: resizing leaves nothing of the image; a box outside of it; a layer that is not there; no
-            layer that can be drawn.
+        UserError: the image shrinks to nothing when resized, the box is outside the image, the layer does not
+            exist, or no layer can be drawn.
     """
     with resizing(str(image)):
         item = Compose(get_test_pipeline_cfg(detector.cfg.copy()))({"img_path": str(image), "img_id": 0})

@@ -1,4 +1,4 @@
-"""What a place of a deformable layer's output saw of the image, as figures and as a picture."""
+"""The part of an image that influences a deformable layer's output at one position: numbers and a plot."""
 
 import dataclasses
 import math
@@ -16,16 +16,16 @@ from dcnzoo.layers.offsets import OffsetStatistics
 from dcnzoo.report.plots import show_image
 from dcnzoo.report.sampling import SamplingField, nearest_output
 
-# little modulation, much modulation
+# colours of weak and strong modulation
 RAMP = ("#fde047", "#dc2626")
 HEAT = LinearSegmentedColormap.from_list("heat", ["#1d4ed800", "#06b6d4a0", "#fde047e0", "#ffffff"])
 _COLUMNS = 4
-_MOST_PER_AXIS = 8  # places of a box whose points are drawn
+_MOST_PER_AXIS = 8  # positions in a box for which points are drawn
 
 
 @dataclasses.dataclass(frozen=True)
 class Box:
-    """A part of the image, in its pixels; a point is a box of no size."""
+    """A region of the image, in pixels; a point is a box without extent."""
 
     x1: float
     y1: float
@@ -39,17 +39,17 @@ class Box:
 
 @dataclasses.dataclass(frozen=True)
 class Explanation:
-    """What :func:`plot_explanation` and the page show.
+    """The data for :func:`plot_explanation` and the HTML page.
 
     Attributes:
-        image: [H, W, 3], uint8, RGB, as the model saw it, without padding at its right and below.
+        image: [H, W, 3], uint8, RGB: the model's input without padding at right and bottom.
         image_size: (H, W) with that padding.
-        box: where to look, in pixels of ``image``.
-        fields: where each deformable layer sampled, in forward order, each with a name of its own.
-        layer: name of the layer whose receptive field this is.
+        box: the position, in pixels of ``image``.
+        fields: sampling positions of the deformable layers, in forward order, with unique names.
+        layer: name of the layer with this receptive field.
         receptive_field: [H, W] of ``image``: :func:`receptive_field`.
-        statistics: of each layer that keeps them: :func:`dcnzoo.layers.offset_statistics`. There may be
-            layers without a field.
+        statistics: :func:`dcnzoo.layers.offset_statistics` of each layer that records them, including layers
+            without a field.
     """
 
     image: np.ndarray
@@ -62,24 +62,24 @@ class Explanation:
 
     @property
     def largest_weight(self) -> float:
-        """What the full size and colour of a point mean; the sign of DCNv4's factors does not count."""
+        """The weight that is drawn at full size and colour. DCNv4's signs are ignored."""
         return max(float(field.weight.abs().max()) for field in self.fields) or 1.0
 
     def table(self) -> list[list[str]]:
-        """:func:`offset_table` of its layers."""
+        """Return :func:`offset_table` of the layers."""
         return offset_table(self.fields, self.statistics)
 
 
 def offset_table(
     fields: Sequence[SamplingField], statistics: Mapping[str, OffsetStatistics]
 ) -> list[list[str]]:
-    """A row per deformable layer, after the head; offsets in pixels of the layer's input."""
+    """Return a header and one row per deformable layer; offsets are in pixels of the layer's input."""
     rows = [["layer", "output", "mean |offset|", "largest", "driven outside"]]
     by_name = {field.name: field for field in fields}
     for name in [*by_name, *(name for name in statistics if name not in by_name)]:
         field, known = by_name.get(name), statistics.get(name)
         size = "×".join(map(str, field.weight.shape[-2:])) if field else "not drawn"
-        if known is None:  # not one of dcnzoo's layers
+        if known is None:  # not a layer of dcnzoo
             mean, largest, outside = field.offset.abs().mean(), field.offset.abs().max(), None
         else:
             mean, largest, outside = known
@@ -89,7 +89,7 @@ def offset_table(
 
 
 def with_unique_names(fields: Sequence[SamplingField]) -> list[SamplingField]:
-    """A layer that ran several times, as heads do on several levels, is ``head``, ``head #2``, …"""
+    """Number the runs of a layer that ran several times (heads on several levels): ``head``, ``head #2``."""
     seen: Counter[str] = Counter()
     named = []
     for field in fields:
@@ -100,7 +100,7 @@ def with_unique_names(fields: Sequence[SamplingField]) -> list[SamplingField]:
 
 
 def output_window(field: SamplingField, box: Box, image_size: tuple[int, int]) -> tuple[slice, slice]:
-    """The rows and columns of a layer's output from the nearest to one corner to the nearest to the other."""
+    """Return the rows and columns of a layer's output that are closest to the box."""
     (top, left), (bottom, right) = nearest_output(field, box.corners, image_size).tolist()
     return slice(top, bottom + 1), slice(left, right + 1)
 
@@ -108,7 +108,7 @@ def output_window(field: SamplingField, box: Box, image_size: tuple[int, int]) -
 def points_of(
     field: SamplingField, box: Box, image_size: tuple[int, int], most: int = _MOST_PER_AXIS
 ) -> tuple[Tensor, Tensor]:
-    """Where the outputs in a box sample; of many, ``most`` rows and columns spread over it.
+    """Return the sampling points of the outputs in a box, for at most ``most`` rows and columns of it.
 
     Returns:
         points  # [M, 2], (y, x) in pixels of the image
@@ -126,7 +126,7 @@ def points_of(
 
 
 class _Reached(Exception):
-    """The layer has run; what comes after it does not matter."""
+    """Raised when the layer has run, to skip the rest of the model."""
 
 
 def receptive_field(
@@ -136,23 +136,23 @@ def receptive_field(
     name: str,
     window: tuple[slice, slice],
 ) -> Tensor:
-    """How much each pixel of the image moves an output: the effective receptive field (Luo et al. 2016).
+    """Compute the influence of each pixel on an output: the effective receptive field (Luo et al. 2016).
 
-    The magnitude, over the image's channels, of the gradient of the sum over the output's channels. It
-    also runs through the offsets and the mask.
+    Its value is the magnitude, over the image's channels, of the gradient of the sum over the output's
+    channels. The gradient includes the paths through the offsets and the mask.
 
     Args:
-        run: runs the model on ``inputs``; is left as soon as the layer has run.
-        inputs: [1, C, H, W], what the model sees.
-        name: of a layer of the model whose output is [1, C', oH, oW], or [1, oH, oW, C'] of DCNv3 and
-            DCNv4; ``name #2`` when it runs again.
+        run: runs the model on ``inputs``; stopped as soon as the layer has run.
+        inputs: [1, C, H, W], the model's input.
+        name: of a layer with the output [1, C', oH, oW], or [1, oH, oW, C'] for DCNv3 and DCNv4; ``name #2``
+            for its second run.
         window: rows and columns of its output.
 
     Returns:
         [H, W], not smoothed, on the CPU
 
     Raises:
-        ValueError: the layer is not reached, or no gradient gets from it to the image.
+        ValueError: the layer does not run, or has no gradient to the image.
     """
     name, _, number = name.partition(" #")
     left = int(number or 1)
@@ -190,7 +190,7 @@ def receptive_field(
 
 
 def smooth(field: Tensor, sigma: float) -> Tensor:  # [H, W] -> [H, W]
-    """A Gaussian of ``sigma`` pixels, cut off at three of them; outside of the map is zero."""
+    """Smooth by a Gaussian of ``sigma`` pixels, truncated at 3 sigma; zero outside the map."""
     reach = math.ceil(3 * sigma)
     bell = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / sigma) ** 2)
     bell = bell / bell.sum()
@@ -199,13 +199,13 @@ def smooth(field: Tensor, sigma: float) -> Tensor:  # [H, W] -> [H, W]
 
 
 def heat_map(field: Tensor) -> np.ndarray:  # [H, W] -> [H, W, 4], in 0…1
-    """A receptive field as colours: smoothed by a hundredth of the longer side, and the root of it."""
+    """Colour a receptive field: smoothed by 1 % of the longer side, on a square-root scale."""
     smoothed = smooth(field, max(1.0, max(field.shape) / 100))
     return HEAT((smoothed / smoothed.max().clamp(min=1e-30)).sqrt().numpy())
 
 
 def plot_explanation(explanation: Explanation) -> Figure:
-    """The receptive field, then a panel per layer with its sampling points; size and colour: modulation."""
+    """Plot the receptive field, then one panel of sampling points per layer (size, colour: modulation)."""
     panels = 1 + len(explanation.fields)
     columns = min(_COLUMNS, panels)
     rows = math.ceil(panels / columns)

@@ -1,4 +1,4 @@
-"""An explanation as one HTML file: the sampling points of the place under the pointer."""
+"""An explanation as one HTML file that shows the sampling points for the position under the pointer."""
 
 import base64
 import json
@@ -11,14 +11,14 @@ from dcnzoo.report.explain import RAMP, Explanation, heat_map
 from dcnzoo.report.page import image_uri, render
 from dcnzoo.report.sampling import SamplingField
 
-_MOST_PER_AXIS = 64  # rows and columns of a layer's output that are kept
+_MOST_PER_AXIS = 64  # maximum of rows and columns of a layer's output in the page
 
 
 def render_explanation(explanation: Explanation, title: str, footer: str = "") -> str:
-    """The page as HTML, which needs nothing beside it; all text is escaped.
+    """Render a self-contained HTML page; all text is escaped.
 
-    Points are kept to a thirtieth of a pixel or so (``quantum`` in the page's data), modulation to a
-    255th of the largest, and of the outputs of a layer at most 64 rows and 64 columns.
+    Precision: points about 1/30 pixel (``quantum`` in the page's data), modulation 1/255 of the largest. The
+    page contains at most 64 rows and 64 columns of each layer's output.
     """
     height, width = explanation.image.shape[:2]
     names = [field.name for field in explanation.fields]
@@ -35,7 +35,7 @@ def render_explanation(explanation: Explanation, title: str, footer: str = "") -
         "chosen": names.index(explanation.layer),
         "layers": [_layer(field, explanation) for field in explanation.fields],
     }
-    # inside of a script element only this one could end it
+    # only "<" could end the script element
     script = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
     return render(
         "explain.html",
@@ -54,7 +54,7 @@ def _layer(field: SamplingField, explanation: Explanation) -> dict:
     size = torch.tensor(explanation.image_size)
     scale = size / torch.tensor(field.input_size)
     points = (field.points * scale[:, None, None])[..., ::step, ::step]  # [K, 2, rows, columns], (y, x)
-    far = size.flip(0)  # what lies further away than this is as far as it need be
+    far = size.flip(0)  # clip points further outside than one image size
     points = points.permute(2, 3, 0, 1).flip(-1)  # [rows, columns, K, 2], (x, y)
     points = torch.minimum(torch.maximum(points, -far), 2 * far)
     quantum = max(1 / 32, 2 * int(far.max()) / 32767)

@@ -1,4 +1,4 @@
-"""What mmengine logged of a training, over all its starts."""
+"""Read mmengine's log of a training, including its restarts."""
 
 import dataclasses
 import json
@@ -14,8 +14,8 @@ class History:
     """The numbers in ``work_dir/*/vis_data/scalars.json``.
 
     Attributes:
-        training: iteration → loss, time and whatever else was logged.
-        validation: epoch, or iteration where training counts no epochs → metrics.
+        training: iteration → loss, time and other logged values.
+        validation: epoch, or iteration if training does not count epochs → metrics.
     """
 
     training: dict[int, dict[str, float]]
@@ -23,7 +23,7 @@ class History:
 
     @classmethod
     def read(cls, work_dir: Path) -> "History":
-        """What a later start did again counts, what an earlier one had done beyond it does not."""
+        """Read the logs of all starts. A later start replaces earlier entries from its first iteration on."""
         training: dict[int, dict[str, float]] = {}
         validation: dict[int, dict[str, float]] = {}
         for log in sorted(work_dir.glob("*/vis_data/scalars.json")):
@@ -35,7 +35,8 @@ class History:
                         _forget(training, entry["step"])
                         _forget(validation, entry.get("epoch", entry["step"]))
                     training[entry["step"]] = entry
-                elif not any(name.startswith("offsets/") for name in entry):  # OffsetStatisticsHook's
+                # skip the entries of OffsetStatisticsHook
+                elif not any(name.startswith("offsets/") for name in entry):
                     metrics = {k: v for k, v in entry.items() if k not in ("step", "time", "data_time")}
                     if metrics:
                         validation[entry["step"]] = metrics
@@ -43,16 +44,16 @@ class History:
 
     @property
     def iteration(self) -> int:
-        """The last one that was logged."""
+        """The last logged iteration."""
         return max(self.training, default=0)
 
 
 def read_entries(log: Path) -> Iterator[dict[str, float]]:
-    """The lines of a ``scalars.json``, whoever writes on."""
+    """Yield the lines of a ``scalars.json``, which may still be written to."""
     for line in log.read_text(encoding="utf-8").splitlines():
         try:
             entry = json.loads(line)
-        except json.JSONDecodeError:  # being written, or cut by a kill
+        except json.JSONDecodeError:  # being written, or truncated by a killed process
             continue
         if "step" in entry:
             yield entry
@@ -64,14 +65,14 @@ def _forget(entries: dict[int, dict[str, float]], first: int) -> None:
 
 
 def _merged_entries(log: Path) -> list[dict]:
-    """The lines of a log, or of all logs in a work directory; later ones replace those of the same step."""
+    """Read a log, or all logs in a work directory; later entries replace earlier ones of the same step."""
     files = sorted(log.glob("*/vis_data/scalars.json")) if log.is_dir() else [log]
     found: dict[tuple[bool, bool, int], dict] = {}
     for file in files:
         if not file.is_file():
             raise UserError(f"log: expected a file or a work directory, found none at {file}")
         for entry in read_entries(file):
-            # losses, OffsetStatisticsHook's figures and results of a step are entries of their own
+            # a step has separate entries for losses, OffsetStatisticsHook and metrics
             offsets = any(name.startswith("offsets/") for name in entry)
             found[("loss" in entry, offsets, entry["step"])] = entry
     if not found:
@@ -80,10 +81,10 @@ def _merged_entries(log: Path) -> list[dict]:
 
 
 def curve(log: Path, key: str) -> tuple[list[int], list[float]]:
-    """Steps and values; ``key`` may omit the part before a slash (coco/bbox_mAP).
+    """Return steps and values of a key, which may omit the prefix before a slash (coco/bbox_mAP).
 
     Raises:
-        UserError: no log, or no such key.
+        UserError: the log or the key does not exist.
     """
     known: dict[str, None] = {}
     steps, values = [], []
@@ -99,10 +100,12 @@ def curve(log: Path, key: str) -> tuple[list[int], list[float]]:
 
 
 def times_by_epoch(log: Path, include_outliers: bool) -> dict[int, float]:
-    """Mean seconds per iteration of each epoch. The first entry of an epoch includes the start of workers.
+    """Return the mean seconds per iteration of each epoch.
+
+    The first entry of an epoch includes the start of the workers; it counts only with ``include_outliers``.
 
     Raises:
-        UserError: no log, or one without times.
+        UserError: the log does not exist or contains no times.
     """
     by_epoch: dict[int, list[float]] = {}
     for entry in _merged_entries(log):

@@ -1,7 +1,7 @@
-"""Pages: one HTML file each, which needs nothing beside it, no style sheet, no image, no network.
+"""Self-contained HTML pages: no separate style sheets or images, no network.
 
-``templates/base.html`` has the head and the styles of all pages, ``report.html`` and ``explain.html`` what
-is theirs. What a section of a report shows is HTML that a function of this module has made.
+``templates/base.html`` contains the head and the styles of all pages; ``report.html`` and ``explain.html``
+contain the rest. The functions of this module return HTML for the sections of a report.
 """
 
 import base64
@@ -21,8 +21,8 @@ from PIL import Image
 
 from dcnzoo.report.plots import THEME, Instances
 
-_SMALL = 256 * 256  # pixels of an image that is not worth a lossy compression
-_LARGEST = 640  # pixels of the longer side of an image in a report
+_SMALL = 256 * 256  # pixels; smaller images are stored losslessly
+_LARGEST = 640  # pixels; maximum of the longer side of an image
 _ENVIRONMENT = Environment(
     loader=PackageLoader("dcnzoo.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
 )
@@ -34,7 +34,7 @@ table, fold, grid = _PARTS.table, _PARTS.fold, _PARTS.grid
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """A heading, a paragraph, and parts of HTML: what the functions of this module return."""
+    """A heading, a paragraph, and HTML parts that functions of this module returned."""
 
     title: str
     text: str
@@ -48,26 +48,26 @@ def render_report(
     facts: Mapping[str, str] | None = None,
     footer: str = "",
 ) -> str:
-    """The page as HTML; all text is escaped.
+    """Render a report as HTML; all text is escaped.
 
     Args:
-        facts: name → value of what is shown first and large.
+        facts: name → value, shown in large type at the top.
     """
     return render("report.html", title=title, lead=lead, sections=sections, facts=facts, footer=footer)
 
 
 def render(template: str, **values: object) -> str:
-    """A page of ``templates/``."""
+    """Render a template of ``templates/``."""
     return _ENVIRONMENT.get_template(template).render(**values)
 
 
 def text(content: str) -> Markup:
-    """As it is, with its line breaks."""
+    """Format text and keep its line breaks."""
     return _PARTS.text(content)
 
 
 def charts(figures: Sequence[Figure]) -> Markup:
-    """Figures side by side where there is room; they take the page's fonts and colours."""
+    """Place figures side by side if there is room; they use the page's fonts and colours."""
     return _PARTS.charts([_inline_svg(figure) for figure in figures])
 
 
@@ -79,7 +79,7 @@ def _inline_svg(figure: Figure) -> Markup:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg))
-    prefix = f"chart{next(_numbers)}-"  # ids are the page's: figures would find each other's
+    prefix = f"chart{next(_numbers)}-"  # ids must be unique on the page
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}", svg)
     for colour, name in THEME.items():
         svg = re.sub(re.escape(colour), f"var(--{name})", svg, flags=re.IGNORECASE)
@@ -88,7 +88,9 @@ def _inline_svg(figure: Figure) -> Markup:
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """An image that a page holds once and shows several times: :func:`image` holds, the others show.
+    """An image that a page contains once and can show several times.
+
+    :func:`image` embeds it; the other functions refer to it.
 
     Attributes:
         image: [H, W, 3], uint8, RGB.
@@ -107,7 +109,7 @@ class Picture:
 
     @property
     def unit(self) -> float:
-        """A size that looks the same on every image: about three points."""
+        """A length that looks equal on every image: about three points."""
         return round(max(self.image.shape[:2]) / 100, 2)
 
     @property
@@ -128,9 +130,9 @@ def instances(
     classes: Sequence[str],
     palette: Sequence[tuple[int, int, int]],
 ) -> Markup:
-    """A picture with boxes, outlines and names; what has a score is what the page's slider hides."""
+    """Draw boxes, outlines and names on a picture; the page's slider hides instances by score."""
     drawn = []
-    order = range(len(found.labels)) if found.scores is None else np.argsort(found.scores)  # the best on top
+    order = range(len(found.labels)) if found.scores is None else np.argsort(found.scores)  # best on top
     for i in order:
         x0, y0, x1, y1 = (round(float(value), 1) for value in found.boxes[i])
         score = None if found.scores is None else float(found.scores[i])
@@ -155,7 +157,7 @@ def instances(
 
 
 def _outline(mask: np.ndarray) -> str:  # [H, W], bool
-    """The path around a mask; its pixels are squares, from their left upper corner on."""
+    """Return the path around a mask; a pixel is a square that starts at its upper left corner."""
     contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     tolerance = max(mask.shape) / 1000
     path = []
@@ -168,11 +170,11 @@ def _outline(mask: np.ndarray) -> str:  # [H, W], bool
 
 def sampling_points(
     picture: Picture,
-    points: np.ndarray,  # [M, 2], (y, x), in pixels of the picture; pixel centres are whole numbers
-    weight: np.ndarray,  # [M], the more solid the larger
+    points: np.ndarray,  # [M, 2], (y, x), in pixels of the picture; pixel centres are integers
+    weight: np.ndarray,  # [M], drawn as opacity
     place: tuple[float, float],  # (y, x)
 ) -> Markup:
-    """A picture with the points that are read for a place, which a cross marks."""
+    """Draw the sampling points of a position on a picture; a cross marks the position."""
     strength = 0.15 + 0.85 * np.abs(weight) / max(np.abs(weight).max(), 1e-12)
     rows = [
         (f"{x + 0.5:.2f}", f"{y + 0.5:.2f}", f"{opacity:.2f}")
@@ -182,7 +184,7 @@ def sampling_points(
 
 
 def slider(threshold: float) -> Markup:
-    """Lets the reader choose the score below which instances of its section are hidden."""
+    """Return a slider for the score below which the instances of its section are hidden."""
     return Markup(
         '<label class="control">score at least <input type="range" data-threshold min="0.05" max="0.95" '
         'step="0.05" value="{}"><output></output></label>'
@@ -190,7 +192,7 @@ def slider(threshold: float) -> Markup:
 
 
 def image_uri(pixels: np.ndarray) -> str:  # [H, W, 3 or 4], uint8
-    """An image inside its own address: a PNG if it is small or transparent, else a JPEG."""
+    """Encode an image as a data URI: PNG if it is small or transparent, else JPEG."""
     lossless = pixels.shape[2] == 4 or pixels.shape[0] * pixels.shape[1] <= _SMALL
     buffer, kind = io.BytesIO(), "png" if lossless else "jpeg"
     Image.fromarray(pixels).save(buffer, kind, **({} if lossless else {"quality": 88}))

@@ -1,6 +1,6 @@
-"""Figures: learning curves, detections beside the ground truth, sampling points on the image.
+"""Figures: learning curves, detections next to the ground truth, sampling points on the image.
 
-Every function returns a matplotlib figure that belongs to no window system.
+Every function returns a matplotlib figure that is not attached to a GUI.
 """
 
 import dataclasses
@@ -14,21 +14,21 @@ from matplotlib.patheffects import withStroke
 
 from dcnzoo.report.sampling import SamplingField, trace_sampling
 
-# Okabe-Ito without the yellow, which is lost on white
+# Okabe-Ito without yellow, which is invisible on white
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 _GREY, _LINE = "#6b7280", "#e5e7eb"
-# what these are called in a page, where they are others in the dark
+# their names in the pages' styles, which have other colours in dark mode
 THEME = {_GREY: "muted", _LINE: "line"} | {colour: f"series-{i}" for i, colour in enumerate(COLOURS)}
 
 
 @dataclasses.dataclass(frozen=True)
 class Instances:
-    """What is drawn on one image.
+    """The objects to draw on one image.
 
     Attributes:
         boxes: [N, 4], (x0, y0, x1, y1) in pixels.
         labels: [N], indices into the class names.
-        masks: [N, H, W], bool; None draws boxes only.
+        masks: [N, H, W], bool; None draws only boxes.
         scores: [N]; None for ground truth.
     """
 
@@ -38,7 +38,7 @@ class Instances:
     scores: np.ndarray | None = None
 
     def above(self, threshold: float) -> "Instances":
-        """Those that score at least ``threshold``; all of the ground truth."""
+        """Select instances with a score of at least ``threshold``; all instances of the ground truth."""
         if self.scores is None:
             return self
         keep = self.scores >= threshold
@@ -51,7 +51,7 @@ Curves = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
 def plot_curves(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: str = "") -> Figure:
-    """All curves, name → steps and values, in one panel."""
+    """Plot all curves, name → steps and values, in one panel."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     for index, (name, (steps, values)) in enumerate(curves.items()):
@@ -65,11 +65,11 @@ def plot_curves(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], t
 
 
 def plot_learning_curves(quantities: Mapping[str, Curves], step: str = "iteration") -> Figure:
-    """One panel per quantity, one colour per arm, one thin line per seed, a thick one for the mean.
+    """Plot one panel per quantity: one colour per arm, thin lines for seeds, a thick line for their mean.
 
     Args:
         quantities: title → the curves of each arm.
-        step: what is counted, the name of the axis.
+        step: label of the x axis.
     """
     figure = _figure(3.8 * len(quantities), 3.1, columns=len(quantities))
     for axes, (quantity, curves) in zip(figure.axes, quantities.items(), strict=True):
@@ -103,10 +103,10 @@ OFFSET_FIGURES = {
 
 
 def plot_offset_statistics(rows: Iterable[Mapping[str, str]]) -> Figure:
-    """The layers' offsets and modulation over training: a panel per figure, a line per layer.
+    """Plot offsets and modulation during training: one panel per statistic, one line per layer.
 
     Args:
-        rows: :func:`dcnzoo.openmmlab.hooks.offset_statistics.read_statistics`.
+        rows: from :func:`dcnzoo.openmmlab.hooks.offset_statistics.read_statistics`.
     """
     rows = list(rows)
     layers = list(dict.fromkeys(row["layer"] for row in rows))
@@ -145,13 +145,13 @@ def plot_detections(
     palette: Sequence[tuple[int, int, int]],
     threshold: float = 0.5,
 ) -> Figure:
-    """A row per image, a column per source of instances: ground truth, one arm, another arm.
+    """Plot one row per image and one column per source: ground truth, one arm, another arm.
 
     Args:
         images: [H, W, 3], uint8, RGB.
         columns: heading → instances per image.
         palette: RGB per class.
-        threshold: detections that score less are not drawn.
+        threshold: detections with a lower score are not drawn.
     """
     figure = _figure(2.6 * len(columns), 2.6 * len(images), len(columns), len(images))
     grid = np.array(figure.axes).reshape(len(images), len(columns))
@@ -169,17 +169,17 @@ def plot_sampling(
     locations: Mapping[str, tuple[float, float]],
     image_size: tuple[float, float] | None = None,
 ) -> Figure:
-    """What one output location of the last layer sees, for a few locations.
+    """Plot the sampling points of the last layer's output at a few locations.
 
-    The upper row shows ordinary convolutions of the same shape, the lower row the learnt offsets;
-    the more a point weighs (product of the masks), the more solid it is drawn.
+    The upper row shows ordinary convolutions of the same shape, the lower row the learnt offsets. The opacity
+    of a point is its weight (product of the masks).
 
     Args:
         image: [H, W, 3], uint8, RGB.
         fields: of the layers to chain, in forward order: :func:`record_sampling`.
         locations: title → (y, x) in pixels.
-        image_size: (H, W) of what the model saw, padding included, in pixels of ``image`` (default: of
-            ``image`` itself).
+        image_size: (H, W) of the model's input, padding included, in pixels of ``image`` (default: the size
+            of ``image``).
     """
     figure = _figure(3.1 * len(locations), 6.6, len(locations), 2)
     grid = np.array(figure.axes).reshape(2, len(locations))
@@ -228,8 +228,8 @@ def _draw_instances(
         colour = np.array(palette[label]) / 255
         if instances.masks is not None and instances.masks[i].any():
             _draw_mask(axes, instances.masks[i], colour)
-        x0, y0, x1, y1 = box - 0.5  # the edge of pixel 0 is at -0.5 here
-        # dark around it: white alone is lost on light images
+        x0, y0, x1, y1 = box - 0.5  # in matplotlib, pixel 0 starts at -0.5
+        # a dark outline, because white is invisible on light images
         outline = [withStroke(linewidth=1.6, foreground="black")]
         axes.plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], color="white", lw=0.7, path_effects=outline)
         text = classes[label]
@@ -248,7 +248,7 @@ def _draw_instances(
 
 
 def _draw_mask(axes: Axes, mask: np.ndarray, colour: np.ndarray) -> None:
-    # only the part that it covers, and a margin for the outline: of a large image the rest takes long
+    # draw only the covered part and a margin for the outline: a large image is slow
     y, x = (
         slice(max(at.min() - 1, 0), at.max() + 2)
         for at in (mask.any(1).nonzero()[0], mask.any(0).nonzero()[0])

@@ -1,4 +1,4 @@
-"""What came of one training or of several, as a page. Needs mmdet."""
+"""Reports of one or several trainings. Requires mmdet."""
 
 import dataclasses
 import difflib
@@ -22,8 +22,8 @@ from dcnzoo.report.plots import COLOURS, OFFSET_FIGURES, Curves, Instances, plot
 from dcnzoo.report.sampling import SamplingField, trace_sampling
 from dcnzoo.utils.errors import UserError, one_line
 
-_THRESHOLD = 0.5  # where the slider stands at first
-_LOWEST, _MOST = 0.05, 40  # detections of an image that are in the page
+_THRESHOLD = 0.5  # initial position of the slider
+_LOWEST, _MOST = 0.05, 40  # lowest score and maximum number of detections per image
 _MOST_LAYERS = 16
 _MOST_POINTS = 1000
 _MAIN_METRICS = 3
@@ -34,11 +34,11 @@ _SIZES = {"s": "small", "m": "medium", "l": "large"}
 
 @dataclasses.dataclass(frozen=True)
 class TrainedRun:
-    """A work directory of ``tools/train.py``.
+    """A work directory of ``dcnzoo train``.
 
     Attributes:
-        label: what its curves are called; runs of the same label are seeds of one setting.
-        checkpoint: whose detections are shown; None if there is none.
+        label: name of its curves; runs with the same label are seeds of one setting.
+        checkpoint: for the detections; None if there is none.
     """
 
     label: str
@@ -49,10 +49,10 @@ class TrainedRun:
 
     @classmethod
     def read(cls, folder: Path, label: str | None = None, checkpoint: Path | None = None) -> "TrainedRun":
-        """The newest config in the folder, all its logs, and the last checkpoint unless another is named.
+        """Read the newest config and all logs of a folder; use its last checkpoint unless one is given.
 
         Raises:
-            UserError: no such folder, or one in which nothing was trained.
+            UserError: the folder or the checkpoint does not exist, or the folder contains no training.
         """
         if not folder.is_dir():
             raise UserError(f"work directory: expected a folder, found none at {folder}")
@@ -63,7 +63,7 @@ class TrainedRun:
             raise UserError(f"work directory: expected one of tools/train.py, found no {missing} in {folder}")
         cfg = Config.fromfile(max(configs, key=lambda path: path.stat().st_mtime))
         if checkpoint is None and (folder / "last_checkpoint").is_file():
-            # a folder may have been moved since its name was written
+            # the folder may have been moved after the path was written
             checkpoint = folder / Path((folder / "last_checkpoint").read_text().strip()).name
         if checkpoint is not None and not checkpoint.is_file():
             raise UserError(f"checkpoint: expected a file, found none at {checkpoint}")
@@ -80,12 +80,12 @@ class TrainedRun:
 
     @property
     def last_validation(self) -> dict[str, float]:
-        """Its metrics; none if there was none."""
+        """The metrics of the last validation; empty if there was none."""
         return self.history.validation[max(self.history.validation)] if self.history.validation else {}
 
 
 def metric_name(key: str) -> str:
-    """``coco/bbox_mAP_50`` is box AP50; what is not known is called as it is."""
+    """Return the display name of a metric: box AP50 for ``coco/bbox_mAP_50``; others are unchanged."""
     found = re.fullmatch(r"coco/(bbox|segm|proposal)_mAP(?:_(50|75|s|m|l))?", key)
     if not found:
         return key
@@ -94,7 +94,7 @@ def metric_name(key: str) -> str:
 
 
 def main_metrics(runs: Sequence[TrainedRun]) -> list[str]:
-    """The metrics that say most, of those that every run has."""
+    """Return the most important metrics that all runs have."""
     entries = [entry for run in runs if (entry := run.last_validation)]
     if len(entries) < len(runs):
         return []
@@ -118,7 +118,7 @@ def mean_and_spread(values: Sequence[float]) -> str:
 def summary(
     runs: Sequence[TrainedRun], detectors: Mapping[str, Detector], head: str = "run"
 ) -> list[list[str]]:
-    """A row per label after the head: the main metrics, seconds per iteration, number of parameters."""
+    """Return a header and one row per label: main metrics, seconds per iteration, number of parameters."""
     metrics = main_metrics(runs)
     rows = [[head, *map(metric_name, metrics), "s / iteration", "parameters"]]
     for label, seeds in by_label(runs).items():
@@ -135,7 +135,7 @@ def _parameters(detector: Detector | None) -> str:
 def load_detectors(
     runs: Sequence[TrainedRun], device: str = "cpu", allow_partial: bool = False
 ) -> dict[str, Detector]:
-    """The detector of the first run of each label, if it has a checkpoint."""
+    """Load the detector of the first run of each label, if it has a checkpoint."""
     detectors = {}
     for label, seeds in by_label(runs).items():
         if seeds[0].checkpoint is not None:
@@ -152,12 +152,12 @@ def render_runs(
     images: int = 5,
     footer: str = "",
 ) -> str:
-    """The report as HTML.
+    """Render the report as HTML.
 
     Args:
-        detectors: of :func:`load_detectors`; a label without one has no pictures.
-        head: of the column of labels.
-        images: how many to show detections on: the first with three instances or more.
+        detectors: from :func:`load_detectors`; a label without a detector has no pictures.
+        head: heading of the column of labels.
+        images: number of images with detections; images with three or more objects come first.
     """
     single = len(by_label(runs)) == 1
     sections = [_curves(runs)]
@@ -185,7 +185,7 @@ def _facts(runs: Sequence[TrainedRun], detectors: Mapping[str, Detector]) -> dic
 
 
 def _lead(runs: Sequence[TrainedRun], pictures: bool) -> str:
-    """What was trained for how long, and of what the pictures are."""
+    """Describe the length of the training and the checkpoints of the pictures."""
     labels = by_label(runs)
     sentences = []
     for label, seeds in labels.items():
@@ -244,7 +244,7 @@ def _validations(runs: Sequence[TrainedRun]) -> Section:
         names = list(dict.fromkeys(name for entry in validation.values() for name in entry))
         rows = [["epoch" if run.counts_epochs else "iteration", *map(metric_name, names)]]
         for step, entry in sorted(validation.items()):
-            # COCO's evaluation says −1 where there is nothing to measure
+            # COCO's evaluation returns −1 if a metric is not defined
             values = [entry.get(name, -1.0) for name in names]
             rows.append([str(step), *("–" if value == -1 else f"{value:.3f}" for value in values)])
         folds.append(page.fold(_called(run, runs), page.table(rows)))
@@ -272,7 +272,7 @@ def _pictures(detectors: Mapping[str, Detector], images: int) -> Iterator[Sectio
         chosen = pick_images(first, images)
         predictions = {label: [each.predict(i) for i in chosen] for label, each in detectors.items()}
     except (FileNotFoundError, AttributeError, KeyError) as error:
-        # the data are gone, or wrapped in a way that hides them; the figures are there all the same
+        # the data is missing, or inside an unknown wrapper; the rest of the report does not need it
         yield Section("Detections", f"The images cannot be read: {one_line(error)}", [Markup("")])
         return
     pictures = [Picture(prediction.image) for prediction in next(iter(predictions.values()))]
@@ -284,7 +284,10 @@ def _pictures(detectors: Mapping[str, Detector], images: int) -> Iterator[Sectio
 
 
 def pick_images(detector: Detector, number: int) -> list[int]:
-    """The first images with three instances or more, then the others; nothing is chosen by its result."""
+    """Select images in the order of the file, those with three or more objects first.
+
+    The selection does not depend on the results.
+    """
     counts = (len(detector.dataset.get_data_info(i)["instances"]) for i in range(len(detector.dataset)))
     enough, others = [], []
     for index, count in enumerate(counts):
@@ -355,8 +358,8 @@ def _sampling(title: str, prediction: Prediction, picture: Picture, classes: Seq
 
 
 def _chain(fields: Sequence[SamplingField]) -> list[SamplingField]:
-    """The last layers of the backbone that follow one another, as many as give a thousand points at most."""
-    # the branches of HRNet lie beside each other, a layer that runs again does so on something else
+    """Select the last consecutive layers of the backbone that give at most a thousand points together."""
+    # not consecutive: parallel branches of HRNet, and layers that run several times
     of_backbone = [
         field
         for field in fields
@@ -375,7 +378,7 @@ def _chain(fields: Sequence[SamplingField]) -> list[SamplingField]:
 def locations(
     truth: Instances, size: tuple[int, int], classes: Sequence[str]
 ) -> dict[str, tuple[float, float]]:
-    """The innermost place, (y, x), of the largest and the smallest instance, and one far from all."""
+    """Return the centre, (y, x), of the largest and smallest object, and a point far from all objects."""
     masks = truth.masks if truth.masks is not None else _filled(truth.boxes, size)
     areas = masks.sum((1, 2))
     order = [i for i in np.argsort(areas, kind="stable") if areas[i]]
@@ -455,7 +458,7 @@ def _settings(run: TrainedRun) -> list[str]:
 
 
 def _environment(runs: Sequence[TrainedRun]) -> Section:
-    """As the last start logged it: the page may be made elsewhere."""
+    """Show the environment from the last start's log: the report may be written on another machine."""
     parts = []
     for seeds in by_label(runs).values():
         logs = sorted(seeds[0].folder.glob("*/*.log"))

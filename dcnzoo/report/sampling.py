@@ -1,4 +1,4 @@
-"""Where deformable convolutions look: their sampling points, in pixels of the input image."""
+"""Sampling points of deformable convolutions, in pixels of the input image."""
 
 import dataclasses
 import math
@@ -20,7 +20,7 @@ class SamplingField:
     Attributes:
         name: of the layer in its model.
         offset: [K, 2, oH, oW], (y, x), in pixels of the layer's input; K taps.
-        weight: [K, oH, oW], the modulation mask; ones for v1, factors with a sign for v4.
+        weight: [K, oH, oW], the modulation mask; ones for v1, signed factors for v4.
         kernel_size, stride, padding, dilation: of the layer, (y, x).
         input_size: (H, W) of the layer's input.
     """
@@ -45,7 +45,7 @@ class SamplingField:
 
     @property
     def grid(self) -> Tensor:  # [K, 2, oH, oW]
-        """Where an ordinary convolution samples."""
+        """The sampling points of an ordinary convolution."""
         y, x = (
             (torch.arange(self.kernel_size[axis]) * self.dilation[axis])[:, None]
             + (torch.arange(self.weight.shape[1 + axis]) * self.stride[axis] - self.padding[axis])
@@ -58,11 +58,11 @@ class SamplingField:
 
     @property
     def points(self) -> Tensor:  # [K, 2, oH, oW]
-        """Where this layer samples."""
+        """The sampling points of this layer."""
         return self.grid + self.offset
 
     def without_offset(self) -> "SamplingField":
-        """The ordinary convolution of the same shape."""
+        """Return the field of an ordinary convolution of the same shape."""
         return dataclasses.replace(
             self, offset=torch.zeros_like(self.offset), weight=torch.ones_like(self.weight)
         )
@@ -70,12 +70,12 @@ class SamplingField:
 
 @contextmanager
 def record_sampling(model: nn.Module) -> Iterator[list[SamplingField]]:
-    """Collect a field from every deformable layer that runs inside the block, in that order.
+    """Collect a field from every deformable layer that runs inside the block, in order of execution.
 
-    A deformable layer is a 2-D pack of dcnzoo's (not a transposed one, which does not sample but
-    write), ``DCNv3`` or ``DCNv4`` on maps, or a module with a convolution named ``conv_offset`` (mmcv's
-    packs): its output is the offsets (v1), or three equal parts of which the first two, put together, are
-    the offsets and the third the mask before the sigmoid (v2).
+    A deformable layer is one of dcnzoo's 2-D packs (except transposed ones, which write instead of sampling),
+    ``DCNv3`` or ``DCNv4`` on maps, or a module with a convolution named ``conv_offset`` (mmcv's packs). The
+    output of that convolution is the offsets (v1), or has three equal parts: the first two are the offsets,
+    the third is the mask before the sigmoid (v2).
     """
     fields: list[SamplingField] = []
     handles = []
@@ -99,16 +99,16 @@ def record_sampling(model: nn.Module) -> Iterator[list[SamplingField]]:
 def trace_sampling(
     fields: Sequence[SamplingField], location: tuple[float, float], image_size: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
-    """Follow one output location of the last layer back to the image.
+    """Trace one output location of the last layer back to the image.
 
-    Each of its K points is taken to the nearest output location of the layer before, whose K points
-    follow, and so on: Kⁿ points for n layers, as the DCN papers draw them. What lies between two
-    layers (1×1 convolutions, changes of stride) is taken to keep the place.
+    Each of its K points is mapped to the nearest output location of the previous layer, which has K points
+    again, and so on: Kⁿ points for n layers, as in the figures of the DCN papers. Operations between two
+    layers (1×1 convolutions, changes of stride) are assumed to preserve the position.
 
     Args:
         fields: in forward order.
         location: (y, x) in pixels of the image.
-        image_size: (H, W) of what the model saw.
+        image_size: (H, W) of the model's input.
 
     Returns:
         points  # [Kⁿ, 2], (y, x) in pixels of the image
@@ -128,11 +128,11 @@ def trace_sampling(
 
 
 def nearest_output(field: SamplingField, points: Tensor, image_size: tuple[int, int]) -> Tensor:
-    """The output locations of a layer that are nearest to points of the image.
+    """Return the output locations of a layer that are closest to points of the image.
 
     Args:
         points: [M, 2], (y, x) in pixels of the image.
-        image_size: (H, W) of what the model saw.
+        image_size: (H, W) of the model's input.
 
     Returns:
         [M, 2], int64, (y, x)
@@ -144,10 +144,10 @@ def nearest_output(field: SamplingField, points: Tensor, image_size: tuple[int, 
 
 
 def effective_dilation(field: SamplingField) -> Tensor:  # [oH, oW]
-    """Compute how far apart the neighbouring taps of each output location sample, on average.
+    """Compute the mean distance between neighbouring taps for each output location.
 
-    The mean distance of all pairs that are neighbours in the kernel, in pixels of the layer's input: the
-    dilation of a convolution without offsets. Dai et al., *Deformable Convolutional Networks* (2017), 4.1.
+    The mean is over all pairs of neighbours in the kernel, in pixels of the layer's input. Without offsets,
+    it equals the dilation of the convolution. Dai et al., *Deformable Convolutional Networks* (2017), 4.1.
     """
     points = field.points.unflatten(0, field.kernel_size)  # [kH, kW, 2, oH, oW]
     pairs = [points.diff(dim=axis).norm(dim=2).flatten(0, 1) for axis in (0, 1)]
@@ -179,16 +179,17 @@ def _recorder(name: str, layer: nn.Module, fields: list[SamplingField]):
 
 
 def _record_aggregation(name: str, layer: DCNv3 | DCNv4, fields: list[SamplingField]) -> list:
-    """Hooks that add a field whose taps are in the order of a convolution's.
+    """Register hooks that add a field with the taps in the order of a convolution.
 
-    What lies between the taps of a convolution and those of ``offset_scale`` counts as offset; a middle
-    that ``remove_center`` leaves out weighs nothing.
+    The difference between a convolution's taps and those scaled by ``offset_scale`` counts as offset. A
+    centre that ``remove_center`` removes has weight zero.
     """
     predictors = [layer.offset, layer.mask] if isinstance(layer, DCNv3) else [layer.offset_mask]
-    predicted: dict[nn.Module, Tensor] = {}  # of the image, [oH, oW, group, …]
+    predicted: dict[nn.Module, Tensor] = {}  # of the first image, [oH, oW, group, …]
 
     def keep(predictor: nn.Module, _: object, output: Tensor) -> None:
-        numbers = 3 * layer.taps if len(predictors) == 1 else output.shape[-1]  # the rest is padding
+        # the other channels are padding
+        numbers = 3 * layer.taps if len(predictors) == 1 else output.shape[-1]
         predicted[predictor] = output[0, ..., :numbers].detach().float().unflatten(-1, (layer.group, -1))
 
     @torch.no_grad()

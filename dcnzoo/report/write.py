@@ -1,4 +1,4 @@
-"""The report of trainings as a file: what ``tools/report.py`` and ``tools/train.py --report`` share."""
+"""Write the report of trainings to a file: used by ``dcnzoo report`` and ``dcnzoo train --report``."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,18 +17,18 @@ def write_report(
     device: str = "cpu",
     allow_partial: bool = False,
 ) -> Path:
-    """Write the page of :func:`dcnzoo.report.report.render_runs`, whole or not at all; returns where.
+    """Write the page of :func:`dcnzoo.report.report.render_runs` atomically; return its path.
 
     Args:
         folders: work directories.
         out: the file (default: ``report.html`` in the first folder).
         labels: of the folders (default: their names).
-        checkpoint: of the first folder (default: the last).
+        checkpoint: of the first folder (default: the last checkpoint).
         device: on which the detectors run.
-        allow_partial: load what fits of a checkpoint that does not fit the config of its folder.
+        allow_partial: if a checkpoint does not fit its config, load the parameters that fit.
 
     Raises:
-        UserError: a folder in which nothing was trained, a checkpoint that does not fit.
+        UserError: a folder contains no training, or a checkpoint does not fit.
     """
     from dcnzoo.report.report import TrainedRun, load_detectors, render_runs
 

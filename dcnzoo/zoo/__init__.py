@@ -1,4 +1,4 @@
-"""Configs and checkpoints: what there is, whose figures, downloads, and detectors ready to use.
+"""Configs and checkpoints: a list with published results, downloads, and detectors that are ready to use.
 
 ::
 
@@ -47,12 +47,12 @@ __all__ = [
 
 
 def download(name: str, folder: str | os.PathLike | None = None) -> Path:
-    """The weights of a model, downloaded to torch's cache or a folder of your choice.
+    """Download the weights of a model to torch's cache or to ``folder``; return the path.
 
-    Those that come with dcnzoo are where they are, or copied to the folder.
+    Weights that are part of dcnzoo are used in place, or copied to ``folder``.
 
     Raises:
-        UserError: no such model, no weights, a failed download.
+        UserError: the model is unknown or has no weights, or the download failed.
     """
     weights = find(name).only_weights()
     if "://" in weights:
@@ -74,7 +74,7 @@ def download(name: str, folder: str | os.PathLike | None = None) -> Path:
 
 
 def load(name: str, **options: object) -> nn.Module:
-    """A detector with its published weights: :func:`dcnzoo.zoo.loading.load`."""
+    """Build a detector with its published weights; see :func:`dcnzoo.zoo.loading.load`."""
     from dcnzoo.zoo.loading import load  # imports MMDetection
 
     return load(name, **options)

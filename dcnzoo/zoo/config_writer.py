@@ -1,4 +1,4 @@
-"""A config that trains a published detector on data of one's own."""
+"""Write a config that trains a published detector on your own data."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ HEAD = """\
 # Paths begin at the folder in which training is started.
 """
 BOXES = "faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco"
-SMALL_BOXES = "faster-rcnn_r14-mdconv_fpn_24e_coco"  # learns from nothing, on a CPU
+SMALL_BOXES = "faster-rcnn_r14-mdconv_fpn_24e_coco"  # trains from scratch, on a CPU
 MASKS = "mask-rcnn_r50-mdconv-c3-c5_fpn_1x_coco"
 IMPORTS = ["dcnzoo.models", "dcnzoo.openmmlab.hooks", "dcnzoo.openmmlab.datasets"]
 CLASSES = ("num_classes", "num_things_classes")
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
-# what is frozen in a backbone because its weights are good
+# settings of a pretrained backbone that freeze layers → values that do not
 FROZEN = {"frozen_stages": -1, "norm_eval": False}
-# arguments of registered data sets that CocoDataset has not: what says that there is none
+# values that disable the arguments of a data set that CocoDataset does not have
 EXTRA = {"CocoDataset": {}, "ShapesDataset": {"shapes": None}}
 
 
@@ -45,22 +45,22 @@ def write_config(
     model: str | None = None,
     weights: bool = True,
 ) -> str:
-    """Write a config that inherits from a published one and has everything about the data.
+    """Write a config that inherits from a published one and sets everything about the data.
 
     Args:
-        train, val: COCO files with the same categories, without problems.
-        out: the config.
-        images, val_images: folders to which the files' names are relative; by default the same.
-        model: a name of the zoo, or a config file; by default a Mask R-CNN with DCNv2 where every object has
-            a mask, else such a Faster R-CNN.
-        weights: whether to begin with the model's published weights. If not, no weights are downloaded, of
-            a backbone neither, and nothing of the backbone is frozen.
+        train, val: COCO files with the same categories and without problems.
+        out: path of the config.
+        images, val_images: folders that contain the images; ``val_images`` defaults to ``images``.
+        model: a name in the zoo, or a config file. Default: a Mask R-CNN with DCNv2 if every object has a
+            mask, else a Faster R-CNN with DCNv2.
+        weights: start from the model's published weights. If False, the config loads no weights at all, and
+            no part of the backbone is frozen.
 
     Returns:
-        What it inherits from.
+        The base of the config.
 
     Raises:
-        UserError: the data has problems, or does not fit the model; the model is not one for COCO;
+        UserError: the data has problems or does not fit the model; the model is not configured for COCO;
             ``out`` does not end in .py.
     """
     if Path(out).suffix != ".py":
@@ -79,7 +79,7 @@ def write_config(
         raise UserError(f"--no-weights: {model}: expected a model without a teacher, which needs its weights")
     address = address if weights else None
     changes = [_class_numbers(config, model, len(classes))]
-    if address or not weights:  # the first replaces all weights
+    if address or not weights:  # published weights replace those of the backbone
         changes.append(functools.partial(_without_weights, scratch=not address))
     settings = {"model": _changed(config.model.to_dict(), changes)}
     _, learns_from = _dataset(config, LOADERS[0])
@@ -120,7 +120,7 @@ def _objects_without_mask(report: Report) -> int:
 
 
 def _find(model: str, out: Path) -> tuple[str, Config, str | None]:
-    """What ``_base_`` says, the config, and the address of its weights."""
+    """Return the value for ``_base_``, the config, and the address of its weights."""
     if Path(model).is_file():
         return Path(os.path.relpath(model, out.parent)).as_posix(), read_config_file(model), None
     from dcnzoo import zoo
@@ -130,7 +130,7 @@ def _find(model: str, out: Path) -> tuple[str, Config, str | None]:
 
 
 def _dataset(config: Config, loader: str) -> tuple[list[str], Mapping]:
-    """The data set that reads the annotations, perhaps inside of others, and the keys that lead to it."""
+    """Return the data set that reads the annotations, and the keys that lead to it through wrappers."""
     keys, dataset = ["dataset"], config[loader].dataset
     while "dataset" in dataset:
         keys, dataset = [*keys, "dataset"], dataset.dataset
@@ -156,7 +156,7 @@ def _with_data(config: Config, loader: str, file: str | Path, images: str | Path
 
 
 def _changed(node: object, changes: Sequence[Callable[[Mapping], dict]]) -> object:
-    """The part of a node in which something is new: what each of ``changes`` returns for a dict in it."""
+    """Apply ``changes`` to each dict in a node; return only the parts that differ, or None."""
     if isinstance(node, Mapping):
         parts = {key: new for key, value in node.items() if (new := _changed(value, changes)) is not None}
         for change in changes:
@@ -166,13 +166,13 @@ def _changed(node: object, changes: Sequence[Callable[[Mapping], dict]]) -> obje
         new = [_changed(value, changes) for value in node]
         if all(value is None for value in new):
             return None
-        # a list replaces its predecessor as a whole
+        # a list in a config replaces the base's list as a whole
         return [old if value is None else _merged(old, value) for old, value in zip(node, new, strict=True)]
     return None
 
 
 def _class_numbers(config: Config, model: str, after: int) -> Callable[[Mapping], dict]:
-    """What puts the new number of classes in the place of the old one."""
+    """Return a change that replaces the number of classes."""
     _, dataset = _dataset(config, LOADERS[0])
     known = dataset.get("metainfo", {}).get("classes") or DATASETS.get(dataset.type).METAINFO["classes"]
     found = sorted(set(_numbers(config.model.to_dict())))
@@ -188,14 +188,14 @@ def _class_numbers(config: Config, model: str, after: int) -> Callable[[Mapping]
         new = {key: after for key in CLASSES if node.get(key) == before}
         weight = node.get("class_weight")
         if isinstance(weight, list | tuple) and len(weight) == before + 1:
-            new["class_weight"] = [*weight[:1] * after, weight[-1]]  # the last one is the background's
+            new["class_weight"] = [*weight[:1] * after, weight[-1]]  # the last one is the background
         return new
 
     return change
 
 
 def _numbers(node: object) -> Iterator[int]:
-    """Every number of classes in a model."""
+    """Yield every number of classes in a model."""
     if isinstance(node, Mapping):
         yield from (node[key] for key in CLASSES if isinstance(node.get(key), int))
     if isinstance(node, Mapping | list | tuple):
@@ -204,7 +204,7 @@ def _numbers(node: object) -> Iterator[int]:
 
 
 def _without_weights(node: Mapping, scratch: bool) -> dict:
-    """What keeps a module from loading weights of its own; ``scratch``: it is to learn everything."""
+    """Return the settings that stop a module from loading weights; with ``scratch``, also unfreeze it."""
     new = {}
     initial = node.get("init_cfg")
     steps = initial if isinstance(initial, list | tuple) else [initial]

@@ -1,4 +1,4 @@
-"""What a config says about a model: where it convolves deformably, its backbone, its schedule."""
+"""Derive a model's deformable operators, backbone and schedule from its config."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dcnzoo.compat.patches import Changes
 from dcnzoo.openmmlab.packages import inherit_from_packages, mim_folder
 from dcnzoo.zoo.index import Model
 
-# Classes that convolve (or pool) deformably, and the argument that says whether, with its default.
+# Class → its deformable operator, the argument that enables it (None: always) and that argument's default.
 _OPERATORS: dict[str, tuple[str, str | None, bool]] = {
     "DCN": ("DCN", None, True),
     "DCNv2": ("DCNv2", None, True),
@@ -39,7 +39,7 @@ _OPERATORS: dict[str, tuple[str, str | None, bool]] = {
     "TOODHead": ("DCN", None, True),
     "VFNetHead": ("DCN", None, True),
 }
-# A config of which, with all its bases, no word matches need not be evaluated, which takes 10 to 20 ms.
+# Evaluating a config takes 10 to 20 ms; a config without a match in its text or its bases is skipped.
 _HINT = re.compile(rf"\b(dcn|dcn_on_last_conv|{'|'.join(_OPERATORS)})\b")
 _CONFIG = re.compile(r"""['"]([^'"\n]+\.py)['"]""")
 _INTERN_IMAGES = {64: "T", 80: "S", 112: "B", 160: "L", 192: "XL"}  # channels of the first level
@@ -48,9 +48,10 @@ _PARTS = {"backbone": "backbone", "neck": "neck", "teacher": "teacher"}
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """
+    """A model's deformable operators, backbone and schedule.
+
     Attributes:
-        operators: part of the model (``backbone``, ``neck``, ``head``, ``teacher``) → what it uses.
+        operators: part of the model (``backbone``, ``neck``, ``head``, ``teacher``) → its operators.
         backbone: such as ``ResNet-50`` or ``ResNeXt-101-32x4d``.
         schedule: such as ``12 epochs``.
     """
@@ -64,10 +65,10 @@ class Description:
 
 
 def describe(model: Model) -> Description:
-    """Reads the model's config with all its bases. Builds nothing and imports no model code.
+    """Read the model's config with all its bases. Builds no model and imports no model code.
 
-    Of MMDetection's configs that say nothing of deformable convolution neither backbone nor schedule
-    is known: evaluating all of them takes many seconds, and some cannot be.
+    For MMDetection's configs without deformable convolution, backbone and schedule are empty: evaluating all
+    configs takes many seconds, and some cannot be evaluated.
     """
     if model.package == "mmdet" and not may_be_deformable(model.config):
         return Description({}, "", "")
@@ -86,19 +87,19 @@ def describe(model: Model) -> Description:
 
 
 def teacher_config(model: Model, written: str) -> Path:
-    """The config of a distilled model's teacher, which is written as seen from a package's ``.mim``."""
+    """Return the config of a distilled model's teacher; its path is relative to a package's ``.mim``."""
     paths = [mim_folder(package) / written for package in (model.package, "mmdet")]
     return next((path for path in paths if path.is_file()), paths[0])
 
 
 def is_deformable(model: Model) -> bool:
-    """Whether it convolves or pools deformably anywhere, training included."""
+    """Whether the model has a deformable convolution or pooling, including in parts used only in training."""
     return bool(describe(model).operators)
 
 
 @functools.cache
 def may_be_deformable(config: Path) -> bool:
-    """False if neither the config's text nor that of a config it names says anything of the kind."""
+    """False if neither the config's text nor that of the configs it names mentions a deformable operator."""
     text = config.read_text(encoding="utf-8")
     return bool(_HINT.search(text)) or any(may_be_deformable(path) for path in _named(config, text))
 
@@ -132,7 +133,7 @@ def _operators(node: object, part: str) -> Iterator[tuple[str, str]]:
         dcn = node.get("dcn")
         if dcn is True or isinstance(dcn, str):
             yield part, {True: "DCNv2", "v1": "DCN"}.get(dcn, f"DCN{dcn}")
-        if node.get("dcn_on_last_conv"):  # of FCOS's head and those derived from it
+        if node.get("dcn_on_last_conv"):  # FCOS's head and derived ones
             yield part, "DCNv2"
         for key, value in node.items():
             yield from _operators(value, part if part == "teacher" else _PARTS.get(key, part))
@@ -147,7 +148,7 @@ def _backbone(model: Mapping) -> str:
     depth = cfg.get("depth")
     if isinstance(depth, int):
         name = f"{name}-{depth}"
-    elif isinstance(cfg.get("arch"), str):  # RegNet's, which says everything: regnetx_3.2gf
+    elif isinstance(cfg.get("arch"), str):  # RegNet's, which is complete: regnetx_3.2gf
         name = cfg["arch"].replace("_", "-")
     elif name.endswith("InternImage") and cfg.get("channels") in _INTERN_IMAGES:
         name = f"{name}-{_INTERN_IMAGES[cfg['channels']]}"
@@ -156,7 +157,7 @@ def _backbone(model: Mapping) -> str:
 
 
 def _schedule(model: Model, cfg: Mapping) -> str:
-    """As the metafile has it: a config that repeats the data set within an epoch counts fewer."""
+    """Return the metafile's schedule: a config that repeats the data set within an epoch has fewer epochs."""
     loop = cfg.get("train_cfg") or {}
     for unit, argument in (("Epochs", "max_epochs"), ("Iterations", "max_iters")):
         number = model.metadata.get(unit, loop.get(argument))

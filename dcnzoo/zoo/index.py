@@ -1,10 +1,10 @@
-"""The index: every model of the metafiles that dcnzoo and MMDetection bring, ours first.
+"""The index of models: all entries of dcnzoo's and MMDetection's metafiles, dcnzoo's first.
 
-Both packages have a folder ``.mim`` with ``configs/*/metafile.yml``, whose form is OpenMMLab's. What
-dcnzoo's add to it, so that it is always known whose figure a figure is:
+Both packages contain ``.mim/configs/*/metafile.yml`` in OpenMMLab's format. dcnzoo's metafiles add the source
+of each result:
 
-- a model says ``Published: true``, or who published it; or
-- a result says how it was measured: ``Measured: {Machine: …, Date: …, Command: …}``.
+- ``Published: true`` in a model's entry, or the name of the publisher; or
+- ``Measured: {Machine: …, Date: …, Command: …}`` in a result.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dcnzoo.openmmlab.packages import mim_folder
 from dcnzoo.utils.errors import UserError
 
 PACKAGES = ("dcnzoo", "mmdet")
-_YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C takes a tenth of the time
+_YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C loader is ten times as fast
 _HOSTS = {"download.openmmlab.com": "MMDetection"}
 
 
@@ -33,10 +33,10 @@ class UnknownModelError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """Figures of one task on one data set.
+    """Results of one task on one data set.
 
     Attributes:
-        metrics: such as ``{"box AP": 41.4}``, in percent, or ``"66.8 ± 2.2"`` of several runs.
+        metrics: such as ``{"box AP": 41.4}`` in percent; ``"66.8 ± 2.2"`` for several runs.
         source: ``published (MMDetection)``, or ``measured (machine, date, command)``.
     """
 
@@ -52,15 +52,15 @@ class Result:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Model:
-    """A config with what is known about it.
+    """A config with its metadata.
 
     Attributes:
-        name: the config's, without ``.py``.
-        package: whose config it is, ``dcnzoo`` or ``mmdet``.
-        aliases: other names of it: in the metafile, in MMDetection 2.x.
-        weights: addresses, or files that come with the package; empty if there are none.
-        metadata: as the metafile has it (``Training Memory (GB)``, ``Epochs``, …).
-        licence: of the weights; empty if it is not known.
+        name: of the config, without ``.py``.
+        package: of the config, ``dcnzoo`` or ``mmdet``.
+        aliases: other names: in the metafile, and in MMDetection 2.x.
+        weights: addresses, or files in the package; empty if there are none.
+        metadata: entries of the metafile (``Training Memory (GB)``, ``Epochs``, …).
+        licence: of the weights; empty if unknown.
     """
 
     name: str
@@ -76,14 +76,14 @@ class Model:
 
     @property
     def id(self) -> str:
-        """The name under which other configs inherit from it: ``mmdet::dcn/….py``."""
+        """The name by which other configs inherit from it: ``mmdet::dcn/….py``."""
         return f"{self.package}::{self.config.parent.name}/{self.config.name}"
 
     def only_weights(self) -> str:
-        """The address of its weights, or their file.
+        """Return the address or file of the weights.
 
         Raises:
-            UserError: there are none, or several files that make a model only together.
+            UserError: there are none, or there are several files.
         """
         if len(self.weights) != 1:
             number = len(self.weights) or "none"
@@ -91,13 +91,13 @@ class Model:
         return self.weights[0]
 
     def metrics(self, source: str | None = None) -> dict[str, float | str]:
-        """All its figures, or those of one source, the first data set's if there are several."""
+        """Return all results, or those of one source. Of several data sets, the first takes precedence."""
         chosen = [result for result in self.results if source in (None, result.source)]
         return {k: v for result in reversed(chosen) for k, v in result.metrics.items()}
 
     @property
     def measured(self) -> bool:
-        """Whether it has figures that were measured here."""
+        """Whether dcnzoo measured any of the results."""
         return any(not result.published for result in self.results)
 
     def sources(self) -> list[str]:
@@ -106,10 +106,10 @@ class Model:
 
 @functools.cache
 def models() -> tuple[Model, ...]:
-    """All models, dcnzoo's first.
+    """Return all models, dcnzoo's first.
 
-    A config of MMDetection's with the name of one of dcnzoo's is not listed twice: dcnzoo's answers
-    to its other names, and takes over what it does not say itself about the same weights.
+    If both packages have a config of the same name, only dcnzoo's is listed. It gets the aliases of
+    MMDetection's and, if the weights are the same, the metadata that it lacks.
 
     Raises:
         UserError: MMDetection is not installed.
@@ -140,14 +140,14 @@ def _models_of(package: str) -> tuple[Model, ...]:
     found = {}
     for metafile in sorted(folder.glob("configs/*/metafile.yml")):
         content = yaml.load(metafile.read_text(encoding="utf-8"), _YAML)  # nosec B506  # a safe loader
-        if isinstance(content, list):  # one of MMDetection's has no headings
+        if isinstance(content, list):  # one of MMDetection's metafiles has no headings
             content = {"Models": content}
         collections = {entry["Name"]: entry for entry in content.get("Collections", [])}
         for entry in content.get("Models", []):
             model = _model(package, folder, metafile, entry, collections)
             if package == "dcnzoo" and any(model.name == name for name, _ in found):
                 raise UserError(f"{metafile}: expected one entry for each config, found two for {model.name}")
-            found.setdefault((model.name, model.weights), model)  # two of MMDetection's are there twice
+            found.setdefault((model.name, model.weights), model)  # MMDetection lists two models twice
     return tuple(found.values())
 
 
@@ -185,7 +185,7 @@ def _model(package: str, folder: Path, metafile: Path, entry: dict, collections:
 
 
 def _config_path(folder: Path, metafile: Path, written: str) -> Path:
-    """Some of MMDetection's metafiles name a folder that was renamed, or escape its name (``gn%2Bws``)."""
+    """Find a config. Some metafiles of MMDetection name a renamed folder, or escape it (``gn%2Bws``)."""
     path = folder / unquote(written)
     return path if path.is_file() else metafile.parent / path.name
 
@@ -211,10 +211,10 @@ def _source(package: str, metafile: Path, entry: dict, result: dict, weights: Se
 
 
 def find(name: str) -> Model:
-    """The model of that name: a config's, one of its aliases, or ``mmdet::folder/config.py``.
+    """Find a model by its config's name, an alias, or ``mmdet::folder/config.py``.
 
     Raises:
-        UnknownModelError: there is none; its text has the closest names.
+        UnknownModelError: there is none; the message lists the closest names.
     """
     wanted = name.removesuffix(".py")
     if "::" in wanted:
@@ -236,7 +236,7 @@ def find(name: str) -> Model:
 
 
 def search(words: Sequence[str]) -> list[Model]:
-    """The models in whose name, aliases, collection or paper every word occurs, whatever its case."""
+    """Find the models whose name, aliases, collection or paper contain every word, ignoring case."""
 
     def text(model: Model) -> str:
         return " ".join(

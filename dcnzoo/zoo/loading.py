@@ -1,4 +1,4 @@
-"""From a name to a detector with weights."""
+"""Load a detector with weights by name."""
 
 from __future__ import annotations
 
@@ -22,17 +22,18 @@ def load(
     cfg_options: dict | None = None,
     allow_partial: bool = False,
 ) -> nn.Module:
-    """A detector with its published weights, ready for ``mmdet.apis.inference_detector``.
+    """Load a detector with its published weights, ready for ``mmdet.apis.inference_detector``.
 
     Args:
         name: as for :func:`dcnzoo.zoo.find`, or a config file, ``configs/mine.py``.
-        checkpoint: a file with weights to take instead of the published ones; a config file needs one.
-        trust: read a checkpoint that holds more than weights, which **runs whatever code is in it**.
+        checkpoint: a file with other weights; required for a config file.
+        trust: load a checkpoint that contains more than weights; this **runs any code in the file**.
         cfg_options: settings to override, ``{"model.test_cfg.rcnn.score_thr": 0.3}``.
-        allow_partial: load what fits of a checkpoint that does not fit the model.
+        allow_partial: if the checkpoint does not fit the model, load the parameters that fit.
 
     Raises:
-        UserError: no such model, no weights, a failed download, a checkpoint that does not fit.
+        UserError: the model is unknown or has no weights, the download failed, or the checkpoint does not
+            fit.
     """
     model = Path(name) if is_config_file(name) else find(name)
     if checkpoint is None:
@@ -52,10 +53,10 @@ def load(
 
 
 def is_config_file(name: str) -> bool:
-    """Whether a file is meant, and not a model's name, with or without ``.py``.
+    """Whether ``name`` refers to a config file and not to a model, whose name may end in ``.py``.
 
     Raises:
-        UserError: a file is meant, and there is none.
+        UserError: it refers to a file that does not exist.
     """
     path = Path(name)
     if "::" in name or path.suffix != ".py":

@@ -1,4 +1,4 @@
-"""model_zoo.md and model-index.yml, written from the metafiles."""
+"""Write model_zoo.md and model-index.yml from the metafiles."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ _COLUMNS = (
     *("config", "backbone", "deformable", "parameters", "FLOPs", "CPU time", "schedule", "memory", "speed"),
     *("data", "box AP", "mask AP", "figures", "weights", "licence"),
 )
-# entry of the metadata that tools/benchmark/zoo.py writes
+# metadata entry written by tools/benchmark/zoo.py
 CPU_TIME = "CPU time (× Faster R-CNN R-50)"
 _MMDETECTION = "https://github.com/open-mmlab/mmdetection/blob/v{version}/configs"
 
 
 def render() -> str:
-    """The page, from the metafiles of dcnzoo and of the MMDetection that is installed."""
+    """Render the page from the metafiles of dcnzoo and of the installed MMDetection."""
     ours = [model for model in models() if model.package == "dcnzoo"]
     theirs = [model for model in models() if model.package == "mmdet" and is_deformable(model)]
     sections = [_INTRODUCTION.format(mmdet=_mmdet_version())]
@@ -56,20 +56,20 @@ def render() -> str:
     sections += _tables(ours)
     sections.append(
         "## Configs of MMDetection\n\nWhat else in MMDetection convolves or pools deformably. "
-        "Which of its operators dcnzoo provides:\n[DCN in a detector](docs/detectors.md#what-else-changes).\n"
+        "Which of its operators dcnzoo provides:\n[DCN in a detector](docs/detectors.md#patches).\n"
     )
     sections += _tables(theirs)
     return "\n".join(sections)
 
 
 def render_index(configs: Path) -> str:
-    """OpenMMLab's list of metafiles, for ``mim`` and ``mmengine.hub``."""
+    """Render OpenMMLab's list of metafiles, for ``mim`` and ``mmengine.hub``."""
     files = sorted(path.parent.name for path in configs.glob("*/metafile.yml"))
     return "Import:\n" + "".join(f"  - configs/{folder}/metafile.yml\n" for folder in files)
 
 
 def _tables(models: Iterable[Model]) -> Iterator[str]:
-    """A heading and a table for each folder of configs."""
+    """Yield a heading and a table for each folder of configs."""
     for folder, group in groupby(models, lambda model: model.config.parent.name):
         group = list(group)
         paper = next((model.paper for model in group if model.paper.get("URL")), {})
@@ -85,7 +85,7 @@ def _row(cells: Iterable[object]) -> str:
 
 
 def _rows(model: Model) -> Iterator[list[str]]:
-    """One for each source of figures; memory and speed are the publisher's."""
+    """Yield one row per source of results; memory and speed are the publisher's."""
     described = describe(model)
     weights = [_weights_link(model, each) for each in model.weights]
     if note := model.metadata.get("Weights Note"):
@@ -129,7 +129,7 @@ def _speed(model: Model) -> str:
     times = model.metadata.get("inference time (ms/im)")
     if not times:
         return "–"
-    first = times[0]  # of several resolutions the one of the figures
+    first = times[0]  # with several resolutions, the first belongs to the results
     return f"{1000 / first['value']:.1f} ({first['hardware']})"
 
 
@@ -139,7 +139,7 @@ def _mmdet_version() -> str:
 
 
 def write(root: Path) -> list[Path]:
-    """Writes both files into a clone; returns those that changed."""
+    """Write both files into a clone; return those that changed."""
     contents = {
         root / "model-index.yml": render_index(root / "configs"),
         root / "model_zoo.md": render(),

@@ -1,4 +1,4 @@
-"""Evaluation on COCO, measured beside what was published."""
+"""Evaluate a detector on COCO and compare with the published result."""
 
 from __future__ import annotations
 
@@ -18,12 +18,16 @@ from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.fetch import fetch
 from dcnzoo.utils.files import require_file, write_text
 
-# what CocoMetric calls a figure, and what metafiles call it
+# name of a metric in CocoMetric → in metafiles
 FIGURES = {"bbox_mAP": "box AP", "segm_mAP": "mask AP"}
 
 
 def find_model(config: str) -> zoo.Model | None:
-    """The zoo's entry for a name or a file; None for a file that the zoo does not know."""
+    """Find the zoo's entry for a name or a config file; None for a file that is not in the zoo.
+
+    Raises:
+        UnknownModelError: no model has this name.
+    """
     path = Path(config)
     if not path.is_file():
         return zoo.find(config)
@@ -31,7 +35,7 @@ def find_model(config: str) -> zoo.Model | None:
 
 
 def _datasets(dataset: ConfigDict) -> Iterator[ConfigDict]:
-    """The data sets inside wrappers such as RepeatDataset and ConcatDataset."""
+    """Yield the data sets inside wrappers such as RepeatDataset and ConcatDataset."""
     inner = [dataset.dataset] if "dataset" in dataset else dataset.get("datasets", [])
     if not inner:
         yield dataset
@@ -40,7 +44,15 @@ def _datasets(dataset: ConfigDict) -> Iterator[ConfigDict]:
 
 
 def use_data(cfg: Config, root: str | None, subset: int | None, work_dir: Path) -> int:
-    """Set the data paths in the config. Returns the number of images to evaluate."""
+    """Set the data paths in the config; return the number of images to evaluate.
+
+    Args:
+        root: folder of the data; None: the config's.
+        subset: evaluate only this many images; None: all.
+
+    Raises:
+        UserError: the annotations are missing or empty, or the test set is not a single data set.
+    """
     loaders = ["train_dataloader", "val_dataloader", "test_dataloader"]
     if root is not None:
         for dataset in (d for loader in loaders if cfg.get(loader) for d in _datasets(cfg[loader].dataset)):
@@ -71,7 +83,7 @@ def use_data(cfg: Config, root: str | None, subset: int | None, work_dir: Path) 
 
 
 def _part_of(content: dict, number: int) -> dict:
-    """The annotations of the first images, by their numbers: those of the others would count as missed."""
+    """Select the images with the lowest ids and their annotations: other objects would count as missed."""
     images = sorted(content["images"], key=lambda image: image["id"])[:number]
     return select_images({**content, "images": images}, {image["id"] for image in images})
 
@@ -88,20 +100,20 @@ def find_checkpoint(given: str | None, model: zoo.Model | None) -> Path:
 
 
 def evaluate(runner: Runner, checkpoint: Path, trust: bool, allow_partial: bool) -> dict[str, float]:
-    """AP in percent, by the names that metafiles use."""
+    """Evaluate a checkpoint; return AP in percent by the names used in metafiles."""
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
     _, report = load_weights(model, checkpoint, trust, allow_partial)
     if report:
         runner.logger.info(f"{checkpoint}: {report}")
     metrics = runner.test()
-    if not metrics:  # CocoMetric's answer where nothing at all is detected
+    if not metrics:  # CocoMetric returns no metrics if nothing was detected
         metrics = {f"{metric}_mAP": 0.0 for metric in runner.test_evaluator.metrics[0].metrics}
     found = {metric.rpartition("/")[2]: value for metric, value in metrics.items()}
     return {name: round(100 * found[key], 1) for key, name in FIGURES.items() if key in found}
 
 
 def listed_figures(model: zoo.Model | None) -> tuple[dict[str, float], str]:
-    """The AP that the zoo lists, and its source. A published figure comes before one measured by dcnzoo."""
+    """Return the AP in the zoo and its source. A published result takes precedence over a measured one."""
     sources = sorted(model.sources() if model else (), key=lambda source: not source.startswith("published"))
     if not sources:
         return {}, ""

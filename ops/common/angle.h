@@ -8,7 +8,7 @@
 namespace dcnzoo {
 
 #ifdef __CUDA_ARCH__
-// By way of half turns: to reduce any angle in radians, CUDA's functions need memory beside the registers.
+// In units of π: for large angles in radians, CUDA's sincos needs local memory to reduce the angle.
 DCNZOO_HD void cos_and_sin(double angle, double& cos, double& sin) {
   sincospi(angle * 0.31830988618379067154, &sin, &cos);
 }

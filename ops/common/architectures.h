@@ -1,4 +1,4 @@
-// What to say where the library has no code for a GPU.
+// The error message for a GPU that the library was not compiled for.
 #pragma once
 
 #include <string>

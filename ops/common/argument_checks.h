@@ -1,4 +1,4 @@
-// Checks of arguments that several operators share, and the words of their messages.
+// Argument checks that several operators share, and the text of their messages.
 #pragma once
 
 #include <algorithm>
@@ -24,7 +24,7 @@ inline std::string groups_text(int64_t groups) {
   return std::to_string(groups) + (groups == 1 ? " group" : " groups");
 }
 
-// What several operators ask of an argument.
+// Checks of the arguments of one call.
 struct ArgumentChecks {
   std::string op;  // "deform_conv2d: "
   const Tensor& input;
@@ -53,7 +53,7 @@ struct ArgumentChecks {
     for (int64_t value : values) at_least(least, name, value, shape_text(values));
   }
 
-  // Nor more than leaves room for the arithmetic of sizes.
+  // The upper limit keeps the arithmetic on sizes within int64.
   template <typename Text>
   void at_least(int64_t least, const char* name, int64_t value, const Text& given) const {
     constexpr int64_t most = std::numeric_limits<int32_t>::max();
@@ -67,7 +67,8 @@ struct ArgumentChecks {
             shape_text(sizes_of(weight)));
   }
 
-  // Coordinates are float but for double: beyond, neighbouring pixels would be one.
+  // Coordinates are float32 unless the input is float64. Beyond 2^24, neighbouring pixels would get the same
+  // float32 coordinate.
   void countable(int64_t size, int64_t axis) const {
     constexpr int64_t most = 1 << 24;
     check(size <= most || input.scalar_type() == ScalarType::Double, op, "input: expected at most ", most,
@@ -93,8 +94,8 @@ struct ArgumentChecks {
           ",), got ", shape_text(sizes_of(bias)));
   }
 
-  // Checks an offset or mask, (batch, groups · per_group, *size), and returns its groups. Groups split the
-  // `channels` of the side that is sampled; `size` is that of the other side.
+  // Checks an offset or mask of shape (batch, groups · per_group, *size) and returns the number of groups. Groups
+  // split the sampled tensor's `channels`; `size` is the spatial size of the other one of input and output.
   int64_t offset_or_mask(const char* name, const Tensor& tensor, int64_t per_group,
                          const std::string& meaning, int64_t channels, const char* sampled,
                          const std::vector<int64_t>& size, const char* like_other) const {

@@ -1,5 +1,5 @@
-// Argument checks whose message is the whole message.
-// STD_TORCH_CHECK would put the C++ function and the build machine's path in front of it.
+// Argument checks that raise exactly the given message.
+// STD_TORCH_CHECK would add the C++ function and the build machine's path before it.
 #pragma once
 
 #include <sstream>

@@ -1,4 +1,5 @@
-// The pixels around a point and their bilinear weights, for host and device: no torch, no SIMD, no memory.
+// The pixels around a sampling point and their interpolation weights, for host and device. Does not depend on torch or
+// SIMD and does not access memory.
 #pragma once
 
 #include <cmath>
@@ -8,8 +9,8 @@
 
 namespace dcnzoo {
 
-// What the arithmetic below asks of its numbers. The CPU kernels give it vectors as well, with the operations of
-// common/simd.h in the place of this: one formula for GPU threads and SIMD lanes.
+// Scalar versions of the operations that the arithmetic below needs. The CPU kernels pass vectors and SimdTraits
+// (common/simd.h) instead, so that GPU threads and SIMD lanes share one formula.
 template <typename Value>
 struct VecTraits {
   template <typename V>
@@ -23,19 +24,19 @@ struct VecTraits {
   }
 };
 
-// The 2^Rank pixels around a point. Corner `c` lies low (0) or high (1) on each axis as the bits of c
-// say, axis Rank-1 (x) being bit 0.
+// The 2^Rank pixels around a point. Each bit of a corner's number selects the low (0) or high (1) pixel on one axis;
+// bit 0 is axis Rank-1 (x).
 template <typename Value, typename Index, int Rank>
 struct Corners {
   static constexpr int count = 1 << Rank;
-  Index index[count];    // flat pixel, always inside the map, also where valid is 0
-  Value valid[count];    // 1 where the pixel is inside the map and the point counts, else 0
+  Index index[count];    // flat pixel, always inside the map, even if valid is 0
+  Value valid[count];    // 1 if the pixel is inside the map and the point counts, else 0
   Value fraction[Rank];  // the point's distance from the low corner
   decltype(Value{} > Value{}) inside;
 };
 
-// Border rule of DCNv2: a point counts where every coordinate is in (-1, size). extent: size, as numbers of
-// the point's kind. Vectors of points may come with vectors of sizes.
+// Border rule of DCNv2: a point counts if every coordinate is in (-1, size). extent: size, converted to the point's
+// type. If points are vectors, extent and size may be vectors too.
 template <typename Value, typename Index, int Rank, typename On = VecTraits<Value>, typename T, typename Size>
 DCNZOO_HD Corners<Value, Index, Rank> corners_at(const Value* point, const T* extent, const Size* size) {
   Corners<Value, Index, Rank> corners;
@@ -49,7 +50,7 @@ DCNZOO_HD Corners<Value, Index, Rank> corners_at(const Value* point, const T* ex
     corners.valid[corner] = On::blend(inside, one, zero);
   }
   for (int axis = 0; axis < Rank; ++axis) {
-    const Value coordinate = On::blend(inside, point[axis], zero);  // before the cast: NaN has no integer
+    const Value coordinate = On::blend(inside, point[axis], zero);  // the cast of NaN is undefined
     const Value floor = On::floor(coordinate);
     corners.fraction[axis] = coordinate - floor;
     const Index low = On::template to_index<Index>(floor), high = low + 1;
@@ -74,7 +75,7 @@ DCNZOO_HD Corners<T, Index, Rank> corners_at(const T* point, const Index* size) 
   return corners_at<T, Index, Rank>(point, extent, size);
 }
 
-// A corner's share of the interpolated value, before `valid`.
+// A corner's interpolation weight, not yet multiplied by `valid`.
 template <typename Value, int Rank>
 DCNZOO_HD Value corner_weight(int corner, const Value* fraction) {
   const Value zero{};

@@ -1,5 +1,4 @@
-// Lets the arithmetic of corners.h take vectors, and says how points are stored. Included
-// by *_cpu_kernel.cpp only.
+// corners.h for SIMD vectors, and the form in which sampling points are stored. Included by *_cpu_kernel.cpp only.
 #pragma once
 
 #include "simd.h"
@@ -7,24 +6,24 @@
 
 namespace dcnzoo::DCNZOO_CPU_NAMESPACE {
 
-// Of a capability's own type: a specialisation of dcnzoo::VecTraits for a compiler's vector type would be one name with
-// several definitions, as two capabilities have vectors of the same size.
+// Not a specialisation of dcnzoo::VecTraits: two capabilities have vectors of the same size, so that one specialisation
+// would have several definitions.
 template <typename Value>
 using VecTraitsOf =
     std::conditional_t<std::is_arithmetic_v<Value>, dcnzoo::VecTraits<Value>, SimdTraits<Value>>;
 
-// The corners of points as a sampling loop reads them. A loop takes points whose corners are all inside the map and
-// whose factor (the mask) is finite without a branch per corner: `index` of the first corner is not negative. Of other
-// points it reads the corners inside alone, and multiplies by `rest` in the end, so that the result is that of the
-// plain formula where the map, the factor or a gradient is Inf or NaN.
+// The corners of points in the form that a sampling loop reads. A point is whole if all its corners are inside the map
+// and its factor (the mask) is finite: then `index` of the first corner is not negative, and the loop needs no branch
+// per corner. For any other point, the loop reads only the corners inside the map and multiplies by `rest` at the end.
+// The result then equals the plain formula, even if the map, the factor or a gradient is Inf or NaN.
 template <typename Value, typename Index, int Rank>
 struct StoredCorners {
   static constexpr int count = 1 << Rank;
-  Index index[count];  // -1 outside the map; the first corner's by stored_index() where a point is not whole
+  Index index[count];  // -1 outside the map; the first one is stored_index(…) if the point is not whole
   Value factor, rest;  // their product is the given factor; factor is always finite
 };
 
-// To and from the stored index of the first corner of a point that is not whole: always negative.
+// Encodes and decodes the index of the first corner of a point that is not whole. The code is always negative.
 template <typename Index>
 DCNZOO_INLINE Index stored_index(Index index) {
   return -2 - index;
@@ -43,13 +42,13 @@ DCNZOO_INLINE StoredCorners<Value, Index, Rank> store_corners(const Corners<Valu
   const auto finite = factor - factor == zero;
   stored.factor = On::blend(finite, factor, one);
   stored.rest = On::blend(finite, one, factor);
-  // where the lowest and the highest corner are inside, all are
+  // if the lowest and the highest corner are inside, all are
   const auto whole = (corners.valid[0] + corners.valid[count - 1] > one) & finite;
   stored.index[0] = On::blend(whole, stored.index[0], stored_index(stored.index[0]));
   return stored;
 }
 
-// The corners inside the map of a point that is not whole. index_of(corner) is what is stored.
+// The corners inside the map of a point that is not whole. index_of(corner) returns the stored index.
 template <int Count>
 struct InsideCorners {
   int count = 0;

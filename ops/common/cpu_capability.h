@@ -1,8 +1,8 @@
-// Which instruction set the CPU kernels run on, chosen once at run time.
+// The instruction set of the CPU kernels, chosen once at run time.
 //
-// A source named *_cpu_kernel.cpp is compiled once per capability, into a namespace of that name, and
-// offers its functions as a table. It must not include torch or use non-inlined templates of the
-// standard library: the linker keeps one copy of those, perhaps the one with AVX-512 in it.
+// A source named *_cpu_kernel.cpp is compiled once per capability, into a namespace of that name, and exports a table
+// of its functions. It must not include torch or use templates of the standard library that are not inlined: the linker
+// keeps one copy of each, which may be the one compiled for AVX-512.
 #pragma once
 
 #include <cstdint>
@@ -11,18 +11,18 @@
 
 namespace dcnzoo {
 
-// The integer as wide as T, so that a vector of one goes with a vector of the other.
+// The integer type as wide as T: vectors of both have the same number of lanes.
 template <typename T>
 using IntegerOf = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
 
 enum class CpuCapability { DEFAULT, AVX2, AVX512, AVX512_BF16 };
 
-// The best one that was compiled in and that this machine has, or what DCNZOO_CPU_CAPABILITY names
-// (default, avx2, avx512, avx512_bf16); throws where that is unknown or not available here.
+// The best capability that is compiled in and that this CPU supports, or the value of DCNZOO_CPU_CAPABILITY (default,
+// avx2, avx512, avx512_bf16). Throws if that value is unknown or not supported.
 CpuCapability cpu_capability();
 std::string cpu_capability_name();
 
-// The kernels of a family, for each type that they compute in. T is float or double.
+// The kernels of an operator for each compute type T: float or double.
 template <template <typename> class Kernels>
 struct KernelTable {
   Kernels<float> of_float;
@@ -43,8 +43,8 @@ struct KernelTable {
 #define DCNZOO_HAS_X86_KERNELS 1
 #endif
 
-// Declares `table_type function()` in every capability's namespace and `function_dispatched()`, which
-// calls the one that this machine runs.
+// Declares `table_type function()` in every capability's namespace and `function_dispatched()`, which calls the one for
+// the chosen capability.
 #define DCNZOO_DECLARE_IN(capability, table_type, function) \
   namespace cpu_##capability {                              \
     const table_type& function();                           \

@@ -1,4 +1,4 @@
-// From a dtype to the C++ type that a kernel is instantiated with.
+// Dispatch from a dtype to the C++ type of a kernel instance.
 #pragma once
 
 #include <torch/headeronly/util/BFloat16.h>

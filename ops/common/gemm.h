@@ -1,7 +1,7 @@
-// A register-blocked matrix product on operands that the caller has laid out for it.
+// A register-blocked matrix product (GEMM) of operands that already have the layout below.
 //
-// It is ours, not BLAS's, because the operand is sampled into the panel layout directly: nothing is
-// packed, copied or allocated, any thread may call it, and a result depends on no thread count.
+// It replaces BLAS because the samplers write an operand directly as panels: no packing, no copy, no allocation. Any
+// thread may call it, and results do not depend on the number of threads.
 //
 // Panels: a matrix [rows][columns] is stored as [columns / kNR][rows][kNR], zero-padded.
 #pragma once
@@ -19,7 +19,7 @@ struct LeftOperand {
   int64_t row_stride, k_stride, block, block_stride;
 };
 
-// sum += *a · b for one k. bfloat16: for two, *a being k and k + 1, b [kLanes][2].
+// sum += *a · b for one k. bfloat16: for k and k + 1 at once, where *a is the pair and b is [kLanes][2].
 template <typename T>
 DCNZOO_INLINE void multiply_add(Vector<T>& sum, const T* a, Vector<T> b) {
   sum += *a * b;
@@ -34,8 +34,8 @@ DCNZOO_INLINE void multiply_add(Vector<float>& sum, const uint16_t* a, Vector<fl
 #endif
 
 // GEMM micro-kernel: C[m][0..kNR) (+)= sum_k A(m, k) · B[k][0..kNR) for Rows <= kMR rows.
-// bfloat16 is multiplied in pairs of k: A(m, k) and A(m, k + 1) are neighbours (k_stride 1, even block and depth),
-// b is [depth / 2][kNR][2].
+// bfloat16 is multiplied in pairs of k: A(m, k) and A(m, k + 1) are adjacent (k_stride 1, even block and depth), and b
+// is [depth / 2][kNR][2].
 template <typename T, typename S, int Rows>
 void micro_kernel(const LeftOperand<S>& a, const S* b, int64_t depth, T* c, int64_t c_stride,
                   bool accumulate) {
@@ -77,7 +77,7 @@ DCNZOO_INLINE auto micro_kernel_of(int64_t rows, std::integer_sequence<int, I...
 
 // C (+)= A · B for `rows` rows and `panels` panels of columns.
 // b: panels of [depth][kNR]; c: panel j, row m at c + j * c_panel_stride + m * c_row_stride.
-// Panels are the outer loop: one of B stays in the second-level cache while the rows of A pass by.
+// Panels are the outer loop: a panel of B stays in the L2 cache while all rows of A are multiplied by it.
 template <typename T, typename S>
 void gemm(LeftOperand<S> a, int64_t rows, const S* b, int64_t depth, int64_t panels, T* c,
           int64_t c_row_stride, int64_t c_panel_stride, bool accumulate) {

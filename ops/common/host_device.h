@@ -1,5 +1,5 @@
-// One macro, so that a piece of arithmetic is written once and runs on host and device.
-// Always inlined: on the host it is compiled once per instruction set, and the linker must not pick one.
+// Marks arithmetic that is written once and runs on host and device. Always inlined: the host compiles it once per
+// instruction set, and the linker must not keep only one of the copies.
 #pragma once
 
 #ifdef __CUDACC__

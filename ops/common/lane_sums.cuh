@@ -1,5 +1,5 @@
-// Sums over channels on CUDA, in an order that is always the same: a block has 32 columns (neighbouring pixels or bins,
-// a warp), and 8 threads share the channels of each.
+// Deterministic sums over channels on CUDA. A block has 32 columns (neighbouring pixels or bins, one per thread of a
+// warp), and 8 threads share the channels of each column.
 #pragma once
 
 #include "launch.cuh"
@@ -10,8 +10,8 @@ constexpr int kSumColumns = 32;
 constexpr int kSumLanes = 8;
 static_assert(kSumColumns * kSumLanes == kThreads);
 
-// Adds up the values of a column's threads and calls store(i, total) for each, in one thread, where the column
-// counts. All threads of a block call it.
+// Sums each value over the threads of a column and, if the column counts, calls store(i, total) for it in one thread.
+// All threads of a block must call this function.
 template <int Values, typename A, typename Store>
 __device__ void sum_over_lanes(const A (&values)[Values], bool counts, const Store& store) {
   static_assert(Values <= kSumLanes, "a lane per value");

@@ -15,7 +15,7 @@
 
 namespace dcnzoo {
 
-// A grid-stride loop over [0, count): any count, one launch.
+// A grid-stride loop over [0, count): one launch covers any count.
 #define DCNZOO_FOR_EACH(index, count)                                                   \
   for (int64_t index = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; index < (count); \
        index += int64_t(gridDim.x) * blockDim.x)
@@ -44,7 +44,7 @@ void launch(const char* name, void (*kernel)(Parameters...), unsigned blocks, di
     fail(missing_architecture(name, 10 * major + minor, {__CUDA_ARCH_LIST__}));
   }
   check(error == cudaSuccess, name, ": ", cudaGetErrorString(error));
-#else  // where there is no GPU, tests run the kernels on threads of the host (tests/cuda/emulation)
+#else  // without nvcc, tests run the kernels on host threads (tests/cuda/emulation)
   (void)name, (void)on;
   emulate(blocks, threads, [&] { kernel(arguments...); });
 #endif

@@ -1,4 +1,4 @@
-// Channels-last maps, which the stable tensor has no words for.
+// Channels-last maps, for which the stable Tensor has no functions.
 #pragma once
 
 #include "tensor.h"
@@ -16,8 +16,8 @@ inline bool is_channels_last(const Tensor& tensor) {
   return tensor.size(0) == 1 || tensor.stride(0) == stride;
 }
 
-// The format in which an operator returns maps: channels last where its input is so, else contiguous.
-// As in torch, 1-D maps have but one format.
+// Whether an operator returns maps in channels-last format: if its input has this format and is not also contiguous.
+// As in torch, 1-D maps have only one format.
 inline bool wants_channels_last(const Tensor& input) {
   return input.dim() > 3 && !input.is_contiguous() && is_channels_last(input);
 }

@@ -20,7 +20,7 @@ namespace dcnzoo {
 
 #ifdef DCNZOO_STD_THREADS
 
-// `make sanitize-threads`: threads that its sanitizer sees begin and end, unlike those of torch's pool.
+// For `make sanitize-threads`: the sanitizer does not see the synchronisation of torch's thread pool.
 inline int64_t num_threads() { return DCNZOO_STD_THREADS; }
 
 template <typename Function>
@@ -34,7 +34,7 @@ void parallel_for(int64_t count, int64_t grain, const Function& function) {
 
 #else
 
-// torch's own pool: torch.set_num_threads holds.
+// torch's thread pool, so that torch.set_num_threads applies.
 inline int64_t num_threads() { return torch::stable::get_num_threads(); }
 
 template <typename Function>
@@ -56,14 +56,14 @@ void zero(T* data, int64_t size) {
   parallel_for(size, 1 << 16, [&](int64_t begin, int64_t end) { std::fill(data + begin, data + end, T(0)); });
 }
 
-// Work handed out piece by piece: where other programs hold a core up, the other threads take its share.
-// Who does a task must not change its result.
+// Dynamic scheduling: if another program occupies a core, the other threads take over its tasks.
+// The result of a task must not depend on the thread that runs it.
 class TaskQueue {
  public:
   explicit TaskQueue(int64_t tasks) : tasks_(tasks) {}
   bool take(int64_t& task) { return (task = next_.fetch_add(1, std::memory_order_relaxed)) < tasks_; }
 
-  // Calls worker() once per thread; it takes tasks until there are none.
+  // Calls worker() once per thread; a worker takes tasks until none are left.
   template <typename Worker>
   void run(const Worker& worker) {
     const int64_t threads = std::min(tasks_, num_threads());
@@ -103,8 +103,8 @@ class Buffer {
   int64_t size_ = 0;
 };
 
-// Memory that a thread keeps from call to call: a fresh allocation of this size would be mapped and
-// unmapped by the system each time.
+// Memory that a thread reuses from call to call: every new allocation of this size would be mapped and unmapped by the
+// system.
 template <typename T>
 T* thread_scratch(int64_t size) {
   static thread_local Buffer<T> scratch;

@@ -1,4 +1,4 @@
-// Writing to a map at a sample of a region of interest.
+// The backward of sampling a region of interest (RoI).
 #pragma once
 
 #include "launch.cuh"

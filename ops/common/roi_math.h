@@ -1,5 +1,5 @@
-// Arithmetic of pooling regions of interest along one axis, for host and device. The samples of a bin form a
-// grid, so that everything about them (where they are, whether they count, what they read) is separable.
+// RoI pooling along one axis, for host and device. The samples of a bin form a grid, so that their coordinates, the
+// border rule and the interpolation weights are separable.
 #pragma once
 
 #include <cmath>
@@ -13,8 +13,8 @@ constexpr int64_t kMaxSamplingRatio = 1 << 22;
 
 template <typename T>
 struct RoiAxis {
-  T start, bin;     // where the RoI begins and how long one of its bins is, in pixels of the map
-  int64_t samples;  // per bin; 0 where the RoI is empty, not finite or of an absurd size
+  T start, bin;     // the start of the RoI and the length of a bin, in pixels of the map
+  int64_t samples;  // per bin; 0 if the RoI is empty, not finite or unreasonably large
 };
 
 template <typename T>
@@ -46,13 +46,13 @@ DCNZOO_HD bool roi_inside(T coordinate, int64_t size) {
   return coordinate >= T(-1) && coordinate <= T(size);  // false for NaN
 }
 
-// The samples of a bin that lie on the map: the others are zeros, and a RoI far larger than the map
-// has more of them than one could visit.
+// The samples of a bin that lie on the map. The others are zero and are skipped, because a RoI far larger than the map
+// has too many of them to visit.
 struct RoiSpan {
   int64_t begin, end;
 };
 
-// To the nearest one or two, by division, and never too few: the samples of a bin between two coordinates.
+// The samples of a bin between two coordinates, computed by division: at most two too many at each end, never too few.
 template <typename T>
 DCNZOO_HD RoiSpan roi_span_between(const RoiAxis<T>& axis, int64_t bin, T low, T high) {
   RoiSpan span{0, axis.samples};
@@ -75,8 +75,9 @@ DCNZOO_HD RoiSpan roi_span(const RoiAxis<T>& axis, int64_t bin, int64_t size) {
   return span;
 }
 
-// The two pixels beside a coordinate and their weights. Beyond the centre of the border pixel, up to a pixel outside
-// the map, that pixel alone is read (RoIAlign's rule, unlike that of deformable convolution): high is low.
+// The two pixels beside a coordinate and their weights. From the centre of a border pixel to one pixel outside the map,
+// only the border pixel is read, and high equals low. This is RoIAlign's rule; deformable convolution has a different
+// one.
 template <typename T>
 struct Lerp {
   int64_t low, high;
@@ -94,8 +95,8 @@ DCNZOO_HD Lerp<T> lerp_at(T coordinate, int64_t size) {
   return {low, low + 1, T(1) - fraction, fraction};
 }
 
-// Calls visit(pixel, weight) for each pixel that a sample reads. The others are not multiplied with zero:
-// they may be Inf.
+// Calls visit(pixel, weight) for each pixel that a sample reads. At a border, weights of zero are skipped, not
+// multiplied: the pixel may be Inf.
 template <typename T, typename Visit>
 DCNZOO_HD void each_pixel(const Lerp<T>& y, const Lerp<T>& x, int64_t width, const Visit& visit) {
   const int64_t low = y.low * width, high = y.high * width;
@@ -113,7 +114,7 @@ DCNZOO_HD T roi_sample(const Value* map, const Lerp<T>& y, const Lerp<T>& x, int
   return sum;
 }
 
-// What an average is divided by: all samples count, also those outside the map.
+// The divisor of an average: all samples count, including those outside the map.
 template <typename T>
 DCNZOO_HD T roi_count(const RoiAxis<T>& y, const RoiAxis<T>& x) {
   const T count = T(y.samples) * T(x.samples);

@@ -1,5 +1,5 @@
-// Tables of what bins read along one axis, for the CPU kernels that pool regions of interest: a bin is the sum of
-// y weight · x weight · pixel. All channels of a RoI share its tables.
+// Tables of the pixels and weights that bins read along one axis, for the CPU kernels of RoI pooling: a bin is the sum
+// of y weight · x weight · pixel. All channels of a RoI share its tables.
 #pragma once
 
 #include <vector>
@@ -11,7 +11,7 @@ namespace dcnzoo {
 template <typename T>
 struct RoiShare {
   int64_t pixel;
-  T weight;  // in the sum over a bin's samples
+  T weight;  // summed over the bin's samples
 };
 
 template <typename T>
@@ -22,7 +22,7 @@ struct RoiShareTable {
     DCNZOO_HD const RoiShare<T>* end() const { return last; }
   };
   const RoiShare<T>* shares;
-  const int64_t* begins;  // of each bin, and the end of the last
+  const int64_t* begins;  // the first share of each bin, then the end of the last bin
 
   DCNZOO_HD Range bin(int64_t i) const { return {shares + begins[i], shares + begins[i + 1]}; }
 };
@@ -35,7 +35,7 @@ class RoiShares {
     begins_.assign(1, 0);
   }
 
-  // The weights of a bin's samples.
+  // Appends the weights of a bin's samples.
   void add_weights(const RoiAxis<T>& axis, int64_t bin, int64_t size) {
     each_sample(axis, bin, size, [&](const Lerp<T>& lerp) {
       add(lerp.low, lerp.low_weight);
@@ -44,7 +44,7 @@ class RoiShares {
     begins_.push_back(int64_t(shares_.size()));
   }
 
-  // The derivative of the weights by the bin's position. At a pixel, the right-hand derivative.
+  // Appends the derivatives of the weights with respect to the bin's position; at a pixel, the right-hand ones.
   void add_slopes(const RoiAxis<T>& axis, int64_t bin, int64_t size) {
     each_sample(axis, bin, size, [&](const Lerp<T>& lerp) {
       if (!lerp.reads_two()) return;
@@ -65,7 +65,7 @@ class RoiShares {
       visit(lerp_at(roi_coordinate(axis, bin, sample), size));
   }
 
-  // Neighbouring samples read the same pixels: their weights are summed.
+  // Neighbouring samples read the same pixels, so that their weights are summed.
   void add(int64_t pixel, T weight) {
     const size_t begin = begins_.back(), end = shares_.size();
     for (size_t i = end; i > begin && i + 2 > end; --i) {

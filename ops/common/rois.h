@@ -1,4 +1,4 @@
-// What the torch sides of the operators that pool regions of interest share.
+// Checks and helpers that the RoI pooling operators share.
 #pragma once
 
 #include "integers.h"
@@ -34,7 +34,7 @@ inline void check_roi_pooling(const char* op, const std::vector<int64_t>& input_
         ": spatial_scale: expected a positive number, got ", spatial_scale);
 }
 
-// The number of each RoI's image, where the host can read them.
+// The image index of each RoI. `rois` must be in host memory.
 template <typename T>
 std::vector<int64_t> images_of_rois(const char* op, const T* rois, int64_t count, int64_t batch,
                                     int64_t columns = 5) {
@@ -48,16 +48,16 @@ std::vector<int64_t> images_of_rois(const char* op, const T* rois, int64_t count
   return images;
 }
 
-// The RoIs of each image. RoIs overlap: in a backward a thread owns channels of an image, not RoIs, so that no two
-// threads write to one map and a pixel's sum has one order.
+// The RoIs of each image. In a backward, a thread owns channels of an image, not RoIs, because RoIs overlap: no two
+// threads write to the same map, and the sum of a pixel has a fixed order.
 inline std::vector<std::vector<int64_t>> rois_by_image(const std::vector<int64_t>& images, int64_t batch) {
   std::vector<std::vector<int64_t>> rois(batch);
   for (size_t k = 0; k < images.size(); ++k) rois[images[k]].push_back(int64_t(k));
   return rois;
 }
 
-// Channels that a CPU thread works on together: few enough that their maps stay in the cache from one RoI to
-// the next, enough that a RoI's tables pay.
+// Channels per task on the CPU: few enough that their maps stay in the cache from one RoI to the next, and enough to
+// make up for the cost of a RoI's tables.
 constexpr int64_t kRoiChannels = 16;
 
 }  // namespace dcnzoo

@@ -1,5 +1,5 @@
-// Vectors of the instruction set that is being compiled, by the compiler's vector extensions:
-// one source for every capability. Included by *_cpu_kernel.cpp only.
+// SIMD vectors of the instruction set being compiled, through the compiler's vector extensions: one source for every
+// capability. Included by *_cpu_kernel.cpp only.
 #pragma once
 
 #include <cstdint>
@@ -23,13 +23,14 @@
 namespace dcnzoo::DCNZOO_CPU_NAMESPACE {
 
 constexpr int kVectorBytes = DCNZOO_VECTOR_BYTES;
-// Rows of a GEMM micro-kernel: 12 × 2 accumulators + 2 operands + 1 broadcast of 32 registers, or 6 × 2 + 2 + 1 of 16.
+// Rows of the GEMM micro-kernel. It uses 12 × 2 accumulators + 2 operands + 1 broadcast of 32 registers, or
+// 6 × 2 + 2 + 1 of 16.
 constexpr int kMR = kVectorBytes == 64 ? 12 : 6;
 
 template <typename T>
 constexpr int kLanes = kVectorBytes / int(sizeof(T));
 template <>
-constexpr int kLanes<uint16_t> = kLanes<float>;  // half a vector: it widens to a whole one
+constexpr int kLanes<uint16_t> = kLanes<float>;  // half a vector: converts to a whole vector of float
 template <typename T>
 constexpr int kNR = 2 * kLanes<T>;  // columns of a GEMM panel: two vectors
 
@@ -42,7 +43,7 @@ struct VectorOf<uint16_t> {
   typedef uint16_t type __attribute__((vector_size(kVectorBytes / 2), aligned(2), may_alias));
 };
 template <typename T>
-using Vector = typename VectorOf<T>::type;  // unaligned loads and stores are as fast where aligned
+using Vector = typename VectorOf<T>::type;  // unaligned accesses cost nothing extra at aligned addresses
 
 template <typename T>
 DCNZOO_INLINE Vector<T> load(const T* from) {
@@ -61,7 +62,7 @@ DCNZOO_INLINE auto first_lanes(int64_t count) {
 }
 #endif
 
-// The first `count` lanes; the others are zero, and their memory is not read.
+// Loads the first `count` lanes; the others are zero, and their memory is not read.
 template <typename T>
 DCNZOO_INLINE Vector<T> load_some(const T* from, int64_t count) {
   if (count >= kLanes<T>) return load(from);
@@ -90,7 +91,7 @@ DCNZOO_INLINE void store_some(T* to, Vector<T> value, int64_t count) {
 #endif
 }
 
-// From the type in which values are stored: bfloat16, as its bits (the upper half of a float's), to float.
+// Converts from the storage type: bfloat16, given as its bits (the upper half of a float), to float.
 DCNZOO_INLINE Vector<float> from_stored(Vector<uint16_t> bits) {
   typedef uint32_t Wide __attribute__((vector_size(kVectorBytes)));
   return (Vector<float>)(__builtin_convertvector(bits, Wide) << 16);
@@ -128,7 +129,7 @@ DCNZOO_INLINE Value from_stored(Value value) {
   return value;
 }
 
-// To the stored type S.
+// Converts to the storage type S.
 template <typename S, typename Value>
 DCNZOO_INLINE auto to_stored(Value value) {
   if constexpr (std::is_same_v<S, uint16_t>)
@@ -137,7 +138,7 @@ DCNZOO_INLINE auto to_stored(Value value) {
     return value;
 }
 
-// For code that is written for scalars and vectors alike: Value is either. Converts bfloat16.
+// For code that scalars and vectors share: Value is either. Converts bfloat16.
 template <typename Value, typename S>
 DCNZOO_INLINE Value load_lanes(const S* from) {
   if constexpr (std::is_arithmetic_v<Value>)
@@ -207,7 +208,7 @@ DCNZOO_INLINE double sum_lanes(Vector<double> v) {
 
 #ifdef DCNZOO_HAS_SHUFFLE
 template <typename T>
-struct Zip {  // (a0 b0 a1 b1 …) of the lower halves, and of the upper
+struct Zip {  // (a0 b0 a1 b1 …) of the lower halves, and of the upper halves
   template <int... I>
   static DCNZOO_INLINE Vector<T> low(Vector<T> a, Vector<T> b, std::integer_sequence<int, I...>) {
     return __builtin_shufflevector(a, b, (I / 2 + (I % 2) * kLanes<T>)...);
@@ -219,7 +220,7 @@ struct Zip {  // (a0 b0 a1 b1 …) of the lower halves, and of the upper
 };
 
 template <typename T>
-struct Unzip {  // (a0 a2 … b0 b2 …), the inverse of Zip, and the odd ones
+struct Unzip {  // the inverse of Zip: the even elements (a0 a2 … b0 b2 …), and the odd elements
   template <int... I>
   static DCNZOO_INLINE Vector<T> even(Vector<T> a, Vector<T> b, std::integer_sequence<int, I...>) {
     return __builtin_shufflevector(a, b, (2 * I)...);
@@ -230,7 +231,7 @@ struct Unzip {  // (a0 a2 … b0 b2 …), the inverse of Zip, and the odd ones
   }
 };
 
-// A square of kLanes × kLanes: zipping row i with row i + half, log2(kLanes) times, transposes it.
+// Transposes kLanes × kLanes elements: zipping row i with row i + half, log2(kLanes) times, transposes a square.
 template <typename T>
 DCNZOO_INLINE void transpose_square(const T* from, int64_t from_stride, T* to, int64_t to_stride) {
   constexpr int lanes = kLanes<T>;
@@ -326,8 +327,8 @@ void transpose(const T* __restrict from, int64_t from_stride, T* __restrict to, 
       to[c * to_stride + r] = from[r * from_stride + c];
 }
 
-// The operations that shared arithmetic (…_math.h) asks for, lane by lane. A mask's lanes are 0 or -1, as
-// comparisons of vectors give them.
+// The operations that the shared arithmetic (corners.h) needs, lane by lane. The lanes of a mask are 0 or -1, as vector
+// comparisons return them.
 template <typename Value>
 struct SimdTraits {
   template <typename Mask, typename V>

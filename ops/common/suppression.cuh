@@ -1,4 +1,5 @@
-// Greedy suppression on CUDA, whatever the boxes are: a bit per pair, then one block that walks through them.
+// Greedy non-maximum suppression on CUDA, for any type of box: first one bit per pair of boxes, then a sequential pass
+// over the bits in one block.
 #pragma once
 
 #include "dispatch.cuh"
@@ -9,16 +10,16 @@ namespace dcnzoo {
 using Word = unsigned long long;
 constexpr int kWord = 64;  // boxes per word of the bit mask, and threads per tile of it
 
-// mask[i][w]: which of the sorted boxes 64w … 64w + 63 come after box i and overlap it. Tiles below
-// the diagonal are never written nor read.
-// Boxes: at(i), the i-th box by descending score, of a type Entry; overlap(a, b), whether a suppresses b.
+// mask[i][w]: the sorted boxes 64w … 64w + 63 that come after box i and overlap it. Tiles below the diagonal are
+// neither written nor read.
+// Boxes: at(i) returns the i-th box by descending score as an Entry; overlap(a, b), whether a suppresses b.
 template <typename Boxes>
 __global__ void overlap_mask_kernel(Boxes boxes, int64_t count, int64_t words, Word* mask) {
   __shared__ typename Boxes::Entry columns[kWord];
   const int thread = threadIdx.x;
   for (int64_t tile = blockIdx.x; tile < words * words; tile += gridDim.x) {
     const int64_t row_word = tile / words, column_word = tile % words;
-    if (column_word < row_word) continue;  // the same for all threads: none waits alone below
+    if (column_word < row_word) continue;  // uniform in the block, as __syncthreads requires
     const int64_t first = column_word * kWord, row = row_word * kWord + thread;
     if (first + thread < count) columns[thread] = boxes.at(first + thread);
     __syncthreads();
@@ -36,8 +37,8 @@ __global__ void overlap_mask_kernel(Boxes boxes, int64_t count, int64_t words, W
 
 constexpr int kKeepThreads = 512;  // at least one per box of a word
 
-// Walks through the boxes by descending score, 64 at a time, in one block: what is kept depends on
-// what was kept before. `removed` [words] begins as zeros. A template, to be one function in all files.
+// Processes the boxes by descending score, 64 at a time, in one block, because each decision depends on the earlier
+// ones. `removed` [words] must be zero at the start. A template, so that files that include it share one definition.
 template <typename Bits>
 __global__ void keep_kernel(const Bits* mask, int64_t count, int64_t words, Bits* removed, bool* keep) {
   __shared__ Bits diagonal[kWord];
@@ -70,7 +71,7 @@ __global__ void keep_kernel(const Bits* mask, int64_t count, int64_t words, Bits
   }
 }
 
-// The elements of `order` [count], by descending score, of the boxes that are kept.
+// Returns the elements of `order` [count], box indices by descending score, that are kept.
 template <typename Boxes>
 Tensor suppress_in_order(const Boxes& boxes, const Tensor& order) {
   const int64_t count = order.size(0), words = ceil_div(count, kWord);

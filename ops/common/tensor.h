@@ -1,4 +1,4 @@
-// Small conveniences over the stable tensor: what every op's torch side needs.
+// Helpers for torch's stable Tensor that every operator needs.
 #pragma once
 
 #include "torch_errors.h"  // before the headers that it changes
@@ -39,12 +39,12 @@ inline Tensor contiguous_as(const Tensor& tensor, ScalarType type) {
   return torch::stable::contiguous(torch::stable::to(tensor, type));
 }
 
-// A gradient in the type of the argument that it belongs to. Without one, the gradient is empty.
+// Converts a gradient to the type of its argument. Without an argument, the gradient is empty and is not converted.
 inline Tensor to_type_of(const std::optional<Tensor>& argument, const Tensor& gradient) {
   return argument ? torch::stable::to(gradient, argument->scalar_type()) : gradient;
 }
 
-// A gradient of zeros, or an empty tensor where it is not needed.
+// A gradient of zeros, or an empty tensor if it is not needed.
 inline Tensor new_gradient(const Tensor& like, bool needed, const std::optional<Tensor>& argument,
                            ScalarType type) {
   return torch::stable::new_zeros(like, needed ? sizes_of(*argument) : std::vector<int64_t>{0}, type);
@@ -68,7 +68,7 @@ inline std::string device_name(const Tensor& tensor) {
 
 inline bool same_device(const Tensor& a, const Tensor& b) { return device_name(a) == device_name(b); }
 
-// Calls an operator of torch that has no function in the stable ABI; returns its results, all of them tensors.
+// Calls a torch operator that has no function in the stable ABI. All its results must be tensors.
 template <size_t Results, typename... Arguments>
 std::array<Tensor, Results> call_operator(const char* name, const char* overload,
                                           const Arguments&... arguments) {
@@ -81,7 +81,7 @@ std::array<Tensor, Results> call_operator(const char* name, const char* overload
   return results;
 }
 
-// Equal scores keep their order; NaN comes first.
+// The indices that sort `scores` in descending order. Equal scores keep their order; NaN comes first.
 inline Tensor descending_order(const Tensor& scores) {
   return call_operator<2>("aten::sort", "stable", scores, std::optional<bool>(true), int64_t(0), true)[1];
 }

@@ -1,5 +1,5 @@
-// Lets torch's own message through where a call of torch fails. Included before any header of torch's stable ABI,
-// whose functions check their calls with the macro that is redefined here.
+// Reports torch's own message if a call into torch fails. Include this before any header of torch's stable ABI: their
+// functions check calls with the macro that is redefined here.
 #pragma once
 
 #include <torch/headeronly/util/shim_utils.h>
@@ -8,16 +8,16 @@
 
 #include "check.h"
 
-// Since torch 2.13; null in an older one, whose C interface returns an error code and prints the message.
+// Exists since torch 2.13. Null in older versions, whose C interface returns only an error code and prints the message.
 extern "C" __attribute__((weak)) const char* torch_exception_get_what_without_backtrace();
 
 namespace dcnzoo {
 
-// What an older torch says of calls that do nothing but allocate and copy: no other reason is likely.
-// call: its source, such as torch_call_dispatcher("aten::new_empty", …).
+// The message for older torch versions. A call that only allocates and copies has most likely run out of memory.
+// call: its source text, such as torch_call_dispatcher("aten::new_empty", …).
 inline std::string likely_message(const std::string& call) {
 #ifdef USE_CUDA
-  const std::string memory = "CUDA out of memory: ";  // as torch begins it
+  const std::string memory = "CUDA out of memory: ";  // as torch's own message starts
 #else
   const std::string memory = "out of memory: ";
 #endif

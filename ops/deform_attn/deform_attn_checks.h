@@ -10,7 +10,7 @@ struct DeformAttnShapes : DeformAttnSizes {
   std::vector<int64_t> output_sizes;
 };
 
-// The arguments of dcnv3 and dcnv4 that are no tensors.
+// The arguments of dcnv3 and dcnv4 that are not tensors.
 struct KernelArguments {
   const std::vector<int64_t>&kernel_size, &stride, &padding, &dilation;
   int64_t group, group_channels;
@@ -25,7 +25,7 @@ struct KernelArguments {
   }
 };
 
-// The CPU kernels count pixels with numbers as wide as their coordinates.
+// The CPU kernels index pixels with integers as wide as their coordinates.
 inline void check_pixels(const std::string& op, const char* name, const Tensor& maps, int64_t pixels) {
   constexpr int64_t most = std::numeric_limits<int32_t>::max();
   check(!maps.is_cpu() || pixels <= most, op, name, ": expected at most ", most, " pixels on the CPU, got ",
@@ -85,7 +85,7 @@ inline KernelShapes check_kernel(const ArgumentChecks& checks, const KernelArgum
   return s;
 }
 
-// Offset, mask or both, of an output whose pixels and channels are expected.
+// Checks an offset, a mask or both in one tensor against the output's size and the expected channels.
 inline void check_kernel_field(const ArgumentChecks& checks, const char* name, const Tensor& field,
                                const KernelShapes& s, int64_t channels, const std::string& meaning) {
   checks.partner(name, field, true);
@@ -113,7 +113,7 @@ inline KernelShapes check_dcnv3(const Tensor& input, const Tensor& offset, const
   return s;
 }
 
-// Per group 2 · points offsets, then points factors; all of them are padded to a multiple of 8 channels.
+// Each group has 2 · points offset channels, then `points` mask channels; their total is padded to a multiple of 8.
 inline KernelShapes check_dcnv4(const Tensor& input, const Tensor& offset_mask, const KernelArguments& a) {
   const ArgumentChecks checks{"dcnv4: ", input, 2};
   KernelShapes s = check_kernel(checks, a);
@@ -174,7 +174,7 @@ inline DeformAttnShapes check_ms_deform_attn(const Tensor& value, const Tensor& 
   return s;
 }
 
-// The backward's own arguments; the rest has been checked.
+// Checks the arguments that only the backward has.
 inline void check_grad_output(const char* op, const DeformAttnShapes& s, const Tensor& grad_output,
                               const Tensor& input, const std::vector<bool>& output_mask, size_t tensors) {
   check(sizes_of(grad_output) == s.output_sizes, op, " backward: grad_output: expected shape ",

@@ -1,4 +1,4 @@
-// dcnv3, dcnv4 and ms_deform_attn on the CPU, torch's side: checks, memory, threads. The arithmetic is in
+// dcnv3, dcnv4 and ms_deform_attn on the CPU, the part that uses torch: checks, memory, threads. The arithmetic is in
 // deform_attn_cpu_kernel.cpp.
 #include <algorithm>
 
@@ -15,12 +15,12 @@ const DeformAttnKernels<T>& kernels() {
   return deform_attn_kernels_dispatched().of<T>();
 }
 
-// Points of a forward task: enough that handing it out costs nothing.
+// Sampling points per forward task: enough to make the cost of scheduling negligible.
 constexpr int64_t kTaskPoints = 4096;
 
 int64_t whole_vectors(int64_t count) { return round_up(count, kMostLanes); }
 
-// What the kernels need to know of a grid, and the memory that holds it.
+// The kernels' arguments for a grid, and the memory of its tables.
 template <typename T>
 class Problem : public DeformAttnCpu<T> {
  public:
@@ -115,14 +115,14 @@ void backward(const DeformAttnShapes& s, const Grid& grid, const Tensor& grad_ou
   queue.run([&] {
     const Buffer<T> scratch((2 * s.pixels + 1) * whole_vectors(s.channels));
     for (int64_t task; queue.take(task);) {
-      // Tasks that follow one another are done at the same time: not those whose fields share cache lines.
+      // Consecutive tasks run at the same time. They are not neighbouring groups, whose fields share cache lines.
       const int64_t place = task / s.batch, group = place % 2 * half + place / 2;
       kernels<T>().backward(p, task % s.batch, group, scratch.data());
     }
   });
 }
 
-// Half types are computed in float32, whole tensors at a time.
+// Half types are converted to float32, whole tensors at a time.
 struct CpuDeformAttn {
   static ScalarType field_type(const Tensor& input, std::initializer_list<const Tensor*>) {
     return accumulate_type(input.scalar_type());

@@ -1,5 +1,5 @@
-// A query's points of a group are planned together, vectorised over points; then they are sampled one after
-// the other, vectorised over channels, which lie side by side in memory.
+// For each query and group, the corners and weights of all points are computed first, vectorised over points. Then the
+// points are sampled one by one, vectorised over channels, which are contiguous in memory.
 #include "deform_attn_cpu_kernel.h"
 
 #include "../common/integers.h"
@@ -10,15 +10,15 @@ namespace {
 
 constexpr int kCorners = 4;
 
-// As many of a query's points as a vector has lanes.
+// A vector of points of one query, one point per lane.
 template <typename T>
 struct Chunk {
   using Index = typename SampleTable<T>::Index;
-  Corners<Vector<T>, Vector<Index>, 2> at;  // index: with the map's start
+  Corners<Vector<T>, Vector<Index>, 2> at;  // index: includes the map's start
   StoredCorners<Vector<T>, Vector<Index>, 2> stored;
   Vector<T> factor;
 
-  // Of a corner's pixel in the result, but for `rest`: zero where there is no pixel.
+  // The weight of a corner's pixel in the result, without `rest`. Zero outside the map.
   DCNZOO_INLINE Vector<T> weight(int corner) const {
     return at.valid[corner] * corner_weight<Vector<T>, 2>(corner, at.fraction) * stored.factor;
   }
@@ -49,7 +49,7 @@ DCNZOO_INLINE Chunk<T> plan(const DeformAttnCpu<T>& p, const T* base, const T* o
   return chunk;
 }
 
-// A query's fields of a group, and the base of its coordinates.
+// The position of a query's fields for a group, and the base of its coordinates.
 template <typename T>
 struct Place {
   int64_t offset, weight;
@@ -64,15 +64,15 @@ struct Place {
   }
 };
 
-// Sums V vectors of channels over a query's points. Rest: the last of them has `rest` lanes. check becomes NaN where
-// a sum is not finite.
+// Sums V vectors of channels over a query's points. Rest: V is 1, and the vector has only `rest` lanes. check becomes
+// NaN if a sum is not finite.
 template <typename T, int V, bool Rest>
 DCNZOO_INLINE void sum_points(const typename SampleTable<T>::Index* index, const T* weight, int64_t padded,
                               int64_t points, const T* map, int64_t pixel_stride, int64_t rest, T* output,
                               Vector<T>& check) {
   constexpr int lanes = kLanes<T>;
   const auto read = [rest](const T* from) { return Rest ? load_some(from, rest) : load(from); };
-  Vector<T> sum[2][V] = {};  // two of each, so that additions need not wait for one another
+  Vector<T> sum[2][V] = {};  // two accumulators each, to shorten the dependency chain
   for (int64_t point = 0; point < points; ++point) {
     if (index[point] < 0) continue;
     const T* from[kCorners];
@@ -95,8 +95,8 @@ DCNZOO_INLINE void sum_points(const typename SampleTable<T>::Index* index, const
   }
 }
 
-// A query's output of a group by the plain formula, for where a sum is not finite: corners outside the map are
-// not read, and a factor multiplies what its point reads.
+// Recomputes a query's output for a group by the plain formula if a sum is not finite: corners outside the map are not
+// read, and the factor multiplies the interpolated value.
 template <typename T>
 __attribute__((noinline)) void sum_exactly(const DeformAttnCpu<T>& p, int64_t image, int64_t query,
                                            int64_t group) {
@@ -108,7 +108,7 @@ __attribute__((noinline)) void sum_exactly(const DeformAttnCpu<T>& p, int64_t im
   T* const output = p.output + (image * p.queries + query) * pixel_stride + group * p.channels;
   bool finite = true;
   for (int64_t c = 0; c < p.channels; ++c) finite &= output[c] - output[c] == T(0);
-  if (finite) return;  // another group of the query has the Inf or NaN: this one keeps its bits
+  if (finite) return;  // the Inf or NaN is in another group: leave this one unchanged
   for (int64_t c = 0; c < p.channels; ++c) output[c] = 0;
   for (int64_t first = 0; first < p.points; first += lanes) {
     const Chunk<T> chunk = plan(p, place.base, p.offset + place.offset, p.weight + place.weight, first);
@@ -146,8 +146,8 @@ void forward(const DeformAttnCpu<T>& p, int64_t image, int64_t begin, int64_t en
       const Place<T> place(p, image, query, group);
       for (int64_t first = 0; first < p.points; first += lanes) {
         const Chunk<T> chunk = plan(p, place.base, p.offset + place.offset, p.weight + place.weight, first);
-        // A corner outside has the weight zero, and the index of some pixel inside; all four are passed over where
-        // the factor is finite. Inf and NaN there make the sum NaN, if wrongly: it is then computed anew.
+        // A corner outside the map has weight zero and the index of a pixel inside. If that pixel is Inf or NaN, the
+        // sum wrongly becomes NaN and is recomputed below. Points outside are skipped if their factor is finite.
         const Vector<T> zero{};
         const auto counts = chunk.at.inside | (chunk.factor - chunk.factor != zero);
         for (int corner = 0; corner < kCorners; ++corner) {
@@ -178,7 +178,7 @@ void forward(const DeformAttnCpu<T>& p, int64_t image, int64_t begin, int64_t en
   }
 }
 
-// Channels, and zeros up to a whole vector.
+// Copies channels and pads them with zeros to a whole vector.
 template <typename T>
 DCNZOO_INLINE void copy_padded(const T* from, T* to, int64_t channels) {
   for (int64_t c = 0; c < channels; c += kLanes<T>) store(to + c, load_some(from + c, channels - c));
@@ -189,9 +189,10 @@ DCNZOO_INLINE void copy_back(const T* from, T* to, int64_t channels) {
   for (int64_t c = 0; c < channels; c += kLanes<T>) store_some(to + c, load(from + c), channels - c);
 }
 
-// A group's slice of an image while its gradient is summed: [pixel][value, gradient][channels, padded], or
-// one of the two. By itself, since beside its neighbours a slice would fall into few sets of the caches;
-// together, since two maps of this size could lie so that a load of one waits for a store to the other.
+// A copy of a group's channels of an image while its gradient is summed: [pixel][value, gradient][channels, padded], or
+// only one of the two. A copy, because at the stride of all groups the channels would fall into few cache sets. Value
+// and gradient are interleaved, because a load from one of two separate maps could wait for a store to the other
+// (4K aliasing).
 template <typename T, bool Input, bool Fields>
 struct Slice {
   T* memory;
@@ -215,12 +216,13 @@ struct Slice {
   }
 };
 
-// Rows of products that sum_rows sums: [corner][point of the chunk][kLanes].
+// Size per corner of the products that sum_rows reduces: [corner][point of the chunk][kLanes].
 template <typename T>
 constexpr int64_t kRows = kLanes<T> * kLanes<T>;
 
-// The points of a chunk: the gradient of their pixels, and, in `dots`, what the gradients of the fields are
-// made of: per corner Σ over channels of gradient · pixel. V: vectors of channels, 0 if not known before.
+// The backward of a chunk's points. Adds to the gradient of their pixels and writes to `dots`, per corner, the sum over
+// channels of gradient · pixel, from which store_field_gradients computes the gradients of the fields.
+// V: vectors of channels, 0 if not known at compile time.
 template <typename T, int V, bool Input, bool Fields>
 DCNZOO_INLINE void backward_points(const Chunk<T>& chunk, int64_t count, const T* gradient,
                                    const Slice<T, Input, Fields>& slice, T* dots) {
@@ -259,7 +261,7 @@ DCNZOO_INLINE void backward_points(const Chunk<T>& chunk, int64_t count, const T
           if (Fields) dot[corner] += grad * load(pixel);
           if (Input) store(sum, load(sum) + weight[corner][point] * (grad * rest[point]));
         }
-        // the factor's gradient is one with what was read, which is zero
+        // the factor's gradient: the sampled value is zero, and gradient · 0 is NaN for Inf
         if (Fields && inside.count == 0) dot[0] += grad * T(0);
       }
     }
@@ -297,7 +299,7 @@ DCNZOO_INLINE void store_field_gradients(const DeformAttnCpu<T>& p, const Place<
   store_some(p.grad_weight + place.weight + first, value, count);
 }
 
-// The next query's fields lie a whole row of groups away, too far for the processor to foresee.
+// The next query's fields are a whole row of groups away, too far for the hardware prefetcher.
 template <typename T, bool Fields>
 DCNZOO_INLINE void prefetch_next(const DeformAttnCpu<T>& p, const Place<T>& place) {
   constexpr int64_t line = 64 / sizeof(T);

@@ -1,5 +1,5 @@
-// What deform_attn_cpu.cpp (torch: checks, allocation, threads) asks of
-// deform_attn_cpu_kernel.cpp (no torch: arithmetic, one copy per instruction set).
+// The interface of deform_attn_cpu_kernel.cpp (no torch: arithmetic, compiled once per instruction set) to
+// deform_attn_cpu.cpp (torch: checks, allocation, threads).
 #pragma once
 
 #include "../common/cpu_capability.h"
@@ -7,25 +7,25 @@
 
 namespace dcnzoo {
 
-// Tables of points and rows of staged channels are padded to whole vectors of any instruction set.
+// Tables of points and rows of copied channels are padded to a multiple of this: the lanes of the widest vector.
 constexpr int64_t kMostLanes = 16;
 
-// Every SamplePoint of a query, as arrays [point], padded to a multiple of kMostLanes.
+// The SamplePoints of a query as arrays [point], padded to a multiple of kMostLanes.
 template <typename T>
 struct SampleTable {
   using Index = IntegerOf<T>;
-  const T *tap[2], *scale[2], *extent[2];  // extent: size, as a number of type T
+  const T *tap[2], *scale[2], *extent[2];  // extent: size, converted to T
   const Index *size[2], *start;
 };
 
 template <typename T>
 struct DeformAttnCpu : DeformAttnSizes {
   SampleTable<T> table;
-  T origin[2], step[2];  // a query's base: origin + step · its place on a grid that is out_w wide
+  T origin[2], step[2];  // a query's base: origin + step · its position on a grid of width out_w
   int64_t out_w;
 
   const T* input;            // [batch][pixels][groups · channels]
-  const T *offset, *weight;  // fields as their layouts say
+  const T *offset, *weight;  // laid out by offset_at and weight_at
 
   T* output;  // [batch][queries][groups · channels]
 
@@ -39,7 +39,7 @@ template <typename T>
 struct DeformAttnKernels {
   // Queries [begin, end) of an image, all groups. plan: scratch, 8 · points (padded) of T.
   void (*forward)(const DeformAttnCpu<T>&, int64_t image, int64_t begin, int64_t end, T* plan);
-  // All queries of an image, one group: no two write the same memory. scratch: (2 · pixels + 1) · channels
+  // All queries of an image, one group: no two calls write the same memory. scratch: (2 · pixels + 1) · channels
   // (padded to a multiple of kMostLanes) of T.
   void (*backward)(const DeformAttnCpu<T>&, int64_t image, int64_t group, T* scratch);
 };

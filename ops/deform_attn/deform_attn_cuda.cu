@@ -1,4 +1,4 @@
-// dcnv3, dcnv4 and ms_deform_attn on CUDA: simple kernels, exact for every size and type.
+// dcnv3, dcnv4 and ms_deform_attn on CUDA: simple kernels that are exact for every size and type.
 #include <cstdint>
 #include <type_traits>
 
@@ -48,7 +48,7 @@ __device__ Corners<A, int64_t, 2> corners_of(const SamplePoint<A>& point, const 
   return corners_at<A, int64_t, 2>(at, point.size);
 }
 
-// What a thread works on: some channels of a query's group. `part` counts parts of (image, query, group).
+// The image, query and group that a thread works on. `part` is the flat index of (image, query, group).
 struct Place {
   int64_t image, query, group;
 
@@ -85,7 +85,7 @@ __global__ void aggregate_kernel(DeformAttnSizes s, Grid grid, const T* input, c
 #pragma unroll
         for (int v = 0; v < V; ++v) value[v] += share * A(pixel.lane[v]);
       }
-      // also outside the map, where the value is zero: a factor that is not finite shows
+      // also outside the map, where the value is zero: a factor of Inf or NaN must give NaN
       const A factor = A(weights[p]);
 #pragma unroll
       for (int v = 0; v < V; ++v) sum[v] += value[v] * factor;
@@ -127,7 +127,7 @@ __global__ void grad_input_kernel(DeformAttnSizes s, Grid grid, const T* grad_ou
   }
 }
 
-// Gradients of a point's offset and weight: a thread sums over the channels of one, in one order.
+// Gradients of a point's offset and weight. One thread per point sums over the channels in a fixed order.
 template <typename T, typename A, int V, typename Grid>
 __global__ void grad_fields_kernel(DeformAttnSizes s, Grid grid, const T* grad_output, const T* input,
                                    const A* offset, const A* weight, A* grad_offset, A* grad_weight) {
@@ -143,7 +143,7 @@ __global__ void grad_fields_kernel(DeformAttnSizes s, Grid grid, const T* grad_o
     const Corners<A, int64_t, 2> corners = corners_of(point, base, offset + offset_place);
     A slope[2] = {}, value = A(0);
     const T* gradients = grad_output + index / s.points * s.channels;
-    if (!corners.inside) {  // the factor's gradient is one with what was read, which is zero
+    if (!corners.inside) {  // the sampled value is zero, and gradient · 0 is NaN for Inf
       for (int64_t channel = 0; channel < s.channels; ++channel) value += A(gradients[channel]) * A(0);
     } else {
       const T* map = input + place.map(s) + point.start * pixel_stride;
@@ -171,8 +171,8 @@ __global__ void grad_fields_kernel(DeformAttnSizes s, Grid grid, const T* grad_o
   }
 }
 
-// Calls function(V): channels of 16 bytes at a time where they and the memory allow, else one by one; double,
-// which nobody is in a hurry with, always so.
+// Calls function(V), where V is the channels per load: 16 bytes if the channel count and the alignment allow, else one
+// channel. float64 always takes one channel: it is only used for tests.
 template <typename T, typename Function>
 void dispatch_pack(const DeformAttnSizes& s, std::initializer_list<const Tensor*> tensors,
                    const Function& function) {
@@ -223,7 +223,7 @@ void launch_grad_fields(const DeformAttnSizes& s, const Grid& grid, const Tensor
   });
 }
 
-// Calls function(T(), F()) with the types of input and fields.
+// Calls function(T(), F()) with the types of the input and of the fields.
 template <typename Function>
 void dispatch_types(const Tensor& input, const Tensor& field, const Function& function) {
   dispatch_floating(input.scalar_type(), [&](auto zero) {
@@ -236,18 +236,18 @@ void dispatch_types(const Tensor& input, const Tensor& field, const Function& fu
 }
 
 struct CudaDeformAttn {
-  // Half fields are read as they are where all of them are so: they are larger than the input.
+  // Fields that all have the input's type are read without conversion, because they are larger than the input.
   static ScalarType field_type(const Tensor& input, std::initializer_list<const Tensor*> fields) {
     for (const Tensor* field : fields)
       if (field->scalar_type() != input.scalar_type()) return accumulate_type(input.scalar_type());
     return input.scalar_type();
   }
 
-  static Tensor new_sum(const Tensor& input) {  // of additions in any order
+  static Tensor new_sum(const Tensor& input) {  // zeros: atomics add to them
     return torch::stable::new_zeros(input, sizes_of(input), accumulate_type(input.scalar_type()));
   }
 
-  // Sizes and starts lie on the device: to check them here would stall it.
+  // Sizes and starts are on the device: a check here would have to synchronise with it.
   static LevelGrid levels(const DeformAttnShapes& s, const Tensor& sizes, const Tensor& starts) {
     const int64_t levels = starts.size(0);
     return {data_of<int64_t>(sizes), data_of<int64_t>(starts), levels ? s.points / levels : 1, s.pixels};

@@ -1,10 +1,10 @@
-// What DCNv3, DCNv4 and multi-scale deformable attention have in common, for host and device:
+// The arithmetic that DCNv3, DCNv4 and multi-scale deformable attention share, for host and device:
 //
 //   output[n, q, g, :] = sum over points p of  weight[n, q, g, p] · input[n, level(p), g, :] at
 //                        base[q] + (tap[p] + field[n, q, g, p]) · scale[p]
 //
-// with bilinear sampling. A query q is an output pixel or an object's query, a field what the network says
-// about where to look: an offset, or a location. They differ in base, tap and scale, which a grid gives.
+// with bilinear sampling. A query q is an output pixel or an object query. A field is an offset or a location that the
+// network predicts. The operators differ in base, tap and scale, which a grid (KernelGrid, LevelGrid) defines.
 #pragma once
 
 #include "../common/corners.h"
@@ -17,11 +17,11 @@ struct FieldLayout {
 
 struct DeformAttnSizes {
   int64_t batch, pixels, queries, groups, channels, points;  // channels: of a group
-  FieldLayout offset_at;  // of a tensor [batch][queries][...]: (x, y) of the points, in pairs
+  FieldLayout offset_at;  // of a tensor [batch][queries][...]: one (x, y) pair per point
   FieldLayout weight_at;  // likewise, one per point
 };
 
-// What all queries know of one of their points. Axis 0 is y, axis 1 is x; fields are (x, y).
+// The properties of a point that all queries share. Axis 0 is y, axis 1 is x; fields are (x, y).
 template <typename T>
 struct SamplePoint {
   T tap[2], scale[2];
@@ -34,8 +34,8 @@ DCNZOO_HD Value sample_coordinate(Value base, Value tap, Value field, Value scal
   return base + (tap + field) * scale;
 }
 
-// DCNv3 and DCNv4: the taps of a kernel, x slowest, perhaps without the one in the middle. offset_scale
-// stretches the kernel about its middle tap as well as the offsets.
+// DCNv3 and DCNv4: the taps of a kernel, x slowest, optionally without the centre tap. offset_scale scales the offsets
+// and also the kernel, about its centre.
 struct KernelGrid {
   int64_t size[2], out_w;
   int64_t kernel[2], stride[2], padding[2], dilation[2];
@@ -51,7 +51,7 @@ struct KernelGrid {
             0};
   }
 
-  // where the first tap of the first query reads, without its offset
+  // the position of the first query's first tap, without its offset
   template <typename T>
   DCNZOO_HD T origin(int axis) const {
     const int64_t middle = dilation[axis] * (kernel[axis] - 1) / 2;
@@ -65,8 +65,8 @@ struct KernelGrid {
   }
 };
 
-// Multi-scale deformable attention: fields are locations in units of the level's size, (0, 0) being its upper
-// left corner and (1, 1) its lower right; pixel i has its centre at i + 0.5.
+// Multi-scale deformable attention: fields are locations normalised to the level's size. (0, 0) is its upper left
+// corner, (1, 1) its lower right one; in pixels, pixel i has its centre at i + 0.5.
 struct LevelGrid {
   const int64_t* sizes;   // [level][y, x]
   const int64_t* starts;  // [level]
@@ -78,7 +78,7 @@ struct LevelGrid {
            width <= (pixels - start) / height;
   }
 
-  // A level that does not lie within the image is one of no pixels: nothing is read.
+  // A level that does not fit into the input's pixels is treated as empty: nothing is read.
   template <typename T>
   DCNZOO_HD SamplePoint<T> point(int64_t p) const {
     const int64_t level = p / points_of_level;

@@ -1,17 +1,17 @@
-// dcnv3, dcnv4 and ms_deform_attn on any device: checks, layouts and gradients, over the two passes of a
+// dcnv3, dcnv4 and ms_deform_attn on any device: checks, layouts and gradients around the forward and backward of a
 // Backend:
 //
 //   static ScalarType field_type(const Tensor& input, std::initializer_list<const Tensor*> fields)
-//     the type in which its forward takes offsets, locations and weights
-//   static Tensor new_sum(const Tensor& input)                 memory for the gradient of the input
+//     the type of offsets, locations and weights that its forward expects
+//   static Tensor new_sum(const Tensor& input)
+//     memory for the gradient of the input
 //   static LevelGrid levels(const DeformAttnShapes&, const Tensor& sizes, const Tensor& starts)
 //   static Tensor forward(const DeformAttnShapes&, grid, input, offset, weight)
-//   static void backward(const DeformAttnShapes&, grid, grad_output, input, offset, weight, const
-//   Gradients&)
+//   static void backward(const DeformAttnShapes&, grid, grad_output, input, offset, weight, const Gradients&)
 //
-// Offset and weight are contiguous; in the backward they and all gradients are of the type of sums. Gradients
-// are wanted where there is a tensor of more than no elements; that of the offset and that of the weight,
-// which may be one tensor, together.
+// Offset and weight are contiguous. In the backward, they and all gradients have the accumulation type. A gradient is
+// computed if its tensor is not empty. The gradients of offset and weight, which may be the same tensor, are always
+// computed together.
 #pragma once
 
 #include <tuple>
@@ -98,7 +98,7 @@ struct DeformAttnOps {
         {kernel_size, stride, padding, dilation, group, group_channels, offset_scale, remove_center});
     check_grad_output("dcnv4", s.sizes, grad_output, input, output_mask, 2);
     const Tensor fields = contiguous_as(offset_mask, accumulate_type(input.scalar_type()));
-    // zeros: nobody writes the padding
+    // zeros: no kernel writes the padding channels
     const Tensor of_fields =
         output_mask[1] ? torch::stable::new_zeros(fields, sizes_of(fields)) : none(fields);
     const Tensor of_input = output_mask[0] ? Backend::new_sum(input) : none(input);

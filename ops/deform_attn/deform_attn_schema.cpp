@@ -1,6 +1,6 @@
 #include "../common/tensor.h"
 
-// output_mask of a backward: which of the differentiable tensors want a gradient; the others come back empty.
+// output_mask of a backward: the differentiable tensors whose gradient is needed; the other gradients are empty.
 STABLE_TORCH_LIBRARY_FRAGMENT(dcnzoo, m) {
   m.def(
       "dcnv3(Tensor input, Tensor offset, Tensor mask, int[] kernel_size, int[] stride, int[] padding, "

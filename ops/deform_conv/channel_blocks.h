@@ -1,4 +1,4 @@
-// How deform_conv on the CPU divides its channels among blocks and passes.
+// Divides the channels of deform_conv on the CPU into blocks and passes.
 #pragma once
 
 #include <algorithm>
@@ -9,13 +9,13 @@
 
 namespace dcnzoo {
 
-// Bytes of input that are copied to channels last at a time, whatever im2col_step is: fewer images first, then
-// fewer channels of one image. bfloat16 is the exception and is copied by whole images: sums over some of the
-// channels would be rounded when they pass through the output.
+// The limit on the bytes of input that are copied to channels last at a time, whatever im2col_step is. Above it, a pass
+// takes fewer images, then fewer channels of one image. Exception: bfloat16 is copied as whole images, because the
+// output would round the partial sums between passes.
 constexpr int64_t kStagingBytes = int64_t(13) << 20;
 constexpr int64_t kLeastStagingBytes = int64_t(4) << 20;
 
-// Channels of a block: 9 taps · 64 channels · 96 rows of float are 216 KiB, a quarter of a usual L2.
+// Channels per block: 9 taps · 64 channels · 96 rows of float are 216 KiB, a quarter of a typical L2 cache.
 constexpr int64_t kBlockBytes = 64 * sizeof(float);
 constexpr int64_t kTileRows = 96;
 
@@ -33,8 +33,8 @@ class ChannelBlocking {
 
   int64_t count() const { return int64_t(blocks.size()); }
 
-  // Sets the place of every block's packed weight, which is weights_of(block) for each of its columns. Returns
-  // the size of all, in elements.
+  // Sets the start of every block's packed weight, which has weights_of(block) elements for each of the block's
+  // columns. Returns the total number of elements.
   template <typename WeightsOf>
   int64_t place_weights(const WeightsOf& weights_of) {
     int64_t total = 0;
@@ -48,7 +48,7 @@ class ChannelBlocking {
   TileSizes tile() const {
     TileSizes tile{kTileRows, 0, 0};
     for (const ChannelBlock& block : blocks) {
-      const int64_t last_group = block.outputs / block.groups;  // is written in whole panels
+      const int64_t last_group = block.outputs / block.groups;  // written in whole panels
       const int64_t outputs = block.outputs - last_group + round_up(last_group, panel_);
       tile.depth = std::max(tile.depth, block.depth);
       tile.outputs = std::max(tile.outputs, round_up(outputs, panel_));
@@ -77,7 +77,7 @@ class ChannelBlocking {
     const DeformConvShapes& s = shape_;
     const int64_t groups = depthwise_ ? 1 : s.groups;
     const int64_t group_channels = s.channels / groups, group_outputs = s.out_channels / groups;
-    // two channels or more, as bfloat16 is multiplied in pairs
+    // at least two channels, because bfloat16 is multiplied in pairs
     const bool narrow = group_channels > 1 && group_channels < panel_ && panel_ % group_channels == 0;
     ChannelBlock block{};
     block.group = channel / group_channels;
@@ -105,7 +105,7 @@ class ChannelBlocking {
   int64_t panel_;
 };
 
-// How many images are processed at a time, of `image_bytes` each.
+// The number of images of `image_bytes` each that are processed at a time.
 inline int64_t images_at_a_time(const DeformConvShapes& s, int64_t image_bytes) {
   return std::clamp<int64_t>(kStagingBytes / std::max<int64_t>(image_bytes, 1), 1, s.im2col_step);
 }

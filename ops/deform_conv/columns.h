@@ -1,4 +1,4 @@
-// The columns of a tile: what its rows sample, [row][tap · channel of the block], in panels of kNR columns.
+// The im2col columns of a tile: the sampled values [row][tap · channel of the block], in panels of kNR columns.
 // Included by *_cpu_kernel.cpp only.
 #pragma once
 
@@ -7,8 +7,8 @@
 
 namespace dcnzoo::DCNZOO_CPU_NAMESPACE {
 
-// The distance from one panel to the next. The odd row keeps the panels' rows from falling into the same set
-// of the first-level cache.
+// The distance from one panel to the next. The extra row keeps the rows of different panels out of the same L1 cache
+// set.
 template <typename T>
 DCNZOO_INLINE int64_t panel_stride(const TileSizes& tile) {
   return (tile.rows + 1) * kNR<T>;
@@ -19,9 +19,8 @@ DCNZOO_INLINE int64_t columns_size(const TileSizes& tile) {
   return tile.depth / kNR<T> * panel_stride<T>(tile);
 }
 
-// Visits the columns of one (row, tap): whole vectors where the channel count allows, else single elements.
-// visit(zero, channel, column) gets a zero of the vector's or the element's type, and the offset of the column
-// within the panels.
+// Visits the columns of one (row, tap): whole vectors if the channel count allows, else single elements.
+// visit(zero, channel, column): `zero` has the type of the vector or element, `column` is its offset within the panels.
 template <typename T, typename Visit>
 DCNZOO_INLINE void each_column(int64_t tap, int64_t channels, int64_t row, int64_t stride, Visit visit) {
   constexpr int lanes = kLanes<T>, panel = kNR<T>;

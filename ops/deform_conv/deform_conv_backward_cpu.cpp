@@ -1,4 +1,4 @@
-// The backward of deform_conv on the CPU, torch's side: checks, layouts, memory, threads.
+// The backward of deform_conv on the CPU, the part that uses torch: checks, layouts, memory, threads.
 #include "deform_conv_cpu.h"
 
 namespace dcnzoo {
@@ -15,11 +15,11 @@ void transpose_map(const T* from, T* to, int64_t rows, int64_t columns) {
     transpose_stretch<T>(from, to, rows, columns, stretch);
 }
 
-// A block of some images, channels last, and its gradient: the memory of a task.
+// The memory of a task: a channel block of some images, channels last, and its gradient.
 template <typename T>
 class StagedBlock {
  public:
-  // Copies the block of images [begin, end) and makes p read the copy.
+  // Copies the block of images [begin, end) and sets p.input to the copy.
   void load(DeformConvBackwardParams<T>& p, const ChannelBlock& block, int64_t begin, int64_t end) {
     const DeformConvShapes& s = p.shape;
     const int64_t image_size = block.count * s.in_pixels, size = (end - begin) * image_size;
@@ -51,8 +51,8 @@ class StagedBlock {
   Buffer<T> input_, gradient_;
 };
 
-// The sum of grad_output over images and pixels, [out_channels]. Sums are computed per block of pixels and then added
-// in the order of the blocks, in double: the result does not depend on the number of threads.
+// The sum of grad_output over images and pixels, [out_channels]. Each block of pixels is summed separately, and the
+// sums are added in the order of the blocks, in double. The result does not depend on the number of threads.
 template <typename T>
 Tensor bias_gradient(const DeformConvShapes& s, const Tensor& grad_output) {
   constexpr int64_t block_pixels = 2048;
@@ -72,7 +72,7 @@ Tensor bias_gradient(const DeformConvShapes& s, const Tensor& grad_output) {
       return;
     }
     for (int64_t channel = 0; channel < channels; ++channel) {
-      constexpr int lanes = 8;  // sums that the compiler may keep in vectors
+      constexpr int lanes = 8;  // partial sums that the compiler can vectorise
       const T* const at = image + channel * s.out_pixels + first;
       double part[lanes] = {};
       int64_t i = 0;
@@ -92,13 +92,13 @@ Tensor bias_gradient(const DeformConvShapes& s, const Tensor& grad_output) {
   return result;
 }
 
-// How the images and blocks of a backward are divided, and the memory that its tasks share.
+// The division of a backward into images, parts and passes, and the memory that its tasks share.
 template <typename T>
 struct BackwardWork {
   int64_t images;  // at a time
-  int64_t parts;   // of these images, in parallel where blocks are few; each has a weight gradient of its own
+  int64_t parts;   // of these images, run in parallel if blocks are few; each has its own weight gradient
   int64_t packed_size;                   // of a weight gradient
-  bool shares;                           // whether blocks share points of which a gradient is needed
+  bool shares;                           // whether blocks share points whose gradient is needed
   int64_t pass_blocks;                   // blocks of a pass
   Buffer<T> grad_weight;                 // [part][packed_size]
   Buffer<T> grad_offset_mask_of_blocks;  // as in DeformConvBackwardParams
@@ -150,7 +150,7 @@ void run_blocks(const DeformConvBackwardParams<T>& p, const BackwardWork<T>& wor
 
 DeformConvGradients new_gradients(const Map& input, const Tensor& weight, const std::optional<Tensor>& offset,
                                   const std::optional<Tensor>& mask, const std::vector<bool>& wanted) {
-  // an empty tensor each: outputs must not alias
+  // a separate empty tensor for each: outputs must not alias
   const auto like = [&](bool is_wanted, const std::optional<Tensor>& tensor) {
     return torch::stable::new_empty(weight, is_wanted ? sizes_of(*tensor) : std::vector<int64_t>{0});
   };
@@ -173,8 +173,8 @@ DeformConvGradients backward(const DeformConvShapes& s, const Tensor& grad_outpu
     return gradients;
   }
 
-  // Blocks are the unit of parallel work, since no two of them write the same gradient of input or weight; narrow
-  // maps get narrower ones. They depend on the shapes alone, and so do the sums.
+  // Blocks are the unit of parallel work: no two write the same elements of the gradients of input and weight. Inputs
+  // with few channels get narrower blocks. Blocks, and with them the order of all sums, depend only on the shapes.
   const int64_t most = kBlockBytes / int64_t(sizeof(T)), panel = forward_kernels<T, T>().panel;
   ChannelBlocking blocking(s, std::clamp(round_up(s.channels / 2, panel), panel, most), panel);
   const int64_t packed_size =

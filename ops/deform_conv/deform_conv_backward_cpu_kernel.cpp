@@ -1,8 +1,8 @@
-// The backward of deformable convolution on the CPU: see docs/performance.md for the picture.
+// The backward of deformable convolution on the CPU, as described in docs/performance.md.
 //
-// For a tile and a block of channels it multiplies the output's gradient by the weight, which gives the columns'
-// gradient, and then samples the input again. That produces the gradients of input, offset and mask and turns the
-// columns' gradient into the columns in place, for the weight's gradient.
+// For a tile and a block of channels, it multiplies the output's gradient by the weight, which gives the columns'
+// gradient, and then samples the input again. The second step computes the gradients of input, offset and mask, and
+// replaces the columns' gradient by the columns in place, for the weight's gradient.
 #include "../common/gemm.h"
 #include "sampling_table.h"
 #include "weight_packing.h"
@@ -22,11 +22,11 @@ struct PointBackward {
   int64_t tap, row, channels, stride;  // stride: of the columns' panels
   T factor, rest;                      // their product is the mask
   const T* from[corners];              // the corners' pixels in the input
-  T* to[corners];                      // and in its gradient
+  T* to[corners];                      // the same pixels in the input's gradient
   T weight[corners], modulated[corners];
   bool inside = true;           // whether any corner is in the map
   Vector<T> dot[corners] = {};  // Σ over channels of gradient · pixel, per corner
-  T dot_rest[corners] = {};     // the same, of single elements
+  T dot_rest[corners] = {};     // the same for channels visited as single elements
 
   template <typename Value>
   DCNZOO_INLINE auto& dots() {
@@ -36,14 +36,14 @@ struct PointBackward {
       return dot;
   }
 
-  // Reads pixel `index` of `map` for corner i.
+  // Points corner i to pixel `index` of the map that starts at `map`.
   DCNZOO_INLINE void locate(const Params<T>& p, int i, int64_t map, int64_t index) {
     const int64_t place = map + index * p.input.channels;
     if (reads_input) from[i] = p.input.data + place;
     if (Input) to[i] = p.grad_input + place;
   }
 
-  // All corners are in the map and the mask is finite.
+  // For points whose corners are all in the map and whose mask is finite.
   DCNZOO_INLINE void run_whole(T* columns) {
     each_column<T>(tap, channels, row, stride, [&](auto value, int64_t c, int64_t at) {
       using Value = decltype(value);
@@ -63,7 +63,7 @@ struct PointBackward {
     });
   }
 
-  // Only the corners in the map, by the plain formula.
+  // For all other points: only the corners in the map, by the plain formula.
   DCNZOO_INLINE void run_partial(const InsideCorners<corners>& found, T* columns) {
     each_column<T>(tap, channels, row, stride, [&](auto value, int64_t c, int64_t at) {
       using Value = decltype(value);
@@ -81,7 +81,7 @@ struct PointBackward {
   // The gradients of the offset, per axis, and of the mask. slope: [axis][corner], slope_stride apart.
   DCNZOO_INLINE void offset_mask_gradient(const T* slope_at, int64_t slope_stride, T* gradient) const {
     for (int i = 0; i <= Rank; ++i) gradient[i] = 0;
-    if (!inside) {  // the mask's gradient is multiplied by what was read, which is zero
+    if (!inside) {  // the mask's gradient is gradient · 0, since the sampled value is zero; Inf gives NaN
       gradient[Rank] = dot_rest[0] + sum_lanes(dot[0]);
       return;
     }
@@ -99,8 +99,8 @@ struct PointBackward {
   }
 };
 
-// Replaces the columns' gradient by the columns (where they are needed), adds to the input's gradient and writes
-// those of offset and mask: [tap · rank + axis][row] of the offset, then [tap][row] of the mask.
+// Replaces the columns' gradient by the columns (if they are needed), adds to the input's gradient and writes the
+// gradients of offset and mask: [tap · rank + axis][row] of the offset, then [tap][row] of the mask.
 template <typename T, int Rank, bool Input, bool Points, bool Columns>
 void sample_backward(const Params<T>& p, const ChannelBlock& block, const Rows<T, Rank>& rows,
                      const SamplingTable<T, Rank, true>& table, T* columns, T* offset_mask) {
@@ -158,8 +158,8 @@ struct BackwardScratch {
         offset_mask(arena.take<T>(p.shape.taps * (Rank + 1) * p.tile.rows)) {}
 };
 
-// Copies the output's gradient for the tile: of the block's outputs as [output][row], or, if depthwise, of its
-// channels as [row][channel], p.tile.outputs apart.
+// Copies the output's gradient for the tile: the block's outputs as [output][row] or, if depthwise, as [row][channel]
+// with rows p.tile.outputs apart.
 template <typename T, int Rank>
 void gather_gradient(const Params<T>& p, const ChannelBlock& block, const Rows<T, Rank>& rows, T* gradient) {
   const int64_t outputs = block.outputs, padded = p.tile.outputs;
@@ -186,7 +186,7 @@ void gather_gradient(const Params<T>& p, const ChannelBlock& block, const Rows<T
 }
 
 // Channel `index` of an image's gradients of offset and mask: [tap · rank + axis] of the offset, then [tap] of the
-// mask. Null where it is not needed.
+// mask. Null if it is not needed.
 template <typename T>
 T* offset_mask_channel(const Params<T>& p, const ChannelBlock& block, int64_t image, int64_t index) {
   const DeformConvShapes& s = p.shape;
@@ -199,7 +199,7 @@ T* offset_mask_channel(const Params<T>& p, const ChannelBlock& block, int64_t im
   return to + channel * s.out_pixels;
 }
 
-// The same of block i's own gradients, where blocks share points.
+// The same in block i's own gradients, if blocks share points.
 template <typename T>
 T* offset_mask_channel_of_block(const Params<T>& p, int64_t i, int64_t image, int64_t index) {
   const int64_t channels = p.shape.taps * (p.shape.rank + 1);
@@ -239,8 +239,8 @@ void sum_offset_mask(const Params<T>& p, int64_t image, int64_t index) {
   }
 }
 
-// The first of the block's outputs to which a panel of its columns contributes; there are panel_outputs. A panel of
-// several groups has the weights of all its outputs, with zeros between a group's channels and other groups' outputs.
+// The first of the panel_outputs outputs to which a panel of the block's columns contributes. A panel of several groups
+// has the weights of all their outputs, with zeros between a group's channels and the other groups' outputs.
 template <typename T>
 int64_t first_output_of(const ChannelBlock& block, int64_t panel) {
   return block.groups == 1 ? 0 : panel % (block.count / kNR<T>)*block.panel_outputs;
@@ -259,8 +259,8 @@ bool all_finite(const T* gradient, int64_t outputs, int64_t rows, int64_t stride
   return sum_lanes(sums) + rest == T(0);
 }
 
-// The gradient of a panel of columns of several groups, group by group. As one product, in which the weights
-// between a group's channels and another's outputs are zero, Inf and NaN would reach the other groups.
+// The gradient of a panel of columns of several groups, computed group by group: in a single product, in which the
+// weights between different groups are zero, Inf and NaN would spread to the other groups.
 template <typename T>
 void multiply_panel_by_groups(const Params<T>& p, const ChannelBlock& block, int64_t rows, const T* gradient,
                               const T* weight, T* columns) {

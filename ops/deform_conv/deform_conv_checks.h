@@ -71,7 +71,7 @@ inline DeformConvShapes check_deform_conv(
   return s;
 }
 
-// The backward's own arguments; the rest has passed check_deform_conv.
+// Checks the arguments that only the backward has; check_deform_conv has checked the others.
 inline void check_grad_output(const DeformConvShapes& s, const Tensor& grad_output, const Tensor& input,
                               const std::optional<Tensor>& offset, const std::optional<Tensor>& mask,
                               const std::vector<bool>& output_mask) {

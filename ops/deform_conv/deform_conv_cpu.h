@@ -1,4 +1,4 @@
-// What the forward and the backward of deform_conv share on the CPU, on torch's side.
+// Helpers that the forward and the backward of deform_conv share on the CPU, in the part that uses torch.
 #pragma once
 
 #include "../common/memory_format.h"
@@ -17,7 +17,7 @@ const DeformConvForward<T, S>& forward_kernels() {
     return all.of<T>();
 }
 
-// A map in memory: channels last or first, contiguous either way.
+// A map without gaps in memory, channels last or channels first.
 struct Map {
   Tensor tensor;
   bool channels_last;
@@ -56,7 +56,7 @@ Buffer<S> pack_weight(const DeformConvShapes& s, const ChannelBlocking& blocking
   return packed;
 }
 
-// [rows][columns] -> [columns][rows], a stretch of columns at a time, which fits the first-level cache.
+// [rows][columns] -> [columns][rows], a stretch of columns at a time, which fits the L1 cache.
 constexpr int64_t kStretch = 256;
 
 template <typename T, typename S = T>
@@ -66,7 +66,7 @@ void transpose_stretch(const S* from, S* to, int64_t rows, int64_t columns, int6
                                     std::min(kStretch, columns - first));
 }
 
-// Besides float64, the kernels count the pixels of a map in 32 bits.
+// Except for float64, the kernels index the pixels of a map with 32 bits.
 inline void check_map(const DeformConvShapes& s, ScalarType type) {
   constexpr int64_t most = std::numeric_limits<int32_t>::max();
   check(s.in_pixels <= most || type == ScalarType::Double, "deform_conv", s.rank,

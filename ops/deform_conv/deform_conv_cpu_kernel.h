@@ -1,8 +1,8 @@
 // The interface of the CPU kernels (no torch, compiled once per instruction set) to deform_conv_*_cpu.cpp
 // (torch: checks, memory, threads).
 //
-// T is the type of the computation. S is the type in which maps, weights and columns are stored: T, or
-// bfloat16 (as its bits) where the machine multiplies it.
+// T is the type of the computation. S is the storage type of maps, weights and columns: T, or bfloat16 (as its bits) if
+// the CPU can multiply it.
 #pragma once
 
 #include "../common/cpu_capability.h"
@@ -10,11 +10,11 @@
 
 namespace dcnzoo {
 
-// Channels that are sampled at the same points, few enough that a tile of their columns stays in the
-// second-level cache. They belong to one convolution group, or to several narrow ones that fill panels of
-// columns evenly. In a depthwise convolution they are any channels and produce their own outputs.
+// Channels that are sampled at the same points, few enough that a tile of their columns stays in the L2 cache. They
+// belong to one convolution group, or to several narrow groups that fill panels of columns evenly. In a depthwise
+// convolution, a block may have any channels, and each channel produces its own output.
 struct ChannelBlock {
-  int64_t group, groups;  // the first convolution group, and how many
+  int64_t group, groups;  // the first convolution group, and their number
   int64_t first, count;   // channels
   int64_t first_output, outputs;
   int64_t offset_group, mask_group;
@@ -25,7 +25,7 @@ struct ChannelBlock {
   bool shares_points;              // another block has the same offset group or mask group
 };
 
-// All blocks of a call, and the ones of this pass: memory may not suffice for all of them at once.
+// All blocks of a call, and the range of this pass: several passes limit the memory in use.
 struct ChannelBlocks {
   const ChannelBlock* data;
   int64_t begin, end;
@@ -38,7 +38,7 @@ struct TileSizes {
   int64_t outputs;  // the most outputs of a block, in whole panels
 };
 
-// [images][in_pixels][channels], which starts at first_image and first_channel of the whole input
+// [images][in_pixels][channels]: the part of the input that starts at first_image and first_channel
 template <typename S>
 struct InputMaps {
   const S* data;
@@ -52,7 +52,7 @@ struct OutputMaps {
   bool channels_last;
 };
 
-// Their values or their gradients
+// Offset and mask, or their gradients
 template <typename T>
 struct OffsetMask {
   T* offset;  // [images][offset_groups · taps · rank][out_pixels], or null
@@ -83,7 +83,7 @@ struct DeformConvBackwardParams : DeformConvParams<T> {
   T* grad_input;   // like input, accumulated, or null
   T* grad_weight;  // like weight, accumulated, or null
   OffsetMask<T> grad_offset_mask;
-  // Where blocks share points, each writes its own: [block of the pass][taps · (rank + 1)][images · out_pixels]
+  // If blocks share points, each writes its own gradients: [block of the pass][taps · (rank + 1)][images · out_pixels]
   T* grad_offset_mask_of_blocks;
 };
 
@@ -117,7 +117,7 @@ template <typename T>
 using DeformConvSameTypeForward = DeformConvForward<T, T>;
 
 struct DeformConvForwardKernels : KernelTable<DeformConvSameTypeForward> {
-  DeformConvForward<float, BFloat16Bits> bfloat16;  // null where the machine has no such product
+  DeformConvForward<float, BFloat16Bits> bfloat16;  // null if the CPU cannot multiply bfloat16
 };
 
 DCNZOO_DECLARE_KERNELS(DeformConvForwardKernels, deform_conv_forward_kernels)

@@ -1,7 +1,7 @@
-// deform_conv on CUDA: im2col at the sampling points, then a matrix product through torch.
+// deform_conv on CUDA: im2col at the sampling points, then a matrix product by torch.
 //
-// A chunk of im2col_step images is lowered at a time, to columns [channels · taps][images · pixels].
-// Half types are stored as they are; points, weights of interpolation and sums are float.
+// A chunk of im2col_step images is lowered at a time to columns [channels · taps][images · pixels].
+// Half types are not converted in memory; their coordinates, interpolation weights and sums are float.
 #include <numeric>
 #include <tuple>
 
@@ -14,12 +14,12 @@
 namespace dcnzoo {
 namespace {
 
-// One column's place: a tap of an output pixel of an image of the chunk, for one piece of channels.
+// The position of a column: output pixel, image of the chunk, kernel tap and piece of the channels.
 struct Place {
   int64_t pixel, image, tap, piece;
 };
 
-// Channels that read at the same points, in pieces: a thread finds the points once per piece.
+// Divides channels that share sampling points into pieces: a thread computes the points once per piece.
 struct ChannelPieces {
   static constexpr int64_t kMost = 16;
   int64_t block;      // channels of one offset group and one mask group
@@ -35,7 +35,7 @@ struct ChannelPieces {
   }
 };
 
-// Where the images of a chunk are sampled.
+// The sampling points of a chunk of images.
 template <typename A, int Rank>
 struct Sampling {
   ConvGeometry<Rank> geometry;
@@ -52,7 +52,7 @@ struct Sampling {
     return {pixel, above % images, above / images % taps, above / images / taps};
   }
 
-  // Columns of one channel after the other; a tap's images and their pixels are neighbours.
+  // Channel by channel, then tap by tap; the images and pixels of a tap are contiguous.
   __device__ int64_t column(int64_t channel, const Place& at) const {
     return ((channel * taps + at.tap) * images + at.image) * out_pixels + at.pixel;
   }
@@ -149,8 +149,8 @@ __global__ void col2im_kernel(Sampling<A, Rank> s, const T* grad_columns, A* gra
   }
 }
 
-// Gradients of offset and mask: one value per tap, pixel and group of channels, of which there are `owners`. A column
-// of threads sums over the channels of a group, in an order that is always the same.
+// Gradients of offset and mask: one value per tap, pixel and group of channels (`owners` groups). A column of threads
+// sums over the channels of a group in a fixed order.
 template <typename T, typename A, int Rank>
 __global__ void grad_offset_mask_kernel(Sampling<A, Rank> s, int64_t owners, const T* input,
                                         const T* grad_columns, A* grad_offset, A* grad_mask) {
@@ -163,7 +163,7 @@ __global__ void grad_offset_mask_kernel(Sampling<A, Rank> s, int64_t owners, con
     const int64_t index = first + column;
     const Place at = s.place(index < count ? index : 0);
     const int64_t owner = at.piece;
-    A sum[Rank + 1] = {};  // one per axis of the offset, then the mask's
+    A sum[Rank + 1] = {};  // the offset's, one per axis, then the mask's
     for (int64_t begin = owner * owned; index < count && begin < (owner + 1) * owned;
          begin += s.pieces.block) {
       const Corners<A, int64_t, Rank> corners = s.corners(at, s.offset_group(begin));
@@ -181,7 +181,7 @@ __global__ void grad_offset_mask_kernel(Sampling<A, Rank> s, int64_t owners, con
           value[Rank] += corner_weight<A, Rank>(corner, corners.fraction) * pixel;
         }
         const A gradient = A(grad_columns[s.column(channel, at)]);
-        if (corners.inside) {  // beyond, no offset changes anything
+        if (corners.inside) {  // outside the map, the offset has no effect
 #pragma unroll
           for (int axis = 0; axis < Rank; ++axis) sum[axis] += gradient * factor * value[axis];
         }
@@ -230,12 +230,12 @@ void launch_grad_offset_mask(const Sampling<Accumulate<T>, Rank>& s, int64_t own
          grad_offset, grad_mask);
 }
 
-// out = a · b, batched. The out variant: autocast leaves it alone.
+// out = a · b, batched. Autocast does not change the out variant.
 void multiply(const Tensor& a, const Tensor& b, const Tensor& out) {
   call_operator<1>("aten::bmm", "out", a, b, out);
 }
 
-// sums += a · b, batched. Half types are not rounded in between: cuBLAS writes float.
+// sums += a · b, batched. Products of half types are not rounded before the addition: cuBLAS writes float.
 template <typename A>
 void multiply_and_add(const Tensor& a, const Tensor& b, const Tensor& sums) {
   const Tensor product = torch::stable::new_empty(sums, sizes_of(sums));
@@ -253,7 +253,7 @@ void multiply_and_add(const Tensor& a, const Tensor& b, const Tensor& sums) {
 
 Tensor transposed(const Tensor& matrices) { return torch::stable::transpose(matrices, 1, 2); }
 
-// Images [first, first + count) of a tensor, contiguous, as `type`; the tensor's own memory where possible.
+// Images [first, first + count) of a tensor, contiguous and as `type`, without a copy if possible.
 Tensor images_of(Tensor tensor, int64_t first, int64_t count, ScalarType type) {
   const Tensor part = torch::stable::narrow(tensor, 0, first, count);
   return torch::stable::contiguous(torch::stable::to(part, type));
@@ -339,7 +339,7 @@ DeformConvGradients backward(const DeformConvShapes& s, const Tensor& grad_outpu
                              const std::optional<Tensor>& mask, const std::vector<bool>& wanted) {
   using A = Accumulate<T>;
   const ScalarType wide = accumulate_type(input.scalar_type());
-  // In the type of sums: half gradients are rounded once, at the end.
+  // In the accumulation type: half gradients are rounded only once, at the end.
   DeformConvGradients sums{
       new_gradient(input, wanted[0], input, wide), new_gradient(input, wanted[1], weight, wide),
       new_gradient(input, wanted[2], offset, wide), new_gradient(input, wanted[3], mask, wide)};
@@ -362,7 +362,7 @@ DeformConvGradients backward(const DeformConvShapes& s, const Tensor& grad_outpu
                           torch::stable::view(sums.weight, sizes_of(matrices)));
     }
     if (!wanted[0] && !wanted[2] && !wanted[3]) continue;
-    multiply(transposed(matrices), grad_chunk, columns);  // the columns' gradient takes their place
+    multiply(transposed(matrices), grad_chunk, columns);  // replaces the columns by their gradient
     if (wanted[0])
       launch("col2im_kernel", col2im_kernel<T, A, Rank>, blocks_for(sampling.threads()), kThreads, columns,
              sampling, data_of<T>(columns),

@@ -1,17 +1,17 @@
-// The forward of deform_conv on the CPU, torch's side: checks, layouts, memory, threads.
+// The forward of deform_conv on the CPU, the part that uses torch: checks, layouts, memory, threads.
 #include "deform_conv_cpu.h"
 
 namespace dcnzoo {
 namespace {
 
-// Tiles as large as possible that divide evenly among threads. No result depends on it: a pixel's sums are its own.
+// The largest tiles that divide evenly among threads. No result depends on their size: every pixel has its own sums.
 int64_t tile_rows_for(int64_t pixels) {
   const int64_t threads = num_threads(), round = kTileRows * threads;
   const int64_t tiles = ceil_div(pixels, round) * threads;
   return std::max<int64_t>(ceil_div(pixels, tiles), 1);
 }
 
-// Channels of a block: where the input is copied in several passes, at most what a pass may copy, in whole
+// Channels per block. If the input is copied in several passes: at most the channels that a pass may copy, in whole
 // vectors (half panels).
 template <typename T, typename S>
 int64_t block_channels(const DeformConvShapes& s, bool one_pass) {
@@ -20,7 +20,7 @@ int64_t block_channels(const DeformConvShapes& s, bool one_pass) {
   return one_pass ? widest : std::clamp(stageable, lanes, widest);
 }
 
-// Copies the channels of this pass to channels last and makes p read the copy. images: those of p, all channels.
+// Copies the channels of this pass to channels last and sets p.input to the copy. images: p's images, all channels.
 template <typename T, typename S>
 void stage_input(DeformConvForwardParams<T, S>& p, const S* images, Buffer<S>& staged) {
   const DeformConvShapes& s = p.shape;
@@ -48,7 +48,7 @@ void run_tiles(const DeformConvForwardParams<T, S>& p) {
   });
 }
 
-// S is the type of input, weight and output, T that of offset, mask and bias.
+// S is the type of input, weight and output; T is the type of offset, mask and bias.
 template <typename T, typename S>
 Tensor forward(const DeformConvShapes& s, const Tensor& input, const Tensor& weight,
                const std::optional<Tensor>& offset, const std::optional<Tensor>& mask,
@@ -59,7 +59,7 @@ Tensor forward(const DeformConvShapes& s, const Tensor& input, const Tensor& wei
                                     : torch::stable::new_empty(input, output_sizes(s));
   if (output.numel() == 0) return output;
 
-  // Sums that pass through a narrower output would be rounded: then all channels go in one pass.
+  // All channels in one pass if the output is narrower than the sums: between passes, it would round partial sums.
   const bool one_pass = map.channels_last || !std::is_same_v<S, T>;
   ChannelBlocking blocking(s, block_channels<T, S>(s, one_pass), kernels.panel);
   const int64_t columns = round_up(s.out_channels / s.groups, kernels.panel);
@@ -73,7 +73,7 @@ Tensor forward(const DeformConvShapes& s, const Tensor& input, const Tensor& wei
   const OffsetMask<const T> offset_mask{data_or_null<T>(offset), data_or_null<T>(mask)};
   const int64_t image_bytes = s.in_pixels * int64_t(sizeof(S)), image_size = s.channels * s.in_pixels;
   const int64_t chunk = images_at_a_time(s, s.channels * image_bytes);
-  // The packed weight and the copies share one bound.
+  // The packed weight and the copies share one memory limit.
   const int64_t staging = std::max(kStagingBytes - packed.size() * int64_t(sizeof(S)), kLeastStagingBytes);
   Buffer<S> staged;
   for (int64_t first = 0; first < s.batch; first += chunk) {

@@ -1,8 +1,8 @@
-// The forward of deformable convolution on the CPU: see docs/performance.md for the picture.
+// The forward of deformable convolution on the CPU. docs/performance.md has a diagram.
 //
-// For a tile of output pixels and a block of channels it computes the sampling table (vectorised over
-// pixels), samples (vectorised over channels) into panels of columns that stay in the second-level cache, and
-// multiplies them by the packed weight.
+// For a tile of output pixels and a block of channels, it computes the sampling table (vectorised over pixels), samples
+// the input (vectorised over channels) into panels of columns that stay in the L2 cache, and multiplies them by the
+// packed weight.
 #include <type_traits>
 
 #include "../common/gemm.h"
@@ -107,8 +107,8 @@ void store_group(const Params<T, S>& p, const ChannelBlock& block, const Rows<T,
   });
 }
 
-// Adds the block's products to the result, group by group. A group is written in whole panels with zeros behind
-// its outputs, which the next group's outputs replace.
+// Adds the block's products to the result, group by group. A group is written in whole panels; the next group
+// overwrites the padding after its outputs.
 template <typename T, typename S>
 void multiply_groups(const Params<T, S>& p, const ChannelBlock& block, int64_t rows, const S* columns,
                      T* result) {
@@ -116,7 +116,7 @@ void multiply_groups(const Params<T, S>& p, const ChannelBlock& block, int64_t r
   const int64_t stride = panel_stride<S>(p.tile), channels = block.count / block.groups;
   const int64_t outputs = block.outputs / block.groups, depth = block.depth / block.groups;
   const int64_t panels = ceil_div(outputs, panel);
-  // a group alone has all columns; several have their channels of each tap
+  // a single group uses all columns; each of several groups uses its channels of every tap
   const int64_t width = block.groups == 1 ? panel : channels;
   const int64_t width_stride = block.groups == 1 ? stride : block.count / panel * stride;
   for (int64_t group = 0; group < block.groups; ++group) {
@@ -133,8 +133,8 @@ struct ForwardScratch {
   Rows<T, Rank> rows;
   SamplingTable<T, Rank, false> table;
   S* columns;  // panels of [row][kNR]
-  T* result;   // of a group: [row][outputs, padded to whole panels]
-  T* turned;   // the same as [output][row], on its way to a narrower type
+  T* result;   // [row][outputs, padded to whole panels]
+  T* turned;   // the transposed result, [output][row], before its conversion to a narrower type
 
   ForwardScratch(Arena& arena, const Params<T, S>& p)
       : rows(Rows<T, Rank>::allocate(arena, p.tile.rows)),

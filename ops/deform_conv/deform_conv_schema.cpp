@@ -5,7 +5,7 @@
 namespace dcnzoo {
 namespace {
 
-// For kernels that are not written in C++: the same checks, with the same messages.
+// The same checks, with the same messages, for kernels that are not written in C++.
 void check_deform_conv_arguments(const Tensor& input, const Tensor& weight, std::optional<Tensor> offset,
                                  std::optional<Tensor> mask, std::optional<Tensor> bias,
                                  const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
@@ -23,7 +23,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(dcnzoo, m) {
   m.def(
       "deform_conv(Tensor input, Tensor weight, Tensor? offset, Tensor? mask, Tensor? bias, "
       "int[] stride, int[] padding, int[] dilation, int groups, int? im2col_step) -> Tensor");
-  // output_mask: which of (input, weight, offset, mask, bias) want a gradient; the others come back empty.
+  // output_mask: which of (input, weight, offset, mask, bias) need a gradient; the other gradients are empty.
   m.def(
       "_deform_conv_backward(Tensor grad_output, Tensor input, Tensor weight, Tensor? offset, "
       "Tensor? mask, int[] stride, int[] padding, int[] dilation, int groups, int? im2col_step, "

@@ -7,15 +7,15 @@
 namespace dcnzoo::DCNZOO_CPU_NAMESPACE {
 
 // The packed weight of a block, its columns and its outputs (or their gradient) for `rows` rows of a tile.
-// Functions take T: the type of the computation, S: of columns and weight.
+// In the functions, T is the type of the computation and S the type of columns and weight.
 struct DepthwiseTile {
   int64_t taps, channels, rows;
   int64_t panel_stride;   // of the columns
   int64_t output_stride;  // outputs are [row][channel], this far apart
 };
 
-// Calls visit(zero, output, weight, column) with pointers to what belongs together. zero: as of each_column.
-// Clear: outputs are set to 0 first.
+// Calls visit(zero, output, weight, column) with pointers to the matching elements. zero: as in each_column.
+// Clear: sets the outputs to 0 first.
 template <typename T, bool Clear, typename Output, typename Weight, typename Column, typename Visit>
 DCNZOO_INLINE void each_depthwise(const DepthwiseTile& tile, Output* outputs, Weight* weight, Column* columns,
                                   Visit visit) {
@@ -57,7 +57,8 @@ void depthwise_weight_gradient(const DepthwiseTile& tile, const T* gradient, con
       });
 }
 
-// Calls run(place, packed): where a weight of the block is in weight, [channel][tap], and where packed.
+// Calls run(place, packed) for every weight of a block, with its index in the weight tensor, [channel][tap], and in the
+// packed weight.
 template <typename Run>
 void each_depthwise_weight(int64_t taps, const ChannelBlock& block, Run run) {
   for (int64_t tap = 0; tap < taps; ++tap)

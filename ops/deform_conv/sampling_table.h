@@ -8,7 +8,7 @@
 
 namespace dcnzoo::DCNZOO_CPU_NAMESPACE {
 
-// Divides a thread's scratch memory into pieces, each on a cache line of its own.
+// Divides a thread's scratch memory into pieces that start on separate cache lines.
 struct Arena {
   char* next;
   template <typename T>
@@ -19,7 +19,7 @@ struct Arena {
   }
 };
 
-// The bytes that Scratch takes from an arena: laid out from address 0.
+// The bytes that Scratch takes from an arena, measured by laying it out at address 0.
 template <typename Scratch, typename Params>
 int64_t bytes_of(const Params& p) {
   Arena arena{nullptr};
@@ -34,11 +34,11 @@ constexpr int kCorners = 1 << Rank;
 template <typename T, int Rank, bool Backward>
 struct SamplingTable {
   using Index = IntegerOf<T>;
-  Index* index;  // [tap][corner][row] pixel, as StoredCorners
-  T* weight;     // [tap][corner][row]; forward: times the factor, backward: without
+  Index* index;  // [tap][corner][row] pixel, stored as in StoredCorners
+  T* weight;     // [tap][corner][row]; multiplied by the factor in the forward only
   T* slope;      // [tap][axis · corners + corner][row]; backward only
-  T* factor;     // [tap][row] the mask where it is finite, else 1; backward only
-  T* rest;       // [tap][row] 1 where the mask is finite, else the mask
+  T* factor;     // [tap][row] the mask if it is finite, else 1; backward only
+  T* rest;       // [tap][row] 1 if the mask is finite, else the mask
 
   static SamplingTable allocate(Arena& arena, int64_t taps, int64_t rows) {
     SamplingTable table{};
@@ -53,13 +53,13 @@ struct SamplingTable {
   }
 };
 
-// The rows of a tile: the image and pixel of each, and where its taps start.
+// The rows of a tile: the image and the output pixel of each, and the position of its first tap.
 template <typename T, int Rank>
 struct Rows {
   int64_t count, stride;  // stride: rows of a full tile
   int64_t image, pixel;   // of the first row
   T* base[Rank];          // out · stride - padding, per row
-  int64_t* map;           // start of the row's image in input, and so in its gradient
+  int64_t* map;           // start of the row's image in the input and in its gradient
   T *zeros, *ones;        // replace an absent offset and mask
 
   static Rows allocate(Arena& arena, int64_t rows) {
@@ -119,7 +119,7 @@ struct TapSampling {
   Index* index;
   T *weight, *slope, *factor, *rest;
 
-  // Rows r, r+1, … of as many as Value has lanes (a scalar has one).
+  // Computes as many rows, from r on, as Value has lanes (a scalar has one).
   template <typename Value, typename IndexValue>
   DCNZOO_INLINE void at(int64_t r) const {
     constexpr int corners = kCorners<Rank>;

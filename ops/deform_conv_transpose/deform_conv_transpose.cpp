@@ -1,5 +1,5 @@
-// deform_conv_transpose: the adjoint of deform_conv with respect to its input, so it has no kernels of
-// its own. What is the input here is the output there, and the other way round.
+// deform_conv_transpose: the adjoint of deform_conv with respect to its input, so that it needs no kernels of its own.
+// Its input corresponds to deform_conv's output, and its output to deform_conv's input.
 #include "../common/memory_format.h"
 #include "../common/argument_checks.h"
 
@@ -20,7 +20,7 @@ std::vector<int64_t> check_deform_conv_transpose(
   const ArgumentChecks checks{"deform_conv_transpose" + std::to_string(rank) + "d: ", input, rank};
   checks.input_dimensions();
   const int64_t channels = input.size(1);
-  checks.groups(channels, groups, groups);  // the output's are a multiple by definition
+  checks.groups(channels, groups, groups);  // output channels are a multiple of groups by definition
   check(weight.size(0) == channels, checks.op, "weight: expected ", channels,
         " input channels like input, got ", weight.size(0));
   check(weight.size(1) > 0, checks.op, "weight: expected at least 1 output channel, got shape ",
@@ -59,12 +59,12 @@ std::vector<int64_t> check_deform_conv_transpose(
   return output;
 }
 
-// What deform_conv's backward gives for an input of these sizes, if `grad_output` is that of its output.
+// The gradient of deform_conv's input, which has these sizes, for the gradient `grad_output` of its output.
 Tensor adjoint(const Tensor& grad_output, const std::vector<int64_t>& sizes, const Tensor& weight,
                const std::optional<Tensor>& offset, const std::optional<Tensor>& mask,
                const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
                const std::vector<int64_t>& dilation, int64_t groups, std::optional<int64_t> im2col_step) {
-  // Tells sizes and memory format; its values do not matter.
+  // Only its sizes and memory format are used, not its values.
   const Tensor input = wants_channels_last(grad_output) ? new_channels_last(grad_output, sizes)
                                                         : torch::stable::new_empty(grad_output, sizes);
   const std::array<bool, 5> wanted{true, false, false, false, false};
@@ -88,10 +88,10 @@ Tensor deform_conv_transpose(const Tensor& input, const Tensor& weight, std::opt
   std::vector<int64_t> per_channel(sizes.size(), 1);
   per_channel[1] = sizes[1];
   const Tensor bias_map = torch::stable::reshape(*bias, per_channel);
-  // The stable ABI has no sum: aten::add's alpha cannot be passed.
+  // Subtracts -1 · bias: the stable ABI has no addition, and aten::add's alpha cannot be passed to its dispatcher.
   if (!is_half(input.scalar_type()) || !input.is_cpu())
     return torch::stable::subtract(run(input, weight, offset, mask), bias_map, -1.0);
-  // The CPU kernel computes half types in float: rounded once, after the bias.
+  // The CPU kernel computes half types in float: convert here, to round only once, after the bias.
   const auto wide = [](const Tensor& tensor) { return torch::stable::to(tensor, ScalarType::Float); };
   const auto wide_or_none = [&](const std::optional<Tensor>& tensor) {
     return tensor ? std::optional<Tensor>(wide(*tensor)) : std::nullopt;
@@ -110,7 +110,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(dcnzoo, m) {
       "int? im2col_step) -> Tensor");
 }
 
-// One for both: it calls an operator that they have.
+// The same function for both devices: it only calls operators that both have.
 STABLE_TORCH_LIBRARY_IMPL(dcnzoo, CPU, m) {
   m.impl("deform_conv_transpose", TORCH_BOX(&dcnzoo::deform_conv_transpose));
 }

@@ -1,5 +1,5 @@
 // deform_roi_pool on the CPU. Each bin has an offset, but its samples still form a grid: a bin is a sum of
-// y share · x share · pixel, and the shares serve all channels.
+// y weight · x weight · pixel, and all channels use the same weights.
 #include <tuple>
 
 #include "../common/parallel.h"
@@ -12,7 +12,7 @@ namespace {
 template <typename T>
 using Range = typename RoiShareTable<T>::Range;
 
-// One thread's tables: the shares of a RoI's bins, built for the RoI and used for its channels.
+// One thread's tables: the shares of a RoI's bins, built once per task and used for all its channels.
 template <typename T>
 class BinPlan {
  public:
@@ -39,14 +39,14 @@ class BinPlan {
   Range<T> row_slopes(int64_t bin) const { return row_slopes_.table().bin(bin); }
   Range<T> column_slopes(int64_t bin) const { return column_slopes_.table().bin(bin); }
 
-  T count;             // what a bin's sum is divided by
+  T count;             // divisor of a bin's sum
   T y_reach, x_reach;  // pixels per unit of offset
 
  private:
   RoiShares<T> rows_, columns_, row_slopes_, column_slopes_;
 };
 
-// The sum of a bin for several channels. `pixels` is the stride between their maps.
+// The sums of a bin for several channels. `pixels` is the stride between their maps.
 template <int Channels, typename T>
 void sum_bin(const T* maps, int64_t pixels, int64_t width, Range<T> rows, Range<T> columns, T* sum) {
   for (int c = 0; c < Channels; ++c) sum[c] = T(0);
@@ -59,7 +59,7 @@ void sum_bin(const T* maps, int64_t pixels, int64_t width, Range<T> rows, Range<
   }
 }
 
-// Channels of which sums are kept in registers: one sum alone would wait for its own additions.
+// Channels whose sums are kept in registers: independent sums hide the latency of additions.
 constexpr int kTogether = 4;
 
 // Calls work(number, first): kTogether channels at a time, then one by one.
@@ -138,7 +138,7 @@ void backward_input(const DeformRoiPoolShapes& s, const Arguments<T>& given, T* 
   });
 }
 
-// A thread owns RoIs: a bin's offset moves the samples of all channels.
+// A thread owns RoIs, because a bin's offset moves the samples of all channels.
 template <typename T>
 void backward_offset(const DeformRoiPoolShapes& s, const Arguments<T>& given, T* grad_offset) {
   const int64_t pixels = s.height * s.width, bins = s.output_h * s.output_w;
@@ -154,7 +154,7 @@ void backward_offset(const DeformRoiPoolShapes& s, const Arguments<T>& given, T*
         const T* gradients = given.grad + (k * s.channels + first) * bins;
         for (int64_t i = 0; i < bins; ++i) {
           const auto add = [&](Range<T> rows, Range<T> columns, T reach, T* sums) {
-            // then moving the bin changes nothing, be the gradient Inf
+            // the bin's position has no effect: return, because an Inf gradient times zero would give NaN
             if (rows.first == rows.last || columns.first == columns.last || reach == T(0)) return;
             T slope[channels];
             sum_bin<channels>(group, pixels, s.width, rows, columns, slope);

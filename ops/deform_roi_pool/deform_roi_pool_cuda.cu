@@ -1,4 +1,4 @@
-// deform_roi_pool on CUDA. Half types are stored as they are; points, shares and sums are float.
+// deform_roi_pool on CUDA. Half types are not converted in memory; their coordinates, weights and sums are float.
 #include <tuple>
 
 #include "../common/dispatch.cuh"
@@ -14,11 +14,11 @@ template <typename A>
 struct MovedBin {
   int64_t image, y_bin, x_bin;
   RoiAxis<A> y_axis, x_axis;
-  RoiSpan ys, xs;  // the samples on the map; none where the RoI's image is not one of the batch
+  RoiSpan ys, xs;  // the samples on the map; none if the RoI's image is not in the batch
   A y_reach, x_reach, count;
 };
 
-// index: of a bin among all bins of all RoIs
+// index: the flat index of a bin over all RoIs
 template <typename A>
 __device__ MovedBin<A> bin_at(const DeformRoiPoolShapes& s, const A* rois, const A* offset, int64_t index) {
   const int64_t bins = s.output_h * s.output_w, k = index / bins, inside = index % bins;
@@ -40,7 +40,7 @@ __device__ MovedBin<A> bin_at(const DeformRoiPoolShapes& s, const A* rois, const
   return bin;
 }
 
-// Calls visit(y, x) at each sample: what it reads.
+// Calls visit(y, x) with the interpolation weights of each sample.
 template <typename A, typename Visit>
 __device__ void for_each_sample(const DeformRoiPoolShapes& s, const MovedBin<A>& bin, const Visit& visit) {
   for (int64_t iy = bin.ys.begin; iy < bin.ys.end; ++iy) {
@@ -50,7 +50,7 @@ __device__ void for_each_sample(const DeformRoiPoolShapes& s, const MovedBin<A>&
   }
 }
 
-// The bin, among all bins of all RoIs, that an output [rois][channels][bins] belongs to.
+// The flat index, over all RoIs, of the bin of an output [rois][channels][bins].
 __device__ inline int64_t bin_of_output(const DeformRoiPoolShapes& s, int64_t index) {
   const int64_t bins = s.output_h * s.output_w;
   return index / bins / s.channels * bins + index % bins;
@@ -88,7 +88,7 @@ __global__ void grad_input_kernel(DeformRoiPoolShapes s, int64_t count, const T*
   }
 }
 
-// A column of threads sums over the channels of a bin, in an order that is always the same.
+// A column of threads sums over the channels of a bin in a fixed order.
 template <typename T, typename A>
 __global__ void grad_offset_kernel(DeformRoiPoolShapes s, int64_t count, const T* grad_output, const T* input,
                                    const A* rois, const A* offset, A* grad_offset) {
@@ -102,7 +102,7 @@ __global__ void grad_offset_kernel(DeformRoiPoolShapes s, int64_t count, const T
     A along[2] = {};  // x and y
     for (int64_t channel = lane; index < count && channel < s.channels; channel += kSumLanes) {
       const T* map = input + map_of(s, bin, channel);
-      // Where no sample reads two pixels of an axis, moving the bin changes nothing, be the gradient Inf.
+      // If no sample reads two pixels on an axis, moving the bin has no effect: an Inf gradient must not give NaN.
       A slope_x = A(0), slope_y = A(0);
       bool moves_x = false, moves_y = false;
       for_each_sample(s, bin, [&](const Lerp<A>& y, const Lerp<A>& x) {
@@ -147,7 +147,7 @@ std::tuple<Tensor, Tensor> deform_roi_pool_backward_cuda(const Tensor& grad_outp
   const DeformRoiPoolShapes s = check_deform_roi_pool_backward(
       grad_output, input, rois, offset, spatial_scale, sampling_ratio, gamma, output_mask);
   const ScalarType type = input.scalar_type(), wide = accumulate_type(type);
-  // In the type of sums: half gradients are rounded once, at the end.
+  // In the accumulation type: half gradients are rounded only once, at the end.
   const Tensor grad_input = new_gradient(input, output_mask[0], input, wide);
   const Tensor grad_offset = new_gradient(input, output_mask[1], offset, wide);
   if (grad_output.numel() > 0 && input.numel() > 0) {

@@ -1,4 +1,4 @@
-// What moving a bin adds to the arithmetic of common/roi_math.h, for host and device.
+// Bins that an offset moves, on top of common/roi_math.h, for host and device.
 #pragma once
 
 #include "../common/roi_math.h"
@@ -23,7 +23,7 @@ DCNZOO_HD DeformRoiAxis<T> deform_roi_axis(T low, T high, T scale, T gamma, int6
   return axis;
 }
 
-// The samples of a bin whose offset is given; none where that is not finite.
+// The axis of a bin that `offset` moves. It has no samples if the new position is not finite.
 template <typename T>
 DCNZOO_HD RoiAxis<T> moved(const DeformRoiAxis<T>& axis, T offset) {
   RoiAxis<T> result = axis.grid;

@@ -1,4 +1,4 @@
-// The CPU kernel of nms: what the torch side hands over.
+// The interface of the CPU kernel of nms.
 #pragma once
 
 #include "../common/cpu_capability.h"
@@ -14,7 +14,8 @@ struct BoxList {
 
 template <typename T>
 struct NmsKernels {
-  // Writes 1 where a kept box before this one overlaps it, else 0. A narrower type would have to be packed in every step.
+  // Writes 1 for boxes that an earlier kept box overlaps, else 0. The flags are as wide as T, because a narrower type
+  // would have to be converted in every step.
   void (*suppress)(BoxList<T> boxes, T threshold, T offset, IntegerOf<T>* suppressed);
 };
 

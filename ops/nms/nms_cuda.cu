@@ -5,7 +5,7 @@
 namespace dcnzoo {
 namespace {
 
-// Boxes of the caller, read in the order of their scores.
+// The caller's boxes, read in descending order of their scores.
 template <typename T>
 struct SortedBoxes {
   struct Entry {

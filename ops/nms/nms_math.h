@@ -1,10 +1,10 @@
-// Non-maximum suppression's arithmetic on one pair of boxes, for host and device.
+// The overlap test of non-maximum suppression for one pair of boxes, for host and device.
 #pragma once
 
 #include "../common/host_device.h"
 
-// The decisions are mmcv's bit for bit only if no product is fused into an addition: setup.py compiles this
-// folder with -ffp-contract=off.
+// The decisions match mmcv's bit for bit only if no product is fused into an addition: setup.py compiles this folder
+// with -ffp-contract=off.
 namespace dcnzoo {
 
 #ifdef __CUDA_ARCH__
@@ -22,7 +22,7 @@ struct Box {
   T x1, y1, x2, y2;
 };
 
-// offset: 1 where a box from 0 to 9 is 10 pixels wide, else 0
+// offset: 1 if a box from 0 to 9 is 10 pixels wide, 0 if it is 9 pixels wide
 template <typename T>
 DCNZOO_HD T area_of(const Box<T>& box, T offset) {
   return rounded_product(box.x2 - box.x1 + offset, box.y2 - box.y1 + offset);

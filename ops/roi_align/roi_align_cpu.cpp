@@ -13,7 +13,7 @@ const RoiAlignKernels<T>& kernels() {
   return roi_align_kernels_dispatched().of<T>();
 }
 
-// One thread's tables: built per RoI, used for all of its channels.
+// One thread's tables, built once per task and used for all its channels.
 template <typename T>
 class AveragePlan {
  public:
@@ -52,7 +52,7 @@ template <typename T>
 class SampleTable {
  public:
   struct Bin {
-    const RoiSample<T>* samples;  // those in the span
+    const RoiSample<T>* samples;  // only those in the span
     RoiSpan span;
     int64_t all;
 
@@ -123,7 +123,7 @@ RoiAlignOutputs forward(const Tensor& input_any, const Tensor& rois_any, const R
   return {torch::stable::to(output, input_any.scalar_type()), argmax_y, argmax_x};
 }
 
-// Adds a gradient to the pixels around the place where the maximum was sampled.
+// Adds a gradient to the pixels around the sample that is the maximum.
 template <typename T>
 void scatter_maximum(const RoiAlignShapes& s, T gradient, T y, T x, T* map) {
   if (!roi_inside(y, s.height) || !roi_inside(x, s.width)) return;

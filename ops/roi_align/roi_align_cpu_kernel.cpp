@@ -3,7 +3,7 @@
 namespace dcnzoo::DCNZOO_CPU_NAMESPACE {
 namespace {
 
-// Rows first: their loop runs over neighbouring pixels, and only one row is left to gather from.
+// Sums over y first: that loop runs over contiguous pixels, and the gather over x then reads only one row.
 template <typename T>
 void forward(const RoiAverage<T>& roi, const T* maps, int64_t channels, T* output) {
   T* __restrict row = roi.row;

@@ -1,5 +1,5 @@
-// What roi_align_cpu.cpp (torch: checks, tables, threads) asks of roi_align_cpu_kernel.cpp (no torch:
-// arithmetic, one copy per instruction set).
+// The interface of roi_align_cpu_kernel.cpp (no torch: arithmetic, compiled once per instruction set) to
+// roi_align_cpu.cpp (torch: checks, tables, threads).
 #pragma once
 
 #include "../common/cpu_capability.h"
@@ -7,15 +7,15 @@
 
 namespace dcnzoo {
 
-// An average is separable: bin (i, j) of a channel is the sum of y share · x share · pixel.
+// An average is separable: bin (i, j) of a channel is the sum of y weight · x weight · pixel, divided by `count`.
 template <typename T>
 struct RoiAverage {
   RoiShareTable<T> y, x;
   int64_t output_h, output_w;
   int64_t width, pixels;  // of a channel's map
-  int64_t first, last;    // the columns that have an x share
-  T count;                // what the sum is divided by
-  T* row;                 // scratch, [width]
+  int64_t first, last;    // the columns that any bin reads
+  T count;
+  T* row;  // scratch, [width]
 };
 
 template <typename T>

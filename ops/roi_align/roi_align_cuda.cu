@@ -12,7 +12,7 @@ template <typename A>
 struct Bin {
   int64_t y, x, image, channel;
   RoiAxis<A> y_axis, x_axis;
-  bool valid;  // whether the RoI's image is one of the batch
+  bool valid;  // whether the RoI's image is in the batch
 };
 
 template <typename A>

@@ -1,17 +1,17 @@
-// RoIAlign's arithmetic beyond that of common/roi_math.h, for host and device.
+// RoIAlign's maximum mode, on top of common/roi_math.h, for host and device.
 #pragma once
 
 #include "../common/roi_math.h"
 
 namespace dcnzoo {
 
-// The maximum over a bin's samples and where it is. Samples outside the map are zeros. NaN is larger than any number.
+// The maximum over a bin's samples and its position. Samples outside the map are zero. NaN counts as the largest value.
 template <typename T>
 struct RoiMaximum {
   T value, y, x;
 };
 
-constexpr double kOutsideMap = -2;  // a coordinate from which no gradient flows
+constexpr double kOutsideMap = -2;  // a coordinate whose sample receives no gradient
 
 template <typename T>
 struct RoiSample {
@@ -19,7 +19,7 @@ struct RoiSample {
   Lerp<T> lerp;
 };
 
-// The samples of a bin along one axis, computed as they are read.
+// The samples of a bin along one axis, computed on access.
 template <typename T>
 struct RoiSamples {
   RoiAxis<T> axis;
@@ -43,7 +43,7 @@ DCNZOO_HD RoiMaximum<T> roi_maximum(const Value* map, int64_t width, const Sampl
   bool found = false;
   const auto offer = [&](T value, T y, T x) {
     const bool larger = value > best.value || (value != value && best.value == best.value);
-    if (found && !larger) return;  // the first of equals wins, in order of rows
+    if (found && !larger) return;  // of equal values the first in row-major order wins
     best = {value, y, x};
     found = true;
   };

@@ -1,8 +1,8 @@
 #include "../common/tensor.h"
 
 STABLE_TORCH_LIBRARY_FRAGMENT(dcnzoo, m) {
-  // pool_mode: 0 maximum, 1 average. argmax_y, argmax_x: where each maximum was sampled, in pixels of
-  // the map (outside it where no gradient flows); empty for the average.
+  // pool_mode: 0 maximum, 1 average. argmax_y, argmax_x: the position of each maximum in pixels of the map (outside the
+  // map if it receives no gradient); empty for the average.
   m.def(
       "roi_align(Tensor input, Tensor rois, int output_h, int output_w, float spatial_scale, "
       "int sampling_ratio, int pool_mode, bool aligned) "

@@ -12,11 +12,11 @@ const RoiAlignRotatedKernels<T>& kernels() {
   return roi_align_rotated_kernels_dispatched().of<T>();
 }
 
-// Channels that a thread works on together: enough that a region's table, which is built for each such block, pays.
+// Channels per task: enough to make up for the cost of a region's table, which every task builds.
 constexpr int64_t kForwardChannels = 256;
-constexpr int64_t kBackwardChannels = 32;  // of an image, whose gradients the thread owns
+constexpr int64_t kBackwardChannels = 32;  // of an image; the thread owns their gradients
 
-// One thread's table: what each bin of a region reads.
+// One thread's table: the pixels and weights of each bin of a region.
 template <typename T>
 class AveragePlan {
  public:

@@ -3,8 +3,8 @@
 namespace dcnzoo::DCNZOO_CPU_NAMESPACE {
 namespace {
 
-// Channels whose sums a loop over shares adds up at a time: a share is read once for all, and the additions do not
-// wait for each other.
+// Channels that a loop over shares sums at a time: each share is read once for all of them, and independent sums hide
+// the latency of additions.
 constexpr int kTogether = 8;
 
 template <int Channels, typename T>

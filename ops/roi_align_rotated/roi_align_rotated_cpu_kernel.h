@@ -1,5 +1,5 @@
-// What roi_align_rotated_cpu.cpp (torch: checks, tables, threads) asks of roi_align_rotated_cpu_kernel.cpp (no torch:
-// arithmetic, one copy per instruction set).
+// The interface of roi_align_rotated_cpu_kernel.cpp (no torch: arithmetic, compiled once per instruction set) to
+// roi_align_rotated_cpu.cpp (torch: checks, tables, threads).
 #pragma once
 
 #include "../common/cpu_capability.h"
@@ -7,7 +7,7 @@
 
 namespace dcnzoo {
 
-// A bin of a channel is the sum of share · pixel over the bin's shares, by `count`.
+// A bin of a channel is the sum of weight · pixel over the bin's shares, divided by `count`.
 template <typename T>
 struct RotatedRoiAverage {
   RoiShareTable<T> shares;

@@ -10,7 +10,7 @@ using Shapes = RoiAlignRotatedShapes;
 // One bin of one channel of one region.
 template <typename A>
 struct Bin {
-  int64_t y, x, map;  // map: of the image's channel, in values from the first
+  int64_t y, x, map;  // map: the start of the image's channel, in elements
   RotatedRoi<A> region;
 };
 

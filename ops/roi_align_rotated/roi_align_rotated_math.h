@@ -1,5 +1,5 @@
-// RoIAlign of rotated regions: where the samples lie, for host and device. A bin's samples form a grid along the
-// region's own axes, which is not separable along the map's.
+// The samples of rotated RoIAlign, for host and device. A bin's samples form a grid along the region's axes, which is
+// not separable along the map's axes.
 #pragma once
 
 #include "../common/angle.h"
@@ -13,11 +13,11 @@ template <typename T>
 struct RotatedRoi {
   T y, x, cos, sin;  // of the centre, in pixels of the map, and of the angle
   RoiAxis<T> down,
-      across;  // along the region's height and width, from its centre; without samples where there is nothing
+      across;  // along the region's height and width, from its centre; no samples if the region is empty
   T down_low, down_high, across_low, across_high;  // beyond these, everything is outside the map
 };
 
-// The angle turns the y axis to the x axis; the other way round where it is clockwise. T is the type of the sums.
+// The angle turns the y axis towards the x axis or, if clockwise, the other way round. T is the accumulation type.
 template <typename T>
 DCNZOO_HD RotatedRoi<T> rotated_roi(const T* roi, T scale, bool aligned, bool clockwise, int64_t output_h,
                                     int64_t output_w, int64_t sampling_ratio, int64_t height, int64_t width) {
@@ -27,7 +27,7 @@ DCNZOO_HD RotatedRoi<T> rotated_roi(const T* roi, T scale, bool aligned, bool cl
   region.y = roi[2] * scale - shift;
   cos_and_sin(clockwise ? -roi[5] : roi[5], region.cos, region.sin);
   T long_across = roi[3] * scale, long_down = roi[4] * scale;
-  // NaN where one is not finite
+  // NaN if any of these is not finite
   const T finite = (region.x + region.y + region.cos + long_across + long_down) * T(0);
   if (!aligned) {  // as in roi_align, at least a pixel
     if (long_across < T(1)) long_across = T(1);
@@ -37,7 +37,7 @@ DCNZOO_HD RotatedRoi<T> rotated_roi(const T* roi, T scale, bool aligned, bool cl
   region.down = roi_axis_from(-long_down / T(2), long_down, output_h, sampling_ratio);
   if (finite != T(0) || region.across.samples == 0 || region.down.samples == 0)
     region.across.samples = region.down.samples = 0;
-  // The map's corners along the region's axes, with room for rounding.
+  // The map's extent along the region's axes, with a margin for rounding.
   const T y = (T(height) - T(1)) / T(2) - region.y, x = (T(width) - T(1)) / T(2) - region.x;
   const T half_h = (T(height) + T(1)) / T(2), half_w = (T(width) + T(1)) / T(2);
   const T down = y * region.cos + x * region.sin, across = x * region.cos - y * region.sin;

@@ -3,7 +3,7 @@
 namespace dcnzoo {
 namespace {
 
-constexpr int64_t kColumns = 1024;  // of a row of pairs, that a thread takes together
+constexpr int64_t kColumns = 1024;  // pairs of a row per task
 
 template <typename T>
 void overlaps_of_all_pairs(RotatedBoxList& rows, RotatedBoxList& columns, bool over_first, T* ratios) {

@@ -5,12 +5,12 @@
 namespace dcnzoo {
 namespace {
 
-constexpr int64_t kBlock = 64;     // boxes that one thread decides in order, before those with lower scores
-constexpr int64_t kColumns = 256;  // boxes with lower scores that a thread takes together
-constexpr int64_t kLeastPairs = 1 << 17;  // of a thread; fewer take less time than waking it
+constexpr int64_t kBlock = 64;            // boxes that one thread processes in order, before the others
+constexpr int64_t kColumns = 256;         // boxes with lower scores per task
+constexpr int64_t kLeastPairs = 1 << 17;  // per thread; fewer take less time than waking the thread
 
-// Whether the overlap is above the threshold, once both are rounded to the boxes' type: an overlap of exactly 0.3 is
-// not above 0.3 because its last bit in float64 is.
+// Greedy suppression. Overlaps and the threshold are compared after both are rounded to T: in float64, an overlap of
+// 0.3 could exceed a threshold of 0.3 by its last bit.
 template <typename T>
 class Suppression {
  public:
@@ -40,12 +40,12 @@ class Suppression {
   }
 
  private:
-  // Finds which of the boxes in [begin, end), at most kColumns, a kept box overlaps.
+  // Marks the boxes in [begin, end), at most kColumns, that overlap a kept box.
   void suppress(const int64_t* kept, int64_t count, int64_t begin, int64_t end) {
     const auto store = [&](int64_t place, double ratio) { suppressed_[place] |= T(ratio) > threshold_; };
     PairQueue<decltype(store)> queue(false, store);
     const auto find_near = rotated_box_kernels_dispatched().find_near;
-    // An overlap is no larger than the ratio of the areas; with room for the rounding to T.
+    // An overlap is at most the ratio of the areas. The margin is for the rounding to T.
     const double least_ratio = double(threshold_) * (1 - 1e-6);
     int64_t near[kColumns];
     for (int64_t i = 0; i < count; ++i) {

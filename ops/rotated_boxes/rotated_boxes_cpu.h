@@ -1,4 +1,4 @@
-// What the CPU sides of box_iou_rotated and nms_rotated share.
+// Helpers that box_iou_rotated and nms_rotated share on the CPU.
 #pragma once
 
 #include "../common/parallel.h"
@@ -7,7 +7,7 @@
 
 namespace dcnzoo {
 
-// Boxes as the kernels read them, in an order of their own where one is given.
+// Boxes in the layout that the kernels read, optionally reordered.
 class RotatedBoxList {
  public:
   RotatedBoxList(const Tensor& boxes, bool clockwise, const int64_t* order = nullptr)
@@ -32,7 +32,7 @@ class RotatedBoxList {
   std::vector<double> fields_;
 };
 
-// Collects pairs, and calls store(place, ratio) for each once there are enough of them for the kernel.
+// Collects pairs and computes their overlaps in batches of kPairs; then calls store(place, ratio) for each pair.
 template <typename Store>
 class PairQueue {
  public:
@@ -58,7 +58,7 @@ class PairQueue {
     for (int f = 0; f < kRotatedBoxFields; ++f) fields[f][count_] = values[f];
   }
 
-  RotatedPairs pairs_{};  // the kernel also reads what is behind the last pair
+  RotatedPairs pairs_{};  // initialised, because the kernel also reads beyond the last pair
   int64_t places_[kPairs], count_ = 0;
   const bool over_first_;
   const Store& store_;

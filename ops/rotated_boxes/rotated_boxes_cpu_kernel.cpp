@@ -28,7 +28,7 @@ int64_t find_near(const RotatedBox& box, BoxCircles circles, int64_t begin, int6
   return count;
 }
 
-// Without an early way out for circles that are apart: such pairs do not come here.
+// No early exit for pairs whose circles are disjoint: find_near has removed most of them.
 void overlaps(const RotatedPairs& pairs, int64_t count, bool over_first, double* ratios) {
   constexpr int64_t kStep = kLanes<double>;
   static_assert(kPairs % kStep == 0);

@@ -1,4 +1,4 @@
-// The CPU kernels of rotated boxes: what the torch side hands over.
+// The interface of the CPU kernels of rotated boxes.
 #pragma once
 
 #include "../common/cpu_capability.h"
@@ -6,7 +6,7 @@
 
 namespace dcnzoo {
 
-// The circles around boxes, one array per field: most pairs of boxes are told apart by them alone.
+// The circles around boxes, one array per field. They are enough to rule out most pairs of boxes.
 struct BoxCircles {
   const double *x, *y, *radius, *area;
 };
@@ -18,11 +18,11 @@ struct RotatedPairs {
 };
 
 struct RotatedBoxKernels {
-  // Writes the indices in [begin, end) of the boxes that may overlap `box`, and returns their number. Boxes are left
-  // out where the smaller of the two areas is less than `least_ratio` times the larger one.
+  // Writes the indices in [begin, end) of the boxes that may overlap `box`, and returns their number. A box is skipped
+  // if the smaller of the two areas is less than `least_ratio` times the larger one.
   int64_t (*find_near)(const RotatedBox& box, BoxCircles circles, int64_t begin, int64_t end,
                        double least_ratio, int64_t* places);
-  // Writes rotated_overlap of the first `count` pairs, and anything behind them.
+  // Writes rotated_overlap of the first `count` pairs; the values after them are unspecified.
   void (*overlaps)(const RotatedPairs& pairs, int64_t count, bool over_first, double* ratios);
 };
 

@@ -5,7 +5,7 @@
 namespace dcnzoo {
 namespace {
 
-// In the order of `order`, where there is one.
+// Converts boxes, in the order of `order` if it is not null.
 __global__ void rotated_boxes_kernel(const double* values, const int64_t* order, int64_t count,
                                      bool clockwise, RotatedBox* boxes) {
   DCNZOO_FOR_EACH(i, count) boxes[i] = rotated_box(values + 5 * (order == nullptr ? i : order[i]), clockwise);
@@ -20,7 +20,7 @@ __global__ void box_iou_rotated_kernel(const RotatedBox* boxes, const RotatedBox
   }
 }
 
-// [count, fields], a RotatedBox each
+// [count, fields], one RotatedBox per row
 Tensor launch_rotated_boxes(const Tensor& boxes, bool clockwise, const int64_t* order = nullptr) {
   const Tensor values = contiguous_as(boxes, ScalarType::Double);
   const int64_t count = boxes.size(0);
@@ -48,7 +48,7 @@ Tensor box_iou_rotated_cuda(const Tensor& boxes1, const Tensor& boxes2, bool ove
   return ratios;
 }
 
-// As on the CPU, an overlap is compared once it is rounded to T, the boxes' type.
+// As on the CPU, an overlap is rounded to T before the comparison.
 template <typename T>
 struct SortedRotatedBoxes {
   using Entry = RotatedBox;

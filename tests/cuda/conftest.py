@@ -1,8 +1,8 @@
-"""Where the CUDA kernels run: on a GPU, or without one on threads of the host.
+"""Run the CUDA kernels on a GPU or, without one, on host threads.
 
-The second needs a C++20 compiler and runs kernels, launches and host code of ``ops/**/*_cuda.cu`` as they
-are, against a stand-in for ``cuda_runtime.h`` (tests/cuda/emulation). Operators are registered for the CUDA
-dispatch key all the same; the test asks for that key by name and hands CPU tensors over.
+Host threads need a C++20 compiler. The unchanged kernels, launches and host code of ``ops/**/*_cuda.cu``
+are compiled against a replacement for ``cuda_runtime.h`` (tests/cuda/emulation). The operators are still
+registered for the CUDA dispatch key; the tests select that key and pass CPU tensors.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Kernels:
     emulated: bool
 
     def __call__(self, overload: torch._ops.OpOverload, *arguments):
-        """Runs the CUDA kernel of an operator on tensors of ``device``, below autograd."""
+        """Run the CUDA kernel of an operator on tensors of ``device``, below autograd."""
         if not self.emulated:
             return overload(*arguments)
         return overload.redispatch(torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA), *arguments)
@@ -49,7 +49,7 @@ def kernels(request) -> Kernels:
     sources = [p for folder in folders for p in sorted(folder.rglob("*")) if p.is_file()]
     texts = b"".join(path.read_bytes() for path in (*sources, Path(__file__)))
     version = hashlib.sha256(texts + f"{torch.__version__} {compiler}".encode()).hexdigest()
-    library = ROOT / "build/emulation" / f"{version[:16]}.so"  # built once for all workers and later runs
+    library = ROOT / "build/emulation" / f"{version[:16]}.so"  # shared by all workers and later runs
     library.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(library.with_suffix(".lock")):
         if not library.exists():

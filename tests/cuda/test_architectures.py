@@ -1,4 +1,4 @@
-"""What a GPU is told that the CUDA library was not built for."""
+"""The error for a GPU that the CUDA library was not built for."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ def test_current_stream_and_device(fused):
     expected = deform_conv.call(sample)
     torch.cuda.synchronize(device)
     with torch.cuda.stream(torch.cuda.Stream(device)):
-        torch.cuda._sleep(10_000_000)  # anything on another stream would read the input before it is there
+        torch.cuda._sleep(10_000_000)  # work on another stream would read the input too early
         output = deform_conv.call(sample.map(lambda t: t * 1))
     torch.cuda.synchronize(device)
     assert output.device == device

@@ -1,4 +1,4 @@
-"""Every CUDA kernel against the CPU's, which tests/test_ops.py compares with the references."""
+"""Every CUDA kernel against the CPU kernel, which tests/test_ops.py compares with the references."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from ..test_nms import random_boxes
 from ..test_not_finite import assert_pooling_reads_no_more
 from ..test_rotated_boxes import random_boxes as random_rotated_boxes
 
-# Half types: columns and products are stored in them, so that their rounding is in the sums.
+# Larger for half types: columns and products are stored in half precision, which rounds the sums.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 NMS = torch.ops.dcnzoo.nms.default
 NMS_ROTATED = torch.ops.dcnzoo.nms_rotated.default
 BOX_IOU_ROTATED = torch.ops.dcnzoo.box_iou_rotated.default
 
-# deform_conv_transpose runs deform_conv's kernels
+# without deform_conv_transpose, which runs deform_conv's kernels
 OPERATORS = {op.name: op for op in op_cases.operators() if "transpose" not in op.name}
 FORMS = [(op, sample) for op in OPERATORS.values() for sample in op.forms()]
 CASES = [
@@ -38,8 +38,8 @@ CASES = [
     for op in OPERATORS.values()
     for sample in (op.forms() if op.name in ("deform_conv1d", "deform_conv3d") else op.samples())
 ]
-COORDINATES = {"deform_conv2d": 2, "dcnv3": 1, "ms_deform_attn": 1, "deform_roi_pool": 2}  # their tensor
-SAMPLING = ("deform_", "dcnv", "ms_deform_", "roi_")  # where half maps go with float32 coordinates
+COORDINATES = {"deform_conv2d": 2, "dcnv3": 1, "ms_deform_attn": 1, "deform_roi_pool": 2}  # tensor index
+SAMPLING = ("deform_", "dcnv", "ms_deform_", "roi_")  # accept half maps with float32 coordinates
 
 
 def parametrized(cases):
@@ -55,7 +55,7 @@ def converted(arguments, change) -> list:
 
 
 def calls(op: Operator, sample: Sample) -> Iterator[tuple[torch._ops.OpOverload, list]]:
-    """The registered operators, forward and backward; a ramp is the gradient of the output."""
+    """The registered forward and backward operators. The gradient of the output is a ramp."""
     for overload, arguments in op.overload_calls(sample):
         arguments = converted(arguments, torch.Tensor.detach)
         if is_backward(overload):
@@ -70,7 +70,7 @@ def is_backward(overload) -> bool:
 
 
 def run(kernels, overload, arguments) -> list[Tensor]:
-    """The results of the CUDA kernel."""
+    """Results of the CUDA kernel."""
     moved = [a.to(kernels.device) if isinstance(a, Tensor) else a for a in arguments]
     results = kernels(overload, *moved)
     return [r.cpu() for r in (results if isinstance(results, (tuple, list)) else [results])]
@@ -90,7 +90,7 @@ def assert_near(actual: Tensor, expected: Tensor, tolerance: float) -> None:
 
 
 def check(kernels, overload, arguments, tolerance) -> None:
-    """The results have the CPU's dtypes; the values are compared with the CPU's in float64."""
+    """Compare the results' dtypes, and in float64 their values, with those of the CPU kernel."""
     exact = on_the_cpu(overload, converted(arguments, torch.Tensor.double))
     same = on_the_cpu(overload, arguments)
     for actual, expected, alike in zip(run(kernels, overload, arguments), exact, same, strict=True):
@@ -124,7 +124,7 @@ def test_half_maps_with_float32_coordinates(kernels, op, sample, dtype):
 
 @first_forms
 def test_memory_formats(kernels, op, sample):
-    """Strided, channels last, and misaligned; the results are laid out as on the CPU."""
+    """Strided, channels-last and misaligned tensors. Results have the same memory format as on the CPU."""
 
     def channels_last(tensor):
         return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
@@ -156,11 +156,11 @@ def test_only_wanted_gradients(kernels, op, sample):
             assert [r.numel() > 0 for r in results] == [i == index for i in range(len(wanted))]
 
 
-# RoI pooling multiplies them with zero
+# without RoI pooling, which multiplies such values by zero
 @parametrized([(op, op.forms()[0]) for op in OPERATORS.values() if "roi" not in op.name])
 @pytest.mark.parametrize("value", [math.inf, math.nan])
 def test_values_that_are_not_finite(kernels, op, sample, value):
-    """In every tensor, and in the output's gradient: they reach what they reach on the CPU."""
+    """In any tensor or the output's gradient, Inf and NaN spread to the same results as on the CPU."""
     for overload, arguments in calls(op, sample):
         for place, argument in enumerate(arguments):
             if isinstance(argument, Tensor) and argument.is_floating_point():
@@ -180,7 +180,7 @@ def test_points_that_are_nowhere_contribute_nothing(kernels, name, value):
         tensors[4] = torch.zeros_like(tensors[4])
     for overload, arguments in calls(op, replace(op.forms()[0], tensors=tuple(tensors))):
         results = run(kernels, overload, arguments)
-        # except the bias
+        # without the gradient of the bias
         assert not any(r.any() for r in results[: 4 if is_backward(overload) else None])
 
 
@@ -193,7 +193,7 @@ def test_ragged_chunks(kernels, images, step):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_weight_gradient_is_rounded_once(kernels, dtype):
-    """Chunks that nearly cancel each other: the difference is not lost in the rounding of each."""
+    """Two chunks that nearly cancel: rounding each of them would lose the difference."""
     sample = deform_conv.make("chunks", channels=2, size=(3, 4), kernel=(1, 1), mask_groups=None)
     input, weight, offset, *_ = sample.to(dtype).tensors
     input, offset = (t[:1].repeat(2, 1, 1, 1) for t in (input, offset * 0))
@@ -229,7 +229,7 @@ def test_levels_that_do_not_lie_within_the_value_read_as_zeros(kernels):
     "cases", [roi_align, roi_align_rotated, deform_roi_pool], ids=lambda module: module.NAME
 )
 def test_rois_without_anything_to_sample(kernels, cases):
-    """RoIs of no image, of zero area, and outside the map. CUDA kernels accept them; the CPU refuses some."""
+    """RoIs without image, of zero area or off the map. CUDA kernels accept all; the CPU rejects some."""
     sample = cases.make("odd", rois=8)
     odd = [[2, 0, 0, 8, 8], [-1, 0, 0, 8, 8], [math.nan, 0, 0, 8, 8], [0, math.nan, 0, 8, 8]]
     odd += [[0, 0, 0, math.inf, 8], [0, 6, 6, 2, 2], [0, 90, 90, 99, 99], [0, 2, 2, 2, 2]]
@@ -240,7 +240,7 @@ def test_rois_without_anything_to_sample(kernels, cases):
         place = 2 if is_backward(overload) and cases is deform_roi_pool else 1
         arguments[place] = torch.tensor(odd, dtype=torch.float64)
         results = run(kernels, overload, arguments)
-        # roi_align also returns the positions of its maxima
+        # without the positions of the maxima, which roi_align also returns
         assert not any(r.any() for r in (results[:1] if cases is roi_align else results))
     for overload, arguments in calls(op, cases.make("none", rois=0)):
         check(kernels, overload, arguments, TOLERANCE[torch.float64])

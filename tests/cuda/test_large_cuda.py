@@ -1,4 +1,4 @@
-"""Sizes beyond 2³¹ elements on a GPU: what tests/test_large.py asks of the CPU."""
+"""Sizes beyond 2³¹ elements on a GPU, as tests/test_large.py tests on the CPU."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def require_memory(gib: float) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_convolution_with_all_gradients(dtype):
-    """A map, and offsets, of more elements; the last pixels beside the CPU's on them alone."""
+    """A map and offsets beyond 2³¹ elements. The last pixels match the CPU's result for that corner."""
     require_memory(60)
     side, channels = 2**14, 9
     map = torch.zeros(1, channels, side, side, device="cuda", dtype=dtype)

@@ -1,4 +1,4 @@
-"""What tests/test_ops.py asks of every operator, on a GPU; graphs, streams and deterministic sums."""
+"""The tests of tests/test_ops.py on a GPU; also CUDA graphs, streams and deterministic sums."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dcnzoo.ops import deform_conv2d, with_cuda
 
 from .. import op_cases
 from ..op_cases import deform_conv
-from ..test_ops import (  # noqa: F401  collected here, with the device of this file
+from ..test_ops import (  # noqa: F401  collected here, with this file's `device` fixture
     as_function,
     every_form,
     every_op,
@@ -33,7 +33,7 @@ def device() -> str:
 
 
 def replayed(call) -> torch.Tensor:
-    """What the CUDA graph of a call writes when it is replayed."""
+    """Output of a call after it is captured in a CUDA graph and replayed."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         output = call()
@@ -46,7 +46,7 @@ def replayed(call) -> torch.Tensor:
 def test_cuda_graph(op):
     sample = moved(next(iter(op.samples())).to(torch.float32))
     with torch.no_grad():
-        expected = op.call(sample)  # what is compiled or looked up at the first call is so before
+        expected = op.call(sample)  # compile and look up kernels before the capture
         output = replayed(lambda: op.call(sample))
     torch.testing.assert_close(output, expected)
 
@@ -70,7 +70,7 @@ def test_runs_on_the_current_stream_and_device():
     torch.cuda.synchronize()
     stream = torch.cuda.Stream(expected.device)
     with torch.cuda.stream(stream):
-        torch.cuda._sleep(10_000_000)  # anything on another stream would read the input before it is there
+        torch.cuda._sleep(10_000_000)  # work on another stream would read the input too early
         moved = sample.map(lambda t: t * 1)
         actual = deform_conv2d(*moved.tensors, padding=1)
     stream.synchronize()

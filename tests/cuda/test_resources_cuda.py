@@ -1,4 +1,4 @@
-"""The compiled CUDA library, read from its file: no kernel of any architecture spills."""
+"""The file of the compiled CUDA library: no kernel of any architecture spills registers."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import pytest
 import dcnzoo
 
 LIBRARY = Path(dcnzoo.__file__).parent / "ops" / "_C_cuda.so"
-MOST_REGISTERS = 255  # of a thread, on every architecture since sm_35
+MOST_REGISTERS = 255  # per thread, on every architecture since sm_35
 USAGE = re.compile(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)")
 
 
 def cuobjdump() -> str | None:
-    """Of the CUDA toolkit, or the one that comes with Triton."""
+    """The cuobjdump of the CUDA toolkit, or else of Triton."""
     triton = find_spec("triton")
     beside = Path(triton.origin).parent / "backends" / "nvidia" / "bin" if triton else Path()
     return shutil.which("cuobjdump") or shutil.which(beside / "cuobjdump")

@@ -1,10 +1,10 @@
-"""Imported by a config: notes in ``$AUDIT.RANK`` which files under ``$AUDITED`` this process writes."""
+"""Imported by a config. Logs to ``$AUDIT.RANK`` which files under ``$AUDITED`` this process writes."""
 
 import os
 import sys
 
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
-_notes = open(f"{os.environ['AUDIT']}.{os.environ['RANK']}", "a", buffering=1)  # noqa: SIM115 to the end
+_notes = open(f"{os.environ['AUDIT']}.{os.environ['RANK']}", "a", buffering=1)  # noqa: SIM115 stays open
 
 
 def _watch(event: str, arguments: tuple) -> None:

@@ -1,4 +1,4 @@
-"""What tests share that start tools, alone or in groups of processes."""
+"""Helpers for tests that start tools in one or several processes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def start(*command: object, **extra: object) -> subprocess.Popen:
 
 
 def finish(process: subprocess.Popen, seconds: float = 300) -> str:
-    """Its output; all that it started is killed where it takes longer."""
+    """Output of the process. After ``seconds``, kills its process group and fails."""
     try:
         return process.communicate(timeout=seconds)[0]
     except subprocess.TimeoutExpired:
@@ -59,7 +59,7 @@ def settings(data: Path, train: int = 8, val: int = 5, epochs: int = 1, **more: 
         "train_cfg.max_epochs": epochs,
         "train_dataloader.batch_size": 2,
         "default_hooks.logger.interval": 1,
-        # half-trained boxes score low: keep them, so that there is something to compare
+        # briefly trained boxes score low; keep them for the comparison
         "model.test_cfg.rcnn.score_thr": 0.0,
         "val_evaluator.ann_file": f"{data}/annotations/val.json",
         "test_evaluator.ann_file": f"{data}/annotations/val.json",

@@ -1,4 +1,4 @@
-"""The tools under torchrun and under Slurm's interface, in processes on the CPU."""
+"""The tools under torchrun and with Slurm's interface, in processes on the CPU."""
 
 import inspect
 import json
@@ -54,7 +54,7 @@ def trained(tmp_path_factory, data):
 
 @pytest.mark.slow
 def test_several_processes_evaluate_as_one(trained, tmp_path, port):
-    """Five images: a process of two, and of three, has one more than another."""
+    """Five images: with two or three processes, one of them has an image more than another."""
     config, checkpoint = trained
     outputs, predictions = [], []
     for processes in (1, 2, 3):
@@ -79,7 +79,7 @@ def test_several_processes_evaluate_as_one(trained, tmp_path, port):
 
 
 def auditing_config(folder, bases=(CONFIG,), **more):
-    """The bases with every hook of dcnzoo's, and with notes of who writes."""
+    """A config with all of dcnzoo's hooks that logs which process writes files."""
     from mmengine.hooks import Hook
 
     import dcnzoo.openmmlab.hooks
@@ -87,7 +87,7 @@ def auditing_config(folder, bases=(CONFIG,), **more):
     known = [getattr(dcnzoo.openmmlab.hooks, name) for name in dcnzoo.openmmlab.hooks.__all__]
     hooks = [cls.__name__ for cls in known if inspect.isclass(cls) and issubclass(cls, Hook)]
     assert {"AtomicCheckpointHook", "ProgressHook"} <= set(hooks)
-    default = ("AtomicCheckpointHook", "ProgressHook")  # there already
+    default = ("AtomicCheckpointHook", "ProgressHook")  # in the base config
     ours = [f"dcnzoo.{name}" for name in ("models", "openmmlab.hooks", "openmmlab.datasets")]
     lines = {
         "_base_": [str(ROOT / base) for base in bases],
@@ -118,14 +118,14 @@ SHARDED = ("configs/demo/mask-rcnn_internimage_fpn_8e_shapes.py", "configs/_base
     ids=["DDP", "DDPStrategy", "FullyShardStrategy"],
 )
 def test_two_processes_train(data, tmp_path, port, more):
-    """SyncBN, accumulated gradients and a scaled learning rate; the first process alone writes."""
+    """With SyncBN, accumulated gradients and a scaled learning rate. Only the first process writes."""
     config, work, notes = auditing_config(tmp_path, **more), tmp_path / "work", tmp_path / "notes"
     options = settings(data, train=16, epochs=1, optim_wrapper__accumulative_counts=2,
                        auto_scale_lr__base_batch_size=4)  # fmt: skip
     arguments = [config, 2, "--work-dir", work, "--auto-scale-lr", *options]
     output = launch("dist_train", *arguments, PORT=port, AUDIT=notes, AUDITED=work)
     assert "Scaling the original LR by 2.0" in output and "A step is of 2 iterations" in output
-    # two processes with two images each, twice: 8 images in a step, twice as many as the rate is meant for
+    # 2 processes · 2 images · 2 accumulated iterations = 8 images per step, twice the base batch size
     assert logged(work, "lr")[0] == pytest.approx(2 * 1.5e-3 * 0.05)
     assert len(logged(work, "lr")) == 16 / (2 * 2), "two processes share the images"
 
@@ -147,7 +147,7 @@ def test_sharded_and_whole_runs_go_on_from_one_another(data, tmp_path, port):
         "strategy.shard=[Bottleneck]",
     )
 
-    def options(epochs):  # mmengine's EMAHook copies the model, which cannot be when it is shared out
+    def options(epochs):  # without mmengine's EMAHook, which cannot copy a sharded model
         return ["--work-dir", tmp_path, "--resume", *settings(data, epochs=epochs), "custom_hooks=[]"]
 
     launch("dist_train", CONFIG, 2, *options(1), *sharded, PORT=port)
@@ -159,7 +159,7 @@ def test_sharded_and_whole_runs_go_on_from_one_another(data, tmp_path, port):
     assert {float(state["step"]) for state in optimizer["state"].values()} == {8.0}
 
 
-# What dies
+# Killed processes
 
 
 def rank_1(launcher):
@@ -175,7 +175,7 @@ def rank_1(launcher):
 
 
 def kill_rank_1(launcher, work):
-    """In an epoch after the first checkpoint."""
+    """Kill rank 1 in an epoch after the first checkpoint."""
     deadline = time.monotonic() + 200
     while not (work / "last_checkpoint").exists():
         assert launcher.poll() is None, launcher.communicate()[0][-4000:]
@@ -199,7 +199,7 @@ def test_a_killed_job_begins_anew_at_its_last_checkpoint(data, tmp_path, port):
     )
 
 
-# Slurm, of which there is only the interface
+# Slurm, of which only the interface is available
 
 SRUN = """#!/usr/bin/env python3
 import json, os, subprocess, sys
@@ -222,7 +222,7 @@ SCONTROL = """#!/bin/sh
 
 @pytest.fixture
 def slurm(tmp_path):
-    """Runs a script with srun's place taken; what srun was called with."""
+    """Run a script with a fake srun. Returns its output and the call of srun."""
     folder = tmp_path / "bin"
     folder.mkdir()
     for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
@@ -262,7 +262,7 @@ def test_slurm_asks_for_a_task_per_gpu(slurm, tmp_path):
         "--out",
         "x.pkl",
     ]
-    for more, gpus in ((dict(GPUS_PER_NODE=0), []), ({}, ["--gres=gpu:2"])):  # fewer than a node has
+    for more, gpus in ((dict(GPUS_PER_NODE=0), []), ({}, ["--gres=gpu:2"])):  # fewer GPUs than a node has
         _, called = slurm("slurm_train", "p", "n", "c.py", "w", GPUS=2, **more)
         asked = ["--ntasks=2", "--ntasks-per-node=2", "--cpus-per-task=5", *gpus, "--kill-on-bad-exit=1"]
         assert called["options"][2:] == asked

@@ -1,4 +1,4 @@
-"""Several processes compute what one does with the joined batch."""
+"""Several processes compute the same as one process with the joined batch."""
 
 import json
 import re
@@ -41,7 +41,7 @@ def test_four_processes(tmp_path):
         assert max(found.values()) <= 1e-5, (case, found)
 
 
-# Parameters shared out
+# Sharded parameters
 
 
 def test_a_class_that_is_not_there(tmp_path):

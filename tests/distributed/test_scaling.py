@@ -1,4 +1,4 @@
-"""What `tools/analysis/scaling.py` calculates, and what `docs/scale.md` says to run."""
+"""The calculations of `tools/analysis/scaling.py` and the commands of `docs/scale.md`."""
 
 import re
 import runpy
@@ -27,7 +27,7 @@ def test_the_command(monkeypatch, capsys):
     rows = [
         re.findall(r"[\d.,]+", line) for line in output.splitlines() if re.match(r"\D*\d+ +│ +\d+ +│", line)
     ]
-    # 8 devices × 8 images in half a second; then 2.3 MB through 1 MB/s, of which 0.25 s are hidden
+    # 8 devices × 8 images take 0.5 s. Then 2.3 MB at 1 MB/s, of which 0.25 s overlap with computation.
     assert [row[:4] for row in rows] == [["1", "8", "64", "128.0"], ["2", "16", "128", rows[1][3]]]
     assert float(rows[1][3]) == pytest.approx(128 / (0.5 + 2.3 - 0.25), rel=0.03)
 
@@ -44,7 +44,7 @@ def blocks(language):
 
 
 def test_kubernetes_starts_torchrun_on_every_node():
-    """The job's command, as its containers run it, with what the operator puts into the environment."""
+    """The job's command runs as in its containers, with the environment that the operator sets."""
     (job,) = map(yaml.safe_load, blocks("yaml"))
     replicas = job["spec"]["pytorchReplicaSpecs"]
     nodes = sum(replica["replicas"] for replica in replicas.values())

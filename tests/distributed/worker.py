@@ -1,7 +1,7 @@
-"""Runs in every process of a group; each case compares it with one process that has the joined batch.
+"""Runs in every process of a group. Each case compares the group with one process and the joined batch.
 
-``python -m tests.distributed.worker RESULTS CASE…`` with torchrun's environment. ``RESULTS`` becomes a JSON
-file: of each case the numbers it returned, the largest among the processes.
+``python -m tests.distributed.worker RESULTS CASE…`` with torchrun's environment. ``RESULTS`` is written as
+JSON: the errors of each case, the largest among the processes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from dcnzoo.openmmlab.patches.distributed import CpuSyncBatchNorm
 from dcnzoo.openmmlab.sharding import FullyShardStrategy
 
 RANK, PROCESSES = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-IMAGES = 4  # of the joined batch
+IMAGES = 4  # in the joined batch
 
 
 def own(batch):
@@ -43,7 +43,7 @@ def own(batch):
 
 
 def shaken(module: nn.Module) -> nn.Module:
-    """All parameters and buffers random, offsets off their zeros too."""
+    """Add noise to all parameters, so that offsets are not zero either."""
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -52,7 +52,7 @@ def shaken(module: nn.Module) -> nn.Module:
 
 
 def difference(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
-    """The largest, in units of a tensor's largest number where that is above 1."""
+    """The largest error, relative to a tensor's largest value if that is above 1."""
     assert found.keys() == expected.keys()
     return max(
         (found[name] - tensor).abs().max().item() / max(1.0, tensor.abs().max().item())
@@ -71,7 +71,7 @@ def gradients(module: nn.Module) -> dict[str, Tensor]:
 
 
 def packed_layers() -> dict[str, tuple[nn.Module, Tensor]]:
-    """A layer of each kind that predicts its own offsets, and a batch for it."""
+    """A layer of each kind that predicts its own offsets, each with a batch."""
     found = {}
     for rank, size in ((1, [9]), (2, [7, 6]), (3, [4, 5, 3])):
         for name in (f"PackedDeformConv{rank}d", f"PackedDeformConvTranspose{rank}d"):
@@ -95,7 +95,7 @@ class Attention(layers.MultiScaleDeformableAttention):
 
 
 class Pool(nn.Module):
-    """A pooling layer of two regions in each image."""
+    """A pooling layer applied to two regions of each image."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ def layer_gradients(reference: bool) -> dict[str, object]:
 
 
 def detector(norm: str) -> nn.Module:
-    """FCOS, whose loss divides by what all processes have found; DCNv2 in backbone and head."""
+    """FCOS with DCNv2 in backbone and head. Its loss is normalised by a count over all processes."""
     backbone = dict(
         type="ResNet", depth=14, num_stages=3, strides=(1, 2, 2), dilations=(1, 1, 1), out_indices=(1, 2),
         stem_channels=8, base_channels=8, dcn=True, norm_cfg=dict(type=norm), norm_eval=False,
@@ -160,7 +160,7 @@ def detector_gradients(reference: bool) -> dict[str, object]:
     torch.manual_seed(0)
     joined = pictures()
     torch.manual_seed(0)
-    model = detector("SyncBN")  # alone it is BatchNorm
+    model = detector("SyncBN")  # in a single process, SyncBN is BatchNorm
     batch = joined if reference else own(joined)
     data = model.data_preprocessor(
         dict(inputs=[image for image, _ in batch], data_samples=[sample for _, sample in batch]), True
@@ -176,7 +176,7 @@ def detector_gradients(reference: bool) -> dict[str, object]:
 
 
 def sync_batch_norm(reference: bool) -> dict[str, object]:
-    """Batches of 1, 2, … images; input in float64."""
+    """SyncBN on batches of 1, 2, … images in float64."""
     torch.manual_seed(0)
     found = {}
     sizes = [rank + 1 for rank in range(PROCESSES)]
@@ -191,7 +191,7 @@ def sync_batch_norm(reference: bool) -> dict[str, object]:
         mine = slice(sum(sizes[:RANK]), sum(sizes[: RANK + 1]))
         part = slice(None) if reference else mine
         x = whole[part].clone().requires_grad_()
-        for _ in range(2):  # two steps of the running statistics
+        for _ in range(2):  # update the running statistics twice
             y = layer(x)
         (y * factor[part]).square().sum().backward()
         results = {"output": y.detach(), "input's gradient": x.grad}
@@ -199,18 +199,18 @@ def sync_batch_norm(reference: bool) -> dict[str, object]:
             results = {key: value[mine] for key, value in results.items()}
         buffers = {key: value.double() for key, value in layer.named_buffers()}
         weights = {key: value.grad.clone() for key, value in layer.named_parameters()}
-        if not reference:  # each process has its own images' share
+        if not reference:  # each process has only its own images' gradients
             for gradient in weights.values():
                 torch.distributed.all_reduce(gradient)
         found[name] = {**results, **buffers, **weights}
     return found
 
 
-# Parameters shared out
+# Sharded parameters
 
 
 class Tiny(BaseModel):
-    """What a Runner trains: a backbone and the mean of its maps' squares."""
+    """A model for a Runner: a backbone whose loss is the mean square of its maps."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__(BaseDataPreprocessor())
@@ -226,7 +226,7 @@ SGD = dict(type="SGD", lr=0.3, momentum=0.9, weight_decay=0.1)
 
 
 def sharding(reference: bool) -> dict[str, object]:
-    """Two steps of InternImage by the optimizer of its configs, and a third after a checkpoint."""
+    """Two steps of InternImage with the optimizer of its configs, and a third after a checkpoint."""
     torch.manual_seed(0)
     depths = [1, 2]
     network = InternImage(

@@ -1,4 +1,4 @@
-"""What is run in environments other than .venv: ``make test-onedl``, ``test-others`` and ``test-matrix``."""
+"""Tests for environments other than .venv: ``make test-onedl``, ``test-others`` and ``test-matrix``."""
 
 import pytest
 

@@ -1,7 +1,7 @@
-"""A segmentation network in the manner of BiRefNet (Zheng et al. 2024), written against torchvision's API.
+"""A segmentation network similar to BiRefNet (Zheng et al. 2024), written for torchvision's API.
 
-A Swin encoder; four decoder blocks, each with an ASPP of deformable convolutions at kernels 1, 3 and 7. It
-knows nothing of dcnzoo: the tests run it unmodified.
+A Swin encoder and four decoder blocks, each with an ASPP of deformable convolutions with kernel sizes 1, 3
+and 7. The code does not use dcnzoo; the tests run it unmodified.
 """
 
 import torch
@@ -12,7 +12,7 @@ from torchvision.ops import Conv2dNormActivation, DeformConv2d
 
 
 class ModulatedConv(nn.Module):
-    """A deformable convolution that predicts its offsets, and its factors between 0 and 2."""
+    """A deformable convolution that predicts its offsets and a mask between 0 and 2."""
 
     def __init__(self, channels: int, out_channels: int, kernel: int) -> None:
         super().__init__()
@@ -39,12 +39,12 @@ class DeformableASPP(nn.Module):
 
 
 class Segmenter(nn.Module):
-    """``(N, 3, H, W)`` to logits ``(N, 1, H, W)``. Its defaults are BiRefNet's with Swin-T for an encoder.
+    """``(N, 3, H, W)`` to logits ``(N, 1, H, W)``. The defaults are BiRefNet's with a Swin-T encoder.
 
     Args:
         embed_dim, depths: of torchvision's ``SwinTransformer``.
-        inner: channels within a decoder block.
-        width: channels of an ASPP's branch.
+        inner: channels inside a decoder block.
+        width: channels of an ASPP branch.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Segmenter(nn.Module):
         maps, x = [], image
         for number, stage in enumerate(self.encoder):
             x = stage(x)
-            if number % 2:  # between them: patch embedding and merging
+            if number % 2:  # skips patch embedding and merging
                 maps.append(x.permute(0, 3, 1, 2))
         x = maps[3]
         for stage in (3, 2, 1, 0):

@@ -80,7 +80,7 @@ def test_of_another_number_of_classes(tmp_path):
 
 
 def test_the_files_are_those_of_the_hub(tmp_path):
-    """Written by safetensors, with the state dict's names; half precision stays in the file."""
+    """safetensors files with the state dict's names and dtypes."""
     module = layers.PackedDeformConv2d(2, 3, 3, device="cpu", dtype=torch.bfloat16)
     module.save_pretrained(tmp_path)
     state = safetensors.load_file(tmp_path / "model.safetensors")
@@ -111,7 +111,7 @@ def test_a_module_of_another_package_is_passed_again(tmp_path):
 
 
 def test_runs_no_code_and_loads_no_pickle(tmp_path, monkeypatch):
-    """A repository on the Hub that has a pickle and a module, but no safetensors."""
+    """A Hub repository with a pickle and a Python module, but without safetensors."""
     module = layers.PackedDeformConv2d(2, 3, 3)
     module.save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").unlink()

@@ -1,4 +1,4 @@
-"""OpenMMLab's packages beside MMDetection, without a compiled mmcv: ``make test-others``."""
+"""OpenMMLab's packages other than MMDetection, without a compiled mmcv: ``make test-others``."""
 
 import subprocess
 import sys
@@ -34,7 +34,7 @@ PACKAGES = [package for package in openmmlab_coverage.PACKAGES if find_spec(pack
 
 
 def build(package, name, **backbone):
-    """A config of a package, as a user would change it."""
+    """One of a package's configs with a user's changes."""
     cfg = Config.fromstring(
         f"_base_ = '{package}::{name}'\ncustom_imports = dict(imports=['dcnzoo.models'])\n"
         f"model = dict(backbone={backbone!r})",
@@ -47,7 +47,7 @@ def build(package, name, **backbone):
 
 
 def train_a_step(package, cfg, model):
-    """A prediction and a step; the offsets' parameters before it and the losses."""
+    """Run a prediction and a training step; returns the losses."""
     with DefaultScope.overwrite_default_scope(package):
         predicted, trained = openmmlab_coverage.PACKAGES[package].batches(model, cfg)
         model.eval()
@@ -72,7 +72,7 @@ def offsets(model):
     ],
 )
 def test_a_resnet_learns_deformably(package, name, backbone):
-    # zero would let no gradient through
+    # zero-initialised residual branches would block the gradients
     cfg, model = build(package, name, zero_init_residual=False, **backbone)
     layers = {n for n, m in model.backbone.named_modules() if isinstance(m, dcnzoo.models.DCNv2)}
     assert {n.split(".")[0] for n in layers} == {"layer2", "layer3", "layer4"}
@@ -115,7 +115,7 @@ def test_without_dcn_it_is_theirs():
 
 
 def test_no_package_is_imported_by_dcnzoo():
-    packages = [package for package in PACKAGES if package != "mmpretrain"]  # which mmdet imports
+    packages = [package for package in PACKAGES if package != "mmpretrain"]  # imported by mmdet
     code = f"import sys, dcnzoo.models\nprint([name for name in {packages} if name in sys.modules])"
     assert run(code).splitlines()[-1] == "[]"
 
@@ -151,7 +151,7 @@ def test_family(family, name):
     ids=lambda value: value["type"] if isinstance(value, dict) else "",
 )
 def test_deformable_alignment_of_mmagic(model, frames, scale):
-    """Video super-resolution: each deformable convolution gets a gradient, its offsets too."""
+    """Video super-resolution: each deformable convolution and its offsets get gradients."""
     import mmagic.models  # noqa: F401
     import mmcv.ops
     from mmagic.registry import MODELS
@@ -160,7 +160,7 @@ def test_deformable_alignment_of_mmagic(model, frames, scale):
     network = MODELS.build(model)
     layers = (mmcv.ops.DeformConv2d, mmcv.ops.ModulatedDeformConv2d)
     aligning = [m for m in network.modules() if isinstance(m, layers)]
-    for layer in aligning:  # zero would let no gradient through to what the offsets are predicted from
+    for layer in aligning:  # with zero weights, the offsets would get no gradients
         for parameter in layer.conv_offset.parameters():
             torch.nn.init.normal_(parameter, std=0.02)
     output = network(torch.rand(1, frames, 3, 64, 72))

@@ -1,4 +1,4 @@
-"""OpenMMLab's other packages share the registry that dcnzoo.models is in: ``make test-others``."""
+"""OpenMMLab's other packages share the registry of dcnzoo.models: ``make test-others``."""
 
 import sys
 from importlib.util import find_spec
@@ -29,7 +29,7 @@ SCOPE = "mmpretrain"
 
 
 def build(name, **backbone):
-    """One of mmpretrain's own configs, as a user would change it."""
+    """One of mmpretrain's configs with a user's changes."""
     cfg = Config.fromstring(
         f"_base_ = 'mmpretrain::{name}'\ncustom_imports = dict(imports=['dcnzoo.models'])\n"
         f"model = dict(backbone={backbone!r}, head=dict(num_classes=5, topk=(1,)))",
@@ -57,12 +57,12 @@ def batch(number):
     ["resnet/resnet18_8xb32_in1k.py", "resnet/resnet50_8xb32_in1k.py", "seresnet/seresnet50_8xb32_in1k.py"],
 )
 def test_a_classifier_learns_deformably(name):
-    cfg, model = build(name, dcn=True, zero_init_residual=False)  # zero would let no gradient through
+    cfg, model = build(name, dcn=True, zero_init_residual=False)  # zero would block the gradients
     assert deformable(model) == {"layer2", "layer3", "layer4"}
     model.eval()
     with DefaultScope.overwrite_default_scope(SCOPE), torch.no_grad():
         assert len(model.test_step(batch(2))) == 2
-        # offsets begin at zero, whatever init_weights does, and masks at a half
+        # init_weights leaves offsets at 0 and masks at 0.5
         offsets = [m for k, m in model.named_parameters() if "conv_offset" in k]
         assert offsets and not any(values.any() for values in offsets)
     model.train()

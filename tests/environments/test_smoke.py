@@ -1,4 +1,4 @@
-"""Whether dcnzoo works here at all, whatever the Python, torch and OpenMMLab; with a real training."""
+"""Smoke test for any versions of Python, torch and OpenMMLab, with a real training."""
 
 import subprocess
 import sys

@@ -20,7 +20,7 @@ def test_becomes_deformable(name):
     torch.manual_seed(0)
     model = timm.create_model(name, pretrained=False, num_classes=7).eval()
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):  # timm's last one in a block is zero and stops gradients
+        if isinstance(module, nn.BatchNorm2d):  # the last one in timm's blocks is zero and blocks gradients
             nn.init.uniform_(module.weight, 0.2, 0.8)
     where = "stages.[2-3].*.conv_dw" if name.startswith("convnext") else "layer[3-4].*.conv2"
     input = torch.randn(1, 3, 96, 96)
@@ -62,7 +62,7 @@ def test_intern_image(name, tmp_path):
     levels = getattr(backbones, name)(**TINY).eval()
     levels.load_state_dict(plain.state_dict(), strict=False)
     expected = levels(x)
-    official = {"model": plain.state_dict()}  # as the authors' checkpoints are
+    official = {"model": plain.state_dict()}  # the authors' checkpoint format
     torch.save(official, tmp_path / "official.pth")
     model = timm.create_model(name, num_classes=7, checkpoint_path=tmp_path / "official.pth", **TINY)
     torch.testing.assert_close(model.eval()(x), plain(x), rtol=0, atol=0)
@@ -145,7 +145,7 @@ def test_deformable_resnet(name, tmp_path):
     sum(y.square().sum() for y in features(x)).backward()
     assert features.layer4[1].conv2.conv_offset.weight.grad.abs().sum() > 0
 
-    # what was trained is saved and loaded by timm's own functions
+    # timm's own functions save and load trained weights
     for pack in model.get_submodule("layer3.0.conv2"), model.get_submodule("layer4.1.conv2"):
         randomise(pack.conv_offset)
         randomise(pack.conv_mask)

@@ -69,19 +69,19 @@ def test_roi_align_equals_torchvision(aligned, samples):
 
 @pytest.fixture(autouse=True)
 def own_kernels():
-    """torchvision's kernels, after each test again."""
+    """Restore torchvision's kernels after each test."""
     yield
     restore()
 
 
 def gradients_of(function, leaves):
-    """The output of a function without arguments, and the gradients of ``leaves``."""
+    """The output of ``function()`` and the gradients of ``leaves``."""
     output = function()
     return [output, *torch.autograd.grad(output.sin().sum(), leaves)]
 
 
 def assert_near(results, expected, tolerance):
-    """Each tensor, relative to its largest value: sums of large values of both signs have small ones, too."""
+    """Compare tensors relative to their largest value: large terms may cancel to small values."""
     for got, want in zip(results, expected, strict=True):
         assert got.dtype == want.dtype and got.shape == want.shape
         largest = max(want.abs().max().item(), 1e-3)
@@ -89,7 +89,7 @@ def assert_near(results, expected, tolerance):
 
 
 def with_and_without(function, leaves, tolerance=1e-5):
-    """Compares a function on both kernels, and on torchvision's before with torchvision's after."""
+    """Compare a function on both kernels, and on torchvision's before and after ``accelerated()``."""
     expected = gradients_of(function, leaves)
     with accelerated():
         results = gradients_of(function, leaves)
@@ -100,7 +100,7 @@ def with_and_without(function, leaves, tolerance=1e-5):
 
 
 def dcnzoos_kernels(function, leaves):
-    """Names of dcnzoo's operators that ran, forward and backward."""
+    """Names of dcnzoo's operators that ran in forward and backward."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         gradients_of(function, leaves)
     return {event.key for event in profile.key_averages() if event.key.startswith("dcnzoo::")}
@@ -165,7 +165,7 @@ def test_accelerated_roi_align(aligned, samples, as_list):
         numbers = torch.tensor([0.0, 0, 2, 2, 2])[:, None]
         boxes = torch.cat([numbers, torch.cat(boxes)], 1)
     layer = ops.RoIAlign((2, 3), 0.8, samples, aligned)
-    for function in (layer, lambda *given: ops.roi_align(*given, 2)):  # and torchvision's defaults
+    for function in (layer, lambda *given: ops.roi_align(*given, 2)):  # also with torchvision's defaults
         with_and_without(lambda function=function: function(maps, boxes), [maps])
 
 
@@ -175,7 +175,7 @@ def test_accelerated_under_autocast(dtype):
     maps = maps.to(dtype).requires_grad_()
     with torch.autocast("cpu", dtype):
         with_and_without(lambda: ops.roi_align(maps, boxes, 2), [maps], 2e-2)
-    # a convolution's operands have several types there, which torchvision's kernel refuses
+    # under autocast, the convolution's operands have different types, which torchvision's kernel rejects
     leaves = [t.requires_grad_() for t in tensors(dtype=torch.float32)]
 
     def function(input, offset, weight, bias, mask):
@@ -212,7 +212,7 @@ def test_accelerated_operators_fit_torchs_tools():
 
 
 def test_accelerated_in_compiled_traced_and_scripted_functions():
-    """Compiled before and within; each uses the kernels in place when it is called."""
+    """Compiled before or inside ``accelerated()``, each call uses the kernels active at that time."""
     input, offset, weight, bias, mask = (t.float().requires_grad_() for t in tensors(groups=1))
     leaves = [input, offset, weight, bias, mask]
 
@@ -269,12 +269,12 @@ def test_onnx_export_is_torchvisions(dynamo, tmp_path):
 
 def test_double_use_and_nesting():
     assert "torchvision" not in patches.active()
-    restore()  # before anything: no effect
+    restore()  # no effect before accelerate()
     with accelerated():
         assert "torchvision" in patches.active()
         with accelerated():
             accelerate()
-        assert "torchvision" in patches.active()  # the inner ones changed nothing
+        assert "torchvision" in patches.active()  # nested calls have no effect
         with patches.disabled("torchvision"):
             assert "torchvision" not in patches.active()
         assert "torchvision" in patches.active()
@@ -298,7 +298,7 @@ def test_accelerate_says_what_is_missing(monkeypatch):
 
 
 def small_segmenter():
-    """With random offsets: at zero, where they start to differ is untested."""
+    """A segmenter with random offsets: the initial zeros would not test sampling."""
     torch.manual_seed(0)
     model = Segmenter(embed_dim=12, depths=(1, 1, 1, 1), inner=8, width=6)
     for name, parameter in model.named_parameters():
@@ -311,7 +311,7 @@ def small_segmenter():
 def test_accelerated_segmentation_network(training):
     model, image = small_segmenter().train(training), torch.randn(2, 3, 64, 96)
     tolerance = 1e-5
-    if training:  # norms of a batch with few pixels magnify what float32 rounds
+    if training:  # batch norms over few pixels amplify rounding errors of float32
         model, image, tolerance = model.double(), image.double(), 1e-8
     leaves = list(model.parameters())
     expected = gradients_of(lambda: model(image), leaves)
@@ -336,12 +336,12 @@ def test_accelerated_segmentation_network_at_its_published_size():
 
 
 def test_accelerated_mask_rcnn():
-    """torchvision's own detector pools boxes of several levels with roi_align."""
+    """torchvision's detector uses roi_align on boxes of several levels."""
     torch.manual_seed(0)
     backbone = resnet_fpn_backbone(backbone_name="resnet18", weights=None, trainable_layers=5)
     few = dict(rpn_post_nms_top_n_train=16, rpn_post_nms_top_n_test=16, box_batch_size_per_image=8)
     model = MaskRCNN(backbone, num_classes=4, min_size=96, max_size=128, **few)
-    model.double()  # float32 rounds away what tells small gradients apart
+    model.double()  # float32 is too inaccurate for small gradients
     images = [torch.rand(3, *size, dtype=torch.float64) for size in ((96, 120), (80, 100))]
     boxes = torch.tensor([[5.0, 8, 60, 70], [30, 10, 90, 60]], dtype=torch.float64)
     masks = torch.zeros(2, 96, 120, dtype=torch.uint8)
@@ -350,7 +350,7 @@ def test_accelerated_mask_rcnn():
     targets = [{**target, "masks": masks[:, : i.shape[1], : i.shape[2]]} for i in images]
 
     def loss():
-        torch.manual_seed(1)  # it draws the boxes that it learns from
+        torch.manual_seed(1)  # the model samples its training boxes at random
         return torch.stack(list(model(images, targets).values())).sum()
 
     with_and_without(loss, [p for p in model.parameters() if p.requires_grad], 1e-8)

@@ -91,7 +91,7 @@ SEGMENTERS = {
     "num_attention_heads": 2,
     "num_queries": 7,
 }
-FAMILIES = {  # the model's class and its configuration, as small as it can be
+FAMILIES = {  # the model's class and its smallest configuration
     "deformable_detr": (
         "DeformableDetrForObjectDetection",
         DETR | {"two_stage": True, "with_box_refine": True, "two_stage_num_proposals": 9},
@@ -213,7 +213,7 @@ def undone():
 
 
 def build(family, **changes):
-    """A model in evaluation mode, whose random weights move every sampling location."""
+    """A model in evaluation mode. Noise on its weights moves every sampling location."""
     torch.manual_seed(0)
     name, arguments = FAMILIES[family]
     cls = getattr(transformers, name)
@@ -226,7 +226,7 @@ def build(family, **changes):
 
 def inputs(family):
     torch.manual_seed(1)
-    wide = family not in ("lw_detr", "rf_detr", "omdet_turbo")  # these take squares
+    wide = family not in ("lw_detr", "rf_detr", "omdet_turbo")  # these take square images
     images = torch.randn(2, 3, 64, 96 if wide else 64)
     match family:
         case "grounding_dino" | "mm_grounding_dino":
@@ -248,12 +248,12 @@ def inputs(family):
 
 
 def results(model, arguments):
-    """The output tensors by name, and the gradients of the parameters that have one."""
+    """The output tensors and the parameters' gradients, by name."""
     model.zero_grad()
     for name in (
         "language_cache_class",
         "language_cache_prompt",
-    ):  # OmDet-Turbo's keep tensors of a past graph
+    ):  # OmDet-Turbo caches tensors of the previous graph
         if hasattr(model, name):
             getattr(model, name).__init__(capacity=10)
     outputs = {k: v for k, v in model(**arguments).items() if isinstance(v, torch.Tensor)}
@@ -280,7 +280,7 @@ def assert_equal(got, want, tolerance):
 
 
 class Recorder:
-    """A backend of torch.compile that keeps the names of what its graphs call, and runs them as they are."""
+    """A backend of torch.compile that records the calls in its graphs and runs them unchanged."""
 
     def __init__(self):
         self.calls = []
@@ -295,7 +295,7 @@ class Recorder:
 
 @pytest.fixture
 def attended(monkeypatch):
-    """How many samplings ran on dcnzoo's kernels, in eager mode."""
+    """The list of samplings that ran on dcnzoo's kernels in eager mode."""
     calls = []
     attend = compat._attend
     monkeypatch.setattr(compat, "_attend", lambda *args: (calls.append(args), attend(*args))[1])
@@ -309,7 +309,7 @@ def test_family_equals_the_original(family, attended):
     layers = sum(name.endswith("sampling_offsets") for name, _ in model.named_modules())
     compat.enable()
     assert family in compat.families()
-    attended.clear()  # of what enable() compares
+    attended.clear()  # drop the calls of enable()'s own check
     assert_equal(results(model, arguments), want, 1e-5)
     assert len(attended) == layers > 0
     compat.disable()
@@ -330,7 +330,7 @@ def test_compiled_family_equals_the_original(family):
 
 
 def test_families_are_those_that_sample():
-    """A release with one more family fails here until FAMILIES has it."""
+    """Fails for a release with a new family until FAMILIES includes it."""
     models = Path(transformers.__file__).parent / "models"
     sampling = {
         path.parent.name
@@ -346,7 +346,7 @@ def test_families_are_those_that_sample():
 
 
 def sampler(family):
-    """What dcnzoo replaces in a family: a function, or a layer without parameters."""
+    """The part of a family that dcnzoo replaces: a function, or a layer without parameters."""
     module = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
     if family == "deformable_detr":
         return module.MultiScaleDeformableAttention()
@@ -381,7 +381,7 @@ def sampled(function, arguments):
     return [output, *torch.autograd.grad((output * torch.randn_like(output)).sum(), leaves)]
 
 
-SAMPLERS = ["deformable_detr", "mask2former", "rt_detr_v2"]  # a family of each function
+SAMPLERS = ["deformable_detr", "mask2former", "rt_detr_v2"]  # one family per function
 
 
 @pytest.mark.parametrize("family", SAMPLERS)
@@ -394,9 +394,7 @@ def test_dtypes(family, dtype, tolerance):
     want = sampled(function, arguments)
     with compat.enabled():
         got = sampled(function, arguments)
-    for ours, theirs in zip(
-        got, want, strict=True
-    ):  # bfloat16 rounds the locations of both, and then theirs more
+    for ours, theirs in zip(got, want, strict=True):  # bfloat16 rounds both locations, and theirs once more
         scale = theirs.abs().max().item()
         torch.testing.assert_close(ours, theirs, atol=tolerance * scale, rtol=0)
 
@@ -405,12 +403,12 @@ def test_dtypes(family, dtype, tolerance):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_has_the_original_dtype(family, dtype):
     function, arguments = sampler(family), sampler_inputs(family)
-    arguments["value"] = arguments["value"].detach().to(dtype).requires_grad_()  # as a linear layer leaves it
+    arguments["value"] = arguments["value"].detach().to(dtype).requires_grad_()  # as from a linear layer
     with torch.autocast("cpu", dtype=dtype):
         want = sampled(function, arguments)
         with compat.enabled():
             got = sampled(function, arguments)
-    for ours, theirs in zip(got, want, strict=True):  # which compares the dtypes too
+    for ours, theirs in zip(got, want, strict=True):  # compares the dtypes, too
         torch.testing.assert_close(
             ours, theirs, atol=1e-5 if ours.dtype == torch.float32 else 0.02, rtol=1e-5
         )
@@ -515,18 +513,18 @@ def test_training_step_with_a_loss(family, attended):
         switch()
         attended.clear()
         model.zero_grad()
-        torch.manual_seed(2)  # of the denoising queries
+        torch.manual_seed(2)  # for the denoising queries
         loss = model(**inputs(family), labels=labels).loss
         loss.backward()
         losses.append(loss.detach())
         gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
     assert attended
     torch.testing.assert_close(*losses, atol=1e-5, rtol=1e-5)
-    assert_equal([gradients[1]], [gradients[0]], 1e-4)  # of a loss of about 100
+    assert_equal([gradients[1]], [gradients[0]], 1e-4)  # the loss is about 100
 
 
 def test_models_built_while_enabled_follow_disable(attended):
-    arguments = inputs("d_fine")  # its layers keep the function as an attribute
+    arguments = inputs("d_fine")  # its layers store the function as an attribute
     with compat.enabled():
         model = build("d_fine")
         attended.clear()

@@ -1,4 +1,4 @@
-"""The recipe for Ultralytics YOLO in docs/hosts.md, from the training to the export: ``make test-others``."""
+"""The recipe for Ultralytics YOLO in docs/hosts.md, from training to export: ``make test-others``."""
 
 import json
 import re
@@ -24,7 +24,7 @@ OPTIONS = dict(
 
 
 def draw_shapes(folder: Path) -> None:
-    """Images with their boxes in YOLO's format, and data.yaml."""
+    """Write images, their boxes in YOLO's format, and data.yaml."""
     make_shapes(folder, ShapesSpec(train=32, val=8, seed=0))
     for split in ("train", "val"):
         coco = json.loads((folder / "annotations" / f"{split}.json").read_text())
@@ -68,7 +68,7 @@ def test_recipe(tmp_path, monkeypatch):
     assert len(learnt) == 4
     assert all(pack.conv_offset.weight.abs().max() > 0 for pack in learnt.values())
 
-    # weights go on to the next training, those of the offsets too
+    # the next training starts from these weights, including those of the offsets
     again = recipe["DeformableTrainer"](overrides=dict(model="yolo11n.yaml", data="data.yaml", **OPTIONS))
     continued = packs(again.get_model("yolo11n.yaml", best, verbose=False))
     for name, pack in learnt.items():

@@ -1,4 +1,4 @@
-"""Where onnxruntime is older than its DeformConv, as for Python 3.10, models with one are not run."""
+"""Skip models with DeformConv if onnxruntime does not support it (before 1.25, e.g. on Python 3.10)."""
 
 import functools
 
@@ -11,7 +11,7 @@ def models_that_onnxruntime_knows():
         import onnx
         import onnxruntime as ort
     except ImportError:
-        yield  # each test says what it needs
+        yield  # each test checks its own requirements
         return
     if tuple(map(int, ort.__version__.split(".")[:2])) >= (1, 25):
         yield

@@ -1,4 +1,4 @@
-"""Small detectors of each family, with weights that find something, and their own predictions."""
+"""Small detectors of each family, whose weights detect objects, and their predictions."""
 
 import torch
 from mmdet.registry import MODELS
@@ -6,7 +6,7 @@ from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from torch import nn
 
-import dcnzoo.models  # noqa: F401  registers
+import dcnzoo.models  # noqa: F401  registers the layers
 from dcnzoo.openmmlab.export.verify import predict
 
 CLASSES = 5
@@ -30,7 +30,7 @@ CONFIGS = {
 }
 
 
-WITHOUT_RESNET = ("CornerNet", "YOLOX")  # which therefore have no variant with dcn=True
+WITHOUT_RESNET = ("CornerNet", "YOLOX")  # have no variant with dcn=True
 
 
 def narrow(cfg):
@@ -117,7 +117,7 @@ def config(family: str, dcn: bool = False) -> dict:
 
 
 def size(family: str) -> tuple[int, int]:
-    """An example's size that leaves more than one pixel on every level."""
+    """An input size that leaves more than one pixel on every level."""
     return (340, 400) if family == "SSD" else (160, 192)
 
 
@@ -134,7 +134,7 @@ def build(family: str, dcn: bool = False, **test_cfg) -> nn.Module:
     settings.update(test_cfg)
     detector = MODELS.build(cfg).eval()
     if family == "Deformable DETR":
-        nn.init.normal_(detector.level_embed)  # whatever was in memory, otherwise
+        nn.init.normal_(detector.level_embed)  # uninitialised memory otherwise
     images = torch.randn(2, 3, *size(family))
     calibrate(detector, images)
     if family == "CornerNet":
@@ -144,7 +144,7 @@ def build(family: str, dcn: bool = False, **test_cfg) -> nn.Module:
 
 @torch.no_grad()
 def balance(detector: nn.Module, images: torch.Tensor) -> None:
-    """Makes CornerNet's classes equally likely at both corners: else no two corners have the same."""
+    """Make CornerNet's classes equally likely at both corners, so that some corners agree on a class."""
     head = detector.bbox_head
     outputs = head(detector.extract_feat(images))
     for layers, levels in zip((head.tl_heat, head.br_heat, head.tl_emb, head.br_emb), outputs, strict=False):
@@ -153,7 +153,7 @@ def balance(detector: nn.Module, images: torch.Tensor) -> None:
 
 @torch.no_grad()
 def calibrate(model: nn.Module, images: torch.Tensor) -> None:
-    """Scales each layer to outputs of unit variance: untrained weights of the usual kind find nothing."""
+    """Scale each layer's output to unit variance: a detector with default initial weights detects nothing."""
     seen = set()
 
     def scale(module, args, output):
@@ -171,7 +171,7 @@ def calibrate(model: nn.Module, images: torch.Tensor) -> None:
     for name, module in model.named_modules():
         if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Linear, nn.ConvTranspose2d)):
             if name.endswith("conv_offset"):
-                nn.init.normal_(module.weight, std=0.05)  # begins at zero, which would hide what it does
+                nn.init.normal_(module.weight, std=0.05)  # the initial zeros would not move any sample
             else:
                 nn.init.kaiming_normal_(module.weight)
             handles.append(module.register_forward_hook(scale))

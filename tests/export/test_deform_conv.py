@@ -1,4 +1,4 @@
-"""Deformable convolution in ONNX, run by onnxruntime, against the oracle in float64."""
+"""Deformable convolution in ONNX, run by onnxruntime, compared with the oracle in float64."""
 
 import pytest
 import torch
@@ -15,14 +15,14 @@ onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
 
 TARGETS = ("native", "gathernd", "gatherelements", "gridsample")
-TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-2}  # of the largest value
+TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-2}  # relative to the largest value
 DYNAMIC = torch.export.Dim.DYNAMIC
 FEW = ("asymmetric", "asymmetric v1 without bias", "mask alone", "all groups differ")  # one per form
-SAMPLES = [s for s in cases.samples() if s.tensors[0].shape[0] > 0]  # no runtime takes an empty batch
+SAMPLES = [s for s in cases.samples() if s.tensors[0].shape[0] > 0]  # no runtime accepts an empty batch
 
 
 class Call(nn.Module):
-    """A call of the operator as a model: weight and bias are its parameters."""
+    """A call of the operator as a model, with weight and bias as parameters."""
 
     def __init__(self, sample):
         super().__init__()
@@ -95,12 +95,12 @@ def path(tmp_path):
 )
 def test_torchscript_exporter(sample, target, path):
     compare(sample.to(torch.float32), target, path)
-    deformed = any(tensor is not None for tensor in sample.tensors[2:4])  # else it is a plain convolution
+    deformed = any(tensor is not None for tensor in sample.tensors[2:4])  # otherwise a plain convolution
     assert ("DeformConv" in nodes(path)) == (target == "native" and deformed)
 
 
 def daily(*targets):
-    """The others are in ``make test-all``: the exporter takes seconds."""
+    """Mark the other targets as slow (``make test-all``): the exporter takes seconds."""
     return [t if t in targets else pytest.param(t, marks=pytest.mark.slow) for t in TARGETS]
 
 
@@ -163,7 +163,7 @@ def test_every_opset(target, opset, path):
 
 
 @pytest.mark.parametrize("dtype", ["double", "half", "half with float points"])
-@pytest.mark.parametrize("target", TARGETS[:3])  # onnxruntime has GridSample in float32 only
+@pytest.mark.parametrize("target", TARGETS[:3])  # onnxruntime's GridSample supports only float32
 def test_other_types(target, dtype, path):
     sample = cases.make("double", size=(40, 70), spread=1.0, padding=1)
     if dtype != "double":
@@ -192,7 +192,7 @@ def test_one_and_three_axes(rank, target, path):
 
 @pytest.mark.parametrize("target", TARGETS[1:])
 def test_offsets_that_are_no_numbers(target, path):
-    """NaN and infinity sample nothing, as in the operator: no read outside the map, no NaN."""
+    """As in the operator, NaN and infinite offsets sample zeros, without a read outside the map."""
     sample = cases.make("nan", padding=1).to(torch.float32)
     for index, value in enumerate((float("nan"), float("inf"), -float("inf"), 3e38, -1e20)):
         sample.tensors[2][:, :, index, 3] = value
@@ -204,7 +204,7 @@ def test_offsets_that_are_no_numbers(target, path):
 @pytest.mark.parametrize("use_gathernd", [True, False])
 @pytest.mark.parametrize("use_mask", [True, False])
 def test_torchvisions_operator(use_gathernd, use_mask, path, torchvision_op):
-    """``register_deform_conv2d_onnx_op`` for a model of torchvision's, as the published package."""
+    """``register_deform_conv2d_onnx_op`` for torchvision's operator, as in the published package."""
     register_deform_conv2d_onnx_op(use_gathernd=use_gathernd, enable_openvino_patch=True)
     sample = cases.make("torchvision", channels=4, offset_groups=2, mask_groups=2, padding=1, stride=(2, 1))
     input, weight, offset, mask, bias = sample.to(torch.float32).tensors
@@ -226,7 +226,7 @@ def test_torchvisions_operator(use_gathernd, use_mask, path, torchvision_op):
 
 @pytest.fixture
 def torchs_export(monkeypatch):
-    """``torch.onnx.export`` as torch has it, again after the test."""
+    """torch's unpatched ``torch.onnx.export``; undoes patches after the test."""
     monkeypatch.setattr(
         torch.onnx, "export", getattr(torch.onnx.export, "_without_dcnzoo", torch.onnx.export)
     )
@@ -236,7 +236,7 @@ def torchs_export(monkeypatch):
 @pytest.mark.parametrize("opset", [18, 19])
 def test_registered_for_torchs_default_exporter(opset, path, torchs_export):
     register_deform_conv2d_onnx_op()
-    register_deform_conv2d_onnx_op(use_gathernd=False)  # the last call holds
+    register_deform_conv2d_onnx_op(use_gathernd=False)  # the last call takes effect
     layer = PackedDeformConv2d(4, 6, (3, 2), padding=1, modulated=True).eval()
     nn.init.normal_(layer.conv_offset.weight, std=0.3)
     x = torch.randn(2, 4, 7, 9)
@@ -246,7 +246,7 @@ def test_registered_for_torchs_default_exporter(opset, path, torchs_export):
 
 
 def test_torchvisions_operator_in_torchs_default_exporter(path, torchvision_op, torchs_export):
-    """torch's own translation is ``DeformConv``, whatever the opset is: before 19 no runtime knows it."""
+    """torch itself exports ``DeformConv`` for every opset; runtimes support it only from 19 on."""
     register_deform_conv2d_onnx_op()
     sample = cases.make("torchvision, dynamo", channels=4, padding=1, stride=(2, 1))
     input, weight, offset, _, bias = sample.to(torch.float32).tensors
@@ -264,7 +264,7 @@ def test_torchvisions_operator_in_torchs_default_exporter(path, torchvision_op, 
 
 @pytest.fixture(scope="module")
 def torchvision_op():
-    """torchvision's operator, or where torchvision is not, one of its name and signature."""
+    """torchvision's operator or, without torchvision, one with the same name and signature."""
     try:
         import torchvision  # noqa: F401
     except ImportError:

@@ -1,4 +1,4 @@
-"""Whole detectors in ONNX, against MMDetection's own predictions."""
+"""Whole detectors in ONNX, compared with MMDetection's predictions."""
 
 import itertools
 
@@ -26,7 +26,7 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 DYNAMIC = torch.export.Dim.DYNAMIC
-# (family, dcn, dynamic): exporting takes up to a minute each, so the others are in `make test-all`
+# (family, dcn, dynamic). An export takes up to a minute, so the others run in `make test-all`.
 DAILY = (("FCOS", True, False),)
 PLAIN = WITHOUT_RESNET
 VARIANTS = [(family, dcn) for family in FAMILIES for dcn in (True, False) if not (dcn and family in PLAIN)]
@@ -79,7 +79,7 @@ def test_onnxruntime(family, dcn, dynamic, tmp_path):
     session = Session(path)
     sizes = [(1, height, width)]
     if dynamic:
-        more = 32 if family.startswith("YOLO") else 37  # its neck takes multiples of the stride only
+        more = 32 if family.startswith("YOLO") else 37  # its neck accepts only multiples of the stride
         sizes += [(2, height, width), (1, height + more, width - 32), (3, width, height)]
     total = None
     for batch, *shape in sizes:
@@ -98,7 +98,7 @@ def test_onnxruntime(family, dcn, dynamic, tmp_path):
 
 
 def test_equal_scores_are_ranked_by_their_index():
-    """As ONNX's TopK does; torch's own sort leaves the order open, and has another one for many values."""
+    """As in ONNX's TopK. torch's sort does not define the order, and changes it for many values."""
     scores = torch.from_numpy(np.random.default_rng(0).integers(0, 3, (2, 20000)) / 2).float()
 
     class Ranking:
@@ -148,13 +148,13 @@ def test_mask_rcnn_with_dcnv3_and_dcnv4(kind, tmp_path):
     for shape in ((1, 3, 128, 160), (2, 3, 160, 96)):
         images = torch.randn(shape)
         outputs, expected = session(images.numpy()), predict(detector, images)
-        with_masks = compare(outputs, expected)  # a pixel counts: many boxes of random weights are slivers
+        with_masks = compare(outputs, expected)  # one pixel matters: random weights give many thin boxes
         boxes = compare({name: outputs[name] for name in ("dets", "labels")}, expected)
         assert boxes.found >= 100 and boxes.holds and with_masks.matched >= 0.9 * with_masks.found
 
 
 def test_settings_of_the_suppression():
-    """``deploy_nms_pre`` and ``max_output_boxes_per_class``, which MMDetection itself does not know."""
+    """``deploy_nms_pre`` and ``max_output_boxes_per_class``, which MMDetection itself does not have."""
     images = torch.randn(1, 3, *size("RetinaNet"))
     plain = named(deployable(build("RetinaNet")), images)
     limited = named(deployable(build("RetinaNet", max_output_boxes_per_class=3)), images)
@@ -236,14 +236,14 @@ def test_soft_suppression(settings, tmp_path):
     ],
 )
 def test_cummax(axis, shape, dynamic, tmp_path):
-    """The running maximum of corner pooling, whatever the length, and where it was found."""
+    """The running maximum of corner pooling and its indices, for any length."""
 
     class Model(nn.Module):
         def forward(self, x):
             return torch.cummax(x, axis)
 
     path = tmp_path / "cummax.onnx"
-    x = torch.randint(-9, 9, shape).float()  # with equal ones
+    x = torch.randint(-9, 9, shape).float()  # with equal values
     shapes = ({i: DYNAMIC for i, size in enumerate(shape) if size > 1},)
     export_onnx(Model(), (x,), path, dynamic_shapes=shapes if dynamic else None)
     inputs = [x]
@@ -270,7 +270,7 @@ def test_roi_align_in_the_graph(tmp_path):
 
 
 def test_results_without_the_border_of_corner_nets_pipeline():
-    """It pads on all sides; what lies in the padding is no result, and boxes begin at zero."""
+    """The pipeline pads on all sides: boxes in the padding are dropped, others shifted and clipped."""
     dets = [[20, 30, 40, 50, 0.9], [5, 12, 30, 40, 0.8], [0, 0, 9, 60, 0.7], [90, 80, 140, 120, 0.6]]
     outputs = dict(dets=np.array([*dets, [0] * 5], np.float32), labels=np.array([3, 1, 0, 2, -1]))
     found = without_border(outputs, np.array([15, 112, 10, 117]))
@@ -355,7 +355,7 @@ def path(tmp_path_factory):
 
 
 def test_session(path, tmp_path):
-    """With smaller and more images, and with what it cannot run."""
+    """With smaller images, more images, and unsupported inputs."""
     for shape in ((2, 3, 8, 10), (5, 3, 8, 10), (1, 3, 6, 7)):
         images = np.random.default_rng(0).random(shape, dtype=np.float32)
         outputs = Session(path)(images)

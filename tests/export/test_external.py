@@ -1,4 +1,4 @@
-"""Files beside an ONNX file: those in its folder are read, others never, whichever runtime would."""
+"""External data of ONNX files: only files in the same folder are read, whatever the runtime allows."""
 
 import numpy as np
 import pytest
@@ -77,7 +77,7 @@ def sparse(location):
 
 
 def wherever(location):
-    """A model for each place in onnx.proto where a tensor may be."""
+    """A model for each place in onnx.proto that can hold a tensor."""
     branches = {"then_branch": branch(location), "else_branch": branch("inside.bin")}
     opsets = [helper.make_opsetid("", 19)]
     function = helper.make_function("own", "f", [], ["w"], [constant(location)], opsets)
@@ -123,11 +123,11 @@ def test_unusual_encodings(folder, entry):
 
 @pytest.mark.parametrize("level", range(4))
 def test_tags_beyond_32_bits(folder, level):
-    """protobuf drops the upper bits of a tag: a field that is hidden from a reader that keeps them."""
+    """protobuf drops the upper bits of a tag, which could hide a field from a reader that keeps them."""
     content = KEY + VALUE
     for place, number in enumerate((13, 5, 7)):
         content = field(number, content)
-        if place == level:  # the same number plus 2^32, in five bytes
+        if place == level:  # the field number plus 2^32, in five bytes
             content = bytes([content[0] | 0x80, 0x80, 0x80, 0x80, 0x10]) + content[1:]
     if level == 3:
         content = b"\x3a" + b"\xff" * 9 + b"\x01" + content[2:]  # a length beyond the file

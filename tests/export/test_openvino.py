@@ -1,4 +1,4 @@
-"""OpenVINO on exported graphs: the operator's cases, and whole detectors with DCNv2."""
+"""OpenVINO runs exported graphs: the operator's cases and whole detectors with DCNv2."""
 
 import subprocess
 import sys
@@ -46,7 +46,7 @@ def test_operator(target, sample, tmp_path):
     assert_close(actual, cases.reference(single.to(torch.float64)))
 
 
-GEOMETRIES = [  # (stride, dilation, pads at the beginning and the end, groups, offset groups)
+GEOMETRIES = [  # (stride, dilation, pads at both ends, groups, offset groups)
     ((1, 1), (1, 1), (0, 0, 0, 0), 1, 1),
     ((2, 1), (1, 2), (1, 0, 2, 1), 2, 1),
     ((1, 3), (2, 1), (2, 3, 0, 1), 1, 4),
@@ -54,7 +54,7 @@ GEOMETRIES = [  # (stride, dilation, pads at the beginning and the end, groups, 
 
 
 def node(weight, bias, geometry, names, path):
-    """``DeformConv`` as another exporter may write it: without what is the default."""
+    """Write ``DeformConv`` as another exporter might: without default attributes."""
     stride, dilation, pads, groups, offset_groups = geometry
     tensors = {"w": weight} | ({} if bias is None else {"b": bias})
     attributes = {
@@ -75,7 +75,7 @@ def node(weight, bias, geometry, names, path):
 
 
 def samples(seed, geometry, with_bias, with_mask):
-    """Random arguments, and the result of the reference on the padded map."""
+    """Random arguments and the result of the reference on the padded map."""
     generator = torch.Generator().manual_seed(seed)
     stride, dilation, (top, left, bottom, right), groups, offset_groups = geometry
     kernel, (height, width) = (3, 2), torch.randint(8, 14, (2,), generator=generator).tolist()
@@ -130,7 +130,7 @@ numpy.save({str(tmp_path / "out.npy")!r}, model(feed)[0])
 
 @pytest.mark.parametrize("use_gathernd", [True, False])
 def test_with_and_without_the_patch(use_gathernd, tmp_path):
-    """``enable_openvino_patch``, which the published package needs, changes nothing here."""
+    """``enable_openvino_patch``, which the published package needs for OpenVINO, has no effect here."""
     sample = cases.make("patch", offset_groups=2, padding=1).to(torch.float32)
     graphs = []
     for patch in (False, True):

@@ -1,4 +1,4 @@
-"""From a picture to a model's input and back, against MMDetection's pipeline and OpenCV."""
+"""From a picture to a model's input and back, compared with MMDetection's pipeline and OpenCV."""
 
 import json
 import sys
@@ -100,7 +100,7 @@ def test_metadata_holds_all(picture):
     again = Preprocessing.from_metadata(ours.to_metadata())
     assert again == ours and again.classes == CLASSES
     ((key, text),) = ours.to_metadata().items()
-    for name in ("square", "divisor", "least", "value"):  # which earlier versions do not have
+    for name in ("square", "divisor", "least", "value"):  # not written by earlier versions
         kept = {field: value for field, value in json.loads(text).items() if field != name}
         assert Preprocessing.from_metadata({key: json.dumps(kept)}) == ours
     np.testing.assert_array_equal(again(picture)[0], ours(picture)[0])
@@ -130,7 +130,7 @@ def test_what_cannot_be_described(step, word):
     [((None, None), (75, 133)), ((60, 200), (60, 106)), ((200, 50), (28, 50)), ((75, 133), (75, 133))],
 )
 def test_a_fixed_size_is_fitted_into(limit, size, picture):
-    """As large as the pipeline makes it, or as the graph allows; the graph's own padding does the rest."""
+    """At most the pipeline's size and the graph's size; padding fills the rest."""
     _, _, ours = described(*CASES["coco"])
     inputs, found = ours(picture, limit)
     assert found == size
@@ -163,7 +163,7 @@ def test_resized_as_opencv(size, picture):
 
 
 def test_masks_are_resized_as_a_whole_would_be():
-    """Only around each box, which must make no difference."""
+    """Masks are resized only around each box, with the same result."""
     rng = np.random.default_rng(1)
     size, picture_size = (40, 56), (97, 171)
     boxes = np.array([[3.2, 4.1, 30.7, 22.9], [0, 0, 56, 40], [50, 30, 60, 45], [7, 7, 7, 7]], np.float32)
@@ -183,7 +183,7 @@ def test_masks_are_resized_as_a_whole_would_be():
     assert found.masks[1].any() and not found.masks[3].any()
     np.testing.assert_allclose(found.boxes[0], boxes[0] * np.array([171 / 56, 97 / 40] * 2), rtol=1e-6)
     np.testing.assert_allclose(found.boxes[2, 2:], picture_size[::-1])
-    # YOLOv3's boxes may reach out, and MMDetection leaves them: cut off, they cost 0.1 AP
+    # MMDetection does not clip YOLOv3's boxes to the image; clipping costs 0.1 AP
     reaching = on_picture(outputs, size, picture_size, {"dcnzoo.clips": "False"}).boxes[2]
     np.testing.assert_allclose(reaching, boxes[2] * np.array([171 / 56, 97 / 40] * 2), rtol=1e-6)
 

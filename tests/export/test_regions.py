@@ -1,4 +1,4 @@
-"""Suppression and pooling of regions in ONNX, run by onnxruntime, against plain loops in float64."""
+"""NMS and RoI pooling in ONNX, run by onnxruntime, compared with plain loops in float64."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ class Call(nn.Module):
 
 
 class Several(nn.Module):
-    """Calls of one operator on the same tensors: the exporters take as long for one."""
+    """Several calls of an operator on the same tensors: exporting them takes no longer than one call."""
 
     def __init__(self, name, all_arguments):
         super().__init__()
@@ -38,7 +38,7 @@ class Several(nn.Module):
 
 
 def export(exporter, model, args, path, opset=19, dynamic=None):
-    """``dynamic``: which axes of each argument are open."""
+    """``dynamic``: the dynamic axes of each argument."""
     if exporter == "dynamo":
         shapes = dynamic and tuple(dict.fromkeys(axes, DYNAMIC) for axes in dynamic)
         export_onnx(model, args, path, opset_version=opset, dynamic_shapes=shapes and (shapes,))
@@ -59,7 +59,7 @@ def test_nms(exporter, tmp_path):
     export(exporter, Several("nms", arguments), (boxes, scores), path, dynamic=[(0,), (0,)])
     for count in (1, 20, 130):
         boxes, scores = random_boxes(count, seed=count)
-        scores[-1] = scores[0]  # equal ones keep their order
+        scores[-1] = scores[0]  # equal scores keep their order
         for kept, (threshold, offset) in zip(run(path, boxes, scores), arguments, strict=True):
             assert kept.tolist() == oracles.nms(boxes, scores, threshold, offset)
 
@@ -90,11 +90,11 @@ def test_pooling(exporter, name, opset, tmp_path):
 
 
 def test_bins_of_whole_pixels_have_as_many_samples_as_pixels(tmp_path):
-    """Where rounding would add a sample to a bin, or take one away."""
+    """Rounding could add a sample to such a bin, or remove one."""
     torch.manual_seed(0)
     maps = torch.randn(1, 2, 40, 50)
     start = torch.rand(60, 2) * 20
-    pixels = torch.arange(1, 61)[:, None] % 6 + 1  # of each bin
+    pixels = torch.arange(1, 61)[:, None] % 6 + 1  # per bin
     extent = torch.tensor([3.0, 2.0]) * pixels
     rois = torch.cat([torch.zeros(60, 1), start, start + extent.flip(1)], 1)
     offset, path = torch.randn(60, 2, 3, 2), str(tmp_path / "model.onnx")
@@ -110,7 +110,7 @@ def test_regions_that_are_nowhere_give_zeros(ratio, tmp_path):
     rois[1, 2] = float("inf")
     offset[2, 0, 1, 1] = float("nan")
     offset[3, 1, 2, 0] = -float("inf")
-    rois[4, 3:] = rois[4, 1:3]  # no size: as many samples as pixels are none
+    rois[4, 3:] = rois[4, 1:3]  # zero size: with ratio 0, zero pixels give zero samples
     path = str(tmp_path / "model.onnx")
     export("torchscript", Call("deform_roi_pool", (3, 2), 0.5, ratio), (maps, rois, offset), path)
     expected = dcnzoo.ops.deform_roi_pool(maps, rois, offset, (3, 2), 0.5, ratio)

@@ -1,4 +1,4 @@
-"""Detector: a file and a picture, and nothing of torch or OpenMMLab."""
+"""Detector: needs an ONNX file and a picture, but neither torch nor OpenMMLab."""
 
 import re
 import sys
@@ -21,12 +21,12 @@ pytest.importorskip("onnxruntime")
 
 DYNAMIC = torch.export.Dim.DYNAMIC
 CLASSES = ("cat", "dog", "eel")
-FRACTIONS = [[0.1, 0.2, 0.5, 0.9], [0.0, 0.0, 1.0, 0.5], [0.3, 0.3, 0.4, 0.4]]  # of the image
+FRACTIONS = [[0.1, 0.2, 0.5, 0.9], [0.0, 0.0, 1.0, 0.5], [0.3, 0.3, 0.4, 0.4]]  # relative to the image
 PREPROCESSING = Preprocessing(CLASSES, True, (10.0, 20, 30), (100.0, 200, 300), (96, 64), True, 32)
 
 
 class Model(nn.Module):
-    """Boxes at fixed places of the image without padding, whose scores are the means of the channels."""
+    """Boxes at fixed positions in the image without padding. Scores are the means of the channels."""
 
     def forward(self, images, img_shape):
         batch, _, height, width = images.shape
@@ -70,7 +70,7 @@ def test_from_a_picture_to_boxes(name, backend, folder):
     for image in (picture, picture.transpose(1, 0, 2).copy()):
         found = detector(image)
         height, width = image.shape[:2]
-        # what the pipeline makes of it, by hand: as large as fits into 96 × 64 (into 80 × 64, if static)
+        # the pipeline's result by hand: scaled to fit into 96 × 64 (static: 80 × 64)
         most = (64, 80) if name == "static" else (np.inf, np.inf)
         factor = min(96 / max(height, width), 64 / min(height, width), most[0] / height, most[1] / width)
         small = np.rint(resized(image.astype(np.float32), [int(n * factor + 0.5) for n in (height, width)]))
@@ -82,7 +82,7 @@ def test_from_a_picture_to_boxes(name, backend, folder):
         expected = np.array(FRACTIONS[:2]) * [width, height, width, height]
         np.testing.assert_allclose(found.boxes, expected, rtol=1e-5, atol=1e-4)
         assert found.masks.shape == (2, height, width)
-        # past half of the width, inside the second box, which spans all of it
+        # the mask is set in the right half of the second box, which spans the width
         columns = found.masks[1, : height // 2].mean(0)
         assert (columns[: width // 2 - 2] == 0).all() and (columns[width // 2 + 3 :] == 1).all()
     threshold = float(found.scores.mean())
@@ -92,7 +92,7 @@ def test_from_a_picture_to_boxes(name, backend, folder):
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("name", ["dynamic", "static"])
 def test_a_list_of_pictures(name, backend, folder):
-    """Of different sizes, in batches that do not divide their number: each as alone."""
+    """Different sizes, and a batch size that does not divide their number: the results match single calls."""
     pytest.importorskip(backend)
     picture = cv2.imread(str(folder / "picture.png"))
     pictures = [picture, picture.transpose(1, 0, 2).copy(), str(folder / "picture.png"), picture[:50]] * 2
@@ -124,7 +124,7 @@ detector = Detector({str(folder / "dynamic.onnx")!r})
 found = detector({str(folder / "picture.png")!r})
 print(found.boxes.tolist(), found.scores.tolist(), [detector.classes[i] for i in found.labels])
 """
-    # onnxruntime imports packaging
+    # packaging is a dependency of onnxruntime
     output = run(only("numpy", "PIL", "onnxruntime", "packaging") + code)
     found = Detector(str(folder / "dynamic.onnx"))(cv2.imread(str(folder / "picture.png")))
     expected = f"{found.boxes.tolist()} {found.scores.tolist()} ['eel', 'cat']"
@@ -162,7 +162,7 @@ def test_backends_that_are_not_there(folder, monkeypatch):
 
 
 def test_the_test_loop_knows_what_the_pipeline_has_padded(monkeypatch):
-    """A picture of 100 × 50, resized to 80 × 40 and padded to 80 × 80: boxes are scaled by 80 / 100 alone."""
+    """100 × 50 pixels, resized to 80 × 40 and padded to 80 × 80: boxes are scaled by 80 / 100 only."""
     from mmdet.structures import DetDataSample
 
     from dcnzoo.openmmlab.export import deployed

@@ -1,4 +1,4 @@
-"""DCNv3, DCNv4 and multi-scale attention in ONNX, run by onnxruntime, against the oracle in float64."""
+"""DCNv3, DCNv4 and multi-scale attention in ONNX on onnxruntime, compared with the oracle in float64."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from .test_deform_conv import DYNAMIC, assert_close, by_torchscript, run
 onnx = pytest.importorskip("onnx")
 
 OPERATORS = {cases.NAME: cases for cases in (dcnv3, dcnv4, ms_deform_attn)}
-SAMPLES = [  # no runtime takes an empty tensor
+SAMPLES = [  # no runtime accepts an empty tensor
     (name, sample)
     for name, cases in OPERATORS.items()
     for sample in cases.samples()
@@ -24,7 +24,7 @@ CHOSEN = ("asymmetric", "without center", "far outside", "two levels", "gaps bet
 
 
 class Call(nn.Module):
-    """A call of an operator; sizes of levels are constants of the graph."""
+    """A call of an operator. The sizes of levels are constants of the graph."""
 
     def __init__(self, name, sample):
         super().__init__()
@@ -79,7 +79,7 @@ def test_double_and_points_that_are_no_numbers(name, tmp_path):
     path = str(tmp_path / "model.onnx")
     by_torchscript(Call(name, sample), sample.tensors, path, 19)
     expected = OPERATORS[name].call(sample)
-    if name != "dcnv4":  # whose offsets and factors are one tensor
+    if name != "dcnv4":  # offsets and mask are one tensor, so that the mask is not finite either
         assert expected.isfinite().all()
         assert_close(run(path, *sample.tensors)[0], expected, torch.float64)
 
@@ -104,7 +104,7 @@ def test_layer_at_other_batches_and_sizes(exporter, tmp_path):
 
 @pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
 def test_attention_over_levels_of_other_sizes(exporter, tmp_path):
-    """Batch, queries, pixels and sizes of levels are open; FlashDeformAttn's softmax is in the graph."""
+    """Batch, queries, pixels and level sizes are dynamic; the graph includes FlashDeformAttn's softmax."""
 
     class Model(nn.Module):
         def forward(self, value, shapes, starts, fields):

@@ -1,4 +1,4 @@
-"""dcnzoo export, and dcnzoo test of what it writes."""
+"""dcnzoo export, and dcnzoo test on the exported file."""
 
 import json
 import pickle
@@ -30,7 +30,7 @@ CONFIG = ROOT / "configs/demo/mask-rcnn_r14-mdconv_fpn_8e_shapes.py"
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
-    """A folder with the demo's config on a data set of 5 images, and a checkpoint that finds something."""
+    """A folder with the demo's config for a data set of 5 images, and a checkpoint that detects objects."""
     from mmdet.registry import MODELS
 
     work = tmp_path_factory.mktemp("deployment")
@@ -49,7 +49,7 @@ def work(tmp_path_factory):
 
 
 def test_export_names_the_packages_it_needs(monkeypatch):
-    """As `make setup` leaves it: onnx and what goes with it are installed for exports alone."""
+    """After `make setup`, onnx is not installed: only exports need it."""
     monkeypatch.setattr(export, "find_spec", lambda name: None if name.startswith("onnx") else True)
     message = error_of("export", "config.py", "weights.pth", "--simplify")
     assert "expected onnx and onnxscript and onnxslim to be installed" in message
@@ -70,8 +70,8 @@ def exported(work):
         (None, (200, 100), None, (64, 128)),  # the test pipeline's scale
         (None, (100, 200), None, (128, 64)),
         (None, (200, 100), dict(type="Pad", pad_to_square=True, pad_val=dict(img=114)), (128, 128)),
-        (None, None, None, (128, 128)),  # of the drawn image
-        ((90, 200), (200, 100), None, (96, 224)),  # asked for, padded to a multiple of 32
+        (None, None, None, (128, 128)),  # the size of the drawn image
+        ((90, 200), (200, 100), None, (96, 224)),  # the requested shape, padded to a multiple of 32
     ],
 )
 def test_input_size(work, tmp_path, shape, size, pad, expected):
@@ -87,7 +87,7 @@ def test_input_size(work, tmp_path, shape, size, pad, expected):
     assert inputs.input_shape(found, picture, shape) == expected
     resized, images, area = inputs.model_input(detector, found, picture, expected)
     assert images.shape == (1, 3, *expected)
-    if size is not None:  # not stretched
+    if size is not None:  # the aspect ratio is kept
         assert resized.shape[1] / resized.shape[0] == pytest.approx(size[0] / size[1], rel=0.02)
     assert area == (expected if pad else resized.shape[:2])
     if not pad:
@@ -107,7 +107,7 @@ def test_export_verifies_and_draws(exported):
 
 @pytest.fixture(scope="module")
 def evaluated(exported, work):
-    """What the evaluation of the exported file finds in each image."""
+    """The detections in each image from the evaluation of the exported file."""
     path, _ = exported
     run(
         "test", work / "config.py", path, "--work-dir", work / "logs", "--out", work / "onnx.pkl", "--eval",
@@ -129,7 +129,7 @@ def test_evaluation_finds_what_pytorch_finds(evaluated, work):
 
 
 def test_the_file_alone_is_enough(exported, evaluated):
-    """``Detector`` on the pictures, against MMDetection's loop with its pipeline."""
+    """``Detector`` on the pictures, compared with MMDetection's test loop and pipeline."""
     path, _ = exported
     detector = Detector(path)
     assert detector.classes == CLASSES
@@ -153,7 +153,7 @@ def test_tensorrt_is_skipped_visibly(exported, work):
 
 @pytest.mark.slow
 def test_open_sizes_are_verified(work, tmp_path):
-    """In batches of two, of another size and the other orientation."""
+    """Batches of two, another size and the other orientation."""
     files = [work / "config.py", work / "weights.pth", "--out", tmp_path / "model.onnx"]
     output = run("export", *files, "--dynamic-export", "--verify")
     found = re.search(r"(\d+) of (\d+) detections agree between PyTorch and onnxruntime", output)
@@ -215,7 +215,7 @@ def test_a_checkpoint_that_is_none(work, tmp_path):
 
 
 def graph_of(path, height, width):
-    """A file that takes images of one size and finds nothing in them."""
+    """Write a model that takes images of one size and detects nothing."""
     helper, kinds = onnx.helper, onnx.TensorProto
     values = [("input", kinds.FLOAT, [1, 3, height, width]), ("dets", kinds.FLOAT, [1, 4, 5])]
     values += [("labels", kinds.INT64, [1, 4])]
@@ -246,7 +246,7 @@ def test_mistakes_in_evaluation_end_in_one_line(work, tmp_path, content, argumen
 
 
 def test_no_file_before_it_is_simplified(work, tmp_path, monkeypatch):
-    """What is there stays until all that was asked for is done."""
+    """An existing file stays unchanged until all requested steps succeed."""
     import onnxslim
 
     import dcnzoo.openmmlab.export.detectors
@@ -268,7 +268,7 @@ def test_no_file_before_it_is_simplified(work, tmp_path, monkeypatch):
 
 
 def test_a_difference_fails(work, exported):
-    """``--verify`` with a graph that is not the model's."""
+    """``--verify`` with a graph that differs from the model."""
     path, _ = exported
     cfg, detector = inputs.load_detector(work / "config.py", work / "weights.pth")
     found = inputs.find_preprocessing(cfg, detector)

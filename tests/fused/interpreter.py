@@ -1,4 +1,4 @@
-"""Runs in a process of its own, where Triton interprets kernels: that is decided when it is imported."""
+"""Run Triton's interpreter in a separate process, because Triton selects it when it is imported."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ ENVIRONMENT = {"TRITON_INTERPRET": "1", "DCNZOO_BACKEND": "fused", "OMP_NUM_THRE
 
 
 class Interpreter:
-    """Calls functions of this module in the other process."""
+    """Call functions of this module in the other process."""
 
     def __init__(self):
         self.pool = ProcessPoolExecutor(1, get_context("spawn"))
 
     def __call__(self, function, *arguments):
-        with mock.patch.dict(os.environ, ENVIRONMENT):  # the process begins with the first call
+        with mock.patch.dict(os.environ, ENVIRONMENT):  # the first call starts the process
             return self.pool.submit(function, *arguments).result()
 
 
 def run_kernels(
     sample: Sample, grad: Tensor, long_indices: bool = False, forward_only: bool = False
 ) -> dict[str, Tensor]:
-    """Output and gradients by the kernels themselves, also where they would not be chosen."""
+    """Output and gradients of the fused kernels, even where another backend would be chosen."""
     from dcnzoo.ops import fused
 
     input, weight, offset, mask, bias = sample.tensors
@@ -55,7 +55,7 @@ def run_kernels(
 
 
 def planes_read(sample: Sample, field: str, stride: int) -> list[int]:
-    """Which planes of offset or mask the forward reads if they lie ``stride`` elements apart."""
+    """The planes of offset or mask that the forward reads if they are ``stride`` elements apart."""
     import numpy
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
@@ -85,7 +85,7 @@ def planes_read(sample: Sample, field: str, stride: int) -> list[int]:
 
 
 def call_operator(sample: Sample, grad: Tensor, ordered: bool = False) -> tuple[list[str], dict[str, Tensor]]:
-    """The public function: which kernels it ran, and its output and gradients."""
+    """Call the public function. Returns the kernels that ran, the output and the gradients."""
     from dcnzoo.ops import _deterministic, fused
 
     ran = []
@@ -109,7 +109,7 @@ def call_operator(sample: Sample, grad: Tensor, ordered: bool = False) -> tuple[
 
 
 def chosen_by_auto(sample: Sample, grad: Tensor, listed: list[str]) -> list[str]:
-    """What runs if the table lists these types as faster."""
+    """The kernels that run if the table lists these types as faster."""
     from dcnzoo.ops import _backend
     from dcnzoo.ops.fused import configs
 
@@ -124,7 +124,7 @@ def opcheck(sample: Sample) -> None:
 
 
 def nodes_when_compiled(sample: Sample) -> list[str]:
-    """What torch.compile sees of the operator, in one graph."""
+    """The operators in torch.compile's only graph."""
     from torch._dynamo.testing import EagerAndRecordGraphs
 
     graphs = EagerAndRecordGraphs()

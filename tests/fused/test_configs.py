@@ -1,4 +1,4 @@
-"""The committed table of block sizes, and what is chosen from it."""
+"""The committed table of block sizes, and the choices from it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fused kernels in Triton's interpreter, against the reference in float64."""
+"""The fused kernels in Triton's interpreter, compared with the reference in float64."""
 
 from __future__ import annotations
 
@@ -16,21 +16,20 @@ pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is n
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 
 WIDE = {"channels": 64, "out_channels": 64, "size": (2, 3), "padding": 1}
-# one channel to a group is nothing to multiply: never fused
+# never fused: one channel per group, or torch's own convolution
 NEVER_FUSED = {"neither", "depthwise", "one to one", "one to one, 70 channels", "one to one, 128 channels"}
 SAMPLES = [
     *(sample for sample in deform_conv.samples() if sample.name not in NEVER_FUSED),
     deform_conv.make("whole blocks", **WIDE),
     deform_conv.make("whole blocks, long indices", **WIDE, mask_groups=None),
-    # two slices of channels to an offset group, or to a mask group
+    # several convolution groups per offset group; several mask groups per convolution group
     deform_conv.make("groups of groups", **WIDE, groups=4, offset_groups=2),
     deform_conv.make("more mask than offset groups", **WIDE, groups=2, mask_groups=4, offset_groups=1),
     deform_conv.make("first layer", channels=3, out_channels=20, stride=2, padding=(1, 0)),
     deform_conv.make("more blocks than splits are needed for", size=(30, 31), channels=5, batch=1),
 ]
 SAMPLES = {sample.name: sample for sample in SAMPLES}
-# run in `make test-all` only: what they add is size
-# The interpreter takes seconds for each: `make test` runs these, `make test-all` every sample.
+# The interpreter takes seconds per sample: `make test` runs these, `make test-all` runs all.
 QUICK = ("v1", "v2", "mask alone", "one output pixel", "groups of groups", "empty batch")
 SMALL = deform_conv.make("small", size=(3, 4), padding=1)
 every_sample = pytest.mark.parametrize(
@@ -51,7 +50,7 @@ def gradient_for(expected: torch.Tensor) -> torch.Tensor:
 
 
 def exact(sample: Sample, grad: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
-    """Output and gradients by the reference in float64, of the values that ``sample`` has."""
+    """Output and gradients of the reference for the values of ``sample``, in float64."""
     leaves = sample.to(torch.float64).leaves()
     output = deform_conv.reference(leaves)
     grad = gradient_for(output) if grad is None else grad.double()
@@ -70,7 +69,7 @@ def assert_near(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
 
 @pytest.mark.parametrize(("field", "planes"), [("offset", 18), ("mask", 9)])
 def test_long_indices_from_the_first_factor_on(interpret, field, planes):
-    """A channel times the distance between planes does not fit 32 bits, though each of the two does."""
+    """Channel · plane stride exceeds 32 bits, although both factors fit."""
     size = dict(channels=16, out_channels=16, size=(3, 4), kernel=(3, 3), batch=1)
     sample = deform_conv.make("long", padding=1, **size).to(torch.float32)
     assert interpret(interpreter.planes_read, sample, field, 2**28) == list(range(planes))
@@ -79,7 +78,7 @@ def test_long_indices_from_the_first_factor_on(interpret, field, planes):
 @pytest.mark.parametrize("place", ["input", "weight", "offset", "mask", "grad"])
 @pytest.mark.parametrize("value", [float("inf"), pytest.param(float("nan"), marks=pytest.mark.slow)])
 def test_values_that_are_not_finite(interpret, place, value):
-    """They reach what they reach in the reference, also where channels fill no block."""
+    """Inf and NaN spread to the same results as in the reference, even if channels do not fill a block."""
     size = dict(channels=20, out_channels=24, size=(3, 4), batch=1)
     sample = deform_conv.make(f"{place} {value}", padding=1, spread=3.0, **size).to(torch.float32)
     grad = gradient_for(deform_conv.reference(sample)).float()
@@ -137,7 +136,7 @@ def test_points_that_are_nowhere_contribute_nothing(interpret, value):
 
 
 def test_border(interpret):
-    """At -1 and at the size a sample is zero and has no gradient; in between it fades out."""
+    """At -1 and at ``size``, a sample and its gradient are zero; at the border it fades out."""
     ones = torch.ones(1, 1, 1, 4)
     offset = torch.zeros(1, 2, 1, 4)
     offset[0, 1, 0] = torch.tensor([-1.0, -1.5, 1.5, 1.0])  # x at -1, -0.5, 3.5, 4
@@ -148,7 +147,7 @@ def test_border(interpret):
 
 
 def test_memory_formats(interpret):
-    """Channels last in and out; offset and mask as parts of one map, in either format."""
+    """Channels-last input and output; offset and mask as parts of one map, in either format."""
     sample = SMALL.to(torch.float32)
     expected = exact(sample)
     grad = gradient_for(expected["output"]).float()

@@ -1,4 +1,4 @@
-"""Every fused kernel, compiled for GPUs that are not there: no spills, and it fits."""
+"""Compile every fused kernel for GPUs without having them: no register spills, and it fits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(
     not resources.CUOBJDUMP.exists(), reason=f"no {resources.CUOBJDUMP.name} beside Triton"
 )
 TABLE = json.loads((Path(dcnzoo.__file__).parent / "ops/fused/configs.json").read_text())
-# what multiplies on tensor cores
+# tensor-core instructions
 PRODUCT = {80: "mma.sync", 86: "mma.sync", 89: "mma.sync", 90: "wgmma|mma.sync", 100: "tcgen05.mma|mma.sync"}
 
 
@@ -32,10 +32,10 @@ def check(architecture: int, kernel: str, dtype: torch.dtype, config: Config) ->
     assert found.registers * 32 * config.warps <= resources.REGISTER_FILE
     assert 0 < found.shared <= resources.MOST_SHARED[architecture]
     assert re.search(PRODUCT[architecture], found.ptx)
-    # input is read 16 bytes at a time: channels are neighbours
+    # the input is read 16 bytes at a time, along the channels
     assert re.search(r"cp\.async\.cg|ld\.global[a-z0-9.:_]*\.v4", found.ptx)
     if kernel == "grad_samples":
-        # nothing waits for an addition
+        # atomic additions are relaxed
         assert re.search(r"(red|atom)\.[a-z.]*relaxed\.[a-z.]*add", found.ptx)
 
 

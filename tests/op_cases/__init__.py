@@ -1,7 +1,7 @@
-"""Samples of every operator: for tests/test_ops.py, random calls (test_fuzz.py, soak.py) and more.
+"""Samples of every operator, for tests/test_ops.py, random calls (test_fuzz.py, soak.py) and other tests.
 
-A module is an operator: it offers ``NAME`` and the rest of what :class:`Operator` asks for. A module of
-several offers them as ``OPERATORS``.
+Each module describes an operator: it defines ``NAME`` and the other attributes of :class:`Operator`. A module
+with several operators defines ``OPERATORS``.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Sample:
-    """A call: the tensors, in the order of the function's arguments, and the other arguments.
+    """A call: the tensors in the order of the function's arguments, and its other arguments.
 
-    ``constant``: the places of tensors that have no gradient, such as RoIs.
+    ``constant``: the positions of tensors without a gradient, such as RoIs.
     """
 
     name: str
@@ -38,12 +38,12 @@ class Sample:
         return self.map(lambda t: t.to(dtype))
 
     def leaves(self) -> Sample:
-        """Copies that require gradients, but for the constant ones, in the same memory format."""
+        """Copies that require gradients, except constant tensors, in the same memory format."""
         return self.with_given([t.detach().clone().requires_grad_() for t in self.given])
 
     @property
     def places(self) -> list[int]:
-        """Of the tensors that are given and have a gradient."""
+        """Positions of the given tensors that have a gradient."""
         return [i for i, t in enumerate(self.tensors) if t is not None and i not in self.constant]
 
     @property
@@ -51,33 +51,33 @@ class Sample:
         return [self.tensors[i] for i in self.places]
 
     def with_given(self, tensors: Iterable[Tensor]) -> Sample:
-        """The same call with other tensors in these places."""
+        """The same call with other tensors in these positions."""
         changed = dict(zip(self.places, tensors, strict=True))
         return replace(self, tensors=tuple(changed.get(i, t) for i, t in enumerate(self.tensors)))
 
 
 @dataclass(frozen=True)
 class Operator:
-    """A public function and what to ask of it.
+    """A public function and how to test it.
 
-    An operator without gradients (``differentiable``) needs only what random calls need.
+    An operator without gradients (``differentiable``) needs only the attributes for random calls.
 
     Attributes:
-        name: in dcnzoo.ops.
-        call: the function on a sample.
-        reference: the oracle on a sample, in plain PyTorch.
+        name: name of the function in dcnzoo.ops.
+        call: calls the function on a sample.
+        reference: calls the oracle, in plain PyTorch, on a sample.
         random_sample: takes a generator and one of ``can_be_zero``, or "".
-        can_be_zero: sizes that ``random_sample`` can set to zero; the operator may refuse that.
-        absolute: the sample with each number that is multiplied without its sign, but not coordinates:
-            results are then sums of the absolute values of all terms.
-        samples: in float64, small and asymmetric; the first four show its forms, and are asked more.
+        can_be_zero: sizes that ``random_sample`` can set to zero; the operator may reject them.
+        absolute: the sample with absolute values of all factors, but not of coordinates: each result is then
+            the sum of the absolute values of its terms.
+        samples: in float64, small and asymmetric; the first four are its forms, which more tests use.
         invalid: samples with a regular expression for the error; see :func:`wrong_calls`.
         overload_calls: the registered operators with a sample's arguments, for opcheck.
-        resized_samples: one call in several batch and spatial sizes, for torch.compile.
-        autocasts: whether it computes in autocast's dtype; otherwise autocast changes nothing.
+        resized_samples: one call with several batch and spatial sizes, for torch.compile.
+        autocasts: whether it computes in autocast's dtype; otherwise autocast has no effect.
         differentiable: whether it has gradients.
-        continuous: whether a small change of a coordinate changes the result little.
-        any_reference: an oracle that takes any sample, where ``reference`` takes only ``samples``.
+        continuous: whether a small change of a coordinate changes the result only slightly.
+        any_reference: an oracle for any sample, if ``reference`` accepts only ``samples``.
     """
 
     name: str
@@ -104,7 +104,7 @@ class Operator:
 
 
 def operators(differentiable: bool = True) -> list[Operator]:
-    """The differentiable tensors, or all tensors."""
+    """All operators, or only the differentiable ones."""
     found: list[Operator] = []
     for info in pkgutil.iter_modules(__path__):
         module = importlib.import_module(f"{__name__}.{info.name}")
@@ -116,7 +116,7 @@ def operators(differentiable: bool = True) -> list[Operator]:
 
 
 def absolute_at(*places: int) -> Callable[[Sample], Sample]:
-    """``Operator.absolute`` of an operator that multiplies the tensors at these places."""
+    """``Operator.absolute`` of an operator that multiplies the tensors at these positions."""
 
     def absolute(sample: Sample) -> Sample:
         tensors = enumerate(sample.tensors)
@@ -130,8 +130,8 @@ def absolute_at(*places: int) -> Callable[[Sample], Sample]:
 def wrong_calls(
     operator: str, good: Sample, names: Sequence[str], rows: Iterable[tuple[str, str, dict[str, Any]]]
 ) -> Iterator[tuple[Sample, str]]:
-    """``Operator.invalid``: of each row the argument that the error names, what it says was got, and what is
-    not as in ``good``: tensors by these names, and other arguments."""
+    """``Operator.invalid`` from rows of: the argument that the error names, the value that it reports, and
+    the changes to ``good`` (tensors by these names, and other arguments)."""
     for argument, got, changed in rows:
         tensors = tuple(changed.get(n, t) for n, t in zip(names, good.tensors, strict=True))
         kwargs = {name: value for name, value in changed.items() if name not in names}
@@ -139,7 +139,7 @@ def wrong_calls(
         yield sample, rf"^{operator}: {argument}: expected .*{re.escape(got)}"
 
 
-# For random samples. CHANNELS: around the widths of vectors, panels and slices of the CPU kernels.
+# For random samples. CHANNELS: around the sizes of vectors, panels and channel blocks of the CPU kernels.
 CHANNELS = (1, 2, 3, 4, 5, 7, 8, 12, 15, 16, 17, 31, 32, 33, 64, 65)
 
 
@@ -153,13 +153,13 @@ def per_axis(rng: Random, rank: int, low: int, high: int) -> tuple[int, ...]:
 
 
 def emptied(rng: Random, sizes: tuple[int, ...]) -> tuple[int, ...]:
-    """One of the sizes is zero, or all of them are."""
+    """Set one of the sizes, or all of them, to zero."""
     axis = rng.randint(0, len(sizes))
     return tuple(0 if axis in (a, len(sizes)) else size for a, size in enumerate(sizes))
 
 
 def random_name(rng: Random, nothing: str) -> str:
-    """A name, which seeds the random numbers of the tensors."""
+    """A name. It seeds the tensors' random numbers."""
     return f"zero {nothing}" if nothing else str(rng.randint(0, 2**16))
 
 

@@ -35,7 +35,7 @@ def overload_calls(sample: Sample) -> Iterator[tuple[torch._ops.OpOverload, tupl
 
 
 def resized_samples() -> Iterator[Sample]:
-    # no size of the first equals another of its sizes: torch.compile would take the two for one
+    # the first call's sizes all differ: torch.compile would treat equal sizes as one symbol
     for batch, size in ((5, (7, 10)), (8, (9, 13)), (9, (14, 8))):
         yield make(f"{batch} {size}", batch=batch, size=size)
 
@@ -45,7 +45,7 @@ def pair(value: int | tuple[int, int]) -> list[int]:
 
 
 def geometry(sample: Sample) -> list[Any]:
-    """The operators' arguments behind the tensors."""
+    """The arguments of the registered operators after the tensors."""
     k = sample.kwargs
     lists = [pair(k[name]) for name in ("kernel_size", "stride", "padding", "dilation")]
     return [*lists, k["group"], k["group_channels"], float(k["offset_scale"]), k.get("remove_center", False)]
@@ -67,7 +67,7 @@ def make(
     remove_center: bool = False,
     **kwargs,
 ) -> Sample:
-    """Random tensors of the right shapes; ``spread`` is the displacements' standard deviation in pixels."""
+    """Random tensors of valid shapes; ``spread`` is the standard deviation of displacements in pixels."""
     generator = torch.Generator().manual_seed(sum(map(ord, name)))
     kernel, steps, pads, dilations = map(pair, (kernel_size, stride, padding, dilation))
     out = [
@@ -79,8 +79,8 @@ def make(
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64)
 
-    # Away from grid lines, where the interpolation has a kink and no derivative: the offsets that take an
-    # unscaled tap to its place displaced by `moved`.
+    # Keep points away from grid lines, where the interpolation has no derivative: the offsets move an
+    # unscaled tap to its position plus `moved`.
     moved = normal(batch, *out, group, points, 2) * spread
     moved = moved.floor() + 0.1 + 0.8 * (moved - moved.floor())
     tap = torch.stack(
@@ -154,7 +154,7 @@ def samples() -> Iterator[Sample]:
     yield make("step", batch=5, im2col_step=2)
     yield make("one output pixel", size=(3, 2), padding=0)
     yield make("one column", size=(9, 1), kernel_size=(3, 1), padding=(1, 0))
-    # channels and points around the widths of vectors
+    # channels and points around the vector sizes
     for group_channels in (1, 16, 17, 40, 67):
         yield make(f"{group_channels} channels per group", size=(4, 5), group_channels=group_channels)
     yield make("groups that fill tasks", size=(12, 13), group=16, group_channels=2, kernel_size=3, batch=1)

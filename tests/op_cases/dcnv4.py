@@ -41,7 +41,7 @@ def resized_samples() -> Iterator[Sample]:
 
 
 def packed(sample: Sample) -> Sample:
-    """The same sample with dcnv4's one tensor for offset and mask, the padding not zero."""
+    """The same sample with dcnv4's combined offset and mask, whose padding is not zero."""
     input, offset, mask = sample.tensors
     group = sample.kwargs["group"]
     points = mask.shape[3] // max(group, 1)
@@ -62,7 +62,7 @@ def absolute(sample: Sample) -> Sample:
     points = math.prod(dcnv3.pair(sample.kwargs["kernel_size"])) - sample.kwargs["remove_center"]
     fields = fields.clone()
     for first in range(0, sample.kwargs["group"] * points * 3, points * 3):
-        fields[..., first + points * 2 : first + points * 3].abs_()  # the factors
+        fields[..., first + points * 2 : first + points * 3].abs_()  # the mask
     return replace(sample, tensors=(input.abs(), fields))
 
 

@@ -16,7 +16,7 @@ from dcnzoo.ops import reference as oracle
 
 from . import CHANNELS, Operator, Sample, absolute_at, emptied, per_axis, random_name, wrong_calls
 
-# By rank: axes that cannot be taken for one another.
+# By rank. All axes differ, so that a mix-up shows.
 SIZE = {1: (11,), 2: (7, 10), 3: (4, 6, 5)}
 KERNEL = {1: (3,), 2: (3, 2), 3: (2, 3, 1)}
 ASYMMETRIC = {
@@ -39,7 +39,7 @@ def call(sample: Sample) -> torch.Tensor:
 
 
 def geometry(sample: Sample, **defaults: int) -> list[tuple[int, ...]]:
-    """Per axis, what a sample says of ``defaults``."""
+    """A sample's values, per axis, of the arguments in ``defaults``."""
     values = [sample.kwargs.get(name, default) for name, default in defaults.items()]
     return [(v,) * rank_of(sample) if isinstance(v, int) else tuple(v) for v in values]
 
@@ -80,8 +80,8 @@ def tensors_of(
 
     def points(groups: int) -> torch.Tensor:
         offset = normal(batch, groups * taps * rank, *fields) * spread
-        # Away from grid lines, where the interpolation has a kink and no derivative. A sample's
-        # regular position is an integer, so its fraction is its offset's.
+        # Keep points away from grid lines, where the interpolation has no derivative. Without an offset,
+        # positions are integers, so that the offset determines the fraction.
         return offset.floor() + 0.1 + 0.8 * (offset - offset.floor())
 
     return (
@@ -147,17 +147,17 @@ def samples(rank: int = 2) -> Iterator[Sample]:
         "offset groups across conv groups", channels=12, out_channels=9, groups=3, offset_groups=2, padding=1
     )
     yield make("one column", size=(9, 1), kernel=(3, 1), padding=(1, 0))
-    # channel counts around the vector and slice widths of the CPU kernels
+    # channel counts around the sizes of the CPU kernels' vectors and channel blocks
     yield make("32 channels", channels=32, out_channels=33, padding=1)
     yield make("48 channels", channels=48, out_channels=16, padding=1, size=(4, 5))
     yield make("130 channels", channels=130, out_channels=5, padding=1, size=(4, 5))
     yield make("more rows than a tile", size=(13, 17), channels=3, padding=1)
-    # groups narrower than a vector: several go together where they fill whole panels of columns
+    # groups narrower than a vector: several share a block if they fill whole panels of columns
     yield make("groups of 8", channels=64, groups=8, out_channels=24, padding=1, size=(4, 5))
     wide = dict(channels=80, groups=10, out_channels=40, padding=1, size=(4, 5))
     yield make("groups of 8, not all in whole panels", offset_groups=2, **wide)
     yield make("groups of 2, cut by offset groups", **(wide | dict(groups=40)), offset_groups=5)
-    # as many groups as channels and outputs: kernels of its own
+    # as many groups as channels and outputs: depthwise kernels
     yield make("one to one", groups=6, out_channels=6, padding=1)
     wide = dict(channels=70, out_channels=70, groups=70, size=(4, 5))
     yield make("one to one, 70 channels", offset_groups=2, **wide)
@@ -166,8 +166,8 @@ def samples(rank: int = 2) -> Iterator[Sample]:
 
 
 def resized_samples(rank: int) -> Iterator[Sample]:
-    """The same call with other batches and spatial sizes."""
-    # no size of the first equals another, nor one of the output: torch.compile would take the two for one
+    """The same call with different batch and spatial sizes."""
+    # the first call's sizes and output sizes differ: torch.compile would treat equal sizes as one symbol
     for batch, size in ((5, (15, 7, 10)), (8, (6, 9, 13)), (9, (12, 14, 8))):
         yield make(f"{batch}", batch=batch, size=size[-rank:], kernel=KERNEL[rank], padding=1)
 
@@ -184,7 +184,7 @@ def random_convolution(make, transposed: bool, rank: int, rng: Random, nothing: 
     if nothing == "kernel":
         kernel = emptied(rng, kernel)
     reach = [dilation[a] * (kernel[a] - 1) + 1 for a in range(rank)]
-    most = {1: 110, 2: 13, 3: 5}[rank]  # more output pixels than a tile has, now and then
+    most = {1: 110, 2: 13, 3: 5}[rank]  # sometimes more output pixels than a tile has
     if transposed:
         least = [-(-max(1 + 2 * padding[a] - reach[a], 0) // stride[a]) + 1 for a in range(rank)]
         most = max(most // 2, 2)
@@ -224,7 +224,7 @@ Rows = Iterator[tuple[str, str, dict[str, Any]]]
 
 
 def rows_of_both(good: Sample, inputs: int) -> Rows:
-    """What is wrong with arguments of convolutions and transposed ones, which have this many channels."""
+    """Wrong arguments for convolutions and transposed convolutions with ``inputs`` channels."""
     input, weight, offset, mask, bias = good.tensors
     rank, taps = rank_of(good), math.prod(weight.shape[2:])
     for name, wrong in (
@@ -280,14 +280,14 @@ def invalid(rank: int) -> list[tuple[Sample, str]]:
             {"dilation": 9},
         ),
     ]
-    if rank > 1:  # of an even number of channels it would be a mask of several groups
+    if rank > 1:  # with an even number of channels, it would be a valid mask of several groups
         five = {"input": input[:, :5], "weight": weight[:, :5], "mask": offset}
         rows.append(("mask", f"5 input channels, got {rank} (", five))
     return list(wrong_calls(f"deform_conv{rank}d", good, NAMES, rows))
 
 
 def operator(name: str, rank: int, module) -> Operator:
-    """The operator of this name and rank that a module like this one describes."""
+    """The operator of this name and rank that a module with these functions describes."""
     return Operator(
         name,
         partial(call_by_name, name),

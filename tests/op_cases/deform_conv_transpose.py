@@ -25,7 +25,7 @@ from .deform_conv import (
     tensors_of,
 )
 
-# Smaller than the stride, but on one axis of rank 3, where a larger dilation allows it.
+# Smaller than the stride, except on one axis of rank 3, where a larger dilation allows it.
 OUTPUT_PADDING = {1: (1,), 2: (1, 0), 3: (1, 0, 2)}
 
 

@@ -30,7 +30,7 @@ def reference(sample: Sample) -> torch.Tensor:
 
 
 def make(name: str, rois: int = 4, size: tuple[int, int] = (9, 13), channels: int = 3, **kwargs) -> Sample:
-    """Some RoIs reach over every border of the map, and some bins move beyond it."""
+    """Some RoIs cross every border of the map, and some bins move beyond it."""
     sample = roi_align.make(name, rois, size, channels, **kwargs)
     generator = torch.Generator().manual_seed(1)
     offset = torch.randn(rois, 2, 3, 2, generator=generator, dtype=torch.float64)
@@ -47,7 +47,7 @@ def samples() -> Iterator[Sample]:
     for gamma in (0.3, -0.4):
         for ratio in (0, 1, 3):
             yield make(f"{ratio or 'as many'} samples, gamma {gamma}", sampling_ratio=ratio, gamma=gamma)
-    # around the sizes of the kernels' blocks
+    # around the block sizes of the kernels
     yield make("one pixel", size=(1, 1), channels=1)
     yield make("one column, 5 channels", size=(40, 1), channels=5)
     yield make("one row, 17 channels", size=(1, 40), channels=17)

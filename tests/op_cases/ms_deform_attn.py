@@ -39,7 +39,7 @@ def overload_calls(sample: Sample) -> Iterator[tuple[torch._ops.OpOverload, tupl
 
 
 def resized_samples() -> Iterator[Sample]:
-    # no size of the first equals another of its sizes: torch.compile would take the two for one
+    # the first call's sizes all differ: torch.compile would treat equal sizes as one symbol
     for batch, queries in ((9, 7), (8, 11), (5, 14)):
         yield make(f"{batch} {queries}", batch=batch, queries=queries)
 
@@ -55,7 +55,7 @@ def make(
     spread: float = 0.3,
     gap: int = 0,
 ) -> Sample:
-    """Random tensors of the right shapes; ``gap``: pixels between levels that belong to none."""
+    """Random tensors of valid shapes; ``gap``: pixels between levels that belong to no level."""
     generator = torch.Generator().manual_seed(sum(map(ord, name)))
 
     def normal(*shape: int) -> torch.Tensor:
@@ -65,8 +65,8 @@ def make(
     for height, width in sizes:
         starts.append(pixels)
         pixels += height * width + gap
-    # Away from grid lines, where the interpolation has a kink and no derivative: coordinates in pixels, then
-    # in units of the level's size.
+    # Keep points away from grid lines, where the interpolation has no derivative. Coordinates are in pixels,
+    # then normalised to the level's size.
     extent = torch.tensor(sizes, dtype=torch.float64).flip(-1).view(len(sizes), 1, 2)  # (x, y)
     place = (0.5 + normal(batch, queries, heads, len(sizes), points, 2) * spread) * extent
     place = place.floor() + 0.1 + 0.8 * (place - place.floor())

@@ -28,7 +28,7 @@ def reference(sample: Sample) -> Tensor:
 def random_sample(rng: Random, nothing: str) -> Sample:
     count = rng.randint(0, 40)
     boxes, scores = random_boxes(rng, count), normal(rng, count)
-    # ties, and overlaps that are exactly the threshold
+    # ties, and overlaps equal to the threshold
     boxes, scores = (t.round() if rng.randint(0, 1) else t for t in (boxes, scores))
     settings = {"iou_threshold": rng.choice((0.0, 0.3, 0.5, 1.0)), "offset": rng.randint(0, 1)}
     return Sample("", (boxes, scores), settings)

@@ -26,7 +26,7 @@ def call(sample: Sample) -> Tensor:
 
 
 def interpolation(positions: Tensor, size: int) -> Tensor:  # [P] -> [P, size]
-    """Linear weights of the pixels at each position; beyond one pixel outside the map, none."""
+    """Linear weights of the pixels at each position; zero beyond one pixel outside the map."""
     inside = (positions >= -1) & (positions <= size)
     distances = positions.clamp(0, size - 1)[:, None] - torch.arange(size)
     return (1 - distances.abs()).clamp(min=0) * inside[:, None]
@@ -45,7 +45,7 @@ def formula(
     pool_mode: str = "avg",
     aligned: bool = True,
 ) -> Tensor:  # [K, C, oH, oW]
-    """Bilinear interpolation as a product with one matrix for each axis."""
+    """Bilinear interpolation as a product with one matrix per axis."""
     outputs = [input.new_zeros(0, input.shape[1], *output_size)]
     for image, *corners in rois.tolist():
         x1, y1, x2, y2 = (c * spatial_scale - 0.5 * aligned for c in corners)
@@ -66,7 +66,7 @@ def formula(
 def make(
     name: str, rois: int = 4, size: tuple[int, int] = (9, 13), channels: int = 3, images: int = 2, **kwargs
 ) -> Sample:
-    """Some RoIs reach over every border of the map."""
+    """Some RoIs cross every border of the map."""
     generator = torch.Generator().manual_seed(sum(map(ord, name)))
     maps = torch.randn(images, channels, *size, generator=generator, dtype=torch.float64)
     corner = torch.rand(rois, 2, generator=generator, dtype=torch.float64) * 24 - 6
@@ -77,13 +77,13 @@ def make(
 
 
 def random_boxes(rng: Random, count: int) -> Tensor:  # [count, 4]
-    """Some large, some of no or negative size, some outside."""
+    """Some are large, some have zero or negative size, some are outside the map."""
     corner, size = normal(rng, count, 2) * 8, normal(rng, count, 2) * 8
     return torch.cat([corner, corner + (size.abs() if rng.randint(0, 1) else size)], dim=1)
 
 
 def random_regions(rng: Random, nothing: str) -> Sample:
-    """What all RoI poolings take."""
+    """Arguments that all RoI pooling operators share."""
     bins, size = per_axis(rng, 2, 1, 4), per_axis(rng, 2, 1, 9)
     bins = emptied(rng, bins) if nothing == "bins" else bins
     size = emptied(rng, size) if nothing == "size" else size
@@ -116,7 +116,7 @@ def samples() -> Iterator[Sample]:
     for mode, aligned, ratio in itertools.product(("avg", "max"), (True, False), (0, 1, 3)):
         name = f"{mode}, {ratio or 'as many'} samples{'' if aligned else ', not aligned'}"
         yield make(name, pool_mode=mode, sampling_ratio=ratio, aligned=aligned)
-    # around the sizes of the kernels' blocks
+    # around the block sizes of the kernels
     for mode in ("avg", "max"):
         yield make(f"{mode}, one pixel", size=(1, 1), channels=1, pool_mode=mode)
         yield make(f"{mode}, one row, 17 channels", size=(1, 40), channels=17, pool_mode=mode)
@@ -142,7 +142,7 @@ def resized_samples() -> Iterator[Sample]:
 
 
 def region_rows(input: Tensor, rois: Tensor) -> list[tuple[str, str, dict]]:
-    """What is wrong with arguments that all RoI poolings have."""
+    """Wrong values of the arguments that all RoI pooling operators share."""
     one = torch.eye(1, rois.shape[1], dtype=rois.dtype)
     return [
         ("input", "got shape (3, 9, 13)", dict(input=input[0])),
@@ -150,7 +150,7 @@ def region_rows(input: Tensor, rois: Tensor) -> list[tuple[str, str, dict]]:
         ("input", "got shape (2, 3, 0, 13)", dict(input=input[:, :, :0])),
         ("rois", f"got (4, {rois.shape[1] - 1})", dict(rois=rois[:, 1:])),
         ("rois", "got Long", dict(rois=rois.long())),
-        # on CUDA they give zeros: to look would stall the device
+        # CUDA kernels return zeros: a check would synchronise with the device
         ("rois", "[0, 2), got 2 in row 1", dict(rois=rois + one)),
         ("rois", "[0, 2), got -1 in row 0", dict(rois=rois - one)),
         ("rois", "[0, 2), got nan in row 0", dict(rois=rois * math.nan)),

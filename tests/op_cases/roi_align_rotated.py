@@ -37,7 +37,7 @@ def turned(rois: Tensor, angle: Tensor) -> Tensor:  # [K, 5], [K] -> [K, 6]
 
 
 def make(name: str, rois: int = 4, size: tuple[int, int] = (9, 13), channels: int = 3, **kwargs) -> Sample:
-    """Some regions reach over every border of the map; angles are from -pi to beyond 2 pi."""
+    """Some regions cross every border of the map; angles range from -π to beyond 2π."""
     sample = roi_align.make(name, rois, size, channels, **kwargs)
     input, boxes = sample.tensors
     angle = torch.linspace(-3.1, 7.3, rois, dtype=torch.float64)
@@ -47,7 +47,7 @@ def make(name: str, rois: int = 4, size: tuple[int, int] = (9, 13), channels: in
 def random_sample(rng: Random, nothing: str) -> Sample:
     sample = random_regions(rng, nothing)
     input, boxes = sample.tensors
-    # no angle that puts samples on the border of the map, where rounding decides
+    # no angle that puts samples exactly on the border of the map, where rounding decides
     angle = normal(rng, len(boxes)) * 2 + 0.1
     sample.kwargs.update(aligned=rng.randint(0, 1) == 1, clockwise=rng.randint(0, 1) == 1)
     return replace(sample, tensors=(input, turned(boxes, angle)))
@@ -57,7 +57,7 @@ def samples() -> Iterator[Sample]:
     for clockwise, aligned, ratio in itertools.product((False, True), (True, False), (0, 1, 3)):
         name = f"{ratio or 'as many'} samples{'' if aligned else ', not aligned'}{', clockwise' * clockwise}"
         yield make(name, sampling_ratio=ratio, aligned=aligned, clockwise=clockwise)
-    # around the sizes of the kernels' blocks
+    # around the block sizes of the kernels
     yield make("one pixel", size=(1, 1), channels=1)
     yield make("one row, 17 channels", size=(1, 40), channels=17)
     yield make("33 channels", size=(5, 70), channels=33)
@@ -82,7 +82,7 @@ def overload_calls(sample: Sample) -> Iterator[tuple[torch._ops.OpOverload, tupl
 
 
 def resized_samples() -> Iterator[Sample]:
-    # not as many as a region has numbers: torch.compile takes equal sizes for the same one
+    # not 6 RoIs, the numbers per region: torch.compile would treat equal sizes as one symbol
     for rois, size in ((8, (9, 13)), (7, (10, 8)), (11, (5, 14))):
         yield make(f"{rois}", rois, size)
 

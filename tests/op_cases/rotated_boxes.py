@@ -14,7 +14,7 @@ from . import Operator, Sample, normal
 
 
 def random_rotated_boxes(rng: Random, count: int) -> Tensor:  # [count, 5]
-    """Some far from square, some of no or negative size, some of whole numbers; some the same as others."""
+    """Some are elongated, have zero or negative size, are whole numbers, or equal another box."""
     size = (normal(rng, count, 2) * 8).abs() if rng.randint(0, 3) else normal(rng, count, 2) * 8
     boxes = torch.cat([normal(rng, count, 2) * 8, size, normal(rng, count, 1) * 3], dim=1)
     if rng.randint(0, 1):
@@ -36,7 +36,7 @@ def random_candidates(rng: Random, nothing: str) -> Sample:
     count = rng.randint(0, 40)
     scores = normal(rng, count)
     scores = scores.round() if rng.randint(0, 1) else scores
-    # thresholds that boxes of whole numbers do not meet exactly: there rounding decides
+    # boxes of whole numbers never overlap by exactly these thresholds, where rounding decides
     settings = {"iou_threshold": rng.choice((0.0523, 0.3171, 0.6913)), "clockwise": rng.randint(0, 1) == 1}
     return Sample("", (random_rotated_boxes(rng, count), scores), settings)
 
@@ -51,7 +51,7 @@ OPERATORS = [
         lambda sample: dcnzoo.ops.box_iou_rotated(*sample.tensors, **sample.kwargs),
         lambda sample: reference_boxes.box_iou_rotated(*sample.tensors, **sample.kwargs),
         random_pair,
-        # rounding errors are in proportion to a whole box, not to what is shared: boxes that are the same
+        # rounding errors scale with a whole box, not with the intersection: use equal boxes
         absolute=lambda sample: sample.map(torch.ones_like),
         differentiable=False,
     ),

@@ -1,6 +1,6 @@
-"""Comparisons with mmcv's compiled operators. They run where those are installed: ``make peers``.
+"""Comparisons with mmcv's compiled operators. They run if those are installed: ``make peers``.
 
-At the end of a run stands in how many cases each function of ``mmcv._ext`` was compared.
+The end of a run reports in how many cases each function of ``mmcv._ext`` was compared.
 """
 
 import ctypes
@@ -20,7 +20,7 @@ import torch
 from dcnzoo.compat.mmcv import EXTENSION, STAND_IN, _ext
 
 ENOUGH = 200
-CASES = defaultdict(set)  # of each function of dcnzoo's stand-in the tests that called it
+CASES = defaultdict(set)  # function of dcnzoo's replacement for ``mmcv._ext``: tests that called it
 
 
 def pytest_collection_modifyitems(items):
@@ -33,7 +33,7 @@ def pytest_collection_modifyitems(items):
 
 
 def provided():
-    """The functions that mmcv.ops asks ``mmcv._ext`` for and dcnzoo has, but those that tell versions."""
+    """The functions of ``mmcv._ext`` that mmcv.ops loads and dcnzoo provides, without version functions."""
     for path in (Path(find_spec("mmcv").origin).parent / "ops").glob("*.py"):
         for names in re.findall(r"load_ext\(\s*'_ext',\s*\[(.*?)\]", path.read_text(), re.DOTALL):
             for name in re.findall(r"'(\w+)'", names):
@@ -43,7 +43,7 @@ def provided():
 
 @pytest.fixture(scope="session", autouse=True)
 def counted():
-    """Functions of the stand-in note the test that calls them; the test's name is where pytest keeps it."""
+    """Record the tests that call each function of the replacement, by pytest's PYTEST_CURRENT_TEST."""
 
     def noting(name, function):
         @functools.wraps(function)
@@ -84,10 +84,10 @@ template <class... T, void (*kKernel)(T...)> struct Launcher<kKernel> {
 
 @pytest.fixture(scope="session")
 def compile_kernels(tmp_path_factory):
-    """mmcv's CUDA kernels, whose source its package brings, on threads of the host.
+    """mmcv's CUDA kernels, whose source is in its package, on host threads.
 
-    Of their names and the names of their files a function: of a name and the kernel's arguments, tensors,
-    float (as double) and int; ``grid`` is the number of blocks, ``threads`` those of a block.
+    Takes the kernels' names and their files. Returns a function that takes a kernel's name and its arguments:
+    tensors, float (as double) and int. ``grid`` is the number of blocks, ``threads`` the threads per block.
     """
     compiler = os.environ.get("CXX") or shutil.which("g++")
     if compiler is None:

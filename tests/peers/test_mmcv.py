@@ -1,4 +1,4 @@
-"""dcnzoo against mmcv 2.1.0's compiled operators, on the CPU."""
+"""dcnzoo compared with mmcv 2.1.0's compiled operators on the CPU."""
 
 import contextlib
 import functools
@@ -28,7 +28,7 @@ PACKS = ("DeformConv2dPack", "ModulatedDeformConv2dPack")
 
 @contextlib.contextmanager
 def running_on(extension):
-    """mmcv's layers and functions on the operators of ``extension``."""
+    """Run mmcv's layers and functions on the operators of ``extension``."""
     names = ("deform_conv", "modulated_deform_conv", "deform_roi_pool", "nms", "roi_align")
     modules = [importlib.import_module(f"mmcv.ops.{name}") for name in names]
     before = [module.ext_module for module in modules]
@@ -42,7 +42,7 @@ def running_on(extension):
 
 
 def assert_equal(got, want, tolerance=1e-5):
-    """Within ``tolerance`` of the largest value, which is at least counted as 1."""
+    """Compare within ``tolerance`` of the largest value, or of 1 if that is larger."""
     for g, w in zip(got, want, strict=True):
         assert g.shape == w.shape and g.dtype == w.dtype
         if w.numel():
@@ -71,7 +71,7 @@ def random_case(seed, modulated):
     def normal(*shape, scale=1.0):
         return (torch.randn(shape, generator=generator, dtype=dtype) * scale).requires_grad_()
 
-    reach = choose.choice([0.5, 2.0, 8.0])  # the last leaves the map often
+    reach = choose.choice([0.5, 2.0, 8.0])  # 8 often leaves the map
     tensors = [
         normal(batch, channels, *size),
         normal(out_channels, channels // groups, *kernel, scale=0.3),
@@ -94,7 +94,7 @@ def outputs_and_gradients(function, tensors):
 @pytest.mark.parametrize("seed", CASES)
 @pytest.mark.parametrize("modulated", [False, True])
 def test_deform_conv(seed, modulated):
-    """dcnzoo's own function, mmcv's on dcnzoo's operators, and that of ``dcnzoo.compat.mmcv``."""
+    """dcnzoo's own function, mmcv's function on dcnzoo's operators, and ``dcnzoo.compat.mmcv``."""
     tensors, geometry, deform_groups, step = random_case(1000 * modulated + seed, modulated)
     input, weight, offset, mask, bias = (*tensors, None, None)[:5]
     if modulated:
@@ -117,12 +117,12 @@ def test_deform_conv(seed, modulated):
     ("name", "arguments", "shapes"),
     [
         *((name, (4, 6, (3, 2), (2, 1), (1, 2), (1, 2), 2, 2), [(3, 4, 9, 7)]) for name in PACKS),
-        # mmcv pads them, offsets included; dcnzoo's operator has no need to
+        # mmcv pads such inputs and offsets; dcnzoo's operator does not need to
         *(
             ("DeformConv2d", (4, 6, 3, 1, 1, 1, 1, 2), [(2, 4, *size), (2, 36, *size)])
             for size in ((1, 1), (2, 2), (1, 6), (6, 2))
         ),
-        # offsets larger than the output: the memory that mmcv's kernels read is what dcnzoo's stand-in reads
+        # offsets larger than the output: dcnzoo reads the same memory as mmcv's kernels
         ("ModulatedDeformConv2d", (4, 6, 3, 1, 1, 1, 1, 2), [(2, 4, 6, 5), (2, 36, 9, 8), (2, 18, 9, 8)]),
     ],
 )
@@ -160,7 +160,7 @@ def losses_and_gradients(detector, data):
 
 
 class InDouble:
-    """mmcv's compiled operators with one that takes float32 only given that."""
+    """mmcv's compiled operators. ``nms`` converts its arguments to float32, the only type it accepts."""
 
     def __getattr__(self, name):
         return getattr(compiled, name)
@@ -172,10 +172,10 @@ class InDouble:
 
 @pytest.fixture
 def float64():
-    """In float32 the order of nearly equal proposals, and with it the loss, hangs on rounding.
+    """Use float64: in float32, rounding decides the order of nearly equal proposals, and with it the loss.
 
-    What is left in float64: mmcv rounds coordinates to float32 for ``floorf``, so that a sample
-    within 1e-6 before a pixel counts as beyond it, with another slope. None is in a small input.
+    One difference remains: mmcv rounds coordinates to float32 for ``floorf``, so that a sample within 1e-6
+    before a pixel counts as beyond it, with another slope. Small inputs have no such sample.
     """
     torch.set_default_dtype(torch.float64)
     yield
@@ -183,7 +183,7 @@ def float64():
 
 
 def test_mask_rcnn_r50(float64):
-    """MMDetection's mdconv config: all of mmcv against all of dcnzoo, from the same weights."""
+    """MMDetection's mdconv config, all on mmcv and all on dcnzoo, from the same weights."""
     torch.manual_seed(0)
     ours = mask_rcnn("ResNet", "DCNv2")
     theirs = mask_rcnn(resnet.ResNet, mmcv_ops.ModulatedDeformConv2dPack)
@@ -191,7 +191,7 @@ def test_mask_rcnn_r50(float64):
     for module in ours.modules():
         if isinstance(module, OffsetConv2d):
             nn.init.normal_(module.weight, std=0.01)
-        if isinstance(module, nn.BatchNorm2d):  # the last of a block starts at zero
+        if isinstance(module, nn.BatchNorm2d):  # the last one of a block starts at zero
             nn.init.uniform_(module.weight, 0.2, 0.6)
     theirs.load_state_dict(ours.state_dict())
     data = demo_mm_inputs(2, [[3, 64, 96], [3, 96, 64]], num_classes=80, with_mask=True)

@@ -1,4 +1,4 @@
-"""dcnzoo's PyTorch operators for ``mmcv._ext`` against mmcv's compiled ones, where those run on the CPU."""
+"""dcnzoo's PyTorch operators for ``mmcv._ext`` compared with mmcv's compiled CPU operators."""
 
 import importlib
 import random
@@ -12,13 +12,13 @@ from dcnzoo.compat.mmcv import _ext as stand_in
 compiled = importlib.import_module("mmcv._ext")
 mmcv_ops = importlib.import_module("mmcv.ops")
 CASES = range(200)
-MORE = range(320)  # where mmcv does not ask the operator in cases without boxes
+MORE = range(320)  # more cases if mmcv does not call the operator without boxes
 TOLERANCE = dict(atol=1e-5, rtol=1e-5)
 
 
 @pytest.fixture
 def on(monkeypatch):
-    """Runs a function of mmcv.ops on the compiled operators, then on dcnzoo's."""
+    """Run a function of mmcv.ops on the compiled operators, then on dcnzoo's."""
 
     def both(module, function):
         module, results = importlib.import_module(f"mmcv.ops.{module}"), []
@@ -31,7 +31,7 @@ def on(monkeypatch):
 
 
 class Case:
-    """Random boxes and maps: no boxes, equal ones, of no area, coordinates that are whole numbers."""
+    """Random boxes and maps, including no boxes, equal boxes, zero areas and integer coordinates."""
 
     def __init__(self, seed):
         self.choose = random.Random(seed)
@@ -61,7 +61,7 @@ class Case:
         return torch.cat([self.uniform(count, 2, high=30), sizes, angle], 1)
 
     def quads(self, count, regular=False):
-        """Convex; not all rectangles, and in every fifth case some without area, unless ``regular``."""
+        """Convex, not all rectangles. Unless ``regular``, every fifth case has some of zero area."""
         x, y, width, height, angle = self.rotated(count).unbind(1)
         flat = self.degenerate and not regular
         width, height = (width, height) if flat else (width + 1, height + 1)
@@ -184,7 +184,7 @@ def test_functions_of_one_input(on, make, seed):
     function, input = make(Case(seed), seed)
     want, got = on(make.__name__, lambda: outputs_and_gradients(function, [input]))
     if make is roi_align:
-        want[0][want[0] == -1e4] = 0  # mmcv's maximum of no samples, of a RoI without height or width
+        want[0][want[0] == -1e4] = 0  # mmcv's maximum of zero samples, for RoIs of zero height or width
     torch.testing.assert_close(got, want, **(dict(rtol=0, atol=0) if make is psa_mask else TOLERANCE))
 
 
@@ -217,7 +217,7 @@ def test_iou_of_turned_boxes(on, kind, seed):
 
 
 def text_kernels(case, size):
-    """Labels of some squares of pixels, and where there is text."""
+    """Labels of some rectangles of pixels, a mask of text, and the number of labels."""
     labels = torch.zeros(size, dtype=torch.int32)
     for label in range(1, case.choose.choice([1, 2, 4])):
         y, x = (case.choose.randrange(side) for side in size)
@@ -259,7 +259,7 @@ def test_pixel_group(on, seed):
 
 @pytest.mark.parametrize("seed", CASES)
 def test_ms_deform_attn(monkeypatch, seed):
-    """Against mmcv's own formula for the CPU, by grid_sample: it has no compiled one."""
+    """mmcv has no compiled operator for the CPU: compare with its formula on grid_sample."""
     attention = importlib.import_module("mmcv.ops.multi_scale_deform_attn")
     monkeypatch.setattr(attention, "ext_module", stand_in)
     case = Case(seed)
@@ -268,7 +268,7 @@ def test_ms_deform_attn(monkeypatch, seed):
         (case.choose.randint(1, 6), case.choose.randint(1, 7)) for _ in range(case.choose.randint(1, 3))
     ]
     batch, levels, total = case.choose.choice([1, 2, 3]), len(shapes), sum(h * w for h, w in shapes)
-    reach = case.choose.choice([0.0, 0.5])  # beyond the maps
+    reach = case.choose.choice([0.0, 0.5])  # distance beyond the maps
     tensors = [
         torch.randn(batch, total, heads, channels, generator=case.generator, dtype=torch.float64),
         case.uniform(batch, queries, heads, levels, points, 2, low=-reach, high=1 + reach).double(),

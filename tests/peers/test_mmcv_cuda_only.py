@@ -1,4 +1,4 @@
-"""Operators that mmcv has for GPUs alone, against its CUDA kernels on threads of the host."""
+"""Operators that mmcv has only for GPUs, compared with its CUDA kernels on host threads."""
 
 import importlib
 import math
@@ -38,7 +38,7 @@ class Case:
         return torch.randn(shape, generator=self.generator, dtype=torch.float64)
 
     def rois(self, count, reach):
-        """Boxes inside, across and outside; some without area, some on whole pixels, some turned over."""
+        """Boxes inside, across and outside the map; some on whole pixels, some inverted."""
         corner = (torch.rand(count, 2, generator=self.generator, dtype=torch.float64) - 0.3) * reach
         size = (torch.rand(count, 2, generator=self.generator, dtype=torch.float64) - 0.1) * reach
         boxes = torch.cat([corner, corner + size], 1)
@@ -66,7 +66,7 @@ def on_the_stand_in(monkeypatch):
 @pytest.mark.parametrize("seed", CASES)
 @pytest.mark.parametrize("ratio", [0, 2])
 def test_deform_roi_pool(kernels, seed, ratio):
-    """Across the border all but the offsets' gradient: dcnzoo's is of the border pixel's continuation."""
+    """Across the border without the offsets' gradient: dcnzoo's is that of the extended border pixel."""
     across, generator = seed % 2, torch.Generator().manual_seed(seed)
     low, high, gamma = (-10.0, 45.0, 0.4) if across else (5.0, 25.0, 0.1)
     count = 0 if seed % 9 == 8 else 1 + seed % 6
@@ -75,7 +75,7 @@ def test_deform_roi_pool(kernels, seed, ratio):
         return torch.rand(shape, generator=generator, dtype=torch.float64)
 
     corners = (uniform(count, 2, 2) * (high - low) + low).sort(dim=1).values
-    if seed % 5 == 4:  # without an area
+    if seed % 5 == 4:  # zero area
         corners[::2, 1, seed % 2] = corners[::2, 0, seed % 2]
     rois = torch.cat([torch.randint(2, (count, 1), generator=generator).double(), corners.flatten(1)], 1)
     input, offset, how = uniform(2, 3, 15, 18) - 0.5, (uniform(count, 3, 2, 2) - 0.5) * 2, (0.5, ratio, gamma)
@@ -83,7 +83,7 @@ def test_deform_roi_pool(kernels, seed, ratio):
     leaves = [input.clone().requires_grad_(), offset.clone().requires_grad_()]
     output = mmcv_ops.deform_roi_pool(leaves[0], rois, leaves[1], (3, 2), *how)
     grad = uniform(*output.shape) - 0.5
-    # without RoIs mmcv gives the offset no gradient
+    # without RoIs, mmcv returns no gradient for the offset
     got = [output.detach(), *torch.autograd.grad(output, leaves, grad, materialize_grads=True)]
 
     want, where = [torch.zeros_like(t) for t in got], (3, 2, *how, *input.shape[1:])
@@ -99,7 +99,7 @@ def test_riroi_align_rotated(kernels, seed):
     input, size = case.normal(2, 2 * orientations, 7, 9), case.choose.choice([(1, 1), (3, 2), (2, 4)])
     image = torch.randint(2, (count, 1), generator=case.generator).double()
     angle = case.normal(count, 1) * 4
-    if seed % 5 == 0:  # whole steps of an orientation, by which mmcv knows them in float32
+    if seed % 5 == 0:  # whole steps of orientation; 1e-6 keeps mmcv's float32 rounding from changing the step
         angle = angle.round() * (2 * math.pi / orientations) + 1e-6
     rois = torch.cat([image, case.rois(count, 10), angle], 1)
     how = (case.choose.choice([0.5, 1.0]), case.choose.choice([0, 2]))
@@ -112,7 +112,7 @@ def test_riroi_align_rotated(kernels, seed):
     kernels("riroi_align_rotated_forward", grad.numel(), input, *where, want[0])
     kernels("riroi_align_rotated_backward", grad.numel(), grad, *where, want[1])
     for g, w in zip(got, want, strict=True):
-        torch.testing.assert_close(g, w, atol=1e-6, rtol=1e-6)  # it takes an integer of a float32
+        torch.testing.assert_close(g, w, atol=1e-6, rtol=1e-6)  # mmcv converts float32 to an integer
 
 
 @pytest.mark.parametrize("seed", CASES)
@@ -133,7 +133,7 @@ def test_carafe(kernels, seed):
 
 @pytest.mark.parametrize("seed", CASES)
 def test_focal_loss(kernels, seed):
-    """Weights are mmcv's where it has one for the class: it reads past their end for the background."""
+    """No background class with weights: mmcv would read past their end."""
     case = Case(seed)
     count, classes = case.choose.choice([0, 1, 7]), case.choose.randint(1, 5)
     gamma, alpha, weighted = case.choose.choice([0.0, 1.0, 1.7, 2.0]), case.choose.random(), seed % 2 == 0
@@ -147,7 +147,7 @@ def test_focal_loss(kernels, seed):
     kernels("sigmoid_focal_loss_backward", logits.numel(), logits, target, pointer, of_input, *numbers)
     logits.requires_grad_()
     got = mmcv_ops.sigmoid_focal_loss(logits, target, gamma, alpha, weight, "sum")
-    # the kernel takes the exponential in float32
+    # the kernel computes the exponential in float32
     for g, w in zip((got, *torch.autograd.grad(got, logits)), (output.sum(), of_input), strict=True):
         torch.testing.assert_close(g, w, atol=1e-5, rtol=1e-5)
 
@@ -161,7 +161,7 @@ def test_masked_im2col(kernels, seed):
         case.choose.choice([(0, 0), (1, 2)]),
     )
     im = case.normal(1, channels, *size)
-    wanted = case.normal(*size) > case.choose.choice([-9, 0, 1, 9])  # all of them, some, none
+    wanted = case.normal(*size) > case.choose.choice([-9, 0, 1, 9])  # all, some or none
     y, x = wanted.nonzero(as_tuple=True)
     got, want = im.new_zeros(2, channels * kernel[0] * kernel[1], len(y))
     stand_in.masked_im2col_forward(im, y, x, got, *kernel, *padding)

@@ -1,4 +1,4 @@
-"""Which kernels a compiled mmcv runs on, and that each can be had."""
+"""The choice of kernels with a compiled mmcv: each is available."""
 
 import importlib
 

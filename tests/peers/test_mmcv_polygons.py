@@ -1,4 +1,4 @@
-"""Operators on quadrilaterals and sets of points against mmcv's."""
+"""Operators on quadrilaterals and point sets, compared with mmcv's."""
 
 import functools
 import importlib
@@ -9,7 +9,7 @@ from test_mmcv_boxes_and_rois import CASES, TOLERANCE, Case, mmcv_ops, stand_in
 
 import dcnzoo.ops
 
-# each its own library: two of the files define functions of the same names
+# one library each, because two of the files define functions with the same names
 KERNELS = {
     "hulls": (
         "convex_iou_cuda_kernel",
@@ -61,8 +61,8 @@ def test_convex_giou(compiled, seed):
     stand_in.convex_giou(points, boxes, got)
     compiled("hulls")("giou", len(points), len(points), points, boxes, want)
     torch.testing.assert_close(got[:, 18], want[:, 18], **TOLERANCE)
-    # Where a corner lies on a side, as of whole numbers, mmcv mixes the two lines that cut there: ours has to
-    # be the derivative from one side or the other.
+    # If a corner lies on a side, as with integer coordinates, mmcv mixes the two crossing lines. Ours must be
+    # the derivative from one side or the other.
     differs = (got - want).abs() > 1e-5
     assert case.whole or not differs.any()
     for row, k in differs.nonzero().tolist():
@@ -82,7 +82,7 @@ def test_min_area_polygons(compiled, seed):
     got, want = points.new_zeros(2, len(points), 8)
     stand_in.min_area_polygons(points, got)
     compiled("rectangles")("rectangles", len(points), points, want)
-    # rectangles of the same area, as around some triangles, differ by mmcv's rounding, which is float32's
+    # several rectangles can have the minimal area, as around some triangles: mmcv's float32 rounding decides
     corners, others = got.view(-1, 4, 2), want.view(-1, 4, 2)
     same = (corners - others).abs().amax((1, 2)) < 1e-4
     areas = [(q[:, 1] - q[:, 0]).norm(dim=1) * (q[:, 2] - q[:, 1]).norm(dim=1) for q in (corners, others)]
@@ -91,7 +91,7 @@ def test_min_area_polygons(compiled, seed):
     side = corners.roll(-1, 1) - corners
     to = points.view(-1, 9, 1, 2) - corners[:, None]
     inner = (side[:, None] * to).sum(-1) / side.square().sum(-1).clamp(min=1e-12)[:, None]
-    assert ((inner > -1e-4) & (inner < 1 + 1e-4)).all()  # within all four sides
+    assert ((inner > -1e-4) & (inner < 1 + 1e-4)).all()  # inside all four sides
 
 
 @pytest.mark.parametrize("seed", CASES)
@@ -113,7 +113,7 @@ def test_points_in_polygons(compiled, seed):
 
 @pytest.mark.parametrize("seed", CASES)
 def test_differentiable_iou(compiled, monkeypatch, seed):
-    """The order of corners may begin elsewhere: areas are compared. Of equal boxes float32 misses corners."""
+    """Compare areas, because corners may start elsewhere. For equal boxes, float32 misses corners."""
     module, case = importlib.import_module("mmcv.ops.diff_iou_rotated"), Case(seed)
     count = case.choose.choice([1, 4, 20])
     boxes, others = case.rotated(count), case.rotated(count)
@@ -145,12 +145,12 @@ def test_differentiable_iou(compiled, monkeypatch, seed):
     )
     comparable = wide & ~equal
     torch.testing.assert_close(got[comparable], want[comparable], atol=1e-4, rtol=1e-4)
-    if not case.whole:  # otherwise some corners lie on sides, where the two slopes differ
+    if not case.whole:  # with integers, some corners lie on sides, where the two slopes differ
         torch.testing.assert_close(got_grad[comparable], want_grad[comparable], atol=1e-3, rtol=1e-3)
 
 
 def test_modules_call_what_is_compared():
-    """mmcv's functions hand over their arguments as above."""
+    """mmcv's functions call the operators with the same arguments as the tests above."""
     points = nine_points(Case(1), 3).float()
     boxes = Case(1).quads(3, regular=True)
     for name in ("convex_iou", "min_area_polygons", "points_in_polygons"):

@@ -1,4 +1,4 @@
-"""A checkpoint of mmcv's layers, under the names of its time, in dcnzoo's detectors: the same detections."""
+"""A checkpoint of mmcv's layers with its old parameter names gives the same detections in dcnzoo."""
 
 import re
 
@@ -16,7 +16,7 @@ from torch import nn
 
 from dcnzoo import zoo
 
-# config, mmcv's layer, how many: layers in stages c3 to c5 of a ResNet-50, levels that RoIs are pooled from
+# config: (mmcv's layer, count). 13 layers in stages c3 to c5 of a ResNet-50, 4 levels for RoI pooling.
 CASES = {
     "dcnv2/faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco": (mmcv_ops.ModulatedDeformConv2dPack, 13),
     "dcnv2/faster-rcnn_r50-mdconv-group4-c3-c5_fpn_1x_coco": (mmcv_ops.ModulatedDeformConv2dPack, 13),
@@ -28,7 +28,7 @@ POOLS = tuple(pack for pack, count in CASES.values() if count == 4)
 
 
 def compiled_detector(name, pack):
-    """MMDetection's own config with its own backbone and mmcv's layer, and weights that matter."""
+    """MMDetection's config with its own backbone and mmcv's layer, and non-trivial weights."""
     cfg = get_config(f"mmdet::{name}.py").model
     cfg.backbone.update(type=resnet.ResNet, init_cfg=None)
     if pack in POOLS:
@@ -63,7 +63,7 @@ def detections(detector, image) -> InstanceData:
 
 @pytest.fixture
 def masks_in_float32(monkeypatch):
-    """MMDetection draws masks into the image in float32, whatever they are in."""
+    """MMDetection pastes masks into the image in float32 whatever their dtype is."""
     paste = fcn_mask_head._do_paste_mask
 
     def paste_floats(masks, boxes, *args, **kwargs):
@@ -74,7 +74,7 @@ def masks_in_float32(monkeypatch):
 
 @pytest.fixture
 def pools_of_mmcv(compile_kernels):
-    """mmcv's deformable RoI pool where it has none: on the CPU, its CUDA kernel on threads of the host."""
+    """mmcv has no deformable RoI pooling for the CPU: run its CUDA kernel on host threads."""
     kernel = {"forward": "deform_roi_pool_forward_cuda_kernel<double>"}
     kernels = compile_kernels(kernel, "deform_roi_pool_cuda_kernel")
 
@@ -83,7 +83,7 @@ def pools_of_mmcv(compile_kernels):
         def deform_roi_pool_forward(
             input, rois, offset, output, pooled_height, pooled_width, spatial_scale, sampling_ratio, gamma
         ):
-            # without offsets the kernel takes a null pointer
+            # without offsets, the kernel gets a null pointer
             offset = offset if offset.numel() else output.new_zeros(len(rois), 2, *output.shape[2:])
             size, how = (pooled_height, pooled_width), (spatial_scale, sampling_ratio, gamma)
             where = (*size, *how, *input.shape[1:])
@@ -108,7 +108,7 @@ def test_detections(name, float64, masks_in_float32, pools_of_mmcv, tmp_path):  
 
     image = torch.randint(0, 256, (3, 320, 320), generator=torch.Generator().manual_seed(1)).byte()
     for detector in (theirs, ours):
-        detector.test_cfg.rpn.max_per_img = 60  # threads of the host are slow
+        detector.test_cfg.rpn.max_per_img = 60  # host threads are slow
     with running_on(pools_of_mmcv):
         want = detections(theirs, image)
     with running_on(stand_in):

@@ -1,4 +1,4 @@
-"""A package with configs and a metafile of the test's own."""
+"""A package with configs and a metafile for tests."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def entry(name="net_1x", **changes):
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """Puts entries, and their configs' text, into the metafile of a package in dcnzoo's place."""
+    """Writes entries and their configs into a package that replaces dcnzoo in the index."""
     folder = tmp_path / ".mim" / "configs" / "paper"
     folder.mkdir(parents=True)
     mmdet = mim_folder("mmdet")
@@ -47,7 +47,7 @@ def package(tmp_path, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def undisturbed(monkeypatch):
-    """No waiting between attempts, and nothing of the environment decides where files come from."""
+    """No waiting between attempts; no mirror, offline mode or proxy from the environment."""
     monkeypatch.setattr(fetching, "_BACKOFF", 0.0)
     for name in (fetching.MIRROR, fetching.OFFLINE, "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)

@@ -1,4 +1,4 @@
-"""A server on this machine that can do what servers on the Internet do to a download."""
+"""A local server that simulates interrupted, stalled and failed downloads."""
 
 import re
 import threading
@@ -10,16 +10,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 @dataclass
 class Served:
-    """What there is, how the server behaves, and what it was asked.
+    """Files, behaviour and requests of the server.
 
     Attributes:
         files: path → content.
-        ranges: whether it knows how to send a part of a file.
-        etag: of every file; None: neither ETag nor Last-Modified is sent.
-        statuses: status codes of the next answers, before it behaves.
-        cuts: bytes after which the next answers break off; None: not at all.
-        stalls: bytes after which the next answers hang until the client has gone.
-        requests: (path, value of Range or None), in order.
+        ranges: whether it supports range requests.
+        etag: ETag of every file; None: neither ETag nor Last-Modified is sent.
+        statuses: error codes of the next answers.
+        cuts: bytes after which the next answers are cut off; None: complete.
+        stalls: bytes after which the next answers hang until the server closes.
+        requests: (path, Range header or None), in order.
     """
 
     files: dict[str, bytes]
@@ -83,7 +83,7 @@ def serving(served: Served) -> Iterator[Served]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
-    server.handle_error = lambda *_: None  # connections that clients and tests break
+    server.handle_error = lambda *_: None  # interrupted connections are expected
     served.url = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()

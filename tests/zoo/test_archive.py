@@ -1,4 +1,4 @@
-"""Unpacking: nothing outside the folder, no links, nothing half."""
+"""Unpacking: no files outside the folder, no links, all files or none."""
 
 import re
 import stat

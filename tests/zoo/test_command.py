@@ -1,4 +1,4 @@
-"""``dcnzoo zoo …``, as it is typed."""
+"""The commands of ``dcnzoo zoo``."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ NAME = "faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco"
 
 
 def run(*arguments, status=0, stderr=False):
-    """The output of a command. If it fails: its error line, and the output before that."""
+    """The output of a command. If it fails: the error line and the output before it."""
     result = CliRunner().invoke(commands, ["zoo", *map(str, arguments)])
     assert result.exit_code == status, result.output
     if status:

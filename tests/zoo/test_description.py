@@ -1,4 +1,4 @@
-"""What is read out of configs, against the models that they build."""
+"""Descriptions read from configs."""
 
 from pathlib import Path
 
@@ -43,7 +43,7 @@ def test_describe(name, text, backbone, schedule):
 
 
 def test_a_config_that_is_not_read_has_nothing_deformable():
-    """The guess from the text alone is never wrong in that direction: here every config is read."""
+    """The check of the text alone misses no deformable config. Here every config is loaded."""
     sample = [path for path in sorted(MMDET.glob("*/*_r50*1x*coco.py")) if "detr" not in path.name][::6]
     assert len(sample) > 20
     for path in sample:

@@ -1,4 +1,4 @@
-"""From a name to detections: download, old names of parameters, classes, the config that goes with it."""
+"""From a name to detections: download, old parameter names, classes, config."""
 
 import hashlib
 import io
@@ -37,7 +37,7 @@ META = {"CLASSES": ("bent", "straight"), "PALETTE": [(1, 2, 3), (4, 5, 6)], "mmd
 
 @pytest.fixture
 def published(package, tmp_path, monkeypatch):
-    """A model, in the index and on a server, as MMDetection 2.0 would have published it."""
+    """A model in the index and on a server, as published by MMDetection 2.0."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
     (model,) = package(entry("tiny", text=CONFIG, Published="a test"))
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Downloads, against a server that breaks off, stalls, lies and errs."""
+"""Downloads from a server that disconnects, stalls, fails or sends wrong content."""
 
 import hashlib
 import io
@@ -17,7 +17,7 @@ from dcnzoo.utils.fetch import ChecksumError, DownloadError, cache_folder, check
 
 from .server import Served, serving
 
-CONTENT = random.Random(0).randbytes(3_000_001)  # more than two blocks, and an odd end
+CONTENT = random.Random(0).randbytes(3_000_001)  # several chunks, the last one partial
 SHA = hashlib.sha256(CONTENT).hexdigest()
 NAME = f"net_1x_20200130-{SHA[:8]}.pth"
 
@@ -84,7 +84,7 @@ def test_next_call_goes_on(server, tmp_path):
     kept = part.stat().st_size
     assert 0 < kept <= 2_000_000 and not (tmp_path / NAME).exists()
     for more, asked in ((None, kept), (b"", len(CONTENT)), (b"more", len(CONTENT) + 4)):
-        if more is not None:  # a part that holds everything, or too much
+        if more is not None:  # a complete or too long partial file
             part.write_bytes(CONTENT + more)
         server.requests.clear()
         assert fetch(url, tmp_path).read_bytes() == CONTENT and names(tmp_path) == [NAME]
@@ -100,7 +100,7 @@ def test_server_without_ranges(server, tmp_path):
 
 @pytest.mark.parametrize(("etag", "resumes"), [('"1"', True), ('"2"', False), (None, False)])
 def test_file_without_checksum_that_may_have_changed(server, tmp_path, etag, resumes):
-    """Two versions are never mixed: where nothing says it is the same file, it is taken anew."""
+    """Two versions are never mixed: unless the ETag is the same, the download starts again."""
     server.cuts = [2_000_000]
     if etag is None:
         server.etag = None
@@ -140,14 +140,14 @@ def test_no_use_in_asking(server, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("retries", [1, 9])
 def test_nobody_there(tmp_path, retries):
-    """Without a network, a long series of attempts would only take time."""
+    """If nothing ever answers, it gives up after two attempts, whatever ``retries`` is."""
     url = "http://127.0.0.1:9/net.pth"
     with pytest.raises(DownloadError, match=f"^{url}: .*2 times in a row.*{tmp_path / 'net.pth'}$"):
         fetch(url, tmp_path, retries=retries)
 
 
 def test_server_that_is_away_for_a_while(server, tmp_path, monkeypatch):
-    """After it has answered once, its absence is an interruption like others."""
+    """After a first answer, a refused connection is retried like other interruptions."""
     server.cuts = [1_000_000]
     get, calls = requests.Session.get, []
 
@@ -186,7 +186,7 @@ def test_mirror(server, tmp_path, monkeypatch):
 
 
 def test_one_of_many_downloads(server, tmp_path):
-    """By threads, and by processes."""
+    """From several threads, and from several processes."""
     url = f"{server.url}/zoo/{NAME}"
     server.cuts = [1_000_000]
     with ThreadPoolExecutor(6) as pool:
@@ -214,7 +214,7 @@ def test_one_of_many_downloads(server, tmp_path):
         ("faster_rcnn_r50_fpn_c3-c5.pth", None),
         ("mask_rcnn_internimage_t_fpn_1x_coco.pth", None),
         ("d099253b.pth", None),
-        ("vgg13-19584684.pth", "sha256:19584684"),  # digits alone, and no date
+        ("vgg13-19584684.pth", "sha256:19584684"),  # only digits, but no date
         ("mine-20210101.pth", None),
         ("mine-20211301.pth", "sha256:20211301"),
         ("mine-202105201804.pth", None),

@@ -1,4 +1,4 @@
-"""The index of MMDetection's metafiles and ours, against the files themselves."""
+"""The index of MMDetection's metafiles and ours, compared with the files."""
 
 from hashlib import sha256
 from pathlib import Path
@@ -53,7 +53,7 @@ MDCONV = "dcnv2/faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco"
         (f"mmdet::{MDCONV}.py", f"mmdet::{MDCONV}.py"),
         (f"mmdet::{MDCONV.removeprefix('dcnv2/')}", f"mmdet::{MDCONV}.py"),
         ("retinanet_r50_fpn_1x_coco.py", "mmdet::retinanet/retinanet_r50_fpn_1x_coco.py"),
-        # their metafiles do not name the folder
+        # the folder is not in their metafiles
         ("mask-rcnn_r50_fpn_gn-ws-all_2x_coco", "mmdet::gn+ws/mask-rcnn_r50_fpn_gn-ws-all_2x_coco.py"),
         ("rpn_r50_fpn_2x_coco", "mmdet::rpn/rpn_r50_fpn_2x_coco.py"),
         ("retinanet_r50_fpn_1x_objects365v1", "mmdet::objects365/retinanet_r50_fpn_1x_objects365v1.py"),
@@ -70,7 +70,7 @@ def test_find(name, id):
         ("mmdet::retinanet/retinanet_r50_1x", "mmdet::retinanet/retinanet_r50_fpn_1x_coco.py"),
         ("%", "dcnzoo zoo list"),
         ("other::retinanet/retinanet_r50_fpn_1x_coco", "mmdet::retinanet/retinanet_r50_fpn_1x_coco.py"),
-        ("dino-4scale_r50_8xb2-24e_coco", "found none$"),  # weights that are not one file
+        ("dino-4scale_r50_8xb2-24e_coco", "found none$"),  # not exactly one weights file
         ("deepsort_faster-rcnn_r50_fpn_8xb2-4e_mot17halftrain_test-mot17halfval", "found 2$"),
     ],
 )
@@ -102,7 +102,7 @@ def test_search():
     assert index.search(["mdconv", "no such word"]) == []
 
 
-# Metafiles of a package of our own
+# Metafiles of a test package
 
 
 MEASURED = {"Machine": "2 cores", "Date": "2026-11-20", "Command": "make demo"}
@@ -159,6 +159,6 @@ def test_weights_that_come_with_the_package(package, tmp_path, monkeypatch):
             zoo.download("net_1x")
         with pytest.raises(CheckpointError, match=file.name):
             read_checkpoint(file)
-    file.unlink()  # a wheel does not have all of them
+    file.unlink()  # wheels do not contain all weights
     with pytest.raises(UserError, match=f"^net_1x: its weights are in dcnzoo's repository.*{file.name}"):
         zoo.download("net_1x")

@@ -1,4 +1,4 @@
-"""The weights that come with dcnzoo give the figures that the zoo lists."""
+"""The weights shipped with dcnzoo reproduce the figures in the zoo."""
 
 import json
 
@@ -18,7 +18,7 @@ def test_there_are_some():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Where the images are drawn, once for all."""
+    """The folder for generated images, shared by all tests."""
     return tmp_path_factory.mktemp("measured")
 
 

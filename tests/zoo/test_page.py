@@ -1,4 +1,4 @@
-"""model_zoo.md: whose figure is whose, and that it is up to date."""
+"""model_zoo.md is up to date and separates published from measured figures."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def test_is_up_to_date(name, text):
         for result in model.results:
             assert result.source.startswith(("published (", "measured ("))
             assert result.published or model.package == "dcnzoo"
-            if model.package == "dcnzoo":  # a condition of `mim search` compares numbers
+            if model.package == "dcnzoo":  # conditions of `mim search` compare numbers
                 assert all(isinstance(value, int | float) for value in result.metrics.values())
 
 

@@ -1,4 +1,4 @@
-"""Reading checkpoints, and bringing those of older versions up to date."""
+"""Reading checkpoints, and converting those of older versions."""
 
 import argparse
 import os
@@ -43,7 +43,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def weights(model):
-    """Of the model, every number another one, so that none can be exchanged unseen."""
+    """Random weights for the model: all values differ, so a wrong assignment is noticed."""
     generator = torch.Generator().manual_seed(1)
     return OrderedDict(
         (key, torch.randn(value.shape, generator=generator) if value.is_floating_point() else value)
@@ -118,7 +118,7 @@ BESIDE = (r"\.conv_offset\.", "_offset.")  # the layer
 
 @pytest.mark.parametrize(
     ("pattern", "replacement"),
-    # of other implementations; of a parallel wrapper
+    # two from other implementations, one from a parallel wrapper
     [BESIDE, (r"\.conv_offset\.", ".conv_offset_mask."), (r"^", "module.")],
 )
 @pytest.mark.parametrize(
@@ -135,11 +135,11 @@ def test_old_names(pattern, replacement, options):
     assert found.reordered == ()
     found = convert(expected, expected)
     assert found.report() == "" and found.renamed == {} and list(found.state_dict) == list(expected)
-    assert found.state_dict._metadata == expected._metadata  # versions of modules
+    assert found.state_dict._metadata == expected._metadata  # module versions
 
 
 def test_names_that_only_look_old():
-    """Of an offset convolution that is there twice the one with today's name counts."""
+    """If an offset convolution has an old and a new name in the file, the new one is used."""
     expected = {"head.reg_offset.weight": torch.ones(1), "head.reg.conv_offset.weight": torch.ones(2)}
     assert convert(expected, expected).renamed == {}
     state = OrderedDict({"conv2_offset.weight": torch.zeros(1), "conv2.conv_offset.weight": torch.ones(1)})
@@ -148,7 +148,7 @@ def test_names_that_only_look_old():
 
 
 def version_1(weights, classes):
-    """What MMDetection 1.x would have saved: heads at the top, the background as class 0."""
+    """A checkpoint as from MMDetection 1.x: heads at the top level, background as class 0."""
     old = OrderedDict()
     for key, value in weights.items():
         if ".fc_cls." in key:
@@ -176,7 +176,7 @@ def test_version_1(model, weights):
 
 
 def test_load(tmp_path, weights):
-    """What is not learnt may differ."""
+    """Tensors that are not learned may be missing or superfluous."""
     path = save(tmp_path / "x.pth", state_dict=renamed(weights, *BESIDE), meta={"a": 1})
     target = build()
     meta, report = load_weights(target, path)
@@ -216,7 +216,7 @@ def test_missing_and_superfluous(tmp_path, weights):
 
 
 def options_in(message):
-    """The settings that a message names, as the command line reads them."""
+    """The settings in a message, parsed like the command line."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--cfg-options", nargs="+", action=DictAction)
     words = shlex.split(re.search(r"--cfg-options .*?(?=;|$)", str(message))[0])
@@ -274,7 +274,7 @@ def test_fine_tuning_for_other_classes(weights, classes, known):
     with pytest.raises(CheckpointError, match="num_classes") as error:
         load_state(target, weights, "x.pth", meta=meta)
     assert ("3 classes" in str(error.value)) == known
-    # other differences stay errors
+    # other differences are still errors
     for key in ("backbone.layer1.0.conv1.weight", "rpn_head.rpn_cls.weight"):
         narrow = {**weights, key: weights[key][:1]}
         with pytest.raises(CheckpointError, match=key):
@@ -285,7 +285,7 @@ def test_fine_tuning_for_other_classes(weights, classes, known):
 
 
 def test_classes_beside_other_channels():
-    """PointRend's point head takes the coarse scores of each class as input channels."""
+    """The input of PointRend's point head includes the coarse scores of each class as channels."""
     layer, other = nn.Conv1d(256 + 80, 9, 1), nn.Conv1d(256 + 3, 9, 1)
     other.num_classes = 3
     meta = {"dataset_meta": {"classes": [str(i) for i in range(80)]}}

@@ -1,14 +1,14 @@
-"""Which configs convolve deformably, and whether each builds, predicts and trains here.
+"""Find configs with deformable operators, and check that each builds, predicts and trains.
 
 ::
 
     python tools/analysis/deformable_configs.py               # all: ten minutes on one core
-    python tools/analysis/deformable_configs.py 'tood|vfnet'  # those whose name matches
+    python tools/analysis/deformable_configs.py 'tood|vfnet'  # configs whose name matches
     python tools/analysis/deformable_configs.py --out docs/deformable_configs.md
 
-A config is tried whole: nothing of its architecture is smaller. The images are, and there are no
-pretrained weights. One of MMDetection's is tried as a user's own config would use it, with
-``_base_ = 'mmdet::…'`` and ``custom_imports = dict(imports=['dcnzoo.models'])`` and nothing else.
+The architecture of each config is complete; only the images are smaller, and weights are random. A config of
+MMDetection is used as in a user's own config, with ``_base_ = 'mmdet::…'`` and ``custom_imports =
+dict(imports=['dcnzoo.models'])`` and nothing else.
 """
 
 from __future__ import annotations
@@ -44,37 +44,39 @@ CALLS = {f"dcnzoo::{name}" for name in ("deform_conv", "deform_roi_pool", "dcnv3
 OPERATORS = (*LAYERS, mmcv.ops.deform_conv2d, mmcv.ops.modulated_deform_conv2d)
 
 PAGE = """\
-# Configs that convolve deformably
+# Coverage of deformable configs
 
-Every config of dcnzoo's and of MMDetection {version}'s whose model has a deformable operator in it, and
-whether it works: that it builds, predicts on an image, and makes a training step in which the gradient
-reaches every deformable layer. Tried on the CPU, with dcnzoo's operators, mmcv-lite and no pretrained
-weights; with the whole architecture, on images of 128 pixels (DINO's of 256). `mmdet::…` are tried as they
-are, from a config that says
+This page lists every config of dcnzoo and of MMDetection {version} whose model contains a deformable
+operator, and whether it works. A config is *ok* if it builds, predicts on an image, and makes a training
+step in which the gradient reaches every deformable layer. {number} configs are listed, and {working} of
+them are ok.
+
+The configs run on the CPU, with dcnzoo's operators and mmcv-lite. The architecture is complete, without
+pretrained weights. The images have 128 pixels (256 for DINO). A config of MMDetection (`mmdet::…`) is
+unchanged and used as the base of a config:
 
 ```python
 _base_ = "mmdet::tood/tood_r50_fpn_1x_coco.py"
 custom_imports = dict(imports=["dcnzoo.models"])
 ```
 
+Another {unknown} configs of MMDetection cannot be built without further packages or data; none of these
+names a deformable layer. GLIP needs `transformers` and BERT. Its variants A, B and L
+(`16xb2_ms-2x_funtune`) were tested by hand with transformers 4.45.2 and a BERT of random weights, and work.
+
 `python tools/analysis/deformable_configs.py --out docs/deformable_configs.md` writes this page. Published
 figures and weights: [model zoo](../model_zoo.md).
-
-{number} configs, {working} of them ok. Another {unknown} of MMDetection's cannot be built without further
-packages or data; none of these names a deformable layer. GLIP asks for `transformers` and for BERT. By hand,
-with transformers 4.45.2 and a BERT of random weights, its A, B and L (`16xb2_ms-2x_funtune`) were tried, and
-work.
 
 | config | deformable | result |
 |---|---|---|
 """
 
 
-# Which
+# Find configs
 
 
 def config_names() -> list[str]:
-    """dcnzoo's configs, then MMDetection's, without those that dcnzoo has a config of its own for."""
+    """Return dcnzoo's configs, then MMDetection's, without those that dcnzoo replaces."""
 
     ours = configs_in(ROOT / "configs")
     theirs = [path for path in configs_in(MMDETS) if path not in ours]
@@ -82,7 +84,7 @@ def config_names() -> list[str]:
 
 
 def is_deformable(module: nn.Module) -> bool:
-    """Whether it is a deformable layer, or itself calls the function."""
+    """Whether a module is a deformable layer or calls the function itself."""
     if isinstance(module, SAConv2d):
         return module.use_deform
     methods = (getattr(value, "__code__", None) for value in vars(type(module)).values())
@@ -90,7 +92,7 @@ def is_deformable(module: nn.Module) -> bool:
 
 
 def deformable_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """By their names. Those of a teacher, which no parent knows, are ``teacher_model.…``."""
+    """Return deformable layers by name. A teacher's, which is not a submodule, are ``teacher_model.…``."""
     parts = {"": model}
     if isinstance(getattr(model, "teacher_model", None), nn.Module):
         parts["teacher_model."] = model.teacher_model
@@ -99,10 +101,10 @@ def deformable_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def describe(cfg: Config) -> str:
-    """``backbone: DCNv2; bbox_head: DeformConv2d``, or nothing.
+    """Return the deformable layers of a config, such as ``backbone: DCNv2; bbox_head: DeformConv2d``, or ''.
 
     Raises:
-        Exception: whatever goes wrong in building the model.
+        Exception: the model cannot be built.
     """
     try:
         with torch.device("meta"):
@@ -110,7 +112,7 @@ def describe(cfg: Config) -> str:
     except RuntimeError as error:
         if "meta tensors" not in str(error):
             raise
-        model = build(cfg)  # it computes with numbers that the meta device does not have
+        model = build(cfg)  # it computes with values, which the meta device does not have
     found: dict[str, set[str]] = {}
     for name, module in deformable_layers(model).items():
         found.setdefault(name.split(".")[0], set()).add(type(module).__name__)
@@ -118,7 +120,7 @@ def describe(cfg: Config) -> str:
 
 
 def names_in(text: str) -> str:
-    """The types that :func:`describe` would find, by the words of a config that cannot be built."""
+    """Find the types for :func:`describe` in the text of a config that cannot be built."""
     known = {"DCN", "DCNv2", "SAC", "DeformRoIPoolPack", "ModulatedDeformRoIPoolPack"}
     for name, kind in MODELS.module_dict.items():
         imported = vars(sys.modules[kind.__module__]).values()
@@ -127,7 +129,7 @@ def names_in(text: str) -> str:
     return ", ".join(sorted(known.intersection(re.findall(r"\w+", text))))
 
 
-# Whether they work
+# Try configs
 
 
 class _Calls(TorchDispatchMode):
@@ -141,10 +143,10 @@ class _Calls(TorchDispatchMode):
 
 
 def try_out(cfg: Config) -> None:
-    """Build, predict, and train for a step.
+    """Build the model, predict, and train for one step.
 
     Raises:
-        Exception: whatever goes wrong.
+        Exception: something fails.
     """
     size = image_size(cfg)
     model = prepare(cfg)
@@ -173,7 +175,7 @@ def try_out(cfg: Config) -> None:
 
 
 def result_of(cfg: Config) -> str:
-    """``ok``, or in a line why not."""
+    """Return ``ok``, or the reason for a failure in one line."""
     try:
         try_out(cfg)
     except Exception as error:
@@ -185,9 +187,9 @@ def result_of(cfg: Config) -> str:
 
 
 def deformable_configs(names: list[str]) -> Iterator[tuple[str, Config | None, str, str]]:
-    """Name, config, where it is deformable, and why it cannot be built, if it cannot.
+    """Yield name, config, deformable layers, and the reason why the config cannot be built, or ''.
 
-    Those that can be built and are not deformable are left out; those that cannot are not.
+    Skips configs that can be built and have no deformable layer.
     """
     descriptions: dict[str, tuple[str, str]] = {}
     for name in names:
@@ -220,7 +222,7 @@ def main() -> None:
     parser.add_argument("pattern", nargs="?", default="", help="regular expression (default: all)")
     parser.add_argument("--out", type=Path, metavar="FILE.md", help="write the page with the table")
     args = parser.parse_args()
-    MMLogger.get_current_instance().setLevel("ERROR")  # initialisation logs every parameter
+    MMLogger.get_current_instance().setLevel("ERROR")  # initialisation would log every parameter
     console = Console(stderr=True)
     names = [name for name in config_names() if re.search(args.pattern, name)]
     with make_progress(console) as progress:

@@ -1,4 +1,4 @@
-"""What the coverage tools share: a config for each family, trials in processes of their own, the results."""
+"""Shared code of the coverage tools: one config per family, trials in separate processes, results."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from dcnzoo.openmmlab.packages import mim_folder
 from dcnzoo.utils.progress import make_progress
 
 SIZES = ("r50_", "r50-", "tiny", "-t_", "-t-", "r18")
-NO_MODELS = ("_base_", "common", "deploy")  # parts of other families' configs, or for mmdeploy
-SECONDS, MEMORY = 600, 12 << 30  # that a trial may take
+NO_MODELS = ("_base_", "common", "deploy")  # only base configs, or configs for mmdeploy
+SECONDS, MEMORY = 600, 12 << 30  # limits of a trial: seconds, bytes
 
 
-# Which
+# Families
 
 
 def families(
     package: str, speakers: dict[str, str], pattern: str = "", depth: int = 1
 ) -> Iterator[tuple[str, str]]:
-    """Each folder of a package's configs, and the config that speaks for it.
+    """Yield each folder of a package's configs and the config that represents it.
 
     Args:
-        speakers: the configs of families for which :func:`speaker` would choose badly.
-        depth: how many folders, one in the other, name a family.
+        speakers: representative configs of families for which :func:`speaker` would choose badly.
+        depth: number of nested folders that name a family.
     """
     names: dict[str, list[str]] = {}
     for path in configs_in(mim_folder(package) / "configs"):
@@ -49,7 +49,7 @@ def families(
 
 
 def speaker(names: list[str]) -> str:
-    """The smallest and plainest, by the look of its name; none of a subfolder if it can be avoided."""
+    """Choose the smallest and simplest config by its name; avoid subfolders if possible."""
 
     def key(name: str) -> tuple:
         sizes = [i for i, size in enumerate(SIZES) if size in name]
@@ -58,11 +58,11 @@ def speaker(names: list[str]) -> str:
     return min(names, key=key)
 
 
-# Whether they work
+# Trials
 
 
 def tensors(node: object) -> Iterator[Tensor]:
-    """Of floating point, in data samples and what they are made of."""
+    """Yield the floating-point tensors in data samples and nested containers."""
     if isinstance(node, Tensor):
         yield from [node] if node.is_floating_point() else []
     elif isinstance(node, BaseDataElement):
@@ -73,13 +73,13 @@ def tensors(node: object) -> Iterator[Tensor]:
 
 
 def apart(trial: Callable[[], None], seconds: float = SECONDS, memory: int = MEMORY) -> str:
-    """``ok``, or in a line why ``trial()`` fails.
+    """Run ``trial()`` in a separate process; return ``ok``, or the reason for its failure in one line.
 
-    It runs in a process that is ended when it takes too long, or too much memory.
+    The process is ended if it exceeds the limits of time or memory.
     """
 
     def run() -> None:
-        torch.set_num_threads(1)  # it has none of its parent's threads, and would wait for them
+        torch.set_num_threads(1)  # a forked process lacks its parent's threads and would wait for them
         resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
         try:
             trial()
@@ -88,7 +88,7 @@ def apart(trial: Callable[[], None], seconds: float = SECONDS, memory: int = MEM
         else:
             sender.send("ok")
 
-    fork = multiprocessing.get_context("fork")  # what has been imported need not be imported again
+    fork = multiprocessing.get_context("fork")  # inherits the imported modules
     receiver, sender = fork.Pipe(duplex=False)
     process = fork.Process(target=run, daemon=True)
     process.start()
@@ -103,11 +103,11 @@ def apart(trial: Callable[[], None], seconds: float = SECONDS, memory: int = MEM
         process.join()
 
 
-# The results
+# Results
 
 
 def versions(packages: tuple[str, ...]) -> dict[str, str]:
-    """Of torch and those of ``packages`` that are installed: they decide the results."""
+    """Return the versions of torch and of the installed ``packages``, which affect the results."""
     found = {}
     for package in ("torch", *packages):
         with suppress(PackageNotFoundError):
@@ -120,7 +120,7 @@ def listed(packages: dict[str, str]) -> str:
 
 
 def read_results(path: Path | None) -> tuple[dict[str, str], dict[str, str]]:
-    """Versions and, by the config's name, results."""
+    """Read versions, and results by config name."""
     if path is None or not path.is_file():
         return {}, {}
     content = json.loads(path.read_text())
@@ -130,7 +130,7 @@ def read_results(path: Path | None) -> tuple[dict[str, str], dict[str, str]]:
 def add_arguments(parser: argparse.ArgumentParser, results: str) -> None:
     parser.add_argument("pattern", nargs="?", default="", help="regular expression (default: all)")
     parser.add_argument("--results", type=Path, default=Path(results), metavar="FILE")
-    parser.add_argument("--again", action="store_true", help="try again what has been tried")
+    parser.add_argument("--again", action="store_true", help="repeat trials that have a result")
     parser.add_argument("--out", type=Path, metavar="FILE.md", help="write the page with the table")
 
 
@@ -141,14 +141,14 @@ def try_all(
     here: dict[str, str],
     before: dict[str, str],
 ) -> list[tuple[str, str, str]]:
-    """Family, config and result of each.
+    """Try each family; return its name, config and result.
 
     Args:
         chosen: families and their configs.
         trial: returns the result of a config.
-        args: those of :func:`add_arguments`. Results that are in the file are not tried again.
-        here: versions; those of other versions are.
-        before: results of an environment with fewer packages. What is ok there is not tried.
+        args: those of :func:`add_arguments`. Results in the file are reused.
+        here: versions; results of other versions are not reused.
+        before: results of an environment with fewer packages. Configs that are ok there are skipped.
     """
     found, results = read_results(args.results)
     if args.again or found != here:
@@ -178,5 +178,5 @@ def count_ok(rows: list[tuple[str, str, str]]) -> int:
 
 
 def table(rows: list[tuple[str, str, str]]) -> str:
-    """Its lines, without the head."""
+    """Return the rows of the table, without its header."""
     return "".join(f"| {family} | `{name}` | {result} |\n" for family, name, result in rows)

@@ -1,4 +1,4 @@
-"""Whether a config of every family in MMDetection builds, predicts and trains here.
+"""Check that a config of every family in MMDetection builds, predicts and trains.
 
 ::
 
@@ -6,11 +6,11 @@
     python tools/analysis/mmdet_coverage.py                 # all: ten minutes on one core
     python tools/analysis/mmdet_coverage.py 'yolo|^detr$'   # the families whose name matches
 
-A family is a folder of MMDetection's ``configs``; one config speaks for it. It is tried whole, nothing of
-its architecture is smaller: a prediction, then a training step with its own optimizer, on random images of
-128 pixels or as small as the model takes them, without pretrained weights. Each in a process of its own,
-which may run out of memory or of time without harm. What has been tried is kept in ``--results`` and not
-tried again until the versions of the packages change, or ``--again`` is given.
+A family is a folder of MMDetection's ``configs``; one config represents it. Its architecture is complete. A
+trial is a prediction, then a training step with the config's own optimizer, on random images of 128 pixels
+(or the smallest size that the model accepts), without pretrained weights. Each trial runs in a separate
+process with limits of memory and time. Results are stored in ``--results`` and reused until the versions of
+the packages change, or with ``--again``.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope
 from trial import expect, finite, image_size, images, prepare, read
 
-SPEAKERS = {  # where the rule of `speaker` would choose one that leaves out what the family is about
+SPEAKERS = {  # families for which `speaker` would choose a config without the family's main feature
     "centernet": "centernet_r18-dcnv2_8xb16-crop512-140e_coco.py",
     "dcn": "mask-rcnn_r50-dconv-c3-c5_fpn_1x_coco.py",
     "dcnv2": "mask-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py",
@@ -59,52 +59,58 @@ TEXTS = ("a cat", "dog", "red car")
 
 PACKAGES = ("mmengine", "mmcv-lite", "mmcv", "mmdet", "onedl-mmengine", "onedl-mmcv", "onedl-mmdetection")
 EXTRAS = ("mmpretrain", "timm", "torchvision", "transformers", "fairscale", "lap", "motmetrics")
-EXTRAS += ("scikit-image", "scikit-learn")  # which some families ask for
+EXTRAS += ("scikit-image", "scikit-learn")  # required by some families
 
 PAGE = """\
-# MMDetection, family by family
+# Coverage of MMDetection's config families
 
-One config of every family (folder) of MMDetection {mmdet}'s configs, and whether it works with dcnzoo's
-operators in place of a compiled mmcv: that it builds, predicts on an image, and makes a training step with
-its own optimizer; losses finite, predictions numbers. Tried on the CPU; the whole architecture, on images of
-128 pixels (SSD's of 400, DINO's and the like of 256), without pretrained weights. SORT, DeepSORT and
-StrongSORT have no loss, their parts train by themselves: they track through two frames. A language model has
-random weights. `misc` wraps whole models of Detectron2, which is on no package index and is compiled from its
-repository; they use nothing of mmcv's.
+This page lists one config of every family (folder of configs) of MMDetection {mmdet}, and whether it works
+with dcnzoo's operators and without a compiled mmcv. A config is *ok* if it builds, predicts on an image
+without NaN, and makes a training step with its own optimizer and a finite loss.
 
-**{working} of {number} families are ok**, {fresh} of them with what `make setup` installs:
+**{working} of {number} families are ok**, {fresh} of them with the packages that `make setup` installs:
 
     {installed}
 
-{further}`make coverage` tries them all again and writes this page.
+{further}The architecture is complete, without pretrained weights, and runs on the CPU. The images have 128
+pixels (400 for SSD, 256 for DINO and similar models). Some families are special:
+
+- SORT, DeepSORT and StrongSORT have no loss, because their parts are trained separately. They track through
+  two frames.
+- Language models have random weights.
+- `misc` wraps complete models of Detectron2, which do not use mmcv. Detectron2 is not on a package index
+  and has to be compiled from its repository.
+
+`make coverage` tests all families again and writes this page. See also the coverage of [deformable
+configs](deformable_configs.md) and of [OpenMMLab's other packages](openmmlab_coverage.md).
 
 | family | config | result |
 |---|---|---|
 """
 FURTHER = """\
-and the others, "with more", in an environment that has packages which only some families ask for:
+The families marked *ok with more* need further packages. They were tested in a second environment:
 
     {installed}
 
 """
 
 
-# Which
+# Families
 
 
 def families(pattern: str = "") -> Iterator[tuple[str, str]]:
-    """Each folder of MMDetection's configs, and the config that speaks for it."""
+    """Yield each folder of MMDetection's configs and the config that represents it."""
     return package_families("mmdet", SPEAKERS, pattern)
 
 
-# Whether they work
+# Trials
 
 
 def try_out(cfg: Config) -> None:
-    """Build, predict, and train for a step.
+    """Build the model, predict, and train for one step.
 
     Raises:
-        Exception: whatever goes wrong.
+        Exception: something fails.
     """
     size = image_size(cfg)
     with tempfile.TemporaryDirectory() as folder, DefaultScope.overwrite_default_scope("mmdet"):
@@ -121,10 +127,10 @@ def try_out(cfg: Config) -> None:
         with torch.no_grad():
             found = model.test_step(to_predict(model, size))
         expect(len(found) > 0, "no predictions")
-        # infinite boxes are possible: YOLOv3's sizes are exponentials, and nothing here is trained
+        # infinite boxes are possible: an untrained YOLOv3 predicts sizes as exponentials
         expect(not any(values.isnan().any() for values in tensors(found)), "predictions are no numbers")
 
-        if isinstance(model, DeepSORT):  # and SORT and StrongSORT: detector and ReID train by themselves
+        if isinstance(model, DeepSORT):  # also SORT and StrongSORT: detector and ReID are trained separately
             return
         model.train()
         losses = model.train_step(to_train(model, size), build_optim_wrapper(model, cfg.optim_wrapper))
@@ -153,7 +159,7 @@ def to_train(model: nn.Module, size: int) -> dict:
 
 
 def detections(model: nn.Module, number: int, size: int) -> dict:
-    """With words for detectors that are asked in words, and with proposals for those that make none."""
+    """Return random images with texts for grounding detectors, and proposals for detectors without an RPN."""
     batch = images(number, size, alike=True, texts=[TEXTS] * number, custom_entities=True)
     shapes = [image.shape for image in batch["inputs"]]
     for sample, proposals in zip(batch["data_samples"], demo_mm_proposals(shapes, 20), strict=True):
@@ -164,7 +170,7 @@ def detections(model: nn.Module, number: int, size: int) -> dict:
 
 
 def persons() -> dict:
-    """Two of one, two of another, as ReID networks are shown them."""
+    """Return two images of one person and two of another, as for training ReID networks."""
     samples = [ReIDDataSample().set_gt_label(label) for label in (0, 0, 1, 1)]
     return {
         "inputs": [torch.randint(0, 256, (3, 256, 128), dtype=torch.uint8) for _ in samples],
@@ -173,7 +179,7 @@ def persons() -> dict:
 
 
 def small_bert(folder: Path) -> str:
-    """BERT with random weights, which reads letter by letter: the real one is downloaded."""
+    """Write a BERT with random weights and a vocabulary of letters; the real one would be a download."""
     from transformers import BertConfig, BertModel, BertTokenizerFast
 
     letters = "abcdefghijklmnopqrstuvwxyz"
@@ -185,7 +191,7 @@ def small_bert(folder: Path) -> str:
 
 
 def apart(name: str) -> str:
-    """``ok``, or in a line why :func:`try_out` fails, in a process of its own."""
+    """Run :func:`try_out` in a separate process; return ``ok``, or the reason for its failure in one line."""
     return trial_apart(lambda: try_out(read(name)))
 
 
@@ -193,7 +199,7 @@ def apart(name: str) -> str:
 
 
 def page(rows: list[tuple[str, str, str]], fresh: dict[str, str], further: dict[str, str]) -> str:
-    """``rows``: family, config, result. ``fresh``, ``further``: the versions in both environments."""
+    """Render the page. ``rows``: family, config, result; ``fresh``, ``further``: versions by environment."""
     head = PAGE.format(
         mmdet=mmdet.__version__,
         number=len(rows),
@@ -212,10 +218,10 @@ def main() -> None:
         "--after",
         type=Path,
         metavar="FILE",
-        help="the results of an environment with fewer packages: try what is not ok there",
+        help="results of an environment with fewer packages: try only configs that are not ok there",
     )
     args = parser.parse_args()
-    MMLogger.get_current_instance().setLevel("ERROR")  # initialisation logs every parameter
+    MMLogger.get_current_instance().setLevel("ERROR")  # initialisation would log every parameter
     here = versions((*PACKAGES, *EXTRAS))
     there, before = read_results(args.after)
     rows = try_all(list(families(args.pattern)), apart, args, here, before)

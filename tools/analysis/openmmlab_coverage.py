@@ -383,14 +383,13 @@ def chosen(pattern: str = "") -> list[tuple[str, str]]:
 # The table
 
 PAGE = """\
-# The rest of OpenMMLab, family by family
+# Coverage of OpenMMLab's other packages
 
-One config of every family (folder of `configs`) of OpenMMLab's packages beside MMDetection
-([its families](mmdet_coverage.md)), and whether it works on today's PyTorch with dcnzoo's operators and
-mmcv-lite, nothing of mmcv compiled: that it builds, predicts, and makes a training step with its own
-optimizer; losses finite, predictions numbers. Tried on the CPU; the whole architecture, on small random data,
-without pretrained weights. (BEiT's and MAE's relative positions are those of an image of 128 pixels.)
-How to install the packages: [OpenMMLab's other packages](openmmlab.md).
+This page lists one config of every family (folder of `configs`) of OpenMMLab's packages except
+[MMDetection](mmdet_coverage.md). It says whether the config works on current PyTorch with dcnzoo's
+operators and mmcv-lite, without a compiled mmcv. A config is *ok* if it builds, predicts without NaN, and
+makes a training step with its own optimizer and finite losses. How to install the packages: [OpenMMLab's
+other packages](openmmlab.md).
 
 **{working} of {number} families are ok**, with
 
@@ -399,12 +398,12 @@ How to install the packages: [OpenMMLab's other packages](openmmlab.md).
 | package | families | ok |
 |---|---|---|
 {counts}
-{only}Where a family does not work, its result says why: *theirs* is a reason in the package or in what it
-asks for.
+{only}The architecture is complete, without pretrained weights, and runs on the CPU with small random data.
+BEiT and MAE have relative positions for an image of 128 pixels. If a family does not work, its result gives
+the reason; *theirs* means that the reason is in the package or in its dependencies. mmdet3d and sparse
+convolution are out of scope.
 
-Out of scope: mmdet3d, and sparse convolution.
-
-`make coverage-openmmlab` tries them all again and writes this page.
+`make coverage-openmmlab` tests all families again and writes this page.
 
 """
 HEAD = "## {distribution} {version}\n\n| family | config | result |\n|---|---|---|\n"
@@ -422,7 +421,7 @@ def page(rows: list[tuple[str, str, str]], installed: dict[str, str], pattern: s
         distribution = PACKAGES[package].distribution
         counts += f"| {distribution} | {len(found)} | {count_ok(found)} |\n"
         tables += "\n" + HEAD.format(distribution=distribution, version=version(distribution)) + table(found)
-    only = f"Only the families that match `{pattern}` have been tried for this page.\n\n" if pattern else ""
+    only = f"Only the families that match `{pattern}` were tested for this page.\n\n" if pattern else ""
     head = PAGE.format(
         working=count_ok(rows), number=len(rows), installed=listed(installed), counts=counts, only=only
     )

@@ -1,4 +1,4 @@
-"""What a training asks of a cluster: sizes, and images per second by the number of nodes."""
+"""Estimate the cluster requirements of a training: sizes, and images per second by number of nodes."""
 
 import io
 import math
@@ -33,7 +33,7 @@ POSITIVE = click.FloatRange(min=0, min_open=True)
 
 
 class _Counter(io.RawIOBase):
-    """A file that keeps nothing but its size."""
+    """A file that only counts bytes."""
 
     size = 0
 
@@ -52,7 +52,7 @@ def saved_size(checkpoint: dict) -> int:
 
 
 def sizes(model: nn.Module, optim_wrapper: dict) -> dict[str, int]:
-    """Parameters; bytes of the gradients, of the weights and of a checkpoint to go on from."""
+    """Return the number of parameters, and the bytes of gradients, weights and a resumable checkpoint."""
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     found = {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -62,23 +62,26 @@ def sizes(model: nn.Module, optim_wrapper: dict) -> dict[str, int]:
     wrapper = build_optim_wrapper(model, dict(optim_wrapper, type="OptimWrapper"))
     for parameter in learning:
         parameter.grad = torch.zeros_like(parameter)
-    wrapper.optimizer.step()  # what an optimizer remembers is there from its first step on
+    wrapper.optimizer.step()  # an optimizer creates its state in the first step
     state = {"state_dict": model.state_dict(), "optimizer": wrapper.state_dict()}
     return {**found, "checkpoint": saved_size(state)}
 
 
 def exchange(gradients: int, nodes: int, bandwidth: float) -> float:
-    """Seconds of a ring all-reduce: every node sends and receives 2 (n - 1) / n of the bytes."""
+    """Return the seconds of a ring all-reduce: every node sends and receives 2 (n - 1) / n of the bytes."""
     return 2 * (nodes - 1) / nodes * gradients / (bandwidth * 1e9)
 
 
 def iteration(seconds: float, gradients: int, nodes: int, bandwidth: float, overlap: float) -> float:
-    """With what of the exchange does not fit behind the rest of the iteration."""
+    """Return the seconds of an iteration, including the exchange as far as it does not overlap."""
     return seconds + max(0.0, exchange(gradients, nodes, bandwidth) - overlap * seconds)
 
 
 def loader_rate(pipeline: list[dict], seconds: float = 3.0) -> float:
-    """Images per second that one process reads and transforms; a JPEG of 640×480 pixels with ten objects."""
+    """Measure the images per second that one process loads and transforms.
+
+    The image is a JPEG of 640×480 pixels with ten objects.
+    """
     generator = np.random.default_rng(0)
     coarse = generator.integers(0, 256, (30, 40, 3), dtype=np.uint8)
     picture = cv2.resize(coarse, (640, 480), interpolation=cv2.INTER_CUBIC)
@@ -96,7 +99,7 @@ def loader_rate(pipeline: list[dict], seconds: float = 3.0) -> float:
         image = {"img_path": str(path), "img_id": 0, "height": 480, "width": 640, "instances": instances}
         transforms = Compose(pipeline)
         transforms(dict(image))
-        done, start = 0, time.process_time()  # of a whole core, whatever else runs
+        done, start = 0, time.process_time()  # CPU time, independent of other processes
         while time.process_time() < start + seconds:
             transforms({**image, "instances": [dict(instance) for instance in instances]})
             done += 1
@@ -119,25 +122,25 @@ def table(args: SimpleNamespace, batch: int, gradients: int) -> Table:
 
 @click.command(cls=_options.Command)
 @_options.config
-@option("--seconds", type=POSITIVE, help="Of an iteration on one device, as you measured them.")
-@option("--devices", type=click.IntRange(1), default=8, help="In a node.")
-@option("--nodes", type=click.IntRange(1), default=64, help="Calculate up to so many.")
-@option("--bandwidth", type=POSITIVE, default=12.5, help="Of a node's network, in GB/s; 12.5 are 100 Gb/s.")
+@option("--seconds", type=POSITIVE, help="Measured seconds per iteration on one device.")
+@option("--devices", type=click.IntRange(1), default=8, help="Number of devices per node.")
+@option("--nodes", type=click.IntRange(1), default=64, help="Calculate up to this number of nodes.")
+@option("--bandwidth", type=POSITIVE, default=12.5, help="Network of a node, in GB/s (12.5 are 100 Gb/s).")
 @option(
     "--overlap",
     type=click.FloatRange(0, 1),
     default=0.5,
-    help="The part of an iteration behind which gradients can be exchanged.",
+    help="Share of an iteration that can overlap with the exchange of gradients.",
 )
-@_options.num_images(1, COCO, "Of an epoch.")
-@option("--loader", is_flag=True, help="Measure the data loader's pipeline, too.")
+@_options.num_images(1, COCO, "Number of images per epoch.")
+@option("--loader", is_flag=True, help="Also measure the data loader's pipeline.")
 @_options.cfg_options
 def main(config: str, loader: bool, cfg_options: dict, **calculation: float) -> None:
-    """What a training asks of a cluster.
+    """Estimate the cluster requirements of a training.
 
-    Measured: the sizes of gradients and checkpoint, and with --loader the images that one worker of the
-    config's data loader prepares in a second. Calculated from that and from --seconds, what an iteration
-    takes on one device: images per second on 1, 2, 4, … nodes. docs/scale.md says how.
+    Measures the sizes of gradients and checkpoint and, with --loader, the images per second of one worker of
+    the config's data loader. Calculates from these and --seconds, the time of an iteration on one device, the
+    images per second on 1, 2, 4, … nodes. docs/scale.md describes the method.
 
     \b
     examples:
@@ -147,7 +150,7 @@ def main(config: str, loader: bool, cfg_options: dict, **calculation: float) -> 
     require_file(config, "config")
     with user_errors():
         cfg = read_config_file(config, cfg_options)
-        MMLogger.get_instance("mmengine").setLevel("WARNING")  # not a line for every parameter
+        MMLogger.get_instance("mmengine").setLevel("WARNING")  # initialisation would log every parameter
         model = build_model(cfg)
         found = sizes(model, cfg.optim_wrapper)
     console = Console(width=100)

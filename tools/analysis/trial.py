@@ -1,4 +1,4 @@
-"""What the tools here share that try configs out: models without weights, small images, one-line reasons."""
+"""Shared code of the tools that try configs: models without weights, small images, one-line reasons."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ PRETRAINED = ("pretrained", "teacher_ckpt", "checkpoint")  # and init_cfg=dict(c
 
 
 def configs_in(folder: Path) -> list[Path]:
-    """Relative to the folder; without those that others are put together from."""
+    """List the configs in a folder, relative to it, without base configs."""
     found = (path.relative_to(folder) for path in folder.rglob("*.py"))
     return sorted(path for path in found if "_base_" not in path.parts)
 
 
 def read(name: str) -> Config:
-    """A config without addresses of weights; ``package::…`` as inherited by a user's."""
+    """Read a config and remove addresses of weights; ``package::…`` is inherited by a user's config."""
     package, colons, path = name.partition("::")
     if colons:
-        # a list replaces the one that is inherited: what the package's config imports is named again
+        # a list replaces the inherited list, so repeat the imports of the package's config
         file = mim_folder(package) / "configs" / path
         inherited = Config.fromfile(file, import_custom_modules=False).get("custom_imports") or {}
         theirs = inherited.get("imports", [])
         imports = ["dcnzoo.models", *([theirs] if isinstance(theirs, str) else theirs)]
-        for module in imports:  # says what is missing, where mmengine shows all of sys.path
+        for module in imports:  # its error names the missing module; mmengine's shows all of sys.path
             importlib.import_module(module)
         cfg = Config.fromstring(OF_A_USER.format(name, imports), ".py")
     else:
@@ -66,29 +66,29 @@ def forget_weights(node: object) -> None:
 def build(cfg: Config, package: str = "mmdet") -> nn.Module:
     models = importlib.import_module(f"{package}.registry").MODELS
     with DefaultScope.overwrite_default_scope(package):
-        return models.build(copy.deepcopy(cfg.model))  # DINO writes into it
+        return models.build(copy.deepcopy(cfg.model))  # DINO modifies its config
 
 
 def prepare(cfg: Config, package: str = "mmdet") -> nn.Module:
-    """A model with initial weights, as a Runner would have it before the first step."""
+    """Build a model with initial weights, in the state before a Runner's first step."""
     torch.manual_seed(0)
     with DefaultScope.overwrite_default_scope(package):
         model = revert_sync_batchnorm(build(cfg, package))
         model.init_weights()
-    for count in ("epoch", "iter"):  # which TOOD, BoxInst and YOLOX ask a Runner for
+    for count in ("epoch", "iter"):  # read by TOOD, BoxInst and YOLOX
         MessageHub.get_current_instance().update_info(count, 0)
     return model
 
 
 def image_size(cfg: Config) -> int:
-    """128 pixels; more for SSD, which has no padding, and for queries chosen among the places in an image."""
+    """Return 128 pixels; more for SSD, which has no padding, and for detectors that select many queries."""
     if cfg.model.get("backbone", {}).get("type") == "SSDVGG":
         return 400
     return 256 if cfg.model.get("num_queries", 0) > 300 else 128
 
 
 def images(number: int, size: int = 128, alike: bool = False, **options: object) -> dict:
-    """Random images with everything that may be annotated on them, one high, one wide or ``alike``."""
+    """Return random images with all kinds of annotations: one high and one wide, or ``alike``."""
     short = size * 3 // 4
     sizes, objects = [[3, size, short], [3, short, size]][:number], [2, 1][:number]
     if alike:
@@ -102,11 +102,11 @@ def finite(values: Tensor) -> bool:
 
 
 def expect(condition: bool, otherwise: str) -> None:
-    """``assert``, also under ``python -O``."""
+    """Raise AssertionError if ``condition`` is False, even under ``python -O``."""
     if not condition:
         raise AssertionError(otherwise)
 
 
 def reason(error: BaseException) -> str:
-    """An error in a line that fits into a table."""
+    """Format an error as one line for a table."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}".partition(";")[0].replace("|", "/")

@@ -1,8 +1,9 @@
 """Measure block sizes of the fused kernels on this GPU and write them to dcnzoo/ops/fused/configs.json.
 
-For each kernel and type the candidate that is fastest on a large map and the one on a small map; then the
-types for which the operator, forward and with its backward, is faster fused than compiled: those that
-DCNZOO_BACKEND=auto runs fused from then on. Whatever does not compile or does not fit is passed over.
+Selects, for each kernel and type, the fastest candidates on a large and on a small map. Then selects the
+types for which the fused operator is faster than the compiled one, both forward and with its backward;
+DCNZOO_BACKEND=auto uses the fused operator for these types. Candidates that do not compile or do not fit are
+skipped.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 KINDS = {"half": "bfloat16", "float32": "float32"}
 LARGE, SMALL = "p3-n2", "c5"
 COMPARED = ("c3", "c4", "c5", "p3", "c3-n2", "c4-n2", "c5-n2", "p3-n2")
-# beside those that the table has for any architecture: BM, BN, BK, warps, stages
+# in addition to the candidates in the table: BM, BN, BK, warps, stages
 MORE = {
     "forward": {
         "half": [[128, 128, 64, 8, 3], [128, 256, 64, 8, 3], [64, 256, 32, 8, 3], [128, 128, 32, 8, 4]],
@@ -40,14 +41,14 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--table", type=Path, metavar="FILE", help="what is written (default: the package's own)")
-    add("--limit", type=float, default=180, help="seconds for everything (default: 180)")
-    add("--rehearse", action="store_true", help="without a GPU: tiny maps in Triton's interpreter")
+    add("--table", type=Path, metavar="FILE", help="output file (default: the package's table)")
+    add("--limit", type=float, default=180, help="total time in seconds (default: 180)")
+    add("--rehearse", action="store_true", help="run without a GPU: tiny maps in Triton's interpreter")
     return parser.parse_args()
 
 
 def time_of(function: Callable[[], object], seconds: float = 0.05) -> float:
-    """Median seconds of a call, the device's queue emptied before and after."""
+    """Return the median seconds of a call; synchronise the device before and after."""
     import torch
 
     def synchronized() -> float:
@@ -120,14 +121,14 @@ def main() -> None:
                 break
             try:
                 times[config] = time_of(call_of(kernel, problem, grad, config))
-            except Exception as error:  # does not compile, or wants more than a block may have
+            except Exception as error:  # does not compile, or exceeds the resources of a block
                 print(f"{kernel} {kind} {tuple(config)}: {str(error).splitlines()[0][:100]}", flush=True)
         for config, seconds in sorted(times.items(), key=lambda item: item[1]):
             print(f"{kernel} {kind} {name} {tuple(config)}: {seconds * 1e6:.0f} µs", flush=True)
         return min(times, key=times.get, default=None)
 
     def ratio(name: str, dtype: torch.dtype, backward: bool) -> float:
-        """Time compiled / time fused."""
+        """Return time compiled / time fused."""
         tensors = cases[name].tensors(dtype, device)
         grad = torch.randn(cases[name].out_shape).to(device, dtype)
         times = []
@@ -147,7 +148,7 @@ def main() -> None:
         entry[kernel] = dict(entry[kernel])
         for kind in KINDS:
             found = [config for name in (LARGE, SMALL) if (config := best(kernel, kind, name))]
-            last = Config(*entry[kernel][kind][-1])  # narrow enough for any number of channels
+            last = Config(*entry[kernel][kind][-1])  # small enough for any number of channels
             chosen = sorted({*found, last}, key=lambda c: math.prod(c[:3]), reverse=True)
             entry[kernel][kind] = [list(config) for config in chosen]
     day = datetime.date.today().isoformat()
@@ -180,7 +181,7 @@ def main() -> None:
 
 
 def write(table: dict, path: Path) -> None:
-    """A line per kernel: what a search changes is to be read in a diff."""
+    """Write one line per kernel, so that changes are readable in a diff."""
     entries = []
     for target, entry in table.items():
         rows = [

@@ -1,4 +1,4 @@
-"""What the families of deformable convolution share, of any rank, plain and transposed."""
+"""Shared code of the families of deformable convolution: any rank, plain and transposed."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import torch.nn.functional as F
 from families import OURS, Call, Unsupported, Work, leaves
 from torch import Tensor
 
-# Pixels. Learnt offsets are of this size but smoother; independent ones are the harder case for caches.
+# Pixels. Learnt offsets have this size but are smoother; independent offsets are harder for caches.
 OFFSET_STD = 2.0
-# The reference materialises every sample several times: bigger cases take minutes and gigabytes.
-REFERENCE_SAMPLES = 5_000_000  # of one channel at one tap and pixel
+# The reference stores every sample several times: larger cases take minutes and gigabytes.
+REFERENCE_SAMPLES = 5_000_000  # a sample: one channel at one tap and pixel
 LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 
 @dataclass(frozen=True)
 class Case:
-    """A layer with as many channels in as out; transposed where its family is."""
+    """A layer with the same number of input and output channels; transposed in transposed families."""
 
     name: str
     group: str
@@ -108,7 +108,7 @@ class Case:
 
 
 def deformable(name: str, memory_format: torch.memory_format, backend: str = "auto") -> Callable:
-    """A contestant: a function of dcnzoo."""
+    """Return a contestant: an operator of dcnzoo."""
 
     def prepare(case: Case, t: dict, threads: int) -> Call:
         from dcnzoo import ops
@@ -119,7 +119,7 @@ def deformable(name: str, memory_format: torch.memory_format, backend: str = "au
         options = dict(groups=case.groups, im2col_step=case.im2col_step)
 
         def forward() -> Tensor:
-            _backend.use(backend)  # for the backward too, which follows before another contestant's turn
+            _backend.use(backend)  # also for the backward, which runs before the next contestant
             return getattr(ops, name)(*given, None, case.strides, case.paddings, **options)
 
         return Call(forward, tuple(g for g in given if g is not None))
@@ -133,7 +133,7 @@ def contestants(
     variants: Mapping[str, Callable] = {},
     rivals: Mapping[str, Callable] = {},
 ) -> tuple[tuple[str, ...], dict[str, Callable]]:
-    """FLOORS and CONTESTANTS of a family; ``variants`` of dcnzoo's and ``rivals`` are its own."""
+    """Return FLOORS and CONTESTANTS of a family, with additional ``variants`` of dcnzoo and ``rivals``."""
     name = f"deform_conv{'_transpose' if transposed else ''}{rank}d"
     plain = f"conv{'_transpose' if transposed else ''}{rank}d"
     formats = {"": torch.contiguous_format} | ({" channels_last": LAST[rank]} if rank in LAST else {})

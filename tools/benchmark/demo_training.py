@@ -1,4 +1,4 @@
-"""One training iteration of the demo's Mask R-CNN, with and without deformable convolutions."""
+"""Time a training iteration of the demo's Mask R-CNN, with and without deformable convolution."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ IMAGES = 64
 def measure(
     threads: list[int], iterations: int, advance: Callable[[], None] = lambda: None
 ) -> dict[int, dict[str, Timing]]:
-    """Seconds per iteration by threads and arm: loading the images, the step, the averaged weights.
+    """Return seconds per iteration by threads and arm: loading images, training step, averaging weights.
 
-    The arms take turns in one process, each on the same images in the same order.
+    The arms take turns in one process, with the same images in the same order.
     """
     with tempfile.TemporaryDirectory() as folder:
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
@@ -40,7 +40,7 @@ def measure(
 
 
 def _training(config: str, folder: Path) -> Callable[[], None]:
-    """A function that does the next iteration of a training."""
+    """Return a function that runs the next iteration of a training."""
     import dcnzoo.openmmlab.hooks  # noqa: F401  silences a warning of mmengine's import
 
     # isort: split
@@ -78,7 +78,7 @@ def _training(config: str, folder: Path) -> Callable[[], None]:
 
 
 def _displace(model: torch.nn.Module) -> None:
-    """Offsets as after some training. They start at zero, where samples fall on pixels."""
+    """Set offsets as after some training. They start at zero, where samples lie exactly on pixels."""
     generator = torch.Generator().manual_seed(0)
     for name, module in model.named_modules():
         if name.endswith("conv_offset"):

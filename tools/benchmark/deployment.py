@@ -1,7 +1,7 @@
-"""What exported deformable convolution costs: one operator, and RetinaNet R-18 with DCNv2 from end to end.
+"""Measure exported deformable convolution: one operator, and a complete RetinaNet R-18 with DCNv2.
 
-All contestants are in one process, on one thread each, and take turns. What is taken is the process's
-CPU time, so that other work on the machine counts little; read the ratios. Results go to
+All contestants run in one process, with one thread each, and take turns. Times are CPU times of the process,
+so other work on the machine has little effect; compare the ratios. Results are written to
 docs/benchmarks/deployment-….md.
 """
 
@@ -47,7 +47,7 @@ GRAPHS = {
     "gatherelements": "GatherElements",
     "gridsample": "GridSample",
 }
-CANDIDATES = 2000  # boxes that a trained detector may well leave to the suppression
+CANDIDATES = 2000  # boxes that go into NMS, as with a trained detector
 OPERATORS = ((64, 50, 84), (256, 50, 84))  # channels, height, width; 3×3
 Run = Callable[[], object]
 
@@ -65,8 +65,12 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--shape", type=int, nargs=2, default=[512, 640], help="of the detector's input")
-    parser.add_argument("--rounds", type=int, default=15, help="samples of each contestant (default: 15)")
+    parser.add_argument(
+        "--shape", type=int, nargs=2, default=[512, 640], help="height and width of the detector's input"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=15, help="number of samples per contestant (default: 15)"
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "docs/benchmarks", metavar="FOLDER")
     return parser.parse_args()
 
@@ -91,7 +95,7 @@ def by_openvino(path: Path, *args: np.ndarray) -> Run:
 def take_turns(case: str, runs: dict[str, Run], rounds: int, step: Callable[[], None]) -> list[Result]:
     samples: dict[str, list[float]] = {name: [] for name in runs}
     for run in runs.values():
-        run()  # the first call allocates
+        run()  # warm-up
     for _ in range(rounds):
         for name, run in runs.items():
             start = time.process_time()
@@ -104,13 +108,13 @@ def take_turns(case: str, runs: dict[str, Run], rounds: int, step: Callable[[], 
 def operator(shape: tuple[int, int, int], folder: Path) -> dict[str, Run]:
     channels = shape[0]
     layer = PackedDeformConv2d(channels, channels, 3, padding=1, modulated=True).eval()
-    nn.init.normal_(layer.conv_offset.bias)  # begins at zero, where samples fall on pixels
+    nn.init.normal_(layer.conv_offset.bias)  # zero initially, where samples lie exactly on pixels
     images = torch.randn(1, *shape)
     runs: dict[str, Run] = {}
     for target, name in GRAPHS.items():
         path = folder / f"{target}-{channels}.onnx"
         register_onnx_ops(target)
-        torch.onnx.export(layer, (images,), path, dynamo=False, opset_version=DEFAULT_OPSET)  # takes no time
+        torch.onnx.export(layer, (images,), path, dynamo=False, opset_version=DEFAULT_OPSET)  # fast
         runs[f"onnxruntime, {name}"] = by_onnxruntime(path, images.numpy())
     for target in ("native", "gathernd"):
         path = folder / f"{target}-{channels}.onnx"
@@ -124,12 +128,12 @@ def operator(shape: tuple[int, int, int], folder: Path) -> dict[str, Run]:
 
 @torch.no_grad()
 def retinanet(images: Tensor) -> nn.Module:
-    """R-18 with DCNv2 in c3 to c5, untrained, with a threshold that leaves ``CANDIDATES`` of the images."""
+    """Build R-18 with DCNv2 in c3 to c5, untrained; the score threshold keeps ``CANDIDATES`` boxes."""
     cfg = Config.fromfile(Path(mmdet.__file__).parent / ".mim/configs/retinanet/retinanet_r18_fpn_1x_coco.py")
     cfg.model.backbone.update(dcn=True, init_cfg=None)
     init_default_scope("mmdet")
     detector = MODELS.build(cfg.model).eval()
-    MMLogger.get_instance("mmengine").setLevel("ERROR")  # else it tells of every weight
+    MMLogger.get_instance("mmengine").setLevel("ERROR")  # initialisation would log every parameter
     detector.init_weights()
     for name, module in detector.named_modules():
         if name.endswith("conv_offset"):

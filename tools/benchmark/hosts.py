@@ -1,7 +1,7 @@
-r"""Whole models of other packages with their own operators and with dcnzoo's, taking turns in one process.
+"""Time complete models of other packages with their own operators and with dcnzoo's, in turns.
 
-Random weights, batch size 1, float32. A training step is forward and backward of the sum of the outputs,
-without a matcher and an optimiser. In the environments that `make test-others` makes:
+Models have random weights, batch size 1 and float32. A training step is forward and backward of the sum of
+the outputs, without a matcher and an optimiser. `make test-others` creates the environments:
 
 \b
     .venv-transformers/bin/python tools/benchmark/hosts.py
@@ -48,15 +48,15 @@ SWIN_T = {
 
 @dataclass(frozen=True)
 class Host:
-    """A model of Transformers at its published size.
+    """A model of Transformers in its published size.
 
     Attributes:
-        switches: to the model's own functions and to dcnzoo's.
-        cls: its class in transformers.
+        switches: functions that select the model's own operators, and dcnzoo's.
+        cls: name of its class in transformers.
         size: height and width of the image.
-        config: what its default configuration leaves open.
-        outputs: the names of those that a training step sums.
-        text: token ids, for a model that takes some.
+        config: settings that its default configuration lacks.
+        outputs: names of the outputs that a training step sums.
+        text: token ids, for a model with text input.
     """
 
     cls: str
@@ -84,7 +84,7 @@ class Host:
 
 
 class Segmentation:
-    """The tests' network in the manner of BiRefNet, which calls torchvision; see :class:`Host`."""
+    """The network of the tests that resembles BiRefNet, which calls torchvision; see :class:`Host`."""
 
     package = "torchvision"
     switches = (torchvision.restore, torchvision.accelerate)
@@ -106,7 +106,7 @@ class Segmentation:
 
 
 class MMDetection:
-    """A detector of MMDetection, eager with mmcv's function for the CPU; see :class:`Host`."""
+    """A detector of MMDetection; its own operator is mmcv's function for the CPU. See :class:`Host`."""
 
     package = "mmdet"
     switches = tuple(
@@ -169,7 +169,7 @@ HOSTS: dict[str, Host | MMDetection | Segmentation] = {
 
 @dataclass
 class Switched(Runner):
-    """A runner with a switch that is set before each call and not timed."""
+    """A runner with a switch that is set before each call, outside the timing."""
 
     switch: Callable[[], None] = field(kw_only=True)
 
@@ -188,7 +188,7 @@ class Row:
     mode: str
     eager: list[float]  # seconds of each round
     dcnzoo: list[float]
-    difference: float  # of the outputs, at most
+    difference: float  # largest difference between the outputs
 
     def cells(self) -> list[str]:
         eager, dcnzoo = (Timing.of(samples).median for samples in (self.eager, self.dcnzoo))
@@ -198,7 +198,7 @@ class Row:
 
 
 def make_step(host: Host | MMDetection | Segmentation, mode: str) -> Callable[[], Tensor]:
-    """The function that is timed. It returns the outputs as one vector."""
+    """Return the function to time. It returns the outputs as one vector."""
     torch.manual_seed(0)
     model, inputs = host.build().train(mode != "inference"), host.inputs()
 
@@ -206,7 +206,7 @@ def make_step(host: Host | MMDetection | Segmentation, mode: str) -> Callable[[]
         torch.manual_seed(0)  # dropout
         with torch.set_grad_enabled(mode != "inference"):
             outputs = host.as_vector(model(**inputs))
-            outputs = outputs[outputs.isfinite()]  # Grounding DINO's logits of no token are -inf
+            outputs = outputs[outputs.isfinite()]  # Grounding DINO's logits for missing tokens are -inf
             if mode != "inference":
                 model.zero_grad()
                 outputs.sum().backward()
@@ -236,7 +236,7 @@ def measure(name: str, mode: str, rounds: int, threads: int, advance: Callable[[
 
 
 def cells(rows: list[Row]) -> list[list[str]]:
-    """A table: a line of headings, then the rows."""
+    """Return a table: a row of headings, then the rows."""
     head = ["model", "pass", "eager, s", "dcnzoo, s", "eager / dcnzoo", "quartiles", "difference"]
     return [head, *(row.cells() for row in rows)]
 
@@ -262,9 +262,9 @@ Written by `python tools/benchmark/hosts.py`.
 @option(
     "--case", several=True, metavar="TEXT...", help="Models whose names contain one of these (default: all)."
 )
-@option("--rounds", type=click.IntRange(min=1), default=5, help="Samples of each, after one to warm up.")
+@option("--rounds", type=click.IntRange(min=1), default=5, help="Number of samples, after a warm-up.")
 @option("--threads", type=click.IntRange(min=1, max=cores()), default=min(2, cores()))
-@option("--out", type=FOLDER, help="(default: docs/benchmarks; work_dirs/benchmarks for a part)")
+@option("--out", type=FOLDER, help="Default: docs/benchmarks (with --case work_dirs/benchmarks).")
 @one_line_errors()
 def main(case: tuple[str, ...], rounds: int, threads: int, out: Path | None) -> None:
     names = [name for name in HOSTS if not case or any(text.lower() in name.lower() for text in case)]

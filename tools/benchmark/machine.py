@@ -1,4 +1,4 @@
-"""The machine: what it is, and what it can do at most (the roofline)."""
+"""Describe this machine and measure its limits (the roofline)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from families import Work
 
 
 def describe(device: str) -> dict[str, object]:
-    """Everything that decides how fast it is, without names that point to one computer."""
+    """Return the facts that affect speed, without names that identify a computer."""
     from dcnzoo import __version__, ops
 
     facts: dict[str, object] = {
@@ -37,7 +37,7 @@ def describe(device: str) -> dict[str, object]:
 
 
 def slug(facts: dict[str, object]) -> str:
-    """A name for files: the machine and the versions."""
+    """Return a file name from the machine and the versions."""
     machine = facts.get("gpu") or f"{facts['cpu']} {facts['cores']} cores {facts['cpu_capability']}"
     text = f"{machine} torch {str(facts['torch']).split('+')[0]} dcnzoo {facts['dcnzoo']}"
     return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-")
@@ -55,19 +55,19 @@ def cpu_model() -> str:
 
 
 def has_bf16_instructions() -> bool:
-    """Whether the CPU multiplies bfloat16 itself (AVX512-BF16, AMX)."""
+    """Whether the CPU has instructions for bfloat16 products (AVX512-BF16, AMX)."""
     cpuinfo = Path("/proc/cpuinfo")
     return cpuinfo.exists() and re.search(r"\bavx512_bf16\b|\bamx_bf16\b", cpuinfo.read_text()) is not None
 
 
 @dataclass(frozen=True)
 class Roofline:
-    """Measured, for a dtype and a number of threads.
+    """Measured limits for a dtype and a number of threads.
 
     Attributes:
-        flops: per second, of the best matrix product or convolution that torch has.
-        gather: bytes per second, of sums of four weighted rows (bilinear samples) of a feature map in
-            the order in which a 3×3 deformable convolution reads them.
+        flops: per second, of torch's fastest matrix product or convolution.
+        gather: bytes per second, of sums of four weighted rows (bilinear samples) of a feature map, in the
+            order of access of a 3×3 deformable convolution.
     """
 
     flops: float
@@ -77,10 +77,10 @@ class Roofline:
         return Roofline(max(self.flops, other.flops), max(self.gather, other.gather))
 
     def seconds(self, work: Work, mode: str) -> float:
-        """What cannot be beaten by sampling first and multiplying then, at full speed both.
+        """Return the minimum time to sample first and multiply afterwards, both at full speed.
 
-        Backward: two more products; the columns again and with them the gradient of the offsets, and
-        the gradient of the input, a read and a write at every corner.
+        Backward: two more products; the columns again, together with the gradient of the offsets; and the
+        gradient of the input, a read and a write at every corner.
         """
         products, gathers = (1, 1) if mode == "forward" else (3, 4)
         return products * work.flops / self.flops + gathers * work.gathered / self.gather
@@ -113,7 +113,7 @@ def _peak_flops(dtype: torch.dtype, device: str, seconds: float) -> float:
 
 
 def _onednn_linear(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """By oneDNN; for float32 F.linear calls MKL, at half the speed on AMD."""
+    """Multiply by oneDNN; for float32, F.linear calls MKL, which has half the speed on AMD."""
     return torch.ops.mkldnn._linear_pointwise(rows, weight, None, "none", [], "")
 
 
@@ -130,7 +130,7 @@ def _peak_gather(dtype: torch.dtype, device: str, seconds: float) -> float:
     index = index.to(device)
     weights = torch.rand(index.shape, generator=generator).to(device, dtype)
     best = 0.0
-    # Results in the cache, as a tile of columns would be, and as many as pay for the call.
+    # The results stay in the cache, like a tile of columns; try different sizes to amortise the call.
     for bags in (256, 512, 1024, 2048, 4096) if device == "cpu" else (len(index),):
         chunks = list(zip(index.split(bags), weights.split(bags), strict=True))[:8]
 
@@ -144,7 +144,7 @@ def _peak_gather(dtype: torch.dtype, device: str, seconds: float) -> float:
 
 
 def _seconds(run: Callable[[], object], device: str, budget: float) -> float:
-    """The shortest: a limit is not a typical value."""
+    """Return the shortest time: a limit is not a typical value."""
 
     def once() -> float:
         start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Time and memory: many contestants in one process, taking turns."""
+"""Measure time and memory of many contestants that take turns in one process."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ import torch
 from families import Call
 from torch import Tensor
 
-# A sample is the mean of as many calls as this takes, in seconds: the clock and the caller cost nothing.
+# Duration of a sample, the mean of several calls: makes the cost of clock and loop negligible.
 SAMPLE_SECONDS = 0.005
-# Between samples. The pools of OpenMP and onnxruntime spin for a while after their last job, on cores
-# that the next contestant wants.
+# Pause between samples: the threads of OpenMP and onnxruntime spin for a while after their last job and would
+# slow the next contestant.
 PAUSE_SECONDS = 0.01
 PASSES = ("forward", "forward+backward")
 
@@ -48,7 +48,7 @@ class Timing:
 
 
 def quantile(values: Sequence[float], q: float) -> float:
-    """With linear interpolation between the two nearest values."""
+    """Return a quantile, interpolated linearly between the two nearest values."""
     ordered = sorted(values)
     position = q * (len(ordered) - 1)
     below = math.floor(position)
@@ -62,7 +62,7 @@ def median(values: Sequence[float]) -> float | None:
 
 @dataclass(frozen=True)
 class Effort:
-    """How long to measure one contestant on one case: until ``seconds``, within the bounds."""
+    """How long to measure a contestant on a case: until ``seconds``, with ``least`` to ``most`` samples."""
 
     seconds: float = 0.5
     least: int = 3
@@ -71,7 +71,7 @@ class Effort:
 
 @dataclass
 class Runner:
-    """A contestant on one case, one pass and one number of threads."""
+    """A contestant for one case, pass and number of threads."""
 
     run: Callable[[], object]
     threads: int
@@ -81,7 +81,7 @@ class Runner:
     spent: float = 0.0
 
     def warm_up(self) -> None:
-        """Once for what is set up on first use, once to see how long a call takes."""
+        """Run once for initialisation, then once to estimate the duration of a call."""
         first = self._time(1)
         once = first if first > 1 else self._time(1)
         self.calls = max(1, min(1000, math.ceil(SAMPLE_SECONDS / once)))
@@ -117,9 +117,10 @@ class Runner:
 
 
 def take_turns(runners: Mapping[Hashable, Runner], effort: Effort, seed: int = 0) -> Iterator[None]:
-    """Sample all runners, round after round, in an order drawn anew for each; yields after each sample.
+    """Sample all runners, round after round, in random order; yield after each sample.
 
-    Whatever disturbs the machine disturbs all of them alike, and nobody is always second to the same.
+    A disturbance of the machine then affects all runners equally, and no runner always follows the same
+    other.
     """
     shuffle = random.Random(seed).shuffle  # nosec B311  # no secret
     waiting = list(runners.values())
@@ -132,7 +133,7 @@ def take_turns(runners: Mapping[Hashable, Runner], effort: Effort, seed: int = 0
 
 
 def make_pass(call: Call, name: str, out_shape: Sequence[int]) -> Callable[[], object] | None:
-    """What is timed; None where a contestant has no backward."""
+    """Return the function to time; None if the contestant has no backward."""
     if name == "forward":
 
         def forward() -> Tensor:
@@ -152,7 +153,7 @@ def make_pass(call: Call, name: str, out_shape: Sequence[int]) -> Callable[[], o
 
 
 def disagreement(got: Tensor, want: Tensor) -> float:
-    """The largest difference relative to the largest value; infinite where the shapes differ."""
+    """Return the largest difference relative to the largest value; infinity if the shapes differ."""
     if got.shape != want.shape:
         return math.inf
     if not want.numel():
@@ -166,10 +167,10 @@ def disagreement(got: Tensor, want: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes.
+    """Memory of a call, in bytes.
 
     Attributes:
-        extra: at the highest, beyond what was there before and what is returned.
+        extra: peak, in addition to the memory before the call and to the results.
         needed: inputs, weights and results.
     """
 
@@ -178,11 +179,11 @@ class Memory:
 
 
 class MemoryProbe:
-    """Peak memory of a call on the CPU, each in a fresh process (memory_server.py).
+    """Measures the peak memory of calls on the CPU, each in a new process (memory_server.py).
 
-    Allocators, thread pools and caches of kernels keep what they once had, so in a process that has
-    run anything before, the high-water mark says nothing. The server has imported everything and
-    computed nothing; it forks for each question.
+    Allocators, thread pools and kernel caches keep their memory, so the high-water mark of a process that has
+    run something before is useless. The server imports everything and computes nothing; it forks for each
+    request.
     """
 
     def __init__(self) -> None:
@@ -197,7 +198,11 @@ class MemoryProbe:
             self._server.wait()
 
     def ask(self, **question: object) -> Memory:
-        """Raises RuntimeError with the reason where it cannot be measured."""
+        """Measure one call.
+
+        Raises:
+            RuntimeError: it cannot be measured; with the reason.
+        """
         if self._server is None:
             script = Path(__file__).with_name("memory_server.py")
             self._server = subprocess.Popen(
@@ -222,7 +227,7 @@ class MemoryProbe:
 
 
 def cuda_memory(run: Callable[[], object], tensors: Mapping[str, Tensor | None]) -> Memory:
-    """The same from torch's allocator."""
+    """Measure the memory of a call on a GPU, by torch's allocator."""
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -234,7 +239,7 @@ def cuda_memory(run: Callable[[], object], tensors: Mapping[str, Tensor | None])
 
 
 def size_of(tensors: object) -> int:
-    """Bytes of a tensor or of several."""
+    """Return the bytes of one or several tensors."""
     if isinstance(tensors, Tensor):
         return tensors.numel() * tensors.element_size()
     return sum(size_of(t) for t in tensors if t is not None)

@@ -1,7 +1,7 @@
-"""Answers, on standard output, how much memory a contestant takes: one JSON line per question.
+"""Measure the memory of contestants: writes one line of JSON to standard output per request.
 
-Started by measure.MemoryProbe. This process imports everything and computes nothing, so that a fork of
-it is as good as a fresh process, without its three seconds of start.
+Started by measure.MemoryProbe. This process imports everything and computes nothing, so a fork of it is as
+clean as a new process, without its start-up of three seconds.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from measure import make_pass, size_of
 
 def main() -> None:
     known = families.load()
-    answers = os.dup(1)  # a contestant that prints shall not spoil them
+    answers = os.dup(1)  # keeps output of contestants away from the results
     os.dup2(2, 1)
     for package in ("dcnzoo.ops", "dcnzoo.ops.reference", "mmcv.ops", "onnxruntime", "onnx", "torchvision"):
-        with contextlib.suppress(Exception):  # absent ones are not asked for
+        with contextlib.suppress(Exception):  # missing packages are never requested
             importlib.import_module(package)
     for line in sys.stdin:
         child = os.fork()
@@ -55,7 +55,7 @@ def measure(
     tensors = case.tensors(dtype, "cpu")
     run = make_pass(prepare(case, tensors, threads), mode, case.out_shape)
     trim()
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
     before = status("VmRSS")
     results = run()
     peak = status("VmHWM")
@@ -67,13 +67,13 @@ def measure(
 
 
 def trim() -> None:
-    """Give free memory back, so that what is taken next is seen."""
+    """Return free memory to the system, so that the next allocation is visible."""
     with contextlib.suppress(AttributeError):  # not glibc
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def status(name: str) -> int:
-    """Bytes, from /proc/self/status."""
+    """Return bytes from /proc/self/status."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024

@@ -1,4 +1,4 @@
-"""Time and memory of the operators beside those of other packages: ``dcnzoo bench``."""
+"""Compare time and memory of the operators with those of other packages: ``dcnzoo bench``."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ from dcnzoo.cli._options import FOLDER, Command, option
 KNOWN = families.load()
 ROOT = Path(__file__).resolve().parents[2]
 DTYPES = ("float32", "float64", "bfloat16", "float16")
-# dtypes when none are asked for; all but the first on the cases of the summary only
+# default dtypes; only the first applies to all cases, the others to the cases of the summary
 DEFAULT_DTYPES = {"cpu": ("float32", "bfloat16"), "cuda": ("float32", "float16", "bfloat16")}
-# How far a rival may be from dcnzoo, relative to the largest value, and still do the same work.
+# Largest difference of a rival's result from dcnzoo's, relative to the largest value.
 AGREEMENT = {"float64": 1e-9, "float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
-# Interquartile range, relative to the median, above which the figures are not to be quoted.
+# Relative interquartile range above which results should not be quoted.
 RESTLESS = 0.10
 QUICK_SHAPES = ("demo-c4-s2",)
 
 
 def choose(option: str, values: Sequence[str], valid: Iterable[str]) -> list[str]:
-    """Of the ``valid`` ones those that match one of ``values``, which may be patterns: without any, all."""
+    """Select the ``valid`` names that match any of the patterns ``values``; without patterns, all."""
     valid = list(dict.fromkeys(valid))
     for value in values:
         if not fnmatch.filter(valid, value):
@@ -50,7 +50,7 @@ def choose(option: str, values: Sequence[str], valid: Iterable[str]) -> list[str
 
 
 def complete(args: SimpleNamespace) -> SimpleNamespace:
-    """The options with everything chosen that they leave open."""
+    """Fill in the defaults of all options."""
     chosen = (args.family, args.ops, args.shapes, args.rivals, args.threads, args.dtype, args.passes)
     partial = any(chosen) or args.quick or args.no_memory or args.demo_training == "only"
     smoke = args.quick and not args.shapes
@@ -97,40 +97,42 @@ several = partial(option, several=True, metavar="NAME...")
 
 @click.command(cls=Command)
 @several("--family", help=f"Operators: {', '.join(KNOWN)} (default: all).")
-@several("--ops", help="Forms of them: v1, v2, … (default: all).")
+@several("--ops", help="Variants of the operators: v1, v2, … (default: all).")
 @several("--shapes", help="Cases, or patterns such as 'c3*' (default: all).")
-@option("--all", is_flag=True, help="Also the cases that take long (p2).")
-@several("--rivals", help=f"Of {', '.join(RIVALS)} (default: all).")
-@several("--threads", type=int, metavar="N...", help="(default: 1 and, where there are two cores, 2).")
+@option("--all", is_flag=True, help="Include slow cases (p2).")
+@several("--rivals", help=f"Rivals: {', '.join(RIVALS)} (default: all).")
+@several(
+    "--threads", type=int, metavar="N...", help="Numbers of threads (default: 1 and, with two cores, 2)."
+)
 @several(
     "--dtype",
-    help=f"Of {', '.join(DTYPES)} (default: float32, and on the cases of the summary bfloat16; on a GPU "
-    "float16 too).",
+    help=f"Types: {', '.join(DTYPES)} (default: float32, for the cases of the summary also bfloat16, and "
+    "float16 on a GPU).",
 )
-@several("--passes", help=f"Of {', '.join(PASSES)} (default: both).")
+@several("--passes", help=f"Passes: {', '.join(PASSES)} (default: both).")
 @option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu")
 @option(
     "--seconds",
     type=click.FloatRange(min=0, min_open=True),
     default=0.5,
-    help="For each contestant on each case.",
+    help="Time for each contestant and case.",
 )
-@option("--no-memory", is_flag=True, help="Leave out the peak memory.")
+@option("--no-memory", is_flag=True, help="Do not measure peak memory.")
 @option(
     "--demo-training",
     is_flag=False,
     flag_value="also",
     type=click.Choice(["also", "only"]),
-    help="The demo's training iteration, dcn on and off: after the operators, or only.",
+    help="Also (or only) time the demo's training iteration with and without dcn.",
 )
-@option("--quick", is_flag=True, help="A smoke run: one small case, few samples.")
-@option("--out", type=FOLDER, help="Where the results go.")
+@option("--quick", is_flag=True, help="Run one small case with few samples, as a smoke test.")
+@option("--out", type=FOLDER, help="Output folder.")
 def main(**options: object) -> None:
-    """Time and memory of dcnzoo's operators beside every rival that is installed, in one process.
+    """Compare time and memory of dcnzoo's operators with those of all installed rivals, in one process.
 
-    The contestants take turns, so that whatever else the machine does hits all of them alike; read the
-    ratios, not the milliseconds. A whole run writes its summary to docs/benchmarks/, named by machine and
-    versions; everything else goes to work_dirs/benchmarks/.
+    The contestants take turns, so that other work on the machine affects all of them equally; compare the
+    ratios, not the milliseconds. A complete run writes its summary to docs/benchmarks/, named by machine and
+    versions; all other files go to work_dirs/benchmarks/.
 
     \b
     examples:
@@ -170,8 +172,8 @@ def main(**options: object) -> None:
     with _progress(console) as progress, MemoryProbe() as memory:
         roofline = {}
         if args.demo_training != "only":
-            # before and after, of which the better counts: a limit that a busy moment has lowered
-            # would flatter what is held against it
+            # measured before and after; the higher one counts: a limit measured on a busy machine would be
+            # too low and flatter the results
             has_limit = any(case.work(1) for _, case in args.cases)
             if has_limit:
                 measure_roofline(args, roofline, progress)
@@ -227,7 +229,7 @@ def _progress(console: Console) -> Progress:
 
 
 def measure_roofline(args: SimpleNamespace, roofline: dict, progress: Progress) -> None:
-    """Enter the limits by dtype and threads, or raise those that are there."""
+    """Measure the limits by dtype and threads; keep the higher values."""
     keys = [(dtype, threads) for dtype in args.dtype for threads in args.threads]
     bar = progress.add_task("limits", total=len(keys), note="")
     for dtype, threads in keys:
@@ -253,7 +255,7 @@ def measure_cases(
     results: Results,
     progress: Progress,
 ) -> None:
-    """Fill ``results`` with every case in every dtype."""
+    """Measure every case in every dtype and add the results to ``results``."""
     jobs = [
         (family, case, dtype)
         for family, case in args.cases
@@ -286,7 +288,7 @@ def measure_case(
     note: Callable[[str], None],
 ) -> None:
     tensors = case.tensors(getattr(torch, dtype), args.device)
-    # One Call per contestant and number of threads: onnxruntime's sessions have threads of their own.
+    # One Call per contestant and number of threads: onnxruntime's sessions have their own threads.
     calls, problems = prepare(module, case, dtype, tensors, names, args.threads)
     for mode in args.passes:
         runners = {}
@@ -297,7 +299,7 @@ def measure_case(
                 if row.problem is None:
                     run = measure.make_pass(calls[name, threads], mode, case.out_shape)
                     if run is None:
-                        continue  # no gradients: nothing to say
+                        continue  # no gradients
                     runner = measure.Runner(run, threads, args.device)
                     note(f"{mode}, {name}")
                     try:
@@ -334,7 +336,10 @@ def prepare(
     names: Sequence[str],
     all_threads: Sequence[int],
 ) -> tuple[dict[tuple[str, int], Call], dict[str, str]]:
-    """Contestants ready to run, and why the others are not. Whoever computes something else is out."""
+    """Prepare the contestants; return them, and the problems of the others.
+
+    A contestant with another result than dcnzoo is a problem.
+    """
     calls, problems = {}, {}
     expected = None
     for name in names:

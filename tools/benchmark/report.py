@@ -1,4 +1,4 @@
-"""Tables on the terminal; JSON, Markdown and a plot in files."""
+"""Show the results of a benchmark as tables; write JSON, Markdown and a plot."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DASH = "–"
 
 
 def number(value: float | None, unit: str = "") -> str:
-    """Three digits or a few more, without an exponent."""
+    """Format a number with about three digits, without an exponent."""
     if value is None:
         return DASH
     decimals = next((d for d, bound in ((3, 1), (2, 10), (1, 100)) if abs(value) < bound), 0)
@@ -36,7 +36,7 @@ def number(value: float | None, unit: str = "") -> str:
 def setting_tables(
     results: Results, contestants: Mapping[str, Sequence[str]]
 ) -> list[tuple[str, list[list[str]]]]:
-    """A title and rows (the first is the head) for every family, dtype and pass."""
+    """Return title and rows (the first is the header) for every family, dtype and pass."""
     tables = []
     keys = dict.fromkeys((s.family, s.dtype, s.mode) for s in results.settings())
     for family, dtype, mode in keys:
@@ -118,7 +118,7 @@ def roofline_table(roofline: Mapping[tuple[str, int], Roofline]) -> list[list[st
 
 
 def problems(results: Results) -> list[str]:
-    """One line per contestant and reason, with the cases."""
+    """Return one line per contestant and reason, with the cases."""
     found: dict[tuple[str, str], dict[str, None]] = {}
     for row in results.rows:
         for problem in (row.problem, row.memory_problem):
@@ -165,7 +165,7 @@ def as_json(document: dict, results: Results) -> bytes:
 
 
 def as_markdown(document: dict, results: Results, roofline: Mapping) -> bytes:
-    """The summary."""
+    """Return the summary as Markdown."""
     facts = ", ".join(f"{key} {value}" for key, value in document["machine"].items())
     rivals = ", ".join(f"{name} {version}" for name, version in document["rivals"].items())
     parts = [
@@ -186,14 +186,14 @@ def as_markdown(document: dict, results: Results, roofline: Mapping) -> bytes:
 
 
 def as_tables(tables: Sequence[tuple[str, list[list[str]]]]) -> bytes:
-    """Every case."""
+    """Return the results of every case as Markdown."""
     return ("\n\n".join(f"## {title}\n\n{markdown(rows)}" for title, rows in tables) + "\n").encode()
 
 
 def as_plot(results: Results, contestants: Mapping[str, Sequence[str]]) -> bytes | None:
-    """Time in units of the floor, one panel per pass, at the largest number of threads, first dtype.
+    """Plot time relative to the floor: one panel per pass, with the most threads and the first dtype.
 
-    Of one family: the first with a case that counts in the summary, or the first.
+    Shows one family: the first with a case that counts in the summary, else the first.
     """
     families = [f for f in contestants if results.floors[f] and results.settings(family=f)]
     if not families:
@@ -237,7 +237,7 @@ def _legend(axes: Axes) -> Iterator[tuple[Artist, str]]:
 
 
 def write(folder: Path, name: str, files: Mapping[str, bytes | None]) -> list[Path]:
-    """Write ``name`` with each suffix; a file is whole or absent, and so is a change of it."""
+    """Write ``name`` with each suffix, each file atomically; return the paths."""
     whole = {folder / f"{name}{suffix}": content for suffix, content in files.items() if content is not None}
     for path, content in whole.items():
         write_bytes(path, content)

@@ -1,4 +1,4 @@
-"""What was measured, and the ratios in it."""
+"""Measured results and their ratios."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from families import OURS
 from measure import Timing, median
 
 MIB = 1 << 20
-# Peak extra memory may be this share of inputs, weights and outputs, or this much where that is more.
+# Allowed peak extra memory: this share of inputs, weights and outputs, but at least this number of bytes.
 MEMORY_SHARE, MEMORY_FLOOR = 0.10, 16 * MIB
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One line of a table: a case in a dtype, a pass and a number of threads."""
+    """A row of a table: a case in a dtype, a pass and a number of threads."""
 
     family: str
     group: str
@@ -32,10 +32,10 @@ class Row:
     """A contestant in a setting.
 
     Attributes:
-        timing: seconds; None where it could not be measured.
-        problem: why not.
-        extra, needed: bytes, as in :class:`measure.Memory`; None where not measured.
-        memory_problem: why not.
+        timing: seconds; None if not measured.
+        problem: the reason.
+        extra, needed: bytes, as in :class:`measure.Memory`; None if not measured.
+        memory_problem: the reason.
     """
 
     setting: Setting
@@ -53,7 +53,7 @@ class Results:
 
     Attributes:
         limits: seconds per setting according to the roofline.
-        floors: by family, the contestants that do less.
+        floors: family -> contestants that do less.
         demo: threads -> arm -> seconds per training iteration.
     """
 
@@ -64,7 +64,7 @@ class Results:
     demo: dict[int, dict[str, Timing]] = field(default_factory=dict)
 
     def settings(self, **having: object) -> list[Setting]:
-        """In order, those with the given attributes."""
+        """Return the settings with the given attributes, in order."""
         unique = dict.fromkeys(row.setting for row in self.rows)
         return [s for s in unique if all(getattr(s, key) == value for key, value in having.items())]
 
@@ -77,7 +77,7 @@ class Results:
         return row.timing.median if row and row.timing else None
 
     def floor(self, setting: Setting) -> float | None:
-        """Seconds of the better floor."""
+        """Return the seconds of the faster floor."""
         times = [self.seconds(setting, name) for name in self.floors.get(setting.family, ())]
         return min((time for time in times if time is not None), default=None)
 
@@ -88,11 +88,11 @@ class Results:
         return _ratio(self.seconds(setting, contestant), self.seconds(setting, OURS))
 
     def of_limit(self, setting: Setting) -> float | None:
-        """The share of the roofline that dcnzoo reaches."""
+        """Return dcnzoo's share of the roofline."""
         return _ratio(self.limits.get(setting), self.seconds(setting, OURS))
 
     def noise(self) -> float | None:
-        """The median spread of all timings: how restless the machine was."""
+        """Return the median spread of all timings, a measure of other work on the machine."""
         return median([row.timing.spread for row in self.rows if row.timing and row.timing.count > 1])
 
 
@@ -102,13 +102,14 @@ def _ratio(numerator: float | None, denominator: float | None) -> float | None:
 
 @dataclass(frozen=True)
 class Figure:
-    """A line of the summary: a ratio of two contestants' times, medians over cases.
+    """A row of the summary: a ratio of two contestants' times, medians over cases.
 
     Attributes:
-        ratios: threads -> median. Of dcnzoo over a floor low is good, of a rival over dcnzoo high.
-        worst, worst_case: the ratio of the least good case, at the largest number of threads.
-        of_limit: the median share of the roofline that dcnzoo reaches there.
-        count: cases.
+        ratios: threads -> median. For dcnzoo over a floor, low is good; for a rival over dcnzoo, high is
+            good.
+        worst, worst_case: the ratio and name of the worst case, with the most threads.
+        of_limit: dcnzoo's median share of the roofline, with the most threads.
+        count: number of cases.
     """
 
     family: str
@@ -123,7 +124,7 @@ class Figure:
 
 
 def summary(results: Results) -> Iterator[Figure]:
-    """Over the cases of each family that count in a summary, or over all where none does."""
+    """Summarise the cases of each family that count in a summary, or all cases if none does."""
     for family, dtype, mode in dict.fromkeys((s.family, s.dtype, s.mode) for s in results.settings()):
         kind = dict(family=family, dtype=dtype, mode=mode)
         settings = results.settings(**kind, main=True) or results.settings(**kind)
@@ -163,7 +164,7 @@ def _figure(
 
 
 def largest_memory(results: Results) -> Row | None:
-    """The case that takes most of the memory it is allowed."""
+    """Return the case that uses the largest share of its allowed memory."""
     rows = (results.row(s, OURS) for s in results.settings(mode="forward", dtype="float32"))
     return max(
         (row for row in rows if row and row.extra is not None),

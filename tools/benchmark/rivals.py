@@ -1,4 +1,4 @@
-"""The packages that dcnzoo is measured against: which are here, in what version, and how to get the rest."""
+"""Packages to compare with: whether they are installed, their versions, and how to install them."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Rival:
     """A package.
 
     Attributes:
-        probe: its version; raises ImportError with the reason where it cannot be used.
-        how_to_get: what to do then.
+        probe: returns its version; raises ImportError with the reason if it cannot be used.
+        how_to_get: how to install it.
     """
 
     probe: Callable[[], str]
@@ -28,7 +28,7 @@ class Rival:
 
 
 def _import(name: str) -> None:
-    """Import a package; whatever goes wrong (a library for another torch, say) is an ImportError."""
+    """Import a package; convert any error (such as a library for another torch) to an ImportError."""
     if find_spec(name) is None:
         raise ImportError("not installed")
     try:
@@ -86,7 +86,7 @@ RIVALS = {
 
 
 def probe(names: list[str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Versions of the rivals that can be measured here, and the reasons why the others cannot."""
+    """Return the versions of the usable rivals, and the reasons why the others cannot be used."""
     present, absent = {}, {}
     for name in names:
         try:

@@ -1,4 +1,4 @@
-"""What importing costs beside ``import torch``: fresh processes, taking turns; read the ratios."""
+"""Measure the cost of importing dcnzoo relative to ``import torch``, in new processes that take turns."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Written by `python tools/benchmark/startup.py --rounds {rounds} --out docs/bench
 
 
 def seconds(statement: str) -> float:
-    """Of CPU time, in user and kernel, that a process takes for it."""
+    """Return the CPU time, user and system, of a process that runs ``statement``."""
 
     def spent() -> float:
         usage = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -41,7 +41,9 @@ def seconds(statement: str) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=7, help="default: %(default)s, after one to warm up")
+    parser.add_argument(
+        "--rounds", type=int, default=7, help="number of rounds after a warm-up (default: %(default)s)"
+    )
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="write startup-<machine and versions>.md")
     args = parser.parse_args()
     rounds = args.rounds
@@ -52,7 +54,7 @@ def main() -> None:
     told = ", ".join(f"{key} {value}" for key, value in facts.items())
     page = PAGE.format(facts=told, rounds=rounds)
     for statement, column in zip(STATEMENTS, zip(*timings, strict=True), strict=True):
-        # the ratio within a round, since a restless machine slows all of one
+        # ratios within a round: other work on the machine slows all processes of a round
         ratio = statistics.median(t / row[0] for t, row in zip(column, timings, strict=True))
         page += f"| `{statement}` | {statistics.median(column):.2f} | {ratio:.2f} |\n"
     print(page)

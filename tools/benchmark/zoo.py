@@ -1,6 +1,6 @@
-"""How long the zoo's detectors take on the CPU, relative to Faster R-CNN R-50: ``CPU time`` of the metafiles.
+"""Measure CPU times of the zoo's detectors relative to Faster R-CNN R-50: ``CPU time`` in the metafiles.
 
-CPU time of one thread, random weights, 800 × 1333 pixels; the two take turns; median of the ratios.
+Median ratio of CPU times of one thread, with random weights and 800 × 1333 pixels, in turns.
 """
 
 import re
@@ -27,7 +27,7 @@ SIZE = (800, 1333)
 
 
 @click.command(cls=_options.Command, help=__doc__)
-@_options.option("--names", several=True, help="Models (default: those of dcnzoo without the figure).")
+@_options.option("--names", several=True, help="Models (default: dcnzoo's models without this entry).")
 @click.option("--rounds", type=click.IntRange(min=1), default=2, show_default=True)
 @one_line_errors()
 def main(names: tuple[str, ...], rounds: int) -> None:
@@ -61,7 +61,7 @@ def _seconds(model: nn.Module) -> float:
 
 
 def _write(model: zoo.Model, ratio: float) -> None:
-    """Into the model's metadata, as the first entry."""
+    """Write the ratio as the first entry of the model's metadata."""
     file = ROOT / "configs" / model.config.parent.name / "metafile.yml"
     entry = re.compile(
         rf"(  - Name: {re.escape(model.name)}\n(?:    .*\n)*?    Metadata:\n)((?:      .*\n)*)", re.MULTILINE

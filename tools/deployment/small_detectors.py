@@ -1,7 +1,7 @@
-"""The families of MMDetection's table of exported detectors: what it says of each, and each made small.
+"""The families in MMDetection's table of exported detectors: published results, and small versions.
 
-Small is: the demo's ResNet-14 with DCNv2 under the family's own neck, head, losses and
-post-processing, which learn the generated shapes in a minute on one core.
+A small version has the demo's ResNet-14 with DCNv2 and the family's own neck, head, losses and
+post-processing. It learns the generated shapes in a minute on one core.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ C2, C3, C4 = 64, 128, 256  # channels of the backbone's stages, at strides 4, 8 
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """
+    """A family of detectors.
+
     Attributes:
         config: of MMDetection 3, the counterpart of the one in the table.
         published: AP of (PyTorch, ONNX Runtime, TensorRT) by kind, in points, with MMDetection 2.
-        epochs: over 640 images, for the small one.
-        openvino: whether OpenVINO knows all of the graph's operators: not ``Scan``.
+        epochs: of 640 images, for the small version.
+        openvino: whether OpenVINO supports all operators of the graph (it lacks ``Scan``).
     """
 
     config: str
@@ -72,7 +73,7 @@ FAMILIES = {
 
 
 def small(name: str) -> Config:
-    """The demo's config with a small detector of the family, ready to be trained on the generated shapes."""
+    """Return the demo's config with a small detector of the family, for training on the generated shapes."""
     family = FAMILIES[name]
     cfg = Config.fromfile(DEMO)
     backbone, preprocessor = cfg.model.backbone, cfg.model.data_preprocessor
@@ -178,7 +179,7 @@ def _yolov3(model: ConfigDict) -> None:
 
 
 def _cornernet(model: ConfigDict) -> None:
-    """The corners' heads on a pyramid's finest map instead of an hourglass."""
+    """Put the corner heads on the finest map of an FPN instead of an hourglass."""
     model.backbone.out_indices = (0, 1, 2)
     model.neck = dict(type="FPN", in_channels=[C2, C3, C4], out_channels=WIDTH, num_outs=3)
     model.bbox_head.num_feat_levels = 1

@@ -1,4 +1,4 @@
-"""What exporting costs each family of detectors in average precision: PyTorch against every backend."""
+"""Measure how exporting changes the average precision of each family: PyTorch compared with each backend."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import click
 
 import dcnzoo.models
 
-# after dcnzoo.models, which mends what the others import
+# after dcnzoo.models, which patches packages that these import
 # isort: split
 import torch
 from mmengine.config import Config
@@ -39,14 +39,14 @@ from dcnzoo.utils.files import write_text
 from dcnzoo.utils.progress import make_progress
 
 BACKENDS = ("onnxruntime", "openvino")
-LIMITS = {"bbox": 0.1, "segm": 0.3}  # AP points that may be lost
+LIMITS = {"bbox": 0.1, "segm": 0.3}  # largest difference in AP points
 PAGE = ROOT / "docs/deployment.md"
 BEGIN, END = "<!-- table.py: begin -->", "<!-- table.py: end -->"
 KINDS = {"bbox": "box", "segm": "mask"}
 
 
 class Steps(Hook):
-    """Moves a bar by a runner's iterations."""
+    """Moves a progress bar with a runner's iterations."""
 
     def __init__(self, move: Callable[[], None]) -> None:
         self.move = move
@@ -58,7 +58,7 @@ class Steps(Hook):
 
 
 class Row:
-    """One family: its config, its folder, and what has been measured."""
+    """One family: its config, its folder and its results."""
 
     def __init__(self, name: str, args: SimpleNamespace) -> None:
         self.name, self.family = name, FAMILIES[name]
@@ -101,7 +101,7 @@ class Row:
 
     @property
     def results(self) -> dict[str, dict[str, float]]:
-        """AP in points by kind, by what computed it."""
+        """AP in points: backend → kind → AP."""
         state = self._state()
         return state["results"] if state.get("fingerprint") == self.fingerprint else {}
 
@@ -119,7 +119,7 @@ class Row:
         return self.folder / "logs" / f"epoch_{self.cfg.train_cfg.max_epochs}.pth"
 
     def run(self, backends: Sequence[str], move: Callable[[str, float], None]) -> None:
-        """Does what is not done yet; ``move`` is told what is being done, and how much of it is."""
+        """Run the missing steps; report the current step and its progress to ``move``."""
         if self.force or self._state().get("fingerprint") != self.fingerprint:
             shutil.rmtree(self.folder, ignore_errors=True)
         self.keep("", {})
@@ -142,7 +142,7 @@ class Row:
 
     def _train(self, move: Callable[[str, float], None]) -> None:
         cfg = Config(self.cfg.to_dict())
-        cfg.resume = True  # if it was interrupted
+        cfg.resume = True  # resumes an interrupted training
         runner = Runner.from_cfg(cfg)
         runner.register_hook(
             Steps(lambda: move("train", (runner.iter + 1) / runner.max_iters)), priority="LOWEST"
@@ -152,7 +152,7 @@ class Row:
     def _export(self, path: Path) -> None:
         from dcnzoo.openmmlab.export.detectors import export_detector
 
-        detector, _ = build(copy.deepcopy(self.cfg), self.weights)  # building changes DETR's config
+        detector, _ = build(copy.deepcopy(self.cfg), self.weights)  # building modifies DETR's config
         size = (800, 1216) if self.coco else (128, 128)
         export_detector(detector, torch.randn(1, 3, *size), path, dynamic=True)
 
@@ -175,9 +175,9 @@ class Row:
 
 
 def average_precision(annotations: str, results: str, kind: str) -> float:
-    """COCO's, in points, without the rounding of MMDetection's metric, which is as large as the limit."""
+    """Compute COCO's AP in points, unrounded: MMDetection's metric rounds by as much as the limit."""
     if not json.loads(Path(results).read_text()):
-        return 0.0  # nothing was found, which pycocotools does not bear
+        return 0.0  # no detections, for which pycocotools fails
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(annotations)
         evaluation = COCOeval(truth, truth.loadRes(results), kind)
@@ -188,7 +188,7 @@ def average_precision(annotations: str, results: str, kind: str) -> float:
 
 
 def markdown(results: dict[str, dict[str, dict[str, float]]], backends: Sequence[str]) -> str:
-    """The table as it stands: what has not been measured is a dash."""
+    """Render the table; missing results are dashes."""
     import onnxruntime
 
     versions = [f"PyTorch {torch.__version__}", f"onnxruntime {onnxruntime.__version__}"]
@@ -228,7 +228,7 @@ def write(text: str) -> None:
 
 
 def too_much(rows: list[Row]) -> list[str]:
-    """Where a backend loses more than is allowed."""
+    """List the cases in which a backend loses more than the limit."""
     return [
         f"{row.name}, {backend}: {KINDS[kind]} AP {value:.2f}, {row.results['pytorch'][kind]:.2f} in PyTorch"
         for row in rows
@@ -239,7 +239,7 @@ def too_much(rows: list[Row]) -> list[str]:
 
 
 def measure(rows: list[Row], backends: Sequence[str], console: Console) -> list[str]:
-    """Runs all that is missing; what went wrong is returned, and does not stop the others."""
+    """Run all missing steps; return the errors, which do not stop the other families."""
     wrong = []
     with make_progress(console, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=len(rows) * (2 + len(backends)), note="")
@@ -262,24 +262,24 @@ def measure(rows: list[Row], backends: Sequence[str], console: Console) -> list[
 
 @click.command(cls=Command)
 @option("--families", several=True, type=click.Choice(list(FAMILIES)), metavar="FAMILY...",
-        default=list(FAMILIES), help="Of the families of the table.")  # fmt: skip
+        default=list(FAMILIES), help="Families in the table.")  # fmt: skip
 @option("--backends", several=True, type=click.Choice(list(BACKENDS)), metavar="BACKEND...",
         default=list(BACKENDS), help="Runtimes to measure.")  # fmt: skip
-@option("--work-dir", type=FOLDER, default="work_dirs/deployment", help="Where weights and results are kept.")
-@option("--quick", is_flag=True, help="A smoke run: few images, one epoch.")
-@option("--force", is_flag=True, help="Train and evaluate again what is finished.")
-@option("--coco", type=FOLDER, help="A folder with COCO's annotations/ and val2017/; weights are downloaded.")
-@option("--report", is_flag=True, help="Measure nothing, show what there is.")
-@option("--write", "into_page", is_flag=True, help=f"Write the table into {PAGE.relative_to(ROOT)}.")
+@option("--work-dir", type=FOLDER, default="work_dirs/deployment", help="Folder for weights and results.")
+@option("--quick", is_flag=True, help="Run with few images and one epoch, as a smoke test.")
+@option("--force", is_flag=True, help="Repeat finished trainings and evaluations.")
+@option("--coco", type=FOLDER, help="Folder of COCO's annotations/ and val2017/; downloads weights.")
+@option("--report", is_flag=True, help="Show the existing results without measuring.")
+@option("--write", "into_page", is_flag=True, help=f"Write the table to {PAGE.relative_to(ROOT)}.")
 def main(
     families: tuple[str, ...], backends: tuple[str, ...], report: bool, into_page: bool, **options: object
 ) -> None:
-    """What exporting costs each family of detectors in average precision: PyTorch against every backend.
+    """Measure how exporting changes the average precision of each family of detectors.
 
     Trains a small detector of each family on the generated shapes, exports it, evaluates it in PyTorch and in
-    each backend on the same images, and prints the table of docs/deployment.md, with the published one. What
-    is finished is kept: call it again to go on. --coco takes MMDetection's own configs and published weights,
-    and COCO's validation images, instead.
+    each backend on the same images, and prints the table of docs/deployment.md, with published results.
+    Finished steps are reused, so an interrupted run can be repeated. With --coco, uses MMDetection's configs,
+    published weights and COCO's validation images instead.
     """
     args = SimpleNamespace(**options)
     os.environ.setdefault("OMP_NUM_THREADS", "1")

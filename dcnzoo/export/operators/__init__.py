@@ -1,4 +1,4 @@
-"""ONNX translations, a file per operator. Adding one adds a file, nothing else."""
+"""ONNX translations, one file per operator. New files are imported automatically."""
 
 from __future__ import annotations
 

@@ -1,17 +1,17 @@
-"""Deformable convolution as ONNX nodes: the standard operator, or a graph of older ones.
+"""Deformable convolution as ONNX nodes: the standard operator, or a graph of older operators.
 
-=================  =====  ====  ===============================================================
-target             opset  axes
-=================  =====  ====  ===============================================================
-``native``         >= 19  1, 2  the operator ``DeformConv``: fastest, where the runtime has it
-``gathernd``       >= 12  1–3   reads rows of channels; of the three graphs the most widely read
-``gatherelements`` >= 12  1–3   reads single values: where ``GatherND`` is missing or slow
-``gridsample``     >= 16  1, 2  the fewest nodes; coordinates are normalised, so slightly less exact
-``auto``           >= 12  1–3   ``native`` where it is possible, else ``gathernd``
-=================  =====  ====  ===============================================================
+==================  =====  ====  ==============================================================
+target              opset  axes
+==================  =====  ====  ==============================================================
+``native``          >= 19  1, 2  the operator ``DeformConv``: the fastest, if the runtime has it
+``gathernd``        >= 12  1–3   gathers rows of channels; the graph that most runtimes support
+``gatherelements``  >= 12  1–3   gathers single values; if ``GatherND`` is missing or slow
+``gridsample``      >= 16  1, 2  the fewest nodes; normalises coordinates: slightly less exact
+``auto``            >= 12  1–3   ``native`` if possible, else ``gathernd``
+==================  =====  ====  ==============================================================
 
-All follow the operator's rule for borders: a sample outside the map is zero, and so is one at NaN.
-Coordinates are computed in float32 (float64 for float64 inputs), whatever the input's type.
+All targets treat borders as the operator does: a sample outside the map, or at NaN, is zero. Coordinates
+are computed in float32 (float64 for float64 inputs), whatever the input's type.
 """
 
 from __future__ import annotations
@@ -29,7 +29,11 @@ _MAX_RANK = {"native": 2, "gathernd": 3, "gatherelements": 3, "gridsample": 2, "
 
 
 def check_target(target: str, opset: int) -> None:
-    """Raises ValueError unless ``target`` is one that this opset can express."""
+    """Check that ``target`` can be expressed in this opset.
+
+    Raises:
+        ValueError: it cannot, or the target is unknown.
+    """
     if target not in FIRST_OPSET:
         raise ValueError(f"deform_conv: expected one of {', '.join(FIRST_OPSET)}, got {target!r}")
     if opset < FIRST_OPSET[target]:
@@ -43,7 +47,7 @@ def check_target(target: str, opset: int) -> None:
 
 @dataclass(frozen=True)
 class _Call:
-    """A call of the operator, with ``groups`` for offset and mask alike."""
+    """The arguments of a call; ``groups`` is the common number of groups of offset and mask."""
 
     input: Value  # [N, C, *size]
     weight: Value  # [O, C / conv_groups, *kernel]
@@ -83,7 +87,7 @@ def deform_conv(
     g: Graph,
     input: Value,
     weight: Value,
-    offset: Value,  # or None, and so for mask and bias
+    offset: Value,  # offset, mask and bias may be None
     mask: Value,
     bias: Value,
     stride: Sequence[int],
@@ -135,7 +139,7 @@ def deform_conv(
 
 
 def _repeat_groups(g: Graph, value: Value, groups: int, wanted: int, rank: int) -> Value:
-    """``[N, groups·X, *out]`` to ``[N, wanted·X, *out]``, each group repeated."""
+    """Repeat each group: ``[N, groups·X, *out]`` to ``[N, wanted·X, *out]``."""
     if groups == wanted:
         return value
     out = g.sizes(value, *range(2, 2 + rank))
@@ -146,7 +150,7 @@ def _repeat_groups(g: Graph, value: Value, groups: int, wanted: int, rank: int) 
 
 
 def _with_two_axes(g: Graph, call: _Call) -> _Call:
-    """A 1-D call as a 2-D one on maps of height 1, where nothing moves along y."""
+    """Convert a 1-D call to a 2-D call on maps of height 1, with offsets of zero along y."""
     x = g.shaped(call.offset, 0, call.groups * call.taps, 1, -1)
     pairs = g.Concat(g.Mul(x, g.number(0, g.type_of(call.offset))), x, axis=2)
 
@@ -169,10 +173,10 @@ def _with_two_axes(g: Graph, call: _Call) -> _Call:
 def _native(g: Graph, call: _Call) -> Value:
     kind = g.type_of(call.input)
     bias = call.bias
-    if bias is None:  # given always: TensorRT's parser asks for it
+    if bias is None:  # always given: TensorRT's parser requires it
         bias = g.Cast(g.floats(*[0] * call.out_channels), to=kind)
 
-    def same_type(value: Value) -> Value:  # offset and mask may be float32 beside a half input
+    def same_type(value: Value) -> Value:  # offset and mask may be float32 with a half input
         return g.Cast(value, to=kind)
 
     return g.DeformConv(
@@ -191,7 +195,7 @@ def _native(g: Graph, call: _Call) -> Value:
 
 
 def _coordinates(g: Graph, call: _Call) -> list[Value]:  # per axis [N, groups, K, P]
-    """Where each tap of each output pixel reads, in input pixels."""
+    """Compute the sampling position of each tap for each output pixel, in input pixels."""
     real = wide(g, call.input)
     rank = call.rank
     out = g.sizes(call.offset, *range(2, 2 + rank))
@@ -213,12 +217,12 @@ def _coordinates(g: Graph, call: _Call) -> list[Value]:  # per axis [N, groups, 
 
 
 def _size(g: Graph, call: _Call, axis: int) -> Value:
-    """The size of an axis of the map as an int64 scalar."""
+    """Return the size of a spatial axis as an int64 scalar."""
     return g.Gather(g.Shape(call.input), g.int(2 + axis), axis=0)
 
 
 def _gather(g: Graph, call: _Call, target: str) -> Value:  # [N, groups, C / groups, K·P]
-    """Samples as the weighted sum of 2 neighbours per axis, each read by its index in the flat map."""
+    """Sample as the weighted sum of 2 neighbours per axis, each gathered by its index in the flat map."""
     real, kind = wide(g, call.input), g.type_of(call.input)
     sizes = [_size(g, call, axis) for axis in range(call.rank)]
     axes = [
@@ -244,13 +248,13 @@ def _gather(g: Graph, call: _Call, target: str) -> Value:  # [N, groups, C / gro
 
 
 def _grid_sample(g: Graph, call: _Call) -> Value:  # [N·groups, C / groups, K, P]
-    """Samples by ``GridSample``, each group of channels as an image of its own."""
+    """Sample by ``GridSample``, with each channel group as a separate image."""
     real = wide(g, call.input)
     one, two, outside = (g.number(value, real) for value in (1, 2, -2))
     grid = []
     for axis, coordinate in enumerate(_coordinates(g, call)):
         size = g.Cast(_size(g, call, axis), to=real)
-        # far away, and at NaN, runtimes disagree: one place outside stands for all of them
+        # runtimes disagree far outside and at NaN: move all such points to one position outside
         near = g.And(g.Greater(coordinate, outside), g.Less(coordinate, g.Add(size, one)))
         place = g.Where(near, coordinate, outside)
         normalised = g.Sub(g.Div(g.Add(g.Mul(place, two), one), size), one)
@@ -273,7 +277,7 @@ def _grid_sample(g: Graph, call: _Call) -> Value:  # [N·groups, C / groups, K, 
 
 
 def _product(g: Graph, call: _Call, samples: Value) -> Value:  # [N, O, *out]
-    """The convolution's product, from samples in the order (N, channel, tap, pixel)."""
+    """Multiply the samples, in the order (N, channel, tap, pixel), by the weight."""
     batch = g.sizes(call.input, 0)
     rows = call.channels // call.conv_groups * call.taps
     columns = g.shaped(samples, batch, call.conv_groups, rows, -1)

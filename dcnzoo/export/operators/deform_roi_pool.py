@@ -20,7 +20,7 @@ def deform_roi_pool(
     sampling_ratio: int,
     gamma: float,
 ) -> Value:  # [K, C, oH, oW]
-    """Every bin as a RoI of its own, moved by its offset, from which RoIAlign makes one pixel."""
+    """Treat every bin as a separate RoI, shifted by its offset, and pool it to one pixel by RoIAlign."""
     kind = g.type_of(input)
     rois = g.Cast(rois, to=kind)
 
@@ -40,7 +40,8 @@ def deform_roi_pool(
         near = g.And(g.Less(g.Abs(start), constant(1e30)), g.Less(g.Abs(length), constant(1e30)))
         finite = near if finite is None else g.And(finite, near)
         if sampling_ratio <= 0:
-            # as many samples as pixels, rounded up: adding the start must not make one more or less
+            # RoIAlign rounds the bin's size up to get the number of samples: rounding errors must not change
+            # it
             samples = g.Ceil(each)
             slack = g.Mul(g.Add(g.Abs(start), g.Add(g.Abs(each), constant(1))), constant(3e-7))
             each = g.Min(g.Max(each, g.Add(g.Sub(samples, constant(1)), slack)), g.Sub(samples, slack))

@@ -7,7 +7,7 @@ from dcnzoo.export.graph import FLOAT, Graph, Value, translates
 
 @translates("dcnzoo::nms", same_type=False)
 def nms(g: Graph, boxes: Value, scores: Value, iou_threshold: float, offset: int = 0) -> Value:  # [kept]
-    """``NonMaxSuppression``, which takes the corners of boxes in any order: x1 <= x2, y1 <= y2 is assumed."""
+    """``NonMaxSuppression``. It accepts corners in any order, so x1 <= x2 and y1 <= y2 is assumed here."""
     corners = g.Cast(boxes, to=FLOAT)
     if offset:
         corners = g.Add(corners, g.floats(0, 0, offset, offset))

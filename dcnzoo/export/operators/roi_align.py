@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dcnzoo.export.graph import INT64, Graph, Value, translates
 
-_FIRST_ROI_ALIGN = 16  # the first RoiAlign that reads at half pixels
+_FIRST_ROI_ALIGN = 16  # the first RoiAlign with half-pixel coordinates
 
 
 def align(
@@ -17,7 +17,7 @@ def align(
     sampling_ratio: int,
     aligned: bool,
 ) -> Value:  # [K, C, output_h, output_w]
-    """The operator ``RoiAlign``, averaging."""
+    """The operator ``RoiAlign`` with average pooling."""
     if g.opset < _FIRST_ROI_ALIGN:
         raise ValueError(f"opset_version: expected at least {_FIRST_ROI_ALIGN} for roi_align, got {g.opset}")
     image = g.Cast(g.shaped(g.Gather(rois, g.ints(0), axis=1), -1), to=INT64)
@@ -46,9 +46,9 @@ def roi_align(
     pool_mode: int,
     aligned: bool,
 ) -> tuple[Value, Value, Value]:
-    if pool_mode != 1:  # ONNX has another maximum: of weighted neighbours, not of samples
+    if pool_mode != 1:  # ONNX's max takes the maximum of weighted neighbours, not of samples
         raise NotImplementedError("roi_align to ONNX: pool_mode: expected 'avg', got 'max'")
     rois = g.Cast(rois, to=g.type_of(input))
     pooled = align(g, input, rois, output_h, output_w, spatial_scale, sampling_ratio, aligned)
-    nowhere = g.floats()  # where maxima were found
+    nowhere = g.floats()  # the positions of maxima, which average pooling does not have
     return pooled, nowhere, nowhere

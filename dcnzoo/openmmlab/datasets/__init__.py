@@ -1,4 +1,4 @@
-"""Data sets. The generator needs no OpenMMLab; the registered classes do."""
+"""Data sets. The generator of shapes does not need OpenMMLab; the registered classes do."""
 
 from dcnzoo.compat import patches
 from dcnzoo.data.shapes import CLASSES, PALETTE, ShapesSpec, draw_image, make_shapes

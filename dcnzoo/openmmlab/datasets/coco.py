@@ -1,8 +1,8 @@
-"""MMDetection's COCO data set, which says what is wrong with an annotation file.
+"""MMDetection's COCO data set with checks of the annotation file.
 
-MMDetection passes over what it cannot use: boxes that are turned inside out, categories that a config
-does not name, whole files of which nothing is left. Training then runs, on less or on nothing. The checks are
-those of ``dcnzoo data check``.
+MMDetection silently skips annotations that it cannot use: inverted boxes, categories that the config
+does not name, even every annotation of a file. Training then runs with less data or none. The checks
+are those of ``dcnzoo data check``.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from dcnzoo.utils.errors import UserError, printable
 
 
 class CheckedCOCO(COCO):
-    """MMDetection's ``COCO``, of a file that :func:`~dcnzoo.data.check.check_coco` has gone through.
+    """MMDetection's ``COCO`` for a file that :func:`~dcnzoo.data.check.check_coco` has checked.
 
-    Warns of annotations that MMDetection passes over, and of what else is wrong with the file.
+    Warns about annotations that MMDetection skips and about other problems of the file.
 
     Args:
         annotation_file: JSON in UTF-8 or UTF-16, with or without a byte order mark.
-        masks: whether masks are read. What is wrong with them is a warning otherwise.
-        compared: whether masks are compared by pycocotools, of which each object has to have one then.
-        quiet: without warnings.
+        masks: the masks are used. Otherwise, problems with masks are only warnings.
+        compared: pycocotools compares the masks, so every annotation must have one.
+        quiet: no warnings.
 
     Raises:
-        UserError: the file is not there, or has a problem with which no detector can be trained; or it
-            has not got the categories asked for, in the order asked for.
+        UserError: the file does not exist or has a problem that makes training impossible; or its
+            categories are not the requested ones in the requested order.
     """
 
     def __init__(
@@ -60,9 +60,9 @@ class CheckedCOCO(COCO):
         if not quiet:
             self._warn(report.problems)
         for annotation in annotations:
-            annotation.setdefault("iscrowd", 0)  # pycocotools' evaluation reads it
+            annotation.setdefault("iscrowd", 0)  # pycocotools' evaluation requires it
         if any(problem.kind == "annotation-id-0" for problem in report.problems):
-            # an object of that id is never found in the evaluation
+            # pycocotools' evaluation never matches an object with id 0
             free = 1 + max(annotation["id"] for annotation in annotations)
             next(annotation for annotation in annotations if annotation["id"] == 0)["id"] = free
         self.createIndex()
@@ -71,7 +71,7 @@ class CheckedCOCO(COCO):
     def _require_masks(self) -> None:
         for annotation in self.dataset["annotations"]:
             mask = annotation.get("segmentation")
-            # pycocotools takes a polygon of two points for a box
+            # pycocotools treats a polygon of two points as a box
             if not mask or (isinstance(mask, list) and min(map(len, mask)) < 6):
                 raise UserError(
                     f"{self.file}: annotation {annotation['id']}: segmentation: expected a mask, which the "
@@ -111,7 +111,10 @@ class CheckedCOCO(COCO):
 
 @patches.replace(METRICS, "reads its file as dcnzoo's CocoDataset does")
 class CocoMetric(coco_metric.CocoMetric):
-    """MMDetection's, in its place in the registry: it reads its file as :class:`CheckedCOCO` does."""
+    """Replaces MMDetection's ``CocoMetric`` in the registry; reads its file by :class:`CheckedCOCO`.
+
+    With ``sort_categories``, MMDetection's own reader is used.
+    """
 
     def __init__(self, ann_file: str | None = None, *args: object, **kwargs: object) -> None:
         ours = ann_file is not None and not kwargs.get("sort_categories")
@@ -119,17 +122,17 @@ class CocoMetric(coco_metric.CocoMetric):
         if ours:
             masks = "segm" in self.metrics
             with get_local_path(ann_file, backend_args=self.backend_args) as path:
-                # the data set has warned of the same file
+                # quiet: the data set has already warned about this file
                 self._coco_api = CheckedCOCO(path, masks, compared=masks and not self.format_only, quiet=True)
 
 
 @patches.replace(DATASETS, "says what is wrong with an annotation file")
 class CocoDataset(coco.CocoDataset):
-    """MMDetection's, in its place in the registry.
+    """Replaces MMDetection's ``CocoDataset`` in the registry and checks the annotation file.
 
     Raises:
-        UserError: see :class:`CheckedCOCO`; the first image is not where it is looked for; the
-            filter leaves no image.
+        UserError: see :class:`CheckedCOCO`; or the first image does not exist; or no image is left after
+            filtering.
     """
 
     COCOAPI = CheckedCOCO
@@ -149,9 +152,9 @@ class CocoDataset(coco.CocoDataset):
         return images
 
     def _ignore_without_mask(self, images: list[dict]) -> None:
-        """Neither learnt nor held against the detector, as MMDetection has it of polygons without an area.
+        """Mark objects without a mask as ignored, as MMDetection does for polygons without an area.
 
-        (Without any ``segmentation`` it stops at ``KeyError: 'mask'``, when the image comes up.)
+        Without this, an object without ``segmentation`` raises ``KeyError: 'mask'`` when its image is loaded.
         """
         instances = [instance for image in images for instance in image["instances"]]
         without = [instance for instance in instances if "mask" not in instance]
@@ -183,7 +186,7 @@ class CocoDataset(coco.CocoDataset):
 
 
 def _why_passed_over(annotation: dict, image: dict | None) -> str | None:
-    """Why MMDetection does not use an annotation, other than because it is told so."""
+    """Return why MMDetection skips an annotation; None if it is used, or marked as ``ignore``."""
     if image is None:
         return "of images that are not in the file"
     if annotation.get("ignore", False):

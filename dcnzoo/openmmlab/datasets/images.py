@@ -1,7 +1,7 @@
-"""Images that cannot be read or resized: in training passed over, with a warning, up to a number; in tests
-an error.
+"""Handle images that cannot be read or resized: skip a limited number in training, stop in tests.
 
-MMDetection stops at the first, with a traceback from a worker, in whichever hour of the training that is.
+Without this, MMDetection stops at the first such image, possibly hours into a training, with a traceback
+from a worker process.
 """
 
 import logging
@@ -19,17 +19,17 @@ from mmengine.logging import print_log
 from dcnzoo.compat.patches import Changes
 from dcnzoo.utils.errors import UserError, printable
 
-# A side this many times the other may be less than half a pixel when an image is resized.
+# If one side is this many times the other, the shorter can shrink to less than half a pixel in a resize.
 _NARROW = 100
 
 
 def skip_unreadable_images(changes: Changes) -> None:
-    """In every data set of MMDetection's."""
+    """Patch all data sets of MMDetection to skip such images."""
 
     def full_init(load: Callable, self: BaseDetDataset) -> None:
         load(self)
         if not self.test_mode:
-            # which images cannot be read, one byte each; every worker sees what the others found
+            # 1 for each image that cannot be read; shared memory, so that all workers count together
             self.unreadable = torch.zeros(len(self), dtype=torch.uint8).share_memory_()
 
     changes.set(BaseDetDataset, "prepare_data", prepare_data)
@@ -37,10 +37,10 @@ def skip_unreadable_images(changes: Changes) -> None:
 
 
 def prepare_data(self: BaseDetDataset, idx: int) -> dict | None:
-    """The sample, or None, in whose place ``BaseDataset`` takes another at random.
+    """Return the sample, or None if its image cannot be read; ``BaseDataset`` then draws another at random.
 
     Raises:
-        UserError: the image cannot be read or resized, and it is needed for a test, or too many could not be.
+        UserError: the image cannot be read or resized, and this is a test or too many images have failed.
     """
     try:
         return BaseDataset.prepare_data(self, idx)
@@ -68,7 +68,7 @@ def prepare_data(self: BaseDetDataset, idx: int) -> dict | None:
 
 
 def _why_unreadable(dataset: BaseDetDataset, idx: int, error: Exception) -> str | None:
-    """None if the image can be read and resized, and what went wrong is something else."""
+    """Describe what is wrong with the image; None if the error has another cause."""
     loader = next((t for t in dataset.pipeline.transforms if isinstance(t, LoadImageFromFile)), None)
     sample = dataset.get_data_info(idx)
     if loader is None or not isinstance(sample.get("img_path"), str):
@@ -81,7 +81,7 @@ def _why_unreadable(dataset: BaseDetDataset, idx: int, error: Exception) -> str 
         found = "one that cannot be read" if there else "no file"
         return printable(f"{path}: expected a picture, found {found}")
     stated = (sample.get("width"), sample.get("height"))
-    if None not in stated and stated != (width, height):  # to which masks do not fit
+    if None not in stated and stated != (width, height):  # the masks would not fit
         return printable(
             f"{path}: expected a picture of {stated[0]} × {stated[1]}, as the annotations say, "
             f"found {width} × {height}"
@@ -100,7 +100,7 @@ def _resized_to_nothing(path: str, height: int, width: int, error: Exception) ->
 
 @contextmanager
 def resizing(path: str) -> Iterator[None]:
-    """Inside, an image of which resizing leaves no pixel is a UserError that names the file."""
+    """Turn OpenCV's error about an image that shrinks to nothing into a UserError with its path."""
     try:
         yield
     except cv2.error as error:

@@ -9,8 +9,8 @@ from dcnzoo.openmmlab.datasets.coco import CocoDataset
 class ShapesDataset(CocoDataset):
     """The generated shapes (see :mod:`dcnzoo.data.shapes`) as a COCO data set.
 
-    ``shapes`` holds the fields of :class:`ShapesSpec`. With it, ``data_root`` is filled before it
-    is read whenever it does not hold exactly that data set; without it, what is there is read.
+    ``shapes`` contains the fields of :class:`ShapesSpec`. If given, the data set is generated in
+    ``data_root`` unless it is there already. Without it, the existing files are read.
     """
 
     METAINFO = {"classes": CLASSES, "palette": PALETTE}

@@ -1,4 +1,4 @@
-"""An exported detector in the place of a model in MMDetection's test loop."""
+"""An exported detector as a model for MMDetection's test loop."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from dcnzoo.utils.errors import UserError, one_line
 
 @MODELS.register_module()
 class DeployedDetector(BaseModel):
-    """Runs an ONNX file on what the test pipeline loads, and brings the results to the original images.
+    """Runs an ONNX file on batches of the test pipeline and rescales the results to the original images.
 
     Args:
-        path, backend, device: of :class:`dcnzoo.export.runtime.Session`.
-        data_preprocessor: the model's own.
+        path, backend, device: see :class:`dcnzoo.export.runtime.Session`.
+        data_preprocessor: the config of the model's data preprocessor.
     """
 
     def __init__(self, path: str, backend: str, device: str, data_preprocessor: dict) -> None:
@@ -37,7 +37,7 @@ class DeployedDetector(BaseModel):
         sizes = np.array([sample.img_shape[:2] for sample in data_samples])
         try:
             outputs = self.session(np.ascontiguousarray(inputs.cpu().numpy()), sizes)
-        except ValueError as error:  # images of the data set that do not fit into the graph
+        except ValueError as error:  # an image does not fit the graph's input size
             raise UserError(one_line(error)) from error
         for n, sample in enumerate(data_samples):
             of_image = {name: value[n] for name, value in outputs.items()}
@@ -64,7 +64,7 @@ class DeployedDetector(BaseModel):
 
 
 def without_border(outputs: dict[str, np.ndarray], border: tuple[float, float, float, float]) -> Detections:
-    """One image's outputs where the test pipeline, CornerNet's, has padded on all sides and not resized."""
+    """Convert one image's outputs for CornerNet's test pipeline, which pads all sides and does not resize."""
     there = outputs["labels"] >= 0
     dets, labels = outputs["dets"][there], outputs["labels"][there]
     top, _, left, _ = border

@@ -1,7 +1,7 @@
-"""MMDetection's detectors as modules that can be exported: from images to boxes, labels and masks.
+"""Wrap MMDetection's detectors for export: from images to boxes, labels and masks.
 
-``deployable(detector)`` wraps a detector. The result computes what ``detector.predict`` computes (with
-``rescale=False``), for a whole batch at once and with results of a fixed size, so that it is one graph.
+``deployable(detector)`` returns a module that computes the same as ``detector.predict`` with
+``rescale=False``, for a whole batch and with outputs of a fixed size, so that it exports to one graph.
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ FAMILIES = (
 
 
 class Deployable(nn.Module):
-    """What all have in common. ``forward``: images [N, 3, H, W] to the outputs in ``output_names``.
+    """Base class of the wrappers. ``forward`` maps images [N, 3, H, W] to the outputs in ``output_names``.
 
-    ``dets`` is [N, K, 5], (x1, y1, x2, y2, score) in pixels of the input, best first; ``labels`` is
-    [N, K], -1 where no more was found; ``masks``, if the detector has them, [N, K, H, W], uint8: the
-    probability times 255, so that 128 and more is inside at the usual threshold of 0.5.
+    ``dets`` is [N, K, 5]: (x1, y1, x2, y2, score) in pixels of the input, best first. ``labels`` is [N, K];
+    -1 marks unused rows. ``masks``, if the detector predicts them, is [N, K, H, W], uint8: the probability
+    times 255, so 128 and above is inside at the usual threshold of 0.5.
     """
 
     input_names: tuple[str, ...] = ("input",)
     output_names: tuple[str, ...] | None = ("dets", "labels")
-    clips = True  # boxes end at the border of the image, and so must not reach into what padding adds
+    clips = True  # boxes are clipped to the image, so they must not extend into the padding
 
     def __init__(self, detector: nn.Module) -> None:
         super().__init__()
@@ -61,13 +61,13 @@ class Deployable(nn.Module):
 
 
 def deployable(detector: nn.Module, skip_postprocess: bool = False) -> nn.Module:
-    """The wrapper that fits a detector, in ``eval`` mode.
+    """Wrap a detector for export, in ``eval`` mode.
 
     Args:
-        skip_postprocess: stop at what the head computes; of dense detectors only.
+        skip_postprocess: return the head's raw outputs. Only for single-stage detectors with a ``bbox_head``.
 
     Raises:
-        ValueError: no wrapper fits, or the configuration asks for what cannot be expressed.
+        ValueError: the detector is not supported, or its config has a setting that cannot be exported.
     """
     name = type(detector).__name__
     if isinstance(detector, TwoStageDetector):
@@ -109,22 +109,22 @@ def export_detector(
     metadata: Mapping[str, str] | None = None,
     **options: Any,
 ) -> None:
-    """Writes a detector to an ONNX file.
+    """Write a detector to an ONNX file.
 
     Args:
         images: an example, [N, 3, H, W].
-        dynamic: the batch, height and width of the graph are open; else they are the example's.
-        skip_postprocess: of :func:`deployable`.
-        metadata: more texts that the file is to hold.
+        dynamic: batch size, height and width of the graph are dynamic; otherwise they are the example's.
+        skip_postprocess: see :func:`deployable`.
+        metadata: additional entries for the metadata of the file.
         options: ``opset_version`` and ``deform_conv`` of :func:`dcnzoo.export.export_onnx`.
 
     Raises:
-        ValueError: of either.
+        ValueError: see :func:`deployable` and :func:`dcnzoo.export.export_onnx`.
     """
     model = deployable(detector, skip_postprocess)
     args, shapes = [images], [{0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}]
     if dynamic and len(images) == 1:
-        args[0] = images.repeat(2, 1, 1, 1)  # one image would make a graph for one
+        args[0] = images.repeat(2, 1, 1, 1)  # torch.export would fix a batch size of 1
     if "img_shape" in model.input_names:
         args.append(torch.tensor([images.shape[-2:]] * len(args[0])))
         shapes.append({0: Dim.DYNAMIC})
@@ -148,7 +148,11 @@ SOFT_NMS = dict(iou_threshold=0.3, sigma=0.5, min_score=1e-3, method="linear")  
 
 
 def check_nms(nms: dict, owner: str) -> str:
-    """The kind of suppression, if it is one that can be exported."""
+    """Return the type of NMS.
+
+    Raises:
+        ValueError: it cannot be exported.
+    """
     kind = nms.get("type", "nms")
     if kind not in ("nms", "soft_nms") or nms.get("class_agnostic", False):
         kind = f"class_agnostic {kind}" if nms.get("class_agnostic", False) else kind
@@ -160,11 +164,11 @@ def suppress(
     cfg: ConfigDict,  # the head's test_cfg
     owner: nn.Module,
     boxes: Tensor,  # [N, K, 4]
-    scores: Tensor,  # [N, K], ABSENT where there is no box
+    scores: Tensor,  # [N, K], ABSENT for unused boxes
     labels: Tensor,  # [N, K]
     classes: int,
 ) -> tuple[Tensor, Tensor]:
-    """Non-maximum suppression as the configuration says: ``dets`` and ``labels`` of :class:`Deployable`."""
+    """Apply the NMS of the config; return ``dets`` and ``labels`` as in :class:`Deployable`."""
     name, nms, count = type(owner).__name__, dict(cfg.nms), cfg.max_per_img
     if cfg.get("min_bbox_size", -1) >= 0:
         width, height = (boxes[..., 2:] - boxes[..., :2]).unbind(-1)
@@ -184,7 +188,7 @@ def suppress(
 
 
 def best_pairs(scores: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:  # [N, K, classes] -> [N, k] each
-    """The ``count`` best pairs of prior and class, or all if it is not positive: scores, priors, classes."""
+    """Select the ``count`` best pairs of prior and class, all if ``count`` ≤ 0: scores, priors, classes."""
     classes, scores = scores.shape[-1], scores.flatten(1)
     if count > 0:
         scores, pair = best(scores, count)
@@ -198,7 +202,7 @@ def per_prior(maps: Tensor, channels: int) -> Tensor:  # [N, A·channels, H, W] 
 
 
 def decode(coder: nn.Module, priors: Tensor, deltas: Tensor) -> Tensor:  # [N, K, d], [N, K, 4]
-    """The coder's own decoding, without its clipping, which takes sizes only as constants."""
+    """Decode boxes by the coder, without its clipping, which accepts sizes only as constants."""
     boxes = coder.decode(priors.flatten(0, 1), deltas.flatten(0, 1), max_shape=None)
     return boxes.reshape(*deltas.shape[:2], 4)
 
@@ -206,7 +210,7 @@ def decode(coder: nn.Module, priors: Tensor, deltas: Tensor) -> Tensor:  # [N, K
 def predict_dense(
     head: BaseDenseHead, outputs: tuple, size: Tensor, rpn: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """As ``BaseDenseHead.predict_by_feat``, or RPNHead's, whose labels are levels: each one's best pairs."""
+    """Predict as ``BaseDenseHead.predict_by_feat``. With ``rpn``, predict as RPNHead: labels are levels."""
     scores, deltas, *factors = outputs
     candidates = []
     priors = head.prior_generator.grid_priors(
@@ -232,7 +236,7 @@ def predict_dense(
 
 
 def of_class(values: Tensor, labels: Tensor) -> Tensor:  # [N·K, classes, …], [N, K] -> [N·K, 1, …]
-    """What belongs to each one's label; all of it where there is one class only."""
+    """Select the values of each box's label, or the only ones if the head is class-agnostic."""
     if values.shape[1] == 1:
         return values
     index = labels.flatten().clamp(min=0).view(-1, 1, *[1] * (values.dim() - 2))
@@ -240,7 +244,7 @@ def of_class(values: Tensor, labels: Tensor) -> Tensor:  # [N·K, classes, …],
 
 
 class Dense(Deployable):
-    """RetinaNet, FSAF, FCOS, SSD, ATSS, … : every head that predicts as ``BaseDenseHead`` does."""
+    """RetinaNet, FSAF, FCOS, SSD, ATSS, …: every head with the prediction methods of ``BaseDenseHead``."""
 
     def __init__(self, detector: nn.Module) -> None:
         super().__init__(detector)
@@ -259,7 +263,7 @@ class Dense(Deployable):
 
 
 class RawHead(Deployable):
-    """What the head computes, level by level, without post-processing."""
+    """The head's outputs, level by level, without post-processing."""
 
     def __init__(self, detector: nn.Module) -> None:
         super().__init__(detector)
@@ -294,10 +298,10 @@ class Yolo(Deployable):
 
 
 class Yolox(Deployable):
-    """YOLOX (Ge et al. 2021). As ``YOLOXHead.predict_by_feat``: of each place the best class only."""
+    """YOLOX (Ge et al. 2021). Like ``YOLOXHead.predict_by_feat``, keeps only the best class per location."""
 
     clips = False
-    most = 1000  # boxes, where test_cfg has no max_per_img: MMDetection has no limit of its own
+    most = 1000  # boxes, if test_cfg has no max_per_img: MMDetection has no limit, a graph needs one
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         head = self.detector.bbox_head
@@ -322,17 +326,17 @@ class Yolox(Deployable):
 
 
 class Corners(Deployable):
-    """CornerNet (Law and Deng 2018): boxes are pairs of corners. As ``CornerHead._decode_heatmap``."""
+    """CornerNet (Law and Deng 2018): boxes are pairs of corners. See ``CornerHead._decode_heatmap``."""
 
-    candidates = 1000  # pairs that are left to the suppression, MMDetection's own limit
+    candidates = 1000  # pairs that go into the NMS, as in MMDetection
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         head = self.detector.bbox_head
         cfg, count = head.test_cfg, head.test_cfg.corner_topk
         features = self.detector.extract_feat(images)[: head.num_feat_levels]
-        outputs = head.forward_single(features[-1], len(features) - 1)  # the others are for training
+        outputs = head.forward_single(features[-1], len(features) - 1)  # other levels: only for training
         heats, embeddings, offsets = outputs[:2], outputs[2:4], outputs[4:]
-        size = image_size(heats[0])  # a tensor: the exporter cannot divide whole numbers by a symbol
+        size = image_size(heats[0])  # a tensor: the exporter cannot divide an integer by a symbolic size
         scale, (height, width) = image_size(images) / size, size.long()
 
         points, scores, labels, tags = [], [], [], []  # top left, bottom right
@@ -427,11 +431,11 @@ class TwoStage(Deployable):
         boxes = clip_boxes(decode(bbox_head.bbox_coder, boxes, deltas), size)
         boxes = boxes.reshape(batch, count, of_roi, 4).expand(-1, -1, classes, -1).reshape(batch, -1, 4)
         labels = torch.arange(classes, device=rois.device).repeat(count).expand(batch, -1)
-        cfg = ConfigDict(cfg, min_bbox_size=-1)  # of proposals only
+        cfg = ConfigDict(cfg, min_bbox_size=-1)  # it applies only to proposals
         return suppress(cfg, bbox_head, boxes, scores, labels, classes)
 
     def _masks(self, features: tuple[Tensor, ...], dets: Tensor, labels: Tensor) -> Tensor:
-        """Probabilities [N·K, h, w] inside the boxes."""
+        """Return mask probabilities [N·K, h, w] inside the boxes."""
         head = self.detector.roi_head
         if self.cascade:
             stages = list(zip(head.mask_head, head.mask_roi_extractor, strict=True))
@@ -447,7 +451,7 @@ class TwoStage(Deployable):
     @staticmethod
     def _pool(extractor: nn.Module, features: tuple[Tensor, ...], boxes: Tensor) -> Tensor:
         layer = extractor.roi_layers[0]
-        if layer.pool_mode != "avg":  # ONNX has another maximum: of weighted neighbours, not of samples
+        if layer.pool_mode != "avg":  # ONNX's max takes the maximum of weighted neighbours, not of samples
             raise ValueError(f"RoIAlign: pool_mode: expected 'avg', got {layer.pool_mode!r}")
         images = torch.arange(boxes.shape[0], device=boxes.device, dtype=boxes.dtype)
         rois = torch.cat([images[:, None, None].expand(-1, boxes.shape[1], 1), boxes], -1).flatten(0, 1)
@@ -458,9 +462,9 @@ class TwoStage(Deployable):
 
 
 class PointRend(TwoStage):
-    """Mask R-CNN whose masks are refined where they are uncertain (Kirillov et al. 2020, sec. 3.1).
+    """Mask R-CNN that refines masks at uncertain points (Kirillov et al. 2020, sec. 3.1).
 
-    As ``PointRendRoIHead``, but only the class of each box is refined: the others are not read.
+    Like ``PointRendRoIHead``, but only the mask of each box's class is refined.
     """
 
     heads = (PointRendRoIHead,)
@@ -514,7 +518,7 @@ class PointRend(TwoStage):
 
 
 class Detr(Deployable):
-    """DETR. Its second input is the size of each image without what padding has added: padding is masked."""
+    """DETR. The second input is the size of each image without padding: attention masks the padding."""
 
     input_names = ("input", "img_shape")
 
@@ -537,7 +541,7 @@ class Detr(Deployable):
         return torch.cat([boxes, scores[..., None]], -1), labels
 
     def transformed(self, features: tuple[Tensor, ...], images: Tensor, img_shape: Tensor) -> dict:
-        """What the transformer gives to the head."""
+        """Return the transformer's outputs for the head."""
         detector, features = self.detector, features[-1]
         mask = self.padding(features, images, img_shape)
         position = detector.positional_encoding(mask).flatten(2).transpose(1, 2)
@@ -551,7 +555,7 @@ class Detr(Deployable):
     @staticmethod
     def padding(features: Tensor, images: Tensor, img_shape: Tensor) -> Tensor:  # [N, H, W] of the map
         outside = []
-        for axis in (0, 1):  # which rows, which columns of the map
+        for axis in (0, 1):  # rows, then columns of the map
             length, size = features.shape[2 + axis], images.shape[2 + axis]
             nearest = torch.arange(length, device=images.device) * size // length
             outside.append(nearest >= img_shape[:, axis, None])
@@ -559,7 +563,7 @@ class Detr(Deployable):
 
 
 class DeformableDetr(Detr):
-    """Deformable DETR, with and without refinement of the boxes, of one stage."""
+    """One-stage Deformable DETR, with or without box refinement."""
 
     def __init__(self, detector: nn.Module) -> None:
         super().__init__(detector)
@@ -568,9 +572,9 @@ class DeformableDetr(Detr):
 
     def forward(self, images: Tensor, img_shape: Tensor) -> tuple[Tensor, Tensor]:
         with Changes() as changes:
-            # mmcv's own compares sizes and cuts the levels out, which makes constants of them
+            # mmcv's forward compares sizes and slices the levels, which turns the sizes into constants
             changes.set(MultiScaleDeformableAttention, "forward", attend)
-            # of MMDetection's three limits in a row the exporter's optimiser loses one
+            # MMDetection clamps three times in a row; the exporter's optimiser drops one of them
             changes.set(deformable_detr_layers, "inverse_sigmoid", logit)
             changes.set(deformable_detr_head, "inverse_sigmoid", logit)
             return super().forward(images, img_shape)
@@ -619,7 +623,7 @@ def attend(
     level_start_index: Tensor,
     **_: Any,
 ) -> Tensor:
-    """The forward of mmcv's layer, by ``dcnzoo.ops.ms_deform_attn``."""
+    """Forward of mmcv's layer, computed by ``dcnzoo.ops.ms_deform_attn``."""
     batch, count = query.shape[:2]
     places = query + query_pos
     shape = (batch, count, self.num_heads, self.num_levels, self.num_points)

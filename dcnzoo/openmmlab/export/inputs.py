@@ -24,7 +24,7 @@ def load_detector(
     cfg_options: dict | None = None,
     allow_partial: bool = False,
 ) -> tuple[Config, nn.Module]:
-    """The config and the detector, whose attribute ``classes`` holds the names of its classes."""
+    """Load the config and the detector; its attribute ``classes`` is set to the names of the classes."""
     cfg = read_config_file(config, cfg_options)
     if "backbone" in cfg.model:
         cfg.model.backbone.init_cfg = None  # the checkpoint has all weights
@@ -34,7 +34,7 @@ def load_detector(
 
 
 def find_preprocessing(cfg: Config, detector: nn.Module) -> Preprocessing:
-    """The steps of the test pipeline.
+    """Read the preprocessing steps from the config's test pipeline.
 
     Raises:
         ValueError: the pipeline has a step that is not supported.
@@ -46,10 +46,10 @@ def find_preprocessing(cfg: Config, detector: nn.Module) -> Preprocessing:
 def read_picture(
     path: str | None, found: Preprocessing | None, shape: tuple[int, int] | None = None
 ) -> np.ndarray:  # [H, W, 3], uint8, BGR
-    """An image file, or without a path the demo's shapes in the size of the test pipeline.
+    """Read an image file. Without a path, draw generated shapes in the size of the test pipeline.
 
     Raises:
-        UserError: no such file, or OpenCV cannot read it.
+        UserError: the file does not exist, or OpenCV cannot read it.
     """
     if path is None:
         width, height = (found and found.scale) or (shape or (640, 640))[::-1]
@@ -67,7 +67,7 @@ def read_picture(
 def input_shape(
     found: Preprocessing | None, picture: np.ndarray, shape: tuple[int, int] | None
 ) -> tuple[int, int]:
-    """Height and width, padded: the given ones, or those of the picture after the test pipeline."""
+    """Return the padded height and width: of ``shape`` if given, else of the preprocessed picture."""
     if found is None:
         return shape
     if shape is None:
@@ -82,16 +82,15 @@ def model_input(
     shape: tuple[int, int],
     filled: bool = False,
 ) -> tuple[np.ndarray, Tensor, tuple[int, int]]:
-    """The input of the model for a picture.
+    """Prepare the model's input for a picture.
 
     Args:
-        filled: the picture is stretched to the whole input. What is found in padding that the model takes
-            for a part of the picture has the same score everywhere, so that rounding alone ranks it.
+        filled: stretch the picture to the whole input. Otherwise, a model that treats padding as image
+            content finds objects there with equal scores, and only rounding decides their order.
 
     Returns:
-        the picture after resizing  # [h, w, 3], uint8, BGR
-        the input  # [1, 3, *shape]
-        height and width of the image in it, as the test pipeline leaves it
+        the picture after resizing, [h, w, 3], uint8, BGR; the input, ``[1, 3, *shape]``; and the height and
+        width of the image in the input, as after the test pipeline.
     """
     if filled:
         picture = cv2.resize(picture, shape[::-1])

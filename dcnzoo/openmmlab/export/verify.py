@@ -1,4 +1,4 @@
-"""Whether an exported detector finds what the detector finds."""
+"""Check that an exported detector finds the same objects as the original."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from dcnzoo.openmmlab.export.detectors import deployable
 
 
 class _LowerIndexFirst(TorchFunctionMode):
-    """Equal values are sorted by their index, as in ONNX; torch, without ``stable=True``, in any order.
+    """Sort equal values by index, as ONNX does; without ``stable=True``, torch may return any order.
 
-    Scores of an RPN that is sure are all 1.0, and which of them are kept decides what is found.
+    A confident RPN scores many proposals exactly 1.0. Their order decides which of them NMS receives.
     """
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
@@ -43,10 +43,10 @@ def _topk(values: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: b
 def predict(
     detector: nn.Module, images: Tensor, sizes: list[tuple[int, int]] | None = None
 ) -> list[InstanceData]:
-    """MMDetection's own predictions, in pixels of the input: what there is to agree with.
+    """Run MMDetection's own prediction as the reference; boxes are in pixels of the input.
 
-    Equal scores are ranked as in an ONNX graph. ``sizes`` are the heights and widths without padding, if
-    there is any.
+    Equal scores are ranked as in an ONNX graph. ``sizes`` are heights and widths without padding, if the
+    images are padded.
     """
     whole = tuple(images.shape[-2:])
     samples = [
@@ -61,7 +61,7 @@ def predict(
 
 @torch.no_grad()
 def raw_difference(detector: nn.Module, images: Tensor, session: Session) -> float:
-    """How far the head's outputs are from a graph's, relative to each one's largest value."""
+    """Return the largest difference between the head's and a graph's outputs, relative to their maximum."""
     found = torch.utils._pytree.tree_leaves(deployable(detector, skip_postprocess=True)(images))
     expected = [value.numpy() for value in found if isinstance(value, Tensor)]
     outputs = list(session(images.numpy()).values())
@@ -75,14 +75,14 @@ def raw_difference(detector: nn.Module, images: Tensor, session: Session) -> flo
 
 @dataclass(frozen=True)
 class Agreement:
-    """Detections of both that have a twin in the other, and how many there are in the larger one."""
+    """The number of matching detections, and the larger of the two numbers of detections."""
 
     matched: int
     found: int
 
     @property
     def holds(self) -> bool:
-        """All but one in a hundred: where two boxes overlap by NMS's threshold, rounding decides."""
+        """At least 99 % match. Where two boxes overlap by exactly NMS's threshold, rounding decides."""
         return self.found > 0 and self.matched >= 0.99 * self.found
 
     def __add__(self, other: Agreement) -> Agreement:
@@ -90,10 +90,10 @@ class Agreement:
 
 
 def compare(outputs: dict[str, np.ndarray], expected: list[InstanceData]) -> Agreement:
-    """Compares a graph's outputs for a batch with :func:`predict`, whatever the order.
+    """Compare a graph's outputs for a batch with :func:`predict`, in any order.
 
-    Twins have the same label, boxes within 1e-3 of their extent, scores within 1e-3, and masks with an
-    overlap (IoU) of 0.99.
+    Two detections match if their labels are equal, boxes agree within 1e-3 of the largest coordinate (or
+    1e-3 pixels, if larger), scores within 1e-3, and masks overlap with an IoU of at least 0.99.
     """
     total = Agreement(0, 0)
     for n, instances in enumerate(expected):
@@ -101,7 +101,7 @@ def compare(outputs: dict[str, np.ndarray], expected: list[InstanceData]) -> Agr
         dets, labels = outputs["dets"][n][there], outputs["labels"][n][there]
         masks = outputs["masks"][n][there] >= 128 if "masks" in outputs else None
         boxes, scores = instances.bboxes.numpy(), instances.scores.numpy()
-        # a head without a limit (YOLOX) may find more than the graph has room for, best first in both
+        # a head without a limit (YOLOX) may return more boxes than the graph; both sort the best first
         boxes, scores = boxes[: outputs["dets"].shape[1]], scores[: outputs["dets"].shape[1]]
         free, matched = np.ones(len(dets), bool), 0
         for i, (box, score, label) in enumerate(zip(boxes, scores, instances.labels.numpy(), strict=False)):

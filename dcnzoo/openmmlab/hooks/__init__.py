@@ -1,4 +1,4 @@
-"""Hooks and a strategy for mmengine's Runner; importing the package registers them."""
+"""Hooks and a strategy for mmengine's Runner. Importing the package registers them."""
 
 from dcnzoo.openmmlab.hooks.checkpoint import AtomicCheckpointHook, AtomicLocalBackend
 from dcnzoo.openmmlab.hooks.finite_loss import FiniteLossHook

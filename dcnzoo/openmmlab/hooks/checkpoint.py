@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or absent, whenever the process is killed, and are read only if whole."""
+"""Checkpoints that survive a killed process: a file is complete or absent, and is verified before loading."""
 
 import os
 import re
@@ -19,15 +19,15 @@ from dcnzoo.utils.files import write_bytes
 
 _MARK = b"sha256:"
 _DIGEST = 64  # hexadecimal digits
-_END = b"PK\x05\x06"  # of a zip archive: 22 bytes, of which the last two are the length of a comment
+_END = b"PK\x05\x06"  # end record of a zip archive: 22 bytes; the last two are the length of the comment
 _BLOCK = 1 << 20
 
 
 def seal(archive: bytes) -> bytes:
-    """What ``torch.save`` wrote, with the SHA-256 of all that goes before it as the archive's comment.
+    """Add the SHA-256 of an archive that ``torch.save`` wrote as the archive's comment.
 
-    Whatever reads zip archives, torch included, passes over a comment. Bytes that are no archive, or
-    have a comment already, come back as they are.
+    Readers of zip archives, torch included, ignore comments. Bytes that are not an archive, or an archive
+    that already has a comment, are returned unchanged.
     """
     if archive[-22:-18] != _END or archive[-2:] != b"\0\0":
         return archive
@@ -39,10 +39,10 @@ def seal(archive: bytes) -> bytes:
 
 
 def damage(path: str | os.PathLike) -> str | None:
-    """What is wrong with a checkpoint file; None if nothing is.
+    """Describe what is wrong with a checkpoint file; None if nothing is found.
 
-    Every changed bit of a sealed file is noticed. One that another tool wrote has the CRC-32 of each
-    tensor in it, if torch 1.6 or later wrote it; of an older one only the first byte is looked at.
+    In a sealed file, every changed bit is detected. In other files of torch ≥ 1.6, the CRC-32 of each tensor
+    is verified. In files of older versions, only the first byte is checked.
     """
     size = Path(path).stat().st_size
     with open(path, "rb") as file:
@@ -75,10 +75,10 @@ def _digest(file, length: int) -> bytes:
 
 @register_backend("atomic_local", force=True)
 class AtomicLocalBackend(LocalBackend):
-    """mmengine's local files, written beside the target and then renamed over it; archives are sealed.
+    """mmengine's ``LocalBackend`` that writes to a temporary file, then renames it; archives are sealed.
 
     Raises:
-        UserError: the file cannot be written; what was there before still is.
+        UserError: the file cannot be written. An existing file is then unchanged.
     """
 
     def put(self, obj: bytes, filepath: str | os.PathLike) -> None:
@@ -95,19 +95,19 @@ class AtomicLocalBackend(LocalBackend):
 
 @HOOKS.register_module()
 class AtomicCheckpointHook(CheckpointHook):
-    """mmengine's ``CheckpointHook``, with which ``--resume`` always finds a whole checkpoint.
+    """mmengine's ``CheckpointHook``, but ``--resume`` always finds a complete checkpoint.
 
-    The parent removes the oldest checkpoint before it writes the new one, and writes both the
-    checkpoint and ``last_checkpoint`` in place. Here the new file is complete first, then
-    ``last_checkpoint`` names it, then the oldest goes; the best one likewise. ``max_keep_ckpts=1`` leaves
-    no older one to fall back on if the file is damaged later.
+    The parent class removes the oldest checkpoint before it writes the new one, and overwrites the
+    checkpoint and ``last_checkpoint`` in place. This class first completes the new file, then updates
+    ``last_checkpoint``, then removes the oldest file; the best checkpoint likewise. With
+    ``max_keep_ckpts=1``, no older checkpoint is left as a fallback if the file is damaged later.
 
-    Resuming takes the last one that is whole, and says which are not. A validation that the end of the
-    process cut off is run first: what depends on it (best score, plateaus of the learning rate) goes on
-    as if nothing had happened.
+    Resuming loads the last undamaged checkpoint and names the damaged ones. If the process ended during a
+    validation, that validation runs first, so that its effects (best score, learning rate on plateaus) are
+    those of an uninterrupted training.
 
     Raises:
-        UserError: the checkpoint asked for is damaged, or none is whole.
+        UserError: the requested checkpoint is damaged, or all are.
     """
 
     def __init__(self, *args, **kwargs) -> None:
@@ -128,7 +128,7 @@ class AtomicCheckpointHook(CheckpointHook):
         if runner._has_loaded:
             return
         found: list[str | UserError | None] = [None]
-        if is_main_process():  # one process decides, so that all decide alike
+        if is_main_process():  # one process decides for all
             try:
                 found = [self._find_whole(runner)]
             except UserError as error:
@@ -139,7 +139,7 @@ class AtomicCheckpointHook(CheckpointHook):
         runner._load_from = found[0]
 
     def _find_whole(self, runner: Runner) -> str | None:
-        """What to load: the file asked for, or the last whole one of the work directory."""
+        """Return the checkpoint to load: the requested file, or the work directory's last undamaged one."""
         asked = runner._load_from
         if asked is not None:
             if "://" not in str(asked) and Path(asked).is_file() and (reason := damage(asked)):
@@ -158,11 +158,11 @@ class AtomicCheckpointHook(CheckpointHook):
         return None
 
     def _candidates(self, work_dir: Path) -> list[Path]:
-        """Checkpoints to resume from, the last one first.
+        """List the checkpoints to resume from, the latest first.
 
-        That is the one that ``last_checkpoint`` names, unless the process ended between the two: then
-        it is a later one, which is also the younger file. (Older files of higher numbers are of
-        another run.)
+        The latest is the one that ``last_checkpoint`` names, unless the process ended after writing a
+        checkpoint and before updating ``last_checkpoint``: then it has a higher number and a newer date.
+        (Older files with higher numbers are from another run.)
         """
         pointer = work_dir / "last_checkpoint"
         text = pointer.read_text().strip() if pointer.is_file() else ""
@@ -182,13 +182,13 @@ class AtomicCheckpointHook(CheckpointHook):
         ]
 
     def _folder(self, work_dir: Path) -> Path:
-        """Where the parent will put checkpoints, once training begins."""
+        """Return the folder in which the parent class will save checkpoints."""
         if self.out_dir in (None, str(work_dir)):
             return work_dir
         return Path(self.out_dir) / work_dir.name
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        # mmengine's own checkpoints do not say
+        # checkpoints of mmengine's own hook lack this entry
         self._resumed_unvalidated = runner._resume and checkpoint["meta"].get("validated") is False
 
     def before_train(self, runner: Runner) -> None:
@@ -217,7 +217,7 @@ class AtomicCheckpointHook(CheckpointHook):
     def after_val_epoch(self, runner: Runner, metrics: dict) -> None:
         self._validated = True
         super().after_val_epoch(runner, metrics)
-        # FlexibleRunner would count an epoch too many
+        # not with FlexibleRunner, whose epoch counter would be one too high
         if self._unvalidated_step == self._step(runner) and isinstance(runner, Runner):
             self._save_validated(runner)
 
@@ -226,14 +226,15 @@ class AtomicCheckpointHook(CheckpointHook):
         self._save_checkpoint_with_step(runner, self._step(runner), meta)
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
-        """The parent's in another order: the new best, then what was the best goes, then the last anew.
+        """Save the new best checkpoint, then remove the previous best, then save the last checkpoint again.
 
-        Only when the last one is written is the validation over, for a process that resumes.
+        The parent class removes first. The last checkpoint is saved at the end because only then a resumed
+        run skips the validation.
         """
         if not self.save_best:
             return
         before, last, outdated = self._best_paths(), self.last_ckpt, []
-        self.last_ckpt = None  # the parent does not write it then
+        self.last_ckpt = None  # keeps the parent from writing it
         with Changes() as changes:
             changes.set(self.file_backend, "remove", outdated.append)
             super()._save_best_checkpoint(runner, metrics)
@@ -253,7 +254,7 @@ class AtomicCheckpointHook(CheckpointHook):
             if len(self.keep_ckpt_ids) == self.max_keep_ckpts:
                 outdated = [self.keep_ckpt_ids.popleft()]
             self.keep_ckpt_ids.append(step)
-            # resuming from the new checkpoint removes the outdated one, should that not happen here
+            # if the process ends before the removal below, a resumed run removes the outdated checkpoint
             runner.message_hub.update_info("keep_ckpt_ids", outdated + list(self.keep_ckpt_ids))
         self.last_ckpt = self._path(step)
         runner.message_hub.update_info("last_ckpt", self.last_ckpt)

@@ -1,4 +1,4 @@
-"""Training that stops when its loss is no number."""
+"""Stop training if the loss is not finite."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,16 +13,16 @@ from dcnzoo.utils.errors import UserError
 
 @HOOKS.register_module()
 class FiniteLossHook(Hook):
-    """Stop at the first loss that is infinite or NaN, before a checkpoint is written with what it left.
+    """Stop at the first loss that is infinite or NaN, before a checkpoint of the damaged weights is written.
 
-    Where a gradient scaler passes over such steps (``AmpOptimWrapper`` with float16), that many in a row
-    are let pass with a warning.
+    With a gradient scaler (``AmpOptimWrapper`` with float16), which skips such steps, up to ``scaled``
+    consecutive ones are allowed, each with a warning.
 
     Args:
-        scaled: how many in a row, ≥ 0.
+        scaled: number of consecutive steps, ≥ 0.
 
     Raises:
-        UserError: names the losses, the iteration and the images.
+        UserError: gives the losses, the iteration and the images.
     """
 
     priority = "HIGH"  # before moving averages and checkpoints
@@ -35,7 +35,7 @@ class FiniteLossHook(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: object = None, outputs: Mapping | None = None
     ) -> None:
-        # where mmengine looks for losses; the log has taken them off the device already
+        # mmengine's rule for losses. No extra synchronisation: logging has copied them to the CPU already.
         losses = {k: torch.as_tensor(v).item() for k, v in (outputs or {}).items() if "loss" in k}
         broken = [f"{name} {value}" for name, value in losses.items() if not math.isfinite(value)]
         if not broken:
@@ -69,6 +69,6 @@ def _image_paths(data_batch: object) -> list[str]:
 
 
 def _learning_rate(runner: Runner) -> float:
-    """The highest of all parameter groups and optimizers."""
+    """Return the highest learning rate of all parameter groups and optimizers."""
     rates = runner.optim_wrapper.get_lr()  # {"lr": […]}, or {"generator.lr": […], …}
     return max(rate for name in rates if name.split(".")[-1] == "lr" for rate in rates[name])

@@ -1,4 +1,4 @@
-"""Where deformable layers look, over the course of training: a CSV, scalars, and warnings."""
+"""Record offsets and modulation of deformable layers during training: a CSV, scalars and warnings."""
 
 import csv
 import io
@@ -24,31 +24,31 @@ COLUMNS = ("iter", "layer", *OFFSETS, *MODULATION)
 
 @HOOKS.register_module()
 class OffsetStatisticsHook(Hook):
-    """Measures every deformable layer's offsets and modulation, and warns when they go astray.
+    """Measure every deformable layer's offsets and modulation, and warn about abnormal values.
 
-    Every ``interval`` iterations a row per layer goes to ``work_dir/offset_statistics.csv``, and the same
-    figures to the visualizer as ``offsets/<figure>/<layer>``, which is ``scalars.json``, and TensorBoard
-    where its backend is on:
+    Every ``interval`` iterations, the hook appends one row per layer to ``work_dir/offset_statistics.csv``
+    and sends the same values to the visualizer as ``offsets/<figure>/<layer>`` (``scalars.json``, and
+    TensorBoard if its backend is enabled):
 
     - ``mean_abs``, ``max_abs``: of the offsets, in pixels of the layer's input;
-    - ``outside``: share of the samples that their offsets drove off the map
+    - ``outside``: share of the samples that their offsets move outside the map
       (:class:`dcnzoo.layers.OffsetStatistics`);
     - ``modulation_mean``, ``modulation_near_0``, ``modulation_near_1``
-      (:class:`dcnzoo.layers.ModulationStatistics`); DCN v1 has none.
+      (:class:`dcnzoo.layers.ModulationStatistics`); empty for DCN v1, which has no modulation.
 
-    They are those of one batch on the main process; of a layer that runs several times, of the last time.
-    A resumed training goes on in the same file, without what came after its checkpoint; one that starts
-    afresh replaces it. Between the measured iterations nothing is computed. Other layers than dcnzoo's, and
-    the packs of deformable RoI pooling, are not measured.
+    The values are those of one batch on the main process and, for a layer that runs several times per
+    iteration, those of the last run. A resumed training continues the file and drops the rows after its
+    checkpoint; a new training replaces the file. Other iterations have no overhead. Layers of other packages
+    and the packs of deformable RoI pooling are not measured.
 
-    A warning, once until the layer has recovered, says which layer and what helps.
+    A warning names the layer and a remedy. It is repeated only after the layer has recovered.
 
     Args:
-        interval: of iterations.
-        max_mean: of the absolute offsets, in pixels; more, or NaN, warns.
-        max_outside: share of samples off the map; more warns.
-        min_modulation: mean factor; a layer that falls below it warns. One that has always been below,
-            as DCNv4's are at first, does not.
+        interval: in iterations.
+        max_mean: warn if the mean absolute offset, in pixels, exceeds this or is NaN.
+        max_outside: warn if the share of samples outside the map exceeds this.
+        min_modulation: warn if a layer's mean modulation falls below this. A layer that has never been above
+            it does not warn: DCNv4's modulation starts near 0.
     """
 
     priority = "NORMAL"
@@ -70,8 +70,8 @@ class OffsetStatisticsHook(Hook):
         self.max_mean = max_mean
         self.max_outside = max_outside
         self.min_modulation = min_modulation
-        self._file: Path | None = None  # None: nothing is measured here
-        self._astray: set[tuple[str, str]] = set()  # (layer, what), warned of
+        self._file: Path | None = None  # None: this process does not measure
+        self._astray: set[tuple[str, str]] = set()  # (layer, what) with an active warning
         self._modulating: set[str] = set()  # layers that have been above min_modulation
 
     def before_train(self, runner: Runner) -> None:
@@ -109,7 +109,7 @@ class OffsetStatisticsHook(Hook):
             scalars.update({f"offsets/{name}/{layer}": value for name, value in figures.items()})
             self._watch(runner, layer, figures)
         with self._file.open("a", encoding="utf-8", newline="") as file:
-            file.write(_lines(rows))  # at once: whoever kills the process, at most the last line is cut
+            file.write(_lines(rows))  # one write: a killed process truncates at most the last line
         if scalars:
             runner.visualizer.add_scalars(scalars, step=runner.iter + 1)
 
@@ -146,9 +146,9 @@ class OffsetStatisticsHook(Hook):
 
 
 def read_statistics(file: str | Path) -> Iterator[dict[str, str]]:
-    """The rows of a CSV that the hook has written, without a line that was cut; none if it is not there.
+    """Yield the rows of a CSV file of the hook, without a truncated last line. A missing file has no rows.
 
-    Numbers are as they are written; of a layer without a mask, ``modulation_…`` is ''.
+    Values are strings; ``modulation_…`` is '' for layers without a mask.
     """
     file = Path(file)
     if not file.is_file():

@@ -1,4 +1,4 @@
-"""A progress bar with the time left, for training, validation and testing."""
+"""A progress bar with the remaining time for training, validation and testing."""
 
 import atexit
 import logging
@@ -17,9 +17,9 @@ from dcnzoo.utils.progress import make_progress
 
 @HOOKS.register_module()
 class ProgressHook(Hook):
-    """Show a bar on a terminal, with the log lines scrolling above it; elsewhere do nothing."""
+    """Show a progress bar below the log lines if the output is a terminal."""
 
-    priority = "VERY_LOW"  # after the loggers, which know the current loss
+    priority = "VERY_LOW"  # after the logger hook, which updates the current loss
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True)
@@ -69,8 +69,8 @@ class ProgressHook(Hook):
             return False
         self._progress = make_progress(self.console)
         self._progress.start()
-        atexit.register(self._stop)  # no hook runs after an error; the cursor must come back
-        # rich has replaced sys.stdout by one that writes above the bar; loggers hold the old one
+        atexit.register(self._stop)  # after an error no hook runs, but the cursor must be shown again
+        # rich replaces sys.stdout by a stream that writes above the bar; loggers still have the old one
         for handler in runner.logger.handlers:
             if type(handler) is logging.StreamHandler:
                 self._streams.append((handler, handler.setStream(sys.stdout)))

@@ -1,4 +1,4 @@
-"""Random numbers that a resumed training draws as one that was never interrupted."""
+"""Random numbers that are the same in a resumed and in an uninterrupted training."""
 
 import random
 from functools import partial
@@ -14,27 +14,26 @@ from mmengine.runner import EpochBasedTrainLoop, Runner, set_random_seed
 
 @HOOKS.register_module()
 class EpochSeedHook(Hook):
-    """Seed each epoch by (seed, epoch, rank), each iteration of the model by (seed, iteration, rank).
+    """Seed each epoch by (seed, epoch, rank), and the model in each iteration by (seed, iteration, rank).
 
-    Checkpoints hold no state of a generator, and a data loader's workers cannot be asked for theirs. With
-    this hook there is none to be held: what an epoch draws does not depend on what was drawn before it,
-    in this process or in another; what the loader draws does not depend on the model, nor on validation.
+    Checkpoints do not contain the states of random generators, and a data loader's workers do not expose
+    theirs. With this hook, no state needs to be saved: the random numbers of an epoch do not depend on
+    earlier ones, and those of the loader do not depend on the model or on validation.
 
-    The workers begin anew with every epoch, persistent ones too: what they carry from one to the next,
-    generators and caches of images, is lost with the process. (mmengine seeds workers that are not
-    persistent alike in each epoch.)
+    Workers restart with every epoch, persistent ones too; their caches of images are lost. (mmengine gives
+    workers that are not persistent the same seeds in each epoch.)
 
-    In training by iterations mmengine loads the data once more that were trained on, and so brings the
-    loader's generators to where they were; with ``randomness.seed`` set.
+    In training by iterations, mmengine advances the data loader past the batches already used, which restores
+    the loader's generators. This requires ``randomness.seed``.
     """
 
-    priority = "VERY_HIGH"  # before anyone draws
+    priority = "VERY_HIGH"  # before any other hook draws random numbers
 
     def before_run(self, runner: Runner) -> None:
         self._seed = runner.seed
 
     def before_train(self, runner: Runner) -> None:
-        """Without ``randomness.seed`` a checkpoint brings the seed, after the samplers have taken another."""
+        """Give the samplers the checkpoint's seed: without ``randomness.seed``, they have a random one."""
         loader = runner.train_dataloader
         for sampler in (loader.sampler, getattr(loader.batch_sampler, "sampler", None)):
             if getattr(sampler, "seed", None) == self._seed:
@@ -47,9 +46,8 @@ class EpochSeedHook(Hook):
             return
         loader._iterator = None
         initialise = loader.worker_init_fn
-        if (
-            isinstance(initialise, partial) and initialise.func is worker_init_fn
-        ):  # mmengine's, not a config's
+        # mmengine's function, not one from the config
+        if isinstance(initialise, partial) and initialise.func is worker_init_fn:
             loader.worker_init_fn = partial(initialise, seed=_mix(runner.seed, 1, runner.epoch))
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: object = None) -> None:
@@ -68,12 +66,12 @@ class EpochSeedHook(Hook):
 
 
 def _mix(*numbers: int) -> int:
-    """A seed of 31 bits, to which mmengine can add a worker's number."""
+    """Return a seed of 31 bits, to which mmengine can add a worker's index without overflow."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0] >> 1)
 
 
 def _states() -> tuple:
-    """Of the three generators that transforms draw from."""
+    """Return the states of the three generators that transforms use."""
     return random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
 
 

@@ -1,37 +1,35 @@
-"""dcnzoo in OpenMMLab's registries. Importing this package is the whole integration::
+"""dcnzoo in OpenMMLab's registries. To use it, import this package in a config::
 
     custom_imports = dict(imports=['dcnzoo.models'])
 
-- ``DCN`` and ``DCNv2`` are dcnzoo's wherever a config names them, and heads that import mmcv's
-  deformable convolutions directly run on dcnzoo's operators: with mmcv-lite everywhere, with a compiled mmcv
-  on the CPU.
-- ``DeformRoIPool`` and its packs are in the registry; RoI extractors, which look in ``mmcv.ops``, get mmcv's
-  of the same names, on dcnzoo's operator.
-- ``MultiScaleDeformableAttention`` of a config is dcnzoo's; mmcv's, which DETRs import directly, runs on
-  dcnzoo's operator.
-- ``DCNv3`` and ``DCNv4``, and the backbones built on them, ``InternImage`` and ``FlashInternImage``, with
-  their layer-wise learning rate.
-- ResNet-family backbones, HRNet and (PA)FPN take ``dcn=True`` (modules ``backbones`` and ``necks``).
-- ``OffsetStatisticsHook`` for ``custom_hooks``: where these layers look, over the course of training.
-- Any module takes ``to_deformable=dict(where=…)``.
-- Faults of the stack on today's PyTorch are fixed (:mod:`dcnzoo.openmmlab.patches`).
+- ``DCN`` and ``DCNv2`` in a config are dcnzoo's classes. Heads that import mmcv's deformable convolutions
+  directly run on dcnzoo's operators: with mmcv-lite on every device, with a compiled mmcv on the CPU.
+- ``DeformRoIPool`` and its packs are registered. RoI extractors, which use ``mmcv.ops``, get mmcv's classes
+  of the same names, which run on dcnzoo's operator.
+- ``MultiScaleDeformableAttention`` in a config is dcnzoo's class. mmcv's, which DETRs import directly, runs
+  on dcnzoo's operator.
+- ``DCNv3`` and ``DCNv4`` are registered, with the backbones that use them, ``InternImage`` and
+  ``FlashInternImage``, and their layer-wise learning rate decay.
+- ResNet-family backbones, HRNet and (PA)FPN accept ``dcn=True`` (modules ``backbones`` and ``necks``).
+- The ResNets of mmpose, mmpretrain and mmsegmentation accept ``dcn=True`` once their package is imported.
+- ``OffsetStatisticsHook`` for ``custom_hooks`` records the offsets of these layers during training.
+- Any module accepts ``to_deformable=dict(where=…)``.
+- Bugs of OpenMMLab's packages on current PyTorch are fixed (:mod:`dcnzoo.openmmlab.patches`).
 
-- The ResNets of mmpose, mmpretrain and mmsegmentation take ``dcn=True`` too, once their package is imported.
+Each replacement can be undone or switched off: :mod:`dcnzoo.compat.patches`.
 
-Each replacement can be undone and switched off: :mod:`dcnzoo.compat.patches`.
-
-Needs mmengine and mmcv or mmcv-lite. Without mmdet, what builds on it is left out. The other packages are not
-imported.
+Requires mmengine and mmcv or mmcv-lite. Without mmdet, the parts that need it are skipped. The other
+packages are not imported.
 """
 
 from importlib import import_module
 from importlib.util import find_spec
 
-import mmcv.ops  # noqa: F401  registers DCN and DCNv2, which must happen before ours replace them
+import mmcv.ops  # noqa: F401  first: registers DCN and DCNv2, which ours replace
 
 from dcnzoo.compat import after_import
 from dcnzoo.compat.mmcv import use_dcnzoo_deform_conv
-from dcnzoo.openmmlab.hooks.offset_statistics import OffsetStatisticsHook  # noqa: F401  registered, for configs
+from dcnzoo.openmmlab.hooks.offset_statistics import OffsetStatisticsHook  # noqa: F401  for configs
 from dcnzoo.openmmlab.models.dcn import DCN, DCNv2
 from dcnzoo.openmmlab.models.deform_attn import DCNv3, DCNv3Conv, DCNv4, DCNv4Conv
 from dcnzoo.openmmlab.models.deform_roi_pool import (

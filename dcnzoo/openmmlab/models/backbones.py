@@ -1,6 +1,6 @@
-"""MMDetection's ResNet family and HRNet with ``dcn=True``, in their place in the registry.
+"""MMDetection's ResNet family and HRNet with ``dcn=True``; they replace MMDetection's in the registry.
 
-Without ``dcn`` they are MMDetection's, layer by layer and key by key.
+Without ``dcn``, layers and parameter names are identical to MMDetection's.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dcnzoo.openmmlab.models.dcn import check_stages, deformable_like, parse_dcn
 
 
 class BasicBlock(resnet.BasicBlock):
-    """The block of ResNet-18 and -34 with its second 3×3 convolution deformable."""
+    """The block of ResNet-18 and -34 with a deformable second 3×3 convolution."""
 
     def __init__(self, inplanes: int, planes: int, *args, dcn: dict, **kwargs) -> None:
         super().__init__(inplanes, planes, *args, **kwargs)
@@ -22,12 +22,12 @@ class BasicBlock(resnet.BasicBlock):
 
 
 class _WithDCN:
-    """Adds to a ResNet what MMDetection's lacks.
+    """Extends the ``dcn`` arguments of MMDetection's ResNets.
 
     - ``dcn``: True or ``'v2'`` (DCNv2), ``'v1'`` (DCN), ``'v3'``, ``'v4'`` or MMDetection's dict; see
       :func:`dcnzoo.openmmlab.models.dcn.parse_dcn`.
     - ``stage_with_dcn``: by default all stages but the first, c3–c5.
-    - ``BasicBlock`` takes it too.
+    - ``BasicBlock`` (ResNet-18 and -34) is supported.
     """
 
     def __init__(self, *args, dcn=None, stage_with_dcn=None, **kwargs) -> None:
@@ -47,7 +47,7 @@ class _WithDCN:
 
 @patches.replace(MODELS, "takes dcn and stage_with_dcn")
 class ResNet(_WithDCN, resnet.ResNet):
-    """MMDetection's ResNet; ``depth`` can also be 14 or 26: Bottlenecks, one or two to a stage."""
+    """MMDetection's ResNet; ``depth`` can also be 14 or 26, with one or two Bottlenecks per stage."""
 
     arch_settings = {
         14: (resnet.Bottleneck, (1, 1, 1, 1)),
@@ -83,10 +83,13 @@ class RegNet(_WithDCN, regnet.RegNet):
 
 @patches.replace(MODELS, "takes dcn and stage_with_dcn")
 class TridentResNet(_WithDCN, trident_resnet.TridentResNet):
-    """MMDetection's, with ``dcn`` in c3.
+    """MMDetection's TridentResNet; ``dcn`` applies to c3 by default.
 
-    Its last stage has trident convolutions in place of the 3×3 ones: one weight, three dilations.
-    They are not deformable, and ``stage_with_dcn`` must not say so.
+    The 3×3 convolutions of its last stage are trident convolutions (one weight, three dilations), which
+    cannot be deformable.
+
+    Raises:
+        ValueError: ``stage_with_dcn`` is True for the last stage.
     """
 
     def __init__(self, *args, dcn=None, stage_with_dcn=None, **kwargs) -> None:
@@ -102,8 +105,9 @@ class TridentResNet(_WithDCN, trident_resnet.TridentResNet):
 
 @patches.replace(MODELS, "takes dcn and stage_with_dcn")
 class HRNet(hrnet.HRNet):
-    """MMDetection's, with ``dcn`` in the blocks of stages 2 to 4, all branches; ``stage_with_dcn``
-    chooses others. (Stages 1 to 4, not c2 to c5: from stage to stage a branch is added.)
+    """MMDetection's HRNet; ``dcn`` applies to all branches of the stages 2 to 4.
+
+    ``stage_with_dcn`` selects other stages: it refers to HRNet's stages 1 to 4, not to c2 to c5.
     """
 
     def __init__(self, *args, dcn=None, stage_with_dcn=(False, True, True, True), **kwargs) -> None:

@@ -23,14 +23,17 @@ from dcnzoo.compat.mmcv.deform_conv import OffsetPack
 
 
 def parse_dcn(dcn: bool | str | dict | None, owner: str) -> dict | None:
-    """What ``dcn=…`` of a backbone or a neck means: the config of a convolution layer, or None.
+    """Convert the argument ``dcn`` of a backbone or a neck to the config of a convolution layer, or None.
 
-    ``True`` and ``'v2'`` are DCNv2, ``'v1'`` is DCN, ``'v3'`` and ``'v4'`` are DCNv3 and DCNv4 in the
-    place of a convolution, ``None`` and ``False`` are none. A dict is taken as it is (and copied:
-    MMDetection's blocks take ``fallback_on_stride`` out of it).
+    ``True`` and ``'v2'`` select DCNv2, ``'v1'`` DCN, ``'v3'`` and ``'v4'`` DCNv3 and DCNv4 as replacements
+    for a convolution. ``None`` and ``False`` select none. A dict is copied, because MMDetection's blocks
+    remove ``fallback_on_stride`` from it.
+
+    Args:
+        owner: class name for the error message.
 
     Raises:
-        ValueError: anything else. ``owner`` is who was asked.
+        ValueError: any other value, or a dict whose ``type`` is not registered.
     """
     layers = {
         "v1": dict(type="DCN", deform_groups=1),
@@ -57,10 +60,10 @@ def parse_dcn(dcn: bool | str | dict | None, owner: str) -> dict | None:
 
 
 def check_stages(owner: str, stage_with_dcn: Sequence[bool], number: int) -> tuple[bool, ...]:
-    """``stage_with_dcn`` with a value for each of ``number`` stages.
+    """Return ``stage_with_dcn`` as a tuple.
 
     Raises:
-        ValueError: it has more or fewer.
+        ValueError: it does not have one value for each of ``number`` stages.
     """
     if len(stage_with_dcn) != number:
         raise ValueError(
@@ -70,7 +73,7 @@ def check_stages(owner: str, stage_with_dcn: Sequence[bool], number: int) -> tup
 
 
 def deformable_like(conv: nn.Conv2d, dcn: dict) -> nn.Module:
-    """The layer that ``dcn`` describes, with the channels, kernel and geometry of ``conv``."""
+    """Build the layer that ``dcn`` describes, with the channels, kernel and geometry of ``conv``."""
     layer = {key: value for key, value in dcn.items() if key != "fallback_on_stride"}
     sizes = (conv.in_channels, conv.out_channels, conv.kernel_size)
     geometry = {name: getattr(conv, name) for name in ("stride", "padding", "dilation", "groups")}
@@ -78,7 +81,7 @@ def deformable_like(conv: nn.Conv2d, dcn: dict) -> nn.Module:
 
 
 class WithDCN:
-    """Makes the 3×3 convolution of blocks deformable, in a ResNet of mmpretrain, mmsegmentation or mmpose.
+    """Makes 3×3 convolutions deformable in the blocks of ResNets of mmpretrain, mmsegmentation and mmpose.
 
     - ``dcn``: True or ``'v2'`` (DCNv2), ``'v1'`` (DCN), ``'v3'``, ``'v4'`` or a layer's dict; see
       :func:`dcnzoo.openmmlab.models.dcn.parse_dcn`.
@@ -95,16 +98,17 @@ class WithDCN:
         for name, deformable in zip(self.res_layers, stage_with_dcn, strict=True):
             for block in getattr(self, name) if dcn and deformable else ():
                 block.conv2 = deformable_like(block.conv2, dcn)
-        self._freeze_stages()  # again: what is new in them, too
+        self._freeze_stages()  # again, to freeze the new layers too
 
 
 @patches.replace(MODELS, "dcnzoo's operator; any batch, offset_limit, statistics of offsets")
 class DCN(OffsetPack, DeformConv2dPack):
-    """Deformable convolution v1 (Dai et al. 2017): mmcv's ``DeformConv2dPack``.
+    """Deformable convolution v1 (Dai et al. 2017), compatible with mmcv's ``DeformConv2dPack``.
 
-    Takes that class's arguments, and ``bias=True``, which it refuses. ``im2col_step`` bounds memory
-    and fits any batch size. ``offset_limit`` keeps offsets within so many pixels
-    (:func:`dcnzoo.layers.limit_offset`). Parameters: ``weight``, ``bias`` if asked for, ``conv_offset``.
+    Accepts the same arguments, and also ``bias=True``, which mmcv refuses. ``im2col_step`` limits memory and
+    need not divide the batch size. ``offset_limit`` limits the offsets to that many pixels
+    (:func:`dcnzoo.layers.limit_offset`). Parameters: ``weight``, ``conv_offset`` and, with ``bias=True``,
+    ``bias``.
     """
 
     outputs_per_tap = 2  # y, x
@@ -124,7 +128,7 @@ class DCN(OffsetPack, DeformConv2dPack):
         im2col_step: int | None = None,
         offset_limit: float | None = None,
     ) -> None:
-        # not mmcv's pack's constructor: it adds an offset convolution of its own
+        # skips the constructor of mmcv's pack, which would add its own offset convolution
         geometry = (kernel_size, stride, padding, dilation, groups, deform_groups)
         DeformConv2d.__init__(self, in_channels, out_channels, *geometry)
         bias = nn.Parameter(self.weight.new_zeros(out_channels)) if bias else None
@@ -142,10 +146,10 @@ class DCN(OffsetPack, DeformConv2dPack):
 
 @patches.replace(MODELS, "dcnzoo's operator; any batch, offset_limit, statistics of offsets")
 class DCNv2(OffsetPack, ModulatedDeformConv2dPack):
-    """Deformable convolution v2 (Zhu et al. 2019): mmcv's ``ModulatedDeformConv2dPack``.
+    """Deformable convolution v2 (Zhu et al. 2019), compatible with mmcv's ``ModulatedDeformConv2dPack``.
 
-    Takes that class's arguments, ``im2col_step``, which bounds memory, and ``offset_limit``, as
-    :class:`DCN`. Parameters: ``weight``, ``bias`` unless ``bias=False``, ``conv_offset``.
+    Accepts the same arguments, and ``im2col_step`` and ``offset_limit`` as :class:`DCN`. Parameters:
+    ``weight``, ``conv_offset`` and, unless ``bias=False``, ``bias``.
     """
 
     outputs_per_tap = 3  # y, x, mask
@@ -178,5 +182,5 @@ class DCNv2(OffsetPack, ModulatedDeformConv2dPack):
 
     def init_weights(self) -> None:
         super().init_weights()
-        if hasattr(self, "conv_offset"):  # mmcv's constructor calls this before it is there
+        if hasattr(self, "conv_offset"):  # mmcv's constructor calls this method before it exists
             self.conv_offset.reset_parameters()

@@ -1,6 +1,6 @@
-"""DCNv3 and DCNv4 in OpenMMLab's registry: as they are, and in the place of a convolution.
+"""DCNv3 and DCNv4 in OpenMMLab's registry: as layers, and as replacements for a convolution.
 
-Also ``LN2d``, the norm of FlashInternImage's FPN.
+Also ``LN2d``, the norm in FlashInternImage's FPN.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MODELS.register_module("LN2d", module=LayerNorm2d, force=True)
 
 
 class _Conv(nn.Module):
-    """A layer of maps ``(N, H, W, C)``, ``dcn``, that takes the arguments and maps of an ``nn.Conv2d``."""
+    """Wraps a layer for maps ``(N, H, W, C)``, ``dcn``, so that it is used like an ``nn.Conv2d``."""
 
     operator: type[nn.Module]
 
@@ -65,14 +65,18 @@ class _Conv(nn.Module):
 
 @MODELS.register_module(force=True)
 class DCNv3Conv(_Conv):
-    """:class:`dcnzoo.layers.DCNv3` in the place of a convolution: ``dcn='v3'`` of a backbone or neck.
+    """:class:`dcnzoo.layers.DCNv3` as a replacement for a convolution: ``dcn='v3'`` of a backbone or neck.
 
     Args:
-        in_channels, out_channels: the same.
-        kernel_size, stride, padding, dilation: of the convolution; ``padding`` keeps the size.
-        groups, bias: 1 is the only number there is; the last projection has its bias all the same.
-        group: of channels that read at the same places, by default of 16 channels each.
+        in_channels, out_channels: must be equal.
+        kernel_size, stride, padding, dilation: of the convolution; ``padding`` must preserve the size.
+        groups: must be 1.
+        bias: ignored; the output projection always has a bias.
+        group: number of channel groups that share sampling positions; by default 16 channels per group.
         **options: of the layer.
+
+    Raises:
+        ValueError: an argument is not supported.
     """
 
     operator = DCNv3
@@ -80,10 +84,11 @@ class DCNv3Conv(_Conv):
 
 @MODELS.register_module(force=True)
 class DCNv4Conv(_Conv):
-    """:class:`dcnzoo.layers.DCNv4` in the place of a convolution: ``dcn='v4'`` of a backbone or neck.
+    """:class:`dcnzoo.layers.DCNv4` as a replacement for a convolution: ``dcn='v4'`` of a backbone or neck.
 
-    Arguments as of :class:`DCNv3Conv`; ``bias`` is that of the last projection. Unlike the layer's, the mask
-    starts at the mean of the taps, as DCNv3's: a BatchNorm follows, which could do nothing with zeros.
+    Arguments as for :class:`DCNv3Conv`, but ``bias`` applies to the output projection. Unlike in the layer,
+    the mask initially averages the taps, as in DCNv3: with the layer's mask of zeros, the BatchNorm that
+    follows would only see zeros.
     """
 
     operator = DCNv4

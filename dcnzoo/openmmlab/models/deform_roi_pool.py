@@ -1,4 +1,4 @@
-"""dcnzoo's deformable RoI pools in OpenMMLab's registry, where mmcv has put none."""
+"""Register dcnzoo's deformable RoI pooling; mmcv registers none."""
 
 from __future__ import annotations
 

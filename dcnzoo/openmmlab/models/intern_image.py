@@ -17,7 +17,7 @@ class _Pretrained:
     """Adds ``init_cfg`` to a backbone.
 
     Args:
-        init_cfg: ``dict(type='Pretrained', checkpoint=…)`` or None; a classifier works too.
+        init_cfg: ``dict(type='Pretrained', checkpoint=…)`` or None. A classifier's checkpoint works too.
     """
 
     def __init__(self, *args: object, init_cfg: dict | None = None, **options: object) -> None:
@@ -25,7 +25,7 @@ class _Pretrained:
         self.init_cfg = copy.deepcopy(init_cfg)
 
     def init_weights(self) -> None:
-        """Loads ``init_cfg``'s checkpoint. Without one the constructor's values stay, offsets at zero."""
+        """Load the checkpoint of ``init_cfg``, if any. The constructor has initialised the layers."""
         if not self.init_cfg:
             return
         if self.init_cfg.get("type") != "Pretrained":
@@ -34,7 +34,7 @@ class _Pretrained:
         state = CheckpointLoader.load_checkpoint(path, map_location="cpu")
         state = next((state[key] for key in ("state_dict", "model_ema", "model") if key in state), state)
         state = {key.removeprefix("module.").removeprefix("backbone."): value for key, value in state.items()}
-        missing, _ = self.load_state_dict(state, strict=False)  # a classifier's head is left over
+        missing, _ = self.load_state_dict(state, strict=False)  # ignores a classifier's head
         if len(missing) == len(self.state_dict()):
             raise RuntimeError(f"{type(self).__name__}: {path}: holds none of its {len(missing)} parameters")
         if missing:

@@ -1,4 +1,4 @@
-"""A learning rate that falls from the last block of a backbone to the first."""
+"""Layer-wise learning rate decay."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import nn
 
 
 def layer_of(name: str, depths: Sequence[int]) -> int:
-    """The layer that a detector's parameter belongs to, by the official rule.
+    """Return the layer number of a detector's parameter, by the rule of the official code.
 
-    0 is the backbone's stem (and DETR's level embedding), ``k`` the k-th block, ``sum(depths) + 1`` all
-    behind the backbone. What leads from one level to the next has the number of the next level's first
-    block, and the norm behind the last level, as in the official code, that of this level's first block.
+    0 is the backbone's stem (and DETR's level embedding), ``k`` the k-th block, ``sum(depths) + 1``
+    everything after the backbone. A downsampling layer has the number of the next level's first block. The
+    norm after the last level has the number of that level's first block, as in the official code.
     """
     before = [0, *itertools.accumulate(depths)]
     if name.startswith("backbone.patch_embed") or "level_embed" in name:
@@ -30,19 +30,19 @@ def layer_of(name: str, depths: Sequence[int]) -> int:
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module(force=True)
 class CustomLayerDecayOptimizerConstructor(DefaultOptimWrapperConstructor):
-    """The optimizer wrapper of (Flash)InternImage's detectors: a parameter group per layer.
+    """The optimizer wrapper for (Flash)InternImage's detectors: parameter groups by layer.
 
-    A layer's learning rate is ``layer_decay_rate`` to the power of how many layers lie above it.
-    Vectors (biases, norms, factors) do not decay. Of ``paramwise_cfg``:
+    The learning rate of a layer is multiplied by ``layer_decay_rate`` once for each layer above it. Vectors
+    (biases, norms, factors) and ``sampling_offsets`` have no weight decay. Settings in ``paramwise_cfg``:
 
-    - ``depths``: of the backbone. ``num_layers``, their sum, may be given, as official configs do.
+    - ``depths``: of the backbone. ``num_layers``, their sum, is optional (official configs have it).
     - ``layer_decay_rate``
-    - ``backbone_small_lr``: a tenth of that for all with a falling rate.
-    - ``offset_lr_scale``: a factor for DETR's ``sampling_offsets`` and ``reference_points``, 1 by default;
-      with ``dino_head`` it is 0.1 behind the backbone.
+    - ``backbone_small_lr``: multiply the learning rate of all layers with a decayed rate by 0.1.
+    - ``offset_lr_scale``: factor for DETR's ``sampling_offsets`` and ``reference_points``, 1 by default;
+      with ``dino_head`` it is 0.1 after the backbone.
 
     Raises:
-        ValueError: ``paramwise_cfg`` lacks something, or has what is not there.
+        ValueError: ``paramwise_cfg`` lacks a setting or has an unknown one.
     """
 
     def _validate_cfg(self) -> None:

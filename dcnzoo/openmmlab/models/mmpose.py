@@ -1,4 +1,7 @@
-"""mmpose's ResNets with ``dcn=True``, in their place. Without it they are mmpose's."""
+"""mmpose's ResNets with ``dcn=True``; they replace mmpose's in its registry.
+
+Without ``dcn`` they are equal to mmpose's.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""mmpretrain's ResNets with ``dcn=True``, in their place. Without it they are mmpretrain's."""
+"""mmpretrain's ResNets with ``dcn=True``; they replace mmpretrain's in its registry.
+
+Without ``dcn`` they are equal to mmpretrain's.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""mmsegmentation's ResNets with ``dcn=True``, in their place. Without it they are mmsegmentation's."""
+"""mmsegmentation's ResNets with ``dcn=True``; they replace mmsegmentation's in its registry.
+
+Without ``dcn`` they are equal to mmsegmentation's.
+"""
 
 from __future__ import annotations
 

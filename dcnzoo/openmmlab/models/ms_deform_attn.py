@@ -1,4 +1,4 @@
-"""Multi-scale deformable attention in OpenMMLab's registry, in the place of mmcv's."""
+"""Multi-scale deformable attention in OpenMMLab's registry; replaces mmcv's."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from dcnzoo.compat import patches
 from dcnzoo.compat.mmcv import largest_step, runs_on_dcnzoo
 
 
-# mmcv's class is a base too, because MMDetection's detectors look for it when they initialise.
+# mmcv's class is a base too: MMDetection's detectors test for it when they initialise weights.
 @patches.replace(MODELS, "dcnzoo's operator, with statistics of offsets")
 class MultiScaleDeformableAttention(layers.MultiScaleDeformableAttention, MmcvAttention):
-    """mmcv's ``MultiScaleDeformableAttention``: :class:`dcnzoo.layers.MultiScaleDeformableAttention` with a
-    dropout and a shortcut.
+    """:class:`dcnzoo.layers.MultiScaleDeformableAttention` with the dropout and shortcut of mmcv's layer.
 
-    Takes mmcv's arguments. Any batch goes with any ``im2col_step``; ``norm_cfg`` does nothing, as there.
+    Accepts the arguments of mmcv's layer. ``im2col_step`` need not divide the batch size; ``norm_cfg`` has no
+    effect, as in mmcv.
 
     Raises:
-        ValueError: arguments that do not fit.
-        RuntimeError: input that does not fit.
+        ValueError: an argument is not valid.
+        RuntimeError: an input of ``forward`` is not valid.
     """
 
     def __init__(
@@ -82,12 +82,12 @@ class MultiScaleDeformableAttention(layers.MultiScaleDeformableAttention, MmcvAt
         level_start_index: Tensor | None = None,  # [L]
         **kwargs: object,
     ) -> Tensor:  # like query
-        """mmcv's: the attention of ``query + query_pos``, plus ``identity``.
+        """Return the attention of ``query + query_pos``, plus ``identity``, as mmcv's layer does.
 
         Args:
             key: not used, as in mmcv.
-            value, identity: ``query`` (without ``query_pos``) where they are None.
-            key_padding_mask, reference_points, spatial_shapes, level_start_index: as of
+            value, identity: default to ``query`` (without ``query_pos``).
+            key_padding_mask, reference_points, spatial_shapes, level_start_index: see
                 :meth:`dcnzoo.layers.MultiScaleDeformableAttention.forward`.
         """
         for name, given in dict(reference_points=reference_points, spatial_shapes=spatial_shapes).items():
@@ -99,7 +99,7 @@ class MultiScaleDeformableAttention(layers.MultiScaleDeformableAttention, MmcvAt
         if not self.batch_first:
             query, value = query.transpose(0, 1), value.transpose(0, 1)
         if key_padding_mask is not None:
-            key_padding_mask = key_padding_mask.bool()  # mmcv's is a ByteTensor, says its documentation
+            key_padding_mask = key_padding_mask.bool()  # mmcv documents a ByteTensor
         output = super().forward(
             query, reference_points, value, spatial_shapes, level_start_index, key_padding_mask
         )

@@ -1,4 +1,4 @@
-"""MMDetection's FPN and PAFPN with ``dcn=True``, in their place in the registry."""
+"""MMDetection's FPN and PAFPN with ``dcn=True``; they replace MMDetection's in the registry."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from dcnzoo.openmmlab.models.dcn import deformable_like, parse_dcn
 
 
 class _WithDCN:
-    """Makes the neck's 3×3 output convolutions deformable; the 1×1 laterals stay as they are.
+    """Makes the neck's 3×3 output convolutions deformable; the 1×1 lateral convolutions are unchanged.
 
-    ``dcn`` is True or ``'v2'`` (DCNv2), ``'v1'`` (DCN), ``'v3'``, ``'v4'`` or the dict of a
-    layer; see :func:`dcnzoo.openmmlab.models.dcn.parse_dcn`.
+    ``dcn`` is True or ``'v2'`` (DCNv2), ``'v1'`` (DCN), ``'v3'``, ``'v4'`` or the dict of a layer; see
+    :func:`dcnzoo.openmmlab.models.dcn.parse_dcn`.
     """
 
     output_convs: ClassVar[tuple[str, ...]] = ("fpn_convs",)

@@ -1,4 +1,4 @@
-"""Test-time augmentation for instance segmentation. Needs mmdet."""
+"""Test-time augmentation for instance segmentation. Requires mmdet."""
 
 from collections.abc import Sequence
 
@@ -14,10 +14,10 @@ _AXES = {"horizontal": (-1,), "vertical": (-2,), "diagonal": (-2, -1)}
 
 @MODELS.register_module()
 class InstanceTTAModel(DetTTAModel):
-    """MMDetection's ``DetTTAModel``, which takes boxes only, with masks.
+    """MMDetection's ``DetTTAModel``, which supports only boxes, extended to masks.
 
-    The boxes of all views, brought back to the image, go through one NMS; each that stays keeps the
-    mask it came with.
+    The boxes of all views are mapped back to the image and go through one NMS. Each remaining box keeps the
+    mask of its view.
     """
 
     def _merge_single_sample(self, data_samples: Sequence[DetDataSample]) -> DetDataSample:

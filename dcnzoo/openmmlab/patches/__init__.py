@@ -1,7 +1,7 @@
-"""Fixes for OpenMMLab's packages, on recent PyTorch and on machines without a GPU.
+"""Patches for OpenMMLab's packages on current PyTorch and on machines without a GPU.
 
-``import dcnzoo.models`` applies those in :data:`TABLE`; :mod:`dcnzoo.compat.patches` switches them off.
-``versions`` are those in which the fault is known.
+``import dcnzoo.models`` applies the patches in :data:`TABLE`; :mod:`dcnzoo.compat.patches` switches them off.
+``versions`` are the versions in which the bug is known.
 """
 
 from __future__ import annotations
@@ -42,16 +42,17 @@ def skip_unreadable_images(changes: Changes) -> None:
 
 
 def fix(change: Callable[[Changes], None], **description: Any) -> Patch:
-    """The patch ``change``, under its name."""
+    """Create a patch that is named after its function ``change``."""
     return Patch(change.__name__, change=change, **description)
 
 
 def accept_version(package: str, release: str, dependency: str, accepted: str, error: str) -> Patch:
-    """The import of a package finds a version of a dependency that it accepts.
+    """Patch a package's import so that it accepts the installed version of a dependency.
 
     Args:
-        release: of the package, as in the table.
-        error: what the package says of the version that is installed.
+        release: version of the package, as in the table.
+        accepted: version of the dependency that the import sees.
+        error: the package's message about the installed version.
     """
     return Patch(
         f"{package}_versions",

@@ -1,4 +1,4 @@
-"""Mixed precision and several processes on machines without a GPU."""
+"""Mixed precision and distributed training on machines without a GPU."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dcnzoo.compat.patches import Changes
 
 
 class CpuAmpOptimWrapper(AmpOptimWrapper):
-    """``AmpOptimWrapper`` where there is no GPU: bfloat16 autocast, which needs no loss scaling."""
+    """``AmpOptimWrapper`` for the CPU: bfloat16 autocast, which needs no loss scaling."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ def distributed_without_cuda(changes: Changes) -> None:
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over the processes of a group; so is that of the gradients."""
+    """Sum a tensor over the processes of a group, and its gradient likewise."""
 
     @staticmethod
     def forward(ctx, group: object, tensor: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ class _Sum(torch.autograd.Function):
 
 
 class CpuSyncBatchNorm(nn.SyncBatchNorm):
-    """``SyncBatchNorm`` that trains on the CPU too, over gloo. Batches may have different sizes."""
+    """``SyncBatchNorm`` that also trains on the CPU, over gloo. Batch sizes may differ between processes."""
 
     def forward(self, input: Tensor) -> Tensor:
         several = torch.distributed.is_available() and torch.distributed.is_initialized()
@@ -89,7 +89,7 @@ class CpuSyncBatchNorm(nn.SyncBatchNorm):
         x = input.to(torch.promote_types(input.dtype, torch.float32))
         axes = [0, *range(2, x.dim())]
         shape = [1, -1] + [1] * (x.dim() - 2)
-        count = x.new_tensor([x.numel() / x.shape[1]])  # processes may have batches of different sizes
+        count = x.new_tensor([x.numel() / x.shape[1]])  # batch sizes may differ between processes
         sums = _Sum.apply(self.process_group, torch.cat([x.sum(axes), count]))
         mean, count = sums[:-1] / sums[-1], sums[-1].detach()
         centred = x - mean.view(shape)
@@ -107,18 +107,19 @@ class CpuSyncBatchNorm(nn.SyncBatchNorm):
 
 
 def train_sync_batch_norm_on_cpu(model: nn.Module) -> None:
-    """Makes each ``SyncBatchNorm`` of a model a :class:`CpuSyncBatchNorm`.
+    """Change the class of each ``SyncBatchNorm`` in a model to :class:`CpuSyncBatchNorm`.
 
-    A layer registered as ``SyncBN`` would not do: RTMDet and ``sync_bn='torch'`` build torch's directly.
+    Registering another ``SyncBN`` is not enough: RTMDet and ``sync_bn='torch'`` create torch's class
+    directly.
     """
     for layer in model.modules():
-        # mmengine registers a subclass as SyncBN
+        # subclasses too: mmengine registers one as SyncBN
         if isinstance(layer, nn.SyncBatchNorm) and type(layer).forward is nn.SyncBatchNorm.forward:
             layer.__class__ = CpuSyncBatchNorm
 
 
 def sync_batch_norm_on_cpu(changes: Changes) -> None:
-    """DDP calls this method to refuse a ``SyncBatchNorm`` without a GPU."""
+    """Replace the method by which DDP refuses ``SyncBatchNorm`` on the CPU."""
     changes.set(
         MMDistributedDataParallel,
         "_passing_sync_batchnorm_handle",

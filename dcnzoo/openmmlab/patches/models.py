@@ -1,4 +1,4 @@
-"""Models and their optimizers."""
+"""Patches for models and their optimizers."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from dcnzoo.layers.offsets import OFFSET_PREDICTORS
 
 
 def offset_lr_mult(changes: Changes) -> None:
-    """Convolutions of :mod:`dcnzoo.layers` that predict offsets or masks have ``dcn_offset_lr_mult`` too.
+    """Apply ``dcn_offset_lr_mult`` to the convolutions of :mod:`dcnzoo.layers` that predict offsets or masks.
 
-    As for mmcv's, ``custom_keys`` that name a parameter take precedence.
+    As for mmcv's layers, ``custom_keys`` that match a parameter take precedence.
     """
 
     def add_params(
@@ -46,7 +46,7 @@ def offset_lr_mult(changes: Changes) -> None:
 
 
 def roi_align_without_torchvision(changes: Changes) -> None:
-    """torchvision's RoIAlign is mmcv's, with averages whatever ``pool_mode`` says."""
+    """Use mmcv's RoIAlign for torchvision's; ``pool_mode`` becomes 'avg', the only mode of torchvision."""
 
     def construct(original: Callable, self: mmcv.ops.RoIAlign, *args: object, **kwargs: object) -> None:
         original(self, *args, **kwargs)
@@ -57,7 +57,7 @@ def roi_align_without_torchvision(changes: Changes) -> None:
 
 
 def mm_sync_batch_norm(changes: Changes) -> None:
-    """In one process, its group has size 1; mmengine then reverts it to BatchNorm, as ``SyncBN``."""
+    """Give the layer a group of size 1 in a single process; mmengine then reverts it to BatchNorm."""
 
     def construct(original: Callable, self: nn.Module, *args: object, **kwargs: object) -> None:
         with Changes() as during_construction:
@@ -81,7 +81,7 @@ def ssd_head(changes: Changes) -> None:
 
 
 def cascade_rpn_head(changes: Changes) -> None:
-    """An RPN has one class, and samples where ``train_cfg`` has a sampler: ``sampling`` has no meaning."""
+    """Set one class, as for any RPN, and drop ``sampling``: ``train_cfg`` decides whether to sample."""
     from mmdet.models import CascadeRPNHead
 
     def construct(original: Callable, self: CascadeRPNHead, *args: object, **kwargs: object) -> None:
@@ -96,7 +96,7 @@ def cascade_rpn_head(changes: Changes) -> None:
 
 
 def teacher_config(changes: Changes) -> None:
-    """``teacher_config='configs/gfl/….py'`` is looked for in the installed mmdet too."""
+    """Also look up ``teacher_config='configs/gfl/….py'`` in the installed mmdet."""
     import mmdet
     from mmdet.models import KnowledgeDistillationSingleStageDetector as Detector
 
@@ -123,10 +123,10 @@ def masks_outside_the_image_fail() -> bool:
 
 
 def masks_outside_the_image(changes: Changes) -> None:
-    """Outside there is nothing to paste; into an inverted box the mask is pasted flipped, as on a GPU.
+    """Paste nothing for a box outside the image, and a flipped mask for an inverted box, as on a GPU.
 
-    (``upper bound and lower bound inconsistent with step sign``: without a GPU only the boxes' region is
-    computed, and it ends before it begins.)
+    Without a GPU, mmdet pastes only into the region of the boxes, which may be empty or inverted; it then
+    fails with ``upper bound and lower bound inconsistent with step sign``.
     """
     from mmdet.models.roi_heads.mask_heads import fcn_mask_head
 

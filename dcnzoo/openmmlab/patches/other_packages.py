@@ -1,4 +1,4 @@
-"""Imports of OpenMMLab's other packages. None of them is imported here: a patch waits until one is."""
+"""Patches for the import of OpenMMLab's other packages. A patch waits until its package is imported."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from dcnzoo.compat.patches import Changes
 
 
 def while_imported(importer: str, module: str, name: str, value: object) -> Callable[[Changes], None]:
-    """A change: while the module ``importer`` is executed for its import, ``module.name`` is ``value``.
+    """Return a change that sets ``module.name`` to ``value`` while the module ``importer`` is being imported.
 
-    A package compares versions in its ``__init__.py`` alone: nothing else reads such a ``__version__``.
+    A package compares versions only in its ``__init__.py``, so other code sees the real ``__version__``.
     """
 
     @contextmanager
@@ -32,7 +32,7 @@ def while_imported(importer: str, module: str, name: str, value: object) -> Call
 
 
 def xtcocotools_mask(changes: Changes) -> None:
-    """``xtcocotools._mask`` is pycocotools', of which it is a copy, where its own does not load."""
+    """Use pycocotools' ``_mask``, the original of xtcocotools' copy, if the copy does not load."""
 
     @contextmanager
     def provide_mask() -> Iterator[None]:
@@ -59,7 +59,7 @@ NUMPY_1 = {
 
 
 def numpy_1_names(changes: Changes) -> None:
-    """From the first import of a package that needs them on."""
+    """Add the names that numpy 2 removed at the first import of a package that uses them."""
     names = changes.enter_context(Changes())
 
     @contextmanager

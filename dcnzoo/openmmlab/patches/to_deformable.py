@@ -1,4 +1,4 @@
-"""``to_deformable`` in the config of any module."""
+"""The setting ``to_deformable`` in the config of any module."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from dcnzoo.layers.convert import to_deformable
 
 
 def to_deformable_in_configs(changes: Changes) -> None:
-    """``to_deformable=dict(where=…, kind='v2')`` in the config of any module, as a backbone without ``dcn``.
+    """Accept ``to_deformable=dict(where=…, kind='v2')`` in the config of any module.
 
-    The module is built and goes through :func:`dcnzoo.to_deformable`. For ``dcn`` of a backbone that does not
-    take it, the error says what to write.
+    After construction, the module is converted by :func:`dcnzoo.to_deformable`. If a config sets ``dcn`` for
+    a backbone without that argument, the error suggests a ``to_deformable`` instead.
     """
     for registry in {id(r): r for r in (MODELS, *MODELS.children.values())}.values():
         changes.wrap(registry, "build_func", _build_deformable)

@@ -1,5 +1,5 @@
-// What the kernels in ops/ use of CUDA, on the host: a thread of the host per thread of a block, one
-// block after the other. Slow, and blind to races between blocks; right about everything else.
+// Emulates the parts of CUDA that ops/ uses, on the host: one host thread per thread of a block, one block after the
+// other. It is slow, and it cannot show races between blocks.
 #pragma once
 
 #include <algorithm>
@@ -36,7 +36,7 @@ using std::min;
 
 template <typename Kernel>
 void emulate(unsigned blocks, dim3 threads, const Kernel& kernel) {
-  constexpr unsigned kMostBlocks = 2;  // grid-stride loops do the rest
+  constexpr unsigned kMostBlocks = 2;  // grid-stride loops cover the rest
   gridDim = dim3(std::min(blocks, kMostBlocks));
   blockDim = threads;
   for (unsigned block = 0; block < gridDim.x; ++block) {

@@ -1,20 +1,20 @@
-"""What is measured: one module per family of operators. Adding a family adds a file, nothing else.
+"""The measured operators, one module per family. New files are loaded automatically.
 
-A module offers
-    CASES        the cases, in the order in which they are shown
+A module defines
+    CASES        the cases, in display order
     CONTESTANTS  name -> prepare(case, tensors, threads), which returns a :class:`Call` or raises
-                 :class:`Unsupported`; the first word of a name is the package that it comes from
-    GPU_ONLY     contestants that are left out on the CPU (need not be there)
-    FLOORS       contestants that do less (a plain convolution): the better one is the unit of time
+                 :class:`Unsupported`; the first word of a name is its package
+    GPU_ONLY     contestants to skip on the CPU (optional)
+    FLOORS       contestants that do less (a plain convolution): the faster one is the unit of time
 and a case has
-    name, group  what it is called (unique in its family) and the heading that it stands under
-    op           which form of the operator: v1, v2, …
+    name, group  its name (unique in its family) and its heading
+    op           the variant of the operator: v1, v2, …
     main         whether it counts in the summary
     optional     whether it runs only with --all
-    shape        its sizes, in words
-    out_shape    of the output, where that has gradients
+    shape        its sizes, as text
+    out_shape    of the output, if it has gradients
     tensors(dtype, device)  seeded inputs by name
-    small()      the same kind of case in a size of no account, to warm up with
+    small()      a small case of the same kind, for warm-up
     work(item)   arithmetic and memory traffic of a forward pass, or None
 """
 
@@ -32,16 +32,16 @@ OURS = "dcnzoo"
 
 
 class Unsupported(Exception):
-    """A contestant does not do a case; the text says why."""
+    """A contestant does not support a case; the text gives the reason."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """A contestant ready to run.
+    """A contestant that is ready to run.
 
     Attributes:
-        forward: computes the output from tensors that it holds.
-        leaves: those of them that get gradients; none where there is no backward.
+        forward: computes the output from stored tensors.
+        leaves: the stored tensors that get gradients; empty if there is no backward.
     """
 
     forward: Callable[[], Tensor]
@@ -50,10 +50,10 @@ class Call:
 
 @dataclass(frozen=True)
 class Work:
-    """What a forward pass cannot do without.
+    """The minimum work of a forward pass.
 
     Attributes:
-        flops: of the matrix product, a multiplication and an addition counting as two.
+        flops: of the matrix product; a multiplication and an addition count as two.
         gathered: bytes read at sampled positions.
     """
 
@@ -62,7 +62,7 @@ class Work:
 
 
 def leaves(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    """The same memory, as tensors that want gradients."""
+    """Return tensors with the same memory that require gradients."""
     return tuple(None if t is None else t.detach().requires_grad_() for t in tensors)
 
 

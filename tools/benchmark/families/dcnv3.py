@@ -1,4 +1,4 @@
-"""DCNv3 between its projections, on InternImage's shapes: classification at 224 px, detection at 800×1280."""
+"""DCNv3 without its projections, on InternImage's shapes: classification at 224 px, detection at 800×1280."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from . import OURS, Call, Unsupported, leaves
 KERNEL, PADDING = 3, 1
 TAPS = KERNEL**2
 GROUP_CHANNELS = 16  # in every InternImage
-# The plain convolution with as many taps; on a GPU also what memory needs for inputs and output, once.
+# A plain convolution with as many taps; on a GPU also one pass over the memory of inputs and output.
 FLOORS = ("F.conv2d depthwise", "copy")
 
 
@@ -91,7 +91,7 @@ def _dcnzoo(case: Case, t: dict, threads: int) -> Call:
 
 
 def plain(operator: Callable, case: Case, given: tuple[Tensor, ...]) -> Call:
-    """The reference of an operator, in plain PyTorch."""
+    """Run the reference of an operator, in plain PyTorch."""
     if case.batch * case.size[0] * case.size[1] * TAPS * case.channels > REFERENCE_SAMPLES:
         raise Unsupported(
             f"not run above {REFERENCE_SAMPLES / 1e6:.0f} M samples: slow and hungry on purpose"
@@ -107,7 +107,7 @@ def _reference(case: Case, t: dict, threads: int) -> Call:
 
 
 def grid_sample(case: Case, input: Tensor, offset: Tensor, mask: Tensor) -> Tensor:
-    """What the official releases do without their CUDA kernels."""
+    """DCNv3 as in the official releases without their CUDA kernels."""
     if input.dtype in (torch.bfloat16, torch.float16):
         raise Unsupported("coordinates in half precision are off by pixels")
     batch, (height, width), groups = case.batch, case.size, case.groups

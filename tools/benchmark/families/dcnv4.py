@@ -1,4 +1,4 @@
-"""DCNv4 between its projections, on the same shapes as DCNv3."""
+"""DCNv4 without its projections, on the same shapes as DCNv3."""
 
 from __future__ import annotations
 

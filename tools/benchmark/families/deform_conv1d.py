@@ -1,4 +1,4 @@
-"""Deformable convolution in one dimension: sequences of features, and sound."""
+"""Deformable convolution in one dimension: sequences of features, and audio."""
 
 from __future__ import annotations
 

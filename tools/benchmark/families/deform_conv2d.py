@@ -1,4 +1,4 @@
-"""Deformable convolution in two dimensions, v1 and v2, on the shapes of detectors."""
+"""Deformable convolution in two dimensions, v1 and v2, on shapes of detectors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from . import OURS, Call, Unsupported, leaves
 
 
 def _cases() -> list[Case]:
-    # Inputs of 800×1344, the size that MMDetection's configs train and test at.
+    # Inputs of 800×1344, the usual size in MMDetection's configs.
     c3, c4, c5 = (128, (100, 168)), (256, (50, 84)), (512, (25, 42))
     resnet, fpn = [], []
     for batch in (1, 2):
@@ -21,7 +21,7 @@ def _cases() -> list[Case]:
             resnet.append(Case(f"{name}{n}", "ResNet-50", batch, channels, size))
             before = (2 * size[0], 2 * size[1])
             resnet.append(Case(f"{name}-s2{n}", "ResNet-50", batch, channels, before, stride=2))
-        # p4 is c4: 256 channels, 50×84
+        # p4 is the same as c4: 256 channels, 50×84
         fpn.append(Case(f"p2{n}", "FPN", batch, 256, (200, 336), optional=True))
         fpn.append(Case(f"p3{n}", "FPN", batch, 256, c3[1]))
         fpn.append(Case(f"p5{n}", "FPN", batch, 256, c5[1]))
@@ -40,7 +40,7 @@ def _cases() -> list[Case]:
     ]
     for step in (1, 8, 64):
         cases.append(Case(f"many-step{step}", "many small images", 64, 32, (16, 16), im2col_step=step))
-    # with v1, where mmcv's operator takes an im2col_step too
+    # with v1, for which mmcv's operator has an im2col_step, too
     cases.append(Case("many-v1-step64", "many small images", 64, 32, (16, 16), op="v1", im2col_step=64))
     return [replace(case, main=case.group in ("ResNet-50", "FPN")) for case in cases]
 
@@ -77,7 +77,7 @@ def _torchvision(case: Case, t: dict, threads: int) -> Call:
 
 
 def _onnxruntime(case: Case, t: dict, threads: int) -> Call:
-    """A model of one node, its weight a constant as in a deployed model; no gradients."""
+    """Run a model of one node, with a constant weight as in a deployed model; no gradients."""
     import numpy as np
     import onnx
     import onnxruntime

@@ -1,4 +1,4 @@
-"""Deformable convolution in three dimensions: clips of video, and volumes."""
+"""Deformable convolution in three dimensions: video clips and volumes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Transposed deformable convolution in one dimension: sound and sequences, drawn out."""
+"""Transposed deformable convolution in one dimension: upsampling of audio and sequences."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Transposed deformable convolution in two dimensions: the decoders of CenterNet and of segmentation."""
+"""Transposed deformable convolution in two dimensions: decoders of CenterNet and segmentation."""
 
 from __future__ import annotations
 

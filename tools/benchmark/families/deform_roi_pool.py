@@ -1,4 +1,4 @@
-"""Deformable RoI pooling on the finest level of an FPN at 800×1344; RoIAlign of that shape is the floor."""
+"""Deformable RoI pooling on the finest FPN level at 800×1344; RoIAlign of that shape is the floor."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from . import OURS, Call, Unsupported, leaves, roi_align
 
 FLOORS = ("roi_align",)
-# The reference takes one RoI after the other.
+# The reference processes RoIs one by one.
 REFERENCE_ROIS = 100
 
 
@@ -20,7 +20,7 @@ class Case(roi_align.Case):
 
     def tensors(self, dtype: torch.dtype, device: str) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(1)
-        # a tenth of the RoI's size, by gamma
+        # gamma scales offsets to a tenth of the RoI's size
         offset = torch.randn(self.rois, 2, self.bins, self.bins, generator=generator)
         return {**super().tensors(dtype, device), "offset": offset.to(device, dtype)}
 

@@ -1,4 +1,4 @@
-"""Multi-scale deformable attention of Deformable DETR at 800×1344: all pixels, or 300 objects, as queries."""
+"""Multi-scale deformable attention of Deformable DETR at 800×1344; queries: all pixels, or 300 objects."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Case:
             return torch.randn(self.batch, *shape, generator=generator)
 
         points = (self.queries, HEADS, len(self.levels), POINTS)
-        # neighbouring queries look at neighbouring places, row by row
+        # neighbouring queries sample neighbouring positions, row by row
         steps = round(self.queries**0.5) + 1
         place = torch.cartesian_prod(*[torch.linspace(0, 1, steps)] * 2)[: self.queries].flip(1)
         extent = torch.tensor(self.levels).flip(1)
@@ -92,7 +92,7 @@ def _mmcv(case: Case, t: dict, threads: int) -> Call:
 
 
 def _grid_sample(case: Case, t: dict, threads: int) -> Call:
-    """What Deformable DETR and mmcv do on the CPU."""
+    """The implementation of Deformable DETR and mmcv for the CPU."""
     value, locations, weights = given = leaves(t["value"], t["locations"], t["weights"])
     if value.dtype in (torch.bfloat16, torch.float16):
         raise Unsupported("coordinates in half precision are off by pixels")

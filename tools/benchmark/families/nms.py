@@ -1,4 +1,4 @@
-"""Non-maximum suppression of the boxes of one class."""
+"""Non-maximum suppression of boxes of one class."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Case:
 
     def tensors(self, dtype: torch.dtype, device: str) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(0)
-        # ten boxes around each object, as a head that fires on every anchor gives
+        # ten boxes around each object, as from a dense head
         objects = torch.rand(self.boxes // 10, 4, generator=generator) * torch.tensor([1200, 700, 80, 80])
         boxes = objects.repeat(10, 1) + torch.randn(len(objects) * 10, 4, generator=generator) * 6
         boxes = torch.cat([boxes[:, :2], boxes[:, :2] + 16 + boxes[:, 2:].abs()], dim=1)

@@ -1,4 +1,4 @@
-"""RoIAlign on the finest level of an FPN at 800×1344."""
+"""RoIAlign on the finest FPN level at 800×1344."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Case:
     def tensors(self, dtype: torch.dtype, device: str) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(0)
         height, width = (STRIDE * s for s in self.size)
-        # 16 to 112 px: what an FPN's extractor sends to this level
+        # 16 to 112 px: the RoIs that an FPN assigns to this level
         sides = 16 * 7 ** torch.rand(self.rois, 2, generator=generator)
         corner = torch.rand(self.rois, 2, generator=generator) * (torch.tensor([width, height]) - sides)
         rois = torch.cat([torch.zeros(self.rois, 1), corner, corner + sides], dim=1)

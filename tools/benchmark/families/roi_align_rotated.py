@@ -1,4 +1,4 @@
-"""RoIAlign of rotated regions on the finest level of an FPN at 1024×1024."""
+"""RoIAlign of rotated regions on the finest FPN level at 1024×1024."""
 
 from __future__ import annotations
 

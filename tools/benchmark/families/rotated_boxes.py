@@ -1,4 +1,4 @@
-"""Overlaps and non-maximum suppression of rotated boxes, as a detector of aerial images makes them."""
+"""IoU and non-maximum suppression of rotated boxes, as in detectors for aerial images."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Case:
     def tensors(self, dtype: torch.dtype, device: str) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(0)
 
-        def boxes(count: int) -> Tensor:  # ten around each object, as a head that fires on every anchor gives
+        def boxes(count: int) -> Tensor:  # ten around each object, as from a dense head
             objects = torch.rand(-(-count // 10), 5, generator=generator)
             objects = objects * torch.tensor([self.size, self.size, 90, 30, 3.14]) + torch.tensor(
                 [0, 0, 20, 10, 0]

@@ -19,7 +19,7 @@ def new_op(
     input: Tensor,  # [N, C, H, W]
     weight: Tensor,  # [C]
 ) -> Tensor:  # [N, C, H, W]
-    """Multiplies each channel by its weight.
+    """Multiply each channel by its weight.
 
     Args:
         input: ``(N, C, H, W)``, float64, float32, bfloat16 or float16.
@@ -29,8 +29,8 @@ def new_op(
         ``(N, C, H, W)``, contiguous.
 
     Raises:
-        RuntimeError: a shape, dtype or device that does not fit.
-        TypeError: something that is no tensor.
+        RuntimeError: a shape, dtype or device does not fit.
+        TypeError: an argument is not a tensor.
     """
     if not torch.jit.is_scripting():
         check_tensors("new_op", input=input, weight=weight)
@@ -47,7 +47,7 @@ def _reference(input: Tensor, weight: Tensor) -> Tensor:
     return input * weight.view(1, -1, 1, 1)
 
 
-# has_order: neither gradient is added up atomically
+# has_order: no gradient uses atomic additions
 register_derivatives("new_op", 2, (0, 1), _reference, has_order=True)
 register_vmap("new_op", "mw", "m")
 register_vmap("_new_op_backward", "mmw", "mw")

@@ -22,7 +22,7 @@ def call(sample: Sample) -> Tensor:
 
 
 def reference(sample: Sample) -> Tensor:
-    """Written independently of the operator's file."""
+    """Compute the result independently of the operator's file."""
     input, weight = sample.tensors
     return torch.einsum("nchw,c->nchw", input, weight)
 
@@ -58,7 +58,7 @@ def overload_calls(sample: Sample) -> Iterator[tuple[torch._ops.OpOverload, tupl
 
 
 def resized_samples() -> Iterator[Sample]:
-    # no size of the first equals another of its sizes: torch.compile would take the two for one
+    # all sizes of the first sample differ: torch.compile would assume that equal sizes stay equal
     for batch, size in ((5, (7, 10)), (8, (9, 13)), (9, (14, 8))):
         yield make(f"{batch}", batch=batch, size=size)
 
