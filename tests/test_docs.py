@@ -154,3 +154,26 @@ def test_model_zoo_lists_every_config():
     text = (ROOT / "model_zoo.md").read_text()
     for config in ROOT.glob("configs/[!_]*/*.py"):
         assert f"]({config.relative_to(ROOT)})" in text, config
+
+
+BENCHMARK = "docs/benchmarks/amd-epyc-2-cores-avx512-bf16-torch-2.13.0-dcnzoo-0.1.0.md"
+
+
+def test_performance_figures_are_those_of_the_benchmark():
+    row = r"^\| deform_conv2d \| (\S+) \| float32 \| (.+?) \| ([\d.]+×) \| ([\d.]+×) "
+    found = re.findall(row, (ROOT / BENCHMARK).read_text(), re.M)
+    figures = {(mode, over): (one, two) for mode, over, one, two in found}
+    readme, performance = ((ROOT / name).read_text() for name in ("README.md", "docs/performance.md"))
+    for rival, mode in (("mmcv", "forward"), ("mmcv", "forward+backward"), ("onnxruntime", "forward")):
+        two_threads = figures[mode, f"{rival} / dcnzoo"][1]
+        cells = re.search(rf"^\| {rival}.* takes \| (.*) \| (.*) \|$", readme, re.M)
+        assert cells[1 + (mode != "forward")] == f"{two_threads} as long"
+        kind = re.escape(mode.replace("+", " + "))
+        cells = re.search(rf"^\| {kind}, times as fast as {rival}.* \|.*\| (.*) \|$", performance, re.M)
+        assert cells[1] == two_threads
+    floors = [figures[mode, "dcnzoo / F.conv2d"] for mode in ("forward", "forward+backward")]
+    cells = re.search(r"^\| `F.conv2d`.* takes \| (.*) \| (.*) \|$", readme, re.M)
+    assert list(cells.groups()) == [f"{1 / float(two[:-1]):.2f}× as long" for _, two in floors]
+    for kind, both in zip(("forward", "forward [+] backward"), floors, strict=True):
+        cells = re.search(rf"^\| {kind}, time relative to `F.conv2d` \| (.*) \| (.*) \|$", performance, re.M)
+        assert cells.groups() == both
