@@ -47,9 +47,9 @@ def draw_detections(
     found = found[found.scores.argsort()]  # draw the best on top
     masks = found.masks.numpy() if "masks" in found else None
     instances = Instances(found.bboxes.numpy(), found.labels.numpy(), masks, found.scores.numpy())
-    figure = plot_detections([image], {"": [instances]}, classes, palette, threshold=0.0)
     height, width = image.shape[:2]
-    figure.set_size_inches(6, 6 * height / width)
+    size = (6, 6 * height / width)
+    figure = plot_detections([image], {"": [instances]}, classes, palette, threshold=0.0, size=size)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=max(100, width / 6))
     return buffer.getvalue()

@@ -19,9 +19,10 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from PIL import Image
 
-from dcnzoo.report.plots import THEME, Instances
+from dcnzoo.report.plots import THEME, Instances, separate_labels
 
 _SMALL = 256 * 256  # pixels; smaller images are stored losslessly
+THRESHOLD = 0.5  # of the score, where the page's slider starts
 _LARGEST = 640  # pixels; maximum of the longer side of an image
 _ENVIRONMENT = Environment(
     loader=PackageLoader("dcnzoo.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
@@ -132,28 +133,44 @@ def instances(
 ) -> Markup:
     """Draw boxes, outlines and names on a picture; the page's slider hides instances by score."""
     drawn = []
-    order = range(len(found.labels)) if found.scores is None else np.argsort(found.scores)  # best on top
-    for i in order:
+    order = range(len(found.labels)) if found.scores is None else np.argsort(found.scores)  # the best on top
+    scores = [None if found.scores is None else float(found.scores[i]) for i in order]
+    names = [classes[found.labels[i]] for i in order]
+    titles = [
+        name if score is None else f"{name} {score:.2f}" for name, score in zip(names, scores, strict=True)
+    ]
+    shown = [score is None or score >= THRESHOLD for score in scores]
+    places = _label_places(picture, found.boxes[list(order)], titles, shown)
+    for i, score, title, place in zip(order, scores, titles, places, strict=True):
         x0, y0, x1, y1 = (round(float(value), 1) for value in found.boxes[i])
-        score = None if found.scores is None else float(found.scores[i])
-        name = classes[found.labels[i]]
-        title = name if score is None else f"{name} {score:.2f}"
-        unit, right = picture.unit, picture.width
-        fits = x0 + 2.6 * unit * len(title) < right  # letters are about 2.6 units wide
         one = {
             "box": (x0, y0, round(x1 - x0, 1), round(y1 - y0, 1)),
             "colour": "rgb({}, {}, {})".format(*palette[found.labels[i]]),
             "score": score,
             "title": title,
-            "text": {
-                "x": x0 + unit if fits else right - unit,
-                "y": max(y0 - unit, 4 * unit),
-                "end": not fits,
-            },
+            "text": place,
             "outline": "" if found.masks is None else _outline(found.masks[i]),
         }
         drawn.append(one)
     return _PARTS.instances(picture, drawn)
+
+
+def _label_places(
+    picture: Picture,
+    boxes: np.ndarray,  # [N, 4]
+    titles: Sequence[str],
+    shown: Sequence[bool],  # which titles must not overlap
+) -> list[tuple[float, float]]:
+    """The left lower corners of the titles, above the boxes, in pixels of the picture."""
+    unit, width, height = picture.unit, picture.width, picture.height
+    figure = Figure(figsize=(width / 72, height / 72))  # a point is a pixel
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set(xlim=(0, width), ylim=(height, 0))
+    for (x0, y0, *_), title in zip(boxes.tolist(), titles, strict=True):
+        x = min(x0 + unit, width - 2.6 * unit * len(title))  # letters are about 2.6 units wide
+        axes.text(max(x, 0), max(y0 - unit, 4 * unit), title, fontsize=4 * unit, va="baseline")
+    separate_labels(axes, [text for text, is_shown in zip(axes.texts, shown, strict=True) if is_shown])
+    return [tuple(round(float(value), 1) for value in text.get_position()) for text in axes.texts]
 
 
 def _outline(mask: np.ndarray) -> str:  # [H, W], bool

@@ -7,10 +7,13 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
+from adjustText import adjust_text
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
+from matplotlib.text import Text
 
 from dcnzoo.report.sampling import SamplingField, trace_sampling
 
@@ -144,6 +147,7 @@ def plot_detections(
     classes: Sequence[str],
     palette: Sequence[tuple[int, int, int]],
     threshold: float = 0.5,
+    size: tuple[float, float] | None = None,
 ) -> Figure:
     """Plot one row per image and one column per source: ground truth, one arm, another arm.
 
@@ -152,15 +156,35 @@ def plot_detections(
         columns: heading → instances per image.
         palette: RGB per class.
         threshold: detections with a lower score are not drawn.
+        size: width and height of the figure, in inches.
     """
-    figure = _figure(2.6 * len(columns), 2.6 * len(images), len(columns), len(images))
+    size = size or (2.6 * len(columns), 2.6 * len(images))
+    figure = _figure(*size, len(columns), len(images))
     grid = np.array(figure.axes).reshape(len(images), len(columns))
     for column, (heading, per_image) in enumerate(columns.items()):
         grid[0, column].set_title(heading, fontsize=11, fontweight="bold")
         for row, (image, instances) in enumerate(zip(images, per_image, strict=True)):
             show_image(grid[row, column], image)
             _draw_instances(grid[row, column], instances.above(threshold), classes, palette)
+    figure.draw_without_rendering()  # the layout
+    for axes in figure.axes:
+        separate_labels(axes, axes.texts)
     return figure
+
+
+def separate_labels(axes: Axes, texts: Sequence[Text]) -> None:
+    """Move texts that overlap up or down. The figure has its final size and layout."""
+    if len(texts) > 1:
+        FigureCanvasAgg(axes.figure)  # measures texts
+        adjust_text(
+            texts,
+            ax=axes,
+            only_move="y",
+            expand=(1, 1.1),
+            force_text=(0, 0.3),
+            max_move=(0, 6),
+            time_lim=0.5,
+        )
 
 
 def plot_sampling(

@@ -22,7 +22,6 @@ from dcnzoo.report.plots import COLOURS, OFFSET_FIGURES, Curves, Instances, plot
 from dcnzoo.report.sampling import SamplingField, trace_sampling
 from dcnzoo.utils.errors import UserError, one_line
 
-_THRESHOLD = 0.5  # initial position of the slider
 _LOWEST, _MOST = 0.05, 40  # lowest score and maximum number of detections per image
 _MOST_LAYERS = 16
 _MOST_POINTS = 1000
@@ -312,7 +311,7 @@ def _detections(
         "The first validation images, those with three instances or more before others; nothing was chosen "
         "by its result."
     )
-    parts = [page.slider(_THRESHOLD), *map(page.image, pictures), page.grid(len(columns), cells)]
+    parts = [page.slider(page.THRESHOLD), *map(page.image, pictures), page.grid(len(columns), cells)]
     return Section("Detections", text, parts)
 
 
