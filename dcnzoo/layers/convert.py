@@ -1,4 +1,4 @@
-"""Any network made deformable, and back."""
+"""Conversion of the convolutions of any network to deformable ones, and back."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ Where = str | Sequence[str] | Callable[[str, nn.Module], bool]
 
 
 class _Refused(Exception):
-    """Why a module cannot be replaced."""
+    """The reason why a module cannot be replaced."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Conversion:
-    """What became of the modules that matched; ``print`` it for a table.
+    """The result of a conversion; ``print`` it for a table.
 
     Attributes:
-        replaced: what each module became, by its name.
-        refused: why each other module was left as it is, by its name.
+        replaced: name of each replaced module -> old class, new class and number of added parameters.
+        refused: name of each other matching module -> the reason why it was not replaced.
     """
 
     replaced: dict[str, str]
@@ -70,31 +70,32 @@ def to_deformable(
     mask_activation: str | nn.Module = "sigmoid",
     im2col_step: int | None = None,
 ) -> Conversion:
-    """Makes convolutions of any model deformable, in place. Until it is trained its output stays the same.
+    """Replaces convolutions of a model with deformable ones, in place. Its output changes only by training.
 
-    ``dcnzoo.to_deformable(resnet, 'layer[3-4].*.conv2')`` is DCNv2 in the last two stages. Convert before
-    the optimizer is made and the model is wrapped (DDP) or compiled.
+    ``dcnzoo.to_deformable(resnet, 'layer[3-4].*.conv2')`` adds DCNv2 to the last two stages. Convert the
+    model before you create the optimizer, and before you wrap (DDP) or compile the model.
 
-    ``weight`` and ``bias`` are the same ``Parameter`` objects as before, under the same names; what predicts
-    the offsets comes after them as ``conv_offset``, and the masks as ``conv_mask``, trainable, on the same
-    device, in the same dtype and memory format. Offsets start at zero. The mask starts at one, since its
-    activation is scaled: ``2 · sigmoid``, as in the first implementation of DCNv2, or K · softmax for K taps.
+    ``weight`` and ``bias`` stay the same ``Parameter`` objects with the same names. Two new convolutions
+    predict the offsets (``conv_offset``) and the mask (``conv_mask``). They are trainable, with the same
+    device, dtype and memory format. Offsets start at zero. The mask starts at one, because its activation is
+    scaled: ``2 · sigmoid``, as in the first implementation of DCNv2, or K · softmax for K taps.
 
     Args:
-        model: any module with ``nn.Conv{1,2,3}d`` or ``nn.ConvTranspose{1,2,3}d`` inside.
-        where: which convolutions: a shell pattern for their whole names (``*`` matches dots too), several of
-            them, or a function of ``(name, module)``. A module with several names is replaced under all.
-        kind: ``'v1'``: offsets (DCN), ``'v2'``: offsets and a mask (DCNv2).
+        model: any module that contains ``nn.Conv{1,2,3}d`` or ``nn.ConvTranspose{1,2,3}d``.
+        where: which convolutions to replace: a shell pattern for their full names (``*`` also matches dots),
+            a list of patterns, or a function ``(name, module) -> bool``. A module with several names is
+            replaced under all of them.
+        kind: ``'v1'``: offsets (DCN). ``'v2'``: offsets and a mask (DCNv2).
         offset_groups, mask_groups, offset_limit, offset_activation, mask_activation, im2col_step: see
-            :class:`dcnzoo.layers.PackedDeformConv2d`. Modules are copied for each layer.
+            :class:`dcnzoo.layers.PackedDeformConv2d`. Each layer gets its own copy of the activations.
 
     Returns:
-        What was replaced, and what was not, with the reason (and a warning): kernels of one tap, padding
-        other than by zeros or by different amounts on the two sides, subclasses of torch's layers,
-        modules with hooks or parametrizations, lazy ones.
+        The replaced modules, and the other matching modules with the reason (they also cause a warning).
+        Convolutions are not replaced if they have one tap, a padding mode other than zeros, different padding
+        on the two sides, hooks or parametrizations, or if they are lazy or a subclass of torch's layers.
 
     Raises:
-        ValueError: nothing was replaced (the message names near names), or an argument is wrong.
+        ValueError: no module was replaced (the message suggests similar names), or an argument is invalid.
     """
     if kind not in ("v1", "v2"):
         raise ValueError(f"to_deformable: kind: expected 'v1' or 'v2', got {kind!r}")
@@ -124,20 +125,20 @@ def to_deformable(
 
 
 def from_deformable(model: nn.Module, where: Where = "*") -> Conversion:
-    """Folds packs whose offsets are all zero back into torch's convolutions, in place.
+    """Replaces packed layers without any offset with torch's convolutions, in place.
 
-    The inverse of :func:`to_deformable` as long as, or wherever, nothing was learnt: both the weights and
-    the bias of ``conv_offset`` are zero, and the mask, if there is one, is one everywhere.
+    The inverse of :func:`to_deformable` for layers that have learnt nothing: the weights and the bias of
+    ``conv_offset`` are zero, and the mask, if any, is one everywhere.
 
     Args:
-        model: with packs of :mod:`dcnzoo.layers`.
-        where: which packs; as in :func:`to_deformable`.
+        model: a module that contains packed layers of :mod:`dcnzoo.layers`.
+        where: which layers to replace, as in :func:`to_deformable`.
 
     Returns:
-        What was folded, and what was not, with the reason (and a warning).
+        The replaced layers, and the other matching layers with the reason (they also cause a warning).
 
     Raises:
-        ValueError: nothing was folded.
+        ValueError: no layer was replaced.
     """
     return _replace("from_deformable", model, where, _folded, deformable=True)
 
@@ -162,7 +163,7 @@ def _replace(
     }
     chosen = _choose(caller, noun, candidates, where)
 
-    replacements: dict[int, tuple[str, nn.Module]] = {}  # id of the old module -> its first name, the new one
+    replacements: dict[int, tuple[str, nn.Module]] = {}  # id of the old module -> its first name, new module
     replaced, refused = {}, {}
     for name in chosen:
         module = candidates[name]
@@ -226,7 +227,7 @@ def _few(names: Iterable[str]) -> str:
 
 
 def _check_replaceable(module: nn.Module, known: Iterable[type[nn.Module]]) -> None:
-    """Raises what stands against putting another module in its place."""
+    """Raise ``_Refused`` with the reason if the module cannot be replaced."""
     if parametrize.is_parametrized(module):
         raise _Refused("has parametrizations: remove them first (torch.nn.utils.parametrize)")
     if isinstance(module, LazyModuleMixin):
@@ -245,7 +246,7 @@ def _check_replaceable(module: nn.Module, known: Iterable[type[nn.Module]]) -> N
 
 
 def _padding(convolution: ConvNd) -> tuple[int, ...]:
-    """In pixels, also where it is ``'same'`` or ``'valid'``."""
+    """Padding in pixels, also for ``'same'`` and ``'valid'``."""
     if convolution.padding_mode != "zeros":
         raise _Refused(f"pads by {convolution.padding_mode!r}, and there is only 'zeros'")
     if not isinstance(convolution.padding, str):

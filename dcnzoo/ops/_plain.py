@@ -1,6 +1,6 @@
-"""The operators in plain PyTorch, where no compiled kernels are: other systems, and devices but CPU and CUDA.
+"""The operators in plain PyTorch, for systems and devices without compiled kernels.
 
-Slower by far, differentiated by torch itself, and with torch's messages for most arguments that do not fit.
+They are much slower, autograd differentiates them, and most invalid arguments raise torch's own messages.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from . import _backend, _library
 def keys() -> list[str]:
     """The dispatch keys of the devices that have no compiled kernels."""
     without = [key for key in _backend.DEVICES if key.lower() not in _library.loaded]
-    # DCNZOO_BACKEND=fused: on CUDA Triton's run
+    # with DCNZOO_BACKEND=fused, CUDA runs the Triton kernels
     return [key for key in without if key != "CUDA" or _backend.backend != "fused"]
 
 
@@ -33,10 +33,10 @@ def _warn(key: str) -> None:
 
 
 def register(name: str, function: Callable, *, autograd: bool = True) -> None:
-    """Runs ``function`` as the operator ``dcnzoo::name`` on the devices that have no compiled kernels.
+    """Run ``function`` as the operator ``dcnzoo::name`` on the devices that have no compiled kernels.
 
     Args:
-        autograd: torch differentiates it.
+        autograd: whether autograd differentiates ``function``.
     """
     for key in keys():
 

@@ -1,4 +1,4 @@
-"""Unpacking what was downloaded: nothing lands outside the folder, and a file is there whole or not."""
+"""Safe extraction of downloaded archives: no file outside the folder, and no incomplete file."""
 
 from __future__ import annotations
 
@@ -16,24 +16,25 @@ from rich.progress import DownloadColumn
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.progress import make_progress
 
-_LONGEST = 255  # bytes of a file's name, on Linux's file systems
+_LONGEST = 255  # bytes of a file name, on Linux file systems
 
 
 class ArchiveError(UserError):
-    """An archive that is broken, or wants to put something where it does not belong."""
+    """The archive is damaged or unsafe, or the disk has too little space for its files."""
 
 
 def unpack(archive: str | os.PathLike, folder: str | os.PathLike, console: Console | None = None) -> int:
-    """Unpacks a zip file; what is there with the right size already is kept.
+    """Extracts a zip file. Existing files with the right size are skipped.
 
-    Nothing is written if one member's name is absolute or leads out of ``folder``, cannot be a file's name
-    or is another member's folder, or if one is a link or a device.
+    Nothing is written if a member is a link or a device, or if a member's name is absolute, leads out of
+    ``folder``, is not a valid file name, occurs twice or is also the name of a folder.
 
     Returns:
-        The number of files in it.
+        The number of files in the archive.
 
     Raises:
-        ArchiveError: as above, or it is no zip file, or damaged, or there is no room for it.
+        ArchiveError: one of these cases applies, the file is damaged or not a zip file, or the disk has too
+            little space.
     """
     archive, folder = Path(archive), Path(folder)
     console = console or Console(stderr=True)
@@ -50,10 +51,10 @@ def unpack(archive: str | os.PathLike, folder: str | os.PathLike, console: Conso
         raise ArchiveError(f"{archive}: expected a zip file, found a damaged one: {error}") from error
     except FileNotFoundError:
         raise
-    except OSError as error:  # a folder is there in a file's place
+    except OSError as error:  # for example a folder with the name of a file
         what = error.filename2 or error.filename or folder
         raise ArchiveError(f"{archive}: {what} cannot be written: {error.strerror}") from error
-    except (RuntimeError, NotImplementedError) as error:  # a password, a method of compression
+    except (RuntimeError, NotImplementedError) as error:  # a password, an unknown compression method
         raise ArchiveError(f"{archive}: expected a plain zip file: {error}") from error
     return len(members)
 
@@ -75,7 +76,7 @@ def _refuse_unless_harmless(archive: Path, member: zipfile.ZipInfo) -> None:
 
 
 def _refuse_unless_apart(archive: Path, members: list[zipfile.ZipInfo]) -> None:
-    """The files have different names, and none has the name of a folder."""
+    """Raise ArchiveError if two files have the same name, or a file has the name of a folder."""
     paths = [PurePosixPath(member.filename.replace("\\", "/")) for member in members]
     folders = {parent for path in paths for parent in path.parents}
     seen = set()
@@ -101,7 +102,7 @@ def _refuse_unless_room(archive: Path, members: list[zipfile.ZipInfo], folder: P
 def _extract(
     opened: zipfile.ZipFile, name: str, members: list[zipfile.ZipInfo], folder: Path, console: Console
 ) -> None:
-    """Into a folder beside the final place first; every file is moved when it is complete."""
+    """Extract into a temporary folder, and move each file to its final path when it is complete."""
     bar = make_progress(console, DownloadColumn(), disable=not console.is_terminal)
     partial = folder / f".{name}.unpacking"
     try:
