@@ -104,7 +104,7 @@ class Classifier(HubMixin, nn.Module):
             ValueError: the network was built without ``num_classes``, or the number is invalid.
         """
         if self.num_classes is None:
-            self._refuse("num_classes", "a network built with num_classes", "one without")
+            self._refuse("num_classes", "a network built with num_classes", "a network without a head")
         if not isinstance(num_classes, int) or num_classes < 0:
             self._refuse("num_classes", "at least 0", num_classes)
         like = next(self.parameters())

@@ -233,7 +233,7 @@ class InternImage(Classifier):
         if drop_path_type not in ("linear", "uniform"):
             self._refuse("drop_path_type", "'linear' or 'uniform'", repr(drop_path_type))
         if res_post_norm and (post_norm or layer_scale is not None):
-            self._refuse("res_post_norm", "neither post_norm nor layer_scale beside it", res_post_norm)
+            self._refuse("res_post_norm", "False with post_norm or layer_scale", res_post_norm)
         extra_norms = list(level2_post_norm_block_ids or ())
         if extra_norms and not level2_post_norm:
             self._refuse("level2_post_norm_block_ids", "none without level2_post_norm", extra_norms)

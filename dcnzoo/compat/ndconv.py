@@ -143,7 +143,7 @@ def _deform_conv(
 
     def per_axis(name: str, values: int | Sequence[int]) -> tuple[int, ...]:
         values = (values,) if isinstance(values, int) else tuple(values)
-        check(len(values) in (1, rank), name, f"an integer or {rank} of them", values)
+        check(len(values) in (1, rank), name, f"an integer or {rank} integers", values)
         return values * rank if len(values) == 1 else values
 
     for name, tensor in (("input", input), ("weight", weight)):

@@ -138,7 +138,7 @@ def _parse(text: str) -> _Switches:
     names = [name.strip() for name in text.split(",") if name.strip()]
     if "off" in names:
         if len(names) > 1:
-            raise RuntimeError(f"{VARIABLE}: expected off alone, or names without it, got {text!r}")
+            raise RuntimeError(f"{VARIABLE}: expected either 'off' or names of patches, got {text!r}")
         return _Switches(default=False)
     on = {name: True for name in names if not name.startswith("-")}
     off = {name[1:]: False for name in names if name.startswith("-")}

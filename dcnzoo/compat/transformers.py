@@ -255,7 +255,7 @@ def _replace(module: ModuleType, changes: patches.Changes) -> None:
         problems = [f"expected {_LAYER} or a function multi_scale_deformable_attention, got neither"]
     if any(problems):
         problem = next(filter(None, problems))
-        warnings.warn(f"dcnzoo.compat.transformers: {family}: {problem}. It stays as it is", stacklevel=2)
+        warnings.warn(f"dcnzoo.compat.transformers: {family}: {problem}. It is not patched", stacklevel=2)
         return
     for name, function in found:
         if not _is_replaced(name, function):  # it may be imported from a module handled before

@@ -52,10 +52,13 @@ class Conversion:
     refused: dict[str, str]
 
     def __str__(self) -> str:
-        rows = [*self.replaced.items(), *((name, f"left: {why}") for name, why in self.refused.items())]
+        rows = [
+            *self.replaced.items(),
+            *((name, f"not replaced: {why}") for name, why in self.refused.items()),
+        ]
         width = max((len(name) for name, _ in rows), default=0)
         lines = [f"{name:{width}}  {text}" for name, text in rows]
-        return "\n".join([*lines, f"{len(self.replaced)} replaced, {len(self.refused)} left as they are"])
+        return "\n".join([*lines, f"{len(self.replaced)} replaced, {len(self.refused)} not replaced"])
 
 
 def to_deformable(
@@ -153,7 +156,7 @@ def _replace(
     for module in model.modules():
         wrapper = {base.__name__ for base in type(module).__mro__} & _WRAPPERS
         if wrapper:
-            raise ValueError(f"{caller}: model: expected one not yet wrapped, got a {wrapper.pop()}")
+            raise ValueError(f"{caller}: model: expected an unwrapped model, got a {wrapper.pop()}")
     noun = "pack" if deformable else "convolution"
     candidates = {
         name: module
@@ -171,7 +174,7 @@ def _replace(
             continue
         try:
             if module is model:
-                raise _Refused("is the model itself: put it into another module")
+                raise _Refused("is the root module: wrap it in another module first")
             _check_replaceable(module, _CONVOLUTIONS if deformable else _PACKS)
             new = convert(module)
         except _Refused as why:
@@ -186,14 +189,14 @@ def _replace(
     if not replaced:
         reasons = {why: [name for name in refused if refused[name] == why] for why in refused.values()}
         text = "; ".join(f"{_few(names)}: {why}" for why, names in reasons.items())
-        raise ValueError(f"{caller}: nothing that matched can be replaced: {text}")
+        raise ValueError(f"{caller}: where: expected a replaceable match, got none: {text}")
     for parent in list(model.modules()):
         for key, child in parent._modules.items():
             if id(child) in replacements:
                 parent._modules[key] = replacements[id(child)][1]
     if refused:
         warnings.warn(
-            f"{caller}: {len(refused)} of {len(chosen)} that matched were left as they are; "
+            f"{caller}: {len(refused)} of {len(chosen)} matching modules were not replaced; "
             "print the result for the reasons",
             stacklevel=3,
         )
@@ -202,15 +205,19 @@ def _replace(
 
 def _choose(caller: str, noun: str, candidates: dict[str, nn.Module], where: Where) -> list[str]:
     if not candidates:
-        raise ValueError(f"{caller}: model: expected a {noun} in it, got none")
+        raise ValueError(f"{caller}: model: expected a model with a {noun}, got none")
     if callable(where):
         chosen = [name for name, module in candidates.items() if where(name, module)]
         if not chosen:
-            raise ValueError(f"{caller}: where: chose none of {_few(candidates)}")
+            raise ValueError(
+                f"{caller}: where: expected at least one match, got none among {_few(candidates)}"
+            )
         return chosen
     patterns = [where] if isinstance(where, str) else where
     if not isinstance(patterns, Iterable) or not all(isinstance(p, str) for p in patterns):
-        raise ValueError(f"{caller}: where: expected a pattern, a list of them or a function, got {where!r}")
+        raise ValueError(
+            f"{caller}: where: expected a pattern, a list of patterns or a function, got {where!r}"
+        )
     for pattern in patterns:
         if fnmatch.filter(candidates, pattern):
             continue
@@ -242,20 +249,20 @@ def _check_replaceable(module: nn.Module, known: Iterable[type[nn.Module]]) -> N
     if hooks:
         raise _Refused(f"has {hooks[0].strip('_').replace('_', ' ')}, which would be lost: remove them first")
     if "forward" in vars(module):
-        raise _Refused("has a forward of its own, set on the instance")
+        raise _Refused("has a `forward` set on the instance")
 
 
 def _padding(convolution: ConvNd) -> tuple[int, ...]:
     """Padding in pixels, also for ``'same'`` and ``'valid'``."""
     if convolution.padding_mode != "zeros":
-        raise _Refused(f"pads by {convolution.padding_mode!r}, and there is only 'zeros'")
+        raise _Refused(f"has padding_mode={convolution.padding_mode!r}; only 'zeros' is supported")
     if not isinstance(convolution.padding, str):
         return convolution.padding
     if convolution.padding == "valid":
         return (0,) * len(convolution.kernel_size)
     both = [d * (k - 1) for d, k in zip(convolution.dilation, convolution.kernel_size, strict=True)]
     if any(sides % 2 for sides in both):
-        raise _Refused("pads by 'same' an even kernel: more on one side than on the other")
+        raise _Refused("has padding='same' with an even kernel, which pads the two sides differently")
     return tuple(sides // 2 for sides in both)
 
 
@@ -263,10 +270,10 @@ def _packed(convolution: ConvNd, options: dict) -> nn.Module:
     if math.prod(convolution.kernel_size) == 1:
         raise _Refused("has a kernel of one tap, which offsets would only shift")
     if set(convolution._parameters) != {"weight", "bias"} or convolution._buffers or convolution._modules:
-        raise _Refused("has parameters, buffers or modules that such a layer has not")
+        raise _Refused("has parameters, buffers or modules that a deformable layer does not have")
     weight = convolution.weight
     if weight.dtype not in _DTYPES:
-        raise _Refused(f"computes in {weight.dtype}")
+        raise _Refused(f"has dtype {weight.dtype}, which is not supported")
     if convolution.transposed:
         options["output_padding"] = convolution.output_padding
     pack = _PACKS[type(convolution)](
@@ -295,9 +302,12 @@ def _packed(convolution: ConvNd, options: dict) -> nn.Module:
     if weight.device.type != "meta":
         offset, mask = _predicted_from_zero(pack)
         if offset is not None and offset.any():
-            raise _Refused("offset_activation: expected 0 for 0")
+            raise _Refused("offset_activation: expected an output of 0 for an input of 0")
         if mask is not None and not torch.allclose(mask, torch.ones_like(mask)):
-            raise _Refused(f"mask_activation: expected 1 for 0, got {mask.flatten()[0]:.3g}: scale it")
+            raise _Refused(
+                "mask_activation: expected an output of 1 for an input of 0, "
+                f"got {mask.flatten()[0]:.3g}; scale it"
+            )
     return pack.train(convolution.training)
 
 
@@ -309,7 +319,7 @@ def _predicted_from_zero(pack: packed._Pack) -> tuple[Tensor | None, Tensor | No
 
 def _folded(pack: packed._Pack) -> nn.Module:
     if any(p is not None and p.weight.any() for p in (pack.conv_offset, pack.conv_mask)):
-        raise _Refused("predicts something: the weights of conv_offset or conv_mask are not zero")
+        raise _Refused("has learnt offsets or a mask: the weights of conv_offset or conv_mask are not zero")
     offset, mask = _predicted_from_zero(pack)
     if offset is not None and offset.any():
         raise _Refused(f"has offsets, up to {offset.abs().max():.3g} pixels")

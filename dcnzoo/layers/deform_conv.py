@@ -36,13 +36,13 @@ class _Deformable(nn.Module):
         owner = type(self).__name__
         if padding_mode != "zeros":
             raise ValueError(
-                f"{owner}: padding_mode: expected 'zeros', the only one there is, got {padding_mode!r}"
+                f"{owner}: padding_mode: expected 'zeros', the only supported mode, got {padding_mode!r}"
             )
         options: dict[str, Any] = {"padding_mode": padding_mode}
         for name, value in sizes.items():
             options[name] = values = (value,) * self.rank if isinstance(value, int) else tuple(value)
             if len(values) != self.rank or not all(isinstance(v, int) for v in values):
-                expected = "an integer" if self.rank == 1 else f"an integer or {self.rank} of them"
+                expected = "an integer" if self.rank == 1 else f"an integer or {self.rank} integers"
                 raise ValueError(f"{owner}: {name}: expected {expected}, got {value!r}")
         return options
 

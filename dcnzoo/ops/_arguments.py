@@ -48,7 +48,7 @@ def triple(value: Int3, name: str) -> list[int]:
 
 def _check_list(value: object, name: str, count: int) -> None:
     if not isinstance(value, list):
-        raise TypeError(f"{name}: expected an integer, or {count} in a list or tuple, got {value!r}")
+        raise TypeError(f"{name}: expected an integer, or a list or tuple of {count} integers, got {value!r}")
 
 
 def is_traced(value: object) -> bool:

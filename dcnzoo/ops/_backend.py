@@ -84,7 +84,9 @@ def _problem(arguments: tuple):
     if fused is None:
         if backend == "auto":
             return None
-        raise RuntimeError("DCNZOO_BACKEND=fused: expected Triton, found none: pip install triton")
+        raise RuntimeError(
+            "DCNZOO_BACKEND=fused: expected an installed Triton, got none; run pip install triton"
+        )
     input, weight, offset, mask, _bias, *geometry = arguments[:9]
     if input.device.type == "cpu" and not fused.INTERPRETED:
         return None

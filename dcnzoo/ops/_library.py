@@ -44,7 +44,7 @@ if "cpu" in loaded:
     # The CUDA library has kernels only: the CPU library defines the schemas. It needs libtorch_cuda, which
     # only a CUDA build of torch loads.
     if torch.version.hip is not None:
-        problems["cuda"] = "this torch is a ROCm build, and there are some for CUDA alone"
+        problems["cuda"] = "this torch is a ROCm build, and dcnzoo has compiled kernels only for CPU and CUDA"
     elif torch.version.cuda is None:
         problems["cuda"] = "this torch is a CPU build"
     else:

@@ -24,10 +24,10 @@ def keys() -> list[str]:
 @cache
 def _warn(key: str) -> None:
     problems = _library.problems
-    why = problems.get(key.lower(), problems.get("cpu", "there are some for the CPU and CUDA alone"))
+    why = problems.get(key.lower(), problems.get("cpu", "dcnzoo has them only for CPU and CUDA"))
     warnings.warn(
-        f"dcnzoo: no compiled kernels for {key}: {why.rstrip('.')}. Plain PyTorch runs in their place, which "
-        "takes many times longer",
+        f"dcnzoo: no compiled kernels for {key}: {why.rstrip('.')}. Plain PyTorch runs instead, which "
+        "is many times slower",
         stacklevel=2,
     )
 

@@ -25,7 +25,9 @@ def register_vmap(name: str, inputs: str, outputs: str, groups: int | None = Non
     def _(info, dims, *arguments):
         arguments, size = list(arguments), info.batch_size
         if any(kind == "s" and dim is not None for kind, dim in zip(inputs, dims, strict=False)):
-            raise RuntimeError(f"vmap over {name}: expected sizes of levels that are the same for all")
+            raise RuntimeError(
+                f"{name}: spatial_shapes, level_start_index: expected tensors without a vmap axis"
+            )
         wanted = [True] if len(outputs) == 1 else arguments[-1]
         apart = any(kind == "w" and dim is not None for kind, dim in zip(inputs, dims, strict=False))
         apart |= len(outputs) > 1 and any(w for kind, w in zip(outputs, wanted, strict=True) if kind == "w")

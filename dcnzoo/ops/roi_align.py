@@ -64,7 +64,7 @@ def bins(output_size: Int2) -> tuple[int, int]:
     """
     size = pair(output_size, "output_size")
     if len(size) != 2:
-        raise RuntimeError(f"output_size: expected an integer or 2 of them, got {shape_text(size)}")
+        raise RuntimeError(f"output_size: expected an integer or 2 integers, got {shape_text(size)}")
     return size[0], size[1]
 
 

@@ -63,16 +63,18 @@ def _refuse_unless_harmless(archive: Path, member: zipfile.ZipInfo) -> None:
     path = PurePosixPath(member.filename.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or ":" in "".join(path.parts[:1]):
         raise ArchiveError(
-            f"{archive}: {member.filename}: expected a name inside the folder; nothing unpacked"
+            f"{archive}: {member.filename}: expected a name inside the folder; no file was extracted"
         )
     if "\0" in member.orig_filename or any(len(os.fsencode(part)) > _LONGEST for part in path.parts):
         raise ArchiveError(
             f"{archive}: {member.filename[:50]!r}…: expected the name of a file, found one with a NUL or a "
-            f"part of over {_LONGEST} bytes; nothing unpacked"
+            f"part of over {_LONGEST} bytes; no file was extracted"
         )
     kind = stat.S_IFMT(member.external_attr >> 16)
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-        raise ArchiveError(f"{archive}: {member.filename}: expected files, found a link; nothing unpacked")
+        raise ArchiveError(
+            f"{archive}: {member.filename}: expected files, found a link; no file was extracted"
+        )
 
 
 def _refuse_unless_apart(archive: Path, members: list[zipfile.ZipInfo]) -> None:
@@ -83,7 +85,7 @@ def _refuse_unless_apart(archive: Path, members: list[zipfile.ZipInfo]) -> None:
     for path in paths:
         if path in folders or path in seen:
             found = "a folder of that name too" if path in folders else "it twice"
-            raise ArchiveError(f"{archive}: {path}: expected a file, found {found}; nothing unpacked")
+            raise ArchiveError(f"{archive}: {path}: expected a file, found {found}; no file was extracted")
         seen.add(path)
 
 
@@ -96,7 +98,9 @@ def _refuse_unless_room(archive: Path, members: list[zipfile.ZipInfo], folder: P
     folder.mkdir(parents=True, exist_ok=True)
     needed, free = sum(member.file_size for member in members), shutil.disk_usage(folder).free
     if needed > free:
-        raise ArchiveError(f"{archive}: {decimal(needed)} to unpack, {decimal(free)} free at {folder}")
+        raise ArchiveError(
+            f"{archive}: {folder}: expected {decimal(needed)} of free space, got {decimal(free)}"
+        )
 
 
 def _extract(

@@ -167,7 +167,7 @@ def fetch(
         if _is_there(target, checksum):  # another process was faster
             return target
         if target.exists():
-            console.print(f"{target} is not what it should be; kept as {_set_aside(target, name)}")
+            console.print(f"{target} has the wrong checksum; renamed to {_set_aside(target, name)}")
         part = folder / f"{name}.part"
         source = _mirrored(url)
         try:
@@ -182,7 +182,7 @@ def fetch(
                 verify(part, checksum)
             except ChecksumError as error:
                 why = str(error).partition(": ")[2]
-                raise ChecksumError(f"{source}: {why}; kept as {_set_aside(part, name)}") from None
+                raise ChecksumError(f"{source}: {why}; renamed to {_set_aside(part, name)}") from None
         part.replace(target)
     return target
 
@@ -254,7 +254,8 @@ def _download(url: str, part: Path, checked: bool, retries: int, timeout: float,
                 raise DownloadError(f"{url}: {one_line(error)}") from error
             failures = 1 if _size(part) > before else failures + 1
             if failures > (retries if reached else min(retries, 1)):
-                kept = f"; {decimal(_size(part))} are kept, the next call goes on" if _size(part) else ""
+                size = _size(part)
+                kept = f"; {decimal(size)} downloaded so far; the next call continues" if size else ""
                 times = f", {failures} times in a row" if failures > 1 else ""
                 raise DownloadError(f"{url}: {problem}{times}{kept}")
             time.sleep(_BACKOFF * 2 ** (failures - 1))
@@ -273,7 +274,7 @@ def _attempt(session, url: str, part: Path, checked: bool, timeout: float, bar: 
     try:
         response = session.get(url, headers=headers, stream=True, timeout=(min(timeout, _CONNECT), timeout))
     except requests.ReadTimeout:
-        raise _BrokenOff(f"no answer within {timeout:g} s") from None
+        raise _BrokenOff(f"no response within {timeout:g} s") from None
     except requests.ConnectionError as error:
         raise _NoConnection(f"no connection: {_reason(error)}") from None
     with response:
@@ -286,18 +287,20 @@ def _attempt(session, url: str, part: Path, checked: bool, timeout: float, bar: 
             status == HTTPStatus.PARTIAL_CONTENT and (not found or found[1] != str(have))
         ):
             part.unlink(missing_ok=True)
-            raise _BrokenOff("the server does not have the rest of the file")
+            raise _BrokenOff("the server cannot resume the download")
         if status == HTTPStatus.OK:  # from the beginning: no range support, or the file has changed
             have = 0
             length = response.headers.get("Content-Length", "")
             total = int(length) if length.isdigit() else None
             _remember_version(tag, response.headers)
         elif status != HTTPStatus.PARTIAL_CONTENT:
-            text = f"the server answered {status} ({response.reason or 'no reason given'})"
+            text = f"the server returned {status} ({response.reason or 'no reason given'})"
             raise _BrokenOff(text) if status in _TRY_AGAIN else DownloadError(f"{url}: {text}")
         missing = (total or 0) - have
         if missing > (free := shutil.disk_usage(part.parent).free):
-            raise _NoRoom(f"{url}: {decimal(missing)} to come, {decimal(free)} free at {part.parent}")
+            raise _NoRoom(
+                f"{url}: {part.parent}: expected {decimal(missing)} of free space, got {decimal(free)}"
+            )
         bar.update(task, total=total, completed=have)
         with open(part, "ab" if have else "wb") as file:
             try:
@@ -307,7 +310,7 @@ def _attempt(session, url: str, part: Path, checked: bool, timeout: float, bar: 
             except requests.RequestException as error:
                 stalled = any(isinstance(cause, urllib3.exceptions.ReadTimeoutError) for cause in error.args)
                 raise _BrokenOff(
-                    f"nothing came for {timeout:g} s" if stalled else "the connection broke"
+                    f"no data for {timeout:g} s" if stalled else "the connection broke"
                 ) from None
             finally:
                 file.flush()

@@ -26,7 +26,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(partial, target)
         _sync_folder(target.parent)
     except OSError as error:
-        hint = ". The previous content is whole: free some space" if disk_is_full(error) else ""
+        hint = ". The previous file is unchanged. Free some disk space" if disk_is_full(error) else ""
         raise UserError(f"{target} cannot be written: {error.strerror or error}{hint}") from error
     finally:
         if partial.is_dir():

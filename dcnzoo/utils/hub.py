@@ -101,7 +101,8 @@ class HubMixin:
                 json.dumps(value)
             except TypeError:
                 raise TypeError(
-                    f"{type(self).__name__}: {name}: expected a value that JSON can hold, got {value!r}"
+                    f"{type(self).__name__}: {name}: expected a value that can be written as JSON, "
+                    f"got {value!r}"
                 ) from None
             config[name] = value
         return config
@@ -126,7 +127,7 @@ def _hub_class(cls: Any) -> Any:
         from huggingface_hub import PyTorchModelHubMixin
     except ImportError as error:
         raise ImportError(
-            f"{cls.__name__}: to save and load: expected huggingface_hub and safetensors, but {error}: "
+            f"{cls.__name__}: expected huggingface_hub and safetensors, got {error}; run "
             'pip install "./dcnzoo[hub]"',
             name=error.name,
         ) from None

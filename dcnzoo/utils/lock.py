@@ -40,8 +40,9 @@ def lock_work_dir(folder: str | os.PathLike, launcher: str = "none") -> Iterator
         known = _read(owner)
         process = f"process {known.get('pid', 'unknown')} on {known.get('host', 'an unknown host')}"
         raise UserError(
-            f"--work-dir: expected a folder in which nothing trains, got {folder}: {process} trains there "
-            f"since {known.get('since', 'an unknown time')}; use another folder, or wait until it ends"
+            f"--work-dir: expected a folder without a running training, got {folder}: {process} has "
+            f"been training there since {known.get('since', 'an unknown time')}; use another folder, or wait "
+            "until it ends"
         ) from None
     try:
         content = {

@@ -93,7 +93,7 @@ def _apply(patch: patches.Patch, module: ModuleType) -> None:
     try:
         patch.apply()
     except AttributeError as error:  # another version of the project, whose import must not fail
-        warnings.warn(f"dcnzoo: {patch.name}: {patch.target} is left as it is: {error}", stacklevel=2)
+        warnings.warn(f"dcnzoo: {patch.name}: {patch.target} is not patched: {error}", stacklevel=2)
 
 
 _finder = Finder()
@@ -232,14 +232,14 @@ def _add_dcnv3_version(changes: patches.Changes, module: ModuleType) -> None:
 AFTER_IMPORT = (
     AfterImport(
         name="DCNv3_version",
-        reason="ops_dcnv3 asks pkg_resources for the version of the package DCNv3",
+        reason="ops_dcnv3 reads the version of the package DCNv3 with pkg_resources",
         compiled="DCNv3",
         module="pkg_resources",
         change=_add_dcnv3_version,
     ),
     AfterImport(
         name="detectron2_deform_conv",
-        reason="on the CPU, detectron2 has v1 without gradients and with one deformable group, and no v2",
+        reason="on the CPU, detectron2's v1 has no gradients and only one deformable group; v2 is missing",
         compiled="detectron2._C",
         module="detectron2.layers.deform_conv",
         change=_use_deform_conv,

@@ -98,7 +98,7 @@ def dcnv4_backward(
 
 def _check_softmax(owner: str, softmax: bool) -> None:
     if softmax:
-        raise RuntimeError(f"{owner}: softmax: expected False, dcnzoo's DCNv4 has no other form, got True")
+        raise RuntimeError(f"{owner}: softmax: expected False (dcnzoo's DCNv4 has no softmax), got True")
 
 
 def flash_deform_attn_forward(

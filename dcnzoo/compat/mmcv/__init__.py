@@ -112,7 +112,7 @@ def use_dcnzoo_deform_conv() -> None:
     if compiled is not None:
         with_cuda = compiled.get_compiling_cuda_version() != "not available"
         _mmcv_devices = ("cpu", "cuda") if with_cuda else ("cpu",)
-    reason = "mmcv-lite has no kernels, and a compiled mmcv slower ones for the CPU"
+    reason = "mmcv-lite has no kernels, and a compiled mmcv's CPU kernels are slower"
     for name in patches.OPERATORS:
         target, change = f"mmcv.ops.{name}.ext_module", partial(_replace_kernels, name)
         patches.add(patches.Patch(name, target, reason, "mmcv 2.0 to 2.2", change))

@@ -26,11 +26,11 @@ PLAIN = (boxes, features, losses, polygons, text)
 
 # Alternatives to operators that are not provided, by the beginning of their names
 INSTEAD = {
-    "bias_act": "mmcv.ops.bias_act with use_custom_op=False, which is PyTorch",
-    "filtered_lrelu": "mmcv.ops.filtered_lrelu with use_custom_op=False, which is PyTorch",
-    "upfirdn2d": "mmcv.ops.upfirdn2d with use_custom_op=False, which is PyTorch",
+    "bias_act": "mmcv.ops.bias_act with use_custom_op=False (plain PyTorch)",
+    "filtered_lrelu": "mmcv.ops.filtered_lrelu with use_custom_op=False (plain PyTorch)",
+    "upfirdn2d": "mmcv.ops.upfirdn2d with use_custom_op=False (plain PyTorch)",
     "sync_bn": "torch.nn.SyncBatchNorm, norm_cfg=dict(type='SyncBN')",
-    "tin_shift": "slices along time, copied group by group",
+    "tin_shift": "slicing along time, one group at a time",
     "roi_pool_": "roi_align, or torchvision.ops.roi_pool",
     "bbox_overlaps": "mmdet.structures.bbox.bbox_overlaps",
     "carafe_naive": "mmcv.ops.carafe",
@@ -50,12 +50,12 @@ def __getattr__(name: str) -> Callable:
             return getattr(module, name)
 
     found = (text for start, text in INSTEAD.items() if name.startswith(start))
-    instead = next(found, "mmcv with its compiled operators in place of mmcv-lite")
+    instead = next(found, "mmcv with compiled operators instead of mmcv-lite")
 
     def missing(*args: object, **kwargs: object) -> None:
         raise NotImplementedError(
             f"mmcv.ops: {name}: this operator of compiled mmcv is not provided by dcnzoo; use {instead}, "
-            f"or ask for it in dcnzoo's issue tracker"
+            "or open an issue"
         )
 
     missing.instead = instead

@@ -51,7 +51,7 @@ def deform_conv2d(
     """
     if bias is not False:
         given = bias if isinstance(bias, bool) else f"a {type(bias).__name__}"
-        raise RuntimeError(f"deform_conv2d: bias: expected False, there is none in v1, got {given}")
+        raise RuntimeError(f"deform_conv2d: bias: expected False (v1 has no bias), got {given}")
     check_groups("deform_conv2d", deform_groups, input, weight, offset=offset)
     return _convolve(input, weight, offset, None, None, stride, padding, dilation, groups, im2col_step)
 
@@ -153,7 +153,7 @@ def _convolve(
 def _pair(argument: str, value: Pair) -> tuple[int, int]:
     pair = (value, value) if isinstance(value, int) else tuple(value)
     if len(pair) != 2:
-        raise RuntimeError(f"{argument}: expected an integer or 2 of them, got {value!r}")
+        raise RuntimeError(f"{argument}: expected an integer or 2 integers, got {value!r}")
     return pair
 
 
@@ -196,7 +196,7 @@ class DeformConv2d(layers.DeformConv2d):
     ) -> None:
         if bias:
             raise ValueError(
-                f"{type(self).__name__}: bias: expected False, mmcv's v1 layers have none, got {bias!r}"
+                f"{type(self).__name__}: bias: expected False (mmcv's v1 layers have no bias), got {bias!r}"
             )
         geometry = (kernel_size, stride, padding, dilation, groups)
         super().__init__(in_channels, out_channels, *geometry, bias=False, im2col_step=im2col_step)
