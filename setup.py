@@ -68,7 +68,7 @@ def import_torch():
         import torch
     except ImportError:
         stop(
-            "torch is not installed where the build runs.",
+            "torch is not installed in the build environment.",
             "Install torch >= 2.10 first, or build without --no-build-isolation.",
         )
     if tuple(int(part) for part in torch.__version__.split(".")[:2]) < MIN_TORCH:
@@ -84,7 +84,7 @@ def find_compiler() -> str:
     if shutil.which(compiler.split()[0]) is None:
         stop(
             f"no C++ compiler found (looked for {compiler!r}).",
-            "Install one (Debian/Ubuntu: apt install g++), or point CXX at yours.",
+            "Install one (Debian/Ubuntu: apt install g++), or set CXX to its path.",
         )
     return compiler
 
@@ -119,7 +119,10 @@ def find_nvcc() -> str | None:
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     found = shutil.which(str(Path(home) / "bin" / "nvcc")) if home else shutil.which("nvcc")
     if wanted and found is None:
-        stop(f"DCNZOO_CUDA=1, and no nvcc found in {home or 'the PATH'}.", "Point CUDA_HOME at the toolkit.")
+        stop(
+            f"DCNZOO_CUDA=1, but no nvcc found in {home or 'the PATH'}.",
+            "Set CUDA_HOME to the toolkit's folder.",
+        )
     return found
 
 
@@ -157,13 +160,13 @@ def cuda_targets(nvcc: str) -> list[str]:
     unknown = [arch for arch in archs if arch.rstrip("af") not in known]
     if name and unknown:
         stop(
-            f"{name}: expected architectures that {nvcc} has ({', '.join(sorted(known, key=int))}), "
+            f"{name}: expected architectures that {nvcc} supports ({', '.join(sorted(known, key=int))}), "
             f"got {', '.join(unknown)}.",
-            f"Change {name}, or point CUDA_HOME at a newer toolkit.",
+            f"Change {name}, or set CUDA_HOME to a newer toolkit.",
         )
     archs = [arch for arch in archs if arch not in unknown]
     if not archs:
-        stop(f"{nvcc} has none of the architectures {', '.join(CUDA_ARCHS)}.", "Set DCNZOO_CUDA_ARCHS.")
+        stop(f"{nvcc} supports none of the architectures {', '.join(CUDA_ARCHS)}.", "Set DCNZOO_CUDA_ARCHS.")
     targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
     return targets + [f"-gencode=arch=compute_{a},code=compute_{a}" for a in (ptx if name else archs[-1:])]
 
@@ -208,7 +211,7 @@ class BuildOps(build_ext):
         if subprocess.run(command).returncode != 0:
             stop(
                 f"compiling {target.name} failed.",
-                "The compiler's message stands above. DCNZOO_CUDA=0 leaves the CUDA library out.",
+                "See the compiler's message above. DCNZOO_CUDA=0 skips the CUDA library.",
             )
 
     def common_flags(self, library: Path, device: str) -> list[str]:
@@ -352,7 +355,7 @@ write_schemas()
 devices = ("cpu", "cuda")
 if sys.platform not in ("linux", "darwin"):
     print(
-        f"dcnzoo: no compiled operators for {sys.platform}: plain PyTorch runs in their place",
+        f"dcnzoo: nothing is compiled on {sys.platform}: using plain PyTorch",
         file=sys.stderr,
     )
     devices = ()

@@ -186,7 +186,7 @@ def test_publish_model(tmp_path):
     torch.save(content, tmp_path / "epoch_3.pth")
     printed = run("zoo", "publish", tmp_path / "epoch_3.pth", tmp_path / "out" / "net.pth")
     said, path = printed.splitlines()
-    assert said == "left out: message_hub, optimizer"
+    assert said == "removed: message_hub, optimizer"
     digits = hashlib.sha256(Path(path).read_bytes()).hexdigest()
     assert path == f"{tmp_path}/out/net-{digits[:8]}.pth" and verify(path) == f"sha256:{digits}"
     assert [p.name for p in (tmp_path / "out").iterdir()] == [Path(path).name]
@@ -200,7 +200,7 @@ def test_publish_model(tmp_path):
     again = run("zoo", "publish", tmp_path / "epoch_3.pth", tmp_path / "other")
     assert Path(again.splitlines()[1]).name == f"other-{digits[:8]}.pth", "the name is not in the content"
     said, path = run("zoo", "publish", tmp_path / "epoch_3.pth", tmp_path / "net.safetensors").splitlines()
-    assert said == "left out: message_hub, meta, optimizer" and path.endswith(".safetensors") and verify(path)
+    assert said == "removed: message_hub, meta, optimizer" and path.endswith(".safetensors") and verify(path)
     assert torch.equal(read_checkpoint(path)["state_dict"]["w"], weights["w"])
 
 

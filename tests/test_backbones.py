@@ -161,7 +161,7 @@ def test_other_numbers_of_channels_in_the_image():
 def test_refuses():
     with pytest.raises(ValueError, match="num_classes: expected at least 0, got -1"):
         backbones.internimage_t(**TINY, num_classes=-1)
-    with pytest.raises(ValueError, match="expected a network built with num_classes, got one without"):
+    with pytest.raises(ValueError, match=r"expected .* built with num_classes, got a network without a head"):
         backbones.internimage_t(**TINY).reset_classifier(3)
     model = backbones.internimage_t(**TINY, num_classes=3, use_clip_projector=True)
     sizes = re.escape("(3, 4) and (2, 2) on the last two levels")
@@ -173,7 +173,7 @@ def test_refuses():
 def test_names_the_package_that_is_missing(module, monkeypatch, tmp_path):
     for package in ("huggingface_hub", "safetensors"):
         monkeypatch.setitem(sys.modules, package, None)
-    message = r'expected huggingface_hub and safetensors.*pip install "dcnzoo\[hub\]"$'
+    message = r'expected huggingface_hub and safetensors.*run pip install "\./dcnzoo\[hub\]"$'
     with pytest.raises(ImportError, match=message):
         module.save_pretrained(tmp_path / "folder")
     with pytest.raises(ImportError, match=message):

@@ -44,7 +44,7 @@ def test_quick_run(tmp_path):
     rivals = {"mmcv", "onnxruntime", "torchvision", "tvdcn", "reference"}
     assert set(document["rivals"]) | set(document["absent"]) == rivals
     for name, absence in document["absent"].items():
-        assert f"absent: {name}: {absence['reason']}" in output
+        assert f"unavailable: {name}: {absence['reason']}" in output
 
 
 @pytest.mark.slow

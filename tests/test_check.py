@@ -77,7 +77,7 @@ def test_fix_by_hand(root):
     done = fix(check(root, change), root / "fixed.json")
     assert {key: dict(counts) for key, counts in done.items()} == {
         "images": {"dropped": 1},
-        "annotations": {"clipped": 1, "computed": 1, "numbered anew": 1, "dropped": 1},
+        "annotations": {"clipped": 1, "computed": 1, "renumbered": 1, "dropped": 1},
     }
     first, second, third = json.loads((root / "fixed.json").read_text())["annotations"]
     # the triangle's tip is 4 pixels outside; test_conversion.py works out the numbers

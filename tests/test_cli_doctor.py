@@ -107,10 +107,10 @@ BROKEN = [  # (state of the machine, word in the problem, start of the command)
 ]
 
 
-@pytest.mark.parametrize(("found", "word", "mend"), BROKEN, ids=[row[1] for row in BROKEN])
-def test_broken(found, word, mend):
+@pytest.mark.parametrize(("found", "word", "remedy"), BROKEN, ids=[row[1] for row in BROKEN])
+def test_broken(found, word, remedy):
     ((told, command),) = problems(found)  # one cause is reported once
-    assert word in told and command.startswith(mend)
+    assert word in told and command.startswith(remedy)
     assert "\n" not in told + command
     subprocess.run(["bash", "-n", "-c", command], check=True)  # valid when pasted into a shell
 
@@ -137,7 +137,7 @@ def test_healthy():
     if list(problems(Found.here())):
         pytest.skip("something is wrong here: python -m dcnzoo doctor")
     output = commands.run("doctor")
-    assert "nothing is wrong" in output
+    assert "no problems found" in output
     patched = {line.split()[1] for line in output.splitlines() if line.startswith("patch ")}
     assert {"load_own_checkpoints:", "deform_conv:", "DCN:", "legacy_offset_names:"} <= patched
     assert any(line.startswith("mmcv._ext") and "dcnzoo's" in line for line in output.splitlines())
@@ -149,7 +149,7 @@ def test_torch_alone():
         f"import sys\n{absent}\nfrom dcnzoo.cli import doctor, main\n"
         "doctor.installed = lambda packages: []\nmain('doctor')"
     )
-    assert "nothing is wrong" in output and "patch " not in output
+    assert "no problems found" in output and "patch " not in output
 
 
 BREAK = {  # code that breaks the machine, word in the problem, start of the command
@@ -176,13 +176,13 @@ BREAK = {  # code that breaks the machine, word in the problem, start of the com
 def test_broken_here(case):
     if not dict(doctor.installed(("mmdet",))):
         pytest.skip("needs mmdet")
-    breaking, word, mend = BREAK[case]
+    breaking, word, remedy = BREAK[case]
     code = f"import os, pathlib, sys\n{breaking}\nfrom dcnzoo.cli import main\nmain('doctor')"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 1 and "Traceback" not in result.stderr, result.stderr
-    _, problem = result.stdout.split("\nwrong: ")
+    _, problem = result.stdout.split("\nproblem: ")
     told, command, *_ = problem.splitlines()
-    assert word in told and command.startswith(f" mend: {mend}")
+    assert word in told and command.startswith(f"    fix: {remedy}")
 
 
 def test_patches_that_are_switched_off_are_not_listed():
@@ -208,6 +208,6 @@ def test_another_package_that_cannot_be_imported(monkeypatch):
 
     monkeypatch.setattr(doctor, "find_spec", lambda name: True)
     monkeypatch.setattr(doctor.importlib, "import_module", fail)
-    ((what, mend),) = doctor.package_problems("mmocr")
-    assert "mmocr cannot be imported" in what and mend == "pip install scikit-image"
+    ((what, remedy),) = doctor.package_problems("mmocr")
+    assert "mmocr cannot be imported" in what and remedy == "pip install scikit-image"
     assert list(doctor.package_problems("mmseg")) == []

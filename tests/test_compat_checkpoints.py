@@ -35,7 +35,7 @@ def test_a_harmful_file_is_refused(harmful, tmp_path, folder, monkeypatch):
         # onedl-mmengine reads a rejected file a second time, without restrictions
         fork.setattr(loading, "_safe_torch_load", torch.load, raising=False)
         patches.enable("enforce_weights_only")
-        with open(harmful, "rb") as file, pytest.raises(CheckpointError, match=r"holds posix\.mkdir"):
+        with open(harmful, "rb") as file, pytest.raises(CheckpointError, match=r"contains posix\.mkdir"):
             loading._safe_torch_load(file, "cpu")
         patches.disable("enforce_weights_only")
         assert loading._safe_torch_load is torch.load
@@ -89,7 +89,7 @@ def harmful(tmp_path, folder):
     return path
 
 
-REFUSED = r"harmful\.pth: holds posix\.mkdir.*--unsafe-load"
+REFUSED = r"harmful\.pth: contains posix\.mkdir.*--unsafe-load"
 
 
 def test_download_with_a_checksum(tmp_path, monkeypatch):

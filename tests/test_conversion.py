@@ -407,7 +407,7 @@ LABELME_SHAPES = [
     (("mask", BOX, None, encoded(np.ones((7, 4)))), "fig: mask: expected 5 × 8 pixels"),
     (
         ("mask", [[39, 5], [40, 5]], None, encoded([[1, 1]])),
-        "fig: mask: expected pixels of the image",
+        "fig: mask: expected points inside the image",
     ),
     (("mask", [[3, 5], [4, 5]], None, encoded([[0, 0]])), "fig: expected a mask that covers"),
 ]
@@ -416,7 +416,10 @@ MISTAKES = {
         ("<annotation>\n<a></b>\n</annotation>", "2: "),
         ("", "1: "),
         ("\n<html></html>", "2: "),
-        ('<!DOCTYPE x [\n<!ENTITY a "aa">]><annotation>&a;</annotation>', "2: expected XML without entities"),
+        (
+            '<!DOCTYPE x [\n<!ENTITY a "aa">]><annotation>&a;</annotation>',
+            "2: expected XML without custom entities",
+        ),
         (voc_file(name="c.jpg"), "2: expected one image, found a.jpg and c.jpg"),
         (voc_file(size=(30, 40)), "3: <size>: "),
         (voc_file(voc_object("", (1, 1, 2, 2))), "4: expected <name>"),

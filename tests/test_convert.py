@@ -248,7 +248,7 @@ def mistakes():
         {"mask_activation": nn.Sigmoid()}, {"offset_activation": nn.Sigmoid()}, {"offset_limit": -1},
     ):  # fmt: skip
         yield resnet(), ("layer4.*.conv2",), option, f"{next(iter(option))}: "
-    yield nn.Conv2d(3, 3, 3), ("*",), {}, "the model itself"
+    yield nn.Conv2d(3, 3, 3), ("*",), {}, "the root module"
     yield nn.Linear(3, 3), ("*",), {}, "model: .*a convolution"
     yield torch.compile(resnet(), backend="eager"), ("*",), {}, "OptimizedModule"
 
@@ -287,8 +287,8 @@ HOOKS = {
     "state dict hooks": "register_state_dict_post_hook",
 }
 REFUSED = {
-    "'reflect'": nn.Conv2d(4, 4, 3, padding_mode="reflect"),
-    "'same' an even kernel": nn.Conv2d(4, 4, (3, 2), padding="same"),
+    "padding_mode='reflect'; only 'zeros'": nn.Conv2d(4, 4, 3, padding_mode="reflect"),
+    "padding='same' with an even kernel": nn.Conv2d(4, 4, (3, 2), padding="same"),
     "Standardised, a subclass": Standardised(4, 4, 3),
     "PackedDeformConv2d, not": PackedDeformConv2d(4, 4, 3),
     "DeformConv2d, not": DeformConv2d(4, 4, 3),
@@ -296,7 +296,7 @@ REFUSED = {
     **{reason: with_hook(nn.Conv2d(4, 4, 3), register) for reason, register in HOOKS.items()},
     "forward pre hook": nn.utils.spectral_norm(nn.Conv2d(4, 4, 3)),
     "parametrizations": parametrizations.weight_norm(nn.Conv2d(4, 4, 3)),
-    "forward of its own": with_forward(nn.Conv2d(4, 4, 3)),
+    "`forward` set on": with_forward(nn.Conv2d(4, 4, 3)),
     "buffers": with_buffer(nn.Conv2d(4, 4, 3)),
     "one tap": nn.Conv2d(4, 4, 1),
     "torch.complex64": nn.Conv2d(4, 4, 3, dtype=torch.complex64),
@@ -343,8 +343,8 @@ def changed(pack=None, **parameters):
     ("model", "reason"),
     [
         (changed(conv_offset__bias=0.25), "has offsets, up to 0.25 pixels"),
-        (changed(conv_offset__weight=0.25), "predicts something"),
-        (changed(conv_mask__weight=0.25), "predicts something"),
+        (changed(conv_offset__weight=0.25), "has learnt offsets or a mask"),
+        (changed(conv_mask__weight=0.25), "has learnt offsets or a mask"),
         (changed(conv_mask__bias=1), "has a mask of 1.46, not 1"),
         (changed(pack=PackedDeformConv2d(3, 3, 3, modulated=True)), "has a mask of 0.5, not 1"),
         (changed(pack=with_hook(PackedDeformConv2d(3, 3, 3), "register_forward_hook")), "has forward hooks"),

@@ -69,7 +69,7 @@ def test_the_cuda_library_is_for_a_torch_that_can_load_it(setup_py, tmp_path, wa
     ("environment", "problem"),
     [
         ({"DCNZOO_CUDA": "yes"}, "DCNZOO_CUDA: expected 0 or 1, got 'yes'."),
-        ({"DCNZOO_CUDA": "1", "CUDA_HOME": "/nowhere"}, "DCNZOO_CUDA=1, and no nvcc found in /nowhere."),
+        ({"DCNZOO_CUDA": "1", "CUDA_HOME": "/nowhere"}, "DCNZOO_CUDA=1, but no nvcc found in /nowhere."),
     ],
     ids=["value", "nvcc"],
 )

@@ -191,7 +191,7 @@ def test_classes_and_images_of_a_file(root, warnings):
 
     assert len(read_coco(root, empty)) == 5
     ((text, _),) = warnings
-    assert "changed.json: 1 of 6 images are left out: without an annotation or too small" in text
+    assert "changed.json: 1 of 6 images are skipped: without an annotation or too small" in text
 
 
 @pytest.fixture
@@ -216,17 +216,17 @@ def test_annotations_that_are_passed_over_are_counted(root, warnings):
     assert total > 7
     assert sum(len(data[i]["instances"]) for i in range(len(data))) == total - 7
     *passed_over, (other, _) = warnings
-    reasons = {text.split("passed over, ")[1]: options["level"] for text, options in passed_over}
+    reasons = {text.split("are skipped: ")[1]: options["level"] for text, options in passed_over}
     assert reasons == dict.fromkeys(
         [
-            "with a box that has no area in its image: ids 1, 3, 4",
-            "with a box narrower or lower than a pixel: ids 2",
-            "without an area: ids 5",
-            "of images that are not in the file: ids 6",
+            "their boxes have no area in the image: ids 1, 3, 4",
+            "their boxes are narrower or lower than a pixel: ids 2",
+            "they have no area: ids 5",
+            "their images are not in the file: ids 6",
         ],
         logging.WARNING,
     )
-    assert f"changed.json: 3 of {total} annotations are passed over" in warnings[0][0]
+    assert f"changed.json: 3 of {total} annotations are skipped" in warnings[0][0]
     assert "changed.json: annotation 7: bbox: expected" in other, "what nothing is done about, as data check"
 
 
@@ -243,7 +243,7 @@ def test_objects_without_a_segmentation_are_ignored(root, warnings):
     assert sample["gt_masks"].masks[:2].sum() == 0
     ((text, _),) = warnings
     objects = sum(len(data.get_data_info(i)["instances"]) for i in range(6))
-    assert text.split(": ")[-1] == f"2 of {objects} objects are ignored, without a segmentation"
+    assert text.split(": ")[-1] == f"2 of {objects} objects without a segmentation are ignored"
     warnings.clear()
     boxes = read_coco(root, bare, pipeline=[pipeline[0], dict(type="LoadAnnotations", with_bbox=True)])
     assert not warnings and not boxes[0]["gt_ignore_flags"].any(), "they have boxes, which are learnt"
@@ -287,7 +287,7 @@ def test_an_image_that_cannot_be_read(forty, harm, cls, warnings):
     assert taken != f"{forty}/train/00007.png" and data[8]["img_path"] == f"{forty}/train/00008.png"
     data[7]
     ((text, options),) = warnings  # once
-    found = "no file" if harm is Path.unlink else "one that cannot be read"
+    found = "no file" if harm is Path.unlink else "an unreadable file"
     assert text.startswith(f"{forty}/train/00007.png: ") and found in text and "1 of 40 images" in text
     assert options["level"] == logging.WARNING
     tested = read_coco(forty, lambda file: None, cls, pipeline=LOAD, test_mode=True)

@@ -165,12 +165,12 @@ def test_first_steps(tmp_path):
     if not all(map(shutil.which, ("bash", "make", "git"))):
         pytest.skip("needs bash, make and git")
     folder, said = journey(tmp_path)
-    assert "nothing is wrong" in said["Installation"]
+    assert "no problems found" in said["Installation"]
     assert "-m pip" not in said["Installation"], "make setup found everything done"
 
     output = said["Run the demo"]
     assert re.search(r"│ v2 +│", output) and "page: work_dirs/demo/index.html" in output
-    assert "Where it samples, v2" in (folder / "work_dirs/demo/index.html").read_text()
+    assert "Sampling positions, v2" in (folder / "work_dirs/demo/index.html").read_text()
     assert (folder / "found/00000.png").stat().st_size and (folder / "explain.html").stat().st_size
     assert json.loads((folder / "found/detections.json").read_text())["categories"]
     assert said["Use a deformable layer in your network"] == "(2, 32, 32, 48)\n"

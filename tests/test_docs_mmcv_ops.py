@@ -9,7 +9,7 @@ import pytest
 from dcnzoo.compat.mmcv import _ext
 
 PAGE = Path(__file__).resolve().parents[1] / "docs/mmcv_ops.md"
-HEADER = "| functions of `mmcv._ext` | asked for by | |\n|---|---|---|\n"
+HEADER = "| functions of `mmcv._ext` | module | |\n|---|---|---|\n"
 
 
 def asked_for():

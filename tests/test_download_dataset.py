@@ -51,7 +51,7 @@ def test_download_and_unpack(server, tmp_path):
     assert (tmp_path / "coco/annotations/instances").read_text() == "{}"
     assert {p.name for p in (tmp_path / "coco").glob("[!.]*")} == {"annotations", "val2017"}
     assert [wanted is None for _, wanted in server.requests] == [True, False, True], "resumed"
-    assert "has val2017.zip already" in run("data", "download", *arguments)
+    assert "already has val2017.zip" in run("data", "download", *arguments)
     assert len(server.requests) == 3, "not downloaded again, though the archives are gone"
 
 
@@ -136,4 +136,4 @@ def test_small_data_sets(name, folder, files, boxes, tmp_path, monkeypatch):
         assert not out.exists()
         out.mkdir()
         (out / "mine").touch()
-        assert "move it away" in error_of("data", "download", "--dataset-name", name, "--out", out)
+        assert "move them away" in error_of("data", "download", "--dataset-name", name, "--out", out)

@@ -126,7 +126,10 @@ def test_what_finds_no_instances_is_refused(run, tmp_path, monkeypatch):
 
     monkeypatch.setattr(mmdet.apis, "inference_detector", lambda *_: DetDataSample(pred_sem_seg=PixelData()))
     status, output = run("infer", "a.png", "--out", tmp_path)
-    assert (status, output) == (1, "error: model: expected a detector, got one that finds pred_sem_seg\n")
+    assert (status, output) == (
+        1,
+        "error: model: expected a detector, got a model that predicts pred_sem_seg\n",
+    )
 
 
 def test_nothing_found_is_no_mistake(run, tmp_path):

@@ -146,7 +146,7 @@ def test_pretrained_weights_of_a_classifier(kind, key, tmp_path):
     model.init_weights()
     torch.testing.assert_close(model.state_dict(), trained.state_dict())
     torch.save({"model": nn.Linear(2, 2).state_dict()}, path)
-    with pytest.raises(RuntimeError, match="holds none of its 1"):
+    with pytest.raises(RuntimeError, match="found none of 1"):
         model.init_weights()
 
 

@@ -165,7 +165,7 @@ def journey(dcnzoo: Shell, heading: str, model: str, epochs: int, options: str =
     the ONNX file detect.
     """
     folder, images = dcnzoo.folder, FORMATS[heading][1]
-    assert "nothing is wrong" in dcnzoo("dcnzoo doctor")
+    assert "no problems found" in dcnzoo("dcnzoo doctor")
     for line in page_commands(heading):
         dcnzoo(line)
     for part in ("train", "val"):

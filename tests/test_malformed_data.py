@@ -131,7 +131,7 @@ COCO = {  # case: (change, kinds of the problems, entry and word of the first pr
     "UTF-16 that is cut": (lambda c: json.dumps(c).encode("utf-16")[:-1], "file", "file", "UTF-16"),
     "NUL bytes": (lambda content: json.dumps(content).encode() + b"\0" * 9, "file", "file", "NUL"),
     "a list": (lambda content: "[1, 2]", "file", "file", "images"),
-    "key twice": (text_with('"id": 5', '"id": 5, "width": 20'), "file", "file", "in the one with id 5"),
+    "key twice": (text_with('"id": 5', '"id": 5, "width": 20'), "file", "file", "in the object with id 5"),
     "images are an object": (top(images={}), "file", "images", "list"),
     "annotations are null": (top(annotations=None), "file", "annotations", "list"),
     "no images": (top(images=[], annotations=[]), "empty empty", "images", "at least 1"),

@@ -197,10 +197,10 @@ def dim(runner):
             lambda: Model("DCNv2", masks=(0.0,) * 9),
             [0] * 6,
             dict(hooks=[Watching(dim)]),
-            ["iteration 4: layers.DCNv2: modulation collapses: mean factor 4.54e-05"],
+            ["iteration 4: layers.DCNv2: modulation has collapsed: mean factor 4.54e-05"],
         ),
         (lambda: Model(DCNv4), [0, 0], {}, []),  # the mask starts at zero
-        (Model, [0, 0], {}, ["OffsetStatisticsHook: .*found none: nothing is measured$"]),
+        (Model, [0, 0], {}, ["OffsetStatisticsHook: .*found none; nothing will be recorded$"]),
     ],
 )
 def test_warnings(tmp_path, warned, model, shifts, options, expected):

@@ -143,7 +143,7 @@ def test_report_of_a_run(make_run, monkeypatch):
     assert html.count("<image ") == 5 and html.count('class="point"') == 2 * 3 * 9**3 + 3 * 9
     words = {text.text for svg in svgs(html) for text in svg.iter() if text.tag.endswith("text")}
     drawn = sorted(word for word in words if word and word.startswith("layer"))
-    assert drawn == [f"layer{n}" for n in (0, 1, 2, 6, 7, 8)], "those that end largest"
+    assert drawn == [f"layer{n}" for n in (0, 1, 2, 6, 7, 8)], "the layers with the largest final offsets"
 
     (folder / "epoch_2.pth").unlink()
     with pytest.raises(UserError, match=r"checkpoint: .*epoch_2\.pth"):
@@ -179,7 +179,7 @@ def test_a_run_without_validation_or_data(make_run, tmp_path):
     folder = make_run(logs=[[(2, 1, 5.0)]], **{"val_dataloader.dataset.data_prefix.img": "nowhere/"})
     runs = [TrainedRun.read(folder)]
     html = render_runs(runs, {})
-    assert "<h2>Learning curves</h2>" in html and "<h2>Every validation</h2>" not in html
+    assert "<h2>Learning curves</h2>" in html and "<h2>All validations</h2>" not in html
     assert summary(runs, {}) == [["run", "s / iteration", "parameters"], ["run", "0.250", "–"]]
     with pytest.raises(UserError, match=r"expected the images of .*, found none there"):
         load_detectors(runs)

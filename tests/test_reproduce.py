@@ -168,7 +168,7 @@ def test_subset_adds_a_row(reproduce, checkpoint, coco):
     expected = sum(math.floor(recall * 100 + 1e-9) + 1 if recall else 0 for recall in recalls) / 101
     assert row["measured"]["box AP"] == pytest.approx(100 * expected / len(recalls), abs=0.06)
     assert row["images"] == subset == row["subset"]
-    assert "the listed figure is of all of them" in printed
+    assert "the listed figure is for all images" in printed
 
 
 def test_train(reproduce, coco):

@@ -171,7 +171,7 @@ def test_training_on_bad_data(data, trained, tmp_path):
     }
     options = [*tiny(bad, epochs=1), *(f"{key}={value}" for key, value in settings.items())]
     output = commands.run("train", CONFIG, "--work-dir", tmp_path, *options, status=1)
-    assert f"1 of {len(file['annotations'])} annotations are passed over" in output
+    assert f"1 of {len(file['annotations'])} annotations are skipped" in output
     assert len(file["annotations"]) < total
     assert f"WARNING - {bad}/train/00003.png: " in output and "1 of 8 images so far" in output
     losses = re.findall(r"\bloss: ([\d.]+|nan)", output)
@@ -183,7 +183,7 @@ def test_training_on_bad_data(data, trained, tmp_path):
 def test_a_loss_that_is_no_number_ends_in_one_line(data, tmp_path):
     settings = ["optim_wrapper.optimizer.lr=1e30", "optim_wrapper.clip_grad=None", "param_scheduler=None"]
     output = commands.run("train", CONFIG, "--work-dir", tmp_path, *tiny(data), *settings, status=1)
-    expected = rf"error: loss: .* nan, .* in iteration 2, epoch 1, of {data}/train/\d+.png.* 1e\+30.*"
+    expected = rf"error: loss: .* nan, .* in iteration 2, epoch 1, images {data}/train/\d+.png.* 1e\+30.*"
     assert re.fullmatch(expected, output.splitlines()[-1])
     assert not list(tmp_path.glob("*.pth"))
 
@@ -225,7 +225,7 @@ def test_demo_trains_shows_and_does_not_train_twice(demo, tmp_path):
     assert [row[0] for row in rows] == ["off", "v2"]
     assert int(rows[1][3].replace(",", "")) > int(rows[0][3].replace(",", ""))
     page = (tmp_path / "demo" / "index.html").read_text()
-    assert "Where it samples, v2" in page and "+        dcn=True," in page, "what the arms differ in"
+    assert "Sampling positions, v2" in page and "+        dcn=True," in page, "what the arms differ in"
     for _, box, mask, parameters in rows:
         assert f"<td>{box}</td><td>{mask}</td>" in page and f"<td>{parameters}</td>" in page
 
@@ -248,8 +248,8 @@ def test_a_config_of_an_installed_package():
     assert config_file("configs/mine.py") == "configs/mine.py"
     for name, reason in (
         ("dcnzoo::dcnv2/none.py", "file not found: "),
-        ("nothing::x.py", "nothing is not installed, or brings no configs"),
+        ("nothing::x.py", "nothing is not installed or has no configs"),
     ):
-        expected = f"config: expected one of a package, got {name}: .*{reason}"
+        expected = f"config: expected a config of an installed package, got {name}: .*{reason}"
         with pytest.raises(UserError, match=expected):
             config_file(name)

@@ -236,7 +236,7 @@ def boxes_only(content):
     [
         (boxes_only, boxes_only, MASKS, r"mask of every object.* 3 .*--model"),
         (lambda c: c["annotations"][0].update(image_id=9), None, None, "annotation 1: image_id: "),
-        (None, lambda c: c["categories"].reverse(), None, "order of the classes"),
+        (None, lambda c: c["categories"].reverse(), None, "classes in the order"),
         (None, None, "mask-rcnn", "name of a model"),
         (None, None, "panoptic_fpn_r50_fpn_1x_coco", "CocoPanopticDataset"),
     ],

@@ -82,12 +82,12 @@ def main(
         html = render_runs(
             trained,
             detectors,
-            "Deformable convolution, off and on",
+            "A detector with and without deformable convolution",
             f"A small Mask R-CNN, trained from scratch: {about}. {verdict}",
             HEAD,
             SHOWN_IMAGES,
             f"{footer()}\nPython {platform.python_version()}, {platform.machine()}, {cores()} cores; "
-            f"{jobs} runs side by side, threads in each: {threads}",
+            f"{jobs} parallel runs, threads per run: {threads}",
         )
         write_text(page, html)
         console.print(f"page: {page} ({time.monotonic() - started:.0f} s)", soft_wrap=True)
@@ -116,11 +116,11 @@ def compare(runs: Sequence[TrainedRun]) -> str:
     arms, mask = by_label(runs), mask_ap(runs)
     first, best = next(iter(arms)), max(mask, key=mask.get)
     if best == first:
-        return f"At equal iterations '{first}' is not beaten."
+        return f"At equal iterations, '{first}' has the highest mask AP."
     seconds = {arm: statistics.mean(run.seconds_per_iteration for run in arms[arm]) for arm in (first, best)}
     return (
-        f"At equal iterations '{best}' is {mask[best] - mask[first]:.3f} mask AP ahead of "
-        f"'{first}'; one of its iterations takes {seconds[best] / seconds[first]:.2f} times as long."
+        f"At equal iterations, the mask AP of '{best}' is {mask[best] - mask[first]:.3f} higher than that of "
+        f"'{first}'. An iteration takes {seconds[best] / seconds[first]:.2f} times as long."
     )
 
 
@@ -134,9 +134,9 @@ def among_others(runs: Sequence[TrainedRun]) -> list[str]:
         return []
     smaller = sum(each < mask["v2"] - mask["off"] for each in committed)
     return [
-        f"Over {len(committed)} seeds, v2 − off was {statistics.mean(committed):+.3f} mask AP on average, "
-        f"{min(committed):+.3f} to {max(committed):+.3f} (docs/study.md); of those, {smaller} were smaller "
-        "than here."
+        f"In docs/study.md, v2 − off is {statistics.mean(committed):+.3f} mask AP on average over "
+        f"{len(committed)} seeds ({min(committed):+.3f} to {max(committed):+.3f}); {smaller} of these "
+        "differences are smaller than the one of this run."
     ]
 
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Evaluate with several processes, one per GPU (or CPU processes where there is none):
-#   tools/dist_test.sh CONFIG CHECKPOINT PROCESSES [options of tools/test.py]
+# Evaluate with several processes, one per GPU (CPU processes on a machine without a GPU):
+#   tools/dist_test.sh CONFIG CHECKPOINT PROCESSES [options of dcnzoo test]
 # Several machines: set NNODES, NODE_RANK and MASTER_ADDR on each.
 set -euo pipefail
 if [ $# -lt 3 ]; then
-    echo "usage: $0 CONFIG CHECKPOINT PROCESSES [options of tools/test.py]" >&2
+    echo "usage: $0 CONFIG CHECKPOINT PROCESSES [options of dcnzoo test]" >&2
     exit 2
 fi
 config=$1 checkpoint=$2 processes=$3

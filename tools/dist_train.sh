@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Train with several processes, one per GPU (or CPU processes where there is none):
-#   tools/dist_train.sh CONFIG PROCESSES [options of tools/train.py]
+# Train with several processes, one per GPU (CPU processes on a machine without a GPU):
+#   tools/dist_train.sh CONFIG PROCESSES [options of dcnzoo train]
 # Several machines: set NNODES, NODE_RANK and MASTER_ADDR on each.
-# MAX_RESTARTS=3: so often all processes begin anew when one has died; with --resume at the last checkpoint.
+# MAX_RESTARTS=3: restart all processes up to 3 times if one dies; with --resume, from the last checkpoint.
 set -euo pipefail
 if [ $# -lt 2 ]; then
-    echo "usage: $0 CONFIG PROCESSES [options of tools/train.py]" >&2
+    echo "usage: $0 CONFIG PROCESSES [options of dcnzoo train]" >&2
     exit 2
 fi
 config=$1 processes=$2
@@ -13,7 +13,7 @@ shift 2
 address=${MASTER_ADDR:-127.0.0.1} port=${PORT:-29500} restarts=${MAX_RESTARTS:-0}
 rendezvous=(--node_rank="${NODE_RANK:-0}" --master_addr="$address" --master_port="$port")
 if [ "$restarts" -gt 0 ]; then
-    # or else new processes find the addresses of the dead ones (pytorch/pytorch#135712)
+    # otherwise, restarted processes read the addresses of the previous ones (pytorch/pytorch#135712)
     export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
     rendezvous=(--rdzv_backend=c10d --rdzv_endpoint="$address:$port" --rdzv_id=dcnzoo --max_restarts="$restarts")
 fi

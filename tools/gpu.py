@@ -62,7 +62,7 @@ def require(rehearse: bool) -> None:
     import torch
 
     if not torch.cuda.is_available():
-        sys.exit(f"error: expected a GPU, torch {torch.__version__} finds none; --rehearse goes without")
+        sys.exit(f"error: expected a GPU, torch {torch.__version__} finds none; --rehearse runs without one")
     if not with_cuda():
         sys.exit(f"error: {_library.problems['cuda']}")
 
@@ -78,7 +78,7 @@ def run(command: list[str], seconds: float, under: Sequence[str] = (), **environ
             timeout=max(seconds, 1),
         )
     except subprocess.TimeoutExpired:
-        print(f"stopped: not done after {seconds:.0f} s", flush=True)
+        print(f"stopped: not finished after {seconds:.0f} s", flush=True)
         return False
     return done.returncode == 0
 
@@ -106,24 +106,24 @@ def check_memory(log: Path, seconds: float, rehearse: bool) -> str:
     """Check small cases of every operator for invalid memory accesses, as far as time allows."""
     program = shutil.which("compute-sanitizer")
     if rehearse or program is None:
-        return f"left out, no {'GPU' if rehearse else 'compute-sanitizer'} here"
+        return f"skipped, {'no GPU' if rehearse else 'compute-sanitizer not found'}"
     tests = ["tests/cuda/test_ops_cuda.py", "-k", "matches_reference and float32"]
-    # without torch's cache, in which memory next to a tensor is allocated, too
+    # without torch's cache, which also allocates the memory next to a tensor and so hides invalid accesses
     run(
         ["-m", "pytest", *tests, "-q", "-p", "no:cacheprovider"],
         seconds,
         under=[program, "--tool=memcheck", f"--log-file={log}"],
         PYTORCH_NO_CUDA_MEMORY_CACHING="1",
     )
-    said = log.read_text() if log.exists() else ""
-    found = re.findall(r"^=+ (?!COMPUTE-SANITIZER|ERROR SUMMARY: 0 )(.+)", said, re.MULTILINE)
-    return f"FAILED, {found[0]}" if found else "no report" if said else "FAILED, no log"
+    output = log.read_text() if log.exists() else ""
+    found = re.findall(r"^=+ (?!COMPUTE-SANITIZER|ERROR SUMMARY: 0 )(.+)", output, re.MULTILINE)
+    return f"FAILED, {found[0]}" if found else "no report" if output else "FAILED, no log"
 
 
 def tune(args: argparse.Namespace, target: Path, seconds: float) -> bool:
     """Tune block sizes; copy the table to the other results."""
     if find_spec("triton") is None:
-        print("tuning left out: triton not installed", flush=True)
+        print("tuning skipped: triton not installed", flush=True)
         return True
     extent = ["--rehearse", "--table", str(target)] if args.rehearse else [f"--limit={0.8 * seconds:.0f}"]
     done = run(["tools/benchmark/autotune.py", *extent], seconds)
@@ -135,7 +135,7 @@ def tune(args: argparse.Namespace, target: Path, seconds: float) -> bool:
 def run_benchmark(args: argparse.Namespace, seconds: float) -> bool:
     missing = [package for package in ("click", "matplotlib", "rich") if find_spec(package) is None]
     if missing:
-        print(f"benchmark left out: {', '.join(missing)} not installed", flush=True)
+        print(f"benchmark skipped: {', '.join(missing)} not installed", flush=True)
         return True
     extent = ["--quick"] if args.rehearse else ["--device", "cuda", f"--seconds={args.seconds:g}"]
     return run(["tools/benchmark/ops.py", *extent, "--out", str(args.out)], seconds)

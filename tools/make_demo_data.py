@@ -33,7 +33,7 @@ def main() -> None:
         made = make_shapes(folder, ShapesSpec(**options))
     except (ValueError, FileExistsError) as error:
         raise UserError(str(error)) from error
-    print(f"{folder}: {'written' if made else 'already there'}")
+    print(f"{folder}: {'written' if made else 'already exists'}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Create the files of a new operator: ``python tools/new_op.py NAME``.
 
 The files are copies of tools/new_op, an operator that multiplies channels by weights. It builds and passes
-its tests unchanged; replace its code by yours. CONTRIBUTING.md describes each file.
+its tests unchanged; replace its code with yours. CONTRIBUTING.md describes each file.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def main() -> None:
     if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name):
         raise UserError(f"NAME: expected lower-case words joined by _, got {name!r}")
     if (ROOT / "ops" / name).exists() or (ROOT / "dcnzoo" / "ops" / f"{name}.py").exists():
-        raise UserError(f"NAME: expected a new operator, got {name!r}, which there is")
+        raise UserError(f"NAME: expected a new name, got the existing operator {name!r}")
     camel = "".join(word.capitalize() for word in name.split("_"))
     for source in sorted(path for path in SKELETON.rglob("*.*") if path.suffix != ".pyc"):
         target = ROOT / str(source.relative_to(SKELETON)).replace("new_op", name)
@@ -54,7 +54,10 @@ def main() -> None:
         print(f"written: {target.relative_to(ROOT)}")
     for path, form, line in LISTS:
         add_line(ROOT / path, form, line, name)
-    print(f"Next: a picture, draw_{name} in docs/figures/draw.py; make format; make test ARGS='-k {name}'")
+    print(
+        f"Next: add a function draw_{name} to docs/figures/draw.py for the picture, then run: "
+        f"make format; make test ARGS='-k {name}'"
+    )
 
 
 if __name__ == "__main__":

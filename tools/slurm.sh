@@ -1,15 +1,15 @@
 # Functions that slurm_train.sh and slurm_test.sh source.
 # shellcheck shell=bash
 
-# launch PARTITION JOB_NAME SCRIPT [its arguments]: a task per GPU
+# launch PARTITION JOB_NAME SCRIPT [arguments of the script]: one task per GPU
 launch() {
     local partition=$1 job_name=$2 script=$3 gpus=${GPUS:-8} gpus_per_node=${GPUS_PER_NODE:-8} resource=
     shift 3
     local per_node=$((gpus_per_node > 0 && gpus_per_node < gpus ? gpus_per_node : gpus))
     [ "$gpus_per_node" -eq 0 ] || resource=--gres=gpu:$per_node
     export MASTER_PORT=${PORT:-29500}
-    # a task that dies ends the job: the others would wait for it
-    # shellcheck disable=SC2086  # no word, or several
+    # end the job if a task dies: the other tasks would wait for it
+    # shellcheck disable=SC2086  # unquoted: may be empty or several words
     exec srun --partition="$partition" --job-name="$job_name" --ntasks="$gpus" --ntasks-per-node="$per_node" \
         --cpus-per-task="${CPUS_PER_TASK:-5}" $resource --kill-on-bad-exit=1 ${SRUN_ARGS:-} \
         "${PYTHON:-python}" -u "$script" "$@"

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Train under Slurm, a task per GPU:
+# Train under Slurm, with one task per GPU:
 #   [GPUS=8 GPUS_PER_NODE=8 CPUS_PER_TASK=5 SRUN_ARGS=…] \
-#       tools/slurm_train.sh PARTITION JOB_NAME CONFIG WORK_DIR [options of tools/train.py]
-# GPUS_PER_NODE=0 asks for none (gloo). PORT: of the first node, another for each job that shares it.
+#       tools/slurm_train.sh PARTITION JOB_NAME CONFIG WORK_DIR [options of dcnzoo train]
+# GPUS_PER_NODE=0 requests no GPUs (gloo). PORT: on the first node; a different one for each job on that node.
 set -euo pipefail
 if [ $# -lt 4 ]; then
-    echo "usage: $0 PARTITION JOB_NAME CONFIG WORK_DIR [options of tools/train.py]" >&2
+    echo "usage: $0 PARTITION JOB_NAME CONFIG WORK_DIR [options of dcnzoo train]" >&2
     exit 2
 fi
 partition=$1 job_name=$2 config=$3 work_dir=$4

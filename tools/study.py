@@ -113,14 +113,16 @@ STUDIES = tuple(dict.fromkeys(each.study for each in EXPERIMENTS))
     show_default=True,
     help="Studies to train.",
 )
-@_options.option("--arms", several=True, metavar="ARM...", help="Arms to train (default: all).")
+@_options.option(
+    "--arms", several=True, metavar="ARM...", help="Detectors to train, such as off v2 (default: all)."
+)
 @_options.option(
     "--seeds",
     several=True,
     type=click.IntRange(min=0),
     default=range(10),
     show_default="0 to 9",
-    help="Seeds. From 100 on, they are for choosing settings, and the page is written to --work-dir.",
+    help="Seeds. Seeds from 100 on serve to choose settings; their page is written to --work-dir.",
 )
 @click.option("--jobs", type=click.IntRange(min=1), help="Parallel trainings (default: one per core).")
 @click.option("--quick", is_flag=True, help="Run two seeds with few iterations, as a smoke test.")
@@ -141,9 +143,11 @@ def main(
     results, sampling, page = folder / "study.csv", folder / "study_sampling.csv", folder / "study.md"
     times = folder / "study_time.csv"
     if not page_only:
-        wanted = [each for each in EXPERIMENTS if each.study in studies and each.arm in (arms or [each.arm])]
+        selection = [
+            each for each in EXPERIMENTS if each.study in studies and each.arm in (arms or [each.arm])
+        ]
         chosen = tuple(seeds)[:2] if quick else seeds
-        train_all(wanted, chosen, jobs or cores(), quick, work_dir, results, sampling, console)
+        train_all(selection, chosen, jobs or cores(), quick, work_dir, results, sampling, console)
         timed = {each.arm: each.run(0, work_dir, quick) for each in EXPERIMENTS if each.study in TIMED}
         if read_time(times).keys() != timed.keys():
             make_data(next(iter(timed.values())).cfg, console)

@@ -27,7 +27,7 @@ from dcnzoo.report.plots import COLOURS
 from dcnzoo.report.report import mean_and_spread
 from dcnzoo.utils.files import write_bytes, write_text
 
-Times = Mapping[str, Sequence[float]]  # arm → CPU seconds of an iteration, round by round
+Times = Mapping[str, Sequence[float]]  # arm → CPU seconds per iteration, one value per round
 TEMPLATE = Path(__file__).with_name("study.md.jinja")
 
 
@@ -105,7 +105,7 @@ def real_table(rows: Sequence[Row]) -> str:
         if found is not None:
             means = [mean_and_spread([getattr(row, metric) for row in each.values()]) for each in (off, v2)]
             lines.append([setting, name, *means, str(found), f"{found.ahead} of {found.pairs}"])
-    return markdown(["images", "", "off", "v2", "v2 − off (95% interval)", "ahead"], lines)
+    return markdown(["data set", "", "off", "v2", "v2 − off (95% interval)", "pairs ahead"], lines)
 
 
 def table(rows: Sequence[Row], times: Times, arms: Sequence[str]) -> str:
@@ -129,12 +129,12 @@ def table(rows: Sequence[Row], times: Times, arms: Sequence[str]) -> str:
         cells.append("" if arm == arms[0] or longer is None else f"{longer:.2f}×")
         lines.append(cells)
     head = [
-        "arm",
+        "detector",
         "box AP",
         "mask AP",
         f"box AP − {arms[0]} (95% interval), pairs ahead",
         f"mask AP − {arms[0]}",
-        "time of an iteration",
+        "time per iteration",
     ]
     return markdown(head, lines)
 
@@ -211,7 +211,7 @@ def dilation_table(looked: Sequence[SamplingRow]) -> str:
         [*key, *(_mean_and_std(regions[region]) for region in REGIONS)]
         for key, regions in by_layer(looked).items()
     ]
-    return markdown(["arm", "layer", *REGIONS], lines)
+    return markdown(["detector", "layer", *REGIONS], lines)
 
 
 def _mean_and_std(rows: Sequence[SamplingRow]) -> str:
@@ -236,7 +236,7 @@ def on_object_table(looked: Sequence[SamplingRow]) -> str:
             )
             cells.append(f"{trained:.3f} / {regular:.3f}")
         lines.append([*key, *cells])
-    return markdown(["arm", "layer", *list(REGIONS)[:-1]], lines)
+    return markdown(["detector", "layer", *list(REGIONS)[:-1]], lines)
 
 
 def plot_dilation(looked: Sequence[SamplingRow]) -> Figure:

@@ -1,4 +1,4 @@
-"""Measure the CPU time of each arm's training iteration: one process, one thread, in turns.
+"""Measure the CPU time of each arm's training iteration: one process, one thread, alternating.
 
 The trainings of a study run at different times and next to other work, so their seconds are not comparable.
 """

@@ -7,7 +7,7 @@
     make test-matrix ARGS="3.12:2.14.1"     # a Python and a torch of your choice
 
 Each pair has an environment in ``.venv-matrix``, created once (5 GB: pip's torch for Linux is a CUDA build).
-Pythons are searched on the ``PATH`` and in pyenv's versions; missing ones are listed as absent.
+Pythons are searched on the ``PATH`` and in pyenv's versions; missing ones are skipped and listed.
 """
 
 from __future__ import annotations
@@ -62,11 +62,11 @@ def environment(python: str, version: str, torch: str) -> Path:
         shutil.rmtree(folder, ignore_errors=True)
         pip = [folder / "bin/python", "-m", "pip", "--quiet", "--disable-pip-version-check", "install"]
         folder.mkdir(parents=True)
-        wanted = folder / "requirements.txt"
-        wanted.write_text(requirements(torch))
+        pinned = folder / "requirements.txt"
+        pinned.write_text(requirements(torch))
         for command in (
             [python, "-m", "venv", folder],
-            [*pip, "-r", wanted],
+            [*pip, "-r", pinned],
             [*pip, "--no-deps", "-r", ROOT / "requirements-openmmlab.txt"],
         ):
             subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -88,7 +88,7 @@ def smoke(python: Path) -> str:
 def trial(version: str, torch: str) -> str:
     python = interpreter(version)
     if python is None:
-        return "absent: no such Python here"
+        return f"skipped: Python {version} not found"
     try:
         return smoke(environment(python, version, torch))
     except subprocess.CalledProcessError as error:

@@ -1,4 +1,4 @@
-"""Test a wheel in bare environments: install, run, uninstall.
+"""Test a wheel in minimal environments: install, run, uninstall.
 
 ::
 
@@ -52,7 +52,7 @@ def trial(wheel: Path, version: str, torch: str) -> str:
     """Test the wheel with this Python; return one line, for a failure the last line of output."""
     python = interpreter(version)
     if python is None:
-        return "absent: no such Python here"
+        return f"skipped: Python {version} not found"
     folder = FOLDER / f"{version}-torch{torch}"
     executable = folder / "bin" / "python"
     pip = [executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
@@ -81,7 +81,7 @@ def trial(wheel: Path, version: str, torch: str) -> str:
             run(*pip, "check")
         run(*pip, "uninstall", "-y", "dcnzoo")
         if left := sorted(files(folder) - before):
-            return f"FAILED: left behind: {', '.join(left[:5])}"
+            return f"FAILED: files left after uninstall: {', '.join(left[:5])}"
         return f"ok: {tried}"
     except RuntimeError as error:
         return f"FAILED: {error}"

@@ -125,7 +125,7 @@ def make_data(cfg: Config, console: Console) -> None:
     spec = ShapesSpec(**dataset.shapes)
     started = time.monotonic()
     made = make_shapes(dataset.data_root, spec)
-    how = f"made in {time.monotonic() - started:.1f} s" if made else "already there"
+    how = f"generated in {time.monotonic() - started:.1f} s" if made else "already exists"
     console.print(f"data: {dataset.data_root}, {spec.train} + {spec.val} images, {how}")
 
 
@@ -235,5 +235,5 @@ def locked(folder: Path) -> Iterator[IO]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"{folder}: another run is still going on there") from None
+            raise UserError(f"{folder}: expected no other run in this folder, found one") from None
         yield lock

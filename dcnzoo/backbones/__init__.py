@@ -1,7 +1,8 @@
-"""Backbones built on deformable operators. They need torch alone; ``dcnzoo.models`` registers them.
+"""Backbones built on deformable operators. They need only torch; ``dcnzoo.models`` registers them.
 
-``internimage_t()`` returns the feature maps of its levels, finest first, ``internimage_t(num_classes=1000)``
-the logits of the official ImageNet classifier. ``dcnzoo.compat.timm`` registers the same sizes in timm.
+The network ``internimage_t()`` returns the feature maps of its levels, finest first.
+``internimage_t(num_classes=1000)`` is the official ImageNet classifier and returns logits.
+``dcnzoo.compat.timm`` registers the same networks in timm.
 """
 
 from dcnzoo.backbones.intern_image import FlashInternImage, InternImage

@@ -40,7 +40,7 @@ class CrossAttention(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """The mean pixel attends to all: ``(N, L, channels)`` to ``(N, out_channels)``."""
+    """Attention with the mean of all pixels as its query: ``(N, L, channels)`` to ``(N, out_channels)``."""
 
     def __init__(self, channels: int, heads: int, out_channels: int) -> None:
         super().__init__()
@@ -55,12 +55,12 @@ class AttentionPool(nn.Module):
 
 
 class Classifier(HubMixin, nn.Module):
-    """The head of a backbone, which calls :meth:`_add_head` in its constructor.
+    """Base of a backbone with a classification head. The constructor must call :meth:`_add_head`.
 
     Attributes:
-        num_classes: None is no head at all, 0 one without its last layer.
-        num_features: channels of the map that the head gets.
-        head_hidden_size: channels that its last layer gets.
+        num_classes: None: no head. 0: a head without its last layer.
+        num_features: channels of the head's input.
+        head_hidden_size: input channels of the head's last layer.
     """
 
     def _add_head(
@@ -98,13 +98,13 @@ class Classifier(HubMixin, nn.Module):
         raise error(f"{type(self).__name__}: {argument}: expected {expected}, got {given}")
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Replaces the last layer by a new one for so many classes; 0 is none.
+        """Replaces the last layer with a new one for ``num_classes`` classes; 0 removes it.
 
         Raises:
-            ValueError: the network was built without ``num_classes``, or this is not a number of classes.
+            ValueError: the network was built without ``num_classes``, or the number is invalid.
         """
         if self.num_classes is None:
-            self._refuse("num_classes", "a network built with num_classes", "one without")
+            self._refuse("num_classes", "a network built with num_classes", "a network without a head")
         if not isinstance(num_classes, int) or num_classes < 0:
             self._refuse("num_classes", "at least 0", num_classes)
         like = next(self.parameters())
@@ -116,7 +116,11 @@ class Classifier(HubMixin, nn.Module):
         self.num_classes = self._hub_arguments[1]["num_classes"] = num_classes
 
     def _merge_levels(self, maps: Sequence[Tensor]) -> Tensor:
-        """The map that the head gets: ``(N, num_features, H, W)`` of the levels' ``(N, H, W, C)``."""
+        """The head's input ``(N, num_features, H, W)``, from the levels' maps ``(N, H, W, C)``.
+
+        Raises:
+            RuntimeError: the sizes of the last two levels do not match (with ``use_clip_projector``).
+        """
         last = maps[-1].permute(0, 3, 1, 2)
         if self.num_classes is None or not self.use_clip_projector:
             return last
@@ -127,7 +131,11 @@ class Classifier(HubMixin, nn.Module):
         return x + finer
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """``(N, num_features, H, W)`` to ``(N, num_classes)``, or to what the last layer gets."""
+        """Logits ``(N, num_classes)``, or with ``pre_logits`` the last layer's input.
+
+        Args:
+            x: the head's input, ``(N, num_features, H, W)``.
+        """
         if self.use_clip_projector:
             x = self.fc_norm(self.clip_projector(x.flatten(2).transpose(1, 2)))
         else:

@@ -1,7 +1,7 @@
-"""InternImage and FlashInternImage: backbones whose every block aggregates deformably.
+"""InternImage and FlashInternImage: backbones with a deformable operator in every block.
 
-One network, two operators: DCNv3 in InternImage (Wang et al. 2023), DCNv4 in FlashInternImage (Xiong et al.
-2024). Parameter names are those of the official releases, whose checkpoints load as they are.
+Both have the same structure. InternImage (Wang et al. 2023) uses DCNv3, FlashInternImage (Xiong et al. 2024)
+uses DCNv4. Parameter names are those of the official releases, so their checkpoints load unchanged.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dcnzoo.layers.channels_last import build_activation, build_norm
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: in training, zero a sample's whole branch with this probability."""
+    """Stochastic depth: in training, set a sample's branch to zero with probability ``drop_prob``."""
 
     def __init__(self, drop_prob: float) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Stem(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Half the size, twice the channels; channels last."""
+    """Halves height and width and doubles the channels; channels last."""
 
     def __init__(self, channels: int, norm_layer: str) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ class Block(nn.Module):
 
 
 class Level(nn.Module):
-    """The blocks of one size, the norm behind them, and what leads to the next size."""
+    """The blocks of one resolution, the norm after them, and the downsampling to the next level."""
 
     def __init__(
         self,
@@ -155,25 +155,26 @@ class InternImage(Classifier):
     """InternImage, on DCNv3. The published sizes are functions: :func:`dcnzoo.backbones.internimage_t`.
 
     Args:
-        core_op: ``'DCNv3'``; there for the official configs, which name it.
-        channels: of the first level; each further one has twice as many.
-        depths, groups: blocks, and groups of their operator, of each level.
-        mlp_ratio: hidden channels of the MLP, in units of the level's.
-        drop_rate: of dropout, behind the stem and in the MLPs.
-        drop_path_rate: of stochastic depth, growing from zero to this from the first to the last block,
-            or the same everywhere with ``drop_path_type='uniform'``.
-        act_layer, norm_layer: as of :class:`dcnzoo.layers.DCNv3`, in the stem and between levels too.
-        layer_scale: the first value of a factor per channel and branch; None is none.
+        core_op: ``'DCNv3'`` or None; accepted because the official configs set it.
+        channels: of the first level. Each further level has twice as many.
+        depths, groups: number of blocks, and of channel groups of the operator, on each level.
+        mlp_ratio: hidden channels of the MLP, as a multiple of the level's channels.
+        drop_rate: of dropout, after the stem and in the MLPs.
+        drop_path_rate: of stochastic depth. It grows from zero in the first block to this rate in the last,
+            or is the same in all blocks with ``drop_path_type='uniform'``.
+        act_layer, norm_layer: as in :class:`dcnzoo.layers.DCNv3`; also used in the stem and between levels.
+        layer_scale: initial value of a learnt factor per channel and branch. None: no such factor.
         offset_scale: of the operator.
-        post_norm: norms behind the branches instead of before them.
+        post_norm: norms after the branches instead of before them.
         with_cp: recompute each block's activations in the backward pass: less memory, more time.
-        dw_kernel_size, center_feature_scale: of the operator, for InternImage-H and -G, as
-        res_post_norm: norms before **and** behind the branches, and
-        level2_post_norm, level2_post_norm_block_ids: norms behind these blocks of the third level.
-        out_indices: levels whose maps are put out.
-        frozen_stages: -1: train everything; 0: freeze the stem; n: the first n levels as well.
-        num_classes: with a number, the network is the official classifier. None: no head.
-        cls_scale: channels that the head's last layer gets, in units of the last level's.
+        dw_kernel_size, center_feature_scale: of the operator, for InternImage-H and -G.
+        res_post_norm: norms before **and** after the branches, for InternImage-H.
+        level2_post_norm, level2_post_norm_block_ids: norms after these blocks of the third level, for
+            InternImage-H and -G.
+        out_indices: levels whose maps are returned.
+        frozen_stages: -1: train everything. 0: freeze the stem. n: also freeze the first n levels.
+        num_classes: number of classes of the official classifier. None: no head.
+        cls_scale: input channels of the head's last layer, as a multiple of the last level's channels.
         use_clip_projector: the head of InternImage-H and -G: attention over the last two levels.
         in_chans: of the image.
 
@@ -182,7 +183,7 @@ class InternImage(Classifier):
         ``(N, num_classes)``.
 
     Raises:
-        ValueError: arguments that do not fit together.
+        ValueError: an argument is invalid, or arguments contradict each other.
     """
 
     operator: ClassVar[type[DCNv3 | DCNv4]] = DCNv3
@@ -232,7 +233,7 @@ class InternImage(Classifier):
         if drop_path_type not in ("linear", "uniform"):
             self._refuse("drop_path_type", "'linear' or 'uniform'", repr(drop_path_type))
         if res_post_norm and (post_norm or layer_scale is not None):
-            self._refuse("res_post_norm", "neither post_norm nor layer_scale beside it", res_post_norm)
+            self._refuse("res_post_norm", "False with post_norm or layer_scale", res_post_norm)
         extra_norms = list(level2_post_norm_block_ids or ())
         if extra_norms and not level2_post_norm:
             self._refuse("level2_post_norm_block_ids", "none without level2_post_norm", extra_norms)
@@ -296,21 +297,25 @@ class InternImage(Classifier):
         return self
 
     def _maps(self, x: Tensor, levels: int | None = None) -> list[Tensor]:
-        """The maps of all levels, or of the first few: ``(N, H, W, C)``, finest first."""
+        """The maps ``(N, H, W, C)`` of all levels, or of the first ``levels``, finest first.
+
+        Raises:
+            RuntimeError: the shape of ``x`` is invalid.
+        """
         if x.dim() != 4 or x.shape[1] != self.in_chans:
             self._refuse("x", f"(N, {self.in_chans}, H, W)", tuple(x.shape), RuntimeError)
         x = self.pos_drop(self.patch_embed(x))
         maps: list[Tensor] = []
         for i in range(len(self.levels) if levels is None else levels):
             if i:
-                # mypy: the items of a ModuleList have no type of their own
+                # mypy does not know the class of a ModuleList's items
                 x = self.levels[i - 1].downsample(x)  # type: ignore[operator]
             x = self.levels[i](x)
             maps.append(x)
         return maps
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """The map that the classifier's head gets: ``(N, num_features, H, W)``."""
+        """The input of the classifier's head: ``(N, num_features, H, W)``."""
         return self._merge_levels(self._maps(x))
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
@@ -321,11 +326,13 @@ class InternImage(Classifier):
 
 
 class FlashInternImage(InternImage):
-    """FlashInternImage, on DCNv4. The published sizes are functions, as of :class:`InternImage`.
+    """FlashInternImage, on DCNv4. The published sizes are functions, as for :class:`InternImage`.
 
     Args:
-        mlp_fc2_bias, dcn_output_bias: whether the last layers of MLP and operator have a bias.
-        **options: those of :class:`InternImage`; ``core_op`` is ``'DCNv4'``, ``offset_scale`` 0.5 by default.
+        core_op: ``'DCNv4'`` or None.
+        offset_scale: of the operator.
+        mlp_fc2_bias, dcn_output_bias: whether the last layer of the MLP, or of the operator, has a bias.
+        **options: other arguments of :class:`InternImage`.
     """
 
     operator = DCNv4

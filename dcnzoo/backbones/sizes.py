@@ -39,12 +39,13 @@ def _function_of(name: str) -> Callable[..., InternImage]:
         return network(**{"drop_path_rate": 0.0, **published, **options})
 
     build.__name__ = build.__qualname__ = name
-    build.__doc__ = f"""{network.__name__} of this published size, with random weights.
+    build.__doc__ = f"""Builds {network.__name__} in this published size, with random weights.
 
     Args:
-        **options: of :class:`{network.__name__}`, in place of the published ones. ``num_classes=1000`` makes
-            the official classifier, whose ImageNet checkpoints load; without it the network returns the
-            maps of its levels. ``layer_scale=1.0`` is that of the authors' detectors, also in size T.
+        **options: arguments of :class:`{network.__name__}` that override the published values.
+            ``num_classes=1000`` builds the official classifier, which can load the ImageNet checkpoints.
+            Without ``num_classes``, the network returns the feature maps of its levels. The authors'
+            detectors use ``layer_scale=1.0``, also in size T.
     """
     return build
 

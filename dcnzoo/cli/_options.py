@@ -124,7 +124,7 @@ class Numbers(click.ParamType):
         except ValueError:
             numbers = []
         if len(numbers) != self.count:
-            self.fail(f"expected {self.count} numbers with commas between them, got {value}", param, ctx)
+            self.fail(f"expected {self.count} numbers separated by commas, got {value}", param, ctx)
         return numbers
 
 

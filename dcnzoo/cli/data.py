@@ -167,7 +167,7 @@ def check(
 
     if config is not None:
         if classes is not None:
-            raise UserError("--config: expected without --classes, got both")
+            raise UserError("--config: not allowed with --classes")
         classes = _classes_of(config)
     with _steps() as step:
         report = checking.check_coco(file, images, classes, step)
@@ -178,7 +178,7 @@ def check(
     if fix is not None:
         done = checking.fix(report, fix)
         text = [f"{n} {key} {what}" for key, counts in done.items() for what, n in counts.items()]
-        print(f"written: {fix}: {', '.join(text) or 'nothing to mend'}", file=sys.stderr)
+        print(f"written: {fix}: {', '.join(text) or 'nothing to fix'}", file=sys.stderr)
     elif report.problems:
         sys.exit(1)
 
@@ -240,7 +240,7 @@ def config(
         from dcnzoo.zoo.config_writer import write_config
 
         base = write_config(train, val, out, images, val_images, model, weights=not no_weights)
-    print(f"written: {out}, on the basis of {base}")
+    print(f"written: {out}, based on {base}")
 
 
 @command.command
@@ -282,12 +282,12 @@ def download(
 
     if dataset_name in SMALL:
         if parts or unzip or delete:
-            raise click.UsageError("--parts, --unzip, --delete: expected with coco2017 only")
+            raise click.UsageError("--parts, --unzip, --delete: allowed only with coco2017")
         out = out or Path("data") / dataset_name
         if only_list:
             print(SMALL[dataset_name][0])
         elif is_prepared(out):
-            print(f"{out}: has {dataset_name} already")
+            print(f"{out}: already has {dataset_name}")
         else:
             archive = fetch(SMALL[dataset_name][0], out.parent)
             prepare(dataset_name, archive, out)
@@ -296,7 +296,7 @@ def download(
         return
     out = out or Path("data/coco")
     if delete and not unzip:
-        raise click.UsageError("--delete: expected --unzip with it, else nothing is left")
+        raise click.UsageError("--delete: expected --unzip as well; otherwise nothing is left")
     for url, checksum in (COCO[part] for part in parts or USUAL):
         if only_list:
             print(url, checksum or "")
@@ -304,7 +304,7 @@ def download(
         # records that a deleted archive was unpacked
         unpacked = out / f".{Path(url).name}.unpacked"
         if unpacked.exists() and unzip:
-            print(f"{out}: has {Path(url).name} already")
+            print(f"{out}: already has {Path(url).name}")
             continue
         archive = fetch(url, out, checksum=checksum)
         print(archive if checksum else f"{archive} (no checksum is known)", flush=True)
@@ -340,9 +340,9 @@ def _finish(conversion: Conversion, out: Path, prefix: Path, skip_invalid: bool)
     print(printable(f"images:  {prefix}"))
     notes = []
     if conversion.clipped:
-        notes.append(f"{conversion.clipped} cut off at the image's border")
+        notes.append(f"{conversion.clipped} clipped to the image")
     if conversion.problems:
-        notes.append(f"{len(conversion.problems)} left out")
+        notes.append(f"{len(conversion.problems)} skipped")
     if notes:
         print(f"objects: {', '.join(notes)}")
 
@@ -394,6 +394,6 @@ def _show(report: Report) -> None:
     for problem in report.problems[:_SHOWN]:
         console.print(printable(f"{report.file}: {problem.where}: {problem.text}"), soft_wrap=True)
     if len(report.problems) > _SHOWN:
-        console.print(f"… and {len(report.problems) - _SHOWN} more; --json has all")
+        console.print(f"… and {len(report.problems) - _SHOWN} more; --json lists all")
     problems = "problem" if len(report.problems) == 1 else "problems"
     console.print(f"{len(report.problems)} {problems}", style="bold red")

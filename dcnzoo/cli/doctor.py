@@ -151,12 +151,12 @@ def _set_up_problems(found: Found) -> Iterator[tuple[str, str]]:
         yield f"no compiled operators: {found.libraries['cpu']}", BUILD
     elif found.torch_cuda and found.torch_sees_gpu and "cuda" in found.libraries:
         yield (
-            f"torch sees a GPU, but the CUDA operators are not loaded: {found.libraries['cuda']}",
+            f"torch finds a GPU, but the CUDA operators are not loaded: {found.libraries['cuda']}",
             f"{BUILD}, with nvcc of CUDA {found.torch_cuda} on the PATH",
         )
     if found.nvidia_driver and not found.torch_cuda:
         yield (
-            f"this machine has an NVIDIA GPU, and torch {found.torch} is a CPU build",
+            f"this machine has an NVIDIA GPU, but torch {found.torch} is a CPU build",
             "pip uninstall -y torch && pip install torch  # a build for CUDA: https://pytorch.org/get-started/locally",
         )
     yield from _openmmlab_problems(found)
@@ -169,7 +169,9 @@ def _openmmlab_problems(found: Found) -> Iterator[tuple[str, str]]:
         twice = {MODULES[name] for name in originals} & {MODULES[name] for name in forks}
         yield (
             f"{', '.join(originals)} and {', '.join(forks)} are installed: "
-            + ("they overwrite each other's files" if twice else "onedl-… go with each other only"),
+            + (
+                "they overwrite each other's files" if twice else "onedl-… packages work only with each other"
+            ),
             f"pip uninstall -y {' '.join(originals + forks)} && {TESTED}",
         )
         return
@@ -198,13 +200,13 @@ def _openmmlab_problems(found: Found) -> Iterator[tuple[str, str]]:
     if mmcv and "mmdet" in found.packages and not (2, 0) <= _release(mmcv) < (2, 2):
         name = "mmcv-lite" if "mmcv-lite" in found.packages else "mmcv"
         yield (
-            f"{name} {mmcv}: mmdet {found.packages['mmdet']} takes 2.0 and 2.1",
+            f"{name} {mmcv}: mmdet {found.packages['mmdet']} supports only 2.0 and 2.1",
             f"pip uninstall -y {name} && pip install mmcv-lite==2.1.0",
         )
     if found.extension_error:
         name = "onedl-mmcv" if forks else "mmcv"
         yield (
-            f"{name}'s compiled operators do not load, they are for another torch: {found.extension_error}",
+            f"{name}'s compiled operators are for another torch and do not load: {found.extension_error}",
             "pip uninstall -y onedl-mmcv && pip install --no-deps --no-binary onedl-mmcv onedl-mmcv"
             if forks
             else "pip uninstall -y mmcv && pip install mmcv-lite==2.1.0",
@@ -221,11 +223,11 @@ def _training_problems(found: Found) -> Iterator[tuple[str, str]]:
         )
     elif found.import_error:
         error = found.import_error
-        yield f"a training does not start: {one_line(error)}", _import_fix(error) or TESTED
+        yield f"training cannot start: {one_line(error)}", _import_fix(error) or TESTED
     if found.cache_problem:
         yield (
-            f"downloaded weights cannot be kept: {found.cache_problem}",
-            'export TORCH_HOME="$HOME/torch"  # or another folder that you may write to',
+            f"downloaded weights cannot be stored: {found.cache_problem}",
+            'export TORCH_HOME="$HOME/torch"  # or another writable folder',
         )
 
 
@@ -245,8 +247,8 @@ def package_problems(module: str) -> Iterator[tuple[str, str]]:
         for name in ("dcnzoo.models", f"{module}.models", f"{module}.datasets"):
             importlib.import_module(name)
     except Exception as error:  # a name that numpy has removed raises AttributeError
-        mend = _import_fix(error) or f"pip install --no-deps {package.requirement}"
-        yield f"{module} cannot be imported: {one_line(error)}", mend
+        remedy = _import_fix(error) or f"pip install --no-deps {package.requirement}"
+        yield f"{module} cannot be imported: {one_line(error)}", remedy
 
 
 def _import_fix(error: Exception) -> str | None:
@@ -295,7 +297,7 @@ def command(package: str | None) -> None:
     width = max(len(name) for name, _ in lines)
     for name, value in lines:
         print(f"{name:{width}}  {value}")
-    for what, mend in wrong:
-        print(f"\nwrong: {what}\n mend: {mend}")
-    print(f"\n{len(wrong)} problem{'s' * (len(wrong) != 1)} found" if wrong else "\nnothing is wrong")
+    for what, remedy in wrong:
+        print(f"\nproblem: {what}\n    fix: {remedy}")
+    print(f"\n{len(wrong)} problem{'s' * (len(wrong) != 1)} found" if wrong else "\nno problems found")
     sys.exit(1 if wrong else 0)

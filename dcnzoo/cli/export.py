@@ -95,7 +95,7 @@ def command(
     """
     if show and skip_postprocess and verify:
         raise click.UsageError(
-            "--show: expected no --skip-postprocess with --verify: there are no boxes to draw"
+            "--show: not allowed with --verify and --skip-postprocess: there are no boxes to draw"
         )
     if to == "openvino":
         if backend == "tensorrt":
@@ -156,7 +156,7 @@ def command(
                 _write_ir(partial, out)
     written = [out] if to == "onnx" else [out, out.with_suffix(".bin")]
     megabytes = sum(file.stat().st_size for file in written) / 2**20
-    text = "height and width open" if dynamic_export else f"input {size[0]} × {size[1]}"
+    text = "dynamic height and width" if dynamic_export else f"input {size[0]} × {size[1]}"
     opset = f", opset {opset_version}" if to == "onnx" else ""
     print(f"written: {', '.join(map(str, written))} ({megabytes:.1f} MiB), {text}{opset}")
     if backend == "tensorrt":
@@ -177,7 +177,7 @@ def command(
         print(_compare_raw_outputs(detector, session, [images for _, images, _ in samples], backend))
     else:
         drawing = out.with_suffix(".png") if show else None
-        where = test_img or input_img or "the drawn image"
+        where = test_img or input_img or "the generated image"
         print(_compare_detections(detector, session, samples, backend, where, drawing))
 
 
@@ -289,8 +289,8 @@ def _compare_detections(
             _draw(drawing, picture, detector.classes, backend, expected[0], outputs)
     if total.found == 0:
         raise UserError(
-            f"--verify: nothing is found in {where}, by PyTorch or {backend}: "
-            "expected an image with objects: --test-img FILE"
+            f"--verify: expected detections in {where}, got none from PyTorch or {backend}; "
+            "use an image with objects: --test-img FILE"
         )
     text = f"{total.matched} of {total.found} detections agree between PyTorch and {backend}"
     if not total.holds:

@@ -84,7 +84,9 @@ def command(images: tuple[str, ...], demo: bool, out: Path, score_threshold: flo
             with user_errors(), resizing(path):
                 sample = inference_detector(detector, path)
             if "pred_instances" not in sample:
-                raise UserError(f"model: expected a detector, got one that finds {', '.join(sample.keys())}")
+                raise UserError(
+                    f"model: expected a detector, got a model that predicts {', '.join(sample.keys())}"
+                )
             found = sample.pred_instances.cpu()
             found = found[found.scores >= score_threshold]
             found = found[found.scores.argsort(descending=True)]

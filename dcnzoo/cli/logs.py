@@ -86,7 +86,7 @@ def plot_offsets(work_dir: Path, out: Path) -> None:
     file = work_dir / "offset_statistics.csv"
     if not file.is_file():
         raise UserError(
-            f"{file}: expected a file, found none; it is written with "
+            f"{file}: expected a file, found none; to write it, train with "
             "--cfg-options default_hooks.offsets.type=OffsetStatisticsHook"
         )
     rows = list(read_statistics(file))

@@ -54,7 +54,7 @@ def command(
       dcnzoo reproduce CONFIG --train
     """
     if train and checkpoint:
-        raise click.UsageError("--train: expected no --checkpoint with it")
+        raise click.UsageError("--train: not allowed with --checkpoint")
 
     import dcnzoo.openmmlab  # noqa: F401  before mmengine
     from dcnzoo.openmmlab.runner import build_runner, load_config
@@ -124,4 +124,4 @@ def _show(row: dict) -> None:
     if row["listed"]:
         print(f"listed: {row['source']}")
     if row["subset"] is not None and row["listed"]:
-        print("On a part of the images: the listed figure is of all of them.")
+        print("Measured on a subset; the listed figure is for all images.")

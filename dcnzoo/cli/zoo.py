@@ -59,7 +59,7 @@ def search(words: tuple[str, ...], as_json: bool) -> None:
 
     found = zoo.search(words)
     if not found:
-        raise UserError(f"{' '.join(words)}: expected words that occur in a model's names, found none")
+        raise UserError(f"{' '.join(words)}: expected words in the names or paper of one model, found none")
     _show(found, as_json)
 
 
@@ -93,7 +93,7 @@ def download(names: tuple[str, ...], out: Path | None) -> None:
         path = zoo.download(model.id, out)
         print(path, flush=True)
         if zoo.checksum_in_name(path.name) is None:
-            print(f"{path.name}: not checked, no checksum is known", file=sys.stderr)
+            print(f"{path.name}: not checked: no checksum is known", file=sys.stderr)
 
 
 @command.command
@@ -112,7 +112,7 @@ def verify(files: tuple[Path, ...]) -> None:
             print(one_line(error))
             problems += 1
     if problems:
-        raise UserError(f"{problems} of {len(files)} files are not what they should be, or not known to be")
+        raise UserError(f"{problems} of {len(files)} files failed verification")
 
 
 @command.command
@@ -158,7 +158,7 @@ def publish(in_file: str, out_file: Path, save_keys: tuple[str, ...], unsafe_loa
     digits = hashlib.sha256(content).hexdigest()[:8]
     out_file = out_file.with_name(f"{out_file.name.removesuffix(ending)}-{digits}{ending}")
     write_bytes(out_file, content)
-    print(f"left out: {', '.join(removed) or 'nothing'}")
+    print(f"removed: {', '.join(removed) or 'nothing'}")
     print(out_file)
 
 

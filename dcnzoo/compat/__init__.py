@@ -1,4 +1,4 @@
-"""Other packages' signatures on dcnzoo's operators, and patches of other packages."""
+"""Interfaces of other packages on dcnzoo's operators, and patches of other packages."""
 
 from dcnzoo.compat.extensions import provide
 

@@ -21,7 +21,7 @@ def _matching(name: str) -> list[tuple[str, Call, Around]]:
 
 
 class _Loader(Loader):
-    """Loads a module with its own loader, within the contexts and before the functions that wait for it."""
+    """Loads a module with its own loader, inside the contexts of :func:`watch`, then calls the functions."""
 
     def __init__(self, loader: Loader) -> None:
         self.loader = loader
@@ -30,7 +30,7 @@ class _Loader(Loader):
         return self.loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
-        if module.__spec__ is not None:  # from here on, the module is as without this loader
+        if module.__spec__ is not None:  # restore the module's own loader
             module.__loader__ = module.__spec__.loader = self.loader
         with contextlib.ExitStack() as stack:
             for _, _, around in _matching(module.__name__):
@@ -63,8 +63,8 @@ def watch(
     """Call ``call(module)`` after each import of a module whose name matches.
 
     Args:
-        pattern: of :mod:`fnmatch`.
-        around: makes a context in which the module is executed.
+        pattern: a pattern of :mod:`fnmatch` for the module's full name.
+        around: returns a context in which the module is executed.
 
     Returns:
         a function that undoes this.
@@ -86,7 +86,7 @@ def call(name: str, function: Call) -> Callable[[], None]:
     """Call ``function(module)`` now if the module is imported already, else after its import.
 
     Returns:
-        a function after which it is not called any more.
+        a function that cancels the call.
     """
     if name in sys.modules:
         function(sys.modules[name])

@@ -1,6 +1,6 @@
 """The official layer of Deformable DETR, ``from models.ops.modules import MSDeformAttn``.
 
-With the argument ``ratio`` that ViT-Adapter added. Its state dicts load: the parameters have the same names.
+It also has the argument ``ratio`` of ViT-Adapter. The parameters have the same names, so state dicts load.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ class MSDeformAttn(MultiScaleDeformableAttention):
 
     Args:
         d_model: channels of queries, input and output.
-        n_levels: of the pyramid.
-        n_heads: a divisor of the projected channels.
-        n_points: of a head on a level.
-        ratio: of the projected channels to ``d_model`` (ViT-Adapter).
+        n_levels: number of levels of the pyramid.
+        n_heads: number of heads, a divisor of the projected channels.
+        n_points: number of points per head and level.
+        ratio: ratio of the projected channels to ``d_model`` (ViT-Adapter).
 
     Raises:
-        ValueError: arguments that do not fit.
-        RuntimeError: input that does not fit.
+        ValueError: an argument is invalid.
+        RuntimeError: an input is invalid.
     """
 
     def __init__(

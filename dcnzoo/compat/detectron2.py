@@ -1,7 +1,7 @@
 """detectron2's deformable convolutions: ``detectron2.layers.DeformConv`` and ``ModulatedDeformConv``.
 
-Same arguments, ``norm`` and ``activation`` included, same parameters and initial values; state dicts load.
-detectron2 is not needed. Unlike there, everything runs on the CPU too, with gradients and any
+They have the same arguments (also ``norm`` and ``activation``), parameters and initial values, so state dicts
+load. detectron2 is not required. Unlike detectron2's layers, they also run on the CPU, with gradients and any
 ``deformable_groups``.
 """
 
@@ -33,9 +33,9 @@ def deform_conv(
     deformable_groups: int = 1,
     im2col_step: int = 64,
 ) -> Tensor:  # [N, O, oH, oW]
-    """``detectron2.layers.deform_conv.deform_conv``, also BasicSR's: deformable convolution v1.
+    """Deformable convolution v1: ``detectron2.layers.deform_conv.deform_conv``, also in BasicSR.
 
-    Any batch goes with any ``im2col_step``.
+    Any batch size works with any ``im2col_step``.
 
     Raises:
         RuntimeError: as :func:`dcnzoo.compat.mmcv.deform_conv2d`.
@@ -56,7 +56,7 @@ def modulated_deform_conv(
     groups: int = 1,
     deformable_groups: int = 1,
 ) -> Tensor:  # [N, O, oH, oW]
-    """``detectron2.layers.deform_conv.modulated_deform_conv``, also BasicSR's: deformable convolution v2.
+    """Deformable convolution v2: ``detectron2.layers.deform_conv.modulated_deform_conv``, also in BasicSR.
 
     Raises:
         RuntimeError: as :func:`dcnzoo.compat.mmcv.modulated_deform_conv2d`.
@@ -66,7 +66,7 @@ def modulated_deform_conv(
 
 
 class _NormAndActivation(nn.Module):
-    """Mixin: a norm and an activation after the convolution. It stands before the layer class."""
+    """Mixin that adds a norm and an activation after the convolution. It must precede the layer class."""
 
     def _add(
         self, deformable_groups: int, norm: nn.Module | None, activation: Callable[[Tensor], Tensor] | None
@@ -81,7 +81,7 @@ class _NormAndActivation(nn.Module):
             nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor, *fields: Tensor) -> Tensor:
-        empty = x.numel() == 0  # detectron2 returns the empty map as it is: batch norm would refuse it
+        empty = x.numel() == 0  # as in detectron2: batch norm raises an error for an empty map
         x = super().forward(x, *fields)
         if self.norm is not None and not empty:
             x = self.norm(x)
@@ -91,21 +91,21 @@ class _NormAndActivation(nn.Module):
 
 
 class DeformConv(_NormAndActivation, DeformConv2d):
-    """``detectron2.layers.DeformConv``: deformable convolution v1, its offset given.
+    """``detectron2.layers.DeformConv``: deformable convolution v1, with the offset as an input.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, groups: of ``nn.Conv2d``.
-        deformable_groups: of input channels that share offsets.
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups: as in ``nn.Conv2d``.
+        deformable_groups: number of groups of input channels with their own offsets.
         bias: must be False.
-        norm: a layer that follows, such as ``nn.BatchNorm2d(out_channels)``.
-        activation: a function of a tensor that follows, such as ``F.relu``.
+        norm: a layer after the convolution, such as ``nn.BatchNorm2d(out_channels)``.
+        activation: a function of a tensor after the norm, such as ``F.relu``.
 
-    ``forward(x, offset)`` with ``offset`` ``(N, deformable_groups · 2 · K, oH, oW)``. An empty ``x`` gives an
-    empty map, without ``norm`` and ``activation``.
+    ``forward(x, offset)`` with ``offset`` ``(N, deformable_groups · 2 · K, oH, oW)``. For an empty ``x``, the
+    result is an empty map, without ``norm`` and ``activation``.
 
     Raises:
-        ValueError: arguments that do not fit.
-        RuntimeError: input that does not fit.
+        ValueError: an argument is invalid.
+        RuntimeError: an input is invalid.
     """
 
     def __init__(
@@ -128,9 +128,9 @@ class DeformConv(_NormAndActivation, DeformConv2d):
 
 
 class ModulatedDeformConv(_NormAndActivation, ModulatedDeformConv2d):
-    """``detectron2.layers.ModulatedDeformConv``: deformable convolution v2, its offset and mask given.
+    """``detectron2.layers.ModulatedDeformConv``: deformable convolution v2, with offset and mask as inputs.
 
-    As :class:`DeformConv`, with a bias by default. ``forward(x, offset, mask)`` with ``mask``
+    Like :class:`DeformConv`, but with a bias by default. ``forward(x, offset, mask)`` with ``mask``
     ``(N, deformable_groups · K, oH, oW)``.
     """
 

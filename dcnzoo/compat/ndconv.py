@@ -1,28 +1,30 @@
-"""The calls of "Pytorch-Implmentation-of-Deformable-Convolution-Nd" (``torch.ops.custom_op.deform_conv2d``).
+"""Functions of "Pytorch-Implmentation-of-Deformable-Convolution-Nd" (``torch.ops.custom_op.deform_conv2d``).
 
-Its arguments, in its order; only the way to the function differs::
+They have the same arguments in the same order. Only the import differs::
 
     from dcnzoo.compat import ndconv
     output = ndconv.deform_conv2d(input, weight, offset_field, attn_mask, kernel_size, …)
 
-``dcnzoo.compat.provide("custom_op")`` keeps that as well, for code that is to stay as it is.
+With ``dcnzoo.compat.provide("custom_op")``, the original import works too, and your code stays unchanged.
 
-Its layout, as its CUDA kernels read it (the version whose README has these arguments), with ``G`` for
-``groups · offset_field_channels_per_groups``, ``K`` for the taps of the kernel:
+The layout is that of the original's CUDA kernels, in the version whose README has these arguments. ``G`` is
+``groups · offset_field_channels_per_groups`` and ``K`` is the number of taps:
 
-- ``offset_field`` ``(N, rank, G · K, *out)``: the axis comes first, slowest axis (depth or height) at
-  index 0; then group, deformable group and tap, in that order. Or, as in later versions of the module,
-  ``(N, G · K · rank, *out)``: group, deformable group, tap, axis, the layout of :mod:`dcnzoo.ops`.
-- ``attn_mask`` ``(N, 1, G · K, *out)``, or ``(N, G · K, *out)``: the mask, used as it is.
-- ``weight`` ``(O, C / groups, *kernel)``, as ever.
+- ``offset_field`` ``(N, rank, G · K, *out)``: the axis comes first, with the slowest axis (depth or height)
+  at index 0, then group, deformable group and tap, in this order. As in later versions of the module,
+  ``(N, G · K · rank, *out)`` works too: group, deformable group, tap, axis, the layout of :mod:`dcnzoo.ops`.
+- ``attn_mask`` ``(N, 1, G · K, *out)``, or ``(N, G · K, *out)``: the mask, used without an activation.
+- ``weight`` ``(O, C / groups, *kernel)``, as in torch.
 - Each group of ``c = C / groups`` channels has ``d = offset_field_channels_per_groups`` deformable groups of
-  its own; the group's channel ``i`` belongs to deformable group ``⌊i · d / c⌋``. ``d`` need not divide ``c``.
-  Its names in later versions, ``deformable_groups_per_groups`` and ``deformable_groups``, are taken too.
+  its own. The group's channel ``i`` belongs to deformable group ``⌊i · d / c⌋``; ``d`` need not divide ``c``.
+  Its names in later versions, ``deformable_groups_per_groups`` and ``deformable_groups``, are accepted too.
 - A corner outside the map counts as zero: the border rule of :mod:`dcnzoo.ops`.
 
-Differences: under autocast float32 offsets stay float32, where the original rounds them to autocast's type.
-At a coordinate of exactly -1 the offset's gradient is zero here and not there. Its CPU kernel in 3-D mixes
-up the offsets of several groups; this does what its other kernels do.
+Differences from the original:
+
+- Under autocast, float32 offsets stay float32. The original rounds them to autocast's dtype.
+- At a coordinate of exactly -1 the gradient of the offset is zero. In the original it is not.
+- The original's 3-D CPU kernel mixes up the offsets of several groups. dcnzoo follows its other kernels.
 """
 
 from __future__ import annotations
@@ -90,11 +92,12 @@ def deform_conv2d(
     offset_field_channels_per_groups: int,
     bias: Tensor | None,  # [O]
 ) -> Tensor:  # [N, O, oH, oW]
-    """Deformable convolution with the arguments and the layout that the module's text describes.
+    """Deformable convolution with the arguments and the layout of the module's docstring.
 
     Raises:
-        RuntimeError: ``kernel_size`` is not the weight's, ``offset_field``, ``attn_mask`` or
-            ``offset_field_channels_per_groups`` do not fit, or :func:`dcnzoo.ops.deform_conv2d` finds fault.
+        RuntimeError: ``kernel_size`` differs from the weight's, ``offset_field``, ``attn_mask`` or
+            ``offset_field_channels_per_groups`` is invalid, or so is an argument of
+            :func:`dcnzoo.ops.deform_conv2d`.
     """
     geometry = (kernel_size, stride, padding, dilation, groups, offset_field_channels_per_groups)
     return _deform_conv(ops.deform_conv2d, 2, input, weight, offset_field, attn_mask, *geometry, bias)
@@ -140,7 +143,7 @@ def _deform_conv(
 
     def per_axis(name: str, values: int | Sequence[int]) -> tuple[int, ...]:
         values = (values,) if isinstance(values, int) else tuple(values)
-        check(len(values) in (1, rank), name, f"an integer or {rank} of them", values)
+        check(len(values) in (1, rank), name, f"an integer or {rank} integers", values)
         return values * rank if len(values) == 1 else values
 
     for name, tensor in (("input", input), ("weight", weight)):
@@ -176,7 +179,7 @@ def _deform_conv(
         offset_field = offset_field.unflatten(1, (total, rank)).transpose(1, 2)
     if attn_mask.dim() == rank + 2:
         attn_mask = attn_mask.unsqueeze(1)
-    if in_group % per_group:  # unequal groups are not the operator's: give each channel its own
+    if in_group % per_group:  # the operator needs equal groups: make each channel its own group
         member = torch.arange(in_group, device=input.device) * per_group // in_group
         offset_field, attn_mask = (
             field.unflatten(2, (groups, per_group, taps)).index_select(3, member).flatten(2, 4)

@@ -1,28 +1,28 @@
-"""What dcnzoo replaces in other packages, and how to switch each replacement off.
+"""Patches that dcnzoo applies to other packages, and switches for each of them.
 
 Each replacement is a :class:`Patch` with a name. ``import dcnzoo.models`` applies three kinds:
 
-- :data:`OPERATORS`: the kernels behind ``mmcv.ops``. With a compiled mmcv, only on devices where dcnzoo's are
-  proven, which is the CPU; on a GPU mmcv's stay in use unless ``cuda`` is switched on.
+- :data:`OPERATORS`: the kernels of ``mmcv.ops``. With a compiled mmcv, dcnzoo's kernels run only on the CPU.
+  On a GPU mmcv's kernels stay in use unless ``cuda`` is switched on.
 - :data:`REGISTERED`: entries of OpenMMLab's registries, by their registered names.
 - fixes for mmcv, mmengine and mmdet: the table in :mod:`dcnzoo.openmmlab.patches`.
 
-The environment variable ``DCNZOO_PATCHES`` chooses among them, with commas between names:
+The environment variable ``DCNZOO_PATCHES`` selects patches. Separate names by commas:
 
 ========================  ==========================================================================
-not set                   all of them
+not set                   all patches
 ``off``                   none
-``-deform_conv,-DCN``     all but these
+``-deform_conv,-DCN``     all except these
 ``deform_conv,DCN``       only these
-``cuda``                  all, and dcnzoo's operators on CUDA too where mmcv is compiled
+``cuda``                  all, and dcnzoo's CUDA kernels also with a compiled mmcv
 ========================  ==========================================================================
 
-In a program: :func:`disable`, :func:`enable`, :func:`disabled`, at any time. :func:`active` lists what is
-applied; ``dcnzoo doctor`` prints it, with targets, reasons and versions. Two more patches are applied only
-when a program asks for them, whatever the variable is: :func:`dcnzoo.compat.transformers.enable` and
-:func:`dcnzoo.compat.torchvision.accelerate`.
+In a program, you can call :func:`disable`, :func:`enable` and :func:`disabled` at any time. :func:`active`
+lists the applied patches; ``dcnzoo doctor`` prints them with targets, reasons and versions. Two more patches
+apply only if a program calls :func:`dcnzoo.compat.transformers.enable` or
+:func:`dcnzoo.compat.torchvision.accelerate`, regardless of the variable.
 
-``mmcv._ext`` for mmcv-lite replaces nothing and is always there. This module imports neither torch nor
+``mmcv._ext`` for mmcv-lite replaces nothing, so it has no switch. This module imports neither torch nor
 OpenMMLab.
 """
 
@@ -39,7 +39,7 @@ from dataclasses import dataclass, field
 
 VARIABLE = "DCNZOO_PATCHES"
 OPERATORS = ("deform_conv", "modulated_deform_conv", "deform_roi_pool", "multi_scale_deform_attn")
-REGISTERED = (  # those included of mmdet, mmpose, mmpretrain and mmseg, which may not be installed
+REGISTERED = (  # includes entries of mmdet, mmpose, mmpretrain and mmseg, which may not be installed
     *("DCN", "DCNv2", "MultiScaleDeformableAttention", "FPN", "PAFPN", "CocoDataset", "CocoMetric"),
     *("HRNet", "RegNet", "Res2Net", "ResNeSt", "ResNeXt", "ResNet", "ResNetV1c", "ResNetV1d"),
     *("SEResNet", "SEResNeXt", "TridentResNet"),
@@ -54,7 +54,7 @@ class Changes(contextlib.ExitStack):
 
     def set(self, owner: object, name: str, value: object) -> None:
         """Sets an attribute of a module, a class or an instance."""
-        # not getattr: an inherited attribute is deleted again, a class method stays one
+        # not getattr: an inherited attribute must be deleted again, and a classmethod object restored as such
         before = vars(owner).get(name, _ABSENT)
         setattr(owner, name, value)
         if before is _ABSENT:
@@ -87,12 +87,12 @@ class Patch:
     """A replacement in another package.
 
     Attributes:
-        name: for DCNZOO_PATCHES and the functions of this module.
-        target: what is replaced.
-        reason: what fails, or is missing, without it.
-        versions: of the packages, in which that is so.
-        change: makes the changes.
-        needed: whether there is something to replace here. It is asked before each application.
+        name: the name in DCNZOO_PATCHES and in the functions of this module.
+        target: the object that is replaced.
+        reason: the problem without the patch.
+        versions: versions of the packages that have the problem.
+        change: function that makes the changes.
+        needed: function that returns whether the patch applies here. It is called before each application.
     """
 
     name: str
@@ -124,7 +124,7 @@ class Patch:
 
 @dataclass(frozen=True)
 class _Switches:
-    """Which patches are on: those of ``named`` as it says, the others by ``default``."""
+    """Which patches are on: ``named`` by name, all others by ``default``. ``cuda`` is off by default."""
 
     default: bool = True
     named: dict[str, bool] = field(default_factory=dict)
@@ -138,7 +138,7 @@ def _parse(text: str) -> _Switches:
     names = [name.strip() for name in text.split(",") if name.strip()]
     if "off" in names:
         if len(names) > 1:
-            raise RuntimeError(f"{VARIABLE}: expected off alone, or names without it, got {text!r}")
+            raise RuntimeError(f"{VARIABLE}: expected either 'off' or names of patches, got {text!r}")
         return _Switches(default=False)
     on = {name: True for name in names if not name.startswith("-")}
     off = {name[1:]: False for name in names if name.startswith("-")}
@@ -147,7 +147,7 @@ def _parse(text: str) -> _Switches:
 
 _switches = _parse(os.environ.get(VARIABLE, ""))
 _patches: list[Patch] = []
-_complete = False  # whether _patches has all names
+_complete = False  # whether _patches contains all patches
 
 
 def _check(owner: str, *names: str) -> None:
@@ -165,19 +165,19 @@ def enabled(name: str) -> bool:
 
 
 def disable(*names: str) -> None:
-    """Undoes patches, and switches them off: without names, all of them.
+    """Undoes patches and switches them off. Without names: all patches.
 
-    Objects that exist already keep their class: a model that is built stays as it is.
+    Existing objects keep their class: a model that is already built does not change.
 
     Raises:
-        RuntimeError: there is no such patch. Before ``import dcnzoo.models`` not all names are known, and
-            that import raises the error.
+        RuntimeError: a patch with this name does not exist. Before ``import dcnzoo.models`` not all names are
+            known; then that import raises the error.
     """
     _switch("disable", False, names)
 
 
 def enable(*names: str) -> None:
-    """Switches patches on again, and ``cuda``: without names, all but ``cuda``."""
+    """Applies patches and switches them on. Without names: all patches, and ``cuda`` does not change."""
     _switch("enable", True, names)
 
 
@@ -192,7 +192,7 @@ def _switch(owner: str, on: bool, names: tuple[str, ...]) -> None:
 
 @contextlib.contextmanager
 def disabled(*names: str) -> Iterator[None]:
-    """Within it, patches are undone and switched off, as by :func:`disable`."""
+    """Context in which patches are undone and switched off, as by :func:`disable`."""
     before = _switches
     disable(*names)
     try:
@@ -210,13 +210,13 @@ def _set(switches: _Switches) -> None:
 
 
 def add(*new: Patch, complete: bool = False) -> None:
-    """Adds patches, and applies those that are switched on. Patches that are there already are kept.
+    """Adds patches, and applies each one that is switched on. A patch that was added before is not replaced.
 
     Args:
-        complete: with these, all names are known.
+        complete: whether all patches have been added now, so that names can be checked.
 
     Raises:
-        RuntimeError: ``complete``, and a name that was given before is that of no patch.
+        RuntimeError: with ``complete``, if DCNZOO_PATCHES or an earlier call has a name without a patch.
     """
     global _complete
     there = {(patch.name, patch.target): patch for patch in _patches}
@@ -230,7 +230,7 @@ def add(*new: Patch, complete: bool = False) -> None:
 
 
 def require(owner: str, package: str) -> None:
-    """Checks that a package is there to be patched, without importing it.
+    """Check that a package is installed, without importing it.
 
     Raises:
         ImportError: it is not installed.
@@ -242,20 +242,20 @@ def require(owner: str, package: str) -> None:
 
 
 def switch_on(patch: Patch) -> None:
-    """Applies a patch that a program asks for, whatever DCNZOO_PATCHES is."""
+    """Apply a patch, regardless of DCNZOO_PATCHES."""
     add(patch)
     enable(patch.name)
 
 
 def switch_off(patch: Patch) -> None:
-    """Undoes :func:`switch_on`, if it was called."""
+    """Undo :func:`switch_on`, if it was called."""
     if patch in _patches:
         disable(patch.name)
 
 
 @contextlib.contextmanager
 def switched_on(patch: Patch, on: Callable[[], None]) -> Iterator[None]:
-    """Within it, a patch is applied, by ``on``. After it, it is as before."""
+    """Context in which ``on`` has applied a patch. The end of the context restores the state before."""
     before = patch.applied
     on()
     try:
@@ -266,7 +266,7 @@ def switched_on(patch: Patch, on: Callable[[], None]) -> Iterator[None]:
 
 
 def replace(registry, reason: str) -> Callable[[type], type]:
-    """A decorator: the class takes the place of that of its name in a registry of mmengine."""
+    """Class decorator: the class replaces the class of the same name in a registry of mmengine."""
 
     def decorate(cls: type) -> type:
         name = cls.__name__
@@ -281,11 +281,11 @@ def replace(registry, reason: str) -> Callable[[type], type]:
 
 
 def table() -> tuple[Patch, ...]:
-    """The patches that are known: all of them after ``import dcnzoo.models``."""
+    """The known patches. The list is complete after ``import dcnzoo.models``."""
     return tuple(_patches)
 
 
 def active() -> list[str]:
-    """The names of the patches that are applied, and ``cuda`` if it is switched on."""
+    """The names of the applied patches, and ``cuda`` if it is switched on."""
     names = [patch.name for patch in _patches if patch.applied] + [CUDA] * enabled(CUDA)
     return list(dict.fromkeys(names))

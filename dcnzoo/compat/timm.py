@@ -2,11 +2,11 @@
 
 - ``internimage_{t,s,b,l,xl,h,g}`` and ``flash_internimage_{t,s,b,l}``: :mod:`dcnzoo.backbones`.
 - ``resnet{18,34,50,101,152}_dcnv2``: timm's ResNets with DCNv2 in stages c3 to c5. With timm's weights of the
-  plain ResNet they compute what it computes, until they are trained.
+  plain ResNet, their output equals that of the plain ResNet until you train them.
 
 ``features_only``, ``num_classes``, ``in_chans``, ``drop_path_rate``, ``checkpoint_path`` and
-``timm.optim``'s layer-wise learning rates work as with timm's own models. ``pretrained=True`` downloads the
-authors' ImageNet weights, and for the ResNets timm's.
+``timm.optim``'s layer-wise learning rates work as with timm's own models. ``pretrained=True`` downloads
+ImageNet weights: the authors' for InternImage and FlashInternImage, timm's for the ResNets.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ HEAD = ("conv_head", "dcnv3_head_x4", "dcnv3_head_x3", "clip_projector", "fc_nor
 
 
 class _TimmModel:
-    """timm's interface of a model, a mixin before a backbone."""
+    """Mixin with timm's model interface. It must precede the backbone."""
 
     @property
     def feature_info(self) -> list[dict[str, Any]]:
@@ -47,16 +47,20 @@ class _TimmModel:
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Compute the input of the head, unless ``intermediates_only``, and maps ``(N, C, H, W)`` of levels.
+        """Compute maps ``(N, C, H, W)`` of levels and, unless ``intermediates_only``, the head's input.
 
         Args:
-            indices: the levels' numbers, negative from the last; one number: so many of the last; None: all.
-            norm: without effect, since levels end with their norm.
-            stop_early: with ``intermediates_only``: compute no level behind the last of ``indices``.
-            output_fmt: ``'NCHW'``.
+            indices: indices of levels; negative ones count from the last level. An integer n: the last n
+                levels. None: all.
+            norm: no effect, because the norm is part of a level.
+            stop_early: with ``intermediates_only``, do not compute levels after the last of ``indices``.
+            output_fmt: must be ``'NCHW'``.
+
+        Returns:
+            the maps, or with the head's input ``(head's input, maps)``.
 
         Raises:
-            ValueError: there is no such level, or another ``output_fmt``.
+            ValueError: a level does not exist, or ``output_fmt`` has another value.
         """
         if output_fmt != "NCHW":
             self._refuse("output_fmt", "'NCHW'", repr(output_fmt))
@@ -78,7 +82,7 @@ class _TimmModel:
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Removes the levels behind the last of ``indices``, and the head. Returns the levels' numbers."""
+        """Remove the levels after the last of ``indices``, and the head. Return the indices of the levels."""
         chosen = self._chosen(indices)
         self.levels = self.levels[: max(chosen) + 1]
         self.levels[-1].downsample = None
@@ -89,7 +93,7 @@ class _TimmModel:
         return chosen
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replaces the last layer; ``global_pool`` is ``'avg'``."""
+        """Replace the last layer. ``global_pool`` must be ``'avg'`` or None."""
         if global_pool not in (None, "avg"):
             self._refuse("global_pool", "'avg'", repr(global_pool))
         super().reset_classifier(num_classes)
@@ -103,8 +107,8 @@ class _TimmModel:
                 block.with_cp = enable
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Patterns of parameter groups, for layer-wise learning rates: stem, blocks in their order, head."""
-        merge = (99999,)  # timm's number: with the group before
+        """Patterns of parameter groups for layer-wise learning rates: the stem, then the blocks in order."""
+        merge = (99999,)  # timm's number for: merge with the previous group
         blocks = [
             (r"^levels\.(\d+)\.(?:blocks|post_norms)\.(\d+)", None),
             (r"^levels\.(\d+)\.(?:norm|downsample)", merge),
@@ -121,7 +125,7 @@ class FlashInternImage(_TimmModel, backbones.FlashInternImage):
 
 
 class DeformableResNet(timm_resnet.ResNet):
-    """timm's ResNet with DCNv2 in place of the 3×3 convolutions ``conv2`` of stages c3 to c5."""
+    """timm's ResNet with DCNv2 instead of the 3×3 convolutions ``conv2`` of stages c3 to c5."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -133,7 +137,7 @@ def _official_weights(state_dict: dict[str, Any], model: nn.Module) -> dict[str,
 
 
 def _complete_weights(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Complete the weights of a plain ResNet with the model's own for offsets and masks."""
+    """Add the model's own weights for offsets and masks to the weights of a plain ResNet."""
     prediction = {key: value for key, value in model.state_dict().items() if ".conv2.conv_" in key}
     return {**prediction, **state_dict}
 

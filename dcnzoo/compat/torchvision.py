@@ -1,11 +1,11 @@
 """torchvision's ``deform_conv2d``, ``DeformConv2d``, ``roi_align`` and ``RoIAlign``, on dcnzoo's operators.
 
-Same arguments in the same order, same layout of offset and mask, same border rule; torchvision is not
-needed. ``DeformConv2d`` is dcnzoo's own: its arguments, parameters, initialisation and ``repr`` are
-torchvision's.
+They have the same arguments in the same order, the same layout of offset and mask, and the same border rule.
+torchvision is not required. ``DeformConv2d`` is dcnzoo's own layer, which has torchvision's arguments,
+parameters, initialisation and ``repr``.
 
-With torchvision installed, :func:`accelerate` makes models that call torchvision itself run on dcnzoo's CPU
-kernels, without a change in their code. :func:`restore` undoes it.
+If torchvision is installed, :func:`accelerate` runs models that call torchvision on dcnzoo's CPU kernels,
+without changes to their code. :func:`restore` undoes this.
 """
 
 from contextlib import AbstractContextManager
@@ -42,13 +42,13 @@ def deform_conv2d(
 ) -> Tensor:  # [N, O, oH, oW]
     """:func:`dcnzoo.ops.deform_conv2d` with torchvision's arguments.
 
-    ``groups`` is read from the shapes: the channels of ``input`` by those of ``weight``. As there,
-    ``stride``, ``padding`` and ``dilation`` may be single integers.
+    ``groups`` follows from the shapes: the channels of ``input`` divided by those of ``weight``. As in
+    torchvision, ``stride``, ``padding`` and ``dilation`` may be single integers.
 
     Raises:
-        RuntimeError: a shape, dtype, device or value that does not fit.
+        RuntimeError: a shape, dtype, device or value is invalid.
     """
-    groups = 1  # a wrong number of dimensions is for the operator to report
+    groups = 1  # the operator reports a wrong number of dimensions
     if input.dim() == 4 and weight.dim() == 4:
         channels, per_group = input.shape[1], weight.shape[1]
         if per_group == 0 or channels % per_group != 0:
@@ -70,11 +70,11 @@ def roi_align(
 ) -> Tensor:  # [K, C, oH, oW]
     """:func:`dcnzoo.ops.roi_align` with torchvision's arguments and defaults.
 
-    ``aligned`` is False by default, unlike in mmcv and in :mod:`dcnzoo.ops`: half a pixel aside, and what
-    torchvision's detectors were trained with. As there, boxes get no gradient.
+    ``aligned`` is False by default, unlike in mmcv and in :mod:`dcnzoo.ops`. Samples are then off by half a
+    pixel, but torchvision's detectors were trained this way. As in torchvision, boxes get no gradient.
 
     Raises:
-        RuntimeError: a shape, dtype, device or value that does not fit.
+        RuntimeError: a shape, dtype, device or value is invalid.
     """
     if not isinstance(boxes, Tensor):
         boxes = _with_image_numbers(input, list(boxes))
@@ -124,13 +124,13 @@ class RoIAlign(nn.Module):
 def accelerate() -> None:
     """Runs torchvision's own ``deform_conv2d``, ``DeformConv2d`` and ``roi_align`` on dcnzoo's CPU kernels.
 
-    The operators ``torchvision::deform_conv2d`` and ``torchvision::roi_align`` get other kernels for CPU
-    tensors, forward and backward. Everything else stays torchvision's: functions, layers, checks, autograd,
-    export and CUDA kernels. Models that exist already are included, also those that ``torch.compile`` has
-    compiled. A second call changes nothing. In :mod:`dcnzoo.compat.patches` the name is ``torchvision``.
+    It replaces the CPU kernels of ``torchvision::deform_conv2d`` and ``torchvision::roi_align``, forward and
+    backward. Everything else stays torchvision's: functions, layers, checks, autograd, export and CUDA
+    kernels. Existing models use the new kernels too, also those that ``torch.compile`` has compiled. A second
+    call has no effect. The patch is called ``torchvision`` in :mod:`dcnzoo.compat.patches`.
 
-    Under autocast on the CPU ``deform_conv2d`` computes in the type of ``input``; torchvision's own kernel
-    raises an error there. A second derivative is an error, as in torchvision.
+    Under autocast on the CPU, ``deform_conv2d`` computes in the dtype of ``input``, where torchvision's own
+    kernel raises an error. Second derivatives raise an error, as in torchvision.
 
     Raises:
         ImportError: torchvision, its compiled operators or dcnzoo's are missing.
@@ -149,7 +149,7 @@ def accelerate() -> None:
 
 
 def restore() -> None:
-    """Gives torchvision's operators their own CPU kernels back, also in models that exist already."""
+    """Restores the CPU kernels of torchvision's operators, also for existing models."""
     patches.switch_off(_PATCH)
 
 
@@ -175,8 +175,8 @@ _PATCH = patches.Patch(
 )
 
 
-# The kernels: arguments and results of torchvision's schemas. Results are contiguous and of the types that
-# its fake kernels promise, under autocast too.
+# The kernels have the arguments and results of torchvision's schemas. Results are contiguous and have the
+# dtypes of torchvision's fake kernels, also under autocast.
 
 _AUTOCAST = DispatchKeySet(DispatchKey.AutocastCPU)
 
@@ -184,9 +184,9 @@ _AUTOCAST = DispatchKeySet(DispatchKey.AutocastCPU)
 def _of_one_type(
     input: Tensor, weight: Tensor, offset: Tensor, mask: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Weights in the type of the input, offsets and masks in that or a wider one.
+    """Convert the weight to the dtype of the input, and offset and mask to that dtype or a wider one.
 
-    Under autocast on the CPU their types differ.
+    Under autocast on the CPU, their dtypes differ.
     """
     offset, mask = (
         field if field is None else field.to(torch.promote_types(field.dtype, input.dtype))

@@ -1,4 +1,4 @@
-"""Hugging Face Transformers on dcnzoo's kernels: every model family that samples deformably.
+"""Hugging Face Transformers on dcnzoo's kernels, for every model family with deformable attention.
 
 .. code-block:: python
 
@@ -6,7 +6,7 @@
 
     dcnzoo.compat.transformers.enable()  # before or after models are built
 
-Models keep their classes, parameters, checkpoints and outputs. Only the function that samples is replaced, in
+Models keep their classes, parameters, checkpoints and outputs. dcnzoo replaces only the sampling function, in
 each family of ``transformers.models`` that has one of these:
 
 - ``MultiScaleDeformableAttention.forward``, of the layer that Transformers offers for replacement under this
@@ -14,8 +14,8 @@ each family of ``transformers.models`` that has one of these:
 - ``multi_scale_deformable_attention``: Mask2Former, OneFormer;
 - ``multi_scale_deformable_attention_v2``: RT-DETRv2, D-FINE, DEIMv2.
 
-Before it replaces a function, dcnzoo compares the arguments, and the result for a small input, with its own.
-Where they differ, the family keeps its function and a warning names it.
+Before dcnzoo replaces a function, it compares the function's arguments, and its result for a small input,
+with its own. If they differ, the family keeps its function and a warning names the family.
 
 The original still runs in exports (``torch.onnx.export``, ``torch.export.export``, ``torch.jit.trace``: their
 graphs do not need dcnzoo), for RT-DETRv2's discrete sampling, and on devices other than the CPU. On a GPU,
@@ -52,7 +52,7 @@ _families: set[str] = set()
 
 
 def enable() -> None:
-    """Runs the deformable families of Transformers on dcnzoo's kernels, also those that are imported later.
+    """Runs the deformable families of Transformers on dcnzoo's kernels, also families imported later.
 
     Models that exist already run on them too. Compiled models are compiled again at their next call.
 
@@ -182,7 +182,7 @@ def _attend(value: Tensor, levels: tuple[Tensor, Tensor], locations: Tensor, wei
     device = value.device.type
     if not torch.is_autocast_enabled(device):
         return ops.ms_deform_attn(value, *levels, locations, weights)
-    # under autocast the originals' grid_sample computes in float32 and returns it
+    # under autocast, grid_sample in the originals computes and returns float32
     value, locations, weights = (
         t.to(torch.promote_types(t.dtype, torch.float32)) for t in (value, locations, weights)
     )
@@ -200,7 +200,7 @@ def _find(module: ModuleType) -> Iterator[tuple[str, object]]:
 
 
 def _difference(name: str, function: object) -> str | None:
-    """Say how a function differs from its replacement, or None if it does not differ."""
+    """Return how a function differs from its replacement, or None if it does not differ."""
     if not inspect.isfunction(function) or function.__code__.co_freevars:
         return f"expected {name} to be a plain function, got {function!r}"
     expected, got = (inspect.signature(each).parameters.values() for each in (_REPLACEMENTS[name], function))
@@ -212,14 +212,14 @@ def _difference(name: str, function: object) -> str | None:
         with torch.no_grad():
             results = [each(**_small_input(name)) for each in (function, _REPLACEMENTS[name])]
         torch.testing.assert_close(*results)
-    except Exception as error:  # whatever it is, an import of transformers must not fail
+    except Exception as error:  # an import of transformers must not fail for any reason
         got = str(error).partition("\n")[0]
         return f"expected {name} to have dcnzoo's result, got {type(error).__name__}: {got}"
     return None
 
 
 def _small_input(name: str) -> dict[str, object]:
-    """Arguments to compare a function and its replacement with: float64, which autocast leaves alone."""
+    """Arguments for comparing a function with its replacement: float64, which autocast does not convert."""
 
     def numbers(*shape: int) -> Tensor:  # from -0.25 to 1.25; does not use torch's random numbers
         count = torch.arange(math.prod(shape), dtype=torch.float64, device="cpu")
@@ -255,10 +255,10 @@ def _replace(module: ModuleType, changes: patches.Changes) -> None:
         problems = [f"expected {_LAYER} or a function multi_scale_deformable_attention, got neither"]
     if any(problems):
         problem = next(filter(None, problems))
-        warnings.warn(f"dcnzoo.compat.transformers: {family}: {problem}. It stays as it is", stacklevel=2)
+        warnings.warn(f"dcnzoo.compat.transformers: {family}: {problem}. It is not patched", stacklevel=2)
         return
     for name, function in found:
-        if not _is_replaced(name, function):  # as that which another module has, and this one has imported
+        if not _is_replaced(name, function):  # it may be imported from a module handled before
             key = function.__globals__["__name__"], name
             code = function.__code__
             original = FunctionType(code, function.__globals__, function.__name__, function.__defaults__)

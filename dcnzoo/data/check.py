@@ -32,31 +32,31 @@ from dcnzoo.utils.errors import UserError
 
 # kind of problem → its description in the report, and what `fix` does (None: cannot be fixed)
 KINDS = {
-    "file": ("no COCO file", None),
-    "empty": ("nothing in it", None),
+    "file": ("not a COCO file", None),
+    "empty": ("no entries", None),
     "image-entry": ("image without id, name or size", "dropped"),
     "category-entry": ("category without id or name", None),
     "annotation-entry": ("annotation without image or category", "dropped"),
-    "duplicate-image-id": ("id of several images", None),
-    "duplicate-category-id": ("id of several categories", None),
-    "duplicate-annotation-id": ("id of several annotations", "numbered anew"),
-    "annotation-id-0": ("annotation with id 0", "numbered anew"),
-    "duplicate-file-name": ("file of several images", None),
-    "duplicate-category": ("name of several categories", None),
-    "classes": ("categories are not the classes", None),
+    "duplicate-image-id": ("duplicate image id", None),
+    "duplicate-category-id": ("duplicate category id", None),
+    "duplicate-annotation-id": ("duplicate annotation id", "renumbered"),
+    "annotation-id-0": ("annotation with id 0", "renumbered"),
+    "duplicate-file-name": ("duplicate file name", None),
+    "duplicate-category": ("duplicate category name", None),
+    "classes": ("categories differ from the classes", None),
     "missing-image": ("image file missing", "dropped"),
     "unreadable-image": ("image file unreadable", "dropped"),
-    "image-size": ("size is not the file's", "dropped"),
+    "image-size": ("size differs from the file's", "dropped"),
     "unknown-image": ("annotation of an unknown image", "dropped"),
     "unknown-category": ("annotation of an unknown category", "dropped"),
-    "box": ("no box, or without an area", "dropped"),
-    "box-outside": ("box reaches out of the image", "clipped"),
-    "segmentation": ("no polygons of finite numbers", "dropped"),
+    "box": ("missing box, or box without area", "dropped"),
+    "box-outside": ("box extends beyond the image", "clipped"),
+    "segmentation": ("invalid segmentation", "dropped"),
     "polygon": ("polygon without an area", "dropped"),
-    "polygon-outside": ("polygon reaches out of the image", "clipped"),
-    "rle": ("no run-length encoding", "dropped"),
+    "polygon-outside": ("polygon extends beyond the image", "clipped"),
+    "rle": ("invalid run-length encoding", "dropped"),
     "box-of-mask": ("box does not enclose the mask", "dropped"),
-    "area": ("area is not the object's", "computed"),
+    "area": ("area differs from the object's", "computed"),
     "iscrowd": ("iscrowd is neither 0 nor 1", "dropped"),
 }
 
@@ -206,7 +206,7 @@ def wrong_with_classes(names: Sequence[str], classes: Sequence[str]) -> str | No
     if missing:
         return f"expected the classes {few(classes)}, missing {few(missing)}, got {few(names)}"
     if there != list(classes):
-        return f"expected the order of the classes, {few(classes)}, got {few(there)}"
+        return f"expected the classes in the order {few(classes)}, got {few(there)}"
     return None
 
 
@@ -222,8 +222,8 @@ def fix(report: Report, out: str | Path) -> dict[str, Counter]:
     for problem in report.problems:
         if KINDS[problem.kind][1] is None:
             raise UserError(
-                f"{report.file}: {problem.where}: {problem.text}; expected only what --fix can mend, "
-                f"got {KINDS[problem.kind][0]}"
+                f"{report.file}: {problem.where}: {problem.text}; --fix cannot fix this kind of "
+                f"problem: {KINDS[problem.kind][0]}"
             )
     content = copy.deepcopy(report.content)
     done: dict[str, Counter] = {"images": Counter(), "annotations": Counter()}
@@ -252,14 +252,14 @@ def fix(report: Report, out: str | Path) -> dict[str, Counter]:
             annotation["area"] = round(_area(annotation), 2)
         done["annotations"].update(wanted)
         kept.append(annotation)
-    if any("numbered anew" in wanted for wanted in remedies.values()):
+    if any("renumbered" in wanted for wanted in remedies.values()):
         for number, annotation in enumerate(kept, 1):
             annotation["id"] = number
     content.update(images=kept_images, annotations=kept)
     for key in ("images", "annotations"):
         if not content[key]:
             raise UserError(
-                f"{report.file}: {key}: expected at least 1 without a problem, got 0; nothing is written"
+                f"{report.file}: {key}: expected at least 1 valid entry, got 0; nothing is written"
             )
     write_json(content, out)
     return done
@@ -285,7 +285,7 @@ class _Checker:
         self.problems.append(Problem(kind, self.where, text, self.place, stops))
 
     def add_again(self, kind: str, key: str, value: object) -> None:
-        self.add(kind, f"{key}: expected one of its own, got {value} again")
+        self.add(kind, f"{key}: expected a unique value, got {value} again")
 
     def check_categories(self, classes: Sequence[str] | None) -> None:
         names: list[Any] = []  # strings, unless the file has a problem
@@ -296,7 +296,7 @@ class _Checker:
                 continue
             name = entry.get("name")
             if not isinstance(name, str) or not name:
-                self.add("category-entry", f"name: expected a text, got {short(name)}")
+                self.add("category-entry", f"name: expected a string, got {short(name)}")
             if entry["id"] in self.categories:
                 self.add_again("duplicate-category-id", "id", entry["id"])
             if name in names:
@@ -327,7 +327,7 @@ class _Checker:
                     text = f"{key}: expected an integer from 1 to {FAR:,}, got {short(side)}"
                     self.add("image-entry", text)
             if not isinstance(name, str) or not name or "\0" in name:
-                self.add("image-entry", f"file_name: expected a text, got {short(name)}")
+                self.add("image-entry", f"file_name: expected a string, got {short(name)}")
                 continue
             if name in file_names:
                 self.add_again("duplicate-file-name", "file_name", name)
@@ -346,9 +346,9 @@ class _Checker:
             self.add("unreadable-image", f"file_name: {error}")
             return
         if size is not None and size != real:
-            turned = "; the image is turned by its EXIF orientation" if size == real[::-1] else ""
+            turned = "; the image is rotated by its EXIF orientation" if size == real[::-1] else ""
             text = (
-                f"width, height: expected {real[0]} × {real[1]}, as {file} is, "
+                f"width, height: expected {real[0]} × {real[1]}, the size of {file}, "
                 f"got {size[0]} × {size[1]}{turned}"
             )
             self.add("image-size", text)
@@ -370,7 +370,7 @@ class _Checker:
                 if number in ids:
                     self.add_again("duplicate-annotation-id", "id", number)
                 if number == 0:
-                    text = "id: expected an integer ≥ 1, got 0, which COCO's evaluation takes for no match"
+                    text = "id: expected an integer ≥ 1, got 0, which COCO's evaluation treats as no match"
                     self.add("annotation-id-0", text)
                 ids.add(number)
             self._check_annotation(entry)
@@ -475,7 +475,7 @@ class _Checker:
             x2, y2 = (max(max(polygon[axis::2]) for polygon in mask) for axis in (0, 1))
             off = max(abs(a - b) for a, b in zip((x1, y1, x2, y2), _corners(box), strict=True))
             if off > max(2 * TOLERANCE, 0.1 * max(box[2:])):
-                text = f"bbox: expected that of the mask, {[x1, y1, x2 - x1, y2 - y1]}, got {short(box)}"
+                text = f"bbox: expected the mask's box, {[x1, y1, x2 - x1, y2 - y1]}, got {short(box)}"
                 self.add("box-of-mask", text)
         if area is None:
             return
@@ -533,7 +533,7 @@ def _read_rle(mask: dict, size: tuple[int, int] | None) -> tuple[str | None, flo
         try:
             counts = decode_counts(counts)
         except ValueError as error:
-            return f"expected RLE's compressed counts, got text that is none: {error}", None
+            return f"expected RLE's compressed counts, got invalid text: {error}", None
     if not isinstance(counts, list) or not set(map(type, counts)) <= {int} or min(counts, default=0) < 0:
         return f"expected RLE with counts, integers ≥ 0, got {short(counts)}", None
     if sum(counts) != pixels:

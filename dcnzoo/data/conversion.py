@@ -74,7 +74,7 @@ def image_size(file: Path | BinaryIO, name: str | None = None) -> tuple[int, int
     except FileNotFoundError:
         raise Refused(f"expected an image, found none at {name}") from None
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise Refused(f"expected an image at {name}, got a file that is none: {error}") from None
+        raise Refused(f"expected an image at {name}, got another file: {error}") from None
     return (height, width) if turned else (width, height)
 
 
@@ -295,7 +295,7 @@ class Conversion:
             files = len({problem.file for problem in self.problems})
             raise UserError(
                 f"{len(self.problems)} problem{'s' * (len(self.problems) != 1)} in {files} "
-                f"file{'s' * (files != 1)}, nothing is written; --skip-invalid leaves them out"
+                f"file{'s' * (files != 1)}, nothing is written; --skip-invalid skips them"
             )
         content = self.content()
         for key in ("images", "annotations"):
@@ -305,7 +305,7 @@ class Conversion:
             try:
                 pixels = read()
             except Refused as error:
-                raise UserError(f"{target}: {error}; it was an image when it was read first") from None
+                raise UserError(f"{target}: {error}; the file changed during the conversion") from None
             write_bytes(target, pixels)
         write_json(content, out)
         return content
@@ -332,7 +332,7 @@ def read_text(file: Path) -> str:
     try:
         content = file.read_bytes()
     except OSError as error:
-        raise Refused(f"expected a file that can be read: {error.strerror}") from None
+        raise Refused(f"expected a readable file: {error.strerror}") from None
     encoding = json.detect_encoding(content)  # by the byte order mark, or by the position of zero bytes
     try:
         text = content.decode(encoding)
@@ -366,7 +366,7 @@ def _object(pairs: list[tuple[str, object]]) -> dict:
     whole = dict(pairs)
     if len(whole) != len(pairs):
         ((key, count),) = Counter(key for key, _ in pairs).most_common(1)
-        where = f", in the one with id {short(whole['id'])}" if key != "id" and "id" in whole else ""
+        where = f", in the object with id {short(whole['id'])}" if key != "id" and "id" in whole else ""
         raise Refused(f"expected each key once in an object, got {short(key)} {count} times{where}")
     return whole
 

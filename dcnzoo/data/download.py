@@ -81,7 +81,9 @@ def is_prepared(out: Path) -> bool:
     if (out / "train.json").is_file() and (out / "val.json").is_file():
         return True
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out}: expected train.json and val.json in it, or no such folder; move it away")
+        raise UserError(
+            f"{out}: expected train.json and val.json or no folder, found other files; move them away"
+        )
     return False
 
 
@@ -102,4 +104,6 @@ def prepare(name: str, archive: Path, out: Path) -> None:
             SMALL[name][1](source, partial)
         except (UserError, OSError, ValueError, LookupError, StopIteration) as error:
             what = str(error) or "a file is missing"
-            raise UserError(f"{archive}: expected {name} in it ({what}); remove it to try again") from error
+            raise UserError(
+                f"{archive}: expected {name} in it ({what}); delete the file to download it again"
+            ) from error

@@ -82,7 +82,7 @@ def _convert_file(file: Path, root: Path, conversion: Conversion, extract: Path 
     size = image_size(image if pixels is None else io.BytesIO(pixels), str(image))
     said = (content.get("imageWidth"), content.get("imageHeight"))
     if said != size and said != (None, None):
-        turned = "; the image is turned by its EXIF orientation" if said == size[::-1] else ""
+        turned = "; the image is rotated by its EXIF orientation" if said == size[::-1] else ""
         raise Refused(
             f"expected the size of {image.name}, {size[0]} × {size[1]}, as imageWidth and imageHeight, "
             f"got {short(said[0])} × {short(said[1])}{turned}"
@@ -115,12 +115,12 @@ def _image(file: Path, root: Path, content: dict, extract: Path | None) -> tuple
     if not isinstance(data, str) or not data:
         raise Refused(
             "expected an image at imagePath or in imageData, "
-            f"got imagePath {short(named)}, which is not there"
+            f"got imagePath {short(named)}, which does not exist"
         )
     if extract is None:
         raise Refused(
             f"expected an image, found none at imagePath {short(named)}; "
-            "--extract FOLDER writes the embedded one"
+            "--extract FOLDER writes the embedded image"
         )
     pixels, embedded = _decode(data, "imageData")
     kind = str(embedded.format)
@@ -140,7 +140,7 @@ def _decode(data: str, what: str) -> tuple[bytes, Image.Image]:
         return content, image
     except UnidentifiedImageError:
         raise Refused(
-            f"{what}: expected an image in base64, got {len(content)} bytes that are none"
+            f"{what}: expected an image in base64, got {len(content)} bytes of another format"
         ) from None
     except (binascii.Error, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
         raise Refused(f"{what}: expected an image in base64: {error}") from None
@@ -203,12 +203,12 @@ def _mask(shape: dict, size: tuple[int, int]) -> np.ndarray:  # [H, W], bool
     height, width = part.shape
     if (x2 - x1 + 1, y2 - y1 + 1) != (width, height):
         raise Refused(
-            f"{label}: mask: expected {x2 - x1 + 1} × {y2 - y1 + 1} pixels, as from its first point to its "
-            f"second, got {width} × {height}"
+            f"{label}: mask: expected {x2 - x1 + 1} × {y2 - y1 + 1} pixels, the region between its two "
+            f"points, got {width} × {height}"
         )
     if min(x1, y1) < 0 or x2 >= size[0] or y2 >= size[1]:
         raise Refused(
-            f"{label}: mask: expected pixels of the image, {size[0]} × {size[1]}, "
+            f"{label}: mask: expected points inside the image, {size[0]} × {size[1]}, "
             f"got {short(shape['points'])}"
         )
     whole = np.zeros((size[1], size[0]), bool)

@@ -112,9 +112,9 @@ def _convert_file(file: Path, images: Path, conversion: Conversion, difficult: s
     if stated is not None:
         said = tuple(stated.number(side) for side in ("width", "height"))
         if said not in (size, (0, 0)):  # some tools write zeros
-            turned = "; the image is turned by its EXIF orientation" if said == size[::-1] else ""
+            turned = "; the image is rotated by its EXIF orientation" if said == size[::-1] else ""
             raise Refused(
-                f"<size>: expected that of {picture.name}, {size[0]} × {size[1]}, "
+                f"<size>: expected {size[0]} × {size[1]}, the size of {picture.name}, "
                 f"got {said[0]:g} × {said[1]:g}{turned}",
                 stated.line,
             )
@@ -143,8 +143,8 @@ def _convert_object(
     if not zero_based:
         if min(x1, y1) < 1:
             raise Refused(
-                f"{name}: expected xmin and ymin from 1 on, as Pascal VOC counts, got {x1:g} and {y1:g}; "
-                "--zero-based if the tool that wrote this counts from 0",
+                f"{name}: expected xmin and ymin ≥ 1 (Pascal VOC counts from 1), got {x1:g} and {y1:g}; "
+                "use --zero-based if the file counts from 0",
                 box.line,
             )
         x1, y1 = x1 - 1, y1 - 1
@@ -204,7 +204,7 @@ class Element:
     def _text_and_line(self, tag: str) -> tuple[str, int]:
         found = self.find(tag)
         if found is None or not found.text.strip():
-            raise Refused(f"expected <{tag}> with a text in <{self.tag}>, found none", self.line)
+            raise Refused(f"expected <{tag}> with text in <{self.tag}>, found none", self.line)
         return found.text.strip(), found.line
 
     def number(self, tag: str) -> float:
@@ -241,7 +241,7 @@ def parse(file: Path) -> Element:
         stack[-1].text += data
 
     def entity(*_: object) -> None:
-        raise Refused("expected XML without entities of its own", parser.CurrentLineNumber)
+        raise Refused("expected XML without custom entities", parser.CurrentLineNumber)
 
     parser.StartElementHandler = start
     parser.EndElementHandler = lambda _: stack.pop()

@@ -128,7 +128,7 @@ def _names(file: Path, described: dict) -> list[str]:
         )
     for name in names:
         if isinstance(name, bool) or not isinstance(name, str | int):  # YAML reads no as False and ~ as None
-            raise UserError(f"{file}: names: expected texts, got {short(name)}: put it in quotes")
+            raise UserError(f"{file}: names: expected strings, got {short(name)}: put it in quotes")
     return [str(name) for name in names]
 
 
@@ -215,7 +215,7 @@ def _convert_line(words: list[str], image: int, size: tuple[int, int], conversio
     for index, value in enumerate(values, 1):
         if not 0 <= value <= 1:
             field = _field(index, len(values) == 4)
-            raise Refused(f"{field}: expected a number from 0 to 1, in parts of the image, got {value:g}")
+            raise Refused(f"{field}: expected a number from 0 to 1, normalised to the image, got {value:g}")
     name = names[int(label)]
     width, height = size
     if len(values) == 4:

@@ -120,7 +120,7 @@ def translation_table(opset_version: int, deform_conv: str = "auto") -> dict[Cal
     if not first <= opset_version <= last:
         raise ValueError(
             f"opset_version: expected {first} to {last} for dynamo=True, got {opset_version}"
-            + ("; dynamo=False goes down to 12" if opset_version < first else "")
+            + ("; dynamo=False supports 12 and later" if opset_version < first else "")
         )
     table = {}
     for name, translation in translations.items():
@@ -209,8 +209,8 @@ def _check_ranges(program: torch.export.ExportedProgram) -> None:
     for symbol, sizes in program.range_constraints.items():
         if sizes.upper.is_finite and sizes.upper < 2**31:
             raise ValueError(
-                "dynamic_shapes: expected an example on which no map has a height or width of 1, got one "
-                f"that makes a graph for sizes up to {sizes.upper} ({symbol}) only; use a larger example"
+                "dynamic_shapes: expected an example in which no feature map has a height or width of 1, "
+                f"got a graph for sizes up to {sizes.upper} ({symbol}) only; use a larger example"
             )
 
 

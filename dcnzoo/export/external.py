@@ -37,7 +37,7 @@ def refuse_files_elsewhere(path: str | os.PathLike) -> None:
     for location in locations(path):
         file = folder / location
         if Path(location).is_absolute() or not file.resolve().is_relative_to(folder):
-            raise ValueError(f"{path}: expected weights inside its folder, got some in {location!r}")
+            raise ValueError(f"{path}: expected weights inside its folder, got weights in {location!r}")
 
 
 def locations(path: str | os.PathLike) -> set[str]:
@@ -54,7 +54,7 @@ def locations(path: str | os.PathLike) -> set[str]:
         ):
             return {location.decode() for location in _locations(view, 0, len(view), "model")}
     except (IndexError, RecursionError, ValueError) as error:
-        raise ValueError(f"{path}: expected an ONNX model, found something else or a damaged one") from error
+        raise ValueError(f"{path}: expected an ONNX model, found another or a damaged file") from error
 
 
 def _locations(view: memoryview, start: int, end: int, message: str) -> Iterator[bytes]:

@@ -126,7 +126,7 @@ class Preprocessing:
             return cls(**values)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
-                "expected a detector that tools/deployment/pytorch2onnx.py has written with its "
+                "expected a detector written by dcnzoo export with its "
                 f"preprocessing ('{KEY}' in the metadata), got keys {sorted(metadata)}"
             ) from error
 
@@ -234,7 +234,7 @@ def read(image: str | os.PathLike | np.ndarray) -> np.ndarray:
         cv2.imdecode(np.fromfile(image, np.uint8), cv2.IMREAD_COLOR) if Path(image).stat().st_size else None
     )
     if picture is None:
-        raise ValueError(f"image: expected a picture that OpenCV reads, got {image}")
+        raise ValueError(f"image: expected a picture that OpenCV can read, got {image}")
     return picture
 
 
@@ -249,7 +249,7 @@ def _read_with_pillow(path: str | os.PathLike) -> np.ndarray:
         with Image.open(path) as opened:
             return np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))[..., ::-1]
     except UnidentifiedImageError:
-        raise ValueError(f"image: expected a picture that Pillow reads, got {path}") from None
+        raise ValueError(f"image: expected a picture that Pillow can read, got {path}") from None
 
 
 def resized(

@@ -220,7 +220,7 @@ def _onnxruntime(path: str, device: str, threads: int | None) -> _Opened:
     try:
         session = onnxruntime.InferenceSession(path, options, providers=[wanted])
     except Exception as error:  # onnxruntime's exceptions have no common base class
-        raise ValueError(f"{path}: expected an ONNX model that onnxruntime loads: {error}") from error
+        raise ValueError(f"{path}: expected an ONNX model that onnxruntime can load: {error}") from error
     inputs = {
         node.name: tuple(size if isinstance(size, int) else None for size in node.shape)
         for node in session.get_inputs()
@@ -242,7 +242,9 @@ def _openvino(path: str, device: str, threads: int | None) -> _Opened:
         settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads or 0}
         compiled = core.compile_model(model, "CPU", settings)
     except Exception as error:
-        raise ValueError(f"{path}: expected an ONNX model or an IR that OpenVINO reads: {error}") from error
+        raise ValueError(
+            f"{path}: expected an ONNX model or an IR that OpenVINO can read: {error}"
+        ) from error
     inputs = {
         node.get_any_name(): tuple(d.get_length() if d.is_static else None for d in node.get_partial_shape())
         for node in compiled.inputs

@@ -45,7 +45,7 @@ def build_engine(path: str | os.PathLike, shapes: Mapping[str, tuple[int, ...]])
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(path)):
         errors = "; ".join(parser.get_error(i).desc() for i in range(parser.num_errors))
-        raise ValueError(f"{path}: expected an ONNX model that TensorRT parses: {errors}")
+        raise ValueError(f"{path}: expected an ONNX model that TensorRT can parse: {errors}")
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)
     profile = builder.create_optimization_profile()
@@ -54,7 +54,7 @@ def build_engine(path: str | os.PathLike, shapes: Mapping[str, tuple[int, ...]])
     config.add_optimization_profile(profile)
     engine = builder.build_serialized_network(network, config)
     if engine is None:
-        raise ValueError(f"{path}: expected an ONNX model that TensorRT builds an engine of: see its log")
+        raise ValueError(f"{path}: expected an ONNX model that TensorRT supports, got no engine: see its log")
     return bytes(engine)
 
 

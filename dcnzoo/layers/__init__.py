@@ -1,4 +1,4 @@
-"""Layers: ``nn.Module``s over the functions of :mod:`dcnzoo.ops`. They need torch only."""
+"""Layers: ``nn.Module``s on the functions of :mod:`dcnzoo.ops`. They need only torch."""
 
 from dcnzoo.layers.deform_attn import DCNv3, DCNv4
 from dcnzoo.layers.deform_conv import (

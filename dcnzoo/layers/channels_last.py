@@ -1,4 +1,4 @@
-"""Norms and activations of networks whose maps are ``(N, H, W, C)``, with the official parameter names."""
+"""Norms and activations of networks with maps ``(N, H, W, C)``, with the official parameter names."""
 
 from __future__ import annotations
 
@@ -25,14 +25,18 @@ class LayerNorm2d(nn.LayerNorm):
 def build_norm(
     kind: str, channels: int, first_in: bool = False, first_out: bool = False, eps: float = 1e-6
 ) -> nn.Sequential:
-    """A norm over channels between maps of either layout.
+    """A norm over channels, with the permutations that its input and output need.
 
-    Its place in the ``nn.Sequential``, behind what permutes, is part of the official checkpoints' names.
+    Parameter names of the official checkpoints contain the norm's index in the ``nn.Sequential``, after the
+    permutations.
 
     Args:
         kind: ``'LN'`` or ``'BN'``.
-        first_in, first_out: whether channels come first in what goes in and out.
+        first_in, first_out: whether the input and the output have their channels first.
         eps: of LayerNorm.
+
+    Raises:
+        ValueError: ``kind`` has another value.
     """
     before: list[nn.Module]
     after: list[nn.Module]
@@ -48,7 +52,7 @@ def build_norm(
 
 
 def build_activation(kind: str) -> nn.Module:
-    """``'GELU'``, ``'ReLU'`` or ``'SiLU'``."""
+    """An activation by its name: ``'GELU'``, ``'ReLU'`` or ``'SiLU'``. Any other name is a ValueError."""
     if kind == "GELU":
         return nn.GELU()
     if kind == "ReLU":

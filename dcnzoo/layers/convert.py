@@ -1,4 +1,4 @@
-"""Any network made deformable, and back."""
+"""Conversion of the convolutions of any network to deformable ones, and back."""
 
 from __future__ import annotations
 
@@ -36,26 +36,29 @@ Where = str | Sequence[str] | Callable[[str, nn.Module], bool]
 
 
 class _Refused(Exception):
-    """Why a module cannot be replaced."""
+    """The reason why a module cannot be replaced."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Conversion:
-    """What became of the modules that matched; ``print`` it for a table.
+    """The result of a conversion; ``print`` it for a table.
 
     Attributes:
-        replaced: what each module became, by its name.
-        refused: why each other module was left as it is, by its name.
+        replaced: name of each replaced module -> old class, new class and number of added parameters.
+        refused: name of each other matching module -> the reason why it was not replaced.
     """
 
     replaced: dict[str, str]
     refused: dict[str, str]
 
     def __str__(self) -> str:
-        rows = [*self.replaced.items(), *((name, f"left: {why}") for name, why in self.refused.items())]
+        rows = [
+            *self.replaced.items(),
+            *((name, f"not replaced: {why}") for name, why in self.refused.items()),
+        ]
         width = max((len(name) for name, _ in rows), default=0)
         lines = [f"{name:{width}}  {text}" for name, text in rows]
-        return "\n".join([*lines, f"{len(self.replaced)} replaced, {len(self.refused)} left as they are"])
+        return "\n".join([*lines, f"{len(self.replaced)} replaced, {len(self.refused)} not replaced"])
 
 
 def to_deformable(
@@ -70,31 +73,32 @@ def to_deformable(
     mask_activation: str | nn.Module = "sigmoid",
     im2col_step: int | None = None,
 ) -> Conversion:
-    """Makes convolutions of any model deformable, in place. Until it is trained its output stays the same.
+    """Replaces convolutions of a model with deformable ones, in place. Its output changes only by training.
 
-    ``dcnzoo.to_deformable(resnet, 'layer[3-4].*.conv2')`` is DCNv2 in the last two stages. Convert before
-    the optimizer is made and the model is wrapped (DDP) or compiled.
+    ``dcnzoo.to_deformable(resnet, 'layer[3-4].*.conv2')`` adds DCNv2 to the last two stages. Convert the
+    model before you create the optimizer, and before you wrap (DDP) or compile the model.
 
-    ``weight`` and ``bias`` are the same ``Parameter`` objects as before, under the same names; what predicts
-    the offsets comes after them as ``conv_offset``, and the masks as ``conv_mask``, trainable, on the same
-    device, in the same dtype and memory format. Offsets start at zero. The mask starts at one, since its
-    activation is scaled: ``2 · sigmoid``, as in the first implementation of DCNv2, or K · softmax for K taps.
+    ``weight`` and ``bias`` stay the same ``Parameter`` objects with the same names. Two new convolutions
+    predict the offsets (``conv_offset``) and the mask (``conv_mask``). They are trainable, with the same
+    device, dtype and memory format. Offsets start at zero. The mask starts at one, because its activation is
+    scaled: ``2 · sigmoid``, as in the first implementation of DCNv2, or K · softmax for K taps.
 
     Args:
-        model: any module with ``nn.Conv{1,2,3}d`` or ``nn.ConvTranspose{1,2,3}d`` inside.
-        where: which convolutions: a shell pattern for their whole names (``*`` matches dots too), several of
-            them, or a function of ``(name, module)``. A module with several names is replaced under all.
-        kind: ``'v1'``: offsets (DCN), ``'v2'``: offsets and a mask (DCNv2).
+        model: any module that contains ``nn.Conv{1,2,3}d`` or ``nn.ConvTranspose{1,2,3}d``.
+        where: which convolutions to replace: a shell pattern for their full names (``*`` also matches dots),
+            a list of patterns, or a function ``(name, module) -> bool``. A module with several names is
+            replaced under all of them.
+        kind: ``'v1'``: offsets (DCN). ``'v2'``: offsets and a mask (DCNv2).
         offset_groups, mask_groups, offset_limit, offset_activation, mask_activation, im2col_step: see
-            :class:`dcnzoo.layers.PackedDeformConv2d`. Modules are copied for each layer.
+            :class:`dcnzoo.layers.PackedDeformConv2d`. Each layer gets its own copy of the activations.
 
     Returns:
-        What was replaced, and what was not, with the reason (and a warning): kernels of one tap, padding
-        other than by zeros or by different amounts on the two sides, subclasses of torch's layers,
-        modules with hooks or parametrizations, lazy ones.
+        The replaced modules, and the other matching modules with the reason (they also cause a warning).
+        Convolutions are not replaced if they have one tap, a padding mode other than zeros, different padding
+        on the two sides, hooks or parametrizations, or if they are lazy or a subclass of torch's layers.
 
     Raises:
-        ValueError: nothing was replaced (the message names near names), or an argument is wrong.
+        ValueError: no module was replaced (the message suggests similar names), or an argument is invalid.
     """
     if kind not in ("v1", "v2"):
         raise ValueError(f"to_deformable: kind: expected 'v1' or 'v2', got {kind!r}")
@@ -124,20 +128,20 @@ def to_deformable(
 
 
 def from_deformable(model: nn.Module, where: Where = "*") -> Conversion:
-    """Folds packs whose offsets are all zero back into torch's convolutions, in place.
+    """Replaces packed layers without any offset with torch's convolutions, in place.
 
-    The inverse of :func:`to_deformable` as long as, or wherever, nothing was learnt: both the weights and
-    the bias of ``conv_offset`` are zero, and the mask, if there is one, is one everywhere.
+    The inverse of :func:`to_deformable` for layers that have learnt nothing: the weights and the bias of
+    ``conv_offset`` are zero, and the mask, if any, is one everywhere.
 
     Args:
-        model: with packs of :mod:`dcnzoo.layers`.
-        where: which packs; as in :func:`to_deformable`.
+        model: a module that contains packed layers of :mod:`dcnzoo.layers`.
+        where: which layers to replace, as in :func:`to_deformable`.
 
     Returns:
-        What was folded, and what was not, with the reason (and a warning).
+        The replaced layers, and the other matching layers with the reason (they also cause a warning).
 
     Raises:
-        ValueError: nothing was folded.
+        ValueError: no layer was replaced.
     """
     return _replace("from_deformable", model, where, _folded, deformable=True)
 
@@ -152,7 +156,7 @@ def _replace(
     for module in model.modules():
         wrapper = {base.__name__ for base in type(module).__mro__} & _WRAPPERS
         if wrapper:
-            raise ValueError(f"{caller}: model: expected one not yet wrapped, got a {wrapper.pop()}")
+            raise ValueError(f"{caller}: model: expected an unwrapped model, got a {wrapper.pop()}")
     noun = "pack" if deformable else "convolution"
     candidates = {
         name: module
@@ -162,7 +166,7 @@ def _replace(
     }
     chosen = _choose(caller, noun, candidates, where)
 
-    replacements: dict[int, tuple[str, nn.Module]] = {}  # id of the old module -> its first name, the new one
+    replacements: dict[int, tuple[str, nn.Module]] = {}  # id of the old module -> its first name, new module
     replaced, refused = {}, {}
     for name in chosen:
         module = candidates[name]
@@ -170,7 +174,7 @@ def _replace(
             continue
         try:
             if module is model:
-                raise _Refused("is the model itself: put it into another module")
+                raise _Refused("is the root module: wrap it in another module first")
             _check_replaceable(module, _CONVOLUTIONS if deformable else _PACKS)
             new = convert(module)
         except _Refused as why:
@@ -185,14 +189,14 @@ def _replace(
     if not replaced:
         reasons = {why: [name for name in refused if refused[name] == why] for why in refused.values()}
         text = "; ".join(f"{_few(names)}: {why}" for why, names in reasons.items())
-        raise ValueError(f"{caller}: nothing that matched can be replaced: {text}")
+        raise ValueError(f"{caller}: where: expected a replaceable match, got none: {text}")
     for parent in list(model.modules()):
         for key, child in parent._modules.items():
             if id(child) in replacements:
                 parent._modules[key] = replacements[id(child)][1]
     if refused:
         warnings.warn(
-            f"{caller}: {len(refused)} of {len(chosen)} that matched were left as they are; "
+            f"{caller}: {len(refused)} of {len(chosen)} matching modules were not replaced; "
             "print the result for the reasons",
             stacklevel=3,
         )
@@ -201,15 +205,19 @@ def _replace(
 
 def _choose(caller: str, noun: str, candidates: dict[str, nn.Module], where: Where) -> list[str]:
     if not candidates:
-        raise ValueError(f"{caller}: model: expected a {noun} in it, got none")
+        raise ValueError(f"{caller}: model: expected a model with a {noun}, got none")
     if callable(where):
         chosen = [name for name, module in candidates.items() if where(name, module)]
         if not chosen:
-            raise ValueError(f"{caller}: where: chose none of {_few(candidates)}")
+            raise ValueError(
+                f"{caller}: where: expected at least one match, got none among {_few(candidates)}"
+            )
         return chosen
     patterns = [where] if isinstance(where, str) else where
     if not isinstance(patterns, Iterable) or not all(isinstance(p, str) for p in patterns):
-        raise ValueError(f"{caller}: where: expected a pattern, a list of them or a function, got {where!r}")
+        raise ValueError(
+            f"{caller}: where: expected a pattern, a list of patterns or a function, got {where!r}"
+        )
     for pattern in patterns:
         if fnmatch.filter(candidates, pattern):
             continue
@@ -226,7 +234,7 @@ def _few(names: Iterable[str]) -> str:
 
 
 def _check_replaceable(module: nn.Module, known: Iterable[type[nn.Module]]) -> None:
-    """Raises what stands against putting another module in its place."""
+    """Raise ``_Refused`` with the reason if the module cannot be replaced."""
     if parametrize.is_parametrized(module):
         raise _Refused("has parametrizations: remove them first (torch.nn.utils.parametrize)")
     if isinstance(module, LazyModuleMixin):
@@ -241,20 +249,20 @@ def _check_replaceable(module: nn.Module, known: Iterable[type[nn.Module]]) -> N
     if hooks:
         raise _Refused(f"has {hooks[0].strip('_').replace('_', ' ')}, which would be lost: remove them first")
     if "forward" in vars(module):
-        raise _Refused("has a forward of its own, set on the instance")
+        raise _Refused("has a `forward` set on the instance")
 
 
 def _padding(convolution: ConvNd) -> tuple[int, ...]:
-    """In pixels, also where it is ``'same'`` or ``'valid'``."""
+    """Padding in pixels, also for ``'same'`` and ``'valid'``."""
     if convolution.padding_mode != "zeros":
-        raise _Refused(f"pads by {convolution.padding_mode!r}, and there is only 'zeros'")
+        raise _Refused(f"has padding_mode={convolution.padding_mode!r}; only 'zeros' is supported")
     if not isinstance(convolution.padding, str):
         return convolution.padding
     if convolution.padding == "valid":
         return (0,) * len(convolution.kernel_size)
     both = [d * (k - 1) for d, k in zip(convolution.dilation, convolution.kernel_size, strict=True)]
     if any(sides % 2 for sides in both):
-        raise _Refused("pads by 'same' an even kernel: more on one side than on the other")
+        raise _Refused("has padding='same' with an even kernel, which pads the two sides differently")
     return tuple(sides // 2 for sides in both)
 
 
@@ -262,10 +270,10 @@ def _packed(convolution: ConvNd, options: dict) -> nn.Module:
     if math.prod(convolution.kernel_size) == 1:
         raise _Refused("has a kernel of one tap, which offsets would only shift")
     if set(convolution._parameters) != {"weight", "bias"} or convolution._buffers or convolution._modules:
-        raise _Refused("has parameters, buffers or modules that such a layer has not")
+        raise _Refused("has parameters, buffers or modules that a deformable layer does not have")
     weight = convolution.weight
     if weight.dtype not in _DTYPES:
-        raise _Refused(f"computes in {weight.dtype}")
+        raise _Refused(f"has dtype {weight.dtype}, which is not supported")
     if convolution.transposed:
         options["output_padding"] = convolution.output_padding
     pack = _PACKS[type(convolution)](
@@ -294,9 +302,12 @@ def _packed(convolution: ConvNd, options: dict) -> nn.Module:
     if weight.device.type != "meta":
         offset, mask = _predicted_from_zero(pack)
         if offset is not None and offset.any():
-            raise _Refused("offset_activation: expected 0 for 0")
+            raise _Refused("offset_activation: expected an output of 0 for an input of 0")
         if mask is not None and not torch.allclose(mask, torch.ones_like(mask)):
-            raise _Refused(f"mask_activation: expected 1 for 0, got {mask.flatten()[0]:.3g}: scale it")
+            raise _Refused(
+                "mask_activation: expected an output of 1 for an input of 0, "
+                f"got {mask.flatten()[0]:.3g}; scale it"
+            )
     return pack.train(convolution.training)
 
 
@@ -308,7 +319,7 @@ def _predicted_from_zero(pack: packed._Pack) -> tuple[Tensor | None, Tensor | No
 
 def _folded(pack: packed._Pack) -> nn.Module:
     if any(p is not None and p.weight.any() for p in (pack.conv_offset, pack.conv_mask)):
-        raise _Refused("predicts something: the weights of conv_offset or conv_mask are not zero")
+        raise _Refused("has learnt offsets or a mask: the weights of conv_offset or conv_mask are not zero")
     offset, mask = _predicted_from_zero(pack)
     if offset is not None and offset.any():
         raise _Refused(f"has offsets, up to {offset.abs().max():.3g} pixels")

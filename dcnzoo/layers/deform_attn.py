@@ -18,9 +18,9 @@ from dcnzoo.ops.geometry import aggregation_points
 
 
 class _ChannelsLast(TracksOffsets, nn.Module):
-    """Geometry, checks and the blend with the centre, which both generations share."""
+    """Base of DCNv3 and DCNv4: geometry, checks and the blend with the centre."""
 
-    # TorchScript compiles only the branch that these choose
+    # TorchScript compiles only the branches that these constants select
     __constants__ = ["center_feature_scale"]
 
     def __init__(
@@ -52,7 +52,7 @@ class _ChannelsLast(TracksOffsets, nn.Module):
         if dw_kernel_size is not None and dw_kernel_size % 2 == 0:
             self._refuse("dw_kernel_size", "an odd number", dw_kernel_size)
         if 2 * pad != dilation * (kernel_size - 1):
-            # What predicts the offsets sees every stride-th pixel, and so must the kernel's middle.
+            # Offsets are predicted at every stride-th pixel, so the kernel must be centred there.
             self._refuse("pad", f"{dilation * (kernel_size - 1) // 2}, dilation · (kernel_size - 1) / 2", pad)
         self.channels = channels
         self.kernel_size = kernel_size
@@ -65,7 +65,7 @@ class _ChannelsLast(TracksOffsets, nn.Module):
         self.dw_kernel_size = dw_kernel_size
         self.center_feature_scale = center_feature_scale
         self.remove_center = bool(remove_center)
-        self.taps = group * (kernel_size**2 - self.remove_center)  # of all groups
+        self.taps = group * (kernel_size**2 - self.remove_center)  # summed over groups
         if center_feature_scale:
             self.center_feature_scale_proj_weight = nn.Parameter(torch.zeros(group, channels))
             self.center_feature_scale_proj_bias = nn.Parameter(torch.zeros(group))
@@ -96,7 +96,7 @@ class _ChannelsLast(TracksOffsets, nn.Module):
         return x if self.stride == 1 else x[:, :: self.stride, :: self.stride]
 
     def _blend_center(self, x: Tensor, value: Tensor, query: Tensor) -> Tensor:
-        """From ``x`` towards the ``value`` under the kernel's middle, as far as ``query`` says per group."""
+        """Blend ``x`` with ``value`` at the kernel's centre. ``query`` predicts the share of each group."""
         if not self.center_feature_scale:
             return x
         scale = F.linear(query, self.center_feature_scale_proj_weight, self.center_feature_scale_proj_bias)
@@ -112,32 +112,32 @@ class _ChannelsLast(TracksOffsets, nn.Module):
 
 
 class DCNv3(_ChannelsLast):
-    """Deformable convolution v3 (InternImage, Wang et al. 2023), a layer of maps ``(N, H, W, channels)``.
+    """Deformable convolution v3 (InternImage, Wang et al. 2023) for maps ``(N, H, W, channels)``.
 
-    A depth-wise convolution of the input (``dw_conv``) predicts offsets (``offset``) and factors, which a
-    softmax over the taps of each group makes a mean (``mask``); between two linear projections
-    (``input_proj``, ``output_proj``) :func:`dcnzoo.ops.dcnv3` reads there.
+    A depth-wise convolution of the input (``dw_conv``) and two linear layers predict the offsets (``offset``)
+    and the mask (``mask``), a softmax over the taps of each group. :func:`dcnzoo.ops.dcnv3` runs between two
+    linear projections (``input_proj``, ``output_proj``).
 
     Args:
-        channels: in and out.
+        channels: of input and output.
         kernel_size: odd.
-        dw_kernel_size: of the depth-wise convolution, odd; by default ``kernel_size``.
+        dw_kernel_size: of the depth-wise convolution, odd. Default: ``kernel_size``.
         stride, dilation: of the kernel. The output has ``ceil(size / stride)`` pixels.
-        pad: ``dilation · (kernel_size - 1) / 2``, the only one there is.
-        group: of channels that read at the same places.
-        offset_scale: stretches kernel and offsets.
-        act_layer: ``'GELU'``, ``'ReLU'`` or ``'SiLU'``, after the depth-wise convolution.
-        norm_layer: ``'LN'`` or ``'BN'``, before that.
-        center_feature_scale: blend with what is under the kernel's middle, as far as is predicted
+        pad: must be ``dilation · (kernel_size - 1) / 2``.
+        group: number of channel groups. The channels of a group share their sampling points.
+        offset_scale: scales the kernel and the offsets.
+        act_layer: ``'GELU'``, ``'ReLU'`` or ``'SiLU'``, after the norm.
+        norm_layer: ``'LN'`` or ``'BN'``, after the depth-wise convolution.
+        center_feature_scale: blend the output with the value at the kernel's centre, by a predicted share
             (InternImage-H and -G).
         remove_center: leave out the middle tap.
 
-    Offsets start at zero and the mask at ``1 / taps``, also through the ``init_weights()`` of an OpenMMLab
-    model: an average pooling between two projections.
+    Offsets start at zero and the mask at ``1 / taps``, so the layer starts as average pooling between two
+    projections. ``init_weights()`` of an OpenMMLab model keeps these values.
 
     Raises:
-        ValueError: arguments that do not fit.
-        RuntimeError: input that does not fit.
+        ValueError: an argument is invalid.
+        RuntimeError: the input has the wrong shape.
     """
 
     def __init__(
@@ -170,7 +170,7 @@ class DCNv3(_ChannelsLast):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """The official initial values, of all but the depth-wise convolution and the centre's scale."""
+        """Set the official initial values, except for the depth-wise convolution and the centre's scale."""
         for predictor in (self.offset, self.mask):
             predictor.reset_parameters()
         for projection in (self.input_proj, self.output_proj):
@@ -196,30 +196,31 @@ class DCNv3(_ChannelsLast):
 
 
 class DCNv4(_ChannelsLast):
-    """Deformable convolution v4 (Xiong et al. 2024), a layer of maps ``(N, H, W, channels)``.
+    """Deformable convolution v4 (Xiong et al. 2024) for maps ``(N, H, W, channels)``.
 
-    One linear layer (``offset_mask``) predicts offsets and factors, which no softmax bounds; between two
-    projections (``value_proj``, ``output_proj``) :func:`dcnzoo.ops.dcnv4` reads there.
+    One linear layer (``offset_mask``) predicts the offsets and the mask, without a softmax.
+    :func:`dcnzoo.ops.dcnv4` runs between two linear projections (``value_proj``, ``output_proj``).
 
     Args:
-        channels, kernel_size, stride, pad, dilation, group, offset_scale, remove_center: as of
+        channels, kernel_size, stride, pad, dilation, group, offset_scale, remove_center: as in
             :class:`DCNv3`.
-        dw_kernel_size: of a depth-wise convolution before ``offset_mask`` (``offset_mask_dw``); None is none.
-        center_feature_scale: as of :class:`DCNv3`, but predicted from what was read.
-        output_bias: whether ``output_proj`` has one.
-        without_pointwise: no projections, neither before nor after.
-        act_layer, norm_layer: accepted and not used, as in the official layer: networks that are written for
-            :class:`DCNv3` give them.
+        dw_kernel_size: of a depth-wise convolution before ``offset_mask`` (``offset_mask_dw``). None: no such
+            convolution.
+        center_feature_scale: as in :class:`DCNv3`, but predicted from the operator's output.
+        output_bias: whether ``output_proj`` has a bias.
+        without_pointwise: leave out both projections.
+        act_layer, norm_layer: no effect, as in the official layer. Networks written for :class:`DCNv3` pass
+            them.
 
-    Offsets and factors start at zero, and with them the output at ``output_proj``'s bias, also through the
-    ``init_weights()`` of an OpenMMLab model.
+    Offsets and mask start at zero, so the output starts at ``output_proj``'s bias. ``init_weights()`` of an
+    OpenMMLab model keeps these values.
 
-    ``forward(input, shape=None)`` takes maps, or as the official layer ``(N, L, channels)`` with their
-    ``shape`` ``(H, W)``, by default square, and returns the same form.
+    ``forward(input, shape=None)`` takes maps ``(N, H, W, channels)`` or, like the official layer,
+    ``(N, L, channels)`` with ``shape`` ``(H, W)`` (default: square). It returns the same form.
 
     Raises:
-        ValueError: arguments that do not fit.
-        RuntimeError: input that does not fit.
+        ValueError: an argument is invalid.
+        RuntimeError: the input or ``shape`` is invalid.
     """
 
     __constants__ = ["center_feature_scale", "dw_kernel_size", "without_pointwise"]
@@ -256,7 +257,7 @@ class DCNv4(_ChannelsLast):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """The official initial values, of all but the depth-wise convolution and the centre's scale."""
+        """Set the official initial values, except for the depth-wise convolution and the centre's scale."""
         self.offset_mask.reset_parameters()
         if self.without_pointwise:
             return
@@ -270,13 +271,13 @@ class DCNv4(_ChannelsLast):
             leaf = as_leaf(self, input, shape)
             if leaf is not None:
                 return leaf
-            if is_traced(input):  # and nothing else is: whether these are maps cannot be asked
+            if is_traced(input):  # as the root module; a proxy has no dim(), so assume (N, H, W, C)
                 return self._forward(input)
             self._check_shape(input, shape)
         if input.dim() != 3:
             return self._forward(input)
         if shape is None:
-            side = int(math.sqrt(input.shape[1]))  # of a square, or unflatten raises
+            side = int(math.sqrt(input.shape[1]))  # of a square; otherwise unflatten raises
             shape = (side, side)
         return self._forward(input.unflatten(1, shape)).flatten(1, 2)
 

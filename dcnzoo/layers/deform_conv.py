@@ -1,6 +1,6 @@
-"""Deformable convolutions, plain and transposed, as layers whose offsets come from outside.
+"""Layers of deformable convolution, plain and transposed, that take offsets as an input.
 
-No ``from __future__ import annotations`` here: TorchScript reads the annotations themselves.
+No ``from __future__ import annotations`` here: TorchScript needs the evaluated annotations.
 """
 
 from collections.abc import Callable
@@ -22,23 +22,27 @@ from dcnzoo.ops._torch_private import ConvNd, ConvTransposeNd
 
 
 class _Deformable(nn.Module):
-    """What plain and transposed layers share. A subclass names its ``rank`` and the ``function`` it calls."""
+    """Base of the plain and transposed layers. A subclass sets ``rank`` and the ``function`` to call."""
 
     rank: ClassVar[int]
     function: ClassVar[Callable[..., Tensor]]
 
     def _options(self, padding_mode: str, **sizes: int | tuple[int, ...]) -> dict[str, Any]:
-        """Options of torch's constructor: ``sizes`` with a value for each axis."""
+        """Options of torch's constructor, with one value per axis for each of ``sizes``.
+
+        Raises:
+            ValueError: ``padding_mode`` or one of ``sizes`` is invalid.
+        """
         owner = type(self).__name__
         if padding_mode != "zeros":
             raise ValueError(
-                f"{owner}: padding_mode: expected 'zeros', the only one there is, got {padding_mode!r}"
+                f"{owner}: padding_mode: expected 'zeros', the only supported mode, got {padding_mode!r}"
             )
         options: dict[str, Any] = {"padding_mode": padding_mode}
         for name, value in sizes.items():
             options[name] = values = (value,) * self.rank if isinstance(value, int) else tuple(value)
             if len(values) != self.rank or not all(isinstance(v, int) for v in values):
-                expected = "an integer" if self.rank == 1 else f"an integer or {self.rank} of them"
+                expected = "an integer" if self.rank == 1 else f"an integer or {self.rank} integers"
                 raise ValueError(f"{owner}: {name}: expected {expected}, got {value!r}")
         return options
 
@@ -120,7 +124,7 @@ class _DeformConvTransposeNd(_Deformable, ConvTransposeNd):
     def _convolve(
         self, input: Tensor, offset: Tensor | None, mask: Tensor | None, output_size: list[int] | None
     ) -> Tensor:
-        # torch annotates these for TorchScript, as lists
+        # torch annotates these as lists, for TorchScript
         output_padding = self._output_padding(
             input,
             output_size,
@@ -135,9 +139,9 @@ class _DeformConvTransposeNd(_Deformable, ConvTransposeNd):
 
 
 class DeformConv1d(_DeformConvNd):
-    """``nn.Conv1d`` whose taps are moved by ``offset`` and weighted by ``mask``.
+    """``nn.Conv1d`` with taps displaced by ``offset`` and weighted by ``mask``.
 
-    As :class:`DeformConv2d`, with ``input`` ``(N, in_channels, L)`` and one offset per tap:
+    Like :class:`DeformConv2d`, with ``input`` ``(N, in_channels, L)`` and one offset per tap:
     ``(N, offset_groups · K, oL)``.
     """
 
@@ -146,11 +150,11 @@ class DeformConv1d(_DeformConvNd):
 
 
 class DeformConv2d(_DeformConvNd):
-    """``nn.Conv2d`` whose taps are moved by ``offset`` and weighted by ``mask``.
+    """``nn.Conv2d`` with taps displaced by ``offset`` and weighted by ``mask``.
 
-    Takes the arguments of ``nn.Conv2d`` (zero padding only) and ``im2col_step``, how many images
-    are lowered at a time: it bounds memory and leaves the result alone. Parameters and
-    initialisation are those of ``nn.Conv2d``; without ``offset`` and ``mask`` so is the output.
+    Takes the arguments of ``nn.Conv2d`` (zero padding only) and ``im2col_step``, the maximum number of images
+    processed at a time, which bounds memory. Parameters and initialisation are those of ``nn.Conv2d``.
+    Without ``offset`` and ``mask``, the output is that of ``nn.Conv2d``.
 
     ``forward(input, offset=None, mask=None)`` with
 
@@ -159,7 +163,7 @@ class DeformConv2d(_DeformConvNd):
       of the ``K`` taps of the kernel; the input channels are split among the offset groups
     - ``mask`` ``(N, mask_groups · K, oH, oW)`` or None (DCN v1)
 
-    returns ``(N, out_channels, oH, oW)``. See :func:`dcnzoo.ops.deform_conv2d` for what it raises.
+    returns ``(N, out_channels, oH, oW)``. See :func:`dcnzoo.ops.deform_conv2d` for the errors raised.
     """
 
     rank = 2
@@ -167,10 +171,10 @@ class DeformConv2d(_DeformConvNd):
 
 
 class DeformConv3d(_DeformConvNd):
-    """``nn.Conv3d`` whose taps are moved by ``offset`` and weighted by ``mask``.
+    """``nn.Conv3d`` with taps displaced by ``offset`` and weighted by ``mask``.
 
-    As :class:`DeformConv2d`, with ``input`` ``(N, in_channels, D, H, W)`` and ``(z, y, x)`` for each tap:
-    ``(N, offset_groups · K · 3, oD, oH, oW)``.
+    Like :class:`DeformConv2d`, with ``input`` ``(N, in_channels, D, H, W)`` and a ``(z, y, x)`` offset per
+    tap: ``(N, offset_groups · K · 3, oD, oH, oW)``.
     """
 
     rank = 3
@@ -178,9 +182,9 @@ class DeformConv3d(_DeformConvNd):
 
 
 class DeformConvTranspose1d(_DeformConvTransposeNd):
-    """``nn.ConvTranspose1d`` whose taps are moved by ``offset`` and weighted by ``mask``.
+    """``nn.ConvTranspose1d`` with taps displaced by ``offset`` and weighted by ``mask``.
 
-    As :class:`DeformConvTranspose2d`, with ``input`` ``(N, in_channels, L)`` and one offset per tap:
+    Like :class:`DeformConvTranspose2d`, with ``input`` ``(N, in_channels, L)`` and one offset per tap:
     ``(N, offset_groups · K, L)``.
     """
 
@@ -189,11 +193,11 @@ class DeformConvTranspose1d(_DeformConvTransposeNd):
 
 
 class DeformConvTranspose2d(_DeformConvTransposeNd):
-    """``nn.ConvTranspose2d`` whose taps are moved by ``offset`` and weighted by ``mask``.
+    """``nn.ConvTranspose2d`` with taps displaced by ``offset`` and weighted by ``mask``.
 
     Takes the arguments of ``nn.ConvTranspose2d`` in tvdcn's order (``dilation`` before
     ``output_padding``) and ``im2col_step``. Parameters and initialisation are those of
-    ``nn.ConvTranspose2d``; without ``offset`` and ``mask`` so is the output.
+    ``nn.ConvTranspose2d``. Without ``offset`` and ``mask``, the output is that of ``nn.ConvTranspose2d``.
 
     ``forward(input, offset=None, mask=None, output_size=None)`` with
 
@@ -203,7 +207,8 @@ class DeformConvTranspose2d(_DeformConvTransposeNd):
     - ``mask`` ``(N, mask_groups · K, H, W)`` or None
     - ``output_size``: as in ``nn.ConvTranspose2d``, instead of ``output_padding``
 
-    returns ``(N, out_channels, oH, oW)``. See :func:`dcnzoo.ops.deform_conv_transpose2d`.
+    returns ``(N, out_channels, oH, oW)``. See :func:`dcnzoo.ops.deform_conv_transpose2d` for the errors
+    raised.
     """
 
     rank = 2
@@ -211,10 +216,10 @@ class DeformConvTranspose2d(_DeformConvTransposeNd):
 
 
 class DeformConvTranspose3d(_DeformConvTransposeNd):
-    """``nn.ConvTranspose3d`` whose taps are moved by ``offset`` and weighted by ``mask``.
+    """``nn.ConvTranspose3d`` with taps displaced by ``offset`` and weighted by ``mask``.
 
-    As :class:`DeformConvTranspose2d`, with ``input`` ``(N, in_channels, D, H, W)`` and ``(z, y, x)`` for each
-    tap: ``(N, offset_groups · K · 3, D, H, W)``.
+    Like :class:`DeformConvTranspose2d`, with ``input`` ``(N, in_channels, D, H, W)`` and a ``(z, y, x)``
+    offset per tap: ``(N, offset_groups · K · 3, D, H, W)``.
     """
 
     rank = 3

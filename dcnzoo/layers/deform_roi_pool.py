@@ -1,6 +1,6 @@
-"""Deformable RoI pooling as layers: mmcv's arguments, parameters and initial values.
+"""Layers of deformable RoI pooling, with mmcv's arguments, parameters and initial values.
 
-No ``from __future__ import annotations`` here: TorchScript reads the annotations themselves.
+No ``from __future__ import annotations`` here: TorchScript needs the evaluated annotations.
 """
 
 from typing import cast
@@ -14,11 +14,11 @@ from dcnzoo.ops._arguments import is_traced
 
 
 class DeformRoIPool(nn.Module):
-    """Deformable RoI pooling whose offsets come from outside.
+    """Deformable RoI pooling that takes offsets as an input.
 
     ``forward(input, rois, offset=None)`` with ``input`` ``(N, C, H, W)``, ``rois`` ``(K, 5)`` and
-    ``offset`` ``(K, 2, oH, oW)``, x first, returns ``(K, C, oH, oW)``. The arguments are those of
-    :func:`dcnzoo.ops.deform_roi_pool`, which says what they mean and what is raised.
+    ``offset`` ``(K, 2, oH, oW)``, x first, returns ``(K, C, oH, oW)``. See
+    :func:`dcnzoo.ops.deform_roi_pool` for the arguments and the errors raised.
     """
 
     def __init__(
@@ -57,13 +57,12 @@ class DeformRoIPool(nn.Module):
 class DeformRoIPoolPack(DeformRoIPool):
     """Deformable RoI pooling that predicts its own offsets (Dai et al. 2017, fig. 3).
 
-    The bins are pooled where they are, three fully connected layers (``offset_fc``) make offsets of them,
-    and the moved bins are pooled. The last layer starts at zero, so that no bin moves at first.
+    It pools the bins without offsets, predicts offsets from the result with three fully connected layers
+    (``offset_fc``), and pools the displaced bins. The last layer starts at zero, and so do the offsets.
 
     Args:
-        output_size, spatial_scale, sampling_ratio, gamma: of the pooling; see
-            :func:`dcnzoo.ops.deform_roi_pool`.
-        output_channels: channels of the input, and of the output.
+        output_size, spatial_scale, sampling_ratio, gamma: as in :func:`dcnzoo.ops.deform_roi_pool`.
+        output_channels: channels of the input and of the output.
         deform_fc_channels: width of the fully connected layers.
 
     ``forward(input, rois)`` with ``input`` ``(N, output_channels, H, W)`` and ``rois`` ``(K, 5)`` returns
@@ -91,7 +90,7 @@ class DeformRoIPoolPack(DeformRoIPool):
             _starting_at_zero(nn.Linear(deform_fc_channels, bins * 2)),
         )
 
-    # It predicts the offset itself.
+    # no offset argument: the layer predicts the offset itself
     def forward(self, input: Tensor, rois: Tensor) -> Tensor:  # type: ignore[override]
         if not torch.jit.is_scripting():
             leaf = as_leaf(self, input, rois)
@@ -117,9 +116,9 @@ class DeformRoIPoolPack(DeformRoIPool):
 
 
 class ModulatedDeformRoIPoolPack(DeformRoIPoolPack):
-    """:class:`DeformRoIPoolPack` that weighs its bins as well (Zhu et al. 2019, eq. 2).
+    """:class:`DeformRoIPoolPack` that also predicts a mask (Zhu et al. 2019, eq. 2).
 
-    A second branch, ``mask_fc``, makes a factor between 0 and 1 for each bin; all start at 0.5.
+    A second branch, ``mask_fc``, predicts a factor between 0 and 1 for each bin. All factors start at 0.5.
     """
 
     def __init__(
@@ -142,7 +141,7 @@ class ModulatedDeformRoIPoolPack(DeformRoIPoolPack):
             nn.Sigmoid(),
         )
 
-    # It predicts the offset itself.
+    # no offset argument: the layer predicts the offset itself
     def forward(self, input: Tensor, rois: Tensor) -> Tensor:  # type: ignore[override]
         if not torch.jit.is_scripting():
             leaf = as_leaf(self, input, rois)

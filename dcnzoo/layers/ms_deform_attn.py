@@ -17,24 +17,24 @@ class MultiScaleDeformableAttention(TracksOffsets, nn.Module):
     """Multi-scale deformable attention (Deformable DETR, Zhu et al. 2021, eq. 3).
 
     Each query predicts, per head and level, offsets from its reference point (``sampling_offsets``) and
-    factors, which a softmax over the points of all levels makes a mean (``attention_weights``); between two
-    linear projections (``value_proj``, ``output_proj``) :func:`dcnzoo.ops.ms_deform_attn` reads there.
-    Checkpoints of the official ``MSDeformAttn`` and of mmcv load as they are.
+    attention weights, a softmax over the points of all levels (``attention_weights``).
+    :func:`dcnzoo.ops.ms_deform_attn` runs between two linear projections (``value_proj``, ``output_proj``).
+    Checkpoints of the official ``MSDeformAttn`` and of mmcv load unchanged.
 
     Args:
-        embed_dims: channels of queries and of the output, and of what ``value`` holds.
-        num_heads: a divisor of the projected channels.
-        num_levels: of the pyramid.
-        num_points: of a head on a level.
-        value_proj_ratio: of the projected channels to ``embed_dims``; ``ratio`` in ViT-Adapter's layer, a
-            name that is taken too.
+        embed_dims: channels of the queries, of ``value`` and of the output.
+        num_heads: number of heads, a divisor of the projected channels.
+        num_levels: number of levels of the pyramid.
+        num_points: number of points per head and level.
+        value_proj_ratio: ratio of the projected channels to ``embed_dims``. ViT-Adapter's name ``ratio`` is
+            accepted too.
 
-    The offsets start as the official ones, each head looking into a direction of its own and its points one
-    pixel further each, with the same weight, whatever the query.
+    The initial offsets are the official ones and do not depend on the query: each head has its own direction,
+    along which its points are one pixel apart. All points start with the same weight.
 
     Raises:
-        ValueError: arguments that do not fit.
-        RuntimeError: input that does not fit.
+        ValueError: an argument is invalid.
+        RuntimeError: an input is invalid.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class MultiScaleDeformableAttention(TracksOffsets, nn.Module):
         *,
         ratio: float | None = None,
     ) -> None:
-        nn.Module.__init__(self)  # not super(): the registered layer has a second base, mmcv's
+        nn.Module.__init__(self)  # not super(): the layer registered in OpenMMLab also derives from mmcv's
         numbers = dict(
             embed_dims=embed_dims, num_heads=num_heads, num_levels=num_levels, num_points=num_points
         )
@@ -75,7 +75,7 @@ class MultiScaleDeformableAttention(TracksOffsets, nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """The official initial values."""
+        """Set the official initial values."""
         self.sampling_offsets.reset_parameters()
         angles = torch.arange(self.num_heads) * (2 * math.pi / self.num_heads)
         directions = torch.stack([angles.cos(), angles.sin()], -1)  # [heads, 2], (x, y)
@@ -90,7 +90,7 @@ class MultiScaleDeformableAttention(TracksOffsets, nn.Module):
             nn.init.zeros_(projection.bias)
 
     def init_weights(self) -> None:
-        """The official initial values again, behind an OpenMMLab parent that initialises every Linear."""
+        """Set the official initial values again, after an OpenMMLab parent has initialised every Linear."""
         self.reset_parameters()
 
     def forward(
@@ -107,20 +107,21 @@ class MultiScaleDeformableAttention(TracksOffsets, nn.Module):
         input_level_start_index: Tensor | None = None,
         input_padding_mask: Tensor | None = None,
     ) -> Tensor:  # [N, Q, C]
-        """What the official layer's ``forward`` computes, its arguments in the same order.
+        """Same computation and order of arguments as the official layer.
 
-        By keyword, the official names ``input_flatten``, ``input_spatial_shapes``,
-        ``input_level_start_index`` and ``input_padding_mask`` stand for ``value`` to ``key_padding_mask``.
+        ``value``, ``spatial_shapes``, ``level_start_index`` and ``key_padding_mask`` can also be passed by
+        their official names: ``input_flatten``, ``input_spatial_shapes``, ``input_level_start_index`` and
+        ``input_padding_mask``.
 
         Args:
-            query: ``(N, Q, embed_dims)``, with positions added.
-            reference_points: in units of the level's size, (0, 0) its upper left corner. Offsets are in
-                pixels from a point; from a box they are in units of ``size / (2 · num_points)``. Any of the
-                first three sizes may be 1 and stands for all.
+            query: ``(N, Q, embed_dims)``, including the positional encoding.
+            reference_points: normalised to the level's size; (0, 0) is the level's upper left corner. Offsets
+                from a point are in pixels, offsets from a box in units of ``box size / (2 · num_points)``.
+                The first three axes may have size 1, which is broadcast.
             value: ``(N, S, embed_dims)``, the pixels of all levels, one level after the other.
             spatial_shapes: the levels' (height, width), int64.
-            level_start_index: where in S each level begins; by default they follow one another.
-            key_padding_mask: bool.
+            level_start_index: index in S of each level's first pixel. Default: the levels are adjacent.
+            key_padding_mask: bool; pixels that are True read as zero.
         """
         value = self._either("value", value, "input_flatten", input_flatten)
         spatial_shapes = self._either(
@@ -147,7 +148,7 @@ class MultiScaleDeformableAttention(TracksOffsets, nn.Module):
         value = self.value_proj(value)
         if key_padding_mask is not None:
             value = value.masked_fill(key_padding_mask[..., None], 0.0)
-        # Coordinates are not rounded to half precision: bfloat16 knows nothing between 0.996 and 1.
+        # Keep coordinates in float32 at least: bfloat16 has no value between 0.996 and 1.
         exact = torch.promote_types(value.dtype, torch.float32)
         points = (self.num_heads, self.num_levels, self.num_points)
         shift = self.sampling_offsets(query).to(exact).unflatten(-1, (*points, 2))
@@ -172,7 +173,7 @@ class MultiScaleDeformableAttention(TracksOffsets, nn.Module):
         return self.output_proj(x)
 
     def _either(self, name: str, value: Tensor | None, official: str, other: Tensor | None) -> Tensor | None:
-        """An argument that has two names."""
+        """The value of an argument that has two names. Both at once are a TypeError."""
         if value is not None and other is not None:
             raise TypeError(f"{type(self).__name__}: {name}: expected one of {name} and {official}, got both")
         return other if value is None else value
@@ -206,7 +207,7 @@ class MultiScaleDeformableAttention(TracksOffsets, nn.Module):
         if tuple(shapes.shape) != (self.num_levels, 2):
             expected = f"({self.num_levels}, 2), (height, width) of {self.num_levels} levels"
             self._refuse("spatial_shapes", expected, tuple(shapes.shape), RuntimeError)
-        # On a GPU looking would stall the device.
+        # On a GPU, reading the values would stall the device.
         if shapes.device.type == "cpu" and not torch.compiler.is_compiling():
             total = int(shapes.prod(1).sum())
             if total != pixels:

@@ -1,6 +1,6 @@
-"""What every layer that predicts its own offsets needs: their convolution, bound, statistics, learning rate.
+"""Prediction of offsets: convolutions, limit, statistics and learning rate.
 
-No ``from __future__ import annotations`` here: TorchScript reads the annotations themselves.
+No ``from __future__ import annotations`` here: TorchScript needs the evaluated annotations.
 """
 
 import math
@@ -15,16 +15,16 @@ from dcnzoo.ops.geometry import sampling_points
 
 
 class _ZeroInit(nn.Module):
-    """A layer that starts at zero."""
+    """Mixin: all parameters start at zero."""
 
     def reset_parameters(self) -> None:
         for parameter in self.parameters():
             nn.init.zeros_(parameter)
 
 
-# mmengine initialises layers by name, layer='Conv2d', which it compares with a module's class and
-# its direct bases. With one class in between, a Kaiming initialisation of the parent passes by, while
-# everything that asks isinstance(…, nn.Conv2d), like mmengine's dcn_offset_lr_mult, still knows it.
+# mmengine initialises layers by class name (layer='Conv2d'), which it compares with a module's class and its
+# direct bases. The class in between excludes these layers from a parent's Kaiming initialisation, while
+# isinstance(…, nn.Conv2d), which mmengine's dcn_offset_lr_mult uses, is still true.
 class _ZeroConv1d(_ZeroInit, nn.Conv1d):
     pass
 
@@ -42,22 +42,22 @@ class _ZeroLinear(_ZeroInit, nn.Linear):
 
 
 class OffsetConv1d(_ZeroConv1d):
-    """As :class:`OffsetConv2d`, for 1-D."""
+    """:class:`OffsetConv2d` in 1-D."""
 
 
 class OffsetConv2d(_ZeroConv2d):
     """Predicts offsets or masks: an ``nn.Conv2d`` that starts at zero.
 
-    It stays there until trained, also through the ``init_weights()`` of an OpenMMLab model.
+    It stays at zero until training, because ``init_weights()`` of an OpenMMLab model does not change it.
     """
 
 
 class OffsetConv3d(_ZeroConv3d):
-    """As :class:`OffsetConv2d`, for 3-D."""
+    """:class:`OffsetConv2d` in 3-D."""
 
 
 class OffsetLinear(_ZeroLinear):
-    """As :class:`OffsetConv2d`, an ``nn.Linear``: of maps whose channels come last."""
+    """:class:`OffsetConv2d` as an ``nn.Linear``, for channels-last maps."""
 
 
 OFFSET_CONVS: dict[int, type[_ZeroConv1d | _ZeroConv2d | _ZeroConv3d]] = {
@@ -69,7 +69,11 @@ OFFSET_PREDICTORS = (*OFFSET_CONVS.values(), OffsetLinear)
 
 
 def check_offset_limit(owner: str, limit: float | None) -> float | None:
-    """``limit`` as a float, or the error of the layer ``owner``."""
+    """``limit`` as a float, or None.
+
+    Raises:
+        ValueError: it is not a positive, finite number. The message names the layer ``owner``.
+    """
     if limit is None:
         return None
     if isinstance(limit, bool) or not isinstance(limit, (int, float)) or not 0 < limit < math.inf:
@@ -80,22 +84,22 @@ def check_offset_limit(owner: str, limit: float | None) -> float | None:
 
 
 def limit_offset(offset: Tensor, limit: float) -> Tensor:
-    """Keeps every offset within ±``limit`` pixels, smoothly: ``limit · tanh(offset / limit)``.
+    """Bounds offsets smoothly to ±``limit`` pixels: ``limit · tanh(offset / limit)``.
 
-    Small offsets pass as they are (slope 1 at 0); large ones level off, and an infinite one becomes
-    ``limit``: whatever the prediction, samples stay near their place, where they see something. A
-    prediction far beyond the limit gets hardly a gradient and stays at it.
+    Small offsets are almost unchanged (slope 1 at 0), large ones saturate, and an infinite one becomes
+    ±``limit``. Samples therefore stay near the regular grid for any prediction. A prediction far beyond the
+    limit gets almost no gradient, so it stays there.
     """
     return limit * torch.tanh(offset / limit)
 
 
 def rename_legacy_offsets(state_dict: dict[str, Tensor], prefix: str, packs: Sequence[str]) -> None:
-    """Renames ``conv2_offset.weight``, as old checkpoints say, ``conv2.conv_offset.weight``.
+    """Rename keys of old checkpoints: ``conv2_offset.weight`` becomes ``conv2.conv_offset.weight``.
 
     Args:
-        state_dict: changed in place.
+        state_dict: modified in place.
         prefix: of the module being loaded.
-        packs: names of the DCN layers in that module ('' for itself).
+        packs: names of the DCN layers in that module ('' for the module itself).
     """
     for pack in packs:
         for parameter in ("weight", "bias"):
@@ -107,13 +111,13 @@ def rename_legacy_offsets(state_dict: dict[str, Tensor], prefix: str, packs: Seq
 
 
 class OffsetStatistics(NamedTuple):
-    """Of the offsets of one forward pass, over batch, groups, taps and positions.
+    """Statistics of the offsets of one forward pass, over batch, groups, taps and positions.
 
     Attributes:
-        mean: of the absolute offsets, in pixels.
-        max: of the absolute offsets, in pixels.
-        outside: share of the sampling points that their offsets drove off the map, where they read zero
-            and learn nothing. Points in the padding of an ordinary convolution do not count.
+        mean: mean absolute offset, in pixels.
+        max: largest absolute offset, in pixels.
+        outside: share of the sampling points that the offsets moved off the map, where they read zero and get
+            no gradient. Points that are off the map without offsets (in the padding) do not count.
     """
 
     mean: float
@@ -122,12 +126,14 @@ class OffsetStatistics(NamedTuple):
 
 
 class ModulationStatistics(NamedTuple):
-    """Of the factors that weigh the samples in one forward pass, over batch, groups, taps and positions.
+    """Statistics of the mask of one forward pass, over batch, groups, taps and positions.
+
+    All are of absolute values: without an activation, as in DCNv4, a mask can be negative.
 
     Attributes:
-        mean: of the absolute factors; only DCNv4's have a sign.
-        near_zero: share of them below 0.05, whose samples hardly count.
-        near_one: share of them between 0.95 and 1.05.
+        mean: mean value.
+        near_zero: share of values below 0.05, whose samples contribute little.
+        near_one: share of values between 0.95 and 1.05.
     """
 
     mean: float
@@ -136,12 +142,13 @@ class ModulationStatistics(NamedTuple):
 
 
 class TracksOffsets:
-    """Mixin of layers that predict offsets: keeps a few figures of the last ones when asked to.
+    """Mixin of layers that predict offsets: stores statistics of the last forward pass if enabled.
 
-    Plain attributes, neither parameters nor buffers: state dicts, DDP and TorchScript do not see them.
+    The statistics are plain attributes, neither parameters nor buffers, so that state dicts, DDP and
+    TorchScript ignore them.
     """
 
-    if TYPE_CHECKING:  # of the layer; TorchScript must not see these
+    if TYPE_CHECKING:  # attributes of the layer, which TorchScript must not find annotated here
         kernel_size: Any
         stride: Any
         padding: Any
@@ -161,7 +168,7 @@ class TracksOffsets:
         )
 
     def _record_offsets(self, offset: Tensor | None, size: Sequence[int]) -> None:
-        """``offset``: ``(N, G·K·rank, *out)``; ``size``: of the map that the points lie in."""
+        """Record statistics of ``offset``, ``(N, G·K·rank, *out)``, for sampling a map of ``size``."""
         if offset is None or not self._records(offset):
             return
         offset = offset.detach().float()
@@ -173,8 +180,13 @@ class TracksOffsets:
     def _record_shifts(
         self, grid: Tensor, shift: Tensor, size: Sequence[int | Tensor], axis: int = -1
     ) -> None:
-        """``grid``: where the points lie without their ``shift``, both in pixels; ``axis``: that of the
-        coordinates, which come in the order of ``size``.
+        """Record statistics of offsets.
+
+        Args:
+            grid: sampling points without offsets, in pixels.
+            shift: offsets, in pixels.
+            size: size of the map, in the order of the coordinates.
+            axis: axis of the coordinates in ``grid`` and ``shift``.
         """
         if not self._records(shift):
             return
@@ -184,7 +196,7 @@ class TracksOffsets:
         self._last_offsets = torch.stack([absolute.mean(), absolute.max(), driven_out.float().mean()])
 
     def _record_modulation(self, mask: Tensor | None) -> None:
-        """``mask``: the factors as they weigh the samples, in any shape."""
+        """Record statistics of ``mask``, after its activation, in any shape."""
         if mask is None or not self._records(mask):
             return
         factor = mask.detach().float().abs()
@@ -198,11 +210,11 @@ def _inside(points: Tensor, size: Sequence[int | Tensor], axis: int) -> Tensor:
 
 
 def track_offsets(model: nn.Module, enabled: bool = True) -> None:
-    """Lets every deformable layer in ``model`` that predicts its offsets keep their statistics, or stop it.
+    """Switches statistics on or off for every layer in ``model`` that predicts offsets.
 
-    Off by default. On, a forward pass reads the offsets and the mask a few times more and keeps six
-    numbers, without synchronising a GPU; :func:`offset_statistics` and :func:`modulation_statistics` fetch
-    them.
+    They are off by default. If they are on, a forward pass reads the offsets and the mask a few more times
+    and stores six numbers per layer, without synchronising the GPU. :func:`offset_statistics` and
+    :func:`modulation_statistics` return them.
     """
     for module in model.modules():
         if isinstance(module, TracksOffsets):
@@ -211,9 +223,9 @@ def track_offsets(model: nn.Module, enabled: bool = True) -> None:
 
 
 def offset_statistics(model: nn.Module) -> dict[str, OffsetStatistics]:
-    """The statistics of each layer's last forward pass, by the layer's name.
+    """Offset statistics of each layer's last forward pass, by the layer's name.
 
-    Empty before :func:`track_offsets` was called and a batch went through.
+    Empty until you call :func:`track_offsets` and run the model.
     """
     return {
         name: OffsetStatistics(*module._last_offsets.tolist())
@@ -223,7 +235,7 @@ def offset_statistics(model: nn.Module) -> dict[str, OffsetStatistics]:
 
 
 def modulation_statistics(model: nn.Module) -> dict[str, ModulationStatistics]:
-    """As :func:`offset_statistics`, of the factors; a layer that has none (DCN v1) is not in it."""
+    """:func:`offset_statistics` of the masks. Layers without a mask (DCN v1) are not included."""
     return {
         name: ModulationStatistics(*module._last_modulation.tolist())
         for name, module in model.named_modules()
@@ -232,18 +244,19 @@ def modulation_statistics(model: nn.Module) -> dict[str, ModulationStatistics]:
 
 
 def offset_parameter_groups(model: nn.Module, lr: float, offset_lr_mult: float = 0.1) -> list[dict]:
-    """Parameter groups for an optimizer in which the prediction of offsets and masks learns more slowly.
+    """Optimizer parameter groups with a lower learning rate for the prediction of offsets and masks.
 
-    ``torch.optim.AdamW(offset_parameter_groups(model, lr=1e-3), weight_decay=0.05)``. What mmengine's
-    ``dcn_offset_lr_mult`` is to a config.
+    Example: ``torch.optim.AdamW(offset_parameter_groups(model, lr=1e-3), weight_decay=0.05)``. In a config of
+    mmengine, ``dcn_offset_lr_mult`` has this effect.
 
     Args:
-        model: with any layers that predict their offsets, of :mod:`dcnzoo.layers` or :mod:`dcnzoo.models`.
-        lr: the learning rate of everything else.
-        offset_lr_mult: times ``lr``, that of the prediction.
+        model: a model with layers of :mod:`dcnzoo.layers` or :mod:`dcnzoo.models` that predict offsets.
+        lr: learning rate of all other parameters.
+        offset_lr_mult: the prediction's learning rate, as a multiple of ``lr``.
 
     Returns:
-        One group without and one with the parameters of the prediction; each parameter once.
+        A group of the other parameters and a group of the prediction's, without empty groups. Each parameter
+        is in one group.
     """
     offsets = {
         id(parameter): parameter

@@ -1,6 +1,6 @@
 """Deformable convolutions that predict their own offsets and masks.
 
-No ``from __future__ import annotations`` here: TorchScript reads the annotations themselves.
+No ``from __future__ import annotations`` here: TorchScript needs the evaluated annotations.
 """
 
 import math
@@ -27,7 +27,7 @@ from dcnzoo.utils.hub import HubMixin
 
 
 class MaskSigmoid(nn.Module):
-    """``scale · sigmoid(mask)``: with scale 2 a prediction of zero is a factor of exactly one."""
+    """``scale · sigmoid(mask)``. With a scale of 2, a prediction of zero gives a mask of exactly one."""
 
     def __init__(self, scale: float = 1.0) -> None:
         super().__init__()
@@ -49,10 +49,10 @@ class MaskSoftmax(nn.Module):
         self.scale = float(scale)
 
     def forward(self, mask: Tensor) -> Tensor:  # [N, mask_groups · taps, *out]
-        if not torch.jit.is_scripting():  # noqa: SIM102  (TorchScript skips the block for this alone)
+        if not torch.jit.is_scripting():  # noqa: SIM102  (TorchScript skips the block only for a lone condition)
             if is_traced(mask):
                 return self.scale * mask.unflatten(1, (-1, self.taps)).softmax(2).flatten(1, 2)
-        # group by group: views of several groups would not export with a dynamic image size
+        # group by group: a view of several groups does not export with a dynamic image size
         groups = [group.softmax(1) for group in mask.split(self.taps, dim=1)]
         return self.scale * torch.cat(groups, dim=1)
 
@@ -61,11 +61,11 @@ class MaskSoftmax(nn.Module):
 
 
 class _Pack(HubMixin, TracksOffsets, nn.Module):
-    """What all packs share. A mixin before the layer that convolves."""
+    """Mixin of all packed layers. It must precede the class of the convolution."""
 
     _hub_modules = {"MaskSigmoid": MaskSigmoid, "MaskSoftmax": MaskSoftmax}
 
-    if TYPE_CHECKING:  # of the layer; TorchScript must not see these
+    if TYPE_CHECKING:  # attributes of the layer, which TorchScript must not find annotated here
         rank: ClassVar[int]
         in_channels: int
         weight: Tensor
@@ -85,7 +85,15 @@ class _Pack(HubMixin, TracksOffsets, nn.Module):
         device,
         dtype,
     ) -> None:
-        """``grouped``: which channels the groups split, ``in_channels`` or ``out_channels``."""
+        """Add the convolutions that predict offset and mask.
+
+        Args:
+            geometry: arguments of these convolutions.
+            grouped: the channels that the groups split, ``"in_channels"`` or ``"out_channels"``.
+
+        Raises:
+            ValueError: an argument is invalid.
+        """
         owner, channels, taps = type(self).__name__, getattr(self, grouped), math.prod(self.kernel_size)
         for name, groups in (("offset_groups", offset_groups), ("mask_groups", mask_groups)):
             if groups < 1 or channels % groups:
@@ -115,7 +123,7 @@ class _Pack(HubMixin, TracksOffsets, nn.Module):
         self.mask_activation = mask_activation if modulated else None
 
     def predict(self, input: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """The offset and the mask with which ``input`` is convolved."""
+        """The offset and the mask for ``input``; None for one that the layer does not predict."""
         offset: Tensor | None = None
         mask: Tensor | None = None
         if self.conv_offset is not None:
@@ -139,7 +147,7 @@ class _Pack(HubMixin, TracksOffsets, nn.Module):
 
     @staticmethod
     def _adopt(state_dict: dict[str, Tensor], old: str, new: str, convolution: ConvNd | None) -> None:
-        """Takes tvdcn's prediction over: its names from 1.1 on, without a bias, or in groups."""
+        """Convert tvdcn's weights of the prediction: names of version 1.1, no bias, or in groups."""
         for parameter in ("weight", "bias"):
             if old + parameter in state_dict and new + parameter not in state_dict:
                 state_dict[new + parameter] = state_dict.pop(old + parameter)
@@ -150,7 +158,7 @@ class _Pack(HubMixin, TracksOffsets, nn.Module):
             state_dict.setdefault(new + "bias", weight.new_zeros(weight.shape[0]))
         width = weight.shape[1]
         if width < convolution.in_channels and convolution.in_channels % width == 0:
-            # in groups: the same as a full one that is zero elsewhere
+            # a grouped convolution equals a full one with zeros elsewhere
             groups = convolution.in_channels // width
             full = weight.new_zeros(weight.shape[0], convolution.in_channels, *weight.shape[2:])
             for group, (rows, block) in enumerate(zip(full.chunk(groups), weight.chunk(groups), strict=True)):
@@ -193,12 +201,12 @@ class _PackedDeformConvNd(_Pack, _DeformConvNd):
     ) -> None:
         sizes = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups)
         super().__init__(*sizes, bias, padding_mode, device, dtype, im2col_step)
-        # that of the layer itself, so that the prediction has the size of the layer's output
+        # the layer's own geometry, so that the prediction has the size of the output
         geometry = {name: getattr(self, name) for name in ("kernel_size", "stride", "padding", "dilation")}
         prediction = (offset_groups, mask_groups, offset_activation, mask_activation, offset_limit)
         self._add_prediction(geometry, "in_channels", deformable, modulated, *prediction, device, dtype)
 
-    # It predicts offset and mask itself.
+    # no offset and mask arguments: the layer predicts them itself
     def forward(self, input: Tensor) -> Tensor:  # type: ignore[override]
         if not torch.jit.is_scripting():
             leaf = as_leaf(self, input)
@@ -242,7 +250,7 @@ class _PackedDeformConvTransposeNd(_Pack, _DeformConvTransposeNd):
         prediction = (offset_groups, mask_groups, offset_activation, mask_activation, offset_limit)
         self._add_prediction(geometry, "out_channels", deformable, modulated, *prediction, device, dtype)
 
-    # It predicts offset and mask itself.
+    # no offset and mask arguments: the layer predicts them itself
     def forward(  # type: ignore[override]
         self, input: Tensor, output_size: list[int] | None = None
     ) -> Tensor:
@@ -259,58 +267,59 @@ class _PackedDeformConvTransposeNd(_Pack, _DeformConvTransposeNd):
 
 
 class PackedDeformConv1d(_PackedDeformConvNd, DeformConv1d):
-    """:class:`DeformConv1d` that predicts its offsets. Arguments as :class:`PackedDeformConv2d`."""
+    """:class:`DeformConv1d` that predicts its offsets. Arguments as in :class:`PackedDeformConv2d`."""
 
 
 class PackedDeformConv2d(_PackedDeformConvNd, DeformConv2d):
     """:class:`DeformConv2d` that predicts its offsets, and with ``modulated=True`` its mask.
 
-    Begins as an ordinary convolution: the prediction starts at zero.
+    The prediction starts at zero. Without a mask, or with a mask that starts at 1, the layer therefore starts
+    as an ordinary convolution.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: as in ``nn.Conv2d``.
-        deformable: False leaves the offsets away.
-        modulated: with a mask (DCNv2).
-        offset_groups, mask_groups: so many sets of offsets and of masks for equal parts of the input
-            channels; independent of each other and of ``groups``.
-        offset_activation: an ``nn.Module`` between the prediction and its use.
+        deformable: whether to predict offsets.
+        modulated: whether to predict a mask (DCNv2).
+        offset_groups, mask_groups: number of equal groups of input channels with their own offsets or mask.
+            Independent of each other and of ``groups``.
+        offset_activation: an ``nn.Module`` applied to the predicted offsets.
         mask_activation: ``'sigmoid'`` (DCNv2: the mask starts at ½), ``'softmax'`` over the taps of each
             group (DCNv3: at 1/K), None, or an ``nn.Module`` such as ``MaskSigmoid(scale=2)``, whose mask
             starts at 1.
-        offset_limit: keeps offsets within so many input pixels
-            (:func:`dcnzoo.layers.limit_offset`). Cures offsets that run away in training.
-        im2col_step: how many images are lowered at a time; bounds memory.
+        offset_limit: bounds offsets to this number of input pixels (:func:`dcnzoo.layers.limit_offset`). Use
+            it if offsets diverge in training.
+        im2col_step: maximum number of images processed at a time, to bound memory.
 
-    Parameters: ``weight``, ``bias``, ``conv_offset`` and ``conv_mask``, convolutions with the geometry of
-    the layer. State dicts of tvdcn's packs load.
+    Parameters: ``weight``, ``bias``, and those of ``conv_offset`` and ``conv_mask``, which are convolutions
+    with the geometry of the layer. tvdcn's state dicts load too.
 
-    ``predict(input)`` returns the offset and the mask that ``forward(input)`` convolves with.
-    ``save_pretrained`` and ``from_pretrained`` keep a pack in a folder (:class:`dcnzoo.utils.hub.HubMixin`).
+    ``predict(input)`` returns the offset and the mask that ``forward(input)`` uses. ``save_pretrained`` and
+    ``from_pretrained`` save the layer to a folder and load it (:class:`dcnzoo.utils.hub.HubMixin`).
     """
 
 
 class PackedDeformConv3d(_PackedDeformConvNd, DeformConv3d):
-    """:class:`DeformConv3d` that predicts its offsets. Arguments as :class:`PackedDeformConv2d`."""
+    """:class:`DeformConv3d` that predicts its offsets. Arguments as in :class:`PackedDeformConv2d`."""
 
 
 class PackedDeformConvTranspose1d(_PackedDeformConvTransposeNd, DeformConvTranspose1d):
     """:class:`DeformConvTranspose1d` that predicts its offsets.
 
-    Arguments as :class:`PackedDeformConvTranspose2d`.
+    Arguments as in :class:`PackedDeformConvTranspose2d`.
     """
 
 
 class PackedDeformConvTranspose2d(_PackedDeformConvTransposeNd, DeformConvTranspose2d):
     """:class:`DeformConvTranspose2d` that predicts its offsets, and with ``modulated=True`` its mask.
 
-    Arguments as :class:`PackedDeformConv2d` and, after ``dilation``, ``output_padding``. Offsets are in
-    output pixels, for equal parts of the **output** channels, and predicted at the input's resolution by
-    pointwise convolutions.
+    Arguments as in :class:`PackedDeformConv2d`, with ``output_padding`` after ``dilation``. Offsets are in
+    output pixels, and groups split the **output** channels. Pointwise convolutions predict offset and mask
+    for each input pixel.
     """
 
 
 class PackedDeformConvTranspose3d(_PackedDeformConvTransposeNd, DeformConvTranspose3d):
     """:class:`DeformConvTranspose3d` that predicts its offsets.
 
-    Arguments as :class:`PackedDeformConvTranspose2d`.
+    Arguments as in :class:`PackedDeformConvTranspose2d`.
     """

@@ -1,4 +1,4 @@
-"""How ``torch.fx.symbolic_trace`` sees the layers: as leaves, as it does those of ``torch.nn``."""
+"""Support for ``torch.fx.symbolic_trace``: layers are leaves of the graph, like those of ``torch.nn``."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch.fx import Proxy, Tracer
 
 
 def as_leaf(module: nn.Module, *arguments: object) -> Any:
-    """In ``torch.fx.symbolic_trace``, one node that calls ``module``: a Proxy. None otherwise.
+    """During ``torch.fx.symbolic_trace``, a Proxy of one node that calls ``module``. Otherwise None.
 
-    None also where ``module`` is itself what is traced: its operators become nodes.
+    Also None if ``module`` is the traced root module: its operators become nodes.
     """
     for argument in arguments:
         if isinstance(argument, Proxy):

@@ -59,8 +59,8 @@ def load_file(
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         if found:
             raise CheckpointError(
-                f"{name}: holds {found[1]}, which is neither weights nor plain data. Only if you trust its "
-                "author: --unsafe-load (trust=True) reads the file and runs the code in it; dcnzoo zoo "
+                f"{name}: contains {found[1]}, which is neither weights nor plain data. Only if you trust "
+                "its author: --unsafe-load (trust=True) loads the file and runs the code in it; dcnzoo zoo "
                 "publish FILE OUT --unsafe-load --save-keys state_dict writes only the weights to OUT"
             ) from None
         raise CheckpointError(f"{name}: expected a checkpoint, found something else") from error

@@ -31,7 +31,7 @@ class LoadCheckpointHook(Hook):
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         model, resume = runner.model, runner._resume
         if isinstance(model, FullyShardedDataParallel):
-            runner.logger.warning("load_from: not checked whether the weights fit, under torch's first FSDP")
+            runner.logger.warning("load_from: with torch's first FSDP, the weights are not checked")
             return
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
             model = model.module
@@ -48,7 +48,7 @@ class LoadCheckpointHook(Hook):
             meta=meta,
             fine_tune=self.fine_tune and not resume,
             allow_partial=self.allow_partial and not resume,
-            hint="--resume continues only with the model that was trained" if resume else PARTIAL_HINT,
+            hint="--resume requires the model of the interrupted training" if resume else PARTIAL_HINT,
         )
         if text := "; ".join(filter(None, (converted, report))):
             runner.logger.info(f"{source}: {text}")

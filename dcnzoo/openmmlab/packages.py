@@ -43,7 +43,7 @@ def base_path(path: str, filename: str) -> tuple[str, str | None]:
         return str(Path(filename).parent / path), None
     folder = mim_folder(package)
     if folder is None:
-        raise ModuleNotFoundError(f"_base_ = {path!r}: {package} is not installed, or brings no configs")
+        raise ModuleNotFoundError(f"_base_ = {path!r}: {package} is not installed or has no configs")
     file = folder / "configs" / name
     if not file.is_file():
         raise FileNotFoundError(2, "no such config", str(file))

@@ -28,7 +28,9 @@ def config_file(name: str) -> str:
     try:
         return base_path(name, "")[0]
     except (ModuleNotFoundError, FileNotFoundError) as error:
-        raise UserError(f"config: expected one of a package, got {name}: {one_line(error)}") from None
+        raise UserError(
+            f"config: expected a config of an installed package, got {name}: {one_line(error)}"
+        ) from None
 
 
 def read_config_file(path: str | os.PathLike, cfg_options: dict | None = None) -> Config:

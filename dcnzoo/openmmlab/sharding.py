@@ -55,7 +55,7 @@ class FullyShardStrategy(DDPStrategy):
                 there = sorted({type(module).__name__ for module, _ in modules})
                 raise ValueError(
                     f"{type(self).__name__}: shard: expected classes of the model's modules, got {name!r}; "
-                    f"there are {', '.join(there)}"
+                    f"available: {', '.join(there)}"
                 )
         blocks = [module for module, names in modules if names.intersection(self.shard)]
         for part in [*reversed(blocks), model]:  # inner modules first

@@ -59,8 +59,8 @@ def _check_base_batch_size(cfg: Config) -> None:
     base = scaling.get("base_batch_size")
     if scaling.get("enable") and (type(base) is not int or base < 1):
         raise UserError(
-            "auto_scale_lr.base_batch_size: expected how many images per step the config's learning rate "
-            f"is meant for, ≥ 1, got {base}"
+            "auto_scale_lr.base_batch_size: expected the batch size for the config's learning rate, ≥ 1, "
+            f"got {base}"
         )
 
 
@@ -74,8 +74,8 @@ def _count_accumulated_batches(runner: Runner) -> None:
     if count == 1 or not scaling.get("enable"):
         return
     runner.logger.info(
-        f"A step is of {count} iterations (accumulative_counts): the learning rate, meant for "
-        f"{scaling.base_batch_size} images, is scaled as for {scaling.base_batch_size / count:g} in each."
+        f"Each optimizer step has {count} iterations (accumulative_counts): the base batch size of "
+        f"{scaling.base_batch_size} images is {scaling.base_batch_size / count:g} images per iteration."
     )
     owner, name = (
         (runner, "auto_scale_lr") if isinstance(runner, Runner) else (runner.strategy, "_auto_scale_lr")

@@ -60,8 +60,8 @@ class Conversion:
             parts.append(f"{_parameters(self.renamed)} renamed, such as {old} to {new}")
         if self.reordered:
             parts.append(
-                f"{len(self.reordered)} put into the class order of MMDetection 2 and later; version 1 "
-                "counted the sizes of boxes by one pixel more, which configs in mmdet::legacy_1.x undo"
+                f"{len(self.reordered)} changed to the class order of MMDetection 2 and later; version 1 "
+                "measured boxes one pixel larger, which configs in mmdet::legacy_1.x correct"
             )
         return "; ".join(parts)
 
@@ -137,7 +137,7 @@ def load_weights(
     return checkpoint["meta"], report
 
 
-PARTIAL_HINT = "--allow-partial (allow_partial=True) loads what fits"
+PARTIAL_HINT = "--allow-partial (allow_partial=True) loads the parameters that fit"
 
 
 def load_state(
@@ -201,11 +201,11 @@ def load_state(
             if not key.startswith("ema_") and (key not in weights or weights[key].is_floating_point())
         ]
         if len(missing) + len(left_out) >= sum(value.is_floating_point() for value in expected.values()):
-            allow_partial, hint = False, "nothing in it fits"
+            allow_partial, hint = False, "no parameter fits"
     problems = [
         f"{_few(names)} {what}"
         for names, what in (
-            (reshaped, "of another shape"),
+            (reshaped, "with another shape"),
             (missing, "missing"),
             (unused, "not used"),
         )
@@ -228,7 +228,7 @@ def load_state(
         differ = f"the classes differ (the file has {before})" if before else "the classes differ"
         lines.append(f"{differ}: {_few(sorted(left_out))} not loaded")
     elif left_out:
-        lines.append(f"{_few(sorted(left_out))} of another shape, not loaded")
+        lines.append(f"{_few(sorted(left_out))} with another shape not loaded")
     return "; ".join(filter(None, [*lines, *problems]))
 
 
@@ -287,7 +287,7 @@ def _deformable_hint(model: nn.Module, weights: Mapping[str, Tensor], expected: 
     if not in_file and in_model:
         parts = sorted({name.split(".")[0] for name in in_model})
         options = " ".join(f"model.{part}.dcn=False" for part in parts if _takes_dcn(model, part))
-        return options and f"the checkpoint is without deformable convolution: --cfg-options {options}"
+        return options and f"the checkpoint has no deformable convolution: --cfg-options {options}"
     if not in_file or in_file == in_model:
         return ""
     options = []
@@ -296,9 +296,11 @@ def _deformable_hint(model: nn.Module, weights: Mapping[str, Tensor], expected: 
         if layers == {name: layer for name, layer in in_model.items() if name.split(".")[0] == part}:
             continue
         if not _takes_dcn(model, part) or len(set(layers.values())) > 1:
-            return "the checkpoint is of a model with other deformable layers"
+            return "the checkpoint belongs to a model with other deformable layers"
         options += _dcn_options(part, layers, weights)
-    return f"the checkpoint is of a deformable model: --cfg-options {' '.join(options)}" if options else ""
+    return (
+        f"the checkpoint belongs to a deformable model: --cfg-options {' '.join(options)}" if options else ""
+    )
 
 
 def _deformable_layers(weights: Mapping[str, Tensor]) -> dict[str, tuple[str, int]]:
@@ -341,7 +343,7 @@ def _config_hint(source: str | os.PathLike) -> str:
     if "://" in str(source):
         return ""
     configs = sorted(Path(source).parent.glob("*.py"), key=lambda path: path.stat().st_mtime)
-    return f"its folder has the config of its training, {configs[-1]}" if configs else ""
+    return f"the config of its training is {configs[-1]}" if configs else ""
 
 
 def _few(names: Collection[str]) -> str:

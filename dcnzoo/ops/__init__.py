@@ -1,4 +1,4 @@
-"""The operators, as functions. Needs torch only."""
+"""The operators as functions. They need only torch."""
 
 from ._library import cpu_capability, has_ops, is_defined, problems, with_cuda
 
@@ -20,7 +20,7 @@ if is_defined():
     from .roi_align import roi_align
     from .roi_align_rotated import roi_align_rotated
 else:
-    # has_ops() must be callable on a broken installation; an operator says what is wrong.
+    # On a broken installation has_ops() must still work; importing an operator raises the reason.
     def __getattr__(name: str):
         if name.startswith("__"):
             raise AttributeError(name)

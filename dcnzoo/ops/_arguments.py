@@ -1,4 +1,8 @@
-"""Arguments that are a number, or one per axis; and what their checks say. All of it scripts."""
+"""Argument checks, and sizes given as one integer or one per axis.
+
+Operators must stay scriptable: code that ``torch.jit.script`` cannot compile is guarded by
+``torch.jit.is_scripting()``.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx import Proxy
 
-# torch.jit.script wants each tuple's length, so there is one of these per rank.
+# torch.jit.script needs the length of each tuple, hence one alias per rank.
 Int1 = int | tuple[int] | list[int]
 Int2 = int | tuple[int, int] | list[int]
 Int3 = int | tuple[int, int, int] | list[int]
@@ -44,16 +48,20 @@ def triple(value: Int3, name: str) -> list[int]:
 
 def _check_list(value: object, name: str, count: int) -> None:
     if not isinstance(value, list):
-        raise TypeError(f"{name}: expected an integer, or {count} in a list or tuple, got {value!r}")
+        raise TypeError(f"{name}: expected an integer, or a list or tuple of {count} integers, got {value!r}")
 
 
 def is_traced(value: object) -> bool:
-    """Whether ``torch.fx.symbolic_trace`` is at work: there are no values to check."""
+    """Whether ``value`` is a proxy of ``torch.fx.symbolic_trace``, which has nothing to check."""
     return isinstance(value, Proxy)
 
 
 def check_tensors(name: str, **arguments: object) -> None:
-    """Before the dispatcher, which prints whole arrays, or takes None for a tensor of an unknown type."""
+    """Raise TypeError unless every argument is a tensor.
+
+    Runs before the dispatcher, which converts None to an undefined tensor and prints whole arrays in its
+    error messages.
+    """
     for argument, value in arguments.items():
         if not isinstance(value, Tensor) and not is_traced(value):
             raise TypeError(f"{name}: {argument}: expected a tensor, got {type(value).__name__}")
@@ -64,8 +72,12 @@ def shape_text(sizes: list[int]) -> str:
 
 
 def check_arguments(name: str, layout: str, weight: Tensor, dimensions: int, im2col_step: int | None) -> None:
-    """What the operator beneath cannot know (the rank asked for), or is not asked (a plain convolution)."""
-    if not torch.jit.is_scripting():  # noqa: SIM102  (TorchScript skips the block for this alone)
+    """Check the rank of ``weight`` and ``im2col_step``.
+
+    The operator cannot check the rank, because it serves all ranks. Without offset and mask it is not called
+    at all: torch's convolution runs.
+    """
+    if not torch.jit.is_scripting():  # noqa: SIM102  (TorchScript skips the block only for a lone condition)
         if is_traced(weight):
             return
     if weight.dim() != dimensions:
@@ -78,7 +90,10 @@ def check_arguments(name: str, layout: str, weight: Tensor, dimensions: int, im2
 
 
 def check_devices(name: str, input: Tensor, **others: Tensor | None) -> None:
-    """For fake kernels, which also answer where one tensor is on the meta device and another is not."""
+    """Raise unless all tensors are on the device of ``input``.
+
+    For fake kernels, which also run if only some of the tensors are on the meta device.
+    """
     for argument, tensor in others.items():
         if tensor is not None and tensor.device != input.device:
             raise RuntimeError(
@@ -87,7 +102,7 @@ def check_devices(name: str, input: Tensor, **others: Tensor | None) -> None:
 
 
 def memory_format(tensor: Tensor) -> torch.memory_format:
-    """The format in which kernels return maps: channels_last where ``tensor`` is so, else contiguous."""
+    """The memory format of a kernel's output: channels_last if ``tensor`` has it, else contiguous."""
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
     last = formats.get(tensor.dim())
     if last is not None and tensor.is_contiguous(memory_format=last) and not tensor.is_contiguous():

@@ -14,10 +14,11 @@ _library = torch.library.Library("dcnzoo", "IMPL")
 
 
 def register_autocast(name: str, fields: Sequence[int] = (2, 3)) -> None:
-    """Under autocast the operator computes in autocast's dtype.
+    """Register the autocast rule: the operator computes in autocast's dtype.
 
     Args:
-        fields: the places among the arguments of offsets and the like, which stay float32 where they are.
+        fields: positions of offsets, masks and locations among the arguments. These stay float32 if they are
+            float32.
     """
     for device, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
         _register(name, device, key, fields)

@@ -1,6 +1,7 @@
-"""Registers derivatives, as ``torch.library.register_autograd`` does, and makes them ``torch.func``'s too.
+"""Registration of derivatives that also work with ``torch.func`` and in forward mode.
 
-torch's own registration refuses ``torch.func.grad`` and its kin, and lets forward-mode tangents vanish.
+``torch.library.register_autograd`` raises an error in transforms such as ``torch.func.grad``, and drops
+forward-mode tangents silently.
 """
 
 from __future__ import annotations
@@ -35,13 +36,13 @@ def register_autograd(
     reference_impl: Callable | None = None,
     forward_mode: Callable | None = None,
 ) -> None:
-    """Give the operator ``dcnzoo::name`` its derivatives, in the form of ``torch.autograd.Function``.
+    """Register the derivatives of ``dcnzoo::name``, in the form of ``torch.autograd.Function``.
 
     Args:
-        reference_impl: the operator in plain PyTorch, with the same arguments: for
-            ``DCNZOO_BACKEND=reference``, for devices without compiled kernels, and for forward mode.
-        forward_mode: takes the operator's arguments with their tangents and returns its results with theirs.
-            By default ``reference_impl``; without either, forward mode is an error.
+        reference_impl: the operator in plain PyTorch, with the same arguments. Runs with
+            ``DCNZOO_BACKEND=reference``, on devices without compiled kernels, and in forward mode.
+        forward_mode: takes the operator's arguments with their tangents and returns its results with their
+            tangents. Default: ``reference_impl``. Without either, forward mode raises an error.
     """
     operator = getattr(torch.ops.dcnzoo, name).default
     forward_mode = forward_mode or reference_impl
@@ -62,12 +63,13 @@ def register_autograd(
     def forward(*arguments):
         if not transforms_active():
             return below_autograd(*arguments)
-        # Only this transform's graph is complete: the ones beneath it have theirs still to record.
+        # Function.apply disables gradients, but it has recorded only the graph of this transform. The
+        # transforms below still have to record theirs.
         with torch.enable_grad(), set_forward_grad_enabled(True):
             return below_autograd(*arguments)
 
-    # Of a single level: that of the transform which is being applied, or plain autograd's. The dispatcher
-    # takes the tensors through the others.
+    # It handles a single level: the current transform of torch.func, or plain autograd. The dispatcher calls
+    # it again for each other level.
     function = type(
         f"dcnzoo_{name}",
         (SingleLevelFunction,),
@@ -83,7 +85,7 @@ def register_autograd(
     def autograd(keys, *arguments):
         has_tangents = in_dual_level() and any(tangent(argument) is not None for argument in arguments)
         if has_tangents and forward_mode is not None:
-            below_autograd(*arguments, keys)  # for its checks of the arguments
+            below_autograd(*arguments, keys)  # to check the arguments
             return forward_mode(*arguments)
         if has_tangents or (torch.is_grad_enabled() and any_requires_grad(*arguments)):
             with enable_single_level_autograd_function():
@@ -108,7 +110,8 @@ def primal(argument: object) -> object:
 def in_forward_mode(*tensors: Tensor | None) -> bool:
     """Whether a backward must be differentiable in forward mode, which the ``_backward`` operators are not.
 
-    Within transforms of ``torch.func`` the tangents may belong to an outer one, where they cannot be seen.
+    In a ``torch.func`` transform, the tangents of outer levels are not visible here. Any dual level counts
+    then.
     """
     return in_dual_level() and (transforms_active() or any(tangent(t) is not None for t in tensors))
 
@@ -116,9 +119,9 @@ def in_forward_mode(*tensors: Tensor | None) -> bool:
 def reference_gradients(
     reference_impl: Callable, grad_output: Tensor, arguments: Sequence, places: Sequence[int]
 ) -> list[Tensor | None]:
-    """The gradients of the arguments at ``places``, by differentiating the reference.
+    """The gradients of the arguments at positions ``places``, computed by differentiating the reference.
 
-    The sums have one order, and forward mode works. None for an argument that is None.
+    They are deterministic and support forward mode. The gradient of an argument that is None is None.
     """
     forward, given, inputs = _of_tensors(reference_impl, arguments, places)
     gradients = dict(zip(given, torch.func.vjp(forward, *inputs)[1](grad_output), strict=True))
@@ -128,7 +131,11 @@ def reference_gradients(
 def _of_tensors(
     reference_impl: Callable, arguments: Sequence, places: Sequence[int]
 ) -> tuple[Callable, list[int], list[Tensor]]:
-    """The reference as a function of the tensors at ``places``. Places of None are left out."""
+    """The reference as a function of only the tensors at positions ``places``; None is left out.
+
+    Returns:
+        the function, the positions, and the tensors at these positions.
+    """
     given = [place for place in places if arguments[place] is not None]
 
     def forward(*tensors: Tensor) -> Tensor:
@@ -150,20 +157,24 @@ def register_derivatives(
     has_order: bool = False,
     keeps_format: bool = False,
 ) -> None:
-    """Both derivatives of an operator, and the fake kernel of the first.
+    """Register the first and second derivative of an operator, and the fake kernel of the first.
 
-    The first is ``dcnzoo::_{name}_backward(grad_output, *arguments, output_mask)``, which returns the
-    gradients of the arguments at the places ``differentiable``; of those that ``output_mask`` leaves out, an
-    empty tensor. The second differentiates ``reference_impl`` twice: exact, not fast.
+    The first derivative is the operator ``dcnzoo::_{name}_backward(grad_output, *arguments, output_mask)``.
+    It returns the gradients of the arguments at positions ``differentiable``, and an empty tensor for each
+    that ``output_mask`` excludes. The second derivative differentiates ``reference_impl`` twice, which is
+    exact but slow.
 
     Args:
-        tensors: the backward's first arguments after ``grad_output`` are so many tensors.
-        recomputed: the places of arguments that the backward does not take.
-        restore: the operator's arguments, from ``grad_output`` and those that the backward takes.
-        grad_input_in_order: the first gradient, summed in one order, from the backward's arguments. On CUDA
-            the kernel adds it up atomically. By default ``reference_impl`` is differentiated.
-        has_order: the backward operator itself sums in one order where that is asked for.
-        keeps_format: the first gradient has the memory format of its argument; else it is contiguous.
+        tensors: number of tensors that the backward operator takes after ``grad_output``.
+        differentiable: positions of the arguments that have gradients.
+        recomputed: positions of the arguments that the backward operator does not take.
+        restore: function that computes the operator's arguments from those of the backward operator.
+        grad_input_in_order: function that computes a deterministic first gradient from the arguments of the
+            backward operator, because the CUDA kernel adds atomically. Default: differentiate
+            ``reference_impl``.
+        has_order: whether the backward operator itself is deterministic if torch requires that.
+        keeps_format: whether the first gradient has the memory format of its argument. Otherwise it is
+            contiguous.
     """
     backward_operator = getattr(torch.ops.dcnzoo, f"_{name}_backward").default
 
@@ -188,7 +199,7 @@ def register_derivatives(
 
     def first_backward(ctx, grad_output):
         wanted = [ctx.needs_input_grad[place] for place in differentiable]
-        saved = ctx.saved_tensors  # once: torch.utils.checkpoint refuses a second time
+        saved = ctx.saved_tensors  # read once: torch.utils.checkpoint raises an error the second time
         in_order = wanted[0] and not has_order and _deterministic.deterministic(grad_output)
         if in_forward_mode(grad_output, *saved) or (in_order and grad_input_in_order is None):
             arguments = restore(grad_output, *saved, *ctx.arguments)
@@ -221,7 +232,7 @@ def register_derivatives(
         of_grad_output, *of_inputs = pull(tuple(chosen.values()))
         results = [of_grad_output] + [None] * (tensors + len(ctx.arguments) + 1)
         for place, gradient in zip(given, of_inputs, strict=True):
-            if place < tensors:  # else it is recomputed: the backward does not take it
+            if place < tensors:  # otherwise the backward operator does not take this argument
                 results[place + 1] = gradient
         return tuple(results)
 

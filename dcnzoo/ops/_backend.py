@@ -1,6 +1,6 @@
-"""Which kernels an operator runs: fused, compiled or the reference (``DCNZOO_BACKEND``).
+"""Choice of the kernels that an operator runs: fused, compiled or reference (``DCNZOO_BACKEND``).
 
-The choice is made below the dispatcher: whoever calls or compiles the operator sees one and the same node.
+The choice is made below the dispatcher, so callers and ``torch.compile`` always see the same operator.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ backend = _valid(os.environ.get("DCNZOO_BACKEND", "auto"))
 
 
 def use(name: str) -> None:
-    """The GPU's operators take this backend from now on: for benchmarks. Not ``reference``."""
+    """Switch the GPU operators to another backend, for benchmarks. Does not support ``reference``."""
     global backend
     backend = _valid(name)
     if backend == "fused" and "cuda" in _library.loaded:
@@ -45,7 +45,7 @@ def use(name: str) -> None:
 
 @contextlib.contextmanager
 def using(name: str) -> Iterator[None]:
-    """Within it the GPU's operators take this backend: for tests. Not ``reference``."""
+    """Context in which :func:`use` applies, for tests."""
     before = backend
     use(name)
     try:
@@ -56,7 +56,7 @@ def using(name: str) -> Iterator[None]:
 
 @cache
 def _fused():
-    """The module of fused kernels; None where Triton is not installed."""
+    """The module of fused kernels, or None if Triton is not installed."""
     if find_spec("triton") is None:
         return None
     from . import fused
@@ -65,15 +65,18 @@ def _fused():
 
 
 def _tf32() -> bool:
-    # The compiled kernels multiply with torch's matmul: what is allowed there is allowed here, no more.
+    # The compiled kernels multiply with torch's matmul, so the fused ones follow the same setting.
     return torch.version.hip is None and torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
 def _problem(arguments: tuple):
-    """The call as the fused kernels take it; None where another backend is to run it.
+    """The call in the form of the fused kernels, or None if another backend must run it.
 
     Args:
-        arguments: those of ``dcnzoo::deform_conv``, and the output's gradient if there is one.
+        arguments: those of ``dcnzoo::deform_conv``, then the output's gradient, or None in a forward pass.
+
+    Raises:
+        RuntimeError: the backend is ``fused`` and Triton is not installed, or an argument is invalid.
     """
     if backend not in ("auto", "fused"):
         return None
@@ -81,7 +84,9 @@ def _problem(arguments: tuple):
     if fused is None:
         if backend == "auto":
             return None
-        raise RuntimeError("DCNZOO_BACKEND=fused: expected Triton, found none: pip install triton")
+        raise RuntimeError(
+            "DCNZOO_BACKEND=fused: expected an installed Triton, got none; run pip install triton"
+        )
     input, weight, offset, mask, _bias, *geometry = arguments[:9]
     if input.device.type == "cpu" and not fused.INTERPRETED:
         return None
@@ -101,7 +106,7 @@ def _forward(fallback: Callable, *arguments) -> Tensor:
 
 def _backward(fallback: Callable, grad_output: Tensor, *arguments) -> tuple[Tensor, ...]:
     *inputs, wanted = arguments
-    if wanted[0] and _deterministic.deterministic(grad_output):  # every kernel adds it up atomically
+    if wanted[0] and _deterministic.deterministic(grad_output):  # all kernels add it atomically
         torch.ops.dcnzoo._check_deform_conv(*inputs[:4], None, *inputs[4:], grad_output)
         _, *others = _backward(fallback, grad_output, *inputs, [False, *wanted[1:]])
         return _deterministic.grad_input_in_order(grad_output, *inputs[:-1]), *others
@@ -127,10 +132,10 @@ _implementations = torch.library.Library("dcnzoo", "IMPL")
 
 
 def register(key: str) -> None:
-    """Let a device's operators choose among backends.
+    """Make the operators of a device choose the backend at every call.
 
-    Every call of an operator that chooses pays for it. The backward chooses always: torch does not tell
-    when deterministic sums are asked for. The forward does where a fused kernel may run.
+    The choice costs time in every call, so the forward operator chooses only if a fused kernel may run. The
+    backward operator always chooses, because the user may require deterministic algorithms at any time.
     """
     for name in _CHOOSERS:
         if name != _FORWARD or _fused_may_run():
@@ -138,21 +143,21 @@ def register(key: str) -> None:
 
 
 def _fused_may_run() -> bool:
-    """Whether fused kernels are asked for, or the table lists some as faster. Does not import Triton."""
+    """Whether the backend is ``fused`` or the table lists fused kernels as faster. Does not import Triton."""
     table = json.loads((Path(__file__).parent / "fused" / "configs.json").read_text())
     return backend == "fused" or any(entry["auto"] for entry in table.values())
 
 
 @cache
 def _replace(name: str, key: str) -> None:
-    """Replace an operator's kernel by one that chooses the backend."""
+    """Replace an operator's kernel with one that chooses the backend."""
     compiled = torch.library.get_kernel(name, key) if has_kernel(name, key) else None
     kernel = _kernel(_CHOOSERS[name], compiled)
     override(name.removeprefix("dcnzoo::"), kernel, key, with_keyset=True)
 
 
 def use_reference(name: str, reference_impl: Callable, below_autograd: Callable) -> None:
-    """Runs the reference in the place of the kernels. Where there are any, they check the arguments."""
+    """Run the reference instead of the kernels. Existing kernels still run first, to check the arguments."""
 
     def autograd(keys, *arguments):
         below_autograd(*arguments, keys)
@@ -167,7 +172,7 @@ def use_reference(name: str, reference_impl: Callable, below_autograd: Callable)
         return kernel
 
     override(name, autograd, "Autograd", with_keyset=True)
-    for key in DEVICES:  # in inference mode, which passes autograd over
+    for key in DEVICES:  # for inference mode, which skips the Autograd key
         qualified, compiled = f"dcnzoo::{name}", None
         if key.lower() in _library.loaded and has_kernel(qualified, key):
             compiled = torch.library.get_kernel(qualified, key)
@@ -175,7 +180,7 @@ def use_reference(name: str, reference_impl: Callable, below_autograd: Callable)
 
 
 def override(name: str, kernel: Callable, key: str, with_keyset: bool = False) -> None:
-    """Registers a kernel in the place of another, as is meant here: without torch's warning."""
+    """Register a kernel without torch's warning that it replaces another one, which is intended here."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "(?s).*Overriding a previously registered kernel")
         _implementations.impl(name, kernel, key, with_keyset=with_keyset)
@@ -203,5 +208,5 @@ def _kernel(chooser: Callable, compiled) -> Callable:
 if _library.has_ops():
     if "cuda" in _library.loaded or backend == "fused":
         register("CUDA")
-    if backend == "fused":  # in Triton's interpreter; else the compiled kernels run
+    if backend == "fused":  # on the CPU, fused kernels run only in Triton's interpreter
         register("CPU")

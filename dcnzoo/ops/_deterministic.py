@@ -1,4 +1,4 @@
-"""What ``torch.use_deterministic_algorithms`` asks of kernels whose sums have no fixed order."""
+"""Deterministic gradients for ``torch.use_deterministic_algorithms``, where the kernels add atomically."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ._arguments import memory_format
 
 
 def deterministic(tensor: Tensor) -> bool:
-    """Whether sums are to have one order, on a device where the kernels' have not."""
+    """Whether deterministic algorithms are required on a device whose kernels add atomically."""
     return tensor.device.type not in ("cpu", "meta") and torch.are_deterministic_algorithms_enabled()
 
 
@@ -28,11 +28,11 @@ def grad_input_in_order(
     dilation: Sequence[int],
     groups: int,
 ) -> Tensor:  # [N, C, *in]
-    """The gradient of deformable convolution's input, with the same bits at every call.
+    """The gradient of deformable convolution's input, bitwise identical at every call.
 
-    In two passes: the places that points are spread to are sorted, once for all channels of an offset
-    group, then each place's contributions are added up; both by torch's accumulating ``index_put_``. An
-    image at a time, which takes twice the memory of its columns: 2 · C · taps · pixels values.
+    torch's accumulating ``index_put_`` sorts the target pixels, once for all channels of an offset group, and
+    adds the contributions to each pixel in this order. It processes one image at a time, which needs twice
+    the memory of the image's columns: 2 · C · taps · pixels values.
     """
     wide = torch.promote_types(input.dtype, torch.float32)
     channels, in_size = input.shape[1], input.shape[2:]
@@ -72,11 +72,11 @@ def pooling_grad_input_in_order(
     aligned: bool,
     gamma: float = 0.0,
 ) -> Tensor:  # [N, C, H, W]
-    """The gradient of the input of an average over RoIs, with the same bits at every call.
+    """The gradient of the input of average RoI pooling, bitwise identical at every call.
 
-    An average over a grid of samples is a product of what the rows and what the columns contribute: some bins
-    at a time become matrices over pixels, which a matrix product adds up. A gradient that is not finite
-    spreads to the whole map.
+    The weight of a pixel in a bin is the product of a weight per row and a weight per column. A chunk of bins
+    at a time, these weights form a matrix (bins, pixels), and a matrix product adds up the gradient. A
+    gradient that is not finite therefore spreads to the whole map.
     """
     batch, channels, *size = input_size
     wide = torch.promote_types(grad_output.dtype, torch.float32)
@@ -123,14 +123,20 @@ def pooling_grad_input_in_order(
     return grad_input.to(grad_output.dtype)
 
 
-_MOST_PLACES = 1 << 24  # bins · pixels at a time: 64 MiB of float32
+_MOST_PLACES = 1 << 24  # bins · pixels per chunk: 64 MiB of float32
 
 
 def _shares(origin: Tensor, length: Tensor, samples: Tensor, size: int) -> Tensor:
-    """The sum over the samples of each bin, ``(B,)``, of each pixel's share along an axis: ``(B, size)``."""
+    """The weight of each pixel along an axis, summed over the samples of each bin: ``(B, size)``.
+
+    Args:
+        origin, length: start and length of each bin in pixels, ``(B,)``.
+        samples: number of samples of each bin, ``(B,)``.
+        size: pixels of the map along the axis.
+    """
     pixels = torch.arange(size, device=origin.device, dtype=origin.dtype)
     shares = origin.new_zeros(len(origin), size)
-    with torch.no_grad():  # the samples that may lie on the map: there may be far more of them
+    with torch.no_grad():  # the range of samples that may lie on the map: a bin may have far more
         step = length / samples
         begin = torch.where(step > 0, ((-1 - origin) / step - 0.5).floor() - 1, torch.zeros_like(step))
         end = torch.where(step > 0, ((size - origin) / step - 0.5).ceil() + 2, samples)

@@ -1,6 +1,6 @@
-"""Finds and loads the compiled libraries, ``_C_cpu.so`` and ``_C_cuda.so``, beside this file.
+"""Loads the compiled libraries ``_C_cpu.so`` and ``_C_cuda.so`` from the folder of this file.
 
-Where ``_C_cpu.so`` does not load, the operators are defined here, and plain PyTorch runs them.
+If ``_C_cpu.so`` does not load, this module defines the operators, and plain PyTorch runs them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _SCHEMAS = _FOLDER / "schemas.txt"  # written by setup.py
 _BUILD = "Build them with `pip install -e . --no-build-isolation` (or `make setup`) in the repository."
 
 loaded: dict[str, Path] = {}  # device -> the library that was loaded
-problems: dict[str, str] = {}  # device -> why its library was not
+problems: dict[str, str] = {}  # device -> why its library was not loaded
 
 
 def _missing(path: Path) -> str:
@@ -41,10 +41,10 @@ if _torch_private.missing:
 else:
     _load("cpu")
 if "cpu" in loaded:
-    # The CUDA library holds kernels only (the schemas are in the other one), and it needs
-    # libtorch_cuda, which only a CUDA build of torch has loaded.
+    # The CUDA library has kernels only: the CPU library defines the schemas. It needs libtorch_cuda, which
+    # only a CUDA build of torch loads.
     if torch.version.hip is not None:
-        problems["cuda"] = "this torch is a ROCm build, and there are some for CUDA alone"
+        problems["cuda"] = "this torch is a ROCm build, and dcnzoo has compiled kernels only for CPU and CUDA"
     elif torch.version.cuda is None:
         problems["cuda"] = "this torch is a CPU build"
     else:
@@ -56,7 +56,7 @@ elif not _torch_private.missing and _SCHEMAS.exists():
 
 
 def has_ops() -> bool:
-    """Whether the compiled operators are there."""
+    """Whether the compiled operators are loaded."""
     return "cpu" in loaded
 
 
@@ -66,7 +66,7 @@ def is_defined() -> bool:
 
 
 def with_cuda() -> bool:
-    """Whether the compiled CUDA kernels are there and torch sees a GPU to run them on."""
+    """Whether the compiled CUDA kernels are loaded and torch finds a GPU."""
     return "cuda" in loaded and torch.cuda.is_available()
 
 

@@ -1,6 +1,6 @@
-"""The operators in plain PyTorch, where no compiled kernels are: other systems, and devices but CPU and CUDA.
+"""The operators in plain PyTorch, for systems and devices without compiled kernels.
 
-Slower by far, differentiated by torch itself, and with torch's messages for most arguments that do not fit.
+They are much slower, autograd differentiates them, and most invalid arguments raise torch's own messages.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from . import _backend, _library
 def keys() -> list[str]:
     """The dispatch keys of the devices that have no compiled kernels."""
     without = [key for key in _backend.DEVICES if key.lower() not in _library.loaded]
-    # DCNZOO_BACKEND=fused: on CUDA Triton's run
+    # with DCNZOO_BACKEND=fused, CUDA runs the Triton kernels
     return [key for key in without if key != "CUDA" or _backend.backend != "fused"]
 
 
 @cache
 def _warn(key: str) -> None:
     problems = _library.problems
-    why = problems.get(key.lower(), problems.get("cpu", "there are some for the CPU and CUDA alone"))
+    why = problems.get(key.lower(), problems.get("cpu", "dcnzoo has them only for CPU and CUDA"))
     warnings.warn(
-        f"dcnzoo: no compiled kernels for {key}: {why.rstrip('.')}. Plain PyTorch runs in their place, which "
-        "takes many times longer",
+        f"dcnzoo: no compiled kernels for {key}: {why.rstrip('.')}. Plain PyTorch runs instead, which "
+        "is many times slower",
         stacklevel=2,
     )
 
 
 def register(name: str, function: Callable, *, autograd: bool = True) -> None:
-    """Runs ``function`` as the operator ``dcnzoo::name`` on the devices that have no compiled kernels.
+    """Run ``function`` as the operator ``dcnzoo::name`` on the devices that have no compiled kernels.
 
     Args:
-        autograd: torch differentiates it.
+        autograd: whether autograd differentiates ``function``.
     """
     for key in keys():
 

@@ -1,8 +1,7 @@
 """Every private symbol of torch that the operators and layers use.
 
 torch may rename or remove them in any release. `tests/test_torch_private.py` tests each of them. If one is
-missing, :data:`missing` says so, the compiled operators are not loaded, and their import is an error that
-names it.
+missing, :data:`missing` names it, the compiled operators are not loaded, and their import raises an error.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ enable_single_level_autograd_function = _find(
 transforms_active = _find("torch._C._are_functorch_transforms_active")  # within jvp, grad or vmap
 any_requires_grad = _find("torch._C._any_requires_grad")
 set_forward_grad_enabled = _find("torch.autograd.forward_ad._set_fwd_grad_enabled")
-_find("torch.autograd.forward_ad._current_level")  # a number that changes: read by in_dual_level
+_find("torch.autograd.forward_ad._current_level")  # not stored: its value changes (see in_dual_level)
 
 # the dispatcher
 AutoDispatchBelowAutograd = _find("torch._C._AutoDispatchBelowAutograd")

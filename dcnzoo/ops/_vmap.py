@@ -1,4 +1,4 @@
-"""The batching rule of the deformable operators: how ``torch.vmap`` makes one call of many."""
+"""Batching rules of the deformable operators: ``torch.vmap`` runs many calls as one."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from torch import Tensor
 
 
 def register_vmap(name: str, inputs: str, outputs: str, groups: int | None = None) -> None:
-    """Give the operator ``dcnzoo::name`` its rule.
+    """Register the batching rule of the operator ``dcnzoo::name``.
 
     Args:
-        inputs, outputs: what its first arguments and its results are, a letter each: ``m``, a map, offset
-            or mask, ``(N, …)``; ``w``, weight or bias, whose first axis is channels; or ``s``, a tensor that
-            is the same for all.
-        groups: the place of the number of groups among the arguments, of an operator whose weights mix
-            channels. The last argument of an operator with several results says which are wanted.
+        inputs, outputs: kinds of its first arguments and of its results, one letter each. ``m``: a map,
+            offset or mask, ``(N, …)``. ``w``: weight or bias, whose first axis is channels. ``s``: a tensor
+            without a vmap axis.
+        groups: position of the number of groups among the arguments, if the operator's weights mix channels.
 
-    Where only maps are vmapped, the axis becomes part of the batch. Where weights are, or the gradients of
-    one are to be kept apart, it becomes part of the channels, and there are as many times the groups.
+    If only maps have a vmap axis, it becomes part of the batch. If weights have one, or a weight needs
+    separate gradients, it becomes part of the channels, and the number of groups is multiplied by its size.
+    The last argument of an operator with several results selects the results to compute.
     """
     operator = getattr(torch.ops.dcnzoo, name).default
 
@@ -25,7 +25,9 @@ def register_vmap(name: str, inputs: str, outputs: str, groups: int | None = Non
     def _(info, dims, *arguments):
         arguments, size = list(arguments), info.batch_size
         if any(kind == "s" and dim is not None for kind, dim in zip(inputs, dims, strict=False)):
-            raise RuntimeError(f"vmap over {name}: expected sizes of levels that are the same for all")
+            raise RuntimeError(
+                f"{name}: spatial_shapes, level_start_index: expected tensors without a vmap axis"
+            )
         wanted = [True] if len(outputs) == 1 else arguments[-1]
         apart = any(kind == "w" and dim is not None for kind, dim in zip(inputs, dims, strict=False))
         apart |= len(outputs) > 1 and any(w for kind, w in zip(outputs, wanted, strict=True) if kind == "w")
@@ -48,26 +50,29 @@ def register_vmap(name: str, inputs: str, outputs: str, groups: int | None = Non
 
 
 def fold(tensor: Tensor, dim: int | None, size: int, axis: int) -> Tensor:
-    """Puts the vmapped axis (``None``: the same for all) into ``axis`` of the rest, as its outer part."""
+    """Merge the vmap axis ``dim`` into ``axis`` of the remaining axes, as its outer part.
+
+    Without a vmap axis (``dim`` is None), the tensor is repeated.
+    """
     tensor = tensor.unsqueeze(0).expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
     return tensor.movedim(0, axis).flatten(axis, axis + 1)
 
 
 def unfold(tensor: Tensor, size: int, axis: int) -> Tensor:
-    """The inverse of :func:`fold`, with the vmapped axis in front."""
+    """The inverse of :func:`fold`. The vmap axis becomes the first axis."""
     return tensor.unflatten(axis, (size, tensor.shape[axis] // size)).movedim(axis, 0)
 
 
 def fold_rois(rois: Tensor, dim: int | None, size: int, images: int | None) -> Tensor:
-    """Puts the vmapped axis of RoIs ``(K, 5)`` into the first of the rest, as its outer part.
+    """Merge the vmap axis of RoIs ``(K, 5)`` into their first axis, as its outer part.
 
     Args:
-        images: so many images are in each part of the maps, whose axis became part of the batch: the RoIs'
-            image numbers are shifted. A number that is wrong becomes -1. None: all parts read the same maps.
+        images: number of images of each call, if the maps' vmap axis became part of the batch. Image numbers
+            are shifted accordingly, and an invalid number becomes -1. None: all calls read the same maps.
     """
     rois = rois.unsqueeze(0).expand(size, *rois.shape) if dim is None else rois.movedim(dim, 0)
     if images is not None:
-        rois = rois.to(torch.promote_types(rois.dtype, torch.float32))  # half precision does not count far
+        rois = rois.to(torch.promote_types(rois.dtype, torch.float32))  # half precision rounds large numbers
         number = rois[..., :1]
         first = torch.arange(size, device=rois.device, dtype=rois.dtype).view(-1, 1, 1) * images
         number = torch.where((number >= 0) & (number < images), number + first, number.new_full((), -1))
@@ -78,11 +83,11 @@ def fold_rois(rois: Tensor, dim: int | None, size: int, images: int | None) -> T
 def fold_pooling(
     input: Tensor, rois: Tensor, dims: tuple[int | None, ...], size: int
 ) -> tuple[Tensor, Tensor, int]:
-    """Fold the vmapped axis of maps and RoIs, whose axes come first in ``dims``.
+    """Merge the vmap axes of maps and RoIs, the first two entries of ``dims``.
 
     Returns:
-        maps, RoIs, and the axis of the output that it became part of: the channels where all have the same
-        RoIs.
+        maps, RoIs, and the axis of the output that contains the vmap axis: 1 (channels) if all calls have the
+        same RoIs, else 0.
     """
     if dims[1] is None:
         return fold(input, dims[0], size, 1), rois, 1
@@ -96,7 +101,7 @@ def fold_pooling(
 def fold_pooling_backward(
     grad_output: Tensor, rois: Tensor, input_size: list[int], dims: tuple[int | None, ...], size: int
 ) -> tuple[Tensor, Tensor, list[int], int]:
-    """The same for the backward, with the size of the maps in place of the maps."""
+    """:func:`fold_pooling` for the backward operator, which takes the maps' size instead of the maps."""
     batch, channels, *rest = input_size
     if dims[1] is None:
         return fold(grad_output, dims[0], size, 1), rois, [batch, size * channels, *rest], 1

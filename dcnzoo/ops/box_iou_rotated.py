@@ -15,26 +15,25 @@ def box_iou_rotated(
     aligned: bool = False,
     clockwise: bool = True,
 ) -> Tensor:  # [M, N], or [M] if aligned
-    """How much rotated boxes overlap.
+    """Overlap of rotated boxes: intersection over union, or over the area of the first box.
 
-    Arguments and values of ``mmcv.ops.box_iou_rotated``, on CPU and CUDA alike.
+    Same arguments and results as ``mmcv.ops.box_iou_rotated``, on CPU and CUDA.
 
     Args:
         boxes1: ``(M, 5)``, ``(x, y, width, height, angle)``: the centre, the size and an angle in radians.
             Any floating type; overlaps are computed in float64.
-        boxes2: ``(N, 5)``, of the dtype and on the device of ``boxes1``.
-        mode: the shared area over the union (``"iou"``), or over the area of the box of ``boxes1``
-            (``"iof"``).
-        aligned: compare the i-th box with the i-th, instead of each with each.
-        clockwise: whether the angle turns the x axis to the y axis, which points down.
+        boxes2: ``(N, 5)``, with the dtype and device of ``boxes1``.
+        mode: ``"iou"`` divides the shared area by the union, ``"iof"`` by the area of the box of ``boxes1``.
+        aligned: compare each box of ``boxes1`` only with the box of the same index in ``boxes2``.
+        clockwise: whether a positive angle rotates the x axis towards the y axis, which points down.
 
     Returns:
-        ``(M, N)``, or ``(M,)`` with ``aligned``, in the boxes' dtype, without gradient. A box of an area
-        below 1e-14 overlaps nothing; one with a NaN in its centre or angle neither. A NaN in a size makes
-        every overlap NaN that is divided by that box's area.
+        ``(M, N)``, or ``(M,)`` with ``aligned``, in the boxes' dtype, without gradient. A box with an area
+        below 1e-14, or with a NaN in its centre or angle, overlaps nothing. A NaN in a size makes every
+        overlap NaN that is divided by that box's area.
 
     Raises:
-        RuntimeError: a shape, dtype, device or value that does not fit.
+        RuntimeError: a shape, dtype, device or value is invalid.
     """
     if mode != "iou" and mode != "iof":
         raise RuntimeError(f"box_iou_rotated: mode: expected 'iou' or 'iof', got '{mode}'")

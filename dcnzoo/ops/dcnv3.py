@@ -29,33 +29,36 @@ def dcnv3(
     remove_center: bool = False,
     im2col_step: int | None = None,
 ) -> Tensor:  # [N, oH, oW, C]
-    """DCNv3: each group of channels is the sum of what P taps read, weighted by ``mask``; channels last.
+    """DCNv3: for each group of channels, the sum of P bilinear samples weighted by ``mask``; channels last.
 
-    InternImage (Wang et al. 2023, eq. 2), what its ``DCNv3`` layer does between its linear projections. There
-    are no weights: those are the projections' part. Numbers, or (height, width) pairs.
+    The part of InternImage's ``DCNv3`` layer between the linear projections (Wang et al. 2023, eq. 2). It has
+    no weights of its own.
 
     Args:
         input: ``(N, H, W, C)`` with ``C = group · group_channels``; float64, float32, bfloat16 or float16.
-        offset: ``(N, oH, oW, group · P · 2)``: per group and tap, (x, y), in input pixels. Taps are x-major:
-            tap ``i·kH + j`` lies in column i and row j of the kernel.
-        mask: ``(N, oH, oW, group · P)``, used as it is. (InternImage's is a softmax over each group's taps.)
-        kernel_size, stride, padding, dilation: as in a convolution; P is the number of taps.
-        group, group_channels: of channels that read at the same places.
-        offset_scale: stretches both the kernel, about its middle tap, and the offsets.
+        offset: ``(N, oH, oW, group · P · 2)``: an (x, y) pair per group and tap, in input pixels. Taps are
+            x-major: tap ``i·kH + j`` is in column i and row j of the kernel.
+        mask: ``(N, oH, oW, group · P)``, used without an activation. (InternImage applies a softmax over each
+            group's taps.)
+        kernel_size, stride, padding, dilation: as in a convolution, an integer or a (height, width) pair. P
+            is the number of taps.
+        group, group_channels: number of channel groups, and channels of each. The channels of a group share
+            their sampling points.
+        offset_scale: scales the offsets, and the kernel about its middle tap.
         remove_center: leave out the middle tap of an odd kernel: ``P = kH·kW - 1``.
-        im2col_step: accepted for its place in the official signature. There are no columns: any value >= 1
-            with any batch size gives the same.
+        im2col_step: no effect; accepted for compatibility with the official signature. Any value >= 1 works
+            with any batch size.
 
     Returns:
         ``(N, oH, oW, C)``, contiguous.
 
-    A sample whose coordinate is <= -1 or >= size (or NaN) is zero; otherwise it is bilinear on the map padded
-    with zeros, as for :func:`deform_conv2d`.
+    A sample with a coordinate <= -1, >= size or NaN is zero. Any other sample is bilinear on the map padded
+    with zeros, as in :func:`deform_conv2d`.
 
     Raises:
-        RuntimeError: a shape, dtype, device or value that does not fit; the message names the argument, what
-            was expected and what was given.
-        TypeError: something that is no tensor, or no number.
+        RuntimeError: a shape, dtype, device or value is invalid. The message names the argument, the expected
+            value and the given value.
+        TypeError: an argument is not a tensor, or not a number.
     """
     if not torch.jit.is_scripting():
         check_tensors("dcnv3", input=input, offset=offset, mask=mask)
@@ -101,5 +104,5 @@ def _(
 
 
 def aggregation_flops(out_shape: list[int], kernel_size: list[int], remove_center: bool) -> int:
-    """The samples, and their product with the mask: ten operations for each channel and tap."""
+    """FLOPs of the samples and of their product with the mask: ten per channel and tap."""
     return (PER_SAMPLE + 2) * prod(out_shape) * (prod(kernel_size) - remove_center)

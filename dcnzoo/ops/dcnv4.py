@@ -26,23 +26,24 @@ def dcnv4(
     offset_scale: float,
     remove_center: bool = False,
 ) -> Tensor:  # [N, oH, oW, C]
-    """DCNv4: :func:`dcnv3` with offsets and mask in one tensor; the mask is not bounded by a softmax.
+    """DCNv4: :func:`dcnv3` with offsets and mask in one tensor.
 
-    DCNv4 (Xiong et al. 2024), what its ``DCNv4`` layer does between its linear projections.
+    The part of the ``DCNv4`` layer between the linear projections (Xiong et al. 2024). Unlike DCNv3, the
+    layer applies no softmax to the mask.
 
     Args:
         input: ``(N, H, W, C)`` with ``C = group · group_channels``; float64, float32, bfloat16 or float16.
-        offset_mask: ``(N, oH, oW, ceil(group · 3P / 8) · 8)``: per group P (x, y) pairs, then P factors; what
-            is left at the end is not read, and its gradient is zero.
+        offset_mask: ``(N, oH, oW, ceil(group · 3P / 8) · 8)``: for each group P (x, y) pairs, then P mask
+            values. The padding at the end is not read, and its gradient is zero.
         kernel_size, stride, padding, dilation, group, group_channels, offset_scale, remove_center: as in
-            :func:`dcnv3`, taps in the same order.
+            :func:`dcnv3`, with the same order of taps.
 
     Returns:
         ``(N, oH, oW, C)``, contiguous.
 
     Raises:
-        RuntimeError: a shape, dtype, device or value that does not fit.
-        TypeError: something that is no tensor, or no number.
+        RuntimeError: a shape, dtype, device or value is invalid.
+        TypeError: an argument is not a tensor, or not a number.
     """
     if not torch.jit.is_scripting():
         check_tensors("dcnv4", input=input, offset_mask=offset_mask)

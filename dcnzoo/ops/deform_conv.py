@@ -1,4 +1,4 @@
-"""Deformable convolution, v1 and v2, of 1 to 3 axes: functions, fake kernel, autograd (twice), autocast."""
+"""Deformable convolution v1 and v2, 1-D to 3-D: functions, fake kernel, autograd (twice), autocast, vmap."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def deform_conv1d(
 ) -> Tensor:  # [N, O, oL]
     """Deformable 1-D convolution: :func:`deform_conv2d` with one axis.
 
-    ``offset`` is ``(N, offset_groups · k, oL)``, ``mask`` ``(N, mask_groups · k, oL)``. Exactly
-    ``F.conv1d`` when both are ``None``.
+    ``offset`` is ``(N, offset_groups · k, oL)``, ``mask`` is ``(N, mask_groups · k, oL)``. If both are
+    ``None``, the function is ``F.conv1d``.
     """
     check_arguments("deform_conv1d", "out, in / groups", weight, 3, im2col_step)
     geometry = (single(stride, "stride"), single(padding, "padding"), single(dilation, "dilation"))
@@ -50,35 +50,35 @@ def deform_conv2d(
     groups: int = 1,
     im2col_step: int | None = None,
 ) -> Tensor:  # [N, O, oH, oW]
-    """Deformable 2-D convolution: v1 with ``offset`` alone, v2 (modulated) with ``mask``.
+    """Deformable 2-D convolution: v1 with only ``offset``, v2 (modulated) with ``mask``.
 
     Deformable Convolutional Networks (Dai et al. 2017, eq. 2) and Deformable ConvNets v2
-    (Zhu et al. 2019, eq. 1); argument order of tvdcn.
+    (Zhu et al. 2019, eq. 1). The argument order is tvdcn's.
 
     Args:
         input: ``(N, C, H, W)``, float64, float32, bfloat16 or float16.
         weight: ``(O, C / groups, kH, kW)``.
-        offset: where each tap reads, relative to its place on the regular grid:
-            ``(N, offset_groups · kH · kW · 2, oH, oW)``, (y, x) pairs in input pixels. Group g moves
+        offset: displacement of each tap from the regular grid:
+            ``(N, offset_groups · kH · kW · 2, oH, oW)``, (y, x) pairs in input pixels. Group g applies to
             channels ``[g·C/offset_groups, (g+1)·C/offset_groups)``. ``None``: no displacement.
-        mask: a factor on each tap's sample, ``(N, mask_groups · kH · kW, oH, oW)``, used as it is (apply
-            the sigmoid yourself). ``None``: all ones. Offset and mask groups are read from the shapes
-            and need not be equal.
+        mask: factor for each tap's sample, ``(N, mask_groups · kH · kW, oH, oW)``, used without an activation
+            (apply the sigmoid yourself). ``None``: all ones. The shapes determine the numbers of offset
+            groups and mask groups, which may differ.
         bias: ``(O,)``.
         stride, padding, dilation, groups: as in :func:`torch.nn.functional.conv2d`.
-        im2col_step: how many images are lowered at a time. Bounds memory, never changes the result
-            beyond rounding; any value >= 1 with any batch size. Default ``min(N, 64)``.
+        im2col_step: maximum number of images processed at a time, to bound memory. It changes the result
+            only by rounding. Any value >= 1 works with any batch size. Default: ``min(N, 64)``.
 
     Returns:
-        ``(N, O, oH, oW)`` in the memory format of ``input``. Exactly ``F.conv2d`` when ``offset`` and
-        ``mask`` are both ``None``.
+        ``(N, O, oH, oW)`` in the memory format of ``input``. If ``offset`` and ``mask`` are both ``None``,
+        the result of ``F.conv2d``.
 
-    A sample whose coordinate is <= -1 or >= size (or NaN) is zero; otherwise it is bilinear on the map
-    padded with zeros.
+    A sample with a coordinate <= -1, >= size or NaN is zero. Any other sample is bilinear on the map padded
+    with zeros.
 
     Raises:
-        RuntimeError: a shape, dtype, device or value that does not fit; the message names the
-            argument, what was expected and what was given.
+        RuntimeError: a shape, dtype, device or value is invalid. The message names the argument, the
+            expected value and the given value.
     """
     check_arguments("deform_conv2d", "out, in / groups", weight, 4, im2col_step)
     geometry = (pair(stride, "stride"), pair(padding, "padding"), pair(dilation, "dilation"))
@@ -99,8 +99,8 @@ def deform_conv3d(
 ) -> Tensor:  # [N, O, oD, oH, oW]
     """Deformable 3-D convolution: :func:`deform_conv2d` with three axes.
 
-    ``offset`` is ``(N, offset_groups · kD · kH · kW · 3, oD, oH, oW)``, (z, y, x) triples, ``mask``
-    ``(N, mask_groups · kD · kH · kW, oD, oH, oW)``. Exactly ``F.conv3d`` when both are ``None``.
+    ``offset`` is ``(N, offset_groups · kD · kH · kW · 3, oD, oH, oW)``, (z, y, x) triples; ``mask`` is
+    ``(N, mask_groups · kD · kH · kW, oD, oH, oW)``. If both are ``None``, the function is ``F.conv3d``.
     """
     check_arguments("deform_conv3d", "out, in / groups", weight, 5, im2col_step)
     geometry = (triple(stride, "stride"), triple(padding, "padding"), triple(dilation, "dilation"))
@@ -144,7 +144,7 @@ def _(input, weight, offset, mask, bias, stride, padding, dilation, groups, im2c
 
 
 def _unchecked(device: str) -> bool:
-    """Whether no kernel has checked the arguments; the library can."""
+    """Whether no kernel has checked the arguments, but the library is loaded and can check them."""
     return _library.has_ops() and (_backend.backend == "reference" or device not in _library.loaded)
 
 
@@ -156,7 +156,7 @@ def _reference(*arguments):
 
 
 def _with_bias(grad_output, input, weight, offset, mask, *geometry):
-    """The arguments of the operator. The result is linear in the bias, so zeros serve as one."""
+    """The operator's arguments with zeros for the bias, whose value no gradient depends on."""
     return input, weight, offset, mask, grad_output.new_zeros(grad_output.shape[1]), *geometry
 
 
@@ -167,7 +167,7 @@ register_derivatives(
     _reference,
     recomputed=(4,),
     restore=_with_bias,
-    has_order=True,  # see _backend.py
+    has_order=True,  # _backend.py makes grad_input deterministic
     keeps_format=True,
 )
 register_vmap("deform_conv", "mwmmw", "m", groups=8)
@@ -184,7 +184,7 @@ def _(
     out_shape: list[int],  # [N, O, *out]
     **kwargs: object,
 ) -> int:
-    """The convolution's, as of an ordinary one, and the samples' where there are offsets."""
+    """FLOPs of an ordinary convolution, plus those of the samples if ``offset`` is given."""
     positions = out_shape[0] * prod(out_shape[2:])
     convolution = 2 * positions * prod(weight)
     samples = positions * input[1] * prod(weight[2:]) if offset is not None else 0

@@ -1,7 +1,7 @@
 """Transposed deformable convolution: functions, fake kernel, autograd, autocast rule.
 
-It is the adjoint of :mod:`deform_conv` with respect to its input. The operator beneath and the formulas
-here are therefore made of ``deform_conv`` and its backward, with input and output exchanged.
+It is the adjoint of :mod:`deform_conv` with respect to its input. The operator and the formulas here
+therefore use ``deform_conv`` and its backward, with input and output exchanged.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def deform_conv_transpose1d(
 ) -> Tensor:  # [N, O, oL]
     """Transposed deformable 1-D convolution: :func:`deform_conv_transpose2d` with one axis.
 
-    ``offset`` is ``(N, offset_groups · k, L)``, ``mask`` ``(N, mask_groups · k, L)``. Exactly
-    ``F.conv_transpose1d`` when both are ``None``.
+    ``offset`` is ``(N, offset_groups · k, L)``, ``mask`` is ``(N, mask_groups · k, L)``. If both are
+    ``None``, the function is ``F.conv_transpose1d``.
     """
     check_arguments("deform_conv_transpose1d", "in, out / groups", weight, 3, im2col_step)
     geometry = (
@@ -64,32 +64,34 @@ def deform_conv_transpose2d(
     """Transposed deformable 2-D convolution: each input pixel is spread to displaced output pixels.
 
     The adjoint of :func:`deform_conv2d` with respect to its input, as ``F.conv_transpose2d`` is of
-    ``F.conv2d``; argument order of tvdcn. Tap k of input pixel p adds to the output, bilinearly, at
+    ``F.conv2d``. The argument order is tvdcn's. Tap k of input pixel p adds bilinearly to the output at
     ``p · stride - padding + k · dilation + offset``.
 
     Args:
         input: ``(N, C, H, W)``, float64, float32, bfloat16 or float16.
         weight: ``(C, O / groups, kH, kW)``.
-        offset: where each tap writes, relative to its place on the regular grid:
-            ``(N, offset_groups · kH · kW · 2, H, W)``, (y, x) pairs in output pixels. Group g moves the
+        offset: displacement of each tap's target from the regular grid:
+            ``(N, offset_groups · kH · kW · 2, H, W)``, (y, x) pairs in output pixels. Group g applies to
             output channels ``[g·O/offset_groups, (g+1)·O/offset_groups)``. ``None``: no displacement.
-        mask: a factor on what each tap writes, ``(N, mask_groups · kH · kW, H, W)``, used as it is.
-            ``None``: all ones. Offset and mask groups are read from the shapes and need not be equal.
+        mask: factor for the value that each tap adds, ``(N, mask_groups · kH · kW, H, W)``, used without an
+            activation. ``None``: all ones. The shapes determine the numbers of offset groups and mask groups,
+            which may differ.
         bias: ``(O,)``.
         stride, padding, output_padding, dilation, groups: as in
             :func:`torch.nn.functional.conv_transpose2d`.
-        im2col_step: how many images are lowered at a time, as in :func:`deform_conv2d`.
+        im2col_step: maximum number of images processed at a time, as in :func:`deform_conv2d`.
 
     Returns:
-        ``(N, O, oH, oW)`` in the memory format of ``input``, of the size that ``F.conv_transpose2d``
-        gives. Exactly ``F.conv_transpose2d`` when ``offset`` and ``mask`` are both ``None``.
+        ``(N, O, oH, oW)`` in the memory format of ``input``, with the size of the output of
+        ``F.conv_transpose2d``. If ``offset`` and ``mask`` are both ``None``, the result of
+        ``F.conv_transpose2d``.
 
-    A tap whose coordinate is <= -1 or >= size (or NaN) writes nothing; the others write to the pixels of
-    the output among the four around them.
+    A tap with a coordinate <= -1, >= size or NaN writes nothing. Any other tap writes to those of the four
+    pixels around it that lie on the output.
 
     Raises:
-        RuntimeError: a shape, dtype, device or value that does not fit; the message names the
-            argument, what was expected and what was given.
+        RuntimeError: a shape, dtype, device or value is invalid. The message names the argument, the
+            expected value and the given value.
     """
     check_arguments("deform_conv_transpose2d", "in, out / groups", weight, 4, im2col_step)
     geometry = (
@@ -116,8 +118,9 @@ def deform_conv_transpose3d(
 ) -> Tensor:  # [N, O, oD, oH, oW]
     """Transposed deformable 3-D convolution: :func:`deform_conv_transpose2d` with three axes.
 
-    ``offset`` is ``(N, offset_groups · kD · kH · kW · 3, D, H, W)``, (z, y, x) triples, ``mask``
-    ``(N, mask_groups · kD · kH · kW, D, H, W)``. Exactly ``F.conv_transpose3d`` when both are ``None``.
+    ``offset`` is ``(N, offset_groups · kD · kH · kW · 3, D, H, W)``, (z, y, x) triples; ``mask`` is
+    ``(N, mask_groups · kD · kH · kW, D, H, W)``. If both are ``None``, the function is
+    ``F.conv_transpose3d``.
     """
     check_arguments("deform_conv_transpose3d", "in, out / groups", weight, 5, im2col_step)
     geometry = (
@@ -149,8 +152,8 @@ def _deform_conv_transpose(
         if rank == 2:
             return F.conv_transpose2d(input, weight, bias, stride, padding, output_padding, groups, dilation)
         return F.conv_transpose3d(input, weight, bias, stride, padding, output_padding, groups, dilation)
-    # Behind an input of n pixels, torch allows output_padding >= stride where dilation is larger: that is
-    # the output of an input with more pixels, whose last ones write nothing (their offset is NaN).
+    # torch allows output_padding >= stride if dilation is larger. The output then has the size of a longer
+    # input's output. So extend the input by pixels that write nothing, because their offset is NaN.
     behind = [0] * (2 * len(stride))
     for axis in range(min(len(stride), len(output_padding), len(dilation))):
         if 1 <= stride[axis] <= output_padding[axis] < dilation[axis]:
@@ -191,8 +194,8 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ctx, grad_output):
-    """Of differentiable operators, so that it can be differentiated again."""
-    input, weight, offset, mask = ctx.saved_tensors  # once: torch.utils.checkpoint refuses a second time
+    """The first derivative, composed of differentiable operators, so that autograd can differentiate it."""
+    input, weight, offset, mask = ctx.saved_tensors  # torch.utils.checkpoint allows to read it only once
     wanted = ctx.needs_input_grad
     grad_input = grad_weight = grad_offset = grad_mask = grad_bias = None
     if wanted[0]:
@@ -209,7 +212,8 @@ def _backward(ctx, grad_output):
             g if w else None for g, w in zip(gradients[1:4], wanted[1:4], strict=True)
         )
     if wanted[4]:
-        # a sum with a single result is split among threads: with one channel, two equal ones are summed
+        # torch splits a sum with a single result among threads, so its rounding depends on their number:
+        # with one channel, sum two copies instead
         channels = grad_output.shape[1]
         several = torch.cat([grad_output] * 2, 1) if channels == 1 else grad_output
         grad_bias = several.sum([0, *range(2, grad_output.dim())])[:channels]

@@ -1,4 +1,4 @@
-"""Deformable RoI pooling: RoIAlign whose bins are moved."""
+"""Deformable RoI pooling: RoIAlign with an offset for each bin."""
 
 from __future__ import annotations
 
@@ -21,35 +21,34 @@ def deform_roi_pool(
     sampling_ratio: int = 0,
     gamma: float = 0.1,
 ) -> Tensor:  # [K, C, oH, oW]
-    """Pools each region of interest to ``output_size`` bins, each moved by its ``offset``.
+    """Pools each region of interest to ``output_size`` bins, each displaced by its ``offset``.
 
-    Deformable Convolutional Networks (Dai et al. 2017, sec. 2.2); arguments and values of
-    ``mmcv.ops.deform_roi_pool``. The modulated form of DCNv2 (Zhu et al. 2019, eq. 2) multiplies the result
-    by a mask ``(K, 1, oH, oW)``.
+    Deformable Convolutional Networks (Dai et al. 2017, sec. 2.2). Same arguments and results as
+    ``mmcv.ops.deform_roi_pool``. For the modulated form of DCNv2 (Zhu et al. 2019, eq. 2), multiply the
+    result by a mask ``(K, 1, oH, oW)``.
 
     Args:
         input: ``(N, C, H, W)``, float64, float32, bfloat16 or float16 (summed in float32).
-        rois: ``(K, 5)``: the number of the image, then ``(x1, y1, x2, y2)`` in the units that
-            ``spatial_scale`` turns into pixels of ``input``. Any floating type; gets no gradient.
-        offset: ``(K, 2, oH, oW)``: how far each bin moves, x first. An offset of 1 is ``gamma`` times the
-            RoI's width or height. Any floating type. ``None``: no bin moves, which is
+        rois: ``(K, 5)``: the image number, then ``(x1, y1, x2, y2)``. ``spatial_scale`` converts the
+            coordinates to pixels of ``input``. Any floating type; gets no gradient.
+        offset: ``(K, 2, oH, oW)``: displacement of each bin, x first. An offset of 1 is ``gamma`` times the
+            RoI's width or height. Any floating type. ``None``: no displacement, as in
             :func:`~dcnzoo.ops.roi_align`.
-        output_size: bins, ``(oH, oW)`` or one number for both.
+        output_size: number of bins, ``(oH, oW)`` or one number for both.
         spatial_scale: pixels of ``input`` per unit of ``rois``, ``1 / stride`` of the feature map.
-        sampling_ratio: samples per bin along each axis; 0 (or less): as many as the bin is pixels
-            long, rounded up.
+        sampling_ratio: samples per bin along each axis. 0 or less: the bin's length in pixels, rounded up.
         gamma: scale of the offsets.
 
     Returns:
         ``(K, C, oH, oW)``: the average over each bin of bilinear samples, at the half-pixel coordinates of
-        an aligned RoIAlign. A sample more than one pixel outside the map is zero and counts in the average;
-        up to one pixel outside, the border pixel is read. A bin whose offset is not finite, and a RoI with
-        nothing to sample (of no or negative size while ``sampling_ratio`` is 0, or not finite), give zeros.
+        an aligned RoIAlign. A sample more than one pixel outside the map counts as zero in the average; up
+        to one pixel outside, it reads the border pixel. A bin with an offset that is not finite gives zeros.
+        So does a RoI without samples: it is not finite, or its size is not positive while
+        ``sampling_ratio`` is 0.
 
     Raises:
-        RuntimeError: a shape, dtype, device or value that does not fit. On the CPU that includes an
-            image number outside ``[0, N)``; on CUDA, where looking would stall the device, such a RoI
-            gives zeros.
+        RuntimeError: a shape, dtype, device or value is invalid. On the CPU this includes an image number
+            outside ``[0, N)``. On CUDA, where this check would stall the device, such a RoI gives zeros.
     """
     height, width = bins(output_size)
     if offset is None:
@@ -92,7 +91,7 @@ register_derivatives(
 @torch.library.register_vmap("dcnzoo::deform_roi_pool")
 def _(info, dims, input, rois, offset, *arguments):
     size = info.batch_size
-    if dims[1] is None and dims[2] is None:  # the maps become channels
+    if dims[1] is None and dims[2] is None:  # the vmap axis becomes part of the channels
         output = torch.ops.dcnzoo.deform_roi_pool(fold(input, dims[0], size, 1), rois, offset, *arguments)
         return unfold(output, size, 1), 0
     images = None

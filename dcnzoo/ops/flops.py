@@ -1,4 +1,4 @@
-"""What torch's ``FlopCounterMode`` counts for dcnzoo's operators; importing the module registers it."""
+"""FLOPs formulas for torch's ``FlopCounterMode``. Importing this module registers them."""
 
 import torch
 from torch.utils.flop_counter import register_flop_formula

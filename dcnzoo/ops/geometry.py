@@ -1,4 +1,4 @@
-"""Sampling positions of deformable operators, in pixels: for layers, pictures and the reference."""
+"""Sampling points of deformable operators, in pixels: for layers, plots and the reference."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def sampling_points(
     dilation: Sequence[int],
     like: Tensor,
 ) -> Tensor:
-    """Where each tap of each output position reads: ``(N or 1, G or 1, K, rank, *out)``, in pixels."""
+    """Sampling point of each tap at each output position: ``(N or 1, G or 1, K, rank, *out)``, in pixels."""
     rank = len(kernel)
     axes = []
     for axis in range(rank):
@@ -48,7 +48,7 @@ def aggregation_points(
     remove_center: bool,
     like: Tensor,
 ) -> Tensor:
-    """Where the taps of :func:`dcnv3` read without offsets: ``(oH, oW, 1, P, 2)``, (x, y), in pixels."""
+    """Sampling points of :func:`dcnv3` without offsets: ``(oH, oW, 1, P, 2)``, (x, y), in pixels."""
 
     def steps(count: int, step: int) -> Tensor:
         return torch.arange(count, device=like.device, dtype=like.dtype) * step

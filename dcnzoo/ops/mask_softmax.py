@@ -1,4 +1,4 @@
-"""Softmax over the taps of a modulation mask. Plain PyTorch: there is nothing to gain from a kernel."""
+"""Softmax over the taps of a modulation mask, in plain PyTorch: a kernel would not be faster."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ def mask_softmax2d(
     mask: Tensor,  # [N, M·kH·kW, oH, oW]
     kernel_size: Int2,
 ) -> Tensor:  # [N, M·kH·kW, oH, oW]
-    """Makes the factors of each group's taps positive with sum one, at every output pixel.
+    """Softmax over the taps of each mask group, at every output pixel.
 
-    The mask's activation of InternImage (Wang et al. 2023, DCNv3); meaning and arguments of tvdcn.
+    The activation of the mask in InternImage (Wang et al. 2023, DCNv3). Same arguments and results as in
+    tvdcn.
 
     Args:
-        mask: ``(N, mask_groups · kH · kW, oH, oW)``, of any values.
+        mask: ``(N, mask_groups · kH · kW, oH, oW)``.
         kernel_size: ``(kH, kW)``.
 
     Raises:
-        RuntimeError: the dimensions or channels of ``mask`` do not fit.
+        RuntimeError: ``kernel_size`` is invalid, or the shape of ``mask`` does not match it.
     """
     return _mask_softmax("mask_softmax2d", mask, pair(kernel_size, "kernel_size"), 2)
 

@@ -22,30 +22,32 @@ def ms_deform_attn(
     sampling_locations: Tensor,  # [N, Q, heads, L, P, 2], (x, y) in units of the level's size
     attention_weights: Tensor,  # [N, Q, heads, L, P]
 ) -> Tensor:  # [N, Q, heads·D]
-    """Each query's head is the sum of what its points read on every level, times their attention weights.
+    """For each query and head, the weighted sum of the samples at its points on all levels.
 
-    Deformable DETR (Zhu et al. 2021, eq. 3), between its linear projections; meaning and layout of
+    Deformable DETR (Zhu et al. 2021, eq. 3), without the linear projections. Same layout and results as
     ``MultiScaleDeformableAttnFunction`` of mmcv.
 
     Args:
         value: the pixels of all levels, one level after the other: ``(N, S, heads, D)``; float64, float32,
             bfloat16 or float16.
         spatial_shapes: the levels' (height, width), int64.
-        level_start_index: where in S each level begins, int64.
-        sampling_locations: ``(N, Q, heads, L, P, 2)``. (0, 0) is the upper left corner of a level, (1, 1) the
-            lower right one; pixel i has its centre at i + 0.5.
-        attention_weights: ``(N, Q, heads, L, P)``, used as they are (apply the softmax yourself).
+        level_start_index: index in S of each level's first pixel, int64.
+        sampling_locations: ``(N, Q, heads, L, P, 2)``, (x, y) normalised to the level's size. (0, 0) is the
+            upper left corner of a level, (1, 1) the lower right one; pixel i has its centre at
+            ``(i + 0.5) / size``.
+        attention_weights: ``(N, Q, heads, L, P)``, used without an activation (apply the softmax yourself).
 
     Returns:
         ``(N, Q, heads · D)``, contiguous.
 
-    A sample one pixel or more outside its level is zero, and between there and the border it fades out, as in
-    ``F.grid_sample(align_corners=False)``.
+    A level is padded with zeros, as in ``F.grid_sample(align_corners=False)``: samples near the border
+    interpolate to zero, and a coordinate <= -1 or >= size, in pixels from the first pixel's centre, gives
+    zero.
 
     Raises:
-        RuntimeError: a shape, dtype or device that does not fit; on the CPU also a level that does not lie
-            within ``value``. On CUDA, where looking would stall the device, such a level reads as zeros.
-        TypeError: something that is no tensor.
+        RuntimeError: a shape, dtype or device is invalid; on the CPU also if a level exceeds ``value``. On
+            CUDA, where this check would stall the device, such a level reads as zeros.
+        TypeError: an argument is not a tensor.
     """
     if not torch.jit.is_scripting():
         check_tensors(
@@ -67,13 +69,13 @@ def flash_deform_attn(
     level_start_index: Tensor,  # [L]
     sampling_loc_attn: Tensor,  # [N, Q, heads, L·P·3]
 ) -> Tensor:  # [N, Q, heads·D]
-    """:func:`ms_deform_attn` with locations and logits in one tensor, and the softmax done here.
+    """:func:`ms_deform_attn` with locations and logits in one tensor. It applies the softmax itself.
 
-    The layout of DCNv4's ``FlashDeformAttn`` (Xiong et al. 2024): per head the locations of all L·P points in
-    (x, y) pairs, then their L·P logits; the softmax is over a head's points of all levels.
+    The layout is that of DCNv4's ``FlashDeformAttn`` (Xiong et al. 2024): for each head the (x, y) locations
+    of all L·P points, then their L·P logits. The softmax is over a head's points on all levels.
 
     Raises:
-        RuntimeError: as :func:`ms_deform_attn`, or the last axis is no multiple of 3·L.
+        RuntimeError: as in :func:`ms_deform_attn`, or the last axis is not a multiple of 3·L.
     """
     levels = spatial_shapes.shape[0]
     traced = False

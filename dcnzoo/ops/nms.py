@@ -14,24 +14,24 @@ def nms(
     iou_threshold: float,
     offset: int = 0,
 ) -> Tensor:  # [kept], int64
-    """Keeps the boxes that no better-scored kept box overlaps.
+    """Non-maximum suppression: drops each box that overlaps a kept box with a higher score.
 
-    Greedy, as in Faster R-CNN (Ren et al. 2015, sec. 3.3); arguments and decisions are those of
-    ``mmcv.ops.nms``, on CPU and CUDA alike.
+    Greedy, as in Faster R-CNN (Ren et al. 2015, sec. 3.3). Same arguments as ``mmcv.ops.nms``, and the same
+    boxes are kept, on CPU and CUDA.
 
     Args:
         boxes: ``(N, 4)``, ``(x1, y1, x2, y2)``, any floating type. Overlaps are computed in float64 for
             float64 boxes, else in float32.
         scores: ``(N,)``, any floating type.
-        iou_threshold: a box whose intersection over union with a kept box is **above** it is dropped.
-        offset: 0 or 1, added to every width and height: 1 where a box from 0 to 9 is 10 pixels wide.
+        iou_threshold: a box is dropped if its intersection over union with a kept box is **above** it.
+        offset: 0 or 1, added to every width and height. Use 1 if a box from 0 to 9 is 10 pixels wide.
 
     Returns:
         Indices of the kept boxes by descending score; equal scores keep their order. NaN scores come
-        first, and a box with a NaN coordinate neither suppresses nor is suppressed.
+        first. A box with a NaN coordinate is kept and suppresses no other box.
 
     Raises:
-        RuntimeError: a shape, dtype, device or value that does not fit.
+        RuntimeError: a shape, dtype, device or value is invalid.
     """
     return torch.ops.dcnzoo.nms(boxes, scores, iou_threshold, offset)
 

@@ -14,25 +14,24 @@ def nms_rotated(
     iou_threshold: float,
     clockwise: bool = True,
 ) -> Tensor:  # [kept], int64
-    """Keeps the rotated boxes that no better-scored kept box overlaps.
+    """Non-maximum suppression: drops each rotated box that overlaps a kept box with a higher score.
 
-    The compiled part of ``mmcv.ops.nms_rotated``, which in mmcv looks at no labels; on CPU and CUDA alike.
+    The compiled part of ``mmcv.ops.nms_rotated``, which ignores labels, on CPU and CUDA.
 
     Args:
-        boxes: ``(N, 5)``, ``(x, y, width, height, angle)``, as :func:`box_iou_rotated` takes them.
+        boxes: ``(N, 5)``, ``(x, y, width, height, angle)``, as in :func:`box_iou_rotated`.
         scores: ``(N,)``, any floating type.
-        iou_threshold: a box whose intersection over union with a kept box is **above** it is dropped. Both
-            are compared in float64 for float64 boxes, else in float32. (mmcv's kernel for the CPU also drops
-            a box that is exactly at the threshold. ``mmcv.ops.nms_rotated`` does so with dcnzoo's operators
-            too.)
-        clockwise: whether the angle turns the x axis to the y axis, which points down.
+        iou_threshold: a box is dropped if its intersection over union with a kept box is **above** it. The
+            comparison is in float64 for float64 boxes, else in float32. (mmcv's CPU kernel also drops a box
+            exactly at the threshold. ``mmcv.ops.nms_rotated`` on dcnzoo's operators does the same.)
+        clockwise: whether a positive angle rotates the x axis towards the y axis, which points down.
 
     Returns:
-        Indices of the kept boxes by descending score; equal scores keep their order. NaN scores come first,
-        and a box with a NaN neither suppresses nor is suppressed.
+        Indices of the kept boxes by descending score; equal scores keep their order. NaN scores come first.
+        A box with a NaN is kept and suppresses no other box.
 
     Raises:
-        RuntimeError: a shape, dtype, device or value that does not fit.
+        RuntimeError: a shape, dtype, device or value is invalid.
     """
     return torch.ops.dcnzoo.nms_rotated(boxes, scores, iou_threshold, clockwise)
 

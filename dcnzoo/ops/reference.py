@@ -1,7 +1,7 @@
 """Deformable operators in plain PyTorch: the oracle that the compiled kernels are tested against.
 
-Written to be read, not to be fast: explicit corners, no ``grid_sample``. Everything is
-differentiable (twice) by autograd and runs on any device and dtype.
+Written for readability, not for speed: explicit corners, no ``grid_sample``. Autograd can differentiate
+everything twice, and everything runs on any device and in any floating dtype.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dcnzoo.ops.geometry import aggregation_points, sampling_points
 
-# Samples of a bin along an axis, as in ops/common/roi_math.h: a RoI that needs more gives zeros.
+# Limit of a bin's samples along an axis, as in ops/common/roi_math.h. A RoI that needs more gives zeros.
 MOST_SAMPLES = 1 << 22
 
 
@@ -24,10 +24,10 @@ def corners(points: Tensor, size: Sequence[int]) -> Iterator[tuple[Tensor, Tenso
 
     Args:
         points: ``(B, rank, P)``, coordinates in pixels, slowest axis (z or y) first.
-        size: that of the map.
+        size: size of the map.
 
-    A corner outside the map is not valid: its weight is zero, and its index is some pixel inside. So are all
-    corners of a point with a coordinate <= -1 or >= size (the border rule of DCNv2), and of one that is NaN.
+    A corner outside the map is not valid: its weight is zero, and its index is an arbitrary pixel of the map.
+    No corner is valid if a coordinate of the point is <= -1, >= size (the border rule of DCNv2) or NaN.
     """
     rank = len(size)
     extent = points.new_tensor(size).view(1, rank, 1)
@@ -40,7 +40,7 @@ def corners(points: Tensor, size: Sequence[int]) -> Iterator[tuple[Tensor, Tenso
         position = low + step
         weight = torch.where(step > 0, fraction, 1 - fraction).prod(dim=1)  # (B, P)
         valid = inside & ((position >= 0) & (position < extent)).all(dim=1)
-        weight = torch.where(valid, weight, torch.zeros_like(weight))  # nor has it a gradient, be it Inf
+        weight = torch.where(valid, weight, torch.zeros_like(weight))  # also stops an Inf gradient
         index = torch.zeros_like(valid, dtype=torch.long)
         for axis in range(rank):
             index = index * size[axis] + position[:, axis].clamp(0, max(size[axis] - 1, 0)).long()
@@ -64,7 +64,7 @@ def sample_multilinear(feature: Tensor, points: Tensor) -> Tensor:
 def spread_multilinear(values: Tensor, points: Tensor, size: Sequence[int]) -> Tensor:
     """Adds ``values`` ``(B, C, P)`` to a map ``(B, C, *size)`` of zeros at ``points`` ``(B, rank, P)``.
 
-    Each value is parted among the pixels around its point; see :func:`corners`.
+    Each value is distributed among the pixels around its point; see :func:`corners`.
     """
     batch, channels = values.shape[:2]
     out = values.new_zeros(batch, channels, math.prod(size))
@@ -86,7 +86,7 @@ def deform_conv(
     dilation: Sequence[int],
     groups: int,
 ) -> Tensor:
-    """Deformable convolution of any rank, written out.
+    """Deformable convolution of any rank.
 
     DCN (Dai et al. 2017, eq. 2) without ``mask``, DCNv2 (Zhu et al. 2019, eq. 1) with it::
 
@@ -135,7 +135,7 @@ def deform_conv_transpose(
     dilation: Sequence[int],
     groups: int,
 ) -> Tensor:
-    """Transposed deformable convolution of any rank, written out: every input pixel p adds ::
+    """Transposed deformable convolution of any rank. Every input pixel p adds ::
 
         weight[c, o, k] · mask[n, m(o), k, p] · input[n, c, p]
 
@@ -178,10 +178,10 @@ def deform_roi_pool(
     sampling_ratio: int = 0,
     gamma: float = 0.1,
 ) -> Tensor:
-    """Deformable RoI pooling (Dai et al. 2017, sec. 2.2), written out, a RoI at a time.
+    """Deformable RoI pooling (Dai et al. 2017, sec. 2.2), one RoI at a time.
 
-    A bin of a RoI that is ``length`` pixels long along an axis is sampled at ``start + (bin + (sample + 0.5)
-    / samples) · length / bins + gamma · length · offset`` on that axis.
+    Along an axis on which the RoI is ``length`` pixels long, a bin is sampled at ``start + (bin + (sample +
+    0.5) / samples) · length / bins + gamma · length · offset``.
     """
     accumulate = torch.promote_types(input.dtype, torch.float32)
     feature = input.to(accumulate)
@@ -199,7 +199,7 @@ def deform_roi_pool(
         if not sampled:
             pooled.append(feature.new_zeros(1, input.shape[1], *bins))
             continue
-        # in vmap it is not known which sizes are finite; a RoI outside the map is zero too
+        # vmap cannot branch on values: move a RoI that is not finite outside the map, where it gives zeros
         finite = length.isfinite()
         low, length = torch.where(finite, low, -2), torch.where(finite, length, 0)
         points = []
@@ -211,7 +211,7 @@ def deform_roi_pool(
             grid = grid[:, None, :, None] if axis == 0 else grid[None, :, None, :]
             reach = gamma * length[axis]
             moved = reach * shift[1 - axis]
-            moved = torch.where(reach != 0, moved, moved.detach())  # Inf has no gradient through 0
+            moved = torch.where(reach != 0, moved, moved.detach())  # 0 · Inf must not give a NaN gradient
             points.append(grid + moved[..., None, None])
         values = sample_clamped(feature[roi[:1].long()][0], *points)  # (C, oH, oW, samples y, samples x)
         pooled.append(values.mean((-2, -1))[None])
@@ -227,10 +227,10 @@ def roi_align(
     pool_mode: str = "avg",
     aligned: bool = True,
 ) -> Tensor:
-    """RoIAlign (He et al. 2017, sec. 3), written out, a RoI at a time.
+    """RoIAlign (He et al. 2017, sec. 3), one RoI at a time.
 
-    A bin of a RoI that is ``length`` pixels long along an axis is sampled at ``start + (bin + (sample + 0.5)
-    / samples) · length / bins`` on that axis.
+    Along an axis on which the RoI is ``length`` pixels long, a bin is sampled at ``start + (bin + (sample +
+    0.5) / samples) · length / bins``.
     """
     accumulate = torch.promote_types(input.dtype, torch.float32)
     feature = input.to(accumulate)
@@ -266,11 +266,11 @@ def roi_align_rotated(
     aligned: bool = True,
     clockwise: bool = False,
 ) -> Tensor:
-    """RoIAlign of rotated regions, written out, a region at a time.
+    """RoIAlign of rotated regions, one region at a time.
 
     Along a side that is ``length`` pixels long, a bin is sampled at
-    ``((bin + (sample + 0.5) / samples) / bins - 0.5) · length`` from the centre; the sides are turned by the
-    angle, counter-clockwise on the screen.
+    ``((bin + (sample + 0.5) / samples) / bins - 0.5) · length`` from the centre. The sides are rotated by the
+    angle, counter-clockwise on the screen unless ``clockwise``.
     """
     accumulate = torch.promote_types(input.dtype, torch.float32)
     feature = input.to(accumulate)
@@ -309,13 +309,13 @@ def sample_clamped(feature: Tensor, y: Tensor, x: Tensor) -> Tensor:
         y, x: coordinates in pixels, of shapes that broadcast.
 
     Returns:
-        ``(C, *shape)``. Up to one pixel outside the map the border pixel, alone, is read. A point further out
-        is zero, and so is one that is NaN: neither passes a gradient.
+        ``(C, *shape)``. A point up to one pixel outside the map reads only the border pixel. A point further
+        out, or NaN, gives zero and passes no gradient.
     """
     axes = []
     for point, size in ((y, feature.shape[1]), (x, feature.shape[2])):
         on_axis = (point >= -1) & (point <= size)  # NaN compares false
-        between = (point >= 0) & (point < size - 1)  # the centres of two pixels
+        between = (point >= 0) & (point < size - 1)  # between two pixel centres
         low = torch.where(on_axis, point.detach(), torch.zeros_like(point)).clamp(0, size - 1).floor()
         fraction = torch.where(between, point - low, torch.zeros_like(point))
         high = (low + 1).clamp(max=size - 1)
@@ -324,7 +324,7 @@ def sample_clamped(feature: Tensor, y: Tensor, x: Tensor) -> Tensor:
     for row, row_weight, row_read in axes[0]:
         for column, column_weight, column_read in axes[1]:
             pixels, weight = feature[:, row, column], row_weight * column_weight
-            # what is not read has no gradient, be it Inf, nor has its weight
+            # a pixel that is not read, and its weight, get no gradient, even if they are Inf
             read = row_read & column_read
             pixels = torch.where(read, pixels, torch.zeros_like(pixels))
             values = values + pixels * torch.where(read, weight, torch.zeros_like(weight))
@@ -344,13 +344,13 @@ def dcnv3(
     offset_scale: float,
     remove_center: bool,
 ) -> Tensor:
-    """DCNv3 (Wang et al. 2023, eq. 2), channels last, written out. Taps are x-major::
+    """DCNv3 (Wang et al. 2023, eq. 2), channels last. Taps are x-major::
 
         out[n, o, g] = sum_p mask[n, o, g, p] · input[n, at(n, o, g, p), g]
         at(n, o, g, p) = o·stride - padding + middle + (tap(p) - middle + offset[n, o, g, p]) · offset_scale
 
-    on each axis, where ``tap(p)`` is ``dilation`` times the tap's place in the kernel and ``middle`` half of
-    the largest, rounded down. ``remove_center`` leaves the tap in the middle of the kernel out.
+    on each axis. ``tap(p)`` is ``dilation`` times the tap's index in the kernel, and ``middle`` is half of
+    the largest ``tap(p)``, rounded down. ``remove_center`` leaves out the tap in the middle of the kernel.
     """
     batch, out_size = input.shape[0], offset.shape[1:3]
     accumulate = torch.promote_types(input.dtype, torch.float32)
@@ -382,7 +382,7 @@ def dcnv4(
     offset_scale: float,
     remove_center: bool,
 ) -> Tensor:
-    """DCNv4 (Xiong et al. 2024): :func:`dcnv3` with offsets and factors of each group side by side."""
+    """DCNv4 (Xiong et al. 2024): :func:`dcnv3` with each group's offsets and mask in one tensor."""
     points = kernel_size[0] * kernel_size[1] - remove_center
     fields = offset_mask[..., : group * points * 3].unflatten(-1, (group, points * 3))
     offset, mask = fields.split([points * 2, points], dim=-1)
@@ -397,9 +397,9 @@ def ms_deform_attn(
     sampling_locations: Tensor,  # (N, Q, heads, L, P, 2), (x, y) in units of the level's size
     attention_weights: Tensor,  # (N, Q, heads, L, P)
 ) -> Tensor:
-    """Multi-scale deformable attention (Zhu et al. 2021, eq. 3) between its projections, written out.
+    """Multi-scale deformable attention (Zhu et al. 2021, eq. 3) without its linear projections.
 
-    ``value_l`` is the map of level l, whose first pixel's centre is half a pixel inside::
+    ``value_l`` is the map of level l. A location of 0 is half a pixel before the first pixel's centre::
 
         out[n, q, h] = sum_{l, p} weights[n, q, h, l, p]
                                   · value_l[n, locations[n, q, h, l, p] · size_l - 0.5, h]

@@ -1,6 +1,7 @@
 """NMS and overlaps of boxes in plain PyTorch: the oracle that the compiled kernels are tested against.
 
-Of rotated boxes it works in another way: from the points where sides cross and corners inside the other box.
+For rotated boxes its algorithm differs from the kernels': it collects the intersections of the sides, and
+the corners of each box inside the other.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-SLACK = 1e-9  # of a side; in float64, for vertices that lie on the other's sides
+SLACK = 1e-9  # relative to a side, in float64: tolerance for vertices on the sides of the other box
 LEAST_AREA = 1e-14  # a smaller box overlaps nothing
 
 
@@ -22,7 +23,7 @@ def box_iou_rotated(
     boxes, others = (boxes1, boxes2) if aligned else all_pairs(boxes1, boxes2)
     boxes, others = boxes.double(), others.double()
     area, areas = boxes[:, 2] * boxes[:, 3], others[:, 2] * others[:, 3]
-    # circles around boxes that do not touch: most pairs
+    # skip pairs whose circumscribed circles do not touch: these are most pairs
     reach = (boxes[:, 2:4].norm(dim=1) + others[:, 2:4].norm(dim=1)) / 2
     near = (boxes[:, :2] - others[:, :2]).norm(dim=1) <= reach * (1 + SLACK)
     near = (near & (area >= LEAST_AREA) & (areas >= LEAST_AREA)).nonzero()[:, 0]
@@ -43,7 +44,7 @@ def nms(
     iou_threshold: float,
     offset: int = 0,
 ) -> Tensor:  # (kept,)
-    """Boxes that no better kept one overlaps (Ren et al. 2015, sec. 3.3), best first."""
+    """Greedy NMS (Ren et al. 2015, sec. 3.3): indices of the kept boxes, best first."""
     boxes = boxes.to(torch.promote_types(boxes.dtype, torch.float32))
     areas = (boxes[:, 2:] - boxes[:, :2] + offset).prod(1)
     left, kept = scores.sort(stable=True, descending=True).indices, []
@@ -95,9 +96,10 @@ def _inside(points: Tensor, box: Tensor) -> Tensor:  # (N, 4, 2), (N, 4, 2) -> (
 
 
 def claimed_points(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:  # (N, 4, 2), (N, 4, 2) -> (N, 24, 2), (N,)
-    """Where sides of pairs of rectangles cross and their inner vertices, and how many these are.
+    """Corners of the intersection of each pair of rectangles, and their number.
 
-    In place of points that there are not stand copies of one that is; all are relative to their mean.
+    These are the intersections of the sides and the vertices of each rectangle inside the other. Unused
+    entries repeat a valid point. All points are relative to the mean of the valid ones.
     """
     side_a, side_b = a.roll(-1, 1) - a, b.roll(-1, 1) - b
     determinant = cross(side_a[:, :, None], side_b[:, None])  # (N, 4, 4)
@@ -117,7 +119,7 @@ def claimed_points(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:  # (N, 4, 2),
 
 
 def _shared_area(a: Tensor, b: Tensor) -> Tensor:  # (N, 4, 2), (N, 4, 2) -> (N,)
-    """The area that pairs of rectangles share: their points in turn."""
+    """The shared area of each pair of rectangles: the shoelace formula on corners sorted by angle."""
     points, count = claimed_points(a, b)
     order = torch.atan2(points[..., 1], points[..., 0]).argsort(1)
     points = points.gather(1, order[..., None].expand_as(points))

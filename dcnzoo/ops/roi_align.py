@@ -23,32 +23,29 @@ def roi_align(
     pool_mode: str = "avg",
     aligned: bool = True,
 ) -> Tensor:  # [K, C, oH, oW]
-    """Pools each region of interest to ``output_size`` bins, from bilinear samples.
+    """Pools bilinear samples of each region of interest to ``output_size`` bins.
 
-    Mask R-CNN (He et al. 2017, sec. 3); arguments and values of ``mmcv.ops.roi_align``.
+    Mask R-CNN (He et al. 2017, sec. 3). Same arguments and results as ``mmcv.ops.roi_align``.
 
     Args:
         input: ``(N, C, H, W)``, float64, float32, bfloat16 or float16 (summed in float32).
-        rois: ``(K, 5)``: the number of the image, then ``(x1, y1, x2, y2)`` in the units that
-            ``spatial_scale`` turns into pixels of ``input``. Any floating type; gets no gradient.
-        output_size: bins, ``(oH, oW)`` or one number for both.
+        rois: ``(K, 5)``: the image number, then ``(x1, y1, x2, y2)``. ``spatial_scale`` converts the
+            coordinates to pixels of ``input``. Any floating type; gets no gradient.
+        output_size: number of bins, ``(oH, oW)`` or one number for both.
         spatial_scale: pixels of ``input`` per unit of ``rois``, ``1 / stride`` of the feature map.
-        sampling_ratio: samples per bin along each axis; 0 (or less): as many as the bin is pixels
-            long, rounded up.
+        sampling_ratio: samples per bin along each axis. 0 or less: the bin's length in pixels, rounded up.
         pool_mode: ``"avg"`` or ``"max"`` over the samples of a bin.
-        aligned: shift by half a pixel, so that pixel centres are at whole coordinates plus a half
-            (right). ``False``: without the shift, and RoIs shorter than a pixel count as one (as before
-            the correction).
+        aligned: shift the RoIs by half a pixel, so that pixel i has its centre at i + 0.5 (correct).
+            ``False``: no shift, and sides shorter than a pixel count as one pixel (the original RoIAlign).
 
     Returns:
-        ``(K, C, oH, oW)``. A sample more than one pixel outside the map is zero and counts in the
-        average; up to one pixel outside, the border pixel is read. A RoI with nothing to sample (of no
-        or negative size while ``sampling_ratio`` is 0, or not finite) gives zeros.
+        ``(K, C, oH, oW)``. A sample more than one pixel outside the map counts as zero; up to one pixel
+        outside, it reads the border pixel. A RoI without samples gives zeros: it is not finite, or its size
+        is not positive while ``sampling_ratio`` is 0.
 
     Raises:
-        RuntimeError: a shape, dtype, device or value that does not fit. On the CPU that includes an
-            image number outside ``[0, N)``; on CUDA, where looking would stall the device, such a RoI
-            gives zeros.
+        RuntimeError: a shape, dtype, device or value is invalid. On the CPU this includes an image number
+            outside ``[0, N)``. On CUDA, where this check would stall the device, such a RoI gives zeros.
     """
     if pool_mode != "avg" and pool_mode != "max":
         raise RuntimeError(f"roi_align: pool_mode: expected 'avg' or 'max', got '{pool_mode}'")
@@ -60,10 +57,14 @@ def roi_align(
 
 
 def bins(output_size: Int2) -> tuple[int, int]:
-    """The height and width of the output of a RoI pooling."""
+    """Height and width of a RoI pooling's output.
+
+    Raises:
+        RuntimeError: ``output_size`` is not an integer or two integers.
+    """
     size = pair(output_size, "output_size")
     if len(size) != 2:
-        raise RuntimeError(f"output_size: expected an integer or 2 of them, got {shape_text(size)}")
+        raise RuntimeError(f"output_size: expected an integer or 2 integers, got {shape_text(size)}")
     return size[0], size[1]
 
 
@@ -103,13 +104,13 @@ def _grad_input_in_order(
         return _deterministic.pooling_grad_input_in_order(
             grad_output, input_size, rois, None, spatial_scale, sampling_ratio, aligned
         )
-    maps = argmax_y.new_zeros(input_size)  # reading them turns into torch's index_put_, which has an order
+    maps = argmax_y.new_zeros(input_size)  # the derivative of indexing is index_put_: deterministic
     _, pull = torch.func.vjp(lambda maps: _at_maxima(maps, rois, argmax_y, argmax_x), maps)
     return pull(grad_output.to(maps.dtype))[0].to(grad_output.dtype)
 
 
 def _forward_mode(input, rois, *arguments):
-    """The result is linear in ``input``: its tangent is read where ``input`` was."""
+    """The output is linear in ``input``, so its tangent is the pooled tangent of ``input``."""
     output, argmax_y, argmax_x = torch.ops.dcnzoo.roi_align(primal(input), primal(rois), *arguments)
     moving = tangent(input)
     if moving is not None:
@@ -118,7 +119,7 @@ def _forward_mode(input, rois, *arguments):
 
 
 def _read(maps, rois, argmax_y, argmax_x, output_h, output_w, *arguments):
-    """What the operator reads from ``maps``, where the maxima of other maps were found."""
+    """Pool ``maps``. In max mode, read them where the maxima of other maps were found."""
     if arguments[2] == _MAX:
         return _at_maxima(maps, rois, argmax_y, argmax_x)
     return torch.ops.dcnzoo.roi_align(maps, rois, output_h, output_w, *arguments)[0]
@@ -129,7 +130,7 @@ def _reference(input, rois, output_h, output_w, spatial_scale, sampling_ratio, p
     sampling = (spatial_scale, sampling_ratio, mode, aligned)
     output = reference.roi_align(input, rois, (output_h, output_w), *sampling)
     where = torch.empty(0, dtype=torch.promote_types(input.dtype, torch.float32), device=input.device)
-    return output, where, where.clone()  # torch differentiates: nothing reads where the maxima are
+    return output, where, where.clone()  # autograd does not use the positions of the maxima
 
 
 register_autograd("roi_align", _setup_context, _autograd_backward, _reference, forward_mode=_forward_mode)
@@ -143,7 +144,7 @@ def _setup_backward_context(ctx, inputs, output):
 
 
 def _second_backward(ctx, grad):
-    """The backward is linear in ``grad_output``: its adjoint samples where the forward did."""
+    """The backward is linear in ``grad_output``, and its adjoint reads the forward's sampling points."""
     return _read(grad, *ctx.saved_tensors, *ctx.output_size, *ctx.arguments), *[None] * 8
 
 
@@ -153,14 +154,14 @@ def _at_maxima(
     y: Tensor,  # [K, C, oH, oW], and so is x
     x: Tensor,
 ) -> Tensor:  # [K, C, oH, oW]
-    """Reads each RoI's image, bilinearly, where its maxima were sampled; zero outside the map."""
+    """Sample each RoI's image bilinearly at the positions of its maxima; zero outside the map."""
     batch, channels, height, width = maps.shape
     inside = (y >= -1) & (y <= height) & (x >= -1) & (x <= width)
     image = rois[:, 0].long().clamp(0, batch - 1).view(-1, 1, 1, 1)
     channel = torch.arange(channels, device=maps.device).view(-1, 1, 1)
     axes = []
     for point, size in ((y, height), (x, width)):
-        between = (point >= 0) & (point < size - 1)  # the centres of two pixels
+        between = (point >= 0) & (point < size - 1)  # between two pixel centres
         low = point.clamp(0, size - 1).floor()
         high, fraction = (low + 1).clamp(max=size - 1), torch.where(between, point - low, 0.0)
         axes.append([(low.long(), 1 - fraction, inside), (high.long(), fraction, inside & between)])

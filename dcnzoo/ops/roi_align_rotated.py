@@ -24,32 +24,29 @@ def roi_align_rotated(
 ) -> Tensor:  # [K, C, oH, oW]
     """Pools each rotated region of interest to ``output_size`` bins: the average of bilinear samples.
 
-    Arguments and values of ``mmcv.ops.roi_align_rotated``.
+    Same arguments and results as ``mmcv.ops.roi_align_rotated``.
 
     Args:
         input: ``(N, C, H, W)``, float64, float32, bfloat16 or float16 (summed in float32).
-        rois: ``(K, 6)``: the number of the image, then ``(x, y, width, height, angle)`` in the units that
-            ``spatial_scale`` turns into pixels of ``input``; the angle in radians. Any floating type; gets no
+        rois: ``(K, 6)``: the image number, then ``(x, y, width, height, angle)``. ``spatial_scale`` converts
+            centre and size to pixels of ``input``; the angle is in radians. Any floating type; gets no
             gradient.
-        output_size: bins, ``(oH, oW)`` or one number for both, along the region's height and width.
+        output_size: number of bins along the region's height and width, ``(oH, oW)`` or one number for both.
         spatial_scale: pixels of ``input`` per unit of ``rois``, ``1 / stride`` of the feature map.
-        sampling_ratio: samples per bin along each axis; 0 (or less): as many as the bin is pixels long,
-            rounded up.
-        aligned: shift by half a pixel, so that pixel centres are at whole coordinates plus a half (right).
-            ``False``: without the shift, and sides shorter than a pixel count as one (as before the
-            correction).
-        clockwise: whether the angle turns the x axis to the y axis, which points down. The default is
-            mmcv's, and not that of :func:`box_iou_rotated`.
+        sampling_ratio: samples per bin along each axis. 0 or less: the bin's length in pixels, rounded up.
+        aligned: shift the regions by half a pixel, so that pixel i has its centre at i + 0.5 (correct).
+            ``False``: no shift, and sides shorter than a pixel count as one pixel (the original RoIAlign).
+        clockwise: whether a positive angle rotates the x axis towards the y axis, which points down. The
+            default, False, is mmcv's; :func:`box_iou_rotated` defaults to True.
 
     Returns:
-        ``(K, C, oH, oW)``. A sample more than one pixel outside the map is zero and counts in the average;
-        up to one pixel outside, the border pixel is read. A region with nothing to sample (of no or negative
-        size while ``sampling_ratio`` is 0, or not finite) gives zeros.
+        ``(K, C, oH, oW)``. A sample more than one pixel outside the map counts as zero in the average; up to
+        one pixel outside, it reads the border pixel. A region without samples gives zeros: it is not finite,
+        or its size is not positive while ``sampling_ratio`` is 0.
 
     Raises:
-        RuntimeError: a shape, dtype, device or value that does not fit. On the CPU that includes an image
-            number outside ``[0, N)``; on CUDA, where looking would stall the device, such a region gives
-            zeros.
+        RuntimeError: a shape, dtype, device or value is invalid. On the CPU this includes an image number
+            outside ``[0, N)``. On CUDA, where this check would stall the device, such a region gives zeros.
     """
     height, width = bins(output_size)
     return torch.ops.dcnzoo.roi_align_rotated(
@@ -67,8 +64,8 @@ def _(grad_output, rois, input_size, spatial_scale, sampling_ratio, aligned, clo
     return grad_output.new_empty(input_size)
 
 
-# Both operators are linear in their first argument and each other's adjoint: the derivative of one is the
-# other, and a tangent goes the way of the argument.
+# Both operators are linear in their first argument, and each is the adjoint of the other. So the derivative
+# of one is the other, and each maps the tangent of its first argument to the tangent of its result.
 
 
 def _reference(input, rois, output_h, output_w, *sampling):
@@ -89,7 +86,7 @@ def _autograd_backward(ctx, grad_output):
 
 
 def _grad_input_in_order(grad_output, rois, input_size, *sampling):
-    """Reading the maps in plain PyTorch turns into torch's ``index_put_``, which has an order."""
+    """Differentiates the reference: its derivative is torch's ``index_put_``, which is deterministic."""
     wide = torch.promote_types(grad_output.dtype, torch.float32)
     maps = grad_output.new_zeros(input_size, dtype=wide)
     _, pull = torch.func.vjp(lambda maps: _reference(maps, rois, *grad_output.shape[2:], *sampling), maps)

@@ -18,14 +18,16 @@ def require_images(paths: Iterable[str]) -> None:
         if not Path(path).is_file():
             raise UserError(f"image: expected a file, found none at {path}")
         if not cv2.haveImageReader(path):
-            raise UserError(f"image: expected a picture that OpenCV can read, found something else in {path}")
+            raise UserError(
+                f"image: expected a picture that OpenCV can read, got another kind of file: {path}"
+            )
 
 
 def read_image(path: str) -> np.ndarray:  # [H, W, 3], uint8, RGB
     """Read an image in the same way as MMDetection's pipelines, but as RGB."""
     image = cv2.imread(path)
     if image is None:
-        raise UserError(f"image: expected a picture that OpenCV can read, found a broken one in {path}")
+        raise UserError(f"image: expected a picture that OpenCV can read, got a damaged file: {path}")
     return image[..., ::-1].copy()
 
 

@@ -74,7 +74,9 @@ class Detector:
         finally:
             track_offsets(self.model, enabled=False)
         if "pred_instances" not in sample:
-            raise UserError(f"model: expected a detector, got one that finds {', '.join(sample.keys())}")
+            raise UserError(
+                f"model: expected a detector, got a model that predicts {', '.join(sample.keys())}"
+            )
         meta = sample.metainfo
         across, down = meta.get("scale_factor", (1.0, 1.0))
         height, width = meta.get("batch_input_shape", meta["img_shape"])
@@ -122,7 +124,7 @@ def explain(
             layers are drawn.
 
     Raises:
-        UserError: the image shrinks to nothing when resized, the box is outside the image, the layer does not
+        UserError: resizing leaves no pixels of the image, the box is outside the image, the layer does not
             exist, or no layer can be drawn.
     """
     with resizing(str(image)):
@@ -169,8 +171,8 @@ def explain(
 def _chosen(fields: list[SamplingField], layer: str | None, detector: nn.Module) -> list[SamplingField]:
     if not fields:
         others = {type(module).__name__ for module in detector.modules() if isinstance(module, TracksOffsets)}
-        expected = "expected a layer DCN, DCNv2, DCNv3, DCNv4 or PackedDeformConv2d"
-        found = f"found only {', '.join(sorted(others))}, which are not drawn" if others else "found none"
+        expected = "expected a layer of type DCN, DCNv2, DCNv3, DCNv4 or PackedDeformConv2d"
+        found = f"found only {', '.join(sorted(others))}, which cannot be drawn" if others else "found none"
         raise UserError(f"model: {expected}, {found}")
     chosen = [field for field in fields if layer in (None, field.name)]
     if not chosen:

@@ -95,7 +95,7 @@ def curve(log: Path, key: str) -> tuple[list[int], list[float]]:
                 steps.append(entry["step"])
                 values.append(value)
     if not steps:
-        raise UserError(f"{log}: --keys: expected some of {', '.join(known)}, got {key}")
+        raise UserError(f"{log}: --keys: expected one of {', '.join(known)}, got {key}")
     return steps, values
 
 
@@ -112,7 +112,7 @@ def times_by_epoch(log: Path, include_outliers: bool) -> dict[int, float]:
         if "loss" in entry and "time" in entry:
             by_epoch.setdefault(entry.get("epoch", 1), []).append(entry["time"])
     if not by_epoch:
-        raise UserError(f"{log}: expected entries of training with their time, found none")
+        raise UserError(f"{log}: expected training entries with a time, found none")
     return {
         epoch: statistics.mean(times if include_outliers or len(times) == 1 else times[1:])
         for epoch, times in sorted(by_epoch.items())

@@ -60,7 +60,7 @@ def plot_curves(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], t
     for index, (name, (steps, values)) in enumerate(curves.items()):
         marker = "o" if len(steps) < 20 else None
         axes.plot(steps, values, color=COLOURS[index % len(COLOURS)], marker=marker, ms=4, label=name)
-    axes.set_xlabel("step: iteration of training, epoch (or iteration) of validation")
+    axes.set_xlabel("step (training: iteration; validation: epoch or iteration)")
     axes.set_title(title)
     axes.grid(color=_LINE)
     axes.legend(frameon=False)
@@ -100,7 +100,7 @@ def plot_learning_curves(quantities: Mapping[str, Curves], step: str = "iteratio
 OFFSET_FIGURES = {
     "mean_abs": "mean |offset| [pixels]",
     "max_abs": "largest |offset| [pixels]",
-    "outside": "share driven off the map",
+    "outside": "share outside the map",
     "modulation_mean": "mean modulation",
 }
 

@@ -59,7 +59,9 @@ class TrainedRun:
         history = History.read(folder)
         if not configs or not history.training:
             missing = "config" if not configs else "losses in */vis_data/scalars.json"
-            raise UserError(f"work directory: expected one of tools/train.py, found no {missing} in {folder}")
+            raise UserError(
+                f"work directory: expected a folder of dcnzoo train, found no {missing} in {folder}"
+            )
         cfg = Config.fromfile(max(configs, key=lambda path: path.stat().st_mtime))
         if checkpoint is None and (folder / "last_checkpoint").is_file():
             # the folder may have been moved after the path was written
@@ -197,13 +199,13 @@ def _lead(runs: Sequence[TrainedRun], pictures: bool) -> str:
         )
     shown = [seeds[0].checkpoint.name for seeds in labels.values() if seeds[0].checkpoint]
     if pictures:
-        sentences.append(f"Pictures are of {' and '.join(dict.fromkeys(shown))}")
+        sentences.append(f"The images show detections of {' and '.join(dict.fromkeys(shown))}")
     return "".join(f"{sentence}. " for sentence in sentences).strip()
 
 
 def _result_text(runs: Sequence[TrainedRun]) -> str:
     seeds = max(map(len, by_label(runs).values()))
-    return "Of the last validation." + (" Mean ± standard deviation over runs." if seeds > 1 else "")
+    return "Metrics of the last validation." + (" Mean ± standard deviation over runs." if seeds > 1 else "")
 
 
 # Curves
@@ -217,8 +219,8 @@ def _curves(runs: Sequence[TrainedRun]) -> Section:
         curves = {metric_name(metric): _series(runs, metric)}
         figures.append(plot_learning_curves(curves, counted))
     several = len(runs) > len(by_label(runs))
-    text = "Training loss, and what validation measured." + (
-        " Thin lines are runs, the thick line is their mean." if several else ""
+    text = "Training loss and validation metrics." + (
+        " Thin lines are single runs, thick lines are means." if several else ""
     )
     return Section("Learning curves", text, [page.charts(figures)])
 
@@ -247,7 +249,7 @@ def _validations(runs: Sequence[TrainedRun]) -> Section:
             values = [entry.get(name, -1.0) for name in names]
             rows.append([str(step), *("–" if value == -1 else f"{value:.3f}" for value in values)])
         folds.append(page.fold(_called(run, runs), page.table(rows)))
-    return Section("Every validation", "", folds)
+    return Section("All validations", "", folds)
 
 
 def _called(run: TrainedRun, runs: Sequence[TrainedRun]) -> str:
@@ -278,7 +280,7 @@ def _pictures(detectors: Mapping[str, Detector], images: int) -> Iterator[Sectio
     yield _detections(predictions, pictures, first)
     for label, predicted in predictions.items():
         if predicted[0].fields:
-            title = "Where it samples" if len(detectors) == 1 else f"Where it samples, {label}"
+            title = "Sampling positions" if len(detectors) == 1 else f"Sampling positions, {label}"
             yield _sampling(title, predicted[0], pictures[0], first.classes)
 
 
@@ -308,8 +310,8 @@ def _detections(
             drawn = _best(found[row])
             cells.append(("", page.instances(picture, drawn, detector.classes, detector.palette)))
     text = (
-        "The first validation images, those with three instances or more before others; nothing was chosen "
-        "by its result."
+        "The first validation images. Images with three or more objects come first. The selection does not "
+        "depend on the results."
     )
     parts = [page.slider(page.THRESHOLD), *map(page.image, pictures), page.grid(len(columns), cells)]
     return Section("Detections", text, parts)
@@ -335,10 +337,10 @@ def _sampling(title: str, prediction: Prediction, picture: Picture, classes: Seq
                 cells.append(
                     (f"{name}: {kind}", page.sampling_points(picture, points.numpy(), weight.numpy(), place))
                 )
-        way = f" and, before it, {', '.join(field.name for field in chain[:-1])}" if len(chain) > 1 else ""
+        way = f" through {', '.join(field.name for field in chain[:-1])}" if len(chain) > 1 else ""
         text = (
-            f"What one place (cross) reads of the image through {chain[-1].name}{way}. Above as ordinary "
-            "convolutions, below with the learnt offsets; the more solid, the more a point weighs."
+            f"Sampling points of {chain[-1].name} for one output position (cross), traced back to the image"
+            f"{way}. Top: ordinary convolutions. Bottom: learnt offsets. More opaque points have more weight."
         )
         parts += [Markup("<p>{}</p>").format(text), page.grid(len(places), cells)]
     name, (y, x) = next(iter(places.items()))
@@ -347,10 +349,11 @@ def _sampling(title: str, prediction: Prediction, picture: Picture, classes: Seq
         points, weight = points_of(field, Box(x, y, x, y), prediction.image_size)
         cells.append((field.name, page.sampling_points(picture, points.numpy(), weight.numpy(), (y, x))))
     left_out = len(prediction.fields) - len(cells)
-    text = f"Layer by layer, at one place ({name})" + (f"; {left_out} more are not drawn" if left_out else "")
+    text = f"Sampling points of each layer at one position ({name})"
+    text += f"; {left_out} more layers are not shown" if left_out else ""
     parts += [Markup("<h3>{}</h3>").format(text), page.grid(min(max(len(cells), 2), 4), cells)]
     parts += [
-        Markup("<h3>The offsets on the whole image, in pixels of the layer's input</h3>"),
+        Markup("<h3>Offsets over the whole image, in pixels of the layer's input</h3>"),
         page.table(offset_table(prediction.fields, prediction.statistics)),
     ]
     return Section(title, "", parts)
@@ -429,11 +432,11 @@ def _offsets_over_time(runs: Sequence[TrainedRun]) -> Iterator[Section]:
             of = (
                 ""
                 if len(layers) == len(last)
-                else f", the {len(layers)} of {len(last)} layers that end largest"
+                else f": the {len(layers)} of {len(last)} layers with the largest final offsets"
             )
             parts += [Markup("<h3>{}{}</h3>").format(_called(run, runs), of), page.charts(figures)]
     yield Section(
-        "Offsets over the training", "As OffsetStatisticsHook measured them, layer by layer.", parts
+        "Offsets during training", "Offset statistics of each layer, from OffsetStatisticsHook.", parts
     )
 
 
@@ -444,10 +447,8 @@ def _configuration(runs: Sequence[TrainedRun]) -> Section:
         lines = difflib.unified_diff(
             _settings(firsts[0]), _settings(other), firsts[0].label, other.label, n=2, lineterm=""
         )
-        difference = "\n".join(lines) or "nothing"
-        parts.append(
-            page.fold(f"What {other.label} has otherwise than {firsts[0].label}", page.text(difference))
-        )
+        difference = "\n".join(lines) or "no differences"
+        parts.append(page.fold(f"Differences of {other.label} from {firsts[0].label}", page.text(difference)))
     parts += [page.fold(f"Config of {run.label}", page.text(run.cfg.pretty_text)) for run in firsts]
     return Section("Configuration", "", parts)
 

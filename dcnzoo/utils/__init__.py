@@ -1,1 +1,1 @@
-"""What every other package of dcnzoo may use: errors, files, downloads. No torch, no OpenMMLab."""
+"""Helpers for all other packages of dcnzoo: errors, files, downloads. They do not import these packages."""

@@ -1,4 +1,4 @@
-"""Unpacking what was downloaded: nothing lands outside the folder, and a file is there whole or not."""
+"""Safe extraction of downloaded archives: no file outside the folder, and no incomplete file."""
 
 from __future__ import annotations
 
@@ -16,24 +16,25 @@ from rich.progress import DownloadColumn
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.progress import make_progress
 
-_LONGEST = 255  # bytes of a file's name, on Linux's file systems
+_LONGEST = 255  # bytes of a file name, on Linux file systems
 
 
 class ArchiveError(UserError):
-    """An archive that is broken, or wants to put something where it does not belong."""
+    """The archive is damaged or unsafe, or the disk has too little space for its files."""
 
 
 def unpack(archive: str | os.PathLike, folder: str | os.PathLike, console: Console | None = None) -> int:
-    """Unpacks a zip file; what is there with the right size already is kept.
+    """Extracts a zip file. Existing files with the right size are skipped.
 
-    Nothing is written if one member's name is absolute or leads out of ``folder``, cannot be a file's name
-    or is another member's folder, or if one is a link or a device.
+    Nothing is written if a member is a link or a device, or if a member's name is absolute, leads out of
+    ``folder``, is not a valid file name, occurs twice or is also the name of a folder.
 
     Returns:
-        The number of files in it.
+        The number of files in the archive.
 
     Raises:
-        ArchiveError: as above, or it is no zip file, or damaged, or there is no room for it.
+        ArchiveError: one of these cases applies, the file is damaged or not a zip file, or the disk has too
+            little space.
     """
     archive, folder = Path(archive), Path(folder)
     console = console or Console(stderr=True)
@@ -50,10 +51,10 @@ def unpack(archive: str | os.PathLike, folder: str | os.PathLike, console: Conso
         raise ArchiveError(f"{archive}: expected a zip file, found a damaged one: {error}") from error
     except FileNotFoundError:
         raise
-    except OSError as error:  # a folder is there in a file's place
+    except OSError as error:  # for example a folder with the name of a file
         what = error.filename2 or error.filename or folder
         raise ArchiveError(f"{archive}: {what} cannot be written: {error.strerror}") from error
-    except (RuntimeError, NotImplementedError) as error:  # a password, a method of compression
+    except (RuntimeError, NotImplementedError) as error:  # a password, an unknown compression method
         raise ArchiveError(f"{archive}: expected a plain zip file: {error}") from error
     return len(members)
 
@@ -62,27 +63,29 @@ def _refuse_unless_harmless(archive: Path, member: zipfile.ZipInfo) -> None:
     path = PurePosixPath(member.filename.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or ":" in "".join(path.parts[:1]):
         raise ArchiveError(
-            f"{archive}: {member.filename}: expected a name inside the folder; nothing unpacked"
+            f"{archive}: {member.filename}: expected a name inside the folder; no file was extracted"
         )
     if "\0" in member.orig_filename or any(len(os.fsencode(part)) > _LONGEST for part in path.parts):
         raise ArchiveError(
             f"{archive}: {member.filename[:50]!r}…: expected the name of a file, found one with a NUL or a "
-            f"part of over {_LONGEST} bytes; nothing unpacked"
+            f"part of over {_LONGEST} bytes; no file was extracted"
         )
     kind = stat.S_IFMT(member.external_attr >> 16)
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-        raise ArchiveError(f"{archive}: {member.filename}: expected files, found a link; nothing unpacked")
+        raise ArchiveError(
+            f"{archive}: {member.filename}: expected files, found a link; no file was extracted"
+        )
 
 
 def _refuse_unless_apart(archive: Path, members: list[zipfile.ZipInfo]) -> None:
-    """The files have different names, and none has the name of a folder."""
+    """Raise ArchiveError if two files have the same name, or a file has the name of a folder."""
     paths = [PurePosixPath(member.filename.replace("\\", "/")) for member in members]
     folders = {parent for path in paths for parent in path.parents}
     seen = set()
     for path in paths:
         if path in folders or path in seen:
             found = "a folder of that name too" if path in folders else "it twice"
-            raise ArchiveError(f"{archive}: {path}: expected a file, found {found}; nothing unpacked")
+            raise ArchiveError(f"{archive}: {path}: expected a file, found {found}; no file was extracted")
         seen.add(path)
 
 
@@ -95,13 +98,15 @@ def _refuse_unless_room(archive: Path, members: list[zipfile.ZipInfo], folder: P
     folder.mkdir(parents=True, exist_ok=True)
     needed, free = sum(member.file_size for member in members), shutil.disk_usage(folder).free
     if needed > free:
-        raise ArchiveError(f"{archive}: {decimal(needed)} to unpack, {decimal(free)} free at {folder}")
+        raise ArchiveError(
+            f"{archive}: {folder}: expected {decimal(needed)} of free space, got {decimal(free)}"
+        )
 
 
 def _extract(
     opened: zipfile.ZipFile, name: str, members: list[zipfile.ZipInfo], folder: Path, console: Console
 ) -> None:
-    """Into a folder beside the final place first; every file is moved when it is complete."""
+    """Extract into a temporary folder, and move each file to its final path when it is complete."""
     bar = make_progress(console, DownloadColumn(), disable=not console.is_terminal)
     partial = folder / f".{name}.unpacking"
     try:

@@ -1,4 +1,4 @@
-"""Errors that are shown as one line."""
+"""Errors that the command line prints as one line."""
 
 import errno
 import re
@@ -6,23 +6,23 @@ from contextlib import contextmanager
 
 
 class UserError(Exception):
-    """A mistake of the user, or of the world; its text is all that is shown."""
+    """An error in the user's input or environment. Only its message is shown, without a traceback."""
 
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def disk_is_full(error: OSError) -> bool:
-    """Whether a file cannot be written for lack of room."""
+    """Whether a write failed for lack of space."""
     return error.errno in _FULL
 
 
 @contextmanager
 def user_errors():
-    """Inside, every error counts as a mistake in the config or on the command line: one line.
+    """Context that turns every exception into a :class:`UserError` of one line.
 
-    The type is part of the line, for the error may be a defect of the program, except of ValueError,
-    RuntimeError and OSError, whose texts say what is wrong.
+    The line includes the exception's type, because the error may be a bug. ValueError, RuntimeError and
+    OSError are exceptions to this: their messages describe the problem.
     """
     try:
         yield
@@ -36,10 +36,10 @@ def user_errors():
 
 
 def one_line(error: BaseException) -> str:
-    """What an exception says, on one line."""
+    """The message of an exception, on one line."""
     if isinstance(error, FileNotFoundError) and error.filename:
         return f"file not found: {printable(str(error.filename))}"
-    # from another process, torch brings the whole traceback as the text
+    # for an error in another process, torch's message is the whole traceback
     if worker := re.match(r"Caught .* in DataLoader worker process.*\n\S*Error: (.*)", str(error), re.DOTALL):
         return one_line(Exception(worker[1]))
     # str() of a KeyError is the repr of its text

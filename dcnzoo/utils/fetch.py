@@ -1,15 +1,15 @@
-"""Downloads that may break at any point: they go on where they stopped, are checked, then renamed.
+"""Downloads that resume after an interruption and are verified before they get their final name.
 
-A file has its name only when it is complete and its checksum is right. Until then it is ``NAME.part``
-(with ``NAME.part.tag``, which says what version of the file it is a part of).
+A download is called ``NAME.part`` until it is complete and its checksum is correct. ``NAME.part.tag`` stores
+the version of the file that the part belongs to.
 
-Environment:
-    TORCH_HOME       where torch's cache is: downloads go to ``$TORCH_HOME/hub/checkpoints``
-    DCNZOO_MIRROR    ``PREFIX=REPLACEMENT``, several with spaces between: addresses that begin with
-                     PREFIX begin with REPLACEMENT instead
-    DCNZOO_OFFLINE   1: what is not there yet is an error; nothing is asked of the network
+Environment variables:
+    TORCH_HOME       folder of torch's cache: downloads go to ``$TORCH_HOME/hub/checkpoints``
+    DCNZOO_MIRROR    ``PREFIX=REPLACEMENT``, or several separated by spaces: replaces PREFIX at the
+                     beginning of addresses
+    DCNZOO_OFFLINE   1: no network access; a file that was not downloaded before is an error
 
-Proxies are taken from the environment too (``HTTPS_PROXY`` and so on).
+Proxies are read from the environment too (``HTTPS_PROXY`` and others).
 """
 
 from __future__ import annotations
@@ -38,35 +38,35 @@ from dcnzoo.utils.progress import make_progress
 MIRROR = "DCNZOO_MIRROR"
 OFFLINE = "DCNZOO_OFFLINE"
 
-_CHUNK = 1 << 16  # bytes; what is at most lost when a connection breaks
-_CONNECT = 5.0  # seconds in which a connection has to be made
-_BACKOFF = 1.0  # seconds before the second attempt; doubles with each further one
+_CHUNK = 1 << 16  # bytes; the most that is lost when a connection breaks
+_CONNECT = 5.0  # seconds to establish a connection
+_BACKOFF = 1.0  # seconds before the second attempt; doubled for each further one
 _DATE = re.compile(r"20\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])(\d\d){0,3}")  # 20210520, 20210520180434
 _TRY_AGAIN = (408, 425, 429, 500, 502, 503, 504)
 
 
 class DownloadError(UserError):
-    """A file could not be had, and why."""
+    """A download failed. The message gives the reason."""
 
 
 class ChecksumError(DownloadError):
-    """A file is not what it should be."""
+    """A file does not have the expected checksum, or no checksum is known."""
 
 
 class _NoRoom(DownloadError):
-    """The disk is too full for the file."""
+    """The disk has too little space for the file."""
 
 
 class _BrokenOff(Exception):
-    """The connection, or the server for the moment; another attempt may go on."""
+    """The connection broke, or the server failed temporarily. Another attempt may succeed."""
 
 
 class _NoConnection(_BrokenOff):
-    """The server is not reached at all."""
+    """No connection to the server."""
 
 
 def cache_folder() -> Path:
-    """Where torch.hub keeps checkpoints, so that what one has downloaded the other finds."""
+    """The folder in which torch.hub stores checkpoints, so that torch and dcnzoo share downloads."""
     import torch
 
     return Path(torch.hub.get_dir()) / "checkpoints"
@@ -76,9 +76,10 @@ def cache_folder() -> Path:
 
 
 def checksum_in_name(name: str) -> str | None:
-    """``sha256:d099253b`` of ``…_20200130-d099253b.pth``, as OpenMMLab and torch name their files.
+    """The checksum in a file name of OpenMMLab or torch: ``sha256:d099253b`` in ``…_20200130-d099253b.pth``.
 
-    A date, with or without a time, is no checksum: ``mine-20210101.pth``.
+    None if the name has no checksum. A date, with or without a time, is not a checksum:
+    ``mine-20210101.pth``.
     """
     found = re.search(r"-([0-9a-f]{8,64})\.[A-Za-z]+$", name)
     return f"sha256:{found[1]}" if found and not _DATE.fullmatch(found[1]) else None
@@ -88,14 +89,14 @@ def verify(path: str | os.PathLike, checksum: str | None = None) -> str:
     """Compare a file with a checksum.
 
     Args:
-        checksum: algorithm, colon, and the hex digits or the first of them; by default the one in
-            the file's name.
+        checksum: algorithm, colon, and all or the first hex digits. Default: the checksum in the file's
+            name.
 
     Returns:
-        The file's whole checksum, in the same form.
+        The file's full checksum, in the same form.
 
     Raises:
-        ChecksumError: it is another, or none is known.
+        ChecksumError: the checksum differs, or none is known.
     """
     path = Path(path)
     checksum = checksum or checksum_in_name(path.name)
@@ -113,7 +114,7 @@ def verify(path: str | os.PathLike, checksum: str | None = None) -> str:
 
 
 def _set_aside(path: Path, name: str) -> Path:
-    """Renames a file that was refused; nothing takes it for the right one or goes on with it."""
+    """Rename a file with a wrong checksum, so that nothing uses it or continues its download."""
     aside = path.with_name(f"{name}.refused")
     path.replace(aside)
     return aside
@@ -131,20 +132,21 @@ def fetch(
     timeout: float = 30.0,
     console: Console | None = None,
 ) -> Path:
-    """The file at an address, downloaded if it is not in ``folder`` yet.
+    """The path of a file, which is downloaded unless it is in ``folder`` already.
 
-    Several processes may ask for the same file: one downloads it, the others wait.
+    Several processes can fetch the same file: one downloads it, the others wait.
 
     Args:
-        folder: default: :func:`cache_folder`.
-        checksum: as for :func:`verify`; a file is refused that has another.
-        retries: attempts after one that brought nothing; what was there already is not asked for again.
-            One at most while the server has not been reached: there may be no network.
-        timeout: seconds without a byte after which an attempt has failed.
-        console: where a bar is drawn if it is a terminal (default: stderr).
+        folder: Default: :func:`cache_folder`.
+        checksum: as in :func:`verify`. A file with another checksum is rejected.
+        retries: number of attempts after one that received no data. Each attempt continues the download. At
+            most one if no connection was established yet, because there may be no network.
+        timeout: seconds without data after which an attempt fails.
+        console: terminal for the progress bar. Default: stderr.
 
     Raises:
-        DownloadError: in one line: the address, what went wrong, and where to put the file by hand.
+        DownloadError: the download failed. The message has one line: the address, the reason and, where it
+            helps, the path to which you can copy the file.
     """
     name = PurePosixPath(unquote(urlsplit(url).path)).name
     if urlsplit(url).scheme not in ("http", "https") or name in ("", ".."):
@@ -165,7 +167,7 @@ def fetch(
         if _is_there(target, checksum):  # another process was faster
             return target
         if target.exists():
-            console.print(f"{target} is not what it should be; kept as {_set_aside(target, name)}")
+            console.print(f"{target} has the wrong checksum; renamed to {_set_aside(target, name)}")
         part = folder / f"{name}.part"
         source = _mirrored(url)
         try:
@@ -180,7 +182,7 @@ def fetch(
                 verify(part, checksum)
             except ChecksumError as error:
                 why = str(error).partition(": ")[2]
-                raise ChecksumError(f"{source}: {why}; kept as {_set_aside(part, name)}") from None
+                raise ChecksumError(f"{source}: {why}; renamed to {_set_aside(part, name)}") from None
         part.replace(target)
     return target
 
@@ -206,7 +208,7 @@ def _mirrored(url: str) -> str:
 
 @contextmanager
 def _only_one(target: Path, console: Console) -> Iterator[None]:
-    """Inside is one process at a time, for each file."""
+    """Context that only one process at a time enters for a file."""
     lock = FileLock(target.with_name(f".{target.name}.lock"))
     try:
         lock.acquire(blocking=False)
@@ -215,8 +217,8 @@ def _only_one(target: Path, console: Console) -> Iterator[None]:
         lock.acquire()
     try:
         yield
-        # Others that wait for this very lock will find the file. After a failure it has to stay: one
-        # of them will begin, and who comes later must see that.
+        # Processes that wait for this lock will find the download. After a failure the lock file must stay:
+        # one of them will start to download, and later processes must wait for the same lock.
         Path(lock.lock_file).unlink(missing_ok=True)
     finally:
         lock.release()
@@ -231,7 +233,11 @@ def _size(path: Path) -> int:
 
 
 def _download(url: str, part: Path, checked: bool, retries: int, timeout: float, console: Console) -> None:
-    """Completes ``part``; ``checked``: a mixture of two versions of the file would be found out."""
+    """Complete ``part``.
+
+    Args:
+        checked: whether a checksum will detect a mixture of two versions of the file.
+    """
     bar = make_progress(console, DownloadColumn(), TransferSpeedColumn(), disable=not console.is_terminal)
     failures, reached = 0, False
     with requests.Session() as session, bar:
@@ -248,17 +254,18 @@ def _download(url: str, part: Path, checked: bool, retries: int, timeout: float,
                 raise DownloadError(f"{url}: {one_line(error)}") from error
             failures = 1 if _size(part) > before else failures + 1
             if failures > (retries if reached else min(retries, 1)):
-                kept = f"; {decimal(_size(part))} are kept, the next call goes on" if _size(part) else ""
+                size = _size(part)
+                kept = f"; {decimal(size)} downloaded so far; the next call continues" if size else ""
                 times = f", {failures} times in a row" if failures > 1 else ""
                 raise DownloadError(f"{url}: {problem}{times}{kept}")
             time.sleep(_BACKOFF * 2 ** (failures - 1))
 
 
 def _attempt(session, url: str, part: Path, checked: bool, timeout: float, bar: Progress, task) -> None:
-    """One request. Appends to ``part``, or writes it anew where it cannot be gone on with."""
+    """Make one request. Append to ``part``, or rewrite it if the download cannot be resumed."""
     tag = _tag_of(part)
     version = tag.read_text() if tag.exists() else None
-    headers = {"Accept-Encoding": "identity"}  # the bytes of the file: a range counts these
+    headers = {"Accept-Encoding": "identity"}  # no compression: ranges count the bytes of the file
     have = _size(part)
     if have and (version or checked):
         headers["Range"] = f"bytes={have}-"
@@ -267,7 +274,7 @@ def _attempt(session, url: str, part: Path, checked: bool, timeout: float, bar: 
     try:
         response = session.get(url, headers=headers, stream=True, timeout=(min(timeout, _CONNECT), timeout))
     except requests.ReadTimeout:
-        raise _BrokenOff(f"no answer within {timeout:g} s") from None
+        raise _BrokenOff(f"no response within {timeout:g} s") from None
     except requests.ConnectionError as error:
         raise _NoConnection(f"no connection: {_reason(error)}") from None
     with response:
@@ -275,23 +282,25 @@ def _attempt(session, url: str, part: Path, checked: bool, timeout: float, bar: 
         found = re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)", response.headers.get("Content-Range", ""))
         total = int(found[2]) if found and found[2] != "*" else None
         if status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and total == have > 0:
-            return  # all of it was there
+            return  # the part was complete already
         if status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE or (
             status == HTTPStatus.PARTIAL_CONTENT and (not found or found[1] != str(have))
         ):
             part.unlink(missing_ok=True)
-            raise _BrokenOff("the server does not have the rest of the file")
-        if status == HTTPStatus.OK:  # from the beginning: no ranges here, or the file is another one
+            raise _BrokenOff("the server cannot resume the download")
+        if status == HTTPStatus.OK:  # from the beginning: no range support, or the file has changed
             have = 0
             length = response.headers.get("Content-Length", "")
             total = int(length) if length.isdigit() else None
             _remember_version(tag, response.headers)
         elif status != HTTPStatus.PARTIAL_CONTENT:
-            text = f"the server answered {status} ({response.reason or 'no reason given'})"
+            text = f"the server returned {status} ({response.reason or 'no reason given'})"
             raise _BrokenOff(text) if status in _TRY_AGAIN else DownloadError(f"{url}: {text}")
         missing = (total or 0) - have
         if missing > (free := shutil.disk_usage(part.parent).free):
-            raise _NoRoom(f"{url}: {decimal(missing)} to come, {decimal(free)} free at {part.parent}")
+            raise _NoRoom(
+                f"{url}: {part.parent}: expected {decimal(missing)} of free space, got {decimal(free)}"
+            )
         bar.update(task, total=total, completed=have)
         with open(part, "ab" if have else "wb") as file:
             try:
@@ -301,7 +310,7 @@ def _attempt(session, url: str, part: Path, checked: bool, timeout: float, bar: 
             except requests.RequestException as error:
                 stalled = any(isinstance(cause, urllib3.exceptions.ReadTimeoutError) for cause in error.args)
                 raise _BrokenOff(
-                    f"nothing came for {timeout:g} s" if stalled else "the connection broke"
+                    f"no data for {timeout:g} s" if stalled else "the connection broke"
                 ) from None
             finally:
                 file.flush()
@@ -311,7 +320,7 @@ def _attempt(session, url: str, part: Path, checked: bool, timeout: float, bar: 
 
 
 def _remember_version(tag: Path, headers) -> None:
-    """What a later request is to be compared with (If-Range): a weak ETag does not do."""
+    """Store the version for the If-Range header of a later request, which does not allow a weak ETag."""
     etag = headers.get("ETag", "")
     version = headers.get("Last-Modified") if etag.startswith("W/") or not etag else etag
     if version:
@@ -321,7 +330,7 @@ def _remember_version(tag: Path, headers) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    """The system's word on it, from inside the wrappings of requests and urllib3."""
+    """The operating system's message, which requests and urllib3 wrap in their exceptions."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.strerror:

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Atomic writes: a file is written completely or not at all."""
 
 import contextlib
 import os
@@ -26,7 +26,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(partial, target)
         _sync_folder(target.parent)
     except OSError as error:
-        hint = ". The previous content is whole: free some space" if disk_is_full(error) else ""
+        hint = ". The previous file is unchanged. Free some disk space" if disk_is_full(error) else ""
         raise UserError(f"{target} cannot be written: {error.strerror or error}{hint}") from error
     finally:
         if partial.is_dir():
@@ -36,7 +36,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def write_bytes(path: str | os.PathLike, content: bytes) -> None:
-    """Replace the file by ``content`` and wait until it is on the disk.
+    """Replace the file's content and wait until it is on the disk.
 
     Raises:
         UserError: the file cannot be written; the previous content stays.
@@ -64,7 +64,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def require_file(path: str, what: str) -> None:
-    """Raise UserError unless a local path exists; addresses with a scheme are not looked at."""
+    """Raise UserError unless ``path`` is a local file. Addresses with a scheme are not checked."""
     if "://" not in path and not Path(path).expanduser().is_file():
         raise UserError(f"{what}: expected a file, found none at {path}")
 

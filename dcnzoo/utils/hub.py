@@ -1,6 +1,7 @@
 """``save_pretrained``, ``from_pretrained`` and ``push_to_hub`` of modules, through huggingface_hub.
 
-``pip install "./dcnzoo[hub]"``. The package is imported when one of them is called, and torch not at all.
+Installation: ``pip install "./dcnzoo[hub]"``. The methods import huggingface_hub when they are called. This
+module does not import torch.
 """
 
 from __future__ import annotations
@@ -19,21 +20,21 @@ if TYPE_CHECKING:
 class HubMixin:
     """Adds the methods of huggingface_hub's ``PyTorchModelHubMixin`` to an ``nn.Module``.
 
-    A folder, local or on the Hub, holds ``config.json``, the constructor's arguments, and
-    ``model.safetensors``, the state dict. No other file is loaded: no pickle, no code. Arguments ``device``
-    and ``dtype`` are not saved: a module is loaded to the CPU, in torch's default dtype.
+    A folder, local or on the Hub, contains ``config.json`` with the constructor's arguments and
+    ``model.safetensors`` with the state dict. No other file is loaded: no pickle, no code. The arguments
+    ``device`` and ``dtype`` are not saved: a module is loaded to the CPU, in torch's default dtype.
     """
 
-    if TYPE_CHECKING:  # TorchScript must not see these
+    if TYPE_CHECKING:  # TorchScript must not find these annotations
         _hub_modules: ClassVar[dict[str, type]]
         _hub_arguments: tuple[tuple, dict[str, Any]]
 
-    # classes of modules that may be arguments: their constructors take their public attributes
+    # module classes allowed as constructor arguments; their constructors must take their public attributes
     _hub_modules = {}
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         module = super().__new__(cls)
-        # not by setattr: nn.Module.__init__ has not run
+        # not setattr: nn.Module.__init__ has not run
         vars(module)["_hub_arguments"] = args, kwargs
         return module
 
@@ -56,18 +57,18 @@ class HubMixin:
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Self:
-        """The module of a folder that :meth:`save_pretrained` wrote, in evaluation mode.
+        """Load a module, in evaluation mode, from a folder that :meth:`save_pretrained` wrote.
 
         Args:
             pretrained_model_name_or_path: a local folder, which needs no network, or a name on the Hub.
-            **options: arguments of the constructor, in place of those in ``config.json``; ``strict=False``
-                to load what fits; ``map_location``, ``revision``, ``token``, ``cache_dir`` and others of
-                ``PyTorchModelHubMixin.from_pretrained``.
+            **options: arguments of the constructor, which override ``config.json``; ``strict=False`` to
+                ignore missing and unexpected keys; ``map_location``, ``revision``, ``token``, ``cache_dir``
+                and others of ``PyTorchModelHubMixin.from_pretrained``.
 
         Raises:
             ImportError: huggingface_hub is not installed.
             ValueError: an argument is a module of another package: pass it in ``options``.
-            RuntimeError: the file's keys or shapes are not the module's.
+            RuntimeError: keys or shapes in the file do not match the module.
         """
         module = _hub_class(cls).from_pretrained(  # type: ignore[arg-type]
             pretrained_model_name_or_path, **options
@@ -77,7 +78,7 @@ class HubMixin:
         return module.eval()  # not all versions of huggingface_hub do this
 
     def _as_hub_model(self) -> Any:
-        """The same module, with huggingface_hub's methods."""
+        """A shallow copy of the module with huggingface_hub's methods."""
         model = copy.copy(self)
         model.__class__ = _hub_class(type(self))  # type: ignore[arg-type]  # a class is hashable
         return model
@@ -100,7 +101,8 @@ class HubMixin:
                 json.dumps(value)
             except TypeError:
                 raise TypeError(
-                    f"{type(self).__name__}: {name}: expected a value that JSON can hold, got {value!r}"
+                    f"{type(self).__name__}: {name}: expected a value that can be written as JSON, "
+                    f"got {value!r}"
                 ) from None
             config[name] = value
         return config
@@ -125,7 +127,7 @@ def _hub_class(cls: Any) -> Any:
         from huggingface_hub import PyTorchModelHubMixin
     except ImportError as error:
         raise ImportError(
-            f"{cls.__name__}: to save and load: expected huggingface_hub and safetensors, but {error}: "
+            f"{cls.__name__}: expected huggingface_hub and safetensors, got {error}; run "
             'pip install "./dcnzoo[hub]"',
             name=error.name,
         ) from None

@@ -1,4 +1,4 @@
-"""Rows of results in a file that other programs read."""
+"""Result files with one JSON object per line."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from dcnzoo.utils.files import write_text
 
 
 def append_row(path: str | os.PathLike, row: dict) -> None:
-    """Adds a line of JSON to a file, whole or not at all, whoever else adds one at the time."""
+    """Append a line of JSON to a file, atomically. Several processes may append at the same time."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f".{path.name}.lock")):
@@ -23,7 +23,7 @@ def append_row(path: str | os.PathLike, row: dict) -> None:
 
 
 def machine(device: torch.device | str) -> str:
-    """What computed: the GPU, or the CPU with the number of threads used."""
+    """The name of the GPU, or of the CPU with the number of threads used."""
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
     cpuinfo = Path("/proc/cpuinfo")
@@ -34,7 +34,7 @@ def machine(device: torch.device | str) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that decide about a result."""
+    """Versions of the packages that affect results."""
     found = {}
     for package in ("dcnzoo", "torch", "mmengine", "mmcv", "mmcv-lite", "mmdet", "numpy"):
         try:

@@ -1,4 +1,4 @@
-"""One training at a time in a work directory."""
+"""Lock that allows only one training at a time in a work directory."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _ORPHANS_END = 15  # seconds; data-loading processes notice within five that the
 
 @contextmanager
 def lock_work_dir(folder: str | os.PathLike, launcher: str = "none") -> Iterator[None]:
-    """Keep other trainings out of a folder. The operating system drops the lock when the process dies.
+    """Context that locks a folder for one training. The operating system releases the lock of a dead process.
 
-    Of several processes with a ``launcher`` the first one takes the lock.
+    With a ``launcher``, only the process of rank 0 takes the lock.
 
     Raises:
-        UserError: another process trains there.
+        UserError: another process trains in this folder.
     """
     if int(os.environ.get(_RANKS.get(launcher, ""), 0)) > 0:
         yield
@@ -40,8 +40,9 @@ def lock_work_dir(folder: str | os.PathLike, launcher: str = "none") -> Iterator
         known = _read(owner)
         process = f"process {known.get('pid', 'unknown')} on {known.get('host', 'an unknown host')}"
         raise UserError(
-            f"--work-dir: expected a folder in which nothing trains, got {folder}: {process} trains there "
-            f"since {known.get('since', 'an unknown time')}; use another folder, or wait until it ends"
+            f"--work-dir: expected a folder without a running training, got {folder}: {process} has "
+            f"been training there since {known.get('since', 'an unknown time')}; use another folder, or wait "
+            "until it ends"
         ) from None
     try:
         content = {

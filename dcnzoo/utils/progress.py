@@ -15,9 +15,9 @@ from rich.progress import (
 
 
 def make_progress(console: Console, *done: ProgressColumn, **kwargs: Any) -> Progress:
-    """A bar with a description, what is ``done``, the time left and a note.
+    """A progress bar with a description, the columns ``done``, the time left and a note.
 
-    By default that is the count and the time elapsed.
+    By default ``done`` is the count and the elapsed time.
     """
     return Progress(
         TextColumn("{task.description}"),

@@ -21,8 +21,8 @@ from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import write_text
 
 HEAD = """\
-# Written by `dcnzoo data config`. Everything about the data is here, the rest is of _base_.
-# Paths begin at the folder in which training is started.
+# Written by `dcnzoo data config`. Contains all settings of the data; _base_ contains all others.
+# Paths are relative to the folder in which training is started.
 """
 BOXES = "faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco"
 SMALL_BOXES = "faster-rcnn_r14-mdconv_fpn_24e_coco"  # trains from scratch, on a CPU
@@ -76,7 +76,7 @@ def write_config(
         if key not in config:
             raise UserError(f"--model: {model}: expected a config with {key}, found none")
     if not weights and config.model.get("teacher_ckpt"):
-        raise UserError(f"--no-weights: {model}: expected a model without a teacher, which needs its weights")
+        raise UserError(f"--no-weights: {model}: expected a model without a teacher: a teacher needs weights")
     address = address if weights else None
     changes = [_class_numbers(config, model, len(classes))]
     if address or not weights:  # published weights replace those of the backbone
@@ -87,8 +87,8 @@ def write_config(
     for file, number in without.items():
         if wants_masks and number:
             raise UserError(
-                f"{file}: expected a mask of every object, as {model} learns from, found {number} without; "
-                f"--model {BOXES} or, for a CPU, {SMALL_BOXES} learns from boxes"
+                f"{file}: expected a mask of every object, since {model} learns from masks, found {number} "
+                f"objects without one; --model {BOXES} or, for a CPU, {SMALL_BOXES} learns from boxes"
             )
     parts = [(train, images), (val, val_images or images)]
     for loader, (file, folder) in zip(LOADERS, [*parts, parts[1]], strict=True):
@@ -136,7 +136,7 @@ def _dataset(config: Config, loader: str) -> tuple[list[str], Mapping]:
         keys, dataset = [*keys, "dataset"], dataset.dataset
     if dataset.type not in EXTRA:
         raise UserError(
-            f"model: {loader}: expected a CocoDataset, as configs for COCO have, got {dataset.type}"
+            f"model: {loader}: expected a CocoDataset, as in configs for COCO, got {dataset.type}"
         )
     return keys, dataset
 
@@ -180,7 +180,7 @@ def _class_numbers(config: Config, model: str, after: int) -> Callable[[Mapping]
     if before not in found:
         what = f"num_classes={', '.join(map(str, found))}" if found else "no num_classes"
         raise UserError(
-            f"{model}: model: expected num_classes={before}, the number of the classes of its training data, "
+            f"{model}: model: expected num_classes={before}, the number of classes in its training data, "
             f"found {what}; set it in the config's heads"
         )
 

@@ -115,7 +115,9 @@ def models() -> tuple[Model, ...]:
         UserError: MMDetection is not installed.
     """
     if mim_folder("mmdet") is None:
-        raise UserError('expected MMDetection, whose metafiles are the index: pip install "./dcnzoo[mmdet]"')
+        raise UserError(
+            'zoo: expected MMDetection to be installed, found none: pip install "./dcnzoo[mmdet]"'
+        )
     ours = {model.name: model for model in _models_of("dcnzoo")}
     theirs = []
     for model in _models_of("mmdet"):
@@ -202,7 +204,7 @@ def _source(package: str, metafile: Path, entry: dict, result: dict, weights: Se
         host = urlsplit(weights[0]).hostname
         return f"published ({_HOSTS.get(host, host)})"
     raise UserError(
-        f"{metafile}: {entry['Name']}: expected Published: <by whom>, or of each result "
+        f"{metafile}: {entry['Name']}: expected Published: <name>, or for each result "
         "Measured: {Machine: …, Date: …, Command: …}"
     )
 

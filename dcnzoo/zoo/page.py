@@ -15,28 +15,37 @@ from dcnzoo.zoo.index import Model, models
 _INTRODUCTION = """\
 # Model zoo
 
-Written by `make zoo` from the metafiles in `configs/` and in MMDetection {mmdet}; not by hand.
-
-**Whose figure is it?** The column *figures* says so of every row, memory and speed included:
-
-- `published (…)`: by whom. Not by dcnzoo, and not repeated here: `tools/reproduce.py` evaluates the weights
-  and prints what it measures beside what was published.
-- `measured (machine, date, command)`: by dcnzoo, and how to measure it again. `±` is the standard
-  deviation over seeds.
-
-AP in percent, of COCO on `val2017`. Memory is of training, in GB per GPU; speed is of inference, in images
-per second. *Deformable* says which operator, and in which part of the model.
-Parameters are in millions, FLOPs in billions of multiply–adds: the authors' for InternImage and
-FlashInternImage, else counted by `dcnzoo flops` at the config's test size. *CPU time* is of inference on one
-thread, in multiples of Faster R-CNN R-50's, with random weights, whose few detections cost masks little time
-(`tools/benchmark/zoo.py`). *Licence* is that of the weights.
+This page lists the configs of dcnzoo and the deformable configs of MMDetection {mmdet}, with their results
+and weights. `make zoo` writes it from the metafiles of both packages; do not edit it.
+[The zoo](docs/zoo.md) explains how to use the models in a program, from a mirror and offline.
 
 ```bash
-python -m dcnzoo zoo list --dcn            # this list
-python -m dcnzoo zoo download NAME         # the weights, checked
+dcnzoo zoo list --dcn            # list the deformable models
+dcnzoo zoo download NAME         # download the weights and verify the checksum
 ```
 
-How to use them in a program, mirrors and offline use: [the zoo](docs/zoo.md).
+**Source of the figures.** The column *figures* names the source of all figures in its row, including memory
+and speed:
+
+- `published (…)`: the figures of the named publisher. dcnzoo has not measured them again.
+  [`dcnzoo reproduce`](docs/reproduce.md) evaluates the weights and compares the result with the published
+  one.
+- `measured (machine, date, command)`: measured by dcnzoo, with the command that repeats the measurement. `±`
+  is the standard deviation over seeds.
+
+**Columns**
+
+- *deformable*: the operator, and the part of the model that uses it.
+- *parameters*: in millions.
+- *FLOPs*: in billions of multiply–adds. For InternImage and FlashInternImage they are the authors' figures.
+  For all other models, `dcnzoo flops` counted them at the config's test size.
+- *CPU time*: inference time on one thread, relative to Faster R-CNN R-50, measured by
+  `tools/benchmark/zoo.py`. The weights are random. They give few detections, so masks take less time than
+  with trained weights.
+- *memory*: of training, in GB per GPU.
+- *speed*: of inference, in images per second.
+- *box AP*, *mask AP*: in percent; for COCO on `val2017`.
+- *licence*: of the weights.
 """
 _COLUMNS = (
     *("config", "backbone", "deformable", "parameters", "FLOPs", "CPU time", "schedule", "memory", "speed"),
@@ -52,11 +61,11 @@ def render() -> str:
     ours = [model for model in models() if model.package == "dcnzoo"]
     theirs = [model for model in models() if model.package == "mmdet" and is_deformable(model)]
     sections = [_INTRODUCTION.format(mmdet=_mmdet_version())]
-    sections.append("## Configs of dcnzoo\n\nIn [`configs/`](configs).\n")
+    sections.append("## Configs of dcnzoo\n\nThese configs are in [`configs/`](configs).\n")
     sections += _tables(ours)
     sections.append(
-        "## Configs of MMDetection\n\nWhat else in MMDetection convolves or pools deformably. "
-        "Which of its operators dcnzoo provides:\n[DCN in a detector](docs/detectors.md#patches).\n"
+        "## Configs of MMDetection\n\nThese configs of MMDetection contain deformable convolution or "
+        "deformable pooling.\n[DCN in a detector](docs/detectors.md) explains how dcnzoo runs them.\n"
     )
     sections += _tables(theirs)
     return "\n".join(sections)

@@ -66,7 +66,7 @@ def use_data(cfg: Config, root: str | None, subset: int | None, work_dir: Path) 
     if not annotations.is_file():
         raise UserError(
             f"annotations: expected a file, found none at {annotations} "
-            "(dcnzoo data download gets COCO; --data-root says where it is)"
+            "(dcnzoo data download downloads COCO; --data-root sets its folder)"
         )
     content = json.loads(annotations.read_text())
     if subset is not None:
@@ -90,7 +90,7 @@ def _part_of(content: dict, number: int) -> dict:
 
 def find_checkpoint(given: str | None, model: zoo.Model | None) -> Path:
     if given is None and model is None:
-        raise UserError("expected --checkpoint FILE or --train: the zoo has no weights for a config of yours")
+        raise UserError("expected --checkpoint FILE or --train: the zoo has no weights for your own config")
     if given is None:
         return zoo.download(model.id)
     if "://" in given:

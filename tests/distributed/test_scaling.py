@@ -23,7 +23,7 @@ def test_the_command(monkeypatch, capsys):
         return "".join(capsys.readouterr())
 
     output = run("--seconds", "0.5", "--nodes", "3", "--bandwidth", "0.001", "--loader")
-    assert "parameters                 585,806" in output and "Workers that a device needs: " in output
+    assert "parameters                 585,806" in output and "Data loader workers per device: " in output
     rows = [
         re.findall(r"[\d.,]+", line) for line in output.splitlines() if re.match(r"\D*\d+ +│ +\d+ +│", line)
     ]

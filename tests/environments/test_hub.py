@@ -137,6 +137,8 @@ def test_runs_no_code_and_loads_no_pickle(tmp_path, monkeypatch):
 
 def test_an_argument_that_json_cannot_hold(tmp_path):
     model = backbones.internimage_t(**TINY, layer_scale=torch.tensor(1.0))
-    with pytest.raises(TypeError, match=r"InternImage: layer_scale: expected a value that JSON .* tensor\(1"):
+    with pytest.raises(
+        TypeError, match=r"InternImage: layer_scale: expected .* written as JSON, got tensor\(1"
+    ):
         model.save_pretrained(tmp_path / "folder")
     assert not (tmp_path / "folder").exists()

@@ -44,7 +44,7 @@ def test_registry():
 def test_doctor():
     command = [sys.executable, "-m", "dcnzoo", "doctor"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 0 and "nothing is wrong" in result.stdout, result.stdout + result.stderr
+    assert result.returncode == 0 and "no problems found" in result.stdout, result.stdout + result.stderr
 
 
 @pytest.mark.filterwarnings("ignore")

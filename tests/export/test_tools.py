@@ -70,7 +70,7 @@ def exported(work):
         (None, (200, 100), None, (64, 128)),  # the test pipeline's scale
         (None, (100, 200), None, (128, 64)),
         (None, (200, 100), dict(type="Pad", pad_to_square=True, pad_val=dict(img=114)), (128, 128)),
-        (None, None, None, (128, 128)),  # the size of the drawn image
+        (None, None, None, (128, 128)),  # the size of the generated image
         ((90, 200), (200, 100), None, (96, 224)),  # the requested shape, padded to a multiple of 32
     ],
 )

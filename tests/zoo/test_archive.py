@@ -1,6 +1,5 @@
 """Unpacking: no files outside the folder, no links, all files or none."""
 
-import re
 import stat
 import zipfile
 
@@ -21,11 +20,11 @@ from dcnzoo.utils.archive import ArchiveError, unpack
 def test_names_that_cannot_be_or_lead_out(make, tmp_path, names):
     path = make({"good.txt": b"x", **dict.fromkeys(names, b"escaped")})
     path.write_bytes(path.read_bytes().replace(b"nul#byte", b"nul\0byte"))
-    with pytest.raises(ArchiveError, match=f"^{path}: .*nothing unpacked$"):
+    with pytest.raises(ArchiveError, match=f"^{path}: .*no file was extracted$"):
         unpack(path, tmp_path / "out")
     assert files(tmp_path) == {"data.zip": path.read_bytes()}
     for kind in (stat.S_IFLNK, stat.S_IFIFO, stat.S_IFCHR):
-        with pytest.raises(ArchiveError, match=r"link: .*nothing unpacked"):
+        with pytest.raises(ArchiveError, match=r"link: .*no file was extracted"):
             unpack(make({"link": b"/etc"}, mode=kind | 0o777), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -93,5 +92,5 @@ def test_damaged(make, tmp_path):
 
 def test_no_room(make, tmp_path, monkeypatch):
     monkeypatch.setattr(archive.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 2000}))
-    with pytest.raises(ArchiveError, match=re.escape("3.0 kB to unpack, 2.0 kB free at ")):
+    with pytest.raises(ArchiveError, match=r"expected 3\.0 kB of free space, got 2\.0 kB$"):
         unpack(make(GOOD), tmp_path / "out")

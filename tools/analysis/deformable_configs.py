@@ -156,7 +156,7 @@ def try_out(cfg: Config) -> None:
         own = {name: layer for name, layer in layers.items() if not name.startswith("teacher_model.")}
         with torch.no_grad(), _Calls() as calls:
             (sample,) = model.test_step(images(1, size))
-        expect(bool(calls.count) == bool(own), f"{calls.count} calls of dcnzoo's operators to predict")
+        expect(bool(calls.count) == bool(own), f"{calls.count} calls of dcnzoo's operators in the prediction")
         found = sample.pred_instances.values()
         expect(all(finite(v) for v in found if isinstance(v, Tensor)), "predictions are not finite")
 
@@ -168,10 +168,12 @@ def try_out(cfg: Config) -> None:
         optimizer = build_optim_wrapper(model, cfg.optim_wrapper)
         with _Calls() as calls:
             losses = model.train_step(images(2, size), optimizer)
-        expect(calls.count > 0, "no call of dcnzoo's operators to train")
+        expect(calls.count > 0, "no call of dcnzoo's operators in the training step")
         expect(finite(losses["loss"]) and losses["loss"] > 0, f"the loss is {losses['loss']}")
         for name, parameters in learns.items():
-            expect(all(gradients.get(p) for p in parameters), f"{name}: no gradient, or not a finite one")
+            expect(
+                all(gradients.get(p) for p in parameters), f"{name}: no gradient, or one that is not finite"
+            )
 
 
 def result_of(cfg: Config) -> str:
@@ -229,7 +231,7 @@ def main() -> None:
         task = progress.add_task("building", total=None, note="")
         found = list(deformable_configs(names))
         rows, unknown = [], 0
-        progress.update(task, description="trying out", total=len(found))
+        progress.update(task, description="testing", total=len(found))
         for name, cfg, deformable, result in found:
             progress.update(task, note=name)
             if not deformable:

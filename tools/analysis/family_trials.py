@@ -30,12 +30,12 @@ SECONDS, MEMORY = 600, 12 << 30  # limits of a trial: seconds, bytes
 
 
 def families(
-    package: str, speakers: dict[str, str], pattern: str = "", depth: int = 1
+    package: str, representatives: dict[str, str], pattern: str = "", depth: int = 1
 ) -> Iterator[tuple[str, str]]:
     """Yield each folder of a package's configs and the config that represents it.
 
     Args:
-        speakers: representative configs of families for which :func:`speaker` would choose badly.
+        representatives: configs of the families for which :func:`representative` would choose badly.
         depth: number of nested folders that name a family.
     """
     names: dict[str, list[str]] = {}
@@ -45,10 +45,10 @@ def families(
         if not part and re.search(pattern, family):
             names.setdefault(family, []).append("/".join(path.parts[depth:]))
     for family in sorted(names):
-        yield family, f"{package}::{family}/{speakers.get(family) or speaker(names[family])}"
+        yield family, f"{package}::{family}/{representatives.get(family) or representative(names[family])}"
 
 
-def speaker(names: list[str]) -> str:
+def representative(names: list[str]) -> str:
     """Choose the smallest and simplest config by its name; avoid subfolders if possible."""
 
     def key(name: str) -> tuple:
@@ -94,7 +94,7 @@ def apart(trial: Callable[[], None], seconds: float = SECONDS, memory: int = MEM
     process.start()
     sender.close()
     try:
-        return receiver.recv() if receiver.poll(seconds) else f"not done after {seconds:g} seconds"
+        return receiver.recv() if receiver.poll(seconds) else f"not finished after {seconds:g} seconds"
     except EOFError:
         process.join()
         return f"the process ended with status {process.exitcode}"
@@ -156,7 +156,7 @@ def try_all(
     args.results.parent.mkdir(parents=True, exist_ok=True)
     rows = []
     with make_progress(Console(stderr=True)) as progress:
-        task = progress.add_task("trying out", total=len(chosen), note="")
+        task = progress.add_task("testing", total=len(chosen), note="")
         for family, name in chosen:
             progress.update(task, note=family)
             result = before.get(name)
@@ -165,7 +165,7 @@ def try_all(
                     results[name] = trial(name)
                     args.results.write_text(json.dumps({"versions": here, "results": results}, indent=1))
                 more = results[name] == "ok" and result is not None
-                result = f"ok with more; without: {result}" if more else results[name]
+                result = f"ok with further packages; without: {result}" if more else results[name]
             rows.append((family, name, result))
             print(f"{family}: {result}", flush=True)
             progress.advance(task)

@@ -42,7 +42,8 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope
 from trial import expect, finite, image_size, images, prepare, read
 
-SPEAKERS = {  # families for which `speaker` would choose a config without the family's main feature
+# families for which `representative` would choose a config without the family's main feature
+REPRESENTATIVES = {
     "centernet": "centernet_r18-dcnv2_8xb16-crop512-140e_coco.py",
     "dcn": "mask-rcnn_r50-dconv-c3-c5_fpn_1x_coco.py",
     "dcnv2": "mask-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py",
@@ -88,7 +89,7 @@ configs](deformable_configs.md) and of [OpenMMLab's other packages](openmmlab_co
 |---|---|---|
 """
 FURTHER = """\
-The families marked *ok with more* need further packages. They were tested in a second environment:
+The families marked *ok with further packages* need more than these. They were tested in a second environment:
 
     {installed}
 
@@ -100,7 +101,7 @@ The families marked *ok with more* need further packages. They were tested in a 
 
 def families(pattern: str = "") -> Iterator[tuple[str, str]]:
     """Yield each folder of MMDetection's configs and the config that represents it."""
-    return package_families("mmdet", SPEAKERS, pattern)
+    return package_families("mmdet", REPRESENTATIVES, pattern)
 
 
 # Trials
@@ -128,7 +129,7 @@ def try_out(cfg: Config) -> None:
             found = model.test_step(to_predict(model, size))
         expect(len(found) > 0, "no predictions")
         # infinite boxes are possible: an untrained YOLOv3 predicts sizes as exponentials
-        expect(not any(values.isnan().any() for values in tensors(found)), "predictions are no numbers")
+        expect(not any(values.isnan().any() for values in tensors(found)), "the predictions contain NaN")
 
         if isinstance(model, DeepSORT):  # also SORT and StrongSORT: detector and ReID are trained separately
             return

@@ -1,13 +1,13 @@
-"""Whether a config of every family of OpenMMLab's other packages builds, predicts and trains here.
+"""Check that a config of every family of OpenMMLab's other packages builds, predicts and trains.
 
 ::
 
     make coverage-openmmlab                                 # writes docs/openmmlab_coverage.md
-    python tools/analysis/openmmlab_coverage.py             # all packages that are installed
-    python tools/analysis/openmmlab_coverage.py '^mmseg/'   # those whose package/family matches
+    python tools/analysis/openmmlab_coverage.py             # all installed packages
+    python tools/analysis/openmmlab_coverage.py '^mmseg/'   # the families whose package/family matches
 
-As mmdet_coverage.py does it for MMDetection: the whole architecture, a prediction, then a training step with
-the config's own optimizer, on small random data, without pretrained weights; each in a process of its own.
+A trial is the same as in mmdet_coverage.py: the complete architecture, a prediction, then a training step
+with the config's own optimizer, on small random data, without pretrained weights, in a separate process.
 """
 
 from __future__ import annotations
@@ -45,18 +45,18 @@ class Package:
 
     Attributes:
         distribution: its name on the package index.
-        batches: of a model and its config, the data to predict and to train on.
-        shrink: changes what the config says of sizes of images.
-        depth: how many folders name a family.
-        speakers: configs of families, where the rule of ``speaker`` chooses badly.
-        reasons: why families do not work, in words.
+        batches: returns the data to predict and to train on, for a model and its config.
+        shrink: reduces the image sizes in a config.
+        depth: number of nested folders that name a family.
+        representatives: configs of families for which ``representative`` would choose badly.
+        reasons: reasons why families do not work, in words.
     """
 
     distribution: str
     batches: Batches
     shrink: Callable[[Config], None] = lambda cfg: None
     depth: int = 1
-    speakers: dict[str, str] = field(default_factory=dict)
+    representatives: dict[str, str] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
 
 
@@ -64,7 +64,7 @@ class Package:
 
 
 def seg_shrink(cfg: Config) -> None:
-    """Images are padded to the size of the crops, 1024 pixels and more: here to 128, or what works."""
+    """Pad images to 128 pixels, or the smallest size that works, instead of 1024 pixels and more."""
     preprocessor = cfg.model.data_preprocessor
     size = seg_size(cfg)
     if preprocessor.get("size"):
@@ -76,7 +76,7 @@ def seg_shrink(cfg: Config) -> None:
 
 
 def seg_size(cfg: Config) -> int:
-    """MobileNetV3's head pools over 49×49 places."""
+    """Return the image size; the head of MobileNetV3 pools over 49×49 positions."""
     return 512 if cfg.model.get("backbone", {}).get("type", "").endswith("MobileNetV3") else 128
 
 
@@ -101,13 +101,13 @@ def seg_batches(model: nn.Module, cfg: Config) -> tuple[dict, dict]:
     return batch(1), batch(2)
 
 
-# Packages whose samples are made by the config's own pipeline
+# Packages whose samples come from the config's own pipeline
 
-LOADERS = ("LoadImage", "LoadImageFromFile")  # what they load is generated
+LOADERS = ("LoadImage", "LoadImageFromFile")  # skipped: the images are generated
 
 
 def dataset_of(dataloader: Config | None) -> Config | None:
-    """The dataset of a dataloader's config, inside those that wrap it."""
+    """Return the innermost dataset of a dataloader's config, without its wrappers."""
     dataset = dataloader and dataloader.dataset
     while dataset and "pipeline" not in dataset:
         dataset = dataset.dataset
@@ -125,14 +125,14 @@ def through(pipeline: list, samples: list[dict], collate: str = "pseudo_collate"
 
 def pose_batches(model: nn.Module, cfg: Config) -> tuple[dict, dict]:
     train, val = dataset_of(cfg.train_dataloader), dataset_of(cfg.val_dataloader)
-    last = cfg.get("train_pipeline_stage2", train.pipeline)  # the one before mixes images of the data set
+    last = cfg.get("train_pipeline_stage2", train.pipeline)  # stage 1 mixes images of the data set
     return through(val.pipeline, [pose_sample(val, 0)]), through(
         last, [pose_sample(train, i) for i in (0, 1)]
     )
 
 
 def pose_sample(dataset: Config, index: int) -> dict:
-    """An image with persons, or their key points over time and in space, as a data set of mmpose."""
+    """Return a sample in mmpose's format: an image with persons, or key points of a video in 2D and 3D."""
     from mmpose.datasets.datasets.utils import parse_pose_metainfo
     from mmpose.registry import DATASETS
 
@@ -165,7 +165,7 @@ def pose_sample(dataset: Config, index: int) -> dict:
         },
         skeleton_links=info["skeleton_links"],
     )
-    if "seq_len" in dataset or "multiple_target" in dataset:  # key points of a video, to be lifted
+    if "seq_len" in dataset or "multiple_target" in dataset:  # key points of a video, to lift to 3D
         frames = dataset.get("multiple_target") or dataset.get("seq_len", 1)
         targets = frames if dataset.get("multiple_target") else 1
         del sample["img"]
@@ -215,7 +215,7 @@ def pose_sample(dataset: Config, index: int) -> dict:
 
 
 def pretrain_batches(model: nn.Module, cfg: Config) -> tuple[dict | None, dict | None]:
-    """What a config has no data for, predictions of self-supervised models or training of others, is None."""
+    """Return None for missing data: self-supervised models lack test data, some others training data."""
     batches = []
     for loader, number in ((cfg.get("test_dataloader"), 1), (cfg.get("train_dataloader"), 2)):
         dataset = dataset_of(loader)
@@ -252,7 +252,7 @@ def ocr_batches(model: nn.Module, cfg: Config) -> tuple[dict, dict]:
 
 
 def ocr_sample(line: bool, index: int) -> dict:
-    """A line of text, or a page with four words."""
+    """Return a line of text, or a page with four words."""
     size = (32, 100) if line else (320, 320)
     image = np.random.default_rng(index).integers(0, 256, (*size, 3), dtype=np.uint8)
     words = []
@@ -266,7 +266,7 @@ def ocr_sample(line: bool, index: int) -> dict:
     return dict(img=image, img_path=path, img_shape=size, ori_shape=size, instances=words)
 
 
-# mmyolo and mmrotate, whose data are MMDetection's
+# mmyolo and mmrotate, which use MMDetection's data samples
 
 
 def yolo_batches(model: nn.Module, cfg: Config) -> tuple[dict, dict]:
@@ -302,38 +302,38 @@ PACKAGES = {
         "mmsegmentation",
         seg_batches,
         seg_shrink,
-        speakers={"swin": "swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py"},
+        representatives={"swin": "swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py"},
         reasons={
-            "san": "theirs: its head cannot be initialised without CLIP's weights",
-            "vpd": "theirs: needs `ldm`, the code of Stable Diffusion, which is on no package index",
+            "san": "upstream: its head cannot be initialised without CLIP's weights",
+            "vpd": "upstream: needs `ldm`, the code of Stable Diffusion, which is not on a package index",
         },
     ),
     "mmpose": Package(
         "mmpose",
         pose_batches,
         depth=2,
-        speakers={
+        representatives={
             "body_2d_keypoint/topdown_heatmap": "coco/td-hm_res50_8xb64-210e_coco-256x192.py",
         },
         reasons={
-            "body_2d_keypoint/edpose": "theirs: the config imports mmpose.configs, not in the wheel",
+            "body_2d_keypoint/edpose": "upstream: the config imports mmpose.configs, which the wheel lacks",
         },
     ),
     "mmpretrain": Package("mmpretrain", pretrain_batches),
     "mmocr": Package("mmocr", ocr_batches, depth=2),
-    "mmyolo": Package("mmyolo", yolo_batches, reasons={"razor": "theirs: needs mmrazor"}),
+    "mmyolo": Package("mmyolo", yolo_batches, reasons={"razor": "upstream: needs mmrazor"}),
     "mmrotate": Package("mmrotate", rotate_batches),
 }
 
 
-# Whether they work
+# Trials
 
 
 def try_out(name: str) -> None:
-    """Build, predict, and train for a step.
+    """Build the model, predict, and train for one step.
 
     Raises:
-        Exception: whatever goes wrong.
+        Exception: something fails.
     """
     package = name.partition("::")[0]
     how = PACKAGES[package]
@@ -347,8 +347,10 @@ def try_out(name: str) -> None:
             with torch.no_grad():
                 found = model.test_step(predicted)
             expect(len(found) > 0, "no predictions")
-            expect(not any(values.isnan().any() for values in tensors(found)), "predictions are no numbers")
-        expect(predicted is not None or trained is not None, "neither data to predict nor data to train on")
+            expect(not any(values.isnan().any() for values in tensors(found)), "the predictions contain NaN")
+        expect(
+            predicted is not None or trained is not None, "found data neither for prediction nor for training"
+        )
         if trained is None:
             return
         model.train()
@@ -360,7 +362,7 @@ def try_out(name: str) -> None:
 
 
 def result_of(name: str) -> str:
-    """``ok``, or in a line why not."""
+    """Return ``ok``, or the reason for the failure in one line."""
     result = apart(lambda: try_out(name))
     package, _, path = name.partition("::")
     why = next(
@@ -370,12 +372,12 @@ def result_of(name: str) -> str:
 
 
 def chosen(pattern: str = "") -> list[tuple[str, str]]:
-    """``package/family`` and the config that speaks for it, of the packages that are installed."""
+    """Return ``package/family`` and its representative config, for the installed packages."""
     return [
         (f"{package}/{family}", name)
         for package, how in PACKAGES.items()
         if find_spec(package)
-        for family, name in families(package, how.speakers, depth=how.depth)
+        for family, name in families(package, how.representatives, depth=how.depth)
         if re.search(pattern, f"{package}/{family}")
     ]
 
@@ -386,7 +388,7 @@ PAGE = """\
 # Coverage of OpenMMLab's other packages
 
 This page lists one config of every family (folder of `configs`) of OpenMMLab's packages except
-[MMDetection](mmdet_coverage.md). It says whether the config works on current PyTorch with dcnzoo's
+[MMDetection](mmdet_coverage.md). It shows whether the config works on current PyTorch with dcnzoo's
 operators and mmcv-lite, without a compiled mmcv. A config is *ok* if it builds, predicts without NaN, and
 makes a training step with its own optimizer and finite losses. How to install the packages: [OpenMMLab's
 other packages](openmmlab.md).
@@ -400,7 +402,7 @@ other packages](openmmlab.md).
 {counts}
 {only}The architecture is complete, without pretrained weights, and runs on the CPU with small random data.
 BEiT and MAE have relative positions for an image of 128 pixels. If a family does not work, its result gives
-the reason; *theirs* means that the reason is in the package or in its dependencies. mmdet3d and sparse
+the reason; *upstream* means that the package or one of its dependencies is the cause. mmdet3d and sparse
 convolution are out of scope.
 
 `make coverage-openmmlab` tests all families again and writes this page.
@@ -411,7 +413,7 @@ STACK = ("mmengine", "mmcv-lite", "mmdet", "torchvision", "timm", "transformers"
 
 
 def page(rows: list[tuple[str, str, str]], installed: dict[str, str], pattern: str) -> str:
-    """``rows``: package/family, config, result. ``installed``: versions. ``pattern``: which were tried."""
+    """Render the page. ``rows``: package/family, config, result; ``pattern``: of the tested families."""
     by_package: dict[str, list[tuple[str, str, str]]] = {}
     for family, name, result in rows:
         package, _, family = family.partition("/")

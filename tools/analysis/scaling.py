@@ -125,7 +125,12 @@ def table(args: SimpleNamespace, batch: int, gradients: int) -> Table:
 @option("--seconds", type=POSITIVE, help="Measured seconds per iteration on one device.")
 @option("--devices", type=click.IntRange(1), default=8, help="Number of devices per node.")
 @option("--nodes", type=click.IntRange(1), default=64, help="Calculate up to this number of nodes.")
-@option("--bandwidth", type=POSITIVE, default=12.5, help="Network of a node, in GB/s (12.5 are 100 Gb/s).")
+@option(
+    "--bandwidth",
+    type=POSITIVE,
+    default=12.5,
+    help="Network bandwidth of a node, in GB/s (100 Gb/s = 12.5 GB/s).",
+)
 @option(
     "--overlap",
     type=click.FloatRange(0, 1),
@@ -161,7 +166,7 @@ def main(config: str, loader: bool, cfg_options: dict, **calculation: float) -> 
         with user_errors():
             init_default_scope(cfg.get("default_scope", "mmdet"))
             rate = loader_rate(cfg.train_dataloader.dataset.pipeline)
-        console.print(f"a worker of the loader     {rate:.1f} images / s")
+        console.print(f"data loader worker         {rate:.1f} images / s")
     if args.seconds is not None:
         batch = cfg.train_dataloader.batch_size
         console.print(
@@ -169,7 +174,7 @@ def main(config: str, loader: bool, cfg_options: dict, **calculation: float) -> 
             f"node, {args.bandwidth:g} GB/s between nodes"
         )
         if loader:
-            console.print(f"Workers that a device needs: {math.ceil(batch / args.seconds / rate)}")
+            console.print(f"Data loader workers per device: {math.ceil(batch / args.seconds / rate)}")
         console.print(table(args, batch, found["gradients"]))
 
 

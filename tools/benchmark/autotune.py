@@ -82,7 +82,7 @@ def main() -> None:
 
     args.table = args.table or configs.TABLE
     if not args.rehearse and not torch.accelerator.is_available():
-        sys.exit("error: expected a GPU, torch finds none; --rehearse goes without")
+        sys.exit("error: expected a GPU, torch finds none; --rehearse runs without one")
     device = "cpu" if args.rehearse else torch.accelerator.current_accelerator().type
     end = time.monotonic() + args.limit
     target = configs.target_of(fused.INTERPRETED)

@@ -160,7 +160,7 @@ def contestants(
 
         if case.work(1).gathered / 2**rank > REFERENCE_SAMPLES:
             limit = f"{REFERENCE_SAMPLES / 1e6:.0f} M samples"
-            raise Unsupported(f"not run above {limit}: slow and hungry on purpose")
+            raise Unsupported(f"not run above {limit}: the reference is slow and needs much memory")
         given = leaves(t["input"], t["weight"], t["offset"], t["mask"])
         lists = [(v,) * rank for v in (case.stride, case.padding, *([0] if transposed else []), 1)]
         function = reference.deform_conv_transpose if transposed else reference.deform_conv

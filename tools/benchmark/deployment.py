@@ -168,8 +168,8 @@ def page(facts: dict, results: list[Result], rounds: int) -> str:
     lines = [
         "# Exported deformable convolution", "",
         ", ".join(f"{key} {value}" for key, value in facts.items()) + ".", "",
-        f"Float32, one thread each, {rounds} turns in one process. CPU time per call, median and quartiles,",
-        "so that other work on the machine counts little; read the ratios.",
+        f"Float32, one thread each, {rounds} rounds in one process. CPU time per call, median and quartiles.",
+        "Other work on the machine affects CPU times only slightly; compare the ratios.",
         "Written by `python tools/benchmark/deployment.py`.",
     ]  # fmt: skip
     for case in dict.fromkeys(result.case for result in results):
@@ -198,7 +198,7 @@ def main() -> None:
     console = Console(stderr=True)
     cases: dict[str, Callable[[Path], dict[str, Run]]] = {}
     for shape in OPERATORS:
-        name = f"A DCNv2 layer with what predicts its offsets, 3×3, 1 × {' × '.join(map(str, shape))}"
+        name = f"DCNv2 layer including its offset prediction, 3×3, 1 × {' × '.join(map(str, shape))}"
         cases[name] = lambda folder, shape=shape: operator(shape, folder)
     height, width = args.shape
     cases[f"RetinaNet R-18, DCNv2 in c3 to c5, 1 × 3 × {height} × {width}, with post-processing"] = (

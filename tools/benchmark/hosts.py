@@ -1,4 +1,4 @@
-"""Time complete models of other packages with their own operators and with dcnzoo's, in turns.
+"""Time complete models of other packages alternately with their own operators and with dcnzoo's.
 
 Models have random weights, batch size 1 and float32. A training step is forward and backward of the sum of
 the outputs, without a matcher and an optimiser. `make test-others` creates the environments:
@@ -163,7 +163,7 @@ HOSTS: dict[str, Host | MMDetection | Segmentation] = {
     ),
     "RT-DETR R-50, 640×640": Host("RTDetrForObjectDetection", (640, 640), {}),
     "DINO R-50 of MMDetection, 800×1066": MMDetection("dino/dino-4scale_r50_8xb2-12e_coco.py", (800, 1066)),
-    "as BiRefNet, Swin-T, 1024×1024": Segmentation(1024),
+    "BiRefNet-like, Swin-T, 1024×1024": Segmentation(1024),
 }
 
 
@@ -243,14 +243,15 @@ def cells(rows: list[Row]) -> list[list[str]]:
 
 def page(facts: dict[str, object], rows: list[Row]) -> bytes:
     text = f"""\
-# Whole models of other packages
+# Complete models of other packages
 
 {", ".join(f"{key} {value}" for key, value in facts.items())}.
 
 Float32, batch size 1, random weights. A training step is forward and backward of the sum of the outputs,
-without a matcher and an optimiser. Seconds are medians. Ratios are of the two samples of a round, median and
-quartiles. The difference is the largest between outputs. Other work on the machine slows both samples of a
-round: where the load average before is not near 0, read the ratios only.
+without a matcher and an optimiser. Seconds are medians. A ratio compares the two samples of one round; the
+table shows the median and the quartiles. *difference* is the largest difference between the outputs. Other
+work on the machine slows both samples of a round. If `load_average_before` is not near 0, use only the
+ratios.
 Written by `python tools/benchmark/hosts.py`.
 
 {report.markdown(cells(rows))}
@@ -289,7 +290,7 @@ def main(case: tuple[str, ...], rounds: int, threads: int, out: Path | None) -> 
             task = bar.add_task(f"{name}, {mode}", total=2 * rounds, note="")
             rows.append(measure(name, mode, rounds, threads, lambda task=task: bar.advance(task)))
             bar.console.print(", ".join(rows[-1].cells()), highlight=False)
-    report.show("Whole models", cells(rows), console, text_columns=2)
+    report.show("Complete models", cells(rows), console, text_columns=2)
     folder = out or ROOT / ("work_dirs" if case else "docs") / "benchmarks"
     for path in report.write(folder, f"hosts-{slug(facts)}", {".md": page(facts, rows)}):
         console.print(f"written: {path}", highlight=False, soft_wrap=True)

@@ -197,7 +197,7 @@ class MemoryProbe:
             self._server.stdin.close()
             self._server.wait()
 
-    def ask(self, **question: object) -> Memory:
+    def measure(self, **request: object) -> Memory:
         """Measure one call.
 
         Raises:
@@ -213,7 +213,7 @@ class MemoryProbe:
                 text=True,
             )
         try:
-            self._server.stdin.write(json.dumps(question) + "\n")
+            self._server.stdin.write(json.dumps(request) + "\n")
             self._server.stdin.flush()
             line = self._server.stdout.readline()
         except BrokenPipeError:

@@ -36,7 +36,7 @@ DEFAULT_DTYPES = {"cpu": ("float32", "bfloat16"), "cuda": ("float32", "float16",
 # Largest difference of a rival's result from dcnzoo's, relative to the largest value.
 AGREEMENT = {"float64": 1e-9, "float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
 # Relative interquartile range above which results should not be quoted.
-RESTLESS = 0.10
+NOISY = 0.10
 QUICK_SHAPES = ("demo-c4-s2",)
 
 
@@ -166,7 +166,7 @@ def main(**options: object) -> None:
     console.print(", ".join(f"{key} {value}" for key, value in facts.items()), highlight=False)
     console.print("rivals:", ", ".join(f"{n} {v}" for n, v in present.items()) or "none", highlight=False)
     for line in report.absences(document["absent"]):
-        console.print(f"absent: {line}", style="yellow", highlight=False, soft_wrap=True)
+        console.print(f"unavailable: {line}", style="yellow", highlight=False, soft_wrap=True)
 
     results = Results(facts, {family: KNOWN[family].FLOORS for family in args.family})
     with _progress(console) as progress, MemoryProbe() as memory:
@@ -190,10 +190,10 @@ def main(**options: object) -> None:
     for line in report.problems(results):
         console.print(f"not measured: {line}", style="yellow", highlight=False, soft_wrap=True)
     document["noise"] = results.noise()
-    if (document["noise"] or 0) > RESTLESS:
+    if (document["noise"] or 0) > NOISY:
         console.print(
-            f"restless machine: half of all timings vary by more than {document['noise']:.0%} "
-            "(interquartile range); run again when nothing else does",
+            f"noisy machine: half of all timings vary by more than {document['noise']:.0%} "
+            "(interquartile range); run again on an idle machine",
             style="yellow",
             soft_wrap=True,
         )
@@ -319,7 +319,7 @@ def measure_case(
                     if args.device == "cuda":
                         found = measure.cuda_memory(runner.run, tensors)
                     else:
-                        found = memory.ask(
+                        found = memory.measure(
                             family=family, case=case.name, contestant=name,
                             threads=setting.threads, dtype=dtype, mode=mode,
                         )  # fmt: skip
@@ -358,7 +358,7 @@ def prepare(
             expected = output if name == OURS else expected
             difference = 0.0 if expected is None else measure.disagreement(output, expected)
             if not difference <= AGREEMENT[dtype]:
-                problems[name] = f"computes something else: differs by {difference:.1e} of the largest value"
+                problems[name] = f"different result: differs by {difference:.1e} of the largest value"
     return calls, problems
 
 

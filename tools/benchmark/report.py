@@ -53,7 +53,7 @@ def setting_tables(
         head = ["case", "shape", "threads", *([f"{unit} ms"] if unit else []), f"{OURS} ms", "IQR"]
         if unit:
             head += [f"{OURS} / {unit}", *(f"{v.removeprefix(OURS).strip()} / {unit}" for v in variants)]
-            head += ["of limit"]
+            head += ["share of limit"]
         head += [*(f"{rival} / {OURS}" for rival in rivals), "extra MiB"]
         rows = [_line(results, s, unit, variants, rivals) for s in settings]
         tables.append((f"{family}, {mode}, {dtype}", [head, *rows]))
@@ -85,7 +85,7 @@ def _line(
 def summary_table(results: Results) -> list[list[str]]:
     threads = sorted({s.threads for s in results.settings()} | results.demo.keys())
     counts = [f"{count} thread{'s' * (count > 1)}" for count in threads]
-    rows = [["operator", "pass", "type", "times of", *counts, "least good case", "of limit", "cases"]]
+    rows = [["operator", "pass", "type", "time ratio", *counts, "worst case", "share of limit", "cases"]]
     for figure in summary(results):
         worst = f"{number(figure.worst, '×')} {figure.worst_case}"
         share = DASH if figure.of_limit is None else f"{figure.of_limit:.0%}"
@@ -105,8 +105,8 @@ def memory_line(results: Results) -> str | None:
         return None
     case = f"{row.setting.family} {row.setting.case}"
     return (
-        f"Most extra memory of a forward pass: {row.extra / MIB:.1f} MiB, beside {row.needed / MIB:.1f} MiB "
-        f"of inputs, weights and outputs ({case})."
+        f"Largest extra memory of a forward pass: {row.extra / MIB:.1f} MiB, beyond "
+        f"{row.needed / MIB:.1f} MiB of inputs, weights and outputs ({case})."
     )
 
 
@@ -172,14 +172,17 @@ def as_markdown(document: dict, results: Results, roofline: Mapping) -> bytes:
         f"# Operators: {document['name']}",
         f"{document['date']}. {facts}. Rivals: {rivals or 'none'}.",
         f"`{document['command']}`",
-        "Ratios of times, medians over the cases; what each word means: [performance](../performance.md). "
+        "Ratios of times, medians over the cases. [Performance](../performance.md) explains the terms. "
         f"Interquartile range, median over all timings: {number((document['noise'] or 0) * 100, ' %')}.",
         markdown(summary_table(results)),
         *filter(None, [memory_line(results)]),
     ]
     if roofline:
         parts += ["## Measured limits of the machine", markdown(roofline_table(roofline))]
-    for heading, lines in {"Absent": absences(document["absent"]), "Not measured": problems(results)}.items():
+    for heading, lines in {
+        "Unavailable": absences(document["absent"]),
+        "Not measured": problems(results),
+    }.items():
         if lines:
             parts += [f"## {heading}", "\n".join(f"- {line}" for line in lines)]
     return ("\n\n".join(parts) + "\n").encode()

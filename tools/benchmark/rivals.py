@@ -11,7 +11,7 @@ from importlib.util import find_spec
 
 import torch
 
-PEERS = "`make peers` sets up an environment that has it"
+PEERS = "`make peers` creates an environment with it"
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def _mmcv() -> str:
     if find_spec("mmcv") is None:
         raise ImportError("not installed")
     if find_spec(EXTENSION).origin == str(STAND_IN):
-        raise ImportError("this is mmcv-lite, which runs on dcnzoo's own operators")
+        raise ImportError("mmcv-lite is installed, which uses dcnzoo's operators")
     _import("mmcv.ops")
     return version("mmcv")
 
@@ -57,14 +57,14 @@ def _onnxruntime() -> str:
             raise ImportError(f"{package} {error}") from error
     found = version("onnxruntime")
     if tuple(int(part) for part in found.split(".")[:2]) < (1, 25):
-        raise ImportError(f"{found} has no DeformConv; 1.25 is the first that has")
+        raise ImportError(f"{found} has no DeformConv; expected 1.25 or later")
     return found
 
 
 def _with_operators(name: str) -> str:
     _import(name)
     if not hasattr(getattr(torch.ops, name), "deform_conv2d"):
-        raise ImportError("its compiled operators do not load beside this torch")
+        raise ImportError("its compiled operators do not load with this torch")
     return version(name)
 
 
@@ -74,7 +74,7 @@ RIVALS = {
     "torchvision": Rival(
         partial(_with_operators, "torchvision"),
         "its wheels need PyPI's torch of the same release: "
-        "pip install torch==2.14.1 torchvision==0.29.2 rich matplotlib in an environment of its own",
+        "pip install torch==2.14.1 torchvision==0.29.2 rich matplotlib in a separate environment",
     ),
     "tvdcn": Rival(
         partial(_with_operators, "tvdcn"),

@@ -14,12 +14,12 @@ from machine import describe, slug
 
 STATEMENTS = ("import torch", "import dcnzoo", "import dcnzoo.ops", "import dcnzoo.layers")
 PAGE = """\
-# What importing costs
+# Import time
 
 {facts}.
 
-CPU time of a fresh process, median over {rounds} turns, so that other work on the machine counts little; the
-ratio is the median of those within a turn.
+CPU time of a new process, median over {rounds} rounds. The ratio is the median of the ratios within each
+round. Other work on the machine affects CPU times only slightly.
 Written by `python tools/benchmark/startup.py --rounds {rounds} --out docs/benchmarks`.
 
 | | seconds | × of `import torch` |
@@ -51,8 +51,8 @@ def main() -> None:
         parser.error(f"argument --rounds: expected at least 1, got {rounds}")
     facts = describe("cpu") | {"load_average_before": round(os.getloadavg()[0], 1)}
     timings = [[seconds(statement) for statement in STATEMENTS] for _ in range(rounds + 1)][1:]
-    told = ", ".join(f"{key} {value}" for key, value in facts.items())
-    page = PAGE.format(facts=told, rounds=rounds)
+    listed = ", ".join(f"{key} {value}" for key, value in facts.items())
+    page = PAGE.format(facts=listed, rounds=rounds)
     for statement, column in zip(STATEMENTS, zip(*timings, strict=True), strict=True):
         # ratios within a round: other work on the machine slows all processes of a round
         ratio = statistics.median(t / row[0] for t, row in zip(column, timings, strict=True))

@@ -1,6 +1,6 @@
 """Measure CPU times of the zoo's detectors relative to Faster R-CNN R-50: ``CPU time`` in the metafiles.
 
-Median ratio of CPU times of one thread, with random weights and 800 × 1333 pixels, in turns.
+Median ratio of CPU times of one thread, with random weights and 800 × 1333 pixels. The two models alternate.
 """
 
 import re

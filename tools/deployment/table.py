@@ -222,7 +222,7 @@ def write(text: str) -> None:
     page = PAGE.read_text(encoding="utf-8")
     before, _, rest = page.partition(BEGIN)
     if END not in rest:
-        raise UserError(f"{PAGE}: expected {BEGIN} and {END}, found not both")
+        raise UserError(f"{PAGE}: expected {BEGIN} and {END}, found at most one of them")
     after = rest.partition(END)[2]
     PAGE.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
 

@@ -1,15 +1,15 @@
-"""Compiled modules of other projects, by name, on dcnzoo's operators where the real ones are missing.
+"""Replacements on dcnzoo's operators for compiled modules of other projects.
 
-Deformable DETR, Grounding DINO, InternImage, CenterNet and others come with C++ and CUDA code that has to be
-compiled first, which often fails. After ``dcnzoo.compat.provide("MultiScaleDeformableAttention")``, or with
-``DCNZOO_PROVIDE=MultiScaleDeformableAttention`` in the environment at ``import dcnzoo``, an import of that
-module that no other finder can satisfy gets the file of this folder: same functions, same order of arguments,
-same tensors written in place. A module that is installed is found first and stays in use.
+Deformable DETR, Grounding DINO, InternImage, CenterNet and others contain C++ and CUDA code that you must
+compile first, which often fails. Call ``dcnzoo.compat.provide("MultiScaleDeformableAttention")`` or set
+``DCNZOO_PROVIDE=MultiScaleDeformableAttention`` in the environment of ``import dcnzoo``. If that module is
+not installed, its import then loads a file of this folder, with the same functions, the same order of
+arguments and the same tensors written in place. An installed module stays in use.
 
-``mmcv._ext`` for mmcv-lite is provided in the same way, always (:mod:`dcnzoo.compat.mmcv`).
+``mmcv._ext`` for mmcv-lite is always provided in this way (:mod:`dcnzoo.compat.mmcv`).
 
-Some projects call their module only for CUDA tensors. On the CPU they raise an error or use a slow
-function. :data:`AFTER_IMPORT` lists the functions of theirs that are replaced too, as entries of
+Some projects call their module only for CUDA tensors. On the CPU they raise an error or use a slow function.
+:data:`AFTER_IMPORT` lists the functions of these projects that dcnzoo replaces too, as patches of
 :mod:`dcnzoo.compat.patches`.
 
 This module imports neither torch nor the projects.
@@ -38,12 +38,12 @@ VARIABLE = "DCNZOO_PROVIDE"
 
 @dataclass(frozen=True)
 class Extension:
-    """A compiled module that :func:`provide` knows.
+    """A compiled module that :func:`provide` can replace.
 
     Attributes:
-        file: in this folder.
-        projects: which import it.
-        modules: names under which it is imported, as patterns of :mod:`fnmatch`.
+        file: name of the replacement in this folder.
+        projects: the projects that import the module.
+        modules: names under which they import it, as patterns of :mod:`fnmatch`.
     """
 
     file: str
@@ -73,7 +73,7 @@ EXTENSIONS = {
 
 
 class Finder:
-    """A meta-path finder that comes last: Python asks it only for modules that no other finder has."""
+    """Meta-path finder that comes last: Python calls it only for modules that no other finder has found."""
 
     def __init__(self) -> None:
         self.files: dict[str, Path] = {}  # pattern of names -> file
@@ -92,8 +92,8 @@ def _apply(patch: patches.Patch, module: ModuleType) -> None:
         return
     try:
         patch.apply()
-    except AttributeError as error:  # another version of the project, which shall be imported all the same
-        warnings.warn(f"dcnzoo: {patch.name}: {patch.target} is left as it is: {error}", stacklevel=2)
+    except AttributeError as error:  # another version of the project, whose import must not fail
+        warnings.warn(f"dcnzoo: {patch.name}: {patch.target} is not patched: {error}", stacklevel=2)
 
 
 _finder = Finder()
@@ -101,22 +101,22 @@ _provided: list[str] = []
 
 
 def answer(name: str, file: Path) -> None:
-    """Lets an import of ``name``, or of names that match this pattern, fall back to ``file``."""
+    """Make imports of ``name``, a module's name or a pattern of names, fall back to ``file``."""
     if _finder not in sys.meta_path:
         sys.meta_path.append(_finder)
     _finder.files[name] = file
 
 
 def provide(*names: str) -> None:
-    """Lets imports of compiled modules that are missing fall back to dcnzoo's operators.
+    """Makes imports of missing compiled modules fall back to dcnzoo's operators.
 
-    Call it before the import of the project that needs them. Nothing happens where the module is installed.
+    Call it before you import the project that needs them. It has no effect if the module is installed.
 
     Args:
-        names: of :data:`EXTENSIONS`, such as ``"MultiScaleDeformableAttention"``.
+        names: keys of :data:`EXTENSIONS`, such as ``"MultiScaleDeformableAttention"``.
 
     Raises:
-        RuntimeError: no name, or one that is not known; the message lists the names and their projects.
+        RuntimeError: no name is given, or one is unknown. The message lists all names and their projects.
     """
     _provide("provide: names", names)
 
@@ -140,14 +140,14 @@ def _provide(argument: str, names: tuple[str, ...]) -> None:
 
 
 def provide_from_environment() -> None:
-    """:func:`provide` with the names in ``DCNZOO_PROVIDE``, separated by commas, if there are any."""
+    """:func:`provide` with the names in ``DCNZOO_PROVIDE``, separated by commas, if the variable is set."""
     names = tuple(name.strip() for name in os.environ.get(VARIABLE, "").split(",") if name.strip())
     if names:
         _provide(VARIABLE, names)
 
 
 def status() -> dict[str, str]:
-    """Say which module an import of each provided name finds: dcnzoo's or an installed one.
+    """Return which module an import of each provided name finds: dcnzoo's or an installed one.
 
     Imports the packages that contain these modules.
     """
@@ -155,7 +155,7 @@ def status() -> dict[str, str]:
     for name in _provided:
         try:
             spec = find_spec(name)
-        except Exception as error:  # of a package that is imported on the way
+        except Exception as error:  # raised by the parent package, which find_spec imports
             found[name] = f"not found: {error}"
         else:
             found[name] = "dcnzoo's" if spec is None or is_ours(spec) else f"installed, {spec.origin}"
@@ -177,8 +177,8 @@ class AfterImport:
     Attributes:
         name, reason: of the patch.
         compiled: name under which the project imports its compiled module.
-        module: the one to change, after its import.
-        change: makes the changes to it.
+        module: name of the module to change after its import.
+        change: function that makes the changes.
     """
 
     name: str
@@ -193,7 +193,7 @@ def _watch(each: AfterImport) -> None:
         module = sys.modules.get(each.module)
         if module is None:
             return False
-        # what the project has imported, which BasicSR may have compiled itself, or would import
+        # the module that the project has imported (BasicSR may have compiled its own) or would import
         compiled = getattr(module, each.compiled.rpartition(".")[2], None)
         spec = getattr(compiled, "__spec__", None) or find_spec(each.compiled)
         return spec is not None and is_ours(spec)
@@ -232,14 +232,14 @@ def _add_dcnv3_version(changes: patches.Changes, module: ModuleType) -> None:
 AFTER_IMPORT = (
     AfterImport(
         name="DCNv3_version",
-        reason="ops_dcnv3 asks pkg_resources for the version of the package DCNv3",
+        reason="ops_dcnv3 reads the version of the package DCNv3 with pkg_resources",
         compiled="DCNv3",
         module="pkg_resources",
         change=_add_dcnv3_version,
     ),
     AfterImport(
         name="detectron2_deform_conv",
-        reason="on the CPU, detectron2 has v1 without gradients and with one deformable group, and no v2",
+        reason="on the CPU, detectron2's v1 has no gradients and only one deformable group; v2 is missing",
         compiled="detectron2._C",
         module="detectron2.layers.deform_conv",
         change=_use_deform_conv,

@@ -1,7 +1,7 @@
 """``custom_op``, the compiled module of "Pytorch-Implmentation-of-Deformable-Convolution-Nd".
 
 Its import defines ``torch.ops.custom_op.deform_conv1d``, ``deform_conv2d`` and ``deform_conv3d``, which the
-project's layers call. Their arguments: :mod:`dcnzoo.compat.ndconv`.
+project's layers call. :mod:`dcnzoo.compat.ndconv` documents their arguments.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dcnzoo.compat.ndconv import deform_conv1d, deform_conv2d, deform_conv3d
 __all__ = ["deform_conv1d", "deform_conv2d", "deform_conv3d"]
 __getattr__ = missing(__name__, __all__)
 
-_library = torch.library.Library("custom_op", "FRAGMENT")  # its operators live as long as it does
+_library = torch.library.Library("custom_op", "FRAGMENT")  # keeps the operators registered
 for _function in (deform_conv1d, deform_conv2d, deform_conv3d):
     if not hasattr(torch.ops.custom_op, _function.__name__):  # this file may be imported under two names
         _library.define(

@@ -1,6 +1,6 @@
 """The functions of ``_ext``, the compiled module of DCNv2 and its forks (CenterNet, CenterTrack, FairMOT).
 
-Deformable PSRoI pooling (``dcn_v2_psroi_pooling_…``), which these projects' networks do not use, is not here.
+Deformable PSRoI pooling (``dcn_v2_psroi_pooling_…``) is not provided: these projects' networks do not use it.
 """
 
 from __future__ import annotations

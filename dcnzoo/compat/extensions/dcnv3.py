@@ -1,7 +1,7 @@
 """The functions of ``DCNv3``, the compiled module of InternImage (``ops_dcnv3``).
 
-Version 1.0 has no ``remove_center``, version 1.1 has it as the last argument: both calls fit. Any batch goes
-with any ``im2col_step``.
+The last argument ``remove_center`` is optional, so calls of versions 1.0 (without it) and 1.1 (with it) both
+work. Any batch size works with any ``im2col_step``.
 """
 
 from __future__ import annotations

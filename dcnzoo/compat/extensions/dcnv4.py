@@ -1,8 +1,8 @@
-"""The package ``DCNv4`` (FlashInternImage), or its compiled module ``DCNv4.ext`` where only that is missing.
+"""The package ``DCNv4`` (FlashInternImage), or its compiled module ``DCNv4.ext`` if only that is missing.
 
-Every module of the package is this file: it has the layers, the functions and those of ``DCNv4.ext``.
-``im2col_step``, ``d_stride`` and ``block_thread`` say how the original's kernels divide their work. They are
-ignored.
+All modules of the package load this file, which has the layers, the functions and the functions of
+``DCNv4.ext``. The arguments ``im2col_step``, ``d_stride`` and ``block_thread``, which divide the work of the
+original's kernels, have no effect.
 """
 
 from __future__ import annotations
@@ -50,9 +50,10 @@ def dcnv4_forward(
     block_thread: int,
     softmax: bool,
 ) -> Tensor:  # [N, oH, oW, C]
-    """
+    """``DCNv4.ext.dcnv4_forward``, without its softmax.
+
     Raises:
-        RuntimeError: ``softmax`` is true, which the package never asks for; tensors that do not fit.
+        RuntimeError: ``softmax`` is true (the package never sets it), or a tensor is invalid.
     """
     _check_softmax("dcnv4_forward", softmax)
     geometry = ((kernel_h, kernel_w), (stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w))
@@ -97,7 +98,7 @@ def dcnv4_backward(
 
 def _check_softmax(owner: str, softmax: bool) -> None:
     if softmax:
-        raise RuntimeError(f"{owner}: softmax: expected False, dcnzoo's DCNv4 has no other form, got True")
+        raise RuntimeError(f"{owner}: softmax: expected False (dcnzoo's DCNv4 has no softmax), got True")
 
 
 def flash_deform_attn_forward(
@@ -140,7 +141,7 @@ def flash_deform_attn_backward(
 
 
 class DCNv4Function:
-    """``DCNv4.functions.DCNv4Function``: ``apply`` with its arguments."""
+    """``DCNv4.functions.DCNv4Function``: only ``apply``, with the same arguments."""
 
     @staticmethod
     def apply(
@@ -166,7 +167,7 @@ class DCNv4Function:
 
 
 class FlashDeformAttnFunction:
-    """``DCNv4.functions.FlashDeformAttnFunction``: ``apply`` with its arguments."""
+    """``DCNv4.functions.FlashDeformAttnFunction``: only ``apply``, with the same arguments."""
 
     @staticmethod
     def apply(

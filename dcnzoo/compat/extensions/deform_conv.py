@@ -1,7 +1,8 @@
 """The functions of ``deform_conv_ext`` (BasicSR) and ``deform_conv_cuda`` (EDVR, AlphaPose).
 
-mmcv's, which has them from the same source. Tensors named ``output`` and ``grad_…`` are written in place;
-``columns`` and ``ones`` are not used. Any batch goes with any ``im2col_step``.
+They are the functions of :mod:`dcnzoo.compat.mmcv._ext`, because mmcv's code has the same origin. Tensors
+named ``output`` and ``grad_…`` are written in place; ``columns`` and ``ones`` are not used. Any batch size
+works with any ``im2col_step``.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dcnzoo.compat.mmcv._ext import (
     modulated_deform_conv_forward,
 )
 
-# as deform_conv_cuda calls them
+# names in deform_conv_cuda
 deform_conv_forward_cuda = deform_conv_forward
 deform_conv_backward_input_cuda = deform_conv_backward_input
 deform_conv_backward_parameters_cuda = deform_conv_backward_parameters

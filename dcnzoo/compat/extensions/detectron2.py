@@ -1,6 +1,7 @@
-"""The deformable convolutions of ``detectron2._C``, with its signatures, and what its reports ask for.
+"""The deformable convolutions of ``detectron2._C``, and the functions that detectron2's reports call.
 
-As in :mod:`dcnzoo.compat.extensions.deform_conv`. Rotated boxes and the fast COCO evaluation are not here.
+The functions are as in :mod:`dcnzoo.compat.extensions.deform_conv`. Rotated boxes and the fast COCO
+evaluation are not provided.
 """
 
 from __future__ import annotations

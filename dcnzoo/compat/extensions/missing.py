@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 
 def missing(module: str, names: Sequence[str]) -> Callable[[str], object]:
-    """Make a module's ``__getattr__``. Its error names the missing attribute and lists those that exist."""
+    """A module's ``__getattr__`` that raises an error with the missing attribute and the existing ones."""
 
     def fail(name: str) -> object:
         raise AttributeError(

@@ -1,7 +1,7 @@
 """The functions of ``MultiScaleDeformableAttention`` (Deformable DETR) and other modules of the same source.
 
-The backward returns its gradients, where mmcv's writes them into tensors. ``im2col_step`` is ignored: any
-batch goes with any value. The originals compute in float32 and float64, this in half precision too.
+The backward returns its gradients, unlike mmcv's, which writes them into tensors. Any batch size works with
+any ``im2col_step``. The originals support float32 and float64, these functions also half precision.
 """
 
 from __future__ import annotations

@@ -1,13 +1,12 @@
-"""``mmcv.ops`` on dcnzoo's operators, with mmcv-lite, with a compiled mmcv, or without either.
+"""``mmcv.ops`` on dcnzoo's operators: with mmcv-lite, with a compiled mmcv, or without mmcv.
 
-Without: ``deform_conv2d``, ``modulated_deform_conv2d``, ``DeformConv2d``, ``DeformConv2dPack``,
-``ModulatedDeformConv2d`` and ``ModulatedDeformConv2dPack`` can be imported from here as from
-``mmcv.ops``, argument for argument (:mod:`dcnzoo.compat.mmcv.deform_conv`). They need torch only.
+Without mmcv, you can import ``deform_conv2d``, ``modulated_deform_conv2d``, ``DeformConv2d``,
+``DeformConv2dPack``, ``ModulatedDeformConv2d`` and ``ModulatedDeformConv2dPack`` from here instead of from
+``mmcv.ops``. They have the same arguments and need only torch (:mod:`dcnzoo.compat.mmcv.deform_conv`).
 
-With: mmcv-lite is mmcv without its one compiled module, ``mmcv._ext``, and so without ``mmcv.ops``, which
-MMDetection cannot be imported without. After :func:`install` an import of that name falls back to
-:mod:`dcnzoo.compat.mmcv._ext`, as :mod:`dcnzoo.compat.extensions` describes. A compiled ``mmcv._ext`` is
-found first.
+mmcv-lite is mmcv without its compiled module ``mmcv._ext``. Without this module, ``mmcv.ops`` and MMDetection
+cannot be imported. After :func:`install`, ``import mmcv._ext`` falls back to :mod:`dcnzoo.compat.mmcv._ext`,
+as :mod:`dcnzoo.compat.extensions` describes. A compiled ``mmcv._ext`` stays in use.
 """
 
 from __future__ import annotations
@@ -40,32 +39,35 @@ __all__ = [  # of deform_conv
 
 
 def __getattr__(name: str) -> object:
-    # imported when asked for: `import dcnzoo` imports this module, but not torch
+    # imported on access: `import dcnzoo` imports this module and must not import torch
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.deform_conv"), name)
 
 
 def install() -> None:
-    """Lets ``import mmcv._ext`` fall back to dcnzoo's operators. Costs nothing until then."""
+    """Make ``import mmcv._ext`` fall back to dcnzoo's operators. This imports nothing yet."""
     extensions.answer(EXTENSION, STAND_IN)
 
 
 def compiled_extension() -> ModuleType | None:
-    """mmcv's own compiled module, or None where dcnzoo's stands in for it."""
+    """mmcv's own compiled module, or None if dcnzoo's module is in use."""
     extension = importlib.import_module(EXTENSION)
     return None if extension.__file__ == str(STAND_IN) else extension
 
 
-# The devices that a compiled mmcv has kernels for; None: it is not compiled. Set by use_dcnzoo_deform_conv.
+# The devices for which a compiled mmcv has kernels. None: mmcv-lite. Set by use_dcnzoo_deform_conv.
 _mmcv_devices: tuple[str, ...] | None = None
 
 
 def runs_on_dcnzoo(operator: str, device: torch.device) -> bool:
-    """Whether an operator of mmcv, by its name in :mod:`dcnzoo.compat.patches`, is dcnzoo's on this device.
+    """Whether an operator of mmcv runs on dcnzoo's kernels on this device.
 
-    With mmcv-lite it always is. A compiled mmcv keeps its own on a device where dcnzoo's are not proven,
-    unless it has none there.
+    With mmcv-lite it always does. A compiled mmcv keeps its own kernels if the operator's patch is off. On
+    CUDA it also keeps them if the patch is on, unless it has none or ``cuda`` is switched on.
+
+    Args:
+        operator: its name in :mod:`dcnzoo.compat.patches`.
     """
     if _mmcv_devices is None:
         return True
@@ -77,13 +79,13 @@ def runs_on_dcnzoo(operator: str, device: torch.device) -> bool:
 
 
 def largest_step(batch: int, most: int | None) -> int:
-    """The largest ``im2col_step`` up to ``most`` that divides the batch, as mmcv's own kernels need it."""
+    """The largest ``im2col_step`` up to ``most`` that divides the batch, as mmcv's own kernels require."""
     most = min(batch, most or 32)
     return next((step for step in range(most, 0, -1) if batch % step == 0), 1)
 
 
 class _ByDevice:
-    """In the place of ``ext_module`` in a module of mmcv: dcnzoo's functions or mmcv's, by device."""
+    """Replacement of ``ext_module`` in a module of mmcv: dcnzoo's functions or mmcv's, by device."""
 
     def __init__(self, operator: str, ours: ModuleType, theirs: ModuleType) -> None:
         self.operator, self.ours, self.theirs = operator, ours, theirs
@@ -97,19 +99,20 @@ class _ByDevice:
 
 
 def use_dcnzoo_deform_conv() -> None:
-    """Runs mmcv's own deformable layers on dcnzoo's operators where :func:`runs_on_dcnzoo` says so.
+    """Run mmcv's own deformable layers on dcnzoo's operators, if :func:`runs_on_dcnzoo` is true.
 
-    ``DeformConv2d``, ``ModulatedDeformConv2d`` and their functions, which several heads import past
-    the registry, the deformable RoI pools, which RoI extractors look up in ``mmcv.ops`` by name, and
-    ``MultiScaleDeformableAttention``, which DETRs import, find ``ext_module`` in their module at every call.
-    Compiled mmcv has no RoI pool for the CPU, and of attention a function in PyTorch, which is replaced too.
+    To replace the registry's entries is not enough: several heads import ``DeformConv2d`` and
+    ``ModulatedDeformConv2d`` directly, RoI extractors look up the deformable RoI pools in ``mmcv.ops``, and
+    DETRs import ``MultiScaleDeformableAttention``. All of these use ``ext_module`` of their module at every
+    call, so the patches replace it. On the CPU, a compiled mmcv has no deformable RoI pooling, and a function
+    in PyTorch for the attention, which the patch replaces too.
     """
     global _mmcv_devices
     compiled = compiled_extension()
     if compiled is not None:
         with_cuda = compiled.get_compiling_cuda_version() != "not available"
         _mmcv_devices = ("cpu", "cuda") if with_cuda else ("cpu",)
-    reason = "mmcv-lite has no kernels, and a compiled mmcv slower ones for the CPU"
+    reason = "mmcv-lite has no kernels, and a compiled mmcv's CPU kernels are slower"
     for name in patches.OPERATORS:
         target, change = f"mmcv.ops.{name}.ext_module", partial(_replace_kernels, name)
         patches.add(patches.Patch(name, target, reason, "mmcv 2.0 to 2.2", change))
@@ -117,7 +120,7 @@ def use_dcnzoo_deform_conv() -> None:
 
 def _replace_kernels(operator: str, changes: patches.Changes) -> None:
     extension, compiled = importlib.import_module(f"{__name__}._ext"), compiled_extension()
-    # not `import … as`: mmcv.ops has functions of the same names as its modules
+    # not `import … as`: mmcv.ops has functions with the names of its modules
     module = importlib.import_module(f"mmcv.ops.{operator}")
     kernels = extension if compiled is None else _ByDevice(operator, extension, compiled)
     changes.set(module, "ext_module", kernels)

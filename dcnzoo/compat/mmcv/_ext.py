@@ -1,12 +1,12 @@
 """The functions of mmcv's compiled module ``mmcv._ext``, with its signatures.
 
-As there, tensors named ``output`` and ``grad_…`` are the caller's and written in place;
-``columns``, ``ones`` and ``buff`` are scratch memory that is not needed here. Imported by file, as
-``mmcv._ext`` (see :mod:`dcnzoo.compat.mmcv`), hence the absolute imports.
+As in mmcv, tensors named ``output`` and ``grad_…`` belong to the caller and are written in place. The scratch
+buffers ``columns``, ``ones`` and ``buff`` are not used. Python loads this file under the name ``mmcv._ext``
+(see :mod:`dcnzoo.compat.mmcv`), hence the absolute imports.
 
-Here are those on dcnzoo's compiled operators; those in PyTorch are in :mod:`dcnzoo.compat.mmcv.plain`.
-Every other name is there too, because ``mmcv.ops`` asks for all of them when it is imported, as a function
-that raises ``NotImplementedError``.
+This file has the functions on dcnzoo's compiled operators; :mod:`dcnzoo.compat.mmcv.plain` has those in
+PyTorch. Every other name is a function that raises ``NotImplementedError``, because ``mmcv.ops`` looks up all
+names when it is imported.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from dcnzoo.compat.mmcv.plain import boxes, features, losses, polygons, text
 
 PLAIN = (boxes, features, losses, polygons, text)
 
-# What to use in place of operators that are not here, by the beginning of their names
+# Alternatives to operators that are not provided, by the beginning of their names
 INSTEAD = {
-    "bias_act": "mmcv.ops.bias_act with use_custom_op=False, which is PyTorch",
-    "filtered_lrelu": "mmcv.ops.filtered_lrelu with use_custom_op=False, which is PyTorch",
-    "upfirdn2d": "mmcv.ops.upfirdn2d with use_custom_op=False, which is PyTorch",
+    "bias_act": "mmcv.ops.bias_act with use_custom_op=False (plain PyTorch)",
+    "filtered_lrelu": "mmcv.ops.filtered_lrelu with use_custom_op=False (plain PyTorch)",
+    "upfirdn2d": "mmcv.ops.upfirdn2d with use_custom_op=False (plain PyTorch)",
     "sync_bn": "torch.nn.SyncBatchNorm, norm_cfg=dict(type='SyncBN')",
-    "tin_shift": "slices along time, copied group by group",
+    "tin_shift": "slicing along time, one group at a time",
     "roi_pool_": "roi_align, or torchvision.ops.roi_pool",
     "bbox_overlaps": "mmdet.structures.bbox.bbox_overlaps",
     "carafe_naive": "mmcv.ops.carafe",
@@ -50,12 +50,12 @@ def __getattr__(name: str) -> Callable:
             return getattr(module, name)
 
     found = (text for start, text in INSTEAD.items() if name.startswith(start))
-    instead = next(found, "mmcv with its compiled operators in place of mmcv-lite")
+    instead = next(found, "mmcv with compiled operators instead of mmcv-lite")
 
     def missing(*args: object, **kwargs: object) -> None:
         raise NotImplementedError(
             f"mmcv.ops: {name}: this operator of compiled mmcv is not provided by dcnzoo; use {instead}, "
-            f"or ask for it in dcnzoo's issue tracker"
+            "or open an issue"
         )
 
     missing.instead = instead
@@ -71,7 +71,7 @@ def get_compiling_cuda_version() -> str:
 
 
 def _without_autocast(function: Callable) -> Callable:
-    """mmcv has settled the dtypes before it calls: autocast must not change them again."""
+    """Decorator that disables autocast: mmcv has converted the dtypes before it calls these functions."""
 
     @functools.wraps(function)
     def wrapper(input: Tensor, *args: object, **kwargs: object) -> object:
@@ -95,7 +95,7 @@ def _backward(wanted: str, grad_output: Tensor, *arguments: object) -> tuple[Ten
 def _geometry(
     dW: int, dH: int, padW: int, padH: int, dilationW: int, dilationH: int, group: int, im2col_step: int
 ) -> tuple:
-    """The operator's; kernel and deformable groups are those of the tensors."""
+    """The operator's geometry. The kernel size and the deformable groups follow from the tensors."""
     return (dH, dW), (padH, padW), (dilationH, dilationW), group, im2col_step
 
 
@@ -173,13 +173,13 @@ def deform_conv_backward_parameters(
     im2col_step: int,
 ) -> None:
     geometry = _geometry(dW, dH, padW, padH, dilationW, dilationH, group, im2col_step)
-    # the weight's gradient does not depend on the weight, which mmcv does not pass
+    # mmcv does not pass the weight; its gradient does not depend on it, so any tensor of its shape works
     (gradient,) = _backward("weight", grad_output, input, grad_weight, offset, None, *geometry)
     grad_weight.add_(gradient, alpha=scale)
 
 
 def _add_as_read(target: Tensor, gradient: Tensor) -> None:
-    """Adds the gradient of :func:`as_read` to that of its argument."""
+    """Add the gradient of the result of :func:`as_read` to the gradient of its argument."""
     if gradient.shape != target.shape:
         values = gradient.flatten(1)
         padding = target[0].numel() - values.shape[1]
@@ -275,7 +275,7 @@ def modulated_deform_conv_backward(
         grad_bias.add_(gradients[4])
 
 
-# Convolution at chosen points (guided anchoring), as lowering, product and scatter
+# Convolution at selected pixels (guided anchoring): im2col, matrix product and scatter
 
 
 def masked_im2col_forward(
@@ -288,7 +288,7 @@ def masked_im2col_forward(
     pad_h: int,
     pad_w: int,
 ) -> None:
-    # zero wherever the kernel leaves the map, which without padding it does at the last pixels
+    # zero outside the map; without padding, the kernel leaves the map at the last pixels
     padded = torch.nn.functional.pad(im[0], (pad_w, pad_w + kernel_w, pad_h, pad_h + kernel_h))
     rows = mask_h_idx + torch.arange(kernel_h, device=im.device)[:, None]
     columns = mask_w_idx + torch.arange(kernel_w, device=im.device)[:, None]
@@ -307,7 +307,7 @@ def masked_col2im_forward(
     im[0, :, mask_h_idx, mask_w_idx] = col
 
 
-# Multi-scale deformable attention, of any batch whatever im2col_step is
+# Multi-scale deformable attention; any batch size works with any im2col_step
 
 
 @_without_autocast
@@ -345,16 +345,16 @@ def ms_deform_attn_backward(
 
 
 def _attends_on(device: torch.device) -> bool:
-    """Elsewhere mmcv's function in PyTorch, which runs everywhere, stays."""
+    """Whether attention on this device runs on dcnzoo's operator, and not on mmcv's function in PyTorch."""
     name = "multi_scale_deform_attn"
     has_kernels = device.type == "cpu" or (device.type == "cuda" and dcnzoo.ops.with_cuda())
     return has_kernels and runs_on_dcnzoo(name, device)
 
 
 def attention_in_place_of(plain: Callable) -> Callable:
-    """mmcv's function for the CPU, ``multi_scale_deformable_attn_pytorch``, on dcnzoo's operator.
+    """mmcv's function in PyTorch, ``multi_scale_deformable_attn_pytorch``, on dcnzoo's operator.
 
-    Exporters, which know no translation of that, see ``plain``.
+    In an export, ``plain`` runs, because exporters cannot translate the operator.
     """
 
     @functools.wraps(plain)
@@ -381,7 +381,7 @@ def attention_in_place_of(plain: Callable) -> Callable:
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
-    order = scores.sort(descending=True).indices  # of equal scores, in mmcv's order
+    order = scores.sort(descending=True).indices  # mmcv's order of equal scores
     return order[dcnzoo.ops.nms(boxes[order], scores[order], iou_threshold, offset)]
 
 
@@ -405,7 +405,7 @@ def nms_rotated(
     iou_threshold: float,
     multi_label: bool,
 ) -> Tensor:
-    # mmcv's threshold is a float32. On the CPU a box falls out at it, on a GPU only above it.
+    # mmcv's threshold is a float32. On the CPU mmcv drops a box at the threshold, on a GPU only above it.
     threshold = torch.tensor(iou_threshold, dtype=torch.float32).to(
         torch.promote_types(dets.dtype, torch.float32)
     )
@@ -494,7 +494,7 @@ def roi_align_rotated_backward(
 def deform_roi_pool_forward(
     input: Tensor,
     rois: Tensor,
-    offset: Tensor,  # of no values: none
+    offset: Tensor,  # empty: no offset
     output: Tensor,
     pooled_height: int,
     pooled_width: int,

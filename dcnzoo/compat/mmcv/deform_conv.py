@@ -1,8 +1,8 @@
-"""mmcv's deformable convolutions: its functions and layers, argument for argument, without mmcv.
+"""mmcv's deformable convolutions without mmcv: functions and layers with the same arguments.
 
-Checked against mmcv 2.1.0. Any batch goes with any ``im2col_step``. Import the names from
-:mod:`dcnzoo.compat.mmcv`, as from ``mmcv.ops``. Calls that do not fit raise ``RuntimeError``, as those of
-torch's functions do; constructors raise ``ValueError``, as torch's layers do.
+Checked against mmcv 2.1.0. Any batch size works with any ``im2col_step``. Import the names from
+:mod:`dcnzoo.compat.mmcv`, as from ``mmcv.ops``. As in torch, functions raise ``RuntimeError`` for invalid
+arguments, and constructors raise ``ValueError``.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ def deform_conv2d(
 ) -> Tensor:  # [N, O, oH, oW]
     """``mmcv.ops.deform_conv2d``: deformable convolution v1.
 
-    As there, everything is computed in the type of ``offset``, under autocast too, and ``bias`` is
-    there to be ``False``.
+    As in mmcv, the computation is in the dtype of ``offset``, also under autocast, and ``bias`` must be
+    ``False``.
 
     Raises:
-        RuntimeError: the channels of ``offset`` are not those of ``deform_groups``; ``bias``; what
-            :func:`dcnzoo.ops.deform_conv2d` finds wrong.
+        RuntimeError: the channels of ``offset`` do not match ``deform_groups``, ``bias`` is not ``False``,
+            or an argument of :func:`dcnzoo.ops.deform_conv2d` is invalid.
     """
     if bias is not False:
         given = bias if isinstance(bias, bool) else f"a {type(bias).__name__}"
-        raise RuntimeError(f"deform_conv2d: bias: expected False, there is none in v1, got {given}")
+        raise RuntimeError(f"deform_conv2d: bias: expected False (v1 has no bias), got {given}")
     check_groups("deform_conv2d", deform_groups, input, weight, offset=offset)
     return _convolve(input, weight, offset, None, None, stride, padding, dilation, groups, im2col_step)
 
@@ -70,12 +70,12 @@ def modulated_deform_conv2d(
 ) -> Tensor:  # [N, O, oH, oW]
     """``mmcv.ops.modulated_deform_conv2d``: deformable convolution v2.
 
-    As there, everything is computed in the type of ``offset``, under autocast too, and an ``offset``
-    and a ``mask`` larger than the output are read as :func:`as_read` says.
+    As in mmcv, the computation is in the dtype of ``offset``, also under autocast. :func:`as_read` describes
+    an ``offset`` or ``mask`` that is larger than the output.
 
     Raises:
-        RuntimeError: the channels of ``offset`` or ``mask`` are not those of ``deform_groups``, or they
-            are smaller than the output; what :func:`dcnzoo.ops.deform_conv2d` finds wrong.
+        RuntimeError: the channels of ``offset`` or ``mask`` do not match ``deform_groups``, one of them is
+            smaller than the output, or an argument of :func:`dcnzoo.ops.deform_conv2d` is invalid.
     """
     check_groups("modulated_deform_conv2d", deform_groups, input, weight, offset=offset, mask=mask)
     geometry = dict(stride=stride, padding=padding, dilation=dilation)
@@ -92,14 +92,16 @@ def modulated_deform_conv2d(
 
 
 def as_read(values: Tensor, name: str, channels: int, size: tuple[int, int]) -> Tensor:
-    """``values`` as the kernels of mmcv's v2 see it, which take its size for granted.
+    """``values`` as mmcv's v2 kernels read them: they do not check the height and width.
 
-    They read the memory of each image as ``(channels, *size)``, ``size`` being the output's,
-    whatever the tensor's shape is. MMDetection's DyHead counts on that: where its offsets come from
-    a finer level than its input, its published checkpoints have learnt with what lies there in
-    memory, not with a crop. So a larger tensor means here what it means there: its first ``channels
-    · size`` values. A smaller one, where mmcv reads past the end, is an error, and so is another number of
-    channels.
+    mmcv's kernels read the memory of each image as ``(channels, *size)`` with the output's ``size``, whatever
+    the tensor's shape is. MMDetection's DyHead depends on this: some of its offsets come from a finer level
+    than its input, and its published checkpoints were trained with the values at these memory addresses, not
+    with a crop. As in mmcv, a larger tensor therefore stands for the first ``channels · size`` values of each
+    image.
+
+    Raises:
+        RuntimeError: the tensor is smaller (mmcv reads past its end), or has another number of channels.
     """
     if values.shape[1:] == (channels, *size):
         return values
@@ -118,7 +120,10 @@ def as_read(values: Tensor, name: str, channels: int, size: tuple[int, int]) -> 
 
 
 def check_groups(owner: str, deform_groups: int, input: Tensor, weight: Tensor, **fields: Tensor) -> None:
-    """The operator reads the groups from the channels of ``fields``; here they are given."""
+    """Raise unless the channels of ``fields`` (offset and mask) match ``deform_groups``.
+
+    The operator derives the groups from these channels, so it cannot check them.
+    """
     for name, tensor in dict(input=input, weight=weight, **fields).items():
         if tensor.dim() != 4:
             raise RuntimeError(f"{owner}: {name}: expected 4 dimensions, got shape {tuple(tensor.shape)}")
@@ -136,7 +141,7 @@ def check_groups(owner: str, deform_groups: int, input: Tensor, weight: Tensor, 
 def _convolve(
     input: Tensor, weight: Tensor, offset: Tensor, mask: Tensor | None, bias: Tensor | None, *arguments
 ) -> Tensor:
-    """In the type of ``offset``, which mmcv takes for the sign of mixed precision."""
+    """Convolve in the dtype of ``offset``, as mmcv does for mixed precision."""
 
     def cast(tensor: Tensor | None) -> Tensor | None:
         return None if tensor is None else tensor.to(offset.dtype)
@@ -148,12 +153,12 @@ def _convolve(
 def _pair(argument: str, value: Pair) -> tuple[int, int]:
     pair = (value, value) if isinstance(value, int) else tuple(value)
     if len(pair) != 2:
-        raise RuntimeError(f"{argument}: expected an integer or 2 of them, got {value!r}")
+        raise RuntimeError(f"{argument}: expected an integer or 2 integers, got {value!r}")
     return pair
 
 
 def _takes_deformable_groups(init: Callable) -> Callable:
-    """Takes ``deform_groups`` by its name before mmcv 1.0, too."""
+    """Decorator: also accept ``deformable_groups``, the name of ``deform_groups`` before mmcv 1.0."""
 
     @functools.wraps(init)
     def wrapper(self, *args: object, **kwargs: object) -> None:
@@ -169,10 +174,10 @@ def _takes_deformable_groups(init: Callable) -> Callable:
 
 
 class DeformConv2d(layers.DeformConv2d):
-    """``mmcv.ops.DeformConv2d``: deformable convolution v1, its offset given.
+    """``mmcv.ops.DeformConv2d``: deformable convolution v1, with the offset as an input.
 
-    Takes mmcv's arguments; ``im2col_step`` goes with any batch. There is no bias. ``forward(x,
-    offset)``. An input smaller than the kernel, which mmcv pads first, gives what it gives there.
+    Takes mmcv's arguments, and any batch size works with any ``im2col_step``. It has no bias. The call is
+    ``forward(x, offset)``. An input smaller than the kernel, which mmcv pads first, gives the same result.
     """
 
     @_takes_deformable_groups
@@ -191,7 +196,7 @@ class DeformConv2d(layers.DeformConv2d):
     ) -> None:
         if bias:
             raise ValueError(
-                f"{type(self).__name__}: bias: expected False, mmcv's v1 layers have none, got {bias!r}"
+                f"{type(self).__name__}: bias: expected False (mmcv's v1 layers have no bias), got {bias!r}"
             )
         geometry = (kernel_size, stride, padding, dilation, groups)
         super().__init__(in_channels, out_channels, *geometry, bias=False, im2col_step=im2col_step)
@@ -209,9 +214,9 @@ class DeformConv2d(layers.DeformConv2d):
 
 
 class ModulatedDeformConv2d(layers.DeformConv2d):
-    """``mmcv.ops.ModulatedDeformConv2d``: deformable convolution v2, its offset and mask given.
+    """``mmcv.ops.ModulatedDeformConv2d``: deformable convolution v2, with offset and mask as inputs.
 
-    Takes mmcv's arguments. ``forward(x, offset, mask)``.
+    Takes mmcv's arguments. The call is ``forward(x, offset, mask)``.
     """
 
     @_takes_deformable_groups
@@ -232,7 +237,7 @@ class ModulatedDeformConv2d(layers.DeformConv2d):
         self.deform_groups = deform_groups
 
     def init_weights(self) -> None:
-        """Uniform within ±1/√(in_channels · taps), the bias at zero."""
+        """Set the weight uniformly within ±1/√(in_channels · taps), and the bias to zero."""
         bound = 1 / math.sqrt(self.in_channels * math.prod(self.kernel_size))
         nn.init.uniform_(self.weight, -bound, bound)
         if self.bias is not None:
@@ -250,13 +255,14 @@ class ModulatedDeformConv2d(layers.DeformConv2d):
 
 
 class OffsetPack(TracksOffsets, nn.Module):
-    """What both packs share: the offset convolution, the call, the names in old checkpoints.
+    """Mixin of both packs: the offset convolution, the forward pass and the names in old checkpoints.
 
-    A mixin before the layer classes, which hold ``weight`` and the geometry: the ones above here, mmcv's
-    own in :mod:`dcnzoo.models`, because mmengine's optimizer constructor knows a deformable layer by them.
+    It must precede a layer class with ``weight`` and the geometry: one of this file or, in
+    :mod:`dcnzoo.models`, mmcv's own. mmengine's optimizer constructor recognises deformable layers only by
+    mmcv's classes.
     """
 
-    _version = 2  # as mmcv's, so that state dicts look alike
+    _version = 2  # that of mmcv's packs, for the metadata of state dicts
     outputs_per_tap: int
 
     def _add_offset_conv(self, im2col_step: int | None, offset_limit: float | None) -> None:
@@ -272,7 +278,7 @@ class OffsetPack(TracksOffsets, nn.Module):
         )
 
     def predict(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The offset and the mask with which ``x`` is convolved."""
+        """The offset and the mask for ``x``; the mask is None in v1."""
         out = self.conv_offset(x)
         offset = out[:, : out.shape[1] * 2 // self.outputs_per_tap]
         mask = out[:, offset.shape[1] :].sigmoid() if self.outputs_per_tap == 3 else None
@@ -290,7 +296,7 @@ class OffsetPack(TracksOffsets, nn.Module):
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         rename_legacy_offsets(state_dict, prefix, [""])
-        # not super(): mmcv's packs, bases in dcnzoo.models, log a line for each layer
+        # not super(): in dcnzoo.models the bases include mmcv's packs, which log a line for each layer
         nn.Module._load_from_state_dict(self, state_dict, prefix, *args)
 
     __repr__ = nn.Module.__repr__
@@ -316,8 +322,8 @@ def _load_old_names_in(parent: nn.Module, name: str, child: nn.Module | None) ->
 
 
 def _hook_registrations(changes: patches.Changes) -> None:
-    # torch's and mmengine's loaders show a layer only the keys below its own name. The old key lies beside
-    # it, so the parent has to rename it, and only this hook knows the parent.
+    # torch's and mmengine's loaders pass a layer only the keys below its own name. The old key is beside
+    # the layer, so the parent must rename it, and only this hook receives the parent.
     hook = nn.modules.module.register_module_module_registration_hook(_load_old_names_in)
     changes.callback(hook.remove)
 
@@ -334,10 +340,10 @@ patches.add(
 
 
 class DeformConv2dPack(OffsetPack, DeformConv2d):
-    """``mmcv.ops.DeformConv2dPack``, a config's ``DCN``: v1 that predicts its own offsets.
+    """``mmcv.ops.DeformConv2dPack``, ``DCN`` in configs: v1 that predicts its own offsets.
 
-    Parameters: ``weight`` and ``conv_offset``, which starts at zero. State dicts from before mmcv 1.0,
-    which say ``conv2_offset.weight`` for ``conv2.conv_offset.weight``, load.
+    Parameters: ``weight`` and ``conv_offset``, which starts at zero. State dicts from before mmcv 1.0, with
+    ``conv2_offset.weight`` instead of ``conv2.conv_offset.weight``, load too.
     """
 
     outputs_per_tap = 2  # y, x
@@ -352,10 +358,11 @@ class DeformConv2dPack(OffsetPack, DeformConv2d):
 
 
 class ModulatedDeformConv2dPack(OffsetPack, ModulatedDeformConv2d):
-    """``mmcv.ops.ModulatedDeformConv2dPack``, a config's ``DCNv2``: v2 that predicts offsets and mask.
+    """``mmcv.ops.ModulatedDeformConv2dPack``, ``DCNv2`` in configs: v2 that predicts offsets and mask.
 
-    Parameters: ``weight``, ``bias`` unless ``bias=False``, ``conv_offset``, which starts at zero; its last
-    third becomes the mask, through a sigmoid. Old state dicts load, as in :class:`DeformConv2dPack`.
+    Parameters: ``weight``, ``bias`` (unless ``bias=False``) and ``conv_offset``, which starts at zero. A
+    sigmoid of the last third of its output is the mask. Old state dicts load, as in
+    :class:`DeformConv2dPack`.
     """
 
     outputs_per_tap = 3  # y, x, mask
@@ -367,5 +374,5 @@ class ModulatedDeformConv2dPack(OffsetPack, ModulatedDeformConv2d):
 
     def init_weights(self) -> None:
         super().init_weights()
-        if hasattr(self, "conv_offset"):  # the constructor calls this before it is there
+        if hasattr(self, "conv_offset"):  # the base constructor calls this before conv_offset exists
             self.conv_offset.reset_parameters()

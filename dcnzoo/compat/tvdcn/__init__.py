@@ -1,7 +1,7 @@
-"""tvdcn's names on dcnzoo's operators: ``import dcnzoo.compat.tvdcn as tvdcn`` is the whole change.
+"""tvdcn's names on dcnzoo's operators. The only change in your code: ``import dcnzoo.compat.tvdcn as tvdcn``.
 
 Checked against tvdcn 1.1.0, whose arguments are those of every version from 0.5 on. Functions and layers are
-dcnzoo's own; the packed layers take the arguments of tvdcn's (:mod:`dcnzoo.compat.tvdcn.ops`).
+dcnzoo's own; the packed layers take tvdcn's arguments (:mod:`dcnzoo.compat.tvdcn.ops`).
 """
 
 from dcnzoo.compat.tvdcn import ops

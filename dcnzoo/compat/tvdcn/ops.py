@@ -51,7 +51,7 @@ Size = int | tuple[int, ...]
 
 
 class _Pack:
-    """tvdcn's arguments for a pack of :mod:`dcnzoo.layers`, before which it stands as a mixin."""
+    """Mixin with tvdcn's arguments. It must precede a packed layer of :mod:`dcnzoo.layers`."""
 
     def __init__(
         self,
@@ -91,7 +91,7 @@ class _Pack:
 
     def _construct(self, sizes: tuple, generator_bias: bool, mask_activation, **options) -> None:
         if isinstance(mask_activation, str) and mask_activation == "sigmoid":
-            mask_activation = layers.MaskSigmoid(scale=2.0)  # tvdcn's, which is one at zero
+            mask_activation = layers.MaskSigmoid(scale=2.0)  # as in tvdcn: 1 for a prediction of 0
         super().__init__(*sizes, mask_activation=mask_activation, **options)
         for generator in (self.conv_offset, self.conv_mask):
             if generator is not None and not generator_bias:
@@ -138,31 +138,31 @@ class _TransposedPack(_Pack):
 
 
 class PackedDeformConv1d(_Pack, layers.PackedDeformConv1d):
-    """As :class:`PackedDeformConv2d`."""
+    """Like :class:`PackedDeformConv2d`."""
 
 
 class PackedDeformConv2d(_Pack, layers.PackedDeformConv2d):
     """``tvdcn.PackedDeformConv2d``: :class:`dcnzoo.layers.PackedDeformConv2d` with tvdcn's arguments.
 
-    ``mask_activation='sigmoid'`` is tvdcn's 2 · sigmoid, with which a new pack is an ordinary convolution.
+    ``mask_activation='sigmoid'`` is tvdcn's 2 · sigmoid, so a new layer starts as an ordinary convolution.
 
-    The prediction's parameters are called ``conv_offset`` and ``conv_mask`` here; tvdcn's state dicts
-    load. With several ``offset_groups`` or ``mask_groups`` it sees all input channels, where tvdcn's sees
-    its group's only; weights in groups, which load too, become full ones that are zero elsewhere.
+    The convolutions that predict offset and mask are called ``conv_offset`` and ``conv_mask`` here; tvdcn's
+    state dicts load. With several ``offset_groups`` or ``mask_groups``, they use all input channels, while
+    tvdcn's use only those of the group. tvdcn's weights in groups load as full weights with zeros elsewhere.
     """
 
 
 class PackedDeformConv3d(_Pack, layers.PackedDeformConv3d):
-    """As :class:`PackedDeformConv2d`."""
+    """Like :class:`PackedDeformConv2d`."""
 
 
 class PackedDeformConvTranspose1d(_TransposedPack, layers.PackedDeformConvTranspose1d):
-    """As :class:`PackedDeformConv2d`."""
+    """Like :class:`PackedDeformConv2d`."""
 
 
 class PackedDeformConvTranspose2d(_TransposedPack, layers.PackedDeformConvTranspose2d):
-    """As :class:`PackedDeformConv2d`."""
+    """Like :class:`PackedDeformConv2d`."""
 
 
 class PackedDeformConvTranspose3d(_TransposedPack, layers.PackedDeformConvTranspose3d):
-    """As :class:`PackedDeformConv2d`."""
+    """Like :class:`PackedDeformConv2d`."""

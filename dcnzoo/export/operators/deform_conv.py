@@ -38,7 +38,7 @@ def check_target(target: str, opset: int) -> None:
         raise ValueError(f"deform_conv: expected one of {', '.join(FIRST_OPSET)}, got {target!r}")
     if opset < FIRST_OPSET[target]:
         possible = [t for t, first in FIRST_OPSET.items() if first <= opset and t != "auto"]
-        otherwise = f"; at opset {opset} there is {' or '.join(possible)}" if possible else ""
+        otherwise = f"; opset {opset} supports {' and '.join(possible)}" if possible else ""
         raise ValueError(
             f"opset_version: expected at least {FIRST_OPSET[target]} for deform_conv={target!r}, "
             f"got {opset}{otherwise}"
@@ -103,7 +103,7 @@ def deform_conv(
     if rank > _MAX_RANK[target]:
         raise ValueError(
             f"deform_conv: expected at most {_MAX_RANK[target]} axes for {target!r}, got {rank}; "
-            "'gathernd' and 'gatherelements' take 1 to 3"
+            "'gathernd' and 'gatherelements' support 1 to 3"
         )
     kernel = [g.size(weight, 2 + axis) for axis in range(rank)]
     taps = math.prod(kernel)

@@ -75,7 +75,7 @@ class CheckedCOCO(COCO):
             if not mask or (isinstance(mask, list) and min(map(len, mask)) < 6):
                 raise UserError(
                     f"{self.file}: annotation {annotation['id']}: segmentation: expected a mask, which the "
-                    f"metric segm compares, got {short(mask)}"
+                    f"metric segm requires, got {short(mask)}"
                 )
 
     def _warn(self, problems: Sequence[Problem]) -> None:
@@ -86,8 +86,7 @@ class CheckedCOCO(COCO):
             if reason := _why_passed_over(annotation, images.get(annotation["image_id"])):
                 passed_over.setdefault(reason, []).append(annotation["id"])
         lines = [
-            f"{self.file}: {len(ids)} of {len(annotations)} annotations are passed over, {reason}: "
-            f"ids {few(ids)}"
+            f"{self.file}: {len(ids)} of {len(annotations)} annotations are skipped: {reason}: ids {few(ids)}"
             for reason, ids in passed_over.items()
         ]
         gone = {f"annotation {number}" for ids in passed_over.values() for number in ids}
@@ -95,7 +94,7 @@ class CheckedCOCO(COCO):
         if others:
             counts = Counter(problem.kind for problem in others)
             lines.append(
-                f"{self.file}: {others[0].where}: {others[0].text}; it is used all the same, as are "
+                f"{self.file}: {others[0].where}: {others[0].text}; used anyway, with "
                 f"{len(others) - 1} other entries with problems ({', '.join(counts)}), which "
                 f"`dcnzoo data check {self.file}` lists"
             )
@@ -105,11 +104,11 @@ class CheckedCOCO(COCO):
     def get_cat_ids(self, cat_names: Sequence[str] = (), *args: object, **kwargs: object) -> list[int]:
         names = [category["name"] for category in self.dataset["categories"]]
         if cat_names and (problem := wrong_with_classes(names, cat_names)):
-            raise UserError(f"{self.file}: categories: {problem}, as metainfo has them")
+            raise UserError(f"{self.file}: categories: {problem}, as in metainfo")
         return super().get_cat_ids(cat_names, *args, **kwargs)
 
 
-@patches.replace(METRICS, "reads its file as dcnzoo's CocoDataset does")
+@patches.replace(METRICS, "checks the annotation file")
 class CocoMetric(coco_metric.CocoMetric):
     """Replaces MMDetection's ``CocoMetric`` in the registry; reads its file by :class:`CheckedCOCO`.
 
@@ -126,7 +125,7 @@ class CocoMetric(coco_metric.CocoMetric):
                 self._coco_api = CheckedCOCO(path, masks, compared=masks and not self.format_only, quiet=True)
 
 
-@patches.replace(DATASETS, "says what is wrong with an annotation file")
+@patches.replace(DATASETS, "checks the annotation file")
 class CocoDataset(coco.CocoDataset):
     """Replaces MMDetection's ``CocoDataset`` in the registry and checks the annotation file.
 
@@ -162,8 +161,8 @@ class CocoDataset(coco.CocoDataset):
             instance.update(mask=[], ignore_flag=1)
         if without:
             print_log(
-                f"{self.ann_file}: {len(without)} of {len(instances)} objects are ignored, without "
-                "a segmentation",
+                f"{self.ann_file}: {len(without)} of {len(instances)} objects without a "
+                "segmentation are ignored",
                 logger="current",
                 level=logging.WARNING,
             )
@@ -173,14 +172,14 @@ class CocoDataset(coco.CocoDataset):
         total = len(self.data_list)
         if 0 < len(left) < total:
             print_log(
-                f"{self.ann_file}: {total - len(left)} of {total} images are left out: "
+                f"{self.ann_file}: {total - len(left)} of {total} images are skipped: "
                 f"without an annotation or too small (filter_cfg={dict(self.filter_cfg)})",
                 logger="current",
             )
         if not left:
             raise UserError(
                 f"{self.ann_file}: expected at least 1 image to train on, got 0 of {total}: "
-                f"the others are without an annotation or too small (filter_cfg={dict(self.filter_cfg)})"
+                f"all are without an annotation or too small (filter_cfg={dict(self.filter_cfg)})"
             )
         return left
 
@@ -188,14 +187,14 @@ class CocoDataset(coco.CocoDataset):
 def _why_passed_over(annotation: dict, image: dict | None) -> str | None:
     """Return why MMDetection skips an annotation; None if it is used, or marked as ``ignore``."""
     if image is None:
-        return "of images that are not in the file"
+        return "their images are not in the file"
     if annotation.get("ignore", False):
         return None
     x, y, width, height = annotation["bbox"]
     if min(x + width, image["width"]) <= max(x, 0) or min(y + height, image["height"]) <= max(y, 0):
-        return "with a box that has no area in its image"
+        return "their boxes have no area in the image"
     if width < 1 or height < 1:
-        return "with a box narrower or lower than a pixel"
+        return "their boxes are narrower or lower than a pixel"
     if annotation["area"] <= 0:
-        return "without an area"
+        return "they have no area"
     return None

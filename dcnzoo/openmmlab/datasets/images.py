@@ -56,11 +56,9 @@ def prepare_data(self: BaseDetDataset, idx: int) -> dict | None:
     found, total = int(self.unreadable.sum()), len(self)
     allowed = max(1, min(100, total // 20))
     if found > allowed:
-        raise UserError(
-            f"{reason}; expected at most {allowed} of {total} images that cannot be read, got {found}"
-        )
+        raise UserError(f"{reason}; expected at most {allowed} unreadable images of {total}, got {found}")
     print_log(
-        f"{reason}; passed over, as {found} of {total} images so far (at most {allowed} may be)",
+        f"{reason}; skipped; {found} of {total} images so far (limit {allowed})",
         logger="current",
         level=logging.WARNING,
     )
@@ -78,12 +76,12 @@ def _why_unreadable(dataset: BaseDetDataset, idx: int, error: Exception) -> str 
         height, width = loader(dict(sample))["img"].shape[:2]
     except Exception:
         there = exists(path, backend_args=loader.backend_args)
-        found = "one that cannot be read" if there else "no file"
+        found = "an unreadable file" if there else "no file"
         return printable(f"{path}: expected a picture, found {found}")
     stated = (sample.get("width"), sample.get("height"))
     if None not in stated and stated != (width, height):  # the masks would not fit
         return printable(
-            f"{path}: expected a picture of {stated[0]} × {stated[1]}, as the annotations say, "
+            f"{path}: expected a picture of {stated[0]} × {stated[1]}, as in the annotations, "
             f"found {width} × {height}"
         )
     return _resized_to_nothing(path, height, width, error)
@@ -93,7 +91,7 @@ def _resized_to_nothing(path: str, height: int, width: int, error: Exception) ->
     if getattr(error, "func", None) != "resize" or max(height, width) <= _NARROW * min(height, width):
         return None
     return printable(
-        f"{path}: expected a picture of which a pixel of each side is left when it is resized, "
+        f"{path}: expected a picture with at least one pixel per side after resizing, "
         f"found {width} × {height}"
     )
 

@@ -29,7 +29,9 @@ class DeployedDetector(BaseModel):
         self.session = Session(path, backend, device)
         if not {"dets", "labels"} <= set(self.session.output_names):
             given = ", ".join(self.session.output_names)
-            raise ValueError(f"{path}: expected outputs dets and labels, got {given}: exported without?")
+            raise ValueError(
+                f"{path}: expected outputs dets and labels, got {given}: exported with --skip-postprocess?"
+            )
 
     def forward(
         self, inputs: Tensor, data_samples: list[DetDataSample], mode: str = "predict"

@@ -95,7 +95,7 @@ def deployable(detector: nn.Module, skip_postprocess: bool = False) -> nn.Module
 def unsupported(got: str) -> ValueError:
     return ValueError(
         f"detector: expected one of {', '.join(FAMILIES)}, got {got}; dcnzoo.export.export_onnx exports any "
-        "module that you write around it"
+        "module that wraps it"
     )
 
 
@@ -156,7 +156,7 @@ def check_nms(nms: dict, owner: str) -> str:
     kind = nms.get("type", "nms")
     if kind not in ("nms", "soft_nms") or nms.get("class_agnostic", False):
         kind = f"class_agnostic {kind}" if nms.get("class_agnostic", False) else kind
-        raise ValueError(f"{owner}: nms: expected type='nms' or 'soft_nms', class by class, got {kind!r}")
+        raise ValueError(f"{owner}: nms: expected type='nms' or 'soft_nms', per class, got {kind!r}")
     return kind
 
 
@@ -253,7 +253,7 @@ class Dense(Deployable):
             if getattr(head, method, None) is not getattr(BaseDenseHead, method):
                 raise ValueError(
                     f"detector: expected one of {', '.join(FAMILIES)}, got {type(detector).__name__} with a "
-                    f"{head.__name__}, which has a {method} of its own; --skip-postprocess exports it without"
+                    f"{head.__name__}, which overrides {method}; --skip-postprocess exports its raw outputs"
                 )
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -60,7 +60,7 @@ def read_picture(
     require_file(path, "image")
     picture = cv2.imread(path)
     if picture is None:
-        raise UserError(f"image: expected a picture that OpenCV reads, got {path}")
+        raise UserError(f"image: expected a picture that OpenCV can read, got {path}")
     return picture
 
 

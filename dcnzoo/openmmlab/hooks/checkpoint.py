@@ -52,11 +52,11 @@ def damage(path: str | os.PathLike) -> str | None:
         if tail.startswith(_MARK):
             file.seek(0)
             same = _digest(file, size - _DIGEST) == tail[len(_MARK) :]
-            return None if same else "does not have its checksum"
+            return None if same else "does not match its checksum"
     if first != b"PK":
         return None if first.startswith(b"\x80") else "is not a checkpoint"
     if tail[-22:-18] != _END or tail[-2:] != b"\0\0":
-        return "is cut off or damaged"
+        return "is truncated or damaged"
     try:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
@@ -152,9 +152,11 @@ class AtomicCheckpointHook(CheckpointHook):
             reason = damage(path) if path.is_file() else None  # sharded optimizers save folders
             if reason is None:
                 return str(path)
-            runner.logger.warning(f"checkpoint: {path} {reason}; the one before it is taken")
+            runner.logger.warning(f"checkpoint: {path} {reason}; using the previous one")
         if candidates:
-            raise UserError(f"--resume: expected a whole checkpoint, found {len(candidates)} damaged ones")
+            raise UserError(
+                f"--resume: expected an undamaged checkpoint, found {len(candidates)} damaged ones"
+            )
         return None
 
     def _candidates(self, work_dir: Path) -> list[Path]:
@@ -204,7 +206,7 @@ class AtomicCheckpointHook(CheckpointHook):
         by_epoch = isinstance(loop, EpochBasedTrainLoop)
         now, end = (loop.epoch, loop.max_epochs) if by_epoch else (loop.iter, loop.max_iters)
         if now >= loop.val_begin and (now % loop.val_interval == 0 or now == end):
-            runner.logger.info(f"The validation that was due at {self._step(runner)} comes first")
+            runner.logger.info(f"Running the interrupted validation of {self._step(runner)} first")
             self._unvalidated_step = self._step(runner)
             runner.val_loop.run()
 

@@ -48,15 +48,15 @@ class FiniteLossHook(Hook):
         scaler = getattr(runner.optim_wrapper, "loss_scaler", None)
         if scaler is not None and scaler.is_enabled() and self._in_a_row <= self.scaled:
             runner.logger.warning(
-                f"loss: {got} {where}; the scaler passes over the step ({self._passed_over} so far)"
+                f"loss: {got} {where}; the scaler skips this step ({self._passed_over} so far)"
             )
             return
         images = _image_paths(data_batch)
         raise UserError(
             f"loss: expected finite numbers, got {got} {where}"
-            + (f", of {', '.join(images)}" if images else "")
-            + f". The learning rate is {_learning_rate(runner):.3g}: a lower one, a longer warm-up, or "
-            "optim_wrapper.clip_grad; checkpoints are from before, --resume goes on at the last one"
+            + (f", images {', '.join(images)}" if images else "")
+            + f". The learning rate is {_learning_rate(runner):.3g}. Try a lower one, a longer warm-up or "
+            "optim_wrapper.clip_grad. Checkpoints are not affected; continue with --resume"
         )
 
 

@@ -81,7 +81,7 @@ class OffsetStatisticsHook(Hook):
         if not any(isinstance(module, TracksOffsets) for module in _bare(runner).modules()):
             runner.logger.warning(
                 "OffsetStatisticsHook: expected a model with deformable layers that predict their offsets, "
-                "found none: nothing is measured"
+                "found none; nothing will be recorded"
             )
             return
         self._file = Path(runner.work_dir) / FILE_NAME
@@ -128,13 +128,13 @@ class OffsetStatisticsHook(Hook):
             ),
             "outside": (
                 outside > self.max_outside,
-                f"offsets explode: {outside:.0%} of the samples driven off the map, expected ≤ "
+                f"offsets explode: {outside:.0%} of the samples outside the map, expected ≤ "
                 f"{self.max_outside:.0%} (max_outside); {bound}",
             ),
             "modulation": (
                 layer in self._modulating and not factor >= self.min_modulation,
-                f"modulation collapses: mean factor {factor:.3g}, expected ≥ {self.min_modulation:g} "
-                f"(min_modulation), the layer sees next to nothing; {slower}",
+                f"modulation has collapsed: mean factor {factor:.3g}, expected ≥ {self.min_modulation:g} "
+                f"(min_modulation), the layer is nearly switched off; {slower}",
             ),
         }
         for what, (astray, text) in findings.items():

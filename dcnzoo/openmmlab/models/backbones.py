@@ -45,7 +45,7 @@ class _WithDCN:
         return super().make_res_layer(block=block, dcn=dcn, **kwargs)
 
 
-@patches.replace(MODELS, "takes dcn and stage_with_dcn")
+@patches.replace(MODELS, "adds the options dcn and stage_with_dcn")
 class ResNet(_WithDCN, resnet.ResNet):
     """MMDetection's ResNet; ``depth`` can also be 14 or 26, with one or two Bottlenecks per stage."""
 
@@ -56,32 +56,32 @@ class ResNet(_WithDCN, resnet.ResNet):
     }
 
 
-@patches.replace(MODELS, "takes dcn and stage_with_dcn")
+@patches.replace(MODELS, "adds the options dcn and stage_with_dcn")
 class ResNetV1d(_WithDCN, resnet.ResNetV1d):
     arch_settings = ResNet.arch_settings
 
 
-@patches.replace(MODELS, "takes dcn and stage_with_dcn")
+@patches.replace(MODELS, "adds the options dcn and stage_with_dcn")
 class ResNeXt(_WithDCN, resnext.ResNeXt):
     pass
 
 
-@patches.replace(MODELS, "takes dcn and stage_with_dcn")
+@patches.replace(MODELS, "adds the options dcn and stage_with_dcn")
 class Res2Net(_WithDCN, res2net.Res2Net):
     pass
 
 
-@patches.replace(MODELS, "takes dcn and stage_with_dcn")
+@patches.replace(MODELS, "adds the options dcn and stage_with_dcn")
 class ResNeSt(_WithDCN, resnest.ResNeSt):
     pass
 
 
-@patches.replace(MODELS, "takes dcn and stage_with_dcn")
+@patches.replace(MODELS, "adds the options dcn and stage_with_dcn")
 class RegNet(_WithDCN, regnet.RegNet):
     pass
 
 
-@patches.replace(MODELS, "takes dcn and stage_with_dcn")
+@patches.replace(MODELS, "adds the options dcn and stage_with_dcn")
 class TridentResNet(_WithDCN, trident_resnet.TridentResNet):
     """MMDetection's TridentResNet; ``dcn`` applies to c3 by default.
 
@@ -97,13 +97,13 @@ class TridentResNet(_WithDCN, trident_resnet.TridentResNet):
             stage_with_dcn = (False, dcn is not None, False)
         if stage_with_dcn[-1]:
             raise ValueError(
-                "TridentResNet: stage_with_dcn: expected False for the last stage, whose convolutions "
-                f"are trident ones, got {stage_with_dcn}"
+                "TridentResNet: stage_with_dcn: expected False for the last stage, which has "
+                f"trident convolutions, got {stage_with_dcn}"
             )
         super().__init__(*args, dcn=dcn, stage_with_dcn=stage_with_dcn, **kwargs)
 
 
-@patches.replace(MODELS, "takes dcn and stage_with_dcn")
+@patches.replace(MODELS, "adds the options dcn and stage_with_dcn")
 class HRNet(hrnet.HRNet):
     """MMDetection's HRNet; ``dcn`` applies to all branches of the stages 2 to 4.
 

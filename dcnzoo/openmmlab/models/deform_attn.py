@@ -37,9 +37,9 @@ class _Conv(nn.Module):
     ) -> None:
         super().__init__()
         if out_channels != in_channels:
-            self._refuse("out_channels", f"{in_channels}, as many as go in", out_channels)
+            self._refuse("out_channels", f"{in_channels}, the value of in_channels", out_channels)
         if groups != 1:
-            self._refuse("groups", "1 (the operator's own are called group)", groups)
+            self._refuse("groups", "1 (the operator's groups are set by group)", groups)
         self.dcn = self.operator(
             in_channels,
             kernel_size=self._number("kernel_size", kernel_size),
@@ -56,7 +56,7 @@ class _Conv(nn.Module):
     def _number(self, argument: str, value: int | tuple[int, int]) -> int:
         values = {value} if isinstance(value, int) else set(value)
         if len(values) != 1:
-            self._refuse(argument, "the same on both axes", value)
+            self._refuse(argument, "the same value for both axes", value)
         return values.pop()
 
     def forward(self, x: Tensor) -> Tensor:  # [N, C, H, W] -> [N, C, oH, oW]

@@ -36,9 +36,12 @@ class _Pretrained:
         state = {key.removeprefix("module.").removeprefix("backbone."): value for key, value in state.items()}
         missing, _ = self.load_state_dict(state, strict=False)  # ignores a classifier's head
         if len(missing) == len(self.state_dict()):
-            raise RuntimeError(f"{type(self).__name__}: {path}: holds none of its {len(missing)} parameters")
+            raise RuntimeError(
+                f"{type(self).__name__}: {path}: expected parameters of this model, "
+                f"found none of {len(missing)}"
+            )
         if missing:
-            print_log(f"{path}: lacks {', '.join(missing)}", "current", logging.WARNING)
+            print_log(f"{path}: missing parameters: {', '.join(missing)}", "current", logging.WARNING)
 
 
 @MODELS.register_module(force=True)

@@ -60,7 +60,7 @@ class CustomLayerDecayOptimizerConstructor(DefaultOptimWrapperConstructor):
                 raise ValueError(f"{name}: paramwise_cfg: expected {key}, got {', '.join(cfg) or 'nothing'}")
         if unknown := set(cfg) - known:
             raise ValueError(
-                f"{name}: paramwise_cfg: expected of {', '.join(sorted(known))}, got {', '.join(unknown)}"
+                f"{name}: paramwise_cfg: expected only {', '.join(sorted(known))}, got {', '.join(unknown)}"
             )
         blocks = sum(cfg["depths"])
         if cfg.get("num_layers", blocks) != blocks:

@@ -12,26 +12,26 @@ from dcnzoo.compat import patches
 from dcnzoo.openmmlab.models.dcn import WithDCN
 
 
-@patches.replace(MODELS, "takes dcn and stage_with_dcn")
+@patches.replace(MODELS, "adds the options dcn and stage_with_dcn")
 class ResNet(WithDCN, resnet.ResNet):
     pass
 
 
-@patches.replace(MODELS, "takes dcn and stage_with_dcn")
+@patches.replace(MODELS, "adds the options dcn and stage_with_dcn")
 class ResNetV1d(WithDCN, resnet.ResNetV1d):
     pass
 
 
-@patches.replace(MODELS, "takes dcn and stage_with_dcn")
+@patches.replace(MODELS, "adds the options dcn and stage_with_dcn")
 class ResNeXt(WithDCN, resnext.ResNeXt):
     pass
 
 
-@patches.replace(MODELS, "takes dcn and stage_with_dcn")
+@patches.replace(MODELS, "adds the options dcn and stage_with_dcn")
 class SEResNet(WithDCN, seresnet.SEResNet):
     pass
 
 
-@patches.replace(MODELS, "takes dcn and stage_with_dcn")
+@patches.replace(MODELS, "adds the options dcn and stage_with_dcn")
 class SEResNeXt(WithDCN, seresnext.SEResNeXt):
     pass

@@ -1,7 +1,7 @@
 """Patches for OpenMMLab's packages on current PyTorch and on machines without a GPU.
 
 ``import dcnzoo.models`` applies the patches in :data:`TABLE`; :mod:`dcnzoo.compat.patches` switches them off.
-``versions`` are the versions in which the bug is known.
+``versions`` lists the versions with the bug.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def accept_version(package: str, release: str, dependency: str, accepted: str, e
     """
     return Patch(
         f"{package}_versions",
-        target=f"{dependency}.__version__, while {package} is imported",
-        reason=f"{package} refuses this {dependency}, with which it works ({error})",
+        target=f"{dependency}.__version__, during the import of {package}",
+        reason=f"{package} rejects the installed {dependency}, although it works with it ({error})",
         versions=release,
         change=other_packages.while_imported(package, dependency, "__version__", accepted),
         needed=partial(installed, package),
@@ -70,7 +70,7 @@ MMDET = "mmdet 3.3.0"
 SKIP_UNREADABLE_IMAGES = fix(
     skip_unreadable_images,
     target="mmdet.datasets.BaseDetDataset",
-    reason="an image that cannot be read ends a training; with dcnzoo.openmmlab.datasets, 5 % may be so",
+    reason="an unreadable image stops the training; dcnzoo.openmmlab.datasets tolerates up to 5 %",
     versions=MMDET,
     needed=lambda: "dcnzoo.openmmlab.datasets" in sys.modules,
 )
@@ -79,52 +79,52 @@ TABLE = (
     fix(
         inherit_from_packages,
         target="mmengine.Config._get_cfg_path",
-        reason="_base_ = 'dcnzoo::…' is unknown; pkg_resources, gone from setuptools 81, looks for packages",
+        reason="_base_ = 'dcnzoo::…' is unknown; the lookup needs pkg_resources, which setuptools 81 removed",
         versions=MMENGINE,
     ),
     fix(
         hub_packages,
         target="mmengine.hub",
-        reason="get_config and get_model do not find dcnzoo, nor a package of `pip install -e`",
+        reason="get_config and get_model find neither dcnzoo nor packages installed with `pip install -e`",
         versions=MMENGINE,
     ),
     fix(
         load_own_checkpoints,
-        target="torch.serialization, the safe globals",
-        reason="torch.load refuses the log in mmengine's checkpoints (Weights only load failed)",
-        versions=f"{MMENGINE}, torch from 2.6",
+        target="the safe globals of torch.serialization",
+        reason="torch.load rejects the log in mmengine's checkpoints (Weights only load failed)",
+        versions=f"{MMENGINE}, torch ≥ 2.6",
     ),
     fix(
         enforce_weights_only,
         target="mmengine.runner.CheckpointLoader",
-        reason="a downloaded checkpoint, or one that is resumed, can run code",
+        reason="a downloaded or resumed checkpoint can run code",
         versions=f"{MMENGINE}, onedl-mmengine 0.10.12",
     ),
     fix(
         weights_by_name,
         target="mmengine.runner.checkpoint.get_torchvision_models",
-        reason="'torchvision://resnet50' imports torchvision (No module named 'torchvision')",
+        reason="'torchvision://resnet50' requires torchvision (No module named 'torchvision')",
         versions=MMENGINE,
     ),
     fix(
         distributed.amp_on_cpu,
-        target="AmpOptimWrapper, in mmengine's registry",
-        reason="--amp needs a GPU (AmpOptimizerWrapper is only available … gpu)",
+        target="AmpOptimWrapper in mmengine's registry",
+        reason="--amp requires a GPU (AmpOptimizerWrapper is only available … gpu)",
         versions=MMENGINE,
         needed=lambda: on_cpu() and distributed.amp_needs_a_gpu(),
     ),
     fix(
         distributed.distributed_without_cuda,
         target="mmengine.dist.init_dist, MMDistributedDataParallel",
-        reason="launchers call torch.cuda.set_device, and DDP gets the number of a GPU",
+        reason="launchers call torch.cuda.set_device, and DDP receives the index of a GPU",
         versions=MMENGINE,
         needed=on_cpu,
     ),
     fix(
         distributed.sync_batch_norm_on_cpu,
         target="MMDistributedDataParallel._passing_sync_batchnorm_handle",
-        reason="SyncBN trains on GPUs only (SyncBatchNorm expected input tensor to be on GPU)",
-        versions="torch, all",
+        reason="SyncBN trains only on GPUs (SyncBatchNorm expected input tensor to be on GPU)",
+        versions="all versions of torch",
         needed=on_cpu,
     ),
     fix(
@@ -148,35 +148,35 @@ TABLE = (
     ),
     fix(
         to_deformable_in_configs,
-        target="mmengine.MODELS.build_func, and that of its children",
-        reason="a config cannot say to_deformable=dict(where=…); dcn of a backbone without it is a TypeError",
+        target="build_func of mmengine.MODELS and of its child registries",
+        reason="configs lack to_deformable=dict(where=…); dcn raises a TypeError in backbones without it",
         versions="all",
     ),
     fix(
         models.ssd_head,
         target="mmdet.models.SSDHead.loss_cls",
-        reason="prediction reads loss_cls of every dense head, and SSD's has none",
+        reason="prediction reads loss_cls of every dense head, but SSDHead has none",
         versions=MMDET,
         needed=lambda: with_mmdet() and models.ssd_head_has_no_loss_cls(),
     ),
     fix(
         models.cascade_rpn_head,
         target="mmdet.models.CascadeRPNHead",
-        reason="mmdet's own config of Cascade RPN does not fit it (missing … 'num_classes')",
+        reason="mmdet's config of Cascade RPN does not fit its class (missing … 'num_classes')",
         versions=MMDET,
         needed=with_mmdet,
     ),
     fix(
         models.teacher_config,
         target="mmdet.models.KnowledgeDistillationSingleStageDetector",
-        reason="distillation configs give their teacher's path as seen from mmdet's repository",
+        reason="distillation configs give the teacher's path relative to mmdet's repository",
         versions=MMDET,
         needed=with_mmdet,
     ),
     fix(
         models.masks_outside_the_image,
         target="mmdet's fcn_mask_head._do_paste_mask",
-        reason="a mask whose box is outside the image, or inverted, is an error on the CPU (QueryInst)",
+        reason="on the CPU, a mask fails if its box is inverted or outside the image (QueryInst)",
         versions=MMDET,
         needed=lambda: with_mmdet() and models.masks_outside_the_image_fail(),
     ),
@@ -186,8 +186,8 @@ TABLE = (
     accept_version("mmocr", "mmocr 1.0.1", "mmdet", "3.0.0", "MMDetection 3.3.0 is incompatible"),
     Patch(
         "mmrotate_sequence",
-        target="collections.Sequence, while mmrotate's refine_single_stage is imported",
-        reason="mmrotate imports it from collections, where Python 3.10 has no Sequence",
+        target="collections.Sequence, during the import of mmrotate's refine_single_stage",
+        reason="mmrotate imports Sequence from collections, which Python 3.10 removed",
         versions="mmrotate 1.0.0rc1",
         change=other_packages.while_imported(
             "mmrotate.models.detectors.refine_single_stage", "collections", "Sequence", Sequence
@@ -197,14 +197,14 @@ TABLE = (
     fix(
         other_packages.xtcocotools_mask,
         target="xtcocotools._mask",
-        reason="mmpose imports xtcocotools, whose wheel is for numpy 1 (numpy.dtype size changed)",
+        reason="mmpose imports xtcocotools, whose wheel requires numpy 1 (numpy.dtype size changed)",
         versions="xtcocotools 1.14.3",
         needed=lambda: installed("xtcocotools") and installed("pycocotools"),
     ),
     fix(
         other_packages.numpy_1_names,
-        target="numpy.bool8, int0 and sctypes, once imgaug, mmagic or mmocr is imported",
-        reason="they use names that numpy 2 has removed (module 'numpy' has no attribute 'bool8')",
+        target="numpy.bool8, int0 and sctypes, from the import of imgaug, mmagic or mmocr on",
+        reason="these packages use names that numpy 2 removed (module 'numpy' has no attribute 'bool8')",
         versions="imgaug 0.4.0, mmagic 1.2.0, mmocr 1.0.1",
         needed=lambda: any(map(installed, ("imgaug", "mmagic", "mmocr"))),
     ),

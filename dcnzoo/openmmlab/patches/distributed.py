@@ -119,7 +119,7 @@ def train_sync_batch_norm_on_cpu(model: nn.Module) -> None:
 
 
 def sync_batch_norm_on_cpu(changes: Changes) -> None:
-    """Replace the method by which DDP refuses ``SyncBatchNorm`` on the CPU."""
+    """Replace the method of DDP that rejects ``SyncBatchNorm`` on the CPU."""
     changes.set(
         MMDistributedDataParallel,
         "_passing_sync_batchnorm_handle",

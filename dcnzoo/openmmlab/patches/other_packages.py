@@ -1,4 +1,4 @@
-"""Patches for the import of OpenMMLab's other packages. A patch waits until its package is imported."""
+"""Patches for the import of OpenMMLab's other packages. A patch takes effect when its package is imported."""
 
 from __future__ import annotations
 

@@ -50,9 +50,9 @@ def _build_deformable(build: Callable, cfg: object, *args: object, **kwargs: obj
                 f"dcnzoo.to_deformable, such as dict(where='*.conv2', kind='v2'), got {options}: {error}"
             ) from None
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "to_deformable: .* left as they are")
+            warnings.filterwarnings("ignore", "to_deformable: .* not replaced")
             found = to_deformable(module, **options)
-        left = "".join(f"; {name} left: {why}" for name, why in found.refused.items())
+        left = "".join(f"; {name} not converted: {why}" for name, why in found.refused.items())
         replaced = f"{len(found.replaced)} convolutions replaced{left}"
         print_log(f"{type(module).__name__}: to_deformable: {replaced}", "current")
     return module
@@ -66,7 +66,7 @@ def _instead_of_dcn(cfg: dict, module: torch.nn.Module) -> str:
     ]
     where = f"{spatial[-1].partition('.')[0]}.*" if spatial else "*"
     return (
-        f"{type(module).__name__}: dcn: expected an argument of this module, which has none; write "
-        f"to_deformable=dict(where='{where}', kind='v2') in place of dcn={cfg['dcn']!r}: where is a pattern "
+        f"{type(module).__name__}: dcn: expected a module with this argument, got one without; write "
+        f"to_deformable=dict(where='{where}', kind='v2') instead of dcn={cfg['dcn']!r}. where is a pattern "
         f"for the names of convolutions, here {spatial[-1] if spatial else 'none'} and others"
     )

@@ -1,7 +1,7 @@
-"""Deformable convolution fused into one matrix product, for tensor cores, in Triton.
+"""Deformable convolution as one fused matrix product for tensor cores, in Triton.
 
-Imported when a fused kernel is first asked for: ``import dcnzoo.ops`` needs no Triton. Nothing here is
-particular to CUDA; where Triton has a driver, these kernels run.
+The first call that may use a fused kernel imports this package, so ``import dcnzoo.ops`` does not need
+Triton. The code is not specific to CUDA: it works with any driver of Triton.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from . import kernels
 from .configs import Config, choose, entry_of, target_of
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-LEAST_CHANNELS = 16  # of a matrix product on tensor cores: fewer would be padding for the most part
+LEAST_CHANNELS = 16  # with fewer, most of a matrix product on tensor cores would be padding
 INTERPRETED = triton.knobs.runtime.interpret
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A call, with the sizes that kernels need; arguments are those of ``dcnzoo::deform_conv``."""
+    """The arguments of a call of ``dcnzoo::deform_conv``, and the sizes that the kernels need."""
 
     input: Tensor
     weight: Tensor
@@ -73,25 +73,25 @@ class Problem:
 
     @cached_property
     def pixels(self) -> int:
-        """Of all images' outputs."""
+        """Number of output pixels of all images."""
         return self.input.shape[0] * math.prod(self.out_size)
 
     def fits(self) -> bool:
-        """Whether the kernels know the case; what they do not know is left to others."""
+        """Whether the fused kernels support this call. Otherwise another backend runs it."""
         if self.weight.dim() != 4 or self.weight.numel() == 0 or self.input.dtype not in DTYPES:
             return False
         narrow = min(self.slice_channels, self.group_outputs) < LEAST_CHANNELS
-        one_group = self.slices == self.groups == 1  # padded, or else nobody would fuse a first layer
+        one_group = self.slices == self.groups == 1  # few channels are padded then, as in a first layer
         return one_group or not narrow
 
     def is_faster(self) -> bool:
-        """Whether a run on this architecture has shown the fused kernels faster than the compiled ones."""
+        """Whether the table lists the fused kernels as measured to be faster on this architecture."""
         if self.input.dtype == torch.float32 and not self.allow_tf32:
-            return False  # without TF32 there is no tensor core for it
+            return False  # tensor cores compute float32 only as TF32
         return str(self.input.dtype).removeprefix("torch.") in entry_of(_target(self.input.device))["auto"]
 
     def arguments(self) -> dict[str, object]:
-        """What every kernel is given."""
+        """Arguments of all kernels."""
         offset, mask = _strided(self.offset), _strided(self.mask)
         channels, outputs = self.input.shape[1], self.weight.shape[0]
         return {
@@ -123,7 +123,7 @@ class Problem:
 
 
 def forward(problem: Problem, bias: Tensor | None, config: Config | None = None) -> Tensor:
-    """``[N, O, oH, oW]`` in the memory format of ``problem.input``."""
+    """The output, ``[N, O, oH, oW]``, in the memory format of ``problem.input``."""
     p, outputs = problem, problem.weight.shape[0]
     output = torch.empty(
         (p.input.shape[0], outputs, *p.out_size),
@@ -156,7 +156,7 @@ def forward(problem: Problem, bias: Tensor | None, config: Config | None = None)
 
 
 def grad_weight(problem: Problem, grad_output: Tensor, config: Config | None = None) -> Tensor:
-    """``[O, C / groups, kH, kW]``, the same bits at every call: splits are added up in one order."""
+    """The gradient of the weight, ``[O, C / groups, kH, kW]``. Deterministic: no atomic additions."""
     p = problem
     outputs, group_channels = p.weight.shape[:2]
     if p.pixels == 0:
@@ -168,7 +168,7 @@ def grad_weight(problem: Problem, grad_output: Tensor, config: Config | None = N
     widths = (p.slice_channels, p.group_outputs)
     config = config or _config(p, "grad_weight", widths, lambda c: tiles_of(c) * _cdiv(p.pixels, c.BM))
     blocks = _cdiv(p.pixels, config.BM)
-    # enough programs for any GPU; a constant, since the number of splits is in the rounding
+    # enough programs for any GPU; a constant, because the rounding depends on the number of splits
     splits = max(1, min(blocks, _cdiv(1024, tiles_of(config))))
     partial = torch.empty(
         (splits, p.taps, group_channels, outputs), dtype=torch.float32, device=p.input.device
@@ -197,14 +197,14 @@ def grad_samples(
     want_mask: bool,
     config: Config | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of input, offset and mask. The input's is added up atomically, in any order."""
+    """Gradients of input, offset and mask. The input's is not deterministic: it is added atomically."""
     p = problem
     grad_input = grad_offset = grad_mask = None
     if want_input:
         grad_input = torch.empty(
             p.input.shape, dtype=torch.float32, device=p.input.device, memory_format=torch.channels_last
         ).zero_()
-    # a plane per slice; those of one group are added up below
+    # one plane per slice; _per_group adds up the planes of a group
     planes = [p.input.shape[0], p.slices * p.taps, *p.out_size]
 
     def new_field(field: Tensor, groups: int, values: int) -> Tensor:
@@ -247,7 +247,7 @@ def grad_samples(
 
 
 def _per_group(planes: Tensor | None, like: Tensor | None, groups: int) -> Tensor | None:
-    """``[N, slices · values, oH, oW]`` to ``[N, groups · values, oH, oW]``."""
+    """Sum a group's slices: ``[N, slices · values, oH, oW]`` to ``[N, groups · values, oH, oW]``."""
     if planes is None or like is None or planes.shape == like.shape:
         return planes
     values = like.shape[1] // groups
@@ -264,7 +264,10 @@ def _channels_last(tensor: Tensor) -> Tensor:
 
 
 def _strided(field: Tensor | None) -> Tensor | None:
-    """The field itself where a row follows the row before, as in channels last or in a part of a split."""
+    """``field``, made contiguous unless a single stride steps through all its pixels.
+
+    Channels last and a part of a split along the channels need no copy.
+    """
     if field is None or field.shape[2] <= 1 or field.stride(2) == field.shape[3] * field.stride(3):
         return field
     return field.contiguous()
@@ -276,7 +279,7 @@ def _places(name: str, tensor: Tensor | None) -> dict[str, int]:
 
 
 def _extent(tensor: Tensor) -> int:
-    """One more than its last element's place."""
+    """Distance in memory from the first element to the end of the last one, in elements."""
     return 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
 
 
@@ -291,7 +294,7 @@ def _target(device: torch.device) -> str:
 
 
 def _current(device: torch.device) -> contextlib.AbstractContextManager:
-    """Triton asks and launches on the current device, whatever the tensors are on."""
+    """Context that makes ``device`` current: Triton uses the current device, not that of the tensors."""
     return contextlib.nullcontext() if device.type == "cpu" else torch.accelerator.device_index(device.index)
 
 
@@ -312,5 +315,5 @@ def _launch(kernel, programs: int, config: Config, problem: Problem, whole: bool
             **{name: arguments[name] for name in kernel.arg_names},
             num_warps=config.warps,
             num_stages=config.stages,
-            enable_fp_fusion=True,  # its default is to change, and Triton says so
+            enable_fp_fusion=True,  # explicit, because Triton warns that the default will change
         )

@@ -1,4 +1,4 @@
-"""Block sizes: a committed table by architecture, so that no call waits for a search."""
+"""Block sizes by architecture, from a committed table, so that no call waits for autotuning."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from typing import NamedTuple
 import torch
 
 TABLE = Path(__file__).with_name("configs.json")
-# Programs that keep a large GPU busy, two on each of 132 multiprocessors; with fewer, smaller blocks.
+# Number of programs that keeps a large GPU busy: two on each of 132 multiprocessors. If a configuration
+# makes fewer, a smaller one is tried.
 ENOUGH_PROGRAMS = 264
 INTERPRETER = "interpreter"
 
 
 class Config(NamedTuple):
-    """``BM`` pixels; ``BN`` is a block of what stays (its other side), ``BK`` of what is summed over.
+    """Block sizes and launch options of a kernel.
 
-    In grad_weight ``BN`` are input and ``BK`` output channels, and pixels are summed over.
+    A program computes ``BM`` pixels by ``BN`` channels of the result and sums over ``BK`` channels at a time.
+    In grad_weight it computes ``BN`` input by ``BK`` output channels and sums over ``BM`` pixels at a time.
     """
 
     BM: int
@@ -35,7 +37,7 @@ def table() -> dict:
 
 
 def target_of(interpreted: bool) -> str:
-    """The current device's architecture, as the table calls it: ``sm_90``, ``gfx942``, ``interpreter``."""
+    """The current device's architecture as a key of the table: ``sm_90``, ``gfx942``, ``interpreter``."""
     if interpreted:
         return INTERPRETER
     import triton
@@ -45,18 +47,18 @@ def target_of(interpreted: bool) -> str:
 
 
 def entry_of(target: str) -> dict:
-    """What the table has for an architecture; of one it does not know, what runs on the smallest."""
+    """The table's entry for an architecture, or the default, which needs the least shared memory."""
     return table().get(target) or table()["default"]
 
 
 def choose(
     target: str, kernel: str, dtype: torch.dtype, widths: tuple[int, int], programs: Callable[[Config], int]
 ) -> Config:
-    """The first, and largest, that is no wider than the sizes and makes enough programs; else the last.
+    """The first (largest) configuration whose blocks fit and that makes enough programs, else the last.
 
     Args:
-        widths: how many channels there are for ``BN`` and ``BK`` to part.
-        programs: how many programs a configuration makes of the call.
+        widths: number of channels that ``BN`` and ``BK`` split.
+        programs: number of programs that a configuration makes for the call.
     """
     kind = "float32" if dtype == torch.float32 else "half"
     configs = [Config(*sizes) for sizes in entry_of(target)[kernel][kind]]

@@ -1,18 +1,19 @@
-"""Triton kernels of 2-D deformable convolution: implicit matrix products, no columns in memory.
+"""Triton kernels of 2-D deformable convolution: implicit matrix products, without columns in memory.
 
-Maps are channels last. ``q`` counts output pixels of all images, ``[N · oH · oW]``; a *slice* is the channels
-that share offset group, mask group and convolution group, and so the points they are read at. Where a point
-lies is found once per tap, slice and pixel, and serves all of the slice's channels.
+Maps are channels last. ``q`` is the index of an output pixel over all images, ``[N · oH · oW]``. A *slice* is
+the channels with the same offset group, mask group and convolution group, and so with the same sampling
+points. A sampling point is computed once per tap, slice and pixel, for all channels of the slice.
 
-Sizes are arguments, not constants: one binary serves every shape that is divisible alike. ``WIDE`` computes
-indices in 64 bits, from the first factor on. ``UPCAST`` is for Triton's interpreter, whose ``tl.dot`` of
-bfloat16 is wrong.
+Sizes are arguments, not constants: one binary serves all shapes with the same divisibility. ``WIDE`` computes
+indices in 64 bits, from the first factor on. ``WHOLE`` means that the blocks divide the channels, so that
+loads and stores need no channel mask. ``UPCAST`` is for Triton's interpreter, whose ``tl.dot`` of bfloat16 is
+wrong.
 """
 
 import triton
 import triton.language as tl
 
-# Recompiling for each size that 16 divides would be of no use: only channels decide on vector loads.
+# Not specialised on divisibility by 16: vector loads depend only on the numbers of channels.
 SIZES = (
     "pixels", "out_pixels", "out_w", "height", "width", "stride_y", "stride_x", "padding_y", "padding_x",
     "dilation_y", "dilation_x", "taps", "kernel_w", "offset_image", "mask_image", "group_slices",
@@ -22,7 +23,7 @@ SIZES = (
 
 @triton.jit
 def pixels_of(block, pixels, out_pixels, out_w, WIDE: tl.constexpr, BM: tl.constexpr):
-    """Of a block of output pixels: ``(q, live, image, pixel, y, x)``."""
+    """Indices of a block of output pixels: ``(q, live, image, pixel, y, x)``. ``live``: the pixel exists."""
     if WIDE:
         block = tl.cast(block, tl.int64)
     q = block * BM + tl.arange(0, BM)
@@ -33,7 +34,7 @@ def pixels_of(block, pixels, out_pixels, out_w, WIDE: tl.constexpr, BM: tl.const
 
 @triton.jit
 def index_of(value, WIDE: tl.constexpr):
-    """``value`` as the first factor of an index."""
+    """``value`` as the first factor of an index: in 64 bits with ``WIDE``."""
     return tl.cast(value, tl.int64) if WIDE else value
 
 
@@ -45,7 +46,7 @@ def sampling_plan(
     offset_slices, mask_slices,
     HAS_OFFSET: tl.constexpr, HAS_MASK: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Where a tap reads: ``(low corner's pixel, y and x beyond it, factor, which corners count)``."""
+    """A tap's sampling points: ``(low corner's index, y and x fractions, mask, validity of 4 corners)``."""
     at_y = (y * stride_y - padding_y + tap // kernel_w * dilation_y).to(tl.float32)
     at_x = (x * stride_x - padding_x + tap % kernel_w * dilation_x).to(tl.float32)
     if HAS_OFFSET:
@@ -78,7 +79,7 @@ def sampling_plan(
 
 @triton.jit
 def corner(input, low, step, channels, c, valid, in_slice, WHOLE: tl.constexpr):
-    """``[BM, channels]`` of the pixels ``step`` after ``low``, in float32; zero where not ``valid``."""
+    """Values of the pixels ``step`` after ``low``, ``[BM, channels]``, float32; zero where not ``valid``."""
     places = input + ((low + step) * channels)[:, None] + c[None, :]
     if WHOLE:
         return tl.load(places, mask=valid[:, None], other=0.0).to(tl.float32)
@@ -89,13 +90,13 @@ def corner(input, low, step, channels, c, valid, in_slice, WHOLE: tl.constexpr):
 def samples(
     input, low, ly, lx, factor, v00, v01, v10, v11, width, channels, c, in_slice, WHOLE: tl.constexpr
 ):
-    """``[BM, channels]``: what the points read, times the mask."""
+    """Bilinear samples times the mask, ``[BM, channels]``."""
     result = corner(input, low, 0, channels, c, v00, in_slice, WHOLE) * ((1 - ly) * (1 - lx))[:, None]
     result += corner(input, low, 1, channels, c, v01, in_slice, WHOLE) * ((1 - ly) * lx)[:, None]
     result += corner(input, low, width, channels, c, v10, in_slice, WHOLE) * (ly * (1 - lx))[:, None]
     result += corner(input, low, width + 1, channels, c, v11, in_slice, WHOLE) * (ly * lx)[:, None]
     result *= factor[:, None]
-    # A factor of Inf makes NaN of the zeros beyond the slice's channels, which the product sums over as well.
+    # An Inf factor turns the zeros beyond the slice's channels into NaN, and the product sums over them too.
     return result if WHOLE else tl.where(in_slice[None, :], result, 0.0)
 
 
@@ -122,7 +123,7 @@ def forward_kernel(
     WHOLE: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """A program: BM output pixels of BN channels; ``tiles`` of them make the channels of a group."""
+    """A program computes BM output pixels by BN channels; ``tiles`` programs cover a group's channels."""
     program = tl.program_id(0)
     groups = outputs // group_outputs
     group = program % (groups * tiles) // tiles
@@ -180,9 +181,9 @@ def grad_weight_kernel(
     WHOLE: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """A program: BN input by BK output channels of a tap, summed over every ``splits``-th block of pixels.
+    """A program computes BN input by BK output channels of a tap, from every ``splits``-th block of pixels.
 
-    Samples are computed anew. The splits are added up by the caller, in one order: no atomic additions.
+    It recomputes the samples. The caller adds up the splits in a fixed order, without atomic additions.
     """
     split = tl.program_id(0) % splits
     program = tl.program_id(0) // splits
@@ -225,7 +226,7 @@ def read_and_spread(
     input, grad_input, low, step, share, factor, valid, channels, c, in_slice, gradient,
     WANT_INPUT: tl.constexpr, WANT_FIELDS: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
-    """A corner's share of ``gradient`` goes to ``grad_input``; returns its product with what was read."""
+    """Add a corner's share of ``gradient`` to ``grad_input``. Return ``gradient`` · the corner's values."""
     dot = tl.zeros(share.shape, tl.float32)
     if WANT_FIELDS:
         dot = tl.sum(gradient * corner(input, low, step, channels, c, valid, in_slice, WHOLE), 1)
@@ -235,7 +236,7 @@ def read_and_spread(
         added = valid[:, None]
         if not WHOLE:
             added = added & in_slice[None, :]
-        # neighbouring taps and pixels read the same input; relaxed: nothing else is ordered by them
+        # atomic: neighbouring taps and pixels read the same input. relaxed: no other access depends on them
         tl.atomic_add(places, gradient * (share * factor)[:, None], mask=added, sem="relaxed")
     return dot
 
@@ -259,7 +260,7 @@ def grad_samples_kernel(
     WHOLE: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """A program: BM output pixels, one tap, one slice, of which BN channels at a time, from BK outputs."""
+    """A program handles BM output pixels, one tap and one slice, in blocks of BN channels and BK outputs."""
     slices = channels // slice_channels
     program = tl.program_id(0)
     slice = program % slices
@@ -273,11 +274,11 @@ def grad_samples_kernel(
         offset_slices, mask_slices, HAS_OFFSET, HAS_MASK, WIDE,
     )  # fmt: skip
     WANT_FIELDS: tl.constexpr = WANT_OFFSET or WANT_MASK
-    dot00 = tl.zeros((BM,), tl.float32)  # of the columns' gradient with what each corner reads
+    dot00 = tl.zeros((BM,), tl.float32)  # columns' gradient · values of each corner
     dot01 = tl.zeros((BM,), tl.float32)
     dot10 = tl.zeros((BM,), tl.float32)
     dot11 = tl.zeros((BM,), tl.float32)
-    beyond = tl.zeros((BM,), tl.float32)  # the same where nothing is read: zero, or NaN
+    beyond = tl.zeros((BM,), tl.float32)  # the same outside the map: zero, or NaN
     for first in range(0, slice_channels, BN):
         inside = first + tl.arange(0, BN)
         in_slice = inside < slice_channels

@@ -1,4 +1,4 @@
-"""What a kernel needs of a GPU that is not there: compiled ahead of time, read from the binary."""
+"""Registers and memory that a kernel needs on a GPU, from a binary compiled without that GPU."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ KERNELS = {
     "grad_samples": kernels.grad_samples_kernel,
 }
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-# bytes of shared memory that one block may have (CUDA C++ Programming Guide, compute capabilities)
-MOST_REGISTERS, REGISTER_FILE = 255, 65536  # of a thread, and for all threads of a block; likewise
-MOST_SHARED = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448}
+# limits from the CUDA C++ Programming Guide, compute capabilities
+MOST_REGISTERS, REGISTER_FILE = 255, 65536  # registers of a thread, and of all threads of a block
+MOST_SHARED = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448}  # bytes of a block
 _TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
-# channels last, and offsets as a convolution gives them
+# strides of one: channels last, and offsets as a convolution returns them
 _ONE = ("output_channel", "offset_pixel", "mask_pixel")
 _MULTIPLES_OF_16 = (
     *("channels", "group_channels", "outputs", "group_outputs", "slice_channels"),
@@ -35,16 +35,20 @@ _MULTIPLES_OF_16 = (
 
 
 class Resources(NamedTuple):
-    registers: int  # of a thread
-    stack: int  # bytes of a thread: what did not fit into registers
-    shared: int  # bytes of a block
+    registers: int  # per thread
+    stack: int  # bytes per thread, for values that did not fit into registers
+    shared: int  # bytes per block
     ptx: str
 
 
 def compile_for(
     architecture: int, kernel: str, dtype: torch.dtype, config: Config, long_indices: bool = False
 ) -> Resources:
-    """DCNv2 with channels that blocks divide, as networks have it, for ``sm_{architecture}``."""
+    """Compile a kernel for ``sm_{architecture}``: DCNv2 with channels that the blocks divide.
+
+    Raises:
+        RuntimeError: the output of cuobjdump has no register or memory usage.
+    """
     function = KERNELS[kernel]
     element = f"*{_TYPES[dtype]}"
     pointers = dict.fromkeys(("input", "weight", "bias", "output", "grad_output"), element)

@@ -93,9 +93,8 @@ def _dcnzoo(case: Case, t: dict, threads: int) -> Call:
 def plain(operator: Callable, case: Case, given: tuple[Tensor, ...]) -> Call:
     """Run the reference of an operator, in plain PyTorch."""
     if case.batch * case.size[0] * case.size[1] * TAPS * case.channels > REFERENCE_SAMPLES:
-        raise Unsupported(
-            f"not run above {REFERENCE_SAMPLES / 1e6:.0f} M samples: slow and hungry on purpose"
-        )
+        limit = f"{REFERENCE_SAMPLES / 1e6:.0f} M samples"
+        raise Unsupported(f"not run above {limit}: the reference is slow and needs much memory")
     pairs = ([KERNEL] * 2, [1, 1], [PADDING] * 2, [1, 1])
     return Call(lambda: operator(*given, *pairs, case.groups, GROUP_CHANNELS, 1.0, False), given)
 
@@ -146,7 +145,7 @@ def depthwise(case: Case, t: dict, threads: int) -> Call:
 
 def copy(case: Case, t: dict, threads: int) -> Call:
     if t["input"].device.type == "cpu":
-        raise Unsupported("a limit for GPUs: a CPU is not waiting for memory here")
+        raise Unsupported("a limit only for GPUs: memory does not limit a CPU here")
     moved = sum(tensor.numel() for tensor in t.values()) + t["input"].numel()
     memory = t["input"].new_zeros(moved // 2)
     return Call(lambda: memory.clone())

@@ -84,9 +84,9 @@ def _onnxruntime(case: Case, t: dict, threads: int) -> Call:
     from onnx import helper
 
     if t["input"].device.type != "cpu":
-        raise Unsupported("its DeformConv is for the CPU")
+        raise Unsupported("its DeformConv runs only on the CPU")
     if t["input"].dtype == torch.bfloat16:
-        raise Unsupported("its DeformConv has no bfloat16")
+        raise Unsupported("its DeformConv does not support bfloat16")
     arrays = {name: tensor.numpy() for name, tensor in t.items() if tensor is not None}
     element = helper.np_dtype_to_tensor_dtype(arrays["input"].dtype)
     fed = [name for name in ("input", "offset", "mask") if name in arrays]

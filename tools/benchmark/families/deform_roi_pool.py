@@ -43,7 +43,7 @@ def _mmcv(case: Case, t: dict, threads: int) -> Call:
     from mmcv.ops import deform_roi_pool
 
     if t["input"].device.type == "cpu":
-        raise Unsupported("it has no kernel for the CPU")
+        raise Unsupported("its operator has no CPU kernel")
     input, offset = given = leaves(t["input"], t["offset"])
     return Call(lambda: deform_roi_pool(input, t["rois"], offset, *_sampling(case)), given)
 
@@ -52,7 +52,7 @@ def _reference(case: Case, t: dict, threads: int) -> Call:
     from dcnzoo.ops import reference
 
     if case.rois > REFERENCE_ROIS:
-        raise Unsupported(f"not run above {REFERENCE_ROIS} RoIs: slow on purpose")
+        raise Unsupported(f"not run above {REFERENCE_ROIS} RoIs: the reference is slow")
     input, offset = given = leaves(t["input"], t["offset"])
     return Call(lambda: reference.deform_roi_pool(input, t["rois"], offset, *_sampling(case)), given)
 

@@ -83,7 +83,7 @@ def _dcnzoo(case: Case, t: dict, threads: int) -> Call:
 
 def _mmcv(case: Case, t: dict, threads: int) -> Call:
     if t["value"].device.type == "cpu":
-        raise Unsupported("its operator is for CUDA; on the CPU it takes the way of grid_sample")
+        raise Unsupported("its operator requires CUDA; on the CPU it uses grid_sample")
     from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction
 
     value, locations, weights = given = leaves(t["value"], t["locations"], t["weights"])

@@ -1,4 +1,4 @@
-"""Suppression of boxes."""
+"""Suppression of boxes: Soft-NMS and NMS that returns matches."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def softnms(
     method: int,  # 0 naive, 1 linear, 2 gaussian
     offset: int,
 ) -> Tensor:
-    """Soft-NMS (Bodla et al. 2017). Returns the indices of the boxes that remain, best first.
+    """Soft-NMS (Bodla et al. 2017). Returns the indices of the remaining boxes, best first.
 
-    Of equal scores the first goes first, in mmcv's order: the best box changes places with the first
-    one, and the place of a box that falls out is taken by the last.
+    Among equal scores the first box comes first, in mmcv's order: the best box is swapped with the first one,
+    and the last box replaces a dropped box.
     """
     left = torch.arange(len(boxes), device=boxes.device)
     scores, kept = scores.clone(), []
@@ -56,7 +56,7 @@ def softnms(
 
 def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
     """Groups ``dets`` (N, 5): each kept box with the boxes that it suppresses, best first."""
-    left = dets[:, 4].sort(descending=True).indices  # of equal scores, in mmcv's order
+    left = dets[:, 4].sort(descending=True).indices  # mmcv's order of equal scores
     groups = []
     while len(left):
         match = _iou(dets[left[0], :4], dets[left, :4]) >= iou_threshold

@@ -24,7 +24,7 @@ def _by_source(output: Tensor, groups: int, scale: int) -> Tensor:  # -> [N, G, 
 
 
 def _taps(kernel_size: int, height: int, width: int) -> list[tuple[slice, slice]]:
-    """Where the map, padded by half a kernel, is under each tap."""
+    """For each tap, the slices of the padded map (by half a kernel) that it reads."""
     return [
         (slice(i, i + height), slice(j, j + width)) for i in range(kernel_size) for j in range(kernel_size)
     ]
@@ -33,7 +33,7 @@ def _taps(kernel_size: int, height: int, width: int) -> list[tuple[slice, slice]
 def carafe_forward(
     features: Tensor,  # [N, C, H, W]
     masks: Tensor,  # [N, G·k·k, s·H, s·W]
-    rfeatures: Tensor,  # written: all that the backward gets of the features
+    rfeatures: Tensor,  # written: a copy of the features for the backward
     routput: Tensor,
     rmasks: Tensor,
     output: Tensor,  # [N, C, s·H, s·W], written
@@ -113,11 +113,11 @@ def rotated_feature_align_backward(
     add_gradient(grad_input, lambda input: _aligned(input, best_bboxes, spatial_scale, points), grad_output)
 
 
-# Rotated filters (Zhou et al. 2017, ORN): a filter's taps and orientations in another order per rotation
+# Rotated filters (Zhou et al. 2017, ORN): each rotation permutes a filter's taps and orientations
 
 
 def _by_rotation(output: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
-    """``output`` as [planes, rotations, inputs, entries], and the place of each entry in it."""
+    """``output`` as [planes, rotations, inputs, entries], and the target index of each entry."""
     places = indices.flatten(0, 2).long().t() - 1  # [rotations, entries]
     output = output.view(-1, len(places), output.shape[1] // indices.shape[0], places.shape[1])
     return output, places[:, None].expand_as(output)
@@ -137,7 +137,7 @@ def active_rotated_filter_backward(grad_out: Tensor, indices: Tensor, grad_in: T
     grad_in.copy_(gradient.gather(3, places).sum(1).view(grad_in.shape))
 
 
-# Point-wise spatial attention (Zhao et al. 2018): a mask around each pixel, laid over the whole map
+# Point-wise spatial attention (Zhao et al. 2018): a mask around each pixel, extended to the whole map
 
 
 def _psa_mask(
@@ -153,7 +153,7 @@ def _psa_mask(
     mask, half = (h_mask, w_mask), (half_h_mask, half_w_mask)
 
     def taps(size: int, mask: int, half: int) -> tuple[Tensor, Tensor]:
-        """Which of the mask's taps at one place is over another: [place, other], and whether there is one."""
+        """The mask's tap at one position that covers another, [position, other], and whether it exists."""
         places = torch.arange(size, device=input.device)
         tap = places - places[:, None] + half
         return tap.clamp(0, mask - 1), (tap >= 0) & (tap < mask)
@@ -197,7 +197,7 @@ def fused_bias_leakyrelu(
     return value * scale
 
 
-# RoIAlign of rotated regions whose channels are orientations, which turn with them (Han et al. 2021, ReDet)
+# RoIAlign that rotates the orientation channels with the region (Han et al. 2021, ReDet)
 
 
 def _riroi_align(

@@ -13,7 +13,7 @@ def _log(probability: Tensor) -> Tensor:
 
 
 def _class_weight(weight: Tensor, target: Tensor) -> Tensor | float:
-    """Each sample's weight by its class; 1 for background (mmcv reads past the end there)."""
+    """The weight of each sample's class; 1 for background, for which mmcv reads past the end."""
     if not weight.numel():
         return 1.0
     return torch.cat([weight, weight.new_ones(1)])[target.clamp(max=len(weight))]

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from dcnzoo.ops.reference_boxes import all_pairs, claimed_points, cross
 
-SLACK = 1e-12  # relative; of the sine of an angle that counts as none
+SLACK = 1e-12  # an angle with a smaller sine counts as zero
 
 
 def _hulls(points: Tensor) -> Tensor:  # (N, P, 2) -> (N, ≤ P, 2)
     """Vertices of convex hulls, counter-clockwise from the lowest; the last ones may repeat the first.
 
-    Gift wrapping (Jarvis 1973), all sets at once. Of equal points the first is taken.
+    Gift wrapping (Jarvis 1973), all sets at once. Among equal points it uses the first.
     """
     fixed = points.detach()
     lowest = fixed[..., 1] == fixed[..., 1].amin(1, keepdim=True)
@@ -25,7 +25,7 @@ def _hulls(points: Tensor) -> Tensor:  # (N, P, 2) -> (N, ≤ P, 2)
         to = fixed - fixed[rows, order[-1], None]
         length = to.norm(dim=-1)
         right = cross(to[:, :, None], to[:, None]) < -SLACK * length[:, :, None] * length[:, None]
-        # of those that leave all others at their left the farthest, or where it stands if there are none
+        # the farthest point with no other point to the right of its line, or the current one if none exists
         following = torch.where(right.any(2) | (length == 0), -1.0, length).max(1)
         following = torch.where(following.values < 0, order[-1], following.indices)
         home = (fixed[rows, following] == fixed[rows, start]).all(-1) | (order[-1] == start) * (
@@ -47,10 +47,11 @@ def _counter_clockwise(polygons: Tensor) -> Tensor:
 
 
 def _clip(polygons: Tensor, others: Tensor, closed: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Which part of each side of ``polygons`` is within ``others``: from t, to t, and whether there is any.
+    """The part of each side of ``polygons`` inside ``others``: first t, last t, and whether it exists.
 
-    Both convex and counter-clockwise. A side on a side of the other counts where both go the same way,
-    if ``closed``: of two polygons it has to count once.
+    Both must be convex and counter-clockwise. A side that lies on a side of the other polygon, in the same
+    direction, counts as inside only if ``closed``. Set ``closed`` for one of two polygons, so that such a
+    side counts once.
     """
     side, line = polygons.roll(-1, 1) - polygons, others.roll(-1, 1) - others
     # a point at t of a side is left of a line where height + t · slope > 0: [N, sides, lines]
@@ -70,7 +71,7 @@ def _clip(polygons: Tensor, others: Tensor, closed: bool) -> tuple[Tensor, Tenso
 
 
 def _inner_sides(polygons: Tensor, others: Tensor, closed: bool) -> Tensor:
-    """Twice the area between the origin and the parts of the sides of ``polygons`` within ``others``."""
+    """Twice the area between the origin and the parts of the sides of ``polygons`` inside ``others``."""
     first, last, inside = _clip(polygons, others, closed)
     side = polygons.roll(-1, 1) - polygons
     begin, end = (polygons + side * t[..., None] for t in (first, last))
@@ -78,7 +79,7 @@ def _inner_sides(polygons: Tensor, others: Tensor, closed: bool) -> Tensor:
 
 
 def _shared(polygons: Tensor, others: Tensor) -> Tensor:  # (N, P, 2), (N, Q, 2) -> (N,)
-    """The area that pairs of convex polygons share, by Green's theorem along its border."""
+    """The shared area of each pair of convex polygons, by Green's theorem along its border."""
     origin = polygons.detach()[:, :1]
     polygons, others = polygons - origin, others - origin
     area = _inner_sides(polygons, others, closed=True) + _inner_sides(others, polygons, closed=False)
@@ -88,19 +89,19 @@ def _shared(polygons: Tensor, others: Tensor) -> Tensor:  # (N, P, 2), (N, Q, 2)
 def _shared_gradient(polygons: Tensor, others: Tensor) -> Tensor:  # (N, P, 2), (N, Q, 2) -> (N, P, 2)
     """The derivative of :func:`_shared` with respect to ``polygons``.
 
-    The area grows where a side within the other polygon moves outwards, and nowhere else. (Autograd through
-    the points of intersection is wrong where a corner lies on a side: it mixes the two lines that cut there.)
+    The area changes only where a side inside the other polygon moves. (Autograd through the intersection
+    points is wrong if a corner lies on a side: it mixes the two lines that intersect there.)
     """
     first, last, inside = _clip(polygons, others, closed=True)
     x, y = (polygons.roll(-1, 1) - polygons).unbind(-1)
-    outwards = torch.stack([y, -x], -1)  # as long as the side
+    outwards = torch.stack([y, -x], -1)  # with the length of the side
     to_end = (last.square() - first.square()) / 2  # the integral of t
     to_begin = last - first - to_end
     to_begin, to_end = ((part * inside)[..., None] * outwards for part in (to_begin, to_end))
     return to_begin + to_end.roll(1, 1)
 
 
-# Convex hulls of nine points (Guo et al. 2021, CFA) and quadrilaterals, which are convex
+# Convex hulls of nine points (Guo et al. 2021, CFA) and convex quadrilaterals
 
 
 def _split(pointsets: Tensor, polygons: Tensor) -> tuple[Tensor, Tensor]:
@@ -142,8 +143,11 @@ def min_area_polygons(
     pointsets: Tensor,  # (N, 18)
     polygons: Tensor,  # (N, 8), written: the smallest rectangles around them
 ) -> None:
-    """A side of the rectangle is on a side of the convex hull. Corners from right and top, clockwise on
-    the screen's axes turned by the side's angle, which is from 0 to a right one: as in mmcv."""
+    """The smallest rectangle around each set of points: one of its sides lies on a side of the convex hull.
+
+    The order of the corners is mmcv's: right top, left top, left bottom, right bottom. The axes are those of
+    the screen, rotated by the angle of the side modulo 90°.
+    """
     hulls = _hulls(pointsets.double().view(-1, 9, 2))
     side = hulls.roll(-1, 1) - hulls
     angle = torch.atan2(side[..., 1], side[..., 0]).remainder(math.pi / 2)[:, None]  # [N, 1, K]
@@ -160,7 +164,7 @@ def min_area_polygons(
     polygons.copy_(torch.stack([u * cos - v * sin, u * sin + v * cos], -1).flatten(1))
 
 
-# Quadrilaterals, as mmcv overlaps them: their corners in or out as if they were rectangles
+# Overlap of quadrilaterals as in mmcv, which tests their corners as if they were rectangles
 
 
 def _quad_overlap(quads: Tensor, others: Tensor, mode: int) -> Tensor:  # (N, 8), (N, 8) -> (N,)
@@ -201,7 +205,7 @@ def nms_quadri(
     iou_threshold: float,
     multi_label: bool,
 ) -> Tensor:
-    # A box falls out at the threshold on the CPU, above it on a GPU, whatever its label: as in mmcv.
+    # As in mmcv, a box is dropped at the threshold on the CPU, only above it on a GPU. Labels are ignored.
     exceeds = torch.gt if dets.is_cuda else torch.ge
     left, kept = order, []
     while len(left):
@@ -212,7 +216,7 @@ def nms_quadri(
     return torch.stack(kept) if kept else order
 
 
-# Points in quadrilaterals: crossings of a ray, and none of a point on the border from there on
+# Points in quadrilaterals: count crossings of a ray; for a point on the border, stop counting at that side
 
 
 def points_in_polygons_forward(
@@ -239,9 +243,10 @@ def diff_iou_rotated_sort_vertices_forward(
     mask: Tensor,  # [B, N, 24], which of them are corners of the polygon that two boxes share
     num_valid: Tensor,  # [B, N]
 ) -> Tensor:
-    """The polygon's corners in order: [B, N, 9], int32. The first is repeated, then comes one that is none.
+    """Indices of the polygon's corners in order: [B, N, 9], int32. The first corner follows the last one.
 
-    Corners at the same place count once: at most eight are left.
+    Unused entries contain the index of a vertex that is not a corner. Corners at the same position count
+    once, so at most eight remain.
     """
     angle = torch.atan2(vertices[..., 1], vertices[..., 0]).remainder(2 * math.pi)
     order = angle.masked_fill(~mask, torch.inf).argsort(dim=2, stable=True)

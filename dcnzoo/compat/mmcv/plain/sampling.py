@@ -1,4 +1,4 @@
-"""Bilinear samples of feature maps with RoIAlign's border, as sparse rows of weights."""
+"""Bilinear samples of feature maps with RoIAlign's border rule, as sparse rows of weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def at_least_float32(tensor: Tensor) -> Tensor:
 
 
 def add_gradient(grad_input: Tensor, function: Callable[[Tensor], Tensor], grad_output: Tensor) -> None:
-    """Adds the gradient through ``function``, which is linear: it is the same at every input."""
+    """Add the gradient of the input of ``function``, which must be linear: zeros serve as the input."""
     with torch.enable_grad():
         zeros = at_least_float32(torch.zeros_like(grad_input)).requires_grad_()
         (gradient,) = torch.autograd.grad(function(zeros), zeros, at_least_float32(grad_output))
@@ -24,7 +24,7 @@ def add_gradient(grad_input: Tensor, function: Callable[[Tensor], Tensor], grad_
 def corners(y: Tensor, x: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
     """The four pixels around each point, as indices ``y · width + x``, and their weights: [..., 4].
 
-    Beyond -1 and beyond the size the weights are zero; up to there the border pixel continues.
+    The weights are zero below -1 and above the size. Other points outside the map read the border pixel.
     """
     inside = (y >= -1) & (y <= height) & (x >= -1) & (x <= width)
     y = torch.where(inside, y, torch.zeros_like(y)).clamp(0, height - 1)

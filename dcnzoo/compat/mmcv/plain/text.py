@@ -14,10 +14,12 @@ STEPS = np.array([[-1, 0], [1, 0], [0, -1], [0, 1]])
 def _grow(
     labels: np.ndarray, edge: np.ndarray, joins: Callable[[np.ndarray, np.ndarray], np.ndarray]
 ) -> None:
-    """Give each unlabelled pixel that ``joins`` a label the one that reaches it first, in steps to the sides.
+    """Extend labels to unlabelled pixels, step by step to the 4 neighbours. The first label to arrive counts.
 
-    ``labels`` [H, W] is written. ``edge`` [n, 2] are the pixels from which it grows, in the order in which
-    they take their neighbours; ``joins(pixels, labels)`` tells which pixels may have these labels.
+    Args:
+        labels: [H, W], written; a pixel is unlabelled if it is not positive.
+        edge: [n, 2], the pixels to start from, in the order in which they label their neighbours.
+        joins: ``joins(pixels, labels)`` returns which of the pixels may get these labels.
     """
     while len(edge):
         reached = (edge[:, None] + STEPS).reshape(-1, 2)
@@ -39,7 +41,7 @@ def contour_expand(
     min_kernel_area: int,
     kernel_num: int,
 ) -> list[list[int]]:
-    """Labels of pixels [H, W]. Grows into the widest mask at once, as mmcv does, not mask by mask."""
+    """The label of each pixel, [H, W]. As in mmcv, labels grow into the widest mask at once."""
     labels = internal_kernel_label.numpy().copy()
     labels[np.bincount(labels.ravel())[labels] < min_kernel_area] = 0
     if kernel_num > 1:
@@ -57,7 +59,7 @@ def pixel_group(
     kernel_region_num: int,
     distance_threshold: float,
 ) -> list[list[float]]:
-    """Of each label from 0: mean score, number of pixels, then x and y of each."""
+    """For each label from 0: mean score, number of pixels, then x and y of each pixel. Label 0 has none."""
     labels, text, vectors = kernel_label.numpy().copy(), mask.numpy(), embedding.numpy()
     of_kernel = kernel_label.flatten()
     sums = torch.zeros(kernel_region_num, embedding.shape[2]).index_add_(

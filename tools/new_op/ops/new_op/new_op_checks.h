@@ -39,9 +39,9 @@ inline NewOpSizes check_new_op_backward(const Tensor& grad_output, const Tensor&
   return sizes;
 }
 
-// A gradient in which values are written, or an empty tensor.
-inline Tensor new_op_gradient(const Tensor& like, bool wanted) {
-  return torch::stable::new_empty(like, wanted ? sizes_of(like) : std::vector<int64_t>{0});
+// An uninitialised gradient, or an empty tensor if it is not needed.
+inline Tensor new_op_gradient(const Tensor& like, bool needed) {
+  return torch::stable::new_empty(like, needed ? sizes_of(like) : std::vector<int64_t>{0});
 }
 
 }  // namespace dcnzoo

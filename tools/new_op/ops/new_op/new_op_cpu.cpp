@@ -5,7 +5,7 @@
 namespace dcnzoo {
 namespace {
 
-// Of the input and, with the output's gradient in the place of the input, of the input's gradient.
+// Computes the output from the input. From grad_output, the same formula computes grad_input.
 template <typename T>
 void scale(const NewOpSizes& s, const Tensor& input, const Tensor& weight, const Tensor& output) {
   const T *in = input.const_data_ptr<T>(), *factor = weight.const_data_ptr<T>();
@@ -17,7 +17,7 @@ void scale(const NewOpSizes& s, const Tensor& input, const Tensor& weight, const
   });
 }
 
-// A thread owns channels: the same bits for every number of threads.
+// One thread sums one channel: the result is bit-identical for every number of threads.
 template <typename T>
 void sum_grad_weight(const NewOpSizes& s, const Tensor& grad_output, const Tensor& input,
                      const Tensor& grad_weight) {

@@ -15,7 +15,7 @@ __global__ void new_op_kernel(const T* input, const T* weight, int64_t count, in
   }
 }
 
-// A thread adds a channel up: the sums have one order.
+// One thread sums one channel, so the order of the additions is fixed.
 template <typename T>
 __global__ void new_op_grad_weight_kernel(const T* grad_output, const T* input, int64_t batch,
                                           int64_t channels, int64_t pixels, T* grad_weight) {
@@ -31,7 +31,7 @@ __global__ void new_op_grad_weight_kernel(const T* grad_output, const T* input, 
   }
 }
 
-// Of the input and, with the output's gradient in the place of the input, of the input's gradient.
+// Computes the output from the input. From grad_output, the same formula computes grad_input.
 template <typename T>
 void launch_new_op(const NewOpSizes& s, const Tensor& input, const Tensor& weight, const Tensor& output) {
   const int64_t count = s.batch * s.channels * s.pixels;

@@ -1,4 +1,4 @@
-// new_op's arithmetic at one point, for host and device.
+// The arithmetic of new_op for one element, shared by host and device.
 #pragma once
 
 #include "../common/host_device.h"

@@ -53,8 +53,8 @@ def random_sample(rng: Random, nothing: str) -> Sample:
 def overload_calls(sample: Sample) -> Iterator[tuple[torch._ops.OpOverload, tuple]]:
     yield torch.ops.dcnzoo.new_op.default, sample.leaves().tensors
     grad = torch.ones_like(reference(sample))
-    for wanted in ([True, True], [True, False], [False, True]):
-        yield torch.ops.dcnzoo._new_op_backward.default, (grad, *sample.tensors, wanted)
+    for output_mask in ([True, True], [True, False], [False, True]):
+        yield torch.ops.dcnzoo._new_op_backward.default, (grad, *sample.tensors, output_mask)
 
 
 def resized_samples() -> Iterator[Sample]:
