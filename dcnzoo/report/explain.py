@@ -74,7 +74,7 @@ def offset_table(
     fields: Sequence[SamplingField], statistics: Mapping[str, OffsetStatistics]
 ) -> list[list[str]]:
     """Return a header and one row per deformable layer; offsets are in pixels of the layer's input."""
-    rows = [["layer", "output", "mean |offset|", "largest |offset|", "outside the map"]]
+    rows = [["layer", "output", "offset", "largest", "outside"]]
     by_name = {field.name: field for field in fields}
     for name in [*by_name, *(name for name in statistics if name not in by_name)]:
         field, known = by_name.get(name), statistics.get(name)
