@@ -53,6 +53,6 @@ def test_out_of_memory_below_the_choice_of_a_backend():
         def call_boxed(self, keys, *arguments):
             raise RuntimeError(OUT_OF_MEMORY)
 
-    kernel = _backend._kernel("dcnzoo::x", lambda fallback, *a: fallback(*a), Compiled(), None)
+    kernel = _backend._kernel(lambda fallback, *a: fallback(*a), Compiled())
     with pytest.raises(torch.OutOfMemoryError):
         kernel(None, torch.zeros(1))

@@ -67,7 +67,7 @@ def test_without_the_library(tmp_path):
 def test_schemas_are_those_of_the_library():
     ours = {schema.partition("(")[0]: schema for schema in SCHEMAS}
     names = {name.removeprefix("dcnzoo::") for name in all_operator_names() if name.startswith("dcnzoo::")}
-    assert ours.keys() == names
+    assert ours.keys() <= names  # dcnzoo.export defines others in Python
     for name, schema in ours.items():
         assert f"dcnzoo::{schema}" == str(getattr(torch.ops.dcnzoo, name).default._schema)
 
