@@ -17,6 +17,7 @@ _BUILD = "Build them with `pip install -e . --no-build-isolation` (or `make setu
 
 loaded: dict[str, Path] = {}  # device -> the library that was loaded
 problems: dict[str, str] = {}  # device -> why its library was not loaded
+_definitions: torch.library.Library | None = None  # of the operators, where the library does not load
 
 
 def _missing(path: Path) -> str:
@@ -62,7 +63,7 @@ def has_ops() -> bool:
 
 def is_defined() -> bool:
     """Whether the operators can be called, compiled or not."""
-    return has_ops() or (not _torch_private.missing and _SCHEMAS.exists())
+    return has_ops() or _definitions is not None
 
 
 def with_cuda() -> bool:

@@ -204,11 +204,7 @@ def deform_roi_pool(
         low, length = torch.where(finite, low, -2), torch.where(finite, length, 0)
         points = []
         for axis in range(2):
-            count = int(samples[axis])
-            sample = (torch.arange(count, device=input.device, dtype=accumulate) + 0.5) / count
-            bin = torch.arange(bins[axis], device=input.device, dtype=accumulate)
-            grid = low[axis] + (bin[:, None] + sample) * length[axis] / bins[axis]  # (bins, samples)
-            grid = grid[:, None, :, None] if axis == 0 else grid[None, :, None, :]
+            grid = low[axis] + bin_samples(axis, bins, samples, low) * length[axis] / bins[axis]
             reach = gamma * length[axis]
             moved = reach * shift[1 - axis]
             moved = torch.where(reach != 0, moved, moved.detach())  # 0 · Inf must not give a NaN gradient
@@ -245,13 +241,7 @@ def roi_align(
         if not roi.isfinite().all() or min(samples) <= 0 or max(samples) > MOST_SAMPLES:
             pooled.append(feature.new_zeros(1, input.shape[1], *output_size))
             continue
-        points = []  # (oH, 1, samples, 1) and (1, oW, 1, samples)
-        for axis in range(2):
-            count = int(samples[axis])
-            sample = (torch.arange(count, device=input.device, dtype=accumulate) + 0.5) / count
-            bin = torch.arange(output_size[axis], device=input.device, dtype=accumulate)
-            grid = low[axis] + (bin[:, None] + sample) * one[axis]
-            points.append(grid[:, None, :, None] if axis == 0 else grid[None, :, None, :])
+        points = [low[axis] + bin_samples(axis, output_size, samples, low) * one[axis] for axis in range(2)]
         values = sample_clamped(feature[roi[:1].long()][0], *points).flatten(-2)  # (C, oH, oW, samples)
         pooled.append((values.mean(-1) if pool_mode == "avg" else values.max(-1).values)[None])
     return torch.cat(pooled).to(input.dtype)
@@ -285,20 +275,26 @@ def roi_align_rotated(
         if not roi.isfinite().all() or min(samples) <= 0 or max(samples) > MOST_SAMPLES:
             pooled.append(feature.new_zeros(1, input.shape[1], *output_size))
             continue
-        sides = []  # (oH, 1, samples, 1) and (1, oW, 1, samples)
-        for axis in range(2):
-            count = int(samples[axis])
-            sample = (torch.arange(count, device=input.device, dtype=accumulate) + 0.5) / count
-            bin = torch.arange(output_size[axis], device=input.device, dtype=accumulate)
-            side = ((bin[:, None] + sample) / bins[axis] - 0.5) * length[axis]
-            sides.append(side[:, None, :, None] if axis == 0 else side[None, :, None, :])
+        down, across = (
+            (bin_samples(axis, output_size, samples, centre) / bins[axis] - 0.5) * length[axis]
+            for axis in range(2)
+        )
         angle = -roi[5] if clockwise else roi[5]
-        down, across = sides
         y = centre[0] + down * angle.cos() - across * angle.sin()
         x = centre[1] + down * angle.sin() + across * angle.cos()
         values = sample_clamped(feature[roi[:1].long()][0], y, x)  # (C, oH, oW, samples, samples)
         pooled.append(values.mean((-2, -1))[None])
     return torch.cat(pooled).to(input.dtype)
+
+
+def bin_samples(
+    axis: int, bins: Sequence[int], samples: Sequence[float | Tensor], like: Tensor
+) -> Tensor:  # (oH, 1, samples, 1) for axis 0, (1, oW, 1, samples) for axis 1
+    """The samples of a RoI's bins along an axis, evenly spaced, in bins from the start of the RoI."""
+    count = int(samples[axis])
+    within = (torch.arange(count, device=like.device, dtype=like.dtype) + 0.5) / count
+    places = torch.arange(bins[axis], device=like.device, dtype=like.dtype)[:, None] + within
+    return places[:, None, :, None] if axis == 0 else places[None, :, None, :]
 
 
 def sample_clamped(feature: Tensor, y: Tensor, x: Tensor) -> Tensor:

@@ -133,22 +133,17 @@ def instances(
 ) -> Markup:
     """Draw boxes, outlines and names on a picture; the page's slider hides instances by score."""
     drawn = []
-    order = range(len(found.labels)) if found.scores is None else np.argsort(found.scores)  # the best on top
-    scores = [None if found.scores is None else float(found.scores[i]) for i in order]
-    names = [classes[found.labels[i]] for i in order]
-    titles = [
-        name if score is None else f"{name} {score:.2f}" for name, score in zip(names, scores, strict=True)
-    ]
-    shown = [score is None or score >= THRESHOLD for score in scores]
-    places = _label_places(picture, found.boxes[list(order)], titles, shown)
-    for i, score, title, place in zip(order, scores, titles, places, strict=True):
+    titles, scores = found.titles(classes), found.scores
+    shown = np.ones(len(titles), bool) if scores is None else scores >= THRESHOLD
+    places = _label_places(picture, found.boxes, titles, shown)
+    for i in range(len(titles)) if scores is None else np.argsort(scores):  # the best on top
         x0, y0, x1, y1 = (round(float(value), 1) for value in found.boxes[i])
         one = {
             "box": (x0, y0, round(x1 - x0, 1), round(y1 - y0, 1)),
             "colour": "rgb({}, {}, {})".format(*palette[found.labels[i]]),
-            "score": score,
-            "title": title,
-            "text": place,
+            "score": None if scores is None else float(scores[i]),
+            "title": titles[i],
+            "text": places[i],
             "outline": "" if found.masks is None else _outline(found.masks[i]),
         }
         drawn.append(one)
@@ -159,7 +154,7 @@ def _label_places(
     picture: Picture,
     boxes: np.ndarray,  # [N, 4]
     titles: Sequence[str],
-    shown: Sequence[bool],  # which titles must not overlap
+    shown: np.ndarray,  # [N], bool: which titles must not overlap
 ) -> list[tuple[float, float]]:
     """The left lower corners of the titles, above the boxes, in pixels of the picture."""
     unit, width, height = picture.unit, picture.width, picture.height

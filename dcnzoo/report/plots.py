@@ -48,6 +48,13 @@ class Instances:
         masks = None if self.masks is None else self.masks[keep]
         return Instances(self.boxes[keep], self.labels[keep], masks, self.scores[keep])
 
+    def titles(self, classes: Sequence[str]) -> list[str]:
+        """Return the class of each instance, followed by its score if there is one."""
+        names = [classes[label] for label in self.labels]
+        if self.scores is None:
+            return names
+        return [f"{name} {score:.2f}" for name, score in zip(names, self.scores, strict=True)]
+
 
 # arm → iterations [T], values [seeds, T]
 Curves = dict[str, tuple[np.ndarray, np.ndarray]]
@@ -248,7 +255,8 @@ def _draw_instances(
     classes: Sequence[str],
     palette: Sequence[tuple[int, int, int]],
 ) -> None:
-    for i, (box, label) in enumerate(zip(instances.boxes, instances.labels, strict=True)):
+    rows = zip(instances.boxes, instances.labels, instances.titles(classes), strict=True)
+    for i, (box, label, title) in enumerate(rows):
         colour = np.array(palette[label]) / 255
         if instances.masks is not None and instances.masks[i].any():
             _draw_mask(axes, instances.masks[i], colour)
@@ -256,13 +264,10 @@ def _draw_instances(
         # a dark outline, because white is invisible on light images
         outline = [withStroke(linewidth=1.6, foreground="black")]
         axes.plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], color="white", lw=0.7, path_effects=outline)
-        text = classes[label]
-        if instances.scores is not None:
-            text += f" {instances.scores[i]:.2f}"
         axes.text(
             max(x0, 0),
             max(y0, 8),
-            text,
+            title,
             fontsize=6.5,
             color="white",
             va="bottom",
