@@ -1,4 +1,4 @@
-"""The models of the zoo's configs have the operators of their descriptions. More tests: tests/zoo."""
+"""The model of each config in the zoo has the operators that its description lists. More tests: tests/zoo."""
 
 import pytest
 import torch

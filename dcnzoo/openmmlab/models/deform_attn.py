@@ -18,7 +18,7 @@ MODELS.register_module("LN2d", module=LayerNorm2d, force=True)
 
 
 class _Conv(nn.Module):
-    """Wraps a layer for maps ``(N, H, W, C)``, ``dcn``, so that it is used like an ``nn.Conv2d``."""
+    """Use the channels-last layer ``dcn`` like an ``nn.Conv2d``: input and output are ``(N, C, H, W)``."""
 
     operator: type[nn.Module]
 

@@ -264,7 +264,7 @@ def _channels_last(tensor: Tensor) -> Tensor:
 
 
 def _strided(field: Tensor | None) -> Tensor | None:
-    """``field``, made contiguous unless a single stride steps through all its pixels.
+    """Return ``field``, or a contiguous copy if its pixels are not all one stride apart.
 
     Channels last and a part of a split along the channels need no copy.
     """

@@ -1,4 +1,4 @@
-"""Bilinear samples of feature maps with RoIAlign's border rule, as sparse rows of weights."""
+"""Bilinear sampling with RoIAlign's border rule, as weighted sums of a few pixels."""
 
 from __future__ import annotations
 
