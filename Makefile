@@ -53,7 +53,7 @@ wheelhouse: setup  ## collect the packages for `make demo` and `make test` in wh
 demo: setup  ## train the demo with and without DCNv2 and write a report (SEEDS=3 for mean ± spread)
 	$(RUN) tools/demo.py --seeds $(or $(SEEDS),1) $(ARGS)
 
-study: setup  ## test the papers' claims with 150 trainings: docs/study.md (about 5 hours; resumable)
+study: setup  ## test the papers' claims with 85 trainings: docs/study.md (about 3 hours; resumable)
 	$(RUN) tools/study.py $(ARGS)
 
 test: dev  ## run the tests (about 8 minutes on two idle cores)
