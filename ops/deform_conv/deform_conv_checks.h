@@ -83,7 +83,7 @@ inline void check_grad_output(const DeformConvShapes& s, const Tensor& grad_outp
         " like input, got ", dtype_name(grad_output.scalar_type()), " on ", device_name(grad_output));
   check(output_mask.size() == 5, op, "output_mask: expected 5 values, got ", output_mask.size());
   check((offset || !output_mask[2]) && (mask || !output_mask[3]), op,
-        "output_mask: asks for the gradient of an offset or mask that was not given");
+        "output_mask: expected False for an offset or mask that is None, got True");
 }
 
 }  // namespace dcnzoo

@@ -1,7 +1,7 @@
-# Eight epochs of 80 iterations at batch 8. A moving average of the weights is what is evaluated and
-# saved: it takes out the noise that small batches bring.
+# Eight epochs of 80 iterations at batch 8. The evaluated and saved weights are a moving average, which
+# reduces the noise of small batches. A validation takes about half as long as an epoch of training.
 max_epochs = 8
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=1)
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=2)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 
