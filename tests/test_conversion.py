@@ -20,7 +20,7 @@ from dcnzoo.cli import commands
 from dcnzoo.data.check import check_coco, decode_counts
 from dcnzoo.data.conversion import (
     SUFFIXES,
-    Refused,
+    InvalidAnnotation,
     clip_box,
     clip_polygon,
     image_size,
@@ -78,7 +78,7 @@ def test_image_size_is_that_of_the_image_as_it_is_loaded(tmp_path, suffix, orien
     for content in (None, b"text", b"", b"\x89PNG\r\n\x1a\n\0\0"):
         if content is not None:
             file.write_bytes(content)
-        with pytest.raises(Refused, match=file.name):
+        with pytest.raises(InvalidAnnotation, match=file.name):
             image_size(file)
 
 

@@ -25,7 +25,7 @@ from mmengine.registry import DefaultScope
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
 from dcnzoo.openmmlab.hooks.offset_statistics import COLUMNS
 from dcnzoo.report import Instances, page, trace_sampling
-from dcnzoo.report.detector import Detector
+from dcnzoo.report.detector import ValidationRunner
 from dcnzoo.report.history import History
 from dcnzoo.report.report import (
     TrainedRun,
@@ -187,13 +187,15 @@ def test_a_run_without_validation_or_data(make_run, tmp_path):
 
 def test_pictures_of_resized_and_padded_images(make_run, data):
     """Figures use the pixels of the file, whatever the model's input was."""
-    plain = Detector(Config.fromfile(make_run("plain") / "config.py"), make_run("again") / "epoch_2.pth")
+    plain = ValidationRunner(
+        Config.fromfile(make_run("plain") / "config.py"), make_run("again") / "epoch_2.pth"
+    )
     folder = make_run("large")
     cfg = Config.fromfile(folder / "config.py")
     resize = dict(type="Resize", scale=(192, 320), keep_ratio=False)  # ×1.5 wide, ×2.5 high
     cfg.val_dataloader.dataset.pipeline[1] = resize
     cfg.model.data_preprocessor.pad_size_divisor = 224
-    detector = Detector(cfg, folder / "epoch_2.pth")
+    detector = ValidationRunner(cfg, folder / "epoch_2.pth")
     small, large = plain.predict(1), detector.predict(1)
     assert small.image_size == (128, 128) and large.image_size == pytest.approx((448 / 2.5, 224 / 1.5))
     assert np.array_equal(small.image, large.image) and np.array_equal(small.truth.boxes, large.truth.boxes)

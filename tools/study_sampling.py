@@ -10,7 +10,7 @@ import torch
 from study_results import write_csv
 from torch import Tensor
 
-from dcnzoo.report.detector import Detector, Prediction
+from dcnzoo.report.detector import Prediction, ValidationRunner
 from dcnzoo.report.report import TrainedRun
 from dcnzoo.report.sampling import SamplingField, effective_dilation
 
@@ -65,7 +65,7 @@ def read_sampling(file: Path) -> list[SamplingRow]:
 
 def measure_sampling(run: TrainedRun, arm: str, seed: int, file: Path) -> None:
     """Measure every deformable layer of a detector on validation images, and add the rows to a file."""
-    detector = Detector(run.cfg, run.checkpoint)
+    detector = ValidationRunner(run.cfg, run.checkpoint)
     # (layer, region) → effective dilation, share on the object, share without offsets, of each location
     found: dict[tuple[str, str], list[Tensor]] = defaultdict(list)
     for index in range(min(IMAGES, len(detector.dataset))):

@@ -19,7 +19,7 @@ from dcnzoo.utils.errors import UserError, printable
 
 if TYPE_CHECKING:
     from dcnzoo.data.check import Report
-    from dcnzoo.data.conversion import Conversion
+    from dcnzoo.data.conversion import CocoBuilder
 
 _SHOWN = 20
 
@@ -32,11 +32,11 @@ class Names(click.ParamType):
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> object:
         if not isinstance(value, str):
             return value
-        from dcnzoo.data.conversion import Refused, read_text
+        from dcnzoo.data.conversion import InvalidAnnotation, read_text
 
         try:  # os.path.isfile: Path.is_file raises if 80 names are too long for a file name
             names = read_text(Path(value)).splitlines() if os.path.isfile(value) else value.split(",")
-        except Refused as error:
+        except InvalidAnnotation as error:
             raise UserError(f"--classes: {value}: {error}") from None
         return [name.strip() for name in names if name.strip()]
 
@@ -328,7 +328,7 @@ def _steps() -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: progress.update(bar, completed=done, total=total)
 
 
-def _finish(conversion: Conversion, out: Path, prefix: Path, skip_invalid: bool) -> None:
+def _finish(conversion: CocoBuilder, out: Path, prefix: Path, skip_invalid: bool) -> None:
     from dcnzoo.data.conversion import shown
 
     for line in shown(conversion.problems):

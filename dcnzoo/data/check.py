@@ -15,7 +15,7 @@ import numpy as np
 from dcnzoo.data.conversion import (
     FAR,
     TOLERANCE,
-    Refused,
+    InvalidAnnotation,
     Step,
     clip_box,
     clip_polygon,
@@ -155,7 +155,7 @@ def check_coco(
         raise UserError(f"images: expected a folder, found none at {images}")
     try:
         content = read_json(file)
-    except Refused as error:
+    except InvalidAnnotation as error:
         where = "file" if error.line is None else f"line {error.line}"
         return Report(file, {}, [Problem("file", where, str(error), stops=True)])
     keys = ("images", "annotations", "categories")
@@ -342,7 +342,7 @@ class _Checker:
             return
         try:
             real = image_size(file)
-        except Refused as error:
+        except InvalidAnnotation as error:
             self.add("unreadable-image", f"file_name: {error}")
             return
         if size is not None and size != real:

@@ -47,7 +47,7 @@ class Problem(NamedTuple):
         return f"{self.file}{'' if self.line is None else f':{self.line}'}: {self.text}"
 
 
-class Refused(Exception):
+class InvalidAnnotation(Exception):
     """An invalid object or file; the caller adds the position and converts it to a :class:`Problem`."""
 
     def __init__(self, text: str, line: int | None = None) -> None:
@@ -63,7 +63,7 @@ def image_size(file: Path | BinaryIO, name: str | None = None) -> tuple[int, int
         name: of the image in messages; by default its path.
 
     Raises:
-        Refused: it does not exist or is not an image.
+        InvalidAnnotation: it does not exist or is not an image.
     """
     name = name or str(file)
     try:
@@ -72,9 +72,9 @@ def image_size(file: Path | BinaryIO, name: str | None = None) -> tuple[int, int
             # for TIFF, Pillow's size is that of the rotated image
             turned = image.format != "TIFF" and image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
     except FileNotFoundError:
-        raise Refused(f"expected an image, found none at {name}") from None
+        raise InvalidAnnotation(f"expected an image, found none at {name}") from None
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise Refused(f"expected an image at {name}, got another file: {error}") from None
+        raise InvalidAnnotation(f"expected an image at {name}, got another file: {error}") from None
     return (height, width) if turned else (width, height)
 
 
@@ -124,7 +124,7 @@ def _is_inside(points: Polygon, size: tuple[int, int], tolerance: float = 0.0) -
     )
 
 
-class Conversion:
+class CocoBuilder:
     """Collects images, objects and problems, and writes the COCO file.
 
     Args:
@@ -155,10 +155,10 @@ class Conversion:
             size: (width, height)
 
         Raises:
-            Refused: the image has been added before.
+            InvalidAnnotation: the image has been added before.
         """
         if file_name in self._images:
-            raise Refused(f"expected each image once, got {file_name} again")
+            raise InvalidAnnotation(f"expected each image once, got {file_name} again")
         width, height = size
         number = len(self._images) + 1
         self._images[file_name] = {"id": number, "file_name": file_name, "width": width, "height": height}
@@ -180,7 +180,7 @@ class Conversion:
         """Add an object without an outline.
 
         Raises:
-            Refused: it extends beyond the image or has no area, or its class is unknown.
+            InvalidAnnotation: it extends beyond the image or has no area, or its class is unknown.
         """
         self._check_inside([corners[:2], corners[2:]], size)
         (x1, y1, x2, y2), kept = corners, clip_box(corners, size)
@@ -189,7 +189,9 @@ class Conversion:
             self.clipped += kept != corners
             x1, y1, x2, y2 = kept
         if not min(round(x2 - x1, 2), round(y2 - y1, 2)) > 0:  # rounded as in the file
-            raise Refused(f"{name}: expected a box with an area, got {x2 - x1:g} × {y2 - y1:g} pixels")
+            raise InvalidAnnotation(
+                f"{name}: expected a box with an area, got {x2 - x1:g} × {y2 - y1:g} pixels"
+            )
         self._add(image, name, [x1, y1, x2 - x1, y2 - y1], (x2 - x1) * (y2 - y1), iscrowd, extra)
 
     def add_polygons(
@@ -198,20 +200,22 @@ class Conversion:
         """Add an object whose parts have these outlines.
 
         Raises:
-            Refused: as :meth:`add_box`; or an outline has fewer than three points.
+            InvalidAnnotation: as :meth:`add_box`; or an outline has fewer than three points.
         """
         for polygon in polygons:
             if len(polygon) < 3:
-                raise Refused(f"{name}: expected a polygon of at least 3 points, got {len(polygon)}")
+                raise InvalidAnnotation(
+                    f"{name}: expected a polygon of at least 3 points, got {len(polygon)}"
+                )
             self._check_inside(polygon, size)
         areas = [polygon_area(polygon) for polygon in polygons]
         if not min(areas) > 0:
-            raise Refused(f"{name}: expected a polygon with an area, got {min(areas):g} pixels²")
+            raise InvalidAnnotation(f"{name}: expected a polygon with an area, got {min(areas):g} pixels²")
         self.clipped += any(not _is_inside(polygon, size) for polygon in polygons)
         parts = [clip_polygon(polygon, size) for polygon in polygons]
         flat = [kept for polygon in parts for part in polygon if (kept := flattened(part))]
         if not flat:
-            raise Refused(f"{name}: expected a polygon with an area in the image, got 0 pixels²")
+            raise InvalidAnnotation(f"{name}: expected a polygon with an area in the image, got 0 pixels²")
         corners = [np.reshape(part, (-1, 2)) for part in flat]
         area = sum(polygon_area(polygon) for polygon in corners)
         if len(parts) > 1:  # the parts may overlap
@@ -224,10 +228,10 @@ class Conversion:
         """Add an object that covers the pixels of a mask.  # mask: [H, W] of the image, bool
 
         Raises:
-            Refused: the mask is empty, or its class is unknown.
+            InvalidAnnotation: the mask is empty, or its class is unknown.
         """
         if not mask.any():
-            raise Refused(f"{name}: expected a mask that covers at least 1 pixel, got 0")
+            raise InvalidAnnotation(f"{name}: expected a mask that covers at least 1 pixel, got 0")
         encoded = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
         rle = {"size": list(map(int, encoded["size"])), "counts": encoded["counts"].decode()}
         box = [float(value) for value in coco_mask.toBbox(encoded)]
@@ -235,11 +239,11 @@ class Conversion:
 
     def _check_inside(self, points: Polygon, size: tuple[int, int]) -> None:
         if not all(math.isfinite(value) for point in points for value in point):
-            raise Refused(f"expected finite coordinates, got {_text(points)}")
+            raise InvalidAnnotation(f"expected finite coordinates, got {_text(points)}")
         if not all(abs(value) <= FAR for point in points for value in point):
-            raise Refused(f"expected coordinates of at most {FAR:,} pixels, got {_text(points)}")
+            raise InvalidAnnotation(f"expected coordinates of at most {FAR:,} pixels, got {_text(points)}")
         if not _is_inside(points, size, self.tolerance):
-            raise Refused(
+            raise InvalidAnnotation(
                 f"expected coordinates inside of the image, {size[0]} × {size[1]} pixels, got {_text(points)}"
             )
 
@@ -254,7 +258,7 @@ class Conversion:
         segmentation: list | dict | None = None,
     ) -> None:
         if self.classes is not None and name not in self.classes:
-            raise Refused(f"expected one of the classes {', '.join(self.classes)}, got {name!r}")
+            raise InvalidAnnotation(f"expected one of the classes {', '.join(self.classes)}, got {name!r}")
         entry = {
             "image_id": image,
             "bbox": [round(value, 2) for value in box],
@@ -266,7 +270,7 @@ class Conversion:
             entry["segmentation"] = segmentation
         self._objects.append((name, entry))
 
-    def refuse(self, file: Path, error: Refused | str, line: int | None = None) -> None:
+    def refuse(self, file: Path, error: InvalidAnnotation | str, line: int | None = None) -> None:
         """Record a problem; the line number of the error takes precedence over ``line``."""
         self.problems.append(Problem(file, getattr(error, "line", None) or line, str(error)))
 
@@ -304,7 +308,7 @@ class Conversion:
         for target, read in self._extracted:
             try:
                 pixels = read()
-            except Refused as error:
+            except InvalidAnnotation as error:
                 raise UserError(f"{target}: {error}; the file changed during the conversion") from None
             write_bytes(target, pixels)
         write_json(content, out)
@@ -327,21 +331,21 @@ def read_text(file: Path) -> str:
     """Read a file in UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
 
     Raises:
-        Refused: it has another encoding, or cannot be read.
+        InvalidAnnotation: it has another encoding, or cannot be read.
     """
     try:
         content = file.read_bytes()
     except OSError as error:
-        raise Refused(f"expected a readable file: {error.strerror}") from None
+        raise InvalidAnnotation(f"expected a readable file: {error.strerror}") from None
     encoding = json.detect_encoding(content)  # by the byte order mark, or by the position of zero bytes
     try:
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
         name = encoding.removesuffix("-sig").upper()
         got = f"byte {error.object[error.start]:#04x}" if error.start < len(error.object) else error.reason
-        raise Refused(f"expected text in {name}, got {got}") from None
+        raise InvalidAnnotation(f"expected text in {name}, got {got}") from None
     if "\0" in text:
-        raise Refused("expected text in UTF-8, got the character NUL")
+        raise InvalidAnnotation("expected text in UTF-8, got the character NUL")
     return text
 
 
@@ -349,17 +353,17 @@ def read_json(file: Path) -> Any:
     """Read a JSON file in the encodings of :func:`read_text`.
 
     Raises:
-        Refused: it is not JSON, or an object has a key twice (``json`` would silently take the last).
+        InvalidAnnotation: it is not JSON, or an object has a key twice (``json`` would take the last).
     """
     text = read_text(file)
     try:
         return json.loads(text, object_pairs_hook=_object)
     except json.JSONDecodeError as error:
-        raise Refused(f"expected JSON: {error}", error.lineno) from None
+        raise InvalidAnnotation(f"expected JSON: {error}", error.lineno) from None
     except RecursionError:
-        raise Refused("expected JSON, got lists or objects that are nested too deeply") from None
+        raise InvalidAnnotation("expected JSON, got lists or objects that are nested too deeply") from None
     except ValueError as error:  # an integer of thousands of digits
-        raise Refused(f"expected JSON: {error}") from None
+        raise InvalidAnnotation(f"expected JSON: {error}") from None
 
 
 def _object(pairs: list[tuple[str, object]]) -> dict:
@@ -367,7 +371,7 @@ def _object(pairs: list[tuple[str, object]]) -> dict:
     if len(whole) != len(pairs):
         ((key, count),) = Counter(key for key, _ in pairs).most_common(1)
         where = f", in the object with id {short(whole['id'])}" if key != "id" and "id" in whole else ""
-        raise Refused(f"expected each key once in an object, got {short(key)} {count} times{where}")
+        raise InvalidAnnotation(f"expected each key once in an object, got {short(key)} {count} times{where}")
     return whole
 
 

@@ -15,9 +15,9 @@ from PIL import Image, UnidentifiedImageError
 
 from dcnzoo.data.conversion import (
     SUFFIXES,
-    Conversion,
+    CocoBuilder,
+    InvalidAnnotation,
     Polygon,
-    Refused,
     Step,
     image_size,
     is_number,
@@ -38,7 +38,7 @@ def convert_labelme(
     extract: str | Path | None = None,
     clip: bool = False,
     step: Step = lambda done, total: None,
-) -> tuple[Conversion, Path]:
+) -> tuple[CocoBuilder, Path]:
     """Read LabelMe's files in a folder and its subfolders.
 
     Polygons, rectangles, circles and masks become objects. Shapes with the same label and ``group_id`` in a
@@ -49,7 +49,7 @@ def convert_labelme(
         classes: names in the order of their labels; by default the names that occur, sorted.
         extract: folder for images that exist only inside their JSON files; they are written together with the
             COCO file.
-        clip: see :class:`~dcnzoo.data.conversion.Conversion`.
+        clip: see :class:`~dcnzoo.data.conversion.CocoBuilder`.
         step: called after each file.
 
     Returns:
@@ -61,29 +61,29 @@ def convert_labelme(
     root = Path(root)
     if not os.path.isdir(root):
         raise UserError(f"folder: expected a folder, found none at {root}")
-    conversion = Conversion(classes, clip)
+    conversion = CocoBuilder(classes, clip)
     files = sorted(path for path in root.rglob("*") if path.suffix.lower() == ".json")
     if not files:
         raise UserError(f"folder: expected LabelMe's JSON files, found none in {root}")
     for done, file in enumerate(files, 1):
         try:
             _convert_file(file, root, conversion, None if extract is None else Path(extract))
-        except Refused as error:
+        except InvalidAnnotation as error:
             conversion.refuse(file, error)
         step(done, len(files))
     return conversion, root
 
 
-def _convert_file(file: Path, root: Path, conversion: Conversion, extract: Path | None) -> None:
+def _convert_file(file: Path, root: Path, conversion: CocoBuilder, extract: Path | None) -> None:
     content = read_json(file)
     if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):
-        raise Refused("expected LabelMe's JSON, with a list of shapes")
+        raise InvalidAnnotation("expected LabelMe's JSON, with a list of shapes")
     image, pixels = _image(file, root, content, extract)
     size = image_size(image if pixels is None else io.BytesIO(pixels), str(image))
     said = (content.get("imageWidth"), content.get("imageHeight"))
     if said != size and said != (None, None):
         turned = "; the image is rotated by its EXIF orientation" if said == size[::-1] else ""
-        raise Refused(
+        raise InvalidAnnotation(
             f"expected the size of {image.name}, {size[0]} × {size[1]}, as imageWidth and imageHeight, "
             f"got {short(said[0])} × {short(said[1])}{turned}"
         )
@@ -99,9 +99,9 @@ def _convert_file(file: Path, root: Path, conversion: Conversion, extract: Path 
     for shapes in groups.values():
         try:
             _convert_shapes([shape for _, shape in shapes], number, size, conversion)
-        except Refused as error:
+        except InvalidAnnotation as error:
             places = ", ".join(f"shapes[{index}]" for index, _ in shapes)
-            conversion.refuse(file, Refused(f"{places}: {error}"))
+            conversion.refuse(file, InvalidAnnotation(f"{places}: {error}"))
 
 
 def _image(file: Path, root: Path, content: dict, extract: Path | None) -> tuple[Path, bytes | None]:
@@ -113,12 +113,12 @@ def _image(file: Path, root: Path, content: dict, extract: Path | None) -> tuple
             return image, None
     data = content.get("imageData")
     if not isinstance(data, str) or not data:
-        raise Refused(
+        raise InvalidAnnotation(
             "expected an image at imagePath or in imageData, "
             f"got imagePath {short(named)}, which does not exist"
         )
     if extract is None:
-        raise Refused(
+        raise InvalidAnnotation(
             f"expected an image, found none at imagePath {short(named)}; "
             "--extract FOLDER writes the embedded image"
         )
@@ -126,7 +126,7 @@ def _image(file: Path, root: Path, content: dict, extract: Path | None) -> tuple
     kind = str(embedded.format)
     suffix = ".jpg" if kind in ("JPEG", "MPO") else f".{kind.lower()}"
     if suffix not in SUFFIXES:
-        raise Refused(f"imageData: expected one of {', '.join(SUFFIXES)}, got {kind}")
+        raise InvalidAnnotation(f"imageData: expected one of {', '.join(SUFFIXES)}, got {kind}")
     # from the JSON file's name: a path in its content could point anywhere
     return (extract / file.relative_to(root)).with_suffix(suffix), pixels
 
@@ -139,14 +139,14 @@ def _decode(data: str, what: str) -> tuple[bytes, Image.Image]:
         image.load()  # decode it completely, to detect a truncated image
         return content, image
     except UnidentifiedImageError:
-        raise Refused(
+        raise InvalidAnnotation(
             f"{what}: expected an image in base64, got {len(content)} bytes of another format"
         ) from None
     except (binascii.Error, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
-        raise Refused(f"{what}: expected an image in base64: {error}") from None
+        raise InvalidAnnotation(f"{what}: expected an image in base64: {error}") from None
 
 
-def _convert_shapes(shapes: list, image: int, size: tuple[int, int], conversion: Conversion) -> None:
+def _convert_shapes(shapes: list, image: int, size: tuple[int, int], conversion: CocoBuilder) -> None:
     """Convert the shapes of one object."""
     for shape in shapes:
         _check(shape)
@@ -154,7 +154,7 @@ def _convert_shapes(shapes: list, image: int, size: tuple[int, int], conversion:
     outlines = [_outline(shape) for shape in shapes if shape.get("shape_type") != "mask"]
     masks = [_mask(shape, size) for shape in shapes if shape.get("shape_type") == "mask"]
     if masks and outlines:
-        raise Refused(f"{name}: expected masks or outlines in one group_id, got both")
+        raise InvalidAnnotation(f"{name}: expected masks or outlines in one group_id, got both")
     if masks:
         conversion.add_mask(image, name, np.any(masks, axis=0))
     else:
@@ -163,21 +163,23 @@ def _convert_shapes(shapes: list, image: int, size: tuple[int, int], conversion:
 
 def _check(shape: object) -> None:
     if not isinstance(shape, dict):
-        raise Refused(f"expected a shape with label and points, got {short(shape)}")
+        raise InvalidAnnotation(f"expected a shape with label and points, got {short(shape)}")
     label, kind, points = shape.get("label"), shape.get("shape_type", "polygon"), shape.get("points")
     if not isinstance(label, str) or not label:
-        raise Refused(f"label: expected a name, got {short(label)}")
+        raise InvalidAnnotation(f"label: expected a name, got {short(label)}")
     if kind in _WITHOUT_AREA:
-        raise Refused(f"{label}: expected a shape with an area, got a {kind}")
+        raise InvalidAnnotation(f"{label}: expected a shape with an area, got a {kind}")
     if kind not in _KEPT:
-        raise Refused(f"{label}: shape_type: expected one of {', '.join(_KEPT)}, got {short(kind)}")
+        raise InvalidAnnotation(f"{label}: shape_type: expected one of {', '.join(_KEPT)}, got {short(kind)}")
     wanted = "at least 3" if kind == "polygon" else "2"
     if not isinstance(points, list) or (len(points) < 3 if kind == "polygon" else len(points) != 2):
         got = len(points) if isinstance(points, list) else short(points)
-        raise Refused(f"{label}: points: expected {wanted} points [x, y] for a {kind}, got {got}")
+        raise InvalidAnnotation(f"{label}: points: expected {wanted} points [x, y] for a {kind}, got {got}")
     for point in points:
         if not isinstance(point, list) or len(point) != 2 or not all(map(is_number, point)):
-            raise Refused(f"{label}: points: expected [x, y], two finite numbers, got {short(point)}")
+            raise InvalidAnnotation(
+                f"{label}: points: expected [x, y], two finite numbers, got {short(point)}"
+            )
 
 
 def _outline(shape: dict) -> Polygon:
@@ -196,18 +198,18 @@ def _mask(shape: dict, size: tuple[int, int]) -> np.ndarray:  # [H, W], bool
     """Return a mask of the image; ``mask`` is an image of the region between the two points."""
     label, data = shape["label"], shape.get("mask")
     if not isinstance(data, str):
-        raise Refused(f"{label}: mask: expected an image in base64, got {type(data).__name__}")
+        raise InvalidAnnotation(f"{label}: mask: expected an image in base64, got {type(data).__name__}")
     _, image = _decode(data, f"{label}: mask")
     part = np.asarray(image.convert("L")) > 0
     (x1, y1), (x2, y2) = ((round(x), round(y)) for x, y in shape["points"])
     height, width = part.shape
     if (x2 - x1 + 1, y2 - y1 + 1) != (width, height):
-        raise Refused(
+        raise InvalidAnnotation(
             f"{label}: mask: expected {x2 - x1 + 1} × {y2 - y1 + 1} pixels, the region between its two "
             f"points, got {width} × {height}"
         )
     if min(x1, y1) < 0 or x2 >= size[0] or y2 >= size[1]:
-        raise Refused(
+        raise InvalidAnnotation(
             f"{label}: mask: expected points inside the image, {size[0]} × {size[1]}, "
             f"got {short(shape['points'])}"
         )

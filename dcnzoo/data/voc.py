@@ -8,7 +8,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from xml.parsers import expat
 
-from dcnzoo.data.conversion import SUFFIXES, Conversion, Refused, Step, image_size, number, read_text
+from dcnzoo.data.conversion import (
+    SUFFIXES,
+    CocoBuilder,
+    InvalidAnnotation,
+    Step,
+    image_size,
+    number,
+    read_text,
+)
 from dcnzoo.utils.errors import UserError
 
 DIFFICULT = ("ignore", "keep", "drop")
@@ -24,7 +32,7 @@ def convert_voc(
     zero_based: bool = False,
     clip: bool = False,
     step: Step = lambda done, total: None,
-) -> tuple[Conversion, Path]:
+) -> tuple[CocoBuilder, Path]:
     """Read a folder in the format of Pascal VOC.
 
     A box includes the pixels ``xmin`` and ``xmax``, counted from 1: ``xmin`` 1 and ``xmax`` 3 become x 0 and
@@ -40,7 +48,7 @@ def convert_voc(
         difficult: handling of objects marked as difficult: ``'ignore'`` sets COCO's ``iscrowd``, which
             excludes them from training and evaluation; ``'keep'`` and ``'drop'``.
         zero_based: coordinates are positions of edges, starting at 0, as in COCO.
-        clip: see :class:`~dcnzoo.data.conversion.Conversion`.
+        clip: see :class:`~dcnzoo.data.conversion.CocoBuilder`.
         step: called after each file.
 
     Returns:
@@ -59,7 +67,7 @@ def convert_voc(
     image_folder = (
         Path(images) if images else _first_folder(root, ("JPEGImages", "images", "Images"), xml_folder)
     )
-    conversion = Conversion(classes, clip)
+    conversion = CocoBuilder(classes, clip)
     if split:
         files = list(_of_split(root, split, xml_folder, conversion))
     else:
@@ -69,7 +77,7 @@ def convert_voc(
     for done, file in enumerate(files, 1):
         try:
             _convert_file(file, image_folder, conversion, difficult, zero_based)
-        except Refused as error:
+        except InvalidAnnotation as error:
             conversion.refuse(file, error)
         step(done, len(files))
     return conversion, image_folder
@@ -79,14 +87,14 @@ def _first_folder(root: Path, names: Sequence[str], otherwise: Path | None = Non
     return next((root / name for name in names if (root / name).is_dir()), otherwise or root)
 
 
-def _of_split(root: Path, split: str, folder: Path, conversion: Conversion) -> Iterator[Path]:
+def _of_split(root: Path, split: str, folder: Path, conversion: CocoBuilder) -> Iterator[Path]:
     places = [root / "ImageSets" / "Main" / f"{split}.txt", root / "ImageSets" / f"{split}.txt"]
     place = next((place for place in places if os.path.isfile(place)), None)
     if place is None:
         raise UserError(f"split: expected {places[0]} or {places[1]}, found neither")
     try:
         lines = read_text(place).splitlines()
-    except Refused as error:
+    except InvalidAnnotation as error:
         raise UserError(f"{place}: {error}") from None
     seen: dict[str, int] = {}
     for at, line in enumerate(lines, 1):
@@ -102,10 +110,12 @@ def _of_split(root: Path, split: str, folder: Path, conversion: Conversion) -> I
         seen.setdefault(name, at)
 
 
-def _convert_file(file: Path, images: Path, conversion: Conversion, difficult: str, zero_based: bool) -> None:
+def _convert_file(
+    file: Path, images: Path, conversion: CocoBuilder, difficult: str, zero_based: bool
+) -> None:
     tree = parse(file)
     if tree.tag != "annotation":
-        raise Refused(f"expected <annotation>, got <{tree.tag}>", tree.line)
+        raise InvalidAnnotation(f"expected <annotation>, got <{tree.tag}>", tree.line)
     picture = _picture(file, tree, images)
     size = image_size(picture)
     stated = tree.find("size")
@@ -113,7 +123,7 @@ def _convert_file(file: Path, images: Path, conversion: Conversion, difficult: s
         said = tuple(stated.number(side) for side in ("width", "height"))
         if said not in (size, (0, 0)):  # some tools write zeros
             turned = "; the image is rotated by its EXIF orientation" if said == size[::-1] else ""
-            raise Refused(
+            raise InvalidAnnotation(
                 f"<size>: expected {size[0]} × {size[1]}, the size of {picture.name}, "
                 f"got {said[0]:g} × {said[1]:g}{turned}",
                 stated.line,
@@ -122,7 +132,7 @@ def _convert_file(file: Path, images: Path, conversion: Conversion, difficult: s
     for thing in tree.all("object"):
         try:
             _convert_object(thing, image, size, conversion, difficult, zero_based)
-        except Refused as error:
+        except InvalidAnnotation as error:
             conversion.refuse(file, error, thing.line)
 
 
@@ -130,7 +140,7 @@ def _convert_object(
     thing: Element,
     image: int,
     size: tuple[int, int],
-    conversion: Conversion,
+    conversion: CocoBuilder,
     difficult: str,
     zero_based: bool,
 ) -> None:
@@ -138,11 +148,11 @@ def _convert_object(
     flags = {flag: thing.flag(flag) for flag in ("difficult", "truncated") if thing.find(flag) is not None}
     box = thing.find("bndbox")
     if box is None:
-        raise Refused(f"{name}: expected <bndbox>, found none", thing.line)
+        raise InvalidAnnotation(f"{name}: expected <bndbox>, found none", thing.line)
     x1, y1, x2, y2 = (box.number(side) for side in ("xmin", "ymin", "xmax", "ymax"))
     if not zero_based:
         if min(x1, y1) < 1:
-            raise Refused(
+            raise InvalidAnnotation(
                 f"{name}: expected xmin and ymin ≥ 1 (Pascal VOC counts from 1), got {x1:g} and {y1:g}; "
                 "use --zero-based if the file counts from 0",
                 box.line,
@@ -170,10 +180,10 @@ def _picture(file: Path, tree: Element, images: Path) -> Path:
         names += f" or {named.name}"
         found += [named] if os.path.isfile(named) else []
     if not found:
-        raise Refused(f"expected an image {names}, found none in {images}", line)
+        raise InvalidAnnotation(f"expected an image {names}, found none in {images}", line)
     if len(found) > 1:
         names = " and ".join(path.name for path in found)
-        raise Refused(f"expected one image, found {names} in {images}", line)
+        raise InvalidAnnotation(f"expected one image, found {names} in {images}", line)
     return found[0]
 
 
@@ -195,7 +205,9 @@ class Element:
     def find(self, tag: str) -> Element | None:
         found = self.all(tag)
         if len(found) > 1:
-            raise Refused(f"expected one <{tag}> in <{self.tag}>, found {len(found)}", found[1].line)
+            raise InvalidAnnotation(
+                f"expected one <{tag}> in <{self.tag}>, found {len(found)}", found[1].line
+            )
         return found[0] if found else None
 
     def text_of(self, tag: str) -> str:
@@ -204,7 +216,7 @@ class Element:
     def _text_and_line(self, tag: str) -> tuple[str, int]:
         found = self.find(tag)
         if found is None or not found.text.strip():
-            raise Refused(f"expected <{tag}> with text in <{self.tag}>, found none", self.line)
+            raise InvalidAnnotation(f"expected <{tag}> with text in <{self.tag}>, found none", self.line)
         return found.text.strip(), found.line
 
     def number(self, tag: str) -> float:
@@ -212,12 +224,12 @@ class Element:
         try:
             return number(text)
         except ValueError:
-            raise Refused(f"<{tag}>: expected a finite number, got {text!r}", line) from None
+            raise InvalidAnnotation(f"<{tag}>: expected a finite number, got {text!r}", line) from None
 
     def flag(self, tag: str) -> int:
         text, line = self._text_and_line(tag)
         if text not in ("0", "1"):
-            raise Refused(f"<{tag}>: expected 0 or 1, got {text!r}", line)
+            raise InvalidAnnotation(f"<{tag}>: expected 0 or 1, got {text!r}", line)
         return int(text)
 
 
@@ -225,7 +237,8 @@ def parse(file: Path) -> Element:
     """Parse an XML file and return its root element.
 
     Raises:
-        Refused: the file is not well-formed, or declares entities, which can expand a few lines to gigabytes.
+        InvalidAnnotation: the file is not well-formed, or declares entities, which can expand a few lines to
+            gigabytes.
     """
     parser = expat.ParserCreate()
     parser.buffer_text = True
@@ -241,7 +254,7 @@ def parse(file: Path) -> Element:
         stack[-1].text += data
 
     def entity(*_: object) -> None:
-        raise Refused("expected XML without custom entities", parser.CurrentLineNumber)
+        raise InvalidAnnotation("expected XML without custom entities", parser.CurrentLineNumber)
 
     parser.StartElementHandler = start
     parser.EndElementHandler = lambda _: stack.pop()
@@ -250,7 +263,7 @@ def parse(file: Path) -> Element:
     try:
         parser.Parse(file.read_bytes(), True)
     except expat.ExpatError as error:
-        raise Refused(f"expected XML: {expat.ErrorString(error.code)}", error.lineno) from None
+        raise InvalidAnnotation(f"expected XML: {expat.ErrorString(error.code)}", error.lineno) from None
     except (OSError, LookupError, ValueError) as error:  # not readable, or an encoding that Python lacks
-        raise Refused(f"expected XML: {getattr(error, 'strerror', None) or error}") from None
+        raise InvalidAnnotation(f"expected XML: {getattr(error, 'strerror', None) or error}") from None
     return document.children[0]

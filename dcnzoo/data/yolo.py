@@ -10,8 +10,8 @@ import yaml
 
 from dcnzoo.data.conversion import (
     SUFFIXES,
-    Conversion,
-    Refused,
+    CocoBuilder,
+    InvalidAnnotation,
     Step,
     image_size,
     number,
@@ -28,7 +28,7 @@ def convert_yolo(
     classes: Sequence[str] | None = None,
     clip: bool = False,
     step: Step = lambda done, total: None,
-) -> tuple[Conversion, Path]:
+) -> tuple[CocoBuilder, Path]:
     """Read a data set in the format of Ultralytics' YOLO.
 
     The labels of ``images/a.jpg`` are in ``labels/a.txt``, one line per object: ``class x y width height``
@@ -39,7 +39,7 @@ def convert_yolo(
         source: ``data.yaml``, or the folder that contains it.
         split: of ``data.yaml``: a folder of images, several folders, or a text file that lists images.
         classes: names in the order of their numbers; overrides the names in ``data.yaml``.
-        clip: see :class:`~dcnzoo.data.conversion.Conversion`.
+        clip: see :class:`~dcnzoo.data.conversion.CocoBuilder`.
         step: called after each image.
 
     Returns:
@@ -59,7 +59,7 @@ def convert_yolo(
     if "kpt_shape" in described:
         raise UserError(f"{file}: expected boxes or polygons, got keypoints (kpt_shape)")
     root = _root(file, described)
-    conversion = Conversion(names, clip)
+    conversion = CocoBuilder(names, clip)
     images = list(dict.fromkeys(_images(file, described, split, root, conversion)))
     if not images and not conversion.problems:
         raise UserError(f"{file}: {split}: expected images, found none")
@@ -67,7 +67,7 @@ def convert_yolo(
         try:
             size = image_size(image)
             added = conversion.add_image(relative(image, root), size)
-        except Refused as error:
+        except InvalidAnnotation as error:
             conversion.refuse(image, error)
         else:
             _convert_labels(_labels(image), added, size, conversion)
@@ -97,7 +97,7 @@ def _read_yaml(file: Path) -> dict:
         raise UserError(f"data.yaml: expected a file, found none at {file}")
     try:
         described = yaml.load(read_text(file), _Loader)  # nosec B506  # a SafeLoader
-    except Refused as error:
+    except InvalidAnnotation as error:
         raise UserError(f"{file}: {error}") from None
     except yaml.YAMLError as error:
         place = getattr(error, "problem_mark", None)
@@ -144,7 +144,7 @@ def _root(file: Path, described: dict) -> Path:
     return as_is if os.path.isdir(as_is) else file.parent
 
 
-def _images(file: Path, described: dict, split: str, root: Path, conversion: Conversion) -> Iterator[Path]:
+def _images(file: Path, described: dict, split: str, root: Path, conversion: CocoBuilder) -> Iterator[Path]:
     places = described.get(split)
     if not places or not isinstance(places, str | list):
         known = ", ".join(key for key in ("train", "val", "test") if described.get(key)) or "none"
@@ -162,7 +162,7 @@ def _images(file: Path, described: dict, split: str, root: Path, conversion: Con
             continue
         try:
             lines = read_text(found).splitlines()
-        except Refused as error:
+        except InvalidAnnotation as error:
             raise UserError(f"{found}: {error}") from None
         for at, line in enumerate(lines, 1):
             if not line.strip():
@@ -185,12 +185,12 @@ def _labels(image: Path) -> Path:
     return Path(*parts).with_suffix(".txt")
 
 
-def _convert_labels(file: Path, image: int, size: tuple[int, int], conversion: Conversion) -> None:
+def _convert_labels(file: Path, image: int, size: tuple[int, int], conversion: CocoBuilder) -> None:
     if not os.path.isfile(file):
         return
     try:
         lines = read_text(file).splitlines()
-    except Refused as error:
+    except InvalidAnnotation as error:
         conversion.refuse(file, error)
         return
     for at, line in enumerate(lines, 1):
@@ -198,24 +198,26 @@ def _convert_labels(file: Path, image: int, size: tuple[int, int], conversion: C
             continue
         try:
             _convert_line(line.split(), image, size, conversion)
-        except Refused as error:
+        except InvalidAnnotation as error:
             conversion.refuse(file, error, at)
 
 
-def _convert_line(words: list[str], image: int, size: tuple[int, int], conversion: Conversion) -> None:
+def _convert_line(words: list[str], image: int, size: tuple[int, int], conversion: CocoBuilder) -> None:
     names = conversion.classes or ()
     label, *values = (_number(word, _field(index, len(words) == 5)) for index, word in enumerate(words))
     if label not in range(len(names)):
-        raise Refused(f"class: expected a number from 0 to {len(names) - 1}, got {short(words[0])}")
+        raise InvalidAnnotation(f"class: expected a number from 0 to {len(names) - 1}, got {short(words[0])}")
     if len(values) != 4 and (len(values) < 6 or len(values) % 2):
-        raise Refused(
+        raise InvalidAnnotation(
             "expected class x y width height, or class and at least 3 points, "
             f"got {len(words)} {'value' if len(words) == 1 else 'values'}"
         )
     for index, value in enumerate(values, 1):
         if not 0 <= value <= 1:
             field = _field(index, len(values) == 4)
-            raise Refused(f"{field}: expected a number from 0 to 1, normalised to the image, got {value:g}")
+            raise InvalidAnnotation(
+                f"{field}: expected a number from 0 to 1, normalised to the image, got {value:g}"
+            )
     name = names[int(label)]
     width, height = size
     if len(values) == 4:
@@ -231,7 +233,7 @@ def _number(word: str, field: str) -> float:
     try:
         return number(word)
     except ValueError:
-        raise Refused(f"{field}: expected a finite number, got {short(word)}") from None
+        raise InvalidAnnotation(f"{field}: expected a finite number, got {short(word)}") from None
 
 
 def _field(index: int, is_box: bool) -> str:

@@ -40,7 +40,7 @@ class _Refused(Exception):
 
 
 @dataclasses.dataclass(frozen=True)
-class Conversion:
+class ConversionReport:
     """The result of a conversion; ``print`` it for a table.
 
     Attributes:
@@ -72,7 +72,7 @@ def to_deformable(
     offset_activation: nn.Module | None = None,
     mask_activation: str | nn.Module = "sigmoid",
     im2col_step: int | None = None,
-) -> Conversion:
+) -> ConversionReport:
     """Replaces convolutions of a model with deformable ones, in place. Its output changes only by training.
 
     ``dcnzoo.to_deformable(resnet, 'layer[3-4].*.conv2')`` adds DCNv2 to the last two stages. Convert the
@@ -127,7 +127,7 @@ def to_deformable(
     return _replace("to_deformable", model, where, convert, deformable=False)
 
 
-def from_deformable(model: nn.Module, where: Where = "*") -> Conversion:
+def from_deformable(model: nn.Module, where: Where = "*") -> ConversionReport:
     """Replaces packed layers without any offset with torch's convolutions, in place.
 
     The inverse of :func:`to_deformable` for layers that have learnt nothing: the weights and the bias of
@@ -152,7 +152,7 @@ def _replace(
     where: Where,
     convert: Callable[[Any], nn.Module],
     deformable: bool,
-) -> Conversion:
+) -> ConversionReport:
     for module in model.modules():
         wrapper = {base.__name__ for base in type(module).__mro__} & _WRAPPERS
         if wrapper:
@@ -200,7 +200,7 @@ def _replace(
             "print the result for the reasons",
             stacklevel=3,
         )
-    return Conversion(replaced, refused)
+    return ConversionReport(replaced, refused)
 
 
 def _choose(caller: str, noun: str, candidates: dict[str, nn.Module], where: Where) -> list[str]:

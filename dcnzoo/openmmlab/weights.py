@@ -39,7 +39,7 @@ def find_weights(checkpoint: Mapping, source: str | os.PathLike) -> Mapping[str,
 
 
 @dataclasses.dataclass(frozen=True)
-class Conversion:
+class StateDictConversion:
     """The result of :func:`convert`.
 
     Attributes:
@@ -66,7 +66,7 @@ class Conversion:
         return "; ".join(parts)
 
 
-def convert(state_dict: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Conversion:
+def convert(state_dict: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> StateDictConversion:
     """Convert the parameter names and class order of older checkpoints to those of a model.
 
     Recognises ``module.…`` (parallel wrappers); ``conv2_offset.…`` (MMDetection 1.x and early 2.x) and
@@ -95,7 +95,7 @@ def convert(state_dict: Mapping[str, Tensor], expected: Mapping[str, Tensor]) ->
             if background_last is not value:
                 converted[key] = background_last
                 reordered.append(key)
-    return Conversion(converted, renamed, tuple(reordered))
+    return StateDictConversion(converted, renamed, tuple(reordered))
 
 
 def _names(key: str) -> Iterator[str]:

@@ -48,7 +48,7 @@ class Prediction:
     statistics: dict[str, OffsetStatistics]
 
 
-class Detector:
+class ValidationRunner:
     """A model with its weights, and its validation data set (or test data set, if there is none)."""
 
     def __init__(

@@ -14,7 +14,7 @@ from mmengine.config import Config
 
 from dcnzoo.openmmlab.hooks.offset_statistics import FILE_NAME, read_statistics
 from dcnzoo.report import page
-from dcnzoo.report.detector import Detector, Prediction
+from dcnzoo.report.detector import Prediction, ValidationRunner
 from dcnzoo.report.explain import Box, offset_table, points_of
 from dcnzoo.report.history import History
 from dcnzoo.report.page import Picture, Section
@@ -117,7 +117,7 @@ def mean_and_spread(values: Sequence[float]) -> str:
 
 
 def summary(
-    runs: Sequence[TrainedRun], detectors: Mapping[str, Detector], head: str = "run"
+    runs: Sequence[TrainedRun], detectors: Mapping[str, ValidationRunner], head: str = "run"
 ) -> list[list[str]]:
     """Return a header and one row per label: main metrics, seconds per iteration, number of parameters."""
     metrics = main_metrics(runs)
@@ -129,24 +129,24 @@ def summary(
     return rows
 
 
-def _parameters(detector: Detector | None) -> str:
+def _parameters(detector: ValidationRunner | None) -> str:
     return "–" if detector is None else f"{sum(p.numel() for p in detector.model.parameters()):,}"
 
 
 def load_detectors(
     runs: Sequence[TrainedRun], device: str = "cpu", allow_partial: bool = False
-) -> dict[str, Detector]:
+) -> dict[str, ValidationRunner]:
     """Load the detector of the first run of each label, if it has a checkpoint."""
     detectors = {}
     for label, seeds in by_label(runs).items():
         if seeds[0].checkpoint is not None:
-            detectors[label] = Detector(seeds[0].cfg, seeds[0].checkpoint, device, allow_partial)
+            detectors[label] = ValidationRunner(seeds[0].cfg, seeds[0].checkpoint, device, allow_partial)
     return detectors
 
 
 def render_runs(
     runs: Sequence[TrainedRun],
-    detectors: Mapping[str, Detector],
+    detectors: Mapping[str, ValidationRunner],
     title: str | None = None,
     lead: str | None = None,
     head: str = "run",
@@ -178,7 +178,7 @@ def render_runs(
     )
 
 
-def _facts(runs: Sequence[TrainedRun], detectors: Mapping[str, Detector]) -> dict[str, str]:
+def _facts(runs: Sequence[TrainedRun], detectors: Mapping[str, ValidationRunner]) -> dict[str, str]:
     head, row = summary(runs, detectors)
     facts = dict(zip(head[1:], row[1:], strict=True))
     facts["iterations"] = f"{max(run.history.iteration for run in runs):,}"
@@ -259,7 +259,7 @@ def _called(run: TrainedRun, runs: Sequence[TrainedRun]) -> str:
 # Pictures
 
 
-def _pictures(detectors: Mapping[str, Detector], images: int) -> Iterator[Section]:
+def _pictures(detectors: Mapping[str, ValidationRunner], images: int) -> Iterator[Section]:
     if not detectors or images == 0:
         return
     first = next(iter(detectors.values()))
@@ -284,7 +284,7 @@ def _pictures(detectors: Mapping[str, Detector], images: int) -> Iterator[Sectio
             yield _sampling(title, predicted[0], pictures[0], first.classes)
 
 
-def pick_images(detector: Detector, number: int) -> list[int]:
+def pick_images(detector: ValidationRunner, number: int) -> list[int]:
     """Select images in the order of the file, those with three or more objects first.
 
     The selection does not depend on the results.
@@ -299,7 +299,7 @@ def pick_images(detector: Detector, number: int) -> list[int]:
 
 
 def _detections(
-    predictions: Mapping[str, Sequence[Prediction]], pictures: Sequence[Picture], detector: Detector
+    predictions: Mapping[str, Sequence[Prediction]], pictures: Sequence[Picture], detector: ValidationRunner
 ) -> Section:
     columns = {"ground truth": [prediction.truth for prediction in next(iter(predictions.values()))]}
     columns |= {label if len(predictions) > 1 else "detections": [p.detections for p in predicted]
