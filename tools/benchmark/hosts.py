@@ -121,11 +121,11 @@ class MMDetection:
 
         # isort: split
         from mmdet.registry import MODELS
-        from mmengine.config import Config
+        from mmengine.hub import get_config
         from mmengine.registry import init_default_scope
 
         init_default_scope("mmdet")
-        model = Config.fromfile(f"mmdet::{self.config}").model
+        model = get_config(f"mmdet::{self.config}").model
         model.backbone.init_cfg = None
         return MODELS.build(model)
 
