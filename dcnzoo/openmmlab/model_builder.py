@@ -1,5 +1,6 @@
 """Build a detector and example inputs, for tools that count operations or measure time."""
 
+import contextlib
 from collections.abc import Iterator
 
 import torch
@@ -12,10 +13,11 @@ import dcnzoo.openmmlab.models  # before mmdet, which needs mmcv.ops
 import dcnzoo.ops.flops  # noqa: F401  registers the counts of dcnzoo's operators
 
 # isort: split
+from mmdet.models import CascadeRoIHead
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmdet.utils import get_test_pipeline_cfg
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from dcnzoo.export.picture import Preprocessing
@@ -74,11 +76,37 @@ def input_size(cfg: Config, model: nn.Module) -> tuple[int, int]:
     return found.padded(found.scale[::-1])
 
 
+MASKS = 100  # per image; MMDetection's convention for the operations of a mask head
+
+
 def count_operations(model: nn.Module, batch: dict) -> tuple[dict[str, int], tuple[int, ...]]:
-    """Count a forward pass's multiply-adds by operator; also return the shape of the backbone's input."""
+    """Count a forward pass's multiply-adds by operator; also return the shape of the backbone's input.
+
+    Mask heads are counted for the first 100 proposals, also those of Cascade Mask R-CNN, where MMDetection's
+    ``forward`` would run them on all.
+    """
     data = model.data_preprocessor(batch)
     counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
+    with torch.no_grad(), counter, _first_masks(getattr(model, "roi_head", None)):
         model(data["inputs"], data["data_samples"], mode="tensor")
     counts = counter.get_flop_counts()["Global"]
     return {str(operator): flops // 2 for operator, flops in counts.items()}, tuple(data["inputs"].shape)
+
+
+@contextlib.contextmanager
+def _first_masks(roi_head: nn.Module | None) -> Iterator[None]:
+    """Restrict the mask heads of Cascade Mask R-CNN to the first proposals; the other masks are zero."""
+    if type(roi_head) is not CascadeRoIHead or not roi_head.with_mask:
+        yield
+        return
+    forward = roi_head._mask_forward
+
+    def of_first(stage: int, x: tuple[Tensor, ...], rois: Tensor) -> dict[str, Tensor]:
+        masks = forward(stage, x, rois[:MASKS])["mask_preds"]
+        return {"mask_preds": masks.new_zeros(len(rois), *masks.shape[1:])}
+
+    roi_head._mask_forward = of_first  # hides the method of the class
+    try:
+        yield
+    finally:
+        del roi_head._mask_forward

@@ -37,8 +37,8 @@ and speed:
 
 - *deformable*: the operator, and the part of the model that uses it.
 - *parameters*: in millions.
-- *FLOPs*: in billions of multiply–adds. For InternImage and FlashInternImage they are the authors' figures.
-  For all other models, `dcnzoo flops` counted them at the config's test size.
+- *FLOPs*: in billions of multiply–adds. For InternImage with Mask R-CNN and Cascade Mask R-CNN they are the
+  authors' figures. For all other models, `dcnzoo flops` counted them at the config's test size.
 - *CPU time*: inference time on one thread, relative to Faster R-CNN R-50, measured by
   `tools/benchmark/zoo.py`. The weights are random. They give few detections, so masks take less time than
   with trained weights.
@@ -53,6 +53,7 @@ _COLUMNS = (
 )
 # metadata entry written by tools/benchmark/zoo.py
 CPU_TIME = "CPU time (× Faster R-CNN R-50)"
+PARAMETERS, FLOPS = "Parameters (M)", "FLOPs (G)"
 _MMDETECTION = "https://github.com/open-mmlab/mmdetection/blob/v{version}/configs"
 
 
@@ -108,8 +109,8 @@ def _rows(model: Model) -> Iterator[list[str]]:
             _link(model),
             described.backbone,
             described.operators_text() or "none",
-            model.metadata.get("Parameters (M)", "–"),
-            model.metadata.get("FLOPs (G)", "–"),
+            model.metadata.get(PARAMETERS, "–"),
+            model.metadata.get(FLOPS, "–"),
             model.metadata.get(CPU_TIME, "–"),
             described.schedule,
             model.metadata.get("Training Memory (GB)", "–") if published else "–",
