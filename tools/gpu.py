@@ -124,7 +124,7 @@ def correctness(session: Session) -> str:
     tests = [*PYTEST, write, "tests/cuda", *(f"--ignore=tests/cuda/{name}" for name in left_out)]
     processes = 1 if session.rehearse else max(1, min(12, (os.cpu_count() or 1) - 2))
     if find_spec("pytest_timeout"):
-        tests += ["--timeout=180"]
+        tests += ["--timeout=240"]
     share = 0.6 * session.left
     environment = {"TORCHINDUCTOR_COMPILE_THREADS": "1", "OMP_NUM_THREADS": "1"}
     if find_spec("xdist"):

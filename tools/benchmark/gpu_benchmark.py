@@ -31,7 +31,7 @@ from dcnzoo.ops.fused.configs import TABLE
 KNOWN = families.load()
 DTYPES = ("bfloat16", "float16", "float32")
 FORMATS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
-EFFORT = measure.Effort(0.05, 5, 20)
+EFFORT = {"cuda": measure.Effort(0.05, 5, 20), "cpu": measure.Effort(0.0, 1, 1)}
 
 
 def convolution_cases() -> list[Case]:
@@ -48,6 +48,13 @@ def attention_cases() -> list[tuple[str, object]]:
         cases = [c for c in KNOWN[family].CASES if "224" not in c.group]
         found += [(family, dataclasses.replace(case, batch=2)) for case in cases]
     return found
+
+
+def small(case):
+    """A case of the same kind for a rehearsal; convolutions run in Triton's interpreter."""
+    if isinstance(case, Case):
+        return dataclasses.replace(case, batch=1, channels=32, size=(3, 5))
+    return case.small()
 
 
 def convolution_contestants() -> dict[str, Callable]:
@@ -104,7 +111,7 @@ def measure_call(prepare, family: str, case, name: str, dtype: torch.dtype, mode
     run = measure.make_pass(call, mode, case.out_shape)
     runner = measure.Runner(run, torch.get_num_threads(), device)
     runner.warm_up()
-    while runner.wants_more(EFFORT):
+    while runner.wants_more(EFFORT[device]):
         runner.sample()
     timing = measure.Timing.of(runner.samples)
     result |= {"us": timing.median * 1e6, "spread": timing.spread, "graph": runner.graph is not None}
@@ -171,7 +178,7 @@ def main() -> None:
     every = list(jobs())
     if args.rehearse:
         firsts = {family: (family, case, named) for family, case, named in reversed(every)}
-        every = [(family, _small(case), named) for family, case, named in firsts.values()]
+        every = [(family, small(case), named) for family, case, named in firsts.values()]
     for dtype in DTYPES[: 1 if args.rehearse else None]:
         for family, case, contestants in every:
             for mode in measure.PASSES:
@@ -188,11 +195,6 @@ def main() -> None:
     configs.table.cache_clear()
     set_auto(args.journal, table)
     save(table, args.table)
-
-
-def _small(case):
-    small = case.small()
-    return dataclasses.replace(small, channels=32) if hasattr(small, "channels") else small
 
 
 if __name__ == "__main__":
