@@ -17,8 +17,13 @@ from pathlib import Path
 
 import measure
 import torch
-from gpu_benchmark import _small as small
-from gpu_benchmark import attention_cases, attention_contestants, convolution_cases, convolution_contestants
+from gpu_benchmark import (
+    attention_cases,
+    attention_contestants,
+    convolution_cases,
+    convolution_contestants,
+    small,
+)
 from journal import Journal
 from torch.profiler import ProfilerActivity
 
@@ -29,7 +34,6 @@ METRICS = {
     "dram__bytes.sum": "memory_bytes",
     "lts__t_bytes.sum": "l2_bytes",
     "smsp__inst_executed.sum": "instructions",
-    "sm__inst_executed_pipe_tensor.sum": "tensor_instructions",
     "launch__registers_per_thread": "registers",
     "sm__warps_active.avg.pct_of_peak_sustained_active": "occupancy_percent",
 }
