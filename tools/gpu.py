@@ -61,8 +61,6 @@ class Session:
         """
         paths = os.pathsep.join(filter(None, (str(ROOT), str(TOOLS), os.environ.get("PYTHONPATH"))))
         environment = {**os.environ, "PYTHONPATH": paths, "PYTHONUNBUFFERED": "1", **environment}
-        if self.rehearse:
-            environment |= {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
         end = min(self.end, time.monotonic() + (seconds or self.left))
         running = []
         try:
@@ -90,7 +88,8 @@ class Session:
             command = [str(TOOLS / script), "--journal", str(file), *options]
             command += [f"--limit={self.left - GRACE:.0f}", *(["--rehearse"] if self.rehearse else [])]
             shares = [[*command, f"--share={i}/{processes}"] for i in range(processes)]
-            statuses = self.run(*(shares if processes > 1 else [command]))
+            interpreted = {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"} if self.rehearse else {}
+            statuses = self.run(*(shares if processes > 1 else [command]), **interpreted)
             if all(status == 0 for status in statuses):
                 return True
             crashed = any(status not in (0, None) for status in statuses)
@@ -119,8 +118,9 @@ def correctness(session: Session) -> str:
     """Run tests/cuda, then small cases of every kernel under compute-sanitizer."""
     file = session.file("correctness.jsonl")
     write = f"--journal={file}"
-    # tests/cuda/test_kernels_cuda.py runs on threads of the host in `make test`
-    left_out = ["test_large_cuda.py", *(["test_kernels_cuda.py"] if session.rehearse else [])]
+    left_out = ["test_large_cuda.py", "test_fused_resources.py"]  # the latter needs no GPU
+    if session.rehearse:
+        left_out.append("test_kernels_cuda.py")  # runs on threads of the host in `make test`
     tests = [*PYTEST, write, "tests/cuda", *(f"--ignore=tests/cuda/{name}" for name in left_out)]
     processes = 1 if session.rehearse else max(1, min(12, (os.cpu_count() or 1) - 2))
     if find_spec("pytest_timeout"):
@@ -152,23 +152,41 @@ def check_memory(session: Session) -> str:
     program = shutil.which("compute-sanitizer")
     if session.rehearse or program is None:
         return f"sanitizer skipped ({'no GPU' if session.rehearse else 'compute-sanitizer not found'})"
-    log, file = session.file("sanitizer.log"), session.file("correctness-sanitizer.jsonl")
-    tests = ["tests/cuda/test_ops_cuda.py", "tests/cuda/test_fused_cuda.py", "-p", "no:xdist"]
+    small = "matches_reference and float32"
+    shards = {  # in parallel, because the sanitizer is slow
+        "convolution": ["tests/cuda/test_ops_cuda.py", "-k", f"{small} and conv"],
+        "attention": ["tests/cuda/test_ops_cuda.py", "-k", f"{small} and (dcnv or attn)"],
+        "pooling": ["tests/cuda/test_ops_cuda.py", "-k", f"{small} and roi"],
+        "fused": ["tests/cuda/test_fused_cuda.py", "-k", small],
+    }
+    files = {name: session.file(f"sanitizer-{name}.jsonl") for name in shards}
+    commands = [
+        [*PYTEST, "-p", "no:xdist", f"--journal={files[name]}", *arguments]
+        for name, arguments in shards.items()
+    ]
+    log = session.file("sanitizer.log")
+    parts = log.with_name("sanitizer-%p.log")
     # without torch's cache, which also allocates the memory next to a tensor and so hides invalid accesses
-    status = session.run(
-        [*PYTEST, f"--journal={file}", *tests, "-k", "matches_reference and float32"],
-        under=[program, "--tool=memcheck", "--report-api-errors=no", f"--log-file={log}"],
+    statuses = session.run(
+        *commands,
+        under=[program, "--tool=memcheck", "--report-api-errors=no", f"--log-file={parts}"],
         PYTORCH_NO_CUDA_MEMORY_CACHING="1",
-    )[0]
-    count = sum("outcome" in result for _, result in journal.results(file))
-    file.unlink(missing_ok=True)
-    output = log.read_text() if log.exists() else ""
+    )
+    counts = {name: sum("outcome" in r for _, r in journal.results(file)) for name, file in files.items()}
+    output = ""
+    for part in sorted(session.out.glob("sanitizer-*.log")):
+        output += part.read_text()
+        part.unlink()
+    log.write_text(output)
+    for file in files.values():
+        file.unlink(missing_ok=True)
     found = re.findall(r"^=+ (Invalid .+|Program hit .+|Race .+|Uninitialized .+)", output, re.MULTILINE)
     if found:
         return f"FAILED: sanitizer: {found[0]}"
-    if not count:
-        return "FAILED: sanitizer: no test ran"
-    return f"sanitizer: no errors in {count} tests{'' if status is not None else ', stopped at the limit'}"
+    if not all(counts.values()):
+        return f"FAILED: sanitizer: tests that ran: {counts}"
+    stopped = ", stopped at the limit" if None in statuses else ""
+    return f"sanitizer: no errors in {sum(counts.values())} tests{stopped}"
 
 
 def tuning(session: Session) -> str:

@@ -94,8 +94,13 @@ def expected(family: str, case, dtype: torch.dtype, device: str) -> Tensor:
     }
     ours = "compiled NCHW" if family == "deform_conv2d" else "compiled"
     contestants = convolution_contestants() if family == "deform_conv2d" else attention_contestants(family)
-    with torch.no_grad():
-        return contestants[ours](case, tensors, 1).forward()
+    allowed = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        with torch.no_grad():
+            return contestants[ours](case, tensors, 1).forward()
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = allowed
 
 
 def measure_call(prepare, family: str, case, name: str, dtype: torch.dtype, mode: str, device: str) -> dict:
@@ -108,7 +113,8 @@ def measure_call(prepare, family: str, case, name: str, dtype: torch.dtype, mode
         exact = expected(family, case, dtype, device).double()
         result["error"] = ((output - exact).norm() / exact.norm()).item()
         del output, exact
-    run = measure.make_pass(call, mode, case.out_shape)
+    form = FORMATS["NHWC" if name.endswith("NHWC") else "NCHW"]
+    run = measure.make_pass(call, mode, case.out_shape, form)
     runner = measure.Runner(run, torch.get_num_threads(), device)
     runner.warm_up()
     while runner.wants_more(EFFORT[device]):

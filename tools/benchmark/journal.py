@@ -82,9 +82,8 @@ class Journal:
 
 def gpu_is_lost() -> bool:
     """Whether an error has ended the CUDA context: every later call in this process fails."""
-    import torch
-
-    if not torch.cuda.is_initialized():
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
         return False
     try:
         torch.cuda.synchronize()

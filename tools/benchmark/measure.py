@@ -161,8 +161,17 @@ def take_turns(runners: Mapping[Hashable, Runner], effort: Effort, seed: int = 0
             yield
 
 
-def make_pass(call: Call, name: str, out_shape: Sequence[int]) -> Callable[[], object] | None:
-    """Return the function to time; None if the contestant has no backward."""
+def make_pass(
+    call: Call,
+    name: str,
+    out_shape: Sequence[int],
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> Callable[[], object] | None:
+    """Return the function to time; None if the contestant has no backward.
+
+    Args:
+        memory_format: that of the output's gradient.
+    """
     if name == "forward":
 
         def forward() -> Tensor:
@@ -173,6 +182,7 @@ def make_pass(call: Call, name: str, out_shape: Sequence[int]) -> Callable[[], o
     if not call.leaves:
         return None
     grad = torch.randn(tuple(out_shape), generator=torch.Generator().manual_seed(1)).to(call.leaves[0])
+    grad = grad.contiguous(memory_format=memory_format)
 
     def forward_backward() -> tuple[Tensor, ...]:
         output = call.forward()

@@ -14,7 +14,7 @@ from journal import Journal, gpu_is_lost, key
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--journal", type=Path, required=True)
+    parser.addoption("--journal", type=Path)
 
 
 def pytest_configure(config: pytest.Config) -> None:
