@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -137,3 +138,34 @@ def test_sections_of_a_page(tmp_path):
     assert page.read_text() == (f"before\n<!-- model: command -->\n\n{table}\n<!-- end of model -->\nafter\n")
     with pytest.raises(SystemExit):
         sections.replace_section("absent", [["a"]], True, page)
+
+
+def test_the_journal_of_tests(tmp_path):
+    """A test that ends its process, a failure and a skip are recorded; the other tests run."""
+    pytest.importorskip("xdist")
+    (tmp_path / "test_some.py").write_text(
+        "import os, pytest\n"
+        "def test_passes(): pass\n"
+        "def test_crashes(): os._exit(3)\n"
+        "def test_fails(): assert 1 == 2\n"
+        "def test_skips(): pytest.skip('no GPU')\n"
+        "def test_passes_too(): pass\n"
+    )
+    file = tmp_path / "tests.jsonl"
+    command = [
+        sys.executable,
+        *gpu.PYTEST,
+        f"--journal={file}",
+        "-n1",
+        f"--rootdir={tmp_path}",
+        "test_some.py",
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(gpu.TOOLS), "PYTEST_ADDOPTS": ""}
+    environment.pop("PYTEST_XDIST_WORKER", None)
+    subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, timeout=120)
+    found = {job["test"].split("::")[1]: result for job, result in results(file)}
+    assert {name: result["outcome"] for name, result in found.items()} == {
+        "test_passes": "passed", "test_crashes": "failed", "test_fails": "failed",
+        "test_skips": "skipped", "test_passes_too": "passed",
+    }  # fmt: skip
+    assert "no GPU" in found["test_skips"]["problem"]

@@ -298,6 +298,7 @@ def require(rehearse: bool) -> None:
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the processes of a part too
     args = parse_args()
     require(args.rehearse)
     import gpu_report
