@@ -17,7 +17,7 @@ sys.path += [str(ROOT / "tools"), str(ROOT / "tools" / "benchmark")]  # scripts 
 
 import gpu  # noqa: E402
 import sections  # noqa: E402
-from journal import Journal, read, results  # noqa: E402
+from journal import UNFINISHED, Journal, read, results  # noqa: E402
 
 # A script that crashes in its second job and never ends its fourth one.
 SCRIPT = """
@@ -89,7 +89,12 @@ def test_journal(tmp_path):
     assert again.run({"n": 2}, never) is None
     assert again.run({"n": 3}, never) is None
     assert again.run({"n": 4}, lambda: {"value": 4}) == {"value": 4}
-    assert Journal(file, 0).run({"n": 5}, never) is None
+    late = Journal(file, 0)
+    assert late.run({"n": 5}, never) is None
+    for journal, status in ((again, 0), (late, UNFINISHED)):
+        with pytest.raises(SystemExit) as end:
+            journal.exit()
+        assert end.value.code == status
     assert {job["n"]: "problem" in result for job, result in read(file).values()} == {
         1: False, 2: True, 3: True, 4: False,
     }  # fmt: skip

@@ -88,11 +88,12 @@ class Session:
             command = [str(TOOLS / script), "--journal", str(file), *options]
             command += [f"--limit={self.left - GRACE:.0f}", *(["--rehearse"] if self.rehearse else [])]
             shares = [[*command, f"--share={i}/{processes}"] for i in range(processes)]
-            interpreted = {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"} if self.rehearse else {}
-            statuses = self.run(*(shares if processes > 1 else [command]), **interpreted)
+            interpreted = {"TRITON_INTERPRET": "1", "DCNZOO_BACKEND": "fused", "OMP_NUM_THREADS": "1"}
+            environment = interpreted if self.rehearse else {}
+            statuses = self.run(*(shares if processes > 1 else [command]), **environment)
             if all(status == 0 for status in statuses):
                 return True
-            crashed = any(status not in (0, None) for status in statuses)
+            crashed = any(status not in (0, None, journal.UNFINISHED) for status in statuses)
             if not crashed or self.left < 2 * GRACE or _size(file) == before:
                 return False
             print("continues after a crash", flush=True)
@@ -226,7 +227,8 @@ def profile(session: Session) -> str:
 
 def training(session: Session) -> str:
     """Time a detector's training step with and without dcn, then train and evaluate it."""
-    missing = [package for package in ("mmengine", "mmcv", "mmdet", "pycocotools") if not find_spec(package)]
+    needed = ("mmengine", "mmcv", "mmdet", "pycocotools", "shapely", "cv2", "addict", "yapf", "platformdirs")
+    missing = [package for package in needed if not find_spec(package)]
     if missing:
         return f"skipped: not installed: {', '.join(missing)}"
     file = session.file("training.jsonl")

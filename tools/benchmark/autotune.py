@@ -218,7 +218,7 @@ def main() -> None:
         for kernel, kind, config in jobs[first::step]:
             job = {"step": "check", "kernel": kernel, "kind": kind, "config": list(config)}
             journal.run(job, lambda k=kernel, d=kind, c=config: check(k, d, c, case, device))
-        return
+        journal.exit()
     correct = {
         (job["kernel"], job["kind"], *job["config"])
         for job, result in results(args.journal, step="check")
@@ -238,6 +238,7 @@ def main() -> None:
 
             job = {"step": "time", "kernel": kernel, "kind": kind, "map": name, "config": list(config)}
             journal.run(job, measure)
+    journal.exit()
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import statistics
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
+from unittest import mock
 
 import families
 import gpu_model
@@ -25,6 +26,7 @@ from convolutions import Case, deformable
 from journal import Journal, results
 from torch import Tensor
 
+from dcnzoo.ops import fused
 from dcnzoo.ops.fused import configs
 from dcnzoo.ops.fused.configs import TABLE
 
@@ -107,12 +109,15 @@ def measure_call(prepare, family: str, case, name: str, dtype: torch.dtype, mode
     tensors = tensors_of(case, dtype, device)
     call = prepare(case, tensors, torch.get_num_threads())
     result: dict[str, object] = {}
+    with torch.no_grad(), mock.patch.object(fused, "forward", wraps=fused.forward) as ran:
+        output = call.forward().double()
+    if ran.called != name.startswith("fused"):
+        raise RuntimeError(f"expected the {name} kernels, {'fused' if ran.called else 'other'} ones ran")
     if mode == "forward" and not name.startswith("cuDNN"):
-        with torch.no_grad():
-            output = call.forward().double()
         exact = expected(family, case, dtype, device).double()
         result["error"] = ((output - exact).norm() / exact.norm()).item()
-        del output, exact
+        del exact
+    del output
     form = FORMATS["NHWC" if name.endswith("NHWC") else "NCHW"]
     run = measure.make_pass(call, mode, case.out_shape, form)
     runner = measure.Runner(run, torch.get_num_threads(), device)
@@ -201,6 +206,7 @@ def main() -> None:
     configs.table.cache_clear()
     set_auto(args.journal, table)
     save(table, args.table)
+    journal.exit()
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import argparse
 import math
 from dataclasses import dataclass
 
+from families.ms_deform_attn import CHANNELS, HEADS, POINTS
 from sections import replace_section
 
 # Measured on an H100 80 GB: bytes/s of a copy, read and written; flop/s of a bfloat16 product of 8192 × 8192.
@@ -79,17 +80,16 @@ class Sizes:
         )
 
     @classmethod
-    def of_tensors(cls, tensors: dict, output: int) -> Sizes:
-        """Sizes of dcnv3, dcnv4 or ms_deform_attn: a weight per sample of all channels of a group."""
-        if "value" in tensors:
-            input, points = tensors["value"], tensors["weights"].numel()
-            channels, fields = input.shape[3], 3 * points
+    def of_attention(cls, case) -> Sizes:
+        """dcnv3, dcnv4 (9 taps) or ms_deform_attn: an offset and a weight for all channels of a group."""
+        if hasattr(case, "queries"):
+            groups, channels, pixels = HEADS, CHANNELS, case.pixels
+            points = case.batch * case.queries * groups * len(case.levels) * POINTS
         else:
-            input = tensors["input"]
-            groups, taps = input.shape[3] // 16, 9  # InternImage
-            points, channels = input.numel() // input.shape[3] * groups * taps, 16
-            fields = 3 * points
-        return cls(samples=points * channels, input=input.numel(), fields=fields, output=output)
+            groups, channels, pixels = case.groups, case.channels // case.groups, math.prod(case.size)
+            points = case.batch * pixels * groups * 9
+        input = case.batch * pixels * groups * channels
+        return cls(points * channels, input, 3 * points, math.prod(case.out_shape))
 
 
 def predict(kernels: str, s: Sizes, backward: bool, item: int) -> Prediction:
@@ -145,11 +145,7 @@ def table() -> list[list[str]]:
 
 
 def sizes_of(kernels: str, case) -> Sizes:
-    if kernels != "attention":
-        return Sizes.of_convolution(case)
-    import torch
-
-    return Sizes.of_tensors(case.tensors(torch.bfloat16, "cpu"), math.prod(case.out_shape))
+    return Sizes.of_attention(case) if kernels == "attention" else Sizes.of_convolution(case)
 
 
 def main() -> None:

@@ -131,9 +131,10 @@ def main() -> None:
         journal.run({**job, "by": "torch"}, lambda job=job: times(job, args.rehearse))
     if shutil.which("ncu") is None or args.rehearse:
         print("ncu skipped", flush=True)
-        return
+        jobs = []
     for job in jobs:
         journal.run({**job, "by": "ncu"}, lambda job=job: counters(job, 60))
+    journal.exit()
 
 
 if __name__ == "__main__":

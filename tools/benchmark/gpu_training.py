@@ -170,6 +170,7 @@ def main() -> None:
         known = [job for job, _ in results(args.journal, step="train")]
         job = known[0] if known else {"step": "train", "iterations": iterations}
         journal.run(job, lambda: train(cfg, job["iterations"], batch))
+    journal.exit()
 
 
 if __name__ == "__main__":

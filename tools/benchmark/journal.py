@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-RESTART = 75  # exit status: this process cannot use the GPU any more, a new one can continue
+# exit statuses: this process cannot use the GPU any more, a new one can continue; no time was left
+RESTART, UNFINISHED = 75, 76
 
 
 def read(path: Path) -> dict[str, tuple[dict, dict | None]]:
@@ -45,12 +46,18 @@ class Journal:
         if path.exists() and not path.read_bytes().endswith(b"\n"):
             self._append("\n")
         self.known = read(path)
+        self.skipped = 0
+
+    def exit(self) -> None:
+        """End the process; the status tells whether jobs were skipped for lack of time."""
+        sys.exit(UNFINISHED if self.skipped else 0)
 
     def run(self, job: dict, function: Callable[[], dict]) -> dict | None:
         """Return the result of a job; None if it has failed, or if no time is left to start it."""
         name = key(job)
         if name not in self.known:
             if time.monotonic() > self.end:
+                self.skipped += 1
                 return None
             self.start(job)
             try:
