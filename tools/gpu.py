@@ -197,9 +197,9 @@ def tuning(session: Session) -> str:
     file, table = session.file("tuning.jsonl"), session.file("configs.json")
     processes = 1 if session.rehearse else max(1, min(12, (os.cpu_count() or 1) - 2))
     end, session.end = session.end, session.end - 0.5 * session.left
-    session.run_jobs("autotune.py", file, "check", processes=processes)  # compiles in parallel
+    checked = session.run_jobs("autotune.py", file, "check", processes=processes)  # compiles in parallel
     session.end = end
-    finished = session.run_jobs("autotune.py", file, "time")
+    timed = session.run_jobs("autotune.py", file, "time")
     # needs a second only, and keeps the entries that were not measured
     session.end = time.monotonic() + 60
     written = session.run_jobs("autotune.py", file, "write", "--table", str(table))
@@ -207,7 +207,7 @@ def tuning(session: Session) -> str:
         return "FAILED: no candidate is correct"
     if not session.rehearse:
         shutil.copy(table, TABLE)
-    return "done" if finished else "unfinished: the table keeps its entries for the rest"
+    return "done" if checked and timed else "unfinished: the table keeps its entries for the rest"
 
 
 def benchmark(session: Session) -> str:
