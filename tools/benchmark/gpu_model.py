@@ -130,11 +130,15 @@ def table() -> list[list[str]]:
 
     head = ["kernels", "case", "pass", "memory", "L2", "instructions", "tensor cores", "predicted"]
     rows = [head]
-    calls = [(kernels, case) for case in convolution_cases() for kernels in ("fused", "compiled")]
-    calls += [("attention", case) for _, case in attention_cases()]
-    for kernels, case in calls:
+    calls = [
+        (kernels, kernels, case)
+        for case in convolution_cases()
+        if case.stride == 1
+        for kernels in ("fused", "compiled")
+    ]
+    calls += [(family, "attention", case) for family, case in attention_cases() if family != "dcnv3"]
+    for name, kernels, case in calls:
         sizes = sizes_of(kernels, case)
-        name = case.op if kernels == "attention" else kernels
         for backward in (False, True):
             found = predict(kernels, sizes, backward, 2)
             times = [f"{time:.0f}" for time in found.microseconds().values()]
