@@ -33,7 +33,13 @@ CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuob
 # Bytes of shared memory of a block: CUDA C++ Programming Guide, compute capabilities.
 MOST_SHARED = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448}
 REGISTER_FILE = 65536
-TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
+TYPES = {
+    torch.float16: "fp16",
+    torch.bfloat16: "bf16",
+    torch.float32: "fp32",
+    torch.int32: "i32",
+    torch.int64: "i64",
+}
 KERNELS = ("forward", "grad_weight", "grad_samples")
 CHANNELS = 256
 
@@ -107,7 +113,6 @@ def launches_of(kernel: str, config: Config, variant: Variant, channels: int = C
     def normal(*shape: int, dtype: torch.dtype = variant.dtype) -> torch.Tensor:
         return torch.randn(shape, generator=generator).to(dtype)
 
-    # one map for offset and mask, as a layer computes them, would be channels first
     input, grad = (normal(1, channels, 4, 5).contiguous(memory_format=torch.channels_last) for _ in "ig")
     offset, mask = normal(1, 18, 4, 5, dtype=variant.fields), normal(1, 9, 4, 5, dtype=variant.fields)
     weight = normal(channels, channels, 3, 3)
