@@ -119,24 +119,23 @@ def correctness(session: Session) -> str:
     """Run tests/cuda, then small cases of every kernel under compute-sanitizer."""
     file = session.file("correctness.jsonl")
     write = f"--journal={file}"
-    left_out = ["test_large_cuda.py", "test_fused_resources.py"]  # the latter needs no GPU
+    left_out = ["test_fused_resources.py"]  # needs no GPU
     if session.rehearse:
         left_out.append("test_kernels_cuda.py")  # runs on threads of the host in `make test`
     tests = [*PYTEST, write, "tests/cuda", *(f"--ignore=tests/cuda/{name}" for name in left_out)]
     processes = 1 if session.rehearse else max(1, min(12, (os.cpu_count() or 1) - 2))
     if find_spec("pytest_timeout"):
         tests += ["--timeout=240"]
-    share = 0.6 * session.left
+    share = 0.7 * session.left
     environment = {"TORCHINDUCTOR_COMPILE_THREADS": "1", "OMP_NUM_THREADS": "1"}
     if find_spec("xdist"):
-        tests += ["-n", str(processes), "--max-worker-restart=30"] if processes > 1 else ["-p", "no:xdist"]
+        parallel = ["-n", str(processes), "--dist=loadgroup", "--max-worker-restart=30"]
+        tests += parallel if processes > 1 else ["-p", "no:xdist"]
         session.run(tests, seconds=share, **environment)
     else:  # one process per file
         files = [p for p in sorted((ROOT / "tests/cuda").glob("test_*.py")) if p.name not in left_out]
         each = [[str(path) if part == "tests/cuda" else part for part in tests] for path in files]
         session.run(*each, seconds=share, **environment)
-    if not session.rehearse:  # alone, because they need most of the memory
-        session.run([*PYTEST, write, "tests/cuda/test_large_cuda.py"], seconds=0.5 * session.left)
     return f"{count_tests(file)}; {check_memory(session)}"
 
 

@@ -18,6 +18,10 @@ if not with_cuda():
     pytest.skip("no GPU, or no CUDA kernels: not run on a GPU", allow_module_level=True)
 
 
+# one after the other: each needs most of the memory
+one_at_a_time = pytest.mark.xdist_group("large")
+
+
 def require_memory(gib: float) -> None:
     torch.cuda.empty_cache()  # of the tests before
     available = torch.cuda.mem_get_info()[0] / 2**30
@@ -25,6 +29,7 @@ def require_memory(gib: float) -> None:
         pytest.skip(f"needs {gib:g} GiB of the GPU's memory, {available:.1f} are available")
 
 
+@one_at_a_time
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
     ("channels", "side", "stride"),
@@ -32,7 +37,7 @@ def require_memory(gib: float) -> None:
 )
 def test_convolution_with_all_gradients(channels, side, stride, dtype):
     """A map or offsets beyond 2³¹ elements. The last pixels match the CPU's result for that corner."""
-    require_memory(50)  # not both at once: float32 would need more than 80 GB
+    require_memory(45)  # not both at once: float32 would need more than 80 GB
     last = 9  # pixels of the output
     corner = last * stride + REGION
     assert (side - corner) % stride == 0
@@ -68,6 +73,7 @@ def test_convolution_with_all_gradients(channels, side, stride, dtype):
         torch.testing.assert_close(part.cpu().double(), exact, **close)
 
 
+@one_at_a_time
 def test_pooling_of_a_map():
     require_memory(40)
     side, channels = 2**14, 9
@@ -92,6 +98,7 @@ def test_many_images_and_channels(name, cases, settings):
     assert_same(op, moved(sample), sample.to(torch.float64), 1e-3)
 
 
+@one_at_a_time
 def test_more_than_two_to_the_31_columns():
     channels, size = 240, 1024
     input = torch.randn(1, channels, size, size, device="cuda", dtype=torch.float16)

@@ -63,7 +63,7 @@ def tuning(out: Path) -> str:
 
 
 def goals(out: Path) -> str:
-    """The figures that issue 24 sets goals for: medians over the cases, and the worst case."""
+    """The figures that have goals, and some beside them: medians over the cases, and the worst case."""
     times = {
         (job["family"], job["case"], job["dtype"], job["mode"], job["contestant"]): result
         for job, result in results(out / "benchmark.jsonl")
