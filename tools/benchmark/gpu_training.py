@@ -77,13 +77,14 @@ def time_steps(cfg: Config, device: str, steps: int) -> dict:
         changed.train_dataloader.batch_size = TIMED_BATCH
         functions[arm] = _step(changed)
     samples: dict[str, list[float]] = {arm: [] for arm in functions}
-    for number in range(steps + 5):
+    first = 5 if steps > 5 else 0  # the first ones compile and choose algorithms
+    for number in range(first + steps):
         for arm, function in functions.items():
             _synchronize(device)
             start = time.perf_counter()
             function()
             _synchronize(device)
-            if number >= 5 or steps < 5:  # the first ones compile and choose algorithms
+            if number >= first:
                 samples[arm].append(1e3 * (time.perf_counter() - start))
     found = {f"{arm}_ms": statistics.median(values) for arm, values in samples.items()}
     return {**found, "ratio": found["on_ms"] / found["off_ms"], "batch": TIMED_BATCH}
