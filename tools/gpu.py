@@ -81,15 +81,22 @@ class Session:
             print(f"stopped at the time limit: {process.args[-1]}", flush=True)
             return None
 
-    def run_jobs(self, script: str, file: Path, *options: str, processes: int = 1) -> bool:
-        """Run a script that works through a journal; continue after a crash. Return whether it finished."""
+    def run_jobs(
+        self, script: str, file: Path, *options: str, processes: int = 1, interpret: bool = True
+    ) -> bool:
+        """Run a script that works through a journal; continue after a crash. Return whether it finished.
+
+        Args:
+            interpret: in a rehearsal, run the fused kernels in Triton's interpreter, which is slow.
+        """
         while True:
             before = _size(file)
             command = [str(TOOLS / script), "--journal", str(file), *options]
             command += [f"--limit={self.left - GRACE:.0f}", *(["--rehearse"] if self.rehearse else [])]
             shares = [[*command, f"--share={i}/{processes}"] for i in range(processes)]
-            interpreted = {"TRITON_INTERPRET": "1", "DCNZOO_BACKEND": "fused", "OMP_NUM_THREADS": "1"}
-            environment = interpreted if self.rehearse else {}
+            environment = {"OMP_NUM_THREADS": "1"} if self.rehearse else {}
+            if self.rehearse and interpret:
+                environment |= {"TRITON_INTERPRET": "1", "DCNZOO_BACKEND": "fused"}
             statuses = self.run(*(shares if processes > 1 else [command]), **environment)
             if all(status == 0 for status in statuses):
                 return True
@@ -232,7 +239,7 @@ def training(session: Session) -> str:
         return f"skipped: not installed: {', '.join(missing)}"
     file = session.file("training.jsonl")
     data = ["--data", str(session.data)] if session.data else []
-    return _words(file, session.run_jobs("gpu_training.py", file, *data))
+    return _words(file, session.run_jobs("gpu_training.py", file, *data, interpret=False))
 
 
 def _words(file: Path, finished: bool) -> str:
