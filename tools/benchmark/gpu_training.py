@@ -113,7 +113,7 @@ class Losses(Hook):
         self.values: list[float] = []
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
-        self.values.append(float(outputs["loss"]))
+        self.values.append(float(outputs["loss"].detach()))
 
 
 def train(cfg: Config, iterations: int, batch: int) -> dict:
