@@ -13,7 +13,7 @@ INSTALL = $(if $(UV),$(UV) pip install --quiet --python $(RUN),$(PIP) install --
 OPS := $(shell find ops -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup dev wheelhouse demo study test test-all test-onedl test-others test-packaging test-matrix coverage coverage-openmmlab peers fuzz crash sanitize sanitize-threads soak distributed bench gpu zoo docs audit lint format wheel clean
+.PHONY: help setup dev wheelhouse demo study test test-all test-onedl test-others test-packaging test-matrix coverage coverage-openmmlab peers fuzz crash sanitize sanitize-threads soak distributed bench gpu gpu-resources zoo docs audit lint format wheel clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -192,8 +192,21 @@ bench: dev $(PEERS)/.installed  ## compare time and memory with other packages (
 
 # Uses neither .venv nor network: the machine with the GPU needs python3 with torch, numpy and pytest, and a
 # working tree with dcnzoo/ops/_C_*.so, built on a machine with nvcc by DCNZOO_CUDA=1 make setup.
-gpu:  ## test, tune and time the kernels on a GPU (docs/benchmarks)
+# One part of five: make gpu ARGS=correctness (tuning, benchmark, profile, training).
+gpu:  ## test, tune, time and profile the kernels on a GPU, and train with them (docs/gpu.md)
 	$(PYTHON) tools/gpu.py $(ARGS)
+
+# The Triton of torch 2.11; .venv has the one of torch 2.13.
+TRITON := .venv-triton
+$(TRITON)/.installed: $(VENV)/.dev
+	$(call NEW_VENV,$(TRITON))
+	$(call SEE_VENV,$(TRITON))
+	$(PIP) --python $(TRITON)/bin/python install --no-deps triton==3.6.0
+	touch $@
+
+gpu-resources: dev $(TRITON)/.installed  ## compile the fused kernels for GPUs with Triton 3.6.0: table in docs/gpu.md
+	$(TRITON)/bin/python -m pytest tests/cuda/test_fused_resources.py $(ARGS)
+	PYTHONPATH=. $(TRITON)/bin/python tools/benchmark/fused_resources.py --write
 
 zoo: setup  ## write model_zoo.md and model-index.yml from the metafiles
 	$(RUN) tools/model_zoo.py

@@ -11,18 +11,11 @@ from shapely.geometry import Polygon
 
 from dcnzoo.ops import box_iou_rotated, nms_rotated, reference_boxes
 
+from .op_cases.rotated_boxes import overlapping_boxes as random_boxes
 from .op_cases.rotated_boxes import random_rotated_boxes
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 BOX = torch.tensor([[3.0, 4, 6, 2, 0.7]], dtype=torch.float64)
-
-
-def random_boxes(count: int, seed: int = 0, dtype=torch.float64):
-    """Boxes with many overlaps, and scores."""
-    generator = torch.Generator().manual_seed(seed)
-    boxes = torch.rand(count, 5, generator=generator, dtype=torch.float64)
-    boxes = boxes * torch.tensor([30, 30, 20, 8, 20]) + torch.tensor([0, 0, 1, 1, -10])
-    return boxes.to(dtype), torch.rand(count, generator=generator, dtype=torch.float64).to(dtype)
 
 
 def polygon(box: list[float], clockwise: bool) -> Polygon:

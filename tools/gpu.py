@@ -1,11 +1,11 @@
-"""Test dcnzoo's kernels on a GPU, tune the fused kernels and time all of them (``make gpu``).
+"""Test, tune, time and profile dcnzoo's kernels on a GPU, and train a detector with them (``make gpu``).
 
-Takes less than ten minutes. The results of the tuning are also written to dcnzoo/ops/fused/configs.json.
+Each part ends in time, writes every result at once, and does not depend on the success of the part before.
+A crash costs the part one job: it continues in a new process.
 
-Requires python3 with torch, numpy and pytest, and the libraries dcnzoo/ops/_C_*.so, which
-``DCNZOO_CUDA=1 make setup`` builds on a machine with nvcc. Requires neither pip nor network. The benchmark
-also requires click, matplotlib and rich, the memory check compute-sanitizer; a missing one is reported and
-the step is skipped. Results go to docs/benchmarks/, named by GPU and versions.
+Requires python3 with torch, numpy, pytest and filelock, and the libraries dcnzoo/ops/_C_*.so, which
+``DCNZOO_CUDA=1 make setup`` builds on a machine with nvcc. The training also requires mmdet, the memory check
+compute-sanitizer, the bytes in the profile ncu; without them, these steps are skipped. Requires no network.
 """
 
 from __future__ import annotations
@@ -15,42 +15,280 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
-import xml.etree.ElementTree as ElementTree
-from collections import Counter
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tools" / "benchmark")]  # dcnzoo need not be installed
-ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path[:2]), "PYTHONUNBUFFERED": "1"}
+TOOLS = ROOT / "tools" / "benchmark"
+sys.path[:0] = [str(ROOT), str(TOOLS)]  # dcnzoo need not be installed
+import journal  # noqa: E402
+
+TABLE = ROOT / "dcnzoo" / "ops" / "fused" / "configs.json"
+PYTEST = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "pytest_journal"]
+GRACE = 5  # seconds that a process gets to write its last result
+
+
+class Session:
+    """The options, and the time that is left for a part."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.out, self.rehearse, self.data = args.out, args.rehearse, args.data
+        self.end = 0.0
+
+    @property
+    def left(self) -> float:
+        return max(self.end - time.monotonic(), 1.0)
+
+    def file(self, name: str) -> Path:
+        return self.out / name
+
+    def run(
+        self,
+        *commands: list[str],
+        seconds: float | None = None,
+        under: Sequence[str] = (),
+        **environment: str,
+    ) -> list[int | None]:
+        """Run Python processes at the same time. Return their exit statuses; None: stopped at the limit.
+
+        A process that is stopped takes its children with it.
+        """
+        paths = os.pathsep.join(filter(None, (str(ROOT), str(TOOLS), os.environ.get("PYTHONPATH"))))
+        environment = {**os.environ, "PYTHONPATH": paths, "PYTHONUNBUFFERED": "1", **environment}
+        end = min(self.end, time.monotonic() + (seconds or self.left))
+        running = []
+        try:
+            for command in commands:
+                print("+", *under, "python", *command, flush=True)
+                line = [*under, sys.executable, *command]
+                running.append(subprocess.Popen(line, cwd=ROOT, env=environment, start_new_session=True))
+            return [self._wait(process, end) for process in running]
+        finally:
+            for process in running:
+                _kill(process)
+
+    @staticmethod
+    def _wait(process: subprocess.Popen, end: float) -> int | None:
+        try:
+            return process.wait(max(end - time.monotonic(), 0))
+        except subprocess.TimeoutExpired:
+            print(f"stopped at the time limit: {process.args[-1]}", flush=True)
+            return None
+
+    def run_jobs(
+        self, script: str, file: Path, *options: str, processes: int = 1, interpret: bool = True
+    ) -> bool:
+        """Run a script that works through a journal; continue after a crash. Return whether it finished.
+
+        Args:
+            interpret: in a rehearsal, run the fused kernels in Triton's interpreter, which is slow.
+        """
+        while True:
+            before = _size(file)
+            command = [str(TOOLS / script), "--journal", str(file), *options]
+            command += [f"--limit={self.left - GRACE:.0f}", *(["--rehearse"] if self.rehearse else [])]
+            shares = [[*command, f"--share={i}/{processes}"] for i in range(processes)]
+            environment = {"OMP_NUM_THREADS": "1"} if self.rehearse else {}
+            if self.rehearse and interpret:
+                environment |= {"TRITON_INTERPRET": "1", "DCNZOO_BACKEND": "fused"}
+            statuses = self.run(*(shares if processes > 1 else [command]), **environment)
+            if all(status == 0 for status in statuses):
+                return True
+            crashed = any(status not in (0, None, journal.UNFINISHED) for status in statuses)
+            if not crashed or self.left < 2 * GRACE or _size(file) == before:
+                return False
+            print("continues after a crash", flush=True)
+
+
+def _size(file: Path) -> int:
+    return file.stat().st_size if file.exists() else 0
+
+
+def _kill(process: subprocess.Popen) -> None:
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, number)
+            process.wait(2)
+        except ProcessLookupError:
+            break
+        except subprocess.TimeoutExpired:
+            continue
+    process.wait()
+
+
+def correctness(session: Session) -> str:
+    """Run tests/cuda, then small cases of every kernel under compute-sanitizer."""
+    file = session.file("correctness.jsonl")
+    write = f"--journal={file}"
+    left_out = ["test_fused_resources.py"]  # needs no GPU
+    if session.rehearse:
+        left_out.append("test_kernels_cuda.py")  # runs on threads of the host in `make test`
+    tests = [*PYTEST, write, "tests/cuda", *(f"--ignore=tests/cuda/{name}" for name in left_out)]
+    processes = 1 if session.rehearse else max(1, min(12, (os.cpu_count() or 1) - 2))
+    if find_spec("pytest_timeout"):
+        tests += ["--timeout=240"]
+    share = 0.7 * session.left
+    environment = {"TORCHINDUCTOR_COMPILE_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    if find_spec("xdist"):
+        parallel = ["-n", str(processes), "--dist=loadgroup", "--max-worker-restart=30"]
+        tests += parallel if processes > 1 else ["-p", "no:xdist"]
+        session.run(tests, seconds=share, **environment)
+    else:  # one process per file
+        files = [p for p in sorted((ROOT / "tests/cuda").glob("test_*.py")) if p.name not in left_out]
+        each = [[str(path) if part == "tests/cuda" else part for part in tests] for path in files]
+        session.run(*each, seconds=share, **environment)
+    return f"{count_tests(file)}; {check_memory(session)}"
+
+
+def count_tests(file: Path) -> str:
+    outcomes = [result.get("outcome", "crashed") for _, result in journal.results(file)]
+    counts = {word: outcomes.count(word) for word in ("passed", "failed", "crashed", "skipped")}
+    text = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
+    bad = counts["failed"] or counts["crashed"] or not counts["passed"]
+    return f"FAILED: {text or 'no test ran'}" if bad else text
+
+
+def check_memory(session: Session) -> str:
+    """Check small cases for invalid memory accesses, as far as time allows."""
+    program = shutil.which("compute-sanitizer")
+    if session.rehearse or program is None:
+        return f"sanitizer skipped ({'no GPU' if session.rehearse else 'compute-sanitizer not found'})"
+    small = "matches_reference and float32"
+    shards = {  # in parallel, because the sanitizer is slow
+        "convolution": ["tests/cuda/test_ops_cuda.py", "-k", f"{small} and conv"],
+        "attention": ["tests/cuda/test_ops_cuda.py", "-k", f"{small} and (dcnv or attn)"],
+        "pooling": ["tests/cuda/test_ops_cuda.py", "-k", f"{small} and roi"],
+        "fused": ["tests/cuda/test_fused_cuda.py", "-k", small],
+    }
+    files = {name: session.file(f"sanitizer-{name}.jsonl") for name in shards}
+    commands = [
+        [*PYTEST, "-p", "no:xdist", f"--journal={files[name]}", *arguments]
+        for name, arguments in shards.items()
+    ]
+    log = session.file("sanitizer.log")
+    parts = log.with_name("sanitizer-%p.log")
+    # without torch's cache, which also allocates the memory next to a tensor and so hides invalid accesses
+    statuses = session.run(
+        *commands,
+        under=[program, "--tool=memcheck", "--report-api-errors=no", f"--log-file={parts}"],
+        PYTORCH_NO_CUDA_MEMORY_CACHING="1",
+    )
+    counts = {name: sum("outcome" in r for _, r in journal.results(file)) for name, file in files.items()}
+    output = ""
+    for part in sorted(session.out.glob("sanitizer-*.log")):
+        output += part.read_text()
+        part.unlink()
+    log.write_text(output)
+    for file in files.values():
+        file.unlink(missing_ok=True)
+    found = re.findall(r"^=+ (Invalid .+|Program hit .+|Race .+|Uninitialized .+)", output, re.MULTILINE)
+    if found:
+        return f"FAILED: sanitizer: {found[0]}"
+    if not all(counts.values()):
+        return f"FAILED: sanitizer: tests that ran: {counts}"
+    stopped = ", stopped at the limit" if None in statuses else ""
+    return f"sanitizer: no errors in {sum(counts.values())} tests{stopped}"
+
+
+def tuning(session: Session) -> str:
+    """Check all candidates for block sizes, time the correct ones, and update the table."""
+    if find_spec("triton") is None:
+        return "skipped: triton is not installed"
+    file, table = session.file("tuning.jsonl"), session.file("configs.json")
+    processes = 1 if session.rehearse else max(1, min(12, (os.cpu_count() or 1) - 2))
+    end, session.end = session.end, session.end - 0.5 * session.left
+    checked = session.run_jobs("autotune.py", file, "check", processes=processes)  # compiles in parallel
+    session.end = end
+    timed = session.run_jobs("autotune.py", file, "time")
+    # needs a second only, and keeps the entries that were not measured
+    session.end = time.monotonic() + 60
+    written = session.run_jobs("autotune.py", file, "write", "--table", str(table))
+    if not written or not any("error" in result for _, result in journal.results(file, step="check")):
+        return "FAILED: no candidate is correct"
+    if not session.rehearse:
+        shutil.copy(table, TABLE)
+    return "done" if checked and timed else "unfinished: the table keeps its entries for the rest"
+
+
+def benchmark(session: Session) -> str:
+    """Time the operators next to cuDNN, torchvision and formulas in plain PyTorch."""
+    file, table = session.file("benchmark.jsonl"), session.file("configs.json")
+    finished = session.run_jobs("gpu_benchmark.py", file, "--table", str(table))
+    if not session.rehearse and table.exists():
+        shutil.copy(table, TABLE)
+    return _words(file, finished)
+
+
+def profile(session: Session) -> str:
+    """List the kernels of a few calls with their times and, by ncu, the bytes that they move."""
+    file = session.file("profile.jsonl")
+    return _words(file, session.run_jobs("gpu_profile.py", file))
+
+
+def training(session: Session) -> str:
+    """Time a detector's training step with and without dcn, then train and evaluate it."""
+    needed = ("mmengine", "mmcv", "mmdet", "pycocotools", "shapely", "cv2", "addict", "yapf", "platformdirs")
+    missing = [package for package in needed if not find_spec(package)]
+    if missing:
+        return f"skipped: not installed: {', '.join(missing)}"
+    file = session.file("training.jsonl")
+    data = ["--data", str(session.data)] if session.data else []
+    return _words(file, session.run_jobs("gpu_training.py", file, *data, interpret=False))
+
+
+def _words(file: Path, finished: bool) -> str:
+    found = [result for _, result in journal.results(file)]
+    good = sum("problem" not in result for result in found)
+    if not good:
+        return "FAILED: no result"
+    return f"{'done' if finished else 'unfinished'}: {good} results, {len(found) - good} problems"
+
+
+PARTS: dict[str, tuple[int, Callable[[Session], str]]] = {  # limit in seconds
+    "correctness": (400, correctness),
+    "tuning": (360, tuning),
+    "benchmark": (420, benchmark),
+    "profile": (140, profile),
+    "training": (360, training),
+}
 
 
 def parse_args() -> argparse.Namespace:
+    limits = "\n".join(f"  {n:12} {limit} s  {f.__doc__.splitlines()[0]}" for n, (limit, f) in PARTS.items())
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=f"{__doc__}\nparts, with their default limits:\n{limits}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--out", type=Path, metavar="FOLDER", help="default: docs/benchmarks")
-    add("--seconds", type=float, default=0.1, help="time for each contestant and case (default: 0.1)")
-    add("--limit", type=float, default=570, help="total time in seconds (default: 570)")
+    add("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (default: all, in this order)")
+    add("--out", type=Path, metavar="FOLDER", help="results (default: work_dirs/gpu)")
+    add("--limit", type=float, metavar="SECONDS", help="limit of each part")
+    add("--data", type=Path, metavar="FOLDER", help="COCO data set: train.json, val.json and images/")
+    add("--resume", action="store_true", help="keep the results in FOLDER and measure only what is missing")
     add(
         "--rehearse",
         action="store_true",
-        help="run the same steps without a GPU: kernels emulated on the host, one small case on the CPU; "
-        "results go to work_dirs/benchmarks",
+        help="run the same steps without a GPU, on tiny cases; results go to work_dirs/gpu-rehearsal",
     )
     args = parser.parse_args()
-    args.out = args.out or ROOT / ("work_dirs" if args.rehearse else "docs") / "benchmarks"
+    for part in args.parts:
+        if part not in PARTS:
+            parser.error(f"PART: expected {', '.join(PARTS)}, got {part}")
+    args.parts = args.parts or list(PARTS)
+    args.out = (args.out or ROOT / "work_dirs" / ("gpu-rehearsal" if args.rehearse else "gpu")).resolve()
+    args.data = args.data and args.data.resolve()
     return args
 
 
 def require(rehearse: bool) -> None:
     """Exit with one line if a requirement is missing."""
-    for package in ("torch", "numpy", "pytest"):
+    for package in ("torch", "numpy", "pytest", "filelock"):
         if find_spec(package) is None:
             sys.exit(f"error: expected {package} in {sys.executable}, found none")
     from dcnzoo.ops import _library, has_ops, with_cuda
@@ -67,107 +305,33 @@ def require(rehearse: bool) -> None:
         sys.exit(f"error: {_library.problems['cuda']}")
 
 
-def run(command: list[str], seconds: float, under: Sequence[str] = (), **environment: str) -> bool:
-    """Run Python, optionally under another program; return whether it succeeded in time."""
-    print("+", *under, *command, flush=True)
-    try:
-        done = subprocess.run(
-            [*under, sys.executable, *command],
-            cwd=ROOT,
-            env={**ENVIRONMENT, **environment},
-            timeout=max(seconds, 1),
-        )
-    except subprocess.TimeoutExpired:
-        print(f"stopped: not finished after {seconds:.0f} s", flush=True)
-        return False
-    return done.returncode == 0
-
-
-def run_tests(target: Path, facts: dict[str, object], seconds: float) -> bool:
-    """Run tests/cuda; write the counts and the messages of failures to ``target``."""
-    report = target.with_suffix(".xml")
-    command = ["-m", "pytest", "tests/cuda", "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
-    passed = run(command, seconds)
-    counts, failures = Counter(), {}
-    if report.exists():
-        for case in ElementTree.parse(report).iter("testcase"):  # nosec B314  # written by pytest above
-            kinds = {child.tag for child in case} & {"failure", "error", "skipped"}
-            counts[kinds.pop() if kinds else "passed"] += 1
-            for problem in (*case.iterfind("failure"), *case.iterfind("error")):
-                failures[f"{case.get('classname')}::{case.get('name')}"] = problem.get("message")
-        report.unlink()
-    document = {"machine": facts, "finished": bool(counts), **counts, "failures": failures}
-    target.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
-    print(f"written: {target}", flush=True)
-    return passed and counts["passed"] > 0
-
-
-def check_memory(log: Path, seconds: float, rehearse: bool) -> str:
-    """Check small cases of every operator for invalid memory accesses, as far as time allows."""
-    program = shutil.which("compute-sanitizer")
-    if rehearse or program is None:
-        return f"skipped, {'no GPU' if rehearse else 'compute-sanitizer not found'}"
-    tests = ["tests/cuda/test_ops_cuda.py", "-k", "matches_reference and float32"]
-    # without torch's cache, which also allocates the memory next to a tensor and so hides invalid accesses
-    run(
-        ["-m", "pytest", *tests, "-q", "-p", "no:cacheprovider"],
-        seconds,
-        under=[program, "--tool=memcheck", f"--log-file={log}"],
-        PYTORCH_NO_CUDA_MEMORY_CACHING="1",
-    )
-    output = log.read_text() if log.exists() else ""
-    found = re.findall(r"^=+ (?!COMPUTE-SANITIZER|ERROR SUMMARY: 0 )(.+)", output, re.MULTILINE)
-    return f"FAILED, {found[0]}" if found else "no report" if output else "FAILED, no log"
-
-
-def tune(args: argparse.Namespace, target: Path, seconds: float) -> bool:
-    """Tune block sizes; copy the table to the other results."""
-    if find_spec("triton") is None:
-        print("tuning skipped: triton not installed", flush=True)
-        return True
-    extent = ["--rehearse", "--table", str(target)] if args.rehearse else [f"--limit={0.8 * seconds:.0f}"]
-    done = run(["tools/benchmark/autotune.py", *extent], seconds)
-    if not args.rehearse:
-        shutil.copy(ROOT / "dcnzoo/ops/fused/configs.json", target)
-    return done
-
-
-def run_benchmark(args: argparse.Namespace, seconds: float) -> bool:
-    missing = [package for package in ("click", "matplotlib", "rich") if find_spec(package) is None]
-    if missing:
-        print(f"benchmark skipped: {', '.join(missing)} not installed", flush=True)
-        return True
-    extent = ["--quick"] if args.rehearse else ["--device", "cuda", f"--seconds={args.seconds:g}"]
-    return run(["tools/benchmark/ops.py", *extent, "--out", str(args.out)], seconds)
-
-
 def main() -> None:
-    start = time.monotonic()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the processes of a part too
     args = parse_args()
     require(args.rehearse)
+    import gpu_report
     import machine
 
     facts = machine.describe("cpu" if args.rehearse else "cuda")
-    print(", ".join(f"{key} {value}" for key, value in facts.items()), flush=True)
+    print(", ".join(f"{name} {value}" for name, value in facts.items()), flush=True)
     args.out.mkdir(parents=True, exist_ok=True)
-
-    def remaining() -> float:
-        return args.limit - (time.monotonic() - start)
-
-    # tests get more than half of the time: timings of incorrect kernels are useless
-    tested = run_tests(args.out / f"{machine.slug(facts)}-tests.json", facts, remaining() * 0.55)
-    log = args.out / f"{machine.slug(facts)}-memory.log"
-    memory = check_memory(log, remaining() * 0.25, args.rehearse)
-    tuned = tune(args, args.out / f"{machine.slug(facts)}-configs.json", remaining() / 2)
-    measured = run_benchmark(args, remaining())
-    words = {
-        "tests": "passed" if tested else "FAILED",
-        "memory": memory,
-        "tuning": "done" if tuned else "FAILED",
-        "benchmark": "done" if measured else "FAILED",
-    }
-    print(", ".join(f"{name} {word}" for name, word in words.items()))
-    sys.exit(any(word.startswith("FAILED") for word in words.values()))
+    session = Session(args)
+    words = {}
+    for part in args.parts:
+        limit, function = PARTS[part]
+        if not args.resume:
+            (args.out / f"{part}.jsonl").unlink(missing_ok=True)
+        start = time.monotonic()
+        session.end = start + (args.limit or limit)
+        try:
+            words[part] = function(session)
+        except Exception:
+            traceback.print_exc()
+            words[part] = "FAILED: an error of the harness"
+        words[part] += f" ({time.monotonic() - start:.0f} s)"
+        gpu_report.write(args.out, facts, words, args.rehearse)
+    print(json.dumps(words, indent=1, ensure_ascii=False))
+    sys.exit(any("FAILED" in word for word in words.values()))
 
 
 if __name__ == "__main__":

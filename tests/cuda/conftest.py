@@ -21,7 +21,16 @@ from filelock import FileLock
 
 from dcnzoo.ops import with_cuda
 
+# torch reads it once, before the first matrix product on a GPU, and refuses deterministic products without it
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
 ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def no_tf32(monkeypatch):
+    """cuDNN's convolutions use TF32 by default, which is less accurate than float32's tolerance."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
 @dataclass(frozen=True)

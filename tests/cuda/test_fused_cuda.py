@@ -123,6 +123,7 @@ def test_current_stream_and_device(fused):
     torch.testing.assert_close(output, expected)
 
 
+@pytest.mark.xdist_group("large")  # in the same process as the tests of test_large_cuda.py
 def test_more_than_two_to_the_31_elements(fused):
     channels, size = 256, 2912
     assert channels * size * size > 2**31

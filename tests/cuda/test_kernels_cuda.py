@@ -20,9 +20,9 @@ from ..op_cases import (
     roi_align,
     roi_align_rotated,
 )
+from ..op_cases.rotated_boxes import overlapping_boxes as random_rotated_boxes
 from ..test_nms import random_boxes
 from ..test_not_finite import assert_pooling_reads_no_more
-from ..test_rotated_boxes import random_boxes as random_rotated_boxes
 
 # Larger for half types: columns and products are stored in half precision, which rounds the sums.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}

@@ -18,46 +18,62 @@ if not with_cuda():
     pytest.skip("no GPU, or no CUDA kernels: not run on a GPU", allow_module_level=True)
 
 
+# one after the other: each needs most of the memory
+one_at_a_time = pytest.mark.xdist_group("large")
+
+
 def require_memory(gib: float) -> None:
+    torch.cuda.empty_cache()  # of the tests before
     available = torch.cuda.mem_get_info()[0] / 2**30
     if available < gib:
         pytest.skip(f"needs {gib:g} GiB of the GPU's memory, {available:.1f} are available")
 
 
+@one_at_a_time
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_convolution_with_all_gradients(dtype):
-    """A map and offsets beyond 2³¹ elements. The last pixels match the CPU's result for that corner."""
-    require_memory(60)
-    side, channels = 2**14, 9
+@pytest.mark.parametrize(
+    ("channels", "side", "stride"),
+    [pytest.param(9, 2**14, 8, id="map"), pytest.param(1, 2**14 + 8, 1, id="offset")],
+)
+def test_convolution_with_all_gradients(channels, side, stride, dtype):
+    """A map or offsets beyond 2³¹ elements. The last pixels match the CPU's result for that corner."""
+    require_memory(45)  # not both at once: float32 would need more than 80 GB
+    last = 9  # pixels of the output
+    corner = last * stride + REGION
+    assert (side - corner) % stride == 0
+    outputs = (side - 2) // stride + 1
     map = torch.zeros(1, channels, side, side, device="cuda", dtype=dtype)
-    assert map.numel() > ELEMENTS
-    map[:, :, -REGION:, -REGION:] = normal(1, channels, REGION, REGION).cuda()
+    map[:, :, -corner:, -corner:] = normal(1, channels, corner, corner).cuda()
     weight = normal(4, channels, 2, 2, seed=1, dtype=dtype)
-    offset = torch.zeros(1, 8, side - 1, side - 1, device="cuda", dtype=dtype)
-    assert offset.numel() > ELEMENTS
-    near = normal(1, 8, 9, 9, seed=2, dtype=dtype)
-    offset[:, :, -9:, -9:] = near.cuda()
+    offset = torch.zeros(1, 8, outputs, outputs, device="cuda", dtype=dtype)
+    assert max(map.numel(), offset.numel()) > ELEMENTS
+    # multiples of 1/64, for which coordinates are exact in float32
+    near = ((normal(1, 8, last, last, seed=2) * 64).round() / 64).to(dtype)
+    offset[:, :, -last:, -last:] = near.cuda()
     leaves = [map.requires_grad_(), weight.cuda().requires_grad_(), offset.requires_grad_()]
-    output = ops.deform_conv2d(*leaves)
+    output = ops.deform_conv2d(*leaves, stride=stride)
     small = [
-        map[:, :, -REGION:, -REGION:].detach().cpu().double().requires_grad_(),
+        map[:, :, -corner:, -corner:].detach().cpu().double().requires_grad_(),
         weight.double().requires_grad_(),
-        torch.zeros(1, 8, REGION - 1, REGION - 1, dtype=torch.float64),
+        torch.zeros(1, 8, *[(corner - 2) // stride + 1] * 2, dtype=torch.float64),
     ]
-    small[2][:, :, -9:, -9:] = near
+    small[2][:, :, -last:, -last:] = near
     small[2].requires_grad_()
-    expected = ops.deform_conv2d(*small)
+    expected = ops.deform_conv2d(*small, stride=stride)
     tolerance = {torch.float32: 1e-3, torch.bfloat16: 0.1}[dtype]
     close = {"rtol": tolerance, "atol": tolerance}
-    torch.testing.assert_close(output[:, :, -9:, -9:].cpu().double(), expected[:, :, -9:, -9:], **close)
-    grad = torch.zeros_like(output)
-    grad[:, :, -9:, -9:] = normal(1, 4, 9, 9, seed=3).cuda()
-    true = torch.autograd.grad(expected, small, grad[:, :, 1 - REGION :, 1 - REGION :].cpu().double())
+    ours, true_output = (t.detach()[:, :, -last:, -last:].cpu().double() for t in (output, expected))
+    torch.testing.assert_close(ours, true_output, **close)
+    grad, exact_grad = torch.zeros_like(output), torch.zeros_like(expected)
+    for gradient in (grad, exact_grad):
+        gradient[:, :, -last:, -last:] = normal(1, 4, last, last, seed=3, dtype=dtype).to(gradient)
+    true = torch.autograd.grad(expected, small, exact_grad)
     for mine, exact in zip(torch.autograd.grad(output, leaves, grad), true, strict=True):
         part = mine[:, :, -exact.shape[2] :, -exact.shape[3] :]
         torch.testing.assert_close(part.cpu().double(), exact, **close)
 
 
+@one_at_a_time
 def test_pooling_of_a_map():
     require_memory(40)
     side, channels = 2**14, 9
@@ -82,6 +98,7 @@ def test_many_images_and_channels(name, cases, settings):
     assert_same(op, moved(sample), sample.to(torch.float64), 1e-3)
 
 
+@one_at_a_time
 def test_more_than_two_to_the_31_columns():
     channels, size = 240, 1024
     input = torch.randn(1, channels, size, size, device="cuda", dtype=torch.float16)

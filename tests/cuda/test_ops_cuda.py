@@ -56,7 +56,7 @@ def test_mixed_devices_are_refused(op):
     sample = next(iter(op.samples()))
     first, *others = sample.tensors
     mixed = op_cases.Sample("mixed", (first.cuda(), *others), sample.kwargs)
-    with pytest.raises(RuntimeError, match="expected device cuda:0 like input, got cpu"):
+    with pytest.raises(RuntimeError, match=r"expected device cuda:0 like (input|value), got cpu"):
         op.call(mixed)
 
 
@@ -78,8 +78,7 @@ def test_runs_on_the_current_stream_and_device():
 
 
 @every_form
-def test_same_bits_in_deterministic_mode(op, sample, monkeypatch):
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it torch refuses matrix products
+def test_same_bits_in_deterministic_mode(op, sample):
     function, tensors = as_function(op, moved(sample.to(torch.float32)))
     expected = torch.autograd.grad(function(*tensors).square().sum(), tensors)
     torch.use_deterministic_algorithms(True)

@@ -35,7 +35,8 @@ def test_no_kernel_spills():
     kernels: dict[str, dict[str, tuple[int, ...]]] = {}
     for architecture, part in re.findall(r"arch = (sm_\w+)\n(.*?)(?=\nFatbin|\Z)", found, re.DOTALL):
         used = {name: tuple(map(int, numbers)) for name, *numbers in USAGE.findall(part)}
-        kernels.setdefault(architecture, {}).update(used)
+        if used:  # the CUDA runtime contains code without kernels, for other architectures
+            kernels.setdefault(architecture, {}).update(used)
     first = next(iter(kernels.values()))
     for name in ("im2col", "aggregat", "nms", "roi_align", "rotated", "deform_roi_pool"):
         assert any(name in kernel for kernel in first), f"{name} is not in the library"

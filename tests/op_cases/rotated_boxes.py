@@ -13,6 +13,14 @@ from dcnzoo.ops import reference_boxes
 from . import Operator, Sample, normal
 
 
+def overlapping_boxes(count: int, seed: int = 0, dtype=torch.float64):
+    """Boxes with many overlaps, and scores."""
+    generator = torch.Generator().manual_seed(seed)
+    boxes = torch.rand(count, 5, generator=generator, dtype=torch.float64)
+    boxes = boxes * torch.tensor([30, 30, 20, 8, 20]) + torch.tensor([0, 0, 1, 1, -10])
+    return boxes.to(dtype), torch.rand(count, generator=generator, dtype=torch.float64).to(dtype)
+
+
 def random_rotated_boxes(rng: Random, count: int) -> Tensor:  # [count, 5]
     """Some are elongated, have zero or negative size, are whole numbers, or equal another box."""
     size = (normal(rng, count, 2) * 8).abs() if rng.randint(0, 3) else normal(rng, count, 2) * 8

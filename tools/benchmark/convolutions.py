@@ -130,10 +130,9 @@ def deformable(name: str, memory_format: torch.memory_format, backend: str = "au
 def contestants(
     rank: int,
     transposed: bool = False,
-    variants: Mapping[str, Callable] = {},
     rivals: Mapping[str, Callable] = {},
 ) -> tuple[tuple[str, ...], dict[str, Callable]]:
-    """Return FLOORS and CONTESTANTS of a family, with additional ``variants`` of dcnzoo and ``rivals``."""
+    """Return FLOORS and CONTESTANTS of a family, with additional ``rivals``."""
     name = f"deform_conv{'_transpose' if transposed else ''}{rank}d"
     plain = f"conv{'_transpose' if transposed else ''}{rank}d"
     formats = {"": torch.contiguous_format} | ({" channels_last": LAST[rank]} if rank in LAST else {})
@@ -171,4 +170,4 @@ def contestants(
     ours = {f"{OURS}{suffix}": deformable(name, form) for suffix, form in formats.items()}
     floors = {f"F.{plain}{suffix}": floor(form) for suffix, form in formats.items()}
     others = {**rivals, "tvdcn": tvdcn, "reference": by_the_reference}
-    return tuple(floors), {**ours, **variants, **floors, **others}
+    return tuple(floors), {**ours, **floors, **others}

@@ -8,6 +8,8 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -33,6 +35,7 @@ def describe(device: str) -> dict[str, object]:
     if device == "cuda":
         facts["gpu"] = torch.cuda.get_device_name()
         facts["cuda"] = torch.version.cuda
+        facts["triton"] = version("triton") if find_spec("triton") else "none"
     return facts
 
 
@@ -86,14 +89,14 @@ class Roofline:
         return products * work.flops / self.flops + gathers * work.gathered / self.gather
 
 
-def measure_roofline(dtype: torch.dtype, threads: int, device: str, seconds: float) -> Roofline:
+def measure_roofline(dtype: torch.dtype, threads: int, seconds: float) -> Roofline:
     torch.set_num_threads(threads)
-    return Roofline(_peak_flops(dtype, device, seconds / 2), _peak_gather(dtype, device, seconds / 2))
+    return Roofline(_peak_flops(dtype, seconds / 2), _peak_gather(dtype, seconds / 2))
 
 
-def _peak_flops(dtype: torch.dtype, device: str, seconds: float) -> float:
+def _peak_flops(dtype: torch.dtype, seconds: float) -> float:
     def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(shape).to(device, dtype)
+        return torch.randn(shape).to(dtype)
 
     candidates: list[tuple[float, Callable[[], object]]] = []
     # the sizes of c3, c4, c5: output channels, depth of the product, pixels
@@ -102,14 +105,14 @@ def _peak_flops(dtype: torch.dtype, device: str, seconds: float) -> float:
         flops = 2 * pixels * depth * channels
         rows, weight = normal(pixels, depth), normal(channels, depth)
         candidates.append((flops, lambda x=rows, w=weight: F.linear(x, w)))
-        if device == "cpu" and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
             candidates.append((flops, lambda x=rows, w=weight: _onednn_linear(x, w)))
         side = round(pixels**0.5)
         image, kernel = normal(1, channels, side, side), normal(channels, channels, 3, 3)
         image = image.to(memory_format=torch.channels_last)
         flops = 2 * side * side * depth * channels
         candidates.append((flops, lambda x=image, w=kernel: F.conv2d(x, w, None, 1, 1)))
-    return max(flops / _seconds(run, device, seconds / len(candidates)) for flops, run in candidates)
+    return max(flops / _seconds(run, seconds / len(candidates)) for flops, run in candidates)
 
 
 def _onednn_linear(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -117,9 +120,9 @@ def _onednn_linear(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return torch.ops.mkldnn._linear_pointwise(rows, weight, None, "none", [], "")
 
 
-def _peak_gather(dtype: torch.dtype, device: str, seconds: float) -> float:
+def _peak_gather(dtype: torch.dtype, seconds: float) -> float:
     height, width, channels = 50, 84, 256
-    table = torch.randn(height * width, channels).to(device, dtype)
+    table = torch.randn(height * width, channels).to(dtype)
     generator = torch.Generator().manual_seed(0)
     pixel = torch.arange(height * width)
     tap = torch.tensor([[y, x] for y in (-1, 0, 1) for x in (-1, 0, 1)])
@@ -127,11 +130,10 @@ def _peak_gather(dtype: torch.dtype, device: str, seconds: float) -> float:
     corner = (place + torch.randn(place.shape, generator=generator) * 2).floor().long().flatten(0, 1)
     y, x = corner[:, 0].clamp(0, height - 2), corner[:, 1].clamp(0, width - 2)
     index = torch.stack([y * width + x, y * width + x + 1, (y + 1) * width + x, (y + 1) * width + x + 1], 1)
-    index = index.to(device)
-    weights = torch.rand(index.shape, generator=generator).to(device, dtype)
+    weights = torch.rand(index.shape, generator=generator).to(dtype)
     best = 0.0
     # The results stay in the cache, like a tile of columns; try different sizes to amortise the call.
-    for bags in (256, 512, 1024, 2048, 4096) if device == "cpu" else (len(index),):
+    for bags in (256, 512, 1024, 2048, 4096):
         chunks = list(zip(index.split(bags), weights.split(bags), strict=True))[:8]
 
         def run(chunks=chunks) -> None:
@@ -139,18 +141,16 @@ def _peak_gather(dtype: torch.dtype, device: str, seconds: float) -> float:
                 F.embedding_bag(rows, table, mode="sum", per_sample_weights=factors)
 
         read = sum(rows.numel() for rows, _ in chunks) * channels * table.element_size()
-        best = max(best, read / _seconds(run, device, seconds / 5))
+        best = max(best, read / _seconds(run, seconds / 5))
     return best
 
 
-def _seconds(run: Callable[[], object], device: str, budget: float) -> float:
+def _seconds(run: Callable[[], object], budget: float) -> float:
     """Return the shortest time: a limit is not a typical value."""
 
     def once() -> float:
         start = time.perf_counter()
         run()
-        if device == "cuda":
-            torch.cuda.synchronize()
         return time.perf_counter() - start
 
     with torch.no_grad():

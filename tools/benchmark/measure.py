@@ -19,6 +19,7 @@ from torch import Tensor
 
 # Duration of a sample, the mean of several calls: makes the cost of clock and loop negligible.
 SAMPLE_SECONDS = 0.005
+MOST_GRAPH_CALLS = 50
 # Pause between samples: the threads of OpenMP and onnxruntime spin for a while after their last job and would
 # slow the next contestant.
 PAUSE_SECONDS = 0.01
@@ -79,12 +80,37 @@ class Runner:
     samples: list[float] = field(default_factory=list)
     calls: int = 1
     spent: float = 0.0
+    graph: torch.cuda.CUDAGraph | None = None
 
     def warm_up(self) -> None:
         """Run once for initialisation, then once to estimate the duration of a call."""
         first = self._time(1)
         once = first if first > 1 else self._time(1)
         self.calls = max(1, min(1000, math.ceil(SAMPLE_SECONDS / once)))
+        if self.device == "cuda":
+            self.calls = min(self.calls, MOST_GRAPH_CALLS)
+            self._capture()
+
+    def _capture(self) -> None:
+        """Record the calls of a sample in a CUDA graph: a replay spends no time in Python.
+
+        A call that synchronises cannot be recorded and is timed with its launches.
+        """
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            self.run()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                for _ in range(self.calls):
+                    self.run()
+        except RuntimeError as error:
+            print(f"no CUDA graph: {str(error).splitlines()[0][:100]}", flush=True)
+            return
+        self.graph = graph
+        self._time(self.calls)
 
     def sample(self) -> None:
         seconds = self._time(self.calls)
@@ -109,8 +135,11 @@ class Runner:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize()
         start.record()
-        for _ in range(calls):
-            self.run()
+        if self.graph is not None:
+            self.graph.replay()  # of self.calls calls
+        else:
+            for _ in range(calls):
+                self.run()
         end.record()
         torch.cuda.synchronize()
         return start.elapsed_time(end) / 1e3
@@ -132,8 +161,17 @@ def take_turns(runners: Mapping[Hashable, Runner], effort: Effort, seed: int = 0
             yield
 
 
-def make_pass(call: Call, name: str, out_shape: Sequence[int]) -> Callable[[], object] | None:
-    """Return the function to time; None if the contestant has no backward."""
+def make_pass(
+    call: Call,
+    name: str,
+    out_shape: Sequence[int],
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> Callable[[], object] | None:
+    """Return the function to time; None if the contestant has no backward.
+
+    Args:
+        memory_format: that of the output's gradient.
+    """
     if name == "forward":
 
         def forward() -> Tensor:
@@ -144,6 +182,7 @@ def make_pass(call: Call, name: str, out_shape: Sequence[int]) -> Callable[[], o
     if not call.leaves:
         return None
     grad = torch.randn(tuple(out_shape), generator=torch.Generator().manual_seed(1)).to(call.leaves[0])
+    grad = grad.contiguous(memory_format=memory_format)
 
     def forward_backward() -> tuple[Tensor, ...]:
         output = call.forward()

@@ -1,4 +1,4 @@
-"""Compare time and memory of the operators with those of other packages: ``dcnzoo bench``."""
+"""Compare time and memory of the operators with those of other packages on the CPU: ``dcnzoo bench``."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ KNOWN = families.load()
 ROOT = Path(__file__).resolve().parents[2]
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 # default dtypes; only the first applies to all cases, the others to the cases of the summary
-DEFAULT_DTYPES = {"cpu": ("float32", "bfloat16"), "cuda": ("float32", "float16", "bfloat16")}
+DEFAULT_DTYPES = ("float32", "bfloat16")
 # Largest difference of a rival's result from dcnzoo's, relative to the largest value.
 AGREEMENT = {"float64": 1e-9, "float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
 # Relative interquartile range above which results should not be quoted.
@@ -66,7 +66,7 @@ def complete(args: SimpleNamespace) -> SimpleNamespace:
     args.rivals = choose("rivals", args.rivals, RIVALS)
     args.passes = choose("passes", args.passes, PASSES)
     args.every_dtype = bool(args.dtype)
-    default_dtypes = ("float32",) if args.quick else DEFAULT_DTYPES[args.device]
+    default_dtypes = ("float32",) if args.quick else DEFAULT_DTYPES
     args.dtype = choose("dtype", args.dtype or default_dtypes, DTYPES)
     args.cases = [
         (family, case)
@@ -82,10 +82,6 @@ def complete(args: SimpleNamespace) -> SimpleNamespace:
     args.threads = sorted(set(args.threads or ([1] if args.quick or cores == 1 else [1, 2])))
     if not all(1 <= count <= cores for count in args.threads):
         raise click.UsageError(f"--threads: expected 1 to {cores}, this machine's cores; got {args.threads}")
-    if args.device == "cuda":
-        if not torch.cuda.is_available():
-            raise click.UsageError("--device: expected cpu, since torch finds no GPU; got cuda")
-        args.threads = [torch.get_num_threads()]
     raw = ROOT / "work_dirs/benchmarks"
     args.raw, args.out = args.out or raw, args.out or (raw if partial else ROOT / "docs/benchmarks")
     args.effort = Effort(0.02, 3, 3) if args.quick else Effort(args.seconds)
@@ -106,11 +102,9 @@ several = partial(option, several=True, metavar="NAME...")
 )
 @several(
     "--dtype",
-    help=f"Types: {', '.join(DTYPES)} (default: float32, for the cases of the summary also bfloat16, and "
-    "float16 on a GPU).",
+    help=f"Types: {', '.join(DTYPES)} (default: float32, for the cases of the summary also bfloat16).",
 )
 @several("--passes", help=f"Passes: {', '.join(PASSES)} (default: both).")
-@option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu")
 @option(
     "--seconds",
     type=click.FloatRange(min=0, min_open=True),
@@ -128,9 +122,9 @@ several = partial(option, several=True, metavar="NAME...")
 @option("--quick", is_flag=True, help="Run one small case with few samples, as a smoke test.")
 @option("--out", type=FOLDER, help="Output folder.")
 def main(**options: object) -> None:
-    """Compare time and memory of dcnzoo's operators with those of all installed rivals, in one process.
+    """Compare time and memory of dcnzoo's operators with those of all installed rivals, on the CPU.
 
-    The contestants take turns, so that other work on the machine affects all of them equally; compare the
+    The contestants take turns in one process, so that other work affects all of them equally; compare the
     ratios, not the milliseconds. A complete run writes its summary to docs/benchmarks/, named by machine and
     versions; all other files go to work_dirs/benchmarks/.
 
@@ -149,12 +143,10 @@ def main(**options: object) -> None:
         console = Console(width=180)
     present, absent = probe(args.rivals)
     contestants = {
-        family: [
-            name for name in KNOWN[family].CONTESTANTS if _is_in(name, KNOWN[family], present, args.device)
-        ]
+        family: [name for name in KNOWN[family].CONTESTANTS if _is_in(name, KNOWN[family], present)]
         for family in args.family
     }
-    facts = machine.describe(args.device)
+    facts = machine.describe("cpu")
     document = {
         "name": machine.slug(facts),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -215,9 +207,7 @@ def main(**options: object) -> None:
         console.print(f"written: {shown}", highlight=False, soft_wrap=True)
 
 
-def _is_in(name: str, module: ModuleType, present: dict[str, str], device: str) -> bool:
-    if device == "cpu" and name in getattr(module, "GPU_ONLY", ()):
-        return False
+def _is_in(name: str, module: ModuleType, present: dict[str, str]) -> bool:
     package = name.split()[0]
     return package == OURS or name in module.FLOORS or package in present
 
@@ -234,7 +224,7 @@ def measure_roofline(args: SimpleNamespace, roofline: dict, progress: Progress) 
     bar = progress.add_task("limits", total=len(keys), note="")
     for dtype, threads in keys:
         seconds = 0.1 if args.quick else 2.0
-        found = machine.measure_roofline(getattr(torch, dtype), threads, args.device, seconds)
+        found = machine.measure_roofline(getattr(torch, dtype), threads, seconds)
         roofline[dtype, threads] = found.better_of(roofline.get((dtype, threads), found))
         progress.advance(bar)
 
@@ -287,7 +277,7 @@ def measure_case(
     results: Results,
     note: Callable[[str], None],
 ) -> None:
-    tensors = case.tensors(getattr(torch, dtype), args.device)
+    tensors = case.tensors(getattr(torch, dtype), "cpu")
     # One Call per contestant and number of threads: onnxruntime's sessions have their own threads.
     calls, problems = prepare(module, case, dtype, tensors, names, args.threads)
     for mode in args.passes:
@@ -300,7 +290,7 @@ def measure_case(
                     run = measure.make_pass(calls[name, threads], mode, case.out_shape)
                     if run is None:
                         continue  # no gradients
-                    runner = measure.Runner(run, threads, args.device)
+                    runner = measure.Runner(run, threads, "cpu")
                     note(f"{mode}, {name}")
                     try:
                         runner.warm_up()
@@ -316,13 +306,10 @@ def measure_case(
             if setting.threads == args.threads[-1] and not args.no_memory:
                 note(f"{mode}, memory of {name}")
                 try:
-                    if args.device == "cuda":
-                        found = measure.cuda_memory(runner.run, tensors)
-                    else:
-                        found = memory.measure(
-                            family=family, case=case.name, contestant=name,
-                            threads=setting.threads, dtype=dtype, mode=mode,
-                        )  # fmt: skip
+                    found = memory.measure(
+                        family=family, case=case.name, contestant=name,
+                        threads=setting.threads, dtype=dtype, mode=mode,
+                    )  # fmt: skip
                     row.extra, row.needed = found.extra, found.needed
                 except RuntimeError as error:
                     row.memory_problem = str(error)

@@ -4,7 +4,6 @@ A module defines
     CASES        the cases, in display order
     CONTESTANTS  name -> prepare(case, tensors, threads), which returns a :class:`Call` or raises
                  :class:`Unsupported`; the first word of a name is its package
-    GPU_ONLY     contestants to skip on the CPU (optional)
     FLOORS       contestants that do less (a plain convolution): the faster one is the unit of time
 and a case has
     name, group  its name (unique in its family) and its heading

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from convolutions import Case, contestants, deformable
+from convolutions import Case, contestants
 from torch import Tensor
 
-from . import OURS, Call, Unsupported, leaves
+from . import Call, Unsupported, leaves
 
 
 def _cases() -> list[Case]:
@@ -123,10 +123,6 @@ def _onnxruntime(case: Case, t: dict, threads: int) -> Call:
     return Call(forward)
 
 
-_FUSED = f"{OURS} fused channels_last"
 FLOORS, CONTESTANTS = contestants(
-    2,
-    variants={_FUSED: deformable("deform_conv2d", torch.channels_last, "fused")},
-    rivals={"mmcv": _mmcv, "onnxruntime": _onnxruntime, "torchvision": _torchvision},
+    2, rivals={"mmcv": _mmcv, "onnxruntime": _onnxruntime, "torchvision": _torchvision}
 )
-GPU_ONLY = (_FUSED,)

@@ -94,7 +94,7 @@ def _mmcv(case: Case, t: dict, threads: int) -> Call:
 def _grid_sample(case: Case, t: dict, threads: int) -> Call:
     """The implementation of Deformable DETR and mmcv for the CPU."""
     value, locations, weights = given = leaves(t["value"], t["locations"], t["weights"])
-    if value.dtype in (torch.bfloat16, torch.float16):
+    if value.device.type == "cpu" and value.dtype in (torch.bfloat16, torch.float16):
         raise Unsupported("coordinates in half precision are off by pixels")
 
     def forward() -> Tensor:
