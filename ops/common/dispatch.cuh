@@ -25,6 +25,22 @@ auto dispatch_floating(ScalarType type, const Function& function) {
   }
 }
 
+// Calls function(T(), F()) with the types of maps and of fields (offsets, masks, ...), as field_type returns it.
+template <typename Function>
+auto dispatch_types(ScalarType type, ScalarType field, const Function& function) {
+  return dispatch_floating(type, [&](auto map) {
+    using T = decltype(map);
+    return type == field ? function(T(), T()) : function(T(), Accumulate<T>());
+  });
+}
+
+// Fields that all have the input's type are read as they are; others, as sums.
+inline ScalarType field_type(const Tensor& input, std::initializer_list<const Tensor*> fields) {
+  for (const Tensor* field : fields)
+    if (field && field->scalar_type() != input.scalar_type()) return accumulate_type(input.scalar_type());
+  return input.scalar_type();
+}
+
 template <typename T>
 const T* data_of(const Tensor& tensor) {
   return static_cast<const T*>(tensor.const_data_ptr());

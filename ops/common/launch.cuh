@@ -8,6 +8,7 @@
 #include <torch/csrc/stable/accelerator.h>
 
 #include <algorithm>
+#include <limits>
 
 #include "architectures.h"
 #include "integers.h"
@@ -27,6 +28,11 @@ inline unsigned blocks_for(int64_t count) {
   return unsigned(std::clamp<int64_t>(ceil_div(count, kThreads), 1, kMostBlocks));
 }
 
+// For blocks that share nothing but their tiles.
+inline unsigned blocks_for_tiles(int64_t tiles) {
+  return unsigned(std::min<int64_t>(tiles, std::numeric_limits<int32_t>::max()));
+}
+
 // kernel<<<blocks, threads>>>(arguments...) on the device of `on` and torch's current stream.
 template <typename... Parameters, typename... Arguments>
 void launch(const char* name, void (*kernel)(Parameters...), unsigned blocks, dim3 threads, const Tensor& on,
@@ -43,8 +49,12 @@ void launch(const char* name, void (*kernel)(Parameters...), unsigned blocks, di
     cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, on.get_device_index());
     fail(missing_architecture(name, 10 * major + minor, {__CUDA_ARCH_LIST__}));
   }
+  check(error != cudaErrorInsufficientDriver, name, ": the CUDA library was built with CUDA ",
+        CUDART_VERSION / 1000, ".", CUDART_VERSION % 1000 / 10,
+        ", which needs a newer driver; update the driver, or rebuild with the nvcc of the CUDA version that ",
+        "torch uses: CUDA_HOME=... pip install -e . --no-build-isolation");
   check(error == cudaSuccess, name, ": ", cudaGetErrorString(error));
-#else  // without nvcc, tests run the kernels on host threads (tests/cuda/emulation)
+#else  // without nvcc, tests run the kernels on the host (tests/cuda/emulation)
   (void)name, (void)on;
   emulate(blocks, threads, [&] { kernel(arguments...); });
 #endif

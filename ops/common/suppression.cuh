@@ -38,53 +38,64 @@ __global__ void overlap_mask_kernel(Boxes boxes, int64_t count, int64_t words, W
 constexpr int kKeepThreads = 512;  // at least one per box of a word
 
 // Processes the boxes by descending score, 64 at a time, in one block, because each decision depends on the earlier
-// ones. `removed` [words] must be zero at the start. A template, so that files that include it share one definition.
+// ones. Writes the kept elements of `order` to the start of `kept` [count], and their number. `removed` [words] must be
+// zero at the start. A template, so that files that include it share one definition.
 template <typename Bits>
-__global__ void keep_kernel(const Bits* mask, int64_t count, int64_t words, Bits* removed, bool* keep) {
+__global__ void keep_kernel(const Bits* __restrict__ mask, const int64_t* __restrict__ order, int64_t count,
+                            int64_t words, Bits* removed, int64_t* kept, int64_t* number) {
   __shared__ Bits diagonal[kWord];
-  __shared__ Bits shared_kept;
+  __shared__ Bits shared_alive;
   const int thread = threadIdx.x;
+  int64_t found = 0;
   for (int64_t word = 0; word < words; ++word) {
     const int64_t first = word * kWord;
     const int valid = int(count - first < kWord ? count - first : kWord);
     if (thread < valid) diagonal[thread] = mask[(first + thread) * words + word];
     __syncthreads();
     if (thread == 0) {
-      Bits dead = removed[word], kept = 0;
+      Bits dead = removed[word], alive = 0;
       for (int bit = 0; bit < valid; ++bit) {
         if (dead >> bit & 1) continue;
-        kept |= Bits(1) << bit;
+        alive |= Bits(1) << bit;
         dead |= diagonal[bit];
       }
-      shared_kept = kept;
+      shared_alive = alive;
     }
     __syncthreads();
-    const Bits kept = shared_kept;
-    if (thread < valid) keep[first + thread] = kept >> thread & 1;
+    const Bits alive = shared_alive;
+    if (thread < valid && (alive >> thread & 1))
+      kept[found + __popcll(alive & ((Bits(1) << thread) - 1))] = order[first + thread];
+    found += __popcll(alive);
     for (int64_t column = word + 1 + thread; column < words; column += blockDim.x) {
       Bits bits = removed[column];
-      for (Bits rest = kept; rest != 0; rest &= rest - 1)
+      for (Bits rest = alive; rest != 0; rest &= rest - 1)
         bits |= mask[(first + __ffsll(static_cast<long long>(rest)) - 1) * words + column];
       removed[column] = bits;
     }
     __syncthreads();
   }
+  if (thread == 0) *number = found;
 }
 
-// Returns the elements of `order` [count], box indices by descending score, that are kept.
+// Returns the elements of `order` [count], box indices by descending score, that are kept. Their number determines the
+// result's size: reading it is the only synchronisation with the GPU.
 template <typename Boxes>
 Tensor suppress_in_order(const Boxes& boxes, const Tensor& order) {
   const int64_t count = order.size(0), words = ceil_div(count, kWord);
   if (count == 0) return order;
   const Tensor mask = torch::stable::new_empty(order, {count, words});
   const Tensor removed = torch::stable::new_zeros(order, {words});
-  const Tensor keep = torch::stable::new_empty(order, {count}, ScalarType::Bool);
+  Tensor kept = torch::stable::new_empty(order, {count});
+  const Tensor number = torch::stable::new_empty(order, {});
   const unsigned tiles = unsigned(std::min<int64_t>(words * words, 1 << 20));
   launch("overlap_mask_kernel", overlap_mask_kernel<Boxes>, tiles, kWord, order, boxes, count, words,
          mutable_data_of<Word>(mask));
-  launch("keep_kernel", keep_kernel<Word>, 1, kKeepThreads, order, data_of<Word>(mask), count, words,
-         mutable_data_of<Word>(removed), mutable_data_of<bool>(keep));
-  return call_operator<1>("aten::masked_select", "", order, keep)[0];
+  launch("keep_kernel", keep_kernel<Word>, 1, kKeepThreads, order, data_of<Word>(mask),
+         data_of<int64_t>(order), count, words, mutable_data_of<Word>(removed),
+         mutable_data_of<int64_t>(kept), mutable_data_of<int64_t>(number));
+  int64_t found = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_item_int64(number.get(), &found));
+  return torch::stable::narrow(kept, 0, 0, found);
 }
 
 }  // namespace dcnzoo

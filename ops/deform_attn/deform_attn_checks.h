@@ -25,11 +25,10 @@ struct KernelArguments {
   }
 };
 
-// The CPU kernels index pixels with integers as wide as their coordinates.
-inline void check_pixels(const std::string& op, const char* name, const Tensor& maps, int64_t pixels) {
+// The kernels index pixels with 32 bits.
+inline void check_pixels(const std::string& op, const char* name, int64_t pixels) {
   constexpr int64_t most = std::numeric_limits<int32_t>::max();
-  check(!maps.is_cpu() || pixels <= most, op, name, ": expected at most ", most, " pixels on the CPU, got ",
-        pixels);
+  check(pixels <= most, op, name, ": expected at most ", most, " pixels, got ", pixels);
 }
 
 struct KernelShapes {
@@ -46,7 +45,7 @@ inline KernelShapes check_kernel(const ArgumentChecks& checks, const KernelArgum
         "input: expected float64, float32, bfloat16 or float16, got ", dtype_name(input.scalar_type()));
   check(size[1] > 0 && size[2] > 0, checks.op,
         "input: expected at least 1 pixel in height and width, got shape ", shape_text(size));
-  check_pixels(checks.op, "input", input, size[1] * size[2]);
+  check_pixels(checks.op, "input", size[1] * size[2]);
   checks.per_axis("kernel_size", a.kernel_size, 1);
   checks.per_axis("stride", a.stride, 1);
   checks.per_axis("padding", a.padding, 0);
@@ -76,7 +75,7 @@ inline KernelShapes check_kernel(const ArgumentChecks& checks, const KernelArgum
     grid.kernel[axis] = a.kernel_size[axis], grid.stride[axis] = a.stride[axis];
     grid.padding[axis] = a.padding[axis], grid.dilation[axis] = a.dilation[axis];
   }
-  grid.out_w = out[1];
+  grid.out_w = out[1], grid.by_out_w = out[1];
   grid.offset_scale = a.offset_scale;
   grid.removed = a.remove_center ? a.points() / 2 : -1;
   s.sizes.batch = size[0], s.sizes.pixels = size[1] * size[2], s.sizes.queries = out[0] * out[1];
@@ -137,7 +136,7 @@ inline DeformAttnShapes check_ms_deform_attn(const Tensor& value, const Tensor& 
         dtype_name(value.scalar_type()));
   check(value.size(2) > 0 && value.size(3) > 0, op,
         "value: expected at least 1 head and 1 channel, got shape ", shape_text(sizes_of(value)));
-  check_pixels(op, "value", value, value.size(1));
+  check_pixels(op, "value", value.size(1));
   check(spatial_shapes.dim() == 2 && spatial_shapes.size(1) == 2, op,
         "spatial_shapes: expected shape (levels, 2), each (height, width), got ",
         shape_text(sizes_of(spatial_shapes)));

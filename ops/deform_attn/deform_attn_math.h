@@ -8,6 +8,7 @@
 #pragma once
 
 #include "../common/corners.h"
+#include "../common/integers.h"
 
 namespace dcnzoo {
 
@@ -38,6 +39,7 @@ DCNZOO_HD Value sample_coordinate(Value base, Value tap, Value field, Value scal
 // and also the kernel, about its centre.
 struct KernelGrid {
   int64_t size[2], out_w;
+  Divisor<int64_t> by_out_w;
   int64_t kernel[2], stride[2], padding[2], dilation[2];
   double offset_scale;
   int64_t removed;  // the tap that is left out, or -1
@@ -60,8 +62,10 @@ struct KernelGrid {
 
   template <typename T>
   DCNZOO_HD void base(int64_t query, T* at) const {
-    at[0] = origin<T>(0) + T(query / out_w * stride[0]);
-    at[1] = origin<T>(1) + T(query % out_w * stride[1]);
+    int64_t y = query;
+    const int64_t x = by_out_w.split(y);
+    at[0] = origin<T>(0) + T(y * stride[0]);
+    at[1] = origin<T>(1) + T(x * stride[1]);
   }
 };
 
@@ -72,19 +76,24 @@ struct LevelGrid {
   const int64_t* starts;  // [level]
   int64_t points_of_level, pixels;
 
+  // The product of two numbers up to `pixels`, which is at most 2^31 - 1, does not overflow.
   DCNZOO_HD bool fits(int64_t level) const {
     const int64_t height = sizes[2 * level], width = sizes[2 * level + 1], start = starts[level];
-    return height > 0 && width > 0 && start >= 0 && start <= pixels && height <= pixels &&
-           width <= (pixels - start) / height;
+    return height > 0 && width > 0 && start >= 0 && start <= pixels && height <= pixels && width <= pixels &&
+           height * width <= pixels - start;
   }
 
   // A level that does not fit into the input's pixels is treated as empty: nothing is read.
   template <typename T>
-  DCNZOO_HD SamplePoint<T> point(int64_t p) const {
-    const int64_t level = p / points_of_level;
+  DCNZOO_HD SamplePoint<T> level(int64_t level) const {
     if (!fits(level)) return {};
     const int64_t height = sizes[2 * level], width = sizes[2 * level + 1];
     return {{T(0), T(0)}, {T(height), T(width)}, {height, width}, starts[level]};
+  }
+
+  template <typename T>
+  DCNZOO_HD SamplePoint<T> point(int64_t p) const {
+    return level<T>(p / points_of_level);
   }
 
   template <typename T>

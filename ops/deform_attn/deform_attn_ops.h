@@ -2,16 +2,16 @@
 // Backend:
 //
 //   static ScalarType field_type(const Tensor& input, std::initializer_list<const Tensor*> fields)
-//     the type of offsets, locations and weights that its forward expects
+//     the type of offsets, locations and weights that it expects
 //   static Tensor new_sum(const Tensor& input)
 //     memory for the gradient of the input
 //   static LevelGrid levels(const DeformAttnShapes&, const Tensor& sizes, const Tensor& starts)
 //   static Tensor forward(const DeformAttnShapes&, grid, input, offset, weight)
 //   static void backward(const DeformAttnShapes&, grid, grad_output, input, offset, weight, const Gradients&)
 //
-// Offset and weight are contiguous. In the backward, they and all gradients have the accumulation type. A gradient is
-// computed if its tensor is not empty. The gradients of offset and weight, which may be the same tensor, are always
-// computed together.
+// Offset and weight are contiguous, and so are their gradients, which have their type. The gradient of the input has the
+// accumulation type. A gradient is computed if its tensor is not empty. The gradients of offset and weight, which may be
+// the same tensor, are always computed together.
 #pragma once
 
 #include <tuple>
@@ -40,7 +40,7 @@ struct DeformAttnOps {
                                                         const Tensor& grad_output, const Tensor& input,
                                                         const Tensor& offset, const Tensor& weight,
                                                         const std::vector<bool>& wanted) {
-    const ScalarType type = accumulate_type(input.scalar_type());
+    const ScalarType type = Backend::field_type(input, {&offset, &weight});
     const Tensor offsets = contiguous_as(offset, type), weights = contiguous_as(weight, type);
     const bool fields = wanted[1] || wanted[2];
     const auto like = [&](const Tensor& tensor) {
@@ -97,7 +97,7 @@ struct DeformAttnOps {
         input, offset_mask,
         {kernel_size, stride, padding, dilation, group, group_channels, offset_scale, remove_center});
     check_grad_output("dcnv4", s.sizes, grad_output, input, output_mask, 2);
-    const Tensor fields = contiguous_as(offset_mask, accumulate_type(input.scalar_type()));
+    const Tensor fields = contiguous_as(offset_mask, Backend::field_type(input, {&offset_mask}));
     // zeros: no kernel writes the padding channels
     const Tensor of_fields =
         output_mask[1] ? torch::stable::new_zeros(fields, sizes_of(fields)) : none(fields);

@@ -7,6 +7,7 @@
 
 #include "../common/corners.h"
 #include "../common/dispatch.cuh"
+#include "../common/integers.h"
 #include "../common/lane_sums.cuh"
 #include "../common/memory_format.h"
 #include "deform_conv_checks.h"
@@ -14,133 +15,167 @@
 namespace dcnzoo {
 namespace {
 
-// The position of a column: output pixel, image of the chunk, kernel tap and piece of the channels.
+// A block computes neighbouring positions of a row of columns: output pixels, one image after the other.
+constexpr int kColumnThreads = 128;
+// Rows are padded with zeros to 16 bytes of a half type, so that matrix products read whole vectors.
+constexpr int64_t kRowMultiple = 8;
+// Positions, and pixels of a map, are 32-bit numbers. The rest is for the threads beyond the end of a row.
+constexpr int64_t kMostPixels = (int64_t(1) << 31) - 1024;
+
+// The work of a thread: a position of a row, one kernel tap, and one part of the channels.
 struct Place {
-  int64_t pixel, image, tap, piece;
+  int position, image, pixel, tap;
+  int64_t part;
 };
 
 // Divides channels that share sampling points into pieces: a thread computes the points once per piece.
 struct ChannelPieces {
   static constexpr int64_t kMost = 16;
-  int64_t block;      // channels of one offset group and one mask group
-  int64_t per_block;  // pieces
-  int64_t count;      // pieces of all channels
+  int64_t block;               // channels of one offset group and one mask group
+  int64_t count;               // pieces of all channels
+  Divisor<int64_t> per_block;  // pieces
 
-  __device__ int64_t begin(int64_t piece) const {
-    return piece / per_block * block + piece % per_block * kMost;
-  }
-  __device__ int64_t end(int64_t piece) const {
-    const int64_t block_end = (piece / per_block + 1) * block;
-    return min(begin(piece) + kMost, block_end);
+  __device__ int64_t begin(int64_t piece, int& channels) const {
+    int64_t of_block = piece;
+    const int64_t first = per_block.split(of_block) * kMost;
+    channels = int(min(kMost, block - first));
+    return of_block * block + first;
   }
 };
 
-// The sampling points of a chunk of images.
-template <typename A, int Rank>
+// The sampling points of a chunk of images, and a kernel's division of the work among blocks.
+template <typename A, typename F, int Rank>
 struct Sampling {
   ConvGeometry<Rank> geometry;
-  int64_t images, channels, taps, in_pixels, out_pixels;
+  int64_t channels, taps, in_pixels, out_pixels, positions, row;  // row: positions and padding
   int64_t offset_groups, mask_groups;
-  const A* offset;  // [images][offset_groups · taps · Rank][out_pixels], or null
-  const A* mask;    // [images][mask_groups · taps][out_pixels], or null
+  const F* offset;  // [images][offset_groups · taps · Rank][out_pixels], or null
+  const F* mask;    // [images][mask_groups · taps][out_pixels], or null
   ChannelPieces pieces;
+  Divisor<int64_t> offset_channels, mask_channels;  // of a group
+  Divisor<int> pixels, out[Rank], kernel[Rank];
+  int64_t tiles;
+  Divisor<int64_t> tiles_of_row, tiles_of_tap;
 
-  DCNZOO_HD int64_t threads() const { return pieces.count * taps * images * out_pixels; }
-
-  __device__ Place place(int64_t index) const {
-    const int64_t pixel = index % out_pixels, above = index / out_pixels;
-    return {pixel, above % images, above / images % taps, above / images / taps};
+  // The work of blocks of `width` positions, with `parts` parts of the channels.
+  Sampling in_tiles(int64_t width, int64_t parts) const {
+    Sampling result = *this;
+    result.tiles = ceil_div(row, width) * taps * parts;
+    result.tiles_of_row = ceil_div(row, width), result.tiles_of_tap = taps;
+    return result;
   }
 
-  // Channel by channel, then tap by tap; the images and pixels of a tap are contiguous.
+  __device__ Place place(int64_t tile) const {
+    Place at;
+    at.position = int(tiles_of_row.split(tile)) * int(blockDim.x) + int(threadIdx.x);
+    at.tap = int(tiles_of_tap.split(tile));
+    at.part = tile;
+    at.image = at.position;
+    at.pixel = pixels.split(at.image);
+    return at;
+  }
+
+  // Channel by channel, then tap by tap.
   __device__ int64_t column(int64_t channel, const Place& at) const {
-    return ((channel * taps + at.tap) * images + at.image) * out_pixels + at.pixel;
+    return (channel * taps + at.tap) * row + at.position;
+  }
+  __device__ int64_t map(int64_t channel, const Place& at) const {
+    return (at.image * channels + channel) * in_pixels;
   }
 
-  __device__ int64_t offset_group(int64_t channel) const {
-    return offset ? channel / (channels / offset_groups) : 0;
-  }
-  __device__ int64_t mask_group(int64_t channel) const {
-    return mask ? channel / (channels / mask_groups) : 0;
-  }
-
-  __device__ Corners<A, int64_t, Rank> corners(const Place& at, int64_t group) const {
+  __device__ Corners<A, int, Rank> corners(const Place& at, int64_t channel) const {
     A point[Rank], extent[Rank];
-    int64_t tap = at.tap, pixel = at.pixel;
+    int size[Rank], tap = at.tap, pixel = at.pixel;
 #pragma unroll
     for (int axis = Rank - 1; axis >= 0; --axis) {
-      point[axis] = A(pixel % geometry.out[axis] * geometry.stride[axis] - geometry.padding[axis] +
-                      tap % geometry.kernel[axis] * geometry.dilation[axis]);
-      extent[axis] = A(geometry.in[axis]);
-      tap /= geometry.kernel[axis];
-      pixel /= geometry.out[axis];
+      const int64_t step = axis == 0 ? tap : kernel[axis].split(tap);
+      const int64_t place = axis == 0 ? pixel : out[axis].split(pixel);
+      point[axis] =
+          A(place * geometry.stride[axis] - geometry.padding[axis] + step * geometry.dilation[axis]);
+      size[axis] = int(geometry.in[axis]);
+      extent[axis] = A(size[axis]);
     }
     if (offset) {
-      const int64_t first = ((at.image * offset_groups + group) * taps + at.tap) * Rank;
+      const int64_t group = offset_channels.quotient(channel);
+      const F* from = offset + ((at.image * offset_groups + group) * taps + at.tap) * Rank * out_pixels;
 #pragma unroll
-      for (int axis = 0; axis < Rank; ++axis) point[axis] += offset[(first + axis) * out_pixels + at.pixel];
+      for (int axis = 0; axis < Rank; ++axis) point[axis] += A(from[axis * out_pixels + at.pixel]);
     }
-    return corners_at<A, int64_t, Rank>(point, extent, geometry.in);
+    return corners_at<A, int, Rank>(point, extent, size);
   }
 
-  __device__ A factor(const Place& at, int64_t group) const {
+  __device__ A factor(const Place& at, int64_t channel) const {
     if (!mask) return A(1);
-    return mask[((at.image * mask_groups + group) * taps + at.tap) * out_pixels + at.pixel];
-  }
-
-  __device__ int64_t map(int64_t image, int64_t channel) const {
-    return (image * channels + channel) * in_pixels;
+    const int64_t group = mask_channels.quotient(channel);
+    return A(mask[((at.image * mask_groups + group) * taps + at.tap) * out_pixels + at.pixel]);
   }
 };
 
 template <typename A, int Rank>
-__device__ bool reads_nothing(const Corners<A, int64_t, Rank>& corners) {
+__device__ bool reads_nothing(const Corners<A, int, Rank>& corners) {
   bool any = false;
 #pragma unroll
   for (int corner = 0; corner < corners.count; ++corner) any |= corners.valid[corner] != A(0);
   return !any;
 }
 
-template <typename T, typename A, int Rank>
-__global__ void im2col_kernel(Sampling<A, Rank> s, const T* input, T* columns) {
+template <typename T, typename A, typename F, int Rank>
+__global__ void im2col_kernel(Sampling<A, F, Rank> s, const T* __restrict__ input, T* __restrict__ columns) {
   constexpr int corner_count = 1 << Rank;
-  DCNZOO_FOR_EACH(index, s.threads()) {
-    const Place at = s.place(index);
-    const int64_t begin = s.pieces.begin(at.piece), end = s.pieces.end(at.piece);
-    const Corners<A, int64_t, Rank> corners = s.corners(at, s.offset_group(begin));
-    const A factor = s.factor(at, s.mask_group(begin));
+  for (int64_t tile = blockIdx.x; tile < s.tiles; tile += gridDim.x) {
+    const Place at = s.place(tile);
+    if (at.position >= s.row) continue;
+    int channels;
+    const int64_t begin = s.pieces.begin(at.part, channels), step = s.taps * s.row;
+    T* column = columns + s.column(begin, at);
+    if (at.position >= s.positions) {  // padding
+#pragma unroll 1
+      for (; channels > 0; --channels, column += step) *column = T(A(0));
+      continue;
+    }
+    const Corners<A, int, Rank> corners = s.corners(at, begin);
+    const A factor = s.factor(at, begin);
     A weight[corner_count];
 #pragma unroll
     for (int corner = 0; corner < corner_count; ++corner)
       weight[corner] = corner_weight<A, Rank>(corner, corners.fraction);
-    for (int64_t channel = begin; channel < end; ++channel) {
-      const T* map = input + s.map(at.image, channel);
+    const T* pixel[corner_count];  // of the current channel
+#pragma unroll
+    for (int corner = 0; corner < corner_count; ++corner)
+      pixel[corner] = input + s.map(begin, at) + corners.index[corner];
+#pragma unroll 4
+    for (int channel = 0; channel < channels; ++channel, column += step) {
       A sum = A(0);
 #pragma unroll
-      for (int corner = 0; corner < corner_count; ++corner)
-        if (corners.valid[corner] != A(0)) sum += weight[corner] * A(map[corners.index[corner]]);
-      columns[s.column(channel, at)] = T(sum * factor);
+      for (int corner = 0; corner < corner_count; ++corner, pixel[corner - 1] += s.in_pixels)
+        if (corners.valid[corner] != A(0)) sum += weight[corner] * A(*pixel[corner]);
+      *column = T(sum * factor);
     }
   }
 }
 
 // The adjoint of im2col_kernel with respect to the input.
-template <typename T, typename A, int Rank>
-__global__ void col2im_kernel(Sampling<A, Rank> s, const T* grad_columns, A* grad_input) {
+template <typename T, typename A, typename F, int Rank>
+__global__ void col2im_kernel(Sampling<A, F, Rank> s, const T* __restrict__ grad_columns,
+                              A* __restrict__ grad_input) {
   constexpr int corner_count = 1 << Rank;
-  DCNZOO_FOR_EACH(index, s.threads()) {
-    const Place at = s.place(index);
-    const int64_t begin = s.pieces.begin(at.piece), end = s.pieces.end(at.piece);
-    const Corners<A, int64_t, Rank> corners = s.corners(at, s.offset_group(begin));
+  for (int64_t tile = blockIdx.x; tile < s.tiles; tile += gridDim.x) {
+    const Place at = s.place(tile);
+    if (at.position >= s.positions) continue;
+    int channels;
+    const int64_t begin = s.pieces.begin(at.part, channels), step = s.taps * s.row;
+    const Corners<A, int, Rank> corners = s.corners(at, begin);
     if (reads_nothing(corners)) continue;
-    const A factor = s.factor(at, s.mask_group(begin));
+    const A factor = s.factor(at, begin);
     A weight[corner_count];
 #pragma unroll
     for (int corner = 0; corner < corner_count; ++corner)
       weight[corner] = corner_weight<A, Rank>(corner, corners.fraction) * factor;
-    for (int64_t channel = begin; channel < end; ++channel) {
-      const A gradient = A(grad_columns[s.column(channel, at)]);
-      A* map = grad_input + s.map(at.image, channel);
+    const T* column = grad_columns + s.column(begin, at);
+    A* map = grad_input + s.map(begin, at);
+#pragma unroll 4
+    for (int channel = 0; channel < channels; ++channel, map += s.in_pixels, column += step) {
+      const A gradient = A(*column);
       // Atomics: neighbouring taps and pixels read the same input.
 #pragma unroll
       for (int corner = 0; corner < corner_count; ++corner)
@@ -149,27 +184,26 @@ __global__ void col2im_kernel(Sampling<A, Rank> s, const T* grad_columns, A* gra
   }
 }
 
-// Gradients of offset and mask: one value per tap, pixel and group of channels (`owners` groups). A column of threads
-// sums over the channels of a group in a fixed order.
-template <typename T, typename A, int Rank>
-__global__ void grad_offset_mask_kernel(Sampling<A, Rank> s, int64_t owners, const T* input,
-                                        const T* grad_columns, A* grad_offset, A* grad_mask) {
+// Gradients of offset and mask: one value per tap, pixel and group of channels (`owners` groups of `owned` channels). A
+// column of threads sums over the channels of a group in a fixed order.
+template <typename T, typename A, typename F, int Rank>
+__global__ void grad_offset_mask_kernel(Sampling<A, F, Rank> s, int64_t owners, int64_t owned,
+                                        const T* __restrict__ input, const T* __restrict__ grad_columns,
+                                        F* __restrict__ grad_offset, F* __restrict__ grad_mask) {
   constexpr int corner_count = 1 << Rank;
-  const int64_t count = owners * s.taps * s.images * s.out_pixels;
-  const int64_t owned = s.channels / owners;
-  const int lane = threadIdx.y, column = threadIdx.x;
-  const int64_t step = int64_t(gridDim.x) * kSumColumns;
-  for (int64_t first = int64_t(blockIdx.x) * kSumColumns; first < count; first += step) {
-    const int64_t index = first + column;
-    const Place at = s.place(index < count ? index : 0);
-    const int64_t owner = at.piece;
+  for (int64_t tile = blockIdx.x; tile < s.tiles; tile += gridDim.x) {
+    const Place at = s.place(tile);
+    const bool counts = at.position < s.positions;
     A sum[Rank + 1] = {};  // the offset's, one per axis, then the mask's
-    for (int64_t begin = owner * owned; index < count && begin < (owner + 1) * owned;
-         begin += s.pieces.block) {
-      const Corners<A, int64_t, Rank> corners = s.corners(at, s.offset_group(begin));
-      const A factor = s.factor(at, s.mask_group(begin));
-      for (int64_t channel = begin + lane; channel < begin + s.pieces.block; channel += kSumLanes) {
-        const T* map = input + s.map(at.image, channel);
+    const int64_t end = counts ? (at.part + 1) * owned : 0;
+    for (int64_t begin = at.part * owned; begin < end; begin += s.pieces.block) {
+      const Corners<A, int, Rank> corners = s.corners(at, begin);
+      const A factor = s.factor(at, begin);
+      const T* map = input + s.map(begin + threadIdx.y, at);
+      const T* column = grad_columns + s.column(begin + threadIdx.y, at);
+#pragma unroll 2
+      for (int64_t channel = threadIdx.y; channel < s.pieces.block;
+           channel += kSumLanes, map += kSumLanes * s.in_pixels, column += kSumLanes * s.taps * s.row) {
         A value[Rank + 1] = {};
 #pragma unroll
         for (int corner = 0; corner < corner_count; ++corner) {
@@ -180,7 +214,7 @@ __global__ void grad_offset_mask_kernel(Sampling<A, Rank> s, int64_t owners, con
             value[axis] += corner_slope<A, Rank>(corner, axis, corners.fraction) * pixel;
           value[Rank] += corner_weight<A, Rank>(corner, corners.fraction) * pixel;
         }
-        const A gradient = A(grad_columns[s.column(channel, at)]);
+        const A gradient = A(*column);
         if (corners.inside) {  // outside the map, the offset has no effect
 #pragma unroll
           for (int axis = 0; axis < Rank; ++axis) sum[axis] += gradient * factor * value[axis];
@@ -188,46 +222,42 @@ __global__ void grad_offset_mask_kernel(Sampling<A, Rank> s, int64_t owners, con
         sum[Rank] += gradient * value[Rank];
       }
     }
-    sum_over_lanes(sum, index < count, [&](int i, A total) {
-      const int64_t field = (at.image * owners + owner) * s.taps + at.tap;
-      if (i < Rank && grad_offset) grad_offset[(field * Rank + i) * s.out_pixels + at.pixel] = total;
-      if (i == Rank && grad_mask) grad_mask[field * s.out_pixels + at.pixel] = total;
+    sum_over_lanes(sum, counts, [&](int i, A total) {
+      const int64_t field = (at.image * owners + at.part) * s.taps + at.tap;
+      if (i < Rank && grad_offset) grad_offset[(field * Rank + i) * s.out_pixels + at.pixel] = F(total);
+      if (i == Rank && grad_mask) grad_mask[field * s.out_pixels + at.pixel] = F(total);
     });
   }
 }
 
-// product: [channels][images][pixels] -> output: [images][channels][pixels], or channels last
+// Copies a chunk's matrix product to the output and adds the bias. Neighbouring threads read and write neighbours:
+//   product [channels][row]                    -> output [images][channels][pixels]
+//   product [groups][row][channels of a group] -> output [images · pixels][channels], for channels last
+// A line is [images · pixels] of a channel or, for channels last, [channels] of a pixel.
+struct OutputLines {
+  int64_t lines, row, length;             // length: of an image or of a group, in a line
+  Divisor<int64_t> by_values, by_length;  // values: in a line
+  bool channels_last;
+};
+
 template <typename T, typename A>
-__global__ void store_output_kernel(const T* product, const T* bias, int64_t images, int64_t channels,
-                                    int64_t pixels, bool channels_last, T* output) {
-  DCNZOO_FOR_EACH(index, images * channels * pixels) {
-    const int64_t image = index / (channels * pixels), inside = index % (channels * pixels);
-    const int64_t channel = channels_last ? inside % channels : inside / pixels;
-    const int64_t pixel = channels_last ? inside / channels : inside % pixels;
-    const A value = A(product[(channel * images + image) * pixels + pixel]);
-    output[index] = T(bias ? value + A(bias[channel]) : value);
+__global__ void store_output_kernel(OutputLines s, int64_t count, const T* __restrict__ product,
+                                    const T* __restrict__ bias, T* __restrict__ output) {
+  DCNZOO_FOR_EACH(index, count) {
+    int64_t line = index;
+    const int64_t place = s.by_values.split(line);
+    int64_t part = place;
+    const int64_t inside = s.by_length.split(part);
+    const int64_t apart = (part * (s.channels_last ? s.row : s.lines) + line) * s.length + inside;
+    const A value = A(product[s.channels_last ? apart : line * s.row + place]);
+    output[s.channels_last ? index : apart] =
+        T(bias ? value + A(bias[s.channels_last ? place : line]) : value);
   }
 }
 
 template <typename A>
-__global__ void accumulate_kernel(int64_t count, const A* values, A* sums) {
+__global__ void accumulate_kernel(int64_t count, const A* __restrict__ values, A* __restrict__ sums) {
   DCNZOO_FOR_EACH(index, count) sums[index] += values[index];
-}
-
-template <typename T, int Rank>
-void launch_im2col(const Sampling<Accumulate<T>, Rank>& s, const Tensor& input, const Tensor& columns) {
-  launch("im2col_kernel", im2col_kernel<T, Accumulate<T>, Rank>, blocks_for(s.threads()), kThreads, input, s,
-         data_of<T>(input), mutable_data_of<T>(columns));
-}
-
-template <typename T, int Rank>
-void launch_grad_offset_mask(const Sampling<Accumulate<T>, Rank>& s, int64_t owners, const Tensor& input,
-                             const Tensor& grad_columns, Accumulate<T>* grad_offset,
-                             Accumulate<T>* grad_mask) {
-  const int64_t threads = owners * s.taps * s.images * s.out_pixels * kSumLanes;
-  launch("grad_offset_mask_kernel", grad_offset_mask_kernel<T, Accumulate<T>, Rank>, blocks_for(threads),
-         dim3(kSumColumns, kSumLanes), input, s, owners, data_of<T>(input), data_of<T>(grad_columns),
-         grad_offset, grad_mask);
 }
 
 // out = a · b, batched. Autocast does not change the out variant.
@@ -259,46 +289,64 @@ Tensor images_of(Tensor tensor, int64_t first, int64_t count, ScalarType type) {
   return torch::stable::contiguous(torch::stable::to(part, type));
 }
 
-// A chunk of images, contiguous.
-template <typename T>
+// A chunk of images, contiguous. F: the type of its offset and mask.
+template <typename T, typename F, int Rank>
 struct Chunk {
-  int64_t first, images;
+  using A = Accumulate<T>;
+  int64_t first, images, positions, row;
   Tensor input;
   std::optional<Tensor> offset, mask;
+  Sampling<A, F, Rank> sampling{};
 
   Chunk(const DeformConvShapes& s, int64_t first, const Tensor& input, const std::optional<Tensor>& offset,
-        const std::optional<Tensor>& mask)
+        const std::optional<Tensor>& mask, ScalarType field_type)
       : first(first),
         images(std::min(s.im2col_step, s.batch - first)),
+        positions(images * s.out_pixels),
+        row(round_up(positions, kRowMultiple)),
         input(images_of(input, first, images, input.scalar_type())) {
-    const ScalarType wide = accumulate_type(input.scalar_type());
-    if (offset) this->offset = images_of(*offset, first, images, wide);
-    if (mask) this->mask = images_of(*mask, first, images, wide);
-  }
-
-  template <int Rank>
-  Sampling<Accumulate<T>, Rank> sampling(const DeformConvShapes& s) const {
-    using A = Accumulate<T>;
+    if (offset) this->offset = images_of(*offset, first, images, field_type);
+    if (mask) this->mask = images_of(*mask, first, images, field_type);
     const auto channels_of = [&](int64_t groups) { return groups ? s.channels / groups : s.channels; };
-    ChannelPieces pieces;
+    sampling.geometry = s.geometry<Rank>();
+    sampling.channels = s.channels, sampling.taps = s.taps;
+    sampling.in_pixels = s.in_pixels, sampling.out_pixels = s.out_pixels;
+    sampling.positions = positions, sampling.row = row;
+    sampling.offset_groups = s.offset_groups, sampling.mask_groups = s.mask_groups;
+    sampling.offset = offset ? data_of<F>(*this->offset) : nullptr;
+    sampling.mask = mask ? data_of<F>(*this->mask) : nullptr;
+    sampling.offset_channels = channels_of(s.offset_groups);
+    sampling.mask_channels = channels_of(s.mask_groups);
+    sampling.pixels = int(s.out_pixels);
+    for (int axis = 0; axis < Rank; ++axis)
+      sampling.out[axis] = int(s.out[axis]), sampling.kernel[axis] = int(s.kernel[axis]);
+    ChannelPieces& pieces = sampling.pieces;
     pieces.block = std::gcd(channels_of(s.offset_groups), channels_of(s.mask_groups));
-    pieces.per_block = ceil_div(pieces.block, ChannelPieces::kMost);
-    pieces.count = s.channels / pieces.block * pieces.per_block;
-    return {s.geometry<Rank>(),
-            images,
-            s.channels,
-            s.taps,
-            s.in_pixels,
-            s.out_pixels,
-            s.offset_groups,
-            s.mask_groups,
-            offset ? data_of<A>(*offset) : nullptr,
-            mask ? data_of<A>(*mask) : nullptr,
-            pieces};
+    const int64_t per_block = ceil_div(pieces.block, ChannelPieces::kMost);
+    pieces.per_block = per_block, pieces.count = s.channels / pieces.block * per_block;
   }
 
   Tensor new_columns(const DeformConvShapes& s) const {
-    return torch::stable::new_empty(input, {s.groups, s.channels / s.groups * s.taps, images * s.out_pixels});
+    return torch::stable::new_empty(input, {s.groups, s.channels / s.groups * s.taps, row});
+  }
+
+  void im2col(const Tensor& columns) const {
+    const auto tiled = sampling.in_tiles(kColumnThreads, sampling.pieces.count);
+    launch("im2col_kernel", im2col_kernel<T, A, F, Rank>, blocks_for_tiles(tiled.tiles), kColumnThreads,
+           input, tiled, data_of<T>(input), mutable_data_of<T>(columns));
+  }
+
+  void col2im(const Tensor& grad_columns, A* grad_input) const {
+    const auto tiled = sampling.in_tiles(kColumnThreads, sampling.pieces.count);
+    launch("col2im_kernel", col2im_kernel<T, A, F, Rank>, blocks_for_tiles(tiled.tiles), kColumnThreads,
+           input, tiled, data_of<T>(grad_columns), grad_input);
+  }
+
+  void grad_offset_mask(int64_t owners, const Tensor& grad_columns, F* grad_offset, F* grad_mask) const {
+    const auto tiled = sampling.in_tiles(kSumColumns, owners);
+    launch("grad_offset_mask_kernel", grad_offset_mask_kernel<T, A, F, Rank>, blocks_for_tiles(tiled.tiles),
+           dim3(kSumColumns, kSumLanes), input, tiled, owners, tiled.channels / owners, data_of<T>(input),
+           data_of<T>(grad_columns), grad_offset, grad_mask);
   }
 };
 
@@ -307,80 +355,95 @@ Tensor weight_matrices(const DeformConvShapes& s, const Tensor& weight) {
                              {s.groups, s.out_channels / s.groups, s.channels / s.groups * s.taps});
 }
 
-template <typename T, int Rank>
+template <typename T, typename F, int Rank>
 Tensor forward(const DeformConvShapes& s, const Tensor& input, const Tensor& weight,
                const std::optional<Tensor>& offset, const std::optional<Tensor>& mask,
-               const std::optional<Tensor>& bias_any) {
+               const std::optional<Tensor>& bias_any, ScalarType field_type) {
   const bool channels_last = wants_channels_last(input);
   const Tensor output = channels_last ? new_channels_last(input, output_sizes(s))
                                       : torch::stable::new_empty(input, output_sizes(s));
   if (output.numel() == 0) return output;
   const Tensor matrices = weight_matrices(s, weight);
+  const int64_t outputs = s.out_channels / s.groups;
   std::optional<Tensor> bias;
   if (bias_any) bias = torch::stable::contiguous(*bias_any);
   for (int64_t first = 0; first < s.batch; first += s.im2col_step) {
-    const Chunk<T> chunk(s, first, input, offset, mask);
+    const Chunk<T, F, Rank> chunk(s, first, input, offset, mask, field_type);
     const Tensor columns = chunk.new_columns(s);
-    launch_im2col<T, Rank>(chunk.template sampling<Rank>(s), chunk.input, columns);
-    const Tensor product =
-        torch::stable::new_empty(input, {s.groups, s.out_channels / s.groups, chunk.images * s.out_pixels});
-    multiply(matrices, columns, product);
-    launch("store_output_kernel", store_output_kernel<T, Accumulate<T>>, blocks_for(product.numel()),
-           kThreads, product, data_of<T>(product), bias ? data_of<T>(*bias) : nullptr, chunk.images,
-           s.out_channels, s.out_pixels, channels_last,
+    chunk.im2col(columns);
+    const auto multiplied = [&](const Tensor& a, const Tensor& b, int64_t height, int64_t width) {
+      const Tensor product = torch::stable::new_empty(input, {s.groups, height, width});
+      multiply(a, b, product);
+      return product;
+    };
+    const Tensor product = channels_last
+                               ? multiplied(transposed(columns), transposed(matrices), chunk.row, outputs)
+                               : multiplied(matrices, columns, outputs, chunk.row);
+    const OutputLines lines =
+        channels_last
+            ? OutputLines{chunk.positions, chunk.row, outputs, s.out_channels, outputs, true}
+            : OutputLines{s.out_channels, chunk.row, s.out_pixels, chunk.positions, s.out_pixels, false};
+    const int64_t count = chunk.positions * s.out_channels;
+    launch("store_output_kernel", store_output_kernel<T, Accumulate<T>>, blocks_for(count), kThreads, product,
+           lines, count, data_of<T>(product), bias ? data_of<T>(*bias) : nullptr,
            mutable_data_of<T>(output) + first * s.out_channels * s.out_pixels);
   }
   return output;
 }
 
-template <typename T, int Rank>
+template <typename T, typename F, int Rank>
 DeformConvGradients backward(const DeformConvShapes& s, const Tensor& grad_output, const Tensor& input,
                              const Tensor& weight, const std::optional<Tensor>& offset,
-                             const std::optional<Tensor>& mask, const std::vector<bool>& wanted) {
+                             const std::optional<Tensor>& mask, const std::vector<bool>& wanted,
+                             ScalarType field_type) {
   using A = Accumulate<T>;
   const ScalarType wide = accumulate_type(input.scalar_type());
-  // In the accumulation type: half gradients are rounded only once, at the end.
+  // Sums of several chunks or threads in the accumulation type: half gradients are rounded only once.
   DeformConvGradients sums{
       new_gradient(input, wanted[0], input, wide), new_gradient(input, wanted[1], weight, wide),
-      new_gradient(input, wanted[2], offset, wide), new_gradient(input, wanted[3], mask, wide)};
+      new_gradient(input, wanted[2], offset, field_type), new_gradient(input, wanted[3], mask, field_type)};
   if (grad_output.numel() == 0) return sums;
 
   const Tensor matrices = weight_matrices(s, weight);
   const int64_t outputs = s.out_channels / s.groups;
   for (int64_t first = 0; first < s.batch; first += s.im2col_step) {
-    const Chunk<T> chunk(s, first, input, offset, mask);
-    const Sampling<A, Rank> sampling = chunk.template sampling<Rank>(s);
+    const Chunk<T, F, Rank> chunk(s, first, input, offset, mask, field_type);
     Tensor grad_chunk = grad_output;
     grad_chunk = torch::stable::narrow(grad_chunk, 0, first, chunk.images);
     grad_chunk = torch::stable::contiguous(torch::stable::transpose(grad_chunk, 0, 1));
-    grad_chunk = torch::stable::view(grad_chunk, {s.groups, outputs, chunk.images * s.out_pixels});
+    grad_chunk = torch::stable::view(grad_chunk, {s.groups, outputs, chunk.positions});
+    if (const int64_t padding = chunk.row - chunk.positions; padding > 0)
+      grad_chunk = torch::stable::pad(grad_chunk, std::vector<int64_t>{0, padding});
     const Tensor columns = chunk.new_columns(s);
 
     if (wanted[1]) {
-      launch_im2col<T, Rank>(sampling, chunk.input, columns);
+      chunk.im2col(columns);
       multiply_and_add<A>(grad_chunk, transposed(columns),
                           torch::stable::view(sums.weight, sizes_of(matrices)));
     }
     if (!wanted[0] && !wanted[2] && !wanted[3]) continue;
     multiply(transposed(matrices), grad_chunk, columns);  // replaces the columns by their gradient
-    if (wanted[0])
-      launch("col2im_kernel", col2im_kernel<T, A, Rank>, blocks_for(sampling.threads()), kThreads, columns,
-             sampling, data_of<T>(columns),
-             mutable_data_of<A>(sums.input) + first * s.channels * s.in_pixels);
+    if (wanted[0]) chunk.col2im(columns, mutable_data_of<A>(sums.input) + first * s.channels * s.in_pixels);
     const int64_t points = first * s.taps * s.out_pixels;
-    A* grad_offset = wanted[2] ? mutable_data_of<A>(sums.offset) + points * s.offset_groups * Rank : nullptr;
-    A* grad_mask = wanted[3] ? mutable_data_of<A>(sums.mask) + points * s.mask_groups : nullptr;
+    F* grad_offset = wanted[2] ? mutable_data_of<F>(sums.offset) + points * s.offset_groups * Rank : nullptr;
+    F* grad_mask = wanted[3] ? mutable_data_of<F>(sums.mask) + points * s.mask_groups : nullptr;
     if (grad_offset && grad_mask && s.offset_groups == s.mask_groups) {
-      launch_grad_offset_mask<T, Rank>(sampling, s.offset_groups, chunk.input, columns, grad_offset,
-                                       grad_mask);
+      chunk.grad_offset_mask(s.offset_groups, columns, grad_offset, grad_mask);
       continue;
     }
-    if (grad_offset)
-      launch_grad_offset_mask<T, Rank>(sampling, s.offset_groups, chunk.input, columns, grad_offset, nullptr);
-    if (grad_mask)
-      launch_grad_offset_mask<T, Rank>(sampling, s.mask_groups, chunk.input, columns, nullptr, grad_mask);
+    if (grad_offset) chunk.grad_offset_mask(s.offset_groups, columns, grad_offset, nullptr);
+    if (grad_mask) chunk.grad_offset_mask(s.mask_groups, columns, nullptr, grad_mask);
   }
   return sums;
+}
+
+// Checks and, if necessary, shrinks the chunks for the kernels' 32-bit numbers.
+void fit_positions(DeformConvShapes& s) {
+  for (const auto& [name, pixels] :
+       {std::pair<const char*, int64_t>{"input", s.in_pixels}, {"output", s.out_pixels}})
+    check(pixels <= kMostPixels, "deform_conv", s.rank, "d: ", name, ": expected at most ", kMostPixels,
+          " pixels per image on CUDA, got ", pixels);
+  s.im2col_step = std::min(s.im2col_step, std::max<int64_t>(1, kMostPixels / s.out_pixels));
 }
 
 Tensor deform_conv_cuda(const Tensor& input, const Tensor& weight, std::optional<Tensor> offset,
@@ -388,11 +451,14 @@ Tensor deform_conv_cuda(const Tensor& input, const Tensor& weight, std::optional
                         const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
                         const std::vector<int64_t>& dilation, int64_t groups,
                         std::optional<int64_t> im2col_step) {
-  const DeformConvShapes s =
+  DeformConvShapes s =
       check_deform_conv(input, weight, offset, mask, bias, stride, padding, dilation, groups, im2col_step);
-  return dispatch_floating(input.scalar_type(), [&](auto zero) {
+  fit_positions(s);
+  const ScalarType fields = field_type(input, {offset ? &*offset : nullptr, mask ? &*mask : nullptr});
+  return dispatch_types(input.scalar_type(), fields, [&](auto map, auto field) {
     return dispatch_rank(s.rank, [&](auto rank) {
-      return forward<decltype(zero), decltype(rank)::value>(s, input, weight, offset, mask, bias);
+      return forward<decltype(map), decltype(field), decltype(rank)::value>(s, input, weight, offset, mask,
+                                                                            bias, fields);
     });
   });
 }
@@ -402,19 +468,23 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> deform_conv_backward_cuda(
     std::optional<Tensor> mask, const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
     const std::vector<int64_t>& dilation, int64_t groups, std::optional<int64_t> im2col_step,
     const std::vector<bool>& output_mask) {
-  const DeformConvShapes s = check_deform_conv(input, weight, offset, mask, std::nullopt, stride, padding,
-                                               dilation, groups, im2col_step);
+  DeformConvShapes s = check_deform_conv(input, weight, offset, mask, std::nullopt, stride, padding, dilation,
+                                         groups, im2col_step);
   check_grad_output(s, grad_output, input, offset, mask, output_mask);
-  const DeformConvGradients sums = dispatch_floating(input.scalar_type(), [&](auto zero) {
+  fit_positions(s);
+  const ScalarType fields = field_type(input, {offset ? &*offset : nullptr, mask ? &*mask : nullptr});
+  const DeformConvGradients sums = dispatch_types(input.scalar_type(), fields, [&](auto map, auto field) {
     return dispatch_rank(s.rank, [&](auto rank) {
-      return backward<decltype(zero), decltype(rank)::value>(s, grad_output, input, weight, offset, mask,
-                                                             output_mask);
+      return backward<decltype(map), decltype(field), decltype(rank)::value>(
+          s, grad_output, input, weight, offset, mask, output_mask, fields);
     });
   });
-  Tensor grad_input = to_type_of(input, sums.input);
+  Tensor grad_input;
   if (output_mask[0] && wants_channels_last(input)) {
-    Tensor reordered = new_channels_last(input, sizes_of(input));
-    grad_input = torch::stable::copy_(reordered, grad_input);
+    grad_input = new_channels_last(input, sizes_of(input));
+    torch::stable::copy_(grad_input, sums.input);
+  } else {
+    grad_input = to_type_of(input, sums.input);
   }
   Tensor grad_bias = torch::stable::new_empty(input, {0});
   if (output_mask[4]) {

@@ -1,6 +1,6 @@
-"""Run the CUDA kernels on a GPU or, without one, on host threads.
+"""Run the CUDA kernels on a GPU or, without one, emulated on the host.
 
-Host threads need a C++20 compiler. The unchanged kernels, launches and host code of ``ops/**/*_cuda.cu``
+The emulation needs a C++ compiler. The unchanged kernels, launches and host code of ``ops/**/*_cuda.cu``
 are compiled against a replacement for ``cuda_runtime.h`` (tests/cuda/emulation). The operators are still
 registered for the CUDA dispatch key; the tests select that key and pass CPU tensors.
 """
@@ -72,7 +72,7 @@ def kernels(request) -> Kernels:
 def build(compiler: str, library: Path) -> None:
     torch_folder = Path(torch.__file__).parent
     flags = [
-        *("-x", "c++", "-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", "-pthread", "-w"),
+        *("-x", "c++", "-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-w"),
         "-DTORCH_TARGET_VERSION=0x020a000000000000",
         *("-I", ROOT / "tests/cuda/emulation", "-I", torch_folder / "include"),
     ]
@@ -86,7 +86,7 @@ def build(compiler: str, library: Path) -> None:
         list(pool.map(compile, sources, objects))
     link = [f"-L{torch_folder / 'lib'}", "-ltorch_cpu", "-ltorch", "-lc10"]
     linked = library.with_suffix(".linked")
-    subprocess.run([compiler, "-shared", "-pthread", *objects, "-o", linked, *link], check=True)
+    subprocess.run([compiler, "-shared", *objects, "-o", linked, *link], check=True)
     linked.replace(library)
     for path in objects:
         path.unlink()

@@ -14,6 +14,8 @@ from .. import op_cases, oracles
 from ..op_cases import (
     Operator,
     Sample,
+    dcnv3,
+    dcnv4,
     deform_conv,
     deform_roi_pool,
     ms_deform_attn,
@@ -120,6 +122,42 @@ def test_half_maps_with_float32_coordinates(kernels, op, sample, dtype):
         if is_backward(overload):
             arguments[0] = arguments[0].to(dtype)
         check(kernels, overload, arguments, TOLERANCE[dtype])
+
+
+# Channels in whole vectors of 16 bytes: in fewer threads than a warp, also not a power of two, and in more.
+# Kernels of height 3 and 4 points per level, for which the loop over points is unrolled, and others.
+VECTORS = [
+    (dcnv3, dict(kernel_size=3, group_channels=16, size=(5, 4))),
+    (dcnv3, dict(kernel_size=3, group_channels=40, size=(3, 4), remove_center=True)),
+    (dcnv3, dict(kernel_size=(2, 3), group_channels=8, stride=(2, 1), dilation=(1, 2), padding=(1, 2))),
+    (dcnv3, dict(kernel_size=(3, 1), group=1, group_channels=264, batch=1, size=(4, 2))),
+    (dcnv4, dict(kernel_size=3, group_channels=16, size=(5, 4))),
+    (ms_deform_attn, dict(channels=32)),
+    (ms_deform_attn, dict(channels=24, points=3, spread=3.0)),
+]
+
+
+@pytest.mark.parametrize(("cases", "settings"), VECTORS, ids=lambda v: getattr(v, "NAME", None) or str(v))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_channels_in_vectors(kernels, cases, settings, dtype):
+    make = (lambda *a, **k: dcnv4.packed(dcnv3.make(*a, **k))) if cases is dcnv4 else cases.make
+    sample = make("vectors", **settings).to(dtype)
+    mixed = replace(sample, tensors=(sample.tensors[0], *(t.float() for t in sample.tensors[1:])))
+    for given in (sample,) if dtype == torch.float32 else (sample, mixed):
+        for overload, arguments in calls(OPERATORS[cases.NAME], given):
+            if is_backward(overload):
+                arguments[0] = arguments[0].to(dtype)
+            check(kernels, overload, arguments, TOLERANCE[dtype])
+
+
+def test_channels_last_with_groups(kernels):
+    """With a bias, and a number of output pixels that is not a multiple of 8."""
+    sample = deform_conv.make("groups", groups=2, channels=8, out_channels=6, offset_groups=2, padding=(1, 0))
+    for overload, arguments in calls(OPERATORS["deform_conv2d"], sample):
+        places = [0, 1] if is_backward(overload) else [0]  # the gradient of the output too
+        for place in places:
+            arguments[place] = arguments[place].contiguous(memory_format=torch.channels_last)
+        check(kernels, overload, arguments, TOLERANCE[torch.float64])
 
 
 @first_forms

@@ -1,11 +1,13 @@
-// Emulates the parts of CUDA that ops/ uses, on the host: one host thread per thread of a block, one block after the
-// other. It is slow, and it cannot show races between blocks.
+// Emulates the parts of CUDA that ops/ uses, on the host: the threads of a block take turns on one host thread, each
+// until it waits for the others, and one block follows the other. It cannot show races.
 #pragma once
 
+#include <ucontext.h>
+
 #include <algorithm>
-#include <barrier>
-#include <mutex>
-#include <thread>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
 #include <vector>
 
 #define __global__
@@ -17,40 +19,89 @@ struct dim3 {
   dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
 
-inline thread_local dim3 threadIdx, blockIdx;
-inline dim3 blockDim, gridDim;
-inline std::barrier<>* block_barrier = nullptr;
+inline dim3 threadIdx, blockIdx, blockDim, gridDim;
 
-inline void __syncthreads() { block_barrier->arrive_and_wait(); }
+struct EmulatedThread {
+  ucontext_t context;
+  dim3 index;
+  bool waits;
+};
+inline EmulatedThread* running = nullptr;
+inline ucontext_t scheduler;
+
+inline void __syncthreads() {
+  running->waits = true;
+  swapcontext(&running->context, &scheduler);
+}
+
+// All threads of a block must call it, not only those of a warp.
+template <typename T>
+T __shfl_xor_sync(unsigned, T value, int mask) {
+  static T values[1024];
+  const unsigned thread = threadIdx.y * blockDim.x + threadIdx.x;
+  values[thread] = value;
+  __syncthreads();
+  const T other = values[thread ^ mask];
+  __syncthreads();
+  return other;
+}
+
+struct float4 {
+  float x, y, z, w;
+};
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 
 template <typename T>
 void atomicAdd(T* address, T value) {
-  static std::mutex mutex;
-  const std::lock_guard<std::mutex> lock(mutex);
   *address += value;
+}
+inline void atomicAdd(float4* address, float4 value) {
+  address->x += value.x, address->y += value.y, address->z += value.z, address->w += value.w;
 }
 
 inline int __ffsll(long long value) { return __builtin_ffsll(value); }
+inline int __popcll(unsigned long long value) { return __builtin_popcountll(value); }
+
+constexpr int cudaDevAttrComputeCapabilityMajor = 0;
+inline void cudaDeviceGetAttribute(int* value, int, int) { *value = 9; }
 
 using std::min;
 
 template <typename Kernel>
 void emulate(unsigned blocks, dim3 threads, const Kernel& kernel) {
   constexpr unsigned kMostBlocks = 2;  // grid-stride loops cover the rest
+  constexpr size_t kStack = 1 << 16;
+  static const Kernel* entry;
+  entry = &kernel;
   gridDim = dim3(std::min(blocks, kMostBlocks));
   blockDim = threads;
+  std::vector<EmulatedThread> all(threads.x * threads.y);
+  const std::unique_ptr<char[]> stacks(new char[all.size() * kStack]);
   for (unsigned block = 0; block < gridDim.x; ++block) {
-    std::barrier<> barrier(threads.x * threads.y);
-    block_barrier = &barrier;
-    std::vector<std::thread> running;
-    for (unsigned y = 0; y < threads.y; ++y)
-      for (unsigned x = 0; x < threads.x; ++x)
-        running.emplace_back([&kernel, block, x, y] {
-          threadIdx = dim3(x, y);
-          blockIdx = dim3(block);
-          kernel();
-        });
-    for (std::thread& thread : running) thread.join();
-    block_barrier = nullptr;
+    blockIdx = dim3(block);
+    for (size_t i = 0; i < all.size(); ++i) {
+      getcontext(&all[i].context);
+      all[i].context.uc_stack.ss_sp = &stacks[i * kStack];
+      all[i].context.uc_stack.ss_size = kStack;
+      all[i].context.uc_link = &scheduler;
+      makecontext(&all[i].context, [] { (*entry)(); }, 0);
+      all[i].index = dim3(i % threads.x, i / threads.x);
+      all[i].waits = true;
+    }
+    for (size_t waiting = all.size(); waiting > 0;) {
+      waiting = 0;
+      for (EmulatedThread& thread : all) {
+        if (!thread.waits) continue;
+        thread.waits = false;
+        threadIdx = thread.index;
+        running = &thread;
+        swapcontext(&scheduler, &thread.context);
+        waiting += thread.waits;
+      }
+      if (waiting != 0 && waiting != all.size()) {
+        std::fputs("emulation: some threads of a block returned while others wait for them\n", stderr);
+        std::abort();
+      }
+    }
   }
 }
