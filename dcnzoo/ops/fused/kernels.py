@@ -97,15 +97,15 @@ def points_of(corners, factors, place, exists, points):
 
 @triton.jit
 def in_bands(number, out_pixels, out_h, out_w):
-    """Output pixels numbered in bands of 8 rows, column by column: ``(image, index in the image)``.
+    """Index of the output pixel with this number, if they are numbered in bands of 8 rows, column by column.
 
-    A block of pixels is then nearly square, and its samples share cache lines. No number is left out.
+    A block of numbers is then a nearly square block of pixels, and its samples share cache lines.
     """
     in_image = number % out_pixels
     top = in_image // (8 * out_w) * 8
     rows = tl.minimum(out_h - top, 8)
     in_band = in_image - top * out_w
-    return number // out_pixels, (top + in_band % rows) * out_w + in_band // rows
+    return number - in_image + (top + in_band % rows) * out_w + in_band // rows
 
 
 @triton.jit
@@ -173,8 +173,7 @@ def forward_kernel(
     # programs that read the same points are neighbours
     number = index_of(program // (groups * tiles), USE_INT64) * BLOCK_M + tl.arange(0, BLOCK_M)
     exists = number < pixels
-    image, pixel = in_bands(number, out_pixels, out_h, out_w)
-    q = image * out_pixels + pixel
+    q = in_bands(number, out_pixels, out_h, out_w)
     inner = program % tiles * BLOCK_N + tl.arange(0, BLOCK_N)
     in_group = inner < group_outputs
     o = group * group_outputs + inner
@@ -208,7 +207,7 @@ def forward_kernel(
     written = exists[:, None] if EVEN else exists[:, None] & in_group[None, :]
     if HAS_BIAS:
         sum += tl.load(bias + o, mask=in_group, other=0.0).to(tl.float32)[None, :]
-    places = (image * output_image + pixel * output_pixel)[:, None]
+    places = (q // out_pixels * output_image + q % out_pixels * output_pixel)[:, None]
     places += (index_of(o, USE_INT64) * output_channel)[None, :]
     tl.store(output + places, sum.to(output.dtype.element_ty), mask=written)
 
@@ -306,8 +305,7 @@ def grad_samples_kernel(
     tap = program // blocks % taps
     number = index_of(program // blocks // taps, USE_INT64) * BLOCK_M + tl.arange(0, BLOCK_M)
     exists = number < pixels
-    image, pixel = in_bands(number, out_pixels, out_h, out_w)
-    q = image * out_pixels + pixel
+    q = in_bands(number, out_pixels, out_h, out_w)
     place = index_of(block * taps + tap, USE_INT64) * pixels + q
     low, ly, lx, factor, v00, v01, v10, v11 = points_of(corners, factors, place, exists, points)
     low = index_of(low, USE_INT64)
@@ -358,7 +356,8 @@ def grad_samples_kernel(
             input, grad_input, low, width + 1, bottom * lx, v11, channels, c, in_block, gradient,
             WANT_INPUT, WANT_OFFSET_MASK, EVEN,
         )  # fmt: skip
-    plane = (image * blocks + block) * taps + tap
+    plane = (q // out_pixels * blocks + block) * taps + tap
+    pixel = q % out_pixels
     reads = v00 | v01 | v10 | v11
     beyond = dot00  # of points outside the map: the gradient times zero, which is zero or NaN
     dot00 = tl.where(v00, dot00, 0.0)
