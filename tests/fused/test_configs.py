@@ -6,8 +6,8 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
+from dcnzoo.ops import fused
 from dcnzoo.ops.fused import configs
-from dcnzoo.ops.fused.configs import Config
 
 KERNELS = ("forward", "grad_weight", "grad_samples")
 
@@ -18,15 +18,62 @@ def test_unknown_architectures_have_what_runs_everywhere():
     assert {kernel: configs.table()["default"][kernel] for kernel in KERNELS} == small
 
 
-def test_the_first_that_makes_enough_programs(monkeypatch):
-    listed = [[128, 128, 32, 8, 3], [64, 128, 32, 4, 3], [64, 64, 32, 4, 3]]
+def test_the_cheapest_and_of_equals_the_first(monkeypatch):
+    listed = [[128, 256, 64, 8, 3], [128, 128, 64, 8, 3], [64, 128, 64, 4, 3]]
     monkeypatch.setattr(configs, "table", lambda: {"sm_90": {"forward": {"half": listed}}})
 
-    def chosen(pixels: int, widths: tuple[int, int]) -> Config:
-        return configs.choose("sm_90", "forward", torch.bfloat16, widths, lambda c: pixels // c.BM)
+    def chosen(cost) -> list[int]:
+        return list(configs.choose("sm_90", "forward", torch.bfloat16, cost))
 
-    assert chosen(128 * 264, (256, 256)) == Config(*listed[0])
-    assert chosen(128 * 264 - 1, (256, 256)) == Config(*listed[1])
-    assert chosen(64 * 264 - 1, (256, 256)) == Config(*listed[2])
-    assert chosen(128 * 264, (64, 256)) == Config(*listed[2]), "a block wider than all channels is not full"
-    assert chosen(1, (16, 16)) == Config(*listed[2])
+    assert chosen(lambda c: c.BLOCK_M) == listed[2]
+    assert chosen(lambda c: c.BLOCK_N) == listed[1]
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """Number of programs and configuration of each launch, which does nothing, on 132 multiprocessors."""
+    launches = []
+    monkeypatch.setattr(fused, "_target", lambda device: "sm_90")
+    monkeypatch.setattr(fused, "_multiprocessors", lambda device: 132)
+    monkeypatch.setattr(fused, "_launch", lambda kernel, *launch, **arguments: launches.append(launch[:2]))
+    return launches
+
+
+def problem(channels: int, outputs: int, size: tuple[int, int]) -> fused.Problem:
+    def empty(*shape: int) -> torch.Tensor:
+        return torch.empty(shape, dtype=torch.bfloat16, device="meta")
+
+    input, weight = empty(1, channels, *size), empty(outputs, channels, 3, 3)
+    offset, mask = empty(1, 18, *size), empty(1, 9, *size)
+    return fused.Problem(input, weight, offset, mask, [1, 1], [1, 1], [1, 1], 1, allow_tf32=True)
+
+
+def test_one_program_per_multiprocessor(launched):
+    """16800 pixels are 131.25 blocks of 128: with 256 outputs each, all 132 programs run at once."""
+    fused.forward(problem(256, 256, (100, 168)), None)
+    (_points, (programs, config)) = launched
+    assert (programs, config.BLOCK_M, config.BLOCK_N) == (132, 128, 256)
+
+
+def test_small_maps_are_split_further(launched):
+    fused.forward(problem(512, 512, (25, 42)), None)
+    (_points, (programs, config)) = launched
+    assert 66 < programs <= 132
+    assert config.BLOCK_M < 128
+
+
+def test_blocks_are_not_wider_than_the_channels(launched):
+    fused.forward(problem(32, 64, (200, 336)), None)
+    (_points, (_, config)) = launched
+    assert (config.BLOCK_N, config.BLOCK_K) == (64, 32)
+
+
+@pytest.mark.parametrize(("channels", "size"), [(64, (200, 336)), (256, (100, 168)), (512, (25, 42))])
+def test_few_partial_sums(launched, channels, size):
+    p = problem(channels, channels, size)
+    fused.grad_weight(p, torch.empty(1, channels, *size, dtype=torch.bfloat16, device="meta"))
+    (_points, (programs, config)) = launched
+    tiles = 9 * -(-channels // config.BLOCK_N) * -(-channels // config.BLOCK_K)
+    splits = programs // tiles
+    assert programs == splits * tiles <= 3 * 132
+    assert splits * 9 * channels**2 * 4 <= 32 * 2**20

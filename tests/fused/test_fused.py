@@ -27,10 +27,12 @@ SAMPLES = [
     deform_conv.make("more mask than offset groups", **WIDE, groups=2, mask_groups=4, offset_groups=1),
     deform_conv.make("first layer", channels=3, out_channels=20, stride=2, padding=(1, 0)),
     deform_conv.make("more blocks than splits are needed for", size=(30, 31), channels=5, batch=1),
+    # the first of these rows of 3 output pixels form a band of 8, the others one of 4, in each image
+    deform_conv.make("bands of rows", size=(14, 4), channels=5),
 ]
 SAMPLES = {sample.name: sample for sample in SAMPLES}
 # The interpreter takes seconds per sample: `make test` runs these, `make test-all` runs all.
-QUICK = ("v1", "v2", "mask alone", "one output pixel", "groups of groups", "empty batch")
+QUICK = ("v1", "v2", "bands of rows", "mask alone", "one output pixel", "groups of groups", "empty batch")
 SMALL = deform_conv.make("small", size=(3, 4), padding=1)
 every_sample = pytest.mark.parametrize(
     "sample",

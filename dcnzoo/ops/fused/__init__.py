@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property
 
@@ -21,6 +22,13 @@ from .configs import Config, choose, entry_of, target_of
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 LEAST_CHANNELS = 16  # with fewer, most of a matrix product on tensor cores would be padding
+# A sample costs as much time as the products with this many outputs (counted instructions on sm_90).
+SAMPLE_COST = 256
+MOST_SPLITS = 32  # of the pixels in grad_weight
+# In grad_weight, a step takes as long as writing and adding the sums of 12 programs (1.1 µs on an H100 by
+# counted instructions; 3.1 MB at 3 TB/s).
+PROGRAMS_PER_STEP = 12
+POINTS = Config(BLOCK_M=256, BLOCK_N=1, BLOCK_K=1, warps=4, stages=1)
 INTERPRETED = triton.knobs.runtime.interpret
 
 
@@ -51,13 +59,14 @@ class Problem:
         return 1 if self.mask is None else self.mask.shape[1] // self.taps
 
     @cached_property
-    def slice_channels(self) -> int:
+    def block_channels(self) -> int:
+        """Number of channels with the same offset group, mask group and convolution group."""
         channels = self.input.shape[1]
         return math.gcd(channels // self.groups, channels // self.offset_groups, channels // self.mask_groups)
 
     @cached_property
-    def slices(self) -> int:
-        return self.input.shape[1] // self.slice_channels
+    def blocks(self) -> int:
+        return self.input.shape[1] // self.block_channels
 
     @cached_property
     def group_outputs(self) -> int:
@@ -80,8 +89,8 @@ class Problem:
         """Whether the fused kernels support this call. Otherwise another backend runs it."""
         if self.weight.dim() != 4 or self.weight.numel() == 0 or self.input.dtype not in DTYPES:
             return False
-        narrow = min(self.slice_channels, self.group_outputs) < LEAST_CHANNELS
-        one_group = self.slices == self.groups == 1  # few channels are padded then, as in a first layer
+        narrow = min(self.block_channels, self.group_outputs) < LEAST_CHANNELS
+        one_group = self.blocks == self.groups == 1  # few channels are padded then, as in a first layer
         return one_group or not narrow
 
     def is_faster(self) -> bool:
@@ -90,36 +99,60 @@ class Problem:
             return False  # tensor cores compute float32 only as TF32
         return str(self.input.dtype).removeprefix("torch.") in entry_of(_target(self.input.device))["auto"]
 
-    def arguments(self) -> dict[str, object]:
-        """Arguments of all kernels."""
+    @cached_property
+    def points(self) -> tuple[Tensor, Tensor]:
+        """Sampling points: 16 bytes per output pixel, tap and block of channels. See ``points_kernel``."""
+        shape = (self.blocks, self.taps, self.pixels)
+        # with room for 4 bits beside the index of a pixel
+        many = self.input.shape[0] * math.prod(self.input.shape[2:]) >= 2**27
+        corners = self.input.new_empty(shape, dtype=torch.int64 if many else torch.int32)
+        factors = self.input.new_empty((3, *shape), dtype=torch.float32)
         offset, mask = _strided(self.offset), _strided(self.mask)
-        channels, outputs = self.input.shape[1], self.weight.shape[0]
-        return {
-            "input": _channels_last(self.input),
-            "offset": offset,
-            "mask": mask,
-            "pixels": self.pixels,
-            "out_pixels": math.prod(self.out_size),
-            "out_w": self.out_size[1],
-            "height": self.input.shape[2],
-            "width": self.input.shape[3],
+        _launch(
+            kernels.points_kernel,
+            self.blocks * self.taps * _cdiv(self.pixels, POINTS.BLOCK_M),
+            POINTS,
+            self,
+            offset=offset,
+            mask=mask,
+            corners=corners,
+            factors=factors,
+            height=self.input.shape[2],
             **{f"{name}_{axis}": getattr(self, name)[a]
                for name in ("stride", "padding", "dilation") for a, axis in enumerate("yx")},
-            "taps": self.taps,
-            "kernel_w": self.weight.shape[3],
+            kernel_w=self.weight.shape[3],
             **_places("offset", offset),
             **_places("mask", mask),
+            offset_blocks=self.blocks // self.offset_groups,
+            mask_blocks=self.blocks // self.mask_groups,
+            HAS_OFFSET=offset is not None,
+            HAS_MASK=mask is not None,
+        )  # fmt: skip
+        return corners, factors
+
+    def arguments(self) -> dict[str, object]:
+        """Arguments that several kernels share."""
+        channels, outputs = self.input.shape[1], self.weight.shape[0]
+        return {
+            "pixels": self.pixels,
+            "out_pixels": math.prod(self.out_size),
+            "out_h": self.out_size[0],
+            "out_w": self.out_size[1],
+            "width": self.input.shape[3],
+            "taps": self.taps,
+            "points": self.blocks * self.taps * self.pixels,
             "channels": channels,
             "group_channels": channels // self.groups,
             "outputs": outputs,
             "group_outputs": self.group_outputs,
-            "slice_channels": self.slice_channels,
-            "group_slices": self.slices // self.groups,
-            "offset_slices": self.slices // self.offset_groups,
-            "mask_slices": self.slices // self.mask_groups,
-            "HAS_OFFSET": offset is not None,
-            "HAS_MASK": mask is not None,
-        }  # fmt: skip
+            "block_channels": self.block_channels,
+            "group_blocks": self.blocks // self.groups,
+        }
+
+    def sampled(self) -> dict[str, Tensor]:
+        """The input and its sampling points, arguments of every kernel that samples."""
+        corners, factors = self.points
+        return {"input": _channels_last(self.input), "corners": corners, "factors": factors}
 
 
 def forward(problem: Problem, bias: Tensor | None, config: Config | None = None) -> Tensor:
@@ -133,23 +166,27 @@ def forward(problem: Problem, bias: Tensor | None, config: Config | None = None)
     )
     if output.numel() == 0:
         return output
-    weight = p.weight.permute(2, 3, 0, 1).contiguous()  # [taps, O, C / groups]
 
     def programs_of(c: Config) -> int:
-        return _cdiv(p.pixels, c.BM) * p.groups * _cdiv(p.group_outputs, c.BN)
+        return _cdiv(p.pixels, c.BLOCK_M) * p.groups * _cdiv(p.group_outputs, c.BLOCK_N)
 
-    config = config or _config(p, "forward", (p.group_outputs, p.slice_channels), programs_of)
+    def cost(c: Config) -> int:
+        channels = p.blocks // p.groups * _cdiv(p.block_channels, c.BLOCK_K) * c.BLOCK_K
+        return _rounds(p, programs_of(c)) * c.BLOCK_M * channels * (c.BLOCK_N + SAMPLE_COST)
+
+    config = config or _config(p, "forward", cost)
     _launch(
         kernels.forward_kernel,
         programs_of(config),
         config,
         p,
-        whole=p.slice_channels % config.BK == 0 and p.group_outputs % config.BN == 0,
-        weight=weight,
+        **p.sampled(),
+        EVEN=p.block_channels % config.BLOCK_K == 0 and p.group_outputs % config.BLOCK_N == 0,
+        weight=_channels_last(p.weight),
         bias=None if bias is None else bias.contiguous(),
         output=output,
         **_places("output", output),
-        tiles=_cdiv(p.group_outputs, config.BN),
+        tiles=_cdiv(p.group_outputs, config.BLOCK_N),
         HAS_BIAS=bias is not None,
     )
     return output
@@ -163,13 +200,28 @@ def grad_weight(problem: Problem, grad_output: Tensor, config: Config | None = N
         return torch.zeros_like(p.weight, memory_format=torch.contiguous_format)
 
     def tiles_of(c: Config) -> int:
-        return p.taps * p.slices * _cdiv(p.slice_channels, c.BN) * _cdiv(p.group_outputs, c.BK)
+        return p.taps * p.blocks * _cdiv(p.block_channels, c.BLOCK_N) * _cdiv(p.group_outputs, c.BLOCK_K)
 
-    widths = (p.slice_channels, p.group_outputs)
-    config = config or _config(p, "grad_weight", widths, lambda c: tiles_of(c) * _cdiv(p.pixels, c.BM))
-    blocks = _cdiv(p.pixels, config.BM)
-    # enough programs for any GPU; a constant, because the rounding depends on the number of splits
-    splits = max(1, min(blocks, _cdiv(1024, tiles_of(config))))
+    def steps_of(c: Config, splits: int) -> int:
+        return _cdiv(_cdiv(p.pixels, c.BLOCK_M), splits)
+
+    def time(c: Config, splits: int) -> float:
+        """Time of the busiest multiprocessor and of the partial sums, in steps."""
+        programs = splits * tiles_of(c)
+        return _rounds(p, programs) * steps_of(c, splits) + programs / PROGRAMS_PER_STEP
+
+    def splits_of(c: Config) -> int:
+        """The fastest number of splits among those that fill one, two or three rounds."""
+        room = _multiprocessors(p.input.device)
+        most = min(MOST_SPLITS, _cdiv(p.pixels, c.BLOCK_M))
+        candidates = [max(1, min(most, rounds * room // tiles_of(c))) for rounds in (1, 2, 3)]
+        return min(candidates, key=lambda splits: time(c, splits))
+
+    def cost(c: Config) -> float:
+        return time(c, splits_of(c)) * c.BLOCK_M * c.BLOCK_N * (c.BLOCK_K + SAMPLE_COST)
+
+    config = config or _config(p, "grad_weight", cost)
+    splits = splits_of(config)
     partial = torch.empty(
         (splits, p.taps, group_channels, outputs), dtype=torch.float32, device=p.input.device
     )
@@ -178,11 +230,12 @@ def grad_weight(problem: Problem, grad_output: Tensor, config: Config | None = N
         splits * tiles_of(config),
         config,
         p,
-        whole=p.slice_channels % config.BN == 0 and p.group_outputs % config.BK == 0,
+        **p.sampled(),
+        EVEN=p.block_channels % config.BLOCK_N == 0 and p.group_outputs % config.BLOCK_K == 0,
         grad_output=_channels_last(grad_output),
         partial=partial,
-        tiles=_cdiv(p.group_outputs, config.BK),
-        blocks=blocks,
+        tiles=_cdiv(p.group_outputs, config.BLOCK_K),
+        steps=steps_of(config, splits),
         splits=splits,
     )
     sum = partial.sum(0).view(*p.weight.shape[2:], group_channels, outputs)
@@ -204,31 +257,38 @@ def grad_samples(
         grad_input = torch.empty(
             p.input.shape, dtype=torch.float32, device=p.input.device, memory_format=torch.channels_last
         ).zero_()
-    # one plane per slice; _per_group adds up the planes of a group
-    planes = [p.input.shape[0], p.slices * p.taps, *p.out_size]
+    # one plane per channel block; _per_group adds up the planes of a group
+    planes = [p.input.shape[0], p.blocks * p.taps, *p.out_size]
 
-    def new_field(field: Tensor, groups: int, values: int) -> Tensor:
-        dtype = field.dtype if groups == p.slices else torch.float32
+    def new_planes(like: Tensor, groups: int, values: int) -> Tensor:
+        dtype = like.dtype if groups == p.blocks else torch.float32
         shape = (planes[0], planes[1] * values, *planes[2:])
-        return torch.empty(shape, dtype=dtype, device=field.device)
+        return torch.empty(shape, dtype=dtype, device=like.device)
 
     if want_offset and p.offset is not None:
-        grad_offset = new_field(p.offset, p.offset_groups, 2)
+        grad_offset = new_planes(p.offset, p.offset_groups, 2)
     if want_mask and p.mask is not None:
-        grad_mask = new_field(p.mask, p.mask_groups, 1)
+        grad_mask = new_planes(p.mask, p.mask_groups, 1)
 
     def programs_of(c: Config) -> int:
-        return _cdiv(p.pixels, c.BM) * p.taps * p.slices
+        return _cdiv(p.pixels, c.BLOCK_M) * p.taps * p.blocks
+
+    def cost(c: Config) -> int:
+        channels = _cdiv(p.block_channels, c.BLOCK_N) * c.BLOCK_N
+        outputs = _cdiv(p.group_outputs, c.BLOCK_K) * c.BLOCK_K
+        return _rounds(p, programs_of(c)) * c.BLOCK_M * channels * (outputs + SAMPLE_COST)
 
     if p.pixels > 0:
-        config = config or _config(p, "grad_samples", (p.slice_channels, p.group_outputs), programs_of)
+        config = config or _config(p, "grad_samples", cost)
         _launch(
             kernels.grad_samples_kernel,
             programs_of(config),
             config,
             p,
-            whole=p.slice_channels % config.BN == 0 and p.group_outputs % config.BK == 0,
-            weight=p.weight.permute(2, 3, 1, 0).contiguous(),  # [taps, C / groups, O]
+            **p.sampled(),
+            EVEN=p.block_channels % config.BLOCK_N == 0 and p.group_outputs % config.BLOCK_K == 0,
+            READ_ONCE=p.group_outputs <= config.BLOCK_K,
+            weight=_channels_last(p.weight),
             grad_output=_channels_last(grad_output),
             grad_input=grad_input,
             grad_offset=grad_offset,
@@ -247,12 +307,12 @@ def grad_samples(
 
 
 def _per_group(planes: Tensor | None, like: Tensor | None, groups: int) -> Tensor | None:
-    """Sum a group's slices: ``[N, slices · values, oH, oW]`` to ``[N, groups · values, oH, oW]``."""
+    """Sum a group's blocks: ``[N, blocks · values, oH, oW]`` to ``[N, groups · values, oH, oW]``."""
     if planes is None or like is None or planes.shape == like.shape:
         return planes
     values = like.shape[1] // groups
-    per_slice = planes.unflatten(1, (groups, -1, values))
-    return per_slice.sum(2).flatten(1, 2).to(like.dtype)
+    per_block = planes.unflatten(1, (groups, -1, values))
+    return per_block.sum(2).flatten(1, 2).to(like.dtype)
 
 
 def _cdiv(a: int, b: int) -> int:
@@ -263,14 +323,14 @@ def _channels_last(tensor: Tensor) -> Tensor:
     return tensor.contiguous(memory_format=torch.channels_last)
 
 
-def _strided(field: Tensor | None) -> Tensor | None:
-    """Return ``field``, or a contiguous copy if its pixels are not all one stride apart.
+def _strided(tensor: Tensor | None) -> Tensor | None:
+    """Return the offset or mask, or a contiguous copy if its pixels are not all one stride apart.
 
     Channels last and a part of a split along the channels need no copy.
     """
-    if field is None or field.shape[2] <= 1 or field.stride(2) == field.shape[3] * field.stride(3):
-        return field
-    return field.contiguous()
+    if tensor is None or tensor.shape[2] <= 1 or tensor.stride(2) == tensor.shape[3] * tensor.stride(3):
+        return tensor
+    return tensor.contiguous()
 
 
 def _places(name: str, tensor: Tensor | None) -> dict[str, int]:
@@ -283,8 +343,23 @@ def _extent(tensor: Tensor) -> int:
     return 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
 
 
-def _config(problem: Problem, kernel: str, widths: tuple[int, int], programs) -> Config:
-    return choose(_target(problem.input.device), kernel, problem.input.dtype, widths, programs)
+def _config(problem: Problem, kernel: str, cost: Callable[[Config], float]) -> Config:
+    return choose(_target(problem.input.device), kernel, problem.input.dtype, cost)
+
+
+def _rounds(problem: Problem, programs: int) -> int:
+    """Number of programs that the busiest multiprocessor runs.
+
+    It does not matter how many of them run at a time: then each takes longer.
+    """
+    return _cdiv(programs, _multiprocessors(problem.input.device))
+
+
+@cache
+def _multiprocessors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 64  # as in a GPU of medium size
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 @cache
@@ -298,17 +373,16 @@ def _current(device: torch.device) -> contextlib.AbstractContextManager:
     return contextlib.nullcontext() if device.type == "cpu" else torch.accelerator.device_index(device.index)
 
 
-def _launch(kernel, programs: int, config: Config, problem: Problem, whole: bool, **arguments) -> None:
+def _launch(kernel, programs: int, config: Config, problem: Problem, **arguments) -> None:
     arguments = {**problem.arguments(), **arguments}
     tensors = [a for a in arguments.values() if isinstance(a, Tensor)]
     arguments |= {
-        "WIDE": max(map(_extent, tensors)) >= 2**31,
-        "WHOLE": whole,
+        "USE_INT64": max(map(_extent, tensors)) >= 2**31,
         "UPCAST": INTERPRETED,
         "PRECISION": "tf32" if problem.allow_tf32 else "ieee",
-        "BM": config.BM,
-        "BN": config.BN,
-        "BK": config.BK,
+        "BLOCK_M": config.BLOCK_M,
+        "BLOCK_N": config.BLOCK_N,
+        "BLOCK_K": config.BLOCK_K,
     }
     with _current(problem.input.device):
         kernel[(programs,)](

@@ -11,22 +11,20 @@ from typing import NamedTuple
 import torch
 
 TABLE = Path(__file__).with_name("configs.json")
-# Number of programs that keeps a large GPU busy: two on each of 132 multiprocessors. If a configuration
-# makes fewer, a smaller one is tried.
-ENOUGH_PROGRAMS = 264
 INTERPRETER = "interpreter"
 
 
 class Config(NamedTuple):
     """Block sizes and launch options of a kernel.
 
-    A program computes ``BM`` pixels by ``BN`` channels of the result and sums over ``BK`` channels at a time.
-    In grad_weight it computes ``BN`` input by ``BK`` output channels and sums over ``BM`` pixels at a time.
+    A program computes ``BLOCK_M`` pixels by ``BLOCK_N`` channels of the result and sums over ``BLOCK_K``
+    channels at a time. In grad_weight it computes ``BLOCK_N`` input by ``BLOCK_K`` output channels and sums
+    over ``BLOCK_M`` pixels at a time.
     """
 
-    BM: int
-    BN: int
-    BK: int
+    BLOCK_M: int
+    BLOCK_N: int
+    BLOCK_K: int
     warps: int
     stages: int
 
@@ -51,19 +49,11 @@ def entry_of(target: str) -> dict:
     return table().get(target) or table()["default"]
 
 
-def choose(
-    target: str, kernel: str, dtype: torch.dtype, widths: tuple[int, int], programs: Callable[[Config], int]
-) -> Config:
-    """The first (largest) configuration whose blocks fit and that makes enough programs, else the last.
+def choose(target: str, kernel: str, dtype: torch.dtype, cost: Callable[[Config], float]) -> Config:
+    """The configuration of least cost; of equals, the first in the table.
 
     Args:
-        widths: number of channels that ``BN`` and ``BK`` split.
-        programs: number of programs that a configuration makes for the call.
+        cost: an estimate of a configuration's time for the call, in any unit.
     """
     kind = "float32" if dtype == torch.float32 else "half"
-    configs = [Config(*sizes) for sizes in entry_of(target)[kernel][kind]]
-    for config in configs:
-        too_wide = widths[0] < config.BN or widths[1] < config.BK
-        if not too_wide and programs(config) >= ENOUGH_PROGRAMS:
-            return config
-    return configs[-1]
+    return min((Config(*sizes) for sizes in entry_of(target)[kernel][kind]), key=cost)

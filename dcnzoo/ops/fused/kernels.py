@@ -1,13 +1,19 @@
 """Triton kernels of 2-D deformable convolution: implicit matrix products, without columns in memory.
 
-Maps are channels last. ``q`` is the index of an output pixel over all images, ``[N · oH · oW]``. A *slice* is
-the channels with the same offset group, mask group and convolution group, and so with the same sampling
-points. A sampling point is computed once per tap, slice and pixel, for all channels of the slice.
+Maps are channels last. ``q`` is the index of an output pixel over all images, ``[N · oH · oW]``. A *channel
+block* is the channels with the same offset group, mask group and convolution group, and so with the same
+sampling points. ``points_kernel`` computes the points once, and the other kernels read them again for every
+part of the channels: computed there, they would be a sixth of the instructions, and registers would spill.
 
-Sizes are arguments, not constants: one binary serves all shapes with the same divisibility. ``WIDE`` computes
-indices in 64 bits, from the first factor on. ``WHOLE`` means that the blocks divide the channels, so that
-loads and stores need no channel mask. ``UPCAST`` is for Triton's interpreter, whose ``tl.dot`` of bfloat16 is
-wrong.
+Sizes are arguments, not constants: one binary serves all shapes with the same divisibility. ``USE_INT64``
+computes indices in 64 bits, from the first factor on. ``EVEN`` means that the blocks divide the channels, so
+that loads and stores need no channel mask. ``UPCAST`` is for Triton's interpreter, whose ``tl.dot`` of
+bfloat16 is wrong.
+
+In the loops of ``forward_kernel`` and ``grad_weight_kernel``, the samples of the next step are computed after
+the product of this step, which does not depend on them. So the tensor cores and the other units work at the
+same time. It also leaves the samples out of Triton's pipeline, which would copy the corners past the L1
+cache; only the other operand is copied in advance.
 """
 
 import triton
@@ -15,89 +21,127 @@ import triton.language as tl
 
 # Not specialised on divisibility by 16: vector loads depend only on the numbers of channels.
 SIZES = (
-    "pixels", "out_pixels", "out_w", "height", "width", "stride_y", "stride_x", "padding_y", "padding_x",
-    "dilation_y", "dilation_x", "taps", "kernel_w", "offset_image", "mask_image", "group_slices",
-    "offset_slices", "mask_slices", "offset_channel", "mask_channel", "tiles", "blocks", "splits",
+    "pixels", "out_pixels", "out_h", "out_w", "height", "width", "stride_y", "stride_x", "padding_y",
+    "padding_x", "dilation_y", "dilation_x", "taps", "kernel_w", "offset_image", "mask_image", "group_blocks",
+    "offset_blocks", "mask_blocks", "offset_channel", "mask_channel", "points", "tiles", "steps", "splits",
 )  # fmt: skip
 
 
 @triton.jit
-def pixels_of(block, pixels, out_pixels, out_w, WIDE: tl.constexpr, BM: tl.constexpr):
-    """Indices of a block of output pixels: ``(q, live, image, pixel, y, x)``. ``live``: the pixel exists."""
-    if WIDE:
-        block = tl.cast(block, tl.int64)
-    q = block * BM + tl.arange(0, BM)
-    image = q // out_pixels
-    pixel = q % out_pixels
-    return q, q < pixels, image, pixel, pixel // out_w, pixel % out_w
+def index_of(value, USE_INT64: tl.constexpr):
+    """``value`` as the first factor of an index: in 64 bits with ``USE_INT64``."""
+    return tl.cast(value, tl.int64) if USE_INT64 else value
 
 
-@triton.jit
-def index_of(value, WIDE: tl.constexpr):
-    """``value`` as the first factor of an index: in 64 bits with ``WIDE``."""
-    return tl.cast(value, tl.int64) if WIDE else value
-
-
-@triton.jit
-def sampling_plan(
-    offset, mask, image, pixel, y, x, live, tap, slice, height, width,
+@triton.jit(do_not_specialize=SIZES)
+def points_kernel(
+    offset, mask,
+    corners,  # [blocks, taps, pixels]: 16 · index of the low corner + validity of 4 corners as bits
+    factors,  # [3, blocks, taps, pixels]: y fraction, x fraction and mask
+    pixels, out_pixels, out_w, height, width,
     stride_y, stride_x, padding_y, padding_x, dilation_y, dilation_x, taps, kernel_w,
     offset_image, offset_channel, offset_pixel, mask_image, mask_channel, mask_pixel,
-    offset_slices, mask_slices,
-    HAS_OFFSET: tl.constexpr, HAS_MASK: tl.constexpr, WIDE: tl.constexpr,
+    offset_blocks, mask_blocks, points,
+    HAS_OFFSET: tl.constexpr, HAS_MASK: tl.constexpr, USE_INT64: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    """A tap's sampling points: ``(low corner's index, y and x fractions, mask, validity of 4 corners)``."""
-    at_y = (y * stride_y - padding_y + tap // kernel_w * dilation_y).to(tl.float32)
-    at_x = (x * stride_x - padding_x + tap % kernel_w * dilation_x).to(tl.float32)
+    """A program computes BLOCK_M sampling points of a tap and a channel block."""
+    parts = tl.cdiv(pixels, BLOCK_M)
+    q = index_of(tl.program_id(0) % parts, USE_INT64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    row = tl.program_id(0) // parts
+    block = row // taps
+    tap = row % taps
+    exists = q < pixels
+    image = q // out_pixels
+    pixel = q % out_pixels
+    at_y = (pixel // out_w * stride_y - padding_y + tap // kernel_w * dilation_y).to(tl.float32)
+    at_x = (pixel % out_w * stride_x - padding_x + tap % kernel_w * dilation_x).to(tl.float32)
     if HAS_OFFSET:
-        channel = index_of((slice // offset_slices * taps + tap) * 2, WIDE)
+        channel = index_of((block // offset_blocks * taps + tap) * 2, USE_INT64)
         place = offset + image * offset_image + channel * offset_channel + pixel * offset_pixel
-        at_y += tl.load(place, mask=live, other=0.0).to(tl.float32)
-        at_x += tl.load(place + offset_channel, mask=live, other=0.0).to(tl.float32)
+        at_y += tl.load(place, mask=exists, other=0.0).to(tl.float32)
+        at_x += tl.load(place + offset_channel, mask=exists, other=0.0).to(tl.float32)
     factor = tl.full(at_y.shape, 1.0, tl.float32)
     if HAS_MASK:
-        channel = index_of(slice // mask_slices * taps + tap, WIDE)
+        channel = index_of(block // mask_blocks * taps + tap, USE_INT64)
         place = mask + image * mask_image + channel * mask_channel + pixel * mask_pixel
-        factor = tl.load(place, mask=live, other=0.0).to(tl.float32)
-    inside = live & (at_y > -1) & (at_y < height) & (at_x > -1) & (at_x < width)  # false for NaN
+        factor = tl.load(place, mask=exists, other=0.0).to(tl.float32)
+    inside = (at_y > -1) & (at_y < height) & (at_x > -1) & (at_x < width)  # false for NaN
     at_y = tl.where(inside, at_y, 0.0)  # before the cast: NaN has no integer
     at_x = tl.where(inside, at_x, 0.0)
     low_y = tl.floor(at_y)
     low_x = tl.floor(at_x)
     y0 = low_y.to(tl.int32)
     x0 = low_x.to(tl.int32)
-    top = inside & (y0 >= 0)
-    bottom = inside & (y0 + 1 < height)
-    left = x0 >= 0
-    right = x0 + 1 < width
-    low = (image * height + y0) * width + x0
+    rows = tl.where(y0 >= 0, 3, 0) | tl.where(y0 + 1 < height, 12, 0)
+    columns = tl.where(x0 >= 0, 5, 0) | tl.where(x0 + 1 < width, 10, 0)
+    low = (image.to(corners.dtype.element_ty) * height + y0) * width + x0
+    place = index_of(row, USE_INT64) * pixels + q
+    tl.store(corners + place, low * 16 + tl.where(inside, rows & columns, 0), mask=exists)
+    tl.store(factors + place, at_y - low_y, mask=exists)
+    tl.store(factors + points + place, at_x - low_x, mask=exists)
+    tl.store(factors + 2 * points + place, factor, mask=exists)
+
+
+@triton.jit
+def points_of(corners, factors, place, exists, points):
+    """Sampling points: ``(low corner's index, y and x fractions, mask, validity of 4 corners)``."""
+    packed = tl.load(corners + place, mask=exists, other=0)
+    ly = tl.load(factors + place, mask=exists, other=0.0)
+    lx = tl.load(factors + points + place, mask=exists, other=0.0)
+    factor = tl.load(factors + 2 * points + place, mask=exists, other=0.0)
     return (
-        low, at_y - low_y, at_x - low_x, factor,
-        top & left, top & right, bottom & left, bottom & right,
+        packed >> 4, ly, lx, factor,
+        (packed & 1) > 0, (packed & 2) > 0, (packed & 4) > 0, (packed & 8) > 0,
     )  # fmt: skip
 
 
 @triton.jit
-def corner(input, low, step, channels, c, valid, in_slice, WHOLE: tl.constexpr):
-    """Values of the pixels ``step`` after ``low``, ``[BM, channels]``, float32; zero where not ``valid``."""
-    places = input + ((low + step) * channels)[:, None] + c[None, :]
-    if WHOLE:
-        return tl.load(places, mask=valid[:, None], other=0.0).to(tl.float32)
-    return tl.load(places, mask=valid[:, None] & in_slice[None, :], other=0.0).to(tl.float32)
+def in_bands(number, out_pixels, out_h, out_w):
+    """Index of the output pixel with this number, if they are numbered in bands of 8 rows, column by column.
+
+    A block of numbers is then a nearly square block of pixels, and its samples share cache lines.
+    """
+    in_image = number % out_pixels
+    top = in_image // (8 * out_w) * 8
+    rows = tl.minimum(out_h - top, 8)
+    in_band = in_image - top * out_w
+    return number - in_image + (top + in_band % rows) * out_w + in_band // rows
+
+
+@triton.jit
+def corner(input, low, step, channels, c, valid, in_block, EVEN: tl.constexpr):
+    """Values of the pixels ``step`` after ``low``, ``[pixels, channels]``; zero where not ``valid``."""
+    places = ((low + step) * channels)[:, None] + c[None, :]
+    read = valid[:, None] if EVEN else valid[:, None] & in_block[None, :]
+    return tl.load(input + places, mask=read, other=0.0).to(tl.float32)
 
 
 @triton.jit
 def samples(
-    input, low, ly, lx, factor, v00, v01, v10, v11, width, channels, c, in_slice, WHOLE: tl.constexpr
-):
-    """Bilinear samples times the mask, ``[BM, channels]``."""
-    result = corner(input, low, 0, channels, c, v00, in_slice, WHOLE) * ((1 - ly) * (1 - lx))[:, None]
-    result += corner(input, low, 1, channels, c, v01, in_slice, WHOLE) * ((1 - ly) * lx)[:, None]
-    result += corner(input, low, width, channels, c, v10, in_slice, WHOLE) * (ly * (1 - lx))[:, None]
-    result += corner(input, low, width + 1, channels, c, v11, in_slice, WHOLE) * (ly * lx)[:, None]
-    result *= factor[:, None]
-    # An Inf factor turns the zeros beyond the slice's channels into NaN, and the product sums over them too.
-    return result if WHOLE else tl.where(in_slice[None, :], result, 0.0)
+    input, corners, factors, place, exists, points, width, channels, c, in_block,
+    USE_INT64: tl.constexpr, EVEN: tl.constexpr,
+):  # fmt: skip
+    """Bilinear samples times the mask, ``[pixels, channels]``, in the type of ``input``."""
+    low, ly, lx, factor, v00, v01, v10, v11 = points_of(corners, factors, place, exists, points)
+    low = index_of(low, USE_INT64)
+    top = (1 - ly) * factor
+    bottom = ly * factor
+    result = corner(input, low, 0, channels, c, v00, in_block, EVEN) * (top * (1 - lx))[:, None]
+    result += corner(input, low, 1, channels, c, v01, in_block, EVEN) * (top * lx)[:, None]
+    result += corner(input, low, width, channels, c, v10, in_block, EVEN) * (bottom * (1 - lx))[:, None]
+    result += corner(input, low, width + 1, channels, c, v11, in_block, EVEN) * (bottom * lx)[:, None]
+    if not EVEN:
+        # An Inf mask turns the zeros beyond the block's channels into NaN, which the product would add
+        result = tl.where(in_block[None, :], result, 0.0)
+    return result.to(input.dtype.element_ty)
+
+
+@triton.jit
+def loaded(places, read, EVEN: tl.constexpr):
+    """A block of a matrix. ``EVEN``: all of ``read`` is true."""
+    if EVEN:
+        return tl.load(places)
+    return tl.load(places, mask=read, other=0.0)
 
 
 @triton.jit
@@ -110,221 +154,223 @@ def product(a, b, sum, UPCAST: tl.constexpr, PRECISION: tl.constexpr):
 @triton.jit(do_not_specialize=SIZES)
 def forward_kernel(
     input,  # [N, H, W, C]
-    offset, mask,
-    weight,  # [taps, O, C / groups]
+    corners, factors,
+    weight,  # [O, taps, C / groups]
     bias, output,
-    pixels, out_pixels, out_w, height, width,
-    stride_y, stride_x, padding_y, padding_x, dilation_y, dilation_x, taps, kernel_w,
-    offset_image, offset_channel, offset_pixel, mask_image, mask_channel, mask_pixel,
-    output_image, output_channel, output_pixel,
-    channels, group_channels, outputs, group_outputs, slice_channels,
-    group_slices, offset_slices, mask_slices, tiles,
-    HAS_OFFSET: tl.constexpr, HAS_MASK: tl.constexpr, HAS_BIAS: tl.constexpr, WIDE: tl.constexpr,
-    WHOLE: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    pixels, out_pixels, out_h, out_w, width, taps, points, output_image, output_channel, output_pixel,
+    channels, group_channels, outputs, group_outputs, block_channels, group_blocks, tiles,
+    HAS_BIAS: tl.constexpr, USE_INT64: tl.constexpr,
+    EVEN: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """A program computes BM output pixels by BN channels; ``tiles`` programs cover a group's channels."""
+    """A program computes BLOCK_M output pixels by BLOCK_N channels. ``tiles`` programs cover a group.
+
+    For every BLOCK_K input channels it goes through the taps, whose windows overlap and stay in the L1 cache.
+    """
     program = tl.program_id(0)
     groups = outputs // group_outputs
     group = program % (groups * tiles) // tiles
-    block = program // (groups * tiles)  # programs that read the same points are neighbours
-    _, live, image, pixel, y, x = pixels_of(block, pixels, out_pixels, out_w, WIDE, BM)
-    inner = program % tiles * BN + tl.arange(0, BN)
+    # programs that read the same points are neighbours
+    number = index_of(program // (groups * tiles), USE_INT64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    exists = number < pixels
+    q = in_bands(number, out_pixels, out_h, out_w)
+    inner = program % tiles * BLOCK_N + tl.arange(0, BLOCK_N)
+    in_group = inner < group_outputs
     o = group * group_outputs + inner
-    sum = tl.zeros((BM, BN), tl.float32)
-    for step in range(taps * group_slices):
-        tap = step // group_slices
-        part = step % group_slices
-        slice = group * group_slices + part
-        low, ly, lx, factor, v00, v01, v10, v11 = sampling_plan(
-            offset, mask, image, pixel, y, x, live, tap, slice, height, width,
-            stride_y, stride_x, padding_y, padding_x, dilation_y, dilation_x, taps, kernel_w,
-            offset_image, offset_channel, offset_pixel, mask_image, mask_channel, mask_pixel,
-            offset_slices, mask_slices, HAS_OFFSET, HAS_MASK, WIDE,
+    k = tl.arange(0, BLOCK_K)
+    sum = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for part in range(group_blocks):
+        block = group * group_blocks + part
+        c = block * block_channels + k
+        in_row = part * block_channels + k
+        rows = (index_of(o, USE_INT64) * taps * group_channels)[None, :] + in_row[:, None]
+        start = index_of(block * taps, USE_INT64) * pixels
+        a = samples(
+            input, corners, factors, start + q, exists, points, width, channels, c, k < block_channels,
+            USE_INT64, EVEN,
         )  # fmt: skip
-        for first in range(0, slice_channels, BK):
-            inside = first + tl.arange(0, BK)
-            in_slice = inside < slice_channels
+        tap = 0
+        first = 0
+        for _ in range(tl.cdiv(block_channels, BLOCK_K) * taps):
+            read = (first + k < block_channels)[:, None] & in_group[None, :]
+            b = loaded(weight + (tap * group_channels + first) + rows, read, EVEN)
+            sum = product(a, b, sum, UPCAST, PRECISION)
+            # the next step; after the last one the first again, whose samples are not used
+            tap += 1
+            first = tl.where(tap == taps, first + BLOCK_K, first)
+            first = tl.where(first < block_channels, first, 0)
+            tap = tl.where(tap == taps, 0, tap)
             a = samples(
-                input, low, ly, lx, factor, v00, v01, v10, v11, width, channels,
-                slice * slice_channels + inside, in_slice, WHOLE,
+                input, corners, factors, start + index_of(tap, USE_INT64) * pixels + q, exists, points,
+                width, channels, first + c, first + k < block_channels, USE_INT64, EVEN,
             )  # fmt: skip
-            rows = weight + index_of(tap * outputs + o, WIDE)[None, :] * group_channels
-            places = rows + (part * slice_channels + inside)[:, None]
-            if WHOLE:
-                b = tl.load(places)
-            else:
-                b = tl.load(places, mask=in_slice[:, None] & (inner < group_outputs)[None, :], other=0.0)
-            sum = product(a.to(b.dtype), b, sum, UPCAST, PRECISION)
-    written = live[:, None]
-    if not WHOLE:
-        written = written & (inner < group_outputs)[None, :]
+    written = exists[:, None] if EVEN else exists[:, None] & in_group[None, :]
     if HAS_BIAS:
-        sum += tl.load(bias + o, mask=inner < group_outputs, other=0.0).to(tl.float32)[None, :]
-    places = (image * output_image + pixel * output_pixel)[:, None]
-    places += (index_of(o, WIDE) * output_channel)[None, :]
+        sum += tl.load(bias + o, mask=in_group, other=0.0).to(tl.float32)[None, :]
+    places = (q // out_pixels * output_image + q % out_pixels * output_pixel)[:, None]
+    places += (index_of(o, USE_INT64) * output_channel)[None, :]
     tl.store(output + places, sum.to(output.dtype.element_ty), mask=written)
 
 
 @triton.jit(do_not_specialize=SIZES)
 def grad_weight_kernel(
     input,  # [N, H, W, C]
-    offset, mask,
+    corners, factors,
     grad_output,  # [N, oH, oW, O]
     partial,  # [splits, taps, C / groups, O]
-    pixels, out_pixels, out_w, height, width,
-    stride_y, stride_x, padding_y, padding_x, dilation_y, dilation_x, taps, kernel_w,
-    offset_image, offset_channel, offset_pixel, mask_image, mask_channel, mask_pixel,
-    channels, group_channels, outputs, group_outputs, slice_channels,
-    group_slices, offset_slices, mask_slices, tiles, blocks, splits,
-    HAS_OFFSET: tl.constexpr, HAS_MASK: tl.constexpr, WIDE: tl.constexpr,
-    WHOLE: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    pixels, width, taps, points,
+    channels, group_channels, outputs, group_outputs, block_channels, group_blocks, tiles, steps, splits,
+    USE_INT64: tl.constexpr, EVEN: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """A program computes BN input by BK output channels of a tap, from every ``splits``-th block of pixels.
+    """A program sums a tap's BLOCK_N input by BLOCK_K output channels over ``steps`` blocks of pixels.
 
     It recomputes the samples. The caller adds up the splits in a fixed order, without atomic additions.
     """
     split = tl.program_id(0) % splits
     program = tl.program_id(0) // splits
-    slices = channels // slice_channels
-    slice_tiles = tl.cdiv(slice_channels, BN)
-    inner = program % tiles * BK + tl.arange(0, BK)
+    blocks = channels // block_channels
+    block_tiles = tl.cdiv(block_channels, BLOCK_N)
+    inner = program % tiles * BLOCK_K + tl.arange(0, BLOCK_K)
     program = program // tiles
-    inside = program % slice_tiles * BN + tl.arange(0, BN)
-    program = program // slice_tiles
-    slice = program % slices
-    tap = program // slices
-    o = slice // group_slices * group_outputs + inner
-    in_slice = inside < slice_channels
+    inside = program % block_tiles * BLOCK_N + tl.arange(0, BLOCK_N)
+    program = program // block_tiles
+    block = program % blocks
+    tap = program // blocks
+    o = block // group_blocks * group_outputs + inner
+    c = block * block_channels + inside
+    in_block = inside < block_channels
     in_group = inner < group_outputs
-    sum = tl.zeros((BN, BK), tl.float32)
-    for block in range(split, blocks, splits):
-        q, live, image, pixel, y, x = pixels_of(block, pixels, out_pixels, out_w, WIDE, BM)
-        low, ly, lx, factor, v00, v01, v10, v11 = sampling_plan(
-            offset, mask, image, pixel, y, x, live, tap, slice, height, width,
-            stride_y, stride_x, padding_y, padding_x, dilation_y, dilation_x, taps, kernel_w,
-            offset_image, offset_channel, offset_pixel, mask_image, mask_channel, mask_pixel,
-            offset_slices, mask_slices, HAS_OFFSET, HAS_MASK, WIDE,
-        )  # fmt: skip
+    sum = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
+    place = index_of(block * taps + tap, USE_INT64) * pixels
+    q = index_of(split * steps, USE_INT64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    a = samples(
+        input, corners, factors, place + q, q < pixels, points, width, channels, c, in_block, USE_INT64, EVEN
+    )
+    for _ in range(steps):
+        read = (q < pixels)[:, None] if EVEN else (q < pixels)[:, None] & in_group[None, :]
+        g = tl.load(grad_output + ((q * outputs)[:, None] + o[None, :]), mask=read, other=0.0)
+        sum = product(tl.trans(a), g, sum, UPCAST, PRECISION)
+        q += BLOCK_M
         a = samples(
-            input, low, ly, lx, factor, v00, v01, v10, v11, width, channels,
-            slice * slice_channels + inside, in_slice, WHOLE,
+            input, corners, factors, place + q, q < pixels, points, width, channels, c, in_block,
+            USE_INT64, EVEN,
         )  # fmt: skip
-        read = live[:, None]
-        if not WHOLE:
-            read = read & in_group[None, :]
-        g = tl.load(grad_output + (q * outputs)[:, None] + o[None, :], mask=read, other=0.0)
-        sum = product(tl.trans(a.to(g.dtype)), g, sum, UPCAST, PRECISION)
-    c = slice % group_slices * slice_channels + inside
-    places = (((index_of(split, WIDE) * taps + tap) * group_channels + c) * outputs)[:, None] + o[None, :]
-    tl.store(partial + places, sum, mask=in_slice[:, None] & in_group[None, :])
+    row = (index_of(split, USE_INT64) * taps + tap) * group_channels
+    row += block % group_blocks * block_channels
+    places = ((row + inside) * outputs)[:, None] + o[None, :]
+    tl.store(partial + places, sum, mask=in_block[:, None] & in_group[None, :])
 
 
 @triton.jit
 def read_and_spread(
-    input, grad_input, low, step, share, factor, valid, channels, c, in_slice, gradient,
-    WANT_INPUT: tl.constexpr, WANT_FIELDS: tl.constexpr, WHOLE: tl.constexpr,
+    input, grad_input, low, step, share, valid, channels, c, in_block, gradient,
+    WANT_INPUT: tl.constexpr, WANT_OFFSET_MASK: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
-    """Add a corner's share of ``gradient`` to ``grad_input``. Return ``gradient`` · the corner's values."""
+    """Add a corner's ``share`` of ``gradient`` to ``grad_input``. Return ``gradient`` · its values."""
     dot = tl.zeros(share.shape, tl.float32)
-    if WANT_FIELDS:
-        dot = tl.sum(gradient * corner(input, low, step, channels, c, valid, in_slice, WHOLE), 1)
-        dot = tl.where(valid, dot, 0.0)
+    if WANT_OFFSET_MASK:
+        dot = tl.sum(gradient * corner(input, low, step, channels, c, valid, in_block, EVEN), 1)
     if WANT_INPUT:
-        places = grad_input + ((low + step) * channels)[:, None] + c[None, :]
-        added = valid[:, None]
-        if not WHOLE:
-            added = added & in_slice[None, :]
-        # atomic: neighbouring taps and pixels read the same input. relaxed: no other access depends on them
-        tl.atomic_add(places, gradient * (share * factor)[:, None], mask=added, sem="relaxed")
+        places = ((low + step) * channels)[:, None] + c[None, :]
+        added = valid[:, None] if EVEN else valid[:, None] & in_block[None, :]
+        # atomic: neighbouring taps and pixels read the same input. relaxed: no other access depends on them,
+        # and four channels are then one instruction on sm_90
+        tl.atomic_add(grad_input + places, gradient * share[:, None], mask=added, sem="relaxed")
     return dot
 
 
 @triton.jit(do_not_specialize=SIZES)
 def grad_samples_kernel(
     input,  # [N, H, W, C]
-    offset, mask,
-    weight,  # [taps, C / groups, O]
+    corners, factors,
+    weight,  # [O, taps, C / groups]
     grad_output,  # [N, oH, oW, O]
     grad_input,  # [N, H, W, C], float32
-    grad_offset,  # [N, slices · taps · 2, oH, oW]
-    grad_mask,  # [N, slices · taps, oH, oW]
-    pixels, out_pixels, out_w, height, width,
-    stride_y, stride_x, padding_y, padding_x, dilation_y, dilation_x, taps, kernel_w,
-    offset_image, offset_channel, offset_pixel, mask_image, mask_channel, mask_pixel,
-    channels, group_channels, outputs, group_outputs, slice_channels,
-    group_slices, offset_slices, mask_slices,
-    HAS_OFFSET: tl.constexpr, HAS_MASK: tl.constexpr, WANT_INPUT: tl.constexpr,
-    WANT_OFFSET: tl.constexpr, WANT_MASK: tl.constexpr, WIDE: tl.constexpr,
-    WHOLE: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    grad_offset,  # [N, blocks · taps · 2, oH, oW]
+    grad_mask,  # [N, blocks · taps, oH, oW]
+    pixels, out_pixels, out_h, out_w, width, taps, points,
+    channels, group_channels, outputs, group_outputs, block_channels, group_blocks,
+    WANT_INPUT: tl.constexpr, WANT_OFFSET: tl.constexpr, WANT_MASK: tl.constexpr, READ_ONCE: tl.constexpr,
+    USE_INT64: tl.constexpr, EVEN: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """A program handles BM output pixels, one tap and one slice, in blocks of BN channels and BK outputs."""
-    slices = channels // slice_channels
+    """A program handles BLOCK_M output pixels, one tap and one channel block, BLOCK_N channels at a time.
+
+    ``READ_ONCE``: BLOCK_K covers the group's outputs, so that the program reads ``grad_output`` only once.
+    """
+    blocks = channels // block_channels
     program = tl.program_id(0)
-    slice = program % slices
-    tap = program // slices % taps
-    block = program // slices // taps
-    q, live, image, pixel, y, x = pixels_of(block, pixels, out_pixels, out_w, WIDE, BM)
-    low, ly, lx, factor, v00, v01, v10, v11 = sampling_plan(
-        offset, mask, image, pixel, y, x, live, tap, slice, height, width,
-        stride_y, stride_x, padding_y, padding_x, dilation_y, dilation_x, taps, kernel_w,
-        offset_image, offset_channel, offset_pixel, mask_image, mask_channel, mask_pixel,
-        offset_slices, mask_slices, HAS_OFFSET, HAS_MASK, WIDE,
-    )  # fmt: skip
-    WANT_FIELDS: tl.constexpr = WANT_OFFSET or WANT_MASK
-    dot00 = tl.zeros((BM,), tl.float32)  # columns' gradient · values of each corner
-    dot01 = tl.zeros((BM,), tl.float32)
-    dot10 = tl.zeros((BM,), tl.float32)
-    dot11 = tl.zeros((BM,), tl.float32)
-    beyond = tl.zeros((BM,), tl.float32)  # the same outside the map: zero, or NaN
-    for first in range(0, slice_channels, BN):
-        inside = first + tl.arange(0, BN)
-        in_slice = inside < slice_channels
-        gradient = tl.zeros((BM, BN), tl.float32)  # of the columns, before the mask
-        for start in range(0, group_outputs, BK):
-            inner = start + tl.arange(0, BK)
-            o = slice // group_slices * group_outputs + inner
-            row = tap * group_channels + slice % group_slices * slice_channels + inside
-            places = weight + (index_of(row, WIDE) * outputs)[None, :] + o[:, None]
-            read = live[:, None]
-            if WHOLE:
-                w = tl.load(places)
-            else:
-                in_group = inner < group_outputs
-                read = read & in_group[None, :]
-                w = tl.load(places, mask=in_slice[None, :] & in_group[:, None], other=0.0)
-            g = tl.load(grad_output + (q * outputs)[:, None] + o[None, :], mask=read, other=0.0)
+    block = program % blocks
+    tap = program // blocks % taps
+    number = index_of(program // blocks // taps, USE_INT64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    exists = number < pixels
+    q = in_bands(number, out_pixels, out_h, out_w)
+    place = index_of(block * taps + tap, USE_INT64) * pixels + q
+    low, ly, lx, factor, v00, v01, v10, v11 = points_of(corners, factors, place, exists, points)
+    low = index_of(low, USE_INT64)
+    WANT_OFFSET_MASK: tl.constexpr = WANT_OFFSET or WANT_MASK
+    top = (1 - ly) * factor
+    bottom = ly * factor
+    dot00 = tl.zeros((BLOCK_M,), tl.float32)  # columns' gradient · values of each corner
+    dot01 = tl.zeros((BLOCK_M,), tl.float32)
+    dot10 = tl.zeros((BLOCK_M,), tl.float32)
+    dot11 = tl.zeros((BLOCK_M,), tl.float32)
+    inner = tl.arange(0, BLOCK_K)
+    o = block // group_blocks * group_outputs + inner
+    g_rows = (q * outputs)[:, None] + o[None, :]
+    in_group = inner < group_outputs
+    if READ_ONCE:
+        g = tl.load(grad_output + g_rows, mask=exists[:, None] & in_group[None, :], other=0.0)
+    for first in range(0, block_channels, BLOCK_N):
+        inside = first + tl.arange(0, BLOCK_N)
+        in_block = inside < block_channels
+        row = tap * group_channels + block % group_blocks * block_channels + inside
+        w_rows = (index_of(o, USE_INT64) * taps * group_channels)[:, None] + row[None, :]
+        gradient = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)  # of the columns, before the mask
+        if READ_ONCE:
+            w = loaded(weight + w_rows, in_group[:, None] & in_block[None, :], EVEN)
             gradient = product(g, w, gradient, UPCAST, PRECISION)
-        c = slice * slice_channels + inside
-        if WANT_MASK:
-            beyond += tl.sum(gradient * 0.0, 1)
+        else:
+            for start in range(0, group_outputs, BLOCK_K):
+                in_group = start + inner < group_outputs
+                read = in_group[:, None] & in_block[None, :]
+                w = loaded(weight + start * taps * group_channels + w_rows, read, EVEN)
+                read = exists[:, None] if EVEN else exists[:, None] & in_group[None, :]
+                g = tl.load(grad_output + start + g_rows, mask=read, other=0.0)
+                gradient = product(g, w, gradient, UPCAST, PRECISION)
+        c = block * block_channels + inside
         dot00 += read_and_spread(
-            input, grad_input, low, 0, (1 - ly) * (1 - lx), factor, v00, channels, c, in_slice, gradient,
-            WANT_INPUT, WANT_FIELDS, WHOLE,
+            input, grad_input, low, 0, top * (1 - lx), v00, channels, c, in_block, gradient,
+            WANT_INPUT, WANT_OFFSET_MASK, EVEN,
         )  # fmt: skip
         dot01 += read_and_spread(
-            input, grad_input, low, 1, (1 - ly) * lx, factor, v01, channels, c, in_slice, gradient,
-            WANT_INPUT, WANT_FIELDS, WHOLE,
+            input, grad_input, low, 1, top * lx, v01, channels, c, in_block, gradient,
+            WANT_INPUT, WANT_OFFSET_MASK, EVEN,
         )  # fmt: skip
         dot10 += read_and_spread(
-            input, grad_input, low, width, ly * (1 - lx), factor, v10, channels, c, in_slice, gradient,
-            WANT_INPUT, WANT_FIELDS, WHOLE,
+            input, grad_input, low, width, bottom * (1 - lx), v10, channels, c, in_block, gradient,
+            WANT_INPUT, WANT_OFFSET_MASK, EVEN,
         )  # fmt: skip
         dot11 += read_and_spread(
-            input, grad_input, low, width + 1, ly * lx, factor, v11, channels, c, in_slice, gradient,
-            WANT_INPUT, WANT_FIELDS, WHOLE,
+            input, grad_input, low, width + 1, bottom * lx, v11, channels, c, in_block, gradient,
+            WANT_INPUT, WANT_OFFSET_MASK, EVEN,
         )  # fmt: skip
-    field = (image * slices + slice) * taps + tap
+    plane = (q // out_pixels * blocks + block) * taps + tap
+    pixel = q % out_pixels
     reads = v00 | v01 | v10 | v11
+    beyond = dot00  # of points outside the map: the gradient times zero, which is zero or NaN
+    dot00 = tl.where(v00, dot00, 0.0)
+    dot01 = tl.where(v01, dot01, 0.0)
+    dot10 = tl.where(v10, dot10, 0.0)
+    dot11 = tl.where(v11, dot11, 0.0)
     if WANT_OFFSET:
         of_y = tl.where(reads, factor * ((1 - lx) * (dot10 - dot00) + lx * (dot11 - dot01)), 0.0)
         of_x = tl.where(reads, factor * ((1 - ly) * (dot01 - dot00) + ly * (dot11 - dot10)), 0.0)
-        places = grad_offset + field * 2 * out_pixels + pixel
-        tl.store(places, of_y.to(grad_offset.dtype.element_ty), mask=live)
-        tl.store(places + out_pixels, of_x.to(grad_offset.dtype.element_ty), mask=live)
+        places = grad_offset + plane * 2 * out_pixels + pixel
+        tl.store(places, of_y.to(grad_offset.dtype.element_ty), mask=exists)
+        tl.store(places + out_pixels, of_x.to(grad_offset.dtype.element_ty), mask=exists)
     if WANT_MASK:
         value = (1 - ly) * ((1 - lx) * dot00 + lx * dot01) + ly * ((1 - lx) * dot10 + lx * dot11)
         value = tl.where(reads, value, beyond)
-        tl.store(grad_mask + field * out_pixels + pixel, value.to(grad_mask.dtype.element_ty), mask=live)
+        tl.store(grad_mask + plane * out_pixels + pixel, value.to(grad_mask.dtype.element_ty), mask=exists)

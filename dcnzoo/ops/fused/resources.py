@@ -17,6 +17,7 @@ from . import kernels
 from .configs import Config
 
 KERNELS = {
+    "points": kernels.points_kernel,
     "forward": kernels.forward_kernel,
     "grad_weight": kernels.grad_weight_kernel,
     "grad_samples": kernels.grad_samples_kernel,
@@ -29,7 +30,7 @@ _TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 # strides of one: channels last, and offsets as a convolution returns them
 _ONE = ("output_channel", "offset_pixel", "mask_pixel")
 _MULTIPLES_OF_16 = (
-    *("channels", "group_channels", "outputs", "group_outputs", "slice_channels"),
+    *("channels", "group_channels", "outputs", "group_outputs", "block_channels"),
     *("output_pixel", "output_image"),
 )
 
@@ -42,7 +43,15 @@ class Resources(NamedTuple):
 
 
 def compile_for(
-    architecture: int, kernel: str, dtype: torch.dtype, config: Config, long_indices: bool = False
+    architecture: int,
+    kernel: str,
+    dtype: torch.dtype,
+    config: Config,
+    *,
+    offset_dtype: torch.dtype = torch.float32,
+    precision: str = "tf32",
+    long_indices: bool = False,
+    read_once: bool = True,
 ) -> Resources:
     """Compile a kernel for ``sm_{architecture}``: DCNv2 with channels that the blocks divide.
 
@@ -52,12 +61,13 @@ def compile_for(
     function = KERNELS[kernel]
     element = f"*{_TYPES[dtype]}"
     pointers = dict.fromkeys(("input", "weight", "bias", "output", "grad_output"), element)
-    wide = ("offset", "mask", "partial", "grad_input", "grad_offset", "grad_mask")
-    pointers |= dict.fromkeys(wide, "*fp32")
+    pointers |= dict.fromkeys(("offset", "mask", "grad_offset", "grad_mask"), f"*{_TYPES[offset_dtype]}")
+    pointers |= dict.fromkeys(("factors", "partial", "grad_input"), "*fp32") | {"corners": "*i32"}
     flags = {name: True for name in function.arg_names if name.startswith(("HAS_", "WANT_"))}
     constants = {
-        **flags, "WIDE": long_indices, "WHOLE": True, "UPCAST": False, "PRECISION": "tf32",
-        "BM": config.BM, "BN": config.BN, "BK": config.BK, **dict.fromkeys(_ONE, 1),
+        **flags, "READ_ONCE": read_once, "USE_INT64": long_indices, "EVEN": True,
+        "UPCAST": False, "PRECISION": precision,
+        **dict(zip(("BLOCK_M", "BLOCK_N", "BLOCK_K"), config, strict=False)), **dict.fromkeys(_ONE, 1),
     }  # fmt: skip
     constants = {name: value for name, value in constants.items() if name in function.arg_names}
     signature = {
