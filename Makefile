@@ -13,7 +13,7 @@ INSTALL = $(if $(UV),$(UV) pip install --quiet --python $(RUN),$(PIP) install --
 OPS := $(shell find ops -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup dev wheelhouse demo study test test-all test-onedl test-others test-packaging test-matrix coverage coverage-openmmlab peers fuzz crash sanitize sanitize-threads soak distributed bench gpu gpu-resources zoo docs audit lint format wheel clean
+.PHONY: help setup dev wheelhouse demo study test test-all test-onedl test-others test-packaging test-matrix coverage coverage-export coverage-openmmlab peers fuzz crash sanitize sanitize-threads soak distributed bench gpu gpu-resources zoo docs audit lint format wheel clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -123,6 +123,9 @@ TRIED    := work_dirs/mmdet_coverage
 coverage: dev $(OTHERS)/.installed  ## try a config of each of MMDetection's families: docs/mmdet_coverage.md
 	$(RUN) $(COVERAGE) --results $(TRIED).json $(ARGS)
 	$(OTHERS)/bin/python $(COVERAGE) --after $(TRIED).json --results $(TRIED)_others.json --out docs/mmdet_coverage.md $(ARGS)
+
+coverage-export: dev  ## export a config of each of MMDetection's families: docs/export_coverage.md (about two hours)
+	$(RUN) tools/analysis/export_coverage.py --openvino --out docs/export_coverage.md $(ARGS)
 
 coverage-openmmlab: dev $(OPENMMLAB)/.installed  ## try a config of each family of OpenMMLab's other packages: docs/openmmlab_coverage.md
 	$(OPENMMLAB)/bin/python tools/analysis/openmmlab_coverage.py --out docs/openmmlab_coverage.md $(ARGS)

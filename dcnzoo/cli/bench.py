@@ -31,7 +31,7 @@ def command(options: tuple[str, ...]) -> None:
       dcnzoo bench model.onnx picture.jpg --threads 2
       dcnzoo bench model.onnx --help
     """
-    if options and options[0].endswith((".onnx", ".xml")):
+    if options and options[0].endswith((".onnx", ".xml", ".pt2")):
         bench_model.main(list(options), prog_name="dcnzoo bench", standalone_mode=False)
         return
     sys.argv = ["dcnzoo bench", *options]
@@ -42,7 +42,7 @@ def command(options: tuple[str, ...]) -> None:
 @click.command(cls=_options.Command)
 @click.argument("model", type=click.Path())
 @click.argument("images", nargs=-1, metavar="[IMAGE...]", type=click.Path())
-@_options.backend("Runtime; an .xml file needs openvino.")
+@_options.backend("Runtime; an .xml file needs openvino, a .pt2 file aotinductor.")
 @option("--device", default="cpu", show_default=True, help="cpu or cuda.")
 @option("--threads", type=click.IntRange(min=1), help="Number of CPU threads (default: the runtime's).")
 @option("--batch-size", type=click.IntRange(min=1), default=1, show_default=True, help="Images per call.")

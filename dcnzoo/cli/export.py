@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from dcnzoo.export.runtime import Session
+    from dcnzoo.export.smaller import Feed
 
+ENDINGS = {"onnx": ".onnx", "openvino": ".xml", "pt2": ".pt2"}  # of the output file
 # With --dynamic-export: tracing would treat a map of one pixel, at stride 128, as a fixed size.
 LEAST_TRACED = 256
 
@@ -33,14 +36,15 @@ LEAST_TRACED = 256
     aliases=["--output-file"],
     type=_options.FILE,
     metavar="FILE",
-    help="Output file: ONNX (default: tmp.onnx) or OpenVINO's IR (default: tmp.xml).",
+    help="Output file (default: tmp.onnx, tmp.xml for openvino, tmp.pt2 for pt2).",
 )
 @option(
     "--to",
-    type=click.Choice(["onnx", "openvino"]),
+    type=click.Choice(list(ENDINGS)),
     default="onnx",
     show_default=True,
-    help="Output format. openvino: an .xml file and its .bin file, for OpenVINO without dcnzoo.",
+    help="Output format. openvino: an .xml file and its .bin file, for OpenVINO without dcnzoo. pt2: a "
+    "package compiled by AOTInductor, for Python or C++ with torch.",
 )
 @option(
     "--input-img",
@@ -56,6 +60,14 @@ LEAST_TRACED = 256
 @option("--show", is_flag=True, help="Print the graph; with --verify, draw both detections to a PNG.")
 @option("--verify", is_flag=True, help="Compare with PyTorch; exit with status 1 if results differ.")
 @option("--simplify", is_flag=True, help="Simplify the graph with onnxslim.")
+@option("--fp16", is_flag=True, help="Store weights in float16; for ONNX, also compute the network in it.")
+@option(
+    "--int8",
+    type=click.Path(path_type=Path),
+    metavar="DATA",
+    help="Quantise the network to int8 for the images of a folder or of a COCO file.",
+)
+@_options.num_images(1, 100, "Number of images for --int8.")
 @option("--skip-postprocess", is_flag=True, help="Export the raw outputs of a single-stage head.")
 @_options.backend("Runtime to export for and to verify with.")
 @option("--device", help="Device for --verify: cpu or cuda (default: cpu; for tensorrt cuda).")
@@ -79,6 +91,9 @@ def command(
     show: bool,
     verify: bool,
     simplify: bool,
+    fp16: bool,
+    int8: Path | None,
+    num_images: int,
     skip_postprocess: bool,
     backend: str,
     device: str | None,
@@ -86,37 +101,60 @@ def command(
     allow_partial: bool,
     cfg_options: dict,
 ) -> None:
-    """Export a detector to ONNX or OpenVINO.
+    """Export a detector to ONNX, OpenVINO or AOTInductor.
 
     \b
     examples:
       dcnzoo export CONFIG CHECKPOINT --out model.onnx --dynamic-export --verify --test-img IMAGE
       dcnzoo export CONFIG CHECKPOINT --out model.xml --to openvino
+      dcnzoo export CONFIG CHECKPOINT --out model.onnx --int8 data/coco/val2017
+      dcnzoo export CONFIG CHECKPOINT --out model.pt2 --to pt2 --shape 800 1216
     """
     if show and skip_postprocess and verify:
         raise click.UsageError(
             "--show: not allowed with --verify and --skip-postprocess: there are no boxes to draw"
         )
-    if to == "openvino":
+    if to != "onnx":
         if backend == "tensorrt":
-            raise click.UsageError("--to: expected onnx with --backend tensorrt, got openvino")
-        backend = "openvino"
-    ending = ".xml" if to == "openvino" else ".onnx"
+            raise click.UsageError(f"--to: expected onnx with --backend tensorrt, got {to}")
+        backend = {"openvino": "openvino", "pt2": "aotinductor"}[to]
+    elif backend == "aotinductor":
+        raise click.UsageError("--to: expected pt2 with --backend aotinductor, got onnx")
+    only_onnx = {
+        "--dynamic-export": dynamic_export,
+        "--show": show,
+        "--simplify": simplify,
+        "--skip-postprocess": skip_postprocess,
+        "--deform-conv": deform_conv,
+        "--fp16": fp16,
+        "--int8": int8,
+    }
+    if to == "pt2" and (given := [name for name, value in only_onnx.items() if value]):
+        raise click.UsageError(f"{given[0]}: not allowed with --to pt2")
+    if fp16 and int8:
+        raise click.UsageError("--int8: not allowed with --fp16")
+    if (fp16 or int8) and verify:
+        raise click.UsageError("--verify: not allowed with --fp16 and --int8: compare the AP (dcnzoo test)")
+    if (fp16 or int8) and backend == "tensorrt":
+        raise click.UsageError(f"--{'fp16' if fp16 else 'int8'}: not allowed with --backend tensorrt")
+    ending = ENDINGS[to]
     out = out or Path(f"tmp{ending}")
-    if (out.suffix == ".xml") != (to == "openvino"):
+    if out.suffix != ending and (to != "onnx" or out.suffix in ENDINGS.values()):
         raise click.UsageError(f"--out: expected a name that ends in {ending} with --to {to}, got {out}")
     os.environ.setdefault("ORT_LOGGING_LEVEL", "3")
 
+    from dcnzoo.export.smaller import to_float16, to_int8
     from dcnzoo.openmmlab.export import inputs
-    from dcnzoo.openmmlab.export.detectors import export_detector
+    from dcnzoo.openmmlab.export.detectors import compile_detector, export_detector
     from dcnzoo.utils.errors import UserError, one_line, user_errors
     from dcnzoo.utils.files import replacing, require_file
 
-    _require_packages(
-        "onnx", "onnxscript", *(["onnxslim"] if simplify else []), *(["openvino"] if to == "openvino" else [])
-    )
+    if to != "pt2":
+        more = {"onnxslim": simplify, "openvino": to == "openvino", "nncf": to == "openvino" and int8}
+        _require_packages("onnx", "onnxscript", *(name for name, needed in more.items() if needed))
     require_file(config, "config")
     require_file(checkpoint, "checkpoint")
+    calibration = inputs.calibration_files(int8, num_images) if int8 else []
     with user_errors():
         cfg, detector = inputs.load_detector(config, checkpoint, cfg_options, allow_partial)
         try:
@@ -133,28 +171,39 @@ def command(
             factor = -(-LEAST_TRACED // min(size))
             traced = tuple(length * factor for length in size)
         _, images, _ = inputs.model_input(detector, found, picture, traced)
+        metadata = found.to_metadata() if found else None
         with ExitStack() as stack:
-            if to == "onnx":
-                partial = stack.enter_context(replacing(out))
+            if to == "pt2":
+                compile_detector(detector, images, out, metadata)
             else:
-                partial = Path(stack.enter_context(TemporaryDirectory())) / "model.onnx"
-            export_detector(
-                detector,
-                images,
-                partial,
-                dynamic=dynamic_export,
-                skip_postprocess=skip_postprocess,
-                opset_version=opset_version,
-                deform_conv=deform_conv or "auto",
-                metadata=found.to_metadata() if found else None,
-            )
-            if simplify:
-                _simplify(partial)
-            if show:
-                _print_graph(partial)
-            if to == "openvino":
-                _write_ir(partial, out)
-    written = [out] if to == "onnx" else [out, out.with_suffix(".bin")]
+                if to == "onnx":
+                    partial = stack.enter_context(replacing(out))
+                else:
+                    partial = Path(stack.enter_context(TemporaryDirectory())) / "model.onnx"
+                export_detector(
+                    detector,
+                    images,
+                    partial,
+                    dynamic=dynamic_export,
+                    skip_postprocess=skip_postprocess,
+                    opset_version=opset_version,
+                    deform_conv=deform_conv or "auto",
+                    metadata=metadata,
+                )
+                if simplify:
+                    _simplify(partial)
+                shape = None if dynamic_export and found else tuple(images.shape[2:])
+                names = _input_names(partial)
+                samples = inputs.CalibrationInputs(detector, found, calibration, shape, names)
+                if to == "onnx" and int8:
+                    to_int8(partial, samples)
+                elif to == "onnx" and fp16:
+                    to_float16(partial)
+                if show:
+                    _print_graph(partial)
+                if to == "openvino":
+                    _write_ir(partial, out, fp16, samples)
+    written = [out, out.with_suffix(".bin")] if to == "openvino" else [out]
     megabytes = sum(file.stat().st_size for file in written) / 2**20
     text = "dynamic height and width" if dynamic_export else f"input {size[0]} × {size[1]}"
     opset = f", opset {opset_version}" if to == "onnx" else ""
@@ -181,7 +230,7 @@ def command(
         print(_compare_detections(detector, session, samples, backend, where, drawing))
 
 
-def _write_ir(path: Path, out: Path) -> None:
+def _write_ir(path: Path, out: Path, float16: bool, samples: Sequence[Feed]) -> None:
     """Convert an ONNX file to OpenVINO's IR; write the weights first."""
     from dcnzoo.export.openvino import save_ir
     from dcnzoo.utils.files import replacing
@@ -192,7 +241,7 @@ def _write_ir(path: Path, out: Path) -> None:
         TemporaryDirectory(dir=out.parent) as folder,
     ):
         whole = Path(folder) / "model.xml"  # OpenVINO requires this suffix
-        save_ir(path, whole)
+        save_ir(path, whole, float16, samples)
         whole.with_suffix(".bin").replace(partial_weights)
         whole.replace(partial)
 
@@ -201,11 +250,18 @@ def _require_packages(*names: str) -> None:
     from dcnzoo.utils.errors import UserError
 
     if missing := [name for name in names if find_spec(name) is None]:
-        extras, more = ("onnx,openvino", " openvino") if "openvino" in missing else ("onnx", "")
+        others = [name for name in missing if name in ("openvino", "nncf")]
+        extras, more = ",".join(["onnx", *others]), "".join(f" {name}" for name in others)
         raise UserError(
             f"export: expected {' and '.join(names)} to be installed, got no {' and no '.join(missing)}: "
             f'pip install "./dcnzoo[{extras}]" (in the clone: pip install -r requirements-export.txt{more})'
         )
+
+
+def _input_names(path: Path) -> list[str]:
+    import onnx
+
+    return [value.name for value in onnx.load(str(path), load_external_data=False).graph.input]
 
 
 def _simplify(path: Path) -> None:
@@ -223,8 +279,6 @@ def _print_graph(path: Path) -> None:
 
 def _build_engine(path: Path, images: Tensor) -> str:
     """Write a TensorRT engine next to the ONNX file if this machine can build it; return a message."""
-    import onnx
-
     from dcnzoo.export import tensorrt
     from dcnzoo.utils.errors import user_errors
     from dcnzoo.utils.files import write_bytes
@@ -233,8 +287,7 @@ def _build_engine(path: Path, images: Tensor) -> str:
     if reason is not None:
         return f"TensorRT engine: skipped: {reason}"
     shapes = {"input": tuple(images.shape), "img_shape": (len(images), 2)}
-    known = {value.name for value in onnx.load(str(path), load_external_data=False).graph.input}
-    shapes = {name: shape for name, shape in shapes.items() if name in known}
+    shapes = {name: shapes[name] for name in _input_names(path)}
     engine = path.with_suffix(".engine")
     with user_errors():
         write_bytes(engine, tensorrt.build_engine(str(path), shapes))

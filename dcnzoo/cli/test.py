@@ -31,8 +31,8 @@ from dcnzoo.cli._options import option
 )
 @_options.settings("--eval-options", "Settings of the evaluator, such as classwise=True.")
 @option("--format-only", is_flag=True, help="Write --out FILE.json without evaluating it.")
-@_options.backend("Runtime for an ONNX file.")
-@option("--device", help="Device for an ONNX file: cpu or cuda (default: cpu; for tensorrt cuda).")
+@_options.backend("Runtime for an exported model.")
+@option("--device", help="Device for an exported model: cpu or cuda (default: cpu; for tensorrt cuda).")
 @_options.allow_partial
 def command(
     checkpoint: str,
@@ -50,7 +50,8 @@ def command(
 ) -> None:
     """Evaluate a detector.
 
-    CHECKPOINT is a file of weights or an exported model: .onnx, or .xml with --backend openvino.
+    CHECKPOINT is a file of weights or an exported model: .onnx, .xml with --backend openvino, or
+    .pt2 with --backend aotinductor.
 
     \b
     examples:
@@ -61,9 +62,9 @@ def command(
     as_json = out is not None and out.suffix == ".json"
     if format_only and (metrics or not as_json):
         raise click.UsageError("--format-only: expected --out FILE.json, and no --eval")
-    onnx = checkpoint.endswith((".onnx", ".xml"))
+    onnx = checkpoint.endswith((".onnx", ".xml", ".pt2"))
     if onnx and tta:
-        raise click.UsageError("--tta: expected a file of weights, got an ONNX file")
+        raise click.UsageError("--tta: expected a file of weights, got an exported model")
 
     from dcnzoo.openmmlab import testing
     from dcnzoo.openmmlab.runner import build_runner, load_config

@@ -1,4 +1,4 @@
-"""Models to ONNX, and exported detectors at run time.
+"""Models to ONNX and AOTInductor, and exported detectors at run time.
 
 To export needs ``pip install "./dcnzoo[onnx]"``. :class:`Detector` needs numpy and the runtime, not torch:
 nothing here is imported before it is used.
@@ -10,6 +10,7 @@ _HOME = {
     "Detections": "picture",
     "Detector": "runtime",
     "export_onnx": "exporters",
+    "export_pt2": "aotinductor",
     "register_deform_conv2d_onnx_op": "exporters",
     "register_onnx_ops": "exporters",
     "translation_table": "exporters",

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from dcnzoo.export.smaller import Feed, to_int8_openvino
 
 if TYPE_CHECKING:
     from openvino import Core, Model, Output
@@ -27,17 +30,27 @@ def make_core() -> Core:
     return core
 
 
-def save_ir(path: str | os.PathLike, out: Path) -> None:
+def save_ir(path: str | os.PathLike, out: Path, float16: bool = False, samples: Sequence[Feed] = ()) -> None:
     """Convert an ONNX file to OpenVINO's IR: ``out``, which ends in ``.xml``, and its weights in ``.bin``.
 
     OpenVINO reads the IR without dcnzoo. It contains the metadata of the ONNX file.
 
+    Args:
+        float16: store the weights in float16.
+        samples: inputs; if given, quantise to int8 by :func:`dcnzoo.export.smaller.to_int8_openvino`.
+
     Raises:
-        ModuleNotFoundError: OpenVINO is not installed.
+        ModuleNotFoundError: OpenVINO is not installed, or nncf for int8.
     """
     import openvino
 
-    openvino.save_model(make_core().read_model(path), out, compress_to_fp16=False)
+    model = make_core().read_model(path)
+    if samples:
+        framework = model.get_rt_info("framework") if model.has_rt_info("framework") else None
+        model = to_int8_openvino(model, samples)
+        if framework is not None:
+            model.set_rt_info(framework, "framework")
+    openvino.save_model(model, out, compress_to_fp16=float16)
 
 
 def texts(model: Model) -> dict[str, str]:

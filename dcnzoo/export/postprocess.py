@@ -2,7 +2,8 @@
 
 The number of boxes after NMS, and of RoIs per level of a pyramid, depends on the data, which cannot be
 traced. The operators here have outputs of a fixed size, and ONNX graphs of standard operators; unused
-boxes have a negative score.
+boxes have a negative score. For AOTInductor, which supports sizes that depend on the data, ``TRACEABLE``
+has the same operators as functions.
 """
 
 from __future__ import annotations
@@ -22,8 +23,7 @@ TINY = 1e-12  # avoids division by zero; smaller than the area of any box
 ABSENT = -1.0  # the score of an unused box; real scores are at least zero
 
 
-@torch.library.custom_op("dcnzoo::_keep_boxes", mutates_args=())
-def keep_boxes(
+def _keep_boxes(
     boxes: Tensor,  # [N, M, 4]
     scores: Tensor,  # [N, M]
     labels: Tensor,  # [N, M]
@@ -37,23 +37,35 @@ def keep_boxes(
     If fewer than ``max_boxes`` boxes remain, the other rows are zeros with label -1. ``max_per_class``
     limits the boxes of each class (0: no limit); ``classes`` is the number of classes.
     """
-    batch = len(boxes)
-    kept = boxes.new_zeros(batch, max_boxes, 5)
-    kept_labels = labels.new_full((batch, max_boxes), -1)
-    for n in range(batch):
-        present = (scores[n] >= 0).nonzero()[:, 0]
-        if len(present) == 0:
-            continue
-        box, score, label = boxes[n, present], scores[n, present], labels[n, present]
-        apart = label.to(box.dtype)[:, None] * (box.max() + 1)
-        index = dcnzoo.ops.nms(box + apart, score, iou_threshold)
+    left = []
+    for box, score, label in zip(boxes.unbind(), scores.unbind(), labels.unbind(), strict=True):
+        present = (score >= 0).nonzero()[:, 0]
+        box, label = box[present], label[present]
+        distance = torch.cat([box.flatten(), box.new_zeros(1)]).amax() + 1
+        index = dcnzoo.ops.nms(box + label[:, None].to(box.dtype) * distance, score[present], iou_threshold)
         if max_per_class:
             same = label[index][:, None] == label[index]
             index = index[same.tril(-1).sum(1) < max_per_class]
-        index = index[:max_boxes]
-        kept[n, : len(index)] = torch.cat([box[index], score[index, None]], 1)
-        kept_labels[n, : len(index)] = label[index]
-    return kept, kept_labels
+        kept = torch.zeros_like(score, dtype=torch.bool).index_fill(0, present[index], True)
+        left.append(torch.where(kept, score, ABSENT))
+    return _first_boxes(boxes, torch.stack(left), labels, max_boxes)
+
+
+def _first_boxes(
+    boxes: Tensor, scores: Tensor, labels: Tensor, count: int
+) -> tuple[Tensor, Tensor]:  # [N, count, 5], [N, count]
+    """Return the ``count`` best boxes; missing ones are zeros with label -1."""
+    filler = boxes.new_zeros(len(boxes), count, 4)
+    scores = torch.cat([scores, scores.new_full((len(scores), count), ABSENT)], 1)
+    labels = torch.cat([labels, labels.new_full((len(labels), count), -1)], 1)
+    values, index = (part[:, :count] for part in scores.sort(stable=True, descending=True))
+    there = values >= 0
+    kept = torch.cat([take(torch.cat([boxes, filler], 1), index), values[..., None]], -1)
+    return torch.where(there[..., None], kept, 0), torch.where(there, labels.gather(1, index), -1)
+
+
+# An operator, so that the exporter to ONNX can replace it; export_pt2 traces the function instead.
+keep_boxes = torch.library.custom_op("dcnzoo::_keep_boxes", _keep_boxes, mutates_args=())
 
 
 @keep_boxes.register_fake
@@ -126,8 +138,7 @@ def _first(
     return kept, g.Where(there, g.GatherElements(labels, index, axis=1), g.int(-1))
 
 
-@torch.library.custom_op("dcnzoo::_soft_keep_boxes", mutates_args=())
-def soft_keep_boxes(
+def _soft_keep_boxes(
     boxes: Tensor,  # [N, M, 4]
     scores: Tensor,  # [N, M]
     labels: Tensor,  # [N, M]
@@ -159,11 +170,10 @@ def soft_keep_boxes(
             factor = torch.where(iou >= iou_threshold, 0 if method == "naive" else 1 - iou, 1)
         left = torch.where(labels.gather(1, index) == labels, left * factor, left)
         left = torch.where(this | (left < min_score), ABSENT, left)
-    best, index = torch.cat([taken, taken.new_full((len(taken), max_boxes), ABSENT)], 1).topk(max_boxes)
-    index = index.clamp(max=scores.shape[1] - 1)
-    there = best >= 0
-    kept = torch.cat([take(boxes, index), best[..., None]], -1)
-    return torch.where(there[..., None], kept, 0), torch.where(there, labels.gather(1, index), -1)
+    return _first_boxes(boxes, taken, labels, max_boxes)
+
+
+soft_keep_boxes = torch.library.custom_op("dcnzoo::_soft_keep_boxes", _soft_keep_boxes, mutates_args=())
 
 
 @soft_keep_boxes.register_fake
@@ -249,8 +259,7 @@ def running_max_graph(g: Graph, values: Value, axis: int) -> tuple[Value, Value]
     return largest, running(g.Where(g.Equal(values, largest), places, g.int(0)))
 
 
-@torch.library.custom_op("dcnzoo::_roi_align_pyramid", mutates_args=())
-def roi_align_pyramid(
+def _roi_align_pyramid(
     levels: list[Tensor],  # each [N, C, H, W]
     rois: Tensor,  # [K, 5], (image, x1, y1, x2, y2)
     scales: list[float],
@@ -266,15 +275,26 @@ def roi_align_pyramid(
     pooled = levels[0].new_zeros(len(rois), levels[0].shape[1], *output_size)
     for i, features in enumerate(levels):
         here = (level == i).nonzero()[:, 0]
-        pooled[here] = dcnzoo.ops.roi_align(
+        part = dcnzoo.ops.roi_align(
             features, rois[here], tuple(output_size), scales[i], sampling_ratio, pool_mode, aligned
         )
+        pooled = pooled.index_copy(0, here, part)
     return pooled
+
+
+roi_align_pyramid = torch.library.custom_op("dcnzoo::_roi_align_pyramid", _roi_align_pyramid, mutates_args=())
 
 
 @roi_align_pyramid.register_fake
 def _(levels, rois, scales, output_size, finest_scale, sampling_ratio, pool_mode, aligned):
     return levels[0].new_empty(rois.shape[0], levels[0].shape[1], *output_size)
+
+
+TRACEABLE = {
+    keep_boxes._opoverload: _keep_boxes,
+    soft_keep_boxes._opoverload: _soft_keep_boxes,
+    roi_align_pyramid._opoverload: _roi_align_pyramid,
+}
 
 
 def roi_align_pyramid_graph(

@@ -27,10 +27,12 @@ class Detector:
     normalisation and class names, which ``dcnzoo export`` wrote.
 
     Args:
-        path: the ONNX file; with OpenVINO also an IR: an ``.xml`` file next to its ``.bin`` file.
-        backend: ``"onnxruntime"``, ``"openvino"`` or ``"tensorrt"``.
+        path: the ONNX file; with OpenVINO also an IR: an ``.xml`` file next to its ``.bin`` file; with
+            AOTInductor the ``.pt2`` file, which contains compiled code: open only files that you trust.
+        backend: ``"onnxruntime"``, ``"openvino"``, ``"tensorrt"`` or ``"aotinductor"``, which requires torch.
         device: ``"cpu"`` or ``"cuda"``, which requires onnxruntime-gpu or TensorRT.
-        threads: maximum number of CPU threads; None: the runtime's default.
+        threads: maximum number of CPU threads; None: the runtime's default. For AOTInductor, it applies to
+            the whole process.
         batch_size: maximum number of images per batch for lists.
 
     Attributes:
@@ -121,10 +123,7 @@ class Session:
     """An exported file in a runtime: ``session(images)`` returns the outputs by name.
 
     Args:
-        path: the ONNX file; with OpenVINO also an IR: an ``.xml`` file next to its ``.bin`` file.
-        backend: ``"onnxruntime"``, ``"openvino"`` or ``"tensorrt"``.
-        device: ``"cpu"`` or ``"cuda"``, which requires onnxruntime-gpu or TensorRT.
-        threads: maximum number of CPU threads; None: the runtime's default.
+        path, backend, device, threads: see :class:`Detector`.
 
     Attributes:
         metadata: the file's metadata.
@@ -150,7 +149,7 @@ class Session:
         if not Path(path).is_file():
             raise FileNotFoundError(2, "No such file", str(path))
         self.path = str(path)
-        if backend != "openvino" or Path(path).suffix != ".xml":
+        if backend != "aotinductor" and (backend != "openvino" or Path(path).suffix != ".xml"):
             refuse_files_elsewhere(path)
         try:
             opened = BACKENDS[backend](self.path, device, threads)
@@ -207,6 +206,13 @@ _Opened = tuple[
 ]
 
 
+FIRST_DEFORM_CONV = (1, 25)  # the first release of onnxruntime with DeformConv
+
+
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:2])
+
+
 def _onnxruntime(path: str, device: str, threads: int | None) -> _Opened:
     import onnxruntime
 
@@ -220,6 +226,12 @@ def _onnxruntime(path: str, device: str, threads: int | None) -> _Opened:
     try:
         session = onnxruntime.InferenceSession(path, options, providers=[wanted])
     except Exception as error:  # onnxruntime's exceptions have no common base class
+        if "DeformConv" in str(error) and (found := _release(onnxruntime.__version__)) < FIRST_DEFORM_CONV:
+            wanted, found = (".".join(map(str, release)) for release in (FIRST_DEFORM_CONV, found))
+            raise ValueError(
+                f"{path}: expected onnxruntime {wanted} or later for DeformConv, got {found}: update it, or "
+                "export with --deform-conv gathernd"
+            ) from error
         raise ValueError(f"{path}: expected an ONNX model that onnxruntime can load: {error}") from error
     inputs = {
         node.name: tuple(size if isinstance(size, int) else None for size in node.shape)
@@ -259,4 +271,15 @@ def _tensorrt(path: str, device: str, threads: int | None) -> _Opened:
     return open_engine(path, device)
 
 
-BACKENDS = {"onnxruntime": _onnxruntime, "openvino": _openvino, "tensorrt": _tensorrt}
+def _aotinductor(path: str, device: str, threads: int | None) -> _Opened:
+    from dcnzoo.export.aotinductor import open_package
+
+    return open_package(path, device, threads)
+
+
+BACKENDS = {
+    "onnxruntime": _onnxruntime,
+    "openvino": _openvino,
+    "tensorrt": _tensorrt,
+    "aotinductor": _aotinductor,
+}

@@ -161,6 +161,18 @@ def test_backends_that_are_not_there(folder, monkeypatch):
                 Detector(folder / "dynamic.onnx", backend)
 
 
+def test_a_runtime_that_is_too_old(folder, monkeypatch):
+    import onnxruntime
+
+    def refuse(*args, **kwargs):
+        raise RuntimeError("NOT_IMPLEMENTED : Could not find an implementation for DeformConv(19) node")
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", refuse)
+    monkeypatch.setattr(onnxruntime, "__version__", "1.24.4")
+    with pytest.raises(ValueError, match=r"expected onnxruntime 1\.25 or later for DeformConv, got 1\.24: "):
+        Detector(folder / "dynamic.onnx")
+
+
 def test_the_test_loop_knows_what_the_pipeline_has_padded(monkeypatch):
     """100 × 50 pixels, resized to 80 × 40 and padded to 80 × 80: boxes are scaled by 80 / 100 only."""
     from mmdet.structures import DetDataSample

@@ -16,6 +16,7 @@ from dcnzoo.data.shapes import CLASSES
 from dcnzoo.export import Detector, tensorrt
 from dcnzoo.export.runtime import Session
 from dcnzoo.openmmlab.export import inputs
+from dcnzoo.ops import has_ops
 from dcnzoo.utils.errors import UserError
 from tests.commands import error_of, run
 from tests.test_tools import ROOT, tiny
@@ -174,6 +175,41 @@ def test_openvino(work, tmp_path):
 
 
 @pytest.mark.slow
+def test_aotinductor(work, tmp_path):
+    if not has_ops():
+        pytest.skip("the operators are not compiled")
+    path = tmp_path / "model.pt2"
+    output = run("export", work / "config.py", work / "weights.pth", "--verify", "--to", "pt2", "--out", path)
+    assert "agree between PyTorch and aotinductor" in output
+    assert [file.name for file in tmp_path.iterdir()] == ["model.pt2"]
+    run("test", work / "config.py", path, "--backend", "aotinductor", "--work-dir", tmp_path / "logs")
+    picture = cv2.imread(str(ROOT / "tests/data/color.jpg"))
+    found = Detector(path, "aotinductor")(picture)
+    assert len(found) > 0 and found.masks.shape[1:] == picture.shape[:2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("to", "option"), [("onnx", "--int8"), ("onnx", "--fp16"), ("openvino", "--int8")])
+def test_smaller_files(exported, work, tmp_path, to, option):
+    """Half or a quarter of the size, and the confident detections of the float32 file."""
+    for package in {"openvino": ("openvino", "nncf")}.get(to, ()):
+        pytest.importorskip(package)
+    whole, _ = exported
+    path = tmp_path / ("model.xml" if to == "openvino" else "model.onnx")
+    images = [ROOT / "tests/data"] if option == "--int8" else []
+    files = work / "config.py", work / "weights.pth"
+    run("export", *files, "--to", to, "--out", path, option, *images, "--num-images", 5)
+    size = sum(file.stat().st_size for file in tmp_path.iterdir())
+    assert size < 0.75 * whole.stat().st_size
+    picture = ROOT / "tests/data/color.jpg"
+    expected = Detector(whole)(picture)
+    found = Detector(path, "openvino" if to == "openvino" else "onnxruntime")(picture)
+    near = np.abs(found.boxes[:, None] - expected.boxes[:20]).max(-1) < 0.05 * max(found.masks.shape[1:])
+    near &= found.labels[:, None] == expected.labels[:20]
+    assert near.any(0).mean() >= 0.7
+
+
+@pytest.mark.slow
 def test_coco_format(exported, work):
     path, _ = exported
     run(
@@ -192,6 +228,10 @@ MISTAKES = [
     (2, ["--out", "model.xml"], r"--out: .*\.onnx.* got model\.xml"),
     (2, ["--shape", 1, 2, 3], "--shape"),
     (2, ["--skip-postprocess", "--verify", "--show"], "--show: .*--skip-postprocess"),
+    (2, ["--to", "pt2", "--dynamic-export"], "--dynamic-export: .*--to pt2"),
+    (2, ["--int8", "images", "--fp16"], "--int8: .*--fp16"),
+    (2, ["--int8", "images", "--verify"], "--verify: .*--int8"),
+    (1, ["--int8", "nowhere"], "--int8: .*nowhere"),
     (1, ["--opset-version", 18, "--deform-conv", "native"], "19 for deform_conv='native', got 18"),
     (1, ["--input-img", "nowhere.jpg"], "image: .*nowhere.jpg"),
     (1, ["--skip-postprocess"], "skip_postprocess: .*got MaskRCNN"),

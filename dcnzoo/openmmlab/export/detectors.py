@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from dcnzoo.compat.patches import Changes
+from dcnzoo.export.aotinductor import export_pt2
 from dcnzoo.export.exporters import export_onnx
 from dcnzoo.export.picture import CLIPS
 from dcnzoo.export.postprocess import (
@@ -137,6 +138,34 @@ def export_detector(
         output_names=list(model.output_names) if model.output_names else None,
         metadata={CLIPS: str(model.clips), **(metadata or {})},
         **options,
+    )
+
+
+def compile_detector(
+    detector: nn.Module,
+    images: Tensor,
+    path: str | os.PathLike,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Compile a detector for the shape of ``images`` and write it to an AOTInductor package.
+
+    Args:
+        metadata: additional entries for the metadata of the package.
+
+    Raises:
+        ValueError: see :func:`deployable` and :func:`dcnzoo.export.export_pt2`.
+    """
+    model = deployable(detector)
+    args = [images]
+    if "img_shape" in model.input_names:
+        args.append(torch.tensor([images.shape[-2:]] * len(images)))
+    export_pt2(
+        model,
+        tuple(args),
+        path,
+        input_names=list(model.input_names),
+        output_names=list(model.output_names),
+        metadata={CLIPS: str(model.clips), **(metadata or {})},
     )
 
 

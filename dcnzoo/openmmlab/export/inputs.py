@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Sequence
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -62,6 +65,66 @@ def read_picture(
     if picture is None:
         raise UserError(f"image: expected a picture that OpenCV can read, got {path}")
     return picture
+
+
+PICTURES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+
+def calibration_files(data: Path, count: int) -> list[Path]:
+    """Return up to ``count`` images, evenly spaced, of a folder with its subfolders or of a COCO file.
+
+    The images of a COCO file are next to it, or in a folder next to the COCO file's folder.
+
+    Raises:
+        UserError: there are none.
+    """
+    expected = "--int8: expected a folder of images or a COCO file of images next to it"
+    if data.is_dir():
+        files = sorted(file for file in data.rglob("*") if file.suffix.lower() in PICTURES)
+        if not files:
+            raise UserError(f"{expected}, got a folder without images: {data}")
+    else:
+        require_file(str(data), "--int8")
+        try:
+            names = [entry["file_name"] for entry in json.loads(data.read_bytes())["images"]]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{expected}, got neither: {data}") from error
+        above = data.resolve().parent.parent
+        folders = [data.parent, above, *sorted(folder for folder in above.iterdir() if folder.is_dir())]
+        found = next((folder for folder in folders for name in names[:1] if (folder / name).is_file()), None)
+        if found is None:
+            raise UserError(f"{expected}, got a file of {len(names)} images that are elsewhere: {data}")
+        files = [found / name for name in names]
+    count = min(count, len(files))
+    return [files[i * len(files) // count] for i in range(count)]
+
+
+class CalibrationInputs(Sequence):
+    """The inputs of a model by name for image files, after the config's test pipeline.
+
+    Args:
+        shape: the size of the graph; None: that of each image, for a dynamic graph.
+        names: the inputs of the graph.
+    """
+
+    def __init__(
+        self,
+        detector: nn.Module,
+        found: Preprocessing | None,
+        files: Sequence[Path],
+        shape: tuple[int, int] | None,
+        names: Sequence[str],
+    ) -> None:
+        self.detector, self.found, self.files, self.shape, self.names = detector, found, files, shape, names
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        picture = read_picture(str(self.files[index]), self.found, self.shape)
+        shape = self.shape or input_shape(self.found, picture, None)
+        _, images, size = model_input(self.detector, self.found, picture, shape)
+        return dict(zip(self.names, (images.numpy(), np.array([size])), strict=False))
 
 
 def input_shape(

@@ -1,0 +1,163 @@
+"""Float16 and int8: sizes, what stays exact, and results beside those of the float32 file."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from dcnzoo.export import export_onnx
+from dcnzoo.export.postprocess import keep_boxes
+from dcnzoo.export.runtime import Session
+from dcnzoo.export.smaller import to_float16, to_int8
+from dcnzoo.layers import PackedDeformConv2d
+from dcnzoo.openmmlab.export.inputs import calibration_files
+from dcnzoo.utils.errors import UserError
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+WIDTH, SIZE = 64, (96, 128)
+
+
+class Model(nn.Module):
+    """A one-stage detector with boxes up to 1,000 pixels, which float16 rounds to half a pixel."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Sequential(nn.Conv2d(3, WIDTH, 3, 4, 1), nn.BatchNorm2d(WIDTH), nn.ReLU())
+        self.deformable = PackedDeformConv2d(WIDTH, WIDTH, 3, padding=1, modulated=True)
+        nn.init.normal_(self.deformable.conv_offset.weight, std=0.05)
+        self.neck = nn.Sequential(nn.ReLU(), nn.Conv2d(WIDTH, WIDTH, 3, 4, 1), nn.ReLU())
+        self.scores, self.sides = nn.Conv2d(WIDTH, 2, 1), nn.Conv2d(WIDTH, 4, 1)
+        nn.init.normal_(self.stem[1].running_mean)
+        nn.init.normal_(self.scores.weight)
+
+    def forward(self, images):
+        features = self.neck(self.deformable(self.stem(images)))
+        scores = self.scores(features).sigmoid().permute(0, 2, 3, 1).flatten(1)
+        sides = self.sides(features).exp().permute(0, 2, 3, 1).flatten(1, 2) * 20
+        y, x = torch.meshgrid(torch.arange(6.0) * 16, torch.arange(8.0) * 16 + 1000, indexing="ij")
+        centre = torch.stack([x, y], -1).reshape(-1, 2)
+        boxes = torch.cat([centre - sides[..., :2], centre + sides[..., 2:]], -1)
+        boxes = boxes.repeat_interleave(2, 1)
+        labels = torch.tensor([0, 1]).repeat(48)[None]
+        return keep_boxes(boxes, scores, labels, 0.6, 20, 2, 0)
+
+
+def images(seed):
+    return torch.randn(1, 3, *SIZE, generator=torch.Generator().manual_seed(seed)).numpy()
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    path = tmp_path_factory.mktemp("smaller") / "model.onnx"
+    names = dict(input_names=["input"], output_names=["dets", "labels"])
+    export_onnx(Model().eval(), (torch.from_numpy(images(0)),), path, metadata={"key": "value"}, **names)
+    return path
+
+
+@pytest.fixture
+def path(original, tmp_path):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(original.read_bytes())
+    return path
+
+
+SAMPLES = [{"input": images(seed)} for seed in range(1, 9)]
+
+
+def compare(session, original, within, share=0.9):
+    """Most of the boxes are found again, with a score and a place that differ by at most ``within``."""
+    expected, found = Session(original), session
+    matched = total = 0
+    for seed in range(20, 26):
+        (a, a_labels), (b, b_labels) = (s(images(seed)).values() for s in (expected, found))
+        there = a_labels[0] >= 0
+        for box, label in zip(a[0, there], a_labels[0, there], strict=True):
+            near = (np.abs(b[0, :, :4] - box[:4]).max(1) <= within[0]) & (b_labels[0] == label)
+            matched += (near & (np.abs(b[0, :, 4] - box[4]) <= within[1])).any()
+            total += 1
+    assert total > 60 and matched >= share * total, f"{matched} of {total}"
+
+
+def int8_layers(path):
+    """The operators whose weights are int8."""
+    graph = onnx.load(path).graph
+    weights = {tensor.name for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.INT8}
+    opened = {n.output[0] for n in graph.node if n.op_type == "DequantizeLinear" and n.input[0] in weights}
+    return [n.op_type for n in graph.node if len(n.input) > 1 and n.input[1] in opened]
+
+
+def test_float16(path, original):
+    to_float16(path)
+    model = onnx.load(path)
+    onnx.checker.check_model(model, full_check=True)
+    assert {value.type.tensor_type.elem_type for value in model.graph.input} == {onnx.TensorProto.FLOAT}
+    assert [entry.value for entry in model.metadata_props if entry.key == "key"] == ["value"]
+    assert path.stat().st_size < 0.6 * original.stat().st_size
+    # places in float16 would be off by up to 0.25
+    compare(Session(path), original, within=(0.1, 5e-3))
+
+
+def test_int8(path, original):
+    to_int8(path, SAMPLES)
+    model = onnx.load(path)
+    assert [entry.value for entry in model.metadata_props if entry.key == "key"] == ["value"]
+    # not the one that predicts offsets, not the two that predict boxes; no batch normalisation is left
+    assert int8_layers(path) == ["Conv", "Conv"]
+    assert "DeformConv" in {node.op_type for node in model.graph.node}
+    assert {node.domain for node in model.graph.node} <= {"", "ai.onnx"}
+    compare(Session(path), original, within=(2.0, 0.05))
+
+
+def test_int8_in_openvino(original, tmp_path):
+    pytest.importorskip("nncf")
+    openvino = pytest.importorskip("openvino")
+    from dcnzoo.export.openvino import save_ir
+
+    path = tmp_path / "model.xml"
+    save_ir(original, path, samples=SAMPLES)
+    session = Session(path, "openvino")
+    assert session.metadata["key"] == "value"
+    kinds = [str(op.get_element_type()) for op in openvino.Core().read_model(path).get_ops()
+             if op.get_type_name() == "Constant" and len(op.get_output_shape(0)) == 4]  # fmt: skip
+    assert sum("int8" in kind for kind in kinds) == 2
+    compare(session, original, within=(2.0, 0.05))
+
+
+def test_float16_in_openvino(original, tmp_path):
+    pytest.importorskip("openvino")
+    from dcnzoo.export.openvino import save_ir
+
+    save_ir(original, tmp_path / "whole.xml")
+    save_ir(original, tmp_path / "half.xml", float16=True)
+    whole, half = ((tmp_path / f"{name}.bin").stat().st_size for name in ("whole", "half"))
+    assert half < 0.6 * whole
+    compare(Session(tmp_path / "half.xml", "openvino"), original, within=(0.1, 5e-3))
+
+
+def test_calibration_files(tmp_path):
+    for i in range(10):
+        file = tmp_path / "images" / f"{i}" / "picture.jpg"
+        file.parent.mkdir(parents=True)
+        file.touch()
+    entries = [{"file_name": f"{i}/picture.jpg"} for i in range(10)]
+    annotations = tmp_path / "annotations" / "all.json"
+    annotations.parent.mkdir()
+    annotations.write_text(json.dumps({"images": entries}))
+    for data in (tmp_path, annotations):
+        files = calibration_files(data, 4)
+        assert [file.parent.name for file in files] == ["0", "2", "5", "7"] and files[0].is_file()
+        assert len(calibration_files(data, 99)) == 10
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"images": []}', '{"images": [{"file_name": "away.jpg"}]}'])
+def test_no_calibration_files(tmp_path, content):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "all.json").write_text(content)
+    for data in ("data", "data/all.json"):
+        with pytest.raises(UserError, match=r"^--int8: expected a folder of images or a COCO file .*, got "):
+            calibration_files(tmp_path / data, 4)

@@ -1,0 +1,128 @@
+"""Export a config of every family in MMDetection, and compare the file with PyTorch.
+
+::
+
+    python tools/analysis/export_coverage.py --out docs/export_coverage.md   # about two hours on one core
+    python tools/analysis/export_coverage.py 'yolo|^detr$'                   # the families whose name matches
+
+The configs are those of ``mmdet_coverage.py``, with complete architectures and random weights whose layers
+have outputs of unit variance, so that they detect objects. A family is *ok* if ``dcnzoo export`` supports it
+and onnxruntime finds the same objects as ``model.predict``: at least 99 % of them. ``--openvino`` compares in
+OpenVINO, too. Finished trials are reused, as in ``mmdet_coverage.py``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import dcnzoo.models  # noqa: F401  before mmdet, which needs mmcv.ops
+
+# isort: split
+from family_trials import add_arguments, apart, count_ok, listed, table, try_all, versions
+from mmdet.models.detectors import BaseDetector
+from mmdet_coverage import PACKAGES, families
+from mmengine.config import Config
+from mmengine.logging import MMLogger
+from mmengine.registry import DefaultScope
+from trial import expect, image_size, prepare, read
+
+from dcnzoo.export.runtime import Session
+from dcnzoo.openmmlab.export.detectors import deployable, export_detector
+from dcnzoo.openmmlab.export.verify import compare, predict
+
+SECONDS, MEMORY = 900, 16 << 30  # limits of a trial: seconds, bytes
+PAGE = """\
+# Export of MMDetection's config families
+
+This page lists one config of every family (folder of configs) of MMDetection, and whether `dcnzoo export`
+supports it. *ok* means: the ONNX file gives the same detections as PyTorch, at least 99 % of them, in
+{backends}. The architecture is complete, with random weights and a fixed input size. The list includes
+tracking, which has no detections to compare, and open-vocabulary detectors, which need a text.
+
+**{working} of {number} families are ok**, tested with:
+
+    {installed}
+
+`python tools/analysis/export_coverage.py --out docs/export_coverage.md` tests all families again and writes
+this page.
+
+| family | config | result |
+|---|---|---|
+"""
+
+
+@torch.no_grad()
+def calibrate(model: nn.Module, images: torch.Tensor) -> None:
+    """Scale the weights of each layer to outputs of unit variance: initial weights detect nothing."""
+    seen = set()
+
+    def scale(module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor | None:
+        if module in seen or output.numel() < 2:
+            return None
+        seen.add(module)
+        bias = torch.zeros(()) if module.bias is None else module.bias
+        if output.dim() > 2 and not isinstance(module, nn.Linear):
+            bias = bias.reshape(-1, *[1] * (output.dim() - 2))
+        factor = 1 / ((output - bias).std() + 1e-9)
+        module.weight.mul_(factor)
+        return (output - bias) * factor + bias
+
+    kinds = (nn.Conv1d, nn.Conv2d, nn.Linear, nn.ConvTranspose2d)
+    handles = [m.register_forward_hook(scale) for m in model.modules() if isinstance(m, kinds)]
+    predict(model, images)
+    for handle in handles:
+        handle.remove()
+
+
+def try_out(cfg: Config, backends: tuple[str, ...]) -> None:
+    """Export a detector; compare the file with PyTorch in each backend.
+
+    Raises:
+        Exception: the export is not supported, or the results differ.
+    """
+    size = image_size(cfg)
+    with tempfile.TemporaryDirectory() as folder, DefaultScope.overwrite_default_scope("mmdet"):
+        detector = prepare(cfg).eval()
+        expect(isinstance(detector, BaseDetector), f"expected a detector, got {type(detector).__name__}")
+        deployable(detector)  # refuses what is not supported, before the expensive steps
+        images = torch.randn(1, 3, size, size)
+        calibrate(detector, images)
+        path = Path(folder) / "model.onnx"
+        export_detector(detector, images, path)
+        expected = predict(detector, images)
+        for backend in backends:
+            agreement = compare(Session(path, backend)(images.numpy()), expected)
+            expect(agreement.holds, f"{agreement.matched} of {agreement.found} detections agree in {backend}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    add_arguments(parser, "work_dirs/export_coverage.json")
+    parser.add_argument("--openvino", action="store_true", help="compare in OpenVINO, too")
+    args = parser.parse_args()
+    MMLogger.get_current_instance().setLevel("ERROR")  # initialisation would log every parameter
+    backends = ("onnxruntime", *(["openvino"] if args.openvino else []))
+    here = versions((*PACKAGES, "onnx", "onnxscript", *backends))
+
+    def trial(name: str) -> str:
+        return apart(lambda: try_out(read(name), backends), SECONDS, MEMORY)
+
+    rows = try_all(list(families(args.pattern)), trial, args, here, {})
+    if args.out:
+        names = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+        head = PAGE.format(
+            backends=" and ".join(names[backend] for backend in backends),
+            working=count_ok(rows),
+            number=len(rows),
+            installed=listed(here),
+        )
+        args.out.write_text(head + table(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+// Run a package of `dcnzoo export --to pt2` in C++: detect MODEL.pt2 dcnzoo/ops/_C_cpu.so IMAGE.ppm
+// Prints a line per object: label, score, x1 y1 x2 y2 in pixels of the image. Needs libtorch, but no Python.
+#include <ATen/ATen.h>
+#include <c10/core/InferenceMode.h>
+#include <dlfcn.h>
+#include <torch/csrc/inductor/aoti_package/model_package_loader.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+
+// Read a binary PPM: [1, 3, H, W], float, channels in the order red, green, blue.
+at::Tensor read_image(const char* path) {
+  std::ifstream file(path, std::ios::binary);
+  std::string kind;
+  int64_t width = 0, height = 0, largest = 0;
+  file >> kind >> width >> height >> largest;
+  TORCH_CHECK(kind == "P6" && largest == 255, path, ": expected a binary PPM (P6) with 8 bits");
+  at::Tensor pixels = at::empty({height, width, 3}, at::kByte);
+  file.ignore().read(static_cast<char*>(pixels.data_ptr()), pixels.numel());
+  return pixels.permute({2, 0, 1}).unsqueeze(0).to(at::kFloat);
+}
+
+// Read the list of numbers after "key": in the package's metadata, which is JSON.
+std::vector<double> numbers(const std::string& json, const std::string& key) {
+  const char* place = json.c_str() + json.find('"' + key + '"') + key.size() + 3;
+  std::vector<double> found;
+  for (char* end; place += std::strspn(place, " [,"), *place != ']'; place = end)
+    found.push_back(std::strtod(place, &end));
+  return found;
+}
+
+int main(int argc, char** argv) {
+  TORCH_CHECK(argc == 4, "usage: detect MODEL.pt2 _C_cpu.so IMAGE.ppm");
+  c10::InferenceMode no_gradients;
+  TORCH_CHECK(dlopen(argv[2], RTLD_NOW), dlerror());  // registers dcnzoo's operators
+  torch::inductor::AOTIModelPackageLoader model(argv[1]);
+  auto texts = model.get_metadata();
+  auto room = numbers(texts.at("dcnzoo.names"), "input");  // 1, 3, height, width
+  auto channels = [&](const char* key) {
+    return at::tensor(at::ArrayRef<double>(numbers(texts.at("dcnzoo"), key)), at::kFloat).view({1, 3, 1, 1});
+  };
+
+  at::Tensor image = read_image(argv[3]);
+  double scale = std::min(room[2] / image.size(2), room[3] / image.size(3));
+  int64_t height = image.size(2) * scale + 0.5, width = image.size(3) * scale + 0.5;
+  image = at::upsample_bilinear2d(image, {height, width}, false);
+  if (texts.at("dcnzoo").find("\"rgb\": false") != std::string::npos) image = image.flip(1);
+  at::Tensor input = at::zeros({1, 3, int64_t(room[2]), int64_t(room[3])});
+  input.narrow(2, 0, height).narrow(3, 0, width).copy_((image - channels("mean")) / channels("std"));
+
+  auto outputs = model.run({input});  // dets [1, K, 5], labels [1, K], and masks
+  for (int64_t i = 0; i < outputs[1].size(1) && outputs[1][0][i].item<int64_t>() >= 0; ++i) {
+    at::Tensor box = outputs[0][0][i];
+    std::printf("%d %.6f", outputs[1][0][i].item<int>(), box[4].item<double>());
+    for (int j = 0; j < 4; ++j) std::printf(" %.3f", box[j].item<double>() / scale);
+    std::printf("\n");
+  }
+}
