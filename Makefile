@@ -208,7 +208,7 @@ $(TRITON)/.installed: $(VENV)/.dev
 	touch $@
 
 gpu-resources: dev $(TRITON)/.installed  ## compile the fused kernels for GPUs with Triton 3.6.0: table in docs/gpu.md
-	$(TRITON)/bin/python -m pytest tests/cuda/test_fused_resources.py $(ARGS)
+	$(TRITON)/bin/python -m pytest tests/fused/test_resources.py $(ARGS)
 	PYTHONPATH=. $(TRITON)/bin/python tools/benchmark/fused_resources.py --write
 
 zoo: setup  ## write model_zoo.md and model-index.yml from the metafiles

@@ -126,9 +126,7 @@ def correctness(session: Session) -> str:
     """Run tests/cuda, then small cases of every kernel under compute-sanitizer."""
     file = session.file("correctness.jsonl")
     write = f"--journal={file}"
-    left_out = ["test_fused_resources.py"]  # needs no GPU
-    if session.rehearse:
-        left_out.append("test_kernels_cuda.py")  # runs on threads of the host in `make test`
+    left_out = ["test_kernels_cuda.py"] if session.rehearse else []  # runs on the host in `make test`
     tests = [*PYTEST, write, "tests/cuda", *(f"--ignore=tests/cuda/{name}" for name in left_out)]
     processes = 1 if session.rehearse else max(1, min(12, (os.cpu_count() or 1) - 2))
     if find_spec("pytest_timeout"):
