@@ -29,6 +29,7 @@ from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData
 from rich.console import Console
+from safetensors.torch import save_file as save_safetensors
 from torch.utils.data import Dataset
 
 from dcnzoo.cli import one_line_errors
@@ -67,6 +68,16 @@ def test_damage_is_noticed(tmp_path):
             assert damage(path), position
         path.write_bytes(bytes(len(whole)))  # zeros, as some file systems leave after a power loss
         assert damage(path)
+
+
+def test_truncated_safetensors_are_noticed(tmp_path):
+    path = tmp_path / "x.safetensors"
+    save_safetensors({"weight": torch.arange(300.0)}, path)
+    assert damage(path) is None
+    whole = path.read_bytes()
+    for length in (*range(0, 100, 7), len(whole) - 1):
+        path.write_bytes(whole[:length])
+        assert damage(path), length
 
 
 NUMBERS = itertools.count()  # runs with the same name in the same second would share a logger

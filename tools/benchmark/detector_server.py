@@ -18,7 +18,7 @@ SIZE = (800, 1344)
 OBJECTS = 10
 
 
-def build(config: str, settings: dict) -> torch.nn.Module:
+def build(config: str) -> torch.nn.Module:
     from mmdet.registry import MODELS
     from mmengine.config import Config
     from mmengine.hub import get_config
@@ -26,7 +26,7 @@ def build(config: str, settings: dict) -> torch.nn.Module:
 
     init_default_scope("mmdet")
     cfg = get_config(config) if "::" in config else Config.fromfile(config)
-    cfg.merge_from_dict({"model.backbone.init_cfg": None, **settings})
+    cfg.model.backbone.init_cfg = None
     torch.manual_seed(0)
     model = MODELS.build(cfg.model)
     if hasattr(model, "roi_head"):
@@ -79,13 +79,13 @@ def status(name: str) -> int:
 
 
 def main() -> None:
-    config, settings, threads, plugin = json.loads(sys.argv[1])
+    config, threads, plugin = json.loads(sys.argv[1])
     answers = os.dup(1)
     os.dup2(2, 1)  # the detector's output
     torch.set_num_threads(threads)
     if plugin:
         import dcnzoo.models  # noqa: F401
-    model = build(config, settings)
+    model = build(config)
     empty = status("VmRSS")
     for line in sys.stdin:
         Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark

@@ -18,7 +18,7 @@ import subprocess
 import sys
 from collections import defaultdict
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -43,13 +43,10 @@ class Contestant:
 
     Attributes:
         plugin: uses dcnzoo, not mmcv's compiled operators.
-        environment: variables of the process.
     """
 
     config: str
     plugin: bool = True
-    settings: dict[str, object] = field(default_factory=dict)
-    environment: dict[str, str] = field(default_factory=dict)
 
 
 def _with_dcn(deformable: str, plain: str) -> dict[str, Contestant]:
@@ -70,10 +67,7 @@ DETECTORS = {
     ),
     "FCOS R-50, DCN": _with_dcn(_FCOS.format("-dcn"), _FCOS.format("")),
     "Deformable DETR R-50": {"dcnzoo": Contestant(_DETR), "compiled mmcv": Contestant(_DETR, plugin=False)},
-    "Mask R-CNN InternImage-T": {
-        "dcnzoo": Contestant(_INTERN),
-        "plain PyTorch": Contestant(_INTERN, environment={"DCNZOO_BACKEND": "reference"}),
-    },
+    "Mask R-CNN InternImage-T": {"dcnzoo": Contestant(_INTERN)},  # mmcv has no DCNv3
 }
 
 
@@ -81,14 +75,13 @@ class Server:
     """The process of a contestant, see detector_server.py."""
 
     def __init__(self, contestant: Contestant, python: Path, threads: int) -> None:
-        request = [contestant.config, contestant.settings, threads, contestant.plugin]
+        request = [contestant.config, threads, contestant.plugin]
         self._process = subprocess.Popen(
             [python, SERVER, json.dumps(request)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
-            env={**os.environ, **contestant.environment},
         )
 
     def __enter__(self) -> Server:
@@ -188,14 +181,15 @@ def main(case: tuple[str, ...], rounds: int, threads: int, peers: Path, out: Pat
     console = Console()
     if not console.is_terminal:
         console = Console(width=180)
+    folder = out or ROOT / ("work_dirs" if case else "docs") / "benchmarks"
     rows: list[list[str]] = []
     with make_progress(console, disable=not console.is_terminal) as bar:
         for name in bar.track(names):
             rows += cells(name, measure(DETECTORS[name], peers, rounds, threads))
+            # after each detector: a run takes a quarter of an hour
+            (path,) = report.write(folder, f"detectors-{slug(facts)}", {".md": page(facts, rows)})
     report.show("Complete detectors", [HEAD, *rows], console, text_columns=3)
-    folder = out or ROOT / ("work_dirs" if case else "docs") / "benchmarks"
-    for path in report.write(folder, f"detectors-{slug(facts)}", {".md": page(facts, rows)}):
-        console.print(f"written: {path}", highlight=False, soft_wrap=True)
+    console.print(f"written: {path}", highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop, Runner
+from safetensors import SafetensorError, safe_open
 
 from dcnzoo.compat.patches import Changes
 from dcnzoo.utils.errors import UserError, disk_is_full
@@ -42,8 +43,15 @@ def damage(path: str | os.PathLike) -> str | None:
     """Describe what is wrong with a checkpoint file; None if nothing is found.
 
     In a sealed file, every changed bit is detected. In other files of torch ≥ 1.6, the CRC-32 of each tensor
-    is verified. In files of older versions, only the first byte is checked.
+    is verified. In safetensors files, the header and the size are checked. In files of older versions of
+    torch, only the first byte is checked.
     """
+    if Path(path).suffix == ".safetensors":
+        try:
+            with safe_open(path, framework="numpy"):
+                return None
+        except SafetensorError as error:
+            return f"is damaged ({error})"
     size = Path(path).stat().st_size
     with open(path, "rb") as file:
         first = file.read(2)
