@@ -42,6 +42,11 @@ class Session:
         self.end = 0.0
 
     @property
+    def processes(self) -> int:
+        """How many processes compile or test at the same time."""
+        return 1 if self.rehearse else max(1, min(12, (os.cpu_count() or 1) - 2))
+
+    @property
     def left(self) -> float:
         return max(self.end - time.monotonic(), 1.0)
 
@@ -128,14 +133,13 @@ def correctness(session: Session) -> str:
     write = f"--journal={file}"
     left_out = ["test_kernels_cuda.py"] if session.rehearse else []  # runs on the host in `make test`
     tests = [*PYTEST, write, "tests/cuda", *(f"--ignore=tests/cuda/{name}" for name in left_out)]
-    processes = 1 if session.rehearse else max(1, min(12, (os.cpu_count() or 1) - 2))
     if find_spec("pytest_timeout"):
         tests += ["--timeout=240"]
     share = 0.7 * session.left
     environment = {"TORCHINDUCTOR_COMPILE_THREADS": "1", "OMP_NUM_THREADS": "1"}
     if find_spec("xdist"):
-        parallel = ["-n", str(processes), "--dist=loadgroup", "--max-worker-restart=30"]
-        tests += parallel if processes > 1 else ["-p", "no:xdist"]
+        parallel = ["-n", str(session.processes), "--dist=loadgroup", "--max-worker-restart=30"]
+        tests += parallel if session.processes > 1 else ["-p", "no:xdist"]
         session.run(tests, seconds=share, **environment)
     else:  # one process per file
         files = [p for p in sorted((ROOT / "tests/cuda").glob("test_*.py")) if p.name not in left_out]
@@ -199,9 +203,10 @@ def tuning(session: Session) -> str:
     if find_spec("triton") is None:
         return "skipped: triton is not installed"
     file, table = session.file("tuning.jsonl"), session.file("configs.json")
-    processes = 1 if session.rehearse else max(1, min(12, (os.cpu_count() or 1) - 2))
     end, session.end = session.end, session.end - 0.5 * session.left
-    checked = session.run_jobs("autotune.py", file, "check", processes=processes)  # compiles in parallel
+    checked = session.run_jobs(
+        "autotune.py", file, "check", processes=session.processes
+    )  # compiles in parallel
     session.end = end
     timed = session.run_jobs("autotune.py", file, "time")
     # needs a second only, and keeps the entries that were not measured

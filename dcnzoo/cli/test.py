@@ -62,8 +62,8 @@ def command(
     as_json = out is not None and out.suffix == ".json"
     if format_only and (metrics or not as_json):
         raise click.UsageError("--format-only: expected --out FILE.json, and no --eval")
-    onnx = checkpoint.endswith((".onnx", ".xml", ".pt2"))
-    if onnx and tta:
+    exported = checkpoint.endswith((".onnx", ".xml", ".pt2"))
+    if exported and tta:
         raise click.UsageError("--tta: expected a file of weights, got an exported model")
 
     from dcnzoo.openmmlab import testing
@@ -73,12 +73,12 @@ def command(
 
     with user_errors():
         cfg = load_config(**run)
-        require_file(checkpoint, "model" if onnx else "checkpoint")
+        require_file(checkpoint, "model" if exported else "checkpoint")
         cfg.load_from, cfg.resume = checkpoint, False  # the config of a resumed run has resume=True
         testing.set_evaluator(cfg, metrics, eval_options, out if as_json else None, format_only)
         if show_dir is not None:
             testing.draw_detections(cfg, show_dir, show_score_thr)
-        if onnx:
+        if exported:
             testing.use_onnx_file(cfg, checkpoint, backend, device)
         elif tta:
             testing.use_test_time_augmentation(cfg)

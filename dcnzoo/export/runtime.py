@@ -209,7 +209,8 @@ _Opened = tuple[
 FIRST_DEFORM_CONV = (1, 25)  # the first release of onnxruntime with DeformConv
 
 
-def _release(version: str) -> tuple[int, ...]:
+def release(version: str) -> tuple[int, ...]:
+    """Return the first two numbers of a version, to compare it."""
     return tuple(int(part) for part in version.split(".")[:2])
 
 
@@ -226,8 +227,8 @@ def _onnxruntime(path: str, device: str, threads: int | None) -> _Opened:
     try:
         session = onnxruntime.InferenceSession(path, options, providers=[wanted])
     except Exception as error:  # onnxruntime's exceptions have no common base class
-        if "DeformConv" in str(error) and (found := _release(onnxruntime.__version__)) < FIRST_DEFORM_CONV:
-            wanted, found = (".".join(map(str, release)) for release in (FIRST_DEFORM_CONV, found))
+        if "DeformConv" in str(error) and (found := release(onnxruntime.__version__)) < FIRST_DEFORM_CONV:
+            wanted, found = (".".join(map(str, each)) for each in (FIRST_DEFORM_CONV, found))
             raise ValueError(
                 f"{path}: expected onnxruntime {wanted} or later for DeformConv, got {found}: update it, or "
                 "export with --deform-conv gathernd"

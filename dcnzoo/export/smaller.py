@@ -56,7 +56,6 @@ def to_float16(path: str | os.PathLike) -> None:
 
     Weights of deformable convolutions are stored in float16, too, but used in float32: positions in a map of
     more than 256 pixels are not exact in float16.
-
     """
     import onnx
 
@@ -268,7 +267,7 @@ def _exact_nodes(model: ModelProto) -> tuple[set[str], set[str]]:
 def _upstream(
     start: Iterable[str], inputs: Mapping[str, Sequence[str]], layers: set[str]
 ) -> tuple[set[str], set[str]]:
-    """Return the nodes from ``start`` upwards to the first layers, and these layers."""
+    """Go from ``start`` to the inputs up to the first layers. Return the nodes on the way, and the layers."""
     seen: set[str] = set()
     waiting = list(start)
     while waiting:

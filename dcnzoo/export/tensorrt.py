@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from dcnzoo.export.runtime import release
+
 FIRST = (10, 1)  # the first version whose parser supports DeformConv
 
 
@@ -20,8 +22,7 @@ def why_not() -> str | None:
         import torch
     except ModuleNotFoundError as error:
         return str(error)
-    version = tuple(int(part) for part in tensorrt.__version__.split(".")[:2])
-    if version < FIRST:
+    if release(tensorrt.__version__) < FIRST:
         return f"expected TensorRT 10.1 or later, got {tensorrt.__version__}"
     return None if torch.cuda.is_available() else "torch finds no CUDA device"
 

@@ -33,6 +33,28 @@ def no_tf32(monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
+def run_program(text: str, folder: Path, *options: str) -> str:
+    """Compile a C++ program that includes headers of ``ops``, run it and return what it prints."""
+    compiler = os.environ.get("CXX") or shutil.which("g++")
+    if compiler is None or not (ROOT / "ops").exists():
+        pytest.skip("needs the sources and a C++ compiler")
+    source, program = folder / "main.cpp", folder / "main"
+    source.write_text(text)
+    command = [
+        compiler,
+        "-std=c++17",
+        "-Wall",
+        "-Werror",
+        *options,
+        f"-I{ROOT / 'ops'}",
+        source,
+        "-o",
+        program,
+    ]
+    subprocess.run(command, check=True)
+    return subprocess.run([program], capture_output=True, text=True, check=True).stdout
+
+
 @dataclass(frozen=True)
 class Kernels:
     device: str

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-
-import pytest
-
-from .conftest import ROOT
+from .conftest import run_program
 
 PROGRAM = """
 #include <cstdlib>
@@ -49,11 +43,4 @@ int main() { test_all<int32_t>(), test_all<int64_t>(); }
 
 
 def test_divisors_divide(tmp_path):
-    compiler = os.environ.get("CXX") or shutil.which("g++")
-    if compiler is None or not (ROOT / "ops").exists():
-        pytest.skip("needs the sources and a C++ compiler")
-    source, program = tmp_path / "main.cpp", tmp_path / "main"
-    source.write_text(PROGRAM)
-    command = [compiler, "-std=c++17", "-O1", "-Wall", "-Werror", f"-I{ROOT / 'ops'}", source, "-o", program]
-    subprocess.run(command, check=True)
-    subprocess.run([program], check=True)
+    run_program(PROGRAM, tmp_path, "-O1")

@@ -27,25 +27,27 @@ def output(*command: str | Path, given: str | None = None) -> str:
     return subprocess.run(command, input=given, capture_output=True, text=True, check=True).stdout
 
 
-def cuobjdump() -> str:
+def cuobjdump() -> str | None:
+    """Return the cuobjdump of the CUDA toolkit, or else of Triton."""
     triton = find_spec("triton")
     beside = Path(triton.origin).parent if triton and triton.origin else Path()
-    if found := shutil.which("cuobjdump") or shutil.which(str(beside / "backends/nvidia/bin/cuobjdump")):
-        return found
-    raise SystemExit("cuda_resources: cuobjdump: expected the CUDA toolkit's or Triton's; pip install triton")
+    return shutil.which("cuobjdump") or shutil.which(str(beside / "backends/nvidia/bin/cuobjdump"))
 
 
 def resources(file: Path) -> dict[str, dict[str, tuple[int, int, int]]]:
-    """Registers, bytes of registers in memory and bytes of shared memory, by architecture and kernel."""
+    """Registers, bytes of registers in memory, bytes of shared memory, by architecture and mangled name."""
     found: dict[str, dict[str, tuple[int, int, int]]] = {}
     dump = output(cuobjdump(), "--dump-resource-usage", file)
     for architecture, part in re.findall(r"arch = (sm_\w+)\n(.*?)(?=\nFatbin|\Z)", dump, re.DOTALL):
-        kernels = USAGE.findall(part)
-        names = output("c++filt", given="\n".join(name for name, *_ in kernels)).splitlines()
-        for name, (_, *numbers) in zip(names, kernels, strict=True):
+        # the CUDA runtime contains code without kernels, for other architectures
+        for name, *numbers in USAGE.findall(part):
             registers, stack, shared, local = map(int, numbers)
-            found.setdefault(architecture, {})[NOISE.sub("", name)] = (registers, stack + local, shared)
+            found.setdefault(architecture, {})[name] = (registers, stack + local, shared)
     return found
+
+
+def readable(names: list[str]) -> list[str]:
+    return [NOISE.sub("", name) for name in output("c++filt", given="\n".join(names)).splitlines()]
 
 
 def main() -> None:
@@ -55,10 +57,12 @@ def main() -> None:
     parser.add_argument("files", nargs="*", type=Path, default=[LIBRARY], metavar="FILE")
     parser.add_argument("--all", action="store_true", help="a row for each instance of a kernel")
     options = parser.parse_args()
+    if cuobjdump() is None:
+        parser.error("cuobjdump: expected the CUDA toolkit's or Triton's, found none: pip install triton")
     rows: dict[str, dict[str, tuple[int, ...]]] = {}
     for file in options.files:
         for architecture, kernels in resources(file).items():
-            for name, used in kernels.items():
+            for name, used in zip(readable(list(kernels)), kernels.values(), strict=True):
                 cells = rows.setdefault(name if options.all else name.split("<")[0], {})
                 pairs = zip(used, cells.get(architecture, (0, 0, 0)), strict=True)
                 cells[architecture] = tuple(map(max, pairs))

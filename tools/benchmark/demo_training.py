@@ -64,7 +64,7 @@ def _training(config: str, folder: Path) -> Callable[[], None]:
     loader = training.build_dataloader(training._train_dataloader, seed=0)
     optimizer = training.build_optim_wrapper(training.optim_wrapper)
     training.model.init_weights()
-    _displace(training.model)
+    displace(training.model)
     training.model.train()
     averaging = next(hook for hook in training.hooks if isinstance(hook, EMAHook))
     averaging.before_run(training)
@@ -77,7 +77,7 @@ def _training(config: str, folder: Path) -> Callable[[], None]:
     return step
 
 
-def _displace(model: torch.nn.Module) -> None:
+def displace(model: torch.nn.Module) -> None:
     """Set offsets as after some training. They start at zero, where samples lie exactly on pixels."""
     generator = torch.Generator().manual_seed(0)
     for name, module in model.named_modules():

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections import defaultdict
 from contextlib import ExitStack
@@ -23,13 +22,14 @@ from pathlib import Path
 
 import click
 import report
+from json_server import JsonServer
 from machine import cores, describe, slug
 from measure import Timing
 from rich.console import Console
 
 from dcnzoo.cli import one_line_errors
 from dcnzoo.cli._options import FILE, FOLDER, Command, option
-from dcnzoo.utils.errors import UserError
+from dcnzoo.utils.errors import user_errors
 from dcnzoo.utils.progress import make_progress
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -71,38 +71,6 @@ DETECTORS = {
 }
 
 
-class Server:
-    """The process of a contestant, see detector_server.py."""
-
-    def __init__(self, contestant: Contestant, python: Path, threads: int) -> None:
-        request = [contestant.config, threads, contestant.plugin]
-        self._process = subprocess.Popen(
-            [python, SERVER, json.dumps(request)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-
-    def __enter__(self) -> Server:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.stdin.close()
-        self._process.wait()
-
-    def run(self, name: str) -> dict[str, float]:
-        try:
-            self._process.stdin.write(json.dumps(name) + "\n")
-            self._process.stdin.flush()
-            line = self._process.stdout.readline()
-        except BrokenPipeError:
-            line = ""
-        if not line:
-            raise UserError(f"{' '.join(map(str, self._process.args))}: ended with {self._process.wait()}")
-        return json.loads(line)
-
-
 def measure(
     contestants: dict[str, Contestant], peers: Path, rounds: int, threads: int
 ) -> dict[tuple[str, str], list[dict[str, float]]]:
@@ -112,11 +80,12 @@ def measure(
         servers = {}
         for name, each in contestants.items():
             python = Path(sys.executable) if each.plugin else peers
-            servers[name] = stack.enter_context(Server(each, python, threads))
+            request = json.dumps([each.config, threads, each.plugin])
+            servers[name] = stack.enter_context(JsonServer([python, SERVER, request]))
         for mode in PASSES:
             for number in range(rounds + 1):
                 for name, server in servers.items():
-                    answer = server.run(mode)
+                    answer = server.ask(mode)
                     if number:  # the first round warms up
                         answers[mode, name].append(answer)
     return answers
@@ -185,7 +154,8 @@ def main(case: tuple[str, ...], rounds: int, threads: int, peers: Path, out: Pat
     rows: list[list[str]] = []
     with make_progress(console, disable=not console.is_terminal) as bar:
         for name in bar.track(names):
-            rows += cells(name, measure(DETECTORS[name], peers, rounds, threads))
+            with user_errors():
+                rows += cells(name, measure(DETECTORS[name], peers, rounds, threads))
             # after each detector: a run takes a quarter of an hour
             (path,) = report.write(folder, f"detectors-{slug(facts)}", {".md": page(facts, rows)})
     report.show("Complete detectors", [HEAD, *rows], console, text_columns=3)

@@ -17,14 +17,14 @@ HALF = ("bfloat16", "float16")
 
 def write(out: Path, facts: Mapping[str, object], words: Mapping[str, str], rehearsal: bool) -> Path:
     title = "Rehearsal without a GPU: these times mean nothing" if rehearsal else f"GPU: {facts['gpu']}"
-    parts = [f"# {title}\n", ", ".join(f"{name} {value}" for name, value in facts.items()) + "\n"]
+    parts = [f"# {title}", ", ".join(f"{name} {value}" for name, value in facts.items())]
     parts += [markdown([["part", "result"], *words.items()])]
     for heading, make in SECTIONS.items():
         text = make(out)
         if text:
-            parts += [f"## {heading}\n", text]
+            parts += [f"## {heading}", text]
     path = out / "report.md"
-    write_text(path, "\n".join(parts))
+    write_text(path, "\n\n".join(parts) + "\n")
     print(f"written: {path}", flush=True)
     return path
 
@@ -34,7 +34,7 @@ def tests(out: Path) -> str:
     counts = Counter(result.get("outcome", "crashed") for _, result in found)
     text = ", ".join(f"{count} {word}" for word, count in sorted(counts.items()))
     bad = [[job["test"], result["problem"]] for job, result in found if _is_bad(result)]
-    return f"{text}\n" + (f"\n{markdown([['test', 'problem'], *bad])}" if bad else "") if found else ""
+    return text + (f"\n\n{markdown([['test', 'problem'], *bad])}" if bad else "")
 
 
 def _is_bad(result: dict) -> bool:
@@ -59,7 +59,7 @@ def tuning(out: Path) -> str:
         if "problem" in result
     ]
     text = f"{len(checked) - len(bad)} of {len(checked)} candidates are correct.\n\n{markdown(rows)}"
-    return text + (f"\n{markdown([['kernel', 'type', 'candidate', 'problem'], *bad])}" if bad else "")
+    return text + (f"\n\n{markdown([['kernel', 'type', 'candidate', 'problem'], *bad])}" if bad else "")
 
 
 def goals(out: Path) -> str:
@@ -111,7 +111,7 @@ def goals(out: Path) -> str:
 
 
 def _ratios(times, family, mode, dtype, above, below, value) -> Iterator[float]:
-    """Ratios of the better contestants of both groups, one for each case in which both were measured."""
+    """Yield, for each case, the best value of ``above`` divided by the best value of ``below``."""
     cases = dict.fromkeys(case for f, case, d, m, _ in times if (f, d, m) == (family, dtype, mode))
     for case in cases:
         best = []

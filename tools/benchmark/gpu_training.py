@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from demo_training import _displace
+from demo_training import displace
 from journal import Journal, results
 
 import dcnzoo.openmmlab.hooks  # noqa: F401  silences a warning of mmengine's import
@@ -96,7 +96,7 @@ def _step(cfg: Config) -> Callable[[], object]:
     batches = itertools.cycle(list(itertools.islice(loader, 4)))
     optimizer = training.build_optim_wrapper(training.optim_wrapper)
     training.model.init_weights()
-    _displace(training.model)
+    displace(training.model)
     training.model.train()
     return lambda: training.model.train_step(next(batches), optim_wrapper=optimizer)
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -15,6 +13,7 @@ from pathlib import Path
 
 import torch
 from families import Call
+from json_server import JsonServer
 from torch import Tensor
 
 # Duration of a sample, the mean of several calls: makes the cost of clock and loop negligible.
@@ -226,15 +225,14 @@ class MemoryProbe:
     """
 
     def __init__(self) -> None:
-        self._server: subprocess.Popen | None = None
+        self._server: JsonServer | None = None
 
     def __enter__(self) -> MemoryProbe:
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._server is not None:
-            self._server.stdin.close()
-            self._server.wait()
+            self._server.close()
 
     def measure(self, **request: object) -> Memory:
         """Measure one call.
@@ -243,23 +241,11 @@ class MemoryProbe:
             RuntimeError: it cannot be measured; with the reason.
         """
         if self._server is None:
-            script = Path(__file__).with_name("memory_server.py")
-            self._server = subprocess.Popen(
-                [sys.executable, str(script)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                text=True,
-            )
+            self._server = JsonServer([sys.executable, Path(__file__).with_name("memory_server.py")])
         try:
-            self._server.stdin.write(json.dumps(request) + "\n")
-            self._server.stdin.flush()
-            line = self._server.stdout.readline()
-        except BrokenPipeError:
-            line = ""
-        if not line:
-            raise RuntimeError("memory: the measuring process has died")
-        answer = json.loads(line)
+            answer = self._server.ask(request)
+        except RuntimeError as error:
+            raise RuntimeError(f"memory: {error}") from error
         if "error" in answer:
             raise RuntimeError(f"memory: {answer['error']}")
         return Memory(**answer)

@@ -17,6 +17,7 @@ from measure import PASSES
 from results import MIB, Results, Setting, largest_memory, summary
 from rich.console import Console
 from rich.table import Table
+from sections import markdown
 
 from dcnzoo.utils.files import write_bytes
 
@@ -138,11 +139,6 @@ def show(title: str, rows: Sequence[Sequence[str]], console: Console, text_colum
     for row in rows[1:]:
         table.add_row(*row)
     console.print(table)
-
-
-def markdown(rows: Sequence[Sequence[str]]) -> str:
-    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 # Files

@@ -11,6 +11,8 @@ from importlib.util import find_spec
 
 import torch
 
+from dcnzoo.export.runtime import FIRST_DEFORM_CONV, release
+
 PEERS = "`make peers` creates an environment with it"
 
 
@@ -56,7 +58,7 @@ def _onnxruntime() -> str:
         except ImportError as error:
             raise ImportError(f"{package} {error}") from error
     found = version("onnxruntime")
-    if tuple(int(part) for part in found.split(".")[:2]) < (1, 25):
+    if release(found) < FIRST_DEFORM_CONV:
         raise ImportError(f"{found} has no DeformConv; expected 1.25 or later")
     return found
 

@@ -123,17 +123,15 @@ def export_detector(
         ValueError: see :func:`deployable` and :func:`dcnzoo.export.export_onnx`.
     """
     model = deployable(detector, skip_postprocess)
-    args, shapes = [images], [{0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}]
     if dynamic and len(images) == 1:
-        args[0] = images.repeat(2, 1, 1, 1)  # torch.export would fix a batch size of 1
-    if "img_shape" in model.input_names:
-        args.append(torch.tensor([images.shape[-2:]] * len(args[0])))
-        shapes.append({0: Dim.DYNAMIC})
+        images = images.repeat(2, 1, 1, 1)  # torch.export would fix a batch size of 1
+    args = _arguments(model, images)
+    shapes = ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}, {0: Dim.DYNAMIC})
     export_onnx(
         model,
-        tuple(args),
+        args,
         path,
-        dynamic_shapes=tuple(shapes) if dynamic else None,
+        dynamic_shapes=shapes[: len(args)] if dynamic else None,
         input_names=list(model.input_names),
         output_names=list(model.output_names) if model.output_names else None,
         metadata={CLIPS: str(model.clips), **(metadata or {})},
@@ -156,17 +154,20 @@ def compile_detector(
         ValueError: see :func:`deployable` and :func:`dcnzoo.export.export_pt2`.
     """
     model = deployable(detector)
-    args = [images]
-    if "img_shape" in model.input_names:
-        args.append(torch.tensor([images.shape[-2:]] * len(images)))
     export_pt2(
         model,
-        tuple(args),
+        _arguments(model, images),
         path,
         input_names=list(model.input_names),
         output_names=list(model.output_names),
         metadata={CLIPS: str(model.clips), **(metadata or {})},
     )
+
+
+def _arguments(model: nn.Module, images: Tensor) -> tuple[Tensor, ...]:
+    """Return the inputs of an exported graph for images that are not padded."""
+    sizes = torch.tensor([images.shape[-2:]] * len(images))
+    return (images, sizes) if "img_shape" in model.input_names else (images,)
 
 
 def image_size(images: Tensor) -> Tensor:  # (height, width)
