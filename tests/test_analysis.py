@@ -45,7 +45,7 @@ def test_flops_of_a_deformable_convolution(with_offset):
 
 
 @pytest.mark.parametrize(("layer", "predicted"), [(DCNv3, 27 * 2), (DCNv4, 56)])
-def test_flops_of_an_aggregation(layer, predicted):
+def test_flops_of_deform_attn(layer, predicted):
     """By hand: 4 pixels and the mask per channel and tap; the rest are linear and depthwise layers."""
     layer = layer(32, group=2)
     counter = FlopCounterMode(display=False)

@@ -120,7 +120,7 @@ def test_convolution_of_a_map(dtype, side, channels):
 
 
 @linux
-def test_aggregation_of_a_map():
+def test_deform_attn_of_a_map():
     side, channels = 2**14, 9
     map, corner = far_map(side, channels, torch.float32)
     stride, points, outputs = side // 4, 9, 4

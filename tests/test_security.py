@@ -81,7 +81,7 @@ def with_backbone(file):
     return "own.py"
 
 
-DOORS = {
+COMMANDS = {
     "train, load_from": lambda file, data: ("train", *training(data), f"load_from={file}"),
     "train, backbone": lambda file, data: ("train", *training(data, with_backbone(file))),
     "train --resume": lambda file, data: ("train", *training(data), "--resume", file),
@@ -96,15 +96,15 @@ DOORS = {
 SLOW = ("train, load_from", "test", "reproduce")
 
 
-def slow(*doors):
-    return [pytest.param(door, marks=pytest.mark.slow) for door in doors]
+def slow(*commands):
+    return [pytest.param(command, marks=pytest.mark.slow) for command in commands]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="posix.mkdir has another name elsewhere")
-@pytest.mark.parametrize("door", [*(d for d in DOORS if d not in SLOW), *slow(*SLOW)])
-def test_code_in_a_checkpoint_is_refused(run, folder, data, weights, door):
+@pytest.mark.parametrize("command", [*(d for d in COMMANDS if d not in SLOW), *slow(*SLOW)])
+def test_code_in_a_checkpoint_is_refused(run, folder, data, weights, command):
     torch.save({"state_dict": weights, "meta": {"x": Harmful(folder / MARK)}}, "harmful.pth")
-    status, output = run(*DOORS[door]("harmful.pth", data))
+    status, output = run(*COMMANDS[command]("harmful.pth", data))
     assert status == 1, output
     assert "harmful.pth: contains posix.mkdir, which is neither weights nor plain data" in output
     assert output.splitlines()[-1].startswith("error: ") and "Traceback" not in output
@@ -127,17 +127,17 @@ def config_that_acts(folder):
     return f"import os\nos.mkdir({str(folder / MARK)!r})\n{Path(CONFIG).read_text()}"
 
 
-@pytest.mark.parametrize("door", ["infer", *slow("explain", "export")])
-def test_a_config_in_a_checkpoint_is_not_run(run, folder, data, weights, door):
+@pytest.mark.parametrize("command", ["infer", *slow("explain", "export")])
+def test_a_config_in_a_checkpoint_is_not_run(run, folder, data, weights, command):
     """mmdet's DetInferencer uses the config in the checkpoint if none is given. dcnzoo always passes one."""
     text = config_that_acts(folder)
     hub = {"log_scalars": {}, "runtime_info": {"cfg": text}, "resumed_keys": {}}
     meta = {"cfg": text, "config": text}
     torch.save({"state_dict": weights, "meta": meta, "message_hub": hub}, "x.pth")
-    status, output = run(*DOORS[door]("x.pth", data))
+    status, output = run(*COMMANDS[command]("x.pth", data))
     assert status == 0, output
-    if door != "export":
-        status, output = run(door, "image.png", "--checkpoint", "x.pth")
+    if command != "export":
+        status, output = run(command, "image.png", "--checkpoint", "x.pth")
         assert status != 0 and "--model" in output
 
 
@@ -156,11 +156,11 @@ def test_resume_does_not_run_the_config(run, folder, data):
 def test_class_names_are_text(run, folder, weights):
     names = ("<script>alert(1)</script>", "[/red][link=http://x]y[/link]", "\x1b]0;title\x07")
     torch.save({"state_dict": weights, "meta": {"dataset_meta": {"classes": names}}}, "x.pth")
-    for door in ("infer", "explain"):
-        options = ("--score-threshold", 0) if door == "infer" else ()
-        status, output = run(*DOORS[door]("x.pth", None), *options)
+    for command in ("infer", "explain"):
+        options = ("--score-threshold", 0) if command == "infer" else ()
+        status, output = run(*COMMANDS[command]("x.pth", None), *options)
         assert status == 0, output
         assert "\x1b" not in output
-        assert door == "explain" or all(name in output for name in names[:2])
+        assert command == "explain" or all(name in output for name in names[:2])
     pages = list(folder.rglob("*.html"))
     assert pages and not any("<script>alert" in page.read_text() for page in pages)

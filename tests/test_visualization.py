@@ -105,7 +105,7 @@ def test_packs_are_recorded_as_they_sample():
 
 @pytest.mark.parametrize("layer", [DCNv3, DCNv4])
 @pytest.mark.parametrize("remove_center", [False, True])
-def test_aggregations_are_recorded_as_they_sample(layer, remove_center):
+def test_deform_attn_layers_are_recorded_as_they_sample(layer, remove_center):
     """Bilinear sampling with the recorded points and weights gives the layer's output of the first group."""
     torch.manual_seed(0)
     options = {"stride": 2, "pad": 2, "dilation": 2, "group": 2, "offset_scale": 1.5}

@@ -264,7 +264,7 @@ def load_model(
             model,
             checkpoint=checkpoint,
             device=found,
-            trust=unsafe_load,
+            unsafe_load=unsafe_load,
             cfg_options=cfg_options,
             allow_partial=allow_partial,
         )

@@ -80,9 +80,9 @@ class _NormAndActivation(nn.Module):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
-    def forward(self, x: Tensor, *fields: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *offset_mask: Tensor) -> Tensor:
         empty = x.numel() == 0  # as in detectron2: batch norm raises an error for an empty map
-        x = super().forward(x, *fields)
+        x = super().forward(x, *offset_mask)
         if self.norm is not None and not empty:
             x = self.norm(x)
         if self.activation is not None and not empty:

@@ -14,7 +14,7 @@ from dcnzoo.layers.offsets import OffsetLinear, TracksOffsets
 from dcnzoo.layers.tracing import as_leaf
 from dcnzoo.ops import dcnv3, dcnv4
 from dcnzoo.ops._arguments import is_traced
-from dcnzoo.ops.geometry import aggregation_points
+from dcnzoo.ops.geometry import deform_attn_points
 
 
 class _ChannelsLast(TracksOffsets, nn.Module):
@@ -87,7 +87,7 @@ class _ChannelsLast(TracksOffsets, nn.Module):
             (number, number) for number in (self.kernel_size, self.stride, self.pad, self.dilation)
         )
         offset = offset.detach().float()
-        grid = aggregation_points(
+        grid = deform_attn_points(
             offset.shape[1:3], kernel, stride, pad, dilation, self.offset_scale, self.remove_center, offset
         )
         self._record_shifts(grid, offset * self.offset_scale, size[::-1])
@@ -305,18 +305,18 @@ class DCNv4(_ChannelsLast):
             query = self._thin_out(input)
         else:
             query = self.offset_mask_dw(input.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        fields = self.offset_mask(query)
+        offset_mask = self.offset_mask(query)
         if not torch.jit.is_scripting():
-            self._record(fields, input.shape[1:3])
+            self._record(offset_mask, input.shape[1:3])
         geometry = (self.kernel_size, self.stride, self.pad, self.dilation, self.group, self.group_channels)
-        x = dcnv4(value, fields, *geometry, self.offset_scale, self.remove_center)
+        x = dcnv4(value, offset_mask, *geometry, self.offset_scale, self.remove_center)
         x = self._blend_center(x, value, x)
         if not self.without_pointwise:
             x = self.output_proj(x)
         return x
 
-    def _record(self, fields: Tensor, size: Sequence[int]) -> None:
-        per_group = fields[..., : self.taps * 3].unflatten(-1, (self.group, -1))  # 2P offsets, P factors
+    def _record(self, offset_mask: Tensor, size: Sequence[int]) -> None:
+        per_group = offset_mask[..., : self.taps * 3].unflatten(-1, (self.group, -1))  # 2P offsets, P factors
         offset, factors = per_group.tensor_split([self.taps // self.group * 2], dim=-1)
         self._record_grouped_offsets(offset.unflatten(-1, (-1, 2)), size)
         self._record_modulation(factors)

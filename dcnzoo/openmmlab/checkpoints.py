@@ -33,16 +33,16 @@ class CheckpointError(UserError):
 
 
 def load_file(
-    path: str | os.PathLike | IO[bytes], trust: bool = False, map_location: MapLocation = "cpu"
+    path: str | os.PathLike | IO[bytes], unsafe_load: bool = False, map_location: MapLocation = "cpu"
 ) -> Mapping:
     """Read a checkpoint file.
 
     Args:
-        trust: allow any object. This **runs any code in the file** with your rights: use it only for files
-            from authors whose programs you would run.
+        unsafe_load: allow any object. This **runs any code in the file** with your rights: use it only for
+            files from authors whose programs you would run.
 
     Raises:
-        CheckpointError: the file contains other objects and ``trust`` is False, or it is not a checkpoint.
+        CheckpointError: the file contains other objects and ``unsafe_load`` is False, or it is no checkpoint.
     """
     name = path if isinstance(path, str | os.PathLike) else "checkpoint"
     if str(name).endswith(".safetensors"):
@@ -54,14 +54,14 @@ def load_file(
         with Changes() as changes:
             load_own_checkpoints(changes)
             # opt-in
-            checkpoint = torch.load(path, map_location=map_location, weights_only=not trust)  # nosec B614
+            checkpoint = torch.load(path, map_location=map_location, weights_only=not unsafe_load)  # nosec B614
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         if found:
             raise CheckpointError(
                 f"{name}: contains {found[1]}, which is neither weights nor plain data. Only if you trust "
-                "its author: --unsafe-load (trust=True) loads the file and runs the code in it; dcnzoo zoo "
-                "publish FILE OUT --unsafe-load --save-keys state_dict writes only the weights to OUT"
+                "its author: --unsafe-load (unsafe_load=True) loads the file and runs the code in it; "
+                "dcnzoo zoo publish FILE OUT --unsafe-load --save-keys state_dict writes only weights to OUT"
             ) from None
         raise CheckpointError(f"{name}: expected a checkpoint, found something else") from error
     except (RuntimeError, EOFError, KeyError, TypeError, ValueError) as error:

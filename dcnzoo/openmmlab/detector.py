@@ -29,13 +29,13 @@ def read_config(path: str | os.PathLike) -> Config:
 
 
 def build(
-    cfg: Config, checkpoint: str | os.PathLike, trust: bool = False, allow_partial: bool = False
+    cfg: Config, checkpoint: str | os.PathLike, unsafe_load: bool = False, allow_partial: bool = False
 ) -> tuple[nn.Module, dict]:
     """Build the config's model in evaluation mode with a checkpoint's weights; also return its ``meta``."""
     cfg.model.pop("teacher_ckpt", None)  # the teacher is used only in training
     init_default_scope(cfg.get("default_scope", "mmdet"))  # stays: inference_detector needs it too
     detector = revert_sync_batchnorm(MODELS.build(cfg.model))
-    meta, report = load_weights(detector, checkpoint, trust, allow_partial)
+    meta, report = load_weights(detector, checkpoint, unsafe_load, allow_partial)
     if report:
         print_log(f"{checkpoint}: {report}", logger="current")
     detector.cfg = cfg

@@ -24,12 +24,12 @@ from dcnzoo.export.picture import Preprocessing
 from dcnzoo.utils.errors import UserError, one_line
 
 
-def build_model(cfg: Config, checkpoint: str | None = None, trust: bool = False) -> nn.Module:
+def build_model(cfg: Config, checkpoint: str | None = None, unsafe_load: bool = False) -> nn.Module:
     """Build the config's model in evaluation mode, with a checkpoint's weights or random ones."""
     if checkpoint is not None:
         from dcnzoo.openmmlab.detector import build
 
-        return build(cfg, checkpoint, trust)[0]
+        return build(cfg, checkpoint, unsafe_load)[0]
     init_default_scope(cfg.get("default_scope", "mmdet"))
     for node in _dicts(cfg.model):  # no download: the weights do not change the result
         node.pop("init_cfg", None)

@@ -16,13 +16,13 @@ from dcnzoo.openmmlab.checkpoints import CheckpointError, load_file
 from dcnzoo.utils.errors import one_line
 
 
-def read_checkpoint(path: str | os.PathLike, trust: bool = False) -> dict:
+def read_checkpoint(path: str | os.PathLike, unsafe_load: bool = False) -> dict:
     """Read a file's weights, as ``state_dict``, and its metadata, as ``meta``.
 
     Raises:
         CheckpointError: see :func:`load_file`; or the file contains no weights.
     """
-    checkpoint = load_file(path, trust)
+    checkpoint = load_file(path, unsafe_load)
     return {"meta": checkpoint.get("meta") or {}, "state_dict": find_weights(checkpoint, path)}
 
 
@@ -120,7 +120,7 @@ def _without_background_first(key: str, value: Tensor, expected: Tensor | None) 
 
 
 def load_weights(
-    model: nn.Module, path: str | os.PathLike, trust: bool = False, allow_partial: bool = False
+    model: nn.Module, path: str | os.PathLike, unsafe_load: bool = False, allow_partial: bool = False
 ) -> tuple[dict, str]:
     """Load a checkpoint file into a model; see :func:`load_state`.
 
@@ -130,7 +130,7 @@ def load_weights(
     Raises:
         CheckpointError: the file is not a checkpoint or does not fit the model.
     """
-    checkpoint = read_checkpoint(path, trust)
+    checkpoint = read_checkpoint(path, unsafe_load)
     report = load_state(
         model, checkpoint["state_dict"], path, meta=checkpoint["meta"], allow_partial=allow_partial
     )

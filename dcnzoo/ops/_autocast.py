@@ -13,18 +13,17 @@ from ._torch_private import DispatchKey, DispatchKeySet, ExcludeDispatchKeyGuard
 _library = torch.library.Library("dcnzoo", "IMPL")
 
 
-def register_autocast(name: str, fields: Sequence[int] = (2, 3)) -> None:
+def register_autocast(name: str, float32_arguments: Sequence[int] = (2, 3)) -> None:
     """Register the autocast rule: the operator computes in autocast's dtype.
 
     Args:
-        fields: positions of offsets, masks and locations among the arguments. These stay float32 if they are
-            float32.
+        float32_arguments: positions of offsets, masks and locations, which stay float32 if they are float32.
     """
     for device, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
-        _register(name, device, key, fields)
+        _register(name, device, key, float32_arguments)
 
 
-def _register(name: str, device: str, key: str, fields: Sequence[int]) -> None:
+def _register(name: str, device: str, key: str, float32_arguments: Sequence[int]) -> None:
     operator = getattr(torch.ops.dcnzoo, name).default
     keys = DispatchKeySet(getattr(DispatchKey, key))
 
@@ -35,7 +34,9 @@ def _register(name: str, device: str, key: str, fields: Sequence[int]) -> None:
             if not isinstance(argument, Tensor) or not argument.is_floating_point():
                 return argument
             # Offsets are coordinates: bfloat16 would round 100.3 to 100.5.
-            if argument.dtype == torch.float64 or (place in fields and argument.dtype == torch.float32):
+            if argument.dtype == torch.float64 or (
+                place in float32_arguments and argument.dtype == torch.float32
+            ):
                 return argument
             return argument.to(dtype)
 

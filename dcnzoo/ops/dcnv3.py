@@ -87,7 +87,7 @@ def _(input, offset, mask, *geometry):
 register_derivatives("dcnv3", 3, (0, 1, 2), reference.dcnv3)
 register_vmap("dcnv3", "mmm", "m")
 register_vmap("_dcnv3_backward", "mmmm", "mmm")
-register_autocast("dcnv3", fields=(1, 2))
+register_autocast("dcnv3", float32_arguments=(1, 2))
 
 
 @count_flops("dcnv3")
@@ -100,9 +100,9 @@ def _(
     out_shape: list[int],  # [N, oH, oW, C]
     **kwargs: object,
 ) -> int:
-    return aggregation_flops(out_shape, kernel_size, remove_center=bool(args[-1]))
+    return deform_attn_flops(out_shape, kernel_size, remove_center=bool(args[-1]))
 
 
-def aggregation_flops(out_shape: list[int], kernel_size: list[int], remove_center: bool) -> int:
+def deform_attn_flops(out_shape: list[int], kernel_size: list[int], remove_center: bool) -> int:
     """FLOPs of the samples and of their product with the mask: ten per channel and tap."""
     return (PER_SAMPLE + 2) * prod(out_shape) * (prod(kernel_size) - remove_center)

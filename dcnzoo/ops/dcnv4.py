@@ -11,7 +11,7 @@ from ._autocast import register_autocast
 from ._autograd import register_derivatives
 from ._flops import count_flops
 from ._vmap import register_vmap
-from .dcnv3 import aggregation_flops
+from .dcnv3 import deform_attn_flops
 
 
 def dcnv4(
@@ -69,7 +69,7 @@ def _(input, offset_mask, *geometry):
 register_derivatives("dcnv4", 2, (0, 1), reference.dcnv4)
 register_vmap("dcnv4", "mm", "m")
 register_vmap("_dcnv4_backward", "mmm", "mm")
-register_autocast("dcnv4", fields=(1,))
+register_autocast("dcnv4", float32_arguments=(1,))
 
 
 @count_flops("dcnv4")
@@ -81,4 +81,4 @@ def _(
     out_shape: list[int],  # [N, oH, oW, C]
     **kwargs: object,
 ) -> int:
-    return aggregation_flops(out_shape, kernel_size, remove_center=bool(args[-1]))
+    return deform_attn_flops(out_shape, kernel_size, remove_center=bool(args[-1]))

@@ -38,7 +38,7 @@ def sampling_points(
     return grid + offset.reshape(offset.shape[0], groups, taps, rank, *out_size).to(like.dtype)
 
 
-def aggregation_points(
+def deform_attn_points(
     out_size: Sequence[int],
     kernel_size: Sequence[int],
     stride: Sequence[int],

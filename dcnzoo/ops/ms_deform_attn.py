@@ -111,7 +111,7 @@ def _(value, spatial_shapes, level_start_index, sampling_locations, attention_we
 register_derivatives("ms_deform_attn", 5, (0, 3, 4), reference.ms_deform_attn)
 register_vmap("ms_deform_attn", "mssmm", "m")
 register_vmap("_ms_deform_attn_backward", "mmssmm", "mmm")
-register_autocast("ms_deform_attn", fields=(3, 4))
+register_autocast("ms_deform_attn", float32_arguments=(3, 4))
 
 
 @count_flops("ms_deform_attn")

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from dcnzoo.ops.geometry import aggregation_points, sampling_points
+from dcnzoo.ops.geometry import deform_attn_points, sampling_points
 
 # Limit of a bin's samples along an axis, as in ops/common/roi_math.h. A RoI that needs more gives zeros.
 MOST_SAMPLES = 1 << 22
@@ -351,7 +351,7 @@ def dcnv3(
     batch, out_size = input.shape[0], offset.shape[1:3]
     accumulate = torch.promote_types(input.dtype, torch.float32)
     feature = input.to(accumulate)
-    grid = aggregation_points(
+    grid = deform_attn_points(
         out_size, kernel_size, stride, padding, dilation, offset_scale, remove_center, feature
     )  # (oH, oW, 1, P, 2)
     taps = grid.shape[3]
@@ -380,8 +380,8 @@ def dcnv4(
 ) -> Tensor:
     """DCNv4 (Xiong et al. 2024): :func:`dcnv3` with each group's offsets and mask in one tensor."""
     points = kernel_size[0] * kernel_size[1] - remove_center
-    fields = offset_mask[..., : group * points * 3].unflatten(-1, (group, points * 3))
-    offset, mask = fields.split([points * 2, points], dim=-1)
+    grouped = offset_mask[..., : group * points * 3].unflatten(-1, (group, points * 3))
+    offset, mask = grouped.split([points * 2, points], dim=-1)
     geometry = (kernel_size, stride, padding, dilation, group, group_channels, offset_scale, remove_center)
     return dcnv3(input, offset.flatten(3), mask.flatten(3), *geometry)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dcnzoo.layers import DCNv3, DCNv4
 from dcnzoo.layers.offsets import TracksOffsets
-from dcnzoo.ops.geometry import aggregation_points
+from dcnzoo.ops.geometry import deform_attn_points
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +81,7 @@ def record_sampling(model: nn.Module) -> Iterator[list[SamplingField]]:
     handles = []
     for name, layer in model.named_modules():
         if isinstance(layer, DCNv3 | DCNv4):
-            handles += _record_aggregation(name, layer, fields)
+            handles += _record_deform_attn(name, layer, fields)
             continue
         if not isinstance(getattr(layer, "conv_offset", None), nn.Module):
             continue
@@ -178,7 +178,7 @@ def _recorder(name: str, layer: nn.Module, fields: list[SamplingField]):
     return record
 
 
-def _record_aggregation(name: str, layer: DCNv3 | DCNv4, fields: list[SamplingField]) -> list:
+def _record_deform_attn(name: str, layer: DCNv3 | DCNv4, fields: list[SamplingField]) -> list:
     """Register hooks that add a field with the taps in the order of a convolution.
 
     The difference between a convolution's taps and those scaled by ``offset_scale`` counts as offset. A
@@ -204,10 +204,10 @@ def _record_aggregation(name: str, layer: DCNv3 | DCNv4, fields: list[SamplingFi
         offset, weight = offset[:, :, 0].unflatten(-1, (-1, 2)), weight[:, :, 0]  # of the first group
         pairs = [_pair(number) for number in (layer.kernel_size, layer.stride, layer.pad, layer.dilation)]
         out = offset.shape[:2]
-        grid = aggregation_points(out, *pairs, layer.offset_scale, layer.remove_center, offset)[:, :, 0]
+        grid = deform_attn_points(out, *pairs, layer.offset_scale, layer.remove_center, offset)[:, :, 0]
         points = grid + offset * layer.offset_scale  # [oH, oW, P, 2], (x, y)
         if layer.remove_center:
-            middle = aggregation_points(out, *pairs, layer.offset_scale, False, offset)[:, :, 0]
+            middle = deform_attn_points(out, *pairs, layer.offset_scale, False, offset)[:, :, 0]
             at = layer.kernel_size**2 // 2
             points = torch.cat([points[:, :, :at], middle[:, :, at : at + 1], points[:, :, at:]], dim=2)
             weight = torch.cat([weight[..., :at], torch.zeros_like(weight[..., :1]), weight[..., at:]], dim=2)

@@ -18,7 +18,7 @@ def load(
     *,
     checkpoint: str | os.PathLike | None = None,
     device: str = "cpu",
-    trust: bool = False,
+    unsafe_load: bool = False,
     cfg_options: dict | None = None,
     allow_partial: bool = False,
 ) -> nn.Module:
@@ -27,7 +27,7 @@ def load(
     Args:
         name: as for :func:`dcnzoo.zoo.find`, or a config file, ``configs/mine.py``.
         checkpoint: a file with other weights; required for a config file.
-        trust: load a checkpoint that contains more than weights; this **runs any code in the file**.
+        unsafe_load: load a checkpoint that contains more than weights; this **runs any code in the file**.
         cfg_options: settings to override, ``{"model.test_cfg.rcnn.score_thr": 0.3}``.
         allow_partial: if the checkpoint does not fit the model, load the parameters that fit.
 
@@ -47,7 +47,7 @@ def load(
         cfg.merge_from_dict(cfg_options or {})
         if "model" not in cfg:
             raise UserError(f"{name}: expected a config with a model, found none")
-        detector, meta = build(cfg, checkpoint, trust, allow_partial)
+        detector, meta = build(cfg, checkpoint, unsafe_load, allow_partial)
         detector.dataset_meta = dataset_meta(cfg, meta)
     return detector.to(device)
 

@@ -99,10 +99,10 @@ def find_checkpoint(given: str | None, model: zoo.Model | None) -> Path:
     return Path(given)
 
 
-def evaluate(runner: Runner, checkpoint: Path, trust: bool, allow_partial: bool) -> dict[str, float]:
+def evaluate(runner: Runner, checkpoint: Path, unsafe_load: bool, allow_partial: bool) -> dict[str, float]:
     """Evaluate a checkpoint; return AP in percent by the names used in metafiles."""
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-    _, report = load_weights(model, checkpoint, trust, allow_partial)
+    _, report = load_weights(model, checkpoint, unsafe_load, allow_partial)
     if report:
         runner.logger.info(f"{checkpoint}: {report}")
     metrics = runner.test()

@@ -102,8 +102,8 @@ def test_nothing_in_a_file_is_run(tmp_path):
     with pytest.raises(CheckpointError, match=f"^{path}: .*posix.mkdir.*--unsafe-load"):
         read_checkpoint(path)
     assert not folder.exists()
-    read_checkpoint(path, trust=True)
-    assert folder.exists(), "and that is what trust means"
+    read_checkpoint(path, unsafe_load=True)
+    assert folder.exists(), "and that is what unsafe_load means"
 
 
 # Older names

@@ -89,7 +89,7 @@ def call(kernel: str, problem: fused.Problem, grad: Tensor, config: Config) -> t
 
 
 @cache
-def problem_of(case: Case, dtype: torch.dtype, device: str) -> tuple[fused.Problem, Tensor]:
+def make_problem(case: Case, dtype: torch.dtype, device: str) -> tuple[fused.Problem, Tensor]:
     t = case.tensors(dtype, device)
     input = t["input"].contiguous(memory_format=torch.channels_last)
     lists = (list(case.strides), list(case.paddings), [1, 1])
@@ -101,7 +101,7 @@ def problem_of(case: Case, dtype: torch.dtype, device: str) -> tuple[fused.Probl
 @cache
 def expected(case: Case, dtype: torch.dtype, device: str) -> dict[str, tuple[Tensor, ...]]:
     """Output and gradients of the reference in float64, by kernel."""
-    problem, grad = problem_of(case, dtype, device)
+    problem, grad = make_problem(case, dtype, device)
     input, weight, offset, mask = leaves = [
         t.detach().double().requires_grad_()
         for t in (problem.input, problem.weight, problem.offset, problem.mask)
@@ -122,7 +122,7 @@ def check(kernel: str, kind: str, config: Config, case: Case, device: str) -> di
     Raises:
         ValueError: the error is too large.
     """
-    problem, grad = problem_of(case, KINDS[kind], device)
+    problem, grad = make_problem(case, KINDS[kind], device)
     exact = expected(case, KINDS[kind], device)[kernel]
     for like in exact:  # what the kernel does not write is NaN: torch reuses this memory
         torch.full_like(like, float("nan"), dtype=KINDS[kind])
@@ -231,7 +231,7 @@ def main() -> None:
                 continue
             case = cases[name]
             case = dataclasses.replace(case.small(), channels=32, size=(3, 5)) if args.rehearse else case
-            problem, grad = problem_of(case, KINDS[kind], device)
+            problem, grad = make_problem(case, KINDS[kind], device)
 
             def measure(k=kernel, p=problem, g=grad, c=config) -> dict:
                 return {"us": microseconds(lambda: call(k, p, g, c), device)}

@@ -204,8 +204,8 @@ def _modulated(
 ) -> tuple[tuple[Tensor, Tensor], tuple]:
     """Offset and mask as mmcv reads them, and the operator's geometry."""
     taps = deformable_group * kernel_h * kernel_w
-    fields = as_read(offset, "offset", 2 * taps, size), as_read(mask, "mask", taps, size)
-    return fields, ((stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w), group, None)
+    offset_mask = as_read(offset, "offset", 2 * taps, size), as_read(mask, "mask", taps, size)
+    return offset_mask, ((stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w), group, None)
 
 
 @_without_autocast
@@ -231,9 +231,9 @@ def modulated_deform_conv_forward(
     with_bias: bool,
 ) -> None:
     sides = (kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w)
-    fields, geometry = _modulated(offset, mask, output.shape[2:], *sides, group, deformable_group)
+    offset_mask, geometry = _modulated(offset, mask, output.shape[2:], *sides, group, deformable_group)
     bias = bias if with_bias else None
-    output.copy_(dcnzoo.ops.deform_conv2d(input, weight, *fields, bias, *geometry))
+    output.copy_(dcnzoo.ops.deform_conv2d(input, weight, *offset_mask, bias, *geometry))
 
 
 @_without_autocast
@@ -264,9 +264,9 @@ def modulated_deform_conv_backward(
     with_bias: bool,
 ) -> None:
     sides = (kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w)
-    fields, geometry = _modulated(offset, mask, grad_output.shape[2:], *sides, group, deformable_group)
+    offset_mask, geometry = _modulated(offset, mask, grad_output.shape[2:], *sides, group, deformable_group)
     wanted = "input weight offset mask" + " bias" * with_bias
-    gradients = _backward(wanted, grad_output, input, weight, *fields, *geometry)
+    gradients = _backward(wanted, grad_output, input, weight, *offset_mask, *geometry)
     grad_input.add_(gradients[0])
     grad_weight.add_(gradients[1])
     _add_as_read(grad_offset, gradients[2])

@@ -119,16 +119,18 @@ def as_read(values: Tensor, name: str, channels: int, size: tuple[int, int]) -> 
     return values.flatten(1)[:, :needed].reshape(-1, channels, *size)
 
 
-def check_groups(owner: str, deform_groups: int, input: Tensor, weight: Tensor, **fields: Tensor) -> None:
-    """Raise unless the channels of ``fields`` (offset and mask) match ``deform_groups``.
+def check_groups(
+    owner: str, deform_groups: int, input: Tensor, weight: Tensor, **offset_mask: Tensor
+) -> None:
+    """Raise unless the channels of ``offset_mask`` (offset and mask) match ``deform_groups``.
 
     The operator derives the groups from these channels, so it cannot check them.
     """
-    for name, tensor in dict(input=input, weight=weight, **fields).items():
+    for name, tensor in dict(input=input, weight=weight, **offset_mask).items():
         if tensor.dim() != 4:
             raise RuntimeError(f"{owner}: {name}: expected 4 dimensions, got shape {tuple(tensor.shape)}")
     height, width = weight.shape[2:]
-    for name, tensor in fields.items():
+    for name, tensor in offset_mask.items():
         per_tap = {"offset": 2, "mask": 1}[name]
         expected = deform_groups * per_tap * height * width
         if tensor.shape[1] != expected:

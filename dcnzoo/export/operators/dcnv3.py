@@ -27,10 +27,10 @@ def dcnv3(
     pairs = g.shaped(offset, 0, -1, group, points, 2)
     factors = g.shaped(mask, 0, -1, group, points)
     geometry = (kernel_size, stride, padding, dilation, group, group_channels, offset_scale, remove_center)
-    return aggregation(g, input, offset, pairs, factors, *geometry)
+    return deform_attn(g, input, offset, pairs, factors, *geometry)
 
 
-def aggregation(
+def deform_attn(
     g: Graph,
     input: Value,
     like: Value,  # [N, oH, oW, any]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dcnzoo.export.graph import Graph, Value, translates
-from dcnzoo.export.operators.dcnv3 import aggregation
+from dcnzoo.export.operators.dcnv3 import deform_attn
 
 
 @translates("dcnzoo::dcnv4")
@@ -27,8 +27,8 @@ def dcnv4(
     def part(value: Value, start: int, end: int) -> Value:
         return g.Slice(value, g.ints(start), g.ints(end), g.ints(3))
 
-    fields = g.shaped(part(offset_mask, 0, group * 3 * points), 0, -1, group, 3 * points)
-    pairs = g.shaped(part(fields, 0, 2 * points), 0, -1, group, points, 2)
-    factors = part(fields, 2 * points, 3 * points)
+    grouped = g.shaped(part(offset_mask, 0, group * 3 * points), 0, -1, group, 3 * points)
+    pairs = g.shaped(part(grouped, 0, 2 * points), 0, -1, group, points, 2)
+    factors = part(grouped, 2 * points, 3 * points)
     geometry = (kernel_size, stride, padding, dilation, group, group_channels, offset_scale, remove_center)
-    return aggregation(g, input, offset_mask, pairs, factors, *geometry)
+    return deform_attn(g, input, offset_mask, pairs, factors, *geometry)

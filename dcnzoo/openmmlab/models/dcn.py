@@ -177,8 +177,8 @@ class DCNv2(OffsetPack, ModulatedDeformConv2dPack):
         if runs_on_dcnzoo("modulated_deform_conv", x.device):
             return super()._convolve(x, offset, mask)
         geometry = (self.stride, self.padding, self.dilation, self.groups, self.deform_groups)
-        fields = (offset.contiguous(), mask.contiguous())
-        return modulated_deform_conv2d(x.contiguous(), *fields, self.weight, self.bias, *geometry)
+        offset_mask = (offset.contiguous(), mask.contiguous())
+        return modulated_deform_conv2d(x.contiguous(), *offset_mask, self.weight, self.bias, *geometry)
 
     def init_weights(self) -> None:
         super().init_weights()
