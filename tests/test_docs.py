@@ -177,3 +177,16 @@ def test_performance_figures_are_those_of_the_benchmark():
     for kind, both in zip(("forward", "forward [+] backward"), floors, strict=True):
         cells = re.search(rf"^\| {kind}, time relative to `F.conv2d` \| (.*) \| (.*) \|$", performance, re.M)
         assert cells.groups() == both
+
+
+def test_figures_of_other_packages_are_those_of_the_benchmark():
+    hosts = (ROOT / "docs/hosts.md").read_text()
+    pages = [ROOT / "docs" / link for link in re.findall(r"\((benchmarks/hosts-.*?\.md)\)", hosts)]
+    row = r"^\| (.*?) \| (inference|training step) \| .*? \| .*? \| (.*?) \|"
+    rows = [found for page in pages for found in re.findall(row, page.read_text(), re.M)]
+    ratios = {(re.split("-like| R-| Swin", model)[0], mode): float(ratio) for model, mode, ratio in rows}
+    assert ratios
+    for model, mode in ratios:
+        figures = re.search(rf"(?<!Grounding ){model}:? ([\d.]+) and ([\d.]+)", hosts)
+        assert figures, f"{model} is in docs/benchmarks, but not in docs/hosts.md"
+        assert float(figures[1 + (mode != "inference")]) == round(ratios[model, mode], 1), model

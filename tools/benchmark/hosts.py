@@ -1,7 +1,8 @@
 """Time complete models of other packages alternately with their own operators and with dcnzoo's.
 
 Models have random weights, batch size 1 and float32. A training step is forward and backward of the sum of
-the outputs, without a matcher and an optimiser. `make test-others` creates the environments:
+the outputs, without a matcher and an optimiser (MMDetection: of the losses, with the matcher).
+`make test-others` creates the environments:
 
 \b
     .venv-transformers/bin/python tools/benchmark/hosts.py
@@ -105,6 +106,20 @@ class Segmentation:
         return results.flatten()
 
 
+class Detector(nn.Module):
+    """A detector of MMDetection that returns its losses during training, its only output then."""
+
+    def __init__(self, detector: nn.Module) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, inputs: Tensor, data_samples: list) -> tuple[Tensor, ...]:
+        if not self.training:
+            return self.detector(inputs, data_samples)
+        losses = self.detector(inputs, data_samples, mode="loss")
+        return tuple(value for name, value in losses.items() if "loss" in name)
+
+
 class MMDetection:
     """A detector of MMDetection; its own operator is mmcv's function for the CPU. See :class:`Host`."""
 
@@ -127,7 +142,7 @@ class MMDetection:
         init_default_scope("mmdet")
         model = get_config(f"mmdet::{self.config}").model
         model.backbone.init_cfg = None
-        return MODELS.build(model)
+        return Detector(MODELS.build(model))
 
     def inputs(self) -> dict[str, object]:
         from mmdet.structures import DetDataSample
@@ -140,7 +155,7 @@ class MMDetection:
         sample.gt_instances = objects
         return {"inputs": torch.randn(1, 3, *self.size), "data_samples": [sample]}
 
-    def as_vector(self, results: tuple[Tensor, Tensor]) -> Tensor:
+    def as_vector(self, results: tuple[Tensor, ...]) -> Tensor:
         return torch.cat([tensor.flatten() for tensor in results])
 
 
@@ -248,10 +263,11 @@ def page(facts: dict[str, object], rows: list[Row]) -> bytes:
 {", ".join(f"{key} {value}" for key, value in facts.items())}.
 
 Float32, batch size 1, random weights. A training step is forward and backward of the sum of the outputs,
-without a matcher and an optimiser. Seconds are medians. A ratio compares the two samples of one round; the
-table shows the median and the quartiles. *difference* is the largest difference between the outputs. Other
-work on the machine slows both samples of a round. If `load_average_before` is not near 0, use only the
-ratios.
+without a matcher and an optimiser (MMDetection: of the losses, with the matcher). Seconds are medians. A
+ratio compares the two samples of one round; the table shows the median and the quartiles. *difference* is
+the largest difference between the outputs. DINO selects its queries by score: with random weights, rounding
+changes their order. Other work on the machine slows both samples of a round. If `load_average_before` is not
+near 0, use only the ratios.
 Written by `python tools/benchmark/hosts.py`.
 
 {report.markdown(cells(rows))}
