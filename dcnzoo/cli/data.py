@@ -325,7 +325,12 @@ def _steps() -> Iterator[Callable[[int, int], None]]:
     console = Console(stderr=True)
     with make_progress(console, disable=not console.is_terminal, transient=True) as progress:
         bar = progress.add_task("reading", total=None, note="")
-        yield lambda done, total: progress.update(bar, completed=done, total=total)
+
+        def step(done: int, total: int) -> None:
+            if done % 64 == 0 or done == total:
+                progress.update(bar, completed=done, total=total)
+
+        yield step
 
 
 def _finish(conversion: CocoBuilder, out: Path, prefix: Path, skip_invalid: bool) -> None:

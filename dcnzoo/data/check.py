@@ -70,6 +70,9 @@ STOPS = {
 OF_MASKS = {"segmentation", "polygon", "polygon-outside", "rle", "box-of-mask"}
 PLURALS = {"image": "images", "category": "categories"}
 
+_Corners = tuple[float, float, float, float]  # x1, y1, x2, y2
+_Mask = tuple[list[float], list[_Corners]]  # area and corners of each part
+
 
 class Problem(NamedTuple):
     """A problem in a COCO file.
@@ -143,7 +146,7 @@ def check_coco(
         file: with ``images``, ``annotations`` and ``categories``.
         images: folder of the images, whose sizes are compared; None: do not check image files.
         classes: the classes in a config's ``metainfo``, in that order; the file may have more.
-        step: called after each image.
+        step: called after each image and after each annotation.
 
     Raises:
         UserError: the file or the folder does not exist.
@@ -166,13 +169,13 @@ def check_coco(
         if not isinstance(content.get(key, []), list):
             text = f"expected a list, got {_type(content[key])}"
             return Report(file, {}, [Problem("file", key, text, stops=True)])
-    checker = _Checker(content)
+    checker = _Checker(content, step)
     for key in keys:
         if not content.get(key):
             # a file without annotations can be used for testing
             checker.at(key).add("empty", "expected at least 1, got 0", stops=key != "annotations")
     checker.check_categories(classes)
-    checker.check_images(None if images is None else Path(images), step)
+    checker.check_images(None if images is None else Path(images))
     checker.check_annotations()
     return Report(file, content, checker.problems)
 
@@ -268,8 +271,10 @@ def fix(report: Report, out: str | Path) -> dict[str, Counter]:
 class _Checker:
     """Collects the problems of one file. As in pycocotools, ids of different types differ: 1 is not "1"."""
 
-    def __init__(self, content: dict) -> None:
+    def __init__(self, content: dict, step: Step = lambda done, total: None) -> None:
         self.content = content
+        self.step = step
+        self.total = sum(len(content.get(key, ())) for key in ("images", "annotations"))
         self.problems: list[Problem] = []
         self.sizes: dict[object, tuple[int, int] | None] = {}  # of each image that has an id
         self.categories: set[object] = set()
@@ -306,10 +311,10 @@ class _Checker:
         if classes is not None and (problem := wrong_with_classes(names, classes)):
             self.at("categories").add("classes", problem)
 
-    def check_images(self, folder: Path | None, step: Step) -> None:
+    def check_images(self, folder: Path | None) -> None:
         file_names: set[str] = set()
-        entries = self.content.get("images", ())
-        for index, entry in enumerate(entries):
+        for index, entry in enumerate(self.content.get("images", ())):
+            self.step(index + 1, self.total)
             place = ("images", index)
             self.at(f"images[{index}]", place)
             if not isinstance(entry, dict) or not _is_id(entry.get("id")):
@@ -334,7 +339,6 @@ class _Checker:
             file_names.add(name)
             if folder is not None:
                 self._check_file(folder / name, size)
-            step(index + 1, len(entries))
 
     def _check_file(self, file: Path, size: tuple[int, int] | None) -> None:
         if not os.path.isfile(file):  # Path.is_file raises if the name is too long
@@ -355,7 +359,9 @@ class _Checker:
 
     def check_annotations(self) -> None:
         ids: set[object] = set()
+        images = len(self.content.get("images", ()))
         for index, entry in enumerate(self.content.get("annotations", ())):
+            self.step(images + index + 1, self.total)
             place = ("annotations", index)
             self.at(f"annotations[{index}]", place)
             if not isinstance(entry, dict):
@@ -390,13 +396,13 @@ class _Checker:
             self.add("iscrowd", f"iscrowd: expected 0 or 1, got {short(entry['iscrowd'])}")
         size = self.sizes.get(entry["image_id"]) if known else None
         box_is_whole = self._check_box(entry, size)
-        areas = self._check_segmentation(entry, size)
+        mask = self._check_segmentation(entry, size)
         area = entry.get("area")
         if not is_number(area) or not area > 0:
             self.add("area", f"area: expected a number > 0, got {short(area)}", stops=not is_number(area))
             area = None
-        if box_is_whole and areas is not None:
-            self._check_agreement(entry, areas, area)
+        if box_is_whole and mask is not None:
+            self._check_agreement(entry, *mask, area)
 
     def _check_box(self, entry: dict, size: tuple[int, int] | None) -> bool:
         box = entry.get("bbox")
@@ -422,17 +428,17 @@ class _Checker:
             self.add("box-outside", text)
         return True
 
-    def _check_segmentation(self, entry: dict, size: tuple[int, int] | None) -> list[float] | None:
-        """Return the areas of the parts, [] for an object without a mask, None if there is a problem."""
+    def _check_segmentation(self, entry: dict, size: tuple[int, int] | None) -> _Mask | None:
+        """Return the areas and corners of the parts, empty without a mask; None if there is a problem."""
         mask = entry.get("segmentation")
         if mask is None or mask == []:
-            return []  # valid: a detector may need only the box
+            return [], []  # valid: a detector may need only the box
         if isinstance(mask, dict):
             problem, area = _read_rle(mask, size)
             if problem or area is None:
                 self.add("rle", f"segmentation: {problem}", stops=area is None)
                 return None
-            return [area]
+            return [area], []
         if not isinstance(mask, list):
             self.add("segmentation", f"segmentation: expected polygons or RLE, got {short(mask)}")
             return None
@@ -449,30 +455,34 @@ class _Checker:
                 text = f"segmentation: expected coordinates of at most {FAR:,} pixels, got {short(far)}"
                 self.add("segmentation", text)
                 return None
-        areas = []
+        areas, corners = [], []
         for polygon in mask:
             if len(polygon) % 2 or len(polygon) < 6:
                 text = f"polygons of at least 3 points [x, y, …], got {len(polygon)} coordinates"
             elif (area := polygon_area(_points(polygon))) > 0:
                 areas.append(area)
+                x, y = polygon[::2], polygon[1::2]
+                corners.append((min(x), min(y), max(x), max(y)))
                 continue
             else:
                 text = f"polygons with an area, got {short(polygon)}"
             self.add("polygon", f"segmentation: expected {text}")
             return None
-        if size is not None and not all(_within(polygon, size) for polygon in mask):
+        if size is not None and not all(_within(box, size) for box in corners):
             text = (
                 f"segmentation: expected polygons inside of {size[0]} × {size[1]} pixels, got points outside"
             )
             self.add("polygon-outside", text)
-        return areas
+        return areas, corners
 
-    def _check_agreement(self, entry: dict, areas: list[float], area: float | None) -> None:
+    def _check_agreement(
+        self, entry: dict, areas: list[float], corners: list[_Corners], area: float | None
+    ) -> None:
         """Check that box, mask and area agree."""
-        box, mask = entry["bbox"], entry.get("segmentation")
-        if isinstance(mask, list) and mask and entry.get("iscrowd", 0) == 0:
-            x1, y1 = (min(min(polygon[axis::2]) for polygon in mask) for axis in (0, 1))
-            x2, y2 = (max(max(polygon[axis::2]) for polygon in mask) for axis in (0, 1))
+        box = entry["bbox"]
+        if corners and entry.get("iscrowd", 0) == 0:
+            left, top, right, bottom = zip(*corners, strict=True)
+            x1, y1, x2, y2 = min(left), min(top), max(right), max(bottom)
             off = max(abs(a - b) for a, b in zip((x1, y1, x2, y2), _corners(box), strict=True))
             if off > max(2 * TOLERANCE, 0.1 * max(box[2:])):
                 text = f"bbox: expected the mask's box, {[x1, y1, x2 - x1, y2 - y1]}, got {short(box)}"
@@ -571,15 +581,13 @@ def _points(polygon: Sequence[float]) -> list[tuple[float, float]]:
     return list(zip(polygon[::2], polygon[1::2], strict=True))
 
 
-def _corners(box: Sequence[float]) -> tuple[float, float, float, float]:
+def _corners(box: Sequence[float]) -> _Corners:
     return box[0], box[1], box[0] + box[2], box[1] + box[3]
 
 
-def _within(flat: Sequence[float], size: tuple[int, int]) -> bool:
-    return all(
-        min(flat[axis::2]) >= -TOLERANCE and max(flat[axis::2]) <= extent + TOLERANCE
-        for axis, extent in enumerate(size)
-    )
+def _within(corners: _Corners, size: tuple[int, int]) -> bool:
+    x1, y1, x2, y2 = corners
+    return min(x1, y1) >= -TOLERANCE and x2 <= size[0] + TOLERANCE and y2 <= size[1] + TOLERANCE
 
 
 def _is_id(value: object) -> bool:
