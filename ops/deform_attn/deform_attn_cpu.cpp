@@ -154,7 +154,7 @@ struct CpuDeformAttn {
     const Tensor maps = contiguous_as(input, wide), output = torch::stable::new_empty(maps, s.output_sizes);
     (wide == ScalarType::Double ? dcnzoo::forward<double, Grid>
                                 : dcnzoo::forward<float, Grid>)(s, grid, maps, offset, weight, output);
-    return torch::stable::to(output, input.scalar_type());
+    return as_type(output, input.scalar_type());
   }
 
   template <typename Grid>
