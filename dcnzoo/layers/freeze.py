@@ -13,8 +13,8 @@ from dcnzoo.ops import _backend, has_ops
 
 M = TypeVar("M", bound=nn.Module)
 
-# Frozen weight -> its state, its storage and its packed copy; None before its first call. While the storage is
-# referenced, no other tensor gets its address.
+# Frozen weight -> its state, its storage and its packed copy; None before its first call. While the
+# storage is referenced, no other tensor gets its address.
 _packed = WeakTensorKeyDictionary()
 
 
