@@ -197,6 +197,7 @@ DCNZOO_INLINE void copy_back(const T* from, T* to, int64_t channels) {
 // then the memory of the input and of its gradient, which is zero.
 template <typename T, bool Input, bool Fields>
 struct Slice {
+  static constexpr int64_t kAhead = 16;  // pixels: the hardware does not prefetch the stride of all groups
   const T* value;
   T* sum;
   int64_t stride, channels, padded;
@@ -213,7 +214,10 @@ struct Slice {
 
   void load(const T* input, int64_t pixel_stride, int64_t pixels, T* to) const {
     for (int64_t pixel = 0; pixel < pixels; ++pixel, input += pixel_stride, to += stride) {
-      if (Fields) copy_padded(input, to, channels);
+      if (Fields) {
+        __builtin_prefetch(input + kAhead * pixel_stride);
+        copy_padded(input, to, channels);
+      }
       if (Input)
         for (int64_t c = 0; c < padded; c += kLanes<T>) store(to + Fields * padded + c, Vector<T>{});
     }
@@ -221,8 +225,10 @@ struct Slice {
 
   void store_gradient(T* grad_input, int64_t pixel_stride, int64_t pixels) const {
     const T* from = sum;
-    for (int64_t pixel = 0; pixel < pixels; ++pixel, from += stride, grad_input += pixel_stride)
+    for (int64_t pixel = 0; pixel < pixels; ++pixel, from += stride, grad_input += pixel_stride) {
+      __builtin_prefetch(grad_input + kAhead * pixel_stride, 1);
       copy_back(from, grad_input, channels);
+    }
   }
 };
 
