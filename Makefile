@@ -139,6 +139,7 @@ $(PEERS)/.installed: $(VENV)/.dev requirements-peers.txt
 	$(call SEE_VENV,$(PEERS))
 	MMCV_WITH_OPS=1 $(PIP) --python $(PEERS)/bin/python install --no-deps --no-build-isolation $(or $(MMCV_WHEEL),mmcv==2.1.0)
 	$(PIP) --python $(PEERS)/bin/python install -r requirements-peers.txt
+	$(PIP) --python $(PEERS)/bin/python install --no-deps --no-build-isolation torch-ms-deform-attn==0.1.1
 	touch $@
 
 peers: dev $(PEERS)/.installed  ## compare with mmcv's compiled operators

@@ -41,7 +41,7 @@ def test_quick_run(tmp_path):
     ours = [row for row in rows if row["contestant"] == "dcnzoo"]
     tensors = 4 * (64 * 16 * 16 + 27 * 8 * 8) + 64 * 64 * 9  # input, offset and mask; weight
     assert ours[0]["needed"] == 4 * (tensors + 4 * 64 * 8 * 8)
-    rivals = {"mmcv", "onnxruntime", "torchvision", "tvdcn", "reference"}
+    rivals = {"mmcv", "onnxruntime", "torchvision", "tvdcn", "torch-ms-deform-attn", "reference"}
     assert set(document["rivals"]) | set(document["absent"]) == rivals
     for name, absence in document["absent"].items():
         assert f"unavailable: {name}: {absence['reason']}" in output

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -84,3 +86,23 @@ def test_vmap_over_levels_is_refused():
     value, *rest = (torch.stack([t] * 2) for t in sample.tensors)
     with pytest.raises(RuntimeError, match=r"^ms_deform_attn: spatial_shapes, .*: expected .* vmap axis"):
         torch.vmap(ms_deform_attn)(value, *levels, *rest)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("wanted", [(0,), (1, 2), (0, 1, 2)], ids=str)
+def test_gradients_of_few_samples_on_a_large_map(dtype, wanted):
+    """The CPU kernel does not copy such a map."""
+    sample = cases.make("large", queries=9, heads=2, channels=16, sizes=((99, 98), (5, 6)))
+    tensors = [tensor.double() for tensor in sample.tensors]
+    gradients = {}
+    for function, kind in ((cases.call, dtype), (cases.reference, torch.float64)):
+        given = [tensor.to(kind) for tensor in tensors]
+        leaves = [given[place].requires_grad_() for place in wanted]
+        output = function(dataclasses.replace(sample, tensors=tuple(given)))
+        factors = torch.linspace(-1, 1, output.numel(), dtype=kind).view_as(output)
+        gradients[function] = torch.autograd.grad(output, leaves, factors)
+    for got, expected in zip(*gradients.values(), strict=True):
+        assert expected.abs().max() > 0.01
+        torch.testing.assert_close(
+            got.double(), expected, rtol=1e-4, atol=1e-3 if dtype.itemsize == 4 else 1e-9
+        )

@@ -69,8 +69,10 @@ def command(images: tuple[str, ...], demo: bool, out: Path, score_threshold: flo
     from mmdet.apis import inference_detector
     from mmdet.visualization.palette import get_palette
 
+    from dcnzoo.layers import freeze
     from dcnzoo.openmmlab.datasets.images import resizing
 
+    freeze(detector)
     classes = detector.dataset_meta["classes"]
     palette = get_palette(detector.dataset_meta["palette"], len(classes))
     console, file = Console(highlight=False, markup=False), detections.CocoDetections(classes)

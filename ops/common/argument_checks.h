@@ -15,9 +15,9 @@ inline int64_t product(const std::vector<int64_t>& values) {
 }
 
 inline std::string times_text(const std::vector<int64_t>& values) {  // "3·2"
-  std::ostringstream text;
-  for (size_t i = 0; i < values.size(); ++i) text << (i ? "·" : "") << values[i];
-  return text.str();
+  std::string text;
+  for (size_t i = 0; i < values.size(); ++i) text += (i ? "·" : "") + std::to_string(values[i]);
+  return text;
 }
 
 inline std::string groups_text(int64_t groups) {

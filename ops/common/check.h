@@ -4,7 +4,7 @@
 
 #include <sstream>
 #include <stdexcept>
-#include <string>
+#include <utility>
 
 namespace dcnzoo {
 
@@ -20,14 +20,21 @@ void check(bool condition, const Parts&... parts) {
   if (!condition) fail(parts...);
 }
 
-// "(2, 3, 5)", as Python prints a shape
+// Sizes as Python prints a shape, "(2, 3, 5)". The text is made only for a message that is raised: making it takes longer
+// than all checks of a call.
 template <typename Sizes>
-std::string shape_text(const Sizes& sizes) {
-  std::ostringstream text;
-  text << '(';
-  for (size_t i = 0; i < sizes.size(); ++i) text << (i ? ", " : "") << sizes[i];
-  text << (sizes.size() == 1 ? ",)" : ")");
-  return text.str();
+struct ShapeText {
+  Sizes sizes;
+  friend std::ostream& operator<<(std::ostream& text, const ShapeText& shape) {
+    text << '(';
+    for (size_t i = 0; i < shape.sizes.size(); ++i) text << (i ? ", " : "") << shape.sizes[i];
+    return text << (shape.sizes.size() == 1 ? ",)" : ")");
+  }
+};
+
+template <typename Sizes>
+ShapeText<Sizes> shape_text(Sizes sizes) {
+  return {std::move(sizes)};
 }
 
 }  // namespace dcnzoo

@@ -18,6 +18,10 @@ const DeformAttnKernels<T>& kernels() {
 // Sampling points per forward task: enough to make the cost of scheduling negligible.
 constexpr int64_t kTaskPoints = 4096;
 
+// The backward does not copy the input if it has this many pixels per sample, and the copies of a group would be larger
+// than this: copying would take longer than the sampling.
+constexpr int64_t kInPlacePixels = 4, kInPlaceBytes = 1 << 20;
+
 int64_t whole_vectors(int64_t count) { return round_up(count, kMostLanes); }
 
 // The kernels' arguments for a grid, and the memory of its tables.
@@ -110,10 +114,14 @@ void backward(const DeformAttnShapes& s, const Grid& grid, const Tensor& grad_ou
   p.grad_input = memory(gradients.input);
   p.grad_offset = memory(gradients.offset), p.grad_weight = memory(gradients.weight);
   if (!p.grad_input && !p.grad_offset) return;
+  const int64_t copied = 2 * s.pixels * whole_vectors(s.channels);
+  p.in_place = s.channels % kMostLanes == 0 && kInPlacePixels * s.queries * s.points <= s.pixels &&
+               copied * int64_t(sizeof(T)) > kInPlaceBytes;
+  if (p.in_place && p.grad_input) zero(p.grad_input, gradients.input.numel());
   TaskQueue queue(s.batch * s.groups);
   const int64_t half = ceil_div(s.groups, 2);
   queue.run([&] {
-    const Buffer<T> scratch((2 * s.pixels + 1) * whole_vectors(s.channels));
+    const Buffer<T> scratch((p.in_place ? 0 : copied) + whole_vectors(s.channels));
     for (int64_t task; queue.take(task);) {
       // Consecutive tasks run at the same time. They are not neighbouring groups, whose fields share cache lines.
       const int64_t place = task / s.batch, group = place % 2 * half + place / 2;
@@ -154,7 +162,7 @@ struct CpuDeformAttn {
     const Tensor maps = contiguous_as(input, wide), output = torch::stable::new_empty(maps, s.output_sizes);
     (wide == ScalarType::Double ? dcnzoo::forward<double, Grid>
                                 : dcnzoo::forward<float, Grid>)(s, grid, maps, offset, weight, output);
-    return torch::stable::to(output, input.scalar_type());
+    return as_type(output, input.scalar_type());
   }
 
   template <typename Grid>

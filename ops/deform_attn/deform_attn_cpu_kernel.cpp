@@ -189,30 +189,46 @@ DCNZOO_INLINE void copy_back(const T* from, T* to, int64_t channels) {
   for (int64_t c = 0; c < channels; c += kLanes<T>) store_some(to + c, load(from + c), channels - c);
 }
 
-// A copy of a group's channels of an image while its gradient is summed: [pixel][value, gradient][channels, padded], or
-// only one of the two. A copy, because at the stride of all groups the channels would fall into few cache sets. Value
-// and gradient are interleaved, because a load from one of two separate maps could wait for a store to the other
-// (4K aliasing).
+// A group's channels of an image, `value`, and the sums of their gradient, `sum`: pixels are `stride` apart.
+//
+// Usually a copy, [pixel][value, gradient][channels, padded], or only one of the two. At the stride of all groups the
+// channels would fall into few cache sets. Value and gradient are interleaved, because a load from one of two separate
+// maps could wait for a store to the other (4K aliasing). With few samples, copying would take longer than sampling:
+// then the memory of the input and of its gradient, which is zero.
 template <typename T, bool Input, bool Fields>
 struct Slice {
-  T* memory;
-  int64_t channels, padded;
+  static constexpr int64_t kAhead = 16;  // pixels: the hardware does not prefetch the stride of all groups
+  const T* value;
+  T* sum;
+  int64_t stride, channels, padded;
 
-  DCNZOO_INLINE int64_t stride() const { return (Input + Fields) * padded; }
+  Slice(const DeformAttnCpu<T>& p, int64_t begin, T* memory)
+      : value(memory), channels(p.channels), padded(round_up(p.channels, kLanes<T>)) {
+    if (p.in_place) {
+      value = p.input + begin, sum = Input ? p.grad_input + begin : nullptr;
+      stride = p.groups * p.channels;
+    } else {
+      sum = memory + Fields * padded, stride = (Input + Fields) * padded;
+    }
+  }
 
-  void load(const T* input, int64_t pixel_stride, int64_t pixels) const {
-    T* to = memory;
-    for (int64_t pixel = 0; pixel < pixels; ++pixel, input += pixel_stride, to += stride()) {
-      if (Fields) copy_padded(input, to, channels);
+  void load(const T* input, int64_t pixel_stride, int64_t pixels, T* to) const {
+    for (int64_t pixel = 0; pixel < pixels; ++pixel, input += pixel_stride, to += stride) {
+      if (Fields) {
+        __builtin_prefetch(input + kAhead * pixel_stride);
+        copy_padded(input, to, channels);
+      }
       if (Input)
         for (int64_t c = 0; c < padded; c += kLanes<T>) store(to + Fields * padded + c, Vector<T>{});
     }
   }
 
   void store_gradient(T* grad_input, int64_t pixel_stride, int64_t pixels) const {
-    const T* from = memory + Fields * padded;
-    for (int64_t pixel = 0; pixel < pixels; ++pixel, from += stride(), grad_input += pixel_stride)
+    const T* from = sum;
+    for (int64_t pixel = 0; pixel < pixels; ++pixel, from += stride, grad_input += pixel_stride) {
+      __builtin_prefetch(grad_input + kAhead * pixel_stride, 1);
       copy_back(from, grad_input, channels);
+    }
   }
 };
 
@@ -239,15 +255,14 @@ DCNZOO_INLINE void backward_points(const Chunk<T>& chunk, int64_t count, const T
   for (int64_t point = 0; point < count; ++point) {
     Vector<T> dot[kCorners] = {};
     if (index[0][point] >= 0) {
-      T* pixel[kCorners];
-      for (int corner = 0; corner < kCorners; ++corner)
-        pixel[corner] = slice.memory + int64_t(index[corner][point]) * (Input + Fields) * all * lanes;
+      int64_t pixel[kCorners];
+      for (int corner = 0; corner < kCorners; ++corner) pixel[corner] = index[corner][point] * slice.stride;
       for (int64_t v = 0; v < all; ++v) {
         const Vector<T> grad = load(gradient + v * lanes);
         for (int corner = 0; corner < kCorners; ++corner) {
-          if (Fields) dot[corner] += grad * load(pixel[corner] + v * lanes);
-          T* const sum = pixel[corner] + (Fields * all + v) * lanes;
-          if (Input) store(sum, load(sum) + weight[corner][point] * grad);
+          const int64_t at = pixel[corner] + v * lanes;
+          if (Fields) dot[corner] += grad * load(slice.value + at);
+          if (Input) store(slice.sum + at, load(slice.sum + at) + weight[corner][point] * grad);
         }
       }
     } else {
@@ -256,10 +271,10 @@ DCNZOO_INLINE void backward_points(const Chunk<T>& chunk, int64_t count, const T
         const Vector<T> grad = load(gradient + v * lanes);
         for (int i = 0; i < inside.count; ++i) {
           const int corner = inside.corner[i];
-          T* const pixel = slice.memory + (inside.index[i] * (Input + Fields) * all + v) * lanes;
-          T* const sum = pixel + Fields * all * lanes;
-          if (Fields) dot[corner] += grad * load(pixel);
-          if (Input) store(sum, load(sum) + weight[corner][point] * (grad * rest[point]));
+          const int64_t at = inside.index[i] * slice.stride + v * lanes;
+          if (Fields) dot[corner] += grad * load(slice.value + at);
+          if (Input)
+            store(slice.sum + at, load(slice.sum + at) + weight[corner][point] * (grad * rest[point]));
         }
         // the factor's gradient: the sampled value is zero, and gradient · 0 is NaN for Inf
         if (Fields && inside.count == 0) dot[0] += grad * T(0);
@@ -321,9 +336,9 @@ void backward_of(const DeformAttnCpu<T>& p, int64_t image, int64_t group, T* scr
   const int64_t begin = image * p.pixels * pixel_stride + group * p.channels;
   const T* grad_output = p.grad_output + image * p.queries * pixel_stride + group * p.channels;
   T* const gradient = scratch;
-  const Slice<T, Input, Fields> slice{scratch + padded, p.channels, padded};
+  const Slice<T, Input, Fields> slice(p, begin, scratch + padded);
   T dots[Fields ? kCorners * kRows<T> : 1];
-  slice.load(p.input + begin, pixel_stride, p.pixels);
+  if (!p.in_place) slice.load(p.input + begin, pixel_stride, p.pixels, scratch + padded);
   for (int64_t query = 0; query < p.queries; ++query, grad_output += pixel_stride) {
     const Place<T> place(p, image, query, group);
     prefetch_next<T, Fields>(p, place);
@@ -336,7 +351,7 @@ void backward_of(const DeformAttnCpu<T>& p, int64_t image, int64_t group, T* scr
       if (Fields) store_field_gradients(p, place, chunk, dots, first);
     }
   }
-  if (Input) slice.store_gradient(p.grad_input + begin, pixel_stride, p.pixels);
+  if (Input && !p.in_place) slice.store_gradient(p.grad_input + begin, pixel_stride, p.pixels);
 }
 
 template <typename T>

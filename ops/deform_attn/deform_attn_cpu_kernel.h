@@ -33,6 +33,7 @@ struct DeformAttnCpu : DeformAttnSizes {
   const T* grad_output;          // like output
   T* grad_input;                 // like input, or null
   T *grad_offset, *grad_weight;  // like offset and weight, both or null
+  bool in_place;                 // adds to grad_input, which is zero, without scratch for input and gradient
 };
 
 template <typename T>

@@ -49,7 +49,7 @@ struct DeformAttnOps {
     const Gradients sums{wanted[0] ? Backend::new_sum(input) : none(input), like(offsets), like(weights)};
     Backend::backward(s, grid, grad_output, input, offsets, weights, sums);
     const auto as = [](const Tensor& sum, bool is_wanted, const Tensor& tensor) {
-      return is_wanted ? torch::stable::to(sum, tensor.scalar_type()) : none(tensor);
+      return is_wanted ? as_type(sum, tensor.scalar_type()) : none(tensor);
     };
     return {as(sums.input, wanted[0], input), as(sums.offset, wanted[1], offset),
             as(sums.weight, wanted[2], weight)};
@@ -103,8 +103,7 @@ struct DeformAttnOps {
         output_mask[1] ? torch::stable::new_zeros(fields, sizes_of(fields)) : none(fields);
     const Tensor of_input = output_mask[0] ? Backend::new_sum(input) : none(input);
     Backend::backward(s.sizes, s.grid, grad_output, input, fields, fields, {of_input, of_fields, of_fields});
-    return {torch::stable::to(of_input, input.scalar_type()),
-            torch::stable::to(of_fields, offset_mask.scalar_type())};
+    return {as_type(of_input, input.scalar_type()), as_type(of_fields, offset_mask.scalar_type())};
   }
 
   static Tensor ms_deform_attn(const Tensor& value, const Tensor& spatial_shapes,

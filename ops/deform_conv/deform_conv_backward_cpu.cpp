@@ -229,11 +229,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> deform_conv_backward_cpu(
   check_map(s, input.scalar_type());
   const ScalarType type = accumulate_type(input.scalar_type());
   const bool is_double = type == ScalarType::Double;
-  const Tensor wide_grad = torch::stable::to(grad_output, type);
+  const Tensor wide_grad = as_type(grad_output, type);
   const auto run = is_double ? backward<double> : backward<float>;
-  const DeformConvGradients sums =
-      run(s, wide_grad, torch::stable::to(input, type), contiguous_as(weight, type),
-          contiguous_as(offset, type), contiguous_as(mask, type), output_mask);
+  const DeformConvGradients sums = run(s, wide_grad, as_type(input, type), contiguous_as(weight, type),
+                                       contiguous_as(offset, type), contiguous_as(mask, type), output_mask);
   Tensor grad_bias = torch::stable::new_empty(wide_grad, {0});
   if (output_mask[4]) grad_bias = (is_double ? bias_gradient<double> : bias_gradient<float>)(s, wide_grad);
   return {to_type_of(input, sums.input), to_type_of(weight, sums.weight), to_type_of(offset, sums.offset),

@@ -48,11 +48,19 @@ void run_tiles(const DeformConvForwardParams<T, S>& p) {
   });
 }
 
-// S is the type of input, weight and output; T is the type of offset, mask and bias.
+// A packed weight that is kept between calls is a tensor of these sizes. Its first size, the limit on the channels of a
+// block, determines with the shapes how the channels are divided.
+inline std::vector<int64_t> kept_sizes(int64_t most_channels, int64_t packed_size) {
+  return {most_channels, ceil_div(packed_size, most_channels)};
+}
+
+// S is the type of input, packed weight and output; T is the type of offset, mask and bias. `kept`, if not null, is the
+// packed weight of an earlier call with the same weight and shapes of offset and mask, or any other tensor, which is
+// replaced.
 template <typename T, typename S>
 Tensor forward(const DeformConvShapes& s, const Tensor& input, const Tensor& weight,
                const std::optional<Tensor>& offset, const std::optional<Tensor>& mask,
-               const std::optional<Tensor>& bias) {
+               const std::optional<Tensor>& bias, Tensor* kept) {
   const DeformConvForward<T, S>& kernels = forward_kernels<T, S>();
   const Map map = as_map(input);
   Tensor output = map.channels_last ? new_channels_last(input, output_sizes(s))
@@ -61,20 +69,30 @@ Tensor forward(const DeformConvShapes& s, const Tensor& input, const Tensor& wei
 
   // All channels in one pass if the output is narrower than the sums: between passes, it would round partial sums.
   const bool one_pass = map.channels_last || !std::is_same_v<S, T>;
-  ChannelBlocking blocking(s, block_channels<T, S>(s, one_pass), kernels.panel);
+  const int64_t most_channels = block_channels<T, S>(s, one_pass);
+  ChannelBlocking blocking(s, most_channels, kernels.panel);
   const int64_t columns = round_up(s.out_channels / s.groups, kernels.panel);
   const int64_t packed_size = blocking.place_weights([&](const ChannelBlock&) { return columns; });
-  const Buffer<S> packed = pack_weight<S>(s, blocking, packed_size, weight, kernels.pack);
+  const ScalarType type = std::is_same_v<S, T> ? accumulate_type(weight.scalar_type()) : weight.scalar_type();
+  Buffer<S> packed;
+  if (!kept || kept->scalar_type() != type || sizes_of(*kept) != kept_sizes(most_channels, packed_size)) {
+    packed = pack_weight<S>(s, blocking, packed_size, contiguous_as(weight, type), kernels.pack);
+    if (kept) {
+      *kept = torch::stable::new_empty(weight, kept_sizes(most_channels, packed_size), type);
+      std::copy_n(packed.data(), packed_size, static_cast<S*>(kept->mutable_data_ptr()));
+    }
+  }
 
   DeformConvForwardParams<T, S> p{};
   p.shape = s, p.tile = blocking.tile(), p.blocks.data = blocking.blocks.data();
-  p.weight = packed.data(), p.bias = data_or_null<T>(bias);
+  p.weight = packed.size() ? packed.data() : static_cast<const S*>(kept->const_data_ptr());
+  p.bias = data_or_null<T>(bias);
   p.output.channels_last = map.channels_last;
   const OffsetMask<const T> offset_mask{data_or_null<T>(offset), data_or_null<T>(mask)};
   const int64_t image_bytes = s.in_pixels * int64_t(sizeof(S)), image_size = s.channels * s.in_pixels;
   const int64_t chunk = images_at_a_time(s, s.channels * image_bytes);
   // The packed weight and the copies share one memory limit.
-  const int64_t staging = std::max(kStagingBytes - packed.size() * int64_t(sizeof(S)), kLeastStagingBytes);
+  const int64_t staging = std::max(kStagingBytes - packed_size * int64_t(sizeof(S)), kLeastStagingBytes);
   Buffer<S> staged;
   for (int64_t first = 0; first < s.batch; first += chunk) {
     const S* const images = static_cast<const S*>(map.tensor.const_data_ptr()) + first * image_size;
@@ -94,11 +112,11 @@ Tensor forward(const DeformConvShapes& s, const Tensor& input, const Tensor& wei
   return output;
 }
 
-Tensor deform_conv_cpu(const Tensor& input, const Tensor& weight, std::optional<Tensor> offset,
-                       std::optional<Tensor> mask, std::optional<Tensor> bias,
-                       const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
-                       const std::vector<int64_t>& dilation, int64_t groups,
-                       std::optional<int64_t> im2col_step) {
+Tensor run(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& offset,
+           const std::optional<Tensor>& mask, const std::optional<Tensor>& bias,
+           const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+           const std::vector<int64_t>& dilation, int64_t groups, std::optional<int64_t> im2col_step,
+           Tensor* kept) {
   const DeformConvShapes s =
       check_deform_conv(input, weight, offset, mask, bias, stride, padding, dilation, groups, im2col_step);
   check_map(s, input.scalar_type());
@@ -106,15 +124,35 @@ Tensor deform_conv_cpu(const Tensor& input, const Tensor& weight, std::optional<
   const auto wide_offset = contiguous_as(offset, type), wide_mask = contiguous_as(mask, type),
              wide_bias = contiguous_as(bias, type);
   if (input.scalar_type() == ScalarType::BFloat16 && forward_kernels<float, BFloat16Bits>().run)
-    return forward<float, BFloat16Bits>(s, input, torch::stable::contiguous(weight), wide_offset, wide_mask,
-                                        wide_bias);
+    return forward<float, BFloat16Bits>(s, input, weight, wide_offset, wide_mask, wide_bias, kept);
   const auto run = type == ScalarType::Double ? forward<double, double> : forward<float, float>;
+  const Tensor output = run(s, as_type(input, type), weight, wide_offset, wide_mask, wide_bias, kept);
+  return as_type(output, input.scalar_type());
+}
+
+Tensor deform_conv_cpu(const Tensor& input, const Tensor& weight, std::optional<Tensor> offset,
+                       std::optional<Tensor> mask, std::optional<Tensor> bias,
+                       const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+                       const std::vector<int64_t>& dilation, int64_t groups,
+                       std::optional<int64_t> im2col_step) {
+  return run(input, weight, offset, mask, bias, stride, padding, dilation, groups, im2col_step, nullptr);
+}
+
+std::tuple<Tensor, Tensor> deform_conv_kept_cpu(
+    const Tensor& input, const Tensor& weight, std::optional<Tensor> offset, std::optional<Tensor> mask,
+    std::optional<Tensor> bias, const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+    const std::vector<int64_t>& dilation, int64_t groups, std::optional<int64_t> im2col_step,
+    std::optional<Tensor> packed) {
+  Tensor kept = packed ? *packed : torch::stable::new_empty(weight, {0});
   const Tensor output =
-      run(s, torch::stable::to(input, type), contiguous_as(weight, type), wide_offset, wide_mask, wide_bias);
-  return torch::stable::to(output, input.scalar_type());
+      run(input, weight, offset, mask, bias, stride, padding, dilation, groups, im2col_step, &kept);
+  return {output, kept};
 }
 
 }  // namespace
 }  // namespace dcnzoo
 
-STABLE_TORCH_LIBRARY_IMPL(dcnzoo, CPU, m) { m.impl("deform_conv", TORCH_BOX(&dcnzoo::deform_conv_cpu)); }
+STABLE_TORCH_LIBRARY_IMPL(dcnzoo, CPU, m) {
+  m.impl("deform_conv", TORCH_BOX(&dcnzoo::deform_conv_cpu));
+  m.impl("_deform_conv_kept", TORCH_BOX(&dcnzoo::deform_conv_kept_cpu));
+}

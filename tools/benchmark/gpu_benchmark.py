@@ -47,7 +47,8 @@ def attention_cases() -> list[tuple[str, object]]:
     """DCNv3 and DCNv4 of InternImage at 800×1280, and Deformable DETR's attention, at batch 2."""
     found = []
     for family in ("dcnv4", "dcnv3", "ms_deform_attn"):
-        cases = [c for c in KNOWN[family].CASES if "224" not in c.group]
+        groups = ("InternImage-T, 800×1280", "FlashInternImage-T, 800×1280", "Deformable DETR")
+        cases = [c for c in KNOWN[family].CASES if c.group in groups]
         found += [(family, dataclasses.replace(case, batch=2)) for case in cases]
     return found
 

@@ -13,7 +13,6 @@ import argparse
 import math
 from dataclasses import dataclass
 
-from families.ms_deform_attn import CHANNELS, HEADS, POINTS
 from sections import replace_section
 
 # Measured on an H100 80 GB: bytes/s of a copy, read and written; flop/s of a bfloat16 product of 8192 × 8192.
@@ -83,8 +82,8 @@ class Sizes:
     def of_attention(cls, case) -> Sizes:
         """dcnv3, dcnv4 (9 taps) or ms_deform_attn: an offset and a weight for all channels of a group."""
         if hasattr(case, "queries"):
-            groups, channels, pixels = HEADS, CHANNELS, case.pixels
-            points = case.batch * case.queries * groups * len(case.levels) * POINTS
+            groups, channels, pixels = case.heads, case.channels, case.pixels
+            points = case.batch * case.queries * groups * len(case.levels) * case.points
         else:
             groups, channels, pixels = case.groups, case.channels // case.groups, math.prod(case.size)
             points = case.batch * pixels * groups * 9

@@ -63,6 +63,11 @@ def _onnxruntime() -> str:
     return found
 
 
+def _package(name: str) -> str:
+    _import(name)
+    return version(name)
+
+
 def _with_operators(name: str) -> str:
     _import(name)
     if not hasattr(getattr(torch.ops, name), "deform_conv2d"):
@@ -83,6 +88,7 @@ RIVALS = {
         "its wheels (1.1.0) are for torch 2.7, on which dcnzoo does not run; "
         "build it from https://github.com/inspiros/tvdcn against the torch in use",
     ),
+    "torch-ms-deform-attn": Rival(partial(_package, "torch_ms_deform_attn"), PEERS),
     "reference": Rival(lambda: "plain PyTorch", ""),
 }
 

@@ -1,4 +1,8 @@
-"""DCNv3 without its projections, on InternImage's shapes: classification at 224 px, detection at 800×1280."""
+"""DCNv3 without its projections.
+
+Shapes: InternImage's classification at 224 px and detection at 800×1280, and those of the operator benchmark
+in the DCNv4 paper (Xiong et al. 2024; at 224 px with one image instead of 64).
+"""
 
 from __future__ import annotations
 
@@ -73,6 +77,12 @@ def _cases() -> list[Case]:
     for batch in (8, 64):
         name, group = f"224px-1-n{batch}", "InternImage-T, 224 px"
         cases.append(Case(name, group, batch, 64, (56, 56), optional=batch > 8))
+    for width, channels in ((56, 128), (28, 256), (14, 512), (7, 1024), (14, 768)):
+        name = f"paper-{width}-{channels}"
+        cases.append(Case(name, "DCNv4 paper, 224 px", 1, channels, (width, width)))
+    for height, width, channels in ((200, 320, 128), (100, 160, 256), (50, 80, 512), (64, 64, 768)):
+        name = f"paper-{height}-{channels}"
+        cases.append(Case(name, "DCNv4 paper, high resolution", 1, channels, (height, width)))
     return sorted(cases, key=lambda case: (case.group, case.batch))
 
 

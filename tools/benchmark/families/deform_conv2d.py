@@ -40,6 +40,9 @@ def _cases() -> list[Case]:
     ]
     for step in (1, 8, 64):
         cases.append(Case(f"many-step{step}", "many small images", 64, 32, (16, 16), im2col_step=step))
+    # maps so small that the overhead of a call and the packing of the weight count
+    for channels in (64, 512):
+        cases.append(Case(f"tiny-{channels}", "tiny maps", 1, channels, (8, 8)))
     # with v1, for which mmcv's operator has an im2col_step, too
     cases.append(Case("many-v1-step64", "many small images", 64, 32, (16, 16), op="v1", im2col_step=64))
     return [replace(case, main=case.group in ("ResNet-50", "FPN")) for case in cases]

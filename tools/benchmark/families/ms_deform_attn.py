@@ -1,4 +1,8 @@
-"""Multi-scale deformable attention of Deformable DETR at 800×1344; queries: all pixels, or 300 objects."""
+"""Multi-scale deformable attention.
+
+Deformable DETR at 800×1344, whose queries are all pixels or 300 objects, and RF-DETR's decoder: 300 objects,
+and the 1300 and 22100 queries (detection, key points) that its pull request 1385 measures.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,6 @@ from torch import Tensor
 from . import OURS, Call, Unsupported, leaves
 
 FLOORS = ()
-HEADS, CHANNELS, POINTS = 8, 32, 4
 LEVELS = ((100, 168), (50, 84), (25, 42), (13, 21))
 OFFSET_STD = 2.0  # pixels of the level
 
@@ -23,6 +26,9 @@ class Case:
     group: str
     queries: int
     levels: tuple[tuple[int, int], ...] = LEVELS
+    heads: int = 8
+    channels: int = 32  # of a head
+    points: int = 4
     batch: int = 1
     op: str = "attention"
     main: bool = False
@@ -34,11 +40,12 @@ class Case:
 
     @property
     def out_shape(self) -> tuple[int, ...]:
-        return (self.batch, self.queries, HEADS * CHANNELS)
+        return (self.batch, self.queries, self.heads * self.channels)
 
     @property
     def shape(self) -> str:
-        return f"{self.queries} queries of {self.batch}×{self.pixels}×{HEADS}×{CHANNELS}, {POINTS} points"
+        maps = f"{self.batch}×{self.pixels}×{self.heads}×{self.channels}"
+        return f"{self.queries} queries of {maps}, {self.points} points"
 
     def small(self) -> Case:
         return replace(self, queries=5, levels=((4, 6), (2, 3)))
@@ -52,14 +59,14 @@ class Case:
         def normal(*shape: int) -> Tensor:
             return torch.randn(self.batch, *shape, generator=generator)
 
-        points = (self.queries, HEADS, len(self.levels), POINTS)
+        points = (self.queries, self.heads, len(self.levels), self.points)
         # neighbouring queries sample neighbouring positions, row by row
         steps = round(self.queries**0.5) + 1
         place = torch.cartesian_prod(*[torch.linspace(0, 1, steps)] * 2)[: self.queries].flip(1)
         extent = torch.tensor(self.levels).flip(1)
         locations = place.view(-1, 1, 1, 1, 2) + normal(*points, 2) * OFFSET_STD / extent.view(-1, 1, 2)
         tensors = {
-            "value": normal(self.pixels, HEADS, CHANNELS),
+            "value": normal(self.pixels, self.heads, self.channels),
             "locations": locations,
             "weights": normal(*points).flatten(3).softmax(-1).view(self.batch, *points),
         }
@@ -72,6 +79,10 @@ class Case:
 
 
 CASES = [Case("encoder", "Deformable DETR", Case("", "", 0).pixels), Case("decoder", "Deformable DETR", 300)]
+CASES += [
+    Case(f"rf-detr-{queries}", "RF-DETR", queries, ((48, 48),), heads=16, channels=16, points=2)
+    for queries in (300, 1300, 22100)
+]
 
 
 def _dcnzoo(case: Case, t: dict, threads: int) -> Call:
@@ -91,6 +102,13 @@ def _mmcv(case: Case, t: dict, threads: int) -> Call:
     return Call(lambda: apply(value, t["sizes"], t["starts"], locations, weights, 64), given)
 
 
+def _package(case: Case, t: dict, threads: int) -> Call:
+    from torch_ms_deform_attn import ms_deform_attn
+
+    value, locations, weights = given = leaves(t["value"], t["locations"], t["weights"])
+    return Call(lambda: ms_deform_attn(value, t["sizes"], t["starts"], locations, weights), given)
+
+
 def _grid_sample(case: Case, t: dict, threads: int) -> Call:
     """The implementation of Deformable DETR and mmcv for the CPU."""
     value, locations, weights = given = leaves(t["value"], t["locations"], t["weights"])
@@ -101,14 +119,19 @@ def _grid_sample(case: Case, t: dict, threads: int) -> Call:
         samples = []
         levels = zip(value.split([h * w for h, w in case.levels], dim=1), case.levels, strict=True)
         for level, (pixels, (height, width)) in enumerate(levels):
-            maps = pixels.flatten(2).transpose(1, 2).reshape(case.batch * HEADS, CHANNELS, height, width)
+            maps = pixels.flatten(2).transpose(1, 2).reshape(-1, case.channels, height, width)
             at = (2 * locations[:, :, :, level] - 1).transpose(1, 2).flatten(0, 1)
             samples.append(F.grid_sample(maps, at, align_corners=False))
-        factors = weights.transpose(1, 2).reshape(case.batch * HEADS, 1, case.queries, -1)
+        factors = weights.transpose(1, 2).reshape(case.batch * case.heads, 1, case.queries, -1)
         out = (torch.stack(samples, dim=-2).flatten(-2) * factors).sum(-1)
-        return out.view(case.batch, HEADS * CHANNELS, case.queries).transpose(1, 2).contiguous()
+        return out.view(case.batch, -1, case.queries).transpose(1, 2).contiguous()
 
     return Call(forward, given)
 
 
-CONTESTANTS = {OURS: _dcnzoo, "mmcv": _mmcv, "reference grid_sample": _grid_sample}
+CONTESTANTS = {
+    OURS: _dcnzoo,
+    "mmcv": _mmcv,
+    "torch-ms-deform-attn": _package,
+    "reference grid_sample": _grid_sample,
+}
