@@ -21,6 +21,7 @@ void sample(const Params<T, S>& p, const ChannelBlock& block, const Rows<T, Rank
             const SamplingTable<T, Rank, false>& table, S* columns) {
   constexpr int corners = kCorners<Rank>;
   const int64_t stride = panel_stride<S>(p.tile);
+  const ChannelRange channels{block.count, 0, block.count};
   for (int64_t r = 0; r < rows.count; ++r) {
     const S* map = p.input.data + rows.map[r] + block.first - p.input.first_channel;
     for (int64_t tap = 0; tap < p.shape.taps; ++tap) {
@@ -33,7 +34,7 @@ void sample(const Params<T, S>& p, const ChannelBlock& block, const Rows<T, Rank
           from[corner] = map + int64_t(table.index[at]) * p.input.channels;
           weight[corner] = table.weight[at];
         }
-        each_column<T>(tap, block.count, r, stride, [&](auto zero, int64_t c, int64_t at) {
+        each_column<T>(tap, channels, r, stride, [&](auto zero, int64_t c, int64_t at) {
           using Value = decltype(zero);
           Value value = weight[0] * load_lanes<Value>(from[0] + c);
           for (int corner = 1; corner < corners; ++corner)
@@ -49,7 +50,7 @@ void sample(const Params<T, S>& p, const ChannelBlock& block, const Rows<T, Rank
           from[i] = map + inside.index[i] * p.input.channels;
           weight[i] = table.weight[first + inside.corner[i] * rows.stride];
         }
-        each_column<T>(tap, block.count, r, stride, [&](auto value, int64_t c, int64_t at) {
+        each_column<T>(tap, channels, r, stride, [&](auto value, int64_t c, int64_t at) {
           for (int i = 0; i < inside.count; ++i)
             value += weight[i] * load_lanes<decltype(value)>(from[i] + c);
           store_lanes(columns + at, value * rest);
@@ -161,11 +162,14 @@ void forward_of(const Params<T, S>& p, int64_t index, char* scratch) {
     sample<T, S, Rank>(p, block, tile.rows, tile.table, tile.columns);
     if (i == p.blocks.begin && !block.opens_group) load_group<T, S, Rank>(p, block, tile.rows, tile.result);
     if (p.shape.is_depthwise()) {
-      const DepthwiseTile depthwise{p.shape.taps, block.count, tile.rows.count, panel_stride<S>(p.tile),
+      const DepthwiseTile depthwise{p.shape.taps,
+                                    {block.count, 0, block.count},
+                                    tile.rows.count,
+                                    panel_stride<S>(p.tile),
                                     p.tile.outputs};
       depthwise_forward<T, S>(depthwise, tile.columns, p.weight + block.weight_at, tile.result);
     } else {
-      zero_padding_columns(p.tile, p.shape.taps, block, tile.columns);
+      zero_padding_columns(p.tile, p.shape.taps, block, tile.rows.count, tile.columns);
       multiply_groups<T, S>(p, block, tile.rows.count, tile.columns, tile.result);
     }
     if (i + 1 == p.blocks.end || block.closes_group)
