@@ -181,6 +181,7 @@ SHARED = [
     make("one axis", **LARGE | dict(size=(2900,), kernel=(3,))),
     make("three axes", **LARGE | dict(size=(11, 13, 12), kernel=(2, 3, 1))),
     make("empty batch", **LARGE | dict(batch=0)),
+    make("few pixels, many outputs", batch=1, channels=16, out_channels=520, size=(11, 9), offset_groups=2),
 ]
 
 

@@ -64,12 +64,15 @@ void zero(T* data, int64_t size) {
 // The result of a task must not depend on the thread that runs it.
 //
 // For tools/benchmark/scaling.py: if the environment variable DCNZOO_TASK_LOG names a file, a queue whose tasks have
-// timers appends a line to it, with the CPU time of each task in microseconds.
+// timers appends a line to it: `streamed`, the bytes of weights, columns and gradients that the largest task reads, and
+// the CPU time of each task in microseconds.
 class TaskQueue {
  public:
-  explicit TaskQueue(int64_t tasks) : tasks_(tasks), times_(log() ? tasks : 0) {}
+  TaskQueue(int64_t tasks, int64_t streamed)
+      : tasks_(tasks), streamed_(streamed), times_(log() ? tasks : 0) {}
   ~TaskQueue() {
     if (times_.empty()) return;
+    std::fprintf(log(), "%lld ", static_cast<long long>(streamed_));
     for (const double time : times_) std::fprintf(log(), "%.1f ", time);
     std::fputc('\n', log());
     std::fflush(log());
@@ -109,23 +112,23 @@ class TaskQueue {
     static std::FILE* const file = path ? std::fopen(path, "a") : nullptr;
     return file;
   }
-  const int64_t tasks_;
+  const int64_t tasks_, streamed_;
   std::atomic<int64_t> next_{0};
   std::vector<double> times_;
 };
 
 template <typename Run>
 struct Tasks {
-  int64_t count;
+  int64_t count, streamed;  // streamed: see TaskQueue
   Run run;
 };
 template <typename Run>
-Tasks(int64_t, Run) -> Tasks<Run>;
+Tasks(int64_t, int64_t, Run) -> Tasks<Run>;
 
 // Runs all tasks, of all kinds, in parallel; they start in this order.
 template <typename... Run>
 void run_tasks(const Tasks<Run>&... kinds) {
-  TaskQueue queue((kinds.count + ...));
+  TaskQueue queue((kinds.count + ...), std::max({int64_t(0), kinds.streamed...}));
   queue.run([&] {
     for (int64_t task; queue.take(task);) {
       const TaskQueue::Timer timer(queue, task);

@@ -87,7 +87,7 @@ void forward(const DeformAttnShapes& s, const Grid& grid, const Tensor& input, c
   p.output = output.mutable_data_ptr<T>();
   const int64_t rows = std::max<int64_t>(kTaskPoints / std::max<int64_t>(s.groups * s.points, 1), 1);
   const int64_t tasks = ceil_div(s.queries, rows);
-  TaskQueue queue(s.batch * tasks);
+  TaskQueue queue(s.batch * tasks, 0);
   queue.run([&] {
     T* const plan = thread_scratch<T>(8 * whole_vectors(s.points));
     for (int64_t task; queue.take(task);) {
@@ -110,7 +110,7 @@ void backward(const DeformAttnShapes& s, const Grid& grid, const Tensor& grad_ou
   p.grad_input = memory(gradients.input);
   p.grad_offset = memory(gradients.offset), p.grad_weight = memory(gradients.weight);
   if (!p.grad_input && !p.grad_offset) return;
-  TaskQueue queue(s.batch * s.groups);
+  TaskQueue queue(s.batch * s.groups, 0);
   const int64_t half = ceil_div(s.groups, 2);
   queue.run([&] {
     const Buffer<T> scratch((2 * s.pixels + 1) * whole_vectors(s.channels));

@@ -157,13 +157,20 @@ int64_t panels_of(const ChannelBlock& block) {
   return block.depth / forward_kernels<T, T>().panel;
 }
 
+// Of a block, packed
+template <typename T>
+int64_t weight_bytes(const DeformConvBackwardParams<T>& p) {
+  return p.tile.depth * p.blocks.data->panel_outputs * int64_t(sizeof(T));
+}
+
 // Computes the gradients of p's images for p's blocks, except for shared points. A task is a block of a part.
 template <typename T>
 void run_blocks(const DeformConvBackwardParams<T>& p, const BackwardWork<T>& work, bool staged) {
   const DeformConvBackward<T>& kernels = backward_kernels<T>();
   const int64_t bytes = kernels.tile_bytes(p), blocks = p.blocks.end - p.blocks.begin;
   const int64_t part_images = ceil_div(p.images, work.parts);
-  TaskQueue queue(ceil_div(p.images, part_images) * blocks);
+  const int64_t tiles = ceil_div(part_images * p.shape.out_pixels, p.tile.rows);
+  TaskQueue queue(ceil_div(p.images, part_images) * blocks, tiles * 2 * weight_bytes<T>(p));
   queue.run([&] {
     char* const memory = thread_scratch<char>(bytes);
     StagedBlock<T> stage;
@@ -211,7 +218,7 @@ void run_shared_blocks(const DeformConvBackwardParams<T>& p, int64_t begin, int6
   const Buffer<char> memory(some_tiles * blocks * bytes);
 
   const int64_t pieces = stages[0].pieces();
-  run_tasks(Tasks{blocks * pieces, [&](int64_t task) { stages[task / pieces].load(p, task % pieces); }});
+  run_tasks(Tasks{blocks * pieces, 0, [&](int64_t task) { stages[task / pieces].load(p, task % pieces); }});
   for (int64_t first = 0; first < tiles; first += some_tiles) {
     const int64_t count = std::min(some_tiles, tiles - first);
     const auto tile_of = [&](int64_t b, int64_t t) {
@@ -230,7 +237,7 @@ void run_shared_blocks(const DeformConvBackwardParams<T>& p, int64_t begin, int6
       const BackwardTile tile = tile_of(b, task / row_parts % count);
       if (from < tile.rows) kernels.run(mine[b], tile, from, std::min(from + rows, tile.rows));
     };
-    run_tasks(Tasks{blocks * count * row_parts, run_rows});
+    run_tasks(Tasks{blocks * count * row_parts, weight_bytes<T>(p), run_rows});
 
     // Then, for all tiles, some channels of the input's gradient or a part of the weight's per task. The part's outputs
     // fit the L1 cache with a panel.
@@ -258,11 +265,14 @@ void run_shared_blocks(const DeformConvBackwardParams<T>& p, int64_t begin, int6
       for (int64_t t = 0; t < count && part.output_begin < part.output_end; ++t)
         kernels.add_weight_gradient(mine[b], tile_of(b, t), part);
     };
-    run_tasks(Tasks{p.grad_input ? blocks * channel_parts : 0, add_input},
-              Tasks{p.grad_weight ? blocks * panel_parts * output_parts : 0, add_weight});
+    const int64_t row_bytes = count * p.tile.rows * int64_t(sizeof(T));
+    run_tasks(
+        Tasks{p.grad_input ? blocks * channel_parts : 0, row_bytes * p.shape.taps * part_channels, add_input},
+        Tasks{p.grad_weight ? blocks * panel_parts * output_parts : 0,
+              row_bytes * (part_panels * 2 * lanes + part_outputs), add_weight});
   }
   const auto store = [&](int64_t task) { stages[task / pieces].store_gradient(p, task % pieces); };
-  run_tasks(Tasks{p.grad_input ? blocks * pieces : 0, store});
+  run_tasks(Tasks{p.grad_input ? blocks * pieces : 0, 0, store});
 }
 
 DeformConvGradients new_gradients(const Map& input, const Tensor& weight, const std::optional<Tensor>& offset,
@@ -332,8 +342,8 @@ DeformConvGradients backward(const DeformConvShapes& s, const Tensor& grad_outpu
         run_blocks(p, work, !map.channels_last);
       }
       const int64_t channels = work.shares ? s.taps * (s.rank + 1) : 0;
-      parallel_each(p.images * channels,
-                    [&](int64_t i) { kernels.sum_offset_mask(p, i / channels, i % channels); });
+      const auto sum = [&](int64_t i) { kernels.sum_offset_mask(p, i / channels, i % channels); };
+      run_tasks(Tasks{p.images * channels, 0, sum});
     }
   }
   if (wanted[1]) {

@@ -86,6 +86,8 @@ struct DeformConvForwardParams : DeformConvParams<T, S> {
   const S* weight;  // packed
   const T* bias;    // [out_channels], or null
   OutputMaps<S> output;
+  int64_t
+      output_parts;  // a tile is computed once for each part of the outputs; 1 if there are several groups
 };
 
 template <typename T>
@@ -118,8 +120,8 @@ struct DeformConvForward {
   int64_t panel;                                                   // columns of a GEMM panel
   int64_t (*scratch_bytes)(const DeformConvForwardParams<T, S>&);  // per thread
   void (*pack)(const DeformConvShapes&, const ChannelBlock&, const Piece&, const S* weight, S* packed);
-  // Computes a tile of the output.
-  void (*run)(const DeformConvForwardParams<T, S>&, int64_t tile, char* scratch);
+  // Computes part `index % output_parts` of tile `index / output_parts`.
+  void (*run)(const DeformConvForwardParams<T, S>&, int64_t index, char* scratch);
   // [rows][columns] -> [columns][rows]
   void (*transpose)(const S* from, int64_t from_stride, S* to, int64_t to_stride, int64_t rows,
                     int64_t columns);
