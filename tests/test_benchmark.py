@@ -83,3 +83,12 @@ def test_cases_of_other_ranks_are_run_by_every_contestant():
             assert module.FLOORS[0] == floor
             torch.testing.assert_close(outputs["dcnzoo"], outputs["reference"], rtol=1e-4, atol=1e-4)
             assert measure.disagreement(outputs[floor], outputs["dcnzoo"]) > 0.1
+
+
+@pytest.mark.parametrize(
+    ("times", "cores", "end"), [([1, 1, 1, 1], 2, 2), ([3, 1, 1, 1], 2, 3), ([1, 1, 3], 2, 4), ([2], 8, 2)]
+)
+def test_list_scheduling(times, cores, end):
+    import scaling
+
+    assert scaling.makespan(times, cores) == end

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from dcnzoo.ops import reference as oracle
 from .op_cases import deform_conv as conv
 from .op_cases import deform_conv_transpose as transpose
 from .op_cases.deform_conv import make
-from .test_ops import assert_same
+from .test_ops import assert_same, gradients
 
 both = pytest.mark.parametrize(
     ("function", "cases"),
@@ -163,6 +164,51 @@ def test_map_that_is_staged_in_several_passes(groups):
     sample = make("large", groups=groups, offset_groups=2, mask_groups=1, **size)
     assert sample.tensors[0].nbytes > 16 << 20
     assert_same(conv, sample, sample, 1e-10)
+
+
+# Large enough that several threads work on one block of channels of one image.
+LARGE = dict(batch=1, channels=64, out_channels=40, size=(40, 36))
+SHARED = [
+    make("asymmetric", **LARGE | dict(size=(80, 37)), stride=(2, 1), padding=(1, 2), dilation=(1, 2)),
+    make("two images", **LARGE | dict(batch=2, size=(37, 39))),
+    make("no mask", **LARGE, mask_groups=None),
+    make("mask alone", **LARGE, offset_groups=None, padding=2),
+    make("groups differ", **LARGE | dict(channels=96), groups=2, offset_groups=3, mask_groups=4),
+    make("narrow groups", **LARGE, groups=8),
+    make("one to one", **LARGE | dict(out_channels=64), groups=64),
+    make("no whole vectors", **LARGE | dict(channels=66, out_channels=129)),
+    make("far outside", **LARGE, spread=20.0),
+    make("one axis", **LARGE | dict(size=(2900,), kernel=(3,))),
+    make("three axes", **LARGE | dict(size=(11, 13, 12), kernel=(2, 3, 1))),
+    make("empty batch", **LARGE | dict(batch=0)),
+    make("few pixels, many outputs", batch=1, channels=16, out_channels=520, size=(11, 9), offset_groups=2),
+]
+
+
+@pytest.fixture
+def set_threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels last"])
+@pytest.mark.parametrize("sample", SHARED, ids=lambda sample: sample.name)
+def test_threads_that_share_blocks(sample, channels_last, set_threads):
+    if channels_last and sample.tensors[0].dim() == 4:
+        input, *rest = sample.tensors
+        sample = replace(sample, tensors=(input.contiguous(memory_format=torch.channels_last), *rest))
+    set_threads(16)
+    assert_same(conv, sample, sample, 1e-10)
+    sample = sample.to(torch.float32)
+    set_threads(1)
+    output = conv.call(sample)
+    grad = torch.linspace(-1, 1, output.numel()).view(output.shape)
+    expected = [output, *gradients(conv.call, sample, grad)]
+    for threads in (2, 3, 7, 16, 64):
+        set_threads(threads)
+        results = [conv.call(sample), *gradients(conv.call, sample, grad)]
+        assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True)), threads
 
 
 @both

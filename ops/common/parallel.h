@@ -5,13 +5,17 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <atomic>
+#include <cstdio>
 #include <cstdlib>
+#include <ctime>
 #include <new>
+#include <vector>
 #ifdef DCNZOO_STD_THREADS
 #include <thread>
-#include <vector>
 #endif
 
 #include "integers.h"
@@ -58,9 +62,22 @@ void zero(T* data, int64_t size) {
 
 // Dynamic scheduling: if another program occupies a core, the other threads take over its tasks.
 // The result of a task must not depend on the thread that runs it.
+//
+// For tools/benchmark/scaling.py: if the environment variable DCNZOO_TASK_LOG names a file, a queue whose tasks have
+// timers appends a line to it: `streamed`, the bytes of weights, columns and gradients that the largest task reads, and
+// the CPU time of each task in microseconds.
 class TaskQueue {
  public:
-  explicit TaskQueue(int64_t tasks) : tasks_(tasks) {}
+  TaskQueue(int64_t tasks, int64_t streamed)
+      : tasks_(tasks), streamed_(streamed), times_(log() ? tasks : 0) {}
+  ~TaskQueue() {
+    if (times_.empty()) return;
+    std::fprintf(log(), "%lld ", static_cast<long long>(streamed_));
+    for (const double time : times_) std::fprintf(log(), "%.1f ", time);
+    std::fputc('\n', log());
+    std::fflush(log());
+  }
+
   bool take(int64_t& task) { return (task = next_.fetch_add(1, std::memory_order_relaxed)) < tasks_; }
 
   // Calls worker() once per thread; a worker takes tasks until none are left.
@@ -70,10 +87,58 @@ class TaskQueue {
     parallel_for(threads, 1, [&](int64_t, int64_t) { worker(); });
   }
 
+  // Measures a task if there is a log.
+  class Timer {
+   public:
+    Timer(TaskQueue& queue, int64_t task) : time_(queue.times_.empty() ? nullptr : &queue.times_[task]) {
+      if (time_) *time_ = -now();
+    }
+    ~Timer() {
+      if (time_) *time_ += now();
+    }
+
+   private:
+    static double now() {
+      timespec time;
+      clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+      return double(time.tv_sec) * 1e6 + double(time.tv_nsec) * 1e-3;
+    }
+    double* const time_;
+  };
+
  private:
-  const int64_t tasks_;
+  static std::FILE* log() {
+    static const char* const path = std::getenv("DCNZOO_TASK_LOG");
+    static std::FILE* const file = path ? std::fopen(path, "a") : nullptr;
+    return file;
+  }
+  const int64_t tasks_, streamed_;
   std::atomic<int64_t> next_{0};
+  std::vector<double> times_;
 };
+
+template <typename Run>
+struct Tasks {
+  int64_t count, streamed;  // streamed: see TaskQueue
+  Run run;
+};
+template <typename Run>
+Tasks(int64_t, int64_t, Run) -> Tasks<Run>;
+
+// Runs all tasks, of all kinds, in parallel; they start in this order.
+template <typename... Run>
+void run_tasks(const Tasks<Run>&... kinds) {
+  TaskQueue queue((kinds.count + ...), std::max({int64_t(0), kinds.streamed...}));
+  queue.run([&] {
+    for (int64_t task; queue.take(task);) {
+      const TaskQueue::Timer timer(queue, task);
+      (void)((task < kinds.count ? (kinds.run(task), true) : (task -= kinds.count, false)) || ...);
+    }
+  });
+}
+
+// Large buffers are aligned to pages of this size, where the system has them: fewer page faults and TLB misses.
+constexpr int64_t kHugePage = int64_t(2) << 20;
 
 // Uninitialised memory, aligned to a cache line.
 template <typename T>
@@ -82,8 +147,12 @@ class Buffer {
   Buffer() = default;
   explicit Buffer(int64_t size) : size_(size) {
     if (size_ == 0) return;
-    data_ = static_cast<T*>(std::aligned_alloc(64, round_up(size_ * sizeof(T), 64)));
+    const int64_t bytes = size_ * int64_t(sizeof(T)), alignment = bytes < kHugePage ? 64 : kHugePage;
+    data_ = static_cast<T*>(std::aligned_alloc(alignment, round_up(bytes, alignment)));
     if (data_ == nullptr) throw std::bad_alloc();
+#ifdef MADV_HUGEPAGE
+    if (alignment == kHugePage) madvise(data_, round_up(bytes, kHugePage), MADV_HUGEPAGE);
+#endif
   }
   Buffer(Buffer&& other) noexcept { swap(other); }
   Buffer& operator=(Buffer&& other) noexcept {

@@ -15,6 +15,16 @@ namespace dcnzoo {
 constexpr int64_t kStagingBytes = int64_t(13) << 20;
 constexpr int64_t kLeastStagingBytes = int64_t(4) << 20;
 
+// The limits if threads share blocks: on the copies, and on the memory of tiles, which the caches should hold.
+inline int64_t staging_limit(int64_t threads) { return kStagingBytes + (threads << 18); }
+inline int64_t tiles_limit(int64_t threads) {
+  return std::clamp(3 * threads << 18, kLeastStagingBytes, 2 * kStagingBytes);
+}
+
+// Tasks per thread that keep all threads busy, and the samples (of all channels) that are worth more than one thread.
+constexpr int64_t kThreadTasks = 4;
+constexpr int64_t kLeastSamples = int64_t(1) << 19;
+
 // Channels per block: 9 taps · 64 channels · 96 rows of float are 216 KiB, a quarter of a typical L2 cache.
 constexpr int64_t kBlockBytes = 64 * sizeof(float);
 constexpr int64_t kTileRows = 96;

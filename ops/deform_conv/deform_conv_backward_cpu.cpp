@@ -9,45 +9,60 @@ const DeformConvBackward<T>& backward_kernels() {
   return deform_conv_backward_kernels_dispatched().of<T>();
 }
 
-template <typename T>
-void transpose_map(const T* from, T* to, int64_t rows, int64_t columns) {
-  for (int64_t stretch = 0; stretch * kStretch < columns; ++stretch)
-    transpose_stretch<T>(from, to, rows, columns, stretch);
-}
-
-// The memory of a task: a channel block of some images, channels last, and its gradient.
+// Copies of a channel block of images [begin, end), channels last, and of its gradient: [image][pixel][channel].
 template <typename T>
 class StagedBlock {
  public:
-  // Copies the block of images [begin, end) and sets p.input to the copy.
-  void load(DeformConvBackwardParams<T>& p, const ChannelBlock& block, int64_t begin, int64_t end) {
-    const DeformConvShapes& s = p.shape;
-    const int64_t image_size = block.count * s.in_pixels, size = (end - begin) * image_size;
-    const T* const input = p.input.data;
-    p.input = {input, begin, block.first, block.count};
-    if (p.grad_weight || p.grad_offset_mask.offset || p.grad_offset_mask.mask) {
-      if (input_.size() < size) input_ = Buffer<T>(size);
-      for (int64_t image = begin; image < end; ++image)
-        transpose_map(input + (image * s.channels + block.first) * s.in_pixels,
-                      input_.data() + (image - begin) * image_size, block.count, s.in_pixels);
-      p.input.data = input_.data();
-    }
-    if (p.grad_input == nullptr) return;
-    if (gradient_.size() < size) gradient_ = Buffer<T>(size);
-    std::fill_n(gradient_.data(), size, T(0));
-    p.grad_input = gradient_.data();
+  // Allocates the copies, and returns p with the copies as its maps.
+  DeformConvBackwardParams<T> allocate(const DeformConvBackwardParams<T>& p, const ChannelBlock& block,
+                                       int64_t begin, int64_t end) {
+    const int64_t size = (end - begin) * p.shape.in_pixels * block.count;
+    block_ = block, first_image_ = begin, pieces_ = (end - begin) * stretches(p.shape);
+    DeformConvBackwardParams<T> mine = p;
+    mine.input = {p.input.data, begin, block.first, block.count};
+    if (reads_input(p)) mine.input.data = at_least(size, input_);
+    if (p.grad_input) mine.grad_input = at_least(size, gradient_);
+    return mine;
   }
 
-  void store_gradient(const DeformConvBackwardParams<T>& p, const ChannelBlock& block, int64_t begin,
-                      int64_t end) const {
+  int64_t pieces() const { return pieces_; }
+
+  // Copies a piece of the input and clears its gradient.
+  void load(const DeformConvBackwardParams<T>& p, int64_t piece) const {
     const DeformConvShapes& s = p.shape;
-    for (int64_t image = begin; image < end; ++image)
-      transpose_map(gradient_.data() + (image - begin) * block.count * s.in_pixels,
-                    p.grad_input + (image * s.channels + block.first) * s.in_pixels, s.in_pixels,
-                    block.count);
+    const int64_t image = piece / stretches(s), stretch = piece % stretches(s), first = stretch * kStretch;
+    const int64_t to = image * s.in_pixels * block_.count;
+    if (reads_input(p))
+      transpose_stretch<T>(p.input.data + map_at(s, image), input_.data() + to, block_.count, s.in_pixels,
+                           stretch);
+    if (p.grad_input)
+      std::fill_n(gradient_.data() + to + first * block_.count,
+                  std::min(kStretch, s.in_pixels - first) * block_.count, T(0));
+  }
+
+  void store_gradient(const DeformConvBackwardParams<T>& p, int64_t piece) const {
+    const DeformConvShapes& s = p.shape;
+    const int64_t image = piece / stretches(s), first = piece % stretches(s) * kStretch;
+    forward_kernels<T, T>().transpose(gradient_.data() + (image * s.in_pixels + first) * block_.count,
+                                      block_.count, p.grad_input + map_at(s, image) + first, s.in_pixels,
+                                      std::min(kStretch, s.in_pixels - first), block_.count);
   }
 
  private:
+  static int64_t stretches(const DeformConvShapes& s) { return ceil_div(s.in_pixels, kStretch); }
+  static bool reads_input(const DeformConvBackwardParams<T>& p) {
+    return p.grad_weight || p.grad_offset_mask.offset || p.grad_offset_mask.mask;
+  }
+  static T* at_least(int64_t size, Buffer<T>& buffer) {
+    if (buffer.size() < size) buffer = Buffer<T>(size);
+    return buffer.data();
+  }
+  int64_t map_at(const DeformConvShapes& s, int64_t image) const {
+    return ((first_image_ + image) * s.channels + block_.first) * s.in_pixels;
+  }
+
+  ChannelBlock block_{};
+  int64_t first_image_ = 0, pieces_ = 0;
   Buffer<T> input_, gradient_;
 };
 
@@ -95,57 +110,169 @@ Tensor bias_gradient(const DeformConvShapes& s, const Tensor& grad_output) {
 // The division of a backward into images, parts and passes, and the memory that its tasks share.
 template <typename T>
 struct BackwardWork {
-  int64_t images;  // at a time
-  int64_t parts;   // of these images, run in parallel if blocks are few; each has its own weight gradient
-  int64_t packed_size;                   // of a weight gradient
-  bool shares;                           // whether blocks share points whose gradient is needed
-  int64_t pass_blocks;                   // blocks of a pass
-  Buffer<T> grad_weight;                 // [part][packed_size]
+  int64_t images;         // at a time
+  int64_t parts;          // of these images, if blocks are few; each has its own weight gradient
+  int64_t pass_blocks;    // blocks of a pass
+  bool shared_blocks;     // whether several threads work on a block of a part
+  bool shares;            // whether blocks share points whose gradient is needed
+  int64_t packed_size;    // of a weight gradient
+  Buffer<T> grad_weight;  // [part][packed_size]
   Buffer<T> grad_offset_mask_of_blocks;  // as in DeformConvBackwardParams
 
   BackwardWork(const DeformConvShapes& s, const ChannelBlocking& blocking, int64_t packed_size,
                const std::vector<bool>& wanted)
-      : packed_size(packed_size), shares(false) {
-    const int64_t all = blocking.count(), image_size = s.channels * s.in_pixels;
-    images = images_at_a_time(s, image_size / all * int64_t(2 * sizeof(T)));
-    parts = std::clamp<int64_t>(16 / all, 1, std::min(images, s.batch));
+      : shares(false), packed_size(packed_size) {
+    const int64_t all = blocking.count(), threads = num_threads();
+    const int64_t block_bytes = s.channels * s.in_pixels / all * int64_t(2 * sizeof(T));
+    images = images_at_a_time(s, block_bytes);
+    const int64_t now = std::min(images, s.batch), pixels = now * s.out_pixels;
+    parts = std::clamp<int64_t>(16 / all, 1, now);
+    // Sharing costs time: the memory of tiles does not stay in a core's cache.
+    const bool uneven = 4 * round_up(all * parts, threads) > 5 * all * parts;
+    shared_blocks = uneven && s.taps * s.channels * pixels / parts >= kLeastSamples;
     grad_weight = Buffer<T>(wanted[1] ? parts * packed_size : 0);
     std::fill_n(grad_weight.data(), grad_weight.size(), T(0));
     for (const ChannelBlock& block : blocking.blocks) shares |= block.shares_points;
     shares &= wanted[2] || wanted[3];
-    const int64_t points = s.taps * (s.rank + 1) * std::min(images, s.batch) * s.out_pixels;
-    const int64_t block_size = shares ? points : 0;
+    const int64_t block_size = shares ? s.taps * (s.rank + 1) * pixels : 0;
     pass_blocks = std::max(kStagingBytes / std::max<int64_t>(block_size * int64_t(sizeof(T)), 1),
-                           int64_t(4) * num_threads());
+                           kThreadTasks * threads);
+    if (shared_blocks) {
+      const int64_t staged = staging_limit(threads) / std::max<int64_t>(now / parts * block_bytes, 1);
+      pass_blocks = ceil_div(all, ceil_div(all, std::clamp<int64_t>(staged, 1, pass_blocks)));
+    }
     grad_offset_mask_of_blocks = Buffer<T>(std::min(pass_blocks, all) * block_size);
+  }
+
+  // p with the weight gradient of a part
+  DeformConvBackwardParams<T> params(const DeformConvBackwardParams<T>& p, int64_t part) const {
+    DeformConvBackwardParams<T> result = p;
+    if (grad_weight.size()) result.grad_weight = grad_weight.data() + part * packed_size;
+    return result;
   }
 };
 
-// Computes the gradients of p's images for p's blocks.
+template <typename T>
+int64_t panels_of(const ChannelBlock& block) {
+  return block.depth / forward_kernels<T, T>().panel;
+}
+
+// Of a block, packed
+template <typename T>
+int64_t weight_bytes(const DeformConvBackwardParams<T>& p) {
+  return p.tile.depth * p.blocks.data->panel_outputs * int64_t(sizeof(T));
+}
+
+// Computes the gradients of p's images for p's blocks, except for shared points. A task is a block of a part.
 template <typename T>
 void run_blocks(const DeformConvBackwardParams<T>& p, const BackwardWork<T>& work, bool staged) {
   const DeformConvBackward<T>& kernels = backward_kernels<T>();
-  const int64_t scratch = kernels.scratch_bytes(p), blocks = p.blocks.end - p.blocks.begin;
+  const int64_t bytes = kernels.tile_bytes(p), blocks = p.blocks.end - p.blocks.begin;
   const int64_t part_images = ceil_div(p.images, work.parts);
-  TaskQueue queue(ceil_div(p.images, part_images) * blocks);
+  const int64_t tiles = ceil_div(part_images * p.shape.out_pixels, p.tile.rows);
+  TaskQueue queue(ceil_div(p.images, part_images) * blocks, tiles * 2 * weight_bytes<T>(p));
   queue.run([&] {
-    char* const memory = thread_scratch<char>(scratch);
+    char* const memory = thread_scratch<char>(bytes);
     StagedBlock<T> stage;
     for (int64_t task; queue.take(task);) {
+      const TaskQueue::Timer timer(queue, task);
       const int64_t part = task / blocks, i = p.blocks.begin + task % blocks;
       const int64_t begin = part * part_images, end = std::min(begin + part_images, p.images);
       const ChannelBlock& block = p.blocks.data[i];
-      DeformConvBackwardParams<T> mine = p;
-      if (work.grad_weight.size()) mine.grad_weight = work.grad_weight.data() + part * work.packed_size;
-      if (staged) stage.load(mine, block, begin, end);
-      kernels.run(mine, i, begin, end, memory);
-      if (staged && p.grad_input) stage.store_gradient(p, block, begin, end);
+      const DeformConvBackwardParams<T> all = work.params(p, part);
+      const DeformConvBackwardParams<T> mine = staged ? stage.allocate(all, block, begin, end) : all;
+      for (int64_t piece = 0; piece < stage.pieces(); ++piece) stage.load(all, piece);
+      const int64_t pixels = end * p.shape.out_pixels;
+      for (int64_t first = begin * p.shape.out_pixels; first < pixels; first += p.tile.rows) {
+        const BackwardTile tile{i, first, std::min(p.tile.rows, pixels - first), memory};
+        kernels.run(mine, tile, 0, tile.rows);
+        if (mine.grad_weight)
+          kernels.add_weight_gradient(mine, tile, {0, panels_of<T>(block), 0, block.panel_outputs});
+      }
+      for (int64_t piece = 0; p.grad_input && piece < stage.pieces(); ++piece)
+        stage.store_gradient(all, piece);
     }
   });
-  if (!work.shares) return;
-  const int64_t channels = p.shape.taps * (p.shape.rank + 1);
-  parallel_each(p.images * channels,
-                [&](int64_t i) { kernels.sum_offset_mask(p, i / channels, i % channels); });
+}
+
+// The same for images [begin, end), a part, if threads share its blocks. The order of every sum is that of run_blocks.
+template <typename T>
+void run_shared_blocks(const DeformConvBackwardParams<T>& p, int64_t begin, int64_t end, bool staged) {
+  const DeformConvBackward<T>& kernels = backward_kernels<T>();
+  const int64_t threads = num_threads(), tasks = kThreadTasks * threads;
+  const int64_t blocks = p.blocks.end - p.blocks.begin, lanes = forward_kernels<T, T>().panel / 2;
+  const ChannelBlock* const block = p.blocks.data + p.blocks.begin;
+  std::vector<StagedBlock<T>> stages(blocks);
+  std::vector<DeformConvBackwardParams<T>> mine(blocks, p);
+  int64_t channels = 1, panels = 1, outputs = 1;  // the most of a block
+  for (int64_t b = 0; b < blocks; ++b) {
+    if (staged) mine[b] = stages[b].allocate(p, block[b], begin, end);
+    channels = std::max(channels, block[b].count);
+    panels = std::max(panels, panels_of<T>(block[b]));
+    outputs = std::max(outputs, block[b].panel_outputs);
+  }
+  const int64_t first_pixel = begin * p.shape.out_pixels, pixels = end * p.shape.out_pixels - first_pixel;
+  const int64_t tiles = ceil_div(pixels, p.tile.rows), bytes = kernels.tile_bytes(p);
+  const int64_t most_tiles = std::max<int64_t>(tiles_limit(threads) / (bytes * blocks), 1);
+  const int64_t some_tiles = ceil_div(tiles, ceil_div(tiles, most_tiles));  // at a time
+  const Buffer<char> memory(some_tiles * blocks * bytes);
+
+  const int64_t pieces = stages[0].pieces();
+  run_tasks(Tasks{blocks * pieces, 0, [&](int64_t task) { stages[task / pieces].load(p, task % pieces); }});
+  for (int64_t first = 0; first < tiles; first += some_tiles) {
+    const int64_t count = std::min(some_tiles, tiles - first);
+    const auto tile_of = [&](int64_t b, int64_t t) {
+      const int64_t pixel = (first + t) * p.tile.rows;
+      return BackwardTile{p.blocks.begin + b, first_pixel + pixel, std::min(p.tile.rows, pixels - pixel),
+                          memory.data() + (b * count + t) * bytes};
+    };
+
+    // First, some rows of a tile per task.
+    constexpr int64_t least_rows = 16;
+    const int64_t wanted = std::clamp<int64_t>(ceil_div(tasks, count * blocks), 1, p.tile.rows / least_rows);
+    const int64_t rows = round_up(ceil_div(p.tile.rows, wanted), least_rows);
+    const int64_t row_parts = ceil_div(p.tile.rows, rows);
+    const auto run_rows = [&](int64_t task) {
+      const int64_t b = task / row_parts / count, from = task % row_parts * rows;
+      const BackwardTile tile = tile_of(b, task / row_parts % count);
+      if (from < tile.rows) kernels.run(mine[b], tile, from, std::min(from + rows, tile.rows));
+    };
+    run_tasks(Tasks{blocks * count * row_parts, weight_bytes<T>(p), run_rows});
+
+    // Then, for all tiles, some channels of the input's gradient or a part of the weight's per task. The part's outputs
+    // fit the L1 cache with a panel.
+    constexpr int64_t least_outputs = 32, most_outputs = 96;
+    const int64_t channel_parts =
+        std::clamp<int64_t>(ceil_div(threads, blocks), 1, ceil_div(channels, lanes));
+    const int64_t part_channels = round_up(ceil_div(channels, channel_parts), lanes);
+    const auto add_input = [&](int64_t task) {
+      const int64_t b = task / channel_parts, from = task % channel_parts * part_channels;
+      const int64_t to = std::min(from + part_channels, block[b].count);
+      for (int64_t t = 0; t < count && from < to; ++t)
+        kernels.add_input_gradient(mine[b], tile_of(b, t), from, to);
+    };
+    const int64_t output_parts = std::clamp(ceil_div(tasks, blocks * panels), ceil_div(outputs, most_outputs),
+                                            ceil_div(outputs, least_outputs));
+    const int64_t part_outputs = round_up(ceil_div(outputs, output_parts), lanes);
+    const int64_t part_panels = std::clamp<int64_t>(blocks * panels * output_parts / tasks, 1, panels);
+    const int64_t panel_parts = ceil_div(panels, part_panels);
+    const auto add_weight = [&](int64_t task) {
+      const int64_t b = task / output_parts / panel_parts;
+      const int64_t panel = task / output_parts % panel_parts * part_panels;
+      const int64_t output = task % output_parts * part_outputs;
+      const WeightPart part{panel, std::min(panel + part_panels, panels_of<T>(block[b])), output,
+                            std::min(output + part_outputs, block[b].panel_outputs)};
+      for (int64_t t = 0; t < count && part.output_begin < part.output_end; ++t)
+        kernels.add_weight_gradient(mine[b], tile_of(b, t), part);
+    };
+    const int64_t row_bytes = count * p.tile.rows * int64_t(sizeof(T));
+    run_tasks(
+        Tasks{p.grad_input ? blocks * channel_parts : 0, row_bytes * p.shape.taps * part_channels, add_input},
+        Tasks{p.grad_weight ? blocks * panel_parts * output_parts : 0,
+              row_bytes * (part_panels * 2 * lanes + part_outputs), add_weight});
+  }
+  const auto store = [&](int64_t task) { stages[task / pieces].store_gradient(p, task % pieces); };
+  run_tasks(Tasks{p.grad_input ? blocks * pieces : 0, 0, store});
 }
 
 DeformConvGradients new_gradients(const Map& input, const Tensor& weight, const std::optional<Tensor>& offset,
@@ -188,6 +315,8 @@ DeformConvGradients backward(const DeformConvShapes& s, const Tensor& grad_outpu
   p.shape = s, p.tile = blocking.tile(), p.blocks.data = blocking.blocks.data();
   p.weight = packed.data();
   p.grad_output.channels_last = grad_map.channels_last;
+  p.grad_weight = work.grad_weight.data();  // of the first part
+  p.input_later = work.shared_blocks;
   p.grad_offset_mask_of_blocks = work.grad_offset_mask_of_blocks.data();
   const OffsetMask<const T> offset_mask{data_or_null<T>(offset), data_or_null<T>(mask)};
   const OffsetMask<T> grad_offset_mask{wanted[2] ? gradients.offset.mutable_data_ptr<T>() : nullptr,
@@ -204,15 +333,25 @@ DeformConvGradients backward(const DeformConvShapes& s, const Tensor& grad_outpu
     for (p.blocks.end = 0; p.blocks.end < blocking.count();) {
       p.blocks.begin = p.blocks.end;
       p.blocks.end = std::min(p.blocks.begin + work.pass_blocks, blocking.count());
-      run_blocks(p, work, !map.channels_last);
+      if (work.shared_blocks) {
+        const int64_t part_images = ceil_div(p.images, work.parts);
+        for (int64_t begin = 0; begin < p.images; begin += part_images)
+          run_shared_blocks(work.params(p, begin / part_images), begin,
+                            std::min(begin + part_images, p.images), !map.channels_last);
+      } else {
+        run_blocks(p, work, !map.channels_last);
+      }
+      const int64_t channels = work.shares ? s.taps * (s.rank + 1) : 0;
+      const auto sum = [&](int64_t i) { kernels.sum_offset_mask(p, i / channels, i % channels); };
+      run_tasks(Tasks{p.images * channels, 0, sum});
     }
   }
   if (wanted[1]) {
     T* const to = gradients.weight.mutable_data_ptr<T>();
-    parallel_each(blocking.count(), [&](int64_t i) {
+    each_piece(blocking, [&](const ChannelBlock& block, const Piece& piece) {
       for (int64_t part = 0; part < work.parts; ++part)
-        kernels.unpack_weight_gradient(s, blocking.blocks[i], work.grad_weight.data() + part * packed_size,
-                                       to, part > 0);
+        kernels.unpack_weight_gradient(s, block, piece, work.grad_weight.data() + part * packed_size, to,
+                                       part > 0);
     });
   }
   return gradients;

@@ -19,10 +19,11 @@ template <typename T, int Rank, bool Input, bool Points, bool Columns>
 struct PointBackward {
   static constexpr int corners = kCorners<Rank>;
   static constexpr bool reads_input = Points || Columns;
-  int64_t tap, row, channels, stride;  // stride: of the columns' panels
-  T factor, rest;                      // their product is the mask
-  const T* from[corners];              // the corners' pixels in the input
-  T* to[corners];                      // the same pixels in the input's gradient
+  int64_t tap, row, stride;  // stride: of the columns' panels
+  ChannelRange channels;
+  T factor, rest;          // their product is the mask
+  const T* from[corners];  // the corners' pixels in the input
+  T* to[corners];          // the same pixels in the input's gradient
   T weight[corners], modulated[corners];
   bool inside = true;           // whether any corner is in the map
   Vector<T> dot[corners] = {};  // Σ over channels of gradient · pixel, per corner
@@ -44,10 +45,10 @@ struct PointBackward {
   }
 
   // For points whose corners are all in the map and whose mask is finite.
-  DCNZOO_INLINE void run_whole(T* columns) {
+  DCNZOO_INLINE void run_whole(const T* gradients, T* columns) {
     each_column<T>(tap, channels, row, stride, [&](auto value, int64_t c, int64_t at) {
       using Value = decltype(value);
-      const Value gradient = load_lanes<Value>(columns + at);
+      const Value gradient = load_lanes<Value>(gradients + at);
       if (reads_input) {
         for (int corner = 0; corner < corners; ++corner) {
           const Value pixel = load_lanes<Value>(from[corner] + c);
@@ -64,10 +65,10 @@ struct PointBackward {
   }
 
   // For all other points: only the corners in the map, by the plain formula.
-  DCNZOO_INLINE void run_partial(const InsideCorners<corners>& found, T* columns) {
+  DCNZOO_INLINE void run_partial(const InsideCorners<corners>& found, const T* gradients, T* columns) {
     each_column<T>(tap, channels, row, stride, [&](auto value, int64_t c, int64_t at) {
       using Value = decltype(value);
-      const Value gradient = load_lanes<Value>(columns + at);
+      const Value gradient = load_lanes<Value>(gradients + at);
       for (int i = 0; i < found.count; ++i) {
         if (Columns) value += modulated[i] * load_lanes<Value>(from[i] + c);
         if (Points) dots<Value>()[found.corner[i]] += gradient * load_lanes<Value>(from[i] + c);
@@ -99,18 +100,52 @@ struct PointBackward {
   }
 };
 
+template <typename T, int Rank>
+struct TileMemory {
+  Rows<T, Rank> rows;
+  SamplingTable<T, Rank, true> table;
+  T* gradients;    // of the columns, in panels of [row][kNR]
+  T* columns;      // in the same memory unless the input's gradient is added later
+  T* gradient;     // [output of the group][row]
+  T* offset_mask;  // their gradients, [tap · (rank + 1)][row]
+
+  TileMemory(Arena& arena, const Params<T>& p)
+      : rows(Rows<T, Rank>::allocate(arena, p.tile.rows)),
+        table(SamplingTable<T, Rank, true>::allocate(arena, p.shape.taps, p.tile.rows)),
+        gradients(arena.take<T>(columns_size<T>(p.tile))),
+        columns(p.input_later && p.grad_weight ? arena.take<T>(columns_size<T>(p.tile)) : gradients),
+        gradient(arena.take<T>(p.tile.outputs * p.tile.rows)),
+        offset_mask(arena.take<T>(p.shape.taps * (Rank + 1) * p.tile.rows)) {}
+
+  // The memory of `count` rows, from row `first` on.
+  TileMemory rows_from(const Params<T>& p, int64_t first, int64_t count) const {
+    TileMemory part = *this;
+    part.rows.skip(first);
+    part.rows.count = count;
+    part.table.skip(first);
+    part.gradients += first * kNR<T>;
+    part.columns += first * kNR<T>;
+    part.gradient += p.shape.is_depthwise() ? first * p.tile.outputs : first;
+    part.offset_mask += first;
+    return part;
+  }
+};
+
 // Replaces the columns' gradient by the columns (if they are needed), adds to the input's gradient and writes the
 // gradients of offset and mask: [tap · rank + axis][row] of the offset, then [tap][row] of the mask.
 template <typename T, int Rank, bool Input, bool Points, bool Columns>
-void sample_backward(const Params<T>& p, const ChannelBlock& block, const Rows<T, Rank>& rows,
-                     const SamplingTable<T, Rank, true>& table, T* columns, T* offset_mask) {
+void sample_backward(const Params<T>& p, const ChannelBlock& block, const TileMemory<T, Rank>& tile,
+                     ChannelRange channels) {
   constexpr int corners = kCorners<Rank>;
   const int64_t stride = panel_stride<T>(p.tile);
+  const Rows<T, Rank>& rows = tile.rows;
+  const SamplingTable<T, Rank, true>& table = tile.table;
+  T* const columns = Input ? tile.gradients : tile.columns;
   for (int64_t r = 0; r < rows.count; ++r) {
     const int64_t map = rows.map[r] + block.first - p.input.first_channel;
     for (int64_t tap = 0; tap < p.shape.taps; ++tap) {
       PointBackward<T, Rank, Input, Points, Columns> point;
-      point.tap = tap, point.row = r, point.channels = block.count, point.stride = stride;
+      point.tap = tap, point.row = r, point.channels = channels, point.stride = stride;
       point.factor = table.factor[tap * rows.stride + r], point.rest = table.rest[tap * rows.stride + r];
       const int64_t first = tap * corners * rows.stride + r;
       for (int corner = 0; corner < corners; ++corner)
@@ -120,7 +155,7 @@ void sample_backward(const Params<T>& p, const ChannelBlock& block, const Rows<T
           point.locate(p, corner, map, table.index[first + corner * rows.stride]);
           point.modulated[corner] = point.factor * point.weight[corner];
         }
-        point.run_whole(columns);
+        point.run_whole(tile.gradients, columns);
       } else {
         const InsideCorners<corners> found([&](int c) { return table.index[first + c * rows.stride]; });
         point.inside = found.count > 0;
@@ -128,35 +163,19 @@ void sample_backward(const Params<T>& p, const ChannelBlock& block, const Rows<T
           point.locate(p, i, map, found.index[i]);
           point.modulated[i] = point.factor * point.weight[found.corner[i]];
         }
-        point.run_partial(found, columns);
+        point.run_partial(found, tile.gradients, columns);
       }
       if (Points) {
         T gradient[Rank + 1];
         point.offset_mask_gradient(table.slope + tap * Rank * corners * rows.stride + r, rows.stride,
                                    gradient);
         for (int axis = 0; axis < Rank; ++axis)
-          offset_mask[(tap * Rank + axis) * p.tile.rows + r] = gradient[axis];
-        offset_mask[(p.shape.taps * Rank + tap) * p.tile.rows + r] = gradient[Rank];
+          tile.offset_mask[(tap * Rank + axis) * p.tile.rows + r] = gradient[axis];
+        tile.offset_mask[(p.shape.taps * Rank + tap) * p.tile.rows + r] = gradient[Rank];
       }
     }
   }
 }
-
-template <typename T, int Rank>
-struct BackwardScratch {
-  Rows<T, Rank> rows;
-  SamplingTable<T, Rank, true> table;
-  T* columns;      // panels of [row][kNR]
-  T* gradient;     // [output of the group][row]
-  T* offset_mask;  // their gradients, [tap · (rank + 1)][row]
-
-  BackwardScratch(Arena& arena, const Params<T>& p)
-      : rows(Rows<T, Rank>::allocate(arena, p.tile.rows)),
-        table(SamplingTable<T, Rank, true>::allocate(arena, p.shape.taps, p.tile.rows)),
-        columns(arena.take<T>(columns_size<T>(p.tile))),
-        gradient(arena.take<T>(p.tile.outputs * p.tile.rows)),
-        offset_mask(arena.take<T>(p.shape.taps * (Rank + 1) * p.tile.rows)) {}
-};
 
 // Copies the output's gradient for the tile: the block's outputs as [output][row] or, if depthwise, as [row][channel]
 // with rows p.tile.outputs apart.
@@ -275,6 +294,11 @@ void multiply_panel_by_groups(const Params<T>& p, const ChannelBlock& block, int
     }
 }
 
+template <typename T>
+DepthwiseTile depthwise_tile(const Params<T>& p, const ChannelBlock& block, int64_t rows) {
+  return {p.shape.taps, {block.count, 0, block.count}, rows, panel_stride<T>(p.tile), p.tile.outputs};
+}
+
 // The columns' gradient: the output's gradient, [output][row], times the weight.
 template <typename T>
 void multiply_by_weight(const Params<T>& p, const ChannelBlock& block, int64_t rows, const T* gradient,
@@ -292,66 +316,94 @@ void multiply_by_weight(const Params<T>& p, const ChannelBlock& block, int64_t r
   }
 }
 
-// Adds the output's gradient, [output][row], times the columns to the weight's gradient.
-template <typename T>
-void accumulate_weight_gradient(const Params<T>& p, const ChannelBlock& block, int64_t rows,
-                                const T* gradient, T* columns) {
-  zero_padding_columns(p.tile, p.shape.taps, block, columns);
-  const int64_t outputs = block.panel_outputs, panels = block.depth / kNR<T>;
-  for (int64_t panel = 0; panel < panels; ++panel) {
-    const T* const from = gradient + first_output_of<T>(block, panel) * p.tile.rows;
-    gemm<T, T>({from, p.tile.rows, 1, rows, 0}, outputs, columns + panel * panel_stride<T>(p.tile), rows, 1,
-               p.grad_weight + block.weight_at + panel * outputs * kNR<T>, kNR<T>, 0, true);
-  }
-}
-
+// The signature of sample_backward
 template <typename T, int Rank>
-void backward_of(const Params<T>& p, int64_t i, int64_t begin, int64_t end, char* scratch) {
-  Arena arena{scratch};
-  BackwardScratch<T, Rank> tile(arena, p);
-  const ChannelBlock& block = p.blocks.data[i];
-  const bool points = p.grad_offset_mask.offset || p.grad_offset_mask.mask, input = p.grad_input != nullptr;
-  const bool is_depthwise = p.shape.is_depthwise();
+using SampleBackward = decltype(&sample_backward<T, Rank, true, true, true>);
+
+// Computes rows [begin, end) of a tile, except for the weight's gradient.
+template <typename T, int Rank>
+void run_of(const Params<T>& p, const BackwardTile& of, int64_t begin, int64_t end) {
+  Arena arena{of.memory};
+  TileMemory<T, Rank> tile = TileMemory<T, Rank>(arena, p).rows_from(p, begin, end - begin);
+  const ChannelBlock& block = p.blocks.data[of.block];
+  const bool points = p.grad_offset_mask.offset || p.grad_offset_mask.mask,
+             is_depthwise = p.shape.is_depthwise();
+  const bool input = p.grad_input && !p.input_later, columns = p.grad_weight != nullptr;
   // [input][points][columns, for the weight's gradient]
-  static constexpr decltype(&sample_backward<T, Rank, true, true, true>) samplers[2][2][2] = {
+  static constexpr SampleBackward<T, Rank> samplers[2][2][2] = {
       {{nullptr, sample_backward<T, Rank, false, false, true>},
        {sample_backward<T, Rank, false, true, false>, sample_backward<T, Rank, false, true, true>}},
       {{sample_backward<T, Rank, true, false, false>, sample_backward<T, Rank, true, false, true>},
        {sample_backward<T, Rank, true, true, false>, sample_backward<T, Rank, true, true, true>}}};
-  const auto sample = samplers[input][points][p.grad_weight != nullptr];
-  if (sample == nullptr) return;
-  for (int64_t first = begin * p.shape.out_pixels; first < end * p.shape.out_pixels; first += p.tile.rows) {
-    const int64_t left = end * p.shape.out_pixels - first, count = left < p.tile.rows ? left : p.tile.rows;
-    tile.rows.set(p.shape, p.input, first, count);
-    compute_sampling_table(p.shape, p.offset_mask, block, tile.rows, tile.table);
-    gather_gradient<T, Rank>(p, block, tile.rows, tile.gradient);
-    const DepthwiseTile depthwise{p.shape.taps, block.count, count, panel_stride<T>(p.tile), p.tile.outputs};
-    if ((points || input) && is_depthwise)
-      depthwise_columns_gradient(depthwise, tile.gradient, p.weight + block.weight_at, tile.columns);
-    else if (points || input)
-      multiply_by_weight(p, block, count, tile.gradient, tile.columns);
-    sample(p, block, tile.rows, tile.table, tile.columns, tile.offset_mask);
-    if (points) store_offset_mask<T, Rank>(p, i, tile.rows, tile.offset_mask);
-    if (p.grad_weight && is_depthwise)
-      depthwise_weight_gradient(depthwise, tile.gradient, tile.columns, p.grad_weight + block.weight_at);
-    else if (p.grad_weight)
-      accumulate_weight_gradient(p, block, count, tile.gradient, tile.columns);
+  const auto sample = samplers[input][points][columns];
+  const int64_t count = end - begin;
+  tile.rows.set(p.shape, p.input, of.first + begin, count);
+  compute_sampling_table(p.shape, p.offset_mask, block, tile.rows, tile.table);
+  gather_gradient<T, Rank>(p, block, tile.rows, tile.gradient);
+  if ((points || p.grad_input) && is_depthwise)
+    depthwise_columns_gradient(depthwise_tile<T>(p, block, count), tile.gradient, p.weight + block.weight_at,
+                               tile.gradients);
+  else if (points || p.grad_input)
+    multiply_by_weight(p, block, count, tile.gradient, tile.gradients);
+  if (sample) sample(p, block, tile, {block.count, 0, block.count});
+  if (points) store_offset_mask<T, Rank>(p, of.block, tile.rows, tile.offset_mask);
+  if (columns && !is_depthwise) zero_padding_columns(p.tile, p.shape.taps, block, count, tile.columns);
+}
+
+template <typename T, int Rank>
+void add_input_gradient_of(const Params<T>& p, const BackwardTile& of, int64_t begin, int64_t end) {
+  Arena arena{of.memory};
+  const ChannelBlock& block = p.blocks.data[of.block];
+  sample_backward<T, Rank, true, false, false>(
+      p, block, TileMemory<T, Rank>(arena, p).rows_from(p, 0, of.rows), {block.count, begin, end});
+}
+
+// Adds the output's gradient, [output][row], times the columns.
+template <typename T, int Rank>
+void add_weight_gradient_of(const Params<T>& p, const BackwardTile& of, const WeightPart& part) {
+  Arena arena{of.memory};
+  const TileMemory<T, Rank> tile(arena, p);
+  const ChannelBlock& block = p.blocks.data[of.block];
+  T* const to = p.grad_weight + block.weight_at;
+  if (p.shape.is_depthwise()) {
+    DepthwiseTile depthwise = depthwise_tile<T>(p, block, of.rows);
+    depthwise.channels = {block.count, part.output_begin, part.output_end};
+    return depthwise_weight_gradient(depthwise, tile.gradient, tile.columns, to);
+  }
+  for (int64_t panel = part.panel_begin; panel < part.panel_end; ++panel) {
+    const T* const from =
+        tile.gradient + (first_output_of<T>(block, panel) + part.output_begin) * p.tile.rows;
+    gemm<T, T>({from, p.tile.rows, 1, of.rows, 0}, part.output_end - part.output_begin,
+               tile.columns + panel * panel_stride<T>(p.tile), of.rows, 1,
+               to + (panel * block.panel_outputs + part.output_begin) * kNR<T>, kNR<T>, 0, true);
   }
 }
 
 template <typename T>
-int64_t scratch_bytes(const Params<T>& p) {
-  return dispatch_rank(p.shape.rank, [&](auto rank) { return bytes_of<BackwardScratch<T, rank()>>(p); });
+int64_t tile_bytes(const Params<T>& p) {
+  return dispatch_rank(p.shape.rank, [&](auto rank) { return bytes_of<TileMemory<T, rank()>>(p); });
 }
 
 template <typename T>
-void backward(const Params<T>& p, int64_t block, int64_t begin, int64_t end, char* scratch) {
-  dispatch_rank(p.shape.rank, [&](auto rank) { backward_of<T, rank()>(p, block, begin, end, scratch); });
+void run(const Params<T>& p, const BackwardTile& tile, int64_t begin, int64_t end) {
+  dispatch_rank(p.shape.rank, [&](auto rank) { run_of<T, rank()>(p, tile, begin, end); });
 }
 
 template <typename T>
-constexpr DeformConvBackward<T> kernels_of{scratch_bytes<T>, pack_backward<T>, backward<T>,
-                                           unpack_weight_gradient<T>, sum_offset_mask<T>};
+void add_input_gradient(const Params<T>& p, const BackwardTile& tile, int64_t begin, int64_t end) {
+  dispatch_rank(p.shape.rank, [&](auto rank) { add_input_gradient_of<T, rank()>(p, tile, begin, end); });
+}
+
+template <typename T>
+void add_weight_gradient(const Params<T>& p, const BackwardTile& tile, const WeightPart& part) {
+  dispatch_rank(p.shape.rank, [&](auto rank) { add_weight_gradient_of<T, rank()>(p, tile, part); });
+}
+
+template <typename T>
+constexpr DeformConvBackward<T> kernels_of{
+    tile_bytes<T>,         pack_backward<T>,       run<T>,
+    add_input_gradient<T>, add_weight_gradient<T>, unpack_weight_gradient<T>,
+    sum_offset_mask<T>};
 
 }  // namespace
 

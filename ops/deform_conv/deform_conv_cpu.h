@@ -47,12 +47,22 @@ OffsetMask<T> from_image(const DeformConvShapes& s, OffsetMask<T> all, int64_t f
           all.mask ? all.mask + points * s.mask_groups : nullptr};
 }
 
+// Calls run(block, piece) for every piece of the blocks' weights.
+template <typename Run>
+void each_piece(const ChannelBlocking& blocking, const Run& run) {
+  constexpr int64_t pieces = 16;  // more blocks times pieces than threads, for most shapes
+  run_tasks(Tasks{blocking.count() * pieces, 0,
+                  [&](int64_t i) { run(blocking.blocks[i / pieces], Piece{i % pieces, pieces}); }});
+}
+
 template <typename S, typename Pack>
 Buffer<S> pack_weight(const DeformConvShapes& s, const ChannelBlocking& blocking, int64_t size,
                       const Tensor& weight, Pack pack) {
   Buffer<S> packed(size);
   const S* const from = static_cast<const S*>(weight.const_data_ptr());
-  parallel_each(blocking.count(), [&](int64_t i) { pack(s, blocking.blocks[i], from, packed.data()); });
+  each_piece(blocking, [&](const ChannelBlock& block, const Piece& piece) {
+    pack(s, block, piece, from, packed.data());
+  });
   return packed;
 }
 

@@ -25,6 +25,18 @@ struct ChannelBlock {
   bool shares_points;              // another block has the same offset group or mask group
 };
 
+// One of `count` pieces of a block's weight, which are packed in parallel.
+struct Piece {
+  int64_t index, count;
+  DCNZOO_HD int64_t begin_of(int64_t size) const { return size * index / count; }
+  DCNZOO_HD int64_t end_of(int64_t size) const { return size * (index + 1) / count; }
+};
+
+// Channels [begin, end) of a block of `count` channels.
+struct ChannelRange {
+  int64_t count, begin, end;
+};
+
 // All blocks of a call, and the range of this pass: several passes limit the memory in use.
 struct ChannelBlocks {
   const ChannelBlock* data;
@@ -74,6 +86,8 @@ struct DeformConvForwardParams : DeformConvParams<T, S> {
   const S* weight;  // packed
   const T* bias;    // [out_channels], or null
   OutputMaps<S> output;
+  int64_t
+      output_parts;  // a tile is computed once for each part of the outputs; 1 if there are several groups
 };
 
 template <typename T>
@@ -83,17 +97,31 @@ struct DeformConvBackwardParams : DeformConvParams<T> {
   T* grad_input;   // like input, accumulated, or null
   T* grad_weight;  // like weight, accumulated, or null
   OffsetMask<T> grad_offset_mask;
+  bool input_later;  // the input's gradient is added after the others, by add_input_gradient
   // If blocks share points, each writes its own gradients: [block of the pass][taps · (rank + 1)][images · out_pixels]
   T* grad_offset_mask_of_blocks;
+};
+
+// A tile of the backward, and its memory.
+struct BackwardTile {
+  int64_t block;
+  int64_t first, rows;  // output pixels, counted over the images
+  char* memory;         // tile_bytes
+};
+
+// A part of a block's weight gradient: panels of columns, and outputs of those that contribute to a panel. If the
+// convolution is depthwise: all columns of these outputs.
+struct WeightPart {
+  int64_t panel_begin, panel_end, output_begin, output_end;
 };
 
 template <typename T, typename S = T>
 struct DeformConvForward {
   int64_t panel;                                                   // columns of a GEMM panel
   int64_t (*scratch_bytes)(const DeformConvForwardParams<T, S>&);  // per thread
-  void (*pack)(const DeformConvShapes&, const ChannelBlock&, const S* weight, S* packed);
-  // Computes a tile of the output.
-  void (*run)(const DeformConvForwardParams<T, S>&, int64_t tile, char* scratch);
+  void (*pack)(const DeformConvShapes&, const ChannelBlock&, const Piece&, const S* weight, S* packed);
+  // Computes part `index % output_parts` of tile `index / output_parts`.
+  void (*run)(const DeformConvForwardParams<T, S>&, int64_t index, char* scratch);
   // [rows][columns] -> [columns][rows]
   void (*transpose)(const S* from, int64_t from_stride, S* to, int64_t to_stride, int64_t rows,
                     int64_t columns);
@@ -101,11 +129,16 @@ struct DeformConvForward {
 
 template <typename T>
 struct DeformConvBackward {
-  int64_t (*scratch_bytes)(const DeformConvBackwardParams<T>&);  // per thread
-  void (*pack)(const DeformConvShapes&, const ChannelBlock&, const T* weight, T* packed);
-  // Computes images [begin, end) of a block. No two blocks write the same memory.
-  void (*run)(const DeformConvBackwardParams<T>&, int64_t block, int64_t begin, int64_t end, char* scratch);
-  void (*unpack_weight_gradient)(const DeformConvShapes&, const ChannelBlock&, const T* packed,
+  int64_t (*tile_bytes)(const DeformConvBackwardParams<T>&);
+  void (*pack)(const DeformConvShapes&, const ChannelBlock&, const Piece&, const T* weight, T* packed);
+  // Computes, for rows [begin, end) of a tile, the gradients of offset and mask, and of the input if not input_later.
+  // The tile's memory then has what the next two functions need.
+  void (*run)(const DeformConvBackwardParams<T>&, const BackwardTile&, int64_t begin, int64_t end);
+  // The tile's part of the input's gradient, for a range of channels.
+  void (*add_input_gradient)(const DeformConvBackwardParams<T>&, const BackwardTile&, int64_t begin,
+                             int64_t end);
+  void (*add_weight_gradient)(const DeformConvBackwardParams<T>&, const BackwardTile&, const WeightPart&);
+  void (*unpack_weight_gradient)(const DeformConvShapes&, const ChannelBlock&, const Piece&, const T* packed,
                                  T* grad_weight, bool accumulate);
   // Sums channel `index` of an image's grad_offset_mask_of_blocks over the blocks that share points.
   void (*sum_offset_mask)(const DeformConvBackwardParams<T>&, int64_t image, int64_t index);

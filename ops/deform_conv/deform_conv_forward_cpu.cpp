@@ -4,11 +4,21 @@
 namespace dcnzoo {
 namespace {
 
-// The largest tiles that divide evenly among threads. No result depends on their size: every pixel has its own sums.
-int64_t tile_rows_for(int64_t pixels) {
-  const int64_t threads = num_threads(), round = kTileRows * threads;
-  const int64_t tiles = ceil_div(pixels, round) * threads;
-  return std::max<int64_t>(ceil_div(pixels, tiles), 1);
+// Sets the rows of a tile and the parts of the outputs: large tiles that divide evenly among threads. No result depends
+// on them: every output has its own sums.
+template <typename T, typename S>
+void divide_output(DeformConvForwardParams<T, S>& p) {
+  const int64_t threads = num_threads(), pixels = p.images * p.shape.out_pixels;
+  // More tasks balance the load; smaller tiles would read the weight too often.
+  constexpr int64_t least_rows = 48;
+  const int64_t more = std::min(kThreadTasks * threads, pixels / least_rows / threads * threads);
+  const int64_t tiles = std::max(ceil_div(pixels, kTileRows * threads) * threads, more);
+  p.tile.rows = std::max<int64_t>(ceil_div(pixels, tiles), 1);
+  // Few pixels and many outputs: twice the rows with half of the weight, although the columns are sampled twice.
+  constexpr int64_t few_rows = kTileRows / 4, many_outputs = 512;
+  p.output_parts =
+      p.tile.rows <= few_rows && p.shape.groups == 1 && p.shape.out_channels >= many_outputs ? 2 : 1;
+  p.tile.rows *= p.output_parts;
 }
 
 // Channels per block. If the input is copied in several passes: at most the channels that a pass may copy, in whole
@@ -29,11 +39,12 @@ void stage_input(DeformConvForwardParams<T, S>& p, const S* images, Buffer<S>& s
   const int64_t image_size = s.channels * s.in_pixels, staged_size = channels * s.in_pixels;
   if (staged.size() < p.images * staged_size) staged = Buffer<S>(p.images * staged_size);
   const int64_t stretches = ceil_div(s.in_pixels, kStretch);
-  parallel_each(p.images * stretches, [&](int64_t i) {
-    const int64_t image = i / stretches;
-    transpose_stretch<T, S>(images + image * image_size + first * s.in_pixels,
-                            staged.data() + image * staged_size, channels, s.in_pixels, i % stretches);
-  });
+  run_tasks(Tasks{p.images * stretches, 0, [&](int64_t i) {
+                    const int64_t image = i / stretches;
+                    transpose_stretch<T, S>(images + image * image_size + first * s.in_pixels,
+                                            staged.data() + image * staged_size, channels, s.in_pixels,
+                                            i % stretches);
+                  }});
   p.input = {staged.data(), 0, first, channels};
 }
 
@@ -41,11 +52,11 @@ template <typename T, typename S>
 void run_tiles(const DeformConvForwardParams<T, S>& p) {
   const DeformConvForward<T, S>& kernels = forward_kernels<T, S>();
   const int64_t scratch = kernels.scratch_bytes(p);
-  TaskQueue queue(ceil_div(p.images * p.shape.out_pixels, p.tile.rows));
-  queue.run([&] {
-    char* const memory = thread_scratch<char>(scratch);
-    for (int64_t tile; queue.take(tile);) kernels.run(p, tile, memory);
-  });
+  const DeformConvShapes& shape = p.shape;
+  const int64_t tiles = ceil_div(p.images * shape.out_pixels, p.tile.rows);
+  const int64_t weights = shape.taps * shape.channels * shape.out_channels / shape.groups;
+  const auto run = [&](int64_t index) { kernels.run(p, index, thread_scratch<char>(scratch)); };
+  run_tasks(Tasks{tiles * p.output_parts, weights * int64_t(sizeof(S)) / p.output_parts, run});
 }
 
 // A packed weight that is kept between calls is a tensor of these sizes. Its first size, the limit on the channels of a
@@ -97,7 +108,7 @@ Tensor forward(const DeformConvShapes& s, const Tensor& input, const Tensor& wei
   for (int64_t first = 0; first < s.batch; first += chunk) {
     const S* const images = static_cast<const S*>(map.tensor.const_data_ptr()) + first * image_size;
     p.images = std::min(chunk, s.batch - first);
-    p.tile.rows = tile_rows_for(p.images * s.out_pixels);
+    divide_output(p);
     p.offset_mask = from_image(s, offset_mask, first);
     p.output.data = static_cast<S*>(output.mutable_data_ptr()) + first * s.out_channels * s.out_pixels;
     for (p.blocks.end = 0; p.blocks.end < blocking.count();) {

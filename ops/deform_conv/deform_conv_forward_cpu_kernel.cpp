@@ -21,6 +21,7 @@ void sample(const Params<T, S>& p, const ChannelBlock& block, const Rows<T, Rank
             const SamplingTable<T, Rank, false>& table, S* columns) {
   constexpr int corners = kCorners<Rank>;
   const int64_t stride = panel_stride<S>(p.tile);
+  const ChannelRange channels{block.count, 0, block.count};
   for (int64_t r = 0; r < rows.count; ++r) {
     const S* map = p.input.data + rows.map[r] + block.first - p.input.first_channel;
     for (int64_t tap = 0; tap < p.shape.taps; ++tap) {
@@ -33,7 +34,7 @@ void sample(const Params<T, S>& p, const ChannelBlock& block, const Rows<T, Rank
           from[corner] = map + int64_t(table.index[at]) * p.input.channels;
           weight[corner] = table.weight[at];
         }
-        each_column<T>(tap, block.count, r, stride, [&](auto zero, int64_t c, int64_t at) {
+        each_column<T>(tap, channels, r, stride, [&](auto zero, int64_t c, int64_t at) {
           using Value = decltype(zero);
           Value value = weight[0] * load_lanes<Value>(from[0] + c);
           for (int corner = 1; corner < corners; ++corner)
@@ -49,7 +50,7 @@ void sample(const Params<T, S>& p, const ChannelBlock& block, const Rows<T, Rank
           from[i] = map + inside.index[i] * p.input.channels;
           weight[i] = table.weight[first + inside.corner[i] * rows.stride];
         }
-        each_column<T>(tap, block.count, r, stride, [&](auto value, int64_t c, int64_t at) {
+        each_column<T>(tap, channels, r, stride, [&](auto value, int64_t c, int64_t at) {
           for (int i = 0; i < inside.count; ++i)
             value += weight[i] * load_lanes<decltype(value)>(from[i] + c);
           store_lanes(columns + at, value * rest);
@@ -59,23 +60,30 @@ void sample(const Params<T, S>& p, const ChannelBlock& block, const Rows<T, Rank
   }
 }
 
+// Outputs [begin, end) of a block, in whole panels except for the last.
+struct Outputs {
+  int64_t begin, end;
+};
+
 // Loads a group's sums over the blocks of earlier passes. (Only S = T has several passes.)
 template <typename T, typename S, int Rank>
-void load_group(const Params<T, S>& p, const ChannelBlock& block, const Rows<T, Rank>& rows, T* result) {
-  const int64_t padded = p.tile.outputs;
+void load_group(const Params<T, S>& p, const ChannelBlock& block, const Outputs& outputs,
+                const Rows<T, Rank>& rows, T* result) {
+  const int64_t padded = p.tile.outputs, first = block.first_output + outputs.begin;
   if constexpr (std::is_same_v<S, T>)
     rows.each_image(p.shape.out_pixels, [&](int64_t begin, int64_t end, int64_t image, int64_t pixel) {
-      const T* from =
-          p.output.data + (image * p.shape.out_channels + block.first_output) * p.shape.out_pixels + pixel;
-      transpose(from, p.shape.out_pixels, result + begin * padded, padded, block.outputs, end - begin);
+      const T* from = p.output.data + (image * p.shape.out_channels + first) * p.shape.out_pixels + pixel;
+      transpose(from, p.shape.out_pixels, result + begin * padded + outputs.begin, padded,
+                outputs.end - outputs.begin, end - begin);
     });
 }
 
 // Stores the sums of a group. If they are complete, the bias is added first.
 template <typename T, typename S, int Rank>
-void store_group(const Params<T, S>& p, const ChannelBlock& block, const Rows<T, Rank>& rows, T* result,
-                 T* turned) {
-  const int64_t first = block.first_output, outputs = block.outputs, padded = p.tile.outputs;
+void store_group(const Params<T, S>& p, const ChannelBlock& block, const Outputs& of,
+                 const Rows<T, Rank>& rows, T* result, T* turned) {
+  const int64_t first = block.first_output + of.begin, outputs = of.end - of.begin, padded = p.tile.outputs;
+  result += of.begin;
   if (p.bias && block.closes_group) {
     const T* bias = p.bias + first;
     for (int64_t r = 0; r < rows.count; ++r) {
@@ -110,12 +118,15 @@ void store_group(const Params<T, S>& p, const ChannelBlock& block, const Rows<T,
 // Adds the block's products to the result, group by group. A group is written in whole panels; the next group
 // overwrites the padding after its outputs.
 template <typename T, typename S>
-void multiply_groups(const Params<T, S>& p, const ChannelBlock& block, int64_t rows, const S* columns,
-                     T* result) {
+void multiply_groups(const Params<T, S>& p, const ChannelBlock& block, const Outputs& of, int64_t rows,
+                     const S* columns, T* result) {
   constexpr int64_t panel = kNR<S>;
   const int64_t stride = panel_stride<S>(p.tile), channels = block.count / block.groups;
   const int64_t outputs = block.outputs / block.groups, depth = block.depth / block.groups;
   const int64_t panels = ceil_div(outputs, panel);
+  // parts of the outputs: only of a single group
+  const int64_t first = block.groups == 1 ? of.begin / panel : 0;
+  const int64_t end = block.groups == 1 ? ceil_div(of.end, panel) : panels;
   // a single group uses all columns; each of several groups uses its channels of every tap
   const int64_t width = block.groups == 1 ? panel : channels;
   const int64_t width_stride = block.groups == 1 ? stride : block.count / panel * stride;
@@ -123,8 +134,9 @@ void multiply_groups(const Params<T, S>& p, const ChannelBlock& block, int64_t r
     const int64_t column = group * channels;
     const LeftOperand<S> left{columns + column / panel * stride + column % panel, panel, 1, width,
                               width_stride};
-    gemm<T, S>(left, rows, p.weight + block.weight_at + group * depth * panels * panel, depth, panels,
-               result + group * outputs, p.tile.outputs, kNR<T>, !block.opens_group);
+    gemm<T, S>(left, rows, p.weight + block.weight_at + (group * panels + first) * depth * panel, depth,
+               end - first, result + group * outputs + first * panel, p.tile.outputs, kNR<T>,
+               !block.opens_group);
   }
 }
 
@@ -148,7 +160,8 @@ template <typename T, typename S, int Rank>
 void forward_of(const Params<T, S>& p, int64_t index, char* scratch) {
   Arena arena{scratch};
   ForwardScratch<T, S, Rank> tile(arena, p);
-  const int64_t all_rows = p.images * p.shape.out_pixels, first = index * p.tile.rows;
+  const int64_t all_rows = p.images * p.shape.out_pixels, first = index / p.output_parts * p.tile.rows;
+  const int64_t part = index % p.output_parts;
   tile.rows.set(p.shape, p.input, first, all_rows - first < p.tile.rows ? all_rows - first : p.tile.rows);
   const ChannelBlock* tabulated = nullptr;
   for (int64_t i = p.blocks.begin; i < p.blocks.end; ++i) {
@@ -158,18 +171,25 @@ void forward_of(const Params<T, S>& p, int64_t index, char* scratch) {
       compute_sampling_table(p.shape, p.offset_mask, block, tile.rows, tile.table);
       tabulated = &block;
     }
+    const int64_t width = round_up(ceil_div(block.outputs, p.output_parts), kNR<S>);
+    const Outputs outputs{part * width,
+                          block.outputs < (part + 1) * width ? block.outputs : (part + 1) * width};
     sample<T, S, Rank>(p, block, tile.rows, tile.table, tile.columns);
-    if (i == p.blocks.begin && !block.opens_group) load_group<T, S, Rank>(p, block, tile.rows, tile.result);
+    if (i == p.blocks.begin && !block.opens_group)
+      load_group<T, S, Rank>(p, block, outputs, tile.rows, tile.result);
     if (p.shape.is_depthwise()) {
-      const DepthwiseTile depthwise{p.shape.taps, block.count, tile.rows.count, panel_stride<S>(p.tile),
+      const DepthwiseTile depthwise{p.shape.taps,
+                                    {block.count, 0, block.count},
+                                    tile.rows.count,
+                                    panel_stride<S>(p.tile),
                                     p.tile.outputs};
       depthwise_forward<T, S>(depthwise, tile.columns, p.weight + block.weight_at, tile.result);
     } else {
-      zero_padding_columns(p.tile, p.shape.taps, block, tile.columns);
-      multiply_groups<T, S>(p, block, tile.rows.count, tile.columns, tile.result);
+      zero_padding_columns(p.tile, p.shape.taps, block, tile.rows.count, tile.columns);
+      multiply_groups<T, S>(p, block, outputs, tile.rows.count, tile.columns, tile.result);
     }
     if (i + 1 == p.blocks.end || block.closes_group)
-      store_group<T, S, Rank>(p, block, tile.rows, tile.result, tile.turned);
+      store_group<T, S, Rank>(p, block, outputs, tile.rows, tile.result, tile.turned);
   }
 }
 

@@ -51,6 +51,12 @@ struct SamplingTable {
     }
     return table;
   }
+
+  // Removes the first rows.
+  void skip(int64_t rows) {
+    index += rows, weight += rows, rest += rows;
+    if (Backward) slope += rows, factor += rows;
+  }
 };
 
 // The rows of a tile: the image and the output pixel of each, and the position of its first tap.
@@ -70,6 +76,12 @@ struct Rows {
     result.zeros = arena.take<T>(rows);
     result.ones = arena.take<T>(rows);
     return result;
+  }
+
+  // Removes the first rows.
+  void skip(int64_t rows) {
+    for (T*& axis : base) axis += rows;
+    map += rows, zeros += rows, ones += rows;
   }
 
   template <typename S>

@@ -1,0 +1,101 @@
+"""Measure how deform_conv2d divides its work among threads, and simulate more cores than the machine has.
+
+For each shape, pass and number of threads p:
+    tasks      their number in all parallel regions of a call
+    MB/task    packed weights, columns and gradients that the largest task reads, in 10^6 bytes
+    CPU        CPU time of the process relative to that with 2 threads
+    measured   speedup of the wall time over 1 thread: cannot exceed the number of cores
+    simulated  the tasks' CPU time with 1 thread, divided by the time that list scheduling on p cores needs
+               for the tasks that were measured with p threads, region by region. It neglects the start of
+               a region, the memory's bandwidth and work that is not in a task.
+
+The CPU times of tasks are measured on the cores at hand. Set OMP_WAIT_POLICY=passive: threads that wait
+would otherwise use CPU time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from families import OURS, deform_conv2d
+from measure import PASSES, make_pass
+
+
+def makespan(times: Sequence[float], cores: int) -> float:
+    """Return when list scheduling ends: each task, in order, runs on the core that is free first."""
+    free = [0.0] * cores
+    for time_ in times:
+        heapq.heapreplace(free, free[0] + time_)
+    return max(free)
+
+
+def regions(run: Callable[[], object], log: Path) -> list[tuple[int, list[float]]]:
+    """Return the parallel regions of a call: bytes read by the largest task, and the tasks' microseconds."""
+    start = log.stat().st_size
+    run()
+    with log.open() as file:
+        file.seek(start)
+        lines = [line.split() for line in file]
+    return [(int(size), [float(t) for t in times]) for size, *times in lines]
+
+
+def measure(run: Callable[[], object], threads: Sequence[int], rounds: int) -> dict[int, tuple[float, float]]:
+    """Return the medians of CPU time and wall time for each number of threads, which take turns."""
+    samples: dict[int, list[tuple[float, float]]] = {count: [] for count in threads}
+    for _ in range(rounds):
+        for count in threads:
+            torch.set_num_threads(count)
+            cpu, wall = time.process_time(), time.perf_counter()
+            run()
+            samples[count].append((time.process_time() - cpu, time.perf_counter() - wall))
+    return {count: tuple(map(statistics.median, zip(*s, strict=True))) for count, s in samples.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    known = {case.name: case for case in deform_conv2d.CASES}
+    main_shapes = [name for name, case in known.items() if case.main and case.batch == 1]
+    parser.add_argument("--shapes", nargs="+", choices=known, default=main_shapes, metavar="NAME")
+    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2, 4, 8, 16, 32, 64], metavar="P")
+    parser.add_argument("--rounds", type=int, default=5)
+    args = parser.parse_args()
+    threads = sorted({1, 2, *args.threads})
+    log = Path(tempfile.mkdtemp()) / "tasks"
+    os.environ["DCNZOO_TASK_LOG"] = str(log)  # read by the library when it runs its first task
+    print("| shape | pass | p | tasks | MB/task | CPU | measured | simulated |\n|" + "---|" * 8)
+    for name in args.shapes:
+        case = known[name]
+        call = deform_conv2d.CONTESTANTS[OURS](case, case.tensors(torch.float32, "cpu"), 1)
+        for which in PASSES:
+            run = make_pass(call, which, case.out_shape)
+            assert run is not None  # our operators have a backward
+            run()
+            taken = measure(run, threads, args.rounds)
+            alone = 0.0
+            for count in threads:
+                torch.set_num_threads(count)
+                found = regions(run, log)
+                alone = alone or sum(sum(times) for _, times in found)
+                tasks = sum(len(times) for _, times in found)
+                largest = max(size for size, _ in found) / 1e6
+                cpu, speedup = taken[count][0] / taken[2][0], taken[1][1] / taken[count][1]
+                simulated = alone / sum(makespan(times, count) for _, times in found)
+                print(
+                    f"| {name} | {which} | {count} | {tasks} | {largest:.2f} | {cpu:.2f} "
+                    f"| {speedup:.1f} | {simulated:.1f} |",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()
