@@ -13,7 +13,7 @@ INSTALL = $(if $(UV),$(UV) pip install --quiet --python $(RUN),$(PIP) install --
 OPS := $(shell find ops -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup dev wheelhouse demo study test test-all test-onedl test-others test-packaging test-matrix coverage coverage-export coverage-openmmlab peers fuzz crash sanitize sanitize-threads soak distributed bench gpu gpu-resources zoo docs audit lint format wheel clean
+.PHONY: help setup dev wheelhouse demo study test test-all test-onedl test-others test-packaging test-matrix test-compilers test-arm coverage coverage-export coverage-openmmlab peers fuzz crash sanitize sanitize-threads soak distributed bench gpu gpu-resources zoo docs audit lint format wheel clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -117,6 +117,33 @@ test-packaging: dev  ## build an sdist and its wheel, and test the wheel in bare
 
 test-matrix: dev  ## train and test under other installed Pythons and other torches (5 GB each)
 	$(RUN) tools/test_matrix.py $(ARGS)
+
+test-compilers: dev  ## compile with every installed GCC and Clang without warnings, and test the operators
+	$(RUN) tools/test_compilers.py $(ARGS)
+
+# Linux on Arm, emulated: apt install qemu-user-static g++-aarch64-linux-gnu mmdebstrap
+# setup.py runs emulated and starts the cross-compiler, which is not. The tests run as a CPU without bfloat16
+# instructions and as one with them.
+ARM     := .venv-arm
+IN_ARM  := build/arm
+EMULATED = cd $(IN_ARM) && OMP_NUM_THREADS=1 PATH="$(abspath $(VENV)/bin):$$PATH" PYTHONPATH=.:$(abspath $(ARM)/site) \
+  qemu-aarch64-static -L $(abspath $(ARM)/root) -cpu $(1) $(abspath $(ARM)/root/usr/bin/python3.11)
+ON_ARM  := -m pytest -q -p no:cacheprovider tests/test_ops.py tests/test_deform_conv.py tests/test_cpu_capability.py
+$(ARM)/.installed: $(VENV)/.dev requirements-arm.txt
+	rm -rf $(ARM)
+	mmdebstrap --quiet --variant=extract --architectures=arm64 --include=python3,libstdc++6 bookworm $(ARM)/root
+	$(PIP) install --no-compile --no-deps --target $(ARM)/site --implementation cp --python-version 3.11 \
+	  --only-binary=:all: --platform manylinux_2_28_aarch64 --platform manylinux2014_aarch64 -r requirements-arm.txt
+	touch $@
+
+test-arm: dev $(ARM)/.installed  ## cross-compile for Linux on Arm and test some of the operators' cases, emulated
+	rm -rf $(IN_ARM)
+	mkdir -p $(IN_ARM)
+	cp -r README.md LICENSE pyproject.toml setup.py dcnzoo ops tests $(IN_ARM)
+	rm -f $(IN_ARM)/dcnzoo/ops/*.so
+	export DCNZOO_CUDA=0 CXX=aarch64-linux-gnu-g++ CXXFLAGS=-Werror; $(call EMULATED,max) setup.py -q build_ext --inplace
+	$(call EMULATED,neoverse-n1) $(ON_ARM) -k "hand_worked or registers or (matches_reference and not slow)" $(ARGS)
+	$(call EMULATED,max) $(ON_ARM) -k "hand_worked or half_precision" $(ARGS)
 
 COVERAGE := tools/analysis/mmdet_coverage.py
 TRIED    := work_dirs/mmdet_coverage

@@ -56,6 +56,10 @@ if platform.machine() in ("x86_64", "AMD64"):
     CPU_CAPABILITIES["AVX2"] = avx2
     CPU_CAPABILITIES["AVX512"] = [*avx512, "-mprefer-vector-width=512"]
     CPU_CAPABILITIES["AVX512_BF16"] = [*CPU_CAPABILITIES["AVX512"], "-mavx512bf16"]
+if platform.machine() in ("aarch64", "arm64"):
+    # GCC would schedule loads so early that it runs out of registers; Clang has no such option.
+    CPU_CAPABILITIES["DEFAULT"] = ["-fno-schedule-insns", "-Wno-ignored-optimization-argument"]
+    CPU_CAPABILITIES["NEON_BF16"] = [*CPU_CAPABILITIES["DEFAULT"], "-march=armv8.2-a+bf16"]
 
 
 def stop(problem: str, remedy: str) -> None:
@@ -238,6 +242,7 @@ class BuildOps(build_ext):
                 "-fvisibility=hidden",
                 "-Wall",
                 "-Wextra",
+                "-Wno-unknown-warning-option",  # Clang does not have the next one
                 "-Wno-maybe-uninitialized",
                 "-Wno-ignored-attributes",
             ),

@@ -1,5 +1,11 @@
 #include "cpu_capability.h"
 
+#if defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
+
 #include <cstdlib>
 
 #include "tensor.h"
@@ -7,38 +13,58 @@
 namespace dcnzoo {
 namespace {
 
+#if defined(__aarch64__)
+bool multiplies_bfloat16() {
+#if defined(__linux__)
+  constexpr unsigned long bf16 = 1 << 14;  // HWCAP2_BF16, which older headers do not define
+  return getauxval(AT_HWCAP2) & bf16;
+#elif defined(__APPLE__)
+  int value = 0;
+  size_t size = sizeof value;
+  return sysctlbyname("hw.optional.arm.FEAT_BF16", &value, &size, nullptr, 0) == 0 && value;
+#else
+  return false;
+#endif
+}
+#endif
+
 CpuCapability best() {
-#ifdef DCNZOO_HAS_X86_KERNELS
+#if defined(__x86_64__)
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
   if (avx512 && __builtin_cpu_supports("avx512bf16")) return CpuCapability::AVX512_BF16;
   if (avx512) return CpuCapability::AVX512;
   if (avx2) return CpuCapability::AVX2;
+#elif defined(__aarch64__)
+  if (multiplies_bfloat16()) return CpuCapability::NEON_BF16;
 #endif
   return CpuCapability::DEFAULT;
 }
 
-const char* name_of(CpuCapability capability) {
-  switch (capability) {
-    case CpuCapability::AVX512_BF16: return "avx512_bf16";
-    case CpuCapability::AVX512: return "avx512";
-    case CpuCapability::AVX2: return "avx2";
-    default: return "default";
-  }
+#define DCNZOO_NAME(capability, ...) #capability,
+constexpr const char* kNames[] = {DCNZOO_EACH_CAPABILITY(DCNZOO_NAME, )};
+constexpr int kCount = sizeof(kNames) / sizeof(*kNames);
+
+std::string name_of(int capability) {
+  std::string name = kNames[capability];
+  for (char& letter : name)
+    if (letter >= 'A' && letter <= 'Z') letter += 'a' - 'A';
+  return name;
 }
 
 CpuCapability choose() {
   const char* wish = std::getenv("DCNZOO_CPU_CAPABILITY");
   if (wish == nullptr || *wish == '\0') return best();
-  for (CpuCapability candidate :
-       {CpuCapability::DEFAULT, CpuCapability::AVX2, CpuCapability::AVX512, CpuCapability::AVX512_BF16}) {
-    if (std::string(wish) != name_of(candidate)) continue;
-    check(candidate <= best(), "DCNZOO_CPU_CAPABILITY: expected at most ", name_of(best()),
+  std::string known;
+  for (int candidate = 0; candidate < kCount; ++candidate) {
+    known += (candidate == 0 ? "" : candidate + 1 < kCount ? ", " : " or ") + name_of(candidate);
+    if (wish != name_of(candidate)) continue;
+    check(candidate <= int(best()), "DCNZOO_CPU_CAPABILITY: expected at most ", name_of(int(best())),
           ", the best of this machine, got ", wish);
-    return candidate;
+    return CpuCapability(candidate);
   }
-  fail("DCNZOO_CPU_CAPABILITY: expected default, avx2, avx512 or avx512_bf16, got ", wish);
+  fail("DCNZOO_CPU_CAPABILITY: expected ", known, ", got ", wish);
 }
 
 }  // namespace
@@ -48,7 +74,7 @@ CpuCapability cpu_capability() {
   return chosen;
 }
 
-std::string cpu_capability_name() { return name_of(cpu_capability()); }
+std::string cpu_capability_name() { return name_of(int(cpu_capability())); }
 
 }  // namespace dcnzoo
 

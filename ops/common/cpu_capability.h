@@ -15,10 +15,21 @@ namespace dcnzoo {
 template <typename T>
 using IntegerOf = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
 
-enum class CpuCapability { DEFAULT, AVX2, AVX512, AVX512_BF16 };
+// What setup.py compiles for this architecture, the best one last.
+#if defined(__x86_64__)
+#define DCNZOO_EACH_CAPABILITY(X, ...) \
+  X(DEFAULT, __VA_ARGS__) X(AVX2, __VA_ARGS__) X(AVX512, __VA_ARGS__) X(AVX512_BF16, __VA_ARGS__)
+#elif defined(__aarch64__)
+#define DCNZOO_EACH_CAPABILITY(X, ...) X(DEFAULT, __VA_ARGS__) X(NEON_BF16, __VA_ARGS__)
+#else
+#define DCNZOO_EACH_CAPABILITY(X, ...) X(DEFAULT, __VA_ARGS__)
+#endif
+
+#define DCNZOO_ENUMERATOR(capability, ...) capability,
+enum class CpuCapability { DCNZOO_EACH_CAPABILITY(DCNZOO_ENUMERATOR, ) };
 
 // The best capability that is compiled in and that this CPU supports, or the value of DCNZOO_CPU_CAPABILITY (default,
-// avx2, avx512, avx512_bf16). Throws if that value is unknown or not supported.
+// avx2, …). Throws if that value is unknown or not supported.
 CpuCapability cpu_capability();
 std::string cpu_capability_name();
 
@@ -39,35 +50,20 @@ struct KernelTable {
 
 }  // namespace dcnzoo
 
-#if defined(__x86_64__) || defined(_M_X64)
-#define DCNZOO_HAS_X86_KERNELS 1
-#endif
-
 // Declares `table_type function()` in every capability's namespace and `function_dispatched()`, which calls the one for
 // the chosen capability.
 #define DCNZOO_DECLARE_IN(capability, table_type, function) \
   namespace cpu_##capability {                              \
     const table_type& function();                           \
   }
-#ifdef DCNZOO_HAS_X86_KERNELS
-#define DCNZOO_DECLARE_KERNELS(table_type, function)                       \
-  DCNZOO_DECLARE_IN(DEFAULT, table_type, function)                         \
-  DCNZOO_DECLARE_IN(AVX2, table_type, function)                            \
-  DCNZOO_DECLARE_IN(AVX512, table_type, function)                          \
-  DCNZOO_DECLARE_IN(AVX512_BF16, table_type, function)                     \
-  inline const table_type& function##_dispatched() {                       \
-    switch (cpu_capability()) {                                            \
-      case CpuCapability::AVX512_BF16: return cpu_AVX512_BF16::function(); \
-      case CpuCapability::AVX512: return cpu_AVX512::function();           \
-      case CpuCapability::AVX2: return cpu_AVX2::function();               \
-      default: return cpu_DEFAULT::function();                             \
-    }                                                                      \
+#define DCNZOO_CASE(capability, function) \
+  case CpuCapability::capability: return cpu_##capability::function();
+#define DCNZOO_DECLARE_KERNELS(table_type, function)                            \
+  DCNZOO_EACH_CAPABILITY(DCNZOO_DECLARE_IN, table_type, function)               \
+  inline const table_type& function##_dispatched() {                            \
+    switch (cpu_capability()) { DCNZOO_EACH_CAPABILITY(DCNZOO_CASE, function) } \
+    return cpu_DEFAULT::function();                                             \
   }
-#else
-#define DCNZOO_DECLARE_KERNELS(table_type, function) \
-  DCNZOO_DECLARE_IN(DEFAULT, table_type, function)   \
-  inline const table_type& function##_dispatched() { return cpu_DEFAULT::function(); }
-#endif
 
 // The namespace of the capability that is being compiled: cpu_AVX2, …
 #define DCNZOO_CPU_NAMESPACE_(name) cpu_##name

@@ -15,7 +15,15 @@
 #include <immintrin.h>
 #define DCNZOO_VECTOR_BYTES 32
 #else
+#if defined(__aarch64__)
+#include <arm_neon.h>
+#endif
 #define DCNZOO_VECTOR_BYTES 16
+#endif
+
+// The CPU can multiply bfloat16.
+#if defined(__AVX512BF16__) || defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+#define DCNZOO_MULTIPLIES_BFLOAT16 1
 #endif
 
 #define DCNZOO_INLINE inline __attribute__((always_inline))
@@ -25,12 +33,14 @@ namespace dcnzoo::DCNZOO_CPU_NAMESPACE {
 constexpr int kVectorBytes = DCNZOO_VECTOR_BYTES;
 // Rows of the GEMM micro-kernel. It uses 12 × 2 accumulators + 2 operands + 1 broadcast of 32 registers, or
 // 6 × 2 + 2 + 1 of 16.
-constexpr int kMR = kVectorBytes == 64 ? 12 : 6;
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int kMR = 12;
+#else
+constexpr int kMR = 6;
+#endif
 
-template <typename T>
-constexpr int kLanes = kVectorBytes / int(sizeof(T));
-template <>
-constexpr int kLanes<uint16_t> = kLanes<float>;  // half a vector: converts to a whole vector of float
+template <typename T>  // of bfloat16, half a vector: it converts to a whole vector of float
+constexpr int kLanes = kVectorBytes / int(sizeof(T) == 2 ? sizeof(float) : sizeof(T));
 template <typename T>
 constexpr int kNR = 2 * kLanes<T>;  // columns of a GEMM panel: two vectors
 
@@ -108,6 +118,8 @@ DCNZOO_INLINE float from_stored(uint16_t bits) {
 DCNZOO_INLINE Vector<uint16_t> to_bfloat16(Vector<float> value) {
 #if defined(__AVX512BF16__)
   return (Vector<uint16_t>)_mm512_cvtneps_pbh((__m512)value);
+#elif defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+  return (Vector<uint16_t>)vreinterpret_u16_bf16(vcvt_bf16_f32((float32x4_t)value));
 #else
   typedef uint32_t Wide __attribute__((vector_size(kVectorBytes)));
   const Wide bits = (Wide)value;
@@ -200,22 +212,26 @@ DCNZOO_INLINE double sum_lanes(Vector<double> v) {
 #endif
 }
 
-#if defined(__has_builtin)
-#if __has_builtin(__builtin_shufflevector)
-#define DCNZOO_HAS_SHUFFLE 1
+// Elements of a and b, numbered from a's first element on. GCC 11 has no __builtin_shufflevector, and Clang has no
+// __builtin_shuffle.
+template <int... I, typename V>
+DCNZOO_INLINE V shuffle(V a, V b) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, I...);
+#else
+  return __builtin_shuffle(a, b, decltype(a == b){I...});
 #endif
-#endif
+}
 
-#ifdef DCNZOO_HAS_SHUFFLE
 template <typename T>
 struct Zip {  // (a0 b0 a1 b1 …) of the lower halves, and of the upper halves
   template <int... I>
   static DCNZOO_INLINE Vector<T> low(Vector<T> a, Vector<T> b, std::integer_sequence<int, I...>) {
-    return __builtin_shufflevector(a, b, (I / 2 + (I % 2) * kLanes<T>)...);
+    return shuffle<(I / 2 + (I % 2) * kLanes<T>)...>(a, b);
   }
   template <int... I>
   static DCNZOO_INLINE Vector<T> high(Vector<T> a, Vector<T> b, std::integer_sequence<int, I...>) {
-    return __builtin_shufflevector(a, b, (kLanes<T> / 2 + I / 2 + (I % 2) * kLanes<T>)...);
+    return shuffle<(kLanes<T> / 2 + I / 2 + (I % 2) * kLanes<T>)...>(a, b);
   }
 };
 
@@ -223,11 +239,11 @@ template <typename T>
 struct Unzip {  // the inverse of Zip: the even elements (a0 a2 … b0 b2 …), and the odd elements
   template <int... I>
   static DCNZOO_INLINE Vector<T> even(Vector<T> a, Vector<T> b, std::integer_sequence<int, I...>) {
-    return __builtin_shufflevector(a, b, (2 * I)...);
+    return shuffle<(2 * I)...>(a, b);
   }
   template <int... I>
   static DCNZOO_INLINE Vector<T> odd(Vector<T> a, Vector<T> b, std::integer_sequence<int, I...>) {
-    return __builtin_shufflevector(a, b, (2 * I + 1)...);
+    return shuffle<(2 * I + 1)...>(a, b);
   }
 };
 
@@ -252,35 +268,18 @@ DCNZOO_INLINE void transpose_square(const T* from, int64_t from_stride, T* to, i
 #pragma GCC unroll 16
   for (int i = 0; i < lanes; ++i) store(to + i * to_stride, rows[now][i]);
 }
-#endif
 
 // Pairs (x0 y0 x1 y1 …) in two vectors -> x and y.
 template <typename T>
 DCNZOO_INLINE void split_pairs(Vector<T> low, Vector<T> high, Vector<T>& x, Vector<T>& y) {
-#ifdef DCNZOO_HAS_SHUFFLE
   using Sequence = std::make_integer_sequence<int, kLanes<T>>;
   x = Unzip<T>::even(low, high, Sequence{}), y = Unzip<T>::odd(low, high, Sequence{});
-#else
-  constexpr int half = kLanes<T> / 2;
-  for (int lane = 0; lane < half; ++lane) {
-    x[lane] = low[2 * lane], x[lane + half] = high[2 * lane];
-    y[lane] = low[2 * lane + 1], y[lane + half] = high[2 * lane + 1];
-  }
-#endif
 }
 
 template <typename T>
 DCNZOO_INLINE void join_pairs(Vector<T> x, Vector<T> y, Vector<T>& low, Vector<T>& high) {
-#ifdef DCNZOO_HAS_SHUFFLE
   using Sequence = std::make_integer_sequence<int, kLanes<T>>;
   low = Zip<T>::low(x, y, Sequence{}), high = Zip<T>::high(x, y, Sequence{});
-#else
-  constexpr int half = kLanes<T> / 2;
-  for (int lane = 0; lane < half; ++lane) {
-    low[2 * lane] = x[lane], low[2 * lane + 1] = y[lane];
-    high[2 * lane] = x[lane + half], high[2 * lane + 1] = y[lane + half];
-  }
-#endif
 }
 
 // The sum of each of kLanes rows, [row][kLanes]. Zipping and adding row i and row i + half, log2(kLanes)
@@ -288,7 +287,6 @@ DCNZOO_INLINE void join_pairs(Vector<T> x, Vector<T> y, Vector<T>& low, Vector<T
 template <typename T>
 DCNZOO_INLINE Vector<T> sum_rows(const T* rows) {
   constexpr int lanes = kLanes<T>;
-#ifdef DCNZOO_HAS_SHUFFLE
   using Sequence = std::make_integer_sequence<int, lanes>;
   Vector<T> sum[lanes / 2];
 #pragma GCC unroll 8
@@ -303,11 +301,6 @@ DCNZOO_INLINE Vector<T> sum_rows(const T* rows) {
       sum[i] =
           Zip<T>::low(sum[i], sum[i + half], Sequence{}) + Zip<T>::high(sum[i], sum[i + half], Sequence{});
   return sum[0];
-#else
-  Vector<T> sum;
-  for (int lane = 0; lane < lanes; ++lane) sum[lane] = sum_lanes(load(rows + lane * lanes));
-  return sum;
-#endif
 }
 
 // [rows][columns] -> [columns][rows]
@@ -315,13 +308,11 @@ template <typename T>
 void transpose(const T* __restrict from, int64_t from_stride, T* __restrict to, int64_t to_stride,
                int64_t rows, int64_t columns) {
   int64_t done_rows = 0, done_columns = 0;
-#ifdef DCNZOO_HAS_SHUFFLE
   constexpr int64_t lanes = kLanes<T>;
   for (; done_rows + lanes <= rows; done_rows += lanes)
     for (done_columns = 0; done_columns + lanes <= columns; done_columns += lanes)
       transpose_square(from + done_rows * from_stride + done_columns, from_stride,
                        to + done_columns * to_stride + done_rows, to_stride);
-#endif
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t c = r < done_rows ? done_columns : 0; c < columns; ++c)
       to[c * to_stride + r] = from[r * from_stride + c];

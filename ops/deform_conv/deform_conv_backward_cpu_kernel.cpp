@@ -25,9 +25,11 @@ struct PointBackward {
   const T* from[corners];  // the corners' pixels in the input
   T* to[corners];          // the same pixels in the input's gradient
   T weight[corners], modulated[corners];
-  bool inside = true;           // whether any corner is in the map
-  Vector<T> dot[corners] = {};  // Σ over channels of gradient · pixel, per corner
-  T dot_rest[corners] = {};     // the same for channels visited as single elements
+  bool inside = true;  // whether any corner is in the map
+  // Σ over channels of gradient · pixel, per corner. Aligned: `Value`, a template argument, loses Vector's attribute, and
+  // Clang 14 then stores to aligned vectors.
+  alignas(kVectorBytes) Vector<T> dot[corners] = {};
+  T dot_rest[corners] = {};  // the same for channels visited as single elements
 
   template <typename Value>
   DCNZOO_INLINE auto& dots() {

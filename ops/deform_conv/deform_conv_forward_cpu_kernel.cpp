@@ -211,7 +211,7 @@ constexpr DeformConvForward<T, S> kernels_of{kNR<S>, scratch_bytes<T, S>, pack_f
 
 const DeformConvForwardKernels& deform_conv_forward_kernels() {
   static constexpr DeformConvForwardKernels kernels{{kernels_of<float>, kernels_of<double>},
-#if defined(__AVX512BF16__)
+#if defined(DCNZOO_MULTIPLIES_BFLOAT16)
                                                     kernels_of<float, BFloat16Bits>
 #else
                                                     {}

@@ -24,7 +24,7 @@ template <typename Scratch, typename Params>
 int64_t bytes_of(const Params& p) {
   Arena arena{nullptr};
   Scratch(arena, p);
-  return arena.next - static_cast<char*>(nullptr);
+  return reinterpret_cast<intptr_t>(arena.next);
 }
 
 template <int Rank>

@@ -14,7 +14,6 @@ void suppress(BoxList<T> boxes, T threshold, T offset, IntegerOf<T>* __restrict 
     if (suppressed[i]) continue;
     const Box<T> kept{x1[i], y1[i], x2[i], y2[i]};
     const T kept_area = area[i];
-#pragma GCC ivdep
     for (int64_t j = i + 1; j < boxes.count; ++j) {
       const Box<T> other{x1[j], y1[j], x2[j], y2[j]};
       suppressed[j] |= overlaps(kept, kept_area, other, area[j], threshold, offset) ? Flag(1) : Flag(0);

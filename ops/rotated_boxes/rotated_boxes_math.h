@@ -95,7 +95,7 @@ DCNZOO_HD Value shared_area(const RotatedBoxOf<Value>& box, const RotatedBoxOf<V
 template <typename Value>
 DCNZOO_HD Value overlap_ratio(Value area, Value other_area, Value shared, bool over_first) {
   const Value whole = over_first ? area : area + other_area - shared;
-  return (area < kLeastArea) | (other_area < kLeastArea) ? Value{} : shared / whole;
+  return ((area < kLeastArea) | (other_area < kLeastArea)) ? Value{} : shared / whole;
 }
 
 DCNZOO_HD double rotated_overlap(const RotatedBox& box, const RotatedBox& other, bool over_first) {
