@@ -13,9 +13,12 @@ with the config's own optimizer, on small random data, without pretrained weight
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
 
@@ -36,6 +39,8 @@ from mmengine.structures import PixelData
 from torch import Tensor, nn
 from trial import expect, images, prepare, read
 
+from dcnzoo.openmmlab.packages import mim_folder
+
 Batches = Callable[[nn.Module, Config], tuple[dict | None, dict | None]]
 
 
@@ -48,6 +53,7 @@ class Package:
         batches: returns the data to predict and to train on, for a model and its config.
         shrink: reduces the image sizes in a config.
         depth: number of nested folders that name a family.
+        only: the families to try (default: all).
         representatives: configs of families for which ``representative`` would choose badly.
         reasons: reasons why families do not work, in words.
     """
@@ -56,6 +62,7 @@ class Package:
     batches: Batches
     shrink: Callable[[Config], None] = lambda cfg: None
     depth: int = 1
+    only: tuple[str, ...] = ()
     representatives: dict[str, str] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
 
@@ -123,12 +130,11 @@ def through(pipeline: list, samples: list[dict], collate: str = "pseudo_collate"
 # mmpose
 
 
-def pose_batches(model: nn.Module, cfg: Config) -> tuple[dict, dict]:
+def pose_batches(model: nn.Module, cfg: Config) -> tuple[dict, dict | None]:
     train, val = dataset_of(cfg.train_dataloader), dataset_of(cfg.val_dataloader)
     last = cfg.get("train_pipeline_stage2", train.pipeline)  # stage 1 mixes images of the data set
-    return through(val.pipeline, [pose_sample(val, 0)]), through(
-        last, [pose_sample(train, i) for i in (0, 1)]
-    )
+    trained = through(last, [pose_sample(train, i) for i in (0, 1)]) if last else None  # none: cannot train
+    return through(val.pipeline, [pose_sample(val, 0)]), trained
 
 
 def pose_sample(dataset: Config, index: int) -> dict:
@@ -136,7 +142,10 @@ def pose_sample(dataset: Config, index: int) -> dict:
     from mmpose.datasets.datasets.utils import parse_pose_metainfo
     from mmpose.registry import DATASETS
 
-    info = dataset.get("metainfo") or DATASETS.get(dataset.type).METAINFO
+    kind = DATASETS.get(dataset.type)
+    if "subset" in dataset:  # DeepFashion: a part of the body
+        kind._check_subset_and_metainfo(dataset.subset)
+    info = dataset.get("metainfo") or kind.METAINFO
     info = parse_pose_metainfo(dict(info))
     points = info["num_keypoints"]
     random = np.random.default_rng(index)
@@ -297,6 +306,36 @@ def rotate_batches(model: nn.Module, cfg: Config) -> tuple[dict, dict]:
     return batch(1), batch(2)
 
 
+# mmagic
+
+RESTORATION = ("basicvsr", "basicvsr_pp", "cain", "deblurganv2", "edsr", "edvr", "esrgan", "flavr", "iconvsr")
+RESTORATION += ("nafnet", "rdn", "real_basicvsr", "real_esrgan", "restormer", "srcnn", "srgan_resnet")
+RESTORATION += ("swinir", "tdan", "tof")
+
+
+def edit_batches(model: nn.Module, cfg: Config) -> tuple[dict, dict]:
+    """Return images or videos, and targets of the sizes of the network's output."""
+    from mmagic.structures import DataSample
+
+    dataset = dataset_of(cfg.train_dataloader)
+    video = "Frames" in dataset.type
+    size = 64 if video else 128 // cfg.get("scale", 1)  # the discriminators of SRGAN are for 128 pixels
+    shape = (dataset.get("num_input_frames") or 5, 3, size, size) if video else (3, size, size)
+
+    def batch(number: int) -> dict:
+        inputs = [torch.randint(0, 256, shape, dtype=torch.uint8) for _ in range(number)]
+        with torch.no_grad():
+            output = model.generator(torch.stack(inputs) / 255)
+        output = output[0] if isinstance(output, tuple) else output
+        targets = torch.randint(0, 256, output.shape, dtype=torch.uint8)
+        names = ("gt_img", "gt_unsharp")  # the second one is Real-ESRGAN's
+        samples = [DataSample(**{name: target.clone() for name in names}) for target in targets]
+        return dict(inputs=inputs, data_samples=samples)
+
+    model.eval()
+    return batch(1), batch(2)
+
+
 PACKAGES = {
     "mmseg": Package(
         "mmsegmentation",
@@ -323,6 +362,7 @@ PACKAGES = {
     "mmocr": Package("mmocr", ocr_batches, depth=2),
     "mmyolo": Package("mmyolo", yolo_batches, reasons={"razor": "upstream: needs mmrazor"}),
     "mmrotate": Package("mmrotate", rotate_batches),
+    "mmagic": Package("mmagic", edit_batches, only=RESTORATION),
 }
 
 
@@ -337,6 +377,7 @@ def try_out(name: str) -> None:
     """
     package = name.partition("::")[0]
     how = PACKAGES[package]
+    os.chdir(mim_folder(package))  # some configs have paths that are relative to the repository
     cfg = read(name)
     how.shrink(cfg)
     with DefaultScope.overwrite_default_scope(package):
@@ -362,12 +403,15 @@ def try_out(name: str) -> None:
 
 
 def result_of(name: str) -> str:
-    """Return ``ok``, or the reason for the failure in one line."""
-    result = apart(lambda: try_out(name))
+    """Return ``ok``, or the error in one line."""
+    return apart(lambda: try_out(name))
+
+
+def explained(name: str, result: str) -> str:
+    """Put the reason in words, if there is one, before the error of a family."""
     package, _, path = name.partition("::")
-    why = next(
-        (why for family, why in PACKAGES[package].reasons.items() if path.startswith(f"{family}/")), ""
-    )
+    reasons = PACKAGES[package].reasons
+    why = next((why for family, why in reasons.items() if path.startswith(f"{family}/")), "")
     return result if result == "ok" or not why else f"{why} ({result})"
 
 
@@ -378,7 +422,7 @@ def chosen(pattern: str = "") -> list[tuple[str, str]]:
         for package, how in PACKAGES.items()
         if find_spec(package)
         for family, name in families(package, how.representatives, depth=how.depth)
-        if re.search(pattern, f"{package}/{family}")
+        if re.search(pattern, f"{package}/{family}") and (not how.only or family in how.only)
     ]
 
 
@@ -436,8 +480,13 @@ def main() -> None:
     args = parser.parse_args()
     MMLogger.get_current_instance().setLevel("ERROR")  # initialisation logs every parameter
     here = versions((*STACK, *(how.distribution for how in PACKAGES.values())))
-    rows = try_all(chosen(args.pattern), result_of, args, here, {})
+    names = chosen(args.pattern)
+    for package in {name.partition("::")[0] for _, name in names}:
+        with suppress(Exception):  # each trial reports it
+            import_module(f"{package}.models")  # once, not in the process of each trial
+    rows = try_all(names, result_of, args, here, {})
     if args.out:
+        rows = [(family, name, explained(name, result)) for family, name, result in rows]
         args.out.write_text(page(rows, here, args.pattern))
 
 
