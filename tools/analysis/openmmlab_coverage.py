@@ -251,19 +251,36 @@ def pretrain_sample(cfg: Config, index: int) -> dict:
 # mmocr
 
 
+def ocr_shrink(cfg: Config) -> None:
+    """Limit the sizes in the pipelines to 320 pixels, instead of 1333."""
+
+    def shrink(node: object) -> object:
+        if isinstance(node, dict):
+            for key, value in node.items():
+                node[key] = shrink(value)
+        elif isinstance(node, list | tuple):
+            return type(node)(map(shrink, node))
+        return min(node, 320) if isinstance(node, int) and not isinstance(node, bool) else node
+
+    for loader in (cfg.train_dataloader, cfg.test_dataloader):
+        shrink(dataset_of(loader).pipeline)
+
+
 def ocr_batches(model: nn.Module, cfg: Config) -> tuple[dict, dict]:
     train, test = dataset_of(cfg.train_dataloader), dataset_of(cfg.test_dataloader)
-    line = "PackTextRecogInputs" in str(test.pipeline)  # else a page
-    return (
-        through(test.pipeline, [ocr_sample(line, 0)]),
-        through(train.pipeline, [ocr_sample(line, i) for i in (0, 1)]),
+    return tuple(
+        through(dataset.pipeline, [ocr_sample(dataset.pipeline, i) for i in range(number)])
+        for dataset, number in ((test, 1), (train, 2))
     )
 
 
-def ocr_sample(line: bool, index: int) -> dict:
+def ocr_sample(pipeline: list, index: int) -> dict:
     """Return a line of text, or a page with four words."""
+    line = "PackTextRecogInputs" in str(pipeline)
+    gray = any(step.get("color_type") == "grayscale" for step in pipeline)
     size = (32, 100) if line else (320, 320)
-    image = np.random.default_rng(index).integers(0, 256, (*size, 3), dtype=np.uint8)
+    shape = size if gray else (*size, 3)
+    image = np.random.default_rng(index).integers(0, 256, shape, dtype=np.uint8)
     words = []
     for i, (x, y) in enumerate([(40, 60), (180, 60), (40, 200), (180, 200)]):
         box = [x, y, x + 100, y + 40]
@@ -359,7 +376,7 @@ PACKAGES = {
         },
     ),
     "mmpretrain": Package("mmpretrain", pretrain_batches),
-    "mmocr": Package("mmocr", ocr_batches, depth=2),
+    "mmocr": Package("mmocr", ocr_batches, ocr_shrink, depth=2),
     "mmyolo": Package("mmyolo", yolo_batches, reasons={"razor": "upstream: needs mmrazor"}),
     "mmrotate": Package("mmrotate", rotate_batches),
     "mmagic": Package("mmagic", edit_batches, only=RESTORATION),
@@ -445,7 +462,9 @@ other packages](openmmlab.md).
 |---|---|---|
 {counts}
 {only}The architecture is complete, without pretrained weights, and runs on the CPU with small random data.
-BEiT and MAE have relative positions for an image of 128 pixels. If a family does not work, its result gives
+BEiT and MAE have relative positions for an image of 128 pixels. Families without training data or test data
+in their config are tested without a training step or a prediction. Of mmagic, the families that restore
+images and videos are tested, and none that generates images. If a family does not work, its result gives
 the reason; *upstream* means that the package or one of its dependencies is the cause. mmdet3d and sparse
 convolution are out of scope.
 
