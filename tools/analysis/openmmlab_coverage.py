@@ -318,7 +318,10 @@ def rotate_batches(model: nn.Module, cfg: Config) -> tuple[dict, dict]:
 
     def batch(number: int) -> dict:
         shapes = [[3, 128, 128]] * number
-        return demo_mm_inputs(number, shapes, [2] * number, 3, use_box_type=True, use_qbox=not turned)
+        made = demo_mm_inputs(number, shapes, [2] * number, 3, use_box_type=True, use_qbox=not turned)
+        for sample in made["data_samples"]:
+            sample.gt_instances.labels.zero_()  # a class that every detector has
+        return made
 
     return batch(1), batch(2)
 
@@ -378,7 +381,11 @@ PACKAGES = {
     "mmpretrain": Package("mmpretrain", pretrain_batches),
     "mmocr": Package("mmocr", ocr_batches, ocr_shrink, depth=2),
     "mmyolo": Package("mmyolo", yolo_batches, reasons={"razor": "upstream: needs mmrazor"}),
-    "mmrotate": Package("mmrotate", rotate_batches),
+    "mmrotate": Package(
+        "mmrotate",
+        rotate_batches,
+        reasons={"convnext": "upstream: needs mmcls, the former name of mmpretrain"},
+    ),
     "mmagic": Package("mmagic", edit_batches, only=RESTORATION),
 }
 
