@@ -314,10 +314,11 @@ def rotate_batches(model: nn.Module, cfg: Config) -> tuple[dict, dict]:
     from mmrotate.testing import demo_mm_inputs
 
     steps = dataset_of(cfg.train_dataloader).pipeline
+    size = 384 if "SASAssigner" in str(cfg.model) else 128  # it selects 9 points on each level
     turned = any(step.get("box_type_mapping", {}).get("gt_bboxes") == "rbox" for step in steps)
 
     def batch(number: int) -> dict:
-        shapes = [[3, 128, 128]] * number
+        shapes = [[3, size, size]] * number
         made = demo_mm_inputs(number, shapes, [2] * number, 3, use_box_type=True, use_qbox=not turned)
         for sample in made["data_samples"]:
             sample.gt_instances.labels.zero_()  # a class that every detector has
@@ -340,7 +341,9 @@ def edit_batches(model: nn.Module, cfg: Config) -> tuple[dict, dict]:
     dataset = dataset_of(cfg.train_dataloader)
     video = "Frames" in dataset.type
     size = 64 if video else 128 // cfg.get("scale", 1)  # the discriminators of SRGAN are for 128 pixels
-    shape = (dataset.get("num_input_frames") or 5, 3, size, size) if video else (3, size, size)
+    named = dataset.get("load_frames_list", {}).get("img", [])  # for the interpolation of frames
+    frames = len(named) or dataset.get("num_input_frames") or 5
+    shape = (frames, 3, size, size) if video else (3, size, size)
 
     def batch(number: int) -> dict:
         inputs = [torch.randint(0, 256, shape, dtype=torch.uint8) for _ in range(number)]
@@ -386,7 +389,12 @@ PACKAGES = {
         rotate_batches,
         reasons={"convnext": "upstream: needs mmcls, the former name of mmpretrain"},
     ),
-    "mmagic": Package("mmagic", edit_batches, only=RESTORATION),
+    "mmagic": Package(
+        "mmagic",
+        edit_batches,
+        only=RESTORATION,
+        reasons={"deblurganv2": "upstream: always downloads weights of its generator"},
+    ),
 }
 
 
