@@ -334,6 +334,11 @@ RESTORATION += ("nafnet", "rdn", "real_basicvsr", "real_esrgan", "restormer", "s
 RESTORATION += ("swinir", "tdan", "tof")
 
 
+def edit_shrink(cfg: Config) -> None:
+    """Remove the perceptual loss, which downloads a VGG."""
+    cfg.model.pop("perceptual_loss", None)
+
+
 def edit_batches(model: nn.Module, cfg: Config) -> tuple[dict, dict]:
     """Return images or videos, and targets of the sizes of the network's output."""
     from mmagic.structures import DataSample
@@ -342,7 +347,7 @@ def edit_batches(model: nn.Module, cfg: Config) -> tuple[dict, dict]:
     video = "Frames" in dataset.type
     size = 64 if video else 128 // cfg.get("scale", 1)  # the discriminators of SRGAN are for 128 pixels
     named = dataset.get("load_frames_list", {}).get("img", [])  # for the interpolation of frames
-    frames = len(named) or dataset.get("num_input_frames") or 5
+    frames = len(named) or dataset.get("num_input_frames") or cfg.model.generator.get("num_input_frames", 5)
     shape = (frames, 3, size, size) if video else (3, size, size)
 
     def batch(number: int) -> dict:
@@ -392,6 +397,7 @@ PACKAGES = {
     "mmagic": Package(
         "mmagic",
         edit_batches,
+        edit_shrink,
         only=RESTORATION,
         reasons={"deblurganv2": "upstream: always downloads weights of its generator"},
     ),
@@ -479,9 +485,9 @@ other packages](openmmlab.md).
 {only}The architecture is complete, without pretrained weights, and runs on the CPU with small random data.
 BEiT and MAE have relative positions for an image of 128 pixels. Families without training data or test data
 in their config are tested without a training step or a prediction. Of mmagic, the families that restore
-images and videos are tested, and none that generates images. If a family does not work, its result gives
-the reason; *upstream* means that the package or one of its dependencies is the cause. mmdet3d and sparse
-convolution are out of scope.
+images and videos are tested, without perceptual loss, and none that generates images. If a family does not
+work, its result gives the reason; *upstream* means that the package or one of its dependencies is the cause.
+mmdet3d and sparse convolution are out of scope.
 
 `make coverage-openmmlab` tests all families again and writes this page.
 
