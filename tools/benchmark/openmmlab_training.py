@@ -407,7 +407,7 @@ def super_resolution(folder: Path, dcn: bool) -> dict:
         ),
         val_cfg=dict(type="MultiValLoop"),
         val_evaluator=dict(type="Evaluator", metrics=[dict(type="PSNR", crop_border=4)]),
-        **loaders(Clips("train", 300, 48), Clips("val", 24, 128), batch_size=4),
+        **loaders(Clips("train", 400, 64), Clips("val", 24, 128), batch_size=4),
     )
 
 
@@ -446,7 +446,7 @@ TASKS = (
         ("rotated-box AP50", "dota/mAP"),
         None,
     ),
-    Task("mmagic", "EDVR", super_resolution, ("PSNR", "PSNR"), ("bicubic", bicubic), iterations=200),
+    Task("mmagic", "EDVR", super_resolution, ("PSNR", "PSNR"), ("bicubic", bicubic)),
 )
 
 
