@@ -395,6 +395,7 @@ PACKAGES = {
         },
         reasons={
             "body_2d_keypoint/edpose": "upstream: the config imports mmpose.configs, which the wheel lacks",
+            "wholebody_2d_keypoint/dwpose": "needs the checkpoint of a teacher, which is trained first",
         },
     ),
     "mmpretrain": Package("mmpretrain", pretrain_batches),
@@ -467,6 +468,7 @@ def result_of(name: str) -> str:
 def explained(name: str, result: str) -> str:
     """Put the reason in words, if there is one, before the error of a family."""
     package, _, path = name.partition("::")
+    result = result.replace(f"{mim_folder(package).parents[1]}/", "")
     reasons = PACKAGES[package].reasons
     why = next((why for family, why in reasons.items() if path.startswith(f"{family}/")), "")
     return result if result == "ok" or not why else f"{why} ({result})"
