@@ -201,6 +201,13 @@ def test_rotated_boxes_that_touch():
         torch.testing.assert_close(overlap[0], torch.tensor([1, 1, 0.5, 0]), atol=1e-5, rtol=0)
 
 
+def test_overlap_of_detections():
+    """mmrotate's evaluation passes boxes with a score behind each."""
+    for overlap, boxes in ((ops.box_iou_rotated, TURNED), (ops.box_iou_quadri, quads(TURNED))):
+        detections = torch.cat([boxes, torch.rand(len(boxes), 1)], 1)
+        torch.testing.assert_close(overlap(detections, boxes), overlap(boxes, boxes))
+
+
 def test_nms_rotated_drops_a_box_at_the_threshold():
     """As in mmcv on the CPU, where the threshold is a float32. Recorded from compiled mmcv."""
     boxes = torch.tensor([[0.0, 0, 10, 10, 0], [0, 0, 5, 10, 0], [0, 0, 3, 10, 0]])

@@ -49,7 +49,8 @@ PACKAGES = {
     "mmyolo": Package("mmyolo==0.6.0", ("prettytable",)),
     "mmrotate": Package("mmrotate==1.0.0rc1", ("e2cnn",)),
     "mmagic": Package(
-        "mmagic==1.2.0", ("diffusers", "einops", "lmdb", "lpips", "resize_right", "transformers")
+        "mmagic==1.2.0",
+        ("albumentations", "diffusers", "einops", "lmdb", "lpips", "resize_right", "transformers"),
     ),
 }
 

@@ -13,9 +13,12 @@ with the config's own optimizer, on small random data, without pretrained weight
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
 
@@ -26,7 +29,18 @@ import dcnzoo.models  # noqa: F401  before the packages, which need mmcv.ops
 
 # isort: split
 import mmengine.dataset
-from family_trials import add_arguments, apart, count_ok, families, listed, table, tensors, try_all, versions
+from family_trials import (
+    add_arguments,
+    apart,
+    count_ok,
+    families,
+    listed,
+    read_results,
+    table,
+    tensors,
+    try_all,
+    versions,
+)
 from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.logging import MMLogger
@@ -35,6 +49,8 @@ from mmengine.registry import DefaultScope
 from mmengine.structures import PixelData
 from torch import Tensor, nn
 from trial import expect, images, prepare, read
+
+from dcnzoo.openmmlab.packages import mim_folder
 
 Batches = Callable[[nn.Module, Config], tuple[dict | None, dict | None]]
 
@@ -48,6 +64,7 @@ class Package:
         batches: returns the data to predict and to train on, for a model and its config.
         shrink: reduces the image sizes in a config.
         depth: number of nested folders that name a family.
+        only: the families to try (default: all).
         representatives: configs of families for which ``representative`` would choose badly.
         reasons: reasons why families do not work, in words.
     """
@@ -56,6 +73,7 @@ class Package:
     batches: Batches
     shrink: Callable[[Config], None] = lambda cfg: None
     depth: int = 1
+    only: tuple[str, ...] = ()
     representatives: dict[str, str] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
 
@@ -123,12 +141,11 @@ def through(pipeline: list, samples: list[dict], collate: str = "pseudo_collate"
 # mmpose
 
 
-def pose_batches(model: nn.Module, cfg: Config) -> tuple[dict, dict]:
+def pose_batches(model: nn.Module, cfg: Config) -> tuple[dict, dict | None]:
     train, val = dataset_of(cfg.train_dataloader), dataset_of(cfg.val_dataloader)
     last = cfg.get("train_pipeline_stage2", train.pipeline)  # stage 1 mixes images of the data set
-    return through(val.pipeline, [pose_sample(val, 0)]), through(
-        last, [pose_sample(train, i) for i in (0, 1)]
-    )
+    trained = through(last, [pose_sample(train, i) for i in (0, 1)]) if last else None  # none: cannot train
+    return through(val.pipeline, [pose_sample(val, 0)]), trained
 
 
 def pose_sample(dataset: Config, index: int) -> dict:
@@ -136,7 +153,10 @@ def pose_sample(dataset: Config, index: int) -> dict:
     from mmpose.datasets.datasets.utils import parse_pose_metainfo
     from mmpose.registry import DATASETS
 
-    info = dataset.get("metainfo") or DATASETS.get(dataset.type).METAINFO
+    kind = DATASETS.get(dataset.type)
+    if "subset" in dataset:  # DeepFashion: a part of the body
+        kind._check_subset_and_metainfo(dataset.subset)
+    info = dataset.get("metainfo") or kind.METAINFO
     info = parse_pose_metainfo(dict(info))
     points = info["num_keypoints"]
     random = np.random.default_rng(index)
@@ -242,19 +262,36 @@ def pretrain_sample(cfg: Config, index: int) -> dict:
 # mmocr
 
 
+def ocr_shrink(cfg: Config) -> None:
+    """Limit the sizes in the pipelines to 320 pixels, instead of 1333."""
+
+    def shrink(node: object) -> object:
+        if isinstance(node, dict):
+            for key, value in node.items():
+                node[key] = shrink(value)
+        elif isinstance(node, list | tuple):
+            return type(node)(map(shrink, node))
+        return min(node, 320) if isinstance(node, int) and not isinstance(node, bool) else node
+
+    for loader in (cfg.train_dataloader, cfg.test_dataloader):
+        shrink(dataset_of(loader).pipeline)
+
+
 def ocr_batches(model: nn.Module, cfg: Config) -> tuple[dict, dict]:
     train, test = dataset_of(cfg.train_dataloader), dataset_of(cfg.test_dataloader)
-    line = "PackTextRecogInputs" in str(test.pipeline)  # else a page
-    return (
-        through(test.pipeline, [ocr_sample(line, 0)]),
-        through(train.pipeline, [ocr_sample(line, i) for i in (0, 1)]),
+    return tuple(
+        through(dataset.pipeline, [ocr_sample(dataset.pipeline, i) for i in range(number)])
+        for dataset, number in ((test, 1), (train, 2))
     )
 
 
-def ocr_sample(line: bool, index: int) -> dict:
+def ocr_sample(pipeline: list, index: int) -> dict:
     """Return a line of text, or a page with four words."""
+    line = "PackTextRecogInputs" in str(pipeline)
+    gray = any(step.get("color_type") == "grayscale" for step in pipeline)
     size = (32, 100) if line else (320, 320)
-    image = np.random.default_rng(index).integers(0, 256, (*size, 3), dtype=np.uint8)
+    shape = size if gray else (*size, 3)
+    image = np.random.default_rng(index).integers(0, 256, shape, dtype=np.uint8)
     words = []
     for i, (x, y) in enumerate([(40, 60), (180, 60), (40, 200), (180, 200)]):
         box = [x, y, x + 100, y + 40]
@@ -288,12 +325,53 @@ def rotate_batches(model: nn.Module, cfg: Config) -> tuple[dict, dict]:
     from mmrotate.testing import demo_mm_inputs
 
     steps = dataset_of(cfg.train_dataloader).pipeline
+    size = 384 if "SASAssigner" in str(cfg.model) else 128  # it selects 9 points on each level
     turned = any(step.get("box_type_mapping", {}).get("gt_bboxes") == "rbox" for step in steps)
 
     def batch(number: int) -> dict:
-        shapes = [[3, 128, 128]] * number
-        return demo_mm_inputs(number, shapes, [2] * number, 3, use_box_type=True, use_qbox=not turned)
+        shapes = [[3, size, size]] * number
+        made = demo_mm_inputs(number, shapes, [2] * number, 3, use_box_type=True, use_qbox=not turned)
+        for sample in made["data_samples"]:
+            sample.gt_instances.labels.zero_()  # a class that every detector has
+        return made
 
+    return batch(1), batch(2)
+
+
+# mmagic
+
+RESTORATION = ("basicvsr", "basicvsr_pp", "cain", "deblurganv2", "edsr", "edvr", "esrgan", "flavr", "iconvsr")
+RESTORATION += ("nafnet", "rdn", "real_basicvsr", "real_esrgan", "restormer", "srcnn", "srgan_resnet")
+RESTORATION += ("swinir", "tdan", "tof")
+
+
+def edit_shrink(cfg: Config) -> None:
+    """Remove the perceptual loss, which downloads a VGG."""
+    cfg.model.pop("perceptual_loss", None)
+
+
+def edit_batches(model: nn.Module, cfg: Config) -> tuple[dict, dict]:
+    """Return images or videos, and targets of the sizes of the network's output."""
+    from mmagic.structures import DataSample
+
+    dataset = dataset_of(cfg.train_dataloader)
+    video = "Frames" in dataset.type
+    size = 64 if video else 128 // cfg.get("scale", 1)  # the discriminators of SRGAN are for 128 pixels
+    named = dataset.get("load_frames_list", {}).get("img", [])  # for the interpolation of frames
+    frames = len(named) or dataset.get("num_input_frames") or cfg.model.generator.get("num_input_frames", 5)
+    shape = (frames, 3, size, size) if video else (3, size, size)
+
+    def batch(number: int) -> dict:
+        inputs = [torch.randint(0, 256, shape, dtype=torch.uint8) for _ in range(number)]
+        with torch.no_grad():
+            output = model.generator(torch.stack(inputs) / 255)
+        output = output[0] if isinstance(output, tuple) else output
+        targets = torch.randint(0, 256, output.shape, dtype=torch.uint8)
+        names = ("gt_img", "gt_unsharp")  # the second one is Real-ESRGAN's
+        samples = [DataSample(**{name: target.clone() for name in names}) for target in targets]
+        return dict(inputs=inputs, data_samples=samples)
+
+    model.eval()
     return batch(1), batch(2)
 
 
@@ -317,12 +395,32 @@ PACKAGES = {
         },
         reasons={
             "body_2d_keypoint/edpose": "upstream: the config imports mmpose.configs, which the wheel lacks",
+            "wholebody_2d_keypoint/dwpose": "needs the checkpoint of a teacher, which is trained first",
         },
     ),
     "mmpretrain": Package("mmpretrain", pretrain_batches),
-    "mmocr": Package("mmocr", ocr_batches, depth=2),
+    "mmocr": Package(
+        "mmocr",
+        ocr_batches,
+        ocr_shrink,
+        depth=2,
+        reasons=dict.fromkeys(
+            ("textdet/drrg", "textdet/textsnake"), "stopped after several minutes on a busy machine"
+        ),
+    ),
     "mmyolo": Package("mmyolo", yolo_batches, reasons={"razor": "upstream: needs mmrazor"}),
-    "mmrotate": Package("mmrotate", rotate_batches),
+    "mmrotate": Package(
+        "mmrotate",
+        rotate_batches,
+        reasons={"convnext": "upstream: needs mmcls, the former name of mmpretrain"},
+    ),
+    "mmagic": Package(
+        "mmagic",
+        edit_batches,
+        edit_shrink,
+        only=RESTORATION,
+        reasons={"deblurganv2": "upstream: always downloads weights of its generator"},
+    ),
 }
 
 
@@ -337,6 +435,7 @@ def try_out(name: str) -> None:
     """
     package = name.partition("::")[0]
     how = PACKAGES[package]
+    os.chdir(mim_folder(package))  # some configs have paths that are relative to the repository
     cfg = read(name)
     how.shrink(cfg)
     with DefaultScope.overwrite_default_scope(package):
@@ -362,12 +461,16 @@ def try_out(name: str) -> None:
 
 
 def result_of(name: str) -> str:
-    """Return ``ok``, or the reason for the failure in one line."""
-    result = apart(lambda: try_out(name))
+    """Return ``ok``, or the error in one line."""
+    return apart(lambda: try_out(name))
+
+
+def explained(name: str, result: str) -> str:
+    """Put the reason in words, if there is one, before the error of a family."""
     package, _, path = name.partition("::")
-    why = next(
-        (why for family, why in PACKAGES[package].reasons.items() if path.startswith(f"{family}/")), ""
-    )
+    result = result.replace(f"{mim_folder(package).parents[1]}/", "")
+    reasons = PACKAGES[package].reasons
+    why = next((why for family, why in reasons.items() if path.startswith(f"{family}/")), "")
     return result if result == "ok" or not why else f"{why} ({result})"
 
 
@@ -378,7 +481,7 @@ def chosen(pattern: str = "") -> list[tuple[str, str]]:
         for package, how in PACKAGES.items()
         if find_spec(package)
         for family, name in families(package, how.representatives, depth=how.depth)
-        if re.search(pattern, f"{package}/{family}")
+        if re.search(pattern, f"{package}/{family}") and (not how.only or family in how.only)
     ]
 
 
@@ -393,17 +496,19 @@ operators and mmcv-lite, without a compiled mmcv. A config is *ok* if it builds,
 makes a training step with its own optimizer and finite losses. How to install the packages: [OpenMMLab's
 other packages](openmmlab.md).
 
-**{working} of {number} families are ok**, with
+**{working} of {number} tested families are ok**, with
 
     {installed}
 
-| package | families | ok |
-|---|---|---|
+| package | families | tested | ok |
+|---|---|---|---|
 {counts}
-{only}The architecture is complete, without pretrained weights, and runs on the CPU with small random data.
-BEiT and MAE have relative positions for an image of 128 pixels. If a family does not work, its result gives
-the reason; *upstream* means that the package or one of its dependencies is the cause. mmdet3d and sparse
-convolution are out of scope.
+The architecture is complete, without pretrained weights, and runs on the CPU with small random data.
+BEiT and MAE have relative positions for an image of 128 pixels. Families without training data or test data
+in their config are tested without a training step or a prediction. Of mmagic, the families that restore
+images and videos are tested, without perceptual loss, and none that generates images. If a family does not
+work, its result gives the reason; *upstream* means that the package or one of its dependencies is the cause.
+mmdet3d and sparse convolution are out of scope.
 
 `make coverage-openmmlab` tests all families again and writes this page.
 
@@ -412,33 +517,41 @@ HEAD = "## {distribution} {version}\n\n| family | config | result |\n|---|---|--
 STACK = ("mmengine", "mmcv-lite", "mmdet", "torchvision", "timm", "transformers", "diffusers", "numpy")
 
 
-def page(rows: list[tuple[str, str, str]], installed: dict[str, str], pattern: str) -> str:
-    """Render the page. ``rows``: package/family, config, result; ``pattern``: of the tested families."""
-    by_package: dict[str, list[tuple[str, str, str]]] = {}
+def page(rows: list[tuple[str, str, str]], installed: dict[str, str]) -> str:
+    """Render the page. ``rows``: package/family, config, result."""
+    by_package: dict[str, list[tuple[str, str, str]]] = {package: [] for package in PACKAGES}
     for family, name, result in rows:
         package, _, family = family.partition("/")
-        by_package.setdefault(package, []).append((family, name, result))
+        by_package[package].append((family, name, result))
     counts, tables = "", ""
     for package, found in by_package.items():
-        distribution = PACKAGES[package].distribution
-        counts += f"| {distribution} | {len(found)} | {count_ok(found)} |\n"
-        tables += "\n" + HEAD.format(distribution=distribution, version=version(distribution)) + table(found)
-    only = f"Only the families that match `{pattern}` were tested for this page.\n\n" if pattern else ""
-    head = PAGE.format(
-        working=count_ok(rows), number=len(rows), installed=listed(installed), counts=counts, only=only
-    )
+        distribution, number = PACKAGES[package].distribution, len(chosen(f"^{package}/"))
+        counts += f"| {distribution} | {number} | {len(found)} | {count_ok(found)} |\n"
+        if found:
+            head = HEAD.format(distribution=distribution, version=version(distribution))
+            tables += "\n" + head + table(found)
+    head = PAGE.format(working=count_ok(rows), number=len(rows), installed=listed(installed), counts=counts)
     return head + tables.removeprefix("\n")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     add_arguments(parser, "work_dirs/openmmlab_coverage.json")
+    parser.add_argument("--stored", action="store_true", help="only families with a stored result")
     args = parser.parse_args()
     MMLogger.get_current_instance().setLevel("ERROR")  # initialisation logs every parameter
     here = versions((*STACK, *(how.distribution for how in PACKAGES.values())))
-    rows = try_all(chosen(args.pattern), result_of, args, here, {})
+    names = chosen(args.pattern)
+    if args.stored:
+        results = read_results(args.results)[1]
+        names = [(family, name) for family, name in names if name in results]
+    for package in {name.partition("::")[0] for _, name in names} if not args.stored else ():
+        with suppress(Exception):  # each trial reports it
+            import_module(f"{package}.models")  # once, not in the process of each trial
+    rows = try_all(names, result_of, args, here, {})
     if args.out:
-        args.out.write_text(page(rows, here, args.pattern))
+        rows = [(family, name, explained(name, result)) for family, name, result in rows]
+        args.out.write_text(page(rows, here))
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ def forget_weights(node: object) -> None:
             pretrained = isinstance(value, dict) and "checkpoint" in value
             if key in PRETRAINED and value is True:
                 node[key] = False  # timm's
-            elif (key in PRETRAINED and isinstance(value, str)) or (key == "init_cfg" and pretrained):
+            elif (key.endswith(PRETRAINED) and isinstance(value, str)) or (key == "init_cfg" and pretrained):
                 node[key] = None
             forget_weights(value)
     elif isinstance(node, list | tuple):

@@ -386,14 +386,14 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
 
 
 def box_iou_rotated(
-    boxes1: Tensor,  # (M, 5)
+    boxes1: Tensor,  # (M, 5), or (M, 6) with a score behind, as in mmrotate's evaluation
     boxes2: Tensor,  # (N, 5)
     ious: Tensor,  # (M·N,), or (M,) if aligned
     mode_flag: int,  # 0 over the union, 1 over boxes1
     aligned: bool,
 ) -> None:
     mode = "iof" if mode_flag else "iou"
-    ious.copy_(dcnzoo.ops.box_iou_rotated(boxes1, boxes2, mode, aligned).view_as(ious))
+    ious.copy_(dcnzoo.ops.box_iou_rotated(boxes1[:, :5], boxes2[:, :5], mode, aligned).view_as(ious))
 
 
 def nms_rotated(

@@ -27,7 +27,7 @@ from importlib.util import find_spec
 
 import mmcv.ops  # noqa: F401  first: registers DCN and DCNv2, which ours replace
 
-from dcnzoo.compat import after_import
+from dcnzoo.compat import after_import, patches
 from dcnzoo.compat.mmcv import use_dcnzoo_deform_conv
 from dcnzoo.openmmlab.hooks.offset_statistics import OffsetStatisticsHook  # noqa: F401  for configs
 from dcnzoo.openmmlab.models.dcn import DCN, DCNv2
@@ -40,6 +40,7 @@ from dcnzoo.openmmlab.models.deform_roi_pool import (
 from dcnzoo.openmmlab.models.intern_image import FlashInternImage, InternImage
 from dcnzoo.openmmlab.models.layer_decay import CustomLayerDecayOptimizerConstructor
 from dcnzoo.openmmlab.models.ms_deform_attn import MultiScaleDeformableAttention
+from dcnzoo.openmmlab.patches import NUMPY_1_NAMES
 from dcnzoo.openmmlab.patches import apply as apply_patches
 
 __all__ = [
@@ -59,6 +60,7 @@ __all__ = [
 ]
 
 use_dcnzoo_deform_conv()
+patches.add(NUMPY_1_NAMES)  # first: mmdet imports mmpretrain, albumentations and imgaug if they are installed
 
 if find_spec("mmdet"):
     from dcnzoo.openmmlab.models.backbones import (

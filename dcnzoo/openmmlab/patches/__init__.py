@@ -75,6 +75,14 @@ SKIP_UNREADABLE_IMAGES = fix(
     needed=lambda: "dcnzoo.openmmlab.datasets" in sys.modules,
 )
 
+NUMPY_1_NAMES = fix(
+    other_packages.numpy_1_names,
+    target="numpy.bool8, int0 and sctypes, from the import of imgaug, mmagic or mmocr on",
+    reason="these packages use names that numpy 2 removed (module 'numpy' has no attribute 'bool8')",
+    versions="imgaug 0.4.0, mmagic 1.2.0, mmocr 1.0.1",
+    needed=lambda: any(map(installed, ("imgaug", "mmagic", "mmocr"))),
+)
+
 TABLE = (
     fix(
         inherit_from_packages,
@@ -201,13 +209,7 @@ TABLE = (
         versions="xtcocotools 1.14.3",
         needed=lambda: installed("xtcocotools") and installed("pycocotools"),
     ),
-    fix(
-        other_packages.numpy_1_names,
-        target="numpy.bool8, int0 and sctypes, from the import of imgaug, mmagic or mmocr on",
-        reason="these packages use names that numpy 2 removed (module 'numpy' has no attribute 'bool8')",
-        versions="imgaug 0.4.0, mmagic 1.2.0, mmocr 1.0.1",
-        needed=lambda: any(map(installed, ("imgaug", "mmagic", "mmocr"))),
-    ),
+    NUMPY_1_NAMES,
 )
 
 apply = partial(patches.add, *TABLE, complete=True)
