@@ -44,7 +44,7 @@ FAMILIES = (
 )
 
 
-class Deployable(nn.Module):
+class ExportWrapper(nn.Module):
     """Base class of the wrappers. ``forward`` maps images [N, 3, H, W] to the outputs in ``output_names``.
 
     ``dets`` is [N, K, 5]: (x1, y1, x2, y2, score) in pixels of the input, best first. ``labels`` is [N, K];
@@ -198,7 +198,7 @@ def suppress(
     labels: Tensor,  # [N, K]
     classes: int,
 ) -> tuple[Tensor, Tensor]:
-    """Apply the NMS of the config; return ``dets`` and ``labels`` as in :class:`Deployable`."""
+    """Apply the NMS of the config; return ``dets`` and ``labels`` as in :class:`ExportWrapper`."""
     name, nms, count = type(owner).__name__, dict(cfg.nms), cfg.max_per_img
     if cfg.get("min_bbox_size", -1) >= 0:
         width, height = (boxes[..., 2:] - boxes[..., :2]).unbind(-1)
@@ -273,7 +273,7 @@ def of_class(values: Tensor, labels: Tensor) -> Tensor:  # [N·K, classes, …],
     return values.gather(1, index.expand(-1, 1, *values.shape[2:]))
 
 
-class Dense(Deployable):
+class Dense(ExportWrapper):
     """RetinaNet, FSAF, FCOS, SSD, ATSS, …: every head with the prediction methods of ``BaseDenseHead``."""
 
     def __init__(self, detector: nn.Module) -> None:
@@ -292,7 +292,7 @@ class Dense(Deployable):
         return predict_dense(head, outputs, image_size(images))
 
 
-class RawHead(Deployable):
+class RawHead(ExportWrapper):
     """The head's outputs, level by level, without post-processing."""
 
     def __init__(self, detector: nn.Module) -> None:
@@ -303,7 +303,7 @@ class RawHead(Deployable):
         return self.detector.bbox_head(self.detector.extract_feat(images))
 
 
-class Yolo(Deployable):
+class Yolo(ExportWrapper):
     clips = False
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -327,7 +327,7 @@ class Yolo(Deployable):
         return suppress(cfg, head, take(boxes, index), scores, labels, there.shape[-1])
 
 
-class Yolox(Deployable):
+class Yolox(ExportWrapper):
     """YOLOX (Ge et al. 2021). Like ``YOLOXHead.predict_by_feat``, keeps only the best class per location."""
 
     clips = False
@@ -355,7 +355,7 @@ class Yolox(Deployable):
         )
 
 
-class Corners(Deployable):
+class Corners(ExportWrapper):
     """CornerNet (Law and Deng 2018): boxes are pairs of corners. See ``CornerHead._decode_heatmap``."""
 
     candidates = 1000  # pairs that go into the NMS, as in MMDetection
@@ -396,7 +396,7 @@ class Corners(Deployable):
         return suppress(cfg, head, boxes, score, labels[0].gather(1, pair // count), head.num_classes)
 
 
-class TwoStage(Deployable):
+class TwoStage(ExportWrapper):
     """Faster, Cascade, Mask and Cascade Mask R-CNN."""
 
     heads = (StandardRoIHead, CascadeRoIHead)
@@ -547,7 +547,7 @@ class PointRend(TwoStage):
         return sampled.transpose(1, 2).flatten(0, 1)
 
 
-class Detr(Deployable):
+class Detr(ExportWrapper):
     """DETR. The second input is the size of each image without padding: attention masks the padding."""
 
     input_names = ("input", "img_shape")
