@@ -19,6 +19,7 @@ from torch import Tensor
 from trial import configs_in, reason
 
 from dcnzoo.openmmlab.packages import mim_folder
+from dcnzoo.utils.files import write_text
 from dcnzoo.utils.progress import make_progress
 
 SIZES = ("r50_", "r50-", "tiny", "-t_", "-t-", "r18")
@@ -127,10 +128,15 @@ def read_results(path: Path | None) -> tuple[dict[str, str], dict[str, str]]:
     return content["versions"], content["results"]
 
 
+def write_results(path: Path, installed: dict[str, str], results: dict[str, str]) -> None:
+    write_text(path, json.dumps({"versions": installed, "results": results}, indent=1))
+
+
 def add_arguments(parser: argparse.ArgumentParser, results: str) -> None:
     parser.add_argument("pattern", nargs="?", default="", help="regular expression (default: all)")
     parser.add_argument("--results", type=Path, default=Path(results), metavar="FILE")
     parser.add_argument("--again", action="store_true", help="repeat trials that have a result")
+    parser.add_argument("--failed", action="store_true", help="repeat trials that failed")
     parser.add_argument("--out", type=Path, metavar="FILE.md", help="write the page with the table")
 
 
@@ -146,13 +152,17 @@ def try_all(
     Args:
         chosen: families and their configs.
         trial: returns the result of a config.
-        args: those of :func:`add_arguments`. Results in the file are reused.
+        args: those of :func:`add_arguments`. Results in the file are reused. Several processes may share it.
         here: versions; results of other versions are not reused.
         before: results of an environment with fewer packages. Configs that are ok there are skipped.
     """
-    found, results = read_results(args.results)
-    if args.again or found != here:
-        results = {}
+
+    def stored() -> dict[str, str]:
+        found, results = read_results(args.results)
+        return results if found == here else {}
+
+    at_start = stored()
+    repeated = {name for name, result in at_start.items() if args.again or (args.failed and result != "ok")}
     args.results.parent.mkdir(parents=True, exist_ok=True)
     rows = []
     with make_progress(Console(stderr=True)) as progress:
@@ -161,11 +171,12 @@ def try_all(
             progress.update(task, note=family)
             result = before.get(name)
             if result != "ok":
-                if name not in results:
-                    results[name] = trial(name)
-                    args.results.write_text(json.dumps({"versions": here, "results": results}, indent=1))
-                more = results[name] == "ok" and result is not None
-                result = f"ok with further packages; without: {result}" if more else results[name]
+                new = stored().get(name)
+                if new is None or name in repeated:
+                    new = trial(name)
+                    write_results(args.results, here, {**stored(), name: new})
+                more = new == "ok" and result is not None
+                result = f"ok with further packages; without: {result}" if more else new
             rows.append((family, name, result))
             print(f"{family}: {result}", flush=True)
             progress.advance(task)
