@@ -10,7 +10,7 @@ from typing import overload
 import numpy as np
 
 from dcnzoo.export.external import refuse_files_elsewhere
-from dcnzoo.export.picture import Detections, Preprocessing, rescale_detections, read
+from dcnzoo.export.picture import Detections, Preprocessing, read, rescale_detections
 
 Image = str | os.PathLike | np.ndarray
 
