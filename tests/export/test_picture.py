@@ -11,7 +11,7 @@ from mmdet.models.data_preprocessors import DetDataPreprocessor
 from mmdet.registry import TRANSFORMS
 from mmengine.registry import init_default_scope
 
-from dcnzoo.export.picture import Preprocessing, rescale_detections, read, resized
+from dcnzoo.export.picture import Preprocessing, read, rescale_detections, resized
 
 CLASSES = ("cat", "dog")
 LOAD = dict(type="LoadImageFromFile")

@@ -24,6 +24,7 @@ from dcnzoo.utils.progress import make_progress
 
 SIZES = ("r50_", "r50-", "tiny", "-t_", "-t-", "r18")
 NO_MODELS = ("_base_", "common", "deploy")  # only base configs, or configs for mmdeploy
+UNTRIED = "not tried"
 SECONDS, MEMORY = 600, 12 << 30  # limits of a trial: seconds, bytes
 
 
@@ -73,21 +74,20 @@ def tensors(node: object) -> Iterator[Tensor]:
             yield from tensors(value)
 
 
-def apart(trial: Callable[[], None], seconds: float = SECONDS, memory: int = MEMORY) -> str:
-    """Run ``trial()`` in a separate process; return ``ok``, or the reason for its failure in one line.
+def apart(trial: Callable[[], str | None], seconds: float = SECONDS, memory: int = MEMORY) -> str:
+    """Run ``trial()`` in a separate process; return its result, or the reason for its failure in one line.
 
-    The process is ended if it exceeds the limits of time or memory.
+    ``None`` becomes ``ok``. The process is ended if it exceeds the limits of time or memory.
     """
 
     def run() -> None:
         torch.set_num_threads(1)  # a forked process lacks its parent's threads and would wait for them
         resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
         try:
-            trial()
+            result = trial() or "ok"
         except Exception as error:
-            sender.send(reason(error))
-        else:
-            sender.send("ok")
+            result = reason(error)
+        sender.send(result)
 
     fork = multiprocessing.get_context("fork")  # inherits the imported modules
     receiver, sender = fork.Pipe(duplex=False)
@@ -136,6 +136,7 @@ def add_arguments(parser: argparse.ArgumentParser, results: str) -> None:
     parser.add_argument("pattern", nargs="?", default="", help="regular expression (default: all)")
     parser.add_argument("--results", type=Path, default=Path(results), metavar="FILE")
     parser.add_argument("--again", action="store_true", help="repeat trials that have a result")
+    parser.add_argument("--stored", action="store_true", help="try nothing: only read the results")
     parser.add_argument("--failed", action="store_true", help="repeat trials that failed")
     parser.add_argument("--out", type=Path, metavar="FILE.md", help="write the page with the table")
 
@@ -162,7 +163,9 @@ def try_all(
         return results if found == here else {}
 
     at_start = stored()
-    repeated = {name for name, result in at_start.items() if args.again or (args.failed and result != "ok")}
+    repeated = {
+        name for name, result in at_start.items() if args.again or (args.failed and not is_ok(result))
+    }
     args.results.parent.mkdir(parents=True, exist_ok=True)
     rows = []
     with make_progress(Console(stderr=True)) as progress:
@@ -172,10 +175,12 @@ def try_all(
             result = before.get(name)
             if result != "ok":
                 new = stored().get(name)
-                if new is None or name in repeated:
+                if args.stored:
+                    new = new or UNTRIED
+                elif new is None or name in repeated:
                     new = trial(name)
                     write_results(args.results, here, {**stored(), name: new})
-                more = new == "ok" and result is not None
+                more = is_ok(new) and result is not None
                 result = f"ok with further packages; without: {result}" if more else new
             rows.append((family, name, result))
             print(f"{family}: {result}", flush=True)
@@ -185,7 +190,11 @@ def try_all(
 
 
 def count_ok(rows: list[tuple[str, str, str]]) -> int:
-    return sum(result.startswith("ok") for *_, result in rows)
+    return sum(is_ok(result) for *_, result in rows)
+
+
+def is_ok(result: str) -> bool:
+    return result.startswith("ok")
 
 
 def table(rows: list[tuple[str, str, str]]) -> str:

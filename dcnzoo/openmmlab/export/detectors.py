@@ -41,11 +41,6 @@ from dcnzoo.openmmlab.export.traced import Traced, replace_everywhere
 from dcnzoo.openmmlab.export.wrapper import ExportWrapper, best_pairs, check_nms, of_class, pool, suppress
 from dcnzoo.ops import ms_deform_attn
 
-FAMILIES = (
-    *("FCOS", "FSAF", "RetinaNet", "SSD", "YOLOv3", "YOLOX", "Faster R-CNN", "Cascade R-CNN", "Mask R-CNN"),
-    *("Cascade Mask R-CNN", "CornerNet", "DETR", "PointRend", "Deformable DETR"),
-)
-
 
 def deployable(detector: nn.Module, skip_postprocess: bool = False) -> nn.Module:
     """Wrap a detector for export, in ``eval`` mode.
@@ -86,8 +81,8 @@ def deployable(detector: nn.Module, skip_postprocess: bool = False) -> nn.Module
 
 def unsupported(got: str) -> ValueError:
     return ValueError(
-        f"detector: expected one of {', '.join(FAMILIES)}, got {got}; dcnzoo.export.export_onnx exports any "
-        "module that wraps it"
+        f"detector: expected a detector of docs/export_coverage.md, got {got}; dcnzoo.export.export_onnx "
+        "exports any module that wraps it"
     )
 
 
@@ -214,9 +209,10 @@ class Dense(ExportWrapper):
         head = type(detector.bbox_head)
         for method in ("predict", "predict_by_feat", "_predict_by_feat_single", "_bbox_post_process"):
             if getattr(head, method, None) is not getattr(BaseDenseHead, method):
+                got = f"{type(detector).__name__} with a {head.__name__}, which overrides {method}"
                 raise ValueError(
-                    f"detector: expected one of {', '.join(FAMILIES)}, got {type(detector).__name__} with a "
-                    f"{head.__name__}, which overrides {method}; --skip-postprocess exports its raw outputs"
+                    f"detector: expected a detector of docs/export_coverage.md, got {got}; --skip-postprocess "
+                    "exports its raw outputs"
                 )
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -485,7 +481,10 @@ class PointRend(TwoStage):
 
 
 class Detr(ExportWrapper):
-    """DETR, Conditional DETR, DAB-DETR. The second input is the size of each image without padding: attention masks the padding."""
+    """DETR, Conditional DETR, DAB-DETR.
+
+    The second input is the size of each image without padding: attention masks the padding.
+    """
 
     input_names = ("input", "img_shape")
 

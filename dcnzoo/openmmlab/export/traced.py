@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 from mmcv.ops import batched_nms
-from mmdet.models.dense_heads import RPNHead
+from mmdet.models.dense_heads import RPNHead, RTMDetInsHead
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from mmdet.models.layers import multiclass_nms
 from mmdet.models.roi_heads.mask_heads import FCNMaskHead
 from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
 from mmdet.models.utils import filter_scores_and_topk
 from mmdet.structures import DetDataSample
-from mmdet.structures.bbox import get_box_tensor
+from mmdet.structures.bbox import get_box_tensor, get_box_wh
 from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
@@ -47,8 +47,14 @@ class Traced(ExportWrapper):
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         size = tuple(images.shape[-2:])
+        border = (0.0, 0.0, 0.0, 0.0)  # read by CenterNet
         meta = dict(
-            img_shape=size, ori_shape=size, batch_input_shape=size, pad_shape=size, scale_factor=(1.0, 1.0)
+            border=border,
+            img_shape=size,
+            ori_shape=size,
+            batch_input_shape=size,
+            pad_shape=size,
+            scale_factor=(1.0, 1.0),
         )
         samples = [DetDataSample(metainfo=dict(meta, img_id=i)) for i in range(len(images))]
         with Changes() as changes:
@@ -61,10 +67,12 @@ class Traced(ExportWrapper):
 
     def of_image(self, found: InstanceData) -> tuple[Tensor, ...]:
         there = (found.scores >= 0) & (found.labels >= 0)
-        dets = torch.cat([get_box_tensor(found.bboxes), found.scores[:, None]], 1)
-        outputs = [torch.where(there[:, None], dets, 0), torch.where(there, found.labels, -1)]
+        _, index = torch.where(there, found.scores, ABSENT).sort(descending=True, stable=True)
+        there = there[index]
+        dets = torch.cat([get_box_tensor(found.bboxes), found.scores[:, None]], 1)[index]
+        outputs = [torch.where(there[:, None], dets, 0), torch.where(there, found.labels[index], -1)]
         if len(self.output_names) > 2:
-            masks = (found.masks.to(dets.dtype) * 255).round().to(torch.uint8)
+            masks = (found.masks[index].to(dets.dtype) * 255).round().to(torch.uint8)
             outputs.append(torch.where(there[:, None, None], masks, 0))
         return tuple(outputs)
 
@@ -75,6 +83,7 @@ def replace_functions(changes: Changes) -> None:
         replace_everywhere(changes, original, replacement)
     for (owner, name), replacement in METHODS.items():
         changes.set(owner, name, replacement)
+    changes.wrap(RTMDetInsHead, "_bbox_mask_post_process", mark_small)
 
 
 def replace_everywhere(changes: Changes, original: Callable, replacement: Callable) -> None:
@@ -173,9 +182,25 @@ def fill_proposals(predict: Any, *args: Any, **kwargs: Any) -> list[InstanceData
     """``rpn_head.predict``; copies of the first proposal, which NMS removes later, replace unused rows."""
     proposals = predict(*args, **kwargs)
     for found in proposals:
-        there = (found.scores >= 0)[:, None]
-        found.bboxes = torch.where(there, get_box_tensor(found.bboxes), get_box_tensor(found.bboxes)[:1])
+        if "scores" in found:
+            boxes = get_box_tensor(found.bboxes)
+            found.bboxes = torch.where((found.scores >= 0)[:, None], boxes, boxes[:1])
     return proposals
+
+
+def mark_small(
+    function: Callable,
+    self: RTMDetInsHead,
+    results: InstanceData,
+    mask_feat: Tensor,
+    cfg: ConfigDict,
+    **options: Any,
+) -> InstanceData:
+    """``RTMDetInsHead._bbox_mask_post_process``; marks small boxes instead of removing them."""
+    width, height = get_box_wh(results.bboxes)
+    smallest = cfg.pop("min_bbox_size", -1)
+    results.scores = torch.where((width > smallest) & (height > smallest), results.scores, ABSENT)
+    return function(self, results, mask_feat, cfg, **options)
 
 
 def paste(

@@ -51,7 +51,13 @@ def predict(
     whole = tuple(images.shape[-2:])
     samples = [
         DetDataSample(
-            metainfo=dict(img_shape=size, ori_shape=size, batch_input_shape=whole, scale_factor=(1.0, 1.0))
+            metainfo=dict(
+                img_shape=size,
+                ori_shape=size,
+                batch_input_shape=whole,
+                scale_factor=(1.0, 1.0),
+                border=(0.0, 0.0, 0.0, 0.0),
+            )
         )
         for size in sizes or [whole] * len(images)
     ]
