@@ -19,7 +19,7 @@ from dcnzoo.openmmlab.export.deployed import without_border
 from dcnzoo.openmmlab.export.detectors import deployable, export_detector, suppress
 from dcnzoo.openmmlab.export.verify import compare, predict, raw_difference
 
-from .detectors import CONFIGS, WITHOUT_RESNET, build, calibrate, size
+from .detectors import CONFIGS, ONE_SIZE, PADDING_MASKED, WITHOUT_RESNET, build, calibrate, size
 from .test_deform_conv import run
 
 onnx = pytest.importorskip("onnx")
@@ -95,6 +95,29 @@ def test_onnxruntime(family, dcn, dynamic, tmp_path):
         images, sizes = padded(family)
         total += compare(session(images.numpy(), np.array(sizes)), predict(detector, images, sizes))
     assert total.found >= 100 and total.holds, total
+
+
+@pytest.mark.parametrize("family", ONE_SIZE)
+def test_the_traced_prediction(family):
+    detector = build(family)
+    model = deployable(detector)
+    images = torch.randn(2, 3, *size(family))
+    agreement = compare(named(model, images), predict(detector, images))
+    assert agreement.found >= 100 and agreement.holds
+
+
+@pytest.mark.parametrize(
+    "family", [pytest.param(family, marks=slow_if(family != "Double-Head")) for family in ONE_SIZE]
+)
+def test_the_traced_prediction_in_onnxruntime(family, tmp_path):
+    detector = build(family)
+    path = tmp_path / "model.onnx"
+    export_detector(detector, torch.randn(1, 3, *size(family)), path)
+    images = torch.randn(1, 3, *size(family))
+    agreement = compare(Session(path)(images.numpy()), predict(detector, images))
+    assert agreement.found >= 50 and agreement.holds
+    with pytest.raises(ValueError, match=r"dynamic: .*True"):
+        export_detector(detector, images, path, dynamic=True)
 
 
 def test_equal_scores_are_ranked_by_their_index():
@@ -337,7 +360,7 @@ def padded(family):
     return images, sizes
 
 
-@pytest.mark.parametrize("family", ["DETR", "Deformable DETR"])
+@pytest.mark.parametrize("family", PADDING_MASKED)
 def test_detr_does_not_look_at_padding(family):
     detector = build(family)
     images, sizes = padded(family)

@@ -23,6 +23,7 @@ from mmdet.models.detectors import (
     DeformableDETR,
     SingleStageDetector,
     TwoStageDetector,
+    TwoStagePanopticSegmentor,
 )
 from mmdet.models.layers.transformer import inverse_sigmoid
 from mmdet.models.roi_heads import CascadeRoIHead, PointRendRoIHead, StandardRoIHead
@@ -38,8 +39,15 @@ from dcnzoo.export.exporters import export_onnx
 from dcnzoo.export.picture import CLIPS
 from dcnzoo.export.postprocess import ABSENT, best, clip_boxes, paste_masks, take
 from dcnzoo.openmmlab.export.traced import Traced, replace_everywhere
-from dcnzoo.openmmlab.export.wrapper import ExportWrapper, best_pairs, check_nms, of_class, pool, suppress
-from dcnzoo.ops import ms_deform_attn
+from dcnzoo.openmmlab.export.wrapper import (
+    ExportWrapper,
+    attend,
+    best_pairs,
+    check_nms,
+    of_class,
+    pool,
+    suppress,
+)
 
 
 def deployable(detector: nn.Module, skip_postprocess: bool = False) -> nn.Module:
@@ -60,6 +68,8 @@ def deployable(detector: nn.Module, skip_postprocess: bool = False) -> nn.Module
         return Detr(detector).eval()
     if type(detector) in (DeformableDETR, DINO):
         return DeformableDetr(detector).eval()
+    if isinstance(detector, TwoStagePanopticSegmentor):
+        raise unsupported(f"{name}, whose results are panoptic")
     if isinstance(detector, TwoStageDetector):
         for wrapper in (TwoStage, PointRend, Traced):
             if wrapper.supports(detector):
@@ -79,11 +89,8 @@ def deployable(detector: nn.Module, skip_postprocess: bool = False) -> nn.Module
     raise unsupported(name)
 
 
-def unsupported(got: str) -> ValueError:
-    return ValueError(
-        f"detector: expected a detector of docs/export_coverage.md, got {got}; dcnzoo.export.export_onnx "
-        "exports any module that wraps it"
-    )
+def unsupported(got: str, instead: str = "dcnzoo.export.export_onnx exports any module") -> ValueError:
+    return ValueError(f"detector: expected a detector of docs/export_coverage.md, got {got}; {instead}")
 
 
 def export_detector(
@@ -210,10 +217,7 @@ class Dense(ExportWrapper):
         for method in ("predict", "predict_by_feat", "_predict_by_feat_single", "_bbox_post_process"):
             if getattr(head, method, None) is not getattr(BaseDenseHead, method):
                 got = f"{type(detector).__name__} with a {head.__name__}, which overrides {method}"
-                raise ValueError(
-                    f"detector: expected a detector of docs/export_coverage.md, got {got}; --skip-postprocess "
-                    "exports its raw outputs"
-                )
+                raise unsupported(got, "--skip-postprocess exports its raw outputs")
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         head = self.detector.bbox_head
@@ -536,7 +540,6 @@ class DeformableDetr(Detr):
 
     def forward(self, images: Tensor, img_shape: Tensor) -> tuple[Tensor, Tensor]:
         with Changes() as changes:
-            # mmcv's forward compares sizes and slices the levels, which turns the sizes into constants
             changes.set(MultiScaleDeformableAttention, "forward", attend)
             return super().forward(images, img_shape)
 
@@ -581,31 +584,3 @@ class DeformableDetr(Detr):
 
 def logit(x: Tensor, eps: float = 1e-5) -> Tensor:
     return torch.log(x.clamp(eps, 1) / (1 - x).clamp(eps, 1))
-
-
-def attend(
-    self: MultiScaleDeformableAttention,
-    query: Tensor,  # [N, Q, C]
-    value: Tensor,  # [N, S, C]
-    query_pos: Tensor,
-    key_padding_mask: Tensor,  # [N, S]
-    reference_points: Tensor,  # [N, Q, L, 2 or 4], (x, y) or boxes
-    spatial_shapes: Tensor,
-    level_start_index: Tensor,
-    **_: Any,
-) -> Tensor:
-    """Forward of mmcv's layer, computed by ``dcnzoo.ops.ms_deform_attn``."""
-    batch, count = query.shape[:2]
-    places = query + query_pos
-    shape = (batch, count, self.num_heads, self.num_levels, self.num_points)
-    values = self.value_proj(value).masked_fill(key_padding_mask[..., None], 0)
-    offset = self.sampling_offsets(places).view(*shape, 2)
-    weights = self.attention_weights(places).view(*shape[:3], -1).softmax(-1).view(shape)
-    if reference_points.shape[-1] == 2:
-        offset = offset / spatial_shapes.flip(1)[:, None]
-    else:
-        offset = offset / self.num_points * reference_points[:, :, None, :, None, 2:] * 0.5
-    locations = reference_points[:, :, None, :, None, :2] + offset
-    values = values.view(batch, -1, self.num_heads, values.shape[-1] // self.num_heads)
-    read = ms_deform_attn(values, spatial_shapes, level_start_index, locations, weights)
-    return self.output_proj(read) + query

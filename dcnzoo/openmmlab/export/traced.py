@@ -12,12 +12,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from mmcv.ops import batched_nms
+import torch.nn.functional as F
+from mmcv.ops import MultiScaleDeformableAttention, batched_nms
 from mmdet.models.dense_heads import RPNHead, RTMDetInsHead
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
-from mmdet.models.layers import multiclass_nms
+from mmdet.models.layers import MSDeformAttnPixelDecoder, multiclass_nms
+from mmdet.models.roi_heads.bbox_heads import BBoxHead
 from mmdet.models.roi_heads.mask_heads import FCNMaskHead
 from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
+from mmdet.models.seg_heads.panoptic_fusion_heads import MaskFormerFusionHead
 from mmdet.models.utils import filter_scores_and_topk
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import get_box_tensor, get_box_wh
@@ -27,7 +30,7 @@ from torch import Tensor, nn
 
 from dcnzoo.compat.patches import Changes
 from dcnzoo.export.postprocess import ABSENT, paste_masks
-from dcnzoo.openmmlab.export.wrapper import ExportWrapper, best_pairs, of_class, pool, suppress
+from dcnzoo.openmmlab.export.wrapper import ExportWrapper, attend, best_pairs, of_class, pool, suppress
 
 
 class Traced(ExportWrapper):
@@ -36,13 +39,13 @@ class Traced(ExportWrapper):
     @staticmethod
     def supports(detector: nn.Module) -> bool:
         """Return whether all parts of the detector with their own prediction were tested."""
-        parts = (getattr(detector, name, None) for name in PARTS)
-        return all(type(part).__name__ in TESTED for part in parts if part is not None)
+        parts = parts_of(detector)
+        return bool(parts) and parts <= TESTED and not is_panoptic(detector)
 
     def __init__(self, detector: nn.Module) -> None:
         super().__init__(detector)
-        parts = {type(getattr(detector, name, None)).__name__ for name in PARTS}
-        if detector.with_mask or parts & WITH_MASKS:
+        roi, mask_head = (getattr(detector, part, None) for part in ("roi_head", "mask_head"))
+        if (roi is not None and roi.with_mask) or mask_head is not None or parts_of(detector) & WITH_MASKS:
             self.output_names = ("dets", "labels", "masks")
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -75,6 +78,19 @@ class Traced(ExportWrapper):
             masks = (found.masks[index].to(dets.dtype) * 255).round().to(torch.uint8)
             outputs.append(torch.where(there[:, None, None], masks, 0))
         return tuple(outputs)
+
+
+def parts_of(detector: nn.Module) -> set[str]:
+    parts = (getattr(detector, name, None) for name in PARTS)
+    return {type(part).__name__ for part in parts if part is not None}
+
+
+def is_panoptic(detector: nn.Module) -> bool:
+    """Return whether a MaskFormer predicts more than instances."""
+    fusion = getattr(detector, "panoptic_fusion_head", None)
+    return fusion is not None and (
+        fusion.test_cfg.get("panoptic_on", True) or fusion.test_cfg.get("semantic_on", False)
+    )
 
 
 def replace_functions(changes: Changes) -> None:
@@ -203,6 +219,19 @@ def mark_small(
     return function(self, results, mask_feat, cfg, **options)
 
 
+def refine(
+    self: BBoxHead, sampling_results: list, bbox_results: dict, batch_img_metas: list[dict]
+) -> list[InstanceData]:
+    """``BBoxHead.refine_bboxes``, without ground truth and with equal numbers of RoIs per image."""
+    scores, labels = bbox_results["cls_score"], bbox_results["bbox_targets"][0]
+    if self.custom_activation:
+        scores = self.loss_cls.get_activation(scores)
+    labels = torch.where(labels == self.num_classes, scores[:, : self.num_classes].argmax(1), labels)
+    rois = bbox_results["rois"][:, 1:]
+    boxes = self.regress_by_class(rois, labels, bbox_results["bbox_pred"], batch_img_metas[0])
+    return [InstanceData(bboxes=part) for part in boxes.chunk(len(batch_img_metas))]
+
+
 def paste(
     self: FCNMaskHead,
     mask_preds: Tensor,  # [K, classes, h, w]
@@ -218,20 +247,89 @@ def paste(
     return paste_masks(masks if activate_map else masks.sigmoid(), bboxes, *img_meta["img_shape"])
 
 
+def decode_pixels(self: MSDeformAttnPixelDecoder, feats: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """``MSDeformAttnPixelDecoder.forward``, with sizes that are not tensors."""
+    levels, sizes = [], []
+    for i in range(self.num_encoder_levels):
+        level = self.num_input_levels - i - 1
+        feature = feats[level]
+        height, width = feature.shape[-2:]
+        padding = feature.new_zeros((len(feature), height, width), dtype=torch.bool)
+        position = self.postional_encoding(padding) + self.level_encoding.weight[i].view(1, -1, 1, 1)
+        place = self.point_generator.single_level_grid_priors((height, width), level, device=feature.device)
+        place = place / (place.new_tensor([width, height]) * self.strides[level])
+        tokens = (part.flatten(2).transpose(1, 2) for part in (self.input_convs[i](feature), position))
+        levels.append((*tokens, padding.flatten(1), place.expand(len(feature), -1, -1)))
+        sizes.append((height, width))
+    query, position, padding, place = (torch.cat(parts, 1) for parts in zip(*levels, strict=True))
+    counts = [height * width for height, width in sizes]
+    memory = self.encoder(
+        query=query,
+        query_pos=position,
+        key_padding_mask=padding,
+        spatial_shapes=torch.tensor(sizes, device=query.device),
+        reference_points=place[:, :, None].expand(-1, -1, len(sizes), -1),
+        level_start_index=torch.tensor([sum(counts[:i]) for i in range(len(counts))], device=query.device),
+        valid_ratios=query.new_ones(len(query), len(sizes), 2),
+    )
+    parts = memory.transpose(1, 2).split(counts, -1)
+    outputs = [part.unflatten(2, size) for part, size in zip(parts, sizes, strict=True)]
+    for i in reversed(range(self.num_input_levels - self.num_encoder_levels)):
+        above = F.interpolate(outputs[-1], feats[i].shape[-2:], mode="bilinear", align_corners=False)
+        outputs.append(self.output_convs[i](self.lateral_convs[i](feats[i]) + above))
+    return self.mask_feature(outputs[-1]), outputs[: self.num_outs]
+
+
+def instances(
+    self: MaskFormerFusionHead,
+    mask_cls: Tensor,  # [queries, classes + 1]
+    mask_pred: Tensor,  # [queries, H, W], logits
+) -> InstanceData:
+    """``MaskFormerFusionHead.instance_postprocess``."""
+    scores = mask_cls.softmax(-1)[None, :, :-1]
+    scores, index, labels = (part[0] for part in best_pairs(scores, self.test_cfg.get("max_per_image", 100)))
+    masks = mask_pred[index]
+    inside = masks > 0
+    certainty = (masks.sigmoid() * inside).sum((1, 2)) / (inside.sum((1, 2)) + 1e-6)
+    return InstanceData(
+        bboxes=around(inside).to(scores.dtype),
+        labels=torch.where(labels < self.num_things_classes, labels, -1),
+        scores=scores * certainty,
+        masks=inside,
+    )
+
+
+def around(masks: Tensor) -> Tensor:  # [K, H, W], bool -> [K, 4]
+    """``mask2bbox``; zeros for empty masks."""
+    low, high = [], []
+    for axis in (1, 2):
+        there = masks.any(axis)
+        place = torch.arange(there.shape[1], device=masks.device)
+        low.append(torch.where(there, place, there.shape[1]).amin(1))
+        high.append(torch.where(there, place + 1, 0).amax(1))
+    boxes = torch.stack([*low, *high], 1)
+    return torch.where(boxes[:, 2:3] > 0, boxes, 0)
+
+
 REPLACED = {filter_scores_and_topk: first_pairs, multiclass_nms: keep_best, batched_nms: keep_all}
 METHODS = {
     (BaseDenseHead, "_bbox_post_process"): post_process,
     (RPNHead, "_bbox_post_process"): post_process,
+    (BBoxHead, "refine_bboxes"): refine,
     (FCNMaskHead, "_predict_by_feat_single"): paste,
     (SingleRoIExtractor, "forward"): pool,
+    (MultiScaleDeformableAttention, "forward"): attend,
+    (MSDeformAttnPixelDecoder, "forward"): decode_pixels,
+    (MaskFormerFusionHead, "instance_postprocess"): instances,
 }
 
 PARTS = ("rpn_head", "roi_head", "bbox_head", "mask_head", "panoptic_head")
-WITH_MASKS = {"RTMDetInsSepBNHead", "Mask2FormerHead", "MaskFormerHead"}
+WITH_MASKS = {"RTMDetInsSepBNHead", "Mask2FormerHead"}
 TESTED = {
     *("RPNHead", "CascadeRPNHead"),
     *("StandardRoIHead", "CascadeRoIHead", "DoubleHeadRoIHead", "DynamicRoIHead", "PISARoIHead"),
     *("MaskScoringRoIHead", "HybridTaskCascadeRoIHead", "SCNetRoIHead", "EmbeddingRPNHead", "SparseRoIHead"),
     *("GFLHead", "LDHead", "TOODHead", "RepPointsHead", "FoveaHead", "SABLRetinaHead", "CenterNetHead"),
     *("RTMDetInsSepBNHead", "CondInstBboxHead", "CondInstMaskHead", "BoxInstBboxHead", "BoxInstMaskHead"),
+    "Mask2FormerHead",
 }

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from mmcv.ops import MultiScaleDeformableAttention
 from mmengine.config import ConfigDict
 from torch import Tensor, nn
 
 from dcnzoo.export.postprocess import ABSENT, best, keep_boxes, roi_align_pyramid, soft_keep_boxes, take
+from dcnzoo.ops import ms_deform_attn
 
 
 class ExportWrapper(nn.Module):
@@ -102,3 +106,34 @@ def pool(
     scales, size = [each.spatial_scale for each in extractor.roi_layers], list(layer.output_size)
     sampling = (layer.sampling_ratio, layer.pool_mode, layer.aligned)
     return roi_align_pyramid(list(features), rois, scales[: len(features)], size, finest, *sampling)
+
+
+def attend(
+    self: MultiScaleDeformableAttention,
+    query: Tensor,  # [N, Q, C]
+    value: Tensor,  # [N, S, C]
+    query_pos: Tensor,
+    key_padding_mask: Tensor,  # [N, S]
+    reference_points: Tensor,  # [N, Q, L, 2 or 4], (x, y) or boxes
+    spatial_shapes: Tensor,
+    level_start_index: Tensor,
+    **_: Any,
+) -> Tensor:
+    """Forward of mmcv's layer, computed by ``dcnzoo.ops.ms_deform_attn``.
+
+    mmcv's own compares sizes and slices the levels, which turns the sizes into constants.
+    """
+    batch, count = query.shape[:2]
+    places = query + query_pos
+    shape = (batch, count, self.num_heads, self.num_levels, self.num_points)
+    values = self.value_proj(value).masked_fill(key_padding_mask[..., None], 0)
+    offset = self.sampling_offsets(places).view(*shape, 2)
+    weights = self.attention_weights(places).view(*shape[:3], -1).softmax(-1).view(shape)
+    if reference_points.shape[-1] == 2:
+        offset = offset / spatial_shapes.flip(1)[:, None]
+    else:
+        offset = offset / self.num_points * reference_points[:, :, None, :, None, 2:] * 0.5
+    locations = reference_points[:, :, None, :, None, :2] + offset
+    values = values.view(batch, -1, self.num_heads, values.shape[-1] // self.num_heads)
+    read = ms_deform_attn(values, spatial_shapes, level_start_index, locations, weights)
+    return self.output_proj(read) + query
