@@ -70,7 +70,7 @@ class Traced(ExportWrapper):
 
     def of_image(self, found: InstanceData) -> tuple[Tensor, ...]:
         there = (found.scores >= 0) & (found.labels >= 0)
-        _, index = torch.where(there, found.scores, ABSENT).sort(descending=True, stable=True)
+        _, index = torch.where(there, found.scores, ABSENT).topk(len(there))
         there = there[index]
         dets = torch.cat([get_box_tensor(found.bboxes), found.scores[:, None]], 1)[index]
         outputs = [torch.where(there[:, None], dets, 0), torch.where(there, found.labels[index], -1)]
@@ -138,7 +138,7 @@ def keep_all(
 ) -> tuple[Tensor, Tensor]:
     """``batched_nms``, with as many results as boxes: those that it drops are last."""
     if nms_cfg is None:
-        scores, index = scores.sort(descending=True, stable=True)
+        scores, index = scores.topk(len(scores))
         return torch.cat([boxes[index], scores[:, None]], 1), index
     nms = dict(nms_cfg, class_agnostic=class_agnostic or nms_cfg.get("class_agnostic", False))
     dets, labels, index = keep(nms, boxes, scores, idxs.long(), len(boxes))
