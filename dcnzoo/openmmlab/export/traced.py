@@ -22,7 +22,6 @@ from mmdet.models.roi_heads.mask_heads import FCNMaskHead
 from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
 from mmdet.models.seg_heads.panoptic_fusion_heads import MaskFormerFusionHead
 from mmdet.models.utils import filter_scores_and_topk
-from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import get_box_tensor, get_box_wh
 from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
@@ -30,7 +29,15 @@ from torch import Tensor, nn
 
 from dcnzoo.compat.patches import Changes
 from dcnzoo.export.postprocess import ABSENT, paste_masks
-from dcnzoo.openmmlab.export.wrapper import ExportWrapper, attend, best_pairs, of_class, pool, suppress
+from dcnzoo.openmmlab.export.wrapper import (
+    ExportWrapper,
+    attend,
+    best_pairs,
+    data_sample,
+    of_class,
+    pool,
+    suppress,
+)
 
 
 class Traced(ExportWrapper):
@@ -50,16 +57,7 @@ class Traced(ExportWrapper):
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         size = tuple(images.shape[-2:])
-        border = (0.0, 0.0, 0.0, 0.0)  # read by CenterNet
-        meta = dict(
-            border=border,
-            img_shape=size,
-            ori_shape=size,
-            batch_input_shape=size,
-            pad_shape=size,
-            scale_factor=(1.0, 1.0),
-        )
-        samples = [DetDataSample(metainfo=dict(meta, img_id=i)) for i in range(len(images))]
+        samples = [data_sample(size, size) for _ in range(len(images))]
         with Changes() as changes:
             replace_functions(changes)
             if getattr(self.detector, "with_rpn", False):

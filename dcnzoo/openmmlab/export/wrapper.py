@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from mmcv.ops import MultiScaleDeformableAttention
+from mmdet.structures import DetDataSample
 from mmengine.config import ConfigDict
 from torch import Tensor, nn
 
@@ -28,6 +29,13 @@ class ExportWrapper(nn.Module):
     def __init__(self, detector: nn.Module) -> None:
         super().__init__()
         self.detector = detector
+
+
+def data_sample(size: tuple[int, int], padded: tuple[int, int]) -> DetDataSample:
+    """Describe an image of a batch, which is neither resized nor in a border, to ``detector.predict``."""
+    border = (0.0, 0.0, 0.0, 0.0)  # read by CenterNet
+    shapes = dict(img_shape=size, ori_shape=size, pad_shape=padded, batch_input_shape=padded)
+    return DetDataSample(metainfo=dict(shapes, scale_factor=(1.0, 1.0), border=border))
 
 
 SOFT_NMS = dict(iou_threshold=0.3, sigma=0.5, min_score=1e-3, method="linear")  # mmcv's defaults
