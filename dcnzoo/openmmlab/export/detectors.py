@@ -583,4 +583,4 @@ class DeformableDetr(Detr):
 
 
 def logit(x: Tensor, eps: float = 1e-5) -> Tensor:
-    return torch.log(x.clamp(eps, 1) / (1 - x).clamp(eps, 1))
+    return torch.log(x.clamp(eps, 1.0) / (1 - x).clamp(eps, 1.0))
