@@ -90,19 +90,19 @@ def config(family: str, dcn: bool = False) -> dict:
         cfg.bbox_head.in_channels = cfg.neck.out_channels
     elif family in PADDING_MASKED:
         deformable = family in ("Deformable DETR", "DINO")
+        width = 256 if family in ("Conditional DETR", "DINO") else WIDTH  # their encodings have a fixed width
         cfg.backbone.out_indices = (0, 1, 2) if deformable else (2,)
         cfg.num_queries = 100
-        cfg.neck.update(in_channels=widths if deformable else widths[2:], out_channels=WIDTH)
+        cfg.neck.update(in_channels=widths if deformable else widths[2:], out_channels=width)
         if deformable:
             cfg.neck.norm_cfg.num_groups = 4
         for part, attentions in ((cfg.encoder, ["self_attn"]), (cfg.decoder, ["self_attn", "cross_attn"])):
             part.num_layers = 2 if deformable else 1
             for attention in attentions:
-                part.layer_cfg[f"{attention}_cfg"].update(embed_dims=WIDTH, num_heads=4)
-            part.layer_cfg.ffn_cfg.update(embed_dims=WIDTH, feedforward_channels=WIDTH)
-        cfg.positional_encoding.num_feats = WIDTH // 2
-        if family != "DINO":
-            cfg.bbox_head.embed_dims = WIDTH
+                part.layer_cfg[f"{attention}_cfg"].update(embed_dims=width, num_heads=4)
+            part.layer_cfg.ffn_cfg.update(embed_dims=width, feedforward_channels=WIDTH)
+        cfg.positional_encoding.num_feats = width // 2
+        cfg.bbox_head.embed_dims = width
     elif family == "YOLOv3":
         cfg.neck.update(in_channels=widths[::-1], out_channels=[WIDTH] * 3)
         cfg.bbox_head.update(in_channels=[WIDTH] * 3, out_channels=[WIDTH] * 3, featmap_strides=[16, 8, 4])
@@ -123,9 +123,8 @@ def config(family: str, dcn: bool = False) -> dict:
             cfg.bbox_head.update(point_strides=[8, 16, 32], point_feat_channels=WIDTH)
         else:
             cfg.bbox_head.anchor_generator.strides = [8, 16, 32]
-    for part in (cfg.get("bbox_head"), cfg.get("neck")):
-        if part and part.get("norm_cfg", {}).get("type") == "GN":
-            part.norm_cfg.num_groups = 4
+    if family in ("FCOS", "GFL", "RepPoints"):
+        cfg.bbox_head.norm_cfg = dict(type="GN", num_groups=4)
     return cfg
 
 

@@ -67,8 +67,8 @@ class Traced(ExportWrapper):
         return tuple(torch.stack(parts) for parts in outputs)
 
     def of_image(self, found: InstanceData) -> tuple[Tensor, ...]:
-        there = (found.scores >= 0) & (found.labels >= 0)
-        _, index = torch.where(there, found.scores, ABSENT).topk(len(there))
+        there = (found.scores != ABSENT) & (found.labels >= 0)  # the IoU that scores a mask may be negative
+        _, index = torch.where(there, found.scores, -torch.inf).topk(len(there))
         there = there[index]
         dets = torch.cat([get_box_tensor(found.bboxes), found.scores[:, None]], 1)[index]
         outputs = [torch.where(there[:, None], dets, 0), torch.where(there, found.labels[index], -1)]
