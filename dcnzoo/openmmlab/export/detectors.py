@@ -336,7 +336,8 @@ class TwoStage(ExportWrapper):
     @classmethod
     def supports(cls, detector: nn.Module) -> bool:
         roi = detector.roi_head
-        extractors = [module for module in roi.modules() if isinstance(module, BaseRoIExtractor)]
+        pooling = roi.bbox_roi_extractor if cls is PointRend else roi  # PointRend samples points for masks
+        extractors = [module for module in pooling.modules() if isinstance(module, BaseRoIExtractor)]
         heads = [module for module in roi.modules() if isinstance(module, BBoxHead)]
         return (
             type(roi) in cls.heads

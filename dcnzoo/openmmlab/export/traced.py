@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -58,16 +59,18 @@ class Traced(ExportWrapper):
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         size = tuple(images.shape[-2:])
         samples = [data_sample(size, size) for _ in range(len(images))]
+        found = [torch.tensor(True)] * len(images)
         with Changes() as changes:
             replace_functions(changes)
             if getattr(self.detector, "with_rpn", False):
-                changes.wrap(self.detector.rpn_head, "predict", fill_proposals)
+                changes.wrap(self.detector.rpn_head, "predict", partial(fill_proposals, found))
             samples = self.detector.predict(images, samples, rescale=False)
-        outputs = zip(*(self.of_image(sample.pred_instances) for sample in samples), strict=True)
-        return tuple(torch.stack(parts) for parts in outputs)
+        outputs = (self.of_image(s.pred_instances, any_) for s, any_ in zip(samples, found, strict=True))
+        return tuple(torch.stack(parts) for parts in zip(*outputs, strict=True))
 
-    def of_image(self, found: InstanceData) -> tuple[Tensor, ...]:
-        there = (found.scores != ABSENT) & (found.labels >= 0)  # the IoU that scores a mask may be negative
+    def of_image(self, found: InstanceData, any_proposal: Tensor) -> tuple[Tensor, ...]:
+        # not scores >= 0: the IoU that scores a mask may be negative
+        there = (found.scores != ABSENT) & (found.labels >= 0) & any_proposal
         _, index = torch.where(there, found.scores, -torch.inf).topk(len(there))
         there = there[index]
         dets = torch.cat([get_box_tensor(found.bboxes), found.scores[:, None]], 1)[index]
@@ -192,13 +195,14 @@ def post_process(
     )
 
 
-def fill_proposals(predict: Any, *args: Any, **kwargs: Any) -> list[InstanceData]:
+def fill_proposals(any_of_image: list[Tensor], predict: Any, *args: Any, **kwargs: Any) -> list[InstanceData]:
     """``rpn_head.predict``; copies of the first proposal, which NMS removes later, replace unused rows."""
     proposals = predict(*args, **kwargs)
-    for found in proposals:
+    for i, found in enumerate(proposals):
         if "scores" in found:
-            boxes = get_box_tensor(found.bboxes)
-            found.bboxes = torch.where((found.scores >= 0)[:, None], boxes, boxes[:1])
+            there, boxes = found.scores >= 0, get_box_tensor(found.bboxes)
+            found.bboxes = torch.where(there[:, None], boxes, boxes[:1])
+            any_of_image[i] = there.any()
     return proposals
 
 
@@ -324,10 +328,10 @@ METHODS = {
 PARTS = ("rpn_head", "roi_head", "bbox_head", "mask_head", "panoptic_head")
 WITH_MASKS = {"RTMDetInsSepBNHead", "Mask2FormerHead"}
 TESTED = {
-    *("RPNHead", "CascadeRPNHead"),
+    "RPNHead",
     *("StandardRoIHead", "CascadeRoIHead", "DoubleHeadRoIHead", "DynamicRoIHead", "PISARoIHead"),
-    *("MaskScoringRoIHead", "HybridTaskCascadeRoIHead", "SCNetRoIHead", "EmbeddingRPNHead", "SparseRoIHead"),
+    *("MaskScoringRoIHead", "HybridTaskCascadeRoIHead", "EmbeddingRPNHead", "SparseRoIHead"),
     *("GFLHead", "LDHead", "TOODHead", "RepPointsHead", "FoveaHead", "SABLRetinaHead", "CenterNetHead"),
-    *("RTMDetInsSepBNHead", "CondInstBboxHead", "CondInstMaskHead", "BoxInstBboxHead", "BoxInstMaskHead"),
+    *("RTMDetInsSepBNHead", "CondInstBboxHead", "CondInstMaskHead"),
     "Mask2FormerHead",
 }
