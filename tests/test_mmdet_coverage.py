@@ -4,6 +4,7 @@
 and every family.
 """
 
+import argparse
 import re
 import sys
 from importlib.util import find_spec
@@ -15,6 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "tools" / "analysis"))
 
 import deformable_configs  # noqa: E402
+import family_trials  # noqa: E402
 import mmdet_coverage  # noqa: E402
 
 # They need packages that `make setup` does not install. `make test-others` runs them, except misc.
@@ -52,3 +54,26 @@ def test_deformable_config(name, result):
         pytest.skip(f"{package[1]} is not installed")
     ((_, cfg, found, why_not),) = deformable_configs.deformable_configs([name])
     assert found and not why_not and deformable_configs.result_of(cfg) == "ok"
+
+
+def test_stored_trials(tmp_path):
+    """Results are reused; failed or all trials can be repeated; the page can list what was not tried."""
+    parser = argparse.ArgumentParser()
+    family_trials.add_arguments(parser, str(tmp_path / "results.json"))
+    tried = []
+
+    def rows(result, *options, version="1", families=("a", "b")):
+        def trial(name):
+            tried.append(name)
+            return result
+
+        chosen = [(name, f"{name}.py") for name in families]
+        args = parser.parse_args(options)
+        return [row[2] for row in family_trials.try_all(chosen, trial, args, {"torch": version}, {})]
+
+    assert rows("error", families=["a"]) == ["error"]
+    assert rows("ok", "--stored") == ["error", family_trials.UNTRIED] and tried == ["a.py"]
+    assert rows("ok, fixed size") == ["error", "ok, fixed size"] and tried == ["a.py", "b.py"]
+    assert rows("ok", "--failed") == ["ok", "ok, fixed size"] and tried[2:] == ["a.py"]
+    assert rows("ok", "--again", families=["b"]) == ["ok"] and tried[3:] == ["b.py"]
+    assert rows("error", version="2", families=["b"]) == ["error"] and tried[4:] == ["b.py"]

@@ -269,7 +269,7 @@ def resized(
     return image
 
 
-def on_picture(
+def rescale_detections(
     outputs: Mapping[str, np.ndarray],
     size: tuple[int, int],
     picture_size: tuple[int, int],

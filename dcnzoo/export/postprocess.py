@@ -31,8 +31,8 @@ def _keep_boxes(
     max_boxes: int,
     classes: int,
     max_per_class: int,
-) -> tuple[Tensor, Tensor]:  # [N, max_boxes, 5], [N, max_boxes]
-    """Non-maximum suppression class by class: (x1, y1, x2, y2, score), best first, and labels.
+) -> tuple[Tensor, Tensor, Tensor]:  # [N, max_boxes, 5], [N, max_boxes] twice
+    """Non-maximum suppression class by class: (x1, y1, x2, y2, score), best first, labels and indices.
 
     If fewer than ``max_boxes`` boxes remain, the other rows are zeros with label -1. ``max_per_class``
     limits the boxes of each class (0: no limit); ``classes`` is the number of classes.
@@ -53,15 +53,16 @@ def _keep_boxes(
 
 def _first_boxes(
     boxes: Tensor, scores: Tensor, labels: Tensor, count: int
-) -> tuple[Tensor, Tensor]:  # [N, count, 5], [N, count]
-    """Return the ``count`` best boxes; missing ones are zeros with label -1."""
-    filler = boxes.new_zeros(len(boxes), count, 4)
+) -> tuple[Tensor, Tensor, Tensor]:  # [N, count, 5], [N, count] twice
+    """Return the ``count`` best boxes; missing ones are zeros with label -1 and any valid index."""
+    last, filler = boxes.shape[1] - 1, boxes.new_zeros(len(boxes), count, 4)
     scores = torch.cat([scores, scores.new_full((len(scores), count), ABSENT)], 1)
     labels = torch.cat([labels, labels.new_full((len(labels), count), -1)], 1)
     values, index = (part[:, :count] for part in scores.sort(stable=True, descending=True))
     there = values >= 0
     kept = torch.cat([take(torch.cat([boxes, filler], 1), index), values[..., None]], -1)
-    return torch.where(there[..., None], kept, 0), torch.where(there, labels.gather(1, index), -1)
+    labels = torch.where(there, labels.gather(1, index), -1)
+    return torch.where(there[..., None], kept, 0), labels, index.clamp(max=last)
 
 
 # An operator, so that the exporter to ONNX can replace it; export_pt2 traces the function instead.
@@ -71,7 +72,7 @@ keep_boxes = torch.library.custom_op("dcnzoo::_keep_boxes", _keep_boxes, mutates
 @keep_boxes.register_fake
 def _(boxes, scores, labels, iou_threshold, max_boxes, classes, max_per_class):
     batch = boxes.shape[0]
-    return boxes.new_empty(batch, max_boxes, 5), labels.new_empty(batch, max_boxes)
+    return boxes.new_empty(batch, max_boxes, 5), *(labels.new_empty(batch, max_boxes) for _ in range(2))
 
 
 def keep_boxes_graph(
@@ -83,7 +84,7 @@ def keep_boxes_graph(
     max_boxes: int,
     classes: int,
     max_per_class: int,
-) -> tuple[Value, Value]:
+) -> tuple[Value, Value, Value]:
     kind = g.type_of(boxes)
 
     constant = partial(g.number, kind=kind)
@@ -127,15 +128,16 @@ def _padded(g: Graph, boxes: Value, scores: Value, labels: Value, count: int) ->
 
 def _first(
     g: Graph, kind: int, boxes: Value, scores: Value, labels: Value, count: int
-) -> tuple[Value, Value]:
-    """Return the ``count`` best boxes; missing ones are zeros with label -1."""
+) -> tuple[Value, Value, Value]:
+    """Return the ``count`` best boxes; the last ``count`` boxes are unused, see ``_first_boxes``."""
     zero = g.number(0, kind)
     best, index = g.TopK(scores, g.ints(count), axis=1)
     there = g.GreaterOrEqual(best, zero)
     columns = g.Expand(g.shaped(index, 0, 0, 1), g.ints(1, 1, 4))
     kept = g.Concat(g.GatherElements(boxes, columns, axis=1), g.shaped(best, 0, 0, 1), axis=2)
     kept = g.Where(g.shaped(there, 0, 0, 1), kept, zero)
-    return kept, g.Where(there, g.GatherElements(labels, index, axis=1), g.int(-1))
+    labels = g.Where(there, g.GatherElements(labels, index, axis=1), g.int(-1))
+    return kept, labels, g.Min(index, g.Sub(g.sizes(boxes, 1), g.ints(count + 1)))
 
 
 def _soft_keep_boxes(
@@ -147,7 +149,7 @@ def _soft_keep_boxes(
     method: str,
     sigma: float,
     min_score: float,
-) -> tuple[Tensor, Tensor]:  # [N, max_boxes, 5], [N, max_boxes]
+) -> tuple[Tensor, Tensor, Tensor]:  # [N, max_boxes, 5], [N, max_boxes] twice
     """Like :func:`keep_boxes`, but by soft-NMS (Bodla et al. 2017), class by class.
 
     Takes the best box ``max_boxes`` times and lowers the scores of the boxes that it overlaps: with
@@ -179,7 +181,7 @@ soft_keep_boxes = torch.library.custom_op("dcnzoo::_soft_keep_boxes", _soft_keep
 @soft_keep_boxes.register_fake
 def _(boxes, scores, labels, iou_threshold, max_boxes, method, sigma, min_score):
     batch = boxes.shape[0]
-    return boxes.new_empty(batch, max_boxes, 5), labels.new_empty(batch, max_boxes)
+    return boxes.new_empty(batch, max_boxes, 5), *(labels.new_empty(batch, max_boxes) for _ in range(2))
 
 
 def soft_keep_boxes_graph(
@@ -192,7 +194,7 @@ def soft_keep_boxes_graph(
     method: str,
     sigma: float,
     min_score: float,
-) -> tuple[Value, Value]:
+) -> tuple[Value, Value, Value]:
     kind = g.type_of(boxes)
     boxes, scores, labels = _padded(g, boxes, scores, labels, max_boxes)
 

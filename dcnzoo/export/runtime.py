@@ -10,7 +10,7 @@ from typing import overload
 import numpy as np
 
 from dcnzoo.export.external import refuse_files_elsewhere
-from dcnzoo.export.picture import Detections, Preprocessing, on_picture, read
+from dcnzoo.export.picture import Detections, Preprocessing, read, rescale_detections
 
 Image = str | os.PathLike | np.ndarray
 
@@ -106,7 +106,7 @@ class Detector:
         for i, (picture, size, border) in enumerate(zip(pictures, sizes, borders, strict=True)):
             kept = outputs["dets"][i, :, 4] >= score_threshold
             values = {name: value[i][kept] for name, value in outputs.items()}
-            found.append(on_picture(values, size, picture.shape[:2], self._session.metadata, border))
+            found.append(rescale_detections(values, size, picture.shape[:2], self._session.metadata, border))
         return found
 
 

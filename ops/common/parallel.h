@@ -5,8 +5,6 @@
 
 #include <torch/csrc/stable/ops.h>
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <atomic>
 #include <cstdio>
@@ -137,9 +135,6 @@ void run_tasks(const Tasks<Run>&... kinds) {
   });
 }
 
-// Large buffers are aligned to pages of this size, where the system has them: fewer page faults and TLB misses.
-constexpr int64_t kHugePage = int64_t(2) << 20;
-
 // Uninitialised memory, aligned to a cache line.
 template <typename T>
 class Buffer {
@@ -147,12 +142,8 @@ class Buffer {
   Buffer() = default;
   explicit Buffer(int64_t size) : size_(size) {
     if (size_ == 0) return;
-    const int64_t bytes = size_ * int64_t(sizeof(T)), alignment = bytes < kHugePage ? 64 : kHugePage;
-    data_ = static_cast<T*>(std::aligned_alloc(alignment, round_up(bytes, alignment)));
+    data_ = static_cast<T*>(std::aligned_alloc(64, round_up(size_ * sizeof(T), 64)));
     if (data_ == nullptr) throw std::bad_alloc();
-#ifdef MADV_HUGEPAGE
-    if (alignment == kHugePage) madvise(data_, round_up(bytes, kHugePage), MADV_HUGEPAGE);
-#endif
   }
   Buffer(Buffer&& other) noexcept { swap(other); }
   Buffer& operator=(Buffer&& other) noexcept {

@@ -27,8 +27,17 @@ CONFIGS = {
     "DETR": "detr/detr_r50_8xb2-150e_coco.py",
     "PointRend": "point_rend/point-rend_r50-caffe_fpn_ms-1x_coco.py",
     "Deformable DETR": "deformable_detr/deformable-detr-refine_r50_16xb2-50e_coco.py",
+    "Conditional DETR": "conditional_detr/conditional-detr_r50_8xb2-50e_coco.py",
+    "DAB-DETR": "dab_detr/dab-detr_r50_8xb2-50e_coco.py",
+    "DINO": "dino/dino-4scale_r50_8xb2-12e_coco.py",
 }
-
+ONE_SIZE = {
+    "GFL": "gfl/gfl_r50_fpn_1x_coco.py",
+    "RepPoints": "reppoints/reppoints-moment_r50_fpn_1x_coco.py",
+    "Double-Head": "double_heads/dh-faster-rcnn_r50_fpn_1x_coco.py",
+    "Mask Scoring R-CNN": "ms_rcnn/ms-rcnn_r50_fpn_1x_coco.py",
+}
+PADDING_MASKED = ("DETR", "Deformable DETR", "Conditional DETR", "DAB-DETR", "DINO")
 
 WITHOUT_RESNET = ("CornerNet", "YOLOX")  # have no variant with dcn=True
 
@@ -53,7 +62,7 @@ def narrow(cfg):
 
 def config(family: str, dcn: bool = False) -> dict:
     register_all_modules()
-    cfg = Config.fromfile(f"{mmdet_configs()}/{CONFIGS[family]}").model
+    cfg = Config.fromfile(f"{mmdet_configs()}/{ {**CONFIGS, **ONE_SIZE}[family] }").model
     narrow(cfg)
     if family == "CornerNet":
         assert not dcn
@@ -79,20 +88,21 @@ def config(family: str, dcn: bool = False) -> dict:
         cfg.neck.update(in_channels=widths[1:], out_channels=[*widths[1:], *[WIDTH] * 4])
         cfg.neck.update(level_strides=(2, 2, 1, 1), level_paddings=(1, 1, 0, 0), l2_norm_scale=None)
         cfg.bbox_head.in_channels = cfg.neck.out_channels
-    elif family.endswith("DETR"):
-        deformable = family != "DETR"
+    elif family in PADDING_MASKED:
+        deformable = family in ("Deformable DETR", "DINO")
+        width = 256 if family in ("Conditional DETR", "DINO") else WIDTH  # their encodings have a fixed width
         cfg.backbone.out_indices = (0, 1, 2) if deformable else (2,)
         cfg.num_queries = 100
-        cfg.neck.update(in_channels=widths if deformable else widths[2:], out_channels=WIDTH)
+        cfg.neck.update(in_channels=widths if deformable else widths[2:], out_channels=width)
         if deformable:
             cfg.neck.norm_cfg.num_groups = 4
         for part, attentions in ((cfg.encoder, ["self_attn"]), (cfg.decoder, ["self_attn", "cross_attn"])):
             part.num_layers = 2 if deformable else 1
             for attention in attentions:
-                part.layer_cfg[f"{attention}_cfg"].update(embed_dims=WIDTH, num_heads=4)
-            part.layer_cfg.ffn_cfg.update(embed_dims=WIDTH, feedforward_channels=WIDTH)
-        cfg.positional_encoding.num_feats = WIDTH // 2
-        cfg.bbox_head.embed_dims = WIDTH
+                part.layer_cfg[f"{attention}_cfg"].update(embed_dims=width, num_heads=4)
+            part.layer_cfg.ffn_cfg.update(embed_dims=width, feedforward_channels=WIDTH)
+        cfg.positional_encoding.num_feats = width // 2
+        cfg.bbox_head.embed_dims = width
     elif family == "YOLOv3":
         cfg.neck.update(in_channels=widths[::-1], out_channels=[WIDTH] * 3)
         cfg.bbox_head.update(in_channels=[WIDTH] * 3, out_channels=[WIDTH] * 3, featmap_strides=[16, 8, 4])
@@ -109,9 +119,11 @@ def config(family: str, dcn: bool = False) -> dict:
                 cfg.roi_head.point_head.fc_channels = WIDTH
         elif family == "FCOS":
             cfg.bbox_head.strides = [8, 16, 32]
+        elif family == "RepPoints":
+            cfg.bbox_head.update(point_strides=[8, 16, 32], point_feat_channels=WIDTH)
         else:
             cfg.bbox_head.anchor_generator.strides = [8, 16, 32]
-    if family == "FCOS":
+    if family in ("FCOS", "GFL", "RepPoints"):
         cfg.bbox_head.norm_cfg = dict(type="GN", num_groups=4)
     return cfg
 
@@ -133,7 +145,7 @@ def build(family: str, dcn: bool = False, **test_cfg) -> nn.Module:
     settings = cfg.test_cfg.get("rcnn", cfg.test_cfg)
     settings.update(test_cfg)
     detector = MODELS.build(cfg).eval()
-    if family == "Deformable DETR":
+    if family in ("Deformable DETR", "DINO"):
         nn.init.normal_(detector.level_embed)  # uninitialised memory otherwise
     images = torch.randn(2, 3, *size(family))
     calibrate(detector, images)

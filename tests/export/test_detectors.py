@@ -16,10 +16,10 @@ from dcnzoo.export import export_onnx
 from dcnzoo.export.postprocess import ABSENT, keep_boxes, paste_masks, roi_align_pyramid
 from dcnzoo.export.runtime import Session
 from dcnzoo.openmmlab.export.deployed import without_border
-from dcnzoo.openmmlab.export.detectors import FAMILIES, deployable, export_detector, suppress
+from dcnzoo.openmmlab.export.detectors import deployable, export_detector, suppress
 from dcnzoo.openmmlab.export.verify import compare, predict, raw_difference
 
-from .detectors import WITHOUT_RESNET, build, calibrate, size
+from .detectors import CONFIGS, ONE_SIZE, PADDING_MASKED, WITHOUT_RESNET, build, calibrate, size
 from .test_deform_conv import run
 
 onnx = pytest.importorskip("onnx")
@@ -29,7 +29,7 @@ DYNAMIC = torch.export.Dim.DYNAMIC
 # (family, dcn, dynamic). An export takes up to a minute, so the others run in `make test-all`.
 DAILY = (("FCOS", True, False),)
 PLAIN = WITHOUT_RESNET
-VARIANTS = [(family, dcn) for family in FAMILIES for dcn in (True, False) if not (dcn and family in PLAIN)]
+VARIANTS = [(family, dcn) for family in CONFIGS for dcn in (True, False) if not (dcn and family in PLAIN)]
 STANDARD = {"", "ai.onnx"}
 
 
@@ -95,6 +95,29 @@ def test_onnxruntime(family, dcn, dynamic, tmp_path):
         images, sizes = padded(family)
         total += compare(session(images.numpy(), np.array(sizes)), predict(detector, images, sizes))
     assert total.found >= 100 and total.holds, total
+
+
+@pytest.mark.parametrize("family", ONE_SIZE)
+def test_the_traced_prediction(family):
+    detector = build(family)
+    model = deployable(detector)
+    images = torch.randn(2, 3, *size(family))
+    agreement = compare(named(model, images), predict(detector, images))
+    assert agreement.found >= 100 and agreement.holds
+
+
+@pytest.mark.parametrize(
+    "family", [pytest.param(family, marks=slow_if(family != "Double-Head")) for family in ONE_SIZE]
+)
+def test_the_traced_prediction_in_onnxruntime(family, tmp_path):
+    detector = build(family)
+    path = tmp_path / "model.onnx"
+    export_detector(detector, torch.randn(1, 3, *size(family)), path)
+    images = torch.randn(1, 3, *size(family))
+    agreement = compare(Session(path)(images.numpy()), predict(detector, images))
+    assert agreement.found >= 50 and agreement.holds
+    with pytest.raises(ValueError, match=r"dynamic: .*True"):
+        export_detector(detector, images, path, dynamic=True)
 
 
 def test_equal_scores_are_ranked_by_their_index():
@@ -186,10 +209,16 @@ def test_suppression_in_the_graph(max_per_class, boxes_given, tmp_path):
 
     path = tmp_path / "nms.onnx"
     export_onnx(Model(), (boxes, scores, labels), path)
-    dets, kept = run(path, boxes, scores, labels)
-    expected, expected_labels = keep_boxes(boxes, scores, labels, 0.4, 12, 3, max_per_class)
+    dets, kept, index = run(path, boxes, scores, labels)
+    expected, expected_labels, expected_index = keep_boxes(boxes, scores, labels, 0.4, 12, 3, max_per_class)
     np.testing.assert_allclose(dets, expected, rtol=0, atol=1e-5)
     np.testing.assert_array_equal(kept, expected_labels)
+    np.testing.assert_array_equal(index[kept >= 0], expected_index[kept >= 0])
+    assert index.min() >= 0 and index.max() < boxes_given
+    for n in range(3):
+        there = kept[n] >= 0
+        np.testing.assert_array_equal(boxes[n, index[n, there]], dets[n, there, :4])
+        np.testing.assert_array_equal(labels[n, index[n, there]], kept[n, there])
     assert (kept[2] == -1).all() and (kept[1] >= 0).any()
     if max_per_class and boxes_given > 1:
         assert max(np.bincount(row[row >= 0]).max(initial=0) for row in kept) == 2
@@ -211,7 +240,7 @@ def test_soft_suppression(settings, tmp_path):
 
     class Model(nn.Module):
         def forward(self, boxes, scores, labels):
-            return suppress(settings, self, boxes, scores, labels, 3)
+            return suppress(settings, self, boxes, scores, labels, 3)[:2]
 
     path = tmp_path / "nms.onnx"
     export_onnx(Model(), (boxes, scores, labels), path)
@@ -331,7 +360,7 @@ def padded(family):
     return images, sizes
 
 
-@pytest.mark.parametrize("family", ["DETR", "Deformable DETR"])
+@pytest.mark.parametrize("family", PADDING_MASKED)
 def test_detr_does_not_look_at_padding(family):
     detector = build(family)
     images, sizes = padded(family)

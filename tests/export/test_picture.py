@@ -11,7 +11,7 @@ from mmdet.models.data_preprocessors import DetDataPreprocessor
 from mmdet.registry import TRANSFORMS
 from mmengine.registry import init_default_scope
 
-from dcnzoo.export.picture import Preprocessing, on_picture, read, resized
+from dcnzoo.export.picture import Preprocessing, read, rescale_detections, resized
 
 CLASSES = ("cat", "dog")
 LOAD = dict(type="LoadImageFromFile")
@@ -175,7 +175,7 @@ def test_masks_are_resized_as_a_whole_would_be():
         "labels": np.array([1, 0, 1, 0, -1]),
         "masks": soft,
     }
-    found = on_picture(outputs, size, picture_size, {})
+    found = rescale_detections(outputs, size, picture_size, {})
     assert len(found) == 4 and found.masks.shape == (4, *picture_size) and found.masks.dtype == bool
     for mask, whole in zip(found.masks, soft, strict=False):
         expected = cv2.resize(whole[:40, :56].astype(np.float32), picture_size[::-1]) >= 127.5
@@ -184,14 +184,14 @@ def test_masks_are_resized_as_a_whole_would_be():
     np.testing.assert_allclose(found.boxes[0], boxes[0] * np.array([171 / 56, 97 / 40] * 2), rtol=1e-6)
     np.testing.assert_allclose(found.boxes[2, 2:], picture_size[::-1])
     # MMDetection does not clip YOLOv3's boxes to the image; clipping costs 0.1 AP
-    reaching = on_picture(outputs, size, picture_size, {"dcnzoo.clips": "False"}).boxes[2]
+    reaching = rescale_detections(outputs, size, picture_size, {"dcnzoo.clips": "False"}).boxes[2]
     np.testing.assert_allclose(reaching, boxes[2] * np.array([171 / 56, 97 / 40] * 2), rtol=1e-6)
 
 
 def test_boxes_end_where_the_pipeline_pads_to():
     outputs = {"dets": np.array([[10, 10, 60, 70, 0.5]], np.float32), "labels": np.array([0])}
     for border, corner in (((64, 56), (56, 64)), (None, (56, 40))):
-        found = on_picture(outputs, (40, 56), (80, 112), {}, border)
+        found = rescale_detections(outputs, (40, 56), (80, 112), {}, border)
         np.testing.assert_allclose(found.boxes[0], [20, 20, 2 * corner[0], 2 * corner[1]])
 
 

@@ -19,10 +19,12 @@ from torch import Tensor
 from trial import configs_in, reason
 
 from dcnzoo.openmmlab.packages import mim_folder
+from dcnzoo.utils.files import write_text
 from dcnzoo.utils.progress import make_progress
 
 SIZES = ("r50_", "r50-", "tiny", "-t_", "-t-", "r18")
 NO_MODELS = ("_base_", "common", "deploy")  # only base configs, or configs for mmdeploy
+UNTRIED = "not tried"
 SECONDS, MEMORY = 600, 12 << 30  # limits of a trial: seconds, bytes
 
 
@@ -72,21 +74,20 @@ def tensors(node: object) -> Iterator[Tensor]:
             yield from tensors(value)
 
 
-def apart(trial: Callable[[], None], seconds: float = SECONDS, memory: int = MEMORY) -> str:
-    """Run ``trial()`` in a separate process; return ``ok``, or the reason for its failure in one line.
+def apart(trial: Callable[[], str | None], seconds: float = SECONDS, memory: int = MEMORY) -> str:
+    """Run ``trial()`` in a separate process; return its result, or the reason for its failure in one line.
 
-    The process is ended if it exceeds the limits of time or memory.
+    ``None`` becomes ``ok``. The process is ended if it exceeds the limits of time or memory.
     """
 
     def run() -> None:
         torch.set_num_threads(1)  # a forked process lacks its parent's threads and would wait for them
         resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
         try:
-            trial()
+            result = trial() or "ok"
         except Exception as error:
-            sender.send(reason(error))
-        else:
-            sender.send("ok")
+            result = reason(error)
+        sender.send(result)
 
     fork = multiprocessing.get_context("fork")  # inherits the imported modules
     receiver, sender = fork.Pipe(duplex=False)
@@ -127,10 +128,16 @@ def read_results(path: Path | None) -> tuple[dict[str, str], dict[str, str]]:
     return content["versions"], content["results"]
 
 
+def write_results(path: Path, installed: dict[str, str], results: dict[str, str]) -> None:
+    write_text(path, json.dumps({"versions": installed, "results": results}, indent=1))
+
+
 def add_arguments(parser: argparse.ArgumentParser, results: str) -> None:
     parser.add_argument("pattern", nargs="?", default="", help="regular expression (default: all)")
     parser.add_argument("--results", type=Path, default=Path(results), metavar="FILE")
     parser.add_argument("--again", action="store_true", help="repeat trials that have a result")
+    parser.add_argument("--stored", action="store_true", help="try nothing: only read the results")
+    parser.add_argument("--failed", action="store_true", help="repeat trials that failed")
     parser.add_argument("--out", type=Path, metavar="FILE.md", help="write the page with the table")
 
 
@@ -146,13 +153,19 @@ def try_all(
     Args:
         chosen: families and their configs.
         trial: returns the result of a config.
-        args: those of :func:`add_arguments`. Results in the file are reused.
+        args: those of :func:`add_arguments`. Results in the file are reused. Several processes may share it.
         here: versions; results of other versions are not reused.
         before: results of an environment with fewer packages. Configs that are ok there are skipped.
     """
-    found, results = read_results(args.results)
-    if args.again or found != here:
-        results = {}
+
+    def stored() -> dict[str, str]:
+        found, results = read_results(args.results)
+        return results if found == here else {}
+
+    at_start = stored()
+    repeated = {
+        name for name, result in at_start.items() if args.again or (args.failed and not is_ok(result))
+    }
     args.results.parent.mkdir(parents=True, exist_ok=True)
     rows = []
     with make_progress(Console(stderr=True)) as progress:
@@ -161,11 +174,14 @@ def try_all(
             progress.update(task, note=family)
             result = before.get(name)
             if result != "ok":
-                if name not in results:
-                    results[name] = trial(name)
-                    args.results.write_text(json.dumps({"versions": here, "results": results}, indent=1))
-                more = results[name] == "ok" and result is not None
-                result = f"ok with further packages; without: {result}" if more else results[name]
+                new = stored().get(name)
+                if args.stored:
+                    new = new or UNTRIED
+                elif new is None or name in repeated:
+                    new = trial(name)
+                    write_results(args.results, here, {**stored(), name: new})
+                more = is_ok(new) and result is not None
+                result = f"ok with further packages; without: {result}" if more else new
             rows.append((family, name, result))
             print(f"{family}: {result}", flush=True)
             progress.advance(task)
@@ -174,7 +190,11 @@ def try_all(
 
 
 def count_ok(rows: list[tuple[str, str, str]]) -> int:
-    return sum(result.startswith("ok") for *_, result in rows)
+    return sum(is_ok(result) for *_, result in rows)
+
+
+def is_ok(result: str) -> bool:
+    return result.startswith("ok")
 
 
 def table(rows: list[tuple[str, str, str]]) -> str:

@@ -10,7 +10,7 @@ from mmengine.model import BaseModel
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from dcnzoo.export.picture import Detections, on_picture
+from dcnzoo.export.picture import Detections, rescale_detections
 from dcnzoo.export.runtime import Session
 from dcnzoo.utils.errors import UserError, one_line
 
@@ -54,7 +54,7 @@ class DeployedDetector(BaseModel):
                     round(picture_size[0] * down),
                     round(picture_size[1] * across),
                 )  # without the pipeline's Pad
-                found = on_picture(of_image, size, picture_size, self.session.metadata, border)
+                found = rescale_detections(of_image, size, picture_size, self.session.metadata, border)
             sample.pred_instances = InstanceData(
                 bboxes=torch.from_numpy(found.boxes),
                 scores=torch.from_numpy(found.scores),

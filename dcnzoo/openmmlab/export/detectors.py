@@ -13,11 +13,22 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from mmcv.ops import MultiScaleDeformableAttention
-from mmdet.models.dense_heads import CornerHead, RPNHead, YOLOV3Head, YOLOXHead, deformable_detr_head
+from mmdet.models.dense_heads import CornerHead, RPNHead, YOLOV3Head, YOLOXHead
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
-from mmdet.models.detectors import DETR, DeformableDETR, SingleStageDetector, TwoStageDetector
-from mmdet.models.layers.transformer import deformable_detr_layers
+from mmdet.models.detectors import (
+    DABDETR,
+    DETR,
+    DINO,
+    ConditionalDETR,
+    DeformableDETR,
+    SingleStageDetector,
+    TwoStageDetector,
+    TwoStagePanopticSegmentor,
+)
+from mmdet.models.layers.transformer import inverse_sigmoid
 from mmdet.models.roi_heads import CascadeRoIHead, PointRendRoIHead, StandardRoIHead
+from mmdet.models.roi_heads.bbox_heads import BBoxHead
+from mmdet.models.roi_heads.roi_extractors import BaseRoIExtractor, SingleRoIExtractor
 from mmengine.config import ConfigDict
 from torch import Tensor, nn
 from torch.export import Dim
@@ -26,39 +37,17 @@ from dcnzoo.compat.patches import Changes
 from dcnzoo.export.aotinductor import export_pt2
 from dcnzoo.export.exporters import export_onnx
 from dcnzoo.export.picture import CLIPS
-from dcnzoo.export.postprocess import (
-    ABSENT,
-    best,
-    clip_boxes,
-    keep_boxes,
-    paste_masks,
-    roi_align_pyramid,
-    soft_keep_boxes,
-    take,
+from dcnzoo.export.postprocess import ABSENT, best, clip_boxes, paste_masks, take
+from dcnzoo.openmmlab.export.traced import Traced, replace_everywhere
+from dcnzoo.openmmlab.export.wrapper import (
+    ExportWrapper,
+    attend,
+    best_pairs,
+    check_nms,
+    of_class,
+    pool,
+    suppress,
 )
-from dcnzoo.ops import ms_deform_attn
-
-FAMILIES = (
-    *("FCOS", "FSAF", "RetinaNet", "SSD", "YOLOv3", "YOLOX", "Faster R-CNN", "Cascade R-CNN", "Mask R-CNN"),
-    *("Cascade Mask R-CNN", "CornerNet", "DETR", "PointRend", "Deformable DETR"),
-)
-
-
-class Deployable(nn.Module):
-    """Base class of the wrappers. ``forward`` maps images [N, 3, H, W] to the outputs in ``output_names``.
-
-    ``dets`` is [N, K, 5]: (x1, y1, x2, y2, score) in pixels of the input, best first. ``labels`` is [N, K];
-    -1 marks unused rows. ``masks``, if the detector predicts them, is [N, K, H, W], uint8: the probability
-    times 255, so 128 and above is inside at the usual threshold of 0.5.
-    """
-
-    input_names: tuple[str, ...] = ("input",)
-    output_names: tuple[str, ...] | None = ("dets", "labels")
-    clips = True  # boxes are clipped to the image, so they must not extend into the padding
-
-    def __init__(self, detector: nn.Module) -> None:
-        super().__init__()
-        self.detector = detector
 
 
 def deployable(detector: nn.Module, skip_postprocess: bool = False) -> nn.Module:
@@ -71,18 +60,25 @@ def deployable(detector: nn.Module, skip_postprocess: bool = False) -> nn.Module
         ValueError: the detector is not supported, or its config has a setting that cannot be exported.
     """
     name = type(detector).__name__
-    if isinstance(detector, TwoStageDetector):
-        if skip_postprocess:
+    if skip_postprocess:
+        if isinstance(detector, TwoStageDetector) or not hasattr(detector, "bbox_head"):
             raise ValueError(f"skip_postprocess: expected a single-stage detector, got {name}")
-        pointrend = isinstance(detector.roi_head, PointRendRoIHead)
-        return (PointRend if pointrend else TwoStage)(detector).eval()
-    if type(detector) is DETR and not skip_postprocess:
+        return RawHead(detector).eval()
+    if type(detector) in (DETR, ConditionalDETR, DABDETR):
         return Detr(detector).eval()
-    if type(detector) is DeformableDETR and not skip_postprocess:
+    if type(detector) in (DeformableDETR, DINO):
         return DeformableDetr(detector).eval()
+    if isinstance(detector, TwoStagePanopticSegmentor):
+        raise unsupported(f"{name}, whose results are panoptic")
+    if isinstance(detector, TwoStageDetector):
+        for wrapper in (TwoStage, PointRend, Traced):
+            if wrapper.supports(detector):
+                return wrapper(detector).eval()
+        parts = (type(getattr(detector, part, None)).__name__ for part in ("rpn_head", "roi_head"))
+        raise unsupported(f"{name} with {' and '.join(parts)}")
+    if Traced.supports(detector):
+        return Traced(detector).eval()
     if isinstance(detector, SingleStageDetector) and hasattr(detector, "bbox_head"):
-        if skip_postprocess:
-            return RawHead(detector).eval()
         if isinstance(detector.bbox_head, YOLOV3Head):
             return Yolo(detector).eval()
         if type(detector.bbox_head) is YOLOXHead:
@@ -93,11 +89,8 @@ def deployable(detector: nn.Module, skip_postprocess: bool = False) -> nn.Module
     raise unsupported(name)
 
 
-def unsupported(got: str) -> ValueError:
-    return ValueError(
-        f"detector: expected one of {', '.join(FAMILIES)}, got {got}; dcnzoo.export.export_onnx exports any "
-        "module that wraps it"
-    )
+def unsupported(got: str, instead: str = "dcnzoo.export.export_onnx exports any module") -> ValueError:
+    return ValueError(f"detector: expected a detector of docs/export_coverage.md, got {got}; {instead}")
 
 
 def export_detector(
@@ -123,6 +116,9 @@ def export_detector(
         ValueError: see :func:`deployable` and :func:`dcnzoo.export.export_onnx`.
     """
     model = deployable(detector, skip_postprocess)
+    if dynamic and isinstance(model, Traced):
+        name = type(detector).__name__
+        raise ValueError(f"dynamic: expected False for {name}, whose export supports one size only, got True")
     if dynamic and len(images) == 1:
         images = images.repeat(2, 1, 1, 1)  # torch.export would fix a batch size of 1
     args = _arguments(model, images)
@@ -174,59 +170,6 @@ def image_size(images: Tensor) -> Tensor:  # (height, width)
     return torch.stack([torch.full((), size, dtype=images.dtype) for size in images.shape[-2:]])
 
 
-SOFT_NMS = dict(iou_threshold=0.3, sigma=0.5, min_score=1e-3, method="linear")  # mmcv's defaults
-
-
-def check_nms(nms: dict, owner: str) -> str:
-    """Return the type of NMS.
-
-    Raises:
-        ValueError: it cannot be exported.
-    """
-    kind = nms.get("type", "nms")
-    if kind not in ("nms", "soft_nms") or nms.get("class_agnostic", False):
-        kind = f"class_agnostic {kind}" if nms.get("class_agnostic", False) else kind
-        raise ValueError(f"{owner}: nms: expected type='nms' or 'soft_nms', per class, got {kind!r}")
-    return kind
-
-
-def suppress(
-    cfg: ConfigDict,  # the head's test_cfg
-    owner: nn.Module,
-    boxes: Tensor,  # [N, K, 4]
-    scores: Tensor,  # [N, K], ABSENT for unused boxes
-    labels: Tensor,  # [N, K]
-    classes: int,
-) -> tuple[Tensor, Tensor]:
-    """Apply the NMS of the config; return ``dets`` and ``labels`` as in :class:`Deployable`."""
-    name, nms, count = type(owner).__name__, dict(cfg.nms), cfg.max_per_img
-    if cfg.get("min_bbox_size", -1) >= 0:
-        width, height = (boxes[..., 2:] - boxes[..., :2]).unbind(-1)
-        scores = torch.where((width > cfg.min_bbox_size) & (height > cfg.min_bbox_size), scores, ABSENT)
-    if cfg.get("deploy_nms_pre", 0) > 0:
-        scores, index = best(scores, cfg.deploy_nms_pre)
-        boxes, labels = take(boxes, index), labels.gather(1, index)
-    per_class = cfg.get("max_output_boxes_per_class", 0)
-    if "iou_thr" in nms:
-        nms["iou_threshold"] = nms["iou_thr"]
-    if check_nms(nms, name) == "nms":
-        return keep_boxes(boxes, scores, labels, nms["iou_threshold"], count, classes, per_class)
-    if per_class:
-        raise ValueError(f"{name}: max_output_boxes_per_class: expected 0 with soft_nms, got {per_class}")
-    settings = {name: nms.get(name, default) for name, default in SOFT_NMS.items()}
-    return soft_keep_boxes(boxes, scores, labels, max_boxes=count, **settings)
-
-
-def best_pairs(scores: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:  # [N, K, classes] -> [N, k] each
-    """Select the ``count`` best pairs of prior and class, all if ``count`` ≤ 0: scores, priors, classes."""
-    classes, scores = scores.shape[-1], scores.flatten(1)
-    if count > 0:
-        scores, pair = best(scores, count)
-    else:
-        pair = torch.arange(scores.shape[1], device=scores.device).expand(scores.shape[0], -1)
-    return scores, pair // classes, pair % classes
-
-
 def per_prior(maps: Tensor, channels: int) -> Tensor:  # [N, A·channels, H, W] -> [N, H·W·A, channels]
     return maps.permute(0, 2, 3, 1).reshape(maps.shape[0], -1, channels)
 
@@ -262,18 +205,10 @@ def predict_dense(
             boxes = clip_boxes(boxes, size)
         candidates.append((boxes, score, torch.full_like(label, i) if rpn else label))
     together = (torch.cat(levels, 1) for levels in zip(*candidates, strict=True))
-    return suppress(head.test_cfg, head, *together, len(scores) if rpn else head.num_classes)
+    return suppress(head.test_cfg, head, *together, len(scores) if rpn else head.num_classes)[:2]
 
 
-def of_class(values: Tensor, labels: Tensor) -> Tensor:  # [N·K, classes, …], [N, K] -> [N·K, 1, …]
-    """Select the values of each box's label, or the only ones if the head is class-agnostic."""
-    if values.shape[1] == 1:
-        return values
-    index = labels.flatten().clamp(min=0).view(-1, 1, *[1] * (values.dim() - 2))
-    return values.gather(1, index.expand(-1, 1, *values.shape[2:]))
-
-
-class Dense(Deployable):
+class Dense(ExportWrapper):
     """RetinaNet, FSAF, FCOS, SSD, ATSS, …: every head with the prediction methods of ``BaseDenseHead``."""
 
     def __init__(self, detector: nn.Module) -> None:
@@ -281,10 +216,8 @@ class Dense(Deployable):
         head = type(detector.bbox_head)
         for method in ("predict", "predict_by_feat", "_predict_by_feat_single", "_bbox_post_process"):
             if getattr(head, method, None) is not getattr(BaseDenseHead, method):
-                raise ValueError(
-                    f"detector: expected one of {', '.join(FAMILIES)}, got {type(detector).__name__} with a "
-                    f"{head.__name__}, which overrides {method}; --skip-postprocess exports its raw outputs"
-                )
+                got = f"{type(detector).__name__} with a {head.__name__}, which overrides {method}"
+                raise unsupported(got, "--skip-postprocess exports its raw outputs")
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         head = self.detector.bbox_head
@@ -292,7 +225,7 @@ class Dense(Deployable):
         return predict_dense(head, outputs, image_size(images))
 
 
-class RawHead(Deployable):
+class RawHead(ExportWrapper):
     """The head's outputs, level by level, without post-processing."""
 
     def __init__(self, detector: nn.Module) -> None:
@@ -303,7 +236,7 @@ class RawHead(Deployable):
         return self.detector.bbox_head(self.detector.extract_feat(images))
 
 
-class Yolo(Deployable):
+class Yolo(ExportWrapper):
     clips = False
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -324,10 +257,10 @@ class Yolo(Deployable):
             there = there & (objectness >= cfg.conf_thr)[..., None]
         scores, index, labels = best_pairs(torch.where(there, scores, ABSENT), cfg.get("nms_pre", -1))
         scores = torch.where(scores >= 0, scores * objectness.gather(1, index), ABSENT)
-        return suppress(cfg, head, take(boxes, index), scores, labels, there.shape[-1])
+        return suppress(cfg, head, take(boxes, index), scores, labels, there.shape[-1])[:2]
 
 
-class Yolox(Deployable):
+class Yolox(ExportWrapper):
     """YOLOX (Ge et al. 2021). Like ``YOLOXHead.predict_by_feat``, keeps only the best class per location."""
 
     clips = False
@@ -350,12 +283,11 @@ class Yolox(Deployable):
         cfg = ConfigDict(head.test_cfg)
         cfg.setdefault("max_per_img", self.most)
         score = torch.where(score >= cfg.score_thr, score, ABSENT)
-        return suppress(
-            cfg, head, head._bbox_decode(torch.cat(priors), deltas), score, label, head.num_classes
-        )
+        boxes = head._bbox_decode(torch.cat(priors), deltas)
+        return suppress(cfg, head, boxes, score, label, head.num_classes)[:2]
 
 
-class Corners(Deployable):
+class Corners(ExportWrapper):
     """CornerNet (Law and Deng 2018): boxes are pairs of corners. See ``CornerHead._decode_heatmap``."""
 
     candidates = 1000  # pairs that go into the NMS, as in MMDetection
@@ -393,20 +325,32 @@ class Corners(Deployable):
         score = torch.where(there & (first >= 0) & (second >= 0), (first + second) / 2, ABSENT)
         score, pair = best(score.flatten(1), self.candidates)
         boxes = torch.cat([take(points[0], pair // count), take(points[1], pair % count)], -1)
-        return suppress(cfg, head, boxes, score, labels[0].gather(1, pair // count), head.num_classes)
+        return suppress(cfg, head, boxes, score, labels[0].gather(1, pair // count), head.num_classes)[:2]
 
 
-class TwoStage(Deployable):
+class TwoStage(ExportWrapper):
     """Faster, Cascade, Mask and Cascade Mask R-CNN."""
 
     heads = (StandardRoIHead, CascadeRoIHead)
 
+    @classmethod
+    def supports(cls, detector: nn.Module) -> bool:
+        roi = detector.roi_head
+        pooling = roi.bbox_roi_extractor if cls is PointRend else roi  # PointRend samples points for masks
+        extractors = [module for module in pooling.modules() if isinstance(module, BaseRoIExtractor)]
+        heads = [module for module in roi.modules() if isinstance(module, BBoxHead)]
+        return (
+            type(roi) in cls.heads
+            and type(getattr(detector, "rpn_head", None)) is RPNHead
+            and all(type(each) is SingleRoIExtractor for each in extractors)
+            and len(heads) == (roi.num_stages if isinstance(roi, CascadeRoIHead) else 1)
+            and not any(head.custom_cls_channels for head in heads)
+            and not roi.with_shared_head
+        )
+
     def __init__(self, detector: nn.Module) -> None:
         super().__init__(detector)
-        head, rpn = detector.roi_head, getattr(detector, "rpn_head", None)
-        if type(head) not in self.heads or type(rpn) is not RPNHead:
-            parts = f"{type(rpn).__name__} and {type(head).__name__}"
-            raise unsupported(f"{type(detector).__name__} with {parts}")
+        head = detector.roi_head
         self.cascade = type(head) is CascadeRoIHead
         check_nms(head.test_cfg.nms, type(head).__name__)
         if head.with_mask:
@@ -462,7 +406,7 @@ class TwoStage(Deployable):
         boxes = boxes.reshape(batch, count, of_roi, 4).expand(-1, -1, classes, -1).reshape(batch, -1, 4)
         labels = torch.arange(classes, device=rois.device).repeat(count).expand(batch, -1)
         cfg = ConfigDict(cfg, min_bbox_size=-1)  # it applies only to proposals
-        return suppress(cfg, bbox_head, boxes, scores, labels, classes)
+        return suppress(cfg, bbox_head, boxes, scores, labels, classes)[:2]
 
     def _masks(self, features: tuple[Tensor, ...], dets: Tensor, labels: Tensor) -> Tensor:
         """Return mask probabilities [N·K, h, w] inside the boxes."""
@@ -480,15 +424,9 @@ class TwoStage(Deployable):
 
     @staticmethod
     def _pool(extractor: nn.Module, features: tuple[Tensor, ...], boxes: Tensor) -> Tensor:
-        layer = extractor.roi_layers[0]
-        if layer.pool_mode != "avg":  # ONNX's max takes the maximum of weighted neighbours, not of samples
-            raise ValueError(f"RoIAlign: pool_mode: expected 'avg', got {layer.pool_mode!r}")
         images = torch.arange(boxes.shape[0], device=boxes.device, dtype=boxes.dtype)
         rois = torch.cat([images[:, None, None].expand(-1, boxes.shape[1], 1), boxes], -1).flatten(0, 1)
-        scales, size = [each.spatial_scale for each in extractor.roi_layers], list(layer.output_size)
-        sampling = (layer.sampling_ratio, layer.pool_mode, layer.aligned)
-        levels = list(features[: extractor.num_inputs])
-        return roi_align_pyramid(levels, rois, scales, size, float(extractor.finest_scale), *sampling)
+        return pool(extractor, features[: extractor.num_inputs], rois)
 
 
 class PointRend(TwoStage):
@@ -547,15 +485,21 @@ class PointRend(TwoStage):
         return sampled.transpose(1, 2).flatten(0, 1)
 
 
-class Detr(Deployable):
-    """DETR. The second input is the size of each image without padding: attention masks the padding."""
+class Detr(ExportWrapper):
+    """DETR, Conditional DETR, DAB-DETR.
+
+    The second input is the size of each image without padding: attention masks the padding.
+    """
 
     input_names = ("input", "img_shape")
 
     def forward(self, images: Tensor, img_shape: Tensor) -> tuple[Tensor, Tensor]:  # [N, 2], (height, width)
         head = self.detector.bbox_head
-        hidden = self.transformed(self.detector.extract_feat(images), images, img_shape)
-        scores, boxes = (levels[-1] for levels in head(**hidden))
+        with Changes() as changes:
+            # MMDetection clamps three times in a row; the exporter's optimiser drops one of them
+            replace_everywhere(changes, inverse_sigmoid, logit)
+            hidden = self.transformed(self.detector.extract_feat(images), images, img_shape)
+            scores, boxes = (levels[-1] for levels in head(**hidden))
         count = head.test_cfg.get("max_per_img", scores.shape[1])
         if head.loss_cls.use_sigmoid:
             scores, pair = scores.sigmoid().flatten(1).topk(count)
@@ -593,35 +537,28 @@ class Detr(Deployable):
 
 
 class DeformableDetr(Detr):
-    """One-stage Deformable DETR, with or without box refinement."""
-
-    def __init__(self, detector: nn.Module) -> None:
-        super().__init__(detector)
-        if detector.as_two_stage:
-            raise ValueError("DeformableDETR: as_two_stage: expected False, got True")
+    """Deformable DETR of one or two stages, DINO."""
 
     def forward(self, images: Tensor, img_shape: Tensor) -> tuple[Tensor, Tensor]:
         with Changes() as changes:
-            # mmcv's forward compares sizes and slices the levels, which turns the sizes into constants
             changes.set(MultiScaleDeformableAttention, "forward", attend)
-            # MMDetection clamps three times in a row; the exporter's optimiser drops one of them
-            changes.set(deformable_detr_layers, "inverse_sigmoid", logit)
-            changes.set(deformable_detr_head, "inverse_sigmoid", logit)
             return super().forward(images, img_shape)
 
     def transformed(self, features: tuple[Tensor, ...], images: Tensor, img_shape: Tensor) -> dict:
         detector = self.detector
         levels = []
-        for level, embedding in zip(features, detector.level_embed, strict=True):
+        for i, (level, embedding) in enumerate(zip(features, detector.level_embed, strict=True)):
             mask, size = self.padding(level, images, img_shape), image_size(level)
             position = detector.positional_encoding(mask).flatten(2).transpose(1, 2) + embedding
             valid = torch.stack([(~mask[:, 0]).sum(1), (~mask[:, :, 0]).sum(1)], -1) / size.flip(0)  # (x, y)
             y, x = (torch.arange(length, device=images.device) + 0.5 for length in level.shape[-2:])
             place = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).flatten(0, 1) / size.flip(0)
+            place = place / valid[:, None]
+            box = torch.cat([place, torch.full_like(place, 0.05 * 2**i)], -1)
             flat = level.flatten(2).transpose(1, 2)
-            levels.append((flat, position, mask.flatten(1), place / valid[:, None], valid, size.long()))
+            levels.append((flat, position, mask.flatten(1), place, box, valid, size.long()))
         *per_pixel, valid, sizes = zip(*levels, strict=True)
-        memory, position, mask, place = (torch.cat(parts, 1) for parts in per_pixel)
+        memory, position, mask, place, box = (torch.cat(parts, 1) for parts in per_pixel)
         valid, sizes = torch.stack(valid, 1), torch.stack(sizes)  # [N, L, 2], [L, 2]
         ends = sizes.prod(1).cumsum(0)
         geometry = dict(
@@ -633,38 +570,18 @@ class DeformableDetr(Detr):
         pixels = dict(query_pos=position, key_padding_mask=mask, reference_points=place)
         for layer in detector.encoder.layers:
             memory = layer(query=memory, **pixels, **geometry)
-        decoder_inputs, _ = detector.pre_decoder(memory, mask, sizes)
+
+        def proposals(memory: Tensor, mask: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
+            there = ((box > 0.01) & (box < 0.99)).all(-1, keepdim=True) & ~mask[..., None]
+            memory = detector.memory_trans_fc(memory.masked_fill(~there, 0))
+            logits = torch.log(box / (1 - box)).masked_fill(~there, torch.inf)
+            return detector.memory_trans_norm(memory), logits
+
+        with Changes() as changes:  # MMDetection's loop over the sizes turns them into constants
+            changes.set(detector, "gen_encoder_output_proposals", proposals)
+            decoder_inputs, _ = detector.pre_decoder(memory, mask, sizes)
         return detector.forward_decoder(memory_mask=mask, **geometry, **decoder_inputs)
 
 
-def logit(values: Tensor) -> Tensor:
-    values = values.clamp(1e-5, 1 - 1e-5)
-    return torch.log(values / (1 - values))
-
-
-def attend(
-    self: MultiScaleDeformableAttention,
-    query: Tensor,  # [N, Q, C]
-    value: Tensor,  # [N, S, C]
-    query_pos: Tensor,
-    key_padding_mask: Tensor,  # [N, S]
-    reference_points: Tensor,  # [N, Q, L, 2 or 4], (x, y) or boxes
-    spatial_shapes: Tensor,
-    level_start_index: Tensor,
-    **_: Any,
-) -> Tensor:
-    """Forward of mmcv's layer, computed by ``dcnzoo.ops.ms_deform_attn``."""
-    batch, count = query.shape[:2]
-    places = query + query_pos
-    shape = (batch, count, self.num_heads, self.num_levels, self.num_points)
-    values = self.value_proj(value).masked_fill(key_padding_mask[..., None], 0)
-    offset = self.sampling_offsets(places).view(*shape, 2)
-    weights = self.attention_weights(places).view(*shape[:3], -1).softmax(-1).view(shape)
-    if reference_points.shape[-1] == 2:
-        offset = offset / spatial_shapes.flip(1)[:, None]
-    else:
-        offset = offset / self.num_points * reference_points[:, :, None, :, None, 2:] * 0.5
-    locations = reference_points[:, :, None, :, None, :2] + offset
-    values = values.view(batch, -1, self.num_heads, values.shape[-1] // self.num_heads)
-    read = ms_deform_attn(values, spatial_shapes, level_start_index, locations, weights)
-    return self.output_proj(read) + query
+def logit(x: Tensor, eps: float = 1e-5) -> Tensor:
+    return torch.log(x.clamp(eps, 1.0) / (1 - x).clamp(eps, 1.0))

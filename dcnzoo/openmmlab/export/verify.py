@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from mmdet.structures import DetDataSample
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from dcnzoo.export.runtime import Session
 from dcnzoo.openmmlab.export.detectors import deployable
+from dcnzoo.openmmlab.export.wrapper import data_sample
 
 
 class _LowerIndexFirst(TorchFunctionMode):
@@ -49,12 +49,7 @@ def predict(
     images are padded.
     """
     whole = tuple(images.shape[-2:])
-    samples = [
-        DetDataSample(
-            metainfo=dict(img_shape=size, ori_shape=size, batch_input_shape=whole, scale_factor=(1.0, 1.0))
-        )
-        for size in sizes or [whole] * len(images)
-    ]
+    samples = [data_sample(size, whole) for size in sizes or [whole] * len(images)]
     with _LowerIndexFirst():
         return [sample.pred_instances for sample in detector.predict(images, samples, rescale=False)]
 
