@@ -65,6 +65,8 @@ def forget_weights(node: object) -> None:
 
 def build(cfg: Config, package: str = "mmdet") -> nn.Module:
     models = importlib.import_module(f"{package}.registry").MODELS
+    if "data_preprocessor" in cfg:  # as in mmengine's Runner
+        cfg.model.setdefault("data_preprocessor", cfg.data_preprocessor)
     with DefaultScope.overwrite_default_scope(package):
         return models.build(copy.deepcopy(cfg.model))  # DINO modifies its config
 

@@ -155,6 +155,12 @@ TABLE = (
         versions="mmcv 2.1.0",
     ),
     fix(
+        models.negative_hue,
+        target="mmcv.adjust_hue",
+        reason="mmpretrain's ColorJitter fails with numpy 2 (Python integer -9 out of bounds for uint8)",
+        versions="mmcv 2.1.0",
+    ),
+    fix(
         to_deformable_in_configs,
         target="build_func of mmengine.MODELS and of its child registries",
         reason="configs lack to_deformable=dict(where=…); dcn raises a TypeError in backbones without it",

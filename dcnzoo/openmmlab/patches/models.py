@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import mmcv.ops
+import numpy as np
 import torch
 from mmengine.config import ConfigDict
 from mmengine.optim import DefaultOptimWrapperConstructor
@@ -152,3 +153,14 @@ def masks_outside_the_image(changes: Changes) -> None:
         return paste(masks, torch.cat([low, high], 1), img_h, img_w, skip_empty)
 
     changes.wrap(fcn_mask_head, "_do_paste_mask", paste_inside)
+
+
+def negative_hue(changes: Changes) -> None:
+    """Pass the hue as NumPy's float, whose negative values numpy 2 still converts to uint8."""
+
+    def adjust_hue(
+        original: Callable, img: np.ndarray, hue_factor: float, *args: object, **kwargs: object
+    ) -> object:
+        return original(img, np.float64(hue_factor), *args, **kwargs)
+
+    changes.wrap(mmcv, "adjust_hue", adjust_hue)
