@@ -30,12 +30,12 @@ import dcnzoo.models  # noqa: F401  before the packages, which need mmcv.ops
 # isort: split
 import mmengine.dataset
 from family_trials import (
+    UNTRIED,
     add_arguments,
     apart,
     count_ok,
     families,
     listed,
-    read_results,
     table,
     tensors,
     try_all,
@@ -471,7 +471,7 @@ def explained(name: str, result: str) -> str:
     result = result.replace(f"{mim_folder(package).parents[1]}/", "")
     reasons = PACKAGES[package].reasons
     why = next((why for family, why in reasons.items() if path.startswith(f"{family}/")), "")
-    return result if result == "ok" or not why else f"{why} ({result})"
+    return result if result in ("ok", UNTRIED) or not why else f"{why} ({result})"
 
 
 def chosen(pattern: str = "") -> list[tuple[str, str]]:
@@ -517,6 +517,10 @@ HEAD = "## {distribution} {version}\n\n| family | config | result |\n|---|---|--
 STACK = ("mmengine", "mmcv-lite", "mmdet", "torchvision", "timm", "transformers", "diffusers", "numpy")
 
 
+def count_tried(rows: list[tuple[str, str, str]]) -> int:
+    return sum(result != UNTRIED for *_, result in rows)
+
+
 def page(rows: list[tuple[str, str, str]], installed: dict[str, str]) -> str:
     """Render the page. ``rows``: package/family, config, result."""
     by_package: dict[str, list[tuple[str, str, str]]] = {package: [] for package in PACKAGES}
@@ -526,25 +530,23 @@ def page(rows: list[tuple[str, str, str]], installed: dict[str, str]) -> str:
     counts, tables = "", ""
     for package, found in by_package.items():
         distribution, number = PACKAGES[package].distribution, len(chosen(f"^{package}/"))
-        counts += f"| {distribution} | {number} | {len(found)} | {count_ok(found)} |\n"
+        counts += f"| {distribution} | {number} | {count_tried(found)} | {count_ok(found)} |\n"
         if found:
             head = HEAD.format(distribution=distribution, version=version(distribution))
             tables += "\n" + head + table(found)
-    head = PAGE.format(working=count_ok(rows), number=len(rows), installed=listed(installed), counts=counts)
+    head = PAGE.format(
+        working=count_ok(rows), number=count_tried(rows), installed=listed(installed), counts=counts
+    )
     return head + tables.removeprefix("\n")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     add_arguments(parser, "work_dirs/openmmlab_coverage.json")
-    parser.add_argument("--stored", action="store_true", help="only families with a stored result")
     args = parser.parse_args()
     MMLogger.get_current_instance().setLevel("ERROR")  # initialisation logs every parameter
     here = versions((*STACK, *(how.distribution for how in PACKAGES.values())))
     names = chosen(args.pattern)
-    if args.stored:
-        results = read_results(args.results)[1]
-        names = [(family, name) for family, name in names if name in results]
     for package in {name.partition("::")[0] for _, name in names} if not args.stored else ():
         with suppress(Exception):  # each trial reports it
             import_module(f"{package}.models")  # once, not in the process of each trial
