@@ -12,7 +12,7 @@ from torch import nn
 
 import dcnzoo.models  # noqa: F401  registers the layers
 from dcnzoo.openmmlab.export.detectors import deployable
-from dcnzoo.openmmlab.export.traced import around, first_pairs, keep_all, keep_best
+from dcnzoo.openmmlab.export.traced import Traced, around, first_pairs, keep_all, keep_best
 from dcnzoo.openmmlab.export.wrapper import pool
 
 from .detectors import build
@@ -95,3 +95,13 @@ def test_parts_that_were_not_tested_are_refused():
         deployable(detector)
     with pytest.raises(ValueError, match=r"detector: .*Sequential"):
         deployable(nn.Sequential())
+
+
+def test_fast_rcnn_is_refused():
+    """Its proposals are an input of ``predict``."""
+    detector = build("Double-Head")
+    assert Traced.supports(detector)
+    del detector.rpn_head
+    assert not Traced.supports(detector)
+    with pytest.raises(ValueError, match="detector"):
+        deployable(detector)

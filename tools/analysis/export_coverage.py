@@ -103,7 +103,10 @@ def try_out(cfg: Config, backends: tuple[str, ...]) -> str:
         images = torch.randn(1, 3, size, size)
         calibrate(detector, images)
         path = Path(folder) / "model.onnx"
-        export_detector(detector, images, path)
+        try:
+            export_detector(detector, images, path)
+        except ValueError as error:  # names the file in a temporary folder
+            raise ValueError(str(error).replace(str(path), path.name)) from error
         expected = predict(detector, images)
         for backend in backends:
             agreement = compare(Session(path, backend)(images.numpy()), expected)

@@ -247,7 +247,8 @@ def pretrain_batches(model: nn.Module, cfg: Config) -> tuple[dict | None, dict |
 
 def pretrain_sample(cfg: Config, index: int) -> dict:
     size = (240, 256)
-    image = np.random.default_rng(index).integers(0, 256, (*size, 3), dtype=np.uint8)
+    gray = cfg.model.get("backbone", {}).get("type") == "LeNet5"
+    image = np.random.default_rng(index).integers(0, 256, size if gray else (*size, 3), dtype=np.uint8)
     multiple = "MultiLabel" in str(cfg.model.get("head", {}).get("type")) or "csra" in str(cfg.filename)
     return dict(
         img=image,
@@ -398,7 +399,25 @@ PACKAGES = {
             "wholebody_2d_keypoint/dwpose": "needs the checkpoint of a teacher, which is trained first",
         },
     ),
-    "mmpretrain": Package("mmpretrain", pretrain_batches),
+    "mmpretrain": Package(
+        "mmpretrain",
+        pretrain_batches,
+        representatives={
+            "clip": "vit-base-p16_pt-64xb64_in1k.py",
+            "eva": "eva-l-p14_8xb16_in1k-196px.py",
+        },
+        reasons={
+            "arcface": "needs the data set's list of test images",
+            "lenet": "upstream: drops the batch dimension of a single image",
+            "blip2": "upstream: the config has an argument that its class lacks",
+            "replknet": "upstream: the config mixes two kinds of inheritance",
+            **dict.fromkeys(("blip", "llava", "minigpt4", "ofa"), "needs a tokenizer, which it downloads"),
+            **dict.fromkeys(("chinese_clip", "milan"), "needs a file, which it downloads"),
+            **dict.fromkeys(("flamingo", "otter"), "needs sentencepiece and a tokenizer, which it downloads"),
+            **dict.fromkeys(("dinov2", "glip", "sam"), "has only configs of a backbone without a head"),
+            **dict.fromkeys(("efficientformer", "levit"), "upstream: cannot train the distilled model"),
+        },
+    ),
     "mmocr": Package(
         "mmocr",
         ocr_batches,

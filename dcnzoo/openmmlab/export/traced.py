@@ -48,7 +48,8 @@ class Traced(ExportWrapper):
     def supports(detector: nn.Module) -> bool:
         """Return whether all parts of the detector with their own prediction were tested."""
         parts = parts_of(detector)
-        return bool(parts) and parts <= TESTED and not is_panoptic(detector)
+        needs_proposals = hasattr(detector, "roi_head") and not detector.with_rpn  # Fast R-CNN
+        return bool(parts) and parts <= TESTED and not needs_proposals and not is_panoptic(detector)
 
     def __init__(self, detector: nn.Module) -> None:
         super().__init__(detector)
