@@ -118,6 +118,10 @@ test-packaging: dev  ## build an sdist and its wheel, and test the wheel in bare
 test-matrix: dev  ## train and test under other installed Pythons and other torches (5 GB each)
 	$(RUN) tools/test_matrix.py $(ARGS)
 
+# For builds with other options: the sources without compiled operators, in a new folder
+COPY_SOURCES = rm -rf $(1) && mkdir -p $(1) && cp -r README.md LICENSE pyproject.toml setup.py dcnzoo ops tests $(1) && \
+  rm -f $(1)/dcnzoo/ops/*.so
+
 test-compilers: dev  ## compile with every installed GCC and Clang without warnings, and test the operators
 	$(RUN) tools/test_compilers.py $(ARGS)
 
@@ -137,10 +141,7 @@ $(ARM)/.installed: $(VENV)/.dev requirements-arm.txt
 	touch $@
 
 test-arm: dev $(ARM)/.installed  ## cross-compile for Linux on Arm and test some of the operators' cases, emulated
-	rm -rf $(IN_ARM)
-	mkdir -p $(IN_ARM)
-	cp -r README.md LICENSE pyproject.toml setup.py dcnzoo ops tests $(IN_ARM)
-	rm -f $(IN_ARM)/dcnzoo/ops/*.so
+	$(call COPY_SOURCES,$(IN_ARM))
 	export DCNZOO_CUDA=0 CXX=aarch64-linux-gnu-g++ CXXFLAGS=-Werror; $(call EMULATED,max) setup.py -q build_ext --inplace
 	$(call EMULATED,neoverse-n1) $(ON_ARM) -k "hand_worked or registers or (matches_reference and not slow)" $(ARGS)
 	$(call EMULATED,max) $(ON_ARM) -k "hand_worked or half_precision" $(ARGS)
@@ -185,10 +186,7 @@ CHECKS    := -fsanitize=address,undefined,float-cast-overflow
 PRELOAD    = LD_PRELOAD="$$(for lib in asan ubsan stdc++; do g++ -print-file-name=lib$$lib.so; done | xargs)"
 SUITE     := $(addprefix tests/test_, ops.py fuzz.py deform_conv.py roi_pooling.py nms.py)
 sanitize: dev  ## run the operators' tests with checks of all memory accesses and arithmetic
-	rm -rf $(SANITIZED)
-	mkdir -p $(SANITIZED)
-	cp -r README.md LICENSE pyproject.toml setup.py dcnzoo ops tests $(SANITIZED)
-	rm -f $(SANITIZED)/dcnzoo/ops/*.so
+	$(call COPY_SOURCES,$(SANITIZED))
 	cd $(SANITIZED) && DCNZOO_CUDA=0 CXXFLAGS="-g1 -O1 $(CHECKS) -fno-sanitize-recover=all -fno-sanitize=vptr --param=asan-stack=0" \
 	  LDFLAGS="$(CHECKS)" $(abspath $(RUN)) setup.py -q build_ext --inplace
 	cd $(SANITIZED) && $(PRELOAD) ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 OMP_NUM_THREADS=2 \
@@ -201,10 +199,7 @@ THREAD_CHECK := -g1 -O1 -fsanitize=thread -Wno-tsan -DDCNZOO_STD_THREADS=4
 WATCHED       = LD_PRELOAD="$$(for lib in tsan stdc++; do g++ -print-file-name=lib$$lib.so; done | xargs)" OMP_NUM_THREADS=1 \
   TSAN_OPTIONS="halt_on_error=1 exitcode=66 ignore_noninstrumented_modules=1 report_mutex_bugs=0" $(abspath $(RUN))
 sanitize-threads: dev  ## check random calls from four threads, with four threads each, for data races
-	rm -rf $(THREADED)
-	mkdir -p $(THREADED)
-	cp -r README.md LICENSE pyproject.toml setup.py dcnzoo ops tests $(THREADED)
-	rm -f $(THREADED)/dcnzoo/ops/*.so
+	$(call COPY_SOURCES,$(THREADED))
 	cd $(THREADED) && DCNZOO_CUDA=0 CXXFLAGS="$(THREAD_CHECK)" LDFLAGS=-fsanitize=thread $(abspath $(RUN)) setup.py -q build_ext --inplace
 	cd $(THREADED) && g++ -std=c++17 -fPIC -shared $(THREAD_CHECK) -Iops tests/race.cpp -o race.so \
 	  -isystem $$($(abspath $(RUN)) -c 'import torch; print(torch.__path__[0])')/include

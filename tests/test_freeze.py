@@ -101,7 +101,7 @@ def data_of_same_memory(layer):
 
 
 def data_of_same_address(layer):
-    """Free the memory with its neighbours and allocate new values there, if the address is free."""
+    """Free the weight, then use a new tensor at the same address, if the allocator returns one."""
     shape = layer.weight.shape
     neighbours = [torch.randn(shape) for _ in range(50)]
     layer.weight.data = neighbours[25]

@@ -129,7 +129,7 @@ def _padded(g: Graph, boxes: Value, scores: Value, labels: Value, count: int) ->
 def _first(
     g: Graph, kind: int, boxes: Value, scores: Value, labels: Value, count: int
 ) -> tuple[Value, Value, Value]:
-    """Return the ``count`` best boxes; the last ``count`` boxes are unused, see ``_first_boxes``."""
+    """Return the ``count`` best boxes. The last ``count`` boxes are padding (see ``_first_boxes``)."""
     zero = g.number(0, kind)
     best, index = g.TopK(scores, g.ints(count), axis=1)
     there = g.GreaterOrEqual(best, zero)

@@ -61,9 +61,9 @@ void zero(T* data, int64_t size) {
 // Dynamic scheduling: if another program occupies a core, the other threads take over its tasks.
 // The result of a task must not depend on the thread that runs it.
 //
-// For tools/benchmark/scaling.py: if the environment variable DCNZOO_TASK_LOG names a file, a queue whose tasks have
-// timers appends a line to it: `streamed`, the bytes of weights, columns and gradients that the largest task reads, and
-// the CPU time of each task in microseconds.
+// For tools/benchmark/scaling.py: if the environment variable DCNZOO_TASK_LOG names a file, each queue appends a line
+// to it: `streamed`, the bytes of weights, columns and gradients that the largest task reads, and the CPU time of each
+// task in microseconds (0 without a timer).
 class TaskQueue {
  public:
   TaskQueue(int64_t tasks, int64_t streamed)

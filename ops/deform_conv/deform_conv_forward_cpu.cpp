@@ -61,7 +61,7 @@ void run_tiles(const DeformConvForwardParams<T, S>& p) {
 
 // A packed weight that is kept between calls is a tensor of these sizes. Its first size, the limit on the channels of a
 // block, determines with the shapes how the channels are divided.
-inline std::vector<int64_t> kept_sizes(int64_t most_channels, int64_t packed_size) {
+std::vector<int64_t> kept_sizes(int64_t most_channels, int64_t packed_size) {
   return {most_channels, ceil_div(packed_size, most_channels)};
 }
 
@@ -136,8 +136,8 @@ Tensor run(const Tensor& input, const Tensor& weight, const std::optional<Tensor
              wide_bias = contiguous_as(bias, type);
   if (input.scalar_type() == ScalarType::BFloat16 && forward_kernels<float, BFloat16Bits>().run)
     return forward<float, BFloat16Bits>(s, input, weight, wide_offset, wide_mask, wide_bias, kept);
-  const auto run = type == ScalarType::Double ? forward<double, double> : forward<float, float>;
-  const Tensor output = run(s, as_type(input, type), weight, wide_offset, wide_mask, wide_bias, kept);
+  const auto compute = type == ScalarType::Double ? forward<double, double> : forward<float, float>;
+  const Tensor output = compute(s, as_type(input, type), weight, wide_offset, wide_mask, wide_bias, kept);
   return as_type(output, input.scalar_type());
 }
 

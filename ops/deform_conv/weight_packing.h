@@ -50,9 +50,9 @@ void pack_forward(const DeformConvShapes& s, const ChannelBlock& block, const Pi
   }
 }
 
-// Calls run(place, packed, count) for runs of the weights in a piece of a block: some rows of every panel. In weight
-// they are s.taps apart from `place` on. In the backward's panels of columns (tap · channel of the block), each
-// [panel_outputs][kNR], they are contiguous from `packed` on.
+// Calls run(place, packed, count) for runs of weights in a piece of a block, which is some rows of every panel. A run
+// starts at `place` in weight, where its elements are s.taps apart. It starts at `packed` in the backward's panels of
+// columns (tap · channel of the block), each [panel_outputs][kNR], where its elements are contiguous.
 template <typename T, typename Run>
 void each_backward_run(const DeformConvShapes& s, const ChannelBlock& block, const Piece& piece, Run run) {
   if (s.is_depthwise()) {

@@ -23,7 +23,7 @@ from torch import nn
 import dcnzoo.models  # noqa: F401  before mmdet, which needs mmcv.ops
 
 # isort: split
-from family_trials import UNTRIED, add_arguments, apart, count_ok, listed, table, try_all, versions
+from family_trials import add_arguments, apart, count_ok, count_tried, listed, table, try_all, versions
 from mmdet.models.detectors import BaseDetector
 from mmdet_coverage import PACKAGES, families
 from mmengine.config import Config
@@ -129,12 +129,11 @@ def main() -> None:
     rows = try_all(list(families(args.pattern)), trial, args, here, {})
     if args.out:
         names = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
-        untried = [result for *_, result in rows].count(UNTRIED)
         head = PAGE.format(
             backends=" and ".join(names[backend] for backend in backends),
             working=count_ok(rows),
-            failed=len(rows) - count_ok(rows) - untried,
-            untried=untried,
+            failed=count_tried(rows) - count_ok(rows),
+            untried=len(rows) - count_tried(rows),
             number=len(rows),
             installed=listed(here),
         )

@@ -193,6 +193,10 @@ def count_ok(rows: list[tuple[str, str, str]]) -> int:
     return sum(is_ok(result) for *_, result in rows)
 
 
+def count_tried(rows: list[tuple[str, str, str]]) -> int:
+    return sum(result != UNTRIED for *_, result in rows)
+
+
 def is_ok(result: str) -> bool:
     return result.startswith("ok")
 

@@ -34,6 +34,7 @@ from family_trials import (
     add_arguments,
     apart,
     count_ok,
+    count_tried,
     families,
     listed,
     table,
@@ -534,10 +535,6 @@ mmdet3d and sparse convolution are out of scope.
 """
 HEAD = "## {distribution} {version}\n\n| family | config | result |\n|---|---|---|\n"
 STACK = ("mmengine", "mmcv-lite", "mmdet", "torchvision", "timm", "transformers", "diffusers", "numpy")
-
-
-def count_tried(rows: list[tuple[str, str, str]]) -> int:
-    return sum(result != UNTRIED for *_, result in rows)
 
 
 def page(rows: list[tuple[str, str, str]], installed: dict[str, str]) -> str:

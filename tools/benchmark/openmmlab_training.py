@@ -31,6 +31,7 @@ from sections import replace_section
 
 import dcnzoo.models  # noqa: F401  before the packages, which need mmcv.ops
 from dcnzoo.data.shapes import CLASSES, ShapesSpec, draw_image
+from dcnzoo.utils.files import write_text
 
 # isort: split
 from mmengine.config import ConfigDict
@@ -519,8 +520,7 @@ def main(packages: tuple[str, ...], write: bool) -> None:
             figures = f"{baseline(folder):.3g} ({described})", f"{off:.3g}", f"{on:.3g}"
             times = f"{time_off:.0f} s, {time_on:.0f} s"
             rows = stored() | {task.package: (task.package, task.name, task.figure[0], *figures, times)}
-            RESULTS.parent.mkdir(exist_ok=True)
-            RESULTS.write_text(json.dumps(rows))
+            write_text(RESULTS, json.dumps(rows))
     found = stored()
     rows = [found[task.package] for task in TASKS if task.package in found]
     replace_section("trainings", [HEAD, *rows], write, PAGE)

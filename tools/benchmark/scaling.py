@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import heapq
+import itertools
 import os
 import statistics
 import tempfile
@@ -27,6 +28,8 @@ from pathlib import Path
 import torch
 from families import OURS, deform_conv2d
 from measure import PASSES, make_pass
+
+CASES = {case.name: case for case in deform_conv2d.CASES}
 
 
 def makespan(times: Sequence[float], cores: int) -> float:
@@ -59,42 +62,43 @@ def measure(run: Callable[[], object], threads: Sequence[int], rounds: int) -> d
     return {count: tuple(map(statistics.median, zip(*s, strict=True))) for count, s in samples.items()}
 
 
+def report(shapes: Sequence[str], threads: Sequence[int], rounds: int, log: Path) -> None:
+    os.environ["DCNZOO_TASK_LOG"] = str(log)  # read by the library when it runs its first task
+    print("| shape | pass | p | tasks | MB/task | CPU | measured | simulated |\n|" + "---|" * 8)
+    for name, which in itertools.product(shapes, PASSES):
+        case = CASES[name]
+        call = deform_conv2d.CONTESTANTS[OURS](case, case.tensors(torch.float32, "cpu"), 1)
+        run = make_pass(call, which, case.out_shape)
+        assert run is not None  # our operators have a backward
+        run()
+        taken = measure(run, threads, rounds)
+        alone = 0.0
+        for count in threads:
+            torch.set_num_threads(count)
+            found = regions(run, log)
+            alone = alone or sum(sum(times) for _, times in found)
+            tasks = sum(len(times) for _, times in found)
+            largest = max(size for size, _ in found) / 1e6
+            cpu, speedup = taken[count][0] / taken[2][0], taken[1][1] / taken[count][1]
+            simulated = alone / sum(makespan(times, count) for _, times in found)
+            print(
+                f"| {name} | {which} | {count} | {tasks} | {largest:.2f} | {cpu:.2f} "
+                f"| {speedup:.1f} | {simulated:.1f} |",
+                flush=True,
+            )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    known = {case.name: case for case in deform_conv2d.CASES}
-    main_shapes = [name for name, case in known.items() if case.main and case.batch == 1]
-    parser.add_argument("--shapes", nargs="+", choices=known, default=main_shapes, metavar="NAME")
+    main_shapes = [name for name, case in CASES.items() if case.main and case.batch == 1]
+    parser.add_argument("--shapes", nargs="+", choices=CASES, default=main_shapes, metavar="NAME")
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2, 4, 8, 16, 32, 64], metavar="P")
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
-    threads = sorted({1, 2, *args.threads})
-    log = Path(tempfile.mkdtemp()) / "tasks"
-    os.environ["DCNZOO_TASK_LOG"] = str(log)  # read by the library when it runs its first task
-    print("| shape | pass | p | tasks | MB/task | CPU | measured | simulated |\n|" + "---|" * 8)
-    for name in args.shapes:
-        case = known[name]
-        call = deform_conv2d.CONTESTANTS[OURS](case, case.tensors(torch.float32, "cpu"), 1)
-        for which in PASSES:
-            run = make_pass(call, which, case.out_shape)
-            assert run is not None  # our operators have a backward
-            run()
-            taken = measure(run, threads, args.rounds)
-            alone = 0.0
-            for count in threads:
-                torch.set_num_threads(count)
-                found = regions(run, log)
-                alone = alone or sum(sum(times) for _, times in found)
-                tasks = sum(len(times) for _, times in found)
-                largest = max(size for size, _ in found) / 1e6
-                cpu, speedup = taken[count][0] / taken[2][0], taken[1][1] / taken[count][1]
-                simulated = alone / sum(makespan(times, count) for _, times in found)
-                print(
-                    f"| {name} | {which} | {count} | {tasks} | {largest:.2f} | {cpu:.2f} "
-                    f"| {speedup:.1f} | {simulated:.1f} |",
-                    flush=True,
-                )
+    with tempfile.TemporaryDirectory() as folder:
+        report(args.shapes, sorted({1, 2, *args.threads}), args.rounds, Path(folder) / "tasks")
 
 
 if __name__ == "__main__":

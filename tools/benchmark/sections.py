@@ -1,4 +1,4 @@
-"""Tables in Markdown, and their sections in docs/gpu.md, between two comments."""
+"""Write tables in Markdown, and replace those on a page that stand between two comments."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ def replace_everywhere(changes: Changes, original: Callable, replacement: Callab
 
 
 def first_pairs(scores: Tensor, score_thr: float, topk: int, results: Any = None) -> tuple:
-    """``filter_scores_and_topk``: scores below the threshold become ``ABSENT``."""
+    """Replace ``filter_scores_and_topk``. Scores below the threshold become ``ABSENT``."""
     scores = torch.where(scores > score_thr, scores, ABSENT)
     scores, index, labels = (part[0] for part in best_pairs(scores[None], topk))
     if isinstance(results, dict):
@@ -138,7 +138,7 @@ def keep(
 def keep_all(
     boxes: Tensor, scores: Tensor, idxs: Tensor, nms_cfg: dict | None, class_agnostic: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """``batched_nms``, with as many results as boxes: those that it drops are last."""
+    """Replace ``batched_nms``. Return as many results as boxes: boxes that NMS drops come last."""
     if nms_cfg is None:
         scores, index = scores.topk(len(scores))
         return torch.cat([boxes[index], scores[:, None]], 1), index
@@ -157,7 +157,7 @@ def keep_best(
     return_inds: bool = False,
     box_dim: int = 4,
 ) -> tuple[Tensor, ...]:
-    """``multiclass_nms``."""
+    """Replace ``multiclass_nms``."""
     count, classes = len(multi_scores), multi_scores.shape[1] - 1
     boxes = multi_bboxes.reshape(count, -1, 4).expand(-1, classes, -1).reshape(-1, 4)
     scores = multi_scores[:, :-1]
@@ -197,7 +197,7 @@ def post_process(
 
 
 def fill_proposals(any_of_image: list[Tensor], predict: Any, *args: Any, **kwargs: Any) -> list[InstanceData]:
-    """``rpn_head.predict``; copies of the first proposal, which NMS removes later, replace unused rows."""
+    """Call ``rpn_head.predict``. Fill unused rows with the first proposal: NMS removes these copies later."""
     proposals = predict(*args, **kwargs)
     for i, found in enumerate(proposals):
         if "scores" in found:
@@ -215,7 +215,7 @@ def mark_small(
     cfg: ConfigDict,
     **options: Any,
 ) -> InstanceData:
-    """``RTMDetInsHead._bbox_mask_post_process``; marks small boxes instead of removing them."""
+    """Call ``RTMDetInsHead._bbox_mask_post_process``. Mark small boxes instead of removing them."""
     width, height = get_box_wh(results.bboxes)
     smallest = cfg.pop("min_bbox_size", -1)
     results.scores = torch.where((width > smallest) & (height > smallest), results.scores, ABSENT)
@@ -225,7 +225,7 @@ def mark_small(
 def refine(
     self: BBoxHead, sampling_results: list, bbox_results: dict, batch_img_metas: list[dict]
 ) -> list[InstanceData]:
-    """``BBoxHead.refine_bboxes``, without ground truth and with equal numbers of RoIs per image."""
+    """Replace ``BBoxHead.refine_bboxes``, without ground truth, for equal numbers of RoIs per image."""
     scores, labels = bbox_results["cls_score"], bbox_results["bbox_targets"][0]
     if self.custom_activation:
         scores = self.loss_cls.get_activation(scores)
@@ -245,13 +245,13 @@ def paste(
     rescale: bool = False,
     activate_map: bool = False,
 ) -> Tensor:
-    """``FCNMaskHead._predict_by_feat_single``; returns probabilities [K, H, W]."""
+    """Replace ``FCNMaskHead._predict_by_feat_single``. Return probabilities [K, H, W]."""
     masks = of_class(mask_preds, labels)[:, 0]
     return paste_masks(masks if activate_map else masks.sigmoid(), bboxes, *img_meta["img_shape"])
 
 
 def decode_pixels(self: MSDeformAttnPixelDecoder, feats: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """``MSDeformAttnPixelDecoder.forward``, with sizes that are not tensors."""
+    """Replace ``MSDeformAttnPixelDecoder.forward``. Sizes are numbers, not tensors."""
     levels, sizes = [], []
     for i in range(self.num_encoder_levels):
         level = self.num_input_levels - i - 1
@@ -288,7 +288,7 @@ def instances(
     mask_cls: Tensor,  # [queries, classes + 1]
     mask_pred: Tensor,  # [queries, H, W], logits
 ) -> InstanceData:
-    """``MaskFormerFusionHead.instance_postprocess``."""
+    """Replace ``MaskFormerFusionHead.instance_postprocess``."""
     scores = mask_cls.softmax(-1)[None, :, :-1]
     scores, index, labels = (part[0] for part in best_pairs(scores, self.test_cfg.get("max_per_image", 100)))
     masks = mask_pred[index]
@@ -303,7 +303,7 @@ def instances(
 
 
 def around(masks: Tensor) -> Tensor:  # [K, H, W], bool -> [K, 4]
-    """``mask2bbox``; zeros for empty masks."""
+    """Return the bounding box of each mask, as ``mask2bbox`` does: zeros for an empty mask."""
     low, high = [], []
     for axis in (1, 2):
         there = masks.any(axis)

@@ -105,7 +105,7 @@ def pool(
     rois: Tensor,  # [K, 5], (image, x1, y1, x2, y2)
     roi_scale_factor: float | None = None,
 ) -> Tensor:
-    """``SingleRoIExtractor.forward``, where ``roi_scale_factor`` does not change an RoI's level."""
+    """Replace ``SingleRoIExtractor.forward``. ``roi_scale_factor`` does not change an RoI's level."""
     layer, finest = extractor.roi_layers[0], float(extractor.finest_scale)
     if layer.pool_mode != "avg":  # ONNX's max takes the maximum of weighted neighbours, not of samples
         raise ValueError(f"RoIAlign: pool_mode: expected 'avg', got {layer.pool_mode!r}")
@@ -127,7 +127,7 @@ def attend(
     level_start_index: Tensor,
     **_: Any,
 ) -> Tensor:
-    """Forward of mmcv's layer, computed by ``dcnzoo.ops.ms_deform_attn``.
+    """Replace the forward of mmcv's layer by one that calls ``dcnzoo.ops.ms_deform_attn``.
 
     mmcv's own compares sizes and slices the levels, which turns the sizes into constants.
     """
