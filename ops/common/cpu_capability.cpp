@@ -28,6 +28,7 @@ bool multiplies_bfloat16() {
 }
 #endif
 
+// The best that is compiled in and that this CPU supports
 CpuCapability best() {
 #if defined(__x86_64__)
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
@@ -40,6 +41,14 @@ CpuCapability best() {
   if (multiplies_bfloat16()) return CpuCapability::NEON_BF16;
 #endif
   return CpuCapability::DEFAULT;
+}
+
+// On Intel's CPUs, products of bfloat16 take longer than the same products of float (a Xeon of 2023: 1.4 times).
+CpuCapability fastest() {
+#if defined(__x86_64__)
+  if (best() == CpuCapability::AVX512_BF16 && __builtin_cpu_is("intel")) return CpuCapability::AVX512;
+#endif
+  return best();
 }
 
 #define DCNZOO_NAME(capability, ...) #capability,
@@ -55,7 +64,7 @@ std::string name_of(int capability) {
 
 CpuCapability choose() {
   const char* wish = std::getenv("DCNZOO_CPU_CAPABILITY");
-  if (wish == nullptr || *wish == '\0') return best();
+  if (wish == nullptr || *wish == '\0') return fastest();
   std::string known;
   for (int candidate = 0; candidate < kCount; ++candidate) {
     known += (candidate == 0 ? "" : candidate + 1 < kCount ? ", " : " or ") + name_of(candidate);

@@ -28,8 +28,8 @@ using IntegerOf = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
 #define DCNZOO_ENUMERATOR(capability, ...) capability,
 enum class CpuCapability { DCNZOO_EACH_CAPABILITY(DCNZOO_ENUMERATOR, ) };
 
-// The best capability that is compiled in and that this CPU supports, or the value of DCNZOO_CPU_CAPABILITY (default,
-// avx2, …). Throws if that value is unknown or not supported.
+// The fastest capability that is compiled in and that this CPU supports, or the value of DCNZOO_CPU_CAPABILITY
+// (default, avx2, …). Throws if that value is unknown or not supported.
 CpuCapability cpu_capability();
 std::string cpu_capability_name();
 
