@@ -61,7 +61,7 @@ class Problem : public DeformAttnCpu<T> {
     T* number = numbers_.data();
     Index* index = indices_.data();
     for (int64_t i = 0; i < padded; ++i) {
-      const SamplePoint<T> point = grid.template point<T>(std::min(i, this->points - 1));
+      const SamplePoint<T> point = grid.template point<T>(i % this->points);
       for (int axis = 0; axis < 2; ++axis) {
         number[axis * padded + i] = point.tap[axis];
         number[(2 + axis) * padded + i] = point.scale[axis];

@@ -1,5 +1,6 @@
-// For each query and group, the corners and weights of all points are computed first, vectorised over points. Then the
-// points are sampled one by one, vectorised over channels, which are contiguous in memory.
+// For each query and group, the corners and weights of all points are computed first, vectorised over points (of several
+// queries and groups if a vector has room). Then the points are sampled one by one, vectorised over channels, which are
+// contiguous in memory.
 #include "deform_attn_cpu_kernel.h"
 
 #include "../common/integers.h"
@@ -10,7 +11,7 @@ namespace {
 
 constexpr int kCorners = 4;
 
-// A vector of points of one query, one point per lane.
+// A vector of points, one point per lane.
 template <typename T>
 struct Chunk {
   using Index = typename SampleTable<T>::Index;
@@ -24,19 +25,64 @@ struct Chunk {
   }
 };
 
+// The position of a query's fields for a group, and the base of its coordinates.
 template <typename T>
-DCNZOO_INLINE Chunk<T> plan(const DeformAttnCpu<T>& p, const T* base, const T* offset, const T* weight,
-                            int64_t first) {
+struct Place {
+  int64_t image, query, group;
+  int64_t offset, weight;
+  T base[2];
+
+  Place() = default;
+  DCNZOO_INLINE Place(const DeformAttnCpu<T>& p, int64_t image, int64_t query, int64_t group)
+      : image(image), query(query), group(group) {
+    const int64_t row = image * p.queries + query;
+    offset = p.offset_at.first + row * p.offset_at.query + group * p.offset_at.group;
+    weight = p.weight_at.first + row * p.weight_at.query + group * p.weight_at.group;
+    base[0] = p.origin[0] + p.step[0] * T(query / p.out_w);
+    base[1] = p.origin[1] + p.step[1] * T(query % p.out_w);
+  }
+
+  // Where its channels begin in the output, and in the input without the pixel.
+  DCNZOO_INLINE int64_t output(const DeformAttnCpu<T>& p) const {
+    return ((image * p.queries + query) * p.groups + group) * p.channels;
+  }
+  DCNZOO_INLINE int64_t map(const DeformAttnCpu<T>& p) const {
+    return (image * p.pixels * p.groups + group) * p.channels;
+  }
+};
+
+// The most places whose points fit a vector; 1 if even those of one do not.
+template <typename T>
+DCNZOO_INLINE int64_t places_of_chunk(const DeformAttnCpu<T>& p) {
+  return p.points < 1 || p.points > kLanes<T> ? 1 : kLanes<T> / p.points;
+}
+
+// Plans the points at `first` of a place, or all points of several.
+template <typename T>
+DCNZOO_INLINE Chunk<T> plan(const DeformAttnCpu<T>& p, const Place<T>* place, int64_t places, int64_t first) {
   using Index = typename SampleTable<T>::Index;
   constexpr int64_t lanes = kLanes<T>;
-  const int64_t count = p.points - first;
+  int64_t count = p.points - first;
+  const T *offset = p.offset + place->offset + 2 * first, *weight = p.weight + place->weight + first;
+  Vector<T> base[2] = {place->base[0] + Vector<T>{}, place->base[1] + Vector<T>{}};
+  // Fields one after another. Each store is a whole vector, whose unused lanes the next store overwrites.
+  T offsets[3 * lanes], weights[2 * lanes], bases[2][2 * lanes];
+  if (places > 1) {
+    for (int64_t i = 0; i < places; ++i) {
+      store(offsets + i * 2 * count, load_some(p.offset + place[i].offset, 2 * count));
+      store(weights + i * count, load_some(p.weight + place[i].weight, count));
+      for (int axis = 0; axis < 2; ++axis) store(bases[axis] + i * count, place[i].base[axis] + Vector<T>{});
+    }
+    offset = offsets, weight = weights, count *= places;
+    for (int axis = 0; axis < 2; ++axis) base[axis] = load(bases[axis]);
+  }
   Vector<T> field[2], point[2], extent[2];
   Vector<Index> size[2];
-  split_pairs<T>(load_some(offset + 2 * first, 2 * count),
-                 load_some(offset + 2 * first + lanes, 2 * count - lanes), field[1], field[0]);
+  split_pairs<T>(load_some(offset, 2 * count), load_some(offset + lanes, 2 * count - lanes), field[1],
+                 field[0]);
   for (int axis = 0; axis < 2; ++axis) {
-    point[axis] = sample_coordinate<Vector<T>>(base[axis] + Vector<T>{}, load(p.table.tap[axis] + first),
-                                               field[axis], load(p.table.scale[axis] + first));
+    point[axis] = sample_coordinate<Vector<T>>(base[axis], load(p.table.tap[axis] + first), field[axis],
+                                               load(p.table.scale[axis] + first));
     extent[axis] = load(p.table.extent[axis] + first);
     size[axis] = load(p.table.size[axis] + first);
   }
@@ -44,25 +90,10 @@ DCNZOO_INLINE Chunk<T> plan(const DeformAttnCpu<T>& p, const T* base, const T* o
   chunk.at = corners_at<Vector<T>, Vector<Index>, 2, VecTraitsOf<Vector<T>>>(point, extent, size);
   const Vector<Index> start = load(p.table.start + first);
   for (int corner = 0; corner < kCorners; ++corner) chunk.at.index[corner] += start;
-  chunk.factor = load_some(weight + first, count);
+  chunk.factor = load_some(weight, count);
   chunk.stored = store_corners<Vector<T>, Vector<Index>, 2>(chunk.at, chunk.factor);
   return chunk;
 }
-
-// The position of a query's fields for a group, and the base of its coordinates.
-template <typename T>
-struct Place {
-  int64_t offset, weight;
-  T base[2];
-
-  DCNZOO_INLINE Place(const DeformAttnCpu<T>& p, int64_t image, int64_t query, int64_t group) {
-    const int64_t row = image * p.queries + query;
-    offset = p.offset_at.first + row * p.offset_at.query + group * p.offset_at.group;
-    weight = p.weight_at.first + row * p.weight_at.query + group * p.weight_at.group;
-    base[0] = p.origin[0] + p.step[0] * T(query / p.out_w);
-    base[1] = p.origin[1] + p.step[1] * T(query % p.out_w);
-  }
-};
 
 // Sums V vectors of channels over a query's points. Rest: V is 1, and the vector has only `rest` lanes. check becomes
 // NaN if a sum is not finite.
@@ -95,23 +126,21 @@ DCNZOO_INLINE void sum_points(const typename SampleTable<T>::Index* index, const
   }
 }
 
-// Recomputes a query's output for a group by the plain formula if a sum is not finite: corners outside the map are not
-// read, and the factor multiplies the interpolated value.
+// Recomputes a place's output by the plain formula if a sum is not finite: corners outside the map are not read, and the
+// factor multiplies the interpolated value.
 template <typename T>
-__attribute__((noinline)) void sum_exactly(const DeformAttnCpu<T>& p, int64_t image, int64_t query,
-                                           int64_t group) {
+__attribute__((noinline)) void sum_exactly(const DeformAttnCpu<T>& p, const Place<T>& place) {
   using Index = typename SampleTable<T>::Index;
   constexpr int64_t lanes = kLanes<T>;
   const int64_t pixel_stride = p.groups * p.channels;
-  const Place<T> place(p, image, query, group);
-  const T* const map = p.input + image * p.pixels * pixel_stride + group * p.channels;
-  T* const output = p.output + (image * p.queries + query) * pixel_stride + group * p.channels;
+  const T* const map = p.input + place.map(p);
+  T* const output = p.output + place.output(p);
   bool finite = true;
   for (int64_t c = 0; c < p.channels; ++c) finite &= output[c] - output[c] == T(0);
-  if (finite) return;  // the Inf or NaN is in another group: leave this one unchanged
+  if (finite) return;  // the Inf or NaN is in another place: leave this one unchanged
   for (int64_t c = 0; c < p.channels; ++c) output[c] = 0;
   for (int64_t first = 0; first < p.points; first += lanes) {
-    const Chunk<T> chunk = plan(p, place.base, p.offset + place.offset, p.weight + place.weight, first);
+    const Chunk<T> chunk = plan(p, &place, 1, first);
     Index index[kCorners][lanes];
     T weight[kCorners][lanes], rest[lanes];
     store(rest, chunk.stored.rest);
@@ -137,44 +166,48 @@ void forward(const DeformAttnCpu<T>& p, int64_t image, int64_t begin, int64_t en
   using Index = typename SampleTable<T>::Index;
   constexpr int64_t lanes = kLanes<T>;
   const int64_t padded = round_up(p.points, kMostLanes), pixel_stride = p.groups * p.channels;
-  const int64_t full = p.channels / lanes, rest = p.channels % lanes;
+  const int64_t full = p.channels / lanes, rest = p.channels % lanes, most = places_of_chunk(p);
   T* const weight = scratch;
   Index* const index = reinterpret_cast<Index*>(scratch + kCorners * padded);
-  for (int64_t query = begin; query < end; ++query) {
-    Vector<T> check{};
-    for (int64_t group = 0; group < p.groups; ++group) {
-      const Place<T> place(p, image, query, group);
-      for (int64_t first = 0; first < p.points; first += lanes) {
-        const Chunk<T> chunk = plan(p, place.base, p.offset + place.offset, p.weight + place.weight, first);
-        // A corner outside the map has weight zero and the index of a pixel inside. If that pixel is Inf or NaN, the
-        // sum wrongly becomes NaN and is recomputed below. Points outside are skipped if their factor is finite.
-        const Vector<T> zero{};
-        const auto counts = chunk.at.inside | (chunk.factor - chunk.factor != zero);
-        for (int corner = 0; corner < kCorners; ++corner) {
-          const Vector<T> share = corner_weight<Vector<T>, 2>(corner, chunk.at.fraction);
-          store(weight + corner * padded + first, chunk.at.valid[corner] * share * chunk.factor);
-          const auto place_of = chunk.at.index[corner];
-          const auto first_place =
-              VecTraitsOf<Vector<T>>::blend(counts, chunk.at.index[0], Vector<Index>{} - 1);
-          store(index + corner * padded + first, corner ? place_of : first_place);
-        }
+  Place<T> place[lanes];
+  for (int64_t query = begin, group = 0; query < end;) {
+    int64_t places = 0;
+    for (; places < most && query < end; group = group + 1 < p.groups ? group + 1 : 0, query += group == 0)
+      place[places++] = Place<T>(p, image, query, group);
+    for (int64_t first = 0; first < p.points; first += lanes) {
+      const Chunk<T> chunk = plan(p, place, places, first);
+      // A corner outside the map has weight zero and the index of a pixel inside. If that pixel is Inf or NaN, the
+      // sum wrongly becomes NaN and is recomputed below. Points outside are skipped if their factor is finite.
+      const Vector<T> zero{};
+      const auto counts = chunk.at.inside | (chunk.factor - chunk.factor != zero);
+      for (int corner = 0; corner < kCorners; ++corner) {
+        const Vector<T> share = corner_weight<Vector<T>, 2>(corner, chunk.at.fraction);
+        store(weight + corner * padded + first, chunk.at.valid[corner] * share * chunk.factor);
+        const auto place_of = chunk.at.index[corner];
+        const auto first_place =
+            VecTraitsOf<Vector<T>>::blend(counts, chunk.at.index[0], Vector<Index>{} - 1);
+        store(index + corner * padded + first, corner ? place_of : first_place);
       }
-      const T* map = p.input + image * p.pixels * pixel_stride + group * p.channels;
-      T* output = p.output + (image * p.queries + query) * pixel_stride + group * p.channels;
+    }
+    Vector<T> check{};
+    for (int64_t i = 0; i < places; ++i) {
+      const T* map = p.input + place[i].map(p);
+      T* output = p.output + place[i].output(p);
       const auto sum = [&](auto vectors, auto partial) {
         sum_points<T, decltype(vectors)::value, decltype(partial)::value>(
-            index, weight, padded, p.points, map, pixel_stride, rest, output, check);
+            index + i * p.points, weight + i * p.points, padded, p.points, map, pixel_stride, rest, output,
+            check);
         map += vectors * lanes, output += vectors * lanes;
       };
       using std::false_type, std::integral_constant;
-      int64_t left = full;
-      for (; left >= 4; left -= 4) sum(integral_constant<int, 4>{}, false_type{});
-      if (left & 2) sum(integral_constant<int, 2>{}, false_type{});
-      if (left & 1) sum(integral_constant<int, 1>{}, false_type{});
+      int64_t vectors = full;
+      for (; vectors >= 4; vectors -= 4) sum(integral_constant<int, 4>{}, false_type{});
+      if (vectors & 2) sum(integral_constant<int, 2>{}, false_type{});
+      if (vectors & 1) sum(integral_constant<int, 1>{}, false_type{});
       if (rest) sum(integral_constant<int, 1>{}, std::true_type{});
     }
     if (sum_lanes(check) == T(0)) continue;
-    for (int64_t group = 0; group < p.groups; ++group) sum_exactly(p, image, query, group);
+    for (int64_t i = 0; i < places; ++i) sum_exactly(p, place[i]);
   }
 }
 
@@ -236,37 +269,45 @@ struct Slice {
 template <typename T>
 constexpr int64_t kRows = kLanes<T> * kLanes<T>;
 
-// The backward of a chunk's points. Adds to the gradient of their pixels and writes to `dots`, per corner, the sum over
-// channels of gradient · pixel, from which store_field_gradients computes the gradients of the fields.
+// A chunk's points in memory.
+template <typename T>
+struct ChunkPoints {
+  typename SampleTable<T>::Index index[kCorners][kLanes<T>];  // as in StoredCorners
+  T weight[kCorners][kLanes<T>], rest[kLanes<T>];
+
+  DCNZOO_INLINE explicit ChunkPoints(const Chunk<T>& chunk) {
+    store(rest, chunk.stored.rest);
+    for (int corner = 0; corner < kCorners; ++corner) {
+      store(index[corner], chunk.stored.index[corner]);
+      store(weight[corner], chunk.weight(corner));
+    }
+  }
+};
+
+// The backward of points [begin, end) of a chunk. Adds to the gradient of their pixels and writes to `dots`, per corner,
+// the sum over channels of gradient · pixel, from which FieldGradients computes the gradients of the fields.
 // V: vectors of channels, 0 if not known at compile time.
 template <typename T, int V, bool Input, bool Fields>
-DCNZOO_INLINE void backward_points(const Chunk<T>& chunk, int64_t count, const T* gradient,
-                                   const Slice<T, Input, Fields>& slice, T* dots) {
-  using Index = typename SampleTable<T>::Index;
+DCNZOO_INLINE void backward_points(const ChunkPoints<T>& points, int64_t begin, int64_t end,
+                                   const T* gradient, const Slice<T, Input, Fields>& slice, T* dots) {
   constexpr int64_t lanes = kLanes<T>;
   const int64_t all = V ? V : slice.padded / lanes;
-  Index index[kCorners][lanes];
-  T weight[kCorners][lanes], rest[lanes];
-  store(rest, chunk.stored.rest);
-  for (int corner = 0; corner < kCorners; ++corner) {
-    store(index[corner], chunk.stored.index[corner]);
-    if (Input) store(weight[corner], chunk.weight(corner));
-  }
-  for (int64_t point = 0; point < count; ++point) {
+  for (int64_t point = begin; point < end; ++point) {
     Vector<T> dot[kCorners] = {};
-    if (index[0][point] >= 0) {
+    if (points.index[0][point] >= 0) {
       int64_t pixel[kCorners];
-      for (int corner = 0; corner < kCorners; ++corner) pixel[corner] = index[corner][point] * slice.stride;
+      for (int corner = 0; corner < kCorners; ++corner)
+        pixel[corner] = points.index[corner][point] * slice.stride;
       for (int64_t v = 0; v < all; ++v) {
         const Vector<T> grad = load(gradient + v * lanes);
         for (int corner = 0; corner < kCorners; ++corner) {
           const int64_t at = pixel[corner] + v * lanes;
           if (Fields) dot[corner] += grad * load(slice.value + at);
-          if (Input) store(slice.sum + at, load(slice.sum + at) + weight[corner][point] * grad);
+          if (Input) store(slice.sum + at, load(slice.sum + at) + points.weight[corner][point] * grad);
         }
       }
     } else {
-      const InsideCorners<kCorners> inside([&](int c) { return index[c][point]; });
+      const InsideCorners<kCorners> inside([&](int c) { return points.index[c][point]; });
       for (int64_t v = 0; v < all; ++v) {
         const Vector<T> grad = load(gradient + v * lanes);
         for (int i = 0; i < inside.count; ++i) {
@@ -274,7 +315,8 @@ DCNZOO_INLINE void backward_points(const Chunk<T>& chunk, int64_t count, const T
           const int64_t at = inside.index[i] * slice.stride + v * lanes;
           if (Fields) dot[corner] += grad * load(slice.value + at);
           if (Input)
-            store(slice.sum + at, load(slice.sum + at) + weight[corner][point] * (grad * rest[point]));
+            store(slice.sum + at,
+                  load(slice.sum + at) + points.weight[corner][point] * (grad * points.rest[point]));
         }
         // the factor's gradient: the sampled value is zero, and gradient · 0 is NaN for Inf
         if (Fields && inside.count == 0) dot[0] += grad * T(0);
@@ -286,39 +328,50 @@ DCNZOO_INLINE void backward_points(const Chunk<T>& chunk, int64_t count, const T
   }
 }
 
+// The gradients of a chunk's fields.
 template <typename T>
-DCNZOO_INLINE void store_field_gradients(const DeformAttnCpu<T>& p, const Place<T>& place,
-                                         const Chunk<T>& chunk, const T* dots, int64_t first) {
-  constexpr int64_t lanes = kLanes<T>;
-  const int64_t count = p.points - first;
-  using On = VecTraitsOf<Vector<T>>;
-  Vector<T> slope[2] = {}, value{}, outside{};
-  for (int corner = 0; corner < kCorners; ++corner) {
-    Vector<T> dot = sum_rows<T>(dots + corner * kRows<T>);
-    if (corner == 0) outside = dot;
-    dot = On::blend(chunk.at.valid[corner] != Vector<T>{}, dot, Vector<T>{});
-    for (int axis = 0; axis < 2; ++axis)
-      slope[axis] += corner_slope<Vector<T>, 2>(corner, axis, chunk.at.fraction) * dot;
-    value += corner_weight<Vector<T>, 2>(corner, chunk.at.fraction) * dot;
-  }
-  for (int axis = 0; axis < 2; ++axis) {
-    slope[axis] *= chunk.factor * load(p.table.scale[axis] + first);
-    slope[axis] = On::blend(chunk.at.inside, slope[axis], Vector<T>{});
-  }
-  value = On::blend(chunk.at.inside, value, outside);
-  Vector<T> low, high;
-  join_pairs<T>(slope[1], slope[0], low, high);
-  T* offset = p.grad_offset + place.offset + 2 * first;
-  store_some(offset, low, 2 * count);
-  if (2 * count > lanes) store_some(offset + lanes, high, 2 * count - lanes);
-  store_some(p.grad_weight + place.weight + first, value, count);
-}
+struct FieldGradients {
+  T offset[3 * kLanes<T>] = {}, weight[2 * kLanes<T>] = {};  // the last vector of each is padding
 
-// The next query's fields are a whole row of groups away, too far for the hardware prefetcher.
+  DCNZOO_INLINE FieldGradients(const DeformAttnCpu<T>& p, const Chunk<T>& chunk, const T* dots,
+                               int64_t first) {
+    using On = VecTraitsOf<Vector<T>>;
+    Vector<T> slope[2] = {}, value{}, outside{};
+    for (int corner = 0; corner < kCorners; ++corner) {
+      Vector<T> dot = sum_rows<T>(dots + corner * kRows<T>);
+      if (corner == 0) outside = dot;
+      dot = On::blend(chunk.at.valid[corner] != Vector<T>{}, dot, Vector<T>{});
+      for (int axis = 0; axis < 2; ++axis)
+        slope[axis] += corner_slope<Vector<T>, 2>(corner, axis, chunk.at.fraction) * dot;
+      value += corner_weight<Vector<T>, 2>(corner, chunk.at.fraction) * dot;
+    }
+    for (int axis = 0; axis < 2; ++axis) {
+      slope[axis] *= chunk.factor * load(p.table.scale[axis] + first);
+      slope[axis] = On::blend(chunk.at.inside, slope[axis], Vector<T>{});
+    }
+    Vector<T> low, high;
+    join_pairs<T>(slope[1], slope[0], low, high);
+    store(offset, low), store(offset + kLanes<T>, high);
+    store(weight, On::blend(chunk.at.inside, value, outside));
+  }
+
+  // Stores `count` points from lane `lane` on as the points at `first` of a place.
+  DCNZOO_INLINE void store_to(const DeformAttnCpu<T>& p, const Place<T>& place, int64_t lane, int64_t count,
+                              int64_t first) const {
+    constexpr int64_t lanes = kLanes<T>;
+    T* const to = p.grad_offset + place.offset + 2 * first;
+    store_some(to, load(offset + 2 * lane), 2 * count);
+    if (2 * count > lanes) store_some(to + lanes, load(offset + 2 * lane + lanes), 2 * count - lanes);
+    store_some(p.grad_weight + place.weight + first, load(weight + lane), count);
+  }
+};
+
+// Fields that are read later are `queries` rows of groups away, too far for the hardware prefetcher.
 template <typename T, bool Fields>
-DCNZOO_INLINE void prefetch_next(const DeformAttnCpu<T>& p, const Place<T>& place) {
+DCNZOO_INLINE void prefetch_later(const DeformAttnCpu<T>& p, const Place<T>& place, int64_t queries) {
   constexpr int64_t line = 64 / sizeof(T);
-  const int64_t offset = place.offset + p.offset_at.query, weight = place.weight + p.weight_at.query;
+  const int64_t offset = place.offset + queries * p.offset_at.query;
+  const int64_t weight = place.weight + queries * p.weight_at.query;
   for (int64_t i = 0; i < 2 * p.points + line; i += line) {
     __builtin_prefetch(p.offset + offset + i);
     if (Fields) __builtin_prefetch(p.grad_offset + offset + i, 1);
@@ -327,28 +380,34 @@ DCNZOO_INLINE void prefetch_next(const DeformAttnCpu<T>& p, const Place<T>& plac
     __builtin_prefetch(p.weight + weight + i);
     if (Fields) __builtin_prefetch(p.grad_weight + weight + i, 1);
   }
+  __builtin_prefetch(p.grad_output + place.output(p) + queries * p.groups * p.channels);
 }
 
 template <typename T, int V, bool Input, bool Fields>
 void backward_of(const DeformAttnCpu<T>& p, int64_t image, int64_t group, T* scratch) {
   constexpr int64_t lanes = kLanes<T>;
   const int64_t padded = round_up(p.channels, lanes), pixel_stride = p.groups * p.channels;
-  const int64_t begin = image * p.pixels * pixel_stride + group * p.channels;
-  const T* grad_output = p.grad_output + image * p.queries * pixel_stride + group * p.channels;
+  const int64_t begin = Place<T>(p, image, 0, group).map(p), most = places_of_chunk(p);
   T* const gradient = scratch;
   const Slice<T, Input, Fields> slice(p, begin, scratch + padded);
   T dots[Fields ? kCorners * kRows<T> : 1];
+  Place<T> place[lanes];
   if (!p.in_place) slice.load(p.input + begin, pixel_stride, p.pixels, scratch + padded);
-  for (int64_t query = 0; query < p.queries; ++query, grad_output += pixel_stride) {
-    const Place<T> place(p, image, query, group);
-    prefetch_next<T, Fields>(p, place);
-    __builtin_prefetch(grad_output + pixel_stride);
-    copy_padded(grad_output, gradient, p.channels);
+  for (int64_t query = 0; query < p.queries; query += most) {
+    const int64_t queries = p.queries - query < most ? p.queries - query : most;
+    for (int64_t i = 0; i < queries; ++i) place[i] = Place<T>(p, image, query + i, group);
     for (int64_t first = 0; first < p.points; first += lanes) {
-      const Chunk<T> chunk = plan(p, place.base, p.offset + place.offset, p.weight + place.weight, first);
-      const int64_t left = p.points - first;
-      backward_points<T, V, Input, Fields>(chunk, left < lanes ? left : lanes, gradient, slice, dots);
-      if (Fields) store_field_gradients(p, place, chunk, dots, first);
+      const Chunk<T> chunk = plan(p, place, queries, first);
+      const ChunkPoints<T> points(chunk);
+      const int64_t count = p.points - first < lanes ? p.points - first : lanes;  // of a query
+      for (int64_t i = 0; i < queries; ++i) {
+        if (first == 0) prefetch_later<T, Fields>(p, place[i], most);
+        copy_padded(p.grad_output + place[i].output(p), gradient, p.channels);
+        backward_points<T, V, Input, Fields>(points, i * count, (i + 1) * count, gradient, slice, dots);
+      }
+      if (!Fields) continue;
+      const FieldGradients<T> gradients(p, chunk, dots, first);
+      for (int64_t i = 0; i < queries; ++i) gradients.store_to(p, place[i], i * count, count, first);
     }
   }
   if (Input && !p.in_place) slice.store_gradient(p.grad_input + begin, pixel_stride, p.pixels);

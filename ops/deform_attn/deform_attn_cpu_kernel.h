@@ -10,7 +10,7 @@ namespace dcnzoo {
 // Tables of points and rows of copied channels are padded to a multiple of this: the lanes of the widest vector.
 constexpr int64_t kMostLanes = 16;
 
-// The SamplePoints of a query as arrays [point], padded to a multiple of kMostLanes.
+// The SamplePoints of a query as arrays [point], repeated up to a multiple of kMostLanes.
 template <typename T>
 struct SampleTable {
   using Index = IntegerOf<T>;
