@@ -18,10 +18,6 @@ const DeformAttnKernels<T>& kernels() {
 // Sampling points per forward task: enough to make the cost of scheduling negligible.
 constexpr int64_t kTaskPoints = 4096;
 
-// The backward does not copy the input if it has this many pixels per sample, and the copies of a group would be larger
-// than this: copying would take longer than the sampling.
-constexpr int64_t kInPlacePixels = 4, kInPlaceBytes = 1 << 20;
-
 int64_t whole_vectors(int64_t count) { return round_up(count, kMostLanes); }
 
 // The kernels' arguments for a grid, and the memory of its tables.
@@ -115,8 +111,8 @@ void backward(const DeformAttnShapes& s, const Grid& grid, const Tensor& grad_ou
   p.grad_offset = memory(gradients.offset), p.grad_weight = memory(gradients.weight);
   if (!p.grad_input && !p.grad_offset) return;
   const int64_t copied = 2 * s.pixels * whole_vectors(s.channels);
-  p.in_place = s.channels % kMostLanes == 0 && kInPlacePixels * s.queries * s.points <= s.pixels &&
-               copied * int64_t(sizeof(T)) > kInPlaceBytes;
+  // With fewer samples than pixels, copying would take longer than sampling.
+  p.in_place = s.channels % kMostLanes == 0 && s.queries * s.points <= s.pixels;
   if (p.in_place && p.grad_input) zero(p.grad_input, gradients.input.numel());
   TaskQueue queue(s.batch * s.groups, 0);
   const int64_t half = ceil_div(s.groups, 2);
