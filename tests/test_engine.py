@@ -24,7 +24,7 @@ from mmdet.structures.bbox import bbox_flip
 from mmengine.config import ConfigDict
 from mmengine.dataset import pseudo_collate
 from mmengine.evaluator import BaseMetric, Evaluator
-from mmengine.hooks import Hook
+from mmengine.hooks import EMAHook, Hook
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData
@@ -33,6 +33,7 @@ from safetensors.torch import save_file as save_safetensors
 from torch.utils.data import Dataset
 
 from dcnzoo.cli import one_line_errors
+from dcnzoo.layers import PackedDeformConv2d
 from dcnzoo.openmmlab.hooks import AtomicLocalBackend, ProgressHook
 from dcnzoo.openmmlab.hooks.checkpoint import damage, seal
 from dcnzoo.openmmlab.models.tta import InstanceTTAModel
@@ -393,6 +394,38 @@ def test_each_epoch_and_each_worker_draws_numbers_of_its_own(tmp_path):
     runner._train_dataloader.update(loader)
     runner.train()
     assert len(Keep.seen) == len(set(Keep.seen)) == 4 * 5 * 2
+
+
+# Memory format
+
+
+class Images(Model):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = torch.nn.Sequential(torch.nn.Conv2d(1, 6, 3), PackedDeformConv2d(6, 4, 3))
+        torch.nn.init.normal_(self.layers[1].conv_offset.weight, std=0.5)
+
+    def forward(self, inputs, mode):
+        picture = torch.stack(inputs).view(-1, 1, 1, 1) * torch.linspace(-1, 1, 63).view(1, 1, 7, 9)
+        loss = self.layers(picture).square().mean()
+        return {"loss": loss} if mode == "loss" else [loss]
+
+
+def test_channels_last(tmp_path):
+    trained = []
+    for name in ("ChannelsLastHook", "OffsetStatisticsHook"):  # the latter changes nothing
+        hooks = [{"type": "EMAHook", "momentum": 0.5}, {"type": name}]
+        runner = make_runner(tmp_path / name, "format", Images(), values=range(1, 4), custom_hooks=hooks)
+        runner.train()
+        average = next(hook for hook in runner.hooks if isinstance(hook, EMAHook)).ema_model.module
+        trained.append([dict(m.named_parameters()) for m in (runner.model, average)])
+    for ours, plain in zip(*trained, strict=True):
+        for name, weight in ours.items():
+            torch.testing.assert_close(weight, plain[name])
+            if weight.ndim == 4:
+                assert weight.is_contiguous(memory_format=torch.channels_last), name
+        assert not plain["layers.1.weight"].is_contiguous(memory_format=torch.channels_last)
 
 
 # Losses

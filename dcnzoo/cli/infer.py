@@ -66,6 +66,7 @@ def command(images: tuple[str, ...], demo: bool, out: Path, score_threshold: flo
         images = (*images, _demo_image(out / "input"))
     detections.require_images(images)
     detector = _options.load_model(**model)
+    import torch
     from mmdet.apis import inference_detector
     from mmdet.visualization.palette import get_palette
 
@@ -73,6 +74,8 @@ def command(images: tuple[str, ...], demo: bool, out: Path, score_threshold: flo
     from dcnzoo.openmmlab.datasets.images import resizing
 
     freeze(detector)
+    if next(detector.parameters()).device.type == "cpu":
+        detector.to(memory_format=torch.channels_last)  # faster there
     classes = detector.dataset_meta["classes"]
     palette = get_palette(detector.dataset_meta["palette"], len(classes))
     console, file = Console(highlight=False, markup=False), detections.CocoDetections(classes)

@@ -79,13 +79,15 @@ def status(name: str) -> int:
 
 
 def main() -> None:
-    config, threads, plugin = json.loads(sys.argv[1])
+    config, threads, plugin, channels_last = json.loads(sys.argv[1])
     answers = os.dup(1)
     os.dup2(2, 1)  # the detector's output
     torch.set_num_threads(threads)
     if plugin:
         import dcnzoo.models  # noqa: F401
     model = build(config)
+    if channels_last:
+        model.to(memory_format=torch.channels_last)
     empty = status("VmRSS")
     for line in sys.stdin:
         Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark

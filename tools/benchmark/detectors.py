@@ -43,10 +43,12 @@ class Contestant:
 
     Attributes:
         plugin: uses dcnzoo, not mmcv's compiled operators.
+        channels_last: has its weights in channels-last order.
     """
 
     config: str
     plugin: bool = True
+    channels_last: bool = False
 
 
 def _with_dcn(deformable: str, plain: str) -> dict[str, Contestant]:
@@ -54,6 +56,8 @@ def _with_dcn(deformable: str, plain: str) -> dict[str, Contestant]:
         "dcnzoo": Contestant(deformable),
         "compiled mmcv": Contestant(deformable, plugin=False),
         "without DCN": Contestant(plain),
+        "dcnzoo, channels last": Contestant(deformable, channels_last=True),
+        "without DCN, channels last": Contestant(plain, channels_last=True),
     }
 
 
@@ -80,7 +84,7 @@ def measure(
         servers = {}
         for name, each in contestants.items():
             python = Path(sys.executable) if each.plugin else peers
-            request = json.dumps([each.config, threads, each.plugin])
+            request = json.dumps([each.config, threads, each.plugin, each.channels_last])
             servers[name] = stack.enter_context(JsonServer([python, SERVER, request]))
         for mode in PASSES:
             for number in range(rounds + 1):

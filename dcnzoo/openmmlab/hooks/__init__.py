@@ -1,5 +1,6 @@
 """Hooks and a strategy for mmengine's Runner. Importing the package registers them."""
 
+from dcnzoo.openmmlab.hooks.channels_last import ChannelsLastHook
 from dcnzoo.openmmlab.hooks.checkpoint import AtomicCheckpointHook, AtomicLocalBackend
 from dcnzoo.openmmlab.hooks.finite_loss import FiniteLossHook
 from dcnzoo.openmmlab.hooks.offset_statistics import OffsetStatisticsHook
@@ -10,6 +11,7 @@ from dcnzoo.openmmlab.sharding import FullyShardStrategy
 __all__ = [
     "AtomicCheckpointHook",
     "AtomicLocalBackend",
+    "ChannelsLastHook",
     "EpochSeedHook",
     "FiniteLossHook",
     "FullyShardStrategy",
