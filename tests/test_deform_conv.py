@@ -211,6 +211,23 @@ def test_threads_that_share_blocks(sample, channels_last, set_threads):
         assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True)), threads
 
 
+@pytest.mark.parametrize("groups", [1, 2, 35])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_channels_last_weight_has_the_results_of_a_contiguous_one(dtype, groups):
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(1, 140, 5, 6), (70, 140 // groups, 2, 3), (1, 12, 6, 6), (1, 6, 6, 6)]
+    tensors = [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+    grad = torch.randn(1, 70, 6, 6, generator=generator).to(dtype)
+    results = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        leaves = [t.clone().requires_grad_() for t in tensors]
+        leaves[1] = tensors[1].contiguous(memory_format=layout).requires_grad_()
+        output = deform_conv2d(*leaves, padding=1, groups=groups)
+        results.append([output, *torch.autograd.grad(output, leaves, grad)])
+    assert not leaves[1].is_contiguous()
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
 @both
 def test_bias_gradient_does_not_depend_on_threads(function, cases):
     """With one output channel, its sum is split among threads."""

@@ -347,7 +347,7 @@ DeformConvGradients backward(const DeformConvShapes& s, const Tensor& grad_outpu
     }
   }
   if (wanted[1]) {
-    T* const to = gradients.weight.mutable_data_ptr<T>();
+    const auto to = weight_of(s, gradients.weight.mutable_data_ptr<T>(), false);
     each_piece(blocking, [&](const ChannelBlock& block, const Piece& piece) {
       for (int64_t part = 0; part < work.parts; ++part)
         kernels.unpack_weight_gradient(s, block, piece, work.grad_weight.data() + part * packed_size, to,
@@ -370,7 +370,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> deform_conv_backward_cpu(
   const bool is_double = type == ScalarType::Double;
   const Tensor wide_grad = as_type(grad_output, type);
   const auto run = is_double ? backward<double> : backward<float>;
-  const DeformConvGradients sums = run(s, wide_grad, as_type(input, type), contiguous_as(weight, type),
+  const DeformConvGradients sums = run(s, wide_grad, as_type(input, type), as_type(weight, type),
                                        contiguous_as(offset, type), contiguous_as(mask, type), output_mask);
   Tensor grad_bias = torch::stable::new_empty(wide_grad, {0});
   if (output_mask[4]) grad_bias = (is_double ? bias_gradient<double> : bias_gradient<float>)(s, wide_grad);

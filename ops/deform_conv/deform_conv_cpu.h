@@ -55,11 +55,17 @@ void each_piece(const ChannelBlocking& blocking, const Run& run) {
                   [&](int64_t i) { run(blocking.blocks[i / pieces], Piece{i % pieces, pieces}); }});
 }
 
+template <typename S>
+WeightOf<S> weight_of(const DeformConvShapes& s, S* data, bool channels_last) {
+  return {data, channels_last ? 1 : s.taps, channels_last ? s.channels / s.groups : 1};
+}
+
 template <typename S, typename Pack>
 Buffer<S> pack_weight(const DeformConvShapes& s, const ChannelBlocking& blocking, int64_t size,
                       const Tensor& weight, Pack pack) {
   Buffer<S> packed(size);
-  const S* const from = static_cast<const S*>(weight.const_data_ptr());
+  const Map map = as_map(weight);
+  const auto from = weight_of(s, static_cast<const S*>(map.tensor.const_data_ptr()), map.channels_last);
   each_piece(blocking, [&](const ChannelBlock& block, const Piece& piece) {
     pack(s, block, piece, from, packed.data());
   });

@@ -32,6 +32,13 @@ struct Piece {
   DCNZOO_HD int64_t end_of(int64_t size) const { return size * (index + 1) / count; }
 };
 
+// The convolution's weight or its gradient, [out_channels][channels of the group][taps], contiguous or channels last.
+template <typename S>
+struct WeightOf {
+  S* data;
+  int64_t channel_stride, tap_stride;
+};
+
 // Channels [begin, end) of a block of `count` channels.
 struct ChannelRange {
   int64_t count, begin, end;
@@ -119,7 +126,8 @@ template <typename T, typename S = T>
 struct DeformConvForward {
   int64_t panel;                                                   // columns of a GEMM panel
   int64_t (*scratch_bytes)(const DeformConvForwardParams<T, S>&);  // per thread
-  void (*pack)(const DeformConvShapes&, const ChannelBlock&, const Piece&, const S* weight, S* packed);
+  void (*pack)(const DeformConvShapes&, const ChannelBlock&, const Piece&, const WeightOf<const S>&,
+               S* packed);
   // Computes part `index % output_parts` of tile `index / output_parts`.
   void (*run)(const DeformConvForwardParams<T, S>&, int64_t index, char* scratch);
   // [rows][columns] -> [columns][rows]
@@ -130,7 +138,8 @@ struct DeformConvForward {
 template <typename T>
 struct DeformConvBackward {
   int64_t (*tile_bytes)(const DeformConvBackwardParams<T>&);
-  void (*pack)(const DeformConvShapes&, const ChannelBlock&, const Piece&, const T* weight, T* packed);
+  void (*pack)(const DeformConvShapes&, const ChannelBlock&, const Piece&, const WeightOf<const T>&,
+               T* packed);
   // Computes, for rows [begin, end) of a tile, the gradients of offset and mask, and of the input if not input_later.
   // The tile's memory then has what the next two functions need.
   void (*run)(const DeformConvBackwardParams<T>&, const BackwardTile&, int64_t begin, int64_t end);
@@ -139,7 +148,7 @@ struct DeformConvBackward {
                              int64_t end);
   void (*add_weight_gradient)(const DeformConvBackwardParams<T>&, const BackwardTile&, const WeightPart&);
   void (*unpack_weight_gradient)(const DeformConvShapes&, const ChannelBlock&, const Piece&, const T* packed,
-                                 T* grad_weight, bool accumulate);
+                                 const WeightOf<T>& grad_weight, bool accumulate);
   // Sums channel `index` of an image's grad_offset_mask_of_blocks over the blocks that share points.
   void (*sum_offset_mask)(const DeformConvBackwardParams<T>&, int64_t image, int64_t index);
 };

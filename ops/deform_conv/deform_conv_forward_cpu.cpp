@@ -87,7 +87,7 @@ Tensor forward(const DeformConvShapes& s, const Tensor& input, const Tensor& wei
   const ScalarType type = std::is_same_v<S, T> ? accumulate_type(weight.scalar_type()) : weight.scalar_type();
   Buffer<S> packed;
   if (!kept || kept->scalar_type() != type || sizes_of(*kept) != kept_sizes(most_channels, packed_size)) {
-    packed = pack_weight<S>(s, blocking, packed_size, contiguous_as(weight, type), kernels.pack);
+    packed = pack_weight<S>(s, blocking, packed_size, as_type(weight, type), kernels.pack);
     if (kept) {
       *kept = torch::stable::new_empty(weight, kept_sizes(most_channels, packed_size), type);
       std::copy_n(packed.data(), packed_size, static_cast<S*>(kept->mutable_data_ptr()));

@@ -8,14 +8,13 @@
 
 namespace dcnzoo::DCNZOO_CPU_NAMESPACE {
 
-// weight [out][channel of the group][tap] -> panels of outputs, each [tap · channel of the block][kNR],
-// bfloat16 in pairs of rows
+// weight -> panels of outputs, each [tap · channel of the block][kNR], bfloat16 in pairs of rows
 template <typename T, typename S>
-void pack_forward(const DeformConvShapes& s, const ChannelBlock& block, const Piece& piece, const S* weight,
-                  S* packed) {
+void pack_forward(const DeformConvShapes& s, const ChannelBlock& block, const Piece& piece,
+                  const WeightOf<const S>& weight, S* packed) {
   if (s.is_depthwise()) {
     if (piece.index == 0)
-      each_depthwise_weight(s.taps, block, [=](int64_t from, int64_t to) { packed[to] = weight[from]; });
+      each_depthwise_weight(s.taps, block, [=](int64_t from, int64_t to) { packed[to] = weight.data[from]; });
     return;
   }
   constexpr int64_t panel = kNR<S>, pair = sizeof(S) == sizeof(T) ? 1 : 2, stretch = 64;
@@ -29,12 +28,17 @@ void pack_forward(const DeformConvShapes& s, const ChannelBlock& block, const Pi
     S* const to = packed + block.weight_at + i * depth * panel;
     const int64_t width = outputs - o0 < panel ? outputs - o0 : panel;
     if (width < panel || depth > s.taps * channels) std::memset(to, 0, depth * panel * sizeof(S));
-    const S* from = weight + ((group * outputs + o0) * group_channels + inner) * s.taps;
-    const int64_t from_stride = group_channels * s.taps, all = channels * s.taps;
-    for (int64_t first = 0; first < all; first += stretch) {  // (channel, tap) pairs in the order of weight
-      const int64_t count = all - first < stretch ? all - first : stretch;
-      transpose(from + first, from_stride, turned, panel, width, count);
-      int64_t tap = first % s.taps, channel = first / s.taps;
+    const int64_t from_stride = group_channels * s.taps;
+    const S* const from = weight.data + (group * outputs + o0) * from_stride + inner * weight.channel_stride;
+    // (channel, tap) pairs in the order of memory: all of them, or all channels of a tap
+    const bool last = weight.channel_stride == 1;
+    const int64_t all = channels * s.taps, run = last ? channels : all;
+    for (int64_t first = 0, count; first < all; first += count) {
+      const int64_t left = run - first % run;
+      count = left < stretch ? left : stretch;
+      int64_t tap = last ? first / run : first % s.taps, channel = last ? first % run : first / s.taps;
+      transpose(from + channel * weight.channel_stride + tap * weight.tap_stride, from_stride, turned, panel,
+                width, count);
       for (int64_t r = 0; r < count; ++r) {
         const int64_t row = tap * channels + channel;
         S* const row_to = to + row / pair * panel * pair + row % pair;
@@ -44,17 +48,18 @@ void pack_forward(const DeformConvShapes& s, const ChannelBlock& block, const Pi
         } else {
           for (int64_t o = 0; o < width; ++o) row_to[o * pair] = row_from[o];
         }
-        if (++tap == s.taps) tap = 0, ++channel;
+        if (last || ++tap == s.taps) tap = last ? tap : 0, ++channel;
       }
     }
   }
 }
 
 // Calls run(place, packed, count) for runs of weights in a piece of a block, which is some rows of every panel. A run
-// starts at `place` in weight, where its elements are s.taps apart. It starts at `packed` in the backward's panels of
-// columns (tap · channel of the block), each [panel_outputs][kNR], where its elements are contiguous.
-template <typename T, typename Run>
-void each_backward_run(const DeformConvShapes& s, const ChannelBlock& block, const Piece& piece, Run run) {
+// starts at `place` in weight, where its elements are channel_stride apart. It starts at `packed` in the backward's
+// panels of columns (tap · channel of the block), each [panel_outputs][kNR], where its elements are contiguous.
+template <typename T, typename Weight, typename Run>
+void each_backward_run(const DeformConvShapes& s, const ChannelBlock& block, const Piece& piece,
+                       const Weight& weight, Run run) {
   if (s.is_depthwise()) {
     if (piece.index == 0)
       each_depthwise_weight(s.taps, block,
@@ -66,36 +71,42 @@ void each_backward_run(const DeformConvShapes& s, const ChannelBlock& block, con
   const int64_t rows = block.panel_outputs, begin = piece.begin_of(rows), end = piece.end_of(rows);
   for (int64_t i = 0; i < block.outputs / rows * (end - begin); ++i) {
     const int64_t row = begin + i % (end - begin), o = i / (end - begin) * rows + row, group = o / outputs;
-    const int64_t from = ((block.group * outputs + o) * group_channels + inner) * s.taps;
+    const int64_t from =
+        (block.group * outputs + o) * group_channels * s.taps + inner * weight.channel_stride;
     for (int64_t tap = 0; tap < s.taps; ++tap)
       for (int64_t c = 0, count; c < channels; c += count) {
         const int64_t column = tap * block.count + group * channels + c, lane = column % kNR<T>;
         count = channels - c < kNR<T> - lane ? channels - c : kNR<T> - lane;
-        run(from + c * s.taps + tap, block.weight_at + (column / kNR<T> * rows + row) * kNR<T> + lane, count);
+        run(from + c * weight.channel_stride + tap * weight.tap_stride,
+            block.weight_at + (column / kNR<T> * rows + row) * kNR<T> + lane, count);
       }
   }
 }
 
 template <typename T>
-void pack_backward(const DeformConvShapes& s, const ChannelBlock& block, const Piece& piece, const T* weight,
-                   T* packed) {
+void pack_backward(const DeformConvShapes& s, const ChannelBlock& block, const Piece& piece,
+                   const WeightOf<const T>& weight, T* packed) {
   const int64_t outputs = block.panel_outputs, begin = piece.begin_of(outputs), end = piece.end_of(outputs);
   for (int64_t panel = 0; !s.is_depthwise() && panel < block.depth / kNR<T>; ++panel)
     std::memset(packed + block.weight_at + (panel * outputs + begin) * kNR<T>, 0,
                 (end - begin) * kNR<T> * sizeof(T));
-  const int64_t apart = s.taps;
-  each_backward_run<T>(s, block, piece, [=](int64_t from, int64_t to, int64_t count) {
-    for (int64_t i = 0; i < count; ++i) packed[to + i] = weight[from + i * apart];
+  const int64_t apart = weight.channel_stride;
+  each_backward_run<T>(s, block, piece, weight, [=](int64_t from, int64_t to, int64_t count) {
+    if (apart == 1) {
+      std::memcpy(packed + to, weight.data + from, count * sizeof(T));
+    } else {
+      for (int64_t i = 0; i < count; ++i) packed[to + i] = weight.data[from + i * apart];
+    }
   });
 }
 
 template <typename T>
 void unpack_weight_gradient(const DeformConvShapes& s, const ChannelBlock& block, const Piece& piece,
-                            const T* packed, T* grad_weight, bool accumulate) {
-  const int64_t apart = s.taps;
-  each_backward_run<T>(s, block, piece, [=](int64_t to, int64_t from, int64_t count) {
+                            const T* packed, const WeightOf<T>& grad_weight, bool accumulate) {
+  const int64_t apart = grad_weight.channel_stride;
+  each_backward_run<T>(s, block, piece, grad_weight, [=](int64_t to, int64_t from, int64_t count) {
     for (int64_t i = 0; i < count; ++i) {
-      T* const value = grad_weight + to + i * apart;
+      T* const value = grad_weight.data + to + i * apart;
       *value = accumulate ? *value + packed[from + i] : packed[from + i];
     }
   });
