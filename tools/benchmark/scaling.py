@@ -8,6 +8,7 @@ For each shape, pass and number of threads p:
     simulated  the tasks' CPU time with 1 thread, divided by the time that list scheduling on p cores needs
                for the tasks that were measured with p threads, region by region. It neglects the start of
                a region, the memory's bandwidth and work that is not in a task.
+    MiB        peak extra memory of a call in a new process, in 2^20 bytes
 
 The CPU times of tasks are measured on the cores at hand. Set OMP_WAIT_POLICY=passive: threads that wait
 would otherwise use CPU time.
@@ -27,7 +28,7 @@ from pathlib import Path
 
 import torch
 from families import OURS, deform_conv2d
-from measure import PASSES, make_pass
+from measure import PASSES, MemoryProbe, make_pass
 
 CASES = {case.name: case for case in deform_conv2d.CASES}
 
@@ -62,9 +63,11 @@ def measure(run: Callable[[], object], threads: Sequence[int], rounds: int) -> d
     return {count: tuple(map(statistics.median, zip(*s, strict=True))) for count, s in samples.items()}
 
 
-def report(shapes: Sequence[str], threads: Sequence[int], rounds: int, log: Path) -> None:
+def report(
+    shapes: Sequence[str], threads: Sequence[int], rounds: int, log: Path, memory: MemoryProbe
+) -> None:
     os.environ["DCNZOO_TASK_LOG"] = str(log)  # read by the library when it runs its first task
-    print("| shape | pass | p | tasks | MB/task | CPU | measured | simulated |\n|" + "---|" * 8)
+    print("| shape | pass | p | tasks | MB/task | CPU | measured | simulated | MiB |\n|" + "---|" * 9)
     for name, which in itertools.product(shapes, PASSES):
         case = CASES[name]
         call = deform_conv2d.CONTESTANTS[OURS](case, case.tensors(torch.float32, "cpu"), 1)
@@ -81,9 +84,12 @@ def report(shapes: Sequence[str], threads: Sequence[int], rounds: int, log: Path
             largest = max(size for size, _ in found) / 1e6
             cpu, speedup = taken[count][0] / taken[2][0], taken[1][1] / taken[count][1]
             simulated = alone / sum(makespan(times, count) for _, times in found)
+            extra = memory.measure(
+                family="deform_conv2d", case=name, contestant=OURS, threads=count, dtype="float32", mode=which
+            ).extra
             print(
                 f"| {name} | {which} | {count} | {tasks} | {largest:.2f} | {cpu:.2f} "
-                f"| {speedup:.1f} | {simulated:.1f} |",
+                f"| {speedup:.1f} | {simulated:.1f} | {extra / 2**20:.0f} |",
                 flush=True,
             )
 
@@ -97,8 +103,8 @@ def main() -> None:
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2, 4, 8, 16, 32, 64], metavar="P")
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        report(args.shapes, sorted({1, 2, *args.threads}), args.rounds, Path(folder) / "tasks")
+    with tempfile.TemporaryDirectory() as folder, MemoryProbe() as memory:
+        report(args.shapes, sorted({1, 2, *args.threads}), args.rounds, Path(folder) / "tasks", memory)
 
 
 if __name__ == "__main__":
