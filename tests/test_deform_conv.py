@@ -200,15 +200,16 @@ def test_threads_that_share_blocks(sample, channels_last, set_threads):
         sample = replace(sample, tensors=(input.contiguous(memory_format=torch.channels_last), *rest))
     set_threads(16)
     assert_same(conv, sample, sample, 1e-10)
-    sample = sample.to(torch.float32)
-    set_threads(1)
-    output = conv.call(sample)
-    grad = torch.linspace(-1, 1, output.numel()).view(output.shape)
-    expected = [output, *gradients(conv.call, sample, grad)]
-    for threads in (2, 3, 7, 16, 64):
-        set_threads(threads)
-        results = [conv.call(sample), *gradients(conv.call, sample, grad)]
-        assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True)), threads
+    for dtype, counts in ((torch.float32, (2, 3, 7, 16, 64)), (torch.bfloat16, (3, 16))):
+        typed = sample.to(dtype)
+        set_threads(1)
+        output = conv.call(typed)
+        grad = torch.linspace(-1, 1, output.numel(), dtype=dtype).view(output.shape)
+        expected = [output, *gradients(conv.call, typed, grad)]
+        for threads in counts:
+            set_threads(threads)
+            results = [conv.call(typed), *gradients(conv.call, typed, grad)]
+            assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True)), (dtype, threads)
 
 
 @pytest.mark.parametrize("groups", [1, 2, 35])

@@ -23,11 +23,12 @@ inline bool wants_channels_last(const Tensor& input) {
 }
 
 // An uninitialised tensor of these sizes whose memory is channels last.
-inline Tensor new_channels_last(const Tensor& like, const std::vector<int64_t>& sizes) {
+inline Tensor new_channels_last(const Tensor& like, const std::vector<int64_t>& sizes,
+                                std::optional<ScalarType> type = std::nullopt) {
   std::vector<int64_t> order{sizes[0]};
   order.insert(order.end(), sizes.begin() + 2, sizes.end());
   order.push_back(sizes[1]);
-  Tensor tensor = torch::stable::new_empty(like, order);
+  Tensor tensor = torch::stable::new_empty(like, order, type ? *type : like.scalar_type());
   for (int64_t axis = int64_t(sizes.size()) - 1; axis > 1; --axis)
     tensor = torch::stable::transpose(tensor, axis - 1, axis);
   return tensor;

@@ -4,21 +4,25 @@
 namespace dcnzoo {
 namespace {
 
-template <typename T>
-const DeformConvBackward<T>& backward_kernels() {
-  return deform_conv_backward_kernels_dispatched().of<T>();
+template <typename T, typename S>
+const DeformConvBackward<T, S>& backward_kernels() {
+  const DeformConvBackwardKernels& all = deform_conv_backward_kernels_dispatched();
+  if constexpr (std::is_same_v<S, BFloat16Bits>)
+    return all.bfloat16;
+  else
+    return all.of<T>();
 }
 
 // Copies of a channel block of images [begin, end), channels last, and of its gradient: [image][pixel][channel].
-template <typename T>
+template <typename T, typename S>
 class StagedBlock {
  public:
   // Allocates the copies, and returns p with the copies as its maps.
-  DeformConvBackwardParams<T> allocate(const DeformConvBackwardParams<T>& p, const ChannelBlock& block,
-                                       int64_t begin, int64_t end) {
+  DeformConvBackwardParams<T, S> allocate(const DeformConvBackwardParams<T, S>& p, const ChannelBlock& block,
+                                          int64_t begin, int64_t end) {
     const int64_t size = (end - begin) * p.shape.in_pixels * block.count;
     block_ = block, first_image_ = begin, pieces_ = (end - begin) * stretches(p.shape);
-    DeformConvBackwardParams<T> mine = p;
+    DeformConvBackwardParams<T, S> mine = p;
     mine.input = {p.input.data, begin, block.first, block.count};
     if (reads_input(p)) mine.input.data = at_least(size, input_);
     if (p.grad_input) mine.grad_input = at_least(size, gradient_);
@@ -28,19 +32,19 @@ class StagedBlock {
   int64_t pieces() const { return pieces_; }
 
   // Copies a piece of the input and clears its gradient.
-  void load(const DeformConvBackwardParams<T>& p, int64_t piece) const {
+  void load(const DeformConvBackwardParams<T, S>& p, int64_t piece) const {
     const DeformConvShapes& s = p.shape;
     const int64_t image = piece / stretches(s), stretch = piece % stretches(s), first = stretch * kStretch;
     const int64_t to = image * s.in_pixels * block_.count;
     if (reads_input(p))
-      transpose_stretch<T>(p.input.data + map_at(s, image), input_.data() + to, block_.count, s.in_pixels,
-                           stretch);
+      transpose_stretch<T, S>(p.input.data + map_at(s, image), input_.data() + to, block_.count, s.in_pixels,
+                              stretch);
     if (p.grad_input)
       std::fill_n(gradient_.data() + to + first * block_.count,
                   std::min(kStretch, s.in_pixels - first) * block_.count, T(0));
   }
 
-  void store_gradient(const DeformConvBackwardParams<T>& p, int64_t piece) const {
+  void store_gradient(const DeformConvBackwardParams<T, S>& p, int64_t piece) const {
     const DeformConvShapes& s = p.shape;
     const int64_t image = piece / stretches(s), first = piece % stretches(s) * kStretch;
     forward_kernels<T, T>().transpose(gradient_.data() + (image * s.in_pixels + first) * block_.count,
@@ -50,11 +54,12 @@ class StagedBlock {
 
  private:
   static int64_t stretches(const DeformConvShapes& s) { return ceil_div(s.in_pixels, kStretch); }
-  static bool reads_input(const DeformConvBackwardParams<T>& p) {
+  static bool reads_input(const DeformConvBackwardParams<T, S>& p) {
     return p.grad_weight || p.grad_offset_mask.offset || p.grad_offset_mask.mask;
   }
-  static T* at_least(int64_t size, Buffer<T>& buffer) {
-    if (buffer.size() < size) buffer = Buffer<T>(size);
+  template <typename E>
+  static E* at_least(int64_t size, Buffer<E>& buffer) {
+    if (buffer.size() < size) buffer = Buffer<E>(size);
     return buffer.data();
   }
   int64_t map_at(const DeformConvShapes& s, int64_t image) const {
@@ -63,23 +68,24 @@ class StagedBlock {
 
   ChannelBlock block_{};
   int64_t first_image_ = 0, pieces_ = 0;
-  Buffer<T> input_, gradient_;
+  Buffer<S> input_;
+  Buffer<T> gradient_;
 };
 
-// The sum of grad_output over images and pixels, [out_channels]. Each block of pixels is summed separately, and the
+// The sum of grad_output (type E) over images and pixels, [out_channels], as T. Each block of pixels is summed separately, and the
 // sums are added in the order of the blocks, in double. The result does not depend on the number of threads.
-template <typename T>
+template <typename T, typename E = T>
 Tensor bias_gradient(const DeformConvShapes& s, const Tensor& grad_output) {
   constexpr int64_t block_pixels = 2048;
   const Map map = as_map(grad_output);
   const int64_t image_blocks = ceil_div(s.out_pixels, block_pixels);
   const int64_t blocks = s.batch * image_blocks, channels = s.out_channels;
-  const T* const from = static_cast<const T*>(map.tensor.const_data_ptr());
+  const E* const from = static_cast<const E*>(map.tensor.const_data_ptr());
   std::vector<double> sums(blocks * channels);
   parallel_each(blocks, [&](int64_t block) {
     const int64_t first = block % image_blocks * block_pixels;
     const int64_t count = std::min(block_pixels, s.out_pixels - first);
-    const T* const image = from + block / image_blocks * channels * s.out_pixels;
+    const E* const image = from + block / image_blocks * channels * s.out_pixels;
     double* const sum = sums.data() + block * channels;
     if (map.channels_last) {
       for (int64_t i = first * channels; i < (first + count) * channels; i += channels)
@@ -88,7 +94,7 @@ Tensor bias_gradient(const DeformConvShapes& s, const Tensor& grad_output) {
     }
     for (int64_t channel = 0; channel < channels; ++channel) {
       constexpr int lanes = 8;  // partial sums that the compiler can vectorise
-      const T* const at = image + channel * s.out_pixels + first;
+      const E* const at = image + channel * s.out_pixels + first;
       double part[lanes] = {};
       int64_t i = 0;
       for (; i + lanes <= count; i += lanes)
@@ -97,7 +103,8 @@ Tensor bias_gradient(const DeformConvShapes& s, const Tensor& grad_output) {
       for (int lane = 0; lane < lanes; ++lane) sum[channel] += part[lane];
     }
   });
-  Tensor result = torch::stable::new_empty(grad_output, {channels});
+  Tensor result =
+      torch::stable::new_empty(grad_output, {channels}, accumulate_type(grad_output.scalar_type()));
   T* const to = static_cast<T*>(result.mutable_data_ptr());
   for (int64_t channel = 0; channel < channels; ++channel) {
     double sum = 0;
@@ -145,8 +152,9 @@ struct BackwardWork {
   }
 
   // p with the weight gradient of a part
-  DeformConvBackwardParams<T> params(const DeformConvBackwardParams<T>& p, int64_t part) const {
-    DeformConvBackwardParams<T> result = p;
+  template <typename S>
+  DeformConvBackwardParams<T, S> params(const DeformConvBackwardParams<T, S>& p, int64_t part) const {
+    DeformConvBackwardParams<T, S> result = p;
     if (grad_weight.size()) result.grad_weight = grad_weight.data() + part * packed_size;
     return result;
   }
@@ -158,29 +166,29 @@ int64_t panels_of(const ChannelBlock& block) {
 }
 
 // Of a block, packed
-template <typename T>
-int64_t weight_bytes(const DeformConvBackwardParams<T>& p) {
-  return p.tile.depth * p.blocks.data->panel_outputs * int64_t(sizeof(T));
+template <typename T, typename S>
+int64_t weight_bytes(const DeformConvBackwardParams<T, S>& p) {
+  return p.tile.depth * p.blocks.data->panel_outputs * int64_t(sizeof(S));
 }
 
 // Computes the gradients of p's images for p's blocks, except for shared points. A task is a block of a part.
-template <typename T>
-void run_blocks(const DeformConvBackwardParams<T>& p, const BackwardWork<T>& work, bool staged) {
-  const DeformConvBackward<T>& kernels = backward_kernels<T>();
+template <typename T, typename S>
+void run_blocks(const DeformConvBackwardParams<T, S>& p, const BackwardWork<T>& work, bool staged) {
+  const DeformConvBackward<T, S>& kernels = backward_kernels<T, S>();
   const int64_t bytes = kernels.tile_bytes(p), blocks = p.blocks.end - p.blocks.begin;
   const int64_t part_images = ceil_div(p.images, work.parts);
   const int64_t tiles = ceil_div(part_images * p.shape.out_pixels, p.tile.rows);
-  TaskQueue queue(ceil_div(p.images, part_images) * blocks, tiles * 2 * weight_bytes<T>(p));
+  TaskQueue queue(ceil_div(p.images, part_images) * blocks, tiles * 2 * weight_bytes(p));
   queue.run([&] {
     char* const memory = thread_scratch<char>(bytes);
-    StagedBlock<T> stage;
+    StagedBlock<T, S> stage;
     for (int64_t task; queue.take(task);) {
       const TaskQueue::Timer timer(queue, task);
       const int64_t part = task / blocks, i = p.blocks.begin + task % blocks;
       const int64_t begin = part * part_images, end = std::min(begin + part_images, p.images);
       const ChannelBlock& block = p.blocks.data[i];
-      const DeformConvBackwardParams<T> all = work.params(p, part);
-      const DeformConvBackwardParams<T> mine = staged ? stage.allocate(all, block, begin, end) : all;
+      const DeformConvBackwardParams<T, S> all = work.params(p, part);
+      const DeformConvBackwardParams<T, S> mine = staged ? stage.allocate(all, block, begin, end) : all;
       for (int64_t piece = 0; piece < stage.pieces(); ++piece) stage.load(all, piece);
       const int64_t pixels = end * p.shape.out_pixels;
       for (int64_t first = begin * p.shape.out_pixels; first < pixels; first += p.tile.rows) {
@@ -196,14 +204,14 @@ void run_blocks(const DeformConvBackwardParams<T>& p, const BackwardWork<T>& wor
 }
 
 // The same for images [begin, end), a part, if threads share its blocks. The order of every sum is that of run_blocks.
-template <typename T>
-void run_shared_blocks(const DeformConvBackwardParams<T>& p, int64_t begin, int64_t end, bool staged) {
-  const DeformConvBackward<T>& kernels = backward_kernels<T>();
+template <typename T, typename S>
+void run_shared_blocks(const DeformConvBackwardParams<T, S>& p, int64_t begin, int64_t end, bool staged) {
+  const DeformConvBackward<T, S>& kernels = backward_kernels<T, S>();
   const int64_t threads = num_threads(), tasks = kThreadTasks * threads;
   const int64_t blocks = p.blocks.end - p.blocks.begin, lanes = forward_kernels<T, T>().panel / 2;
   const ChannelBlock* const block = p.blocks.data + p.blocks.begin;
-  std::vector<StagedBlock<T>> stages(blocks);
-  std::vector<DeformConvBackwardParams<T>> mine(blocks, p);
+  std::vector<StagedBlock<T, S>> stages(blocks);
+  std::vector<DeformConvBackwardParams<T, S>> mine(blocks, p);
   int64_t channels = 1, panels = 1, outputs = 1;  // the most of a block
   for (int64_t b = 0; b < blocks; ++b) {
     if (staged) mine[b] = stages[b].allocate(p, block[b], begin, end);
@@ -237,7 +245,7 @@ void run_shared_blocks(const DeformConvBackwardParams<T>& p, int64_t begin, int6
       const BackwardTile tile = tile_of(b, task / row_parts % count);
       if (from < tile.rows) kernels.run(mine[b], tile, from, std::min(from + rows, tile.rows));
     };
-    run_tasks(Tasks{blocks * count * row_parts, weight_bytes<T>(p), run_rows});
+    run_tasks(Tasks{blocks * count * row_parts, weight_bytes(p), run_rows});
 
     // Then, for all tiles, some channels of the input's gradient or a part of the weight's per task. The part's outputs
     // fit the L1 cache with a panel.
@@ -277,21 +285,23 @@ void run_shared_blocks(const DeformConvBackwardParams<T>& p, int64_t begin, int6
 
 DeformConvGradients new_gradients(const Map& input, const Tensor& weight, const std::optional<Tensor>& offset,
                                   const std::optional<Tensor>& mask, const std::vector<bool>& wanted) {
+  const ScalarType type = accumulate_type(weight.scalar_type());
   // a separate empty tensor for each: outputs must not alias
   const auto like = [&](bool is_wanted, const std::optional<Tensor>& tensor) {
-    return torch::stable::new_empty(weight, is_wanted ? sizes_of(*tensor) : std::vector<int64_t>{0});
+    return torch::stable::new_empty(weight, is_wanted ? sizes_of(*tensor) : std::vector<int64_t>{0}, type);
   };
   const bool channels_last = wanted[0] && input.channels_last;
-  return {
-      channels_last ? new_channels_last(input.tensor, sizes_of(input.tensor)) : like(wanted[0], input.tensor),
-      like(wanted[1], weight), like(wanted[2], offset), like(wanted[3], mask)};
+  return {channels_last ? new_channels_last(input.tensor, sizes_of(input.tensor), type)
+                        : like(wanted[0], input.tensor),
+          like(wanted[1], weight), like(wanted[2], offset), like(wanted[3], mask)};
 }
 
-template <typename T>
+// S is the type of grad_output, input and weight; T is the type of offset, mask and gradients.
+template <typename T, typename S = T>
 DeformConvGradients backward(const DeformConvShapes& s, const Tensor& grad_output, const Tensor& input,
                              const Tensor& weight, const std::optional<Tensor>& offset,
                              const std::optional<Tensor>& mask, const std::vector<bool>& wanted) {
-  const DeformConvBackward<T>& kernels = backward_kernels<T>();
+  const DeformConvBackward<T, S>& kernels = backward_kernels<T, S>();
   const Map map = as_map(input), grad_map = as_map(grad_output);
   DeformConvGradients gradients = new_gradients(map, weight, offset, mask, wanted);
   if (grad_output.numel() == 0) {
@@ -304,14 +314,15 @@ DeformConvGradients backward(const DeformConvShapes& s, const Tensor& grad_outpu
   // with few channels get narrower blocks. Blocks, and with them the order of all sums, depend only on the shapes.
   const int64_t most = kBlockBytes / int64_t(sizeof(T)), panel = forward_kernels<T, T>().panel;
   ChannelBlocking blocking(s, std::clamp(round_up(s.channels / 2, panel), panel, most), panel);
-  const int64_t packed_size =
-      blocking.place_weights([](const ChannelBlock& block) { return block.panel_outputs; });
-  Buffer<T> packed;
+  const int64_t packed_size = blocking.place_weights([](const ChannelBlock& block) {
+    return round_up(block.panel_outputs, int64_t(sizeof(T) / sizeof(S)));
+  });
+  Buffer<S> packed;
   if (wanted[0] || wanted[2] || wanted[3])
-    packed = pack_weight<T>(s, blocking, packed_size, weight, kernels.pack);
+    packed = pack_weight<S>(s, blocking, packed_size, weight, kernels.pack);
   const BackwardWork<T> work(s, blocking, packed_size, wanted);
 
-  DeformConvBackwardParams<T> p{};
+  DeformConvBackwardParams<T, S> p{};
   p.shape = s, p.tile = blocking.tile(), p.blocks.data = blocking.blocks.data();
   p.weight = packed.data();
   p.grad_output.channels_last = grad_map.channels_last;
@@ -324,9 +335,10 @@ DeformConvGradients backward(const DeformConvShapes& s, const Tensor& grad_outpu
   const int64_t image_size = s.channels * s.in_pixels;
   for (int64_t first = 0; first < s.batch; first += work.images) {
     p.images = std::min(work.images, s.batch - first);
-    p.input = {map.tensor.const_data_ptr<T>() + first * image_size, 0, 0, s.channels};
+    p.input = {static_cast<const S*>(map.tensor.const_data_ptr()) + first * image_size, 0, 0, s.channels};
     p.offset_mask = from_image(s, offset_mask, first);
-    p.grad_output.data = grad_map.tensor.const_data_ptr<T>() + first * s.out_pixels * s.out_channels;
+    p.grad_output.data =
+        static_cast<const S*>(grad_map.tensor.const_data_ptr()) + first * s.out_pixels * s.out_channels;
     p.grad_offset_mask = from_image(s, grad_offset_mask, first);
     p.grad_input = wanted[0] ? gradients.input.mutable_data_ptr<T>() + first * image_size : nullptr;
     if (wanted[0] && map.channels_last) zero(p.grad_input, p.images * image_size);
@@ -367,13 +379,23 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> deform_conv_backward_cpu(
   check_grad_output(s, grad_output, input, offset, mask, output_mask);
   check_map(s, input.scalar_type());
   const ScalarType type = accumulate_type(input.scalar_type());
+  const auto wide_offset = contiguous_as(offset, type), wide_mask = contiguous_as(mask, type);
   const bool is_double = type == ScalarType::Double;
-  const Tensor wide_grad = as_type(grad_output, type);
-  const auto run = is_double ? backward<double> : backward<float>;
-  const DeformConvGradients sums = run(s, wide_grad, as_type(input, type), as_type(weight, type),
-                                       contiguous_as(offset, type), contiguous_as(mask, type), output_mask);
-  Tensor grad_bias = torch::stable::new_empty(wide_grad, {0});
-  if (output_mask[4]) grad_bias = (is_double ? bias_gradient<double> : bias_gradient<float>)(s, wide_grad);
+  // bfloat16, if the CPU multiplies it
+  const bool narrow = input.scalar_type() == ScalarType::BFloat16 && !s.is_depthwise() &&
+                      backward_kernels<float, BFloat16Bits>().run;
+  const ScalarType stored = narrow ? ScalarType::BFloat16 : type;
+  const Tensor grad = as_type(grad_output, stored);
+  const auto run = narrow ? backward<float, BFloat16Bits> : is_double ? backward<double> : backward<float>;
+  const DeformConvGradients sums =
+      run(s, grad, as_type(input, stored), as_type(weight, stored), wide_offset, wide_mask, output_mask);
+  Tensor grad_bias = torch::stable::new_empty(grad, {0});
+  if (output_mask[4]) {
+    const auto sum = narrow      ? bias_gradient<float, torch::headeronly::BFloat16>
+                     : is_double ? bias_gradient<double>
+                                 : bias_gradient<float>;
+    grad_bias = sum(s, grad);
+  }
   return {to_type_of(input, sums.input), to_type_of(weight, sums.weight), to_type_of(offset, sums.offset),
           to_type_of(mask, sums.mask), to_type_of(input, grad_bias)};
 }

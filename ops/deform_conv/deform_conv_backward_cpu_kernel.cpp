@@ -10,19 +10,23 @@
 namespace dcnzoo::DCNZOO_CPU_NAMESPACE {
 namespace {
 
-template <typename T>
-using Params = DeformConvBackwardParams<T>;
+template <typename T, typename S>
+using Params = DeformConvBackwardParams<T, S>;
+
+// bfloat16 is multiplied in pairs of rows of the right operand: see gemm.h.
+template <typename T, typename S>
+constexpr int64_t kPair = sizeof(T) / sizeof(S);
 
 // One tap of one output pixel, for the channels of a block. Input, Points and Columns: whether to compute the
 // gradient of the input, the gradients of offset and mask, and the columns.
-template <typename T, int Rank, bool Input, bool Points, bool Columns>
+template <typename T, typename S, int Rank, bool Input, bool Points, bool Columns>
 struct PointBackward {
   static constexpr int corners = kCorners<Rank>;
   static constexpr bool reads_input = Points || Columns;
   int64_t tap, row, stride;  // stride: of the columns' panels
   ChannelRange channels;
   T factor, rest;          // their product is the mask
-  const T* from[corners];  // the corners' pixels in the input
+  const S* from[corners];  // the corners' pixels in the input
   T* to[corners];          // the same pixels in the input's gradient
   T weight[corners], modulated[corners];
   bool inside = true;  // whether any corner is in the map
@@ -40,14 +44,14 @@ struct PointBackward {
   }
 
   // Points corner i to pixel `index` of the map that starts at `map`.
-  DCNZOO_INLINE void locate(const Params<T>& p, int i, int64_t map, int64_t index) {
+  DCNZOO_INLINE void locate(const Params<T, S>& p, int i, int64_t map, int64_t index) {
     const int64_t place = map + index * p.input.channels;
     if (reads_input) from[i] = p.input.data + place;
     if (Input) to[i] = p.grad_input + place;
   }
 
   // For points whose corners are all in the map and whose mask is finite.
-  DCNZOO_INLINE void run_whole(const T* gradients, T* columns) {
+  DCNZOO_INLINE void run_whole(const T* gradients, S* columns) {
     each_column<T>(tap, channels, row, stride, [&](auto value, int64_t c, int64_t at) {
       using Value = decltype(value);
       const Value gradient = load_lanes<Value>(gradients + at);
@@ -67,7 +71,7 @@ struct PointBackward {
   }
 
   // For all other points: only the corners in the map, by the plain formula.
-  DCNZOO_INLINE void run_partial(const InsideCorners<corners>& found, const T* gradients, T* columns) {
+  DCNZOO_INLINE void run_partial(const InsideCorners<corners>& found, const T* gradients, S* columns) {
     each_column<T>(tap, channels, row, stride, [&](auto value, int64_t c, int64_t at) {
       using Value = decltype(value);
       const Value gradient = load_lanes<Value>(gradients + at);
@@ -102,51 +106,59 @@ struct PointBackward {
   }
 };
 
-template <typename T, int Rank>
+template <typename T, typename S, int Rank>
 struct TileMemory {
   Rows<T, Rank> rows;
   SamplingTable<T, Rank, true> table;
   T* gradients;    // of the columns, in panels of [row][kNR]
-  T* columns;      // in the same memory unless the input's gradient is added later
-  T* gradient;     // [output of the group][row]
+  S* columns;      // in the same memory unless the type differs or the input's gradient is added later
+  S* gradient;     // [output of the group][row]
+  S* pairs;        // bfloat16: the same as [row][output], pair_stride apart
   T* offset_mask;  // their gradients, [tap · (rank + 1)][row]
 
-  TileMemory(Arena& arena, const Params<T>& p)
+  TileMemory(Arena& arena, const Params<T, S>& p)
       : rows(Rows<T, Rank>::allocate(arena, p.tile.rows)),
         table(SamplingTable<T, Rank, true>::allocate(arena, p.shape.taps, p.tile.rows)),
         gradients(arena.take<T>(columns_size<T>(p.tile))),
-        columns(p.input_later && p.grad_weight ? arena.take<T>(columns_size<T>(p.tile)) : gradients),
-        gradient(arena.take<T>(p.tile.outputs * p.tile.rows)),
+        columns(in_place(p) ? reinterpret_cast<S*>(gradients) : arena.take<S>(columns_size<S>(p.tile))),
+        gradient(arena.take<S>(p.tile.outputs * p.tile.rows)),
+        pairs(arena.take<S>(kPair<T, S> == 1 ? 0 : pair_stride(p) * p.tile.rows)),
         offset_mask(arena.take<T>(p.shape.taps * (Rank + 1) * p.tile.rows)) {}
 
+  static bool in_place(const Params<T, S>& p) {
+    return kPair<T, S> == 1 && !(p.input_later && p.grad_weight);
+  }
+  // The padding keeps rows out of the same L1 cache set.
+  static int64_t pair_stride(const Params<T, S>& p) { return p.tile.outputs + kNR<S>; }
+
   // The memory of `count` rows, from row `first` on.
-  TileMemory rows_from(const Params<T>& p, int64_t first, int64_t count) const {
+  TileMemory rows_from(const Params<T, S>& p, int64_t first, int64_t count) const {
     TileMemory part = *this;
     part.rows.skip(first);
     part.rows.count = count;
     part.table.skip(first);
     part.gradients += first * kNR<T>;
-    part.columns += first * kNR<T>;
+    part.columns += first * kNR<S>;
     part.gradient += p.shape.is_depthwise() ? first * p.tile.outputs : first;
+    part.pairs += first * pair_stride(p);
     part.offset_mask += first;
     return part;
   }
 };
 
-// Replaces the columns' gradient by the columns (if they are needed), adds to the input's gradient and writes the
+// Computes the columns (if they are needed) from their gradient, adds to the input's gradient and writes the
 // gradients of offset and mask: [tap · rank + axis][row] of the offset, then [tap][row] of the mask.
-template <typename T, int Rank, bool Input, bool Points, bool Columns>
-void sample_backward(const Params<T>& p, const ChannelBlock& block, const TileMemory<T, Rank>& tile,
+template <typename T, typename S, int Rank, bool Input, bool Points, bool Columns>
+void sample_backward(const Params<T, S>& p, const ChannelBlock& block, const TileMemory<T, S, Rank>& tile,
                      ChannelRange channels) {
   constexpr int corners = kCorners<Rank>;
   const int64_t stride = panel_stride<T>(p.tile);
   const Rows<T, Rank>& rows = tile.rows;
   const SamplingTable<T, Rank, true>& table = tile.table;
-  T* const columns = Input ? tile.gradients : tile.columns;
   for (int64_t r = 0; r < rows.count; ++r) {
     const int64_t map = rows.map[r] + block.first - p.input.first_channel;
     for (int64_t tap = 0; tap < p.shape.taps; ++tap) {
-      PointBackward<T, Rank, Input, Points, Columns> point;
+      PointBackward<T, S, Rank, Input, Points, Columns> point;
       point.tap = tap, point.row = r, point.channels = channels, point.stride = stride;
       point.factor = table.factor[tap * rows.stride + r], point.rest = table.rest[tap * rows.stride + r];
       const int64_t first = tap * corners * rows.stride + r;
@@ -157,7 +169,7 @@ void sample_backward(const Params<T>& p, const ChannelBlock& block, const TileMe
           point.locate(p, corner, map, table.index[first + corner * rows.stride]);
           point.modulated[corner] = point.factor * point.weight[corner];
         }
-        point.run_whole(tile.gradients, columns);
+        point.run_whole(tile.gradients, tile.columns);
       } else {
         const InsideCorners<corners> found([&](int c) { return table.index[first + c * rows.stride]; });
         point.inside = found.count > 0;
@@ -165,7 +177,7 @@ void sample_backward(const Params<T>& p, const ChannelBlock& block, const TileMe
           point.locate(p, i, map, found.index[i]);
           point.modulated[i] = point.factor * point.weight[found.corner[i]];
         }
-        point.run_partial(found, tile.gradients, columns);
+        point.run_partial(found, tile.gradients, tile.columns);
       }
       if (Points) {
         T gradient[Rank + 1];
@@ -181,8 +193,9 @@ void sample_backward(const Params<T>& p, const ChannelBlock& block, const TileMe
 
 // Copies the output's gradient for the tile: the block's outputs as [output][row] or, if depthwise, as [row][channel]
 // with rows p.tile.outputs apart.
-template <typename T, int Rank>
-void gather_gradient(const Params<T>& p, const ChannelBlock& block, const Rows<T, Rank>& rows, T* gradient) {
+template <typename T, typename S, int Rank>
+void gather_gradient(const Params<T, S>& p, const ChannelBlock& block, const Rows<T, Rank>& rows,
+                     S* gradient) {
   const int64_t outputs = block.outputs, padded = p.tile.outputs;
   const bool last = p.grad_output.channels_last, depthwise = p.shape.is_depthwise();
   rows.each_image(p.shape.out_pixels, [&](int64_t begin, int64_t end, int64_t image, int64_t pixel) {
@@ -191,25 +204,25 @@ void gather_gradient(const Params<T>& p, const ChannelBlock& block, const Rows<T
         (image * p.shape.out_pixels + pixel) * p.shape.out_channels + block.first_output;
     const int64_t channels_first_at =
         (image * p.shape.out_channels + block.first_output) * p.shape.out_pixels + pixel;
-    const T* const from = p.grad_output.data + (last ? channels_last_at : channels_first_at);
+    const S* const from = p.grad_output.data + (last ? channels_last_at : channels_first_at);
     if (last && depthwise) {
       for (int64_t r = 0; r < count; ++r)
-        std::memcpy(gradient + (begin + r) * padded, from + r * p.shape.out_channels, outputs * sizeof(T));
+        std::memcpy(gradient + (begin + r) * padded, from + r * p.shape.out_channels, outputs * sizeof(S));
     } else if (last) {
       transpose(from, p.shape.out_channels, gradient + begin, p.tile.rows, count, outputs);
     } else if (depthwise) {
       transpose(from, p.shape.out_pixels, gradient + begin * padded, padded, outputs, count);
     } else {
       for (int64_t o = 0; o < outputs; ++o)
-        std::memcpy(gradient + o * p.tile.rows + begin, from + o * p.shape.out_pixels, count * sizeof(T));
+        std::memcpy(gradient + o * p.tile.rows + begin, from + o * p.shape.out_pixels, count * sizeof(S));
     }
   });
 }
 
 // Channel `index` of an image's gradients of offset and mask: [tap · rank + axis] of the offset, then [tap] of the
 // mask. Null if it is not needed.
-template <typename T>
-T* offset_mask_channel(const Params<T>& p, const ChannelBlock& block, int64_t image, int64_t index) {
+template <typename T, typename S>
+T* offset_mask_channel(const Params<T, S>& p, const ChannelBlock& block, int64_t image, int64_t index) {
   const DeformConvShapes& s = p.shape;
   const int64_t offsets = s.taps * s.rank;
   const bool of_mask = index >= offsets;
@@ -221,16 +234,16 @@ T* offset_mask_channel(const Params<T>& p, const ChannelBlock& block, int64_t im
 }
 
 // The same in block i's own gradients, if blocks share points.
-template <typename T>
-T* offset_mask_channel_of_block(const Params<T>& p, int64_t i, int64_t image, int64_t index) {
+template <typename T, typename S>
+T* offset_mask_channel_of_block(const Params<T, S>& p, int64_t i, int64_t image, int64_t index) {
   const int64_t channels = p.shape.taps * (p.shape.rank + 1);
   return p.grad_offset_mask_of_blocks +
          (((i - p.blocks.begin) * channels + index) * p.images + image) * p.shape.out_pixels;
 }
 
 // Stores a tile's gradients of offset and mask.
-template <typename T, int Rank>
-void store_offset_mask(const Params<T>& p, int64_t i, const Rows<T, Rank>& rows, const T* offset_mask) {
+template <typename T, typename S, int Rank>
+void store_offset_mask(const Params<T, S>& p, int64_t i, const Rows<T, Rank>& rows, const T* offset_mask) {
   const ChannelBlock& block = p.blocks.data[i];
   rows.each_image(p.shape.out_pixels, [&](int64_t begin, int64_t end, int64_t image, int64_t pixel) {
     for (int64_t index = 0; index < p.shape.taps * (Rank + 1); ++index) {
@@ -242,8 +255,8 @@ void store_offset_mask(const Params<T>& p, int64_t i, const Rows<T, Rank>& rows,
   });
 }
 
-template <typename T>
-void sum_offset_mask(const Params<T>& p, int64_t image, int64_t index) {
+template <typename T, typename S>
+void sum_offset_mask(const Params<T, S>& p, int64_t image, int64_t index) {
   const bool of_mask = index >= p.shape.taps * p.shape.rank;
   const auto group_of = [&](const ChannelBlock& block) {
     return of_mask ? block.mask_group : block.offset_group;
@@ -268,149 +281,197 @@ int64_t first_output_of(const ChannelBlock& block, int64_t panel) {
 }
 
 // Whether a tile of gradients, [output][row], has no Inf and no NaN.
-template <typename T>
-bool all_finite(const T* gradient, int64_t outputs, int64_t rows, int64_t stride) {
+template <typename T, typename S>
+bool all_finite(const S* gradient, int64_t outputs, int64_t rows, int64_t stride) {
   Vector<T> sums{};  // x - x is zero, or NaN
   T rest = 0;
   for (int64_t o = 0; o < outputs; ++o, gradient += stride) {
     int64_t r = 0;
-    for (; r + kLanes<T> <= rows; r += kLanes<T>) sums += load(gradient + r) - load(gradient + r);
-    for (; r < rows; ++r) rest += gradient[r] - gradient[r];
+    for (; r + kLanes<T> <= rows; r += kLanes<T>) {
+      const Vector<T> values = from_stored(load(gradient + r));
+      sums += values - values;
+    }
+    for (; r < rows; ++r) rest += from_stored(gradient[r]) - from_stored(gradient[r]);
   }
   return sum_lanes(sums) + rest == T(0);
 }
 
 // The gradient of a panel of columns of several groups, computed group by group: in a single product, in which the
 // weights between different groups are zero, Inf and NaN would spread to the other groups.
-template <typename T>
-void multiply_panel_by_groups(const Params<T>& p, const ChannelBlock& block, int64_t rows, const T* gradient,
-                              const T* weight, T* columns) {
+template <typename T, typename S>
+void multiply_panel_by_groups(const Params<T, S>& p, const ChannelBlock& block, int64_t rows,
+                              const S* gradient, const S* weight, T* columns) {
+  constexpr int64_t pair = kPair<T, S>;
   const int64_t channels = block.count / block.groups, outputs = block.outputs / block.groups;
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t column = 0; column < kNR<T>; ++column) {
       const int64_t first = column / channels * outputs;
       T sum = 0;
       for (int64_t o = first; o < first + outputs; ++o)
-        sum += gradient[o * p.tile.rows + r] * weight[o * kNR<T> + column];
+        sum += from_stored(gradient[o * p.tile.rows + r]) *
+               from_stored(weight[(o / pair * kNR<T> + column) * pair + o % pair]);
       columns[r * kNR<T> + column] = sum;
     }
 }
 
-template <typename T>
-DepthwiseTile depthwise_tile(const Params<T>& p, const ChannelBlock& block, int64_t rows) {
+template <typename T, typename S>
+DepthwiseTile depthwise_tile(const Params<T, S>& p, const ChannelBlock& block, int64_t rows) {
   return {p.shape.taps, {block.count, 0, block.count}, rows, panel_stride<T>(p.tile), p.tile.outputs};
 }
 
-// The columns' gradient: the output's gradient, [output][row], times the weight.
-template <typename T>
-void multiply_by_weight(const Params<T>& p, const ChannelBlock& block, int64_t rows, const T* gradient,
-                        T* columns) {
-  const int64_t outputs = block.panel_outputs, panels = block.depth / kNR<T>;
-  const bool together = block.groups == 1 || all_finite(gradient, block.outputs, rows, p.tile.rows);
+// The columns' gradient: the output's gradient times the weight.
+template <typename T, typename S, int Rank>
+void multiply_by_weight(const Params<T, S>& p, const ChannelBlock& block,
+                        const TileMemory<T, S, Rank>& tile) {
+  constexpr int64_t pair = kPair<T, S>;
+  const int64_t rows = tile.rows.count, panels = block.depth / kNR<T>;
+  const int64_t outputs = round_up(block.panel_outputs, pair);
+  const bool together = block.groups == 1 || all_finite<T>(tile.gradient, block.outputs, rows, p.tile.rows);
+  const int64_t stride = TileMemory<T, S, Rank>::pair_stride(p);
+  if constexpr (pair > 1) {
+    transpose(tile.gradient, p.tile.rows, tile.pairs, stride, block.outputs, rows);
+    for (int64_t r = 0; block.outputs % pair && r < rows; ++r) tile.pairs[r * stride + block.outputs] = 0;
+  }
   for (int64_t panel = 0; panel < panels; ++panel) {
-    const T* const from = gradient + first_output_of<T>(block, panel) * p.tile.rows;
-    const T* const weight = p.weight + block.weight_at + panel * outputs * kNR<T>;
-    T* const to = columns + panel * panel_stride<T>(p.tile);
+    const int64_t first = first_output_of<T>(block, panel);
+    const S* const weight = p.weight + block.weight_at + panel * outputs * kNR<S>;
+    T* const to = tile.gradients + panel * panel_stride<T>(p.tile);
+    const LeftOperand<S> left =
+        pair > 1 ? LeftOperand<S>{tile.pairs + first, stride, 1, outputs, 0}
+                 : LeftOperand<S>{tile.gradient + first * p.tile.rows, 1, p.tile.rows, outputs, 0};
     if (together)
-      gemm<T, T>({from, 1, p.tile.rows, outputs, 0}, rows, weight, outputs, 1, to, kNR<T>, 0, false);
+      gemm<T, S>(left, rows, weight, outputs, 1, to, kNR<T>, 0, false);
     else
-      multiply_panel_by_groups<T>(p, block, rows, from, weight, to);
+      multiply_panel_by_groups(p, block, rows, tile.gradient + first * p.tile.rows, weight, to);
+  }
+}
+
+// Arranges the columns for the product with bfloat16: [row][kNR] -> [row / 2][kNR][2] in every panel, and an odd last row
+// gets a neighbour of zeros, also in the gradient.
+template <typename T, typename S, int Rank>
+void pair_columns(const Params<T, S>& p, const ChannelBlock& block, const TileMemory<T, S, Rank>& tile) {
+  const int64_t rows = tile.rows.count;
+  if (rows % 2)
+    for (int64_t o = 0; o < block.outputs; ++o) tile.gradient[o * p.tile.rows + rows] = 0;
+  for (int64_t panel = 0; panel < block.depth / kNR<S>; ++panel) {
+    S* at = tile.columns + panel * panel_stride<S>(p.tile);
+    if (rows % 2) std::memset(at + rows * kNR<S>, 0, kNR<S> * sizeof(S));
+    for (int64_t r = 0; r < rows; r += 2, at += 2 * kNR<S>) {
+      constexpr int64_t lanes = kLanes<S>;
+      Vector<S> row[2][2], paired[2][2];
+      for (int i = 0; i < 4; ++i) row[i / 2][i % 2] = load(at + i * lanes);
+      for (int half = 0; half < 2; ++half)
+        join_pairs<S>(row[0][half], row[1][half], paired[half][0], paired[half][1]);
+      for (int i = 0; i < 4; ++i) store(at + i * lanes, paired[i / 2][i % 2]);
+    }
   }
 }
 
 // The signature of sample_backward
-template <typename T, int Rank>
-using SampleBackward = decltype(&sample_backward<T, Rank, true, true, true>);
+template <typename T, typename S, int Rank>
+using SampleBackward = decltype(&sample_backward<T, S, Rank, true, true, true>);
 
 // Computes rows [begin, end) of a tile, except for the weight's gradient.
-template <typename T, int Rank>
-void run_of(const Params<T>& p, const BackwardTile& of, int64_t begin, int64_t end) {
+template <typename T, typename S, int Rank>
+void run_of(const Params<T, S>& p, const BackwardTile& of, int64_t begin, int64_t end) {
   Arena arena{of.memory};
-  TileMemory<T, Rank> tile = TileMemory<T, Rank>(arena, p).rows_from(p, begin, end - begin);
+  TileMemory<T, S, Rank> tile = TileMemory<T, S, Rank>(arena, p).rows_from(p, begin, end - begin);
   const ChannelBlock& block = p.blocks.data[of.block];
   const bool points = p.grad_offset_mask.offset || p.grad_offset_mask.mask,
              is_depthwise = p.shape.is_depthwise();
   const bool input = p.grad_input && !p.input_later, columns = p.grad_weight != nullptr;
   // [input][points][columns, for the weight's gradient]
-  static constexpr SampleBackward<T, Rank> samplers[2][2][2] = {
-      {{nullptr, sample_backward<T, Rank, false, false, true>},
-       {sample_backward<T, Rank, false, true, false>, sample_backward<T, Rank, false, true, true>}},
-      {{sample_backward<T, Rank, true, false, false>, sample_backward<T, Rank, true, false, true>},
-       {sample_backward<T, Rank, true, true, false>, sample_backward<T, Rank, true, true, true>}}};
+  static constexpr SampleBackward<T, S, Rank> samplers[2][2][2] = {
+      {{nullptr, sample_backward<T, S, Rank, false, false, true>},
+       {sample_backward<T, S, Rank, false, true, false>, sample_backward<T, S, Rank, false, true, true>}},
+      {{sample_backward<T, S, Rank, true, false, false>, sample_backward<T, S, Rank, true, false, true>},
+       {sample_backward<T, S, Rank, true, true, false>, sample_backward<T, S, Rank, true, true, true>}}};
   const auto sample = samplers[input][points][columns];
   const int64_t count = end - begin;
   tile.rows.set(p.shape, p.input, of.first + begin, count);
   compute_sampling_table(p.shape, p.offset_mask, block, tile.rows, tile.table);
-  gather_gradient<T, Rank>(p, block, tile.rows, tile.gradient);
-  if ((points || p.grad_input) && is_depthwise)
-    depthwise_columns_gradient(depthwise_tile<T>(p, block, count), tile.gradient, p.weight + block.weight_at,
-                               tile.gradients);
-  else if (points || p.grad_input)
-    multiply_by_weight(p, block, count, tile.gradient, tile.gradients);
+  gather_gradient(p, block, tile.rows, tile.gradient);
+  if (points || p.grad_input) {
+    if (!is_depthwise)
+      multiply_by_weight(p, block, tile);
+    else if constexpr (std::is_same_v<T, S>)
+      depthwise_columns_gradient(depthwise_tile(p, block, count), tile.gradient, p.weight + block.weight_at,
+                                 tile.gradients);
+  }
   if (sample) sample(p, block, tile, {block.count, 0, block.count});
-  if (points) store_offset_mask<T, Rank>(p, of.block, tile.rows, tile.offset_mask);
+  if (points) store_offset_mask(p, of.block, tile.rows, tile.offset_mask);
   if (columns && !is_depthwise) zero_padding_columns(p.tile, p.shape.taps, block, count, tile.columns);
+  if constexpr (!std::is_same_v<T, S>)
+    if (columns) pair_columns(p, block, tile);
 }
 
-template <typename T, int Rank>
-void add_input_gradient_of(const Params<T>& p, const BackwardTile& of, int64_t begin, int64_t end) {
+template <typename T, typename S, int Rank>
+void add_input_gradient_of(const Params<T, S>& p, const BackwardTile& of, int64_t begin, int64_t end) {
   Arena arena{of.memory};
   const ChannelBlock& block = p.blocks.data[of.block];
-  sample_backward<T, Rank, true, false, false>(
-      p, block, TileMemory<T, Rank>(arena, p).rows_from(p, 0, of.rows), {block.count, begin, end});
+  sample_backward<T, S, Rank, true, false, false>(
+      p, block, TileMemory<T, S, Rank>(arena, p).rows_from(p, 0, of.rows), {block.count, begin, end});
 }
 
 // Adds the output's gradient, [output][row], times the columns.
-template <typename T, int Rank>
-void add_weight_gradient_of(const Params<T>& p, const BackwardTile& of, const WeightPart& part) {
+template <typename T, typename S, int Rank>
+void add_weight_gradient_of(const Params<T, S>& p, const BackwardTile& of, const WeightPart& part) {
   Arena arena{of.memory};
-  const TileMemory<T, Rank> tile(arena, p);
+  const TileMemory<T, S, Rank> tile(arena, p);
   const ChannelBlock& block = p.blocks.data[of.block];
   T* const to = p.grad_weight + block.weight_at;
-  if (p.shape.is_depthwise()) {
-    DepthwiseTile depthwise = depthwise_tile<T>(p, block, of.rows);
-    depthwise.channels = {block.count, part.output_begin, part.output_end};
-    return depthwise_weight_gradient(depthwise, tile.gradient, tile.columns, to);
-  }
+  if constexpr (std::is_same_v<T, S>)
+    if (p.shape.is_depthwise()) {
+      DepthwiseTile depthwise = depthwise_tile(p, block, of.rows);
+      depthwise.channels = {block.count, part.output_begin, part.output_end};
+      return depthwise_weight_gradient(depthwise, tile.gradient, tile.columns, to);
+    }
+  const int64_t rows = round_up(of.rows, kPair<T, S>);
   for (int64_t panel = part.panel_begin; panel < part.panel_end; ++panel) {
-    const T* const from =
+    const S* const from =
         tile.gradient + (first_output_of<T>(block, panel) + part.output_begin) * p.tile.rows;
-    gemm<T, T>({from, p.tile.rows, 1, of.rows, 0}, part.output_end - part.output_begin,
-               tile.columns + panel * panel_stride<T>(p.tile), of.rows, 1,
+    gemm<T, S>({from, p.tile.rows, 1, rows, 0}, part.output_end - part.output_begin,
+               tile.columns + panel * panel_stride<S>(p.tile), rows, 1,
                to + (panel * block.panel_outputs + part.output_begin) * kNR<T>, kNR<T>, 0, true);
   }
 }
 
-template <typename T>
-int64_t tile_bytes(const Params<T>& p) {
-  return dispatch_rank(p.shape.rank, [&](auto rank) { return bytes_of<TileMemory<T, rank()>>(p); });
+template <typename T, typename S>
+int64_t tile_bytes(const Params<T, S>& p) {
+  return dispatch_rank(p.shape.rank, [&](auto rank) { return bytes_of<TileMemory<T, S, rank()>>(p); });
 }
 
-template <typename T>
-void run(const Params<T>& p, const BackwardTile& tile, int64_t begin, int64_t end) {
-  dispatch_rank(p.shape.rank, [&](auto rank) { run_of<T, rank()>(p, tile, begin, end); });
+template <typename T, typename S>
+void run(const Params<T, S>& p, const BackwardTile& tile, int64_t begin, int64_t end) {
+  dispatch_rank(p.shape.rank, [&](auto rank) { run_of<T, S, rank()>(p, tile, begin, end); });
 }
 
-template <typename T>
-void add_input_gradient(const Params<T>& p, const BackwardTile& tile, int64_t begin, int64_t end) {
-  dispatch_rank(p.shape.rank, [&](auto rank) { add_input_gradient_of<T, rank()>(p, tile, begin, end); });
+template <typename T, typename S>
+void add_input_gradient(const Params<T, S>& p, const BackwardTile& tile, int64_t begin, int64_t end) {
+  dispatch_rank(p.shape.rank, [&](auto rank) { add_input_gradient_of<T, S, rank()>(p, tile, begin, end); });
 }
 
-template <typename T>
-void add_weight_gradient(const Params<T>& p, const BackwardTile& tile, const WeightPart& part) {
-  dispatch_rank(p.shape.rank, [&](auto rank) { add_weight_gradient_of<T, rank()>(p, tile, part); });
+template <typename T, typename S>
+void add_weight_gradient(const Params<T, S>& p, const BackwardTile& tile, const WeightPart& part) {
+  dispatch_rank(p.shape.rank, [&](auto rank) { add_weight_gradient_of<T, S, rank()>(p, tile, part); });
 }
 
-template <typename T>
-constexpr DeformConvBackward<T> kernels_of{
-    tile_bytes<T>,         pack_backward<T>,       run<T>,
-    add_input_gradient<T>, add_weight_gradient<T>, unpack_weight_gradient<T>,
-    sum_offset_mask<T>};
+template <typename T, typename S = T>
+constexpr DeformConvBackward<T, S> kernels_of{
+    tile_bytes<T, S>,         pack_backward<T, S>,       run<T, S>,
+    add_input_gradient<T, S>, add_weight_gradient<T, S>, unpack_weight_gradient<T>,
+    sum_offset_mask<T, S>};
 
 }  // namespace
 
-const KernelTable<DeformConvBackward>& deform_conv_backward_kernels() {
-  static constexpr KernelTable<DeformConvBackward> kernels{kernels_of<float>, kernels_of<double>};
+const DeformConvBackwardKernels& deform_conv_backward_kernels() {
+  static constexpr DeformConvBackwardKernels kernels{{kernels_of<float>, kernels_of<double>},
+#if defined(DCNZOO_MULTIPLIES_BFLOAT16)
+                                                     kernels_of<float, BFloat16Bits>
+#else
+                                                     {}
+#endif
+  };
   return kernels;
 }
 

@@ -97,10 +97,10 @@ struct DeformConvForwardParams : DeformConvParams<T, S> {
       output_parts;  // a tile is computed once for each part of the outputs; 1 if there are several groups
 };
 
-template <typename T>
-struct DeformConvBackwardParams : DeformConvParams<T> {
-  const T* weight;  // packed
-  OutputMaps<const T> grad_output;
+template <typename T, typename S = T>
+struct DeformConvBackwardParams : DeformConvParams<T, S> {
+  const S* weight;  // packed
+  OutputMaps<const S> grad_output;
   T* grad_input;   // like input, accumulated, or null
   T* grad_weight;  // like weight, accumulated, or null
   OffsetMask<T> grad_offset_mask;
@@ -135,34 +135,40 @@ struct DeformConvForward {
                     int64_t columns);
 };
 
-template <typename T>
+template <typename T, typename S = T>
 struct DeformConvBackward {
-  int64_t (*tile_bytes)(const DeformConvBackwardParams<T>&);
-  void (*pack)(const DeformConvShapes&, const ChannelBlock&, const Piece&, const WeightOf<const T>&,
-               T* packed);
+  int64_t (*tile_bytes)(const DeformConvBackwardParams<T, S>&);
+  void (*pack)(const DeformConvShapes&, const ChannelBlock&, const Piece&, const WeightOf<const S>&,
+               S* packed);
   // Computes, for rows [begin, end) of a tile, the gradients of offset and mask, and of the input if not input_later.
   // The tile's memory then has what the next two functions need.
-  void (*run)(const DeformConvBackwardParams<T>&, const BackwardTile&, int64_t begin, int64_t end);
+  void (*run)(const DeformConvBackwardParams<T, S>&, const BackwardTile&, int64_t begin, int64_t end);
   // The tile's part of the input's gradient, for a range of channels.
-  void (*add_input_gradient)(const DeformConvBackwardParams<T>&, const BackwardTile&, int64_t begin,
+  void (*add_input_gradient)(const DeformConvBackwardParams<T, S>&, const BackwardTile&, int64_t begin,
                              int64_t end);
-  void (*add_weight_gradient)(const DeformConvBackwardParams<T>&, const BackwardTile&, const WeightPart&);
+  void (*add_weight_gradient)(const DeformConvBackwardParams<T, S>&, const BackwardTile&, const WeightPart&);
   void (*unpack_weight_gradient)(const DeformConvShapes&, const ChannelBlock&, const Piece&, const T* packed,
                                  const WeightOf<T>& grad_weight, bool accumulate);
   // Sums channel `index` of an image's grad_offset_mask_of_blocks over the blocks that share points.
-  void (*sum_offset_mask)(const DeformConvBackwardParams<T>&, int64_t image, int64_t index);
+  void (*sum_offset_mask)(const DeformConvBackwardParams<T, S>&, int64_t image, int64_t index);
 };
 
 using BFloat16Bits = uint16_t;
 
 template <typename T>
 using DeformConvSameTypeForward = DeformConvForward<T, T>;
+template <typename T>
+using DeformConvSameTypeBackward = DeformConvBackward<T, T>;
 
 struct DeformConvForwardKernels : KernelTable<DeformConvSameTypeForward> {
   DeformConvForward<float, BFloat16Bits> bfloat16;  // null if the CPU cannot multiply bfloat16
 };
 
+struct DeformConvBackwardKernels : KernelTable<DeformConvSameTypeBackward> {
+  DeformConvBackward<float, BFloat16Bits> bfloat16;  // the same; not for depthwise convolutions
+};
+
 DCNZOO_DECLARE_KERNELS(DeformConvForwardKernels, deform_conv_forward_kernels)
-DCNZOO_DECLARE_KERNELS(KernelTable<DeformConvBackward>, deform_conv_backward_kernels)
+DCNZOO_DECLARE_KERNELS(DeformConvBackwardKernels, deform_conv_backward_kernels)
 
 }  // namespace dcnzoo

@@ -56,8 +56,9 @@ void pack_forward(const DeformConvShapes& s, const ChannelBlock& block, const Pi
 
 // Calls run(place, packed, count) for runs of weights in a piece of a block, which is some rows of every panel. A run
 // starts at `place` in weight, where its elements are channel_stride apart. It starts at `packed` in the backward's
-// panels of columns (tap · channel of the block), each [panel_outputs][kNR], where its elements are contiguous.
-template <typename T, typename Weight, typename Run>
+// panels of columns (tap · channel of the block), each [panel_outputs][kNR] or, if Pair is 2, [panel_outputs / 2][kNR][2],
+// where its elements are Pair apart.
+template <typename T, int Pair, typename Weight, typename Run>
 void each_backward_run(const DeformConvShapes& s, const ChannelBlock& block, const Piece& piece,
                        const Weight& weight, Run run) {
   if (s.is_depthwise()) {
@@ -68,7 +69,9 @@ void each_backward_run(const DeformConvShapes& s, const ChannelBlock& block, con
   }
   const int64_t outputs = s.out_channels / s.groups, group_channels = s.channels / s.groups;
   const int64_t inner = block.first - block.group * group_channels, channels = block.count / block.groups;
-  const int64_t rows = block.panel_outputs, begin = piece.begin_of(rows), end = piece.end_of(rows);
+  const int64_t rows = block.panel_outputs, pairs = ceil_div(rows, Pair);
+  const int64_t begin = piece.begin_of(pairs) * Pair, last = piece.end_of(pairs) * Pair;
+  const int64_t end = last < rows ? last : rows;
   for (int64_t i = 0; i < block.outputs / rows * (end - begin); ++i) {
     const int64_t row = begin + i % (end - begin), o = i / (end - begin) * rows + row, group = o / outputs;
     const int64_t from =
@@ -76,26 +79,29 @@ void each_backward_run(const DeformConvShapes& s, const ChannelBlock& block, con
     for (int64_t tap = 0; tap < s.taps; ++tap)
       for (int64_t c = 0, count; c < channels; c += count) {
         const int64_t column = tap * block.count + group * channels + c, lane = column % kNR<T>;
+        const int64_t packed_row = column / kNR<T> * pairs * Pair + row / Pair * Pair;
         count = channels - c < kNR<T> - lane ? channels - c : kNR<T> - lane;
         run(from + c * weight.channel_stride + tap * weight.tap_stride,
-            block.weight_at + (column / kNR<T> * rows + row) * kNR<T> + lane, count);
+            block.weight_at + packed_row * kNR<T> + lane * Pair + row % Pair, count);
       }
   }
 }
 
-template <typename T>
+template <typename T, typename S>
 void pack_backward(const DeformConvShapes& s, const ChannelBlock& block, const Piece& piece,
-                   const WeightOf<const T>& weight, T* packed) {
-  const int64_t outputs = block.panel_outputs, begin = piece.begin_of(outputs), end = piece.end_of(outputs);
+                   const WeightOf<const S>& weight, S* packed) {
+  constexpr int pair = sizeof(T) / sizeof(S);
+  const int64_t pairs = ceil_div(block.panel_outputs, pair);
+  const int64_t begin = piece.begin_of(pairs) * pair, end = piece.end_of(pairs) * pair;
   for (int64_t panel = 0; !s.is_depthwise() && panel < block.depth / kNR<T>; ++panel)
-    std::memset(packed + block.weight_at + (panel * outputs + begin) * kNR<T>, 0,
-                (end - begin) * kNR<T> * sizeof(T));
+    std::memset(packed + block.weight_at + (panel * pairs * pair + begin) * kNR<T>, 0,
+                (end - begin) * kNR<T> * sizeof(S));
   const int64_t apart = weight.channel_stride;
-  each_backward_run<T>(s, block, piece, weight, [=](int64_t from, int64_t to, int64_t count) {
-    if (apart == 1) {
-      std::memcpy(packed + to, weight.data + from, count * sizeof(T));
+  each_backward_run<T, pair>(s, block, piece, weight, [=](int64_t from, int64_t to, int64_t count) {
+    if (apart == 1 && pair == 1) {
+      std::memcpy(packed + to, weight.data + from, count * sizeof(S));
     } else {
-      for (int64_t i = 0; i < count; ++i) packed[to + i] = weight.data[from + i * apart];
+      for (int64_t i = 0; i < count; ++i) packed[to + i * pair] = weight.data[from + i * apart];
     }
   });
 }
@@ -104,7 +110,7 @@ template <typename T>
 void unpack_weight_gradient(const DeformConvShapes& s, const ChannelBlock& block, const Piece& piece,
                             const T* packed, const WeightOf<T>& grad_weight, bool accumulate) {
   const int64_t apart = grad_weight.channel_stride;
-  each_backward_run<T>(s, block, piece, grad_weight, [=](int64_t to, int64_t from, int64_t count) {
+  each_backward_run<T, 1>(s, block, piece, grad_weight, [=](int64_t to, int64_t from, int64_t count) {
     for (int64_t i = 0; i < count; ++i) {
       T* const value = grad_weight.data + to + i * apart;
       *value = accumulate ? *value + packed[from + i] : packed[from + i];
