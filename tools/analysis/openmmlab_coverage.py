@@ -53,12 +53,12 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope
 from mmengine.structures import PixelData
 from torch import Tensor, nn
-from transformers.models.bart.tokenization_bart import bytes_to_unicode
-from trial import ROOT, expect, finite, images, prepare, read
+from trial import ROOT, expect, finite, forget_weights, images, prepare, read
 
 from dcnzoo.openmmlab.packages import mim_folder
 from dcnzoo.utils.files import write_text
 
+FILES = ROOT / "work_dirs" / "openmmlab_files"  # generated
 Batches = Callable[[nn.Module, Config], tuple[dict | None, dict | None]]
 
 
@@ -147,6 +147,17 @@ def through(pipeline: list, samples: list[dict], collate: str = "pseudo_collate"
 
 
 # mmpose
+
+
+def pose_adapt(cfg: Config) -> None:
+    """Forget the weights of a teacher and of its student, whose configs are files."""
+    for role in {"teacher_cfg", "student_cfg"} & set(cfg.model):
+        file = FILES / f"{role}.py"
+        own = Config.fromfile(cfg.model[role])
+        forget_weights(own.model)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        own.dump(file)
+        cfg.model[role] = str(file)
 
 
 def pose_batches(model: nn.Module, cfg: Config) -> tuple[dict, dict | None]:
@@ -242,7 +253,6 @@ def pose_sample(dataset: Config, index: int) -> dict:
 # mmpretrain
 
 
-FILES = ROOT / "work_dirs" / "openmmlab_files"  # generated
 # In the place of a tokenizer's vocabulary: words are split into letters
 LETTERS = [chr(i) for i in range(ord("!"), ord("~") + 1)]
 WORD_PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS, *(f"##{c}" for c in LETTERS)]
@@ -262,7 +272,7 @@ def pretrain_adapt(cfg: Config) -> str | None:
         model.prototype.update(num_workers=0, persistent_workers=False)
     if model.type == "ChineseCLIP":
         model.text_prototype = ["猫", "狗"]
-        note = "with two classes, as each class needs 80 runs of the text model"
+        note = "with two classes, and an initial projection of the text: the package does not initialise it"
     if "tokenizer" in model:
         tokenizer = model.tokenizer
         key = "vocab_file" if "vocab_file" in tokenizer else "name_or_path"
@@ -272,6 +282,8 @@ def pretrain_adapt(cfg: Config) -> str | None:
 
 def write_tokenizer() -> Path:
     """Write the files of tokenizers with one token per letter (BERT's) or per byte (BART's)."""
+    from transformers.models.bart.tokenization_bart import bytes_to_unicode
+
     folder = FILES / "tokenizer"
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "vocab.txt", "\n".join(WORD_PIECES))
@@ -296,6 +308,8 @@ def write_gallery() -> Path:
 
 def pretrain_batches(model: nn.Module, cfg: Config) -> tuple[dict | None, dict | None]:
     """Return None for missing data: self-supervised models lack test data, some others training data."""
+    if cfg.model.type == "ChineseCLIP":
+        nn.init.normal_(model.text_projection)
     batches = []
     tested = 2 if is_lenet(cfg) else 1  # LeNet5 drops the batch dimension of a single image
     for loader, number in ((cfg.get("test_dataloader"), tested), (cfg.get("train_dataloader"), 2)):
@@ -330,8 +344,12 @@ def is_lenet(cfg: Config) -> bool:
 # mmocr
 
 
-def ocr_adapt(cfg: Config) -> None:
+def ocr_adapt(cfg: Config) -> str | None:
     """Limit the sizes in the pipelines to 320 pixels, instead of 1333."""
+    untrained = {
+        "DRRG": "prediction on 64 pixels: before training, it finds text everywhere and joins all pixels",
+        "TextSnake": "prediction with radii of 10 pixels: before training, they are 0, and it does not end",
+    }
 
     def shrink(node: object, size: int) -> object:
         if isinstance(node, dict):
@@ -341,14 +359,14 @@ def ocr_adapt(cfg: Config) -> None:
             return type(node)(shrink(value, size) for value in node)
         return min(node, size) if isinstance(node, int) and not isinstance(node, bool) else node
 
-    # before training, DRRG finds text everywhere; it builds a graph of all pixels
     shrink(dataset_of(cfg.test_dataloader).pipeline, 64 if cfg.model.type == "DRRG" else 320)
     shrink(dataset_of(cfg.train_dataloader).pipeline, 320)
+    return untrained.get(cfg.model.type)
 
 
 def ocr_batches(model: nn.Module, cfg: Config) -> tuple[dict, dict]:
     train, test = dataset_of(cfg.train_dataloader), dataset_of(cfg.test_dataloader)
-    if cfg.model.type == "TextSnake":  # it walks in steps of 3% of the radius, which is 0 before training
+    if cfg.model.type == "TextSnake":  # it walks in steps of 3% of the radius
         nn.init.constant_(model.det_head.out_conv.bias[4], 10.0)
     return tuple(
         through(dataset.pipeline, [ocr_sample(dataset.pipeline, i) for i in range(number)])
@@ -414,6 +432,7 @@ def rotate_batches(model: nn.Module, cfg: Config) -> tuple[dict, dict]:
 RESTORATION = ("basicvsr", "basicvsr_pp", "cain", "deblurganv2", "edsr", "edvr", "esrgan", "flavr", "iconvsr")
 RESTORATION += ("nafnet", "rdn", "real_basicvsr", "real_esrgan", "restormer", "srcnn", "srgan_resnet")
 RESTORATION += ("swinir", "tdan", "tof")
+MAX_FRAMES = 7
 
 
 def edit_adapt(cfg: Config) -> None:
@@ -430,21 +449,23 @@ def edit_batches(model: nn.Module, cfg: Config) -> tuple[dict, dict | None]:
     size = 64 if video else 128 // cfg.get("scale", 1)  # the discriminators of SRGAN are for 128 pixels
     named = dataset.get("load_frames_list", {}).get("img", [])  # for the interpolation of frames
     generator = cfg.model.generator
-    frames = len(named) or dataset.get("num_input_frames") or generator.get("num_input_frames", 5)
-    frames = min(frames, 7)
+    frames = len(named) or min(
+        dataset.get("num_input_frames") or generator.get("num_input_frames", 5), MAX_FRAMES
+    )
     shape = (frames, 3, size, size) if video else (3, size, size)
+
+    model.eval()
+    with torch.no_grad():
+        output = model.generator(torch.rand(1, *shape))
+    output = output[0] if isinstance(output, tuple) else output
 
     def batch(number: int) -> dict:
         inputs = [torch.randint(0, 256, shape, dtype=torch.uint8) for _ in range(number)]
-        with torch.no_grad():
-            output = model.generator(torch.stack(inputs) / 255)
-        output = output[0] if isinstance(output, tuple) else output
-        targets = torch.randint(0, 256, output.shape, dtype=torch.uint8)
+        targets = torch.randint(0, 256, (number, *output.shape[1:]), dtype=torch.uint8)
         names = ("gt_img", "gt_unsharp")  # the second one is Real-ESRGAN's
         samples = [DataSample(**{name: target.clone() for name in names}) for target in targets]
         return dict(inputs=inputs, data_samples=samples)
 
-    model.eval()
     return batch(1), batch(2) if dataset else None
 
 
@@ -462,13 +483,13 @@ PACKAGES = {
     "mmpose": Package(
         "mmpose",
         pose_batches,
+        pose_adapt,
         depth=2,
         representatives={
             "body_2d_keypoint/topdown_heatmap": "coco/td-hm_res50_8xb64-210e_coco-256x192.py",
         },
         reasons={
             "body_2d_keypoint/edpose": "upstream: the config imports mmpose.configs, which the wheel lacks",
-            "wholebody_2d_keypoint/dwpose": "needs the checkpoint of a teacher, which is trained first",
         },
     ),
     "mmpretrain": Package(
@@ -483,6 +504,7 @@ PACKAGES = {
             "replknet": "replknet-31L_32xb64_in1k-384px.py",  # those of 31B do not inherit their base
         },
         reasons={
+            "ofa": "upstream: does not predict with transformers 4.45",
             "blip2": "upstream: the config has an argument that its class lacks",
             "milan": "needs weights, which it downloads",
             **dict.fromkeys(("llava", "minigpt4"), "needs a language model, which it downloads"),
@@ -499,7 +521,10 @@ PACKAGES = {
     "mmrotate": Package(
         "mmrotate",
         rotate_batches,
-        reasons={"convnext": "upstream: needs mmcls, the former name of mmpretrain"},
+        reasons={
+            "convnext": "upstream: needs mmcls, the former name of mmpretrain",
+            "sasm_reppoints": "upstream: its loss calls `.cuda()`, so it trains only on a GPU",
+        },
     ),
     "mmagic": Package(
         "mmagic",
@@ -607,12 +632,19 @@ other packages](openmmlab.md).
 | package | families | tested | ok |
 |---|---|---|---|
 {counts}
-The architecture is complete, without pretrained weights, and runs on the CPU with small random data.
-BEiT and MAE have relative positions for an image of 128 pixels. Families without training data or test data
-in their config are tested without a training step or a prediction. Of mmagic, the families that restore
-images and videos are tested, without perceptual loss, and none that generates images. If a family does not
-work, its result gives the reason; *upstream* means that the package or one of its dependencies is the cause.
-mmdet3d and sparse convolution are out of scope.
+The architecture is complete, without pretrained weights, and runs on the CPU with small random data. A
+result states what was changed or left out for its family. For several families:
+
+- Families without training data or test data in their config are tested without a training step or a
+  prediction.
+- Generated files replace the vocabularies and lists of images that a config downloads or reads.
+- BEiT and MAE of mmsegmentation have relative positions for an image of 128 pixels. Videos have at most
+  7 frames.
+- Of mmagic, the families that restore images and videos are tested, without perceptual loss, and none that
+  generates images.
+
+If a family does not work, its result gives the reason; *upstream* means that the package or one of its
+dependencies is the cause. mmdet3d and sparse convolution are out of scope.
 
 `make coverage-openmmlab` tests all families again and writes this page.
 
