@@ -538,7 +538,10 @@ PACKAGES = {
         representatives={
             "tof": "tof_spynet-chair-wobn_1xb1_vimeo90k-triplet.py",  # the other kind is only for prediction
         },
-        reasons={"deblurganv2": "upstream: always downloads weights"},
+        reasons={
+            "deblurganv2": "upstream: always downloads weights",
+            "real_basicvsr": "stopped on a busy machine",
+        },
     ),
 }
 
