@@ -209,6 +209,13 @@ TABLE = (
         needed=partial(installed, "mmrotate"),
     ),
     fix(
+        other_packages.text_center_lines,
+        target="TextSnakeModuleLoss._resample_line of mmocr",
+        reason="with numpy 2, TextSnake and DRRG do not train (argument 'color' is not numeric)",
+        versions="mmocr 1.0.1",
+        needed=partial(installed, "mmocr"),
+    ),
+    fix(
         other_packages.xtcocotools_mask,
         target="xtcocotools._mask",
         reason="mmpose imports xtcocotools, whose wheel requires numpy 1 (numpy.dtype size changed)",

@@ -1,4 +1,4 @@
-"""Patches for the import of OpenMMLab's other packages. A patch takes effect when its package is imported."""
+"""Patches for OpenMMLab's other packages. A patch takes effect when its package is imported."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from types import ModuleType
 
 import numpy as np
 
-from dcnzoo.compat.after_import import watch
+from dcnzoo.compat.after_import import call, watch
 from dcnzoo.compat.patches import Changes
 
 
@@ -71,3 +72,15 @@ def numpy_1_names(changes: Changes) -> None:
 
     for package in ("imgaug", "mmagic", "mmocr"):
         changes.callback(watch(package, around=add_names))
+
+
+def text_center_lines(changes: Changes) -> None:
+    """Compute center lines of text in float64, as with numpy 1: OpenCV rejects colors in NumPy's float32."""
+
+    def resample(original: Callable, loss: object, line: np.ndarray, n: int) -> np.ndarray:
+        return original(loss, line.astype(np.float64), n)
+
+    def change(module: ModuleType) -> None:
+        changes.wrap(module.TextSnakeModuleLoss, "_resample_line", resample)
+
+    changes.callback(call("mmocr.models.textdet.module_losses.textsnake_module_loss", change))
