@@ -173,7 +173,7 @@ def try_all(
         for family, name in chosen:
             progress.update(task, note=family)
             result = before.get(name)
-            if result != "ok":
+            if result is None or not is_ok(result):
                 new = stored().get(name)
                 if args.stored:
                     new = new or UNTRIED

@@ -98,10 +98,8 @@ def deployable(detector: nn.Module, skip_postprocess: bool = False) -> nn.Module
 
 def unsupported(got: str, instead: str = "dcnzoo.export.export_onnx exports any module") -> ValueError:
     kinds = "one-stage detectors that predict as BaseDenseHead, YOLOv3, YOLOX, CornerNet, Faster, Mask and "
-    kinds += "Cascade R-CNN, PointRend, the DETRs"
-    return ValueError(
-        f"detector: expected one of {kinds}, or parts among {', '.join(sorted(TESTED))}; got {got}; {instead}"
-    )
+    kinds += f"Cascade R-CNN, PointRend, DETRs, and detectors of the parts {', '.join(sorted(TESTED))}"
+    return ValueError(f"detector: expected a supported kind, got {got}; supported: {kinds}; {instead}")
 
 
 def export_detector(
