@@ -18,6 +18,7 @@ from dcnzoo.export.postprocess import ABSENT, keep_boxes, paste_masks, roi_align
 from dcnzoo.export.runtime import Session
 from dcnzoo.openmmlab.export.deployed import without_border
 from dcnzoo.openmmlab.export.detectors import clip, decode, deployable, export_detector, suppress
+from dcnzoo.openmmlab.export.inputs import predicting_part
 from dcnzoo.openmmlab.export.verify import compare, predict, raw_difference
 
 from .detectors import CONFIGS, ONE_SIZE, PADDING_MASKED, WITHOUT_RESNET, build, calibrate, size
@@ -150,14 +151,15 @@ def test_a_range_up_to_a_float(tmp_path):
     np.testing.assert_allclose(run(tmp_path / "model.onnx", x)[0], Scale()(x).numpy())
 
 
-def test_semi_supervised_detectors_export_their_predicting_part():
+def test_the_predicting_part_of_semi_supervised_detectors():
     parts = dict(teacher=build("RetinaNet"), student=build("FCOS"))
     for name in parts:
         semi = SemiBaseDetector.__new__(SemiBaseDetector)
         nn.Module.__init__(semi)
         semi.semi_test_cfg = dict(predict_on=name)
         semi.teacher, semi.student = parts.values()
-        assert deployable(semi).detector is parts[name]
+        assert predicting_part(semi) is parts[name]
+    assert predicting_part(parts[name]) is parts[name]
 
 
 def test_equal_scores_are_ranked_by_their_index():

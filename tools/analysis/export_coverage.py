@@ -48,6 +48,7 @@ from trial import expect, image_size, prepare, read
 
 from dcnzoo.export.runtime import Session
 from dcnzoo.openmmlab.export.detectors import deployable, export_detector
+from dcnzoo.openmmlab.export.inputs import predicting_part
 from dcnzoo.openmmlab.export.traced import Traced
 from dcnzoo.openmmlab.export.verify import compare, predict
 
@@ -175,7 +176,7 @@ def try_out(cfg: Config, backends: tuple[str, ...]) -> str:
     if settings.get("score_thr", 0) > 0.005:  # random classifiers are less certain than trained ones
         settings.score_thr = 0.005
     with tempfile.TemporaryDirectory() as folder, DefaultScope.overwrite_default_scope("mmdet"):
-        detector = prepare(cfg)
+        detector = predicting_part(prepare(cfg))
         detector.eval()  # that of LD returns None
         expect(isinstance(detector, BaseDetector), f"expected a detector, got {type(detector).__name__}")
         # refuses what is not supported, before the expensive steps

@@ -22,7 +22,6 @@ from mmdet.models.detectors import (
     DINO,
     ConditionalDETR,
     DeformableDETR,
-    SemiBaseDetector,
     SingleStageDetector,
     TwoStageDetector,
     TwoStagePanopticSegmentor,
@@ -73,8 +72,6 @@ def deployable(detector: nn.Module, skip_postprocess: bool = False) -> nn.Module
         return DeformableDetr(detector).eval()
     if type(detector) is DDQDETR:
         return Ddq(detector).eval()
-    if isinstance(detector, SemiBaseDetector):
-        return deployable(getattr(detector, detector.semi_test_cfg.get("predict_on", "teacher")))
     if isinstance(detector, TwoStagePanopticSegmentor):
         raise unsupported(f"{name}, whose results are panoptic")
     if isinstance(detector, TwoStageDetector):
