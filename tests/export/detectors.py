@@ -30,9 +30,9 @@ CONFIGS = {
     "Conditional DETR": "conditional_detr/conditional-detr_r50_8xb2-50e_coco.py",
     "DAB-DETR": "dab_detr/dab-detr_r50_8xb2-50e_coco.py",
     "DINO": "dino/dino-4scale_r50_8xb2-12e_coco.py",
-    "DDQ": "ddq/ddq-detr-4scale_r50_8xb2-12e_coco.py",
 }
 ONE_SIZE = {
+    "DDQ": "ddq/ddq-detr-4scale_r50_8xb2-12e_coco.py",
     "GFL": "gfl/gfl_r50_fpn_1x_coco.py",
     "RepPoints": "reppoints/reppoints-moment_r50_fpn_1x_coco.py",
     "Double-Head": "double_heads/dh-faster-rcnn_r50_fpn_1x_coco.py",

@@ -49,7 +49,6 @@ from trial import expect, image_size, prepare, read
 from dcnzoo.export.runtime import Session
 from dcnzoo.openmmlab.export.detectors import deployable, export_detector
 from dcnzoo.openmmlab.export.inputs import predicting_part
-from dcnzoo.openmmlab.export.traced import Traced
 from dcnzoo.openmmlab.export.verify import compare, predict
 
 SECONDS, MEMORY = 900, 16 << 30  # limits of a trial: seconds, bytes
@@ -180,7 +179,7 @@ def try_out(cfg: Config, backends: tuple[str, ...]) -> str:
         detector.eval()  # that of LD returns None
         expect(isinstance(detector, BaseDetector), f"expected a detector, got {type(detector).__name__}")
         # refuses what is not supported, before the expensive steps
-        one_size = isinstance(deployable(detector), Traced)
+        one_size = deployable(detector).one_size
         images, expected = stable_images(detector, size)
         path = Path(folder) / "model.onnx"
         try:

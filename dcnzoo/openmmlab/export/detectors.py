@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -52,7 +53,7 @@ from dcnzoo.openmmlab.export.wrapper import (
 )
 
 
-def deployable(detector: nn.Module, skip_postprocess: bool = False) -> nn.Module:
+def deployable(detector: nn.Module, skip_postprocess: bool = False) -> ExportWrapper:
     """Wrap a detector for export, in ``eval`` mode.
 
     Args:
@@ -122,7 +123,7 @@ def export_detector(
         ValueError: see :func:`deployable` and :func:`dcnzoo.export.export_onnx`.
     """
     model = deployable(detector, skip_postprocess)
-    if dynamic and isinstance(model, Traced):
+    if dynamic and model.one_size:
         name = type(detector).__name__
         raise ValueError(f"dynamic: expected False for {name}, whose export supports one size only, got True")
     if dynamic and len(images) == 1:
@@ -602,20 +603,24 @@ class DeformableDetr(Detr):
 class Ddq(DeformableDetr):
     """DDQ DETR (Zhang et al. 2023): NMS selects distinct queries, before the decoder and in each layer."""
 
+    one_size = True  # MMDetection's decoder takes the batch size as a constant
+
     def __init__(self, detector: nn.Module) -> None:
         super().__init__(detector)
         check_nms(detector.dqs_cfg, type(detector).__name__)
 
-    def forward(self, images: Tensor, img_shape: Tensor) -> tuple[Tensor, Tensor]:
+    def transformed(self, features: tuple[Tensor, ...], images: Tensor, img_shape: Tensor) -> dict:
+        masks: list[Tensor] = []
         with Changes() as changes:
             changes.set(self.detector, "pre_decoder", self.first_queries)
-            changes.set(self.detector.decoder, "select_distinct_queries", self.select)
-            return super().forward(images, img_shape)
+            changes.set(self.detector.decoder, "select_distinct_queries", partial(self.select, masks))
+            hidden = super().transformed(features, images, img_shape)
+        return {**hidden, "mask": masks[-1]}
 
     def outputs(self, hidden: dict) -> tuple[Tensor, Tensor]:
+        mask = hidden.pop("mask")[:: self.heads, 0]
         scores, boxes = super().outputs(hidden)
-        distinct = self.detector.cache_dict["distinct_query_mask"][-1][:: self.heads, 0]
-        return torch.where(distinct[..., None], scores, -torch.inf), boxes
+        return torch.where(mask[..., None], -torch.inf, scores), boxes
 
     @property
     def heads(self) -> int:
@@ -624,7 +629,6 @@ class Ddq(DeformableDetr):
     def first_queries(self, memory: Tensor, mask: Tensor, sizes: Tensor) -> tuple[dict, dict]:
         """Replace ``DDQDETR.pre_decoder``."""
         detector, head, count = self.detector, self.detector.bbox_head, self.detector.num_queries
-        detector.cache_dict["dis_query_info"] = [0, count]
         encoded, logits = detector.gen_encoder_output_proposals(memory, mask, sizes)
         scores = head.cls_branches[detector.decoder.num_layers](encoded).max(-1)[0].sigmoid()
         boxes = head.reg_branches[detector.decoder.num_layers](encoded) + logits
@@ -633,8 +637,10 @@ class Ddq(DeformableDetr):
         places = torch.where(there[..., None], take(boxes, index), 0).sigmoid()
         return dict(query=query, memory=memory, reference_points=places, dn_mask=None), {}
 
-    def select(self, places: Tensor, query: Tensor, mask: Tensor, layer_index: int) -> Tensor:
-        """Replace ``DDQTransformerDecoder.select_distinct_queries``."""
+    def select(
+        self, masks: list[Tensor], places: Tensor, query: Tensor, mask: Tensor, layer_index: int
+    ) -> Tensor:
+        """Replace ``DDQTransformerDecoder.select_distinct_queries``; append the result to ``masks``."""
         scores = self.detector.cache_dict["cls_branches"][layer_index](query).sigmoid().max(-1).values
         scores = torch.where(mask[:: self.heads, 0], ABSENT, scores)
         count = query.shape[1]
@@ -642,7 +648,7 @@ class Ddq(DeformableDetr):
         kept = ((index[..., None] == torch.arange(count, device=index.device)) & there[..., None]).any(1)
         mask = ~(kept[:, :, None] | kept[:, None])
         mask = mask[:, None].expand(-1, self.heads, -1, -1).flatten(0, 1)
-        self.detector.cache_dict["distinct_query_mask"].append(~mask)
+        masks.append(mask)
         return mask
 
     def distinct(self, boxes: Tensor, scores: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,7 @@ from mmcv.ops import MultiScaleDeformableAttention, batched_nms
 from mmdet.models.dense_heads import RPNHead, RTMDetInsHead, SOLOHead, SOLOV2Head
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from mmdet.models.layers import MSDeformAttnPixelDecoder, multiclass_nms
+from mmdet.models.roi_heads import SCNetRoIHead
 from mmdet.models.roi_heads.bbox_heads import BBoxHead
 from mmdet.models.roi_heads.mask_heads import FCNMaskHead
 from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
@@ -43,6 +44,8 @@ from dcnzoo.openmmlab.export.wrapper import (
 
 class Traced(ExportWrapper):
     """Any detector whose ``predict`` consists of the functions in ``REPLACED`` and of traceable ones."""
+
+    one_size = True
 
     @staticmethod
     def supports(detector: nn.Module) -> bool:
@@ -235,6 +238,11 @@ def refine(
     return [InstanceData(bboxes=part) for part in boxes.chunk(len(batch_img_metas))]
 
 
+def add_context(self: SCNetRoIHead, roi_feats: Tensor, glbctx_feat: Tensor, rois: Tensor) -> Tensor:
+    """Replace ``SCNetRoIHead._fuse_glbctx``, which loops over the images that have RoIs."""
+    return roi_feats + glbctx_feat[rois[:, 0].long()]
+
+
 def paste(
     self: FCNMaskHead,
     mask_preds: Tensor,  # [K, classes, h, w]
@@ -381,6 +389,7 @@ METHODS = {
     (BaseDenseHead, "_bbox_post_process"): post_process,
     (RPNHead, "_bbox_post_process"): post_process,
     (BBoxHead, "refine_bboxes"): refine,
+    (SCNetRoIHead, "_fuse_glbctx"): add_context,
     (FCNMaskHead, "_predict_by_feat_single"): paste,
     (SingleRoIExtractor, "forward"): pool,
     (MultiScaleDeformableAttention, "forward"): attend,
