@@ -174,6 +174,8 @@ def try_out(cfg: Config, backends: tuple[str, ...]) -> str:
     settings = settings.get("rcnn", settings)
     if settings.get("score_thr", 0) > 0.005:  # random classifiers are less certain than trained ones
         settings.score_thr = 0.005
+    if cfg.model.type == "SOLO":  # the initial probability of its masks is 0.01
+        settings.mask_thr = 0.01
     with tempfile.TemporaryDirectory() as folder, DefaultScope.overwrite_default_scope("mmdet"):
         detector = predicting_part(prepare(cfg))
         detector.eval()  # that of LD returns None
