@@ -38,7 +38,7 @@ from family_trials import (
     versions,
 )
 from mmcv.cnn import ConvAWS2d
-from mmdet.models.detectors import BaseDetector
+from mmdet.models.detectors import SOLO, BaseDetector
 from mmdet_coverage import PACKAGES, families
 from mmengine.config import Config
 from mmengine.logging import MMLogger
@@ -174,14 +174,15 @@ def try_out(cfg: Config, backends: tuple[str, ...]) -> str:
     settings = settings.get("rcnn", settings)
     if settings.get("score_thr", 0) > 0.005:  # random classifiers are less certain than trained ones
         settings.score_thr = 0.005
-    if cfg.model.type == "SOLO":  # the initial probability of its masks is 0.01
-        settings.mask_thr = 0.01
     with tempfile.TemporaryDirectory() as folder, DefaultScope.overwrite_default_scope("mmdet"):
         detector = predicting_part(prepare(cfg))
         detector.eval()  # that of LD returns None
         expect(isinstance(detector, BaseDetector), f"expected a detector, got {type(detector).__name__}")
         # refuses what is not supported, before the expensive steps
         one_size = deployable(detector).one_size
+        if type(detector) is SOLO:  # the initial probability of its masks is 0.01
+            for layer in detector.mask_head.conv_mask_list:
+                nn.init.zeros_(layer.bias)
         images, expected = stable_images(detector, size)
         path = Path(folder) / "model.onnx"
         try:
