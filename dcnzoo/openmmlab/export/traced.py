@@ -407,6 +407,6 @@ TESTED = {
     *("MaskScoringRoIHead", "HybridTaskCascadeRoIHead", "EmbeddingRPNHead", "SparseRoIHead"),
     *("GFLHead", "LDHead", "TOODHead", "RepPointsHead", "FoveaHead", "SABLRetinaHead", "CenterNetHead"),
     *("RTMDetInsSepBNHead", "CondInstBboxHead", "CondInstMaskHead"),
-    *("Mask2FormerHead", "SOLOHead", "SOLOV2Head", "SCNetRoIHead", "TridentRoIHead", "GridRoIHead"),
+    *("Mask2FormerHead", "SOLOHead", "SOLOV2Head", "SCNetRoIHead", "GridRoIHead"),
     *("BoxInstBboxHead", "BoxInstMaskHead"),
 }
