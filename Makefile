@@ -152,8 +152,11 @@ coverage: dev $(OTHERS)/.installed  ## try a config of each of MMDetection's fam
 	$(RUN) $(COVERAGE) --results $(TRIED).json $(ARGS)
 	$(OTHERS)/bin/python $(COVERAGE) --after $(TRIED).json --results $(TRIED)_others.json --out docs/mmdet_coverage.md $(ARGS)
 
-coverage-export: dev  ## export a config of each of MMDetection's families: docs/export_coverage.md (about two hours)
-	$(RUN) tools/analysis/export_coverage.py --openvino --out docs/export_coverage.md $(ARGS)
+EXPORTS := tools/analysis/export_coverage.py --openvino
+EXPORTED := work_dirs/export_coverage
+coverage-export: dev $(OTHERS)/.installed  ## export a config of each of MMDetection's families: docs/export_coverage.md (about three hours)
+	$(RUN) $(EXPORTS) --results $(EXPORTED).json $(ARGS)
+	$(OTHERS)/bin/python $(EXPORTS) --after $(EXPORTED).json --results $(EXPORTED)_others.json --out docs/export_coverage.md $(ARGS)
 
 coverage-openmmlab: dev $(OPENMMLAB)/.installed  ## try a config of each family of OpenMMLab's other packages: docs/openmmlab_coverage.md
 	$(OPENMMLAB)/bin/python tools/analysis/openmmlab_coverage.py --out docs/openmmlab_coverage.md $(ARGS)

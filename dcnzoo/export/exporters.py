@@ -169,6 +169,7 @@ def export_onnx(
         # ONNX export
         program = torch.export.export(model, args, dynamic_shapes=dynamic_shapes, strict=False)
         _check_ranges(program)
+        _set_types_of_ranges(program)
         try:
             onnx_program = torch.onnx.export(
                 program,
@@ -212,6 +213,12 @@ def _check_ranges(program: torch.export.ExportedProgram) -> None:
                 "dynamic_shapes: expected an example in which no feature map has a height or width of 1, "
                 f"got a graph for sizes up to {sizes.upper} ({symbol}) only; use a larger example"
             )
+
+
+def _set_types_of_ranges(program: torch.export.ExportedProgram) -> None:
+    """Set ``dtype`` of each ``arange``: without it, torch's exporter gives ``arange(0, 8.0)`` two types."""
+    for node in program.graph.find_nodes(op="call_function", target=torch.ops.aten.arange.start):
+        node.update_kwarg("dtype", node.meta["val"].dtype)
 
 
 def save(model: Any, path: str | os.PathLike) -> None:

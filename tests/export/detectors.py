@@ -32,12 +32,16 @@ CONFIGS = {
     "DINO": "dino/dino-4scale_r50_8xb2-12e_coco.py",
 }
 ONE_SIZE = {
+    "DDQ": "ddq/ddq-detr-4scale_r50_8xb2-12e_coco.py",
     "GFL": "gfl/gfl_r50_fpn_1x_coco.py",
     "RepPoints": "reppoints/reppoints-moment_r50_fpn_1x_coco.py",
     "Double-Head": "double_heads/dh-faster-rcnn_r50_fpn_1x_coco.py",
     "Mask Scoring R-CNN": "ms_rcnn/ms-rcnn_r50_fpn_1x_coco.py",
+    "SOLO": "solo/solo_r50_fpn_1x_coco.py",
+    "SOLOv2": "solov2/solov2_r50_fpn_1x_coco.py",
 }
-PADDING_MASKED = ("DETR", "Deformable DETR", "Conditional DETR", "DAB-DETR", "DINO")
+DEFORMABLE = ("Deformable DETR", "DINO", "DDQ")
+PADDING_MASKED = ("DETR", "Conditional DETR", "DAB-DETR", *DEFORMABLE)
 
 WITHOUT_RESNET = ("CornerNet", "YOLOX")  # have no variant with dcn=True
 
@@ -89,8 +93,9 @@ def config(family: str, dcn: bool = False) -> dict:
         cfg.neck.update(level_strides=(2, 2, 1, 1), level_paddings=(1, 1, 0, 0), l2_norm_scale=None)
         cfg.bbox_head.in_channels = cfg.neck.out_channels
     elif family in PADDING_MASKED:
-        deformable = family in ("Deformable DETR", "DINO")
-        width = 256 if family in ("Conditional DETR", "DINO") else WIDTH  # their encodings have a fixed width
+        deformable = family in DEFORMABLE
+        fixed = family in ("Conditional DETR", "DINO", "DDQ")  # the width of their encodings
+        width = 256 if fixed else WIDTH
         cfg.backbone.out_indices = (0, 1, 2) if deformable else (2,)
         cfg.num_queries = 100
         cfg.neck.update(in_channels=widths if deformable else widths[2:], out_channels=width)
@@ -117,6 +122,12 @@ def config(family: str, dcn: bool = False) -> dict:
                 cfg.roi_head.mask_roi_extractor.featmap_strides = [4, 8][:levels]
             if family == "PointRend":
                 cfg.roi_head.point_head.fc_channels = WIDTH
+        elif family.startswith("SOLO"):
+            cfg.neck.num_outs = 5
+            cfg.mask_head.update(strides=[4, 8, 16, 32, 64], num_grids=[12, 10, 8, 6, 4])
+            cfg.mask_head.norm_cfg = dict(type="GN", num_groups=4)
+            if family == "SOLOv2":
+                cfg.mask_head.mask_feature_head.norm_cfg = cfg.mask_head.norm_cfg
         elif family == "FCOS":
             cfg.bbox_head.strides = [8, 16, 32]
         elif family == "RepPoints":
@@ -145,7 +156,7 @@ def build(family: str, dcn: bool = False, **test_cfg) -> nn.Module:
     settings = cfg.test_cfg.get("rcnn", cfg.test_cfg)
     settings.update(test_cfg)
     detector = MODELS.build(cfg).eval()
-    if family in ("Deformable DETR", "DINO"):
+    if family in DEFORMABLE:
         nn.init.normal_(detector.level_embed)  # uninitialised memory otherwise
     images = torch.randn(2, 3, *size(family))
     calibrate(detector, images)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 from mmcv.ops import batched_nms
+from mmdet.models.detectors import SemiBaseDetector
 from mmdet.models.roi_heads.mask_heads.fcn_mask_head import _do_paste_mask
-from mmdet.registry import MODELS
+from mmdet.registry import MODELS, TASK_UTILS
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import init_default_scope
 from torch import nn
@@ -16,7 +17,8 @@ from dcnzoo.export import export_onnx
 from dcnzoo.export.postprocess import ABSENT, keep_boxes, paste_masks, roi_align_pyramid
 from dcnzoo.export.runtime import Session
 from dcnzoo.openmmlab.export.deployed import without_border
-from dcnzoo.openmmlab.export.detectors import deployable, export_detector, suppress
+from dcnzoo.openmmlab.export.detectors import clip, decode, deployable, export_detector, suppress
+from dcnzoo.openmmlab.export.inputs import predicting_part
 from dcnzoo.openmmlab.export.verify import compare, predict, raw_difference
 
 from .detectors import CONFIGS, ONE_SIZE, PADDING_MASKED, WITHOUT_RESNET, build, calibrate, size
@@ -98,18 +100,19 @@ def test_onnxruntime(family, dcn, dynamic, tmp_path):
 
 
 @pytest.mark.parametrize("family", ONE_SIZE)
-def test_the_traced_prediction(family):
+def test_the_prediction_for_one_size(family):
     detector = build(family)
     model = deployable(detector)
     images = torch.randn(2, 3, *size(family))
-    agreement = compare(named(model, images), predict(detector, images))
+    shapes = [torch.tensor([size(family)] * 2)] if "img_shape" in model.input_names else []
+    agreement = compare(named(model, images, *shapes), predict(detector, images))
     assert agreement.found >= 100 and agreement.holds
 
 
 @pytest.mark.parametrize(
     "family", [pytest.param(family, marks=slow_if(family != "Double-Head")) for family in ONE_SIZE]
 )
-def test_the_traced_prediction_in_onnxruntime(family, tmp_path):
+def test_one_size_in_onnxruntime(family, tmp_path):
     detector = build(family)
     path = tmp_path / "model.onnx"
     export_detector(detector, torch.randn(1, 3, *size(family)), path)
@@ -118,6 +121,46 @@ def test_the_traced_prediction_in_onnxruntime(family, tmp_path):
     assert agreement.found >= 50 and agreement.holds
     with pytest.raises(ValueError, match=r"dynamic: .*True"):
         export_detector(detector, images, path, dynamic=True)
+
+
+def test_boxes_of_mmdetection_1():
+    """Its coder clips boxes to the centre of the last pixel."""
+    coder = TASK_UTILS.build(dict(type="LegacyDeltaXYWHBBoxCoder", target_stds=[0.1, 0.1, 0.2, 0.2]))
+    priors, deltas = candidates(50)[0][0], torch.randn(50, 4)
+    expected = coder.decode(priors, deltas, max_shape=(50, 60))
+    assert (expected[:, 2] == 59).any() and (expected[:, 3] == 49).any()
+    torch.testing.assert_close(
+        clip(coder, decode(coder, priors[None], deltas[None])[0], torch.tensor([50, 60])), expected
+    )
+
+    detector = build("Faster R-CNN")
+    detector.rpn_head.bbox_coder = detector.roi_head.bbox_head.bbox_coder = coder
+    images = torch.randn(2, 3, *size("Faster R-CNN"))
+    agreement = compare(named(deployable(detector), images), predict(detector, images))
+    assert agreement.found >= 100 and agreement.holds
+
+
+def test_a_range_up_to_a_float(tmp_path):
+    """As in the attention of GRoIE. onnxruntime refused the file: its ``Range`` had two types."""
+
+    class Scale(nn.Module):
+        def forward(self, x):
+            return x * torch.arange(0, x.shape[1] / 2).repeat(2)
+
+    x = torch.randn(3, 8)
+    export_onnx(Scale(), (x,), tmp_path / "model.onnx")
+    np.testing.assert_allclose(run(tmp_path / "model.onnx", x)[0], Scale()(x).numpy())
+
+
+def test_the_predicting_part_of_semi_supervised_detectors():
+    parts = dict(teacher=build("RetinaNet"), student=build("FCOS"))
+    for name in parts:
+        semi = SemiBaseDetector.__new__(SemiBaseDetector)
+        nn.Module.__init__(semi)
+        semi.semi_test_cfg = dict(predict_on=name)
+        semi.teacher, semi.student = parts.values()
+        assert predicting_part(semi) is parts[name]
+    assert predicting_part(parts[name]) is parts[name]
 
 
 def test_equal_scores_are_ranked_by_their_index():

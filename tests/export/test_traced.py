@@ -4,6 +4,7 @@ import pytest
 import torch
 from mmcv.ops import batched_nms
 from mmdet.models.layers import multiclass_nms
+from mmdet.models.roi_heads import SCNetRoIHead
 from mmdet.models.utils import filter_scores_and_topk
 from mmdet.registry import MODELS
 from mmdet.structures.mask import mask2bbox
@@ -12,7 +13,7 @@ from torch import nn
 
 import dcnzoo.models  # noqa: F401  registers the layers
 from dcnzoo.openmmlab.export.detectors import deployable
-from dcnzoo.openmmlab.export.traced import Traced, around, first_pairs, keep_all, keep_best
+from dcnzoo.openmmlab.export.traced import Traced, add_context, around, first_pairs, keep_all, keep_best
 from dcnzoo.openmmlab.export.wrapper import pool
 
 from .detectors import build
@@ -75,6 +76,13 @@ def test_pooling_of_scaled_rois():
     for factor in (None, 1.3):
         torch.testing.assert_close(pool(extractor, levels, rois, factor), extractor(levels, rois, factor))
     torch.testing.assert_close(pool(extractor, levels[:1], rois, 1.3), extractor(levels[:1], rois, 1.3))
+
+
+def test_context_of_the_image():
+    features, context = torch.randn(5, 4, 7, 7), torch.randn(3, 4, 1, 1)
+    rois = torch.tensor([0.0, 2, 0, 2, 2])[:, None].expand(-1, 5)
+    expected = SCNetRoIHead._fuse_glbctx(None, features, context, rois)
+    torch.testing.assert_close(add_context(None, features, context, rois), expected)
 
 
 def test_boxes_around_masks():

@@ -173,15 +173,15 @@ def try_all(
         for family, name in chosen:
             progress.update(task, note=family)
             result = before.get(name)
-            if result != "ok":
+            if result is None or not is_ok(result):
                 new = stored().get(name)
                 if args.stored:
-                    new = new or UNTRIED
+                    new = new or result or UNTRIED
                 elif new is None or name in repeated:
                     new = trial(name)
                     write_results(args.results, here, {**stored(), name: new})
                 more = is_ok(new) and result is not None
-                result = f"ok with further packages; without: {result}" if more else new
+                result = f"{new} with further packages; without: {result}" if more else new
             rows.append((family, name, result))
             print(f"{family}: {result}", flush=True)
             progress.advance(task)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from mmdet.models.dense_heads import CornerHead, RPNHead, YOLOV3Head, YOLOXHead
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from mmdet.models.detectors import (
     DABDETR,
+    DDQDETR,
     DETR,
     DINO,
     ConditionalDETR,
@@ -29,6 +31,7 @@ from mmdet.models.layers.transformer import inverse_sigmoid
 from mmdet.models.roi_heads import CascadeRoIHead, PointRendRoIHead, StandardRoIHead
 from mmdet.models.roi_heads.bbox_heads import BBoxHead
 from mmdet.models.roi_heads.roi_extractors import BaseRoIExtractor, SingleRoIExtractor
+from mmdet.models.task_modules.coders import LegacyDeltaXYWHBBoxCoder
 from mmengine.config import ConfigDict
 from torch import Tensor, nn
 from torch.export import Dim
@@ -37,8 +40,8 @@ from dcnzoo.compat.patches import Changes
 from dcnzoo.export.aotinductor import export_pt2
 from dcnzoo.export.exporters import export_onnx
 from dcnzoo.export.picture import CLIPS
-from dcnzoo.export.postprocess import ABSENT, best, clip_boxes, paste_masks, take
-from dcnzoo.openmmlab.export.traced import Traced, replace_everywhere
+from dcnzoo.export.postprocess import ABSENT, best, clip_boxes, keep_boxes, paste_masks, take
+from dcnzoo.openmmlab.export.traced import TESTED, Traced, replace_everywhere
 from dcnzoo.openmmlab.export.wrapper import (
     ExportWrapper,
     attend,
@@ -50,7 +53,7 @@ from dcnzoo.openmmlab.export.wrapper import (
 )
 
 
-def deployable(detector: nn.Module, skip_postprocess: bool = False) -> nn.Module:
+def deployable(detector: nn.Module, skip_postprocess: bool = False) -> ExportWrapper:
     """Wrap a detector for export, in ``eval`` mode.
 
     Args:
@@ -68,6 +71,8 @@ def deployable(detector: nn.Module, skip_postprocess: bool = False) -> nn.Module
         return Detr(detector).eval()
     if type(detector) in (DeformableDETR, DINO):
         return DeformableDetr(detector).eval()
+    if type(detector) is DDQDETR:
+        return Ddq(detector).eval()
     if isinstance(detector, TwoStagePanopticSegmentor):
         raise unsupported(f"{name}, whose results are panoptic")
     if isinstance(detector, TwoStageDetector):
@@ -90,7 +95,9 @@ def deployable(detector: nn.Module, skip_postprocess: bool = False) -> nn.Module
 
 
 def unsupported(got: str, instead: str = "dcnzoo.export.export_onnx exports any module") -> ValueError:
-    return ValueError(f"detector: expected a detector of docs/export_coverage.md, got {got}; {instead}")
+    kinds = "one-stage detectors that predict as BaseDenseHead, YOLOv3, YOLOX, CornerNet, Faster, Mask and "
+    kinds += f"Cascade R-CNN, PointRend, DETRs, and detectors of the parts {', '.join(sorted(TESTED))}"
+    return ValueError(f"detector: expected a supported kind, got {got}; supported: {kinds}; {instead}")
 
 
 def export_detector(
@@ -116,7 +123,7 @@ def export_detector(
         ValueError: see :func:`deployable` and :func:`dcnzoo.export.export_onnx`.
     """
     model = deployable(detector, skip_postprocess)
-    if dynamic and isinstance(model, Traced):
+    if dynamic and model.one_size:
         name = type(detector).__name__
         raise ValueError(f"dynamic: expected False for {name}, whose export supports one size only, got True")
     if dynamic and len(images) == 1:
@@ -180,6 +187,13 @@ def decode(coder: nn.Module, priors: Tensor, deltas: Tensor) -> Tensor:  # [N, K
     return boxes.reshape(*deltas.shape[:2], 4)
 
 
+def clip(coder: nn.Module, boxes: Tensor, size: Tensor) -> Tensor:  # [..., 4], [2] (height, width)
+    """Clip decoded boxes to the image, as the coder does. MMDetection 1's ended at its last pixel."""
+    if isinstance(coder, LegacyDeltaXYWHBBoxCoder):
+        return clip_boxes(boxes, size - 1)
+    return clip_boxes(boxes, size) if coder.clip_border else boxes
+
+
 def predict_dense(
     head: BaseDenseHead, outputs: tuple, size: Tensor, rpn: bool = False
 ) -> tuple[Tensor, Tensor]:
@@ -200,9 +214,7 @@ def predict_dense(
         if factors:
             factor = per_prior(factors[0][i], 1)[..., 0].sigmoid().gather(1, index)
             score = torch.where(score >= 0, score * factor, ABSENT)
-        boxes = decode(head.bbox_coder, prior[index], delta)
-        if head.bbox_coder.clip_border:
-            boxes = clip_boxes(boxes, size)
+        boxes = clip(head.bbox_coder, decode(head.bbox_coder, prior[index], delta), size)
         candidates.append((boxes, score, torch.full_like(label, i) if rpn else label))
     together = (torch.cat(levels, 1) for levels in zip(*candidates, strict=True))
     return suppress(head.test_cfg, head, *together, len(scores) if rpn else head.num_classes)[:2]
@@ -388,7 +400,7 @@ class TwoStage(ExportWrapper):
                 else:
                     deltas = take(deltas, scores[:, :-1].argmax(1, keepdim=True))[:, 0]
                 boxes = decode(bbox_head.bbox_coder, boxes, deltas.reshape(boxes.shape))
-                boxes = clip_boxes(boxes, size)
+                boxes = clip(bbox_head.bbox_coder, boxes, size)
         return self._classify(bbox_head, boxes, levels >= 0, total / len(stages), deltas, size)
 
     def _classify(
@@ -402,7 +414,7 @@ class TwoStage(ExportWrapper):
         of_roi = 1 if bbox_head.reg_class_agnostic else classes
         deltas = deltas.reshape(batch, count * of_roi, 4)
         boxes = rois[:, :, None].expand(-1, -1, of_roi, -1).reshape(batch, -1, 4)
-        boxes = clip_boxes(decode(bbox_head.bbox_coder, boxes, deltas), size)
+        boxes = clip(bbox_head.bbox_coder, decode(bbox_head.bbox_coder, boxes, deltas), size)
         boxes = boxes.reshape(batch, count, of_roi, 4).expand(-1, -1, classes, -1).reshape(batch, -1, 4)
         labels = torch.arange(classes, device=rois.device).repeat(count).expand(batch, -1)
         cfg = ConfigDict(cfg, min_bbox_size=-1)  # it applies only to proposals
@@ -499,7 +511,7 @@ class Detr(ExportWrapper):
             # MMDetection clamps three times in a row; the exporter's optimiser drops one of them
             replace_everywhere(changes, inverse_sigmoid, logit)
             hidden = self.transformed(self.detector.extract_feat(images), images, img_shape)
-            scores, boxes = (levels[-1] for levels in head(**hidden))
+            scores, boxes = self.outputs(hidden)
         count = head.test_cfg.get("max_per_img", scores.shape[1])
         if head.loss_cls.use_sigmoid:
             scores, pair = scores.sigmoid().flatten(1).topk(count)
@@ -513,6 +525,11 @@ class Detr(ExportWrapper):
         boxes = torch.cat([centre - extent / 2, centre + extent / 2], -1) * limit
         boxes = torch.minimum(boxes.clamp(min=0), limit)
         return torch.cat([boxes, scores[..., None]], -1), labels
+
+    def outputs(self, hidden: dict) -> tuple[Tensor, Tensor]:  # [N, Q, classes], [N, Q, 4]
+        """Return the head's scores before their activation, and boxes."""
+        scores, boxes = (levels[-1] for levels in self.detector.bbox_head(**hidden))
+        return scores, boxes
 
     def transformed(self, features: tuple[Tensor, ...], images: Tensor, img_shape: Tensor) -> dict:
         """Return the transformer's outputs for the head."""
@@ -581,6 +598,67 @@ class DeformableDetr(Detr):
             changes.set(detector, "gen_encoder_output_proposals", proposals)
             decoder_inputs, _ = detector.pre_decoder(memory, mask, sizes)
         return detector.forward_decoder(memory_mask=mask, **geometry, **decoder_inputs)
+
+
+class Ddq(DeformableDetr):
+    """DDQ DETR (Zhang et al. 2023): NMS selects distinct queries, before the decoder and in each layer."""
+
+    one_size = True  # MMDetection's decoder takes the batch size as a constant
+
+    def __init__(self, detector: nn.Module) -> None:
+        super().__init__(detector)
+        check_nms(detector.dqs_cfg, type(detector).__name__)
+
+    def transformed(self, features: tuple[Tensor, ...], images: Tensor, img_shape: Tensor) -> dict:
+        masks: list[Tensor] = []
+        with Changes() as changes:
+            changes.set(self.detector, "pre_decoder", self.first_queries)
+            changes.set(self.detector.decoder, "select_distinct_queries", partial(self.select, masks))
+            hidden = super().transformed(features, images, img_shape)
+        return {**hidden, "mask": masks[-1]}
+
+    def outputs(self, hidden: dict) -> tuple[Tensor, Tensor]:
+        mask = hidden.pop("mask")[:: self.heads, 0]
+        scores, boxes = super().outputs(hidden)
+        return torch.where(mask[..., None], -torch.inf, scores), boxes
+
+    @property
+    def heads(self) -> int:
+        return self.detector.cache_dict["num_heads"]
+
+    def first_queries(self, memory: Tensor, mask: Tensor, sizes: Tensor) -> tuple[dict, dict]:
+        """Replace ``DDQDETR.pre_decoder``."""
+        detector, head, count = self.detector, self.detector.bbox_head, self.detector.num_queries
+        encoded, logits = detector.gen_encoder_output_proposals(memory, mask, sizes)
+        scores = head.cls_branches[detector.decoder.num_layers](encoded).max(-1)[0].sigmoid()
+        boxes = head.reg_branches[detector.decoder.num_layers](encoded) + logits
+        index, there = self.distinct(boxes.sigmoid(), scores, count)
+        query = torch.where(there[..., None], take(detector.query_map(memory), index), 0)
+        places = torch.where(there[..., None], take(boxes, index), 0).sigmoid()
+        return dict(query=query, memory=memory, reference_points=places, dn_mask=None), {}
+
+    def select(
+        self, masks: list[Tensor], places: Tensor, query: Tensor, mask: Tensor, layer_index: int
+    ) -> Tensor:
+        """Replace ``DDQTransformerDecoder.select_distinct_queries``; append the result to ``masks``."""
+        scores = self.detector.cache_dict["cls_branches"][layer_index](query).sigmoid().max(-1).values
+        scores = torch.where(mask[:: self.heads, 0], ABSENT, scores)
+        count = query.shape[1]
+        index, there = self.distinct(places, scores, count)
+        kept = ((index[..., None] == torch.arange(count, device=index.device)) & there[..., None]).any(1)
+        mask = ~(kept[:, :, None] | kept[:, None])
+        mask = mask[:, None].expand(-1, self.heads, -1, -1).flatten(0, 1)
+        masks.append(mask)
+        return mask
+
+    def distinct(self, boxes: Tensor, scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Return indices of the best distinct boxes (x, y, width, height), and whether they are used."""
+        centre, extent = boxes.split(2, -1)
+        corners = torch.cat([centre - extent / 2, centre + extent / 2], -1)
+        threshold = self.detector.dqs_cfg["iou_threshold"]
+        labels = torch.zeros_like(scores, dtype=torch.long)
+        _, labels, index = keep_boxes(corners, scores, labels, threshold, count, 1, 0)
+        return index, labels >= 0
 
 
 def logit(x: Tensor, eps: float = 1e-5) -> Tensor:

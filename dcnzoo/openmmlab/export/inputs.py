@@ -10,6 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from mmdet.models.detectors import SemiBaseDetector
 from mmengine.config import Config
 from torch import Tensor, nn
 
@@ -27,13 +28,24 @@ def load_detector(
     cfg_options: dict | None = None,
     allow_partial: bool = False,
 ) -> tuple[Config, nn.Module]:
-    """Load the config and the detector; its attribute ``classes`` is set to the names of the classes."""
+    """Load the config and the detector; its attribute ``classes`` is set to the names of the classes.
+
+    Of a semi-supervised detector, this is the part that predicts.
+    """
     cfg = read_config_file(config, cfg_options)
     if "backbone" in cfg.model:
         cfg.model.backbone.init_cfg = None  # the checkpoint has all weights
     detector, meta = build(cfg, checkpoint, allow_partial=allow_partial)
+    detector = predicting_part(detector)
     detector.classes = tuple(dataset_meta(cfg, meta).get("classes", ()))
     return cfg, detector
+
+
+def predicting_part(detector: nn.Module) -> nn.Module:
+    """Return the teacher or the student of a semi-supervised detector, and any other detector itself."""
+    if isinstance(detector, SemiBaseDetector):
+        return getattr(detector, detector.semi_test_cfg.get("predict_on", "teacher"))
+    return detector
 
 
 def find_preprocessing(cfg: Config, detector: nn.Module) -> Preprocessing:

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from mmcv.ops import MultiScaleDeformableAttention, batched_nms
-from mmdet.models.dense_heads import RPNHead, RTMDetInsHead
+from mmdet.models.dense_heads import RPNHead, RTMDetInsHead, SOLOHead, SOLOV2Head
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from mmdet.models.layers import MSDeformAttnPixelDecoder, multiclass_nms
+from mmdet.models.roi_heads import SCNetRoIHead
 from mmdet.models.roi_heads.bbox_heads import BBoxHead
 from mmdet.models.roi_heads.mask_heads import FCNMaskHead
 from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
@@ -43,6 +44,8 @@ from dcnzoo.openmmlab.export.wrapper import (
 
 class Traced(ExportWrapper):
     """Any detector whose ``predict`` consists of the functions in ``REPLACED`` and of traceable ones."""
+
+    one_size = True
 
     @staticmethod
     def supports(detector: nn.Module) -> bool:
@@ -235,6 +238,11 @@ def refine(
     return [InstanceData(bboxes=part) for part in boxes.chunk(len(batch_img_metas))]
 
 
+def add_context(self: SCNetRoIHead, roi_feats: Tensor, glbctx_feat: Tensor, rois: Tensor) -> Tensor:
+    """Replace ``SCNetRoIHead._fuse_glbctx``, which loops over the images that have RoIs."""
+    return roi_feats + glbctx_feat[rois[:, 0].long()]
+
+
 def paste(
     self: FCNMaskHead,
     mask_preds: Tensor,  # [K, classes, h, w]
@@ -302,6 +310,68 @@ def instances(
     )
 
 
+def segment_by_place(
+    self: SOLOHead,
+    scores: Tensor,  # [points, classes]
+    mask_preds: Tensor,  # [points, h, w], probabilities
+    img_meta: dict,
+    cfg: ConfigDict | None = None,
+    stride: int = 4,  # of the masks
+) -> InstanceData:
+    """Replace ``SOLOHead._predict_by_feat_single``."""
+    cfg = self.test_cfg if cfg is None else cfg
+    inside = mask_preds > cfg.mask_thr
+    area = inside.sum((1, 2)).to(scores.dtype)
+    per_point = zip(self.num_grids, self.strides, strict=True)
+    least = torch.cat([area.new_full((grid**2,), size) for grid, size in per_point])
+    certainty = (mask_preds * inside).sum((1, 2)) / area.clamp(min=1)
+    there = (scores > cfg.score_thr) & (area > least)[:, None]
+    scores = torch.where(there, scores * certainty[:, None], ABSENT)
+    scores, index, labels = (part[0] for part in best_pairs(scores[None], cfg.nms_pre))
+    faded = matrix_nms(inside[index], labels, scores, cfg)
+    scores, order = torch.where((scores >= 0) & (faded >= cfg.filter_thr), faded, ABSENT).topk(
+        min(cfg.max_per_img, len(scores))
+    )
+    height, width = img_meta["img_shape"]
+    masks = F.interpolate(
+        mask_preds[index[order]][None], scale_factor=stride, mode="bilinear", align_corners=False
+    )[0, :, :height, :width]
+    return InstanceData(
+        bboxes=scores.new_zeros(len(scores), 4),
+        labels=torch.where(scores >= 0, labels[order], -1),
+        scores=scores,
+        masks=masks > cfg.mask_thr,
+    )
+
+
+def segment_by_kernel(
+    self: SOLOV2Head,
+    kernels: Tensor,  # [points, channels of the kernel]
+    scores: Tensor,
+    mask_feats: Tensor,  # [1, C, h, w]
+    img_meta: dict,
+    cfg: ConfigDict | None = None,
+) -> InstanceData:
+    """Replace ``SOLOV2Head._predict_by_feat_single``."""
+    kernels = kernels.reshape(len(kernels), -1, self.dynamic_conv_size, self.dynamic_conv_size)
+    masks = F.conv2d(mask_feats, kernels)[0].sigmoid()
+    return segment_by_place(self, scores, masks, img_meta, cfg, self.mask_stride)
+
+
+def matrix_nms(masks: Tensor, labels: Tensor, scores: Tensor, cfg: ConfigDict) -> Tensor:
+    """Return lower scores for masks that overlap a better one (Wang et al. 2020, sec. 3.3)."""
+    flat = masks.flatten(1).to(scores.dtype)
+    area, overlap = flat.sum(1), flat @ flat.T
+    iou = overlap / (area[:, None] + area - overlap).clamp(min=1)  # areas are numbers of pixels
+    iou = torch.where(labels[:, None] == labels, iou, 0).triu(1)  # row: the better mask
+    worst = iou.amax(0)[:, None]
+    if cfg.kernel == "gaussian":
+        factor = torch.exp(-cfg.sigma * iou**2) / torch.exp(-cfg.sigma * worst**2)
+    else:
+        factor = (1 - iou) / (1 - worst)
+    return scores * factor.amin(0)
+
+
 def around(masks: Tensor) -> Tensor:  # [K, H, W], bool -> [K, 4]
     """Return the bounding box of each mask, as ``mask2bbox`` does: zeros for an empty mask."""
     low, high = [], []
@@ -319,11 +389,14 @@ METHODS = {
     (BaseDenseHead, "_bbox_post_process"): post_process,
     (RPNHead, "_bbox_post_process"): post_process,
     (BBoxHead, "refine_bboxes"): refine,
+    (SCNetRoIHead, "_fuse_glbctx"): add_context,
     (FCNMaskHead, "_predict_by_feat_single"): paste,
     (SingleRoIExtractor, "forward"): pool,
     (MultiScaleDeformableAttention, "forward"): attend,
     (MSDeformAttnPixelDecoder, "forward"): decode_pixels,
     (MaskFormerFusionHead, "instance_postprocess"): instances,
+    (SOLOHead, "_predict_by_feat_single"): segment_by_place,
+    (SOLOV2Head, "_predict_by_feat_single"): segment_by_kernel,
 }
 
 PARTS = ("rpn_head", "roi_head", "bbox_head", "mask_head", "panoptic_head")
@@ -334,5 +407,6 @@ TESTED = {
     *("MaskScoringRoIHead", "HybridTaskCascadeRoIHead", "EmbeddingRPNHead", "SparseRoIHead"),
     *("GFLHead", "LDHead", "TOODHead", "RepPointsHead", "FoveaHead", "SABLRetinaHead", "CenterNetHead"),
     *("RTMDetInsSepBNHead", "CondInstBboxHead", "CondInstMaskHead"),
-    "Mask2FormerHead",
+    *("Mask2FormerHead", "SOLOHead", "SOLOV2Head", "SCNetRoIHead", "GridRoIHead"),
+    *("BoxInstBboxHead", "BoxInstMaskHead"),
 }

@@ -24,6 +24,7 @@ class ExportWrapper(nn.Module):
 
     input_names: tuple[str, ...] = ("input",)
     output_names: tuple[str, ...] | None = ("dets", "labels")
+    one_size = False  # the graph supports only the number and size of the example's images
     clips = True  # boxes are clipped to the image, so they must not extend into the padding
 
     def __init__(self, detector: nn.Module) -> None:
