@@ -19,6 +19,7 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,19 +41,20 @@ class Trial:
     Attributes:
         command: the target of the Makefile.
         python: the command that compiles.
-        tests: for each run of the tests, the command of Python, and pytest's expression that selects them.
+        tests: for each run of the tests, all at once, the command of Python and the options of pytest.
         variables: of the environment; a ``PYTHONPATH`` follows the folder of the sources.
     """
 
     command: str
     python: list[str]
-    tests: list[tuple[list[str], str]]
+    tests: list[tuple[list[str], list[str]]]
     variables: dict[str, str] = field(default_factory=dict)
 
 
 def native() -> Trial:
     chosen = "hand_worked or registers or matches_reference or half_precision or every_capability"
-    return Trial("make test-compilers", [sys.executable], [([sys.executable], chosen)])
+    options = ["-n", "2", "--dist", "worksteal", "-k", chosen]
+    return Trial("make test-compilers", [sys.executable], [([sys.executable], options)])
 
 
 def emulated() -> Trial:
@@ -64,12 +66,17 @@ def emulated() -> Trial:
 
     tests = [
         # without bfloat16 instructions, and with them
-        (python("neoverse-n1"), "hand_worked or registers or (matches_reference and not slow)"),
-        (python("max"), "hand_worked or half_precision"),
+        (python("neoverse-n1"), ["-k", "hand_worked or registers or (matches_reference and not slow)"]),
+        (python("max"), ["-k", "hand_worked or half_precision"]),
     ]
     # for ninja
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    return Trial("make test-arm", python("max"), tests, {"PATH": path, "PYTHONPATH": str(ARM / "site")})
+    return Trial(
+        "make test-arm",
+        python("max"),
+        tests,
+        {"PATH": path, "PYTHONPATH": str(ARM / "site"), "OMP_NUM_THREADS": "1"},
+    )
 
 
 def copy_sources(folder: Path) -> None:
@@ -90,24 +97,32 @@ def run(log: Path, variables: dict[str, str], *command: str) -> str:
     return ": ".join(["FAILED" if done.returncode else "ok", *last])
 
 
+def build(folder: Path, compiler: str, trial: Trial, variables: dict[str, str]) -> str:
+    copy_sources(folder)
+    flags = f"{os.environ.get('CXXFLAGS', '')} -Werror"
+    variables = variables | {"CXX": compiler, "CXXFLAGS": flags, "DCNZOO_CUDA": "0"}
+    return run(folder / "build.log", variables, *trial.python, "setup.py", "-q", "build_ext", "--inplace")
+
+
+def test(folder: Path, trial: Trial, variables: dict[str, str]) -> str:
+    def run_tests(number: int) -> str:
+        python, options = trial.tests[number]
+        command = [*python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options, *SUITE]
+        return run(folder / f"test{number}.log", variables, *command)
+
+    with ThreadPoolExecutor() as threads:
+        return "; ".join(threads.map(run_tests, range(len(trial.tests))))
+
+
 def try_compiler(compiler: str, trial: Trial, build_only: bool) -> str:
     start, folder = time.time(), FOLDER / compiler
-    copy_sources(folder)
     variables = os.environ | trial.variables
     variables["PYTHONPATH"] = f"{folder}:{trial.variables.get('PYTHONPATH', '')}"
-    building = {"CXX": compiler, "CXXFLAGS": f"{os.environ.get('CXXFLAGS', '')} -Werror", "DCNZOO_CUDA": "0"}
-    command = [*trial.python, "setup.py", "-q", "build_ext", "--inplace"]
-    built = run(folder / "build.log", variables | building, *command)
-    if build_only or not built.startswith("ok"):
-        return built
-    results = []
-    for number, (python, chosen) in enumerate(trial.tests, 1):
-        options = ["-q", "-p", "no:cacheprovider", "-n", "2", "--dist", "worksteal", "-k", chosen]
-        results.append(
-            run(folder / f"test{number}.log", variables, *python, "-m", "pytest", *options, *SUITE)
-        )
-    record(trial.command, "; ".join(results), start, trial.python, folder, variables)
-    return "; ".join(results)
+    result = build(folder, compiler, trial, variables)
+    if not build_only and result.startswith("ok"):
+        result = test(folder, trial, variables)
+        record(trial.command, result, start, trial.python, folder, variables)
+    return result
 
 
 def version_of(compiler: str) -> str:
