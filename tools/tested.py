@@ -59,7 +59,7 @@ def record(
     )
     new = json.loads(facts.stdout.splitlines()[-1])
     new["compiler"] = compiler_of(Path(new.pop("library")))
-    new |= {"command": command, "result": re.sub(r" in [\d.]+s.*", "", result)}
+    new |= {"command": command, "result": re.sub(r"(, \d+ deselected)? in [\d.]+s( \([\d:]+\))?", "", result)}
     new |= {"date": time.strftime("%Y-%m-%d"), "minutes": round((time.time() - start) / 60)}
     others = [row for row in read() if any(row[name] != new[name] for name in COMBINATION)]
     rows = sorted([*others, new], key=lambda row: [row[name] for name in COMBINATION])

@@ -139,6 +139,7 @@ class CocoDataset(coco.CocoDataset):
 
     @collector_paused()
     def full_init(self) -> None:
+        """Read and filter the file."""
         super().full_init()
 
     def load_data_list(self) -> list[dict]:
