@@ -115,8 +115,11 @@ test-packaging: dev  ## build an sdist and its wheel, and test the wheel in bare
 	$(RUN) -m pip --disable-pip-version-check wheel --no-deps -w $(PACKAGING) $(PACKAGING)/*.tar.gz
 	$(RUN) tools/test_wheel.py $(PACKAGING)/*.whl $(ARGS)
 
-test-matrix: dev  ## train and test under other installed Pythons and other torches (5 GB each)
-	$(RUN) tools/test_matrix.py $(ARGS)
+MATRIX := build/matrix
+test-matrix: dev  ## build a wheel; train and test with it under other Pythons and other torches (5 GB each)
+	rm -rf $(MATRIX)
+	$(PIP) wheel --no-build-isolation --no-deps -w $(MATRIX) .
+	$(RUN) tools/test_matrix.py $(MATRIX)/*.whl $(ARGS)
 
 # For builds with other options: the sources without compiled operators, in a new folder
 COPY_SOURCES = rm -rf $(1) && mkdir -p $(1) && cp -r README.md LICENSE pyproject.toml setup.py dcnzoo ops tests $(1) && \
@@ -126,25 +129,16 @@ test-compilers: dev  ## compile with every installed GCC and Clang without warni
 	$(RUN) tools/test_compilers.py $(ARGS)
 
 # Linux on Arm, emulated: apt install qemu-user-static g++-aarch64-linux-gnu mmdebstrap
-# setup.py runs emulated and starts the cross-compiler, which is not. The tests run as a CPU without bfloat16
-# instructions and as one with them.
-ARM     := .venv-arm
-IN_ARM  := build/arm
-EMULATED = cd $(IN_ARM) && OMP_NUM_THREADS=1 PATH="$(abspath $(VENV)/bin):$$PATH" PYTHONPATH=.:$(abspath $(ARM)/site) \
-  qemu-aarch64-static -L $(abspath $(ARM)/root) -cpu $(1) $(abspath $(ARM)/root/usr/bin/python3.11)
-ON_ARM  := -m pytest -q -p no:cacheprovider tests/test_ops.py tests/test_deform_conv.py tests/test_cpu_capability.py
+ARM := .venv-arm
 $(ARM)/.installed: $(VENV)/.dev requirements-arm.txt
-	rm -rf $(ARM)
+	rm -rf $(ARM) && mkdir $(ARM)
 	mmdebstrap --quiet --variant=extract --architectures=arm64 --include=python3,libstdc++6 bookworm $(ARM)/root
 	$(PIP) install --no-compile --no-deps --target $(ARM)/site --implementation cp --python-version 3.11 \
 	  --only-binary=:all: --platform manylinux_2_28_aarch64 --platform manylinux2014_aarch64 -r requirements-arm.txt
 	touch $@
 
 test-arm: dev $(ARM)/.installed  ## cross-compile for Linux on Arm and test some of the operators' cases, emulated
-	$(call COPY_SOURCES,$(IN_ARM))
-	export DCNZOO_CUDA=0 CXX=aarch64-linux-gnu-g++ CXXFLAGS=-Werror; $(call EMULATED,max) setup.py -q build_ext --inplace
-	$(call EMULATED,neoverse-n1) $(ON_ARM) -k "hand_worked or registers or (matches_reference and not slow)" $(ARGS)
-	$(call EMULATED,max) $(ON_ARM) -k "hand_worked or half_precision" $(ARGS)
+	$(RUN) tools/test_compilers.py --arm $(ARGS)
 
 COVERAGE := tools/analysis/mmdet_coverage.py
 TRIED    := work_dirs/mmdet_coverage

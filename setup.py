@@ -36,6 +36,7 @@ ROOT = Path(__file__).resolve().parent
 # Oldest supported torch: a call that newer versions added to the stable ABI is a compile error.
 TORCH_TARGET = "0x020a000000000000"
 MIN_TORCH = (2, 10)
+GLIBC_OF_TORCH = (2, 28)  # of its wheels
 # sm_75 Turing to sm_120 Blackwell, as far as nvcc supports them; PTX of the last one runs on later GPUs.
 CUDA_ARCHS = ("75", "80", "86", "89", "90", "100", "120")
 # Names allowed in TORCH_CUDA_ARCH_LIST, as in torch.utils.cpp_extension.
@@ -330,14 +331,14 @@ class PlatformWheel(bdist_wheel):
     """Tags the wheel py3-none-<platform>: the libraries depend on the platform, not on Python's version.
 
     On Linux, the platform is the oldest sufficient glibc (PEP 600), so that pip skips the wheel on systems
-    where the libraries would not load. A build on an older system gives a wheel for older systems.
+    where the libraries would not load.
     """
 
     def get_tag(self):
         platform = super().get_tag()[2]
         needed = glibc_needed(Path(self.bdist_dir).rglob("_C_*.so"))
         if needed and platform.startswith("linux_"):
-            platform = platform.replace("linux", "manylinux_{}_{}".format(*needed), 1)
+            platform = platform.replace("linux", "manylinux_{}_{}".format(*max(needed, GLIBC_OF_TORCH)), 1)
         return "py3", "none", platform
 
 

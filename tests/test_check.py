@@ -1,5 +1,6 @@
 """``dcnzoo data check``, ``--fix`` and ``split``. test_malformed_data.py tests each problem separately."""
 
+import gc
 import json
 import math
 import random
@@ -31,6 +32,16 @@ def test_generated_data_has_no_problems(tmp_path):
     assert report.problems == [] and report.counts["annotations"] > 4
     with pytest.raises(ValueError, match=r"train: .*got 0"):
         ShapesSpec(train=0)
+
+
+def test_garbage_collector_is_paused(root):
+    """It takes a quarter of the time for a million objects."""
+    seen = []
+    check_coco(write_coco(root), step=lambda done, total: seen.append(gc.isenabled()))
+    assert seen and not any(seen) and gc.isenabled()
+    with pytest.raises(UserError):
+        check_coco(root / "absent.json")
+    assert gc.isenabled()
 
 
 def test_classes(root):

@@ -1,4 +1,5 @@
 import dataclasses
+import gc
 import json
 import logging
 import shutil
@@ -159,6 +160,15 @@ def test_a_good_file_is_read_as_mmdetection_reads_it(root, name):
     )
     assert len(ours) == 6
     assert [ours.get_data_info(i) for i in range(6)] == [theirs.get_data_info(i) for i in range(6)]
+
+
+def test_garbage_collector_is_paused_while_a_file_is_read(root, monkeypatch):
+    seen = []
+    load = MMDetectionsCocoDataset.load_data_list
+    observed = lambda self: seen.append(gc.isenabled()) or load(self)  # noqa: E731
+    monkeypatch.setattr(MMDetectionsCocoDataset, "load_data_list", observed)
+    read_coco(root, lambda file: None)
+    assert seen == [False] and gc.isenabled()
 
 
 @pytest.mark.parametrize(

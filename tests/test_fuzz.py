@@ -205,6 +205,38 @@ def assert_rotated_overlaps(name: str, sample: Sample, actual: Tensor) -> None:
     assert_equal(actual[both], expected[both], TOLERANCE[torch.float64], torch.ones_like(expected[both]))
 
 
+def terms_of_slopes(name: str, magnitudes: Sample) -> Tensor | float:
+    """A bound of the terms of deform_roi_pool's derivatives with respect to offsets, which ``absolute`` does
+    not have: the samples of a bin share pixels, whose terms cancel. It is the largest pixel that each sample
+    may read."""
+    if name != "deform_roi_pool":
+        return 0.0
+    largest = F.max_pool2d(magnitudes.tensors[0].nan_to_num(0, 0), 3, 1, 1)
+    return OPERATORS[name].any_reference(replace(magnitudes, tensors=(largest, *magnitudes.tensors[1:])))
+
+
+def assert_no_harm(name: str, sample: Sample, grad_output: Tensor) -> None:
+    op, tolerance = OPERATORS[name], TOLERANCE[torch.float64]
+    expected, magnitudes = op.any_reference(exact(sample)), op.absolute(exact(sample))
+    assert_equal(op.call(sample), expected, tolerance, op.any_reference(magnitudes))
+    mine = gradients(op.call, sample, grad_output)
+    if not grad_output.numel():  # the reference multiplies gradients of zero by NaN
+        assert not any(gradient.any() for gradient in mine)
+        return
+    true = gradients(op.any_reference, exact(sample), grad_output)
+    terms = gradients(op.any_reference, magnitudes, grad_output.abs())
+    slopes = terms_of_slopes(name, magnitudes)
+    if name == "deform_roi_pool":
+        terms[-1] = terms[-1].abs() + (slopes * grad_output.abs().nan_to_num(0, 0)).sum(1, keepdim=True)
+    for each in zip(mine, true, terms, strict=True):
+        assert_equal(each[0], each[1], tolerance, each[2])
+    tangents = tangents_of(sample)
+    mine, true = (moved(f, sample, tangents) for f in (op.call, op.any_reference))
+    terms = moved(op.any_reference, magnitudes, [t.abs() for t in tangents])
+    for each in zip(mine, true, (terms[0], terms[1].abs() + slopes), strict=True):
+        assert_equal(each[0], each[1], tolerance, each[2])
+
+
 @every_operator
 def test_extreme_values_do_no_harm(name):
     """NaN, infinity and huge numbers in any tensor: forward, backward and forward mode."""
@@ -239,26 +271,25 @@ def test_extreme_values_do_no_harm(name):
             moved(op.call, sample, tangents_of(sample))
             sample = of_rois(name, sample, rest)
             actual = op.call(sample)
-        tolerance = TOLERANCE[torch.float64]
-        expected, magnitudes = op.any_reference(exact(sample)), op.absolute(exact(sample))
-        assert_equal(actual, expected, tolerance, op.any_reference(magnitudes))
         grad_output = torch.linspace(-1, 1, actual.numel(), dtype=actual.dtype)
         if actual.numel() and data.draw(st.booleans()):
             grad_output[data.draw(st.integers(0, actual.numel() - 1))] = data.draw(st.sampled_from(EXTREME))
-        grad_output = grad_output.view(actual.shape)
-        mine = gradients(op.call, sample, grad_output)
-        true = gradients(op.any_reference, exact(sample), grad_output)
-        terms = gradients(op.any_reference, magnitudes, grad_output.abs())
-        for each in zip(mine, true, terms, strict=True):
-            assert_equal(each[0], each[1], tolerance, each[2])
-        tangents = tangents_of(sample)
-        mine, true = (moved(f, sample, tangents) for f in (op.call, op.any_reference))
-        tangents = [t.abs() for t in tangents]
-        terms = moved(op.any_reference, magnitudes, tangents)
-        for each in zip(mine, true, terms, strict=True):
-            assert_equal(each[0], each[1], tolerance, each[2])
+        assert_no_harm(name, sample, grad_output.view(actual.shape))
 
     check()
+
+
+def test_huge_pixel_that_cancels():
+    """Two samples of a bin are on both sides of it. The sum of their slopes is (p - 2) + (-3 - p) = -5, times
+    the reach, .2, over 2 columns of samples. The reference, sample by sample, rounds it to 0."""
+    row = torch.tensor([[[[2, 1e30, -3]]]], dtype=torch.float64)
+    rois = torch.tensor([[0, 1, 1, 9, 3]], dtype=torch.float64)
+    settings = {"output_size": (1, 1), "spatial_scale": 0.25, "sampling_ratio": 2}
+    sample = Sample("", (row, rois, torch.zeros(1, 2, 1, 1).double()), settings, constant=(1,))
+    ones = torch.ones(1, 1, 1, 1).double()
+    slope = gradients(OPERATORS["deform_roi_pool"].call, sample, ones)[-1]
+    torch.testing.assert_close(slope, torch.tensor([-0.5, 0]).double().view(1, 2, 1, 1))
+    assert_no_harm("deform_roi_pool", sample, ones)
 
 
 @every_operator

@@ -5,8 +5,10 @@
     make test-compilers                          # every GCC from 11 and Clang from 14 on the PATH
     make test-compilers ARGS="g++-11 clang++-19"
     make test-compilers ARGS=--build             # compile only
+    make test-arm                                # the cross-compiler for Arm, tests under QEMU
 
-Each compiler has a copy of the sources and its logs in ``build/compilers``.
+Each compiler has a copy of the sources and its logs in ``build/compilers``. ``tools/tested.py`` stores the
+results.
 """
 
 from __future__ import annotations
@@ -16,18 +18,65 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from tested import ROOT, record
 
-ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "build" / "compilers"
 COMPILERS = [*(f"g++-{version}" for version in range(11, 17)), *(f"clang++-{v}" for v in range(14, 23))]
 COPIED = ("README.md", "LICENSE", "pyproject.toml", "setup.py", "dcnzoo", "ops", "tests")
-SUITE = [f"tests/test_{name}.py" for name in ("ops", "deform_conv", "fuzz", "nms", "cpu_capability")]
-# tests of Python code
-EXCLUDED = "not compile and not opcheck and not checkpoint and not invalid"
+SUITE = [f"tests/test_{name}.py" for name in ("ops", "deform_conv", "cpu_capability")]
+ARM = ROOT / ".venv-arm"
+
+
+@dataclass
+class Trial:
+    """How to compile and test with a compiler.
+
+    Attributes:
+        command: the target of the Makefile.
+        python: the command that compiles.
+        tests: for each run of the tests, all at once, the command of Python and the options of pytest.
+        variables: of the environment; a ``PYTHONPATH`` follows the folder of the sources.
+    """
+
+    command: str
+    python: list[str]
+    tests: list[tuple[list[str], list[str]]]
+    variables: dict[str, str] = field(default_factory=dict)
+
+
+def native() -> Trial:
+    chosen = "hand_worked or registers or matches_reference or half_precision or every_capability"
+    options = ["-n", "2", "--dist", "worksteal", "-k", chosen]
+    return Trial("make test-compilers", [sys.executable], [([sys.executable], options)])
+
+
+def emulated() -> Trial:
+    """Linux on Arm. Python runs emulated and starts the cross-compiler, which does not."""
+
+    def python(cpu: str) -> list[str]:
+        root = ARM / "root"
+        return ["qemu-aarch64-static", "-L", str(root), "-cpu", cpu, str(root / "usr/bin/python3.11")]
+
+    tests = [
+        # without bfloat16 instructions, and with them
+        (python("neoverse-n1"), ["-k", "hand_worked or registers or (matches_reference and not slow)"]),
+        (python("max"), ["-k", "hand_worked or half_precision"]),
+    ]
+    # for ninja
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return Trial(
+        "make test-arm",
+        python("max"),
+        tests,
+        {"PATH": path, "PYTHONPATH": str(ARM / "site"), "OMP_NUM_THREADS": "1"},
+    )
 
 
 def copy_sources(folder: Path) -> None:
@@ -40,32 +89,40 @@ def copy_sources(folder: Path) -> None:
         library.unlink()
 
 
-def run(log: Path, *arguments: str, **variables: str) -> str:
-    """Run Python in the log's folder; return ``ok`` or ``FAILED`` and the output's last line."""
+def run(log: Path, variables: dict[str, str], *command: str) -> str:
+    """Run a command in the log's folder; return ``ok`` or ``FAILED`` and the output's last line."""
     with log.open("w") as output:
-        done = subprocess.run(
-            [sys.executable, *arguments],
-            cwd=log.parent,
-            env=os.environ | {"PYTHONPATH": str(log.parent)} | variables,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
+        done = subprocess.run(command, cwd=log.parent, env=variables, stdout=output, stderr=subprocess.STDOUT)
     last = [line.strip() for line in log.read_text().splitlines() if line.strip()][-1:]
     return ": ".join(["FAILED" if done.returncode else "ok", *last])
 
 
-def trial(compiler: str, build_only: bool) -> str:
-    folder = FOLDER / compiler
+def build(folder: Path, compiler: str, trial: Trial, variables: dict[str, str]) -> str:
     copy_sources(folder)
-    variables = {
-        "CXX": compiler,
-        "CXXFLAGS": f"{os.environ.get('CXXFLAGS', '')} -Werror",
-        "DCNZOO_CUDA": "0",
-    }
-    built = run(folder / "build.log", "setup.py", "-q", "build_ext", "--inplace", **variables)
-    if build_only or not built.startswith("ok"):
-        return built
-    return run(folder / "test.log", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", EXCLUDED, *SUITE)
+    flags = f"{os.environ.get('CXXFLAGS', '')} -Werror"
+    variables = variables | {"CXX": compiler, "CXXFLAGS": flags, "DCNZOO_CUDA": "0"}
+    return run(folder / "build.log", variables, *trial.python, "setup.py", "-q", "build_ext", "--inplace")
+
+
+def test(folder: Path, trial: Trial, variables: dict[str, str]) -> str:
+    def run_tests(number: int) -> str:
+        python, options = trial.tests[number]
+        command = [*python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options, *SUITE]
+        return run(folder / f"test{number}.log", variables, *command)
+
+    with ThreadPoolExecutor() as threads:
+        return "; ".join(threads.map(run_tests, range(len(trial.tests))))
+
+
+def try_compiler(compiler: str, trial: Trial, build_only: bool) -> str:
+    start, folder = time.time(), FOLDER / compiler
+    variables = os.environ | trial.variables
+    variables["PYTHONPATH"] = f"{folder}:{trial.variables.get('PYTHONPATH', '')}"
+    result = build(folder, compiler, trial, variables)
+    if not build_only and result.startswith("ok"):
+        result = test(folder, trial, variables)
+        record(trial.command, result, start, trial.python, folder, variables)
+    return result
 
 
 def version_of(compiler: str) -> str:
@@ -77,7 +134,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("compilers", nargs="*", default=[name for name in COMPILERS if shutil.which(name)])
     parser.add_argument("--build", action="store_true", help="only compile")
+    parser.add_argument("--arm", action="store_true", help="for Linux on Arm, with a cross-compiler")
     args = parser.parse_args()
+    if args.arm:
+        args.compilers = ["aarch64-linux-gnu-g++"]
     if not args.compilers:
         sys.exit(f"test_compilers: expected a compiler on the PATH ({', '.join(COMPILERS)}), got none")
     console = Console()
@@ -85,10 +145,10 @@ def main() -> None:
     failed = False
     for number, compiler in enumerate(args.compilers, 1):
         with console.status(f"{number} of {len(args.compilers)}: {compiler}"):
-            result = trial(compiler, args.build)
+            result = try_compiler(compiler, emulated() if args.arm else native(), args.build)
         console.print(f"{compiler}: {result}", highlight=False)
         table.add_row(compiler, version_of(compiler), result)
-        failed |= result.startswith("FAILED")
+        failed |= "FAILED" in result
     console.print(table)
     sys.exit(failed)
 

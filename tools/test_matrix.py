@@ -1,4 +1,4 @@
-"""Run the smoke test (import and train) under other versions of Python and torch, with one compiled library.
+"""Run the smoke test (import and train) with one wheel, under other versions of Python and torch.
 
 ::
 
@@ -8,6 +8,7 @@
 
 Each pair has an environment in ``.venv-matrix``, created once (5 GB: pip's torch for Linux is a CUDA build).
 Pythons are searched on the ``PATH`` and in pyenv's versions; missing ones are skipped and listed.
+``tools/tested.py`` stores the results.
 """
 
 from __future__ import annotations
@@ -18,16 +19,19 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from rich.console import Console
 from rich.table import Table
+from tested import ROOT, record
 
-ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / ".venv-matrix"
-# the oldest supported torch with the oldest Pythons; the pinned torch with the others
-PAIRS = ("3.10:2.10.0", "3.11:2.10.0", "3.12:2.13.0", "3.13:2.13.0")
+# from the oldest supported torch to the newest
+PAIRS = ("3.10:2.10.0", "3.11:2.11.0", "3.12:2.13.0", "3.13:2.15.0", "3.14:2.15.0")
 PINNED = "2.13.0"
+COPIED = ("configs", "tests", "tools", "pyproject.toml")
 SMOKE = "tests/environments/test_smoke.py"
 
 
@@ -42,12 +46,11 @@ def interpreter(version: str) -> str | None:
 
 
 def requirements(torch: str) -> str:
-    """Return the tested requirements with another torch, which then selects its triton."""
-    files = ("requirements.txt", "requirements-export.txt", "requirements-dev.txt")
-    text = "".join((ROOT / name).read_text() for name in files)
-    text = re.sub(r"^-r .*\n", "", text, flags=re.MULTILINE)
-    if torch != PINNED:
-        text = re.sub(r"^triton==.*\n", "", text, flags=re.MULTILINE)
+    """Return the requirements of training and of the test with another torch."""
+    test = re.findall(
+        r"^(?:hypothesis|pytest)==.*\n", (ROOT / "requirements-dev.txt").read_text(), re.MULTILINE
+    )
+    text = (ROOT / "requirements.txt").read_text() + "".join(test)
     return text.replace(f"torch=={PINNED}\n", f"torch=={torch}\n")
 
 
@@ -60,7 +63,15 @@ def environment(python: str, version: str, torch: str) -> Path:
     folder = FOLDER / f"{version}-torch{torch}"
     if not (folder / ".installed").exists():
         shutil.rmtree(folder, ignore_errors=True)
-        pip = [folder / "bin/python", "-m", "pip", "--quiet", "--disable-pip-version-check", "install"]
+        pip = [
+            folder / "bin/python",
+            "-m",
+            "pip",
+            "--quiet",
+            "--disable-pip-version-check",
+            "install",
+            "--no-compile",
+        ]
         folder.mkdir(parents=True)
         pinned = folder / "requirements.txt"
         pinned.write_text(requirements(torch))
@@ -74,23 +85,41 @@ def environment(python: str, version: str, torch: str) -> Path:
     return folder / "bin/python"
 
 
-def smoke(python: Path) -> str:
-    """Run the test; return ``ok`` with the number of tests, or the last line of pytest's output."""
-    command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "environments", SMOKE]
-    path = {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | path, capture_output=True, text=True)
-    last = (done.stdout.strip() or done.stderr.strip() or "no output").splitlines()[-1]
-    if done.returncode:
-        print(done.stdout, done.stderr, file=sys.stderr)
-    return f"ok: {last}" if done.returncode == 0 else f"FAILED: {last}"
+def smoke(wheel: Path, python: Path) -> str:
+    """Install the wheel and run the test; return ``ok`` or ``FAILED`` and the last line of output."""
+    start = time.time()
+    pip = [
+        python,
+        "-m",
+        "pip",
+        "--quiet",
+        "--disable-pip-version-check",
+        "install",
+        "--no-deps",
+        "--force-reinstall",
+    ]
+    subprocess.run([*pip, wheel], check=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    with TemporaryDirectory() as folder:
+        for name in COPIED:
+            copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+            copy(ROOT / name, Path(folder) / name)
+        command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "environments", SMOKE]
+        done = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True)
+        last = (done.stdout.strip() or done.stderr.strip() or "no output").splitlines()[-1]
+        if done.returncode:
+            print(done.stdout, done.stderr, file=sys.stderr)
+        result = f"ok: {last}" if done.returncode == 0 else f"FAILED: {last}"
+        record("make test-matrix", result, start, [python], Path(folder), variables)
+    return result
 
 
-def trial(version: str, torch: str) -> str:
+def trial(wheel: Path, version: str, torch: str) -> str:
     python = interpreter(version)
     if python is None:
         return f"skipped: Python {version} not found"
     try:
-        return smoke(environment(python, version, torch))
+        return smoke(wheel, environment(python, version, torch))
     except subprocess.CalledProcessError as error:
         print(error.stdout, file=sys.stderr)
         return f"FAILED: {(error.stdout.strip() or 'no output').splitlines()[-1]}"
@@ -98,6 +127,7 @@ def trial(version: str, torch: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("wheel", type=Path)
     parser.add_argument("pairs", nargs="*", default=PAIRS, metavar="PYTHON[:TORCH]")
     args = parser.parse_args()
     pairs = [[*pair.split(":"), PINNED][:2] for pair in args.pairs]
@@ -106,7 +136,7 @@ def main() -> None:
     failed = False
     for number, (version, torch) in enumerate(pairs, 1):
         with console.status(f"{number} of {len(pairs)}: Python {version}, torch {torch}"):
-            result = trial(version, torch)
+            result = trial(args.wheel.resolve(), version, torch)
         console.print(f"Python {version}, torch {torch}: {result}", highlight=False)
         table.add_row(version, torch, result)
         failed |= result.startswith("FAILED")

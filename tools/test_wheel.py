@@ -18,11 +18,13 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from rich.console import Console
-from test_matrix import PINNED, ROOT, interpreter
+from test_matrix import PINNED, interpreter
+from tested import ROOT, record
 
 FOLDER = ROOT / ".venv-wheel"
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
@@ -53,7 +55,7 @@ def trial(wheel: Path, version: str, torch: str) -> str:
     python = interpreter(version)
     if python is None:
         return f"skipped: Python {version} not found"
-    folder = FOLDER / f"{version}-torch{torch}"
+    start, folder = time.time(), FOLDER / f"{version}-torch{torch}"
     executable = folder / "bin" / "python"
     pip = [executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE")}
@@ -79,6 +81,7 @@ def trial(wheel: Path, version: str, torch: str) -> str:
             tried = run(executable, "-c", TRY, cwd=Path(elsewhere))
             run(executable, "-m", "dcnzoo", "doctor", cwd=Path(elsewhere))
             run(*pip, "check")
+            record("make test-packaging", f"ok: {tried}", start, [executable], Path(elsewhere), environment)
         run(*pip, "uninstall", "-y", "dcnzoo")
         if left := sorted(files(folder) - before):
             return f"FAILED: files left after uninstall: {', '.join(left[:5])}"

@@ -29,6 +29,7 @@ from dcnzoo.data.conversion import (
     write_json,
 )
 from dcnzoo.utils.errors import UserError
+from dcnzoo.utils.garbage import collector_paused
 
 # kind of problem → its description in the report, and what `fix` does (None: cannot be fixed)
 KINDS = {
@@ -131,6 +132,7 @@ class Report:
         }
 
 
+@collector_paused()
 def check_coco(
     file: str | Path,
     images: str | Path | None = None,

@@ -2,10 +2,12 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+import dcnzoo
 from dcnzoo.ops import _library, deform_conv2d
 from dcnzoo.ops.reference import deform_conv as in_pytorch
 
@@ -15,7 +17,7 @@ CONFIG = "configs/demo/mask-rcnn_r14-mdconv_fpn_8e_shapes.py"
 
 
 def test_operator():
-    assert _library.loaded["cpu"].parent == ROOT / "dcnzoo" / "ops"
+    assert _library.loaded["cpu"].parent == Path(dcnzoo.__file__).parent / "ops"
     torch.manual_seed(0)
     shapes = ((2, 4, 7, 9), (6, 4, 3, 2), (2, 12, 7, 10), (2, 6, 7, 10))
     tensors = [torch.rand(shape, dtype=torch.double, requires_grad=True) for shape in shapes]

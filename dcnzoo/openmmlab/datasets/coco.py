@@ -24,6 +24,7 @@ from dcnzoo.compat import patches
 from dcnzoo.data.check import OF_MASKS, Problem, as_error, check_coco, wrong_with_classes
 from dcnzoo.data.conversion import few, short
 from dcnzoo.utils.errors import UserError, printable
+from dcnzoo.utils.garbage import collector_paused
 
 
 class CheckedCOCO(COCO):
@@ -135,6 +136,11 @@ class CocoDataset(coco.CocoDataset):
     """
 
     COCOAPI = CheckedCOCO
+
+    @collector_paused()
+    def full_init(self) -> None:
+        """Read and filter the file."""
+        super().full_init()
 
     def load_data_list(self) -> list[dict]:
         masks = any(getattr(transform, "with_mask", False) for transform in self.pipeline.transforms)
