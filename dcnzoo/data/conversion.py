@@ -80,14 +80,8 @@ def image_size(file: Path | BinaryIO, name: str | None = None) -> tuple[int, int
 
 def polygon_area(polygon: Polygon) -> float:
     """Return the enclosed area; parts with the opposite orientation count as negative."""
-    # plain Python: shapely takes 13 µs to create a polygon
     # relative to the first corner: far from the origin, the products would lose precision
-    (x0, y0), total, before = polygon[0], 0.0, (0.0, 0.0)
-    for x, y in polygon[1:]:
-        after = (x - x0, y - y0)
-        total += before[0] * after[1] - after[0] * before[1]
-        before = after
-    return float(abs(total) / 2)
+    return float(shapely.area(shapely.polygons(np.asarray(polygon, float) - polygon[0])))
 
 
 def clip_box(
