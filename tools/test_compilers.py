@@ -125,11 +125,6 @@ def try_compiler(compiler: str, trial: Trial, build_only: bool) -> str:
     return result
 
 
-def version_of(compiler: str) -> str:
-    first = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout.splitlines()[0]
-    return first.rsplit(" ", 1)[-1]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("compilers", nargs="*", default=[name for name in COMPILERS if shutil.which(name)])
@@ -141,13 +136,13 @@ def main() -> None:
     if not args.compilers:
         sys.exit(f"test_compilers: expected a compiler on the PATH ({', '.join(COMPILERS)}), got none")
     console = Console()
-    table = Table("compiler", "version", "result")
+    table = Table("compiler", "result")
     failed = False
     for number, compiler in enumerate(args.compilers, 1):
         with console.status(f"{number} of {len(args.compilers)}: {compiler}"):
             result = try_compiler(compiler, emulated() if args.arm else native(), args.build)
         console.print(f"{compiler}: {result}", highlight=False)
-        table.add_row(compiler, version_of(compiler), result)
+        table.add_row(compiler, result)
         failed |= "FAILED" in result
     console.print(table)
     sys.exit(failed)

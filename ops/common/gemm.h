@@ -29,7 +29,10 @@ DCNZOO_INLINE void multiply_add(Vector<T>& sum, const T* a, Vector<T> b) {
 DCNZOO_INLINE void multiply_add(Vector<float>& sum, const uint16_t* a, Vector<float> b) {
   int32_t pair;
   __builtin_memcpy(&pair, a, sizeof pair);
-#if defined(__AVX512BF16__)
+#if defined(__AVX512BF16__) && defined(__clang__) && __clang_major__ == 16
+  // Clang 16 crashes when it compiles the intrinsic with a broadcast operand.
+  asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(b), "v"(_mm512_set1_epi32(pair)));
+#elif defined(__AVX512BF16__)
   sum = (Vector<float>)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(pair), (__m512bh)b);
 #else
   sum = (Vector<float>)vbfdotq_lane_f32((float32x4_t)sum, vreinterpretq_bf16_f32((float32x4_t)b),
