@@ -35,7 +35,7 @@ def test_generated_data_has_no_problems(tmp_path):
 
 
 def test_garbage_collector_is_paused(root):
-    """It takes a quarter of the time for a million objects."""
+    """With a million objects, it would take a quarter of the time."""
     seen = []
     check_coco(write_coco(root), step=lambda done, total: seen.append(gc.isenabled()))
     assert seen and not any(seen) and gc.isenabled()

@@ -202,7 +202,7 @@ def test_rotated_boxes_that_touch():
 
 
 def test_overlap_of_detections():
-    """mmrotate's evaluation passes boxes with a score behind each."""
+    """mmrotate's evaluation passes boxes with their scores in a sixth column."""
     for overlap, boxes in ((ops.box_iou_rotated, TURNED), (ops.box_iou_quadri, quads(TURNED))):
         detections = torch.cat([boxes, torch.rand(len(boxes), 1)], 1)
         torch.testing.assert_close(overlap(detections, boxes), overlap(boxes, boxes))

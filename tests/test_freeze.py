@@ -167,7 +167,7 @@ def test_changed_weight_of_compiled_layer(change):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("groups", [1, 4, CHANNELS])
 def test_same_bits(dtype, groups):
-    """Also if the numbers of offset and mask groups change, with which the packed layout changes."""
+    """The numbers of offset and mask groups change the packed layout."""
     layer = DeformConv2d(CHANNELS, CHANNELS, 3, padding=1, groups=groups).to(dtype)
     frozen = freeze(copy.deepcopy(layer))
     for offset_groups in (1, 5, 1, 2):

@@ -206,9 +206,8 @@ def assert_rotated_overlaps(name: str, sample: Sample, actual: Tensor) -> None:
 
 
 def terms_of_slopes(name: str, magnitudes: Sample) -> Tensor | float:
-    """A bound of the terms of deform_roi_pool's derivatives with respect to offsets, which ``absolute`` does
-    not have: the samples of a bin share pixels, whose terms cancel. It is the largest pixel that each sample
-    may read."""
+    """Bound the terms of deform_roi_pool's derivatives with respect to offsets that ``absolute`` lacks: the
+    samples of a bin share pixels, whose terms cancel. It is the largest pixel that a sample may read."""
     if name != "deform_roi_pool":
         return 0.0
     largest = F.max_pool2d(magnitudes.tensors[0].nan_to_num(0, 0), 3, 1, 1)

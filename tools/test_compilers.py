@@ -25,6 +25,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from test_matrix import copy_to
 from tested import ROOT, record
 
 FOLDER = ROOT / "build" / "compilers"
@@ -82,9 +83,7 @@ def emulated() -> Trial:
 def copy_sources(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    for name in COPIED:
-        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-        copy(ROOT / name, folder / name)
+    copy_to(folder, COPIED)
     for library in (folder / "dcnzoo" / "ops").glob("*.so"):
         library.unlink()
 

@@ -20,6 +20,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -32,6 +33,7 @@ FOLDER = ROOT / ".venv-matrix"
 PAIRS = ("3.10:2.10.0", "3.11:2.11.0", "3.12:2.13.0", "3.13:2.15.0", "3.14:2.15.0")
 PINNED = "2.13.0"
 COPIED = ("configs", "tests", "tools", "pyproject.toml")
+PIP = ("-m", "pip", "--quiet", "--disable-pip-version-check")
 SMOKE = "tests/environments/test_smoke.py"
 
 
@@ -43,6 +45,13 @@ def interpreter(version: str) -> str | None:
         if subprocess.run([candidate, "-c", ""], capture_output=True).returncode == 0:
             return str(candidate)
     return None
+
+
+def copy_to(folder: Path, names: Sequence[str]) -> None:
+    """Copy files and folders of the repository."""
+    for name in names:
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, folder / name)
 
 
 def requirements(torch: str) -> str:
@@ -63,15 +72,7 @@ def environment(python: str, version: str, torch: str) -> Path:
     folder = FOLDER / f"{version}-torch{torch}"
     if not (folder / ".installed").exists():
         shutil.rmtree(folder, ignore_errors=True)
-        pip = [
-            folder / "bin/python",
-            "-m",
-            "pip",
-            "--quiet",
-            "--disable-pip-version-check",
-            "install",
-            "--no-compile",
-        ]
+        pip = [folder / "bin/python", *PIP, "install", "--no-compile"]
         folder.mkdir(parents=True)
         pinned = folder / "requirements.txt"
         pinned.write_text(requirements(torch))
@@ -88,22 +89,11 @@ def environment(python: str, version: str, torch: str) -> Path:
 def smoke(wheel: Path, python: Path) -> str:
     """Install the wheel and run the test; return ``ok`` or ``FAILED`` and the last line of output."""
     start = time.time()
-    pip = [
-        python,
-        "-m",
-        "pip",
-        "--quiet",
-        "--disable-pip-version-check",
-        "install",
-        "--no-deps",
-        "--force-reinstall",
-    ]
+    pip = [python, *PIP, "install", "--no-deps", "--force-reinstall"]
     subprocess.run([*pip, wheel], check=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     with TemporaryDirectory() as folder:
-        for name in COPIED:
-            copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-            copy(ROOT / name, Path(folder) / name)
+        copy_to(Path(folder), COPIED)
         command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "environments", SMOKE]
         done = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True)
         last = (done.stdout.strip() or done.stderr.strip() or "no output").splitlines()[-1]

@@ -23,7 +23,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from rich.console import Console
-from test_matrix import PINNED, interpreter
+from test_matrix import PINNED, PIP, interpreter
 from tested import ROOT, record
 
 FOLDER = ROOT / ".venv-wheel"
@@ -57,7 +57,7 @@ def trial(wheel: Path, version: str, torch: str) -> str:
         return f"skipped: Python {version} not found"
     start, folder = time.time(), FOLDER / f"{version}-torch{torch}"
     executable = folder / "bin" / "python"
-    pip = [executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    pip = [executable, *PIP]
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE")}
 
     def run(*command: str | Path, cwd: Path | None = None) -> str:

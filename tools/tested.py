@@ -49,10 +49,12 @@ def record(
     folder: Path,
     variables: Mapping[str, str],
 ) -> None:
-    """Store a result of the library that this Python loads in this folder, with these environment variables.
+    """Store the result of a trial in ``docs/tested.json``.
 
     Args:
         start: ``time.time()`` at the start of the trial.
+        python: the command of the trial's Python, which reports the versions and the library that it loads.
+        folder, variables: the working directory and the environment of that command.
     """
     facts = subprocess.run(
         [*python, "-c", FACTS], cwd=folder, env=variables, check=True, stdout=subprocess.PIPE, text=True

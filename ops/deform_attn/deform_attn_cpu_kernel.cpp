@@ -42,7 +42,7 @@ struct Place {
     base[1] = p.origin[1] + p.step[1] * T(query % p.out_w);
   }
 
-  // Where its channels begin in the output, and in the input without the pixel.
+  // The index of its first channel in the output, and in the first pixel of the image's input.
   DCNZOO_INLINE int64_t output(const DeformAttnCpu<T>& p) const {
     return ((image * p.queries + query) * p.groups + group) * p.channels;
   }
@@ -65,7 +65,8 @@ DCNZOO_INLINE Chunk<T> plan(const DeformAttnCpu<T>& p, const Place<T>* place, in
   int64_t count = p.points - first;
   const T *offset = p.offset + place->offset + 2 * first, *weight = p.weight + place->weight + first;
   Vector<T> base[2] = {place->base[0] + Vector<T>{}, place->base[1] + Vector<T>{}};
-  // Fields one after another. Each store is a whole vector, whose unused lanes the next store overwrites.
+  // The fields of all places, one after another. Each store writes a whole vector; the next one overwrites its unused
+  // lanes.
   T offsets[3 * lanes], weights[2 * lanes], bases[2][2 * lanes];
   if (places > 1) {
     for (int64_t i = 0; i < places; ++i) {
@@ -226,8 +227,8 @@ DCNZOO_INLINE void copy_back(const T* from, T* to, int64_t channels) {
 //
 // Usually a copy, [pixel][value, gradient][channels, padded], or only one of the two. At the stride of all groups the
 // channels would fall into few cache sets. Value and gradient are interleaved, because a load from one of two separate
-// maps could wait for a store to the other (4K aliasing). With few samples, copying would take longer than sampling:
-// then the memory of the input and of its gradient, which is zero.
+// maps could wait for a store to the other (4K aliasing). With few samples, copying would take longer than sampling. Then
+// it is the memory of the input and of its gradient, which is zero.
 template <typename T, bool Input, bool Fields>
 struct Slice {
   static constexpr int64_t kAhead = 16;  // pixels: the hardware does not prefetch the stride of all groups

@@ -6,11 +6,7 @@ namespace {
 
 template <typename T, typename S>
 const DeformConvBackward<T, S>& backward_kernels() {
-  const DeformConvBackwardKernels& all = deform_conv_backward_kernels_dispatched();
-  if constexpr (std::is_same_v<S, BFloat16Bits>)
-    return all.bfloat16;
-  else
-    return all.of<T>();
+  return deform_conv_backward_kernels_dispatched().of<T, S>();
 }
 
 // Copies of a channel block of images [begin, end), channels last, and of its gradient: [image][pixel][channel].
@@ -72,8 +68,9 @@ class StagedBlock {
   Buffer<T> gradient_;
 };
 
-// The sum of grad_output (type E) over images and pixels, [out_channels], as T. Each block of pixels is summed separately, and the
-// sums are added in the order of the blocks, in double. The result does not depend on the number of threads.
+// The sum of grad_output (of type E) over images and pixels, [out_channels], as T. Each block of pixels is summed
+// separately, and the sums are added in the order of the blocks, in double. The result does not depend on the number of
+// threads.
 template <typename T, typename E = T>
 Tensor bias_gradient(const DeformConvShapes& s, const Tensor& grad_output) {
   constexpr int64_t block_pixels = 2048;
@@ -151,7 +148,7 @@ struct BackwardWork {
     grad_offset_mask_of_blocks = Buffer<T>(std::min(pass_blocks, all) * block_size);
   }
 
-  // p with the weight gradient of a part
+  // Returns p with the weight gradient of a part.
   template <typename S>
   DeformConvBackwardParams<T, S> params(const DeformConvBackwardParams<T, S>& p, int64_t part) const {
     DeformConvBackwardParams<T, S> result = p;
@@ -165,7 +162,7 @@ int64_t panels_of(const ChannelBlock& block) {
   return block.depth / forward_kernels<T, T>().panel;
 }
 
-// Of a block, packed
+// The bytes of a block's packed weight.
 template <typename T, typename S>
 int64_t weight_bytes(const DeformConvBackwardParams<T, S>& p) {
   return p.tile.depth * p.blocks.data->panel_outputs * int64_t(sizeof(S));
@@ -203,7 +200,8 @@ void run_blocks(const DeformConvBackwardParams<T, S>& p, const BackwardWork<T>& 
   });
 }
 
-// The same for images [begin, end), a part, if threads share its blocks. The order of every sum is that of run_blocks.
+// Does the same for one part, images [begin, end), whose blocks several threads share. The order of every sum is that of
+// run_blocks.
 template <typename T, typename S>
 void run_shared_blocks(const DeformConvBackwardParams<T, S>& p, int64_t begin, int64_t end, bool staged) {
   const DeformConvBackward<T, S>& kernels = backward_kernels<T, S>();
@@ -381,7 +379,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> deform_conv_backward_cpu(
   const ScalarType type = accumulate_type(input.scalar_type());
   const auto wide_offset = contiguous_as(offset, type), wide_mask = contiguous_as(mask, type);
   const bool is_double = type == ScalarType::Double;
-  // bfloat16, if the CPU multiplies it
+  // whether to multiply bfloat16
   const bool narrow = input.scalar_type() == ScalarType::BFloat16 && !s.is_depthwise() &&
                       backward_kernels<float, BFloat16Bits>().run;
   const ScalarType stored = narrow ? ScalarType::BFloat16 : type;

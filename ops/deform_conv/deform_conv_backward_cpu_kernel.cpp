@@ -346,8 +346,8 @@ void multiply_by_weight(const Params<T, S>& p, const ChannelBlock& block,
   }
 }
 
-// Arranges the columns for the product with bfloat16: [row][kNR] -> [row / 2][kNR][2] in every panel, and an odd last row
-// gets a neighbour of zeros, also in the gradient.
+// Arranges the columns for products of bfloat16: [row][kNR] -> [row / 2][kNR][2] in every panel. If the number of rows is
+// odd, columns and gradient get one more row, of zeros.
 template <typename T, typename S, int Rank>
 void pair_columns(const Params<T, S>& p, const ChannelBlock& block, const TileMemory<T, S, Rank>& tile) {
   const int64_t rows = tile.rows.count;
@@ -464,12 +464,12 @@ constexpr DeformConvBackward<T, S> kernels_of{
 
 }  // namespace
 
-const DeformConvBackwardKernels& deform_conv_backward_kernels() {
-  static constexpr DeformConvBackwardKernels kernels{{kernels_of<float>, kernels_of<double>},
+const DeformConvKernels<DeformConvBackward>& deform_conv_backward_kernels() {
+  static constexpr DeformConvKernels<DeformConvBackward> kernels{kernels_of<float>, kernels_of<double>,
 #if defined(DCNZOO_MULTIPLIES_BFLOAT16)
-                                                     kernels_of<float, BFloat16Bits>
+                                                                 kernels_of<float, BFloat16Bits>
 #else
-                                                     {}
+                                                             {}
 #endif
   };
   return kernels;

@@ -10,11 +10,7 @@ namespace dcnzoo {
 
 template <typename T, typename S>
 const DeformConvForward<T, S>& forward_kernels() {
-  const DeformConvForwardKernels& all = deform_conv_forward_kernels_dispatched();
-  if constexpr (std::is_same_v<S, BFloat16Bits>)
-    return all.bfloat16;
-  else
-    return all.of<T>();
+  return deform_conv_forward_kernels_dispatched().of<T, S>();
 }
 
 // A map without gaps in memory, channels last or channels first.

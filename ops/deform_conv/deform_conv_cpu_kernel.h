@@ -155,20 +155,26 @@ struct DeformConvBackward {
 
 using BFloat16Bits = uint16_t;
 
-template <typename T>
-using DeformConvSameTypeForward = DeformConvForward<T, T>;
-template <typename T>
-using DeformConvSameTypeBackward = DeformConvBackward<T, T>;
+// The kernels of a pass for each T and S. Those of bfloat16 are null if the CPU cannot multiply it; in the backward, they
+// do not support depthwise convolutions.
+template <template <typename, typename> class Kernels>
+struct DeformConvKernels {
+  Kernels<float, float> of_float;
+  Kernels<double, double> of_double;
+  Kernels<float, BFloat16Bits> of_bfloat16;
 
-struct DeformConvForwardKernels : KernelTable<DeformConvSameTypeForward> {
-  DeformConvForward<float, BFloat16Bits> bfloat16;  // null if the CPU cannot multiply bfloat16
+  template <typename T, typename S>
+  const Kernels<T, S>& of() const {
+    if constexpr (std::is_same_v<S, BFloat16Bits>)
+      return of_bfloat16;
+    else if constexpr (std::is_same_v<T, double>)
+      return of_double;
+    else
+      return of_float;
+  }
 };
 
-struct DeformConvBackwardKernels : KernelTable<DeformConvSameTypeBackward> {
-  DeformConvBackward<float, BFloat16Bits> bfloat16;  // the same; not for depthwise convolutions
-};
-
-DCNZOO_DECLARE_KERNELS(DeformConvForwardKernels, deform_conv_forward_kernels)
-DCNZOO_DECLARE_KERNELS(DeformConvBackwardKernels, deform_conv_backward_kernels)
+DCNZOO_DECLARE_KERNELS(DeformConvKernels<DeformConvForward>, deform_conv_forward_kernels)
+DCNZOO_DECLARE_KERNELS(DeformConvKernels<DeformConvBackward>, deform_conv_backward_kernels)
 
 }  // namespace dcnzoo

@@ -209,12 +209,12 @@ constexpr DeformConvForward<T, S> kernels_of{kNR<S>, scratch_bytes<T, S>, pack_f
 
 }  // namespace
 
-const DeformConvForwardKernels& deform_conv_forward_kernels() {
-  static constexpr DeformConvForwardKernels kernels{{kernels_of<float>, kernels_of<double>},
+const DeformConvKernels<DeformConvForward>& deform_conv_forward_kernels() {
+  static constexpr DeformConvKernels<DeformConvForward> kernels{kernels_of<float>, kernels_of<double>,
 #if defined(DCNZOO_MULTIPLIES_BFLOAT16)
-                                                    kernels_of<float, BFloat16Bits>
+                                                                kernels_of<float, BFloat16Bits>
 #else
-                                                    {}
+                                                             {}
 #endif
   };
   return kernels;

@@ -28,8 +28,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(dcnzoo, m) {
       "_deform_conv_backward(Tensor grad_output, Tensor input, Tensor weight, Tensor? offset, "
       "Tensor? mask, int[] stride, int[] padding, int[] dilation, int groups, int? im2col_step, "
       "bool[5] output_mask) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
-  // On the CPU: deform_conv, and the packed weight for calls with the same weight and shapes of offset and mask. It is
-  // `packed` if that was made for such a call.
+  // CPU only. Returns the output of deform_conv, and the packed weight: a later call with the same weight and shapes of
+  // offset and mask can pass it as `packed`, and does not pack again.
   m.def(
       "_deform_conv_kept(Tensor input, Tensor weight, Tensor? offset, Tensor? mask, Tensor? bias, "
       "int[] stride, int[] padding, int[] dilation, int groups, int? im2col_step, Tensor? packed) "

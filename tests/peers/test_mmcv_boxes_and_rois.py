@@ -209,7 +209,7 @@ def test_iou_of_turned_boxes(on, kind, seed):
     make = case.rotated if kind == "rotated" else case.quads
     boxes, others = make(case.count()), make(case.count())
     case.some_equal(boxes, others)
-    if seed % 6 == 0:  # detections: a score behind the box
+    if seed % 6 == 0:  # detections: a sixth column has the scores
         boxes = torch.cat([boxes, case.scores(len(boxes))[:, None]], 1)
     function, how = getattr(mmcv_ops, f"box_iou_{kind}"), (seed % 2 == 0,) if kind == "rotated" else ()
     for mode in ("iou", "iof"):

@@ -27,6 +27,7 @@ import dcnzoo.models  # noqa: F401  before mmdet, which needs mmcv.ops
 
 # isort: split
 from family_trials import (
+    add_after,
     add_arguments,
     apart,
     count_ok,
@@ -201,12 +202,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     add_arguments(parser, "work_dirs/export_coverage.json")
     parser.add_argument("--openvino", action="store_true", help="compare in OpenVINO, too")
-    parser.add_argument(
-        "--after",
-        type=Path,
-        metavar="FILE",
-        help="results of an environment with fewer packages: try only configs that are not ok there",
-    )
+    add_after(parser)
     args = parser.parse_args()
     MMLogger.get_current_instance().setLevel("ERROR")  # initialisation would log every parameter
     backends = ("onnxruntime", *(["openvino"] if args.openvino else []))

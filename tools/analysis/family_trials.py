@@ -141,6 +141,15 @@ def add_arguments(parser: argparse.ArgumentParser, results: str) -> None:
     parser.add_argument("--out", type=Path, metavar="FILE.md", help="write the page with the table")
 
 
+def add_after(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--after",
+        type=Path,
+        metavar="FILE",
+        help="results of an environment with fewer packages: try only configs that are not ok there",
+    )
+
+
 def try_all(
     chosen: list[tuple[str, str]],
     trial: Callable[[str], str],

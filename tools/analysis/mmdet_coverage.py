@@ -28,7 +28,17 @@ import dcnzoo.models  # noqa: F401  before mmdet, which needs mmcv.ops
 
 # isort: split
 import mmdet
-from family_trials import add_arguments, count_ok, listed, read_results, table, tensors, try_all, versions
+from family_trials import (
+    add_after,
+    add_arguments,
+    count_ok,
+    listed,
+    read_results,
+    table,
+    tensors,
+    try_all,
+    versions,
+)
 from family_trials import apart as trial_apart
 from family_trials import families as package_families
 from mmdet.models.detectors import SemiBaseDetector
@@ -215,12 +225,7 @@ def page(rows: list[tuple[str, str, str]], fresh: dict[str, str], further: dict[
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     add_arguments(parser, "work_dirs/mmdet_coverage.json")
-    parser.add_argument(
-        "--after",
-        type=Path,
-        metavar="FILE",
-        help="results of an environment with fewer packages: try only configs that are not ok there",
-    )
+    add_after(parser)
     args = parser.parse_args()
     MMLogger.get_current_instance().setLevel("ERROR")  # initialisation would log every parameter
     here = versions((*PACKAGES, *EXTRAS))

@@ -263,7 +263,7 @@ def pose_sample(dataset: Config, index: int) -> dict:
 # mmpretrain
 
 
-# In the place of a tokenizer's vocabulary: words are split into letters
+# A vocabulary of letters, for tokenizers that would download theirs
 LETTERS = [chr(i) for i in range(ord("!"), ord("~") + 1)]
 WORD_PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS, *(f"##{c}" for c in LETTERS)]
 
@@ -277,7 +277,7 @@ def pretrain_adapt(cfg: Config) -> str | None:
     if head.get("type") in ("LeViTClsHead", "EfficientFormerClsHead"):
         head.distillation = False
         return "without the second head for distillation, with which the package cannot train"
-    if model.get("backbone", {}).get("type") == "RepLKNet":  # minutes with 384 pixels
+    if model.get("backbone", {}).get("type") == "RepLKNet":  # takes minutes with 384 pixels
         for loader in (cfg.train_dataloader, cfg.test_dataloader):
             shrink(loader.dataset.pipeline, 128)
     if model.type == "ImageToImageRetriever":

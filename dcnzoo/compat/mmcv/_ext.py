@@ -386,7 +386,7 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
 
 
 def box_iou_rotated(
-    boxes1: Tensor,  # (M, 5), or (M, 6) with a score behind, as in mmrotate's evaluation
+    boxes1: Tensor,  # (M, 5), or (M, 6) with a score in the last column, as in mmrotate
     boxes2: Tensor,  # (N, 5)
     ious: Tensor,  # (M·N,), or (M,) if aligned
     mode_flag: int,  # 0 over the union, 1 over boxes1
