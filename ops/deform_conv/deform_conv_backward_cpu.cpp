@@ -19,7 +19,7 @@ class StagedBlock {
     const int64_t size = (end - begin) * p.shape.in_pixels * block.count;
     block_ = block, first_image_ = begin, pieces_ = (end - begin) * stretches(p.shape);
     DeformConvBackwardParams<T, S> mine = p;
-    mine.input = {p.input.data, begin, block.first, block.count};
+    mine.input = {p.input.data, begin, block.first, block.count, true};
     if (reads_input(p)) mine.input.data = at_least(size, input_);
     if (p.grad_input) mine.grad_input = at_least(size, gradient_);
     return mine;
@@ -333,7 +333,8 @@ DeformConvGradients backward(const DeformConvShapes& s, const Tensor& grad_outpu
   const int64_t image_size = s.channels * s.in_pixels;
   for (int64_t first = 0; first < s.batch; first += work.images) {
     p.images = std::min(work.images, s.batch - first);
-    p.input = {static_cast<const S*>(map.tensor.const_data_ptr()) + first * image_size, 0, 0, s.channels};
+    p.input = {static_cast<const S*>(map.tensor.const_data_ptr()) + first * image_size, 0, 0, s.channels,
+               false};
     p.offset_mask = from_image(s, offset_mask, first);
     p.grad_output.data =
         static_cast<const S*>(grad_map.tensor.const_data_ptr()) + first * s.out_pixels * s.out_channels;

@@ -57,11 +57,20 @@ struct TileSizes {
   int64_t outputs;  // the most outputs of a block, in whole panels
 };
 
-// [images][in_pixels][channels]: the part of the input that starts at first_image and first_channel
+// The part of the input that starts at first_image and first_channel: [images][in_pixels][channels], or block by block,
+// [images][blocks][in_pixels][channels of the block].
 template <typename S>
 struct InputMaps {
   const S* data;
   int64_t first_image, first_channel, channels;
+  bool by_block;
+
+  DCNZOO_HD int64_t place_of(const ChannelBlock& block, int64_t in_pixels) const {
+    return (block.first - first_channel) * (by_block ? in_pixels : 1);
+  }
+  DCNZOO_HD int64_t pixel_stride(const ChannelBlock& block) const {
+    return by_block ? block.count : channels;
+  }
 };
 
 // [images][out_channels][out_pixels], or channels last

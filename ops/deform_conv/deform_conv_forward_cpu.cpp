@@ -38,14 +38,16 @@ void stage_input(DeformConvForwardParams<T, S>& p, const S* images, Buffer<S>& s
   const int64_t first = p.blocks.data[p.blocks.begin].first, channels = last.first + last.count - first;
   const int64_t image_size = s.channels * s.in_pixels, staged_size = channels * s.in_pixels;
   if (staged.size() < p.images * staged_size) staged = Buffer<S>(p.images * staged_size);
-  const int64_t stretches = ceil_div(s.in_pixels, kStretch);
-  run_tasks(Tasks{p.images * stretches, 0, [&](int64_t i) {
-                    const int64_t image = i / stretches;
-                    transpose_stretch<T, S>(images + image * image_size + first * s.in_pixels,
-                                            staged.data() + image * staged_size, channels, s.in_pixels,
-                                            i % stretches);
+  const int64_t stretches = ceil_div(s.in_pixels, kStretch), blocks = p.blocks.end - p.blocks.begin;
+  run_tasks(Tasks{p.images * blocks * stretches, 0, [&](int64_t i) {
+                    const int64_t image = i / stretches / blocks;
+                    const ChannelBlock& block = p.blocks.data[p.blocks.begin + i / stretches % blocks];
+                    transpose_stretch<T, S>(
+                        images + image * image_size + block.first * s.in_pixels,
+                        staged.data() + image * staged_size + (block.first - first) * s.in_pixels,
+                        block.count, s.in_pixels, i % stretches);
                   }});
-  p.input = {staged.data(), 0, first, channels};
+  p.input = {staged.data(), 0, first, channels, true};
 }
 
 template <typename T, typename S>
@@ -115,7 +117,7 @@ Tensor forward(const DeformConvShapes& s, const Tensor& input, const Tensor& wei
       p.blocks.begin = p.blocks.end;
       p.blocks.end =
           one_pass ? blocking.count() : blocking.end_of_pass(p.blocks.begin, p.images * image_bytes, staging);
-      p.input = {images, 0, 0, s.channels};
+      p.input = {images, 0, 0, s.channels, false};
       if (!map.channels_last) stage_input(p, images, staged);
       run_tiles(p);
     }

@@ -22,8 +22,10 @@ void sample(const Params<T, S>& p, const ChannelBlock& block, const Rows<T, Rank
   constexpr int corners = kCorners<Rank>;
   const int64_t stride = panel_stride<S>(p.tile);
   const ChannelRange channels{block.count, 0, block.count};
+  const int64_t pixel_stride = p.input.pixel_stride(block);
+  const S* const maps = p.input.data + p.input.place_of(block, p.shape.in_pixels);
   for (int64_t r = 0; r < rows.count; ++r) {
-    const S* map = p.input.data + rows.map[r] + block.first - p.input.first_channel;
+    const S* map = maps + rows.map[r];
     for (int64_t tap = 0; tap < p.shape.taps; ++tap) {
       const int64_t first = tap * corners * rows.stride + r;
       if (table.index[first] >= 0) {
@@ -31,7 +33,7 @@ void sample(const Params<T, S>& p, const ChannelBlock& block, const Rows<T, Rank
         T weight[corners];
         for (int corner = 0; corner < corners; ++corner) {
           const int64_t at = first + corner * rows.stride;
-          from[corner] = map + int64_t(table.index[at]) * p.input.channels;
+          from[corner] = map + int64_t(table.index[at]) * pixel_stride;
           weight[corner] = table.weight[at];
         }
         each_column<T>(tap, channels, r, stride, [&](auto zero, int64_t c, int64_t at) {
@@ -47,7 +49,7 @@ void sample(const Params<T, S>& p, const ChannelBlock& block, const Rows<T, Rank
         const S* from[corners];
         T weight[corners];
         for (int i = 0; i < inside.count; ++i) {
-          from[i] = map + inside.index[i] * p.input.channels;
+          from[i] = map + inside.index[i] * pixel_stride;
           weight[i] = table.weight[first + inside.corner[i] * rows.stride];
         }
         each_column<T>(tap, channels, r, stride, [&](auto value, int64_t c, int64_t at) {
