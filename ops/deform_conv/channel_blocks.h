@@ -16,7 +16,7 @@ constexpr int64_t kStagingBytes = int64_t(18) << 20;
 constexpr int64_t kLeastStagingBytes = int64_t(4) << 20;
 
 // The limits if threads share blocks: on the copies, and on the memory of tiles, which the caches should hold.
-inline int64_t staging_limit(int64_t threads) { return kStagingBytes + (threads << 18); }
+inline int64_t staging_limit(int64_t threads) { return kStagingBytes + (threads << 20); }
 inline int64_t tiles_limit(int64_t threads) {
   return std::clamp(3 * threads << 18, kLeastStagingBytes, 2 * kStagingBytes);
 }
@@ -25,9 +25,12 @@ inline int64_t tiles_limit(int64_t threads) {
 constexpr int64_t kThreadTasks = 4;
 constexpr int64_t kLeastSamples = int64_t(1) << 19;
 
-// Channels per block: 9 taps · 64 channels · 96 rows of float are 216 KiB, a quarter of a typical L2 cache.
-constexpr int64_t kBlockBytes = 64 * sizeof(float);
-constexpr int64_t kTileRows = 96;
+// The most channels of a block, in bytes, and the rows of a tile: 9 taps · 64 channels · 96 rows of float are 216 KiB, a
+// quarter of a typical L2 cache. Tasks of the backward are blocks, so it has more and narrower ones, and more rows.
+struct TileLimits {
+  int64_t block_bytes, rows;
+};
+constexpr TileLimits kForwardTile{64 * sizeof(float), 96}, kBackwardTile{32 * sizeof(float), 192};
 
 class ChannelBlocking {
  public:
@@ -55,8 +58,8 @@ class ChannelBlocking {
     return total;
   }
 
-  TileSizes tile() const {
-    TileSizes tile{kTileRows, 0, 0};
+  TileSizes tile(int64_t rows) const {
+    TileSizes tile{rows, 0, 0};
     for (const ChannelBlock& block : blocks) {
       const int64_t last_group = block.outputs / block.groups;  // written in whole panels
       const int64_t outputs = block.outputs - last_group + round_up(last_group, panel_);

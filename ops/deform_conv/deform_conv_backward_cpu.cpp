@@ -310,7 +310,7 @@ DeformConvGradients backward(const DeformConvShapes& s, const Tensor& grad_outpu
 
   // Blocks are the unit of parallel work: no two write the same elements of the gradients of input and weight. Inputs
   // with few channels get narrower blocks. Blocks, and with them the order of all sums, depend only on the shapes.
-  const int64_t most = kBlockBytes / int64_t(sizeof(T)), panel = forward_kernels<T, T>().panel;
+  const int64_t most = kBackwardTile.block_bytes / int64_t(sizeof(T)), panel = forward_kernels<T, T>().panel;
   ChannelBlocking blocking(s, std::clamp(round_up(s.channels / 2, panel), panel, most), panel);
   const int64_t packed_size = blocking.place_weights([](const ChannelBlock& block) {
     return round_up(block.panel_outputs, int64_t(sizeof(T) / sizeof(S)));
@@ -321,7 +321,7 @@ DeformConvGradients backward(const DeformConvShapes& s, const Tensor& grad_outpu
   const BackwardWork<T> work(s, blocking, packed_size, wanted);
 
   DeformConvBackwardParams<T, S> p{};
-  p.shape = s, p.tile = blocking.tile(), p.blocks.data = blocking.blocks.data();
+  p.shape = s, p.tile = blocking.tile(kBackwardTile.rows), p.blocks.data = blocking.blocks.data();
   p.weight = packed.data();
   p.grad_output.channels_last = grad_map.channels_last;
   p.grad_weight = work.grad_weight.data();  // of the first part

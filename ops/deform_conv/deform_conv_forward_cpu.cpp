@@ -12,10 +12,10 @@ void divide_output(DeformConvForwardParams<T, S>& p) {
   // More tasks balance the load; smaller tiles would read the weight too often.
   constexpr int64_t least_rows = 48;
   const int64_t more = std::min(kThreadTasks * threads, pixels / least_rows / threads * threads);
-  const int64_t tiles = std::max(ceil_div(pixels, kTileRows * threads) * threads, more);
+  const int64_t tiles = std::max(ceil_div(pixels, kForwardTile.rows * threads) * threads, more);
   p.tile.rows = std::max<int64_t>(ceil_div(pixels, tiles), 1);
   // Few pixels and many outputs: twice the rows with half of the weight, although the columns are sampled twice.
-  constexpr int64_t few_rows = kTileRows / 4, many_outputs = 512;
+  constexpr int64_t few_rows = kForwardTile.rows / 4, many_outputs = 512;
   p.output_parts =
       p.tile.rows <= few_rows && p.shape.groups == 1 && p.shape.out_channels >= many_outputs ? 2 : 1;
   p.tile.rows *= p.output_parts;
@@ -25,7 +25,8 @@ void divide_output(DeformConvForwardParams<T, S>& p) {
 // vectors (half panels).
 template <typename T, typename S>
 int64_t block_channels(const DeformConvShapes& s, bool one_pass) {
-  const int64_t widest = kBlockBytes / int64_t(sizeof(T)), lanes = forward_kernels<T, S>().panel / 2;
+  const int64_t widest = kForwardTile.block_bytes / int64_t(sizeof(T)),
+                lanes = forward_kernels<T, S>().panel / 2;
   const int64_t stageable = kStagingBytes / (s.in_pixels * int64_t(sizeof(S))) / lanes * lanes;
   return one_pass ? widest : std::clamp(stageable, lanes, widest);
 }
@@ -97,7 +98,7 @@ Tensor forward(const DeformConvShapes& s, const Tensor& input, const Tensor& wei
   }
 
   DeformConvForwardParams<T, S> p{};
-  p.shape = s, p.tile = blocking.tile(), p.blocks.data = blocking.blocks.data();
+  p.shape = s, p.tile = blocking.tile(kForwardTile.rows), p.blocks.data = blocking.blocks.data();
   p.weight = packed.size() ? packed.data() : static_cast<const S*>(kept->const_data_ptr());
   p.bias = data_or_null<T>(bias);
   p.output.channels_last = map.channels_last;
