@@ -25,11 +25,11 @@ struct PointBackward {
   static constexpr bool reads_input = Points || Columns;
   int64_t tap, row, stride;  // stride: of the columns' panels
   ChannelRange channels;
-  T factor, rest;          // their product is the mask
+  T rest;                  // the mask if it is not finite, else 1
   const S* from[corners];  // the corners' pixels in the input
   T* to[corners];          // the same pixels in the input's gradient
-  T weight[corners], modulated[corners];
-  bool inside = true;  // whether any corner is in the map
+  T modulated[corners];    // their weights, multiplied by the mask if it is finite
+  bool inside = true;      // whether any corner is in the map
   // Σ over channels of gradient · pixel, per corner. Aligned: `Value`, a template argument, loses Vector's attribute, and
   // Clang 14 then stores to aligned vectors.
   alignas(kVectorBytes) Vector<T> dot[corners] = {};
@@ -85,24 +85,13 @@ struct PointBackward {
     });
   }
 
-  // The gradients of the offset, per axis, and of the mask. slope: [axis][corner], slope_stride apart.
-  DCNZOO_INLINE void offset_mask_gradient(const T* slope_at, int64_t slope_stride, T* gradient) const {
-    for (int i = 0; i <= Rank; ++i) gradient[i] = 0;
-    if (!inside) {  // the mask's gradient is gradient · 0, since the sampled value is zero; Inf gives NaN
-      gradient[Rank] = dot_rest[0] + sum_lanes(dot[0]);
-      return;
-    }
-    Vector<T> sums[Rank + 1] = {};
+  // Stores `dot` and `dot_rest`, whose lanes still have to be added, as [corner][kLanes].
+  DCNZOO_INLINE void store_dots(T* to) const {
     for (int corner = 0; corner < corners; ++corner) {
-      for (int axis = 0; axis < Rank; ++axis) {
-        const T slope = factor * rest * slope_at[(axis * corners + corner) * slope_stride];
-        sums[axis] += slope * dot[corner];
-        gradient[axis] += slope * dot_rest[corner];
-      }
-      sums[Rank] += weight[corner] * dot[corner];
-      gradient[Rank] += weight[corner] * dot_rest[corner];
+      Vector<T> rest_of{};
+      rest_of[0] = dot_rest[corner];
+      store(to + corner * kLanes<T>, dot[corner] + rest_of);
     }
-    for (int i = 0; i <= Rank; ++i) gradient[i] += sum_lanes(sums[i]);
   }
 };
 
@@ -114,6 +103,7 @@ struct TileMemory {
   S* columns;      // in the same memory unless the type differs or the input's gradient is added later
   S* gradient;     // [output of the group][row]
   S* pairs;        // bfloat16: the same as [row][output], pair_stride apart
+  T* dots;         // Σ over channels of gradient · pixel, [tap][corner][row]
   T* offset_mask;  // their gradients, [tap · (rank + 1)][row]
 
   TileMemory(Arena& arena, const Params<T, S>& p)
@@ -123,6 +113,7 @@ struct TileMemory {
         columns(in_place(p) ? reinterpret_cast<S*>(gradients) : arena.take<S>(columns_size<S>(p.tile))),
         gradient(arena.take<S>(p.tile.outputs * p.tile.rows)),
         pairs(arena.take<S>(kPair<T, S> == 1 ? 0 : pair_stride(p) * p.tile.rows)),
+        dots(arena.take<T>(p.shape.taps * kCorners<Rank> * p.tile.rows)),
         offset_mask(arena.take<T>(p.shape.taps * (Rank + 1) * p.tile.rows)) {}
 
   static bool in_place(const Params<T, S>& p) {
@@ -141,13 +132,13 @@ struct TileMemory {
     part.columns += first * kNR<S>;
     part.gradient += p.shape.is_depthwise() ? first * p.tile.outputs : first;
     part.pairs += first * pair_stride(p);
+    part.dots += first;
     part.offset_mask += first;
     return part;
   }
 };
 
-// Computes the columns (if they are needed) from their gradient, adds to the input's gradient and writes the
-// gradients of offset and mask: [tap · rank + axis][row] of the offset, then [tap][row] of the mask.
+// Computes the columns (if they are needed) from their gradient, adds to the input's gradient and writes `dots`.
 template <typename T, typename S, int Rank, bool Input, bool Points, bool Columns>
 void sample_backward(const Params<T, S>& p, const ChannelBlock& block, const TileMemory<T, S, Rank>& tile,
                      ChannelRange channels) {
@@ -155,19 +146,28 @@ void sample_backward(const Params<T, S>& p, const ChannelBlock& block, const Til
   const int64_t stride = panel_stride<T>(p.tile);
   const Rows<T, Rank>& rows = tile.rows;
   const SamplingTable<T, Rank, true>& table = tile.table;
+  // The lanes of several taps' dots are added together.
+  constexpr int64_t lanes = kLanes<T>, together = lanes > corners ? lanes / corners : 1;
+  T dots[together * corners * lanes] = {}, sums[lanes];
+  const auto store_sums = [&](int64_t row, int64_t first_tap, int64_t taps) {
+    for (int64_t i = 0; i < taps * corners; i += lanes) {
+      store(sums, sum_rows(dots + i * lanes));
+      for (int64_t lane = 0; lane < lanes && i + lane < taps * corners; ++lane)
+        tile.dots[(first_tap * corners + i + lane) * rows.stride + row] = sums[lane];
+    }
+  };
   for (int64_t r = 0; r < rows.count; ++r) {
     const int64_t map = rows.map[r] + block.first - p.input.first_channel;
     for (int64_t tap = 0; tap < p.shape.taps; ++tap) {
       PointBackward<T, S, Rank, Input, Points, Columns> point;
       point.tap = tap, point.row = r, point.channels = channels, point.stride = stride;
-      point.factor = table.factor[tap * rows.stride + r], point.rest = table.rest[tap * rows.stride + r];
+      const T factor = table.factor[tap * rows.stride + r];
       const int64_t first = tap * corners * rows.stride + r;
-      for (int corner = 0; corner < corners; ++corner)
-        point.weight[corner] = table.weight[first + corner * rows.stride];
+      point.rest = table.rest[tap * rows.stride + r];
       if (table.index[first] >= 0) {
         for (int corner = 0; corner < corners; ++corner) {
           point.locate(p, corner, map, table.index[first + corner * rows.stride]);
-          point.modulated[corner] = point.factor * point.weight[corner];
+          point.modulated[corner] = factor * table.weight[first + corner * rows.stride];
         }
         point.run_whole(tile.gradients, tile.columns);
       } else {
@@ -175,20 +175,46 @@ void sample_backward(const Params<T, S>& p, const ChannelBlock& block, const Til
         point.inside = found.count > 0;
         for (int i = 0; i < found.count; ++i) {
           point.locate(p, i, map, found.index[i]);
-          point.modulated[i] = point.factor * point.weight[found.corner[i]];
+          point.modulated[i] = factor * table.weight[first + found.corner[i] * rows.stride];
         }
         point.run_partial(found, tile.gradients, tile.columns);
       }
       if (Points) {
-        T gradient[Rank + 1];
-        point.offset_mask_gradient(table.slope + tap * Rank * corners * rows.stride + r, rows.stride,
-                                   gradient);
-        for (int axis = 0; axis < Rank; ++axis)
-          tile.offset_mask[(tap * Rank + axis) * p.tile.rows + r] = gradient[axis];
-        tile.offset_mask[(p.shape.taps * Rank + tap) * p.tile.rows + r] = gradient[Rank];
+        const int64_t at = tap % together;
+        point.store_dots(dots + at * corners * lanes);
+        if (at + 1 == together || tap + 1 == p.shape.taps) store_sums(r, tap - at, at + 1);
       }
     }
   }
+}
+
+// The gradients of offset and mask from the dots: [tap · rank + axis][row] of the offset, then [tap][row] of the mask.
+template <typename T, typename S, int Rank>
+void offset_mask_gradients(const Params<T, S>& p, const TileMemory<T, S, Rank>& tile) {
+  constexpr int corners = kCorners<Rank>;
+  const SamplingTable<T, Rank, true>& table = tile.table;
+  const int64_t rows = tile.rows.stride;
+  for (int64_t tap = 0; tap < p.shape.taps; ++tap)
+    for (int64_t r = 0; r < tile.rows.count; r += kLanes<T>) {  // rows are padded to whole vectors
+      const Vector<T> factor = load(table.factor + tap * rows + r), rest = load(table.rest + tap * rows + r);
+      Vector<T> gradient[Rank + 1] = {};
+      auto index = load(table.index + tap * corners * rows + r);
+      for (int corner = 0; corner < corners; ++corner) {
+        const int64_t at = (tap * corners + corner) * rows + r;
+        const Vector<T> dot = load(tile.dots + at);
+        index &= load(table.index + at);
+        for (int axis = 0; axis < Rank; ++axis)
+          gradient[axis] +=
+              factor * rest * load(table.slope + ((tap * Rank + axis) * corners + corner) * rows + r) * dot;
+        gradient[Rank] += load(table.weight + at) * dot;
+      }
+      // Outside the map, the offset's gradient is zero. The mask's is gradient · 0, which is NaN for Inf.
+      const Vector<T> zero{};
+      for (int axis = 0; axis < Rank; ++axis)
+        store(tile.offset_mask + (tap * Rank + axis) * rows + r,
+              SimdTraits<Vector<T>>::blend(index == -1, zero, gradient[axis]));
+      store(tile.offset_mask + (p.shape.taps * Rank + tap) * rows + r, gradient[Rank]);
+    }
 }
 
 // Copies the output's gradient for the tile: the block's outputs as [output][row] or, if depthwise, as [row][channel]
@@ -399,7 +425,10 @@ void run_of(const Params<T, S>& p, const BackwardTile& of, int64_t begin, int64_
                                  tile.gradients);
   }
   if (sample) sample(p, block, tile, {block.count, 0, block.count});
-  if (points) store_offset_mask(p, of.block, tile.rows, tile.offset_mask);
+  if (points) {
+    offset_mask_gradients(p, tile);
+    store_offset_mask(p, of.block, tile.rows, tile.offset_mask);
+  }
   if (columns && !is_depthwise) zero_padding_columns(p.tile, p.shape.taps, block, count, tile.columns);
   if constexpr (!std::is_same_v<T, S>)
     if (columns) pair_columns(p, block, tile);
