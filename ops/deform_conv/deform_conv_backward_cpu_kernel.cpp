@@ -211,8 +211,7 @@ void offset_mask_gradients(const Params<T, S>& p, const TileMemory<T, S, Rank>& 
       // Outside the map, the offset's gradient is zero. The mask's is gradient · 0, which is NaN for Inf.
       const Vector<T> zero{};
       for (int axis = 0; axis < Rank; ++axis)
-        store(tile.offset_mask + (tap * Rank + axis) * rows + r,
-              SimdTraits<Vector<T>>::blend(index == -1, zero, gradient[axis]));
+        store(tile.offset_mask + (tap * Rank + axis) * rows + r, index == -1 ? zero : gradient[axis]);
       store(tile.offset_mask + (p.shape.taps * Rank + tap) * rows + r, gradient[Rank]);
     }
 }
