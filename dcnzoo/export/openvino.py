@@ -43,8 +43,14 @@ def save_ir(path: str | os.PathLike, out: Path, float16: bool = False, samples: 
         ModuleNotFoundError: OpenVINO is not installed, or nncf for int8.
     """
     import openvino
+    from openvino.passes import ConstantFolding, Manager
 
     model = make_core().read_model(path)
+    # The ONNX reader computes the shapes of biases in the graph. If that is not folded, OpenVINO 2026.4.1
+    # computes some int8 convolutions of models with dynamic sizes wrongly.
+    passes = Manager()
+    passes.register_pass(ConstantFolding())
+    passes.run_passes(model)
     if samples:
         framework = model.get_rt_info("framework") if model.has_rt_info("framework") else None
         model = to_int8_openvino(model, samples)

@@ -152,10 +152,29 @@ def test_tensorrt_is_skipped_visibly(exported, work):
     assert "expected TensorRT and a GPU: " in message
 
 
+def soft_teacher(work, folder):
+    """Write a config and a checkpoint: the teacher is the detector of ``work``, the student finds nothing."""
+    cfg, folder = Config.fromfile(work / "config.py"), folder / "soft_teacher"
+    folder.mkdir()
+    preprocessor = dict(type="MultiBranchDataPreprocessor", data_preprocessor=cfg.model.data_preprocessor)
+    cfg.model = dict(
+        type="SoftTeacher", detector=cfg.model, data_preprocessor=preprocessor, semi_train_cfg={},
+        semi_test_cfg=dict(predict_on="teacher"),
+    )  # fmt: skip
+    cfg.dump(folder / "config.py")
+    weights = torch.load(work / "weights.pth")["state_dict"]
+    parts = {"teacher": weights, "student": {key: torch.zeros_like(value) for key, value in weights.items()}}
+    both = {f"{part}.{key}": value for part, values in parts.items() for key, value in values.items()}
+    torch.save({"state_dict": both, "meta": {}}, folder / "weights.pth")
+    return folder
+
+
 @pytest.mark.slow
-def test_open_sizes_are_verified(work, tmp_path):
+@pytest.mark.parametrize("semi", [False, True], ids=["Mask R-CNN", "Soft Teacher"])
+def test_open_sizes_are_verified(work, tmp_path, semi):
     """Batches of two, another size and the other orientation."""
-    files = [work / "config.py", work / "weights.pth", "--out", tmp_path / "model.onnx"]
+    folder = soft_teacher(work, tmp_path) if semi else work
+    files = [folder / "config.py", folder / "weights.pth", "--out", tmp_path / "model.onnx"]
     output = run("export", *files, "--dynamic-export", "--verify")
     found = re.search(r"(\d+) of (\d+) detections agree between PyTorch and onnxruntime", output)
     assert int(found[2]) > 300, "100 in each of five images"

@@ -120,8 +120,9 @@ def calibrate(model: nn.Module, images: torch.Tensor) -> None:
             weight.mul_(factor)
         if module.bias is not None and output.numel() > output.shape[axis]:
             mean = output.mean([i for i in range(output.dim()) if i != axis], keepdim=True)
-            module.bias.sub_(mean.flatten())
-            output = output - mean
+            if (output - mean).std() > 0.1:  # else later layers would amplify what is left: rounding errors
+                module.bias.sub_(mean.flatten())
+                output = output - mean
         return output + bias
 
     kinds = (nn.Conv1d, nn.Conv2d, nn.Linear, nn.ConvTranspose2d)

@@ -1,4 +1,4 @@
-"""The families in MMDetection's table of exported detectors: published results, and small versions.
+"""The families in MMDetection's table of exported detectors, and small versions of them.
 
 A small version has the demo's ResNet-14 with DCNv2 and the family's own neck, head, losses and
 post-processing. It learns the generated shapes in a minute on one core.
@@ -28,48 +28,34 @@ class Family:
 
     Attributes:
         config: of MMDetection 3, the counterpart of the one in the table.
-        published: AP of (PyTorch, ONNX Runtime, TensorRT) by kind, in points, with MMDetection 2.
+        kinds: of AP: of boxes, and of masks if it predicts those.
         epochs: of 640 images, for the small version.
         openvino: whether OpenVINO supports all operators of the graph (it lacks ``Scan``).
     """
 
     config: str
-    published: dict[str, tuple[float, float, float | None]]
+    kinds: tuple[str, ...] = ("bbox",)
     epochs: int = 4
     openvino: bool = True
 
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        return tuple(self.published)
 
-
+MASKS = ("bbox", "segm")
 FAMILIES = {
-    "FCOS": Family("fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py", {"bbox": (36.6, 36.5, 36.3)}),
-    "FSAF": Family("fsaf/fsaf_r50_fpn_1x_coco.py", {"bbox": (36.0, 36.0, 35.9)}),
-    "RetinaNet": Family("retinanet/retinanet_r50_fpn_1x_coco.py", {"bbox": (36.5, 36.4, 36.3)}),
-    "SSD": Family("ssd/ssd300_coco.py", {"bbox": (25.6, 25.6, 25.6)}),
-    "YOLOv3": Family("yolo/yolov3_d53_8xb8-ms-608-273e_coco.py", {"bbox": (33.5, 33.5, 33.5)}),
-    "Faster R-CNN": Family("faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py", {"bbox": (37.4, 37.4, 37.0)}),
-    "Cascade R-CNN": Family("cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco.py", {"bbox": (40.3, 40.3, 40.1)}),
-    "Mask R-CNN": Family(
-        "mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py", {"bbox": (38.2, 38.1, 37.7), "segm": (34.7, 33.7, 33.3)}
-    ),
-    "Cascade Mask R-CNN": Family(
-        "cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py",
-        {"bbox": (41.2, 41.2, 40.9), "segm": (35.9, 34.8, 34.5)},
-    ),
+    "FCOS": Family("fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py"),
+    "FSAF": Family("fsaf/fsaf_r50_fpn_1x_coco.py"),
+    "RetinaNet": Family("retinanet/retinanet_r50_fpn_1x_coco.py"),
+    "SSD": Family("ssd/ssd300_coco.py"),
+    "YOLOv3": Family("yolo/yolov3_d53_8xb8-ms-608-273e_coco.py"),
+    "Faster R-CNN": Family("faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py"),
+    "Cascade R-CNN": Family("cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco.py"),
+    "Mask R-CNN": Family("mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py", MASKS),
+    "Cascade Mask R-CNN": Family("cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py", MASKS),
     "CornerNet": Family(
-        "cornernet/cornernet_hourglass104_8xb6-210e-mstest_coco.py",
-        {"bbox": (40.6, 40.4, None)},
-        epochs=8,
-        openvino=False,
+        "cornernet/cornernet_hourglass104_8xb6-210e-mstest_coco.py", epochs=8, openvino=False
     ),
-    "DETR": Family("detr/detr_r50_8xb2-150e_coco.py", {"bbox": (40.1, 40.1, None)}, epochs=30),
-    "PointRend": Family(
-        "point_rend/point-rend_r50-caffe_fpn_ms-1x_coco.py",
-        {"bbox": (38.4, 38.4, None), "segm": (36.3, 35.2, None)},
-    ),
-}  # fmt: skip
+    "DETR": Family("detr/detr_r50_8xb2-150e_coco.py", epochs=30),
+    "PointRend": Family("point_rend/point-rend_r50-caffe_fpn_ms-1x_coco.py", MASKS),
+}
 
 
 def small(name: str) -> Config:
