@@ -214,9 +214,12 @@ class BuildOps(build_ext):
         if os.environ.get("MAX_JOBS"):
             command += ["-j", os.environ["MAX_JOBS"]]
         if subprocess.run(command).returncode != 0:
+            compiler = find_nvcc() if device == "cuda" else find_compiler()
             stop(
-                f"compiling {target.name} failed.",
-                "See the compiler's message above. DCNZOO_CUDA=0 skips the CUDA library.",
+                f"compiling {target.name} with {compiler} failed; see the compiler's message above.",
+                "DCNZOO_CUDA=0 skips the CUDA library."
+                if device == "cuda"
+                else "GCC 11 or Clang 14 is needed, or a newer one; CXX selects the compiler.",
             )
 
     def common_flags(self, library: Path, device: str) -> list[str]:
