@@ -180,11 +180,14 @@ def quote(arguments: list[str]) -> str:
     return " ".join(f'"{a}"' if " " in a else a for a in arguments)
 
 
-# Additional options for the C++ sources in a folder of ops/.
+# Additional options for the C++ sources in a folder of ops/, or for their kernels of one instruction set.
 FOLDER_FLAGS = {
     "nms": ["-ffp-contract=off"],  # bit-identical decisions to mmcv
     "rotated_boxes": ["-ffp-contract=off"],  # bit-identical results on all instruction sets
 }
+if "AVX2" in CPU_CAPABILITIES:
+    # For CPUs without AVX2: half the time to compile, and kernels that take 1.00 to 1.11 times as long.
+    FOLDER_FLAGS["deform_conv.DEFAULT"] = ["-O1"]
 
 
 class BuildOps(build_ext):
@@ -273,7 +276,9 @@ class BuildOps(build_ext):
                 suffix = f".{name.lower()}" if name else ""
                 out = f"{source.relative_to(ROOT / 'ops').with_suffix('')}{suffix}.o"
                 lines.append(f"build {out}: cxx {source}")
-                options = [*options, *FOLDER_FLAGS.get(source.relative_to(ROOT / "ops").parts[0], [])]
+                operator = source.relative_to(ROOT / "ops").parts[0]
+                for key in (operator, f"{operator}.{name}"):
+                    options = [*options, *FOLDER_FLAGS.get(key, [])]
                 if name:
                     options.append(f"-DDCNZOO_CAPABILITY={name}")
                 lines.append(f"  options = {quote(options)}")
