@@ -159,7 +159,7 @@ class CocoDataset(coco.CocoDataset):
         return images
 
     def parse_data_info(self, raw_data_info: dict) -> dict:
-        """Convert an image's annotations and free them, which saves a quarter of the memory of a large file."""
+        """Convert an image's annotations and free them: a quarter of the memory of a large file."""
         parsed = super().parse_data_info(raw_data_info)
         for annotation in raw_data_info["raw_ann_info"]:
             annotation.clear()
