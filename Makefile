@@ -24,7 +24,7 @@ dev: setup $(VENV)/.dev  ## also install the requirements of tests, lint and exp
 
 # An interrupted installation leaves .installing; .venv is then deleted and created again.
 $(VENV)/.installed: requirements.txt requirements-openmmlab.txt .ci/opencv-python/pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and f"dcnzoo needs Python 3.10 or newer; {sys.executable} is {sys.version.split()[0]}. Choose one: make PYTHON=python3.12 …")'
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 15) and "make setup: expected Python 3.10 to 3.14, got %s, %s; choose one: make PYTHON=python3.12 …" % (sys.version.split()[0], sys.executable))'
 	test ! -e $(VENV)/.installing || rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
 	touch $(VENV)/.installing

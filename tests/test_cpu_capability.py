@@ -22,7 +22,7 @@ PRINT = "import dcnzoo.ops; print(dcnzoo.ops.cpu_capability())"
 # The instruction of the GEMM micro-kernel and its number of sums, which must stay in registers. (With SSE and
 # AVX512-BF16, GCC also stores some of them.)
 MICRO_KERNELS = (
-    {"default": (r"fmla\s+v\d+\.4s", 24), "neon_bf16": (r"bfdot\s+v\d+\.4s", 24)}
+    {"default": (r"fmla\s+v\d+\.4s", 24), "neon_bf16": (r"bfmmla\s+v\d+\.4s", 24)}
     if ARM
     else {"avx2": (r"vfmadd\w+ps\s.*ymm", 12), "avx512": (r"vfmadd\w+ps\s.*zmm", 24)}
 )

@@ -65,6 +65,14 @@ struct KernelTable {
     return cpu_DEFAULT::function();                                             \
   }
 
+// The kernels of double in a capability's table: with AVX-512, those of AVX2. This saves a sixth of the time to compile
+// the library.
+#if defined(__AVX512F__)
+#define DCNZOO_DOUBLE_KERNELS(function, ...) cpu_AVX2::function().of_double
+#else
+#define DCNZOO_DOUBLE_KERNELS(function, ...) __VA_ARGS__
+#endif
+
 // The namespace of the capability that is being compiled: cpu_AVX2, …
 #define DCNZOO_CPU_NAMESPACE_(name) cpu_##name
 #define DCNZOO_CPU_NAMESPACE__(name) DCNZOO_CPU_NAMESPACE_(name)

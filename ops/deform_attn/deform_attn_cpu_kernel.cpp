@@ -435,8 +435,9 @@ void backward(const DeformAttnCpu<T>& p, int64_t image, int64_t group, T* scratc
 }  // namespace
 
 const KernelTable<DeformAttnKernels>& deform_attn_kernels() {
-  static constexpr KernelTable<DeformAttnKernels> kernels{{forward<float>, backward<float>},
-                                                          {forward<double>, backward<double>}};
+  static const KernelTable<DeformAttnKernels> kernels{
+      {forward<float>, backward<float>},
+      DCNZOO_DOUBLE_KERNELS(deform_attn_kernels, {forward<double>, backward<double>})};
   return kernels;
 }
 

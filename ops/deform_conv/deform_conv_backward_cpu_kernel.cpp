@@ -493,11 +493,12 @@ constexpr DeformConvBackward<T, S> kernels_of{
 }  // namespace
 
 const DeformConvKernels<DeformConvBackward>& deform_conv_backward_kernels() {
-  static constexpr DeformConvKernels<DeformConvBackward> kernels{kernels_of<float>, kernels_of<double>,
+  static const DeformConvKernels<DeformConvBackward> kernels{
+      kernels_of<float>, DCNZOO_DOUBLE_KERNELS(deform_conv_backward_kernels, kernels_of<double>),
 #if defined(DCNZOO_MULTIPLIES_BFLOAT16)
-                                                                 kernels_of<float, BFloat16Bits>
+      kernels_of<float, BFloat16Bits>
 #else
-                                                             {}
+      {}
 #endif
   };
   return kernels;

@@ -212,11 +212,12 @@ constexpr DeformConvForward<T, S> kernels_of{kNR<S>, scratch_bytes<T, S>, pack_f
 }  // namespace
 
 const DeformConvKernels<DeformConvForward>& deform_conv_forward_kernels() {
-  static constexpr DeformConvKernels<DeformConvForward> kernels{kernels_of<float>, kernels_of<double>,
+  static const DeformConvKernels<DeformConvForward> kernels{
+      kernels_of<float>, DCNZOO_DOUBLE_KERNELS(deform_conv_forward_kernels, kernels_of<double>),
 #if defined(DCNZOO_MULTIPLIES_BFLOAT16)
-                                                                kernels_of<float, BFloat16Bits>
+      kernels_of<float, BFloat16Bits>
 #else
-                                                             {}
+      {}
 #endif
   };
   return kernels;

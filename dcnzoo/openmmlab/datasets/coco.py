@@ -10,9 +10,11 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import pickle
 from collections import Counter
 from collections.abc import Sequence
 
+import numpy as np
 from mmdet.datasets import coco
 from mmdet.datasets.api_wrappers import COCO
 from mmdet.evaluation.metrics import coco_metric
@@ -155,6 +157,22 @@ class CocoDataset(coco.CocoDataset):
                 f"data_prefix: expected the images of {self.ann_file}, the first at {first}, found none there"
             )
         return images
+
+    def parse_data_info(self, raw_data_info: dict) -> dict:
+        """Convert an image's annotations and free them: a quarter of the memory of a large file."""
+        parsed = super().parse_data_info(raw_data_info)
+        for annotation in raw_data_info["raw_ann_info"]:
+            annotation.clear()
+        return parsed
+
+    def _serialize_data(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the same as MMEngine's method, but free each image's entry before the next is serialised."""
+        data, ends = bytearray(), []
+        self.data_list.reverse()
+        while self.data_list:
+            data += pickle.dumps(self.data_list.pop(), protocol=4)
+            ends.append(len(data))
+        return np.frombuffer(data, np.uint8), np.array(ends)
 
     def _ignore_without_mask(self, images: list[dict]) -> None:
         """Mark objects without a mask as ignored, as MMDetection does for polygons without an area.
