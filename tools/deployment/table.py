@@ -284,16 +284,15 @@ def average_precision(annotations: str, results: str, kind: str) -> float:
 
 
 def markdown(results: dict[str, dict[str, dict[str, float]]]) -> str:
-    """Render the table; missing results are dashes."""
+    """Render the table, without what was not measured."""
     head = ["", "", "box AP", "mask AP", "time", "MiB"]
     lines = [" | ".join(["", *head, ""]).strip(), "|" + "---|" * len(head)]
     for family, found in results.items():
         titles = {"pytorch": "PyTorch", **{name: form.title for name, form in FORMS.items()}}
-        for name, title in titles.items():
-            row = found.get(name, {})
-            size = row["size"] / 2**20 if row else None
-            values = [(row.get("bbox"), 2), (row.get("segm"), 2), (row.get("time"), 2), (size, 2)]
-            cells = [family if name == "pytorch" else "", title, *(_cell(*value) for value in values)]
+        for name in [name for name in titles if name in found]:
+            row = found[name]
+            values = [row["bbox"], row.get("segm"), row.get("time"), row["size"] / 2**20]
+            cells = [family if name == "pytorch" else "", titles[name], *map(_cell, values)]
             lines.append("| " + " | ".join(cells) + " |")
     rows = [row for found in results.values() for row in found.values() if "time" in row]
     spread = max((row["spread"] / row["time"] for row in rows), default=0)
@@ -327,8 +326,8 @@ def int8_losses(results: dict[str, dict[str, dict[str, float]]]) -> list[str]:
     return lines
 
 
-def _cell(value: float | None, digits: int) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
+def _cell(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
 
 
 def write(text: str) -> None:
