@@ -163,7 +163,7 @@ def test_a_good_file_is_read_as_mmdetection_reads_it(root, name):
 
 
 def test_annotations_are_freed_when_they_are_converted(root, monkeypatch):
-    """With a million boxes, both copies would take half a gigabyte more."""
+    """Keeping both copies of a million boxes would take half a gigabyte more."""
     read = []
     create = COCO.createIndex
     observed = lambda self: read.extend(self.dataset["annotations"]) or create(self)  # noqa: E731

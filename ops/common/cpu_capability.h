@@ -65,8 +65,7 @@ struct KernelTable {
     return cpu_DEFAULT::function();                                             \
   }
 
-// The kernels of double in a capability's table: with AVX-512, those of AVX2. This saves a sixth of the time to compile
-// the library.
+// The kernels of double. AVX-512 uses those of AVX2, which saves a sixth of the time to compile the library.
 #if defined(__AVX512F__)
 #define DCNZOO_DOUBLE_KERNELS(function, ...) cpu_AVX2::function().of_double
 #else

@@ -38,7 +38,7 @@ DCNZOO_INLINE void multiply_add(Vector<float>& sum, const uint16_t* a, Vector<fl
 }
 #endif
 
-// Memory that the micro-kernel fetches into the L2 cache, `bytes` for every block of the left operand.
+// Memory to fetch into the L2 cache while a product is computed: `bytes` for every block of the left operand.
 struct Ahead {
   const char* data;
   int64_t bytes;
@@ -46,7 +46,7 @@ struct Ahead {
 
 // sum[m] += Σ_k A(m, k) · B[k], the loop of the micro-kernel.
 template <typename T, typename S, int Rows>
-DCNZOO_INLINE void add_products(const LeftOperand<S>& a, const S* b, int64_t depth, Ahead ahead,
+DCNZOO_INLINE void add_products(const LeftOperand<S>& a, const S* b, int64_t depth, Ahead& ahead,
                                 Vector<T> (&sum)[Rows][2]) {
   constexpr int lanes = kLanes<T>, step = sizeof(T) / sizeof(S);
   const S* a_block = a.data;
@@ -122,7 +122,7 @@ DCNZOO_INLINE void add_products_bfmmla(const LeftOperand<uint16_t>& a, const uin
 // is [depth / 2][kNR][2].
 template <typename T, typename S, int Rows>
 void micro_kernel(const LeftOperand<S>& a, const S* b, int64_t depth, T* c, int64_t c_stride, bool accumulate,
-                  Ahead ahead) {
+                  Ahead& ahead) {
   constexpr int lanes = kLanes<T>;
   Vector<T> sum[Rows][2];
 #pragma GCC unroll 16
@@ -154,14 +154,14 @@ DCNZOO_INLINE auto micro_kernel_of(int64_t rows, std::integer_sequence<int, I...
 // C (+)= A · B for `rows` rows and `panels` panels of columns.
 // b: panels of [depth][kNR]; c: panel j, row m at c + j * c_panel_stride + m * c_row_stride.
 // Panels are the outer loop: a panel of B stays in the L2 cache while all rows of A are multiplied by it, and the next
-// panel is fetched meanwhile. (With large weights, this saves up to a sixth of a convolution's time.)
+// panel is fetched meanwhile. (This saves time with weights that exceed the L2 cache.)
 template <typename T, typename S>
 void gemm(LeftOperand<S> a, int64_t rows, const S* b, int64_t depth, int64_t panels, T* c,
           int64_t c_row_stride, int64_t c_panel_stride, bool accumulate) {
   const S* const first = a.data;
-  const int64_t blocks = ceil_div(rows, kMR), calls = blocks * ceil_div(depth, a.block);
-  const int64_t panel_bytes = depth * kNR<S> * int64_t(sizeof(S)),
-                fetched = round_up(ceil_div(panel_bytes, calls), 64);
+  const int64_t blocks = ceil_div(rows, kMR), panel_bytes = depth * kNR<S> * int64_t(sizeof(S));
+  const int64_t fetched =
+      panels > 1 ? round_up(ceil_div(panel_bytes, blocks * ceil_div(depth, a.block)), 64) : 0;
   for (int64_t j = 0; j < panels; ++j) {
     a.data = first;
     const S* const panel = b + j * depth * kNR<S>;
@@ -170,7 +170,6 @@ void gemm(LeftOperand<S> a, int64_t rows, const S* b, int64_t depth, int64_t pan
       const int64_t count = (rows - done + blocks - block - 1) / (blocks - block);  // 64 = 11 · 4 + 10 · 2
       micro_kernel_of<T, S>(count, std::make_integer_sequence<int, kMR>())(
           a, panel, depth, c + j * c_panel_stride + done * c_row_stride, c_row_stride, accumulate, ahead);
-      ahead.data += calls / blocks * ahead.bytes;
       a.data += count * a.row_stride;
       done += count;
     }

@@ -227,8 +227,8 @@ DCNZOO_INLINE void copy_back(const T* from, T* to, int64_t channels) {
 //
 // Usually a copy, [pixel][value, gradient][channels, padded], or only one of the two. At the stride of all groups the
 // channels would fall into few cache sets. Value and gradient are interleaved, because a load from one of two separate
-// maps could wait for a store to the other (4K aliasing). With few samples, copying would take longer than sampling. Then
-// it is the memory of the input and of its gradient, which is zero.
+// maps could wait for a store to the other (4K aliasing). With few samples, copying would take longer than sampling:
+// `value` and `sum` then point into the input and into its gradient, which is zero at first.
 template <typename T, bool Input, bool Fields>
 struct Slice {
   static constexpr int64_t kAhead = 16;  // pixels: the hardware does not prefetch the stride of all groups

@@ -26,7 +26,7 @@ constexpr int64_t kThreadTasks = 4;
 constexpr int64_t kLeastSamples = int64_t(1) << 19;
 
 // The most channels of a block, in bytes, and the rows of a tile: 9 taps · 64 channels · 96 rows of float are 216 KiB, a
-// quarter of a typical L2 cache. Tasks of the backward are blocks, so it has more and narrower ones, and more rows.
+// quarter of a typical L2 cache. In the backward, a task is a block: narrower blocks give more tasks, and more rows make up for it.
 struct TileLimits {
   int64_t block_bytes, rows;
 };

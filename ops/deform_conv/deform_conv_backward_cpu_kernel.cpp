@@ -29,7 +29,6 @@ struct PointBackward {
   const S* from[corners];  // the corners' pixels in the input
   T* to[corners];          // the same pixels in the input's gradient
   T modulated[corners];    // their weights, multiplied by the mask if it is finite
-  bool inside = true;      // whether any corner is in the map
   // Σ over channels of gradient · pixel, per corner. Aligned: `Value`, a template argument, loses Vector's attribute, and
   // Clang 14 then stores to aligned vectors.
   alignas(kVectorBytes) Vector<T> dot[corners] = {};
@@ -80,7 +79,7 @@ struct PointBackward {
         if (Points) dots<Value>()[found.corner[i]] += gradient * load_lanes<Value>(from[i] + c);
         if (Input) store_lanes(to[i] + c, load_lanes<Value>(to[i] + c) + modulated[i] * (gradient * rest));
       }
-      if (Points && !inside) dots<Value>()[0] += gradient * T(0);
+      if (Points && found.count == 0) dots<Value>()[0] += gradient * T(0);
       if (Columns) store_lanes(columns + at, value * rest);
     });
   }
@@ -146,7 +145,7 @@ void sample_backward(const Params<T, S>& p, const ChannelBlock& block, const Til
   const int64_t stride = panel_stride<T>(p.tile);
   const Rows<T, Rank>& rows = tile.rows;
   const SamplingTable<T, Rank, true>& table = tile.table;
-  // The lanes of several taps' dots are added together.
+  // The dots of several taps, whose lanes sum_rows adds together
   constexpr int64_t lanes = kLanes<T>, together = lanes > corners ? lanes / corners : 1;
   T dots[together * corners * lanes] = {}, sums[lanes];
   const auto store_sums = [&](int64_t row, int64_t first_tap, int64_t taps) {
@@ -156,8 +155,9 @@ void sample_backward(const Params<T, S>& p, const ChannelBlock& block, const Til
         tile.dots[(first_tap * corners + i + lane) * rows.stride + row] = sums[lane];
     }
   };
+  const int64_t place = p.input.place_of(block, p.shape.in_pixels);
   for (int64_t r = 0; r < rows.count; ++r) {
-    const int64_t map = rows.map[r] + block.first - p.input.first_channel;
+    const int64_t map = rows.map[r] + place;
     for (int64_t tap = 0; tap < p.shape.taps; ++tap) {
       PointBackward<T, S, Rank, Input, Points, Columns> point;
       point.tap = tap, point.row = r, point.channels = channels, point.stride = stride;
@@ -172,7 +172,6 @@ void sample_backward(const Params<T, S>& p, const ChannelBlock& block, const Til
         point.run_whole(tile.gradients, tile.columns);
       } else {
         const InsideCorners<corners> found([&](int c) { return table.index[first + c * rows.stride]; });
-        point.inside = found.count > 0;
         for (int i = 0; i < found.count; ++i) {
           point.locate(p, i, map, found.index[i]);
           point.modulated[i] = factor * table.weight[first + found.corner[i] * rows.stride];

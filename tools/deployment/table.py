@@ -63,7 +63,7 @@ KINDS = {"bbox": "box", "segm": "mask"}
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """An exported file and the runtime that it is for."""
+    """An exported file, and the runtime that runs it."""
 
     title: str
     file: str
@@ -138,7 +138,7 @@ class Row:
 
     @property
     def results(self) -> dict[str, dict[str, float]]:
-        """Of PyTorch and of each form: AP in points by kind, size in bytes, and times of one call."""
+        """The results of PyTorch and each form: AP in points by kind, size in bytes, time of a call."""
         state = self._state()
         return state["results"] if state.get("fingerprint") == self.fingerprint else {}
 

@@ -159,7 +159,7 @@ class CocoDataset(coco.CocoDataset):
         return images
 
     def parse_data_info(self, raw_data_info: dict) -> dict:
-        """Convert an image's annotations and free them: a quarter of the memory of a large file."""
+        """Convert an image's annotations and free them, which saves a quarter of the memory."""
         parsed = super().parse_data_info(raw_data_info)
         for annotation in raw_data_info["raw_ann_info"]:
             annotation.clear()
@@ -172,7 +172,7 @@ class CocoDataset(coco.CocoDataset):
         while self.data_list:
             data += pickle.dumps(self.data_list.pop(), protocol=4)
             ends.append(len(data))
-        return np.frombuffer(data, np.uint8), np.array(ends)
+        return np.frombuffer(data, np.uint8), np.array(ends, np.int64)
 
     def _ignore_without_mask(self, images: list[dict]) -> None:
         """Mark objects without a mask as ignored, as MMDetection does for polygons without an area.

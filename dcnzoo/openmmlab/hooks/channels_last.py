@@ -19,6 +19,6 @@ class ChannelsLastHook(Hook):
 
     def before_run(self, runner: Runner) -> None:
         if any(isinstance(parameter, DTensor) for parameter in runner.model.parameters()):
-            runner.logger.warning("ChannelsLastHook: no effect: sharded weights keep their order")
+            runner.logger.warning("ChannelsLastHook has no effect: sharded weights keep their order")
             return
         runner.model.to(memory_format=torch.channels_last)
