@@ -19,6 +19,14 @@ struct LeftOperand {
   int64_t row_stride, k_stride, block, block_stride;
 };
 
+// The same of columns in panels.
+template <typename T>
+struct LeftPanels {
+  const T* data;
+  int64_t block, block_stride;
+  static constexpr int64_t row_stride = kNR<T>, k_stride = 1;
+};
+
 // sum += *a · b for one k. bfloat16: for k and k + 1 at once, where *a is the pair and b is [kLanes][2].
 template <typename T>
 DCNZOO_INLINE void multiply_add(Vector<T>& sum, const T* a, Vector<T> b) {
@@ -44,18 +52,21 @@ struct Ahead {
   int64_t bytes;
 };
 
-// sum[m] += Σ_k A(m, k) · B[k], the loop of the micro-kernel.
-template <typename T, typename S, int Rows>
-DCNZOO_INLINE void add_products(const LeftOperand<S>& a, const S* b, int64_t depth, Ahead& ahead,
-                                Vector<T> (&sum)[Rows][2]) {
+// Work to do in small steps between the multiplications, which hide its waiting for memory: none.
+struct NoWork {
+  static DCNZOO_INLINE void step() {}
+};
+
+// sum[m] += Σ_k A(m, k) · B[k], the loop of the micro-kernel. Calls other.step() now and then.
+template <typename T, typename S, int Rows, typename Left, typename Other>
+DCNZOO_INLINE void add_products(const Left& a, const S* b, int64_t depth, Ahead& ahead,
+                                Other& other, Vector<T> (&sum)[Rows][2]) {
   constexpr int lanes = kLanes<T>, step = sizeof(T) / sizeof(S);
-  const S* a_block = a.data;
+  const auto* a_block = a.data;
   for (int64_t left = depth; left > 0; left -= a.block, a_block += a.block_stride) {
-    const int64_t count = left < a.block ? left : a.block;
+    const int64_t count = (left < a.block ? left : a.block) / step;
     const S* a_k = a_block;
-    for (int64_t i = 0; i < ahead.bytes; i += 64) __builtin_prefetch(ahead.data + i, 0, 2);
-    ahead.data += ahead.bytes;
-    for (int64_t k = 0; k < count; k += step, a_k += step * a.k_stride, b += step * kNR<S>) {
+    const auto multiply = [&] {
       const T* const pairs = reinterpret_cast<const T*>(b);
       const Vector<T> b0 = load(pairs), b1 = load(pairs + lanes);
 #pragma GCC unroll 16
@@ -63,14 +74,23 @@ DCNZOO_INLINE void add_products(const LeftOperand<S>& a, const S* b, int64_t dep
         multiply_add(sum[m][0], a_k + m * a.row_stride, b0);
         multiply_add(sum[m][1], a_k + m * a.row_stride, b1);
       }
+      a_k += step * a.k_stride, b += step * kNR<S>;
+    };
+    for (int64_t i = 0; i < ahead.bytes; i += 64) __builtin_prefetch(ahead.data + i, 0, 2);
+    ahead.data += ahead.bytes;
+    for (int64_t k = 0; k < count / 4; ++k) {
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) multiply();
+      other.step();
     }
+    for (int64_t k = 0; k < count % 4; ++k) multiply();
   }
 }
 
 #if defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
 // bfloat16 on Arm: BFMMLA multiplies [2 rows][4 k] by [2 columns][4 k] and adds to [2 rows][2 columns].
-template <int Rows>
-DCNZOO_INLINE void add_products_bfmmla(const LeftOperand<uint16_t>& a, const uint16_t* b, int64_t depth,
+template <int Rows, typename Left>
+DCNZOO_INLINE void add_products_bfmmla(const Left& a, const uint16_t* b, int64_t depth,
                                        Vector<float> (&sum)[Rows][2]) {
   constexpr int row_pairs = (Rows + 1) / 2;
   float32x4_t square[row_pairs][4] = {};
@@ -120,9 +140,9 @@ DCNZOO_INLINE void add_products_bfmmla(const LeftOperand<uint16_t>& a, const uin
 // GEMM micro-kernel: C[m][0..kNR) (+)= sum_k A(m, k) · B[k][0..kNR) for Rows <= kMR rows.
 // bfloat16 is multiplied in pairs of k: A(m, k) and A(m, k + 1) are adjacent (k_stride 1, even block and depth), and b
 // is [depth / 2][kNR][2].
-template <typename T, typename S, int Rows>
-void micro_kernel(const LeftOperand<S>& a, const S* b, int64_t depth, T* c, int64_t c_stride, bool accumulate,
-                  Ahead& ahead) {
+template <typename T, typename S, int Rows, typename Left, typename Other>
+void micro_kernel(const Left& a, const S* b, int64_t depth, T* c, int64_t c_stride, bool accumulate,
+                  Ahead& ahead, Other& other) {
   constexpr int lanes = kLanes<T>;
   Vector<T> sum[Rows][2];
 #pragma GCC unroll 16
@@ -132,7 +152,7 @@ void micro_kernel(const LeftOperand<S>& a, const S* b, int64_t depth, T* c, int6
     add_products_bfmmla<Rows>(a, b, depth, sum);  // without fetching ahead
   else
 #endif
-    add_products<T, S, Rows>(a, b, depth, ahead, sum);
+    add_products<T, S, Rows>(a, b, depth, ahead, other, sum);
 #pragma GCC unroll 16
   for (int m = 0; m < Rows; ++m) {
     T* row = c + m * c_stride;
@@ -145,9 +165,10 @@ void micro_kernel(const LeftOperand<S>& a, const S* b, int64_t depth, T* c, int6
   }
 }
 
-template <typename T, typename S, int... I>
+template <typename T, typename S, typename Left, typename Other, int... I>
 DCNZOO_INLINE auto micro_kernel_of(int64_t rows, std::integer_sequence<int, I...>) {
-  static constexpr decltype(&micro_kernel<T, S, 1>) kernels[] = {micro_kernel<T, S, I + 1>...};
+  static constexpr decltype(&micro_kernel<T, S, 1, Left, Other>) kernels[] = {
+      micro_kernel<T, S, I + 1, Left, Other>...};
   return kernels[rows - 1];
 }
 
@@ -155,9 +176,9 @@ DCNZOO_INLINE auto micro_kernel_of(int64_t rows, std::integer_sequence<int, I...
 // b: panels of [depth][kNR]; c: panel j, row m at c + j * c_panel_stride + m * c_row_stride.
 // Panels are the outer loop: a panel of B stays in the L2 cache while all rows of A are multiplied by it, and the next
 // panel is fetched meanwhile. (This saves time with weights that exceed the L2 cache.)
-template <typename T, typename S>
-void gemm(LeftOperand<S> a, int64_t rows, const S* b, int64_t depth, int64_t panels, T* c,
-          int64_t c_row_stride, int64_t c_panel_stride, bool accumulate) {
+template <typename T, typename S, typename Left, typename Other>
+void gemm(Left a, int64_t rows, const S* b, int64_t depth, int64_t panels, T* c,
+          int64_t c_row_stride, int64_t c_panel_stride, bool accumulate, Other&& other) {
   const S* const first = a.data;
   const int64_t blocks = ceil_div(rows, kMR), panel_bytes = depth * kNR<S> * int64_t(sizeof(S));
   const int64_t fetched =
@@ -168,8 +189,9 @@ void gemm(LeftOperand<S> a, int64_t rows, const S* b, int64_t depth, int64_t pan
     Ahead ahead{reinterpret_cast<const char*>(panel) + panel_bytes, j + 1 < panels ? fetched : 0};
     for (int64_t block = 0, done = 0; block < blocks; ++block) {
       const int64_t count = (rows - done + blocks - block - 1) / (blocks - block);  // 64 = 11 · 4 + 10 · 2
-      micro_kernel_of<T, S>(count, std::make_integer_sequence<int, kMR>())(
-          a, panel, depth, c + j * c_panel_stride + done * c_row_stride, c_row_stride, accumulate, ahead);
+      micro_kernel_of<T, S, Left, std::remove_reference_t<Other>>(count, std::make_integer_sequence<int, kMR>())(
+          a, panel, depth, c + j * c_panel_stride + done * c_row_stride, c_row_stride, accumulate, ahead,
+          other);
       a.data += count * a.row_stride;
       done += count;
     }

@@ -78,6 +78,9 @@ class TaskQueue {
 
   bool take(int64_t& task) { return (task = next_.fetch_add(1, std::memory_order_relaxed)) < tasks_; }
 
+  // Each thread may begin at most one more task.
+  bool scarce() const { return next_.load(std::memory_order_relaxed) + num_threads() > tasks_; }
+
   // Calls worker() once per thread; a worker takes tasks until none are left.
   template <typename Worker>
   void run(const Worker& worker) {

@@ -307,14 +307,13 @@ DCNZOO_INLINE Vector<T> sum_rows(const T* rows) {
 template <typename T>
 void transpose(const T* __restrict from, int64_t from_stride, T* __restrict to, int64_t to_stride,
                int64_t rows, int64_t columns) {
-  int64_t done_rows = 0, done_columns = 0;
   constexpr int64_t lanes = kLanes<T>;
-  for (; done_rows + lanes <= rows; done_rows += lanes)
-    for (done_columns = 0; done_columns + lanes <= columns; done_columns += lanes)
-      transpose_square(from + done_rows * from_stride + done_columns, from_stride,
-                       to + done_columns * to_stride + done_rows, to_stride);
+  const int64_t whole_rows = rows / lanes * lanes, whole_columns = columns / lanes * lanes;
+  for (int64_t c = 0; c < whole_columns; c += lanes)
+    for (int64_t r = 0; r < whole_rows; r += lanes)
+      transpose_square(from + r * from_stride + c, from_stride, to + c * to_stride + r, to_stride);
   for (int64_t r = 0; r < rows; ++r)
-    for (int64_t c = r < done_rows ? done_columns : 0; c < columns; ++c)
+    for (int64_t c = r < whole_rows ? whole_columns : 0; c < columns; ++c)
       to[c * to_stride + r] = from[r * from_stride + c];
 }
 

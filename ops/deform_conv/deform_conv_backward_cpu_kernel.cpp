@@ -364,7 +364,7 @@ void multiply_by_weight(const Params<T, S>& p, const ChannelBlock& block,
         pair > 1 ? LeftOperand<S>{tile.pairs + first, stride, 1, outputs, 0}
                  : LeftOperand<S>{tile.gradient + first * p.tile.rows, 1, p.tile.rows, outputs, 0};
     if (together)
-      gemm<T, S>(left, rows, weight, outputs, 1, to, kNR<T>, 0, false);
+      gemm<T, S>(left, rows, weight, outputs, 1, to, kNR<T>, 0, false, NoWork{});
     else
       multiply_panel_by_groups(p, block, rows, tile.gradient + first * p.tile.rows, weight, to);
   }
@@ -457,9 +457,9 @@ void add_weight_gradient_of(const Params<T, S>& p, const BackwardTile& of, const
   for (int64_t panel = part.panel_begin; panel < part.panel_end; ++panel) {
     const S* const from =
         tile.gradient + (first_output_of<T>(block, panel) + part.output_begin) * p.tile.rows;
-    gemm<T, S>({from, p.tile.rows, 1, rows, 0}, part.output_end - part.output_begin,
+    gemm<T, S>(LeftOperand<S>{from, p.tile.rows, 1, rows, 0}, part.output_end - part.output_begin,
                tile.columns + panel * panel_stride<S>(p.tile), rows, 1,
-               to + (panel * block.panel_outputs + part.output_begin) * kNR<T>, kNR<T>, 0, true);
+               to + (panel * block.panel_outputs + part.output_begin) * kNR<T>, kNR<T>, 0, true, NoWork{});
   }
 }
 

@@ -5,6 +5,8 @@
 // the CPU can multiply it.
 #pragma once
 
+#include <functional>
+
 #include "../common/cpu_capability.h"
 #include "deform_conv_shapes.h"
 
@@ -131,14 +133,18 @@ struct WeightPart {
   int64_t panel_begin, panel_end, output_begin, output_end;
 };
 
+// Sets the index of the next task, or returns false. early: before the task at hand is done, so that tasks that another
+// thread could begin at once are left to it.
+using TakeTask = std::function<bool(int64_t& index, bool early)>;
+
 template <typename T, typename S = T>
 struct DeformConvForward {
   int64_t panel;                                                   // columns of a GEMM panel
   int64_t (*scratch_bytes)(const DeformConvForwardParams<T, S>&);  // per thread
   void (*pack)(const DeformConvShapes&, const ChannelBlock&, const Piece&, const WeightOf<const S>&,
                S* packed);
-  // Computes part `index % output_parts` of tile `index / output_parts`.
-  void (*run)(const DeformConvForwardParams<T, S>&, int64_t index, char* scratch);
+  // Takes tasks until none are left. Task `index` is part `index % output_parts` of tile `index / output_parts`.
+  void (*run)(const DeformConvForwardParams<T, S>&, const TakeTask& take, char* scratch);
   // [rows][columns] -> [columns][rows]
   void (*transpose)(const S* from, int64_t from_stride, S* to, int64_t to_stride, int64_t rows,
                     int64_t columns);

@@ -58,8 +58,18 @@ void run_tiles(const DeformConvForwardParams<T, S>& p) {
   const DeformConvShapes& shape = p.shape;
   const int64_t tiles = ceil_div(p.images * shape.out_pixels, p.tile.rows);
   const int64_t weights = shape.taps * shape.channels * shape.out_channels / shape.groups;
-  const auto run = [&](int64_t index) { kernels.run(p, index, thread_scratch<char>(scratch)); };
-  run_tasks(Tasks{tiles * p.output_parts, weights * int64_t(sizeof(S)) / p.output_parts, run});
+  TaskQueue queue(tiles * p.output_parts, weights * int64_t(sizeof(S)) / p.output_parts);
+  queue.run([&] {
+    std::optional<TaskQueue::Timer> timer;
+    const auto take = [&](int64_t& index, bool early) {
+      if (early && queue.scarce()) return false;
+      timer.reset();
+      if (!queue.take(index)) return false;
+      timer.emplace(queue, index);
+      return true;
+    };
+    kernels.run(p, take, thread_scratch<char>(scratch));
+  });
 }
 
 // A packed weight that is kept between calls is a tensor of these sizes. Its first size, the limit on the channels of a
