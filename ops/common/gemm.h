@@ -13,19 +13,17 @@ namespace dcnzoo::DCNZOO_CPU_NAMESPACE {
 
 // The left operand: element (m, k) is at
 // data[(k / block) * block_stride + (k % block) * k_stride + m * row_stride].
-template <typename T>
+// The strides are int64_t or, which leaves more registers, Constant.
+template <typename T, typename RowStride, typename KStride>
 struct LeftOperand {
   const T* data;
-  int64_t row_stride, k_stride, block, block_stride;
+  RowStride row_stride;
+  KStride k_stride;
+  int64_t block, block_stride;
 };
 
-// The same of columns in panels.
-template <typename T>
-struct LeftPanels {
-  const T* data;
-  int64_t block, block_stride;
-  static constexpr int64_t row_stride = kNR<T>, k_stride = 1;
-};
+template <int64_t value>
+using Constant = std::integral_constant<int64_t, value>;
 
 // sum += *a · b for one k. bfloat16: for k and k + 1 at once, where *a is the pair and b is [kLanes][2].
 template <typename T>
@@ -59,8 +57,8 @@ struct NoWork {
 
 // sum[m] += Σ_k A(m, k) · B[k], the loop of the micro-kernel. Calls other.step() now and then.
 template <typename T, typename S, int Rows, typename Left, typename Other>
-DCNZOO_INLINE void add_products(const Left& a, const S* b, int64_t depth, Ahead& ahead,
-                                Other& other, Vector<T> (&sum)[Rows][2]) {
+DCNZOO_INLINE void add_products(const Left& a, const S* b, int64_t depth, Ahead& ahead, Other& other,
+                                Vector<T> (&sum)[Rows][2]) {
   constexpr int lanes = kLanes<T>, step = sizeof(T) / sizeof(S);
   const auto* a_block = a.data;
   for (int64_t left = depth; left > 0; left -= a.block, a_block += a.block_stride) {
@@ -177,8 +175,8 @@ DCNZOO_INLINE auto micro_kernel_of(int64_t rows, std::integer_sequence<int, I...
 // Panels are the outer loop: a panel of B stays in the L2 cache while all rows of A are multiplied by it, and the next
 // panel is fetched meanwhile. (This saves time with weights that exceed the L2 cache.)
 template <typename T, typename S, typename Left, typename Other>
-void gemm(Left a, int64_t rows, const S* b, int64_t depth, int64_t panels, T* c,
-          int64_t c_row_stride, int64_t c_panel_stride, bool accumulate, Other&& other) {
+void gemm(Left a, int64_t rows, const S* b, int64_t depth, int64_t panels, T* c, int64_t c_row_stride,
+          int64_t c_panel_stride, bool accumulate, Other&& other) {
   const S* const first = a.data;
   const int64_t blocks = ceil_div(rows, kMR), panel_bytes = depth * kNR<S> * int64_t(sizeof(S));
   const int64_t fetched =
@@ -189,9 +187,10 @@ void gemm(Left a, int64_t rows, const S* b, int64_t depth, int64_t panels, T* c,
     Ahead ahead{reinterpret_cast<const char*>(panel) + panel_bytes, j + 1 < panels ? fetched : 0};
     for (int64_t block = 0, done = 0; block < blocks; ++block) {
       const int64_t count = (rows - done + blocks - block - 1) / (blocks - block);  // 64 = 11 · 4 + 10 · 2
-      micro_kernel_of<T, S, Left, std::remove_reference_t<Other>>(count, std::make_integer_sequence<int, kMR>())(
-          a, panel, depth, c + j * c_panel_stride + done * c_row_stride, c_row_stride, accumulate, ahead,
-          other);
+      micro_kernel_of<T, S, Left, std::remove_reference_t<Other>>(
+          count, std::make_integer_sequence<int, kMR>())(a, panel, depth,
+                                                         c + j * c_panel_stride + done * c_row_stride,
+                                                         c_row_stride, accumulate, ahead, other);
       a.data += count * a.row_stride;
       done += count;
     }

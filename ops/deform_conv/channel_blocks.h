@@ -12,7 +12,7 @@ namespace dcnzoo {
 // The limit on the bytes of input that are copied to channels last at a time, whatever im2col_step is. Above it, a pass
 // takes fewer images, then fewer channels of one image. Exception: bfloat16 is copied as whole images, because the
 // output would round the partial sums between passes.
-constexpr int64_t kStagingBytes = int64_t(24) << 20;
+constexpr int64_t kStagingBytes = int64_t(20) << 20;
 constexpr int64_t kLeastStagingBytes = int64_t(4) << 20;
 
 // The limits if threads share blocks: on the copies, and on the memory of tiles, which the caches should hold.
@@ -30,7 +30,7 @@ constexpr int64_t kLeastSamples = int64_t(1) << 19;
 struct TileLimits {
   int64_t block_bytes, rows;
 };
-constexpr TileLimits kForwardTile{64 * sizeof(float), 96}, kBackwardTile{32 * sizeof(float), 192};
+constexpr TileLimits kForwardTile{64 * sizeof(float), 96}, kBackwardTile{32 * sizeof(float), kBackwardRows};
 
 class ChannelBlocking {
  public:

@@ -360,13 +360,16 @@ void multiply_by_weight(const Params<T, S>& p, const ChannelBlock& block,
     const int64_t first = first_output_of<T>(block, panel);
     const S* const weight = p.weight + block.weight_at + panel * outputs * kNR<S>;
     T* const to = tile.gradients + panel * panel_stride<T>(p.tile);
-    const LeftOperand<S> left =
-        pair > 1 ? LeftOperand<S>{tile.pairs + first, stride, 1, outputs, 0}
-                 : LeftOperand<S>{tile.gradient + first * p.tile.rows, 1, p.tile.rows, outputs, 0};
-    if (together)
+    const auto multiply = [&](const auto& left) {
       gemm<T, S>(left, rows, weight, outputs, 1, to, kNR<T>, 0, false, NoWork{});
-    else
+    };
+    if (!together)
       multiply_panel_by_groups(p, block, rows, tile.gradient + first * p.tile.rows, weight, to);
+    else if constexpr (pair > 1)
+      multiply(LeftOperand<S, int64_t, Constant<1>>{tile.pairs + first, stride, {}, outputs, 0});
+    else
+      multiply(LeftOperand<S, Constant<1>, Constant<kBackwardRows>>{
+          tile.gradient + first * p.tile.rows, {}, {}, outputs, 0});
   }
 }
 
@@ -457,8 +460,8 @@ void add_weight_gradient_of(const Params<T, S>& p, const BackwardTile& of, const
   for (int64_t panel = part.panel_begin; panel < part.panel_end; ++panel) {
     const S* const from =
         tile.gradient + (first_output_of<T>(block, panel) + part.output_begin) * p.tile.rows;
-    gemm<T, S>(LeftOperand<S>{from, p.tile.rows, 1, rows, 0}, part.output_end - part.output_begin,
-               tile.columns + panel * panel_stride<S>(p.tile), rows, 1,
+    gemm<T, S>(LeftOperand<S, Constant<kBackwardRows>, Constant<1>>{from, {}, {}, rows, 0},
+               part.output_end - part.output_begin, tile.columns + panel * panel_stride<S>(p.tile), rows, 1,
                to + (panel * block.panel_outputs + part.output_begin) * kNR<T>, kNR<T>, 0, true, NoWork{});
   }
 }

@@ -52,6 +52,9 @@ struct ChannelBlocks {
   int64_t begin, end;
 };
 
+// Output pixels of the backward's tiles, also of the last one: a constant distance between rows saves registers.
+constexpr int64_t kBackwardRows = 192;
+
 // The size of a thread's working memory.
 struct TileSizes {
   int64_t rows;     // output pixels; tiles continue across images

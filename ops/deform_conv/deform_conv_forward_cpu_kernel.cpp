@@ -113,8 +113,7 @@ class Sampler {
         weight[i] = table_.weight[first + inside.corner[i] * rows_.stride];
       }
       each_column<T>(tap, channels, r, panel_stride_, [&](auto value, int64_t c, int64_t at) {
-        for (int i = 0; i < inside.count; ++i)
-          value += weight[i] * load_lanes<decltype(value)>(from[i] + c);
+        for (int i = 0; i < inside.count; ++i) value += weight[i] * load_lanes<decltype(value)>(from[i] + c);
         store_lanes(columns_ + at, value * rest);
       });
     }
@@ -205,7 +204,8 @@ void multiply_groups(const Params<T, S>& p, const ChannelBlock& block, const Out
   const int64_t width_stride = block.groups == 1 ? stride : block.count / panel * stride;
   for (int64_t group = 0; group < block.groups; ++group) {
     const int64_t column = group * channels;
-    const LeftPanels<S> left{columns + column / panel * stride + column % panel, width, width_stride};
+    const LeftOperand<S, Constant<panel>, Constant<1>> left{
+        columns + column / panel * stride + column % panel, {}, {}, width, width_stride};
     gemm<T, S>(left, rows, p.weight + block.weight_at + (group * panels + first) * depth * panel, depth,
                end - first, result + group * outputs + first * panel, p.tile.outputs, kNR<T>,
                !block.opens_group, other);
@@ -314,7 +314,8 @@ class Forward {
 
   const Params<T, S>& p_;
   const TakeTask& take_;
-  const ChannelBlock *const begin_ = p_.blocks.data + p_.blocks.begin, *const end_ = p_.blocks.data + p_.blocks.end;
+  const ChannelBlock *const begin_ = p_.blocks.data + p_.blocks.begin, *const end_ =
+                                                                           p_.blocks.data + p_.blocks.end;
   Arena arena_;
   ForwardScratch<T, S, Rank> memory_;
   Step<T, Rank> next_{};

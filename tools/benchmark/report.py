@@ -78,7 +78,7 @@ def _line(
         line += [number(results.over_floor(s, name), "×") for name in (OURS, *variants)]
         share = results.of_limit(s)
         line.append(DASH if share is None else f"{share:.0%}")
-    line += [number(results.over_ours(s, rival), "×") for rival in rivals]
+    line += [number(results.ratio(rival, OURS, s), "×") for rival in rivals]
     line.append(DASH if own is None or own.extra is None else f"{own.extra / MIB:.1f}")
     return line
 

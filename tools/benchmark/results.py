@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from families import OURS
 from measure import Timing, median
@@ -84,8 +85,8 @@ class Results:
     def over_floor(self, setting: Setting, contestant: str = OURS) -> float | None:
         return _ratio(self.seconds(setting, contestant), self.floor(setting))
 
-    def over_ours(self, setting: Setting, contestant: str) -> float | None:
-        return _ratio(self.seconds(setting, contestant), self.seconds(setting, OURS))
+    def ratio(self, contestant: str, other: str, setting: Setting) -> float | None:
+        return _ratio(self.seconds(setting, contestant), self.seconds(setting, other))
 
     def of_limit(self, setting: Setting) -> float | None:
         """Return dcnzoo's share of the roofline."""
@@ -131,10 +132,17 @@ def summary(results: Results) -> Iterator[Figure]:
         rivals = dict.fromkeys(row.contestant for row in results.rows if row.setting in settings)
         for rival in rivals:
             if rival.split()[0] != OURS and rival not in results.floors[family]:
-                yield from _figure(kind, f"{rival} / {OURS}", settings, results, min, rival)
-        floors = results.floors[family]
-        if floors:
-            yield from _figure(kind, f"{OURS} / {floors[0]}", settings, results, max)
+                over_ours = partial(results.ratio, rival, OURS)
+                yield from _figure(kind, f"{rival} / {OURS}", settings, results, min, over_ours)
+        if not results.floors[family]:
+            continue
+        floor, *others = results.floors[family]
+        yield from _figure(kind, f"{OURS} / {floor}", settings, results, max, results.over_floor)
+        formats = [other.removeprefix(floor) for other in others if other.startswith(f"{floor} ")]
+        for suffix in formats and ["", *formats]:
+            over_same = partial(results.ratio, f"{OURS}{suffix}", f"{floor}{suffix}")
+            over = f"{OURS} / {floor}, both {suffix.strip() or 'contiguous'}"
+            yield from _figure(kind, over, settings, results, max, over_same)
 
 
 def _figure(
@@ -143,10 +151,9 @@ def _figure(
     settings: Sequence[Setting],
     results: Results,
     worst_of: Callable,
-    rival: str | None = None,
+    ratio_of: Callable[[Setting], float | None],
 ) -> Iterator[Figure]:
-    ratios = {s: results.over_floor(s) if rival is None else results.over_ours(s, rival) for s in settings}
-    ratios = {s: ratio for s, ratio in ratios.items() if ratio is not None}
+    ratios = {s: ratio for s in settings if (ratio := ratio_of(s)) is not None}
     if not ratios:
         return
     most = max(s.threads for s in ratios)
