@@ -78,7 +78,7 @@ class TaskQueue {
 
   bool take(int64_t& task) { return (task = next_.fetch_add(1, std::memory_order_relaxed)) < tasks_; }
 
-  // Each thread may begin at most one more task.
+  // Fewer tasks than threads are left.
   bool scarce() const { return next_.load(std::memory_order_relaxed) + num_threads() > tasks_; }
 
   // Calls worker() once per thread; a worker takes tasks until none are left.

@@ -77,7 +77,7 @@ class Sampler {
   }
 
  private:
-  static constexpr int64_t kPixelsAhead = 8;
+  static constexpr int64_t kPixelsAhead = 8;  // that are fetched into the L2 cache
 
   void start_row() {
     index_ = table_.index + row_, weight_ = table_.weight + row_, taps_left_ = taps_;
@@ -314,8 +314,8 @@ class Forward {
 
   const Params<T, S>& p_;
   const TakeTask& take_;
-  const ChannelBlock *const begin_ = p_.blocks.data + p_.blocks.begin, *const end_ =
-                                                                           p_.blocks.data + p_.blocks.end;
+  const ChannelBlock* const begin_ = p_.blocks.data + p_.blocks.begin;
+  const ChannelBlock* const end_ = p_.blocks.data + p_.blocks.end;
   Arena arena_;
   ForwardScratch<T, S, Rank> memory_;
   Step<T, Rank> next_{};
