@@ -77,7 +77,7 @@ DCNZOO_INLINE void add_products(const Left& a, const S* b, int64_t depth, Ahead&
     for (int64_t i = 0; i < ahead.bytes; i += 64) __builtin_prefetch(ahead.data + i, 0, 2);
     ahead.data += ahead.bytes;
     for (int64_t k = 0; k < count / 4; ++k) {
-#pragma GCC unroll 4
+#pragma GCC unroll 2  // more would not leave the sums in registers
       for (int i = 0; i < 4; ++i) multiply();
       other.step();
     }
