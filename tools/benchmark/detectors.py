@@ -150,7 +150,11 @@ def main(case: tuple[str, ...], rounds: int, threads: int, peers: Path, out: Pat
         raise click.UsageError(
             f"--peers: expected a Python with compiled mmcv, found none at {peers}: make peers"
         )
-    facts = describe("cpu") | {"threads": threads, "load_average_before": round(os.getloadavg()[0], 1)}
+    facts = describe("cpu") | {
+        "threads": threads,
+        "rounds": rounds,
+        "load_average_before": round(os.getloadavg()[0], 1),
+    }
     console = Console()
     if not console.is_terminal:
         console = Console(width=180)
