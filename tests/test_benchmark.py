@@ -86,9 +86,19 @@ def test_cases_of_other_ranks_are_run_by_every_contestant():
 
 
 @pytest.mark.parametrize(
-    ("times", "cores", "end"), [([1, 1, 1, 1], 2, 2), ([3, 1, 1, 1], 2, 3), ([1, 1, 3], 2, 4), ([2], 8, 2)]
+    ("sequences", "cores", "end"),
+    [
+        ([[[1], [1], [1], [1]]], 2, 2),
+        ([[[3], [1], [1], [1]]], 2, 3),
+        ([[[1], [1], [3]]], 2, 4),
+        ([[[2]]], 8, 2),
+        ([[[1, 2, 0], [1, 2, 0]]], 2, 5),  # the second task waits for the first one's step
+        ([[[1, 2, 1, 2, 0], [1, 2, 1, 2, 0]]], 2, 8),  # and again
+        ([[[1, 2, 0]], [[1, 2, 0]]], 2, 3),  # not for that of another sequence
+        ([[[1, 2, 0], [1, 2, 0]], [[1]]], 2, 5),  # helps the first sequence when its own is done
+    ],
 )
-def test_list_scheduling(times, cores, end):
+def test_list_scheduling(sequences, cores, end):
     import scaling
 
-    assert scaling.makespan(times, cores) == end
+    assert scaling.Region(0, sequences).makespan(cores) == end

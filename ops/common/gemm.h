@@ -50,12 +50,12 @@ struct Ahead {
   int64_t bytes;
 };
 
-// Work to do in small steps between the multiplications, which hide its waiting for memory: none.
+// In place of a Sampler, where nothing is sampled during the product.
 struct NoWork {
   static DCNZOO_INLINE void step() {}
 };
 
-// sum[m] += Σ_k A(m, k) · B[k], the loop of the micro-kernel. Calls other.step() now and then.
+// sum[m] += Σ_k A(m, k) · B[k], the loop of the micro-kernel. Calls other.step() after every four k.
 template <typename T, typename S, int Rows, typename Left, typename Other>
 DCNZOO_INLINE void add_products(const Left& a, const S* b, int64_t depth, Ahead& ahead, Other& other,
                                 Vector<T> (&sum)[Rows][2]) {
@@ -91,6 +91,9 @@ template <int Rows, typename Left>
 DCNZOO_INLINE void add_products_bfmmla(const Left& a, const uint16_t* b, int64_t depth,
                                        Vector<float> (&sum)[Rows][2]) {
   constexpr int row_pairs = (Rows + 1) / 2;
+  int64_t row_stride = a.row_stride;
+  asm(""
+      : "+r"(row_stride));  // With a known distance, GCC would load all rows first and run out of registers.
   float32x4_t square[row_pairs][4] = {};
   const uint16_t* a_k = a.data;
   // the next four k, or the next two and zeros
@@ -98,7 +101,7 @@ DCNZOO_INLINE void add_products_bfmmla(const Left& a, const uint16_t* b, int64_t
     const auto load_pairs = [](const uint16_t* from) { return vreinterpretq_u32_u16(vld1q_u16(from)); };
     const auto load_row = [&](int m) -> uint64_t {
       std::conditional_t<whole(), uint64_t, uint32_t> values;
-      __builtin_memcpy(&values, a_k + (m < Rows ? m : m - 1) * a.row_stride, sizeof values);
+      __builtin_memcpy(&values, a_k + (m < Rows ? m : m - 1) * row_stride, sizeof values);
       return values;
     };
     bfloat16x8_t right[4];

@@ -7,14 +7,14 @@
 
 #include <algorithm>
 #include <atomic>
+#include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
 #include <ctime>
+#include <mutex>
 #include <new>
-#include <vector>
-#ifdef DCNZOO_STD_THREADS
 #include <thread>
-#endif
+#include <vector>
 
 #include "integers.h"
 
@@ -58,64 +58,131 @@ void zero(T* data, int64_t size) {
   parallel_for(size, 1 << 16, [&](int64_t begin, int64_t end) { std::fill(data + begin, data + end, T(0)); });
 }
 
+// Lets several threads do the same step of their tasks one after another, in the order of the tasks.
+class Turns {
+ public:
+  // Waits until run() has returned for all smaller numbers, then calls step().
+  template <typename Step>
+  void run(int64_t number, const Step& step) {
+    // Usually the wait is shorter than suspending the thread would take.
+    for (int i = 0; i < 64 && next_.load(std::memory_order_acquire) != number; ++i) std::this_thread::yield();
+    if (next_.load(std::memory_order_acquire) != number) {
+      std::unique_lock<std::mutex> lock(mutex_);
+      changed_.wait(lock, [&] { return next_.load(std::memory_order_acquire) == number; });
+    }
+    step();
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      next_.store(number + 1, std::memory_order_release);
+    }
+    changed_.notify_all();
+  }
+
+ private:
+  std::atomic<int64_t> next_{0};
+  std::mutex mutex_;
+  std::condition_variable changed_;
+};
+
 // Dynamic scheduling: if another program occupies a core, the other threads take over its tasks.
 // The result of a task must not depend on the thread that runs it.
 //
 // For tools/benchmark/scaling.py: if the environment variable DCNZOO_TASK_LOG names a file, each queue appends a line
-// to it: `streamed`, the bytes of weights, columns and gradients that the largest task reads, and the CPU time of each
-// task in microseconds (0 without a timer).
+// to it: `streamed`, the bytes of weights, columns and gradients that the largest task reads; `sequences`; and the CPU
+// time of each task in microseconds (0 without a timer). If it has steps, this is the time before each, of the step, and
+// after the last one, separated by commas.
 class TaskQueue {
  public:
-  TaskQueue(int64_t tasks, int64_t streamed)
-      : tasks_(tasks), streamed_(streamed), times_(log() ? tasks : 0) {}
+  // Task i belongs to sequence i % sequences. The tasks of a sequence have `steps` steps that they do in turn.
+  TaskQueue(int64_t tasks, int64_t streamed, int64_t sequences = 1, int64_t steps = 0)
+      : tasks_(tasks),
+        streamed_(streamed),
+        steps_(steps),
+        next_(sequences),
+        turns_(sequences * steps),
+        times_(log() ? tasks : 0) {}
   ~TaskQueue() {
     if (times_.empty()) return;
-    std::fprintf(log(), "%lld ", static_cast<long long>(streamed_));
-    for (const double time : times_) std::fprintf(log(), "%.1f ", time);
+    std::fprintf(log(), "%lld %zu", static_cast<long long>(streamed_), next_.size());
+    for (const std::vector<double>& times : times_) {
+      std::fprintf(log(), " %.1f", times.empty() ? 0 : times[0]);
+      for (size_t i = 1; i < times.size(); ++i) std::fprintf(log(), ",%.1f", times[i]);
+    }
     std::fputc('\n', log());
     std::fflush(log());
   }
 
-  bool take(int64_t& task) { return (task = next_.fetch_add(1, std::memory_order_relaxed)) < tasks_; }
+  // Takes the next task of a sequence or, if none is left, of the one with the most left, which becomes the caller's.
+  bool take(int64_t& task, int64_t& sequence) {
+    const int64_t sequences = int64_t(next_.size());
+    for (;;) {
+      task = next_[sequence].fetch_add(1, std::memory_order_relaxed) * sequences + sequence;
+      if (task < tasks_) return true;
+      sequence = std::min_element(next_.begin(), next_.end()) - next_.begin();
+      if (next_[sequence].load(std::memory_order_relaxed) * sequences + sequence >= tasks_) return false;
+    }
+  }
 
-  // Fewer tasks than threads are left.
-  bool scarce() const { return next_.load(std::memory_order_relaxed) + num_threads() > tasks_; }
+  // For a single sequence
+  bool take(int64_t& task) {
+    int64_t sequence = 0;
+    return take(task, sequence);
+  }
 
-  // Calls worker() once per thread; a worker takes tasks until none are left.
+  // For a single sequence: fewer tasks than threads are left.
+  bool scarce() const { return next_[0].load(std::memory_order_relaxed) + num_threads() > tasks_; }
+
+  // Runs step `index` of a task, after the same step of the task before it in its sequence.
+  template <typename Step>
+  void run_in_turn(int64_t task, int64_t index, const Step& step) {
+    std::vector<double>* const times = times_.empty() ? nullptr : &times_[task];
+    if (times) times->back() += now();
+    const int64_t sequences = int64_t(next_.size());
+    turns_[task % sequences * steps_ + index].run(task / sequences, [&] {
+      if (times) times->push_back(-now());
+      step();
+      if (times) times->back() += now(), times->push_back(-now());
+    });
+  }
+
+  // Calls worker(sequence) once per thread, to take tasks from this sequence until none are left in any.
   template <typename Worker>
   void run(const Worker& worker) {
-    const int64_t threads = std::min(tasks_, num_threads());
-    parallel_for(threads, 1, [&](int64_t, int64_t) { worker(); });
+    const int64_t sequences = int64_t(next_.size());
+    int64_t threads = std::min(tasks_, num_threads());
+    if (steps_ > 0) threads = std::min(threads, 8 * sequences);  // more would mostly wait for their turns
+    parallel_for(threads, 1, [&](int64_t thread, int64_t) { worker(thread % sequences); });
   }
 
   // Measures a task if there is a log.
   class Timer {
    public:
-    Timer(TaskQueue& queue, int64_t task) : time_(queue.times_.empty() ? nullptr : &queue.times_[task]) {
-      if (time_) *time_ = -now();
+    Timer(TaskQueue& queue, int64_t task) : times_(queue.times_.empty() ? nullptr : &queue.times_[task]) {
+      if (times_) times_->push_back(-now());
     }
     ~Timer() {
-      if (time_) *time_ += now();
+      if (times_) times_->back() += now();
     }
 
    private:
-    static double now() {
-      timespec time;
-      clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
-      return double(time.tv_sec) * 1e6 + double(time.tv_nsec) * 1e-3;
-    }
-    double* const time_;
+    std::vector<double>* const times_;
   };
 
  private:
+  static double now() {
+    timespec time;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+    return double(time.tv_sec) * 1e6 + double(time.tv_nsec) * 1e-3;
+  }
   static std::FILE* log() {
     static const char* const path = std::getenv("DCNZOO_TASK_LOG");
     static std::FILE* const file = path ? std::fopen(path, "a") : nullptr;
     return file;
   }
-  const int64_t tasks_, streamed_;
-  std::atomic<int64_t> next_{0};
-  std::vector<double> times_;
+  const int64_t tasks_, streamed_, steps_;
+  std::vector<std::atomic<int64_t>> next_;  // of each sequence
+  std::vector<Turns> turns_;
+  std::vector<std::vector<double>> times_;
 };
 
 template <typename Run>
@@ -130,8 +197,8 @@ Tasks(int64_t, int64_t, Run) -> Tasks<Run>;
 template <typename... Run>
 void run_tasks(const Tasks<Run>&... kinds) {
   TaskQueue queue((kinds.count + ...), std::max({int64_t(0), kinds.streamed...}));
-  queue.run([&] {
-    for (int64_t task; queue.take(task);) {
+  queue.run([&](int64_t sequence) {
+    for (int64_t task; queue.take(task, sequence);) {
       const TaskQueue::Timer timer(queue, task);
       (void)((task < kinds.count ? (kinds.run(task), true) : (task -= kinds.count, false)) || ...);
     }

@@ -226,8 +226,8 @@ DCNZOO_INLINE void copy_back(const T* from, T* to, int64_t channels) {
 // A group's channels of an image, `value`, and the sums of their gradient, `sum`: pixels are `stride` apart.
 //
 // Usually a copy, [pixel][value, gradient][channels, padded], or only one of the two. At the stride of all groups the
-// channels would fall into few cache sets. Value and gradient are interleaved, because a load from one of two separate
-// maps could wait for a store to the other (4K aliasing). With few samples, copying would take longer than sampling:
+// channels would fall into few cache sets. Value and gradient are interleaved: with two separate maps, a load from one
+// could wait for a store to the other whose address has the same last 12 bits. With few samples, copying would take longer than sampling:
 // `value` and `sum` then point into the input and into its gradient, which is zero at first.
 template <typename T, bool Input, bool Fields>
 struct Slice {

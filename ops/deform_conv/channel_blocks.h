@@ -15,18 +15,21 @@ namespace dcnzoo {
 constexpr int64_t kStagingBytes = int64_t(20) << 20;
 constexpr int64_t kLeastStagingBytes = int64_t(4) << 20;
 
-// The limits if threads share blocks: on the copies, and on the memory of tiles, which the caches should hold.
-inline int64_t staging_limit(int64_t threads) { return kStagingBytes + (threads << 20); }
-inline int64_t tiles_limit(int64_t threads) {
-  return std::clamp(3 * threads << 18, kLeastStagingBytes, 2 * kStagingBytes);
-}
-
-// Tasks per thread that keep all threads busy, and the samples (of all channels) that are worth more than one thread.
+// Tasks per thread that keep all threads busy.
 constexpr int64_t kThreadTasks = 4;
-constexpr int64_t kLeastSamples = int64_t(1) << 19;
+
+// What each thread adds to this limit in the backward, which also counts the gradients of points that blocks share.
+constexpr int64_t kThreadStagingBytes = int64_t(1) << 20;
+
+// On small maps, the backward's tiles have fewer rows, down to kLeastRows, so that all blocks together have kEnoughTiles.
+constexpr int64_t kEnoughTiles = 256, kLeastRows = 96;
+
+// The fewest outputs of one of the backward's weight_parts
+constexpr int64_t kLeastOutputs = 32;
 
 // The most channels of a block, in bytes, and the rows of a tile: 9 taps · 64 channels · 96 rows of float are 216 KiB, a
-// quarter of a typical L2 cache. In the backward, a task is a block: narrower blocks give more tasks, and more rows make up for it.
+// quarter of a typical L2 cache. The backward has narrower blocks, because its copies of a block then need less memory, and
+// more rows.
 struct TileLimits {
   int64_t block_bytes, rows;
 };

@@ -22,20 +22,20 @@ DCNZOO_INLINE int64_t columns_size(const TileSizes& tile) {
 // Visits the columns of one (row, tap): whole vectors if the channel count allows, else single elements.
 // visit(zero, channel, column): `zero` has the type of the vector or element, `column` is its offset within the panels.
 template <typename T, typename Visit>
-DCNZOO_INLINE void each_column(int64_t tap, ChannelRange channels, int64_t row, int64_t stride, Visit visit) {
+DCNZOO_INLINE void each_column(int64_t tap, int64_t channels, int64_t row, int64_t stride, Visit visit) {
   constexpr int lanes = kLanes<T>, panel = kNR<T>;
-  int64_t column = tap * channels.count + channels.begin;
-  if ((channels.count | channels.begin | channels.end) % panel == 0) {
+  int64_t column = tap * channels;
+  if (channels % panel == 0) {
     int64_t at = column / panel * stride + row * panel;
-    for (int64_t c = channels.begin; c < channels.end; c += panel, at += stride) {
+    for (int64_t c = 0; c < channels; c += panel, at += stride) {
       visit(Vector<T>{}, c, at);
       visit(Vector<T>{}, c + lanes, at + lanes);
     }
-  } else if (channels.count % lanes == 0) {
-    for (int64_t c = channels.begin; c < channels.end; c += lanes, column += lanes)
+  } else if (channels % lanes == 0) {
+    for (int64_t c = 0; c < channels; c += lanes, column += lanes)
       visit(Vector<T>{}, c, column / panel * stride + row * panel + column % panel);
   } else {
-    for (int64_t c = channels.begin; c < channels.end; ++c, ++column)
+    for (int64_t c = 0; c < channels; ++c, ++column)
       visit(T(0), c, column / panel * stride + row * panel + column % panel);
   }
 }

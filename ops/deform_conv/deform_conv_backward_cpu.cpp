@@ -9,19 +9,18 @@ const DeformConvBackward<T, S>& backward_kernels() {
   return deform_conv_backward_kernels_dispatched().of<T, S>();
 }
 
-// Copies of a channel block of images [begin, end), channels last, and of its gradient: [image][pixel][channel].
+// Copies of a channel block of a pass, channels last, and of its gradient: [image][pixel][channel].
 template <typename T, typename S>
 class StagedBlock {
  public:
-  // Allocates the copies, and returns p with the copies as its maps.
-  DeformConvBackwardParams<T, S> allocate(const DeformConvBackwardParams<T, S>& p, const ChannelBlock& block,
-                                          int64_t begin, int64_t end) {
-    const int64_t size = (end - begin) * p.shape.in_pixels * block.count;
-    block_ = block, first_image_ = begin, pieces_ = (end - begin) * stretches(p.shape);
+  // Allocates the copies unless a pass before has, and returns p with the copies as its maps.
+  DeformConvBackwardParams<T, S> allocate(const DeformConvBackwardParams<T, S>& p,
+                                          const ChannelBlock& block) {
+    const int64_t size = p.images * p.shape.in_pixels * block.count;
+    block_ = block, pieces_ = p.images * stretches(p.shape);
     DeformConvBackwardParams<T, S> mine = p;
-    mine.input = {p.input.data, begin, block.first, block.count, true};
-    if (reads_input(p)) mine.input.data = at_least(size, input_);
-    if (p.grad_input) mine.grad_input = at_least(size, gradient_);
+    mine.input = {reads_input(p) ? at_least(size, input_) : nullptr, block.first, block.count, true};
+    mine.grad_input = p.grad_input ? at_least(size, gradient_) : nullptr;
     return mine;
   }
 
@@ -59,11 +58,11 @@ class StagedBlock {
     return buffer.data();
   }
   int64_t map_at(const DeformConvShapes& s, int64_t image) const {
-    return ((first_image_ + image) * s.channels + block_.first) * s.in_pixels;
+    return (image * s.channels + block_.first) * s.in_pixels;
   }
 
   ChannelBlock block_{};
-  int64_t first_image_ = 0, pieces_ = 0;
+  int64_t pieces_ = 0;
   Buffer<S> input_;
   Buffer<T> gradient_;
 };
@@ -111,172 +110,64 @@ Tensor bias_gradient(const DeformConvShapes& s, const Tensor& grad_output) {
   return result;
 }
 
-// The division of a backward into images, parts and passes, and the memory that its tasks share.
+// The division of a backward into passes and tiles, and the memory that its tasks share. Blocks and tiles, and with them
+// the order of all sums, depend only on the shapes. `staged`: whether the input is copied to channels last.
 template <typename T>
 struct BackwardWork {
-  int64_t images;         // at a time
-  int64_t parts;          // of these images, if blocks are few; each has its own weight gradient
-  int64_t pass_blocks;    // blocks of a pass
-  bool shared_blocks;     // whether several threads work on a block of a part
-  bool shares;            // whether blocks share points whose gradient is needed
-  int64_t packed_size;    // of a weight gradient
-  Buffer<T> grad_weight;  // [part][packed_size]
+  int64_t images;                        // of a pass
+  int64_t blocks;                        // of a pass
+  int64_t tile_rows;                     // output pixels of a tile
+  Buffer<T> grad_weight;                 // packed
   Buffer<T> grad_offset_mask_of_blocks;  // as in DeformConvBackwardParams
 
   BackwardWork(const DeformConvShapes& s, const ChannelBlocking& blocking, int64_t packed_size,
-               const std::vector<bool>& wanted)
-      : shares(false), packed_size(packed_size) {
-    const int64_t all = blocking.count(), threads = num_threads();
-    const int64_t block_bytes = s.channels * s.in_pixels / all * int64_t(2 * sizeof(T));
-    images = images_at_a_time(s, block_bytes);
-    const int64_t now = std::min(images, s.batch), pixels = now * s.out_pixels;
-    parts = std::clamp<int64_t>(16 / all, 1, now);
-    // Sharing costs time: the memory of tiles does not stay in a core's cache.
-    const bool uneven = 4 * round_up(all * parts, threads) > 5 * all * parts;
-    shared_blocks = uneven && s.taps * s.channels * pixels / parts >= kLeastSamples;
-    grad_weight = Buffer<T>(wanted[1] ? parts * packed_size : 0);
+               const std::vector<bool>& wanted, bool staged)
+      : grad_weight(wanted[1] ? packed_size : 0) {
     std::fill_n(grad_weight.data(), grad_weight.size(), T(0));
+    const int64_t all = blocking.count(), threads = num_threads();
+    const int64_t copied = s.channels * s.in_pixels / all * int64_t(2 * sizeof(T));  // of a block and image
+    images = std::min(images_at_a_time(s, copied), s.batch);
+    const int64_t pixels = images * s.out_pixels;
+    tile_rows = std::clamp(pixels * all / kEnoughTiles / 32 * 32, kLeastRows, kBackwardRows);
+    bool shares = false;
     for (const ChannelBlock& block : blocking.blocks) shares |= block.shares_points;
-    shares &= wanted[2] || wanted[3];
-    const int64_t block_size = shares ? s.taps * (s.rank + 1) * pixels : 0;
-    pass_blocks = std::max(kStagingBytes / std::max<int64_t>(block_size * int64_t(sizeof(T)), 1),
-                           kThreadTasks * threads);
-    if (shared_blocks) {
-      const int64_t staged = staging_limit(threads) / std::max<int64_t>(now / parts * block_bytes, 1);
-      pass_blocks = ceil_div(all, ceil_div(all, std::clamp<int64_t>(staged, 1, pass_blocks)));
-    }
-    grad_offset_mask_of_blocks = Buffer<T>(std::min(pass_blocks, all) * block_size);
-  }
-
-  // Returns p with the weight gradient of a part.
-  template <typename S>
-  DeformConvBackwardParams<T, S> params(const DeformConvBackwardParams<T, S>& p, int64_t part) const {
-    DeformConvBackwardParams<T, S> result = p;
-    if (grad_weight.size()) result.grad_weight = grad_weight.data() + part * packed_size;
-    return result;
+    const int64_t own = shares && (wanted[2] || wanted[3]) ? s.taps * (s.rank + 1) * pixels : 0;
+    const int64_t bytes = (staged ? images * copied : 0) + own * int64_t(sizeof(T));
+    const int64_t most = kStagingBytes + threads * kThreadStagingBytes;
+    const int64_t at_once =
+        std::clamp<int64_t>(most / std::max<int64_t>(bytes, 1), 1, std::min(threads, all));
+    blocks = ceil_div(all, ceil_div(all, at_once));  // equally many in every pass
+    grad_offset_mask_of_blocks = Buffer<T>(blocks * own);
   }
 };
 
-template <typename T>
-int64_t panels_of(const ChannelBlock& block) {
-  return block.depth / forward_kernels<T, T>().panel;
-}
-
-// The bytes of a block's packed weight.
+// Computes the gradients of p's images for p's blocks, except for shared points. A task is a tile of a block. A thread
+// stays with a block as long as tiles are left; the tiles of a block add to its gradients in turn. stages: one for each
+// block, or none if the input is channels last.
 template <typename T, typename S>
-int64_t weight_bytes(const DeformConvBackwardParams<T, S>& p) {
-  return p.tile.depth * p.blocks.data->panel_outputs * int64_t(sizeof(S));
-}
-
-// Computes the gradients of p's images for p's blocks, except for shared points. A task is a block of a part.
-template <typename T, typename S>
-void run_blocks(const DeformConvBackwardParams<T, S>& p, const BackwardWork<T>& work, bool staged) {
+void run_blocks(const DeformConvBackwardParams<T, S>& p, int64_t tile_rows,
+                std::vector<StagedBlock<T, S>>& stages) {
   const DeformConvBackward<T, S>& kernels = backward_kernels<T, S>();
-  const int64_t bytes = kernels.tile_bytes(p), blocks = p.blocks.end - p.blocks.begin;
-  const int64_t part_images = ceil_div(p.images, work.parts);
-  const int64_t tiles = ceil_div(part_images * p.shape.out_pixels, p.tile.rows);
-  TaskQueue queue(ceil_div(p.images, part_images) * blocks, tiles * 2 * weight_bytes(p));
-  queue.run([&] {
+  const int64_t blocks = p.blocks.end - p.blocks.begin, bytes = kernels.tile_bytes(p);
+  std::vector<DeformConvBackwardParams<T, S>> mine(blocks, p);
+  for (int64_t b = 0; b < blocks && !stages.empty(); ++b)
+    mine[b] = stages[b].allocate(p, p.blocks.data[p.blocks.begin + b]);
+  const int64_t pieces = stages.empty() ? 0 : stages[0].pieces();
+  run_tasks(Tasks{blocks * pieces, 0, [&](int64_t task) { stages[task / pieces].load(p, task % pieces); }});
+
+  const int64_t pixels = p.images * p.shape.out_pixels;
+  const int64_t weight_bytes = p.tile.depth * p.blocks.data->panel_outputs * int64_t(sizeof(S));
+  TaskQueue queue(ceil_div(pixels, tile_rows) * blocks, 2 * weight_bytes, blocks, 1 + p.weight_parts);
+  queue.run([&](int64_t sequence) {
     char* const memory = thread_scratch<char>(bytes);
-    StagedBlock<T, S> stage;
-    for (int64_t task; queue.take(task);) {
+    for (int64_t task; queue.take(task, sequence);) {
       const TaskQueue::Timer timer(queue, task);
-      const int64_t part = task / blocks, i = p.blocks.begin + task % blocks;
-      const int64_t begin = part * part_images, end = std::min(begin + part_images, p.images);
-      const ChannelBlock& block = p.blocks.data[i];
-      const DeformConvBackwardParams<T, S> all = work.params(p, part);
-      const DeformConvBackwardParams<T, S> mine = staged ? stage.allocate(all, block, begin, end) : all;
-      for (int64_t piece = 0; piece < stage.pieces(); ++piece) stage.load(all, piece);
-      const int64_t pixels = end * p.shape.out_pixels;
-      for (int64_t first = begin * p.shape.out_pixels; first < pixels; first += p.tile.rows) {
-        const BackwardTile tile{i, first, std::min(p.tile.rows, pixels - first), memory};
-        kernels.run(mine, tile, 0, tile.rows);
-        if (mine.grad_weight)
-          kernels.add_weight_gradient(mine, tile, {0, panels_of<T>(block), 0, block.panel_outputs});
-      }
-      for (int64_t piece = 0; p.grad_input && piece < stage.pieces(); ++piece)
-        stage.store_gradient(all, piece);
+      const int64_t block = task % blocks, first = task / blocks * tile_rows;
+      kernels.run(
+          mine[block], {p.blocks.begin + block, first, std::min(tile_rows, pixels - first), memory},
+          [&](int64_t index, const std::function<void()>& step) { queue.run_in_turn(task, index, step); });
     }
   });
-}
-
-// Does the same for one part, images [begin, end), whose blocks several threads share. The order of every sum is that of
-// run_blocks.
-template <typename T, typename S>
-void run_shared_blocks(const DeformConvBackwardParams<T, S>& p, int64_t begin, int64_t end, bool staged) {
-  const DeformConvBackward<T, S>& kernels = backward_kernels<T, S>();
-  const int64_t threads = num_threads(), tasks = kThreadTasks * threads;
-  const int64_t blocks = p.blocks.end - p.blocks.begin, lanes = forward_kernels<T, T>().panel / 2;
-  const ChannelBlock* const block = p.blocks.data + p.blocks.begin;
-  std::vector<StagedBlock<T, S>> stages(blocks);
-  std::vector<DeformConvBackwardParams<T, S>> mine(blocks, p);
-  int64_t channels = 1, panels = 1, outputs = 1;  // the most of a block
-  for (int64_t b = 0; b < blocks; ++b) {
-    if (staged) mine[b] = stages[b].allocate(p, block[b], begin, end);
-    channels = std::max(channels, block[b].count);
-    panels = std::max(panels, panels_of<T>(block[b]));
-    outputs = std::max(outputs, block[b].panel_outputs);
-  }
-  const int64_t first_pixel = begin * p.shape.out_pixels, pixels = end * p.shape.out_pixels - first_pixel;
-  const int64_t tiles = ceil_div(pixels, p.tile.rows), bytes = kernels.tile_bytes(p);
-  const int64_t most_tiles = std::max<int64_t>(tiles_limit(threads) / (bytes * blocks), 1);
-  const int64_t some_tiles = ceil_div(tiles, ceil_div(tiles, most_tiles));  // at a time
-  const Buffer<char> memory(some_tiles * blocks * bytes);
-
-  const int64_t pieces = stages[0].pieces();
-  run_tasks(Tasks{blocks * pieces, 0, [&](int64_t task) { stages[task / pieces].load(p, task % pieces); }});
-  for (int64_t first = 0; first < tiles; first += some_tiles) {
-    const int64_t count = std::min(some_tiles, tiles - first);
-    const auto tile_of = [&](int64_t b, int64_t t) {
-      const int64_t pixel = (first + t) * p.tile.rows;
-      return BackwardTile{p.blocks.begin + b, first_pixel + pixel, std::min(p.tile.rows, pixels - pixel),
-                          memory.data() + (b * count + t) * bytes};
-    };
-
-    // First, some rows of a tile per task.
-    constexpr int64_t least_rows = 16;
-    const int64_t wanted = std::clamp<int64_t>(ceil_div(tasks, count * blocks), 1, p.tile.rows / least_rows);
-    const int64_t rows = round_up(ceil_div(p.tile.rows, wanted), least_rows);
-    const int64_t row_parts = ceil_div(p.tile.rows, rows);
-    const auto run_rows = [&](int64_t task) {
-      const int64_t b = task / row_parts / count, from = task % row_parts * rows;
-      const BackwardTile tile = tile_of(b, task / row_parts % count);
-      if (from < tile.rows) kernels.run(mine[b], tile, from, std::min(from + rows, tile.rows));
-    };
-    run_tasks(Tasks{blocks * count * row_parts, weight_bytes(p), run_rows});
-
-    // Then, for all tiles, some channels of the input's gradient or a part of the weight's per task. The part's outputs
-    // fit the L1 cache with a panel.
-    constexpr int64_t least_outputs = 32, most_outputs = 96;
-    const int64_t channel_parts =
-        std::clamp<int64_t>(ceil_div(threads, blocks), 1, ceil_div(channels, lanes));
-    const int64_t part_channels = round_up(ceil_div(channels, channel_parts), lanes);
-    const auto add_input = [&](int64_t task) {
-      const int64_t b = task / channel_parts, from = task % channel_parts * part_channels;
-      const int64_t to = std::min(from + part_channels, block[b].count);
-      for (int64_t t = 0; t < count && from < to; ++t)
-        kernels.add_input_gradient(mine[b], tile_of(b, t), from, to);
-    };
-    const int64_t output_parts = std::clamp(ceil_div(tasks, blocks * panels), ceil_div(outputs, most_outputs),
-                                            ceil_div(outputs, least_outputs));
-    const int64_t part_outputs = round_up(ceil_div(outputs, output_parts), lanes);
-    const int64_t part_panels = std::clamp<int64_t>(blocks * panels * output_parts / tasks, 1, panels);
-    const int64_t panel_parts = ceil_div(panels, part_panels);
-    const auto add_weight = [&](int64_t task) {
-      const int64_t b = task / output_parts / panel_parts;
-      const int64_t panel = task / output_parts % panel_parts * part_panels;
-      const int64_t output = task % output_parts * part_outputs;
-      const WeightPart part{panel, std::min(panel + part_panels, panels_of<T>(block[b])), output,
-                            std::min(output + part_outputs, block[b].panel_outputs)};
-      for (int64_t t = 0; t < count && part.output_begin < part.output_end; ++t)
-        kernels.add_weight_gradient(mine[b], tile_of(b, t), part);
-    };
-    const int64_t row_bytes = count * p.tile.rows * int64_t(sizeof(T));
-    run_tasks(
-        Tasks{p.grad_input ? blocks * channel_parts : 0, row_bytes * p.shape.taps * part_channels, add_input},
-        Tasks{p.grad_weight ? blocks * panel_parts * output_parts : 0,
-              row_bytes * (part_panels * 2 * lanes + part_outputs), add_weight});
-  }
   const auto store = [&](int64_t task) { stages[task / pieces].store_gradient(p, task % pieces); };
   run_tasks(Tasks{p.grad_input ? blocks * pieces : 0, 0, store});
 }
@@ -308,8 +199,8 @@ DeformConvGradients backward(const DeformConvShapes& s, const Tensor& grad_outpu
     return gradients;
   }
 
-  // Blocks are the unit of parallel work: no two write the same elements of the gradients of input and weight. Inputs
-  // with few channels get narrower blocks. Blocks, and with them the order of all sums, depend only on the shapes.
+  // No two blocks write the same elements of the gradients of input and weight. Inputs with few channels get narrower
+  // blocks.
   const int64_t most = kBackwardTile.block_bytes / int64_t(sizeof(T)), panel = forward_kernels<T, T>().panel;
   ChannelBlocking blocking(s, std::clamp(round_up(s.channels / 2, panel), panel, most), panel);
   const int64_t packed_size = blocking.place_weights([](const ChannelBlock& block) {
@@ -318,23 +209,27 @@ DeformConvGradients backward(const DeformConvShapes& s, const Tensor& grad_outpu
   Buffer<S> packed;
   if (wanted[0] || wanted[2] || wanted[3])
     packed = pack_weight<S>(s, blocking, packed_size, weight, kernels.pack);
-  const BackwardWork<T> work(s, blocking, packed_size, wanted);
+  const BackwardWork<T> work(s, blocking, packed_size, wanted, !map.channels_last);
 
   DeformConvBackwardParams<T, S> p{};
   p.shape = s, p.tile = blocking.tile(kBackwardTile.rows), p.blocks.data = blocking.blocks.data();
   p.weight = packed.data();
   p.grad_output.channels_last = grad_map.channels_last;
-  p.grad_weight = work.grad_weight.data();  // of the first part
-  p.input_later = work.shared_blocks;
+  p.grad_weight = work.grad_weight.data();
+  const int64_t block_threads = ceil_div(num_threads(), work.blocks);
+  p.input_apart = block_threads > 2;
+  p.weight_parts = s.is_depthwise() ? 1
+                                    : std::clamp<int64_t>(blocking.blocks[0].panel_outputs / kLeastOutputs, 1,
+                                                          block_threads);
   p.grad_offset_mask_of_blocks = work.grad_offset_mask_of_blocks.data();
   const OffsetMask<const T> offset_mask{data_or_null<T>(offset), data_or_null<T>(mask)};
   const OffsetMask<T> grad_offset_mask{wanted[2] ? gradients.offset.mutable_data_ptr<T>() : nullptr,
                                        wanted[3] ? gradients.mask.mutable_data_ptr<T>() : nullptr};
   const int64_t image_size = s.channels * s.in_pixels;
+  std::vector<StagedBlock<T, S>> stages(map.channels_last ? 0 : work.blocks);
   for (int64_t first = 0; first < s.batch; first += work.images) {
     p.images = std::min(work.images, s.batch - first);
-    p.input = {static_cast<const S*>(map.tensor.const_data_ptr()) + first * image_size, 0, 0, s.channels,
-               false};
+    p.input = {static_cast<const S*>(map.tensor.const_data_ptr()) + first * image_size, 0, s.channels, false};
     p.offset_mask = from_image(s, offset_mask, first);
     p.grad_output.data =
         static_cast<const S*>(grad_map.tensor.const_data_ptr()) + first * s.out_pixels * s.out_channels;
@@ -343,16 +238,9 @@ DeformConvGradients backward(const DeformConvShapes& s, const Tensor& grad_outpu
     if (wanted[0] && map.channels_last) zero(p.grad_input, p.images * image_size);
     for (p.blocks.end = 0; p.blocks.end < blocking.count();) {
       p.blocks.begin = p.blocks.end;
-      p.blocks.end = std::min(p.blocks.begin + work.pass_blocks, blocking.count());
-      if (work.shared_blocks) {
-        const int64_t part_images = ceil_div(p.images, work.parts);
-        for (int64_t begin = 0; begin < p.images; begin += part_images)
-          run_shared_blocks(work.params(p, begin / part_images), begin,
-                            std::min(begin + part_images, p.images), !map.channels_last);
-      } else {
-        run_blocks(p, work, !map.channels_last);
-      }
-      const int64_t channels = work.shares ? s.taps * (s.rank + 1) : 0;
+      p.blocks.end = std::min(p.blocks.begin + work.blocks, blocking.count());
+      run_blocks(p, work.tile_rows, stages);
+      const int64_t channels = work.grad_offset_mask_of_blocks.size() ? s.taps * (s.rank + 1) : 0;
       const auto sum = [&](int64_t i) { kernels.sum_offset_mask(p, i / channels, i % channels); };
       run_tasks(Tasks{p.images * channels, 0, sum});
     }
@@ -360,9 +248,7 @@ DeformConvGradients backward(const DeformConvShapes& s, const Tensor& grad_outpu
   if (wanted[1]) {
     const auto to = weight_of(s, gradients.weight.mutable_data_ptr<T>(), false);
     each_piece(blocking, [&](const ChannelBlock& block, const Piece& piece) {
-      for (int64_t part = 0; part < work.parts; ++part)
-        kernels.unpack_weight_gradient(s, block, piece, work.grad_weight.data() + part * packed_size, to,
-                                       part > 0);
+      kernels.unpack_weight_gradient(s, block, piece, work.grad_weight.data(), to);
     });
   }
   return gradients;

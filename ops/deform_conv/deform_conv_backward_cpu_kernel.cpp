@@ -23,8 +23,8 @@ template <typename T, typename S, int Rank, bool Input, bool Points, bool Column
 struct PointBackward {
   static constexpr int corners = kCorners<Rank>;
   static constexpr bool reads_input = Points || Columns;
-  int64_t tap, row, stride;  // stride: of the columns' panels
-  ChannelRange channels;
+  int64_t tap, row, channels;
+  int64_t stride;          // of the columns' panels
   T rest;                  // the mask if it is not finite, else 1
   const S* from[corners];  // the corners' pixels in the input
   T* to[corners];          // the same pixels in the input's gradient
@@ -99,53 +99,35 @@ struct TileMemory {
   Rows<T, Rank> rows;
   SamplingTable<T, Rank, true> table;
   T* gradients;    // of the columns, in panels of [row][kNR]
-  S* columns;      // in the same memory unless the type differs or the input's gradient is added later
+  S* columns;      // in the memory of `gradients` if those are not needed later and have the same type
   S* gradient;     // [output of the group][row]
   S* pairs;        // bfloat16: the same as [row][output], pair_stride apart
   T* dots;         // Σ over channels of gradient · pixel, [tap][corner][row]
   T* offset_mask;  // their gradients, [tap · (rank + 1)][row]
 
   TileMemory(Arena& arena, const Params<T, S>& p)
-      : rows(Rows<T, Rank>::allocate(arena, p.tile.rows)),
-        table(SamplingTable<T, Rank, true>::allocate(arena, p.shape.taps, p.tile.rows)),
+      : rows(Rows<T, Rank>::allocate(arena, kBackwardRows)),
+        table(SamplingTable<T, Rank, true>::allocate(arena, p.shape.taps, kBackwardRows)),
         gradients(arena.take<T>(columns_size<T>(p.tile))),
-        columns(in_place(p) ? reinterpret_cast<S*>(gradients) : arena.take<S>(columns_size<S>(p.tile))),
-        gradient(arena.take<S>(p.tile.outputs * p.tile.rows)),
-        pairs(arena.take<S>(kPair<T, S> == 1 ? 0 : pair_stride(p) * p.tile.rows)),
-        dots(arena.take<T>(p.shape.taps * kCorners<Rank> * p.tile.rows)),
-        offset_mask(arena.take<T>(p.shape.taps * (Rank + 1) * p.tile.rows)) {}
+        columns(kPair<T, S> == 1 && !p.input_apart ? reinterpret_cast<S*>(gradients)
+                                                   : arena.take<S>(columns_size<S>(p.tile))),
+        gradient(arena.take<S>(p.tile.outputs * kBackwardRows)),
+        pairs(arena.take<S>(kPair<T, S> == 1 ? 0 : pair_stride(p) * kBackwardRows)),
+        dots(arena.take<T>(p.shape.taps * kCorners<Rank> * kBackwardRows)),
+        offset_mask(arena.take<T>(p.shape.taps * (Rank + 1) * kBackwardRows)) {}
 
-  static bool in_place(const Params<T, S>& p) {
-    return kPair<T, S> == 1 && !(p.input_later && p.grad_weight);
-  }
   // The padding keeps rows out of the same L1 cache set.
   static int64_t pair_stride(const Params<T, S>& p) { return p.tile.outputs + kNR<S>; }
-
-  // The memory of `count` rows, from row `first` on.
-  TileMemory rows_from(const Params<T, S>& p, int64_t first, int64_t count) const {
-    TileMemory part = *this;
-    part.rows.skip(first);
-    part.rows.count = count;
-    part.table.skip(first);
-    part.gradients += first * kNR<T>;
-    part.columns += first * kNR<S>;
-    part.gradient += p.shape.is_depthwise() ? first * p.tile.outputs : first;
-    part.pairs += first * pair_stride(p);
-    part.dots += first;
-    part.offset_mask += first;
-    return part;
-  }
 };
 
 // Computes the columns (if they are needed) from their gradient, adds to the input's gradient and writes `dots`.
 template <typename T, typename S, int Rank, bool Input, bool Points, bool Columns>
-void sample_backward(const Params<T, S>& p, const ChannelBlock& block, const TileMemory<T, S, Rank>& tile,
-                     ChannelRange channels) {
+void sample_backward(const Params<T, S>& p, const ChannelBlock& block, const TileMemory<T, S, Rank>& tile) {
   constexpr int corners = kCorners<Rank>;
   const int64_t stride = panel_stride<T>(p.tile);
   const Rows<T, Rank>& rows = tile.rows;
   const SamplingTable<T, Rank, true>& table = tile.table;
-  // The dots of several taps, whose lanes sum_rows adds together
+  // sum_rows sums the lanes of several vectors at once. So the dots of several taps are collected first.
   constexpr int64_t lanes = kLanes<T>, together = lanes > corners ? lanes / corners : 1;
   T dots[together * corners * lanes] = {}, sums[lanes];
   const auto store_sums = [&](int64_t row, int64_t first_tap, int64_t taps) {
@@ -160,7 +142,7 @@ void sample_backward(const Params<T, S>& p, const ChannelBlock& block, const Til
     const int64_t map = rows.map[r] + place;
     for (int64_t tap = 0; tap < p.shape.taps; ++tap) {
       PointBackward<T, S, Rank, Input, Points, Columns> point;
-      point.tap = tap, point.row = r, point.channels = channels, point.stride = stride;
+      point.tap = tap, point.row = r, point.channels = block.count, point.stride = stride;
       const T factor = table.factor[tap * rows.stride + r];
       const int64_t first = tap * corners * rows.stride + r;
       point.rest = table.rest[tap * rows.stride + r];
@@ -233,12 +215,12 @@ void gather_gradient(const Params<T, S>& p, const ChannelBlock& block, const Row
       for (int64_t r = 0; r < count; ++r)
         std::memcpy(gradient + (begin + r) * padded, from + r * p.shape.out_channels, outputs * sizeof(S));
     } else if (last) {
-      transpose(from, p.shape.out_channels, gradient + begin, p.tile.rows, count, outputs);
+      transpose(from, p.shape.out_channels, gradient + begin, kBackwardRows, count, outputs);
     } else if (depthwise) {
       transpose(from, p.shape.out_pixels, gradient + begin * padded, padded, outputs, count);
     } else {
       for (int64_t o = 0; o < outputs; ++o)
-        std::memcpy(gradient + o * p.tile.rows + begin, from + o * p.shape.out_pixels, count * sizeof(S));
+        std::memcpy(gradient + o * kBackwardRows + begin, from + o * p.shape.out_pixels, count * sizeof(S));
     }
   });
 }
@@ -274,7 +256,7 @@ void store_offset_mask(const Params<T, S>& p, int64_t i, const Rows<T, Rank>& ro
       T* to = offset_mask_channel(p, block, image, index);
       if (to == nullptr) continue;
       if (block.shares_points) to = offset_mask_channel_of_block(p, i, image, index);
-      std::memcpy(to + pixel, offset_mask + index * p.tile.rows + begin, (end - begin) * sizeof(T));
+      std::memcpy(to + pixel, offset_mask + index * kBackwardRows + begin, (end - begin) * sizeof(T));
     }
   });
 }
@@ -323,8 +305,8 @@ bool all_finite(const S* gradient, int64_t outputs, int64_t rows, int64_t stride
 // The gradient of a panel of columns of several groups, computed group by group: in a single product, in which the
 // weights between different groups are zero, Inf and NaN would spread to the other groups.
 template <typename T, typename S>
-void multiply_panel_by_groups(const Params<T, S>& p, const ChannelBlock& block, int64_t rows,
-                              const S* gradient, const S* weight, T* columns) {
+void multiply_panel_by_groups(const ChannelBlock& block, int64_t rows, const S* gradient, const S* weight,
+                              T* columns) {
   constexpr int64_t pair = kPair<T, S>;
   const int64_t channels = block.count / block.groups, outputs = block.outputs / block.groups;
   for (int64_t r = 0; r < rows; ++r)
@@ -332,7 +314,7 @@ void multiply_panel_by_groups(const Params<T, S>& p, const ChannelBlock& block, 
       const int64_t first = column / channels * outputs;
       T sum = 0;
       for (int64_t o = first; o < first + outputs; ++o)
-        sum += from_stored(gradient[o * p.tile.rows + r]) *
+        sum += from_stored(gradient[o * kBackwardRows + r]) *
                from_stored(weight[(o / pair * kNR<T> + column) * pair + o % pair]);
       columns[r * kNR<T> + column] = sum;
     }
@@ -340,7 +322,7 @@ void multiply_panel_by_groups(const Params<T, S>& p, const ChannelBlock& block, 
 
 template <typename T, typename S>
 DepthwiseTile depthwise_tile(const Params<T, S>& p, const ChannelBlock& block, int64_t rows) {
-  return {p.shape.taps, {block.count, 0, block.count}, rows, panel_stride<T>(p.tile), p.tile.outputs};
+  return {p.shape.taps, block.count, rows, panel_stride<T>(p.tile), p.tile.outputs};
 }
 
 // The columns' gradient: the output's gradient times the weight.
@@ -350,10 +332,10 @@ void multiply_by_weight(const Params<T, S>& p, const ChannelBlock& block,
   constexpr int64_t pair = kPair<T, S>;
   const int64_t rows = tile.rows.count, panels = block.depth / kNR<T>;
   const int64_t outputs = round_up(block.panel_outputs, pair);
-  const bool together = block.groups == 1 || all_finite<T>(tile.gradient, block.outputs, rows, p.tile.rows);
+  const bool together = block.groups == 1 || all_finite<T>(tile.gradient, block.outputs, rows, kBackwardRows);
   const int64_t stride = TileMemory<T, S, Rank>::pair_stride(p);
   if constexpr (pair > 1) {
-    transpose(tile.gradient, p.tile.rows, tile.pairs, stride, block.outputs, rows);
+    transpose(tile.gradient, kBackwardRows, tile.pairs, stride, block.outputs, rows);
     for (int64_t r = 0; block.outputs % pair && r < rows; ++r) tile.pairs[r * stride + block.outputs] = 0;
   }
   for (int64_t panel = 0; panel < panels; ++panel) {
@@ -364,12 +346,12 @@ void multiply_by_weight(const Params<T, S>& p, const ChannelBlock& block,
       gemm<T, S>(left, rows, weight, outputs, 1, to, kNR<T>, 0, false, NoWork{});
     };
     if (!together)
-      multiply_panel_by_groups(p, block, rows, tile.gradient + first * p.tile.rows, weight, to);
+      multiply_panel_by_groups<T>(block, rows, tile.gradient + first * kBackwardRows, weight, to);
     else if constexpr (pair > 1)
       multiply(LeftOperand<S, int64_t, Constant<1>>{tile.pairs + first, stride, {}, outputs, 0});
     else
       multiply(LeftOperand<S, Constant<1>, Constant<kBackwardRows>>{
-          tile.gradient + first * p.tile.rows, {}, {}, outputs, 0});
+          tile.gradient + first * kBackwardRows, {}, {}, outputs, 0});
   }
 }
 
@@ -379,7 +361,7 @@ template <typename T, typename S, int Rank>
 void pair_columns(const Params<T, S>& p, const ChannelBlock& block, const TileMemory<T, S, Rank>& tile) {
   const int64_t rows = tile.rows.count;
   if (rows % 2)
-    for (int64_t o = 0; o < block.outputs; ++o) tile.gradient[o * p.tile.rows + rows] = 0;
+    for (int64_t o = 0; o < block.outputs; ++o) tile.gradient[o * kBackwardRows + rows] = 0;
   for (int64_t panel = 0; panel < block.depth / kNR<S>; ++panel) {
     S* at = tile.columns + panel * panel_stride<S>(p.tile);
     if (rows % 2) std::memset(at + rows * kNR<S>, 0, kNR<S> * sizeof(S));
@@ -398,72 +380,66 @@ void pair_columns(const Params<T, S>& p, const ChannelBlock& block, const TileMe
 template <typename T, typename S, int Rank>
 using SampleBackward = decltype(&sample_backward<T, S, Rank, true, true, true>);
 
-// Computes rows [begin, end) of a tile, except for the weight's gradient.
+// Adds the output's gradient, [output][row], times the columns, for part `index` of the outputs.
 template <typename T, typename S, int Rank>
-void run_of(const Params<T, S>& p, const BackwardTile& of, int64_t begin, int64_t end) {
+void add_weight_gradient(const Params<T, S>& p, const ChannelBlock& block, const TileMemory<T, S, Rank>& tile,
+                         int64_t index) {
+  T* const to = p.grad_weight + block.weight_at;
+  if constexpr (std::is_same_v<T, S>)
+    if (p.shape.is_depthwise())
+      return depthwise_weight_gradient(depthwise_tile(p, block, tile.rows.count), tile.gradient, tile.columns,
+                                       to);
+  const int64_t rows = round_up(tile.rows.count, kPair<T, S>);
+  const int64_t part = ceil_div(block.panel_outputs, p.weight_parts), first = index * part;
+  const int64_t outputs = block.panel_outputs - first < part ? block.panel_outputs - first : part;
+  for (int64_t panel = 0; panel < block.depth / kNR<S>; ++panel) {
+    const S* const from = tile.gradient + (first_output_of<T>(block, panel) + first) * kBackwardRows;
+    gemm<T, S>(LeftOperand<S, Constant<kBackwardRows>, Constant<1>>{from, {}, {}, rows, 0}, outputs,
+               tile.columns + panel * panel_stride<S>(p.tile), rows, 1,
+               to + (panel * block.panel_outputs + first) * kNR<T>, kNR<T>, 0, true, NoWork{});
+  }
+}
+
+template <typename T, typename S, int Rank>
+void run_of(const Params<T, S>& p, const BackwardTile& of, const RunInTurn& run_in_turn) {
   Arena arena{of.memory};
-  TileMemory<T, S, Rank> tile = TileMemory<T, S, Rank>(arena, p).rows_from(p, begin, end - begin);
+  TileMemory<T, S, Rank> tile(arena, p);
   const ChannelBlock& block = p.blocks.data[of.block];
   const bool points = p.grad_offset_mask.offset || p.grad_offset_mask.mask,
              is_depthwise = p.shape.is_depthwise();
-  const bool input = p.grad_input && !p.input_later, columns = p.grad_weight != nullptr;
+  const bool input = p.grad_input != nullptr, columns = p.grad_weight != nullptr;
   // [input][points][columns, for the weight's gradient]
   static constexpr SampleBackward<T, S, Rank> samplers[2][2][2] = {
       {{nullptr, sample_backward<T, S, Rank, false, false, true>},
        {sample_backward<T, S, Rank, false, true, false>, sample_backward<T, S, Rank, false, true, true>}},
       {{sample_backward<T, S, Rank, true, false, false>, sample_backward<T, S, Rank, true, false, true>},
        {sample_backward<T, S, Rank, true, true, false>, sample_backward<T, S, Rank, true, true, true>}}};
-  const auto sample = samplers[input][points][columns];
-  const int64_t count = end - begin;
-  tile.rows.set(p.shape, p.input, of.first + begin, count);
+  tile.rows.set(p.shape, p.input, of.first, of.rows);
   compute_sampling_table(p.shape, p.offset_mask, block, tile.rows, tile.table);
   gather_gradient(p, block, tile.rows, tile.gradient);
-  if (points || p.grad_input) {
+  if (points || input) {
     if (!is_depthwise)
       multiply_by_weight(p, block, tile);
     else if constexpr (std::is_same_v<T, S>)
-      depthwise_columns_gradient(depthwise_tile(p, block, count), tile.gradient, p.weight + block.weight_at,
+      depthwise_columns_gradient(depthwise_tile(p, block, of.rows), tile.gradient, p.weight + block.weight_at,
                                  tile.gradients);
   }
-  if (sample) sample(p, block, tile, {block.count, 0, block.count});
+  const auto sample = samplers[input && !p.input_apart][points][columns];
+  if (input && !p.input_apart)
+    run_in_turn(0, [&] { sample(p, block, tile); });
+  else if (sample)
+    sample(p, block, tile);
+  if (input && p.input_apart)
+    run_in_turn(0, [&] { sample_backward<T, S, Rank, true, false, false>(p, block, tile); });
   if (points) {
     offset_mask_gradients(p, tile);
     store_offset_mask(p, of.block, tile.rows, tile.offset_mask);
   }
-  if (columns && !is_depthwise) zero_padding_columns(p.tile, p.shape.taps, block, count, tile.columns);
-  if constexpr (!std::is_same_v<T, S>)
-    if (columns) pair_columns(p, block, tile);
-}
-
-template <typename T, typename S, int Rank>
-void add_input_gradient_of(const Params<T, S>& p, const BackwardTile& of, int64_t begin, int64_t end) {
-  Arena arena{of.memory};
-  const ChannelBlock& block = p.blocks.data[of.block];
-  sample_backward<T, S, Rank, true, false, false>(
-      p, block, TileMemory<T, S, Rank>(arena, p).rows_from(p, 0, of.rows), {block.count, begin, end});
-}
-
-// Adds the output's gradient, [output][row], times the columns.
-template <typename T, typename S, int Rank>
-void add_weight_gradient_of(const Params<T, S>& p, const BackwardTile& of, const WeightPart& part) {
-  Arena arena{of.memory};
-  const TileMemory<T, S, Rank> tile(arena, p);
-  const ChannelBlock& block = p.blocks.data[of.block];
-  T* const to = p.grad_weight + block.weight_at;
-  if constexpr (std::is_same_v<T, S>)
-    if (p.shape.is_depthwise()) {
-      DepthwiseTile depthwise = depthwise_tile(p, block, of.rows);
-      depthwise.channels = {block.count, part.output_begin, part.output_end};
-      return depthwise_weight_gradient(depthwise, tile.gradient, tile.columns, to);
-    }
-  const int64_t rows = round_up(of.rows, kPair<T, S>);
-  for (int64_t panel = part.panel_begin; panel < part.panel_end; ++panel) {
-    const S* const from =
-        tile.gradient + (first_output_of<T>(block, panel) + part.output_begin) * p.tile.rows;
-    gemm<T, S>(LeftOperand<S, Constant<kBackwardRows>, Constant<1>>{from, {}, {}, rows, 0},
-               part.output_end - part.output_begin, tile.columns + panel * panel_stride<S>(p.tile), rows, 1,
-               to + (panel * block.panel_outputs + part.output_begin) * kNR<T>, kNR<T>, 0, true, NoWork{});
-  }
+  if (!columns) return;
+  if (!is_depthwise) zero_padding_columns(p.tile, p.shape.taps, block, of.rows, tile.columns);
+  if constexpr (!std::is_same_v<T, S>) pair_columns(p, block, tile);
+  for (int64_t part = 0; part < p.weight_parts; ++part)
+    run_in_turn(1 + part, [&] { add_weight_gradient(p, block, tile, part); });
 }
 
 template <typename T, typename S>
@@ -472,25 +448,13 @@ int64_t tile_bytes(const Params<T, S>& p) {
 }
 
 template <typename T, typename S>
-void run(const Params<T, S>& p, const BackwardTile& tile, int64_t begin, int64_t end) {
-  dispatch_rank(p.shape.rank, [&](auto rank) { run_of<T, S, rank()>(p, tile, begin, end); });
-}
-
-template <typename T, typename S>
-void add_input_gradient(const Params<T, S>& p, const BackwardTile& tile, int64_t begin, int64_t end) {
-  dispatch_rank(p.shape.rank, [&](auto rank) { add_input_gradient_of<T, S, rank()>(p, tile, begin, end); });
-}
-
-template <typename T, typename S>
-void add_weight_gradient(const Params<T, S>& p, const BackwardTile& tile, const WeightPart& part) {
-  dispatch_rank(p.shape.rank, [&](auto rank) { add_weight_gradient_of<T, S, rank()>(p, tile, part); });
+void run(const Params<T, S>& p, const BackwardTile& tile, const RunInTurn& run_in_turn) {
+  dispatch_rank(p.shape.rank, [&](auto rank) { run_of<T, S, rank()>(p, tile, run_in_turn); });
 }
 
 template <typename T, typename S = T>
-constexpr DeformConvBackward<T, S> kernels_of{
-    tile_bytes<T, S>,         pack_backward<T, S>,       run<T, S>,
-    add_input_gradient<T, S>, add_weight_gradient<T, S>, unpack_weight_gradient<T>,
-    sum_offset_mask<T, S>};
+constexpr DeformConvBackward<T, S> kernels_of{tile_bytes<T, S>, pack_backward<T, S>, run<T, S>,
+                                              unpack_weight_gradient<T>, sum_offset_mask<T, S>};
 
 }  // namespace
 

@@ -41,18 +41,14 @@ struct WeightOf {
   int64_t channel_stride, tap_stride;
 };
 
-// Channels [begin, end) of a block of `count` channels.
-struct ChannelRange {
-  int64_t count, begin, end;
-};
-
 // All blocks of a call, and the range of this pass: several passes limit the memory in use.
 struct ChannelBlocks {
   const ChannelBlock* data;
   int64_t begin, end;
 };
 
-// Output pixels of the backward's tiles, also of the last one: a constant distance between rows saves registers.
+// The most output pixels of a tile of the backward. The memory of a tile always has room for so many: a constant distance
+// between the rows of a matrix saves registers.
 constexpr int64_t kBackwardRows = 192;
 
 // The size of a thread's working memory.
@@ -62,12 +58,12 @@ struct TileSizes {
   int64_t outputs;  // the most outputs of a block, in whole panels
 };
 
-// The part of the input that starts at first_image and first_channel: [images][in_pixels][channels], or block by block,
+// The part of the input that starts at first_channel: [images][in_pixels][channels], or block by block,
 // [images][blocks][in_pixels][channels of the block].
 template <typename S>
 struct InputMaps {
   const S* data;
-  int64_t first_image, first_channel, channels;
+  int64_t first_channel, channels;
   bool by_block;
 
   DCNZOO_HD int64_t place_of(const ChannelBlock& block, int64_t in_pixels) const {
@@ -118,7 +114,10 @@ struct DeformConvBackwardParams : DeformConvParams<T, S> {
   T* grad_input;   // like input, accumulated, or null
   T* grad_weight;  // like weight, accumulated, or null
   OffsetMask<T> grad_offset_mask;
-  bool input_later;  // the input's gradient is added after the others, by add_input_gradient
+  // For several threads per block: add to the input's gradient in a loop of its own, and to the weight's gradient in parts
+  // of the outputs (1 if depthwise). Both make the steps shorter that the threads do in turn.
+  bool input_apart;
+  int64_t weight_parts;
   // If blocks share points, each writes its own gradients: [block of the pass][taps · (rank + 1)][images · out_pixels]
   T* grad_offset_mask_of_blocks;
 };
@@ -130,14 +129,12 @@ struct BackwardTile {
   char* memory;         // tile_bytes
 };
 
-// A part of a block's weight gradient: panels of columns, and outputs of those that contribute to a panel. If the
-// convolution is depthwise: all columns of these outputs.
-struct WeightPart {
-  int64_t panel_begin, panel_end, output_begin, output_end;
-};
+// Runs a step of a tile that must follow the same step of the tile before it, because both add to the same sums. Step 0
+// adds to the input's gradient, step 1 + i to part i of the weight's.
+using RunInTurn = std::function<void(int64_t step, const std::function<void()>& run)>;
 
-// Sets the index of the next task, or returns false. early: before the task at hand is done, so that tasks that another
-// thread could begin at once are left to it.
+// Sets the index of the next task, or returns false if none is left. early: the caller is still busy with another task;
+// false also if the tasks that are left are fewer than the threads, which could begin them at once.
 using TakeTask = std::function<bool(int64_t& index, bool early)>;
 
 template <typename T, typename S = T>
@@ -158,15 +155,10 @@ struct DeformConvBackward {
   int64_t (*tile_bytes)(const DeformConvBackwardParams<T, S>&);
   void (*pack)(const DeformConvShapes&, const ChannelBlock&, const Piece&, const WeightOf<const S>&,
                S* packed);
-  // Computes, for rows [begin, end) of a tile, the gradients of offset and mask, and of the input if not input_later.
-  // The tile's memory then has what the next two functions need.
-  void (*run)(const DeformConvBackwardParams<T, S>&, const BackwardTile&, int64_t begin, int64_t end);
-  // The tile's part of the input's gradient, for a range of channels.
-  void (*add_input_gradient)(const DeformConvBackwardParams<T, S>&, const BackwardTile&, int64_t begin,
-                             int64_t end);
-  void (*add_weight_gradient)(const DeformConvBackwardParams<T, S>&, const BackwardTile&, const WeightPart&);
+  // Adds a tile's part to all gradients.
+  void (*run)(const DeformConvBackwardParams<T, S>&, const BackwardTile&, const RunInTurn&);
   void (*unpack_weight_gradient)(const DeformConvShapes&, const ChannelBlock&, const Piece&, const T* packed,
-                                 const WeightOf<T>& grad_weight, bool accumulate);
+                                 const WeightOf<T>& grad_weight);
   // Sums channel `index` of an image's grad_offset_mask_of_blocks over the blocks that share points.
   void (*sum_offset_mask)(const DeformConvBackwardParams<T, S>&, int64_t image, int64_t index);
 };

@@ -48,7 +48,7 @@ void stage_input(DeformConvForwardParams<T, S>& p, const S* images, Buffer<S>& s
                         staged.data() + image * staged_size + (block.first - first) * s.in_pixels,
                         block.count, s.in_pixels, i % stretches);
                   }});
-  p.input = {staged.data(), 0, first, channels, true};
+  p.input = {staged.data(), first, channels, true};
 }
 
 template <typename T, typename S>
@@ -59,7 +59,7 @@ void run_tiles(const DeformConvForwardParams<T, S>& p) {
   const int64_t tiles = ceil_div(p.images * shape.out_pixels, p.tile.rows);
   const int64_t weights = shape.taps * shape.channels * shape.out_channels / shape.groups;
   TaskQueue queue(tiles * p.output_parts, weights * int64_t(sizeof(S)) / p.output_parts);
-  queue.run([&] {
+  queue.run([&](int64_t) {
     std::optional<TaskQueue::Timer> timer;
     const auto take = [&](int64_t& index, bool early) {
       if (early && queue.scarce()) return false;
@@ -128,7 +128,7 @@ Tensor forward(const DeformConvShapes& s, const Tensor& input, const Tensor& wei
       p.blocks.begin = p.blocks.end;
       p.blocks.end =
           one_pass ? blocking.count() : blocking.end_of_pass(p.blocks.begin, p.images * image_bytes, staging);
-      p.input = {images, 0, 0, s.channels, false};
+      p.input = {images, 0, s.channels, false};
       if (!map.channels_last) stage_input(p, images, staged);
       run_tiles(p);
     }

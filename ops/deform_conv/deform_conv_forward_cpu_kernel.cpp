@@ -87,7 +87,6 @@ class Sampler {
 
   void sample(int64_t r, int64_t tap, bool whole) {
     constexpr int corners = kCorners<Rank>;
-    const ChannelRange channels{channels_, 0, channels_};
     const S* map = maps_ + rows_.map[r];
     const int64_t first = tap * corners * rows_.stride + r;
     if (whole) {
@@ -98,7 +97,7 @@ class Sampler {
         from[corner] = map + int64_t(table_.index[at]) * pixel_stride_;
         weight[corner] = table_.weight[at];
       }
-      each_column<T>(tap, channels, r, panel_stride_, [&](auto value, int64_t c, int64_t at) {
+      each_column<T>(tap, channels_, r, panel_stride_, [&](auto value, int64_t c, int64_t at) {
         for (int corner = 0; corner < corners; ++corner)  // summed as in step(), so that both round alike
           value += weight[corner] * load_lanes<decltype(value)>(from[corner] + c);
         store_lanes(columns_ + at, value);
@@ -112,7 +111,7 @@ class Sampler {
         from[i] = map + inside.index[i] * pixel_stride_;
         weight[i] = table_.weight[first + inside.corner[i] * rows_.stride];
       }
-      each_column<T>(tap, channels, r, panel_stride_, [&](auto value, int64_t c, int64_t at) {
+      each_column<T>(tap, channels_, r, panel_stride_, [&](auto value, int64_t c, int64_t at) {
         for (int i = 0; i < inside.count; ++i) value += weight[i] * load_lanes<decltype(value)>(from[i] + c);
         store_lanes(columns_ + at, value * rest);
       });
@@ -292,10 +291,7 @@ class Forward {
     if (step.block == begin_ && !block.opens_group)
       load_group<T, S, Rank>(p_, block, outputs, rows, memory_.result);
     if (p_.shape.is_depthwise()) {
-      const DepthwiseTile depthwise{p_.shape.taps,
-                                    {block.count, 0, block.count},
-                                    rows.count,
-                                    panel_stride<S>(p_.tile),
+      const DepthwiseTile depthwise{p_.shape.taps, block.count, rows.count, panel_stride<S>(p_.tile),
                                     p_.tile.outputs};
       depthwise_forward<T, S>(depthwise, columns, p_.weight + block.weight_at, memory_.result);
     } else {

@@ -10,7 +10,7 @@ namespace dcnzoo::DCNZOO_CPU_NAMESPACE {
 // In the functions, T is the type of the computation and S the type of columns and weight.
 struct DepthwiseTile {
   int64_t taps;
-  ChannelRange channels;
+  int64_t channels;
   int64_t rows;
   int64_t panel_stride;   // of the columns
   int64_t output_stride;  // outputs are [row][channel], this far apart
@@ -24,9 +24,9 @@ DCNZOO_INLINE void each_depthwise(const DepthwiseTile& tile, Output* outputs, We
   for (int64_t r = 0; r < tile.rows; ++r) {
     Output* const row = outputs + r * tile.output_stride;
     if constexpr (Clear)
-      for (int64_t c = tile.channels.begin; c < tile.channels.end; ++c) row[c] = 0;
+      for (int64_t c = 0; c < tile.channels; ++c) row[c] = 0;
     for (int64_t tap = 0; tap < tile.taps; ++tap) {
-      Weight* const by = weight + tap * tile.channels.count;
+      Weight* const by = weight + tap * tile.channels;
       each_column<T>(tap, tile.channels, r, tile.panel_stride,
                      [&](auto zero, int64_t c, int64_t at) { visit(zero, row + c, by + c, columns + at); });
     }

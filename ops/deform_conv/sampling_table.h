@@ -51,12 +51,6 @@ struct SamplingTable {
     }
     return table;
   }
-
-  // Removes the first rows.
-  void skip(int64_t rows) {
-    index += rows, weight += rows, rest += rows;
-    if (Backward) slope += rows, factor += rows;
-  }
 };
 
 // The rows of a tile: the image and the output pixel of each, and the position of its first tap.
@@ -78,12 +72,6 @@ struct Rows {
     return result;
   }
 
-  // Removes the first rows.
-  void skip(int64_t rows) {
-    for (T*& axis : base) axis += rows;
-    map += rows, zeros += rows, ones += rows;
-  }
-
   template <typename S>
   void set(const DeformConvShapes& s, const InputMaps<S>& input, int64_t first, int64_t rows) {
     for (int64_t r = 0; r < rows; ++r) zeros[r] = T(0), ones[r] = T(1);
@@ -97,7 +85,7 @@ struct Rows {
       rest /= s.out[axis];
     }
     const int64_t map_size = s.in_pixels * input.channels;
-    int64_t place = (image - input.first_image) * map_size;
+    int64_t place = image * map_size;
     for (int64_t r = 0; r < rows; ++r) {
       for (int axis = 0; axis < Rank; ++axis)
         base[axis][r] = T(position[axis] * s.stride[axis] - s.padding[axis]);

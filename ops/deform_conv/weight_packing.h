@@ -108,13 +108,10 @@ void pack_backward(const DeformConvShapes& s, const ChannelBlock& block, const P
 
 template <typename T>
 void unpack_weight_gradient(const DeformConvShapes& s, const ChannelBlock& block, const Piece& piece,
-                            const T* packed, const WeightOf<T>& grad_weight, bool accumulate) {
+                            const T* packed, const WeightOf<T>& grad_weight) {
   const int64_t apart = grad_weight.channel_stride;
   each_backward_run<T, 1>(s, block, piece, grad_weight, [=](int64_t to, int64_t from, int64_t count) {
-    for (int64_t i = 0; i < count; ++i) {
-      T* const value = grad_weight.data + to + i * apart;
-      *value = accumulate ? *value + packed[from + i] : packed[from + i];
-    }
+    for (int64_t i = 0; i < count; ++i) grad_weight.data[to + i * apart] = packed[from + i];
   });
 }
 

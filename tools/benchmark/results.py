@@ -139,7 +139,9 @@ def summary(results: Results) -> Iterator[Figure]:
         floor, *others = results.floors[family]
         yield from _figure(kind, f"{OURS} / {floor}", settings, results, max, results.over_floor)
         formats = [other.removeprefix(floor) for other in others if other.startswith(f"{floor} ")]
-        for suffix in formats and ["", *formats]:
+        if formats:
+            formats.insert(0, "")  # contiguous
+        for suffix in formats:
             over_same = partial(results.ratio, f"{OURS}{suffix}", f"{floor}{suffix}")
             over = f"{OURS} / {floor}, both {suffix.strip() or 'contiguous'}"
             yield from _figure(kind, over, settings, results, max, over_same)

@@ -14,7 +14,9 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -37,8 +39,8 @@ Written by `{command}`. For each shape, pass and number of threads p:
 - *CPU*: CPU time of the process relative to that with 2 threads.
 - *measured*: speedup of the wall time over 1 thread. It cannot exceed the number of cores.
 - *simulated*: the tasks' CPU time with 1 thread, divided by the time that list scheduling on p cores needs
-  for the tasks that were measured with p threads, region by region. It neglects the start of a region, the
-  memory's bandwidth and work that is not in a task.
+  for the tasks that were measured with p threads, region by region. Tasks that add to the same sums wait for
+  each other. It neglects the start of a region, the memory's bandwidth and work that is not in a task.
 - *MiB*: peak extra memory of a call in a new process, in 2²⁰ bytes.
 
 {table}
@@ -46,22 +48,66 @@ Written by `{command}`. For each shape, pass and number of threads p:
 COLUMNS = ("shape", "pass", "p", "tasks", "MB/task", "CPU", "measured", "simulated", "MiB")
 
 
-def makespan(times: Sequence[float], cores: int) -> float:
-    """Return when list scheduling ends: each task, in order, runs on the core that is free first."""
-    free = [0.0] * cores
-    for time_ in times:
-        heapq.heapreplace(free, free[0] + time_)
-    return max(free)
+@dataclass
+class Region:
+    """A parallel region of a call.
+
+    Attributes:
+        bytes: that the largest task reads.
+        tasks: of each sequence, microseconds of each task: before its first step, of the step, and so on.
+    """
+
+    bytes: int
+    tasks: list[list[list[float]]]
+
+    def time(self) -> float:
+        return sum(sum(task) for sequence in self.tasks for task in sequence)
+
+    def count(self) -> int:
+        return sum(map(len, self.tasks))
+
+    def makespan(self, cores: int) -> float:
+        """Return when list scheduling ends: each task, in order, runs on the core that is free first.
+
+        A core takes the tasks of a sequence until none are left, and then of the one with the most left. A task
+        does a step after the task before it in its sequence has.
+        """
+        sequences = [deque(tasks) for tasks in self.tasks]
+        steps_end = [[0.0] * max(map(len, tasks), default=0) for tasks in self.tasks]
+        free = [(0.0, core % len(sequences)) for core in range(cores)]  # when, and the core's sequence
+        end = 0.0
+        while any(sequences):
+            now, at = heapq.heappop(free)
+            if not sequences[at]:
+                at = max(range(len(sequences)), key=lambda i: len(sequences[i]))
+            for part, spent in enumerate(sequences[at].popleft()):
+                if part % 2:
+                    now = max(now, steps_end[at][part])
+                    steps_end[at][part] = now + spent
+                now += spent
+            heapq.heappush(free, (now, at))
+            end = max(end, now)
+        return end
 
 
-def regions(run: Callable[[], object], log: Path) -> list[tuple[int, list[float]]]:
-    """Return the parallel regions of a call: bytes read by the largest task, and the tasks' microseconds."""
-    start = log.stat().st_size
-    run()
-    with log.open() as file:
-        file.seek(start)
-        lines = [line.split() for line in file]
-    return [(int(size), [float(t) for t in times]) for size, *times in lines]
+def regions(run: Callable[[], object], log: Path, rounds: int) -> list[Region]:
+    """Return the parallel regions of a call; times are medians."""
+    calls = []
+    for _ in range(rounds):
+        start = log.stat().st_size
+        run()
+        with log.open() as file:
+            file.seek(start)
+            calls.append([line.split() for line in file])
+    found = []
+    for same in zip(*calls, strict=True):
+        size, sequences = map(int, same[0][:2])
+        times = [
+            [statistics.median(map(float, part)) for part in zip(*(t.split(",") for t in task), strict=True)]
+            for task in zip(*(tasks for _, _, *tasks in same), strict=True)
+        ]
+        found.append(Region(size, [times[i::sequences] for i in range(sequences)]))
+    return found
 
 
 def measure(run: Callable[[], object], threads: Sequence[int], rounds: int) -> dict[int, tuple[float, float]]:
@@ -90,17 +136,17 @@ def rows(
         alone = 0.0
         for count in threads:
             torch.set_num_threads(count)
-            found = regions(run, log)
-            alone = alone or sum(sum(times) for _, times in found)
-            tasks = sum(len(times) for _, times in found)
-            largest = max(size for size, _ in found) / 1e6
+            found = regions(run, log, rounds)
+            alone = alone or sum(region.time() for region in found)
+            tasks = sum(region.count() for region in found)
+            largest = max(region.bytes for region in found) / 1e6
             cpu, speedup = taken[count][0] / taken[2][0], taken[1][1] / taken[count][1]
-            simulated = alone / sum(makespan(times, count) for _, times in found)
+            simulated = alone / sum(region.makespan(count) for region in found)
             extra = memory.measure(
                 family="deform_conv2d", case=name, contestant=OURS, threads=count, dtype="float32", mode=which
             ).extra
-            figures = f"{largest:.2f} {cpu:.2f} {speedup:.1f} {simulated:.1f} {extra / 2**20:.0f}"
-            yield [name, which, str(count), str(tasks), *figures.split()]
+            figures = [f"{largest:.2f}", f"{cpu:.2f}", f"{speedup:.1f}", f"{simulated:.1f}"]
+            yield [name, which, str(count), str(tasks), *figures, f"{extra / 2**20:.0f}"]
 
 
 def main() -> None:
