@@ -69,8 +69,8 @@ class Region:
     def makespan(self, cores: int) -> float:
         """Return when list scheduling ends: each task, in order, runs on the core that is free first.
 
-        A core takes the tasks of a sequence until none are left, and then of the one with the most left. A task
-        does a step after the task before it in its sequence has.
+        A core takes the tasks of a sequence until none are left, and then of the one with the most left. A
+        task does a step after the task before it in its sequence has.
         """
         sequences = [deque(tasks) for tasks in self.tasks]
         steps_end = [[0.0] * max(map(len, tasks), default=0) for tasks in self.tasks]
