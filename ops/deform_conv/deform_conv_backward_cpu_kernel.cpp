@@ -99,7 +99,7 @@ struct TileMemory {
   Rows<T, Rank> rows;
   SamplingTable<T, Rank, true> table;
   T* gradients;    // of the columns, in panels of [row][kNR]
-  S* columns;      // in the memory of `gradients` if those are not needed later and have the same type
+  S* columns;      // in the same memory unless the type differs
   S* gradient;     // [output of the group][row]
   S* pairs;        // bfloat16: the same as [row][output], pair_stride apart
   T* dots;         // Σ over channels of gradient · pixel, [tap][corner][row]
@@ -109,8 +109,7 @@ struct TileMemory {
       : rows(Rows<T, Rank>::allocate(arena, kBackwardRows)),
         table(SamplingTable<T, Rank, true>::allocate(arena, p.shape.taps, kBackwardRows)),
         gradients(arena.take<T>(columns_size<T>(p.tile))),
-        columns(kPair<T, S> == 1 && !p.input_apart ? reinterpret_cast<S*>(gradients)
-                                                   : arena.take<S>(columns_size<S>(p.tile))),
+        columns(kPair<T, S> == 1 ? reinterpret_cast<S*>(gradients) : arena.take<S>(columns_size<S>(p.tile))),
         gradient(arena.take<S>(p.tile.outputs * kBackwardRows)),
         pairs(arena.take<S>(kPair<T, S> == 1 ? 0 : pair_stride(p) * kBackwardRows)),
         dots(arena.take<T>(p.shape.taps * kCorners<Rank> * kBackwardRows)),
@@ -424,13 +423,11 @@ void run_of(const Params<T, S>& p, const BackwardTile& of, const RunInTurn& run_
       depthwise_columns_gradient(depthwise_tile(p, block, of.rows), tile.gradient, p.weight + block.weight_at,
                                  tile.gradients);
   }
-  const auto sample = samplers[input && !p.input_apart][points][columns];
-  if (input && !p.input_apart)
-    run_in_turn(0, [&] { sample(p, block, tile); });
-  else if (sample)
-    sample(p, block, tile);
-  if (input && p.input_apart)
-    run_in_turn(0, [&] { sample_backward<T, S, Rank, true, false, false>(p, block, tile); });
+  const bool together = input && !p.input_apart;
+  const auto sample = samplers[together][points][columns];
+  if (input)
+    run_in_turn(0, [&] { together ? sample(p, block, tile) : samplers[true][false][false](p, block, tile); });
+  if (!together && sample) sample(p, block, tile);
   if (points) {
     offset_mask_gradients(p, tile);
     store_offset_mask(p, of.block, tile.rows, tile.offset_mask);
