@@ -197,11 +197,10 @@ def main(**options: object) -> None:
         for (dtype, threads), peak in roofline.items()
     ]
     raw = {".json": report.as_json(document, results), "-cases.md": report.as_tables(tables)}
-    files = {
-        ".md": report.as_markdown(document, results, roofline),
-        ".png": report.as_plot(results, contestants),
-    }
     name = document["name"]
+    plot = report.as_plot(results, contestants)
+    page = report.as_markdown(document, results, roofline, f"{name}.png" if plot else None)
+    files = {".md": page, ".png": plot}
     for path in report.write(args.raw, name, raw) + report.write(args.out, name, files):
         shown = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
         console.print(f"written: {shown}", highlight=False, soft_wrap=True)

@@ -160,18 +160,22 @@ def as_json(document: dict, results: Results) -> bytes:
     return (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode()
 
 
-def as_markdown(document: dict, results: Results, roofline: Mapping) -> bytes:
-    """Return the summary as Markdown."""
-    facts = ", ".join(f"{key} {value}" for key, value in document["machine"].items())
+def as_markdown(document: dict, results: Results, roofline: Mapping, picture: str | None) -> bytes:
+    """Return the summary as Markdown, with a picture of this name in the same folder."""
+    machine = document["machine"]
+    facts = ", ".join(f"{key} {value}" for key, value in machine.items())
     rivals = ", ".join(f"{name} {version}" for name, version in document["rivals"].items())
     parts = [
-        f"# Operators: {document['name']}",
-        f"{document['date']}. {facts}. Rivals: {rivals or 'none'}.",
+        f"# Operators: {machine.get('gpu') or machine['cpu']}",
+        f"{document['date'][:10]}. {facts}. Rivals: {rivals or 'none'}.",
         f"`{document['command']}`",
         "Ratios of times, medians over the cases. [Performance](../performance.md) explains the terms. "
         f"Interquartile range, median over all timings: {number((document['noise'] or 0) * 100, ' %')}.",
+        f"![Times of the operators as multiples of a plain convolution, by case]({picture})"
+        if picture
+        else "",
         markdown(summary_table(results)),
-        *filter(None, [memory_line(results)]),
+        memory_line(results) or "",
     ]
     if roofline:
         parts += ["## Measured limits of the machine", markdown(roofline_table(roofline))]
@@ -181,7 +185,7 @@ def as_markdown(document: dict, results: Results, roofline: Mapping) -> bytes:
     }.items():
         if lines:
             parts += [f"## {heading}", "\n".join(f"- {line}" for line in lines)]
-    return ("\n\n".join(parts) + "\n").encode()
+    return ("\n\n".join(filter(None, parts)) + "\n").encode()
 
 
 def as_tables(tables: Sequence[tuple[str, list[list[str]]]]) -> bytes:
