@@ -18,8 +18,8 @@ constexpr int64_t kLeastStagingBytes = int64_t(4) << 20;
 // Tasks per thread that keep all threads busy.
 constexpr int64_t kThreadTasks = 4;
 
-// What each thread adds to this limit in the backward, which also counts the gradients of points that blocks share.
-constexpr int64_t kThreadStagingBytes = int64_t(1) << 20;
+// The same limit for the backward, which also counts the gradient of the input and those of points that blocks share.
+inline int64_t backward_staging_bytes(int64_t threads) { return (24 + threads) << 20; }
 
 // On small maps, the backward's tiles have fewer rows, down to kLeastRows, so that all blocks together have kEnoughTiles.
 constexpr int64_t kEnoughTiles = 256, kLeastRows = 96;

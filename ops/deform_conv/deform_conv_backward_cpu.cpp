@@ -133,9 +133,8 @@ struct BackwardWork {
     for (const ChannelBlock& block : blocking.blocks) shares |= block.shares_points;
     const int64_t own = shares && (wanted[2] || wanted[3]) ? s.taps * (s.rank + 1) * pixels : 0;
     const int64_t bytes = (staged ? images * copied : 0) + own * int64_t(sizeof(T));
-    const int64_t most = kStagingBytes + threads * kThreadStagingBytes;
-    const int64_t at_once =
-        std::clamp<int64_t>(most / std::max<int64_t>(bytes, 1), 1, std::min(threads, all));
+    const int64_t most = backward_staging_bytes(threads) / std::max<int64_t>(bytes, 1);
+    const int64_t at_once = std::clamp<int64_t>(most, 1, std::min(threads, all));
     blocks = ceil_div(all, ceil_div(all, at_once));  // equally many in every pass
     grad_offset_mask_of_blocks = Buffer<T>(blocks * own);
   }
