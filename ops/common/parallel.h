@@ -7,11 +7,10 @@
 
 #include <algorithm>
 #include <atomic>
-#include <condition_variable>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <ctime>
-#include <mutex>
 #include <new>
 #include <thread>
 #include <vector>
@@ -64,24 +63,20 @@ class Turns {
   // Waits until run() has returned for all smaller numbers, then calls step().
   template <typename Step>
   void run(int64_t number, const Step& step) {
-    // Usually the wait is shorter than suspending the thread would take.
-    for (int i = 0; i < 64 && next_.load(std::memory_order_acquire) != number; ++i) std::this_thread::yield();
-    if (next_.load(std::memory_order_acquire) != number) {
-      std::unique_lock<std::mutex> lock(mutex_);
-      changed_.wait(lock, [&] { return next_.load(std::memory_order_acquire) == number; });
+    // Usually the wait is shorter than suspending the thread would take. A std::condition_variable would need a newer
+    // libstdc++ than manylinux_2_28 has.
+    for (int tries = 0; next_.load(std::memory_order_acquire) != number; ++tries) {
+      if (tries < 1000)
+        std::this_thread::yield();
+      else
+        std::this_thread::sleep_for(std::chrono::microseconds(50));
     }
     step();
-    {
-      const std::lock_guard<std::mutex> lock(mutex_);
-      next_.store(number + 1, std::memory_order_release);
-    }
-    changed_.notify_all();
+    next_.store(number + 1, std::memory_order_release);
   }
 
  private:
   std::atomic<int64_t> next_{0};
-  std::mutex mutex_;
-  std::condition_variable changed_;
 };
 
 // Dynamic scheduling: if another program occupies a core, the other threads take over its tasks.
