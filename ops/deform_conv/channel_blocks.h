@@ -15,6 +15,9 @@ namespace dcnzoo {
 constexpr int64_t kStagingBytes = int64_t(20) << 20;
 constexpr int64_t kLeastStagingBytes = int64_t(4) << 20;
 
+// The backward takes as many images at a time as have copies of a block, and of its gradient, that an L2 cache can hold.
+constexpr int64_t kImagesBytes = int64_t(2) << 20;
+
 // Tasks per thread that keep all threads busy.
 constexpr int64_t kThreadTasks = 4;
 

@@ -126,7 +126,8 @@ struct BackwardWork {
     std::fill_n(grad_weight.data(), grad_weight.size(), T(0));
     const int64_t all = blocking.count(), threads = num_threads();
     const int64_t copied = s.channels * s.in_pixels / all * int64_t(2 * sizeof(T));  // of a block and image
-    images = std::min(images_at_a_time(s, copied), s.batch);
+    images =
+        std::clamp<int64_t>(kImagesBytes / std::max<int64_t>(copied, 1), 1, std::min(s.im2col_step, s.batch));
     const int64_t pixels = images * s.out_pixels;
     tile_rows = std::clamp(pixels * all / kEnoughTiles / 32 * 32, kLeastRows, kBackwardRows);
     bool shares = false;
