@@ -139,7 +139,7 @@ def test_healthy():
     output = commands.run("doctor")
     assert "no problems found" in output
     patched = {line.split()[1] for line in output.splitlines() if line.startswith("patch ")}
-    assert {"load_own_checkpoints:", "deform_conv:", "DCN:", "legacy_offset_names:"} <= patched
+    assert {"load_own_checkpoints:", "deform_conv:", "DCN:", "deformable_configs:"} <= patched
     assert any(line.startswith("mmcv._ext") and "dcnzoo's" in line for line in output.splitlines())
 
 

@@ -314,7 +314,7 @@ def test_to_deformable_in_a_backbone_without_dcn(options, kind):
     packs = {n: m for n, m in model.named_modules() if isinstance(m, PackedDeformConv2d)}
     expected = {n for n, m in plain.named_modules() if fnmatch(n, CONV2)}
     assert set(packs) == expected and len(expected) >= 2
-    assert {m.conv_mask is None for m in packs.values()} == {kind == "v1"}
+    assert {m.mask_channels == 0 for m in packs.values()} == {kind == "v1"}
     model.init_weights()
     assert not any(p.any() for m in packs.values() for p in m.conv_offset.parameters())
     model.load_state_dict(plain.state_dict(), strict=False)
@@ -409,7 +409,7 @@ def test_an_error_comes_back_without_its_patch(tmp_path):
     assert load_file(tmp_path / "log.pth")["log"].mean() == 1.0
     with patches.disabled("cascade_rpn_head"), pytest.raises(TypeError, match="num_classes"):
         build("cascade_rpn/cascade-rpn_r50-caffe_fpn_1x_coco.py")
-    with patches.disabled("to_deformable_in_configs"), pytest.raises(TypeError, match="to_deformable"):
+    with patches.disabled("deformable_configs"), pytest.raises(TypeError, match="to_deformable"):
         csp_darknet(to_deformable=CONV2)
     with patches.disabled("hub_packages"), pytest.raises(Exception, match="dcnzoo"):
         get_config("dcnzoo::demo/mask-rcnn_r14_fpn_8e_shapes.py")

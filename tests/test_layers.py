@@ -24,7 +24,7 @@ GEOMETRY = {
     "dilation": (1, 2, 1),
 }
 OUTPUT_PADDING = (1, 0, 1)
-PREDICTED = ("conv_offset.weight", "conv_offset.bias", "conv_mask.weight", "conv_mask.bias")
+PREDICTED = ("conv_offset.weight", "conv_offset.bias")
 
 ranks = pytest.mark.parametrize("rank", [1, 2, 3])
 directions = pytest.mark.parametrize("transposed", [False, True], ids=["conv", "transpose"])
@@ -108,7 +108,7 @@ def test_as_torchs_convolution(rank, transposed):
 @ranks
 @directions
 def test_state_dict_and_repr(rank, transposed):
-    assert list(make_pack(rank, transposed).state_dict()) == ["weight", "bias", *PREDICTED[:2]]
+    assert list(make_pack(rank, transposed).state_dict()) == ["weight", "bias", *PREDICTED]
     assert "deformable=False" in repr(make_pack(rank, transposed, deformable=False))
     options = dict(modulated=True, offset_groups=2, mask_groups=4, offset_limit=3.0, im2col_step=8)
     pack = make_pack(rank, transposed, **options)
@@ -118,16 +118,13 @@ def test_state_dict_and_repr(rank, transposed):
     assert shapes(pack) == {
         "weight": (4 if transposed else 8, 8 if transposed else 4, *kernel),
         "bias": (8,),
-        "conv_offset.weight": (2 * taps * rank, 4, *predictor),
-        "conv_offset.bias": (2 * taps * rank,),
-        "conv_mask.weight": (4 * taps, 4, *predictor),
-        "conv_mask.bias": (4 * taps,),
+        "conv_offset.weight": (2 * taps * rank + 4 * taps, 4, *predictor),
+        "conv_offset.bias": (2 * taps * rank + 4 * taps,),
     }
     given = {**arguments(rank, transposed), **options}
     text, channels = repr(pack), (given.pop("in_channels"), given.pop("out_channels"))
-    assert (
-        f"{channels[0]}, {channels[1]}, " in text and f"(conv_mask): OffsetConv{rank}d(4, {4 * taps}" in text
-    )
+    assert f"{channels[0]}, {channels[1]}, " in text
+    assert f"(conv_offset): OffsetConv{rank}d(4, {2 * taps * rank + 4 * taps}" in text
     assert all(
         f"{name}={value}" in text for name, value in given.items() if value not in ((1,), (1, 1), (0,))
     )
@@ -232,17 +229,20 @@ def by_hand(pack, input, options):
     predict = getattr(F, f"conv{len(pack.kernel_size)}d")
     geometry = () if pack.transposed else (pack.stride, pack.padding, pack.dilation)
     offset = mask = None
-    if options.get("deformable", True):
-        offset = predict(input, pack.conv_offset.weight, pack.conv_offset.bias, *geometry)
+    taps, rank = math.prod(pack.kernel_size), len(pack.kernel_size)
+    channels = pack.offset_groups * taps * rank if options.get("deformable", True) else 0
+    if channels:
+        weight, bias = pack.conv_offset.weight[:channels], pack.conv_offset.bias[:channels]
+        offset = predict(input, weight, bias, *geometry)
         if "offset_activation" in options:
             offset = offset / (1 + offset.abs())
         if "offset_limit" in options:
             offset = (offset / 0.75).tanh() * 0.75
     if options.get("modulated"):
-        mask = predict(input, pack.conv_mask.weight, pack.conv_mask.bias, *geometry)
+        weight, bias = pack.conv_offset.weight[channels:], pack.conv_offset.bias[channels:]
+        mask = predict(input, weight, bias, *geometry)
         activation = options.get("mask_activation", "sigmoid")
         if activation == "softmax":
-            taps = math.prod(pack.kernel_size)
             mask = torch.cat([(part.exp() / part.exp().sum(1, True)) for part in mask.split(taps, 1)], 1)
         elif activation is not None:
             mask = (1 if activation == "sigmoid" else 2) / (1 + (-mask).exp())

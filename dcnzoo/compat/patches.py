@@ -39,11 +39,7 @@ from dataclasses import dataclass, field
 
 VARIABLE = "DCNZOO_PATCHES"
 OPERATORS = ("deform_conv", "modulated_deform_conv", "deform_roi_pool", "multi_scale_deform_attn")
-REGISTERED = (  # includes entries of mmdet, mmpose, mmpretrain and mmseg, which may not be installed
-    *("DCN", "DCNv2", "MultiScaleDeformableAttention", "FPN", "PAFPN", "CocoDataset", "CocoMetric"),
-    *("HRNet", "RegNet", "Res2Net", "ResNeSt", "ResNeXt", "ResNet", "ResNetV1c", "ResNetV1d"),
-    *("SEResNet", "SEResNeXt", "TridentResNet"),
-)
+REGISTERED = ("DCN", "DCNv2", "MultiScaleDeformableAttention", "CocoDataset", "CocoMetric")
 CUDA = "cuda"
 
 _ABSENT = object()

@@ -78,9 +78,9 @@ def to_deformable(
     ``dcnzoo.to_deformable(resnet, 'layer[3-4].*.conv2')`` adds DCNv2 to the last two stages. Convert the
     model before you create the optimizer, and before you wrap (DDP) or compile the model.
 
-    ``weight`` and ``bias`` stay the same ``Parameter`` objects with the same names. Two new convolutions
-    predict the offsets (``conv_offset``) and the mask (``conv_mask``). They are trainable, with the same
-    device, dtype and memory format. Offsets start at zero. The mask starts at one, because its activation is
+    ``weight`` and ``bias`` stay the same ``Parameter`` objects with the same names. A new convolution,
+    ``conv_offset``, predicts the offsets and the mask. It is trainable, with the same device, dtype and
+    memory format. Offsets start at zero. The mask starts at one, because its activation is
     scaled: ``2 · sigmoid``, as in the first implementation of DCNv2, or K · softmax for K taps.
 
     Args:
@@ -161,7 +161,7 @@ def _replace(
     candidates = {
         name: module
         for name, module in model.named_modules(remove_duplicate=False)
-        if (isinstance(module, packed._Pack) if deformable else isinstance(module, ConvNd))
+        if isinstance(module, packed._Pack if deformable else ConvNd)
         and not isinstance(module, tuple(OFFSET_CONVS.values()))
     }
     chosen = _choose(caller, noun, candidates, where)
@@ -293,10 +293,9 @@ def _packed(convolution: ConvNd, options: dict) -> nn.Module:
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
     last = formats.get(weight.dim())
     is_last = last and weight.is_contiguous(memory_format=last) and not weight.is_contiguous()
-    for predictor in filter(None, (pack.conv_offset, pack.conv_mask)):
-        predictor.to_empty(device=weight.device).reset_parameters()
-        if is_last:
-            predictor.to(memory_format=last)
+    pack.conv_offset.to_empty(device=weight.device).reset_parameters()
+    if is_last:
+        pack.conv_offset.to(memory_format=last)
     for activation in filter(None, (pack.offset_activation, pack.mask_activation)):
         activation.to(weight.device, weight.dtype)
     if weight.device.type != "meta":
@@ -318,8 +317,8 @@ def _predicted_from_zero(pack: packed._Pack) -> tuple[Tensor | None, Tensor | No
 
 
 def _folded(pack: packed._Pack) -> nn.Module:
-    if any(p is not None and p.weight.any() for p in (pack.conv_offset, pack.conv_mask)):
-        raise _Refused("has learnt offsets or a mask: the weights of conv_offset or conv_mask are not zero")
+    if pack.conv_offset is not None and pack.conv_offset.weight.any():
+        raise _Refused("has learnt offsets or a mask: the weight of conv_offset is not zero")
     offset, mask = _predicted_from_zero(pack)
     if offset is not None and offset.any():
         raise _Refused(f"has offsets, up to {offset.abs().max():.3g} pixels")

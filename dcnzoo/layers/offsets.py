@@ -93,23 +93,6 @@ def limit_offset(offset: Tensor, limit: float) -> Tensor:
     return limit * torch.tanh(offset / limit)
 
 
-def rename_legacy_offsets(state_dict: dict[str, Tensor], prefix: str, packs: Sequence[str]) -> None:
-    """Rename keys of old checkpoints: ``conv2_offset.weight`` becomes ``conv2.conv_offset.weight``.
-
-    Args:
-        state_dict: modified in place.
-        prefix: of the module being loaded.
-        packs: names of the DCN layers in that module ('' for the module itself).
-    """
-    for pack in packs:
-        for parameter in ("weight", "bias"):
-            old = f"{prefix}{pack}".removesuffix(".") + f"_offset.{parameter}"
-            new = f"{prefix}{pack}".removesuffix(".") + f".conv_offset.{parameter}"
-            new = new.removeprefix(".")
-            if old in state_dict and new not in state_dict:
-                state_dict[new] = state_dict.pop(old)
-
-
 class OffsetStatistics(NamedTuple):
     """Statistics of the offsets of one forward pass, over batch, groups, taps and positions.
 
@@ -241,6 +224,25 @@ def modulation_statistics(model: nn.Module) -> dict[str, ModulationStatistics]:
         for name, module in model.named_modules()
         if isinstance(module, TracksOffsets) and module._last_modulation is not None
     }
+
+
+def accept_legacy_offsets(model: nn.Module) -> None:
+    """Makes ``model.load_state_dict`` accept keys from before mmcv 1.0.
+
+    They have the offsets beside the layer: ``conv2_offset.weight`` for ``conv2.conv_offset.weight``. torch
+    passes a layer only the keys below its own name, so that a module above it must rename them.
+    """
+    model.register_load_state_dict_pre_hook(_rename_legacy_offsets)
+
+
+def _rename_legacy_offsets(model: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: object) -> None:
+    for name, layer in model.named_modules():
+        if not name or not isinstance(layer, TracksOffsets) or "conv_offset" not in layer._modules:
+            continue
+        for parameter in ("weight", "bias"):
+            old, new = f"{prefix}{name}_offset.{parameter}", f"{prefix}{name}.conv_offset.{parameter}"
+            if old in state_dict and new not in state_dict:
+                state_dict[new] = state_dict.pop(old)
 
 
 def offset_parameter_groups(model: nn.Module, lr: float, offset_lr_mult: float = 0.1) -> list[dict]:

@@ -22,7 +22,6 @@ from dcnzoo.layers.deform_conv import (
 from dcnzoo.layers.offsets import OFFSET_CONVS, TracksOffsets, check_offset_limit, limit_offset
 from dcnzoo.layers.tracing import as_leaf
 from dcnzoo.ops._arguments import is_traced
-from dcnzoo.ops._torch_private import ConvNd
 from dcnzoo.utils.hub import HubMixin
 
 
@@ -112,14 +111,15 @@ class _Pack(HubMixin, TracksOffsets, nn.Module):
                 f"got {mask_activation!r}"
             )
 
-        def predict(outputs: int) -> ConvNd:
-            return OFFSET_CONVS[self.rank](self.in_channels, outputs, **geometry, device=device, dtype=dtype)
-
         self.offset_groups, self.mask_groups = offset_groups, mask_groups
         self.offset_limit = check_offset_limit(owner, offset_limit)
-        self.conv_offset = predict(offset_groups * taps * self.rank) if deformable else None
+        self.offset_channels = offset_groups * taps * self.rank if deformable else 0
+        self.mask_channels = mask_groups * taps if modulated else 0
+        self.conv_offset = None
+        if channels := self.offset_channels + self.mask_channels:
+            convolution = OFFSET_CONVS[self.rank]
+            self.conv_offset = convolution(self.in_channels, channels, **geometry, device=device, dtype=dtype)
         self.offset_activation = offset_activation if deformable else None
-        self.conv_mask = predict(mask_groups * taps) if modulated else None
         self.mask_activation = mask_activation if modulated else None
 
     def predict(self, input: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -127,47 +127,56 @@ class _Pack(HubMixin, TracksOffsets, nn.Module):
         offset: Tensor | None = None
         mask: Tensor | None = None
         if self.conv_offset is not None:
-            raw = self.conv_offset(input)
-            if self.offset_activation is not None:
-                raw = self.offset_activation(raw)
-            if self.offset_limit is not None:
-                raw = limit_offset(raw, self.offset_limit)
-            offset = raw
-        if self.conv_mask is not None:
-            raw = self.conv_mask(input)
-            if self.mask_activation is not None:
-                raw = self.mask_activation(raw)
-            mask = raw
+            prediction = self.conv_offset(input)
+            if self.offset_channels > 0:
+                raw = prediction[:, : self.offset_channels]
+                if self.offset_activation is not None:
+                    raw = self.offset_activation(raw)
+                if self.offset_limit is not None:
+                    raw = limit_offset(raw, self.offset_limit)
+                offset = raw
+            if self.mask_channels > 0:
+                raw = prediction[:, self.offset_channels :]
+                if self.mask_activation is not None:
+                    raw = self.mask_activation(raw)
+                mask = raw
         return offset, mask
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
-        for old, new in (("offset_generator", "conv_offset"), ("mask_generator", "conv_mask")):
-            self._adopt(state_dict, f"{prefix}{old}.", f"{prefix}{new}.", getattr(self, new))
+        self._join_predictions(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    @staticmethod
-    def _adopt(state_dict: dict[str, Tensor], old: str, new: str, convolution: ConvNd | None) -> None:
-        """Convert tvdcn's weights of the prediction: names of version 1.1, no bias, or in groups."""
-        for parameter in ("weight", "bias"):
-            if old + parameter in state_dict and new + parameter not in state_dict:
-                state_dict[new + parameter] = state_dict.pop(old + parameter)
-        weight = state_dict.get(new + "weight")
-        if convolution is None or weight is None:
+    def _join_predictions(self, state_dict: dict[str, Tensor], prefix: str) -> None:
+        """Join the convolutions of other layouts, perhaps without bias or in groups, into ``conv_offset``."""
+        layouts = ("offset_generator", "conv_offset", "mask_generator", "conv_mask")  # offsets come first
+        names = [f"{prefix}{name}" for name in layouts if f"{prefix}{name}.weight" in state_dict]
+        if self.conv_offset is None or not names:
             return
-        if convolution.bias is not None:
-            state_dict.setdefault(new + "bias", weight.new_zeros(weight.shape[0]))
+        weights = [self._ungrouped(state_dict.pop(f"{name}.weight")) for name in names]
+        biases = [state_dict.pop(f"{name}.bias", None) for name in names]
+        state_dict[f"{prefix}conv_offset.weight"] = torch.cat(weights)
+        if self.conv_offset.bias is not None or any(bias is not None for bias in biases):
+            state_dict[f"{prefix}conv_offset.bias"] = torch.cat(
+                [
+                    weight.new_zeros(weight.shape[0]) if bias is None else bias
+                    for weight, bias in zip(weights, biases, strict=True)
+                ]
+            )
+
+    def _ungrouped(self, weight: Tensor) -> Tensor:  # [O, C / groups, *kernel] -> [O, C, *kernel]
+        """The full weight that equals a grouped one: zeros between the groups."""
         width = weight.shape[1]
-        if width < convolution.in_channels and convolution.in_channels % width == 0:
-            # a grouped convolution equals a full one with zeros elsewhere
-            groups = convolution.in_channels // width
-            full = weight.new_zeros(weight.shape[0], convolution.in_channels, *weight.shape[2:])
-            for group, (rows, block) in enumerate(zip(full.chunk(groups), weight.chunk(groups), strict=True)):
-                rows[:, group * width : (group + 1) * width] = block
-            state_dict[new + "weight"] = full
+        groups, rest = divmod(self.in_channels, width)
+        if groups < 2 or rest:
+            return weight
+        full = weight.new_zeros(weight.shape[0], self.in_channels, *weight.shape[2:])
+        for group, (rows, block) in enumerate(zip(full.chunk(groups), weight.chunk(groups), strict=True)):
+            rows[:, group * width : (group + 1) * width] = block
+        return full
 
     def extra_repr(self) -> str:
-        text = f"{super().extra_repr()}, modulated={self.conv_mask is not None}"
-        if self.conv_offset is None:
+        text = f"{super().extra_repr()}, modulated={self.mask_channels > 0}"
+        if not self.offset_channels:
             text += ", deformable=False"
         for name, default in (("offset_groups", 1), ("mask_groups", 1), ("offset_limit", None)):
             if getattr(self, name) != default:
@@ -290,8 +299,9 @@ class PackedDeformConv2d(_PackedDeformConvNd, DeformConv2d):
             it if offsets diverge in training.
         im2col_step: maximum number of images processed at a time, to bound memory.
 
-    Parameters: ``weight``, ``bias``, and those of ``conv_offset`` and ``conv_mask``, which are convolutions
-    with the geometry of the layer. tvdcn's state dicts load too.
+    Parameters: ``weight``, ``bias``, and those of ``conv_offset``, a convolution with the geometry of the
+    layer that predicts the offsets of all groups and then the masks, as in mmcv. Also loads state dicts
+    with two convolutions: tvdcn's, and ``conv_offset`` and ``conv_mask`` of dcnzoo up to 0.2.
 
     ``predict(input)`` returns the offset and the mask that ``forward(input)`` uses. ``save_pretrained`` and
     ``from_pretrained`` save the layer to a folder and load it (:class:`dcnzoo.utils.hub.HubMixin`).

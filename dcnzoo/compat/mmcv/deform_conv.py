@@ -16,14 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from dcnzoo import layers, ops
-from dcnzoo.compat import patches
-from dcnzoo.layers.offsets import (
-    OffsetConv2d,
-    TracksOffsets,
-    check_offset_limit,
-    limit_offset,
-    rename_legacy_offsets,
-)
 
 Pair = int | tuple[int, int]
 
@@ -206,6 +198,8 @@ class DeformConv2d(layers.DeformConv2d):
 
     def reset_parameters(self) -> None:
         nn.init.kaiming_uniform_(self.weight, nonlinearity="relu")
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, deform_groups={self.deform_groups}"
@@ -256,125 +250,100 @@ class ModulatedDeformConv2d(layers.DeformConv2d):
         return modulated_deform_conv2d(x, offset, mask, self.weight, self.bias, *geometry)
 
 
-class OffsetPack(TracksOffsets, nn.Module):
-    """Mixin of both packs: the offset convolution, the forward pass and the names in old checkpoints.
-
-    It must precede a layer class with ``weight`` and the geometry: one of this file or, in
-    :mod:`dcnzoo.models`, mmcv's own. mmengine's optimizer constructor recognises deformable layers only by
-    mmcv's classes.
-    """
-
-    _version = 2  # that of mmcv's packs, for the metadata of state dicts
-    outputs_per_tap: int
-
-    def _add_offset_conv(self, im2col_step: int | None, offset_limit: float | None) -> None:
-        self.im2col_step = im2col_step
-        self.offset_limit = check_offset_limit(type(self).__name__, offset_limit)
-        self.conv_offset = OffsetConv2d(
-            self.in_channels,
-            self.deform_groups * self.outputs_per_tap * math.prod(self.kernel_size),
-            kernel_size=self.kernel_size,
-            stride=self.stride,
-            padding=self.padding,
-            dilation=self.dilation,
-        )
-
-    def predict(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The offset and the mask for ``x``; the mask is None in v1."""
-        out = self.conv_offset(x)
-        offset = out[:, : out.shape[1] * 2 // self.outputs_per_tap]
-        mask = out[:, offset.shape[1] :].sigmoid() if self.outputs_per_tap == 3 else None
-        return offset if self.offset_limit is None else limit_offset(offset, self.offset_limit), mask
-
-    def forward(self, x: Tensor) -> Tensor:
-        offset, mask = self.predict(x)
-        self._record_offsets(offset, x.shape[2:])
-        self._record_modulation(mask)
-        return self._convolve(x, offset, mask)
-
-    def _convolve(self, x: Tensor, offset: Tensor, mask: Tensor | None) -> Tensor:
-        geometry = (self.stride, self.padding, self.dilation, self.groups)
-        return ops.deform_conv2d(x, self.weight, offset, mask, self.bias, *geometry, self.im2col_step)
-
-    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
-        rename_legacy_offsets(state_dict, prefix, [""])
-        # not super(): in dcnzoo.models the bases include mmcv's packs, which log a line for each layer
-        nn.Module._load_from_state_dict(self, state_dict, prefix, *args)
-
-    __repr__ = nn.Module.__repr__
-
-    def extra_repr(self) -> str:
-        return (
-            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, "
-            f"stride={self.stride}, padding={self.padding}, dilation={self.dilation}, "
-            f"groups={self.groups}, deform_groups={self.deform_groups}, "
-            f"bias={self.bias is not None}, im2col_step={self.im2col_step}, "
-            f"offset_limit={self.offset_limit}"
-        )
-
-
-def _rename_old_offsets(parent: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: object) -> None:
-    packs = [name for name, child in parent.named_children() if isinstance(child, OffsetPack)]
-    rename_legacy_offsets(state_dict, prefix, packs)
-
-
-def _load_old_names_in(parent: nn.Module, name: str, child: nn.Module | None) -> None:
-    if isinstance(child, OffsetPack):
-        parent.register_load_state_dict_pre_hook(_rename_old_offsets)
-
-
-def _hook_registrations(changes: patches.Changes) -> None:
-    # torch's and mmengine's loaders pass a layer only the keys below its own name. The old key is beside
-    # the layer, so the parent must rename it, and only this hook receives the parent.
-    hook = nn.modules.module.register_module_module_registration_hook(_load_old_names_in)
-    changes.callback(hook.remove)
-
-
-patches.add(
-    patches.Patch(
-        "legacy_offset_names",
-        target="torch.nn.Module, a hook on the registration of dcnzoo's layers in others",
-        reason="conv2_offset.weight of checkpoints from before mmcv 1.0 is not loaded",
-        versions="mmcv 2.1.0",
-        change=_hook_registrations,
-    )
-)
-
-
-class DeformConv2dPack(OffsetPack, DeformConv2d):
+class DeformConv2dPack(layers.PackedDeformConv2d):
     """``mmcv.ops.DeformConv2dPack``, ``DCN`` in configs: v1 that predicts its own offsets.
 
-    Parameters: ``weight`` and ``conv_offset``, which starts at zero. State dicts from before mmcv 1.0, with
-    ``conv2_offset.weight`` instead of ``conv2.conv_offset.weight``, load too.
+    :class:`dcnzoo.layers.PackedDeformConv2d` with mmcv's arguments and initial values. Also accepts
+    ``bias=True``, which mmcv refuses, and ``offset_limit``. Parameters: ``weight``, ``conv_offset``, which
+    starts at zero, and with ``bias=True`` ``bias``.
     """
 
-    outputs_per_tap = 2  # y, x
+    _version = 2  # of mmcv's packs, in the metadata of state dicts
+    modulated = False
 
-    @functools.wraps(DeformConv2d.__init__)
-    def __init__(self, *args: object, **kwargs: object) -> None:
-        super().__init__(*args, **kwargs)
-        self._add_offset_conv(self.im2col_step, offset_limit=None)
+    @_takes_deformable_groups
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Pair,
+        stride: Pair = 1,
+        padding: Pair = 0,
+        dilation: Pair = 1,
+        groups: int = 1,
+        deform_groups: int = 1,
+        bias: bool = False,
+        im2col_step: int | None = 32,
+        offset_limit: float | None = None,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias=bool(bias),
+            modulated=self.modulated,
+            offset_groups=deform_groups,
+            mask_groups=deform_groups,
+            offset_limit=offset_limit,
+            im2col_step=im2col_step,
+        )
+
+    @property
+    def deform_groups(self) -> int:
+        return self.offset_groups
+
+    def reset_parameters(self) -> None:
+        DeformConv2d.reset_parameters(self)
 
     def init_offset(self) -> None:
         self.conv_offset.reset_parameters()
 
 
-class ModulatedDeformConv2dPack(OffsetPack, ModulatedDeformConv2d):
+class ModulatedDeformConv2dPack(DeformConv2dPack):
     """``mmcv.ops.ModulatedDeformConv2dPack``, ``DCNv2`` in configs: v2 that predicts offsets and mask.
 
-    Parameters: ``weight``, ``bias`` (unless ``bias=False``) and ``conv_offset``, which starts at zero. A
-    sigmoid of the last third of its output is the mask. Old state dicts load, as in
-    :class:`DeformConv2dPack`.
+    Like :class:`DeformConv2dPack`, with a bias by default. A sigmoid of the last third of ``conv_offset``'s
+    output is the mask.
     """
 
-    outputs_per_tap = 3  # y, x, mask
+    modulated = True
 
-    @functools.wraps(ModulatedDeformConv2d.__init__)
-    def __init__(self, *args: object, **kwargs: object) -> None:
-        super().__init__(*args, **kwargs)
-        self._add_offset_conv(self.im2col_step, offset_limit=None)
+    @_takes_deformable_groups
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Pair,
+        stride: Pair = 1,
+        padding: Pair = 0,
+        dilation: Pair = 1,
+        groups: int = 1,
+        deform_groups: int = 1,
+        bias: bool | str = True,
+        im2col_step: int | None = None,
+        offset_limit: float | None = None,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            deform_groups,
+            bias,
+            im2col_step,
+            offset_limit,
+        )
+
+    def reset_parameters(self) -> None:
+        ModulatedDeformConv2d.init_weights(self)
 
     def init_weights(self) -> None:
-        super().init_weights()
-        if hasattr(self, "conv_offset"):  # the base constructor calls this before conv_offset exists
-            self.conv_offset.reset_parameters()
+        self.reset_parameters()
+        self.init_offset()

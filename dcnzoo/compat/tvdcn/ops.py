@@ -93,9 +93,8 @@ class _Pack:
         if isinstance(mask_activation, str) and mask_activation == "sigmoid":
             mask_activation = layers.MaskSigmoid(scale=2.0)  # as in tvdcn: 1 for a prediction of 0
         super().__init__(*sizes, mask_activation=mask_activation, **options)
-        for generator in (self.conv_offset, self.conv_mask):
-            if generator is not None and not generator_bias:
-                generator.register_parameter("bias", None)
+        if self.conv_offset is not None and not generator_bias:
+            self.conv_offset.register_parameter("bias", None)
 
 
 class _TransposedPack(_Pack):
@@ -146,9 +145,9 @@ class PackedDeformConv2d(_Pack, layers.PackedDeformConv2d):
 
     ``mask_activation='sigmoid'`` is tvdcn's 2 · sigmoid, so a new layer starts as an ordinary convolution.
 
-    The convolutions that predict offset and mask are called ``conv_offset`` and ``conv_mask`` here; tvdcn's
-    state dicts load. With several ``offset_groups`` or ``mask_groups``, they use all input channels, while
-    tvdcn's use only those of the group. tvdcn's weights in groups load as full weights with zeros elsewhere.
+    One convolution, ``conv_offset``, predicts offset and mask; tvdcn's state dicts load. With several
+    ``offset_groups`` or ``mask_groups``, it uses all input channels, while tvdcn's use only those of the
+    group. tvdcn's weights in groups load as full weights with zeros elsewhere.
     """
 
 

@@ -10,10 +10,10 @@
   on dcnzoo's operator.
 - ``DCNv3`` and ``DCNv4`` are registered, with the backbones that use them, ``InternImage`` and
   ``FlashInternImage``, and their layer-wise learning rate decay.
-- ResNet-family backbones, HRNet and (PA)FPN accept ``dcn=True`` (modules ``backbones`` and ``necks``).
-- The ResNets of mmpose, mmpretrain and mmsegmentation accept ``dcn=True`` once their package is imported.
+- ResNet-family backbones (also of mmpose, mmpretrain and mmsegmentation), HRNet and (PA)FPN accept
+  ``dcn=True``, and any module accepts ``to_deformable=dict(where=…)``
+  (:mod:`dcnzoo.openmmlab.patches.deformable_configs`).
 - ``OffsetStatisticsHook`` for ``custom_hooks`` records the offsets of these layers during training.
-- Any module accepts ``to_deformable=dict(where=…)``.
 - Bugs of OpenMMLab's packages on current PyTorch are fixed (:mod:`dcnzoo.openmmlab.patches`).
 
 Each replacement can be undone or switched off: :mod:`dcnzoo.compat.patches`.
@@ -22,12 +22,9 @@ Requires mmengine and mmcv or mmcv-lite. Without mmdet, the parts that need it a
 packages are not imported.
 """
 
-from importlib import import_module
-from importlib.util import find_spec
-
 import mmcv.ops  # noqa: F401  first: registers DCN and DCNv2, which ours replace
 
-from dcnzoo.compat import after_import, patches
+from dcnzoo.compat import patches
 from dcnzoo.compat.mmcv import use_dcnzoo_deform_conv
 from dcnzoo.openmmlab.hooks.offset_statistics import OffsetStatisticsHook  # noqa: F401  for configs
 from dcnzoo.openmmlab.models.dcn import DCN, DCNv2
@@ -61,27 +58,5 @@ __all__ = [
 
 use_dcnzoo_deform_conv()
 patches.add(NUMPY_1_NAMES)  # first: mmdet imports mmpretrain, albumentations and imgaug if they are installed
-
-if find_spec("mmdet"):
-    from dcnzoo.openmmlab.models.backbones import (
-        HRNet,
-        RegNet,
-        Res2Net,
-        ResNeSt,
-        ResNet,
-        ResNetV1d,
-        ResNeXt,
-        TridentResNet,
-    )
-    from dcnzoo.openmmlab.models.necks import FPN, PAFPN
-
-    __all__ += ["FPN", "PAFPN"]
-    __all__ += ["HRNet", "RegNet", "Res2Net", "ResNeSt", "ResNeXt", "ResNet", "ResNetV1d", "TridentResNet"]
-
-for package in ("mmpose", "mmpretrain", "mmseg"):
-    after_import.call(
-        f"{package}.models.backbones",
-        lambda backbones: import_module(f"dcnzoo.openmmlab.models.{backbones.__name__.partition('.')[0]}"),
-    )
 
 apply_patches()

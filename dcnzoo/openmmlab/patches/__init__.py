@@ -19,7 +19,7 @@ from dcnzoo.compat.patches import Changes, Patch
 from dcnzoo.openmmlab.checkpoints import enforce_weights_only, load_own_checkpoints
 from dcnzoo.openmmlab.packages import hub_packages, inherit_from_packages
 from dcnzoo.openmmlab.patches import distributed, models, other_packages
-from dcnzoo.openmmlab.patches.to_deformable import to_deformable_in_configs
+from dcnzoo.openmmlab.patches.deformable_configs import deformable_configs, short_resnets
 from dcnzoo.openmmlab.pretrained import weights_by_name
 
 
@@ -161,10 +161,17 @@ TABLE = (
         versions="mmcv 2.1.0",
     ),
     fix(
-        to_deformable_in_configs,
-        target="build_func of mmengine.MODELS and of its child registries",
-        reason="configs lack to_deformable=dict(where=…); dcn raises a TypeError in backbones without it",
+        deformable_configs,
+        target="mmengine.Registry.build, for models",
+        reason="configs lack dcn=True and to_deformable=dict(where=…)",
         versions="all",
+    ),
+    fix(
+        short_resnets,
+        target="mmdet.models.ResNet.arch_settings",
+        reason="ResNet has no depth below 18, and none of Bottlenecks below 50",
+        versions="all",
+        needed=with_mmdet,
     ),
     fix(
         models.ssd_head,
