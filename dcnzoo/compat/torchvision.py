@@ -17,7 +17,6 @@ from dcnzoo import ops
 from dcnzoo.compat import patches
 from dcnzoo.layers import DeformConv2d
 from dcnzoo.ops import _library
-from dcnzoo.ops._torch_private import DispatchKey, DispatchKeySet, ExcludeDispatchKeyGuard
 
 __all__ = [
     "DeformConv2d",
@@ -178,8 +177,6 @@ _PATCH = patches.Patch(
 # The kernels have the arguments and results of torchvision's schemas. Results are contiguous and have the
 # dtypes of torchvision's fake kernels, also under autocast.
 
-_AUTOCAST = DispatchKeySet(DispatchKey.AutocastCPU)
-
 
 def _of_one_type(
     input: Tensor, weight: Tensor, offset: Tensor, mask: Tensor | None
@@ -201,7 +198,7 @@ def _deform_conv2d(
 ) -> Tensor:  # fmt: skip
     tensors = (*_of_one_type(input, weight, offset, mask if use_mask else None), bias.to(input.dtype))
     geometry = ((stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w), groups, None)
-    with ExcludeDispatchKeyGuard(_AUTOCAST):
+    with torch.autocast("cpu", enabled=False):
         return torch.ops.dcnzoo.deform_conv(*tensors, *geometry).contiguous()
 
 

@@ -4,7 +4,7 @@
 
     import dcnzoo.compat.transformers
 
-    dcnzoo.compat.transformers.enable()  # before or after models are built
+    dcnzoo.compat.transformers.enable()  # before models are built
 
 Models keep their classes, parameters, checkpoints and outputs. dcnzoo replaces only the sampling function, in
 each family of ``transformers.models`` that has one of these:
@@ -25,14 +25,16 @@ This module does not import transformers.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from types import FunctionType, ModuleType
+from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,14 +49,14 @@ __all__ = ["disable", "enable", "enabled", "families"]
 
 _MODELING = re.compile(r"transformers\.models\.(\w+)\.modeling_\w+")
 
-_originals: dict[tuple[str, str], FunctionType] = {}  # (module, name): the function with its own code
 _families: set[str] = set()
 
 
 def enable() -> None:
     """Runs the deformable families of Transformers on dcnzoo's kernels, also families imported later.
 
-    Models that exist already run on them too. Compiled models are compiled again at their next call.
+    Models that exist already run on them too, except RT-DETRv2, D-FINE and DEIMv2, whose layers keep a
+    reference to the function. Compiled models are compiled again at their next call.
 
     Raises:
         ImportError: transformers is not installed.
@@ -78,9 +80,8 @@ def families() -> list[str]:
     return sorted(_families)
 
 
-# The code of the next three functions replaces that of functions in Transformers. The function objects stay:
-# a reference to one, such as the attribute that D-FINE's layers keep, needs no change. The code runs with
-# the globals of a module of Transformers, so it imports what it uses.
+# The next three functions have the arguments of those in Transformers. They return None where the original
+# must run.
 
 
 def _forward(
@@ -92,22 +93,10 @@ def _forward(
     sampling_locations: Tensor,  # [N, Q, heads, L, P, 2], (x, y) in units of the level's size
     attention_weights: Tensor,  # [N, Q, heads, L, P]
     im2col_step: int,
-) -> Tensor:  # [N, Q, heads·D]
-    from dcnzoo.compat import transformers as ours
-
-    if ours._has_kernels(value.device):
-        levels = value_spatial_shapes, level_start_index
-        return ours._attend(value, levels, sampling_locations, attention_weights)
-    return ours._originals[__name__, "forward"](
-        self,
-        value,
-        value_spatial_shapes,
-        value_spatial_shapes_list,
-        level_start_index,
-        sampling_locations,
-        attention_weights,
-        im2col_step,
-    )
+) -> Tensor | None:  # [N, Q, heads·D]
+    if not _has_kernels(value.device):
+        return None
+    return _attend(value, (value_spatial_shapes, level_start_index), sampling_locations, attention_weights)
 
 
 def _multi_scale_deformable_attention(
@@ -115,15 +104,11 @@ def _multi_scale_deformable_attention(
     value_spatial_shapes: Tensor | list[tuple[int, int]],  # (height, width) of each level
     sampling_locations: Tensor,  # [N, Q, heads, L, P, 2]
     attention_weights: Tensor,  # [N, Q, heads, L, P]
-) -> Tensor:  # [N, Q, heads·D]
-    from dcnzoo.compat import transformers as ours
-
-    if ours._has_kernels(value.device):
-        levels = ours._levels(value_spatial_shapes, value.device)
-        return ours._attend(value, levels, sampling_locations, attention_weights)
-    return ours._originals[__name__, "multi_scale_deformable_attention"](
-        value, value_spatial_shapes, sampling_locations, attention_weights
-    )
+) -> Tensor | None:  # [N, Q, heads·D]
+    if not _has_kernels(value.device):
+        return None
+    levels = _levels(value_spatial_shapes, value.device)
+    return _attend(value, levels, sampling_locations, attention_weights)
 
 
 def _multi_scale_deformable_attention_v2(
@@ -133,17 +118,13 @@ def _multi_scale_deformable_attention_v2(
     attention_weights: Tensor,  # [N, Q, heads, sum of num_points_list]
     num_points_list: list[int],  # points of each level
     method: str = "default",
-) -> Tensor:  # [N, Q, heads·D]
-    from dcnzoo.compat import transformers as ours
-
-    if method == "default" and ours._has_kernels(value.device):
-        points, repeats = ours._equal_points(num_points_list)
-        levels = ours._levels(value_spatial_shapes, value.device, repeats)
-        locations = sampling_locations.unflatten(3, (-1, points))
-        return ours._attend(value, levels, locations, attention_weights.unflatten(3, (-1, points)))
-    return ours._originals[__name__, "multi_scale_deformable_attention_v2"](
-        value, value_spatial_shapes, sampling_locations, attention_weights, num_points_list, method
-    )
+) -> Tensor | None:  # [N, Q, heads·D]
+    if method != "default" or not _has_kernels(value.device):
+        return None
+    points, repeats = _equal_points(num_points_list)
+    levels = _levels(value_spatial_shapes, value.device, repeats)
+    locations = sampling_locations.unflatten(3, (-1, points))
+    return _attend(value, levels, locations, attention_weights.unflatten(3, (-1, points)))
 
 
 _REPLACEMENTS = {
@@ -190,18 +171,30 @@ def _attend(value: Tensor, levels: tuple[Tensor, Tensor], locations: Tensor, wei
         return ops.ms_deform_attn(value, *levels, locations, weights)
 
 
-def _find(module: ModuleType) -> Iterator[tuple[str, object]]:
-    """Yield the functions of a module that :data:`_REPLACEMENTS` may replace, with their names."""
+def _find(module: ModuleType) -> Iterator[tuple[str, object, str]]:
+    """Yield the functions of a module that :data:`_REPLACEMENTS` may replace: name, owner and attribute."""
     for name, member in list(vars(module).items()):
         if isinstance(member, type) and getattr(member, "kernel_layer_name", name) == _LAYER:
-            yield "forward", member.forward
+            yield "forward", member, "forward"
         elif name in _REPLACEMENTS:
-            yield name, member
+            yield name, module, name
+
+
+def _with_kernels(name: str, original: Callable) -> Callable:
+    replacement = _REPLACEMENTS[name]
+
+    @functools.wraps(original)
+    def call(*args: Any, **kwargs: Any) -> Tensor:
+        output = replacement(*args, **kwargs) if PATCH.applied else None  # a model may keep this function
+        return original(*args, **kwargs) if output is None else output
+
+    call._is_dcnzoo = True
+    return call
 
 
 def _difference(name: str, function: object) -> str | None:
     """Return how a function differs from its replacement, or None if it does not differ."""
-    if not inspect.isfunction(function) or function.__code__.co_freevars:
+    if not inspect.isfunction(function):
         return f"expected {name} to be a plain function, got {function!r}"
     expected, got = (inspect.signature(each).parameters.values() for each in (_REPLACEMENTS[name], function))
     expected, got = ([(p.name, p.kind, p.default) for p in each] for each in (expected, got))
@@ -247,8 +240,10 @@ def _small_input(name: str) -> dict[str, object]:
 def _replace(module: ModuleType, changes: patches.Changes) -> None:
     """Replace all functions that are found in a module, or warn and replace none."""
     family = _MODELING.fullmatch(module.__name__)[1]
-    found = list(_find(module))
-    problems = [_difference(name, function) for name, function in found if not _is_replaced(name, function)]
+    found = [(name, owner, attribute, getattr(owner, attribute)) for name, owner, attribute in _find(module)]
+    # a class may be imported from a module handled before
+    new = [entry for entry in found if not hasattr(entry[3], "_is_dcnzoo")]
+    problems = [_difference(name, function) for name, _, _, function in new]
     if not found:
         if not _has_deformable_attention(module):
             return
@@ -257,14 +252,11 @@ def _replace(module: ModuleType, changes: patches.Changes) -> None:
         problem = next(filter(None, problems))
         warnings.warn(f"dcnzoo.compat.transformers: {family}: {problem}. It is not patched", stacklevel=2)
         return
-    for name, function in found:
-        if not _is_replaced(name, function):  # it may be imported from a module handled before
-            key = function.__globals__["__name__"], name
-            code = function.__code__
-            original = FunctionType(code, function.__globals__, function.__name__, function.__defaults__)
-            changes.set_item(_originals, key, original)
-            changes.callback(setattr, function, "__code__", code)
-            function.__code__ = _REPLACEMENTS[name].__code__
+    for name, owner, attribute, function in found:
+        if hasattr(function, "_is_dcnzoo"):  # imported by name from a module handled before
+            changes.callback(setattr, owner, attribute, function.__wrapped__)
+        else:
+            changes.set(owner, attribute, _with_kernels(name, function))
     _families.add(family)
     changes.callback(_families.discard, family)
 
@@ -276,10 +268,6 @@ def _has_deformable_attention(module: ModuleType) -> bool:
         for name, member in vars(module).items()
         if isinstance(member, type) and member.__module__ == module.__name__
     )
-
-
-def _is_replaced(name: str, function: object) -> bool:
-    return getattr(function, "__code__", None) is _REPLACEMENTS[name].__code__
 
 
 def _change(changes: patches.Changes) -> None:

@@ -7,7 +7,6 @@ import functools
 import inspect
 import logging
 import os
-import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -25,7 +24,7 @@ from dcnzoo.export.postprocess import (
     soft_keep_boxes,
     soft_keep_boxes_graph,
 )
-from dcnzoo.ops._torch_private import all_operator_names
+from dcnzoo.ops import _library
 from dcnzoo.utils.files import replacing
 
 DEFAULT_OPSET = 19  # the first with DeformConv; onnxruntime lacks the RoiAlign of 22
@@ -231,7 +230,7 @@ def save(model: Any, path: str | os.PathLike) -> None:
 
 def _untranslated() -> list[str]:
     """List the operators that have no translation."""
-    public = (name for name in all_operator_names() if re.match(r"dcnzoo::(?!_)", name))
+    public = (f"dcnzoo::{name}" for name in _library.names() if not name.startswith("_"))
     return sorted(set(public) - set(translations))
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ._torch_private import DispatchKey, DispatchKeySet, ExcludeDispatchKeyGuard
+from ._torch_private import AUTOCAST, DispatchKey, DispatchKeySet, ExcludeDispatchKeyGuard, missing
 
 _library = torch.library.Library("dcnzoo", "IMPL")
 
@@ -19,6 +19,8 @@ def register_autocast(name: str, float32_arguments: Sequence[int] = (2, 3)) -> N
     Args:
         float32_arguments: positions of offsets, masks and locations, which stay float32 if they are float32.
     """
+    if AUTOCAST in missing:
+        return
     for device, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
         _register(name, device, key, float32_arguments)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
-from . import _backend, _deterministic, _plain
+from . import _backend, _deterministic, _plain, _torch_private
 from ._arguments import memory_format
 from ._errors import raise_out_of_memory
 from ._torch_private import (
@@ -46,6 +46,11 @@ def register_autograd(
     """
     operator = getattr(torch.ops.dcnzoo, name).default
     forward_mode = forward_mode or reference_impl
+    if _torch_private.TRANSFORMS in _torch_private.missing:
+        torch.library.register_autograd(f"dcnzoo::{name}", backward, setup_context=setup_context)
+        if reference_impl is not None:
+            _plain.register(name, reference_impl)
+        return
 
     def below_autograd(*arguments):
         *arguments, keys = arguments
@@ -177,6 +182,7 @@ def register_derivatives(
             contiguous.
     """
     backward_operator = getattr(torch.ops.dcnzoo, f"_{name}_backward").default
+    number = len(getattr(torch.ops.dcnzoo, name).default._schema.arguments)
 
     @torch.library.register_fake(f"dcnzoo::_{name}_backward")
     def _(grad_output, *arguments):
@@ -209,7 +215,7 @@ def register_derivatives(
             gradients = backward_operator(*arguments, [wanted[0] and not in_order, *wanted[1:]])
             if in_order:
                 gradients = (grad_input_in_order(*arguments), *gradients[1:])
-        results = [None] * len(ctx.needs_input_grad[:-1])
+        results = [None] * number
         for place, gradient, is_wanted in zip(differentiable, gradients, wanted, strict=True):
             results[place] = gradient if is_wanted else None
         return tuple(results)

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from . import _deterministic, _library
 from ._errors import raise_out_of_memory
-from ._torch_private import has_kernel
 
 DEVICES = ("CPU", "CUDA", "XPU", "MPS", "PrivateUse1")  # dispatch keys; ROCm's is CUDA
 BACKENDS = ("auto", "fused", "compiled", "reference")
@@ -151,9 +150,15 @@ def _fused_may_run() -> bool:
 @cache
 def _replace(name: str, key: str) -> None:
     """Replace an operator's kernel with one that chooses the backend."""
-    compiled = torch.library.get_kernel(name, key) if has_kernel(name, key) else None
-    kernel = _kernel(_CHOOSERS[name], compiled)
+    kernel = _kernel(_CHOOSERS[name], _compiled(name, key))
     override(name.removeprefix("dcnzoo::"), kernel, key, with_keyset=True)
+
+
+def _compiled(name: str, key: str):
+    try:
+        return torch.library.get_kernel(name, key)
+    except RuntimeError:  # the operator has no kernel for this device
+        return None
 
 
 def use_reference(name: str, reference_impl: Callable, below_autograd: Callable) -> None:
@@ -173,9 +178,7 @@ def use_reference(name: str, reference_impl: Callable, below_autograd: Callable)
 
     override(name, autograd, "Autograd", with_keyset=True)
     for key in DEVICES:  # for inference mode, which skips the Autograd key
-        qualified, compiled = f"dcnzoo::{name}", None
-        if key.lower() in _library.loaded and has_kernel(qualified, key):
-            compiled = torch.library.get_kernel(qualified, key)
+        compiled = _compiled(f"dcnzoo::{name}", key) if key.lower() in _library.loaded else None
         override(name, below(compiled), key, with_keyset=True)
 
 

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import torch
 
-from . import _torch_private
-
 _FOLDER = Path(__file__).parent
 _SCHEMAS = _FOLDER / "schemas.txt"  # written by setup.py
 _BUILD = "Build them with `pip install -e . --no-build-isolation` (or `make setup`) in the repository."
@@ -22,6 +20,15 @@ _definitions: torch.library.Library | None = None  # of the operators, where the
 
 def _missing(path: Path) -> str:
     return f"{path.name} is not in {path.parent}. {_BUILD}"
+
+
+def _schemas() -> list[str]:
+    return _SCHEMAS.read_text().splitlines() if _SCHEMAS.exists() else []
+
+
+def names() -> list[str]:
+    """The names of the operators, without ``dcnzoo::``; those of backwards begin with an underscore."""
+    return [schema.partition("(")[0] for schema in _schemas()]
 
 
 def _load(device: str) -> None:
@@ -37,10 +44,7 @@ def _load(device: str) -> None:
         loaded[device] = path
 
 
-if _torch_private.missing:
-    problems["cpu"] = _torch_private.missing
-else:
-    _load("cpu")
+_load("cpu")
 if "cpu" in loaded:
     # The CUDA library has kernels only: the CPU library defines the schemas. It needs libtorch_cuda, which
     # only a CUDA build of torch loads.
@@ -50,9 +54,9 @@ if "cpu" in loaded:
         problems["cuda"] = "this torch is a CPU build"
     else:
         _load("cuda")
-elif not _torch_private.missing and _SCHEMAS.exists():
+elif _SCHEMAS.exists():
     _definitions = torch.library.Library("dcnzoo", "FRAGMENT")
-    for _schema in _SCHEMAS.read_text().splitlines():
+    for _schema in _schemas():
         _definitions.define(_schema)
 
 
