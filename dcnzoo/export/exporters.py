@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from dcnzoo.compat import patches
 from dcnzoo.export.graph import DynamoGraph, TorchScriptGraph, Translation, Value, translations
 from dcnzoo.export.operators.deform_conv import FIRST_OPSET, check_target
 from dcnzoo.export.postprocess import (
@@ -51,8 +52,8 @@ def register_onnx_ops(deform_conv: str = "auto") -> None:
 
     ``deform_conv`` selects the translation of deformable convolution
     (:mod:`dcnzoo.export.operators.deform_conv`). A later call replaces an earlier one. torch's default
-    exporter has no persistent registry, so this function replaces ``torch.onnx.export`` by a wrapper that
-    adds :func:`translation_table` to its arguments.
+    exporter has no persistent registry, so the patch ``onnx_export`` of :mod:`dcnzoo.compat.patches` adds
+    :func:`translation_table` to the arguments of ``torch.onnx.export``.
 
     Raises:
         ValueError: ``deform_conv`` is unknown. The opset is checked at export.
@@ -63,38 +64,44 @@ def register_onnx_ops(deform_conv: str = "auto") -> None:
             torch.onnx.register_custom_op_symbolic(name, _symbolic(translation, opset, deform_conv), opset)
         for name in _untranslated():
             torch.onnx.register_custom_op_symbolic(name, _refusing(_no_translation(name)), opset)
-    export = getattr(torch.onnx.export, "_without_dcnzoo", torch.onnx.export)
-    torch.onnx.export = _with_translations(export, deform_conv)
+    global _registered_form
+    _registered_form = deform_conv
+    patches.switch_on(_PATCH)
 
 
-def _with_translations(export: Callable, deform_conv: str) -> Callable:
-    """Wrap torch's function: with ``dynamo=True``, translate dcnzoo's operators or explain why not."""
-    default = inspect.signature(export).parameters["dynamo"].default
+_registered_form = "auto"  # of the last call of register_onnx_ops
 
-    @functools.wraps(export)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        if not kwargs.get("dynamo", default):
-            with warnings.catch_warnings():  # the warning would point to this line, not to the caller's
-                warnings.filterwarnings("ignore", "You are using the legacy", DeprecationWarning)
-                return export(*args, **kwargs)
-        try:
-            table = translation_table(kwargs.get("opset_version") or _DYNAMO_OPSETS[0], deform_conv)
-        except ValueError as error:  # an error only for models with these operators
-            overloads = filter(None, map(_overload, translations))
-            table = dict.fromkeys(overloads, _refusing(str(error)))
-        kwargs["custom_translation_table"] = {**table, **(kwargs.get("custom_translation_table") or {})}
-        try:
+
+def _export(export: Callable, *args: Any, **kwargs: Any) -> Any:
+    """``torch.onnx.export``; with ``dynamo=True``, translate dcnzoo's operators or explain why not."""
+    if not kwargs.get("dynamo", inspect.signature(export).parameters["dynamo"].default):
+        with warnings.catch_warnings():  # the warning would point to this line, not to the caller's
+            warnings.filterwarnings("ignore", "You are using the legacy", DeprecationWarning)
             return export(*args, **kwargs)
-        except RuntimeError as error:  # torch wraps it in a long report
-            cause: BaseException | None = error
-            while cause is not None and not isinstance(cause, _NotTranslated):
-                cause = cause.__cause__
-            if cause is None:
-                raise
-            raise ValueError(str(cause)) from None
+    try:
+        table = translation_table(kwargs.get("opset_version") or _DYNAMO_OPSETS[0], _registered_form)
+    except ValueError as error:  # an error only for models with these operators
+        overloads = filter(None, map(_overload, translations))
+        table = dict.fromkeys(overloads, _refusing(str(error)))
+    kwargs["custom_translation_table"] = {**table, **(kwargs.get("custom_translation_table") or {})}
+    try:
+        return export(*args, **kwargs)
+    except RuntimeError as error:  # torch wraps it in a long report
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, _NotTranslated):
+            cause = cause.__cause__
+        if cause is None:
+            raise
+        raise ValueError(str(cause)) from None
 
-    wrapper._without_dcnzoo = export
-    return wrapper
+
+_PATCH = patches.Patch(
+    "onnx_export",
+    "torch.onnx.export",
+    "its default exporter has no registry of translations; register_onnx_ops() was called",
+    "all",
+    lambda changes: changes.wrap(torch.onnx, "export", _export),
+)
 
 
 class _NotTranslated(ValueError):

@@ -158,7 +158,7 @@ def _replace(
         if wrapper:
             raise ValueError(f"{caller}: model: expected an unwrapped model, got a {wrapper.pop()}")
     noun = "pack" if deformable else "convolution"
-    candidates = {
+    candidates: dict[str, nn.Module] = {
         name: module
         for name, module in model.named_modules(remove_duplicate=False)
         if isinstance(module, packed._Pack if deformable else ConvNd)

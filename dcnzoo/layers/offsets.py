@@ -237,7 +237,7 @@ def accept_legacy_offsets(model: nn.Module) -> None:
 
 def _rename_legacy_offsets(model: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: object) -> None:
     for name, layer in model.named_modules():
-        if not name or not isinstance(layer, TracksOffsets) or "conv_offset" not in layer._modules:
+        if not name or not isinstance(layer, TracksOffsets) or not hasattr(layer, "conv_offset"):
             continue
         for parameter in ("weight", "bias"):
             old, new = f"{prefix}{name}_offset.{parameter}", f"{prefix}{name}.conv_offset.{parameter}"
