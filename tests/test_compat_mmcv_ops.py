@@ -1,7 +1,7 @@
 """Operators of ``mmcv.ops`` on dcnzoo's operators: recorded results, gradients and half precision.
 
 The results were recorded with dcnzoo 0.2, whose functions equalled mmcv's compiled operators, or its CUDA
-kernels on CPU threads, in hundreds of random cases. ``python -m tests.test_compat_mmcv_ops`` records them again.
+kernels on CPU threads, in hundreds of random cases. ``python -m tests.test_compat_mmcv_ops`` records again.
 """
 
 import importlib
