@@ -6,6 +6,7 @@ The ``Function`` classes call the modules as the projects' classes do. The oracl
 import importlib
 import itertools
 import os
+import runpy
 import subprocess
 import sys
 from types import ModuleType
@@ -635,6 +636,13 @@ def test_copies_of_deform_conv(provide, package, monkeypatch, folder, statement)
     if compiled == "deform_conv_cuda":
         assert importlib.import_module(f"{folder}.deform_pool").deform_pool_cuda
     assert type(sys.modules[f"{folder}.deform_conv"].__loader__).__name__ == "SourceFileLoader"
+
+
+def test_run_a_module_that_imports_dcnzoo_s_module(provide, package):
+    """``python -m`` needs other methods of the loader than an import."""
+    package("network.main", "from . import deform_conv_cuda\nname = deform_conv_cuda.__name__\n")
+    provide("deform_conv_cuda")
+    assert runpy.run_module("network.main")["name"] == "network.deform_conv_cuda"
 
 
 def test_only_importers_of_dcnzoo_s_module_change(provide, package):

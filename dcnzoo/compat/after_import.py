@@ -14,7 +14,6 @@ from types import ModuleType
 
 Call = Callable[[ModuleType], None]
 Around = Callable[[], AbstractContextManager]
-
 Watch = tuple[str, Call, Around, str]  # the arguments of watch()
 _watched: list[Watch] = []
 
@@ -31,6 +30,9 @@ class _Loader(Loader):
     def __init__(self, loader: Loader, watches: list[Watch]) -> None:
         self.loader = loader
         self.watches = watches
+
+    def __getattr__(self, name: str) -> object:  # get_code, which python -m calls, and others
+        return getattr(self.loader, name)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return self.loader.create_module(spec)
