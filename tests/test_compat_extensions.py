@@ -4,7 +4,9 @@ The ``Function`` classes call the modules as the projects' classes do. The oracl
 """
 
 import importlib
+import itertools
 import os
+import runpy
 import subprocess
 import sys
 from types import ModuleType
@@ -17,6 +19,9 @@ from torch.autograd import Function
 
 import dcnzoo.compat
 from dcnzoo.compat import after_import, detectron2, extensions, patches
+from dcnzoo.compat.cpu import on_cpu
+from dcnzoo.compat.deformable_detr import MSDeformAttn
+from dcnzoo.layers import DCNv3
 from dcnzoo.ops import reference
 
 
@@ -39,7 +44,8 @@ def provide(monkeypatch):
 
 
 PROJECTS = {"MultiScaleDeformableAttention", "DCNv3", "DCNv4", "_ext", "deform_conv_ext", "deform_conv_cuda"}
-PROJECTS |= {"groundingdino", "adet", "detectron2", "basicsr", "network", "dcn_fork", "custom_op"}
+PROJECTS |= {"groundingdino", "adet", "detectron2", "basicsr", "network", "dcn_fork", "custom_op", "detrex"}
+PROJECTS |= {"dcn_v2", "models", "model", "ops", "alphapose", "mmdet", "deform_pool_cuda"}
 
 
 @pytest.fixture
@@ -157,8 +163,8 @@ def test_grounding_dino_on_the_cpu(provide, package):
         lambda v, at, w: attention_by_grid_sample(v, SHAPES, at, w),
         *attention_leaves(),
     )
-    assert "groundingdino_attention" in patches.active()
-    with patches.disabled("groundingdino_attention"), pytest.raises(NotImplementedError):
+    assert "groundingdino._C" in patches.active()
+    with patches.disabled("groundingdino._C"), pytest.raises(NotImplementedError):
         project.multi_scale_deformable_attn_pytorch(*[None] * 4)
 
 
@@ -201,10 +207,12 @@ def dcnv3_sizes(kernel, stride, padding, dilation, last) -> tuple[int, int, int]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+@pytest.mark.parametrize("name", ["DCNv3", "detrex._C"])
 @pytest.mark.parametrize("geometry", DCNV3, ids=str)
-def test_dcnv3(provide, geometry, dtype):
-    provide("DCNv3")
-    function = dcnv3_function(importlib.import_module("DCNv3"))
+def test_dcnv3(provide, package, name, geometry, dtype):
+    package("detrex.config")
+    provide(name)
+    function = dcnv3_function(importlib.import_module(name))
     height, width, taps = dcnv3_sizes(*geometry)
     *sides, last = geometry
     flat = [number for side in sides for number in side]
@@ -268,6 +276,58 @@ def test_dcnv4(provide, geometry, dtype):
             *(random(3, 9, 7, 8), fields),
             dtype=dtype,
         )
+
+
+FLASH_INTERN_IMAGE = """
+import DCNv4
+from torch import nn
+
+
+class FlashInternImage(nn.Module):
+    def __init__(self, core_op="DCNv4"):
+        super().__init__()
+        self.dcn = getattr(DCNv4, core_op)(channels=32, group=2, dw_kernel_size=3, output_bias=False)
+        self.apply(self._init_weights)
+        self.apply(self._init_deform_weights)
+
+    def _init_weights(self, m):
+        if isinstance(m, nn.Linear):
+            nn.init.trunc_normal_(m.weight, std=0.02)
+
+    def _init_deform_weights(self, m):
+        if isinstance(m, DCNv4.DCNv4):
+            m._reset_parameters()
+
+    def forward(self, x, shape):
+        return self.dcn(x, shape)
+"""
+
+
+def test_flash_intern_image(provide, package):
+    package("models.flash_intern_image", FLASH_INTERN_IMAGE)
+    provide("DCNv4")
+    model = importlib.import_module("models.flash_intern_image").FlashInternImage().double()
+    assert not model.dcn.offset_mask.weight.any() and model.dcn.value_proj.weight.any()
+    value = nn.Parameter(random(2, 20, 32))
+    nn.init.normal_(model.dcn.offset_mask.weight)
+
+    def expected(x):
+        dcn, maps = model.dcn, x.unflatten(1, (4, 5))
+        query = dcn.offset_mask_dw(maps.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        sides = ((3, 3), (1, 1), (1, 1), (1, 1))
+        y = reference.dcnv4(dcn.value_proj(maps), dcn.offset_mask(query), *sides, 2, 16, 1.0, False)
+        return dcn.output_proj(y).flatten(1, 2)
+
+    compare(lambda x: model(x, (4, 5)), expected, value.detach())
+
+
+@pytest.mark.parametrize("layer", [DCNv3(32, group=2), MSDeformAttn(32, 2, 2, 3)])
+def test_official_name_of_reset_parameters(layer):
+    """Deformable DETR and InternImage call it after they have initialised all linear layers."""
+    predictor = layer.offset if isinstance(layer, DCNv3) else layer.attention_weights
+    nn.init.ones_(predictor.weight)
+    layer._reset_parameters()
+    assert not predictor.weight.any()
 
 
 def flash_deform_attn_function(ext: ModuleType) -> type[Function]:
@@ -494,19 +554,106 @@ def test_projects_without_a_cpu_function(provide, package, name, module, compile
     project = importlib.import_module(module)
     compare(lambda *t: project.deform_conv(*t, *V1), v1_reference, *v1_leaves())
     compare(lambda *t: project.modulated_deform_conv(*t, *V2), v2_reference, *v2_leaves())
-    patch = f"{module.partition('.')[0]}_deform_conv"
-    with patches.disabled(patch), pytest.raises(NotImplementedError):
+    with patches.disabled(name), pytest.raises(NotImplementedError):
         project.deform_conv()
     assert type(project.__loader__).__name__ == "SourceFileLoader", "as without the watcher"
 
 
-def test_another_version_of_a_project_is_left_as_it_is(provide, package):
-    package("basicsr.ops.dcn.deform_conv", "from . import deform_conv_ext\ndeform_conv = before = object()\n")
+def test_another_version_of_a_project_keeps_other_functions(provide, package):
+    package("basicsr.ops.dcn.deform_conv", "from . import deform_conv_ext\ndeform_conv = modulated = min\n")
     provide("deform_conv_ext")
-    with pytest.warns(UserWarning, match="basicsr_deform_conv: .*expected a function modulated_deform_conv"):
-        project = importlib.import_module("basicsr.ops.dcn.deform_conv")
-    assert project.deform_conv is project.before, "undone"
-    assert "basicsr_deform_conv" not in patches.active()
+    project = importlib.import_module("basicsr.ops.dcn.deform_conv")
+    assert project.deform_conv is not min and project.modulated is min
+    assert not hasattr(project, "modulated_deform_conv")
+
+
+# Copies of deform_conv.py in EDVR (two layouts), STDF, AlphaPose and SOLO: the name and the import
+
+COPY = """
+from torch import nn, zeros
+from torch.autograd import Function
+
+IMPORT
+
+
+class DeformConvFunction(Function):
+    @staticmethod
+    def forward(ctx, input, offset, weight, *geometry):
+        if not input.is_cuda:
+            raise NotImplementedError
+
+
+class ModulatedDeformConvFunction(Function):
+    @staticmethod
+    def forward(ctx, input, offset, mask, weight, bias=None, *geometry):
+        if not input.is_cuda:
+            raise NotImplementedError
+
+
+deform_conv = DeformConvFunction.apply
+modulated_deform_conv = ModulatedDeformConvFunction.apply
+
+
+class ModulatedDeformConvPack(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(zeros(4, 4, 3, 2)), nn.Parameter(zeros(4))
+
+    def forward(self, x, offset, mask):
+        return modulated_deform_conv(x, offset, mask, self.weight, self.bias, 2, 1, 2, 2, 2)
+"""
+LAYOUTS = [
+    ("models.archs.dcn", "from . import deform_conv_cuda"),
+    ("basicsr.models.ops.dcn", "from . import deform_conv_ext"),
+    ("ops.dcn", "import deform_conv_cuda"),
+    ("alphapose.models.layers.dcn", "from . import deform_conv_cuda"),
+    ("mmdet.ops.dcn", "from . import deform_conv_cuda"),
+]
+
+
+@pytest.mark.parametrize(("folder", "statement"), LAYOUTS)
+def test_copies_of_deform_conv(provide, package, monkeypatch, folder, statement):
+    for name in [name for name in sys.modules if name.partition(".")[0] == "mmdet"]:
+        monkeypatch.delitem(sys.modules, name)
+    package(f"{folder}.deform_conv", COPY.replace("IMPORT", statement))
+    package(f"{folder}.deform_pool", "from . import deform_pool_cuda")
+    package(f"{folder}.__init__", "from .deform_conv import ModulatedDeformConvPack, deform_conv as v1")
+    compiled = statement.rpartition(" ")[2]
+    provide(compiled)
+    project = importlib.import_module(folder)
+    compare(lambda *t: project.v1(*t, *V1), v1_reference, *v1_leaves())
+
+    pack = project.ModulatedDeformConvPack().double()
+    *inputs, weight, bias = v2_leaves()
+    pack.load_state_dict({"weight": weight, "bias": bias})
+    compare(pack, lambda *t: v2_reference(*t, weight, bias), *inputs)
+    pack(*inputs).sum().backward()
+    torch.testing.assert_close(pack.bias.grad, torch.full((4,), 3.0 * 5 * 4, dtype=torch.float64))
+
+    with patches.disabled(compiled), pytest.raises(NotImplementedError):
+        pack(*inputs)
+    pack(*inputs)
+    if compiled == "deform_conv_cuda":
+        assert importlib.import_module(f"{folder}.deform_pool").deform_pool_cuda
+    assert type(sys.modules[f"{folder}.deform_conv"].__loader__).__name__ == "SourceFileLoader"
+
+
+def test_run_a_module_that_imports_dcnzoo_s_module(provide, package):
+    """``python -m`` needs other methods of the loader than an import."""
+    package("network.main", "from . import deform_conv_cuda\nname = deform_conv_cuda.__name__\n")
+    provide("deform_conv_cuda")
+    assert runpy.run_module("network.main")["name"] == "network.deform_conv_cuda"
+
+
+def test_only_importers_of_dcnzoo_s_module_change(provide, package):
+    """Not a module that names it only, and not one that imports its own compiled module."""
+    package("network.layers", "# deform_conv_cuda\ndeform_conv = before = min\n")
+    package("network.dcn.deform_conv_cuda")
+    package("network.dcn.layers", "from . import deform_conv_cuda\ndeform_conv = before = min\n")
+    provide("deform_conv_cuda")
+    for name in ("network.layers", "network.dcn.layers"):
+        module = importlib.import_module(name)
+        assert module.deform_conv is module.before
 
 
 def test_detectron2_evaluates_with_pycocotools(provide, package):
@@ -555,6 +702,120 @@ def test_dcn_v2(provide, package, module):
             lambda i, o, m, w, b: reference.deform_conv(i, w, o, m, b, stride, padding, dilation, 1),
             *leaves,
             dtype=dtype,
+        )
+
+
+FAIRMOT = """
+from torch import nn
+from dcn_v2 import DCN
+
+
+class DeformConv(nn.Module):
+    def __init__(self, chi, cho):
+        super().__init__()
+        self.conv = DCN(chi, cho, kernel_size=(3, 3), stride=1, padding=1, dilation=1, deformable_groups=1)
+
+    def forward(self, x):
+        return self.conv(x)
+"""
+CENTERTRACK = FAIRMOT.replace(
+    "from dcn_v2 import DCN", "try:\n    from .DCNv2.dcn_v2 import DCN\nexcept:\n    DCN = None"
+)
+
+
+@pytest.mark.parametrize(
+    ("module", "text"),
+    [
+        ("models.networks.pose_dla_dcn", FAIRMOT),
+        ("model.networks.dla", CENTERTRACK),
+        ("model.networks.dla", CENTERTRACK + "# with the empty folder of the git submodule"),
+    ],
+)
+def test_networks_on_dcn_v2(provide, package, tmp_path, module, text):
+    package(module, text)
+    if "empty folder" in text:
+        (tmp_path / "model/networks/DCNv2").mkdir()
+    provide("dcn_v2")
+    layer = importlib.import_module(module).DeformConv(4, 6).double()
+    shapes = {name: tuple(value.shape) for name, value in layer.conv.state_dict().items()}
+    offsets = {"conv_offset_mask.weight": (27, 4, 3, 3), "conv_offset_mask.bias": (27,)}
+    assert shapes == {"weight": (6, 4, 3, 3), "bias": (6,), **offsets}
+    weights = {name: random(*shape) / 4 for name, shape in shapes.items()}
+    layer.conv.load_state_dict(weights)
+
+    def expected(x):
+        names = ("conv_offset_mask.weight", "conv_offset_mask.bias")
+        first, second, mask = F.conv2d(x, *(weights[name] for name in names), padding=1).chunk(3, 1)
+        offset = torch.cat([first, second], 1)
+        one = (1, 1)
+        tensors = (x, weights["weight"], offset, mask.sigmoid(), weights["bias"])
+        return reference.deform_conv(*tensors, one, one, one, 1)
+
+    compare(layer, expected, random(2, 4, 7, 5))
+
+
+def psroi_pooling_by_loops(input, rois, trans, no_trans, scale, channels, group, bins, part, samples, std):
+    """Dai et al. 2017, section 2.2, one sample at a time."""
+    classes = 1 if no_trans else trans.shape[1] // 2
+    height, width = input.shape[2:]
+    values = []
+    for r, c, i, j in itertools.product(range(len(rois)), range(channels), range(bins), range(bins)):
+        image, x1, y1, x2, y2 = rois[r].round().tolist()
+        left, top = x1 * scale - 0.5, y1 * scale - 0.5
+        wide, high = (x2 + 1) * scale - 0.5 - left, (y2 + 1) * scale - 0.5 - top
+        shift = random(2) * 0 if no_trans else trans[r].unflatten(0, (classes, 2))[c * classes // channels]
+        if not no_trans:
+            shift = shift[:, i * part // bins, j * part // bins] * std
+        plane = input[int(image), (c * group + i * group // bins) * group + j * group // bins]
+        inside = []
+        for k, m in itertools.product(range(samples), range(samples)):
+            y = top + (i + k / samples) * high / bins + shift[1] * high
+            x = left + (j + m / samples) * wide / bins + shift[0] * wide
+            if -0.5 <= y <= height - 0.5 and -0.5 <= x <= width - 0.5:
+                y, x = y.clamp(0, height - 1), x.clamp(0, width - 1)
+                rows = (1 - (y - torch.arange(height).double()).abs()).clamp(min=0)
+                columns = (1 - (x - torch.arange(width).double()).abs()).clamp(min=0)
+                inside.append(rows @ plane @ columns)
+        values.append(sum(inside) / len(inside) if inside else plane.sum() * 0)
+    return torch.stack(values).reshape(len(rois), channels, bins, bins)
+
+
+@pytest.mark.parametrize("no_trans", [0, 1])
+def test_psroi_pooling(provide, no_trans):
+    provide("_ext")
+    backend = importlib.import_module("_ext")
+
+    class Pooling(Function):
+        @staticmethod
+        def forward(ctx, input, rois, trans, *options):
+            output, count = backend.dcn_v2_psroi_pooling_forward(input, rois, trans, *options)
+            ctx.save_for_backward(input, rois, trans, count)
+            ctx.options = options
+            return output
+
+        @staticmethod
+        def backward(ctx, grad_output):
+            tensors = (grad_output, *ctx.saved_tensors)
+            grad_input, grad_trans = backend.dcn_v2_psroi_pooling_backward(*tensors, *ctx.options)
+            return grad_input, None, grad_trans, *[None] * len(ctx.options)
+
+    # the last box is outside the map; one is partly outside
+    rois = [[1, 2.3, 1, 9, 12.6], [0, -6, -4, 5, 3], [1, 8, 3, 8, 3], [0, 40, 40, 50, 44]]
+    rois = torch.tensor(rois, dtype=torch.float64)
+    options = (no_trans, 0.5, 4, 2, 3, 2, 2, 0.3)  # 4 channels, 2² groups, 3² bins, 2² parts, 2² samples
+    trans = random(0) if no_trans else random(4, 2 * 2, 2, 2)
+    input = random(2, 16, 7, 6)
+    if no_trans:
+        compare(
+            lambda i: Pooling.apply(i, rois, trans, *options),
+            lambda i: psroi_pooling_by_loops(i, rois, trans, *options),
+            input,
+        )
+    else:
+        compare(
+            lambda i, t: Pooling.apply(i, rois, t, *options),
+            lambda i, t: psroi_pooling_by_loops(i, rois, t, *options),
+            *(input, trans),
         )
 
 
@@ -634,13 +895,66 @@ def test_run(tmp_path):
         "import sys\nfrom helper import MSDA\n"
         "if __name__ == '__main__':\n"
         "    print(sys.argv[1:], MSDA.ms_deform_attn_forward.__name__, 'colorsys' in sys.modules)\n"
+        "    import torch\n"
+        "    print(torch.nn.Linear(2, 2).cuda()(torch.ones(2).to('cuda')).device)\n"
         "    open('no such file')\n"
     )
     command = ("-m", "dcnzoo", "run", "--provide", "MultiScaleDeformableAttention")
-    command += ("--import", "colorsys", str(script))
+    command += ("--cpu", "--import", "colorsys", str(script))
     result = run(*command, "--provide", "mine", "-m", "x")
-    assert result.stdout == "['--provide', 'mine', '-m', 'x'] ms_deform_attn_forward True\n", result.stderr
+    lines = ["['--provide', 'mine', '-m', 'x'] ms_deform_attn_forward True", "cpu"]
+    assert result.stdout.splitlines() == lines, result.stderr
+    assert "CUDA calls" in result.stderr
     assert result.returncode == 1 and "Traceback" in result.stderr and "main.py" in result.stderr
+
+
+CUDA_CALLS = {
+    "cuda": lambda x: x.cuda(0, non_blocking=True),
+    "name": lambda x: x.to("cuda:1"),
+    "index": lambda x: x.to(0),
+    "device": lambda x: x.to(torch.device("cuda"), torch.float64, non_blocking=True),
+    "keyword": lambda x: x.to(device="cuda"),
+    "pinned": lambda x: x.pin_memory(),
+    "function": lambda x: torch.zeros(2, device="cuda"),
+    "method": lambda x: x.new_zeros(2, device=torch.cuda.current_device()),
+    "module": lambda x: nn.Linear(2, 2).cuda().to(0).to("cuda").to(device=torch.device("cuda"))(x),
+    "parallel": lambda x: nn.DataParallel(nn.Linear(2, 2), device_ids=[0]).cuda()(x),
+}
+
+
+@pytest.mark.parametrize("call", CUDA_CALLS)
+def test_cuda_calls_on_the_cpu(call):
+    with on_cpu():
+        output = CUDA_CALLS[call](torch.ones(2))
+    assert output.device.type == "cpu" and output.shape == (2,)
+    assert output.dtype == (torch.float64 if call == "device" else torch.float32)
+
+
+@pytest.mark.parametrize("location", [None, "cuda", torch.device("cuda", 0)])
+def test_load_on_the_cpu(tmp_path, monkeypatch, location):
+    file = tmp_path / "saved_on_a_gpu.pt"
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
+        torch.save(torch.ones(2), file)
+    with on_cpu():
+        assert torch.load(file, location).device.type == "cpu"
+        assert torch.load(file, map_location="meta").is_meta
+        torch.cuda.synchronize()
+        with torch.cuda.device(0):
+            torch.cuda.set_device(0)
+
+
+def test_on_cpu_is_undone():
+    owners = [(torch, "load"), (nn.Module, "to"), (torch.cuda, "synchronize"), (torch.cuda, "device")]
+    before = [getattr(*each) for each in owners], dict(os.environ)
+    with pytest.raises(ZeroDivisionError), on_cpu():
+        assert getattr(*owners[0]) is not before[0][0] and not torch.cuda.is_available()
+        raise ZeroDivisionError
+    assert ([getattr(*each) for each in owners], dict(os.environ)) == before
+    assert torch.ones(2, device="meta").is_meta
+    if not torch.cuda.is_available():
+        with pytest.raises((AssertionError, RuntimeError)):
+            torch.ones(2, device="cuda")
 
 
 # detectron2's layers

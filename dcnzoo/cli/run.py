@@ -6,6 +6,7 @@ import os
 import runpy
 import sys
 import traceback
+from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
 
@@ -26,11 +27,12 @@ from dcnzoo.utils.errors import UserError, user_errors
     metavar="MODULE",
     help="Import this module first, such as dcnzoo.models.",
 )
+@click.option("--cpu", is_flag=True, help="Run the program's CUDA calls on the CPU.")
 @click.option("-m", "module", is_flag=True, help="SCRIPT is a module name, as in python -m.")
 @click.argument("script")
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
 def command(
-    names: str | None, first: tuple[str, ...], module: bool, script: str, args: tuple[str, ...]
+    names: str | None, first: tuple[str, ...], cpu: bool, module: bool, script: str, args: tuple[str, ...]
 ) -> None:
     """Run a program with dcnzoo's compiled modules.
 
@@ -41,6 +43,7 @@ def command(
     \b
     examples:
       dcnzoo run --provide MultiScaleDeformableAttention main.py results
+      dcnzoo run --cpu --provide dcn_v2 src/demo.py mot
       dcnzoo run --import dcnzoo.models mmyolo/tools/train.py CONFIG
       torchrun --nproc_per_node 2 -m dcnzoo run --provide DCNv3 main.py --cfg FILE
     """
@@ -53,11 +56,18 @@ def command(
         import_module(name)
     sys.argv = [script, *args]
     sys.path[0] = os.getcwd() if module else str(Path(script).resolve().parent)
+    context = nullcontext()
+    if cpu:
+        from dcnzoo.compat.cpu import on_cpu  # imports torch
+
+        context = on_cpu()
+        click.echo(f"run: --cpu: CUDA calls of {script} run on the CPU", err=True)
     try:
-        if module:
-            runpy.run_module(script, run_name="__main__", alter_sys=True)
-        else:
-            runpy.run_path(script, run_name="__main__")
+        with context:
+            if module:
+                runpy.run_module(script, run_name="__main__", alter_sys=True)
+            else:
+                runpy.run_path(script, run_name="__main__")
     except Exception:  # an error of the program: always print its traceback
         traceback.print_exc()
         sys.exit(1)

@@ -9,22 +9,30 @@ from contextlib import AbstractContextManager
 from fnmatch import fnmatchcase
 from importlib.abc import Loader
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 from types import ModuleType
 
 Call = Callable[[ModuleType], None]
 Around = Callable[[], AbstractContextManager]
-_watched: list[tuple[str, Call, Around]] = []
+Watch = tuple[str, Call, Around, str]  # the arguments of watch()
+_watched: list[Watch] = []
 
 
-def _matching(name: str) -> list[tuple[str, Call, Around]]:
-    return [entry for entry in _watched if fnmatchcase(name, entry[0])]
+def _contains(spec: ModuleSpec, text: str) -> bool:
+    """Whether a module's Python file contains a text."""
+    file = Path(spec.origin or "")
+    return file.suffix == ".py" and file.is_file() and text.encode() in file.read_bytes()
 
 
 class _Loader(Loader):
     """Loads a module with its own loader, inside the contexts of :func:`watch`, then calls the functions."""
 
-    def __init__(self, loader: Loader) -> None:
+    def __init__(self, loader: Loader, watches: list[Watch]) -> None:
         self.loader = loader
+        self.watches = watches
+
+    def __getattr__(self, name: str) -> object:  # get_code, which python -m calls, and others
+        return getattr(self.loader, name)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return self.loader.create_module(spec)
@@ -33,10 +41,10 @@ class _Loader(Loader):
         if module.__spec__ is not None:  # restore the module's own loader
             module.__loader__ = module.__spec__.loader = self.loader
         with contextlib.ExitStack() as stack:
-            for _, _, around in _matching(module.__name__):
+            for _, _, around, _ in self.watches:
                 stack.enter_context(around())
             self.loader.exec_module(module)
-        for _, function, _ in _matching(module.__name__):
+        for _, function, _, _ in self.watches:
             function(module)
 
 
@@ -44,12 +52,14 @@ class _Finder:
     """A meta-path finder, before all others."""
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
-        if not _matching(name):
+        watches = [each for each in _watched if fnmatchcase(name, each[0])]
+        if not watches:
             return None
         for finder in sys.meta_path:
             spec = None if finder is self else finder.find_spec(name, path, target)  # type: ignore[arg-type]
             if spec is not None and spec.loader is not None:
-                spec.loader = _Loader(spec.loader)
+                if watches := [each for each in watches if not each[3] or _contains(spec, each[3])]:
+                    spec.loader = _Loader(spec.loader, watches)
                 return spec
         return None
 
@@ -58,18 +68,22 @@ _finder = _Finder()
 
 
 def watch(
-    pattern: str, call: Call = lambda module: None, around: Around = contextlib.nullcontext
+    pattern: str,
+    call: Call = lambda module: None,
+    around: Around = contextlib.nullcontext,
+    text: str = "",
 ) -> Callable[[], None]:
     """Call ``call(module)`` after each import of a module whose name matches.
 
     Args:
         pattern: a pattern of :mod:`fnmatch` for the module's full name.
         around: returns a context in which the module is executed.
+        text: if given, only modules whose Python file contains this text.
 
     Returns:
         a function that undoes this.
     """
-    entry = pattern, call, around
+    entry = pattern, call, around, text
     _watched.append(entry)
     if _finder not in sys.meta_path:
         sys.meta_path.insert(0, _finder)

@@ -31,3 +31,6 @@ class MSDeformAttn(MultiScaleDeformableAttention):
         super().__init__(d_model, n_heads, n_levels, n_points, value_proj_ratio=ratio)
         self.d_model, self.n_levels, self.n_heads, self.n_points = d_model, n_levels, n_heads, n_points
         self.ratio = ratio
+
+    def _reset_parameters(self) -> None:  # the official name, which networks call
+        self.reset_parameters()

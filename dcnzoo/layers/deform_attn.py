@@ -73,6 +73,12 @@ class _ChannelsLast(TracksOffsets, nn.Module):
     def _refuse(self, argument: str, expected: str, given: object, error: type = ValueError) -> None:
         raise error(f"{type(self).__name__}: {argument}: expected {expected}, got {given}")
 
+    def reset_parameters(self) -> None:
+        raise NotImplementedError
+
+    def _reset_parameters(self) -> None:  # the official name, which networks call
+        self.reset_parameters()
+
     def _check(self, input: Tensor) -> None:
         if not is_traced(input) and (input.dim() != 4 or input.shape[3] != self.channels):
             expected = f"(N, H, W, {self.channels}), channels last"

@@ -1,43 +1,93 @@
-"""The functions of ``_ext``, the compiled module of DCNv2 and its forks (CenterNet, CenterTrack, FairMOT).
+"""The module ``dcn_v2`` of DCNv2 and its forks, and the functions of its compiled module ``_ext``.
 
-Deformable PSRoI pooling (``dcn_v2_psroi_pooling_…``) is not provided: these projects' networks do not use it.
+CenterTrack and FairMOT import ``DCN`` from it. The layers have the original arguments and parameters, so
+state dicts load. The layers of deformable PSRoI pooling are not provided: these networks do not use them.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
 
 from dcnzoo.compat.extensions.missing import missing
-from dcnzoo.compat.mmcv._ext import modulated_deform_conv_backward, modulated_deform_conv_forward
+from dcnzoo.compat.mmcv._ext import modulated_deform_conv_backward
+from dcnzoo.compat.mmcv.deform_conv import ModulatedDeformConv2d, Pair, modulated_deform_conv2d
+from dcnzoo.compat.mmcv.plain.sampling import at_least_float32, corners, rows_of, weighted_sums
+from dcnzoo.layers.offsets import OffsetConv2d
 
-__all__ = ["dcn_v2_backward", "dcn_v2_forward"]
+__all__ = [
+    "DCN",
+    "DCNv2",
+    "dcn_v2_backward",
+    "dcn_v2_conv",
+    "dcn_v2_forward",
+    "dcn_v2_psroi_pooling_backward",
+    "dcn_v2_psroi_pooling_forward",
+]
 __getattr__ = missing(__name__, __all__)
 
 
-def dcn_v2_forward(
+def dcn_v2_conv(
     input: Tensor,  # [N, C, H, W]
-    weight: Tensor,  # [O, C, kernel_h, kernel_w]
+    offset: Tensor,  # [N, deformable_groups·2·kH·kW, oH, oW], (y, x) pairs, in input pixels
+    mask: Tensor,  # [N, deformable_groups·kH·kW, oH, oW]
+    weight: Tensor,  # [O, C, kH, kW]
     bias: Tensor,  # [O]
-    offset: Tensor,  # [N, deformable_group·2·kH·kW, oH, oW], (y, x) pairs, in input pixels
-    mask: Tensor,  # [N, deformable_group·kH·kW, oH, oW]
-    kernel_h: int,
-    kernel_w: int,
-    stride_h: int,
-    stride_w: int,
-    pad_h: int,
-    pad_w: int,
-    dilation_h: int,
-    dilation_w: int,
-    deformable_group: int,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    deformable_groups: int,
 ) -> Tensor:  # [N, O, oH, oW]
-    height = (input.shape[2] + 2 * pad_h - dilation_h * (kernel_h - 1) - 1) // stride_h + 1
-    width = (input.shape[3] + 2 * pad_w - dilation_w * (kernel_w - 1) - 1) // stride_w + 1
-    output, unused = input.new_empty(input.shape[0], weight.shape[0], height, width), input.new_empty(0)
-    geometry = (kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w)
-    tensors = (input, weight, bias, unused, offset, mask, output, unused)
-    modulated_deform_conv_forward(*tensors, *geometry, 1, deformable_group, True)
-    return output
+    geometry = (stride, padding, dilation, 1, deformable_groups)
+    return modulated_deform_conv2d(input, offset, mask, weight, bias, *geometry)
+
+
+class DCNv2(ModulatedDeformConv2d):
+    """Deformable convolution v2, with offset and mask as inputs: ``forward(x, offset, mask)``."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Pair,
+        stride: Pair,
+        padding: Pair,
+        dilation: Pair = 1,
+        deformable_groups: int = 1,
+    ) -> None:
+        geometry = (kernel_size, stride, padding, dilation, 1, deformable_groups)
+        super().__init__(in_channels, out_channels, *geometry)
+        self.deformable_groups = deformable_groups
+
+
+class DCN(DCNv2):
+    """Deformable convolution v2 that predicts its own offsets and mask, with ``conv_offset_mask``."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)
+        outputs = self.deformable_groups * 3 * math.prod(self.kernel_size)
+        geometry = (self.kernel_size, self.stride, self.padding, self.dilation)
+        self.conv_offset_mask = OffsetConv2d(self.in_channels, outputs, *geometry)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.conv_offset_mask(x)
+        offset, mask = out.tensor_split([out.shape[1] * 2 // 3], 1)
+        return super().forward(x, offset, mask.sigmoid())
+
+
+def dcn_v2_forward(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    offset: Tensor,
+    mask: Tensor,
+    *geometry: int,  # (height, width) of kernel, stride, padding and dilation; deformable_group
+) -> Tensor:  # [N, O, oH, oW]
+    _, _, *sides, deformable_group = geometry
+    sides = (sides[:2], sides[2:4], sides[4:])
+    return dcn_v2_conv(input, offset, mask, weight, bias, *sides, deformable_group)
 
 
 def dcn_v2_backward(
@@ -47,22 +97,72 @@ def dcn_v2_backward(
     offset: Tensor,
     mask: Tensor,
     grad_output: Tensor,  # [N, O, oH, oW]
-    kernel_h: int,
-    kernel_w: int,
-    stride_h: int,
-    stride_w: int,
-    pad_h: int,
-    pad_w: int,
-    dilation_h: int,
-    dilation_w: int,
-    deformable_group: int,
+    *geometry: int,  # as in the forward
 ) -> list[Tensor]:
     """The gradients of ``input``, ``offset``, ``mask``, ``weight`` and ``bias``, in this order."""
     gradients = [torch.zeros_like(tensor) for tensor in (input, offset, mask, weight, bias)]
     grad_input, grad_offset, grad_mask, grad_weight, grad_bias = gradients
     written = (grad_input, grad_weight, grad_bias, grad_offset, grad_mask)
     unused = input.new_empty(0)
-    geometry = (kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w)
     tensors = (input, weight, bias, unused, offset, mask, unused, *written, grad_output)
-    modulated_deform_conv_backward(*tensors, *geometry, 1, deformable_group, True)
+    *sides, deformable_group = geometry
+    modulated_deform_conv_backward(*tensors, *sides, 1, deformable_group, True)
     return gradients
+
+
+def dcn_v2_psroi_pooling_forward(
+    input: Tensor,  # [N, C, H, W], C = output_dim · group_size²
+    rois: Tensor,  # [R, 5]: image, x1, y1, x2, y2, rounded to whole pixels
+    trans: Tensor,  # [R, 2·classes, part_size, part_size], (x, y), in sizes of the RoI; not used if no_trans
+    no_trans: int,
+    spatial_scale: float,
+    output_dim: int,
+    group_size: int,
+    pooled_size: int,
+    part_size: int,
+    sample_per_part: int,
+    trans_std: float,
+) -> tuple[Tensor, Tensor]:  # both [R, output_dim, pooled_size, pooled_size]
+    """Deformable position-sensitive RoI pooling (Dai et al. 2017), in plain PyTorch.
+
+    Each bin is the mean of its samples inside the map. The second result is their number.
+    """
+    height, width = input.shape[2:]
+    rois = at_least_float32(rois)
+    start = (rois[:, 1:3] + 0.5).floor() * spatial_scale - 0.5  # [R, 2], (x, y)
+    size = (((rois[:, 3:5] + 0.5).floor() + 1) * spatial_scale - 0.5 - start).clamp(min=0.1)
+    bins = torch.arange(pooled_size, device=input.device)
+    samples = torch.arange(sample_per_part, device=input.device, dtype=rois.dtype) / sample_per_part
+    share = (bins[:, None] + samples) / pooled_size  # [bin, sample]
+    points = (start[..., None, None] + size[..., None, None] * share)[:, None]  # [R, 1, 2, bin, sample]
+    x, y = points[:, :, 0, None, :, None], points[:, :, 1, :, None, :, None]  # [R, class, bin, bin, y, x]
+    classes = 1
+    if not no_trans:
+        classes = trans.shape[1] // 2
+        part = bins * part_size // pooled_size
+        shift = trans[:, :, part][..., part].unflatten(1, (classes, 2)) * trans_std
+        shift = (shift * size[:, None, :, None, None])[..., None, None]  # [R, class, 2, bin, bin, 1, 1]
+        x, y = x + shift[:, :, 0], y + shift[:, :, 1]
+    inside = (x >= -0.5) & (x <= width - 0.5) & (y >= -0.5) & (y <= height - 0.5)
+    count = inside.sum((-1, -2))  # [R, class, bin, bin]
+    index, weights = corners(y, x, height, width)
+    weights = weights * (inside / count.clamp(min=1)[..., None, None])[..., None]
+
+    group = bins * group_size // pooled_size
+    plane = rois[:, 0].long()[:, None, None] * group_size**2 + group[:, None] * group_size + group
+    plane = plane[:, None] * classes + torch.arange(classes, device=input.device)[:, None, None]
+    index = plane[..., None, None, None] * height * width + index
+    maps = input.unflatten(1, (classes, -1, group_size**2)).permute(0, 3, 1, 2, 4, 5).flatten(0, 2)
+    means = weighted_sums(rows_of(maps), index.flatten(4).flatten(0, 3), weights.flatten(4).flatten(0, 3))
+    output = means.unflatten(0, count.shape).movedim(-1, 2).flatten(1, 2).to(input.dtype)
+    return output, count.repeat_interleave(output_dim // classes, 1).to(input.dtype)
+
+
+def dcn_v2_psroi_pooling_backward(
+    grad_output: Tensor, input: Tensor, rois: Tensor, trans: Tensor, count: Tensor, *options: float
+) -> tuple[Tensor, Tensor]:
+    """The gradients of ``input`` and ``trans``. ``options`` are the forward's, from ``no_trans`` on."""
+    leaves = [tensor.detach().requires_grad_() for tensor in (input, trans)]
+    with torch.enable_grad():
+        output, _ = dcn_v2_psroi_pooling_forward(leaves[0], rois, leaves[1], *options)
+    return torch.autograd.grad(output, leaves, grad_output, materialize_grads=True)

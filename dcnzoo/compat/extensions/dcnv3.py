@@ -16,10 +16,7 @@ __all__ = ["dcnv3_backward", "dcnv3_forward"]
 __getattr__ = missing(__name__, __all__)
 
 
-def dcnv3_forward(
-    input: Tensor,  # [N, H, W, C]
-    offset: Tensor,  # [N, oH, oW, group·P·2], (x, y) pairs, in input pixels
-    mask: Tensor,  # [N, oH, oW, group·P]
+def geometry(
     kernel_h: int,
     kernel_w: int,
     stride_h: int,
@@ -28,44 +25,30 @@ def dcnv3_forward(
     pad_w: int,
     dilation_h: int,
     dilation_w: int,
-    group: int,
-    group_channels: int,
-    offset_scale: float,
-    im2col_step: int,
-    remove_center: int = 0,
+    *rest: float,
+) -> tuple:
+    """The arguments of a compiled function after its tensors, as those of dcnzoo's operators."""
+    return (kernel_h, kernel_w), (stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w), *rest
+
+
+def dcnv3_forward(
+    input: Tensor,  # [N, H, W, C]
+    offset: Tensor,  # [N, oH, oW, group·P·2], (x, y) pairs, in input pixels
+    mask: Tensor,  # [N, oH, oW, group·P]
+    *options: float,  # those of geometry(), group, group_channels, offset_scale, im2col_step, remove_center
 ) -> Tensor:  # [N, oH, oW, C]
-    geometry = ((kernel_h, kernel_w), (stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w))
+    arguments, (_, *remove_center) = geometry(*options[:11]), options[11:]
     with torch.autocast(input.device.type, enabled=False):
-        return dcnzoo.ops.dcnv3(
-            input, offset, mask, *geometry, group, group_channels, offset_scale, bool(remove_center)
-        )
+        return dcnzoo.ops.dcnv3(input, offset, mask, *arguments, any(remove_center))
 
 
 def dcnv3_backward(
     input: Tensor,
     offset: Tensor,
     mask: Tensor,
-    kernel_h: int,
-    kernel_w: int,
-    stride_h: int,
-    stride_w: int,
-    pad_h: int,
-    pad_w: int,
-    dilation_h: int,
-    dilation_w: int,
-    group: int,
-    group_channels: int,
-    offset_scale: float,
-    grad_output: Tensor,  # [N, oH, oW, C]
-    im2col_step: int,
-    remove_center: int = 0,
+    *options: float,  # as in the forward, with grad_output [N, oH, oW, C] before im2col_step
 ) -> list[Tensor]:
     """The gradients of ``input``, ``offset`` and ``mask``."""
-    geometry = ((kernel_h, kernel_w), (stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w))
-    return list(
-        torch.ops.dcnzoo._dcnv3_backward(
-            *(grad_output, input, offset, mask, *geometry, group, group_channels, offset_scale),
-            bool(remove_center),
-            [True] * 3,
-        )
-    )
+    arguments, (grad_output, _, *remove_center) = geometry(*options[:11]), options[11:]
+    backward = torch.ops.dcnzoo._dcnv3_backward
+    return list(backward(grad_output, input, offset, mask, *arguments, any(remove_center), [True] * 3))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import dcnzoo.ops
 from dcnzoo.compat.deformable_detr import MSDeformAttn
+from dcnzoo.compat.extensions.dcnv3 import geometry
 from dcnzoo.compat.extensions.missing import missing
 from dcnzoo.layers import DCNv4
 
@@ -33,67 +34,29 @@ FlashDeformAttn = MSDeformAttn  # same arguments, parameters and results; only t
 def dcnv4_forward(
     value: Tensor,  # [N, H, W, C]
     p_offset: Tensor,  # [N, oH, oW, group·3P, padded to a multiple of 8]
-    kernel_h: int,
-    kernel_w: int,
-    stride_h: int,
-    stride_w: int,
-    pad_h: int,
-    pad_w: int,
-    dilation_h: int,
-    dilation_w: int,
-    group: int,
-    group_channels: int,
-    offset_scale: float,
-    im2col_step: int,
-    remove_center: int,
-    d_stride: int,
-    block_thread: int,
-    softmax: bool,
+    *options: float,  # those of geometry(), then group, group_channels, offset_scale and the next line
 ) -> Tensor:  # [N, oH, oW, C]
     """``DCNv4.ext.dcnv4_forward``, without its softmax.
 
     Raises:
         RuntimeError: ``softmax`` is true (the package never sets it), or a tensor is invalid.
     """
+    _im2col_step, remove_center, _d_stride, _block_thread, softmax = options[11:]
     _check_softmax("dcnv4_forward", softmax)
-    geometry = ((kernel_h, kernel_w), (stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w))
     with torch.autocast(value.device.type, enabled=False):
-        return dcnzoo.ops.dcnv4(
-            value, p_offset, *geometry, group, group_channels, offset_scale, bool(remove_center)
-        )
+        return dcnzoo.ops.dcnv4(value, p_offset, *geometry(*options[:11]), bool(remove_center))
 
 
 def dcnv4_backward(
     value: Tensor,
     p_offset: Tensor,
-    kernel_h: int,
-    kernel_w: int,
-    stride_h: int,
-    stride_w: int,
-    pad_h: int,
-    pad_w: int,
-    dilation_h: int,
-    dilation_w: int,
-    group: int,
-    group_channels: int,
-    offset_scale: float,
-    im2col_step: int,
-    grad_output: Tensor,  # [N, oH, oW, C]
-    remove_center: int,
-    d_stride: int,
-    block_thread: int,
-    softmax: bool,
+    *options: float,  # as in the forward, with grad_output [N, oH, oW, C] after im2col_step
 ) -> list[Tensor]:
     """The gradients of ``value`` and ``p_offset``."""
+    _im2col_step, grad_output, remove_center, _d_stride, _block_thread, softmax = options[11:]
     _check_softmax("dcnv4_backward", softmax)
-    geometry = ((kernel_h, kernel_w), (stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w))
-    return list(
-        torch.ops.dcnzoo._dcnv4_backward(
-            *(grad_output, value, p_offset, *geometry, group, group_channels, offset_scale),
-            bool(remove_center),
-            [True] * 2,
-        )
-    )
+    arguments = (*geometry(*options[:11]), bool(remove_center), [True] * 2)
+    return list(torch.ops.dcnzoo._dcnv4_backward(grad_output, value, p_offset, *arguments))
 
 
 def _check_softmax(owner: str, softmax: bool) -> None:
@@ -147,23 +110,10 @@ class DCNv4Function:
     def apply(
         input: Tensor,  # [N, H, W, C]
         offset_mask: Tensor,  # [N, oH, oW, group·3P, padded to a multiple of 8]
-        kernel_h: int,
-        kernel_w: int,
-        stride_h: int,
-        stride_w: int,
-        pad_h: int,
-        pad_w: int,
-        dilation_h: int,
-        dilation_w: int,
-        group: int,
-        group_channels: int,
-        offset_scale: float,
-        im2col_step: int,
-        remove_center: int,
+        *options: float,  # as in dcnv4_forward, up to remove_center
     ) -> Tensor:  # [N, oH, oW, C]
-        geometry = ((kernel_h, kernel_w), (stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w))
-        scale = (group, group_channels, offset_scale)
-        return dcnzoo.ops.dcnv4(input, offset_mask, *geometry, *scale, bool(remove_center))
+        _im2col_step, remove_center = options[11:]
+        return dcnzoo.ops.dcnv4(input, offset_mask, *geometry(*options[:11]), bool(remove_center))
 
 
 class FlashDeformAttnFunction:
