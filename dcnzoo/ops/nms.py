@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from . import _plain, reference_boxes
+from ._arguments import check_tensors
 
 
 def nms(
@@ -23,7 +24,8 @@ def nms(
         boxes: ``(N, 4)``, ``(x1, y1, x2, y2)``, any floating type. Overlaps are computed in float64 for
             float64 boxes, else in float32.
         scores: ``(N,)``, any floating type.
-        iou_threshold: a box is dropped if its intersection over union with a kept box is **above** it.
+        iou_threshold: from 0 to 1. A box is dropped if its intersection over union with a kept box is
+            **above** it.
         offset: 0 or 1, added to every width and height. Use 1 if a box from 0 to 9 is 10 pixels wide.
 
     Returns:
@@ -33,6 +35,8 @@ def nms(
     Raises:
         RuntimeError: a shape, dtype, device or value is invalid.
     """
+    if not torch.jit.is_scripting():
+        check_tensors("nms", boxes=boxes, scores=scores)
     return torch.ops.dcnzoo.nms(boxes, scores, iou_threshold, offset)
 
 
