@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from . import _plain, reference_boxes
-from ._arguments import check_tensors
 
 
 def nms(
@@ -35,8 +34,6 @@ def nms(
     Raises:
         RuntimeError: a shape, dtype, device or value is invalid.
     """
-    if not torch.jit.is_scripting():
-        check_tensors("nms", boxes=boxes, scores=scores)
     return torch.ops.dcnzoo.nms(boxes, scores, iou_threshold, offset)
 
 
