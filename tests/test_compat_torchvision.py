@@ -133,6 +133,18 @@ def test_roi_align(aligned, samples):
     assert torch.equal(RoIAlign((2, 3), 0.8, samples or -1, bool(aligned))(input, boxes), output)
 
 
+def test_roi_align_scripted_and_traced():
+    input, boxes = maps_and_boxes()
+    expected = roi_align(input, boxes, (2, 3), 0.8, 2, True)
+    numbers = torch.tensor([0, 0, 2, 2, 2], dtype=torch.float64)[:, None]
+    rois = torch.cat([numbers, torch.cat(boxes)], 1)
+    layer = RoIAlign((2, 3), 0.8, 2, True)
+    for function in (torch.jit.script(layer), torch.fx.symbolic_trace(layer)):
+        for given in (boxes, rois):
+            assert torch.equal(function(input, given), expected)
+    assert torch.equal(torch.jit.script(roi_align)(input, boxes, (2, 3), 0.8, 2, True), expected)
+
+
 def test_accelerate_without_torchvision(monkeypatch):
     """With torchvision: ``make test-others``."""
     restore()  # nothing to undo

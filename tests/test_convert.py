@@ -253,6 +253,11 @@ def mistakes():
     yield torch.compile(resnet(), backend="eager"), ("*",), {}, "OptimizedModule"
 
 
+def test_model_that_is_not_a_module():
+    with pytest.raises(TypeError, match=r"^to_deformable: model: .*got str"):
+        dcnzoo.to_deformable("resnet", "*")
+
+
 @pytest.mark.parametrize(("model", "arguments", "options", "named"), mistakes())
 def test_where_nothing_is_replaced(model, arguments, options, named):
     before = repr(model)

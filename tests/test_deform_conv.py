@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +22,8 @@ from .op_cases import deform_conv as conv
 from .op_cases import deform_conv_transpose as transpose
 from .op_cases.deform_conv import make
 from .test_ops import assert_same, gradients
+
+ROOT = Path(__file__).parent.parent
 
 both = pytest.mark.parametrize(
     ("function", "cases"),
@@ -247,3 +254,22 @@ def test_bias_gradient_does_not_depend_on_threads(function, cases):
         torch.set_num_threads(threads)
     assert all(torch.equal(result, results[0]) for result in results)
     torch.testing.assert_close(results[0], grad.double().sum().float().view(1), rtol=1e-5, atol=0)
+
+
+@pytest.mark.slow  # compiles
+def test_error_in_a_task_of_the_backward(tmp_path):
+    """The other threads stop, instead of waiting for the turn of the task that failed."""
+    compiler = os.environ.get("CXX") or shutil.which("g++")
+    if compiler is None or not (ROOT / "ops").exists():
+        pytest.skip("needs the sources and a C++ compiler")
+    torchs, library = Path(torch.__file__).parent, tmp_path / "failing_task.so"
+    options = ["-std=c++17", "-fPIC", "-shared", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
+    options += [f"-I{ROOT / 'ops'}", "-isystem", torchs / "include", f"-L{torchs / 'lib'}", "-ltorch_cpu"]
+    subprocess.run([compiler, ROOT / "tests/failing_task.cpp", *options, "-o", library], check=True)
+    program = (
+        "import ctypes, sys, torch; torch.set_num_threads(4); run = ctypes.CDLL(sys.argv[1]).failing_task;"
+        "print([run(task, step) for task in (0, 1, 99, 199) for step in (-1, 0, 1, 2)], run(-1, 0))"
+    )
+    command = [sys.executable, "-c", program, library]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.strip() == f"{[1] * 16} 0"

@@ -203,11 +203,26 @@ def test_forward_and_backward(rank, transposed, with_mask, options):
         ("PackedDeformConv2d", {"offset_activation": "tanh"}, "offset_activation: .*got 'tanh'"),
         ("PackedDeformConv2d", {"mask_activation": "relu"}, "mask_activation: .*'sigmoid'"),
         ("PackedDeformConv2d", {"offset_limit": 0}, "offset_limit: "),
+        ("PackedDeformConv2d", {"stride": 0}, "stride: .*at least 1, got 0"),
+        ("DeformConv2d", {"padding": (0, -1)}, r"padding: .*at least 0, got \(0, -1\)"),
     ],
 )
 def test_bad_arguments(layer, arguments, message):
     with pytest.raises(ValueError, match=message):
         getattr(layers, layer)(4, 6, 3, **arguments)
+
+
+@pytest.mark.parametrize("name", ["DeformConv2d", "PackedDeformConv2d", "PackedDeformConvTranspose1d"])
+def test_no_input_channels(name):
+    with pytest.raises(ValueError, match=f"^{name}: in_channels: .*got 0"):
+        getattr(layers, name)(0, 6, 3)
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_bias_by_position(rank):
+    """The arguments before ``deformable`` have the order of torch's layers."""
+    assert getattr(layers, f"PackedDeformConv{rank}d")(8, 6, 3, 1, 1, 1, 2, False).bias is None
+    assert getattr(layers, f"PackedDeformConvTranspose{rank}d")(8, 6, 3, 1, 1, 1, 0, 2, False).bias is None
 
 
 # Packs

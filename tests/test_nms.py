@@ -77,6 +77,9 @@ def test_degenerate_boxes_are_kept():
         (r"boxes: .*got \(4,\)", (torch.zeros(4), torch.zeros(1), 0.5)),
         (r"scores: .*got \(4,\)", (torch.zeros(5, 4), torch.zeros(4), 0.5)),
         ("boxes: .*got Long", (torch.zeros(5, 4, dtype=torch.long), torch.zeros(5), 0.5)),
+        ("iou_threshold: .*got nan", (torch.zeros(5, 4), torch.zeros(5), float("nan"))),
+        ("iou_threshold: .*got 2", (torch.zeros(5, 4), torch.zeros(5), 2.0)),
+        ("iou_threshold: .*got -0.5", (torch.zeros(5, 4), torch.zeros(5), -0.5)),
         ("offset: .*got 2", (torch.zeros(5, 4), torch.zeros(5), 0.5, 2)),
     ],
 )

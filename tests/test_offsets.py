@@ -156,6 +156,16 @@ def test_statistics_under_ddp():
 # Learning rate and start
 
 
+@pytest.mark.parametrize("bad", [None, "0.1", -1, math.nan])
+def test_bad_learning_rates(bad):
+    layer = PackedDeformConv2d(1, 1, 3)
+    for name in ("lr", "offset_lr_mult"):
+        with pytest.raises(ValueError, match=f"^offset_parameter_groups: {name}: .*got {bad!r}"):
+            offset_parameter_groups(layer, **{"lr": 0.1, name: bad})
+    with pytest.raises(TypeError, match=r"^offset_parameter_groups: model: .*got NoneType"):
+        offset_parameter_groups(None, 0.1)
+
+
 def test_offset_parameter_groups():
     packs = [PackedDeformConv2d(3, 3, 3, modulated=True), PackedDeformConv2d(3, 3, 3, bias=False)]
     model = nn.Sequential(nn.Conv2d(3, 3, 1), *packs, packs[0], nn.BatchNorm2d(3))

@@ -32,6 +32,44 @@ def test_geometry_of_another_type(op, value):
 
 
 @every_op
+def test_geometry_that_is_a_tensor_is_not_printed(op):
+    with pytest.raises(TypeError, match=r"^dilation: .*got Tensor$"):
+        op.call(Sample("", op.forms()[0].tensors, {"dilation": torch.ones(2)}))
+
+
+@every_op
+def test_what_is_no_tensor_is_named(op):
+    tensors = op.forms()[0].tensors
+    for index, name in enumerate(("input", "weight", "offset", "mask", "bias")):
+        for wrong in ([1.0], None):
+            if wrong is None and index > 1:
+                continue
+            call = (*tensors[:index], wrong, *tensors[index + 1 :])
+            with pytest.raises(TypeError, match=f"^{op.name}: {name}: .*got {type(wrong).__name__}"):
+                op.call(Sample("", call, {}))
+    with pytest.raises(TypeError, match=f"^{op.name}: input: .*got NoneType"):
+        op.call(Sample("", (None, tensors[1], None, None, None), {}))
+
+
+@every_op
+def test_offset_as_mask(op):
+    """Its channels would be a mask of several groups."""
+    input, weight, offset, *_ = op.forms()[0].tensors
+    with pytest.raises(RuntimeError, match=f"^{op.name}: mask: "):
+        op.call(Sample("", (input, weight, offset, offset, None), {}))
+
+
+def test_torchvisions_order_of_the_arguments():
+    input, offset, weight = torch.zeros(2, 4, 5, 6), torch.zeros(2, 18, 5, 6), torch.zeros(3, 4, 3, 3)
+    deform_conv2d = dcnzoo.ops.deform_conv2d
+    for given in (weight, weight[:, :2]):  # the second in two groups
+        with pytest.raises(RuntimeError, match=r"weight: .*got 18 .*torchvision"):
+            deform_conv2d(input, offset, given, padding=1)
+    with pytest.raises(TypeError, match=r"bias: .*got tuple .*input, weight, offset"):
+        deform_conv2d(input, offset, weight, None, (1, 1), (1, 1))
+
+
+@every_op
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_maps_with_float32_offsets_and_masks(op, dtype):
     """Coordinates keep float32's precision, and gradients their arguments' types."""

@@ -33,6 +33,18 @@ def test_deform_roi_pool():
     )
 
 
+@pytest.mark.parametrize("layer", [DeformRoIPool, DeformRoIPoolPack, ModulatedDeformRoIPoolPack])
+def test_defaults(layer):
+    """Those of mmcv: RoIs in pixels of the map, as many samples as a bin has pixels, a gamma of 0.1."""
+    torch.manual_seed(0)
+    maps, rois = maps_and_rois()
+    arguments = (SIZE,) if layer is DeformRoIPool else (SIZE, 4)
+    layer = layer(*arguments).double()
+    offset = torch.randn(3, 2, *SIZE, dtype=torch.float64)
+    expected = reference.deform_roi_pool(maps, rois, offset, SIZE, 1.0, 0, 0.1)
+    torch.testing.assert_close(DeformRoIPool.forward(layer, maps, rois, offset), expected)
+
+
 @both_packs
 def test_pack_predicts_offsets_and_mask(pack):
     """Initially, it equals RoIAlign."""

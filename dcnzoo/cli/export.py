@@ -131,6 +131,8 @@ def command(
     }
     if to == "pt2" and (given := [name for name, value in only_onnx.items() if value]):
         raise click.UsageError(f"{given[0]}: not allowed with --to pt2")
+    if deform_conv == "gridsample" and backend == "tensorrt":  # wrong results without an error
+        raise click.UsageError("--deform-conv: expected gathernd for --backend tensorrt, got gridsample")
     if fp16 and int8:
         raise click.UsageError("--int8: not allowed with --fp16")
     if (fp16 or int8) and verify:

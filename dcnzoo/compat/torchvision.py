@@ -17,6 +17,7 @@ from dcnzoo import ops
 from dcnzoo.compat import patches
 from dcnzoo.layers import DeformConv2d
 from dcnzoo.ops import _library
+from dcnzoo.ops._arguments import shape_text
 
 __all__ = [
     "DeformConv2d",
@@ -75,12 +76,14 @@ def roi_align(
     Raises:
         RuntimeError: a shape, dtype, device or value is invalid.
     """
-    if not isinstance(boxes, Tensor):
-        boxes = _with_image_numbers(input, list(boxes))
-    return ops.roi_align(input, boxes, output_size, spatial_scale, max(sampling_ratio, 0), "avg", aligned)
+    rois = _with_image_numbers(input, boxes)
+    return ops.roi_align(input, rois, output_size, spatial_scale, max(sampling_ratio, 0), "avg", aligned)
 
 
-def _with_image_numbers(input: Tensor, boxes: list[Tensor]) -> Tensor:
+@torch.fx.wrap  # one node: during symbolic_trace, a list of boxes has no length
+def _with_image_numbers(input: Tensor, boxes: Tensor | list[Tensor]) -> Tensor:  # [K, 5]
+    if isinstance(boxes, Tensor):
+        return boxes
     if len(boxes) != input.shape[0]:
         raise RuntimeError(
             f"roi_align: boxes: expected {input.shape[0]} tensors, one for each image, got {len(boxes)}"
@@ -88,9 +91,10 @@ def _with_image_numbers(input: Tensor, boxes: list[Tensor]) -> Tensor:
     for image, each in enumerate(boxes):
         if each.dim() != 2 or each.shape[1] != 4:
             raise RuntimeError(
-                f"roi_align: boxes: expected shape (L, 4) for image {image}, got {tuple(each.shape)}"
+                f"roi_align: boxes: expected shape (L, 4) for image {image}, "
+                f"got {shape_text(list(each.shape))}"
             )
-    if not boxes:
+    if len(boxes) == 0:
         return input.new_zeros(0, 5)
     numbered = [torch.cat([each.new_full((len(each), 1), i), each], 1) for i, each in enumerate(boxes)]
     return torch.cat(numbered)
@@ -124,9 +128,10 @@ def accelerate() -> None:
     """Runs torchvision's own ``deform_conv2d``, ``DeformConv2d`` and ``roi_align`` on dcnzoo's CPU kernels.
 
     It replaces the CPU kernels of ``torchvision::deform_conv2d`` and ``torchvision::roi_align``, forward and
-    backward. Everything else stays torchvision's: functions, layers, checks, autograd, export and CUDA
-    kernels. Existing models use the new kernels too, also those that ``torch.compile`` has compiled. A second
-    call has no effect. The patch is called ``torchvision`` in :mod:`dcnzoo.compat.patches`.
+    backward, and with them the checks of the arguments. Everything else stays torchvision's: functions,
+    layers, autograd, export and CUDA kernels. Existing models use the new kernels too, also those that
+    ``torch.compile`` has compiled. A second call has no effect. The patch is called ``torchvision`` in
+    :mod:`dcnzoo.compat.patches`.
 
     Under autocast on the CPU, ``deform_conv2d`` computes in the dtype of ``input``, where torchvision's own
     kernel raises an error. Second derivatives raise an error, as in torchvision.

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from dcnzoo.compat import patches
-from dcnzoo.export.graph import DynamoGraph, TorchScriptGraph, Translation, Value, translations
+from dcnzoo.export.graph import DynamoGraph, TorchScriptGraph, Value, translations
 from dcnzoo.export.operators.deform_conv import FIRST_OPSET, check_target
 from dcnzoo.export.postprocess import (
     keep_boxes,
@@ -132,7 +132,7 @@ def translation_table(opset_version: int, deform_conv: str = "auto") -> dict[Cal
     for name, translation in translations.items():
         overload = _overload(name)
         if overload is not None:
-            table[overload] = _onnxscript_function(opset_version, deform_conv, translation.function)
+            table[overload] = _onnxscript_function(opset_version, deform_conv, translation)
     for name in _untranslated():
         table[_overload(name)] = _refusing(_no_translation(name))
     for overload, translate in (
@@ -258,20 +258,15 @@ def _onnxscript_function(opset: int, deform_conv: str, translate: Callable) -> C
     return function
 
 
-def _symbolic(translation: Translation, opset: int, deform_conv: str) -> Callable:
+def _symbolic(translation: Callable, opset: int, deform_conv: str) -> Callable:
     from torch.onnx.symbolic_helper import parse_args
 
-    @functools.wraps(translation.function)  # parse_args counts the function's parameters
+    @functools.wraps(translation)  # parse_args counts the function's parameters
     def symbolic(g: Any, *arguments: Any) -> Value:
         arguments = [None if isinstance(a, torch.Value) and a.node().mustBeNone() else a for a in arguments]
-        result = translation.function(TorchScriptGraph(opset, deform_conv, g), *arguments)
-        kind, rank = arguments[0].type(), translation.rank or arguments[0].type().dim()
-        if translation.same_type and rank is not None:
-            # callers use only the first result
-            (result[0] if isinstance(result, tuple) else result).setType(kind.with_sizes([None] * rank))
-        return result
+        return translation(TorchScriptGraph(opset, deform_conv, g), *arguments)
 
-    parameters = list(inspect.signature(translation.function).parameters.values())[1:]
+    parameters = list(inspect.signature(translation).parameters.values())[1:]
     return parse_args(*(_KINDS[parameter.annotation] for parameter in parameters))(symbolic)
 
 

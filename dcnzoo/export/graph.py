@@ -7,7 +7,6 @@ A translation receives a :class:`Graph` and creates nodes by their ONNX names: `
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,28 +15,14 @@ Value = Any  # a value of the graph; its class depends on the exporter
 FLOAT, INT64, DOUBLE = 1, 7, 11  # onnx.TensorProto.DataType, for Cast
 
 
-@dataclass(frozen=True)
-class Translation:
-    """The translation of an operator: a function of ``(graph, *arguments of the operator)``.
-
-    Attributes:
-        rank: of the first result, if it differs from that of the first argument.
-        same_type: whether the first result has the type of the first argument.
-    """
-
-    function: Callable
-    rank: int | None = None
-    same_type: bool = True
+translations: dict[str, Callable] = {}  # functions of (graph, *arguments of the operator)
 
 
-translations: dict[str, Translation] = {}
-
-
-def translates(name: str, **settings: Any) -> Callable[[Callable], Callable]:
+def translates(name: str) -> Callable[[Callable], Callable]:
     """Decorator that registers the ONNX translation of the operator ``namespace::name``."""
 
     def add(function: Callable) -> Callable:
-        translations[name] = Translation(function, **settings)
+        translations[name] = function
         return function
 
     return add

@@ -323,13 +323,17 @@ def roi_align_pyramid_graph(
     size = g.Sqrt(g.Mul(g.Sub(x2, x1), g.Sub(y2, y1)))
     octave = g.Div(g.Log(g.Add(g.Div(size, constant(finest_scale)), constant(1e-6))), constant(math.log(2)))
     level = g.Clip(g.Floor(octave), constant(0), constant(len(levels) - 1))
-    shape = g.Concat(g.sizes(rois, 0), g.sizes(levels[0], 1), g.ints(*output_size), axis=0)
-    pooled = g.Expand(constant(0), shape)
+    # Row 0 is for RoIs that fit no level, because their size is NaN. ScatterND into a tensor of zeros would
+    # store that tensor in the file if its size is fixed.
+    nothing = g.Expand(constant(0), g.Concat(g.ints(1), g.sizes(levels[0], 1), g.ints(*output_size), axis=0))
+    places, parts = [], [nothing]
     for i, (features, scale) in enumerate(zip(levels, scales, strict=True)):
-        here = g.shaped(g.NonZero(g.Equal(level, constant(i))), -1)
-        part = at(features, g.Gather(rois, here, axis=0), scale)
-        pooled = g.ScatterND(pooled, g.shaped(here, -1, 1), part)
-    return pooled
+        places.append(g.shaped(g.NonZero(g.Equal(level, constant(i))), -1))
+        parts.append(at(features, g.Gather(rois, places[-1], axis=0), scale))
+    place = g.Concat(*places, axis=0)
+    rows = g.Add(g.range(place, 0), g.int(1))
+    row = g.ScatterElements(g.Expand(g.int(0), g.sizes(rois, 0)), place, rows, axis=0)
+    return g.Gather(g.Concat(*parts, axis=0), row, axis=0)
 
 
 def best(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -371,7 +375,7 @@ def paste_masks(
         place = (centres - low[:, None]) / (high - low)[:, None] * taps - 0.5
         distance = place[:, :, None] - torch.arange(taps, device=masks.device, dtype=masks.dtype)
         weights = (1 - distance.abs()).clamp(min=0)
-        return torch.where(weights.isnan(), torch.zeros_like(weights), weights)
+        return torch.where(weights.isnan(), 0.0, weights)
 
     rows = along(boxes[:, 1], boxes[:, 3], height, masks.shape[1])
     columns = along(boxes[:, 0], boxes[:, 2], width, masks.shape[2])

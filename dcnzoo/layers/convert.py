@@ -99,6 +99,7 @@ def to_deformable(
 
     Raises:
         ValueError: no module was replaced (the message suggests similar names), or an argument is invalid.
+        TypeError: ``model`` is not a module.
     """
     if kind not in ("v1", "v2"):
         raise ValueError(f"to_deformable: kind: expected 'v1' or 'v2', got {kind!r}")
@@ -153,6 +154,8 @@ def _replace(
     convert: Callable[[Any], nn.Module],
     deformable: bool,
 ) -> ConversionReport:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{caller}: model: expected an nn.Module, got {type(model).__name__}")
     for module in model.modules():
         wrapper = {base.__name__ for base in type(module).__mro__} & _WRAPPERS
         if wrapper:

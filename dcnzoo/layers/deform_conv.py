@@ -27,13 +27,15 @@ class _Deformable(nn.Module):
     rank: ClassVar[int]
     function: ClassVar[Callable[..., Tensor]]
 
-    def _options(self, padding_mode: str, **sizes: int | tuple[int, ...]) -> dict[str, Any]:
+    def _options(self, in_channels: int, padding_mode: str, **sizes: int | tuple[int, ...]) -> dict[str, Any]:
         """Options of torch's constructor, with one value per axis for each of ``sizes``.
 
         Raises:
-            ValueError: ``padding_mode`` or one of ``sizes`` is invalid.
+            ValueError: an argument is invalid.
         """
         owner = type(self).__name__
+        if in_channels < 1:  # nn.Conv2d accepts 0, but the operator does not
+            raise ValueError(f"{owner}: in_channels: expected at least 1, got {in_channels}")
         if padding_mode != "zeros":
             raise ValueError(
                 f"{owner}: padding_mode: expected 'zeros', the only supported mode, got {padding_mode!r}"
@@ -41,9 +43,10 @@ class _Deformable(nn.Module):
         options: dict[str, Any] = {"padding_mode": padding_mode}
         for name, value in sizes.items():
             options[name] = values = (value,) * self.rank if isinstance(value, int) else tuple(value)
-            if len(values) != self.rank or not all(isinstance(v, int) for v in values):
+            least = 0 if "padding" in name else 1
+            if len(values) != self.rank or not all(isinstance(v, int) and v >= least for v in values):
                 expected = "an integer" if self.rank == 1 else f"an integer or {self.rank} integers"
-                raise ValueError(f"{owner}: {name}: expected {expected}, got {value!r}")
+                raise ValueError(f"{owner}: {name}: expected {expected} of at least {least}, got {value!r}")
         return options
 
     def extra_repr(self) -> str:
@@ -68,7 +71,7 @@ class _DeformConvNd(_Deformable, ConvNd):
         im2col_step: int | None = None,
     ) -> None:
         sizes = dict(kernel_size=kernel_size, stride=stride, padding=padding, dilation=dilation)
-        options = self._options(padding_mode, **sizes, output_padding=0)
+        options = self._options(in_channels, padding_mode, **sizes, output_padding=0)
         options.update(transposed=False, groups=groups, bias=bias, device=device, dtype=dtype)
         super().__init__(in_channels, out_channels, **options)
         self.im2col_step = im2col_step
@@ -103,7 +106,7 @@ class _DeformConvTransposeNd(_Deformable, ConvTransposeNd):
         im2col_step: int | None = None,
     ) -> None:
         sizes = dict(kernel_size=kernel_size, stride=stride, padding=padding, dilation=dilation)
-        options = self._options(padding_mode, **sizes, output_padding=output_padding)
+        options = self._options(in_channels, padding_mode, **sizes, output_padding=output_padding)
         options.update(transposed=True, groups=groups, bias=bias, device=device, dtype=dtype)
         super().__init__(in_channels, out_channels, **options)
         self.im2col_step = im2col_step

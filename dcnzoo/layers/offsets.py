@@ -5,6 +5,7 @@ No ``from __future__ import annotations`` here: TorchScript needs the evaluated 
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -259,7 +260,16 @@ def offset_parameter_groups(model: nn.Module, lr: float, offset_lr_mult: float =
     Returns:
         A group of the other parameters and a group of the prediction's, without empty groups. Each parameter
         is in one group.
+
+    Raises:
+        TypeError: ``model`` is not a module.
+        ValueError: ``lr`` or ``offset_lr_mult`` is not a number of at least 0.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"offset_parameter_groups: model: expected an nn.Module, got {type(model).__name__}")
+    for name, value in (("lr", lr), ("offset_lr_mult", offset_lr_mult)):
+        if not isinstance(value, Real | Tensor) or not value >= 0:  # optimizers do not check a group's lr
+            raise ValueError(f"offset_parameter_groups: {name}: expected at least 0, got {value!r}")
     offsets = {
         id(parameter): parameter
         for module in model.modules()

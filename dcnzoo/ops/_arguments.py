@@ -48,7 +48,8 @@ def triple(value: Int3, name: str) -> list[int]:
 
 def _check_list(value: object, name: str, count: int) -> None:
     if not isinstance(value, list):
-        raise TypeError(f"{name}: expected an integer, or a list or tuple of {count} integers, got {value!r}")
+        given = repr(value) if value is None or isinstance(value, str | float) else type(value).__name__
+        raise TypeError(f"{name}: expected an integer, or a list or tuple of {count} integers, got {given}")
 
 
 def is_traced(value: object) -> bool:
@@ -71,14 +72,24 @@ def shape_text(sizes: list[int]) -> str:
     return "(" + ", ".join([str(size) for size in sizes]) + ("," if len(sizes) == 1 else "") + ")"
 
 
-def check_arguments(name: str, layout: str, weight: Tensor, dimensions: int, im2col_step: int | None) -> None:
-    """Check the rank of ``weight`` and ``im2col_step``.
+def check_arguments(
+    name: str,
+    layout: str,
+    input: Tensor,
+    weight: Tensor,
+    offset: Tensor | None,
+    mask: Tensor | None,
+    bias: Tensor | None,
+    dimensions: int,
+    im2col_step: int | None,
+) -> None:
+    """Check the types of the tensors, the rank of ``weight``, and ``im2col_step``.
 
     The operator cannot check the rank, because it serves all ranks. Without offset and mask it is not called
     at all: torch's convolution runs.
     """
     if not torch.jit.is_scripting():  # noqa: SIM102  (TorchScript skips the block only for a lone condition)
-        if is_traced(weight):
+        if _check_kinds(name, input, weight, offset, mask, bias):
             return
     if weight.dim() != dimensions:
         raise RuntimeError(
@@ -87,6 +98,21 @@ def check_arguments(name: str, layout: str, weight: Tensor, dimensions: int, im2
         )
     if im2col_step is not None and im2col_step < 1:
         raise RuntimeError(f"{name}: im2col_step: expected at least 1, got {im2col_step}")
+
+
+def _check_kinds(name: str, input: object, weight: object, *optional: object) -> bool:
+    """Check that the arguments of a convolution are tensors. Return whether ``weight`` is a proxy."""
+    check_tensors(name, input=input, weight=weight)
+    for argument, value in zip(("offset", "mask", "bias"), optional, strict=True):
+        if value is not None and not isinstance(value, Tensor) and not is_traced(value):
+            raise TypeError(
+                f"{name}: {argument}: expected a tensor or None, got {type(value).__name__} "
+                "(the order is input, weight, offset, mask, bias)"
+            )
+    offset, mask, _ = optional
+    if mask is not None and mask is offset:
+        raise RuntimeError(f"{name}: mask: expected factors of the samples, got the tensor of offset")
+    return is_traced(weight)
 
 
 def check_devices(name: str, input: Tensor, **others: Tensor | None) -> None:

@@ -33,7 +33,7 @@ def deform_conv1d(
     ``offset`` is ``(N, offset_groups · k, oL)``, ``mask`` is ``(N, mask_groups · k, oL)``. If both are
     ``None``, the function is ``F.conv1d``.
     """
-    check_arguments("deform_conv1d", "out, in / groups", weight, 3, im2col_step)
+    check_arguments("deform_conv1d", "out, in / groups", input, weight, offset, mask, bias, 3, im2col_step)
     geometry = (single(stride, "stride"), single(padding, "padding"), single(dilation, "dilation"))
     return _deform_conv(1, input, weight, offset, mask, bias, *geometry, groups, im2col_step)
 
@@ -80,7 +80,7 @@ def deform_conv2d(
         RuntimeError: a shape, dtype, device or value is invalid. The message names the argument, the
             expected value and the given value.
     """
-    check_arguments("deform_conv2d", "out, in / groups", weight, 4, im2col_step)
+    check_arguments("deform_conv2d", "out, in / groups", input, weight, offset, mask, bias, 4, im2col_step)
     geometry = (pair(stride, "stride"), pair(padding, "padding"), pair(dilation, "dilation"))
     return _deform_conv(2, input, weight, offset, mask, bias, *geometry, groups, im2col_step)
 
@@ -102,7 +102,7 @@ def deform_conv3d(
     ``offset`` is ``(N, offset_groups · kD · kH · kW · 3, oD, oH, oW)``, (z, y, x) triples; ``mask`` is
     ``(N, mask_groups · kD · kH · kW, oD, oH, oW)``. If both are ``None``, the function is ``F.conv3d``.
     """
-    check_arguments("deform_conv3d", "out, in / groups", weight, 5, im2col_step)
+    check_arguments("deform_conv3d", "out, in / groups", input, weight, offset, mask, bias, 5, im2col_step)
     geometry = (triple(stride, "stride"), triple(padding, "padding"), triple(dilation, "dilation"))
     return _deform_conv(3, input, weight, offset, mask, bias, *geometry, groups, im2col_step)
 

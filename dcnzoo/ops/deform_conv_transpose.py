@@ -38,7 +38,9 @@ def deform_conv_transpose1d(
     ``offset`` is ``(N, offset_groups · k, L)``, ``mask`` is ``(N, mask_groups · k, L)``. If both are
     ``None``, the function is ``F.conv_transpose1d``.
     """
-    check_arguments("deform_conv_transpose1d", "in, out / groups", weight, 3, im2col_step)
+    check_arguments(
+        "deform_conv_transpose1d", "in, out / groups", input, weight, offset, mask, bias, 3, im2col_step
+    )
     geometry = (
         single(stride, "stride"),
         single(padding, "padding"),
@@ -93,7 +95,9 @@ def deform_conv_transpose2d(
         RuntimeError: a shape, dtype, device or value is invalid. The message names the argument, the
             expected value and the given value.
     """
-    check_arguments("deform_conv_transpose2d", "in, out / groups", weight, 4, im2col_step)
+    check_arguments(
+        "deform_conv_transpose2d", "in, out / groups", input, weight, offset, mask, bias, 4, im2col_step
+    )
     geometry = (
         pair(stride, "stride"),
         pair(padding, "padding"),
@@ -122,7 +126,9 @@ def deform_conv_transpose3d(
     ``(N, mask_groups · kD · kH · kW, D, H, W)``. If both are ``None``, the function is
     ``F.conv_transpose3d``.
     """
-    check_arguments("deform_conv_transpose3d", "in, out / groups", weight, 5, im2col_step)
+    check_arguments(
+        "deform_conv_transpose3d", "in, out / groups", input, weight, offset, mask, bias, 5, im2col_step
+    )
     geometry = (
         triple(stride, "stride"),
         triple(padding, "padding"),

@@ -23,7 +23,8 @@ def nms(
         boxes: ``(N, 4)``, ``(x1, y1, x2, y2)``, any floating type. Overlaps are computed in float64 for
             float64 boxes, else in float32.
         scores: ``(N,)``, any floating type.
-        iou_threshold: a box is dropped if its intersection over union with a kept box is **above** it.
+        iou_threshold: from 0 to 1. A box is dropped if its intersection over union with a kept box is
+            **above** it.
         offset: 0 or 1, added to every width and height. Use 1 if a box from 0 to 9 is 10 pixels wide.
 
     Returns:

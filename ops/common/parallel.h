@@ -60,12 +60,14 @@ void zero(T* data, int64_t size) {
 // Lets several threads do the same step of their tasks one after another, in the order of the tasks.
 class Turns {
  public:
-  // Waits until run() has returned for all smaller numbers, then calls step().
+  // Waits until run() has returned for all smaller numbers, then calls step(). Does nothing if `failed` becomes true:
+  // the turn of a task that threw never ends.
   template <typename Step>
-  void run(int64_t number, const Step& step) {
+  void run(int64_t number, const std::atomic<bool>& failed, const Step& step) {
     // Usually the wait is shorter than suspending the thread would take. A std::condition_variable would need a newer
     // libstdc++ than manylinux_2_28 has.
     for (int tries = 0; next_.load(std::memory_order_acquire) != number; ++tries) {
+      if (failed.load(std::memory_order_relaxed)) return;
       if (tries < 1000)
         std::this_thread::yield();
       else
@@ -110,12 +112,13 @@ class TaskQueue {
   // Takes the next task of a sequence or, if none is left, of the one with the most left, which becomes the caller's.
   bool take(int64_t& task, int64_t& sequence) {
     const int64_t sequences = int64_t(next_.size());
-    for (;;) {
+    while (!failed_.load(std::memory_order_relaxed)) {
       task = next_[sequence].fetch_add(1, std::memory_order_relaxed) * sequences + sequence;
       if (task < tasks_) return true;
       sequence = std::min_element(next_.begin(), next_.end()) - next_.begin();
       if (next_[sequence].load(std::memory_order_relaxed) * sequences + sequence >= tasks_) return false;
     }
+    return false;
   }
 
   // For a single sequence
@@ -133,7 +136,7 @@ class TaskQueue {
     std::vector<double>* const times = times_.empty() ? nullptr : &times_[task];
     if (times) times->back() += now();
     const int64_t sequences = int64_t(next_.size());
-    turns_[task % sequences * steps_ + index].run(task / sequences, [&] {
+    turns_[task % sequences * steps_ + index].run(task / sequences, failed_, [&] {
       if (times) times->push_back(-now());
       step();
       if (times) times->back() += now(), times->push_back(-now());
@@ -141,12 +144,20 @@ class TaskQueue {
   }
 
   // Calls worker(sequence) once per thread, to take tasks from this sequence until none are left in any.
+  // If it throws in a thread, the other threads stop, and this throws the exception.
   template <typename Worker>
   void run(const Worker& worker) {
     const int64_t sequences = int64_t(next_.size());
     int64_t threads = std::min(tasks_, num_threads());
     if (steps_ > 0) threads = std::min(threads, 8 * sequences);  // more would mostly wait for their turns
-    parallel_for(threads, 1, [&](int64_t thread, int64_t) { worker(thread % sequences); });
+    parallel_for(threads, 1, [&](int64_t thread, int64_t) {
+      try {
+        worker(thread % sequences);
+      } catch (...) {
+        failed_.store(true, std::memory_order_relaxed);
+        throw;
+      }
+    });
   }
 
   // Measures a task if there is a log.
@@ -177,6 +188,7 @@ class TaskQueue {
   const int64_t tasks_, streamed_, steps_;
   std::vector<std::atomic<int64_t>> next_;  // of each sequence
   std::vector<Turns> turns_;
+  std::atomic<bool> failed_{false};
   std::vector<std::vector<double>> times_;
 };
 

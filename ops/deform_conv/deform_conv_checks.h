@@ -31,8 +31,13 @@ inline DeformConvShapes check_deform_conv(
   s.batch = input.size(0), s.channels = input.size(1), s.out_channels = weight.size(0);
   s.groups = groups;
   checks.groups(s.channels, s.out_channels, groups);
-  check(weight.size(1) == s.channels / groups, checks.op, "weight: expected ", s.channels / groups,
-        " input channels (", s.channels, " / ", groups_text(groups), "), got ", weight.size(1));
+  // torchvision's order of the arguments: its weight is in the place of the offset
+  const bool swapped = offset && offset->dim() == weight.dim() && offset->size(1) > 0 &&
+                       s.channels % offset->size(1) == 0 && weight.size(0) == s.batch;
+  check(
+      weight.size(1) == s.channels / groups, checks.op, "weight: expected ", s.channels / groups,
+      " input channels (", s.channels, " / ", groups_text(groups), "), got ", weight.size(1),
+      swapped ? " (the order is input, weight, offset; torchvision's is in dcnzoo.compat.torchvision)" : "");
 
   checks.per_axis("stride", stride, 1);
   checks.per_axis("padding", padding, 0);

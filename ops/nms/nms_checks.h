@@ -7,7 +7,7 @@
 
 namespace dcnzoo {
 
-inline void check_nms(const Tensor& boxes, const Tensor& scores, int64_t offset) {
+inline void check_nms(const Tensor& boxes, const Tensor& scores, double iou_threshold, int64_t offset) {
   const auto check_argument = [&](const char* name, const Tensor& tensor) {
     check(is_floating(tensor.scalar_type()), "nms: ", name,
           ": expected float64, float32, bfloat16 or float16, got ", dtype_name(tensor.scalar_type()));
@@ -20,6 +20,8 @@ inline void check_nms(const Tensor& boxes, const Tensor& scores, int64_t offset)
         ",), one per box, got ", shape_text(sizes_of(scores)));
   check(same_device(boxes, scores), "nms: scores: expected device ", device_name(boxes), " like boxes, got ",
         device_name(scores));
+  check(iou_threshold >= 0 && iou_threshold <= 1, "nms: iou_threshold: expected a number from 0 to 1, got ",
+        iou_threshold);
   check(offset == 0 || offset == 1, "nms: offset: expected 0 or 1, got ", offset);
 }
 

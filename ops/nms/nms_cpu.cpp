@@ -33,7 +33,7 @@ Tensor nms_of(const Tensor& boxes, const Tensor& order, T threshold, T offset) {
 }
 
 Tensor nms_cpu(const Tensor& boxes, const Tensor& scores, double iou_threshold, int64_t offset) {
-  check_nms(boxes, scores, offset);
+  check_nms(boxes, scores, iou_threshold, offset);
   const Tensor values = contiguous_boxes(boxes), order = descending_order(scores);
   return values.scalar_type() == ScalarType::Double
              ? nms_of<double>(values, order, iou_threshold, double(offset))

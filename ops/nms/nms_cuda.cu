@@ -27,7 +27,7 @@ struct SortedBoxes {
 };
 
 Tensor nms_cuda(const Tensor& boxes, const Tensor& scores, double iou_threshold, int64_t offset) {
-  check_nms(boxes, scores, offset);
+  check_nms(boxes, scores, iou_threshold, offset);
   const Tensor values = contiguous_boxes(boxes), order = descending_order(scores);
   const auto suppress = [&](auto zero) {
     using T = decltype(zero);

@@ -67,7 +67,7 @@ class Suppression {
 };
 
 Tensor nms_rotated_cpu(const Tensor& boxes, const Tensor& scores, double iou_threshold, bool clockwise) {
-  check_nms_rotated(boxes, scores);
+  check_nms_rotated(boxes, scores, iou_threshold);
   const Tensor order = descending_order(scores);
   const int64_t* rank = order.const_data_ptr<int64_t>();
   RotatedBoxList sorted(boxes, clockwise, rank);

@@ -24,7 +24,7 @@ inline void check_box_iou_rotated(const Tensor& boxes1, const Tensor& boxes2, bo
         " boxes like boxes1, with aligned=True, got ", boxes2.size(0));
 }
 
-inline void check_nms_rotated(const Tensor& boxes, const Tensor& scores) {
+inline void check_nms_rotated(const Tensor& boxes, const Tensor& scores, double iou_threshold) {
   constexpr const char* op = "nms_rotated";
   check_rotated_boxes(op, "boxes", boxes);
   check(is_floating(scores.scalar_type()), op,
@@ -33,6 +33,8 @@ inline void check_nms_rotated(const Tensor& boxes, const Tensor& scores) {
         ",), one per box, got ", shape_text(sizes_of(scores)));
   check(same_device(boxes, scores), op, ": scores: expected device ", device_name(boxes), " like boxes, got ",
         device_name(scores));
+  // not below 0: mmcv's 0 on the CPU is the number before it
+  check(iou_threshold <= 1, op, ": iou_threshold: expected at most 1, got ", iou_threshold);
 }
 
 inline std::vector<int64_t> overlap_sizes(const Tensor& boxes1, const Tensor& boxes2, bool aligned) {

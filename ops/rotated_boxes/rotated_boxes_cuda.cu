@@ -62,7 +62,7 @@ struct SortedRotatedBoxes {
 };
 
 Tensor nms_rotated_cuda(const Tensor& boxes, const Tensor& scores, double iou_threshold, bool clockwise) {
-  check_nms_rotated(boxes, scores);
+  check_nms_rotated(boxes, scores, iou_threshold);
   const Tensor order = descending_order(scores);
   const Tensor sorted = launch_rotated_boxes(boxes, clockwise, data_of<int64_t>(order));
   const auto suppress = [&](auto zero) {

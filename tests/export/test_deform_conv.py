@@ -1,5 +1,7 @@
 """Deformable convolution in ONNX, run by onnxruntime, compared with the oracle in float64."""
 
+import contextlib
+
 import pytest
 import torch
 from torch import nn
@@ -150,13 +152,30 @@ def test_other_batches_and_sizes(exporter, target, path):
             assert_close(run(path, x)[0], model(x))
 
 
+@pytest.mark.parametrize("target", daily("gathernd", "native"))
+def test_normalisation_after_two_layers_by_torchscript(target, path):
+    """torch's exporter needs the number of channels, which it infers from the nodes."""
+    register_onnx_ops(target)
+    torch.manual_seed(0)
+    layers = [PackedDeformConv2d(3, 6, 3, padding=1), PackedDeformConv2d(6, 4, 3, padding=1, modulated=True)]
+    model = nn.Sequential(*layers, nn.InstanceNorm2d(4)).eval()
+    for layer in layers:
+        nn.init.normal_(layer.conv_offset.weight, std=0.3)
+    x = torch.randn(2, 3, 7, 9)
+    by_torchscript(model, (x,), path, 19)
+    with torch.no_grad():
+        assert_close(run(path, x)[0], model(x))
+
+
 @pytest.mark.parametrize("opset", [12, 16, 19, 20])
 @pytest.mark.parametrize("target", TARGETS)
 def test_every_opset(target, opset, path):
     sample = cases.make("opset", offset_groups=2, padding=1).to(torch.float32)
     first = {"native": 19, "gridsample": 16}.get(target, 12)
     if opset >= first:
-        compare(sample, target, path, opset)
+        warns = target == "gridsample" and opset >= 20  # TensorRT's parser reads the mode of opset 20 wrongly
+        with pytest.warns(UserWarning, match="TensorRT") if warns else contextlib.nullcontext():
+            compare(sample, target, path, opset)
         return
     with pytest.raises(Exception, match=rf"at least {first} .*{target}.* {opset}"):
         compare(sample, target, path, opset)

@@ -330,6 +330,8 @@ def test_roi_align_in_the_graph(tmp_path):
     levels = [torch.randn(2, 3, 24 // s, 32 // s) for s in (1, 2)]
     corner = torch.rand(9, 2) * 60
     rois = torch.cat([torch.arange(9)[:, None] % 2, corner, corner + 1 + torch.rand(9, 2) * 60], 1)
+    rois[2, 3] = rois[2, 1] - 4  # the root of a negative area fits no level
+    rois[5, 4] = float("nan")
 
     class Model(nn.Module):
         def forward(self, a, b, rois):
@@ -339,6 +341,26 @@ def test_roi_align_in_the_graph(tmp_path):
     export_onnx(Model(), (*levels, rois), path)
     (pooled,) = run(path, *levels, rois)
     np.testing.assert_allclose(pooled, Model()(*levels, rois), rtol=0, atol=1e-5)
+    assert (pooled[[2, 5]] == 0).all() and (pooled != 0).flatten(1).any(1).sum() == 7
+
+
+def test_constants_in_a_graph_of_fixed_size(tmp_path):
+    """Tensors of zeros as large as its results made a file of a small Mask R-CNN three times as large."""
+    openvino = pytest.importorskip("openvino")
+    from dcnzoo.export.openvino import save_ir
+
+    class Model(nn.Module):
+        def forward(self, a, b, rois):
+            pooled = roi_align_pyramid([a, b], rois, [0.25, 0.125], [14, 14], 16.0, 0, "avg", True)
+            return paste_masks(pooled[:, 0].sigmoid(), rois[:, 1:], 60, 80)
+
+    levels = [torch.randn(1, 3, 24 // s, 32 // s) for s in (1, 2)]
+    rois = torch.tensor([[0.0, 4, 6, 40, 30]]).repeat(50, 1)
+    export_onnx(Model(), (*levels, rois), tmp_path / "model.onnx")
+    save_ir(tmp_path / "model.onnx", tmp_path / "model.xml")
+    stored = [op.get_byte_size() for op in openvino.Core().read_model(tmp_path / "model.xml").get_ops()
+              if op.get_type_name() == "Constant"]  # fmt: skip
+    assert max(stored) <= 3 * 14 * 14 * 4  # one RoI
 
 
 def test_results_without_the_border_of_corner_nets_pipeline():

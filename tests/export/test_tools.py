@@ -248,6 +248,7 @@ MISTAKES = [
     (2, ["--shape", 1, 2, 3], "--shape"),
     (2, ["--skip-postprocess", "--verify", "--show"], "--show: .*--skip-postprocess"),
     (2, ["--to", "pt2", "--dynamic-export"], "--dynamic-export: .*--to pt2"),
+    (2, ["--backend", "tensorrt", "--deform-conv", "gridsample"], "--deform-conv: .*gathernd"),
     (2, ["--int8", "images", "--fp16"], "--int8: .*--fp16"),
     (2, ["--int8", "images", "--verify"], "--verify: .*--int8"),
     (1, ["--int8", "nowhere"], "--int8: .*nowhere"),

@@ -281,7 +281,7 @@ def invalid(rank: int) -> list[tuple[Sample, str]]:
         ),
     ]
     if rank > 1:  # with an even number of channels, it would be a valid mask of several groups
-        five = {"input": input[:, :5], "weight": weight[:, :5], "mask": offset}
+        five = {"input": input[:, :5], "weight": weight[:, :5], "mask": offset.clone()}
         rows.append(("mask", f"5 input channels, got {rank} (", five))
     return list(wrong_calls(f"deform_conv{rank}d", good, NAMES, rows))
 

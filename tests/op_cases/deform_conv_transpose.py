@@ -113,7 +113,9 @@ def invalid(rank: int) -> list[tuple[Sample, str]]:
         ),
     ]
     if rank > 1:
-        rows.append(("mask", f"5 output channels, got {rank} (", {"weight": weight[:, :5], "mask": offset}))
+        rows.append(
+            ("mask", f"5 output channels, got {rank} (", {"weight": weight[:, :5], "mask": offset.clone()})
+        )
     return list(wrong_calls(f"deform_conv_transpose{rank}d", good, NAMES, rows))
 
 

@@ -382,7 +382,8 @@ def attention_in_place_of(plain: Callable) -> Callable:
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
     order = scores.sort(descending=True).indices  # mmcv's order of equal scores
-    return order[dcnzoo.ops.nms(boxes[order], scores[order], iou_threshold, offset)]
+    threshold = min(iou_threshold, 1.0)  # above 1, mmcv keeps all boxes
+    return order[dcnzoo.ops.nms(boxes[order], scores[order], threshold, offset)]
 
 
 def box_iou_rotated(

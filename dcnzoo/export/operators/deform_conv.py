@@ -6,7 +6,7 @@ target              opset  axes
 ``native``          >= 19  1, 2  the operator ``DeformConv``: the fastest, if the runtime has it
 ``gathernd``        >= 12  1–3   gathers rows of channels; the graph that most runtimes support
 ``gatherelements``  >= 12  1–3   gathers single values; if ``GatherND`` is missing or slow
-``gridsample``      >= 16  1, 2  the fewest nodes; normalises coordinates: slightly less exact
+``gridsample``      >= 16  1, 2  the fewest nodes; slightly less exact; not for TensorRT
 ``auto``            >= 12  1–3   ``native`` if possible, else ``gathernd``
 ==================  =====  ====  ==============================================================
 
@@ -17,6 +17,7 @@ are computed in float32 (float64 for float64 inputs), whatever the input's type.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -249,6 +250,12 @@ def _gather(g: Graph, call: _Call, target: str) -> Value:  # [N, groups, C / gro
 
 def _grid_sample(g: Graph, call: _Call) -> Value:  # [N·groups, C / groups, K, P]
     """Sample by ``GridSample``, with each channel group as a separate image."""
+    if g.opset >= 20:
+        warnings.warn(
+            "deform_conv: 'gridsample' at opset 20 and later: TensorRT's parser reads the mode 'linear' as "
+            "'nearest', without an error; for TensorRT, use 'gathernd'",
+            stacklevel=2,
+        )
     real = wide(g, call.input)
     one, two, outside = (g.number(value, real) for value in (1, 2, -2))
     grid = []

@@ -6,7 +6,7 @@ from dcnzoo.export.graph import Graph, Value, translates
 from dcnzoo.export.sampling import neighbours, read_rows, wide
 
 
-@translates("dcnzoo::ms_deform_attn", rank=3)
+@translates("dcnzoo::ms_deform_attn")
 def ms_deform_attn(
     g: Graph,
     value: Value,  # [N, S, heads, D]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dcnzoo.export.graph import FLOAT, Graph, Value, translates
 
 
-@translates("dcnzoo::nms", same_type=False)
+@translates("dcnzoo::nms")
 def nms(g: Graph, boxes: Value, scores: Value, iou_threshold: float, offset: int = 0) -> Value:  # [kept]
     """``NonMaxSuppression``. It accepts corners in any order, so x1 <= x2 and y1 <= y2 is assumed here."""
     corners = g.Cast(boxes, to=FLOAT)

@@ -1,0 +1,25 @@
+// Runs tasks with steps in turn, of which one throws (in a step, or before its first step if that is negative). Returns 1
+// if TaskQueue::run threw that exception, 0 if it threw none.
+#include <stdexcept>
+#include <string>
+
+#include "common/parallel.h"
+
+extern "C" int failing_task(int failing_task, int failing_step) {
+  constexpr int64_t tasks = 200, sequences = 2, steps = 3;
+  dcnzoo::TaskQueue queue(tasks, 0, sequences, steps);
+  try {
+    queue.run([&](int64_t sequence) {
+      for (int64_t task; queue.take(task, sequence);) {
+        if (task == failing_task && failing_step < 0) throw std::runtime_error("before its turn");
+        for (int64_t step = 0; step < steps; ++step)
+          queue.run_in_turn(task, step, [&] {
+            if (task == failing_task && step == failing_step) throw std::runtime_error("in its turn");
+          });
+      }
+    });
+  } catch (const std::exception& error) {
+    return std::string(error.what()).find("its turn") != std::string::npos ? 1 : -1;
+  }
+  return 0;
+}
