@@ -248,17 +248,11 @@ def load_model(
     model: str, checkpoint: str | None, device: str, unsafe_load: bool, allow_partial: bool, cfg_options: dict
 ) -> nn.Module:
     """Load the detector that the options of :data:`model` select."""
-    import torch
-
     from dcnzoo import zoo
-    from dcnzoo.utils.errors import UserError, user_errors
+    from dcnzoo.openmmlab.detector import require_device
+    from dcnzoo.utils.errors import user_errors
 
-    try:
-        found = torch.device(device)
-    except RuntimeError:
-        raise UserError(f"--device: expected cpu, cuda or cuda:N, got {device}") from None
-    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"--device: expected one of {torch.cuda.device_count()} GPUs, got {device}")
+    found = require_device(device, "--device")
     with user_errors():
         return zoo.load(
             model,

@@ -47,7 +47,11 @@ def command(
         cfg = load_config(**run)
         set_up_training(cfg, amp, auto_scale_lr, resume)
     with lock_work_dir(cfg.work_dir, cfg.launcher):
-        train(cfg, allow_partial)
+        try:
+            train(cfg, allow_partial)
+        except KeyboardInterrupt:
+            text = f"--resume continues from the last checkpoint in {cfg.work_dir}"
+            raise KeyboardInterrupt(text) from None
         if report:
             _report(Path(cfg.work_dir))
 

@@ -57,6 +57,29 @@ def inherit_from_packages(changes: Changes) -> None:
     changes.set(Config, "_get_cfg_path", staticmethod(base_path))
 
 
+def config_text(changes: Changes) -> None:
+    """Format a config once, not for every checkpoint, and let Ctrl-C through.
+
+    Formatting takes about a second, in which mmengine turns every exception into a SyntaxError.
+    """
+    original, last = Config.pretty_text.fget, {}
+
+    def pretty_text(self: Config) -> str:
+        content = repr(self._cfg_dict)
+        if content not in last:
+            try:
+                text = original(self)
+            except SyntaxError as error:
+                if isinstance(error.__context__, KeyboardInterrupt):
+                    raise error.__context__ from None
+                raise
+            last.clear()
+            last[content] = text
+        return last[content]
+
+    changes.set(Config, "pretty_text", property(pretty_text))
+
+
 def hub_packages(changes: Changes) -> None:
     """Make ``mmengine.hub.get_config`` and ``get_model`` accept ``'dcnzoo::…'``, editable or not."""
     from mmengine.hub import hub  # imports all of mmengine: slow

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import torch
 from torch import nn
 
-from dcnzoo.openmmlab.detector import build, dataset_meta, read_config
+from dcnzoo.openmmlab.detector import build, dataset_meta, read_config, require_device
 from dcnzoo.utils.errors import UserError, user_errors
 from dcnzoo.zoo import download
 from dcnzoo.zoo.index import find
@@ -17,7 +18,7 @@ def load(
     name: str,
     *,
     checkpoint: str | os.PathLike | None = None,
-    device: str = "cpu",
+    device: str | torch.device = "cpu",
     unsafe_load: bool = False,
     cfg_options: dict | None = None,
     allow_partial: bool = False,
@@ -32,9 +33,10 @@ def load(
         allow_partial: if the checkpoint does not fit the model, load the parameters that fit.
 
     Raises:
-        UserError: the model is unknown or has no weights, the download failed, or the checkpoint does not
-            fit.
+        UserError: the model is unknown or has no weights, torch cannot use the device, the download failed,
+            or the checkpoint does not fit.
     """
+    require_device(device, "device")
     model = Path(name) if is_config_file(name) else find(name)
     if checkpoint is None:
         if isinstance(model, Path):
