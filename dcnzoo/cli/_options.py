@@ -249,15 +249,13 @@ def load_model(
 ) -> nn.Module:
     """Load the detector that the options of :data:`model` select."""
     from dcnzoo import zoo
-    from dcnzoo.openmmlab.detector import require_device
     from dcnzoo.utils.errors import user_errors
 
-    found = require_device(device, "--device")
     with user_errors():
         return zoo.load(
             model,
             checkpoint=checkpoint,
-            device=found,
+            device=device,
             unsafe_load=unsafe_load,
             cfg_options=cfg_options,
             allow_partial=allow_partial,

@@ -58,10 +58,8 @@ def command(
     if checkpoint is not None and len(work_dirs) > 1:
         raise click.UsageError(f"--checkpoint: expected a single WORK_DIR, got {len(work_dirs)}")
     import dcnzoo.openmmlab  # noqa: F401  before mmengine
-    from dcnzoo.openmmlab.detector import require_device
     from dcnzoo.report.write import write_report
 
-    require_device(device, "--device")
     page = write_report(
         work_dirs, out, labels, checkpoint, images=num_images, device=device, allow_partial=allow_partial
     )

@@ -76,7 +76,7 @@ def command(
         model = model_builder.build_model(cfg, checkpoint, unsafe_load)
         if fuse_conv_bn:
             model = fuse(model)
-        place = require_device(device or get_device(), "--device")
+        place = require_device(device or get_device())
         model.to(place)
         batches = (
             [model_builder.random_batch(*shape)] if shape else list(model_builder.test_batches(cfg, max_iter))

@@ -50,8 +50,7 @@ def command(
         try:
             train(cfg, allow_partial)
         except KeyboardInterrupt:
-            text = f"--resume continues from the last checkpoint in {cfg.work_dir}"
-            raise KeyboardInterrupt(text) from None
+            raise KeyboardInterrupt(f"--resume continues the training in {cfg.work_dir}") from None
         if report:
             _report(Path(cfg.work_dir))
 

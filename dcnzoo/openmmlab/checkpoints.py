@@ -1,8 +1,7 @@
-"""Load checkpoints as data, whole or not at all: reading a file through mmengine never runs code from it.
+"""Load checkpoints as data: reading a file through mmengine never runs code from it.
 
 Pickle, the format of checkpoints, can call any function while it is read. Only tensors, plain Python
-objects and the types in mmengine's log are allowed. Damaged files and weights that are not finite are
-rejected here, because all commands and all of mmengine's loaders use :func:`load_file`.
+objects and the types in mmengine's log are allowed. Damaged files and NaN are rejected too.
 """
 
 from __future__ import annotations
@@ -30,8 +29,10 @@ from torch import Tensor
 from dcnzoo.compat.patches import Changes
 from dcnzoo.utils.errors import UserError, one_line, printable
 
+Source = str | os.PathLike | IO[bytes]
 MapLocation = str | torch.device | Callable | dict | None  # the same types as in torch.load
 
+_NAMES = "dataset_meta"  # key of the names of the classes in ``meta``, and in the metadata of safetensors
 _MARK = b"sha256:"
 _DIGEST = 64  # hexadecimal digits
 _END = b"PK\x05\x06"  # end record of a zip archive: 22 bytes; the last two are the length of the comment
@@ -92,9 +93,7 @@ def _digest(file, length: int) -> bytes:
     return digest.hexdigest().encode()
 
 
-def load_file(
-    path: str | os.PathLike | IO[bytes], unsafe_load: bool = False, map_location: MapLocation = "cpu"
-) -> Mapping:
+def load_file(path: Source, unsafe_load: bool = False, map_location: MapLocation = "cpu") -> Mapping:
     """Read a checkpoint file. Of a safetensors file, ``meta`` contains the names of the classes.
 
     Args:
@@ -102,36 +101,28 @@ def load_file(
             files from authors whose programs you would run.
 
     Raises:
-        CheckpointError: the file contains other objects and ``unsafe_load`` is False, it is damaged or no
-            checkpoint, or a weight is NaN or infinite.
+        CheckpointError: it is damaged or no checkpoint, contains other objects, or a weight is not finite.
     """
-    name = path if isinstance(path, str | os.PathLike) else "checkpoint"
-    if str(name).endswith(".safetensors"):
+    is_path = isinstance(path, str | os.PathLike)
+    name = str(path) if is_path else "checkpoint"
+    if name.endswith(".safetensors"):
         checkpoint = _load_safetensors(name)
+    elif is_path and (reason := damage(path)):
+        raise CheckpointError(f"{name}: expected a checkpoint, got a file that {reason}; copy it again")
     else:
-        if name is path and (reason := damage(path)):
-            raise CheckpointError(
-                f"{name}: expected a checkpoint, got a file that {reason}; copy or download it again"
-            )
         checkpoint = _load_pickle(path, name, unsafe_load, map_location)
     groups = [checkpoint.get(key) for key in ("state_dict", "model", "ema_state_dict")]
     for weights in [group for group in groups if isinstance(group, Mapping)] or [checkpoint]:
         names = [key for key, value in weights.items() if isinstance(value, Tensor) and not _is_finite(value)]
         if names:
-            more = f" and {len(names) - 1} others" if len(names) > 1 else ""
+            few = printable(", ".join(map(str, names[:3]))) + ", …" * (len(names) > 3)
             raise CheckpointError(
-                f"{name}: expected finite weights, got NaN or infinity in {printable(str(names[0]))}{more}; "
-                "use a checkpoint from before the training diverged"
+                f"{name}: expected finite weights, got NaN or infinity in {few}; use an earlier checkpoint"
             )
     return checkpoint
 
 
-def _load_pickle(
-    path: str | os.PathLike | IO[bytes],
-    name: str | os.PathLike,
-    unsafe_load: bool,
-    map_location: MapLocation,
-) -> Mapping:
+def _load_pickle(path: Source, name: str, unsafe_load: bool, map_location: MapLocation) -> Mapping:
     try:
         with Changes() as changes:
             load_own_checkpoints(changes)
@@ -146,8 +137,6 @@ def _load_pickle(
                 "dcnzoo zoo publish FILE OUT --unsafe-load --save-keys state_dict writes only weights to OUT"
             ) from None
         raise CheckpointError(f"{name}: expected a checkpoint, found something else") from error
-    except OSError:
-        raise
     except Exception as error:  # a damaged pickle can raise any
         raise CheckpointError(f"{name}: expected a checkpoint: {one_line(error)}") from error
     if not isinstance(checkpoint, Mapping):
@@ -159,27 +148,20 @@ def _load_safetensors(path: str | os.PathLike) -> Mapping:
     try:
         with safe_open(path, framework="pt") as file:
             weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  no dict
-            names = (file.metadata() or {}).get(_CLASSES)
-        return {"state_dict": weights, "meta": {"dataset_meta": _read_names(names)} if names else {}}
-    except (SafetensorError, ValueError, TypeError, LookupError) as error:
+            names = json.loads((file.metadata() or {}).get(_NAMES, "{}"))
+        if names:
+            colors = [tuple(color) for color in names.get("palette", [])]  # MMDetection draws no lists
+            names = {"classes": tuple(map(str, names["classes"])), "palette": colors or None}
+        return {"state_dict": weights, "meta": {_NAMES: names} if names else {}}
+    except (SafetensorError, ValueError, TypeError, LookupError, AttributeError) as error:
         raise CheckpointError(f"{path}: expected safetensors: {one_line(error)}") from error
-
-
-_CLASSES = "dataset_meta"  # key in the metadata of a safetensors file, named after mmengine's key in ``meta``
 
 
 def names_as_metadata(meta: Mapping) -> dict[str, str]:
     """Write the classes and colours in a checkpoint's ``meta`` as the metadata of a safetensors file."""
-    names = {key: value for key, value in class_names(meta).items() if key in ("classes", "palette")}
-    return {_CLASSES: json.dumps(names, default=np.ndarray.tolist)} if names.get("classes") else {}
-
-
-def _read_names(text: str) -> dict:
-    """Reverse :func:`names_as_metadata`. MMDetection draws only colours that are tuples."""
-    names = json.loads(text)
-    palette = names.get("palette")
-    colors = [tuple(color) for color in palette] if isinstance(palette, list) else palette
-    return {"classes": tuple(map(str, names["classes"])), **({"palette": colors} if colors else {})}
+    known, kinds = class_names(meta), (list, tuple, np.ndarray)
+    names = {key: known[key] for key in ("classes", "palette") if isinstance(known.get(key), kinds)}
+    return {_NAMES: json.dumps(names, default=np.ndarray.tolist)} if "classes" in names else {}
 
 
 def class_names(meta: Mapping) -> dict:
@@ -189,11 +171,9 @@ def class_names(meta: Mapping) -> dict:
     return {str(key).lower(): value for key, value in (meta.get("dataset_meta") or {}).items()}
 
 
-def _is_finite(value: Tensor) -> bool:
-    if not value.is_floating_point() or value.is_meta or value.layout != torch.strided:
-        return True
-    # isfinite does not support float8
-    return bool(torch.isfinite(value if value.itemsize > 1 else value.float()).all())
+def _is_finite(value: Tensor) -> bool:  # not checked: float8 and sparse tensors, which have no isfinite
+    checkable = value.is_floating_point() and value.itemsize > 1 and value.layout == torch.strided
+    return not checkable or value.is_meta or bool(torch.isfinite(value).all())
 
 
 def _history_method(owner: object, name: str) -> object:

@@ -22,17 +22,17 @@ from dcnzoo.openmmlab.weights import load_weights
 from dcnzoo.utils.errors import UserError, printable
 
 
-def require_device(device: str | torch.device, what: str) -> torch.device:
+def require_device(name: str) -> torch.device:
     """Raise UserError unless torch can use the device."""
-    try:
-        found = torch.device(device)
-    except RuntimeError:
-        raise UserError(f"{what}: expected cpu, cuda or cuda:N, got {device}") from None
     count = torch.cuda.device_count()
-    if found.type == "cuda" and (found.index or 0) >= count:
-        expected = f"cuda:0 to cuda:{count - 1}" if count else "cpu (torch detects no GPU)"
-        raise UserError(f"{what}: expected {expected}, got {device}")
-    return found
+    gpus = f"or a GPU from cuda:0 to cuda:{count - 1}" if count else "(torch detects no GPU)"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or (device.type == "cuda" and (device.index or 0) >= count):
+        raise UserError(f"--device: expected cpu {gpus}, got {name}")
+    return device
 
 
 def read_config(path: str | os.PathLike) -> Config:

@@ -58,23 +58,17 @@ def inherit_from_packages(changes: Changes) -> None:
 
 
 def config_text(changes: Changes) -> None:
-    """Format a config once, not for every checkpoint, and let Ctrl-C through.
-
-    Formatting takes about a second, in which mmengine turns every exception into a SyntaxError.
-    """
+    """Format a config once, not for every checkpoint; mmengine turns a Ctrl-C meanwhile into SyntaxError."""
     original, last = Config.pretty_text.fget, {}
 
     def pretty_text(self: Config) -> str:
-        content = repr(self._cfg_dict)
-        if content not in last:
-            try:
-                text = original(self)
-            except SyntaxError as error:
-                if isinstance(error.__context__, KeyboardInterrupt):
-                    raise error.__context__ from None
-                raise
+        if (content := repr(self._cfg_dict)) not in last:
             last.clear()
-            last[content] = text
+            try:
+                last[content] = original(self)
+            except SyntaxError as error:
+                interrupted = isinstance(error.__context__, KeyboardInterrupt)
+                raise (error.__context__ if interrupted else error) from None
         return last[content]
 
     changes.set(Config, "pretty_text", property(pretty_text))

@@ -45,9 +45,7 @@ def lock_work_dir(folder: str | os.PathLike, launcher: str = "none") -> Iterator
             "until it ends"
         ) from None
     except OSError as error:
-        raise UserError(
-            f"--work-dir: expected a folder that can be written, got {folder}: {error.strerror or error}"
-        ) from error
+        raise UserError(f"--work-dir: {folder} cannot be written: {error.strerror or error}") from error
     try:
         content = {
             "pid": os.getpid(),

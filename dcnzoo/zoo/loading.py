@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from dcnzoo.openmmlab.detector import build, dataset_meta, read_config, require_device
@@ -18,7 +17,7 @@ def load(
     name: str,
     *,
     checkpoint: str | os.PathLike | None = None,
-    device: str | torch.device = "cpu",
+    device: str = "cpu",
     unsafe_load: bool = False,
     cfg_options: dict | None = None,
     allow_partial: bool = False,
@@ -36,7 +35,7 @@ def load(
         UserError: the model is unknown or has no weights, torch cannot use the device, the download failed,
             or the checkpoint does not fit.
     """
-    require_device(device, "device")
+    place = require_device(device)
     model = Path(name) if is_config_file(name) else find(name)
     if checkpoint is None:
         if isinstance(model, Path):
@@ -51,7 +50,7 @@ def load(
             raise UserError(f"{name}: expected a config with a model, found none")
         detector, meta = build(cfg, checkpoint, unsafe_load, allow_partial)
         detector.dataset_meta = dataset_meta(cfg, meta)
-    return detector.to(device)
+    return detector.to(place)
 
 
 def is_config_file(name: str) -> bool:

@@ -115,7 +115,7 @@ def test_mistakes(published, tmp_path, monkeypatch):
     with pytest.raises(zoo.UnknownModelError, match="tiny"):
         zoo.load("tinny")
     for device in ("cuda:99", "tin"):
-        with pytest.raises(UserError, match=f"^device: expected c.*{device}"):
+        with pytest.raises(UserError, match=f"^--device: expected cpu .*{device}"):
             zoo.load("tiny", device=device)
     with pytest.raises(UserError, match=r"checkpoint: .*nowhere\.pth"):
         zoo.load("tiny", checkpoint="nowhere.pth")

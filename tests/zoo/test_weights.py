@@ -93,7 +93,7 @@ def test_files_that_hold_no_weights(tmp_path):
 
 
 @pytest.mark.parametrize("number", [float("nan"), -float("inf")])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e5m2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_weights_that_are_not_finite(tmp_path, number, dtype):
     good = {"conv.weight": torch.ones(2, 3).to(dtype), "bn.num_batches_tracked": torch.tensor(3)}
     bad = {**good, "bn.running_var": torch.tensor([1.0, number]).to(dtype)}

@@ -10,8 +10,7 @@ class ShapesDataset(CocoDataset):
     """The generated shapes (see :mod:`dcnzoo.data.shapes`) as a COCO data set.
 
     ``shapes`` contains the fields of :class:`ShapesSpec`. If given, the data set is generated in
-    ``data_root`` unless it is there already; with ``lazy_init``, when its items are first read. Without it,
-    the existing files are read.
+    ``data_root`` before it is first read, unless it is there already. Without it, existing files are read.
     """
 
     METAINFO = {"classes": CLASSES, "palette": PALETTE}

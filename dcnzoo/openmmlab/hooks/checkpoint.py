@@ -83,10 +83,8 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def _find_whole(self, runner: Runner) -> str | None:
         """Return the checkpoint to load: the requested file, or the work directory's last undamaged one."""
-        if runner._load_from is not None:
+        if runner._load_from is not None or not (runner._resume and self._is_local):
             return runner._load_from  # load_file verifies it
-        if not (runner._resume and self._is_local):
-            return None
         candidates = self._candidates(Path(runner.work_dir))
         for path in candidates:
             reason = damage(path) if path.is_file() else None  # sharded optimizers save folders
