@@ -14,7 +14,8 @@ import mmcv
 import numpy as np
 import pytest
 import torch
-from mmengine.config import ConfigDict
+from mmengine.config import Config, ConfigDict
+from mmengine.config import config as config_module
 from mmengine.dist import get_backend, init_dist
 from mmengine.hub import get_config
 from mmengine.logging import HistoryBuffer
@@ -357,6 +358,25 @@ def test_a_backbone_without_dcn_says_what_to_write():
     assert any(isinstance(m, PackedDeformConv2d) for m in model.modules())
     with pytest.raises(TypeError, match="depth"):
         csp_darknet(depth=50)
+
+
+def test_text_of_a_config(monkeypatch):
+    cfg = Config(dict(a=1))
+    written = []
+    format_code = config_module.FormatCode
+    monkeypatch.setattr(
+        config_module, "FormatCode", lambda *a, **k: written.append(a) or format_code(*a, **k)
+    )
+    assert cfg.pretty_text == cfg.pretty_text == "a = 1\n" and len(written) == 1
+    cfg.a = 2
+    assert cfg.pretty_text == "a = 2\n"
+
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(config_module, "FormatCode", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        _ = Config(dict(a=3)).pretty_text
 
 
 @pytest.mark.parametrize("hue", [-0.5, -0.055, 0.0, 0.2])

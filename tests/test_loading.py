@@ -247,6 +247,29 @@ def test_a_work_dir_that_is_a_file(run, tmp_path):
     assert (tmp_path / "file").read_text() == "mine"
 
 
+def test_a_work_dir_that_cannot_be_written(run, tmp_path, monkeypatch):
+    def refuse(path, *args, **kwargs):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "mkdir", refuse)  # root may write anywhere
+        with (
+            pytest.raises(UserError, match=rf"^--work-dir: .*{tmp_path}/work.*denied"),
+            lock_work_dir(tmp_path / "work"),
+        ):
+            pass
+
+
+def test_an_interrupted_training_says_how_to_continue(run, tmp_path, monkeypatch):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dcnzoo.openmmlab.training.build_runner", interrupt)
+    status, output = run("train", PLAIN, "--work-dir", tmp_path / "work")
+    assert status == 130 and len(output.splitlines()) == 1
+    assert "--resume" in output and f"{tmp_path}/work" in output
+
+
 def test_checkpoints_can_be_switched_off(run, tmp_path):
     options = settings(tmp_path / "data", train=2, val=1, default_hooks__checkpoint="None")
     status, output = run("train", PLAIN, "--work-dir", tmp_path / "work", *options)

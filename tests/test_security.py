@@ -1,4 +1,4 @@
-"""Untrusted files in every command: their content is never executed."""
+"""Untrusted and damaged files in every command: their content is never executed, and read whole or not."""
 
 import os
 import runpy
@@ -18,6 +18,7 @@ import dcnzoo.models  # noqa: F401
 from mmdet.registry import MODELS
 
 from dcnzoo import zoo
+from dcnzoo.openmmlab.checkpoints import CheckpointError
 from dcnzoo.zoo import index
 
 from .commands import invoke
@@ -108,6 +109,38 @@ def test_code_in_a_checkpoint_is_refused(run, folder, data, weights, command):
     assert status == 1, output
     assert "harmful.pth: contains posix.mkdir, which is neither weights nor plain data" in output
     assert output.splitlines()[-1].startswith("error: ") and "Traceback" not in output
+
+
+def flip_a_bit(path, value):
+    """Change one bit of a tensor, without its CRC-32."""
+    content = bytearray(path.read_bytes())
+    position = content.index(value.numpy().tobytes())
+    content[position] ^= 1
+    path.write_bytes(content)
+
+
+SAME_LOADER = ("train, backbone", "train --resume", "reproduce")  # as the others
+
+
+@pytest.mark.parametrize(
+    "command", [*(c for c in (*COMMANDS, "zoo.load") if c not in SAME_LOADER), *slow(*SAME_LOADER)]
+)
+def test_damaged_weights_are_refused(run, folder, data, weights, command):
+    name = "backbone.layer1.0.conv1.weight"
+    torch.save({"state_dict": weights, "meta": {}}, "bit.pth")
+    flip_a_bit(Path("bit.pth"), weights[name])
+    damaged = {**weights, name: weights[name].clone()}
+    damaged[name].view(-1)[3] = float("nan")
+    torch.save({"state_dict": damaged, "meta": {}}, "nan.pth")
+    for file, text in (("bit.pth", "bit/data/"), ("nan.pth", name)):
+        if command == "zoo.load":
+            with pytest.raises(CheckpointError, match=f"^{file}: expected .*{text}"):
+                zoo.load(CONFIG, checkpoint=file)
+            continue
+        status, output = run(*COMMANDS[command](file, data))
+        assert status == 1 and "Traceback" not in output, output
+        line = output.splitlines()[-1]
+        assert line.startswith(f"error: {file}: expected") and text in line
 
 
 def test_zoo_download(run, folder, tmp_path, monkeypatch):

@@ -248,22 +248,14 @@ def load_model(
     model: str, checkpoint: str | None, device: str, unsafe_load: bool, allow_partial: bool, cfg_options: dict
 ) -> nn.Module:
     """Load the detector that the options of :data:`model` select."""
-    import torch
-
     from dcnzoo import zoo
-    from dcnzoo.utils.errors import UserError, user_errors
+    from dcnzoo.utils.errors import user_errors
 
-    try:
-        found = torch.device(device)
-    except RuntimeError:
-        raise UserError(f"--device: expected cpu, cuda or cuda:N, got {device}") from None
-    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"--device: expected one of {torch.cuda.device_count()} GPUs, got {device}")
     with user_errors():
         return zoo.load(
             model,
             checkpoint=checkpoint,
-            device=found,
+            device=device,
             unsafe_load=unsafe_load,
             cfg_options=cfg_options,
             allow_partial=allow_partial,

@@ -35,7 +35,8 @@ def one_line_errors() -> Iterator[None]:
                 raise
             name = printable(str(error.filename or "a file"))
             sys.exit(f"error: {name} cannot be written: {error.strerror}")
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
+            print(f"interrupted{f'; {error}' if str(error) else ''}", file=sys.stderr)
             sys.exit(130)  # click would exit with 1
         finally:
             sys.stdout.flush()  # Python's own flush at exit is too late to catch a broken pipe

@@ -58,6 +58,7 @@ def command(
     import torch
 
     from dcnzoo.openmmlab import model_builder
+    from dcnzoo.openmmlab.detector import require_device
     from dcnzoo.openmmlab.runner import read_config_file
     from dcnzoo.utils.errors import user_errors
     from dcnzoo.utils.files import require_file
@@ -75,7 +76,7 @@ def command(
         model = model_builder.build_model(cfg, checkpoint, unsafe_load)
         if fuse_conv_bn:
             model = fuse(model)
-        place = torch.device(device or get_device())
+        place = require_device(device or get_device())
         model.to(place)
         batches = (
             [model_builder.random_batch(*shape)] if shape else list(model_builder.test_batches(cfg, max_iter))

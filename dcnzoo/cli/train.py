@@ -47,7 +47,10 @@ def command(
         cfg = load_config(**run)
         set_up_training(cfg, amp, auto_scale_lr, resume)
     with lock_work_dir(cfg.work_dir, cfg.launcher):
-        train(cfg, allow_partial)
+        try:
+            train(cfg, allow_partial)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"--resume continues the training in {cfg.work_dir}") from None
         if report:
             _report(Path(cfg.work_dir))
 

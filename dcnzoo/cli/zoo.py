@@ -129,14 +129,13 @@ def verify(files: tuple[Path, ...]) -> None:
 def publish(in_file: str, out_file: Path, save_keys: tuple[str, ...], unsafe_load: bool) -> None:
     """Convert the checkpoint IN_FILE of a training to OUT_FILE for publication.
 
-    Keeps the weights and their metadata, but not the optimizer; only the weights if OUT_FILE is
-    x.safetensors. Adds the first digits of the file's SHA-256 to its name: x.pth becomes x-1a2b3c4d.pth.
-    dcnzoo zoo verify and every download compare them.
+    Keeps the weights and their metadata, but not the optimizer; of the metadata, x.safetensors contains the
+    names of the classes. Adds the first digits of the file's SHA-256 to its name: x.pth becomes
+    x-1a2b3c4d.pth. dcnzoo zoo verify and every download compare them.
     """
     import torch
 
-    from dcnzoo.openmmlab.checkpoints import load_file
-    from dcnzoo.openmmlab.hooks.checkpoint import seal
+    from dcnzoo.openmmlab.checkpoints import load_file, names_as_metadata, seal
     from dcnzoo.utils.files import require_file, write_bytes
 
     require_file(in_file, "checkpoint")
@@ -148,8 +147,9 @@ def publish(in_file: str, out_file: Path, save_keys: tuple[str, ...], unsafe_loa
     if out_file.suffix == ".safetensors":
         from safetensors.torch import save
 
+        names = names_as_metadata(kept.get("meta") or {})
         ending, kept = ".safetensors", {"state_dict": kept["state_dict"]}
-        content = save({name: value.contiguous() for name, value in kept["state_dict"].items()})
+        content = save({name: value.contiguous() for name, value in kept["state_dict"].items()}, names)
     else:
         buffer = io.BytesIO()  # not a file: torch.save would store its name
         torch.save(kept, buffer)

@@ -1,16 +1,20 @@
 """Load checkpoints as data: reading a file through mmengine never runs code from it.
 
 Pickle, the format of checkpoints, can call any function while it is read. Only tensors, plain Python
-objects and the types in mmengine's log are allowed.
+objects and the types in mmengine's log are allowed. Damaged files and NaN are rejected too.
 """
 
 from __future__ import annotations
 
 import functools
+import json
 import os
 import pickle
 import re
+import struct
+import zipfile
 from collections.abc import Callable, Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import IO
 
@@ -19,37 +23,106 @@ import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 from mmengine.runner import checkpoint as loading
-from safetensors import SafetensorError
-from safetensors.torch import load_file as load_safetensors
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from dcnzoo.compat.patches import Changes
-from dcnzoo.utils.errors import UserError, one_line
+from dcnzoo.utils.errors import UserError, one_line, printable
 
+Source = str | os.PathLike | IO[bytes]
 MapLocation = str | torch.device | Callable | dict | None  # the same types as in torch.load
+
+_NAMES = "dataset_meta"  # key of the names of the classes in ``meta``, and in the metadata of safetensors
+_MARK = b"sha256:"
+_DIGEST = 64  # hexadecimal digits
+_END = b"PK\x05\x06"  # end record of a zip archive: 22 bytes; the last two are the length of the comment
+_BLOCK = 1 << 20
 
 
 class CheckpointError(UserError):
     """The file is not a checkpoint, contains objects that are not allowed, or does not fit the model."""
 
 
-def load_file(
-    path: str | os.PathLike | IO[bytes], unsafe_load: bool = False, map_location: MapLocation = "cpu"
-) -> Mapping:
-    """Read a checkpoint file.
+def seal(archive: bytes) -> bytes:
+    """Add the SHA-256 of an archive that ``torch.save`` wrote as the archive's comment.
+
+    Readers of zip archives, torch included, ignore comments. Bytes that are not an archive, or an archive
+    that already has a comment, are returned unchanged.
+    """
+    if archive[-22:-18] != _END or archive[-2:] != b"\0\0":
+        return archive
+    sealed = bytearray(archive)
+    sealed[-2:] = struct.pack("<H", len(_MARK) + _DIGEST)
+    sealed += _MARK
+    sealed += sha256(sealed).hexdigest().encode()
+    return bytes(sealed)
+
+
+def damage(path: str | os.PathLike) -> str | None:
+    """Describe what is wrong with the file of a checkpoint; None if nothing is found.
+
+    In a sealed file, every changed bit is detected. In other files of torch ≥ 1.6, the CRC-32 of each tensor
+    is verified. In files of older versions of torch, only the first byte is checked.
+    """
+    size = Path(path).stat().st_size
+    with open(path, "rb") as file:
+        first = file.read(2)
+        file.seek(max(0, size - len(_MARK) - _DIGEST))
+        tail = file.read()
+        if tail.startswith(_MARK):
+            file.seek(0)
+            same = _digest(file, size - _DIGEST) == tail[len(_MARK) :]
+            return None if same else "does not match its checksum"
+    if first != b"PK":
+        return None if first.startswith(b"\x80") else "is not a checkpoint" if first else "is empty"
+    if tail[-22:-18] != _END or tail[-2:] != b"\0\0":
+        return "is truncated or damaged"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+    except Exception as error:  # besides BadZipFile, those of five compression methods and of encryption
+        return f"is damaged ({one_line(error)})"
+    return f"is damaged ({printable(broken)})" if broken else None
+
+
+def _digest(file, length: int) -> bytes:
+    digest = sha256()
+    while block := file.read(min(_BLOCK, length)):
+        digest.update(block)
+        length -= len(block)
+    return digest.hexdigest().encode()
+
+
+def load_file(path: Source, unsafe_load: bool = False, map_location: MapLocation = "cpu") -> Mapping:
+    """Read a checkpoint file. Of a safetensors file, ``meta`` contains the names of the classes.
 
     Args:
         unsafe_load: allow any object. This **runs any code in the file** with your rights: use it only for
             files from authors whose programs you would run.
 
     Raises:
-        CheckpointError: the file contains other objects and ``unsafe_load`` is False, or it is no checkpoint.
+        CheckpointError: it is damaged or no checkpoint, contains other objects, or a weight is not finite.
     """
-    name = path if isinstance(path, str | os.PathLike) else "checkpoint"
-    if str(name).endswith(".safetensors"):
-        try:
-            return load_safetensors(name)
-        except SafetensorError as error:
-            raise CheckpointError(f"{name}: expected safetensors: {one_line(error)}") from error
+    is_path = isinstance(path, str | os.PathLike)
+    name = str(path) if is_path else "checkpoint"
+    if name.endswith(".safetensors"):
+        checkpoint = _load_safetensors(name)
+    elif is_path and (reason := damage(path)):
+        raise CheckpointError(f"{name}: expected a checkpoint, got a file that {reason}; copy it again")
+    else:
+        checkpoint = _load_pickle(path, name, unsafe_load, map_location)
+    groups = [checkpoint.get(key) for key in ("state_dict", "model", "ema_state_dict")]
+    for weights in [group for group in groups if isinstance(group, Mapping)] or [checkpoint]:
+        names = [key for key, value in weights.items() if isinstance(value, Tensor) and not _is_finite(value)]
+        if names:
+            few = printable(", ".join(map(str, names[:3]))) + ", …" * (len(names) > 3)
+            raise CheckpointError(
+                f"{name}: expected finite weights, got NaN or infinity in {few}; use an earlier checkpoint"
+            )
+    return checkpoint
+
+
+def _load_pickle(path: Source, name: str, unsafe_load: bool, map_location: MapLocation) -> Mapping:
     try:
         with Changes() as changes:
             load_own_checkpoints(changes)
@@ -64,11 +137,43 @@ def load_file(
                 "dcnzoo zoo publish FILE OUT --unsafe-load --save-keys state_dict writes only weights to OUT"
             ) from None
         raise CheckpointError(f"{name}: expected a checkpoint, found something else") from error
-    except (RuntimeError, EOFError, KeyError, TypeError, ValueError) as error:
+    except Exception as error:  # a damaged pickle can raise any
         raise CheckpointError(f"{name}: expected a checkpoint: {one_line(error)}") from error
     if not isinstance(checkpoint, Mapping):
         raise CheckpointError(f"{name}: expected a dict with weights, found {type(checkpoint).__name__}")
     return checkpoint
+
+
+def _load_safetensors(path: str | os.PathLike) -> Mapping:
+    try:
+        with safe_open(path, framework="pt") as file:
+            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  no dict
+            names = json.loads((file.metadata() or {}).get(_NAMES, "{}"))
+        if names:
+            colors = [tuple(color) for color in names.get("palette", [])]  # MMDetection draws no lists
+            names = {"classes": tuple(map(str, names["classes"])), "palette": colors or None}
+        return {"state_dict": weights, "meta": {_NAMES: names} if names else {}}
+    except (SafetensorError, ValueError, TypeError, LookupError, AttributeError) as error:
+        raise CheckpointError(f"{path}: expected safetensors: {one_line(error)}") from error
+
+
+def names_as_metadata(meta: Mapping) -> dict[str, str]:
+    """Write the classes and colours in a checkpoint's ``meta`` as the metadata of a safetensors file."""
+    known, kinds = class_names(meta), (list, tuple, np.ndarray)
+    names = {key: known[key] for key in ("classes", "palette") if isinstance(known.get(key), kinds)}
+    return {_NAMES: json.dumps(names, default=np.ndarray.tolist)} if "classes" in names else {}
+
+
+def class_names(meta: Mapping) -> dict:
+    """Return ``classes`` and ``palette`` of a checkpoint's ``meta``, also those of MMDetection 2.x."""
+    if "CLASSES" in meta:
+        return {"classes": meta["CLASSES"], "palette": meta.get("PALETTE")}
+    return {str(key).lower(): value for key, value in (meta.get("dataset_meta") or {}).items()}
+
+
+def _is_finite(value: Tensor) -> bool:  # not checked: float8 and sparse tensors, which have no isfinite
+    checkable = value.is_floating_point() and value.itemsize > 1 and value.layout == torch.strided
+    return not checkable or value.is_meta or bool(torch.isfinite(value).all())
 
 
 def _history_method(owner: object, name: str) -> object:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+import torch
+
 import dcnzoo.openmmlab.models  # noqa: F401  registers classes; before mmdet, which needs mmcv.ops
 
 # isort: split
@@ -14,9 +16,23 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import init_default_scope
 from torch import nn
 
+from dcnzoo.openmmlab.checkpoints import class_names
 from dcnzoo.openmmlab.runner import read_config_file
 from dcnzoo.openmmlab.weights import load_weights
-from dcnzoo.utils.errors import printable
+from dcnzoo.utils.errors import UserError, printable
+
+
+def require_device(name: str) -> torch.device:
+    """Raise UserError unless torch can use the device."""
+    count = torch.cuda.device_count()
+    gpus = f"or a GPU from cuda:0 to cuda:{count - 1}" if count else "(torch detects no GPU)"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or (device.type == "cuda" and (device.index or 0) >= count):
+        raise UserError(f"--device: expected cpu {gpus}, got {name}")
+    return device
 
 
 def read_config(path: str | os.PathLike) -> Config:
@@ -44,9 +60,7 @@ def build(
 
 def dataset_meta(cfg: Config, meta: dict) -> dict:
     """Return names and colours of the classes: from the checkpoint if it has them, else from the data set."""
-    found = {key.lower(): value for key, value in meta.get("dataset_meta", {}).items()}
-    if "CLASSES" in meta:  # MMDetection 2.x
-        found = {"classes": meta["CLASSES"], "palette": meta.get("PALETTE")}
+    found = class_names(meta)
     known = metainfo(cfg.get("test_dataloader", {}).get("dataset", {}))
     if found.get("classes"):
         found["classes"] = tuple(printable(str(name)) for name in found["classes"])

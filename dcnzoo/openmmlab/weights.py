@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from dcnzoo.openmmlab.checkpoints import CheckpointError, load_file
+from dcnzoo.openmmlab.checkpoints import CheckpointError, class_names, load_file
 from dcnzoo.utils.errors import one_line
 
 
@@ -233,8 +233,7 @@ def load_state(
 
 
 def _number_of_classes(meta: Mapping) -> int | None:
-    found = {str(key).lower(): value for key, value in (meta.get("dataset_meta") or {}).items()}
-    classes = found.get("classes") or meta.get("CLASSES")
+    classes = class_names(meta).get("classes")
     return len(classes) if isinstance(classes, list | tuple) else None
 
 

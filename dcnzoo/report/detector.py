@@ -19,7 +19,7 @@ from torch import nn
 import dcnzoo.models  # noqa: F401  registers classes for configs
 from dcnzoo.layers.offsets import OffsetStatistics, TracksOffsets, offset_statistics, track_offsets
 from dcnzoo.openmmlab.datasets.images import resizing
-from dcnzoo.openmmlab.detector import build
+from dcnzoo.openmmlab.detector import build, require_device
 from dcnzoo.report.explain import Box, Explanation, output_window, receptive_field, with_unique_names
 from dcnzoo.report.plots import Instances
 from dcnzoo.report.sampling import SamplingField, record_sampling
@@ -54,7 +54,7 @@ class ValidationRunner:
     def __init__(
         self, cfg: Config, checkpoint: str | Path, device: str = "cpu", allow_partial: bool = False
     ) -> None:
-        self.model = build(cfg, checkpoint, allow_partial=allow_partial)[0].to(device)
+        self.model = build(cfg, checkpoint, allow_partial=allow_partial)[0].to(require_device(device))
         loader = cfg.get("val_dataloader") or cfg.test_dataloader
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
             self.dataset = DATASETS.build(loader.dataset)

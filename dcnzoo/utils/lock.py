@@ -26,15 +26,15 @@ def lock_work_dir(folder: str | os.PathLike, launcher: str = "none") -> Iterator
     With a ``launcher``, only the process of rank 0 takes the lock.
 
     Raises:
-        UserError: another process trains in this folder.
+        UserError: another process trains in this folder, or it cannot be written.
     """
     if int(os.environ.get(_RANKS.get(launcher, ""), 0)) > 0:
         yield
         return
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     lock, owner = FileLock(folder / ".training.lock"), folder / ".training.json"
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=_ORPHANS_END if _has_died(owner) else 0)
     except Timeout:
         known = _read(owner)
@@ -44,6 +44,8 @@ def lock_work_dir(folder: str | os.PathLike, launcher: str = "none") -> Iterator
             f"been training there since {known.get('since', 'an unknown time')}; use another folder, or wait "
             "until it ends"
         ) from None
+    except OSError as error:
+        raise UserError(f"--work-dir: {folder} cannot be written: {error.strerror or error}") from error
     try:
         content = {
             "pid": os.getpid(),

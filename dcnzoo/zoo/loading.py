@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
-from dcnzoo.openmmlab.detector import build, dataset_meta, read_config
+from dcnzoo.openmmlab.detector import build, dataset_meta, read_config, require_device
 from dcnzoo.utils.errors import UserError, user_errors
 from dcnzoo.zoo import download
 from dcnzoo.zoo.index import find
@@ -32,9 +32,10 @@ def load(
         allow_partial: if the checkpoint does not fit the model, load the parameters that fit.
 
     Raises:
-        UserError: the model is unknown or has no weights, the download failed, or the checkpoint does not
-            fit.
+        UserError: the model is unknown or has no weights, torch cannot use the device, the download failed,
+            or the checkpoint does not fit.
     """
+    place = require_device(device)
     model = Path(name) if is_config_file(name) else find(name)
     if checkpoint is None:
         if isinstance(model, Path):
@@ -49,7 +50,7 @@ def load(
             raise UserError(f"{name}: expected a config with a model, found none")
         detector, meta = build(cfg, checkpoint, unsafe_load, allow_partial)
         detector.dataset_meta = dataset_meta(cfg, meta)
-    return detector.to(device)
+    return detector.to(place)
 
 
 def is_config_file(name: str) -> bool:

@@ -4,6 +4,7 @@ import hashlib
 import io
 import re
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -11,14 +12,16 @@ import torch
 import dcnzoo.models  # noqa: F401  first: mmdet needs mmcv._ext
 
 # isort: split
-from mmdet.apis import inference_detector
+from mmdet.apis import DetInferencer, inference_detector, init_detector
 from mmdet.registry import MODELS
 from mmengine.registry import DefaultScope
 
 from dcnzoo import zoo
+from dcnzoo.data.shapes import CLASSES
 from dcnzoo.openmmlab.detector import read_config
 from dcnzoo.utils.errors import UserError
 
+from ..commands import run
 from .conftest import entry
 from .server import Served, serving
 
@@ -72,6 +75,10 @@ def test_load_detects(published, tmp_path, monkeypatch):
     boxes = found.bboxes
     assert boxes.min() >= 0 and boxes[:, 2].max() <= 90 and boxes[:, 3].max() <= 60
 
+    # mmdet replaces the first step of the pipeline for an array
+    cv2.imwrite(str(tmp_path / "a.png"), image)
+    assert torch.equal(inference_detector(detector, str(tmp_path / "a.png")).pred_instances.bboxes, boxes)
+
     zoo.load("tiny", checkpoint=cached)
     zoo.load("tiny")
     assert zoo.download("tiny") == cached
@@ -80,9 +87,36 @@ def test_load_detects(published, tmp_path, monkeypatch):
     assert len(served.requests) == 2
 
 
+def test_names_of_classes_are_in_the_published_file(published, tmp_path):
+    """In safetensors too, from checkpoints of MMDetection 2 and 3, for MMDetection's own functions."""
+    cached, config = published[2], str(zoo.find("tiny").config)
+    zoo.load("tiny")
+    names = {"classes": ["a", "b"], "palette": np.uint8([[9, 8, 7], [6, 5, 4]])}
+    torch.save({**torch.load(cached), "meta": {"dataset_meta": names}}, tmp_path / "new.pth")
+    for source, classes, palette in (
+        (cached, META["CLASSES"], META["PALETTE"]),
+        (tmp_path / "new.pth", ("a", "b"), [(9, 8, 7), (6, 5, 4)]),
+    ):
+        file = run("zoo", "publish", source, tmp_path / "out.safetensors").splitlines()[-1]
+        assert zoo.load("tiny", checkpoint=file).dataset_meta["palette"] == palette
+        assert init_detector(config, file, device="cpu").dataset_meta["classes"] == classes
+
+
+def test_mmdet_reads_the_names_of_the_shipped_weights(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = zoo.find("mask-rcnn_r14-mdconv_fpn_8e_shapes")
+    inferencer = DetInferencer(str(model.config), str(zoo.download(model.id)), device="cpu")
+    assert inferencer.model.dataset_meta["classes"] == CLASSES
+    assert inferencer.visualizer.dataset_meta["classes"] == CLASSES
+    assert not list(tmp_path.iterdir()), "no data set is generated for its names"
+
+
 def test_mistakes(published, tmp_path, monkeypatch):
     with pytest.raises(zoo.UnknownModelError, match="tiny"):
         zoo.load("tinny")
+    for device in ("cuda:99", "tin"):
+        with pytest.raises(UserError, match=f"^--device: expected cpu .*{device}"):
+            zoo.load("tiny", device=device)
     with pytest.raises(UserError, match=r"checkpoint: .*nowhere\.pth"):
         zoo.load("tiny", checkpoint="nowhere.pth")
     torch.save({"state_dict": {"x": torch.ones(1)}}, tmp_path / "other.pth")

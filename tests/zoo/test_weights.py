@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file as save_safetensors
 from torch import nn
 
 import dcnzoo.models  # noqa: F401  first: mmdet needs mmcv._ext
@@ -83,11 +84,25 @@ def test_files_that_hold_no_weights(tmp_path):
     path = tmp_path / "x.pth"
     for content in (b"<!DOCTYPE html><html>", b"", b"PK\x03\x04 and then it breaks off"):
         path.write_bytes(content)
-        with pytest.raises(CheckpointError, match=f"^{path}: expected a checkpoint"):
+        with pytest.raises(CheckpointError, match=f"^{path}: expected a checkpoint, got a file that"):
             read_checkpoint(path)
     for content in ([1, 2], {"state_dict": {}}, {"meta": {}, "optimizer": {}}):
         torch.save(content, path)
         with pytest.raises(CheckpointError, match=r"expected .*weights"):
+            read_checkpoint(path)
+
+
+@pytest.mark.parametrize("number", [float("nan"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_that_are_not_finite(tmp_path, number, dtype):
+    good = {"conv.weight": torch.ones(2, 3).to(dtype), "bn.num_batches_tracked": torch.tensor(3)}
+    bad = {**good, "bn.running_var": torch.tensor([1.0, number]).to(dtype)}
+    whole, broken = tmp_path / "x.pth", tmp_path / "y.pth"
+    assert_same(read_checkpoint(save(whole, state_dict=good))["state_dict"], good)
+    save(broken, state_dict=good, ema_state_dict=bad)
+    save_safetensors(bad, tmp_path / "y.safetensors")
+    for path in (broken, save(tmp_path / "z.pth", **bad), tmp_path / "y.safetensors"):
+        with pytest.raises(CheckpointError, match=rf"^{path}: .*bn\.running_var"):
             read_checkpoint(path)
 
 

@@ -10,14 +10,18 @@ class ShapesDataset(CocoDataset):
     """The generated shapes (see :mod:`dcnzoo.data.shapes`) as a COCO data set.
 
     ``shapes`` contains the fields of :class:`ShapesSpec`. If given, the data set is generated in
-    ``data_root`` unless it is there already. Without it, the existing files are read.
+    ``data_root`` before it is first read, unless it is there already. Without it, existing files are read.
     """
 
     METAINFO = {"classes": CLASSES, "palette": PALETTE}
 
-    def __init__(self, *args, data_root: str, shapes: dict | None = None, **kwargs) -> None:
-        if shapes is not None:
+    def __init__(self, *args, shapes: dict | None = None, **kwargs) -> None:
+        self.shapes = shapes
+        super().__init__(*args, **kwargs)
+
+    def load_data_list(self) -> list[dict]:
+        if self.shapes is not None:
             if is_main_process():
-                make_shapes(data_root, ShapesSpec(**shapes))
+                make_shapes(self.data_root, ShapesSpec(**self.shapes))
             barrier()
-        super().__init__(*args, data_root=data_root, **kwargs)
+        return super().load_data_list()

@@ -2,9 +2,6 @@
 
 import os
 import re
-import struct
-import zipfile
-from hashlib import sha256
 from pathlib import Path
 
 from mmengine.dist import broadcast_object_list, is_main_process
@@ -12,73 +9,11 @@ from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop, Runner
-from safetensors import SafetensorError, safe_open
 
 from dcnzoo.compat.patches import Changes
+from dcnzoo.openmmlab.checkpoints import damage, seal
 from dcnzoo.utils.errors import UserError, disk_is_full
 from dcnzoo.utils.files import write_bytes
-
-_MARK = b"sha256:"
-_DIGEST = 64  # hexadecimal digits
-_END = b"PK\x05\x06"  # end record of a zip archive: 22 bytes; the last two are the length of the comment
-_BLOCK = 1 << 20
-
-
-def seal(archive: bytes) -> bytes:
-    """Add the SHA-256 of an archive that ``torch.save`` wrote as the archive's comment.
-
-    Readers of zip archives, torch included, ignore comments. Bytes that are not an archive, or an archive
-    that already has a comment, are returned unchanged.
-    """
-    if archive[-22:-18] != _END or archive[-2:] != b"\0\0":
-        return archive
-    sealed = bytearray(archive)
-    sealed[-2:] = struct.pack("<H", len(_MARK) + _DIGEST)
-    sealed += _MARK
-    sealed += sha256(sealed).hexdigest().encode()
-    return bytes(sealed)
-
-
-def damage(path: str | os.PathLike) -> str | None:
-    """Describe what is wrong with a checkpoint file; None if nothing is found.
-
-    In a sealed file, every changed bit is detected. In other files of torch ≥ 1.6, the CRC-32 of each tensor
-    is verified. In safetensors files, the header and the size are checked. In files of older versions of
-    torch, only the first byte is checked.
-    """
-    if Path(path).suffix == ".safetensors":
-        try:
-            with safe_open(path, framework="numpy"):
-                return None
-        except SafetensorError as error:
-            return f"is damaged ({error})"
-    size = Path(path).stat().st_size
-    with open(path, "rb") as file:
-        first = file.read(2)
-        file.seek(max(0, size - len(_MARK) - _DIGEST))
-        tail = file.read()
-        if tail.startswith(_MARK):
-            file.seek(0)
-            same = _digest(file, size - _DIGEST) == tail[len(_MARK) :]
-            return None if same else "does not match its checksum"
-    if first != b"PK":
-        return None if first.startswith(b"\x80") else "is not a checkpoint"
-    if tail[-22:-18] != _END or tail[-2:] != b"\0\0":
-        return "is truncated or damaged"
-    try:
-        with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        return f"is damaged ({error})"
-    return f"is damaged ({broken})" if broken else None
-
-
-def _digest(file, length: int) -> bytes:
-    digest = sha256()
-    while block := file.read(min(_BLOCK, length)):
-        digest.update(block)
-        length -= len(block)
-    return digest.hexdigest().encode()
 
 
 @register_backend("atomic_local", force=True)
@@ -115,7 +50,7 @@ class AtomicCheckpointHook(CheckpointHook):
     those of an uninterrupted training.
 
     Raises:
-        UserError: the requested checkpoint is damaged, or all are.
+        UserError: all checkpoints are damaged.
     """
 
     def __init__(self, *args, **kwargs) -> None:
@@ -148,13 +83,8 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def _find_whole(self, runner: Runner) -> str | None:
         """Return the checkpoint to load: the requested file, or the work directory's last undamaged one."""
-        asked = runner._load_from
-        if asked is not None:
-            if "://" not in str(asked) and Path(asked).is_file() and (reason := damage(asked)):
-                raise UserError(f"checkpoint: {asked} {reason}")
-            return asked
-        if not (runner._resume and self._is_local):
-            return None
+        if runner._load_from is not None or not (runner._resume and self._is_local):
+            return runner._load_from  # load_file verifies it
         candidates = self._candidates(Path(runner.work_dir))
         for path in candidates:
             reason = damage(path) if path.is_file() else None  # sharded optimizers save folders

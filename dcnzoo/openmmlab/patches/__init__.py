@@ -17,7 +17,7 @@ from mmengine.device import get_device
 from dcnzoo.compat import patches
 from dcnzoo.compat.patches import Changes, Patch
 from dcnzoo.openmmlab.checkpoints import enforce_weights_only, load_own_checkpoints
-from dcnzoo.openmmlab.packages import hub_packages, inherit_from_packages
+from dcnzoo.openmmlab.packages import config_text, hub_packages, inherit_from_packages
 from dcnzoo.openmmlab.patches import distributed, models, other_packages
 from dcnzoo.openmmlab.patches.deformable_configs import deformable_configs, short_resnets
 from dcnzoo.openmmlab.pretrained import weights_by_name
@@ -94,6 +94,12 @@ TABLE = (
         hub_packages,
         target="mmengine.hub",
         reason="get_config and get_model find neither dcnzoo nor packages installed with `pip install -e`",
+        versions=MMENGINE,
+    ),
+    fix(
+        config_text,
+        target="mmengine.Config.pretty_text",
+        reason="Ctrl-C while a checkpoint is saved raises SyntaxError (Failed to format the config file)",
         versions=MMENGINE,
     ),
     fix(
@@ -200,6 +206,13 @@ TABLE = (
         reason="on the CPU, a mask fails if its box is inverted or outside the image (QueryInst)",
         versions=MMDET,
         needed=lambda: with_mmdet() and models.masks_outside_the_image_fail(),
+    ),
+    fix(
+        models.test_pipeline_stays,
+        target="mmdet.apis.inference.get_test_pipeline_cfg",
+        reason="after inference_detector(model, array), a path fails (KeyError: 'img')",
+        versions=MMDET,
+        needed=with_mmdet,
     ),
     SKIP_UNREADABLE_IMAGES,
     accept_version("mmyolo", "mmyolo 0.6.0", "mmcv", "2.0.1", "MMCV==2.1.0 is used but incompatible"),

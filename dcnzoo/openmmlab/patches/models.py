@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 
 import mmcv.ops
@@ -153,6 +154,13 @@ def masks_outside_the_image(changes: Changes) -> None:
         return paste(masks, torch.cat([low, high], 1), img_h, img_w, skip_empty)
 
     changes.wrap(fcn_mask_head, "_do_paste_mask", paste_inside)
+
+
+def test_pipeline_stays(changes: Changes) -> None:
+    """Give ``inference_detector`` a copy of the pipeline: for an array it changes the first step in place."""
+    from mmdet.apis import inference
+
+    changes.wrap(inference, "get_test_pipeline_cfg", lambda original, cfg: deepcopy(original(cfg)))
 
 
 def negative_hue(changes: Changes) -> None:
