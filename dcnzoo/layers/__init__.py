@@ -10,7 +10,6 @@ from dcnzoo.layers.deform_conv import (
     DeformConvTranspose3d,
 )
 from dcnzoo.layers.deform_roi_pool import DeformRoIPool, DeformRoIPoolPack, ModulatedDeformRoIPoolPack
-from dcnzoo.layers.freeze import freeze
 from dcnzoo.layers.ms_deform_attn import MultiScaleDeformableAttention
 from dcnzoo.layers.offsets import (
     ModulationStatistics,
@@ -63,7 +62,6 @@ __all__ = [
     "PackedDeformConvTranspose1d",
     "PackedDeformConvTranspose2d",
     "PackedDeformConvTranspose3d",
-    "freeze",
     "limit_offset",
     "modulation_statistics",
     "offset_parameter_groups",
