@@ -5,7 +5,6 @@ from dcnzoo.report.plots import (
     Instances,
     plot_detections,
     plot_learning_curves,
-    plot_offset_statistics,
     plot_sampling,
 )
 from dcnzoo.report.sampling import SamplingField, record_sampling, trace_sampling
@@ -16,7 +15,6 @@ __all__ = [
     "SamplingField",
     "plot_detections",
     "plot_learning_curves",
-    "plot_offset_statistics",
     "plot_sampling",
     "record_sampling",
     "trace_sampling",

@@ -4,11 +4,10 @@ Every function returns a matplotlib figure that is not attached to a GUI.
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from adjustText import adjust_text
-from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -60,20 +59,6 @@ class Instances:
 Curves = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
-def plot_curves(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: str = "") -> Figure:
-    """Plot all curves, name → steps and values, in one panel."""
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.subplots()
-    for index, (name, (steps, values)) in enumerate(curves.items()):
-        marker = "o" if len(steps) < 20 else None
-        axes.plot(steps, values, color=COLOURS[index % len(COLOURS)], marker=marker, ms=4, label=name)
-    axes.set_xlabel("step (training: iteration; validation: epoch or iteration)")
-    axes.set_title(title)
-    axes.grid(color=_LINE)
-    axes.legend(frameon=False)
-    return figure
-
-
 def plot_learning_curves(quantities: Mapping[str, Curves], step: str = "iteration") -> Figure:
     """Plot one panel per quantity: one colour per arm, thin lines for seeds, a thick line for their mean.
 
@@ -101,50 +86,6 @@ def plot_learning_curves(quantities: Mapping[str, Curves], step: str = "iteratio
         axes.spines["bottom"].set_color(_GREY)
         if len(curves) > 1:
             axes.legend(frameon=False)
-    return figure
-
-
-OFFSET_FIGURES = {
-    "mean_abs": "mean |offset| [pixels]",
-    "max_abs": "largest |offset| [pixels]",
-    "outside": "share outside the map",
-    "modulation_mean": "mean modulation",
-}
-
-
-def plot_offset_statistics(rows: Iterable[Mapping[str, str]]) -> Figure:
-    """Plot offsets and modulation during training: one panel per statistic, one line per layer.
-
-    Args:
-        rows: from :func:`dcnzoo.openmmlab.hooks.offset_statistics.read_statistics`.
-    """
-    rows = list(rows)
-    layers = list(dict.fromkeys(row["layer"] for row in rows))
-    shown = [name for name in OFFSET_FIGURES if any(row[name] for row in rows)]
-    figure = _figure(3.8 * len(shown), 3.3, columns=len(shown))
-    colours = colormaps["viridis"](np.linspace(0, 0.9, len(layers)))  # from the first layer to the last
-    for axes, name in zip(figure.axes, shown, strict=True):
-        for colour, layer in zip(colours, layers, strict=True):
-            own = [row for row in rows if row["layer"] == layer and row[name]]
-            axes.plot(
-                [int(row["iter"]) for row in own],
-                [float(row[name]) for row in own],
-                color=colour,
-                marker="o" if len(own) < 20 else None,
-                ms=4,
-                label=layer,
-            )
-        axes.set_title(OFFSET_FIGURES[name], loc="left", fontsize=11, fontweight="bold")
-        axes.set_xlabel("iteration", color=_GREY)
-        axes.set_ylim(bottom=0)
-        axes.grid(axis="y", color="#e5e7eb")
-    figure.legend(
-        *figure.axes[0].get_legend_handles_labels(),
-        loc="outside right upper",
-        frameon=False,
-        fontsize=8,
-        ncols=-(-len(layers) // 16),
-    )
     return figure
 
 
