@@ -23,7 +23,6 @@ from dcnzoo.layers.offsets import OFFSET_CONVS, TracksOffsets, check_offset_limi
 from dcnzoo.layers.tracing import as_leaf
 from dcnzoo.ops._arguments import is_traced
 from dcnzoo.ops._torch_private import ConvNd
-from dcnzoo.utils.hub import HubMixin
 
 
 class MaskSigmoid(nn.Module):
@@ -60,10 +59,8 @@ class MaskSoftmax(nn.Module):
         return f"{self.taps}, scale={self.scale}"
 
 
-class _Pack(HubMixin, TracksOffsets, nn.Module):
+class _Pack(TracksOffsets, nn.Module):
     """Mixin of all packed layers. It must precede the class of the convolution."""
-
-    _hub_modules = {"MaskSigmoid": MaskSigmoid, "MaskSoftmax": MaskSoftmax}
 
     if TYPE_CHECKING:  # attributes of the layer, which TorchScript must not find annotated here
         rank: ClassVar[int]
@@ -293,8 +290,7 @@ class PackedDeformConv2d(_PackedDeformConvNd, DeformConv2d):
     Parameters: ``weight``, ``bias``, and those of ``conv_offset`` and ``conv_mask``, which are convolutions
     with the geometry of the layer. tvdcn's state dicts load too.
 
-    ``predict(input)`` returns the offset and the mask that ``forward(input)`` uses. ``save_pretrained`` and
-    ``from_pretrained`` save the layer to a folder and load it (:class:`dcnzoo.utils.hub.HubMixin`).
+    ``predict(input)`` returns the offset and the mask that ``forward(input)`` uses.
     """
 
 
