@@ -14,8 +14,6 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
 
-from dcnzoo.report.sampling import SamplingField, trace_sampling
-
 # Okabe-Ito without yellow, which is invisible on white
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 _GREY, _LINE = "#6b7280", "#e5e7eb"
@@ -133,47 +131,6 @@ def separate_labels(axes: Axes, texts: Sequence[Text]) -> None:
             max_move=(0, 6),
             time_lim=0.5,
         )
-
-
-def plot_sampling(
-    image: np.ndarray,
-    fields: Sequence[SamplingField],
-    locations: Mapping[str, tuple[float, float]],
-    image_size: tuple[float, float] | None = None,
-) -> Figure:
-    """Plot the sampling points of the last layer's output at a few locations.
-
-    The upper row shows ordinary convolutions of the same shape, the lower row the learnt offsets. The opacity
-    of a point is its weight (product of the masks).
-
-    Args:
-        image: [H, W, 3], uint8, RGB.
-        fields: of the layers to chain, in forward order: :func:`record_sampling`.
-        locations: title → (y, x) in pixels.
-        image_size: (H, W) of the model's input, padding included, in pixels of ``image`` (default: the size
-            of ``image``).
-    """
-    figure = _figure(3.1 * len(locations), 6.6, len(locations), 2)
-    grid = np.array(figure.axes).reshape(2, len(locations))
-    rigid = [field.without_offset() for field in fields]
-    rows = (("ordinary grid", rigid), ("learnt offsets", list(fields)))
-    for row, (heading, layers) in enumerate(rows):
-        for column, (title, location) in enumerate(locations.items()):
-            axes = grid[row, column]
-            points, weight = trace_sampling(layers, location, image_size or image.shape[:2])
-            strength = (weight / weight.max().clamp(min=1e-12)).numpy()
-            opacity = 0.15 + 0.85 * strength[:, None]
-            faces = np.hstack([np.tile([0.84, 0.12, 0.12], (len(points), 1)), opacity])
-            edges = np.hstack([np.ones((len(points), 3)), opacity])
-            show_image(axes, image)
-            y, x = points.numpy().T
-            axes.scatter(x, y, s=12, c=faces, edgecolors=edges, linewidths=0.4)
-            axes.plot(*location[::-1], "+", color="#22d3ee", ms=13, mew=2.2)
-            if row == 0:
-                axes.set_title(title, fontsize=11, fontweight="bold")
-            if column == 0:
-                axes.set_ylabel(heading, fontsize=11, fontweight="bold")
-    return figure
 
 
 def _figure(width: float, height: float, columns: int = 1, rows: int = 1) -> Figure:
