@@ -1,4 +1,4 @@
-"""The backbones and packed layers with huggingface_hub's mixin (docs/internimage.md): ``make test-others``."""
+"""Backbones and packed layers with huggingface_hub's mixin (docs/internimage.md): ``make test-others``."""
 
 import pytest
 import torch
