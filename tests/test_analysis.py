@@ -144,6 +144,7 @@ MISTAKES = [
     (2, ["bench", DEMO, "--max-iter", 0], "--max-iter"),
     (2, ["bench", "model.onnx", "--amp"], "--amp: .*model.onnx"),
     (1, ["bench", DEMO, "--checkpoint", "nowhere.pth"], "checkpoint: .*nowhere.pth"),
+    (2, ["bench", DEMO, "image.png", "--shape", 64], "--shape: .*IMAGE"),
     (1, ["bench", DEMO, "nowhere.png"], "nowhere.png"),
     (1, ["bench", "no-such-detector"], "no-such-detector"),
     (1, ["zoo", "publish", "FILE", "out", "--save-keys", "meta"], "--save-keys"),

@@ -5,15 +5,12 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from dcnzoo.cli import _options
 from dcnzoo.cli._options import option
-
-if TYPE_CHECKING:
-    import numpy as np
 
 POSITIVE = click.IntRange(min=1)
 
@@ -66,17 +63,23 @@ def command(
       dcnzoo bench faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco picture.jpg
       dcnzoo bench model.onnx picture.jpg --threads 2
     """
+    import numpy as np
+
     from dcnzoo.export.picture import read
+    from dcnzoo.export.runtime import Detector
     from dcnzoo.utils.errors import user_errors
 
     exported = model.endswith((".onnx", ".xml", ".pt2"))
     given = [name.replace("_", "-") for name, value in of_pytorch.items() if value]
     if exported and given:
         raise click.UsageError(f"--{given[0]}: not allowed with an exported file, got {model}")
+    if images and shape:
+        raise click.UsageError("--shape: not allowed with IMAGE")
     with user_errors():
         pictures = [read(image) for image in images]
         if exported:
-            detect, samples = _exported(model, pictures, shape, device, threads, backend)
+            noise = np.random.default_rng(0).integers(0, 256, (*(shape or (480, 640)), 3)).astype(np.uint8)
+            detect, samples = Detector(model, backend, device, threads), pictures or [noise]
         else:
             detect, samples = _pytorch(model, images, shape, device, threads, max_iter, **of_pytorch)
     for repetition in range(repeat_num):
@@ -94,23 +97,6 @@ def command(
 def _images_per_second(times: list[float]) -> str:
     median = statistics.median(times)
     return f"{1 / statistics.mean(times):.2f} images/s, median {1000 * median:.1f} ms/image"
-
-
-def _exported(
-    model: str,
-    pictures: list[np.ndarray],
-    shape: tuple[int, int] | None,
-    device: str,
-    threads: int | None,
-    backend: str,
-) -> tuple[Callable, list]:
-    """Return a function that detects objects, and its inputs. Imports no torch."""
-    import numpy as np
-
-    from dcnzoo.export.runtime import Detector
-
-    noise = np.random.default_rng(0).integers(0, 256, (*(shape or (480, 640)), 3)).astype(np.uint8)
-    return Detector(model, backend, device, threads), pictures or [noise]
 
 
 def _pytorch(

@@ -5,6 +5,7 @@ Every function returns a matplotlib figure that is not attached to a GUI.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from adjustText import adjust_text
@@ -12,7 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
-from matplotlib.text import Text
+
+if TYPE_CHECKING:
+    from mmengine.structures import InstanceData
 
 # Okabe-Ito without yellow, which is invisible on white
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
@@ -36,6 +39,13 @@ class Instances:
     labels: np.ndarray
     masks: np.ndarray | None = None
     scores: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, found: "InstanceData") -> "Instances":
+        """Convert a detector's ``pred_instances``."""
+        masks = found.masks.cpu().numpy().astype(bool) if "masks" in found else None
+        boxes = getattr(found.bboxes, "tensor", found.bboxes)
+        return cls(boxes.cpu().numpy(), found.labels.cpu().numpy(), masks, found.scores.cpu().numpy())
 
     def above(self, threshold: float) -> "Instances":
         """Select instances with a score of at least ``threshold``; all instances of the ground truth."""
@@ -113,24 +123,24 @@ def plot_detections(
             show_image(grid[row, column], image)
             _draw_instances(grid[row, column], instances.above(threshold), classes, palette)
     figure.draw_without_rendering()  # the layout
+    FigureCanvasAgg(figure)  # measures texts
     for axes in figure.axes:
-        separate_labels(axes, axes.texts)
+        if len(axes.texts) > 1:
+            _separate_labels(axes)
     return figure
 
 
-def separate_labels(axes: Axes, texts: Sequence[Text]) -> None:
-    """Move texts that overlap up or down. The figure has its final size and layout."""
-    if len(texts) > 1:
-        FigureCanvasAgg(axes.figure)  # measures texts
-        adjust_text(
-            texts,
-            ax=axes,
-            only_move="y",
-            expand=(1, 1.1),
-            force_text=(0, 0.3),
-            max_move=(0, 6),
-            time_lim=0.5,
-        )
+def _separate_labels(axes: Axes) -> None:
+    """Move texts that overlap up or down."""
+    adjust_text(
+        axes.texts,
+        ax=axes,
+        only_move="y",
+        expand=(1, 1.1),
+        force_text=(0, 0.3),
+        max_move=(0, 6),
+        time_lim=0.5,
+    )
 
 
 def _figure(width: float, height: float, columns: int = 1, rows: int = 1) -> Figure:
