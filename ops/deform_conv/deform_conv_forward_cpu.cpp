@@ -90,8 +90,7 @@ Tensor forward(const DeformConvShapes& s, const Tensor& input, const Tensor& wei
   const int64_t columns = round_up(s.out_channels / s.groups, kernels.panel);
   const int64_t packed_size = blocking.place_weights([&](const ChannelBlock&) { return columns; });
   const ScalarType type = std::is_same_v<S, T> ? accumulate_type(weight.scalar_type()) : weight.scalar_type();
-  const Buffer<S> packed =
-      pack_weight<S>(s, blocking, packed_size, as_type(weight, type), kernels.pack);
+  const Buffer<S> packed = pack_weight<S>(s, blocking, packed_size, as_type(weight, type), kernels.pack);
 
   DeformConvForwardParams<T, S> p{};
   p.shape = s, p.tile = blocking.tile(kForwardTile.rows), p.blocks.data = blocking.blocks.data();
@@ -143,6 +142,4 @@ Tensor deform_conv_cpu(const Tensor& input, const Tensor& weight, std::optional<
 }  // namespace
 }  // namespace dcnzoo
 
-STABLE_TORCH_LIBRARY_IMPL(dcnzoo, CPU, m) {
-  m.impl("deform_conv", TORCH_BOX(&dcnzoo::deform_conv_cpu));
-}
+STABLE_TORCH_LIBRARY_IMPL(dcnzoo, CPU, m) { m.impl("deform_conv", TORCH_BOX(&dcnzoo::deform_conv_cpu)); }
