@@ -114,6 +114,9 @@ def launch(script, *arguments, **extra):
 )
 def test_two_processes_train(data, tmp_path, port, more):
     """With accumulated gradients and a scaled learning rate. Only the first process writes."""
+    # not BatchNorm: each process would validate with its own running statistics
+    norm = dict(norm_cfg=dict(type="GN", num_groups=4))
+    more = {**more, "model": dict(backbone=norm, neck=norm)}
     config, work, notes = auditing_config(tmp_path, **more), tmp_path / "work", tmp_path / "notes"
     options = settings(data, train=16, epochs=1, optim_wrapper__accumulative_counts=2,
                        auto_scale_lr__base_batch_size=4)  # fmt: skip
