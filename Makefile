@@ -43,7 +43,7 @@ $(VENV)/.dev: $(VENV)/.installed requirements-dev.txt requirements-export.txt
 
 $(VENV)/.built: $(VENV)/.installed setup.py pyproject.toml $(OPS)
 	$(INSTALL) --no-build-isolation --no-deps -e .
-	$(RUN) -m dcnzoo env
+	-$(RUN) -m dcnzoo doctor  # a problem, such as a GPU without its torch, does not stop the target
 	touch $@
 
 wheelhouse: setup  ## collect the packages for `make demo` and `make test` in wheelhouse/, for offline machines

@@ -1,23 +1,16 @@
-"""The flops, speed and logs commands, compared with values computed by hand."""
+"""The flops and bench commands, compared with values computed by hand; publishing."""
 
 import hashlib
-import json
 import re
-import statistics
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import dcnzoo.ops.flops  # noqa: F401
 from dcnzoo.layers import DCNv3, DCNv4, DeformConv2d
-from dcnzoo.openmmlab.hooks.offset_statistics import COLUMNS, read_statistics
 from dcnzoo.openmmlab.weights import read_checkpoint
-from dcnzoo.report.history import curve
-from dcnzoo.report.plots import OFFSET_FIGURES, plot_offset_statistics
 from dcnzoo.zoo import verify
 
 from .commands import error_of, run
@@ -96,98 +89,24 @@ def test_flops_of_cascade_masks():
 # Images per second
 
 
-def test_speed():
-    options = ["--max-iter", 4, "--num-warmup", 1, "--log-interval", 2, "--repeat-num", 2, "--device", "cpu"]
-    text = run("speed", DEMO, "--shape", 64, 96, "--fuse-conv-bn", *options)
-    lines = text.splitlines()[-6:]
-    said = [line.split(":")[0] for line in lines]
-    assert said == ["2 of 4", "4 of 4", "run 1 of 2", "2 of 4", "4 of 4", "run 2 of 2"]
-    assert re.search(r": \d+\.?\d* images/s, median [\d.]+ ms/image, 64×96, ", lines[-1])
+def times_in(text):
+    return re.findall(r"^(.+): [\d.]+ images/s, median [\d.]+ ms/image$", text, re.MULTILINE)
 
 
-# Logs
+def test_bench():
+    options = ["--max-iter", 4, "--num-warmup", 1, "--log-interval", 2, "--repeat-num", 2]
+    text = run("bench", DEMO, "--shape", 64, 96, "--fuse-conv-bn", *options)
+    assert times_in(text) == ["2 of 4", "4 of 4", "run 1 of 2", "2 of 4", "4 of 4", "run 2 of 2"]
 
 
-MASKS = {"v1": ",,", "v2": "0.5,0,0.1"}
-
-
-@pytest.fixture
-def work_dir(tmp_path):
-    """Logs of two epochs of three iterations, interrupted and resumed in the second."""
-    logs = [
-        [(1, 1, 4.0, 9.0), (2, 1, 3.0, 0.2), (3, 1, 2.0, 0.4), ("val", 1, 0.1), (4, 2, 50.0, 8.0)],
-        [(4, 2, 1.5, 7.0), (5, 2, 1.2, 0.5), (6, 2, 1.0, 0.7), ("val", 2, 0.25)],
-    ]
-    for number, log in enumerate(logs):
-        folder = tmp_path / "run" / f"2026_{number}" / "vis_data"
-        folder.mkdir(parents=True)
-        lines = []
-        for entry in log:
-            if entry[0] == "val":
-                lines.append({"coco/bbox_mAP": entry[2], "data_time": 0.1, "time": 5.0, "step": entry[1]})
-            else:
-                step, epoch, loss, time = entry
-                lines.append({"loss": loss, "time": time, "epoch": epoch, "iter": step, "step": step})
-        text = "\n".join(map(json.dumps, lines)) + '\n{"loss": 0.'
-        (folder / "scalars.json").write_text(text)
-    return tmp_path / "run"
-
-
-def test_curves(work_dir):
-    assert curve(work_dir, "loss") == ([1, 2, 3, 4, 5, 6], [4.0, 3.0, 2.0, 1.5, 1.2, 1.0])
-    assert curve(work_dir, "bbox_mAP") == curve(work_dir, "coco/bbox_mAP") == ([1, 2], [0.1, 0.25])
-    first = work_dir / "2026_0" / "vis_data" / "scalars.json"
-    assert curve(first, "loss")[1][-1] == 50.0
-
-
-def test_figures_of_offsets_replace_no_results(work_dir):
-    """OffsetStatisticsHook counts iterations and validation may count epochs, so that steps can be equal."""
-    log = work_dir / "2026_1" / "vis_data" / "scalars.json"
-    offsets = {f"offsets/mean_abs/layer{i}": i / 2 for i in (1, 2)}
-    log.write_text("\n".join([json.dumps({**offsets, "step": 2}), log.read_text()]))
-    assert curve(work_dir, "bbox_mAP") == ([1, 2], [0.1, 0.25])
-    assert curve(work_dir, "offsets/mean_abs/layer2") == ([2], [1.0])
-
-
-def test_plot_offsets(tmp_path):
-    out = tmp_path / "new" / "offsets.png"
-    message = error_of("logs", "plot_offsets", tmp_path)
-    assert "offset_statistics.csv: expected a file, found none" in message
-    file = tmp_path / "offset_statistics.csv"
-    file.write_text(",".join(COLUMNS) + "\n")
-    assert "expected rows of OffsetStatisticsHook" in error_of("logs", "plot_offsets", tmp_path)
-    lines = [f"{i},{layer},{i / 10},{i},0.25,{mask}" for i in (50, 100) for layer, mask in MASKS.items()]
-    file.write_text("\n".join([",".join(COLUMNS), *lines, ""]))
-    assert run("logs", "plot_offsets", tmp_path, "--out", out).strip() == str(out)
-    assert cv2.imread(str(out)).shape[0] > 300
-    figure = plot_offset_statistics(read_statistics(file))
-    panels = {axes.get_title(loc="left"): axes for axes in figure.axes}
-    assert list(panels) == list(OFFSET_FIGURES.values())
-    assert [line.get_xydata().tolist() for line in panels["mean |offset| [pixels]"].lines] == [
-        [[50, 5], [100, 10]]
-    ] * 2
-    (line,) = [line for line in panels["mean modulation"].lines if len(line.get_xdata())]
-    assert line.get_label() == "v2" and line.get_ydata().tolist() == [0.5, 0.5]
-    file.write_text("\n".join([",".join(COLUMNS), *(line for line in lines if ",v1," in line), ""]))
-    assert len(plot_offset_statistics(read_statistics(file)).axes) == 3  # no layer has a mask
-
-
-def test_plot_curve(work_dir, tmp_path):
-    out = tmp_path / "new" / "curves.png"
-    printed = run("logs", "plot_curve", work_dir, "--keys", "loss", "bbox_mAP", "--out", out)
-    assert printed.strip() == str(out)
-    image = cv2.imread(str(out))
-    assert image.shape[0] > 300 and len(np.unique(image.reshape(-1, 3), axis=0)) > 10
-
-
-def test_cal_train_time(work_dir):
-    text = run("logs", "cal_train_time", work_dir)
-    # without each epoch's first entry: 0.2, 0.4 and 0.5, 0.7
-    assert "slowest epoch 2: 0.6000" in text and "fastest epoch 1: 0.3000" in text
-    assert f"mean over epochs: {statistics.mean([0.3, 0.6]):.4f}" in text
-    assert "standard deviation over epochs: 0.1500" in text
-    text = run("logs", "cal_train_time", work_dir, "--include-outliers")
-    assert "slowest epoch 1: 3.2000" in text
+def test_bench_of_a_checkpoint_and_a_zoo_name():
+    """Each on an image file, which the test pipeline resizes."""
+    name = "mask-rcnn_r14-mdconv_fpn_8e_shapes"
+    weights = next((ROOT / "configs/demo/weights").glob(f"{name}*"))
+    image = ROOT / "tests/data/color.jpg"
+    for model in ([DEMO, "--checkpoint", weights], [name]):
+        text = run("bench", *model[:1], image, *model[1:], "--max-iter", 2, "--num-warmup", 0)
+        assert times_in(text) == ["run 1 of 1"]
 
 
 # Publishing
@@ -222,20 +141,19 @@ MISTAKES = [
     (2, ["flops", DEMO, "--shape", -1], "--shape"),
     (2, ["flops", DEMO, "--num-images", 0], "--num-images"),
     (1, ["flops", "nowhere.py"], "nowhere.py"),
-    (2, ["speed", DEMO, "--max-iter", 0], "--max-iter"),
-    (1, ["speed", DEMO, "--checkpoint", "nowhere.pth"], "checkpoint: .*nowhere.pth"),
-    (1, ["logs", "plot_curve", "RUN", "--keys", "segm_mAP"], "--keys: .*coco/bbox_mAP"),
-    (1, ["logs", "plot_curve", "RUN", "--keys", "loss", "--legend", "a", "b"], "--legend: .*got 2"),
-    (1, ["logs", "cal_train_time", "nowhere.json"], "nowhere.json"),
-    (1, ["logs", "cal_train_time", "EMPTY"], "no entries"),
+    (2, ["bench", DEMO, "--max-iter", 0], "--max-iter"),
+    (2, ["bench", "model.onnx", "--amp"], "--amp: .*model.onnx"),
+    (1, ["bench", DEMO, "--checkpoint", "nowhere.pth"], "checkpoint: .*nowhere.pth"),
+    (2, ["bench", DEMO, "image.png", "--shape", 64], "--shape: .*IMAGE"),
+    (1, ["bench", DEMO, "nowhere.png"], "nowhere.png"),
+    (1, ["bench", "no-such-detector"], "no-such-detector"),
     (1, ["zoo", "publish", "FILE", "out", "--save-keys", "meta"], "--save-keys"),
 ]
 
 
 @pytest.mark.parametrize(("status", "arguments", "named"), MISTAKES)
-def test_mistakes(work_dir, tmp_path, status, arguments, named):
+def test_mistakes(tmp_path, status, arguments, named):
     torch.save({"state_dict": {}, "meta": {}}, tmp_path / "in.pth")
-    (tmp_path / "empty").mkdir()
-    places = {"RUN": work_dir, "EMPTY": tmp_path / "empty", "FILE": tmp_path / "in.pth"}
+    places = {"FILE": tmp_path / "in.pth"}
     message = error_of(*(places.get(word, word) for word in arguments), status=status)
     assert re.search(named, message), message

@@ -1,7 +1,6 @@
 """``dcnzoo.backbones``: the published sizes and the official ImageNet classifiers."""
 
 import re
-import sys
 
 import pytest
 import torch
@@ -10,7 +9,6 @@ from torch.nn import functional as F
 from dcnzoo import backbones
 from dcnzoo.backbones import FlashInternImage, InternImage
 from dcnzoo.backbones.sizes import SIZES
-from dcnzoo.layers import PackedDeformConv2d
 
 from .modules import randomise, shapes
 
@@ -167,15 +165,3 @@ def test_refuses():
     sizes = re.escape("(3, 4) and (2, 2) on the last two levels")
     with pytest.raises(RuntimeError, match=f"x: expected .* multiple of 32, got {sizes}"):
         model(torch.randn(1, 3, 48, 64))
-
-
-@pytest.mark.parametrize("module", [InternImage(**TINY), PackedDeformConv2d(2, 2, 3)], ids=lambda m: type(m))
-def test_names_the_package_that_is_missing(module, monkeypatch, tmp_path):
-    for package in ("huggingface_hub", "safetensors"):
-        monkeypatch.setitem(sys.modules, package, None)
-    message = r'expected huggingface_hub and safetensors.*run pip install "\./dcnzoo\[hub\]"$'
-    with pytest.raises(ImportError, match=message):
-        module.save_pretrained(tmp_path / "folder")
-    with pytest.raises(ImportError, match=message):
-        type(module).from_pretrained(tmp_path)
-    assert not (tmp_path / "folder").exists()

@@ -1,14 +1,17 @@
 """``dcnzoo doctor`` recognises each broken installation and prints the command that fixes it."""
 
+import re
 import subprocess
 import sys
 from dataclasses import replace
 
 import pytest
+import torch
 
 from dcnzoo.cli import doctor
 from dcnzoo.cli.doctor import Found, problems
 from dcnzoo.compat import patches
+from dcnzoo.ops import _library
 
 from . import commands
 from .test_import import OPENMMLAB, run
@@ -126,21 +129,24 @@ def test_distributions_of_one_folder_are_a_mixture(tmp_path, monkeypatch):
             (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 9.9\n")
     paths = f"sys.path[:0] = [{str(tmp_path / 'first')!r}, {str(tmp_path / 'second')!r}]"
     output = run(
-        f"import sys\n{paths}\nfrom dcnzoo.cli.env import installed\n"
+        f"import sys\n{paths}\nfrom dcnzoo.cli._environment import installed\n"
         "print(dict(installed(('mmcv', 'mmcv-lite', 'onedl-mmcv'))))"
     )
     assert output.strip() == str({"mmcv": "9.9", "onedl-mmcv": "9.9"})
 
 
 def test_healthy():
-    """The environment of these tests is healthy. Lists the patches and the operators that mmcv uses."""
+    """The environment of these tests is healthy. Lists versions, patches and the operators that mmcv uses."""
     if list(problems(Found.here())):
         pytest.skip("something is wrong here: python -m dcnzoo doctor")
     output = commands.run("doctor")
     assert "no problems found" in output
     patched = {line.split()[1] for line in output.splitlines() if line.startswith("patch ")}
     assert {"load_own_checkpoints:", "deform_conv:", "DCN:", "deformable_configs:"} <= patched
-    assert any(line.startswith("mmcv._ext") and "dcnzoo's" in line for line in output.splitlines())
+    values = dict(re.split(r"  +", line, maxsplit=1) for line in output.splitlines() if "  " in line)
+    assert values["torch"] == torch.__version__
+    assert values["cpu operators"] == str(_library.loaded["cpu"])
+    assert "dcnzoo's" in values["mmcv._ext"]
 
 
 def test_torch_alone():
@@ -150,6 +156,7 @@ def test_torch_alone():
         "doctor.installed = lambda packages: []\nmain('doctor')"
     )
     assert "no problems found" in output and "patch " not in output
+    assert "cpu operators" in output and "none: mmcv is not installed" in output
 
 
 BREAK = {  # code that breaks the machine, word in the problem, start of the command

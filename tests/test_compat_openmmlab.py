@@ -4,10 +4,8 @@ import math
 import os
 import pickle
 import re
-import socket
 import sys
 from fnmatch import fnmatch
-from importlib.util import find_spec
 
 import cv2
 import mmcv
@@ -16,10 +14,8 @@ import pytest
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.config import config as config_module
-from mmengine.dist import get_backend, init_dist
 from mmengine.hub import get_config
 from mmengine.logging import HistoryBuffer
-from mmengine.model import MMDistributedDataParallel, revert_sync_batchnorm
 from mmengine.optim import AmpOptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS, DefaultScope
 from torch import nn
@@ -29,10 +25,8 @@ from dcnzoo.compat import patches
 from dcnzoo.layers import PackedDeformConv2d
 from dcnzoo.openmmlab import patches as fixes
 from dcnzoo.openmmlab.checkpoints import load_file
-from dcnzoo.openmmlab.patches.distributed import CpuSyncBatchNorm
 
 # isort: split
-from mmcv.ops import RoIAlign, SyncBatchNorm
 from mmdet.models import FCNMaskHead, SSDHead
 from mmdet.models.roi_heads.mask_heads import fcn_mask_head
 from mmdet.registry import MODELS
@@ -113,95 +107,6 @@ def test_amp_on_the_cpu_is_bfloat16():
 
 
 # Several processes
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU: the patch is not needed")
-def test_distributed_on_the_cpu(monkeypatch):
-    """With a config's nccl and device_ids. Several processes: tests/distributed."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    places = dict(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_PORT=port, MASTER_ADDR="127.0.0.1")
-    for name, value in places.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(torch.multiprocessing, "set_start_method", lambda method: None)
-    init_dist("pytorch", backend="nccl")
-    try:
-        model = MMDistributedDataParallel(nn.Linear(1, 1), device_ids=[0])
-        model(torch.full((1, 1), 1.5)).sum().backward()
-        assert (get_backend(), model.module.weight.grad.item()) == ("gloo", 1.5)
-    finally:
-        torch.distributed.destroy_process_group()
-
-
-# Models
-
-
-@pytest.mark.skipif(
-    bool(find_spec("torchvision")), reason="torchvision is installed: the patch is not needed"
-)
-def test_roi_align_without_torchvision():
-    """With use_torchvision, it averages like torchvision's. Otherwise, it keeps its pool_mode."""
-    torch.manual_seed(0)
-    x, boxes = torch.rand(1, 2, 9, 7), torch.tensor([[0, 1.0, 0.5, 5.5, 8.0]])
-    asked, mean, most = (
-        RoIAlign((3, 2), 0.5, sampling_ratio=2, pool_mode=mode, use_torchvision=use)(x, boxes)
-        for mode, use in (("max", True), ("avg", False), ("max", False))
-    )
-    assert torch.equal(asked, mean) and (most > mean).all()
-
-
-@pytest.fixture
-def group_of_one():
-    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_sync_batch_norm_on_the_cpu(group_of_one, dtype):
-    """In a group of one process, it equals BatchNorm. Larger groups: tests/distributed."""
-    torch.manual_seed(0)
-    expected = nn.BatchNorm2d(3, eps=0.1, momentum=0.3)
-    nn.init.uniform_(expected.weight)
-    layers = [CpuSyncBatchNorm(3, eps=0.1, momentum=0.3)]
-    if dtype == torch.float32:
-        layers += revert_sync_batchnorm(nn.Sequential(SyncBatchNorm(3, eps=0.1, momentum=0.3)))
-    x = (5 * torch.rand(2, 3, 5, 4) + 2).to(dtype).requires_grad_()
-    tolerance = dict(atol=1e-2, rtol=1e-2) if dtype == torch.bfloat16 else {}
-    start = expected.state_dict()
-    for layer in layers:
-        expected.load_state_dict(start)
-        layer.load_state_dict(start)
-        y, known = layer.train()(x), expected.train()(x.double().float())
-        assert y.dtype == dtype
-        torch.testing.assert_close(y.float(), known, **tolerance)
-        torch.testing.assert_close(layer.running_var, expected.running_var)
-        torch.testing.assert_close(layer.eval()(x.float()), expected.eval()(x.float()))
-    with pytest.raises(ValueError, match="at least 2D"):
-        layers[0].train()(x[0, 0, 0])
-
-
-def test_mm_sync_batch_norm_asks_its_process_group(monkeypatch):
-    assert SyncBatchNorm(3).group_size == 1
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda *group: 5)
-    assert SyncBatchNorm(3, group="some").group_size == 5
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU: the patch is not needed")
-@pytest.mark.parametrize("kind", ["torch", "registered"])
-def test_ddp_takes_sync_batch_norm_on_the_cpu(group_of_one, kind):
-    def model():
-        layer = nn.SyncBatchNorm(3) if kind == "torch" else MODELS.build(dict(type="SyncBN", num_features=3))
-        return nn.Sequential(nn.Conv2d(3, 3, 1), layer)
-
-    ddp = MMDistributedDataParallel(model())
-    assert isinstance(ddp.module[1], CpuSyncBatchNorm)
-    ddp(torch.rand(2, 3, 5, 4)).sum().backward()
-    assert type(nn.SyncBatchNorm(3)) is nn.SyncBatchNorm, "only in a model of several processes"
-    with patches.disabled("sync_batch_norm_on_cpu"), pytest.raises(ValueError, match="only work with GPU"):
-        MMDistributedDataParallel(model())
 
 
 def test_ssd_head():
@@ -400,7 +305,6 @@ OF_MMDET = [patch for patch in fixes.TABLE if patch.target.startswith("mmdet")]
     [
         ("amp_on_cpu", AmpOptimWrapper, "__init__", lambda self, **arguments: None),
         *((name, fixes, "get_device", lambda: "cuda") for name in ("amp_on_cpu", "distributed_without_cuda")),
-        ("sync_batch_norm_on_cpu", fixes, "get_device", lambda: "cuda"),
         ("roi_align_without_torchvision", fixes, "find_spec", lambda name: name == "torchvision"),
         ("ssd_head", SSDHead, "loss_cls", "its own"),
         ("masks_outside_the_image", fcn_mask_head, "_do_paste_mask", lambda *args: args),

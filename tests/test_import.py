@@ -105,17 +105,3 @@ print(MODELS.get("DCNv2").__module__, sorted(dcnzoo.models.__all__))
     where, names = run(code).split("\n")[0].split(" ", 1)
     assert where == "dcnzoo.openmmlab.models.dcn"
     assert "'DCNv2'" in names and "'InternImage'" in names and "'ResNet'" not in names
-
-
-def test_env():
-    result = subprocess.run(
-        [sys.executable, "-m", "dcnzoo", "env"], capture_output=True, text=True, check=True
-    )
-    lines = dict(line.split("  ", 1) for line in result.stdout.splitlines())
-    import torch
-
-    from dcnzoo.ops import _library
-
-    assert lines["torch"].strip() == torch.__version__
-    assert lines["cpu operators"].strip() == str(_library.loaded["cpu"])
-    assert lines["mmcv._ext"].split()[0] in ("dcnzoo's,", "mmcv's,")

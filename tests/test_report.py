@@ -1,6 +1,5 @@
 """The report: reading logs, the figures, and a page without external files."""
 
-import itertools
 import json
 import re
 import shutil
@@ -257,16 +256,6 @@ def test_instances_and_points_are_drawn_where_they_are():
     noise = np.random.default_rng(0).integers(0, 255, (900, 1600, 3), dtype=np.uint8)
     large = page.Picture(noise)
     assert (large.height, large.width) == (900, 1600) and len(large.uri) < 500_000
-
-
-def test_labels_of_boxes_at_one_place_do_not_overlap():
-    picture = page.Picture(np.zeros((300, 400, 3), np.uint8))
-    boxes = np.array([[50.0, 80, 120, 160], [52, 81, 122, 158], [55, 79, 118, 150], [300, 20, 350, 60]])
-    found = Instances(boxes, np.zeros(4, int), None, np.array([0.9, 0.8, 0.7, 0.6]))
-    texts = list(svgs(page.instances(picture, found, ["box"], [(1, 2, 3)]))[0].iter("text"))
-    tops = sorted(float(text.get("y")) for text in texts if float(text.get("x")) < 200)
-    height = float(texts[0].get("font-size"))
-    assert len(tops) == 3 and min(b - a for a, b in itertools.pairwise(tops)) >= 0.9 * height
 
 
 @pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium")

@@ -12,7 +12,6 @@ from dcnzoo.report import (
     SamplingField,
     plot_detections,
     plot_learning_curves,
-    plot_sampling,
     record_sampling,
     trace_sampling,
 )
@@ -196,17 +195,3 @@ def test_learning_curves_draw_seeds_and_mean():
     assert loss.lines[2].get_ydata().tolist() == [2.0] * 5
     assert [t.get_text() for t in loss.get_legend().get_texts()] == ["off", "v2"]
     assert figure.axes[1].get_legend() is None, "one arm needs none"
-
-
-def test_sampling_figure():
-    field = plain_field(8, 8)
-    image = np.zeros((32, 32, 3), np.uint8)
-    locations = {"here": (5.0, 9.0), "there": (20.0, 9.0)}
-    figure = plot_sampling(image, [field, field], locations)
-    assert len(figure.axes) == 4
-    points = figure.axes[0].collections[0].get_offsets()
-    assert len(points) == 81
-    # the input of the model had twice the height, its lower half is padding
-    padded = plot_sampling(image, [field, field], locations, image_size=(64, 32))
-    moved = padded.axes[0].collections[0].get_offsets()
-    assert np.ptp(moved[:, 1]) == 2 * np.ptp(points[:, 1]) and np.ptp(moved[:, 0]) == np.ptp(points[:, 0])

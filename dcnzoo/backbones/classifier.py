@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dcnzoo.layers.channels_last import build_activation, build_norm
-from dcnzoo.utils.hub import HubMixin
 
 
 class CrossAttention(nn.Module):
@@ -54,7 +53,7 @@ class AttentionPool(nn.Module):
         return self.cross_dcn(self.norm1_q(mean), self.norm1_k(x), self.norm1_v(x)).squeeze(1)
 
 
-class Classifier(HubMixin, nn.Module):
+class Classifier(nn.Module):
     """Base of a backbone with a classification head. The constructor must call :meth:`_add_head`.
 
     Attributes:
@@ -113,7 +112,7 @@ class Classifier(HubMixin, nn.Module):
             self.head = nn.Linear(self.head_hidden_size, num_classes, device=like.device, dtype=like.dtype)
             nn.init.trunc_normal_(self.head.weight, std=0.02)
             nn.init.zeros_(self.head.bias)
-        self.num_classes = self._hub_arguments[1]["num_classes"] = num_classes
+        self.num_classes = num_classes
 
     def _merge_levels(self, maps: Sequence[Tensor]) -> Tensor:
         """The head's input ``(N, num_features, H, W)``, from the levels' maps ``(N, H, W, C)``.

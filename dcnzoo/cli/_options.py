@@ -170,7 +170,7 @@ def shape(help: str) -> Callable:
 
 def backend(help: str) -> Callable:
     """The option ``--backend``: the runtime of an exported model."""
-    choices = click.Choice(["onnxruntime", "openvino", "tensorrt", "aotinductor"])
+    choices = click.Choice(["onnxruntime", "openvino", "aotinductor"])
     return option("--backend", type=choices, default="onnxruntime", help=help)
 
 

@@ -1,70 +1,67 @@
-"""``dcnzoo bench``: time the operators (``tools/benchmark/ops.py``, also in the wheel) or a model."""
+"""``dcnzoo bench``, also ``tools/analysis/benchmark.py``."""
 
 from __future__ import annotations
 
-import importlib
-import sys
+import statistics
 import time
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import click
 
 from dcnzoo.cli import _options
 from dcnzoo.cli._options import option
 
-# a link to tools/ in the repository, a folder in an installed package
-FOLDER = Path(__file__).parents[1] / ".mim" / "tools" / "benchmark"
-
-
-@click.command(
-    add_help_option=False, context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False}
-)
-@click.argument("options", nargs=-1, type=click.UNPROCESSED)
-def command(options: tuple[str, ...]) -> None:
-    """Time the operators or an exported detector.
-
-    The operators are compared with other implementations.
-
-    \b
-    examples:
-      dcnzoo bench --help
-      dcnzoo bench model.onnx picture.jpg --threads 2
-      dcnzoo bench model.onnx --help
-    """
-    if options and options[0].endswith((".onnx", ".xml", ".pt2")):
-        bench_model.main(list(options), prog_name="dcnzoo bench", standalone_mode=False)
-        return
-    sys.argv = ["dcnzoo bench", *options]
-    sys.path.insert(0, str(FOLDER.resolve()))  # as Python does for a script
-    importlib.import_module("ops").main(prog_name=sys.argv[0])
+POSITIVE = click.IntRange(min=1)
 
 
 @click.command(cls=_options.Command)
-@click.argument("model", type=click.Path())
+@click.argument("model", type=_options.ConfigFile())
 @click.argument("images", nargs=-1, metavar="[IMAGE...]", type=click.Path())
-@_options.backend("Runtime; an .xml file needs openvino, a .pt2 file aotinductor.")
-@option("--device", default="cpu", show_default=True, help="cpu or cuda.")
-@option("--threads", type=click.IntRange(min=1), help="Number of CPU threads (default: the runtime's).")
-@option("--batch-size", type=click.IntRange(min=1), default=1, show_default=True, help="Images per call.")
-@option(
-    "--seconds",
-    type=click.FloatRange(min=0),
-    default=10.0,
-    show_default=True,
-    help="Duration of the measurement.",
+@option("--checkpoint", metavar="FILE", help="Weights (default: the zoo's; for a config file random ones).")
+@_options.shape(
+    "Height and width, or one size for both, of an image of noise (default: images of the test set; for an "
+    "exported file, 480 × 640)."
 )
-def bench_model(
+@option("--max-iter", type=POSITIVE, default=200, help="Number of images.")
+@option(
+    "--num-warmup", type=click.IntRange(min=0), default=5, help="Number of images before the measurement."
+)
+@option("--log-interval", type=POSITIVE, default=50, help="Print a line after this number of images.")
+@option("--repeat-num", type=POSITIVE, default=1, help="Number of repetitions.")
+@option("--threads", type=POSITIVE, help="Number of CPU threads (default: the runtime's).")
+@option("--fuse-conv-bn", is_flag=True, help="Fold batch norms into convolutions first.")
+@option("--amp", is_flag=True, help="Mixed precision: fp16 on a GPU, bf16 on the CPU.")
+@_options.backend("Runtime of an exported file: an .xml file needs openvino, a .pt2 file aotinductor.")
+@_options.device
+@_options.unsafe_load
+@_options.cfg_options
+@option("--task", type=click.Choice(["inference"]), default="inference", hidden=True)
+def command(
     model: str,
     images: tuple[str, ...],
+    shape: tuple[int, int] | None,
+    max_iter: int,
+    num_warmup: int,
+    log_interval: int,
+    repeat_num: int,
+    threads: int | None,
     backend: str,
     device: str,
-    threads: int | None,
-    batch_size: int,
-    seconds: float,
+    task: str,
+    **of_pytorch: Any,
 ) -> None:
-    """Time an exported detector from images in memory to detections, including resizing.
+    """Time a detector's inference.
 
-    Without IMAGE, use one image of noise, 640 × 480, which has few detections.
+    MODEL is a name in the zoo, a config or an exported file. Runs one image at a time, from the image in
+    memory to the detections; only the time of an exported file includes resizing the image. With random
+    weights, NMS and other steps after the network receive other boxes than with trained weights.
+
+    \b
+    examples:
+      dcnzoo bench CONFIG --checkpoint FILE --shape 800 1280 --fuse-conv-bn
+      dcnzoo bench faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco picture.jpg
+      dcnzoo bench model.onnx picture.jpg --threads 2
     """
     import numpy as np
 
@@ -72,19 +69,82 @@ def bench_model(
     from dcnzoo.export.runtime import Detector
     from dcnzoo.utils.errors import user_errors
 
+    exported = model.endswith((".onnx", ".xml", ".pt2"))
+    given = [name.replace("_", "-") for name, value in of_pytorch.items() if value]
+    if exported and given:
+        raise click.UsageError(f"--{given[0]}: not allowed with an exported file, got {model}")
+    if images and shape:
+        raise click.UsageError("--shape: not allowed with IMAGE")
     with user_errors():
-        noise = np.random.default_rng(0).integers(0, 256, (480, 640, 3)).astype(np.uint8)
-        pictures = [read(image) for image in images] or [noise]
-        detector = Detector(model, backend, device, threads, batch_size)
-    batch = [pictures[i % len(pictures)] for i in range(max(batch_size, len(pictures)))]
-    detector(batch)  # warm-up
-    samples: list[float] = []
-    while sum(samples) < seconds or not samples:
-        start = time.perf_counter()
-        detector(batch)
-        samples.append((time.perf_counter() - start) / len(batch))
-    low, median, high = np.quantile(samples, (0.25, 0.5, 0.75))
-    print(
-        f"{1 / median:.2f} images per second: {1e3 * median:.1f} ms per image "
-        f"(quartiles {1e3 * low:.1f} – {1e3 * high:.1f}, {len(samples)} calls of {len(batch)} images)"
-    )
+        pictures = [read(image) for image in images]
+        if exported:
+            noise = np.random.default_rng(0).integers(0, 256, (*(shape or (480, 640)), 3)).astype(np.uint8)
+            detect, samples = Detector(model, backend, device, threads), pictures or [noise]
+        else:
+            detect, samples = _pytorch(model, images, shape, device, threads, max_iter, **of_pytorch)
+    for repetition in range(repeat_num):
+        times: list[float] = []
+        for index in range(num_warmup + max_iter):
+            start = time.perf_counter()
+            detect(samples[index % len(samples)])
+            if index >= num_warmup:
+                times.append(time.perf_counter() - start)
+                if len(times) % log_interval == 0:
+                    print(f"{len(times)} of {max_iter}: {_images_per_second(times)}", flush=True)
+        print(f"run {repetition + 1} of {repeat_num}: {_images_per_second(times)}", flush=True)
+
+
+def _images_per_second(times: list[float]) -> str:
+    median = statistics.median(times)
+    return f"{1 / statistics.mean(times):.2f} images/s, median {1000 * median:.1f} ms/image"
+
+
+def _pytorch(
+    model: str,
+    images: Sequence[str],
+    shape: tuple[int, int] | None,
+    device: str,
+    threads: int | None,
+    max_iter: int,
+    checkpoint: str | None,
+    fuse_conv_bn: bool,
+    amp: bool,
+    unsafe_load: bool,
+    cfg_options: dict,
+) -> tuple[Callable, list]:
+    """Return a function that detects objects, and its inputs, which the test pipeline has resized."""
+    import torch
+
+    from dcnzoo.openmmlab import model_builder
+    from dcnzoo.openmmlab.runner import read_config_file
+    from dcnzoo.zoo.loading import is_config_file
+
+    # isort: split
+    from mmcv.cnn import fuse_conv_bn as fuse
+
+    if checkpoint is None and is_config_file(model):
+        cfg = read_config_file(model, cfg_options)
+        detector = model_builder.build_model(cfg).to(device)
+    else:
+        detector = _options.load_model(model, checkpoint, device, unsafe_load, False, cfg_options)
+        cfg = detector.cfg
+    if fuse_conv_bn:
+        detector = fuse(detector)
+    if threads:
+        torch.set_num_threads(threads)
+    if images:
+        samples = model_builder.image_batches(cfg, images)
+    elif shape:
+        samples = [model_builder.random_batch(*shape)]
+    else:
+        samples = list(model_builder.test_batches(cfg, max_iter))
+    kind = torch.device(device).type
+    dtype = torch.float16 if kind == "cuda" else torch.bfloat16
+
+    def detect(batch: dict) -> None:
+        with torch.no_grad(), torch.autocast(kind, dtype, enabled=amp):
+            detector.test_step(batch)
+        if kind == "cuda":
+            torch.cuda.synchronize()
+
+    return detect, samples

@@ -1,4 +1,4 @@
-"""``dcnzoo doctor``: list the installation, its problems, and the commands that fix them."""
+"""``dcnzoo doctor``: list installed versions, the problems, and the commands that fix them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 from packaging.version import Version
 
-from dcnzoo.cli.env import FORKS, MODULES, ORIGINALS, environment, installed, mmcv_extension
+from dcnzoo.cli._environment import FORKS, MODULES, ORIGINALS, environment, installed, mmcv_extension
 from dcnzoo.compat import extensions
 from dcnzoo.utils.errors import one_line
 
@@ -279,7 +279,7 @@ def patch_lines() -> Iterator[tuple[str, str]]:
     "--for", "package", type=click.Choice(PACKAGES), help="Also check one of OpenMMLab's other packages."
 )
 def command(package: str | None) -> None:
-    """Check the installation and print how to fix each problem.
+    """Print installed versions, and each problem of the installation and how to fix it.
 
     Exit with status 1 if there is a problem.
 

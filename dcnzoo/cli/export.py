@@ -70,7 +70,7 @@ LEAST_TRACED = 256
 @_options.num_images(1, 100, "Number of images for --int8.")
 @option("--skip-postprocess", is_flag=True, help="Export the raw outputs of a single-stage head.")
 @_options.backend("Runtime to export for and to verify with.")
-@option("--device", help="Device for --verify: cpu or cuda (default: cpu; for tensorrt cuda).")
+@option("--device", default="cpu", help="Device for --verify: cpu or cuda.")
 @option(
     "--deform-conv",
     type=click.Choice(["auto", "native", "gathernd", "gatherelements", "gridsample"]),
@@ -96,7 +96,7 @@ def command(
     num_images: int,
     skip_postprocess: bool,
     backend: str,
-    device: str | None,
+    device: str,
     deform_conv: str | None,
     allow_partial: bool,
     cfg_options: dict,
@@ -115,8 +115,6 @@ def command(
             "--show: not allowed with --verify and --skip-postprocess: there are no boxes to draw"
         )
     if to != "onnx":
-        if backend == "tensorrt":
-            raise click.UsageError(f"--to: expected onnx with --backend tensorrt, got {to}")
         backend = {"openvino": "openvino", "pt2": "aotinductor"}[to]
     elif backend == "aotinductor":
         raise click.UsageError("--to: expected pt2 with --backend aotinductor, got onnx")
@@ -131,14 +129,10 @@ def command(
     }
     if to == "pt2" and (given := [name for name, value in only_onnx.items() if value]):
         raise click.UsageError(f"{given[0]}: not allowed with --to pt2")
-    if deform_conv == "gridsample" and backend == "tensorrt":  # wrong results without an error
-        raise click.UsageError("--deform-conv: expected gathernd for --backend tensorrt, got gridsample")
     if fp16 and int8:
         raise click.UsageError("--int8: not allowed with --fp16")
     if (fp16 or int8) and verify:
         raise click.UsageError("--verify: not allowed with --fp16 and --int8: compare the AP (dcnzoo test)")
-    if (fp16 or int8) and backend == "tensorrt":
-        raise click.UsageError(f"--{'fp16' if fp16 else 'int8'}: not allowed with --backend tensorrt")
     ending = ENDINGS[to]
     out = out or Path(f"tmp{ending}")
     if out.suffix != ending and (to != "onnx" or out.suffix in ENDINGS.values()):
@@ -210,14 +204,12 @@ def command(
     text = "dynamic height and width" if dynamic_export else f"input {size[0]} × {size[1]}"
     opset = f", opset {opset_version}" if to == "onnx" else ""
     print(f"written: {', '.join(map(str, written))} ({megabytes:.1f} MiB), {text}{opset}")
-    if backend == "tensorrt":
-        print(_build_engine(out, images))
     if not verify:
         return
     from dcnzoo.export.runtime import Session
 
     with user_errors():
-        session = Session(str(out), backend, device or ("cuda" if backend == "tensorrt" else "cpu"))
+        session = Session(str(out), backend, device)
         picture = inputs.read_picture(test_img or input_img, found, size)
     # for a dynamic graph, also another size and the other orientation
     others = [(size[0] + 64, size[1]), size[::-1]] if dynamic_export else []
@@ -277,23 +269,6 @@ def _print_graph(path: Path) -> None:
     import onnx
 
     print(onnx.printer.to_text(onnx.load(str(path), load_external_data=False).graph))
-
-
-def _build_engine(path: Path, images: Tensor) -> str:
-    """Write a TensorRT engine next to the ONNX file if this machine can build it; return a message."""
-    from dcnzoo.export import tensorrt
-    from dcnzoo.utils.errors import user_errors
-    from dcnzoo.utils.files import write_bytes
-
-    reason = tensorrt.why_not()
-    if reason is not None:
-        return f"TensorRT engine: skipped: {reason}"
-    shapes = {"input": tuple(images.shape), "img_shape": (len(images), 2)}
-    shapes = {name: shapes[name] for name in _input_names(path)}
-    engine = path.with_suffix(".engine")
-    with user_errors():
-        write_bytes(engine, tensorrt.build_engine(str(path), shapes))
-    return f"TensorRT engine: {engine}, for inputs {shapes}"
 
 
 def _compare_raw_outputs(detector: nn.Module, session: Session, batches: list[Tensor], backend: str) -> str:

@@ -70,10 +70,8 @@ def command(images: tuple[str, ...], demo: bool, out: Path, score_threshold: flo
     from mmdet.apis import inference_detector
     from mmdet.visualization.palette import get_palette
 
-    from dcnzoo.layers import freeze
     from dcnzoo.openmmlab.datasets.images import resizing
 
-    freeze(detector)
     if next(detector.parameters()).device.type == "cpu":
         detector.to(memory_format=torch.channels_last)  # faster there
     classes = detector.dataset_meta["classes"]

@@ -32,7 +32,7 @@ from dcnzoo.cli._options import option
 @_options.settings("--eval-options", "Settings of the evaluator, such as classwise=True.")
 @option("--format-only", is_flag=True, help="Write --out FILE.json without evaluating it.")
 @_options.backend("Runtime for an exported model.")
-@option("--device", help="Device for an exported model: cpu or cuda (default: cpu; for tensorrt cuda).")
+@option("--device", default="cpu", help="Device for an exported model: cpu or cuda.")
 @_options.allow_partial
 def command(
     checkpoint: str,
@@ -44,7 +44,7 @@ def command(
     eval_options: dict,
     format_only: bool,
     backend: str,
-    device: str | None,
+    device: str,
     allow_partial: bool,
     **run: object,
 ) -> None:

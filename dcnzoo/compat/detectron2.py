@@ -44,25 +44,7 @@ def deform_conv(
     return deform_conv2d(input, offset, weight, *geometry, False, im2col_step)
 
 
-def modulated_deform_conv(
-    input: Tensor,  # [N, C, H, W]
-    offset: Tensor,  # [N, deformable_groups·2·kH·kW, oH, oW], (y, x) pairs, in input pixels
-    mask: Tensor,  # [N, deformable_groups·kH·kW, oH, oW]
-    weight: Tensor,  # [O, C / groups, kH, kW]
-    bias: Tensor | None = None,  # [O]
-    stride: Pair = 1,
-    padding: Pair = 0,
-    dilation: Pair = 1,
-    groups: int = 1,
-    deformable_groups: int = 1,
-) -> Tensor:  # [N, O, oH, oW]
-    """Deformable convolution v2: ``detectron2.layers.deform_conv.modulated_deform_conv``, also in BasicSR.
-
-    Raises:
-        RuntimeError: as :func:`dcnzoo.compat.mmcv.modulated_deform_conv2d`.
-    """
-    geometry = (stride, padding, dilation, groups, deformable_groups)
-    return modulated_deform_conv2d(input, offset, mask, weight, bias, *geometry)
+modulated_deform_conv = modulated_deform_conv2d  # only positional arguments in detectron2, in this order
 
 
 class _NormAndActivation(nn.Module):

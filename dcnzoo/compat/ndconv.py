@@ -59,132 +59,90 @@ def _takes_later_names(function: Callable[..., Tensor]) -> Callable[..., Tensor]
     return wrapper
 
 
-@_takes_later_names
-def deform_conv1d(
-    input: Tensor,  # [N, C, L]
-    weight: Tensor,  # [O, C / groups, k]
-    offset_field: Tensor,  # [N, 1, G·k, oL]
-    attn_mask: Tensor,  # [N, 1, G·k, oL]
-    kernel_size: int | Sequence[int],
-    stride: int | Sequence[int],
-    padding: int | Sequence[int],
-    dilation: int | Sequence[int],
-    groups: int,
-    offset_field_channels_per_groups: int,
-    bias: Tensor | None,  # [O]
-) -> Tensor:  # [N, O, oL]
-    """:func:`deform_conv2d` with one axis."""
-    geometry = (kernel_size, stride, padding, dilation, groups, offset_field_channels_per_groups)
-    return _deform_conv(ops.deform_conv1d, 1, input, weight, offset_field, attn_mask, *geometry, bias)
+def _of_rank(rank: int) -> Callable[..., Tensor]:
+    operator = getattr(ops, f"deform_conv{rank}d")
 
+    def deform_conv(
+        input: Tensor,  # [N, C, *size]
+        weight: Tensor,  # [O, C / groups, *kernel]
+        offset_field: Tensor,  # [N, rank, G·K, *out], in input pixels
+        attn_mask: Tensor,  # [N, 1, G·K, *out]
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int],
+        padding: int | Sequence[int],
+        dilation: int | Sequence[int],
+        groups: int,
+        offset_field_channels_per_groups: int,
+        bias: Tensor | None,  # [O]
+    ) -> Tensor:  # [N, O, *out]
+        """Deformable convolution with the arguments and the layout of the module's docstring.
 
-@_takes_later_names
-def deform_conv2d(
-    input: Tensor,  # [N, C, H, W]
-    weight: Tensor,  # [O, C / groups, kH, kW]
-    offset_field: Tensor,  # [N, 2, G·kH·kW, oH, oW], y at [:, 0], x at [:, 1], in input pixels
-    attn_mask: Tensor,  # [N, 1, G·kH·kW, oH, oW]
-    kernel_size: int | Sequence[int],
-    stride: int | Sequence[int],
-    padding: int | Sequence[int],
-    dilation: int | Sequence[int],
-    groups: int,
-    offset_field_channels_per_groups: int,
-    bias: Tensor | None,  # [O]
-) -> Tensor:  # [N, O, oH, oW]
-    """Deformable convolution with the arguments and the layout of the module's docstring.
+        Raises:
+            RuntimeError: ``kernel_size`` differs from the weight's, ``offset_field``, ``attn_mask`` or
+                ``offset_field_channels_per_groups`` is invalid, or so is an argument of
+                :func:`dcnzoo.ops.deform_conv2d`.
+        """
 
-    Raises:
-        RuntimeError: ``kernel_size`` differs from the weight's, ``offset_field``, ``attn_mask`` or
-            ``offset_field_channels_per_groups`` is invalid, or so is an argument of
-            :func:`dcnzoo.ops.deform_conv2d`.
-    """
-    geometry = (kernel_size, stride, padding, dilation, groups, offset_field_channels_per_groups)
-    return _deform_conv(ops.deform_conv2d, 2, input, weight, offset_field, attn_mask, *geometry, bias)
+        def check(holds: bool, argument: str, expected: str, given: object) -> None:
+            if not holds:
+                raise RuntimeError(f"deform_conv{rank}d: {argument}: expected {expected}, got {given}")
 
+        def per_axis(name: str, values: int | Sequence[int]) -> tuple[int, ...]:
+            values = (values,) if isinstance(values, int) else tuple(values)
+            check(len(values) in (1, rank), name, f"an integer or {rank} integers", values)
+            return values * rank if len(values) == 1 else values
 
-@_takes_later_names
-def deform_conv3d(
-    input: Tensor,  # [N, C, D, H, W]
-    weight: Tensor,  # [O, C / groups, kD, kH, kW]
-    offset_field: Tensor,  # [N, 3, G·kD·kH·kW, oD, oH, oW], z at [:, 0], y at [:, 1], x at [:, 2]
-    attn_mask: Tensor,  # [N, 1, G·kD·kH·kW, oD, oH, oW]
-    kernel_size: int | Sequence[int],
-    stride: int | Sequence[int],
-    padding: int | Sequence[int],
-    dilation: int | Sequence[int],
-    groups: int,
-    offset_field_channels_per_groups: int,
-    bias: Tensor | None,  # [O]
-) -> Tensor:  # [N, O, oD, oH, oW]
-    """:func:`deform_conv2d` with three axes."""
-    geometry = (kernel_size, stride, padding, dilation, groups, offset_field_channels_per_groups)
-    return _deform_conv(ops.deform_conv3d, 3, input, weight, offset_field, attn_mask, *geometry, bias)
-
-
-def _deform_conv(
-    function: Callable[..., Tensor],
-    rank: int,
-    input: Tensor,
-    weight: Tensor,
-    offset_field: Tensor,
-    attn_mask: Tensor,
-    kernel_size: int | Sequence[int],
-    stride: int | Sequence[int],
-    padding: int | Sequence[int],
-    dilation: int | Sequence[int],
-    groups: int,
-    per_group: int,  # offset_field_channels_per_groups
-    bias: Tensor | None,
-) -> Tensor:
-    def check(holds: bool, argument: str, expected: str, given: object) -> None:
-        if not holds:
-            raise RuntimeError(f"deform_conv{rank}d: {argument}: expected {expected}, got {given}")
-
-    def per_axis(name: str, values: int | Sequence[int]) -> tuple[int, ...]:
-        values = (values,) if isinstance(values, int) else tuple(values)
-        check(len(values) in (1, rank), name, f"an integer or {rank} integers", values)
-        return values * rank if len(values) == 1 else values
-
-    for name, tensor in (("input", input), ("weight", weight)):
-        check(tensor.dim() == rank + 2, name, f"{rank + 2} dimensions", f"shape {tuple(tensor.shape)}")
-    channels, kernel = input.shape[1], tuple(weight.shape[2:])
-    kernel_size = per_axis("kernel_size", kernel_size)
-    check(kernel_size == kernel, "kernel_size", f"{kernel}, that of weight", kernel_size)
-    check(
-        groups >= 1 and channels % groups == 0,
-        "groups",
-        f"a divisor of the {channels} input channels",
-        groups,
-    )
-    in_group, taps = channels // groups, math.prod(kernel)
-    check(
-        1 <= per_group <= in_group,
-        "offset_field_channels_per_groups",
-        f"1 to {in_group}, the channels of a group",
-        per_group,
-    )
-    total = groups * per_group * taps
-    meaning = f"{total} = {groups} groups · {per_group} per group · {taps} taps"
-    for name, tensor, axes in (("offset_field", offset_field, rank), ("attn_mask", attn_mask, 1)):
-        apart = tensor.dim() == rank + 3 and tensor.shape[1:3] == (axes, total)
-        flat = tensor.dim() == rank + 2 and tensor.shape[1] == total * axes
+        for name, tensor in (("input", input), ("weight", weight)):
+            check(tensor.dim() == rank + 2, name, f"{rank + 2} dimensions", f"shape {tuple(tensor.shape)}")
+        channels, kernel = input.shape[1], tuple(weight.shape[2:])
+        kernel_size = per_axis("kernel_size", kernel_size)
+        check(kernel_size == kernel, "kernel_size", f"{kernel}, that of weight", kernel_size)
         check(
-            apart or flat,
-            name,
-            f"shape (batch, {axes}, {total}, *out) or (batch, {total * axes}, *out) ({meaning})",
-            tuple(tensor.shape),
+            groups >= 1 and channels % groups == 0,
+            "groups",
+            f"a divisor of the {channels} input channels",
+            groups,
         )
-    if offset_field.dim() == rank + 2:
-        offset_field = offset_field.unflatten(1, (total, rank)).transpose(1, 2)
-    if attn_mask.dim() == rank + 2:
-        attn_mask = attn_mask.unsqueeze(1)
-    if in_group % per_group:  # the operator needs equal groups: make each channel its own group
-        member = torch.arange(in_group, device=input.device) * per_group // in_group
-        offset_field, attn_mask = (
-            field.unflatten(2, (groups, per_group, taps)).index_select(3, member).flatten(2, 4)
-            for field in (offset_field, attn_mask)
+        in_group, taps = channels // groups, math.prod(kernel)
+        per_group = offset_field_channels_per_groups
+        check(
+            1 <= per_group <= in_group,
+            "offset_field_channels_per_groups",
+            f"1 to {in_group}, the channels of a group",
+            per_group,
         )
-    offset = offset_field.transpose(1, 2).flatten(1, 2)  # [N, G·K·rank, *out]
-    geometry = (per_axis("stride", stride), per_axis("padding", padding), per_axis("dilation", dilation))
-    return function(input, weight, offset, attn_mask[:, 0], bias, *geometry, groups)
+        total = groups * per_group * taps
+        meaning = f"{total} = {groups} groups · {per_group} per group · {taps} taps"
+        for name, tensor, axes in (("offset_field", offset_field, rank), ("attn_mask", attn_mask, 1)):
+            apart = tensor.dim() == rank + 3 and tensor.shape[1:3] == (axes, total)
+            flat = tensor.dim() == rank + 2 and tensor.shape[1] == total * axes
+            check(
+                apart or flat,
+                name,
+                f"shape (batch, {axes}, {total}, *out) or (batch, {total * axes}, *out) ({meaning})",
+                tuple(tensor.shape),
+            )
+        if offset_field.dim() == rank + 2:
+            offset_field = offset_field.unflatten(1, (total, rank)).transpose(1, 2)
+        if attn_mask.dim() == rank + 2:
+            attn_mask = attn_mask.unsqueeze(1)
+        if in_group % per_group:  # the operator needs equal groups: make each channel its own group
+            member = torch.arange(in_group, device=input.device) * per_group // in_group
+            offset_field, attn_mask = (
+                field.unflatten(2, (groups, per_group, taps)).index_select(3, member).flatten(2, 4)
+                for field in (offset_field, attn_mask)
+            )
+        offset = offset_field.transpose(1, 2).flatten(1, 2)  # [N, G·K·rank, *out]
+        return operator(
+            input, weight, offset, attn_mask[:, 0], bias,
+            stride=per_axis("stride", stride),
+            padding=per_axis("padding", padding),
+            dilation=per_axis("dilation", dilation),
+            groups=groups,
+        )  # fmt: skip
+
+    deform_conv.__name__ = deform_conv.__qualname__ = f"deform_conv{rank}d"
+    return _takes_later_names(deform_conv)
+
+
+deform_conv1d, deform_conv2d, deform_conv3d = map(_of_rank, (1, 2, 3))

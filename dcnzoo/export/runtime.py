@@ -29,8 +29,8 @@ class Detector:
     Args:
         path: the ONNX file; with OpenVINO also an IR: an ``.xml`` file next to its ``.bin`` file; with
             AOTInductor the ``.pt2`` file, which contains compiled code: open only files that you trust.
-        backend: ``"onnxruntime"``, ``"openvino"``, ``"tensorrt"`` or ``"aotinductor"``, which requires torch.
-        device: ``"cpu"`` or ``"cuda"``, which requires onnxruntime-gpu or TensorRT.
+        backend: ``"onnxruntime"``, ``"openvino"`` or ``"aotinductor"``, which requires torch.
+        device: ``"cpu"`` or ``"cuda"``, which requires onnxruntime-gpu.
         threads: maximum number of CPU threads; None: the runtime's default. For AOTInductor, it applies to
             the whole process.
         batch_size: maximum number of images per batch for lists.
@@ -266,12 +266,6 @@ def _openvino(path: str, device: str, threads: int | None) -> _Opened:
     return inputs, names, metadata, lambda feed: [np.array(value) for value in compiled(feed).values()]
 
 
-def _tensorrt(path: str, device: str, threads: int | None) -> _Opened:
-    from dcnzoo.export.tensorrt import open_engine
-
-    return open_engine(path, device)
-
-
 def _aotinductor(path: str, device: str, threads: int | None) -> _Opened:
     from dcnzoo.export.aotinductor import open_package
 
@@ -281,6 +275,5 @@ def _aotinductor(path: str, device: str, threads: int | None) -> _Opened:
 BACKENDS = {
     "onnxruntime": _onnxruntime,
     "openvino": _openvino,
-    "tensorrt": _tensorrt,
     "aotinductor": _aotinductor,
 }

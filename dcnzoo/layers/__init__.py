@@ -10,7 +10,6 @@ from dcnzoo.layers.deform_conv import (
     DeformConvTranspose3d,
 )
 from dcnzoo.layers.deform_roi_pool import DeformRoIPool, DeformRoIPoolPack, ModulatedDeformRoIPoolPack
-from dcnzoo.layers.freeze import freeze
 from dcnzoo.layers.ms_deform_attn import MultiScaleDeformableAttention
 from dcnzoo.layers.offsets import (
     ModulationStatistics,
@@ -65,7 +64,6 @@ __all__ = [
     "PackedDeformConvTranspose2d",
     "PackedDeformConvTranspose3d",
     "accept_legacy_offsets",
-    "freeze",
     "limit_offset",
     "modulation_statistics",
     "offset_parameter_groups",

@@ -22,7 +22,6 @@ from dcnzoo.layers.deform_conv import (
 from dcnzoo.layers.offsets import OFFSET_CONVS, TracksOffsets, check_offset_limit, limit_offset
 from dcnzoo.layers.tracing import as_leaf
 from dcnzoo.ops._arguments import is_traced
-from dcnzoo.utils.hub import HubMixin
 
 
 class MaskSigmoid(nn.Module):
@@ -59,10 +58,8 @@ class MaskSoftmax(nn.Module):
         return f"{self.taps}, scale={self.scale}"
 
 
-class _Pack(HubMixin, TracksOffsets, nn.Module):
+class _Pack(TracksOffsets, nn.Module):
     """Mixin of all packed layers. It must precede the class of the convolution."""
-
-    _hub_modules = {"MaskSigmoid": MaskSigmoid, "MaskSoftmax": MaskSoftmax}
 
     if TYPE_CHECKING:  # attributes of the layer, which TorchScript must not find annotated here
         rank: ClassVar[int]
@@ -303,8 +300,7 @@ class PackedDeformConv2d(_PackedDeformConvNd, DeformConv2d):
     layer that predicts the offsets of all groups and then the masks, as in mmcv. Also loads state dicts
     with two convolutions: tvdcn's, and ``conv_offset`` and ``conv_mask`` of dcnzoo up to 0.2.
 
-    ``predict(input)`` returns the offset and the mask that ``forward(input)`` uses. ``save_pretrained`` and
-    ``from_pretrained`` save the layer to a folder and load it (:class:`dcnzoo.utils.hub.HubMixin`).
+    ``predict(input)`` returns the offset and the mask that ``forward(input)`` uses.
     """
 
 

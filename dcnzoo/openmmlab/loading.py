@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
-from mmengine.runner import FlexibleRunner, Runner
+from mmengine.runner import Runner
 from torch.distributed.fsdp import FullyShardedDataParallel
 
-from dcnzoo.openmmlab.sharding import FullyShardStrategy
-from dcnzoo.openmmlab.weights import PARTIAL_HINT, convert, find_weights, load_state
+from dcnzoo.openmmlab.weights import PARTIAL_HINT, find_weights, load_state
 
 
 class LoadCheckpointHook(Hook):
@@ -36,22 +35,18 @@ class LoadCheckpointHook(Hook):
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
             model = model.module
         source = runner._load_from or (resume if isinstance(resume, str) else "--resume")
-        weights, converted = find_weights(checkpoint, source), ""
-        if isinstance(runner, FlexibleRunner) and isinstance(runner.strategy, FullyShardStrategy):
-            conversion = convert(weights, model.state_dict())
-            weights, converted = runner.strategy.shard_like_model(conversion.state_dict), conversion.report()
         meta = checkpoint.get("meta") or {}
         report = load_state(
             model,
-            weights,
+            find_weights(checkpoint, source),
             source,
             meta=meta,
             fine_tune=self.fine_tune and not resume,
             allow_partial=self.allow_partial and not resume,
             hint="--resume requires the model of the interrupted training" if resume else PARTIAL_HINT,
         )
-        if text := "; ".join(filter(None, (converted, report))):
-            runner.logger.info(f"{source}: {text}")
+        if report:
+            runner.logger.info(f"{source}: {report}")
         if "state_dict" not in checkpoint:  # the file contains only weights
             checkpoint.clear()
             checkpoint["meta"] = meta

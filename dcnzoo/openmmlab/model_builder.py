@@ -1,10 +1,11 @@
 """Build a detector and example inputs, for tools that count operations or measure time."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from mmengine.config import Config, ConfigDict
+from mmengine.dataset import Compose, pseudo_collate
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
@@ -24,12 +25,8 @@ from dcnzoo.export.picture import Preprocessing
 from dcnzoo.utils.errors import UserError, one_line
 
 
-def build_model(cfg: Config, checkpoint: str | None = None, unsafe_load: bool = False) -> nn.Module:
-    """Build the config's model in evaluation mode, with a checkpoint's weights or random ones."""
-    if checkpoint is not None:
-        from dcnzoo.openmmlab.detector import build
-
-        return build(cfg, checkpoint, unsafe_load)[0]
+def build_model(cfg: Config) -> nn.Module:
+    """Build the config's model in evaluation mode with random weights."""
     init_default_scope(cfg.get("default_scope", "mmdet"))
     for node in _dicts(cfg.model):  # no download: the weights do not change the result
         node.pop("init_cfg", None)
@@ -59,6 +56,12 @@ def test_batches(cfg: Config, number: int) -> Iterator[dict]:
         if index == number:
             return
         yield batch
+
+
+def image_batches(cfg: Config, files: Sequence[str]) -> list[dict]:
+    """Read image files through the test pipeline, one image per batch."""
+    pipeline = Compose(get_test_pipeline_cfg(cfg))
+    return [pseudo_collate([pipeline({"img_path": file, "img_id": 0})]) for file in files]
 
 
 def input_size(cfg: Config, model: nn.Module) -> tuple[int, int]:

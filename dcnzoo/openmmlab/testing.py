@@ -37,14 +37,14 @@ def use_test_time_augmentation(cfg: Config) -> None:
     cfg.model = ConfigDict(**model, module=cfg.model)
 
 
-def use_onnx_file(cfg: Config, path: str, backend: str, device: str | None) -> None:
+def use_onnx_file(cfg: Config, path: str, backend: str, device: str) -> None:
     """Replace the model by an ONNX file that was exported from it."""
     cfg.load_from = None
     cfg.model = dict(
         type="DeployedDetector",
         path=str(Path(path).resolve()),
         backend=backend,
-        device=device or ("cuda" if backend == "tensorrt" else "cpu"),
+        device=device,
         data_preprocessor=cfg.model.data_preprocessor,
     )
 

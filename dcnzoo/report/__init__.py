@@ -1,12 +1,10 @@
-"""Plots of learning curves, detections and sampling points."""
+"""Plots of learning curves and detections, and sampling points."""
 
 from dcnzoo.report.plots import (
     Curves,
     Instances,
     plot_detections,
     plot_learning_curves,
-    plot_offset_statistics,
-    plot_sampling,
 )
 from dcnzoo.report.sampling import SamplingField, record_sampling, trace_sampling
 
@@ -16,8 +14,6 @@ __all__ = [
     "SamplingField",
     "plot_detections",
     "plot_learning_curves",
-    "plot_offset_statistics",
-    "plot_sampling",
     "record_sampling",
     "trace_sampling",
 ]

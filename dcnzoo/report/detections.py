@@ -46,9 +46,7 @@ def draw_detections(
     image: np.ndarray, found: InstanceData, classes: Sequence[str], palette: Sequence[tuple[int, int, int]]
 ) -> bytes:
     """Draw detections on an image; return a PNG as wide as the image, at least 600 pixels."""
-    found = found[found.scores.argsort()]  # draw the best on top
-    masks = found.masks.numpy() if "masks" in found else None
-    instances = Instances(found.bboxes.numpy(), found.labels.numpy(), masks, found.scores.numpy())
+    instances = Instances.of(found[found.scores.argsort()])  # draw the best on top
     height, width = image.shape[:2]
     size = (6, 6 * height / width)
     figure = plot_detections([image], {"": [instances]}, classes, palette, threshold=0.0, size=size)

@@ -83,7 +83,7 @@ class ValidationRunner:
         return Prediction(
             image,
             truth,
-            _instances(sample.pred_instances),
+            Instances.of(sample.pred_instances),
             with_unique_names(fields),
             (height / down, width / across),
             statistics,
@@ -100,14 +100,6 @@ class ValidationRunner:
         boxes = results["gt_bboxes"].tensor.numpy()
         truth = Instances(boxes, results["gt_bboxes_labels"], masks)
         return results["img"][..., ::-1].copy(), truth
-
-
-def _instances(found) -> Instances:
-    masks = found.get("masks")
-    if masks is not None:
-        masks = masks.cpu().numpy().astype(bool)
-    boxes = found.bboxes.tensor if hasattr(found.bboxes, "tensor") else found.bboxes
-    return Instances(boxes.cpu().numpy(), found.labels.cpu().numpy(), masks, found.scores.cpu().numpy())
 
 
 def explain(

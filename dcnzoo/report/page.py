@@ -19,7 +19,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from PIL import Image
 
-from dcnzoo.report.plots import THEME, Instances, separate_labels
+from dcnzoo.report.plots import THEME, Instances
 
 _SMALL = 256 * 256  # pixels; smaller images are stored losslessly
 THRESHOLD = 0.5  # of the score, where the page's slider starts
@@ -131,41 +131,25 @@ def instances(
     classes: Sequence[str],
     palette: Sequence[tuple[int, int, int]],
 ) -> Markup:
-    """Draw boxes, outlines and names on a picture; the page's slider hides instances by score."""
+    """Draw boxes, outlines and names on a picture.
+
+    The page's script hides instances by score and moves names that overlap.
+    """
     drawn = []
-    titles, scores = found.titles(classes), found.scores
-    shown = np.ones(len(titles), bool) if scores is None else scores >= THRESHOLD
-    places = _label_places(picture, found.boxes, titles, shown)
+    titles, scores, unit = found.titles(classes), found.scores, picture.unit
     for i in range(len(titles)) if scores is None else np.argsort(scores):  # the best on top
         x0, y0, x1, y1 = (round(float(value), 1) for value in found.boxes[i])
+        end = picture.width - 2.6 * unit * len(titles[i])  # letters are about 2.6 units wide
         one = {
             "box": (x0, y0, round(x1 - x0, 1), round(y1 - y0, 1)),
             "colour": "rgb({}, {}, {})".format(*palette[found.labels[i]]),
             "score": None if scores is None else float(scores[i]),
             "title": titles[i],
-            "text": places[i],
+            "text": (max(min(x0 + unit, end), 0), max(y0 - unit, 4 * unit)),
             "outline": "" if found.masks is None else _outline(found.masks[i]),
         }
         drawn.append(one)
     return _PARTS.instances(picture, drawn)
-
-
-def _label_places(
-    picture: Picture,
-    boxes: np.ndarray,  # [N, 4]
-    titles: Sequence[str],
-    shown: np.ndarray,  # [N], bool: which titles must not overlap
-) -> list[tuple[float, float]]:
-    """The left lower corners of the titles, above the boxes, in pixels of the picture."""
-    unit, width, height = picture.unit, picture.width, picture.height
-    figure = Figure(figsize=(width / 72, height / 72))  # a point is a pixel
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.set(xlim=(0, width), ylim=(height, 0))
-    for (x0, y0, *_), title in zip(boxes.tolist(), titles, strict=True):
-        x = min(x0 + unit, width - 2.6 * unit * len(title))  # letters are about 2.6 units wide
-        axes.text(max(x, 0), max(y0 - unit, 4 * unit), title, fontsize=4 * unit, va="baseline")
-    separate_labels(axes, [text for text, is_shown in zip(axes.texts, shown, strict=True) if is_shown])
-    return [tuple(round(float(value), 1) for value in text.get_position()) for text in axes.texts]
 
 
 def _outline(mask: np.ndarray) -> str:  # [H, W], bool

@@ -4,18 +4,18 @@ Every function returns a matplotlib figure that is not attached to a GUI.
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from adjustText import adjust_text
-from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
-from matplotlib.text import Text
 
-from dcnzoo.report.sampling import SamplingField, trace_sampling
+if TYPE_CHECKING:
+    from mmengine.structures import InstanceData
 
 # Okabe-Ito without yellow, which is invisible on white
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
@@ -40,6 +40,13 @@ class Instances:
     masks: np.ndarray | None = None
     scores: np.ndarray | None = None
 
+    @classmethod
+    def of(cls, found: "InstanceData") -> "Instances":
+        """Convert a detector's ``pred_instances``."""
+        masks = found.masks.cpu().numpy().astype(bool) if "masks" in found else None
+        boxes = getattr(found.bboxes, "tensor", found.bboxes)
+        return cls(boxes.cpu().numpy(), found.labels.cpu().numpy(), masks, found.scores.cpu().numpy())
+
     def above(self, threshold: float) -> "Instances":
         """Select instances with a score of at least ``threshold``; all instances of the ground truth."""
         if self.scores is None:
@@ -58,20 +65,6 @@ class Instances:
 
 # arm → iterations [T], values [seeds, T]
 Curves = dict[str, tuple[np.ndarray, np.ndarray]]
-
-
-def plot_curves(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: str = "") -> Figure:
-    """Plot all curves, name → steps and values, in one panel."""
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.subplots()
-    for index, (name, (steps, values)) in enumerate(curves.items()):
-        marker = "o" if len(steps) < 20 else None
-        axes.plot(steps, values, color=COLOURS[index % len(COLOURS)], marker=marker, ms=4, label=name)
-    axes.set_xlabel("step (training: iteration; validation: epoch or iteration)")
-    axes.set_title(title)
-    axes.grid(color=_LINE)
-    axes.legend(frameon=False)
-    return figure
 
 
 def plot_learning_curves(quantities: Mapping[str, Curves], step: str = "iteration") -> Figure:
@@ -104,50 +97,6 @@ def plot_learning_curves(quantities: Mapping[str, Curves], step: str = "iteratio
     return figure
 
 
-OFFSET_FIGURES = {
-    "mean_abs": "mean |offset| [pixels]",
-    "max_abs": "largest |offset| [pixels]",
-    "outside": "share outside the map",
-    "modulation_mean": "mean modulation",
-}
-
-
-def plot_offset_statistics(rows: Iterable[Mapping[str, str]]) -> Figure:
-    """Plot offsets and modulation during training: one panel per statistic, one line per layer.
-
-    Args:
-        rows: from :func:`dcnzoo.openmmlab.hooks.offset_statistics.read_statistics`.
-    """
-    rows = list(rows)
-    layers = list(dict.fromkeys(row["layer"] for row in rows))
-    shown = [name for name in OFFSET_FIGURES if any(row[name] for row in rows)]
-    figure = _figure(3.8 * len(shown), 3.3, columns=len(shown))
-    colours = colormaps["viridis"](np.linspace(0, 0.9, len(layers)))  # from the first layer to the last
-    for axes, name in zip(figure.axes, shown, strict=True):
-        for colour, layer in zip(colours, layers, strict=True):
-            own = [row for row in rows if row["layer"] == layer and row[name]]
-            axes.plot(
-                [int(row["iter"]) for row in own],
-                [float(row[name]) for row in own],
-                color=colour,
-                marker="o" if len(own) < 20 else None,
-                ms=4,
-                label=layer,
-            )
-        axes.set_title(OFFSET_FIGURES[name], loc="left", fontsize=11, fontweight="bold")
-        axes.set_xlabel("iteration", color=_GREY)
-        axes.set_ylim(bottom=0)
-        axes.grid(axis="y", color="#e5e7eb")
-    figure.legend(
-        *figure.axes[0].get_legend_handles_labels(),
-        loc="outside right upper",
-        frameon=False,
-        fontsize=8,
-        ncols=-(-len(layers) // 16),
-    )
-    return figure
-
-
 def plot_detections(
     images: Sequence[np.ndarray],
     columns: Mapping[str, Sequence[Instances]],
@@ -174,65 +123,24 @@ def plot_detections(
             show_image(grid[row, column], image)
             _draw_instances(grid[row, column], instances.above(threshold), classes, palette)
     figure.draw_without_rendering()  # the layout
+    FigureCanvasAgg(figure)  # measures texts
     for axes in figure.axes:
-        separate_labels(axes, axes.texts)
+        if len(axes.texts) > 1:
+            _separate_labels(axes)
     return figure
 
 
-def separate_labels(axes: Axes, texts: Sequence[Text]) -> None:
-    """Move texts that overlap up or down. The figure has its final size and layout."""
-    if len(texts) > 1:
-        FigureCanvasAgg(axes.figure)  # measures texts
-        adjust_text(
-            texts,
-            ax=axes,
-            only_move="y",
-            expand=(1, 1.1),
-            force_text=(0, 0.3),
-            max_move=(0, 6),
-            time_lim=0.5,
-        )
-
-
-def plot_sampling(
-    image: np.ndarray,
-    fields: Sequence[SamplingField],
-    locations: Mapping[str, tuple[float, float]],
-    image_size: tuple[float, float] | None = None,
-) -> Figure:
-    """Plot the sampling points of the last layer's output at a few locations.
-
-    The upper row shows ordinary convolutions of the same shape, the lower row the learnt offsets. The opacity
-    of a point is its weight (product of the masks).
-
-    Args:
-        image: [H, W, 3], uint8, RGB.
-        fields: of the layers to chain, in forward order: :func:`record_sampling`.
-        locations: title → (y, x) in pixels.
-        image_size: (H, W) of the model's input, padding included, in pixels of ``image`` (default: the size
-            of ``image``).
-    """
-    figure = _figure(3.1 * len(locations), 6.6, len(locations), 2)
-    grid = np.array(figure.axes).reshape(2, len(locations))
-    rigid = [field.without_offset() for field in fields]
-    rows = (("ordinary grid", rigid), ("learnt offsets", list(fields)))
-    for row, (heading, layers) in enumerate(rows):
-        for column, (title, location) in enumerate(locations.items()):
-            axes = grid[row, column]
-            points, weight = trace_sampling(layers, location, image_size or image.shape[:2])
-            strength = (weight / weight.max().clamp(min=1e-12)).numpy()
-            opacity = 0.15 + 0.85 * strength[:, None]
-            faces = np.hstack([np.tile([0.84, 0.12, 0.12], (len(points), 1)), opacity])
-            edges = np.hstack([np.ones((len(points), 3)), opacity])
-            show_image(axes, image)
-            y, x = points.numpy().T
-            axes.scatter(x, y, s=12, c=faces, edgecolors=edges, linewidths=0.4)
-            axes.plot(*location[::-1], "+", color="#22d3ee", ms=13, mew=2.2)
-            if row == 0:
-                axes.set_title(title, fontsize=11, fontweight="bold")
-            if column == 0:
-                axes.set_ylabel(heading, fontsize=11, fontweight="bold")
-    return figure
+def _separate_labels(axes: Axes) -> None:
+    """Move texts that overlap up or down."""
+    adjust_text(
+        axes.texts,
+        ax=axes,
+        only_move="y",
+        expand=(1, 1.1),
+        force_text=(0, 0.3),
+        max_move=(0, 6),
+        time_lim=0.5,
+    )
 
 
 def _figure(width: float, height: float, columns: int = 1, rows: int = 1) -> Figure:

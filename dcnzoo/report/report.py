@@ -18,7 +18,7 @@ from dcnzoo.report.detector import Prediction, ValidationRunner
 from dcnzoo.report.explain import Box, offset_table, points_of
 from dcnzoo.report.history import History
 from dcnzoo.report.page import Picture, Section
-from dcnzoo.report.plots import COLOURS, OFFSET_FIGURES, Curves, Instances, plot_learning_curves
+from dcnzoo.report.plots import COLOURS, Curves, Instances, plot_learning_curves
 from dcnzoo.report.sampling import SamplingField, trace_sampling
 from dcnzoo.utils.errors import UserError, one_line
 
@@ -26,7 +26,11 @@ _LOWEST, _MOST = 0.05, 40  # lowest score and maximum number of detections per i
 _MOST_LAYERS = 16
 _MOST_POINTS = 1000
 _MAIN_METRICS = 3
-_OFFSETS = ("mean_abs", "outside", "modulation_mean")
+_OFFSETS = {
+    "mean_abs": "mean |offset| [pixels]",
+    "outside": "share outside the map",
+    "modulation_mean": "mean modulation",
+}
 _KINDS = {"bbox": "box", "segm": "mask", "proposal": "proposal"}
 _SIZES = {"s": "small", "m": "medium", "l": "large"}
 
@@ -419,7 +423,7 @@ def _offsets_over_time(runs: Sequence[TrainedRun]) -> Iterator[Section]:
         largest = sorted(last, key=last.get, reverse=True)[: len(COLOURS)]
         layers = [layer for layer in last if layer in largest]
         figures = []
-        for column in _OFFSETS:
+        for column, title in _OFFSETS.items():
             curves: Curves = {}
             for layer in layers:
                 own = [row for row in rows if row["layer"] == layer and row[column]]
@@ -427,7 +431,7 @@ def _offsets_over_time(runs: Sequence[TrainedRun]) -> Iterator[Section]:
                     values = np.array([[float(row[column]) for row in own]])
                     curves[layer] = (np.array([int(row["iter"]) for row in own]), values)
             if curves:
-                figures.append(plot_learning_curves({OFFSET_FIGURES[column]: curves}))
+                figures.append(plot_learning_curves({title: curves}))
         if figures:
             of = (
                 ""

@@ -72,19 +72,11 @@ void run_tiles(const DeformConvForwardParams<T, S>& p) {
   });
 }
 
-// A packed weight that is kept between calls is a tensor of these sizes. Its first size, the limit on the channels of a
-// block, determines with the shapes how the channels are divided.
-std::vector<int64_t> kept_sizes(int64_t most_channels, int64_t packed_size) {
-  return {most_channels, ceil_div(packed_size, most_channels)};
-}
-
-// S is the type of input, packed weight and output; T is the type of offset, mask and bias. `kept`, if not null, is the
-// packed weight of an earlier call with the same weight and shapes of offset and mask, or any other tensor, which is
-// replaced.
+// S is the type of input, packed weight and output; T is the type of offset, mask and bias.
 template <typename T, typename S>
 Tensor forward(const DeformConvShapes& s, const Tensor& input, const Tensor& weight,
                const std::optional<Tensor>& offset, const std::optional<Tensor>& mask,
-               const std::optional<Tensor>& bias, Tensor* kept) {
+               const std::optional<Tensor>& bias) {
   const DeformConvForward<T, S>& kernels = forward_kernels<T, S>();
   const Map map = as_map(input);
   Tensor output = map.channels_last ? new_channels_last(input, output_sizes(s))
@@ -98,18 +90,11 @@ Tensor forward(const DeformConvShapes& s, const Tensor& input, const Tensor& wei
   const int64_t columns = round_up(s.out_channels / s.groups, kernels.panel);
   const int64_t packed_size = blocking.place_weights([&](const ChannelBlock&) { return columns; });
   const ScalarType type = std::is_same_v<S, T> ? accumulate_type(weight.scalar_type()) : weight.scalar_type();
-  Buffer<S> packed;
-  if (!kept || kept->scalar_type() != type || sizes_of(*kept) != kept_sizes(most_channels, packed_size)) {
-    packed = pack_weight<S>(s, blocking, packed_size, as_type(weight, type), kernels.pack);
-    if (kept) {
-      *kept = torch::stable::new_empty(weight, kept_sizes(most_channels, packed_size), type);
-      std::copy_n(packed.data(), packed_size, static_cast<S*>(kept->mutable_data_ptr()));
-    }
-  }
+  const Buffer<S> packed = pack_weight<S>(s, blocking, packed_size, as_type(weight, type), kernels.pack);
 
   DeformConvForwardParams<T, S> p{};
   p.shape = s, p.tile = blocking.tile(kForwardTile.rows), p.blocks.data = blocking.blocks.data();
-  p.weight = packed.size() ? packed.data() : static_cast<const S*>(kept->const_data_ptr());
+  p.weight = packed.data();
   p.bias = data_or_null<T>(bias);
   p.output.channels_last = map.channels_last;
   const OffsetMask<const T> offset_mask{data_or_null<T>(offset), data_or_null<T>(mask)};
@@ -136,11 +121,11 @@ Tensor forward(const DeformConvShapes& s, const Tensor& input, const Tensor& wei
   return output;
 }
 
-Tensor run(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& offset,
-           const std::optional<Tensor>& mask, const std::optional<Tensor>& bias,
-           const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
-           const std::vector<int64_t>& dilation, int64_t groups, std::optional<int64_t> im2col_step,
-           Tensor* kept) {
+Tensor deform_conv_cpu(const Tensor& input, const Tensor& weight, std::optional<Tensor> offset,
+                       std::optional<Tensor> mask, std::optional<Tensor> bias,
+                       const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+                       const std::vector<int64_t>& dilation, int64_t groups,
+                       std::optional<int64_t> im2col_step) {
   const DeformConvShapes s =
       check_deform_conv(input, weight, offset, mask, bias, stride, padding, dilation, groups, im2col_step);
   check_map(s, input.scalar_type());
@@ -148,35 +133,13 @@ Tensor run(const Tensor& input, const Tensor& weight, const std::optional<Tensor
   const auto wide_offset = contiguous_as(offset, type), wide_mask = contiguous_as(mask, type),
              wide_bias = contiguous_as(bias, type);
   if (input.scalar_type() == ScalarType::BFloat16 && forward_kernels<float, BFloat16Bits>().run)
-    return forward<float, BFloat16Bits>(s, input, weight, wide_offset, wide_mask, wide_bias, kept);
+    return forward<float, BFloat16Bits>(s, input, weight, wide_offset, wide_mask, wide_bias);
   const auto compute = type == ScalarType::Double ? forward<double, double> : forward<float, float>;
-  const Tensor output = compute(s, as_type(input, type), weight, wide_offset, wide_mask, wide_bias, kept);
+  const Tensor output = compute(s, as_type(input, type), weight, wide_offset, wide_mask, wide_bias);
   return as_type(output, input.scalar_type());
-}
-
-Tensor deform_conv_cpu(const Tensor& input, const Tensor& weight, std::optional<Tensor> offset,
-                       std::optional<Tensor> mask, std::optional<Tensor> bias,
-                       const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
-                       const std::vector<int64_t>& dilation, int64_t groups,
-                       std::optional<int64_t> im2col_step) {
-  return run(input, weight, offset, mask, bias, stride, padding, dilation, groups, im2col_step, nullptr);
-}
-
-std::tuple<Tensor, Tensor> deform_conv_kept_cpu(
-    const Tensor& input, const Tensor& weight, std::optional<Tensor> offset, std::optional<Tensor> mask,
-    std::optional<Tensor> bias, const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
-    const std::vector<int64_t>& dilation, int64_t groups, std::optional<int64_t> im2col_step,
-    std::optional<Tensor> packed) {
-  Tensor kept = packed ? *packed : torch::stable::new_empty(weight, {0});
-  const Tensor output =
-      run(input, weight, offset, mask, bias, stride, padding, dilation, groups, im2col_step, &kept);
-  return {output, kept};
 }
 
 }  // namespace
 }  // namespace dcnzoo
 
-STABLE_TORCH_LIBRARY_IMPL(dcnzoo, CPU, m) {
-  m.impl("deform_conv", TORCH_BOX(&dcnzoo::deform_conv_cpu));
-  m.impl("_deform_conv_kept", TORCH_BOX(&dcnzoo::deform_conv_kept_cpu));
-}
+STABLE_TORCH_LIBRARY_IMPL(dcnzoo, CPU, m) { m.impl("deform_conv", TORCH_BOX(&dcnzoo::deform_conv_cpu)); }

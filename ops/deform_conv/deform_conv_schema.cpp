@@ -28,12 +28,6 @@ STABLE_TORCH_LIBRARY_FRAGMENT(dcnzoo, m) {
       "_deform_conv_backward(Tensor grad_output, Tensor input, Tensor weight, Tensor? offset, "
       "Tensor? mask, int[] stride, int[] padding, int[] dilation, int groups, int? im2col_step, "
       "bool[5] output_mask) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
-  // CPU only. Returns the output of deform_conv, and the packed weight: a later call with the same weight and shapes of
-  // offset and mask can pass it as `packed` and then does not pack again.
-  m.def(
-      "_deform_conv_kept(Tensor input, Tensor weight, Tensor? offset, Tensor? mask, Tensor? bias, "
-      "int[] stride, int[] padding, int[] dilation, int groups, int? im2col_step, Tensor? packed) "
-      "-> (Tensor, Tensor)");
   m.def(
       "_check_deform_conv(Tensor input, Tensor weight, Tensor? offset, Tensor? mask, Tensor? bias, "
       "int[] stride, int[] padding, int[] dilation, int groups, int? im2col_step, Tensor? grad_output) -> ()");

@@ -13,7 +13,7 @@ from mmengine.registry import init_default_scope
 
 from dcnzoo.cli import export
 from dcnzoo.data.shapes import CLASSES
-from dcnzoo.export import Detector, tensorrt
+from dcnzoo.export import Detector
 from dcnzoo.export.runtime import Session
 from dcnzoo.openmmlab.export import inputs
 from dcnzoo.ops import has_ops
@@ -143,15 +143,6 @@ def test_the_file_alone_is_enough(exported, evaluated):
         assert ours.masks.shape == (len(ours), 128, 128)
 
 
-def test_tensorrt_is_skipped_visibly(exported, work):
-    if tensorrt.why_not() is None:
-        pytest.skip("TensorRT and a GPU are here")
-    path, _ = exported
-    assert export._build_engine(path, torch.zeros(1, 3, 128, 128)).startswith("TensorRT engine: skipped: ")
-    message = error_of("test", work / "config.py", path, "--work-dir", work / "logs", "--backend", "tensorrt")
-    assert "expected TensorRT and a GPU: " in message
-
-
 def soft_teacher(work, folder):
     """Write a config and a checkpoint: the teacher is the detector of ``work``, the student finds nothing."""
     cfg, folder = Config.fromfile(work / "config.py"), folder / "soft_teacher"
@@ -242,13 +233,11 @@ def test_coco_format(exported, work):
 
 MISTAKES = [
     (2, ["--opset-version", 17], "--opset-version.* 17"),
-    (2, ["--to", "openvino", "--backend", "tensorrt"], "--to: .*onnx.* got openvino"),
     (2, ["--to", "openvino", "--out", "model.onnx"], r"--out: .*\.xml.* got model\.onnx"),
     (2, ["--out", "model.xml"], r"--out: .*\.onnx.* got model\.xml"),
     (2, ["--shape", 1, 2, 3], "--shape"),
     (2, ["--skip-postprocess", "--verify", "--show"], "--show: .*--skip-postprocess"),
     (2, ["--to", "pt2", "--dynamic-export"], "--dynamic-export: .*--to pt2"),
-    (2, ["--backend", "tensorrt", "--deform-conv", "gridsample"], "--deform-conv: .*gathernd"),
     (2, ["--int8", "images", "--fp16"], "--int8: .*--fp16"),
     (2, ["--int8", "images", "--verify"], "--verify: .*--int8"),
     (1, ["--int8", "nowhere"], "--int8: .*nowhere"),

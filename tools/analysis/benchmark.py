@@ -1,6 +1,6 @@
-"""``dcnzoo speed``."""
+"""``dcnzoo bench``."""
 
 from dcnzoo.cli import main
 
 if __name__ == "__main__":
-    main("speed")
+    main("bench")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 from families import OURS, Call, Unsupported, Work, leaves
-from torch import Tensor, nn
+from torch import Tensor
 
 # Pixels. Learnt offsets have this size but are smoother; independent offsets are harder for caches.
 OFFSET_STD = 2.0
@@ -127,23 +127,6 @@ def deformable(name: str, memory_format: torch.memory_format, backend: str = "au
     return prepare
 
 
-def frozen(name: str) -> Callable:
-    """Return a contestant: an operator of dcnzoo whose weight is packed only once; no gradients."""
-
-    def prepare(case: Case, t: dict, threads: int) -> Call:
-        from dcnzoo import ops
-        from dcnzoo.layers import freeze
-
-        if t["input"].device.type != "cpu":
-            raise Unsupported("weights are packed only on the CPU")
-        weight = freeze(nn.ParameterList([t["weight"]]))[0]
-        options = dict(groups=case.groups, im2col_step=case.im2col_step)
-        given = (t["input"], weight, t["offset"], t["mask"], None, case.strides, case.paddings)
-        return Call(lambda: getattr(ops, name)(*given, **options))
-
-    return prepare
-
-
 def contestants(
     rank: int,
     transposed: bool = False,
@@ -185,8 +168,6 @@ def contestants(
         )
 
     ours = {f"{OURS}{suffix}": deformable(name, form) for suffix, form in formats.items()}
-    if not transposed:
-        ours[f"{OURS} frozen"] = frozen(name)
     floors = {f"F.{plain}{suffix}": floor(form) for suffix, form in formats.items()}
     others = {**rivals, "tvdcn": tvdcn, "reference": by_the_reference}
     return tuple(floors), {**ours, **floors, **others}

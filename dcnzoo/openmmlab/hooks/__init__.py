@@ -1,4 +1,4 @@
-"""Hooks and a strategy for mmengine's Runner. Importing the package registers them."""
+"""Hooks for mmengine's Runner. Importing the package registers them."""
 
 from dcnzoo.openmmlab.hooks.channels_last import ChannelsLastHook
 from dcnzoo.openmmlab.hooks.checkpoint import AtomicCheckpointHook, AtomicLocalBackend
@@ -6,7 +6,6 @@ from dcnzoo.openmmlab.hooks.finite_loss import FiniteLossHook
 from dcnzoo.openmmlab.hooks.offset_statistics import OffsetStatisticsHook
 from dcnzoo.openmmlab.hooks.progress import ProgressHook
 from dcnzoo.openmmlab.hooks.seeds import EpochSeedHook
-from dcnzoo.openmmlab.sharding import FullyShardStrategy
 
 __all__ = [
     "AtomicCheckpointHook",
@@ -14,7 +13,6 @@ __all__ = [
     "ChannelsLastHook",
     "EpochSeedHook",
     "FiniteLossHook",
-    "FullyShardStrategy",
     "OffsetStatisticsHook",
     "ProgressHook",
 ]

@@ -135,13 +135,6 @@ TABLE = (
         needed=on_cpu,
     ),
     fix(
-        distributed.sync_batch_norm_on_cpu,
-        target="MMDistributedDataParallel._passing_sync_batchnorm_handle",
-        reason="SyncBN trains only on GPUs (SyncBatchNorm expected input tensor to be on GPU)",
-        versions="all versions of torch",
-        needed=on_cpu,
-    ),
-    fix(
         models.offset_lr_mult,
         target="mmengine.optim.DefaultOptimWrapperConstructor.add_params",
         reason="dcn_offset_lr_mult has no effect on layers other than mmcv's two convolutions",

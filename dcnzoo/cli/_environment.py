@@ -1,4 +1,4 @@
-"""``dcnzoo env``: list installed versions and the compiled operators in use."""
+"""Installed versions and the compiled operators in use, for ``dcnzoo doctor``."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, distribution, version
 from importlib.util import find_spec
 from pathlib import Path
-
-import click
 
 from dcnzoo.compat.mmcv import EXTENSION, STAND_IN
 from dcnzoo.version import __version__
@@ -60,7 +58,7 @@ def environment() -> Iterator[tuple[str, str]]:
 
 
 def installed(packages: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    """Yield the packages that Python imports; others may be further back on ``sys.path``."""
+    """Yield the packages that Python imports; others may be further back on its path."""
     found = {}
     for package in packages:
         with suppress(PackageNotFoundError):
@@ -86,17 +84,3 @@ def mmcv_extension() -> str | None:
     """Return the file of mmcv's own compiled module, if it has one."""
     found = find_spec(EXTENSION) if find_spec("mmcv") else None
     return None if found is None or found.origin == str(STAND_IN) else found.origin
-
-
-@click.command
-def command() -> None:
-    """Print installed versions and the compiled operators in use.
-
-    \b
-    examples:
-      dcnzoo env
-    """
-    lines = list(environment())
-    width = max(len(name) for name, _ in lines)
-    for name, value in lines:
-        print(f"{name:{width}}  {value}")
