@@ -10,7 +10,6 @@ from mmengine.config import Config, ConfigDict
 import dcnzoo.openmmlab.export.deployed
 import dcnzoo.openmmlab.models.tta  # noqa: F401
 from dcnzoo.openmmlab.config_check import datasets
-from dcnzoo.utils.errors import UserError
 
 TTA_MODEL = {
     "type": "InstanceTTAModel",
@@ -63,13 +62,7 @@ def draw_detections(cfg: Config, folder: str, threshold: float | None) -> None:
 def set_evaluator(
     cfg: Config, metrics: Sequence[str], options: dict, out: Path | None, format_only: bool
 ) -> None:
-    """Write the options of an evaluation into the config; ``out`` is a JSON file in COCO's format.
-
-    Raises:
-        UserError: the config has no ``test_evaluator``.
-    """
-    if "test_evaluator" not in cfg:
-        raise UserError("config: expected a test_evaluator, found none")
+    """Write the options of an evaluation into the config; ``out`` is a JSON file in COCO's format."""
     for evaluator in cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]:
         if metrics:
             evaluator.metric = list(metrics)
