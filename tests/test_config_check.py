@@ -165,6 +165,7 @@ SAMPLE = [  # heads, data sets or variables of many kinds
     "panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco.py",
     "reid/reid_r50_8xb32-6e_mot17train80_test-mot17val20.py",
     "soft_teacher/soft-teacher_faster-rcnn_r50-caffe_fpn_180k_semi-0.1-coco.py",
+    "v3det/dino-4scale_r50_8xb2_sample1e-3_v3det_36e.py",
     "strongsort/strongsort_yolox_x_8xb4-80e_crowdhuman-mot17halftrain_test-mot17halfval.py",
 ]
 

@@ -24,9 +24,9 @@ RUNNER_KEYS = {
     *inspect.signature(FlexibleRunner).parameters,
     *("custom_imports", "runner_type", "tta_model"),
 }
-COUNTS = ("batch_size", "max_epochs", "max_iters", "val_interval", "accumulative_counts", "num_workers")
-NUMBERS = ("lr", "momentum", "weight_decay")
-MAY_BE_0 = ("num_workers", *NUMBERS)
+COUNTS = ("batch_size", "max_epochs", "max_iters", "accumulative_counts", "num_workers")
+NUMBERS = ("val_interval", "lr", "momentum", "weight_decay")
+MAY_BE_0 = ("num_workers", "lr", "momentum", "weight_decay")
 # arguments that the registry, dcnzoo's build function or, for bg_cls_weight, the DETR heads remove
 ANY_MODULE = {"type", "_scope_", "init_cfg", "to_deformable", "dcn", "stage_with_dcn", "bg_cls_weight"}
 # settings of layers, from which mmcv removes some before it builds the layer
