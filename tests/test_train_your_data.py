@@ -248,6 +248,16 @@ def test_config_mistakes(tmp_path, coco, train, val, model, message):
     assert not (tmp_path / "out.py").exists()
 
 
+def test_heads_with_other_classes_than_the_base(tmp_path, coco):
+    """The base's mask head does not have its data's number of classes, so it keeps its own."""
+    (tmp_path / "base.py").write_text(
+        f"_base_ = {str(DEMO)!r}\nmodel = dict(roi_head=dict(mask_head=dict(num_classes=5)))"
+    )
+    with pytest.raises(UserError, match=r"out\.py: model\.roi_head\.mask_head\.num_classes: expected 2.* 5$"):
+        coco_of_two = coco(lambda c: (c["categories"].pop(), c["annotations"].pop()))
+        write_config(coco_of_two, coco_of_two, tmp_path / "out.py", tmp_path, model=str(tmp_path / "base.py"))
+
+
 def test_config_files_are_named(tmp_path, coco):
     (tmp_path / "notes.txt").write_text("a = 1")
     (tmp_path / "notes.py").write_text("a = 1")

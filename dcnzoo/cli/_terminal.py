@@ -12,7 +12,7 @@ from dcnzoo.utils.errors import UserError, disk_is_full, one_line, printable
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Context in which a user's mistake ends the program with one line and exit status 1.
+    """Context in which a user's mistakes end the program with one line each and exit status 1.
 
     Missing files and full disks always count as mistakes, other errors only inside
     :func:`dcnzoo.utils.errors.user_errors`. ``DCNZOO_TRACEBACK=1`` shows the traceback too. If the reader of
@@ -29,7 +29,8 @@ def one_line_errors() -> Iterator[None]:
         except (UserError, FileNotFoundError) as error:
             if os.environ.get("DCNZOO_TRACEBACK") == "1":
                 raise
-            sys.exit(f"error: {one_line(error)}")
+            lines = error.args if isinstance(error, UserError) else [one_line(error)]
+            sys.exit("\n".join(f"error: {one_line(Exception(line))}" for line in lines))
         except OSError as error:
             if not disk_is_full(error) or os.environ.get("DCNZOO_TRACEBACK") == "1":
                 raise

@@ -72,7 +72,7 @@ def command(
     from dcnzoo.utils.files import require_file
 
     with user_errors():
-        cfg = load_config(**run)
+        cfg = load_config(**run, required=("test_dataloader", "test_cfg", "test_evaluator"))
         require_file(checkpoint, "model" if exported else "checkpoint")
         cfg.load_from, cfg.resume = checkpoint, False  # the config of a resumed run has resume=True
         testing.set_evaluator(cfg, metrics, eval_options, out if as_json else None, format_only)

@@ -44,7 +44,7 @@ def command(
     from dcnzoo.utils.lock import lock_work_dir
 
     with user_errors():
-        cfg = load_config(**run)
+        cfg = load_config(**run, required=("train_dataloader", "train_cfg", "optim_wrapper"))
         set_up_training(cfg, amp, auto_scale_lr, resume)
     with lock_work_dir(cfg.work_dir, cfg.launcher):
         try:

@@ -17,6 +17,7 @@ from mmengine.registry import init_default_scope
 from torch import nn
 
 from dcnzoo.openmmlab.checkpoints import class_names
+from dcnzoo.openmmlab.config_check import datasets, declared_metainfo
 from dcnzoo.openmmlab.runner import read_config_file
 from dcnzoo.openmmlab.weights import load_weights
 from dcnzoo.utils.errors import UserError, printable
@@ -70,10 +71,8 @@ def dataset_meta(cfg: Config, meta: dict) -> dict:
 
 def metainfo(dataset: dict) -> dict:
     """Return a data set's metainfo, if possible without building it: that may read or generate files."""
-    while "dataset" in dataset or "datasets" in dataset:  # RepeatDataset, ConcatDataset
-        dataset = dataset["dataset"] if "dataset" in dataset else dataset["datasets"][0]
-    kind = DATASETS.get(dataset.get("type", ""))
-    found = (dataset.get("metainfo") or {}) if kind is None else kind._load_metainfo(dataset.get("metainfo"))
-    if kind is None or found.get("classes"):
+    dataset = next(datasets(dataset))
+    found = declared_metainfo(dataset)
+    if found.get("classes") or DATASETS.get(dataset.get("type", "")) is None:
         return found
     return DATASETS.build({**dataset, "lazy_init": True}).metainfo  # this class reads its classes from a file

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 
 import torch
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import init_default_scope
@@ -22,23 +22,17 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from dcnzoo.export.picture import Preprocessing
+from dcnzoo.openmmlab.config_check import dicts
 from dcnzoo.utils.errors import UserError, one_line
 
 
 def build_model(cfg: Config) -> nn.Module:
     """Build the config's model in evaluation mode with random weights."""
     init_default_scope(cfg.get("default_scope", "mmdet"))
-    for node in _dicts(cfg.model):  # no download: the weights do not change the result
+    for _, node in dicts(cfg.model):  # no download: the weights do not change the result
         node.pop("init_cfg", None)
         node.pop("teacher_ckpt", None)
     return revert_sync_batchnorm(MODELS.build(cfg.model)).eval()
-
-
-def _dicts(node: object) -> Iterator[ConfigDict]:
-    if isinstance(node, dict):
-        yield node
-    for value in node.values() if isinstance(node, dict) else node if isinstance(node, list | tuple) else ():
-        yield from _dicts(value)
 
 
 def random_batch(height: int, width: int) -> dict:

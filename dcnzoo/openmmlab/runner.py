@@ -2,15 +2,17 @@
 
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 import dcnzoo.openmmlab.datasets
 import dcnzoo.openmmlab.hooks
 import dcnzoo.openmmlab.models  # noqa: F401  so that any config may use dcn=True
+from dcnzoo.openmmlab.config_check import check_config
 from dcnzoo.openmmlab.loading import LoadCheckpointHook
 from dcnzoo.openmmlab.packages import base_path
 from dcnzoo.utils.errors import UserError, one_line
@@ -60,29 +62,28 @@ def read_config_file(path: str | os.PathLike, cfg_options: dict | None = None) -
     return cfg
 
 
-def unwrap_dataset(dataset: ConfigDict) -> ConfigDict:
-    """Return the config of the data set inside wrappers of one data set, such as RepeatDataset."""
-    while "dataset" in dataset:
-        dataset = dataset["dataset"]
-    return dataset
-
-
 def load_config(
     config: str,
     work_dir: str | None = None,
     cfg_options: dict | None = None,
     launcher: str = "none",
     local_rank: int = 0,
+    required: Sequence[str] = (),
 ) -> Config:
-    """Read a config, merge the settings of the command line and add dcnzoo's hooks.
+    """Read a config, merge the settings of the command line, check them and add dcnzoo's hooks.
+
+    Args:
+        required: top-level keys that the command uses, beside ``model``.
 
     Raises:
-        UserError: the file does not exist or cannot be read, or ``work_dir`` is a file.
+        UserError: the file does not exist, cannot be read or has problems (see
+            :func:`~dcnzoo.openmmlab.config_check.check_config`), or ``work_dir`` is a file.
     """
     require_file(config, "config")
     os.environ.setdefault("LOCAL_RANK", str(local_rank))
 
     cfg = read_config_file(config, cfg_options)
+    check_config(cfg, config, ("model", *required))
     cfg.launcher = launcher
     if work_dir is not None:
         cfg.work_dir = work_dir

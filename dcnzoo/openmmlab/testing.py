@@ -9,8 +9,7 @@ from mmengine.config import Config, ConfigDict
 # these imports register InstanceTTAModel and DeployedDetector
 import dcnzoo.openmmlab.export.deployed
 import dcnzoo.openmmlab.models.tta  # noqa: F401
-from dcnzoo.openmmlab.runner import unwrap_dataset
-from dcnzoo.utils.errors import UserError
+from dcnzoo.openmmlab.config_check import datasets
 
 TTA_MODEL = {
     "type": "InstanceTTAModel",
@@ -24,13 +23,14 @@ TTA_META_KEYS = (
 
 def use_test_time_augmentation(cfg: Config) -> None:
     """Wrap the model and the test pipeline. The config's ``tta_*`` settings take precedence."""
-    dataset = unwrap_dataset(cfg.test_dataloader.dataset)
+    parts = list(datasets(cfg.test_dataloader.dataset))
     if "tta_pipeline" not in cfg:
         flips = [{"type": "RandomFlip", "prob": 1.0}, {"type": "RandomFlip", "prob": 0.0}]
         pack = {"type": "PackDetInputs", "meta_keys": TTA_META_KEYS}
-        cfg.tta_pipeline = deepcopy(dataset.pipeline)
+        cfg.tta_pipeline = deepcopy(parts[0].pipeline)
         cfg.tta_pipeline[-1] = {"type": "TestTimeAug", "transforms": [flips, [pack]]}
-    dataset.pipeline = cfg.tta_pipeline
+    for dataset in parts:
+        dataset.pipeline = cfg.tta_pipeline
     model = cfg.get("tta_model", TTA_MODEL)
     if model["type"] == "DetTTAModel":
         model["type"] = "InstanceTTAModel"  # the same, but it merges masks too
@@ -62,13 +62,7 @@ def draw_detections(cfg: Config, folder: str, threshold: float | None) -> None:
 def set_evaluator(
     cfg: Config, metrics: Sequence[str], options: dict, out: Path | None, format_only: bool
 ) -> None:
-    """Write the options of an evaluation into the config; ``out`` is a JSON file in COCO's format.
-
-    Raises:
-        UserError: the config has no ``test_evaluator``.
-    """
-    if "test_evaluator" not in cfg:
-        raise UserError("config: expected a test_evaluator, found none")
+    """Write the options of an evaluation into the config; ``out`` is a JSON file in COCO's format."""
     for evaluator in cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]:
         if metrics:
             evaluator.metric = list(metrics)

@@ -6,7 +6,10 @@ from contextlib import contextmanager
 
 
 class UserError(Exception):
-    """An error in the user's input or environment. Only its message is shown, without a traceback."""
+    """Errors in the user's input or environment: a line for each. They are shown without a traceback."""
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.args))
 
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from mmengine.config import Config
-
-import dcnzoo.models  # noqa: F401  before mmdet, which needs mmcv.ops
-
-# isort: split
-from mmdet.registry import DATASETS
 from yapf.yapflib.yapf_api import FormatCode
 
 from dcnzoo.data.check import Report, checked_coco
+from dcnzoo.openmmlab.config_check import LOADERS, check_config, declared_metainfo, dicts
 from dcnzoo.openmmlab.runner import read_config_file
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import write_text
@@ -29,7 +25,6 @@ SMALL_BOXES = "faster-rcnn_r14-mdconv_fpn_24e_coco"  # trains from scratch, on a
 MASKS = "mask-rcnn_r50-mdconv-c3-c5_fpn_1x_coco"
 IMPORTS = ["dcnzoo.models", "dcnzoo.openmmlab.hooks", "dcnzoo.openmmlab.datasets"]
 CLASSES = ("num_classes", "num_things_classes")
-LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
 # settings of a pretrained backbone that freeze layers → values that do not
 FROZEN = {"frozen_stages": -1, "norm_eval": False}
 # values that disable the arguments of a data set that CocoDataset does not have
@@ -111,6 +106,7 @@ def write_config(
         "\n".join(lines) + "\n", style_config={"based_on_style": "pep8", "column_limit": 100}
     )
     write_text(out, f"{HEAD}{code}")
+    check_config(read_config_file(out), out)
     return base
 
 
@@ -174,8 +170,9 @@ def _changed(node: object, changes: Sequence[Callable[[Mapping], dict]]) -> obje
 def _class_numbers(config: Config, model: str, after: int) -> Callable[[Mapping], dict]:
     """Return a change that replaces the number of classes."""
     _, dataset = _dataset(config, LOADERS[0])
-    known = dataset.get("metainfo", {}).get("classes") or DATASETS.get(dataset.type).METAINFO["classes"]
-    found = sorted(set(_numbers(config.model.to_dict())))
+    known = declared_metainfo(dataset)["classes"]
+    numbers = {node.get(key) for _, node in dicts(config.model.to_dict()) for key in CLASSES}
+    found = sorted(number for number in numbers if isinstance(number, int))
     before = found[0] if len(found) == 1 else len(known)
     if before not in found:
         what = f"num_classes={', '.join(map(str, found))}" if found else "no num_classes"
@@ -192,15 +189,6 @@ def _class_numbers(config: Config, model: str, after: int) -> Callable[[Mapping]
         return new
 
     return change
-
-
-def _numbers(node: object) -> Iterator[int]:
-    """Yield every number of classes in a model."""
-    if isinstance(node, Mapping):
-        yield from (node[key] for key in CLASSES if isinstance(node.get(key), int))
-    if isinstance(node, Mapping | list | tuple):
-        for value in node.values() if isinstance(node, Mapping) else node:
-            yield from _numbers(value)
 
 
 def _without_weights(node: Mapping, scratch: bool) -> dict:

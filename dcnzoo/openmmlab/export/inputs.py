@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from dcnzoo.data.shapes import ShapesSpec, draw_image
 from dcnzoo.export.picture import Preprocessing
+from dcnzoo.openmmlab.config_check import datasets
 from dcnzoo.openmmlab.detector import build, dataset_meta
-from dcnzoo.openmmlab.runner import read_config_file, unwrap_dataset
+from dcnzoo.openmmlab.runner import read_config_file
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import require_file
 
@@ -54,7 +55,8 @@ def find_preprocessing(cfg: Config, detector: nn.Module) -> Preprocessing:
     Raises:
         ValueError: the pipeline has a step that is not supported.
     """
-    pipeline = unwrap_dataset(cfg.get("test_dataloader", {}).get("dataset", {})).get("pipeline", [])
+    dataset = next(datasets(cfg.get("test_dataloader", {}).get("dataset", {})))
+    pipeline = dataset.get("pipeline", [])
     return Preprocessing.of(pipeline, detector.data_preprocessor, detector.classes)
 
 
