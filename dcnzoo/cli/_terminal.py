@@ -36,6 +36,7 @@ def one_line_errors() -> Iterator[None]:
             name = printable(str(error.filename or "a file"))
             sys.exit(f"error: {name} cannot be written: {error.strerror}")
         except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
             sys.exit(130)  # click would exit with 1
         finally:
             sys.stdout.flush()  # Python's own flush at exit is too late to catch a broken pipe
