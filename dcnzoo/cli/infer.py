@@ -105,8 +105,7 @@ def command(images: tuple[str, ...], demo: bool, out: Path, score_threshold: flo
             _show(path, found, classes, console)
     if number := len(images) - len(problems):
         write_text(out / "detections.json", json.dumps(file.content))
-        several = f"{number} picture{'s' * (number != 1)} in {out}"
-        written = out / pictures[0] if len(images) == 1 else several
+        written = out / pictures[0] if len(images) == 1 else f"{number} picture{'s' * (number > 1)} in {out}"
         console.print(f"written: {written} and {out / 'detections.json'}", soft_wrap=True)
     if problems:
         sys.exit("\n".join(problems))

@@ -165,11 +165,11 @@ def check_coco(
         return Report(file, {}, [Problem("file", where, str(error), stops=True)])
     keys = ("images", "annotations", "categories")
     if not isinstance(content, dict):
-        text = f"expected an object with the lists {', '.join(keys)}, got {_type(content)}"
+        text = f"expected an object with the lists {', '.join(keys)}, got {short(content)}"
         return Report(file, {}, [Problem("file", "file", text, stops=True)])
     for key in keys:
         if not isinstance(content.get(key, []), list):
-            text = f"expected a list, got {_type(content[key])}"
+            text = f"expected a list, got {short(content[key])}"
             return Report(file, {}, [Problem("file", key, text, stops=True)])
     checker = _Checker(content, step)
     for key in keys:
@@ -240,10 +240,8 @@ def fix(report: Report, out: str | Path) -> dict[str, Counter]:
     kept_images = []
     for index, image in enumerate(content["images"]):
         wanted = remedies.get(("images", index), set())
-        if "dropped" in wanted:
-            done["images"]["dropped"] += 1
-        else:
-            done["images"].update(wanted)
+        done["images"].update({"dropped"} if "dropped" in wanted else wanted)
+        if "dropped" not in wanted:
             kept_images.append(image)
     sizes = {image["id"]: (image["width"], image["height"]) for image in kept_images}
     kept = []
@@ -645,10 +643,3 @@ def _key(value: object) -> object:
 
 def _id_of(entry: object) -> str:
     return short(entry.get("id") if isinstance(entry, dict) else entry)
-
-
-def _type(value: object) -> str:
-    name = type(value).__name__
-    return (
-        f"{name} with {', '.join(map(short, list(value)[:5]))}" if value and isinstance(value, dict) else name
-    )

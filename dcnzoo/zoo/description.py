@@ -92,10 +92,7 @@ def describe(model: Model) -> Description:
 
 
 def describe_all() -> dict[Model, Description]:
-    """:func:`describe` each model of the zoo.
-
-    Reading the configs takes seconds. The result is stored until a config, metafile or this code changes.
-    """
+    """Describe all models. The result is stored until a config, a metafile or this file changes."""
     listed = models()
     folders = sorted({model.config.parents[1] for model in listed})
     files = [Path(__file__), *(path for folder in folders for path in folder.glob("**/*.*"))]
@@ -106,8 +103,7 @@ def describe_all() -> dict[Model, Description]:
         return {model: Description(*row) for model, row in zip(listed, rows, strict=True)}
     described = {model: describe(model) for model in listed}
     with contextlib.suppress(UserError):
-        rows = [dataclasses.astuple(description) for description in described.values()]
-        write_text(cache, json.dumps({key: rows}))
+        write_text(cache, json.dumps({key: [dataclasses.astuple(each) for each in described.values()]}))
     return described
 
 
