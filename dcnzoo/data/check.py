@@ -276,7 +276,7 @@ def _convert_texts(content: dict) -> Iterator[Problem]:
     """Replace ids that are texts by integers, "7" by 7 and others by free ones; yield a problem for each."""
     for singular, plural in PLURALS.items():
         ids = [entry.get("id") for entry in content.get(plural, ()) if isinstance(entry, dict)]
-        numbers = {str(each): int(each) for each in ids if re.fullmatch("[0-9]{1,18}", str(each))}
+        numbers = {str(each): int(str(each)) for each in ids if re.fullmatch("[0-9]{1,18}", str(each))}
         free = itertools.count(1 + max(numbers.values(), default=0))
         for key, field in ((plural, "id"), ("annotations", f"{singular}_id")):
             for index, entry in enumerate(content.get(key, ())):
