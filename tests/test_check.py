@@ -95,9 +95,46 @@ def test_fix_by_hand(root):
     assert first["bbox"] == [34, 3, 6, 20] and first["area"] == 42 + 7.5
     assert COCO(root / "fixed.json").annToMask(first)[:, 39].sum() in (4, 5)
     with pytest.raises(UserError, match="annotations: expected at least 1"):
-        fix(check(root, top(annotations=[{**first, "bbox": [1, 1, 0, 0]}])), root / "no.json")
+        fix(
+            check(root, top(annotations=[{**first, "bbox": [1, 1, 0, 0], "segmentation": []}])),
+            root / "no.json",
+        )
     assert not (root / "no.json").exists()
     assert second["area"] == 200 and [first["id"], second["id"], third["id"]] == [1, 2, 3]
+
+
+def test_fix_converts_ids_that_are_texts(root):
+    """Numbers stay; names get free numbers. A name that no image has is not one of them."""
+
+    def change(content):
+        for image, text in zip(content["images"], ("1", "b-5f", "007"), strict=True):
+            image["id"] = text
+        for annotation, text in zip(content["annotations"], ("1", 1, "b-5f"), strict=True):
+            annotation["image_id"] = text
+        content["categories"][1]["id"] = content["annotations"][1]["category_id"] = "9"
+        content["annotations"] += [{**content["annotations"][2], "id": 4, "image_id": "gone"}]
+
+    done = fix(check(root, change), root / "fixed.json")
+    assert {key: dict(counts) for key, counts in done.items()} == {
+        "images": {"converted": 3},
+        "annotations": {"converted": 3, "dropped": 1},
+    }
+    content = json.loads((root / "fixed.json").read_text())
+    assert [image["id"] for image in content["images"]] == [1, 8, 7]
+    assert [annotation["image_id"] for annotation in content["annotations"]] == [1, 1, 8]
+    assert [category["id"] for category in content["categories"]] == [3, 9]
+    assert [annotation["category_id"] for annotation in content["annotations"]] == [3, 9, 3]
+    assert check_coco(root / "fixed.json", root).problems == []
+
+
+def test_fix_recomputes_the_box_of_a_mask_that_it_clips(root):
+    def change(content):
+        del content["annotations"][0]["bbox"]
+        content["annotations"][0]["segmentation"] = [[30, 5, 46, 5, 46, 15, 30, 15]]
+
+    fix(check(root, change), root / "fixed.json")
+    (first, *_) = json.loads((root / "fixed.json").read_text())["annotations"]
+    assert first["bbox"] == [30, 5, 10, 10] and first["area"] == 100, "the image is 40 pixels wide"
 
 
 VALUES = (None, 0, -1, 1.5, 10**30, math.inf, math.nan, "", "a", True, [], [[]], {}, [1], {"counts": "0"})
@@ -207,8 +244,26 @@ def test_check_command(root):
     result = invoke("check", file, "--json")
     assert result.exit_code == 1 and len(json.loads(result.stdout)["problems"]) == 1
     result = invoke("check", file, "--fix", root / "fixed.json")
-    assert result.exit_code == 0 and "1 annotations clipped" in result.stderr, result.output
+    assert result.exit_code == 0 and "1 annotation clipped" in result.stderr, result.output
     assert invoke("check", root / "fixed.json").exit_code == 0
+    before = file.read_bytes()
+    result = invoke("check", file, "--fix", root / "." / "coco.json")
+    assert result.exit_code == 1 and "--force" in result.output and file.read_bytes() == before
+    assert invoke("check", file, "--fix", file, "--force").exit_code == 0
+    assert invoke("check", file).exit_code == 0
+
+
+def test_numbers_and_names_in_the_report(root):
+    """One is singular, and a name of 10,000 characters is cut."""
+
+    def change(content):
+        content["images"], content["annotations"] = content["images"][:1], content["annotations"][:1]
+        content["categories"] = [{"id": 3, "name": "x" * 10_000}]
+
+    check(root, change)
+    result = invoke("check", root / "coco.json", "--classes", "fig")
+    assert "1 image, 1 annotation, 1 category\n" in result.stdout
+    assert "missing fig" in result.stdout and len(result.stdout) < 1500
 
 
 def test_split_command(root):

@@ -50,6 +50,35 @@ assert CliRunner().invoke(commands, ["--help"]).exit_code == 0
     run_code(code)
 
 
+@pytest.mark.parametrize("command", ["infer none.png --model x", "explain none.png --model x",
+                                     "infer pyproject.toml --model x --checkpoint none.png"])  # fmt: skip
+def test_missing_files_are_found_before_slow_imports(command):
+    code = f"""
+import sys
+for name in ("torch", "numpy", "mmengine"):
+    sys.modules[name] = None
+from dcnzoo.cli import commands
+from click.testing import CliRunner
+result = CliRunner().invoke(commands, {command.split()})
+print(result.exit_code, result.output)
+"""
+    assert re.match("1 error: .* none.png", run_code(code))
+
+
+def test_interrupted_before_click_is_imported():
+    code = """
+import sys
+class Interrupt:
+    def find_spec(name, path=None, target=None):
+        if name == "click":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupt)
+import dcnzoo.cli
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 130 and len(done.stderr.splitlines()) == 1, done.stderr
+
+
 def test_unknown_command():
     status, output = invoke("nope")
     assert status == 2 and "No such command 'nope'" in output

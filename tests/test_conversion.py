@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import math
+import os
 import random
 
 import cv2
@@ -205,7 +206,9 @@ def test_voc_split_mistakes(voc):
     missing, twice = problems(conversion, voc)
     assert missing.startswith("ImageSets/Main/train.txt:2: ") and "Annotations/none.xml" in missing
     assert twice.startswith("ImageSets/Main/train.txt:4: ")
+    write(voc / "ImageSets/Main/empty.txt", "\n")
     for arguments, message in (
+        ((voc, "empty"), "empty.txt"),
         ((voc, "val"), "split: .*/Main/val.txt"),
         ((voc / "nowhere",), "folder: .*/nowhere"),
         ((voc / "JPEGImages",), "annotations: "),
@@ -271,7 +274,7 @@ def test_yolo_lists_and_other_places(yolo):
     # without a folder named images, labels are beside their images
     write_image(yolo / "flat/d.jpg")
     write(yolo / "flat/d.txt", "0 0.5 0.5 1 1")
-    write(yolo / "data.yml", "train: flat\nnames: [date]\npath: /moved/away\n")
+    write(yolo / "data.yml", "train: flat\nnames: [date]\n")
     (yolo / "data.yaml").unlink()
     assert boxes(convert_yolo(yolo)[0]) == [("flat/d.jpg", "date", [0, 0, 40, 30])]
 
@@ -287,6 +290,7 @@ def test_yolo_lists_and_other_places(yolo):
         ("names: [a, a]\ntrain: images/train", "classes: "),
         ("names: [a]\nval: x\ntest:\n", "split 'train', found val$"),
         ("names: [a]\ntrain: x\n", "train: .*/x$"),
+        ("names: [a]\ntrain: images/train\npath: /moved/away", "path: .*'/moved/away'"),
         ("names: [a]\ntrain: images\nkpt_shape: [17, 3]", "keypoints"),
         ("names: !!python/object/apply:os.system ['touch hacked']", "data.yaml:1: "),
     ],
@@ -299,6 +303,26 @@ def test_yolo_description_mistakes(yolo, text, place, monkeypatch):
     assert "\n" not in str(error.value) and not (yolo / "hacked").exists()
     with pytest.raises(UserError, match=r"data.yaml: .*none.yaml"):
         convert_yolo(yolo / "none.yaml")
+
+
+@pytest.mark.parametrize("place", ["obj.data", "data/obj.data"])
+def test_darknet(yolo, place):
+    """Its paths are relative to the folder in which darknet runs."""
+    expected = boxes(convert_yolo(yolo, "val")[0]), boxes(convert_yolo(yolo)[0])[:2]
+    (yolo / "data.yaml").unlink()
+    write(
+        yolo / place, "classes= 2\ntrain  = train.txt\nvalid = data/val.txt\nnames = obj.names\nbackup = b/\n"
+    )
+    write(yolo / "obj.names", "date\nfig\n")
+    write(yolo / "train.txt", "images/train/a.jpg\n")
+    write(yolo / "data/val.txt", "images/val/c.jpg\n")
+    file = yolo / place
+    assert (boxes(convert_yolo(file, "val")[0]), boxes(convert_yolo(file)[0])) == expected
+    conversion, prefix = convert_yolo(file.parent)
+    assert prefix.samefile(yolo) and file_names(conversion) == ["images/train/a.jpg"]
+    (yolo / "obj.names").unlink()
+    with pytest.raises(UserError, match=r"obj.data: names: .*obj.names"):
+        convert_yolo(file)
 
 
 def test_label_file_in_another_encoding(yolo):
@@ -478,6 +502,66 @@ def test_mistakes_in_a_file(tmp_path, file, text, place):
 
 
 # All formats
+
+
+@pytest.mark.parametrize("orientation", [None, 6])
+def test_swapped_sizes_are_explained_by_the_image(tmp_path, orientation):
+    """Loaded, both images are 40 × 30; only one of them is rotated by its EXIF orientation."""
+    stored = (WIDTH, HEIGHT) if orientation is None else (HEIGHT, WIDTH)
+    write_image(tmp_path / "a.jpg", stored, orientation)
+    write(tmp_path / "a.xml", voc_file(size=(HEIGHT, WIDTH)))
+    write(tmp_path / "a.json", labelme_file(size=(HEIGHT, WIDTH)))
+    image = {"id": 1, "file_name": "a.jpg", "width": HEIGHT, "height": WIDTH}
+    write(tmp_path / "coco/c.json", json.dumps({"images": [image], "annotations": [], "categories": []}))
+    texts = [str(problem) for c in (convert_voc, convert_labelme) for problem in c(tmp_path)[0].problems[:1]]
+    (of_coco,) = [p.text for p in check_coco(tmp_path / "coco/c.json", tmp_path).problems if "size" in p.kind]
+    for text in (*texts, of_coco):
+        assert ("EXIF" in text, "are swapped" in text) == ((False, True), (True, False))[orientation == 6]
+    write(tmp_path / "a.xml", voc_file(size=(HEIGHT, WIDTH + 1)))
+    (problem,) = problems(convert_voc(tmp_path)[0], tmp_path)
+    assert "EXIF" not in problem and "are swapped" not in problem
+
+
+def test_pipes_are_not_read(tmp_path, yolo):
+    """Reading one would wait for its other end for ever."""
+    for name in ("voc/a.xml", "labelme/a.json", "images/train/p.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        os.mkfifo(tmp_path / name)
+    for convert, folder, name in (
+        (convert_voc, "voc", "a.xml"),
+        (convert_labelme, "labelme", "a.json"),
+        (convert_yolo, "", "p.jpg"),
+    ):
+        (problem,) = convert(tmp_path / folder)[0].problems
+        assert problem.file.name == name and problem.line is None
+
+
+def test_sources_are_not_overwritten(voc, yolo, tmp_path):
+    write(
+        tmp_path / "labelme/a.json", labelme_file(shape("fig", "rectangle", BOX), path="../JPEGImages/a.jpg")
+    )
+    for convert, folder, outs in (
+        (convert_voc, voc, ("Annotations/a.xml", "./JPEGImages/a.jpg")),
+        (convert_yolo, yolo, ("data.yaml", "labels/train/a.txt", "images/train/a.jpg")),
+        (convert_labelme, tmp_path / "labelme", ("a.json", "../JPEGImages/a.jpg")),
+    ):
+        for out in outs:
+            before = (folder / out).read_bytes()
+            with pytest.raises(UserError, match=rf"out: .*{(folder / out).name}"):
+                convert(folder)[0].write(folder / out, skip_invalid=True)
+            assert (folder / out).read_bytes() == before
+
+
+def test_names_of_10_000_characters_are_cut(voc):
+    for name in ("a", "b", "c"):
+        write(
+            voc / f"Annotations/{name}.xml",
+            voc_file(voc_object("x" * 10_000, (3, 5, 12, 25)), name=f"{name}.jpg"),
+        )
+    arguments = ["data", "convert", "voc", str(voc), str(voc / "out.json")]
+    for more in ([], ["--classes", "fig"]):
+        result = CliRunner().invoke(commands, [*arguments, *more])
+        assert "xxx" in result.output and len(result.output) < 3000
 
 
 def test_written_whole_or_not_at_all(voc, monkeypatch):

@@ -228,13 +228,13 @@ def test_annotations_that_are_passed_over_are_counted(root, warnings):
         size = file["images"][0]["width"]
         boxes = ([5, 6, 0, 8], [5, 6, 7, 0.5], [size, 6, 7, 8], [-9, 6, 7, 8])
         changes = [*(dict(bbox=box) for box in boxes), dict(area=0), dict(image_id=10**6)]
-        changes.append(dict(bbox=[5, 6, 0, 8], ignore=1))
+        changes += [dict(bbox=[5, 6, 0, 8], ignore=1), dict(bbox=[5, 6, 1, 1.5], area=1.5)]
         for annotation, change in zip(file["annotations"], changes, strict=False):
             annotation.update(change)
 
     data = read_coco(root, degenerate, filter_cfg=None)
     total = len(json.loads((root / "annotations" / "train.json").read_text())["annotations"])
-    assert total > 7
+    assert total > 8
     assert sum(len(data[i]["instances"]) for i in range(len(data))) == total - 7
     *passed_over, (other, _) = warnings
     reasons = {text.split("are skipped: ")[1]: options["level"] for text, options in passed_over}

@@ -2,6 +2,8 @@
 
 import json
 import re
+import struct
+import zlib
 from collections import Counter
 from pathlib import Path
 
@@ -132,6 +134,44 @@ def test_what_finds_no_instances_is_refused(run, tmp_path, monkeypatch):
     )
 
 
+def test_images_that_cannot_be_read_are_left_out(run, folder, tmp_path):
+    """Each is one line, and the exit status tells. The other images are detected."""
+    whole = (folder / "a.png").read_bytes()
+    cv2.imwrite(str(tmp_path / "whole.jpg"), cv2.imread(str(folder / "a.png")))
+    jpeg = (tmp_path / "whole.jpg").read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(jpeg[: len(jpeg) // 2])
+    # only the header says how large it is
+    (tmp_path / "huge.png").write_bytes(whole[:16] + struct.pack(">II", 60_000, 60_000) + whole[24:29])
+    checksum = zlib.crc32((tmp_path / "huge.png").read_bytes()[12:29])
+    (tmp_path / "huge.png").write_bytes(
+        (tmp_path / "huge.png").read_bytes() + struct.pack(">I", checksum) + whole[33:]
+    )
+    wrong = [tmp_path / "cut.jpg", tmp_path / "huge.png", folder / "text.png"]
+    status, output = run("infer", "a.png", *wrong, "b/a.png", "--out", tmp_path / "out")
+    assert status == 1
+    lines = output.splitlines()[-3:]
+    assert all(line.startswith("error: image: ") for line in lines)
+    assert (
+        all(str(file) in line for line, file in zip(lines, wrong, strict=True)) and "3600000000" in lines[1]
+    )
+    content = json.loads((tmp_path / "out/detections.json").read_text())
+    assert [image["file_name"] for image in content["images"]] == ["a.png", "b/a.png"]
+    assert "2 pictures" in output
+    status, output = run("explain", tmp_path / "huge.png", "--out", tmp_path / "out.png")
+    assert status == 1 and "huge.png" in output and len(output.splitlines()) == 1
+
+
+@pytest.mark.parametrize("threshold", [0.0, 1.1])
+def test_explain_starts_at_the_best_detection_or_in_the_middle(run, folder, tmp_path, threshold):
+    file = tmp_path / "explain.html"
+    limit = ["--cfg-options", f"model.test_cfg.rcnn.score_thr={threshold}"]
+    assert run("explain", "a.png", "--out", file, *limit)[0] == 0
+    found, _ = detections(folder, "a.png")
+    x1, y1, x2, y2 = found.bboxes[found.scores.argmax()].tolist() if threshold < 1 else (0, 0, WIDTH, HEIGHT)
+    centre = [(x1 + x2) / 2 * 128 / WIDTH, (y1 + y2) / 2 * 82 / HEIGHT]
+    np.testing.assert_allclose(page_data(file.read_text())["box"], centre * 2, rtol=1e-4)
+
+
 def test_nothing_found_is_no_mistake(run, tmp_path):
     status, output = run("infer", "a.png", "--out", tmp_path, "--score-threshold", 1)
     assert status == 0 and "a.png: none found" in output
@@ -144,6 +184,7 @@ MISTAKES = [  # errors of infer and explain, then of one of them, then wrong opt
         for command in ("infer", "explain")
         for arguments, changes, expected in (
             (["no.png"], {}, "image: .* no.png"),
+            (["b"], {}, "image: expected a file, got .*folder b"),
             (["text.png"], {}, "image: .* text.png"),
             (["a.png"], {"checkpoint": "no.pth"}, "checkpoint: .* no.pth"),
             (["a.png"], {"checkpoint": None}, f"checkpoint: .*{CONFIG}"),
@@ -226,6 +267,6 @@ def test_infer_demo_needs_neither_image_nor_network(tmp_path, monkeypatch):
     _, truth = draw_image(ShapesSpec(), "val", 0)
     sure = [names[each["category_id"]] for each in content["annotations"] if each["score"] > 0.7]
     assert sure and not Counter(sure) - Counter(CLASSES[each["label"]] for each in truth)
-    for arguments, word in (([], "--demo"), (["a.png"], "--model")):
+    for arguments, word in (([], "--demo"), ([tmp_path / "shapes.png"], "--model")):
         status, output = invoke("infer", *arguments)
         assert status == 2 and word in output.splitlines()[-1]

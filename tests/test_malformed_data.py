@@ -141,6 +141,10 @@ COCO = {  # case: (change, kinds of the problems, entry and word of the first pr
     ),
     # images
     "image without id": (without("images", 2, "id"), "image-entry", "images[2]", "id"),
+    "image id is a text": (image(id="7"), "text-id", "images[2]", "id"),
+    "image id is a name": (image(id="c"), "text-id", "images[2]", "id"),
+    "category id is a text": (category(id="9"), "text-id", "categories[1]", "id"),
+    "image_id is a text": (ann(image_id="5"), "text-id", "annotations[2]", "image_id"),
     "image id twice": (image(id=1), "duplicate-image-id", "image 1", "id"),
     "width is NaN": (image(width=math.nan), "image-entry", "image 7", "width"),
     "height is 0": (image(height=0), "image-entry", "image 7", "height"),
@@ -148,7 +152,7 @@ COCO = {  # case: (change, kinds of the problems, entry and word of the first pr
     "file_name twice": (image(file_name="a.png"), "duplicate-file-name", "image 7", "file_name"),
     "file that is missing": (image(file_name="d.png"), "missing-image", "image 7", "file_name"),
     "file name of 300 letters": (image(file_name="x" * 300), "missing-image", "image 7", "file_name"),
-    "size of a turned image": (image(width=30, height=40), "image-size", "image 7", "EXIF"),
+    "size of another order": (image(width=30, height=40), "image-size", "image 7", "swapped"),
     # categories
     "category without name": (category(name=""), "category-entry classes", "categories[1]", "name"),
     "category id twice": (
@@ -172,6 +176,12 @@ COCO = {  # case: (change, kinds of the problems, entry and word of the first pr
     "area of another polygon": (put("annotations", 0, area=250), "area", "annotation 1", "area"),
     "area of another RLE": (put("annotations", 1, area=20), "area", "annotation 2", "area"),
     "no bbox": (without("annotations", 2, "bbox"), "box", "annotation 3", "bbox"),
+    "no bbox, but a mask": (
+        without("annotations", 0, "bbox"), "box-with-mask", "annotation 1", "bbox",
+    ),
+    "bbox inside out, but a mask": (
+        put("annotations", 1, bbox=[30, 5, -20, 10]), "box-with-mask", "annotation 2", "bbox",
+    ),
     "bbox of three": (ann(bbox=[2, 3, 10]), "box", "annotation 3", "bbox"),
     "bbox with NaN": (ann(bbox=[2, 3, math.nan, 20]), "box", "annotation 3", "bbox"),
     "bbox with Infinity": (ann(bbox=[2, -math.inf, 10, 20]), "box", "annotation 3", "bbox"),
@@ -230,7 +240,10 @@ def test_coco_check_and_fix(folder, case):
     remedy = KINDS[first.kind][1]
     assert {what for counts in done.values() for what in counts} <= {remedy, "dropped"}
     if remedy != "dropped":
-        assert len(json.loads(out.read_text())["annotations"]) == 3
+        annotations = json.loads(out.read_text())["annotations"]
+        assert len(annotations) == 3
+        if remedy == "recomputed":  # the boxes of the masks in the good file
+            assert [each["bbox"] for each in annotations[:2]] == [[2, 3, 10, 20], [10, 5, 20, 10]]
 
 
 def test_every_kind_of_problem_is_in_the_table():

@@ -154,6 +154,7 @@ def test_report_of_a_run(make_run, monkeypatch):
         ([".", "--num-images", "-1"], 2, "--num-images"),
         ([".", "--labels", "a", "b"], 2, "--labels"),
         ([".", ".", "--checkpoint", "x"], 2, "--checkpoint"),
+        (["..", "--checkpoint", "x.pth"], 1, "x.pth"),
     ):
         assert named in error_of("report", *arguments, status=status)
 

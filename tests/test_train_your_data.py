@@ -258,6 +258,15 @@ def test_heads_with_other_classes_than_the_base(tmp_path, coco):
         write_config(coco_of_two, coco_of_two, tmp_path / "out.py", tmp_path, model=str(tmp_path / "base.py"))
 
 
+def test_an_edited_config_is_not_overwritten(tmp_path, coco):
+    out = tmp_path / "out.py"
+    out.write_text("edited = True\n")
+    arguments = ("data", "config", coco(), coco(), out, "--images", tmp_path)
+    assert "--force" in error_of(*arguments) and out.read_text() == "edited = True\n"
+    run(f"dcnzoo data config coco.json coco.json out.py --images {tmp_path} --force")
+    assert heads(Config.fromfile(out)) == [3, 3]
+
+
 def test_config_files_are_named(tmp_path, coco):
     (tmp_path / "notes.txt").write_text("a = 1")
     (tmp_path / "notes.py").write_text("a = 1")

@@ -183,6 +183,12 @@ def test_detections_above_a_score_and_their_names():
     figure = plot_detections([image], columns, ("a", "b"), [(255, 0, 0), (0, 0, 255)])
     texts = [[text.get_text() for text in axes.texts] for axes in figure.axes]
     assert texts == [["a", "b"], ["a 0.90"]]
+    _, tint = figure.axes[0].images
+    left, right, bottom, top = tint.get_extent()
+    y, x = tint.get_array()[..., 3].nonzero()
+    height, width = tint.get_array().shape[:2]
+    assert set(left + (x + 0.5) * (right - left) / width) == {*range(3, 9)}, "on the mask's pixels"
+    assert set(top + (y + 0.5) * (bottom - top) / height) == {*range(2, 8)}
 
 
 def test_learning_curves_draw_seeds_and_mean():

@@ -10,10 +10,14 @@ import pkgutil
 import sys
 from typing import Any
 
-import click
+try:
+    import click
 
-from dcnzoo.cli._terminal import one_line_errors
-from dcnzoo.version import __version__
+    from dcnzoo.cli._terminal import one_line_errors
+    from dcnzoo.version import __version__
+except KeyboardInterrupt:  # one_line_errors handles later ones
+    print("interrupted", file=sys.stderr)
+    sys.exit(130)
 
 
 class Commands(click.Group):

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dcnzoo.utils.files import require_file
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -82,6 +84,13 @@ def combined(*decorators: Callable) -> Callable[[Callable], Callable]:
 
 def option(*names: str, **kwargs: Any) -> Callable:
     return click.option(*names, cls=Option, **kwargs)
+
+
+def existing(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
+    """Callback: require files, before the imports of OpenMMLab, which take seconds."""
+    for path in () if ctx.resilient_parsing or not value else [value] if isinstance(value, str) else value:
+        require_file(path, param.name.removesuffix("s"))
+    return value
 
 
 class ConfigFile(click.Path):
@@ -231,6 +240,7 @@ def _model(required: bool) -> Callable:
         ),
         option(
             "--checkpoint",
+            callback=existing,
             metavar="FILE",
             help="File with weights (default: the zoo's; required with a config file).",
         ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,8 +21,6 @@ from dcnzoo.utils.errors import UserError, printable
 if TYPE_CHECKING:
     from dcnzoo.data.check import Report
     from dcnzoo.data.conversion import CocoBuilder
-
-_SHOWN = 20
 
 
 class Names(click.ParamType):
@@ -108,7 +107,7 @@ def voc(folder: Path, out: Path, skip_invalid: bool, **options: object) -> None:
 def yolo(source: Path, out: Path, skip_invalid: bool, **options: object) -> None:
     """Convert YOLO's text files with boxes or polygons to the COCO file OUT.
 
-    SOURCE is data.yaml or the folder that contains it.
+    SOURCE is data.yaml, darknet's obj.data, or the folder that contains it.
 
     \b
     examples:
@@ -148,6 +147,7 @@ def labelme(folder: Path, out: Path, skip_invalid: bool, **options: object) -> N
 @option("--config", type=FILE, help="Config with the expected classes, those of its training data.")
 @option("--json", "as_json", is_flag=True, help="Print the complete report as JSON.")
 @option("--fix", type=FILE, metavar="OUT", help="Write a copy without the problems.")
+@option("--force", is_flag=True, help="Let --fix replace FILE itself.")
 def check(
     file: Path,
     images: Path | None,
@@ -155,6 +155,7 @@ def check(
     config: Path | None,
     as_json: bool,
     fix: Path | None,
+    force: bool,
 ) -> None:
     """Check the COCO file FILE; exit with status 1 if it has problems.
 
@@ -164,7 +165,10 @@ def check(
       dcnzoo data check train.json --images images --fix fixed.json
     """
     from dcnzoo.data import check as checking
+    from dcnzoo.data.conversion import counted
 
+    if fix is not None and not force and os.path.realpath(fix) == os.path.realpath(file):
+        raise UserError(f"--fix: expected another file than {file}; --force replaces it")
     if config is not None:
         if classes is not None:
             raise UserError("--config: not allowed with --classes")
@@ -177,7 +181,7 @@ def check(
         _show(report)
     if fix is not None:
         done = checking.fix(report, fix)
-        text = [f"{n} {key} {what}" for key, counts in done.items() for what, n in counts.items()]
+        text = [f"{counted(n, key)} {what}" for key, counts in done.items() for what, n in counts.items()]
         print(f"written: {fix}: {', '.join(text) or 'nothing to fix'}", file=sys.stderr)
     elif report.problems:
         sys.exit(1)
@@ -201,7 +205,7 @@ def split(file: Path, train: Path, val: Path, val_ratio: float, seed: int) -> No
     from dcnzoo.data.split import split_coco
 
     for out, part in zip((train, val), split_coco(file, (train, val), val_ratio, seed), strict=True):
-        print(f"written: {out}: {len(part['images'])} images, {len(part['annotations'])} objects")
+        _show_written(out, part)
 
 
 @command.command
@@ -216,6 +220,7 @@ def split(file: Path, train: Path, val: Path, val_ratio: float, seed: int) -> No
     help="Name in the zoo, or a config file (default: Mask R-CNN with DCNv2, or Faster R-CNN for boxes).",
 )
 @option("--no-weights", is_flag=True, help="Train from scratch, without published weights.")
+@option("--force", is_flag=True, help="Replace OUT if it exists.")
 def config(
     train: Path,
     val: Path,
@@ -224,6 +229,7 @@ def config(
     val_images: Path | None,
     model: str | None,
     no_weights: bool,
+    force: bool,
 ) -> None:
     """Write a config that trains a model on your data.
 
@@ -236,6 +242,8 @@ def config(
     """
     from dcnzoo.utils.errors import user_errors
 
+    if out.exists() and not force:
+        raise UserError(f"out: expected a new file, got {out}, which exists; --force replaces it")
     with user_errors():
         from dcnzoo.zoo.config_writer import write_config
 
@@ -333,14 +341,21 @@ def _steps() -> Iterator[Callable[[int, int], None]]:
         yield step
 
 
+def _show_written(out: Path, content: dict) -> None:
+    from dcnzoo.data.conversion import counted
+
+    objects = counted(len(content["annotations"]), "objects")
+    print(f"written: {out}: {counted(len(content['images']), 'images')}, {objects}")
+
+
 def _finish(conversion: CocoBuilder, out: Path, prefix: Path, skip_invalid: bool) -> None:
-    from dcnzoo.data.conversion import shown
+    from dcnzoo.data.conversion import cut, shown
 
     for line in shown(conversion.problems):
         print(line, file=sys.stderr)
     content = conversion.write(out, skip_invalid)
-    names = [category["name"] for category in content["categories"]]
-    print(f"written: {out}: {len(content['images'])} images, {len(content['annotations'])} objects")
+    _show_written(out, content)
+    names = [cut(category["name"]) for category in content["categories"]]
     print(printable(f"classes: {', '.join(names)}"))
     print(printable(f"images:  {prefix}"))
     notes = []
@@ -372,19 +387,20 @@ def _show(report: Report) -> None:
     from rich.table import Table
 
     from dcnzoo.data.check import KINDS
+    from dcnzoo.data.conversion import counted, cut, shown
 
     console = Console(highlight=False, markup=False)
-    counts = ", ".join(f"{number} {key}" for key, number in report.counts.items())
+    counts = ", ".join(counted(number, key) for key, number in report.counts.items())
     console.print(printable(f"{report.file}: {counts}"), soft_wrap=True)
     if report.per_class:
         table = Table(box=None)
         table.add_column("class")
         table.add_column("annotations", justify="right")
         for name, number in report.per_class.items():
-            table.add_row(printable(name), str(number))
+            table.add_row(cut(printable(name)), str(number))
         console.print(table)
     if report.empty_images:
-        console.print(f"{report.empty_images} images without an annotation")
+        console.print(f"{counted(report.empty_images, 'images')} without an annotation")
     if not report.problems:
         console.print("no problems")
         return
@@ -392,13 +408,10 @@ def _show(report: Report) -> None:
     table.add_column("problem", style="bold")
     table.add_column("number", justify="right")
     table.add_column("--fix")
-    for kind, found in report.by_kind().items():
+    for kind, number in Counter(problem.kind for problem in report.problems).items():
         text, remedy = KINDS[kind]
-        table.add_row(text, str(len(found)), remedy or "–")
+        table.add_row(text, str(number), remedy or "–")
     console.print(table)
-    for problem in report.problems[:_SHOWN]:
-        console.print(printable(f"{report.file}: {problem.where}: {problem.text}"), soft_wrap=True)
-    if len(report.problems) > _SHOWN:
-        console.print(f"… and {len(report.problems) - _SHOWN} more; --json lists all")
-    problems = "problem" if len(report.problems) == 1 else "problems"
-    console.print(f"{len(report.problems)} {problems}", style="bold red")
+    for line in shown([f"{report.file}: {problem.where}: {problem.text}" for problem in report.problems]):
+        console.print(line, soft_wrap=True)
+    console.print(counted(len(report.problems), "problems"), style="bold red")

@@ -12,7 +12,7 @@ from dcnzoo.cli._options import option
 
 
 @click.command(cls=_options.Command)
-@click.argument("image", type=click.Path())
+@click.argument("image", callback=_options.existing)
 @_options.model
 @option(
     "--at",
@@ -64,14 +64,14 @@ def command(
     from rich.table import Table
 
     import dcnzoo.openmmlab  # before mmengine
-    from dcnzoo.report.detections import require_images
+    from dcnzoo.report.detections import read_image
     from dcnzoo.report.detector import explain
     from dcnzoo.report.explain import Box, plot_explanation
     from dcnzoo.report.explain_page import render_explanation
     from dcnzoo.utils.errors import user_errors
     from dcnzoo.utils.files import write_bytes, write_text
 
-    require_images([image])
+    read_image(image)  # names it if it cannot be read
     detector = _options.load_model(**model)
     corners = box or (at and [*at, *at])
     with user_errors():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +22,7 @@ DEMO_MODEL = "mask-rcnn_r14-mdconv_fpn_8e_shapes"
 
 
 @click.command(cls=_options.Command)
-@click.argument("images", nargs=-1, metavar="IMAGE...", type=click.Path())
+@click.argument("images", nargs=-1, metavar="IMAGE...", callback=_options.existing)
 @option("--demo", is_flag=True, help=f"Use a generated image and, without --model, {DEMO_MODEL}.")
 @_options.optional_model
 @option(
@@ -58,13 +59,12 @@ def command(images: tuple[str, ...], demo: bool, out: Path, score_threshold: flo
 
     import dcnzoo.openmmlab  # noqa: F401  before mmengine
     from dcnzoo.report import detections
-    from dcnzoo.utils.errors import UserError, user_errors
+    from dcnzoo.utils.errors import UserError, one_line, user_errors
     from dcnzoo.utils.files import write_bytes, write_text
     from dcnzoo.utils.progress import make_progress
 
     if demo:
         images = (*images, _demo_image(out / "input"))
-    detections.require_images(images)
     detector = _options.load_model(**model)
     import torch
     from mmdet.apis import inference_detector
@@ -77,15 +77,20 @@ def command(images: tuple[str, ...], demo: bool, out: Path, score_threshold: flo
     classes = detector.dataset_meta["classes"]
     palette = get_palette(detector.dataset_meta["palette"], len(classes))
     console, file = Console(highlight=False, markup=False), detections.CocoDetections(classes)
-    pictures = detections.picture_names(images)
+    pictures, problems = detections.picture_names(images), []
     hidden = not (console.is_terminal and len(images) > 1)
     with make_progress(console, disable=hidden, transient=True) as progress:
         bar = progress.add_task("detecting", total=len(images), note="")
-        for path, picture in zip(images, pictures, strict=True):
+        for path, picture in progress.track(list(zip(images, pictures, strict=True)), task_id=bar):
             progress.update(bar, note=Path(path).name)
-            image = detections.read_image(path)
-            with user_errors(), resizing(path):
-                sample = inference_detector(detector, path)
+            with user_errors():
+                try:
+                    image = detections.read_image(path)
+                    with resizing(path):
+                        sample = inference_detector(detector, path)
+                except UserError as error:  # this image cannot be read or resized
+                    problems.append(f"error: {one_line(error)}")
+                    continue
             if "pred_instances" not in sample:
                 raise UserError(
                     f"model: expected a detector, got a model that predicts {', '.join(sample.keys())}"
@@ -96,10 +101,12 @@ def command(images: tuple[str, ...], demo: bool, out: Path, score_threshold: flo
             file.add(path, sample.ori_shape, found)
             write_bytes(out / picture, detections.draw_detections(image, found, classes, palette))
             _show(path, found, classes, console)
-            progress.advance(bar)
-    write_text(out / "detections.json", json.dumps(file.content))
-    written = f"{out / pictures[0]}" if len(pictures) == 1 else f"{len(pictures)} pictures in {out}"
-    console.print(f"written: {written} and {out / 'detections.json'}", soft_wrap=True)
+    if number := len(images) - len(problems):
+        write_text(out / "detections.json", json.dumps(file.content))
+        written = out / pictures[0] if len(images) == 1 else f"{number} picture{'s' * (number > 1)} in {out}"
+        console.print(f"written: {written} and {out / 'detections.json'}", soft_wrap=True)
+    if problems:
+        sys.exit("\n".join(problems))
 
 
 def _demo_image(folder: Path) -> str:

@@ -16,7 +16,7 @@ from dcnzoo.cli._options import option
 from dcnzoo.utils.errors import UserError, one_line, printable
 
 if TYPE_CHECKING:
-    from dcnzoo.zoo import Model
+    from dcnzoo.zoo import Description, Model
 
 
 AS_JSON = option("--json", "as_json", is_flag=True, help="Print all information as JSON.")
@@ -44,10 +44,10 @@ def command() -> None:
 @AS_JSON
 def list_(dcn: bool, measured: bool, as_json: bool) -> None:
     """List all models."""
-    from dcnzoo.zoo import is_deformable, models
+    from dcnzoo.zoo import describe_all
 
-    chosen = [m for m in models() if (m.measured or not measured) and (is_deformable(m) or not dcn)]
-    _show(chosen, as_json)
+    described = describe_all().items()
+    _show({m: d for m, d in described if (m.measured or not measured) and (d.operators or not dcn)}, as_json)
 
 
 @command.command
@@ -60,7 +60,7 @@ def search(words: tuple[str, ...], as_json: bool) -> None:
     found = zoo.search(words)
     if not found:
         raise UserError(f"{' '.join(words)}: expected words in the names or paper of one model, found none")
-    _show(found, as_json)
+    _show({model: zoo.describe(model) for model in found}, as_json)
 
 
 @command.command
@@ -70,7 +70,8 @@ def info(name: str, as_json: bool) -> None:
     """Print all information about a model."""
     from dcnzoo import zoo
 
-    known = _known(zoo.find(name))
+    model = zoo.find(name)
+    known = _known(model, zoo.describe(model))
     if as_json:
         print(json.dumps(known, indent=2))
         return
@@ -162,18 +163,16 @@ def publish(in_file: str, out_file: Path, save_keys: tuple[str, ...], unsafe_loa
     print(out_file)
 
 
-def _show(models: list[Model], as_json: bool) -> None:
+def _show(models: dict[Model, Description], as_json: bool) -> None:
     if as_json:
-        print(json.dumps([_known(model) for model in models], indent=2))
+        print(json.dumps([_known(*each) for each in models.items()], indent=2))
         return
-    from dcnzoo.zoo import describe
-
     rows = [("name", "deformable", "box AP", "mask AP", "figures")]
-    for model in models:
+    for model, description in models.items():
         for source in model.sources() or [""]:
             figures = model.metrics(source)
             cells = (
-                describe(model).operators_text(),
+                description.operators_text(),
                 figures.get("box AP", "–"),
                 figures.get("mask AP", "–"),
                 source,
@@ -185,10 +184,7 @@ def _show(models: list[Model], as_json: bool) -> None:
     print(f"{len(models)} model{'s' * (len(models) != 1)}", file=sys.stderr)
 
 
-def _known(model: Model) -> dict:
-    from dcnzoo.zoo import describe
-
-    description = describe(model)
+def _known(model: Model, description: Description) -> dict:
     return {
         "name": model.name,
         "id": model.id,

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import os
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
+from pycocotools import mask as coco_mask
 
 from dcnzoo.data.conversion import (
     FAR,
@@ -26,6 +29,7 @@ from dcnzoo.data.conversion import (
     polygon_area,
     read_json,
     short,
+    why_swapped,
     write_json,
 )
 from dcnzoo.utils.errors import UserError
@@ -37,6 +41,7 @@ KINDS = {
     "empty": ("no entries", None),
     "image-entry": ("image without id, name or size", "dropped"),
     "category-entry": ("category without id or name", None),
+    "text-id": ("id that is a text", "converted"),
     "annotation-entry": ("annotation without image or category", "dropped"),
     "duplicate-image-id": ("duplicate image id", None),
     "duplicate-category-id": ("duplicate category id", None),
@@ -51,12 +56,13 @@ KINDS = {
     "unknown-image": ("annotation of an unknown image", "dropped"),
     "unknown-category": ("annotation of an unknown category", "dropped"),
     "box": ("missing box, or box without area", "dropped"),
+    "box-with-mask": ("object with a mask, without a valid box", "recomputed"),
     "box-outside": ("box extends beyond the image", "clipped"),
     "segmentation": ("invalid segmentation", "dropped"),
     "polygon": ("polygon without an area", "dropped"),
     "polygon-outside": ("polygon extends beyond the image", "clipped"),
     "rle": ("invalid run-length encoding", "dropped"),
-    "box-of-mask": ("box does not enclose the mask", "dropped"),
+    "box-of-mask": ("box does not enclose the mask", "recomputed"),
     "area": ("area differs from the object's", "computed"),
     "iscrowd": ("iscrowd is neither 0 nor 1", "dropped"),
 }
@@ -66,7 +72,7 @@ KINDS = {
 STOPS = {
     *("file", "empty", "classes", "image-entry", "category-entry", "annotation-entry", "iscrowd"),
     *("duplicate-image-id", "duplicate-category-id", "duplicate-annotation-id", "duplicate-category"),
-    *("unknown-category", "segmentation", "rle"),
+    *("unknown-category", "segmentation", "rle", "text-id"),
 }
 OF_MASKS = {"segmentation", "polygon", "polygon-outside", "rle", "box-of-mask"}
 PLURALS = {"image": "images", "category": "categories"}
@@ -115,12 +121,6 @@ class Report:
         annotated = {_key(entry.get("image_id")) for entry in entries["annotations"]}
         self.empty_images = sum(_key(entry.get("id")) not in annotated for entry in entries["images"])
 
-    def by_kind(self) -> dict[str, list[Problem]]:
-        found: dict[str, list[Problem]] = {}
-        for problem in self.problems:
-            found.setdefault(problem.kind, []).append(problem)
-        return found
-
     def as_dict(self) -> dict:
         """Return the report for ``--json``."""
         return {
@@ -165,11 +165,11 @@ def check_coco(
         return Report(file, {}, [Problem("file", where, str(error), stops=True)])
     keys = ("images", "annotations", "categories")
     if not isinstance(content, dict):
-        text = f"expected an object with the lists {', '.join(keys)}, got {_type(content)}"
+        text = f"expected an object with the lists {', '.join(keys)}, got {short(content)}"
         return Report(file, {}, [Problem("file", "file", text, stops=True)])
     for key in keys:
         if not isinstance(content.get(key, []), list):
-            text = f"expected a list, got {_type(content[key])}"
+            text = f"expected a list, got {short(content[key])}"
             return Report(file, {}, [Problem("file", key, text, stops=True)])
     checker = _Checker(content, step)
     for key in keys:
@@ -239,21 +239,23 @@ def fix(report: Report, out: str | Path) -> dict[str, Counter]:
             remedies.setdefault(problem.place, set()).add(remedy)
     kept_images = []
     for index, image in enumerate(content["images"]):
-        if "dropped" in remedies.get(("images", index), ()):
-            done["images"]["dropped"] += 1
-        else:
+        wanted = remedies.get(("images", index), set())
+        done["images"].update({"dropped"} if "dropped" in wanted else wanted)
+        if "dropped" not in wanted:
             kept_images.append(image)
     sizes = {image["id"]: (image["width"], image["height"]) for image in kept_images}
     kept = []
     for index, annotation in enumerate(content["annotations"]):
         wanted = remedies.get(("annotations", index), set())
         gone = "dropped" in wanted or annotation["image_id"] not in sizes
+        if not gone and "recomputed" in wanted:
+            annotation["bbox"] = _box_of_mask(annotation["segmentation"])
         if not gone and "clipped" in wanted:
             gone = not _clip(annotation, sizes[annotation["image_id"]])
         if gone:
             done["annotations"]["dropped"] += 1
             continue
-        if wanted & {"clipped", "computed"}:
+        if wanted & {"clipped", "computed", "recomputed"}:
             annotation["area"] = round(_area(annotation), 2)
         done["annotations"].update(wanted)
         kept.append(annotation)
@@ -270,6 +272,21 @@ def fix(report: Report, out: str | Path) -> dict[str, Counter]:
     return done
 
 
+def _convert_texts(content: dict) -> Iterator[Problem]:
+    """Replace ids that are texts by integers, "7" by 7 and others by free ones; yield a problem for each."""
+    for singular, plural in PLURALS.items():
+        ids = [entry.get("id") for entry in content.get(plural, ()) if isinstance(entry, dict)]
+        numbers = {str(each): int(str(each)) for each in ids if re.fullmatch("[0-9]{1,18}", str(each))}
+        free = itertools.count(1 + max(numbers.values(), default=0))
+        for key, field in ((plural, "id"), ("annotations", f"{singular}_id")):
+            for index, entry in enumerate(content.get(key, ())):
+                text = entry.get(field) if isinstance(entry, dict) else None
+                if isinstance(text, str) and text:
+                    entry[field] = numbers[text] if text in numbers else numbers.setdefault(text, next(free))
+                    problem = f"{field}: expected an integer, got {short(text)}"
+                    yield Problem("text-id", f"{key}[{index}]", problem, (key, index), stops=True)
+
+
 class _Checker:
     """Collects the problems of one file. As in pycocotools, ids of different types differ: 1 is not "1"."""
 
@@ -277,7 +294,7 @@ class _Checker:
         self.content = content
         self.step = step
         self.total = sum(len(content.get(key, ())) for key in ("images", "annotations"))
-        self.problems: list[Problem] = []
+        self.problems = list(_convert_texts(content))
         self.sizes: dict[object, tuple[int, int] | None] = {}  # of each image that has an id
         self.categories: set[object] = set()
         self.at("file")
@@ -352,10 +369,9 @@ class _Checker:
             self.add("unreadable-image", f"file_name: {error}")
             return
         if size is not None and size != real:
-            turned = "; the image is rotated by its EXIF orientation" if size == real[::-1] else ""
             text = (
                 f"width, height: expected {real[0]} × {real[1]}, the size of {file}, "
-                f"got {size[0]} × {size[1]}{turned}"
+                f"got {size[0]} × {size[1]}{why_swapped(size, real, file)}"
             )
             self.add("image-size", text)
 
@@ -397,8 +413,8 @@ class _Checker:
         if entry.get("iscrowd", 0) not in (0, 1):
             self.add("iscrowd", f"iscrowd: expected 0 or 1, got {short(entry['iscrowd'])}")
         size = self.sizes.get(entry["image_id"]) if known else None
-        box_is_whole = self._check_box(entry, size)
         mask = self._check_segmentation(entry, size)
+        box_is_whole = self._check_box(entry, size, "box-with-mask" if mask and mask[0] else "box")
         area = entry.get("area")
         if not is_number(area) or not area > 0:
             self.add("area", f"area: expected a number > 0, got {short(area)}", stops=not is_number(area))
@@ -406,16 +422,16 @@ class _Checker:
         if box_is_whole and mask is not None:
             self._check_agreement(entry, *mask, area)
 
-    def _check_box(self, entry: dict, size: tuple[int, int] | None) -> bool:
+    def _check_box(self, entry: dict, size: tuple[int, int] | None, kind: str) -> bool:
         box = entry.get("bbox")
         if not isinstance(box, list) or len(box) != 4 or not _are_numbers(box):
             text = f"bbox: expected [x, y, width, height], four finite numbers, got {short(box)}"
-            self.add("box", text, stops=True)
+            self.add(kind, text, stops=True)
             return False
         x, y, width, height = box
         if not (width > 0 and height > 0):
             text = f"bbox: expected [x, y, width, height] with width and height > 0, got {short(box)}"
-            self.add("box", text, stops=min(width, height) < 0)
+            self.add(kind, text, stops=min(width, height) < 0)
             return False
         inside = size is None or _within(_corners(box), size)
         far = max(abs(x), abs(y), width, height) > FAR
@@ -425,7 +441,7 @@ class _Checker:
             x1, y1, x2, y2 = clip_box(_corners(box), size or (0, 0))
             if far or not (x1 < x2 and y1 < y2):
                 # nothing would be left, or the coordinates are not plausible
-                self.add("box", text, stops=far)
+                self.add(kind, text, stops=far)
                 return False
             self.add("box-outside", text)
         return True
@@ -565,6 +581,14 @@ def _area(annotation: dict) -> float:
     return float(annotation["bbox"][2] * annotation["bbox"][3])
 
 
+def _box_of_mask(mask: list | dict) -> list[float]:
+    if isinstance(mask, dict):
+        counted = isinstance(mask["counts"], list)
+        return coco_mask.toBbox(coco_mask.frPyObjects(mask, *mask["size"]) if counted else mask).tolist()
+    points = np.concatenate([np.reshape(polygon, (-1, 2)) for polygon in mask])
+    return [*points.min(0).tolist(), *np.ptp(points, 0).tolist()]
+
+
 def _clip(annotation: dict, size: tuple[int, int]) -> bool:
     """Clip an annotation to the image; return False if nothing is left."""
     x1, y1, x2, y2 = clip_box(_corners(annotation["bbox"]), size)
@@ -619,10 +643,3 @@ def _key(value: object) -> object:
 
 def _id_of(entry: object) -> str:
     return short(entry.get("id") if isinstance(entry, dict) else entry)
-
-
-def _type(value: object) -> str:
-    name = type(value).__name__
-    return (
-        f"{name} with {', '.join(map(short, list(value)[:5]))}" if value and isinstance(value, dict) else name
-    )

@@ -66,16 +66,27 @@ def image_size(file: Path | BinaryIO, name: str | None = None) -> tuple[int, int
         InvalidAnnotation: it does not exist or is not an image.
     """
     name = name or str(file)
+    if isinstance(file, Path) and not os.path.isfile(file):  # opening a pipe would wait for its other end
+        raise InvalidAnnotation(f"expected an image, found none at {name}")
     try:
         with Image.open(file) as image:
-            width, height = image.size
             # for TIFF, Pillow's size is that of the rotated image
-            turned = image.format != "TIFF" and image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
-    except FileNotFoundError:
-        raise InvalidAnnotation(f"expected an image, found none at {name}") from None
+            return image.size[::-1] if _is_turned(image) and image.format != "TIFF" else image.size
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InvalidAnnotation(f"expected an image at {name}, got another file: {error}") from None
-    return (height, width) if turned else (width, height)
+
+
+def _is_turned(image: Image.Image) -> bool:
+    return image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+
+
+def why_swapped(said: Sequence[object], size: tuple[int, int], file: Path | BinaryIO) -> str:
+    """Explain a size that has the image's width and height exchanged; empty for other sizes."""
+    if tuple(said) != size[::-1]:
+        return ""
+    with Image.open(file) as image:
+        turned = _is_turned(image)
+    return "; the image is rotated by its EXIF orientation" if turned else "; width and height are swapped"
 
 
 def polygon_area(polygon: Polygon) -> float:
@@ -88,13 +99,8 @@ def clip_box(
     corners: tuple[float, float, float, float], size: tuple[int, int]
 ) -> tuple[float, float, float, float]:
     """Return the part of a box inside the image; x1, y1, x2, y2."""
-    x1, y1, x2, y2 = corners
-    return (
-        min(max(x1, 0), size[0]),
-        min(max(y1, 0), size[1]),
-        min(max(x2, 0), size[0]),
-        min(max(y2, 0), size[1]),
-    )
+    (x1, y1, x2, y2), (width, height) = corners, size
+    return min(max(x1, 0), width), min(max(y1, 0), height), min(max(x2, 0), width), min(max(y2, 0), height)
 
 
 def clip_polygon(polygon: Polygon, size: tuple[int, int]) -> list[Polygon]:
@@ -141,6 +147,7 @@ class CocoBuilder:
         self.classes = None if classes is None else tuple(classes)
         self.tolerance = math.inf if clip else TOLERANCE
         self.problems: list[Problem] = []
+        self.sources: list[Path] = []  # files that are read
         self.clipped = 0  # number of objects that were clipped
         self._images: dict[str, dict] = {}  # by file name
         # images that are written with the COCO file
@@ -258,7 +265,7 @@ class CocoBuilder:
         segmentation: list | dict | None = None,
     ) -> None:
         if self.classes is not None and name not in self.classes:
-            raise InvalidAnnotation(f"expected one of the classes {', '.join(self.classes)}, got {name!r}")
+            raise InvalidAnnotation(f"expected one of the classes {few(self.classes)}, got {short(name)}")
         entry = {
             "image_id": image,
             "bbox": [round(value, 2) for value in box],
@@ -293,14 +300,15 @@ class CocoBuilder:
         """Write the COCO file atomically; return its content.
 
         Raises:
-            UserError: there are :attr:`problems` and ``skip_invalid`` is False; or nothing is left.
+            UserError: there are :attr:`problems` and ``skip_invalid`` is False, nothing is left; or ``out``
+                is one of the sources.
         """
+        if os.path.exists(out) and os.path.realpath(out) in map(os.path.realpath, self.sources):
+            raise UserError(f"out: expected a new file, got {out}, a source of the conversion")
         if self.problems and not skip_invalid:
-            files = len({problem.file for problem in self.problems})
-            raise UserError(
-                f"{len(self.problems)} problem{'s' * (len(self.problems) != 1)} in {files} "
-                f"file{'s' * (files != 1)}, nothing is written; --skip-invalid skips them"
-            )
+            number, files = len(self.problems), len({problem.file for problem in self.problems})
+            text = f"{counted(number, 'problems')} in {counted(files, 'files')}"
+            raise UserError(f"{text}, nothing is written; --skip-invalid skips them")
         content = self.content()
         for key in ("images", "annotations"):
             if not content[key]:
@@ -315,9 +323,9 @@ class CocoBuilder:
         return content
 
 
-def shown(problems: Sequence[Problem]) -> list[str]:
+def shown(problems: Sequence[object]) -> list[str]:
     """Return one line for each of the first problems, and the number of the others."""
-    lines = [printable(str(problem)) for problem in problems[:_SHOWN]]
+    lines = [cut(printable(str(problem)), 500) for problem in problems[:_SHOWN]]
     more = len(problems) - _SHOWN
     return [*lines, f"… and {more} more"] if more > 0 else lines
 
@@ -403,28 +411,31 @@ def is_number(value: object) -> TypeGuard[float]:
     return abs(value) < 2**63 and math.isfinite(value)  # isfinite raises OverflowError for larger integers
 
 
-class _Short(reprlib.Repr):
-    """Shortens long and deeply nested values."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.maxstring = self.maxother = 60
-        self.maxlevel = 3
-
-
-_SHORT = _Short()
+# shortens long and deeply nested values
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 60
+_SHORT.maxlevel = 3
 
 
 def short(value: object) -> str:
     """Format a value from a file for a message."""
-    text = _SHORT.repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}…"
+    return cut(_SHORT.repr(value))
+
+
+def cut(text: str, most: int = 60) -> str:
+    """Shorten a text in the middle."""
+    return text if len(text) <= most else f"{text[: most * 2 // 3]}…{text[-most // 4 :]}"
+
+
+def counted(number: int, plural: str) -> str:
+    """``1 image``, ``2 images``"""
+    return f"{number} {plural if number != 1 else plural.replace('ies', 'y').removesuffix('s')}"
 
 
 def few(names: Sequence[object], shown: int = 5) -> str:
     """List the first names, and the number of the others."""
     rest = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(map(str, names[:shown])) + rest or "none"
+    return ", ".join(cut(str(name)) for name in names[:shown]) + rest or "none"
 
 
 def flattened(polygon: Polygon) -> list[float] | None:

@@ -24,6 +24,7 @@ from dcnzoo.data.conversion import (
     read_json,
     relative,
     short,
+    why_swapped,
 )
 from dcnzoo.utils.errors import UserError
 
@@ -65,6 +66,7 @@ def convert_labelme(
     files = sorted(path for path in root.rglob("*") if path.suffix.lower() == ".json")
     if not files:
         raise UserError(f"folder: expected LabelMe's JSON files, found none in {root}")
+    conversion.sources += files
     for done, file in enumerate(files, 1):
         try:
             _convert_file(file, root, conversion, None if extract is None else Path(extract))
@@ -75,17 +77,20 @@ def convert_labelme(
 
 
 def _convert_file(file: Path, root: Path, conversion: CocoBuilder, extract: Path | None) -> None:
+    if file.is_fifo():  # reading would wait for the other end
+        raise InvalidAnnotation("expected a file, got a pipe")
     content = read_json(file)
     if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):
         raise InvalidAnnotation("expected LabelMe's JSON, with a list of shapes")
     image, pixels = _image(file, root, content, extract)
-    size = image_size(image if pixels is None else io.BytesIO(pixels), str(image))
+    conversion.sources.append(image)
+    source = image if pixels is None else io.BytesIO(pixels)
+    size = image_size(source, str(image))
     said = (content.get("imageWidth"), content.get("imageHeight"))
     if said != size and said != (None, None):
-        turned = "; the image is rotated by its EXIF orientation" if said == size[::-1] else ""
         raise InvalidAnnotation(
             f"expected the size of {image.name}, {size[0]} × {size[1]}, as imageWidth and imageHeight, "
-            f"got {short(said[0])} × {short(said[1])}{turned}"
+            f"got {short(said[0])} × {short(said[1])}{why_swapped(said, size, source)}"
         )
     number = conversion.add_image(relative(image, root), size)
     if pixels is not None:

@@ -16,6 +16,7 @@ from dcnzoo.data.conversion import (
     image_size,
     number,
     read_text,
+    why_swapped,
 )
 from dcnzoo.utils.errors import UserError
 
@@ -73,7 +74,10 @@ def convert_voc(
     else:
         files = sorted(file for file in xml_folder.iterdir() if file.suffix.lower() == ".xml")
     if not files and not conversion.problems:
-        raise UserError(f"annotations: expected XML files, found none in {xml_folder}")
+        raise UserError(
+            f"annotations: expected XML files, found none in {f'{split}.txt' if split else xml_folder}"
+        )
+    conversion.sources += files
     for done, file in enumerate(files, 1):
         try:
             _convert_file(file, image_folder, conversion, difficult, zero_based)
@@ -113,19 +117,21 @@ def _of_split(root: Path, split: str, folder: Path, conversion: CocoBuilder) -> 
 def _convert_file(
     file: Path, images: Path, conversion: CocoBuilder, difficult: str, zero_based: bool
 ) -> None:
+    if file.is_fifo():  # reading would wait for the other end
+        raise InvalidAnnotation("expected a file, got a pipe")
     tree = parse(file)
     if tree.tag != "annotation":
         raise InvalidAnnotation(f"expected <annotation>, got <{tree.tag}>", tree.line)
     picture = _picture(file, tree, images)
+    conversion.sources.append(picture)
     size = image_size(picture)
     stated = tree.find("size")
     if stated is not None:
         said = tuple(stated.number(side) for side in ("width", "height"))
         if said not in (size, (0, 0)):  # some tools write zeros
-            turned = "; the image is rotated by its EXIF orientation" if said == size[::-1] else ""
             raise InvalidAnnotation(
                 f"<size>: expected {size[0]} × {size[1]}, the size of {picture.name}, "
-                f"got {said[0]:g} × {said[1]:g}{turned}",
+                f"got {said[0]:g} × {said[1]:g}{why_swapped(said, size, picture)}",
                 stated.line,
             )
     image = conversion.add_image(picture.relative_to(images).as_posix(), size)

@@ -20,6 +20,7 @@ from dcnzoo.data.conversion import (
     short,
 )
 from dcnzoo.utils.errors import UserError
+from dcnzoo.utils.files import require_file
 
 
 def convert_yolo(
@@ -36,7 +37,7 @@ def convert_yolo(
     to 0–1 by the image's width and height. An image without a label file has no objects.
 
     Args:
-        source: ``data.yaml``, or the folder that contains it.
+        source: ``data.yaml`` or darknet's ``obj.data``, or the folder that contains it.
         split: of ``data.yaml``: a folder of images, several folders, or a text file that lists images.
         classes: names in the order of their numbers; overrides the names in ``data.yaml``.
         clip: see :class:`~dcnzoo.data.conversion.CocoBuilder`.
@@ -51,7 +52,7 @@ def convert_yolo(
     file = Path(source)
     if os.path.isdir(file):
         file = next(
-            (path for name in ("data.yaml", "data.yml") if (path := file / name).is_file()),
+            (path for name in ("data.yaml", "data.yml", "obj.data") if (path := file / name).is_file()),
             file / "data.yaml",
         )
     described = _read_yaml(file)
@@ -63,6 +64,7 @@ def convert_yolo(
     images = list(dict.fromkeys(_images(file, described, split, root, conversion)))
     if not images and not conversion.problems:
         raise UserError(f"{file}: {split}: expected images, found none")
+    conversion.sources += [file, *images, *map(_labels, images)]
     for done, image in enumerate(images, 1):
         try:
             size = image_size(image)
@@ -96,7 +98,10 @@ def _read_yaml(file: Path) -> dict:
     if not os.path.isfile(file):
         raise UserError(f"data.yaml: expected a file, found none at {file}")
     try:
-        described = yaml.load(read_text(file), _Loader)  # nosec B506  # a SafeLoader
+        text = read_text(file)
+        if file.suffix == ".data":
+            return _read_darknet(file, text)
+        described = yaml.load(text, _Loader)  # nosec B506  # a SafeLoader
     except InvalidAnnotation as error:
         raise UserError(f"{file}: {error}") from None
     except yaml.YAMLError as error:
@@ -110,6 +115,18 @@ def _read_yaml(file: Path) -> dict:
     if not isinstance(described, dict):
         raise UserError(f"{file}: expected keys such as names and train, got {type(described).__name__}")
     return described
+
+
+def _read_darknet(file: Path, text: str) -> dict:
+    """Return darknet's ``obj.data``, lines of ``key = value``, as the keys of ``data.yaml``."""
+    pairs = (line.partition("=") for line in text.splitlines())
+    values = {key.strip(): value.strip() for key, _, value in pairs}
+    root, names = file.resolve().parent, values.get("names", "")
+    if not os.path.isfile(root / names):  # paths are relative to darknet's folder: data/obj.data's parent
+        root = root.parent
+    require_file(str(root / names), f"{file}: names")
+    classes = [line.strip() for line in read_text(root / names).splitlines() if line.strip()]
+    return {"path": str(root), "names": classes, "train": values.get("train"), "val": values.get("valid")}
 
 
 def _names(file: Path, described: dict) -> list[str]:
@@ -134,14 +151,11 @@ def _names(file: Path, described: dict) -> list[str]:
 
 def _root(file: Path, described: dict) -> Path:
     """Return the data set's folder: ``path``, relative to the file if it exists there, else as given."""
-    given = described.get("path")
-    if given is None:
-        return file.parent
-    beside, as_is = file.parent / str(given), Path(str(given))
-    if os.path.isdir(beside):  # Path.is_dir raises if the name is too long
-        return beside
-    # file.parent: the file was moved together with its data
-    return as_is if os.path.isdir(as_is) else file.parent
+    given = str(described.get("path") or ".")
+    for folder in (file.parent / given, Path(given)):
+        if os.path.isdir(folder):  # Path.is_dir raises if the name is too long
+            return folder
+    raise UserError(f"{file}: path: expected a folder, found none at {short(given)}")
 
 
 def _images(file: Path, described: dict, split: str, root: Path, conversion: CocoBuilder) -> Iterator[Path]:

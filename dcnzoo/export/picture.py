@@ -230,9 +230,11 @@ def read(image: str | os.PathLike | np.ndarray) -> np.ndarray:
         import cv2
     except ModuleNotFoundError:
         return _read_with_pillow(image)
-    picture = (
-        cv2.imdecode(np.fromfile(image, np.uint8), cv2.IMREAD_COLOR) if Path(image).stat().st_size else None
-    )
+    try:
+        content = np.fromfile(image, np.uint8)
+        picture = cv2.imdecode(content, cv2.IMREAD_COLOR) if content.size else None
+    except cv2.error:  # more than 2^30 pixels, which is more than Pillow accepts: its error has their number
+        return _read_with_pillow(image)
     if picture is None:
         raise ValueError(f"image: expected a picture that OpenCV can read, got {image}")
     return picture
@@ -240,7 +242,7 @@ def read(image: str | os.PathLike | np.ndarray) -> np.ndarray:
 
 def _read_with_pillow(path: str | os.PathLike) -> np.ndarray:
     try:
-        from PIL import Image, ImageOps, UnidentifiedImageError
+        from PIL import Image, ImageOps
     except ModuleNotFoundError as error:
         raise ImportError(
             "image: expected an array, or OpenCV or Pillow to read a file with: pip install pillow"
@@ -248,8 +250,8 @@ def _read_with_pillow(path: str | os.PathLike) -> np.ndarray:
     try:
         with Image.open(path) as opened:
             return np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))[..., ::-1]
-    except UnidentifiedImageError:
-        raise ValueError(f"image: expected a picture that Pillow can read, got {path}") from None
+    except (OSError, Image.DecompressionBombError) as error:
+        raise ValueError(f"image: expected a picture that Pillow can read, got {path}: {error}") from None
 
 
 def resized(

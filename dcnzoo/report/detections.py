@@ -4,31 +4,18 @@ import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 from mmengine.structures import InstanceData
 
+from dcnzoo.export.picture import read
 from dcnzoo.report.plots import Instances, plot_detections
-from dcnzoo.utils.errors import UserError
-
-
-def require_images(paths: Iterable[str]) -> None:
-    """Raise UserError if a path is not a file with the signature of an image."""
-    for path in paths:
-        if not Path(path).is_file():
-            raise UserError(f"image: expected a file, found none at {path}")
-        if not cv2.haveImageReader(path):
-            raise UserError(
-                f"image: expected a picture that OpenCV can read, got another kind of file: {path}"
-            )
+from dcnzoo.utils.errors import user_errors
 
 
 def read_image(path: str) -> np.ndarray:  # [H, W, 3], uint8, RGB
     """Read an image in the same way as MMDetection's pipelines, but as RGB."""
-    image = cv2.imread(path)
-    if image is None:
-        raise UserError(f"image: expected a picture that OpenCV can read, got a damaged file: {path}")
-    return image[..., ::-1].copy()
+    with user_errors():
+        return read(path)[..., ::-1].copy()
 
 
 def picture_names(images: Sequence[str]) -> list[str]:

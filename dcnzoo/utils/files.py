@@ -65,8 +65,10 @@ def _sync_folder(folder: Path) -> None:
 
 def require_file(path: str, what: str) -> None:
     """Raise UserError unless ``path`` is a local file. Addresses with a scheme are not checked."""
-    if "://" not in path and not Path(path).expanduser().is_file():
-        raise UserError(f"{what}: expected a file, found none at {path}")
+    file = Path(path).expanduser()
+    if "://" not in path and not file.is_file():
+        problem = "got the folder" if file.is_dir() else "found none at"
+        raise UserError(f"{what}: expected a file, {problem} {path}")
 
 
 def require_folder(path: str | os.PathLike, what: str) -> None:

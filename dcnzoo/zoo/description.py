@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,7 +15,9 @@ from mmengine.config import Config
 
 from dcnzoo.compat.patches import Changes
 from dcnzoo.openmmlab.packages import inherit_from_packages, mim_folder
-from dcnzoo.zoo.index import Model
+from dcnzoo.utils.errors import UserError
+from dcnzoo.utils.files import write_text
+from dcnzoo.zoo.index import Model, models
 
 # Class → its deformable operator, the argument that enables it (None: always) and that argument's default.
 _OPERATORS: dict[str, tuple[str, str | None, bool]] = {
@@ -86,15 +91,26 @@ def describe(model: Model) -> Description:
     return Description(operators, _backbone(cfg.model), _schedule(model, cfg))
 
 
+def describe_all() -> dict[Model, Description]:
+    """Describe all models. The result is stored until a config, a metafile or this file changes."""
+    listed = models()
+    folders = sorted({model.config.parents[1] for model in listed})
+    files = [Path(__file__), *(path for folder in folders for path in folder.glob("**/*.*"))]
+    key = str([*map(str, folders), len(files), max(path.stat().st_mtime_ns for path in files)])
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dcnzoo" / "zoo.json"
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        rows = json.loads(cache.read_bytes())[key]
+        return {model: Description(*row) for model, row in zip(listed, rows, strict=True)}
+    described = {model: describe(model) for model in listed}
+    with contextlib.suppress(UserError):
+        write_text(cache, json.dumps({key: [dataclasses.astuple(each) for each in described.values()]}))
+    return described
+
+
 def teacher_config(model: Model, written: str) -> Path:
     """Return the config of a distilled model's teacher; its path is relative to a package's ``.mim``."""
     paths = [mim_folder(package) / written for package in (model.package, "mmdet")]
     return next((path for path in paths if path.is_file()), paths[0])
-
-
-def is_deformable(model: Model) -> bool:
-    """Whether the model has a deformable convolution or pooling, including in parts used only in training."""
-    return bool(describe(model).operators)
 
 
 @functools.cache

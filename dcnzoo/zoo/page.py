@@ -9,7 +9,7 @@ from itertools import groupby
 from pathlib import Path
 
 from dcnzoo.openmmlab.packages import mim_folder
-from dcnzoo.zoo.description import describe, is_deformable
+from dcnzoo.zoo.description import describe
 from dcnzoo.zoo.index import Model, models
 
 _INTRODUCTION = """\
@@ -60,7 +60,7 @@ _MMDETECTION = "https://github.com/open-mmlab/mmdetection/blob/v{version}/config
 def render() -> str:
     """Render the page from the metafiles of dcnzoo and of the installed MMDetection."""
     ours = [model for model in models() if model.package == "dcnzoo"]
-    theirs = [model for model in models() if model.package == "mmdet" and is_deformable(model)]
+    theirs = [model for model in models() if model.package == "mmdet" and describe(model).operators]
     sections = [_INTRODUCTION.format(mmdet=_mmdet_version())]
     sections.append("## Configs of dcnzoo\n\nThese configs are in [`configs/`](configs).\n")
     sections += _tables(ours)

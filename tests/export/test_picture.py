@@ -1,6 +1,7 @@
 """From a picture to a model's input and back, compared with MMDetection's pipeline and OpenCV."""
 
 import json
+import struct
 import sys
 
 import cv2
@@ -204,6 +205,13 @@ def test_pillow_reads_what_opencv_reads(picture, tmp_path, monkeypatch):
         for name in ("text.jpg", "empty.jpg"):
             with pytest.raises(ValueError, match=rf"image: .*{name}"):
                 read(tmp_path / name)
+        # the header of an image of 60,000 × 60,000 pixels
+        (tmp_path / "huge.bmp").write_bytes(
+            struct.pack("<2sIHHI", b"BM", 122, 0, 0, 54)
+            + struct.pack("<IiiHHIIiiII", 40, 60_000, 60_000, 1, 24, 0, 0, 0, 0, 0, 0)
+        )
+        with pytest.raises(ValueError, match=r"image: .*huge.bmp.*3600000000"):
+            read(tmp_path / "huge.bmp")
         with pytest.raises(FileNotFoundError):
             read(tmp_path / "none.jpg")
         monkeypatch.setitem(sys.modules, "cv2", None)

@@ -17,6 +17,7 @@ from mmengine.fileio import exists
 from mmengine.logging import print_log
 
 from dcnzoo.compat.patches import Changes
+from dcnzoo.export.picture import read
 from dcnzoo.utils.errors import UserError, printable
 
 # If one side is this many times the other, the shorter can shrink to less than half a pixel in a resize.
@@ -102,6 +103,6 @@ def resizing(path: str) -> Iterator[None]:
     try:
         yield
     except cv2.error as error:
-        if reason := _resized_to_nothing(path, *cv2.imread(path).shape[:2], error):
+        if reason := _resized_to_nothing(path, *read(path).shape[:2], error):
             raise UserError(reason) from error
         raise

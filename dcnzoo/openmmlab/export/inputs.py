@@ -15,11 +15,11 @@ from mmengine.config import Config
 from torch import Tensor, nn
 
 from dcnzoo.data.shapes import ShapesSpec, draw_image
-from dcnzoo.export.picture import Preprocessing
+from dcnzoo.export.picture import Preprocessing, read
 from dcnzoo.openmmlab.config_check import datasets
 from dcnzoo.openmmlab.detector import build, dataset_meta
 from dcnzoo.openmmlab.runner import read_config_file
-from dcnzoo.utils.errors import UserError
+from dcnzoo.utils.errors import UserError, user_errors
 from dcnzoo.utils.files import require_file
 
 
@@ -75,10 +75,8 @@ def read_picture(
         square = np.tile(square, (-(-height // side), -(-width // side), 1))
         return np.ascontiguousarray(square[:height, :width])
     require_file(path, "image")
-    picture = cv2.imread(path)
-    if picture is None:
-        raise UserError(f"image: expected a picture that OpenCV can read, got {path}")
-    return picture
+    with user_errors():
+        return read(path)
 
 
 PICTURES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
