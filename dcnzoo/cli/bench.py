@@ -1,4 +1,4 @@
-"""``dcnzoo bench``: time the operators (``tools/benchmark/ops.py``, also in the wheel) or a model."""
+"""``dcnzoo bench``: time the operators (``tools/benchmark/ops.py``, in a clone) or an exported detector."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import click
 
 from dcnzoo.cli import _options
 from dcnzoo.cli._options import option
+from dcnzoo.utils.errors import UserError
 
-# a link to tools/ in the repository, a folder in an installed package
-FOLDER = Path(__file__).parents[1] / ".mim" / "tools" / "benchmark"
+FOLDER = Path(__file__).parents[2] / "tools" / "benchmark"  # in a clone
 
 
 @click.command(
@@ -23,7 +23,7 @@ FOLDER = Path(__file__).parents[1] / ".mim" / "tools" / "benchmark"
 def command(options: tuple[str, ...]) -> None:
     """Time the operators or an exported detector.
 
-    The operators are compared with other implementations.
+    The operators are compared with other implementations; this needs a clone of dcnzoo.
 
     \b
     examples:
@@ -35,6 +35,8 @@ def command(options: tuple[str, ...]) -> None:
         bench_model.main(list(options), prog_name="dcnzoo bench", standalone_mode=False)
         return
     sys.argv = ["dcnzoo bench", *options]
+    if not FOLDER.is_dir():
+        raise UserError("bench: expected a clone of dcnzoo or an exported detector, got an installed package")
     sys.path.insert(0, str(FOLDER.resolve()))  # as Python does for a script
     importlib.import_module("ops").main(prog_name=sys.argv[0])
 

@@ -128,7 +128,7 @@ def _hub_class(cls: Any) -> Any:
     except ImportError as error:
         raise ImportError(
             f"{cls.__name__}: expected huggingface_hub and safetensors, got {error}; run "
-            'pip install "./dcnzoo[hub]"',
+            'pip install "dcnzoo[hub]"',
             name=error.name,
         ) from None
 
