@@ -161,6 +161,15 @@ def test_what_is_missing_is_said(tree, tmp_path, variables, module, content, wor
     assert not list(tree.rglob("*.so"))
 
 
+def test_a_clone_without_write_permission(tmp_path):
+    """Like another user's: nothing can be written to this path."""
+    tree = copy_of_the_sources(tmp_path / "clone")
+    (tree / "dcnzoo" / "ops" / "schemas.txt").unlink(missing_ok=True)
+    (tree / "dcnzoo" / "ops" / "schemas.txt").mkdir()
+    result = setup(tree, "build_py")
+    assert result.returncode == 1 and "schemas.txt" in result.stderr and "Traceback" not in result.stderr
+
+
 def test_source_archive_can_be_built_from(tree, tmp_path):
     result = setup(tree, "sdist", "--dist-dir", str(tmp_path))
     assert result.returncode == 0, result.stderr
