@@ -33,8 +33,7 @@ from pathlib import Path
 import setuptools
 
 if int(setuptools.__version__.partition(".")[0]) < 77:  # checked before the imports that fail
-    got = f"expected setuptools >= 77, got {setuptools.__version__}"
-    raise SystemExit(f'dcnzoo: cannot build: {got}: pip install "setuptools>=77"')
+    raise SystemExit(f'dcnzoo: setuptools {setuptools.__version__} is too old: pip install "setuptools>=77"')
 
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
