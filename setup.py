@@ -22,15 +22,23 @@ from __future__ import annotations
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
+
+import setuptools
+
+if int(setuptools.__version__.partition(".")[0]) < 77:  # checked before the imports that fail
+    raise SystemExit(f'dcnzoo: setuptools {setuptools.__version__} is too old: pip install "setuptools>=77"')
 
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 # Oldest supported torch: a call that newer versions added to the stable ABI is a compile error.
@@ -177,7 +185,26 @@ def cuda_targets(nvcc: str) -> list[str]:
 
 
 def quote(arguments: list[str]) -> str:
-    return " ".join(f'"{a}"' if " " in a else a for a in arguments)
+    """Quote a command line for the shell, then for ninja."""
+    return shlex.join(arguments).replace("$", "$$")
+
+
+def escape(path: Path) -> str:
+    """Escape a path in a build line of ninja."""
+    return re.sub(r"([$ :])", r"$\1", str(path))
+
+
+def ninja_rules(compiler: str, link: str) -> list[str]:
+    return [
+        "rule compile",
+        "  description = compile $out",
+        f"  command = {compiler} -MF $out.d -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "rule link",
+        "  description = link $out",
+        f"  command = {link}",
+    ]
 
 
 # Additional options for the C++ sources in a folder of ops/, or for their kernels of one instruction set.
@@ -188,6 +215,15 @@ FOLDER_FLAGS = {
 if "AVX2" in CPU_CAPABILITIES:
     # CPUs without AVX2 are rare: compile for them in half the time; kernels take up to 1.11 times as long.
     FOLDER_FLAGS["deform_conv.DEFAULT"] = ["-O1"]
+
+
+class BuildPy(build_py):
+    """Removes the results of earlier builds first: a wheel would contain their files, too."""
+
+    def run(self) -> None:
+        for folder in (*ROOT.glob("build/lib*"), *ROOT.glob("build/bdist.*")):
+            shutil.rmtree(folder)
+        super().run()
 
 
 class BuildOps(build_ext):
@@ -236,38 +272,24 @@ class BuildOps(build_ext):
             f"-DTORCH_TARGET_VERSION={TORCH_TARGET}",
             *("-isystem", str(include)),
             f"-I{ROOT / 'ops'}",
-            *(("-Xcompiler", ",".join(renamed)) if device == "cuda" else renamed),
-            *os.environ.get("CXXFLAGS", "").split(),
+            *(("-Xcompiler", ",".join(map(shlex.quote, renamed))) if device == "cuda" else renamed),
+            *shlex.split(os.environ.get("CXXFLAGS", "")),
         ]
 
     def cpu_rules(self, library: Path, folder: Path, target: Path) -> list[str]:
         # -fno-math-errno, -fno-trapping-math: lets floor and selects vectorise; NaN and Inf stay defined.
         flags = [
             *self.common_flags(library, "cpu"),
-            *(
-                "-fPIC",
-                "-fvisibility=hidden",
-                "-Wall",
-                "-Wextra",
-                "-Wno-unknown-warning-option",  # Clang does not have the next one
-                "-Wno-maybe-uninitialized",
-                "-Wno-ignored-attributes",
-            ),
-            *("-fno-math-errno", "-fno-trapping-math"),
+            *("-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"),
+            "-Wno-unknown-warning-option",  # Clang does not have the next one
+            *("-Wno-maybe-uninitialized", "-Wno-ignored-attributes", "-fno-math-errno", "-fno-trapping-math"),
         ]
         link = [f"-L{library / 'lib'}", "-ltorch_cpu", "-ltorch", "-lc10"]
-        link += os.environ.get("LDFLAGS", "").split()
+        link += shlex.split(os.environ.get("LDFLAGS", ""))
         lines = [
             f"cxx = {find_compiler()}",
             f"flags = {quote(flags)}",
-            "rule cxx",
-            "  description = compile $out",
-            "  command = $cxx $flags $options -MMD -MF $out.d -c $in -o $out",
-            "  depfile = $out.d",
-            "  deps = gcc",
-            "rule link",
-            "  description = link $out",
-            f"  command = $cxx -shared $in -o $out {quote(link)}",
+            *ninja_rules("$cxx $flags $options -MMD", f"$cxx -shared $in -o $out {quote(link)}"),
         ]
         objects = []
         for source in sorted((ROOT / "ops").rglob("*.cpp")):
@@ -275,7 +297,7 @@ class BuildOps(build_ext):
             for name, options in CPU_CAPABILITIES.items() if kernel else [("", [])]:
                 suffix = f".{name.lower()}" if name else ""
                 out = f"{source.relative_to(ROOT / 'ops').with_suffix('')}{suffix}.o"
-                lines.append(f"build {out}: cxx {source}")
+                lines.append(f"build {out}: compile {escape(source)}")
                 operator = source.relative_to(ROOT / "ops").parts[0]
                 for key in (operator, f"{operator}.{name}"):
                     options = [*options, *FOLDER_FLAGS.get(key, [])]
@@ -283,7 +305,7 @@ class BuildOps(build_ext):
                     options.append(f"-DDCNZOO_CAPABILITY={name}")
                 lines.append(f"  options = {quote(options)}")
                 objects.append(out)
-        return [*lines, f"build {target}: link {' '.join(objects)}", f"default {target}"]
+        return [*lines, f"build {escape(target)}: link {' '.join(objects)}"]
 
     def cuda_rules(self, library: Path, folder: Path, target: Path) -> list[str]:
         targets = cuda_targets(find_nvcc())
@@ -302,23 +324,16 @@ class BuildOps(build_ext):
         if not (library / "lib" / "libtorch_cuda.so").exists():
             link.insert(0, f"-L{self.stand_in_for_libtorch_cuda(folder).name}")
         lines = [
-            f"nvcc = {find_nvcc()}",
+            f"nvcc = {quote([find_nvcc()])}",
             f"flags = {quote(flags)}",
-            "rule nvcc",
-            "  description = compile $out",
-            "  command = $nvcc $flags -MD -MF $out.d -c $in -o $out",
-            "  depfile = $out.d",
-            "  deps = gcc",
-            "rule link",
-            "  description = link $out",
-            f"  command = $nvcc --cudart static -shared $in -o $out {quote(link)}",
+            *ninja_rules("$nvcc $flags -MD", f"$nvcc --cudart static -shared $in -o $out {quote(link)}"),
         ]
         objects = []
         for source in sorted((ROOT / "ops").rglob("*.cu")):
             out = f"{source.relative_to(ROOT / 'ops').with_suffix('')}.o"
-            lines.append(f"build {out}: nvcc {source}")
+            lines.append(f"build {out}: compile {escape(source)}")
             objects.append(out)
-        return [*lines, f"build {target}: link {' '.join(objects)}", f"default {target}"]
+        return [*lines, f"build {escape(target)}: link {' '.join(objects)}"]
 
     def stand_in_for_libtorch_cuda(self, folder: Path) -> Path:
         """Build an empty library named libtorch_cuda for linking, if torch is a CPU build.
@@ -362,16 +377,21 @@ def write_schemas() -> None:
     for source in sorted((ROOT / "ops").rglob("*.cpp")):
         for literals in re.findall(r'\bm\.def\(\s*((?:"[^"]*"\s*)+)', source.read_text(encoding="utf-8")):
             schemas.append("".join(re.findall(r'"([^"]*)"', literals)) + "\n")
-    (ROOT / "dcnzoo" / "ops" / "schemas.txt").write_text("".join(schemas), encoding="utf-8")
+    try:
+        (ROOT / "dcnzoo" / "ops" / "schemas.txt").write_text("".join(schemas), encoding="utf-8")
+    except OSError as error:
+        stop(f"{error.filename}: {error.strerror}.", "Build in a clone that belongs to you.")
 
 
+with suppress(ImportError, OSError):  # Windows and some file systems have no locks
+    import fcntl
+
+    fcntl.flock(os.open(ROOT, os.O_RDONLY), fcntl.LOCK_EX)  # until exit: builds share build/
 write_schemas()
 devices = ("cpu", "cuda")
 if sys.platform not in ("linux", "darwin"):
-    print(
-        f"dcnzoo: nothing is compiled on {sys.platform}: using plain PyTorch",
-        file=sys.stderr,
-    )
+    print(f"dcnzoo: nothing is compiled on {sys.platform}: using plain PyTorch", file=sys.stderr)
     devices = ()
 extensions = [Extension(f"dcnzoo.ops._C_{device}", sources=[]) for device in devices]
-setup(ext_modules=extensions, cmdclass={"build_ext": BuildOps, "bdist_wheel": PlatformWheel})
+commands = {"build_py": BuildPy, "build_ext": BuildOps, "bdist_wheel": PlatformWheel}
+setup(ext_modules=extensions, cmdclass=commands)

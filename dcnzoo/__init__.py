@@ -5,9 +5,14 @@
 ``DCNZOO_PROVIDE`` lists (:mod:`dcnzoo.compat.extensions`).
 """
 
+from typing import TYPE_CHECKING
+
 from dcnzoo.compat import extensions as _extensions
 from dcnzoo.compat import mmcv as _mmcv
 from dcnzoo.version import __version__
+
+if TYPE_CHECKING:
+    from dcnzoo.layers.convert import from_deformable, to_deformable
 
 __all__ = ["__version__", "from_deformable", "to_deformable"]
 

@@ -171,6 +171,8 @@ def fails(error):
     [
         (UserError("name: expected a\n model, got none"), "error: name: expected a model, got none"),
         (FileNotFoundError(2, "No such file", "x.yml"), "error: file not found: x.yml"),
+        # imported by a config: no extra has it
+        (ModuleNotFoundError("No module named 'mine'", name="mine"), "error: No module named 'mine'"),
         (OSError(28, "No space left", "x.pth"), "error: x.pth cannot be written: No space left"),
         (KeyboardInterrupt(), 130),
     ],

@@ -63,7 +63,11 @@ BACK = "pip install mmengine==0.10.7 mmcv-lite==2.1.0 mmdet==3.3.0"
 BROKEN = [  # (state of the machine, word in the problem, start of the command)
     (replace(CPU, torch="2.9.1", libraries={"cpu": "x"}), "2.9.1", 'pip install --upgrade "torch>=2.10"'),
     (replace(CPU, libraries={"cpu": "not in /x"}), "not in /x", doctor.BUILD),
-    (replace(GPU, libraries={"cuda": "not in /x"}), "not in /x", f"{doctor.BUILD}, with nvcc of CUDA 13.0"),
+    (
+        replace(GPU, libraries={"cuda": "not in /x"}),
+        "not in /x",
+        f"DCNZOO_CUDA=1 {doctor.BUILD}, with nvcc of CUDA 13.0",
+    ),
     (replace(CPU, nvidia_driver=True), "CPU build", "pip uninstall -y torch && pip install torch  # "),
     (packages(ORIGINALS, "mmcv-lite"), "no mmcv", "pip install mmcv-lite==2.1.0"),
     (packages(FORKS, "onedl-mmcv"), "no mmcv", "pip install --no-deps onedl-mmcv"),
@@ -99,6 +103,13 @@ BROKEN = [  # (state of the machine, word in the problem, start of the command)
     ),
     (replace(CPU, pkg_resources=False), "pkg_resources", 'pip install "setuptools<81"'),
     (replace(CPU, numpy="1.26.4"), "numpy 1.26.4", 'pip install --upgrade "numpy>=2"'),
+    (
+        replace(CPU, opencv=("opencv-python", "opencv-python-headless")),
+        "opencv-python and opencv-python-headless",
+        "pip uninstall -y opencv-python opencv-python-headless && pip install opencv-python-headless",
+    ),
+    (fails(ImportError, "Hook is already registered at dcnzoo.engine.x", None), "Hook", doctor.REINSTALL),
+    (fails(ModuleNotFoundError, "No module named 'dcnzoo.x'", "dcnzoo.x"), "dcnzoo.x", doctor.REINSTALL),
     (fails(ModuleNotFoundError, "pycocotools", "pycocotools"), "pycocotools", "pip install pycocotools"),
     (fails(ModuleNotFoundError, "yaml", "yaml"), "yaml", "pip install pyyaml"),
     (
@@ -133,6 +144,27 @@ def test_distributions_of_one_folder_are_a_mixture(tmp_path, monkeypatch):
         "print(dict(installed(('mmcv', 'mmcv-lite', 'onedl-mmcv'))))"
     )
     assert output.strip() == str({"mmcv": "9.9", "onedl-mmcv": "9.9"})
+
+
+def test_distributions_that_contain_opencv(tmp_path):
+    """Two that overwrite each other's files, and one without files, as in ``.ci/opencv-python``."""
+    (tmp_path / "cv2").mkdir()
+    (tmp_path / "cv2" / "__init__.py").touch()
+    for name, record in (("first", "cv2/__init__.py,,"), ("second", "cv2/__init__.py,,"), ("empty", "")):
+        info = tmp_path / f"opencv_{name}-9.9.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: opencv-{name}\nVersion: 9.9\n")
+        (info / "RECORD").write_text(record)
+    code = f"import sys\nsys.path.insert(0, {str(tmp_path)!r})\nfrom dcnzoo.cli import doctor\n"
+    assert run(f"{code}print(*sorted(doctor._opencv()))").split() == ["opencv-first", "opencv-second"]
+
+
+@pytest.mark.parametrize("name", ["cpu", "gpu", "CUDA build without a GPU"])
+def test_a_cpu_build_of_dcnzoo_with_a_cuda_build_of_torch(name, monkeypatch):
+    """Without a GPU this is not a problem, but doctor says it."""
+    monkeypatch.setattr(doctor.Found, "here", lambda: HEALTHY[name])
+    monkeypatch.setattr(doctor, "patch_lines", lambda: ())
+    assert ("DCNZOO_CUDA=1" in commands.run("doctor")) == (name == "CUDA build without a GPU")
 
 
 def test_healthy():

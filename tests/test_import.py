@@ -1,10 +1,14 @@
 """Imports: each part of dcnzoo runs if only the packages that it needs are installed."""
 
+import ast
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+import dcnzoo
 
 from .formats import FORMATS, fruits, objects, page_commands
 
@@ -67,6 +71,25 @@ print([list(level.shape) for level in network(torch.zeros(1, 3, 64, 64))])
     assert run(f"{only(*TORCH)}{NEED_TORCH_ONLY}{code}").strip() == str(shapes)
 
 
+@pytest.mark.parametrize(
+    ("line", "extra"),
+    [
+        ("infer --demo", "mmdet"),
+        ("zoo list", "mmdet"),
+        ("export CONFIG CHECKPOINT", "mmdet,onnx"),
+        ("bench model.onnx", "onnx"),
+        ("data convert yolo . train.json", "data"),
+    ],
+)
+def test_commands_without_their_extra_name_it(line, extra, tmp_path):
+    """They need no torch to say so. numpy, requests and rich come with several extras."""
+    command = f"import os, runpy\nos.chdir({str(tmp_path)!r})\nsys.argv = ['dcnzoo', *{line.split()}]\n"
+    code = f"{only('click', 'filelock')}{command}runpy.run_module('dcnzoo', run_name='__main__')"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    (message,) = result.stderr.splitlines()
+    assert result.returncode == 1 and f"[{extra}]" in message
+
+
 def test_imports_no_openmmlab_though_it_is_there():
     imported = f"[name for name in {OPENMMLAB} if name in sys.modules]"
     assert run(f"import sys{NEED_TORCH_ONLY}print({imported})").strip() == "[]"
@@ -90,6 +113,14 @@ def test_generating_data_needs_no_torch(tmp_path):
 
 def test_import_dcnzoo_is_light():
     assert run("import sys, dcnzoo; print('torch' in sys.modules)").strip() == "False"
+
+
+def test_type_checkers_see_the_lazy_names():
+    tree = ast.parse(Path(dcnzoo.__file__).read_text())
+    imported = {
+        name.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for name in node.names
+    }
+    assert set(dcnzoo.__all__) <= imported
 
 
 def test_models_without_mmdet():

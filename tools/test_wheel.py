@@ -6,9 +6,11 @@
     python tools/test_wheel.py dist/dcnzoo-….whl    # with every installed Python from 3.10 to 3.13
     python tools/test_wheel.py dist/dcnzoo-….whl 3.11 3.12:2.14.1    # with two, one with another torch
 
-Each environment, in ``.venv-wheel``, contains torch, numpy and the wheel's requirements, nothing else (up to
-5 GB: pip's torch for Linux is a CUDA build). The test compares every operator with its reference, forward and
-backward, runs ``pip check``, and verifies that ``pip uninstall`` leaves no files.
+Each environment, in ``.venv-wheel``, contains torch and the wheel's requirements, nothing else (up to 5 GB:
+pip's torch for Linux is a CUDA build). The test compares every operator with its reference, forward and
+backward, runs ``pip check``, and verifies that ``pip uninstall`` leaves no files. Then it installs the wheel
+with each extra alone, in another environment that sees this one's packages, and runs what the documentation
+shows for that extra.
 """
 
 from __future__ import annotations
@@ -43,6 +45,46 @@ for operator in operators():
 print(f"{calls} calls, {dcnzoo.ops.cpu_capability()}, torch {torch.__version__}")
 """
 
+# extra -> code that needs no other extra; in this order, in one folder
+EXTRAS = {
+    "mmdet": 'from dcnzoo.cli import main; main("infer", "--demo")',
+    "data": """
+from pathlib import Path
+from PIL import Image
+from dcnzoo.cli import main
+Path("images").mkdir(), Path("labels").mkdir()
+Image.new("RGB", (64, 48)).save("images/a.png")
+Path("labels/a.txt").write_text("0 0.5 0.5 0.25 0.5")
+Path("data.yaml").write_text("train: images\\nnames: [apple]\\n")
+import dcnzoo.utils.fetch  # data download
+main("data", "convert", "yolo", ".", "train.json", "--split", "train")
+""",
+    "onnx": """
+import onnxruntime, torch
+from dcnzoo.export import export_onnx
+from dcnzoo.layers import PackedDeformConv2d
+layer = PackedDeformConv2d(4, 4, 3, padding=1, modulated=True).eval()
+export_onnx(layer, (torch.randn(1, 4, 9, 9),), "layer.onnx", opset_version=19, deform_conv="gathernd")
+onnxruntime.InferenceSession("layer.onnx")
+""",
+    "openvino": """
+from dcnzoo.export.openvino import make_core
+make_core().compile_model("layer.onnx", "CPU")
+""",
+    "openvino,nncf": """
+import numpy, pathlib
+from dcnzoo.export.openvino import make_core, save_ir
+(image,) = make_core().read_model("layer.onnx").inputs
+sample = {image.any_name: numpy.random.rand(1, 4, 9, 9).astype("float32")}
+save_ir("layer.onnx", pathlib.Path("layer.xml"), samples=[sample])
+""",
+    "timm": """
+import timm
+import dcnzoo.compat.timm
+timm.create_model("resnet18_dcnv2", num_classes=10)
+""",
+}
+
 
 def files(folder: Path) -> set[str]:
     """List the files, except for the bytecode that Python writes on first import of other packages."""
@@ -70,7 +112,7 @@ def trial(wheel: Path, version: str, torch: str) -> str:
         if not (folder / ".installed").exists():
             shutil.rmtree(folder, ignore_errors=True)
             run(python, "-m", "venv", folder)
-            run(*pip, "install", f"torch=={torch}", "numpy", "click>=8.1", "filelock>=3.12", "packaging")
+            run(*pip, "install", f"torch=={torch}", "click>=8.1", "filelock>=3.12", "packaging")
             (folder / ".installed").touch()
         before = files(folder)
         run(*pip, "install", "--no-deps", wheel)
@@ -85,7 +127,15 @@ def trial(wheel: Path, version: str, torch: str) -> str:
         run(*pip, "uninstall", "-y", "dcnzoo")
         if left := sorted(files(folder) - before):
             return f"FAILED: files left after uninstall: {', '.join(left[:5])}"
-        return f"ok: {tried}"
+        with TemporaryDirectory(dir=FOLDER) as elsewhere:  # timm brings torchvision, and that its own torch
+            alone = Path(elsewhere) / "environment"
+            for extra, code in EXTRAS.items():
+                run(executable, "-m", "venv", "--clear", "--without-pip", alone)
+                (site,) = alone.glob("lib/python*/site-packages")
+                (site / "torch.pth").write_text(f"{folder / site.relative_to(alone)}\n")
+                run(*pip, "--python", alone / "bin" / "python", "install", f"{wheel}[{extra}]")
+                run(alone / "bin" / "python", "-c", code, cwd=Path(elsewhere))
+        return f"ok: {tried}; {', '.join(EXTRAS)}"
     except RuntimeError as error:
         return f"FAILED: {error}"
 

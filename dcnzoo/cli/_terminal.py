@@ -7,6 +7,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import click
+
 from dcnzoo.utils.errors import UserError, disk_is_full, one_line, printable
 
 
@@ -14,11 +16,10 @@ from dcnzoo.utils.errors import UserError, disk_is_full, one_line, printable
 def one_line_errors() -> Iterator[None]:
     """Context in which a user's mistakes end the program with one line each and exit status 1.
 
-    Missing files and full disks always count as mistakes, other errors only inside
+    Missing files, missing packages and full disks always count as mistakes, other errors only inside
     :func:`dcnzoo.utils.errors.user_errors`. ``DCNZOO_TRACEBACK=1`` shows the traceback too. If the reader of
     the output stops early, as ``head`` does, the program ends without a message and with the shell's status
-    for
-    that, 141. Also usable as a decorator: ``@one_line_errors()``.
+    for that, 141. Also usable as a decorator: ``@one_line_errors()``.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -26,10 +27,10 @@ def one_line_errors() -> Iterator[None]:
     with _quiet_broken_pipe():
         try:
             yield
-        except (UserError, FileNotFoundError) as error:
+        except (UserError, FileNotFoundError, ModuleNotFoundError) as error:
             if os.environ.get("DCNZOO_TRACEBACK") == "1":
                 raise
-            lines = error.args if isinstance(error, UserError) else [one_line(error)]
+            lines = error.args if isinstance(error, UserError) else [one_line(error) + _install_hint(error)]
             sys.exit("\n".join(f"error: {one_line(Exception(line))}" for line in lines))
         except OSError as error:
             if not disk_is_full(error) or os.environ.get("DCNZOO_TRACEBACK") == "1":
@@ -41,6 +42,24 @@ def one_line_errors() -> Iterator[None]:
             sys.exit(130)  # click would exit with 1
         finally:
             sys.stdout.flush()  # Python's own flush at exit is too late to catch a broken pipe
+
+
+_EXTRA_OF_PACKAGE = {
+    **dict.fromkeys(("mmcv", "mmdet", "mmengine", "adjustText", "cv2", "matplotlib", "safetensors"), "mmdet"),
+    **dict.fromkeys(("onnx", "onnxruntime", "onnxscript", "onnxslim"), "onnx"),
+    **{name: name for name in ("nncf", "openvino")},
+}
+_IN_SEVERAL_EXTRAS = ("PIL", "numpy", "pycocotools", "requests", "rich", "shapely", "urllib3", "yaml")
+
+
+def _install_hint(error: Exception) -> str:
+    """The command that installs a missing optional package; empty for other errors."""
+    package = (getattr(error, "name", None) or "").partition(".")[0]
+    extra = _EXTRA_OF_PACKAGE.get(package)
+    if package in _IN_SEVERAL_EXTRAS:
+        command = getattr(click.get_current_context(silent=True), "invoked_subcommand", None)
+        extra = {"bench": "onnx", "data": "data", "export": "mmdet,onnx"}.get(command, "mmdet")
+    return f': pip install "dcnzoo[{extra}]"' if extra else ""
 
 
 @contextmanager

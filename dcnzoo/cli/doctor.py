@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from importlib.metadata import version
+from importlib.metadata import distributions, version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from dcnzoo.utils.errors import one_line
 
 TESTED = "pip install mmengine==0.10.7 mmcv-lite==2.1.0 mmdet==3.3.0"
 BUILD = "pip install -e . --no-build-isolation --no-deps  # in dcnzoo's repository"
+REINSTALL = "pip uninstall -y dcnzoo && pip install --no-deps .  # in dcnzoo's repository"
 OLDEST_TORCH = (2, 10)
 OLDEST_NUMPY = (2,)  # with OpenMMLab's packages
 OLDEST_FORKS = {"onedl-mmengine": "0.10.12", "onedl-mmcv": "2.3.6", "onedl-mmdetection": "3.5.1"}
@@ -65,6 +67,7 @@ class Found:
     nvidia_driver: bool  # installed on the machine, even if torch finds no GPU
     libraries: dict[str, str] = field(default_factory=dict)  # "cpu", "cuda" -> why it is not loaded
     packages: dict[str, str] = field(default_factory=dict)  # distribution -> version
+    opencv: tuple[str, ...] = ()  # distributions that contain cv2
     extension_error: str | None = None  # why a compiled mmcv._ext does not load
     pkg_resources: bool = True
     numpy: str = "2.0"
@@ -86,6 +89,7 @@ class Found:
             nvidia_driver=Path("/proc/driver/nvidia/version").exists(),
             libraries=reasons,
             packages=packages,
+            opencv=_opencv(),
             extension_error=_extension_error(),
             pkg_resources=find_spec("pkg_resources") is not None,
             numpy=version("numpy") if find_spec("numpy") else "0",
@@ -105,6 +109,13 @@ def _extension_error() -> str | None:
     except (ImportError, OSError) as error:
         return str(error).splitlines()[0]
     return None
+
+
+def _opencv() -> tuple[str, ...]:
+    """Return the distributions that own the imported cv2; that of ``.ci/opencv-python`` is empty."""
+    path = getattr(find_spec("cv2"), "origin", None)
+    packages = [each for each in distributions() if (each.name or "").startswith("opencv")]
+    return tuple(p.name for p in packages if path in {str(p.locate_file(file)) for file in p.files or ()})
 
 
 def _import_error() -> Exception | None:
@@ -153,12 +164,17 @@ def _set_up_problems(found: Found) -> Iterator[tuple[str, str]]:
     elif found.torch_cuda and found.torch_sees_gpu and "cuda" in found.libraries:
         yield (
             f"torch finds a GPU, but the CUDA operators are not loaded: {found.libraries['cuda']}",
-            f"{BUILD}, with nvcc of CUDA {found.torch_cuda} on the PATH",
+            f"DCNZOO_CUDA=1 {BUILD}, with nvcc of CUDA {found.torch_cuda} on the PATH",
         )
     if found.nvidia_driver and not found.torch_cuda:
         yield (
             f"this machine has an NVIDIA GPU, but torch {found.torch} is a CPU build",
             "pip uninstall -y torch && pip install torch  # a build for CUDA: https://pytorch.org/get-started/locally",
+        )
+    if len(found.opencv) > 1:
+        yield (
+            f"{' and '.join(found.opencv)} are installed: they overwrite each other's files",
+            f"pip uninstall -y {' '.join(found.opencv)} && pip install opencv-python-headless",
         )
     yield from _openmmlab_problems(found)
 
@@ -254,6 +270,8 @@ def package_problems(module: str) -> Iterator[tuple[str, str]]:
 
 def _import_fix(error: Exception) -> str | None:
     """Return a command that may fix a failed import, if the error identifies one."""
+    if re.search(r"\bdcnzoo\.\w", str(error)):  # files of two versions
+        return REINSTALL
     if "libGL" in str(error):
         return "pip uninstall -y opencv-python && pip install --force-reinstall opencv-python-headless"
     if isinstance(error, ModuleNotFoundError) and error.name:
@@ -290,7 +308,8 @@ def command(package: str | None) -> None:
     """
     lines = [*environment(), ("weights", f"downloaded to {_cache_folder()}")]
     lines += [("provided", f"{name}: {whose}") for name, whose in extensions.status().items()]
-    wrong = list(problems(Found.here()))
+    found = Found.here()
+    wrong = list(problems(found))
     if package and not wrong:
         wrong += package_problems(package)
     if find_spec("mmengine") and not wrong:
@@ -298,6 +317,8 @@ def command(package: str | None) -> None:
     width = max(len(name) for name, _ in lines)
     for name, value in lines:
         print(f"{name:{width}}  {value}")
+    if found.torch_cuda and "cuda" in found.libraries and not found.torch_sees_gpu:
+        print(f"\nnote: torch is a CUDA build, dcnzoo is not. To use a GPU: DCNZOO_CUDA=1 {BUILD}")
     for what, remedy in wrong:
         print(f"\nproblem: {what}\n    fix: {remedy}")
     print(f"\n{len(wrong)} problem{'s' * (len(wrong) != 1)} found" if wrong else "\nno problems found")

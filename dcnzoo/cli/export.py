@@ -241,15 +241,9 @@ def _write_ir(path: Path, out: Path, float16: bool, samples: Sequence[Feed]) -> 
 
 
 def _require_packages(*names: str) -> None:
-    from dcnzoo.utils.errors import UserError
-
-    if missing := [name for name in names if find_spec(name) is None]:
-        others = [name for name in missing if name in ("openvino", "nncf")]
-        extras, more = ",".join(["onnx", *others]), "".join(f" {name}" for name in others)
-        raise UserError(
-            f"export: expected {' and '.join(names)} to be installed, got no {' and no '.join(missing)}: "
-            f'pip install "./dcnzoo[{extras}]" (in the clone: pip install -r requirements-export.txt{more})'
-        )
+    for name in names:
+        if find_spec(name) is None:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
 def _input_names(path: Path) -> list[str]:

@@ -25,11 +25,11 @@ def user_errors():
     """Context that turns every exception into a :class:`UserError` of one line.
 
     The line includes the exception's type, because the error may be a bug. ValueError, RuntimeError and
-    OSError are exceptions to this: their messages describe the problem.
+    OSError are exceptions to this: their messages describe the problem. So are missing packages.
     """
     try:
         yield
-    except (UserError, FileNotFoundError):
+    except (UserError, FileNotFoundError, ModuleNotFoundError):
         raise
     except Exception as error:
         text = one_line(error)

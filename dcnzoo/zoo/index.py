@@ -112,12 +112,10 @@ def models() -> tuple[Model, ...]:
     MMDetection's and, if the weights are the same, the metadata that it lacks.
 
     Raises:
-        UserError: MMDetection is not installed.
+        ModuleNotFoundError: MMDetection is not installed.
     """
     if mim_folder("mmdet") is None:
-        raise UserError(
-            'zoo: expected MMDetection to be installed, found none: pip install "./dcnzoo[mmdet]"'
-        )
+        raise ModuleNotFoundError("zoo: expected MMDetection to be installed, got none", name="mmdet")
     ours = {model.name: model for model in _models_of("dcnzoo")}
     theirs = []
     for model in _models_of("mmdet"):

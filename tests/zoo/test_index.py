@@ -135,7 +135,7 @@ def test_ours_goes_before_mmdetections(package):
 def test_without_mmdetection(monkeypatch):
     monkeypatch.setattr(index, "mim_folder", lambda name: None)
     index.models.cache_clear()
-    with pytest.raises(UserError, match="expected MMDetection"):
+    with pytest.raises(ModuleNotFoundError, match="expected MMDetection"):
         index.models()
     index.models.cache_clear()
 
