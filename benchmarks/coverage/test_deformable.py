@@ -133,16 +133,22 @@ def try_out(cfg: Config) -> None:
             )
 
 
-@pytest.mark.parametrize("name", config_names())
-def test_config(name, record):
+def result_of(name: str) -> str:
+    """Return ``ok`` and the deformable layers, or the error in one line; ``ok: none`` without such layers."""
+
     def trial() -> str:
         cfg = read(name)
         found = describe(cfg) if "model" in cfg else ""
         if found:
             try_out(cfg)
-        return f"ok {found}"
+        return f"ok: {found or 'none'}"
 
-    result = apart(trial)
-    if result == "ok ":
+    return apart(trial)
+
+
+@pytest.mark.parametrize("name", config_names())
+def test_config(name, record):
+    result = result_of(name)
+    if result == "ok: none":
         pytest.skip("no deformable operator")
     record(name, name, result)

@@ -142,6 +142,11 @@ def small_bert(folder: Path) -> str:
     return str(folder)
 
 
+def result_of(family: str) -> str:
+    """Return ``ok``, or the error in one line."""
+    return apart(lambda: try_out(read(FAMILIES[family])))
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_family(family, record):
-    record(family, FAMILIES[family], apart(lambda: try_out(read(FAMILIES[family]))))
+    record(family, FAMILIES[family], result_of(family))

@@ -2,10 +2,11 @@
 
 ::
 
-    PYTHONPATH=. python tests/packaging/tested.py    # after make test-compilers, test-arm, test-matrix or test-packaging
+    PYTHONPATH=. python tests/packaging/tested.py
 
-These targets store their results in ``docs/tested.json``, a line for each combination that they tried. A new
-result replaces the previous one of the same combination.
+``make test-compilers``, ``test-arm``, ``test-matrix`` and ``test-packaging`` store their results in
+``docs/tested.json``, a line for each combination that they tried. A new result replaces the previous one of
+the same combination.
 """
 
 from __future__ import annotations
