@@ -231,9 +231,8 @@ $(TRITON)/.installed: $(VENV)/.dev
 	$(PIP) --python $(TRITON)/bin/python install --no-deps triton==3.6.0
 	touch $@
 
-gpu-resources: dev $(TRITON)/.installed  ## compile the fused kernels for GPUs with Triton 3.6.0: table in docs/gpu.md
+gpu-resources: dev $(TRITON)/.installed  ## compile the fused kernels for GPUs with Triton 3.6.0 and check them
 	$(TRITON)/bin/python -m pytest tests/fused/test_resources.py $(ARGS)
-	$(TRITON)/bin/python -m benchmarks.gpu.resources --write
 
 zoo: setup  ## write model_zoo.md and model-index.yml from the metafiles
 	$(RUN) tools/model_zoo.py

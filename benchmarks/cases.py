@@ -244,6 +244,30 @@ def depthwise(sample: Sample) -> Forward:
     return lambda: F.conv2d(input, weight, None, 1, 1, 1, len(weight)).permute(0, 2, 3, 1)
 
 
+def grid_sample_dcnv3(sample: Sample) -> Forward:
+    """DCNv3 as in the official releases without their CUDA kernels."""
+    input, offset, mask = sample.tensors
+    if input.device.type == "cpu" and input.dtype in HALF:
+        raise NotImplementedError("coordinates in half precision are off by pixels")
+    (batch, height, width, _), groups = input.shape, sample.kwargs["group"]
+    y, x = (torch.arange(n).to(input) + 1.5 for n in (height, width))
+    centre = torch.stack([x.expand(height, -1), y[:, None].expand(-1, width)], -1)[:, :, None, None]
+    tap = torch.arange(-1, 2).to(input)
+    place = centre + torch.cartesian_prod(tap, tap)  # x-major; in the padded map
+    extent = input.new_tensor([width + 2, height + 2])
+
+    def forward() -> Tensor:
+        maps = F.pad(input, [0, 0, 1, 1, 1, 1]).unflatten(3, (groups, -1))
+        at = (place + offset.view(batch, height, width, groups, 9, 2)) / extent * 2 - 1
+        at = at.permute(0, 3, 1, 2, 4, 5).reshape(batch * groups, height * width, 9, 2)
+        samples = F.grid_sample(maps.permute(0, 3, 4, 1, 2).flatten(0, 1), at, align_corners=False)
+        weights = mask.view(batch, -1, groups, 9).transpose(1, 2).reshape(batch * groups, 1, -1, 9)
+        out = (samples * weights).sum(-1).view(batch, -1, height, width)
+        return out.permute(0, 2, 3, 1).contiguous()
+
+    return forward
+
+
 def compiled_mmcv():
     """Import mmcv.ops.
 
@@ -375,7 +399,10 @@ RIVALS: dict[str, dict[str, Contestant]] = {
         "torchvision": lambda s, _: _torchvision_convolution(s),
         "onnxruntime": _onnxruntime_convolution,
     },
-    "dcnv3": {"F.conv2d depthwise": lambda s, _: depthwise(s)},
+    "dcnv3": {
+        "F.conv2d depthwise": lambda s, _: depthwise(s),
+        "grid_sample": lambda s, _: grid_sample_dcnv3(s),
+    },
     "dcnv4": {"F.conv2d depthwise": lambda s, _: depthwise(s)},
     "ms_deform_attn": {
         "torch-ms-deform-attn": lambda s, _: _package_attention(s),

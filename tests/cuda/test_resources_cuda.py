@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 pytest.importorskip("triton")  # has a cuobjdump
-from benchmarks.gpu.resources import CUOBJDUMP, LIBRARY, library_usage
+from tests.fused.resources import CUOBJDUMP, LIBRARY, library_usage
 
 MOST_REGISTERS = 255  # per thread, on every architecture since sm_35
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
-from benchmarks.gpu import resources
-from benchmarks.gpu.resources import KERNELS, MOST_SHARED, VARIANTS, Launch, Usage, Variant, compile_for
 from dcnzoo.ops.fused.configs import Config
+
+from . import resources
+from .resources import KERNELS, MOST_SHARED, VARIANTS, Launch, Usage, Variant, compile_for
 
 pytestmark = pytest.mark.skipif(resources.CUOBJDUMP is None, reason="no cuobjdump beside Triton")
 # tensor-core instructions

@@ -1,16 +1,11 @@
 """Registers, spills and shared memory of the kernels, compiled for GPUs that are not there.
 
-    python -m benchmarks.gpu.resources            # the table of the fused kernels for the installed Triton
-    python -m benchmarks.gpu.resources --write    # also replace the table in docs/gpu.md
-    python -m benchmarks.gpu.resources --cuda     # the kernels of dcnzoo/ops/_C_cuda.so
-
 Of the fused kernels, compiles exactly what dcnzoo.ops.fused launches: the launches are recorded on CPU
-tensors, not executed. Needs cuobjdump, which the CUDA toolkit and Triton have, and c++filt.
+tensors, not executed. Needs cuobjdump, which the CUDA toolkit and Triton have.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import re
@@ -28,11 +23,10 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from benchmarks.measure import ROOT, markdown, replace_section
 from dcnzoo.ops import fused
 from dcnzoo.ops.fused.configs import TABLE, Config
 
-LIBRARY = ROOT / "dcnzoo" / "ops" / "_C_cuda.so"
+LIBRARY = Path(fused.__file__).parents[1] / "_C_cuda.so"
 USAGE = re.compile(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
 BESIDE_TRITON = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 CUOBJDUMP = shutil.which("cuobjdump") or shutil.which(str(BESIDE_TRITON))
@@ -194,71 +188,6 @@ def library_usage(file: Path = LIBRARY) -> dict[str, dict[str, tuple[int, int, i
     return found
 
 
-def library_rows() -> list[list[str]]:
-    """Return a table: the most that an instance of a kernel uses."""
-    cells: dict[str, dict[str, tuple[int, ...]]] = {}
-    found = library_usage()
-    for architecture, kernels in found.items():
-        names = subprocess.run(["c++filt", *kernels], capture_output=True, text=True, check=True).stdout
-        for name, used in zip(names.splitlines(), kernels.values(), strict=True):
-            short = re.sub(r"^void |\(anonymous namespace\)::|dcnzoo::|c10::|\(.*|<.*", "", name)
-            before = cells.setdefault(short, {}).get(architecture, (0, 0, 0))
-            cells[short][architecture] = tuple(map(max, zip(used, before, strict=True)))
-    columns = sorted(found, key=lambda name: (len(name), name))
-    return [["kernel", *columns]] + [
-        [f"`{name}`", *(" / ".join(map(str, own.get(a, ()))) for a in columns)]
-        for name, own in sorted(cells.items())
-    ]
-
-
-def largest(architecture: int, kernel: str, config: Config, variant: Variant) -> Usage:
-    """The usage of the launch with the most registers, if a call makes several."""
-    every = [compile_for(architecture, launch) for launch in launches_of(kernel, config, variant)]
-    return max(every, key=lambda usage: (usage.spilled, usage.registers))
-
-
 def configurations(architecture: int, kernel: str, variant: Variant) -> list[Config]:
     entry = json.loads(TABLE.read_text())[f"sm_{architecture}"]
     return [Config(*sizes) for sizes in entry[kernel][variant.kind]]
-
-
-def rows(architectures: list[int], every: bool) -> list[list[str]]:
-    table = [[f"Triton {triton.__version__}", "type", *(f"sm_{number}" for number in architectures)]]
-    for kernel in KERNELS:
-        for variant in VARIANTS:
-            cells = []
-            for architecture in architectures:
-                configs = configurations(architecture, kernel, variant)
-                texts = []
-                for config in configs if every else configs[:1]:
-                    found = largest(architecture, kernel, config, variant)
-                    spilled = f", {found.spilled} B spilled" if found.spilled else ""
-                    sizes = "×".join(map(str, config[:3]))
-                    texts.append(f"{sizes}: {found.registers}, {found.shared // 1024} KiB{spilled}")
-                cells.append("; ".join(texts))
-            table.append([kernel, str(variant), *cells])
-            print(" | ".join(table[-1]), flush=True)
-    return table
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("--architectures", type=int, nargs="+", default=[80, 90, 100], metavar="N")
-    add("--all", action="store_true", help="all block sizes of the table, not only the largest")
-    add("--cuda", action="store_true", help="the kernels of the compiled library")
-    add("--write", action="store_true", help="replace the table of the fused kernels in docs/gpu.md")
-    args = parser.parse_args()
-    if args.cuda:
-        print(markdown(library_rows()))
-        return
-    table = markdown(rows(args.architectures, args.all))
-    print(table)
-    if args.write:
-        replace_section(ROOT / "docs/gpu.md", "resources", table)
-
-
-if __name__ == "__main__":
-    main()
