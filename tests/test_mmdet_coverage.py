@@ -21,7 +21,7 @@ def test_family(family):
         (
             "mmdet::vfnet/vfnet_r50-mdconv-c3-c5_fpn_ms-2x_coco.py",
             "backbone: DCNv2; bbox_head: DCNv2, DeformConv2d",
-        ),  # noqa: E501
+        ),
         ("mmdet::atss/atss_r50_fpn_1x_coco.py", "none"),
     ],
 )
